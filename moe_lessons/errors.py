@@ -1,0 +1,73 @@
+"""Checks at the door: one sentence that names the argument, its value and what is allowed."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteError(ValueError):
+    """A tensor holds NaN or infinity where only finite numbers make sense."""
+
+
+def check_positive_int(name: str, value: Any) -> int:
+    """Return `value` if it is a whole number of at least 1, else raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
+def check_top_k(top_k: Any, num_experts: int) -> int:
+    """Return `top_k` if it is a whole number from 1 to `num_experts`, else raise ValueError."""
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= num_experts:
+        raise ValueError(f"top_k must be between 1 and num_experts ({num_experts}), got {top_k!r}")
+    return top_k
+
+
+def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = False) -> float:
+    """Return `value` as a float if it is finite and at least `minimum` (or above it), else raise ValueError."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < minimum or (above and value == minimum):
+        allowed = f"above {minimum:g}" if above else f"of at least {minimum:g}"
+        raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
+    """Return `value` if it is one of `allowed`, else raise ValueError."""
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+    return value
+
+
+def check_device(device: Any) -> torch.device:
+    """Return `device` as a torch.device if this machine has it, else raise ValueError."""
+    present = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    present += ["mps"] if torch.backends.mps.is_available() else []
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        found = None
+    if found is None or str(found) not in {"meta", *present, *(name.split(":")[0] for name in present)}:
+        raise ValueError(f"device must be one of {', '.join(map(repr, present))} on this machine, got {str(device)!r}")
+    return found
+
+
+def check_input(x: Tensor, d_model: int) -> Tensor:
+    """Return `x` if it is a finite floating-point tensor (..., d_model), else raise ValueError.
+
+    The values are read once, as a sum: NaN and infinity both make a sum that is not finite.
+    """
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a floating-point tensor, got {kind}")
+    if x.ndim < 1 or x.shape[-1] != d_model:
+        raise ValueError(f"the last dimension of x must be d_model ({d_model}), got shape {tuple(x.shape)}")
+    if x.is_meta or torch.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))):
+        return x
+    if not torch.isfinite(x).all():  # a finite x can still overflow its sum
+        raise NonFiniteError(f"x must be finite, got NaN or infinity in {int((~torch.isfinite(x)).sum())} of its entries")
+    return x

@@ -1,0 +1,33 @@
+"""What is taught: the dense FFN, the router, the experts, and the mixture that they make.
+
+Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each token, D d_model,
+F d_ff, C capacity, A assignments.
+"""
+
+from moe_lessons.nn.balancing import apply_capacity, expert_capacity, load_balancing_loss, router_z_loss
+from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
+from moe_lessons.nn.experts import Experts
+from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
+from moe_lessons.nn.moe import MoE
+from moe_lessons.nn.routing import NoisyTopKRouter, Routing, TopKRouter
+from moe_lessons.nn.seeding import seeded
+from moe_lessons.nn.twins import dense_twin, is_moe
+
+__all__ = [
+    "ACTIVATIONS",
+    "DISPATCH",
+    "Experts",
+    "FeedForward",
+    "MoE",
+    "NoisyTopKRouter",
+    "Routing",
+    "TopKRouter",
+    "apply_capacity",
+    "choose_dispatch",
+    "dense_twin",
+    "expert_capacity",
+    "is_moe",
+    "load_balancing_loss",
+    "router_z_loss",
+    "seeded",
+]

@@ -1,0 +1,47 @@
+"""Dense twins: the fair opponents of a mixture of experts."""
+
+import copy
+
+from torch import nn
+
+from moe_lessons.errors import check_choice
+from moe_lessons.nn.ffn import FeedForward
+from moe_lessons.nn.seeding import seeded
+
+
+def is_moe(module: nn.Module) -> bool:
+    """Whether a module is a mixture of experts: ours, or a learner's class with the same attributes."""
+    return all(hasattr(module, name) for name in ("d_model", "d_ff", "num_experts", "top_k"))
+
+
+def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Module:
+    """A copy of `model` in which every mixture of experts is a dense `FeedForward`.
+
+    match='active': its width is K·F, so that a token meets as many parameters as in the mixture.
+    match='total':  its width is E·F, so that it has as many parameters as the mixture.
+    The router's parameters (E·D) have no counterpart and are not replaced. All other weights are copied; the new
+    ones start from `seed`, and torch's global random state is left as it was.
+
+    `model` may be an `MoE` or any module that contains some. ValueError where it contains none.
+
+    >>> from moe_lessons.nn import MoE
+    >>> dense_twin(MoE(d_model=4, d_ff=16, num_experts=8, top_k=2), match="active")
+    FeedForward(d_model=4, d_ff=32, activation='swiglu')
+    """
+    check_choice("match", match, ("active", "total"))
+    if not any(is_moe(module) for module in model.modules()):
+        raise ValueError(f"model must contain a mixture of experts, got {type(model).__name__} without one")
+    with seeded(seed):
+        twin = copy.deepcopy(model)  # as a whole: weights that are shared stay shared
+        dense = {moe: _dense(moe, match) for moe in twin.modules() if is_moe(moe)}
+    for module in list(twin.modules()):
+        for name, child in module._modules.items():
+            module._modules[name] = dense.get(child, child)
+    return dense.get(twin, twin)
+
+
+def _dense(moe: nn.Module, match: str) -> FeedForward:
+    width = moe.d_ff * (moe.top_k if match == "active" else moe.num_experts)
+    weight = next(moe.experts.parameters() if hasattr(moe, "experts") else moe.parameters())
+    activation = getattr(getattr(moe, "experts", None), "activation", "swiglu")
+    return FeedForward(moe.d_model, width, activation, device=weight.device, dtype=weight.dtype)
