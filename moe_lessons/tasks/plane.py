@@ -1,0 +1,128 @@
+"""Points in the plane, and the class of each: small enough to see every decision of a router.
+
+A task draws labelled points; `PlaneClassifier` puts a mixture of experts (or a dense FFN) to work on them. A
+point is a token, and where it lies is all that the router knows of it.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.errors import check_choice, check_positive_int
+
+NUM_PROTOTYPES = 24
+PLANE_TASKS = ("blobs", "voronoi", "waves", "checker")
+
+
+@dataclass(frozen=True)
+class PlaneTask:
+    """Labelled points in the square from -1 to 1.
+
+    blobs:   24 Gaussian blobs, cut off at the edge of the square; every num_classes-th has the same class.
+    voronoi: the cells of 24 prototypes (a point belongs to the nearest), with classes as for the blobs.
+    waves:   each class is one of num_classes wavy stripes.
+    checker: 6 × 6 squares in num_classes classes, no two neighbours alike.
+
+    `seed` places blobs and prototypes; points are drawn from a generator that the caller owns.
+
+    >>> x, y = PlaneTask("blobs").batch(5, torch.Generator().manual_seed(0))
+    >>> x.shape, y.shape
+    (torch.Size([5, 2]), torch.Size([5]))
+    """
+
+    name: str = "blobs"
+    num_classes: int = 8
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choice("task", self.name, PLANE_TASKS)
+        check_positive_int("num_classes", self.num_classes)
+
+    @cached_property
+    def prototypes(self) -> Tensor:
+        """(24, 2): the centres of the blobs or cells, kept apart by taking the farthest of ten candidates."""
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.rand(1, 2, generator=generator) * 1.8 - 0.9
+        while len(chosen) < NUM_PROTOTYPES:
+            candidates = torch.rand(10, 2, generator=generator) * 1.8 - 0.9
+            farthest = torch.cdist(candidates, chosen).min(dim=1).values.argmax()
+            chosen = torch.cat([chosen, candidates[farthest][None]])
+        return chosen
+
+    def labels(self, x: Tensor) -> Tensor:
+        """The class of each point: x (T, 2) -> (T,). For blobs, of the nearest centre."""
+        if self.name in ("blobs", "voronoi"):
+            return torch.cdist(x, self.prototypes).argmin(dim=1) % self.num_classes
+        if self.name == "waves":
+            height = x[:, 1] + 0.25 * torch.sin(2 * torch.pi * x[:, 0])  # -1.25 to 1.25
+            return ((height + 1.25) / 2.5 * self.num_classes).long().clamp(0, self.num_classes - 1)
+        column, row = ((x + 1) / 2 * 6).long().clamp(0, 5).unbind(dim=1)  # 6 × 6 squares
+        return (column + 3 * row) % self.num_classes
+
+    def batch(self, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`num_points` (T) points and their classes: x (T, 2), y (T,)."""
+        if self.name == "blobs":
+            blob = torch.randint(NUM_PROTOTYPES, (num_points,), generator=generator)
+            x = self.prototypes[blob] + 0.08 * torch.randn(num_points, 2, generator=generator)
+            return x.clamp(-1, 1), blob % self.num_classes
+        x = torch.rand(num_points, 2, generator=generator) * 2 - 1
+        return x, self.labels(x)
+
+
+def grid(resolution: int) -> Tensor:
+    """(resolution², 2): the points of a regular grid over the square, row by row from the bottom left."""
+    ticks = torch.linspace(-1, 1, resolution)
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    return torch.stack([x.reshape(-1), y.reshape(-1)], dim=1)
+
+
+class PlaneClassifier(nn.Module):
+    """One block of a transformer without attention: embed the point, add what the block says, read off the class.
+
+    h = embed(x); logits = head(h + block(h)).  x (T, 2) -> logits (T, num_classes) and the routings of its
+    mixtures: one `Routing`, or none where `block` is a dense FFN.
+
+    `block` is an `MoE`, a `FeedForward`, or any module that maps (T, D) to (T, D) or to that and a `Routing`.
+
+    >>> from moe_lessons.nn import MoE
+    >>> logits, routings = PlaneClassifier(MoE(16, 8, num_experts=8, top_k=2), num_classes=8)(torch.zeros(5, 2))
+    >>> logits.shape, len(routings)
+    (torch.Size([5, 8]), 1)
+    """
+
+    def __init__(self, block: nn.Module, num_classes: int, input_scale: float = 3.0):
+        super().__init__()
+        self.input_scale = input_scale
+        self.embed = nn.Linear(2, block.d_model)
+        self.block = block
+        self.head = nn.Linear(block.d_model, num_classes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list]:
+        hidden = self.embed(x * self.input_scale)  # (T, D)
+        out = self.block(hidden)
+        y, routings = (out[0], [out[1]]) if isinstance(out, tuple) else (out, [])
+        return self.head(hidden + y), routings
+
+    @torch.no_grad()
+    def start_router_at(self, prototypes: Tensor, sharpness: float = 4.0) -> None:
+        """Set the router so that each point goes first to the expert of the nearest prototype (E, 2).
+
+        -|x - c|² = 2 c·x - |c|² - |x|², and |x|² is the same for all experts: a linear router can say it exactly,
+        through the embedding h = M·(x, 1). `sharpness` multiplies the logits.
+        """
+        embedding = torch.cat([self.embed.weight * self.input_scale, self.embed.bias[:, None]], dim=1)  # M (D, 3)
+        target = torch.cat([2 * prototypes, -prototypes.square().sum(dim=1, keepdim=True)], dim=1)  # (E, 3)
+        self.block.router.weight.copy_(sharpness * target.to(embedding) @ torch.linalg.pinv(embedding))
+
+
+def spread_prototypes(task: PlaneTask, num: int, seed: int = 0) -> Tensor:
+    """(num, 2): prototypes that share the points of a task about evenly (20 rounds of k-means)."""
+    points, _ = task.batch(1024, torch.Generator().manual_seed(seed))
+    centres = points[:num].clone()
+    for _ in range(20):
+        nearest = torch.cdist(points, centres).argmin(dim=1)
+        for i in nearest.unique():
+            centres[i] = points[nearest == i].mean(dim=0)
+    return centres
