@@ -1,0 +1,254 @@
+"""A run: one model, one task, one optimizer, one step at a time."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_lessons.errors import NonFiniteError, check_device, check_number, check_positive_int
+from moe_lessons.nn import Routing, load_balancing_loss, router_z_loss
+
+DEAD_SHARE = 0.01  # an expert is called dead when fewer than 1 % of the tokens want it
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a gradient is no longer finite."""
+
+
+class Record(NamedTuple):
+    """What one step showed. The loss is that of the task alone; the auxiliary losses stand beside it, unweighted."""
+
+    step: int
+    loss: float  # cross entropy, nats
+    accuracy: float  # 0 to 1, on the batch of this step, before the update
+    load_balancing_loss: float  # summed over the MoE layers
+    router_z_loss: float  # likewise
+    load: list[list[float]]  # for each MoE layer, the share of the assignments that each expert was wanted for
+    dead_experts: int  # over all MoE layers
+    dropped_share: float  # of all assignments, 0 to 1
+    ms_per_step: float
+
+
+class Knobs:
+    """What may change between any two steps. A bad value raises ValueError and changes nothing.
+
+    lr: learning rate.                              noise_std: standard deviation of a router's Gaussian noise.
+    router_aux_loss_coef, router_z_loss_coef: what the two losses are multiplied by before they are added.
+    capacity_factor: None (no limit) or a number above 0.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
+        modules = list(model.modules())
+        self._optimizer = optimizer
+        self._noisy = [m for m in modules if hasattr(m, "noise_std") and getattr(m, "noise", "gaussian") == "gaussian"]
+        self._limited = [m for m in modules if hasattr(m, "capacity_factor")]
+        self._coefs = {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
+
+    @property
+    def lr(self) -> float:
+        return self._optimizer.param_groups[0]["lr"]
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        check_number("lr", value, above=True)
+        for group in self._optimizer.param_groups:
+            group["lr"] = value
+
+    @property
+    def noise_std(self) -> float:
+        return self._noisy[0].noise_std if self._noisy else 0.0
+
+    @noise_std.setter
+    def noise_std(self, value: float) -> None:
+        if check_number("noise_std", value) > 0 and not self._noisy:
+            raise ValueError(f"noise_std must be 0 where no router has Gaussian noise, got {value!r}")
+        for router in self._noisy:
+            router.noise_std = value
+
+    @property
+    def router_aux_loss_coef(self) -> float:
+        return self._coefs["router_aux_loss_coef"]
+
+    @router_aux_loss_coef.setter
+    def router_aux_loss_coef(self, value: float) -> None:
+        self._coefs["router_aux_loss_coef"] = check_number("router_aux_loss_coef", value)
+
+    @property
+    def router_z_loss_coef(self) -> float:
+        return self._coefs["router_z_loss_coef"]
+
+    @router_z_loss_coef.setter
+    def router_z_loss_coef(self, value: float) -> None:
+        self._coefs["router_z_loss_coef"] = check_number("router_z_loss_coef", value)
+
+    @property
+    def capacity_factor(self) -> float | None:
+        return self._limited[0].capacity_factor if self._limited else None
+
+    @capacity_factor.setter
+    def capacity_factor(self, value: float | None) -> None:
+        if value is not None:
+            check_number("capacity_factor", value, above=True)
+            if not self._limited:
+                raise ValueError(f"capacity_factor must be None where no block has a capacity, got {value!r}")
+        for block in self._limited:
+            block.capacity_factor = value
+
+    def __repr__(self) -> str:
+        names = ("lr", "noise_std", "router_aux_loss_coef", "router_z_loss_coef", "capacity_factor")
+        return f"Knobs({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+
+
+class Run:
+    """Trains `model` on `task` with Adam (arXiv:1412.6980), one `step()` at a time.
+
+    model: maps a batch x to (logits, routings), with one `Routing` for each of its MoE layers.
+    task: has `batch(num, generator) -> (x, y)`, y the right classes.
+    seed: of the data and of any noise in the model. The same seed gives the same numbers on the same machine: a
+        run computes with `threads` threads whatever the global setting, and has a random state of its own.
+
+    `knobs` may change between steps; `records` and `history` hold every step so far. Where the loss or a gradient
+    is no longer finite, `step()` raises `TrainingDiverged`; the weights are then those of the last step whose loss
+    was finite, all records stay, and training can go on with another setting of the knobs.
+
+    >>> from moe_lessons.nn import MoE
+    >>> from moe_lessons.tasks import PlaneClassifier, PlaneTask
+    >>> run = Run(PlaneClassifier(MoE(16, 8, num_experts=4), num_classes=8), PlaneTask("blobs"), lr=0.02)
+    >>> run.step().step, run.step().step
+    (1, 2)
+    """
+
+    def __init__(
+        self, model: nn.Module, task, *, lr: float = 0.01, batch_size: int = 256, seed: int = 0, device=None, threads=1
+    ):
+        check_number("lr", lr, above=True)
+        self.batch_size = check_positive_int("batch_size", batch_size)
+        self.threads = check_positive_int("threads", threads)
+        self.device = check_device(device or next(model.parameters()).device)
+        self.model, self.task, self.seed = model.to(self.device), task, seed
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        self.knobs = Knobs(model, self.optimizer)
+        self.records: list[Record] = []
+        self._data = torch.Generator().manual_seed(seed)
+        self._random_state = torch.Generator().manual_seed(seed).get_state()
+        self._parameters = list(model.parameters())
+        self._last_good = [p.detach().clone() for p in self._parameters]
+
+    def step(self) -> Record:
+        """Train on one fresh batch and return what it showed."""
+        start = time.perf_counter()
+        with self._own_state():
+            x, y = (part.to(self.device) for part in self.task.batch(self.batch_size, self._data))
+            self.model.train()
+            try:
+                logits, routings = self.model(x)
+            except NonFiniteError as error:
+                self._diverged(str(error))
+            loss = F.cross_entropy(logits.flatten(0, -2), y.flatten())
+            balance = sum((load_balancing_loss(r) for r in routings), start=loss.new_zeros(()))
+            z_loss = sum((router_z_loss(r) for r in routings), start=loss.new_zeros(()))
+            total = loss + self.knobs.router_aux_loss_coef * balance + self.knobs.router_z_loss_coef * z_loss
+            if not torch.isfinite(total):
+                self._diverged(f"the loss is {total.item()}")
+            self.optimizer.zero_grad()
+            total.backward()
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            if not torch.isfinite(nn.utils.get_total_norm(gradients)):
+                self._diverged("a gradient is not finite")
+            self._remember()
+            self.optimizer.step()
+        accuracy = (logits.argmax(dim=-1) == y).float().mean()
+        ms = 1000 * (time.perf_counter() - start)
+        record = self._record(loss.item(), accuracy.item(), balance.item(), z_loss.item(), routings, ms)
+        self.records.append(record)
+        return record
+
+    @torch.no_grad()
+    def evaluate(self, num: int = 1024) -> dict[str, float]:
+        """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise."""
+        with self._own_state():
+            held_out = torch.Generator().manual_seed(self.seed + 1_000_003)
+            x, y = (part.to(self.device) for part in self.task.batch(num, held_out))
+            was_training = self.model.training
+            logits, _ = self.model.eval()(x)
+            self.model.train(was_training)
+        loss = F.cross_entropy(logits.flatten(0, -2), y.flatten()).item()
+        return {"loss": loss, "accuracy": (logits.argmax(dim=-1) == y).float().mean().item()}
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row for each step: the fields of `Record`, with a column for the load of each expert.
+
+        They are 'load E0', 'load E1', … for one MoE layer, and 'load L0 E0', … for several.
+        """
+        rows = []
+        for record in self.records:
+            row = record._asdict()
+            layers = row.pop("load")
+            for i, load in enumerate(layers):
+                layer = f"L{i} " if len(layers) > 1 else ""
+                row |= {f"load {layer}E{e}": share for e, share in enumerate(load)}
+            rows.append(row)
+        return pd.DataFrame(rows, columns=None if rows else [f for f in Record._fields if f != "load"])
+
+    def _record(
+        self, loss: float, accuracy: float, balance: float, z_loss: float, routings: list[Routing], ms: float
+    ) -> Record:
+        demands = [routing.demand_per_expert for routing in routings]
+        wanted = sum(int(demand.sum()) for demand in demands)
+        return Record(
+            step=len(self.records) + 1,
+            loss=loss,
+            accuracy=accuracy,
+            load_balancing_loss=balance,
+            router_z_loss=z_loss,
+            load=[(demand / demand.sum().clamp(min=1)).tolist() for demand in demands],
+            dead_experts=sum(dead_experts(r) for r in routings),
+            dropped_share=sum(r.dropped for r in routings) / max(wanted, 1),
+            ms_per_step=ms,
+        )
+
+    def _remember(self) -> None:
+        with torch.no_grad():
+            for kept, parameter in zip(self._last_good, self._parameters, strict=True):
+                kept.copy_(parameter)
+
+    def _diverged(self, why: str) -> None:
+        """Go back to the last good weights, forget the optimizer's averages, and say so."""
+        with torch.no_grad():
+            for kept, parameter in zip(self._last_good, self._parameters, strict=True):
+                parameter.copy_(kept)
+        self.optimizer.state.clear()
+        raise TrainingDiverged(
+            f"training stopped after step {len(self.records)}: {why}; the weights of the last good step are kept, "
+            f"lower the learning rate (now {self.knobs.lr:g}) to go on"
+        )
+
+    @contextmanager
+    def _own_state(self) -> Iterator[None]:
+        """This run's threads and random state inside; everybody else's outside."""
+        threads, outside = torch.get_num_threads(), torch.get_rng_state()
+        torch.set_num_threads(self.threads)
+        torch.set_rng_state(self._random_state)
+        try:
+            yield
+        finally:
+            self._random_state = torch.get_rng_state()
+            torch.set_rng_state(outside)
+            torch.set_num_threads(threads)
+
+
+def dead_experts(routing: Routing, share: float = DEAD_SHARE) -> int:
+    """How many experts fewer than `share` of the tokens want (dropped assignments count as wanted)."""
+    return int((routing.demand_per_expert < share * routing.num_tokens).sum())
+
+
+def load_share(routing: Routing) -> Tensor:
+    """(E,) the share of all assignments that each expert was wanted for; they sum to 1."""
+    demand = routing.demand_per_expert
+    return demand / demand.sum().clamp(min=1)
