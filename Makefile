@@ -1,0 +1,46 @@
+# Everything runs in .venv, which is made once. A target that has nothing new to install does not touch the network.
+PYTHON   ?= python3
+PIP_ARGS ?=
+VENV     := .venv
+BIN      := $(VENV)/bin
+RUNTIME  := $(VENV)/.installed-runtime
+DEV      := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test render bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+lab: $(RUNTIME) ## Open the course in JupyterLab at the first lesson
+	@$(BIN)/python -m moe_lessons lab
+
+test: $(DEV) ## Run every check: ruff, unit, claims, notebooks, browser
+	@$(BIN)/python tests/run.py
+
+render: $(DEV) ## Execute the lessons again and store their static pictures (NOTEBOOKS='notebooks/02*.ipynb' for some)
+	@$(BIN)/python -m moe_lessons render $(NOTEBOOKS)
+
+bench: $(RUNTIME) ## Measure the speed of the layers on this machine
+	@$(BIN)/python -m moe_lessons bench
+
+clean: ## Remove the environment, the caches and the build results
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "The course needs Python 3.10 or newer. Name one: make PYTHON=python3.12 …"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "No virtual environment could be made (on Debian or Ubuntu: apt install python3-venv)."; exit 1; }
+
+# The stamps are younger than pyproject.toml exactly when what it asks for is installed.
+$(RUNTIME): pyproject.toml | $(BIN)/python
+	@echo "Installing the course into $(VENV) (once; PyTorch is large) …"
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e .
+	@touch $@
+
+$(DEV): pyproject.toml $(RUNTIME)
+	@echo "Installing the tools of the tests into $(VENV) (once) …"
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	@touch $@
