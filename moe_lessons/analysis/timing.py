@@ -1,0 +1,110 @@
+"""How long things take, side by side.
+
+A machine is never idle, and never the same twice. So nothing is timed alone: functions take turns, those of one
+round make a ratio, and the median over the rounds is the answer.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.errors import check_positive_int
+from moe_lessons.training import Run
+
+WARM_UP = 2  # rounds that are not measured
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The median of paired ratios, and their quartiles: half of the pairs lay between `low` and `high`."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, a: Sequence[float], b: Sequence[float]) -> "Ratio":
+        """The ratio a[i] / b[i], where the two were measured in the same round i."""
+        ratios = [x / y for x, y in zip(a, b, strict=True)]
+        low, middle, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+        return cls(middle, low, high)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+
+
+def paired_ratio(a: Callable[[], object], b: Callable[[], object], repeats: int = 20) -> Ratio:
+    """How many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up.
+
+    >>> paired_ratio(lambda: sum(range(20_000)), lambda: sum(range(10))).median > 1
+    True
+    """
+    return Ratio.of(*take_turns([a, b], repeats))
+
+
+def take_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """For each function, its milliseconds in each of `repeats` rounds; in a round each is called once, in order."""
+    check_positive_int("repeats", repeats)
+    rounds = [[milliseconds(function) for function in functions] for _ in range(WARM_UP + repeats)]
+    return [list(times) for times in zip(*rounds[WARM_UP:], strict=True)]
+
+
+def milliseconds(function: Callable[[], object]) -> float:
+    """How long one call takes, with the work that it leaves to a GPU."""
+    _finish()
+    start = time.perf_counter()
+    function()
+    _finish()
+    return 1000 * (time.perf_counter() - start)
+
+
+def _finish() -> None:
+    """Wait until a GPU has done what it was told; on a machine without one there is nothing to wait for."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Within it torch computes with `threads` threads; after it with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(check_positive_int("threads", threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def step_times(
+    models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15, threads: int = 1
+) -> dict[str, list[float]]:
+    """Milliseconds for forward and backward of each model on `x` (T, D), `repeats` times each.
+
+    The models take turns, so that what else the machine does slows all of them alike: compare medians within
+    one call, not times of two calls. A warm-up is not measured. Meanwhile torch uses `threads` threads.
+
+    >>> times = step_times({"linear": nn.Linear(4, 4)}, torch.randn(8, 4), repeats=3)
+    >>> len(times["linear"])
+    3
+    """
+    with torch_threads(threads):
+        times = take_turns([partial(_forward_backward, model, x) for model in models.values()], repeats)
+    return dict(zip(models, times, strict=True))
+
+
+def _forward_backward(model: nn.Module, x: Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    output = model(x)
+    y = output[0] if isinstance(output, tuple) else output  # a mixture returns its routing too
+    y.square().mean().backward()
+
+
+def milliseconds_per_step(run: Run, steps: int = 50) -> float:
+    """The median over `steps` further training steps of a run."""
+    return median(run.step().ms_per_step for _ in range(check_positive_int("steps", steps)))
