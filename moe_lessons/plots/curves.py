@@ -1,0 +1,56 @@
+"""Loss against steps, arithmetic and time."""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from moe_lessons.errors import check_choice
+from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for
+
+X_AXES = {"steps": "step", "FLOPs": "training FLOPs so far", "seconds": "seconds of training"}
+STYLES = ("-", "--", ":", "-.")
+
+
+def running_mean(values, window: int = 10) -> np.ndarray:
+    """The mean of each value and the ones before it, `window` in all, or as many as there are."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(1, len(sums))
+    start = np.maximum(index - window, 0)
+    return (sums[index] - sums[start]) / (index - start)
+
+
+class LossCurves(Panel):
+    """The loss of several models, against steps, FLOPs or seconds. A ghost is an earlier run, to compare with."""
+
+    title = "Loss (cross entropy, nats)"
+
+    def __init__(self, ax: Axes, theme: Theme = LIGHT, names: tuple[str, ...] = ("MoE",), x_axis: str = "steps"):
+        super().__init__(ax, theme)
+        self.x_axis = check_choice("x_axis", x_axis, X_AXES)
+        self.first_x = {"steps": 200, "FLOPs": 1e7, "seconds": 0.25}[x_axis]
+        (self.ghost,) = ax.plot([], [], lw=3.5, color=theme.muted, alpha=0.45, zorder=1.5)
+        self.lines = []
+        for i, name in enumerate(names):
+            look = {"ls": STYLES[i % 4], "color": theme.lines[i % 4], "lw": 2 if i == 0 else 1.4}
+            self.lines += ax.plot([], [], label=name, **look)
+        ax.legend(fontsize=8, frameon=False, labelcolor=theme.foreground, loc="upper right", handlelength=2.6)
+        self.live = [self.ghost, *self.lines, *ax.spines.values()]
+        ax.grid(color=theme.grid, lw=0.5)
+        ax.set(xlim=(0, self.first_x), ylim=(0, 1), xlabel=X_AXES[x_axis])
+
+    def update(self, curves, ghost=None) -> None:
+        """curves: for each name, x (N,) and loss (N,), in the order of the names; ghost: x and loss, or None."""
+        shown = [curve for curve in (*curves, ghost) if curve is not None and len(curve[0])]
+        self.ghost.set_data(*(ghost if ghost is not None else ([], [])))
+        for line, (x, loss) in zip(self.lines, curves, strict=True):
+            line.set_data(x, loss)
+        if shown:
+            self.limit_x(max(x[-1] for x, _ in shown))
+            highest = max(float(np.max(loss[: max(3, len(loss) // 20)])) for _, loss in shown)
+            self.limit_y(next(top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 10, np.inf) if top >= min(highest, 10)))
+
+
+def loss_curves(curves, ghost=None, x_axis: str = "steps", ax: Axes | None = None, theme: str = "light") -> Axes:
+    """Draw losses: `curves` maps a name to (x, loss). `x_axis` says what x is: 'steps', 'FLOPs' or 'seconds'."""
+    ax, colors = axes_for(ax, theme)
+    LossCurves(ax, colors, tuple(curves), x_axis).update(list(curves.values()), ghost)
+    return ax
