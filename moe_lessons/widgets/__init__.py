@@ -1,0 +1,8 @@
+"""What is touched: live training, the playground, and a calculator."""
+
+from moe_lessons.widgets.live import LiveRun
+from moe_lessons.widgets.panels import PANELS, LivePanel
+from moe_lessons.widgets.playground import Playground
+from moe_lessons.widgets.predict import Prediction
+
+__all__ = ["PANELS", "LivePanel", "LiveRun", "Playground", "Prediction"]

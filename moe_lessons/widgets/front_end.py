@@ -1,0 +1,50 @@
+"""What the browser has to do itself: names for screen readers, the theme, and clicks on the picture."""
+
+import anywidget
+import traitlets
+
+
+class FrontEnd(anywidget.AnyWidget):
+    """Invisible. It names the slider handles of the view that it lies in (ipywidgets leaves them nameless), tells
+    whether the page is dark, and where in the picture a click fell (0 to 1 from the top left, and a count)."""
+
+    dark = traitlets.Bool(False).tag(sync=True)
+    click = traitlets.List(traitlets.Float(), default_value=[0.0, 0.0, 0.0]).tag(sync=True)
+
+    _esm = """
+    function render({ model, el }) {
+      el.style.display = "none";
+      const view = () => el.closest(".moe-view");
+      const name = () => view()?.querySelectorAll(".widget-slider, .widget-hslider").forEach((slider) => {
+        const label = slider.querySelector(".widget-label")?.textContent;
+        const readout = slider.querySelector(".widget-readout");
+        const handle = slider.querySelector(".noUi-handle");
+        if (!label) return;
+        if (handle && handle.getAttribute("aria-label") !== label) handle.setAttribute("aria-label", label);
+        if (handle && readout && handle.getAttribute("aria-valuetext") !== readout.textContent)
+          handle.setAttribute("aria-valuetext", readout.textContent);
+        if (readout && readout.getAttribute("aria-label") !== label + " value") {
+          readout.setAttribute("aria-label", label + " value");
+          readout.setAttribute("role", "textbox");
+        }
+      });
+      const tellTheme = () => {
+        const dark = document.body.dataset.jpThemeLight === "false";
+        if (dark !== model.get("dark")) { model.set("dark", dark); model.save_changes(); }
+      };
+      const onClick = (event) => {
+        const box = event.target;
+        if (box.tagName !== "IMG" || !view()?.contains(box)) return;
+        const place = [event.offsetX / box.clientWidth, event.offsetY / box.clientHeight];
+        model.set("click", [...place, model.get("click")[2] + 1]);
+        model.save_changes();
+      };
+      const themes = new MutationObserver(tellTheme);
+      themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
+      document.addEventListener("click", onClick);
+      const timer = setInterval(name, 500);
+      tellTheme();
+      return () => { themes.disconnect(); clearInterval(timer); document.removeEventListener("click", onClick); };
+    }
+    export default { render };
+    """

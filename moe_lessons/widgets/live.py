@@ -1,0 +1,369 @@
+"""A view of training while it happens.
+
+One owner trains and draws: an asyncio task on the kernel's own event loop trains until the next picture is due,
+draws it, and gives the kernel a turn. Callbacks of widgets may arrive on another thread (JupyterLab handles them on
+subshells), so they never touch a model: they queue what is to be done, and the loop does it between two steps.
+"""
+
+import asyncio
+import collections
+import html
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import ipywidgets as W
+from IPython import get_ipython
+
+from moe_lessons.errors import check_positive_int
+from moe_lessons.plots import THEMES, LiveFigure
+from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.widgets.figure_image import FigureImage, mimebundle, static_mode
+from moe_lessons.widgets.front_end import FrontEnd
+from moe_lessons.widgets.panels import LivePanel, check_panels
+from moe_lessons.widgets.style import CSS
+
+FRAMES_PER_SECOND = 12
+TRAINING_PER_FRAME = 5  # a picture may come when training has had this many times its cost
+QUICK_ANSWER = 0.02  # seconds of training at most while something waits to be done
+
+_views: dict[str, tuple[int, list["LiveRun"]]] = {}  # notebook cell -> (its execution, the views that it made)
+
+
+class LiveRun(W.VBox):
+    """Trains one or several `Run`s in step, and draws them while they train.
+
+    runs: a `Run`, or names and runs; the first is the one whose routing the panels show.
+    panels: names from `widgets.panels.PANELS`, or `LivePanel`s of your own.
+    play: how many steps to train as soon as the view is made. On a static page they are trained before the picture.
+    max_steps: how many steps ▶ trains before it stops by itself, so that a closed tab does not train for ever.
+
+    `await view.finished()` waits in a notebook cell for the training to pause. Running a cell again ends the views
+    that it made before.
+    """
+
+    title = "Live training"
+
+    def __init__(
+        self,
+        runs: Run | dict[str, Run],
+        panels: tuple[str | LivePanel, ...] = ("loss", "load", "film"),
+        *,
+        play: int = 0,
+        max_steps: int = 1500,
+        columns: int = 3,
+    ):
+        self.runs = {"model": runs} if isinstance(runs, Run) else dict(runs)
+        self.panels = check_panels(panels)
+        self.max_steps = check_positive_int("max_steps", max_steps)
+        if play:
+            check_positive_int("play", play)
+        self.x_axis = "steps"
+        self.ghost: Run | None = None
+        self.columns = min(columns, len(self.panels))
+        self._constructor = f"play={play}" if play else ""
+        self._theme = "light"
+        self._trouble = ""
+        self._playing = False
+        self._task: asyncio.Task | None = None
+        self._until = 0
+        self._interrupted = False
+        self._frame_cost = 0.02
+        self._actions: collections.deque[Callable[[], None]] = collections.deque()
+        self.cost = collections.Counter()  # CPU seconds: 'training', 'drawing'; and 'frames'
+        try:
+            self._loop = asyncio.get_running_loop()  # the kernel's own: a callback may see another one
+        except RuntimeError:
+            self._loop = None
+        self._register()
+        self._image = FigureImage(format="png", layout=W.Layout(width="100%", height="auto"))
+        self._status, self._words, self._reading = W.HTML(), W.HTML(), W.HTML()
+        self._front_end = FrontEnd()
+        self._front_end.observe(lambda change: self.post(self._follow_theme), "dark")
+        self._front_end.observe(lambda change: self.post(lambda: self.clicked(*change["new"][:2])), "click")
+        super().__init__([W.HTML(CSS), *self._rows(), self._front_end])
+        self.add_class("moe-view")
+        self.rebuild_figure()
+        self.show_frame()
+        if play:
+            self.play(play)
+
+    # --- what a subclass may change -------------------------------------------------------------------------
+
+    def controls(self) -> list[W.Widget]:
+        """The widgets beside the picture."""
+        return []
+
+    def extra_rows(self) -> list[W.Widget]:
+        """Rows of widgets between the buttons and the picture."""
+        return []
+
+    def settle(self) -> None:
+        """Called after queued actions were done, before the next step: apply what they asked for."""
+
+    def look(self) -> None:
+        """Called before the panels are refreshed: compute what they share."""
+
+    def words(self) -> str:
+        """One line that says what is seen."""
+        return ""
+
+    def reading(self) -> str:
+        """A second line, on what is selected."""
+        return ""
+
+    def clicked(self, x: float, y: float) -> None:
+        """The picture was clicked at x, y (0 to 1 from the top left)."""
+
+    def reset(self) -> None:
+        """Start afresh."""
+
+    can_reset = False
+
+    # --- what a caller may do -------------------------------------------------------------------------------
+
+    @property
+    def main_run(self) -> Run:
+        """The run whose routing is shown."""
+        return next(iter(self.runs.values()))
+
+    @property
+    def step(self) -> int:
+        """How many steps were trained."""
+        return len(self.main_run.records)
+
+    @property
+    def running(self) -> bool:
+        """Whether it trains now."""
+        return self._task is not None and not self._task.done()
+
+    def play(self, steps: int | None = None) -> None:
+        """Train, at most `steps` more steps (default: max_steps), while the notebook stays usable.
+
+        On a static page, and where no event loop runs, they are trained before it returns.
+        """
+        if self._loop is None or static_mode():
+            self.advance(steps or self.max_steps)
+            self.show_frame()
+        elif not self.running:
+            self._playing, self._trouble, self._interrupted = True, "", False
+            self._budget = steps or self.max_steps
+            self._until = self.step + self._budget
+            self._show_buttons()
+            self._task = self._loop.create_task(self._train())
+
+    def pause(self) -> None:
+        """Stop after the step that is being computed."""
+        self._playing = False
+
+    def advance(self, steps: int) -> None:
+        """Train `steps` steps now, before anything else happens."""
+        try:
+            for _ in range(steps):
+                self._step()
+        except TrainingDiverged as error:
+            self._trouble = str(error)
+
+    async def finished(self) -> "LiveRun":
+        """Wait until the training pauses; return the view. The kernel's interrupt pauses it, and is passed on."""
+        try:
+            while self.running:
+                await asyncio.sleep(0.02)
+        except asyncio.CancelledError:  # the interrupt reached the cell that waits
+            self._interrupt()
+        if self._interrupted:
+            self._interrupted = False
+            raise KeyboardInterrupt("the training is paused") from None
+        return self
+
+    def post(self, action: Callable[[], None]) -> None:
+        """Have `action` done between two steps, whichever thread this is called on."""
+        self._actions.append(action)
+        if self._loop is None:
+            self._drain()
+        else:
+            self._loop.call_soon_threadsafe(self._drain)
+
+    def close(self) -> None:
+        """End the training and remove the view with all its widgets."""
+        self.pause()
+        for child in _descendants(self):
+            child.close()
+        super().close()
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    async def _train(self) -> None:
+        try:
+            while self._playing and self.step < self._until:
+                with self._interruptible():
+                    self._train_until_next_frame()
+                await asyncio.sleep(0)
+        except Exception as error:
+            self._trouble = str(error) if isinstance(error, TrainingDiverged) else f"{type(error).__name__}: {error}"
+        finally:
+            self._playing = False
+            self._show_buttons()
+            self.show_frame(moving=False)
+
+    def _train_until_next_frame(self) -> None:
+        start, cpu = time.perf_counter(), time.thread_time()
+        period = max(1 / FRAMES_PER_SECOND, (TRAINING_PER_FRAME + 1) * self._frame_cost)
+        while self._playing and self.step < self._until:
+            self._step()
+            spent = time.perf_counter() - start
+            if spent > period - self._frame_cost or (self._actions and spent > QUICK_ANSWER):
+                break
+        self.cost["training"] += time.thread_time() - cpu
+        self._do_actions()
+        start, cpu = time.perf_counter(), time.thread_time()
+        self.show_frame(moving=self._playing)
+        self._frame_cost += 0.2 * (time.perf_counter() - start - self._frame_cost)
+        self.cost["drawing"] += time.thread_time() - cpu
+        self.cost["frames"] += 1
+
+    def _step(self) -> None:
+        for run in self.runs.values():
+            run.step()
+
+    def _drain(self) -> None:
+        if self._actions:
+            self._do_actions()
+            if not self.running:
+                self.show_frame()
+
+    def _do_actions(self) -> None:
+        if not self._actions:
+            return
+        while self._actions:
+            try:
+                self._actions.popleft()()
+            except ValueError as error:
+                self._trouble = str(error)
+        self.settle()
+
+    def restart_budget(self) -> None:
+        """After a new start: count the steps that may be trained from here."""
+        if self._playing:
+            self._until = self.step + self._budget
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Between cells the kernel ignores an interrupt; here it pauses the training."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, lambda *_: self._interrupt())
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _interrupt(self) -> None:
+        self._playing, self._interrupted = False, True
+        self._trouble = "Interrupted: the training is paused."
+
+    def _register(self) -> None:
+        """End the views that an earlier execution of the same cell made."""
+        shell = get_ipython()
+        parent = getattr(shell, "get_parent", dict)() if shell else {}
+        cell = (parent or {}).get("metadata", {}).get("cellId")
+        if cell is None:
+            return
+        execution, views = _views.get(cell, (shell.execution_count, []))
+        if execution != shell.execution_count:
+            for view in views:
+                view.close()
+            views = []
+        _views[cell] = (shell.execution_count, [*views, self])
+
+    # --- the picture ----------------------------------------------------------------------------------------
+
+    def rebuild_figure(self) -> None:
+        """Make the figure anew: another number of experts, another axis, another theme."""
+        theme = THEMES[self._theme]
+        makers = [lambda ax, theme, p=panel: p.make(self, ax, theme) for panel in self.panels]
+        self._figure = LiveFigure(makers, self.columns, theme, width=330 * self.columns - 10)
+
+    def draw(self, final: bool = True) -> None:
+        """Give the panels what is known now, and draw them."""
+        self.look()
+        text_too = final or self._figure.text_is_due()
+        for spec, panel in zip(self.panels, self._figure.panels, strict=True):
+            if text_too or not spec.slow:
+                spec.refresh(self, panel)
+        self._figure.draw(final)
+
+    def show_frame(self, moving: bool = False) -> None:
+        """Draw, and send the picture and the lines under it to the page."""
+        self.draw(final=not moving)
+        kind = "jpeg" if moving else "png"
+        words = self.words()
+        with self._image.hold_sync():
+            self._image.format, self._image.value = kind, self._figure.encode(kind)
+            self._image.tooltip = f"Step {self.step}. {words}"
+        state = "training" if self._playing else "paused"
+        if not self._playing and self._until and self.step >= self._until:
+            state = f"paused after {self._budget} steps, press Play for more"
+        self._status.value = f'<span class="moe-status" data-step="{self.step}">step {self.step} · {state}</span>'
+        trouble = f'<span class="moe-trouble">{html.escape(self._trouble)}</span> ' if self._trouble else ""
+        self._words.value = f'<div class="moe-words">{trouble}{words}</div>'
+        self._reading.value = f'<div class="moe-reading">{self.reading()}</div>'
+
+    def _follow_theme(self) -> None:
+        self._theme = "dark" if self._front_end.dark else "light"
+        self.rebuild_figure()
+
+    # --- the widgets ----------------------------------------------------------------------------------------
+
+    def _rows(self) -> list[W.Widget]:
+        def button(text: str, tooltip: str, action: Callable[[], None], **kwargs) -> W.Button:
+            made = W.Button(description=text, tooltip=tooltip, **kwargs)
+            made.on_click(lambda _: self.post(action))
+            return made
+
+        self._play_button = button(
+            "Play",
+            f"Start or pause the training; it pauses by itself after {self.max_steps} steps",
+            lambda: self.pause() if self._playing else self.play(),
+            icon="play",
+            button_style="primary",
+        )
+        buttons = [self._play_button, button("Step", "Train one step", lambda: self._advance_paused(1))]
+        buttons += [button("+50", "Train 50 steps", lambda: self._advance_paused(50))]
+        if self.can_reset:
+            buttons += [button("Reset", "Start afresh with the same settings", self.reset, icon="undo")]
+        bar = W.Box([W.HTML(f'<span class="moe-title">{self.title}</span>'), *buttons, self._status])
+        bar.add_class("moe-bar")
+        controls = W.Box(self.controls(), layout=W.Layout(min_width="0"))
+        controls.add_class("moe-controls")
+        picture = W.Box([self._image], layout=W.Layout(min_width="0"))
+        body = W.Box([controls, picture] if controls.children else [picture])
+        body.add_class("moe-body")
+        if not controls.children:
+            body.add_class("moe-alone")
+        return [bar, *self.extra_rows(), body, self._words, self._reading]
+
+    def _advance_paused(self, steps: int) -> None:
+        if not self.running:
+            self._trouble = ""
+            self.advance(steps)
+
+    def _show_buttons(self) -> None:
+        self._play_button.description = "Pause" if self._playing else "Play"
+        self._play_button.icon = "pause" if self._playing else "play"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._constructor})"
+
+    def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
+        self.draw()
+        return mimebundle(self, self._figure.encode("png"), repr(self))
+
+
+def _descendants(widget: W.Widget) -> Iterator[W.Widget]:
+    for child in getattr(widget, "children", ()):
+        yield from _descendants(child)
+        yield child

@@ -1,0 +1,108 @@
+"""Panels for live views: what each one is made of, and what it is given with every picture."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moe_lessons.analysis.cost import count_parameters, flops_per_token
+from moe_lessons.plots import CostTable, LoadBars, LoadFilm, LossCurves, Panel, running_mean
+from moe_lessons.training import Run
+
+MOST_POINTS = 200  # of a curve: more are not seen
+
+
+@dataclass(frozen=True)
+class LivePanel:
+    """make(view, ax, theme) -> Panel, once; refresh(view, panel), with every picture. `view` is a `LiveRun`.
+
+    slow: refresh it only as often as text is drawn, a few times a second.
+    """
+
+    make: Callable[..., Panel]
+    refresh: Callable[[Any, Panel], None]
+    slow: bool = False
+
+
+def sample(num: int) -> np.ndarray:
+    """The places of at most `MOST_POINTS` of `num` values, evenly spread, the last one among them."""
+    return np.unique(np.linspace(0, max(num - 1, 0), min(num, MOST_POINTS)).astype(int))
+
+
+def loss_curve(run: Run, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
+    """The loss of a run, averaged over 10 steps, against 'steps', 'FLOPs' (of training, all tokens) or 'seconds'."""
+    at = sample(len(run.records))
+    if len(at) == 0:
+        return at, at
+    x = np.array([record.ms_per_step for record in run.records]).cumsum() / 1000 if x_axis == "seconds" else None
+    if x is None:
+        x = np.arange(1.0, len(run.records) + 1)
+    if x_axis == "FLOPs":
+        x *= run.batch_size * flops_per_token(run.model, training=True)
+    return x[at], running_mean([record.loss for record in run.records])[at]
+
+
+def num_experts(view) -> int:
+    """E of the first MoE layer of the run that is shown."""
+    return next(module.num_experts for module in view.main_run.model.modules() if hasattr(module, "num_experts"))
+
+
+def _refresh_loss(view, panel: LossCurves) -> None:
+    ghost = loss_curve(view.ghost, view.x_axis) if view.ghost else None
+    panel.update([loss_curve(run, view.x_axis) for run in view.runs.values()], ghost)
+
+
+def _refresh_load(view, panel: LoadBars) -> None:
+    records = view.main_run.records
+    load = records[-1].load[0] if records else getattr(view, "clean_load", np.zeros(panel.num_experts))
+    factor = view.main_run.knobs.capacity_factor
+    clean = view.clean_load if view.main_run.knobs.noise_std > 0 else None
+    panel.update(load, factor and factor / panel.num_experts, clean)
+
+
+def _refresh_film(view, panel: LoadFilm) -> None:
+    records = view.main_run.records
+    at = sample(len(records))
+    panel.update(at + 1, [records[i].load[0] for i in at])
+
+
+COST_ROWS = ("parameters", "active / token", "FLOPs / token", "ms / step", "held-out loss", "accuracy")
+
+
+def _refresh_cost(view, panel: CostTable) -> None:
+    columns = [_costs(run) for run in view.runs.values()]
+    panel.update([list(row) for row in zip(*columns, strict=True)])
+
+
+def _costs(run: Run) -> Sequence[str]:
+    count, held_out = count_parameters(run.model), run.evaluate(512)
+    times = [record.ms_per_step for record in run.records[-50:]]
+    ms = f"{np.median(times):.2f}" if times else "–"
+    flops = flops_per_token(run.model)
+    return (
+        f"{count.total:,}",
+        f"{count.active:,}",
+        f"{flops:,}",
+        ms,
+        f"{held_out['loss']:.3f}",
+        f"{held_out['accuracy']:.1%}",
+    )
+
+
+PANELS = {
+    "loss": LivePanel(lambda view, ax, theme: LossCurves(ax, theme, tuple(view.runs), view.x_axis), _refresh_loss),
+    "load": LivePanel(lambda view, ax, theme: LoadBars(ax, theme, num_experts(view)), _refresh_load),
+    "film": LivePanel(lambda view, ax, theme: LoadFilm(ax, theme, num_experts(view)), _refresh_film),
+    "cost": LivePanel(
+        lambda view, ax, theme: CostTable(ax, theme, tuple(view.runs), COST_ROWS), _refresh_cost, slow=True
+    ),
+}
+
+
+def check_panels(panels: Sequence[str | LivePanel]) -> list[LivePanel]:
+    """The panels of those names, or ValueError for a name that is not known."""
+    for panel in panels:
+        if not isinstance(panel, LivePanel) and panel not in PANELS:
+            raise ValueError(f"panels must be LivePanels or of {', '.join(map(repr, PANELS))}, got {panel!r}")
+    return [panel if isinstance(panel, LivePanel) else PANELS[panel] for panel in panels]

@@ -1,0 +1,64 @@
+"""Say what you expect before you look."""
+
+import html
+
+import ipywidgets as W
+
+from moe_lessons.errors import check_choice
+from moe_lessons.widgets.figure_image import static_mode
+from moe_lessons.widgets.style import CSS
+
+_answers: dict[str, str] = {}  # question -> what was chosen, so that running the cell again does not lose it
+
+
+class Prediction(W.VBox):
+    """A question with options, to answer before the experiment. Afterwards `compare` says how it went.
+
+    >>> prediction = Prediction("How many experts will be left?", ("all", "some", "one"))
+    >>> prediction.value = "all"
+    >>> prediction.compare("some")
+    You predicted: all.
+    What happened: some.
+    """
+
+    def __init__(self, question: str, options: tuple[str, ...]):
+        self.question, self.options = question, tuple(options)
+        self._radio = W.RadioButtons(options=self.options, value=_answers.get(question), layout=W.Layout(width="auto"))
+        self._radio.observe(lambda change: _answers.update({question: change["new"]}), "value")
+        text = W.HTML(f'<div class="moe-words"><b>Predict.</b> {html.escape(question)}</div>')
+        super().__init__([W.HTML(CSS), text, self._radio])
+        self.add_class("moe-view")
+
+    @property
+    def value(self) -> str | None:
+        """What was chosen, or None."""
+        return self._radio.value
+
+    @value.setter
+    def value(self, choice: str) -> None:
+        self._radio.value = check_choice("value", choice, self.options)
+
+    def compare(self, outcome: str) -> "Comparison":
+        """Set what was predicted beside what happened: one of the options."""
+        return Comparison(self.value, check_choice("outcome", outcome, self.options))
+
+    def __repr__(self) -> str:
+        return f"Prediction({self.question!r}, {self.options!r})"
+
+    def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
+        listed = "\n".join(f"- {option}" for option in self.options)
+        data = {"text/plain": repr(self), "text/markdown": f"**Predict.** {self.question}\n\n{listed}"}
+        return data if static_mode() else W.Widget._repr_mimebundle_(self) | data
+
+
+class Comparison:
+    """What was predicted, and what happened."""
+
+    def __init__(self, predicted: str | None, outcome: str):
+        self.predicted, self.outcome = predicted, outcome
+
+    def __repr__(self) -> str:
+        if self.predicted is None:
+            return f"You made no prediction.\nWhat happened: {self.outcome}."
+        verdict = "As you predicted" if self.predicted == self.outcome else "What happened"
+        return f"You predicted: {self.predicted}.\n{verdict}: {self.outcome}."
