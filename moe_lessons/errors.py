@@ -69,5 +69,6 @@ def check_input(x: Tensor, d_model: int) -> Tensor:
     if x.is_meta or torch.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))):
         return x
     if not torch.isfinite(x).all():  # a finite x can still overflow its sum
-        raise NonFiniteError(f"x must be finite, got NaN or infinity in {int((~torch.isfinite(x)).sum())} of its entries")
+        bad = int((~torch.isfinite(x)).sum())
+        raise NonFiniteError(f"x must be finite, got NaN or infinity in {bad} of its {x.numel()} entries")
     return x

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.errors import NonFiniteError, check_device, check_number, check_positive_int
-from moe_lessons.nn import Routing, load_balancing_loss, router_z_loss
+from moe_lessons.nn import Routing, dense_twin, load_balancing_loss, router_z_loss
+from moe_lessons.tasks import PlaneSetting, plane_model
 
 DEAD_SHARE = 0.01  # an expert is called dead when fewer than 1 % of the tokens want it
 
@@ -48,6 +49,16 @@ class Knobs:
         self._noisy = [m for m in modules if hasattr(m, "noise_std") and getattr(m, "noise", "gaussian") == "gaussian"]
         self._limited = [m for m in modules if hasattr(m, "capacity_factor")]
         self._coefs = {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether `noise_std` can be set."""
+        return bool(self._noisy)
+
+    @property
+    def has_capacity(self) -> bool:
+        """Whether `capacity_factor` can be set."""
+        return bool(self._limited)
 
     @property
     def lr(self) -> float:
@@ -252,3 +263,18 @@ def load_share(routing: Routing) -> Tensor:
     """(E,) the share of all assignments that each expert was wanted for; they sum to 1."""
     demand = routing.demand_per_expert
     return demand / demand.sum().clamp(min=1)
+
+
+def plane_runs(setting: PlaneSetting, seed: int = 0, block=None, device=None) -> dict[str, Run]:
+    """A mixture of experts and its two dense twins on the same points in the plane, ready to train in step.
+
+    The embedding and the head start equal in all three; the batches are the same. `block`: see `tasks.plane_model`.
+    """
+    model, task = plane_model(setting, seed, block)
+    models = {"MoE": model, "dense, same active": dense_twin(model, "active", seed)}
+    models["dense, same total"] = dense_twin(model, "total", seed)
+    runs = {name: Run(m, task, lr=setting.lr, seed=seed, device=device) for name, m in models.items()}
+    knobs = runs["MoE"].knobs
+    knobs.noise_std, knobs.capacity_factor = setting.noise_std, setting.capacity_factor
+    knobs.router_aux_loss_coef, knobs.router_z_loss_coef = setting.router_aux_loss_coef, setting.router_z_loss_coef
+    return runs

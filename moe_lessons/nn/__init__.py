@@ -6,7 +6,7 @@ F d_ff, C capacity, A assignments.
 
 from moe_lessons.nn.balancing import apply_capacity, expert_capacity, load_balancing_loss, router_z_loss
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
-from moe_lessons.nn.experts import Experts
+from moe_lessons.nn.experts import Experts, muted
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.routing import NoisyTopKRouter, Routing, TopKRouter
@@ -28,6 +28,7 @@ __all__ = [
     "expert_capacity",
     "is_moe",
     "load_balancing_loss",
+    "muted",
     "router_z_loss",
     "seeded",
 ]

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -40,7 +41,9 @@ def expert_capacity(capacity_factor: float, top_k: int, num_tokens: int, num_exp
     """
     check_number("capacity_factor", capacity_factor, above=True)
     check_positive_int("num_experts", num_experts)
-    return math.ceil(capacity_factor * check_top_k(top_k, num_experts) * num_tokens / num_experts)
+    check_top_k(top_k, num_experts)
+    exact = Fraction(str(capacity_factor))  # in floating point 1.1 · 2 · 50 / 10 is a little over 11
+    return math.ceil(exact * top_k * num_tokens / num_experts)
 
 
 def apply_capacity(routing: Routing, capacity: int) -> Routing:

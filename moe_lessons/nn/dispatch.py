@@ -45,7 +45,7 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     in_projs, down_projs = experts.in_proj.unbind(0), experts.down_proj.unbind(0)
     y = x.new_zeros(x.shape)  # (T, D)
     for expert, tokens in enumerate(token_groups):
-        if len(tokens) == 0:
+        if len(tokens) == 0 and len(x) > 0:  # of no tokens at all, y must still lead back to the weights
             continue
         hidden = activation(F.linear(x.index_select(0, tokens), in_projs[expert]))  # (its tokens, F)
         hidden = hidden * weight_groups[expert][:, None]

@@ -1,5 +1,9 @@
 """E feed-forward networks in one place: their weights stacked along a first dimension."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice, check_positive_int
@@ -39,3 +43,17 @@ class Experts(nn.Module):
     def extra_repr(self) -> str:
         sizes = f"num_experts={self.num_experts}, d_model={self.d_model}, d_ff={self.d_ff}"
         return f"{sizes}, activation={self.activation!r}"
+
+
+@contextmanager
+def muted(experts: nn.Module, expert: int) -> Iterator[None]:
+    """Within it, the output of one expert is zero: what is lost without it? The weights come back afterwards."""
+    if not 0 <= expert < len(experts.down_proj):
+        raise ValueError(f"expert must be between 0 and {len(experts.down_proj) - 1}, got {expert}")
+    with torch.no_grad():
+        kept = experts.down_proj[expert].clone()
+        experts.down_proj[expert] = 0
+        try:
+            yield
+        finally:
+            experts.down_proj[expert] = kept

@@ -145,7 +145,7 @@ class TopKRouter(nn.Module):
     def forward(self, x: Tensor) -> Routing:
         logits = self.choice_logits(x)  # (T, E)
         if not (logits.is_meta or torch.isfinite(logits).all()):
-            raise NonFiniteError("router logits must be finite, got NaN or infinity: the router's weights have diverged")
+            raise NonFiniteError("router_logits must be finite, got NaN or infinity: the router has diverged")
         probs = logits.softmax(dim=-1)  # (T, E)
         topk_weights, topk_indices = probs.topk(self.top_k, dim=-1)  # (T, K), best first
         if self.norm_topk_prob:

@@ -11,7 +11,7 @@ from moe_lessons.nn.seeding import seeded
 
 def is_moe(module: nn.Module) -> bool:
     """Whether a module is a mixture of experts: ours, or a learner's class with the same attributes."""
-    return all(hasattr(module, name) for name in ("d_model", "d_ff", "num_experts", "top_k"))
+    return all(hasattr(module, name) for name in ("d_model", "d_ff", "num_experts", "top_k", "experts"))
 
 
 def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Module:
@@ -42,6 +42,6 @@ def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Mod
 
 def _dense(moe: nn.Module, match: str) -> FeedForward:
     width = moe.d_ff * (moe.top_k if match == "active" else moe.num_experts)
-    weight = next(moe.experts.parameters() if hasattr(moe, "experts") else moe.parameters())
-    activation = getattr(getattr(moe, "experts", None), "activation", "swiglu")
+    weight = next(moe.experts.parameters())
+    activation = getattr(moe.experts, "activation", "swiglu")
     return FeedForward(moe.d_model, width, activation, device=weight.device, dtype=weight.dtype)

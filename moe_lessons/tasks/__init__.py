@@ -1,5 +1,23 @@
 """What is learned: tasks that are generated as you watch, and the models that take them on."""
 
-from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid, spread_prototypes
+from moe_lessons.tasks.plane import (
+    PLANE_TASKS,
+    PRESETS,
+    PlaneClassifier,
+    PlaneSetting,
+    PlaneTask,
+    grid,
+    plane_model,
+    spread_prototypes,
+)
 
-__all__ = ["PLANE_TASKS", "PlaneClassifier", "PlaneTask", "grid", "spread_prototypes"]
+__all__ = [
+    "PLANE_TASKS",
+    "PRESETS",
+    "PlaneClassifier",
+    "PlaneSetting",
+    "PlaneTask",
+    "grid",
+    "plane_model",
+    "spread_prototypes",
+]

@@ -4,13 +4,15 @@ A task draws labelled points; `PlaneClassifier` puts a mixture of experts (or a 
 point is a token, and where it lies is all that the router knows of it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_positive_int
+from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
+from moe_lessons.nn import MoE, NoisyTopKRouter, Routing, is_moe, seeded
 
 NUM_PROTOTYPES = 24
 PLANE_TASKS = ("blobs", "voronoi", "waves", "checker")
@@ -59,7 +61,8 @@ class PlaneTask:
             height = x[:, 1] + 0.25 * torch.sin(2 * torch.pi * x[:, 0])  # -1.25 to 1.25
             return ((height + 1.25) / 2.5 * self.num_classes).long().clamp(0, self.num_classes - 1)
         column, row = ((x + 1) / 2 * 6).long().clamp(0, 5).unbind(dim=1)  # 6 × 6 squares
-        return (column + 3 * row) % self.num_classes
+        step = 2 if self.num_classes == 3 else 3  # from one row to the next: not a multiple of num_classes
+        return (column + step * row) % self.num_classes
 
     def batch(self, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`num_points` (T) points and their classes: x (T, 2), y (T,)."""
@@ -126,3 +129,97 @@ def spread_prototypes(task: PlaneTask, num: int, seed: int = 0) -> Tensor:
         for i in nearest.unique():
             centres[i] = points[nearest == i].mean(dim=0)
     return centres
+
+
+D_MODEL, NUM_CLASSES = 16, 8
+# how the router starts: the sharpness of a router that shares the points evenly, or None for torch's own start
+ROUTER_STARTS = {"spread": 4.0, "soft spread": 1.0, "random": None}
+
+
+@dataclass(frozen=True)
+class PlaneSetting:
+    """Everything that the playground's controls set, with bad values refused.
+
+    The first five need a new model: task, num_experts (E), top_k (K), d_ff (F), and router_start: 'spread' gives
+    each expert an even share of the plane and sure decisions, 'soft spread' the same shares and unsure ones,
+    'random' is torch's own start, which leaves some experts without any point from the beginning.
+    The others may change while it trains: see `training.Knobs`.
+    """
+
+    task: str = "checker"
+    num_experts: int = 8
+    top_k: int = 2
+    d_ff: int = 4
+    router_start: str = "spread"
+    lr: float = 0.02
+    noise_std: float = 0.0
+    router_aux_loss_coef: float = 0.02
+    router_z_loss_coef: float = 0.0
+    capacity_factor: float | None = None
+
+    def __post_init__(self):
+        check_choice("task", self.task, PLANE_TASKS)
+        check_positive_int("num_experts", self.num_experts)
+        check_top_k(self.top_k, self.num_experts)
+        check_positive_int("d_ff", self.d_ff)
+        check_choice("router_start", self.router_start, ROUTER_STARTS)
+        check_number("lr", self.lr, above=True)
+        for name in ("noise_std", "router_aux_loss_coef", "router_z_loss_coef"):
+            check_number(name, getattr(self, name))
+        if self.capacity_factor is not None:
+            check_number("capacity_factor", self.capacity_factor, above=True)
+
+
+# An unsure router, one expert for each point, nothing that balances: some experts win early, and the others starve.
+_COLLAPSE = PlaneSetting("voronoi", top_k=1, d_ff=8, router_start="soft spread", lr=0.01, router_aux_loss_coef=0.0)
+
+PRESETS = {
+    "healthy": PlaneSetting(),
+    "collapse": _COLLAPSE,
+    "rescued": replace(_COLLAPSE, router_aux_loss_coef=0.1),
+    "too much balance": replace(_COLLAPSE, router_aux_loss_coef=10.0),
+    "noise": replace(_COLLAPSE, noise_std=1.0),
+    "capacity": replace(_COLLAPSE, capacity_factor=1.0),
+    "k = E": replace(_COLLAPSE, top_k=8),
+    "one expert": replace(_COLLAPSE, num_experts=1),
+}
+
+
+def plane_model(
+    setting: PlaneSetting, seed: int = 0, block: Callable[..., nn.Module] | None = None
+) -> tuple[PlaneClassifier, PlaneTask]:
+    """The classifier and the task of a setting, both from `seed`.
+
+    block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
+    attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. None: our `MoE`, with a router to which
+    Gaussian noise can be added. Where your block has no `router.weight` (E, D), it starts as you wrote it.
+    """
+    task = PlaneTask(setting.task, NUM_CLASSES, seed)
+    sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
+    with seeded(seed):
+        if block is None:
+            router = NoisyTopKRouter(D_MODEL, setting.num_experts, setting.top_k, noise="gaussian", noise_std=0.0)
+            model = PlaneClassifier(MoE(**sizes, router=router), NUM_CLASSES)
+        else:
+            model = PlaneClassifier(check_block(block(**sizes)), NUM_CLASSES)
+    sharpness = ROUTER_STARTS[setting.router_start]
+    weight = getattr(getattr(model.block, "router", None), "weight", None)
+    if sharpness is not None and weight is not None and weight.shape == (setting.num_experts, D_MODEL):
+        model.start_router_at(spread_prototypes(task, setting.num_experts, seed), sharpness)
+    return model, task
+
+
+def check_block(block: nn.Module) -> nn.Module:
+    """Return a learner's mixture of experts if it keeps the contract, else raise ValueError."""
+    name = type(block).__name__
+    if not is_moe(block):
+        names = "d_model, d_ff, num_experts, top_k and experts"
+        raise ValueError(f"block must have the attributes {names}, got {name} without all of them")
+    with torch.no_grad():
+        out = block(torch.zeros(3, block.d_model))
+    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Routing)):
+        raise ValueError(f"block must return (y, Routing), got {type(out).__name__} from {name}")
+    if out[0].shape != (3, block.d_model):
+        shapes = f"(3, {block.d_model}), got {tuple(out[0].shape)}"
+        raise ValueError(f"block must return y of the shape of x, {shapes} from {name}")
+    return block
