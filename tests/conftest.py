@@ -1,0 +1,11 @@
+"""What all tests share."""
+
+import os
+
+from hypothesis import settings
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+# The same examples on every run and every machine, and no deadline: a busy machine is not a bug.
+settings.register_profile("course", deadline=None, derandomize=True)
+settings.load_profile("course")

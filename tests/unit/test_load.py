@@ -1,0 +1,178 @@
+"""Load statistics at the loads whose answer is known, and the sentences that say what a load shows."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_lessons.analysis.load import LoadStatistics, describe_load, load_statistics
+from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity, seeded
+from moe_lessons.training import dead_experts, load_share
+
+
+def test_an_even_load():
+    for num_experts in (2, 3, 8, 64):
+        statistics = load_statistics([7] * num_experts)
+        assert statistics.max_over_mean == pytest.approx(1)
+        assert statistics.entropy == pytest.approx(1)
+        assert statistics.coefficient_of_variation == pytest.approx(0, abs=1e-12)
+        assert statistics.dead == 0
+
+
+def test_all_on_one_expert():
+    for num_experts in (2, 3, 8, 64):
+        statistics = load_statistics([0] * (num_experts - 1) + [5])
+        assert statistics.max_over_mean == pytest.approx(num_experts)
+        assert statistics.entropy == 0
+        assert statistics.coefficient_of_variation == pytest.approx(math.sqrt(num_experts - 1))
+        assert statistics.dead == num_experts - 1
+
+
+def test_one_expert_is_even():
+    assert load_statistics([12]) == LoadStatistics(1.0, 1.0, 0.0, 0)
+
+
+def test_no_tokens_are_even():
+    assert load_statistics([0, 0, 0, 0]) == LoadStatistics(1.0, 1.0, 0.0, 0)
+    routing = TopKRouter(4, 3, 2)(torch.zeros(0, 4))
+    assert load_statistics(routing).dead == 0
+
+
+@given(st.lists(st.integers(0, 1000), min_size=2, max_size=12).filter(any))
+def test_the_formulas(counts):
+    mean = sum(counts) / len(counts)
+    shares = [count / sum(counts) for count in counts]
+    statistics = load_statistics(counts)
+    entropy = -sum(p * math.log(p) for p in shares if p > 0)
+    variance = sum((count - mean) ** 2 for count in counts) / len(counts)
+    assert statistics.max_over_mean == pytest.approx(max(counts) / mean)
+    assert statistics.entropy == pytest.approx(entropy / math.log(len(counts)))
+    assert statistics.coefficient_of_variation == pytest.approx(math.sqrt(variance) / mean, abs=1e-9)
+
+
+def test_counts_shares_tensors_and_a_routing_say_the_same():
+    with seeded(0):
+        routing = MoE(8, 4, 6, top_k=2)(torch.randn(50, 8))[1]
+    counts = routing.demand_per_expert
+    expected = load_statistics(routing)
+    for load in (counts, counts.tolist(), load_share(routing), load_share(routing).tolist(), counts.numpy()):
+        statistics = load_statistics(load, top_k=2)
+        assert statistics.dead == expected.dead
+        assert statistics.entropy == pytest.approx(expected.entropy)
+        assert statistics.coefficient_of_variation == pytest.approx(expected.coefficient_of_variation, rel=1e-5)
+
+
+def test_dropped_assignments_count_as_wanted():
+    with seeded(0):
+        routing = MoE(8, 4, 6, top_k=2)(torch.randn(50, 8))[1]
+    assert load_statistics(apply_capacity(routing, 3)) == load_statistics(routing)
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_tokens", [1, 50, 100, 256, 300, 700, 1100])
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 4, 6, 7, 8, 10, 11])  # by so many tokens; from 1 % on alive
+def test_an_expert_is_dead_by_shares_exactly_where_it_is_by_tokens(num_tokens, top_k, wanted):
+    num_experts, wanted = 5, min(wanted, num_tokens)
+    others = torch.arange(num_tokens * top_k - wanted) % (num_experts - 1) + 1
+    expert_idx = torch.cat([torch.zeros(wanted, dtype=torch.long), others])
+    scores = torch.zeros(num_tokens, num_experts)
+    token_idx = torch.arange(num_tokens).repeat(top_k)
+    routing = Routing(scores, scores, token_idx, expert_idx, expert_idx.float(), torch.zeros(5, dtype=torch.long))
+    expected = dead_experts(routing)
+    assert load_statistics(routing).dead == expected
+    assert load_statistics(load_share(routing).tolist(), top_k).dead == expected
+    assert load_statistics(routing.demand_per_expert, top_k).dead == expected
+
+
+def test_the_limit_is_a_share_of_the_tokens_and_can_be_moved():
+    load = [0.006, 0.494, 0.5]
+    assert load_statistics(load).dead == 1
+    assert load_statistics(load, top_k=2).dead == 0  # 1.2 % of the tokens
+    assert load_statistics(load, top_k=2, dead_share=0.02).dead == 1
+    assert load_statistics([0, 1], dead_share=0).dead == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (([],), r"^load must be one finite number of at least 0 for each expert, got \[\]$"),
+        (([1, -1],), r"^load must be one finite number of at least 0 for each expert, got \[1.0, -1.0\]$"),
+        (([1, math.nan],), "^load must be one finite number"),
+        (([1, math.inf],), "^load must be one finite number"),
+        (([[1, 2], [3, 4]],), "^load must be one finite number"),
+        ((3,), "^load must be one finite number"),
+        (([1, 2], 3), r"^top_k must be between 1 and num_experts \(2\), got 3$"),
+        (([1, 2], 0), r"^top_k must be between 1 and num_experts \(2\), got 0$"),
+        (([1, 2], 1, -1), "^dead_share must be a finite number of at least 0, got -1$"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_statistics(*arguments)
+
+
+@pytest.mark.parametrize(
+    "load, options, sentence",
+    [
+        ([1] * 8, {}, "All 8 experts work; each has about the even share."),
+        ([1, 1, 2, 1, 1, 1, 1, 1], {}, "All 8 experts work; the busiest, E2, has 1.8 times the even share."),
+        ([1, 3], {}, "Both experts work; the busier, E1, has 1.5 times the even share."),
+        (
+            [0, 1, 0, 3, 0, 1, 1, 1],
+            {"top_k": 2},
+            "3 of 8 experts are dead: they receive under 1 % of the tokens. "
+            "The busiest, E3, has 3.4 times the even share.",
+        ),
+        (
+            [1, 0, 1, 2],
+            {},
+            "1 of 4 experts is dead: it receives under 1 % of the tokens. "
+            "The busiest, E3, has 2.0 times the even share.",
+        ),
+        (
+            [1, 0],
+            {},
+            "1 of 2 experts is dead: it receives under 1 % of the tokens. "
+            "The busier, E0, has 2.0 times the even share.",
+        ),
+        ([1], {}, "One expert: every token goes to it."),
+        ([1] * 8, {"top_k": 8}, "Every token goes to all 8 experts: this mixture is dense."),
+        ([1, 1], {"top_k": 2}, "Every token goes to both experts: this mixture is dense."),
+        (
+            [1] * 8,
+            {"dropped_share": 0.4},
+            "All 8 experts work; each has about the even share. "
+            "40 % of the assignments are dropped: their experts are full.",
+        ),
+        (
+            [1],
+            {"dropped_share": 0.29},
+            "One expert: every token asks for it. 29 % of the assignments are dropped: the expert is full.",
+        ),
+        (
+            [1, 1],
+            {"top_k": 2, "dropped_share": 0.001},
+            "Every token asks for both experts: this mixture is dense. "
+            "Under 1 % of the assignments are dropped: their experts are full.",
+        ),
+    ],
+)
+def test_what_a_load_shows_in_words(load, options, sentence):
+    assert describe_load(load, **options) == sentence
+    assert describe_load([x / sum(load) for x in load], **options) == sentence
+    assert describe_load(torch.tensor(load), **options) == sentence
+
+
+def test_nearly_all_is_not_all():
+    assert "99 % of the assignments are dropped" in describe_load([1, 1], dropped_share=0.999)
+
+
+def test_describing_a_bad_load():
+    with pytest.raises(ValueError, match="^load must be"):
+        describe_load([1, -1])
+    with pytest.raises(ValueError, match="^top_k must be"):
+        describe_load([1, 1], top_k=3)
+    with pytest.raises(ValueError, match="^dropped_share must be"):
+        describe_load([1, 1], dropped_share=-0.1)

@@ -1,0 +1,91 @@
+"""The table of published models: complete, consistent, and equal to what the model classes have."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_lessons.analysis.cost import published_models
+from moe_lessons.datafiles import data_path
+
+CSV = data_path("published_models.csv")
+
+
+def load_maker():
+    path = CSV.with_name("make_published_models.py")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    maker = importlib.util.module_from_spec(spec)
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # data/ is packed as it lies
+    try:
+        spec.loader.exec_module(maker)
+    finally:
+        sys.dont_write_bytecode = before
+    return maker
+
+
+maker = load_maker()
+
+
+def csv_rows() -> dict[str, dict[str, str]]:
+    with Path(CSV).open(encoding="utf-8", newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def test_frame_has_the_columns_and_is_sorted():
+    frame = published_models()
+    assert tuple(frame.columns) == maker.COLUMNS
+    assert len(frame) == len(maker.MODELS) == 16
+    assert frame.total_params.is_monotonic_decreasing
+    assert frame.note.map(type).eq(str).all()
+
+
+def test_every_row_is_possible():
+    frame = published_models()
+    assert (frame.active_params < frame.total_params).all()
+    assert (frame.top_k <= frame.num_experts).all()
+    # more than the share of experts is active: attention and embedding always are
+    assert (frame.active_params / frame.total_params > frame.top_k / frame.num_experts).all()
+
+
+def test_counted_totals_agree_with_the_published():
+    frame = published_models()
+    assert (frame.total_params / 1e9 / frame.total_published_b - 1).abs().max() < 0.012
+
+
+def test_counted_active_agrees_with_the_published_except_where_the_note_says_why():
+    frame = published_models().dropna(subset="active_published_b")
+    off = (frame.active_params / 1e9 / frame.active_published_b - 1).abs()
+    assert set(frame.name[off > 0.025]) == {"gpt-oss-20b", "GLM-4.5"}
+    assert frame.note[off > 0.025].str.contains("embedding").all()
+
+
+@pytest.mark.parametrize("model", maker.MODELS, ids=lambda model: model.name)
+def test_csv_equals_the_model_class(model):
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    if not hasattr(transformers, model.hf_class):
+        pytest.skip(f"transformers {transformers.__version__} has no {model.hf_class}")
+    assert {column: str(value) for column, value in maker.row(model).items()} == csv_rows()[model.name]
+
+
+@pytest.mark.parametrize("name", ["Mixtral 8x7B", "DeepSeek-V3", "gpt-oss-20b", "Llama 4 Scout"])
+def test_active_equals_a_model_that_has_only_the_chosen_experts(name):
+    """Another road to the number: build it with top_k experts, add the rows that its routers lack."""
+    pytest.importorskip("transformers", reason="needs the extra hf")
+    model = next(model for model in maker.MODELS if model.name == name)
+    keys = {"num_local_experts", "n_routed_experts"} & set(model.hf_config)
+    small_config = model.hf_config | dict.fromkeys(keys, model.top_k)
+    small = maker.PublishedModel(**(vars(model) | {"hf_config": small_config}))
+    sizes = {which: sizes_of(maker.build(spec)) for which, spec in (("full", model), ("small", small))}
+    _, active = maker.count(model)
+    assert active == sizes["small"]["all"] + sizes["full"]["router"] - sizes["small"]["router"]
+
+
+def sizes_of(module) -> dict[str, int]:
+    named = list(module.named_parameters())
+    is_router = [any(part in ("gate", "router") for part in name.split(".")) for name, _ in named]
+    return {
+        "all": sum(p.numel() for _, p in named),
+        "router": sum(p.numel() for (_, p), yes in zip(named, is_router) if yes),
+    }

@@ -1,0 +1,89 @@
+"""Timing side by side: who is called when, and what becomes of the times. No duration is asserted."""
+
+import math
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from moe_lessons.analysis import timing
+from moe_lessons.analysis.timing import Ratio, milliseconds, milliseconds_per_step, paired_ratio, step_times, take_turns
+from moe_lessons.nn import MoE
+from moe_lessons.tasks import PlaneClassifier, PlaneTask
+from moe_lessons.training import Run
+
+
+def test_the_two_take_turns_after_a_warm_up():
+    calls = []
+    paired_ratio(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3)
+    assert calls == ["a", "b"] * (timing.WARM_UP + 3)
+
+
+def test_the_ratio_is_the_median_over_pairs_and_not_of_medians():
+    ratio = Ratio.of([2, 4, 60, 4, 3], [1, 2, 20, 1, 1])  # 2, 2, 3, 4, 3
+    assert ratio == Ratio(median=3, low=2, high=3)
+    assert Ratio.of([3], [2]) == Ratio(1.5, 1.5, 1.5)
+    assert str(Ratio(1.254, 1.0, 2.0)) == "1.25 (1.00–2.00)"
+
+
+def test_a_disturbance_of_both_or_of_few_rounds_leaves_the_ratio_alone(monkeypatch):
+    now = 0.0
+    durations = iter([5, 5, 5, 5, *[2, 1] * 3, 40, 20, 2, 1, 90, 1, *[2, 1] * 3])  # a, b, a, b, …
+
+    def run_for_the_next_duration():
+        nonlocal now
+        now += next(durations)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    assert paired_ratio(run_for_the_next_duration, run_for_the_next_duration, repeats=9) == Ratio(2, 2, 2)
+
+
+def test_take_turns_has_a_time_for_each_function_and_round():
+    times = take_turns([lambda: None, lambda: None, lambda: None], repeats=4)
+    assert [len(one) for one in times] == [4, 4, 4]
+    assert all(ms >= 0 for one in times for ms in one)
+
+
+def test_milliseconds_are_milliseconds(monkeypatch):
+    ticks = iter([1.0, 1.25])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    assert milliseconds(lambda: None) == 250
+
+
+def test_a_gpu_is_waited_for_before_and_after(monkeypatch):
+    order = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: order.append("wait"))
+    milliseconds(lambda: order.append("call"))
+    assert order == ["wait", "call", "wait"]
+
+
+def test_step_times_restores_the_threads_and_times_every_model():
+    before = torch.get_num_threads()
+    seen = []
+
+    class Probe(nn.Linear):
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    times = step_times({"probe": Probe(4, 4), "moe": MoE(4, 4, 3)}, torch.randn(6, 4), repeats=3, threads=before + 1)
+    assert {name: len(one) for name, one in times.items()} == {"probe": 3, "moe": 3}
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
+
+
+def test_milliseconds_per_step_trains_the_run():
+    run = Run(PlaneClassifier(MoE(8, 4, 4), num_classes=8), PlaneTask(), batch_size=16)
+    ms = milliseconds_per_step(run, steps=3)
+    assert len(run.records) == 3
+    assert ms == sorted(record.ms_per_step for record in run.records)[1] and math.isfinite(ms)
+
+
+@pytest.mark.parametrize("repeats", [0, -1, 1.5, None])
+def test_repeats_that_are_no_count(repeats):
+    with pytest.raises(ValueError, match=f"^repeats must be a whole number of at least 1, got {repeats}$"):
+        paired_ratio(int, int, repeats=repeats)
+    with pytest.raises(ValueError, match="^repeats must be"):
+        step_times({}, torch.zeros(1, 1), repeats=repeats)

@@ -1,0 +1,95 @@
+"""Dense twins: as wide as they must be, everything else copied, nothing of the original changed."""
+
+import pytest
+import torch
+from torch import nn
+
+from moe_lessons.nn import ACTIVATIONS, FeedForward, MoE, dense_twin, is_moe
+from moe_lessons.tasks.plane import PlaneClassifier
+
+matches = pytest.mark.parametrize("match, width", [("active", 2 * 16), ("total", 5 * 16)])
+
+
+def size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@matches
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_twin_of_one_block(match, width, activation):
+    moe = MoE(4, 16, 5, 2, activation=activation, dtype=torch.float64)
+    twin = dense_twin(moe, match)
+    assert isinstance(twin, FeedForward)
+    assert (twin.d_model, twin.d_ff, twin.activation) == (4, width, activation)
+    assert all(p.dtype == torch.float64 for p in twin.parameters())
+    assert size(twin) == size(moe.experts) * width // (5 * 16)  # K of E experts, or all; no router
+
+
+@matches
+def test_twin_of_a_model(match, width):
+    model = PlaneClassifier(MoE(4, 16, 5, 2), num_classes=3)
+    twin = dense_twin(model, match)
+    assert isinstance(twin, PlaneClassifier) and twin.block.d_ff == width
+    assert not any(is_moe(module) for module in twin.modules()) and is_moe(model.block)
+    for name in ("embed.weight", "embed.bias", "head.weight", "head.bias"):
+        ours, theirs = model.get_parameter(name), twin.get_parameter(name)
+        assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+    logits, routings = twin(torch.zeros(6, 2))
+    assert logits.shape == (6, 3) and routings == []
+
+
+def test_every_block_is_replaced_wherever_it_stands():
+    layers = nn.ModuleList([MoE(4, 8, 5, 2), nn.ModuleDict({"moe": MoE(4, 16, 3, 1), "norm": nn.LayerNorm(4)})])
+    twin = dense_twin(nn.Sequential(layers), "active")
+    assert [m.d_ff for m in twin.modules() if isinstance(m, FeedForward)] == [16, 16]
+    assert isinstance(twin[0][1]["norm"], nn.LayerNorm)
+
+
+def test_what_is_shared_stays_shared():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.ModuleDict({"embed": nn.Embedding(7, 4), "moe": MoE(4, 8, 5, 2)})
+            self.again = self.body["moe"]
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.body["embed"].weight
+
+    twin = dense_twin(Tied())
+    assert twin.head.weight is twin.body["embed"].weight
+    assert isinstance(twin.again, FeedForward) and twin.again is twin.body["moe"]
+
+
+def test_seed_decides_the_new_weights_and_the_random_state_is_left_alone():
+    moe, before = MoE(4, 16, 5, 2), torch.get_rng_state()
+    twins = [dense_twin(moe, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(twins[0].down_proj, twins[1].down_proj)
+    assert not torch.equal(twins[0].down_proj, twins[2].down_proj)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_learners_class_has_a_twin():
+    class MyMoE(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.d_model, self.d_ff, self.num_experts, self.top_k = 4, 8, 3, 2
+            self.experts = nn.ModuleList(nn.Linear(4, 4, dtype=torch.float64) for _ in range(3))
+
+    twin = dense_twin(MyMoE(), "total")
+    assert (twin.d_ff, twin.activation, twin.down_proj.dtype) == (24, "swiglu", torch.float64)
+
+
+def test_a_model_that_knows_its_sizes_is_not_taken_for_a_mixture():
+    model = nn.Sequential(MoE(4, 8, 3, 2))
+    model.d_model, model.d_ff, model.num_experts, model.top_k = 4, 8, 3, 2
+    assert isinstance(dense_twin(model)[0], FeedForward)
+
+
+def test_twin_stays_on_the_device(device):
+    assert dense_twin(MoE(4, 8, 3, 2, device=device)).down_proj.device.type == device
+
+
+def test_what_is_refused():
+    with pytest.raises(ValueError, match="^match must be one of 'active', 'total', got 'both'$"):
+        dense_twin(MoE(4, 8, 3, 2), "both")
+    with pytest.raises(ValueError, match="^model must contain a mixture of experts, got Linear without one$"):
+        dense_twin(nn.Linear(4, 4))
