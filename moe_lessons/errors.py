@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,21 +15,21 @@ class NonFiniteError(ValueError):
 
 def check_positive_int(name: str, value: Any) -> int:
     """Return `value` if it is a whole number of at least 1, else raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
+    return int(value)
 
 
 def check_top_k(top_k: Any, num_experts: int) -> int:
     """Return `top_k` if it is a whole number from 1 to `num_experts`, else raise ValueError."""
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= num_experts:
+    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 1 <= top_k <= num_experts:
         raise ValueError(f"top_k must be between 1 and num_experts ({num_experts}), got {top_k!r}")
-    return top_k
+    return int(top_k)
 
 
 def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = False) -> float:
     """Return `value` as a float if it is finite and at least `minimum` (or above it), else raise ValueError."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or value < minimum or (above and value == minimum):
         allowed = f"above {minimum:g}" if above else f"of at least {minimum:g}"
         raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
@@ -66,7 +67,7 @@ def check_input(x: Tensor, d_model: int) -> Tensor:
         raise ValueError(f"x must be a floating-point tensor, got {kind}")
     if x.ndim < 1 or x.shape[-1] != d_model:
         raise ValueError(f"the last dimension of x must be d_model ({d_model}), got shape {tuple(x.shape)}")
-    if x.is_meta or torch.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))):
+    if torch.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))):
         return x
     if not torch.isfinite(x).all():  # a finite x can still overflow its sum
         bad = int((~torch.isfinite(x)).sum())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import NonFiniteError, check_choice, check_number, check_positive_int, check_top_k
+from moe_lessons.errors import NonFiniteError, check_choice, check_input, check_number, check_positive_int, check_top_k
 from moe_lessons.nn.ffn import make_weight
 
 
@@ -21,6 +21,11 @@ class Routing:
     router_logits (T, E) and router_probs (T, E): the scores that the choice was made from, noise included.
     token_idx, expert_idx, weight (A,): the assignments that are carried out.
     dropped_per_expert (E,): assignments that found their expert full (see `apply_capacity`).
+
+    >>> probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
+    >>> weights, indices = probs.topk(2)
+    >>> Routing.from_topk(probs.log(), probs, indices, weights).tokens_per_expert
+    tensor([1, 2, 1])
     """
 
     router_logits: Tensor
@@ -143,8 +148,9 @@ class TopKRouter(nn.Module):
         return self.router_logits(x)
 
     def forward(self, x: Tensor) -> Routing:
+        check_input(x, self.d_model)
         logits = self.choice_logits(x)  # (T, E)
-        if not (logits.is_meta or torch.isfinite(logits).all()):
+        if not torch.isfinite(logits).all():
             raise NonFiniteError("router_logits must be finite, got NaN or infinity: the router has diverged")
         probs = logits.softmax(dim=-1)  # (T, E)
         topk_weights, topk_indices = probs.topk(self.top_k, dim=-1)  # (T, K), best first

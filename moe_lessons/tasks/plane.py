@@ -39,7 +39,7 @@ class PlaneTask:
     seed: int = 0
 
     def __post_init__(self):
-        check_choice("task", self.name, PLANE_TASKS)
+        check_choice("name", self.name, PLANE_TASKS)
         check_positive_int("num_classes", self.num_classes)
 
     @cached_property
@@ -191,8 +191,8 @@ def plane_model(
     """The classifier and the task of a setting, both from `seed`.
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
-    attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. None: our `MoE`, with a router to which
-    Gaussian noise can be added. Where your block has no `router.weight` (E, D), it starts as you wrote it.
+    attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. Where it has
+    no `router.weight` (E, D), it starts as you wrote it. None: our `MoE`, whose router can be given Gaussian noise.
     """
     task = PlaneTask(setting.task, NUM_CLASSES, seed)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}

@@ -1,28 +1,132 @@
-"""Exercises that check themselves."""
+"""Exercises that check themselves: an answer is compared, and whatever it does is said in words."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 
-def check(answer: Callable[..., Any], cases: Mapping[tuple, Any], hint: str = "") -> str:
-    """Say whether a learner's function is right: not attempted, not yet (with the first wrong case), or right.
+from moe_lessons.nn import FeedForward, seeded
 
-    cases: what the function should return, for the arguments it is called with. An error inside the function is
-    part of the answer and is told, never raised.
+SIZES = ((4, 6, 3, 2), (1, 5, 4, 2), (9, 4, 5, 3), (5, 3, 2, 2))  # tokens T, d_model D, num_experts E, top_k K
 
-    >>> check(lambda a, b: a * b, {(2, 3): 6, (4, 5): 20})
-    '✔ Right: all 2 cases agree.'
-    >>> check(lambda a, b: a + b, {(2, 2): 4, (2, 3): 6}, hint="Not a sum.")
-    '✘ Not yet: with (2, 3) the answer is 6, yours is 5. Hint: Not a sum.'
+
+@dataclass(frozen=True)
+class Check:
+    """What became of an answer. `status`: 'right', 'wrong', 'raised' or 'not attempted'."""
+
+    status: str
+    message: str
+
+    def __repr__(self) -> str:
+        sign = {"right": "✔", "wrong": "✘", "raised": "✘", "not attempted": "…"}[self.status]
+        return f"{sign} {self.message}"
+
+
+def check_numbers(answer: Callable[..., Any], cases: Mapping[tuple, Any], hint: str = "") -> Check:
+    """Compare `answer`(*arguments) with what it should return, for each of the `cases`. It never raises.
+
+    >>> check_numbers(lambda a, b: a * b, {(2, 3): 6, (4, 5): 20})
+    ✔ Right: all 2 cases agree.
+    >>> check_numbers(lambda a, b: a + b, {(2, 2): 4, (2, 3): 6}, hint="Not a sum.")
+    ✘ Not yet: with (2, 3) the answer is 6, yours is 5. Hint: Not a sum.
     """
     advice = f" Hint: {hint}" if hint else ""
     for arguments, expected in cases.items():
         try:
             given = answer(*arguments)
+        except NotImplementedError:
+            given = None
         except Exception as error:
-            return f"✘ Not yet: with {arguments} your code stops with {type(error).__name__}: {error}.{advice}"
-        if given is None:
-            return "… Not attempted yet: write your answer in the cell above, run it, and run this one again."
+            stopped = f"{type(error).__name__}: {error}"
+            return Check("raised", f"Not yet: with {arguments} your code stops with {stopped}.{advice}")
+        if given is None or given is Ellipsis:
+            text = "Not attempted yet: write your answer in the cell above, run it, and run this one again."
+            return Check("not attempted", text)
         if given != expected:
-            return f"✘ Not yet: with {arguments} the answer is {expected:,}, yours is {given!r}.{advice}"
-    return f"✔ Right: all {len(cases)} cases agree."
+            text = f"Not yet: with {arguments} the answer is {expected:,}, yours is {given!r}.{advice}"
+            return Check("wrong", text)
+    return Check("right", f"Right: all {len(cases)} cases agree.")
+
+
+def moe_by_loops(x: Tensor, router_weight: Tensor, experts: list, top_k: int) -> Tensor:
+    """The MoE block, one token and one expert at a time: x (T, D) -> y (T, D)."""
+    rows = []
+    for token in x:  # (D,)
+        probs = (router_weight @ token).softmax(dim=0)  # (E,)
+        chosen = sorted(range(len(experts)), key=lambda e: -probs[e].item())[:top_k]
+        total = sum(probs[e] for e in chosen)
+        rows.append(sum(probs[e] / total * experts[e](token) for e in chosen))
+    return torch.stack(rows)
+
+
+def without_dividing(x, router_weight, experts, top_k):
+    probs, chosen = (x @ router_weight.T).softmax(dim=-1).topk(top_k)
+    return moe_by_loops(x, router_weight, experts, top_k) * probs.sum(dim=-1, keepdim=True)
+
+
+def with_every_expert(x, router_weight, experts, top_k):
+    return moe_by_loops(x, router_weight, experts, len(experts))
+
+
+def with_equal_weights(x, router_weight, experts, top_k):
+    chosen = (x @ router_weight.T).topk(top_k).indices
+    return torch.stack([sum(experts[e](token) for e in row) for token, row in zip(x, chosen.tolist())])
+
+
+MISTAKES = {  # what is often written instead, and what to say about it
+    without_dividing: "The right experts ran, but their weights do not sum to 1: divide the K of them by their sum.",
+    with_every_expert: "Every expert ran. Keep only the top_k experts of each token, then divide by the sum of those.",
+    with_equal_weights: "The right experts ran, but unweighted: multiply each output by its weight before you add.",
+}
+
+
+@torch.no_grad()
+def check_moe(function: Callable[[Tensor, Tensor, list, int], Tensor | None]) -> Check:
+    """Compare `function`(x (T, D), router_weight (E, D), experts, top_k) with the loops, at several sizes.
+
+    It never raises: whatever the function does is said in words.
+
+    >>> check_moe(moe_by_loops)
+    ✔ Right: your block equals the loop over tokens and experts, at 4 different sizes.
+    """
+    for seed, sizes in enumerate(SIZES):
+        problem = _problem(function, seed, *sizes)
+        if problem is not None:
+            return problem
+    message = f"Right: your block equals the loop over tokens and experts, at {len(SIZES)} different sizes."
+    return Check("right", message)
+
+
+def _problem(function, seed: int, num_tokens: int, d_model: int, num_experts: int, top_k: int) -> Check | None:
+    with seeded(seed):
+        x, router_weight = torch.randn(num_tokens, d_model), torch.randn(num_experts, d_model)
+        experts = [FeedForward(d_model, 8) for _ in range(num_experts)]
+    at = f"with {num_tokens} tokens of {d_model} numbers, {num_experts} experts and top_k = {top_k}"
+    given = x.clone()
+    try:
+        y = function(x, router_weight, experts, top_k)
+    except NotImplementedError:
+        y = None
+    except Exception as error:
+        return Check("raised", f"Your function stopped {at}: {type(error).__name__}: {error}")
+    if y is None or y is Ellipsis:
+        return Check("not attempted", "Not attempted yet: my_moe returns nothing. Write it, then run the cell again.")
+    if not isinstance(y, Tensor):
+        return Check("wrong", f"Not yet: return a tensor y like x, not a {type(y).__name__}.")
+    if y.shape != x.shape:
+        shapes = f"{tuple(x.shape)}, not {tuple(y.shape)}"
+        return Check("wrong", f"Not yet: {at}, y must have the shape of x, {shapes}.")
+    if not torch.equal(x, given):
+        return Check("wrong", "Not yet: your function changed x. Write into a new tensor.")
+    if _same(y, moe_by_loops(x, router_weight, experts, top_k)):
+        return None
+    for mistake, advice in MISTAKES.items():
+        if _same(y, mistake(x, router_weight, experts, top_k)):
+            return Check("wrong", f"Not yet. {advice}")
+    return Check("wrong", f"Not yet: {at}, y differs from the loop over tokens and experts.")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a.float(), b.float(), atol=1e-5)

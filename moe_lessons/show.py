@@ -1,0 +1,24 @@
+"""Reading the package from inside a lesson."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+
+
+class Source(str):
+    """Python source that a notebook shows in colour, in the colours of its own theme."""
+
+    def _repr_markdown_(self) -> str:
+        return f"```python\n{self}\n```"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def show_source(thing: Callable | type) -> Source:
+    """The source of a function, a method or a class, as it stands in the package.
+
+    >>> show_source(show_source).splitlines()[0]
+    'def show_source(thing: Callable | type) -> Source:'
+    """
+    return Source(textwrap.dedent(inspect.getsource(thing)).strip())
