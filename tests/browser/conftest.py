@@ -1,0 +1,259 @@
+"""A real JupyterLab, opened in a real Chromium.
+
+    def test_something(open_notebook):
+        lesson = open_notebook("00_welcome.ipynb")             # or theme="dark", width=1600, height=900
+        lesson.run_all()
+        lesson.page.get_by_role("button", name="Play").click()  # .page is playwright's own Page
+        assert lesson.errors == []
+
+One server and one browser serve all tests. The server works on a copy of the lessons, so that a test which
+saves leaves the checkout alone, and in folders of its own, so that nobody's settings matter.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from moe_lessons.doctor import find_chromium
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 60_000  # milliseconds; only what hangs waits so long
+CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+                      "--disable-component-update", "--disable-sync"]  # fmt: skip
+THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+
+
+class LabServer:
+    """`python -m moe_lessons lab` on the course at `root`, with its settings under `home`."""
+
+    def __init__(self, root: Path, home: Path):
+        self.root, self.home, self.log = root, home, home / "server.log"
+        self.settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+        self.settings.mkdir(parents=True)
+
+    def start(self) -> None:
+        environment = {key: value for key, value in os.environ.items() if key != "MOE_LESSONS_STATIC"}
+        environment |= {
+            "JUPYTER_CONFIG_DIR": str(self.home / "config"),
+            "JUPYTER_DATA_DIR": str(self.home / "data"),
+            "JUPYTER_RUNTIME_DIR": str(self.home / "runtime"),
+            "JUPYTERLAB_SETTINGS_DIR": str(self.home / "settings"),
+            "JUPYTERLAB_WORKSPACES_DIR": str(self.home / "workspaces"),
+            "IPYTHONDIR": str(self.home / "ipython"),
+            "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel is this environment's own
+        }
+        command = [sys.executable, "-m", "moe_lessons", "lab", "--no-browser"]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + PATIENCE / 1000
+        while not (printed := re.search(r"(http://127\S+?)(/\S*)token=(\S+)", self.log.read_text())):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text()}")
+            time.sleep(0.1)
+        self.first_page = printed.group()
+        self.address, _, self.token = printed.groups()
+
+    def request(self, method: str, path: str):
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(f"{self.address}/{path}", method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.loads(response.read() or "null")
+
+    def set_theme(self, theme: str) -> None:
+        """Pages opened from now on are 'light' or 'dark'."""
+        (self.settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[theme]}))
+
+    def end_kernels(self) -> None:
+        for session in self.request("GET", "api/sessions"):
+            self.request("DELETE", f"api/sessions/{session['id']}")
+
+    def stop(self) -> None:
+        self.process.terminate()  # it ends its kernels, too
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class NotebookPage:
+    """One notebook, open in one browser page; `errors` collects what the page's console complains of."""
+
+    def __init__(self, page):
+        self.page = page
+        self.errors: list[str] = []
+        page.set_default_timeout(PATIENCE)
+        page.on("console", self.hear)
+        page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
+
+    def hear(self, message) -> None:
+        if message.type == "error":
+            self.errors.append(message.text)
+
+    def open(self, address: str) -> None:
+        self.page.goto(address)
+        self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
+        self.wait_idle()
+
+    def wait_idle(self) -> None:
+        """Until the kernel is connected and has nothing to do.
+
+        Reads the status bar: the notebook's own indicator says idle even before there is a kernel, and then
+        Run All would be lost.
+        """
+        self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
+
+    def menu(self, menu: str, command: str) -> None:
+        """Choose the item with this command id from one of the menus at the top."""
+        self.page.locator(".lm-MenuBar-item", has_text=re.compile(f"^{menu}$")).click()
+        self.page.locator(f'.lm-Menu li[data-command="{command}"]').click()
+
+    def run_all(self, wait: bool = True) -> None:
+        """Run > Run All Cells; waits until each cell has its number."""
+        self.menu("Run", "runmenu:run-all")
+        if wait:
+            self.wait_executed()
+
+    def wait_executed(self) -> None:
+        self.page.wait_for_function(
+            r"""() => {
+                const cells = [...document.querySelectorAll('.jp-CodeCell')]
+                    .filter(cell => cell.querySelector('.cm-content')?.textContent.trim());
+                const prompts = cells.map(cell => cell.querySelector('.jp-InputPrompt').textContent);
+                return prompts.length > 0 && prompts.every(prompt => /\[\d+\]/.test(prompt));
+            }"""
+        )
+        self.wait_idle()
+
+    def interrupt(self) -> None:
+        self.menu("Kernel", "kernelmenu:interrupt")
+
+    def restart(self) -> None:
+        """Kernel > Restart Kernel, confirmed; then waits for the new kernel."""
+        self.menu("Kernel", "kernelmenu:restart")
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.locator(".jp-Dialog").wait_for(state="detached")
+        self.wait_idle()
+
+    def cell_errors(self) -> list[str]:
+        """The error outputs and stderr texts in the notebook, and the widgets that could not be drawn."""
+        texts = ['[data-mime-type$="jupyter.error"]', '[data-mime-type$="jupyter.stderr"]']
+        bad = [*texts, ".jupyter-widgets-error-widget"]
+        return self.page.locator(", ".join(bad)).all_inner_texts()
+
+
+class View:
+    """One live view on the page, by its place among them."""
+
+    def __init__(self, page, place: int = 0):
+        self.page = page
+        self.view = page.locator(".moe-view:has(img)").nth(place)
+        self.view.locator("img").wait_for(state="attached")
+        self.view.evaluate("view => view.scrollIntoView()")  # JupyterLab does not render what is far away
+        self.view.locator("img").wait_for()
+
+    @property
+    def step(self) -> int:
+        return int(self.view.locator("[data-step]").get_attribute("data-step"))
+
+    @property
+    def picture(self) -> str:
+        return self.view.locator("img").get_attribute("src")
+
+    def button(self, name: str):
+        return self.view.locator("button", has_text=re.compile(f"^{re.escape(name)}$"))
+
+    def slider(self, name: str):
+        return self.view.locator(".widget-slider, .widget-hslider", has_text=name)
+
+    def handle(self, name: str):
+        return self.slider(name).get_by_role("slider")
+
+    def value(self, name: str) -> str:
+        return self.slider(name).locator(".widget-readout").inner_text()
+
+    def wait_step(self, at_least: int, at_most: int = 10**9) -> None:
+        self.wait_for(lambda: at_least <= self.step <= at_most)
+
+    def wait_for(self, condition, seconds: float = 30) -> None:
+        for _ in range(int(seconds / 0.05)):
+            if condition():
+                return
+            self.page.wait_for_timeout(50)
+        pytest.fail(f"waited {seconds} seconds in vain; the view says: {self.view.inner_text()}")
+
+    def pause(self) -> int:
+        if self.button("Pause").count():
+            self.button("Pause").click()
+        self.button("Play").wait_for()
+        return self.step
+
+
+@pytest.fixture(scope="session")
+def view_of():
+    """The class View: view_of(page, place)."""
+    return View
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The Chromium of this machine. Without one the test is skipped, or fails where a browser is required."""
+    path = find_chromium()
+    if path is None:
+        reason = "no Chromium on PATH (chromium, google-chrome) and MOE_LESSONS_CHROMIUM names none"
+        if os.environ.get("MOE_LESSONS_REQUIRE_BROWSER") == "1":
+            pytest.fail(f"{reason}, and MOE_LESSONS_REQUIRE_BROWSER is 1", pytrace=False)
+        pytest.skip(reason)
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser(chromium):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def lab(chromium, tmp_path_factory):
+    """The running LabServer. Its `root` is a copy of the course, where a test may write its own notebooks."""
+    root, home = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("jupyter")
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    server = LabServer(root, home)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def open_notebook(lab, browser):
+    """A function that opens a notebook of the course; all pages and kernels of a test file end with it."""
+    contexts = []
+
+    def open_(name: str, theme: str = "light", width: int = 1280, height: int = 900, simple: bool = True):
+        lab.set_theme(theme)
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        contexts.append(context)
+        notebook = NotebookPage(context.new_page())
+        place = f"doc/tree/notebooks/{name}" if simple else f"lab/tree/notebooks/{name}"
+        notebook.open(f"{lab.address}/{place}?token={lab.token}&reset")
+        return notebook
+
+    yield open_
+    for context in contexts:
+        context.close()
+    lab.end_kernels()

@@ -1,0 +1,54 @@
+"""``python -m moe_lessons lab`` opens the first lesson, and a notebook runs in it with this very Python."""
+
+import sys
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+SLIDER = "import ipywidgets\nipywidgets.IntSlider(description='top_k')"
+
+
+def test_the_printed_address_opens_the_first_lesson(lab, browser):
+    page = browser.new_page()
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(lab.first_page)
+    page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=60_000)
+    assert "00_welcome" in page.title()
+    page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for(timeout=60_000)
+    page.wait_for_timeout(1000)  # a question about news or updates would come up by now
+    assert page.locator(".Toastify__toast, .jp-Dialog").all_inner_texts() == []
+    assert [url for url in asked if not url.startswith((lab.address, "data:", "blob:"))] == []
+    assert [url for url in asked if "/lab/api/news" in url or "/lab/api/update" in url] == []
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def notebook(lab, open_notebook):
+    cells = [new_code_cell("import sys; print(sys.executable)"), new_code_cell(SLIDER)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}  # without it, Lab asks which
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), lab.root / "notebooks" / "small.ipynb")
+    notebook = open_notebook("small.ipynb", theme="dark")
+    notebook.run_all()
+    return notebook
+
+
+def test_the_kernel_is_this_python(notebook):
+    assert notebook.page.get_by_text(sys.executable, exact=True).is_visible()
+
+
+def test_a_widget_is_drawn_without_errors(notebook):
+    notebook.page.locator(".widget-slider", has_text="top_k").wait_for()
+    assert notebook.cell_errors() == []
+    assert notebook.errors == []
+
+
+def test_the_theme_is_the_one_asked_for(notebook):
+    assert notebook.page.locator("body").get_attribute("data-jp-theme-light") == "false"
+
+
+def test_it_runs_again_after_a_restart(notebook):
+    notebook.restart()
+    notebook.run_all()
+    assert notebook.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts() == ["[1]:", "[2]:"]

@@ -1,0 +1,142 @@
+"""Lesson 00 as a learner uses it: a real JupyterLab in a real Chromium."""
+
+import re
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def lesson(open_notebook):
+    lesson = open_notebook("00_welcome.ipynb")
+    lesson.run_all()
+    return lesson
+
+
+@pytest.fixture
+def playground(lesson, view_of):
+    playground = view_of(lesson.page)
+    yield playground
+    playground.pause()
+
+
+def test_run_all_trains_without_an_error(lesson, playground):
+    playground.wait_step(400)
+    assert lesson.cell_errors() == []
+    assert lesson.page.locator(".moe-view img").count() >= 5
+
+
+def test_play_moves_picture_and_step_and_pause_stops_both(playground):
+    before, step = playground.picture, playground.step
+    playground.button("Play").click()
+    playground.wait_step(step + 40)
+    assert playground.picture != before
+    stopped = playground.pause()
+    playground.page.wait_for_timeout(500)
+    assert playground.step == stopped
+
+
+def test_a_slider_dragged_by_keyboard_while_training(playground):
+    playground.button("Play").click()
+    playground.handle("Noise").focus()
+    for _ in range(10):
+        playground.page.keyboard.press("ArrowRight")
+    playground.wait_for(lambda: playground.value("Noise") == "0.50")
+    step, before = playground.step, playground.picture
+    playground.wait_step(step + 20)
+    assert playground.picture != before
+    for _ in range(10):
+        playground.page.keyboard.press("ArrowLeft")
+    playground.wait_for(lambda: playground.value("Noise") == "0.00")
+
+
+def test_structure_starts_afresh_and_top_k_never_exceeds_the_experts(playground):
+    playground.handle("Top-k").focus()
+    playground.page.keyboard.press("End")
+    playground.wait_for(lambda: playground.value("Top-k") == "8")
+    playground.handle("Experts E").focus()
+    for _ in range(5):
+        playground.page.keyboard.press("ArrowLeft")
+    playground.wait_for(lambda: playground.value("Experts E") == "3" and playground.value("Top-k") == "3")
+    playground.wait_for(lambda: playground.step == 0)
+    playground.wait_for(lambda: "all 3 experts: this mixture is dense" in playground.view.inner_text())
+
+
+def test_a_preset_moves_the_sliders(playground):
+    playground.button("collapse").click()
+    playground.wait_for(lambda: (playground.value("Experts E"), playground.value("Top-k")) == ("8", "1"))
+    assert playground.value("Auxiliary loss") == "off"
+    playground.button("rescued").click()
+    playground.wait_for(lambda: playground.value("Auxiliary loss") == "0.1")
+    playground.button("healthy").click()
+    playground.wait_for(lambda: playground.value("Top-k") == "2" and playground.step == 0)
+
+
+def test_a_click_on_a_point_reads_its_routing(playground):
+    reading = playground.view.locator(".moe-reading")
+    box = playground.view.locator("img").bounding_box()
+    texts = set()
+    for x in (0.08, 0.18, 0.28):
+        playground.page.mouse.click(box["x"] + x * box["width"], box["y"] + 0.25 * box["height"])
+        playground.page.wait_for_timeout(700)
+        texts.add(reading.inner_text())
+    assert len(texts) >= 2
+    assert all(re.match(r"Token \d+ at .* Router probabilities: E\d .* Served by: .* × E\d", text) for text in texts)
+
+
+def test_muting_an_expert_says_what_is_lost(playground):
+    mute = playground.view.locator(".widget-dropdown", has_text="Mute").get_by_role("combobox")
+    mute.select_option("E6")
+    playground.wait_for(lambda: "E6 muted" in playground.view.inner_text())
+    mute.select_option("none")
+    playground.wait_for(lambda: "muted" not in playground.view.inner_text())
+
+
+def test_every_control_has_a_name_and_a_description(playground):
+    playground.page.wait_for_timeout(1000)  # the front end names the handles within half a second
+    for handle in playground.view.get_by_role("slider").all():
+        assert handle.get_attribute("aria-label") and handle.get_attribute("aria-valuetext")
+    for control in playground.view.locator(".widget-slider, .widget-hslider, .widget-dropdown, button").all():
+        assert control.get_attribute("title"), control.inner_text()
+
+
+def test_an_interrupt_leaves_a_paused_usable_playground(lesson, playground):
+    playground.button("Play").click()
+    playground.wait_step(playground.step + 20)
+    lesson.interrupt()
+    playground.button("Play").wait_for()
+    playground.wait_for(lambda: "Interrupted" in playground.view.inner_text())
+    step = playground.step
+    playground.button("Play").click()
+    playground.wait_step(step + 20)
+
+
+def test_a_slider_dragged_fast_for_five_seconds_leaves_its_last_value(playground):
+    playground.button("Play").click()
+    handle = playground.handle("Auxiliary loss")
+    box = handle.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    playground.page.mouse.move(x, y)
+    playground.page.mouse.down()
+    for i in range(100):
+        playground.page.mouse.move(x - 60 + (i * 37) % 120, y)
+        playground.page.wait_for_timeout(50)
+    playground.page.mouse.move(x + 200, y)  # beyond the end
+    playground.page.mouse.up()
+    playground.wait_for(lambda: playground.value("Auxiliary loss") == "10")
+    playground.pause()
+    playground.button("healthy").click()
+    playground.wait_for(lambda: playground.value("Auxiliary loss") == "0.02")
+
+
+def test_restart_and_run_again(lesson, view_of):
+    lesson.restart()
+    lesson.run_all()
+    assert lesson.cell_errors() == []
+    playground = view_of(lesson.page)
+    playground.button("Play").click()
+    playground.wait_step(playground.step + 20)
+    playground.pause()
+
+
+def test_no_error_in_the_console(lesson):
+    assert lesson.errors == []

@@ -1,0 +1,120 @@
+"""What lesson 03 says under 'What to notice'. Arithmetic is exact; what depends on a machine is a ratio."""
+
+from dataclasses import replace
+from statistics import median
+
+import pytest
+import torch
+
+from moe_lessons.analysis.cost import MODEL_SHAPES, count_parameters, published_models
+from moe_lessons.analysis.timing import step_times
+from moe_lessons.nn import MoE, dense_twin
+from moe_lessons.widgets.calculator import CostCalculator
+
+MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
+MISTRAL = MODEL_SHAPES["Mistral 7B (dense)"]
+
+
+@pytest.mark.claim("active-stands-still")
+def test_active_stands_still():
+    counts = [count_parameters(MoE(64, 256, num_experts=n, top_k=2)) for n in (2, 4, 8, 16, 32, 64)]
+    for fewer, more, n in zip(counts, counts[1:], (2, 4, 8, 16, 32)):
+        assert more.total == 2 * fewer.total
+        assert more.active - fewer.active == n * 64  # the router's new rows
+    assert counts[-1].total == 32 * counts[0].total
+    assert round(100 * (counts[-1].active / counts[0].active - 1)) == 4
+
+
+@pytest.mark.claim("mixtral-experts-hold-most")
+def test_mixtral_experts_hold_most():
+    experts, router = MIXTRAL.parameters()["experts"], MIXTRAL.parameters()["router"]
+    assert round(100 * experts.total / MIXTRAL.count.total) == 97
+    assert round(100 * experts.active / MIXTRAL.count.active) == 88
+    assert round(100 * router.total / MIXTRAL.count.total, 3) == 0.002
+
+
+@pytest.mark.claim("mixtral-is-not-56")
+def test_mixtral_is_not_56():
+    assert replace(MISTRAL, num_experts=8, top_k=2) == MIXTRAL
+    outside = MISTRAL.count.total - MISTRAL.parameters()["experts"].total
+    assert round(outside / 1e9, 1) == 1.6
+    assert round(8 * MISTRAL.count.total / 1e9, 1) == 57.9
+    router = MIXTRAL.parameters()["router"].total
+    assert 8 * MISTRAL.count.total - MIXTRAL.count.total == 7 * outside - router
+    assert router < 0.001 * 7 * outside
+    assert round(100 * MIXTRAL.count.active / MIXTRAL.count.total, 1) == 27.6
+
+
+@pytest.mark.claim("published-shares")
+def test_published_shares():
+    models = published_models().set_index("name")
+    share = models.active_params / models.total_params
+    assert share.max() < 0.4
+    assert (share > models.top_k / models.num_experts).all()
+    ratio = {
+        size: models[size]["DeepSeek-V3"] / models[size]["Mixtral 8x7B"] for size in ("total_params", "active_params")
+    }
+    assert round(ratio["total_params"]) == 14 and round(ratio["active_params"]) == 3
+    assert (models.year == 2025).sum() == 4 and share[models.year == 2025].max() < 0.25
+
+
+@pytest.mark.claim("two-flops-for-an-active-parameter")
+def test_two_flops_for_an_active_parameter():
+    rule, flops = 2 * MIXTRAL.count.active, MIXTRAL.flops_per_token
+    assert round(100 * (1 - flops() / rule)) == 1
+    embedding_and_norms = MIXTRAL.parameters()["embedding"].total + MIXTRAL.parameters()["norms"].total
+    assert rule - flops() == 2 * embedding_and_norms
+    assert MIXTRAL.parameters()["norms"].total < 0.01 * embedding_and_norms
+    assert 0 < flops(4096) / flops() - 1 < 0.1
+    assert flops(32768) / flops() - 1 == pytest.approx(2 / 3, abs=0.02)
+
+
+@pytest.mark.claim("memory-follows-the-total")
+def test_memory_follows_the_total():
+    for seed in range(5):
+        torch.manual_seed(seed)
+        _, routing = MoE(64, 256, num_experts=8, top_k=2)(torch.randn(256, 64))
+        assert routing.tokens_per_expert.min() >= 5  # none is idle, with room to spare
+    assert MIXTRAL.memory_gb() == 2 * MIXTRAL.count.total / 1e9
+    assert round(MIXTRAL.memory_gb()) == 93
+    twin = MIXTRAL.dense_twin("active")
+    assert round(twin.memory_gb()) == 26
+    assert twin.flops_per_token() == pytest.approx(MIXTRAL.flops_per_token(), rel=0.001)
+
+
+@pytest.mark.claim("time-against-two-twins")
+def test_time_against_two_twins():
+    """The total twin does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine."""
+    against_total, against_active = [], []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        block = MoE(d_model=256, d_ff=512, num_experts=8, top_k=2, dispatch="loop")
+        rivals = {"mixture": block} | {match: dense_twin(block, match) for match in ("active", "total")}
+        times = {name: median(ms) for name, ms in step_times(rivals, torch.randn(256, 256), repeats=9).items()}
+        against_total.append(times["total"] / times["mixture"])
+        against_active.append(times["mixture"] / times["active"])
+    assert median(against_total) > 1.5, against_total
+    assert median(against_active) > 0.95, against_active
+
+
+@pytest.mark.claim("calculator-three-tries")
+def test_calculator_three_tries():
+    calculator = CostCalculator("Mixtral 8x7B")
+    start = calculator.shape
+    calculator.sliders["top_k"].value = 8
+    assert calculator.shape.count.active == start.count.total == calculator.shape.count.total
+    assert calculator.shape.flops_per_token() > 3 * start.flops_per_token()
+    assert calculator.shape.memory_gb() == start.memory_gb()
+
+    calculator.presets["Mixtral 8x7B"].click()
+    for name, value in (("d_ff", 7168), ("num_experts", 16), ("top_k", 4)):
+        calculator.sliders[name].value = value
+    router = start.parameters()["router"].total
+    assert calculator.shape.parameters()["router"].total == 2 * router
+    assert calculator.shape.count.total - start.count.total == router
+    assert calculator.shape.count.active - start.count.active == router
+
+    calculator.presets["Mixtral 8x7B"].click()
+    calculator.sliders["context_length"].value = 131072
+    assert calculator.shape == start and calculator.context_length == 131072
+    assert start.flops_per_token(131072) > 2 * start.flops_per_token(4096)
