@@ -36,12 +36,15 @@ class Record(NamedTuple):
 
 
 class Knobs:
-    """What may change between any two steps. A bad value raises ValueError and changes nothing.
+    """What may change between any two steps. A bad value raises ValueError and changes nothing, a name that is no
+    knob AttributeError.
 
     lr: learning rate.                              noise_std: standard deviation of a router's Gaussian noise.
     router_aux_loss_coef, router_z_loss_coef: what the two losses are multiplied by before they are added.
     capacity_factor: None (no limit) or a number above 0.
     """
+
+    __slots__ = ("_coefs", "_limited", "_noisy", "_optimizer")
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         modules = list(model.modules())
@@ -146,9 +149,13 @@ class Run:
         self.knobs = Knobs(model, self.optimizer)
         self.records: list[Record] = []
         self._data = torch.Generator().manual_seed(seed)
-        self._random_state = torch.Generator().manual_seed(seed).get_state()
-        self._parameters = list(model.parameters())
-        self._last_good = [p.detach().clone() for p in self._parameters]
+        self._generators = [torch.default_generator]
+        if self.device.type == "cuda":
+            self._generators.append(torch.cuda.default_generators[self.device.index or 0])
+        own = [torch.Generator(g.device).manual_seed(seed + 2_000_003) for g in self._generators]
+        self._random_states = [generator.get_state() for generator in own]
+        self._weights = [*model.parameters(), *model.buffers()]
+        self._last_good = [weight.detach().clone() for weight in self._weights]
 
     def step(self) -> Record:
         """Train on one fresh batch and return what it showed."""
@@ -168,26 +175,28 @@ class Run:
                 self._diverged(f"the loss is {total.item()}")
             self.optimizer.zero_grad()
             total.backward()
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
             if not torch.isfinite(nn.utils.get_total_norm(gradients)):
                 self._diverged("a gradient is not finite")
             self._remember()
             self.optimizer.step()
         accuracy = (logits.argmax(dim=-1) == y).float().mean()
-        ms = 1000 * (time.perf_counter() - start)
-        record = self._record(loss.item(), accuracy.item(), balance.item(), z_loss.item(), routings, ms)
+        numbers = [part.item() for part in (loss, accuracy, balance, z_loss)]  # on a GPU this waits for the step
+        record = self._record(*numbers, routings, ms=1000 * (time.perf_counter() - start))
         self.records.append(record)
         return record
 
     @torch.no_grad()
     def evaluate(self, num: int = 1024) -> dict[str, float]:
         """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise."""
-        with self._own_state():
+        was_training = self.model.training
+        with self._own_state(go_on=False):
             held_out = torch.Generator().manual_seed(self.seed + 1_000_003)
             x, y = (part.to(self.device) for part in self.task.batch(num, held_out))
-            was_training = self.model.training
-            logits, _ = self.model.eval()(x)
-            self.model.train(was_training)
+            try:
+                logits, _ = self.model.eval()(x)
+            finally:
+                self.model.train(was_training)
         loss = F.cross_entropy(logits.flatten(0, -2), y.flatten()).item()
         return {"loss": loss, "accuracy": (logits.argmax(dim=-1) == y).float().mean().item()}
 
@@ -210,15 +219,14 @@ class Run:
     def _record(
         self, loss: float, accuracy: float, balance: float, z_loss: float, routings: list[Routing], ms: float
     ) -> Record:
-        demands = [routing.demand_per_expert for routing in routings]
-        wanted = sum(int(demand.sum()) for demand in demands)
+        wanted = sum(int(routing.demand_per_expert.sum()) for routing in routings)
         return Record(
             step=len(self.records) + 1,
             loss=loss,
             accuracy=accuracy,
             load_balancing_loss=balance,
             router_z_loss=z_loss,
-            load=[(demand / demand.sum().clamp(min=1)).tolist() for demand in demands],
+            load=[load_share(routing).tolist() for routing in routings],
             dead_experts=sum(dead_experts(r) for r in routings),
             dropped_share=sum(r.dropped for r in routings) / max(wanted, 1),
             ms_per_step=ms,
@@ -226,31 +234,37 @@ class Run:
 
     def _remember(self) -> None:
         with torch.no_grad():
-            for kept, parameter in zip(self._last_good, self._parameters, strict=True):
-                kept.copy_(parameter)
+            for kept, weight in zip(self._last_good, self._weights, strict=True):
+                kept.copy_(weight)
+
+    def go_back(self) -> None:
+        """Take back the last update: the weights that the last step began with; the optimizer forgets its averages."""
+        with torch.no_grad():
+            for kept, weight in zip(self._last_good, self._weights, strict=True):
+                weight.copy_(kept)
+        self.optimizer.state.clear()
 
     def _diverged(self, why: str) -> None:
-        """Go back to the last good weights, forget the optimizer's averages, and say so."""
-        with torch.no_grad():
-            for kept, parameter in zip(self._last_good, self._parameters, strict=True):
-                parameter.copy_(kept)
-        self.optimizer.state.clear()
+        self.go_back()
         raise TrainingDiverged(
             f"training stopped after step {len(self.records)}: {why}; the weights of the last good step are kept, "
             f"lower the learning rate (now {self.knobs.lr:g}) to go on"
         )
 
     @contextmanager
-    def _own_state(self) -> Iterator[None]:
-        """This run's threads and random state inside; everybody else's outside."""
-        threads, outside = torch.get_num_threads(), torch.get_rng_state()
+    def _own_state(self, go_on: bool = True) -> Iterator[None]:
+        """This run's threads and random states inside; everybody else's outside. `go_on`: keep the states' progress."""
+        threads, outside = torch.get_num_threads(), [generator.get_state() for generator in self._generators]
         torch.set_num_threads(self.threads)
-        torch.set_rng_state(self._random_state)
+        for generator, state in zip(self._generators, self._random_states, strict=True):
+            generator.set_state(state)
         try:
             yield
         finally:
-            self._random_state = torch.get_rng_state()
-            torch.set_rng_state(outside)
+            if go_on:
+                self._random_states = [generator.get_state() for generator in self._generators]
+            for generator, state in zip(self._generators, outside, strict=True):
+                generator.set_state(state)
             torch.set_num_threads(threads)
 
 

@@ -60,11 +60,14 @@ DISPATCH: dict[str, Callable[[Experts, Tensor, Routing], Tensor]] = {
 }
 
 
+LOOP_PAYS_FROM = 400_000  # multiplications by the input weights saved, for each expert; measured on CPUs
+
+
 def choose_dispatch(experts: Experts, routing: Routing) -> str:
     """The name of the way that 'auto' takes.
 
-    The loop does K/E of the arithmetic of the dense way but pays a fixed price for each expert. `python -m
-    moe_lessons bench` shows where the two cross.
+    The loop does K/E of the arithmetic of the dense way but pays a fixed price for each expert. Where the two
+    cross depends on the machine: `python -m moe_lessons bench` measures it.
     """
     wasted = (routing.num_experts * routing.num_tokens - len(routing.expert_idx)) * experts.in_proj[0].numel()
-    return "dense" if wasted < 1_500_000 * routing.num_experts else "loop"
+    return "dense" if wasted < LOOP_PAYS_FROM * routing.num_experts else "loop"

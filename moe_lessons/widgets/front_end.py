@@ -5,16 +5,24 @@ import traitlets
 
 
 class FrontEnd(anywidget.AnyWidget):
-    """Invisible. It names the slider handles of the view that it lies in (ipywidgets leaves them nameless), tells
-    whether the page is dark, and where in the picture a click fell (0 to 1 from the top left, and a count)."""
+    """Invisible. It names the slider handles of the view that it lies in (ipywidgets leaves them nameless), puts the
+    description of each control on its whole row (`tips`: label -> what it does), tells whether the page is dark, and
+    where in the picture a click fell (0 to 1 from the top left, and a count)."""
 
     dark = traitlets.Bool(False).tag(sync=True)
+    tips = traitlets.Dict().tag(sync=True)
     click = traitlets.List(traitlets.Float(), default_value=[0.0, 0.0, 0.0]).tag(sync=True)
 
     _esm = """
     function render({ model, el }) {
       el.style.display = "none";
       const view = () => el.closest(".moe-view");
+      const describe = () => view()?.querySelectorAll(".widget-inline-hbox").forEach((row) => {
+        const tip = model.get("tips")[row.querySelector(".widget-label")?.textContent];
+        if (!tip || row.title === tip) return;
+        row.title = tip;
+        row.querySelector("select, input, [role=slider]")?.setAttribute("aria-description", tip);
+      });
       const name = () => view()?.querySelectorAll(".widget-slider, .widget-hslider").forEach((slider) => {
         const label = slider.querySelector(".widget-label")?.textContent;
         const readout = slider.querySelector(".widget-readout");
@@ -42,7 +50,7 @@ class FrontEnd(anywidget.AnyWidget):
       const themes = new MutationObserver(tellTheme);
       themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
       document.addEventListener("click", onClick);
-      const timer = setInterval(name, 500);
+      const timer = setInterval(() => { name(); describe(); }, 500);
       tellTheme();
       return () => { themes.disconnect(); clearInterval(timer); document.removeEventListener("click", onClick); };
     }

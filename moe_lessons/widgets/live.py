@@ -17,7 +17,7 @@ from contextlib import contextmanager
 import ipywidgets as W
 from IPython import get_ipython
 
-from moe_lessons.errors import check_positive_int
+from moe_lessons.errors import NonFiniteError, check_positive_int
 from moe_lessons.plots import THEMES, LiveFigure
 from moe_lessons.training import Run, TrainingDiverged
 from moe_lessons.widgets.figure_image import FigureImage, mimebundle, static_mode
@@ -84,6 +84,8 @@ class LiveRun(W.VBox):
         self._front_end.observe(lambda change: self.post(self._follow_theme), "dark")
         self._front_end.observe(lambda change: self.post(lambda: self.clicked(*change["new"][:2])), "click")
         super().__init__([W.HTML(CSS), *self._rows(), self._front_end])
+        tipped = [widget for widget in _descendants(self) if getattr(widget, "tooltip", None)]
+        self._front_end.tips = {widget.description: widget.tooltip for widget in tipped}
         self.add_class("moe-view")
         self.rebuild_figure()
         self.show_frame()
@@ -289,12 +291,22 @@ class LiveRun(W.VBox):
 
     def draw(self, final: bool = True) -> None:
         """Give the panels what is known now, and draw them."""
+        try:
+            self._refresh(final)
+        except NonFiniteError as error:  # the last update was too large, and no step has noticed it yet
+            for run in self.runs.values():
+                run.go_back()
+            self.pause()
+            self._trouble = f"{error}; the last step is taken back: lower the learning rate to go on"
+            self._refresh(final)
+        self._figure.draw(final)
+
+    def _refresh(self, final: bool) -> None:
         self.look()
         text_too = final or self._figure.text_is_due()
         for spec, panel in zip(self.panels, self._figure.panels, strict=True):
             if text_too or not spec.slow:
                 spec.refresh(self, panel)
-        self._figure.draw(final)
 
     def show_frame(self, moving: bool = False) -> None:
         """Draw, and send the picture and the lines under it to the page."""

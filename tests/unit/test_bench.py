@@ -50,7 +50,7 @@ def test_the_tables_are_readable(tiny, capsys):
     assert bench.main([]) == 0
     out = capsys.readouterr().out
     assert out.count(str(LARGE)) == 4  # two passes, two series
-    for text in (*WAYS, "forward + backward", f"torch {torch.__version__}", "threads", "A training step of the"):
+    for text in (*WAYS, "forward + backward", f"torch {torch.__version__}", " thread", "A training step of the"):
         assert text in out
     assert "skipped" not in out
     assert max(map(len, out.splitlines())) <= 120
