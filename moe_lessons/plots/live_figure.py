@@ -12,7 +12,7 @@ from PIL import Image
 
 from moe_lessons.plots.theme import LIGHT, Panel, Theme
 
-TEXT_INTERVAL = 0.4  # seconds between two refreshes of the slow artists: text is the dearest thing to draw
+TEXT_INTERVAL = 0.5  # seconds between two refreshes of the slow artists: text is the dearest thing to draw
 
 
 class LiveFigure:
@@ -46,7 +46,7 @@ class LiveFigure:
         for artist in (*self.live, *self.slow):
             artist.set_animated(True)
         self._still = self._with_text = None
-        self._text_time = 0.0
+        self.want_text()
 
     @staticmethod
     def _by_zorder(artists: list) -> list:
@@ -55,6 +55,10 @@ class LiveFigure:
     def text_is_due(self) -> bool:
         """Whether the next drawing refreshes the slow artists."""
         return self._with_text is None or time.monotonic() - self._text_time > TEXT_INTERVAL
+
+    def want_text(self) -> None:
+        """Have the next drawing refresh the slow artists."""
+        self._text_time = float("-inf")
 
     def draw(self, final: bool = False) -> None:
         """Draw the panels as they are now. `final` refreshes the slow artists too."""

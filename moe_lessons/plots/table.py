@@ -6,11 +6,18 @@ from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for
 
 
 class CostTable(Panel):
-    """A table: a column for each model, a row for each quantity."""
+    """A table: a column for each model, a row for each quantity. The first `steady` rows seldom change."""
 
     title = "What each model costs"
 
-    def __init__(self, ax: Axes, theme: Theme = LIGHT, columns: tuple[str, ...] = (), rows: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        ax: Axes,
+        theme: Theme = LIGHT,
+        columns: tuple[str, ...] = (),
+        rows: tuple[str, ...] = (),
+        steady: int = 0,
+    ):
         super().__init__(ax, theme)
         ax.set_axis_off()
         step = 0.86 / max(len(rows), 1)
@@ -23,11 +30,13 @@ class CostTable(Panel):
             y = 0.8 - i * step
             ax.text(0, y, row, color=theme.muted, **write)
             self.cells.append([ax.text(place, y, "", ha="right", color=theme.foreground, **write) for place in places])
-        self.slow = [cell for row in self.cells for cell in row]
+        self.steady = steady
+        self.slow = [cell for row in self.cells[steady:] for cell in row]
 
     def update(self, values: list[list[str]]) -> None:
         """values: the text of each row, column by column."""
-        for cells, texts in zip(self.cells, values, strict=True):
+        for i, (cells, texts) in enumerate(zip(self.cells, values, strict=True)):
+            self.stale |= i < self.steady and texts != [cell.get_text() for cell in cells]
             for cell, text in zip(cells, texts, strict=True):
                 cell.set_text(text)
 

@@ -7,6 +7,8 @@ subshells), so they never touch a model: they queue what is to be done, and the 
 
 import asyncio
 import collections
+import functools
+import gc
 import html
 import signal
 import threading
@@ -26,7 +28,7 @@ from moe_lessons.widgets.panels import LivePanel, check_panels
 from moe_lessons.widgets.style import CSS
 
 FRAMES_PER_SECOND = 12
-TRAINING_PER_FRAME = 5  # a picture may come when training has had this many times its cost
+TRAINING_PER_FRAME = 4.5  # a picture may come when training has had this many times its cost
 QUICK_ANSWER = 0.02  # seconds of training at most while something waits to be done
 
 _views: dict[str, tuple[int, list["LiveRun"]]] = {}  # notebook cell -> (its execution, the views that it made)
@@ -70,6 +72,7 @@ class LiveRun(W.VBox):
         self._task: asyncio.Task | None = None
         self._until = 0
         self._interrupted = False
+        self._unseen = False  # whether actions were done that no picture shows yet
         self._frame_cost = 0.02
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self.cost = collections.Counter()  # CPU seconds: 'training', 'drawing'; and 'frames'
@@ -89,6 +92,7 @@ class LiveRun(W.VBox):
         self.add_class("moe-view")
         self.rebuild_figure()
         self.show_frame()
+        _spare_what_is_loaded()
         if play:
             self.play(play)
 
@@ -216,7 +220,8 @@ class LiveRun(W.VBox):
         while self._playing and self.step < self._until:
             self._step()
             spent = time.perf_counter() - start
-            if spent > period - self._frame_cost or (self._actions and spent > QUICK_ANSWER):
+            awaited = self._actions or self._unseen
+            if spent > (QUICK_ANSWER if awaited else period - self._frame_cost):
                 break
         self.cost["training"] += time.thread_time() - cpu
         self._do_actions()
@@ -245,6 +250,8 @@ class LiveRun(W.VBox):
             except ValueError as error:
                 self._trouble = str(error)
         self.settle()
+        self._figure.want_text()
+        self._unseen = True
 
     def restart_budget(self) -> None:
         """After a new start: count the steps that may be trained from here."""
@@ -310,19 +317,22 @@ class LiveRun(W.VBox):
 
     def show_frame(self, moving: bool = False) -> None:
         """Draw, and send the picture and the lines under it to the page."""
+        self._unseen = False
+        text_too = not moving or self._figure.text_is_due()
         self.draw(final=not moving)
         kind = "jpeg" if moving else "png"
-        words = self.words()
+        if text_too:
+            words = self.words()
+            trouble = f'<span class="moe-trouble">{html.escape(self._trouble)}</span> ' if self._trouble else ""
+            self._words.value = f'<div class="moe-words">{trouble}{words}</div>'
+            self._reading.value = f'<div class="moe-reading">{self.reading()}</div>'
+            self._image.tooltip = f"Step {self.step}. {words}"
         with self._image.hold_sync():
             self._image.format, self._image.value = kind, self._figure.encode(kind)
-            self._image.tooltip = f"Step {self.step}. {words}"
         state = "training" if self._playing else "paused"
         if not self._playing and self._until and self.step >= self._until:
             state = f"paused after {self._budget} steps, press Play for more"
         self._status.value = f'<span class="moe-status" data-step="{self.step}">step {self.step} · {state}</span>'
-        trouble = f'<span class="moe-trouble">{html.escape(self._trouble)}</span> ' if self._trouble else ""
-        self._words.value = f'<div class="moe-words">{trouble}{words}</div>'
-        self._reading.value = f'<div class="moe-reading">{self.reading()}</div>'
 
     def _follow_theme(self) -> None:
         self._theme = "dark" if self._front_end.dark else "light"
@@ -373,6 +383,14 @@ class LiveRun(W.VBox):
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
         self.draw()
         return mimebundle(self, self._figure.encode("png"), repr(self))
+
+
+@functools.cache
+def _spare_what_is_loaded() -> None:
+    """Tell the garbage collector, once, that what is loaded by now stays: else its full searches, through a million
+    objects of torch and matplotlib, stop the picture for a fifth of a second now and then."""
+    gc.collect()
+    gc.freeze()
 
 
 def _descendants(widget: W.Widget) -> Iterator[W.Widget]:

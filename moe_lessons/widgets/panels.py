@@ -76,7 +76,7 @@ def _refresh_cost(view, panel: CostTable) -> None:
 
 
 def _costs(run: Run) -> Sequence[str]:
-    count, held_out = count_parameters(run.model), run.evaluate(512)
+    count, held_out = count_parameters(run.model), run.evaluate(256)
     times = [record.ms_per_step for record in run.records[-50:]]
     ms = f"{np.median(times):.2f}" if times else "–"
     flops = flops_per_token(run.model)
@@ -95,7 +95,7 @@ PANELS = {
     "load": LivePanel(lambda view, ax, theme: LoadBars(ax, theme, num_experts(view)), _refresh_load),
     "film": LivePanel(lambda view, ax, theme: LoadFilm(ax, theme, num_experts(view)), _refresh_film),
     "cost": LivePanel(
-        lambda view, ax, theme: CostTable(ax, theme, tuple(view.runs), COST_ROWS), _refresh_cost, slow=True
+        lambda view, ax, theme: CostTable(ax, theme, tuple(view.runs), COST_ROWS, steady=3), _refresh_cost, slow=True
     ),
 }
 
