@@ -23,7 +23,7 @@ class CostTable(Panel):
         step = 0.86 / max(len(rows), 1)
         self.cells = []
         write = {"transform": ax.transAxes, "va": "center", "fontsize": 8.5}
-        places = [1 - 0.25 * (len(columns) - 1 - i) for i in range(len(columns))]
+        places = [1 - 0.27 * (len(columns) - 1 - i) for i in range(len(columns))]
         for place, name in zip(places, columns, strict=True):
             ax.text(place, 0.93, name.replace(", ", ",\n"), ha="right", color=theme.muted, **write | {"fontsize": 8})
         for i, row in enumerate(rows):

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from moe_lessons.nn import FeedForward, MoE
-from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid, spread_prototypes
+from moe_lessons.tasks.plane import (
+    PLANE_TASKS,
+    PlaneClassifier,
+    PlaneSetting,
+    PlaneTask,
+    grid,
+    plane_model,
+    spread_prototypes,
+)
 
 tasks = pytest.mark.parametrize("name", PLANE_TASKS)
 
@@ -127,3 +135,15 @@ def test_spread_prototypes_share_the_points(name):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         PlaneTask(**arguments)
+
+
+@pytest.mark.parametrize("router_start", ["spread", "soft spread"])
+@pytest.mark.parametrize("name", PLANE_TASKS)
+def test_a_spread_router_starts_with_a_territory_and_a_load_for_every_expert(name, router_start):
+    for seed in range(5):
+        model, task = plane_model(PlaneSetting(task=name, router_start=router_start, top_k=1), seed)
+        _, (everywhere,) = model(grid(48))
+        assert everywhere.router_probs.argmax(dim=-1).unique().numel() == 8
+        x, _ = task.batch(2000, torch.Generator().manual_seed(seed))
+        share = model(x)[1][0].tokens_per_expert / 2000
+        assert share.min() > 0.04 and share.max() < 0.25  # an even share is 0.125
