@@ -32,7 +32,7 @@ class Record(NamedTuple):
     load: list[list[float]]  # for each MoE layer, the share of the assignments that each expert was wanted for
     dead_experts: int  # over all MoE layers
     dropped_share: float  # of all assignments, 0 to 1
-    ms_per_step: float
+    ms_per_step: float  # all of `step()`: data, forward, backward, update, and its book-keeping
 
 
 class Knobs:
@@ -124,7 +124,8 @@ class Run:
     model: maps a batch x to (logits, routings), with one `Routing` for each of its MoE layers.
     task: has `batch(num, generator) -> (x, y)`, y the right classes.
     seed: of the data and of any noise in the model. The same seed gives the same numbers on the same machine: a
-        run computes with `threads` threads whatever the global setting, and has a random state of its own.
+        run computes with `threads` threads whatever the global setting, and has random states of its own on the
+        CPU and on CUDA (on other devices, noise comes from the global one).
 
     `knobs` may change between steps; `records` and `history` hold every step so far. Where the loss or a gradient
     is no longer finite, `step()` raises `TrainingDiverged`; the weights are then those of the last step whose loss

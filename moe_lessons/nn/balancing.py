@@ -16,7 +16,8 @@ def load_balancing_loss(routing: Routing) -> Tensor:
 
     f_e is the share of all assignments that the router wanted for expert e (dropped ones included), P_e the mean
     of its router probability. Gradients flow through P alone. It is 1 where either of the two is uniform, and E
-    where K = 1 and all tokens go to one expert with probability 1. Zero for no tokens.
+    where K = 1 and all tokens go to one expert with probability 1. Zero for no tokens. Hugging Face's is K times
+    this, which matters when you take over a coefficient.
     """
     if routing.num_tokens == 0:
         return routing.router_probs.sum()

@@ -67,7 +67,7 @@ def choose_dispatch(experts: Experts, routing: Routing) -> str:
     """The name of the way that 'auto' takes.
 
     The loop does K/E of the arithmetic of the dense way but pays a fixed price for each expert. Where the two
-    cross depends on the machine: `python -m moe_lessons bench` measures it.
+    cross depends on the machine and is set for CPUs: `python -m moe_lessons bench` measures it.
     """
     wasted = (routing.num_experts * routing.num_tokens - len(routing.expert_idx)) * experts.in_proj[0].numel()
     return "dense" if wasted < LOOP_PAYS_FROM * routing.num_experts else "loop"

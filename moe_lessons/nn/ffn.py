@@ -11,7 +11,7 @@ from moe_lessons.errors import check_choice, check_device, check_input, check_po
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """SiLU(gate) · up, the two halves of the last dimension (arXiv:2002.05202, eq. 6): (..., 2F) -> (..., F)."""
+    """SiLU(gate) · up, the two halves of the last dimension (arXiv:2002.05202, eq. 5): (..., 2F) -> (..., F)."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -21,6 +21,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": swiglu, "gelu": 
 
 def make_weight(*shape: int, device=None, dtype=None) -> nn.Parameter:
     """A weight (..., out, in), uniform in ±1/√in, as `torch.nn.Linear` starts."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
     bound = 1 / math.sqrt(shape[-1])
     device = None if device is None else check_device(device)
     return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype).uniform_(-bound, bound))

@@ -131,6 +131,8 @@ class TopKRouter(nn.Module):
         self.d_model = check_positive_int("d_model", d_model)
         self.num_experts = check_positive_int("num_experts", num_experts)
         self.top_k = check_top_k(top_k, num_experts)
+        if norm_topk_prob not in (None, True, False):
+            raise ValueError(f"norm_topk_prob must be None, True or False, got {norm_topk_prob!r}")
         self.norm_topk_prob = top_k > 1 if norm_topk_prob is None else norm_topk_prob
         dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
         self.weight = make_weight(num_experts, d_model, device=device, dtype=dtype)

@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 from moe_lessons.errors import check_choice
-from moe_lessons.nn.ffn import FeedForward
+from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.seeding import seeded
 
 
@@ -19,6 +19,7 @@ def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Mod
 
     match='active': its width is K·F, so that a token meets as many parameters as in the mixture.
     match='total':  its width is E·F, so that it has as many parameters as the mixture.
+    For a learner's class the width follows from the parameters of its experts, with the activation that they name.
     The router's parameters (E·D) have no counterpart and are not replaced. All other weights are copied; the new
     ones start from `seed`, and torch's global random state is left as it was.
 
@@ -41,7 +42,11 @@ def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Mod
 
 
 def _dense(moe: nn.Module, match: str) -> FeedForward:
-    width = moe.d_ff * (moe.top_k if match == "active" else moe.num_experts)
+    """One FFN with the parameters of K or of all E experts. For our own `MoE` it is exactly K·F or E·F wide."""
     weight = next(moe.experts.parameters())
-    activation = getattr(moe.experts, "activation", "swiglu")
-    return FeedForward(moe.d_model, width, activation, device=weight.device, dtype=weight.dtype)
+    known = [getattr(module, "activation", None) for module in moe.experts.modules()]
+    activation = next((name for name in known if name in ACTIVATIONS), "swiglu")
+    per_unit = moe.d_model * (3 if activation == "swiglu" else 2)  # parameters of one hidden unit
+    share = moe.top_k / moe.num_experts if match == "active" else 1
+    width = round(share * sum(p.numel() for p in moe.experts.parameters()) / per_unit)
+    return FeedForward(moe.d_model, max(width, 1), activation, device=weight.device, dtype=weight.dtype)

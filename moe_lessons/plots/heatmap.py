@@ -27,7 +27,7 @@ class TokenExpertHeatmap(Panel):
 
     def update(self, router_probs, token_idx, expert_idx, selected: int | None = None) -> None:
         """router_probs (T, E); the assignments token_idx, expert_idx (A,); the row to frame."""
-        self.image.set_data(router_probs)
+        self.image.set_data(np.asarray(router_probs))
         self.dots.set_data(expert_idx, token_idx)
         self.frame.set(visible=selected is not None, y=(selected or 0) - 0.5)
 

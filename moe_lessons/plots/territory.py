@@ -22,10 +22,10 @@ class TerritoryMap(Panel):
         self.image = ax.imshow(
             np.zeros((2, 2, 3)), extent=(-1, 1, -1, 1), origin="lower", interpolation="nearest", aspect="auto"
         )
-        self.numbers = [
-            ax.plot([], [], ls="", marker=rf"$\mathbf{{{e}}}$", ms=9 if e < 10 else 13, color="black", mew=0)[0]
-            for e in range(num_experts)
-        ]
+        self.numbers = []
+        for expert in range(num_experts):
+            look = {"marker": rf"$\mathbf{{{expert}}}$", "ms": 9 if expert < 10 else 13, "color": "black", "mew": 0}
+            self.numbers += ax.plot([], [], ls="", zorder=3, **look)
         (self.right,) = ax.plot([], [], ls="", marker="o", ms=4, color="white", mec="black", mew=0.6)
         (self.wrong,) = ax.plot([], [], ls="", marker="X", ms=5.5, color="black", mec="white", mew=0.6)
         (self.ring,) = ax.plot([], [], ls="", marker="o", ms=12, mfc="none", mec="#ff4d4d", mew=2.2)

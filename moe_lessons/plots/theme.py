@@ -1,5 +1,6 @@
 """One look for every picture: colours, themes, and figures that need no pyplot."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 # Okabe and Ito's colours for all kinds of sight, ordered so that neighbours differ; their black is a grey here,
 # which is seen on a light and on a dark page. The same in both themes.
@@ -69,8 +71,9 @@ def expert_image(expert: np.ndarray) -> np.ndarray:
     row, column = np.indices(expert.shape)
     rising, falling = (row + column) % 6 < 2, (row - column) % 6 < 2
     stripes = {1: rising, 2: (row % 5 < 2) & (column % 5 < 2), 3: rising | falling}
-    for hatch, dark in stripes.items():
-        image[(expert // len(PALETTE) % len(HATCHES) == hatch) & dark] //= 2
+    for hatch, light in stripes.items():
+        place = (expert // len(PALETTE) % len(HATCHES) == hatch) & light
+        image[place] = 128 + image[place] // 2
     return image
 
 
@@ -129,17 +132,25 @@ class Panel:
             self.stale = True
 
     def limit_x(self, right: float) -> None:
-        """Make room up to `right` on the x axis, doubling it so that it seldom changes."""
-        now = self.ax.get_xlim()[1]
-        if right > now or right < now / 8:
-            start = self.first_x
-            while start < right:
-                start *= 2
-            if start != now:
-                self.ax.set_xlim(0, start)
-                self.stale = True
+        """Make room up to `right` on the x axis, in steps of a half, so that it seldom changes."""
+        now, room = self.ax.get_xlim()[1], self.first_x
+        while room < right:
+            room *= 1.5
+        if right > now or room < now / 2:
+            self.ax.set_xlim(0, room)
+            self.stale = True
 
     first_x: float = 200
+
+    def draw_marks(self) -> Line2D:
+        """Thin vertical lines where something was changed; `place_marks` moves them."""
+        (line,) = self.ax.plot([], [], lw=0.9, color=self.theme.foreground, alpha=0.6)
+        return line
+
+    def place_marks(self, line: Line2D, x: Sequence[float]) -> None:
+        """One line, from bottom to top at each x, with gaps between."""
+        bottom, top = self.ax.get_ylim()
+        line.set_data(np.repeat(x, 3), np.tile([bottom, top, np.nan], len(x)))
 
 
 def axes_for(ax: Axes | None, theme: str, width: float = 6.4, height: float = 3.6) -> tuple[Axes, Theme]:

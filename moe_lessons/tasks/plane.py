@@ -22,10 +22,10 @@ PLANE_TASKS = ("blobs", "voronoi", "waves", "checker")
 class PlaneTask:
     """Labelled points in the square from -1 to 1.
 
-    blobs:   24 Gaussian blobs, cut off at the edge of the square; every num_classes-th has the same class.
+    blobs:   24 Gaussian blobs, pressed into the square; every num_classes-th has the same class.
     voronoi: the cells of 24 prototypes (a point belongs to the nearest), with classes as for the blobs.
     waves:   each class is one of num_classes wavy stripes.
-    checker: 6 × 6 squares in num_classes classes, no two neighbours alike.
+    checker: 6 × 6 squares in num_classes classes, no two neighbours alike (with 2 or more).
 
     `seed` places blobs and prototypes; points are drawn from a generator that the caller owns.
 
@@ -141,7 +141,7 @@ class PlaneSetting:
     """Everything that the playground's controls set, with bad values refused.
 
     The first five need a new model: task, num_experts (E), top_k (K), d_ff (F), and router_start: 'spread' gives
-    each expert an even share of the plane and sure decisions, 'soft spread' the same shares and unsure ones,
+    each expert about an even share of the points and sure decisions, 'soft spread' the same shares and unsure ones,
     'random' is torch's own start, which leaves some experts without any point from the beginning.
     The others may change while it trains: see `training.Knobs`.
     """
@@ -215,6 +215,9 @@ def check_block(block: nn.Module) -> nn.Module:
     if not is_moe(block):
         names = "d_model, d_ff, num_experts, top_k and experts"
         raise ValueError(f"block must have the attributes {names}, got {name} without all of them")
+    if not isinstance(block.experts, nn.Module):
+        kind = type(block.experts).__name__
+        raise ValueError(f"block must keep its experts in a module such as nn.ModuleList, got a {kind} in {name}")
     with torch.no_grad():
         out = block(torch.zeros(3, block.d_model))
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Routing)):

@@ -1,0 +1,103 @@
+"""How fast the playground is in a real browser: frames a second, slider to pixels, and the share of training.
+
+Run it on an otherwise idle machine: `python tests/browser/measure.py`. It prints, and asserts nothing.
+"""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from conftest import CHROMIUM_ARGUMENTS, ROOT, LabServer, NotebookPage, View
+from playwright.sync_api import sync_playwright
+
+from moe_lessons.doctor import find_chromium
+
+SECONDS, KEYS = 10, 60
+CELLS = (
+    "from moe_lessons.widgets import Playground",
+    "lab = Playground(max_steps=10**6)\nlab",
+    "cost = lab.cost\nprint(f\"{cost['training'] / (cost['training'] + cost['drawing']):.0%}\")",
+)
+# Notes when a picture arrives, and when the first one arrives that shows the token that a key has selected.
+WATCH = """() => {
+    window.frames_seen = 0;
+    new MutationObserver(() => {
+        window.frames_seen += 1;
+        const reading = document.querySelector('.moe-reading').textContent;
+        if (window.wanted !== null && reading.startsWith(`Token ${window.wanted} `)) {
+            window.arrived = performance.now();
+            window.wanted = null;
+        }
+    }).observe(document.querySelector('.moe-view img'), { attributes: true, attributeFilter: ['src'] });
+}"""
+EXPECT = """(token) => {
+    window.wanted = token; window.arrived = null; window.pressed = null;
+    const press = () => { window.pressed = performance.now(); };
+    document.addEventListener('keydown', press, { once: true, capture: true });
+}"""
+
+
+def latencies(page, view: View) -> list[float]:
+    """Milliseconds from a key on the slider 'Token' to the picture that shows its effect, sorted."""
+    view.handle("Token").focus()
+    page.keyboard.press("Home")
+    page.wait_for_timeout(1000)
+    taken = []
+    for i in range(KEYS):
+        forth = i // 30 % 2 == 0
+        page.evaluate(EXPECT, i % 30 + 1 if forth else 29 - i % 30)
+        page.keyboard.press("ArrowRight" if forth else "ArrowLeft")
+        page.wait_for_function("() => window.arrived")
+        taken.append(page.evaluate("window.arrived - window.pressed"))
+        page.wait_for_timeout(100)
+    return sorted(taken)
+
+
+def measure(notebook: NotebookPage) -> None:
+    page = notebook.page
+    notebook.run_all()
+    view = View(page)
+    page.evaluate(WATCH)
+    view.button("Play").click()
+    page.wait_for_timeout(3000)
+    frames, steps, start = page.evaluate("window.frames_seen"), view.step, time.monotonic()
+    page.wait_for_timeout(1000 * SECONDS)
+    seconds = time.monotonic() - start
+    print(f"frames a second seen in the browser   {(page.evaluate('window.frames_seen') - frames) / seconds:.1f}")
+    print(f"steps a second, three models          {(view.step - steps) / seconds:.0f}")
+    cell = page.locator(".jp-CodeCell").nth(2)
+    cell.locator(".cm-content").click()
+    page.keyboard.press("Control+Enter")
+    page.wait_for_timeout(1500)
+    print("training's share of the loop's CPU    " + cell.locator(".jp-OutputArea-output").first.text_content().strip())
+    for state in ("training", "paused"):
+        taken = latencies(page, view)
+        middle, late = taken[KEYS // 2], taken[int(0.95 * KEYS)]
+        print(f"slider key to new pixels, {state:8}    median {middle:.0f} ms, 95th percentile {late:.0f} ms")
+        if state == "training":
+            view.pause()
+
+
+def main() -> None:
+    root, home = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    book.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    nbformat.write(book, root / "notebooks" / "measure.ipynb")
+    server = LabServer(root, home)
+    server.start()
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_ARGUMENTS)
+            notebook = NotebookPage(browser.new_context(viewport={"width": 1280, "height": 1000}).new_page())
+            notebook.open(f"{server.address}/doc/tree/notebooks/measure.ipynb?token={server.token}&reset")
+            measure(notebook)
+            browser.close()
+    finally:
+        server.stop()
+
+
+if __name__ == "__main__":
+    main()
