@@ -22,6 +22,7 @@ class LiveFigure:
     frame, in the order of their zorder. The pixels are the same as those of a full drawing.
 
     make_panels: functions (axes, theme) -> Panel, one for each place in the grid, row by row.
+    has_caption: leave room for a line of text under the panels.
     """
 
     def __init__(
@@ -32,25 +33,39 @@ class LiveFigure:
         width: int = 980,
         row_height: int = 290,
         dpi: int = 100,
+        has_caption: bool = False,
     ):
         rows = -(-len(make_panels) // columns)
-        height = rows * row_height
+        below = 24 if has_caption else 0  # pixels
+        height = rows * row_height + below
         self.figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor=theme.background)
         self.canvas = FigureCanvasAgg(self.figure)
-        inner = {"left": 50 / width, "right": 1 - 12 / width, "top": 1 - 26 / height, "bottom": 40 / height}
-        cells = self.figure.add_gridspec(rows, columns, **inner, hspace=72 / row_height, wspace=0.24)
+        inner = {"left": 50 / width, "right": 1 - 12 / width, "top": 1 - 26 / height, "bottom": (40 + below) / height}
+        cells = self.figure.add_gridspec(rows, columns, **inner, hspace=76 / (row_height - 76), wspace=0.24)
         axes = [self.figure.add_subplot(cells[i // columns, i % columns]) for i in range(len(make_panels))]
         self.panels = [make(ax, theme) for make, ax in zip(make_panels, axes, strict=True)]
         self.live = self._by_zorder([artist for panel in self.panels for artist in panel.live])
         self.slow = self._by_zorder([artist for panel in self.panels for artist in panel.slow])
         for artist in (*self.live, *self.slow):
             artist.set_animated(True)
+        self._caption = self.figure.text(50 / width, 10 / height, "", fontsize=9, color=theme.foreground)
         self._still = self._with_text = None
         self.want_text()
 
     @staticmethod
     def _by_zorder(artists: list) -> list:
         return sorted(artists, key=lambda artist: artist.get_zorder())
+
+    @property
+    def caption(self) -> str:
+        """A line under the panels; it needs `has_caption`."""
+        return self._caption.get_text()
+
+    @caption.setter
+    def caption(self, text: str) -> None:
+        if text != self.caption:
+            self._caption.set_text(text)
+            self._still = None
 
     def text_is_due(self) -> bool:
         """Whether the next drawing refreshes the slow artists."""

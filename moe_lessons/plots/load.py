@@ -40,9 +40,9 @@ class LoadBars(Panel):
         for bar, dropped, share in zip(self.bars, self.dropped, load, strict=True):
             bar.set_height(min(share, limit))
             dropped.set(y=limit if share > limit else 0, height=max(share - limit, 0))
-        self._name([self.even, *[self.capacity] * (capacity is not None), *[self.clean] * (clean is not None)])
         self.capacity.set(visible=capacity is not None, ydata=[capacity or 0] * 2)
         self.clean.set_data(range(self.num_experts if clean is not None else 0), clean if clean is not None else [])
+        self._name([self.even, *[self.capacity] * (capacity is not None), *[self.clean] * (clean is not None)])
         highest = max(*load, *(clean if clean is not None else ()), capacity or 0, 1 / self.num_experts)
         tops = (min(1.05, 4 / self.num_experts), 0.5, 1.05, 1.1 * highest)
         self.limit_y(next(top for top in tops if top >= highest))
@@ -52,7 +52,8 @@ class LoadBars(Panel):
         if shown != self.named:
             self.named, self.stale = shown, True
             look = {"fontsize": 7.5, "frameon": False, "labelcolor": self.theme.foreground, "handlelength": 1.5}
-            self.ax.legend(handles=shown, loc="upper right", ncols=len(shown), columnspacing=0.8, **look)
+            legend = self.ax.legend(handles=shown, loc="upper right", ncols=len(shown), columnspacing=0.8, **look)
+            legend.set_zorder(0.9)  # under the bars: they are drawn later when the picture moves
 
 
 class LoadFilm(Panel):

@@ -176,7 +176,7 @@ _COLLAPSE = PlaneSetting("voronoi", top_k=1, d_ff=8, router_start="soft spread",
 PRESETS = {
     "healthy": PlaneSetting(),
     "collapse": _COLLAPSE,
-    "rescued": replace(_COLLAPSE, router_aux_loss_coef=0.1),
+    "rescued": replace(_COLLAPSE, router_aux_loss_coef=1.0),
     "too much balance": replace(_COLLAPSE, router_aux_loss_coef=10.0),
     "noise": replace(_COLLAPSE, noise_std=1.0),
     "capacity": replace(_COLLAPSE, capacity_factor=1.0),

@@ -6,10 +6,12 @@ import traitlets
 
 class FrontEnd(anywidget.AnyWidget):
     """Invisible. It names the slider handles of the view that it lies in (ipywidgets leaves them nameless), puts the
-    description of each control on its whole row (`tips`: label -> what it does), tells whether the page is dark, and
-    where in the picture a click fell (0 to 1 from the top left, and a count)."""
+    description of each control on its whole row (`tips`: label -> what it does), tells whether the page is dark
+    and the view narrow (under 1,000 pixels), and where in the picture a click fell (0 to 1 from the top left, and a
+    count)."""
 
     dark = traitlets.Bool(False).tag(sync=True)
+    narrow = traitlets.Bool(False).tag(sync=True)
     tips = traitlets.Dict().tag(sync=True)
     click = traitlets.List(traitlets.Float(), default_value=[0.0, 0.0, 0.0]).tag(sync=True)
 
@@ -40,6 +42,12 @@ class FrontEnd(anywidget.AnyWidget):
         const dark = document.body.dataset.jpThemeLight === "false";
         if (dark !== model.get("dark")) { model.set("dark", dark); model.save_changes(); }
       };
+      const tellWidth = () => {
+        const width = view()?.clientWidth;
+        if (!width) return;  // not on the page now
+        if ((width < 1000) !== model.get("narrow")) { model.set("narrow", width < 1000); model.save_changes(); }
+      };
+      const widths = new ResizeObserver(tellWidth);
       const onClick = (event) => {
         const box = event.target;
         if (box.tagName !== "IMG" || !view()?.contains(box)) return;
@@ -50,9 +58,14 @@ class FrontEnd(anywidget.AnyWidget):
       const themes = new MutationObserver(tellTheme);
       themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
       document.addEventListener("click", onClick);
-      const timer = setInterval(() => { name(); describe(); }, 500);
+      const timer = setInterval(() => { name(); describe(); if (view()) widths.observe(view()); }, 500);
       tellTheme();
-      return () => { themes.disconnect(); clearInterval(timer); document.removeEventListener("click", onClick); };
+      return () => {
+        themes.disconnect();
+        widths.disconnect();
+        clearInterval(timer);
+        document.removeEventListener("click", onClick);
+      };
     }
     export default { render };
     """

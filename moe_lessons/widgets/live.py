@@ -30,6 +30,7 @@ from moe_lessons.widgets.style import CSS
 FRAMES_PER_SECOND = 12
 TRAINING_PER_FRAME = 4.5  # a picture may come when training has had this many times its cost
 QUICK_ANSWER = 0.02  # seconds of training at most while something waits to be done
+TURNS_PER_FRAME = 10  # of the event loop: one message from the page needs several
 
 _views: dict[str, tuple[int, list["LiveRun"]]] = {}  # notebook cell -> (its execution, the views that it made)
 
@@ -63,7 +64,8 @@ class LiveRun(W.VBox):
         if play:
             check_positive_int("play", play)
         self.x_axis = "steps"
-        self.ghost: Run | None = None
+        self.ghost: Run | None = None  # an earlier run, to compare with
+        self.marks: list[int] = []  # steps after which a knob was moved
         self.columns = min(columns, len(self.panels))
         self._constructor = f"play={play}" if play else ""
         self._theme = "light"
@@ -73,7 +75,10 @@ class LiveRun(W.VBox):
         self._until = 0
         self._interrupted = False
         self._unseen = False  # whether actions were done that no picture shows yet
-        self._frame_cost = 0.02
+        self._shown = False  # whether there is a picture already
+        self._busy = False  # whether actions are being done now
+        self._narrow = False  # whether the page has too little room for three panels in a row
+        self._frame_cost = 0.02  # CPU seconds
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self.cost = collections.Counter()  # CPU seconds: 'training', 'drawing'; and 'frames'
         try:
@@ -84,12 +89,13 @@ class LiveRun(W.VBox):
         self._image = FigureImage(format="png", layout=W.Layout(width="100%", height="auto"))
         self._status, self._words, self._reading = W.HTML(), W.HTML(), W.HTML()
         self._front_end = FrontEnd()
-        self._front_end.observe(lambda change: self.post(self._follow_theme), "dark")
+        self._front_end.observe(lambda change: self.post(self._follow_page), ["dark", "narrow"])
         self._front_end.observe(lambda change: self.post(lambda: self.clicked(*change["new"][:2])), "click")
         super().__init__([W.HTML(CSS), *self._rows(), self._front_end])
         tipped = [widget for widget in _descendants(self) if getattr(widget, "tooltip", None)]
         self._front_end.tips = {widget.description: widget.tooltip for widget in tipped}
         self.add_class("moe-view")
+        self._figure_key: tuple = ()
         self.rebuild_figure()
         self.show_frame()
         _spare_what_is_loaded()
@@ -150,14 +156,15 @@ class LiveRun(W.VBox):
 
         On a static page, and where no event loop runs, they are trained before it returns.
         """
+        steps = self.max_steps if steps is None else check_positive_int("steps", steps)
         if self._loop is None or static_mode():
-            self.advance(steps or self.max_steps)
+            self.advance(steps)
             self.show_frame()
-        elif not self.running:
-            self._playing, self._trouble, self._interrupted = True, "", False
-            self._budget = steps or self.max_steps
-            self._until = self.step + self._budget
-            self._show_buttons()
+            return
+        self._playing, self._trouble, self._interrupted = True, "", False
+        self._budget, self._until = steps, self.step + steps
+        self._show_buttons()
+        if not self.running:  # else it goes on, even if it was about to pause
             self._task = self._loop.create_task(self._train())
 
     def pause(self) -> None:
@@ -166,6 +173,7 @@ class LiveRun(W.VBox):
 
     def advance(self, steps: int) -> None:
         """Train `steps` steps now, before anything else happens."""
+        self._do_actions()
         try:
             for _ in range(steps):
                 self._step()
@@ -196,7 +204,9 @@ class LiveRun(W.VBox):
         """End the training and remove the view with all its widgets."""
         self.pause()
         for child in _descendants(self):
-            child.close()
+            for part in (child, child.layout, getattr(child, "style", child)):
+                part.close()
+        self.layout.close()
         super().close()
 
     # --- the loop -------------------------------------------------------------------------------------------
@@ -206,52 +216,68 @@ class LiveRun(W.VBox):
             while self._playing and self.step < self._until:
                 with self._interruptible():
                     self._train_until_next_frame()
-                await asyncio.sleep(0)
+                for _ in range(TURNS_PER_FRAME):
+                    await asyncio.sleep(0)
         except Exception as error:
-            self._trouble = str(error) if isinstance(error, TrainingDiverged) else f"{type(error).__name__}: {error}"
+            self._trouble = _in_words(error)
         finally:
             self._playing = False
             self._show_buttons()
             self.show_frame(moving=False)
 
     def _train_until_next_frame(self) -> None:
+        """Train for a frame's time, and at least `TRAINING_PER_FRAME` times the CPU time that a frame costs; draw."""
         start, cpu = time.perf_counter(), time.thread_time()
-        period = max(1 / FRAMES_PER_SECOND, (TRAINING_PER_FRAME + 1) * self._frame_cost)
         while self._playing and self.step < self._until:
             self._step()
-            spent = time.perf_counter() - start
-            awaited = self._actions or self._unseen
-            if spent > (QUICK_ANSWER if awaited else period - self._frame_cost):
+            seconds, worked = time.perf_counter() - start, time.thread_time() - cpu
+            is_due = seconds > 1 / FRAMES_PER_SECOND - self._frame_cost
+            if is_due and worked > TRAINING_PER_FRAME * self._frame_cost:
+                break
+            if (self._actions or self._unseen) and seconds > QUICK_ANSWER:
                 break
         self.cost["training"] += time.thread_time() - cpu
         self._do_actions()
-        start, cpu = time.perf_counter(), time.thread_time()
+        cpu = time.thread_time()
         self.show_frame(moving=self._playing)
-        self._frame_cost += 0.2 * (time.perf_counter() - start - self._frame_cost)
-        self.cost["drawing"] += time.thread_time() - cpu
+        drawing = time.thread_time() - cpu
+        self._frame_cost += 0.2 * (drawing - self._frame_cost)
+        self.cost["drawing"] += drawing
         self.cost["frames"] += 1
 
     def _step(self) -> None:
-        for run in self.runs.values():
-            run.step()
+        try:
+            for run in self.runs.values():
+                run.step()
+        except TrainingDiverged:
+            for run in self.runs.values():  # all of them: the others are about to diverge too
+                run.go_back()
+            raise
 
     def _drain(self) -> None:
-        if self._actions:
+        if self._actions and not self._busy:
             self._do_actions()
             if not self.running:
                 self.show_frame()
 
     def _do_actions(self) -> None:
-        if not self._actions:
-            return
-        while self._actions:
-            try:
-                self._actions.popleft()()
-            except ValueError as error:
-                self._trouble = str(error)
-        self.settle()
-        self._figure.want_text()
-        self._unseen = True
+        anything, self._busy = bool(self._actions), True
+        try:
+            while self._actions:
+                self._try(self._actions.popleft())
+            self._try(self.settle)
+        finally:
+            self._busy = False
+        if anything:
+            self._figure.want_text()
+            self._unseen = True
+
+    def _try(self, action: Callable[[], None]) -> None:
+        """Do it; what goes wrong is said under the picture."""
+        try:
+            action()
+        except Exception as error:
+            self._trouble = _in_words(error)
 
     def restart_budget(self) -> None:
         """After a new start: count the steps that may be trained from here."""
@@ -290,11 +316,20 @@ class LiveRun(W.VBox):
 
     # --- the picture ----------------------------------------------------------------------------------------
 
+    def figure_depends_on(self) -> tuple:
+        """What the axes of the figure depend on: where it has changed, the figure is made anew."""
+        return self._theme, self._narrow, self.x_axis, self.ghost is None
+
     def rebuild_figure(self) -> None:
-        """Make the figure anew: another number of experts, another axis, another theme."""
-        theme = THEMES[self._theme]
+        """Make the figure anew where what it depends on has changed: this takes longer than a frame."""
+        key = self.figure_depends_on()
+        if key == self._figure_key:
+            return
+        self._figure_key = key
+        columns = min(self.columns, 2) if self._narrow else self.columns
         makers = [lambda ax, theme, p=panel: p.make(self, ax, theme) for panel in self.panels]
-        self._figure = LiveFigure(makers, self.columns, theme, width=330 * self.columns - 10)
+        width = 330 * columns - 10
+        self._figure = LiveFigure(makers, columns, THEMES[self._theme], width, has_caption=static_mode())
 
     def draw(self, final: bool = True) -> None:
         """Give the panels what is known now, and draw them."""
@@ -306,6 +341,7 @@ class LiveRun(W.VBox):
             self.pause()
             self._trouble = f"{error}; the last step is taken back: lower the learning rate to go on"
             self._refresh(final)
+        self._figure.caption = f"Step {self.step}. {self.words()}" if static_mode() else ""
         self._figure.draw(final)
 
     def _refresh(self, final: bool) -> None:
@@ -319,23 +355,33 @@ class LiveRun(W.VBox):
         """Draw, and send the picture and the lines under it to the page."""
         self._unseen = False
         text_too = not moving or self._figure.text_is_due()
-        self.draw(final=not moving)
+        words = reading = ""
+        try:
+            self.draw(final=not moving)
+            if text_too:
+                words, reading = self.words(), self.reading()
+        except Exception as error:  # a learner's model may raise here too
+            if not self._shown:
+                raise
+            self.pause()
+            self._trouble = _in_words(error)
+            self._figure.draw(final=True)
         kind = "jpeg" if moving else "png"
         if text_too:
-            words = self.words()
             trouble = f'<span class="moe-trouble">{html.escape(self._trouble)}</span> ' if self._trouble else ""
             self._words.value = f'<div class="moe-words">{trouble}{words}</div>'
-            self._reading.value = f'<div class="moe-reading">{self.reading()}</div>'
+            self._reading.value = f'<div class="moe-reading">{reading}</div>'
             self._image.tooltip = f"Step {self.step}. {words}"
         with self._image.hold_sync():
             self._image.format, self._image.value = kind, self._figure.encode(kind)
         state = "training" if self._playing else "paused"
-        if not self._playing and self._until and self.step >= self._until:
+        if not self._playing and self._until and self.step == self._until:
             state = f"paused after {self._budget} steps, press Play for more"
         self._status.value = f'<span class="moe-status" data-step="{self.step}">step {self.step} · {state}</span>'
+        self._shown = True
 
-    def _follow_theme(self) -> None:
-        self._theme = "dark" if self._front_end.dark else "light"
+    def _follow_page(self) -> None:
+        self._theme, self._narrow = "dark" if self._front_end.dark else "light", self._front_end.narrow
         self.rebuild_figure()
 
     # --- the widgets ----------------------------------------------------------------------------------------
@@ -353,18 +399,23 @@ class LiveRun(W.VBox):
             icon="play",
             button_style="primary",
         )
-        buttons = [self._play_button, button("Step", "Train one step", lambda: self._advance_paused(1))]
-        buttons += [button("+50", "Train 50 steps", lambda: self._advance_paused(50))]
+        self._step_buttons = [
+            button("Step", "Train one step", lambda: self._advance_paused(1)),
+            button("+50", "Train 50 steps", lambda: self._advance_paused(50)),
+        ]
+        buttons = [self._play_button, *self._step_buttons]
         if self.can_reset:
             buttons += [button("Reset", "Start afresh with the same settings", self.reset, icon="undo")]
         bar = W.Box([W.HTML(f'<span class="moe-title">{self.title}</span>'), *buttons, self._status])
         bar.add_class("moe-bar")
-        controls = W.Box(self.controls(), layout=W.Layout(min_width="0"))
-        controls.add_class("moe-controls")
-        picture = W.Box([self._image], layout=W.Layout(min_width="0"))
-        body = W.Box([controls, picture] if controls.children else [picture])
+        body = W.Box([W.Box([self._image], layout=W.Layout(min_width="0"))])
         body.add_class("moe-body")
-        if not controls.children:
+        controls = self.controls()
+        if controls:
+            beside = W.Box(controls, layout=W.Layout(min_width="0"))
+            beside.add_class("moe-controls")
+            body.children = (beside, *body.children)
+        else:
             body.add_class("moe-alone")
         return [bar, *self.extra_rows(), body, self._words, self._reading]
 
@@ -376,13 +427,17 @@ class LiveRun(W.VBox):
     def _show_buttons(self) -> None:
         self._play_button.description = "Pause" if self._playing else "Play"
         self._play_button.icon = "pause" if self._playing else "play"
+        for button in self._step_buttons:
+            button.disabled = self._playing
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._constructor})"
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
         self.draw()
-        return mimebundle(self, self._figure.encode("png"), repr(self))
+        data, metadata = mimebundle(self, self._figure.encode("png"), repr(self))
+        metadata["image/png"]["alt"] = f"Step {self.step}. {self.words()}"
+        return data, metadata
 
 
 @functools.cache
@@ -391,6 +446,10 @@ def _spare_what_is_loaded() -> None:
     objects of torch and matplotlib, stop the picture for a fifth of a second now and then."""
     gc.collect()
     gc.freeze()
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, (TrainingDiverged, ValueError)) else f"{type(error).__name__}: {error}"
 
 
 def _descendants(widget: W.Widget) -> Iterator[W.Widget]:

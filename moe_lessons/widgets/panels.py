@@ -11,6 +11,7 @@ from moe_lessons.plots import CostTable, LoadBars, LoadFilm, LossCurves, Panel, 
 from moe_lessons.training import Run
 
 MOST_POINTS = 200  # of a curve: more are not seen
+NUM_HELD_OUT = 256  # points on which loss and accuracy are measured, a few times a second
 
 
 @dataclass(frozen=True)
@@ -30,44 +31,50 @@ def sample(num: int) -> np.ndarray:
     return np.unique(np.linspace(0, max(num - 1, 0), min(num, MOST_POINTS)).astype(int))
 
 
+def spent(run: Run, x_axis: str) -> np.ndarray:
+    """What each step of a run has brought it to: 'steps', 'FLOPs' (of training, all tokens) or 'seconds'."""
+    if x_axis == "seconds":
+        return np.array([record.ms_per_step for record in run.records]).cumsum() / 1000
+    steps = np.arange(1.0, len(run.records) + 1)
+    return steps * run.batch_size * flops_per_token(run.model, training=True) if x_axis == "FLOPs" else steps
+
+
 def loss_curve(run: Run, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """The loss of a run, averaged over 10 steps, against 'steps', 'FLOPs' (of training, all tokens) or 'seconds'."""
+    """The loss of a run, averaged over 10 steps, against what was `spent`."""
     at = sample(len(run.records))
-    if len(at) == 0:
-        return at, at
-    x = np.array([record.ms_per_step for record in run.records]).cumsum() / 1000 if x_axis == "seconds" else None
-    if x is None:
-        x = np.arange(1.0, len(run.records) + 1)
-    if x_axis == "FLOPs":
-        x *= run.batch_size * flops_per_token(run.model, training=True)
-    return x[at], running_mean([record.loss for record in run.records])[at]
+    return spent(run, x_axis)[at], running_mean([record.loss for record in run.records])[at]
 
 
 def num_experts(view) -> int:
     """E of the first MoE layer of the run that is shown."""
-    return next(module.num_experts for module in view.main_run.model.modules() if hasattr(module, "num_experts"))
+    found = [module.num_experts for module in view.main_run.model.modules() if hasattr(module, "num_experts")]
+    if not found:
+        name = type(view.main_run.model).__name__
+        raise ValueError(f"panels that show experts need a mixture of experts, got {name} without one")
+    return found[0]
 
 
 def _refresh_loss(view, panel: LossCurves) -> None:
     ghost = loss_curve(view.ghost, view.x_axis) if view.ghost else None
-    panel.update([loss_curve(run, view.x_axis) for run in view.runs.values()], ghost)
+    marks = spent(view.main_run, view.x_axis)[[step - 1 for step in view.marks]] if view.marks else ()
+    panel.update([loss_curve(run, view.x_axis) for run in view.runs.values()], ghost, marks)
 
 
 def _refresh_load(view, panel: LoadBars) -> None:
     records = view.main_run.records
     load = records[-1].load[0] if records else getattr(view, "clean_load", np.zeros(panel.num_experts))
     factor = view.main_run.knobs.capacity_factor
-    clean = view.clean_load if view.main_run.knobs.noise_std > 0 else None
+    clean = getattr(view, "clean_load", None) if view.main_run.knobs.noise_std > 0 else None
     panel.update(load, factor and factor / panel.num_experts, clean)
 
 
 def _refresh_film(view, panel: LoadFilm) -> None:
     records = view.main_run.records
     at = sample(len(records))
-    panel.update(at + 1, [records[i].load[0] for i in at])
+    panel.update(at + 1, [records[i].load[0] for i in at], view.marks)
 
 
-COST_ROWS = ("parameters", "active / token", "FLOPs / token", "ms / step", "held-out loss", "accuracy")
+COST_ROWS = ("parameters", "active/token", "FLOPs/token", "ms/step", "held-out loss", "accuracy")
 
 
 def _refresh_cost(view, panel: CostTable) -> None:
@@ -76,7 +83,7 @@ def _refresh_cost(view, panel: CostTable) -> None:
 
 
 def _costs(run: Run) -> Sequence[str]:
-    count, held_out = count_parameters(run.model), run.evaluate(256)
+    count, held_out = count_parameters(run.model), run.evaluate(NUM_HELD_OUT)
     times = [record.ms_per_step for record in run.records[-50:]]
     ms = f"{np.median(times):.2f}" if times else "–"
     flops = flops_per_token(run.model)
@@ -91,7 +98,10 @@ def _costs(run: Run) -> Sequence[str]:
 
 
 PANELS = {
-    "loss": LivePanel(lambda view, ax, theme: LossCurves(ax, theme, tuple(view.runs), view.x_axis), _refresh_loss),
+    "loss": LivePanel(
+        lambda view, ax, theme: LossCurves(ax, theme, tuple(view.runs), view.x_axis, view.ghost is not None),
+        _refresh_loss,
+    ),
     "load": LivePanel(lambda view, ax, theme: LoadBars(ax, theme, num_experts(view)), _refresh_load),
     "film": LivePanel(lambda view, ax, theme: LoadFilm(ax, theme, num_experts(view)), _refresh_film),
     "cost": LivePanel(

@@ -1,6 +1,7 @@
 """The 2-D laboratory: a mixture of experts and its two dense twins, trained while you turn the knobs."""
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,13 +18,26 @@ from moe_lessons.tasks import PLANE_TASKS, PRESETS, PlaneSetting, grid
 from moe_lessons.tasks.plane import ROUTER_STARTS
 from moe_lessons.training import load_share, plane_runs
 from moe_lessons.widgets.live import LiveRun
-from moe_lessons.widgets.panels import LivePanel, num_experts
+from moe_lessons.widgets.panels import NUM_HELD_OUT, LivePanel, num_experts
 
 RESOLUTION = 48  # of the territory map, in each direction
 NUM_TOKENS = 32  # whose routing is shown
-NUM_HELD_OUT = 512  # points on which accuracy and the load without noise are measured
+NUM_MORE_POINTS = 512  # on which the load without noise is measured
+RECENT = 20  # steps over which the words describe the load
 STRUCTURE = ("task", "num_experts", "top_k", "d_ff", "router_start")  # a change of these needs a new model
+MOST_SEED = 9999
 SECONDS_PER_VERDICT = 0.4  # how often the loss of muting an expert is measured anew
+
+PRESET_TIPS = {
+    "healthy": "Two of eight experts for each token, a little auxiliary loss: every expert has work",
+    "collapse": "One expert for each token, an unsure router, nothing that balances: experts starve",
+    "rescued": "The collapsed run goes on with the auxiliary loss: the dead experts come back (else: starts so)",
+    "too much balance": "The auxiliary loss so strong that the task suffers",
+    "noise": "The collapse with noise on the router: bars with noise, ticks without",
+    "capacity": "The collapse with a limit for each expert: what is over it is dropped",
+    "k = E": "Every expert works for every token: a dense mixture",
+    "one expert": "A single expert: a dense network",
+}
 
 TERRITORY = LivePanel(
     lambda view, ax, theme: TerritoryMap(ax, theme, num_experts(view)),
@@ -32,7 +46,7 @@ TERRITORY = LivePanel(
 HEATMAP = LivePanel(
     lambda view, ax, theme: TokenExpertHeatmap(ax, theme, NUM_TOKENS, num_experts(view)),
     lambda view, panel: panel.update(
-        view.routing.router_probs, view.routing.token_idx, view.routing.expert_idx, view.selected
+        view.routing.router_probs.cpu(), view.routing.token_idx.cpu(), view.routing.expert_idx.cpu(), view.selected
     ),
 )
 
@@ -64,6 +78,8 @@ class Playground(LiveRun):
         **settings: Any,
     ):
         check_choice("preset", preset, PRESETS)
+        if seed not in range(MOST_SEED + 1):
+            raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
         fields = asdict(PRESETS[preset])
         for name in settings:
             check_choice("setting", name, fields)
@@ -80,62 +96,71 @@ class Playground(LiveRun):
     # --- what the panels show -------------------------------------------------------------------------------
 
     def _draw_points(self, runs) -> None:
-        """The tokens that are shown, sorted by class, and the held-out points."""
+        """The tokens that are shown, sorted by class, and more points to measure the load without noise on."""
         task = next(iter(runs.values())).task
         points, classes = task.batch(NUM_TOKENS, torch.Generator().manual_seed(self.seed + 1_000_001))
-        order = classes.argsort(stable=True)
-        self.points, self.classes = points[order], classes[order]
-        self._held_out = task.batch(NUM_HELD_OUT, torch.Generator().manual_seed(self.seed + 1_000_002))
+        self._order = classes.argsort(stable=True)
+        self.points, self.classes = points[self._order], classes[self._order]
+        self._more_points, _ = task.batch(NUM_MORE_POINTS, torch.Generator().manual_seed(self.seed + 1_000_002))
 
     @torch.no_grad()
     def look(self) -> None:
-        """Read the router without noise: over the plane, on the tokens that are shown, and on held-out points."""
+        """Read the router without noise: over the plane, on many points, and on the tokens that are shown."""
         model = self.main_run.model.eval()
         _, (everywhere,) = self._forward(self._grid)
         favourite = everywhere.router_probs.argmax(dim=-1)
         self.territory = favourite.view(RESOLUTION, RESOLUTION).cpu()
-        _, (held_out,) = self._forward(self._held_out[0])
-        self.clean_load = load_share(held_out).tolist()
-        if self._muted is None:
-            logits, (self.routing,) = self._forward(self.points)
-        else:
-            with muted(model.block.experts, self._muted):
-                logits, (self.routing,) = self._forward(self.points)
-        self.correct = logits.argmax(dim=-1).cpu() == self.classes
+        _, (on_many,) = self._forward(self._more_points)
+        self.clean_load = load_share(on_many).tolist()
+        place = self._order.argsort()  # of each token, as it was drawn, among the sorted ones
+        with self._with_mute():  # tokens arrive unsorted, or a capacity would always drop the last classes
+            logits, (routing,) = self._forward(self.points[place])
+        order = self._order.to(routing.token_idx.device)
+        self.routing = replace(
+            routing,
+            router_logits=routing.router_logits[order],
+            router_probs=routing.router_probs[order],
+            token_idx=order.argsort()[routing.token_idx],
+        )
+        self.correct = logits.argmax(dim=-1)[order].cpu() == self.classes
         model.train()
 
     def _forward(self, points):
         return self.main_run.model(points.to(self.main_run.device))
 
+    def _with_mute(self):
+        return nullcontext() if self._muted is None else muted(self.main_run.model.block.experts, self._muted)
+
     def words(self) -> str:
         """What the load shows, in words."""
-        records = self.main_run.records
-        load, dropped = (records[-1].load[0], records[-1].dropped_share) if records else (self.clean_load, 0.0)
+        recent = self.main_run.records[-RECENT:]
+        if not recent:
+            return describe_load(self.clean_load, self.setting.top_k)
+        load = torch.tensor([record.load[0] for record in recent]).mean(dim=0)
+        dropped = sum(record.dropped_share for record in recent) / len(recent)
         return describe_load(load, self.setting.top_k, dropped)
 
     def reading(self) -> str:
         """The routing of the selected token and, where an expert is muted, what is lost."""
         i, (x, y) = self.selected, self.points[self.selected].tolist()
-        probs = self.routing.router_probs[i]
-        best = ", ".join(f"E{e} {probs[e]:.2f}" for e in probs.argsort(descending=True)[:4].tolist())
+        scores, probs = self.routing.router_logits[i], self.routing.router_probs[i]
+        best = probs.argsort(descending=True)[:4].tolist()
+        read = ", ".join(f"E{e} {scores[e]:+.2f} ({probs[e]:.0%})" for e in best)
         mine = self.routing.token_idx == i
         chosen = zip(self.routing.expert_idx[mine].tolist(), self.routing.weight[mine].tolist(), strict=True)
         served = ", ".join(f"{weight:.2f} × E{expert}" for expert, weight in chosen) or "nobody: it was dropped"
         verdict = "named right" if self.correct[i] else "named wrong"
         token = f"<b>Token {i}</b> at ({x:.2f}, {y:.2f}), class {self.classes[i]}, {verdict}."
-        return f"{token} Router probabilities: {best}. Served by: {served}.{self._what_is_lost()}"
+        return f"{token} Router scores (probabilities): {read}. Served by: {served}.{self._what_is_lost()}"
 
-    @torch.no_grad()
     def _what_is_lost(self) -> str:
         if self._muted is None:
             return ""
         measured, text = self._verdict
         if time.monotonic() - measured > SECONDS_PER_VERDICT or not self.running:
-            model, (x, y) = self.main_run.model.eval(), self._held_out
-            with_it = (self._forward(x)[0].argmax(dim=-1).cpu() == y).float().mean()
-            with muted(model.block.experts, self._muted):
-                without = (self._forward(x)[0].argmax(dim=-1).cpu() == y).float().mean()
-            model.train()
+            with_it = self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]
+            with self._with_mute():
+                without = self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]
             text = f"accuracy {with_it:.1%} → {without:.1%} on {NUM_HELD_OUT} held-out points"
             self._verdict = (time.monotonic(), text)
         return f"<br><b>E{self._muted} muted</b>: {text}. Training goes on with it."
@@ -156,10 +181,15 @@ class Playground(LiveRun):
     def extra_rows(self) -> list[W.Widget]:
         """A button for each preset."""
         buttons = []
-        for name in PRESETS:
-            button = W.Button(description=name, tooltip=f"Set the controls to the preset '{name}' and start afresh")
+        knobs = self.main_run.knobs
+        for name, setting in PRESETS.items():
+            button = W.Button(description=name, tooltip=PRESET_TIPS[name])
+            lacks = (setting.noise_std and not knobs.has_noise) or (setting.capacity_factor and not knobs.has_capacity)
+            button.disabled = bool(lacks)
             button.on_click(lambda _, name=name: self.post(lambda: self.choose_preset(name)))
             buttons.append(button)
+        self._preset_buttons = dict(zip(PRESETS, buttons, strict=True))
+        self._show_preset()
         bar = W.Box([W.HTML("Presets:"), *buttons])
         bar.add_class("moe-bar")
         return [bar]
@@ -174,7 +204,7 @@ class Playground(LiveRun):
                 min=1, max=setting.num_experts, description="Top-k", tooltip="How many experts work for each token"
             ),
             "d_ff": W.IntSlider(
-                min=2, max=32, step=2, description="Width F", tooltip="Hidden units of each expert (d_ff)"
+                min=2, max=32, step=2, description="F (units)", tooltip="Width of each expert, d_ff: its hidden units"
             ),
             "router_start": _choice(
                 "Router start",
@@ -182,30 +212,32 @@ class Playground(LiveRun):
                 "Spread: even territories, sure decisions. Soft spread: even, unsure. Random: torch's own start",
             ),
             "lr": _stops(
-                "Learning rate", (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5), "Of Adam, for all three models"
+                "Learning rate",
+                (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+                "Of Adam, for all three models; no unit",
             ),
             "noise_std": W.FloatSlider(
                 min=0,
                 max=3,
                 step=0.05,
-                description="Noise",
+                description="Noise (std)",
                 tooltip="Standard deviation of the Gaussian noise on the router's logits, in training only",
                 disabled=self.block is not None and not knobs.has_noise,
             ),
             "router_aux_loss_coef": _stops(
                 "Auxiliary loss",
                 (0.0, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0),
-                "What the load-balancing loss is multiplied by before it is added",
+                "Coefficient of the load-balancing loss in what is minimised; no unit",
             ),
             "router_z_loss_coef": _stops(
                 "z-loss",
                 (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0),
-                "What the router z-loss is multiplied by before it is added",
+                "Coefficient of the router z-loss, which keeps the router's scores small; no unit",
             ),
             "capacity_factor": _stops(
-                "Capacity",
+                "Capacity (×)",
                 (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0),
-                "Places of each expert, in multiples of its even share; assignments beyond them are dropped",
+                "Capacity factor: places of each expert, in multiples of its even share; what is over is dropped",
             ),
         }
         self._inputs["capacity_factor"].disabled = not knobs.has_capacity
@@ -214,7 +246,7 @@ class Playground(LiveRun):
             self._inputs[name].observe(lambda change, name=name: self._mark(name), "value")
         self._inputs["num_experts"].observe(self._limit_top_k, "value")
         self._seed = W.BoundedIntText(
-            value=self.seed, min=0, max=9999, description="Seed", tooltip="Of the task, the models, data and noise"
+            value=self.seed, min=0, max=MOST_SEED, description="Seed", tooltip="Of the task, the models, data and noise"
         )
         self._seed.observe(lambda change: self._mark("seed"), "value")
         self._token = W.IntSlider(
@@ -262,15 +294,24 @@ class Playground(LiveRun):
     # --- applying them --------------------------------------------------------------------------------------
 
     def choose_preset(self, name: str) -> None:
-        """Set all controls to a preset and start afresh."""
+        """Set all controls to a preset and start afresh. 'rescued' goes on with a collapsed run, if that is here."""
+        collapsed = self.step > 0 and self.setting == PRESETS["collapse"]
         self.preset = check_choice("preset", name, PRESETS)
         self._move_controls(PRESETS[name])
-        self._changed |= {"seed"}
+        if not (name == "rescued" and collapsed):
+            self.reset()
+
+    def _show_preset(self) -> None:
+        for name, button in self._preset_buttons.items():
+            button.button_style = "info" if self.setting == PRESETS[name] else ""
 
     def set(self, **settings: Any) -> None:
         """Move controls, as if by hand: any field of `tasks.PlaneSetting`. A bad value moves none."""
-        for name in settings:
+        for name, value in settings.items():
             check_choice("setting", name, self._inputs)
+            now = getattr(self.setting, name)
+            if self._inputs[name].disabled and value != now:
+                raise ValueError(f"{name} must stay {now} where the block has nothing to set, got {value!r}")
         self._move_controls(replace(self.setting, **settings))
         self._do_actions()
         if not self.running:
@@ -278,7 +319,7 @@ class Playground(LiveRun):
 
     def _move_controls(self, setting: PlaneSetting) -> None:
         fields = asdict(setting)
-        self._inputs["num_experts"].value = fields["num_experts"]  # first: it limits top_k
+        _move(self._inputs["num_experts"], setting.num_experts)  # first: it limits top_k
         for name, value in fields.items():
             widget = self._inputs[name]
             if not widget.disabled:
@@ -286,7 +327,7 @@ class Playground(LiveRun):
 
     def reset(self) -> None:
         """Start afresh with the same settings."""
-        self._changed |= {"seed"}
+        self._mark("afresh")
 
     def settle(self) -> None:
         """Apply the controls that have moved: a new start for structure, else the knobs."""
@@ -296,26 +337,40 @@ class Playground(LiveRun):
         values = {name: widget.value for name, widget in self._inputs.items()}
         values["top_k"] = min(values["top_k"], values["num_experts"])
         values["capacity_factor"] = values["capacity_factor"] or None  # its slider says 0 for 'off'
-        self.setting = PlaneSetting(**values)
-        if changed & {*STRUCTURE, "seed"}:
-            self._start_afresh()
+        setting = PlaneSetting(**values)
+        moved = [name for name in STRUCTURE if getattr(setting, name) != getattr(self.setting, name)]
+        if moved or "afresh" in changed or self._seed.value != self.seed:
+            try:
+                self._start_afresh(setting)
+            except Exception:  # a learner's block cannot be made like this: what was there stays
+                self._move_controls(self.setting)
+                self._seed.value = self.seed
+                raise
+        elif setting != self.setting and self.step > 0:
+            self.marks.append(self.step)
+        self.setting = setting
+        self._show_preset()
         knobs = self.main_run.knobs
         for run in self.runs.values():
             run.knobs.lr = self.setting.lr
         for name in ("noise_std", "router_aux_loss_coef", "router_z_loss_coef", "capacity_factor"):
             setattr(knobs, name, getattr(self.setting, name))
 
-    def _start_afresh(self) -> None:
-        old = self.main_run
-        self.seed = self._seed.value
-        self.runs = plane_runs(self.setting, self.seed, self.block, self.device)
+    def _start_afresh(self, setting: PlaneSetting) -> None:
+        old, runs = self.main_run, plane_runs(setting, self._seed.value, self.block, self.device)
+        self.runs, self.setting, self.seed = runs, setting, self._seed.value
         self._draw_points(self.runs)
         if len(old.records) > 20:
             self.ghost = old
-        self._trouble = ""
-        self._mute.options = self._mutable()
+        self._trouble, self.marks = "", []
         self.restart_budget()
         self.rebuild_figure()
+        self._mute.options = self._mutable()  # back to 'none' where their number changes
+        self._choose_muted()
+
+    def figure_depends_on(self) -> tuple:
+        """Also the number of experts."""
+        return *super().figure_depends_on(), self.setting.num_experts
 
     def __repr__(self) -> str:
         preset, arguments = PRESETS[self.preset], [repr(self.preset)]
@@ -351,9 +406,11 @@ def _named(stops: tuple[float, ...]) -> list[tuple[str, float]]:
 
 
 def _move(widget: W.Widget, value: Any) -> None:
-    """Move a control to a value; a slider over chosen numbers gets it as a new one if it has to. None is 'off'."""
+    """Move a control to a value; a slider reaches further then if it has to. None is 'off'."""
     if isinstance(widget, W.SelectionSlider):
         value, stops = value or 0.0, [stop for _, stop in widget.options]
         if value not in stops:
             widget.options = _named(tuple(sorted({*stops, value})))
+    elif hasattr(widget, "max"):
+        widget.min, widget.max = min(widget.min, value), max(widget.max, value)
     widget.value = value

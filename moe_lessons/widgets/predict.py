@@ -23,7 +23,9 @@ class Prediction(W.VBox):
 
     def __init__(self, question: str, options: tuple[str, ...]):
         self.question, self.options = question, tuple(options)
-        self._radio = W.RadioButtons(options=self.options, value=_answers.get(question), layout=W.Layout(width="auto"))
+        earlier = _answers.get(question)
+        value = earlier if earlier in self.options else None
+        self._radio = W.RadioButtons(options=self.options, value=value, layout=W.Layout(width="auto"))
         self._radio.observe(lambda change: _answers.update({question: change["new"]}), "value")
         text = W.HTML(f'<div class="moe-words"><b>Predict.</b> {html.escape(question)}</div>')
         super().__init__([W.HTML(CSS), text, self._radio])

@@ -24,6 +24,8 @@ import pytest
 
 from moe_lessons.doctor import find_chromium
 
+collect_ignore = ["measure.py"]  # a program, not a test
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60_000  # milliseconds; only what hangs waits so long
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",

@@ -62,8 +62,7 @@ def test_the_last_value_reaches_the_kernel(notebook, view_of):
     for _ in range(4):
         notebook.page.keyboard.press("ArrowRight")
     first.wait_for(lambda: first.value("Noise") == "0.20")
-    notebook.page.wait_for_timeout(300)
-    assert "noise 0.2 running True False" in run_cell(notebook, 3)
+    first.wait_for(lambda: "noise 0.2 running True False" in run_cell(notebook, 3))
 
 
 def test_running_a_cell_again_ends_its_earlier_view(notebook, view_of):

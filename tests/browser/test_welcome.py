@@ -66,7 +66,7 @@ def test_a_preset_moves_the_sliders(playground):
     playground.wait_for(lambda: (playground.value("Experts E"), playground.value("Top-k")) == ("8", "1"))
     assert playground.value("Auxiliary loss") == "off"
     playground.button("rescued").click()
-    playground.wait_for(lambda: playground.value("Auxiliary loss") == "0.1")
+    playground.wait_for(lambda: playground.value("Auxiliary loss") == "1")
     playground.button("healthy").click()
     playground.wait_for(lambda: playground.value("Top-k") == "2" and playground.step == 0)
 
@@ -80,7 +80,7 @@ def test_a_click_on_a_point_reads_its_routing(playground):
         playground.page.wait_for_timeout(700)
         texts.add(reading.inner_text())
     assert len(texts) >= 2
-    assert all(re.match(r"Token \d+ at .* Router probabilities: E\d .* Served by: .* × E\d", text) for text in texts)
+    assert all(re.match(r"Token \d+ at .* Router scores .*: E\d .* Served by: .* × E\d", text) for text in texts)
 
 
 def test_muting_an_expert_says_what_is_lost(playground):

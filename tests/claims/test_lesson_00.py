@@ -77,9 +77,9 @@ def test_noise_does_not_revive_the_auxiliary_loss_does(collapsed):
         run.knobs.noise_std, run.knobs.router_aux_loss_coef = 0.0, 1.0
     train(collapsed, 300)
     rescued = [run.records[-1].dead_experts for run in collapsed]
-    assert all(after >= dead - 1 for dead, after in zip(before, noisy, strict=True))
+    assert all(after > dead / 2 for dead, after in zip(before, noisy, strict=True))
     assert mean(noisy) >= mean(before) - 0.5 and mean(clean) >= mean(before) - 0.5
-    assert all(after < dead - 1 for dead, after in zip(before, rescued, strict=True))
+    assert all(after <= dead / 2 for dead, after in zip(before, rescued, strict=True))
     assert mean(rescued) <= 0.5
 
 
@@ -94,7 +94,7 @@ def clean_routing(run):
 
 @pytest.mark.claim("more-experts-at-the-same-work")
 def test_more_experts_at_the_same_work():
-    one, eight = PlaneSetting(num_experts=1, top_k=1), PlaneSetting(num_experts=8, top_k=1)
+    one, eight = (PlaneSetting(num_experts=n, top_k=1, router_aux_loss_coef=0.1) for n in (1, 8))
     gains = []
     for seed in SEEDS:
         runs = [plane_runs(setting, seed)["MoE"] for setting in (one, eight)]
@@ -103,7 +103,7 @@ def test_more_experts_at_the_same_work():
         gains.append(with_eight - with_one)
     assert min(gains) > 0.25
     small, large = (run.model for run in runs)
-    assert count_parameters(large).total > 3 * count_parameters(small).total
+    assert 4.5 < count_parameters(large).total / count_parameters(small).total < 5
     more = flops_per_token(large) - flops_per_token(small)
     assert more == 2 * 7 * large.block.router.d_model  # the router's seven new rows
     assert more < 0.5 * flops_per_token(small)

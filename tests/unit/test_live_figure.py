@@ -34,20 +34,26 @@ def make_figure(theme: str = "light", num_experts: int = 8) -> LiveFigure:
     return LiveFigure(makers, theme=THEMES[theme])
 
 
-def update(figure: LiveFigure, step: int) -> None:
-    """Give every panel data that a run might give it at a step, the same each time it is asked."""
+def update(figure: LiveFigure, step: int, collapsed: bool = False) -> None:
+    """Give every panel data that a run might give it at a step, the same each time it is asked.
+
+    collapsed: all load on the last expert and a loss that stays high, so that both lie on the legends.
+    """
     territory, heatmap, bars, film, curves, table = figure.panels
     num_experts, random = bars.num_experts, np.random.default_rng(step)
     loads = random.dirichlet(np.full(num_experts, 10), size=step)
     steps = np.arange(1, step + 1)
     losses = [2.4 * scale * np.exp(-steps / 300) + 0.05 * random.random(step) for scale in (1, 0.99, 0.9, 1.01)]
+    if collapsed:
+        loads[:] = np.eye(num_experts)[-1]
+        losses = [2.0 + 0.4 * random.random(step) for _ in losses]
     points, correct = random.random((32, 2)) * 2 - 1, random.random(32) < 0.7
     probs = random.dirichlet(np.ones(num_experts), size=32)
     territory.update(random.integers(num_experts, size=(48, 48)), points, correct, step % 32)
     heatmap.update(probs, np.arange(32), probs.argmax(axis=1), step % 32)
-    bars.update(loads[-1], capacity=0.2, clean=loads[0])
-    film.update(steps, loads)
-    curves.update([(steps, loss) for loss in losses[:3]], ghost=(steps, losses[3]))
+    bars.update(loads[-1], capacity=None if collapsed else 0.2, clean=loads[0])
+    film.update(steps, loads, marks=[step // 3])
+    curves.update([(steps, loss) for loss in losses[:3]], ghost=(steps, losses[3]), marks=[step // 3])
     table.update([["1,928"] * 3, [f"{step / 7:.2f}"] * 3])
 
 
@@ -71,13 +77,15 @@ def figure() -> LiveFigure:
 
 
 @pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("num_experts", [8, 16])
-def test_blitting_gives_the_pixels_of_a_full_drawing(theme, num_experts):
+@pytest.mark.parametrize("num_experts, collapsed", [(8, False), (8, True), (16, False)])
+def test_blitting_gives_the_pixels_of_a_full_drawing(theme, num_experts, collapsed):
     figure, other = make_figure(theme, num_experts), make_figure(theme, num_experts)
-    for step in (3, 150, 190, 900, 950):  # the axes grow between the third and the fourth
+    for step in (3, 150, 190, 900):  # the axes grow between the third and the fourth
         update(figure, step)
         figure.draw(final=True)
-    update(other, 950)
+    update(figure, 950, collapsed)
+    figure.draw(final=True)
+    update(other, 950, collapsed)
     different = (figure.pixels() != fully_drawn(other)).any(axis=-1)
     assert different.sum() == 0, f"{different.sum()} pixels differ, the first at {np.argwhere(different)[0]}"
 
