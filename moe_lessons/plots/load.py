@@ -32,7 +32,7 @@ class LoadBars(Panel):
         self.name_experts(ax.xaxis, num_experts)
         ax.set_xlim(-0.6, num_experts - 0.4)
         ax.set_ylabel("share of assignments")
-        self.limit_y(min(1.05, 4 / num_experts))
+        self.limit_y(min(1.15, 4 / num_experts))
 
     def update(self, load, capacity: float | None = None, clean=None) -> None:
         """load (E,): shares that sum to 1; capacity: as a share of all assignments; clean (E,): without noise."""
@@ -44,8 +44,10 @@ class LoadBars(Panel):
         self.clean.set_data(range(self.num_experts if clean is not None else 0), clean if clean is not None else [])
         self._name([self.even, *[self.capacity] * (capacity is not None), *[self.clean] * (clean is not None)])
         highest = max(*load, *(clean if clean is not None else ()), capacity or 0, 1 / self.num_experts)
-        tops = (min(1.05, 4 / self.num_experts), 0.5, 1.05, 1.1 * highest)
-        self.limit_y(next(top for top in tops if top >= highest))
+        tops = (min(1.15, 4 / self.num_experts), 0.5, 1.15, 1.1 * highest)
+        top, now = next(top for top in tops if top >= highest), self.ax.get_ylim()[1]
+        if top > now or highest < 0.8 * top:  # with some slack, or a load near a limit would go to and fro
+            self.limit_y(top)
 
     def _name(self, shown: list) -> None:
         """A legend of the lines that are shown."""

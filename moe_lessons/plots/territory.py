@@ -57,11 +57,12 @@ def territory_map(
     """Draw which expert of a `PlaneClassifier` is the favourite where, and some points of the task."""
     was_training = model.training
     model.eval()
-    _, (routing,) = model(grid(resolution))
+    device = next(model.parameters()).device
+    _, (routing,) = model(grid(resolution).to(device))
     x, y = task.batch(num_points, torch.Generator().manual_seed(1))
-    correct = model(x)[0].argmax(dim=-1) == y
+    correct = model(x.to(device))[0].argmax(dim=-1).cpu() == y
     model.train(was_training)
     ax, colors = axes_for(ax, theme, width=4.2, height=4)
-    favourite = routing.router_probs.argmax(dim=-1).view(resolution, resolution)
+    favourite = routing.router_probs.argmax(dim=-1).cpu().view(resolution, resolution)
     TerritoryMap(ax, colors, routing.num_experts).update(favourite, x, correct)
     return ax

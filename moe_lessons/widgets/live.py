@@ -67,7 +67,8 @@ class LiveRun(W.VBox):
         self.ghost: Run | None = None  # an earlier run, to compare with
         self.marks: list[int] = []  # steps after which a knob was moved
         self.columns = min(columns, len(self.panels))
-        self._constructor = f"play={play}" if play else ""
+        self._arguments = [f"play={play}"] if play else []
+        self._arguments += [f"max_steps={max_steps}"] if max_steps != 1500 else []
         self._theme = "light"
         self._trouble = ""
         self._playing = False
@@ -431,7 +432,7 @@ class LiveRun(W.VBox):
             button.disabled = self._playing
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._constructor})"
+        return f"{type(self).__name__}({', '.join(self._arguments)})"
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
         self.draw()

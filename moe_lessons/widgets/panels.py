@@ -112,6 +112,8 @@ PANELS = {
 
 def check_panels(panels: Sequence[str | LivePanel]) -> list[LivePanel]:
     """The panels of those names, or ValueError for a name that is not known."""
+    if not panels:
+        raise ValueError(f"panels must name at least one of {', '.join(map(repr, PANELS))}, got none")
     for panel in panels:
         if not isinstance(panel, LivePanel) and panel not in PANELS:
             raise ValueError(f"panels must be LivePanels or of {', '.join(map(repr, PANELS))}, got {panel!r}")

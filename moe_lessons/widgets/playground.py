@@ -241,6 +241,8 @@ class Playground(LiveRun):
             ),
         }
         self._inputs["capacity_factor"].disabled = not knobs.has_capacity
+        router = getattr(self.main_run.model.block, "router", None)
+        self._inputs["router_start"].disabled = getattr(router, "weight", None) is None
         for name, value in asdict(setting).items():
             _move(self._inputs[name], value)
             self._inputs[name].observe(lambda change, name=name: self._mark(name), "value")
@@ -380,8 +382,7 @@ class Playground(LiveRun):
             arguments.append(f"seed={self.seed}")
         if self.device.type != "cpu":
             arguments.append(f"device={str(self.device)!r}")
-        if self._constructor:
-            arguments.append(self._constructor)
+        arguments += self._arguments
         for name, value in asdict(self.setting).items():
             if value != getattr(preset, name):
                 arguments.append(f"{name}={value!r}")

@@ -90,7 +90,8 @@ def test_blitting_gives_the_pixels_of_a_full_drawing(theme, num_experts, collaps
     assert different.sum() == 0, f"{different.sum()} pixels differ, the first at {np.argwhere(different)[0]}"
 
 
-def test_a_picture_in_motion_differs_from_the_final_one_in_the_slow_text_alone():
+def test_a_picture_in_motion_differs_from_the_final_one_in_the_slow_text_alone(monkeypatch):
+    monkeypatch.setattr("moe_lessons.plots.live_figure.TEXT_INTERVAL", 60)
     figure = make_figure()
     update(figure, 100)
     figure.draw()
