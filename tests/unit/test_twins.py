@@ -67,15 +67,31 @@ def test_seed_decides_the_new_weights_and_the_random_state_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_learners_class_has_a_twin():
+@pytest.mark.parametrize("activation", ["swiglu", "relu"])
+@pytest.mark.parametrize("match, experts_at_work", [("active", 2), ("total", 3)])
+def test_a_learners_class_has_a_twin_with_as_many_parameters(activation, match, experts_at_work):
     class MyMoE(nn.Module):
         def __init__(self):
             super().__init__()
             self.d_model, self.d_ff, self.num_experts, self.top_k = 4, 8, 3, 2
-            self.experts = nn.ModuleList(nn.Linear(4, 4, dtype=torch.float64) for _ in range(3))
+            one = (FeedForward(4, 8, activation, dtype=torch.float64) for _ in range(3))
+            self.experts = nn.ModuleList(one)
 
-    twin = dense_twin(MyMoE(), "total")
-    assert (twin.d_ff, twin.activation, twin.down_proj.dtype) == (24, "swiglu", torch.float64)
+    block = MyMoE()
+    twin = dense_twin(block, match)
+    assert (twin.d_ff, twin.activation, twin.down_proj.dtype) == (8 * experts_at_work, activation, torch.float64)
+    wanted = experts_at_work * sum(p.numel() for p in block.experts[0].parameters())
+    assert sum(p.numel() for p in twin.parameters()) == wanted
+
+
+def test_experts_of_another_kind_give_the_nearest_width():
+    class MyMoE(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.d_model, self.d_ff, self.num_experts, self.top_k = 4, 8, 3, 1
+            self.experts = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))  # 60 parameters in all
+
+    assert dense_twin(MyMoE(), "total").d_ff == 5  # a SwiGLU unit has 3 · 4
 
 
 def test_a_model_that_knows_its_sizes_is_not_taken_for_a_mixture():
