@@ -65,6 +65,26 @@ def test_the_last_value_reaches_the_kernel(notebook, view_of):
     first.wait_for(lambda: "noise 0.2 running True False" in run_cell(notebook, 3))
 
 
+def test_a_control_moved_while_a_cell_waits_stays_alive(lab, open_notebook, view_of):
+    sources = ["from moe_lessons.widgets import Playground", "lab = Playground(play=1200)\nlab", "await lab.finished()"]
+    write(lab, "waiting.ipynb", [*sources, "print('noise', lab.main_run.knobs.noise_std)"])
+    waiting = open_notebook("waiting.ipynb")
+    waiting.run_all(wait=False)
+    view = view_of(waiting.page)
+    view.wait_step(50)
+    view.handle("Noise").focus()
+    for _ in range(4):
+        waiting.page.keyboard.press("ArrowRight")
+    waiting.wait_executed()
+    view = view_of(waiting.page)
+    view.handle("Noise").focus()
+    for _ in range(4):
+        waiting.page.keyboard.press("ArrowRight")
+    view.wait_for(lambda: view.value("Noise") == "0.40")
+    view.wait_for(lambda: "noise 0.4" in run_cell(waiting, 3))
+    assert waiting.errors == []
+
+
 def test_running_a_cell_again_ends_its_earlier_view(notebook, view_of):
     run_cell(notebook, 1)
     view_of(notebook.page, 0).wait_step(10)
