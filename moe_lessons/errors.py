@@ -57,8 +57,10 @@ def check_device(device: Any) -> torch.device:
     return found
 
 
-def check_input(x: Tensor, d_model: int) -> Tensor:
+def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None) -> Tensor:
     """Return `x` if it is a finite floating-point tensor (..., d_model), else raise ValueError.
+
+    dtype: the type of the weights, where x has to have the same (autocast aside).
 
     The values are read once, as a sum: NaN and infinity both make a sum that is not finite.
     """
@@ -67,6 +69,8 @@ def check_input(x: Tensor, d_model: int) -> Tensor:
         raise ValueError(f"x must be a floating-point tensor, got {kind}")
     if x.ndim < 1 or x.shape[-1] != d_model:
         raise ValueError(f"the last dimension of x must be d_model ({d_model}), got shape {tuple(x.shape)}")
+    if dtype not in (None, x.dtype) and not torch.is_autocast_enabled(x.device.type):
+        raise ValueError(f"x must have the type of the weights ({dtype}), got {x.dtype}")
     if torch.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))):
         return x
     if not torch.isfinite(x).all():  # a finite x can still overflow its sum

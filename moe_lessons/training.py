@@ -142,6 +142,10 @@ class Run:
         self, model: nn.Module, task, *, lr: float = 0.01, batch_size: int = 256, seed: int = 0, device=None, threads=1
     ):
         check_number("lr", lr, above=True)
+        if not callable(getattr(task, "batch", None)):
+            raise ValueError(f"task must have batch(num, generator) -> (x, y), got {type(task).__name__} without it")
+        if not isinstance(model, nn.Module) or not list(model.parameters()):
+            raise ValueError(f"model must be a module with parameters, got {type(model).__name__}")
         self.batch_size = check_positive_int("batch_size", batch_size)
         self.threads = check_positive_int("threads", threads)
         self.device = check_device(device or next(model.parameters()).device)
@@ -165,7 +169,7 @@ class Run:
             x, y = (part.to(self.device) for part in self.task.batch(self.batch_size, self._data))
             self.model.train()
             try:
-                logits, routings = self.model(x)
+                logits, routings = check_output(self.model(x))
             except NonFiniteError as error:
                 self._diverged(str(error))
             loss = F.cross_entropy(logits.flatten(0, -2), y.flatten())
@@ -190,12 +194,13 @@ class Run:
     @torch.no_grad()
     def evaluate(self, num: int = 1024) -> dict[str, float]:
         """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise."""
+        check_positive_int("num", num)
         was_training = self.model.training
         with self._own_state(go_on=False):
             held_out = torch.Generator().manual_seed(self.seed + 1_000_003)
             x, y = (part.to(self.device) for part in self.task.batch(num, held_out))
             try:
-                logits, _ = self.model.eval()(x)
+                logits, _ = check_output(self.model.eval()(x))
             finally:
                 self.model.train(was_training)
         loss = F.cross_entropy(logits.flatten(0, -2), y.flatten()).item()
@@ -267,6 +272,13 @@ class Run:
             for generator, state in zip(self._generators, outside, strict=True):
                 generator.set_state(state)
             torch.set_num_threads(threads)
+
+
+def check_output(out) -> tuple[Tensor, list[Routing]]:
+    """Return what a model gave if it is logits and a list of routings, else raise ValueError."""
+    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], list) and isinstance(out[0], Tensor):
+        return out
+    raise ValueError(f"model must return (logits, [Routing, ...]), got {type(out).__name__}")
 
 
 def dead_experts(routing: Routing, share: float = DEAD_SHARE) -> int:

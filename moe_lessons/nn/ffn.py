@@ -59,7 +59,7 @@ class FeedForward(nn.Module):
         return self.gate_up_proj if self.activation == "swiglu" else self.up_proj
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.d_model)
+        check_input(x, self.d_model, self.down_proj.dtype)
         hidden = ACTIVATIONS[self.activation](F.linear(x, self.in_proj))  # (..., F)
         return F.linear(hidden, self.down_proj)  # (..., D)
 

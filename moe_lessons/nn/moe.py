@@ -61,6 +61,8 @@ class MoE(nn.Module):
             router = TopKRouter(d_model, num_experts, top_k, norm_topk_prob=norm_topk_prob, **make)
         elif norm_topk_prob is not None:
             raise ValueError(f"norm_topk_prob must be None where a router is given, got {norm_topk_prob!r}")
+        if not isinstance(router, nn.Module):
+            raise ValueError(f"router must be a module that maps x (T, D) to a Routing, got {type(router).__name__}")
         for name in ("d_model", "num_experts", "top_k"):
             if getattr(router, name, getattr(self, name)) != getattr(self, name):
                 raise ValueError(f"router must have {name} {getattr(self, name)}, got {getattr(router, name)}")
@@ -68,14 +70,14 @@ class MoE(nn.Module):
         self.experts = Experts(num_experts, d_model, d_ff, activation, **make)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        check_input(x, self.d_model)
+        check_input(x, self.d_model, self.experts.down_proj.dtype)
         tokens = x.reshape(-1, self.d_model)  # (T, D)
         routing = self.router(tokens)
         if self.capacity_factor is not None and len(tokens) > 0:
             capacity = expert_capacity(self.capacity_factor, self.top_k, len(tokens), self.num_experts)
             routing = apply_capacity(routing, capacity)
         way = choose_dispatch(self.experts, routing) if self.dispatch == "auto" else self.dispatch
-        y = DISPATCH[way](self.experts, tokens, routing)  # (T, D)
+        y = DISPATCH[check_choice("dispatch", way, DISPATCH)](self.experts, tokens, routing)  # (T, D)
         return y.view(x.shape), routing
 
     def extra_repr(self) -> str:

@@ -151,6 +151,8 @@ class TopKRouter(nn.Module):
 
     def forward(self, x: Tensor) -> Routing:
         check_input(x, self.d_model)
+        if x.ndim != 2:
+            raise ValueError(f"x must have the shape (T, {self.d_model}), got {tuple(x.shape)}")
         logits = self.choice_logits(x)  # (T, E)
         if not torch.isfinite(logits).all():
             raise NonFiniteError("router_logits must be finite, got NaN or infinity: the router has diverged")

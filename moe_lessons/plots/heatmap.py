@@ -8,9 +8,9 @@ from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for
 
 
 class TokenExpertHeatmap(Panel):
-    """A row for each token, a column for each expert: the colour is the router's probability, a dot a choice."""
+    """A row for each token, a column for each expert: the colour is the router's probability, a dot says who serves."""
 
-    title = "Router probabilities, • chosen"
+    title = "Router probabilities, • served"
 
     def __init__(self, ax: Axes, theme: Theme = LIGHT, num_tokens: int = 32, num_experts: int = 8):
         super().__init__(ax, theme)

@@ -28,7 +28,7 @@ class TerritoryMap(Panel):
             self.numbers += ax.plot([], [], ls="", zorder=3, **look)
         (self.right,) = ax.plot([], [], ls="", marker="o", ms=4, color="white", mec="black", mew=0.6)
         (self.wrong,) = ax.plot([], [], ls="", marker="X", ms=5.5, color="black", mec="white", mew=0.6)
-        (self.ring,) = ax.plot([], [], ls="", marker="o", ms=12, mfc="none", mec="#ff4d4d", mew=2.2)
+        (self.ring,) = ax.plot([], [], ls="", marker="o", ms=12, mfc="none", mec="#ff4d4d", mew=2.2, clip_on=False)
         self.live = [self.image, *self.numbers, self.right, self.wrong, self.ring, *ax.spines.values()]
         ax.set(xlim=(-1, 1), ylim=(-1, 1), xticks=[-1, 0, 1], yticks=[-1, 0, 1])
 

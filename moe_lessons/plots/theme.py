@@ -13,6 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from moe_lessons.errors import check_choice
+
 # Okabe and Ito's colours for all kinds of sight, ordered so that neighbours differ; their black is a grey here,
 # which is seen on a light and on a dark page. The same in both themes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
@@ -114,7 +116,7 @@ class Panel:
         self.stale = False
         ax.set_title(self.title, loc="left", fontsize=10, color=theme.foreground, pad=5)
         ax.set_facecolor(theme.background)
-        ax.tick_params(labelsize=8, colors=theme.muted, length=2)
+        ax.tick_params(which="both", labelsize=8, colors=theme.muted, length=2)
         ax.xaxis.label.set(color=theme.muted, fontsize=8.5)
         ax.yaxis.label.set(color=theme.muted, fontsize=8.5)
         for spine in ax.spines.values():
@@ -155,6 +157,7 @@ class Panel:
 
 def axes_for(ax: Axes | None, theme: str, width: float = 6.4, height: float = 3.6) -> tuple[Axes, Theme]:
     """The given axes, or those of a new figure, and the theme to draw with."""
+    check_choice("theme", theme, THEMES)
     if ax is None:
         ax = LessonFigure(width, height, THEMES[theme]).add_subplot()
     return ax, THEMES[theme]

@@ -179,7 +179,7 @@ PRESETS = {
     "rescued": replace(_COLLAPSE, router_aux_loss_coef=1.0),
     "too much balance": replace(_COLLAPSE, router_aux_loss_coef=10.0),
     "noise": replace(_COLLAPSE, noise_std=1.0),
-    "capacity": replace(_COLLAPSE, capacity_factor=1.0),
+    "capacity": replace(_COLLAPSE, capacity_factor=1.25),
     "k = E": replace(_COLLAPSE, top_k=8),
     "one expert": replace(_COLLAPSE, num_experts=1),
 }
@@ -201,7 +201,7 @@ def plane_model(
             router = NoisyTopKRouter(D_MODEL, setting.num_experts, setting.top_k, noise="gaussian", noise_std=0.0)
             model = PlaneClassifier(MoE(**sizes, router=router), NUM_CLASSES)
         else:
-            model = PlaneClassifier(check_block(block(**sizes)), NUM_CLASSES)
+            model = PlaneClassifier(check_block(make_block(block, sizes), sizes), NUM_CLASSES)
     sharpness = ROUTER_STARTS[setting.router_start]
     weight = getattr(getattr(model.block, "router", None), "weight", None)
     if sharpness is not None and weight is not None and weight.shape == (setting.num_experts, D_MODEL):
@@ -209,20 +209,39 @@ def plane_model(
     return model, task
 
 
-def check_block(block: nn.Module) -> nn.Module:
-    """Return a learner's mixture of experts if it keeps the contract, else raise ValueError."""
+def make_block(block: Callable[..., nn.Module], sizes: dict[str, int]) -> nn.Module:
+    """Call a learner's class, or raise ValueError if it is no class."""
+    if isinstance(block, nn.Module) or not callable(block):
+        raise ValueError(f"block must be a class called with {', '.join(sizes)}, got {type(block).__name__}")
+    return block(**sizes)
+
+
+def check_block(block: nn.Module, sizes: dict[str, int]) -> nn.Module:
+    """Return a learner's mixture of experts if it keeps the contract for these sizes, else raise ValueError."""
     name = type(block).__name__
     if not is_moe(block):
         names = "d_model, d_ff, num_experts, top_k and experts"
         raise ValueError(f"block must have the attributes {names}, got {name} without all of them")
+    for size, value in sizes.items():
+        if getattr(block, size) != value:
+            raise ValueError(f"block must keep {size} as given ({value}), got {getattr(block, size)!r} in {name}")
     if not isinstance(block.experts, nn.Module):
         kind = type(block.experts).__name__
         raise ValueError(f"block must keep its experts in a module such as nn.ModuleList, got a {kind} in {name}")
-    with torch.no_grad():
-        out = block(torch.zeros(3, block.d_model))
+    x = torch.randn(5, block.d_model)
+    given = x.clone()
+    out = block(x)
     if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Routing)):
         raise ValueError(f"block must return (y, Routing), got {type(out).__name__} from {name}")
-    if out[0].shape != (3, block.d_model):
-        shapes = f"(3, {block.d_model}), got {tuple(out[0].shape)}"
-        raise ValueError(f"block must return y of the shape of x, {shapes} from {name}")
+    y, routing = out
+    if y.shape != x.shape or not torch.isfinite(y).all() or not y.requires_grad:
+        raise ValueError(f"block must return a finite y of the shape of x, with a gradient, got another from {name}")
+    if not torch.equal(x, given):
+        raise ValueError(f"block must leave x as it is, got it changed by {name}")
+    wanted, got = (5, block.num_experts), tuple(routing.router_probs.shape)
+    if got != wanted:
+        raise ValueError(f"block must route 5 tokens with router_probs of shape {wanted}, got {got} from {name}")
+    num_assignments = len(routing.expert_idx) + routing.dropped
+    if num_assignments != 5 * block.top_k:
+        raise ValueError(f"block must send 5 tokens to {block.top_k} experts each, got {num_assignments} assignments")
     return block

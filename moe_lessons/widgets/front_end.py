@@ -7,7 +7,7 @@ import traitlets
 class FrontEnd(anywidget.AnyWidget):
     """Invisible. It names the slider handles of the view that it lies in (ipywidgets leaves them nameless), puts the
     description of each control on its whole row (`tips`: label -> what it does), tells whether the page is dark
-    and the view narrow (under 1,000 pixels), and where in the picture a click fell (0 to 1 from the top left, and a
+    and the view narrow (under 700 pixels), and where in the picture a click fell (0 to 1 from the top left, and a
     count)."""
 
     dark = traitlets.Bool(False).tag(sync=True)
@@ -45,7 +45,7 @@ class FrontEnd(anywidget.AnyWidget):
       const tellWidth = () => {
         const width = view()?.clientWidth;
         if (!width) return;  // not on the page now
-        if ((width < 1000) !== model.get("narrow")) { model.set("narrow", width < 1000); model.save_changes(); }
+        if ((width < 700) !== model.get("narrow")) { model.set("narrow", width < 700); model.save_changes(); }
       };
       const widths = new ResizeObserver(tellWidth);
       const onClick = (event) => {

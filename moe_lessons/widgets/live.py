@@ -58,8 +58,11 @@ class LiveRun(W.VBox):
         max_steps: int = 1500,
         columns: int = 3,
     ):
-        self.runs = {"model": runs} if isinstance(runs, Run) else dict(runs)
-        self.panels = check_panels(panels)
+        self.runs = {"model": runs} if isinstance(runs, Run) else runs
+        if not isinstance(self.runs, dict) or not self.runs or not all(isinstance(r, Run) for r in self.runs.values()):
+            raise ValueError(f"runs must be a Run or a dict of names and Runs, got {type(runs).__name__}")
+        self.panels = check_panels((panels,) if isinstance(panels, str) else panels)
+        check_positive_int("columns", columns)
         self.max_steps = check_positive_int("max_steps", max_steps)
         if play:
             check_positive_int("play", play)
@@ -174,6 +177,7 @@ class LiveRun(W.VBox):
 
     def advance(self, steps: int) -> None:
         """Train `steps` steps now, before anything else happens."""
+        check_positive_int("steps", steps)
         self._do_actions()
         try:
             for _ in range(steps):
@@ -409,7 +413,7 @@ class LiveRun(W.VBox):
             buttons += [button("Reset", "Start afresh with the same settings", self.reset, icon="undo")]
         bar = W.Box([W.HTML(f'<span class="moe-title">{self.title}</span>'), *buttons, self._status])
         bar.add_class("moe-bar")
-        body = W.Box([W.Box([self._image], layout=W.Layout(min_width="0"))])
+        body = W.Box([W.VBox([self._image, self._words, self._reading], layout=W.Layout(min_width="0"))])
         body.add_class("moe-body")
         controls = self.controls()
         if controls:
@@ -418,7 +422,7 @@ class LiveRun(W.VBox):
             body.children = (beside, *body.children)
         else:
             body.add_class("moe-alone")
-        return [bar, *self.extra_rows(), body, self._words, self._reading]
+        return [bar, *self.extra_rows(), body]
 
     def _advance_paused(self, steps: int) -> None:
         if not self.running:

@@ -11,6 +11,7 @@ from moe_lessons.plots import CostTable, LoadBars, LoadFilm, LossCurves, Panel, 
 from moe_lessons.training import Run
 
 MOST_POINTS = 200  # of a curve: more are not seen
+RECENT = 20  # steps over which the load is averaged
 NUM_HELD_OUT = 256  # points on which loss and accuracy are measured, a few times a second
 
 
@@ -45,6 +46,11 @@ def loss_curve(run: Run, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
     return spent(run, x_axis)[at], running_mean([record.loss for record in run.records])[at]
 
 
+def recent_load(run: Run) -> list[float]:
+    """The load shares of the first MoE layer, averaged over the last steps: one batch alone flickers."""
+    return np.mean([record.load[0] for record in run.records[-RECENT:]], axis=0).tolist()
+
+
 def num_experts(view) -> int:
     """E of the first MoE layer of the run that is shown."""
     found = [module.num_experts for module in view.main_run.model.modules() if hasattr(module, "num_experts")]
@@ -61,8 +67,8 @@ def _refresh_loss(view, panel: LossCurves) -> None:
 
 
 def _refresh_load(view, panel: LoadBars) -> None:
-    records = view.main_run.records
-    load = records[-1].load[0] if records else getattr(view, "clean_load", np.zeros(panel.num_experts))
+    none_yet = getattr(view, "clean_load", np.zeros(panel.num_experts))
+    load = recent_load(view.main_run) if view.main_run.records else none_yet
     factor = view.main_run.knobs.capacity_factor
     clean = getattr(view, "clean_load", None) if view.main_run.knobs.noise_std > 0 else None
     panel.update(load, factor and factor / panel.num_experts, clean)
@@ -92,7 +98,7 @@ def _costs(run: Run) -> Sequence[str]:
         f"{count.active:,}",
         f"{flops:,}",
         ms,
-        f"{held_out['loss']:.3f}",
+        f"{held_out['loss']:.3g}",
         f"{held_out['accuracy']:.1%}",
     )
 

@@ -1,5 +1,6 @@
 """The 2-D laboratory: a mixture of experts and its two dense twins, trained while you turn the knobs."""
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -15,15 +16,14 @@ from moe_lessons.nn import muted
 from moe_lessons.plots import TerritoryMap, TokenExpertHeatmap
 from moe_lessons.plots.curves import X_AXES
 from moe_lessons.tasks import PLANE_TASKS, PRESETS, PlaneSetting, grid
-from moe_lessons.tasks.plane import ROUTER_STARTS
+from moe_lessons.tasks.plane import NUM_CLASSES, ROUTER_STARTS
 from moe_lessons.training import load_share, plane_runs
 from moe_lessons.widgets.live import LiveRun
-from moe_lessons.widgets.panels import NUM_HELD_OUT, LivePanel, num_experts
+from moe_lessons.widgets.panels import NUM_HELD_OUT, RECENT, LivePanel, num_experts, recent_load
 
 RESOLUTION = 48  # of the territory map, in each direction
 NUM_TOKENS = 32  # whose routing is shown
 NUM_MORE_POINTS = 512  # on which the load without noise is measured
-RECENT = 20  # steps over which the words describe the load
 STRUCTURE = ("task", "num_experts", "top_k", "d_ff", "router_start")  # a change of these needs a new model
 MOST_SEED = 9999
 SECONDS_PER_VERDICT = 0.4  # how often the loss of muting an expert is measured anew
@@ -84,7 +84,7 @@ class Playground(LiveRun):
         for name in settings:
             check_choice("setting", name, fields)
         self.preset, self.block, self.device = preset, block, check_device(device or "cpu")
-        self.setting, self.seed = replace(PRESETS[preset], **settings), seed
+        self.setting, self.seed = replace(PRESETS[preset], **settings), int(seed)
         self.selected, self._muted, self._verdict = 0, None, (0.0, "")
         self._changed: set[str] = set()
         self._grid = grid(RESOLUTION)
@@ -136,9 +136,12 @@ class Playground(LiveRun):
         recent = self.main_run.records[-RECENT:]
         if not recent:
             return describe_load(self.clean_load, self.setting.top_k)
-        load = torch.tensor([record.load[0] for record in recent]).mean(dim=0)
         dropped = sum(record.dropped_share for record in recent) / len(recent)
-        return describe_load(load, self.setting.top_k, dropped)
+        words = describe_load(recent_load(self.main_run), self.setting.top_k, dropped)
+        guessing = math.log(NUM_CLASSES)
+        if sum(record.loss for record in recent) / len(recent) > 1.1 * guessing and self.step > RECENT:
+            words += f" The loss is worse than guessing ({guessing:.2f}): try a lower learning rate."
+        return words
 
     def reading(self) -> str:
         """The routing of the selected token and, where an expert is muted, what is lost."""
@@ -256,6 +259,7 @@ class Playground(LiveRun):
         )
         self._token.observe(lambda change: self.post(self._select), "value")
         self._mute = _choice("Mute", self._mutable(), "Switch one expert off, to see what is lost without it")
+        self._mute.disabled = len(self._mutable()) == 1
         self._mute.observe(lambda change: self.post(self._choose_muted), "value")
         self._x_axis = _choice("Loss against", tuple(X_AXES), "The horizontal axis of the loss curves")
         self._x_axis.observe(lambda change: self.post(self._choose_x_axis), "value")
@@ -308,7 +312,12 @@ class Playground(LiveRun):
             button.button_style = "info" if self.setting == PRESETS[name] else ""
 
     def set(self, **settings: Any) -> None:
-        """Move controls, as if by hand: any field of `tasks.PlaneSetting`. A bad value moves none."""
+        """Move controls, as if by hand: any field of `tasks.PlaneSetting`. A bad value moves none.
+
+        As by hand, fewer experts lower top_k, unless it is given too.
+        """
+        if isinstance(settings.get("num_experts"), int) and settings["num_experts"] >= 1:
+            settings.setdefault("top_k", min(self.setting.top_k, settings["num_experts"]))
         for name, value in settings.items():
             check_choice("setting", name, self._inputs)
             now = getattr(self.setting, name)
@@ -362,7 +371,9 @@ class Playground(LiveRun):
         old, runs = self.main_run, plane_runs(setting, self._seed.value, self.block, self.device)
         self.runs, self.setting, self.seed = runs, setting, self._seed.value
         self._draw_points(self.runs)
-        if len(old.records) > 20:
+        if old.task.name != runs["MoE"].task.name:
+            self.ghost = None  # another task: not to be compared
+        elif len(old.records) > RECENT:
             self.ghost = old
         self._trouble, self.marks = "", []
         self.restart_budget()

@@ -20,7 +20,8 @@ CSS = """<style>
 .moe-view .moe-controls { display: flex; flex-direction: column; overflow: visible; }
 @container (max-width: 1000px) {
   .moe-view .moe-body { grid-template-columns: minmax(0, 1fr); }
-  .moe-view .moe-controls { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 0 16px; }
+  .moe-view .moe-controls { order: 2; display: grid; gap: 0 16px;
+    grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); }
   .moe-view .moe-controls > .widget-html { grid-column: 1 / -1; }
 }
 </style>"""

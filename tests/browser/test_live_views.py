@@ -112,7 +112,7 @@ def test_narrow_pages_in_both_themes(lab, open_notebook, view_of, theme):
     view = view_of(narrow.page, 0)
     view.pause()
     controls, picture = view.view.locator(".moe-controls"), view.view.locator("img")
-    assert picture.bounding_box()["y"] > controls.bounding_box()["y"] + controls.bounding_box()["height"] - 1
+    assert controls.bounding_box()["y"] > picture.bounding_box()["y"] + picture.bounding_box()["height"] - 1
     assert picture.bounding_box()["width"] > 600
     view.wait_for(lambda: (corner(picture) < 64) == (theme == "dark"))
     assert narrow.errors == []

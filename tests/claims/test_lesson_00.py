@@ -65,6 +65,15 @@ def test_some_experts_starve_never_all_but_one(collapsed):
         assert 2 <= run.records[-1].dead_experts <= 5  # of 8: three or more go on
 
 
+@pytest.mark.claim("collapse-hardly-costs-accuracy-here")
+def test_collapse_hardly_costs_accuracy_here(collapsed):
+    balanced = [plane_runs(PRESETS["rescued"], seed)["MoE"] for seed in SEEDS]
+    train(balanced, 300)
+    assert max(run.records[-1].dead_experts for run in balanced) == 0
+    gap = mean(run.evaluate()["accuracy"] for run in balanced) - mean(run.evaluate()["accuracy"] for run in collapsed)
+    assert abs(gap) < 0.03
+
+
 @pytest.mark.claim("noise-does-not-revive-the-auxiliary-loss-does")
 def test_noise_does_not_revive_the_auxiliary_loss_does(collapsed):
     before = [run.records[-1].dead_experts for run in collapsed]
@@ -94,7 +103,7 @@ def clean_routing(run):
 
 @pytest.mark.claim("more-experts-at-the-same-work")
 def test_more_experts_at_the_same_work():
-    one, eight = (PlaneSetting(num_experts=n, top_k=1, router_aux_loss_coef=0.1) for n in (1, 8))
+    one, eight = (PlaneSetting(num_experts=n, top_k=1, router_aux_loss_coef=0.3) for n in (1, 8))
     gains = []
     for seed in SEEDS:
         runs = [plane_runs(setting, seed)["MoE"] for setting in (one, eight)]
@@ -106,4 +115,4 @@ def test_more_experts_at_the_same_work():
     assert 4.5 < count_parameters(large).total / count_parameters(small).total < 5
     more = flops_per_token(large) - flops_per_token(small)
     assert more == 2 * 7 * large.block.router.d_model  # the router's seven new rows
-    assert more < 0.5 * flops_per_token(small)
+    assert round(100 * more / flops_per_token(small)) == 30

@@ -400,7 +400,18 @@ def test_a_noisy_router_is_shown_too():
     view = LiveRun(make_run(noise_std=1.0))
     view.advance(3)
     view.show_frame()
-    assert [bar.get_height() for bar in view._figure.panels[1].bars] == view.main_run.records[-1].load[0]
+    mean = torch.tensor([record.load[0] for record in view.main_run.records]).mean(dim=0)
+    assert [bar.get_height() for bar in view._figure.panels[1].bars] == pytest.approx(mean.tolist())
+
+
+@pytest.mark.parametrize("runs", [{}, [], "x", None, {"a": 1}])
+def test_runs_must_be_runs(runs):
+    with pytest.raises(ValueError, match="^runs must be a Run or a dict of names and Runs, got"):
+        LiveRun(runs)
+
+
+def test_one_panel_may_be_named_alone():
+    assert len(LiveRun(make_run(), panels="loss").panels) == 1
 
 
 # --- static pages ----------------------------------------------------------------------------------------

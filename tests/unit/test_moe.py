@@ -292,3 +292,22 @@ def test_bad_input(x, error, message):
     with pytest.raises(error, match=f"^{message}$"):
         moe(x)
     assert torch.equal(torch.get_rng_state(), before), "a refused call has drawn random numbers"
+
+
+def test_x_must_have_the_type_of_the_weights():
+    with pytest.raises(ValueError, match=r"^x must have the type of the weights \(torch.float32\), got torch.float64$"):
+        MoE(4, 8, 3)(torch.zeros(2, 4, dtype=torch.float64))
+
+
+def test_a_router_must_be_a_module_and_takes_rows():
+    with pytest.raises(ValueError, match="^router must be a module that maps"):
+        MoE(4, 8, 3, router="x")
+    with pytest.raises(ValueError, match=r"^x must have the shape \(T, 4\), got \(2, 3, 4\)$"):
+        MoE(4, 8, 3).router(torch.zeros(2, 3, 4))
+
+
+def test_a_dispatch_set_later_is_checked_too():
+    moe = MoE(4, 8, 3)
+    moe.dispatch = "fast"
+    with pytest.raises(ValueError, match="^dispatch must be one of 'dense', 'loop', got 'fast'$"):
+        moe(torch.zeros(2, 4))

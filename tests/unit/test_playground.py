@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from moe_lessons.analysis.load import describe_load
-from moe_lessons.nn import FeedForward, TopKRouter
+from moe_lessons.nn import FeedForward, MoE, TopKRouter
 from moe_lessons.tasks import PRESETS, grid
 from moe_lessons.training import plane_runs
 from moe_lessons.widgets import Playground, live
@@ -102,7 +102,8 @@ async def test_a_preset_button_moves_the_controls_and_starts_afresh(preset):
     await settled()
     assert playground.setting == PRESETS[preset] and repr(playground) == f"Playground({preset!r})"
     assert_consistent(playground)
-    assert playground.step == 0 and playground.ghost is old
+    same_task = PRESETS[preset].task == PRESETS["noise"].task
+    assert playground.step == 0 and playground.ghost is (old if same_task else None)
 
 
 def test_a_preset_can_be_chosen_from_code():
@@ -155,10 +156,13 @@ def test_a_change_of_structure_starts_afresh_and_keeps_a_ghost(name):
     playground.advance(25)
     old = playground.main_run
     playground.set(**{name: STRUCTURAL[name]})
-    assert playground.step == 0 and playground.ghost is old
+    assert playground.step == 0
     assert_consistent(playground)
     ghost = playground._figure.panels[4].ghost
-    assert len(ghost.get_xdata()) == 25
+    if name == "task":  # the loss of another task is nothing to compare with
+        assert playground.ghost is None and len(ghost.get_xdata()) == 0
+    else:
+        assert playground.ghost is old and len(ghost.get_xdata()) == 25
 
 
 @on_a_loop
@@ -331,7 +335,8 @@ def test_the_heatmap_is_the_routing_of_the_tokens(trained):
 def test_bars_film_and_curves_are_the_records(trained):
     _, _, bars, film, curves, _ = trained._figure.panels
     records = trained.main_run.records
-    assert [bar.get_height() for bar in bars.bars] == records[-1].load[0]
+    mean = torch.tensor([record.load[0] for record in records[-20:]]).mean(dim=0)
+    assert [bar.get_height() for bar in bars.bars] == pytest.approx(mean.tolist())
     assert film.image.get_extent()[1] == 150
     assert [line.get_label() for line in curves.lines] == list(trained.runs)
     assert curves.lines[0].get_ydata()[-1] == pytest.approx(np.mean([r.loss for r in records[-10:]]))
@@ -505,7 +510,7 @@ async def test_a_last_update_that_only_the_picture_finds_too_large_is_taken_back
     "change, message",
     [
         ({"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
-        ({"num_experts": 1}, r"top_k must be between 1 and num_experts \(1\), got 2"),
+        ({"num_experts": 1, "top_k": 2}, r"top_k must be between 1 and num_experts \(1\), got 2"),
         ({"num_experts": 0}, "num_experts must be a whole number of at least 1, got 0"),
         ({"d_ff": 0}, "d_ff must be a whole number of at least 1, got 0"),
         ({"lr": float("nan")}, "lr must be a finite number above 0, got nan"),
@@ -599,7 +604,7 @@ class WrongShape(MyMoE):
         (NoWidth, "block must have the attributes d_model, d_ff, num_experts, top_k and experts, got NoWidth"),
         (ListOfExperts, "block must keep its experts in a module such as nn.ModuleList, got a list in ListOfExperts"),
         (NoRouting, r"block must return \(y, Routing\), got Tensor from NoRouting"),
-        (WrongShape, r"block must return y of the shape of x, \(3, 16\), got \(3,\) from WrongShape"),
+        (WrongShape, "block must return a finite y of the shape of x, with a gradient, got another from WrongShape"),
     ],
 )
 def test_a_block_that_breaks_the_contract_is_refused(block, message):
@@ -690,3 +695,52 @@ def test_a_capacity_does_not_always_drop_the_last_classes():
         dropped += torch.tensor([i not in served for i in range(32)])
     first, last = dropped[:16].sum(), dropped[16:].sum()
     assert first > 10 and last > 10 and 0.5 < first / last < 2
+
+
+def test_fewer_experts_lower_top_k_as_by_hand():
+    playground = Playground()
+    playground.set(num_experts=1)
+    assert (playground.setting.num_experts, playground.setting.top_k) == (1, 1)
+
+
+def test_a_loss_worse_than_guessing_is_said():
+    playground = Playground(lr=0.5, top_k=1, router_aux_loss_coef=0.0)
+    playground.main_run.knobs.lr = 30.0
+    playground.advance(60)
+    assert "worse than guessing (2.08)" in playground.words()
+
+
+def a_block(num_experts=None, top_k=None, detach=False, inplace=False):
+    """A class that keeps the contract, but for what is named."""
+
+    class Block(MoE):
+        def __init__(self, d_model, d_ff, **sizes):
+            super().__init__(d_model, d_ff, num_experts or sizes["num_experts"], top_k or sizes["top_k"])
+
+        def forward(self, x):
+            if inplace:
+                x += 1
+            y, routing = super().forward(x)
+            return (y.detach() if detach else y), routing
+
+    return Block
+
+
+@pytest.mark.parametrize(
+    "block, message",
+    [
+        (a_block(num_experts=4), "block must keep num_experts as given .8., got 4 in Block"),
+        (a_block(top_k=1), "block must keep top_k as given .2., got 1 in Block"),
+        (a_block(detach=True), "block must return a finite y of the shape of x, with a gradient"),
+        (a_block(inplace=True), "block must leave x as it is, got it changed by Block"),
+        (MoE(16, 4, 8, 2), "block must be a class called with d_model, d_ff, num_experts, top_k, got MoE"),
+        ("x", "block must be a class called with d_model, d_ff, num_experts, top_k, got str"),
+    ],
+)
+def test_a_block_that_is_subtly_wrong_is_refused(block, message):
+    with pytest.raises(ValueError, match=message):
+        Playground(block=block)
+
+
+def test_a_block_that_is_right_is_taken():
+    assert Playground(block=a_block(), play=3).step == 3

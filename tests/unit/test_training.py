@@ -531,3 +531,15 @@ def test_a_preset_turns_its_knobs(name):
     knobs, setting = plane_runs(PRESETS[name])["MoE"].knobs, PRESETS[name]
     for knob in KNOBS:
         assert getattr(knobs, knob) == getattr(setting, knob)
+
+
+def test_what_a_run_needs():
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"^task must have batch\(num, generator\)"):
+        Run(model, "blobs")
+    with pytest.raises(ValueError, match="^model must be a module with parameters, got Identity$"):
+        Run(torch.nn.Identity(), PlaneTask())
+    with pytest.raises(ValueError, match=r"^model must return \(logits, \[Routing, ...\]\), got Tensor$"):
+        Run(model, PlaneTask()).step()
+    with pytest.raises(ValueError, match="^num must be a whole number of at least 1, got 0$"):
+        Run(model, PlaneTask()).evaluate(0)
