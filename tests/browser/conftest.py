@@ -10,6 +10,7 @@ One server and one browser serve all tests. The server works on a copy of the le
 saves leaves the checkout alone, and in folders of its own, so that nobody's settings matter.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -146,7 +147,11 @@ class NotebookPage:
         self.menu("Kernel", "kernelmenu:restart")
         self.page.locator(".jp-Dialog .jp-mod-accept").click()
         self.page.locator(".jp-Dialog").wait_for(state="detached")
+        old = self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first
+        with contextlib.suppress(Exception):  # the old kernel's Idle goes away, unless the restart was very quick
+            old.wait_for(state="hidden", timeout=5000)
         self.wait_idle()
+        self.page.wait_for_timeout(500)
 
     def cell_errors(self) -> list[str]:
         """The error outputs and stderr texts in the notebook, and the widgets that could not be drawn."""
