@@ -102,7 +102,7 @@ class LiveFigure:
         buffer, size = BytesIO(), self.canvas.get_width_height()
         image = Image.frombuffer("RGBX", size, self.canvas.buffer_rgba(), "raw", "RGBX", 0, 1)  # opaque: X is unused
         if kind == "jpeg":
-            image.save(buffer, "jpeg", quality=90, subsampling=0)
+            image.save(buffer, "jpeg", quality=85, subsampling=0)
         else:
             image.convert("RGB").save(buffer, "png", compress_level=6)
         return buffer.getvalue()

@@ -62,7 +62,7 @@ class LoadFilm(Panel):
     """The share of each expert at every step, stacked to 1: the film of a collapse. Dashed: where even shares lie."""
 
     title = "Load share over time"
-    rows = 160
+    rows = 100
 
     def __init__(self, ax: Axes, theme: Theme = LIGHT, num_experts: int = 8):
         super().__init__(ax, theme)

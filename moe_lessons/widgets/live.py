@@ -28,7 +28,7 @@ from moe_lessons.widgets.panels import LivePanel, check_panels
 from moe_lessons.widgets.style import CSS
 
 FRAMES_PER_SECOND = 12
-TRAINING_PER_FRAME = 4.5  # a picture may come when training has had this many times its cost
+TRAINING_PER_FRAME = 4.2  # a picture may come when training has had this many times its cost
 QUICK_ANSWER = 0.01  # seconds of training at most while something waits to be done
 TURNS_PER_FRAME = 10  # of the event loop: one message from the page needs several
 

@@ -10,7 +10,7 @@ from moe_lessons.analysis.cost import count_parameters, flops_per_token
 from moe_lessons.plots import CostTable, LoadBars, LoadFilm, LossCurves, Panel, running_mean
 from moe_lessons.training import Run
 
-MOST_POINTS = 200  # of a curve: more are not seen
+MOST_POINTS = 150  # of a curve: more are not seen
 RECENT = 20  # steps over which the load is averaged
 NUM_HELD_OUT = 256  # points on which loss and accuracy are measured, a few times a second
 
