@@ -110,8 +110,9 @@ class Playground(LiveRun):
         _, (everywhere,) = self._forward(self._grid)
         favourite = everywhere.router_probs.argmax(dim=-1)
         self.territory = favourite.view(RESOLUTION, RESOLUTION).cpu()
-        _, (on_many,) = self._forward(self._more_points)
-        self.clean_load = load_share(on_many).tolist()
+        if self.main_run.knobs.noise_std > 0 or not self.main_run.records:  # else the load of training is clean too
+            _, (on_many,) = self._forward(self._more_points)
+            self.clean_load = load_share(on_many).tolist()
         place = self._order.argsort()  # of each token, as it was drawn, among the sorted ones
         with self._with_mute():  # tokens arrive unsorted, or a capacity would always drop the last classes
             logits, (routing,) = self._forward(self.points[place])
