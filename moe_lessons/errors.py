@@ -57,6 +57,20 @@ def check_device(device: Any) -> torch.device:
     return found
 
 
+def check_dtype(dtype: torch.dtype, device: torch.device | None = None) -> torch.dtype:
+    """Return `dtype` if it is a floating-point type that `device` can multiply matrices in, else raise ValueError."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype must be a floating-point type, got {dtype!r}")
+    try:
+        one = torch.ones(2, 2, device=device).to(dtype)
+        torch.nn.functional.linear(one, one)
+        torch.promote_types(dtype, torch.float32)
+    except (RuntimeError, NotImplementedError, TypeError):
+        where = device or torch.get_default_device()
+        raise ValueError(f"dtype must be a type that {where} can multiply matrices in, got {dtype}") from None
+    return dtype
+
+
 def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None) -> Tensor:
     """Return `x` if it is a finite floating-point tensor (..., d_model), else raise ValueError.
 

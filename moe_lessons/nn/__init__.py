@@ -4,23 +4,36 @@ Shapes are written with the same letters everywhere: T tokens, E experts, K expe
 F d_ff, C capacity, A assignments.
 """
 
-from moe_lessons.nn.balancing import apply_capacity, expert_capacity, load_balancing_loss, router_z_loss
+from moe_lessons.nn.balancing import (
+    apply_capacity,
+    expert_capacity,
+    load_balancing_loss,
+    router_z_loss,
+    update_expert_bias,
+)
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts, muted
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.routing import NoisyTopKRouter, Routing, TopKRouter
+from moe_lessons.nn.routers import ExpertChoiceRouter, HashRouter, SigmoidRouter
+from moe_lessons.nn.routing import NoisyTopKRouter, Routing, SwitchRouter, TopKRouter
 from moe_lessons.nn.seeding import seeded
+from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.twins import dense_twin, is_moe
 
 __all__ = [
     "ACTIVATIONS",
     "DISPATCH",
+    "ExpertChoiceRouter",
     "Experts",
     "FeedForward",
+    "HashRouter",
     "MoE",
     "NoisyTopKRouter",
     "Routing",
+    "SigmoidRouter",
+    "SoftMoE",
+    "SwitchRouter",
     "TopKRouter",
     "apply_capacity",
     "choose_dispatch",
@@ -31,4 +44,5 @@ __all__ = [
     "muted",
     "router_z_loss",
     "seeded",
+    "update_expert_bias",
 ]

@@ -5,25 +5,36 @@ from dataclasses import replace
 from fractions import Fraction
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from moe_lessons.errors import check_number, check_positive_int, check_top_k
+from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
 from moe_lessons.nn.routing import Routing
 
+PRIORITIES = ("order", "weight")  # of the tokens where an expert is full
 
-def load_balancing_loss(routing: Routing) -> Tensor:
+
+def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
     """The auxiliary loss of Switch Transformer (arXiv:2101.03961, eq. 4): E · Σ_e f_e · P_e, a scalar.
 
     f_e is the share of all assignments that the router wanted for expert e (dropped ones included), P_e the mean
     of its router probability. Gradients flow through P alone. It is 1 where either of the two is uniform, and E
     where K = 1 and all tokens go to one expert with probability 1. Zero for no tokens. Hugging Face's is K times
     this, which matters when you take over a coefficient.
+
+    mask (T,): True for the tokens that count; padding does not. It is the loss of one layer: do not pool layers,
+    or two that have collapsed onto different experts look balanced.
     """
-    if routing.num_tokens == 0:
-        return routing.router_probs.sum()
-    demand = routing.demand_per_expert.to(routing.router_probs.dtype)  # (E,)
+    probs = routing.router_probs  # (T, E)
+    token_idx = torch.cat([routing.token_idx, routing.dropped_token_idx])
+    expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (routing.num_tokens,):
+            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            raise ValueError(f"mask must be a bool tensor of shape ({routing.num_tokens},), got {got}")
+        probs, expert_idx = probs[mask], expert_idx[mask[token_idx]]
+    demand = torch.bincount(expert_idx, minlength=routing.num_experts).to(probs.dtype)  # (E,)
     load_share = demand / demand.sum().clamp(min=1)  # f (E,)
-    mean_prob = routing.router_probs.mean(dim=0)  # P (E,)
+    mean_prob = probs.sum(dim=0) / max(len(probs), 1)  # P (E,)
     return routing.num_experts * (load_share * mean_prob).sum()
 
 
@@ -47,24 +58,68 @@ def expert_capacity(capacity_factor: float, top_k: int, num_tokens: int, num_exp
     return math.ceil(exact * top_k * num_tokens / num_experts)
 
 
-def apply_capacity(routing: Routing, capacity: int) -> Routing:
-    """Give each expert at most `capacity` (C) assignments; those beyond it are dropped, and counted.
+def apply_capacity(routing: Routing, capacity: int, priority: str = "order") -> Routing:
+    """Give each expert at most `capacity` (C) assignments; those beyond it are dropped, and kept on record.
 
-    Places are taken in the order of the assignments: all first choices before any second choice, and within a
-    choice in the order of the tokens (GShard, arXiv:2006.16668). A dropped assignment contributes nothing to the
-    output. The weights that remain are not renormalised.
+    All first choices take their places before any second choice, and so on. Within a choice
+    priority='order':  the tokens come as they stand (GShard, arXiv:2006.16668);
+    priority='weight': the tokens of which the router is surest come first, by their largest probability
+                       (batch-prioritised routing, V-MoE, arXiv:2106.05974, section 4).
+    A dropped assignment contributes nothing to the output. The weights that remain are not renormalised.
+
+    Who is served depends on the other tokens. So a token may come to depend on later ones: always by weight; in
+    order where K > 1 (a later first choice goes before an earlier second one), and through C, which grows with T.
     """
     check_positive_int("capacity", capacity)
-    order = routing.expert_idx.argsort(stable=True)  # (A,) grouped by expert, priority kept within each
-    counts = routing.tokens_per_expert  # (E,)
-    starts = counts.cumsum(0) - counts  # (E,) where each expert's group begins
-    by_expert = routing.expert_idx[order]  # (A,)
-    place = torch.arange(len(order), device=order.device) - starts[by_expert]  # (A,) 0 is first in line
-    kept = order[place < capacity].sort().values
+    check_choice("priority", priority, PRIORITIES)
+    queue = torch.arange(len(routing.expert_idx), device=routing.expert_idx.device)  # (A,) who comes first
+    if priority == "weight":
+        sureness = routing.router_probs.amax(dim=1)[routing.token_idx]  # (A,)
+        queue = sureness.argsort(descending=True, stable=True)
+        choice = rank_within(routing.token_idx)  # (A,) 0 for a token's first choice
+        queue = queue[choice[queue].argsort(stable=True)]
+    kept = rank_within(routing.expert_idx[queue]) < capacity  # (A,) in the order of the queue
+    kept = torch.empty_like(kept).scatter(0, queue, kept)
     return replace(
         routing,
         token_idx=routing.token_idx[kept],
         expert_idx=routing.expert_idx[kept],
         weight=routing.weight[kept],
-        dropped_per_expert=routing.dropped_per_expert + (counts - capacity).clamp(min=0),
+        dropped_token_idx=torch.cat([routing.dropped_token_idx, routing.token_idx[~kept]]),
+        dropped_expert_idx=torch.cat([routing.dropped_expert_idx, routing.expert_idx[~kept]]),
     )
+
+
+def rank_within(group: Tensor) -> Tensor:
+    """For each entry, how many earlier entries are of the same group: (A,) -> (A,).
+
+    >>> rank_within(torch.tensor([3, 0, 3, 3, 0]))
+    tensor([0, 0, 1, 2, 1])
+    """
+    order = group.argsort(stable=True)  # by group, the order kept within each
+    counts = torch.bincount(group)
+    starts = counts.cumsum(0) - counts  # where each group begins
+    ranks = torch.arange(len(group), device=group.device) - starts[group[order]]
+    return torch.empty_like(ranks).scatter(0, order, ranks)
+
+
+@torch.no_grad()
+def update_expert_bias(router: nn.Module, routing: Routing, rate: float = 1e-3) -> None:
+    """Balance without a loss (DeepSeek-V3, arXiv:2412.19437, section 2.1.2; arXiv:2408.15664, algorithm 1).
+
+    expert_bias += rate · sign(mean load - load): an expert that was wanted less than the mean becomes easier to
+    choose, one that was wanted more harder. Call it once after each step, with the routing of that step. No gradient
+    is involved, and since the bias selects but does not weigh, it does not pull at the task's loss.
+
+    router: one with an `expert_bias` (E,), such as `SigmoidRouter`. Keep the bias in float32 when you train in
+    bfloat16, which has no number between 0.5 and 0.504.
+    """
+    check_number("rate", rate)
+    bias = getattr(router, "expert_bias", None)
+    if bias is None:
+        kind = type(router).__name__
+        raise ValueError(f"router must have an expert_bias, as SigmoidRouter has; got {kind} without one")
+    if bias.shape != (routing.num_experts,):
+        raise ValueError(f"routing must be of {len(bias)} experts, as the router is, got {routing.num_experts}")
+    load = routing.demand_per_expert  # (E,) whole numbers, so that an even load is even to the last one
+    bias.add_((load.sum() - len(load) * load).sign(), alpha=rate)  # E · (mean load - load)

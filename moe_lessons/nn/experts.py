@@ -7,13 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice, check_positive_int
-from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
+from moe_lessons.nn.ffn import ACTIVATIONS, GATED, make_weight
 
 
 class Experts(nn.Module):
     """The weights of E experts, each a `FeedForward`, stacked: expert e is [e] of every weight.
 
     `gate_up_proj` (E, 2F, D) for SwiGLU or `up_proj` (E, F, D) for GELU and ReLU; `down_proj` (E, D, F).
+    bias: also `gate_up_proj_bias` (E, 2F) or `up_proj_bias` (E, F), and `down_proj_bias` (E, D), as in gpt-oss.
+    weight_input: the routing weight multiplies what goes into the expert, as in Llama 4, not what comes out.
     How tokens reach their experts is not decided here: see `dispatch`.
 
     >>> Experts(num_experts=8, d_model=4, d_ff=16).gate_up_proj.shape
@@ -21,28 +23,55 @@ class Experts(nn.Module):
     """
 
     def __init__(
-        self, num_experts: int, d_model: int, d_ff: int, activation: str = "swiglu", *, device=None, dtype=None
+        self,
+        num_experts: int,
+        d_model: int,
+        d_ff: int,
+        activation: str = "swiglu",
+        *,
+        bias: bool = False,
+        weight_input: bool = False,
+        device=None,
+        dtype=None,
     ):
         super().__init__()
         self.num_experts = check_positive_int("num_experts", num_experts)
         self.d_model = check_positive_int("d_model", d_model)
         self.d_ff = check_positive_int("d_ff", d_ff)
         self.activation = check_choice("activation", activation, ACTIVATIONS)
+        self.weight_input = weight_input
         make = {"device": device, "dtype": dtype}
-        if activation == "swiglu":
-            self.gate_up_proj = make_weight(num_experts, 2 * d_ff, d_model, **make)
-        else:
-            self.up_proj = make_weight(num_experts, d_ff, d_model, **make)
+        self.in_name, width = ("gate_up_proj", 2 * d_ff) if activation in GATED else ("up_proj", d_ff)
+        self.register_parameter(self.in_name, make_weight(num_experts, width, d_model, **make))
         self.down_proj = make_weight(num_experts, d_model, d_ff, **make)
+        for name, size in ((f"{self.in_name}_bias", width), ("down_proj_bias", d_model)):
+            zeros = nn.Parameter(torch.zeros(num_experts, size, **make)) if bias else None
+            self.register_parameter(name, zeros)
 
     @property
     def in_proj(self) -> Tensor:
         """The input weight, whichever the activation has: (E, 2F, D) or (E, F, D)."""
-        return self.gate_up_proj if self.activation == "swiglu" else self.up_proj
+        return getattr(self, self.in_name)
+
+    @property
+    def in_bias(self) -> Tensor | None:
+        """Its bias, (E, 2F) or (E, F), or None."""
+        return getattr(self, f"{self.in_name}_bias")
+
+    def hidden(self, pre: Tensor, weight: Tensor, in_bias: Tensor | None = None) -> Tensor:
+        """What lies between an expert's two products: pre = x·W_inᵀ (..., 2F or F), weight (...) -> (..., F)."""
+        weight = weight[..., None]
+        if self.weight_input:
+            pre = pre * weight  # (weight · x)·W_inᵀ
+        if in_bias is not None:
+            pre = pre + in_bias
+        hidden = ACTIVATIONS[self.activation](pre)
+        return hidden if self.weight_input else hidden * weight  # before the product that makes it D wide
 
     def extra_repr(self) -> str:
-        sizes = f"num_experts={self.num_experts}, d_model={self.d_model}, d_ff={self.d_ff}"
-        return f"{sizes}, activation={self.activation!r}"
+        text = f"num_experts={self.num_experts}, d_model={self.d_model}, d_ff={self.d_ff}"
+        text += f", activation={self.activation!r}" + (", bias=True" if self.down_proj_bias is not None else "")
+        return text + (", weight_input=True" if self.weight_input else "")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import check_choice, check_device, check_input, check_positive_int
+from moe_lessons.errors import check_choice, check_device, check_dtype, check_input, check_positive_int
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -16,23 +16,39 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": swiglu, "gelu": F.gelu, "relu": F.relu}
+def clamped_swiglu(gate_up: Tensor) -> Tensor:
+    """(up + 1) · gate · σ(1.702 gate), with gate at most 7 and up in ±7: (..., 2F) -> (..., F).
+
+    The SwiGLU of gpt-oss (arXiv:2508.10925, section 2.2, as in its public code).
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    gate, up = gate.clamp(max=7), up.clamp(-7, 7)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "swiglu": swiglu,
+    "clamped_swiglu": clamped_swiglu,
+    "gelu": F.gelu,
+    "relu": F.relu,
+}
+GATED = ("swiglu", "clamped_swiglu")  # these have two input matrices
 
 
 def make_weight(*shape: int, device=None, dtype=None) -> nn.Parameter:
     """A weight (..., out, in), uniform in ±1/√in, as `torch.nn.Linear` starts."""
-    if dtype is not None and not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-    bound = 1 / math.sqrt(shape[-1])
     device = None if device is None else check_device(device)
+    if dtype is not None:
+        check_dtype(dtype, device)
+    bound = 1 / math.sqrt(shape[-1])
     return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype).uniform_(-bound, bound))
 
 
 class FeedForward(nn.Module):
     """Dense feed-forward network: y = down(activation(up x)), without biases.
 
-    SwiGLU (the default) has two input matrices, gate and up, stacked in `gate_up_proj` (2F, D): gate first.
-    GELU and ReLU have one, `up_proj` (F, D). `down_proj` is (D, F).
+    SwiGLU (the default) and clamped SwiGLU have two input matrices, gate and up, stacked in `gate_up_proj` (2F, D):
+    gate first. GELU and ReLU have one, `up_proj` (F, D). `down_proj` is (D, F).
 
     Shapes: x (..., D) -> y (..., D). Raises ValueError for a size below 1, an unknown activation, and an x
     that is not finite floating-point (..., D). Source: arXiv:1706.03762, section 3.3; SwiGLU: arXiv:2002.05202.
@@ -47,7 +63,7 @@ class FeedForward(nn.Module):
         self.d_ff = check_positive_int("d_ff", d_ff)
         self.activation = check_choice("activation", activation, ACTIVATIONS)
         make = {"device": device, "dtype": dtype}
-        if activation == "swiglu":
+        if activation in GATED:
             self.gate_up_proj = make_weight(2 * d_ff, d_model, **make)
         else:
             self.up_proj = make_weight(d_ff, d_model, **make)
@@ -56,7 +72,7 @@ class FeedForward(nn.Module):
     @property
     def in_proj(self) -> Tensor:
         """The input weight, whichever the activation has: (2F, D) or (F, D)."""
-        return self.gate_up_proj if self.activation == "swiglu" else self.up_proj
+        return self.gate_up_proj if self.activation in GATED else self.up_proj
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.d_model, self.down_proj.dtype)

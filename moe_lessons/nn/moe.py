@@ -3,27 +3,32 @@
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice, check_input, check_number, check_positive_int, check_top_k
-from moe_lessons.nn.balancing import apply_capacity, expert_capacity
+from moe_lessons.nn.balancing import PRIORITIES, apply_capacity, expert_capacity
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts
-from moe_lessons.nn.ffn import ACTIVATIONS
+from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.routing import Routing, TopKRouter
 
 
 class MoE(nn.Module):
     """Sparse mixture of feed-forward experts, in the place of a dense `FeedForward`.
 
-    y[t] = Σ over the K chosen experts e of token t:  weight[t, e] · expert_e(x[t])  (arXiv:1701.06538, eq. 1)
+    y[t] = Σ over the chosen experts e of token t:  weight[t, e] · expert_e(x[t])  (arXiv:1701.06538, eq. 1)
 
     router: any module x (T, D) -> `Routing`; None makes `TopKRouter(d_model, num_experts, top_k)`, with
         `norm_topk_prob` as there.
     capacity_factor: None for no limit (dropless), else each expert carries out at most
-        ⌈capacity_factor · K · T / E⌉ assignments; the others are dropped.
-    dispatch: how the experts run: 'dense', 'loop' or 'auto', which picks by size. The result is the same.
+        ⌈capacity_factor · K · T / E⌉ assignments; the others are dropped. `capacity_priority`: see `apply_capacity`.
+    shared_d_ff: the width of a shared expert, which works for every token beside the chosen ones
+        (DeepSeekMoE, arXiv:2401.06066, eq. 9); with `shared_expert_gate` its output is multiplied by
+        sigmoid(x·w), as in Qwen2-MoE. None: there is none.
+    bias, weight_input: see `Experts`.
+    dispatch: how the experts run: a name of `DISPATCH`, or 'auto', which picks by size. The result is the same.
 
-    Shapes: x (..., D) -> y (..., D), and the `Routing` of its T tokens. Nothing is kept between calls. Raises
-    ValueError for a size below 1, a top_k over num_experts, a capacity_factor that is not above 0, an unknown
-    dispatch, a device that is not there, and an x that is not finite floating-point (..., D).
+    Shapes: x (..., D) -> y (..., D), and the `Routing` of its T tokens. token_ids (...): for a `HashRouter`, and not
+    used by others. Nothing is kept between calls. Raises ValueError for a size below 1, a top_k over num_experts, a
+    capacity_factor that is not above 0, an unknown dispatch, a device that is not there, and an x that is not
+    finite floating-point (..., D).
 
     >>> import torch
     >>> y, routing = MoE(d_model=4, d_ff=16, num_experts=8, top_k=2)(torch.randn(5, 4))
@@ -41,7 +46,12 @@ class MoE(nn.Module):
         router: nn.Module | None = None,
         activation: str = "swiglu",
         norm_topk_prob: bool | None = None,
+        bias: bool = False,
+        weight_input: bool = False,
+        shared_d_ff: int | None = None,
+        shared_expert_gate: bool = False,
         capacity_factor: float | None = None,
+        capacity_priority: str = "order",
         dispatch: str = "auto",
         device=None,
         dtype=None,
@@ -54,32 +64,62 @@ class MoE(nn.Module):
         if capacity_factor is not None:
             check_number("capacity_factor", capacity_factor, above=True)
         self.capacity_factor = capacity_factor
+        self.capacity_priority = check_choice("capacity_priority", capacity_priority, PRIORITIES)
         self.dispatch = check_choice("dispatch", dispatch, (*DISPATCH, "auto"))
         check_choice("activation", activation, ACTIVATIONS)
+        if shared_d_ff is not None:
+            check_positive_int("shared_d_ff", shared_d_ff)
+        elif shared_expert_gate:
+            raise ValueError("shared_d_ff must be given where shared_expert_gate is True, got None")
         make = {"device": device, "dtype": dtype}
         if router is None:
             router = TopKRouter(d_model, num_experts, top_k, norm_topk_prob=norm_topk_prob, **make)
         elif norm_topk_prob is not None:
             raise ValueError(f"norm_topk_prob must be None where a router is given, got {norm_topk_prob!r}")
-        if not isinstance(router, nn.Module):
-            raise ValueError(f"router must be a module that maps x (T, D) to a Routing, got {type(router).__name__}")
-        for name in ("d_model", "num_experts", "top_k"):
-            if getattr(router, name, getattr(self, name)) != getattr(self, name):
-                raise ValueError(f"router must have {name} {getattr(self, name)}, got {getattr(router, name)}")
-        self.router = router
-        self.experts = Experts(num_experts, d_model, d_ff, activation, **make)
+        self.router = check_router(router, d_model, num_experts, top_k)
+        self.experts = Experts(num_experts, d_model, d_ff, activation, bias=bias, weight_input=weight_input, **make)
+        self.shared_expert = None if shared_d_ff is None else FeedForward(d_model, shared_d_ff, activation, **make)
+        self.shared_expert_gate = nn.Linear(d_model, 1, bias=False, **make) if shared_expert_gate else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Routing]:
         check_input(x, self.d_model, self.experts.down_proj.dtype)
+        if isinstance(token_ids, Tensor) and token_ids.shape != x.shape[:-1]:
+            raise ValueError(f"token_ids must have the shape {tuple(x.shape[:-1])}, got {tuple(token_ids.shape)}")
         tokens = x.reshape(-1, self.d_model)  # (T, D)
-        routing = self.router(tokens)
-        if self.capacity_factor is not None and len(tokens) > 0:
-            capacity = expert_capacity(self.capacity_factor, self.top_k, len(tokens), self.num_experts)
-            routing = apply_capacity(routing, capacity)
+        routing = self._limit(self._route(tokens, token_ids), x.shape)
         way = choose_dispatch(self.experts, routing) if self.dispatch == "auto" else self.dispatch
         y = DISPATCH[check_choice("dispatch", way, DISPATCH)](self.experts, tokens, routing)  # (T, D)
+        if self.shared_expert is not None:
+            y = y + self._shared(tokens).to(y.dtype)
         return y.view(x.shape), routing
+
+    def _route(self, tokens: Tensor, token_ids: Tensor | None) -> Routing:
+        if getattr(self.router, "needs_token_ids", False):
+            return self.router(tokens, token_ids.reshape(-1) if isinstance(token_ids, Tensor) else token_ids)
+        return self.router(tokens)
+
+    def _limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:  # (..., D), for who counts by sequence
+        if self.capacity_factor is None or routing.num_tokens == 0:
+            return routing
+        capacity = expert_capacity(self.capacity_factor, self.top_k, routing.num_tokens, self.num_experts)
+        return apply_capacity(routing, capacity, self.capacity_priority)
+
+    def _shared(self, tokens: Tensor) -> Tensor:
+        shared = self.shared_expert(tokens)  # (T, D)
+        return shared if self.shared_expert_gate is None else self.shared_expert_gate(tokens).sigmoid() * shared
 
     def extra_repr(self) -> str:
         text = f"num_experts={self.num_experts}, top_k={self.top_k}, dispatch={self.dispatch!r}"
-        return text if self.capacity_factor is None else f"{text}, capacity_factor={self.capacity_factor}"
+        if self.capacity_factor is None:
+            return text
+        return f"{text}, capacity_factor={self.capacity_factor}, capacity_priority={self.capacity_priority!r}"
+
+
+def check_router(router: nn.Module, d_model: int, num_experts: int, top_k: int) -> nn.Module:
+    """Return `router` if it is a module of these sizes, as far as it says, else raise ValueError."""
+    if not isinstance(router, nn.Module):
+        raise ValueError(f"router must be a module that maps x (T, D) to a Routing, got {type(router).__name__}")
+    for name, value in {"d_model": d_model, "num_experts": num_experts, "top_k": top_k}.items():
+        if getattr(router, name, value) != value:
+            raise ValueError(f"router must have {name} {value}, got {getattr(router, name)}")
+    return router

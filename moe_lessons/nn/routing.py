@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import NonFiniteError, check_choice, check_input, check_number, check_positive_int, check_top_k
+from moe_lessons.errors import (
+    NonFiniteError,
+    check_choice,
+    check_device,
+    check_dtype,
+    check_input,
+    check_number,
+    check_positive_int,
+    check_top_k,
+)
 from moe_lessons.nn.ffn import make_weight
 
 
@@ -18,9 +27,10 @@ class Routing:
     `expert_idx[a]`, whose output is multiplied by `weight[a]`. They stand in order of priority: all first
     choices, then all second choices, and so on. Top-k routing has A = T·K of them.
 
-    router_logits (T, E) and router_probs (T, E): the scores that the choice was made from, noise included.
+    router_logits (T, E) and router_probs (T, E): the scores that the choice was made from, noise included; the
+        probabilities of a token sum to 1.
     token_idx, expert_idx, weight (A,): the assignments that are carried out.
-    dropped_per_expert (E,): assignments that found their expert full (see `apply_capacity`).
+    dropped_token_idx, dropped_expert_idx: those that found their expert full (see `apply_capacity`).
 
     >>> probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
     >>> weights, indices = probs.topk(2)
@@ -33,7 +43,8 @@ class Routing:
     token_idx: Tensor
     expert_idx: Tensor
     weight: Tensor
-    dropped_per_expert: Tensor
+    dropped_token_idx: Tensor
+    dropped_expert_idx: Tensor
 
     @classmethod
     def from_topk(
@@ -47,7 +58,8 @@ class Routing:
             token_idx=torch.arange(num_tokens, device=topk_indices.device).repeat(top_k),  # (K·T,)
             expert_idx=topk_indices.T.reshape(-1),  # (K·T,) first choices first
             weight=topk_weights.T.reshape(-1),  # (K·T,)
-            dropped_per_expert=topk_indices.new_zeros(router_probs.shape[1]),
+            dropped_token_idx=topk_indices.new_zeros(0),
+            dropped_expert_idx=topk_indices.new_zeros(0),
         )
 
     @property
@@ -66,14 +78,19 @@ class Routing:
         return torch.bincount(self.expert_idx, minlength=self.num_experts)
 
     @property
+    def dropped_per_expert(self) -> Tensor:
+        """(E,) how many assignments found each expert full."""
+        return torch.bincount(self.dropped_expert_idx, minlength=self.num_experts)
+
+    @property
     def demand_per_expert(self) -> Tensor:
         """(E,) how many assignments the router wanted for each expert: carried out and dropped."""
-        return self.tokens_per_expert + self.dropped_per_expert
+        return torch.bincount(torch.cat([self.expert_idx, self.dropped_expert_idx]), minlength=self.num_experts)
 
     @property
     def dropped(self) -> int:
         """How many assignments were dropped."""
-        return int(self.dropped_per_expert.sum())
+        return len(self.dropped_expert_idx)
 
     @property
     def dropped_share(self) -> float:
@@ -109,12 +126,18 @@ class TopKRouter(nn.Module):
     it they stay as they are, as in Switch (arXiv:2101.03961) and OLMoE. The default (None) divides for K > 1
     only: for K = 1 the divided weight is always 1, and the router would receive no gradient from the task.
 
-    The router computes in float32 at least, whatever the type of x: near-ties flip in bfloat16.
+    jitter_noise: ε. In training the router sees each number of x multiplied by a random one from 1 - ε to 1 + ε
+        (arXiv:2101.03961, section 2.4); the experts see x as it is. It may be changed at any time.
+
+    The router computes in float32 at least, whatever the type of x: near-ties flip in bfloat16. Noise comes from
+    torch's global random state. `causal`: whether a token's experts depend on no other token.
 
     >>> routing = TopKRouter(d_model=4, num_experts=8, top_k=2)(torch.randn(3, 4))
     >>> routing.topk_indices.shape
     torch.Size([3, 2])
     """
+
+    causal = True
 
     def __init__(
         self,
@@ -124,6 +147,7 @@ class TopKRouter(nn.Module):
         *,
         norm_topk_prob: bool | None = None,
         bias: bool = False,
+        jitter_noise: float = 0.0,
         device=None,
         dtype=None,
     ):
@@ -134,9 +158,26 @@ class TopKRouter(nn.Module):
         if norm_topk_prob not in (None, True, False):
             raise ValueError(f"norm_topk_prob must be None, True or False, got {norm_topk_prob!r}")
         self.norm_topk_prob = top_k > 1 if norm_topk_prob is None else norm_topk_prob
-        dtype = torch.promote_types(dtype or torch.get_default_dtype(), torch.float32)
+        self.jitter_noise = check_number("jitter_noise", jitter_noise)
+        device = None if device is None else check_device(device)
+        dtype = torch.promote_types(check_dtype(dtype or torch.get_default_dtype(), device), torch.float32)
         self.weight = make_weight(num_experts, d_model, device=device, dtype=dtype)
         self.bias = nn.Parameter(torch.zeros(num_experts, device=device, dtype=dtype)) if bias else None
+
+    def forward(self, x: Tensor) -> Routing:
+        check_tokens(x, self.d_model)
+        logits = self.choice_logits(x)  # (T, E)
+        if not torch.isfinite(logits).all():
+            raise NonFiniteError("router_logits must be finite, got NaN or infinity: the router has diverged")
+        return self.choose(logits)
+
+    def choose(self, logits: Tensor) -> Routing:
+        """The K best experts of each token, and their weights: logits (T, E) -> `Routing`."""
+        probs = logits.softmax(dim=-1)  # (T, E)
+        topk_weights, topk_indices = probs.topk(self.top_k, dim=-1)  # (T, K), best first
+        if self.norm_topk_prob:
+            topk_weights = topk_weights / topk_weights.sum(dim=-1, keepdim=True)
+        return Routing.from_topk(logits, probs, topk_indices, topk_weights)
 
     def router_logits(self, x: Tensor) -> Tensor:
         """The clean scores of the experts: x (T, D) -> (T, E), in float32 or float64."""
@@ -146,25 +187,38 @@ class TopKRouter(nn.Module):
             return F.linear(x.to(dtype), self.weight.to(dtype), bias)
 
     def choice_logits(self, x: Tensor) -> Tensor:
-        """The scores that the choice is made from; a noisy router adds its noise here."""
+        """The scores that the choice is made from: noisy ones where there is noise, in training only."""
+        if self.training and self.jitter_noise > 0:
+            factor = torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))  # bfloat16 is too coarse
+            x = x * factor.uniform_(1 - self.jitter_noise, 1 + self.jitter_noise)
         return self.router_logits(x)
-
-    def forward(self, x: Tensor) -> Routing:
-        check_input(x, self.d_model)
-        if x.ndim != 2:
-            raise ValueError(f"x must have the shape (T, {self.d_model}), got {tuple(x.shape)}")
-        logits = self.choice_logits(x)  # (T, E)
-        if not torch.isfinite(logits).all():
-            raise NonFiniteError("router_logits must be finite, got NaN or infinity: the router has diverged")
-        probs = logits.softmax(dim=-1)  # (T, E)
-        topk_weights, topk_indices = probs.topk(self.top_k, dim=-1)  # (T, K), best first
-        if self.norm_topk_prob:
-            topk_weights = topk_weights / topk_weights.sum(dim=-1, keepdim=True)
-        return Routing.from_topk(logits, probs, topk_indices, topk_weights)
 
     def extra_repr(self) -> str:
         text = f"d_model={self.d_model}, num_experts={self.num_experts}, top_k={self.top_k}"
-        return f"{text}, norm_topk_prob={self.norm_topk_prob}" + (", bias=True" if self.bias is not None else "")
+        text += f", norm_topk_prob={self.norm_topk_prob}" + (", bias=True" if self.bias is not None else "")
+        return text + (f", jitter_noise={self.jitter_noise}" if self.jitter_noise else "")
+
+
+def check_tokens(x: Tensor, d_model: int) -> Tensor:
+    """Return `x` if it is finite floating-point tokens (T, d_model), else raise ValueError."""
+    check_input(x, d_model)
+    if x.ndim != 2:
+        raise ValueError(f"x must have the shape (T, {d_model}), got {tuple(x.shape)}")
+    return x
+
+
+class SwitchRouter(TopKRouter):
+    """The router of Switch Transformer (arXiv:2101.03961, eq. 1 and 2): one expert, weighed by its raw probability.
+
+    The weight is not renormalised, so that the router learns from the task through it.
+
+    >>> routing = SwitchRouter(d_model=4, num_experts=8, jitter_noise=0.01)(torch.randn(3, 4))
+    >>> torch.equal(routing.weight, routing.router_probs.max(dim=-1).values)
+    True
+    """
+
+    def __init__(self, d_model: int, num_experts: int, *, jitter_noise: float = 0.0, **kwargs):
+        super().__init__(d_model, num_experts, 1, norm_topk_prob=False, jitter_noise=jitter_noise, **kwargs)
 
 
 class NoisyTopKRouter(TopKRouter):
@@ -173,8 +227,6 @@ class NoisyTopKRouter(TopKRouter):
     noise='learned':  logits + N(0, 1)·(softplus(x·W_noiseᵀ) + 0.01), with W_noise (E, D) learned and started
                       at zero (arXiv:1701.06538, eq. 4; the added 0.01 as in its public code).
     noise='gaussian': logits + noise_std·N(0, 1). `noise_std` may be changed at any time; 0 is no noise.
-
-    The noise comes from torch's global random state.
 
     >>> router = NoisyTopKRouter(d_model=4, num_experts=8, top_k=2, noise="gaussian", noise_std=0.5)
     >>> x = torch.randn(3, 4)
@@ -190,20 +242,18 @@ class NoisyTopKRouter(TopKRouter):
         *,
         noise: str = "learned",
         noise_std: float = 1.0,
-        device=None,
-        dtype=None,
         **kwargs,
     ):
         check_choice("noise", noise, ("learned", "gaussian"))
         check_number("noise_std", noise_std)
-        super().__init__(d_model, num_experts, top_k, device=device, dtype=dtype, **kwargs)
+        super().__init__(d_model, num_experts, top_k, **kwargs)
         self.noise = noise
         self.noise_std = noise_std
         if noise == "learned":
             self.noise_weight = nn.Parameter(torch.zeros_like(self.weight))
 
     def choice_logits(self, x: Tensor) -> Tensor:
-        logits = self.router_logits(x)  # (T, E)
+        logits = super().choice_logits(x)  # (T, E)
         if not self.training or (self.noise == "gaussian" and self.noise_std == 0):
             return logits
         std = self.noise_std

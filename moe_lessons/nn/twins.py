@@ -5,7 +5,7 @@ import copy
 from torch import nn
 
 from moe_lessons.errors import check_choice
-from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
+from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
 
 
@@ -19,7 +19,8 @@ def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Mod
 
     match='active': its width is K·F, so that a token meets as many parameters as in the mixture.
     match='total':  its width is E·F, so that it has as many parameters as the mixture.
-    For a learner's class the width follows from the parameters of its experts, with the activation that they name.
+    A shared expert adds its width to either, and biases count. For a learner's class the width follows from the
+    parameters of its experts, with the activation that they name.
     The router's parameters (E·D) have no counterpart and are not replaced. All other weights are copied; the new
     ones start from `seed`, and torch's global random state is left as it was.
 
@@ -42,11 +43,16 @@ def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Mod
 
 
 def _dense(moe: nn.Module, match: str) -> FeedForward:
-    """One FFN with the parameters of K or of all E experts. For our own `MoE` it is exactly K·F or E·F wide."""
+    """One FFN with the parameters of K or of all E experts, and of a shared one."""
     weight = next(moe.experts.parameters())
     known = [getattr(module, "activation", None) for module in moe.experts.modules()]
     activation = next((name for name in known if name in ACTIVATIONS), "swiglu")
-    per_unit = moe.d_model * (3 if activation == "swiglu" else 2)  # parameters of one hidden unit
+    per_unit = moe.d_model * (3 if activation in GATED else 2)  # parameters of one hidden unit
     share = moe.top_k / moe.num_experts if match == "active" else 1
-    width = round(share * sum(p.numel() for p in moe.experts.parameters()) / per_unit)
+    routed, shared = _size(moe.experts), _size(getattr(moe, "shared_expert", None))
+    width = round((share * routed + shared) / per_unit)
     return FeedForward(moe.d_model, max(width, 1), activation, device=weight.device, dtype=weight.dtype)
+
+
+def _size(module: nn.Module | None) -> int:
+    return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0

@@ -1,10 +1,21 @@
 """The MoE block against the loop over tokens and experts, against its own limits, and at its edges."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import choose, combine, gradients, keep_within
+from oracle import (
+    choose,
+    choose_by_sigmoid,
+    combine_experts,
+    expert_row,
+    experts_choose,
+    gradients,
+    keep_within,
+    surest_first,
+)
 from torch import nn
 from torch.autograd import gradcheck
 
@@ -12,47 +23,86 @@ from moe_lessons.errors import NonFiniteError
 from moe_lessons.nn import (
     ACTIVATIONS,
     DISPATCH,
+    ExpertChoiceRouter,
     Experts,
     FeedForward,
+    HashRouter,
     MoE,
     NoisyTopKRouter,
+    SigmoidRouter,
+    SoftMoE,
     TopKRouter,
     expert_capacity,
 )
 
 F64 = torch.float64
 WAYS = [*DISPATCH, "auto"]
+WAYS_IN_WORDS = ", ".join(map(repr, DISPATCH))
+ACTIVATIONS_IN_WORDS = ", ".join(map(repr, ACTIVATIONS))
 ways = pytest.mark.parametrize("way", WAYS)
+
+
+def assignments_of(router: nn.Module, x: torch.Tensor) -> list:
+    if isinstance(router, ExpertChoiceRouter):
+        return experts_choose(x, router.weight, router.top_k)
+    if isinstance(router, SigmoidRouter):
+        return choose_by_sigmoid(x, router, router.norm_topk_prob)
+    return choose(x, router.weight, router.top_k, router.norm_topk_prob)
+
+
+def ffn_rows(ffn: FeedForward, x: torch.Tensor) -> torch.Tensor:
+    alone = SimpleNamespace(
+        in_proj=ffn.in_proj[None], down_proj=ffn.down_proj[None], in_bias=None, activation=ffn.activation
+    )
+    return torch.stack([expert_row(row, alone, 0) for row in x]) if len(x) else x.clone()
 
 
 def reference(moe: MoE, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     """y and the dropped assignments of each expert, token by token and expert by expert."""
-    assignments = choose(x, moe.router.weight, moe.top_k, moe.router.norm_topk_prob)
-    dropped = [0] * moe.num_experts
+    assignments, dropped = assignments_of(moe.router, x), [0] * moe.num_experts
     if moe.capacity_factor is not None and len(x):
+        if moe.capacity_priority == "weight":
+            assignments = surest_first(assignments, moe.router(x).router_probs)
         capacity = expert_capacity(moe.capacity_factor, moe.top_k, len(x), moe.num_experts)
         assignments, dropped = keep_within(assignments, capacity, moe.num_experts)
-    experts = moe.experts
-    return combine(x, assignments, experts.in_proj, experts.down_proj, experts.activation), dropped
+    y = combine_experts(x, assignments, moe.experts)
+    if moe.shared_expert is not None:
+        shared = ffn_rows(moe.shared_expert, x)
+        if moe.shared_expert_gate is not None:  # Qwen2-MoE
+            shared = shared / (1 + torch.exp(-x @ moe.shared_expert_gate.weight[0]))[:, None]
+        y = y + shared
+    return y, dropped
 
 
 @st.composite
 def blocks(draw, capacity: bool):
-    num_experts = draw(st.integers(1, 6))
-    factor = draw(st.sampled_from([0.3, 0.5, 1.0, 1.5])) if capacity else None
+    num_experts, d_model = draw(st.integers(1, 6)), draw(st.integers(1, 5))
+    top_k = draw(st.integers(1, num_experts))
     torch.manual_seed(draw(st.integers(0, 99)))
+    kinds = [TopKRouter, SigmoidRouter, *([ExpertChoiceRouter] if num_experts > 1 else [])]  # of one expert: all ties
+    kind = draw(st.sampled_from(kinds))
+    norm = {} if kind is ExpertChoiceRouter else {"norm_topk_prob": draw(st.sampled_from([None, True, False]))}
+    shared_d_ff = draw(st.sampled_from([None, 1, 3]))
     moe = MoE(
-        draw(st.integers(1, 5)),
+        d_model,
         draw(st.integers(1, 5)),
         num_experts,
-        draw(st.integers(1, num_experts)),
+        top_k,
+        router=kind(d_model, num_experts, top_k, **norm, dtype=F64),
         activation=draw(st.sampled_from(list(ACTIVATIONS))),
-        norm_topk_prob=draw(st.sampled_from([None, True, False])),
-        capacity_factor=factor,
+        bias=draw(st.booleans()),
+        weight_input=draw(st.booleans()),
+        shared_d_ff=shared_d_ff,
+        shared_expert_gate=shared_d_ff is not None and draw(st.booleans()),
+        capacity_factor=draw(st.sampled_from([0.3, 0.5, 1.0, 1.5])) if capacity else None,
+        capacity_priority=draw(st.sampled_from(["order", "weight"])),
         dispatch=draw(st.sampled_from(WAYS)),
         dtype=F64,
     )
-    return moe, torch.randn(draw(st.integers(0, 7)), moe.d_model, dtype=F64, requires_grad=True)
+    for name, parameter in moe.experts.named_parameters():
+        if name.endswith("bias"):  # they start at zero
+            nn.init.normal_(parameter)
+    return moe, torch.randn(draw(st.integers(0, 7)), d_model, dtype=F64, requires_grad=True)
 
 
 def same_output_and_gradients(moe: MoE, x: torch.Tensor) -> None:
@@ -168,11 +218,132 @@ def test_top_1_teaches_its_router_unless_it_renormalises(norm, has_gradient):
     assert moe.experts.down_proj.grad.abs().max() > 1e-6
 
 
+# --- biases, and the weight on the input ----------------------------------------------------------------------
+
+
+@ways
+def test_biases_start_at_zero_and_learn(way, device):
+    torch.manual_seed(0)
+    moe = MoE(4, 8, 3, 2, bias=True, dispatch=way, dtype=F64, device=device)
+    assert not moe.experts.in_bias.any() and not moe.experts.down_proj_bias.any()
+    plain = MoE(4, 8, 3, 2, dispatch=way, dtype=F64, device=device)
+    plain.load_state_dict({name: value for name, value in moe.state_dict().items() if "bias" not in name})
+    x = torch.randn(20, 4, dtype=F64, device=device)
+    torch.testing.assert_close(moe(x)[0], plain(x)[0])
+    y, routing = moe(x)
+    y.sum().backward()
+    total = torch.stack([routing.weight[routing.expert_idx == e].sum() for e in range(3)])
+    torch.testing.assert_close(moe.experts.down_proj_bias.grad, total[:, None].expand(3, 4))  # Σ of its weights
+    assert moe.experts.in_bias.grad.any(dim=1).all()
+
+
+@ways
+def test_weight_on_the_input(way, device):
+    """ReLU without a bias keeps factors: expert(w·x) = w·expert(x). SwiGLU does not."""
+    x = torch.randn(9, 4, dtype=F64, device=device)
+    for activation, same in [("relu", True), ("swiglu", False)]:
+        torch.manual_seed(0)
+        inside = MoE(4, 8, 3, 1, activation=activation, weight_input=True, dispatch=way, dtype=F64, device=device)
+        outside = MoE(4, 8, 3, 1, activation=activation, dispatch=way, dtype=F64, device=device)
+        outside.load_state_dict(inside.state_dict())
+        assert torch.allclose(inside(x)[0], outside(x)[0]) == same
+
+
+# --- shared experts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_shared_expert_works_for_every_token(gate, activation, device):
+    """The block is the routed part plus the shared FFN, times sigmoid(x·w) where there is a gate."""
+    torch.manual_seed(0)
+    make = {"activation": activation, "dtype": F64, "device": device}
+    moe = MoE(4, 8, 5, 2, shared_d_ff=6, shared_expert_gate=gate, **make)
+    routed = MoE(4, 8, 5, 2, **make)
+    routed.load_state_dict({name: value for name, value in moe.state_dict().items() if "shared" not in name})
+    x = torch.randn(2, 7, 4, dtype=F64, device=device)
+    shared = moe.shared_expert(x)
+    if gate:
+        shared = shared * torch.sigmoid((x * moe.shared_expert_gate.weight).sum(dim=-1, keepdim=True))
+    torch.testing.assert_close(moe(x)[0], routed(x)[0] + shared)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_shared_expert_gradcheck(gate):
+    torch.manual_seed(0)
+    moe = MoE(3, 4, 3, 1, shared_d_ff=2, shared_expert_gate=gate, dtype=F64)
+    x = torch.randn(4, 3, dtype=F64, requires_grad=True)
+    names, values = zip(*moe.named_parameters())
+    assert ("shared_expert_gate.weight" in names) == gate
+
+    def output(x, *weights):
+        return torch.func.functional_call(moe, dict(zip(names, weights)), x)[0]
+
+    assert gradcheck(output, (x, *values), fast_mode=True)
+
+
+@ways
+def test_one_expert_and_a_shared_one_are_two_dense_ffns(way, device):
+    moe = MoE(6, 5, 1, 1, norm_topk_prob=True, shared_d_ff=7, dispatch=way, dtype=F64, device=device)
+    x = torch.randn(9, 6, dtype=F64, device=device)
+    torch.testing.assert_close(moe(x)[0], expert_as_ffn(moe, 0)(x) + moe.shared_expert(x))
+
+
+def test_a_dropped_token_still_has_the_shared_expert():
+    torch.manual_seed(0)
+    moe = MoE(4, 8, 2, 1, capacity_factor=0.2, shared_d_ff=6, dtype=F64)
+    x = torch.randn(10, 4, dtype=F64)
+    y, routing = moe(x)
+    alone = [t for t in range(10) if t not in routing.token_idx.tolist()]
+    assert len(alone) == routing.dropped > 0
+    torch.testing.assert_close(y[alone], moe.shared_expert(x[alone]))
+
+
+def test_without_a_shared_expert_there_is_none():
+    moe = MoE(4, 8, 3)
+    assert moe.shared_expert is None and moe.shared_expert_gate is None
+    assert not any("shared" in name for name in moe.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_shared_expert_under_autocast_keeps_the_type_of_the_input(dtype, device):
+    moe = MoE(16, 8, 5, 2, shared_d_ff=8, shared_expert_gate=True, device=device)
+    x = torch.randn(9, 16, device=device)
+    with torch.autocast(device, torch.bfloat16):
+        y = moe(x.to(dtype))[0]
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), moe(x)[0], rtol=0.05, atol=0.05)
+
+
+# --- who depends on whom --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments, causal",
+    [
+        ({}, True),
+        ({"shared_d_ff": 8}, True),
+        ({"router": SigmoidRouter(4, 4, 2)}, True),
+        ({"router": ExpertChoiceRouter(4, 4, 2)}, False),
+        ({"capacity_factor": 0.5}, False),
+        ({"capacity_factor": 0.5, "capacity_priority": "weight"}, False),
+    ],
+)
+def test_does_a_token_see_the_future(arguments, causal):
+    torch.manual_seed(0)
+    moe, depends = MoE(4, 8, 4, 2, **arguments), False
+    for _ in range(20):
+        x = torch.randn(8, 4)
+        changed = torch.cat([x[:-1], 3 * torch.randn(1, 4)])
+        depends |= not torch.allclose(moe(x)[0][:-1], moe(changed)[0][:-1])
+    assert causal == (not depends)
+
+
 # --- number types ---------------------------------------------------------------------------------------------
 
 
 @ways
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, F64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, F64])
 def test_output_has_the_type_of_the_input(way, dtype, device):
     moe = MoE(16, 8, 5, 2, dispatch=way, device=device, dtype=dtype)
     x = torch.randn(9, 16, device=device, dtype=dtype)
@@ -228,13 +399,27 @@ def test_any_module_can_be_the_router():
     assert MoE(4, 8, 5, 2, router=Fixed())(torch.randn(3, 4))[0].shape == (3, 4)
 
 
+def test_token_ids_are_for_a_hash_router_alone():
+    moe, x = MoE(4, 8, 5, 2), torch.randn(2, 3, 4)
+    assert torch.equal(moe(x, torch.full((2, 3), 99))[0], moe(x)[0])
+    hashed = MoE(4, 8, 5, 2, router=HashRouter(5, 100, 2), capacity_factor=1.0)
+    assert hashed(x, torch.full((2, 3), 99))[1].dropped_share == 0.5  # C = ⌈2·6/5⌉ = 3 places for 6 tokens
+
+
 def test_repr():
     assert "num_experts=8, top_k=2, dispatch='loop', capacity_factor=1.5" in repr(
         MoE(4, 8, 8, 2, capacity_factor=1.5, dispatch="loop")
     )
+    assert "capacity_priority='weight'" in repr(MoE(4, 8, 8, 2, capacity_factor=1.5, capacity_priority="weight"))
+    assert "capacity" not in repr(MoE(4, 8, 8, 2))
+    text = repr(MoE(4, 8, 8, 2, bias=True, weight_input=True, shared_d_ff=6, shared_expert_gate=True))
+    assert "activation='swiglu', bias=True, weight_input=True" in text
+    assert "(shared_expert): FeedForward(d_model=4, d_ff=6" in text and "(shared_expert_gate): Linear" in text
 
 
-@pytest.mark.parametrize("kind", [FeedForward, Experts, MoE, TopKRouter, NoisyTopKRouter])
+@pytest.mark.parametrize(
+    "kind", [FeedForward, Experts, MoE, SoftMoE, TopKRouter, NoisyTopKRouter, SigmoidRouter, HashRouter]
+)
 def test_every_module_has_an_example_and_a_repr(kind):
     """The examples themselves run as doctests."""
     assert ">>> " in kind.__doc__ and "extra_repr" in vars(kind)
@@ -254,8 +439,17 @@ def test_every_module_has_an_example_and_a_repr(kind):
         ({"capacity_factor": 0}, "capacity_factor must be a finite number above 0, got 0"),
         ({"capacity_factor": -1.5}, r"capacity_factor must be a finite number above 0, got -1\.5"),
         ({"capacity_factor": float("inf")}, "capacity_factor must be a finite number above 0, got inf"),
-        ({"dispatch": "fast"}, "dispatch must be one of 'dense', 'loop', 'auto', got 'fast'"),
-        ({"activation": "tanh"}, "activation must be one of 'swiglu', 'gelu', 'relu', got 'tanh'"),
+        ({"dispatch": "fast"}, f"dispatch must be one of {WAYS_IN_WORDS}, 'auto', got 'fast'"),
+        ({"activation": "tanh"}, f"activation must be one of {ACTIVATIONS_IN_WORDS}, got 'tanh'"),
+        ({"capacity_priority": "fair"}, "capacity_priority must be one of 'order', 'weight', got 'fair'"),
+        ({"shared_d_ff": 0}, "shared_d_ff must be a whole number of at least 1, got 0"),
+        ({"shared_d_ff": 1.5}, r"shared_d_ff must be a whole number of at least 1, got 1\.5"),
+        ({"shared_expert_gate": True}, "shared_d_ff must be given where shared_expert_gate is True, got None"),
+        ({"norm_topk_prob": "yes"}, "norm_topk_prob must be None, True or False, got 'yes'"),
+        ({"dtype": torch.int64}, "dtype must be a floating-point type, got torch.int64"),
+        ({"dtype": torch.float8_e4m3fn}, "dtype must be a type .*, got torch.float8_e4m3fn"),
+        ({"router": HashRouter(7, 9, 2)}, "router must have num_experts 8, got 7"),
+        ({"router": ExpertChoiceRouter(4, 8, 1)}, "router must have top_k 2, got 1"),
         ({"device": "cuda:99"}, "device must be one of 'cpu'.* on this machine, got 'cuda:99'"),
         ({"router": TopKRouter(5, 8, 2)}, "router must have d_model 4, got 5"),
         ({"router": TopKRouter(4, 7, 2)}, "router must have num_experts 8, got 7"),
@@ -309,5 +503,5 @@ def test_a_router_must_be_a_module_and_takes_rows():
 def test_a_dispatch_set_later_is_checked_too():
     moe = MoE(4, 8, 3)
     moe.dispatch = "fast"
-    with pytest.raises(ValueError, match="^dispatch must be one of 'dense', 'loop', got 'fast'$"):
+    with pytest.raises(ValueError, match=f"^dispatch must be one of {WAYS_IN_WORDS}, got 'fast'$"):
         moe(torch.zeros(2, 4))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from oracle import choose
 
 from moe_lessons.errors import NonFiniteError
-from moe_lessons.nn import NoisyTopKRouter, Routing, TopKRouter, apply_capacity
+from moe_lessons.nn import MoE, NoisyTopKRouter, Routing, SwitchRouter, TopKRouter, apply_capacity
 
 F64 = torch.float64
 
@@ -119,6 +119,101 @@ def test_topk_views_need_the_same_number_for_each_token():
         _ = apply_capacity(routing, 2).topk_indices
 
 
+def test_what_was_dropped_stands_in_the_demand_alone():
+    probs = torch.tensor([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]])
+    routing = dataclasses.replace(
+        Routing.from_topk(probs.log(), probs, probs.argmax(dim=1, keepdim=True), probs.amax(dim=1, keepdim=True)),
+        dropped_token_idx=torch.tensor([2, 1, 0]),
+        dropped_expert_idx=torch.tensor([0, 1, 1]),
+    )
+    assert routing.tokens_per_expert.tolist() == [2, 1]
+    assert routing.dropped_per_expert.tolist() == [1, 2]
+    assert routing.demand_per_expert.tolist() == [3, 3]
+    assert (routing.dropped, routing.dropped_share) == (3, 0.5)
+
+
+# --- switch --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 6), st.integers(0, 8), st.integers(0, 99))
+def test_switch_takes_the_best_with_its_raw_probability(num_experts, num_tokens, seed):
+    torch.manual_seed(seed)
+    router, x = SwitchRouter(3, num_experts, dtype=F64), torch.randn(num_tokens, 3, dtype=F64)
+    routing, expected = router(x), choose(x, router.weight, 1, norm=False)
+    assert list(zip(routing.token_idx.tolist(), routing.expert_idx.tolist())) == [a[:2] for a in expected]
+    torch.testing.assert_close(routing.weight.tolist(), [a[2].item() for a in expected])
+
+
+def test_switch_learns_from_the_task_and_its_renormalised_twin_does_not():
+    torch.manual_seed(0)
+    x, target = torch.randn(20, 4, dtype=F64), torch.randn(20, 4, dtype=F64)
+    gradients = []
+    for router in (SwitchRouter(4, 5, dtype=F64), TopKRouter(4, 5, 1, norm_topk_prob=True, dtype=F64)):
+        (MoE(4, 8, 5, 1, router=router, dtype=F64)(x)[0] - target).square().sum().backward()
+        gradients.append(float(router.weight.grad.abs().max()))
+    assert gradients[0] > 0.01 and gradients[1] < 1e-14  # p / p is 1: what is left of zero is rounding
+
+
+def test_switch_is_top_1_and_nothing_else():
+    router = SwitchRouter(4, 8, jitter_noise=0.1, bias=True, dtype=F64)
+    assert (router.top_k, router.norm_topk_prob, router.jitter_noise) == (1, False, 0.1)
+    assert router.bias.dtype == F64 and router.causal
+
+
+# --- jitter --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [TopKRouter, NoisyTopKRouter])
+def test_jitter_is_for_training_alone(make):
+    router, x = make(4, 8, 2, jitter_noise=0.1).eval(), torch.randn(5, 4)
+    before = torch.get_rng_state()
+    assert torch.equal(router(x).router_logits, router.router_logits(x))
+    assert torch.equal(torch.get_rng_state(), before)
+    router.train()
+    assert not torch.equal(router(x).router_logits, router.router_logits(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, F64])
+def test_jitter_multiplies_by_what_lies_evenly_around_1(dtype, device):
+    """Through a router that hands on its input: x is all ones, so the logits are the factors themselves."""
+    torch.manual_seed(0)
+    router = TopKRouter(4, 4, 1, jitter_noise=0.01, device=device, dtype=dtype)
+    router.weight.data = torch.eye(4, device=device, dtype=router.weight.dtype)
+    x = torch.ones(5000, 4, device=device, dtype=dtype)
+    factors = router(x).router_logits.detach().double()
+    assert torch.equal(x, torch.ones_like(x)), "x itself has changed"
+    assert 0.99 - 1e-6 <= factors.min() < 0.9901 and 1.0099 < factors.max() <= 1.01 + 1e-6
+    assert float(factors.mean()) == pytest.approx(1, abs=2e-4)
+    assert float(factors.std()) == pytest.approx(0.01 / 3**0.5, rel=0.02)
+    assert factors.unique().numel() > 1000 and not torch.equal(factors[:, 0], factors[:, 1])
+
+
+def test_jitter_may_be_changed_and_switched_off():
+    router, x = TopKRouter(4, 8, 2, jitter_noise=0.5), torch.randn(5, 4)
+    router.jitter_noise = 0.0
+    before = torch.get_rng_state()
+    assert torch.equal(router(x).router_logits, router.router_logits(x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_experts_do_not_see_the_jitter():
+    """With every expert chosen and none preferred, the output is their plain mean, however strong the jitter."""
+    torch.manual_seed(0)
+    jittery = MoE(4, 8, 3, 3, router=TopKRouter(4, 3, 3, jitter_noise=0.9, dtype=F64), dtype=F64)
+    jittery.router.weight.data.copy_(torch.ones(3, 4))  # the same logit for all, whatever x is
+    x = torch.randn(6, 4, dtype=F64)
+    before = x.clone()
+    torch.testing.assert_close(jittery.train()(x)[0], jittery.eval()(x)[0])
+    assert torch.equal(x, before)
+
+
+def test_the_gradient_goes_through_the_jitter():
+    router = TopKRouter(4, 8, 2, jitter_noise=0.1)
+    x = torch.randn(5, 4, requires_grad=True)
+    router(x).weight[:3].sum().backward()
+    assert x.grad.abs().sum() > 0 and router.weight.grad.abs().sum() > 0
+
+
 # --- noise ---------------------------------------------------------------------------------------------------
 
 noises = pytest.mark.parametrize("noise", ["learned", "gaussian"])
@@ -192,7 +287,12 @@ def test_learned_noise_learns():
         ({"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
         ({"top_k": 0}, r"top_k must be between 1 and num_experts \(8\), got 0"),
         ({"top_k": 1.0}, r"top_k must be between 1 and num_experts \(8\), got 1\.0"),
+        ({"norm_topk_prob": "yes"}, "norm_topk_prob must be None, True or False, got 'yes'"),
+        ({"jitter_noise": -0.1}, r"jitter_noise must be a finite number of at least 0, got -0\.1"),
+        ({"jitter_noise": math.nan}, "jitter_noise must be a finite number of at least 0, got nan"),
         ({"device": "cuda:99"}, "device must be one of 'cpu'.* on this machine, got 'cuda:99'"),
+        ({"dtype": torch.int64}, "dtype must be a floating-point type, got torch.int64"),
+        ({"dtype": torch.float8_e4m3fn}, "dtype must be .*, got torch.float8_e4m3fn"),
     ],
 )
 def test_bad_arguments(make, arguments, message):
@@ -224,3 +324,12 @@ def test_diverged_weights():
     message = "router_logits must be finite, got NaN or infinity: the router has diverged"
     with pytest.raises(NonFiniteError, match=f"^{message}$"):
         router(torch.ones(5, 4))
+
+
+def test_repr():
+    sizes = "d_model=4, num_experts=8, top_k=2, norm_topk_prob=True"
+    assert repr(TopKRouter(4, 8, 2)) == f"TopKRouter({sizes})"
+    assert repr(TopKRouter(4, 8, 2, bias=True, jitter_noise=0.1)) == f"TopKRouter({sizes}, bias=True, jitter_noise=0.1)"
+    assert repr(NoisyTopKRouter(4, 8, 2)) == f"NoisyTopKRouter({sizes}, noise='learned')"
+    gaussian = NoisyTopKRouter(4, 8, 2, noise="gaussian", noise_std=0.5)
+    assert repr(gaussian) == f"NoisyTopKRouter({sizes}, noise='gaussian', noise_std=0.5)"

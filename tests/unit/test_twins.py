@@ -2,9 +2,20 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
-from moe_lessons.nn import ACTIVATIONS, FeedForward, MoE, dense_twin, is_moe
+from moe_lessons.nn import (
+    ACTIVATIONS,
+    ExpertChoiceRouter,
+    FeedForward,
+    HashRouter,
+    MoE,
+    SigmoidRouter,
+    dense_twin,
+    is_moe,
+)
 from moe_lessons.tasks.plane import PlaneClassifier
 
 matches = pytest.mark.parametrize("match, width", [("active", 2 * 16), ("total", 5 * 16)])
@@ -36,6 +47,44 @@ def test_twin_of_a_model(match, width):
         assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
     logits, routings = twin(torch.zeros(6, 2))
     assert logits.shape == (6, 3) and routings == []
+
+
+@pytest.mark.parametrize("activation, matrices", [("swiglu", 3), ("clamped_swiglu", 3), ("gelu", 2)])
+@pytest.mark.parametrize("match, experts_at_work", [("active", 2), ("total", 5)])
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_shared_expert_adds_its_width(activation, matrices, match, experts_at_work, gate):
+    moe = MoE(4, 16, 5, 2, activation=activation, shared_d_ff=6, shared_expert_gate=gate)
+    twin = dense_twin(moe, match)
+    assert (twin.d_ff, twin.activation) == (experts_at_work * 16 + 6, activation)
+    assert size(twin) == experts_at_work * matrices * 4 * 16 + size(moe.shared_expert)  # a gate counts as the router
+
+
+@pytest.mark.parametrize("match, experts_at_work", [("active", 3), ("total", 6)])
+def test_biases_count(match, experts_at_work):
+    """One expert has 3·4·12 weights and 2·12 + 4 biases; 3 have 84 biases, as many as 7 units of a SwiGLU."""
+    moe = MoE(4, 12, 6, 3, bias=True, shared_d_ff=5)
+    twin = dense_twin(moe, match)
+    assert twin.d_ff == experts_at_work * 12 + 7 * experts_at_work // 3 + 5
+    assert size(twin) == size(moe.experts) * experts_at_work // 6 + size(moe.shared_expert)
+
+
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5), st.data(), st.sampled_from([None, 1, 7]))
+def test_a_twin_misses_the_size_by_less_than_a_unit(d_model, d_ff, num_experts, data, shared_d_ff):
+    top_k, activation = data.draw(st.integers(1, num_experts)), data.draw(st.sampled_from(list(ACTIVATIONS)))
+    bias = data.draw(st.booleans())
+    moe = MoE(d_model, d_ff, num_experts, top_k, activation=activation, bias=bias, shared_d_ff=shared_d_ff)
+    shared = 0 if shared_d_ff is None else size(moe.shared_expert)
+    for match, experts_at_work in [("active", top_k), ("total", num_experts)]:
+        twin = dense_twin(moe, match)
+        miss = size(twin) - (size(moe.experts) * experts_at_work // num_experts + shared)
+        assert 2 * abs(miss) <= size(twin) // twin.d_ff
+        assert bias or miss == 0
+
+
+@pytest.mark.parametrize("router", [SigmoidRouter(4, 5, 2), ExpertChoiceRouter(4, 5, 2), HashRouter(5, 9, 2)])
+def test_the_router_does_not_matter(router):
+    twin = dense_twin(MoE(4, 16, 5, 2, router=router), "active")
+    assert twin.d_ff == 32 and not list(twin.buffers())
 
 
 def test_every_block_is_replaced_wherever_it_stands():

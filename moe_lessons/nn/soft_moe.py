@@ -1,0 +1,70 @@
+"""Soft MoE: no token is assigned to anyone; every expert works on mixtures of all tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.errors import check_input, check_positive_int
+from moe_lessons.nn.experts import Experts
+from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
+
+
+class SoftMoE(nn.Module):
+    """Soft mixture of experts (arXiv:2308.00951, section 2.1).
+
+    Each expert has `slots_per_expert` slots; S = E · slots_per_expert. With logits = x·Φᵀ (..., T, S):
+    - what a slot holds:  the mean of all tokens, weighted by softmax over the tokens (`dispatch`, eq. 1);
+    - what a token gets:  the mean of all slots' outputs, weighted by softmax over the slots (`combine`, eq. 2).
+    All of it is smooth: nothing is dropped, no expert starves, and no balancing loss is needed. The price: every token
+    of a sequence depends on every other, later ones included, so it cannot generate text token by token.
+
+    `phi` (S, D) holds the slots' parameters. Tokens mix within a sequence only, along the second-last dimension.
+    Shapes: x (..., T, D) -> y (..., T, D). Raises ValueError for a size below 1 and an x that is not finite
+    floating-point (..., T, D).
+
+    >>> SoftMoE(d_model=4, d_ff=16, num_experts=8)(torch.randn(2, 5, 4)).shape
+    torch.Size([2, 5, 4])
+    """
+
+    causal = False
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        num_experts: int,
+        slots_per_expert: int = 1,
+        *,
+        activation: str = "swiglu",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__()
+        self.d_model = check_positive_int("d_model", d_model)
+        self.slots_per_expert = check_positive_int("slots_per_expert", slots_per_expert)
+        make = {"device": device, "dtype": dtype}
+        self.experts = Experts(num_experts, d_model, d_ff, activation, **make)
+        self.phi = make_weight(num_experts * slots_per_expert, d_model, **make)
+
+    def slot_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """dispatch and combine, both (..., T, S): the first sums to 1 over the tokens, the second over the slots."""
+        logits = x @ self.phi.T  # (..., T, S)
+        return logits.softmax(dim=-2), logits.softmax(dim=-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.d_model, self.phi.dtype)
+        if x.ndim < 2:
+            raise ValueError(f"x must have the shape (..., T, {self.d_model}), got {tuple(x.shape)}")
+        dispatch, combine = self.slot_weights(x)  # (..., T, S)
+        slots = dispatch.mT @ x  # (..., S, D)
+        return combine @ self.run_experts(slots)  # (..., T, D)
+
+    def run_experts(self, slots: Tensor) -> Tensor:
+        """Each expert on its own slots: (..., S, D) -> (..., S, D)."""
+        experts, d_model = self.experts, self.d_model
+        rows = slots.unflatten(-2, (experts.num_experts, -1)).movedim(-3, 0)  # (E, ..., slots_per_expert, D)
+        hidden = torch.bmm(rows.reshape(experts.num_experts, -1, d_model), experts.in_proj.mT)
+        out = torch.bmm(ACTIVATIONS[experts.activation](hidden), experts.down_proj.mT)
+        return out.view(rows.shape).movedim(0, -3).reshape(slots.shape)
+
+    def extra_repr(self) -> str:
+        return f"slots_per_expert={self.slots_per_expert}"
