@@ -1,0 +1,392 @@
+"""A Hugging Face block and its conversion: the same output and gradients, for every family and every dispatch.
+
+To test another version of transformers than the installed one:
+
+    pip install --target /tmp/other --no-deps transformers==5.18.0   # and those that its import then asks for
+    PYTHONPATH=/tmp/other python -m pytest tests/unit/test_hub.py tests/unit/test_parity.py
+"""
+
+import ast
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from packaging.requirements import Requirement
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from moe_lessons import hub
+from moe_lessons.hub import FAMILIES, convert_block
+from moe_lessons.nn import DISPATCH, MoE
+
+transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+from transformers.models.deepseek_v3 import modeling_deepseek_v3 as deepseek_v3  # noqa: E402
+from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss  # noqa: E402
+from transformers.models.llama4 import modeling_llama4 as llama4  # noqa: E402
+from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
+from transformers.models.olmoe import modeling_olmoe as olmoe  # noqa: E402
+from transformers.models.qwen2_moe import modeling_qwen2_moe as qwen2_moe  # noqa: E402
+from transformers.models.qwen3_moe import modeling_qwen3_moe as qwen3_moe  # noqa: E402
+from transformers.models.switch_transformers import modeling_switch_transformers as switch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative to the largest number of a tensor
+SIZES = [  # d_model, d_ff, num_experts, top_k, tokens
+    (16, 32, 8, 2, 40),
+    (7, 9, 5, 3, 11),
+    (5, 3, 4, 1, 9),
+    (4, 6, 3, 3, 1),
+    (3, 1, 1, 1, 6),
+]
+KINDS = {  # a family in one of its configurations: block, configuration, what is special
+    "mixtral": (mixtral.MixtralSparseMoeBlock, mixtral.MixtralConfig, {}),
+    "olmoe": (olmoe.OlmoeSparseMoeBlock, olmoe.OlmoeConfig, {"norm_topk_prob": False}),
+    "olmoe divided": (olmoe.OlmoeSparseMoeBlock, olmoe.OlmoeConfig, {"norm_topk_prob": True}),
+    "qwen2": (
+        qwen2_moe.Qwen2MoeSparseMoeBlock,
+        qwen2_moe.Qwen2MoeConfig,
+        {"shared_expert_intermediate_size": 5, "norm_topk_prob": False},
+    ),
+    "qwen2 divided": (
+        qwen2_moe.Qwen2MoeSparseMoeBlock,
+        qwen2_moe.Qwen2MoeConfig,
+        {"shared_expert_intermediate_size": 2, "norm_topk_prob": True},
+    ),
+    "qwen3": (qwen3_moe.Qwen3MoeSparseMoeBlock, qwen3_moe.Qwen3MoeConfig, {"norm_topk_prob": False}),
+    "qwen3 divided": (qwen3_moe.Qwen3MoeSparseMoeBlock, qwen3_moe.Qwen3MoeConfig, {"norm_topk_prob": True}),
+    "deepseek": (
+        deepseek_v3.DeepseekV3MoE,
+        deepseek_v3.DeepseekV3Config,
+        {"n_shared_experts": 2, "n_group": 1, "topk_group": 1},
+    ),
+    "deepseek raw": (
+        deepseek_v3.DeepseekV3MoE,
+        deepseek_v3.DeepseekV3Config,
+        {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.5},
+    ),
+    "deepseek groups": (deepseek_v3.DeepseekV3MoE, deepseek_v3.DeepseekV3Config, {"n_group": 4, "topk_group": 2}),
+    "gpt-oss": (gpt_oss.GptOssMLP, gpt_oss.GptOssConfig, {}),
+    "llama4": (llama4.Llama4TextMoe, llama4.Llama4TextConfig, {}),
+    "switch": (switch.SwitchTransformersSparseMLP, switch.SwitchTransformersConfig, {}),
+    "switch full": (
+        switch.SwitchTransformersSparseMLP,
+        switch.SwitchTransformersConfig,
+        {"expert_capacity": 2, "router_bias": True, "dense_act_fn": "gelu"},
+    ),
+}
+ONE_EACH = ["mixtral", "olmoe", "qwen2", "qwen3", "deepseek", "gpt-oss", "llama4", "switch"]
+
+
+def hf_block(kind: str, size=SIZES[0], dtype=torch.float32, std=0.5, **special) -> nn.Module:
+    """A standalone block with every parameter and buffer filled: it starts as memory that was never written."""
+    block_class, config_class, own = KINDS[kind]
+    d_model, d_ff, num_experts, top_k, _ = size
+    names = {"hidden_size": d_model, "num_experts_per_tok": top_k, "num_attention_heads": 1, "num_key_value_heads": 1}
+    names |= dict.fromkeys(["intermediate_size", "moe_intermediate_size", "d_ff"], d_ff)
+    experts = ["num_local_experts", "n_routed_experts"] if "deepseek" in kind else ["num_local_experts", "num_experts"]
+    names |= dict.fromkeys(experts, num_experts)
+    names |= {"experts_implementation": "eager", "dropout_rate": 0.0, "router_jitter_noise": 0.0}
+    block = block_class(config_class(**names | own | special)).to(dtype)
+    for tensor in [*block.parameters(), *block.buffers()]:
+        nn.init.normal_(tensor, std=std)
+    return block
+
+
+class InFloat64(TorchFunctionMode):
+    """Within it, whoever asks torch for float32 gets float64.
+
+    The routers of Hugging Face compute in float32 whatever the type of the block, and so agree with ours to seven
+    digits only. With that rounding out of the way, all else has to agree to the last digits of float64.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        args, kwargs = tree_map(lambda v: torch.float64 if v is torch.float32 else v, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def output_of(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """y of their block, shaped like x (B, T, D)."""
+    if x.dtype == torch.float64:
+        with InFloat64():
+            out = block(x)
+    else:
+        out = block(x)
+    return (out[0] if isinstance(out, tuple) else out).view(x.shape)
+
+
+def gradients_of(block: nn.Module) -> dict[str, torch.Tensor]:
+    """The gradients of their parameters in our layout: as a layout is linear, a gradient converts like a weight."""
+    holder = copy.deepcopy(block)
+    with torch.no_grad():
+        for ours, theirs in zip(holder.parameters(), block.parameters()):
+            ours.copy_(torch.zeros_like(theirs) if theirs.grad is None else theirs.grad)
+    return dict(convert_block(holder).named_parameters())
+
+
+def assert_same(ours: torch.Tensor, theirs: torch.Tensor, name: str, least: float = 0.0):
+    assert ours.dtype == theirs.dtype, name
+    limit = TOLERANCE[theirs.dtype] * max(theirs.abs().max().item(), least)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=limit, msg=lambda text: f"{name}: {text}")
+
+
+def assert_same_output_and_gradients(theirs: nn.Module, x: torch.Tensor) -> MoE:
+    ours = convert_block(theirs)
+    x_theirs = x.clone().requires_grad_()
+    y_theirs = output_of(theirs, x_theirs)
+    cotangent = torch.randn_like(x)
+    y_theirs.backward(cotangent)
+    expected = gradients_of(theirs)
+    size_of_y = y_theirs.abs().max().item()  # at K = 1 a renormalised router has no gradient, only its rounding
+    for ours.dispatch in (*DISPATCH, "auto"):
+        ours.zero_grad()
+        x_ours = x.clone().requires_grad_()
+        y, _ = ours(x_ours)
+        y.backward(cotangent)
+        assert_same(y, y_theirs, f"y, {ours.dispatch}")
+        assert_same(x_ours.grad, x_theirs.grad, f"gradient of x, {ours.dispatch}", size_of_y)
+        for name, parameter in ours.named_parameters():
+            grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            assert_same(grad, expected[name].detach(), f"gradient of {name}, {ours.dispatch}", size_of_y)
+    return ours
+
+
+def can_run(kind: str, size) -> bool:
+    """Whether their block can: the router of DeepSeek wants groups of equal size, of two experts at least."""
+    groups = KINDS[kind][2].get("n_group", 1)
+    return "deepseek" not in kind or (size[2] % groups == 0 and size[2] // groups >= 2)
+
+
+CASES = [(kind, size) for kind in KINDS for size in SIZES if can_run(kind, size)]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    "kind, size", CASES, ids=lambda part: part if isinstance(part, str) else "-".join(map(str, part))
+)
+def test_same_output_and_gradients(kind, size, dtype):
+    torch.manual_seed(0)
+    x = 2 * torch.randn(1, size[4], size[0], dtype=dtype)  # large enough for the clamps of gpt-oss
+    assert_same_output_and_gradients(hf_block(kind, size, dtype), x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_sequences(kind):
+    torch.manual_seed(1)
+    assert_same_output_and_gradients(hf_block(kind, dtype=torch.float64), torch.randn(3, 13, 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 64])
+def test_switch_counts_its_capacity_in_each_sequence(capacity):
+    """Their experts take `capacity` tokens of each sequence, first come, first served: (E,) a sequence, as counted."""
+    torch.manual_seed(2)
+    theirs, x = hf_block("switch", expert_capacity=capacity), torch.randn(3, 20, 16)
+    ours = assert_same_output_and_gradients(theirs, x)
+    routing = ours(x)[1]
+    chosen = theirs.router.classifier(x).argmax(-1)  # (B, T)
+    wanted = torch.stack([torch.bincount(sequence, minlength=8) for sequence in chosen])  # (B, E)
+    assert torch.equal(routing.tokens_per_expert, wanted.clamp(max=capacity).sum(0))
+    assert torch.equal(routing.dropped_per_expert, (wanted - capacity).clamp(min=0).sum(0))
+    assert f"expert_capacity={capacity}" in repr(ours)
+    torch.testing.assert_close(ours(x[0])[0], ours(x)[0][0])  # (T, D) is one sequence
+    assert ours(x[:, :0])[0].shape == (3, 0, 16)
+    assert ours(x[0, 0])[0].shape == (16,)
+
+
+@pytest.mark.parametrize("mean", [-2.0, 0.0, 2.0])
+@pytest.mark.parametrize("num_groups, topk_groups, top_k", [(1, 1, 5), (3, 2, 5), (4, 1, 3), (6, 6, 12), (6, 3, 6)])
+def test_deepseek_with_every_kind_of_bias_and_groups(num_groups, topk_groups, top_k, mean):
+    """Scores are between 0 and 1: a bias around -2 makes all choices among negative numbers."""
+    torch.manual_seed(3)
+    theirs = hf_block("deepseek", (6, 5, 12, top_k, 0), torch.float64, n_group=num_groups, topk_group=topk_groups)
+    theirs.gate.e_score_correction_bias += mean
+    ours = assert_same_output_and_gradients(theirs, torch.randn(1, 50, 6, dtype=torch.float64))
+    assert torch.equal(ours.router.expert_bias, theirs.gate.e_score_correction_bias)
+
+
+@pytest.mark.parametrize("kind", ["llama4", "gpt-oss", "deepseek", "mixtral"])
+def test_scores_that_saturate(kind):
+    """Logits of many tens: in float32 sigmoids are then 0 or 1, and most softmax probabilities 0."""
+    torch.manual_seed(4)
+    theirs, x = hf_block(kind, (16, 8, 8, 3, 0), std=0.1), torch.randn(1, 60, 16)
+    router = getattr(theirs, "router", None) or theirs.gate
+    with torch.no_grad():
+        router.weight *= 100
+    logits = x[0] @ router.weight.T
+    assert ((logits > 20).sum(1) > 3).any()  # more experts with a sigmoid of 1 than are chosen
+    assert_same_output_and_gradients(theirs, x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_the_weights_keep(kind):
+    """Values, type, requires_grad and mode are theirs, but none of the memory."""
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.manual_seed(5)
+        theirs = hf_block(kind, dtype=dtype).eval()
+        kept = copy.deepcopy(theirs.state_dict())
+        theirs.experts.requires_grad_(False)
+        ours = convert_block(theirs)
+        assert not ours.training and not ours.router.training
+        for name, parameter in ours.named_parameters():
+            assert parameter.dtype == dtype and parameter.is_contiguous()
+            assert parameter.requires_grad == ("experts." not in name), name
+        assert all(buffer.dtype == dtype for buffer in ours.buffers())
+        ours.train()
+        y = ours(torch.randn(2, 4, 16, dtype=dtype))[0]
+        assert y.dtype == dtype and torch.isfinite(y).all()
+        with torch.no_grad():
+            for tensor in [*ours.parameters(), *ours.buffers()]:
+                tensor.zero_()
+        assert not theirs.training
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(tensor, kept[name]), name
+    count = sum(p.numel() for p in theirs.parameters())
+    assert sum(p.numel() for p in ours.parameters()) == count
+
+
+def test_a_weight_made_of_several_can_be_trained_where_one_of_them_can():
+    theirs = hf_block("switch")
+    theirs.experts.expert_3.requires_grad_(False)
+    theirs.router.requires_grad_(False)
+    trainable = {name for name, parameter in convert_block(theirs).named_parameters() if parameter.requires_grad}
+    assert trainable == {"experts.up_proj", "experts.down_proj"}
+
+
+@pytest.mark.parametrize("kind", ONE_EACH)
+def test_in_bfloat16_as_close_as_bfloat16_can_be(kind):
+    """All experts are chosen, so that no near-tie can fall the other way."""
+    torch.manual_seed(9)
+    num_experts = 1 if kind == "switch" else 3
+    theirs = hf_block(kind, (16, 8, num_experts, num_experts, 0), torch.bfloat16)
+    x = torch.randn(2, 5, 16, dtype=torch.bfloat16)
+    y, y_theirs = convert_block(theirs)(x)[0], output_of(theirs, x)
+    torch.testing.assert_close(y, y_theirs.to(y.dtype), rtol=0, atol=0.02 * y_theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_random_state_is_left_alone(kind):
+    theirs = hf_block(kind)
+    torch.manual_seed(6)
+    expected = torch.rand(3)
+    torch.manual_seed(6)
+    convert_block(theirs)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_block_without_numbers_stays_without():
+    """On the meta device a block is its shapes."""
+    ours = convert_block(hf_block("qwen2").to("meta"))
+    assert {tensor.device.type for tensor in [*ours.parameters(), *ours.buffers()]} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", ONE_EACH)
+def test_on_every_device(kind, device):
+    torch.manual_seed(7)
+    theirs = hf_block(kind, dtype=torch.float64).to(device)
+    ours = assert_same_output_and_gradients(theirs, torch.randn(2, 20, 16, dtype=torch.float64, device=device))
+    assert {tensor.device.type for tensor in [*ours.parameters(), *ours.buffers()]} == {device}
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "switch"])
+def test_jitter_is_for_the_router(kind):
+    """In eval mode nothing differs; in training ours is given to the router, theirs (float32) to the experts too."""
+    torch.manual_seed(8)
+    theirs = hf_block(kind, router_jitter_noise=0.3).eval()
+    ours, x = convert_block(theirs), torch.randn(1, 9, 16)
+    assert ours.router.jitter_noise == 0.3
+    assert_same(ours(x)[0], output_of(theirs, x), "y")
+    noisy = x.clone()
+    theirs.train()(noisy)
+    assert not torch.equal(noisy, x)
+    kept = x.clone()
+    ours.train()(kept)
+    assert torch.equal(kept, x)
+
+
+@pytest.mark.parametrize(
+    "kind, path, shape, message",
+    [
+        ("mixtral", "experts.down_proj", (7, 16, 32), r"experts.down_proj .* \(8, 16, 32\) .* got \(7, 16, 32\)"),
+        ("olmoe", "experts.gate_up_proj", (8, 63, 16), r"experts.gate_up_proj .* \(8, 64, 16\) .* got \(8, 63, 16\)"),
+        ("olmoe", "gate.weight", (16,), r"router's weight .* \(E, D\), got shape \(16,\)"),
+        ("olmoe", "gate.weight", (9, 16), r"experts.gate_up_proj .* \(9, 64, 16\)"),
+        ("qwen2", "shared_expert_gate.weight", (2, 16), r"shared_expert_gate.weight .* \(1, 16\) .* got \(2, 16\)"),
+        ("qwen3", "experts.gate_up_proj", (64, 16), r"experts.gate_up_proj .* \(8, 64, 16\) .* got \(64, 16\)"),
+        ("deepseek", "shared_experts.up_proj.weight", (3, 16), r"of one shape .* got \(64, 16\), \(3, 16\)"),
+        ("switch", "experts.expert_7.wi.weight", (31, 16), r"of one shape .* got \(32, 16\), .* \(31, 16\)"),
+        ("deepseek", "gate.e_score_correction_bias", (7,), r"router.expert_bias .* \(8,\) .* got \(7,\)"),
+        ("gpt-oss", "experts.down_proj", (8, 16, 32), r"experts.gate_up_proj .* \(8, 32, 16\) .* got \(8, 64, 16\)"),
+        ("gpt-oss", "router.bias", (5,), r"router.bias .* \(8,\) .* got \(5,\)"),
+        ("llama4", "experts.gate_up_proj", (8, 64, 16), r"experts.gate_up_proj .* \(8, 64, 16\) .* got \(8, 16, 64\)"),
+        ("switch", "router.classifier.weight", (8, 15), r"experts.up_proj .* \(8, 32, 15\) .* got \(8, 32, 16\)"),
+    ],
+)
+def test_weights_of_another_shape(kind, path, shape, message):
+    theirs = hf_block(kind)
+    owner, _, name = path.rpartition(".")
+    module = theirs.get_submodule(owner)
+    tensor = torch.randn(shape)
+    setattr(module, name, nn.Parameter(tensor) if name in module._parameters else tensor)
+    with pytest.raises(ValueError, match=message):
+        convert_block(theirs)
+
+
+@pytest.mark.parametrize("kind", sorted(set(ONE_EACH) - {"gpt-oss"}))
+def test_an_activation_that_we_lack(kind):
+    special = {"dense_act_fn" if kind == "switch" else "hidden_act": "gelu_new"}
+    allowed = "ReLU or GELUActivation" if kind == "switch" else "SiLU or SiLUActivation"
+    with pytest.raises(ValueError, match=f"activation of hf_block must be {allowed}, got NewGELUActivation"):
+        convert_block(hf_block(kind, **special))
+
+
+def test_another_clamp_than_that_of_gpt_oss():
+    theirs = hf_block("gpt-oss")
+    theirs.experts.limit = 6.0
+    with pytest.raises(ValueError, match="limit of hf_block.experts must be 7.0, got 6.0"):
+        convert_block(theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn], ids=str)
+def test_quantised_weights(dtype):
+    theirs = hf_block("mixtral")
+    theirs.experts.down_proj = nn.Parameter(theirs.experts.down_proj.to(dtype), requires_grad=False)
+    with pytest.raises(ValueError, match=f"16 bits or more, not quantised ones, got {dtype}"):
+        convert_block(theirs)
+
+
+def test_a_block_of_another_version():
+    theirs = hf_block("deepseek")
+    del theirs.gate.num_group
+    with pytest.raises(ValueError, match="DeepSeek-V3 block of transformers 5.18 or later.*num_group"):
+        convert_block(theirs)
+
+
+@pytest.mark.parametrize("bad", [nn.Linear(3, 4), MoE(4, 8, 2), "mixtral", None, type("GptOssMLP", (nn.Module,), {})()])
+def test_another_family_is_told_those_that_are_known(bad):
+    with pytest.raises(ValueError, match=f"hf_block must be .* got {type(bad).__name__}$") as told:
+        convert_block(bad)
+    for block_class, (family, _) in FAMILIES.items():
+        assert f"{family} ({block_class})" in str(told.value)
+
+
+def test_every_family_is_tested_and_in_the_table():
+    assert {KINDS[kind][0].__name__ for kind in ONE_EACH} == set(FAMILIES)
+    for family, _ in FAMILIES.values():
+        assert f"\n    {family}  " in hub.__doc__
+
+
+def test_the_hub_does_not_import_transformers():
+    nodes = list(ast.walk(ast.parse(Path(hub.__file__).read_text(encoding="utf-8"))))
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert names and not [name for name in names if "transformers" in name]
+
+
+def test_transformers_is_of_a_version_that_is_stated():
+    (stated,) = re.findall(r'^hf = \["(.+)"\]', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert transformers.__version__ in Requirement(stated).specifier
+    (lowest,) = [spec.version for spec in Requirement(stated).specifier if spec.operator == ">="]
+    assert f"transformers {lowest} and later" in hub.__doc__
