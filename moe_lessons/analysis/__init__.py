@@ -8,7 +8,8 @@ from moe_lessons.analysis.cost import (
     flops_per_token,
     published_models,
 )
-from moe_lessons.analysis.load import LoadStatistics, describe_load, load_statistics
+from moe_lessons.analysis.load import LoadStatistics, balance_by_layer, describe_load, load_statistics
+from moe_lessons.analysis.memory import peak_extra_bytes
 from moe_lessons.analysis.timing import Ratio, paired_ratio
 
 __all__ = [
@@ -17,10 +18,12 @@ __all__ = [
     "ParameterCount",
     "Ratio",
     "TransformerShape",
+    "balance_by_layer",
     "count_parameters",
     "describe_load",
     "flops_per_token",
     "load_statistics",
     "paired_ratio",
+    "peak_extra_bytes",
     "published_models",
 ]

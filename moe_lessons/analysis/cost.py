@@ -11,6 +11,7 @@ from torch import nn
 
 from moe_lessons.datafiles import data_path
 from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
+from moe_lessons.nn import SoftMoE
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,11 @@ def flops_per_token(module: nn.Module, training: bool = False) -> int:
     Left out: activations, norms, softmax, top-k, biases, the embedding look-up (no product), attention
     scores (no weights: see `TransformerShape.flops_per_token`), and the optimizer. Counted though not
     always computed: the gradient of the input of the first layer, and the noise weight of a router in
-    eval mode.
+    eval mode. Raises ValueError for a `SoftMoE`, whose experts work on slots: what a token costs depends on
+    how many tokens share them.
     """
+    if any(isinstance(part, SoftMoE) for part in module.modules()):
+        raise ValueError("module must have a cost for each token, got a SoftMoE, whose cost is one for each slot")
     return (6 if training else 2) * _count(module, _matrices(module)).active
 
 

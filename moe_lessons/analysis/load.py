@@ -1,13 +1,14 @@
 """How evenly the work lies on the experts: in numbers, and in words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from moe_lessons.errors import check_number, check_top_k
-from moe_lessons.nn import Routing
+from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.training import DEAD_SHARE, dead_experts
 
 ROUNDING = 1e-6  # shares come in float32: an expert that misses a limit by less than this part of it is at it
@@ -58,6 +59,27 @@ def load_statistics(
         coefficient_of_variation=(shares.std(correction=0) / even[0]).item(),
         dead=dead,
     )
+
+
+def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
+    """The balance meter: a row for each MoE layer, in order, with its `LoadStatistics`, its load-balancing loss, and
+    the share of its assignments that was dropped.
+
+    Layers are never pooled. Where every layer has collapsed, each onto another expert, the sum of their loads is even,
+    and so is Hugging Face's auxiliary loss, which averages over all layers' tokens before it multiplies.
+
+    >>> from moe_lessons.nn import TopKRouter, seeded
+    >>> with seeded(0):
+    ...     routings = [TopKRouter(d_model=4, num_experts=8, top_k=2)(torch.randn(64, 4)) for _ in range(3)]
+    >>> balance_by_layer(routings).index.tolist()
+    ['layer 0', 'layer 1', 'layer 2']
+    """
+    rows = [
+        asdict(load_statistics(routing))
+        | {"load_balancing_loss": load_balancing_loss(routing).item(), "dropped_share": routing.dropped_share}
+        for routing in routings
+    ]
+    return pd.DataFrame(rows, index=[f"layer {i}" for i in range(len(rows))])
 
 
 def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share: float = 0.0) -> str:

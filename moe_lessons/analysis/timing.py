@@ -55,6 +55,11 @@ def take_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[
     return [list(times) for times in zip(*rounds[WARM_UP:], strict=True)]
 
 
+def rounds_within(seconds: float, functions: Sequence[Callable[[], object]]) -> int:
+    """How many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
+    return max(5, min(200, int(1000 * seconds / sum(milliseconds(function) for function in functions))))
+
+
 def milliseconds(function: Callable[[], object]) -> float:
     """How long one call takes, with the work that it leaves to a GPU."""
     _finish()

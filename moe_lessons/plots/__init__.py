@@ -3,34 +3,45 @@
 Show a picture in a notebook with `ax.figure`.
 """
 
+from moe_lessons.plots.bench import cost_by_experts, time_ratios
 from moe_lessons.plots.curves import LossCurves, loss_curves, running_mean
-from moe_lessons.plots.heatmap import TokenExpertHeatmap, token_expert_heatmap
-from moe_lessons.plots.live_figure import LiveFigure
+from moe_lessons.plots.heatmap import LayerLoads, TokenExpertHeatmap, layer_loads, token_expert_heatmap
+from moe_lessons.plots.live_figure import LiveFigure, Row
 from moe_lessons.plots.load import LoadBars, LoadFilm, load_bars, load_film
+from moe_lessons.plots.remedies import BalanceQuality, RemedyCurves, RemedyTile, balance_quality
 from moe_lessons.plots.table import CostTable, cost_table
 from moe_lessons.plots.territory import TerritoryMap, territory_map
 from moe_lessons.plots.theme import LIGHT, THEMES, LessonFigure, Panel, Theme, expert_color, expert_hatch
 
 __all__ = [
+    "BalanceQuality",
     "LIGHT",
     "THEMES",
     "CostTable",
+    "LayerLoads",
     "LessonFigure",
     "LiveFigure",
     "LoadBars",
     "LoadFilm",
     "LossCurves",
     "Panel",
+    "RemedyCurves",
+    "RemedyTile",
+    "Row",
     "TerritoryMap",
     "Theme",
     "TokenExpertHeatmap",
+    "balance_quality",
+    "cost_by_experts",
     "cost_table",
     "expert_color",
     "expert_hatch",
+    "layer_loads",
     "load_bars",
     "load_film",
     "loss_curves",
     "running_mean",
     "territory_map",
+    "time_ratios",
     "token_expert_heatmap",
 ]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from moe_lessons.analysis.cost import count_parameters, flops_per_token
-from moe_lessons.plots import CostTable, LoadBars, LoadFilm, LossCurves, Panel, running_mean
-from moe_lessons.training import Run
+from moe_lessons.nn import is_moe
+from moe_lessons.plots import CostTable, LayerLoads, LoadBars, LoadFilm, LossCurves, Panel, running_mean
+from moe_lessons.training import DEAD_SHARE, Run
 
 MOST_POINTS = 150  # of a curve: more are not seen
 RECENT = 20  # steps over which the load is averaged
@@ -51,13 +52,26 @@ def recent_load(run: Run) -> list[float]:
     return np.mean([record.load[0] for record in run.records[-RECENT:]], axis=0).tolist()
 
 
-def num_experts(view) -> int:
-    """E of the first MoE layer of the run that is shown."""
-    found = [module.num_experts for module in view.main_run.model.modules() if hasattr(module, "num_experts")]
+def moe_layers(view) -> list:
+    """The mixtures of experts of the run that is shown, in order; ValueError where there is none."""
+    found = [module for module in view.main_run.model.modules() if is_moe(module)]
     if not found:
         name = type(view.main_run.model).__name__
         raise ValueError(f"panels that show experts need a mixture of experts, got {name} without one")
-    return found[0]
+    return found
+
+
+def num_experts(view) -> int:
+    """E of the first MoE layer of the run that is shown."""
+    moe_layers(view)
+    return view.main_run.num_experts[0]
+
+
+def of_first_layer(panel: Panel, view) -> Panel:
+    """The panel, and a word in its title where the run has more layers than the one that it shows."""
+    if len(moe_layers(view)) > 1:
+        panel.ax.set_title(f"{panel.title}, layer 0", loc="left")
+    return panel
 
 
 def _refresh_loss(view, panel: LossCurves) -> None:
@@ -78,6 +92,14 @@ def _refresh_film(view, panel: LoadFilm) -> None:
     records = view.main_run.records
     at = sample(len(records))
     panel.update(at + 1, [records[i].load[0] for i in at], view.marks)
+
+
+def _refresh_layers(view, panel: LayerLoads) -> None:
+    records = view.main_run.records[-RECENT:]
+    if records:
+        loads = np.mean([record.load for record in records], axis=0)  # (layers, E)
+        top_k = np.array([[moe.top_k] for moe in moe_layers(view)])  # (layers, 1)
+        panel.update(loads, loads * top_k < DEAD_SHARE)
 
 
 COST_ROWS = ("parameters", "active/token", "FLOPs/token", "ms/step", "held-out loss", "accuracy")
@@ -108,8 +130,15 @@ PANELS = {
         lambda view, ax, theme: LossCurves(ax, theme, tuple(view.runs), view.x_axis, view.ghost is not None),
         _refresh_loss,
     ),
-    "load": LivePanel(lambda view, ax, theme: LoadBars(ax, theme, num_experts(view)), _refresh_load),
-    "film": LivePanel(lambda view, ax, theme: LoadFilm(ax, theme, num_experts(view)), _refresh_film),
+    "load": LivePanel(
+        lambda view, ax, theme: of_first_layer(LoadBars(ax, theme, num_experts(view)), view), _refresh_load
+    ),
+    "film": LivePanel(
+        lambda view, ax, theme: of_first_layer(LoadFilm(ax, theme, num_experts(view)), view), _refresh_film
+    ),
+    "layers": LivePanel(
+        lambda view, ax, theme: LayerLoads(ax, theme, len(moe_layers(view)), num_experts(view)), _refresh_layers
+    ),
     "cost": LivePanel(
         lambda view, ax, theme: CostTable(ax, theme, tuple(view.runs), COST_ROWS, steady=3), _refresh_cost, slow=True
     ),

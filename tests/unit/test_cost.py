@@ -16,9 +16,19 @@ from moe_lessons.analysis.cost import (
     count_parameters,
     flops_per_token,
 )
-from moe_lessons.nn import FeedForward, MoE, NoisyTopKRouter, dense_twin
+from moe_lessons.nn import (
+    ExpertChoiceRouter,
+    FeedForward,
+    HashRouter,
+    MoE,
+    NoisyTopKRouter,
+    SigmoidRouter,
+    SoftMoE,
+    dense_twin,
+)
 
-ACTIVATIONS = ["swiglu", "gelu", "relu"]
+GATED = ["swiglu", "clamped_swiglu"]
+ACTIVATIONS = [*GATED, "gelu", "relu"]
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 
 
@@ -76,7 +86,7 @@ class Classifier(nn.Module):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_dense_block_uses_all_it_has(activation):
     block = FeedForward(8, 12, activation)
-    matrices = 3 if activation == "swiglu" else 2
+    matrices = 3 if activation in GATED else 2
     assert count_parameters(block) == ParameterCount(matrices * 8 * 12, matrices * 8 * 12)
     assert count_parameters(block).total == sum(p.numel() for p in block.parameters())
 
@@ -89,7 +99,7 @@ def test_dense_block_uses_all_it_has(activation):
 def test_moe_against_formula_and_numel(d_model, d_ff, num_experts, data, activation):
     top_k = data.draw(st.integers(1, num_experts))
     block = MoE(d_model, d_ff, num_experts, top_k, activation=activation)
-    expert = (3 if activation == "swiglu" else 2) * d_model * d_ff
+    expert = (3 if activation in GATED else 2) * d_model * d_ff
     count = count_parameters(block)
     assert count == ParameterCount(num_experts * (expert + d_model), top_k * expert + num_experts * d_model)
     assert count.total == sum(p.numel() for p in block.parameters())
@@ -105,6 +115,31 @@ def test_twins_differ_from_the_moe_by_its_router_alone():
     count = count_parameters(block)
     assert count.active - count_parameters(dense_twin(block, "active")).total == 4 * 8
     assert count.total - count_parameters(dense_twin(block, "total")).total == 4 * 8
+
+
+@pytest.mark.parametrize("gate", [False, True])
+@pytest.mark.parametrize("activation, matrices", [("swiglu", 3), ("relu", 2)])
+def test_a_shared_expert_is_active_for_every_token(gate, activation, matrices):
+    block = MoE(8, 12, 4, 2, activation=activation, shared_d_ff=5, shared_expert_gate=gate)
+    expert, always = matrices * 8 * 12, matrices * 8 * 5 + 4 * 8 + 8 * gate  # shared, router, gate
+    assert count_parameters(block) == ParameterCount(4 * expert + always, 2 * expert + always)
+    assert count_parameters(block).total == sum(p.numel() for p in block.parameters())
+
+
+@pytest.mark.parametrize("activation, rows", [("swiglu", 24), ("relu", 12)])
+def test_biases_of_the_experts_count_as_the_experts_do(activation, rows):
+    plain, biased = (count_parameters(MoE(8, 12, 4, 2, activation=activation, bias=b)) for b in (False, True))
+    assert biased.total - plain.total == 4 * (rows + 8)
+    assert biased.active - plain.active == 2 * (rows + 8)
+
+
+def test_routers_count_with_what_is_learned():
+    def routers_share(router):
+        return count_parameters(MoE(8, 12, 4, 2, router=router)).active - 2 * 3 * 8 * 12
+
+    assert routers_share(SigmoidRouter(8, 4, 2)) == 4 * 8  # the expert_bias is not learned
+    assert routers_share(ExpertChoiceRouter(8, 4, 2)) == 4 * 8
+    assert routers_share(HashRouter(4, 50, 2)) == 0
 
 
 def test_a_learners_class_and_a_model_that_contains_it():
@@ -172,9 +207,26 @@ def test_flops_of_models_learners_classes_and_noisy_routers():
 
 def test_stacked_biases_are_no_matrix():
     block = MoE(8, 12, num_experts=4, top_k=2)
-    before = flops_per_token(block)
-    block.experts.bias = nn.Parameter(torch.zeros(4, 8))  # (E, D)
-    assert flops_per_token(block) == before
+    assert flops_per_token(MoE(8, 12, num_experts=4, top_k=2, bias=True)) == flops_per_token(block)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("arguments", [{}, {"shared_expert_gate": True}, {"weight_input": True}])
+def test_flops_with_a_shared_expert_are_exact(arguments, training):
+    block = MoE(8, 12, 4, 2, shared_d_ff=5, dispatch="loop", **arguments)
+    x = torch.randn(16, 8, requires_grad=training)
+    assert measured_flops(block, x, backward=training) == 16 * flops_per_token(block, training)
+
+
+def test_flops_of_other_routers():
+    x, ids = torch.randn(16, 8), torch.randint(0, 50, (16,))
+    for router in (SigmoidRouter(8, 4, 2), ExpertChoiceRouter(8, 4, 2)):
+        block = MoE(8, 12, 4, 2, router=router, dispatch="loop")
+        assert measured_flops(block, x) == 16 * flops_per_token(block)
+    block = MoE(8, 12, 4, 2, router=HashRouter(4, 50, 2), dispatch="loop")
+    with FlopCounterMode(display=False) as counter:
+        block(x, ids)
+    assert counter.get_total_flops() == 16 * flops_per_token(block)
 
 
 # --- TransformerShape ---
@@ -269,3 +321,9 @@ def test_bad_arguments_are_refused():
         SMALL.flops_per_token(-1)
     with pytest.raises(ValueError, match="bytes_per_parameter must be a finite number above 0, got 0"):
         SMALL.memory_gb(0)
+
+
+def test_soft_moe_has_no_cost_for_one_token():
+    with pytest.raises(ValueError, match="^module must have a cost for each token, got a SoftMoE"):
+        flops_per_token(SoftMoE(8, 12, 4))
+    assert count_parameters(SoftMoE(8, 12, 4)).total == 4 * 3 * 8 * 12 + 4 * 8

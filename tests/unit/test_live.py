@@ -17,6 +17,7 @@ from moe_lessons.plots import LoadBars
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import Run
 from moe_lessons.widgets import LivePanel, LiveRun, live
+from moe_lessons.widgets.panels import PANELS
 
 ENDLESS = 10**6  # steps; a test that trains so many has forgotten to stop
 
@@ -504,7 +505,7 @@ async def test_closing_ends_the_training_and_leaves_no_widget():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"panels": ("loss", "speed")}, "panels must be LivePanels or of 'loss', 'load', 'film', 'cost', got 'speed'"),
+        ({"panels": ("loss", "speed")}, f"panels must be LivePanels or of {', '.join(map(repr, PANELS))}, got 'speed'"),
         ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
         ({"max_steps": 1.5}, "max_steps must be a whole number of at least 1, got 1.5"),
         ({"play": -1}, "play must be a whole number of at least 1, got -1"),
@@ -530,3 +531,43 @@ def test_a_dense_model_has_no_experts_to_show():
     assert LiveRun(run, ("loss", "cost")).step == 0
     with pytest.raises(ValueError, match="panels that show experts need a mixture of experts, got PlaneClassifier"):
         LiveRun(run, ("load",))
+
+
+# --- several layers ----------------------------------------------------------------------------------------
+
+
+class TwoLayers(torch.nn.Module):
+    """Two mixtures, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = torch.nn.Linear(2, 16), torch.nn.Linear(16, 8)
+        self.layers = torch.nn.ModuleList([MoE(16, 4, num_experts=8, top_k=2), MoE(16, 4, num_experts=8, top_k=1)])
+
+    def forward(self, x):
+        hidden, routings = self.embed(x), []
+        for layer in self.layers:
+            y, routing = layer(hidden)
+            hidden, routings = hidden + y, [*routings, routing]
+        return self.head(hidden), routings
+
+
+def test_each_layer_has_its_row():
+    with seeded(0):
+        run = Run(TwoLayers(), PlaneTask(), batch_size=64)
+    view = LiveRun(run, ("layers", "load", "film"))
+    view.advance(30)
+    view.draw()
+    layers, load, film = view._figure.panels
+    recent = [record.load for record in run.records[-20:]]
+    expected = 8 * np.mean(recent, axis=0)
+    np.testing.assert_allclose(layers.image.get_array(), expected)
+    dead = {(e, layer) for layer in (0, 1) for e in range(8) if expected[layer, e] / 8 * (2, 1)[layer] < 0.01}
+    assert {tuple(point) for point in layers.dead.get_xydata().astype(int)} == dead
+    assert dead, "the case should have a dead expert, or it shows nothing"
+    assert load.ax.get_title(loc="left").endswith("layer 0") and film.ax.get_title(loc="left").endswith("layer 0")
+
+
+def test_one_layer_needs_no_number():
+    (load,) = make_view(panels=("load",))._figure.panels
+    assert load.ax.get_title(loc="left") == LoadBars.title

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lessons.analysis.load import LoadStatistics, describe_load, load_statistics
-from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity, seeded
+from moe_lessons.analysis.load import LoadStatistics, balance_by_layer, describe_load, load_statistics
+from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity, load_balancing_loss, seeded
 from moe_lessons.training import dead_experts, load_share
 
 
@@ -79,7 +79,7 @@ def test_an_expert_is_dead_by_shares_exactly_where_it_is_by_tokens(num_tokens, t
     expert_idx = torch.cat([torch.zeros(wanted, dtype=torch.long), others])
     scores = torch.zeros(num_tokens, num_experts)
     token_idx = torch.arange(num_tokens).repeat(top_k)
-    routing = Routing(scores, scores, token_idx, expert_idx, expert_idx.float(), torch.zeros(5, dtype=torch.long))
+    routing = Routing(scores, scores, token_idx, expert_idx, expert_idx.float(), token_idx[:0], token_idx[:0])
     expected = dead_experts(routing)
     assert load_statistics(routing).dead == expected
     assert load_statistics(load_share(routing).tolist(), top_k).dead == expected
@@ -176,3 +176,39 @@ def test_describing_a_bad_load():
         describe_load([1, 1], top_k=3)
     with pytest.raises(ValueError, match="^dropped_share must be"):
         describe_load([1, 1], dropped_share=-0.1)
+
+
+# --- several layers ----------------------------------------------------------------------------------------
+
+
+def collapsed_onto(expert: int, num_experts: int = 4, num_tokens: int = 40) -> Routing:
+    logits = torch.zeros(num_tokens, num_experts)
+    logits[:, expert] = 50.0
+    probs = logits.softmax(dim=1)
+    weight, index = probs.topk(1)
+    return Routing.from_topk(logits, probs, index, weight)
+
+
+def test_layers_are_not_pooled():
+    routings = [collapsed_onto(expert) for expert in range(4)]
+    meter = balance_by_layer(routings)
+    assert meter["dead"].tolist() == [3] * 4
+    assert meter["max_over_mean"].tolist() == pytest.approx([4] * 4)
+    assert meter["load_balancing_loss"].tolist() == pytest.approx([4] * 4)
+    pooled = sum(routing.demand_per_expert for routing in routings)
+    assert load_statistics(pooled).dead == 0 and load_statistics(pooled).max_over_mean == 1
+
+
+def test_a_row_says_what_its_routing_says():
+    with seeded(0):
+        routings = [apply_capacity(TopKRouter(4, 8, 2)(torch.randn(64, 4)), capacity) for capacity in (10, 64)]
+    meter = balance_by_layer(routings)
+    for (_, row), routing in zip(meter.iterrows(), routings, strict=True):
+        assert row["dropped_share"] == routing.dropped_share
+        assert row["load_balancing_loss"] == pytest.approx(load_balancing_loss(routing).item())
+        assert row["coefficient_of_variation"] == load_statistics(routing).coefficient_of_variation
+    assert meter["dropped_share"].iloc[0] > 0 == meter["dropped_share"].iloc[1]
+
+
+def test_no_layers_make_an_empty_meter():
+    assert len(balance_by_layer([])) == 0

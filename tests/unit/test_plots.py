@@ -23,6 +23,7 @@ from moe_lessons.plots import (
     cost_table,
     expert_color,
     expert_hatch,
+    layer_loads,
     load_bars,
     load_film,
     loss_curves,
@@ -218,6 +219,34 @@ def test_a_dropped_choice_has_no_dot(routing):
     full = apply_capacity(routing, 1)
     dots = token_expert_heatmap(full).lines[0].get_xydata()
     assert len(dots) == len(full.expert_idx) == 24 - full.dropped < 24
+
+
+# --- the layers ------------------------------------------------------------------------------------------
+
+
+def test_a_layer_of_loads_is_a_row(routing):
+    tight = apply_capacity(routing, 1)
+    ax = layer_loads([routing, tight])
+    even = routing.demand_per_expert / 24 * 8  # 24 assignments to 8 experts
+    np.testing.assert_allclose(ax.images[0].get_array(), [even.tolist()] * 2, rtol=1e-6)  # what is dropped was wanted
+    idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
+    assert {tuple(point) for point in ax.lines[0].get_xydata().astype(int)} == idle
+    assert layer_loads([routing], theme="dark").figure.get_facecolor()[:3] == to_rgb(THEMES["dark"].background)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda routing: [], "routings must have at least one Routing, got none"),
+        (
+            lambda routing: [routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]],
+            r"routings must have one number of experts, got \[8, 3\]",
+        ),
+    ],
+)
+def test_layers_that_cannot_be_drawn(routing, make, message):
+    with pytest.raises(ValueError, match=message):
+        layer_loads(make(routing))
 
 
 # --- the territory ---------------------------------------------------------------------------------------

@@ -1,0 +1,121 @@
+"""Who learns while experts starve: the gradients of the experts and the router, and what a head start is worth."""
+
+import copy
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_lessons.errors import check_choice, check_positive_int
+from moe_lessons.nn import FeedForward
+from moe_lessons.tasks import PlaneSetting, plane_model
+from moe_lessons.training import Record, Run
+
+# what learns, and the part of the block that stands still meanwhile
+LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
+
+
+class WatchedRun(Run):
+    """A `Run` of a `PlaneClassifier` that also keeps how large the gradient of each expert was.
+
+    expert_gradients, router_gradients: for each step (E,), the Euclidean norm of the gradient of an expert's weights,
+    and of its row of the router. 0 for what stands still, and for what the loss does not depend on.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.expert_gradients: list[np.ndarray] = []
+        self.router_gradients: list[np.ndarray] = []
+
+    def step(self) -> Record:
+        """Train on one fresh batch and return what it showed."""
+        record = super().step()
+        block = self.model.block
+        self.expert_gradients.append(gradient_norms(block.experts.parameters()))
+        self.router_gradients.append(gradient_norms([block.router.weight]))
+        return record
+
+
+def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None) -> WatchedRun:
+    """The mixture of `training.plane_runs`, watched. `learns`: a name of `LEARNS`; the other part stands still.
+
+    >>> run = watched_run(PlaneSetting(), learns="experts only")
+    >>> _ = run.step()
+    >>> float(run.router_gradients[0].max()), bool(run.expert_gradients[0].min() > 0)
+    (0.0, True)
+    """
+    still = LEARNS[check_choice("learns", learns, LEARNS)]
+    model, task = plane_model(setting, seed, block)
+    if still:
+        getattr(model.block, still).requires_grad_(False)
+    run = WatchedRun(model, task, lr=setting.lr, seed=seed)
+    run.knobs.take(setting)
+    return run
+
+
+def gradient_norms(weights: Iterable[Tensor]) -> np.ndarray:
+    """(E,): the norm of each expert's gradient. Each of the weights has the experts along its first dimension."""
+    squares = [
+        torch.zeros(len(weight)) if weight.grad is None else weight.grad.flatten(1).square().sum(dim=1).cpu()
+        for weight in weights
+    ]
+    return torch.stack(squares).sum(dim=0).sqrt().numpy()
+
+
+class Pushes(NamedTuple):
+    """How the task pulls at the score of each expert: minus the gradient of the loss, summed over tokens. Above 0: up.
+
+    own (E,): by the tokens that the expert serves. others (E,): by all the others.
+    """
+
+    own: np.ndarray
+    others: np.ndarray
+
+
+def score_pushes(run: Run, num: int = 2048) -> Pushes:
+    """Where one step on `num` held-out points would push the router's scores, by whose tokens. Nothing is trained.
+
+    >>> own, others = score_pushes(watched_run(PlaneSetting()))
+    >>> own.shape, others.shape
+    ((8,), (8,))
+    """
+    check_positive_int("num", num)
+    x, y = run.task.batch(num, torch.Generator().manual_seed(run.seed + 1_000_003))
+    logits, (routing,) = run.model(x.to(run.device))
+    loss = F.cross_entropy(logits, y.to(run.device))
+    (gradient,) = torch.autograd.grad(loss, routing.router_logits)  # (T, E)
+    is_own = torch.zeros_like(gradient)
+    is_own[routing.token_idx, routing.expert_idx] = 1  # (T, E)
+    own, others = -(gradient * is_own).sum(dim=0), -(gradient * (1 - is_own)).sum(dim=0)
+    return Pushes(own.cpu().numpy(), others.cpu().numpy())
+
+
+def practise(run: Run, expert: int, steps: int = 20) -> None:
+    """Give one expert of a run a head start: it alone trains for `steps` steps, on points from everywhere.
+
+    It works as the only expert, with weight 1, on other batches than the run will see; embedding, head, router and all
+    other experts stand still.
+    """
+    experts = run.model.block.experts
+    if expert not in range(experts.num_experts):
+        raise ValueError(f"expert must be between 0 and {experts.num_experts - 1}, got {expert!r}")
+    check_positive_int("steps", steps)
+    pupil = copy.deepcopy(run.model).requires_grad_(False)
+    pupil.block = FeedForward(experts.d_model, experts.d_ff, experts.activation)  # one expert alone is a dense FFN
+    pupil.block.load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
+    training = Run(pupil, run.task, lr=run.knobs.lr, seed=run.seed + 500_009, device=run.device)
+    for _ in range(steps):
+        training.step()
+    with torch.no_grad():
+        for name, weight in pupil.block.named_parameters():
+            getattr(experts, name)[expert] = weight
+
+
+@torch.no_grad()
+def make_alike(experts: nn.Module) -> None:
+    """Make every expert a copy of expert 0."""
+    for weight in experts.parameters():
+        weight.copy_(weight[0].clone())
