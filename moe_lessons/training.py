@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.errors import NonFiniteError, check_device, check_number, check_positive_int
-from moe_lessons.nn import Routing, dense_twin, load_balancing_loss, router_z_loss
+from moe_lessons.nn import Routing, dense_twin, is_moe, load_balancing_loss, router_z_loss, update_expert_bias
 from moe_lessons.tasks import PlaneSetting, plane_model
 
 DEAD_SHARE = 0.01  # an expert is called dead when fewer than 1 % of the tokens want it
@@ -40,23 +40,52 @@ class Knobs:
     knob AttributeError.
 
     lr: learning rate.                              noise_std: standard deviation of a router's Gaussian noise.
+    jitter_noise: how far the router's input is scaled up and down at random (0.1: from 0.9 to 1.1 times).
     router_aux_loss_coef, router_z_loss_coef: what the two losses are multiplied by before they are added.
+    expert_bias_rate: how far each step moves the router's expert_bias (see `nn.update_expert_bias`).
     capacity_factor: None (no limit) or a number above 0.
     """
 
-    __slots__ = ("_coefs", "_limited", "_noisy", "_optimizer")
+    names = (
+        "lr",
+        "noise_std",
+        "jitter_noise",
+        "router_aux_loss_coef",
+        "router_z_loss_coef",
+        "expert_bias_rate",
+        "capacity_factor",
+    )
+    __slots__ = ("_biased", "_coefs", "_jittered", "_learns_noise", "_limited", "_noisy", "_optimizer")
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer):
         modules = list(model.modules())
         self._optimizer = optimizer
         self._noisy = [m for m in modules if hasattr(m, "noise_std") and getattr(m, "noise", "gaussian") == "gaussian"]
+        self._learns_noise = any(getattr(m, "noise", None) == "learned" for m in modules)
+        self._jittered = [m for m in modules if hasattr(m, "jitter_noise")]
+        self._biased = [m for m in modules if hasattr(m, "expert_bias")]
         self._limited = [m for m in modules if hasattr(m, "capacity_factor")]
-        self._coefs = {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0}
+        self._coefs = {"router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0, "expert_bias_rate": 0.0}
 
     @property
     def has_noise(self) -> bool:
         """Whether `noise_std` can be set."""
         return bool(self._noisy)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether training now routes otherwise than evaluation: Gaussian or learned noise, or jitter."""
+        return self.noise_std > 0 or self.jitter_noise > 0 or self._learns_noise
+
+    @property
+    def has_jitter(self) -> bool:
+        """Whether `jitter_noise` can be set."""
+        return bool(self._jittered)
+
+    @property
+    def has_expert_bias(self) -> bool:
+        """Whether `expert_bias_rate` can be set."""
+        return bool(self._biased)
 
     @property
     def has_capacity(self) -> bool:
@@ -85,6 +114,17 @@ class Knobs:
             router.noise_std = value
 
     @property
+    def jitter_noise(self) -> float:
+        return self._jittered[0].jitter_noise if self._jittered else 0.0
+
+    @jitter_noise.setter
+    def jitter_noise(self, value: float) -> None:
+        if check_number("jitter_noise", value) > 0 and not self._jittered:
+            raise ValueError(f"jitter_noise must be 0 where no router can jitter its input, got {value!r}")
+        for router in self._jittered:
+            router.jitter_noise = value
+
+    @property
     def router_aux_loss_coef(self) -> float:
         return self._coefs["router_aux_loss_coef"]
 
@@ -101,6 +141,16 @@ class Knobs:
         self._coefs["router_z_loss_coef"] = check_number("router_z_loss_coef", value)
 
     @property
+    def expert_bias_rate(self) -> float:
+        return self._coefs["expert_bias_rate"]
+
+    @expert_bias_rate.setter
+    def expert_bias_rate(self, value: float) -> None:
+        if check_number("expert_bias_rate", value) > 0 and not self._biased:
+            raise ValueError(f"expert_bias_rate must be 0 where no router has an expert_bias, got {value!r}")
+        self._coefs["expert_bias_rate"] = value
+
+    @property
     def capacity_factor(self) -> float | None:
         return self._limited[0].capacity_factor if self._limited else None
 
@@ -113,9 +163,13 @@ class Knobs:
         for block in self._limited:
             block.capacity_factor = value
 
+    def take(self, setting: PlaneSetting) -> None:
+        """Turn every knob to what a setting says."""
+        for name in self.names:
+            setattr(self, name, getattr(setting, name))
+
     def __repr__(self) -> str:
-        names = ("lr", "noise_std", "router_aux_loss_coef", "router_z_loss_coef", "capacity_factor")
-        return f"Knobs({', '.join(f'{name}={getattr(self, name)}' for name in names)})"
+        return f"Knobs({', '.join(f'{name}={getattr(self, name)}' for name in self.names)})"
 
 
 class Run:
@@ -153,7 +207,10 @@ class Run:
         self.optimizer = torch.optim.Adam(model.parameters(), lr=lr)
         self.knobs = Knobs(model, self.optimizer)
         self.records: list[Record] = []
-        self._data = torch.Generator().manual_seed(seed)
+        mixtures = [module for module in model.modules() if is_moe(module)]
+        self.num_experts = [moe.num_experts for moe in mixtures]  # E of each MoE layer
+        self._routers = [getattr(moe, "router", None) for moe in mixtures]
+        self._data = self._generator()
         self._generators = [torch.default_generator]
         if self.device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[self.device.index or 0])
@@ -166,16 +223,19 @@ class Run:
         """Train on one fresh batch and return what it showed."""
         start = time.perf_counter()
         with self._own_state():
-            x, y = (part.to(self.device) for part in self.task.batch(self.batch_size, self._data))
+            x, y = self._batch(self.batch_size, self._data)
             self.model.train()
             try:
                 logits, routings = check_output(self.model(x))
             except NonFiniteError as error:
                 self._diverged(str(error))
-            loss = F.cross_entropy(logits.flatten(0, -2), y.flatten())
+            losses, right = of_each_token(logits, y)
+            loss = losses.mean()
             balance = sum((load_balancing_loss(r) for r in routings), start=loss.new_zeros(()))
             z_loss = sum((router_z_loss(r) for r in routings), start=loss.new_zeros(()))
-            total = loss + self.knobs.router_aux_loss_coef * balance + self.knobs.router_z_loss_coef * z_loss
+            total = loss
+            for coef, part in ((self.knobs.router_aux_loss_coef, balance), (self.knobs.router_z_loss_coef, z_loss)):
+                total = total + coef * part if coef > 0 else total  # what weighs nothing costs no backward
             if not torch.isfinite(total):
                 self._diverged(f"the loss is {total.item()}")
             self.optimizer.zero_grad()
@@ -185,26 +245,46 @@ class Run:
                 self._diverged("a gradient is not finite")
             self._remember()
             self.optimizer.step()
-        accuracy = (logits.argmax(dim=-1) == y).float().mean()
-        numbers = [part.item() for part in (loss, accuracy, balance, z_loss)]  # on a GPU this waits for the step
-        record = self._record(*numbers, routings, ms=1000 * (time.perf_counter() - start))
+            if self.knobs.expert_bias_rate > 0:
+                for router, routing in zip(self._routers, routings, strict=True):
+                    if hasattr(router, "expert_bias"):
+                        update_expert_bias(router, routing, self.knobs.expert_bias_rate)
+        numbers = {
+            "step": len(self.records) + 1,
+            "loss": loss.item(),  # on a GPU this waits for the step
+            "accuracy": right.float().mean().item(),
+            "load_balancing_loss": balance.item(),
+            "router_z_loss": z_loss.item(),
+        }
+        record = self._record(numbers, losses.detach(), right, routings)
+        record = record._replace(ms_per_step=1000 * (time.perf_counter() - start))
         self.records.append(record)
         return record
 
-    @torch.no_grad()
     def evaluate(self, num: int = 1024) -> dict[str, float]:
         """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise."""
+        losses, right, _ = self._on_held_out(num)
+        return {"loss": losses.mean().item(), "accuracy": right.float().mean().item()}
+
+    @torch.no_grad()
+    def _on_held_out(self, num: int) -> tuple[Tensor, Tensor, list[Routing]]:
+        """`num` examples that training has not seen: the losses, what is named right, and the routings."""
         check_positive_int("num", num)
         was_training = self.model.training
         with self._own_state(go_on=False):
-            held_out = torch.Generator().manual_seed(self.seed + 1_000_003)
-            x, y = (part.to(self.device) for part in self.task.batch(num, held_out))
+            x, y = self._batch(num, self._generator(1_000_003))
             try:
-                logits, _ = check_output(self.model.eval()(x))
+                logits, routings = check_output(self.model.eval()(x))
             finally:
                 self.model.train(was_training)
-        loss = F.cross_entropy(logits.flatten(0, -2), y.flatten()).item()
-        return {"loss": loss, "accuracy": (logits.argmax(dim=-1) == y).float().mean().item()}
+        return *of_each_token(logits, y), routings
+
+    def _generator(self, purpose: int = 0) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + purpose)
+
+    def _batch(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        x, y = self.task.batch(num, generator)
+        return x.to(self.device), y.to(self.device)
 
     @property
     def history(self) -> pd.DataFrame:
@@ -214,7 +294,7 @@ class Run:
         """
         rows = []
         for record in self.records:
-            row = record._asdict()
+            row = {name: getattr(record, name) for name in Record._fields}
             layers = row.pop("load")
             for i, load in enumerate(layers):
                 layer = f"L{i} " if len(layers) > 1 else ""
@@ -222,20 +302,15 @@ class Run:
             rows.append(row)
         return pd.DataFrame(rows, columns=None if rows else [f for f in Record._fields if f != "load"])
 
-    def _record(
-        self, loss: float, accuracy: float, balance: float, z_loss: float, routings: list[Routing], ms: float
-    ) -> Record:
-        wanted = sum(int(routing.demand_per_expert.sum()) for routing in routings)
+    def _record(self, numbers: dict, losses: Tensor, right: Tensor, routings: list[Routing]) -> Record:
+        """A record of these numbers, and of what else a step shows."""
+        wanted = sum(r.dropped + len(r.expert_idx) for r in routings)
         return Record(
-            step=len(self.records) + 1,
-            loss=loss,
-            accuracy=accuracy,
-            load_balancing_loss=balance,
-            router_z_loss=z_loss,
+            **numbers,
             load=[load_share(routing).tolist() for routing in routings],
             dead_experts=sum(dead_experts(r) for r in routings),
             dropped_share=sum(r.dropped for r in routings) / max(wanted, 1),
-            ms_per_step=ms,
+            ms_per_step=0.0,
         )
 
     def _remember(self) -> None:
@@ -281,6 +356,12 @@ def check_output(out) -> tuple[Tensor, list[Routing]]:
     raise ValueError(f"model must return (logits, [Routing, ...]), got {type(out).__name__}")
 
 
+def of_each_token(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross entropy (nats) of each token, and whether its class is named right: both of the shape of y."""
+    losses = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+    return losses.view(y.shape), logits.argmax(dim=-1) == y
+
+
 def dead_experts(routing: Routing, share: float = DEAD_SHARE) -> int:
     """How many experts fewer than `share` of the tokens want (dropped assignments count as wanted)."""
     return int((routing.demand_per_expert < share * routing.num_tokens).sum())
@@ -301,7 +382,5 @@ def plane_runs(setting: PlaneSetting, seed: int = 0, block=None, device=None) ->
     models = {"MoE": model, "dense, same active": dense_twin(model, "active", seed)}
     models["dense, same total"] = dense_twin(model, "total", seed)
     runs = {name: Run(m, task, lr=setting.lr, seed=seed, device=device) for name, m in models.items()}
-    knobs = runs["MoE"].knobs
-    knobs.noise_std, knobs.capacity_factor = setting.noise_std, setting.capacity_factor
-    knobs.router_aux_loss_coef, knobs.router_z_loss_coef = setting.router_aux_loss_coef, setting.router_z_loss_coef
+    runs["MoE"].knobs.take(setting)
     return runs

@@ -6,16 +6,17 @@ point is a token, and where it lies is all that the router knows of it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
-from moe_lessons.nn import MoE, NoisyTopKRouter, Routing, is_moe, seeded
+from moe_lessons.nn import ExpertChoiceRouter, MoE, NoisyTopKRouter, Routing, SigmoidRouter, is_moe, seeded
+from moe_lessons.nn.balancing import PRIORITIES
 
 NUM_PROTOTYPES = 24
-PLANE_TASKS = ("blobs", "voronoi", "waves", "checker")
+PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class PlaneTask:
     voronoi: the cells of 24 prototypes (a point belongs to the nearest), with classes as for the blobs.
     waves:   each class is one of num_classes wavy stripes.
     checker: 6 × 6 squares in num_classes classes, no two neighbours alike (with 2 or more).
+    uneven:  the blobs, of which the r-th is drawn with a probability proportional to 1/r (Zipf's law).
 
     `seed` places blobs and prototypes; points are drawn from a generator that the caller owns.
 
@@ -55,7 +57,7 @@ class PlaneTask:
 
     def labels(self, x: Tensor) -> Tensor:
         """The class of each point: x (T, 2) -> (T,). For blobs, of the nearest centre."""
-        if self.name in ("blobs", "voronoi"):
+        if self.name in ("blobs", "uneven", "voronoi"):
             return torch.cdist(x, self.prototypes).argmin(dim=1) % self.num_classes
         if self.name == "waves":
             height = x[:, 1] + 0.25 * torch.sin(2 * torch.pi * x[:, 0])  # -1.25 to 1.25
@@ -66,8 +68,12 @@ class PlaneTask:
 
     def batch(self, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`num_points` (T) points and their classes: x (T, 2), y (T,)."""
-        if self.name == "blobs":
-            blob = torch.randint(NUM_PROTOTYPES, (num_points,), generator=generator)
+        if self.name in ("blobs", "uneven"):
+            if self.name == "blobs":
+                blob = torch.randint(NUM_PROTOTYPES, (num_points,), generator=generator)
+            else:
+                frequency = 1 / torch.arange(1.0, NUM_PROTOTYPES + 1)
+                blob = torch.multinomial(frequency, num_points, replacement=True, generator=generator)
             x = self.prototypes[blob] + 0.08 * torch.randn(num_points, 2, generator=generator)
             return x.clamp(-1, 1), blob % self.num_classes
         x = torch.rand(num_points, 2, generator=generator) * 2 - 1
@@ -134,15 +140,28 @@ def spread_prototypes(task: PlaneTask, num: int, seed: int = 0) -> Tensor:
 D_MODEL, NUM_CLASSES = 16, 8
 # how the router starts: the sharpness of a router that shares the points evenly, or None for torch's own start
 ROUTER_STARTS = {"spread": 4.0, "soft spread": 1.0, "random": None}
+ROUTERS = {
+    "top-k": partial(NoisyTopKRouter, noise="gaussian", noise_std=0.0),
+    "learned noise": NoisyTopKRouter,
+    "sigmoid": SigmoidRouter,
+    "expert choice": ExpertChoiceRouter,
+}
+# fields that not every router can use, and those that can
+ONLY_WITH = {
+    "noise_std": ("top-k",),
+    "expert_bias_rate": ("sigmoid",),
+    "capacity_factor": ("top-k", "learned noise", "sigmoid"),  # where experts choose, none is ever too full
+}
 
 
 @dataclass(frozen=True)
 class PlaneSetting:
-    """Everything that the playground's controls set, with bad values refused.
+    """Everything that can be set about a mixture of experts in the plane, with bad values refused.
 
-    The first five need a new model: task, num_experts (E), top_k (K), d_ff (F), and router_start: 'spread' gives
-    each expert about an even share of the points and sure decisions, 'soft spread' the same shares and unsure ones,
-    'random' is torch's own start, which leaves some experts without any point from the beginning.
+    Some need a new model: task, num_experts (E), top_k (K), d_ff (F), router (a name of `ROUTERS`), capacity_priority
+    (see `nn.apply_capacity`), and router_start: 'spread' gives each expert about an even share of the points and sure
+    decisions, 'soft spread' the same shares and unsure ones, 'random' is torch's own start, which leaves some experts
+    without any point from the beginning. The router's clean logits start the same whichever router it is.
     The others may change while it trains: see `training.Knobs`.
     """
 
@@ -156,6 +175,10 @@ class PlaneSetting:
     router_aux_loss_coef: float = 0.02
     router_z_loss_coef: float = 0.0
     capacity_factor: float | None = None
+    router: str = "top-k"
+    jitter_noise: float = 0.0
+    expert_bias_rate: float = 0.0
+    capacity_priority: str = "order"
 
     def __post_init__(self):
         check_choice("task", self.task, PLANE_TASKS)
@@ -164,10 +187,16 @@ class PlaneSetting:
         check_positive_int("d_ff", self.d_ff)
         check_choice("router_start", self.router_start, ROUTER_STARTS)
         check_number("lr", self.lr, above=True)
-        for name in ("noise_std", "router_aux_loss_coef", "router_z_loss_coef"):
+        for name in ("noise_std", "router_aux_loss_coef", "router_z_loss_coef", "jitter_noise", "expert_bias_rate"):
             check_number(name, getattr(self, name))
         if self.capacity_factor is not None:
             check_number("capacity_factor", self.capacity_factor, above=True)
+        check_choice("router", self.router, ROUTERS)
+        check_choice("capacity_priority", self.capacity_priority, PRIORITIES)
+        for name, routers in ONLY_WITH.items():
+            value, off = getattr(self, name), getattr(PlaneSetting, name)
+            if value != off and self.router not in routers:
+                raise ValueError(f"{name} must be {off} where the router is {self.router!r}, got {value!r}")
 
 
 # An unsure router, one expert for each point, nothing that balances: some experts win early, and the others starve.
@@ -184,6 +213,35 @@ PRESETS = {
     "one expert": replace(_COLLAPSE, num_experts=1),
 }
 
+# what can be put on the collapse, each with a strength that shows what it does
+REMEDIES: dict[str, dict] = {
+    "nothing": {},
+    "Gaussian noise": {"noise_std": 1.0},
+    "learned noise": {"router": "learned noise"},
+    "jitter": {"jitter_noise": 0.1},
+    "top-2": {"top_k": 2},
+    "capacity": {"capacity_factor": 1.25},
+    "auxiliary loss": {"router_aux_loss_coef": 0.1},
+    "z-loss": {"router_z_loss_coef": 0.01},
+    "bias update": {"router": "sigmoid", "expert_bias_rate": 0.01},
+    "expert choice": {"router": "expert choice"},
+}
+
+
+def remedy_setting(*names: str, base: PlaneSetting = _COLLAPSE, **fields) -> PlaneSetting:
+    """`base` with one or more `REMEDIES` put on it, then `fields`. ValueError where two want one field differently.
+
+    >>> remedy_setting("top-2", "capacity", capacity_factor=1.0).capacity_factor
+    1.0
+    """
+    merged = {}
+    for name in names:
+        for field, value in REMEDIES[check_choice("remedy", name, REMEDIES)].items():
+            if merged.setdefault(field, value) != value:
+                asked = f"{merged[field]!r} and {value!r}"
+                raise ValueError(f"remedies must not want different values of {field}, got {asked}")
+    return replace(base, **merged | fields)
+
 
 def plane_model(
     setting: PlaneSetting, seed: int = 0, block: Callable[..., nn.Module] | None = None
@@ -192,14 +250,15 @@ def plane_model(
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
     attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. Where it has
-    no `router.weight` (E, D), it starts as you wrote it. None: our `MoE`, whose router can be given Gaussian noise.
+    no `router.weight` (E, D), it starts as you wrote it. None: our `MoE`, with the router that the setting names.
     """
     task = PlaneTask(setting.task, NUM_CLASSES, seed)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
     with seeded(seed):
         if block is None:
-            router = NoisyTopKRouter(D_MODEL, setting.num_experts, setting.top_k, noise="gaussian", noise_std=0.0)
-            model = PlaneClassifier(MoE(**sizes, router=router), NUM_CLASSES)
+            router = ROUTERS[setting.router](D_MODEL, setting.num_experts, setting.top_k)
+            moe = MoE(**sizes, router=router, capacity_priority=setting.capacity_priority)
+            model = PlaneClassifier(moe, NUM_CLASSES)
         else:
             model = PlaneClassifier(check_block(make_block(block, sizes), sizes), NUM_CLASSES)
     sharpness = ROUTER_STARTS[setting.router_start]

@@ -84,7 +84,7 @@ def _refresh_load(view, panel: LoadBars) -> None:
     none_yet = getattr(view, "clean_load", np.zeros(panel.num_experts))
     load = recent_load(view.main_run) if view.main_run.records else none_yet
     factor = view.main_run.knobs.capacity_factor
-    clean = getattr(view, "clean_load", None) if view.main_run.knobs.noise_std > 0 else None
+    clean = getattr(view, "clean_load", None) if view.main_run.knobs.is_noisy else None
     panel.update(load, factor and factor / panel.num_experts, clean)
 
 

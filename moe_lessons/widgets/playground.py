@@ -16,8 +16,9 @@ from moe_lessons.nn import muted
 from moe_lessons.plots import TerritoryMap, TokenExpertHeatmap
 from moe_lessons.plots.curves import X_AXES
 from moe_lessons.tasks import PLANE_TASKS, PRESETS, PlaneSetting, grid
-from moe_lessons.tasks.plane import NUM_CLASSES, ROUTER_STARTS
+from moe_lessons.tasks.plane import NUM_CLASSES, ONLY_WITH, ROUTER_STARTS
 from moe_lessons.training import load_share, plane_runs
+from moe_lessons.widgets.controls import choice, heading, move, stops
 from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.panels import NUM_HELD_OUT, RECENT, LivePanel, num_experts, recent_load
 
@@ -54,7 +55,8 @@ HEATMAP = LivePanel(
 class Playground(LiveRun):
     """Trains a mixture of experts and its two dense twins on points in the plane, live, with all controls.
 
-    preset: a name from `tasks.PRESETS`. settings: any field of `tasks.PlaneSetting`, which then replaces the preset's.
+    preset: a name from `tasks.PRESETS`. settings: any field of `tasks.PlaneSetting`, which then replaces the preset's;
+    one that has no control stays as it is given here.
     block: your own mixture of experts (a class; see `tasks.plane_model` for what it must have).
     seed: of the task, the models, the data and the noise. device: where it trains.
     play, max_steps: see `LiveRun`.
@@ -110,7 +112,7 @@ class Playground(LiveRun):
         _, (everywhere,) = self._forward(self._grid)
         favourite = everywhere.router_probs.argmax(dim=-1)
         self.territory = favourite.view(RESOLUTION, RESOLUTION).cpu()
-        if self.main_run.knobs.noise_std > 0 or not self.main_run.records:  # else the load of training is clean too
+        if self.main_run.knobs.is_noisy or not self.main_run.records:  # else the load of training is clean too
             _, (on_many,) = self._forward(self._more_points)
             self.clean_load = load_share(on_many).tolist()
         place = self._order.argsort()  # of each token, as it was drawn, among the sorted ones
@@ -185,11 +187,9 @@ class Playground(LiveRun):
     def extra_rows(self) -> list[W.Widget]:
         """A button for each preset."""
         buttons = []
-        knobs = self.main_run.knobs
         for name, setting in PRESETS.items():
             button = W.Button(description=name, tooltip=PRESET_TIPS[name])
-            lacks = (setting.noise_std and not knobs.has_noise) or (setting.capacity_factor and not knobs.has_capacity)
-            button.disabled = bool(lacks)
+            button.disabled = any(getattr(setting, lacking) for lacking in self._lacking())
             button.on_click(lambda _, name=name: self.post(lambda: self.choose_preset(name)))
             buttons.append(button)
         self._preset_buttons = dict(zip(PRESETS, buttons, strict=True))
@@ -200,9 +200,9 @@ class Playground(LiveRun):
 
     def controls(self) -> list[W.Widget]:
         """Structure, knobs, and what to look at."""
-        setting, knobs = self.setting, self.main_run.knobs
+        setting = self.setting
         self._inputs: dict[str, W.Widget] = {
-            "task": _choice("Task", PLANE_TASKS, "What is learned: which points belong to which class"),
+            "task": choice("Task", PLANE_TASKS, "What is learned: which points belong to which class"),
             "num_experts": W.IntSlider(min=1, max=16, description="Experts E", tooltip="How many experts there are"),
             "top_k": W.IntSlider(
                 min=1, max=setting.num_experts, description="Top-k", tooltip="How many experts work for each token"
@@ -210,12 +210,12 @@ class Playground(LiveRun):
             "d_ff": W.IntSlider(
                 min=2, max=32, step=2, description="F (units)", tooltip="Width of each expert, d_ff: its hidden units"
             ),
-            "router_start": _choice(
+            "router_start": choice(
                 "Router start",
                 tuple(ROUTER_STARTS),
                 "Spread: even territories, sure decisions. Soft spread: even, unsure. Random: torch's own start",
             ),
-            "lr": _stops(
+            "lr": stops(
                 "Learning rate",
                 (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
                 "Of Adam, for all three models; no unit",
@@ -226,30 +226,30 @@ class Playground(LiveRun):
                 step=0.05,
                 description="Noise (std)",
                 tooltip="Standard deviation of the Gaussian noise on the router's logits, in training only",
-                disabled=self.block is not None and not knobs.has_noise,
             ),
-            "router_aux_loss_coef": _stops(
+            "router_aux_loss_coef": stops(
                 "Auxiliary loss",
                 (0.0, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0),
                 "Coefficient of the load-balancing loss in what is minimised; no unit",
             ),
-            "router_z_loss_coef": _stops(
+            "router_z_loss_coef": stops(
                 "z-loss",
                 (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0),
                 "Coefficient of the router z-loss, which keeps the router's scores small; no unit",
             ),
-            "capacity_factor": _stops(
+            "capacity_factor": stops(
                 "Capacity (×)",
                 (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0),
                 "Capacity factor: places of each expert, in multiples of its even share; what is over is dropped",
             ),
         }
-        self._inputs["capacity_factor"].disabled = not knobs.has_capacity
+        for name in self._lacking():
+            self._inputs[name].disabled = True
         router = getattr(self.main_run.model.block, "router", None)
         self._inputs["router_start"].disabled = getattr(router, "weight", None) is None
-        for name, value in asdict(setting).items():
-            _move(self._inputs[name], value)
-            self._inputs[name].observe(lambda change, name=name: self._mark(name), "value")
+        for name, widget in self._inputs.items():
+            move(widget, getattr(setting, name))
+            widget.observe(lambda change, name=name: self._mark(name), "value")
         self._inputs["num_experts"].observe(self._limit_top_k, "value")
         self._seed = W.BoundedIntText(
             value=self.seed, min=0, max=MOST_SEED, description="Seed", tooltip="Of the task, the models, data and noise"
@@ -259,10 +259,10 @@ class Playground(LiveRun):
             min=0, max=NUM_TOKENS - 1, description="Token", tooltip="Whose routing is read below; or click a point"
         )
         self._token.observe(lambda change: self.post(self._select), "value")
-        self._mute = _choice("Mute", self._mutable(), "Switch one expert off, to see what is lost without it")
+        self._mute = choice("Mute", self._mutable(), "Switch one expert off, to see what is lost without it")
         self._mute.disabled = len(self._mutable()) == 1
         self._mute.observe(lambda change: self.post(self._choose_muted), "value")
-        self._x_axis = _choice("Loss against", tuple(X_AXES), "The horizontal axis of the loss curves")
+        self._x_axis = choice("Loss against", tuple(X_AXES), "The horizontal axis of the loss curves")
         self._x_axis.observe(lambda change: self.post(self._choose_x_axis), "value")
         structure = [*(self._inputs[name] for name in STRUCTURE), self._seed]
         live = [widget for name, widget in self._inputs.items() if name not in STRUCTURE]
@@ -271,10 +271,16 @@ class Playground(LiveRun):
             widget.style.description_width = "88px"
             widget.layout.width = "auto"
         return [
-            _heading("Structure · starts afresh"), *structure,
-            _heading("Live · applies to the next step"), *live,
-            _heading("Look · changes nothing"), *look,
+            heading("Structure · starts afresh"), *structure,
+            heading("Live · applies to the next step"), *live,
+            heading("Look · changes nothing"), *look,
         ]  # fmt: skip
+
+    def _lacking(self) -> list[str]:
+        """The controls that the block or its router has nothing for."""
+        knobs = self.main_run.knobs
+        has = {"noise_std": knobs.has_noise, "capacity_factor": knobs.has_capacity}
+        return [name for name in has if not has[name] or self.setting.router not in ONLY_WITH[name]]
 
     def _limit_top_k(self, change) -> None:
         self._inputs["top_k"].max = change["new"]  # the slider moves its value along: k never exceeds E
@@ -330,12 +336,10 @@ class Playground(LiveRun):
             self.show_frame()
 
     def _move_controls(self, setting: PlaneSetting) -> None:
-        fields = asdict(setting)
-        _move(self._inputs["num_experts"], setting.num_experts)  # first: it limits top_k
-        for name, value in fields.items():
-            widget = self._inputs[name]
+        move(self._inputs["num_experts"], setting.num_experts)  # first: it limits top_k
+        for name, widget in self._inputs.items():
             if not widget.disabled:
-                _move(widget, value)
+                move(widget, getattr(setting, name))
 
     def reset(self) -> None:
         """Start afresh with the same settings."""
@@ -349,7 +353,7 @@ class Playground(LiveRun):
         values = {name: widget.value for name, widget in self._inputs.items()}
         values["top_k"] = min(values["top_k"], values["num_experts"])
         values["capacity_factor"] = values["capacity_factor"] or None  # its slider says 0 for 'off'
-        setting = PlaneSetting(**values)
+        setting = replace(self.setting, **values)
         moved = [name for name in STRUCTURE if getattr(setting, name) != getattr(self.setting, name)]
         if moved or "afresh" in changed or self._seed.value != self.seed:
             try:
@@ -362,11 +366,9 @@ class Playground(LiveRun):
             self.marks.append(self.step)
         self.setting = setting
         self._show_preset()
-        knobs = self.main_run.knobs
         for run in self.runs.values():
             run.knobs.lr = self.setting.lr
-        for name in ("noise_std", "router_aux_loss_coef", "router_z_loss_coef", "capacity_factor"):
-            setattr(knobs, name, getattr(self.setting, name))
+        self.main_run.knobs.take(self.setting)
 
     def _start_afresh(self, setting: PlaneSetting) -> None:
         old, runs = self.main_run, plane_runs(setting, self._seed.value, self.block, self.device)
@@ -399,31 +401,3 @@ class Playground(LiveRun):
             if value != getattr(preset, name):
                 arguments.append(f"{name}={value!r}")
         return f"Playground({', '.join(arguments)})"
-
-
-def _heading(text: str) -> W.HTML:
-    return W.HTML(f'<div class="moe-group">{text}</div>')
-
-
-def _choice(description: str, options: tuple[str, ...], tooltip: str) -> W.Dropdown:
-    return W.Dropdown(options=options, description=description, tooltip=tooltip)
-
-
-def _stops(description: str, stops: tuple[float, ...], tooltip: str) -> W.SelectionSlider:
-    """A slider over chosen numbers, written as plain decimals; 0 reads 'off'."""
-    return W.SelectionSlider(options=_named(stops), description=description, tooltip=tooltip)
-
-
-def _named(stops: tuple[float, ...]) -> list[tuple[str, float]]:
-    return [("off" if stop == 0 else f"{stop:g}", stop) for stop in stops]
-
-
-def _move(widget: W.Widget, value: Any) -> None:
-    """Move a control to a value; a slider reaches further then if it has to. None is 'off'."""
-    if isinstance(widget, W.SelectionSlider):
-        value, stops = value or 0.0, [stop for _, stop in widget.options]
-        if value not in stops:
-            widget.options = _named(tuple(sorted({*stops, value})))
-    elif hasattr(widget, "max"):
-        widget.min, widget.max = min(widget.min, value), max(widget.max, value)
-    widget.value = value

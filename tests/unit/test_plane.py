@@ -1,6 +1,7 @@
 """Tasks in the plane: the same seed gives the same points, every label by its rule, and the model around a block."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,15 @@ import torch
 from moe_lessons.nn import FeedForward, MoE
 from moe_lessons.tasks.plane import (
     PLANE_TASKS,
+    PRESETS,
+    REMEDIES,
+    ROUTERS,
     PlaneClassifier,
     PlaneSetting,
     PlaneTask,
     grid,
     plane_model,
+    remedy_setting,
     spread_prototypes,
 )
 
@@ -40,7 +45,7 @@ def test_the_seed_decides(name):
     task, before = PlaneTask(name), torch.get_rng_state()
     assert same(draw(task, seed=1), draw(PlaneTask(name), seed=1))
     assert not same(draw(task, seed=1), draw(task, seed=2))
-    placed = name in ("blobs", "voronoi")  # only these have something to place
+    placed = name in ("blobs", "uneven", "voronoi")  # only these have something to place
     assert same(draw(task), draw(PlaneTask(name, seed=7))) != placed
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -52,8 +57,17 @@ def test_batch_has_the_labels_of_its_points(name):
     assert torch.equal(task.labels(x), y)
 
 
-def test_most_points_of_a_blob_have_the_label_of_the_nearest_centre():
-    task = PlaneTask("blobs")
+def test_uneven_blobs_are_drawn_as_often_as_one_over_their_rank():
+    task = PlaneTask("uneven", num_classes=24)  # then a class is a blob
+    _, y = draw(task, 50_000)
+    expected = torch.tensor([1 / rank for rank in range(1, 25)])
+    expected = 50_000 * expected / expected.sum()
+    assert ((torch.bincount(y, minlength=24) - expected).abs() < 5 * expected.sqrt()).all()  # five standard deviations
+
+
+@pytest.mark.parametrize("name", ["blobs", "uneven"])
+def test_most_points_of_a_blob_have_the_label_of_the_nearest_centre(name):
+    task = PlaneTask(name)
     x, y = draw(task, 5000)
     assert (task.labels(x) == y).float().mean() > 0.9
 
@@ -121,13 +135,13 @@ def test_spread_prototypes_share_the_points(name):
     prototypes = spread_prototypes(task, 8)
     nearest = torch.cdist(draw(task, 2000, seed=5)[0], prototypes).argmin(dim=1)
     shares = torch.bincount(nearest, minlength=8) / 2000
-    assert shares.min() > 0.03 and shares.max() < 0.3
+    assert shares.min() > 0.03 and shares.max() < (0.5 if name == "uneven" else 0.3)  # one blob alone has 26 %
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"name": "spiral"}, "name must be one of 'blobs', 'voronoi', 'waves', 'checker', got 'spiral'"),
+        ({"name": "spiral"}, "name must be one of 'blobs', 'voronoi', 'waves', 'checker', 'uneven', got 'spiral'"),
         ({"num_classes": 0}, "num_classes must be a whole number of at least 1, got 0"),
         ({"num_classes": 2.0}, r"num_classes must be a whole number of at least 1, got 2\.0"),
     ],
@@ -140,10 +154,89 @@ def test_bad_arguments(arguments, message):
 @pytest.mark.parametrize("router_start", ["spread", "soft spread"])
 @pytest.mark.parametrize("name", PLANE_TASKS)
 def test_a_spread_router_starts_with_a_territory_and_a_load_for_every_expert(name, router_start):
+    least, most = (0.01, 0.5) if name == "uneven" else (0.04, 0.25)  # an even share is 0.125
     for seed in range(5):
         model, task = plane_model(PlaneSetting(task=name, router_start=router_start, top_k=1), seed)
         _, (everywhere,) = model(grid(48))
         assert everywhere.router_probs.argmax(dim=-1).unique().numel() == 8
         x, _ = task.batch(2000, torch.Generator().manual_seed(seed))
         share = model(x)[1][0].tokens_per_expert / 2000
-        assert share.min() > 0.04 and share.max() < 0.25  # an even share is 0.125
+        assert share.min() > least and share.max() < most
+
+
+@pytest.mark.parametrize("router_start", ["spread", "soft spread", "random"])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_whichever_router_it_is_all_clean_logits_and_weights_start_the_same(router, router_start):
+    setting = PlaneSetting(router_start=router_start)
+    (plain, _), (model, _) = plane_model(setting, seed=3), plane_model(replace(setting, router=router), seed=3)
+    x = torch.randn(50, 2)
+    _, (expected,), (_, (got,)) = *plain.eval()(x), model.eval()(x)
+    assert torch.equal(got.router_logits, expected.router_logits)
+    weights = dict(model.named_parameters())
+    assert all(torch.equal(weights[name], weight) for name, weight in plain.named_parameters())
+
+
+# --- settings and remedies -------------------------------------------------------------------------------
+
+
+def test_a_model_has_what_its_setting_says():
+    setting = PlaneSetting(num_experts=5, top_k=3, d_ff=6, router="sigmoid", capacity_priority="weight")
+    block = plane_model(setting)[0].block
+    assert (block.num_experts, block.top_k, block.d_ff, block.capacity_priority) == (5, 3, 6, "weight")
+    assert hasattr(block.router, "expert_bias")
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"router": "hash"}, "router must be one of 'top-k', 'learned noise', 'sigmoid', 'expert choice', got 'hash'"),
+        ({"capacity_priority": "age"}, "capacity_priority must be one of 'order', 'weight', got 'age'"),
+        ({"jitter_noise": -1}, "jitter_noise must be a finite number of at least 0, got -1"),
+        ({"expert_bias_rate": math.nan}, "expert_bias_rate must be a finite number of at least 0, got nan"),
+        ({"expert_bias_rate": 0.1}, r"expert_bias_rate must be 0\.0 where the router is 'top-k', got 0\.1"),
+        (
+            {"noise_std": 0.5, "router": "learned noise"},
+            r"noise_std must be 0\.0 where the router is 'learned noise', got 0\.5",
+        ),
+        (
+            {"capacity_factor": 1.0, "router": "expert choice"},
+            r"capacity_factor must be None where the router is 'expert choice', got 1\.0",
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(fields, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        PlaneSetting(**fields)
+
+
+def test_a_remedy_changes_the_collapse_by_its_fields_alone():
+    assert remedy_setting() == remedy_setting("nothing") == PRESETS["collapse"]
+    for name, fields in REMEDIES.items():
+        assert remedy_setting(name) == replace(PRESETS["collapse"], **fields)
+    assert len({remedy_setting(name) for name in REMEDIES}) == len(REMEDIES) == 10
+
+
+def test_remedies_are_merged_and_fields_come_last():
+    base = PRESETS["healthy"]
+    both = remedy_setting("capacity", "auxiliary loss", base=base, lr=0.5, capacity_factor=2.0)
+    assert both == replace(base, **REMEDIES["auxiliary loss"], lr=0.5, capacity_factor=2.0)
+    assert remedy_setting("top-2", "top-2") == remedy_setting("top-2")
+
+
+@pytest.mark.parametrize(
+    "names, fields, message",
+    [
+        (("prayer",), {}, "remedy must be one of 'nothing', .*, got 'prayer'"),
+        (
+            ("bias update", "expert choice"),
+            {},
+            "remedies must not want different values of router, got 'sigmoid' and 'expert choice'",
+        ),
+        (("capacity", "expert choice"), {}, "capacity_factor must be None where the router is 'expert choice', .*"),
+        (("bias update", "Gaussian noise"), {}, "noise_std must be 0.0 where the router is 'sigmoid', .*"),
+        (("top-2",), {"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
+    ],
+)
+def test_remedies_that_do_not_go_together_are_refused(names, fields, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        remedy_setting(*names, **fields)

@@ -68,7 +68,7 @@ def shown(playground: Playground) -> dict:
 def assert_consistent(playground: Playground) -> None:
     """The controls show the setting, and the models have it."""
     setting, knobs, block = playground.setting, playground.main_run.knobs, playground.main_run.model.block
-    assert shown(playground) == vars(setting)
+    assert shown(playground) == {name: getattr(setting, name) for name in playground._inputs}
     assert (block.num_experts, block.top_k, block.d_ff) == (setting.num_experts, setting.top_k, setting.d_ff)
     assert playground.main_run.task.name == setting.task and playground.main_run.task.seed == playground.seed
     assert {name: getattr(knobs, name) for name in LIVE} == {name: getattr(setting, name) for name in LIVE}
@@ -125,6 +125,7 @@ def test_most_territories_of_the_first_preset_can_be_seen_from_the_start():
         lambda: Playground("collapse", seed=3, lr=0.05, num_experts=16, top_k=3),
         lambda: Playground("capacity", capacity_factor=None, noise_std=0.3, play=2),
         lambda: Playground(block=MyMoE, task="waves"),
+        lambda: Playground("collapse", router="sigmoid", expert_bias_rate=0.01, capacity_priority="weight"),
     ],
 )
 @on_a_loop
@@ -144,6 +145,29 @@ async def test_a_value_beyond_a_slider_moves_its_end():
     wider = {"num_experts": 24, "top_k": 22, "d_ff": 1, "noise_std": 7.0, "capacity_factor": 9.0}
     playground.set(**wider)
     assert {name: getattr(playground.setting, name) for name in wider} == wider
+    assert_consistent(playground)
+
+
+@pytest.mark.parametrize(
+    "carried, lacking",
+    [
+        ({"router": "sigmoid", "expert_bias_rate": 0.01, "jitter_noise": 0.1}, ["noise_std"]),
+        ({"router": "expert choice"}, ["noise_std", "capacity_factor"]),
+    ],
+)
+@on_a_loop
+async def test_a_field_without_a_control_is_carried_along(carried, lacking):
+    playground = Playground("collapse", **carried)
+    assert [name for name, widget in playground._inputs.items() if widget.disabled] == lacking
+    assert button(playground, "noise").disabled
+    assert button(playground, "capacity").disabled == ("capacity_factor" in lacking)
+    playground.set(num_experts=6, lr=0.05)  # a new start, and a knob
+    playground.choose_preset("rescued")
+    playground.advance(2)
+    setting = playground.setting
+    assert setting == replace(PRESETS["rescued"], **carried)
+    knobs = playground.main_run.knobs
+    assert (knobs.jitter_noise, knobs.expert_bias_rate) == (setting.jitter_noise, setting.expert_bias_rate)
     assert_consistent(playground)
 
 
@@ -516,7 +540,7 @@ async def test_a_last_update_that_only_the_picture_finds_too_large_is_taken_back
         ({"lr": float("nan")}, "lr must be a finite number above 0, got nan"),
         ({"capacity_factor": 0}, "capacity_factor must be a finite number above 0, got 0"),
         ({"noise_std": -1}, "noise_std must be a finite number of at least 0, got -1"),
-        ({"task": "spirals"}, "task must be one of 'blobs', 'voronoi', 'waves', 'checker', got 'spirals'"),
+        ({"task": "spirals"}, "task must be one of 'blobs', 'voronoi', 'waves', 'checker', 'uneven', got 'spirals'"),
         ({"colour": "red"}, "setting must be one of 'task', .*, got 'colour'"),
     ],
 )
@@ -627,7 +651,7 @@ async def test_a_block_that_cannot_be_made_leaves_what_was_there():
     await settled()
     assert "RuntimeError: too few experts" in playground._words.value
     assert playground.step == 5 and playground.setting == PRESETS["healthy"]
-    assert shown(playground) == vars(PRESETS["healthy"])
+    assert_consistent(playground)
 
 
 class FailsLater(MyMoE):

@@ -12,18 +12,20 @@ from moe_lessons.nn import (
     MoE,
     NoisyTopKRouter,
     Routing,
+    SigmoidRouter,
     dense_twin,
     load_balancing_loss,
     router_z_loss,
     seeded,
 )
-from moe_lessons.tasks import PRESETS, PlaneClassifier, PlaneTask
+from moe_lessons.tasks import PRESETS, PlaneClassifier, PlaneTask, remedy_setting
 from moe_lessons.training import Record, Run, TrainingDiverged, dead_experts, load_share, plane_runs
 
 TASK = PlaneTask("blobs")
 KNOBS = {
     "lr": 0.5,
     "noise_std": 2.0,
+    "jitter_noise": 0.9,
     "router_aux_loss_coef": 1.0,
     "router_z_loss_coef": 1.0,
     "capacity_factor": 0.5,
@@ -179,7 +181,7 @@ def test_a_knob_works_from_the_next_step_on(name):
     assert f"{name}={KNOBS[name]}" in repr(run.knobs)
     expected, seen = numbers(reference, 1)[0], numbers(run, 1)[0]
     assert not same(weights(run), weights(reference))
-    if name == "noise_std":
+    if name in ("noise_std", "jitter_noise"):
         assert seen.load != expected.load
     elif name == "capacity_factor":
         assert seen.dropped_share > 0.3 and seen.load == expected.load  # load is what the router wanted
@@ -214,8 +216,9 @@ def test_the_balancing_knob_balances():
 @pytest.mark.parametrize(
     "name, value",
     [
-        *[(name, value) for name in KNOBS for value in (-0.1, math.nan, math.inf, "a", True)],
+        *[(name, value) for name in (*KNOBS, "expert_bias_rate") for value in (-0.1, math.nan, math.inf, "a", True)],
         *[(name, None) for name in KNOBS if name != "capacity_factor"],
+        ("expert_bias_rate", None),
         ("lr", 0),
         ("capacity_factor", 0),
     ],
@@ -233,11 +236,48 @@ def test_a_bad_value_for_a_knob_is_one_sentence_and_changes_nothing(name, value)
 def test_knobs_that_a_model_lacks_can_only_stay_off():
     run = make_run(block=FeedForward(16, 8))
     run.knobs.noise_std, run.knobs.capacity_factor = 0, None
+    run.knobs.jitter_noise = run.knobs.expert_bias_rate = 0
+    with pytest.raises(ValueError, match=r"^jitter_noise must be 0 where no router can jitter its input, got 0\.5$"):
+        run.knobs.jitter_noise = 0.5
+    with pytest.raises(ValueError, match=r"^expert_bias_rate must be 0 where no router has an expert_bias, got 0\.5$"):
+        run.knobs.expert_bias_rate = 0.5
     with pytest.raises(ValueError, match=r"^noise_std must be 0 where no router has Gaussian noise, got 0\.5$"):
         run.knobs.noise_std = 0.5
     with pytest.raises(ValueError, match=r"^capacity_factor must be None where no block has a capacity, got 1\.0$"):
         run.knobs.capacity_factor = 1.0
     assert run.knobs.noise_std == 0 and run.knobs.capacity_factor is None
+    knobs = run.knobs
+    assert not (knobs.has_noise or knobs.has_jitter or knobs.has_expert_bias or knobs.has_capacity)
+
+
+def test_the_bias_is_moved_against_the_load_after_each_step_and_never_in_evaluation():
+    run = make_run(block=MoE(16, 4, 8, router=SigmoidRouter(16, 8, 2)))
+    bias = run.model.block.router.expert_bias
+    run.step()
+    run.evaluate()
+    assert run.knobs.has_expert_bias and not bias.any()  # the rate is 0 from the start
+    run.knobs.expert_bias_rate = 0.25
+    load = torch.tensor(run.step().load[0])
+    assert torch.equal(bias, 0.25 * (1 / 8 - load).sign())
+    once = bias.clone()
+    run.evaluate()
+    assert torch.equal(bias, once)
+    load = torch.tensor(run.step().load[0])
+    torch.testing.assert_close(bias, once + 0.25 * (1 / 8 - load).sign())
+    run.go_back()
+    assert torch.equal(bias, once)
+
+
+def test_each_layer_moves_its_own_bias_and_one_without_a_bias_is_left_alone():
+    class Mixed(TwoLayers):
+        def __init__(self):
+            super().__init__()
+            self.second.block = MoE(16, 4, 3, top_k=1, router=SigmoidRouter(16, 3, 1))
+
+    run = Run(Mixed(), TASK, batch_size=BATCH)
+    run.knobs.expert_bias_rate = 0.5
+    load = torch.tensor(run.step().load[1])
+    assert torch.equal(run.model.second.block.router.expert_bias, 0.5 * (1 / 3 - load).sign())
 
 
 def test_the_noise_knob_leaves_a_learned_noise_alone():
@@ -488,26 +528,26 @@ def test_a_class_of_the_learner_trains_too():
 # --- functions of a routing, and the three runs of the playground ----------------------------------------
 
 
-def routing_of(experts: list[int], num_tokens: int, num_experts: int, dropped: list[int]) -> Routing:
+def routing_of(experts: list[int], num_tokens: int, num_experts: int, dropped: list[int] = ()) -> Routing:
+    """Token 0 goes to the first of `experts`, token 1 to the second, …; then come the tokens that are dropped."""
     scores = torch.zeros(num_tokens, num_experts)
-    idx = torch.tensor(experts)
-    kept = {"token_idx": torch.arange(len(idx)), "expert_idx": idx, "weight": torch.ones(len(idx))}
-    return Routing(scores, scores.softmax(1), **kept, dropped_per_expert=torch.tensor(dropped))
+    idx, tokens = torch.tensor([*experts, *dropped], dtype=torch.long), torch.arange(len(experts) + len(dropped))
+    num = len(experts)
+    return Routing(scores, scores.softmax(1), tokens[:num], idx[:num], torch.ones(num), tokens[num:], idx[num:])
 
 
 def test_an_expert_is_dead_below_one_percent_of_the_tokens():
     experts = [0] * 196 + [1] * 2 + [2] * 1
-    routing = routing_of(experts, num_tokens=200, num_experts=4, dropped=[0, 0, 0, 0])
+    routing = routing_of(experts, num_tokens=200, num_experts=4)
     assert dead_experts(routing) == 2  # E2 with 0.5 % and E3 with none; E1 stands at the limit, with 1 %
     assert dead_experts(routing, share=0.0) == 0
-    dropped = routing_of(experts, num_tokens=200, num_experts=4, dropped=[0, 0, 1, 0])
+    dropped = routing_of(experts, num_tokens=200, num_experts=4, dropped=[2])
     assert dead_experts(dropped) == 1  # E2 is wanted by 1 %, though it carries out less
     assert load_share(dropped).tolist() == pytest.approx([0.98, 0.01, 0.01, 0])
 
 
 def test_no_tokens_have_no_load_and_no_dead_experts():
-    routing = routing_of([], num_tokens=0, num_experts=3, dropped=[0, 0, 0])
-    routing = Routing(**{**vars(routing), "expert_idx": torch.zeros(0, dtype=torch.long)})
+    routing = routing_of([], num_tokens=0, num_experts=3)
     assert dead_experts(routing) == 0
     assert load_share(routing).tolist() == [0, 0, 0]
 
@@ -533,6 +573,13 @@ def test_a_preset_turns_its_knobs(name):
         assert getattr(knobs, knob) == getattr(setting, knob)
 
 
+def test_a_setting_turns_all_knobs():
+    setting = remedy_setting("bias update", "jitter", "capacity", "auxiliary loss", "z-loss", lr=0.3)
+    knobs = plane_runs(setting)["MoE"].knobs
+    assert set(knobs.names) == {*KNOBS, "expert_bias_rate"}
+    assert {name: getattr(knobs, name) for name in knobs.names} == {n: getattr(setting, n) for n in knobs.names}
+
+
 def test_what_a_run_needs():
     model = torch.nn.Linear(2, 2)
     with pytest.raises(ValueError, match=r"^task must have batch\(num, generator\)"):
@@ -543,3 +590,22 @@ def test_what_a_run_needs():
         Run(model, PlaneTask()).step()
     with pytest.raises(ValueError, match="^num must be a whole number of at least 1, got 0$"):
         Run(model, PlaneTask()).evaluate(0)
+
+
+@pytest.mark.parametrize(
+    "fields, noisy",
+    [
+        ({}, False),
+        ({"noise_std": 0.5}, True),
+        ({"jitter_noise": 0.1}, True),
+        ({"router": "learned noise"}, True),
+        ({"router": "sigmoid"}, False),
+    ],
+)
+def test_knobs_say_whether_training_routes_otherwise_than_evaluation(fields, noisy):
+    run = plane_runs(PlaneSetting(**fields))["MoE"]
+    assert run.knobs.is_noisy is noisy
+    x, _ = run.task.batch(64, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (training,), (evaluation,) = run.model.train()(x)[1], run.model.eval()(x)[1]
+    assert torch.equal(training.router_logits, evaluation.router_logits) is not noisy
