@@ -1,126 +1,351 @@
 """The benchmark at tiny sizes: what is compared is the same computation, and the tables hold what was measured."""
 
 import json
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from moe_lessons import bench
-from moe_lessons.bench import Size
-from moe_lessons.nn import DISPATCH, choose_dispatch, dense_twin
+from moe_lessons.bench import hugging_face, measuring, showing
+from moe_lessons.bench.sizes import COARSE, FINE, FORWARD, FULL, PASSES, QUICK, TRAINING, Plan, Size, line
+from moe_lessons.nn import DISPATCH, MoE, choose_dispatch, dense_twin
 
-WAYS = [*DISPATCH, "auto"]
 CPU = torch.device("cpu")
-SMALL = Size(num_experts=4, top_k=2, num_tokens=12, d_model=8, d_ff=4)
-LARGE = Size(num_experts=8, top_k=1, num_tokens=12, d_model=8, d_ff=64)
+SMALL = Size(num_experts=4, top_k=2, num_tokens=24, d_model=8, d_ff=4)
+LARGE = Size(num_experts=8, top_k=1, num_tokens=24, d_model=8, d_ff=64)
+TINY = Plan(
+    layers=(SMALL, LARGE),
+    decoding=line(SMALL, num_tokens=(1, 4)),
+    lines=((TRAINING, line(SMALL, d_model=(4, 8))), (FORWARD, line(LARGE, num_experts=(2, 4, 8)))),
+    grid=((FORWARD, line(SMALL, num_tokens=(3, 5))),),
+    growth=line(SMALL, num_experts=(4, 8)),
+    memory=(LARGE,),
+    seconds=0.01,
+)
+HERE = {"device": CPU, "seconds": 0.01}
+OURS = [*DISPATCH, "auto"]
+HAS_HF = hugging_face.transformers_version() is not None
+THEIRS = ["HF eager", "HF grouped_mm"] if HAS_HF else []
+needs_hf = pytest.mark.skipif(not HAS_HF, reason="needs the extra hf")
 
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(bench, "SIZES", (SMALL, LARGE))
-    monkeypatch.setattr(bench, "QUICK_SIZES", (SMALL,))
-    monkeypatch.setattr(bench, "SERIES", ((SMALL, LARGE),) * 2)
-    monkeypatch.setattr(bench, "rounds_within", lambda seconds, calls: 2)
-    monkeypatch.setattr(bench, "milliseconds_per_step", lambda run, steps: run.step().ms_per_step)
+    monkeypatch.setattr(bench, "FULL", TINY)
+    monkeypatch.setattr(bench, "QUICK", replace(TINY, layers=(SMALL,)))
+    monkeypatch.setattr(measuring, "rounds_within", lambda seconds, calls: 2)
+    monkeypatch.setattr(measuring, "milliseconds_per_step", lambda run, steps: run.step().ms_per_step)
 
 
-def test_the_size_of_the_target_is_measured():
-    assert Size(8, 2, 2048, 256, 512) in bench.SIZES
-    assert Size(8, 2, 2048, 256, 512) in bench.QUICK_SIZES
+@pytest.fixture
+def without_transformers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # makes its import fail
 
 
-def test_json_holds_every_way_for_every_size_and_pass(tiny, capsys):
-    assert bench.main(["--json", "--threads", "1"]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["machine"]["cpu"] and report["machine"]["threads"] == 1
-    assert report["machine"]["torch"] == torch.__version__
-    rows = report["layers"]
-    assert [(Size(**row["size"]), row["pass"]) for row in rows] == [
-        (size, which) for size in (SMALL, LARGE) for which in ("forward", "forward + backward")
-    ]
-    for row in rows:
-        assert list(row["ratios"]) == WAYS and row["skipped"] == []
-        assert all(0 < ratio["low"] <= ratio["median"] <= ratio["high"] for ratio in row["ratios"].values())
-        assert row["ffn_ms"] > 0 and row["auto_takes"] == "dense"
-    assert len(report["crossings"]) == 2
-    assert all(ms > 0 for ms in report["playground_ms_per_step"].values())
+def is_ratio(ratio):
+    return 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
 
 
-def test_the_tables_are_readable(tiny, capsys):
-    assert bench.main([]) == 0
-    out = capsys.readouterr().out
-    assert out.count(str(LARGE)) == 4  # two passes, two series
-    for text in (*WAYS, "forward + backward", f"torch {torch.__version__}", " thread", "A training step of the"):
-        assert text in out
-    assert "skipped" not in out
-    assert max(map(len, out.splitlines())) <= 120
+# --- what is measured ------------------------------------------------------------------------------------
 
 
-def test_quick_measures_less(tiny, capsys):
-    bench.main(["--quick", "--json"])
-    report = json.loads(capsys.readouterr().out)
-    assert [Size(**row["size"]) for row in report["layers"]] == [SMALL, SMALL]
-    assert len(report["crossings"]) == 1
+def test_the_sizes_of_the_targets_are_in_the_full_plan():
+    assert {COARSE, FINE, Size(64, 2, 2048, 128, 128)} <= set(FULL.layers)
+    assert COARSE == Size(8, 2, 2048, 256, 512) and FINE == Size(64, 8, 2048, 256, 128)
+    assert [size.num_experts for size in FULL.growth] == [8, 16, 32, 64]
+    assert len({replace(size, num_experts=8) for size in FULL.growth}) == 1
+    forward = {(s.num_experts, s.num_tokens) for which, sizes in FULL.grid if which == FORWARD for s in sizes}
+    assert {(e, t) for e in (8, 128) for t in (64, 4096)} <= forward
+    assert {size.num_tokens for size in FULL.decoding} == {1, 4, 16}
 
 
-def test_every_expert_on_every_token_is_left_out_where_it_takes_for_ever(tiny, capsys, monkeypatch):
-    flops = 2 * 12 * 8 * 3 * 8 * 64  # T tokens on E experts, without the router
-    monkeypatch.setattr(bench, "DENSE_LIMIT", 1)
-    assert "dense" in bench.compare(SMALL, "forward", CPU, 0.1)["ratios"]  # only twice the arithmetic
-    monkeypatch.setattr(bench, "DENSE_LIMIT", 2 * flops)
-    assert "dense" in bench.compare(LARGE, "forward", CPU, 0.1)["ratios"]
-    monkeypatch.setattr(bench, "DENSE_LIMIT", flops)
-    bench.main([])
-    out = capsys.readouterr().out
-    assert out.count("skipped ") == 2 and "skipped: every expert on every token" in out
-    row = bench.compare(LARGE, "forward", CPU, 0.1)
-    assert list(row["ratios"]) == ["loop", "auto"] and row["skipped"] == ["dense"]
+@pytest.mark.parametrize("plan", [FULL, QUICK], ids=["full", "quick"])
+def test_the_blocks_of_hugging_face_can_run_every_size_of_a_plan(plan):
+    """Rows that are a multiple of 16 bytes: their grouped_mm refuses others."""
+    grid = [size for _, sizes in plan.grid for size in sizes]
+    assert all(size.d_ff % 4 == size.d_model % 4 == 0 for size in (*plan.layers, *plan.decoding, *grid))
+
+
+def test_a_line_grows_in_what_is_named():
+    assert line(SMALL, num_tokens=(1, 4)) == (replace(SMALL, num_tokens=1), replace(SMALL, num_tokens=4))
+    assert line(SMALL, d_model=(2, 3), d_ff=(4, 6))[1] == replace(SMALL, d_model=3, d_ff=6)
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("tokens", [4, 24])
+def test_compare_has_a_ratio_for_every_way(which, tokens):
+    row = measuring.compare(replace(SMALL, num_tokens=tokens), which, **HERE)
+    batched = ["HF batched_mm"] if HAS_HF and tokens <= 16 else []  # it is for decoding
+    assert list(row["ratios"]) == [*OURS, *THEIRS, *batched] and row["skipped"] == {}
+    assert all(map(is_ratio, row["ratios"].values())) and row["ffn_ms"] > 0
+    assert sorted(row["hf_over_auto"]) == sorted([*THEIRS, *batched])
+    assert all(map(is_ratio, row["hf_over_auto"].values()))
+    moe, x = measuring.make_layer(replace(SMALL, num_tokens=tokens), CPU)
+    with torch.set_grad_enabled(which == TRAINING):
+        assert row["auto_takes"] == choose_dispatch(moe.experts, moe(x)[1])
+
+
+def test_each_is_divided_by_what_ran_in_the_same_rounds(monkeypatch):
+    """From turn to turn the machine gets twice as slow; a dispatch takes 3, auto 6 and the others 12 times the FFN."""
+    turns = []
+
+    def slower_and_slower(calls, rounds):
+        turns.append(len(calls))
+        times = [1, 3] if len(turns) <= len(DISPATCH) else [1, 6, 12, 12]
+        return [[2.0 ** len(turns) * ms] * rounds for ms in times[: len(calls)]]
+
+    monkeypatch.setattr(measuring, "take_turns", slower_and_slower)
+    row = measuring.compare(SMALL, FORWARD, **HERE)
+    assert turns == [2] * len(DISPATCH) + [2 + len(THEIRS)]
+    assert [row["ratios"][way]["median"] for way in DISPATCH] == [3] * len(DISPATCH)
+    assert row["ratios"]["auto"]["median"] == 6
+    assert all(row["ratios"][name]["median"] == 12 and row["hf_over_auto"][name]["median"] == 2 for name in THEIRS)
+
+
+@needs_hf
+def test_what_gathers_weights_is_timed_apart(monkeypatch):
+    turns = []
+
+    def remember(calls, rounds):
+        turns.append(len(calls))
+        return [[1.0]] * len(calls)
+
+    monkeypatch.setattr(measuring, "take_turns", remember)
+    measuring.compare(replace(SMALL, num_tokens=4), FORWARD, **HERE, ways=())
+    assert turns == [3, 4]  # FFN, auto, batched_mm; FFN, auto, eager, grouped_mm
+
+
+def test_follow_has_every_dispatch_beside_auto(monkeypatch):
+    turns = []
+
+    def slower_and_slower(calls, rounds):
+        turns.append(len(calls))
+        return [[5.0 * len(turns)] * 3, [2.0 * len(turns)] * 3]
+
+    monkeypatch.setattr(measuring, "take_turns", slower_and_slower)
+    first, second = measuring.follow(line(SMALL, d_model=(4, 8)), TRAINING, **HERE)
+    assert turns == [2] * 2 * len(DISPATCH)
+    assert second["size"]["d_model"] == 8 and second["skipped"] == {}
+    assert {way: ratio["median"] for way, ratio in first["over_auto"].items()} == dict.fromkeys(DISPATCH, 2.5)
+    assert first["auto_takes"] in DISPATCH
+
+
+def test_growth_is_over_the_fewest_experts(monkeypatch):
+    monkeypatch.setattr(measuring, "take_turns", lambda calls, rounds: [[2.0, 4.0], [3.0, 6.0]])
+    found = measuring.grow(line(SMALL, num_experts=(4, 8)), FORWARD, **HERE)
+    assert [ratio["median"] for ratio in found["ratios"]] == [1, 1.5]
+    assert [size["num_experts"] for size in found["sizes"]] == [4, 8]
+
+
+def test_weigh_has_every_way_with_and_without_gradient():
+    found = measuring.weigh(LARGE, CPU)
+    assert list(found["ratios"]) == list(found["ffn_bytes"]) == ["without gradient", "with gradient"]
+    for ratios in found["ratios"].values():
+        assert list(ratios) == [*OURS, *THEIRS] and min(ratios.values()) > 0
+        assert ratios["dense"] > 4  # E/K = 8 times the hidden rows
+    assert found["ffn_bytes"]["with gradient"] > found["ffn_bytes"]["without gradient"]
+
+
+# --- nothing wrong, and nothing hopeless, is timed -------------------------------------------------------
+
+
+def test_a_way_that_computes_something_else_is_not_timed(monkeypatch):
+    monkeypatch.setitem(DISPATCH, "wrong", lambda *given: DISPATCH["loop"](*given) * 1.001)
+    for which in PASSES:
+        row = measuring.compare(SMALL, which, **HERE, ways=("dense", "wrong"))
+        assert row["skipped"] == {"wrong": "another result than auto!"} and "wrong" not in row["ratios"]
+
+
+def test_a_way_with_a_wrong_gradient_is_not_timed(monkeypatch):
+    def half_a_gradient(*given):
+        y = DISPATCH["loop"](*given)
+        return (y + y.detach()) / 2
+
+    monkeypatch.setitem(DISPATCH, "wrong", half_a_gradient)
+    assert measuring.compare(SMALL, FORWARD, **HERE, ways=("wrong",))["skipped"] == {}
+    assert list(measuring.compare(SMALL, TRAINING, **HERE, ways=("wrong",))["skipped"]) == ["wrong"]
+
+
+def test_a_way_that_refuses_says_why(monkeypatch):
+    def refuse(*given):
+        raise RuntimeError("strides should be multiple of 16 bytes\nand more")
+
+    monkeypatch.setitem(DISPATCH, "picky", refuse)
+    row = measuring.compare(SMALL, FORWARD, **HERE, ways=("picky",))
+    assert row["skipped"] == {"picky": "refuses: strides should be multiple of 16 bytes"}
+
+
+def test_a_way_that_takes_for_ever_runs_once(monkeypatch):
+    calls = []
+    slow = {"auto": 100.0, "near": 399.0, "far": 401.0}
+
+    def milliseconds(call):
+        call()
+        return slow[calls[-1]]
+
+    monkeypatch.setattr(measuring, "milliseconds", milliseconds)
+    ways = {name: lambda name=name: calls.append(name) or (torch.ones(1),) for name in ("auto", "near", "far")}
+    assert measuring.why_not_time(ways) == {"far": "4 times auto at first"}
+    assert calls.count("far") == 1
+    slow |= {"auto": 1.0, "near": 299.0, "far": 299.0}  # what is over quickly may be as slow as it likes
+    assert measuring.why_not_time(ways) == {}
+
+
+def test_gather_is_left_out_where_it_would_copy_too_much(monkeypatch):
+    monkeypatch.setitem(DISPATCH, "gather", DISPATCH["loop"])
+    moe, _ = measuring.make_layer(SMALL, CPU)
+    copies = 24 * 2 * (2 * 4 * 8 + 8 * 4) * 4  # T·K times the bytes of one expert
+    monkeypatch.setattr(measuring, "GATHER_LIMIT", copies)
+    assert "gather" in measuring.layers_to_run(moe, SMALL, ("gather",))[0]
+    monkeypatch.setattr(measuring, "GATHER_LIMIT", copies - 1)
+    layers, skipped = measuring.layers_to_run(moe, SMALL, ("gather",), hf=False)
+    assert list(layers) == ["auto"] and skipped == {"gather": "would copy 0.0 GB"}
+
+
+@pytest.mark.parametrize("shift, verdict", [(0, True), (1e-5, True), (1e-3, False), (float("nan"), False)])
+def test_the_same_but_for_rounding(shift, verdict):
+    a = torch.tensor([1.0, -2.0, 1e-9])
+    assert measuring.same(a + shift, a) is verdict
+    assert measuring.same(torch.zeros(3), torch.zeros(3))
+
+
+# --- the layers ------------------------------------------------------------------------------------------
 
 
 def test_all_ways_run_the_same_layer_on_the_same_tokens():
-    moe, x = bench.make_layer(SMALL, CPU)
-    again, same_x = bench.make_layer(SMALL, CPU)
-    assert torch.equal(x, same_x) and torch.equal(moe(x)[0], again(x)[0])
-    for way in WAYS:
-        layer = bench.with_dispatch(moe, way)
+    moe, x = measuring.make_layer(SMALL, CPU)
+    again, same_x = measuring.make_layer(SMALL, CPU)
+    assert torch.equal(x, same_x) and torch.equal(moe(x)[0], again(x)[0]) and x.shape == (1, 24, 8)
+    for way in OURS:
+        layer = measuring.with_dispatch(moe, way)
         assert layer.dispatch == way and moe.dispatch == "auto"
         assert all(a is b for a, b in zip(layer.parameters(), moe.parameters(), strict=True))
         torch.testing.assert_close(layer(x)[0], moe(x)[0])
 
 
 def test_the_passes_are_what_they_are_called():
-    moe, x = bench.make_layer(SMALL, CPU)
-    y, _ = bench.one_pass(moe, x, "forward")()
-    assert not y.requires_grad
+    moe, x = measuring.make_layer(SMALL, CPU)
+    (y,) = measuring.one_pass(moe, x, FORWARD)()
+    assert not y.requires_grad and torch.equal(y, moe(x)[0])
     for layer in (moe, dense_twin(moe, "active")):
-        gradients = bench.one_pass(layer, x, "forward + backward")()
+        gradients = measuring.one_pass(layer, x, TRAINING)()
         assert [g.shape for g in gradients] == [x.shape, *(p.shape for p in layer.parameters())]
         assert all(p.grad is None for p in layer.parameters())  # nothing piles up from round to round
 
 
-def test_the_crossing_lies_where_the_ratio_is_one():
-    assert bench.crossing([1, 100], [0.5, 2]) == pytest.approx(10)  # halfway between the logarithms
-    assert bench.crossing([1, 10, 1000], [0.2, 0.1, 10]) == pytest.approx(100)
-    assert bench.crossing([1, 10], [0.5, 1]) == pytest.approx(10)
-    assert bench.crossing([1, 10], [0.5, 0.9]) is None
-    assert bench.crossing([1, 10], [1.5, 3]) is None
+@needs_hf
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=str)
+def test_hugging_face_runs_our_very_weights(size):
+    moe, x = measuring.make_layer(size, CPU)
+    blocks = hugging_face.hugging_face_blocks(moe, decoding=True)
+    assert list(blocks) == [*THEIRS, "HF batched_mm"]
+    ours = measuring.one_pass(moe, x, TRAINING)()
+    for name, block in blocks.items():
+        assert f"HF {block.experts.config._experts_implementation}" == name
+        pairs = list(zip(block.parameters(), moe.parameters(), strict=True))  # in the same order
+        assert all(a.data_ptr() == b.data_ptr() and a.requires_grad for a, b in pairs)
+        torch.testing.assert_close(block(x), moe(x)[0])
+        for a, b in zip(measuring.one_pass(block, x, TRAINING)(), ours, strict=True):
+            torch.testing.assert_close(a, b)
 
 
-def test_the_crossing_is_measured_in_what_auto_looks_at(tiny):
-    found = bench.find_crossing([Size(8, 2, 256, d_model, 2 * d_model) for d_model in (8, 32, 64)], CPU, 0.1)
-    moe, x = bench.make_layer(Size(8, 2, 256, 64, 128), CPU)
-    assert found["wasted_per_expert"][-1] == (8 - 2) * 256 * 2 * 64 * 128 / 8
-    assert found["auto_takes"][-1] == choose_dispatch(moe.experts, moe(x)[1])
-    dense = [w for w, way in zip(found["wasted_per_expert"], found["auto_takes"]) if way == "dense"]
-    loop = [w for w, way in zip(found["wasted_per_expert"], found["auto_takes"]) if way == "loop"]
-    assert dense and loop and max(dense) < min(loop)
+def test_without_transformers_there_is_no_block(without_transformers):
+    assert hugging_face.transformers_version() is None
+    assert hugging_face.hugging_face_blocks(MoE(8, 4, 4), decoding=True) == {}
 
 
-def test_rounds_fit_the_time_within_limits(monkeypatch):
-    monkeypatch.setattr(bench, "milliseconds", lambda call: call() or 10)
-    assert bench.rounds_within(1.0, [lambda: None] * 4) == 25
-    assert bench.rounds_within(0.001, [lambda: None]) == 5
-    assert bench.rounds_within(1e9, [lambda: None]) == 200
+# --- what is shown ---------------------------------------------------------------------------------------
+
+
+def test_json_holds_every_section(tiny, capsys):
+    assert bench.main(["--json", "--threads", "1"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["machine"]["cpu"] and report["machine"]["threads"] == 1
+    assert report["machine"]["torch"] == torch.__version__
+    assert [(Size(**row["size"]), row["pass"]) for row in report["layers"]] == [
+        (size, which) for size in (SMALL, LARGE) for which in PASSES
+    ]
+    assert [row["size"]["num_tokens"] for row in report["decoding"]] == [1, 4]
+    assert [[row["pass"] for row in rows] for rows in report["lines"]] == [[TRAINING] * 2, [FORWARD] * 3]
+    assert [row["size"]["num_tokens"] for row in report["grid"]] == ([3, 5] if HAS_HF else [])
+    assert [row["pass"] for row in report["growth"]] == list(PASSES)
+    assert len(report["memory"]) == 1
+    assert all(ms > 0 for ms in report["playground_ms_per_step"].values())
+
+
+def test_the_tables_are_readable(tiny, capsys):
+    assert bench.main([]) == 0
+    out = capsys.readouterr().out
+    for text in (*OURS, *THEIRS, *PASSES, f"torch {torch.__version__}", " thread", "A training step of the", "E=8"):
+        assert text in out
+    assert "skipped" not in out
+    assert max(map(len, out.splitlines())) <= 120
+    assert all(text == text.rstrip() for text in out.splitlines())
+
+
+def test_the_tables_without_transformers(tiny, capsys, without_transformers):
+    assert bench.main([]) == 0
+    out = capsys.readouterr().out
+    assert "no transformers (5.0 or newer)" in out
+    assert "HF eager" not in out and "best HF" not in out
+
+
+def test_a_table_says_what_was_skipped_and_why():
+    ratio = {"median": 2.0, "low": 1.5, "high": 2.5}
+    row = {"size": vars(SMALL), "ffn_ms": 1.25, "ratios": {"auto": ratio}, "skipped": {}, "auto_takes": "loop"}
+    rows = [
+        row | {"pass": FORWARD, "hf_over_auto": {"HF eager": ratio, "HF grouped_mm": {**ratio, "median": 1.9}}},
+        row | {"pass": TRAINING, "hf_over_auto": {}, "skipped": {"gather": "would copy 9.0 GB"}},
+    ]
+    (table,) = showing.layer_blocks(rows)
+    words = {text[:34].strip(): text[34:] for text in table}
+    assert words["dense FFN"].split() == ["1.25", "ms"] * 2
+    assert words["auto"].split() == ["2.00", "(1.50–2.50)"] * 2
+    assert words["gather"].strip().endswith("skipped: would copy 9.0 GB")
+    assert words["best HF over auto"].split() == ["1.90", "(1.50–2.50)", "skipped"]
+
+
+def test_a_line_shows_the_fastest_and_what_auto_takes():
+    over_auto = {way: {"median": 1.0 + i, "low": 1.0, "high": 1.0} for i, way in enumerate(DISPATCH)}
+    first = next(iter(DISPATCH))
+    row = {"size": vars(SMALL), "pass": FORWARD, "over_auto": over_auto, "skipped": {}, "auto_takes": "loop"}
+    head, text = showing.line_table([row])
+    assert head.split()[1:-3] == list(DISPATCH) and head.startswith(FORWARD)
+    assert text.split()[-2:] == [first, "loop"]
+    assert "1.00" in text and "2.00" in text
+    del over_auto["dense"]
+    _, text, reason = showing.line_table([row | {"skipped": {"dense": "9 times auto at first"}}])
+    assert text.split()[5] == "skipped" and reason == "  dense skipped: 9 times auto at first"
+
+
+def test_the_grid_is_tokens_by_experts():
+    def cell(num_experts, num_tokens, median):
+        ratio = {"median": median, "low": median, "high": median}
+        size = vars(replace(SMALL, num_experts=num_experts, num_tokens=num_tokens))
+        return {"size": size, "pass": FORWARD, "hf_over_auto": {"HF eager": ratio}}
+
+    _, table = showing.grid_tables([cell(4, 3, 1.0), cell(4, 5, 2.0), cell(8, 3, 3.0), cell(8, 5, 4.0)])
+    assert table[0].split() == ["forward", "E=4", "E=8"]
+    assert [text.split() for text in table[1:]] == [
+        ["T=3", "1.00", "(1.00–1.00)", "3.00", "(3.00–3.00)"],
+        ["T=5", "2.00", "(2.00–2.00)", "4.00", "(4.00–4.00)"],
+    ]
+
+
+def test_the_plot_is_written(tiny, capsys, tmp_path):
+    file = tmp_path / "bench.png"
+    assert bench.main(["--quick", "--plot", str(file)]) == 0
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert "forward" in capsys.readouterr().out  # the tables too
+
+
+def test_quick_measures_less(tiny, capsys):
+    bench.main(["--quick", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert [Size(**row["size"]) for row in report["layers"]] == [SMALL, SMALL]
+    assert len(QUICK.layers) < len(FULL.layers) and QUICK.seconds < FULL.seconds
 
 
 @pytest.mark.parametrize(
@@ -129,6 +354,9 @@ def test_rounds_fit_the_time_within_limits(monkeypatch):
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
         (["--threads", "two"], "invalid int value: 'two'"),
         (["--device", "abacus"], "device must be one of 'cpu'"),
+        (["--device", "meta"], "device must be one that computes, got 'meta'"),
+        (["--plot", "bench.pdf"], "plot must be a .png file in a folder that exists, got 'bench.pdf'"),
+        (["--plot", "nowhere/bench.png"], "plot must be a .png file in a folder that exists"),
         (["--loud"], "unrecognized arguments: --loud"),
     ],
 )
@@ -139,8 +367,9 @@ def test_bad_options(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_the_threads_are_given_back(tiny, capsys):
+def test_the_threads_are_given_back(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "measure", lambda device, plan: torch.get_num_threads())
     before = torch.get_num_threads()
-    bench.main(["--quick", "--threads", str(before + 1)])
-    assert f"{before + 1} threads" in capsys.readouterr().out
+    bench.main(["--json", "--threads", str(before + 1)])
+    assert json.loads(capsys.readouterr().out) == before + 1
     assert torch.get_num_threads() == before

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from moe_lessons.analysis import timing
-from moe_lessons.analysis.timing import Ratio, milliseconds, milliseconds_per_step, paired_ratio, step_times, take_turns
+from moe_lessons.analysis.timing import (
+    Ratio,
+    milliseconds,
+    milliseconds_per_step,
+    paired_ratio,
+    rounds_within,
+    step_times,
+    take_turns,
+)
 from moe_lessons.nn import MoE
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import Run
@@ -87,3 +95,10 @@ def test_repeats_that_are_no_count(repeats):
         paired_ratio(int, int, repeats=repeats)
     with pytest.raises(ValueError, match="^repeats must be"):
         step_times({}, torch.zeros(1, 1), repeats=repeats)
+
+
+def test_rounds_fit_the_time_within_limits(monkeypatch):
+    monkeypatch.setattr(timing, "milliseconds", lambda call: call() or 10)
+    assert rounds_within(1.0, [lambda: None] * 4) == 25
+    assert rounds_within(0.001, [lambda: None]) == 5
+    assert rounds_within(1e9, [lambda: None]) == 200
