@@ -1,0 +1,126 @@
+"""A collapse, live: the load of each expert, and the gradient that it gets."""
+
+from collections.abc import Sequence
+
+import ipywidgets as W
+import numpy as np
+import torch
+
+from moe_lessons.analysis.collapse import LEARNS, watched_run
+from moe_lessons.analysis.load import describe_load
+from moe_lessons.errors import check_choice
+from moe_lessons.plots.collapse import EarlyFilm, GradientBars, GradientFilm
+from moe_lessons.tasks import PRESETS
+from moe_lessons.training import load_share
+from moe_lessons.widgets.controls import choice, heading
+from moe_lessons.widgets.live import LiveRun
+from moe_lessons.widgets.panels import PANELS, RECENT, LivePanel, num_experts, recent_load, sample
+
+MOST_SEED = 9999
+USUAL_PANELS, USUAL_STEPS = ("film", "load", "loss"), 300
+
+
+def recent_gradient(view) -> np.ndarray:
+    """(E,): each expert's share of the gradient norms, over the last steps; zeros where there were none."""
+    gradients = view.main_run.expert_gradients[-RECENT:] or [np.zeros(num_experts(view))]
+    total = np.sum(gradients, axis=0)  # (E,)
+    return total / max(total.sum(), 1e-30)
+
+
+def _refresh_gradient_film(view, panel: GradientFilm) -> None:
+    gradients = view.main_run.expert_gradients
+    at = [i for i in sample(len(gradients)) if gradients[i].sum() > 0]  # none where the experts stand still
+    panel.update(np.array(at) + 1, [gradients[i] / gradients[i].sum() for i in at], view.marks)
+
+
+def _refresh_gradient(view, panel: GradientBars) -> None:
+    load = recent_load(view.main_run) if view.main_run.records else view.clean_load
+    panel.update(recent_gradient(view), clean=load)
+
+
+COLLAPSE_PANELS = {
+    "film": LivePanel(lambda view, ax, theme: EarlyFilm(ax, theme, num_experts(view)), PANELS["film"].refresh),
+    "load": PANELS["load"],
+    "loss": PANELS["loss"],
+    "gradient film": LivePanel(
+        lambda view, ax, theme: GradientFilm(ax, theme, num_experts(view)), _refresh_gradient_film
+    ),
+    "gradient": LivePanel(lambda view, ax, theme: GradientBars(ax, theme, num_experts(view)), _refresh_gradient),
+}
+
+
+class CollapseLab(LiveRun):
+    """Trains `tasks.PRESETS["collapse"]`, live. Reset starts the same run again.
+
+    panels: names from `COLLAPSE_PANELS`. learns: a name of `analysis.collapse.LEARNS`; what does not learn stands
+    still. seed: of the task, the model and the data. play, max_steps: see `LiveRun`.
+
+    >>> CollapseLab(learns="router only", seed=3)
+    CollapseLab(learns='router only', seed=3)
+    """
+
+    title = "A collapse"
+    can_reset = True
+
+    def __init__(
+        self,
+        panels: Sequence[str] = USUAL_PANELS,
+        *,
+        learns: str = "all",
+        seed: int = 0,
+        play: int = 0,
+        max_steps: int = USUAL_STEPS,
+    ):
+        for panel in panels:
+            check_choice("panels", panel, COLLAPSE_PANELS)
+        if seed not in range(MOST_SEED + 1):
+            raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
+        self.seed, self.learns = int(seed), check_choice("learns", learns, LEARNS)
+        run = self._fresh()
+        super().__init__({"MoE": run}, [COLLAPSE_PANELS[name] for name in panels], play=play, max_steps=max_steps)
+        self._options = {"play": play, "max_steps": max_steps}
+        self._panel_names = tuple(panels)
+
+    @torch.no_grad()
+    def _fresh(self):
+        """A new run; `clean_load` is its load before the first step."""
+        run = watched_run(PRESETS["collapse"], self.seed, self.learns)
+        points, _ = run.task.batch(1024, torch.Generator().manual_seed(self.seed + 1_000_002))
+        self.clean_load = load_share(run.model(points)[1][0]).tolist()
+        return run
+
+    def controls(self) -> list[W.Widget]:
+        """What learns, and the seed. Both start afresh."""
+        self._inputs = {
+            "learns": choice("Learns", tuple(LEARNS), "What does not learn stands still at its random start"),
+            "seed": W.BoundedIntText(
+                min=0, max=MOST_SEED, description="Seed", tooltip="Of the task, the model and the data"
+            ),
+        }
+        for name, widget in self._inputs.items():
+            widget.value = getattr(self, name)
+            widget.observe(lambda change: self.post(self.reset), "value")
+            widget.style.description_width, widget.layout.width = "60px", "auto"
+        return [heading("Starts afresh"), *self._inputs.values()]
+
+    def reset(self) -> None:
+        """Start afresh as the controls say; the old run stays behind the loss as a ghost."""
+        self.learns, self.seed = self._inputs["learns"].value, self._inputs["seed"].value
+        old = self.main_run
+        self.runs = {"MoE": self._fresh()}
+        if len(old.records) > RECENT:
+            self.ghost = old
+        self._trouble = ""
+        self.restart_budget()
+        self.rebuild_figure()
+
+    def words(self) -> str:
+        """What the load shows, in words."""
+        return describe_load(recent_load(self.main_run) if self.main_run.records else self.clean_load)
+
+    def __repr__(self) -> str:
+        panels = [repr(self._panel_names)] if self._panel_names != USUAL_PANELS else []
+        options = {"learns": self.learns, "seed": self.seed} | self._options
+        usual = {"learns": "all", "seed": 0, "play": 0, "max_steps": USUAL_STEPS}
+        named = [f"{name}={value!r}" for name, value in options.items() if value != usual[name]]
+        return f"CollapseLab({', '.join(panels + named)})"

@@ -1,0 +1,201 @@
+"""What lesson 05 says under 'What to notice', measured as the lesson does it, over several seeds."""
+
+from dataclasses import replace
+from statistics import mean
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from moe_lessons.analysis import load_statistics
+from moe_lessons.analysis.collapse import make_alike, practise, score_pushes, watched_run
+from moe_lessons.bands import SeedBand
+from moe_lessons.nn import MoE, Routing, TopKRouter
+from moe_lessons.tasks import PRESETS
+
+COLLAPSE = PRESETS["collapse"]
+SEEDS = range(6)
+
+
+def trained(steps: int, seed: int, learns: str = "all", **kwargs):
+    run = watched_run(COLLAPSE, seed, learns, **kwargs)
+    for _ in range(steps):
+        run.step()
+    return run
+
+
+def loads(run) -> np.ndarray:
+    """(steps, E) the load shares."""
+    return np.array([record.load[0] for record in run.records])
+
+
+def rank_correlation(a, b) -> float:
+    """Spearman's: 1 where the order is the same, -1 where it is the opposite."""
+    return np.corrcoef(np.argsort(np.argsort(a)), np.argsort(np.argsort(b)))[0, 1]
+
+
+@pytest.fixture(scope="module")
+def collapsed():
+    return [trained(100, seed) for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def band():
+    """(steps, seeds, E): the loads of ten collapses."""
+    band = SeedBand(COLLAPSE, seeds=range(10))
+    return np.array([band.step().loads for _ in range(100)])
+
+
+@pytest.mark.claim("a-balanced-router-loses-experts")
+def test_a_balanced_router_loses_experts(band):
+    dead = (band < 0.01).sum(axis=2)  # (steps, seeds)
+    assert band[0].min() > 0.04 and dead[0].max() == 0
+    assert dead[24].min() >= 2 and dead[24].mean() >= 2.7
+    assert dead[99].min() >= 2 and dead.max() <= 5
+    moved = [np.abs(band[to] - band[at]).sum(axis=1).mean() / 2 for at, to in ((0, 9), (49, 58))]
+    assert moved[0] > 2 * moved[1]  # of the tokens: the first ten steps and ten later ones
+
+
+@pytest.mark.claim("no-token-no-gradient")
+def test_no_token_no_gradient(collapsed):
+    for run in collapsed:
+        load, gradient = loads(run), np.array(run.expert_gradients)
+        assert (load == 0).any() and (gradient[load == 0] == 0).all() and (gradient[load > 0] > 0).all()
+        correlations = [rank_correlation(*pair) for pair in zip(load[:25], gradient[:25], strict=True)]
+        assert mean(correlations) > 0.5
+        assert min(correlations) < 1  # no strict law
+
+
+def test_a_dead_expert_stands_still_in_the_end(collapsed):
+    for run in collapsed:
+        dead = (loads(run)[-50:] == 0).all(axis=0)
+        before = run.model.block.experts.down_proj.detach().clone()
+        run.step()
+        moved = (run.model.block.experts.down_proj.detach() - before).flatten(1).norm(dim=1).numpy()
+        assert dead.any() and moved[dead].max() < 0.02 * moved[~dead].max()
+
+
+@pytest.mark.claim("practice-wins")
+def test_practice_wins():
+    died, without, after = [], [], []
+    for seed in range(5):
+        plain = loads(trained(60, seed))[-20:].mean(axis=0)
+        died.extend(plain < 0.01)
+        for expert in range(0, 8, 2):
+            run = watched_run(COLLAPSE, seed)
+            practise(run, expert)
+            for _ in range(60):
+                run.step()
+            without.append(plain[expert])
+            after.append(loads(run)[-20:, expert].mean())
+    assert mean(after) > 1.7 * mean(without)
+    assert np.mean(died) > 1 / 3 and (np.array(after) < 0.01).mean() < 0.1
+
+
+@pytest.mark.claim("the-router-alone-collapses")
+def test_the_router_alone_collapses():
+    for seed in SEEDS:
+        frozen_router = trained(100, seed, "experts only")
+        assert max(record.dead_experts for record in frozen_router.records) == 0
+        same = watched_run(COLLAPSE, seed, "router only")
+        make_alike(same.model.block.experts)
+        for run in (watched_run(COLLAPSE, seed, "router only"), same):
+            kept = [weight.clone() for weight in run.model.block.experts.parameters()]
+            for _ in range(60):
+                run.step()
+            assert all(torch.equal(a, b) for a, b in zip(kept, run.model.block.experts.parameters(), strict=True))
+            assert mean(record.dead_experts for record in run.records[20:30]) >= 2
+            assert mean(record.dead_experts for record in run.records[-10:]) >= 2
+
+
+@pytest.mark.claim("own-tokens-push-up-the-others-down")
+def test_own_tokens_push_up_the_others_down():
+    up, down, favour = [], [], []
+    for seed in range(8):
+        run = trained(2, seed)
+        own, others = score_pushes(run)
+        served = own != 0
+        up.append((own[served] > 0).mean())
+        down.append((others < 0).mean())
+        favour.append(rank_correlation(loads(run)[1], own + others))
+    assert mean(up) > 0.85 and mean(down) > 0.95
+    assert mean(favour) > 0.35  # whoever has more tokens is pushed up more
+
+
+@pytest.mark.claim("ten-steps-decide")
+def test_ten_steps_decide(band):
+    end = band[40:60].mean(axis=0)  # (seeds, E)
+    at_start, at_ten = ([rank_correlation(a, b) for a, b in zip(band[i], end, strict=True)] for i in (0, 9))
+    assert abs(mean(at_start)) < 0.4 and mean(at_ten) > 0.7 and min(at_ten) > 0.4
+    favour = {2: [], 40: []}
+    for seed in range(8):
+        for steps, values in favour.items():
+            run = trained(steps, seed)
+            own, others = score_pushes(run)
+            values.append(np.corrcoef(loads(run)[-1], own + others)[0, 1])
+    assert mean(favour[2]) > 0.4 and mean(favour[40]) < 0.15
+
+
+@pytest.mark.claim("born-dead")
+def test_born_dead():
+    def dead(run) -> int:
+        x, _ = run.task.batch(2048, torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            return load_statistics(run.model(x)[1][0]).dead
+
+    random = replace(COLLAPSE, router_start="random")
+    one = [dead(watched_run(random, seed)) for seed in range(100)]
+    two = [dead(watched_run(replace(random, top_k=2), seed)) for seed in range(100)]
+    assert min(one) >= 1 and 2.6 < mean(one) < 3.4
+    assert 0.8 < mean(two) < 1.6
+    assert max(dead(watched_run(COLLAPSE, seed)) for seed in range(10)) == 0
+    torch.manual_seed(0)
+    assert max(load_statistics(TopKRouter(64, 8, 1)(torch.randn(2048, 64))).dead for _ in range(100)) == 0
+
+
+@pytest.mark.claim("collapse-costs-where-experts-are-scarce")
+def test_collapse_costs_where_experts_are_scarce():
+    balanced, four = replace(COLLAPSE, router_aux_loss_coef=1.0), replace(COLLAPSE, num_experts=4)
+    gap = {}
+    for d_ff in (8, 2):
+        bands = [SeedBand(replace(setting, d_ff=d_ff), seeds=range(8)) for setting in (COLLAPSE, balanced, four)]
+        for band in bands:
+            for _ in range(300):
+                band.step()
+        assert bands[0].records[-1].dead.min() >= 1 and bands[1].records[-1].dead.max() == 0
+        with_collapse, without, with_four = (band.evaluate(2048)["accuracy"] for band in bands)
+        gap[d_ff] = without - with_collapse
+        assert abs(with_four - with_collapse) < 0.03
+    assert abs(gap[8]) < 0.015 and 0.02 < gap[2] < 0.065
+
+
+class NewRouter(nn.Module):
+    """The router of the lesson, with its bug."""
+
+    def __init__(self, d_model, num_experts, top_k):
+        super().__init__()
+        self.top_k, self.weight = top_k, nn.Parameter(torch.randn(num_experts, d_model) / d_model**0.5)
+
+    def forward(self, x):
+        logits = x @ self.weight.T
+        best, experts = logits.topk(self.top_k, dim=-1)
+        return Routing.from_topk(logits, logits.softmax(dim=-1), experts, best.softmax(dim=-1))
+
+
+def new_block(d_model, d_ff, num_experts, top_k):
+    return MoE(d_model, d_ff, num_experts, top_k, router=NewRouter(d_model, num_experts, top_k))
+
+
+@pytest.mark.claim("a-router-that-learns-nothing-looks-healthy")
+def test_a_router_that_learns_nothing_looks_healthy():
+    gaps = []
+    for seed in range(5):
+        start = watched_run(COLLAPSE, seed, block=new_block).model.block.router.weight
+        suspect, ours = trained(200, seed, block=new_block), trained(200, seed)
+        assert np.max(suspect.router_gradients) == 0 and torch.equal(suspect.model.block.router.weight, start)
+        assert np.max(ours.router_gradients) > 0.01
+        assert suspect.records[-1].loss < suspect.records[0].loss / 2
+        assert suspect.records[-1].dead_experts == 0 and ours.records[-1].dead_experts >= 2
+        gaps.append(suspect.evaluate()["accuracy"] - ours.evaluate()["accuracy"])
+    assert min(gaps) > -0.05 and mean(gaps) > -0.02
