@@ -18,7 +18,7 @@ from moe_lessons.nn import (
     router_z_loss,
     seeded,
 )
-from moe_lessons.tasks import PRESETS, PlaneClassifier, PlaneTask, remedy_setting
+from moe_lessons.tasks import PRESETS, PlaneClassifier, PlaneSetting, PlaneTask, remedy_setting
 from moe_lessons.training import Record, Run, TrainingDiverged, dead_experts, load_share, plane_runs
 
 TASK = PlaneTask("blobs")
