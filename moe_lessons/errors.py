@@ -71,12 +71,12 @@ def check_dtype(dtype: torch.dtype, device: torch.device | None = None) -> torch
     return dtype
 
 
-def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None) -> Tensor:
+def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None, read: bool = True) -> Tensor:
     """Return `x` if it is a finite floating-point tensor (..., d_model), else raise ValueError.
 
     dtype: the type of the weights, where x has to have the same (autocast aside).
-
-    The values are read once, as a sum: NaN and infinity both make a sum that is not finite.
+    read: whether to look at the values too. They are read once, as a sum: NaN and infinity both make one that is not
+        finite.
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -85,9 +85,13 @@ def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None) -> Te
         raise ValueError(f"the last dimension of x must be d_model ({d_model}), got shape {tuple(x.shape)}")
     if dtype not in (None, x.dtype) and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(f"x must have the type of the weights ({dtype}), got {x.dtype}")
-    if torch.isfinite(x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))):
-        return x
-    if not torch.isfinite(x).all():  # a finite x can still overflow its sum
+    if read and not is_finite(x):
         bad = int((~torch.isfinite(x)).sum())
         raise NonFiniteError(f"x must be finite, got NaN or infinity in {bad} of its {x.numel()} entries")
     return x
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether no entry is NaN or infinite. A finite sum says so at once; a finite x can still overflow its sum."""
+    total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(x).all())

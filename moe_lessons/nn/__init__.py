@@ -11,7 +11,7 @@ from moe_lessons.nn.balancing import (
     router_z_loss,
     update_expert_bias,
 )
-from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
+from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch, describe_dispatch
 from moe_lessons.nn.experts import Experts, muted
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
@@ -38,6 +38,7 @@ __all__ = [
     "apply_capacity",
     "choose_dispatch",
     "dense_twin",
+    "describe_dispatch",
     "expert_capacity",
     "is_moe",
     "load_balancing_loss",

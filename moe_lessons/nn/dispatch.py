@@ -140,33 +140,35 @@ DISPATCH: dict[str, Dispatch] = {
 }
 
 
-# What the ways cost beside their arithmetic, in multiplications that take as long; measured on CPUs.
-ACTIVATION_PRICE = 16  # for each number of the hidden layer
-PADDED_PRICE = 800_000  # more calls than 'dense'
-GROUPED_PRICE = 60_000  # for each expert, of which there are at least 32 in this sum: for sorting and setting up
-GATHER_LIMIT = 35_000  # numbers that 'gather' may copy, for each expert, counted in the same way
-LAUNCH_FACTOR = 100  # what E products cost more than one where each is a launch of a kernel: an estimate
+# What the ways cost, in multiplications that take as long; measured on CPUs.
+ACTIVATION_PRICE = 16  # of the activation, for each number that goes into it
+PADDED_FACTOR = 1.1  # its rows do not stay in the cache
+PADDED_PRICE = 800_000  # of the calls that 'dense' does without
+GROUPED_PRICE = 2_500_000  # of the sorting and of the blocks
+GATHER_LIMIT = 2_000_000  # numbers that 'gather' may copy
+LAUNCH_FACTOR = 100  # on 'grouped' where each of its E products is launched for itself: an estimate
 
 
 def choose_dispatch(experts: Experts, routing: Routing) -> str:
     """The name of the way that 'auto' takes: the one with the least arithmetic and fixed price together.
 
     Arithmetic is rows · 2F · (D + ACTIVATION_PRICE), and the rows are E·T for 'dense', E·C for 'padded', where C is
-    the load of the busiest expert, and A for 'grouped'. 'gather' is taken where no gradient is wanted and the
-    weights to be copied are few, 'loop' never. `python -m moe_lessons bench` shows on your machine what is lost by
-    this rule; the prices are those of CPUs.
+    the load of the busiest expert, and A for 'grouped'. 'gather' is taken where no gradient is wanted, at most 2·E
+    assignments are made and few weights are to be copied; 'loop' never. `python -m moe_lessons bench` shows what
+    the rule takes and what was fastest.
     """
     num_experts, d_model, d_ff = experts.down_proj.shape
-    overhead = num_experts + 32
-    copied = len(routing.expert_idx) * (experts.in_proj[0].numel() + d_model * d_ff)
-    if copied <= GATHER_LIMIT * overhead and not torch.is_grad_enabled():
+    num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
+    few = num_rows <= 2 * num_experts and num_rows * d_model * (width + d_ff) <= GATHER_LIMIT
+    if few and not torch.is_grad_enabled():
         return "gather"
+    row = width * (d_model + ACTIVATION_PRICE)
+    busiest = int(routing.tokens_per_expert.max())  # C
     launches = experts.in_proj.device.type != "cpu" and why_own_products(experts.in_proj, experts.down_proj)
-    row = experts.in_proj.shape[1] * (d_model + ACTIVATION_PRICE)
     cost = {
         "dense": num_experts * routing.num_tokens * row,
-        "padded": num_experts * int(routing.tokens_per_expert.max()) * row + PADDED_PRICE,
-        "grouped": len(routing.expert_idx) * row + GROUPED_PRICE * overhead * (LAUNCH_FACTOR if launches else 1),
+        "padded": num_experts * busiest * row * PADDED_FACTOR + PADDED_PRICE,
+        "grouped": num_rows * row + GROUPED_PRICE * (LAUNCH_FACTOR if launches else 1),
     }
     return min(cost, key=cost.get)
 

@@ -40,7 +40,8 @@ def run_grouped(experts: Experts, x: Tensor, routing: Routing, in_proj: Tensor, 
         ends = counts.cumsum(0, dtype=torch.int32) if fast else None
         blocks = [Block(slice(None), slice(None), None if fast else counts.tolist(), ends)]
     plan = Plan(routing.token_idx[order], blocks, experts.hidden)
-    return _Grouped.apply(plan, torch.is_grad_enabled(), x, weight, in_bias, in_proj, down_proj)
+    run = _Grouped.apply if torch.is_grad_enabled() else run_blocks
+    return run(plan, x, weight, in_bias, in_proj, down_proj)
 
 
 def why_own_products(in_proj: Tensor, down_proj: Tensor) -> str:
@@ -130,32 +131,40 @@ class Plan:
         return hidden.detach(), *torch.autograd.grad(hidden, inputs, d_hidden)
 
 
+def run_blocks(plan: Plan, x, weight, in_bias, in_proj, down_proj, kept: list[Tensor] | None = None) -> Tensor:
+    """y[t] = Σ h·W_downᵀ over the rows of token t, where h = hidden(x[t]·W_inᵀ, weight, in_bias).
+
+    Adds the pre-activations of each block to `kept`, where there is such a list.
+    """
+    y = x.new_zeros(x.shape)
+    for block in plan.blocks:
+        token_idx = plan.token_idx[block.rows]  # (n,)
+        pre = block.times(x.index_select(0, token_idx), in_proj.mT)  # (n, 2F)
+        if kept is not None:
+            kept.append(pre)
+        hidden = plan.hidden(pre, weight[block.rows], None if in_bias is None else in_bias[block.rows])  # (n, F)
+        y.index_add_(0, token_idx, block.times(hidden, down_proj.mT))
+    return y
+
+
 class _Grouped(torch.autograd.Function):
-    """y[t] = Σ h·W_downᵀ over the rows of token t, where h = hidden(x[t]·W_inᵀ, weight, in_bias)."""
+    """`run_blocks` and its gradients."""
 
     @staticmethod
-    def forward(ctx, plan: Plan, keep: bool, x, weight, in_bias, in_proj, down_proj):
-        y, kept = x.new_zeros(x.shape), []
-        for block in plan.blocks:
-            token_idx = plan.token_idx[block.rows]  # (n,)
-            pre = block.times(x.index_select(0, token_idx), in_proj.mT)  # (n, 2F)
-            hidden = plan.hidden(pre, weight[block.rows], None if in_bias is None else in_bias[block.rows])  # (n, F)
-            y.index_add_(0, token_idx, block.times(hidden, down_proj.mT))
-            if keep:
-                kept.append(pre)
-        ctx.plan = plan
-        ctx.save_for_backward(x, weight, in_bias, in_proj, down_proj, *kept)
+    def forward(ctx, plan: Plan, *inputs):
+        ctx.plan, kept = plan, []
+        y = run_blocks(plan, *inputs, kept)
+        ctx.save_for_backward(*inputs, *kept)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_y):
         """d_… is the gradient of the loss for …; only those are computed that somebody wants."""
-        plan, (*inputs, in_proj, down_proj), kept = ctx.plan, ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-        x, weight, in_bias = inputs
+        plan, (x, weight, in_bias, in_proj, down_proj, *kept) = ctx.plan, ctx.saved_tensors
         d_inputs = [
             torch.empty_like(value) if wanted else None
-            for value, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[2:])
+            for value, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
         ]
         d_x, d_weight, d_in_bias, d_in_proj, d_down_proj = d_inputs
         if d_x is not None:
@@ -175,4 +184,4 @@ class _Grouped(torch.autograd.Function):
             for whole, part in zip((d_weight, d_in_bias), d_rows):
                 if whole is not None:
                     whole[block.rows] = part
-        return None, None, *d_inputs
+        return None, *d_inputs

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice, check_input, check_number, check_positive_int, check_top_k
 from moe_lessons.nn.balancing import PRIORITIES, apply_capacity, expert_capacity
-from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
+from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch, describe_dispatch
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.routing import Routing, TopKRouter
@@ -109,7 +109,8 @@ class MoE(nn.Module):
         return shared if self.shared_expert_gate is None else self.shared_expert_gate(tokens).sigmoid() * shared
 
     def extra_repr(self) -> str:
-        text = f"num_experts={self.num_experts}, top_k={self.top_k}, dispatch={self.dispatch!r}"
+        way = describe_dispatch(self.experts, self.dispatch)
+        text = f"num_experts={self.num_experts}, top_k={self.top_k}, dispatch={way!r}"
         if self.capacity_factor is None:
             return text
         return f"{text}, capacity_factor={self.capacity_factor}, capacity_priority={self.capacity_priority!r}"

@@ -1,5 +1,6 @@
 """Which expert serves which token: the `Routing`, and the routers that make one."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from moe_lessons.errors import (
     check_number,
     check_positive_int,
     check_top_k,
+    is_finite,
 )
 from moe_lessons.nn.ffn import make_weight
 
@@ -165,9 +167,10 @@ class TopKRouter(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts, device=device, dtype=dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Routing:
-        check_tokens(x, self.d_model)
+        check_tokens(x, self.d_model, read=False)
         logits = self.choice_logits(x)  # (T, E)
-        if not torch.isfinite(logits).all():
+        if not is_finite(logits):
+            check_tokens(x, self.d_model)  # perhaps x is to blame
             raise NonFiniteError("router_logits must be finite, got NaN or infinity: the router has diverged")
         return self.choose(logits)
 
@@ -183,7 +186,7 @@ class TopKRouter(nn.Module):
         """The clean scores of the experts: x (T, D) -> (T, E), in float32 or float64."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         bias = None if self.bias is None else self.bias.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return F.linear(x.to(dtype), self.weight.to(dtype), bias)
 
     def choice_logits(self, x: Tensor) -> Tensor:
@@ -199,12 +202,18 @@ class TopKRouter(nn.Module):
         return text + (f", jitter_noise={self.jitter_noise}" if self.jitter_noise else "")
 
 
-def check_tokens(x: Tensor, d_model: int) -> Tensor:
-    """Return `x` if it is finite floating-point tokens (T, d_model), else raise ValueError."""
-    check_input(x, d_model)
+def check_tokens(x: Tensor, d_model: int, read: bool = True) -> Tensor:
+    """Return `x` if it is floating-point tokens (T, d_model) and, where it is `read`, finite; else raise ValueError."""
+    check_input(x, d_model, read=read)
     if x.ndim != 2:
         raise ValueError(f"x must have the shape (T, {d_model}), got {tuple(x.shape)}")
     return x
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """Within it, products are in the type of their inputs."""
+    is_on = torch.is_autocast_enabled(x.device.type)
+    return torch.autocast(x.device.type, enabled=False) if is_on else nullcontext()
 
 
 class SwitchRouter(TopKRouter):
@@ -258,7 +267,7 @@ class NoisyTopKRouter(TopKRouter):
             return logits
         std = self.noise_std
         if self.noise == "learned":
-            with torch.autocast(x.device.type, enabled=False):
+            with no_autocast(x):
                 std = F.softplus(F.linear(x.to(logits.dtype), self.noise_weight.to(logits.dtype))) + 1e-2  # (T, E)
         return logits + torch.randn_like(logits) * std
 
