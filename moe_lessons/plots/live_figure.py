@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,16 @@ from moe_lessons.plots.theme import LIGHT, Panel, Theme
 TEXT_INTERVAL = 0.5  # seconds between two refreshes of the slow artists: text is the dearest thing to draw
 
 
+class Row(NamedTuple):
+    """A row of panels: how many, how high in pixels (title and labels included) and, in widths of a panel's axes, the
+    space between two and the part of each that is left free on its right."""
+
+    panels: int
+    height: int = 290
+    gap: float = 0.24
+    room: float = 0.0
+
+
 class LiveFigure:
     """Panels in a grid, drawn by blitting: what stands still is drawn once and kept as pixels.
 
@@ -22,7 +33,8 @@ class LiveFigure:
     frame, in the order of their zorder. The pixels are the same as those of a full drawing.
 
     make_panels: functions (axes, theme) -> Panel, one for each place in the grid, row by row.
-    has_caption: leave room for a line of text under the panels.
+    caption_lines: leave room for so many lines of text under the panels.
+    rows: the `Row`s, where they are not all alike; `columns` and `row_height` then count for nothing.
     """
 
     def __init__(
@@ -33,22 +45,22 @@ class LiveFigure:
         width: int = 980,
         row_height: int = 290,
         dpi: int = 100,
-        has_caption: bool = False,
+        caption_lines: int = 0,
+        rows: Sequence[Row] = (),
     ):
-        rows = -(-len(make_panels) // columns)
-        below = 24 if has_caption else 0  # pixels
-        height = rows * row_height + below
+        rows = rows or [Row(columns, row_height)] * -(-len(make_panels) // columns)
+        below = 10 + 14 * caption_lines if caption_lines else 0  # pixels
+        height = sum(row.height for row in rows) + below
         self.figure = Figure(figsize=(width / dpi, height / dpi), dpi=dpi, facecolor=theme.background)
         self.canvas = FigureCanvasAgg(self.figure)
-        inner = {"left": 50 / width, "right": 1 - 12 / width, "top": 1 - 26 / height, "bottom": (40 + below) / height}
-        cells = self.figure.add_gridspec(rows, columns, **inner, hspace=76 / (row_height - 76), wspace=0.24)
-        axes = [self.figure.add_subplot(cells[i // columns, i % columns]) for i in range(len(make_panels))]
+        places = _places(rows, width, height)[: len(make_panels)]
+        axes = [self.figure.add_axes(place) for place in places]
         self.panels = [make(ax, theme) for make, ax in zip(make_panels, axes, strict=True)]
         self.live = self._by_zorder([artist for panel in self.panels for artist in panel.live])
         self.slow = self._by_zorder([artist for panel in self.panels for artist in panel.slow])
         for artist in (*self.live, *self.slow):
             artist.set_animated(True)
-        self._caption = self.figure.text(50 / width, 10 / height, "", fontsize=9, color=theme.foreground)
+        self._caption = self.figure.text(50 / width, 10 / height, "", fontsize=9, color=theme.foreground, wrap=True)
         self._still = self._with_text = None
         self.want_text()
 
@@ -58,7 +70,7 @@ class LiveFigure:
 
     @property
     def caption(self) -> str:
-        """A line under the panels; it needs `has_caption`."""
+        """The text under the panels; it needs `caption_lines`."""
         return self._caption.get_text()
 
     @caption.setter
@@ -115,3 +127,16 @@ class LiveFigure:
             if panel.ax.bbox.contains(*pixel):
                 return i, *panel.ax.transData.inverted().transform(pixel)
         return None
+
+
+def _places(rows: Sequence[Row], width: int, height: int) -> list[tuple[float, float, float, float]]:
+    """Left, bottom, width and height of the axes, as parts of the figure: row by row, from the top left."""
+    places, top = [], height
+    for row in rows:
+        axes_width = (width - 62) / (row.panels + row.gap * (row.panels - 1))  # 50 pixels on the left, 12 on the right
+        for i in range(row.panels):
+            left, bottom = 50 + i * axes_width * (1 + row.gap), top - row.height + 46
+            box = left / width, bottom / height, axes_width * (1 - row.room) / width, (row.height - 72) / height
+            places.append(box)  # 26 pixels above for the title, 46 below for ticks and label
+        top -= row.height
+    return places

@@ -20,7 +20,8 @@ class FrontEnd(anywidget.AnyWidget):
       el.style.display = "none";
       const view = () => el.closest(".moe-view");
       const describe = () => view()?.querySelectorAll(".widget-inline-hbox").forEach((row) => {
-        const tip = model.get("tips")[row.querySelector(".widget-label")?.textContent];
+        const label = row.querySelector(".widget-label-basic") ?? row.querySelector(".widget-label");  // of a checkbox
+        const tip = model.get("tips")[label?.textContent];
         if (!tip || row.title === tip) return;
         row.title = tip;
         row.querySelector("select, input, [role=slider]")?.setAttribute("aria-description", tip);

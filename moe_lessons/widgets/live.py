@@ -20,7 +20,7 @@ import ipywidgets as W
 from IPython import get_ipython
 
 from moe_lessons.errors import NonFiniteError, check_positive_int
-from moe_lessons.plots import THEMES, LiveFigure
+from moe_lessons.plots import THEMES, LiveFigure, Theme
 from moe_lessons.training import Run, TrainingDiverged
 from moe_lessons.widgets.figure_image import FigureImage, mimebundle, static_mode
 from moe_lessons.widgets.front_end import FrontEnd
@@ -130,6 +130,11 @@ class LiveRun(W.VBox):
         """A second line, on what is selected."""
         return ""
 
+    def arrange(self, makers: list[Callable], theme: Theme) -> LiveFigure:
+        """The figure with the panels that `makers` make, in their order."""
+        columns = min(self.columns, 2) if self._narrow else self.columns
+        return LiveFigure(makers, columns, theme, 330 * columns - 10, caption_lines=int(static_mode()))
+
     def clicked(self, x: float, y: float) -> None:
         """The picture was clicked at x, y (0 to 1 from the top left)."""
 
@@ -179,8 +184,9 @@ class LiveRun(W.VBox):
         """Train `steps` steps now, before anything else happens."""
         check_positive_int("steps", steps)
         self._do_actions()
+        until = self.step + steps
         try:
-            for _ in range(steps):
+            while self.step < until:
                 self._step()
         except TrainingDiverged as error:
             self._trouble = str(error)
@@ -331,10 +337,8 @@ class LiveRun(W.VBox):
         if key == self._figure_key:
             return
         self._figure_key = key
-        columns = min(self.columns, 2) if self._narrow else self.columns
         makers = [lambda ax, theme, p=panel: p.make(self, ax, theme) for panel in self.panels]
-        width = 330 * columns - 10
-        self._figure = LiveFigure(makers, columns, THEMES[self._theme], width, has_caption=static_mode())
+        self._figure = self.arrange(makers, THEMES[self._theme])
 
     def draw(self, final: bool = True) -> None:
         """Give the panels what is known now, and draw them."""
