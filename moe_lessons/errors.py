@@ -94,4 +94,4 @@ def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None, read:
 def is_finite(x: Tensor) -> bool:
     """Whether no entry is NaN or infinite. A finite sum says so at once; a finite x can still overflow its sum."""
     total = x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32))
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(x).all())
+    return math.isfinite(total.item()) or bool(torch.isfinite(x).all())

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class Routing:
         return cls(
             router_logits=router_logits,
             router_probs=router_probs,
-            token_idx=torch.arange(num_tokens, device=topk_indices.device).repeat(top_k),  # (K·T,)
+            token_idx=torch.arange(num_tokens, device=topk_indices.device).expand(top_k, -1).reshape(-1),  # (K·T,)
             expert_idx=topk_indices.T.reshape(-1),  # (K·T,) first choices first
             weight=topk_weights.T.reshape(-1),  # (K·T,)
             dropped_token_idx=topk_indices.new_zeros(0),
@@ -74,7 +75,7 @@ class Routing:
         """E, the number of experts that could be chosen."""
         return self.router_probs.shape[1]
 
-    @property
+    @cached_property
     def tokens_per_expert(self) -> Tensor:
         """(E,) how many assignments each expert carries out."""
         return torch.bincount(self.expert_idx, minlength=self.num_experts)
