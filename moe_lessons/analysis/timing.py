@@ -5,8 +5,7 @@ round make a ratio, and the median over the rounds is the answer.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median, quantiles
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_positive_int
+from moe_lessons.nn import torch_threads
 from moe_lessons.training import Run
 
 WARM_UP = 2  # rounds that are not measured
@@ -73,17 +73,6 @@ def _finish() -> None:
     """Wait until a GPU has done what it was told; on a machine without one there is nothing to wait for."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
-
-
-@contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """Within it torch computes with `threads` threads; after it with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(check_positive_int("threads", threads))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def step_times(

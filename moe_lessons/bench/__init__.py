@@ -16,11 +16,11 @@ from pathlib import Path
 
 import torch
 
-from moe_lessons.analysis.timing import torch_threads
 from moe_lessons.bench.measuring import measure
 from moe_lessons.bench.showing import as_text, draw
 from moe_lessons.bench.sizes import FULL, QUICK
 from moe_lessons.errors import check_device, check_positive_int
+from moe_lessons.nn import torch_threads
 
 DESCRIPTION = """Time an MoE layer, run in each way that it can run, against a dense FFN of equal active size and
 against the block of Hugging Face's transformers, where that is installed. Takes about two minutes on two cores."""

@@ -17,7 +17,7 @@ from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.routers import ExpertChoiceRouter, HashRouter, SigmoidRouter
 from moe_lessons.nn.routing import NoisyTopKRouter, Routing, SwitchRouter, TopKRouter
-from moe_lessons.nn.seeding import seeded
+from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.twins import dense_twin, is_moe
 
@@ -45,5 +45,6 @@ __all__ = [
     "muted",
     "router_z_loss",
     "seeded",
+    "torch_threads",
     "update_expert_bias",
 ]

@@ -1,9 +1,11 @@
-"""A random state of one's own."""
+"""What else a result depends on: the random state, and how many threads compute."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from moe_lessons.errors import check_positive_int
 
 
 @contextmanager
@@ -19,3 +21,14 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def torch_threads(threads: int) -> Iterator[None]:
+    """Within it torch computes with `threads` threads; after it with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(check_positive_int("threads", threads))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -4,7 +4,7 @@ Show a picture in a notebook with `ax.figure`.
 """
 
 from moe_lessons.plots.bench import cost_by_experts, time_ratios
-from moe_lessons.plots.curves import LossCurves, loss_curves, running_mean
+from moe_lessons.plots.curves import LossCurves, loss_curves, running_mean, seed_sweep
 from moe_lessons.plots.heatmap import LayerLoads, TokenExpertHeatmap, layer_loads, token_expert_heatmap
 from moe_lessons.plots.live_figure import LiveFigure, Row
 from moe_lessons.plots.load import LoadBars, LoadFilm, load_bars, load_film
@@ -41,6 +41,7 @@ __all__ = [
     "load_film",
     "loss_curves",
     "running_mean",
+    "seed_sweep",
     "territory_map",
     "time_ratios",
     "token_expert_heatmap",

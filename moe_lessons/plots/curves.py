@@ -69,3 +69,29 @@ def loss_curves(curves, ghost=None, x_axis: str = "steps", ax: Axes | None = Non
     ax, colors = axes_for(ax, theme)
     LossCurves(ax, colors, tuple(curves), x_axis, ghost is not None).update(list(curves.values()), ghost)
     return ax
+
+
+def seed_sweep(
+    values, title: str, x_label: str, baseline: float | None = None, ax: Axes | None = None, theme: str = "light"
+) -> Axes:
+    """Draw something measured from several seeds at several settings: `values` maps x (above 0) to values (S,).
+
+    The line is the mean, the band reaches from the least to the largest seed; x is logarithmic. Dashed: a baseline.
+    """
+    ax, colors = axes_for(ax, theme, height=3.2)
+    Panel(ax, colors)
+    x = list(values)
+    seeds = [np.asarray(values[key], dtype=float) for key in x]
+    color = colors.lines[1]
+    low, high = [s.min() for s in seeds], [s.max() for s in seeds]
+    ax.fill_between(x, low, high, color=color, alpha=0.2, lw=0, label="all seeds")
+    ax.plot(x, [s.mean() for s in seeds], "o-", color=color, lw=2, ms=5, label="mean")
+    if baseline is not None:
+        ax.axhline(baseline, ls="--", lw=1.2, color=colors.foreground, label="without")
+    ax.set(xscale="log", xlabel=x_label)
+    ax.set_xticks(x, [f"{key:g}" for key in x])
+    ax.set_xticks([], minor=True)
+    ax.set_title(title, loc="left", fontsize=10, color=colors.foreground, pad=5)
+    ax.grid(color=colors.grid, lw=0.5)
+    ax.legend(fontsize=8, frameon=False, labelcolor=colors.foreground)
+    return ax

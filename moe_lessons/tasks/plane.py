@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
-from moe_lessons.nn import ExpertChoiceRouter, MoE, NoisyTopKRouter, Routing, SigmoidRouter, is_moe, seeded
+from moe_lessons.nn import (
+    ExpertChoiceRouter,
+    MoE,
+    NoisyTopKRouter,
+    Routing,
+    SigmoidRouter,
+    is_moe,
+    seeded,
+    torch_threads,
+)
 from moe_lessons.nn.balancing import PRIORITIES
 
 NUM_PROTOTYPES = 24
@@ -243,6 +252,7 @@ def remedy_setting(*names: str, base: PlaneSetting = _COLLAPSE, **fields) -> Pla
     return replace(base, **merged | fields)
 
 
+@torch_threads(1)  # at these sizes a second thread only waits; and the same numbers whatever the setting outside
 def plane_model(
     setting: PlaneSetting, seed: int = 0, block: Callable[..., nn.Module] | None = None
 ) -> tuple[PlaneClassifier, PlaneTask]:

@@ -28,6 +28,7 @@ from moe_lessons.plots import (
     load_film,
     loss_curves,
     running_mean,
+    seed_sweep,
     territory_map,
     token_expert_heatmap,
 )
@@ -424,3 +425,19 @@ def test_a_figure_shows_itself_as_a_picture_with_a_name(theme):
     image = Image.open(io.BytesIO(data["image/png"]))
     assert image.size == (640, 280)
     assert image.convert("RGB").getpixel((0, 0)) == tuple(bytes.fromhex(THEMES[theme].background[1:]))
+
+
+# --- a sweep over seeds ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_sweep_shows_the_mean_and_all_seeds(theme):
+    values = {0.01: np.array([0.2, 0.4]), 0.1: np.array([0.5, 0.9]), 10.0: np.array([0.1, 0.1])}
+    ax = seed_sweep(values, "Accuracy", "coefficient", baseline=0.3, theme=theme)
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
+    assert list(ax.lines[1].get_ydata()) == [0.3, 0.3]
+    corners = {tuple(point) for point in ax.collections[0].get_paths()[0].vertices}
+    assert {(0.01, 0.2), (0.01, 0.4), (0.1, 0.5), (0.1, 0.9)} <= corners
+    assert ax.get_xscale() == "log" and [text.get_text() for text in ax.get_xticklabels()] == ["0.01", "0.1", "10"]
+    assert ax.get_title(loc="left") == "Accuracy" and ax.get_xlabel() == "coefficient"
+    assert len(seed_sweep(values, "Accuracy", "coefficient", theme=theme).lines) == 1

@@ -1,0 +1,307 @@
+"""What lesson 06 says under 'What to notice', measured over six seeds, trained together as bands."""
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+
+from moe_lessons.analysis.cost import count_parameters, flops_per_token
+from moe_lessons.analysis.load import balance_by_layer, load_statistics
+from moe_lessons.bands import SeedBand
+from moe_lessons.nn import MoE, Routing, TopKRouter, load_balancing_loss
+from moe_lessons.tasks import PRESETS, REMEDIES, PlaneSetting, plane_model, remedy_setting
+from moe_lessons.training import DEAD_SHARE
+from moe_lessons.widgets.check_causality import OutputOnly, causality_cases, sees_the_future
+
+SEEDS = range(6)
+COLLAPSE = PRESETS["collapse"]
+NARROW = replace(COLLAPSE, task="checker", d_ff=1)  # the experts of one hidden unit
+MANY = range(12)  # seeds, where they differ much
+UNEVEN = replace(COLLAPSE, task="uneven")
+FIRM = 1.0  # the coefficient of the auxiliary loss in the laboratories
+NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss", "capacity")
+
+
+def on(band: SeedBand, steps: int) -> SeedBand:
+    for _ in range(steps):
+        band.step()
+    return band
+
+
+@cache
+def trained(setting: PlaneSetting, seeds: range = SEEDS) -> SeedBand:
+    """300 steps from the start."""
+    return on(SeedBand(setting, seeds), 300)
+
+
+@cache
+def cured(setting: PlaneSetting) -> SeedBand:
+    """150 steps of the plain collapse, then 200 with a remedy."""
+    return on(collapsed().branch(setting), 200)
+
+
+@cache
+def collapsed() -> SeedBand:
+    return on(SeedBand(COLLAPSE, SEEDS), 150)
+
+
+@cache
+def remedy(name: str) -> SeedBand:
+    """One of the laboratory's tiles."""
+    fields = {"router_aux_loss_coef": FIRM} if name == "auxiliary loss" else {}
+    return trained(remedy_setting(name, **fields))
+
+
+def dead(band: SeedBand) -> np.ndarray:
+    """(S,) dead experts, without noise."""
+    return (band.clean_loads() * band.setting.top_k < DEAD_SHARE).sum(axis=1)
+
+
+def recent(band: SeedBand, name: str) -> np.ndarray:
+    """The mean over the last 20 steps of what the records have for each seed (S,), or for all (a number)."""
+    return np.mean([getattr(record, name) for record in band.records[-20:]], axis=0)
+
+
+def accuracies(band: SeedBand) -> np.ndarray:
+    return band.evaluate(2048)["accuracies"]
+
+
+def variation(band: SeedBand) -> np.ndarray:
+    loads = band.clean_loads()
+    return loads.std(axis=1) / loads.mean(axis=1)
+
+
+# --- the meter -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.claim("pooling-hides-a-collapse")
+@pytest.mark.parametrize("seed", range(5))
+def test_pooling_hides_a_collapse(seed):
+    torch.manual_seed(seed)
+    x, routings = torch.randn(256, 8), []
+    for layer in range(4):
+        router = TopKRouter(8, 4, 1, bias=True)
+        with torch.no_grad():
+            router.bias[layer] = 20.0
+        routings.append(router(x))
+    meter = balance_by_layer(routings)
+    assert (meter.dead == 3).all() and (meter.max_over_mean == 4).all()
+    assert (meter.load_balancing_loss > 3.99).all()
+    parts = ("router_logits", "router_probs", "topk_indices", "topk_weights")
+    pooled = Routing.from_topk(*(torch.cat([getattr(routing, part) for routing in routings]) for part in parts))
+    assert load_statistics(pooled).dead == 0 and load_statistics(pooled).max_over_mean == 1
+    assert load_balancing_loss(pooled).item() == pytest.approx(1, abs=1e-4)
+
+
+# --- the laboratory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.claim("three-remedies-keep-every-expert")
+def test_three_remedies_keep_every_expert():
+    assert dead(remedy("auxiliary loss")).max() == 0
+    assert dead(remedy("expert choice")).max() == 0
+    assert dead(remedy("bias update")).max() <= 1 and dead(remedy("bias update")).mean() < 0.5
+    others = set(REMEDIES) - {"auxiliary loss", "expert choice", "bias update"}
+    assert min(dead(remedy(name)).mean() for name in others) > 1
+
+
+@pytest.mark.claim("five-remedies-lose-as-many-as-nothing")
+def test_five_remedies_lose_as_many_as_nothing():
+    alone = dead(remedy("nothing"))
+    assert alone.mean() > 2.7 and alone.min() >= 2  # of eight
+    for name in NOISE_JITTER_Z_CAPACITY:
+        assert dead(remedy(name)).mean() > alone.mean() - 0.6, name
+    assert dead(remedy("top-2")).mean() < alone.mean() - 0.8
+
+
+@pytest.mark.claim("balance-buys-no-accuracy-on-this-collapse")
+def test_balance_buys_no_accuracy_on_this_collapse():
+    alone = accuracies(remedy("nothing"))
+    for name in ("auxiliary loss", "bias update"):
+        assert abs((accuracies(remedy(name)) - alone).mean()) < 0.03, name
+    assert (accuracies(remedy("expert choice")) - alone).mean() < -0.03
+    assert (accuracies(remedy("capacity")) - alone).mean() < -0.1
+
+
+# --- those that do not balance -------------------------------------------------------------------------------
+
+
+@pytest.mark.claim("noise-alone-does-not-revive")
+def test_noise_alone_does_not_revive():
+    before = dead(collapsed())
+    loud, gentle = cured(replace(COLLAPSE, noise_std=5.0)), cured(replace(COLLAPSE, noise_std=1.0))
+    assert recent(loud, "dead").mean() < 0.7  # read with the noise
+    assert dead(loud).min() >= 2 and dead(loud).mean() > before.mean() - 0.6  # and without
+    for reading in (recent(gentle, "dead"), dead(gentle)):
+        assert reading.mean() > before.mean() - 0.5
+
+
+@pytest.mark.claim("the-router-outshouts-the-noise")
+def test_the_router_outshouts_the_noise():
+    settings = (COLLAPSE, replace(COLLAPSE, noise_std=1.0), replace(COLLAPSE, noise_std=5.0))
+    silent, gentle, loud = (size_of_scores(cured(setting)) for setting in settings)
+    assert gentle > 1.3 * silent and loud > 1.3 * gentle
+
+
+@torch.no_grad()
+def size_of_scores(band: SeedBand) -> float:
+    """The mean of logsumexp(router logits)² without noise: how large the router has made its scores."""
+    points = 2 * torch.rand(len(SEEDS), 1024, 2, generator=torch.Generator().manual_seed(0)) - 1
+    _, (routing,) = band.model.eval()(points)
+    return routing.router_logits.logsumexp(dim=-1).square().mean().item()
+
+
+@pytest.mark.claim("z-loss-keeps-scores-small-and-does-not-balance")
+def test_z_loss_keeps_scores_small_and_does_not_balance():
+    assert recent(remedy("z-loss"), "router_z_loss") < 0.1 * recent(remedy("nothing"), "router_z_loss")
+    assert dead(remedy("z-loss")).mean() > dead(remedy("nothing")).mean() - 0.4
+    strong = trained(remedy_setting("z-loss", router_z_loss_coef=1.0))
+    assert dead(strong).mean() > dead(remedy("nothing")).mean() + 0.8
+
+
+@pytest.mark.claim("top-2-loses-fewer-and-doubles-the-work")
+def test_top_2_loses_fewer_and_doubles_the_work():
+    prevented, alone = dead(remedy("top-2")), dead(remedy("nothing"))
+    assert prevented.mean() < alone.mean() - 0.8
+    assert (prevented >= 1).mean() > 0.5  # some, in most runs
+    blocks = {name: plane_model(remedy_setting(name))[0].block for name in ("nothing", "top-2")}
+    flops = {name: flops_per_token(block) - 2 * block.router.weight.numel() for name, block in blocks.items()}
+    assert flops["top-2"] == 2 * flops["nothing"]
+
+
+@pytest.mark.claim("capacity-charges-for-a-collapse")
+def test_capacity_charges_for_a_collapse():
+    tight = replace(COLLAPSE, capacity_factor=1.0)
+    alone, balanced = trained(tight), trained(replace(tight, router_aux_loss_coef=FIRM))
+    assert recent(alone, "dropped").min() > 0.36  # the lesson prints: a third or more
+    assert 0.03 < recent(balanced, "dropped").min() and recent(balanced, "dropped").max() < 0.11  # under an eighth
+    assert (recent(alone, "dropped") / recent(balanced, "dropped")).min() > 3
+    assert (accuracies(balanced) - accuracies(alone)).min() > 0.1
+
+
+# --- those that balance --------------------------------------------------------------------------------------
+
+
+def narrow(coefficient: float) -> SeedBand:
+    return trained(replace(NARROW, router_aux_loss_coef=coefficient), MANY)
+
+
+@pytest.mark.claim("variation-falls-with-the-coefficient")
+def test_variation_falls_with_the_coefficient():
+    low, middle, high, too_high = (variation(narrow(c)).mean() for c in (0.01, 0.1, 1.0, 10.0))
+    assert low > middle + 0.15 and middle > high + 0.07
+    assert dead(narrow(1.0)).max() == 0
+    assert too_high > high
+
+
+@pytest.mark.claim("accuracy-has-an-inner-maximum")
+def test_accuracy_has_an_inner_maximum():
+    without = accuracies(narrow(0.0))
+    gains = {c: accuracies(narrow(c)) - without for c in (0.1, 0.3, 1.0, 10.0)}
+    for coefficient in (0.1, 0.3, 1.0):
+        assert gains[coefficient].mean() > 0.04, coefficient
+    assert gains[0.3].mean() > 3 * gains[0.3].std(ddof=1) / len(MANY) ** 0.5  # beyond the spread of the seeds
+    assert gains[10.0].mean() < 0 and (gains[0.3] - gains[10.0]).mean() > 0.07
+    wide = [accuracies(trained(replace(COLLAPSE, router_aux_loss_coef=c))) for c in (0.0, 0.1, FIRM, 10.0)]
+    assert max((wide[1] - wide[0]).mean(), (wide[2] - wide[0]).mean()) < 0.03  # no hump: nothing won
+    assert (wide[3] - wide[0]).mean() < -0.02  # and too much hurts
+
+
+@pytest.mark.claim("bias-updates-balance-without-a-gradient")
+def test_bias_updates_balance_without_a_gradient():
+    with_bias = remedy("bias update")
+    alone = trained(replace(with_bias.setting, expert_bias_rate=0.0))
+    assert dead(alone).min() >= 2 and dead(with_bias).max() <= 1
+    assert variation(with_bias).mean() < 0.4 * variation(alone).mean()
+    router = with_bias.model.block.router
+    assert not router.expert_bias.requires_grad and "block.router.expert_bias" not in dict(
+        with_bias.model.named_parameters()
+    )
+    assert router.expert_bias.abs().max() > 0 and alone.model.block.router.expert_bias.abs().max() == 0
+
+
+@pytest.mark.claim("expert-choice-is-even-and-leaves-tokens-out")
+def test_expert_choice_is_even_and_leaves_tokens_out():
+    band = remedy("expert choice")
+    assert variation(band).max() < 1e-6
+    assert recent(band, "unserved").min() > 0.05
+
+
+# --- uneven data, and before or after ------------------------------------------------------------------------
+
+
+@pytest.mark.claim("too-much-balance-hurts-on-uneven-data")
+def test_too_much_balance_hurts_on_uneven_data():
+    def lost(setting: PlaneSetting, coefficient: float) -> np.ndarray:
+        return accuracies(trained(setting)) - accuracies(trained(replace(setting, router_aux_loss_coef=coefficient)))
+
+    assert dead(trained(UNEVEN)).min() >= 2
+    assert dead(trained(replace(UNEVEN, router_aux_loss_coef=1.0))).mean() < 0.5
+    assert abs(lost(UNEVEN, 1.0).mean()) < 0.015
+    assert lost(UNEVEN, 10.0).mean() > 0.015 and (lost(UNEVEN, 10.0) > 0).sum() >= len(SEEDS) - 1
+    even = replace(UNEVEN, task="blobs")  # the paragraph after it: not because the data are uneven
+    assert lost(even, 10.0).mean() > 0.015
+    assert (
+        variation(trained(replace(even, router_aux_loss_coef=10.0))).mean()
+        > 0.9 * variation(trained(replace(even, router_aux_loss_coef=1.0))).mean()
+    )
+
+
+@pytest.mark.claim("the-auxiliary-loss-and-the-bias-cure-the-others-do-not")
+def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
+    before = dead(collapsed()).mean()
+    assert before > 2.7
+    for name, fields in (("auxiliary loss", {"router_aux_loss_coef": FIRM}), ("bias update", {})):
+        assert dead(cured(remedy_setting(name, **fields))).mean() < 0.4, name
+    for name, fields in (("Gaussian noise", {}), ("Gaussian noise", {"noise_std": 5.0}), ("top-2", {})):
+        assert dead(cured(remedy_setting(name, **fields))).mean() > 1.5, name
+    weak = remedy_setting("auxiliary loss", router_aux_loss_coef=0.1)
+    assert dead(trained(weak)).mean() < 0.6
+    assert dead(cured(weak)).mean() > dead(trained(weak)).mean() + 0.3
+
+
+# --- the future ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.claim("who-sees-the-future")
+@pytest.mark.parametrize("seed", range(5))
+def test_who_sees_the_future(seed):
+    torch.manual_seed(seed)
+    x = torch.randn(13, 8)
+    for name, case in causality_cases().items():
+        assert sees_the_future(case.layer, x) == case.truth, name
+
+
+@torch.no_grad()
+@pytest.mark.claim("capacity-and-the-future")
+@pytest.mark.parametrize("seed", range(5))
+def test_capacity_and_the_future(seed):
+    torch.manual_seed(seed)
+    moe = MoE(d_model=8, d_ff=16, num_experts=4, top_k=1, capacity_factor=1.0)
+    x = torch.randn(13, 8)
+    y = moe(x)[0]
+
+    def same(a, b):
+        return torch.allclose(a, b, atol=1e-5)
+
+    for t in range(1, 13):
+        for _ in range(5):
+            assert same(moe(torch.cat([x[:t], torch.randn(13 - t, 8)]))[0][:t], y[:t])  # another future
+    assert not all(same(moe(x[:t])[0], y[:t]) for t in range(1, 13))  # none
+    beside = [moe(torch.stack([torch.randn(13, 8), x]))[0][1] for _ in range(5)]
+    assert not all(same(other, beside[0]) for other in beside)
+
+
+@pytest.mark.claim("most-remedies-cost-no-compute")
+def test_most_remedies_cost_no_compute():
+    torch.manual_seed(0)
+    blocks = {name: plane_model(remedy_setting(name))[0].block for name in REMEDIES}
+    flops = {name: flops_per_token(block) for name, block in blocks.items()}
+    more = {name: count_parameters(block).total for name, block in blocks.items()}
+    assert {name for name in REMEDIES if flops[name] > flops["nothing"]} == {"top-2", "learned noise"}
+    assert more["learned noise"] - more["nothing"] == blocks["nothing"].router.weight.numel()  # a second router
+    blocks["capacity"].capacity_factor = REMEDIES["capacity"]["capacity_factor"]
+    sees = {name for name, block in blocks.items() if sees_the_future(OutputOnly(block), torch.randn(32, 16))}
+    assert sees == {"capacity", "expert choice"}
