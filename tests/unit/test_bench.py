@@ -288,7 +288,7 @@ def test_the_tables_are_readable(tiny, capsys):
 def test_the_tables_without_transformers(tiny, capsys, without_transformers):
     assert bench.main([]) == 0
     out = capsys.readouterr().out
-    assert "no transformers (5.0 or newer)" in out
+    assert "no transformers (5.18 or newer)" in out
     assert "HF eager" not in out and "best HF" not in out
 
 
