@@ -6,6 +6,7 @@ island s. The islands share nothing, so that each learns what it would learn alo
 
 import copy
 from collections.abc import Iterable
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +52,9 @@ class SeedBand(Run):
 
     def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5), *, threads: int = 1, device=None):
         self.setting, self.seeds = setting, list(seeds) if isinstance(seeds, Iterable) else []
-        if not self.seeds or not all(isinstance(seed, int) and seed >= 0 for seed in self.seeds):
+        if not self.seeds or not all(isinstance(seed, Integral) and seed >= 0 for seed in self.seeds):
             raise ValueError(f"seeds must be one or more whole numbers from 0 up, got {seeds!r}")
+        self.seeds = [int(seed) for seed in self.seeds]  # of NumPy, too
         models, tasks = zip(*(plane_model(setting, seed) for seed in self.seeds), strict=True)
         band, task = BandClassifier(models), BandTask(tasks)
         super().__init__(band, task, lr=setting.lr, seed=self.seeds[0], device=device, threads=threads)

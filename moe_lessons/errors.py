@@ -52,7 +52,8 @@ def check_device(device: Any) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         found = None
-    if found is None or str(found) not in {"meta", *present, *(name.split(":")[0] for name in present)}:
+    name = str(found) if found is None or found.index else found.type  # mps:0 is what a tensor on mps says
+    if name not in {"meta", *present, *(name.split(":")[0] for name in present)}:
         raise ValueError(f"device must be one of {', '.join(map(repr, present))} on this machine, got {str(device)!r}")
     return found
 
@@ -83,7 +84,8 @@ def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None, read:
         raise ValueError(f"x must be a floating-point tensor, got {kind}")
     if x.ndim < 1 or x.shape[-1] != d_model:
         raise ValueError(f"the last dimension of x must be d_model ({d_model}), got shape {tuple(x.shape)}")
-    if dtype not in (None, x.dtype) and not torch.is_autocast_enabled(x.device.type):
+    cast = torch.float64 not in (x.dtype, dtype) and torch.is_autocast_enabled(x.device.type)  # it leaves float64 alone
+    if dtype not in (None, x.dtype) and not cast:
         raise ValueError(f"x must have the type of the weights ({dtype}), got {x.dtype}")
     if read and not is_finite(x):
         bad = int((~torch.isfinite(x)).sum())

@@ -229,6 +229,9 @@ class Run:
                 logits, routings = check_output(self.model(x))
             except NonFiniteError as error:
                 self._diverged(str(error))
+            if self.knobs.expert_bias_rate > 0 and len(routings) != len(self._routers):
+                wanted = f"one Routing for each MoE layer ({len(self._routers)}) where expert_bias_rate is above 0"
+                raise ValueError(f"model must return {wanted}, got {len(routings)}")
             losses, right = of_each_token(logits, y)
             loss = losses.mean()
             balance = sum((load_balancing_loss(r) for r in routings), start=loss.new_zeros(()))

@@ -74,6 +74,8 @@ def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
     >>> balance_by_layer(routings).index.tolist()
     ['layer 0', 'layer 1', 'layer 2']
     """
+    if isinstance(routings, Routing):
+        raise ValueError("routings must be a list with one Routing for each MoE layer, got a Routing")
     rows = [
         asdict(load_statistics(routing))
         | {"load_balancing_loss": load_balancing_loss(routing).item(), "dropped_share": routing.dropped_share}

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from fractions import Fraction
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
     mask (T,): True for the tokens that count; padding does not. It is the loss of one layer: do not pool layers,
     or two that have collapsed onto different experts look balanced.
     """
-    probs = routing.router_probs  # (T, E)
+    probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
     token_idx = torch.cat([routing.token_idx, routing.dropped_token_idx])
     expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
     if mask is not None:
@@ -54,6 +55,8 @@ def expert_capacity(capacity_factor: float, top_k: int, num_tokens: int, num_exp
     check_number("capacity_factor", capacity_factor, above=True)
     check_positive_int("num_experts", num_experts)
     check_top_k(top_k, num_experts)
+    if isinstance(num_tokens, bool) or not isinstance(num_tokens, Integral) or num_tokens < 0:
+        raise ValueError(f"num_tokens must be a whole number of at least 0, got {num_tokens!r}")
     exact = Fraction(str(capacity_factor))  # in floating point 1.1 · 2 · 50 / 10 is a little over 11
     return math.ceil(exact * top_k * num_tokens / num_experts)
 
@@ -70,7 +73,7 @@ def apply_capacity(routing: Routing, capacity: int, priority: str = "order") -> 
     Who is served depends on the other tokens. So a token may come to depend on later ones: always by weight; in
     order where K > 1 (a later first choice goes before an earlier second one), and through C, which grows with T.
     """
-    check_positive_int("capacity", capacity)
+    capacity = min(check_positive_int("capacity", capacity), max(len(routing.expert_idx), 1))  # may be over 64 bits
     check_choice("priority", priority, PRIORITIES)
     queue = torch.arange(len(routing.expert_idx), device=routing.expert_idx.device)  # (A,) who comes first
     if priority == "weight":

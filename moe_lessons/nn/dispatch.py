@@ -13,7 +13,8 @@
     gather    for each assignment a copy of its expert's weights, A·(2F·D + D·F) numbers: best for a few tokens
               without gradients, as in decoding; ruinous for many
 
-All have a gradient for x, the routing weights and the experts. 'grouped' cannot be differentiated twice.
+All have a gradient for x, the routing weights and the experts. 'grouped' cannot be differentiated twice, nor by
+`torch.func`.
 """
 
 from collections.abc import Callable
@@ -40,7 +41,10 @@ def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         in_bias = None if experts.in_bias is None else experts.in_bias[routing.expert_idx]  # (A, 2F)
         rows = experts.hidden(pre[pair], routing.weight.to(x.dtype), in_bias)  # (A, F)
         hidden = rows.new_zeros(len(x), num_experts, d_ff).index_put(pair, rows, accumulate=True)  # (T, E, F)
-    else:
+    else:  # what was not chosen must not count even where it is infinite: 0 · ∞ is no number
+        idle = torch.ones(pre.shape[:2], dtype=torch.bool, device=x.device)  # (T, E)
+        idle[routing.token_idx, routing.expert_idx] = False
+        pre = pre.masked_fill(idle[:, :, None], 0)
         hidden = experts.hidden(pre, pair_weights(experts, x, routing), experts.in_bias)  # (T, E, F)
     down_proj = experts.down_proj.permute(1, 0, 2).reshape(d_model, -1)  # (D, E·F)
     y = F.linear(hidden.flatten(1), down_proj).to(x.dtype)  # (T, D)

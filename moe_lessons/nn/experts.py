@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +77,20 @@ class Experts(nn.Module):
 
 @contextmanager
 def muted(experts: nn.Module, expert: int) -> Iterator[None]:
-    """Within it, the output of one expert is zero: what is lost without it? The weights come back afterwards."""
-    if not 0 <= expert < len(experts.down_proj):
-        raise ValueError(f"expert must be between 0 and {len(experts.down_proj) - 1}, got {expert}")
+    """Within it, the output of one expert is zero: what is lost without it? The weights come back afterwards.
+
+    It is for measurements: nothing within it has a gradient.
+    """
+    if isinstance(expert, bool) or not isinstance(expert, Integral) or not 0 <= expert < len(experts.down_proj):
+        raise ValueError(f"expert must be between 0 and {len(experts.down_proj) - 1}, got {expert!r}")
+    bias = getattr(experts, "down_proj_bias", None)
     with torch.no_grad():
-        kept = experts.down_proj[expert].clone()
-        experts.down_proj[expert] = 0
+        last = [weight[expert] for weight in (experts.down_proj, bias) if weight is not None]
+        kept = [weight.clone() for weight in last]
+        for weight in last:
+            weight.zero_()
         try:
             yield
         finally:
-            experts.down_proj[expert] = kept
+            for weight, copy in zip(last, kept):
+                weight.copy_(copy)

@@ -49,6 +49,8 @@ def why_own_products(in_proj: Tensor, down_proj: Tensor) -> str:
     dtype, widths = in_proj.dtype, (in_proj.shape[1], *down_proj.shape[1:])
     if not hasattr(F, "grouped_mm"):
         return f"no grouped_mm in torch {torch.__version__}"
+    if torch.compiler.is_compiling() and dtype != torch.bfloat16:
+        return "torch.compile knows grouped_mm for bfloat16 alone"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"no grouped_mm for {str(dtype).removeprefix('torch.')}"
     if any(width * dtype.itemsize % 16 for width in widths):
@@ -161,10 +163,10 @@ class _Grouped(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_y):
         """d_… is the gradient of the loss for …; only those are computed that somebody wants."""
-        plan, (x, weight, in_bias, in_proj, down_proj, *kept) = ctx.plan, ctx.saved_tensors
+        plan, saved = ctx.plan, ctx.saved_tensors  # read once: torch.utils.checkpoint allows no more
+        x, weight, in_bias, in_proj, down_proj, *kept = saved
         d_inputs = [
-            torch.empty_like(value) if wanted else None
-            for value, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[1:])
+            torch.empty_like(value) if wanted else None for value, wanted in zip(saved, ctx.needs_input_grad[1:])
         ]
         d_x, d_weight, d_in_bias, d_in_proj, d_down_proj = d_inputs
         if d_x is not None:

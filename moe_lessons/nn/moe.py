@@ -86,7 +86,8 @@ class MoE(nn.Module):
         if isinstance(token_ids, Tensor) and token_ids.shape != x.shape[:-1]:
             raise ValueError(f"token_ids must have the shape {tuple(x.shape[:-1])}, got {tuple(token_ids.shape)}")
         tokens = x.reshape(-1, self.d_model)  # (T, D)
-        routing = self._limit(self._route(tokens, token_ids), x.shape)
+        routing = check_routing(self._route(tokens, token_ids), len(tokens), self.num_experts)
+        routing = self._limit(routing, x.shape)
         way = choose_dispatch(self.experts, routing) if self.dispatch == "auto" else self.dispatch
         y = DISPATCH[check_choice("dispatch", way, DISPATCH)](self.experts, tokens, routing)  # (T, D)
         if self.shared_expert is not None:
@@ -124,3 +125,19 @@ def check_router(router: nn.Module, d_model: int, num_experts: int, top_k: int) 
         if getattr(router, name, value) != value:
             raise ValueError(f"router must have {name} {value}, got {getattr(router, name)}")
     return router
+
+
+def check_routing(routing: Routing, num_tokens: int, num_experts: int) -> Routing:
+    """Return what a router gave if it is a `Routing` of these sizes, else raise ValueError.
+
+    Which tokens and experts it names is not looked at: on a GPU that would wait for the router.
+    """
+    if not isinstance(routing, Routing):
+        raise ValueError(f"router must return a Routing, got {type(routing).__name__}")
+    wanted, got = (num_tokens, num_experts), tuple(routing.router_probs.shape)
+    if got != wanted:
+        raise ValueError(f"router must return router_probs of shape {wanted}, got {got}")
+    shapes = [tuple(vector.shape) for vector in (routing.token_idx, routing.expert_idx, routing.weight)]
+    if len(shapes[0]) != 1 or len(set(shapes)) != 1:
+        raise ValueError(f"router must return token_idx, expert_idx and weight of one shape (A,), got {shapes}")
+    return routing

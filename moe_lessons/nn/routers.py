@@ -139,16 +139,21 @@ class HashRouter(nn.Module):
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
         """x (T, D) and token_ids (T,), whole numbers from 0 to vocab_size - 1 -> `Routing`. Of x only T counts."""
+        if not isinstance(x, Tensor) or x.ndim != 2:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"x must have the shape (T, D), got {got}")
         check_tokens(x, x.shape[-1])
         known = isinstance(token_ids, Tensor)
-        is_whole = known and not (token_ids.is_floating_point() or token_ids.dtype == torch.bool)
+        is_whole = known and not (token_ids.dtype.is_floating_point or token_ids.is_complex())
+        is_whole = is_whole and token_ids.dtype != torch.bool
         if not is_whole or token_ids.shape != x.shape[:1]:
             got = f"{token_ids.dtype} of shape {tuple(token_ids.shape)}" if known else type(token_ids).__name__
             raise ValueError(f"token_ids must be one whole number for each of the {len(x)} tokens, got {got}")
+        token_ids = token_ids.long()  # uint16, as ids are often stored, has no minimum in torch
         if len(token_ids) and not 0 <= token_ids.min() <= token_ids.max() < self.vocab_size:
             low, high = int(token_ids.min()), int(token_ids.max())
             raise ValueError(f"token_ids must be between 0 and {self.vocab_size - 1}, got {low} to {high}")
-        indices = self.table[token_ids.long()]  # (T, K)
+        indices = self.table[token_ids]  # (T, K)
         dtype = torch.promote_types(x.dtype, torch.float32)
         weights = torch.full_like(indices, 1, dtype=dtype) / self.top_k  # (T, K)
         probs = weights.new_zeros(len(x), self.num_experts).scatter(1, indices, weights)  # (T, E)

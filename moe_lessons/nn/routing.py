@@ -130,7 +130,7 @@ class TopKRouter(nn.Module):
     only: for K = 1 the divided weight is always 1, and the router would receive no gradient from the task.
 
     jitter_noise: ε. In training the router sees each number of x multiplied by a random one from 1 - ε to 1 + ε
-        (arXiv:2101.03961, section 2.4); the experts see x as it is. It may be changed at any time.
+        (arXiv:2101.03961, appendix C); the experts see x as it is. It may be changed at any time.
 
     The router computes in float32 at least, whatever the type of x: near-ties flip in bfloat16. Noise comes from
     torch's global random state. `causal`: whether a token's experts depend on no other token.

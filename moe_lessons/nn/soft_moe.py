@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_input, check_positive_int
+from moe_lessons.errors import NonFiniteError, check_input, check_positive_int, is_finite
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
 
@@ -48,6 +48,8 @@ class SoftMoE(nn.Module):
     def slot_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """dispatch and combine, both (..., T, S): the first sums to 1 over the tokens, the second over the slots."""
         logits = x @ self.phi.T  # (..., T, S)
+        if not is_finite(logits):
+            raise NonFiniteError("logits must be finite, got NaN or infinity: phi has diverged, or x is too large")
         return logits.softmax(dim=-2), logits.softmax(dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:

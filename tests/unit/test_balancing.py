@@ -342,6 +342,16 @@ def test_bad_capacity_factor(factor):
         expert_capacity(factor, 1, 8, 4)
 
 
+@pytest.mark.parametrize("num_tokens", [-1, 5.5, "8", True])
+def test_bad_number_of_tokens(num_tokens):
+    with pytest.raises(ValueError, match=f"^num_tokens must be a whole number of at least 0, got {num_tokens!r}$"):
+        expert_capacity(1.0, 1, num_tokens, 4)
+
+
+def test_a_capacity_over_64_bits_drops_nothing():
+    assert apply_capacity(random_routing(9, 4, 2), expert_capacity(1e30, 2, 9, 4)).dropped == 0
+
+
 def test_bad_top_k():
     with pytest.raises(ValueError, match=r"^top_k must be between 1 and num_experts \(4\), got 5$"):
         expert_capacity(1.0, 5, 8, 4)

@@ -208,6 +208,10 @@ def test_seeds_are_one_or_more_whole_numbers(seeds):
         SeedBand(PlaneSetting(), seeds)
 
 
+def test_seeds_may_come_from_numpy():
+    assert SeedBand(PlaneSetting(), np.arange(2)).step()[:2] == SeedBand(PlaneSetting(), range(2)).step()[:2]
+
+
 # --- branches --------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import combine_experts, gradients
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_lessons.nn import ACTIVATIONS, DISPATCH, Experts, MoE, Routing, choose_dispatch, grouped
@@ -227,6 +228,29 @@ def test_grouped_keeps_the_pre_activations_alone(device):
     assert sum(tensor.numel() for tensor in kept.values() if tensor.ndim > 1) == len(PAIRS) * 2 * 6
 
 
+@ways
+def test_activation_checkpointing(way, device):
+    """torch.utils.checkpoint computes the forward pass again: the same gradients."""
+    experts, x, routing = make_case(PAIRS, 5, 4, 3, 2, device, bias=True)
+    inputs = [x, routing.weight, *experts.parameters()]
+    plain = gradients(DISPATCH[way](experts, x, routing), inputs, torch.ones_like(x))
+    y = checkpoint(DISPATCH[way], experts, x, routing, use_reentrant=False)
+    torch.testing.assert_close(gradients(y, inputs, torch.ones_like(x)), plain)
+
+
+def test_grouped_under_torch_compile():
+    """Its tracer has no grouped_mm for float32: there, too, our own products are a legal fall-back."""
+    torch.manual_seed(0)
+    moe, x = MoE(16, 32, 4, 2, dispatch="grouped"), torch.randn(9, 16, requires_grad=True)
+    inputs = [x, *moe.parameters()]
+    y = moe(x)[0]
+    compiled = torch.compile(moe, backend="aot_eager")(x)[0]
+    torch.testing.assert_close(compiled, y)
+    cotangent = torch.randn_like(y)
+    torch.testing.assert_close(gradients(compiled, inputs, cotangent), gradients(y, inputs, cotangent))
+    torch.compiler.reset()
+
+
 def test_grouped_refuses_a_second_derivative(device):
     experts, x, routing = make_case(PAIRS, 5, 4, 3, 2, device)
     for way in DISPATCH:
@@ -362,3 +386,20 @@ def test_auto_avoids_a_launch_for_each_expert_off_the_cpu():
     assert choose_dispatch(experts[F64], routing) == "padded"
     if hasattr(torch.nn.functional, "grouped_mm"):
         assert choose_dispatch(experts[torch.float32], routing) == "grouped"
+
+
+@ways
+def test_an_expert_that_overflows_spoils_its_own_tokens_alone(way, device):
+    """In float16 that is soon so: 65,504 is the largest number."""
+    torch.manual_seed(0)
+    moe = MoE(8, 16, 4, 1, dispatch=way, dtype=torch.float16, device=device)
+    with torch.no_grad():
+        moe.experts.in_proj[3] *= 3e3
+    x = (8 * torch.randn(50, 8, device=device)).half()
+    y, routing = moe(x)
+    served = torch.zeros(50, dtype=torch.bool, device=device)
+    served[routing.token_idx[routing.expert_idx == 3]] = True
+    assert 0 < served.sum() < 50 and not y[served].isfinite().all()
+    assert y[~served].isfinite().all()
+    y[~served].float().square().sum().backward()
+    assert moe.experts.in_proj.grad[:3].isfinite().all()

@@ -210,5 +210,12 @@ def test_a_row_says_what_its_routing_says():
     assert meter["dropped_share"].iloc[0] > 0 == meter["dropped_share"].iloc[1]
 
 
+def test_the_meter_wants_a_list_of_layers():
+    with pytest.raises(
+        ValueError, match="^routings must be a list with one Routing for each MoE layer, got a Routing$"
+    ):
+        balance_by_layer(collapsed_onto(0))
+
+
 def test_no_layers_make_an_empty_meter():
     assert len(balance_by_layer([])) == 0

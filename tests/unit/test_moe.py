@@ -1,5 +1,7 @@
 """The MoE block against the loop over tokens and experts, against its own limits, and at its edges."""
 
+import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -19,7 +21,7 @@ from oracle import (
 from torch import nn
 from torch.autograd import gradcheck
 
-from moe_lessons.errors import NonFiniteError
+from moe_lessons.errors import NonFiniteError, check_device
 from moe_lessons.nn import (
     ACTIVATIONS,
     DISPATCH,
@@ -33,6 +35,7 @@ from moe_lessons.nn import (
     SoftMoE,
     TopKRouter,
     expert_capacity,
+    muted,
 )
 
 F64 = torch.float64
@@ -399,6 +402,38 @@ def test_any_module_can_be_the_router():
     assert MoE(4, 8, 5, 2, router=Fixed())(torch.randn(3, 4))[0].shape == (3, 4)
 
 
+class Changed(nn.Module):
+    """A router that says nothing about its sizes, and gives what `change` makes of a `Routing`."""
+
+    def __init__(self, num_experts, change=lambda routing: routing):
+        super().__init__()
+        self.inner, self.change = [TopKRouter(4, num_experts, 2)], change
+
+    def forward(self, x):
+        return self.change(self.inner[0](x))
+
+
+@pytest.mark.parametrize("way", ["auto", *DISPATCH])
+@pytest.mark.parametrize(
+    "router, message",
+    [
+        (nn.Linear(4, 5), "router must return a Routing, got Tensor"),
+        (Changed(4), r"router must return router_probs of shape \(3, 5\), got \(3, 4\)"),
+        (Changed(6), r"router must return router_probs of shape \(3, 5\), got \(3, 6\)"),
+        (Changed(5, lambda r: replace(r, router_probs=r.router_probs[:2])), r"router must .* \(3, 5\), got \(2, 5\)"),
+        (
+            Changed(5, lambda r: replace(r, weight=r.weight[:5])),
+            r"router must .* one shape \(A,\), got .*\(6,\), \(5,\)\]",
+        ),
+        (Changed(5, lambda r: replace(r, token_idx=r.token_idx[:, None])), r"router must return token_idx, .*"),
+    ],
+)
+def test_a_router_of_ones_own_must_keep_the_contract(router, message, way):
+    """Without the check, 'grouped' would leave the gradients of experts that were never counted unwritten."""
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        MoE(4, 8, 5, 2, router=router, dispatch=way)(torch.randn(3, 4))
+
+
 def test_token_ids_are_for_a_hash_router_alone():
     moe, x = MoE(4, 8, 5, 2), torch.randn(2, 3, 4)
     assert torch.equal(moe(x, torch.full((2, 3), 99))[0], moe(x)[0])
@@ -491,6 +526,50 @@ def test_bad_input(x, error, message):
 def test_x_must_have_the_type_of_the_weights():
     with pytest.raises(ValueError, match=r"^x must have the type of the weights \(torch.float32\), got torch.float64$"):
         MoE(4, 8, 3)(torch.zeros(2, 4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("x_dtype, dtype", [(torch.float64, torch.float32), (torch.float32, torch.float64)])
+def test_autocast_casts_no_float64(x_dtype, dtype):
+    for layer in (MoE(4, 8, 3, dtype=dtype), FeedForward(4, 8, dtype=dtype), SoftMoE(4, 8, 3, dtype=dtype)):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="^x must have the type of the"):
+            layer(torch.zeros(2, 4, dtype=x_dtype))
+
+
+@pytest.mark.parametrize("name, refused", [("mps", False), ("mps:0", False), ("cpu:0", False), ("mps:1", True)])
+def test_a_device_may_be_named_with_its_index(name, refused, monkeypatch):
+    """A tensor on a Mac's GPU says that it is on 'mps:0'."""
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    if refused:
+        with pytest.raises(ValueError, match="^device must be one of 'cpu'.*, got 'mps:1'$"):
+            check_device(name)
+    else:
+        assert check_device(name) == torch.device(name)
+
+
+@pytest.mark.parametrize("way", DISPATCH)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_muted_expert_adds_nothing(way, bias):
+    torch.manual_seed(0)
+    moe, x = MoE(4, 8, 5, 2, bias=bias, dispatch=way), torch.randn(9, 4)
+    for parameter in moe.experts.parameters():
+        nn.init.normal_(parameter)
+    before, (y, routing) = copy.deepcopy(moe.state_dict()), moe(x)
+    with muted(moe.experts, 2):
+        without = moe(x)[0]
+    kept = routing.expert_idx != 2
+    assert not kept.all() and not torch.allclose(without, y)
+    vectors = {name: getattr(routing, name)[kept] for name in ("token_idx", "expert_idx", "weight")}
+    torch.testing.assert_close(without, DISPATCH[way](moe.experts, x, replace(routing, **vectors)))
+    assert all(torch.equal(moe.state_dict()[name], weight) for name, weight in before.items())
+
+
+@pytest.mark.parametrize("expert", [-1, 5, 1.5, True, "E1"])
+def test_a_muted_expert_must_be_there(expert):
+    with (
+        pytest.raises(ValueError, match=f"^expert must be between 0 and 4, got {expert!r}$"),
+        muted(MoE(4, 8, 5, 2).experts, expert),
+    ):
+        pass
 
 
 def test_a_router_must_be_a_module_and_takes_rows():

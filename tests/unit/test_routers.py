@@ -249,7 +249,7 @@ def test_the_table_comes_from_the_seed_alone():
     assert list(first.parameters()) == [] and "table" in first.state_dict()
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16])
 def test_any_whole_numbers_are_ids(dtype):
     router, ids = HashRouter(8, 100, 2), torch.tensor([3, 99, 0, 3, 1])
     expected = router(torch.randn(5, 4), ids)
@@ -280,6 +280,7 @@ def test_hash_through_the_block_with_sequences(device):
         (torch.tensor([[1], [2], [3]]), r"token_ids must be one whole number .*, got torch.int64 of shape \(3, 1\)"),
         (torch.tensor([1.0, 2, 3]), r"token_ids must be one whole number .*, got torch.float32 of shape \(3,\)"),
         (torch.tensor([True, False, True]), r"token_ids must be one whole number .*, got torch.bool of shape \(3,\)"),
+        (torch.ones(3).cfloat(), r"token_ids must be one whole number .*, got torch.complex64 of shape \(3,\)"),
         (torch.tensor([0, 10, 3]), "token_ids must be between 0 and 9, got 0 to 10"),
         (torch.tensor([5, -1, 3]), "token_ids must be between 0 and 9, got -1 to 5"),
     ],
@@ -287,6 +288,14 @@ def test_hash_through_the_block_with_sequences(device):
 def test_bad_token_ids(token_ids, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         HashRouter(8, 10)(torch.zeros(3, 4), token_ids)
+
+
+@pytest.mark.parametrize(
+    "x, got", [([1.0], "list"), (torch.tensor(1.0), r"\(\)"), (torch.zeros(2, 3, 4), r"\(2, 3, 4\)")]
+)
+def test_a_hash_router_takes_rows_too(x, got):
+    with pytest.raises(ValueError, match=rf"^x must have the shape \(T, D\), got {got}$"):
+        HashRouter(8, 10)(x, torch.zeros(1, dtype=torch.int64))
 
 
 def test_bad_token_ids_of_the_block():

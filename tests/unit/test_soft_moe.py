@@ -177,3 +177,12 @@ def test_bad_arguments(arguments, message):
 def test_bad_input(x, error, message):
     with pytest.raises(error, match=f"^{message}$"):
         SoftMoE(4, 8, 3)(x)
+
+
+@pytest.mark.parametrize("dtype, scale", [(torch.float16, 100), (torch.float32, 1e20)])
+def test_logits_that_overflow_are_refused(dtype, scale):
+    soft = SoftMoE(4, 8, 3, dtype=dtype)
+    with torch.no_grad():
+        soft.phi.fill_(scale * 10)
+    with pytest.raises(NonFiniteError, match="^logits must be finite, got NaN or infinity: phi has diverged"):
+        soft(torch.full((2, 4), scale, dtype=dtype))
