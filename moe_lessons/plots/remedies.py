@@ -8,6 +8,7 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.collections import LineCollection
 from matplotlib.image import AxesImage
 from matplotlib.text import Annotation, Text
+from matplotlib.ticker import MaxNLocator
 
 from moe_lessons.plots.load import LoadFilm
 from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for, expert_image
@@ -113,6 +114,7 @@ class BalanceQuality(Panel):
         ax.set(xlim=(0, 1.5), ylim=(0, 1))
         ax.set_xlabel("variation of the load (0: even)")
         ax.set_ylabel("accuracy")
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))  # two decimals: 0.825 would reach the names
 
     def update(self, variations, accuracies, selected: int = 0) -> None:
         """variations, accuracies: for each name, the values (S,) of its seeds."""

@@ -174,7 +174,8 @@ def check_causality(function: Callable[[nn.Module, Tensor], bool | None]) -> Che
             text = "Not attempted yet: sees_the_future returns nothing. Write it, then run the cell again."
             return Check("not attempted", text)
         if not _is_truth_value(verdict):
-            return Check("wrong", f"Not yet: return True or False, not a {type(verdict).__name__} ({name!r}).")
+            kind = type(verdict).__name__
+            return Check("wrong", f"Not yet: return True or False, nothing of type {kind} ({name!r}).")
         verdicts[name] = bool(verdict)
         changed_x |= not torch.equal(x, given)
     wrong = [name for name, case in cases.items() if verdicts[name] != case.truth]

@@ -54,14 +54,18 @@ def _problem(router_class, seed: int, num_tokens: int, d_model: int, num_experts
         except Exception as error:
             return Check("raised", f"Your router stopped {at}: {type(error).__name__}: {error}")
     if routing is None or routing is Ellipsis:
-        text = "Not attempted yet: forward returns nothing. Write it, run the cell, and run this one again."
+        text = "Not attempted yet: forward returns nothing. Write it, then run the cell again."
         return Check("not attempted", text)
     if not isinstance(routing, Routing):
         return Check("wrong", f"Not yet: forward must return a Routing, not a {type(routing).__name__}.")
     weight = getattr(router, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.shape != (num_experts, d_model):
         return Check("wrong", "Not yet: keep the parameter weight (E, D) of the router as it was.")
-    return _compared(routing, x, weight, top_k, pull, at)
+    try:
+        return _compared(routing, x, weight, top_k, pull, at)
+    except Exception as error:  # parts whose shapes do not fit each other
+        text = "the Routing cannot be read. Its experts and weights must be (T, K), its probs (T, E)"
+        return Check("wrong", f"Not yet: {at}, {text}: {type(error).__name__}: {error}")
 
 
 def _compared(routing: Routing, x: Tensor, weight: nn.Parameter, top_k: int, pull: Tensor, at: str) -> Check | None:
@@ -71,10 +75,7 @@ def _compared(routing: Routing, x: Tensor, weight: nn.Parameter, top_k: int, pul
         model = TopKRouter(d_model, num_experts, top_k)
     model.load_state_dict({"weight": weight.detach()})
     expected = model(x)
-    try:
-        experts, weights = routing.topk_indices, routing.topk_weights
-    except ValueError as error:
-        return Check("wrong", f"Not yet: {at}: {error}")
+    experts, weights = routing.topk_indices, routing.topk_weights
     if not torch.equal(experts, expected.topk_indices):
         return Check("wrong", f"Not yet: {at}, each token must go to the K experts of the highest scores, best first.")
     if not _same(weights, expected.topk_weights):

@@ -71,9 +71,10 @@ class CollapseLab(LiveRun):
         play: int = 0,
         max_steps: int = USUAL_STEPS,
     ):
-        for panel in panels:
+        panels = (panels,) if isinstance(panels, str) else tuple(panels)
+        for panel in panels or ("none",):
             check_choice("panels", panel, COLLAPSE_PANELS)
-        if seed not in range(MOST_SEED + 1):
+        if isinstance(seed, bool) or seed not in range(MOST_SEED + 1):
             raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
         self.seed, self.learns = int(seed), check_choice("learns", learns, LEARNS)
         run = self._fresh()

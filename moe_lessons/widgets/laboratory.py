@@ -1,6 +1,6 @@
 """The collapse laboratory: one collapse, and the remedies against it trained side by side, each from several seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -166,8 +166,7 @@ class BalancingLab(LiveRun):
         self.selected, self._curve = "auxiliary loss", "dead experts"
         self._changed: set[str] = set()
         self._boxes: dict[str, W.Checkbox] = {}
-        names = (remedies,) if isinstance(remedies, str) else tuple(remedies)
-        self._start_afresh(*self._plan(names, self.values))
+        self._start_afresh(*self._plan(_names(remedies), self.values))
         super().__init__(self.runs, tuple(self._make_panels()), play=play, max_steps=max_steps)
         self._arguments = [f"play={play}"] if play else []
         self._arguments += [f"max_steps={max_steps}"] if max_steps != 600 else []
@@ -339,6 +338,8 @@ class BalancingLab(LiveRun):
         worst = max(last, key=lambda name: last[name].dead.mean())
         best = max(last, key=lambda name: last[name].accuracy.mean())
         words = f"No dead expert: {_listed(none)}. "
+        if len(none) in (0, len(last)):
+            words = "No dead expert in any tile. " if none else "Dead experts in every tile. "
         if worst not in none:
             words += f"Most dead: {worst} ({last[worst].dead.mean():.1f} of {self._collapse.num_experts}). "
         words += f"Most often right: {best} ({last[best].accuracy.mean():.1%})."
@@ -514,7 +515,7 @@ class BalancingLab(LiveRun):
         """Move controls, as if by hand: what the constructor takes and has a control. A bad value moves none."""
         for name in values:
             check_choice("setting", name, self._inputs)
-        names = tuple(self.tiles) if remedies is None else (remedies,) if isinstance(remedies, str) else remedies
+        names = tuple(self.tiles) if remedies is None else _names(remedies)
         values = self.values | _checked(values)
         self._plan(names, values)  # refuses what cannot be
         for name, widget in self._inputs.items():
@@ -542,10 +543,11 @@ class BalancingLab(LiveRun):
         except ValueError:
             self._show_values()
             raise
+        if afresh or values != self.values or list(settings) != list(self.tiles):
+            self._trouble = ""  # what was refused before is no longer asked for
         self.values = values
         if afresh:
             self._start_afresh(base, settings)
-            self._trouble = ""
             self.restart_budget()
         else:
             self._change_tiles(base, settings)
@@ -579,6 +581,14 @@ START = ("task", "seeds", "first_seed", "apply_from")  # these start afresh
 DEFAULTS: dict[str, Any] = {"seeds": 3, "first_seed": 0, "apply_from": 0}
 DEFAULTS |= {name: getattr(PRESETS["collapse"], name) for name in ("task", "lr")}
 DEFAULTS |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
+
+
+def _names(remedies: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of tiles as they were given: one, or several."""
+    names = (remedies,) if isinstance(remedies, str) or not isinstance(remedies, Iterable) else tuple(remedies)
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"remedies must be names such as 'top-2', got {remedies!r}")
+    return names
 
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:
@@ -626,4 +636,4 @@ def _dead(counts: np.ndarray) -> str:
 def _listed(names: Sequence[str], most: int = 5) -> str:
     """The names, or the first of many."""
     more = len(names) - most
-    return ", ".join([*names[:most], *[f"{more} more"] * (more > 0)]) or "in no tile"
+    return ", ".join([*names[:most], *[f"{more} more"] * (more > 0)])

@@ -181,9 +181,9 @@ def changes_too_little(layer, x):
         (changes_too_little, "'expert choice' sees the future.*Change more than a little"),
         (lambda layer, x: True, "says True of every layer, of 'top-k' too"),
         (lambda layer, x: False, "says False of every layer, of 'Soft MoE' too.*Change late tokens"),
-        (lambda layer, x: layer(x) > 0, "return True or False, not a Tensor"),
-        (lambda layer, x: "yes", "return True or False, not a str"),
-        (lambda layer, x: 1, "return True or False, not a int"),
+        (lambda layer, x: layer(x) > 0, "return True or False, nothing of type Tensor"),
+        (lambda layer, x: "yes", "return True or False, nothing of type str"),
+        (lambda layer, x: 1, "return True or False, nothing of type int"),
     ],
 )
 def test_wrong(answer, advice):

@@ -89,6 +89,8 @@ def one_expert_less(self, x):
         (variant(weights=lambda s, z, c: Mended.weights(s, z, c).log().exp() * torch.nan), "not the ones"),
         (variant(probs=lambda s, z: z.sigmoid()), "router_probs must be the softmax"),
         (variant(forward=one_expert_less), "K experts of the highest scores"),
+        (variant(weights=lambda s, z, c: Mended.weights(s, z, c)[:, :1]), r"cannot be read.* must be \(T, K\)"),
+        (variant(weights=lambda s, z, c: z.softmax(dim=-1)), r"cannot be read.* must be \(T, K\)"),
         (variant(forward=lambda s, x: (x, x)), "must return a Routing, not a tuple"),
         (variant(weight=property(lambda s: torch.zeros(4, 6))), "stopped|keep the parameter weight"),
     ],

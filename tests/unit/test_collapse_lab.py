@@ -74,7 +74,9 @@ def test_repr_makes_the_same_view():
     "arguments, message",
     [
         ({"panels": ("film", "cost")}, "panels must be .*'gradient', got 'cost'"),
-        ({"panels": ()}, "panels must name at least one"),
+        ({"panels": ()}, "panels must be one of 'film', .*, got 'none'"),
+        ({"panels": "films"}, "panels must be one of 'film', .*, got 'films'"),
+        ({"seed": True}, "seed must be a whole number from 0 to 9999, got True"),
         ({"learns": "nobody"}, "learns must be"),
         ({"seed": -1}, "seed must be a whole number from 0 to 9999, got -1"),
         ({"play": 1.5}, "play must be"),

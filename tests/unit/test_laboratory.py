@@ -300,9 +300,12 @@ async def test_the_last_tile_stays_and_the_thirteenth_is_refused():
     await settled()
     assert "remedies must be 1 to 12 tiles, got 0" in words(lab)
     assert_consistent(lab)
+    lab._boxes["jitter"].value = True
+    await settled()
+    assert list(lab.tiles) == ["nothing", "jitter"] and "remedies must be" not in words(lab)  # no longer asked for
     twelve = [f"auxiliary loss {strength}" for strength in range(1, 13)]
     lab.set(twelve)
-    lab._boxes["jitter"].value = True
+    lab._boxes["top-2"].value = True
     await settled()
     assert "remedies must be 1 to 12 tiles, got 13" in words(lab)
     assert_consistent(lab)
@@ -442,6 +445,20 @@ def test_the_words_say_who_has_dead_experts_and_who_is_right(lab):
     assert f"Most often right: {best} ({last[best].accuracy.mean():.1%})." in lab.words()
 
 
+@pytest.mark.parametrize(
+    "remedies, words",
+    [
+        (("nothing", "z-loss"), "Dead experts in every tile. "),
+        (("expert choice",), "No dead expert in any tile. Most o"),
+    ],
+)
+def test_the_words_say_all_and_none_plainly(remedies, words):
+    lab = BalancingLab(remedies, seeds=1)
+    lab.advance(60)
+    lab.look()
+    assert lab.words().startswith(words)
+
+
 @on_a_loop
 async def test_the_selected_tile_is_read_with_both_meters():
     lab = BalancingLab(("nothing", "Gaussian noise"), seeds=2)
@@ -574,6 +591,8 @@ BAD = [
     ({"apply_from": 1.5}, "apply_from must be a whole number from 0 to 1000000, got 1.5"),
     ({"first_seed": "a"}, "first_seed must be a whole number from 0 to 9999, got 'a'"),
     ({"remedies": ()}, "remedies must be 1 to 12 tiles, got 0"),
+    ({"remedies": 5}, "remedies must be names such as 'top-2', got 5"),
+    ({"remedies": ("nothing", 2)}, "remedies must be names such as 'top-2', got \\('nothing', 2\\)"),
     ({"remedies": ("hope",)}, "remedy must be one of 'nothing', .*, got 'hope'"),
     ({"remedies": ("top-2 3",)}, "remedy must be one of .*, got 'top-2 3'"),
     ({"remedies": ("nothing + jitter",)}, "remedies in one tile must be different ones, got 'nothing \\+ jitter'"),

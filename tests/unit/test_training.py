@@ -250,6 +250,21 @@ def test_knobs_that_a_model_lacks_can_only_stay_off():
     assert not (knobs.has_noise or knobs.has_jitter or knobs.has_expert_bias or knobs.has_capacity)
 
 
+def test_bias_updates_need_a_routing_for_each_layer():
+    """A layer that works twice gives two: refused before anything has changed."""
+    run = make_run(block=MoE(16, 4, 8, router=SigmoidRouter(16, 8, 2)))
+    once = run.model.forward
+    run.model.forward = lambda x: (once(x)[0], once(x)[1] * 2)
+    assert run.step().step == 1
+    run.knobs.expert_bias_rate = 0.5
+    before = [weight.clone() for weight in run.model.parameters()]
+    message = r"one Routing for each MoE layer \(1\) where expert_bias_rate is above 0, got 2"
+    with pytest.raises(ValueError, match=f"^model must return {message}$"):
+        run.step()
+    assert all(torch.equal(weight, old) for weight, old in zip(run.model.parameters(), before))
+    assert len(run.records) == 1
+
+
 def test_the_bias_is_moved_against_the_load_after_each_step_and_never_in_evaluation():
     run = make_run(block=MoE(16, 4, 8, router=SigmoidRouter(16, 8, 2)))
     bias = run.model.block.router.expert_bias
