@@ -385,7 +385,8 @@ class LiveRun(W.VBox):
             self._image.format, self._image.value = kind, self._figure.encode(kind)
         state = "training" if self._playing else "paused"
         if not self._playing and self._until and self.step == self._until:
-            state = f"paused after {self._budget} steps, press Play for more"
+            steps = "1 step" if self._budget == 1 else f"{self._budget} steps"
+            state = f"paused after {steps}, press Play for more"
         self._status.value = f'<span class="moe-status" data-step="{self.step}">step {self.step} · {state}</span>'
         self._shown = True
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from moe_lessons.analysis.collapse import score_pushes, watched_run
 from moe_lessons.analysis.cost import count_parameters, flops_per_token
 from moe_lessons.analysis.load import balance_by_layer, load_statistics
 from moe_lessons.bands import SeedBand
 from moe_lessons.nn import MoE, Routing, TopKRouter, load_balancing_loss
 from moe_lessons.tasks import PRESETS, REMEDIES, PlaneSetting, plane_model, remedy_setting
-from moe_lessons.training import DEAD_SHARE
+from moe_lessons.training import DEAD_SHARE, Run
 from moe_lessons.widgets.check_causality import OutputOnly, causality_cases, sees_the_future
 
 SEEDS = range(6)
@@ -24,7 +25,7 @@ FIRM = 1.0  # the coefficient of the auxiliary loss in the laboratories
 NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss", "capacity")
 
 
-def on(band: SeedBand, steps: int) -> SeedBand:
+def on(band: Run, steps: int) -> Run:
     for _ in range(steps):
         band.step()
     return band
@@ -136,6 +137,23 @@ def test_noise_alone_does_not_revive():
     assert dead(loud).min() >= 2 and dead(loud).mean() > before.mean() - 0.6  # and without
     for reading in (recent(gentle, "dead"), dead(gentle)):
         assert reading.mean() > before.mean() - 0.5
+    assert accuracies(loud).mean() < accuracies(cured(COLLAPSE)).mean() - 0.01  # its price
+
+
+@pytest.mark.claim("noise-tugs-in-vain")
+def test_a_dead_experts_few_tokens_pull_less_than_all_the_others():
+    own, others = [], []
+    for seed in SEEDS:
+        run = watched_run(COLLAPSE, seed)
+        on(run, 150)
+        idle = np.array(run.records[-1].load[0]) < DEAD_SHARE
+        run.knobs.noise_std = 5.0
+        on(run, 30)
+        pushes = score_pushes(run)
+        own.extend(pushes.own[idle])
+        others.extend(pushes.others[idle])
+    assert np.mean(np.array(own) > 0) > 0.8 and np.mean(np.array(others) < 0) > 0.8
+    assert -np.mean(others) > 1.2 * np.mean(own)
 
 
 @pytest.mark.claim("the-router-outshouts-the-noise")
