@@ -13,8 +13,11 @@ from moe_lessons.tasks.plane import (
     remedy_setting,
     spread_prototypes,
 )
+from moe_lessons.tasks.text import BYTE_CLASSES, DOMAINS, TextTask, byte_class, decode, encode, make_text
 
 __all__ = [
+    "BYTE_CLASSES",
+    "DOMAINS",
     "PLANE_TASKS",
     "PRESETS",
     "REMEDIES",
@@ -22,7 +25,12 @@ __all__ = [
     "PlaneClassifier",
     "PlaneSetting",
     "PlaneTask",
+    "TextTask",
+    "byte_class",
+    "decode",
+    "encode",
     "grid",
+    "make_text",
     "plane_model",
     "remedy_setting",
     "spread_prototypes",
