@@ -1,4 +1,4 @@
-"""One Hugging Face MoE block as our `MoE`, with its weights: the model families beside each other.
+"""A Hugging Face MoE block as our `MoE`, or a Mixtral or Llama as our `LanguageModel`, with its weights.
 
     family       scores    experts are chosen by   weight of a chosen expert       experts             beside them
     Mixtral      softmax   score                   score / sum of the K chosen     SwiGLU
@@ -40,6 +40,7 @@ from moe_lessons.nn.balancing import apply_capacity
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.routers import SigmoidRouter
 from moe_lessons.nn.routing import Routing, SwitchRouter, TopKRouter
+from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
 
 SILU = {"SiLU": "swiglu", "SiLUActivation": "swiglu"}  # the activation of their gate: the name of ours
 
@@ -80,7 +81,7 @@ def olmoe(block: nn.Module) -> MoE:
 
 def qwen2_moe(block: nn.Module) -> MoE:
     router = TopKRouter(*sizes(block.gate), norm_topk_prob=bool(block.gate.norm_topk_prob), device="meta")
-    weights = {"router.weight": copied(block.gate.weight), **stacked(block.experts), **shared(block.shared_expert)}
+    weights = {"router.weight": copied(block.gate.weight), **stacked(block.experts), **dense(block.shared_expert)}
     weights["shared_expert_gate.weight"] = copied(block.shared_expert_gate.weight)
     return assembled(router, weights, activation=activation_of(block.experts.act_fn, SILU))
 
@@ -90,7 +91,7 @@ def deepseek_v3(block: nn.Module) -> MoE:
     groups = {"num_groups": gate.num_group, "topk_groups": gate.topk_group}
     scale = {"norm_topk_prob": bool(gate.norm_topk_prob), "routed_scaling_factor": gate.routed_scaling_factor}
     router = SigmoidRouter(*sizes(gate), **groups, **scale, device="meta")
-    weights = {"router.weight": copied(gate.weight), **stacked(block.experts), **shared(block.shared_experts)}
+    weights = {"router.weight": copied(gate.weight), **stacked(block.experts), **dense(block.shared_experts)}
     weights["router.expert_bias"] = copied(gate.e_score_correction_bias)
     return assembled(router, weights, activation=activation_of(block.experts.act_fn, SILU))
 
@@ -118,7 +119,7 @@ def llama4(block: nn.Module) -> MoE:
         "router.weight": copied(block.router.weight),
         "experts.gate_up_proj": copied(block.experts.gate_up_proj, lambda w: w.mT),  # (E, D, 2F) -> (E, 2F, D)
         "experts.down_proj": copied(block.experts.down_proj, lambda w: w.mT),  # (E, F, D) -> (E, D, F)
-        **shared(block.shared_expert),
+        **dense(block.shared_expert),
     }
     router = Llama4Router(*sizes(block.router), device="meta")
     return assembled(router, weights, activation=activation_of(block.experts.act_fn, SILU), weight_input=True)
@@ -193,19 +194,26 @@ def assembled(router: nn.Module, weights: dict[str, Tensor], block: type[MoE] = 
         device="meta",  # shapes without numbers, which come from `weights`
         **arguments,
     )
-    for name, empty in moe.state_dict().items():
+    return filled(moe, weights)
+
+
+def filled(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """`module`, made on the meta device, with these weights, which are named as in its state_dict."""
+    for name, empty in module.state_dict().items():
         if weights[name].shape != empty.shape:
             wanted, got = tuple(empty.shape), tuple(weights[name].shape)
-            raise ValueError(f"{name} of hf_block must have the shape {wanted} in our layout, got {got}")
+            raise ValueError(f"{name} of the Hugging Face module must have the shape {wanted} in our layout, got {got}")
         owner, _, last = name.rpartition(".")
-        setattr(moe.get_submodule(owner), last, weights[name])
-    return moe
+        setattr(module.get_submodule(owner), last, weights[name])
+    return module
 
 
-def copied(source: Tensor | list[Tensor], layout: Callable[..., Tensor] = lambda tensor: tensor) -> Tensor:
-    """A copy of one tensor, or of several as one, in our layout: a parameter if they are."""
+def copied(
+    source: Tensor | list[Tensor], layout: Callable[..., Tensor] = lambda tensor: tensor, one_shape: bool = True
+) -> Tensor:
+    """A copy of one tensor, or of several (of one shape) as one, in our layout: a parameter if they are."""
     parts = [source] if isinstance(source, Tensor) else source
-    if len({part.shape for part in parts}) > 1:
+    if one_shape and len({part.shape for part in parts}) > 1:
         shapes = ", ".join(str(tuple(part.shape)) for part in parts)
         raise ValueError(f"hf_block must have weights of one shape where several make one of ours, got {shapes}")
     for part in parts:
@@ -222,11 +230,11 @@ def stacked(experts: nn.Module) -> dict[str, Tensor]:
     return {f"experts.{name}": copied(getattr(experts, name)) for name in ("gate_up_proj", "down_proj")}
 
 
-def shared(mlp: nn.Module) -> dict[str, Tensor]:
+def dense(mlp: nn.Module, name: str = "shared_expert") -> dict[str, Tensor]:
     """A dense SwiGLU network: gate (F, D) and up (F, D) -> (2F, D), down (D, F)."""
     return {
-        "shared_expert.gate_up_proj": copied([mlp.gate_proj.weight, mlp.up_proj.weight], torch.cat),
-        "shared_expert.down_proj": copied(mlp.down_proj.weight),
+        f"{name}.gate_up_proj": copied([mlp.gate_proj.weight, mlp.up_proj.weight], torch.cat),
+        f"{name}.down_proj": copied(mlp.down_proj.weight),
     }
 
 
@@ -247,3 +255,62 @@ def activation_of(act_fn: nn.Module, ours: dict[str, str]) -> str:
     if type(act_fn).__name__ not in ours:
         raise ValueError(f"the activation of hf_block must be {' or '.join(ours)}, got {type(act_fn).__name__}")
     return ours[type(act_fn).__name__]
+
+
+# --- a whole model ---------------------------------------------------------------------------------------
+
+
+def convert_model(hf_model: nn.Module) -> LanguageModel:
+    """Our `LanguageModel` with the weights of a Hugging Face MixtralForCausalLM or LlamaForCausalLM: equal logits.
+
+    The weights are copied, as by `convert_block`. Raises ValueError for another class, and for what our model lacks:
+    biases, a sliding window, scaled rotary positions, a head_dim that is not d_model / num_heads, another activation.
+    Dropout of the attention, in training, is left out.
+    """
+    name = type(hf_model).__name__
+    known = type(hf_model).__module__.startswith("transformers.")
+    if not known or name not in ("MixtralForCausalLM", "LlamaForCausalLM"):
+        raise ValueError(f"hf_model must be a MixtralForCausalLM or LlamaForCausalLM from transformers, got {name}")
+    theirs, inner = hf_model.config, hf_model.model
+    wanted = {"head_dim": (None, theirs.hidden_size // theirs.num_attention_heads), "sliding_window": (None,)}
+    wanted |= {"attention_bias": (False,), "mlp_bias": (False,), "hidden_act": ("silu",)}
+    for field, allowed in wanted.items():
+        if getattr(theirs, field, allowed[0]) not in allowed:
+            raise ValueError(f"{field} of hf_model must be {allowed[-1]}, got {getattr(theirs, field)}")
+    if theirs.rope_parameters["rope_type"] != "default":
+        raise ValueError(f"rope_type of hf_model must be 'default', got {theirs.rope_parameters['rope_type']!r}")
+    config = TransformerConfig(
+        vocab_size=theirs.vocab_size,
+        d_model=theirs.hidden_size,
+        num_layers=theirs.num_hidden_layers,
+        num_heads=theirs.num_attention_heads,
+        num_kv_heads=theirs.num_key_value_heads,
+        max_positions=theirs.max_position_embeddings,
+        d_ff=theirs.intermediate_size,
+        num_experts=getattr(theirs, "num_local_experts", 1),
+        top_k=getattr(theirs, "num_experts_per_tok", 1),
+        moe_layers=None if name == "MixtralForCausalLM" else (),
+        tied_embedding=hf_model.lm_head.weight is inner.embed_tokens.weight,
+        rope_theta=theirs.rope_parameters["rope_theta"],
+        norm_eps=theirs.rms_norm_eps,
+    )
+    weights = {"embed.weight": copied(inner.embed_tokens.weight), "norm.weight": copied(inner.norm.weight)}
+    weights["head.weight"] = weights["embed.weight"] if config.tied_embedding else copied(hf_model.lm_head.weight)
+    with torch.device("meta"):  # shapes without numbers
+        model = LanguageModel(config)
+    for i, (ours, layer) in enumerate(zip(model.layers, inner.layers)):
+        attention = layer.self_attn
+        qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        own = {
+            "attention_norm.weight": copied(layer.input_layernorm.weight),
+            "attention.qkv_proj.weight": copied(qkv, torch.cat, one_shape=False),
+            "attention.out_proj.weight": copied(attention.o_proj.weight),
+            "ffn_norm.weight": copied(layer.post_attention_layernorm.weight),
+        }
+        if config.moe_layers is None:
+            ours.ffn = convert_block(layer.mlp)
+            own |= {f"ffn.{key}": weight for key, weight in ours.ffn.named_parameters()}
+        else:
+            own |= dense(layer.mlp, "ffn")
+        weights |= {f"layers.{i}.{key}": weight for key, weight in own.items()}
+    return filled(model, weights).train(hf_model.training)

@@ -187,6 +187,12 @@ class TransformerShape:
         """Gigabytes (10⁹ bytes) for all parameters and nothing else; 2 bytes for each is bfloat16."""
         return self.count.total * check_number("bytes_per_parameter", bytes_per_parameter, above=True) / 1e9
 
+    def kv_bytes(self, context_length: int, bytes_per_number: float = 2) -> float:
+        """Bytes of the keys and values of one sequence: 2·num_kv_heads·head_dim numbers for each layer and token."""
+        check_number("context_length", context_length)
+        numbers = 2 * self.num_layers * self.num_kv_heads * self.head_dim * context_length
+        return numbers * check_number("bytes_per_number", bytes_per_number, above=True)
+
 
 # Published configurations. OLMoE has 65,536 parameters more than its shape (norms of queries and keys), and
 # Qwen1.5-MoE 196,608 (biases of the attention, a gate on the shared experts).

@@ -1,9 +1,10 @@
-"""What is taught: the dense FFN, the router, the experts, and the mixture that they make.
+"""What is taught: the dense FFN, the router, the experts, the mixture that they make, and a model of such mixtures.
 
 Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each token, D d_model,
 F d_ff, C capacity, A assignments.
 """
 
+from moe_lessons.nn.attention import Attention, KVCache
 from moe_lessons.nn.balancing import (
     apply_capacity,
     expert_capacity,
@@ -19,15 +20,19 @@ from moe_lessons.nn.routers import ExpertChoiceRouter, HashRouter, SigmoidRouter
 from moe_lessons.nn.routing import NoisyTopKRouter, Routing, SwitchRouter, TopKRouter
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
+from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
 from moe_lessons.nn.twins import dense_twin, is_moe
 
 __all__ = [
     "ACTIVATIONS",
+    "Attention",
     "DISPATCH",
     "ExpertChoiceRouter",
     "Experts",
     "FeedForward",
     "HashRouter",
+    "KVCache",
+    "LanguageModel",
     "MoE",
     "NoisyTopKRouter",
     "Routing",
@@ -35,6 +40,7 @@ __all__ = [
     "SoftMoE",
     "SwitchRouter",
     "TopKRouter",
+    "TransformerConfig",
     "apply_capacity",
     "choose_dispatch",
     "dense_twin",

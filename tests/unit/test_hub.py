@@ -1,4 +1,4 @@
-"""A Hugging Face block and its conversion: the same output and gradients, for every family and every dispatch.
+"""Hugging Face blocks and models, converted: the same output and gradients, for every family and every dispatch.
 
 To test another version of transformers than the installed one:
 
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from moe_lessons import hub
-from moe_lessons.hub import FAMILIES, convert_block
+from moe_lessons.hub import FAMILIES, convert_block, convert_model
 from moe_lessons.nn import DISPATCH, MoE
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
@@ -390,3 +390,123 @@ def test_transformers_is_of_a_version_that_is_stated():
     assert transformers.__version__ in Requirement(stated).specifier
     (lowest,) = [spec.version for spec in Requirement(stated).specifier if spec.operator == ">="]
     assert f"transformers {lowest} and later" in hub.__doc__
+
+
+# --- a whole model ---
+
+SHAPE = {
+    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 40, "attn_implementation": "eager",
+}  # fmt: skip
+LLAMA = (transformers.LlamaForCausalLM, transformers.LlamaConfig, {})
+MIXTRAL = (transformers.MixtralForCausalLM, transformers.MixtralConfig, {"experts_implementation": "eager"})
+MODELS = {
+    "llama": (*LLAMA, {}),
+    "llama tied, all heads": (*LLAMA, {"tie_word_embeddings": True, "num_key_value_heads": 4, "rms_norm_eps": 0.1}),
+    "mixtral": (*MIXTRAL, {}),
+    "mixtral tied, one group": (*MIXTRAL, {"tie_word_embeddings": True, "num_key_value_heads": 1}),
+    "mixtral top-1": (
+        *MIXTRAL,
+        {"num_experts_per_tok": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}},
+    ),
+    "mixtral 3 of 5": (*MIXTRAL, {"num_experts_per_tok": 3, "num_local_experts": 5, "head_dim": 4}),
+}
+
+
+def hf_model(kind: str, dtype=torch.float32, **special) -> nn.Module:
+    """With large weights, so that neither attention nor routing is near uniform."""
+    model_class, config_class, own, changes = MODELS[kind]
+    config = config_class(**SHAPE | own | changes | special)
+    torch.manual_seed(0)
+    if dtype == torch.float64:
+        with InFloat64():  # the angles too
+            model = model_class(config).double()
+    else:
+        model = model_class(config).to(dtype)
+    for name, parameter in model.named_parameters():
+        nn.init.uniform_(parameter, 0.5, 1.5) if "norm" in name else nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_has_the_same_logits_and_gradients(kind, dtype, device):
+    theirs = hf_model(kind, dtype).to(device)
+    kept = copy.deepcopy(theirs.state_dict())
+    ours = convert_model(theirs)
+    ids = torch.randint(50, (3, 40), device=device)
+    if dtype == torch.float64:
+        with InFloat64():
+            expected = theirs(ids).logits
+    else:
+        expected = theirs(ids).logits
+    logits, routings = ours(ids)
+    assert_same(logits, expected, "logits")
+    assert len(routings) == (3 if "mixtral" in kind else 0)
+    if dtype == torch.float64:  # through three layers the rounding of float32 grows beyond its tolerance
+        cotangent = torch.randn_like(logits)
+        logits.backward(cotangent)
+        expected.backward(cotangent)
+        assert_same(ours.embed.weight.grad, theirs.model.embed_tokens.weight.grad, "gradient of the embedding")
+        qkv = [getattr(theirs.model.layers[0].self_attn, f"{name}_proj").weight.grad for name in "qkv"]
+        assert_same(ours.layers[0].attention.qkv_proj.weight.grad, torch.cat(qkv), "gradient of q, k and v")
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
+    assert {p.device.type for p in ours.parameters()} == {device}
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in theirs.state_dict().items())  # the memory is ours
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_continues_a_prompt_alike(kind):
+    theirs, ids = hf_model(kind, num_hidden_layers=2), torch.randint(50, (2, 5))
+    expected = theirs.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(convert_model(theirs).generate(ids, 20, temperature=0), expected)
+
+
+def test_a_model_keeps_mode_type_and_ties():
+    theirs = hf_model("mixtral tied, one group", torch.bfloat16).train()
+    theirs.model.norm.requires_grad_(False)
+    torch.manual_seed(6)
+    expected = torch.rand(3)
+    torch.manual_seed(6)
+    ours = convert_model(theirs)
+    assert torch.equal(torch.rand(3), expected)
+    assert ours.training and ours.head.weight is ours.embed.weight
+    assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
+    assert [name for name, p in ours.named_parameters() if not p.requires_grad] == ["norm.weight"]
+    assert convert_model(theirs.to("meta")).embed.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    "kind, special, message",
+    [
+        ("llama", {"attention_bias": True}, "attention_bias of hf_model must be False, got True"),
+        ("llama", {"mlp_bias": True}, "mlp_bias of hf_model must be False, got True"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act of hf_model must be silu, got gelu"),
+        ("llama", {"head_dim": 8}, "head_dim of hf_model must be 4, got 8"),
+        ("mixtral", {"sliding_window": 16}, "sliding_window of hf_model must be None, got 16"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+            "rope_type of hf_model must be 'default', got 'linear'",
+        ),
+    ],
+)
+def test_what_our_model_lacks(kind, special, message):
+    with pytest.raises(ValueError, match=message):
+        convert_model(hf_model(kind, **special))
+
+
+@pytest.mark.parametrize("bad", [nn.Linear(3, 4), None, type("LlamaForCausalLM", (nn.Module,), {})()])
+def test_another_model(bad):
+    with pytest.raises(ValueError, match="hf_model must be a MixtralForCausalLM or LlamaForCausalLM from transformers"):
+        convert_model(bad)
+
+
+def test_a_model_with_weights_of_another_shape():
+    theirs = hf_model("llama")
+    theirs.model.norm.weight = nn.Parameter(torch.ones(15))
+    with pytest.raises(ValueError, match=r"norm.weight .* \(16,\) in our layout, got \(15,\)"):
+        convert_model(theirs)

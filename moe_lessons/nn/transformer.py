@@ -1,0 +1,254 @@
+"""A decoder-only language model in the style of Mixtral: attention, then a feed-forward block, dense or of experts.
+
+Beside the letters of the package: B sequences of T tokens each, V tokens in the vocabulary, L layers.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
+from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
+from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
+from moe_lessons.nn.moe import MoE
+from moe_lessons.nn.routers import ExpertChoiceRouter, HashRouter, SigmoidRouter
+from moe_lessons.nn.routing import NoisyTopKRouter, Routing
+
+ROUTERS: dict[str, Callable[..., nn.Module]] = {
+    "top-k": partial(NoisyTopKRouter, noise="gaussian", noise_std=0.0),  # no noise until somebody turns it on
+    "gaussian noise": partial(NoisyTopKRouter, noise="gaussian"),
+    "learned noise": NoisyTopKRouter,
+    "sigmoid": SigmoidRouter,
+    "expert choice": ExpertChoiceRouter,
+    "hash": HashRouter,
+}
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The sizes of a `LanguageModel`, with bad values refused. The tokens are the 256 bytes unless you say otherwise.
+
+    num_kv_heads: see `Attention`. max_positions: the longest sequence. rope_theta: see `rotary`.
+    moe_layers: the numbers, from 0, of the layers whose feed-forward block is an `MoE`: None is all, () none. The
+        others have a `FeedForward` of width d_ff.
+    router: a name of `ROUTERS`, or a class or function that makes one of (d_model, num_experts, top_k).
+    router_std: its weight starts at N(0, router_std²); None leaves it the start that it has.
+    shared_d_ff, capacity_factor: see `MoE`. tied_embedding: the head has the weight of the embedding.
+
+    >>> TransformerConfig(d_model=32, num_heads=4).head_dim
+    8
+    """
+
+    vocab_size: int = 256
+    d_model: int = 64
+    num_layers: int = 3
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    max_positions: int = 256
+    d_ff: int = 64
+    num_experts: int = 8
+    top_k: int = 2
+    moe_layers: tuple[int, ...] | None = None
+    router: str | Callable[[int, int, int], nn.Module] = "top-k"
+    router_std: float | None = None
+    shared_d_ff: int | None = None
+    capacity_factor: float | None = None
+    activation: str = "swiglu"
+    tied_embedding: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        for name in ("vocab_size", "num_layers", "max_positions", "d_ff"):
+            check_positive_int(name, getattr(self, name))
+        check_heads(self.d_model, self.num_heads, self.num_kv_heads)
+        check_top_k(self.top_k, check_positive_int("num_experts", self.num_experts))
+        if self.moe_layers is not None:
+            listed = isinstance(self.moe_layers, (tuple, list))  # a list where it was read from JSON
+            if not listed or not set(self.moe_layers) <= set(range(self.num_layers)):
+                raise ValueError(f"moe_layers must be numbers from 0 to {self.num_layers - 1}, got {self.moe_layers!r}")
+            object.__setattr__(self, "moe_layers", tuple(self.moe_layers))
+        if not callable(self.router):
+            check_choice("router", self.router, ROUTERS)
+        for name in ("router_std", "capacity_factor"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), above=True)
+        if self.shared_d_ff is not None:
+            check_positive_int("shared_d_ff", self.shared_d_ff)
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_number("rope_theta", self.rope_theta, above=True)
+        check_number("norm_eps", self.norm_eps)
+
+    @property
+    def head_dim(self) -> int:
+        """h, the width of one head of the attention."""
+        return self.d_model // self.num_heads
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token, at every position: ids (B, T) -> logits (B, T, V) and one `Routing` for each MoE layer.
+
+    x = embed(ids); x = layer(x) for each of the L layers; logits = head(norm(x)). A routing has the tokens of all
+    sequences, one sequence after the other. With a cache, ids are those that follow the tokens in it.
+
+    The weights start from torch's global random state (see `seeded`). Raises ValueError for ids that are not whole
+    numbers (B, T) from 0 to V - 1, and where more tokens come than max_positions, or the cache, has room for.
+
+    >>> logits, routings = LanguageModel(TransformerConfig())(torch.tensor([list(b"What is a mixture of experts?")]))
+    >>> logits.shape, len(routings), routings[0].num_tokens
+    (torch.Size([1, 29, 256]), 3, 29)
+    """
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        nn.init.normal_(self.embed.weight, std=config.d_model**-0.5)  # a tied head then starts with logits around ±1
+        if config.tied_embedding:  # arXiv:1608.05859
+            self.head.weight = self.embed.weight
+
+    @property
+    def causal(self) -> bool:
+        """Whether no token's logits depend on later tokens: every router is causal, and no capacity is set."""
+        parts = list(self.layers.modules())
+        return all(getattr(p, "causal", True) and getattr(p, "capacity_factor", None) is None for p in parts)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> tuple[Tensor, list[Routing]]:
+        self._check(ids, cache)
+        start = 0 if cache is None else cache.length
+        end = start + ids.shape[1]
+        x = self.embed(ids)  # (B, T, D)
+        positions = torch.arange(start, end, device=ids.device)
+        turn = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        routings = []
+        for number, layer in enumerate(self.layers):
+            x, routing = layer(x, ids, turn, None if cache is None else partial(cache.extend, number))
+            routings += [] if routing is None else [routing]
+        if cache is not None:
+            cache.length = end
+        return self.head(self.norm(x)), routings
+
+    def new_cache(self, batch_size: int = 1, max_length: int | None = None) -> KVCache:
+        """An empty cache for batch_size sequences of up to max_length tokens (None: max_positions)."""
+        config, like = self.config, self.embed.weight
+        max_length = config.max_positions if max_length is None else check_positive_int("max_length", max_length)
+        if max_length > config.max_positions:
+            raise ValueError(f"max_length must be at most max_positions ({config.max_positions}), got {max_length}")
+        shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
+        return KVCache(*shape, device=like.device, dtype=like.dtype)
+
+    def generate(
+        self,
+        ids: Tensor,
+        max_new_tokens: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        seed: int = 0,
+        use_cache: bool = True,
+    ) -> Tensor:
+        """Continue each prompt by N = max_new_tokens tokens: ids (B, T) -> (B, T + N), in eval mode.
+
+        Each is drawn from softmax(logits / temperature) of the `top_k` likeliest tokens (None: of all), the same ones
+        for the same seed; temperature 0 is greedy and takes the likeliest. A model that is not `causal` computes the
+        whole sequence again for each token, as any does without use_cache. Bad prompts are refused as in forward.
+
+        >>> model = LanguageModel(TransformerConfig())
+        >>> model.generate(torch.tensor([list(b"Once upon a time")]), max_new_tokens=4).shape
+        torch.Size([1, 20])
+        """
+        check_positive_int("max_new_tokens", max_new_tokens)
+        check_number("temperature", temperature)
+        if top_k is not None and check_positive_int("top_k", top_k) > self.config.vocab_size:
+            raise ValueError(f"top_k must be at most vocab_size ({self.config.vocab_size}), got {top_k}")
+        self._check(ids)
+        length = ids.shape[1] + max_new_tokens
+        if length > self.config.max_positions:
+            room = f"max_positions ({self.config.max_positions}) less the {ids.shape[1]} tokens of the prompt"
+            raise ValueError(f"max_new_tokens must be at most {room}, got {max_new_tokens}")
+        generator = torch.Generator(ids.device).manual_seed(seed)
+        was_training, new = self.training, ids
+        self.eval()
+        try:
+            with torch.inference_mode():  # for one token at a time, a quarter faster than no_grad
+                cache = self.new_cache(len(ids), length) if use_cache and self.causal else None
+                for _ in range(max_new_tokens):
+                    logits, _ = self(ids if cache is None else new, cache)  # (B, T, V)
+                    new = draw(logits[:, -1], temperature, top_k, generator)  # (B, 1)
+                    ids = torch.cat([ids, new], dim=1)  # (B, T + 1)
+        finally:
+            self.train(was_training)
+        return ids.clone()  # one that training may read again
+
+    def _check(self, ids: Tensor, cache: KVCache | None = None) -> None:
+        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64) or ids.ndim != 2:
+            got = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            raise ValueError(f"ids must be a tensor of whole numbers (int32 or int64) of shape (B, T), got {got}")
+        if ids.numel() == 0:
+            raise ValueError(f"ids must hold at least one token, got shape {tuple(ids.shape)}")
+        low, high = (int(value) for value in ids.aminmax())
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(f"ids must be between 0 and {self.config.vocab_size - 1}, got {low} to {high}")
+        if cache is None and ids.shape[1] > self.config.max_positions:
+            limit = f"max_positions ({self.config.max_positions})"
+            raise ValueError(f"ids must be sequences of at most {limit} tokens, got {ids.shape[1]}")
+        if cache is not None and (len(ids) != cache.batch_size or cache.length + ids.shape[1] > cache.max_length):
+            left = f"{cache.max_length - cache.length} of {cache.max_length} places left"
+            raise ValueError(
+                f"ids must fit into the cache ({cache.batch_size} sequences, {left}), got {tuple(ids.shape)}"
+            )
+
+
+class Layer(nn.Module):
+    """x = x + attention(norm(x)); x = x + ffn(norm(x)): (B, T, D) -> (B, T, D), and a `Routing` if `ffn` gives one.
+
+    norm is RMSNorm: x / √(mean(x²) + eps) · weight (arXiv:1910.07467, eq. 4). `ffn` is a `FeedForward`, an `MoE`, or
+    any module that maps (B, T, D) to (B, T, D), or to that and a `Routing`.
+    """
+
+    def __init__(self, config: TransformerConfig, number: int):
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.attention = Attention(config.d_model, config.num_heads, config.num_kv_heads)
+        self.ffn_norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        is_dense = config.moe_layers is not None and number not in config.moe_layers
+        dense = partial(FeedForward, config.d_model, config.d_ff, config.activation)
+        self.ffn = dense() if is_dense else make_moe(config, number)
+
+    def forward(self, x: Tensor, ids: Tensor, turn: tuple[Tensor, Tensor], extend: Callable | None = None):
+        x = x + self.attention(self.attention_norm(x), turn, extend)
+        normed = self.ffn_norm(x)
+        out = self.ffn(normed, ids) if isinstance(self.ffn, MoE) else self.ffn(normed)
+        y, routing = out if isinstance(out, tuple) else (out, None)
+        return x + y, routing
+
+
+def make_moe(config: TransformerConfig, number: int) -> MoE:
+    """The mixture of experts of layer `number`."""
+    sizes = {"d_model": config.d_model, "num_experts": config.num_experts, "top_k": config.top_k}
+    make = config.router if callable(config.router) else ROUTERS[config.router]
+    if make is HashRouter:  # another table in each layer
+        router = HashRouter(config.num_experts, config.vocab_size, config.top_k, seed=number)
+    else:
+        router = make(**sizes)
+    if config.router_std is not None:
+        if getattr(router, "weight", None) is None:
+            raise ValueError(f"router_std must be None where the router has no weight, got {config.router_std}")
+        nn.init.normal_(router.weight, std=config.router_std)
+    rest = {"activation": config.activation, "shared_d_ff": config.shared_d_ff}
+    return MoE(**sizes, d_ff=config.d_ff, router=router, capacity_factor=config.capacity_factor, **rest)
+
+
+def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
+    """One token for each row of logits (B, V), as `LanguageModel.generate` says: (B, 1)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1, keepdim=True)
+    values, tokens = logits.float().topk(top_k or logits.shape[1], dim=-1)  # (B, top_k), likeliest first
+    probs = ((values - values[:, :1]) / temperature).softmax(dim=-1)  # less the largest: no temperature overflows
+    return tokens.gather(1, probs.multinomial(1, generator=generator))
