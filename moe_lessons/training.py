@@ -1,5 +1,6 @@
 """A run: one model, one task, one optimizer, one step at a time."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -176,7 +177,8 @@ class Run:
     """Trains `model` on `task` with Adam (arXiv:1412.6980), one `step()` at a time.
 
     model: maps a batch x to (logits, routings), with one `Routing` for each of its MoE layers.
-    task: has `batch(num, generator) -> (x, y)`, y the right classes.
+    task: has `batch(num, generator) -> (x, y)`, y the right classes. One that keeps a part of its data to measure on
+        has `held_out(num_per_domain) -> (x, y, ...)` and `domains` too, as a `TextTask`.
     seed: of the data and of any noise in the model. The same seed gives the same numbers on the same machine: a
         run computes with `threads` threads whatever the global setting, and has random states of its own on the
         CPU and on CUDA (on other devices, noise comes from the global one).
@@ -265,7 +267,11 @@ class Run:
         return record
 
     def evaluate(self, num: int = 1024) -> dict[str, float]:
-        """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise."""
+        """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise.
+
+        They are drawn afresh; from a task that has a held-out part, they are of that part, as many of each domain
+        (rounded up).
+        """
         losses, right, _ = self._on_held_out(num)
         return {"loss": losses.mean().item(), "accuracy": right.float().mean().item()}
 
@@ -275,7 +281,7 @@ class Run:
         check_positive_int("num", num)
         was_training = self.model.training
         with self._own_state(go_on=False):
-            x, y = self._batch(num, self._generator(1_000_003))
+            x, y = self._held_out(num)
             try:
                 logits, routings = check_output(self.model.eval()(x))
             finally:
@@ -287,6 +293,12 @@ class Run:
 
     def _batch(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         x, y = self.task.batch(num, generator)
+        return x.to(self.device), y.to(self.device)
+
+    def _held_out(self, num: int) -> tuple[Tensor, Tensor]:
+        if not hasattr(self.task, "held_out"):
+            return self._batch(num, self._generator(1_000_003))
+        x, y, *_ = self.task.held_out(math.ceil(num / len(self.task.domains)))
         return x.to(self.device), y.to(self.device)
 
     @property

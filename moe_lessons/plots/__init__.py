@@ -9,6 +9,7 @@ from moe_lessons.plots.heatmap import LayerLoads, TokenExpertHeatmap, layer_load
 from moe_lessons.plots.live_figure import LiveFigure, Row
 from moe_lessons.plots.load import LoadBars, LoadFilm, load_bars, load_film
 from moe_lessons.plots.remedies import BalanceQuality, RemedyCurves, RemedyTile, balance_quality
+from moe_lessons.plots.samples import WrittenText, attention_heatmap, byte_losses, written_text
 from moe_lessons.plots.table import CostTable, cost_table
 from moe_lessons.plots.territory import TerritoryMap, territory_map
 from moe_lessons.plots.theme import LIGHT, THEMES, LessonFigure, Panel, Theme, expert_color, expert_hatch
@@ -31,7 +32,10 @@ __all__ = [
     "TerritoryMap",
     "Theme",
     "TokenExpertHeatmap",
+    "WrittenText",
+    "attention_heatmap",
     "balance_quality",
+    "byte_losses",
     "cost_by_experts",
     "cost_table",
     "expert_color",
@@ -45,4 +49,5 @@ __all__ = [
     "territory_map",
     "time_ratios",
     "token_expert_heatmap",
+    "written_text",
 ]

@@ -14,8 +14,10 @@ from moe_lessons.plots.theme import PALETTE, Theme, axes_for
 BLUE, ORANGE, GREEN, PINK, SKY, RED, _, GREY = PALETTE
 PART_COLORS = {
     "experts": BLUE,
+    "FFN": BLUE,  # a dense one
     "shared experts": SKY,
     "attention": ORANGE,
+    "attention scores": PALETTE[6],
     "embedding": GREEN,
     "head": PINK,
     "router": RED,
@@ -102,6 +104,33 @@ def parameter_bars(parts: Mapping[str, ParameterCount], ax: Axes | None = None, 
     ax.set_xlabel("parameters", color=ink.foreground)
     tight = {"handlelength": 0.8, "handletextpad": 0.4, "columnspacing": 0.9, "borderaxespad": 0.1}
     ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(parts), frameon=False, fontsize=9,
+              labelcolor=ink.foreground, **tight)  # fmt: skip
+    return ax
+
+
+def share_bars(rows: Mapping[str, Mapping[str, int]], ax: Axes | None = None, theme: str = "light") -> Axes:
+    """A bar for each row, cut into the shares of its parts; a share of 5 % or more is written into it.
+
+    rows: what a row counts, and how much of it each part of a model has.
+    """
+    ax, ink = _axes(ax, theme, "What each part costs, as a share of the whole", 9, 0.9 + 0.5 * len(rows))
+    names = dict.fromkeys(name for parts in rows.values() for name, size in parts.items() if size > 0)
+    for place, parts in zip(range(len(rows))[::-1], rows.values()):
+        left, whole = 0.0, sum(parts.values())
+        for name in (name for name in names if parts.get(name)):
+            share = parts[name] / whole
+            ax.barh(place, share, left=left, height=0.66, color=PART_COLORS[name])
+            if share >= 0.05:
+                color = "#ffffff" if PART_COLORS[name] == BLUE else "#000000"
+                ax.text(left + share / 2, place, f"{share:.0%}", ha="center", va="center", fontsize=10, color=color)
+            left += share
+    for name in names:
+        ax.barh(0, 0, color=PART_COLORS[name], label=name)  # one entry in the legend for all rows
+    ax.set_yticks(range(len(rows))[::-1], list(rows), fontsize=10)
+    ax.set(xlim=(0, 1))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    tight = {"handlelength": 0.8, "handletextpad": 0.4, "columnspacing": 0.9, "borderaxespad": 0.1}
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False, fontsize=9,
               labelcolor=ink.foreground, **tight)  # fmt: skip
     return ax
 

@@ -60,7 +60,7 @@ class LossCurves(Panel):
             ghostly = ghost[0][-1] if ghost is not None and len(ghost[0]) else 0
             self.limit_x(max(reach, min(ghostly, 2 * reach) if reach else ghostly))
             highest = max(float(max(loss)) for _, loss in shown)
-            self.limit_y(next((top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6) if top >= highest), 10))
+            self.limit_y(next((top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7) if top >= highest), 10))
         self.place_marks(self.marks, marks)
 
 

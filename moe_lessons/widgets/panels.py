@@ -1,19 +1,21 @@
 """Panels for live views: what each one is made of, and what it is given with every picture."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from moe_lessons.analysis.cost import count_parameters, flops_per_token
-from moe_lessons.nn import is_moe
-from moe_lessons.plots import CostTable, LayerLoads, LoadBars, LoadFilm, LossCurves, Panel, running_mean
+from moe_lessons.nn import LanguageModel, is_moe
+from moe_lessons.plots import CostTable, LayerLoads, LoadBars, LoadFilm, LossCurves, Panel, WrittenText, running_mean
+from moe_lessons.tasks import decode, encode
 from moe_lessons.training import DEAD_SHARE, Run
 
 MOST_POINTS = 150  # of a curve: more are not seen
 RECENT = 20  # steps over which the load is averaged
 NUM_HELD_OUT = 256  # points on which loss and accuracy are measured, a few times a second
+NUM_HELD_OUT_SEQUENCES = 48  # the same for text: a sequence is as much work as many points
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ def spent(run: Run, x_axis: str) -> np.ndarray:
     if x_axis == "seconds":
         return np.array([record.ms_per_step for record in run.records]).cumsum() / 1000
     steps = np.arange(1.0, len(run.records) + 1)
-    return steps * run.batch_size * flops_per_token(run.model, training=True) if x_axis == "FLOPs" else steps
+    tokens = run.batch_size * getattr(run.task, "context", 1)  # of a step: an example is a point, or a sequence
+    return steps * tokens * flops_per_token(run.model, training=True) if x_axis == "FLOPs" else steps
 
 
 def loss_curve(run: Run, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +114,8 @@ def _refresh_cost(view, panel: CostTable) -> None:
 
 
 def _costs(run: Run) -> Sequence[str]:
-    count, held_out = count_parameters(run.model), run.evaluate(NUM_HELD_OUT)
+    num = NUM_HELD_OUT_SEQUENCES if hasattr(run.task, "context") else NUM_HELD_OUT
+    count, held_out = count_parameters(run.model), run.evaluate(num)
     times = [record.ms_per_step for record in run.records[-50:]]
     ms = f"{np.median(times):.2f}" if times else "–"
     flops = flops_per_token(run.model)
@@ -123,6 +127,24 @@ def _costs(run: Run) -> Sequence[str]:
         f"{held_out['loss']:.3g}",
         f"{held_out['accuracy']:.1%}",
     )
+
+
+def writing(prompts: Mapping[str, str], num_bytes: int = 80, temperature: float = 0.7) -> LivePanel:
+    """A panel in which the language model of the first run continues each prompt, anew a few times a second.
+
+    prompts: by name. temperature: see `LanguageModel.generate`.
+    """
+
+    def refresh(view, panel: WrittenText) -> None:
+        panel.update([write(view.main_run.model, text, num_bytes, temperature) for text in prompts.values()])
+
+    return LivePanel(lambda view, ax, theme: WrittenText(ax, theme, tuple(prompts)), refresh, slow=True)
+
+
+def write(model: LanguageModel, prompt: str, num_bytes: int = 80, temperature: float = 0.7, seed: int = 0) -> str:
+    """The prompt and how a model of bytes goes on from it: see `LanguageModel.generate`."""
+    ids = encode(prompt)[None].to(model.embed.weight.device)  # (1, T)
+    return decode(model.generate(ids, num_bytes, temperature=temperature, seed=seed)[0])
 
 
 PANELS = {

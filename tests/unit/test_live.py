@@ -12,12 +12,13 @@ import torch
 from ipywidgets.widgets import widget as ipywidgets
 from PIL import Image
 
-from moe_lessons.nn import MoE, NoisyTopKRouter, dense_twin, seeded
+from moe_lessons.analysis.cost import count_parameters, flops_per_token
+from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, TransformerConfig, dense_twin, seeded
 from moe_lessons.plots import LoadBars
-from moe_lessons.tasks import PlaneClassifier, PlaneTask
+from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
 from moe_lessons.training import Run
 from moe_lessons.widgets import LivePanel, LiveRun, live
-from moe_lessons.widgets.panels import PANELS
+from moe_lessons.widgets.panels import PANELS, spent, writing
 
 ENDLESS = 10**6  # steps; a test that trains so many has forgotten to stop
 
@@ -571,3 +572,46 @@ def test_each_layer_has_its_row():
 def test_one_layer_needs_no_number():
     (load,) = make_view(panels=("load",))._figure.panels
     assert load.ax.get_title(loc="left") == LoadBars.title
+
+
+# --- a language model --------------------------------------------------------------------------------------
+
+
+def language_run(**options) -> Run:
+    with seeded(0):
+        model = LanguageModel(TransformerConfig(d_model=16, num_heads=2, num_layers=1, d_ff=16, **options))
+    return Run(model, TextTask(["english", "json"], context=32), lr=0.01, batch_size=4)
+
+
+def test_a_dense_language_model_is_shown_while_it_learns_and_writes():
+    prompts = {"english": "The ", "json": '{"id": '}
+    run, alone = language_run(moe_layers=()), language_run(moe_layers=())
+    view = LiveRun(run, ("loss", "cost", writing(prompts, num_bytes=20)), max_steps=5)
+    _, costs, text = view._figure.panels
+    assert [cell[0].get_text() for cell in costs.cells][:2] == [f"{count_parameters(run.model).total:,}"] * 2
+    before = [artist.get_text() for artist in text.texts]
+    view.advance(5)
+    view.draw()
+    written = ["".join(artist.get_text().splitlines()) for artist in text.texts]
+    assert all(new.startswith(prompt.replace("\n", "↵")) for new, prompt in zip(written, prompts.values()))
+    assert before != [artist.get_text() for artist in text.texts]
+    for _ in range(5):
+        alone.step()
+    assert [r.loss for r in run.records] == [r.loss for r in alone.records], "writing disturbed the training"
+
+
+def test_a_language_model_of_experts_has_its_load_beside():
+    view = LiveRun(language_run(num_experts=4), ("loss", "load", writing({"english": "The "}, num_bytes=5)))
+    view.advance(2)
+    view.draw()
+    assert sum(bar.get_height() for bar in view._figure.panels[1].ax.patches[:4]) == pytest.approx(1)
+
+
+def test_flops_count_every_token_of_a_sequence():
+    run = language_run(moe_layers=())
+    run.step(), run.step()
+    tokens = 4 * 32
+    assert spent(run, "FLOPs").tolist() == [n * tokens * flops_per_token(run.model, training=True) for n in (1, 2)]
+    plane = make_run()
+    plane.step()
+    assert spent(plane, "FLOPs").tolist() == [32 * flops_per_token(plane.model, training=True)]

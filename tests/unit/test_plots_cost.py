@@ -12,6 +12,7 @@ from moe_lessons.plots.cost import (
     parameter_growth,
     published_models_scatter,
     shape_costs,
+    share_bars,
     short_number,
     step_time_bars,
 )
@@ -57,6 +58,20 @@ def test_a_name_in_a_bar_fits_into_it(name):
     assert inside
     for text in inside:
         assert any(bar.x0 <= text.x0 and text.x1 <= bar.x1 for bar in bars)
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_shares_of_each_row_add_up(theme):
+    rows = {"parameters": {"FFN": 60, "attention": 30, "embedding": 10, "head": 0}, "work": {"FFN": 97, "attention": 3}}
+    ax = share_bars(rows, theme=theme)
+    bars = [bar for bar in ax.patches if bar.get_width() > 0]
+    assert [round(bar.get_width(), 6) for bar in bars] == [0.6, 0.3, 0.1, 0.97, 0.03]
+    assert bars[2].get_x() + bars[2].get_width() == pytest.approx(1) and bars[0].get_y() > bars[3].get_y()
+    assert [text.get_text() for text in ax.texts] == ["60%", "30%", "10%", "97%"]
+    legend = ax.get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["FFN", "attention", "embedding"]
+    colors = {text.get_text(): h.get_facecolor() for text, h in zip(legend.get_texts(), legend.legend_handles)}
+    assert colors["FFN"] == bars[0].get_facecolor() == bars[3].get_facecolor() != colors["attention"]
 
 
 def test_costs_of_twins():

@@ -18,7 +18,7 @@ from moe_lessons.nn import (
     router_z_loss,
     seeded,
 )
-from moe_lessons.tasks import PRESETS, PlaneClassifier, PlaneSetting, PlaneTask, remedy_setting
+from moe_lessons.tasks import PRESETS, PlaneClassifier, PlaneSetting, PlaneTask, TextTask, remedy_setting
 from moe_lessons.training import Record, Run, TrainingDiverged, dead_experts, load_share, plane_runs
 
 TASK = PlaneTask("blobs")
@@ -481,6 +481,37 @@ def test_evaluate_computes_the_mean_over_its_examples():
     expected = -sum(log_probs[t, y[t]].item() for t in range(50)) / 50
     accuracy = sum(int(log_probs[t].argmax() == y[t]) for t in range(50)) / 50
     assert run.evaluate(50) == {"loss": pytest.approx(expected), "accuracy": pytest.approx(accuracy)}
+
+
+class Bigrams(nn.Module):
+    """The logits of the next byte, from the present one alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(256, 256)
+
+    def forward(self, x):
+        return self.table(x), []
+
+
+def test_a_task_with_a_held_out_part_is_measured_on_that():
+    class Text(TextTask):
+        drawn = 0
+
+        def batch(self, num, generator):
+            self.drawn += num
+            return super().batch(num, generator)
+
+    task = Text(["english", "json"], context=16)
+    run = Run(Bigrams(), task, batch_size=4)
+    run.step()
+    for num, per_domain in ((6, 3), (7, 4), (1, 1)):
+        x, y, _ = task.held_out(per_domain)
+        log_probs = run.model(x)[0].log_softmax(dim=-1).gather(2, y[..., None])
+        assert run.evaluate(num)["loss"] == pytest.approx(-log_probs.mean().item(), rel=1e-5)
+    assert task.drawn == 4, "evaluation drew from the part that training reads"
+    with pytest.raises(ValueError, match="num must be a whole number of at least 1, got 0"):
+        run.evaluate(0)
 
 
 # --- what is put in --------------------------------------------------------------------------------------
