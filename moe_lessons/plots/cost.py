@@ -113,7 +113,9 @@ def share_bars(rows: Mapping[str, Mapping[str, int]], ax: Axes | None = None, th
 
     rows: what a row counts, and how much of it each part of a model has.
     """
-    ax, ink = _axes(ax, theme, "What each part costs, as a share of the whole", 9, 0.9 + 0.5 * len(rows))
+    title = "What each part costs, as a share of the whole"
+    ax, ink = _axes(ax, theme, title, 9, 1.1 + 0.45 * len(rows))
+    ax.set_title(title, loc="left", fontsize=11, color=ink.foreground, pad=24)  # the legend lies between
     names = dict.fromkeys(name for parts in rows.values() for name, size in parts.items() if size > 0)
     for place, parts in zip(range(len(rows))[::-1], rows.values()):
         left, whole = 0.0, sum(parts.values())
@@ -130,7 +132,7 @@ def share_bars(rows: Mapping[str, Mapping[str, int]], ax: Axes | None = None, th
     ax.set(xlim=(0, 1))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     tight = {"handlelength": 0.8, "handletextpad": 0.4, "columnspacing": 0.9, "borderaxespad": 0.1}
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=len(names), frameon=False, fontsize=9,
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=len(names), frameon=False, fontsize=9,
               labelcolor=ink.foreground, **tight)  # fmt: skip
     return ax
 

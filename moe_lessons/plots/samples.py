@@ -1,13 +1,26 @@
 """What a language model writes, and how surprised it is by what others wrote."""
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.font_manager import findfont, get_font
 
 from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for
 
-SIGNS = {"\n": "↵", " ": "␣"}  # what stands for a character that cannot be seen
+SIGNS = {"\n": "↵"}  # what stands for a character that cannot be drawn; for all others a ·
+FONT = "monospace"
+
+
+def visible(char: str) -> str:
+    """The character itself if it can be drawn, else a sign in its place."""
+    return char if char.isprintable() and ord(char) in _drawable() else SIGNS.get(char, "·")
+
+
+@functools.cache
+def _drawable() -> frozenset[int]:
+    return frozenset(get_font(findfont(FONT)).get_charmap())
 
 
 class WrittenText(Panel):
@@ -23,28 +36,27 @@ class WrittenText(Panel):
         self.width, self.lines, self.texts = width, lines, []
         write = {"transform": ax.transAxes, "va": "top"}
         for i, name in enumerate(names):
-            y = 1 - i / len(names)
+            y = 0.98 - i / len(names)
             ax.text(0, y, name, color=theme.muted, fontsize=8.5, weight="bold", **write)
             line = 1 / (len(names) * (lines + 1.6))
-            look = {"fontsize": 7.5, "family": "monospace", "color": theme.foreground, "parse_math": False}
+            look = {"fontsize": 7.5, "family": FONT, "color": theme.foreground, "parse_math": False}
             self.texts.append(ax.text(0, y - 1.2 * line, "", **look, **write))
         self.slow = list(self.texts)
 
     def update(self, texts: Sequence[str]) -> None:
-        """texts: one for each name. A line break is shown as ↵ and what is no letter or sign as ·."""
+        """texts: one for each name. A line break is shown as ↵ and what cannot be drawn as ·."""
         for artist, text in zip(self.texts, texts, strict=True):
-            seen = "".join(c if c.isprintable() else SIGNS.get(c, "·") for c in text)
-            # cut by hand: textwrap would drop the spaces at the ends of lines
+            seen = "".join(map(visible, text))  # cut by hand: textwrap would drop spaces at the ends of lines
             rows = [seen[i : i + self.width] for i in range(0, len(seen), self.width)]
             artist.set_text("\n".join(rows[: self.lines]))
 
 
 def written_text(texts: Mapping[str, str], title: str = "", ax: Axes | None = None, theme: str = "light") -> Axes:
     """Show texts under their names, at most two lines of 90 characters each."""
-    ax, colors = axes_for(ax, theme, width=8, height=0.3 + 0.62 * len(texts))
+    ax, colors = axes_for(ax, theme, width=8, height=0.4 + 0.56 * len(texts))
     panel = WrittenText(ax, colors, tuple(texts), width=90, lines=2)
     panel.update(list(texts.values()))
-    ax.set_title(title or panel.title, loc="left", fontsize=10, color=colors.foreground)
+    ax.set_title(title or panel.title, loc="left", fontsize=10, color=colors.foreground, pad=6)
     return ax
 
 
@@ -56,7 +68,7 @@ def byte_losses(text: str, losses: Sequence[float], ax: Axes | None = None, them
     ax.set_facecolor(colors.background)
     places = np.arange(len(text))
     ax.bar(places, losses, width=0.85, color=colors.lines[2])
-    ax.set_xticks(places, [SIGNS.get(c, c) for c in text], family="monospace", fontsize=9)
+    ax.set_xticks(places, ["␣" if c == " " else visible(c) for c in text], family=FONT, fontsize=9)
     ax.tick_params(length=0, colors=colors.foreground)
     ax.set_xlim(-0.7, len(text) - 0.3)
     ax.spines[["top", "right"]].set_visible(False)
@@ -74,9 +86,9 @@ def attention_heatmap(weights, text: str, ax: Axes | None = None, theme: str = "
     ax, colors = axes_for(ax, theme, width=4.8, height=4.2)
     ax.set_facecolor(colors.background)
     image = ax.imshow(weights, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
-    signs = [SIGNS.get(c, c) for c in text]
-    ax.set_xticks(range(len(text)), signs, family="monospace")
-    ax.set_yticks(range(len(text)), signs, family="monospace")
+    signs = ["␣" if c == " " else visible(c) for c in text]
+    ax.set_xticks(range(len(text)), signs, family=FONT)
+    ax.set_yticks(range(len(text)), signs, family=FONT)
     ax.tick_params(length=0, colors=colors.foreground, labelsize=9)
     ax.set_xlabel("looks at", color=colors.foreground, fontsize=9)
     ax.set_ylabel("token", color=colors.foreground, fontsize=9)
