@@ -356,7 +356,7 @@ def test_the_x_axis_grows_by_halves_when_it_is_full_and_names_its_unit(x_axis, s
     assert x_axis.rstrip("s") in p.ax.get_xlabel()
 
 
-@pytest.mark.parametrize("highest, limit", [(0.2, 0.5), (2.1, 2.5), (7.0, 10), (1e30, 10), (np.nan, 10)])
+@pytest.mark.parametrize("highest, limit", [(0.2, 0.5), (2.1, 2.5), (6.1, 7), (7.1, 10), (1e30, 10), (np.nan, 10)])
 def test_the_y_axis_fits_the_first_losses(highest, limit):
     p = panel(LossCurves)
     p.update([(LOSS[0], np.linspace(highest, 0, 30))])
