@@ -146,9 +146,11 @@ DISPATCH: dict[str, Dispatch] = {
 
 # What the ways cost, in multiplications that take as long; measured on CPUs.
 ACTIVATION_PRICE = 16  # of the activation, for each number that goes into it
-PADDED_FACTOR = 1.1  # its rows do not stay in the cache
+PADDED_FACTOR = 0.8  # one batched product for many small ones, while its rows stay in the cache
+PADDED_FACTOR_LARGE = 1.1  # where they do not
+CACHE_NUMBERS = 1_000_000  # of x and of pre-activations, up to which they do
 PADDED_PRICE = 800_000  # of the calls that 'dense' does without
-GROUPED_PRICE = 2_500_000  # of the sorting and of the blocks
+GROUPED_PRICE, GROUPED_EXPERT_PRICE = 2_500_000, 300_000  # of the sorting, and of the products of one expert
 GATHER_LIMIT = 2_000_000  # numbers that 'gather' may copy
 LAUNCH_FACTOR = 100  # on 'grouped' where each of its E products is launched for itself: an estimate
 
@@ -167,12 +169,18 @@ def choose_dispatch(experts: Experts, routing: Routing) -> str:
     if few and not torch.is_grad_enabled():
         return "gather"
     row = width * (d_model + ACTIVATION_PRICE)
-    busiest = int(routing.tokens_per_expert.max())  # C
-    launches = experts.in_proj.device.type != "cpu" and why_own_products(experts.in_proj, experts.down_proj)
+    places = num_experts * int(routing.tokens_per_expert.max())  # E·C
+    on_cpu = experts.in_proj.device.type == "cpu"
+    fits = on_cpu and places * (d_model + width) <= CACHE_NUMBERS
+    if on_cpu:
+        sorting = GROUPED_PRICE + GROUPED_EXPERT_PRICE * num_experts
+    else:
+        launches = bool(why_own_products(experts.in_proj, experts.down_proj))
+        sorting = GROUPED_PRICE * (LAUNCH_FACTOR if launches else 1)
     cost = {
         "dense": num_experts * routing.num_tokens * row,
-        "padded": num_experts * busiest * row * PADDED_FACTOR + PADDED_PRICE,
-        "grouped": num_rows * row + GROUPED_PRICE * (LAUNCH_FACTOR if launches else 1),
+        "padded": places * row * (PADDED_FACTOR if fits else PADDED_FACTOR_LARGE) + PADDED_PRICE,
+        "grouped": num_rows * row + sorting,
     }
     return min(cost, key=cost.get)
 

@@ -358,7 +358,7 @@ def chosen(num_tokens, d_model, d_ff, num_experts, top_k, expert_idx=None) -> st
     num_assignments = num_tokens * top_k
     expert_idx = [a % num_experts for a in range(num_assignments)] if expert_idx is None else expert_idx
     tokens = [a % num_tokens for a in range(num_assignments)]
-    experts = Experts(num_experts, d_model, d_ff, device="meta")
+    experts = Experts(num_experts, d_model, d_ff)
     return choose_dispatch(experts, free_routing(tokens, expert_idx, num_tokens, num_experts))
 
 
@@ -367,7 +367,9 @@ def test_auto_takes_what_suits_the_size():
     assert chosen(2048, 256, 512, 8, 2) == "grouped"
     assert chosen(2048, 128, 128, 64, 2) == "grouped"
     assert chosen(128, 16, 32, 64, 2) == "padded"
-    assert chosen(128, 16, 32, 64, 2, expert_idx=[0] * 256) == "grouped"  # padding would cost 64 · 256 rows
+    assert chosen(128, 16, 32, 64, 2, expert_idx=[0] * 256) != "padded"  # padding would cost 64 · 256 rows
+    assert chosen(1024, 64, 64, 64, 2) == "padded"  # small products, all in the cache
+    assert chosen(1024, 64, 64, 64, 2, expert_idx=[0] * 2048) == "grouped"
     assert chosen(0, 16, 8, 8, 2) in DISPATCH
 
 
