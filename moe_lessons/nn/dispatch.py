@@ -151,7 +151,7 @@ PADDED_FACTOR_LARGE = 1.1  # where they do not
 CACHE_NUMBERS = 1_000_000  # of x and of pre-activations, up to which they do
 PADDED_PRICE = 800_000  # of the calls that 'dense' does without
 GROUPED_PRICE, GROUPED_EXPERT_PRICE = 2_500_000, 300_000  # of the sorting, and of the products of one expert
-GATHER_LIMIT = 2_000_000  # numbers that 'gather' may copy
+GATHER_LIMIT = 3_500_000  # numbers that 'gather' may copy
 LAUNCH_FACTOR = 100  # on 'grouped' where each of its E products is launched for itself: an estimate
 
 

@@ -365,7 +365,7 @@ def chosen(num_tokens, d_model, d_ff, num_experts, top_k, expert_idx=None) -> st
 def test_auto_takes_what_suits_the_size():
     assert chosen(256, 16, 4, 8, 2) == "dense"  # the playground
     assert chosen(2048, 256, 512, 8, 2) == "grouped"
-    assert chosen(2048, 128, 128, 64, 2) == "grouped"
+    assert chosen(2048, 128, 512, 64, 2) == "grouped"
     assert chosen(128, 16, 32, 64, 2) == "padded"
     assert chosen(128, 16, 32, 64, 2, expert_idx=[0] * 256) != "padded"  # padding would cost 64 · 256 rows
     assert chosen(1024, 64, 64, 64, 2) == "padded"  # small products, all in the cache
