@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,22 @@ class LabServer:
         for session in self.request("GET", "api/sessions"):
             self.request("DELETE", f"api/sessions/{session['id']}")
 
+    def nudge_kernels(self) -> None:
+        """Connect to each kernel once: what an ipykernel 7 has overlooked until then, it reads now.
+
+        A request that arrives just while a reply is sent is not noticed until the next connection
+        (https://github.com/ipython/ipykernel/issues/1554).
+        """
+        from jupyter_client import BlockingKernelClient
+
+        for file in (self.home / "runtime").glob("kernel-*.json"):
+            client = BlockingKernelClient()
+            client.load_connection_file(str(file))
+            client.start_channels()
+            client.kernel_info()
+            time.sleep(0.3)
+            client.stop_channels()
+
     def stop(self) -> None:
         self.process.terminate()  # it ends its kernels, too
         try:
@@ -93,8 +110,8 @@ class LabServer:
 class NotebookPage:
     """One notebook, open in one browser page; `errors` collects what the page's console complains of."""
 
-    def __init__(self, page):
-        self.page = page
+    def __init__(self, page, nudge=lambda: None):
+        self.page, self.nudge = page, nudge
         self.errors: list[str] = []
         page.set_default_timeout(PATIENCE)
         page.on("console", self.hear)
@@ -115,7 +132,17 @@ class NotebookPage:
         Reads the status bar: the notebook's own indicator says idle even before there is a kernel, and then
         Run All would be lost.
         """
-        self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
+        self.patiently(self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for)
+
+    def patiently(self, wait) -> None:
+        """Wait; where the kernel does not answer for long, nudge it, and wait once more."""
+        from playwright.sync_api import TimeoutError
+
+        try:
+            wait(timeout=PATIENCE / 3)
+        except TimeoutError:
+            self.nudge()
+            wait(timeout=PATIENCE)
 
     def menu(self, menu: str, command: str) -> None:
         """Choose the item with this command id from one of the menus at the top."""
@@ -129,14 +156,13 @@ class NotebookPage:
             self.wait_executed()
 
     def wait_executed(self) -> None:
-        self.page.wait_for_function(
-            r"""() => {
-                const cells = [...document.querySelectorAll('.jp-CodeCell')]
-                    .filter(cell => cell.querySelector('.cm-content')?.textContent.trim());
-                const prompts = cells.map(cell => cell.querySelector('.jp-InputPrompt').textContent);
-                return prompts.length > 0 && prompts.every(prompt => /\[\d+\]/.test(prompt));
-            }"""
-        )
+        executed = r"""() => {
+            const cells = [...document.querySelectorAll('.jp-CodeCell')]
+                .filter(cell => cell.querySelector('.cm-content')?.textContent.trim());
+            const prompts = cells.map(cell => cell.querySelector('.jp-InputPrompt').textContent);
+            return prompts.length > 0 && prompts.every(prompt => /\[\d+\]/.test(prompt));
+        }"""
+        self.patiently(partial(self.page.wait_for_function, executed))
         self.wait_idle()
 
     def interrupt(self) -> None:
@@ -204,6 +230,7 @@ class View:
         if self.button("Pause").count():
             self.button("Pause").click()
         self.button("Play").wait_for()
+        self.wait_for(lambda: "paused" in self.view.locator("[data-step]").inner_text())  # the button is quicker
         return self.step
 
 
@@ -255,7 +282,7 @@ def open_notebook(lab, browser):
         lab.set_theme(theme)
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
         contexts.append(context)
-        notebook = NotebookPage(context.new_page())
+        notebook = NotebookPage(context.new_page(), lab.nudge_kernels)
         place = f"doc/tree/notebooks/{name}" if simple else f"lab/tree/notebooks/{name}"
         notebook.open(f"{lab.address}/{place}?token={lab.token}&reset")
         return notebook
