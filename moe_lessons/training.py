@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.errors import NonFiniteError, check_device, check_number, check_positive_int
-from moe_lessons.nn import Routing, dense_twin, is_moe, load_balancing_loss, router_z_loss, update_expert_bias
+from moe_lessons.nn import (
+    Routing,
+    dense_twin,
+    is_moe,
+    load_balancing_loss,
+    router_z_loss,
+    torch_threads,
+    update_expert_bias,
+)
 from moe_lessons.tasks import PlaneSetting, plane_model
 
 DEAD_SHARE = 0.01  # an expert is called dead when fewer than 1 % of the tokens want it
@@ -350,18 +358,17 @@ class Run:
     @contextmanager
     def _own_state(self, go_on: bool = True) -> Iterator[None]:
         """This run's threads and random states inside; everybody else's outside. `go_on`: keep the states' progress."""
-        threads, outside = torch.get_num_threads(), [generator.get_state() for generator in self._generators]
-        torch.set_num_threads(self.threads)
+        outside = [generator.get_state() for generator in self._generators]
         for generator, state in zip(self._generators, self._random_states, strict=True):
             generator.set_state(state)
         try:
-            yield
+            with torch_threads(self.threads):
+                yield
         finally:
             if go_on:
                 self._random_states = [generator.get_state() for generator in self._generators]
             for generator, state in zip(self._generators, outside, strict=True):
                 generator.set_state(state)
-            torch.set_num_threads(threads)
 
 
 def check_output(out) -> tuple[Tensor, list[Routing]]:

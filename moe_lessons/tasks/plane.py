@@ -6,22 +6,13 @@ point is a token, and where it lies is all that the router knows of it.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
-from moe_lessons.nn import (
-    ExpertChoiceRouter,
-    MoE,
-    NoisyTopKRouter,
-    Routing,
-    SigmoidRouter,
-    is_moe,
-    seeded,
-    torch_threads,
-)
+from moe_lessons.nn import MoE, Routing, is_moe, seeded, torch_threads, transformer
 from moe_lessons.nn.balancing import PRIORITIES
 
 NUM_PROTOTYPES = 24
@@ -149,12 +140,7 @@ def spread_prototypes(task: PlaneTask, num: int, seed: int = 0) -> Tensor:
 D_MODEL, NUM_CLASSES = 16, 8
 # how the router starts: the sharpness of a router that shares the points evenly, or None for torch's own start
 ROUTER_STARTS = {"spread": 4.0, "soft spread": 1.0, "random": None}
-ROUTERS = {
-    "top-k": partial(NoisyTopKRouter, noise="gaussian", noise_std=0.0),
-    "learned noise": NoisyTopKRouter,
-    "sigmoid": SigmoidRouter,
-    "expert choice": ExpertChoiceRouter,
-}
+ROUTERS = {name: transformer.ROUTERS[name] for name in ("top-k", "learned noise", "sigmoid", "expert choice")}
 # fields that not every router can use, and those that can
 ONLY_WITH = {
     "noise_std": ("top-k",),
