@@ -30,6 +30,7 @@ class BandRecord(NamedTuple):
     load: list[list[float]]
     dead_experts: float
     dropped_share: float
+    lr: float
     ms_per_step: float
     losses: np.ndarray  # (S,)
     accuracies: np.ndarray  # (S,)

@@ -201,6 +201,7 @@ class TextTask:
             check_choice("domains", domain, DOMAINS)
         if not domains or len(set(domains)) < len(domains):
             raise ValueError(f"domains must be one or more different names, got {domains}")
+        self.seed = seed
         num_bytes = TRAIN_BYTES + HELD_OUT_BYTES
         self._set_up({domain: make_text(domain, num_bytes, seed).encode() for domain in domains}, context)
 

@@ -9,17 +9,28 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import (
     FeedForward,
+    LanguageModel,
     MoE,
     NoisyTopKRouter,
     Routing,
     SigmoidRouter,
+    TransformerConfig,
     dense_twin,
     load_balancing_loss,
     router_z_loss,
     seeded,
 )
 from moe_lessons.tasks import PRESETS, PlaneClassifier, PlaneSetting, PlaneTask, TextTask, remedy_setting
-from moe_lessons.training import Record, Run, TrainingDiverged, dead_experts, load_share, plane_runs
+from moe_lessons.training import (
+    Record,
+    Run,
+    TrainingDiverged,
+    choose_precision,
+    dead_experts,
+    load_share,
+    lr_scale,
+    plane_runs,
+)
 
 TASK = PlaneTask("blobs")
 KNOBS = {
@@ -186,7 +197,7 @@ def test_a_knob_works_from_the_next_step_on(name):
     elif name == "capacity_factor":
         assert seen.dropped_share > 0.3 and seen.load == expected.load  # load is what the router wanted
     else:  # the update changes, and not what the step showed before it
-        assert seen == expected
+        assert seen._replace(lr=0.02) == expected
 
 
 def test_the_learning_rate_is_that_of_the_very_next_update():
@@ -300,6 +311,173 @@ def test_the_noise_knob_leaves_a_learned_noise_alone():
     assert run.knobs.noise_std == 0
     with pytest.raises(ValueError, match="noise_std"):
         run.knobs.noise_std = 1.0
+
+
+# --- the optimizer ---------------------------------------------------------------------------------------
+
+
+def test_without_weight_decay_it_is_adam():
+    class Double(PlaneTask):
+        def batch(self, num_points, generator):
+            x, y = super().batch(num_points, generator)
+            return x.double(), y
+
+    run, adam = make_run(task=Double()), make_run(task=Double())
+    run.model.double(), adam.model.double()  # no tie of two scores is decided by rounding
+    adam.optimizer = torch.optim.Adam(adam.model.parameters(), foreach=False)
+    expected, seen = numbers(adam, 30), numbers(run, 30)
+    assert [r.loss for r in seen] == pytest.approx([r.loss for r in expected], rel=1e-9)
+
+
+def test_only_matrices_decay():
+    def block():
+        with seeded(7):
+            block = MoE(16, 4, 8, bias=True)
+        nn.init.ones_(block.experts.down_proj_bias)
+        return block
+
+    plain, decaying = make_run(block=block()), make_run(block=block(), weight_decay=0.5)
+    before = weights(plain)
+    plain.step(), decaying.step()
+    for name, old, a, b in zip(dict(plain.model.named_parameters()), before, weights(plain), weights(decaying)):
+        decayed = not name.endswith("bias")
+        torch.testing.assert_close(b - a, -0.02 * 0.5 * old * decayed, rtol=0, atol=1e-6)  # arXiv:1711.05101
+        assert torch.equal(a, b) is not decayed
+
+
+def test_the_schedule_is_that_of_torch():
+    run = make_run(lr=0.02, warmup_steps=4, decay_steps=10)
+    rates = [record.lr for record in numbers(run, 13)]
+    weight = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=0.02)
+    cosine, expected = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=6, eta_min=0.002), []
+    for _ in range(7):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step(), cosine.step()
+    assert rates[:4] == pytest.approx([0.005, 0.01, 0.015, 0.02])
+    assert rates[3:10] == pytest.approx(expected) and rates[9:] == pytest.approx([0.002] * 4)
+    assert [lr_scale(step) for step in (1, 2, 1000)] == [1, 1, 1]
+    assert [lr_scale(step, 2) for step in (1, 2, 1000)] == [0.5, 1, 1]
+    run.knobs.lr = 0.5  # the peak
+    assert run.step().lr == pytest.approx(0.05)
+
+
+def test_the_update_has_the_rate_of_the_schedule():
+    run, half = make_run(), make_run(warmup_steps=2)
+    before = weights(run)
+    run.step(), half.step()
+    for old, a, b in zip(before, weights(run), weights(half)):
+        torch.testing.assert_close(b - old, (a - old) / 2, rtol=0, atol=1e-6)
+
+
+def test_a_gradient_is_scaled_down_to_the_largest_norm_and_a_smaller_one_is_left_alone():
+    plain, clipped, loose = make_run(), make_run(max_grad_norm=0.01), make_run(max_grad_norm=1000.0)
+    for run in (plain, clipped, loose):
+        run.step()
+    each = [torch.cat([p.grad.flatten() for p in run.model.parameters()]) for run in (plain, clipped, loose)]
+    assert each[0].norm() > 0.1 and each[1].norm() == pytest.approx(0.01, rel=1e-4)
+    assert torch.nn.functional.cosine_similarity(each[0], each[1], dim=0) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(each[0], each[2])
+
+
+# --- language models -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text() -> TextTask:
+    return TextTask(["english", "json"], context=24)
+
+
+def text_run(task: TextTask, router: str = "top-k", seed: int = 0, **options) -> Run:
+    config = TransformerConfig(
+        d_model=32, num_layers=2, num_heads=2, max_positions=24, d_ff=16, num_experts=4, router=router
+    )
+    with seeded(seed):
+        model = LanguageModel(config)
+    return Run(model, task, **{"lr": 0.01, "batch_size": 16, "seed": seed, **options})
+
+
+@pytest.mark.parametrize("router", ["top-k", "sigmoid"])
+def test_every_knob_works_on_a_language_model(text, router):
+    values = KNOBS | ({"expert_bias_rate": 0.25} if router == "sigmoid" else {})
+    if router == "sigmoid":
+        del values["noise_std"]
+    for name, value in values.items():
+        reference, run = text_run(text, router), text_run(text, router)
+        assert numbers(run, 2) == numbers(reference, 2)
+        setattr(run.knobs, name, value)
+        expected, seen = numbers(reference, 1)[0], numbers(run, 1)[0]
+        if name in ("noise_std", "jitter_noise"):
+            assert all(a != b for a, b in zip(seen.load, expected.load)), name  # in both layers
+        elif name == "capacity_factor":
+            assert seen.dropped_share > 0.3
+        elif name == "expert_bias_rate":
+            for layer, load in zip(run.model.layers, seen.load):
+                assert torch.equal(layer.ffn.router.expert_bias, 0.25 * (1 / 4 - torch.tensor(load)).sign())
+        else:
+            assert seen._replace(lr=expected.lr) == expected
+            assert not same(weights(run), weights(reference)), name
+        run.model.load_state_dict(reference.model.state_dict())
+        if name != "capacity_factor":  # a limit holds in evaluation too
+            assert run.evaluate(8) == reference.evaluate(8), name
+
+
+def test_the_domains_of_a_task_are_evaluated_apart(text):
+    run = text_run(text)
+    frame = run.evaluate_by_domain(5)
+    assert list(frame.index) == ["english", "json"] and frame.index.name == "domain"
+    assert list(frame.columns) == ["loss", "accuracy"]
+    x, y, domain = text.held_out(5)
+    with torch.no_grad():
+        log_probs = run.model.eval()(x)[0].log_softmax(dim=-1)
+    for i, row in enumerate(frame.itertuples()):
+        mine = log_probs[domain == i], y[domain == i]
+        assert row.loss == pytest.approx(F.nll_loss(mine[0].flatten(0, 1), mine[1].flatten()).item())
+        assert row.accuracy == pytest.approx((mine[0].argmax(dim=-1) == mine[1]).float().mean().item())
+    assert frame.mean().to_dict() == pytest.approx(run.evaluate(10))
+    with pytest.raises(ValueError, match="^task must have domains and a held-out part, got PlaneTask$"):
+        make_run().evaluate_by_domain()
+    with pytest.raises(ValueError, match="^num_per_domain must be a whole number of at least 1, got 0$"):
+        run.evaluate_by_domain(0)
+
+
+def test_sequences_that_are_longer_than_the_model_has_positions_are_refused_at_once():
+    with pytest.raises(ValueError, match=r"^context must be at most the model's max_positions \(24\), got 25$"):
+        text_run(TextTask.from_text("Any text will do. " * 9 + "".join(map(chr, range(33, 1200))), context=25))
+
+
+# --- precision -------------------------------------------------------------------------------------------
+
+
+def test_in_bfloat16_the_router_the_loss_and_the_weights_stay_in_float32(text):
+    run, seen = text_run(text, precision="bfloat16"), {}
+    router, head = run.model.layers[1].ffn.router, run.model.head
+    router.register_forward_hook(lambda *args: seen.update(router=args[2].router_logits.dtype))
+    head.register_forward_hook(lambda *args: seen.update(head=args[2].dtype))
+    for use in (run.step, run.evaluate):
+        seen.clear()
+        use()
+        assert seen == {"router": torch.float32, "head": torch.bfloat16}
+    assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in run.model.parameters())
+    assert run._forward(text.held_out(1)[0])[0].dtype == torch.float32  # the logits that the loss is computed from
+
+
+def test_bfloat16_learns_about_as_well(text):
+    for seed in range(3):
+        single, half = text_run(text, seed=seed), text_run(text, seed=seed, precision="bfloat16")
+        before = single.evaluate(64)["loss"]
+        assert numbers(single, 40) != numbers(half, 40)
+        after = single.evaluate(64)["loss"]
+        assert after < before - 2
+        assert half.evaluate(64)["loss"] == pytest.approx(after, abs=0.1)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_auto_is_bfloat16_on_a_gpu_that_has_it_and_nowhere_else(monkeypatch, native):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation)
+    assert choose_precision("auto", torch.device("cuda")) == ("bfloat16" if native else "float32")
+    assert choose_precision("auto", torch.device("cpu")) == choose_precision("auto", torch.device("mps")) == "float32"
+    assert make_run(precision="auto").precision == "float32"
 
 
 # --- history ---------------------------------------------------------------------------------------------
@@ -527,6 +705,12 @@ def test_a_task_with_a_held_out_part_is_measured_on_that():
         ({"batch_size": 0}, "^batch_size must be a whole number of at least 1, got 0$"),
         ({"batch_size": 2.5}, "^batch_size must be a whole number of at least 1, got 2.5$"),
         ({"threads": 0}, "^threads must be a whole number of at least 1, got 0$"),
+        ({"weight_decay": -0.1}, "^weight_decay must be a finite number of at least 0, got -0.1$"),
+        ({"warmup_steps": -1}, "^warmup_steps must be a whole number of at least 1, got -1$"),
+        ({"decay_steps": 0}, "^decay_steps must be a whole number of at least 1, got 0$"),
+        ({"warmup_steps": 5, "decay_steps": 5}, r"^decay_steps must be above warmup_steps \(5\), got 5$"),
+        ({"max_grad_norm": 0}, "^max_grad_norm must be a finite number above 0, got 0$"),
+        ({"precision": "float16"}, "^precision must be one of 'float32', 'bfloat16', 'auto', got 'float16'$"),
     ],
 )
 def test_bad_arguments_are_refused(options, message):
