@@ -76,7 +76,7 @@ def published_models_scatter(frame: pd.DataFrame, ax: Axes | None = None, theme:
     ax.figure.canvas.draw()  # settles the layout, and with it where a point lies in pixels
     for name, share in shares.items():
         _label_line(ax, share, name, ink)
-    _label_points(ax, x, y, frame.name, ink)
+    label_points(ax, x, y, frame.name, ink)
     return ax
 
 
@@ -209,7 +209,7 @@ def _label_line(ax: Axes, share: float, name: str, ink: Theme) -> None:
     label.set_bbox({"facecolor": ink.background, "edgecolor": "none", "pad": 1})
 
 
-def _label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], ink: Theme) -> None:
+def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], ink: Theme) -> None:
     """Name each point beside it, at the first place that covers no point and no other name."""
     pixels = ax.transData.transform(np.column_stack([x, y]))
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in pixels]

@@ -1,5 +1,6 @@
 """One look for every picture: colours, themes, and figures that need no pyplot."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -63,6 +64,36 @@ def expert_color(expert: int) -> str:
 def expert_hatch(expert: int) -> str:
     """The hatching that tells expert 8 from expert 0, 16 from 8, and so on."""
     return HATCHES[expert // len(PALETTE) % len(HATCHES)]
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast of two colours, 1 to 21; text wants 4.5 or more (WCAG 2.2, relative luminance).
+
+    >>> round(contrast("#ffffff", "black"), 6), round(contrast("#0072B2", "white"), 1)
+    (21.0, 5.2)
+    """
+    dark, light = sorted(_luminance(color) for color in (one, other))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def _luminance(color: str) -> float:
+    rgb = np.array(to_rgb(color))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def ink_on(color: str) -> str:
+    """Black or white: the colour of text that is read better on `color`.
+
+    >>> ink_on("#0072B2"), ink_on("#E69F00")
+    ('#ffffff', '#000000')
+    """
+    return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, color))
+
+
+def static_mode() -> bool:
+    """Whether MOE_LESSONS_STATIC=1 asks for pictures in the place of widgets and HTML, as a static page needs."""
+    return os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0")
 
 
 def expert_image(expert: np.ndarray) -> np.ndarray:

@@ -1,21 +1,17 @@
 """A picture inside a widget, and the static form of a widget for pages where nothing runs."""
 
-import os
 from typing import Any
 
 import ipywidgets as W
 import traitlets
+
+from moe_lessons.plots.theme import static_mode
 
 
 class FigureImage(W.Image):
     """An image that can have a tooltip: with one, a plain `Image` of ipywidgets 8.1 cannot be shown."""
 
     description = traitlets.Unicode("").tag(sync=True)
-
-
-def static_mode() -> bool:
-    """Whether MOE_LESSONS_STATIC=1 asks for pictures in the place of widgets, as a static page needs."""
-    return os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0")
 
 
 def mimebundle(widget: W.Widget, png: bytes, text: str) -> tuple[dict[str, Any], dict[str, Any]]:

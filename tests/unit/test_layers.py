@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "moe_lessons"
-LAYERS = ["nn", "tasks", "training", "checkpoints", "bands", "analysis", "plots", "widgets"]  # each may import those before it
+# Each may import those before it.
+LAYERS = ["nn", "tasks", "training", "checkpoints", "bands", "analysis", "plots", "widgets"]
 BELOW_ALL = {"errors", "datafiles"}  # whoever needs them
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 IN_LAYERS = [path for path in MODULES if path.parts[0].removesuffix(".py") in LAYERS]
