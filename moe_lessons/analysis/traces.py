@@ -1,0 +1,261 @@
+"""Who served which token: a trace of the routing as a table, and what the choice of an expert has to do with the token.
+
+The choice is read in bits. I(expert; domain), their mutual information, is how much you learn of one when you are told
+the other: 0 where they are independent, H(domain) where the expert gives the domain away. It does not ask which number
+an expert has. All figures are about a token's first choice; tokens that no expert serves are left out.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.errors import check_choice
+from moe_lessons.nn import Routing
+from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
+from moe_lessons.training import check_output
+
+GROUPS = ("domain", "byte_class", "layer")
+
+
+def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
+    """A row for each token of `task.held_out(num_per_domain)` and each MoE layer of the model, in eval mode.
+
+    sequence, position: where the token stands. byte, byte_class, domain: what it is; the last two are categorical.
+    layer: the number of the MoE layer, from 0. expert0, expert1, …: the experts that served it, the one with the
+    largest weight first, and -1 where it has no more of them (as with expert choice, or where its expert was full).
+    weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E.
+
+    Raises ValueError for a task without a held-out part and for a model without experts.
+
+    >>> from moe_lessons.nn import LanguageModel, TransformerConfig
+    >>> from moe_lessons.tasks import TextTask
+    >>> table = trace(LanguageModel(TransformerConfig()), TextTask(["code"]), num_per_domain=2)
+    >>> len(table), list(table)[:7]  # 2 sequences of 64 tokens, 3 layers
+    (384, ['sequence', 'position', 'byte', 'byte_class', 'domain', 'layer', 'expert0'])
+    """
+    if not hasattr(task, "held_out"):
+        raise ValueError(f"task must have a held-out part, as a TextTask, got {type(task).__name__} without one")
+    ids, _, domain = task.held_out(num_per_domain)
+    return _trace(model, ids, np.asarray(domain), task.domains)
+
+
+def trace_text(model: nn.Module, text: str) -> pd.DataFrame:
+    """The same of one text, a single sequence whose domain is called 'text'.
+
+    >>> from moe_lessons.nn import LanguageModel, TransformerConfig
+    >>> trace_text(LanguageModel(TransformerConfig()), "αβ").query("layer == 0")["byte"].tolist()
+    [206, 177, 206, 178]
+    """
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"text must have at least one character, got {text!r}")
+    return _trace(model, encode(text)[None], np.zeros(1, dtype=int), ("text",))
+
+
+@torch.no_grad()
+def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[str]) -> pd.DataFrame:
+    """ids (B, T), and the domain of each sequence (B,), an index into `domains`."""
+    was_training, device = model.training, next(model.parameters()).device
+    try:
+        _, routings = check_output(model.eval()(ids.to(device)))
+    finally:
+        model.train(was_training)
+    if not routings:
+        raise ValueError(f"model must have at least one layer of experts, got {type(model).__name__} without one")
+    num_sequences, length = ids.shape
+    tokens = pd.DataFrame(
+        {
+            "sequence": np.repeat(np.arange(num_sequences), length),
+            "position": np.tile(np.arange(length), num_sequences),
+            "byte": ids.flatten().numpy(),
+            "byte_class": pd.Categorical.from_codes(byte_class(ids).flatten().numpy(), BYTE_CLASSES),
+            "domain": pd.Categorical.from_codes(np.repeat(domain, length), list(domains)),
+        }
+    )
+    served = [_by_token(routing) for routing in routings]
+    width = max(expert.shape[1] for expert, _ in served)
+    layers = [tokens.assign(layer=number, **_columns(*pair, width)) for number, pair in enumerate(served)]
+    table = pd.concat(layers, ignore_index=True)
+    table.attrs["num_experts"] = max(routing.num_experts for routing in routings)
+    return table
+
+
+def _by_token(routing: Routing) -> tuple[np.ndarray, np.ndarray]:
+    """The experts of each token and their weights, both (T, most of any token), the largest weight first."""
+    token, expert, weight = (x.cpu().numpy() for x in (routing.token_idx, routing.expert_idx, routing.weight.float()))
+    order = np.lexsort((-weight, token))  # by token, then by weight
+    token, expert, weight = token[order], expert[order], weight[order]
+    count = np.bincount(token, minlength=routing.num_tokens)
+    rank = np.arange(len(token)) - np.repeat(count.cumsum() - count, count)  # 0, 1, … within each token
+    experts = np.full((routing.num_tokens, max(count.max(), 1)), -1)
+    weights = np.zeros(experts.shape, dtype=np.float32)
+    experts[token, rank], weights[token, rank] = expert, weight
+    return experts, weights
+
+
+def _columns(experts: np.ndarray, weights: np.ndarray, width: int) -> dict[str, np.ndarray]:
+    more = ((0, 0), (0, width - experts.shape[1]))
+    experts, weights = np.pad(experts, more, constant_values=-1), np.pad(weights, more)
+    named = {f"expert{k}": experts[:, k] for k in range(width)}
+    return named | {f"weight{k}": weights[:, k] for k in range(width)}
+
+
+def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = None) -> pd.DataFrame:
+    """How the assignments of each group of tokens lie on the experts: a row for each group, summing to 1.
+
+    by: 'domain', 'byte_class', or 'layer'. layer: which one to look at; it may be left out where the trace has one
+    layer, or where by='layer'. Layers are never pooled: their experts have nothing but the numbers in common.
+
+    >>> table = pd.DataFrame({"layer": 0, "domain": ["code", "code", "json"], "expert0": [0, 1, 1]})
+    >>> table.attrs["num_experts"] = 2
+    >>> expert_shares(table, by="domain").loc["code"].to_dict()
+    {'E0': 0.5, 'E1': 0.5}
+    """
+    check_choice("by", by, GROUPS)
+    layers = _check(trace)["layer"].unique().tolist()
+    if layer is not None:
+        trace = trace[trace["layer"] == check_choice("layer", layer, layers)]
+    elif by != "layer" and len(layers) > 1:
+        raise ValueError(f"layer must be one of {layers} where by is {by!r}, got None")
+    num_experts, groups = trace.attrs["num_experts"], pd.Categorical(trace[by])
+    experts = trace[[name for name in trace if name.startswith("expert")]].to_numpy()  # (tokens, most of any token)
+    place = groups.codes.astype(int)[:, None] * num_experts + experts
+    counts = np.bincount(place[experts >= 0], minlength=len(groups.categories) * num_experts).reshape(-1, num_experts)
+    names = [f"E{expert}" for expert in range(num_experts)]
+    counts = pd.DataFrame(counts, index=pd.Index(groups.categories, name=by), columns=names)
+    counts = counts[counts.sum(axis=1) > 0]
+    return counts.div(counts.sum(axis=1), axis=0)
+
+
+def mutual_information(a, b, given=None, corrected: bool = True) -> float:
+    """I(a; b), or I(a; b | given), in bits: a, b and given are labels of any kind, one for each observation.
+
+    I(a; b) = H(a) + H(b) - H(a, b), with the entropies H of the shares that were counted. Given a third, it is the mean
+    of the I(a; b) within each of its values, weighted by their shares: H(a, g) + H(b, g) - H(a, b, g) - H(g).
+
+    Counted shares scatter, and scatter looks like information: of independent labels the I above is larger than 0.
+    `corrected` takes most of that away, see `_entropy`. What is left may be slightly below 0.
+
+    >>> mutual_information([0, 0, 1, 1], [0, 0, 1, 1], corrected=False)
+    1.0
+    >>> mutual_information([0, 0, 1, 1], [0, 1, 0, 1], corrected=False)
+    0.0
+    """
+    given = [] if given is None else [given]
+    a, b, *third = (pd.factorize(np.asarray(x), use_na_sentinel=False)[0] for x in (a, b, *given))
+    if len(a) == 0 or len({len(x) for x in (a, b, *third)}) > 1:
+        sizes = ", ".join(str(len(x)) for x in (a, b, *third))
+        raise ValueError(f"labels must be as many in each argument, at least one, got {sizes}")
+    parts = (_entropy(a, *third, corrected=corrected), _entropy(b, *third, corrected=corrected))
+    return float(sum(parts) - _entropy(a, b, *third, corrected=corrected) - _entropy(*third, corrected=corrected))
+
+
+def _entropy(*labels: np.ndarray, corrected: bool) -> float:
+    """The joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0.
+
+    Of N observations, n of them with each of the values: H = log N - Σ (n / N) log n. The corrected one is the
+    jackknife N·H - (N - 1)·(the mean H when one observation is left out), from S. Zahl, Jackknifing an index of
+    diversity, 1977. It comes down to the same formula with g(n) = n log n - (n - 1) log (n - 1) in the place of log n.
+    """
+    if not labels:
+        return 0.0
+    joint = labels[0].astype(np.int64)
+    for label in labels[1:]:
+        joint = joint * (label.max() + 1) + label
+    counts = np.unique(joint, return_counts=True)[1]
+    g = _step_of_n_log_n if corrected else np.log2
+    return g(counts.sum()) - (counts / counts.sum() * g(counts)).sum()
+
+
+def _step_of_n_log_n(n: np.ndarray) -> np.ndarray:
+    """n log n - (n - 1) log (n - 1), for n from 1, in bits; 0 log 0 is 0."""
+    return n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1))
+
+
+def information(trace: pd.DataFrame, shuffled: bool = False, seed: int = 0) -> pd.DataFrame:
+    """What a token's first choice tells of the token, in bits, corrected for bias: a row for each layer.
+
+    The columns are the other side: 'byte', 'byte class', 'domain'; 'byte | domain' is I(expert; byte | domain), what
+    the choice tells of the byte when the domain is known already; 'domain | byte' the reverse.
+
+    shuffled: the control. The choices of each layer are dealt out to its tokens at random (from `seed`), so that they
+    have nothing to do with them: what is left is the error of the estimate.
+
+    A chain rule holds: 'byte' + 'domain | byte' = 'domain' + 'byte | domain'.
+    """
+    rng, rows = np.random.default_rng(seed), {}
+    for number, layer in _check(trace).groupby("layer"):
+        layer = layer[layer["expert0"] >= 0]
+        expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
+        byte, kind, domain = layer["byte"], layer["byte_class"], layer["domain"]
+        rows[number] = {
+            "byte": mutual_information(expert, byte),
+            "byte class": mutual_information(expert, kind),
+            "domain": mutual_information(expert, domain),
+            "byte | domain": mutual_information(expert, byte, given=domain),
+            "domain | byte": mutual_information(expert, domain, given=byte),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+
+
+def repeats(trace: pd.DataFrame) -> pd.DataFrame:
+    """How often neighbouring tokens have the same first choice, beside what chance would give: a row for each layer.
+
+    repeated: the share of the pairs of neighbours in a sequence with the same first choice.
+    chance: of any two tokens of the trace, Σ p(e)² over the experts e.
+    chance_in_domain: of any two tokens of one domain, Σ p(e | domain)², averaged over the pairs of neighbours. Where
+    `repeated` is above `chance` but not above this, neighbours repeat because they share a domain.
+    """
+    rows = {}
+    for number, layer in _check(trace).groupby("layer"):
+        layer = layer[layer["expert0"] >= 0].sort_values(["sequence", "position"])
+        after = layer[["sequence", "position", "expert0"]].shift(-1)
+        pair = (after["sequence"] == layer["sequence"]) & (after["position"] == layer["position"] + 1)
+        same = (after["expert0"] == layer["expert0"])[pair]
+        chance = layer.groupby("domain", observed=True)["expert0"].agg(_chance)
+        rows[number] = {
+            "repeated": same.mean(),
+            "chance": _chance(layer["expert0"]),
+            "chance_in_domain": layer["domain"][pair].map(chance).astype(float).mean(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+
+
+def _chance(expert: pd.Series) -> float:
+    """That two draws are the same expert: Σ p²."""
+    return (expert.value_counts(normalize=True) ** 2).sum()
+
+
+def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """How far two models divide the same tokens alike, whatever numbers their experts have: a row for each layer.
+
+    agreement: the mutual information of their first choices over the mean of the two entropies, 0 to 1; 1 where each
+    expert of one has exactly the tokens of one expert of the other. All of it is corrected for bias.
+    shuffled: the same after the choices of one are dealt out at random (from `seed`).
+
+    Raises ValueError where the two are not of the same tokens and layers.
+    """
+    same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(seed), {}
+    if not np.array_equal(_check(trace_a)[same], _check(trace_b)[same]):
+        raise ValueError("trace_a and trace_b must be of the same tokens and layers, got different ones")
+    for number in trace_a["layer"].unique():
+        a, b = (t.loc[(t["layer"] == number).to_numpy(), "expert0"].to_numpy() for t in (trace_a, trace_b))
+        served = (a >= 0) & (b >= 0)
+        a, b = a[served], b[served]
+        entropies = mutual_information(a, a) + mutual_information(b, b)  # I(a; a) is H(a)
+        rows[number] = {
+            "agreement": 2 * mutual_information(a, b) / entropies,
+            "shuffled": 2 * mutual_information(a, rng.permutation(b)) / entropies,
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+
+
+def _check(trace: pd.DataFrame) -> pd.DataFrame:
+    """Return `trace` if it is one and not empty, else raise ValueError."""
+    if not isinstance(trace, pd.DataFrame) or "expert0" not in trace or "layer" not in trace:
+        raise ValueError(f"trace must be a table that `trace` or `trace_text` made, got {type(trace).__name__}")
+    if trace.empty:
+        raise ValueError("trace must have at least one token, got none")
+    return trace
