@@ -14,6 +14,7 @@ from moe_lessons.errors import check_choice, check_number, check_positive_int, c
 from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
+from moe_lessons.nn.norm import RMSNorm
 from moe_lessons.nn.routers import ExpertChoiceRouter, HashRouter, SigmoidRouter
 from moe_lessons.nn.routing import NoisyTopKRouter, Routing
 
@@ -107,7 +108,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(self.embed.weight, std=config.d_model**-0.5)  # a tied head then starts with logits around ±1
         if config.tied_embedding:  # arXiv:1608.05859
@@ -126,6 +127,8 @@ class LanguageModel(nn.Module):
         x = self.embed(ids)  # (B, T, D)
         positions = torch.arange(start, end, device=ids.device)
         turn = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        num_turned = self.config.num_heads + self.config.num_kv_heads
+        turn = [part.repeat(1, num_turned, 1) for part in turn]  # (T, H + G, h): products with short rows are slow
         routings = []
         for number, layer in enumerate(self.layers):
             x, routing = layer(x, ids, turn, None if cache is None else partial(cache.extend, number))
@@ -208,15 +211,15 @@ class LanguageModel(nn.Module):
 class Layer(nn.Module):
     """x = x + attention(norm(x)); x = x + ffn(norm(x)): (B, T, D) -> (B, T, D), and a `Routing` if `ffn` gives one.
 
-    norm is RMSNorm: x / √(mean(x²) + eps) · weight (arXiv:1910.07467, eq. 4). `ffn` is a `FeedForward`, an `MoE`, or
-    any module that maps (B, T, D) to (B, T, D), or to that and a `Routing`.
+    norm is `RMSNorm`. `ffn` is a `FeedForward`, an `MoE`, or any module that maps (B, T, D) to (B, T, D), or to that
+    and a `Routing`.
     """
 
     def __init__(self, config: TransformerConfig, number: int):
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config.d_model, config.num_heads, config.num_kv_heads)
-        self.ffn_norm = nn.RMSNorm(config.d_model, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
         is_dense = config.moe_layers is not None and number not in config.moe_layers
         dense = partial(FeedForward, config.d_model, config.d_ff, config.activation)
         self.ffn = dense() if is_dense else make_moe(config, number)

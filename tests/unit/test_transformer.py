@@ -31,6 +31,7 @@ from moe_lessons.nn import (
     seeded,
 )
 from moe_lessons.nn.attention import rotary, rotate
+from moe_lessons.nn.norm import RMSNorm
 from moe_lessons.nn.transformer import ROUTERS, draw
 from moe_lessons.training import Run
 
@@ -677,3 +678,24 @@ def test_repr_and_dense_blocks():
     text = repr(model_of(moe_layers=(1,)))
     assert "num_heads=4, num_kv_heads=2" in text and "MoE(" in text and "FeedForward(" in text
     assert isinstance(model_of(moe_layers=(1,)).layers[0].ffn, FeedForward)
+
+
+# --- RMSNorm ---------------------------------------------------------------------------------------------
+
+
+def test_rms_norm_is_that_of_torch():
+    ours, theirs = RMSNorm(6, eps=0.1).to(F64), torch.nn.RMSNorm(6, eps=0.1).to(F64)
+    ours.weight = theirs.weight = torch.nn.Parameter(torch.randn(6, dtype=F64))
+    x = torch.randn(2, 3, 6, dtype=F64, requires_grad=True)
+    torch.testing.assert_close(ours(x), theirs(x))
+    with torch.no_grad():
+        assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(ours.bfloat16()(x.bfloat16()), theirs.bfloat16()(x.bfloat16()))  # not computed in bfloat16
+
+
+def test_the_backward_pass_of_rms_norm():
+    def norm(x, weight):
+        return torch.func.functional_call(RMSNorm(6, eps=0.1), {"weight": weight}, x)
+
+    inputs = [torch.randn(*shape, dtype=F64, requires_grad=True) for shape in ((2, 3, 6), (6,))]
+    assert torch.autograd.gradcheck(norm, inputs)
