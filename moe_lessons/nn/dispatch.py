@@ -6,7 +6,8 @@
 (experts, x (T, D), routing) -> y (T, D). They differ in what they cost:
 
     dense     every expert on every token: E/K times the arithmetic, but two large products; best where all is tiny
-    loop      one expert after the other, each on its own tokens: nothing wasted, and the plainest to read
+    loop      one expert after the other, each on its own tokens: nothing wasted, and the plainest to read; best for
+              one token and large experts
     padded    all experts in batched products, each with as many rows as the busiest: waste grows with imbalance;
               best for small experts in good balance, where calls cost more than arithmetic
     grouped   rows sorted by expert, products by groups, backward by hand (see `grouped`): best where there is work
@@ -17,7 +18,7 @@ All have a gradient for x, the routing weights and the experts. 'grouped' cannot
 `torch.func`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -57,21 +58,27 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     A token's row is gathered when its expert needs it, and added to the output at once, so that the rows stay in
     the processor's cache: gathering all T·K rows first would move K times the activations through memory.
     """
-    order = routing.expert_idx.argsort(stable=True)  # (A,) grouped by expert
-    counts = routing.tokens_per_expert.tolist()
-    token_groups = routing.token_idx[order].split(counts)
-    weight_groups = routing.weight.index_select(0, order).to(x.dtype).split(counts)
     in_projs, down_projs = experts.in_proj.unbind(0), experts.down_proj.unbind(0)  # w[e] would cost O(E) each, backward
-    in_biases = [None] * len(counts) if experts.in_bias is None else experts.in_bias.unbind(0)
+    in_biases = [None] * len(in_projs) if experts.in_bias is None else experts.in_bias.unbind(0)
     y = x.new_zeros(x.shape)  # (T, D)
-    for expert, tokens in enumerate(token_groups):
+    for expert, tokens, weight in split_by_expert(routing):
         if len(tokens) == 0 and len(x) > 0:  # of no tokens at all, y must still lead back to the weights
             continue
         pre = F.linear(x.index_select(0, tokens), in_projs[expert])  # (its tokens, 2F) or (its tokens, F)
-        hidden = experts.hidden(pre, weight_groups[expert], in_biases[expert])  # (its tokens, F)
+        hidden = experts.hidden(pre, weight.to(x.dtype), in_biases[expert])  # (its tokens, F)
         out = F.linear(hidden, down_projs[expert]).to(x.dtype)  # (its tokens, D); autocast gives bfloat16
         y.index_add_(0, tokens, out)
     return add_down_bias(y, experts, x, routing)
+
+
+def split_by_expert(routing: Routing) -> Iterable[tuple[int, Tensor, Tensor]]:
+    """For each expert its number, its tokens and their weights; for a single token only those of its experts."""
+    if routing.num_tokens == 1:  # as in decoding: nothing to sort
+        return zip(routing.expert_idx.tolist(), routing.token_idx.split(1), routing.weight.split(1))
+    order = routing.expert_idx.argsort(stable=True)  # (A,) grouped by expert
+    counts = routing.tokens_per_expert.tolist()
+    tokens, weights = routing.token_idx[order].split(counts), routing.weight.index_select(0, order).split(counts)
+    return zip(range(len(counts)), tokens, weights)
 
 
 def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
@@ -148,10 +155,11 @@ DISPATCH: dict[str, Dispatch] = {
 ACTIVATION_PRICE = 16  # of the activation, for each number that goes into it
 PADDED_FACTOR = 0.8  # one batched product for many small ones, while its rows stay in the cache
 PADDED_FACTOR_LARGE = 1.1  # where they do not
-CACHE_NUMBERS = 1_000_000  # of x and of pre-activations, up to which they do
+CACHE_NUMBERS = 500_000  # of x and of pre-activations, up to which they do
 PADDED_PRICE = 800_000  # of the calls that 'dense' does without
 GROUPED_PRICE, GROUPED_EXPERT_PRICE = 2_500_000, 300_000  # of the sorting, and of the products of one expert
-GATHER_LIMIT = 3_500_000  # numbers that 'gather' may copy
+GATHER_LIMIT = 1_000_000  # numbers that 'gather' may copy
+LARGE_EXPERT = 200_000  # numbers in an expert from which a copy costs one token more than the calls of 'loop'
 LAUNCH_FACTOR = 100  # on 'grouped' where each of its E products is launched for itself: an estimate
 
 
@@ -159,18 +167,21 @@ def choose_dispatch(experts: Experts, routing: Routing) -> str:
     """The name of the way that 'auto' takes: the one with the least arithmetic and fixed price together.
 
     Arithmetic is rows · 2F · (D + ACTIVATION_PRICE), and the rows are E·T for 'dense', E·C for 'padded', where C is
-    the load of the busiest expert, and A for 'grouped'. 'gather' is taken where no gradient is wanted, at most 2·E
-    assignments are made and few weights are to be copied; 'loop' never. `python -m moe_lessons bench` shows what
-    the rule takes and what was fastest.
+    the load of the busiest expert, and A for 'grouped'. Where no gradient is wanted, 'loop' is taken for one token
+    and large experts, and 'gather' where at most 2·E assignments are made and few weights are to be copied.
+    `python -m moe_lessons bench` shows what the rule takes and what was fastest.
     """
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
-    few = num_rows <= 2 * num_experts and num_rows * d_model * (width + d_ff) <= GATHER_LIMIT
-    if few and not torch.is_grad_enabled():
-        return "gather"
+    on_cpu = experts.in_proj.device.type == "cpu"
+    if num_rows <= 2 * num_experts and not torch.is_grad_enabled():
+        numbers = d_model * (width + d_ff)  # in an expert
+        if on_cpu and routing.num_tokens == 1 and numbers > LARGE_EXPERT:
+            return "loop"
+        if num_rows * numbers <= GATHER_LIMIT:
+            return "gather"
     row = width * (d_model + ACTIVATION_PRICE)
     places = num_experts * int(routing.tokens_per_expert.max())  # E·C
-    on_cpu = experts.in_proj.device.type == "cpu"
     fits = on_cpu and places * (d_model + width) <= CACHE_NUMBERS
     if on_cpu:
         sorting = GROUPED_PRICE + GROUPED_EXPERT_PRICE * num_experts

@@ -1,7 +1,7 @@
 """The way 'grouped': assignments sorted by expert, and one product for each group of rows that share an expert.
 
 Where it is legal, `torch.nn.functional.grouped_mm` does the products of many groups in one call. On a CPU they are
-cut into blocks of as many experts as have about a megabyte of rows: these stay in the cache from the first product
+cut into blocks of as many experts as have about half a megabyte of rows: these stay in the cache from the first product
 to the last, and what lies between two products is paid once for each block and not for each expert. On a GPU all
 rows make one block.
 
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.routing import Routing
 
-BLOCK_BYTES = 1_000_000  # of x and of pre-activations, in the rows of one block
+BLOCK_BYTES = 500_000  # of x and of pre-activations, in the rows of one block
 IN_BLOCKS = ("cpu",)  # devices that compute in blocks: elsewhere a call costs more than a way to memory
 
 

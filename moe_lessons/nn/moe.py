@@ -82,7 +82,9 @@ class MoE(nn.Module):
         self.shared_expert_gate = nn.Linear(d_model, 1, bias=False, **make) if shared_expert_gate else None
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Routing]:
-        check_input(x, self.d_model, self.experts.down_proj.dtype)
+        # A TopKRouter reads its logits, and x where they are not finite; in training it might draw noise before.
+        read = self.router.training or not isinstance(self.router, TopKRouter)
+        check_input(x, self.d_model, self.experts.down_proj.dtype, read=read)
         if isinstance(token_ids, Tensor) and token_ids.shape != x.shape[:-1]:
             raise ValueError(f"token_ids must have the shape {tuple(x.shape[:-1])}, got {tuple(token_ids.shape)}")
         tokens = x.reshape(-1, self.d_model)  # (T, D)

@@ -55,14 +55,15 @@ class Routing:
     ) -> "Routing":
         """The routing in which every token goes to its `topk_indices` (T, K) with `topk_weights` (T, K)."""
         num_tokens, top_k = topk_indices.shape
+        none = topk_indices.new_zeros(0)
         return cls(
             router_logits=router_logits,
             router_probs=router_probs,
             token_idx=torch.arange(num_tokens, device=topk_indices.device).expand(top_k, -1).reshape(-1),  # (K·T,)
             expert_idx=topk_indices.T.reshape(-1),  # (K·T,) first choices first
             weight=topk_weights.T.reshape(-1),  # (K·T,)
-            dropped_token_idx=topk_indices.new_zeros(0),
-            dropped_expert_idx=topk_indices.new_zeros(0),
+            dropped_token_idx=none,
+            dropped_expert_idx=none,
         )
 
     @property
@@ -177,7 +178,7 @@ class TopKRouter(nn.Module):
 
     def choose(self, logits: Tensor) -> Routing:
         """The K best experts of each token, and their weights: logits (T, E) -> `Routing`."""
-        probs = logits.softmax(dim=-1)  # (T, E)
+        probs = logits.T.softmax(dim=0).T  # (T, E), computed along T: rows of a few numbers are slow
         topk_weights, topk_indices = probs.topk(self.top_k, dim=-1)  # (T, K), best first
         if self.norm_topk_prob:
             topk_weights = topk_weights / topk_weights.sum(dim=-1, keepdim=True)
