@@ -87,13 +87,16 @@ class KVCache:
     """The keys and values of the tokens so far, so that each is computed once: see `LanguageModel.new_cache`.
 
     There is room for `max_length` tokens in each of `batch_size` (B) sequences, and the first `length` places are
-    taken: 2·L·G·h numbers for a token, in L layers. For decoding under `torch.no_grad()`, not for training.
+    taken: 2·L·G·h numbers for a token, in L layers. `turn`: cos and sin of all positions, from `rotary`. For decoding
+    under `torch.no_grad()`, not for training.
     """
 
-    def __init__(self, num_layers: int, batch_size: int, num_kv_heads: int, max_length: int, head_dim: int, **make):
+    def __init__(
+        self, num_layers: int, batch_size: int, num_kv_heads: int, max_length: int, head_dim: int, *, turn, **make
+    ):
         shape = (num_layers, check_positive_int("batch_size", batch_size), num_kv_heads, max_length, head_dim)
         self.keys, self.values = torch.zeros(shape, **make), torch.zeros(shape, **make)  # (L, B, G, max_length, h)
-        self.batch_size, self.max_length, self.length = batch_size, max_length, 0
+        self.batch_size, self.max_length, self.length, self.turn = batch_size, max_length, 0, turn
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new keys and values (B, G, T, h) of a layer, and return all that it has: (B, G, S, h) each.

@@ -7,18 +7,18 @@
 
     dense     every expert on every token: E/K times the arithmetic, but two large products; best where all is tiny
     loop      one expert after the other, each on its own tokens: nothing wasted, and the plainest to read; best for
-              one token and large experts
+              a single token, as its experts' weights are read where they are
     padded    all experts in batched products, each with as many rows as the busiest: waste grows with imbalance;
               best for small experts in good balance, where calls cost more than arithmetic
     grouped   rows sorted by expert, products by groups, backward by hand (see `grouped`): best where there is work
     gather    for each assignment a copy of its expert's weights, A·(2F·D + D·F) numbers: best for a few tokens
-              without gradients, as in decoding; ruinous for many
+              without gradients, as in decoding several sequences; ruinous for many
 
 All have a gradient for x, the routing weights and the experts. 'grouped' cannot be differentiated twice, nor by
 `torch.func`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -60,25 +60,26 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """
     in_projs, down_projs = experts.in_proj.unbind(0), experts.down_proj.unbind(0)  # w[e] would cost O(E) each, backward
     in_biases = [None] * len(in_projs) if experts.in_bias is None else experts.in_bias.unbind(0)
+
+    def run(expert: int, rows: Tensor, weight: Tensor) -> Tensor:
+        pre = F.linear(rows, in_projs[expert])  # (its tokens, 2F) or (its tokens, F)
+        hidden = experts.hidden(pre, weight, in_biases[expert])  # (its tokens, F)
+        return F.linear(hidden, down_projs[expert]).to(x.dtype)  # (its tokens, D); autocast gives bfloat16
+
+    weight = routing.weight.to(x.dtype)
     y = x.new_zeros(x.shape)  # (T, D)
-    for expert, tokens, weight in split_by_expert(routing):
-        if len(tokens) == 0 and len(x) > 0:  # of no tokens at all, y must still lead back to the weights
-            continue
-        pre = F.linear(x.index_select(0, tokens), in_projs[expert])  # (its tokens, 2F) or (its tokens, F)
-        hidden = experts.hidden(pre, weight.to(x.dtype), in_biases[expert])  # (its tokens, F)
-        out = F.linear(hidden, down_projs[expert]).to(x.dtype)  # (its tokens, D); autocast gives bfloat16
-        y.index_add_(0, tokens, out)
-    return add_down_bias(y, experts, x, routing)
-
-
-def split_by_expert(routing: Routing) -> Iterable[tuple[int, Tensor, Tensor]]:
-    """For each expert its number, its tokens and their weights; for a single token only those of its experts."""
-    if routing.num_tokens == 1:  # as in decoding: nothing to sort
-        return zip(routing.expert_idx.tolist(), routing.token_idx.split(1), routing.weight.split(1))
+    if len(x) == 1:  # as in decoding: there is nothing to sort
+        for expert, its_weight in zip(routing.expert_idx.tolist(), weight.split(1)):
+            y = y + run(expert, x, its_weight)
+        return add_down_bias(y, experts, x, routing)
     order = routing.expert_idx.argsort(stable=True)  # (A,) grouped by expert
     counts = routing.tokens_per_expert.tolist()
-    tokens, weights = routing.token_idx[order].split(counts), routing.weight.index_select(0, order).split(counts)
-    return zip(range(len(counts)), tokens, weights)
+    token_groups, weight_groups = routing.token_idx[order].split(counts), weight.index_select(0, order).split(counts)
+    for expert, (tokens, its_weight) in enumerate(zip(token_groups, weight_groups)):
+        if len(tokens) == 0 and len(x) > 0:  # of no tokens at all, y must still lead back to the weights
+            continue
+        y.index_add_(0, tokens, run(expert, x.index_select(0, tokens), its_weight))
+    return add_down_bias(y, experts, x, routing)
 
 
 def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
@@ -159,7 +160,6 @@ CACHE_NUMBERS = 500_000  # of x and of pre-activations, up to which they do
 PADDED_PRICE = 800_000  # of the calls that 'dense' does without
 GROUPED_PRICE, GROUPED_EXPERT_PRICE = 2_500_000, 300_000  # of the sorting, and of the products of one expert
 GATHER_LIMIT = 1_000_000  # numbers that 'gather' may copy
-LARGE_EXPERT = 200_000  # numbers in an expert from which a copy costs one token more than the calls of 'loop'
 LAUNCH_FACTOR = 100  # on 'grouped' where each of its E products is launched for itself: an estimate
 
 
@@ -167,18 +167,17 @@ def choose_dispatch(experts: Experts, routing: Routing) -> str:
     """The name of the way that 'auto' takes: the one with the least arithmetic and fixed price together.
 
     Arithmetic is rows · 2F · (D + ACTIVATION_PRICE), and the rows are E·T for 'dense', E·C for 'padded', where C is
-    the load of the busiest expert, and A for 'grouped'. Where no gradient is wanted, 'loop' is taken for one token
-    and large experts, and 'gather' where at most 2·E assignments are made and few weights are to be copied.
+    the load of the busiest expert, and A for 'grouped'. Where no gradient is wanted and at most 2·E assignments are
+    made, 'loop' is taken for one token, and 'gather' for several where few weights are to be copied.
     `python -m moe_lessons bench` shows what the rule takes and what was fastest.
     """
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
     on_cpu = experts.in_proj.device.type == "cpu"
     if num_rows <= 2 * num_experts and not torch.is_grad_enabled():
-        numbers = d_model * (width + d_ff)  # in an expert
-        if on_cpu and routing.num_tokens == 1 and numbers > LARGE_EXPERT:
+        if on_cpu and routing.num_tokens == 1:
             return "loop"
-        if num_rows * numbers <= GATHER_LIMIT:
+        if num_rows * d_model * (width + d_ff) <= GATHER_LIMIT:
             return "gather"
     row = width * (d_model + ACTIVATION_PRICE)
     places = num_experts * int(routing.tokens_per_expert.max())  # E·C

@@ -125,10 +125,7 @@ class LanguageModel(nn.Module):
         start = 0 if cache is None else cache.length
         end = start + ids.shape[1]
         x = self.embed(ids)  # (B, T, D)
-        positions = torch.arange(start, end, device=ids.device)
-        turn = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        num_turned = self.config.num_heads + self.config.num_kv_heads
-        turn = [part.repeat(1, num_turned, 1) for part in turn]  # (T, H + G, h): products with short rows are slow
+        turn = self._turn(end) if cache is None else [part[start:end] for part in cache.turn]
         routings = []
         for number, layer in enumerate(self.layers):
             x, routing = layer(x, ids, turn, None if cache is None else partial(cache.extend, number))
@@ -144,7 +141,13 @@ class LanguageModel(nn.Module):
         if max_length > config.max_positions:
             raise ValueError(f"max_length must be at most max_positions ({config.max_positions}), got {max_length}")
         shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
-        return KVCache(*shape, device=like.device, dtype=like.dtype)
+        return KVCache(*shape, turn=self._turn(max_length), device=like.device, dtype=like.dtype)
+
+    def _turn(self, length: int) -> list[Tensor]:
+        """cos and sin of `rotary`, written out for all heads (length, H + G, h): products with short rows are slow."""
+        config, like = self.config, self.embed.weight
+        turn = rotary(torch.arange(length, device=like.device), config.head_dim, config.rope_theta, like.dtype)
+        return [part.repeat(1, config.num_heads + config.num_kv_heads, 1) for part in turn]
 
     def generate(
         self,
