@@ -5,7 +5,8 @@ the ratios is shown: ratios of times taken side by side hold from one day to the
 
     sizes         at which sizes it measures, in full and in short
     measuring     what is compared with what
-    hugging_face  the same layer as a block of transformers, where that is installed
+    language      a whole language model: training steps, and tokens one by one
+    hugging_face  the same layer and the same model in transformers, where that is installed
     showing       the tables and the picture
 """
 
@@ -23,7 +24,8 @@ from moe_lessons.errors import check_device, check_positive_int
 from moe_lessons.nn import torch_threads
 
 DESCRIPTION = """Time an MoE layer, run in each way that it can run, against a dense FFN of equal active size and
-against the block of Hugging Face's transformers, where that is installed. Takes about two minutes on two cores."""
+against the block of Hugging Face's transformers, where that is installed; and a whole language model likewise. Takes
+two to three minutes on two cores."""
 
 
 def main(argv: Sequence[str] = ()) -> int:

@@ -1,9 +1,12 @@
-"""The same layer as Hugging Face has it: the block of OLMoE, which has our softmax router and our stacked weights."""
+"""The same layer, and the same language model, as Hugging Face has them.
+
+The layer is the block of OLMoE, which has our softmax router and our stacked weights; the model is Mixtral.
+"""
 
 import torch
 from torch import nn
 
-from moe_lessons.nn import MoE
+from moe_lessons.nn import LanguageModel, MoE
 
 IMPLEMENTATIONS = ("eager", "grouped_mm")
 DECODING_ONLY = "batched_mm"  # it gathers the weights of every assignment: gigabytes where there are many tokens
@@ -47,3 +50,51 @@ def hugging_face_blocks(moe: MoE, decoding: bool) -> dict[str, nn.Module]:
         block.load_state_dict(weights, assign=True)
         blocks[f"HF {implementation}"] = block
     return blocks
+
+
+def hugging_face_models(model: LanguageModel, decoding: bool) -> dict[str, nn.Module]:
+    """`MixtralForCausalLM` with a copy of the weights of `model`, once for each implementation of its experts.
+
+    decoding: with `batched_mm`. Empty where transformers is missing.
+    """
+    if transformers_version() is None:
+        return {}
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    ours, state = model.config, model.state_dict()
+    widths = [ours.d_model, *[ours.num_kv_heads * ours.head_dim] * 2]  # of queries, keys and values
+    outer = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
+    inner = {"attention_norm": "input_layernorm", "attention.out_proj": "self_attn.o_proj"}
+    inner |= {"ffn_norm": "post_attention_layernorm", "ffn.router": "mlp.gate"}
+    weights = {f"{theirs}.weight": state[f"{name}.weight"] for name, theirs in outer.items()}
+    for i in range(ours.num_layers):
+        here, there = f"layers.{i}.", f"model.layers.{i}."
+        weights |= {f"{there}{theirs}.weight": state[f"{here}{name}.weight"] for name, theirs in inner.items()}
+        for name in ("gate_up_proj", "down_proj"):
+            weights[f"{there}mlp.experts.{name}"] = state[f"{here}ffn.experts.{name}"]
+        for name, weight in zip("qkv", state[f"{here}attention.qkv_proj.weight"].split(widths)):
+            weights[f"{there}self_attn.{name}_proj.weight"] = weight
+    models = {}
+    for implementation in (*IMPLEMENTATIONS, *([DECODING_ONLY] if decoding else [])):
+        config = MixtralConfig(
+            vocab_size=ours.vocab_size,
+            hidden_size=ours.d_model,
+            intermediate_size=ours.d_ff,
+            num_hidden_layers=ours.num_layers,
+            num_attention_heads=ours.num_heads,
+            num_key_value_heads=ours.num_kv_heads,
+            max_position_embeddings=ours.max_positions,
+            num_local_experts=ours.num_experts,
+            num_experts_per_tok=ours.top_k,
+            rope_theta=ours.rope_theta,
+            rms_norm_eps=ours.norm_eps,
+            tie_word_embeddings=ours.tied_embedding,
+            output_router_logits=True,
+            sliding_window=None,
+            eos_token_id=None,
+            experts_implementation=implementation,
+        )
+        hf = MixtralForCausalLM(config).to(model.embed.weight.device)
+        hf.load_state_dict(weights)
+        models[f"HF {implementation}"] = hf
+    return models

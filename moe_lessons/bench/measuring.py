@@ -15,6 +15,7 @@ from tqdm import tqdm
 from moe_lessons.analysis.memory import peak_extra_bytes
 from moe_lessons.analysis.timing import Ratio, milliseconds, milliseconds_per_step, rounds_within, take_turns
 from moe_lessons.bench.hugging_face import DECODING_ONLY, hugging_face_blocks, transformers_version
+from moe_lessons.bench.language import time_model
 from moe_lessons.bench.sizes import FORWARD, PASSES, TRAINING, Plan, Size
 from moe_lessons.nn import DISPATCH, MoE, choose_dispatch, dense_twin, seeded
 from moe_lessons.tasks import PRESETS
@@ -36,8 +37,9 @@ def measure(device: torch.device, plan: Plan) -> dict:
         tasks += [("grid", partial(compare, s, which, **here, ways=())) for which, sizes in plan.grid for s in sizes]
     tasks += [("growth", partial(grow, plan.growth, which, **here)) for which in PASSES]
     tasks += [("memory", partial(weigh, size, device)) for size in plan.memory]
+    tasks += [("language", partial(time_model, each, **here)) for each in plan.language]
     report = {"machine": describe_machine(device)}
-    report |= {section: [] for section in ("layers", "decoding", "lines", "grid", "growth", "memory")}
+    report |= {section: [] for section in ("layers", "decoding", "lines", "grid", "growth", "memory", "language")}
     for section, task in tqdm(tasks, desc="bench", unit="", disable=None):  # None: no bar where no terminal is
         report[section].append(task())
     return report | {"playground_ms_per_step": playground_step(device, steps=max(20, int(200 * plan.seconds)))}

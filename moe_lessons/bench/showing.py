@@ -36,6 +36,11 @@ def as_text(report: dict) -> str:
         growth_table(report["growth"]),
         ["Peak extra memory of a forward pass over that of the dense FFN of equal active size"],
         *map(memory_block, report["memory"]),
+        [
+            "A whole language model: the time of others over that of the MoE, which is the faster where it is above 1.",
+            "Beside a dense model of equal active size it need not be: below 1 is what the routing costs.",
+        ],
+        *map(language_block, report["language"]),
     ]
     steps = ", ".join(f"{name} {ms:.2f} ms" for name, ms in report["playground_ms_per_step"].items())
     parts.append([f"A training step of the playground, one thread: {steps}"])
@@ -113,6 +118,11 @@ def memory_block(found: dict) -> list[str]:
     for name in next(iter(kinds.values())):
         lines.append(columns(f"  {name}", *(f"{kinds[kind][name]:.2f}" for kind in kinds)))
     return lines + [columns(f"  {name}", f"skipped: {reason}") for name, reason in found["skipped"].items()]
+
+
+def language_block(found: dict) -> list[str]:
+    """For one plan a table: rivals down."""
+    return [found["plan"], *(columns(f"  {name}", Ratio(**ratio)) for name, ratio in found["over_moe"].items())]
 
 
 def columns(*cells: object) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from moe_lessons.nn import TransformerConfig
+
 PASSES = FORWARD, TRAINING = "forward", "forward + backward"
 
 
@@ -21,6 +23,36 @@ class Size:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """A language model that is trained on batches of B sequences of T tokens."""
+
+    config: TransformerConfig
+    num_sequences: int = 32  # B
+    num_tokens: int = 64  # T
+    hugging_face: bool = True  # whether it is compared with Hugging Face's
+
+    def __str__(self) -> str:
+        return f"training step, {name_of(self.config)} B={self.num_sequences} T={self.num_tokens}"
+
+
+@dataclass(frozen=True)
+class Writing:
+    """A language model that continues one sequence by N tokens."""
+
+    config: TransformerConfig
+    new_tokens: int  # N
+    hugging_face: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.new_tokens} tokens one by one, {name_of(self.config)}"
+
+
+def name_of(config: TransformerConfig) -> str:
+    c = config
+    return f"L={c.num_layers} D={c.d_model} F={c.d_ff} E={c.num_experts} K={c.top_k}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """What a run of the benchmark measures. A line is a pass and sizes of which only one number grows."""
 
@@ -30,6 +62,7 @@ class Plan:
     grid: tuple[tuple[str, tuple[Size, ...]], ...]  # 'auto' against Hugging Face
     growth: tuple[Size, ...]  # 'auto' with more and more experts, both passes
     memory: tuple[Size, ...]  # every way, both kinds of forward
+    language: tuple[Reading | Writing, ...]  # a whole model beside its dense twins and Hugging Face's
     seconds: float  # for each comparison, as far as the fewest rounds allow
 
 
@@ -41,6 +74,9 @@ def line(size: Size, **grows: Sequence[int]) -> tuple[Size, ...]:
 COARSE = Size(8, 2, 2048, 256, 512)  # few large experts, as in Mixtral
 FINE = Size(64, 8, 2048, 256, 128)  # many small ones, as in OLMoE
 PLAYGROUND = Size(8, 2, 256, 16, 4)
+SMALL_MODEL = TransformerConfig(d_model=64, d_ff=64)
+WIDE_MODEL = TransformerConfig(d_model=128, d_ff=128)
+LARGE_MODEL = TransformerConfig(d_model=512, d_ff=1024, num_layers=4, num_heads=8)  # its experts fit into no cache
 WIDTHS = {"d_model": (4, 8, 16, 32, 64), "d_ff": (8, 16, 32, 64, 128)}
 
 FULL = Plan(
@@ -66,6 +102,13 @@ FULL = Plan(
     ),
     growth=line(COARSE, num_experts=(8, 16, 32, 64)),
     memory=(COARSE, FINE),
+    language=(
+        Reading(SMALL_MODEL),
+        Reading(WIDE_MODEL),
+        Writing(SMALL_MODEL, new_tokens=48),
+        Writing(LARGE_MODEL, new_tokens=16),
+        Writing(replace(LARGE_MODEL, num_experts=16), new_tokens=16, hugging_face=False),
+    ),
     seconds=0.8,
 )
 QUICK = Plan(
@@ -75,5 +118,6 @@ QUICK = Plan(
     grid=((FORWARD, line(Size(8, 2, 64, 256, 128), num_tokens=(64, 1024))),),
     growth=line(Size(8, 2, 1024, 128, 256), num_experts=(8, 16, 32, 64)),
     memory=(COARSE,),
+    language=(Reading(SMALL_MODEL, num_sequences=8), Writing(SMALL_MODEL, new_tokens=16)),
     seconds=0.3,
 )

@@ -8,13 +8,29 @@ import pytest
 import torch
 
 from moe_lessons import bench
-from moe_lessons.bench import hugging_face, measuring, showing
-from moe_lessons.bench.sizes import COARSE, FINE, FORWARD, FULL, PASSES, QUICK, TRAINING, Plan, Size, line
-from moe_lessons.nn import DISPATCH, MoE, choose_dispatch, dense_twin
+from moe_lessons.bench import hugging_face, language, measuring, showing
+from moe_lessons.bench.sizes import (
+    COARSE,
+    FINE,
+    FORWARD,
+    FULL,
+    PASSES,
+    QUICK,
+    TRAINING,
+    Plan,
+    Reading,
+    Size,
+    Writing,
+    line,
+)
+from moe_lessons.nn import DISPATCH, LanguageModel, MoE, TransformerConfig, choose_dispatch, dense_twin
 
 CPU = torch.device("cpu")
 SMALL = Size(num_experts=4, top_k=2, num_tokens=24, d_model=8, d_ff=4)
 LARGE = Size(num_experts=8, top_k=1, num_tokens=24, d_model=8, d_ff=64)
+MODEL = TransformerConfig(d_model=8, d_ff=4, num_layers=2, num_heads=2, num_kv_heads=1, num_experts=4)
+READS = Reading(MODEL, num_sequences=2, num_tokens=5)
+WRITES = Writing(MODEL, new_tokens=3)
 TINY = Plan(
     layers=(SMALL, LARGE),
     decoding=line(SMALL, num_tokens=(1, 4)),
@@ -22,6 +38,7 @@ TINY = Plan(
     grid=((FORWARD, line(SMALL, num_tokens=(3, 5))),),
     growth=line(SMALL, num_experts=(4, 8)),
     memory=(LARGE,),
+    language=(READS, WRITES),
     seconds=0.01,
 )
 HERE = {"device": CPU, "seconds": 0.01}
@@ -36,6 +53,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(bench, "FULL", TINY)
     monkeypatch.setattr(bench, "QUICK", replace(TINY, layers=(SMALL,)))
     monkeypatch.setattr(measuring, "rounds_within", lambda seconds, calls: 2)
+    monkeypatch.setattr(language, "rounds_within", lambda seconds, calls: 2)
     monkeypatch.setattr(measuring, "milliseconds_per_step", lambda run, steps: run.step().ms_per_step)
 
 
@@ -346,6 +364,61 @@ def test_quick_measures_less(tiny, capsys):
     report = json.loads(capsys.readouterr().out)
     assert [Size(**row["size"]) for row in report["layers"]] == [SMALL, SMALL]
     assert len(QUICK.layers) < len(FULL.layers) and QUICK.seconds < FULL.seconds
+
+
+# --- the language model ----------------------------------------------------------------------------------
+
+
+def test_the_models_of_the_targets_are_in_the_full_plan():
+    reads = [plan.config for plan in FULL.language if isinstance(plan, Reading)]
+    writes = [plan.config for plan in FULL.language if isinstance(plan, Writing)]
+    assert [(c.d_model, c.d_ff, c.num_experts, c.top_k) for c in reads] == [(64, 64, 8, 2), (128, 128, 8, 2)]
+    assert [(c.d_model, c.num_experts) for c in writes] == [(64, 8), (512, 8), (512, 16)]
+
+
+@pytest.mark.parametrize("plan", [READS, WRITES], ids=["training", "writing"])
+def test_a_model_is_timed_beside_its_twins_and_hugging_face(plan, monkeypatch):
+    def twice_as_long_each(calls, rounds):
+        return [[2.0**i] * 3 for i in range(len(calls))]
+
+    monkeypatch.setattr(language, "take_turns", twice_as_long_each)
+    found = language.time_model(plan, **HERE)
+    twins = ["dense, equal active"] + (["dense, equal total"] if plan is WRITES else [])
+    batched = ["HF batched_mm"] if HAS_HF and plan is WRITES else []
+    assert list(found["over_moe"]) == [*twins, *THEIRS, *batched]
+    assert [ratio["median"] for ratio in found["over_moe"].values()] == [2, 4, 8, 16, 32][: len(found["over_moe"])]
+    assert list(language.time_model(replace(plan, hugging_face=False), **HERE)["over_moe"]) == twins
+
+
+@needs_hf
+def test_the_model_of_hugging_face_is_the_same():
+    model, ids = LanguageModel(MODEL).eval(), torch.randint(256, (1, 7))
+    expected, routings = model(ids)
+    rivals = hugging_face.hugging_face_models(model, decoding=True)
+    assert list(rivals) == [*THEIRS, "HF batched_mm"]
+    for rival in rivals.values():
+        out = rival.eval()(input_ids=ids)
+        torch.testing.assert_close(out.logits, expected, rtol=1e-4, atol=1e-5)
+        assert rival.config.output_router_logits and out.aux_loss > 0  # trained with the auxiliary loss, as ours is
+        assert torch.equal(language.writer(rival, ids, 5)(), language.writer(model, ids, 5)())
+
+
+def test_a_training_step_trains():
+    model, ids = LanguageModel(MODEL), torch.randint(256, (2, 6))
+    before = [parameter.clone() for parameter in model.parameters()]
+    language.training_step(model, ids)()
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters()))
+
+
+def test_the_table_of_a_model():
+    ratio = {"median": 2.5, "low": 2.0, "high": 3.0}
+    lines = showing.language_block({"plan": str(WRITES), "over_moe": {"HF eager": ratio}})
+    assert lines[0] == "3 tokens one by one, L=2 D=8 F=4 E=4 K=2" and lines[1].split() == [
+        "HF",
+        "eager",
+        "2.50",
+        "(2.00–3.00)",
+    ]
 
 
 @pytest.mark.parametrize(
