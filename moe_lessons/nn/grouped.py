@@ -9,7 +9,6 @@ The backward pass is written by hand. Of all that lies between x and y it keeps 
 computes the rest again: in the cache that is cheaper than to read it back from memory.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -39,7 +38,7 @@ def run_grouped(experts: Experts, x: Tensor, routing: Routing, in_proj: Tensor, 
     else:  # where grouped_mm is legal, nothing waits for the counts
         ends = counts.cumsum(0, dtype=torch.int32) if fast else None
         blocks = [Block(slice(None), slice(None), None if fast else counts.tolist(), ends)]
-    plan = Plan(routing.token_idx[order], blocks, experts.hidden)
+    plan = Plan(routing.token_idx[order], blocks, experts)
     run = _Grouped.apply if torch.is_grad_enabled() else run_blocks
     return run(plan, x, weight, in_bias, in_proj, down_proj)
 
@@ -123,14 +122,29 @@ class Plan:
 
     token_idx: Tensor
     blocks: list[Block]
-    hidden: Callable[..., Tensor]  # see `Experts.hidden`
+    experts: Experts  # for what lies between the two products
 
     def hidden_and_gradients(self, d_hidden: Tensor, pre: Tensor, weight: Tensor, in_bias: Tensor | None) -> tuple:
-        """`hidden` again, and the gradients of its inputs, by autograd: it is elementwise, all in the cache."""
+        """`Experts.hidden` again, and the gradients of its inputs: by hand for plain SwiGLU, else by autograd."""
+        if self.experts.activation == "swiglu" and in_bias is None and not self.experts.weight_input:
+            return swiglu_and_gradients(d_hidden, pre, weight[:, None])
         inputs = [value.detach().requires_grad_() for value in (pre, weight, in_bias) if value is not None]
         with torch.enable_grad():
-            hidden = self.hidden(*inputs)
+            hidden = self.experts.hidden(*inputs)
         return hidden.detach(), *torch.autograd.grad(hidden, inputs, d_hidden)
+
+
+def swiglu_and_gradients(d_hidden: Tensor, pre: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SiLU(gate) · up · weight (n, F) and its gradients for pre (n, 2F) and weight (n, 1), from d_hidden (n, F)."""
+    d_pre = torch.empty_like(pre)
+    (gate, up), (d_gate, d_up) = pre.chunk(2, dim=1), d_pre.chunk(2, dim=1)
+    silu = F.silu(gate)
+    product = silu * up
+    d_weight = (d_hidden * product).sum(dim=1)
+    d_product = d_hidden * weight
+    torch.mul(d_product, silu, out=d_up)
+    torch.ops.aten.silu_backward.grad_input(d_product * up, gate, grad_input=d_gate)
+    return product * weight, d_pre, d_weight
 
 
 def run_blocks(plan: Plan, x, weight, in_bias, in_proj, down_proj, kept: list[Tensor] | None = None) -> Tensor:
@@ -144,7 +158,9 @@ def run_blocks(plan: Plan, x, weight, in_bias, in_proj, down_proj, kept: list[Te
         pre = block.times(x.index_select(0, token_idx), in_proj.mT)  # (n, 2F)
         if kept is not None:
             kept.append(pre)
-        hidden = plan.hidden(pre, weight[block.rows], None if in_bias is None else in_bias[block.rows])  # (n, F)
+        hidden = plan.experts.hidden(
+            pre, weight[block.rows], None if in_bias is None else in_bias[block.rows]
+        )  # (n, F)
         y.index_add_(0, token_idx, block.times(hidden, down_proj.mT))
     return y
 
