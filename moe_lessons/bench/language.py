@@ -13,7 +13,7 @@ from moe_lessons.bench.hugging_face import hugging_face_models
 from moe_lessons.bench.sizes import Reading, Writing
 from moe_lessons.nn import LanguageModel, dense_twin, load_balancing_loss, seeded
 
-PROMPT = 8  # tokens, before those that are written
+PROMPT = 1  # token: a longer prompt would be read at once, by nearly all experts
 AUX_COEF = 0.01
 
 

@@ -106,8 +106,8 @@ FULL = Plan(
         Reading(SMALL_MODEL),
         Reading(WIDE_MODEL),
         Writing(SMALL_MODEL, new_tokens=48),
-        Writing(LARGE_MODEL, new_tokens=16),
-        Writing(replace(LARGE_MODEL, num_experts=16), new_tokens=16, hugging_face=False),
+        Writing(LARGE_MODEL, new_tokens=12),
+        Writing(replace(LARGE_MODEL, num_experts=16), new_tokens=12, hugging_face=False),
     ),
     seconds=0.8,
 )
@@ -118,6 +118,6 @@ QUICK = Plan(
     grid=((FORWARD, line(Size(8, 2, 64, 256, 128), num_tokens=(64, 1024))),),
     growth=line(Size(8, 2, 1024, 128, 256), num_experts=(8, 16, 32, 64)),
     memory=(COARSE,),
-    language=(Reading(SMALL_MODEL, num_sequences=8), Writing(SMALL_MODEL, new_tokens=16)),
+    language=(Reading(SMALL_MODEL, num_sequences=8), Writing(SMALL_MODEL, new_tokens=12)),
     seconds=0.3,
 )

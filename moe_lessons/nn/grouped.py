@@ -1,9 +1,9 @@
 """The way 'grouped': assignments sorted by expert, and one product for each group of rows that share an expert.
 
 Where it is legal, `torch.nn.functional.grouped_mm` does the products of many groups in one call. On a CPU they are
-cut into blocks of as many experts as have about half a megabyte of rows: these stay in the cache from the first product
-to the last, and what lies between two products is paid once for each block and not for each expert. On a GPU all
-rows make one block.
+cut into blocks of as many experts as have about half a megabyte of rows for each thread: these stay in the cache from
+the first product to the last, and what lies between two products is paid once for each block and not for each expert.
+On a GPU all rows make one block.
 
 The backward pass is written by hand. Of all that lies between x and y it keeps only the pre-activations, and
 computes the rest again: in the cache that is cheaper than to read it back from memory.
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.routing import Routing
 
-BLOCK_BYTES = 500_000  # of x and of pre-activations, in the rows of one block
+BLOCK_BYTES = 500_000  # of x and of pre-activations, in the rows of one block, for each thread
 IN_BLOCKS = ("cpu",)  # devices that compute in blocks: elsewhere a call costs more than a way to memory
 
 
@@ -34,7 +34,7 @@ def run_grouped(experts: Experts, x: Tensor, routing: Routing, in_proj: Tensor, 
     fast, counts = not why_own_products(in_proj, down_proj), routing.tokens_per_expert  # (E,)
     if x.device.type in IN_BLOCKS:
         row_bytes = (in_proj.shape[1] + in_proj.shape[2]) * x.element_size()
-        blocks = split_into_blocks(counts.tolist(), BLOCK_BYTES // row_bytes, fast)
+        blocks = split_into_blocks(counts.tolist(), torch.get_num_threads() * BLOCK_BYTES // row_bytes, fast)
     else:  # where grouped_mm is legal, nothing waits for the counts
         ends = counts.cumsum(0, dtype=torch.int32) if fast else None
         blocks = [Block(slice(None), slice(None), None if fast else counts.tolist(), ends)]
