@@ -58,12 +58,13 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     A token's row is gathered when its expert needs it, and added to the output at once, so that the rows stay in
     the processor's cache: gathering all T·K rows first would move K times the activations through memory.
     """
-    in_projs, down_projs = experts.in_proj.unbind(0), experts.down_proj.unbind(0)  # w[e] would cost O(E) each, backward
-    in_biases = [None] * len(in_projs) if experts.in_bias is None else experts.in_bias.unbind(0)
+    in_projs, down_projs, in_bias = experts.in_proj, experts.down_proj, experts.in_bias
+    if torch.is_grad_enabled():  # then w[e] would cost O(E) each, backward
+        in_projs, down_projs = in_projs.unbind(0), down_projs.unbind(0)
 
     def run(expert: int, rows: Tensor, weight: Tensor) -> Tensor:
         pre = F.linear(rows, in_projs[expert])  # (its tokens, 2F) or (its tokens, F)
-        hidden = experts.hidden(pre, weight, in_biases[expert])  # (its tokens, F)
+        hidden = experts.hidden(pre, weight, None if in_bias is None else in_bias[expert])  # (its tokens, F)
         return F.linear(hidden, down_projs[expert]).to(x.dtype)  # (its tokens, D); autocast gives bfloat16
 
     weight = routing.weight.to(x.dtype)
@@ -159,7 +160,8 @@ PADDED_FACTOR_LARGE = 1.1  # where they do not
 CACHE_NUMBERS = 500_000  # of x and of pre-activations, up to which they do
 PADDED_PRICE = 800_000  # of the calls that 'dense' does without
 GROUPED_PRICE, GROUPED_EXPERT_PRICE = 2_500_000, 300_000  # of the sorting, and of the products of one expert
-GATHER_LIMIT = 1_000_000  # numbers that 'gather' may copy
+READ_PRICE = 8  # of a weight that is read from memory; it decides where few tokens share it
+GATHER_LIMIT = 2_000_000  # numbers that 'gather' may copy
 LAUNCH_FACTOR = 100  # on 'grouped' where each of its E products is launched for itself: an estimate
 
 
@@ -167,30 +169,32 @@ def choose_dispatch(experts: Experts, routing: Routing) -> str:
     """The name of the way that 'auto' takes: the one with the least arithmetic and fixed price together.
 
     Arithmetic is rows · 2F · (D + ACTIVATION_PRICE), and the rows are E·T for 'dense', E·C for 'padded', where C is
-    the load of the busiest expert, and A for 'grouped'. Where no gradient is wanted and at most 2·E assignments are
-    made, 'loop' is taken for one token, and 'gather' for several where few weights are to be copied.
-    `python -m moe_lessons bench` shows what the rule takes and what was fastest.
+    the load of the busiest expert, and A for 'grouped', which alone reads no weights of experts without tokens. Where
+    no gradient is wanted and at most 2·E assignments are made, 'gather' is taken if few weights are to be copied, else
+    for a single token 'loop'. `python -m moe_lessons bench` shows what the rule takes and what was fastest.
     """
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
     on_cpu = experts.in_proj.device.type == "cpu"
     if num_rows <= 2 * num_experts and not torch.is_grad_enabled():
-        if on_cpu and routing.num_tokens == 1:
-            return "loop"
         if num_rows * d_model * (width + d_ff) <= GATHER_LIMIT:
             return "gather"
-    row = width * (d_model + ACTIVATION_PRICE)
-    places = num_experts * int(routing.tokens_per_expert.max())  # E·C
+        if on_cpu and routing.num_tokens == 1:
+            return "loop"
+    row, reading = width * (d_model + ACTIVATION_PRICE), READ_PRICE * width * d_model  # of a row, of an expert
+    counts = routing.tokens_per_expert.tolist()
+    places, used = num_experts * max(counts), sum(map(bool, counts))  # E·C, experts with tokens
     fits = on_cpu and places * (d_model + width) <= CACHE_NUMBERS
     if on_cpu:
         sorting = GROUPED_PRICE + GROUPED_EXPERT_PRICE * num_experts
     else:
         launches = bool(why_own_products(experts.in_proj, experts.down_proj))
         sorting = GROUPED_PRICE * (LAUNCH_FACTOR if launches else 1)
+    padding = PADDED_FACTOR if fits else PADDED_FACTOR_LARGE
     cost = {
-        "dense": num_experts * routing.num_tokens * row,
-        "padded": places * row * (PADDED_FACTOR if fits else PADDED_FACTOR_LARGE) + PADDED_PRICE,
-        "grouped": num_rows * row + sorting,
+        "dense": num_experts * (routing.num_tokens * row + reading),
+        "padded": places * row * padding + num_experts * reading + PADDED_PRICE,
+        "grouped": num_rows * row + used * reading + sorting,
     }
     return min(cost, key=cost.get)
 

@@ -374,10 +374,11 @@ def test_auto_takes_what_suits_the_size():
 
 
 def test_auto_gathers_for_a_few_tokens_where_no_gradient_is_wanted():
-    assert chosen(2, 256, 128, 64, 4) != "gather" and chosen(1, 256, 128, 64, 8) != "loop"
+    assert chosen(2, 256, 128, 64, 4) != "gather" and chosen(1, 512, 1024, 8, 2) != "loop"
     with torch.no_grad():
         assert chosen(2, 256, 128, 64, 4) == "gather"
-        assert chosen(1, 256, 128, 64, 8) == "loop"  # a single token: nothing is copied
+        assert chosen(1, 512, 1024, 8, 2) == "loop"  # a single token of large experts: nothing is copied
+        assert chosen(4, 512, 1024, 8, 2, expert_idx=[0, 1, 2, 3] * 2) == "grouped"  # reads no weights of the others
         assert chosen(64, 256, 128, 64, 8) != "gather"
         assert chosen(2, 1024, 2048, 8, 2) != "gather"  # few, but large ones
         assert chosen(256, 16, 4, 8, 2) != "gather"  # small ones, but 512 of them
