@@ -17,6 +17,9 @@ from moe_lessons.training import Knobs, Record, Run
 
 FORMAT, VERSION = "moe_lessons checkpoint", 1
 SETTINGS = "batch_size seed threads weight_decay warmup_steps decay_steps max_grad_norm precision".split()  # of a Run
+OF_MODULES = ("noise_std", "jitter_noise", "capacity_factor")  # knobs that may differ from layer to layer
+
+WRONG_PARTS = "one with parts that are missing or wrong"
 
 
 def save_checkpoint(run: Run, path: str | Path) -> None:
@@ -39,7 +42,9 @@ def save_checkpoint(run: Run, path: str | Path) -> None:
     """
     check_run(run)
     saved = {"format": FORMAT, "version": VERSION, "configuration": describe(run), "state": state_of(run)}
-    path, memory = Path(path), io.BytesIO()
+    if not Path(path).name:
+        raise ValueError(f"path must name a file, got {str(Path(path))!r}")
+    path, memory = Path(path).resolve(), io.BytesIO()  # of a link, the file that it leads to
     torch.save(saved, memory)  # not into the file: for a full disk torch has no OSError
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder: a move within one disk
     try:
@@ -74,7 +79,7 @@ def load_checkpoint(run: Run, path: str | Path) -> Run:
     except BaseException as error:  # all or nothing, also where you interrupt
         set_state(run, before)
         if isinstance(error, Exception):
-            raise not_one(path, "one with parts that are missing or wrong") from error
+            raise not_one(path, WRONG_PARTS) from error
         raise
     return run
 
@@ -98,8 +103,10 @@ def read(path: Path) -> dict[str, Any]:
         raise not_one(path, "a truncated or damaged one")
     if not isinstance(saved, dict) or saved.get("format") != FORMAT:
         raise not_one(path, "another file")
-    if saved["version"] != VERSION:
-        raise not_one(path, f"one of version {saved['version']} where {VERSION} is read")
+    if saved.get("version") != VERSION:
+        raise not_one(path, f"one of version {saved.get('version')} where {VERSION} is read")
+    if not isinstance(saved.get("configuration"), dict) or "state" not in saved:
+        raise not_one(path, WRONG_PARTS)
     return saved
 
 
@@ -150,11 +157,22 @@ def state_of(run: Run) -> dict[str, Any]:
         "weights": [weight.detach() for weight in run._weights],
         "last_good": run._last_good,
         "optimizer": run.optimizer.state_dict()["state"],
-        "knobs": {name: None if value is None else float(value) for name, value in knobs.items()},
+        "knobs": plain_knobs(knobs),
+        "knobs_of_modules": [plain_knobs(own_knobs(module)) for module in run.model.modules()],
         "records": [tuple(record) for record in run.records],
         "data": run._data.get_state(),
         "random_states": run._random_states,
     }
+
+
+def own_knobs(module: Any) -> dict[str, float | None]:
+    """The knobs that a module keeps itself."""
+    return {name: getattr(module, name) for name in OF_MODULES if hasattr(module, name)}
+
+
+def plain_knobs(knobs: dict[str, float | None]) -> dict[str, float | None]:
+    """The same values, none of them a number of numpy: a checkpoint has no code for those."""
+    return {name: None if value is None else float(value) for name, value in knobs.items()}
 
 
 def set_state(run: Run, state: dict[str, Any]) -> None:
@@ -167,6 +185,11 @@ def set_state(run: Run, state: dict[str, Any]) -> None:
     run.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
     for name, value in state["knobs"].items():
         setattr(run.knobs, name, value)
+    for module, values in zip(run.model.modules(), state["knobs_of_modules"], strict=True):
+        for name in own_knobs(module):
+            setattr(module, name, values[name])
     run.records = [Record(*record) for record in state["records"]]
     run._data.set_state(state["data"])
+    for generator, value in zip(run._generators, state["random_states"], strict=True):
+        torch.Generator(generator.device).set_state(value)  # what cannot be set is refused here, not in the next step
     run._random_states = state["random_states"]

@@ -36,6 +36,13 @@ def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = Fals
     return float(value)
 
 
+def check_seed(seed: Any) -> int:
+    """Return `seed` as an int if a random generator can start from it, else raise ValueError."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**62:
+        raise ValueError(f"seed must be a whole number from 0 to 2**62, got {seed!r}")
+    return int(seed)
+
+
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
     """Return `value` if it is one of `allowed`, else raise ValueError."""
     allowed = list(allowed)

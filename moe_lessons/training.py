@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import NonFiniteError, check_choice, check_device, check_number, check_positive_int
+from moe_lessons.errors import (
+    NonFiniteError,
+    check_choice,
+    check_device,
+    check_number,
+    check_positive_int,
+    check_seed,
+)
 from moe_lessons.nn import (
     Routing,
     dense_twin,
@@ -173,9 +180,15 @@ class Knobs:
             block.capacity_factor = value
 
     def take(self, setting: PlaneSetting) -> None:
-        """Turn every knob to what a setting says."""
-        for name in self.names:
-            setattr(self, name, getattr(setting, name))
+        """Turn every knob to what a setting says, or none where one of them cannot be."""
+        before = {name: getattr(self, name) for name in self.names}
+        try:
+            for name in self.names:
+                setattr(self, name, getattr(setting, name))
+        except ValueError:
+            for name, value in before.items():
+                setattr(self, name, value)
+            raise
 
     def __repr__(self) -> str:
         return f"Knobs({', '.join(f'{name}={getattr(self, name)}' for name in self.names)})"
@@ -232,7 +245,7 @@ class Run:
         longest = getattr(getattr(model, "config", None), "max_positions", math.inf)
         if getattr(task, "context", 0) > longest:
             raise ValueError(f"context must be at most the model's max_positions ({longest}), got {task.context}")
-        self.knobs = Knobs(model, lr)
+        self.knobs, self.seed = Knobs(model, lr), check_seed(seed)
         self.weight_decay = check_number("weight_decay", weight_decay)
         self.warmup_steps = check_positive_int("warmup_steps", warmup_steps) if warmup_steps != 0 else 0
         self.decay_steps = None if decay_steps is None else check_positive_int("decay_steps", decay_steps)
@@ -243,7 +256,7 @@ class Run:
         self.batch_size = check_positive_int("batch_size", batch_size)
         self.threads = check_positive_int("threads", threads)
         self.device = check_device(device or next(model.parameters()).device)
-        self.model, self.task, self.seed = model.to(self.device), task, seed
+        self.model, self.task = model.to(self.device), task
         self.precision = choose_precision(precision, self.device)
         self.optimizer = make_optimizer(model, lr, self.weight_decay)
         self.records: list[Record] = []
@@ -254,7 +267,7 @@ class Run:
         self._generators = [torch.default_generator]
         if self.device.type == "cuda":
             self._generators.append(torch.cuda.default_generators[self.device.index or 0])
-        own = [torch.Generator(g.device).manual_seed(seed + 2_000_003) for g in self._generators]
+        own = [torch.Generator(g.device).manual_seed(self.seed + 2_000_003) for g in self._generators]
         self._random_states = [generator.get_state() for generator in own]
         self._weights = [*model.parameters(), *model.buffers()]
         self._last_good = [weight.detach().clone() for weight in self._weights]
@@ -287,29 +300,31 @@ class Run:
             norm = nn.utils.get_total_norm(gradients)
             if not torch.isfinite(norm):
                 self._diverged("a gradient is not finite")
-            if self.max_grad_norm is not None:
-                nn.utils.clip_grads_with_norm_(self.model.parameters(), self.max_grad_norm, norm)
-            lr = self.knobs.lr * lr_scale(len(self.records) + 1, self.warmup_steps, self.decay_steps)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self._remember()
-            self.optimizer.step()
-            if self.knobs.expert_bias_rate > 0:
-                for router, routing in zip(self._routers, routings, strict=True):
-                    if hasattr(router, "expert_bias"):
-                        update_expert_bias(router, routing, self.knobs.expert_bias_rate)
-        numbers = {
-            "step": len(self.records) + 1,
-            "loss": loss.item(),  # on a GPU this waits for the step
-            "accuracy": right.float().mean().item(),
-            "load_balancing_loss": balance.item(),
-            "router_z_loss": z_loss.item(),
-            "lr": lr,
-        }
-        record = self._record(numbers, losses.detach(), right, routings)
-        record = record._replace(ms_per_step=1000 * (time.perf_counter() - start))
-        self.records.append(record)
-        return record
+            numbers = {
+                "step": len(self.records) + 1,
+                "loss": loss.item(),  # on a GPU this waits for the step
+                "accuracy": right.float().mean().item(),
+                "load_balancing_loss": balance.item(),
+                "router_z_loss": z_loss.item(),
+                "lr": self.knobs.lr * lr_scale(len(self.records) + 1, self.warmup_steps, self.decay_steps),
+            }
+            record = self._record(numbers, losses.detach(), right, routings)
+            self._update(norm, record.lr, routings)  # last of all: an interrupt before it has changed no weight
+        self.records.append(record._replace(ms_per_step=1000 * (time.perf_counter() - start)))
+        return self.records[-1]
+
+    def _update(self, norm: Tensor, lr: float, routings: list[Routing]) -> None:
+        """Move the weights by their gradients, whose norm is `norm`, and the expert biases by the routings."""
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), self.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self._remember()
+        self.optimizer.step()
+        if self.knobs.expert_bias_rate > 0:
+            for router, routing in zip(self._routers, routings, strict=True):
+                if hasattr(router, "expert_bias"):
+                    update_expert_bias(router, routing, self.knobs.expert_bias_rate)
 
     def evaluate(self, num: int = 1024) -> dict[str, float]:
         """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise.

@@ -5,7 +5,7 @@ ones in a cache. A step reads every weight that it needs once, however many toke
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis.cost import flops_per_token
 from moe_lessons.analysis.timing import WARM_UP, Ratio, milliseconds
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
+from moe_lessons.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k
 from moe_lessons.nn import LanguageModel, is_moe, torch_threads
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -53,6 +53,10 @@ def decode_speed(
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
     [1.0, 1.0]
     """
+    if not isinstance(models, Mapping) or not all(isinstance(model, LanguageModel) for model in models.values()):
+        got = models.values() if isinstance(models, Mapping) else [models]
+        kinds = ", ".join(type(model).__name__ for model in got)
+        raise ValueError(f"models must be a dict of names and LanguageModels, got {kinds}")
     names = list(models)
     if not names:
         raise ValueError("models must hold at least one model, got none")
@@ -69,7 +73,7 @@ def decode_speed(
             raise ValueError(f"prompt_length + num_tokens must be at most {room}, got {length}")
     rows = []
     vocab_size = min(model.config.vocab_size for model in models.values())
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     with torch_threads(threads), _measuring(*models.values()):
         for batch in batch_sizes:
             ids = torch.randint(vocab_size, (batch, length), generator=generator)
@@ -154,7 +158,8 @@ def distinct_experts(
     ids: sequences (N, T), N at least the largest batch size. A step of B takes B of them at one position; `distinct`
     is the mean over `draws` such steps, drawn from `seed`. `union_law`: what independent, uniform choices would make.
 
-    Raises ValueError for a model without a mixture of experts, and for batch sizes below 1 or above N.
+    Raises ValueError for a model without a mixture of experts or one that cannot decode with a cache (who serves a
+    token of it depends on all tokens of the step), and for batch sizes below 1 or above N.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> model = LanguageModel(TransformerConfig(num_layers=1, num_experts=8, top_k=2))
@@ -164,6 +169,8 @@ def distinct_experts(
     mixtures = [module for module in model.modules() if is_moe(module)]
     if not mixtures:
         raise ValueError("model must contain a mixture of experts, got one without")
+    if not getattr(model, "causal", True):
+        raise ValueError("model must decode with a cache, got one whose routing of a token depends on other tokens")
     check_positive_int("draws", draws)
     with _measuring(model):
         _, routings = model(ids)
@@ -177,7 +184,7 @@ def distinct_experts(
         tokens = chosen * length + place  # (draws, B), as the routings count them
         for layer, (moe, routing) in enumerate(zip(mixtures, routings, strict=True)):
             used = torch.zeros(routing.num_tokens, routing.num_experts, dtype=torch.bool)
-            used[routing.token_idx, routing.expert_idx] = True
+            used[routing.token_idx.cpu(), routing.expert_idx.cpu()] = True
             distinct = used[tokens].any(dim=1).sum(dim=1).double().mean().item()  # (draws, B, E) -> (draws, E)
             rows.append((batch, layer, distinct, union_law(moe.num_experts, moe.top_k, batch)))
     return pd.DataFrame(rows, columns=["batch", "layer", "distinct", "union_law"])
@@ -185,6 +192,8 @@ def distinct_experts(
 
 def check_batch_sizes(batch_sizes: Sequence[int], largest: int | None = None) -> None:
     """Raise ValueError unless there are batch sizes, whole numbers from 1 to `largest`."""
+    if not isinstance(batch_sizes, Iterable):
+        raise ValueError(f"batch_sizes must be several whole numbers, as (1, 4), got {batch_sizes!r}")
     if not len(batch_sizes):
         raise ValueError("batch_sizes must hold at least one number, got none")
     for batch in batch_sizes:

@@ -57,6 +57,8 @@ def trace_text(model: nn.Module, text: str) -> pd.DataFrame:
 @torch.no_grad()
 def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[str]) -> pd.DataFrame:
     """ids (B, T), and the domain of each sequence (B,), an index into `domains`."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a language model, got {type(model).__name__}")
     was_training, device = model.training, next(model.parameters()).device
     try:
         _, routings = check_output(model.eval()(ids.to(device)))
@@ -114,7 +116,9 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
     {'E0': 0.5, 'E1': 0.5}
     """
     check_choice("by", by, GROUPS)
-    layers = _check(trace)["layer"].unique().tolist()
+    layers = _check(trace, by)["layer"].unique().tolist()
+    if "num_experts" not in trace.attrs:
+        raise ValueError("trace must have E as attrs['num_experts'], got none: a file or a merge of tables loses it")
     if layer is not None:
         trace = trace[trace["layer"] == check_choice("layer", layer, layers)]
     elif by != "layer" and len(layers) > 1:
@@ -144,7 +148,10 @@ def mutual_information(a, b, given=None, corrected: bool = True) -> float:
     0.0
     """
     given = [] if given is None else [given]
-    a, b, *third = (pd.factorize(np.asarray(x), use_na_sentinel=False)[0] for x in (a, b, *given))
+    labels = [np.asarray(x) for x in (a, b, *given)]
+    if any(x.ndim != 1 for x in labels):
+        raise ValueError(f"labels must be in one row, got the shapes {', '.join(str(x.shape) for x in labels)}")
+    a, b, *third = (pd.factorize(x, use_na_sentinel=False)[0] for x in labels)
     if len(a) == 0 or len({len(x) for x in (a, b, *third)}) > 1:
         sizes = ", ".join(str(len(x)) for x in (a, b, *third))
         raise ValueError(f"labels must be as many in each argument, at least one, got {sizes}")
@@ -183,10 +190,13 @@ def information(trace: pd.DataFrame, shuffled: bool = False, seed: int = 0) -> p
     shuffled: the control. The choices of each layer are dealt out to its tokens at random (from `seed`), so that they
     have nothing to do with them: what is left is the error of the estimate.
 
+    It takes a few thousand tokens: in a short text nearly every byte is its own, which no correction mends. Read the
+    shuffled figures first.
+
     A chain rule holds: 'byte' + 'domain | byte' = 'domain' + 'byte | domain'.
     """
     rng, rows = np.random.default_rng(seed), {}
-    for number, layer in _check(trace).groupby("layer"):
+    for number, layer in _check(trace, "byte", "byte_class", "domain").groupby("layer"):
         layer = layer[layer["expert0"] >= 0]
         expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
         byte, kind, domain = layer["byte"], layer["byte_class"], layer["domain"]
@@ -204,12 +214,12 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
     """How often neighbouring tokens have the same first choice, beside what chance would give: a row for each layer.
 
     repeated: the share of the pairs of neighbours in a sequence with the same first choice.
-    chance: of any two tokens of the trace, Σ p(e)² over the experts e.
-    chance_in_domain: of any two tokens of one domain, Σ p(e | domain)², averaged over the pairs of neighbours. Where
-    `repeated` is above `chance` but not above this, neighbours repeat because they share a domain.
+    chance: of two tokens drawn from the trace, with replacement: Σ p(e)² over the experts e.
+    chance_in_domain: of two tokens drawn from one domain, Σ p(e | domain)², averaged over the pairs of neighbours.
+    Where `repeated` is above `chance` but not above this, neighbours repeat because they share a domain.
     """
     rows = {}
-    for number, layer in _check(trace).groupby("layer"):
+    for number, layer in _check(trace, "sequence", "position", "domain").groupby("layer"):
         layer = layer[layer["expert0"] >= 0].sort_values(["sequence", "position"])
         after = layer[["sequence", "position", "expert0"]].shift(-1)
         pair = (after["sequence"] == layer["sequence"]) & (after["position"] == layer["position"] + 1)
@@ -232,19 +242,20 @@ def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame, seed: int = 0) -> pd
     """How far two models divide the same tokens alike, whatever numbers their experts have: a row for each layer.
 
     agreement: the mutual information of their first choices over the mean of the two entropies, 0 to 1; 1 where each
-    expert of one has exactly the tokens of one expert of the other. All of it is corrected for bias.
+    expert of one has exactly the tokens of one expert of the other; NaN where both use one expert only, and there is
+    nothing to divide. All of it is corrected for bias.
     shuffled: the same after the choices of one are dealt out at random (from `seed`).
 
     Raises ValueError where the two are not of the same tokens and layers.
     """
     same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(seed), {}
-    if not np.array_equal(_check(trace_a)[same], _check(trace_b)[same]):
+    if not np.array_equal(_check(trace_a, *same)[same], _check(trace_b, *same)[same]):
         raise ValueError("trace_a and trace_b must be of the same tokens and layers, got different ones")
     for number in trace_a["layer"].unique():
         a, b = (t.loc[(t["layer"] == number).to_numpy(), "expert0"].to_numpy() for t in (trace_a, trace_b))
         served = (a >= 0) & (b >= 0)
         a, b = a[served], b[served]
-        entropies = mutual_information(a, a) + mutual_information(b, b)  # I(a; a) is H(a)
+        entropies = (mutual_information(a, a) + mutual_information(b, b)) or np.nan  # I(a; a) is H(a)
         rows[number] = {
             "agreement": 2 * mutual_information(a, b) / entropies,
             "shuffled": 2 * mutual_information(a, rng.permutation(b)) / entropies,
@@ -252,10 +263,13 @@ def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame, seed: int = 0) -> pd
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
 
 
-def _check(trace: pd.DataFrame) -> pd.DataFrame:
-    """Return `trace` if it is one and not empty, else raise ValueError."""
-    if not isinstance(trace, pd.DataFrame) or "expert0" not in trace or "layer" not in trace:
-        raise ValueError(f"trace must be a table that `trace` or `trace_text` made, got {type(trace).__name__}")
+def _check(trace: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """Return `trace` if it is one with these columns and not empty, else raise ValueError."""
+    is_table = isinstance(trace, pd.DataFrame)
+    missing = [name for name in dict.fromkeys(("layer", "expert0", *columns)) if is_table and name not in trace]
+    if not is_table or missing:
+        got = f"one without {', '.join(missing)}" if is_table else type(trace).__name__
+        raise ValueError(f"trace must be a table that `trace` or `trace_text` made, got {got}")
     if trace.empty:
         raise ValueError("trace must have at least one token, got none")
     return trace

@@ -21,8 +21,9 @@ def bars_by_layer(
     >>> len(bars_by_layer({"byte": table, "domain": table / 2}, ylabel="bits").patches)
     8
     """
-    frames = list(tables.values())
-    if not frames or any(list(f) != list(frames[0]) or f.empty for f in frames):
+    frames = list(tables.values()) if isinstance(tables, Mapping) else []
+    is_good = frames and all(isinstance(f, pd.DataFrame) and not f.empty for f in frames)
+    if not is_good or any(list(f) != list(frames[0]) for f in frames):
         raise ValueError("tables must be one or more tables with a row for each layer and the same columns")
     columns = list(frames[0])
     starts = np.cumsum([0, *(len(f) + 0.6 for f in frames)])

@@ -14,6 +14,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path
 from matplotlib.textpath import TextPath
+from torch import Tensor
 
 from moe_lessons.errors import check_choice, check_positive_int
 from moe_lessons.plots.samples import FONT, visible
@@ -174,18 +175,23 @@ def check_text(text, experts, weights, num_experts: int | None) -> tuple[bytes, 
     """The bytes (N,), the experts (N, K) and the weights (N, K) or None; ValueError where they do not fit."""
     if not isinstance(text, str | bytes) or not text:
         raise ValueError(f"text must be a str or bytes with at least one character, got {text!r}")
-    data, experts = text.encode() if isinstance(text, str) else text, np.asarray(experts)
-    if experts.ndim not in (1, 2) or len(experts) != len(data):
+    data, experts = text.encode() if isinstance(text, str) else text, as_array(experts)
+    if experts.ndim not in (1, 2) or len(experts) != len(data) or experts.size == 0:
         raise ValueError(f"experts must have one row for each of the {len(data)} bytes, got shape {experts.shape}")
     if not np.issubdtype(experts.dtype, np.integer) or experts.min() < -1 or experts.max() >= (num_experts or np.inf):
         allowed = f"whole numbers from -1 to {num_experts - 1}" if num_experts else "whole numbers from -1"
         raise ValueError(f"experts must be {allowed}, got {np.unique(experts).tolist()}")
     if weights is not None:
-        weights = np.asarray(weights, dtype=float)
+        weights = as_array(weights).astype(float)
         if weights.shape != experts.shape:
             raise ValueError(f"weights must have the shape {experts.shape} of the experts, got {weights.shape}")
         weights = weights.reshape(len(data), -1)
     return data, experts.reshape(len(data), -1), weights
+
+
+def as_array(values) -> np.ndarray:
+    """The numbers as an array of numpy, also those of a tensor with a gradient or on a GPU."""
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
 
 
 class ColoredText:

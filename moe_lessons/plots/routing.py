@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from moe_lessons.errors import check_positive_int
 from moe_lessons.plots.colored_text import characters, one_text
 from moe_lessons.plots.samples import FONT, visible
 from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for, expert_color, expert_hatch, ink_on
@@ -95,7 +96,7 @@ def expert_shares_heatmap(shares: pd.DataFrame, title: str = "", ax: Axes | None
         raise ValueError(f"shares must be at least 0 and sum to 1 in each row, got the sums {sums.round(3).tolist()}")
     rows, num_experts = values.shape
     names = [f"layer {name}" if shares.index.name == "layer" else str(name) for name in shares.index]
-    ax, colors = axes_for(ax, theme, min(2.2 + 0.5 * num_experts, 10), 0.9 + 0.26 * rows)
+    ax, colors = axes_for(ax, theme, min(max(3.6, 2.2 + 0.5 * num_experts), 10), 0.9 + 0.26 * rows)
     SharesMap(ax, colors, names, num_experts, title).update(values)
     return ax
 
@@ -109,9 +110,12 @@ def token_path(
     choices of so many neighbours on each side. Above: where in the text it stands.
     """
     trace, experts, weights = one_text(trace)
+    neighbours = 0 if neighbours == 0 else check_positive_int("neighbours", neighbours)
     layers, places = (trace[name].unique().tolist() for name in ("layer", "position"))
     if position not in places:
         raise ValueError(f"position must be from {min(places)} to {max(places)}, got {position!r}")
+    if len(trace) != len(layers) * len(places):
+        raise ValueError("trace must have the same positions in each layer, got fewer in some")
     experts, weights = (x.reshape(len(layers), len(places), -1) for x in (experts, weights))  # (layers, T, K)
     num_experts = trace.attrs.get("num_experts", int(experts.max()) + 1)
     ax, colors = axes_for(ax, theme, 2.4 + 1.5 * len(layers), 1.5 + 0.27 * num_experts)

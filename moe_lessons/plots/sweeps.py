@@ -8,6 +8,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from pandas.api.types import is_numeric_dtype
 
 from moe_lessons.errors import check_choice, check_number
 from moe_lessons.plots.cost import label_points, short_number
@@ -23,6 +24,7 @@ SPEEDS = {  # the column, and what the axis says
     "tokens_per_second": "tokens per second",
     "speedup": "times the tokens/s of the equal-total twin",
 }
+NAMES = ("model", "name", "seed")  # columns of names, and not of numbers
 TWINS = ("dense, same active", "dense, same total")
 LOSSES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)  # ticks
 
@@ -82,7 +84,8 @@ def _final_losses(ax: Axes, ink: Theme, results: pd.DataFrame, looks: dict) -> N
 
 def rate_tolerance(results: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
     """The loss at the end against the learning rate: a line for each model, the mean of its seeds; the band has them
-    all. A ring marks the best rate of a model, a cross at the upper edge a rate at which a run diverged.
+    all. A cross at the upper edge marks a rate at which a run diverged, a ring the best rate of a model at which none
+    did.
 
     results: with the columns model, lr, seed, loss, and perhaps step (the last one counts) and diverged. A run whose
     loss is NaN or infinite has diverged too.
@@ -90,7 +93,7 @@ def rate_tolerance(results: pd.DataFrame, ax: Axes | None = None, theme: str = "
     _check(results, "results", ("model", "lr", "seed", "loss"))
     last = results.sort_values("step") if "step" in results else results
     last = last.groupby(["model", "lr", "seed"], sort=False).tail(1)
-    failed = ~np.isfinite(last["loss"]) | (last["diverged"].astype(bool) if "diverged" in last else False)
+    failed = ~np.isfinite(last["loss"]) | (last["diverged"].eq(True) if "diverged" in last else False)
     ax, ink = axes_for(ax, theme, 8.4, 4)
     looks = model_looks(results["model"].unique(), ink)
     _dress(ax, ink, "Held-out loss against the learning rate", "learning rate", "loss (nats per byte)")
@@ -99,8 +102,9 @@ def rate_tolerance(results: pd.DataFrame, ax: Axes | None = None, theme: str = "
         curve = runs.groupby("lr").loss.agg(["mean", "min", "max"])
         ax.fill_between(curve.index, curve["min"], curve["max"], color=color, alpha=0.2, lw=0)
         ax.plot(curve.index, curve["mean"], style + marker, color=color, lw=1.8, ms=5, label=model)
-        best = curve["mean"].idxmin()
-        ax.plot([best], [curve["mean"][best]], "o", ms=12, mfc="none", mec=color, mew=1.5)
+        safe = curve["mean"].drop(last["lr"][failed & (last["model"] == model)], errors="ignore")
+        best = safe.nsmallest(1)
+        ax.plot(best.index, best, "o", ms=12, mfc="none", mec=color, mew=1.5)
     if not failed.all():
         _log_loss(ax, last["loss"][~failed])
     rates = sorted(last["lr"].unique())
@@ -237,6 +241,9 @@ def _check(frame: pd.DataFrame, name: str, columns: Sequence[str]) -> None:
     missing = [column for column in columns if column not in frame]
     if missing:
         raise ValueError(f"{name} must have the columns {', '.join(columns)}, got none called {', '.join(missing)}")
+    words = [column for column in columns if column not in NAMES and not is_numeric_dtype(frame[column])]
+    if words:
+        raise ValueError(f"{name} must have numbers in the columns {', '.join(words)}, got {frame[words[0]].dtype}")
 
 
 def _dress(ax: Axes, ink: Theme, title: str, x_label: str, y_label: str) -> None:

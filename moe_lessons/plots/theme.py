@@ -1,5 +1,6 @@
 """One look for every picture: colours, themes, and figures that need no pyplot."""
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def _luminance(color: str) -> float:
     return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
+@functools.cache
 def ink_on(color: str) -> str:
     """Black or white: the colour of text that is read better on `color`.
 

@@ -125,6 +125,9 @@ def test_a_layer_is_an_moe_layer_and_the_seed_decides():
         (model_of(), (1, 5), r"^batch_sizes must be at most the number of sequences \(4\), got 5$"),
         (model_of(), (0,), "^batch_sizes must be a whole number of at least 1, got 0$"),
         (model_of(), (), "^batch_sizes must hold at least one number, got none$"),
+        (model_of(), 4, r"^batch_sizes must be several whole numbers, as \(1, 4\), got 4$"),
+        (model_of(router="expert choice"), (1,), "^model must decode with a cache, got one whose routing of a token"),
+        (model_of(capacity_factor=0.5), (1,), "^model must decode with a cache, got one whose routing of a token"),
     ],
 )
 def test_what_distinct_experts_refuses(model, batch_sizes, message):
@@ -201,6 +204,9 @@ def test_it_measures_a_real_model_and_leaves_it_alone():
     "models, arguments, message",
     [
         ({}, {}, "^models must hold at least one model, got none$"),
+        ([model_of()], {}, "^models must be a dict of names and LanguageModels, got list$"),
+        ({"a": MoE(4, 4, 4)}, {}, "^models must be a dict of names and LanguageModels, got MoE$"),
+        ({"a": model_of()}, {"seed": "a"}, "^seed must be a whole number"),
         ({"a": model_of()}, {"baseline": "b"}, "^baseline must be one of 'a', got 'b'$"),
         ({"a": model_of()}, {"batch_sizes": (1, -2)}, "^batch_sizes must be a whole number of at least 1, got -2$"),
         ({"a": model_of()}, {"num_tokens": 0}, "^num_tokens must be"),

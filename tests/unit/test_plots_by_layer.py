@@ -29,7 +29,9 @@ def test_the_theme_and_the_axes_can_be_given():
     assert ax.figure.theme is THEMES["dark"]
 
 
-@pytest.mark.parametrize("tables", [{}, {"byte": BITS.iloc[:0]}, {"byte": BITS, "domain": BITS[["trained"]]}])
+@pytest.mark.parametrize(
+    "tables", [{}, [BITS], {"byte": 5}, {"byte": BITS.iloc[:0]}, {"byte": BITS, "domain": BITS[["trained"]]}]
+)
 def test_bad_tables(tables):
     with pytest.raises(ValueError, match="^tables must be one or more tables with a row for each layer and the same"):
         bars_by_layer(tables)

@@ -6,12 +6,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from moe_lessons.analysis import expert_shares, trace_text
-from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
+from moe_lessons.nn import LanguageModel, TopKRouter, TransformerConfig, seeded
 from moe_lessons.plots import (
     THEMES,
     ColoredTextPanel,
@@ -154,6 +155,13 @@ def test_values_of_another_shape():
         panel.update(np.full((2, 3), 1 / 3))
 
 
+@pytest.mark.parametrize("num_experts", [1, 2])
+def test_a_map_of_few_experts_has_room_for_its_title(num_experts):
+    ax = expert_shares_heatmap(shares(num_experts=num_experts))
+    ax.figure.draw_without_rendering()
+    assert ax.get_tightbbox().x1 < ax.figure.bbox.x1 + LABEL_ROOM
+
+
 def test_the_shares_of_a_trace(trace):
     ax = expert_shares_heatmap(expert_shares(trace, by="layer"))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["layer 0", "layer 1", "layer 2"]
@@ -235,6 +243,14 @@ def test_tooltips_say_experts_and_weights():
         "no expert",
     ]
     assert Spans(colored_text("a", [[3, 5]]).to_html()).spans[0]["title"] == "E3, E5"
+
+
+def test_a_routing_can_be_given_as_it_comes():
+    with seeded(0):
+        routing = TopKRouter(4, 4, 2)(torch.randn(2, 4))
+    assert routing.topk_weights.requires_grad
+    text = colored_text("ab", routing.topk_indices, routing.topk_weights)
+    np.testing.assert_array_equal(text.weights, routing.topk_weights.tolist())
 
 
 def test_the_legend_names_every_expert():
@@ -319,6 +335,7 @@ def test_a_longer_text_makes_a_higher_picture_with_all_of_it():
         (("", []), "text must be a str or bytes with at least one character, got ''"),
         ((7, [1]), "text must be a str or bytes"),
         (("aα", [0, 1]), r"experts must have one row for each of the 3 bytes, got shape \(2,\)"),
+        (("ab", np.zeros((2, 0), int)), r"experts must have one row for each of the 2 bytes, got shape \(2, 0\)"),
         (("ab", [0, 8], None, 8), r"experts must be whole numbers from -1 to 7, got \[0, 8\]"),
         (("ab", [0, -2]), "experts must be whole numbers from -1, got"),
         (("ab", [0.5, 1.0]), "experts must be whole numbers"),
@@ -359,6 +376,15 @@ def test_traces_that_cannot_be_drawn(trace):
             draw(trace.drop(columns="expert0"))
         with pytest.raises(ValueError, match="got list missing"):
             draw([1])
+
+
+def test_a_path_needs_every_layer_and_a_number_of_neighbours(trace):
+    with pytest.raises(ValueError, match="^trace must have the same positions in each layer, got fewer in some$"):
+        token_path(trace.iloc[:-1], 2)
+    for neighbours in (-3, "a", 1.5):
+        with pytest.raises(ValueError, match="^neighbours must be a whole number"):
+            token_path(trace, 2, neighbours)
+    assert not token_path(trace, 2, neighbours=0).collections[0].get_segments()
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -161,6 +161,11 @@ def test_loss_against_the_learning_rate_and_the_best_one():
     np.testing.assert_allclose(rings, [(0.01, 1.05), (0.01, 1.25)])
 
 
+def test_a_run_of_which_nobody_said_that_it_diverged_did_not():
+    frame = pd.concat([RATES, RATES.assign(seed=2, diverged=False)])  # NaN in the first part
+    assert set(lines(rate_tolerance(frame))) == {"MoE", ACTIVE}
+
+
 @pytest.mark.parametrize("bad", [{"loss": np.nan}, {"loss": np.inf}, {"diverged": True}])
 def test_a_run_that_diverged_is_a_cross_and_in_no_mean(bad):
     frame = RATES.assign(diverged=False)
@@ -169,6 +174,14 @@ def test_a_run_that_diverged_is_a_cross_and_in_no_mean(bad):
     np.testing.assert_allclose(found["MoE: diverged"].get_xydata(), [(0.1, 1)])
     np.testing.assert_allclose(found["MoE"].get_ydata(), [2.05, 1.05, 2])
     assert f"{ACTIVE}: diverged" not in found
+
+
+def test_a_rate_at_which_a_run_diverged_is_not_the_best():
+    frame = RATES.copy()
+    frame.loc[(frame.model == "MoE") & (frame.lr == 0.01) & (frame.seed == 1), "loss"] = np.nan
+    frame.loc[(frame.model == ACTIVE) & (frame.seed == 1), "loss"] = np.nan  # one seed at every rate: no ring
+    rings = [line.get_xydata() for line in rate_tolerance(frame).lines if line.get_label().startswith("_")]
+    np.testing.assert_allclose(np.concatenate(rings), [(0.001, 2.05)])
 
 
 def test_where_all_runs_diverged_there_are_only_crosses():
@@ -241,6 +254,9 @@ def test_the_roof_is_the_lesser_of_memory_and_arithmetic(theme):
         (lambda: speed_by_batch(SPEEDS[:0]), "frame must be a DataFrame with at least one row"),
         (lambda: distinct_by_batch(DISTINCT.drop(columns="union_law")), "got none called union_law"),
         (lambda: rate_tolerance(RATES.drop(columns="lr")), "got none called lr"),
+        (lambda: rate_tolerance(RATES.assign(loss="low")), "results must have numbers in the columns loss, got"),
+        (lambda: loss_against(RESULTS.assign(loss="low")), "results must have numbers in the columns loss, got"),
+        (lambda: speed_by_batch(SPEEDS.assign(batch="one")), "frame must have numbers in the columns batch, got"),
         (lambda: roofline(0, 1e9, POINTS), "bandwidth must be a finite number above 0, got 0"),
         (lambda: roofline(1e9, np.inf, POINTS), "flops must be a finite number above 0, got inf"),
         (lambda: roofline(1e9, 1e9, POINTS.drop(columns="name")), "got none called name"),

@@ -120,6 +120,9 @@ def test_bad_input_of_a_trace(task):
         trace(model_of(), PlaneTask("blobs"))
     with pytest.raises(ValueError, match="^num_per_domain must be a whole number of at least 1, got 0$"):
         trace(model_of(), task, 0)
+    for model in (5, None):
+        with pytest.raises(ValueError, match="^model must be a language model, got (int|NoneType)$"):
+            trace(model, task)
     for text in ("", b"abc", None):
         with pytest.raises(ValueError, match="^text must have at least one character, got"):
             trace_text(model_of(), text)
@@ -133,6 +136,21 @@ def test_bad_input_of_what_reads_a_trace(function):
         function(table_of([0, 1]).iloc[:0])
     with pytest.raises(ValueError, match="^trace must be a table that `trace` or `trace_text` made, got list$"):
         function([0, 1])
+
+
+@pytest.mark.parametrize(
+    "function, column",
+    [
+        (expert_shares, "domain"),
+        (lambda table: expert_shares(table, by="byte_class"), "byte_class"),
+        (information, "byte"),
+        (repeats, "sequence"),
+        (lambda table: agreement(table, table), "position"),
+    ],
+)
+def test_a_trace_that_lacks_a_column(function, column):
+    with pytest.raises(ValueError, match=f"^trace must be a table that .* made, got one without {column}$"):
+        function(table_of([0, 1]).drop(columns=column))
 
 
 # --- shares ------------------------------------------------------------------------------------------------
@@ -167,6 +185,9 @@ def test_bad_input_of_shares(task):
         expert_shares(table)
     with pytest.raises(ValueError, match="^layer must be one of 0, 1, got 2$"):
         expert_shares(table, layer=2)
+    table.attrs.clear()
+    with pytest.raises(ValueError, match=r"^trace must have E as attrs\['num_experts'\], got none: "):
+        expert_shares(table, layer=0)
 
 
 # --- information -------------------------------------------------------------------------------------------
@@ -265,6 +286,12 @@ def test_bad_labels(labels):
         mutual_information(*labels)
 
 
+@pytest.mark.parametrize("labels", [("ab", "cd"), (None, None), ([1, 2], [[1], [2]])])
+def test_labels_that_are_in_no_row(labels):
+    with pytest.raises(ValueError, match="^labels must be in one row, got the shapes "):
+        mutual_information(*labels)
+
+
 def test_information_of_a_trace(task):
     table = trace(model_of(), task, 6)
     bits, control = information(table), information(table, shuffled=True)
@@ -336,6 +363,12 @@ def test_agreement_does_not_ask_for_numbers():
     merged = agreement(table_of(expert), table_of(expert // 2)).loc[0, "agreement"]
     assert merged == pytest.approx(2 / 3, abs=0.01)  # 1 bit of 2 and 1
     assert abs(agreement(table_of(expert), table_of(rng.integers(0, 4, 4000))).loc[0, "agreement"]) < 0.01
+
+
+def test_where_both_have_collapsed_there_is_nothing_to_agree_on():
+    collapsed, split = table_of([0] * 40), table_of([0, 1] * 20)
+    assert agreement(collapsed, collapsed).loc[0].isna().all()
+    assert agreement(collapsed, split).loc[0].tolist() == pytest.approx([0, 0])
 
 
 def test_agreement_of_two_models(task):

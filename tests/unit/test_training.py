@@ -14,6 +14,7 @@ from moe_lessons.nn import (
     NoisyTopKRouter,
     Routing,
     SigmoidRouter,
+    TopKRouter,
     TransformerConfig,
     dense_twin,
     load_balancing_loss,
@@ -136,6 +137,12 @@ def test_a_run_computes_with_its_own_threads(threads):
         assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(outside)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "0", None, True, 2**70])
+def test_a_seed_that_is_none(seed):
+    with pytest.raises(ValueError, match=r"^seed must be a whole number from 0 to 2\*\*62, got "):
+        make_run(seed=seed)
 
 
 def test_it_learns():
@@ -327,6 +334,28 @@ def test_without_weight_decay_it_is_adam():
     adam.optimizer = torch.optim.Adam(adam.model.parameters(), foreach=False)
     expected, seen = numbers(adam, 30), numbers(run, 30)
     assert [r.loss for r in seen] == pytest.approx([r.loss for r in expected], rel=1e-9)
+
+
+def test_an_interrupted_step_has_changed_no_weight(monkeypatch):
+    run = make_run(seed=1)
+    run.step()
+    before = [weight.clone() for weight in weights(run)]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "_record", interrupted)  # as late as a record is made
+        run.step()
+    assert same(before, weights(run)) and len(run.records) == 1
+
+
+def test_a_setting_that_cannot_be_taken_leaves_every_knob():
+    run = make_run(block=MoE(16, 8, 4, router=TopKRouter(16, 4, 2)))  # it has no noise
+    before = repr(run.knobs)
+    with pytest.raises(ValueError, match="noise_std must be 0"):
+        run.knobs.take(PlaneSetting(lr=0.5, noise_std=1.0))
+    assert repr(run.knobs) == before
 
 
 def test_only_matrices_decay():
