@@ -20,6 +20,13 @@ def check_positive_int(name: str, value: Any) -> int:
     return int(value)
 
 
+def check_count(name: str, value: Any) -> int:
+    """Return `value` if it is a whole number from 0 up, else raise ValueError."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+        raise ValueError(f"{name} must be a whole number from 0 up, got {value!r}")
+    return int(value)
+
+
 def check_top_k(top_k: Any, num_experts: int) -> int:
     """Return `top_k` if it is a whole number from 1 to `num_experts`, else raise ValueError."""
     if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 1 <= top_k <= num_experts:

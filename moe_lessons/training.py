@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from moe_lessons.errors import (
     NonFiniteError,
     check_choice,
+    check_count,
     check_device,
     check_number,
     check_positive_int,
@@ -247,7 +248,7 @@ class Run:
             raise ValueError(f"context must be at most the model's max_positions ({longest}), got {task.context}")
         self.knobs, self.seed = Knobs(model, lr), check_seed(seed)
         self.weight_decay = check_number("weight_decay", weight_decay)
-        self.warmup_steps = check_positive_int("warmup_steps", warmup_steps) if warmup_steps != 0 else 0
+        self.warmup_steps = check_count("warmup_steps", warmup_steps)
         self.decay_steps = None if decay_steps is None else check_positive_int("decay_steps", decay_steps)
         if decay_steps is not None and decay_steps <= self.warmup_steps:
             raise ValueError(f"decay_steps must be above warmup_steps ({self.warmup_steps}), got {decay_steps}")

@@ -10,7 +10,7 @@ import pandas as pd
 from torch import nn
 
 from moe_lessons.datafiles import data_path
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
+from moe_lessons.errors import check_choice, check_count, check_number, check_positive_int, check_top_k
 from moe_lessons.nn import SoftMoE
 
 
@@ -127,8 +127,7 @@ class TransformerShape:
         for field in fields(self)[:8]:  # vocab_size to num_experts
             check_positive_int(field.name, getattr(self, field.name))
         check_top_k(self.top_k, self.num_experts)
-        if type(self.shared_experts) is not int or self.shared_experts < 0:
-            raise ValueError(f"shared_experts must be a whole number from 0 up, got {self.shared_experts!r}")
+        check_count("shared_experts", self.shared_experts)
         if self.num_heads % self.num_kv_heads:
             heads = f"num_heads ({self.num_heads})"
             raise ValueError(f"num_kv_heads must divide {heads}, got {self.num_kv_heads}")

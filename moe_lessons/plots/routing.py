@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from moe_lessons.errors import check_positive_int
+from moe_lessons.errors import check_count
 from moe_lessons.plots.colored_text import characters, one_text
 from moe_lessons.plots.samples import FONT, visible
 from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for, expert_color, expert_hatch, ink_on
@@ -110,7 +110,7 @@ def token_path(
     choices of so many neighbours on each side. Above: where in the text it stands.
     """
     trace, experts, weights = one_text(trace)
-    neighbours = 0 if neighbours == 0 else check_positive_int("neighbours", neighbours)
+    neighbours = check_count("neighbours", neighbours)
     layers, places = (trace[name].unique().tolist() for name in ("layer", "position"))
     if position not in places:
         raise ValueError(f"position must be from {min(places)} to {max(places)}, got {position!r}")

@@ -735,7 +735,7 @@ def test_a_task_with_a_held_out_part_is_measured_on_that():
         ({"batch_size": 2.5}, "^batch_size must be a whole number of at least 1, got 2.5$"),
         ({"threads": 0}, "^threads must be a whole number of at least 1, got 0$"),
         ({"weight_decay": -0.1}, "^weight_decay must be a finite number of at least 0, got -0.1$"),
-        ({"warmup_steps": -1}, "^warmup_steps must be a whole number of at least 1, got -1$"),
+        ({"warmup_steps": -1}, "^warmup_steps must be a whole number from 0 up, got -1$"),
         ({"decay_steps": 0}, "^decay_steps must be a whole number of at least 1, got 0$"),
         ({"warmup_steps": 5, "decay_steps": 5}, r"^decay_steps must be above warmup_steps \(5\), got 5$"),
         ({"max_grad_norm": 0}, "^max_grad_norm must be a finite number above 0, got 0$"),
