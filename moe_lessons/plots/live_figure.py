@@ -1,6 +1,5 @@
 """Several panels in one figure that is drawn many times a second."""
 
-import time
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import NamedTuple
@@ -12,8 +11,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from moe_lessons.plots.theme import LIGHT, Panel, Theme
-
-TEXT_INTERVAL = 0.5  # seconds between two refreshes of the slow artists: text is the dearest thing to draw
 
 
 class Row(NamedTuple):
@@ -29,7 +26,7 @@ class Row(NamedTuple):
 class LiveFigure:
     """Panels in a grid, drawn by blitting: what stands still is drawn once and kept as pixels.
 
-    Over that background the slow artists are drawn a few times a second and kept too, and the live ones with every
+    Over that background the slow artists are drawn when they are asked for and kept too, and the live ones with every
     frame, in the order of their zorder. The pixels are the same as those of a full drawing.
 
     make_panels: functions (axes, theme) -> Panel, one for each place in the grid, row by row.
@@ -62,7 +59,6 @@ class LiveFigure:
             artist.set_animated(True)
         self._caption = self.figure.text(50 / width, 10 / height, "", fontsize=9, color=theme.foreground, wrap=True)
         self._still = self._with_text = None
-        self.want_text()
 
     @staticmethod
     def _by_zorder(artists: list) -> list:
@@ -79,28 +75,19 @@ class LiveFigure:
             self._caption.set_text(text)
             self._still = None
 
-    def text_is_due(self) -> bool:
-        """Whether the next drawing refreshes the slow artists."""
-        return self._with_text is None or time.monotonic() - self._text_time > TEXT_INTERVAL
-
-    def want_text(self) -> None:
-        """Have the next drawing refresh the slow artists."""
-        self._text_time = float("-inf")
-
-    def draw(self, final: bool = False) -> None:
-        """Draw the panels as they are now. `final` refreshes the slow artists too."""
+    def draw(self, text: bool = False) -> None:
+        """Draw the panels as they are now. `text` refreshes the slow artists too: without it, their pixels stay."""
         if self._still is None or any(panel.stale for panel in self.panels):
             self.canvas.draw()
             self._still = self.canvas.copy_from_bbox(self.figure.bbox)
             self._with_text = None
             for panel in self.panels:
                 panel.stale = False
-        if final or self.text_is_due():
+        if text or self._with_text is None:
             self.canvas.restore_region(self._still)
             for artist in self.slow:
                 artist.axes.draw_artist(artist)
             self._with_text = self.canvas.copy_from_bbox(self.figure.bbox)
-            self._text_time = time.monotonic()
         self.canvas.restore_region(self._with_text)
         for artist in self.live:
             artist.axes.draw_artist(artist)

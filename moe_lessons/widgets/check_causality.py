@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from moe_lessons.nn import (
     seeded,
 )
 from moe_lessons.nn.dispatch import DISPATCH
-from moe_lessons.widgets.exercise import Check
+from moe_lessons.widgets.exercise import Check, attempt
 
 D_MODEL, D_FF, NUM_EXPERTS = 8, 16, 4
 NUM_TOKENS = 13  # three groups of four, and a token alone
@@ -164,15 +165,11 @@ def check_causality(function: Callable[[nn.Module, Tensor], bool | None]) -> Che
         with seeded(1):
             x = torch.randn(NUM_TOKENS, D_MODEL)
             given = x.clone()
-            try:
-                verdict = function(case.layer, x)
-            except NotImplementedError:
-                verdict = None
-            except Exception as error:
-                return Check("raised", f"Your function stopped at {name!r}: {type(error).__name__}: {error}")
-        if verdict is None or verdict is Ellipsis:
-            text = "Not attempted yet: sees_the_future returns nothing. Write it, then run the cell again."
-            return Check("not attempted", text)
+            missing = "sees_the_future returns nothing. Write it, then run the cell again."
+            call = partial(function, case.layer, x)
+            verdict, problem = attempt(call, f"Your function stopped at {name!r}:", missing)
+        if problem is not None:
+            return problem
         if not _is_truth_value(verdict):
             kind = type(verdict).__name__
             return Check("wrong", f"Not yet: return True or False, nothing of type {kind} ({name!r}).")

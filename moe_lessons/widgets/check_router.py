@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn import Routing, TopKRouter, seeded
-from moe_lessons.widgets.exercise import Check
+from moe_lessons.widgets.exercise import Check, attempt
 
 SIZES = ((7, 6, 4, 1), (5, 4, 3, 2), (9, 6, 5, 3), (3, 5, 2, 1))  # tokens T, d_model D, num_experts E, top_k K
 CLOSE = 1e-5
@@ -46,16 +46,12 @@ def _problem(router_class, seed: int, num_tokens: int, d_model: int, num_experts
     at = f"with {num_tokens} tokens, {num_experts} experts and K = {top_k}"
     with seeded(seed):
         x, pull = torch.randn(num_tokens, d_model), torch.randn(num_tokens, top_k)
-        try:
-            router = router_class(d_model, num_experts, top_k)
-            routing = router(x.clone())
-        except NotImplementedError:
-            routing = None
-        except Exception as error:
-            return Check("raised", f"Your router stopped {at}: {type(error).__name__}: {error}")
-    if routing is None or routing is Ellipsis:
-        text = "Not attempted yet: forward returns nothing. Write it, then run the cell again."
-        return Check("not attempted", text)
+        stopped, missing = f"Your router stopped {at}:", "forward returns nothing. Write it, then run the cell again."
+        router, problem = attempt(lambda: router_class(d_model, num_experts, top_k), stopped, missing)
+        if problem is None:
+            routing, problem = attempt(lambda: router(x.clone()), stopped, missing)
+    if problem is not None:
+        return problem
     if not isinstance(routing, Routing):
         return Check("wrong", f"Not yet: forward must return a Routing, not a {type(routing).__name__}.")
     weight = getattr(router, "weight", None)

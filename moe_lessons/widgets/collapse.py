@@ -1,6 +1,6 @@
 """A collapse, live: the load of each expert, and the gradient that it gets."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import ipywidgets as W
 import numpy as np
@@ -12,12 +12,11 @@ from moe_lessons.errors import check_choice
 from moe_lessons.plots.collapse import EarlyFilm, GradientBars, GradientFilm
 from moe_lessons.tasks import PRESETS
 from moe_lessons.training import load_share
-from moe_lessons.widgets.controls import choice, heading
+from moe_lessons.widgets.controls import check_seed, choice, heading, in_columns, seed_box
 from moe_lessons.widgets.live import LiveRun
-from moe_lessons.widgets.panels import PANELS, RECENT, LivePanel, num_experts, recent_load, sample
+from moe_lessons.widgets.panels import PANELS, RECENT, LivePanel, num_experts, of_a_layer, recent_load, sample
 
-MOST_SEED = 9999
-USUAL_PANELS, USUAL_STEPS = ("film", "load", "loss"), 300
+USUAL_PANELS = ("film", "load", "loss")
 
 
 def recent_gradient(view) -> np.ndarray:
@@ -39,7 +38,9 @@ def _refresh_gradient(view, panel: GradientBars) -> None:
 
 
 COLLAPSE_PANELS = {
-    "film": LivePanel(lambda view, ax, theme: EarlyFilm(ax, theme, num_experts(view)), PANELS["film"].refresh),
+    "film": LivePanel(
+        of_a_layer(lambda view, ax, theme: EarlyFilm(ax, theme, num_experts(view))), PANELS["film"].refresh
+    ),
     "load": PANELS["load"],
     "loss": PANELS["loss"],
     "gradient film": LivePanel(
@@ -60,7 +61,7 @@ class CollapseLab(LiveRun):
     """
 
     title = "A collapse"
-    can_reset = True
+    can_reset, usual_steps = True, 300
 
     def __init__(
         self,
@@ -69,17 +70,14 @@ class CollapseLab(LiveRun):
         learns: str = "all",
         seed: int = 0,
         play: int = 0,
-        max_steps: int = USUAL_STEPS,
+        max_steps: int = usual_steps,
     ):
         panels = (panels,) if isinstance(panels, str) else tuple(panels)
         for panel in panels or ("none",):
             check_choice("panels", panel, COLLAPSE_PANELS)
-        if isinstance(seed, bool) or seed not in range(MOST_SEED + 1):
-            raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
-        self.seed, self.learns = int(seed), check_choice("learns", learns, LEARNS)
+        self.seed, self.learns = check_seed(seed), check_choice("learns", learns, LEARNS)
         run = self._fresh()
         super().__init__({"MoE": run}, [COLLAPSE_PANELS[name] for name in panels], play=play, max_steps=max_steps)
-        self._options = {"play": play, "max_steps": max_steps}
         self._panel_names = tuple(panels)
 
     @torch.no_grad()
@@ -94,17 +92,15 @@ class CollapseLab(LiveRun):
         """What learns, and the seed. Both start afresh."""
         self._inputs = {
             "learns": choice("Learns", tuple(LEARNS), "What does not learn stands still at its random start"),
-            "seed": W.BoundedIntText(
-                min=0, max=MOST_SEED, description="Seed", tooltip="Of the task, the model and the data"
-            ),
+            "seed": seed_box("Of the task, the model and the data"),
         }
         for name, widget in self._inputs.items():
             widget.value = getattr(self, name)
-            widget.observe(lambda change: self.post(self.reset), "value")
-            widget.style.description_width, widget.layout.width = "60px", "auto"
+            widget.observe(lambda change, name=name: self.mark(name), "value")
+        in_columns(list(self._inputs.values()), label_width=60)
         return [heading("Starts afresh"), *self._inputs.values()]
 
-    def reset(self) -> None:
+    def apply(self, changed: Collection[str]) -> None:
         """Start afresh as the controls say; the old run stays behind the loss as a ghost."""
         self.learns, self.seed = self._inputs["learns"].value, self._inputs["seed"].value
         old = self.main_run
@@ -121,7 +117,6 @@ class CollapseLab(LiveRun):
 
     def __repr__(self) -> str:
         panels = [repr(self._panel_names)] if self._panel_names != USUAL_PANELS else []
-        options = {"learns": self.learns, "seed": self.seed} | self._options
-        usual = {"learns": "all", "seed": 0, "play": 0, "max_steps": USUAL_STEPS}
-        named = [f"{name}={value!r}" for name, value in options.items() if value != usual[name]]
-        return f"CollapseLab({', '.join(panels + named)})"
+        named = [f"learns={self.learns!r}"] if self.learns != "all" else []
+        named += [f"seed={self.seed}"] if self.seed else []
+        return f"CollapseLab({', '.join(panels + named + self._arguments)})"

@@ -24,6 +24,22 @@ class Check:
         return f"{sign} {self.message}"
 
 
+def attempt(call: Callable[[], Any], prefix: str, missing: str, hint: str = "") -> tuple[Any, Check | None]:
+    """What `call`() gives and None, or None and what to say: that it stopped, or that nothing was written yet.
+
+    prefix: what is said before the error. missing: what returns nothing as long as nobody has written it.
+    """
+    try:
+        given = call()
+    except NotImplementedError:
+        given = None
+    except Exception as error:
+        return None, Check("raised", f"{prefix} {type(error).__name__}: {error}{hint}")
+    if given is None or given is Ellipsis:
+        return None, Check("not attempted", f"Not attempted yet: {missing}")
+    return given, None
+
+
 def check_numbers(answer: Callable[..., Any], cases: Mapping[tuple, Any], hint: str = "") -> Check:
     """Compare `answer`(*arguments) with what it should return, for each of the `cases`. It never raises.
 
@@ -34,16 +50,11 @@ def check_numbers(answer: Callable[..., Any], cases: Mapping[tuple, Any], hint: 
     """
     advice = f" Hint: {hint}" if hint else ""
     for arguments, expected in cases.items():
-        try:
-            given = answer(*arguments)
-        except NotImplementedError:
-            given = None
-        except Exception as error:
-            stopped = f"{type(error).__name__}: {error}"
-            return Check("raised", f"Not yet: with {arguments} your code stops with {stopped}.{advice}")
-        if given is None or given is Ellipsis:
-            text = "Not attempted yet: write your answer in the cell above, run it, and run this one again."
-            return Check("not attempted", text)
+        missing = "write your answer in the cell above, run it, and run this one again."
+        prefix = f"Not yet: with {arguments} your code stops with"
+        given, problem = attempt(lambda arguments=arguments: answer(*arguments), prefix, missing, f".{advice}")
+        if problem is not None:
+            return problem
         if given != expected:
             text = f"Not yet: with {arguments} the answer is {expected:,}, yours is {given!r}.{advice}"
             return Check("wrong", text)
@@ -105,14 +116,10 @@ def _problem(function, seed: int, num_tokens: int, d_model: int, num_experts: in
         experts = [FeedForward(d_model, 8) for _ in range(num_experts)]
     at = f"with {num_tokens} tokens of {d_model} numbers, {num_experts} experts and top_k = {top_k}"
     given = x.clone()
-    try:
-        y = function(x, router_weight, experts, top_k)
-    except NotImplementedError:
-        y = None
-    except Exception as error:
-        return Check("raised", f"Your function stopped {at}: {type(error).__name__}: {error}")
-    if y is None or y is Ellipsis:
-        return Check("not attempted", "Not attempted yet: my_moe returns nothing. Write it, then run the cell again.")
+    missing = "my_moe returns nothing. Write it, then run the cell again."
+    y, problem = attempt(lambda: function(x, router_weight, experts, top_k), f"Your function stopped {at}:", missing)
+    if problem is not None:
+        return problem
     if not isinstance(y, Tensor):
         return Check("wrong", f"Not yet: return a tensor y like x, not a {type(y).__name__}.")
     if y.shape != x.shape:

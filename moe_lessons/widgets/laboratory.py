@@ -1,6 +1,6 @@
 """The collapse laboratory: one collapse, and the remedies against it trained side by side, each from several seeds."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from moe_lessons.errors import check_choice
 from moe_lessons.plots import BalanceQuality, LiveFigure, RemedyCurves, RemedyTile, Row, Theme, running_mean
 from moe_lessons.tasks import PLANE_TASKS, PRESETS, REMEDIES, PlaneSetting, remedy_setting
 from moe_lessons.training import DEAD_SHARE, TrainingDiverged
-from moe_lessons.widgets.controls import choice, heading, move, stops
+from moe_lessons.widgets.controls import KNOBS, MOST_SEED, choice, heading, in_columns, knob_slider, move, seed_box
 from moe_lessons.widgets.figure_image import static_mode
 from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.panels import RECENT, LivePanel, sample
 
-MOST_TILES, MOST_SEEDS, MOST_SEED = 12, 10, 9999
+MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
 OFF = {"capacity_factor": None}  # what its slider calls 0
 NUM_POINTS = 512  # held out, for each seed: what a reading is taken on
@@ -143,7 +143,7 @@ class BalancingLab(LiveRun):
     """
 
     title = "Collapse laboratory"
-    can_reset = True
+    can_reset, usual_steps = True, 600
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class BalancingLab(LiveRun):
         *,
         first_seed: int = 0,
         play: int = 0,
-        max_steps: int = 600,
+        max_steps: int = usual_steps,
         **settings: Any,
     ):
         known = [field.name for field in fields(PlaneSetting)]
@@ -164,12 +164,9 @@ class BalancingLab(LiveRun):
         self._collapse = replace(PRESETS["collapse"], **settings)
         self.values: dict[str, Any] = DEFAULTS | _checked(given)  # what is in force, by the names of the controls
         self.selected, self._curve = "auxiliary loss", "dead experts"
-        self._changed: set[str] = set()
         self._boxes: dict[str, W.Checkbox] = {}
         self._start_afresh(*self._plan(_names(remedies), self.values))
         super().__init__(self.runs, tuple(self._make_panels()), play=play, max_steps=max_steps)
-        self._arguments = [f"play={play}"] if play else []
-        self._arguments += [f"max_steps={max_steps}"] if max_steps != 600 else []
 
     # --- tiles ----------------------------------------------------------------------------------------------
 
@@ -398,7 +395,7 @@ class BalancingLab(LiveRun):
         what = "; ".join(WHAT[split_strength(part)[0]] for part in name.split(" + "))
         box = W.Checkbox(ticked, description=name, tooltip=f"Show the tile: {what}", indent=False)
         box.layout.width = "auto"
-        box.observe(lambda change: self._mark("tiles"), "value")
+        box.observe(lambda change: self.mark("tiles"), "value")
         self._boxes[name] = box
         self._box_bar.children = (W.HTML("Tiles:"), *self._boxes.values())
 
@@ -409,9 +406,7 @@ class BalancingLab(LiveRun):
             "seeds": W.IntSlider(
                 min=1, max=MOST_SEEDS, description="Seeds", tooltip="How many runs each tile trains, for the spread"
             ),
-            "first_seed": W.BoundedIntText(
-                min=0, max=MOST_SEED, description="First seed", tooltip="Of these runs; the films show this one"
-            ),
+            "first_seed": seed_box("Of these runs; the films show this one", "First seed"),
             "apply_from": W.IntSlider(
                 min=0,
                 max=300,
@@ -420,58 +415,18 @@ class BalancingLab(LiveRun):
                 tooltip="The step at which the remedies start. 0: they prevent the collapse; later: they must cure it",
             ),
         }
-        live = {
-            "router_aux_loss_coef": stops(
-                "Auxiliary loss",
-                (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-                "Coefficient of the load-balancing loss in what is minimised; no unit",
-            ),
-            "noise_std": W.FloatSlider(
-                min=0,
-                max=3,
-                step=0.1,
-                description="Noise (std)",
-                tooltip="Standard deviation of the Gaussian noise on the router's logits, in training only",
-            ),
-            "jitter_noise": W.FloatSlider(
-                min=0,
-                max=1,
-                step=0.05,
-                description="Jitter ε",
-                tooltip="The router's input is scaled at random, by 1 − ε to 1 + ε, in training only",
-            ),
-            "capacity_factor": stops(
-                "Capacity (×)",
-                (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0),
-                "Capacity factor: places of each expert, in multiples of its even share; what is over is dropped",
-            ),
-            "router_z_loss_coef": stops(
-                "z-loss",
-                (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0),
-                "Coefficient of the router z-loss, which keeps the router's scores small; no unit",
-            ),
-            "expert_bias_rate": stops(
-                "Bias rate",
-                (0.0, 0.0001, 0.001, 0.003, 0.01, 0.03, 0.1),
-                "How far each step moves the bias of an expert that had too little or too much; no unit",
-            ),
-            "lr": stops(
-                "Learning rate", (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1), "Of Adam, for all tiles; no unit"
-            ),
-        }
+        live = {name: knob_slider(name) for name in KNOBS}
         self._inputs: dict[str, W.Widget] = start | live
         self._show_values()
         for name, widget in self._inputs.items():
-            widget.observe(lambda change, name=name: self._mark(name), "value")
+            widget.observe(lambda change, name=name: self.mark(name), "value")
         self._highlight = choice("Highlight", tuple(self.tiles), "The tile that is read below; or click on it")
         self._highlight.value = self.selected
-        self._highlight.observe(lambda change: self._mark("highlight"), "value")
+        self._highlight.observe(lambda change: self.mark("highlight"), "value")
         self._curve_choice = choice("Curves of", tuple(CURVES), "What the panel at the top left shows over the steps")
-        self._curve_choice.observe(lambda change: self._mark("curve"), "value")
+        self._curve_choice.observe(lambda change: self.mark("curve"), "value")
         look = [self._highlight, self._curve_choice]
-        for widget in (*self._inputs.values(), *look):
-            widget.style.description_width = "88px"
-            widget.layout.width = "auto"
+        in_columns([*self._inputs.values(), *look])
         return [
             heading("Structure · starts afresh"), *start.values(),
             heading("Strength · applies to the next step"), *live.values(),
@@ -484,10 +439,6 @@ class BalancingLab(LiveRun):
             move(widget, self.values[name])
         for name, box in self._boxes.items():
             box.value = name in self.tiles
-
-    def _mark(self, name: str) -> None:
-        """A control has moved: have its value applied. Its value is read then, so that only the last one counts."""
-        self.post(lambda: self._changed.add(name))
 
     def _add(self) -> None:
         """Add the tile that the two lists name."""
@@ -518,25 +469,16 @@ class BalancingLab(LiveRun):
         names = tuple(self.tiles) if remedies is None else _names(remedies)
         values = self.values | _checked(values)
         self._plan(names, values)  # refuses what cannot be
-        for name, widget in self._inputs.items():
-            move(widget, values[name])
-        self._tick(names)
-        self._do_actions()
+        with self.moving_controls():
+            for name, widget in self._inputs.items():
+                move(widget, values[name])
+            self._tick(names)
         self._catch_up()
-        if not self.running:
-            self.show_frame()
 
-    def reset(self) -> None:
-        """Start afresh with the same settings."""
-        self._mark("afresh")
-
-    def settle(self) -> None:
+    def apply(self, changed: Collection[str]) -> None:
         """Apply the controls that have moved; what is refused changes nothing, and moves the controls back."""
-        changed, self._changed = self._changed, set()
-        if not changed:
-            return
         values = {name: widget.value for name, widget in self._inputs.items()}
-        names = [name for name in dict.fromkeys([*self.tiles, *self._boxes]) if self._boxes[name].value]
+        names = [name for name, box in self._boxes.items() if box.value] if "tiles" in changed else list(self.tiles)
         afresh = "afresh" in changed or any(values[name] != self.values[name] for name in START)
         try:
             base, settings = self._plan(names, values)
@@ -555,6 +497,7 @@ class BalancingLab(LiveRun):
         self._curve = self._curve_choice.value
         self.panels = self._make_panels()
         self.rebuild_figure()
+        self.want_text()  # another tile may be selected
         if self._loop is not None and not static_mode():
             self._catch_up()
 

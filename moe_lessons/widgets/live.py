@@ -10,11 +10,13 @@ import collections
 import functools
 import gc
 import html
+import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import ipywidgets as W
 from IPython import get_ipython
@@ -27,10 +29,25 @@ from moe_lessons.widgets.front_end import FrontEnd
 from moe_lessons.widgets.panels import LivePanel, check_panels
 from moe_lessons.widgets.style import CSS
 
-FRAMES_PER_SECOND = 12
-TRAINING_PER_FRAME = 4.2  # a picture may come when training has had this many times its cost
+TURNS_PER_SECOND, TURNS = 12, 10  # of the event loop, and how many at once: one message from the page needs several
 QUICK_ANSWER = 0.01  # seconds of training at most while something waits to be done
-TURNS_PER_FRAME = 10  # of the event loop: one message from the page needs several
+TEXT_INTERVAL = 0.5  # seconds between two refreshes of what is slow: text is the dearest thing to draw
+SLOW_STEP = 0.008  # CPU seconds: where steps take longer, little changes from one picture to the next
+
+
+class Pace(NamedTuple):
+    """At most so many frames a second, and `training` times as much CPU time for training as for drawing."""
+
+    frames: int
+    training: float
+
+    @property
+    def between(self) -> float:
+        """How many times its cost training must have had before a frame: the surplus pays for what is slow."""
+        return 1.1 * self.training
+
+
+QUICK, SLOW = Pace(TURNS_PER_SECOND, training=4.2), Pace(4, training=7.0)
 
 _views: dict[str, tuple[int, list["LiveRun"]]] = {}  # notebook cell -> (its execution, the views that it made)
 
@@ -71,7 +88,8 @@ class LiveRun(W.VBox):
         self.marks: list[int] = []  # steps after which a knob was moved
         self.columns = min(columns, len(self.panels))
         self._arguments = [f"play={play}"] if play else []
-        self._arguments += [f"max_steps={max_steps}"] if max_steps != 1500 else []
+        self._arguments += [f"max_steps={max_steps}"] if max_steps != self.usual_steps else []
+        self._changed: set[str] = set()  # controls that have moved and are not applied yet
         self._theme = "light"
         self._trouble = ""
         self._playing = False
@@ -79,10 +97,15 @@ class LiveRun(W.VBox):
         self._until = 0
         self._interrupted = False
         self._unseen = False  # whether actions were done that no picture shows yet
+        self._wants_text = False  # whether the next picture refreshes what is slow, save what is heavy
+        self.looks = 0  # how often everything was refreshed, what is heavy too
         self._shown = False  # whether there is a picture already
         self._busy = False  # whether actions are being done now
         self._narrow = False  # whether the page has too little room for three panels in a row
-        self._frame_cost = 0.02  # CPU seconds
+        self._step_cost, self._frame_cost = 0.0, 0.02  # CPU seconds, smoothed
+        self._worked = 0.0  # CPU seconds of training since the last frame
+        self._owed = 0.5  # CPU seconds of training due before what is heavy: for past frames, and at first in advance
+        self._frame_time, self._text_time = 0.0, -math.inf  # of the last frame, and of the last with all that is slow
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self.cost = collections.Counter()  # CPU seconds: 'training', 'drawing'; and 'frames'
         try:
@@ -116,8 +139,8 @@ class LiveRun(W.VBox):
         """Rows of widgets between the buttons and the picture."""
         return []
 
-    def settle(self) -> None:
-        """Called after queued actions were done, before the next step: apply what they asked for."""
+    def apply(self, changed: Collection[str]) -> None:
+        """Called between two steps when controls were marked: apply them. `changed` has their names."""
 
     def look(self) -> None:
         """Called before the panels are refreshed: compute what they share."""
@@ -138,10 +161,9 @@ class LiveRun(W.VBox):
     def clicked(self, x: float, y: float) -> None:
         """The picture was clicked at x, y (0 to 1 from the top left)."""
 
-    def reset(self) -> None:
-        """Start afresh."""
-
-    can_reset = False
+    usual_steps = 1500  # max_steps, where a subclass does not say otherwise
+    layer = 0  # which MoE layer is shown, of several
+    can_reset = False  # whether there is a button for `reset`
 
     # --- what a caller may do -------------------------------------------------------------------------------
 
@@ -203,6 +225,26 @@ class LiveRun(W.VBox):
             raise KeyboardInterrupt("the training is paused") from None
         return self
 
+    def mark(self, name: str) -> None:
+        """A control has moved: have it applied. Its value is read only then, so that of several the last one counts."""
+        self.post(lambda: self._changed.add(name))
+
+    @contextmanager
+    def moving_controls(self) -> Iterator[None]:
+        """Controls that are moved inside are applied together, at the end, and the picture shows it."""
+        busy, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = busy
+        self._do_actions()
+        if not self.running:
+            self.show_frame()
+
+    def reset(self) -> None:
+        """Start afresh with the same settings: `apply` is given the name 'afresh'."""
+        self.mark("afresh")
+
     def post(self, action: Callable[[], None]) -> None:
         """Have `action` done between two steps, whichever thread this is called on."""
         self._actions.append(action)
@@ -226,8 +268,8 @@ class LiveRun(W.VBox):
         try:
             while self._playing and self.step < self._until:
                 with self._interruptible():
-                    self._train_until_next_frame()
-                for _ in range(TURNS_PER_FRAME):
+                    self._train_a_turn()
+                for _ in range(TURNS):
                     await asyncio.sleep(0)
         except Exception as error:
             self._trouble = _in_words(error)
@@ -236,23 +278,42 @@ class LiveRun(W.VBox):
             self._show_buttons()
             self.show_frame(moving=False)
 
-    def _train_until_next_frame(self) -> None:
-        """Train for a frame's time, and at least `TRAINING_PER_FRAME` times the CPU time that a frame costs; draw."""
-        start, cpu = time.perf_counter(), time.thread_time()
+    def _train_a_turn(self) -> None:
+        """Train until a frame is due, something waits to be done, or a twelfth of a second is over; do it, and draw."""
+        start = time.perf_counter()
         while self._playing and self.step < self._until:
-            self._step()
-            seconds, worked = time.perf_counter() - start, time.thread_time() - cpu
-            is_due = seconds > 1 / FRAMES_PER_SECOND - self._frame_cost
-            if is_due and worked > TRAINING_PER_FRAME * self._frame_cost:
+            self._timed_step()
+            seconds, waits = time.perf_counter() - start, self._actions or self._unseen
+            if (waits and seconds > QUICK_ANSWER) or seconds > 1 / TURNS_PER_SECOND or self._frame_is_due():
                 break
-            if (self._actions or self._unseen) and seconds > QUICK_ANSWER:
-                break
-        self.cost["training"] += time.thread_time() - cpu
         self._do_actions()
+        if self._unseen or self._frame_is_due():
+            self._draw_frame()
+
+    def _timed_step(self) -> None:
         cpu = time.thread_time()
+        self._step()
+        worked = time.thread_time() - cpu
+        self._step_cost += 0.2 * (worked - self._step_cost)
+        self._worked, self._owed = self._worked + worked, max(self._owed - worked, 0.0)
+        self.cost["training"] += worked
+
+    @property
+    def _pace(self) -> Pace:
+        return SLOW if self._step_cost > SLOW_STEP else QUICK
+
+    def _frame_is_due(self) -> bool:
+        waited = time.perf_counter() - self._frame_time + self._frame_cost
+        return waited > 1 / self._pace.frames and self._worked > self._pace.between * self._frame_cost
+
+    def _draw_frame(self) -> None:
+        cpu, before = time.thread_time(), self._text_time
         self.show_frame(moving=self._playing)
         drawing = time.thread_time() - cpu
-        self._frame_cost += 0.2 * (drawing - self._frame_cost)
+        if self._text_time == before:  # an ordinary one, without what is heavy
+            self._frame_cost += 0.2 * (drawing - self._frame_cost)
+        self._worked, self._owed = 0.0, self._owed + self._pace.training * drawing
+        self._frame_time = time.perf_counter()
         self.cost["drawing"] += drawing
         self.cost["frames"] += 1
 
@@ -276,12 +337,15 @@ class LiveRun(W.VBox):
         try:
             while self._actions:
                 self._try(self._actions.popleft())
-            self._try(self.settle)
+            self._try(self._settle)
         finally:
             self._busy = False
-        if anything:
-            self._figure.want_text()
-            self._unseen = True
+        self._unseen |= anything
+
+    def _settle(self) -> None:
+        changed, self._changed = self._changed, set()
+        if changed:
+            self.apply(changed)
 
     def _try(self, action: Callable[[], None]) -> None:
         """Do it; what goes wrong is said under the picture."""
@@ -339,44 +403,52 @@ class LiveRun(W.VBox):
         self._figure_key = key
         makers = [lambda ax, theme, p=panel: p.make(self, ax, theme) for panel in self.panels]
         self._figure = self.arrange(makers, THEMES[self._theme])
+        self._text_time = -math.inf
 
-    def draw(self, final: bool = True) -> None:
-        """Give the panels what is known now, and draw them."""
+    def draw(self, text: bool = True, heavy: bool = True) -> None:
+        """Give the panels what is known now, and draw them; without `text`, or what is `heavy`, only the others."""
         try:
-            self._refresh(final)
+            self._refresh(text, heavy)
         except NonFiniteError as error:  # the last update was too large, and no step has noticed it yet
             for run in self.runs.values():
                 run.go_back()
             self.pause()
             self._trouble = f"{error}; the last step is taken back: lower the learning rate to go on"
-            self._refresh(final)
+            self._refresh(text, heavy)
         self._figure.caption = f"Step {self.step}. {self.words()}" if static_mode() else ""
-        self._figure.draw(final)
+        self._figure.draw(text)
 
-    def _refresh(self, final: bool) -> None:
+    def _refresh(self, text: bool, heavy: bool) -> None:
+        self.looks += heavy
         self.look()
-        text_too = final or self._figure.text_is_due()
         for spec, panel in zip(self.panels, self._figure.panels, strict=True):
-            if text_too or not spec.slow:
+            if (text or not spec.slow) and (heavy or not spec.heavy):
                 spec.refresh(self, panel)
 
     def show_frame(self, moving: bool = False) -> None:
-        """Draw, and send the picture and the lines under it to the page."""
-        self._unseen = False
-        text_too = not moving or self._figure.text_is_due()
+        """Draw, and send the picture and the lines under it to the page.
+
+        While it is `moving`, what is slow waits for its time, until training has had its share for all that was drawn.
+        An answer to an action comes with new lines under the picture at once, and with what is slow if it is wanted.
+        """
+        waited = time.monotonic() - self._text_time
+        heavy = not moving or waited == math.inf or (waited > TEXT_INTERVAL and self._owed == 0 and not self._unseen)
+        text, lines = heavy or self._wants_text, heavy or self._unseen
+        self._unseen = self._wants_text = False
         words = reading = ""
         try:
-            self.draw(final=not moving)
-            if text_too:
+            self.draw(text, heavy)
+            self._text_time = time.monotonic() if heavy else self._text_time
+            if lines:
                 words, reading = self.words(), self.reading()
         except Exception as error:  # a learner's model may raise here too
             if not self._shown:
                 raise
             self.pause()
             self._trouble = _in_words(error)
-            self._figure.draw(final=True)
+            self._figure.draw(text=True)
         kind = "jpeg" if moving else "png"
-        if text_too:
+        if lines:
             trouble = f'<span class="moe-trouble">{html.escape(self._trouble)}</span> ' if self._trouble else ""
             self._words.value = f'<div class="moe-words">{trouble}{words}</div>'
             self._reading.value = f'<div class="moe-reading">{reading}</div>'
@@ -389,6 +461,10 @@ class LiveRun(W.VBox):
             state = f"paused after {steps}, press Play for more"
         self._status.value = f'<span class="moe-status" data-step="{self.step}">step {self.step} · {state}</span>'
         self._shown = True
+
+    def want_text(self) -> None:
+        """Have the next picture show what is slow anew: for an action that changes it. What is heavy still waits."""
+        self._wants_text = True
 
     def _follow_page(self) -> None:
         self._theme, self._narrow = "dark" if self._front_end.dark else "light", self._front_end.narrow

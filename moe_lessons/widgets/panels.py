@@ -3,12 +3,29 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
 
 from moe_lessons.analysis.cost import count_parameters, flops_per_token
-from moe_lessons.nn import LanguageModel, is_moe
-from moe_lessons.plots import CostTable, LayerLoads, LoadBars, LoadFilm, LossCurves, Panel, WrittenText, running_mean
+from moe_lessons.analysis.traces import expert_shares, trace
+from moe_lessons.nn import LanguageModel, is_moe, torch_threads
+from moe_lessons.plots import (
+    ColoredTextPanel,
+    CostTable,
+    LayerLoads,
+    LoadBars,
+    LoadFilm,
+    LossCurves,
+    Panel,
+    SharesMap,
+    WrittenText,
+    running_mean,
+)
+from moe_lessons.plots.colored_text import REST, wrap
 from moe_lessons.tasks import decode, encode
 from moe_lessons.training import DEAD_SHARE, Run
 
@@ -16,18 +33,23 @@ MOST_POINTS = 150  # of a curve: more are not seen
 RECENT = 20  # steps over which the load is averaged
 NUM_HELD_OUT = 256  # points on which loss and accuracy are measured, a few times a second
 NUM_HELD_OUT_SEQUENCES = 48  # the same for text: a sequence is as much work as many points
+NUM_TRACED = 24  # sequences of text whose routing is read, and no fewer than this many of each domain:
+NUM_TRACED_PER_DOMAIN = 2
+PROMPT = 8  # bytes that a language model is given, to go on from
 
 
 @dataclass(frozen=True)
 class LivePanel:
     """make(view, ax, theme) -> Panel, once; refresh(view, panel), with every picture. `view` is a `LiveRun`.
 
-    slow: refresh it only as often as text is drawn, a few times a second.
+    slow: refresh it only as often as text is drawn, twice a second at most and when training has had its share, or when
+    the view wants it. heavy: also then an answer to a control does not wait for it, since it takes as long as a step.
     """
 
     make: Callable[..., Panel]
     refresh: Callable[[Any, Panel], None]
     slow: bool = False
+    heavy: bool = False
 
 
 def sample(num: int) -> np.ndarray:
@@ -50,9 +72,9 @@ def loss_curve(run: Run, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
     return spent(run, x_axis)[at], running_mean([record.loss for record in run.records])[at]
 
 
-def recent_load(run: Run) -> list[float]:
-    """The load shares of the first MoE layer, averaged over the last steps: one batch alone flickers."""
-    return np.mean([record.load[0] for record in run.records[-RECENT:]], axis=0).tolist()
+def recent_load(run: Run, layer: int = 0) -> list[float]:
+    """The load shares of an MoE layer, averaged over the last steps: one batch alone flickers."""
+    return np.mean([record.load[layer] for record in run.records[-RECENT:]], axis=0).tolist()
 
 
 def moe_layers(view) -> list:
@@ -70,11 +92,20 @@ def num_experts(view) -> int:
     return view.main_run.num_experts[0]
 
 
-def of_first_layer(panel: Panel, view) -> Panel:
-    """The panel, and a word in its title where the run has more layers than the one that it shows."""
-    if len(moe_layers(view)) > 1:
-        panel.ax.set_title(f"{panel.title}, layer 0", loc="left")
-    return panel
+def of_a_layer(make: Callable[..., Panel]) -> Callable[..., Panel]:
+    """Has the title of the panels that are made change with the layer: a slow artist, cheaper than a full drawing."""
+
+    def made(view, ax, theme) -> Panel:
+        panel = make(view, ax, theme)
+        panel.slow = [*panel.slow, ax.set_title(panel.title, loc="left", fontsize=10, pad=5)]
+        return panel
+
+    return made
+
+
+def say_layer(view, panel: Panel) -> None:
+    """Have the title of a panel `of_a_layer` say which one it shows, where the run has several."""
+    panel.slow[-1].set_text(f"{panel.title}, layer {view.layer}" if len(view.main_run.num_experts) > 1 else panel.title)
 
 
 def _refresh_loss(view, panel: LossCurves) -> None:
@@ -84,17 +115,19 @@ def _refresh_loss(view, panel: LossCurves) -> None:
 
 
 def _refresh_load(view, panel: LoadBars) -> None:
+    say_layer(view, panel)
     none_yet = getattr(view, "clean_load", np.zeros(panel.num_experts))
-    load = recent_load(view.main_run) if view.main_run.records else none_yet
+    load = recent_load(view.main_run, view.layer) if view.main_run.records else none_yet
     factor = view.main_run.knobs.capacity_factor
     clean = getattr(view, "clean_load", None) if view.main_run.knobs.is_noisy else None
     panel.update(load, factor and factor / panel.num_experts, clean)
 
 
 def _refresh_film(view, panel: LoadFilm) -> None:
+    say_layer(view, panel)
     records = view.main_run.records
     at = sample(len(records))
-    panel.update(at + 1, [records[i].load[0] for i in at], view.marks)
+    panel.update(at + 1, [records[i].load[view.layer] for i in at], view.marks)
 
 
 def _refresh_layers(view, panel: LayerLoads) -> None:
@@ -138,7 +171,7 @@ def writing(prompts: Mapping[str, str], num_bytes: int = 80, temperature: float 
     def refresh(view, panel: WrittenText) -> None:
         panel.update([write(view.main_run.model, text, num_bytes, temperature) for text in prompts.values()])
 
-    return LivePanel(lambda view, ax, theme: WrittenText(ax, theme, tuple(prompts)), refresh, slow=True)
+    return LivePanel(lambda view, ax, theme: WrittenText(ax, theme, tuple(prompts)), refresh, slow=True, heavy=True)
 
 
 def write(model: LanguageModel, prompt: str, num_bytes: int = 80, temperature: float = 0.7, seed: int = 0) -> str:
@@ -147,23 +180,124 @@ def write(model: LanguageModel, prompt: str, num_bytes: int = 80, temperature: f
     return decode(model.generate(ids, num_bytes, temperature=temperature, seed=seed)[0])
 
 
+# --- of a language model ------------------------------------------------------------------------------------
+
+_traces: WeakKeyDictionary = WeakKeyDictionary()  # view -> (what the trace depends on, the trace)
+
+
+def traced(view) -> pd.DataFrame:
+    """Who serves the tokens of a few held-out sequences, in the run that is shown (see `analysis.trace`).
+
+    It is traced once for all panels, and anew when everything is refreshed.
+    """
+    run = view.main_run
+    key = run, view.looks
+    if _traces.get(view, (None,))[0] != key:
+        num_per_domain = max(NUM_TRACED // len(getattr(run.task, "domains", "x")), NUM_TRACED_PER_DOMAIN)
+        with torch_threads(run.threads):
+            _traces[view] = key, trace(run.model, run.task, num_per_domain)
+    return _traces[view][1]
+
+
+def _shares_panel(by: str, title: str) -> LivePanel:
+    def groups(view) -> list[str]:
+        return traced(view)[by].cat.remove_unused_categories().cat.categories.tolist()
+
+    def make(view, ax, theme) -> SharesMap:
+        return SharesMap(ax, theme, groups(view), num_experts(view), title)
+
+    def refresh(view, panel: SharesMap) -> None:
+        say_layer(view, panel)
+        panel.update(expert_shares(traced(view), by, view.layer).reindex(groups(view)))
+
+    return LivePanel(of_a_layer(make), refresh, slow=True)
+
+
+def _refresh_text(view, panel: ColoredTextPanel) -> None:
+    say_layer(view, panel)
+    table = traced(view)
+    table = table[table["layer"] == view.layer]
+    num_sequences, num_domains = table["sequence"].nunique(), table["domain"].nunique()
+    ids, experts = (table[name].to_numpy().reshape(num_sequences, -1) for name in ("byte", "expert0"))  # (N, T)
+    domain = table["domain"].cat.codes.to_numpy().reshape(ids.shape)[:, 0]  # (N,)
+    text, served = b"", []
+    for rows in (np.flatnonzero(domain == number) for number in range(num_domains)):
+        row, start = line_start(ids[rows], room=ids.shape[1] // 2)
+        line = bytes(ids[rows[row], start:].tolist())
+        seen, empty = first_lines(line, panel.width, max(panel.lines // num_domains, 1))
+        text += line[:seen] + b" " * empty
+        served += experts[rows[row], start : start + seen].tolist() + [-1] * empty
+    panel.update(text, served)
+
+
+def line_start(ids: np.ndarray, room: int) -> tuple[int, int]:
+    """Of bytes (N, T) a row and the place in it where a line begins, with `room` more bytes; 0, 0 where none does."""
+    breaks = ids[:, : ids.shape[1] - room] == ord("\n")
+    row = int(breaks.any(axis=1).argmax())
+    return row, int(breaks[row].argmax()) + bool(breaks.any())
+
+
+def first_lines(text: bytes, width: int, lines: int) -> tuple[int, int]:
+    """How many bytes of the text fill the first lines of a `ColoredTextPanel`, and how many places are left empty
+    in the last one."""
+    size = x = 0
+    for _, start, length, left, line in wrap(text, width):
+        if line == lines:
+            break
+        size, x = start + length, left + 1 + (length - 1) * REST
+    ended = text[:size].endswith(b"\n")
+    return size, 0 if ended else int(width - x)
+
+
+def prompts(task) -> Tensor:
+    """(domains, `PROMPT`) bytes: how a held-out line of each domain of a text task begins."""
+    if not hasattr(task, "held_out"):
+        raise ValueError(f"task must be a TextTask where the model writes, got {type(task).__name__}")
+    ids, _, domain = task.held_out(8)
+    found = []
+    for rows in (ids[domain == number] for number in range(len(task.domains))):
+        row, place = line_start(rows.numpy(), room=PROMPT)
+        found.append(rows[row, place : place + PROMPT])
+    return torch.stack(found)
+
+
+def _refresh_writing(view, panel: WrittenText) -> None:
+    run = view.main_run
+    ids = prompts(run.task).to(run.device)  # of one length: all are continued at once
+    num_bytes = min(panel.width * panel.lines, run.model.config.max_positions) - ids.shape[1]
+    with torch_threads(run.threads):
+        panel.update([decode(row) for row in run.model.generate(ids, num_bytes, temperature=0.7)])
+
+
+def _make_writing(view, ax, theme) -> WrittenText:
+    num_domains = len(prompts(view.main_run.task))
+    return WrittenText(ax, theme, view.main_run.task.domains, lines=max(1, 5 - num_domains))
+
+
 PANELS = {
     "loss": LivePanel(
         lambda view, ax, theme: LossCurves(ax, theme, tuple(view.runs), view.x_axis, view.ghost is not None),
         _refresh_loss,
     ),
-    "load": LivePanel(
-        lambda view, ax, theme: of_first_layer(LoadBars(ax, theme, num_experts(view)), view), _refresh_load
-    ),
-    "film": LivePanel(
-        lambda view, ax, theme: of_first_layer(LoadFilm(ax, theme, num_experts(view)), view), _refresh_film
-    ),
+    "load": LivePanel(of_a_layer(lambda view, ax, theme: LoadBars(ax, theme, num_experts(view))), _refresh_load),
+    "film": LivePanel(of_a_layer(lambda view, ax, theme: LoadFilm(ax, theme, num_experts(view))), _refresh_film),
     "layers": LivePanel(
         lambda view, ax, theme: LayerLoads(ax, theme, len(moe_layers(view)), num_experts(view)), _refresh_layers
     ),
     "cost": LivePanel(
-        lambda view, ax, theme: CostTable(ax, theme, tuple(view.runs), COST_ROWS, steady=3), _refresh_cost, slow=True
+        lambda view, ax, theme: CostTable(ax, theme, tuple(view.runs), COST_ROWS, steady=3),
+        _refresh_cost,
+        slow=True,
+        heavy=True,
     ),
+    "domains": _shares_panel("domain", "Domains, % of each row"),
+    "classes": _shares_panel("byte_class", "Kinds of bytes, % of each row"),
+    "text": LivePanel(
+        of_a_layer(lambda view, ax, theme: ColoredTextPanel(ax, theme, num_experts(view), width=36, lines=6)),
+        _refresh_text,
+        slow=True,
+    ),
+    "writing": LivePanel(_make_writing, _refresh_writing, slow=True, heavy=True),
 }
 
 

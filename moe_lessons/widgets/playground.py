@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -18,7 +19,7 @@ from moe_lessons.plots.curves import X_AXES
 from moe_lessons.tasks import PLANE_TASKS, PRESETS, PlaneSetting, grid
 from moe_lessons.tasks.plane import NUM_CLASSES, ONLY_WITH, ROUTER_STARTS
 from moe_lessons.training import load_share, plane_runs
-from moe_lessons.widgets.controls import choice, heading, move, stops
+from moe_lessons.widgets.controls import check_seed, choice, heading, in_columns, knob_slider, limit, move, seed_box
 from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.panels import NUM_HELD_OUT, RECENT, LivePanel, num_experts, recent_load
 
@@ -26,7 +27,7 @@ RESOLUTION = 48  # of the territory map, in each direction
 NUM_TOKENS = 32  # whose routing is shown
 NUM_MORE_POINTS = 512  # on which the load without noise is measured
 STRUCTURE = ("task", "num_experts", "top_k", "d_ff", "router_start")  # a change of these needs a new model
-MOST_SEED = 9999
+LIVE = ("lr", "noise_std", "router_aux_loss_coef", "router_z_loss_coef", "capacity_factor")  # the knobs with a slider
 SECONDS_PER_VERDICT = 0.4  # how often the loss of muting an expert is measured anew
 
 PRESET_TIPS = {
@@ -80,15 +81,12 @@ class Playground(LiveRun):
         **settings: Any,
     ):
         check_choice("preset", preset, PRESETS)
-        if seed not in range(MOST_SEED + 1):
-            raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
         fields = asdict(PRESETS[preset])
         for name in settings:
             check_choice("setting", name, fields)
         self.preset, self.block, self.device = preset, block, check_device(device or "cpu")
-        self.setting, self.seed = replace(PRESETS[preset], **settings), int(seed)
+        self.setting, self.seed = replace(PRESETS[preset], **settings), check_seed(seed)
         self.selected, self._muted, self._verdict = 0, None, (0.0, "")
-        self._changed: set[str] = set()
         self._grid = grid(RESOLUTION)
         panels = (TERRITORY, HEATMAP, "load", "film", "loss", "cost")
         runs = plane_runs(self.setting, seed, block, self.device)
@@ -215,33 +213,7 @@ class Playground(LiveRun):
                 tuple(ROUTER_STARTS),
                 "Spread: even territories, sure decisions. Soft spread: even, unsure. Random: torch's own start",
             ),
-            "lr": stops(
-                "Learning rate",
-                (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
-                "Of Adam, for all three models; no unit",
-            ),
-            "noise_std": W.FloatSlider(
-                min=0,
-                max=3,
-                step=0.05,
-                description="Noise (std)",
-                tooltip="Standard deviation of the Gaussian noise on the router's logits, in training only",
-            ),
-            "router_aux_loss_coef": stops(
-                "Auxiliary loss",
-                (0.0, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0),
-                "Coefficient of the load-balancing loss in what is minimised; no unit",
-            ),
-            "router_z_loss_coef": stops(
-                "z-loss",
-                (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0),
-                "Coefficient of the router z-loss, which keeps the router's scores small; no unit",
-            ),
-            "capacity_factor": stops(
-                "Capacity (×)",
-                (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0),
-                "Capacity factor: places of each expert, in multiples of its even share; what is over is dropped",
-            ),
+            **{name: knob_slider(name) for name in LIVE},
         }
         for name in self._lacking():
             self._inputs[name].disabled = True
@@ -249,12 +221,11 @@ class Playground(LiveRun):
         self._inputs["router_start"].disabled = getattr(router, "weight", None) is None
         for name, widget in self._inputs.items():
             move(widget, getattr(setting, name))
-            widget.observe(lambda change, name=name: self._mark(name), "value")
-        self._inputs["num_experts"].observe(self._limit_top_k, "value")
-        self._seed = W.BoundedIntText(
-            value=self.seed, min=0, max=MOST_SEED, description="Seed", tooltip="Of the task, the models, data and noise"
-        )
-        self._seed.observe(lambda change: self._mark("seed"), "value")
+            widget.observe(lambda change, name=name: self.mark(name), "value")
+        limit(self._inputs["top_k"], self._inputs["num_experts"])  # k never exceeds E
+        self._seed = seed_box("Of the task, the models, data and noise")
+        self._seed.value = self.seed
+        self._seed.observe(lambda change: self.mark("seed"), "value")
         self._token = W.IntSlider(
             min=0, max=NUM_TOKENS - 1, description="Token", tooltip="Whose routing is read below; or click a point"
         )
@@ -265,11 +236,9 @@ class Playground(LiveRun):
         self._x_axis = choice("Loss against", tuple(X_AXES), "The horizontal axis of the loss curves")
         self._x_axis.observe(lambda change: self.post(self._choose_x_axis), "value")
         structure = [*(self._inputs[name] for name in STRUCTURE), self._seed]
-        live = [widget for name, widget in self._inputs.items() if name not in STRUCTURE]
+        live = [self._inputs[name] for name in LIVE]
         look = [self._token, self._mute, self._x_axis]
-        for widget in (*structure, *live, *look):
-            widget.style.description_width = "88px"
-            widget.layout.width = "auto"
+        in_columns([*structure, *live, *look])
         return [
             heading("Structure · starts afresh"), *structure,
             heading("Live · applies to the next step"), *live,
@@ -282,16 +251,9 @@ class Playground(LiveRun):
         has = {"noise_std": knobs.has_noise, "capacity_factor": knobs.has_capacity}
         return [name for name in has if not has[name] or self.setting.router not in ONLY_WITH[name]]
 
-    def _limit_top_k(self, change) -> None:
-        self._inputs["top_k"].max = change["new"]  # the slider moves its value along: k never exceeds E
-
     def _mutable(self) -> tuple[str, ...]:
         can_mute = hasattr(self.main_run.model.block.experts, "down_proj")
         return ("none", *(f"E{e}" for e in range(self.setting.num_experts if can_mute else 0)))
-
-    def _mark(self, name: str) -> None:
-        """A control has moved: have its value applied. Its value is read then, so that only the last one counts."""
-        self.post(lambda: self._changed.add(name))
 
     def _select(self) -> None:
         self.selected = self._token.value
@@ -330,10 +292,9 @@ class Playground(LiveRun):
             now = getattr(self.setting, name)
             if self._inputs[name].disabled and value != now:
                 raise ValueError(f"{name} must stay {now} where the block has nothing to set, got {value!r}")
-        self._move_controls(replace(self.setting, **settings))
-        self._do_actions()
-        if not self.running:
-            self.show_frame()
+        setting = replace(self.setting, **settings)
+        with self.moving_controls():
+            self._move_controls(setting)
 
     def _move_controls(self, setting: PlaneSetting) -> None:
         move(self._inputs["num_experts"], setting.num_experts)  # first: it limits top_k
@@ -341,15 +302,8 @@ class Playground(LiveRun):
             if not widget.disabled:
                 move(widget, getattr(setting, name))
 
-    def reset(self) -> None:
-        """Start afresh with the same settings."""
-        self._mark("afresh")
-
-    def settle(self) -> None:
-        """Apply the controls that have moved: a new start for structure, else the knobs."""
-        changed, self._changed = self._changed, set()
-        if not changed:
-            return
+    def apply(self, changed: Collection[str]) -> None:
+        """A new start for structure, else the knobs."""
         values = {name: widget.value for name, widget in self._inputs.items()}
         values["top_k"] = min(values["top_k"], values["num_experts"])
         values["capacity_factor"] = values["capacity_factor"] or None  # its slider says 0 for 'off'

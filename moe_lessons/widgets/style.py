@@ -9,6 +9,7 @@ CSS = """<style>
 .moe-view .moe-status { font-family: var(--jp-code-font-family, monospace); font-size: 12px; line-height: 28px; }
 .moe-view .moe-words { font-size: 14px; line-height: 1.45; min-height: 1.45em; }
 .moe-view .moe-reading { font-size: 13px; line-height: 1.45; min-height: 2.9em; color: var(--jp-ui-font-color1, #444); }
+.moe-view .moe-idle { font-size: 12px; line-height: 1.35; color: var(--jp-ui-font-color1, #444); white-space: normal; }
 .moe-view .moe-trouble { color: var(--jp-error-color0, #b00020); font-weight: 600; }
 .moe-view .widget-label, .moe-view .widget-readout { color: var(--jp-ui-font-color1, #222); }
 .moe-view img { max-width: 100%; height: auto; border-radius: 4px; cursor: pointer; }

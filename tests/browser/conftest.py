@@ -114,6 +114,7 @@ class NotebookPage:
         self.page, self.nudge = page, nudge
         self.errors: list[str] = []
         page.set_default_timeout(PATIENCE)
+        page.nudge = nudge  # for a `View` on it
         page.on("console", self.hear)
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
 
@@ -220,9 +221,13 @@ class View:
         self.wait_for(lambda: at_least <= self.step <= at_most)
 
     def wait_for(self, condition, seconds: float = 30) -> None:
-        for _ in range(int(seconds / 0.05)):
+        """Wait until `condition()`; after a third of the time, nudge the kernel: it may have overlooked a request."""
+        turns = int(seconds / 0.05)
+        for turn in range(turns):
             if condition():
                 return
+            if turn == turns // 3:
+                self.page.nudge()
             self.page.wait_for_timeout(50)
         pytest.fail(f"waited {seconds} seconds in vain; the view says: {self.view.inner_text()}")
 

@@ -271,6 +271,16 @@ async def test_a_tile_that_goes_leaves_the_others_alone():
     assert_consistent(lab)
 
 
+@on_a_loop
+async def test_a_tile_that_comes_back_comes_to_its_place():
+    lab = BalancingLab(("nothing", "jitter", "auxiliary loss"), seeds=1)
+    for ticked_again in (False, True):
+        lab._boxes["jitter"].value = ticked_again
+        await settled()
+    assert list(lab.tiles) == ["nothing", "jitter", "auxiliary loss"]
+    assert_consistent(lab)
+
+
 @pytest.mark.parametrize(
     "first, second, message",
     [

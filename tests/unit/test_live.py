@@ -5,6 +5,7 @@ import functools
 import io
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -198,6 +199,69 @@ async def test_a_step_button_is_left_alone_while_it_trains():
     button(view, "+50").click()
     await view.finished()
     assert view.step == 20
+
+
+# --- how often it draws ----------------------------------------------------------------------------------
+
+
+def work(seconds: float) -> None:
+    """Use the processor for so long."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def slow_view(refreshed: list, heavy: bool = True, **options) -> LiveRun:
+    """A view whose steps take 10 ms of CPU time at least, and with a panel whose refresh takes 30."""
+
+    def refresh(view, panel) -> None:
+        refreshed.append(view.step)
+        work(0.03)
+
+    panel = LivePanel(lambda view, ax, theme: LoadBars(ax, theme, 8), refresh, slow=True, heavy=heavy)
+    every_step = dict.fromkeys(range(1, 1000), functools.partial(work, 0.01))
+    return make_view(Task(every_step), panels=("loss", panel), **options)
+
+
+@on_a_loop
+async def test_training_has_its_share_however_dear_the_panels_are(monkeypatch):
+    monkeypatch.setattr(live, "TEXT_INTERVAL", 0)
+    refreshed = []
+    view = slow_view(refreshed, play=ENDLESS)
+    await until(lambda: len(refreshed) > 5)
+    last = view.cost["drawing"]
+    await until(lambda: view._owed == 0)  # what was drawn last is paid for
+    view.pause()
+    assert view.cost["training"] > live.SLOW.training * last
+    await view.finished()
+
+
+@pytest.mark.parametrize("heavy", [True, False])
+@on_a_loop
+async def test_an_answer_to_an_action_does_not_wait_for_what_is_heavy(heavy, monkeypatch):
+    monkeypatch.setattr(live, "TEXT_INTERVAL", 1000)  # seconds
+    refreshed = []
+    view = slow_view(refreshed, heavy, play=ENDLESS)
+    await until(lambda: view.step > 5)
+    before, frames = len(refreshed), view.cost["frames"]
+    view.post(view.want_text)
+    await until(lambda: view.cost["frames"] > frames)
+    view.pause()
+    assert len(refreshed) == before + (not heavy)
+    await view.finished()
+
+
+@on_a_loop
+async def test_between_two_frames_the_loop_has_turns(monkeypatch):
+    monkeypatch.setattr(live, "SLOW", live.SLOW._replace(frames=0.1))  # one in ten seconds
+    view = slow_view([], play=ENDLESS)
+    await until(lambda: view.cost["frames"] > 0)
+    frames, step, answered = view.cost["frames"], view.step, []
+    asyncio.get_running_loop().call_later(0.05, answered.append, 1)  # as a message from the page
+    await until(lambda: answered)
+    view.pause()
+    assert view.cost["frames"] == frames and view.step > step
+    await view.finished()
 
 
 # --- what other threads ask for --------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """A figure that is drawn many times a second: the same pixels as a full drawing, and the place of each panel."""
 
 import io
-import time
 
 import numpy as np
 import pytest
@@ -69,7 +68,7 @@ def fully_drawn(figure: LiveFigure) -> np.ndarray:
 def figure() -> LiveFigure:
     made = make_figure()
     update(made, 100)
-    made.draw(final=True)
+    made.draw(text=True)
     return made
 
 
@@ -82,40 +81,25 @@ def test_blitting_gives_the_pixels_of_a_full_drawing(theme, num_experts, collaps
     figure, other = make_figure(theme, num_experts), make_figure(theme, num_experts)
     for step in (3, 150, 190, 900):  # the axes grow between the third and the fourth
         update(figure, step)
-        figure.draw(final=True)
+        figure.draw(text=True)
     update(figure, 950, collapsed)
-    figure.draw(final=True)
+    figure.draw(text=True)
     update(other, 950, collapsed)
     different = (figure.pixels() != fully_drawn(other)).any(axis=-1)
     assert different.sum() == 0, f"{different.sum()} pixels differ, the first at {np.argwhere(different)[0]}"
 
 
-def test_a_picture_in_motion_differs_from_the_final_one_in_the_slow_text_alone(monkeypatch):
-    monkeypatch.setattr("moe_lessons.plots.live_figure.TEXT_INTERVAL", 60)
+def test_without_its_text_a_picture_differs_in_the_slow_text_alone():
     figure = make_figure()
     update(figure, 100)
     figure.draw()
     update(figure, 101)
-    figure.draw()  # within the interval: the table keeps the text of step 100
+    figure.draw()  # the table keeps the text of step 100
     moving = figure.pixels().copy()
-    figure.draw(final=True)
+    figure.draw(text=True)
     table = figure.panels[5].ax.bbox
     rows, columns = np.argwhere((figure.pixels() != moving).any(axis=-1)).T
     assert len(rows) > 0 and columns.min() >= table.x0 - 1 and rows.min() >= len(moving) - table.y1 - 1
-
-
-def test_the_text_is_due_again_after_its_interval(figure, monkeypatch):
-    figure.draw(final=True)
-    assert not figure.text_is_due()
-    now = time.monotonic()
-    monkeypatch.setattr("moe_lessons.plots.live_figure.time.monotonic", lambda: now + 0.6)
-    assert figure.text_is_due()
-
-
-def test_text_can_be_asked_for(figure):
-    figure.draw(final=True)
-    figure.want_text()
-    assert figure.text_is_due()
 
 
 # --- what stands still is drawn once ---------------------------------------------------------------------

@@ -217,7 +217,7 @@ def test_blitting_gives_the_pixels_of_a_full_drawing(theme):
     figure, other = make_figure(theme), make_figure(theme)
     for step in (3, 150, 190, 900, 950):
         update(figure, step)
-        figure.draw(final=True)
+        figure.draw(text=True)
     for step in (3, 150, 190, 900, 950):  # the limits of the axes depend on what was shown before
         update(other, step)
     for artist in (*other.live, *other.slow):

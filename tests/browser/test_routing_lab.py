@@ -1,0 +1,79 @@
+"""The routing laboratory in a real browser, in both themes: it trains, answers, and starts afresh."""
+
+import nbformat
+import pytest
+
+SOURCES = (
+    "from moe_lessons.widgets import RoutingLab",
+    "lab = RoutingLab(('english', 'code', 'json'), num_layers=2, d_model=32, batch_size=8, max_steps=5000)\nlab",
+)
+
+
+def opened(lab, open_notebook, theme: str):
+    """A notebook with a laboratory, run."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in SOURCES])
+    book.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    nbformat.write(book, lab.root / "notebooks" / f"routing_{theme}.ipynb")
+    notebook = open_notebook(f"routing_{theme}.ipynb", theme=theme)
+    notebook.run_all()
+    return notebook
+
+
+@pytest.fixture(scope="module")
+def notebook(lab, open_notebook):
+    return opened(lab, open_notebook, "light")
+
+
+def test_a_knob_is_turned_while_it_trains(notebook, view_of):
+    view = view_of(notebook.page)
+    view.button("Play").click()
+    view.wait_step(5)
+    view.handle("Auxiliary loss").focus()
+    for _ in range(2):
+        notebook.page.keyboard.press("ArrowRight")
+    view.wait_for(lambda: view.value("Auxiliary loss") == "0.1")
+    step, picture = view.step, view.picture
+    view.wait_step(step + 5)
+    assert view.picture != picture
+
+
+def test_the_layer_is_switched(notebook, view_of):
+    view = view_of(notebook.page)
+    before = view.view.locator(".moe-reading").inner_text()
+    assert "Layer 0: " in view.view.locator(".moe-words").inner_text()
+    view.handle("Layer").focus()
+    notebook.page.keyboard.press("ArrowRight")
+    view.wait_for(lambda: "Layer 1: " in view.view.locator(".moe-words").inner_text())
+    assert view.view.locator(".moe-reading").inner_text() != before
+
+
+def test_more_experts_start_afresh_and_a_router_says_what_it_has_no_use_for(notebook, view_of):
+    view = view_of(notebook.page)
+    step = view.pause()
+    view.handle("Experts E").focus()
+    notebook.page.keyboard.press("ArrowRight")
+    view.wait_for(lambda: view.step == 0)
+    assert step > 0 and view.value("Experts E") == "16"
+    view.view.get_by_label("Router", exact=True).select_option("sigmoid")
+    view.view.get_by_text("Off: the noise needs a top-k router.").wait_for()
+
+
+def test_the_last_domain_stays(notebook, view_of):
+    view = view_of(notebook.page)
+    for name in ("english", "code", "json"):
+        view.view.get_by_role("checkbox", name=name).uncheck()
+    view.view.get_by_text("domains must be one of 'english'").wait_for()
+    view.wait_for(lambda: view.view.get_by_role("checkbox", name="json").is_checked())
+
+
+def test_no_error_in_the_console(notebook):
+    assert notebook.errors == [] and notebook.cell_errors() == []
+
+
+def test_dark_pages(lab, open_notebook, view_of):
+    notebook = opened(lab, open_notebook, "dark")
+    view = view_of(notebook.page)
+    view.button("Play").click()
+    view.wait_step(5)
+    view.pause()
+    assert notebook.errors == [] and notebook.cell_errors() == []
