@@ -210,7 +210,7 @@ def _label_line(ax: Axes, share: float, name: str, ink: Theme) -> None:
 
 
 def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], ink: Theme) -> None:
-    """Name each point beside it, at the first place that covers no point and no other name."""
+    """Name each point beside it, at the first place within the axes that covers no point and no other name."""
     pixels = ax.transData.transform(np.column_stack([x, y]))
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in pixels]
     for i, (name, point) in enumerate(zip(names, zip(x, y))):
@@ -220,7 +220,8 @@ def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequen
         for dx, dy, ha, va in LABEL_PLACES:
             label.set(position=(dx, dy), ha=ha, va=va)
             box = label.get_window_extent().extents
-            if not any(_overlap(box, other) for other in others):
+            is_inside = ax.bbox.x0 <= box[0] and box[2] <= ax.figure.bbox.x1
+            if is_inside and not any(_overlap(box, other) for other in others):
                 break
         taken.append(tuple(box))
 

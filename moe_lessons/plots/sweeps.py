@@ -27,6 +27,7 @@ SPEEDS = {  # the column, and what the axis says
 NAMES = ("model", "name", "seed")  # columns of names, and not of numbers
 TWINS = ("dense, same active", "dense, same total")
 LOSSES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)  # ticks
+UNION_LAW = "E(1 − (1 − K/E)$^B$)"
 
 
 def loss_against(results: pd.DataFrame, x: str = "steps", ax: Axes | None = None, theme: str = "light") -> Axes:
@@ -156,8 +157,8 @@ def speed_by_batch(
 def distinct_by_batch(frame: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
     """How many different experts a layer needs for a batch: what was measured, and what chance would need.
 
-    frame: with the columns batch, distinct (measured) and union_law, E(1 - (1 - k/E)^B): the expectation where B tokens
-    choose k of E experts each, alike and independently. A column model, if there is one, tells lines apart.
+    frame: with the columns batch, distinct (measured) and union_law, E(1 - (1 - K/E)^B): the expectation where B tokens
+    choose K of E experts each, alike and independently. A column model, if there is one, tells points apart.
     """
     _check(frame, "frame", ("batch", "distinct", "union_law"))
     ax, ink = axes_for(ax, theme, 7.4, 3.6)
@@ -165,11 +166,14 @@ def distinct_by_batch(frame: pd.DataFrame, ax: Axes | None = None, theme: str = 
     looks = model_looks(frame["model"].unique(), ink)
     title = "Different experts that one layer needs for a batch"
     _dress(ax, ink, title, "batch: tokens at once", "distinct experts")
-    for model, rows in frame.groupby("model", sort=False):
+    curves = {model: rows.groupby("batch")[["distinct", "union_law"]].mean() for model, rows in frame.groupby("model")}
+    one_law = len({tuple(curve.union_law) for curve in curves.values()}) == 1  # of models with one E and K
+    for i, model in enumerate(frame["model"].unique()):
         color, _, marker = looks[model]
-        name = f"{model}: " if model else ""
-        curve = rows.groupby("batch")[["distinct", "union_law"]].mean()
-        ax.plot(curve.index, curve.union_law, "--", color=color, lw=1.4, label=f"{name}E(1 − (1 − k/E)$^B$)")
+        curve, name = curves[model], f"{model}: " if model else ""
+        if i == 0 or not one_law:
+            look = {"color": ink.foreground if one_law else color, "label": ("" if one_law else name) + UNION_LAW}
+            ax.plot(curve.index, curve.union_law, "--", lw=1.4, **look)
         ax.plot(curve.index, curve.distinct, marker, color=color, ms=6, label=f"{name}measured")
     ax.set_ylim(0, None)
     _batches(ax, frame["batch"])

@@ -26,6 +26,7 @@ from moe_lessons.plots import (
     running_mean,
 )
 from moe_lessons.plots.colored_text import REST, wrap
+from moe_lessons.plots.cost import short_number
 from moe_lessons.tasks import decode, encode
 from moe_lessons.training import DEAD_SHARE, Run
 
@@ -138,6 +139,7 @@ def _refresh_layers(view, panel: LayerLoads) -> None:
         panel.update(loads, loads * top_k < DEAD_SHARE)
 
 
+LARGE = 100_000  # numbers from here on are shortened
 COST_ROWS = ("parameters", "active/token", "FLOPs/token", "ms/step", "held-out loss", "accuracy")
 
 
@@ -153,9 +155,7 @@ def _costs(run: Run) -> Sequence[str]:
     ms = f"{np.median(times):.2f}" if times else "–"
     flops = flops_per_token(run.model)
     return (
-        f"{count.total:,}",
-        f"{count.active:,}",
-        f"{flops:,}",
+        *(f"{n:,}" if n < LARGE else short_number(n) for n in (count.total, count.active, flops)),
         ms,
         f"{held_out['loss']:.3g}",
         f"{held_out['accuracy']:.1%}",
@@ -177,7 +177,8 @@ def writing(prompts: Mapping[str, str], num_bytes: int = 80, temperature: float 
 def write(model: LanguageModel, prompt: str, num_bytes: int = 80, temperature: float = 0.7, seed: int = 0) -> str:
     """The prompt and how a model of bytes goes on from it: see `LanguageModel.generate`."""
     ids = encode(prompt)[None].to(model.embed.weight.device)  # (1, T)
-    return decode(model.generate(ids, num_bytes, temperature=temperature, seed=seed)[0])
+    with torch_threads(1):  # single tokens of a small model: a second thread only costs
+        return decode(model.generate(ids, num_bytes, temperature=temperature, seed=seed)[0])
 
 
 # --- of a language model ------------------------------------------------------------------------------------

@@ -222,13 +222,18 @@ def test_the_band_of_a_speed_up_has_the_ends_that_were_measured():
 @pytest.mark.parametrize("names", [[], ["2 of 8", "2 of 16"]])
 def test_distinct_experts_beside_the_law(names):
     frame = pd.concat([DISTINCT.assign(model=name) for name in names]) if names else DISTINCT
-    found = list(distinct_by_batch(frame).lines)
-    assert len(found) == 2 * max(len(names), 1)
-    for law, measured in zip(found[::2], found[1::2]):
-        assert law.get_xydata().tolist() == [[1, 2], [2, 3.5], [4, 5.5]] and law.get_linestyle() == "--"
-        assert measured.get_xydata().tolist() == [[1, 2], [2, 3.3], [4, 4.6]] and measured.get_label().endswith(
-            "measured"
-        )
+    law, *measured = distinct_by_batch(frame).lines
+    assert law.get_xydata().tolist() == [[1, 2], [2, 3.5], [4, 5.5]] and law.get_linestyle() == "--"
+    assert len(measured) == max(len(names), 1)
+    for points in measured:
+        assert points.get_xydata().tolist() == [[1, 2], [2, 3.3], [4, 4.6]] and points.get_label().endswith("measured")
+
+
+def test_models_with_other_laws_have_a_curve_each():
+    other = DISTINCT.assign(model="2 of 16", union_law=[6.6, 2.0, 3.75])  # of 4, 1 and 2
+    lines = distinct_by_batch(pd.concat([DISTINCT.assign(model="2 of 8"), other])).lines
+    assert [line.get_linestyle() for line in lines].count("--") == 2 and len(lines) == 4
+    assert lines[2].get_ydata().tolist() == [2.0, 3.75, 6.6] and lines[2].get_label().startswith("2 of 16")
 
 
 @pytest.mark.parametrize("theme", THEMES)
