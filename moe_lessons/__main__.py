@@ -1,4 +1,4 @@
-"""The command line: ``python -m moe_lessons lab | render | bench | doctor``."""
+"""The command line: ``python -m moe_lessons lab | render | bench | sweep | doctor``."""
 
 import argparse
 import importlib
@@ -14,11 +14,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     render = commands.add_parser("render", help="execute lessons afresh and store their static pictures")
     render.add_argument("notebooks", nargs="*", help="the notebooks to render (default: all in notebooks/)")
     commands.add_parser("bench", help="measure the speed of the layers on this machine", add_help=False)
+    commands.add_parser("sweep", help="train many small models, for the lessons to compare", add_help=False)
     commands.add_parser("doctor", help="say what is wrong with this installation and what to do")
     parsed, rest = parser.parse_known_args(argv)
     options = vars(parsed)
-    if options["command"] == "bench":
-        options["argv"] = rest  # it has options of its own
+    if options["command"] in ("bench", "sweep"):
+        options["argv"] = rest  # they have options of their own
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     # Each command is the main() of the module of its name, imported only now: doctor must run in a broken

@@ -21,6 +21,7 @@ from moe_lessons.analysis.inference import (
 )
 from moe_lessons.analysis.load import LoadStatistics, balance_by_layer, describe_load, load_statistics
 from moe_lessons.analysis.memory import peak_extra_bytes
+from moe_lessons.analysis.results import load_results
 from moe_lessons.analysis.timing import Ratio, paired_ratio
 from moe_lessons.analysis.traces import (
     agreement,
@@ -50,6 +51,7 @@ __all__ = [
     "expert_shares",
     "flops_per_token",
     "information",
+    "load_results",
     "load_statistics",
     "measure_machine",
     "mutual_information",

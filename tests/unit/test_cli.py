@@ -13,7 +13,7 @@ from moe_lessons import __main__ as cli
 from moe_lessons import lab
 
 
-@pytest.mark.parametrize("command", ["lab", "render", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["lab", "render", "bench", "sweep", "doctor"])
 def test_each_command_runs_the_main_of_its_module(command, monkeypatch):
     calls = []
     module = SimpleNamespace(main=lambda **options: calls.append(options))
@@ -29,10 +29,10 @@ def test_commands_hand_on_their_arguments_and_the_exit_code(monkeypatch):
         calls.append(options)
         return 3
 
-    for command in ("render", "bench"):
+    for command in ("render", "bench", "sweep"):
         monkeypatch.setitem(sys.modules, f"moe_lessons.{command}", SimpleNamespace(main=main))
-    assert cli.main(["render", "a.ipynb"]) == cli.main(["bench", "--quick"]) == 3
-    assert calls == [{"notebooks": ["a.ipynb"]}, {"argv": ["--quick"]}]
+    assert cli.main(["render", "a.ipynb"]) == cli.main(["bench", "--quick"]) == cli.main(["sweep", "--list"]) == 3
+    assert calls == [{"notebooks": ["a.ipynb"]}, {"argv": ["--quick"]}, {"argv": ["--list"]}]
 
 
 def test_an_unknown_argument_is_refused(capsys):
