@@ -11,8 +11,9 @@ from moe_lessons.analysis.collapse import score_pushes, watched_run
 from moe_lessons.analysis.cost import count_parameters, flops_per_token
 from moe_lessons.analysis.load import balance_by_layer, load_statistics
 from moe_lessons.bands import SeedBand
-from moe_lessons.nn import MoE, Routing, TopKRouter, load_balancing_loss
-from moe_lessons.tasks import PRESETS, REMEDIES, PlaneSetting, plane_model, remedy_setting
+from moe_lessons.checkpoints import load_checkpoint, save_checkpoint
+from moe_lessons.nn import LanguageModel, MoE, Routing, TopKRouter, TransformerConfig, load_balancing_loss, seeded
+from moe_lessons.tasks import PRESETS, REMEDIES, PlaneSetting, TextTask, plane_model, remedy_setting
 from moe_lessons.training import DEAD_SHARE, Run
 from moe_lessons.widgets.check_causality import OutputOnly, causality_cases, sees_the_future
 
@@ -323,3 +324,47 @@ def test_most_remedies_cost_no_compute():
     blocks["capacity"].capacity_factor = REMEDIES["capacity"]["capacity_factor"]
     sees = {name for name, block in blocks.items() if sees_the_future(OutputOnly(block), torch.randn(32, 16))}
     assert sees == {"capacity", "expert choice"}
+
+
+# --- a language model ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text() -> TextTask:
+    return TextTask()
+
+
+def language_run(text: TextTask, router: str, seed: int) -> Run:
+    config = TransformerConfig(num_layers=2, d_ff=32, num_experts=16, top_k=1, router=router, router_std=0.02)
+    with seeded(seed):
+        model = LanguageModel(config)
+    return Run(model, text, lr=0.005, batch_size=16, seed=seed, warmup_steps=20)
+
+
+def dead_on_text(run: Run) -> int:
+    with torch.no_grad():
+        _, routings = run.model.eval()(run.task.held_out(8)[0])
+    return balance_by_layer(routings)["dead"].sum()
+
+
+@pytest.mark.claim("a-language-model-collapses-and-is-cured-alike")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_language_model_collapses_and_is_cured_alike(seed, text, tmp_path):
+    """Of 32 experts 14 to 21 are dead, and 0 to 4 after a cure (seeds 0 to 3)."""
+    runs = {}
+    for router, knobs in {
+        "top-k": {"nothing": {}, "noise": {"noise_std": 1.0}, "auxiliary loss": {"router_aux_loss_coef": 0.1}},
+        "sigmoid": {"bias update": {"expert_bias_rate": 0.01}},
+    }.items():
+        collapsed = on(language_run(text, router, seed), 80)
+        assert dead_on_text(collapsed) > 32 / 3
+        save_checkpoint(collapsed, tmp_path / f"{router}.pt")
+        for name, values in knobs.items():
+            runs[name] = load_checkpoint(language_run(text, router, seed), tmp_path / f"{router}.pt")
+            for knob, value in values.items():
+                setattr(runs[name].knobs, knob, value)
+            on(runs[name], 80)
+    dead = {name: dead_on_text(run) for name, run in runs.items()}
+    assert min(dead["nothing"], dead["noise"]) > 32 / 3 and max(dead["auxiliary loss"], dead["bias update"]) < 5
+    losses = {name: np.mean([record.loss for record in run.records[-20:]]) for name, run in runs.items()}
+    assert losses["auxiliary loss"] > losses["nothing"] - 0.01
