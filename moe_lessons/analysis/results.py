@@ -14,7 +14,7 @@ def read_runs(path: Path) -> tuple[dict, list[dict], int]:
     """The settings of a results file, its runs, and how many of its bytes are whole lines.
 
     What follows the last whole line was cut off by an interrupt, and is left out. A file without one whole line gives
-    no settings ({}) and no runs. Raises ValueError for a whole line that is not JSON.
+    no settings ({}) and no runs. Raises ValueError for a whole line that is not a JSON object.
     """
     data = path.read_bytes()
     num_whole = data.rfind(b"\n") + 1
@@ -22,8 +22,10 @@ def read_runs(path: Path) -> tuple[dict, list[dict], int]:
     for number, line in enumerate(data[:num_whole].splitlines(), start=1):
         try:
             lines.append(json.loads(line))
+            if not isinstance(lines[-1], dict):
+                raise ValueError(f"a {type(lines[-1]).__name__}")
         except ValueError as error:
-            raise ValueError(f"{path} must have JSON on each line, got on line {number}: {error}") from None
+            raise ValueError(f"{path} must have a JSON object on each line, got on line {number}: {error}") from None
     return (lines[0] if lines else {}), lines[1:], num_whole
 
 
@@ -34,13 +36,16 @@ def load_results(name: str) -> pd.DataFrame:
     parameters (all), active (those that a token uses), spikes (of the run's training loss), diverged (whether the run
     ended by that; step and loss are NaN where it did before it was measured), and what it was made with: date, python,
     torch, cpu, threads. `attrs` has the settings. Raises FileNotFoundError, with the names that there are, for a sweep
-    that is not stored.
+    that is not stored, and ValueError for one without a finished run.
 
     >>> results = load_results("capacity")
     >>> bool((results.groupby(["model", "seed"]).loss.first() > results.groupby(["model", "seed"]).loss.last()).all())
     True
     """
-    settings, runs, _ = read_runs(data_path(f"results/{name}.jsonl"))
+    path = data_path(f"results/{name}.jsonl")
+    settings, runs, _ = read_runs(path)
+    if not runs:
+        raise ValueError(f"{path} must hold at least one run, got none yet: go on with the sweep")
     frame = pd.DataFrame(runs).explode(POINTS, ignore_index=True)
     frame[POINTS] = frame[POINTS].apply(pd.to_numeric)
     frame["flops"] = frame.step * frame.pop("flops_per_step")

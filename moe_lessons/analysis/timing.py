@@ -4,10 +4,12 @@ A machine is never idle, and never the same twice. So nothing is timed alone: fu
 round make a ratio, and the median over the rounds is the answer.
 """
 
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median, quantiles
 
 import torch
@@ -102,3 +104,11 @@ def _forward_backward(model: nn.Module, x: Tensor) -> None:
 def milliseconds_per_step(run: Run, steps: int = 50) -> float:
     """The median over `steps` further training steps of a run."""
     return median(run.step().ms_per_step for _ in range(check_positive_int("steps", steps)))
+
+
+def cpu_name() -> str:
+    """The processor by its name where the system tells it (Linux does), else by its family."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

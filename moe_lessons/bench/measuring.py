@@ -5,7 +5,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -13,7 +12,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from moe_lessons.analysis.memory import peak_extra_bytes
-from moe_lessons.analysis.timing import Ratio, milliseconds, milliseconds_per_step, rounds_within, take_turns
+from moe_lessons.analysis.timing import (
+    Ratio,
+    cpu_name,
+    milliseconds,
+    milliseconds_per_step,
+    rounds_within,
+    take_turns,
+)
 from moe_lessons.bench.hugging_face import DECODING_ONLY, hugging_face_blocks, transformers_version
 from moe_lessons.bench.language import time_model
 from moe_lessons.bench.sizes import FORWARD, PASSES, TRAINING, Plan, Size
@@ -56,14 +62,6 @@ def describe_machine(device: torch.device) -> dict:
         "python": platform.python_version(),
         "system": platform.system(),
     }
-
-
-def cpu_name() -> str:
-    """The processor by its name where the system tells it (Linux does), else by its family."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def compare(

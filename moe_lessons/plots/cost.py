@@ -209,15 +209,17 @@ def _label_line(ax: Axes, share: float, name: str, ink: Theme) -> None:
     label.set_bbox({"facecolor": ink.background, "edgecolor": "none", "pad": 1})
 
 
-def label_points(ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], ink: Theme) -> None:
-    """Name each point beside it, at the first place within the axes that covers no point and no other name."""
+def label_points(
+    ax: Axes, x: Sequence[float], y: Sequence[float], names: Sequence[str], ink: Theme, places: Sequence = LABEL_PLACES
+) -> None:
+    """Name each point beside it, at the first of `places` within the axes that covers no point and no other name."""
     pixels = ax.transData.transform(np.column_stack([x, y]))
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in pixels]
     for i, (name, point) in enumerate(zip(names, zip(x, y))):
         label = ax.annotate(name, point, (0, 0), textcoords="offset points", fontsize=9.5, color=ink.foreground)
         label.set(zorder=4, path_effects=[withStroke(linewidth=3, foreground=ink.background)])
         others = taken[:i] + taken[i + 1 :]
-        for dx, dy, ha, va in LABEL_PLACES:
+        for dx, dy, ha, va in places:
             label.set(position=(dx, dy), ha=ha, va=va)
             box = label.get_window_extent().extents
             is_inside = ax.bbox.x0 <= box[0] and box[2] <= ax.figure.bbox.x1

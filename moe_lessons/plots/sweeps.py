@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from pandas.api.types import is_numeric_dtype
 
 from moe_lessons.errors import check_choice, check_number
-from moe_lessons.plots.cost import label_points, short_number
+from moe_lessons.plots.cost import LABEL_PLACES, label_points, short_number
 from moe_lessons.plots.theme import Panel, Theme, axes_for
 
 SPENT = {  # what loss can be set against: the column, and what the axis says
@@ -80,7 +80,8 @@ def _final_losses(ax: Axes, ink: Theme, results: pd.DataFrame, looks: dict) -> N
     ax.set_xscale("log")
     _log_loss(ax, last.loss)
     ax.figure.canvas.draw()  # settles the layout, and with it where a point lies in pixels
-    label_points(ax, table.parameters, table["mean"], table.model, ink)
+    beside_the_line = [place for place in LABEL_PLACES if place[1] > 0] + list(LABEL_PLACES)  # which falls
+    label_points(ax, table.parameters, table["mean"], table.model, ink, beside_the_line)
 
 
 def rate_tolerance(results: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:

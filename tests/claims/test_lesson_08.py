@@ -107,7 +107,7 @@ def test_equal_flops_are_not_equal_seconds(seed, task):
 def test_the_wider_the_layer_the_better_the_deal(seed):
     """The lesson's two layers, with fewer repeats."""
     narrow, wide = layer_times(seed, 64, 32, 2048, repeats=15), layer_times(seed, 512, 512, 512, repeats=3)
-    assert wide["MoE"] < 0.85 * narrow["MoE"]
+    assert wide["MoE"] < 0.9 * narrow["MoE"]
     assert wide["large"] / wide["MoE"] > 1.4 * narrow["large"] / narrow["MoE"] and wide["large"] > 2 * wide["MoE"]
 
 
@@ -139,10 +139,10 @@ def test_more_experts_lower_the_loss(final):
     """Each against the run of the small twin with the same seed, and so on the same batches."""
     gain = -final.sub(final[ACTIVE], axis=0)  # (3 seeds, 7 models)
     many = gain[MIXTURES[2:]]
-    assert many.min().min() > 0.005 and (many.mean() > many.max() - many.min()).all()
-    assert spread(final[ACTIVE]) < many.mean().min()
+    assert many.min().min() > 0.004 and (many.mean() > many.max() - many.min()).all()
+    assert 0.5 < many.mean().mean() / spread(final[ACTIVE]) < 2  # 'about as much as two seeds of one model differ'
     mean = gain.mean()
-    assert mean["MoE, E=2"] < 0 < mean["MoE, E=4"] < mean["MoE, E=8"] < mean["MoE, E=32"] == mean[many.columns].max()
+    assert mean["MoE, E=2"] < -0.002 and mean["MoE, E=32"] == mean.drop(TOTAL).max()
     assert mean["MoE, E=32"] - mean["MoE, E=8"] < mean["MoE, E=8"] - mean["MoE, E=2"]  # two doublings each
 
 
@@ -156,16 +156,18 @@ def test_parameters_in_a_mixture_are_worth_less(final):
 
 
 @pytest.mark.claim("per-flop-the-mixture-wins")
-def test_per_flop_the_mixture_wins(losses):
-    """At the FLOPs that the small twin has spent in all. The large twin has not lowered its rate by then, so it is
-    also compared with what a whole race of its own brings it to, in about as many FLOPs."""
+def test_per_flop_the_mixture_wins(final):
+    """At the FLOPs that the small twin has spent in all. The large twin has not lowered its rate by then, so there
+    is also a sweep in which its schedule ends there."""
     curves = load_results("capacity").groupby(["model", "seed"])
     spent = min(runs.flops.max() for _, runs in curves)
     loss = {key: np.interp(spent, runs.flops, runs.loss) for key, runs in curves}
     for seed in (1, 2, 3):
         for model in MIXTURES[2:]:
             assert loss[model, seed] < loss[ACTIVE, seed] - 0.003 and loss[model, seed] < loss[TOTAL, seed] - 0.03
-            assert loss[model, seed] < losses[TOTAL].min() - 0.05
+    longest = load_results("flops")
+    assert 1 <= longest.flops.max() / spent < 1.05 and longest.step.max() < load_results("capacity").step.max() / 2
+    assert (final_losses("flops")[TOTAL] - final[[ACTIVE, *MIXTURES[2:]]].max(axis=1)).min() > 0.01
 
 
 @pytest.mark.claim("by-the-clock-the-lead-is-gone")
@@ -182,22 +184,24 @@ def test_by_the_clock_the_lead_is_gone(final):
 
 @pytest.mark.claim("per-second-the-mixture-does-not-win-here")
 def test_per_second_the_mixture_does_not_win_here(final):
-    """In the seconds that the mixture with 8 experts takes, the small twin gets as far, with every seed."""
+    """In the seconds that the mixture with 8 experts takes, the small twin gets as far."""
     longer = load_results("seconds")
     steps, until = longer.attrs["steps"], load_results("capacity").attrs["steps"]
     seconds = {name: load_results(name).groupby("model").seconds.max() for name in ("seconds", "capacity")}
     assert steps > until and seconds["seconds"][ACTIVE] < 1.1 * seconds["capacity"]["MoE, E=8"]
-    assert (final_losses("seconds")[ACTIVE] - final["MoE, E=8"]).max() < 0
+    behind = final_losses("seconds")[ACTIVE] - final["MoE, E=8"]
+    assert behind.max() < 0.002 and behind.mean() < -0.001
 
 
 @pytest.mark.claim("the-mixture-tolerates-a-high-rate-less")
 def test_the_mixture_tolerates_a_high_rate_less():
     loss = load_results("tolerance").pivot(index="seed", columns=["model", "lr"], values="loss")
     behind = loss["MoE, E=8"] - loss[ACTIVE]  # (3 seeds, 5 rates)
-    assert behind[0.005].max() < -0.01 and behind[0.02].min() > 0.1
+    assert behind[0.005].max() < -0.01 and behind[0.02].min() > 0.05
     factor = {model: loss[model][0.02] / loss[model].min(axis=1) for model in ("MoE, E=8", ACTIVE, TOTAL)}
     assert (factor["MoE, E=8"] - factor[ACTIVE]).min() > 0.15 and (factor[ACTIVE] - factor[TOTAL]).min() > 0.1
-    assert behind[0.03].min() < 0 < behind[0.03].max()  # 'luck decides'
+    worse = loss.xs(0.03, axis=1, level="lr").min() / loss.T.groupby("model").min().T.max()  # 'lost too much'
+    assert (worse[["MoE, E=8", ACTIVE]] > 1.5).all()
 
 
 @pytest.mark.claim("what-did-not-show")
@@ -207,7 +211,7 @@ def test_what_did_not_show(races, task):
         assert not results.diverged.any() and results.spikes.sum() == 0
     x, _, _ = task.held_out(32)
     for runs in races:
-        print(changed_choices(runs["MoE"].model.eval(), x))
+        assert changed_choices(runs["MoE"].model.eval(), x) < 0.01
 
 
 @torch.no_grad()

@@ -168,22 +168,50 @@ def test_a_file_of_other_settings_is_left_alone(command, path, monkeypatch, caps
     assert "got steps 4 (not 2)" in capsys.readouterr().err and path.read_bytes() == before
     assert command("--fresh") == 0
     assert rows(path)[0]["steps"] == 2
-    assert path.with_name("rates.old.jsonl").read_bytes() == before
+    assert path.with_name("rates.old1.jsonl").read_bytes() == before
 
 
-def test_a_file_of_something_else_is_left_alone(command, path, capsys):
+def test_beginning_anew_twice_keeps_both_files(command, path):
+    command()
+    for number in (1, 2):
+        before = path.read_bytes()
+        assert command("--fresh") == 0
+        assert path.with_name(f"rates.old{number}.jsonl").read_bytes() == before
+    assert len(list(path.parent.iterdir())) == 3 and len(rows(path)) == 4
+
+
+@pytest.mark.parametrize("text", ["not JSON\n", "[1, 2]\n"])
+def test_a_file_of_something_else_is_left_alone(command, path, capsys, text):
     path.parent.mkdir()
-    path.write_text("not JSON\n")
+    path.write_text(text)
+    for options in ([], ["--list"]):
+        with pytest.raises(SystemExit):
+            command(*options)
+        assert "must have a JSON object on each line, got on line 1" in capsys.readouterr().err
+    assert path.read_text() == text
+
+
+def test_of_two_at_once_the_later_one_stops(command, path, monkeypatch, capsys):
+    """The other finishes the same run while this one trains it."""
+    train = sweep.train
+
+    def meanwhile(*args, **kwargs):
+        monkeypatch.setattr(sweep, "train", train)
+        assert command() == 0
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(sweep, "train", meanwhile)
     with pytest.raises(SystemExit):
         command()
-    assert "must have JSON on each line, got on line 1" in capsys.readouterr().err and path.read_text() == "not JSON\n"
+    assert "another program has changed" in capsys.readouterr().err
+    assert [sweep.key(run) for run in rows(path)[1:]] == TABLE
 
 
 @pytest.mark.parametrize(
     "options, error",
     [
         (["capacities"], "invalid choice: 'capacities' (choose from"),
-        ([], "name one of rates, capacity, seconds, tolerance"),
+        ([], "name one of rates, capacity, seconds, flops, tolerance"),
         (["rates", "--seeds", "0"], "seeds must be a whole number of at least 1, got 0"),
         (["rates", "--quick"], "unrecognized arguments: --quick"),
     ],
@@ -199,14 +227,17 @@ def test_a_folder_that_cannot_be_written_is_named(command, path, capsys):
     path.parent.write_text("a file, not a folder")
     with pytest.raises(SystemExit):
         command()
-    assert str(path.parent) in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert str(path.parent) in error and "--output" in error
 
 
-def test_list_says_how_far_each_is(command, tmp_path, capsys):
+def test_list_says_how_far_each_is(command, path, tmp_path, capsys):
     command()
+    path.with_name("seconds.jsonl").write_text('{"sweep": "seconds"}\n{"of": "another time"}\n')
     assert cli.main(["sweep", "--list", "--output", str(tmp_path / "new")]) == 0
     out = capsys.readouterr().out
     assert "rates      3 of 3 runs are stored: tiny" in out and "tolerance  0 of" in out
+    assert "seconds.jsonl is of other settings" in out
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -229,6 +260,10 @@ def test_reading_gives_a_row_for_each_measurement(command, path, monkeypatch):
     assert last.seconds == 2 * first.seconds > 0
     with pytest.raises(FileNotFoundError, match="results/rates.jsonl"):
         load_results("rats")
+    path = path.parent / "results" / path.name
+    path.write_text(path.read_text().partition("\n")[0] + "\n")  # the header of a sweep that has just begun
+    with pytest.raises(ValueError, match="must hold at least one run"):
+        load_results("rates")
 
 
 @pytest.mark.parametrize("name", sweep.SWEEPS)
