@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,7 +24,8 @@ COMMANDS = {
     "nbval": [*PYTEST, "--nbval", "--nbval-current-env", "--nbval-cell-timeout=300", "notebooks"],
     "browser": [*PYTEST, "tests/browser"],
 }
-ROUNDS = [["ruff"], ["unit", "claims"], ["notebooks", "nbval"], ["browser"]]  # the browser measures time
+ROUNDS = [["ruff"], ["claims", "unit", "nbval", "notebooks"], ["browser"]]  # the browser measures time, alone
+AT_ONCE = 2
 CLEARED = ("MOE_LESSONS_STATIC", "MPLBACKEND")  # what is set outside must not change what a notebook shows
 ENVIRONMENT = {
     "unit": {"OMP_NUM_THREADS": "1"},  # it shares two cores with the claims
@@ -40,12 +42,12 @@ def main(names: list[str]) -> int:
     totals = {"passed": 0, "failed": 0, "skipped": 0}
     failed_groups = []
     for round_ in ROUNDS:
-        running = [Group(name) for name in round_ if not names or name in names]
-        for group in running:
-            counts = group.finish()
-            totals = {key: totals[key] + counts[key] for key in totals}
-            if counts["failed"]:
-                failed_groups.append(group.name)
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for group in pool.map(Group, [name for name in round_ if not names or name in names]):
+                counts = group.show()
+                totals = {key: totals[key] + counts[key] for key in totals}
+                if counts["failed"]:
+                    failed_groups.append(group.name)
     verdict = "Nothing failed, but some tests were skipped." if totals["skipped"] else "Everything passed."
     print("\n" + (f"FAILED: {', '.join(failed_groups)}" if failed_groups else verdict))
     print(", ".join(f"{number} {key}" for key, number in totals.items()))
@@ -53,7 +55,7 @@ def main(names: list[str]) -> int:
 
 
 class Group:
-    """One group of tests, started at once; its output is kept until it is its turn to be shown."""
+    """One group of tests, run to its end; its output is kept until it is its turn to be shown."""
 
     def __init__(self, name: str):
         self.name = name
@@ -65,24 +67,22 @@ class Group:
             command += [f"--junitxml={self.report}", "-o", "junit_family=xunit2", "-p", "no:cacheprovider"]
         environment = {key: value for key, value in os.environ.items() if key not in CLEARED}
         environment.update(ENVIRONMENT.get(name, {}))
-        self.began = time.monotonic()
-        self.output = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=self.output, stderr=subprocess.STDOUT
-        )
+        began = time.monotonic()
+        with tempfile.TemporaryFile() as output:
+            self.code = subprocess.call(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            output.seek(0)
+            self.output = output.read().decode(errors="replace")
+        self.seconds = time.monotonic() - began
 
-    def finish(self) -> dict[str, int]:
-        """Wait for the end, show the output under a heading, and count."""
-        print(f"\n=== {self.name} " + "=" * (70 - len(self.name)), flush=True)
-        code = self.process.wait()
-        seconds = time.monotonic() - self.began
-        self.output.seek(0)
-        print(self.output.read().decode(errors="replace"), end="", flush=True)
-        counts = {"passed": int(code == 0), "failed": int(code != 0), "skipped": 0}
+    def show(self) -> dict[str, int]:
+        """Show the output under a heading, and count."""
+        print(f"\n=== {self.name} " + "=" * (70 - len(self.name)))
+        print(self.output, end="")
+        counts = {"passed": int(self.code == 0), "failed": int(self.code != 0), "skipped": 0}
         if self.name != "ruff":
-            counts = self.count(code)
+            counts = self.count(self.code)
         result = "FAILED" if counts["failed"] else "passed"
-        print(f"--- {self.name}: {result} after {seconds:.0f} s", flush=True)
+        print(f"--- {self.name}: {result} after {self.seconds:.0f} s", flush=True)
         return counts
 
     def count(self, code: int) -> dict[str, int]:

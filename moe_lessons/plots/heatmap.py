@@ -48,8 +48,8 @@ def token_expert_heatmap(routing, ax: Axes | None = None, theme: str = "light") 
 class LayerLoads(Panel):
     """A row for each MoE layer, a column for each expert: the colour is its load in multiples of the even share.
 
-    A cross marks a dead expert. Rows are read one by one: two layers that have collapsed onto different experts are
-    not even together.
+    A cross marks a dead expert; where no loads are known yet, all is blank. Rows are read one by one: two layers that
+    have collapsed onto different experts are not even together.
     """
 
     title = "Load of each layer, × dead"
@@ -58,7 +58,7 @@ class LayerLoads(Panel):
     def __init__(self, ax: Axes, theme: Theme = LIGHT, num_layers: int = 1, num_experts: int = 8):
         super().__init__(ax, theme)
         look = {"vmin": 0, "vmax": self.hottest, "aspect": "auto", "cmap": "cividis", "interpolation": "nearest"}
-        self.image = ax.imshow(np.zeros((num_layers, num_experts)), **look)
+        self.image = ax.imshow(np.ma.masked_all((num_layers, num_experts)), **look)
         (self.dead,) = ax.plot([], [], ls="", marker="x", ms=6, mew=1.6, color="#ff4d4d")
         self.live = [self.image, self.dead, *ax.spines.values()]
         self.name_experts(ax.xaxis, num_experts)
@@ -71,6 +71,11 @@ class LayerLoads(Panel):
         self.image.set_data(loads * loads.shape[1])
         layers, experts = np.nonzero(dead)
         self.dead.set_data(experts, layers)
+
+    def clear(self) -> None:
+        """Show no loads: none are known."""
+        self.image.set_data(np.ma.masked_all(self.image.get_array().shape))
+        self.dead.set_data([], [])
 
 
 def layer_loads(routings, ax: Axes | None = None, theme: str = "light") -> Axes:

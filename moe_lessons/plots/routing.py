@@ -14,8 +14,9 @@ from matplotlib.patheffects import withStroke
 from moe_lessons.errors import check_count
 from moe_lessons.plots.colored_text import characters, one_text
 from moe_lessons.plots.samples import FONT, visible
-from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for, expert_color, expert_hatch, ink_on
+from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for, expert_color, expert_hatch, ink_on, shortened
 
+LONGEST_NAME = 22  # characters that a row has room for
 CONTEXT = 24  # characters of the text that are shown on each side of a token
 
 
@@ -33,6 +34,7 @@ class SharesMap(Panel):
     ):
         self.title = title or self.title
         super().__init__(ax, theme)
+        row_names = [shortened(name, LONGEST_NAME) for name in row_names]
         if ax.figure.get_layout_engine() is None:
             _make_room(ax, 5.2 * max(map(len, row_names), default=0) - 30, 70)
         rows = len(row_names)
@@ -47,7 +49,7 @@ class SharesMap(Panel):
             ax.add_patch(Rectangle((expert - 0.5, rows - 0.42), 1, 0.34, **look))
         self.slow = [self.image, *(text for row in self.numbers for text in row), *ax.spines.values()]
         self.name_experts(ax.xaxis, num_experts)
-        ax.set_yticks(range(rows), row_names)
+        ax.set_yticks(range(rows), row_names, parse_math=False)
         ax.set_ylim(rows - 0.05, -0.5)
         self._draw_bar(num_experts)
 

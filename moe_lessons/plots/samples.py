@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.font_manager import findfont, get_font
 
-from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for
+from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for, shortened
 
 SIGNS = {"\n": "↵"}  # what stands for a character that cannot be drawn; for all others a ·
 FONT = "monospace"
@@ -37,7 +37,8 @@ class WrittenText(Panel):
         write = {"transform": ax.transAxes, "va": "top"}
         for i, name in enumerate(names):
             y = 0.98 - i / len(names)
-            ax.text(0, y, name, color=theme.muted, fontsize=8.5, weight="bold", **write)
+            name = shortened(name, width)
+            ax.text(0, y, name, color=theme.muted, fontsize=8.5, weight="bold", parse_math=False, **write)
             line = 1 / (len(names) * (lines + 1.6))
             look = {"fontsize": 7.5, "family": FONT, "color": theme.foreground, "parse_math": False}
             self.texts.append(ax.text(0, y - 1.2 * line, "", **look, **write))

@@ -112,6 +112,11 @@ def expert_image(expert: np.ndarray) -> np.ndarray:
     return image
 
 
+def shortened(name: str, most: int) -> str:
+    """The name, or where it has more than `most` characters its beginning and an ellipsis."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
 class LessonFigure(Figure):
     """A matplotlib figure that shows itself in a notebook, without pyplot and so without global state."""
 

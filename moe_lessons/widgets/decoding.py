@@ -49,7 +49,7 @@ class DecodingCalculator(W.VBox):
             options=EXPERTS, value=num_experts, description="Experts E", tooltip="Experts in the block", **look
         )
         self.top_k = W.IntSlider(
-            value=check_top_k(top_k, num_experts), min=1, max=num_experts, description="Top-k, experts a token uses",
+            value=check_top_k(top_k, num_experts), min=1, max=num_experts, description="Top-k",
             tooltip="How many of the E experts work for one token", **look,
         )  # fmt: skip
         self.batch = W.SelectionSlider(
@@ -62,6 +62,8 @@ class DecodingCalculator(W.VBox):
         self.image = FigureImage(format="png", layout=W.Layout(width="100%", max_width="980px"))
         self.words = W.HTML()
         self._front_end = FrontEnd()
+        tipped = (self.experts, self.top_k, self.batch, self.button)
+        self._front_end.tips = {widget.description: widget.tooltip for widget in tipped}
         self._front_end.observe(lambda _: self._draw(), "dark")
         self.experts.observe(self._experts_moved, "value")
         self.top_k.observe(self._moved, "value")

@@ -133,10 +133,12 @@ def _refresh_film(view, panel: LoadFilm) -> None:
 
 def _refresh_layers(view, panel: LayerLoads) -> None:
     records = view.main_run.records[-RECENT:]
-    if records:
-        loads = np.mean([record.load for record in records], axis=0)  # (layers, E)
-        top_k = np.array([[moe.top_k] for moe in moe_layers(view)])  # (layers, 1)
-        panel.update(loads, loads * top_k < DEAD_SHARE)
+    if not records:
+        panel.clear()  # a new start: what the old run had is not its load
+        return
+    loads = np.mean([record.load for record in records], axis=0)  # (layers, E)
+    top_k = np.array([[moe.top_k] for moe in moe_layers(view)])  # (layers, 1)
+    panel.update(loads, loads * top_k < DEAD_SHARE)
 
 
 LARGE = 100_000  # numbers from here on are shortened
@@ -233,9 +235,11 @@ def _refresh_text(view, panel: ColoredTextPanel) -> None:
 
 def line_start(ids: np.ndarray, room: int) -> tuple[int, int]:
     """Of bytes (N, T) a row and the place in it where a line begins, with `room` more bytes; 0, 0 where none does."""
-    breaks = ids[:, : ids.shape[1] - room] == ord("\n")
+    breaks = ids[:, : max(ids.shape[1] - room, 0)] == ord("\n")
+    if not breaks.any():
+        return 0, 0
     row = int(breaks.any(axis=1).argmax())
-    return row, int(breaks[row].argmax()) + bool(breaks.any())
+    return row, int(breaks[row].argmax()) + 1
 
 
 def first_lines(text: bytes, width: int, lines: int) -> tuple[int, int]:
@@ -271,6 +275,9 @@ def _refresh_writing(view, panel: WrittenText) -> None:
 
 
 def _make_writing(view, ax, theme) -> WrittenText:
+    if not isinstance(view.main_run.model, LanguageModel):
+        name = type(view.main_run.model).__name__
+        raise ValueError(f"model must be a LanguageModel where it writes, got {name}")
     num_domains = len(prompts(view.main_run.task))
     return WrittenText(ax, theme, view.main_run.task.domains, lines=max(1, 5 - num_domains))
 
@@ -304,8 +311,9 @@ PANELS = {
 
 def check_panels(panels: Sequence[str | LivePanel]) -> list[LivePanel]:
     """The panels of those names, or ValueError for a name that is not known."""
-    if not panels:
-        raise ValueError(f"panels must name at least one of {', '.join(map(repr, PANELS))}, got none")
+    if not isinstance(panels, Sequence) or not panels:
+        got = "none" if isinstance(panels, Sequence) else repr(panels)
+        raise ValueError(f"panels must name at least one of {', '.join(map(repr, PANELS))}, got {got}")
     for panel in panels:
         if not isinstance(panel, LivePanel) and panel not in PANELS:
             raise ValueError(f"panels must be LivePanels or of {', '.join(map(repr, PANELS))}, got {panel!r}")

@@ -1,8 +1,10 @@
 """The routing laboratory: a language model of experts that trains live, and which expert serves which bytes."""
 
 import functools
+import html
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
+from numbers import Integral
 from typing import Any
 
 import ipywidgets as W
@@ -108,21 +110,26 @@ class RoutingLab(LiveRun):
         self._own_task = task if hasattr(task, "held_out") else None
         domains = DOMAINS if task is None else self._own_task.domains if self._own_task else _names(task)
         self._threads, self._batch_size = threads, batch_size
-        self._panel_names = (panels,) if isinstance(panels, str) else tuple(panels)
         self._boxes: dict[str, W.Checkbox] = {}  # by domain; none where the task is your own
         values = {"domains": domains, "seed": seed} | {name: getattr(self._config, name) for name in SIZES} | LIVE
         self.values: dict[str, Any] = self._checked(values | settings, settings)  # what is asked for, by control
-        self.layer, num_layers = layer, len(self._moe_layers())
-        if num_layers == 0:
+        if len(self._moe_layers()) == 0:
             raise ValueError("moe_layers must name at least one layer, got none")
-        if layer not in range(num_layers):
-            raise ValueError(f"layer must be from 0 to {num_layers - 1}, of {num_layers} with experts, got {layer!r}")
+        self.layer = self._check_layer(layer)
         self._text = self._own_task or TextTask(domains)
-        super().__init__({"MoE": self._make_run(self.values)}, self._panel_names, play=play, max_steps=max_steps)
+        super().__init__({"MoE": self._make_run(self.values)}, panels, play=play, max_steps=max_steps)
+        self._panel_names = (panels,) if isinstance(panels, str) else tuple(panels)
 
     def _moe_layers(self) -> Sequence[int]:
         layers = self._config.moe_layers
         return range(self._config.num_layers) if layers is None else layers
+
+    def _check_layer(self, layer: int) -> int:
+        """A number among the layers with experts, or ValueError."""
+        last = len(self._moe_layers()) - 1
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= last:
+            raise ValueError(f"layer must be from 0 to {last}, a number among the layers with experts, got {layer!r}")
+        return int(layer)
 
     def _checked(self, values: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """The values of the controls, or ValueError. `given`: those that must apply, where the others may be idle."""
@@ -183,7 +190,7 @@ class RoutingLab(LiveRun):
     def reading(self) -> str:
         """The expert that each domain goes to most."""
         shares = expert_shares(traced(self), "domain", self.layer)
-        most = [f"{name} → {share.idxmax()} ({share.max():.0%})" for name, share in shares.iterrows()]
+        most = [f"{html.escape(name)} → {share.idxmax()} ({share.max():.0%})" for name, share in shares.iterrows()]
         return f"Where most of each domain goes: {', '.join(most)}."
 
     def figure_depends_on(self) -> tuple:
@@ -210,7 +217,7 @@ class RoutingLab(LiveRun):
             box.tooltip, box.layout.width = f"Train on {name} too; a change starts afresh", "auto"
             box.observe(lambda change: self.mark("domains"), "value")
             self._boxes[name] = box
-        named = [] if self._boxes else [W.HTML(", ".join(self._own_task.domains))]
+        named = [] if self._boxes else [W.HTML(html.escape(", ".join(self._own_task.domains)))]
         bar = W.Box([W.HTML("Text:"), *named, *self._boxes.values()])
         bar.add_class("moe-bar")
         return [bar]
@@ -238,7 +245,9 @@ class RoutingLab(LiveRun):
         for name, widget in self._inputs.items():
             widget.observe(lambda change, name=name: self.mark(name), "value")
         last = len(self._moe_layers()) - 1
-        self._layer = W.IntSlider(self.layer, 0, last, description="Layer", tooltip="The layer that is shown")
+        self._layer = W.IntSlider(
+            self.layer, 0, last, description="Layer", tooltip="Which of the layers with experts is shown"
+        )
         self._layer.disabled = last == 0
         self._layer.observe(lambda change: self.mark("layer"), "value")
         self._x_axis = choice("Loss against", tuple(X_AXES), "The horizontal axis of the loss curve")
@@ -281,16 +290,16 @@ class RoutingLab(LiveRun):
 
         A bad value moves none. Fewer experts lower top_k, unless it is given too.
         """
-        layer = values.pop("layer", self.layer)
-        if layer not in range(len(self._moe_layers())):
-            raise ValueError(f"layer must be from 0 to {len(self._moe_layers()) - 1}, got {layer!r}")
+        layer = self._check_layer(values.pop("layer", self.layer))
         for name in values:
             check_choice("setting", name, self.values)
         if isinstance(values.get("num_experts"), int):
             values.setdefault("top_k", min(self.values["top_k"], max(values["num_experts"], 1)))
         if "domains" in values:
             values["domains"] = _names(values["domains"])
-        values = self._checked(self.values | values, values)
+        given, values = tuple(values), self._checked(self.values | values, values)
+        idle = why_off(self._sized(values))
+        self.values |= {name: values[name] for name in given if name in idle}  # no control can say it: it is off
         with self.moving_controls():
             self._show(values)
             self._layer.value = layer

@@ -96,7 +96,7 @@ def test_every_preset_trains_and_says_what_is_seen(preset):
 @on_a_loop
 async def test_a_preset_button_moves_the_controls_and_starts_afresh(preset):
     playground = Playground("noise")
-    playground.advance(30)
+    playground.advance(21)
     old = playground.main_run
     button(playground, preset).click()
     await settled()
@@ -177,7 +177,7 @@ async def test_a_field_without_a_control_is_carried_along(carried, lacking):
 @pytest.mark.parametrize("name", STRUCTURE)
 def test_a_change_of_structure_starts_afresh_and_keeps_a_ghost(name):
     playground = Playground()
-    playground.advance(25)
+    playground.advance(21)
     old = playground.main_run
     playground.set(**{name: STRUCTURAL[name]})
     assert playground.step == 0
@@ -186,7 +186,7 @@ def test_a_change_of_structure_starts_afresh_and_keeps_a_ghost(name):
     if name == "task":  # the loss of another task is nothing to compare with
         assert playground.ghost is None and len(ghost.get_xdata()) == 0
     else:
-        assert playground.ghost is old and len(ghost.get_xdata()) == 25
+        assert playground.ghost is old and len(ghost.get_xdata()) == 21
 
 
 @on_a_loop
@@ -222,15 +222,15 @@ async def test_a_structure_that_is_moved_back_before_it_is_applied_costs_nothing
     assert playground.step == 3
 
 
-@pytest.mark.parametrize("name", LIVE)
-def test_a_knob_does_not_start_afresh(name):
+def test_a_knob_does_not_start_afresh():
     playground = Playground()
     playground.advance(3)
     model = playground.main_run.model
-    playground.set(**{name: LIVE[name]})
-    assert playground.step == 3 and playground.main_run.model is model
-    assert getattr(playground.setting, name) == LIVE[name]
-    assert_consistent(playground)
+    for name, value in LIVE.items():
+        playground.set(**{name: value})
+        assert playground.step == 3 and playground.main_run.model is model
+        assert getattr(playground.setting, name) == value
+        assert_consistent(playground)
 
 
 @on_a_loop
@@ -714,7 +714,10 @@ def test_the_button_of_the_present_preset_is_marked():
 def test_a_capacity_does_not_always_drop_the_last_classes():
     dropped = torch.zeros(32)
     for seed in range(6):
-        playground = Playground("capacity", seed=seed, play=60)
+        playground = Playground("capacity", seed=seed)
+        for _ in range(60):
+            playground.main_run.step()  # the dense twins drop nothing
+        playground.draw()
         served = playground.routing.token_idx
         dropped += torch.tensor([i not in served for i in range(32)])
     first, last = dropped[:16].sum(), dropped[16:].sum()

@@ -10,7 +10,7 @@ from torch import nn
 
 from moe_lessons.analysis.traces import expert_shares, trace
 from moe_lessons.nn import LanguageModel, TopKRouter, TransformerConfig, seeded
-from moe_lessons.tasks import DOMAINS, PlaneTask, TextTask, make_text
+from moe_lessons.tasks import DOMAINS, PlaneTask, TextTask, make_text, text
 from moe_lessons.training import Run
 from moe_lessons.widgets import LiveRun, RoutingLab, panels, routing_lab
 from moe_lessons.widgets.controls import KNOBS
@@ -22,14 +22,18 @@ TWO = ("english", "json")
 MAPS = ("domains", "classes", "text")
 
 
-@pytest.fixture(autouse=True)
-def _texts_are_made_once(monkeypatch):
-    monkeypatch.setattr(routing_lab, "TextTask", cached_task)
+@pytest.fixture(autouse=True, scope="module")
+def _texts_are_short_and_made_once():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "TRAIN_BYTES", 20_000)
+        patch.setattr(text, "HELD_OUT_BYTES", 4_000)
+        patch.setattr(routing_lab, "TextTask", cached_task)
+        yield
 
 
 @functools.cache
-def cached_task(*arguments) -> TextTask:
-    return TextTask(*arguments)
+def cached_task(domains, context: int = 64) -> TextTask:
+    return TextTask(domains, context)
 
 
 def on_a_loop(test):
@@ -74,10 +78,10 @@ def test_it_trains_as_a_run_does_alone_whatever_is_drawn():
         model = LanguageModel(TransformerConfig(**sizes))
     alone = Run(model, cached_task(TWO), lr=0.01, batch_size=4, seed=3)
     alone.knobs.router_aux_loss_coef = LIVE["router_aux_loss_coef"]
-    for _ in range(3):
-        lab.advance(2)
-        lab.show_frame(moving=True)
-    assert [r.loss for r in lab.main_run.records] == [alone.step().loss for _ in range(6)]
+    lab.advance(2)
+    lab.draw()
+    lab.advance(2)
+    assert [r.loss for r in lab.main_run.records] == [alone.step().loss for _ in range(4)]
 
 
 def test_a_text_of_your_own(tmp_path):
@@ -92,6 +96,27 @@ def test_a_text_of_your_own(tmp_path):
         lab.set(domains=TWO)
     lab.set(num_experts=2)
     assert lab.main_run.task.domains == ("story.txt",) and lab.main_run.num_experts == [2, 2]
+
+
+def test_the_name_of_a_text_is_shown_as_text():
+    name = "<i>a$b_1$, and a name that is longer than the room for it</i>"
+    task = TextTask.from_text(make_text("english", 3000), context=32, name=name)
+    lab = RoutingLab(task, panels=("domains", "writing"), **SMALL)
+    assert html.escape(name) in lab._reading.value and name not in lab._reading.value
+    shares, writing = (panel.ax for panel in lab._figure.panels)
+    assert [label.get_text() for label in shares.get_yticklabels()] == [f"{name[:21]}…"]
+    assert writing.texts[0].get_text() == f"{name[:40]}…"
+    assert not any(text.get_parse_math() for text in (*shares.get_yticklabels(), *writing.texts))
+    assert 0.2 < shares.get_position().width < 0.9  # what is left beside the name
+
+
+@pytest.mark.parametrize("context", [2, PROMPT])
+def test_a_context_shorter_than_a_prompt(context):
+    task = TextTask.from_text(make_text("english", 20_000), context=context)
+    lab = RoutingLab(task, panels=("text", "writing"), **SMALL)
+    assert prompts(task).shape == (1, context)
+    lab.advance(1)
+    lab.draw()
 
 
 @on_a_loop
@@ -133,6 +158,14 @@ async def test_what_does_not_apply_is_off_says_why_and_comes_back(router):
     assert_consistent(lab)
     assert (lab.main_run.knobs.noise_std, lab.main_run.knobs.capacity_factor) == (0.5, 2.0)
     lab.advance(1)
+
+
+def test_what_is_set_to_off_while_it_does_not_apply_stays_off():
+    lab = small()
+    lab.set(router="hash", router_aux_loss_coef=0)
+    lab.set(router="top-k")
+    assert lab.main_run.knobs.router_aux_loss_coef == 0
+    assert_consistent(lab)
 
 
 # --- structure -------------------------------------------------------------------------------------------
@@ -210,6 +243,21 @@ def test_reset_gives_the_same_numbers_again():
     assert [r.loss for r in lab.main_run.records] == first
 
 
+def test_loads_are_blank_until_the_first_step_of_each_start():
+    lab = small(panels="layers", router_aux_loss_coef=0.0)
+    panel = lab._figure.panels[0]
+    assert panel.image.get_array().mask.all()
+    lab.advance(2)
+    panel.update(np.array([[1.0, 0, 0, 0]] * 2), np.array([[False, True, True, True]] * 2))
+    lab.reset()
+    lab._do_actions()
+    lab.draw()
+    assert lab._figure.panels[0] is panel and panel.image.get_array().mask.all() and not len(panel.dead.get_xdata())
+    lab.advance(1)
+    lab.draw()
+    assert not np.ma.getmaskarray(panel.image.get_array()).any()
+
+
 class MyRouter(TopKRouter):
     """A learner's own."""
 
@@ -260,6 +308,7 @@ BAD = [
     ({"router": "hash", "router_aux_loss_coef": 0.1}, "router_aux_loss_coef must be off here, since a hash"),
     ({"seed": 1.5}, "seed must be a whole number from 0 to 9999, got 1.5"),
     ({"layer": 2}, "layer must be from 0 to 1, .*got 2"),
+    ({"layer": True}, "layer must be from 0 to 1, .*got True"),
     ({"experts": 3}, "setting must be one of .*, got 'experts'"),
 ]
 
@@ -280,6 +329,7 @@ def test_bad_arguments_are_refused(change, message):
         ({"moe_layers": ()}, "moe_layers must name at least one layer, got none"),
         ({"max_positions": 32}, r"context must be at most the model's max_positions \(32\), got 64"),
         ({"panels": ("loss", "speed")}, "panels must be LivePanels or of .*, got 'speed'"),
+        ({"panels": 5}, "panels must name at least one of .*, got 5"),
         ({"threads": 0}, "threads must be a whole number"),
     ],
 )
@@ -347,18 +397,18 @@ def test_all_panels_share_one_trace(view, monkeypatch):
 def test_the_text_is_of_each_domain_from_the_beginning_of_a_line(view, monkeypatch):
     view.layer, seen = 1, []
     panel = view._figure.panels[3]
-    monkeypatch.setattr(panel, "update", lambda text, experts: seen.append((text, experts)))
+    monkeypatch.setattr(panel, "update", lambda *given: seen.append(given))
     view.draw()
-    (text, experts), table = seen[0], trace(view.main_run.model, view.main_run.task, 12)
-    assert len(text) == len(experts)
+    (line, experts), table = seen[0], trace(view.main_run.model, view.main_run.task, 12)
+    assert len(line) == len(experts)
     table = table[table["layer"] == 1]
     for domain in TWO:
         rows = table[table["domain"] == domain]
         lines = [bytes(r["byte"].tolist()) for _, r in rows.groupby("sequence")]
         choices = [r["expert0"].tolist() for _, r in rows.groupby("sequence")]
-        start = text.index(b"{") if domain == "json" else 0
+        start = line.index(b"{") if domain == "json" else 0
         row, place = line_start(np.array([list(line) for line in lines]), 32)
-        assert text[start : start + 30] == lines[row][place : place + 30]
+        assert line[start : start + 30] == lines[row][place : place + 30]
         assert experts[start : start + 30] == choices[row][place : place + 30]
         assert place == 0 or lines[row][place - 1 : place] == b"\n"
 
@@ -396,12 +446,21 @@ def test_a_group_that_nobody_serves_is_left_white(view):
 
 @pytest.mark.parametrize("name", ["domains", "classes", "text", "writing"])
 def test_panels_of_text_need_a_text_and_experts(name):
-    with pytest.raises(ValueError, match="task must (have a held-out part|be a TextTask)|need a mixture of experts"):
+    with pytest.raises(ValueError, match="task must have a held-out part|must be a LanguageModel|a mixture of experts"):
         LiveRun(Run(nn.Linear(2, 8), PlaneTask()), name)
     dense = Run(LanguageModel(TransformerConfig(d_model=16, num_heads=2, moe_layers=())), cached_task(TWO))
     if name != "writing":
         with pytest.raises(ValueError, match="experts"):
             LiveRun(dense, name)
+
+
+def test_only_a_language_model_writes():
+    class Bigrams(nn.Embedding):
+        def forward(self, ids):
+            return super().forward(ids), []
+
+    with pytest.raises(ValueError, match="model must be a LanguageModel where it writes, got Bigrams"):
+        LiveRun(Run(Bigrams(256, 256), cached_task(TWO)), "writing")
 
 
 @on_a_loop
