@@ -153,15 +153,16 @@ DISPATCH: dict[str, Dispatch] = {
 }
 
 
-# What the ways cost, in multiplications that take as long; measured on CPUs.
+# What the ways cost, in multiplications that take as long; measured on CPUs. What is fixed, or reading, weighs more
+# with more threads: arithmetic is shared by them, and this is not.
 ACTIVATION_PRICE = 16  # of the activation, for each number that goes into it
-PADDED_FACTOR = 0.8  # one batched product for many small ones, while its rows stay in the cache
-PADDED_FACTOR_LARGE = 1.1  # where they do not
-CACHE_NUMBERS = 500_000  # of x and of pre-activations, up to which they do
+PADDED_FACTOR = 1.05  # one batched product for many small ones, while its rows stay in the cache
+PADDED_FACTOR_LARGE = 1.2  # where they do not
+CACHE_NUMBERS = 500_000  # of x and of pre-activations, up to which they do, for each thread
 PADDED_PRICE = 800_000  # of the calls that 'dense' does without
-GROUPED_PRICE, GROUPED_EXPERT_PRICE = 2_500_000, 300_000  # of the sorting, and of the products of one expert
+GROUPED_PRICE, GROUPED_EXPERT_PRICE = 1_000_000, 300_000  # of the sorting, and of the products of one expert
 READ_PRICE = 8  # of a weight that is read from memory; it decides where few tokens share it
-GATHER_LIMIT = 2_000_000  # numbers that 'gather' may copy
+GATHER_LIMIT = 1_500_000  # numbers that 'gather' may copy; with more threads, as many times fewer
 LAUNCH_FACTOR = 100  # on 'grouped' where each of its E products is launched for itself: an estimate
 
 
@@ -170,31 +171,32 @@ def choose_dispatch(experts: Experts, routing: Routing) -> str:
 
     Arithmetic is rows · 2F · (D + ACTIVATION_PRICE), and the rows are E·T for 'dense', E·C for 'padded', where C is
     the load of the busiest expert, and A for 'grouped', which alone reads no weights of experts without tokens. Where
-    no gradient is wanted and at most 2·E assignments are made, 'gather' is taken if few weights are to be copied, else
-    for a single token 'loop'. `python -m moe_lessons bench` shows what the rule takes and what was fastest.
+    no gradient is wanted and at most 2·E assignments are made, 'loop' is taken for one token, and 'gather' for several
+    where few weights are to be copied. `python -m moe_lessons bench` shows what the rule takes and what was fastest.
     """
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
     on_cpu = experts.in_proj.device.type == "cpu"
+    threads = torch.get_num_threads() if on_cpu else 1
     if num_rows <= 2 * num_experts and not torch.is_grad_enabled():
-        if num_rows * d_model * (width + d_ff) <= GATHER_LIMIT:
-            return "gather"
         if on_cpu and routing.num_tokens == 1:
             return "loop"
+        if threads * num_rows * d_model * (width + d_ff) <= GATHER_LIMIT:
+            return "gather"
     row, reading = width * (d_model + ACTIVATION_PRICE), READ_PRICE * width * d_model  # of a row, of an expert
     counts = routing.tokens_per_expert.tolist()
     places, used = num_experts * max(counts), sum(map(bool, counts))  # E·C, experts with tokens
-    fits = on_cpu and places * (d_model + width) <= CACHE_NUMBERS
+    fits = on_cpu and places * (d_model + width) <= threads * CACHE_NUMBERS
+    padding = PADDED_FACTOR if fits else PADDED_FACTOR_LARGE
     if on_cpu:
         sorting = GROUPED_PRICE + GROUPED_EXPERT_PRICE * num_experts
     else:
         launches = bool(why_own_products(experts.in_proj, experts.down_proj))
         sorting = GROUPED_PRICE * (LAUNCH_FACTOR if launches else 1)
-    padding = PADDED_FACTOR if fits else PADDED_FACTOR_LARGE
     cost = {
         "dense": num_experts * (routing.num_tokens * row + reading),
-        "padded": places * row * padding + num_experts * reading + PADDED_PRICE,
-        "grouped": num_rows * row + used * reading + sorting,
+        "padded": places * row * padding + num_experts * reading + threads * PADDED_PRICE,
+        "grouped": num_rows * row + used * reading + threads * sorting,
     }
     return min(cost, key=cost.get)
 

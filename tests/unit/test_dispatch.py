@@ -10,7 +10,7 @@ from oracle import combine_experts, gradients
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_lessons.nn import ACTIVATIONS, DISPATCH, Experts, MoE, Routing, choose_dispatch, grouped
+from moe_lessons.nn import ACTIVATIONS, DISPATCH, Experts, MoE, Routing, choose_dispatch, grouped, torch_threads
 from moe_lessons.nn.dispatch import describe_dispatch
 
 F64 = torch.float64
@@ -353,13 +353,14 @@ def test_describe_names_the_way():
 # --- the choice -----------------------------------------------------------------------------------------------
 
 
-def chosen(num_tokens, d_model, d_ff, num_experts, top_k, expert_idx=None) -> str:
+def chosen(num_tokens, d_model, d_ff, num_experts, top_k, expert_idx=None, threads=1) -> str:
     """What 'auto' takes for evenly spread tokens, or for these experts."""
     num_assignments = num_tokens * top_k
     expert_idx = [a % num_experts for a in range(num_assignments)] if expert_idx is None else expert_idx
     tokens = [a % num_tokens for a in range(num_assignments)]
     experts = Experts(num_experts, d_model, d_ff)
-    return choose_dispatch(experts, free_routing(tokens, expert_idx, num_tokens, num_experts))
+    with torch_threads(threads):
+        return choose_dispatch(experts, free_routing(tokens, expert_idx, num_tokens, num_experts))
 
 
 def test_auto_takes_what_suits_the_size():
@@ -373,11 +374,18 @@ def test_auto_takes_what_suits_the_size():
     assert chosen(0, 16, 8, 8, 2) in DISPATCH
 
 
+def test_with_more_threads_a_fixed_price_weighs_more():
+    uneven = [0] * 50 + [a % 16 for a in range(1998)]
+    assert chosen(1024, 64, 64, 16, 2, uneven, threads=1) == "grouped"
+    assert chosen(1024, 64, 64, 16, 2, uneven, threads=4) == "padded"  # no sorting, no call for each expert
+
+
 def test_auto_gathers_for_a_few_tokens_where_no_gradient_is_wanted():
-    assert chosen(2, 256, 128, 64, 4) != "gather" and chosen(1, 512, 1024, 8, 2) != "loop"
+    assert chosen(2, 256, 128, 64, 4) != "gather" and chosen(1, 256, 128, 64, 8) != "loop"
     with torch.no_grad():
         assert chosen(2, 256, 128, 64, 4) == "gather"
-        assert chosen(1, 512, 1024, 8, 2) == "loop"  # a single token of large experts: nothing is copied
+        assert chosen(2, 256, 128, 64, 4, threads=4) != "gather"  # they do not copy faster
+        assert chosen(1, 256, 128, 64, 8) == "loop"  # a single token: nothing is copied
         assert chosen(4, 512, 1024, 8, 2, expert_idx=[0, 1, 2, 3] * 2) == "grouped"  # reads no weights of the others
         assert chosen(64, 256, 128, 64, 8) != "gather"
         assert chosen(2, 1024, 2048, 8, 2) != "gather"  # few, but large ones
