@@ -27,7 +27,7 @@ def test_a_strength_is_answered_while_the_tiles_train(notebook, view_of):
     view.wait_for(lambda: "is minimised (10). Now:" in view.view.inner_text())
     step, picture = view.step, view.picture
     view.wait_step(step + 5)
-    assert view.picture != picture
+    view.wait_for(lambda: view.picture != picture)  # it comes after the line that names the step
     view.pause()
 
 
