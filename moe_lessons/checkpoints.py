@@ -152,7 +152,7 @@ def is_plain(value: Any) -> bool:
 
 def state_of(run: Run) -> dict[str, Any]:
     """All that changes while a run trains, in tensors and plain values."""
-    knobs = {name: getattr(run.knobs, name) for name in Knobs.names}
+    knobs = {name: getattr(run.knobs, name) for name in Knobs.names if name not in OF_MODULES}
     return {
         "weights": [weight.detach() for weight in run._weights],
         "last_good": run._last_good,

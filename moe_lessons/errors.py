@@ -13,23 +13,28 @@ class NonFiniteError(ValueError):
     """A tensor holds NaN or infinity where only finite numbers make sense."""
 
 
+def is_whole(value: Any, low: float, high: float = math.inf) -> bool:
+    """Whether `value` is a whole number from `low` to `high`; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
+
+
 def check_positive_int(name: str, value: Any) -> int:
     """Return `value` if it is a whole number of at least 1, else raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if not is_whole(value, 1):
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
 
 
 def check_count(name: str, value: Any) -> int:
     """Return `value` if it is a whole number from 0 up, else raise ValueError."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
+    if not is_whole(value, 0):
         raise ValueError(f"{name} must be a whole number from 0 up, got {value!r}")
     return int(value)
 
 
 def check_top_k(top_k: Any, num_experts: int) -> int:
     """Return `top_k` if it is a whole number from 1 to `num_experts`, else raise ValueError."""
-    if isinstance(top_k, bool) or not isinstance(top_k, Integral) or not 1 <= top_k <= num_experts:
+    if not is_whole(top_k, 1, num_experts):
         raise ValueError(f"top_k must be between 1 and num_experts ({num_experts}), got {top_k!r}")
     return int(top_k)
 
@@ -45,7 +50,7 @@ def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = Fals
 
 def check_seed(seed: Any) -> int:
     """Return `seed` as an int if a random generator can start from it, else raise ValueError."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed < 2**62:
+    if not is_whole(seed, 0, 2**62 - 1):
         raise ValueError(f"seed must be a whole number from 0 to 2**62, got {seed!r}")
     return int(seed)
 

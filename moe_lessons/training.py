@@ -23,6 +23,7 @@ from moe_lessons.errors import (
 from moe_lessons.nn import (
     Routing,
     dense_twin,
+    evaluating,
     is_moe,
     load_balancing_loss,
     router_z_loss,
@@ -351,14 +352,9 @@ class Run:
     def _on_held_out(self, num: int) -> tuple[Tensor, Tensor, list[Routing]]:
         """`num` examples that training has not seen: the losses, what is named right, and the routings."""
         check_positive_int("num", num)
-        was_training = self.model.training
-        with self._own_state(go_on=False):
+        with self._own_state(go_on=False), evaluating(self.model):
             x, y = self._held_out(num)
-            try:
-                self.model.eval()
-                logits, routings = self._forward(x)
-            finally:
-                self.model.train(was_training)
+            logits, routings = self._forward(x)
         return *of_each_token(logits, y), routings
 
     def _forward(self, x: Tensor) -> tuple[Tensor, list[Routing]]:

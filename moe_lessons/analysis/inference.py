@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from moe_lessons.analysis.cost import flops_per_token
 from moe_lessons.analysis.timing import WARM_UP, Ratio, milliseconds
 from moe_lessons.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k
-from moe_lessons.nn import LanguageModel, is_moe, torch_threads
+from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 
@@ -90,15 +90,8 @@ def decode_speed(
 @contextmanager
 def _measuring(*models: nn.Module) -> Iterator[None]:
     """Within it the models are in eval mode, and nothing has a gradient; afterwards they are as before."""
-    training = [model.training for model in models]
-    try:
-        for model in models:
-            model.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        for model, was_training in zip(models, training):
-            model.train(was_training)
+    with evaluating(*models), torch.inference_mode():
+        yield
 
 
 def stopwatch(threads: int, device: torch.device) -> Callable[[Callable[[], object]], float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice
-from moe_lessons.nn import Routing
+from moe_lessons.nn import Routing, evaluating
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training import check_output
 
@@ -59,11 +59,8 @@ def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[
     """ids (B, T), and the domain of each sequence (B,), an index into `domains`."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a language model, got {type(model).__name__}")
-    was_training, device = model.training, next(model.parameters()).device
-    try:
-        _, routings = check_output(model.eval()(ids.to(device)))
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        _, routings = check_output(model(ids.to(next(model.parameters()).device)))
     if not routings:
         raise ValueError(f"model must have at least one layer of experts, got {type(model).__name__} without one")
     num_sequences, length = ids.shape

@@ -22,6 +22,11 @@ def transformers_version() -> str | None:
     return transformers.__version__
 
 
+def implementations(decoding: bool) -> tuple[str, ...]:
+    """The ways of Hugging Face to run the experts that are worth timing."""
+    return (*IMPLEMENTATIONS, DECODING_ONLY) if decoding else IMPLEMENTATIONS
+
+
 def hugging_face_blocks(moe: MoE, decoding: bool) -> dict[str, nn.Module]:
     """`OlmoeSparseMoeBlock` on the very weights of `moe` (SwiGLU), once for each implementation of its experts.
 
@@ -34,7 +39,7 @@ def hugging_face_blocks(moe: MoE, decoding: bool) -> dict[str, nn.Module]:
 
     weights = {name.replace("router.", "gate."): weight for name, weight in moe.state_dict().items()}
     blocks = {}
-    for implementation in (*IMPLEMENTATIONS, *([DECODING_ONLY] if decoding else [])):
+    for implementation in implementations(decoding):
         config = OlmoeConfig(
             hidden_size=moe.d_model,
             intermediate_size=moe.d_ff,
@@ -75,7 +80,7 @@ def hugging_face_models(model: LanguageModel, decoding: bool) -> dict[str, nn.Mo
         for name, weight in zip("qkv", state[f"{here}attention.qkv_proj.weight"].split(widths)):
             weights[f"{there}self_attn.{name}_proj.weight"] = weight
     models = {}
-    for implementation in (*IMPLEMENTATIONS, *([DECODING_ONLY] if decoding else [])):
+    for implementation in implementations(decoding):
         config = MixtralConfig(
             vocab_size=ours.vocab_size,
             hidden_size=ours.d_model,

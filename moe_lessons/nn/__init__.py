@@ -18,7 +18,7 @@ from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.routers import ExpertChoiceRouter, HashRouter, SigmoidRouter
 from moe_lessons.nn.routing import NoisyTopKRouter, Routing, SwitchRouter, TopKRouter
-from moe_lessons.nn.seeding import seeded, torch_threads
+from moe_lessons.nn.seeding import evaluating, seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
 from moe_lessons.nn.twins import dense_twin, is_moe
@@ -45,6 +45,7 @@ __all__ = [
     "choose_dispatch",
     "dense_twin",
     "describe_dispatch",
+    "evaluating",
     "expert_capacity",
     "is_moe",
     "load_balancing_loss",

@@ -3,12 +3,11 @@
 import math
 from dataclasses import replace
 from fractions import Fraction
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
+from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k, is_whole
 from moe_lessons.nn.routing import Routing
 
 PRIORITIES = ("order", "weight")  # of the tokens where an expert is full
@@ -55,7 +54,7 @@ def expert_capacity(capacity_factor: float, top_k: int, num_tokens: int, num_exp
     check_number("capacity_factor", capacity_factor, above=True)
     check_positive_int("num_experts", num_experts)
     check_top_k(top_k, num_experts)
-    if isinstance(num_tokens, bool) or not isinstance(num_tokens, Integral) or num_tokens < 0:
+    if not is_whole(num_tokens, 0):
         raise ValueError(f"num_tokens must be a whole number of at least 0, got {num_tokens!r}")
     exact = Fraction(str(capacity_factor))  # in floating point 1.1 · 2 · 50 / 10 is a little over 11
     return math.ceil(exact * top_k * num_tokens / num_experts)

@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_positive_int
+from moe_lessons.errors import check_choice, check_positive_int, is_whole
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, make_weight
 
 
@@ -81,7 +80,7 @@ def muted(experts: nn.Module, expert: int) -> Iterator[None]:
 
     It is for measurements: nothing within it has a gradient.
     """
-    if isinstance(expert, bool) or not isinstance(expert, Integral) or not 0 <= expert < len(experts.down_proj):
+    if not is_whole(expert, 0, len(experts.down_proj) - 1):
         raise ValueError(f"expert must be between 0 and {len(experts.down_proj) - 1}, got {expert!r}")
     bias = getattr(experts, "down_proj_bias", None)
     with torch.no_grad():

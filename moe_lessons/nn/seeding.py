@@ -1,9 +1,10 @@
-"""What else a result depends on: the random state, and how many threads compute."""
+"""What else a result depends on: the random state, how many threads compute, and the mode of a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from moe_lessons.errors import check_positive_int
 
@@ -32,3 +33,16 @@ def torch_threads(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Within it the models are in eval mode; after it each is in training or not, as before."""
+    training = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for model, was_training in zip(models, training):
+            model.train(was_training)

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 
+from moe_lessons.nn import evaluating
 from moe_lessons.plots.theme import LIGHT, Panel, Theme, axes_for, expert_image
 from moe_lessons.tasks import grid
 
@@ -55,13 +56,11 @@ def territory_map(
     model, task, ax: Axes | None = None, theme: str = "light", resolution: int = 96, num_points: int = 64
 ) -> Axes:
     """Draw which expert of a `PlaneClassifier` is the favourite where, and some points of the task."""
-    was_training = model.training
-    model.eval()
     device = next(model.parameters()).device
-    _, (routing,) = model(grid(resolution).to(device))
     x, y = task.batch(num_points, torch.Generator().manual_seed(1))
-    correct = model(x.to(device))[0].argmax(dim=-1).cpu() == y
-    model.train(was_training)
+    with evaluating(model):
+        _, (routing,) = model(grid(resolution).to(device))
+        correct = model(x.to(device))[0].argmax(dim=-1).cpu() == y
     ax, colors = axes_for(ax, theme, width=4.2, height=4)
     favourite = routing.router_probs.argmax(dim=-1).cpu().view(resolution, resolution)
     TerritoryMap(ax, colors, routing.num_experts).update(favourite, x, correct)

@@ -1,9 +1,10 @@
 """The controls beside a live view, in one style."""
 
-from numbers import Integral
 from typing import Any
 
 import ipywidgets as W
+
+from moe_lessons.errors import is_whole
 
 MOST_SEED = 9999
 # of `training.Knobs`: the description of its slider, its stops or the end of its range from 0, and what it does
@@ -61,7 +62,7 @@ def seed_box(tooltip: str, description: str = "Seed") -> W.BoundedIntText:
 
 def check_seed(seed: int) -> int:
     """The seed if its box can show it, else ValueError."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed not in range(MOST_SEED + 1):
+    if not is_whole(seed, 0, MOST_SEED):
         raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
     return int(seed)
 

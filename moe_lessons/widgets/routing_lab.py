@@ -4,14 +4,13 @@ import functools
 import html
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields, replace
-from numbers import Integral
 from typing import Any
 
 import ipywidgets as W
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.analysis.traces import expert_shares
-from moe_lessons.errors import check_choice, check_number
+from moe_lessons.errors import check_choice, check_number, is_whole
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.transformer import ROUTERS, make_moe
 from moe_lessons.plots import LiveFigure, Theme
@@ -127,7 +126,7 @@ class RoutingLab(LiveRun):
     def _check_layer(self, layer: int) -> int:
         """A number among the layers with experts, or ValueError."""
         last = len(self._moe_layers()) - 1
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or not 0 <= layer <= last:
+        if not is_whole(layer, 0, last):
             raise ValueError(f"layer must be from 0 to {last}, a number among the layers with experts, got {layer!r}")
         return int(layer)
 
