@@ -65,15 +65,16 @@ class SeedBand(Run):
         self.knobs.take(setting)
 
     def evaluate(self, num: int = 1024) -> dict:
-        """Loss and accuracy on `num` held-out points of each seed: their means, and arrays 'losses', 'accuracies'."""
-        losses, right, _ = self._on_held_out(num)
+        """Loss and accuracy on `num` held-out points of each seed, without noise: their means, and arrays 'losses',
+        'accuracies' (S,) and 'loads' (S, E): the load shares."""
+        losses, right, (routing,) = self._on_held_out(num)
         means = {"loss": losses.mean().item(), "accuracy": right.float().mean().item()}
-        return means | {"losses": _mean_by_seed(losses), "accuracies": _mean_by_seed(right)}
+        arrays = {"losses": _mean_by_seed(losses), "accuracies": _mean_by_seed(right), "loads": self._loads(routing)}
+        return means | arrays
 
     def clean_loads(self, num: int = 1024) -> np.ndarray:
         """(S, E): the load shares on `num` held-out points of each seed, in eval mode: no noise."""
-        (routing,) = self._on_held_out(num)[2]
-        return self._loads(routing)
+        return self.evaluate(num)["loads"]
 
     def branch(self, setting: PlaneSetting) -> "SeedBand":
         """Another band that goes on from here under another setting: these weights, records and averages of the

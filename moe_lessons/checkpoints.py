@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from moe_lessons.knobs import TRAINING
 from moe_lessons.training import Knobs, Record, Run
 
 FORMAT, VERSION = "moe_lessons checkpoint", 1
 SETTINGS = "batch_size seed threads weight_decay warmup_steps decay_steps max_grad_norm precision".split()  # of a Run
-OF_MODULES = ("noise_std", "jitter_noise", "capacity_factor")  # knobs that may differ from layer to layer
+OF_MODULES = tuple(n for n, knob in TRAINING.items() if knob.attribute)  # they may differ from layer to layer
 
 WRONG_PARTS = "one with parts that are missing or wrong"
 

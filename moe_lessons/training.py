@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -20,16 +20,8 @@ from moe_lessons.errors import (
     check_positive_int,
     check_seed,
 )
-from moe_lessons.nn import (
-    Routing,
-    dense_twin,
-    evaluating,
-    is_moe,
-    load_balancing_loss,
-    router_z_loss,
-    torch_threads,
-    update_expert_bias,
-)
+from moe_lessons.knobs import TRAINING
+from moe_lessons.nn import Routing, dense_twin, evaluating, is_moe, torch_threads
 from moe_lessons.tasks import PlaneSetting, plane_model
 
 PRECISIONS = ("float32", "bfloat16", "auto")
@@ -56,132 +48,52 @@ class Record(NamedTuple):
 
 
 class Knobs:
-    """What may change between any two steps. A bad value raises ValueError and changes nothing, a name that is no
-    knob AttributeError.
+    """What may change between any two steps: an attribute for each knob of `knobs.TRAINING`, where they are described.
 
-    lr: learning rate; with a schedule, the peak.   noise_std: standard deviation of a router's Gaussian noise.
-    jitter_noise: how far the router's input is scaled up and down at random (0.1: from 0.9 to 1.1 times).
-    router_aux_loss_coef, router_z_loss_coef: what the two losses are multiplied by before they are added.
-    expert_bias_rate: how far each step moves the router's expert_bias (see `nn.update_expert_bias`).
-    capacity_factor: None (no limit) or a number above 0.
+    A bad value raises ValueError and changes nothing, a name that is no knob AttributeError.
     """
 
-    names = (
-        "lr",
-        "noise_std",
-        "jitter_noise",
-        "router_aux_loss_coef",
-        "router_z_loss_coef",
-        "expert_bias_rate",
-        "capacity_factor",
-    )
-    __slots__ = ("_biased", "_jittered", "_learns_noise", "_limited", "_noisy", "_values")
+    names = tuple(TRAINING)
+    __slots__ = ("_holders", "_learns_noise", "_values")
 
     def __init__(self, model: nn.Module, lr: float):
         modules = list(model.modules())
-        self._noisy = [m for m in modules if hasattr(m, "noise_std") and getattr(m, "noise", "gaussian") == "gaussian"]
-        self._learns_noise = any(getattr(m, "noise", None) == "learned" for m in modules)
-        self._jittered = [m for m in modules if hasattr(m, "jitter_noise")]
-        self._biased = [m for m in modules if hasattr(m, "expert_bias")]
-        self._limited = [m for m in modules if hasattr(m, "capacity_factor")]
-        off = dict.fromkeys(("router_aux_loss_coef", "router_z_loss_coef", "expert_bias_rate"), 0.0)
-        self._values = {"lr": check_number("lr", lr, above=True)} | off
+        holders = {name: [m for m in modules if knob.needs(m)] for name, knob in TRAINING.items() if knob.needs}
+        object.__setattr__(self, "_holders", holders)
+        object.__setattr__(self, "_learns_noise", any(getattr(m, "noise", None) == "learned" for m in modules))
+        object.__setattr__(self, "_values", {name: knob.off for name, knob in TRAINING.items() if not knob.attribute})
+        self.lr = lr
 
-    @property
-    def has_noise(self) -> bool:
-        """Whether `noise_std` can be set."""
-        return bool(self._noisy)
+    def has(self, name: str) -> bool:
+        """Whether a knob can be set to more than off: whether the model has what it acts on."""
+        return bool(self._holders.get(name, True))
 
     @property
     def is_noisy(self) -> bool:
         """Whether training now routes otherwise than evaluation: Gaussian or learned noise, or jitter."""
-        return self.noise_std > 0 or self.jitter_noise > 0 or self._learns_noise
+        return self._learns_noise or any(getattr(self, name) for name, knob in TRAINING.items() if knob.disturbs)
 
-    @property
-    def has_jitter(self) -> bool:
-        """Whether `jitter_noise` can be set."""
-        return bool(self._jittered)
+    def __getattr__(self, name: str) -> float | None:
+        if name not in TRAINING:
+            raise AttributeError(f"there is no knob {name!r}, only {', '.join(TRAINING)}")
+        if not TRAINING[name].attribute:
+            return self._values[name]
+        return getattr(self._holders[name][0], name) if self._holders[name] else TRAINING[name].off
 
-    @property
-    def has_expert_bias(self) -> bool:
-        """Whether `expert_bias_rate` can be set."""
-        return bool(self._biased)
+    def __setattr__(self, name: str, value: float | None) -> None:
+        if name not in TRAINING:
+            raise AttributeError(f"there is no knob {name!r}, only {', '.join(TRAINING)}")
+        knob, before = TRAINING[name], value
+        value = knob.check(value)
+        if value != knob.off and not self.has(name):
+            off = "None" if knob.off is None else f"{knob.off:g}"
+            raise ValueError(f"{name} must be {off} where {knob.where}, got {before!r}")
+        if not knob.attribute:
+            self._values[name] = value
+        for module in self._holders[name] if knob.attribute else ():
+            setattr(module, name, value)
 
-    @property
-    def has_capacity(self) -> bool:
-        """Whether `capacity_factor` can be set."""
-        return bool(self._limited)
-
-    @property
-    def lr(self) -> float:
-        return self._values["lr"]
-
-    @lr.setter
-    def lr(self, value: float) -> None:
-        self._values["lr"] = check_number("lr", value, above=True)
-
-    @property
-    def noise_std(self) -> float:
-        return self._noisy[0].noise_std if self._noisy else 0.0
-
-    @noise_std.setter
-    def noise_std(self, value: float) -> None:
-        if check_number("noise_std", value) > 0 and not self._noisy:
-            raise ValueError(f"noise_std must be 0 where no router has Gaussian noise, got {value!r}")
-        for router in self._noisy:
-            router.noise_std = value
-
-    @property
-    def jitter_noise(self) -> float:
-        return self._jittered[0].jitter_noise if self._jittered else 0.0
-
-    @jitter_noise.setter
-    def jitter_noise(self, value: float) -> None:
-        if check_number("jitter_noise", value) > 0 and not self._jittered:
-            raise ValueError(f"jitter_noise must be 0 where no router can jitter its input, got {value!r}")
-        for router in self._jittered:
-            router.jitter_noise = value
-
-    @property
-    def router_aux_loss_coef(self) -> float:
-        return self._values["router_aux_loss_coef"]
-
-    @router_aux_loss_coef.setter
-    def router_aux_loss_coef(self, value: float) -> None:
-        self._values["router_aux_loss_coef"] = check_number("router_aux_loss_coef", value)
-
-    @property
-    def router_z_loss_coef(self) -> float:
-        return self._values["router_z_loss_coef"]
-
-    @router_z_loss_coef.setter
-    def router_z_loss_coef(self, value: float) -> None:
-        self._values["router_z_loss_coef"] = check_number("router_z_loss_coef", value)
-
-    @property
-    def expert_bias_rate(self) -> float:
-        return self._values["expert_bias_rate"]
-
-    @expert_bias_rate.setter
-    def expert_bias_rate(self, value: float) -> None:
-        if check_number("expert_bias_rate", value) > 0 and not self._biased:
-            raise ValueError(f"expert_bias_rate must be 0 where no router has an expert_bias, got {value!r}")
-        self._values["expert_bias_rate"] = value
-
-    @property
-    def capacity_factor(self) -> float | None:
-        return self._limited[0].capacity_factor if self._limited else None
-
-    @capacity_factor.setter
-    def capacity_factor(self, value: float | None) -> None:
-        if value is not None:
-            check_number("capacity_factor", value, above=True)
-            if not self._limited:
-                raise ValueError(f"capacity_factor must be None where no block has a capacity, got {value!r}")
-        for block in self._limited:
-            block.capacity_factor = value
-
-    def take(self, setting: PlaneSetting) -> None:
+    def take(self, setting: Any) -> None:
         """Turn every knob to what a setting says, or none where one of them cannot be."""
         before = {name: getattr(self, name) for name in self.names}
         try:
@@ -275,7 +187,37 @@ class Run:
         self._last_good = [weight.detach().clone() for weight in self._weights]
 
     def step(self) -> Record:
-        """Train on one fresh batch and return what it showed."""
+        """Train on one fresh batch and return what it showed. A step that fails draws its batch again next time."""
+        before = self._position()
+        try:
+            record = self._train()
+        except BaseException:
+            self._return_to(before)
+            raise
+        self._before = before
+        self.records.append(record)
+        return record
+
+    def take_back(self) -> None:
+        """Undo the last step, once: its record, its batch and its update. The optimizer forgets its averages."""
+        self.records.pop()
+        self._return_to(self._before)
+        self.go_back()
+
+    def _position(self) -> tuple:
+        """Where the run stands in its random numbers: of the data, and of the noise."""
+        return [generator.get_state() for generator in self._streams], list(self._random_states)
+
+    def _return_to(self, position: tuple) -> None:
+        for generator, state in zip(self._streams, position[0], strict=True):
+            generator.set_state(state)
+        self._random_states = list(position[1])
+
+    @property
+    def _streams(self) -> list[torch.Generator]:
+        return self._data if isinstance(self._data, list) else [self._data]
+
+    def _train(self) -> Record:
         start = time.perf_counter()
         with self._own_state():
             x, y = self._batch(self.batch_size, self._data)
@@ -284,15 +226,18 @@ class Run:
                 logits, routings = self._forward(x)
             except NonFiniteError as error:
                 self._diverged(str(error))
-            if self.knobs.expert_bias_rate > 0 and len(routings) != len(self._routers):
-                wanted = f"one Routing for each MoE layer ({len(self._routers)}) where expert_bias_rate is above 0"
-                raise ValueError(f"model must return {wanted}, got {len(routings)}")
+            for name, knob in TRAINING.items():
+                if knob.update and getattr(self.knobs, name) > 0 and len(routings) != len(self._routers):
+                    wanted = f"one Routing for each MoE layer ({len(self._routers)}) where {name} is above 0"
+                    raise ValueError(f"model must return {wanted}, got {len(routings)}")
             losses, right = of_each_token(logits, y)
-            loss = losses.mean()
-            balance = sum((load_balancing_loss(r) for r in routings), start=loss.new_zeros(()))
-            z_loss = sum((router_z_loss(r) for r in routings), start=loss.new_zeros(()))
-            total = loss
-            for coef, part in ((self.knobs.router_aux_loss_coef, balance), (self.knobs.router_z_loss_coef, z_loss)):
+            total = loss = losses.mean()
+            parts = {
+                name: sum((knob.loss(r) for r in routings), start=loss.new_zeros(()))
+                for name, knob in TRAINING.items() if knob.loss
+            }  # fmt: skip
+            for name, part in parts.items():
+                coef = getattr(self.knobs, name)
                 total = total + coef * part if coef > 0 else total  # what weighs nothing costs no backward
             if not torch.isfinite(total):
                 self._diverged(f"the loss is {total.item()}")
@@ -306,14 +251,13 @@ class Run:
                 "step": len(self.records) + 1,
                 "loss": loss.item(),  # on a GPU this waits for the step
                 "accuracy": right.float().mean().item(),
-                "load_balancing_loss": balance.item(),
-                "router_z_loss": z_loss.item(),
+                "load_balancing_loss": parts["router_aux_loss_coef"].item(),
+                "router_z_loss": parts["router_z_loss_coef"].item(),
                 "lr": self.knobs.lr * lr_scale(len(self.records) + 1, self.warmup_steps, self.decay_steps),
             }
             record = self._record(numbers, losses.detach(), right, routings)
             self._update(norm, record.lr, routings)  # last of all: an interrupt before it has changed no weight
-        self.records.append(record._replace(ms_per_step=1000 * (time.perf_counter() - start)))
-        return self.records[-1]
+        return record._replace(ms_per_step=1000 * (time.perf_counter() - start))
 
     def _update(self, norm: Tensor, lr: float, routings: list[Routing]) -> None:
         """Move the weights by their gradients, whose norm is `norm`, and the expert biases by the routings."""
@@ -323,10 +267,11 @@ class Run:
             group["lr"] = lr
         self._remember()
         self.optimizer.step()
-        if self.knobs.expert_bias_rate > 0:
-            for router, routing in zip(self._routers, routings, strict=True):
-                if hasattr(router, "expert_bias"):
-                    update_expert_bias(router, routing, self.knobs.expert_bias_rate)
+        for name, knob in TRAINING.items():
+            if knob.update and getattr(self.knobs, name) > 0:
+                for router, routing in zip(self._routers, routings, strict=True):
+                    if knob.needs(router):
+                        knob.update(router, routing, getattr(self.knobs, name))
 
     def evaluate(self, num: int = 1024) -> dict[str, float]:
         """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.errors import check_choice, check_positive_int
-from moe_lessons.nn import FeedForward
+from moe_lessons.nn import FeedForward, seeded
 from moe_lessons.tasks import PlaneSetting, plane_model
 from moe_lessons.training import Record, Run
 
@@ -37,6 +37,12 @@ class WatchedRun(Run):
         self.expert_gradients.append(gradient_norms(block.experts.parameters()))
         self.router_gradients.append(gradient_norms([block.router.weight]))
         return record
+
+    def take_back(self) -> None:
+        """Undo the last step, with its gradients."""
+        super().take_back()
+        self.expert_gradients.pop()
+        self.router_gradients.pop()
 
 
 def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None) -> WatchedRun:
@@ -78,13 +84,16 @@ class Pushes(NamedTuple):
 def score_pushes(run: Run, num: int = 2048) -> Pushes:
     """Where one step on `num` held-out points would push the router's scores, by whose tokens. Nothing is trained.
 
+    A noisy router is read with its noise, as that step would be; the noise is the same each time.
+
     >>> own, others = score_pushes(watched_run(PlaneSetting()))
     >>> own.shape, others.shape
     ((8,), (8,))
     """
     check_positive_int("num", num)
     x, y = run.task.batch(num, torch.Generator().manual_seed(run.seed + 1_000_003))
-    logits, (routing,) = run.model(x.to(run.device))
+    with seeded(run.seed + 1_000_005):
+        logits, (routing,) = run.model(x.to(run.device))
     loss = F.cross_entropy(logits, y.to(run.device))
     (gradient,) = torch.autograd.grad(loss, routing.router_logits)  # (T, E)
     is_own = torch.zeros_like(gradient)

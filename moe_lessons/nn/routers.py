@@ -1,12 +1,14 @@
 """Other ways to choose: sigmoid scores with a bias, experts that choose their tokens, and a hash."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_device, check_number, check_positive_int, check_top_k
-from moe_lessons.nn.routing import Routing, TopKRouter, check_tokens
+from moe_lessons.nn.routing import NoisyTopKRouter, Routing, TopKRouter, check_tokens
 
 
 class SigmoidRouter(TopKRouter):
@@ -92,6 +94,10 @@ class ExpertChoiceRouter(TopKRouter):
     """
 
     causal = False
+    no_use = {  # knobs that act on it, and yet change nothing
+        "router_aux_loss_coef": "where experts choose, their load is even without a loss",
+        "capacity_factor": "where experts choose, none is ever too full",
+    }
 
     def __init__(self, d_model: int, num_experts: int, top_k: int, **kwargs):
         super().__init__(d_model, num_experts, top_k, norm_topk_prob=False, **kwargs)
@@ -126,6 +132,9 @@ class HashRouter(nn.Module):
     """
 
     causal = True
+    no_use = dict.fromkeys(
+        ("router_aux_loss_coef", "router_z_loss_coef"), "a hash learns nothing, so no loss moves it"
+    )
     needs_token_ids = True
 
     def __init__(self, num_experts: int, vocab_size: int, top_k: int = 1, *, seed: int = 0, device=None):
@@ -161,3 +170,14 @@ class HashRouter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, vocab_size={self.vocab_size}, top_k={self.top_k}"
+
+
+# The routers by name, each called with (d_model, num_experts, top_k). A new one is a class and an entry.
+ROUTERS: dict[str, Callable[..., nn.Module]] = {
+    "top-k": partial(NoisyTopKRouter, noise="gaussian", noise_std=0.0),  # no noise until it is turned on
+    "gaussian noise": partial(NoisyTopKRouter, noise="gaussian"),
+    "learned noise": NoisyTopKRouter,
+    "sigmoid": SigmoidRouter,
+    "expert choice": ExpertChoiceRouter,
+    "hash": HashRouter,
+}

@@ -15,18 +15,9 @@ from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.norm import RMSNorm
-from moe_lessons.nn.routers import ExpertChoiceRouter, HashRouter, SigmoidRouter
-from moe_lessons.nn.routing import NoisyTopKRouter, Routing
+from moe_lessons.nn.routers import ROUTERS, HashRouter
+from moe_lessons.nn.routing import Routing
 from moe_lessons.nn.seeding import evaluating
-
-ROUTERS: dict[str, Callable[..., nn.Module]] = {
-    "top-k": partial(NoisyTopKRouter, noise="gaussian", noise_std=0.0),  # no noise until somebody turns it on
-    "gaussian noise": partial(NoisyTopKRouter, noise="gaussian"),
-    "learned noise": NoisyTopKRouter,
-    "sigmoid": SigmoidRouter,
-    "expert choice": ExpertChoiceRouter,
-    "hash": HashRouter,
-}
 
 
 @dataclass(frozen=True)

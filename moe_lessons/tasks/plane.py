@@ -5,14 +5,16 @@ point is a token, and where it lies is all that the router knows of it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
-from moe_lessons.nn import MoE, Routing, is_moe, seeded, torch_threads, transformer
+from moe_lessons.errors import check_choice, check_positive_int, check_top_k
+from moe_lessons.knobs import TRAINING, KnobFields, idle_with
+from moe_lessons.nn import MoE, Routing, is_moe, seeded, torch_threads
+from moe_lessons.nn import routers as all_routers
 from moe_lessons.nn.balancing import PRIORITIES
 
 NUM_PROTOTYPES = 24
@@ -140,17 +142,12 @@ def spread_prototypes(task: PlaneTask, num: int, seed: int = 0) -> Tensor:
 D_MODEL, NUM_CLASSES = 16, 8
 # how the router starts: the sharpness of a router that shares the points evenly, or None for torch's own start
 ROUTER_STARTS = {"spread": 4.0, "soft spread": 1.0, "random": None}
-ROUTERS = {name: transformer.ROUTERS[name] for name in ("top-k", "learned noise", "sigmoid", "expert choice")}
-# fields that not every router can use, and those that can
-ONLY_WITH = {
-    "noise_std": ("top-k",),
-    "expert_bias_rate": ("sigmoid",),
-    "capacity_factor": ("top-k", "learned noise", "sigmoid"),  # where experts choose, none is ever too full
-}
+# A hash has nothing to learn from a point, and Gaussian noise is 'top-k' with the knob turned on.
+ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not in ("hash", "gaussian noise")}
 
 
 @dataclass(frozen=True)
-class PlaneSetting:
+class PlaneSetting(KnobFields):
     """Everything that can be set about a mixture of experts in the plane, with bad values refused.
 
     Some need a new model: task, num_experts (E), top_k (K), d_ff (F), router (a name of `ROUTERS`), capacity_priority
@@ -165,15 +162,11 @@ class PlaneSetting:
     top_k: int = 2
     d_ff: int = 4
     router_start: str = "spread"
-    lr: float = 0.02
-    noise_std: float = 0.0
-    router_aux_loss_coef: float = 0.02
-    router_z_loss_coef: float = 0.0
-    capacity_factor: float | None = None
     router: str = "top-k"
-    jitter_noise: float = 0.0
-    expert_bias_rate: float = 0.0
     capacity_priority: str = "order"
+    _: KW_ONLY
+    lr: float = 0.02
+    router_aux_loss_coef: float = 0.02  # the other knobs are off: see `knobs.KnobFields`
 
     def __post_init__(self):
         check_choice("task", self.task, PLANE_TASKS)
@@ -181,17 +174,13 @@ class PlaneSetting:
         check_top_k(self.top_k, self.num_experts)
         check_positive_int("d_ff", self.d_ff)
         check_choice("router_start", self.router_start, ROUTER_STARTS)
-        check_number("lr", self.lr, above=True)
-        for name in ("noise_std", "router_aux_loss_coef", "router_z_loss_coef", "jitter_noise", "expert_bias_rate"):
-            check_number(name, getattr(self, name))
-        if self.capacity_factor is not None:
-            check_number("capacity_factor", self.capacity_factor, above=True)
         check_choice("router", self.router, ROUTERS)
         check_choice("capacity_priority", self.capacity_priority, PRIORITIES)
-        for name, routers in ONLY_WITH.items():
-            value, off = getattr(self, name), getattr(PlaneSetting, name)
-            if value != off and self.router not in routers:
-                raise ValueError(f"{name} must be {off} where the router is {self.router!r}, got {value!r}")
+        idle = idle_with(self.router)
+        for name, knob in TRAINING.items():
+            value = knob.check(getattr(self, name))
+            if knob.loss is None and name in idle and value != knob.off:  # a loss without use does no harm
+                raise ValueError(f"{name} must be {knob.off} where the router is {self.router!r}, got {value!r}")
 
 
 # An unsure router, one expert for each point, nothing that balances: some experts win early, and the others starve.

@@ -97,6 +97,15 @@ def test_pushes_cancel_and_train_nothing():
         score_pushes(run, num=0)
 
 
+def test_pushes_of_a_noisy_router_are_the_same_twice_and_leave_the_random_numbers_alone():
+    run = watched_run(PRESETS["noise"])
+    run.step()
+    before = torch.get_rng_state()
+    first, again = score_pushes(run, 256), score_pushes(run, 256)
+    assert np.array_equal(first.own, again.own) and np.array_equal(first.others, again.others)
+    assert torch.equal(torch.get_rng_state(), before) and run.model.training
+
+
 # --- a head start ----------------------------------------------------------------------------------------
 
 

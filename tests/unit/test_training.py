@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from moe_lessons.analysis.collapse import watched_run
+from moe_lessons.bands import SeedBand
 from moe_lessons.nn import (
     FeedForward,
     LanguageModel,
@@ -265,7 +267,7 @@ def test_knobs_that_a_model_lacks_can_only_stay_off():
         run.knobs.capacity_factor = 1.0
     assert run.knobs.noise_std == 0 and run.knobs.capacity_factor is None
     knobs = run.knobs
-    assert not (knobs.has_noise or knobs.has_jitter or knobs.has_expert_bias or knobs.has_capacity)
+    assert not any(map(knobs.has, ("noise_std", "jitter_noise", "expert_bias_rate", "capacity_factor")))
 
 
 def test_bias_updates_need_a_routing_for_each_layer():
@@ -288,7 +290,7 @@ def test_the_bias_is_moved_against_the_load_after_each_step_and_never_in_evaluat
     bias = run.model.block.router.expert_bias
     run.step()
     run.evaluate()
-    assert run.knobs.has_expert_bias and not bias.any()  # the rate is 0 from the start
+    assert run.knobs.has("expert_bias_rate") and not bias.any()  # the rate is 0 from the start
     run.knobs.expert_bias_rate = 0.25
     load = torch.tensor(run.step().load[0])
     assert torch.equal(bias, 0.25 * (1 / 8 - load).sign())
@@ -562,6 +564,25 @@ def test_a_dense_model_has_no_load():
     assert record.load == [] and record.dead_experts == 0
     assert record.load_balancing_loss == record.router_z_loss == record.dropped_share == 0
     assert not [name for name in run.history.columns if name.startswith("load ")]
+
+
+# --- a step that fails -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda: watched_run(PRESETS["noise"]), lambda: SeedBand(PRESETS["noise"], (4, 0))])
+def test_a_step_that_fails_draws_its_batch_and_noise_again_and_the_last_step_can_be_taken_back(make):
+    run, other = make(), make()
+    for _ in range(3):
+        run.step(), other.step()
+    handle = run.model.head.register_forward_hook(lambda *_: 1 / 0)  # after data and noise were drawn
+    with pytest.raises(ZeroDivisionError):
+        run.step()
+    handle.remove()
+    before, fourth = weights(run), other.step()
+    assert run.step().load == fourth.load and run.records[-1].loss == fourth.loss
+    run.take_back()
+    assert len(run.records) == len(getattr(run, "expert_gradients", run.records)) == 3 and same(before, weights(run))
+    assert run.step().load == fourth.load and run.records[-1].loss == fourth.loss and run.records[-1].step == 4
 
 
 # --- divergence ------------------------------------------------------------------------------------------
