@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from moe_lessons.analysis.timing import Ratio
-from moe_lessons.plots.theme import PALETTE, Theme, axes_for
+from moe_lessons.plots.sweeps import banded
+from moe_lessons.plots.theme import PALETTE, axes_for, log_axis, name_over
 
 COLORS = tuple(color for color in PALETTE if color != "#F0E442")  # seven: yellow is hard to see as a thin bar
 MARKERS = "osD^vPX*"  # eight, so that no two of 56 ways look alike
@@ -25,58 +26,36 @@ def time_ratios(
     rows: for the name of each row the ratios, by way. ways: the order of colours, for pictures side by side.
     """
     ways = list(ways) or list(dict.fromkeys(way for ratios in rows.values() for way in ratios))
-    ax, ink = axes_for(ax, theme, 9, 1 + 0.18 * len(rows) * len(ways))
-    ax.set_title(title, loc="left", fontsize=11, color=ink.foreground)
+    ax, ink = axes_for(ax, theme, 9, 1 + 0.18 * len(rows) * len(ways), title, "times the dense FFN")
     offsets = np.linspace(-0.36, 0.36, len(ways)) if len(ways) > 1 else [0]  # within the band of a row
     for i, (way, offset) in enumerate(zip(ways, offsets)):
         places = [row + offset for row, ratios in enumerate(rows.values()) if way in ratios]
-        ratios = [ratios[way] for ratios in rows.values() if way in ratios]
+        ratios, color = [ratios[way] for ratios in rows.values() if way in ratios], COLORS[i % len(COLORS)]
         if ratios:
-            color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
             ax.hlines(places, [r.low for r in ratios], [r.high for r in ratios], color=color, lw=2)
-            ax.plot([r.median for r in ratios], places, marker, color=color, ms=5, label=way)
+            ax.plot([r.median for r in ratios], places, MARKERS[i % len(MARKERS)], color=color, ms=5, label=way)
     ax.axvline(1, ls="--", lw=1, color=ink.muted, zorder=0.5)
-    for row in range(len(rows) - 1):
-        ax.axhline(row + 0.5, lw=0.5, color=ink.grid, zorder=0.4)
-    ax.set_xscale("log")
-    left, right = ax.get_xlim()
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right < 200 * left else (1,)))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    for row in range(1, len(rows)):
+        ax.axhline(row - 0.5, lw=0.5, color=ink.grid, zorder=0.4)
     ax.set_yticks(range(len(rows)), list(rows))
-    ax.set(ylim=(len(rows) - 0.5, -0.5), xlabel="times the dense FFN")
-    _dress(ax, ink)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, frameon=False, labelcolor=ink.foreground)
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    log_axis(ax, "x", say="{:g}".format)
+    ax.grid(axis="x", color=ink.grid, lw=0.5)
+    name_over(ax, ink)
     return ax
 
 
-def cost_by_experts(
-    num_experts: Sequence[int], lines: Mapping[str, Sequence[Ratio]], ax: Axes | None = None, theme: str = "light"
-) -> Axes:
+def cost_by_experts(num_experts: Sequence[int], lines: Mapping[str, Sequence[Ratio]], ax=None, theme="light") -> Axes:
     """What more experts cost where each token still has K of them: a line for each pass, quartiles as a band.
 
     lines: for each pass the ratio to the time with the fewest experts, one for each of `num_experts`.
     """
-    ax, ink = axes_for(ax, theme)
     title = f"More experts, K unchanged: time over that of E = {num_experts[0]}"
-    ax.set_title(title, loc="left", fontsize=11, color=ink.foreground)
+    ax, ink = axes_for(ax, theme, 6.4, 3.6, title, "number of experts E", f"times E = {num_experts[0]}")
     for i, (name, ratios) in enumerate(lines.items()):
-        color = PALETTE[(0, 5)[i % 2]]
-        ax.fill_between(num_experts, [r.low for r in ratios], [r.high for r in ratios], color=color, alpha=0.25, lw=0)
-        ax.plot(num_experts, [r.median for r in ratios], "os"[i % 2] + "-", color=color, label=name)
-    ax.set_xscale("log", base=2)
-    ax.set_xticks(num_experts, [str(n) for n in num_experts])
-    ax.set(ylim=(0, None), xlabel="number of experts E", ylabel=f"times E = {num_experts[0]}")
-    _dress(ax, ink)
-    ax.legend(loc="upper left", fontsize=9, frameon=False, labelcolor=ink.foreground)
+        curve = pd.DataFrame({"mean": [r.median for r in ratios], "low": [r.low for r in ratios]}, num_experts)
+        banded(ax, curve.assign(high=[r.high for r in ratios]), (ink.lines[(0, 3)[i % 2]], "-", "os"[i % 2]), name)
+    ax.set_ylim(0, None)
+    log_axis(ax, "x", list(num_experts), "{:g}".format)
+    name_over(ax, ink)
     return ax
-
-
-def _dress(ax: Axes, ink: Theme) -> None:
-    ax.set_facecolor(ink.background)
-    ax.grid(axis="x", color=ink.grid, lw=0.5)
-    ax.tick_params(which="both", colors=ink.muted, labelcolor=ink.foreground, labelsize=9)
-    ax.xaxis.label.set_color(ink.foreground)
-    ax.yaxis.label.set_color(ink.foreground)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(ink.grid)

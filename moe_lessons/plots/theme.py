@@ -2,18 +2,20 @@
 
 import functools
 import os
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from moe_lessons.errors import check_choice
 
@@ -21,7 +23,17 @@ from moe_lessons.errors import check_choice
 # which is seen on a light and on a dark page. The same in both themes.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
 PALETTE_BYTES = (255 * np.array([to_rgb(color) for color in PALETTE])).round().astype(np.uint8)
+RED = "#ff4d4d"  # what is selected, a limit, a dead expert
 HATCHES = ("", "////", "....", "xxxx")  # experts 0 to 7, 8 to 15, 16 to 23, 24 to 31, then again
+TITLE_SIZE, TEXT_SIZE, LETTER = 10, 8.5, 6.6  # points: 14 and 12 pixels; the pixels that a letter takes, at most
+
+# where a name may stand, seen from its point, best first: offset in points, alignment
+LABEL_PLACES = (
+    (8, 0, "left", "center"), (-8, 0, "right", "center"),
+    (0, 8, "center", "bottom"), (0, -8, "center", "top"),
+    (6, 6, "left", "bottom"), (6, -6, "left", "top"),
+    (-6, 6, "right", "bottom"), (-6, -6, "right", "top"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,28 +45,39 @@ class Theme:
     foreground: str
     muted: str
     grid: str
-    lines: tuple[str, ...]  # of curves: the first is the model in question, the others are what it is compared with
+    lines: tuple[str, ...]  # by `ink`: the mixture, the dense twins of its active and its total size, and others
 
 
-THEMES = {
-    "light": Theme(
-        "light",
-        background="#ffffff",
-        foreground="#1f2328",
-        muted="#57606a",
-        grid="#d0d7de",
-        lines=("#1f2328", "#D55E00", "#0072B2", "#CC79A7"),
-    ),
-    "dark": Theme(
-        "dark",
-        background="#111111",
-        foreground="#e6e6e6",
-        muted="#a8a8a8",
-        grid="#3a3a3a",
-        lines=("#e6e6e6", "#E69F00", "#56B4E9", "#CC79A7"),
-    ),
-}
-LIGHT = THEMES["light"]
+LIGHT = Theme(
+    *("light", "#ffffff", "#1f2328", "#57606a", "#d0d7de"),
+    ("#1f2328", "#D55E00", "#0072B2", "#CC79A7", "#007a58", "#6e7781"),
+)
+DARK = Theme(
+    *("dark", "#111111", "#e6e6e6", "#a8a8a8", "#3a3a3a"),
+    ("#e6e6e6", "#E69F00", "#56B4E9", "#CC79A7", "#2fbf92", "#9aa0a6"),
+)
+THEMES = {"light": LIGHT, "dark": DARK}
+
+
+def model_ink(name: str, place: int = 0) -> int:
+    """The number of a model's colour in `Theme.lines`, the same in every picture: 0 a mixture, 1 and 2 its dense twins
+    of the same active and the same total size. Further mixtures and other dense models have one of the others.
+
+    >>> [model_ink(name) for name in ("MoE", "dense, same active", "dense: same total size")], model_ink("noise", 1)
+    ([0, 1, 2], 3)
+    """
+    if name.startswith("dense"):
+        return 1 if "same active" in name else 2 if "same total" in name else (3, 4, 5)[place % 3]
+    return (0, 3, 4, 5)[place % 4]
+
+
+def model_inks(names: Iterable[str]) -> list[int]:
+    """The ink of each model of a picture; different ones as long as there are enough."""
+    inks: list[int] = []
+    for name in names:
+        wanted = [model_ink(name, place) for place in range(4)]
+        inks.append(next((ink for ink in wanted if ink not in inks), wanted[len(inks) % 4]))
+    return inks
 
 
 def expert_color(expert: int) -> str:
@@ -73,14 +96,10 @@ def contrast(one: str, other: str) -> float:
     >>> round(contrast("#ffffff", "black"), 6), round(contrast("#0072B2", "white"), 1)
     (21.0, 5.2)
     """
-    dark, light = sorted(_luminance(color) for color in (one, other))
-    return (light + 0.05) / (dark + 0.05)
-
-
-def _luminance(color: str) -> float:
-    rgb = np.array(to_rgb(color))
+    rgb = np.array([to_rgb(one), to_rgb(other)])
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    return float(linear @ (0.2126, 0.7152, 0.0722))
+    dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722))
+    return float((light + 0.05) / (dark + 0.05))
 
 
 @functools.cache
@@ -93,28 +112,42 @@ def ink_on(color: str) -> str:
     return max(("#000000", "#ffffff"), key=lambda ink: contrast(ink, color))
 
 
+def stripe_on(color: str) -> str:
+    """The colour of stripes on `color`: further from the ink of text on it, so that text stays as readable."""
+    return to_hex([0.65 * part + 0.35 * (ink_on(color) == "#000000") for part in to_rgb(color)])
+
+
+def expert_image(expert: np.ndarray) -> np.ndarray:
+    """Paint a map of expert numbers (rows, columns) as RGB bytes (rows, columns, 3), hatched from expert 8 on."""
+    image, level = PALETTE_BYTES[expert % len(PALETTE)], expert // len(PALETTE) % len(HATCHES)
+    row, column = np.indices(expert.shape)
+    rising, falling = (row + column) % 6 < 2, (row - column) % 6 < 2
+    dots = (row % 5 < 2) & (column % 5 < 2)
+    light = (level == 1) & rising | (level == 2) & dots | (level == 3) & (rising | falling)
+    image[light] = 128 + image[light] // 2
+    return image
+
+
 def static_mode() -> bool:
     """Whether MOE_LESSONS_STATIC=1 asks for pictures in the place of widgets and HTML, as a static page needs."""
     return os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0")
 
 
-def expert_image(expert: np.ndarray) -> np.ndarray:
-    """Paint a map of expert numbers (rows, columns) as RGB bytes (rows, columns, 3), hatched from expert 8 on."""
-    image = PALETTE_BYTES[expert % len(PALETTE)]
-    if expert.max() < len(PALETTE):
-        return image
-    row, column = np.indices(expert.shape)
-    rising, falling = (row + column) % 6 < 2, (row - column) % 6 < 2
-    stripes = {1: rising, 2: (row % 5 < 2) & (column % 5 < 2), 3: rising | falling}
-    for hatch, light in stripes.items():
-        place = (expert // len(PALETTE) % len(HATCHES) == hatch) & light
-        image[place] = 128 + image[place] // 2
-    return image
-
-
 def shortened(name: str, most: int) -> str:
     """The name, or where it has more than `most` characters its beginning and an ellipsis."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def short_number(n: float, digits: int = 3) -> str:
+    """A large number with its unit, to three digits: 46,702,792,704 is '46.7 B', 1,568 is '1.57 K'.
+
+    >>> short_number(46_702_792_704), short_number(999_999), short_number(12)
+    ('46.7 B', '1 M', '12')
+    """
+    for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
+        if n >= size * (1 - 0.5 * 10**-digits):
+            return f"{n / size:.{digits}g}{unit}"
+    return f"{n:.{digits}g}"
 
 
 class LessonFigure(Figure):
@@ -137,65 +170,70 @@ class LessonFigure(Figure):
         return data, {"image/png": {"alt": titles, "width": round(self.get_figwidth() * self.dpi)}}
 
 
-class Panel:
-    """One picture in one axes: artists are made once, `update` gives them new data.
-
-    `live` artists change with every frame, `slow` ones may be refreshed a few times a second; everything else
-    stands still until `stale` says that the axes themselves have changed (limits, ticks). The static plot
-    functions make a panel, update it once and return its axes, so that both show the same.
-    """
-
-    title: ClassVar[str] = ""
-
-    def __init__(self, ax: Axes, theme: Theme = LIGHT):
-        self.ax, self.theme = ax, theme
-        self.live: list[Artist] = []
-        self.slow: list[Artist] = []
-        self.stale = False
-        ax.set_title(self.title, loc="left", fontsize=10, color=theme.foreground, pad=5)
-        ax.set_facecolor(theme.background)
-        ax.tick_params(which="both", labelsize=8, colors=theme.muted, length=2)
-        ax.xaxis.label.set(color=theme.muted, fontsize=8.5)
-        ax.yaxis.label.set(color=theme.muted, fontsize=8.5)
-        for spine in ax.spines.values():
-            spine.set_color(theme.grid)
-
-    def name_experts(self, axis, num_experts: int) -> None:
-        """Tick labels E0, E1, …; every second one where they would touch."""
-        shown = range(0, num_experts, 1 if num_experts <= 8 else 2 if num_experts <= 16 else 4)
-        axis.set_ticks(list(shown), [f"E{e}" for e in shown])
-
-    def limit_y(self, top: float) -> None:
-        """Set the upper end of the y axis, once it really changes."""
-        if self.ax.get_ylim()[1] != top:
-            self.ax.set_ylim(0, top)
-            self.stale = True
-
-    def limit_x(self, right: float) -> None:
-        """Make room up to `right` on the x axis, in steps of a half, so that it seldom changes."""
-        now, room = self.ax.get_xlim()[1], self.first_x
-        while room < right:
-            room *= 1.5
-        if right > now or room < now / 2:
-            self.ax.set_xlim(0, room)
-            self.stale = True
-
-    first_x: float = 200
-
-    def draw_marks(self) -> Line2D:
-        """Thin vertical lines where something was changed; `place_marks` moves them."""
-        (line,) = self.ax.plot([], [], lw=0.9, color=self.theme.foreground, alpha=0.6)
-        return line
-
-    def place_marks(self, line: Line2D, x: Sequence[float]) -> None:
-        """One line, from bottom to top at each x, with gaps between."""
-        bottom, top = self.ax.get_ylim()
-        line.set_data(np.repeat(x, 3), np.tile([bottom, top, np.nan], len(x)))
-
-
-def axes_for(ax: Axes | None, theme: str, width: float = 6.4, height: float = 3.6) -> tuple[Axes, Theme]:
-    """The given axes, or those of a new figure, and the theme to draw with."""
+def axes_for(ax: Axes | None, theme: str, width=6.4, height=3.6, title="", xlabel="", ylabel="") -> tuple[Axes, Theme]:
+    """The given axes, or those of a new figure, in the look of the course, and the theme to draw with."""
     check_choice("theme", theme, THEMES)
     if ax is None:
         ax = LessonFigure(width, height, THEMES[theme]).add_subplot()
+    dress(ax, THEMES[theme], title, xlabel, ylabel)
     return ax, THEMES[theme]
+
+
+def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    """Give axes the look of the course: letters of one size, no lines that say nothing."""
+    ax.set_title(title, loc="left", fontsize=TITLE_SIZE, color=theme.foreground, pad=6)
+    ax.set(facecolor=theme.background, axisbelow=True)
+    ax.tick_params(which="both", labelsize=TEXT_SIZE, color=theme.grid, labelcolor=theme.muted, length=2)
+    ax.set_xlabel(xlabel, color=theme.foreground, fontsize=TEXT_SIZE)
+    ax.set_ylabel(ylabel, color=theme.foreground, fontsize=TEXT_SIZE)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(theme.grid)
+
+
+def write(ax: Axes, text: str, place: tuple[float, float], theme: Theme, by=(0, 0), halo=False, **look) -> Annotation:
+    """Write something at a place, moved by so many points, in the letters of the course. halo: readable on lines."""
+    look = {"fontsize": TEXT_SIZE, "color": theme.foreground, "va": "center", "parse_math": False} | look
+    written = ax.annotate(text, place, by, textcoords="offset points", annotation_clip=False, **look)
+    written.set_path_effects([withStroke(linewidth=3, foreground=theme.background)] * halo)
+    return written
+
+
+def label_points(ax: Axes, x, y, names: Sequence[str], ink: Theme, places: Sequence = LABEL_PLACES) -> None:
+    """Name each point beside it, at the first of `places` within the axes that covers no point and no other name."""
+    pixels = ax.transData.transform(np.column_stack([x, y]))
+    taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in pixels]
+    for i, (name, point) in enumerate(zip(names, zip(x, y))):
+        label = write(ax, name, point, ink, halo=True, zorder=4)
+        for dx, dy, ha, va in places:
+            label.set(position=(dx, dy), ha=ha, va=va)
+            left, low, right, high = label.get_window_extent().extents
+            others = (a < right and left < c and b < high and low < d for a, b, c, d in taken[:i] + taken[i + 1 :])
+            if ax.bbox.x0 <= left and right <= ax.figure.bbox.x1 and not any(others):
+                break
+        taken.append((left, low, right, high))
+
+
+def name_over(ax: Axes, theme: Theme) -> None:
+    """A legend of what has a label, between the title and the picture: there it covers nothing."""
+    handles, texts = ax.get_legend_handles_labels()
+    if not texts:
+        return
+    room = ax.bbox.width * 100 / ax.figure.dpi  # pixels
+    texts = [textwrap.fill(text, max(int((room - 36) / LETTER), 12)) for text in texts]
+    widths = [46 + LETTER * max(map(len, text.split("\n"))) for text in texts]
+    columns = len(texts) if sum(widths) < room else max(1, int(room / max(widths)))
+    rows = -(-sum(text.count("\n") + 1 for text in texts) // columns)
+    look = {"handlelength": 2.2, "columnspacing": 1.2, "labelspacing": 0.25, "borderpad": 0, "borderaxespad": 0.4}
+    look |= {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": columns, "frameon": False, "fontsize": TEXT_SIZE}
+    ax.legend(handles, texts, labelcolor=theme.foreground, **look)
+    ax.set_title(ax.get_title(loc="left"), loc="left", fontsize=TITLE_SIZE, pad=8 + 11.2 * rows)
+
+
+def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say=short_number) -> None:
+    """Make the axis 'x' or 'y' logarithmic, with these ticks, or with as many round ones as there is room for."""
+    ax.set(**{f"{name}scale": "log"})
+    axis, (low, high) = getattr(ax, f"{name}axis"), getattr(ax, f"get_{name}lim")()
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
+    axis.set_minor_locator(NullLocator())
+    axis.grid(True, color=ax.spines["left"].get_edgecolor(), lw=0.5)

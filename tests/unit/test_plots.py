@@ -1,6 +1,9 @@
-"""What is drawn equals the data, in both themes, and experts stay tellable."""
+"""Panels show the data of a view, at little cost; plots draw them, in both themes; experts and models stay tellable."""
 
+import gc
 import io
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,47 +12,70 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from moe_lessons.nn import MoE, apply_capacity, seeded
+from moe_lessons.analysis import count_parameters, flops_per_token
+from moe_lessons.analysis.collapse import watched_run
+from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
 from moe_lessons.plots import (
+    PANELS,
+    RECENT,
     THEMES,
-    CostTable,
     LessonFigure,
-    LoadBars,
-    LoadFilm,
-    LossCurves,
-    Panel,
-    TerritoryMap,
-    TokenExpertHeatmap,
-    cost_table,
     expert_color,
     expert_hatch,
     layer_loads,
     load_bars,
     load_film,
+    loss_curve,
     loss_curves,
-    running_mean,
+    recent_load,
     seed_sweep,
+    spent,
     territory_map,
     token_expert_heatmap,
 )
-from moe_lessons.plots.theme import PALETTE_BYTES, expert_image
-from moe_lessons.tasks import PRESETS, grid, plane_model
+from moe_lessons.plots.marks import Bars, Line, Rule, Stack, encode
+from moe_lessons.plots.panels._history import MOST_PLACES, History, history
+from moe_lessons.plots.panels.film import film_panel
+from moe_lessons.plots.panels.layers import layers_panel
+from moe_lessons.plots.panels.load import load_panel
+from moe_lessons.plots.panels.loss import loss_panel
+from moe_lessons.plots.theme import PALETTE_BYTES, expert_image, model_inks
+from moe_lessons.tasks import PRESETS, TextTask, grid, plane_model
+from moe_lessons.training import Run, plane_runs
 
-EVEN = [1 / 8] * 8
-COLLAPSED = [0.0] * 7 + [1.0]
+EVEN, COLLAPSED = [1 / 8] * 8, [0.0] * 7 + [1.0]
 LOSS = (np.arange(1, 31), np.linspace(2.1, 0.3, 30))
+STEPS = 25
 
 
-def panel(kind: type[Panel], theme: str = "light", **sizes) -> Panel:
-    return kind(Figure().subplots(), THEMES[theme], **sizes)
+def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
+    """What a live view gives its panels."""
+    usual = {"layer": 0, "marks": [3], "ghost": None, "x_axis": "steps", "first_x": 200, "clean_load": None}
+    return SimpleNamespace(runs=runs, main_run=next(iter(runs.values())), selected=2, **usual | more)
 
 
-def top(p: Panel) -> float:
-    return p.ax.get_ylim()[1]
+@pytest.fixture(scope="module")
+def view() -> SimpleNamespace:
+    runs = plane_runs(PRESETS["healthy"])
+    for _ in range(STEPS):
+        for run in runs.values():
+            run.step()
+    run = runs["MoE"]
+    points, y = run.task.batch(12, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, (routing,) = run.model.eval()(points)
+        scores = run.model(grid(9))[1][0].router_probs.log().view(9, 9, -1)
+    plane = SimpleNamespace(points=points, scores=scores, routing=routing, correct=logits.argmax(dim=-1) == y)
+    return view_of(runs, plane=plane, clean_load=EVEN)
 
 
-def colour(expert: int) -> np.ndarray:
-    return (255 * np.array(to_rgb(expert_color(expert)))).round()
+@pytest.fixture(scope="module")
+def text_run() -> Run:
+    with seeded(0):
+        model = LanguageModel(TransformerConfig(d_model=16, d_ff=8, num_layers=2, num_heads=2, num_experts=4))
+    run = Run(model, TextTask(["english", "code"]), lr=0.01, batch_size=4)
+    run.step()
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +84,11 @@ def routing():
         return MoE(16, 4, num_experts=8, top_k=2)(torch.randn(12, 16))[1]
 
 
+def of(panel, kind: type) -> list:
+    return [mark for mark in panel.marks if isinstance(mark, kind)]
+
+
 # --- colours ---------------------------------------------------------------------------------------------
-
-
-def test_experts_have_the_same_colours_in_both_themes():
-    light, dark = (panel(LoadBars, theme).bars for theme in THEMES)
-    for expert, (a, b) in enumerate(zip(light, dark)):
-        assert a.get_facecolor()[:3] == b.get_facecolor()[:3] == to_rgb(expert_color(expert))
-
-
-def test_the_themes_differ_around_the_data():
-    light, dark = (panel(LoadBars, theme).ax for theme in THEMES)
-    assert np.mean(light.get_facecolor()[:3]) > 0.9 and np.mean(dark.get_facecolor()[:3]) < 0.1
 
 
 def test_no_two_of_32_experts_look_alike():
@@ -82,138 +101,282 @@ def test_an_expert_is_painted_unlike_the_one_eight_further(expert):
     assert (one != other).any(axis=-1).mean() > 0.1
 
 
-def test_the_first_eight_experts_are_painted_plain():
-    image = expert_image(np.arange(8).reshape(2, 4))
-    assert image.reshape(8, 3).tolist() == [colour(e).tolist() for e in range(8)]
-
-
-def test_a_hatch_lightens_the_colour_and_leaves_some_of_it():
+def test_experts_are_painted_plain_then_lightened_by_a_hatch():
+    assert expert_image(np.arange(8)[None])[0].tolist() == PALETTE_BYTES.tolist()
     painted = {tuple(pixel) for pixel in expert_image(np.full((12, 12), 11)).reshape(-1, 3)}
     assert painted == {tuple(PALETTE_BYTES[3]), tuple(128 + PALETTE_BYTES[3] // 2)}
 
 
-def test_bars_are_hatched_from_expert_8_on():
-    hatches = [bar.get_hatch() or "" for bar in panel(LoadBars, num_experts=16).bars]
-    assert hatches == [""] * 8 + [expert_hatch(8)] * 8 and expert_hatch(8) != ""
+@pytest.mark.parametrize(
+    "names, inks",
+    [
+        (["MoE", "dense, same active", "dense, same total"], [0, 1, 2]),
+        (["dense, same total", "mixture"], [2, 0]),
+        (["dense: same total", "dense: same active"], [2, 1]),
+        (["nothing", "noise", "aux. loss", "more"], [0, 3, 4, 5]),
+        (["dense"], [3]),
+        (["MoE", "dense, equally good", "dense, same active"], [0, 3, 1]),
+    ],
+)
+def test_a_model_has_one_colour_in_every_picture(names, inks):
+    assert model_inks(names) == inks
+    assert [line.ink for line in of(loss_panel(dict.fromkeys(names, LOSS)), Line)] == inks
 
 
-@pytest.mark.parametrize("num_experts, names", [(1, ["E0"]), (8, [f"E{e}" for e in range(8)]), (16, ["E0", "E2"])])
-def test_experts_are_named_on_the_axis(num_experts, names):
-    ticks = [label.get_text() for label in panel(LoadBars, num_experts=num_experts).ax.get_xticklabels()]
-    assert ticks[: len(names)] == names
+# --- what is kept of a run -------------------------------------------------------------------------------
 
 
-# --- load ------------------------------------------------------------------------------------------------
+def record(step: int) -> SimpleNamespace:
+    loads = [[step / 10_000, 1 - step / 10_000]]
+    return SimpleNamespace(ms_per_step=2.0, loss=1 / step, dead_experts=step % 3, load=loads)
 
 
-def test_bars_are_as_high_as_the_load():
-    p, load = panel(LoadBars), np.linspace(0, 1, 8) / 4
-    p.update(load)
-    assert [bar.get_height() for bar in p.bars] == load.tolist()
+@pytest.mark.parametrize("count", [0, 1, 5, 256, 257, 513, 3000])
+def test_a_history_is_thinned_evenly_and_ends_with_the_last_step(count):
+    records, past = [record(step) for step in range(1, count + 1)], History()
+    for end in {*range(0, count, 7), count}:
+        past.read(records[:end])
+    past.read(records)
+    steps, loads = past.column("steps"), past.loads(0, 2)
+    assert len(steps) == len(loads) <= MOST_PLACES and len(steps) >= min(count, MOST_PLACES // 2)
+    if count:
+        assert steps[-1] == count and len(set(np.diff(steps[:-1]))) <= 1
+    places = steps.astype(int)
+    np.testing.assert_allclose(loads[:, 0], places / 10_000, rtol=1e-6)
+    np.testing.assert_allclose(past.column("seconds"), places * 0.002, rtol=1e-5)
+    losses = [np.mean([records[i].loss for i in range(max(0, step - 10), step)]) for step in places]
+    np.testing.assert_allclose(past.column("loss"), losses, rtol=1e-5)
+    dead = [np.mean([records[i].dead_experts for i in range(max(0, step - RECENT), step)]) for step in places]
+    np.testing.assert_allclose(past.column("dead"), dead, rtol=1e-5)
 
 
-def test_the_even_share_is_marked():
-    even = next(line for line in panel(LoadBars, num_experts=4).ax.lines if line.get_label() == "even share")
-    assert list(even.get_ydata()) == [0.25, 0.25] and even.get_linestyle() == "--"
+def test_each_record_is_read_once_and_all_again_where_they_were_replaced():
+    class Counting(list):
+        asked = 0
+
+        def __getitem__(self, key):
+            self.asked += 1
+            return super().__getitem__(key)
+
+    records, past = Counting(record(step) for step in range(1, 2001)), History()
+    past.read(records)
+    records.asked = 0
+    for step in range(2001, 2011):
+        records.append(record(step))
+        past.read(records)
+    assert records.asked < 100
+    for others in (records[:50], [record(step) for step in range(1, 60)], []):
+        assert past.read(others).column("steps").tolist() == list(range(1, len(others) + 1))
 
 
-def test_what_is_over_the_capacity_is_pale():
-    p = panel(LoadBars)
-    p.update([0.4, 0.6, 0, 0, 0, 0, 0, 0], capacity=0.5)
-    assert [bar.get_height() for bar in p.bars][:2] == [0.4, 0.5]
-    assert [(bar.get_y(), bar.get_height()) for bar in p.dropped][:2] == [(0, 0), (0.5, pytest.approx(0.1))]
-    p.update([0.4, 0.6, 0, 0, 0, 0, 0, 0])
-    assert [bar.get_height() for bar in p.bars][:2] == [0.4, 0.6] and p.dropped[1].get_height() == 0
+def test_a_history_ends_with_its_run():
+    run = plane_runs(PRESETS["healthy"])["MoE"]
+    before = len(history.__globals__["_histories"])
+    loss_curve(run, "FLOPs")
+    del run
+    gc.collect()
+    assert len(history.__globals__["_histories"]) <= before
 
 
-def test_the_legend_names_the_lines_that_are_there():
-    p = panel(LoadBars)
-    for marks, names in (({}, 1), ({"capacity": 0.2}, 2), ({"capacity": 0.2, "clean": EVEN}, 3)):
-        p.update(EVEN, **marks)
-        shown = [text.get_text() for text in p.ax.get_legend().get_texts()]
-        assert shown == ["even share", "capacity", "without noise"][:names]
+def test_what_a_run_has_spent(view, text_run):
+    run = view.main_run
+    assert spent(run, "steps").tolist() == list(range(1, STEPS + 1)) and spent(run, "steps", [3, 9]).tolist() == [3, 9]
+    np.testing.assert_allclose(spent(run, "seconds"), np.cumsum([r.ms_per_step for r in run.records]) / 1000, rtol=1e-5)
+    assert spent(run, "FLOPs", [2])[0] == 2 * run.batch_size * flops_per_token(run.model, training=True)
+    tokens = text_run.batch_size * text_run.task.context
+    assert spent(text_run, "FLOPs").tolist() == [tokens * flops_per_token(text_run.model, training=True)]
 
 
-def test_the_capacity_line_comes_and_goes():
-    p = panel(LoadBars)
-    p.update(EVEN, capacity=0.2)
-    assert p.capacity.get_visible() and list(p.capacity.get_ydata()) == [0.2, 0.2]
-    p.update(EVEN)
-    assert not p.capacity.get_visible()
+# --- the panels of a view --------------------------------------------------------------------------------
 
 
-def test_the_load_without_noise_comes_and_goes():
-    p, clean = panel(LoadBars), np.linspace(0, 1, 8) / 4
-    p.update(EVEN, clean=clean)
-    assert p.clean.get_xydata().tolist() == list(map(list, enumerate(clean)))
-    p.update(EVEN)
-    assert len(p.clean.get_xdata()) == 0
+def test_there_is_a_panel_in_every_file():
+    names = "balance classes cost curves domains film gradient layers load loss heatmap territory text writing".split()
+    assert set(PANELS) == {*names, "gradient film"}
 
 
-@pytest.mark.parametrize("marks", [{"load": COLLAPSED}, {"capacity": 2.0}, {"clean": COLLAPSED}])
-def test_the_bars_grow_to_what_they_show_and_shrink_again(marks):
-    p = panel(LoadBars)
-    p.update(EVEN)
-    before, p.stale = top(p), False
-    p.update(**{"load": EVEN} | marks)
-    assert top(p) >= max(np.max(value) for value in marks.values()) and p.stale
-    p.update(EVEN)
-    assert top(p) == before
+def test_the_loss_of_each_model(view):
+    panel = PANELS["loss"](view)
+    for line, (name, run) in zip(of(panel, Line), view.runs.items(), strict=True):
+        losses = [np.mean([r.loss for r in run.records[max(0, i - 9) : i + 1]]) for i in range(STEPS)]
+        np.testing.assert_allclose(line.y, losses, rtol=1e-5)
+        assert line.name == name and line.x.tolist() == list(range(1, STEPS + 1))
+    assert [rule.x for rule in of(panel, Rule)] == [3] and panel.x.link == "step" and panel.x.high == 200
+    against = PANELS["loss"](SimpleNamespace(**vars(view) | {"x_axis": "FLOPs", "ghost": view.runs["MoE"]}))
+    assert against.x.link == "" and "FLOPs" in against.x.label
+    assert of(against, Rule)[0].x == pytest.approx(spent(view.main_run, "FLOPs")[2])
+    assert (of(against, Line)[0].ink, of(against, Line)[0].name) == (-1, "previous run")
 
 
-def test_the_axes_are_not_stale_while_the_limits_stay():
-    p = panel(LoadBars)
-    p.update(EVEN)
-    p.stale = False
-    p.update(EVEN[::-1])
-    assert not p.stale
+def test_the_load_is_that_of_the_last_steps_and_of_the_router_before_the_first(view):
+    panel = PANELS["load"](view)
+    loads = [r.load[0] for r in view.main_run.records]
+    np.testing.assert_allclose(of(panel, Bars)[0].y, np.mean(loads[-RECENT:], axis=0), rtol=1e-5)
+    assert recent_load(view.main_run) == pytest.approx(np.mean(loads[-RECENT:], axis=0))
+    fresh = view_of(plane_runs(PRESETS["capacity"]), clean_load=COLLAPSED)
+    panel = PANELS["load"](fresh)
+    assert of(panel, Bars)[0].y.tolist() == COLLAPSED and of(panel, Bars)[0].second is None
+    assert of(panel, Rule)[1].y == of(panel, Bars)[0].limit == fresh.main_run.knobs.capacity_factor / 8
+    noisy = PANELS["load"](view_of(plane_runs(PRESETS["noise"]), clean_load=COLLAPSED))
+    assert of(noisy, Bars)[0].second.tolist() == COLLAPSED
+    assert of(PANELS["load"](view_of(plane_runs(PRESETS["healthy"]))), Bars)[0].y.tolist() == [0] * 8
 
 
-@pytest.mark.parametrize("num_experts", [1, 8, 16])
-def test_the_film_has_each_expert_as_high_as_its_share(num_experts):
-    with seeded(0):
-        loads = torch.rand(5, num_experts).softmax(dim=1)
-    p = panel(LoadFilm, num_experts=num_experts)
-    p.update(range(1, 6), loads)
-    image = np.asarray(p.image.get_array())
-    assert image.shape == (p.rows, 5, 3)
-    for step in range(5):
-        tops = loads[step].cumsum(0)
-        expected = [int((tops < (row + 0.5) / p.rows).sum()) for row in range(p.rows)]
-        column = expert_image(np.array(expected).clip(max=num_experts - 1)[:, None].repeat(5, axis=1))[:, step]
-        assert np.array_equal(image[:, step], column)
+def test_the_film_has_every_step(view):
+    panel = PANELS["film"](view)
+    (stack,) = of(panel, Stack)
+    np.testing.assert_allclose(stack.y, [r.load[0] for r in view.main_run.records], rtol=1e-6)
+    assert stack.x.tolist() == list(range(1, STEPS + 1)) and panel.x.link == "step"
+    kinds = [(rule.kind, rule.y or rule.x) for rule in of(panel, Rule)]
+    assert kinds == [("even", e / 8) for e in range(1, 8)] + [("mark", 3)]
+    assert PANELS["film"](view_of(plane_runs(PRESETS["healthy"]), first_x=60)).x.high == 60
 
 
-def test_the_film_lies_where_its_steps_are_and_grows():
-    p = panel(LoadFilm)
-    p.update([1, 100], [EVEN, EVEN])
-    assert p.image.get_extent() == [0, 100, 0, 1] and p.ax.get_xlim() == (0, 200) and not p.stale
-    p.update([1, 500], [EVEN, EVEN])
-    assert p.image.get_extent() == [0, 500, 0, 1] and p.ax.get_xlim() == (0, 675) and p.stale
+def test_territory_and_heatmap_show_the_plane(view):
+    field, points = PANELS["territory"](view).marks
+    np.testing.assert_allclose(field.z, view.plane.scores, rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(np.stack([points.x, points.y], axis=1), view.plane.points)
+    assert points.look.tolist() == (~view.plane.correct).int().tolist() and points.tokens and points.selected == 2
+    assert points.expert.tolist() == view.plane.routing.router_probs.argmax(dim=-1).tolist()
+    cells, dots = PANELS["heatmap"](view).marks
+    np.testing.assert_allclose(cells.z, view.plane.routing.router_probs, atol=1e-3)
+    assert cells.selected == 2 and set(zip(dots.y.tolist(), dots.x.tolist())) == {
+        (t, e) for t, chosen in enumerate(view.plane.routing.topk_indices.tolist()) for e in chosen
+    }
 
 
-def test_a_film_of_no_steps_is_empty_and_starts_again():
-    p = panel(LoadFilm)
-    p.update([1, 5000], [EVEN, EVEN])
-    p.update([], [])
-    assert not p.image.get_visible()
-    p.update([1], [EVEN])
-    assert p.image.get_visible() and p.ax.get_xlim() == (0, 200)
+def test_the_table_says_what_each_model_costs(view):
+    (table,) = PANELS["cost"](view).marks
+    assert table.columns == tuple(view.runs) and table.rows[:2] == ("parameters", "active/token")
+    for name, run in view.runs.items():
+        column = dict(zip(table.rows, (row[table.columns.index(name)] for row in table.cells)))
+        assert column["parameters"] == f"{count_parameters(run.model).total:,}"
+        assert column["accuracy"] == f"{run.evaluate(256)['accuracy']:.1%}"
+    (table,) = PANELS["cost"](view_of(plane_runs(PRESETS["healthy"]))).marks
+    assert table.cells[3] == ["–"] * 3
 
 
-# --- the heatmap -----------------------------------------------------------------------------------------
+def test_layers_are_rows_and_other_panels_say_which_one_they_show(text_run):
+    panel = PANELS["layers"](view_of({"MoE": text_run}, layer=1))
+    cells, crosses = panel.marks
+    np.testing.assert_allclose(cells.z, 4 * np.array(text_run.records[0].load), rtol=1e-5)
+    assert (cells.even, cells.rows, cells.selected) == (1, "layer", 1) and set(crosses.look) <= {2}
+    assert PANELS["film"](view_of({"MoE": text_run}, layer=1)).title == "Load share over time, layer 1"
+    fresh = Run(text_run.model, text_run.task)
+    assert np.isnan(PANELS["layers"](view_of({"MoE": fresh})).marks[0].z).all()
 
 
-def test_the_heatmap_shows_the_probabilities_and_dots_the_choices(routing):
-    p = panel(TokenExpertHeatmap, num_tokens=12)
-    p.update(routing.router_probs.detach(), routing.token_idx, routing.expert_idx, selected=5)
-    assert np.array_equal(p.image.get_array(), routing.router_probs.detach())
-    assert p.image.get_clim() == (0, 1) and p.image.get_cmap().name == "cividis"
-    dots = {(int(t), int(e)) for e, t in p.dots.get_xydata()}
-    assert dots == {(t, e) for t, experts in enumerate(routing.topk_indices.tolist()) for e in experts}
-    assert p.frame.get_visible() and p.frame.get_y() == 4.5
-    p.update(routing.router_probs.detach(), routing.token_idx, routing.expert_idx)
-    assert not p.frame.get_visible()
+@pytest.mark.parametrize("learns", ["all", "router only"])
+def test_gradients_are_shown_as_shares_also_where_there_are_none(learns):
+    run = watched_run(PRESETS["collapse"], learns=learns)
+    view = view_of({"MoE": run}, clean_load=EVEN, first_x=60)
+    assert of(PANELS["gradient"](view), Bars)[0].second.tolist() == EVEN
+    assert of(PANELS["gradient film"](view), Stack)[0].y.shape == (0, 8)
+    for _ in range(8):
+        run.step()
+    (bars,), (stack,) = of(PANELS["gradient"](view), Bars), of(PANELS["gradient film"](view), Stack)
+    assert bars.y.sum() == pytest.approx(1 if learns == "all" else 0)
+    np.testing.assert_allclose(bars.second, recent_load(run), rtol=1e-5)
+    assert stack.x.tolist() == (list(range(1, 9)) if learns == "all" else [])
+    np.testing.assert_allclose(stack.y.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_the_film_of_many_gradients_is_thinned_and_ends_with_the_last():
+    gradients = [np.full(8, float(step)) for step in range(1, 1001)]
+    run = SimpleNamespace(expert_gradients=gradients, num_experts=[8], model=None)
+    (stack,) = of(PANELS["gradient film"](view_of({"MoE": run})), Stack)
+    assert len(stack.x) <= MOST_PLACES and stack.x[-1] == 1000 and len(set(np.diff(stack.x))) == 1
+
+
+@pytest.mark.parametrize("name", ["load", "film", "layers"])
+def test_a_dense_model_has_no_experts_to_show(name):
+    dense = plane_runs(PRESETS["healthy"])["dense, same active"]
+    with pytest.raises(ValueError, match="need a mixture of experts, got PlaneClassifier without one"):
+        PANELS[name](view_of({"dense": dense}))
+
+
+def test_panels_can_be_sent(view):
+    for name in ("loss", "load", "film", "territory", "heatmap", "cost"):
+        header, arrays = encode(PANELS[name](view), 0)
+        assert header["title"] and all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_the_panels_of_every_picture_cost_a_small_part_of_a_training_step(view):
+    """Of runs that are long already; relative to a step, so that a slow machine may be slow."""
+
+    def least(action) -> float:
+        times = []
+        for _ in range(20):
+            start = time.thread_time()
+            action()
+            times.append(time.thread_time() - start)
+        return min(times)
+
+    runs = plane_runs(PRESETS["healthy"])
+    step = least(lambda: [run.step() for run in runs.values()])
+    for run in runs.values():
+        run.records.extend(run.records * 200)
+    long = view_of(runs)
+    panels = least(lambda: [PANELS[name](long) for name in ("loss", "load", "film")])
+    assert panels < 0.25 * step, f"{1000 * panels:.2f} ms beside {1000 * step:.2f} ms for a step of three models"
+
+
+# --- panels of plain data --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [{"load": COLLAPSED}, {"capacity": 2.0}, {"clean": COLLAPSED}])
+def test_the_axis_of_the_load_has_room_for_all(given):
+    panel = load_panel(**{"load": EVEN} | given)
+    assert panel.y.high >= max(np.max(value) for value in given.values()) and load_panel(EVEN).y.high == 0.5
+
+
+@pytest.mark.parametrize("last, end", [(100, 200), (201, 300), (500, 675)])
+def test_a_film_grows_by_halves(last, end):
+    assert film_panel([1, last], [EVEN, EVEN]).x.high == end
+
+
+@pytest.mark.parametrize("x_axis, start", [("steps", 200), ("FLOPs", 1e7), ("seconds", 0.25)])
+def test_the_x_axis_of_the_loss_grows_and_names_its_unit(x_axis, start):
+    for factor, end in ((0.9, 1), (2.5, 3.375)):
+        panel = loss_panel({"MoE": ([start * factor], [1.0])}, x_axis=x_axis)
+        assert panel.x.high == pytest.approx(end * start) and x_axis.rstrip("s") in panel.x.label
+
+
+@pytest.mark.parametrize("highest, limit", [(0.2, 0.5), (2.1, 2.5), (6.1, 7), (7.1, 10), (1e30, 10), (np.nan, 10)])
+def test_the_y_axis_fits_the_first_losses(highest, limit):
+    assert loss_panel({"MoE": (LOSS[0], np.linspace(highest, 0, 30))}).y.high == limit
+
+
+def test_a_long_ghost_does_not_squeeze_a_young_run_and_nothing_can_be_drawn():
+    steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
+    assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
+    assert loss_panel({"MoE": nothing}, (steps, steps / 5000)).x.high >= 5000
+    assert len(of(loss_panel({"MoE": nothing}, nothing), Line)) == 1
+    with pytest.raises(ValueError, match="x_axis must be one of 'steps', 'FLOPs', 'seconds', got 'hours'"):
+        loss_curves({"MoE": LOSS}, x_axis="hours")
+
+
+def test_a_layer_of_loads_is_a_row_and_what_is_dropped_was_wanted(routing):
+    ax = layer_loads([routing, apply_capacity(routing, 1)])
+    idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
+    assert {tuple(point) for point in ax.lines[2].get_xydata().astype(int)} == idle
+    cells = layers_panel([routing.demand_per_expert / 24] * 2, np.zeros((2, 8))).marks[0]
+    np.testing.assert_allclose(cells.z, [(routing.demand_per_expert / 3).tolist()] * 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda routing: [], "routings must have at least one Routing, got none"),
+        (lambda routing: [routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]], r"one number of experts, got \[8, 3\]"),
+    ],
+)
+def test_layers_that_cannot_be_drawn(routing, make, message):
+    with pytest.raises(ValueError, match=message):
+        layer_loads(make(routing))
+
+
+# --- plots -----------------------------------------------------------------------------------------------
 
 
 def test_a_dropped_choice_has_no_dot(routing):
@@ -222,198 +385,33 @@ def test_a_dropped_choice_has_no_dot(routing):
     assert len(dots) == len(full.expert_idx) == 24 - full.dropped < 24
 
 
-# --- the layers ------------------------------------------------------------------------------------------
-
-
-def test_a_layer_of_loads_is_a_row(routing):
-    tight = apply_capacity(routing, 1)
-    ax = layer_loads([routing, tight])
-    even = routing.demand_per_expert / 24 * 8  # 24 assignments to 8 experts
-    np.testing.assert_allclose(ax.images[0].get_array(), [even.tolist()] * 2, rtol=1e-6)  # what is dropped was wanted
-    idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
-    assert {tuple(point) for point in ax.lines[0].get_xydata().astype(int)} == idle
-    assert layer_loads([routing], theme="dark").figure.get_facecolor()[:3] == to_rgb(THEMES["dark"].background)
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda routing: [], "routings must have at least one Routing, got none"),
-        (
-            lambda routing: [routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]],
-            r"routings must have one number of experts, got \[8, 3\]",
-        ),
-    ],
-)
-def test_layers_that_cannot_be_drawn(routing, make, message):
-    with pytest.raises(ValueError, match=message):
-        layer_loads(make(routing))
-
-
-# --- the territory ---------------------------------------------------------------------------------------
-
-
-def quarters(resolution: int = 20) -> np.ndarray:
-    """A map of four experts: 0 and 1 below, 2 and 3 above."""
-    half = np.arange(resolution) * 2 // resolution
-    return 2 * half[:, None] + half
-
-
-def test_the_territory_is_painted_and_numbered():
-    p, expert = panel(TerritoryMap, num_experts=5), quarters()
-    p.update(expert, np.zeros((1, 2)), np.array([True]))
-    assert np.array_equal(p.image.get_array(), expert_image(expert))
-    assert p.image.get_extent() == [-1, 1, -1, 1] and p.image.origin == "lower"
-    assert [number.get_visible() for number in p.numbers] == [True] * 4 + [False]
-    places = [np.sign(number.get_xydata()[0]).tolist() for number in p.numbers[:4]]
-    assert places == [[-1, -1], [1, -1], [-1, 1], [1, 1]]
-
-
-def test_a_number_stands_inside_a_bent_territory():
-    expert = np.zeros((21, 21), dtype=int)
-    expert[5:16, 5:16] = 1  # expert 0 has a ring, whose middle is not its own
-    p = panel(TerritoryMap, num_experts=2)
-    p.update(expert, np.zeros((1, 2)), np.array([True]))
-    x, y = p.numbers[0].get_xydata()[0]
-    assert max(abs(x), abs(y)) > 0.5
-
-
-def test_points_are_marked_as_right_wrong_and_selected():
-    points = np.array([[0.1, 0.2], [-0.3, 0.4], [0.5, -0.6]])
-    p = panel(TerritoryMap)
-    p.update(quarters(), points, np.array([True, False, True]), selected=1)
-    assert p.right.get_xydata().tolist() == points[[0, 2]].tolist()
-    assert p.wrong.get_xydata().tolist() == points[[1]].tolist() == p.ring.get_xydata().tolist()
-    p.update(quarters(), points, np.array([True, False, True]))
-    assert len(p.ring.get_xdata()) == 0
-
-
 def test_the_territory_of_a_model_is_its_first_choice_of_each_place():
     model, task = plane_model(PRESETS["healthy"])
-    model.train()
-    ax = territory_map(model, task, resolution=24, num_points=10)
+    for training in (True, False):
+        ax = territory_map(model.train(training), task, resolution=24, num_points=10)
+        assert model.training == training
     _, (routing,) = model.eval()(grid(24))
     favourite = routing.router_probs.argmax(dim=-1).view(24, 24).numpy()
-    assert np.array_equal(ax.images[0].get_array(), expert_image(favourite))
-    assert sum(len(line.get_xdata()) for line in ax.lines[-3:-1]) == 10
+    image = np.asarray(ax.images[0].get_array())
+    corners = (slice(None, None, len(image) - 1),) * 2
+    assert np.array_equal(image[corners], expert_image(favourite)[::23, ::23])
+    painted = [(image == color).all(axis=-1).mean() for color in PALETTE_BYTES]
+    np.testing.assert_allclose(painted, np.bincount(favourite.ravel(), minlength=8) / 576, atol=0.03)
+    assert sum(len(line.get_xdata()) for line in ax.lines) == 10
 
 
-def test_drawing_a_territory_leaves_the_mode_of_the_model():
-    model, task = plane_model(PRESETS["healthy"])
-    for training in (True, False):
-        territory_map(model.train(training), task, resolution=8)
-        assert model.training == training
-
-
-# --- curves ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("num, window", [(0, 10), (1, 10), (7, 10), (25, 10), (25, 1)])
-def test_running_mean_is_that_of_a_loop(num, window):
-    values = np.random.default_rng(0).random(num)
-    loop = [values[max(0, i - window + 1) : i + 1].mean() for i in range(num)]
-    assert running_mean(values, window) == pytest.approx(loop)
-
-
-def test_curves_are_the_data():
-    p = panel(LossCurves, names=("MoE", "dense"))
-    p.update([LOSS, (LOSS[0], LOSS[1] / 2)], ghost=(LOSS[0], LOSS[1] + 0.1))
-    assert [line.get_label() for line in p.lines] == ["MoE", "dense"]
-    assert np.array_equal(p.lines[0].get_ydata(), LOSS[1]) and np.array_equal(p.lines[0].get_xdata(), LOSS[0])
-    assert np.array_equal(p.lines[1].get_ydata(), LOSS[1] / 2)
-    assert np.array_equal(p.ghost.get_ydata(), LOSS[1] + 0.1)
-    p.update([LOSS, LOSS])
-    assert len(p.ghost.get_xdata()) == 0
-
-
-def test_curves_differ_in_more_than_colour():
-    p = panel(LossCurves, names=("MoE", "active", "total"))
-    assert len({line.get_linestyle() for line in p.lines}) == 3
-
-
-def test_a_long_ghost_does_not_squeeze_a_young_run():
-    p = panel(LossCurves)
-    steps = np.arange(1, 5001)
-    p.update([(steps[:300], steps[:300] / 300)], ghost=(steps, steps / 5000))
-    assert 600 <= p.ax.get_xlim()[1] < 1000
-
-
-def test_marks_stand_where_something_was_changed():
-    p = panel(LossCurves)
-    p.update([LOSS], marks=[10, 20])
-    x, y = p.marks.get_data()
-    assert x.tolist() == [10, 10, 10, 20, 20, 20] and y[0] == 0 and y[1] == top(p) and np.isnan(y[2])
-
-
-@pytest.mark.parametrize("x_axis, start", [("steps", 200), ("FLOPs", 1e7), ("seconds", 0.25)])
-def test_the_x_axis_grows_by_halves_when_it_is_full_and_names_its_unit(x_axis, start):
-    p = panel(LossCurves, x_axis=x_axis)
-    p.update([(np.array([start * 0.9]), np.array([1.0]))])
-    assert p.ax.get_xlim() == (0, start)
-    p.stale = False
-    p.update([(np.array([start * 2.5]), np.array([1.0]))])
-    assert p.ax.get_xlim() == (0, pytest.approx(3.375 * start)) and p.stale
-    assert x_axis.rstrip("s") in p.ax.get_xlabel()
-
-
-@pytest.mark.parametrize("highest, limit", [(0.2, 0.5), (2.1, 2.5), (6.1, 7), (7.1, 10), (1e30, 10), (np.nan, 10)])
-def test_the_y_axis_fits_the_first_losses(highest, limit):
-    p = panel(LossCurves)
-    p.update([(LOSS[0], np.linspace(highest, 0, 30))])
-    assert p.ax.get_ylim() == (0, limit)
-
-
-def test_curves_of_nothing_can_be_drawn():
-    nothing = np.array([]), np.array([])
-    p = panel(LossCurves)
-    p.update([nothing], ghost=nothing)
-    assert len(p.lines[0].get_xdata()) == 0
-
-
-def test_an_unknown_x_axis_is_refused():
-    with pytest.raises(ValueError, match="x_axis must be one of 'steps', 'FLOPs', 'seconds', got 'hours'"):
-        loss_curves({"MoE": LOSS}, x_axis="hours")
-
-
-# --- the table -------------------------------------------------------------------------------------------
-
-
-def test_the_table_holds_its_texts():
-    table = {"parameters": {"MoE": "1,928", "dense": "1,000"}, "ms / step": {"MoE": "1.2", "dense": "0.4"}}
-    texts = [text.get_text() for text in cost_table(table).texts]
-    assert texts == ["MoE", "dense", "parameters", "1,928", "1,000", "ms / step", "1.2", "0.4"]
-
-
-def test_only_a_change_of_a_steady_row_makes_the_table_stale():
-    p = panel(CostTable, columns=("MoE",), rows=("parameters", "ms / step"), steady=1)
-    p.update([["10"], ["1.0"]])
-    p.stale = False
-    p.update([["10"], ["2.0"]])
-    assert not p.stale and p.cells[1][0].get_text() == "2.0"
-    p.update([["20"], ["2.0"]])
-    assert p.stale and p.cells[1][0] in p.slow and p.cells[0][0] not in p.slow
-
-
-# --- figures ---------------------------------------------------------------------------------------------
-
-
-def test_every_plot_draws_into_given_axes(routing):
+def test_every_plot_draws_into_given_axes_and_takes_tensors(routing):
     model, task = plane_model(PRESETS["healthy"])
     for theme in THEMES:
-        axes = Figure().subplots(6)
-        assert load_bars(EVEN, ax=axes[0], theme=theme) is axes[0]
-        assert load_film([1, 2], [EVEN, EVEN], ax=axes[1], theme=theme) is axes[1]
-        assert token_expert_heatmap(routing, ax=axes[2], theme=theme) is axes[2]
+        axes = Figure().subplots(5)
+        assert load_bars(torch.tensor(EVEN), ax=axes[0], theme=theme) is axes[0]
+        assert load_film(torch.arange(1, 3), torch.tensor([EVEN, COLLAPSED]), ax=axes[1], theme=theme) is axes[1]
+        assert token_expert_heatmap(routing, axes[2], theme) is axes[2]
         assert territory_map(model, task, ax=axes[3], theme=theme, resolution=8) is axes[3]
-        assert loss_curves({"MoE": LOSS}, ax=axes[4], theme=theme) is axes[4]
-        assert cost_table({"row": {"MoE": "1"}}, ax=axes[5], theme=theme) is axes[5]
-
-
-def test_plots_take_tensors():
-    ax = load_bars(torch.tensor(EVEN))
-    assert [bar.get_height() for bar in ax.patches[:8]] == pytest.approx(EVEN)
-    assert len(load_film(torch.arange(1, 3), torch.tensor([EVEN, COLLAPSED])).images) == 1
-    assert loss_curves({"MoE": tuple(map(torch.tensor, LOSS))}).lines
+        assert loss_curves({"MoE": tuple(map(torch.tensor, LOSS))}, ax=axes[4], theme=theme) is axes[4]
+    assert [bar.get_height() for bar in axes[0].patches] == pytest.approx(EVEN) and axes[1].get_xlim() == (0, 2)
+    with pytest.raises(ValueError, match="theme must be one of"):
+        load_bars(EVEN, theme="pink")
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -425,9 +423,7 @@ def test_a_figure_shows_itself_as_a_picture_with_a_name(theme):
     image = Image.open(io.BytesIO(data["image/png"]))
     assert image.size == (640, 280)
     assert image.convert("RGB").getpixel((0, 0)) == tuple(bytes.fromhex(THEMES[theme].background[1:]))
-
-
-# --- a sweep over seeds ----------------------------------------------------------------------------------
+    assert to_rgb(figure.axes[0].get_facecolor()) == to_rgb(THEMES[theme].background)
 
 
 @pytest.mark.parametrize("theme", THEMES)

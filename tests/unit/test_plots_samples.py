@@ -1,13 +1,16 @@
 """Text and losses are drawn as they are, in both themes, and stay inside the picture."""
 
-import io
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from moe_lessons.plots import THEMES, WrittenText, attention_heatmap, byte_losses, written_text
+from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
+from moe_lessons.plots import PANELS, THEMES, attention_heatmap, byte_losses, write, writing, written_text
+from moe_lessons.tasks import PRESETS, TextTask
+from moe_lessons.training import Run, plane_runs
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -19,14 +22,29 @@ def test_every_plot_draws_into_given_axes(theme):
 
 
 def test_text_is_wrapped_and_what_cannot_be_seen_is_marked():
-    panel = WrittenText(Figure().subplots(), names=("one", "two"), width=4, lines=2)
-    panel.update(["ab\ncd\x00 $e$", "αβ�鞖"])
-    assert [text.get_text() for text in panel.texts] == ["ab↵c\nd· $", "αβ�·"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a letter that its font does not have
-        panel.ax.figure.savefig(io.BytesIO())
-    with pytest.raises(ValueError):
-        panel.update(["only one"])
+        ax = written_text({"one": "ab\ncd\x00 $e$", "two": "αβ�鞖" * 40})
+        ax.figure.png()
+    texts = [text.get_text() for text in ax.texts]
+    assert texts[:3] == ["one", "two", "ab↵cd· $e$"] and "".join(texts[3:]) == "αβ�·" * 40
+    assert ax.get_title(loc="left") == "What it writes"
+
+
+def test_a_model_goes_on_from_prompts_of_a_view():
+    with seeded(0):
+        model = LanguageModel(TransformerConfig(d_model=16, num_layers=1, d_ff=8, num_experts=2))
+    run = Run(model, TextTask(["english", "code"]))
+    view = SimpleNamespace(main_run=run)
+    (text,) = writing({"a": "The ", "b": "def "}, num_bytes=6)(view).marks
+    assert list(text.texts) == [write(model, prompt, 6) for prompt in ("The ", "def ")] and text.names == ("a", "b")
+    (text,) = PANELS["writing"](view).marks
+    assert text.names == ("english", "code") and all(len(written) > 60 for written in text.texts)
+    with pytest.raises(ValueError, match="model must be a LanguageModel where it writes, got PlaneClassifier"):
+        PANELS["writing"](SimpleNamespace(main_run=plane_runs(PRESETS["healthy"])["MoE"]))
+    bytes_only = SimpleNamespace(batch=run.task.batch)
+    with pytest.raises(ValueError, match="task must be a TextTask where the model writes, got SimpleNamespace"):
+        PANELS["writing"](SimpleNamespace(main_run=Run(model, bytes_only)))
 
 
 @pytest.mark.parametrize("theme", THEMES)

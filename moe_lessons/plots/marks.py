@@ -1,0 +1,256 @@
+"""What a panel shows, said once: marks and axes, with no word on who draws them.
+
+`still` turns panels into a matplotlib figure (code hosts, nbval, print), `widgets.canvas` sends them to the page.
+Numbers may be of any numpy type; the page gets them as they are, so a small type is a small message: float16 is enough
+for what is only looked at.
+
+Marks are linked. `expert` is linked wherever a mark has a column, bar, band or letter for each expert, `token` wherever
+it has a row or point for each token, `model` wherever it has a line, spot, bar or panel for each model. Who points at
+expert 3 in one panel sees it in all.
+
+Colours of lines are numbers, `ink`: 0 the mixture, 1 the dense model with the same active size, 2 the one with the same
+total size, then others (`theme.Theme.lines`); -1 is a pale ghost.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From `low` to `high` (low may be the larger: then it runs the other way). ticks: values and their texts, None
+    for round numbers, () for none. link: x axes of the same link show the same vertical line under the pointer."""
+
+    low: float = 0.0
+    high: float = 1.0
+    label: str = ""
+    ticks: Sequence[tuple[float, str]] | None = None
+    link: str = ""
+
+
+@dataclass(frozen=True)
+class Field:
+    """The rectangle of both axes, divided among the experts: z (rows, columns, E) are scores at the points of a regular
+    grid, bottom row first, bilinear in between; each place has the colour of the largest, and a number in each
+    territory says whose it is. Where two scores are linear in x and y, their border is exact on any grid."""
+
+    z: Any
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A row for each token, layer or group (first one on top), a column for each expert: z (rows, E); NaN: empty.
+
+    even: None: z from 0 to 1 is the strength of the expert's colour. Else z is coloured in two directions from this
+    value, up to `most`. numbers: whether each cell says its z in percent. rows: 'token', 'layer' or 'group'; a click
+    selects a token or layer. selected: the row in a frame."""
+
+    z: Any
+    even: float | None = None
+    most: float = 1.0
+    numbers: bool = False
+    rows: str = "token"
+    selected: int | None = None
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A bar for each expert, or where of='model' for each model: y (N,). What is above `limit` is pale. second (N,):
+    another reading, a tick on each bar, called second_name. texts: what stands over the bars."""
+
+    y: Any
+    limit: float | None = None
+    second: Any = None
+    second_name: str = ""
+    of: str = "expert"
+    texts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Bands on top of each other, one for each expert: x (N,), y (N, E), each row with the sum 1.
+
+    second (E,): another reading, as a strip at the right edge."""
+
+    x: Any
+    y: Any
+    second: Any = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """x (N,), y (N,). ink: see above. model: which one it is, where it is linked. strong: thicker."""
+
+    x: Any
+    y: Any
+    name: str = ""
+    ink: int = 0
+    model: int | None = None
+    strong: bool = True
+
+
+@dataclass(frozen=True)
+class Band:
+    """The range from low (N,) to high (N,) at x (N,), in a pale ink."""
+
+    x: Any
+    low: Any
+    high: Any
+    ink: int = 0
+
+
+@dataclass(frozen=True)
+class Points:
+    """x (N,), y (N,). look (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are.
+
+    tokens: whether the points are tokens, the i-th of them token i (else dots on `Cells`), and then selected: the one
+    in a ring. named: what a tip says of a token of look 0 and of look 1."""
+
+    x: Any
+    y: Any
+    look: Any = None
+    expert: Any = None
+    tokens: bool = False
+    selected: int | None = None
+    named: Sequence[str] = ("", "")
+
+
+@dataclass(frozen=True)
+class Spots:
+    """A spot for each model, with a cross over the range of its seeds: x, y, and their ends x_low … y_high, all (N,).
+
+    ink (N,): their colours; names; selected: the one that is strong and named."""
+
+    x: Any
+    y: Any
+    x_low: Any
+    x_high: Any
+    y_low: Any
+    y_high: Any
+    ink: Any
+    names: Sequence[str]
+    selected: int | None = None
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A horizontal bar for each of `rows`, made of parts: values (rows, parts). texts: what stands at the end of each.
+
+    colors: of the parts, as '#rrggbb', the same in both themes. The x axis says what is counted."""
+
+    rows: Sequence[str]
+    names: Sequence[str]
+    values: Any
+    colors: Sequence[str]
+    texts: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A line across the panel at x or at y. kind: 'dash', 'even' (fine dashes), 'limit' (red) or 'mark' (thin).
+
+    name: for the legend."""
+
+    x: float | None = None
+    y: float | None = None
+    kind: str = "dash"
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Passages in a typewriter's letters, each under its name. With experts, each letter has the colour of the one that
+    served it: experts (B,) for all bytes of all passages one after the other, -1: none; sizes (N,): how many bytes each
+    letter has. A letter of several bytes has a narrow box for each further one. says: what a tip says of each byte."""
+
+    texts: Sequence[str]
+    names: Sequence[str] = ()
+    experts: Any = None
+    sizes: Any = None
+    says: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts: a column for each model, a row for each quantity. inks: of the models."""
+
+    columns: Sequence[str]
+    rows: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    inks: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture: a title, marks in the order in which they are drawn, two axes (a `Text` or `Table` has none).
+
+    width: of 12 columns of the view; height: in pixels, of the axes with their labels. legend: inks and texts, beside
+    those of the marks that have names. caption: lines under the picture. model: the one that all of the panel belongs
+    to; a click selects it. selected: whether it is in a frame."""
+
+    title: str
+    marks: Sequence[Any]
+    x: Axis = field(default_factory=Axis)
+    y: Axis = field(default_factory=Axis)
+    width: int = 4
+    height: int = 250
+    legend: Sequence[tuple[int, str]] = ()
+    caption: str = ""
+    model: int | None = None
+    selected: bool = False
+
+
+MARKS = (Field, Cells, Bars, Stack, Line, Band, Points, Spots, Parts, Rule, Text, Table)
+ARRAYS = set("z y x second low high look expert x_low x_high y_low y_high ink values experts sizes".split())
+_FIELDS = {kind: tuple(f.name for f in fields(kind)) for kind in (*MARKS, Axis, Panel)}
+_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # what a page has no array for, or no use
+
+
+def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
+    """A panel as a header (what JSON can say) and its arrays by slot. In the header an array is {"slot": name}.
+
+    >>> header, arrays = encode(Panel("load", [Bars(np.array([0.5, 0.5], "f4"))]), place=3)
+    >>> header["marks"][0]["y"], header["marks"][0]["of"], arrays
+    ({'slot': '3.0.y'}, 'expert', {'3.0.y': array([0.5, 0.5], dtype=float32)})
+    """
+    marks, arrays = [], {}
+    for number, mark in enumerate(panel.marks):
+        said = {"mark": type(mark).__name__}
+        for name in _FIELDS[type(mark)]:
+            value = getattr(mark, name)
+            if name in ARRAYS and value is not None and not isinstance(value, int | float):
+                slot = f"{place}.{number}.{name}"
+                said[name], arrays[slot] = {"slot": slot}, _compact(value)
+            elif value is not None:
+                said[name] = value
+        marks.append(said)
+    header = {name: getattr(panel, name) for name in _FIELDS[Panel]} | {"marks": marks}
+    return header | {name: vars(getattr(panel, name)) for name in ("x", "y")}, arrays
+
+
+def _compact(value) -> np.ndarray:
+    array = np.ascontiguousarray(value)
+    kind = array.dtype.str[1:]
+    if array.dtype.kind in "iu" and array.size and np.abs(array).max() >= 2**31:  # numbers of parameters
+        kind = "f8"
+    return array.astype(_TYPES[kind]) if kind in _TYPES else array
+
+
+def experts_axis(count: int) -> Axis:
+    """A place for each expert, E0, E1, …; every second or fourth is named where they would touch."""
+    every = 1 if count <= 8 else 2 if count <= 16 else 4
+    return Axis(-0.5, count - 0.5, ticks=[(e, f"E{e}") for e in range(0, count, every)])
+
+
+def roomy(value: float, first: float = 200) -> float:
+    """The end of an axis that has room for `value`, in steps of a half, so that it seldom moves.
+
+    >>> roomy(150), roomy(201)
+    (200, 300.0)
+    """
+    while first < value:
+        first *= 1.5
+    return first
