@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from moe_lessons.exercises.check_causality import NUM_TOKENS, causality_cases, check_causality, sees_the_future
 from moe_lessons.nn import seeded
-from moe_lessons.widgets.check_causality import NUM_TOKENS, causality_cases, check_causality, sees_the_future
 
 
 def same(a, b):

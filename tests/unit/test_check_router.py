@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from moe_lessons.exercises.check_router import check_router
 from moe_lessons.nn import Routing, TopKRouter
-from moe_lessons.widgets.check_router import check_router
 
 
 def lesson_cell(mark: str) -> str:

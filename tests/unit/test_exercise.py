@@ -7,8 +7,8 @@ import nbformat
 import pytest
 import torch
 
+from moe_lessons.exercises.exercise import MISTAKES, check_moe, moe_by_loops
 from moe_lessons.nn import MoE
-from moe_lessons.widgets.exercise import MISTAKES, check_moe, moe_by_loops
 
 
 def right(x, router_weight, experts, top_k):

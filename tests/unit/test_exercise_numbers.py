@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_lessons.widgets.exercise import check_numbers
+from moe_lessons.exercises.exercise import check_numbers
 
 
 def repr_of(answer, cases, **kwargs):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.exercises.exercise import Check, attempt
 from moe_lessons.nn import (
     ExpertChoiceRouter,
     MoE,
@@ -18,7 +19,6 @@ from moe_lessons.nn import (
     seeded,
 )
 from moe_lessons.nn.dispatch import DISPATCH
-from moe_lessons.widgets.exercise import Check, attempt
 
 D_MODEL, D_FF, NUM_EXPERTS = 8, 16, 4
 NUM_TOKENS = 13  # three groups of four, and a token alone

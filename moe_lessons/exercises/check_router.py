@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.exercises.exercise import Check, attempt
 from moe_lessons.nn import Routing, TopKRouter, seeded
-from moe_lessons.widgets.exercise import Check, attempt
 
 SIZES = ((7, 6, 4, 1), (5, 4, 3, 2), (9, 6, 5, 3), (3, 5, 2, 1))  # tokens T, d_model D, num_experts E, top_k K
 CLOSE = 1e-5
