@@ -118,6 +118,9 @@ def check_kernel() -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", f"kernel: {sys.executable}")
+    if metadata.version("ipykernel").startswith("6."):
+        seen = "ipykernel 6: controls are answered only when the cell that waits has ended"
+        yield Finding("warn", seen, "make the environment again with Python 3.11 or newer, which brings ipykernel 7.4")
     on_path = shutil.which("jupyter-lab")
     if on_path and not is_here(Path(on_path)):
         yield Finding(

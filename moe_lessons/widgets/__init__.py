@@ -1,20 +1,27 @@
-"""What is touched: live training, the playground, the laboratories of balancing and of routing, and a calculator."""
+"""What is touched: live training, the laboratories, and calculators. Read `loop`, `live`, `lab`, then `playground`."""
 
-from moe_lessons.widgets.decoding import DecodingCalculator
-from moe_lessons.widgets.laboratory import BalancingLab
+from moe_lessons.widgets.balancing import BalancingLab
+from moe_lessons.widgets.calculators import CostCalculator, DecodingCalculator
+from moe_lessons.widgets.collapse import CollapseLab
+from moe_lessons.widgets.kernel import answer_where_the_page_asks
+from moe_lessons.widgets.lab import Lab
 from moe_lessons.widgets.live import LiveRun
-from moe_lessons.widgets.panels import PANELS, LivePanel
+from moe_lessons.widgets.picture import Picture
 from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.predict import Prediction
 from moe_lessons.widgets.routing_lab import RoutingLab
 
 __all__ = [
-    "PANELS",
     "BalancingLab",
+    "CollapseLab",
+    "CostCalculator",
     "DecodingCalculator",
-    "LivePanel",
+    "Lab",
     "LiveRun",
+    "Picture",
     "Playground",
     "Prediction",
     "RoutingLab",
 ]
+
+answer_where_the_page_asks()

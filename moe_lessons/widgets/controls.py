@@ -1,100 +1,39 @@
-"""The controls beside a live view, in one style."""
+"""Controls, made from the table of knobs."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as W
+import traitlets
 
 from moe_lessons.errors import is_whole
-
-MOST_SEED = 9999
-# of `training.Knobs`: the description of its slider, its stops or the end of its range from 0, and what it does
-KNOBS: dict[str, tuple[str, tuple[float, ...] | float, str]] = {
-    "router_aux_loss_coef": (
-        "Auxiliary loss",
-        (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
-        "Coefficient of the load-balancing loss in what is minimised; no unit",
-    ),
-    "noise_std": (
-        "Noise (std)",
-        3.0,
-        "Standard deviation of the Gaussian noise on the router's logits, in training only",
-    ),
-    "jitter_noise": (
-        "Jitter ε",
-        1.0,
-        "The router's input is scaled at random, by 1 − ε to 1 + ε, in training only",
-    ),
-    "capacity_factor": (
-        "Capacity (×)",
-        (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0),
-        "Capacity factor: places of each expert, in multiples of its even share; what is over is dropped",
-    ),
-    "router_z_loss_coef": (
-        "z-loss",
-        (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0),
-        "Coefficient of the router z-loss, which keeps the router's scores small; no unit",
-    ),
-    "expert_bias_rate": (
-        "Bias rate",
-        (0.0, 0.0001, 0.001, 0.003, 0.01, 0.03, 0.1),
-        "How far each step moves the bias of an expert that had too little or too much; no unit",
-    ),
-    "lr": (
-        "Learning rate",
-        (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
-        "Of Adam, for all models; no unit",
-    ),
-}
+from moe_lessons.knobs import KNOBS, Box, Reach
 
 
-def knob_slider(name: str) -> W.Widget:
-    """The slider of one of the `KNOBS`; where it has stops, 0 reads 'off'."""
-    description, values, tooltip = KNOBS[name]
-    if isinstance(values, tuple):
-        return stops(description, values, tooltip)
-    return W.FloatSlider(min=0, max=values, step=0.05, description=description, tooltip=tooltip)
+def control(name: str, stops: Any = None) -> W.Widget:
+    """The control of a knob. stops: those of the table, unless others are given; see `knobs.Knob`."""
+    knob = KNOBS[name]
+    stops = knob.stops if stops is None else stops
+    look = {"description": knob.description, "tooltip": knob.tip}
+    if isinstance(stops, Box):
+        made = W.BoundedIntText(min=0, max=stops.high, **look)
+    elif isinstance(stops, Reach):
+        made = W.FloatSlider(min=stops.low, max=stops.high, step=stops.step, value=stops.low, **look)
+    elif isinstance(stops, range):
+        low, high = stops[0], stops[-1]
+        made = W.IntSlider(min=low, max=high, step=stops.step, value=low, readout_format=",d", **look)
+    elif isinstance(stops[0], str | tuple) or callable(stops[0]):
+        made = W.Dropdown(options=stops, **look)
+    else:
+        made = W.SelectionSlider(options=named_stops(stops), **look)
+    made.style.description_width, made.layout.width = "88px", "auto"
+    return made
 
 
-def seed_box(tooltip: str, description: str = "Seed") -> W.BoundedIntText:
-    """A box for a seed."""
-    return W.BoundedIntText(min=0, max=MOST_SEED, description=description, tooltip=tooltip)
-
-
-def check_seed(seed: int) -> int:
-    """The seed if its box can show it, else ValueError."""
-    if not is_whole(seed, 0, MOST_SEED):
-        raise ValueError(f"seed must be a whole number from 0 to {MOST_SEED}, got {seed!r}")
-    return int(seed)
-
-
-def limit(slider: W.Widget, control: W.Widget) -> None:
-    """Have a slider reach as far as the value of another control, and move along where it stands beyond it."""
-    control.observe(lambda change: setattr(slider, "max", change["new"]), "value")
-
-
-def in_columns(widgets: list[W.Widget], label_width: int = 88) -> None:
-    """Have all labels as wide as each other, and the widgets as wide as there is room."""
-    for widget in widgets:
-        widget.style.description_width, widget.layout.width = f"{label_width}px", "auto"
-
-
-def heading(text: str) -> W.HTML:
-    """What the controls under it have in common."""
-    return W.HTML(f'<div class="moe-group">{text}</div>')
-
-
-def choice(description: str, options: tuple[str, ...], tooltip: str) -> W.Dropdown:
-    """A list to choose from."""
-    return W.Dropdown(options=options, description=description, tooltip=tooltip)
-
-
-def stops(description: str, values: tuple[float, ...], tooltip: str) -> W.SelectionSlider:
-    """A slider over chosen numbers, written as plain decimals; 0 reads 'off'."""
-    return W.SelectionSlider(options=_named(values), description=description, tooltip=tooltip)
-
-
-def _named(stops: tuple[float, ...]) -> list[tuple[str, float]]:
-    return [("off" if stop == 0 else f"{stop:g}", stop) for stop in stops]
+def named_stops(stops: Sequence[float]) -> list[tuple[str, float]]:
+    """Numbers with what a slider says of them: whole ones with commas, and of the others 0 as 'off'."""
+    names = (f"{s:,}" if isinstance(s, int) else "off" if s == 0 else f"{s:g}" for s in stops)
+    return list(zip(names, stops))
 
 
 def move(widget: W.Widget, value: Any) -> None:
@@ -102,7 +41,57 @@ def move(widget: W.Widget, value: Any) -> None:
     if isinstance(widget, W.SelectionSlider):
         value, stops = value or 0.0, [stop for _, stop in widget.options]
         if value not in stops:
-            widget.options = _named(tuple(sorted({*stops, value})))
-    elif hasattr(widget, "max"):
+            widget.options = named_stops(sorted({*stops, value}))
+    elif isinstance(widget, W.IntSlider | W.FloatSlider):
         widget.min, widget.max = min(widget.min, value), max(widget.max, value)
-    widget.value = value
+    if widget.value != value:
+        widget.value = value
+
+
+def check_seed(seed: int, name: str = "seed") -> int:
+    """The seed if its box can show it, else ValueError."""
+    if not is_whole(seed, 0, Box().high):
+        raise ValueError(f"{name} must be a whole number from 0 to {Box().high}, got {seed!r}")
+    return int(seed)
+
+
+def heading(text: str) -> W.HTML:
+    """What the controls under it have in common."""
+    return W.HTML(f'<div class="moe-group">{text}</div>')
+
+
+class Boxes(W.Box):
+    """A row of boxes to tick, one for each name; `value` has the names of those that are ticked, in their order.
+
+    what: says of a name what is shown when its box is pointed at."""
+
+    value = traitlets.Tuple()
+
+    def __init__(self, name: str, names: Sequence[str], what: Callable[[str], str] = str):
+        self.boxes: dict[str, W.Checkbox] = {}
+        super().__init__([W.HTML(f"{KNOBS[name].label}:")])
+        self.add_class("moe-bar")
+        self.tip, self.what = KNOBS[name].tip, what
+        self.add(names)
+        self.observe(self._tick, "value")
+
+    def add(self, names: Sequence[str]) -> None:
+        """Make boxes for names that have none yet."""
+        for name in names:
+            if name not in self.boxes:
+                tip = self.tip.format(self.what(name))
+                box = W.Checkbox(False, description=name, tooltip=tip, indent=False, layout=W.Layout(width="auto"))
+                box.observe(self._ticked, "value")
+                self.boxes[name] = box
+        self.children = (self.children[0], *self.boxes.values())
+
+    def _ticked(self, _: Any) -> None:
+        self.value = tuple(name for name, box in self.boxes.items() if box.value)
+
+    def _tick(self, change: dict[str, Any]) -> None:
+        self.add(change["new"])
+        for name, box in self.boxes.items():
+            if box.value != (name in change["new"]):
+                box.unobserve(self._ticked, "value")
+                box.value = name in change["new"]
+                box.observe(self._ticked, "value")

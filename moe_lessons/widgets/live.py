@@ -1,135 +1,101 @@
-"""A view of training while it happens.
+"""A view of training while it happens: a canvas, a bar of buttons, and a loop that trains."""
 
-One owner trains and draws: an asyncio task on the kernel's own event loop trains until the next picture is due,
-draws it, and gives the kernel a turn. Callbacks of widgets may arrive on another thread (JupyterLab handles them on
-subshells), so they never touch a model: they queue what is to be done, and the loop does it between two steps.
-"""
-
-import asyncio
-import collections
 import functools
 import gc
-import html
-import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import ipywidgets as W
+import pandas as pd
 from IPython import get_ipython
 
+from moe_lessons.analysis.traces import trace
 from moe_lessons.errors import NonFiniteError, check_positive_int
-from moe_lessons.plots import THEMES, LiveFigure, Theme
+from moe_lessons.nn import torch_threads
+from moe_lessons.plots import still
+from moe_lessons.plots.marks import Panel
+from moe_lessons.plots.panels import PANELS
+from moe_lessons.plots.theme import THEMES, static_mode
 from moe_lessons.training import Run, TrainingDiverged
-from moe_lessons.widgets.figure_image import FigureImage, mimebundle, static_mode
-from moe_lessons.widgets.front_end import FrontEnd
-from moe_lessons.widgets.panels import LivePanel, check_panels
-from moe_lessons.widgets.style import CSS
+from moe_lessons.widgets.canvas import LiveCanvas
+from moe_lessons.widgets.loop import Loop, in_words
+from moe_lessons.widgets.picture import descendants, mimebundle
 
-TURNS_PER_SECOND, TURNS = 12, 10  # of the event loop, and how many at once: one message from the page needs several
-QUICK_ANSWER = 0.01  # seconds of training at most while something waits to be done
-TEXT_INTERVAL = 0.5  # seconds between two refreshes of what is slow: text is the dearest thing to draw
-SLOW_STEP = 0.008  # CPU seconds: where steps take longer, little changes from one picture to the next
-
-
-class Pace(NamedTuple):
-    """At most so many frames a second, and `training` times as much CPU time for training as for drawing."""
-
-    frames: int
-    training: float
-
-    @property
-    def between(self) -> float:
-        """How many times its cost training must have had before a frame: the surplus pays for what is slow."""
-        return 1.1 * self.training
-
-
-QUICK, SLOW = Pace(TURNS_PER_SECOND, training=4.2), Pace(4, training=7.0)
+PANELS_SHARE, READING_SHARE = 0.06, 0.01  # what all panels, and what one dear reading may cost, as a part of training
+QUICK = 0.01  # CPU seconds: a panel that takes less is drawn anew for each action
+TEXT_INTERVAL = 0.25  # seconds between two refreshes of the lines of text
+NUM_TRACED, NUM_TRACED_PER_DOMAIN = 24, 2  # sequences whose routing is read: in all, and of each domain at least
 
 _views: dict[str, tuple[int, list["LiveRun"]]] = {}  # notebook cell -> (its execution, the views that it made)
+
+
+class Kept(NamedTuple):
+    """Something that was read from a run: what it depends on, its CPU seconds, and how much training it followed."""
+
+    value: Any
+    run: Run
+    stamp: tuple
+    cost: float
+    at: float
 
 
 class LiveRun(W.VBox):
     """Trains one or several `Run`s in step, and draws them while they train.
 
     runs: a `Run`, or names and runs; the first is the one whose routing the panels show.
-    panels: names from `widgets.panels.PANELS`, or `LivePanel`s of your own.
+    panels: names from `plots.PANELS`, or functions of your own, view -> `plots.marks.Panel`.
     play: how many steps to train as soon as the view is made. On a static page they are trained before the picture.
     max_steps: how many steps ▶ trains before it stops by itself, so that a closed tab does not train for ever.
+    columns: how many panels stand in a row.
 
     `await view.finished()` waits in a notebook cell for the training to pause. Running a cell again ends the views
-    that it made before.
+    that it made before, and so does deleting it, when the next cell runs.
     """
 
     title = "Live training"
+    usual_steps = 1500  # max_steps, where a subclass does not say otherwise
+    can_reset = False  # whether there is a button for `reset`
+    first_x = 200  # steps that the panels have room for at first
+    layer = 0  # which MoE layer is shown, of several
+    x_axis = "steps"  # what losses are drawn against
+    clean_load: Sequence[float] | None = None  # the load measured without noise, where it is
+    selected: Any = None  # the token or the tile that is selected
 
-    def __init__(
-        self,
-        runs: Run | dict[str, Run],
-        panels: tuple[str | LivePanel, ...] = ("loss", "load", "film"),
-        *,
-        play: int = 0,
-        max_steps: int = 1500,
-        columns: int = 3,
-    ):
+    def __init__(self, runs, panels=("loss", "load", "film"), *, play=0, max_steps=1500, columns: int | None = 3):
         self.runs = {"model": runs} if isinstance(runs, Run) else runs
         if not isinstance(self.runs, dict) or not self.runs or not all(isinstance(r, Run) for r in self.runs.values()):
             raise ValueError(f"runs must be a Run or a dict of names and Runs, got {type(runs).__name__}")
-        self.panels = check_panels((panels,) if isinstance(panels, str) else panels)
-        check_positive_int("columns", columns)
+        self.panels = check_panels(panels)
+        most = min(len(self.panels), 12)
+        self.columns = None if columns is None else min(check_positive_int("columns", columns), most)
         self.max_steps = check_positive_int("max_steps", max_steps)
-        if play:
-            check_positive_int("play", play)
-        self.x_axis = "steps"
+        play = check_positive_int("play", play) if play else 0
+        self._arguments = [f"{n}={v}" for n, v, usual in
+                           (("play", play, 0), ("max_steps", max_steps, self.usual_steps)) if v != usual]  # fmt: skip
         self.ghost: Run | None = None  # an earlier run, to compare with
         self.marks: list[int] = []  # steps after which a knob was moved
-        self.columns = min(columns, len(self.panels))
-        self._arguments = [f"play={play}"] if play else []
-        self._arguments += [f"max_steps={max_steps}"] if max_steps != self.usual_steps else []
-        self._changed: set[str] = set()  # controls that have moved and are not applied yet
-        self._theme = "light"
-        self._trouble = ""
-        self._playing = False
-        self._task: asyncio.Task | None = None
-        self._until = 0
-        self._interrupted = False
-        self._unseen = False  # whether actions were done that no picture shows yet
-        self._wants_text = False  # whether the next picture refreshes what is slow, save what is heavy
-        self.looks = 0  # how often everything was refreshed, what is heavy too
-        self._shown = False  # whether there is a picture already
-        self._busy = False  # whether actions are being done now
-        self._narrow = False  # whether the page has too little room for three panels in a row
-        self._step_cost, self._frame_cost = 0.0, 0.02  # CPU seconds, smoothed
-        self._worked = 0.0  # CPU seconds of training since the last frame
-        self._owed = 0.5  # CPU seconds of training due before what is heavy: for past frames, and at first in advance
-        self._frame_time, self._text_time = 0.0, -math.inf  # of the last frame, and of the last with all that is slow
-        self._actions: collections.deque[Callable[[], None]] = collections.deque()
-        self.cost = collections.Counter()  # CPU seconds: 'training', 'drawing'; and 'frames'
-        try:
-            self._loop = asyncio.get_running_loop()  # the kernel's own: a callback may see another one
-        except RuntimeError:
-            self._loop = None
+        self._kept: dict[Any, Kept] = {}
+        self._inside = 0.0  # CPU seconds of what is read inside of what is being read
+        self._lines_at, self._shown = 0.0, False
+        self._late = self._is_late = False  # whether dear panels of a new start come now, or next
+        self.canvas = LiveCanvas(lambda kind, index: self.post(lambda: self.picked(kind, index)))
+        self.loop = Loop(
+            self.train_one, lambda: self.step, self.settle, self.show, lambda: self.canvas.ready,
+            lambda: self.canvas.behind,
+        )  # fmt: skip
         self._register()
-        self._image = FigureImage(format="png", layout=W.Layout(width="100%", height="auto"))
-        self._status, self._words, self._reading = W.HTML(), W.HTML(), W.HTML()
-        self._front_end = FrontEnd()
-        self._front_end.observe(lambda change: self.post(self._follow_page), ["dark", "narrow"])
-        self._front_end.observe(lambda change: self.post(lambda: self.clicked(*change["new"][:2])), "click")
-        super().__init__([W.HTML(CSS), *self._rows(), self._front_end])
-        tipped = [widget for widget in _descendants(self) if getattr(widget, "tooltip", None)]
-        self._front_end.tips = {widget.description: widget.tooltip for widget in tipped}
+        super().__init__(self._rows())
         self.add_class("moe-view")
-        self._figure_key: tuple = ()
-        self.rebuild_figure()
-        self.show_frame()
+        tipped = [widget for widget in descendants(self) if getattr(widget, "tooltip", None)]
+        self.tips = {widget.description: widget.tooltip for widget in tipped}
+        self.show(True)
         _spare_what_is_loaded()
         if play:
             self.play(play)
 
-    # --- what a subclass may change -------------------------------------------------------------------------
+    # --- what a subclass may change ---
 
     def controls(self) -> list[W.Widget]:
         """The widgets beside the picture."""
@@ -139,11 +105,12 @@ class LiveRun(W.VBox):
         """Rows of widgets between the buttons and the picture."""
         return []
 
-    def apply(self, changed: Collection[str]) -> None:
-        """Called between two steps when controls were marked: apply them. `changed` has their names."""
+    def settle(self) -> None:
+        """Called between two steps, when actions have been done."""
 
-    def look(self) -> None:
-        """Called before the panels are refreshed: compute what they share."""
+    def stamp(self) -> tuple:
+        """What a reading of the model depends on, beside the run and the step."""
+        return (self.main_run.knobs.capacity_factor,)
 
     def words(self) -> str:
         """One line that says what is seen."""
@@ -153,19 +120,13 @@ class LiveRun(W.VBox):
         """A second line, on what is selected."""
         return ""
 
-    def arrange(self, makers: list[Callable], theme: Theme) -> LiveFigure:
-        """The figure with the panels that `makers` make, in their order."""
-        columns = min(self.columns, 2) if self._narrow else self.columns
-        return LiveFigure(makers, columns, theme, 330 * columns - 10, caption_lines=int(static_mode()))
+    def picked(self, kind: str, index: int) -> None:
+        """A 'token', 'layer' or 'model' was clicked."""
 
-    def clicked(self, x: float, y: float) -> None:
-        """The picture was clicked at x, y (0 to 1 from the top left)."""
+    def reset(self) -> None:
+        """Start afresh with the same settings, where that can be."""
 
-    usual_steps = 1500  # max_steps, where a subclass does not say otherwise
-    layer = 0  # which MoE layer is shown, of several
-    can_reset = False  # whether there is a button for `reset`
-
-    # --- what a caller may do -------------------------------------------------------------------------------
+    # --- what a caller may do ---
 
     @property
     def main_run(self) -> Run:
@@ -180,7 +141,7 @@ class LiveRun(W.VBox):
     @property
     def running(self) -> bool:
         """Whether it trains now."""
-        return self._task is not None and not self._task.done()
+        return self.loop.running
 
     def play(self, steps: int | None = None) -> None:
         """Train, at most `steps` more steps (default: max_steps), while the notebook stays usable.
@@ -188,289 +149,178 @@ class LiveRun(W.VBox):
         On a static page, and where no event loop runs, they are trained before it returns.
         """
         steps = self.max_steps if steps is None else check_positive_int("steps", steps)
-        if self._loop is None or static_mode():
+        if self.loop.events is None or static_mode():
             self.advance(steps)
-            self.show_frame()
-            return
-        self._playing, self._trouble, self._interrupted = True, "", False
-        self._budget, self._until = steps, self.step + steps
-        self._show_buttons()
-        if not self.running:  # else it goes on, even if it was about to pause
-            self._task = self._loop.create_task(self._train())
+            self.show(True)
+        else:
+            self.loop.play(steps)
+            self._show_buttons()
 
     def pause(self) -> None:
         """Stop after the step that is being computed."""
-        self._playing = False
+        self.loop.playing = False
 
     def advance(self, steps: int) -> None:
         """Train `steps` steps now, before anything else happens."""
-        check_positive_int("steps", steps)
-        self._do_actions()
-        until = self.step + steps
-        try:
-            while self.step < until:
-                self._step()
-        except TrainingDiverged as error:
-            self._trouble = str(error)
+        self.loop.advance(check_positive_int("steps", steps))
 
     async def finished(self) -> "LiveRun":
         """Wait until the training pauses; return the view. The kernel's interrupt pauses it, and is passed on."""
-        try:
-            while self.running:
-                await asyncio.sleep(0.02)
-        except asyncio.CancelledError:  # the interrupt reached the cell that waits
-            self._interrupt()
-        if self._interrupted:
-            self._interrupted = False
-            raise KeyboardInterrupt("the training is paused") from None
+        await self.loop.finished()
         return self
-
-    def mark(self, name: str) -> None:
-        """A control has moved: have it applied. Its value is read only then, so that of several the last one counts."""
-        self.post(lambda: self._changed.add(name))
-
-    @contextmanager
-    def moving_controls(self) -> Iterator[None]:
-        """Controls that are moved inside are applied together, at the end, and the picture shows it."""
-        busy, self._busy = self._busy, True
-        try:
-            yield
-        finally:
-            self._busy = busy
-        self._do_actions()
-        if not self.running:
-            self.show_frame()
-
-    def reset(self) -> None:
-        """Start afresh with the same settings: `apply` is given the name 'afresh'."""
-        self.mark("afresh")
 
     def post(self, action: Callable[[], None]) -> None:
         """Have `action` done between two steps, whichever thread this is called on."""
-        self._actions.append(action)
-        if self._loop is None:
-            self._drain()
-        else:
-            self._loop.call_soon_threadsafe(self._drain)
+        self.loop.post(action)
 
     def close(self) -> None:
         """End the training and remove the view with all its widgets."""
-        self.pause()
-        for child in _descendants(self):
+        if not hasattr(self, "loop"):  # what was refused when it was made
+            return
+        self.loop.end()
+        for child in descendants(self):
             for part in (child, child.layout, getattr(child, "style", child)):
                 part.close()
         self.layout.close()
+        self.runs, self.ghost, self._kept = {}, None, {}
         super().close()
 
-    # --- the loop -------------------------------------------------------------------------------------------
+    # --- training ---
 
-    async def _train(self) -> None:
-        try:
-            while self._playing and self.step < self._until:
-                with self._interruptible():
-                    self._train_a_turn()
-                for _ in range(TURNS):
-                    await asyncio.sleep(0)
-        except Exception as error:
-            self._trouble = _in_words(error)
-        finally:
-            self._playing = False
-            self._show_buttons()
-            self.show_frame(moving=False)
-
-    def _train_a_turn(self) -> None:
-        """Train until a frame is due, something waits to be done, or a twelfth of a second is over; do it, and draw."""
-        start = time.perf_counter()
-        while self._playing and self.step < self._until:
-            self._timed_step()
-            seconds, waits = time.perf_counter() - start, self._actions or self._unseen
-            if (waits and seconds > QUICK_ANSWER) or seconds > 1 / TURNS_PER_SECOND or self._frame_is_due():
-                break
-        self._do_actions()
-        if self._unseen or self._frame_is_due():
-            self._draw_frame()
-
-    def _timed_step(self) -> None:
-        cpu = time.thread_time()
-        self._step()
-        worked = time.thread_time() - cpu
-        self._step_cost += 0.2 * (worked - self._step_cost)
-        self._worked, self._owed = self._worked + worked, max(self._owed - worked, 0.0)
-        self.cost["training"] += worked
-
-    @property
-    def _pace(self) -> Pace:
-        return SLOW if self._step_cost > SLOW_STEP else QUICK
-
-    def _frame_is_due(self) -> bool:
-        waited = time.perf_counter() - self._frame_time + self._frame_cost
-        return waited > 1 / self._pace.frames and self._worked > self._pace.between * self._frame_cost
-
-    def _draw_frame(self) -> None:
-        cpu, before = time.thread_time(), self._text_time
-        self.show_frame(moving=self._playing)
-        drawing = time.thread_time() - cpu
-        if self._text_time == before:  # an ordinary one, without what is heavy
-            self._frame_cost += 0.2 * (drawing - self._frame_cost)
-        self._worked, self._owed = 0.0, self._owed + self._pace.training * drawing
-        self._frame_time = time.perf_counter()
-        self.cost["drawing"] += drawing
-        self.cost["frames"] += 1
-
-    def _step(self) -> None:
+    def train_one(self) -> None:
+        """One step of each run. Where one fails, those before it take theirs back: all stay in step."""
+        done = []
         try:
             for run in self.runs.values():
                 run.step()
-        except TrainingDiverged:
-            for run in self.runs.values():  # all of them: the others are about to diverge too
-                run.go_back()
+                done.append(run)
+        except BaseException as error:
+            for run in self.runs.values():
+                if run in done:
+                    run.take_back()
+                elif isinstance(error, TrainingDiverged):
+                    run.go_back()  # those that come after it may be about to diverge too
+            self._kept.clear()  # what was read of an update that is taken back
             raise
 
-    def _drain(self) -> None:
-        if self._actions and not self._busy:
-            self._do_actions()
-            if not self.running:
-                self.show_frame()
+    def go_back(self) -> None:
+        """Take back the last update of all runs, and forget what was read of it."""
+        for run in self.runs.values():
+            run.go_back()
+        self._kept.clear()
 
-    def _do_actions(self) -> None:
-        anything, self._busy = bool(self._actions), True
+    # --- the picture ---
+
+    def read(self, name: str, make: Callable[[], Any]) -> Any:
+        """What `make()` reads from the run that is shown: dear things, such as a trace. They are read anew when what
+        they depend on has changed; where that is only the step, and it trains, when training has paid for the last."""
+        kept, stamp = self._kept.get(name), (self.step, *self.stamp())
+        if kept is not None and kept.run is self.main_run and kept.stamp[1:] == stamp[1:]:
+            if kept.stamp == stamp or (self.loop.playing and not self._is_paid(kept, READING_SHARE)):
+                return kept.value
+        return self._keep(name, make, stamp)
+
+    def _is_paid(self, kept: Kept, share: float) -> bool:
+        return self.loop.cost["training"] - kept.at >= kept.cost / share
+
+    def _keep(self, name: Any, make: Callable[[], Any], stamp: tuple = ()) -> Any:
+        start, before, self._inside = time.thread_time(), self._inside, 0.0
         try:
-            while self._actions:
-                self._try(self._actions.popleft())
-            self._try(self._settle)
+            value = make()
         finally:
-            self._busy = False
-        self._unseen |= anything
+            seconds = time.thread_time() - start
+            cost, self._inside = seconds - self._inside, before + seconds  # without what was read inside
+        self._kept[name] = Kept(value, self.main_run, stamp, cost, self.loop.cost["training"])
+        return value
 
-    def _settle(self) -> None:
-        changed, self._changed = self._changed, set()
-        if changed:
-            self.apply(changed)
+    @property
+    def traced(self) -> pd.DataFrame:
+        """Who serves the tokens of a few held-out sequences, in the run that is shown: see `analysis.trace`."""
+        run = self.main_run
+        num = max(NUM_TRACED // len(getattr(run.task, "domains", "x")), NUM_TRACED_PER_DOMAIN)
+        with torch_threads(1):  # a second one waits long where the machine is busy
+            return self.read("trace", lambda: trace(run.model, run.task, num))
 
-    def _try(self, action: Callable[[], None]) -> None:
-        """Do it; what goes wrong is said under the picture."""
+    def draw(self, place: int) -> Panel:
+        """The panel at a place, as it is now."""
+        panel = self.panels[place](self)
+        return panel if self.columns is None else replace(panel, width=12 // self.columns)
+
+    def _due(self, asked: bool) -> dict[int, Panel]:
+        """The panels that are to be drawn anew. While it trains, each may cost its part of the training time. An action
+        has the quick ones drawn at once; dear ones, where they have changed, follow in a picture of their own."""
+        panels = {}  # one that is drawn while it trains may show a reading of an earlier step: it is due in the pause
+        knobs = self.main_run.knobs.is_noisy, len(self.marks)
+        stamp = (self.loop.playing, self.step, self.layer, self.x_axis, self.selected, *knobs, *self.stamp())
+        for place, function in enumerate(self.panels):
+            kept = self._kept.get(("panel", place, function))
+            if kept is not None:
+                is_quick, is_paid = kept.cost < QUICK, self._is_paid(kept, PANELS_SHARE / len(self.panels))
+                has_changed = kept.run is not self.main_run or not self.loop.playing and kept.stamp != stamp
+                if has_changed and not (is_quick or self._late or self.loop.events is None):
+                    self._is_late = True
+                    continue
+                if not (has_changed or asked and is_quick or self.loop.playing and is_paid):
+                    continue
+            panels[place] = self._keep(("panel", place, function), functools.partial(self.draw, place), stamp)
+        return panels
+
+    def show(self, asked: bool) -> float:
+        """Send what is to be seen to the page; return the CPU seconds without those of the panels. asked: it answers an
+        action."""
+        if not self.runs:  # closed meanwhile
+            return 0.0
+        self._late, self._is_late, playing = self._is_late, False, self.loop.playing
+        lines = asked or not playing or time.monotonic() - self._lines_at > TEXT_INTERVAL
+        words: dict[str, Any] = {}
         try:
-            action()
-        except Exception as error:
-            self._trouble = _in_words(error)
-
-    def restart_budget(self) -> None:
-        """After a new start: count the steps that may be trained from here."""
-        if self._playing:
-            self._until = self.step + self._budget
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Between cells the kernel ignores an interrupt; here it pauses the training."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.signal(signal.SIGINT, lambda *_: self._interrupt())
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _interrupt(self) -> None:
-        self._playing, self._interrupted = False, True
-        self._trouble = "Interrupted: the training is paused."
-
-    def _register(self) -> None:
-        """End the views that an earlier execution of the same cell made."""
-        shell = get_ipython()
-        parent = getattr(shell, "get_parent", dict)() if shell else {}
-        cell = (parent or {}).get("metadata", {}).get("cellId")
-        if cell is None:
-            return
-        execution, views = _views.get(cell, (shell.execution_count, []))
-        if execution != shell.execution_count:
-            for view in views:
-                view.close()
-            views = []
-        _views[cell] = (shell.execution_count, [*views, self])
-
-    # --- the picture ----------------------------------------------------------------------------------------
-
-    def figure_depends_on(self) -> tuple:
-        """What the axes of the figure depend on: where it has changed, the figure is made anew."""
-        return self._theme, self._narrow, self.x_axis, self.ghost is None
-
-    def rebuild_figure(self) -> None:
-        """Make the figure anew where what it depends on has changed: this takes longer than a frame."""
-        key = self.figure_depends_on()
-        if key == self._figure_key:
-            return
-        self._figure_key = key
-        makers = [lambda ax, theme, p=panel: p.make(self, ax, theme) for panel in self.panels]
-        self._figure = self.arrange(makers, THEMES[self._theme])
-        self._text_time = -math.inf
-
-    def draw(self, text: bool = True, heavy: bool = True) -> None:
-        """Give the panels what is known now, and draw them; without `text`, or what is `heavy`, only the others."""
-        try:
-            self._refresh(text, heavy)
-        except NonFiniteError as error:  # the last update was too large, and no step has noticed it yet
-            for run in self.runs.values():
-                run.go_back()
-            self.pause()
-            self._trouble = f"{error}; the last step is taken back: lower the learning rate to go on"
-            self._refresh(text, heavy)
-        self._figure.caption = f"Step {self.step}. {self.words()}" if static_mode() else ""
-        self._figure.draw(text)
-
-    def _refresh(self, text: bool, heavy: bool) -> None:
-        self.looks += heavy
-        self.look()
-        for spec, panel in zip(self.panels, self._figure.panels, strict=True):
-            if (text or not spec.slow) and (heavy or not spec.heavy):
-                spec.refresh(self, panel)
-
-    def show_frame(self, moving: bool = False) -> None:
-        """Draw, and send the picture and the lines under it to the page.
-
-        While it is `moving`, what is slow waits for its time, until training has had its share for all that was drawn.
-        An answer to an action comes with new lines under the picture at once, and with what is slow if it is wanted.
-        """
-        waited = time.monotonic() - self._text_time
-        heavy = not moving or waited == math.inf or (waited > TEXT_INTERVAL and self._owed == 0 and not self._unseen)
-        text, lines = heavy or self._wants_text, heavy or self._unseen
-        self._unseen = self._wants_text = False
-        words = reading = ""
-        try:
-            self.draw(text, heavy)
-            self._text_time = time.monotonic() if heavy else self._text_time
+            try:
+                panels = self._due(asked)
+            except NonFiniteError as error:  # the last update was too large, and no step has noticed it yet
+                self.go_back()
+                self.pause()
+                self.loop.trouble = f"{error}; the last step is taken back: lower the learning rate to go on"
+                panels = self._due(True)
             if lines:
-                words, reading = self.words(), self.reading()
+                words, self._lines_at = self.lines(), time.monotonic()
         except Exception as error:  # a learner's model may raise here too
             if not self._shown:
                 raise
             self.pause()
-            self._trouble = _in_words(error)
-            self._figure.draw(text=True)
-        kind = "jpeg" if moving else "png"
-        if lines:
-            trouble = f'<span class="moe-trouble">{html.escape(self._trouble)}</span> ' if self._trouble else ""
-            self._words.value = f'<div class="moe-words">{trouble}{words}</div>'
-            self._reading.value = f'<div class="moe-reading">{reading}</div>'
-            self._image.tooltip = f"Step {self.step}. {words}"
-        with self._image.hold_sync():
-            self._image.format, self._image.value = kind, self._figure.encode(kind)
-        state = "training" if self._playing else "paused"
-        if not self._playing and self._until and self.step == self._until:
-            steps = "1 step" if self._budget == 1 else f"{self._budget} steps"
-            state = f"paused after {steps}, press Play for more"
-        self._status.value = f'<span class="moe-status" data-step="{self.step}">step {self.step} · {state}</span>'
-        self._shown = True
+            self.loop.trouble, panels = in_words(error), {}
+        start, self._shown = time.thread_time(), True
+        words |= {"trouble": self.loop.trouble, "step": self.step, "status": self._status(), "tips": self.tips,
+                  "experts": (self.main_run.num_experts or [0])[0],
+                  "state": "training" if self.loop.playing else "paused"}  # fmt: skip
+        if not static_mode():
+            self.canvas.show(panels, count=len(self.panels), **words)
+        self._show_buttons()
+        if self._is_late:
+            self.post(int)  # nothing but another picture
+        return time.thread_time() - start
 
-    def want_text(self) -> None:
-        """Have the next picture show what is slow anew: for an action that changes it. What is heavy still waits."""
-        self._wants_text = True
+    tips: dict[str, str] = {}  # control -> what it does
 
-    def _follow_page(self) -> None:
-        self._theme, self._narrow = "dark" if self._front_end.dark else "light", self._front_end.narrow
-        self.rebuild_figure()
+    def lines(self) -> dict[str, Any]:
+        """The texts under the picture, and what is selected in it."""
+        return {"words": self.words(), "reading": self.reading()}
 
-    # --- the widgets ----------------------------------------------------------------------------------------
+    def _status(self) -> str:
+        state, steps = "training" if self.loop.playing else "paused", self.loop.ended_by_itself
+        if steps:
+            state += f" after {steps} step{'s' * (steps > 1)}, press Play for more"
+        return f"step {self.step} · {state}"
+
+    def picture(self, theme: str = "light") -> still.LessonFigure:
+        """What is to be seen, as a figure of matplotlib."""
+        panels = [self.draw(place) for place in range(len(self.panels))]
+        return still.figure(panels, THEMES[theme], caption=self.description_of_picture())
+
+    def description_of_picture(self) -> str:
+        """The step and the line under the picture."""
+        return f"Step {self.step}. {self.words()}"
+
+    # --- the widgets ---
 
     def _rows(self) -> list[W.Widget]:
         def button(text: str, tooltip: str, action: Callable[[], None], **kwargs) -> W.Button:
@@ -478,52 +328,93 @@ class LiveRun(W.VBox):
             made.on_click(lambda _: self.post(action))
             return made
 
-        self._play_button = button(
-            "Play",
-            f"Start or pause the training; it pauses by itself after {self.max_steps} steps",
-            lambda: self.pause() if self._playing else self.play(),
-            icon="play",
-            button_style="primary",
-        )
+        tip = f"Start or pause the training; it pauses by itself after {self.max_steps} steps"
+        self._play_button = button("Play", tip, self._toggle, icon="play", button_style="primary")
         self._step_buttons = [
-            button("Step", "Train one step", lambda: self._advance_paused(1)),
-            button("+50", "Train 50 steps", lambda: self._advance_paused(50)),
+            button("Step", "Train one step", lambda: self.step_button(1)),
+            button("+50", "Train 50 steps", lambda: self.step_button(50)),
         ]
         buttons = [self._play_button, *self._step_buttons]
         if self.can_reset:
             buttons += [button("Reset", "Start afresh with the same settings", self.reset, icon="undo")]
-        bar = W.Box([W.HTML(f'<span class="moe-title">{self.title}</span>'), *buttons, self._status])
-        bar.add_class("moe-bar")
-        body = W.Box([W.VBox([self._image, self._words, self._reading], layout=W.Layout(min_width="0"))])
-        body.add_class("moe-body")
-        controls = self.controls()
+        bar = W.Box([W.HTML(f'<span class="moe-title">{self.title}</span>'), *buttons]).add_class("moe-bar")
+        rows, controls = self.extra_rows(), self.controls()
+        body = W.Box([self.canvas]).add_class("moe-body")
         if controls:
-            beside = W.Box(controls, layout=W.Layout(min_width="0"))
-            beside.add_class("moe-controls")
-            body.children = (beside, *body.children)
+            body.children = (W.Box(controls).add_class("moe-controls"), self.canvas)
         else:
             body.add_class("moe-alone")
-        return [bar, *self.extra_rows(), body]
+        return [bar, *rows, body]
 
-    def _advance_paused(self, steps: int) -> None:
+    def _toggle(self) -> None:
+        self.pause() if self.loop.playing else self.play()
+
+    def step_button(self, steps: int) -> None:
+        """The buttons 'Step' and '+50', which train only in a pause."""
         if not self.running:
-            self._trouble = ""
             self.advance(steps)
 
     def _show_buttons(self) -> None:
-        self._play_button.description = "Pause" if self._playing else "Play"
-        self._play_button.icon = "pause" if self._playing else "play"
-        for button in self._step_buttons:
-            button.disabled = self._playing
+        playing = self.loop.playing
+        if playing != (self._play_button.description == "Pause"):
+            self._play_button.description, self._play_button.icon = ("Pause", "pause") if playing else ("Play", "play")
+            for button in self._step_buttons:
+                button.disabled = playing
+
+    def _register(self) -> None:
+        """End the views that an earlier execution of the same cell made."""
+        shell, cell = get_ipython(), running_cell()
+        if cell is None:
+            return
+        events = getattr(shell, "events", None)
+        if events is not None and _before_cell not in events.callbacks["pre_run_cell"]:
+            events.register("pre_run_cell", _before_cell)
+        execution, views = _views.get(cell, (shell.execution_count, []))
+        if execution != shell.execution_count:
+            end_views(cell)
+            views = []
+        _views[cell] = (shell.execution_count, [*views, self])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._arguments)})"
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
-        self.draw()
-        data, metadata = mimebundle(self, self._figure.encode("png"), repr(self))
-        metadata["image/png"]["alt"] = f"Step {self.step}. {self.words()}"
-        return data, metadata
+        return mimebundle(self, self.picture().png(), self.description_of_picture())
+
+
+def check_panels(panels: Any) -> list[Callable[[Any], Panel]]:
+    """The panels of those names, or ValueError for a name that is not known."""
+    panels = (panels,) if isinstance(panels, str) or callable(panels) else panels
+    if not isinstance(panels, Sequence) or not panels:
+        got = "none" if isinstance(panels, Sequence) else repr(panels)
+        raise ValueError(f"panels must name at least one of {', '.join(map(repr, PANELS))}, got {got}")
+    for panel in panels:
+        if not callable(panel) and panel not in PANELS:
+            raise ValueError(f"panels must be functions or of {', '.join(map(repr, PANELS))}, got {panel!r}")
+    return [panel if callable(panel) else PANELS[panel] for panel in panels]
+
+
+def running_cell() -> str | None:
+    """The id of the notebook cell that runs now."""
+    return _asked_for().get("cellId")
+
+
+def _asked_for() -> dict[str, Any]:
+    """What the page says beside the code that it has run now."""
+    parent = getattr(get_ipython(), "get_parent", dict)()
+    return (parent or {}).get("metadata", {})
+
+
+def _before_cell(info: Any = None) -> None:
+    """Called before each cell: views of cells that were deleted end."""
+    for cell in _asked_for().get("deletedCells", ()):
+        end_views(cell)
+
+
+def end_views(cell: str) -> None:
+    """Close the views that a notebook cell has made."""
+    for view in _views.pop(cell, (0, []))[1]:
+        view.close()
 
 
 @functools.cache
@@ -532,13 +423,3 @@ def _spare_what_is_loaded() -> None:
     objects of torch and matplotlib, stop the picture for a fifth of a second now and then."""
     gc.collect()
     gc.freeze()
-
-
-def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, (TrainingDiverged, ValueError)) else f"{type(error).__name__}: {error}"
-
-
-def _descendants(widget: W.Widget) -> Iterator[W.Widget]:
-    for child in getattr(widget, "children", ()):
-        yield from _descendants(child)
-        yield child

@@ -5,8 +5,7 @@ import html
 import ipywidgets as W
 
 from moe_lessons.errors import check_choice
-from moe_lessons.widgets.figure_image import static_mode
-from moe_lessons.widgets.style import CSS
+from moe_lessons.plots.theme import static_mode
 
 _answers: dict[str, str] = {}  # question -> what was chosen, so that running the cell again does not lose it
 
@@ -28,7 +27,7 @@ class Prediction(W.VBox):
         self._radio = W.RadioButtons(options=self.options, value=value, layout=W.Layout(width="auto"))
         self._radio.observe(lambda change: _answers.update({question: change["new"]}), "value")
         text = W.HTML(f'<div class="moe-words"><b>Predict.</b> {html.escape(question)}</div>')
-        super().__init__([W.HTML(CSS), text, self._radio])
+        super().__init__([text, self._radio])
         self.add_class("moe-view")
 
     @property

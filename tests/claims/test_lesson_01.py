@@ -11,9 +11,9 @@ from moe_lessons.analysis import TransformerShape, count_parameters
 from moe_lessons.analysis.cost import MODEL_SHAPES
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.attention import rotary
+from moe_lessons.plots import write
 from moe_lessons.tasks import TextTask, encode, make_text
 from moe_lessons.training import Run
-from moe_lessons.widgets.panels import write
 
 CONFIG = TransformerConfig(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=192, moe_layers=())
 MIXTURE = replace(CONFIG, moe_layers=None, d_ff=96, num_experts=8, top_k=2)

@@ -9,7 +9,7 @@ import torch
 from moe_lessons.analysis.cost import MODEL_SHAPES, count_parameters, published_models
 from moe_lessons.analysis.timing import step_times
 from moe_lessons.nn import MoE, dense_twin
-from moe_lessons.widgets.calculator import CostCalculator
+from moe_lessons.widgets import CostCalculator
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 MISTRAL = MODEL_SHAPES["Mistral 7B (dense)"]
@@ -101,20 +101,20 @@ def test_time_against_two_twins():
 def test_calculator_three_tries():
     calculator = CostCalculator("Mixtral 8x7B")
     start = calculator.shape
-    calculator.sliders["top_k"].value = 8
+    calculator.inputs["top_k"].value = 8
     assert calculator.shape.count.active == start.count.total == calculator.shape.count.total
     assert calculator.shape.flops_per_token() > 3 * start.flops_per_token()
     assert calculator.shape.memory_gb() == start.memory_gb()
 
     calculator.presets["Mixtral 8x7B"].click()
     for name, value in (("d_ff", 7168), ("num_experts", 16), ("top_k", 4)):
-        calculator.sliders[name].value = value
+        calculator.inputs[name].value = value
     router = start.parameters()["router"].total
     assert calculator.shape.parameters()["router"].total == 2 * router
     assert calculator.shape.count.total - start.count.total == router
     assert calculator.shape.count.active - start.count.active == router
 
     calculator.presets["Mixtral 8x7B"].click()
-    calculator.sliders["context_length"].value = 131072
+    calculator.inputs["context_length"].value = 131072
     assert calculator.shape == start and calculator.context_length == 131072
     assert start.flops_per_token(131072) > 2 * start.flops_per_token(4096)

@@ -12,10 +12,10 @@ from moe_lessons.analysis.cost import count_parameters, flops_per_token
 from moe_lessons.analysis.load import balance_by_layer, load_statistics
 from moe_lessons.bands import SeedBand
 from moe_lessons.checkpoints import load_checkpoint, save_checkpoint
+from moe_lessons.exercises.check_causality import OutputOnly, causality_cases, sees_the_future
 from moe_lessons.nn import LanguageModel, MoE, Routing, TopKRouter, TransformerConfig, load_balancing_loss, seeded
 from moe_lessons.tasks import PRESETS, REMEDIES, PlaneSetting, TextTask, plane_model, remedy_setting
 from moe_lessons.training import DEAD_SHARE, Run
-from moe_lessons.widgets.check_causality import OutputOnly, causality_cases, sees_the_future
 
 SEEDS = range(6)
 COLLAPSE = PRESETS["collapse"]

@@ -25,10 +25,11 @@ from moe_lessons.analysis import (
     union_law,
 )
 from moe_lessons.analysis.cost import MODEL_SHAPES
+from moe_lessons.knobs import KNOBS
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_twin, seeded, torch_threads
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run
-from moe_lessons.widgets.decoding import BATCHES, NAMES, DecodingCalculator
+from moe_lessons.widgets.calculators import NAMES, DecodingCalculator
 
 SEEDS = range(3)
 LARGE = {"d_model": 512, "d_ff": 1024, "num_layers": 4}
@@ -185,24 +186,25 @@ def test_one_text_waits_for_memory(models, speeds):
 @pytest.mark.parametrize("ridge", [2, 4, 8, 16])
 def test_calculator_decoding(ridge, monkeypatch):
     """On machines that do few or many FLOPs in the time of reading a byte."""
-    monkeypatch.setattr(DecodingCalculator, "_draw", lambda self: None)
+    monkeypatch.setattr(DecodingCalculator, "show", lambda self: None)
     calculator = DecodingCalculator(Machine(1e10, ridge * 1e10), num_experts=4)
+    inputs, batches = calculator.inputs, KNOBS["batch_size"].stops
     read = []
-    for calculator.experts.value in (4, 8, 16):
+    for inputs["num_experts"].value in (4, 8, 16):
         read.append(calculator.experts_read())
     assert [row[MOE] for row in read] == pytest.approx([2, 2, 2]) and [row[ACTIVE] for row in read] == [2, 2, 2]
     assert [row[TOTAL] for row in read] == [4, 8, 16]
 
     gains = []
-    for calculator.batch.value in BATCHES:
+    for inputs["batch_size"].value in batches:
         gains.append(calculator.predicted()[MOE])
     smallest = gains.index(min(gains))
-    assert 0 < smallest < len(BATCHES) - 1
+    assert 0 < smallest < len(batches) - 1
     assert gains[0] > 1.5 * gains[smallest] and gains[-1] > 1.5 * gains[smallest]
 
-    for calculator.experts.value in (2, 8):
-        calculator.top_k.value = calculator.experts.value
-        for calculator.batch.value in BATCHES:
+    for inputs["num_experts"].value in (2, 8):
+        inputs["top_k"].value = inputs["num_experts"].value
+        for inputs["batch_size"].value in batches:
             assert calculator.predicted() == pytest.approx(dict.fromkeys(NAMES, 1))
 
 

@@ -1,41 +1,38 @@
 """The live view of a collapse, and the pictures of lesson 05."""
 
-import asyncio
-import functools
-
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live_tools import button, mark, on_a_loop, settled, words
 
-from moe_lessons.analysis.collapse import watched_run
+from moe_lessons.analysis.collapse import LEARNS, watched_run
 from moe_lessons.plots import THEMES, LessonFigure, expert_color
 from moe_lessons.plots.collapse import accuracy_dots, dead_curves, dead_histogram, push_bars, share_scatter
+from moe_lessons.plots.marks import Bars, Line, Stack
 from moe_lessons.tasks import PRESETS
-from moe_lessons.widgets.collapse import COLLAPSE_PANELS, CollapseLab
-
-
-def on_a_loop(test):
-    """Run a coroutine as a test, on an event loop of its own."""
-    return functools.wraps(test)(lambda *args, **kwargs: asyncio.run(test(*args, **kwargs)))
+from moe_lessons.widgets.collapse import PANELS_OF_A_COLLAPSE, CollapseLab
 
 
 @on_a_loop
 async def test_it_trains_the_collapse_and_says_what_is_seen():
-    lab = CollapseLab(tuple(COLLAPSE_PANELS), play=30)
-    assert "All 8 experts work" in lab._words.value  # of the clean load, before the first step
+    lab = CollapseLab(PANELS_OF_A_COLLAPSE, play=30)
+    assert "All 8 experts work" in words(lab)  # of the clean load, before the first step
+    assert mark(lab, 1, Bars).y.tolist() == pytest.approx(lab.clean_load)
     await lab.finished()
     plain = watched_run(PRESETS["collapse"])
     assert [plain.step().loss for _ in range(30)] == [record.loss for record in lab.main_run.records]
-    assert "experts are dead" in lab._words.value
+    assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 60  # a collapse is over by then
 
 
 @on_a_loop
-async def test_reset_starts_the_same_run_again():
+async def test_reset_starts_the_same_run_again_and_leaves_a_ghost():
     lab = CollapseLab(play=25)
     await lab.finished()
     old = lab.main_run
-    lab.post(lab.reset)
-    await asyncio.sleep(0.05)
-    assert lab.step == 0 and lab.ghost is old
+    button(lab, "Reset").click()
+    await settled()
+    assert lab.step == 0 and mark(lab, 2, Line).ink == -1 and len(mark(lab, 2, Line).x) == 25
     lab.advance(25)
     assert [r.load for r in lab.main_run.records] == [r.load for r in old.records]
 
@@ -44,10 +41,10 @@ async def test_reset_starts_the_same_run_again():
 async def test_controls_start_afresh():
     lab = CollapseLab(play=5)
     await lab.finished()
-    lab._inputs["learns"].value = "experts only"
-    lab._inputs["seed"].value = 4
-    await asyncio.sleep(0.05)
-    assert repr(lab) == "CollapseLab(learns='experts only', seed=4, play=5)" and lab.step == 0
+    lab.inputs["learns"].value = "experts only"
+    lab.inputs["seed"].value = 4
+    await settled()
+    assert repr(lab) == "CollapseLab(play=5, learns='experts only', seed=4)" and lab.step == 0
     lab.advance(3)
     assert lab.main_run.seed == 4 and np.max(lab.main_run.router_gradients) == 0
 
@@ -57,17 +54,24 @@ async def test_gradients_are_shown_as_shares_also_where_there_are_none():
     for learns, total in (("all", 1), ("router only", 0)):
         lab = CollapseLab(("gradient film", "gradient"), learns=learns)
         lab.advance(8)
-        lab.draw()
-        film, bars = lab._figure.panels
-        assert sum(bar.get_height() for bar in bars.bars) == pytest.approx(total)
-        ticks = bars.clean.get_ydata()
-        assert ticks == pytest.approx(np.mean([r.load[0] for r in lab.main_run.records], axis=0))
-        assert film.image.get_visible() == bool(total)
+        lab.show(True)
+        film, bars = mark(lab, 0, Stack), mark(lab, 1, Bars)
+        assert bars.y.sum() == pytest.approx(total) and bars.second_name == "its load"
+        assert bars.second == pytest.approx(np.mean([r.load[0] for r in lab.main_run.records], axis=0))
+        assert film.x.tolist() == (list(range(1, 9)) if total else []) and film.y.sum(axis=1) == pytest.approx(1)
 
 
-def test_repr_makes_the_same_view():
-    for text in ("CollapseLab()", "CollapseLab(('film', 'gradient'), learns='router only', seed=2, max_steps=50)"):
-        assert repr(eval(text, {"CollapseLab": CollapseLab})) == text
+PANELS = st.lists(st.sampled_from(PANELS_OF_A_COLLAPSE), min_size=1, unique=True)
+
+
+@given(PANELS, st.sampled_from(tuple(LEARNS)), st.integers(0, 9999), st.integers(1, 400))
+@settings(max_examples=10)
+def test_its_repr_makes_the_same_view(panels, learns, seed, max_steps):
+    lab = CollapseLab(panels, max_steps=max_steps)
+    lab.set(learns=learns, seed=seed)
+    again = eval(repr(lab), {"CollapseLab": CollapseLab})
+    assert (again.values, again.panels, again.max_steps) == (lab.values, lab.panels, max_steps)
+    assert repr(again) == repr(lab) and [widget.value for widget in again.inputs.values()] == [learns, seed]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +90,16 @@ def test_repr_makes_the_same_view():
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         CollapseLab(**arguments)
+
+
+def test_bad_values_move_nothing():
+    lab = CollapseLab()
+    lab.advance(1)
+    run = lab.main_run
+    for values in ({"seed": 1, "learns": "nobody"}, {"learns": "all", "seed": 1.5}, {"x_axis": "steps"}):
+        with pytest.raises(ValueError, match="must be"):
+            lab.set(**values)
+    assert repr(lab) == "CollapseLab()" and lab.main_run is run and lab.inputs["seed"].value == 0
 
 
 # --- the pictures ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Imports point downwards only: widgets → plots → analysis → bands, checkpoints → training → tasks → nn."""
+"""Imports point downwards only: widgets → plots → analysis → bands, checkpoints → training → tasks → knobs → nn."""
 
 import ast
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "moe_lessons"
 # Each may import those before it.
-LAYERS = ["nn", "tasks", "training", "checkpoints", "bands", "analysis", "plots", "widgets"]
+LAYERS = ["nn", "knobs", "tasks", "training", "checkpoints", "bands", "analysis", "plots", "widgets"]
 BELOW_ALL = {"errors", "datafiles"}  # whoever needs them
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 IN_LAYERS = [path for path in MODULES if path.parts[0].removesuffix(".py") in LAYERS]
@@ -58,6 +58,11 @@ def test_nn_imports_torch_alone(path):
     assert parts_of_ours(names) <= {"nn", "errors"}
     outside = {name.split(".")[0] for name in names} - {"moe_lessons", "torch"} - set(sys.stdlib_module_names)
     assert not outside, f"moe_lessons/{path} imports {', '.join(sorted(outside))}"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] == "exercises"], ids=str)
+def test_exercises_know_no_widgets(path):
+    assert parts_of_ours(imports_of(path)) <= {"exercises", "nn", "errors"}
 
 
 @pytest.mark.parametrize("name", sorted(BELOW_ALL))

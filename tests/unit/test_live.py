@@ -2,31 +2,29 @@
 
 import asyncio
 import functools
+import gc
 import io
 import signal
 import threading
 import time
+import types
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from ipywidgets.widgets import widget as ipywidgets
+from live_tools import ENDLESS, a_page, button, click, ended, mark, on_a_loop, settled, status, until, words, work
 from PIL import Image
 
-from moe_lessons.analysis.cost import count_parameters, flops_per_token
-from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, TransformerConfig, dense_twin, seeded
-from moe_lessons.plots import LoadBars
-from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
+from moe_lessons.analysis.collapse import watched_run
+from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, TransformerConfig, seeded
+from moe_lessons.plots.marks import Bars, Line, Panel, Text
+from moe_lessons.plots.panels import PANELS
+from moe_lessons.plots.panels.writing import writing_of
+from moe_lessons.tasks import PRESETS, PlaneClassifier, PlaneTask, TextTask
 from moe_lessons.training import Run
-from moe_lessons.widgets import LivePanel, LiveRun, live
-from moe_lessons.widgets.panels import PANELS, spent, writing
-
-ENDLESS = 10**6  # steps; a test that trains so many has forgotten to stop
-
-
-def on_a_loop(test):
-    """Run a coroutine as a test, on an event loop of its own."""
-    return functools.wraps(test)(lambda *args, **kwargs: asyncio.run(test(*args, **kwargs)))
+from moe_lessons.widgets import BalancingLab, CollapseLab, LiveRun, Playground, RoutingLab, canvas, live, loop
 
 
 def make_run(task=None, seed: int = 0, noise_std: float = 0.0) -> Run:
@@ -40,37 +38,8 @@ def make_view(task=None, **options) -> LiveRun:
     return LiveRun(make_run(task), **{"panels": ("loss", "load")} | options)
 
 
-def words(view: LiveRun) -> str:
-    return view._words.value
-
-
-def status(view: LiveRun) -> str:
-    return view._status.value
-
-
-def button(view: LiveRun, name: str):
-    found = [child for child in live._descendants(view) if getattr(child, "description", "") == name]
-    assert len(found) == 1, f"{len(found)} buttons {name}"
-    return found[0]
-
-
-async def until(condition) -> None:
-    """Let the loop run until `condition()` holds."""
-    for _ in range(2000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("it never happened")
-
-
-async def settled() -> None:
-    """Let the loop do what was queued."""
-    for _ in range(3):
-        await asyncio.sleep(0)
-
-
 class Task(PlaneTask):
-    """Calls `at[n]()` while batch n is drawn: in the middle of a step."""
+    """Calls `at[n]()` while batch n is drawn, or `at["each"]()`: in the middle of a step."""
 
     def __init__(self, at: dict):
         super().__init__()
@@ -79,7 +48,7 @@ class Task(PlaneTask):
 
     def batch(self, num_points, generator):
         self.drawn.append(num_points)
-        self.at.get(len(self.drawn), int)()
+        self.at.get(len(self.drawn), self.at.get("each", int))()
         return super().batch(num_points, generator)
 
 
@@ -87,292 +56,66 @@ class Task(PlaneTask):
 
 
 @on_a_loop
-async def test_it_trains_as_many_steps_as_asked_and_pauses():
-    view = make_view(play=30)
+async def test_it_trains_as_many_steps_as_asked_and_by_itself_max_steps():
+    view, alone = make_view(play=30, max_steps=12), make_run()
     assert view.running and view.step == 0  # nothing is trained before the cell has ended
     assert await view.finished() is view
     assert view.step == 30 and not view.running
-    assert "step 30 · paused after 30 steps, press Play for more" in status(view)
-
-
-@on_a_loop
-async def test_by_itself_it_trains_max_steps_and_no_more():
-    view = make_view(max_steps=12)
+    assert status(view) == "step 30 · paused after 30 steps, press Play for more"
     view.play()
     await view.finished()
-    assert view.step == 12
-    view.play()
-    await view.finished()
-    assert view.step == 24
+    assert view.step == 42 and await view.finished() is view  # at once
+    assert [record.loss for record in view.main_run.records] == [alone.step().loss for _ in range(42)]  # drawn or not
 
 
 @on_a_loop
-async def test_pause_stops_it():
-    view = make_view(play=ENDLESS)
-    await until(lambda: view.step > 5)
-    view.pause()
-    await view.finished()
-    paused_at = view.step
-    await asyncio.sleep(0.05)
-    assert view.step == paused_at and f"step {paused_at} · paused" in status(view)
-
-
-@on_a_loop
-async def test_play_right_after_pause_goes_on():
+async def test_pause_stops_it_and_play_right_after_it_goes_on():
     view = make_view(play=ENDLESS)
     await until(lambda: view.step > 5)
     view.pause()
     before = view.step
     view.play(20)
     await view.finished()
+    await asyncio.sleep(0.05)
     assert view.step == before + 20
+    view.play(ENDLESS)
+    await settled()
+    await ended(view)
+    assert status(view) == f"step {view.step} · paused"
 
 
 @on_a_loop
-async def test_the_notebook_stays_usable_while_it_trains():
-    view = make_view(play=ENDLESS)
-    turns = 0
-    while view.cost["frames"] < 3:
-        await asyncio.sleep(0)
-        turns += 1
-    view.pause()
-    await view.finished()
-    assert turns >= 3
-
-
-@on_a_loop
-async def test_two_views_train_at_once():
-    one, two = make_view(play=ENDLESS), make_view(play=ENDLESS)
+async def test_two_views_train_at_once_and_the_notebook_stays_usable(monkeypatch):
+    monkeypatch.setattr(loop, "FPS", 1e-9)  # also between two pictures
+    one, two, answered = make_view(play=ENDLESS), make_view(play=ENDLESS), []
     await until(lambda: one.step > 5 and two.step > 5)
-    for view in (one, two):
-        view.pause()
-        await view.finished()
-
-
-def test_several_runs_train_in_step():
-    view = LiveRun({"a": make_run(seed=1), "b": make_run(seed=2)}, ("loss",))
-    view.advance(7)
-    assert [len(run.records) for run in view.runs.values()] == [7, 7]
-
-
-def test_without_a_loop_it_trains_before_play_returns():
-    view = make_view(play=8)
-    assert view.step == 8 and "step 8 " in status(view)
-
-
-@on_a_loop
-async def test_frames_change_nothing_in_training():
-    view, alone = make_view(play=40), make_run()
-    await view.finished()
-    assert [record.loss for record in view.main_run.records] == [alone.step().loss for _ in range(40)]
-
-
-# --- buttons ---------------------------------------------------------------------------------------------
-
-
-@on_a_loop
-async def test_the_play_button_plays_and_pauses():
-    view = make_view()
-    play = button(view, "Play")
-    play.click()
-    await until(lambda: view.step > 0)
-    assert (play.description, play.icon) == ("Pause", "pause") and "training" in status(view)
-    play.click()
-    await until(lambda: not view.running)
-    assert (play.description, play.icon) == ("Play", "play")
-
-
-@on_a_loop
-async def test_step_buttons_train_when_paused():
-    view = make_view()
-    button(view, "Step").click()
-    await settled()
-    assert view.step == 1 and "step 1 " in status(view)
-    button(view, "+50").click()
-    await settled()
-    assert view.step == 51
-
-
-@on_a_loop
-async def test_a_step_button_is_left_alone_while_it_trains():
-    view = make_view(play=20)
-    button(view, "+50").click()
-    await view.finished()
-    assert view.step == 20
-
-
-# --- how often it draws ----------------------------------------------------------------------------------
-
-
-def work(seconds: float) -> None:
-    """Use the processor for so long."""
-    end = time.thread_time() + seconds
-    while time.thread_time() < end:
-        pass
-
-
-def slow_view(refreshed: list, heavy: bool = True, **options) -> LiveRun:
-    """A view whose steps take 10 ms of CPU time at least, and with a panel whose refresh takes 30."""
-
-    def refresh(view, panel) -> None:
-        refreshed.append((view.cost["training"], view.cost["drawing"]))
-        work(0.03)
-
-    panel = LivePanel(lambda view, ax, theme: LoadBars(ax, theme, 8), refresh, slow=True, heavy=heavy)
-    every_step = dict.fromkeys(range(1, 1000), functools.partial(work, 0.01))
-    return make_view(Task(every_step), panels=("loss", panel), **options)
-
-
-@on_a_loop
-async def test_training_has_its_share_however_dear_the_panels_are(monkeypatch):
-    monkeypatch.setattr(live, "TEXT_INTERVAL", 0)
-    refreshed = []
-    view = slow_view(refreshed, play=ENDLESS)
-    await until(lambda: len(refreshed) > 5)
-    view.pause()
-    paid = list(refreshed)
-    await view.finished()
-    for training, drawing in paid[2:]:  # when it is refreshed, all that was drawn before is paid for
-        assert training > live.SLOW.training * drawing
-
-
-@pytest.mark.parametrize("heavy", [True, False])
-@on_a_loop
-async def test_an_answer_to_an_action_does_not_wait_for_what_is_heavy(heavy, monkeypatch):
-    monkeypatch.setattr(live, "TEXT_INTERVAL", 1000)  # seconds
-    refreshed = []
-    view = slow_view(refreshed, heavy, play=ENDLESS)
-    await until(lambda: view.step > 5)
-    before, frames = len(refreshed), view.cost["frames"]
-    view.post(view.want_text)
-    await until(lambda: view.cost["frames"] > frames)
-    view.pause()
-    assert len(refreshed) == before + (not heavy)
-    await view.finished()
-
-
-@on_a_loop
-async def test_between_two_frames_the_loop_has_turns(monkeypatch):
-    monkeypatch.setattr(live, "SLOW", live.SLOW._replace(frames=0.1))  # one in ten seconds
-    view = slow_view([], play=ENDLESS)
-    await until(lambda: view.cost["frames"] > 0)
-    frames, step, answered = view.cost["frames"], view.step, []
+    step = one.step
     asyncio.get_running_loop().call_later(0.05, answered.append, 1)  # as a message from the page
     await until(lambda: answered)
-    view.pause()
-    assert view.cost["frames"] == frames and view.step > step
-    await view.finished()
-
-
-# --- what other threads ask for --------------------------------------------------------------------------
+    assert one.step > step and one.loop.cost["pictures"] == 0
+    await ended(one), await ended(two)
 
 
 @on_a_loop
-async def test_an_action_from_another_thread_is_done_between_steps_on_the_thread_of_the_loop():
-    view = LiveRun({"a": make_run(seed=1), "b": make_run(seed=2)}, ("loss",), play=ENDLESS)
-    await until(lambda: view.step > 0)
-    seen = []
-
-    def look():
-        seen.append((threading.current_thread(), {len(run.records) for run in view.runs.values()}))
-
-    other = threading.Thread(target=lambda: view.post(look))
-    other.start()
-    other.join()
-    assert seen == []  # not on the other thread
-    await until(lambda: seen)
-    view.pause()
-    await view.finished()
-    thread, steps = seen[0]
-    assert thread is threading.current_thread() and len(steps) == 1
-
-
-@on_a_loop
-async def test_actions_are_done_in_their_order_also_when_paused():
-    view, done = make_view(), []
-    for number in range(5):
-        view.post(functools.partial(done.append, number))
-    assert done == []
-    await settled()
-    assert done == [0, 1, 2, 3, 4]
-
-
-@on_a_loop
-async def test_an_action_that_is_refused_is_said_in_words():
-    view = make_view(play=20)
-    view.post(lambda: setattr(view.main_run.knobs, "lr", -1))
-    await view.finished()
-    assert "lr must be a finite number above 0, got -1" in words(view) and view.step == 20
-
-
-@on_a_loop
-async def test_an_action_that_fails_is_said_in_words_and_the_next_is_done():
-    view, done = make_view(), []
-    view.post(lambda: 1 / 0)
-    view.post(lambda: done.append(1))
-    await settled()
-    assert "ZeroDivisionError: division by zero" in words(view) and done == [1]
-
-
-# --- interrupts ------------------------------------------------------------------------------------------
-
-
-def interrupt():
-    signal.raise_signal(signal.SIGINT)
-
-
-@on_a_loop
-async def test_an_interrupt_during_a_step_pauses_and_is_passed_on_to_the_cell_that_waits():
-    handler = signal.getsignal(signal.SIGINT)
-    view = make_view(Task({5: interrupt}), play=ENDLESS)
-    with pytest.raises(KeyboardInterrupt):
-        await view.finished()
-    assert view.step == 5 and not view.running  # the step was finished
-    assert "Interrupted: the training is paused." in words(view)
-    assert signal.getsignal(signal.SIGINT) is handler
-
-
-@on_a_loop
-async def test_after_an_interrupt_it_can_be_played_on():
-    view = make_view(Task({5: interrupt}), play=ENDLESS)
+async def test_buttons_play_pause_and_train_steps_in_a_pause():
+    view = make_view()
+    play = button(view, "Play")
+    for name, steps in (("Step", 1), ("+50", 51)):
+        button(view, name).click()
+        await settled()
+        assert view.step == view.canvas.words["step"] == steps
+    play.click()
+    await until(lambda: view.step > 51)
+    assert (play.description, play.icon) == ("Pause", "pause") and "training" in status(view)
+    assert view.canvas.words["state"] == "training" and button(view, "Step").disabled
+    play.click()
     await until(lambda: not view.running)
-    view.play(10)
-    await view.finished()
-    assert view.step == 15 and "Interrupted" not in words(view)
-
-
-@on_a_loop
-async def test_an_interrupt_of_the_cell_that_waits_pauses_too():
-    view = make_view(play=ENDLESS)
-    asyncio.get_running_loop().call_later(0.1, asyncio.current_task().cancel)
-    with pytest.raises(KeyboardInterrupt):
-        await view.finished()
-    await until(lambda: not view.running)
-    assert "Interrupted" in words(view) and "paused" in status(view)
-
-
-# --- trouble ---------------------------------------------------------------------------------------------
-
-
-def finite(view: LiveRun) -> bool:
-    return all(torch.isfinite(p).all() for run in view.runs.values() for p in run.model.parameters())
-
-
-@on_a_loop
-async def test_divergence_is_said_in_words_and_training_goes_on_with_a_lower_rate():
-    view = LiveRun({"a": make_run(seed=1), "b": make_run(seed=2)}, ("loss", "load"))
-    view.advance(10)
-    view.post(lambda: [setattr(run.knobs, "lr", 1e30) for run in view.runs.values()])
-    view.play(100)
-    await view.finished()
-    assert "lower the learning rate (now 1e+30) to go on" in words(view)
-    assert view.step < 20 and "paused" in status(view) and finite(view)
-    view.post(lambda: [setattr(run.knobs, "lr", 0.01) for run in view.runs.values()])
-    view.play(30)
+    assert (play.description, play.icon) == ("Play", "play") and not button(view, "Step").disabled
     before = view.step
+    view.play(20)
+    button(view, "+50").click()  # left alone
     await view.finished()
-    assert view.step == before + 30 and "lower the learning rate" not in words(view)
-    assert max(run.records[-1].loss for run in view.runs.values()) < 3
+    assert view.step == before + 20
 
 
 class Faulty(PlaneClassifier):
@@ -386,135 +129,311 @@ class Faulty(PlaneClassifier):
         return super().forward(x)
 
 
-def faulty_view(**options) -> LiveRun:
-    run = Run(Faulty(MoE(16, 4, num_experts=8), num_classes=8), PlaneTask(), batch_size=32)
-    return LiveRun(run, ("loss", "cost"), **options)  # the cost panel asks the model too
+@pytest.mark.parametrize("why", ["second diverges", "all diverge", "second raises"])
+@pytest.mark.parametrize("watched", [False, True])
+@on_a_loop
+async def test_when_one_of_several_runs_fails_all_stay_in_step_and_can_go_on(why, watched):
+    runs = [watched_run(PRESETS["noise"]) if watched else make_run(noise_std=1.0) for _ in range(3)]
+    view = LiveRun(dict(zip("abc", runs)), ("loss", "cost"))  # the cost panel asks the models too
+    view.advance(6)
+    weights = [p.detach().clone() for p in runs[0].model.parameters()]
+    runs[1].model.__class__, runs[1].model.broken = Faulty, why == "second raises"
+    for run in runs if why == "all diverge" else runs[1:2]:
+        run.knobs.lr = 0.01 if why == "second raises" else 1e30
+    view.play(20)
+    await view.finished()
+    steps, said = view.step, "IndexError: expert 9" if why == "second raises" else "lower the learning rate (now 1e+30)"
+    assert {len(run.records) for run in runs} == {steps} and steps < 9
+    assert said in words(view) and "paused" in status(view)
+    assert all(p.abs().max() < 100 for run in runs for p in run.model.parameters())
+    assert why != "second raises" or all(map(torch.equal, weights, runs[0].model.parameters()))
+    assert not watched or all(len(run.expert_gradients) == len(run.router_gradients) == steps for run in runs)
+    runs[1].model.broken = False
+    for run in runs:
+        run.knobs.lr = 0.01
+    view.play(2)
+    await view.finished()
+    assert {len(run.records) for run in runs} == {steps + 2} and view.loop.trouble == ""
+    states = [[*run._random_states, *(stream.get_state() for stream in run._streams)] for run in runs]
+    assert all(map(torch.equal, states[0], states[1])) and all(map(torch.equal, states[0], states[2]))  # data and noise
+
+
+# --- how often it draws ----------------------------------------------------------------------------------
+
+FIXED = Panel("fixed", [Bars(np.ones(2))])
+
+
+def steps_of(seconds: float, **options) -> LiveRun:
+    """A view whose steps take so much CPU time at least."""
+    return make_view(Task({"each": functools.partial(work, seconds)}), **options)
+
+
+def dear_panel(drawn: list, seconds: float):
+    """A panel that takes so much CPU time, and notes how much training there had been before."""
+
+    def panel(view) -> Panel:
+        drawn.append(view.loop.cost["training"])
+        work(seconds)
+        return FIXED
+
+    return panel
+
+
+@pytest.mark.parametrize("behind", [1.0, 10.0])
+@on_a_loop
+async def test_the_page_gets_the_pictures_that_it_can_draw_and_training_its_share(behind, on_a_page):
+    view = steps_of(0.004, panels=("loss", "load", "film"))
+    a_page(view.canvas, behind)
+    await settled()
+    start, cpu = time.perf_counter(), time.thread_time()
+    view.play(ENDLESS)
+    await until(lambda: view.loop.cost["training"] > 0.8)
+    view.pause()
+    cost, cpu, seconds = view.loop.cost, time.thread_time() - cpu, time.perf_counter() - start
+    assert 1 < cost["pictures"] <= 1.1 * loop.FPS / view.canvas.behind * seconds + 2
+    assert cost["training"] / cpu > 0.85 and view.canvas.behind == behind
+    await view.finished()
 
 
 @on_a_loop
-async def test_a_model_that_raises_is_said_in_words_and_can_be_played_on_when_mended():
-    view = faulty_view(play=ENDLESS)
+async def test_to_a_page_that_does_not_draw_hardly_anything_is_sent_but_answers(on_a_page):
+    view, sent, asked_at = make_view(), [], []
+    view.canvas.send = lambda content, buffers: sent.append(content)
+    view.canvas._patience = 1000  # seconds
+    view.play(ENDLESS)
+    await until(lambda: not view.canvas.ready)
+    step = view.step
+    await until(lambda: view.step > step + 200)
+    assert len(sent) <= canvas.IN_FLIGHT
+    view.post(lambda: asked_at.append((view.step, len(sent))))
+    await until(lambda: view.step > step + 400)
+    (step, count), answer = asked_at[0], sent[-1]
+    assert len(sent) == count + 1 and answer["words"]["step"] == step  # before the next step
+    await ended(view)
+
+
+@on_a_loop
+async def test_dear_panels_and_readings_get_their_part_of_the_time(monkeypatch):
+    monkeypatch.setattr(live, "TEXT_INTERVAL", 0)
+    drawn, read = [], []
+
+    def reading(view) -> Panel:
+        view.read("dear", lambda: (read.append(view.loop.cost["training"]), work(0.001)))
+        return FIXED
+
+    view = steps_of(0.002, panels=(dear_panel(drawn, 0.003), reading))
+    view.play(ENDLESS)
+    await until(lambda: len(drawn) > 4 and len(read) > 3)
+    view.pause()
+    assert min(np.diff(sorted({*drawn}))) >= 2 * 0.003 / live.PANELS_SHARE
+    assert min(np.diff(sorted({*read}))) >= 0.001 / live.READING_SHARE
+    await view.finished()
+    assert view._kept["dear"].stamp[0] == view.step  # a picture that stays shows what is now
+
+
+@pytest.mark.parametrize("seconds", [0.003, 0.03])
+@on_a_loop
+async def test_an_answer_to_an_action_shows_what_is_quick(seconds, monkeypatch):
+    drawn, seen = [], []
+    view = steps_of(0.01, panels=("loss", dear_panel(drawn, seconds)), play=ENDLESS)
+    monkeypatch.setattr(live, "PANELS_SHARE", 1e-9)  # of itself, nothing is drawn anew
     await until(lambda: view.step > 5)
-    view.main_run.model.broken = True
+    before = len(drawn)
+    view.post(lambda: seen.append(view.step))
+    await until(lambda: seen and view.step > seen[0] + 1)
+    view.pause()
+    assert len(drawn) == before + (seconds < live.QUICK)
     await view.finished()
-    assert "IndexError: expert 9 is not there" in words(view) and "paused" in status(view)
-    assert button(view, "Play")
-    view.main_run.model.broken = False
-    view.play(10)
-    before = view.step
+
+
+# --- what other threads and the page ask for -------------------------------------------------------------
+
+
+@on_a_loop
+async def test_an_action_from_another_thread_is_done_between_steps_on_the_thread_of_the_loop():
+    view, seen = LiveRun({"a": make_run(seed=1), "b": make_run(seed=2)}, ("loss",), play=ENDLESS), []
+    await until(lambda: view.step > 0)
+
+    def look():
+        seen.append((threading.current_thread(), {len(run.records) for run in view.runs.values()}))
+
+    other = threading.Thread(target=lambda: view.post(look))
+    other.start()
+    other.join()
+    assert seen == []  # not on the other thread
+    await until(lambda: seen)
+    await ended(view)
+    thread, steps = seen[0]
+    assert thread is threading.current_thread() and len(steps) == 1
+
+
+@on_a_loop
+async def test_actions_are_done_in_their_order_and_one_that_fails_is_said_in_words(monkeypatch):
+    view, done = make_view(), []
+    monkeypatch.setattr(LiveRun, "picked", lambda self, *pick: done.append(pick))
+    for number in range(3):
+        view.post(functools.partial(done.append, number))
+        view.post(lambda: int("<b>"))
+        click(view, "token", number)
+    assert done == []
+    await settled()
+    assert done == [0, ("token", 0), 1, ("token", 1), 2, ("token", 2)] and "with base 10: '<b>'" in words(view)
+    view.play(20)
+    view.post(lambda: setattr(view.main_run.knobs, "lr", -1))
+    view.post(lambda: 1 / 0)
+    await until(lambda: "ZeroDivisionError: division by zero" in words(view))
     await view.finished()
-    assert view.step == before + 10 and "IndexError" not in words(view)
+    assert view.step == 20
+
+
+# --- interrupts ------------------------------------------------------------------------------------------
+
+
+async def run_cell_async(cell) -> str:
+    """As IPython's coroutine of this name, in which all that a cell raises ends."""
+    try:
+        await cell
+    except BaseException as error:
+        return type(error).__name__
+
+
+async def in_a_kernel(cell) -> str:
+    """Run a cell as ipykernel does, which cancels it at an interrupt (`_cancel_on_sigint`); return how it ended."""
+    task, events = asyncio.ensure_future(run_cell_async(cell)), asyncio.get_running_loop()
+    before = signal.signal(signal.SIGINT, lambda *_: events.call_soon_threadsafe(task.cancel))
+    try:
+        return await task
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupt():
+    signal.raise_signal(signal.SIGINT)
+
+
+def interrupted_view(where: str) -> LiveRun:
+    """A view that trains and is interrupted."""
+    if where == "between steps":
+        asyncio.get_running_loop().call_later(0.1, interrupt)
+    return make_view(Task({5: interrupt} if where == "in a step" else {}), play=ENDLESS)
+
+
+@pytest.fixture(autouse=True)
+def handler():
+    """No test leaves the handler of interrupts changed."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("where", ["in a step", "between steps"])
+@pytest.mark.parametrize("how", ["alone", "together", "made inside"])
+@on_a_loop
+async def test_an_interrupt_pauses_all_and_ends_the_cell_that_waits_and_nothing_else(where, how):
+    views, makers = [], [lambda: interrupted_view(where), lambda: make_view(play=ENDLESS)]
+
+    async def one(make) -> None:
+        views.append(make())
+        await views[-1].finished()
+
+    if how == "made inside":
+        waiting = asyncio.gather(*map(one, makers))
+    else:
+        views = [make() for make in makers]
+        waiting = views[0].finished() if how == "alone" else asyncio.gather(*(view.finished() for view in views))
+    # a KeyboardInterrupt in a task other than the cell's would end the kernel
+    assert await in_a_kernel(waiting) == ("KeyboardInterrupt" if how == "alone" else "CancelledError")
+    await until(lambda: not any(view.running for view in views))
+    assert where == "between steps" or views[0].step == 5  # the step was finished
+    assert all("Interrupted: the training is paused." in words(view) and "paused" in status(view) for view in views)
+    before = views[0].step
+    views[0].play(10)
+    await views[0].finished()
+    assert views[0].step == before + 10 and "Interrupted" not in words(views[0])
 
 
 @on_a_loop
-async def test_a_model_that_raises_in_a_step_button_is_said_in_words():
-    view = faulty_view()
-    view.main_run.model.broken = True
-    button(view, "Step").click()
-    await settled()
-    assert "IndexError: expert 9 is not there" in words(view)
-
-
-def test_what_a_model_says_is_shown_as_text_and_not_as_html():
-    view = make_view()
-    view.post(lambda: int("<img src=x>"))
-    assert "<img" not in words(view) and "&lt;img" in words(view)
-
-
-# --- the picture -----------------------------------------------------------------------------------------
-
-
-def picture(view: LiveRun) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(view._image.value)))
+async def test_who_waits_with_a_time_limit_stops_waiting_and_the_training_goes_on():
+    view = make_view(play=ENDLESS)
+    assert await in_a_kernel(asyncio.wait_for(view.finished(), 0.1)) == "TimeoutError"
+    step = view.step
+    await until(lambda: view.step > step + 5)
+    assert view.running and words(view).strip() == ""
+    await ended(view)
 
 
 @on_a_loop
-async def test_the_last_picture_is_exact_and_shows_the_last_step():
-    view = make_view(play=25)
+async def test_a_later_cell_can_be_interrupted_when_an_earlier_one_has_left_a_task_that_waits():
+    view, between_cells, lost = make_view(play=ENDLESS), lambda *_: lost.append(1), []
+    before = signal.signal(signal.SIGINT, between_cells)
+
+    async def waits() -> None:
+        await asyncio.sleep(0.01)
+        await view.finished()
+
+    async def later() -> None:
+        view.pause()
+        await left
+        interrupt()
+        await asyncio.sleep(10)
+
+    left = asyncio.ensure_future(waits())
+    await until(lambda: view.step > 5)
+    assert await in_a_kernel(later()) == "CancelledError"
+    view.play(1)  # whoever comes next tidies up
     await view.finished()
-    assert view._image.format == "png" and view._image.tooltip.startswith("Step 25.")
-    assert np.array_equal(picture(view), view._figure.pixels()[..., :3])
-    assert view._figure.panels[0].lines[0].get_xdata()[-1] == 25
+    assert signal.signal(signal.SIGINT, before) is between_cells and lost == []
 
 
 @on_a_loop
-async def test_the_picture_follows_the_theme_of_the_page():
-    view = make_view()
-    light = picture(view)
-    view._front_end.dark = True
-    await settled()
-    assert light[0, 0].min() > 200 and picture(view)[0, 0].max() < 50
-
-
-@on_a_loop
-async def test_a_click_on_the_picture_reaches_the_view(monkeypatch):
-    clicks = []
-    monkeypatch.setattr(LiveRun, "clicked", lambda self, x, y: clicks.append((x, y)))
-    view = make_view()
-    view._front_end.click = [0.25, 0.5, 1.0]
-    await settled()
-    assert clicks == [(0.25, 0.5)]
+async def test_the_last_picture_shows_the_last_step_of_a_noisy_router_though_the_page_is_not_ready():
+    view = LiveRun(make_run(noise_std=1.0), play=25)
+    view.canvas.answered = -100
+    await view.finished()
+    assert view.canvas.words["step"] == 25 and mark(view, 0, Line).x[-1] == 25
+    mean = torch.tensor([record.load[0] for record in view.main_run.records[-20:]]).mean(dim=0)
+    assert mark(view, 1, Bars).y.tolist() == pytest.approx(mean.tolist())
 
 
 def test_a_panel_of_your_own_is_shown():
-    mine = LivePanel(lambda view, ax, theme: LoadBars(ax, theme, 2), lambda view, panel: panel.update([0.3, 0.7]))
-    view = make_view(panels=(mine, "loss"))
-    assert [bar.get_height() for bar in view._figure.panels[0].bars] == [0.3, 0.7]
-
-
-def test_a_noisy_router_is_shown_too():
-    view = LiveRun(make_run(noise_std=1.0))
-    view.advance(3)
-    view.show_frame()
-    mean = torch.tensor([record.load[0] for record in view.main_run.records]).mean(dim=0)
-    assert [bar.get_height() for bar in view._figure.panels[1].bars] == pytest.approx(mean.tolist())
-
-
-@pytest.mark.parametrize("runs", [{}, [], "x", None, {"a": 1}])
-def test_runs_must_be_runs(runs):
-    with pytest.raises(ValueError, match="^runs must be a Run or a dict of names and Runs, got"):
-        LiveRun(runs)
-
-
-def test_one_panel_may_be_named_alone():
-    assert len(LiveRun(make_run(), panels="loss").panels) == 1
-
-
-# --- static pages ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def static(monkeypatch):
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
+    mine = Panel("mine", [Bars([0.3, 0.7])], width=12)
+    view = make_view(panels=(lambda view: mine, "loss"), columns=2)
+    assert mark(view, 0, Bars).y == [0.3, 0.7] and [panel.width for panel in view.canvas.panels.values()] == [6, 6]
 
 
 @on_a_loop
-async def test_a_static_page_gets_the_picture_after_training_and_no_widget(static):
+async def test_a_static_page_gets_the_picture_after_training_and_no_message(static, monkeypatch):
+    monkeypatch.setattr(canvas.LiveCanvas, "send", lambda *_: pytest.fail("a message to a page"))
     view = make_view(play=9)
     assert view.step == 9 and not view.running
     data, metadata = view._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain"}
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(data["image/png"]))), picture(view))
+    assert set(data) == {"image/png", "text/plain"} and Image.open(io.BytesIO(data["image/png"])).width > 900
     assert data["text/plain"] == "LiveRun(play=9)" and metadata["image/png"]["alt"].startswith("Step 9.")
     assert await view.finished() is view
-
-
-def test_a_live_page_gets_the_widget_and_the_picture_beside_it(monkeypatch):
+    monkeypatch.undo()
     monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
-    data, _ = make_view()._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"}
+    assert set(make_view()._repr_mimebundle_()[0]) == set(data) | {"application/vnd.jupyter.widget-view+json"}
 
 
 # --- making and ending views -----------------------------------------------------------------------------
 
 
 class Shell:
-    """As much of a notebook's kernel as a view asks for: which cell runs, and for which time."""
+    """As much of a notebook's kernel as a view asks for: which cell runs, for which time, and which are deleted."""
 
-    execution_count, cell = 1, "a"
+    def __init__(self):
+        self.execution_count, self.cell, self.deleted, self.callbacks = 1, "a", (), {"pre_run_cell": []}
+        self.events = types.SimpleNamespace(callbacks=self.callbacks)
+        self.events.register = lambda event, function: self.callbacks[event].append(function)
 
     def get_parent(self):
-        return {"metadata": {"cellId": self.cell}}
+        return {"metadata": {"cellId": self.cell, "deletedCells": list(self.deleted)}}
+
+    def run(self, cell, deleted=()):
+        """What the kernel does before a cell."""
+        self.cell, self.deleted, self.execution_count = cell, deleted, self.execution_count + 1
+        for function in self.callbacks["pre_run_cell"]:
+            function(None)
 
 
 @pytest.fixture
@@ -526,51 +445,57 @@ def shell(monkeypatch):
 
 
 @on_a_loop
-async def test_running_a_cell_again_ends_the_views_that_it_made(shell):
+async def test_running_a_cell_again_ends_the_views_that_it_made_and_no_others(shell):
     earlier = [make_view(play=ENDLESS), make_view(play=ENDLESS)]
-    assert all(view.running for view in earlier)  # both of one execution live
-    shell.execution_count = 2
+    shell.run("b")
+    other = make_view(play=ENDLESS)
+    await until(lambda: all(view.step > 5 for view in (*earlier, other)))
+    shell.run("a")
+    with pytest.raises(ZeroDivisionError):  # it may fail halfway
+        make_view(panels=(lambda view: 1 / 0,))
+    shell.run("a")
     new = make_view(play=5)
     await new.finished()
     assert not any(view.running for view in earlier) and all(view.comm is None for view in earlier)
-    assert new.step == 5 and new.comm is not None
+    assert new.step == 5 and new.comm is not None and other.running
+    await ended(other)
 
 
+MAKERS = {
+    "LiveRun": make_view,
+    "Playground": Playground,
+    "RoutingLab": lambda: RoutingLab("json", panels=("loss", "domains"), num_layers=1, d_model=16, batch_size=2),
+    "CollapseLab": CollapseLab,
+    "BalancingLab": lambda: BalancingLab(("nothing", "top-2"), seeds=2),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
 @on_a_loop
-async def test_running_another_cell_ends_nothing(shell):
-    view = make_view(play=ENDLESS)
-    shell.execution_count, shell.cell = 2, "b"
-    make_view()
-    await until(lambda: view.step > 5)
-    view.pause()
-    await view.finished()
-    assert view.comm is not None
-
-
-def test_a_cell_that_failed_halfway_can_be_run_again(shell):
-    with pytest.raises(ZeroDivisionError):
-        make_view(panels=(LivePanel(lambda view, ax, theme: 1 / 0, None),))
-    shell.execution_count = 2
-    assert make_view().comm is not None
-
-
-@on_a_loop
-async def test_closing_ends_the_training_and_leaves_no_widget():
+async def test_the_views_of_a_deleted_cell_end_when_the_next_cell_runs_and_leave_nothing(shell, make):
     before = set(ipywidgets._instances)
-    view = make_view(play=ENDLESS)
+    view = make()
+    view.play(ENDLESS)
     await until(lambda: view.step > 0)
-    view.close()
+    held = [weakref.ref(run) for run in view.runs.values()] + [weakref.ref(view.main_run.model)]
+    shell.run("b")
+    assert view.running
+    shell.run("b", deleted=["a", "never seen"])
+    view.post(int)  # a message that was on its way
     await until(lambda: not view.running)
+    await settled()
+    gc.collect()
+    assert [ref() for ref in held if ref()] == [] and live._views == {}  # though a name still stands for the view
     assert set(ipywidgets._instances) == before
-
-
-# --- bad input -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"panels": ("loss", "speed")}, f"panels must be LivePanels or of {', '.join(map(repr, PANELS))}, got 'speed'"),
+        ({"panels": ("loss", "speed")}, f"panels must be functions or of {', '.join(map(repr, PANELS))}, got 'speed'"),
+        ({"panels": ()}, "panels must name at least one of 'balance', .*, got none"),
+        ({"panels": 3}, "panels must name at least one of 'balance', .*, got 3"),
+        ({"columns": 0}, "columns must be a whole number of at least 1, got 0"),
         ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
         ({"max_steps": 1.5}, "max_steps must be a whole number of at least 1, got 1.5"),
         ({"play": -1}, "play must be a whole number of at least 1, got -1"),
@@ -583,99 +508,27 @@ def test_bad_arguments_are_refused(options, message):
     assert run.records == []
 
 
-@pytest.mark.parametrize("steps", [0, -3, 2.5])
-def test_bad_numbers_of_steps_are_refused(steps):
-    view = make_view()
-    with pytest.raises(ValueError, match=f"steps must be a whole number of at least 1, got {steps}"):
-        view.play(steps)
+@pytest.mark.parametrize("bad", [0, -3, 2.5, "x", None, {}, [], {"a": 1}])
+def test_bad_runs_and_numbers_of_steps_are_refused(bad):
+    with pytest.raises(ValueError, match="^runs must be a Run or a dict of names and Runs, got"):
+        LiveRun(bad)
+    view = make_view(panels="loss")  # one may be named alone
+    for train in (view.advance, *[view.play] * (bad is not None)):
+        with pytest.raises(ValueError, match="steps must be a whole number of at least 1, got"):
+            train(bad)
     assert view.step == 0 and not view.running
 
 
-def test_a_dense_model_has_no_experts_to_show():
-    run = Run(dense_twin(make_run().model), PlaneTask())
-    assert LiveRun(run, ("loss", "cost")).step == 0
-    with pytest.raises(ValueError, match="panels that show experts need a mixture of experts, got PlaneClassifier"):
-        LiveRun(run, ("load",))
-
-
-# --- several layers ----------------------------------------------------------------------------------------
-
-
-class TwoLayers(torch.nn.Module):
-    """Two mixtures, one after the other."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.head = torch.nn.Linear(2, 16), torch.nn.Linear(16, 8)
-        self.layers = torch.nn.ModuleList([MoE(16, 4, num_experts=8, top_k=2), MoE(16, 4, num_experts=8, top_k=1)])
-
-    def forward(self, x):
-        hidden, routings = self.embed(x), []
-        for layer in self.layers:
-            y, routing = layer(hidden)
-            hidden, routings = hidden + y, [*routings, routing]
-        return self.head(hidden), routings
-
-
-def test_each_layer_has_its_row():
-    with seeded(0):
-        run = Run(TwoLayers(), PlaneTask(), batch_size=64)
-    view = LiveRun(run, ("layers", "load", "film"))
-    view.advance(30)
-    view.draw()
-    layers, load, film = view._figure.panels
-    recent = [record.load for record in run.records[-20:]]
-    expected = 8 * np.mean(recent, axis=0)
-    np.testing.assert_allclose(layers.image.get_array(), expected)
-    dead = {(e, layer) for layer in (0, 1) for e in range(8) if expected[layer, e] / 8 * (2, 1)[layer] < 0.01}
-    assert {tuple(point) for point in layers.dead.get_xydata().astype(int)} == dead
-    assert dead, "the case should have a dead expert, or it shows nothing"
-    assert load.ax.get_title(loc="left").endswith("layer 0") and film.ax.get_title(loc="left").endswith("layer 0")
-
-
-def test_one_layer_needs_no_number():
-    (load,) = make_view(panels=("load",))._figure.panels
-    assert load.ax.get_title(loc="left") == LoadBars.title
-
-
-# --- a language model --------------------------------------------------------------------------------------
-
-
-def language_run(**options) -> Run:
-    with seeded(0):
-        model = LanguageModel(TransformerConfig(d_model=16, num_heads=2, num_layers=1, d_ff=16, **options))
-    return Run(model, TextTask(["english", "json"], context=32), lr=0.01, batch_size=4)
-
-
-def test_a_dense_language_model_is_shown_while_it_learns_and_writes():
-    prompts = {"english": "The ", "json": '{"id": '}
-    run, alone = language_run(moe_layers=()), language_run(moe_layers=())
-    view = LiveRun(run, ("loss", "cost", writing(prompts, num_bytes=20)), max_steps=5)
-    _, costs, text = view._figure.panels
-    assert [cell[0].get_text() for cell in costs.cells][:2] == [f"{count_parameters(run.model).total:,}"] * 2
-    before = [artist.get_text() for artist in text.texts]
+def test_a_model_that_writes_on_your_prompts_learns_as_without():
+    prompts, runs = {"english": "The ", "json": '{"id": '}, []
+    for _ in range(2):
+        with seeded(0):
+            model = LanguageModel(TransformerConfig(d_model=16, num_heads=2, num_layers=1, d_ff=16, num_experts=4))
+        runs.append(Run(model, TextTask(["english", "json"], context=32), lr=0.01, batch_size=4))
+    view = LiveRun(runs[0], writing_of(prompts, num_bytes=20), columns=1)
+    before = mark(view, 0, Text).texts
     view.advance(5)
-    view.draw()
-    written = ["".join(artist.get_text().splitlines()) for artist in text.texts]
-    assert all(new.startswith(prompt.replace("\n", "↵")) for new, prompt in zip(written, prompts.values()))
-    assert before != [artist.get_text() for artist in text.texts]
-    for _ in range(5):
-        alone.step()
-    assert [r.loss for r in run.records] == [r.loss for r in alone.records], "writing disturbed the training"
-
-
-def test_a_language_model_of_experts_has_its_load_beside():
-    view = LiveRun(language_run(num_experts=4), ("loss", "load", writing({"english": "The "}, num_bytes=5)))
-    view.advance(2)
-    view.draw()
-    assert sum(bar.get_height() for bar in view._figure.panels[1].ax.patches[:4]) == pytest.approx(1)
-
-
-def test_flops_count_every_token_of_a_sequence():
-    run = language_run(moe_layers=())
-    run.step(), run.step()
-    tokens = 4 * 32
-    assert spent(run, "FLOPs").tolist() == [n * tokens * flops_per_token(run.model, training=True) for n in (1, 2)]
-    plane = make_run()
-    plane.step()
-    assert spent(plane, "FLOPs").tolist() == [32 * flops_per_token(plane.model, training=True)]
+    view.show(True)
+    assert all(new.startswith(prompt) for new, prompt in zip(mark(view, 0, Text).texts, prompts.values()))
+    assert before != mark(view, 0, Text).texts and mark(view, 0, Text).names == tuple(prompts)
+    assert [record.loss for record in runs[0].records] == [runs[1].step().loss for _ in range(5)]

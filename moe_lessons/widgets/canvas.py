@@ -1,0 +1,113 @@
+"""Panels in the page: a widget that draws marks on canvases, crisp at any size, with no build step and no network."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import numpy as np
+
+from moe_lessons.plots.marks import Panel, encode
+from moe_lessons.plots.theme import PALETTE, RED, THEMES
+
+HERE = Path(__file__).parent
+LOOK = {"palette": PALETTE, "red": RED} | {name: theme.lines for name, theme in THEMES.items()}
+IN_FLIGHT, EVERY = 8, 4  # pictures unanswered at most; every fourth asks for an answer, which is as dear as a picture
+FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the next picture is tried
+
+
+class LiveCanvas(anywidget.AnyWidget):
+    """Draws `Panel`s in the page. `show(panels)` sends what has changed since the last picture, in one message: a
+    header (of panels whose description has changed, the description; where each array lies) and one buffer with the
+    arrays that have changed.
+
+    `ready` is false while `IN_FLIGHT` pictures are unanswered: a page that is hidden, frozen or closed does not draw,
+    so it does not answer, and then single pictures are tried, after 1/4, 1/2, 1, … 30 seconds. Nothing piles up.
+    A page that opens later (a second view, a reload) says hello and gets everything.
+
+    on_pick(kind, index): an 'expert', 'token', 'layer' or 'model' was clicked. It is called on the thread on which the
+    kernel handles widgets.
+    """
+
+    _esm = HERE / "canvas.js"
+    _css = HERE / "canvas.css"
+
+    def __init__(self, on_pick: Callable[[str, int], None] = lambda kind, index: None):
+        super().__init__()
+        self.on_pick = on_pick
+        self.frame = self.answered = 0  # numbers of pictures: the last one sent, the last one drawn
+        self.bytes_sent = 0
+        self.behind = 1.0  # how many pictures the page gets for each that it draws
+        self.panels: dict[int, Panel] = {}  # what was shown last, by place
+        self.words: dict[str, Any] = {}
+        self._patience, self._sent_at = FIRST_PATIENCE, 0.0
+        self._headers: dict[int, dict] = {}  # what the pages have: the description of each panel, ...
+        self._arrays: dict[str, np.ndarray] = {}  # ... and each array
+        self._lock = threading.Lock()
+        self.on_msg(self._hear)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the page has kept up, or has been silent for so long that one more picture is worth a try."""
+        return self.frame - self.answered < IN_FLIGHT or time.monotonic() - self._sent_at > self._patience
+
+    def show(self, panels: dict[int, Panel], count: int | None = None, **words: Any) -> None:
+        """Send panels by their place (the others stay), and whatever else the page says in text. count: how many
+        panels there are from now on."""
+        with self._lock:
+            headers, arrays = {}, {}
+            for place, panel in panels.items():
+                header, its_arrays = encode(panel, place)
+                if header != self._headers.get(place):
+                    headers[place] = self._headers[place] = header
+                arrays |= {slot: a for slot, a in its_arrays.items() if not _same(a, self._arrays.get(slot))}
+            self.panels |= panels
+            self._arrays |= arrays
+            words = {name: value for name, value in words.items() if self.words.get(name, self) != value}
+            self.words |= words
+            if count is not None and count != self.words.get("count"):
+                words["count"] = self.words["count"] = count
+                for place in [place for place in self._headers if place >= count]:
+                    del self._headers[place], self.panels[place]
+                self._arrays = {slot: a for slot, a in self._arrays.items() if int(slot.split(".")[0]) < count}
+            self._send_frame(headers, arrays, words)
+
+    def _send_frame(self, headers: dict, arrays: dict[str, np.ndarray], words: dict, **more: Any) -> None:
+        is_a_try = self.frame - self.answered >= IN_FLIGHT
+        if is_a_try:  # after silence
+            self._patience = min(2 * self._patience, LONGEST_PATIENCE)
+        self.frame, self._sent_at = self.frame + 1, time.monotonic()
+        slots, parts, size = [], [], 0
+        for slot, array in arrays.items():
+            part = array.tobytes()
+            slots.append([slot, array.dtype.str[1:], array.shape, size])
+            parts += [part, bytes(-len(part) % 8)]  # every array begins at a multiple of 8
+            size += len(part) + len(parts[-1])
+        content = {"frame": self.frame, "panels": headers, "slots": slots, "words": words, **more}
+        if is_a_try or self.frame % EVERY == 0:
+            content["answer"] = True
+        self.bytes_sent += size
+        self.send(content, [b"".join(parts)])
+
+    def _hear(self, _, content: Any, buffers) -> None:
+        """What a page says; anything else than it can say is ignored."""
+        content = content if isinstance(content, dict) else {}
+        drawn, behind = content.get("drawn"), content.get("behind", 1)
+        if _is_whole(drawn) and self.answered < drawn <= self.frame:
+            self.answered, self._patience = drawn, FIRST_PATIENCE
+            self.behind = min(max(1.0, behind), 10.0) if isinstance(behind, int | float) else 1.0  # NaN: 1
+        elif content.get("hello") is True:
+            with self._lock:
+                self._send_frame(self._headers, self._arrays, self.words, look=LOOK, answer=True)
+        elif isinstance(content.get("pick"), str) and _is_whole(content.get("index")):
+            self.on_pick(content["pick"], content["index"])
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _same(one: np.ndarray, other: np.ndarray | None) -> bool:
+    return other is not None and one.dtype == other.dtype and one.shape == other.shape and np.array_equal(one, other)

@@ -1,0 +1,16 @@
+"""One thing that the kernel must do for a control to answer while a cell awaits."""
+
+
+def answer_where_the_page_asks() -> None:
+    """Have ipykernel 7.4 handle the messages of a control in the subshell that the page names, as it did before.
+
+    It would move them to the shell that last sent something to that control. While a view trains, that is the one of
+    the cells: a message that arrives there while a cell awaits gets no answer that ends it, the page keeps the next
+    value back, and the control is dead.
+    """
+    try:
+        from ipykernel.comm.comm import BaseComm
+    except ImportError:  # no notebook
+        return
+    if hasattr(BaseComm, "_reply_subshell_for"):
+        BaseComm._reply_subshell_for = lambda self, data, default: default

@@ -1,0 +1,217 @@
+"""Training and pictures take turns on the kernel's own event loop.
+
+Callbacks of widgets may arrive on another thread (JupyterLab handles them on subshells), so they never touch a model:
+they post what is to be done, and the loop does it between two steps.
+"""
+
+import asyncio
+import collections
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from moe_lessons.training import TrainingDiverged
+
+FPS = 36  # pictures a second at most: a step may end a little after one is due
+SENDING = 0.03  # what a picture costs before any panel is drawn, as a part of what training costs: at most so much
+TURN = 0.01  # seconds of training at once: then the kernel has a turn
+TURNS = 3  # of the event loop after it: one message from the page needs several
+
+_loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()  # all that have trained: an interrupt pauses each
+
+
+class Loop:
+    """Calls `step()` again and again while it plays, and `show(asked)` when a picture is due and the page is `ready()`.
+
+    count(): how many steps there are. settle(): called when posted actions have been done. show(asked): `asked` says
+    that it answers an action, which is shown at once. behind(): how many pictures the page gets for each that it draws.
+    What goes wrong pauses it, and is said in `trouble`.
+    """
+
+    def __init__(self, step, count, settle, show, ready, behind):
+        self.step, self.count, self.settle, self.show = step, count, settle, show
+        self.ready, self.behind = ready, behind
+        self.playing, self.trouble = False, ""
+        self.cost = collections.Counter()  # CPU seconds: 'training', 'showing'; and 'pictures'
+        self._budget = self._until = 0
+        self._task: asyncio.Task | None = None
+        self._actions: collections.deque[tuple[Callable[[], None], bool]] = collections.deque()
+        self._busy = self._interrupted = self._ended = False
+        self._unseen = False  # unseen: actions were done that no picture shows yet
+        self._last, self._paid, self._overhead = 0.0, 0.0, 0.001  # of the last picture: when, after how much training
+        try:
+            self.events = asyncio.get_running_loop()  # the kernel's own: a callback may see another one
+        except RuntimeError:
+            self.events = None
+
+    @property
+    def running(self) -> bool:
+        """Whether it trains now."""
+        return self._task is not None and not self._task.done()
+
+    @property
+    def ended_by_itself(self) -> int:
+        """After how many steps it has paused since it had trained as many as it was asked for; 0 if it has not."""
+        return 0 if self.playing or not self._until or self.count() < self._until else self._budget
+
+    def play(self, steps: int) -> None:
+        """Train `steps` steps from here, while the notebook stays usable."""
+        self.playing, self.trouble, self._interrupted = True, "", False
+        self._budget, self._until = steps, self.count() + steps
+        _loops.add(self)
+        if not self.running:  # else it goes on, even if it was about to pause
+            self._task = self.events.create_task(self._train())
+
+    def restart_budget(self) -> None:
+        """After a new start: count the steps that may be trained from here."""
+        self._until = self.count() + self._budget if self.playing else 0
+
+    def advance(self, steps: int) -> None:
+        """Train `steps` steps now, before anything else happens."""
+        self.trouble = ""
+        if not self._busy:  # else this is an action itself, and the others come after it
+            self.do_actions()
+        until = self.count() + steps
+        try:
+            while self.count() < until:
+                self.step()
+        except TrainingDiverged as error:
+            self.trouble = str(error)
+
+    def end(self) -> None:
+        """Stop for good: what waits to be done, or is posted later, was meant for a view that is gone."""
+        self.playing, self._ended = False, True
+        self._actions.clear()
+
+    def post(self, action: Callable[[], None], note: bool = False) -> None:
+        """Have `action` done between two steps, whichever thread this is called on. note: it only notes what is to be
+        settled, which is done before the next action that is more than that."""
+        self._actions.append((action, note))
+        if self.events is None:
+            self._drain()
+        else:
+            self.events.call_soon_threadsafe(self._drain)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is posted inside is done at the end, at once."""
+        busy, self._busy = self._busy, True
+        try:
+            yield
+        finally:
+            self._busy = busy
+        self._drain()
+
+    async def finished(self) -> None:
+        """Wait until it pauses. The kernel's interrupt pauses all training, and ends what waits."""
+        with self._interruptible(passed_on=True):
+            try:
+                while self.running:
+                    await asyncio.sleep(0.02)
+            except asyncio.CancelledError:  # by an interrupt, or for another reason, such as a time-out
+                if not self._interrupted:
+                    raise
+        if self._interrupted:
+            self._interrupted = False
+            error = KeyboardInterrupt if _is_a_cell(asyncio.current_task()) else asyncio.CancelledError
+            raise error("the training is paused") from None
+
+    async def _train(self) -> None:
+        try:
+            while self.playing and self.count() < self._until:
+                with self._interruptible():
+                    self._take_a_turn()
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
+        except Exception as error:  # of a learner's model, too
+            self.trouble = in_words(error)
+        finally:
+            self.playing = False
+            self.show(True)
+
+    def _take_a_turn(self) -> None:
+        start = time.perf_counter()
+        while self.playing and self.count() < self._until:
+            cpu = time.thread_time()
+            self.step()
+            self.cost["training"] += time.thread_time() - cpu
+            if self._actions or self._unseen or self._is_due() or time.perf_counter() - start > TURN:
+                break
+        self.do_actions()
+        if self.playing and (self._unseen or self._is_due()):
+            asked, self._unseen, cpu = self._unseen, False, time.thread_time()
+            sending = self.show(asked)  # seconds, without the panels
+            self._overhead += 0.2 * (sending - self._overhead)
+            self.cost["showing"] += time.thread_time() - cpu
+            self.cost["pictures"] += 1
+            self._last, self._paid = time.perf_counter(), self.cost["training"]
+
+    def _is_due(self) -> bool:
+        waited, earned = time.perf_counter() - self._last, self.cost["training"] - self._paid
+        return waited > 0.95 * self.behind() / FPS and earned > self._overhead / SENDING and self.ready()
+
+    def _drain(self) -> None:
+        if self._actions and not self._busy and not self._ended:
+            self.do_actions()
+            if not self.running:
+                self._unseen = False
+                self.show(True)
+
+    def do_actions(self) -> None:
+        """Do what was posted, in its order; what goes wrong is said."""
+        anything, busy, self._busy = bool(self._actions), self._busy, True
+        try:
+            while self._actions:
+                action, note = self._actions.popleft()
+                if not note:
+                    self._try(self.settle)
+                self._try(action)
+            self._try(self.settle)
+        finally:
+            self._busy = busy
+        self._unseen |= anything
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            self.trouble = in_words(error)
+
+    @contextmanager
+    def _interruptible(self, passed_on: bool = False) -> Iterator[None]:
+        """An interrupt inside pauses all training: between cells the kernel would ignore it. passed_on: to the kernel
+        as well, which ends the cell that waits."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def heed(*args) -> None:
+            for loop in () if heed.over else list(_loops):
+                loop._interrupt()
+            if (passed_on or heed.over) and callable(heed.before):
+                heed.before(*args)
+
+        heed.over, heed.before = False, signal.signal(signal.SIGINT, heed)
+        try:
+            yield
+        finally:
+            heed.over = True  # others may stand before it now, and go in any order
+            while getattr(before := signal.getsignal(signal.SIGINT), "over", False):
+                signal.signal(signal.SIGINT, before.before)
+
+    def _interrupt(self) -> None:
+        if self.running:
+            self.playing, self._interrupted, self.trouble = False, True, "Interrupted: the training is paused."
+
+
+def _is_a_cell(task: asyncio.Task) -> bool:
+    """Whether the kernel runs a notebook's cell in it. In any other task a KeyboardInterrupt would end the kernel."""
+    return getattr(task.get_coro(), "__name__", "") == "run_cell_async"
+
+
+def in_words(error: Exception) -> str:
+    """What went wrong, with the kind of error where that says more."""
+    return str(error) if isinstance(error, TrainingDiverged | ValueError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,579 @@
+"""The balancing laboratory: tiles train what they say, controls do what they say, and nothing is half-applied."""
+
+import re
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live_tools import button, click, mark, on_a_loop, settled, until, words
+
+from moe_lessons.bands import SeedBand
+from moe_lessons.knobs import KNOBS, TRAINING
+from moe_lessons.plots.marks import Band, Line, Spots, Stack
+from moe_lessons.plots.panels.curves import CURVES
+from moe_lessons.tasks import PLANE_TASKS, PRESETS, REMEDIES, PlaneSetting, remedy_setting
+from moe_lessons.widgets import BalancingLab
+from moe_lessons.widgets.balancing import ALONE, NUM_POINTS, STRENGTHS
+from moe_lessons.widgets.live import descendants
+
+TWO = ("nothing", "auxiliary loss")
+PAIR = "auxiliary loss + capacity"
+
+
+def losses(lab: BalancingLab) -> dict[str, list]:
+    return {name: [record.losses.tolist() for record in tile.band.records] for name, tile in lab.tiles.items()}
+
+
+def trained(setting, steps: int, seeds=(0,)) -> list:
+    """The losses of a band that trains alone."""
+    band = SeedBand(setting, seeds)
+    return [band.step().losses.tolist() for _ in range(steps)]
+
+
+def last_readings(lab: BalancingLab) -> dict:
+    return {name: tile.readings[-1] for name, tile in lab.tiles.items()}
+
+
+async def add(lab: BalancingLab, first: str, second: str) -> None:
+    """Add a tile by hand."""
+    button(lab, "Add").value, button(lab, "and").value = first, second
+    button(lab, "Add tile").click()
+    await settled()
+
+
+def plan(lab: BalancingLab, name: str = "nothing") -> PlaneSetting:
+    """What a tile should train with, put together by hand."""
+    names = {spec.name for spec in fields(PlaneSetting)} - set(STRENGTHS.values())
+    base = replace(PRESETS["collapse"], **{name: lab.values[name] for name in names})
+    parts = [re.fullmatch(r"(.*?)(?: ([\d.]+))?", part).groups() for part in name.split(" + ")]
+    knobs = {STRENGTHS[remedy]: number for remedy, number in parts if remedy in STRENGTHS}
+    own = {knob: float(number) if number else lab.values[knob] for knob, number in knobs.items()}
+    return remedy_setting(*(remedy for remedy, _ in parts), base=base, **own)
+
+
+def assert_consistent(lab: BalancingLab) -> None:
+    """Controls, tiles, knobs and picture say the same."""
+    for name, widget in lab.inputs.items():
+        assert (widget.value or None) == (lab.values[name] or None), name  # 'off' is 0 or None
+    assert lab.values["remedies"] == tuple(lab.tiles) == tuple(lab.runs)
+    assert {name for name, box in lab.inputs["remedies"].boxes.items() if box.value} == set(lab.tiles)
+    for name, tile in lab.tiles.items():
+        setting, has_begun = plan(lab, name), tile.step > lab.values["apply_from"]
+        assert tile.setting == setting and lab.runs[name] is tile.band
+        for knob in TRAINING:
+            assert getattr(tile.band.knobs, knob) == getattr(setting if has_begun else plan(lab), knob), (name, knob)
+    assert lab.selected in lab.tiles and lab.inputs["highlight"].options == tuple(lab.tiles)
+    lab.show(True)
+    shown = list(lab.canvas.panels.values())[2:]
+    assert [(panel.title, panel.model) for panel in shown] == [(name, i) for i, name in enumerate(lab.tiles)]
+    assert [panel.title for panel in shown if panel.selected] == [lab.selected]
+
+
+@pytest.fixture(scope="module")
+def lab() -> BalancingLab:
+    """A laboratory after 45 steps; tests leave it as it is."""
+    made = BalancingLab(("nothing", "Gaussian noise", "capacity", "auxiliary loss", "expert choice"), seeds=2)
+    made.advance(45)
+    made.show(True)
+    return made
+
+
+# --- what a tile trains ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_a_tile_trains_as_its_remedy_does_alone(name):
+    lab = BalancingLab((name, "nothing") if name != "nothing" else name, seeds=2, first_seed=5)
+    lab.advance(4)
+    assert losses(lab)[name] == trained(remedy_setting(name), 4, seeds=(5, 6))
+    assert_consistent(lab)
+
+
+@on_a_loop
+async def test_a_pair_has_both_remedies_and_a_strength_of_its_own_stays():
+    lab = BalancingLab((PAIR, "auxiliary loss 0.3"), seeds=1, capacity_factor=1.0)
+    lab.set(router_aux_loss_coef=1.0)
+    await add(lab, "auxiliary loss", ALONE)  # as strong as it is now
+    lab.set(router_aux_loss_coef=10.0)
+    both = remedy_setting("auxiliary loss", "capacity", capacity_factor=1.0, router_aux_loss_coef=10.0)
+    assert lab.tiles[PAIR].setting == both
+    for strength in (0.3, 1):
+        alone = remedy_setting("auxiliary loss", router_aux_loss_coef=float(strength))
+        assert lab.tiles[f"auxiliary loss {strength}"].setting == alone
+    assert_consistent(lab)
+
+
+def test_remedies_can_start_late_from_one_collapse():
+    lab = BalancingLab(TWO, seeds=1, apply_from=6)
+    lab.advance(3)
+    assert lab.tiles["nothing"].band is lab.tiles["auxiliary loss"].band and "remedies start at step 6" in lab.words()
+    lab.advance(7)
+    collapse = SeedBand(remedy_setting("nothing"), [0])
+    for _ in range(6):
+        collapse.step()
+    for name, band in zip(lab.tiles, (collapse, collapse.branch(remedy_setting("auxiliary loss")))):
+        for _ in range(4):
+            band.step()
+        assert losses(lab)[name] == [record.losses.tolist() for record in band.records]
+    assert [tile.marks for tile in lab.tiles.values()] == [[6], [6]]
+
+
+def test_drawing_changes_nothing():
+    drawn, blind = (BalancingLab(("nothing", "Gaussian noise"), seeds=1) for _ in range(2))
+    for i in range(5):
+        drawn.advance(2)
+        drawn.loop.playing = i % 2 == 0  # a picture in motion, and one that stays
+        drawn.show(False)
+    blind.advance(10)
+    assert losses(drawn) == losses(blind)
+
+
+def test_steps_are_counted_when_all_tiles_have_done_them():
+    lab = BalancingLab(("nothing", "top-2", "z-loss"), seeds=1)
+    assert [(lab.train_one(), lab.step)[1] for _ in range(6)] == [0, 0, 1, 1, 1, 2]
+    lab.advance(2)
+    assert [tile.step for tile in lab.tiles.values()] == [4, 4, 4]
+
+
+# --- strengths -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("remedy, knob", STRENGTHS.items())
+@on_a_loop
+async def test_a_strength_moves_its_tiles_and_no_other_from_the_next_step_on(remedy, knob):
+    pair = f"top-2 + {remedy}"
+    lab = BalancingLab(("nothing", remedy, pair), seeds=1)
+    lab.advance(3)
+    plain, stops = lab.tiles["nothing"].setting, KNOBS[knob].stops
+    lab.inputs[knob].value = stronger = max(stops) if isinstance(stops, tuple) else stops.high
+    await settled()
+    assert_consistent(lab)
+    assert lab.step == 3 and [tile.marks for tile in lab.tiles.values()] == [[], [3], [3]]
+    assert lab.tiles["nothing"].setting == plain and getattr(lab.tiles[pair].band.knobs, knob) == stronger
+    lab.advance(2)
+    alone = SeedBand(remedy_setting(remedy), [0])
+    for step in range(5):
+        if step == 3:
+            setattr(alone.knobs, knob, stronger)
+        alone.step()
+    assert losses(lab)[remedy] == [record.losses.tolist() for record in alone.records]
+
+
+def test_the_learning_rate_is_that_of_all():
+    lab = BalancingLab(TWO, seeds=1, apply_from=2)
+    lab.advance(1)
+    lab.set(lr=0.05)
+    lab.advance(3)
+    lab.set(lr=0.02)
+    assert_consistent(lab)
+    assert [tile.marks for tile in lab.tiles.values()] == [[1, 2, 4]] * 2
+
+
+def test_a_strength_that_is_off_is_nothing():
+    off = dict.fromkeys(STRENGTHS.values(), 0) | {"capacity_factor": None}
+    lab = BalancingLab(("nothing", "capacity", "auxiliary loss"), seeds=1, **off)
+    lab.advance(3)
+    assert losses(lab)["capacity"] == losses(lab)["nothing"] == losses(lab)["auxiliary loss"]
+    assert "(off)" in lab.reading()
+
+
+def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
+    lab = BalancingLab("capacity", seeds=1)
+    lab.advance(30)
+    before, slider = lab.tiles["capacity"].readings[-1], lab.inputs["capacity_factor"]
+    slider.value = 0.5
+    earlier, after = lab.tiles["capacity"].readings[-2:]
+    assert earlier.step < after.step == before.step == 30 and after.accuracy < before.accuracy
+    slider.value = 0.0
+    assert lab.values["capacity_factor"] is None and repr(lab).endswith("seeds=1, capacity_factor=None)")
+    assert_consistent(lab)
+
+
+# --- tiles come and go -----------------------------------------------------------------------------------
+
+
+def test_a_tile_that_is_added_catches_up():
+    lab = BalancingLab(TWO, seeds=1)
+    lab.advance(8)
+    before = losses(lab)
+    lab.set(remedies=[*TWO, PAIR])
+    assert lab.behind == 0 and lab.step == 8
+    assert losses(lab) == before | {PAIR: trained(remedy_setting("auxiliary loss", "capacity"), 8)}
+    assert lab.canvas.words["tips"][PAIR].startswith("Show the tile: a loss that is lowest where the load is even")
+    assert_consistent(lab)
+
+
+@on_a_loop
+async def test_a_pair_is_added_by_hand_while_the_others_train():
+    lab = BalancingLab(TWO, seeds=1, max_steps=40)
+    lab.play()
+    await until(lambda: lab.step > 5)
+    await add(lab, "top-2", "capacity")
+    await until(lambda: "top-2 + capacity" in lab.tiles)
+    await lab.finished()
+    assert [tile.step for tile in lab.tiles.values()] == [40, 40, 40]
+    assert_consistent(lab)
+    assert losses(lab)["top-2 + capacity"] == trained(remedy_setting("top-2", "capacity"), 40)
+
+
+@on_a_loop
+async def test_a_tile_that_goes_leaves_the_others_alone_and_when_it_comes_back_it_catches_up():
+    lab = BalancingLab(("nothing", "auxiliary loss", "jitter"), seeds=1)
+    lab.advance(12)
+    before, box = losses(lab), lab.inputs["remedies"].boxes["auxiliary loss"]
+    box.value = False  # it was the selected one
+    await settled()
+    assert losses(lab) == {name: before[name] for name in ("nothing", "jitter")} and lab.selected == "jitter"
+    assert_consistent(lab)
+    box.value = True
+    await settled()
+    assert re.search(r"A new tile catches up: \d+ steps to go.", lab.words())
+    await lab.finished()
+    assert list(lab.tiles) == ["nothing", "jitter", "auxiliary loss"]  # the order of the boxes
+    assert losses(lab) == before and not lab.running
+    assert_consistent(lab)
+
+
+CLASH = [
+    ("learned noise", "bias update", "learned noise and bias update do not go together: .*router"),
+    ("Gaussian noise", "learned noise", "Gaussian noise and learned noise do not go together: noise_std"),
+    ("capacity", "expert choice", "capacity and expert choice do not go together: capacity_factor"),
+    ("jitter", "jitter", "remedies in one tile must be different ones, got 'jitter \\+ jitter'"),
+]
+
+
+@pytest.mark.parametrize("first, second, message", CLASH)
+@on_a_loop
+async def test_remedies_that_clash_are_said_in_words(first, second, message):
+    lab = BalancingLab(TWO, seeds=1)
+    lab.advance(2)
+    before, boxes = losses(lab), set(lab.inputs["remedies"].boxes)
+    await add(lab, first, second)
+    assert re.search(message, lab.canvas.words["trouble"])
+    assert losses(lab) == before and set(lab.inputs["remedies"].boxes) == boxes
+    assert_consistent(lab)
+
+
+@on_a_loop
+async def test_the_last_tile_stays_and_the_thirteenth_is_refused():
+    lab = BalancingLab("nothing", seeds=1)
+    boxes = lab.inputs["remedies"].boxes
+    boxes["nothing"].value = False
+    await settled()
+    assert "remedies must be 1 to 12 tiles, got 0" in lab.canvas.words["trouble"]
+    assert_consistent(lab)
+    boxes["jitter"].value = True
+    await settled()
+    assert list(lab.tiles) == ["nothing", "jitter"] and lab.canvas.words["trouble"] == ""  # no longer asked for
+    lab.set(remedies=[f"auxiliary loss {strength}" for strength in range(1, 13)])
+    boxes["top-2"].value = True
+    await settled()
+    assert "remedies must be 1 to 12 tiles, got 13" in lab.canvas.words["trouble"]
+    assert_consistent(lab)
+
+
+# --- a new start, and the same again ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, value", {"task": "uneven", "seeds": 2, "first_seed": 7, "apply_from": 10}.items())
+@on_a_loop
+async def test_what_is_of_the_structure_starts_afresh_and_reset_does_so_too(name, value):
+    lab = BalancingLab(TWO, seeds=1)
+    lab.advance(3)
+    lab.inputs[name].value = value
+    await settled()
+    assert lab.step == 0 and lab.values[name] == value
+    assert_consistent(lab)
+    seeds = range(lab.values["first_seed"], lab.values["first_seed"] + lab.values["seeds"])
+    plain = trained(remedy_setting("nothing", task=lab.values["task"]), 2, seeds)
+    for _ in range(2):
+        lab.advance(2)
+        assert losses(lab)["nothing"] == plain
+        button(lab, "Reset").click()
+        await settled()
+        assert lab.step == 0
+
+
+SETTINGS = {
+    "seeds": st.integers(1, 2), "first_seed": st.integers(0, 9999), "apply_from": st.integers(0, 400),
+    "task": st.sampled_from(PLANE_TASKS), "num_experts": st.integers(2, 5), "max_steps": st.integers(1, 999),
+    "router_start": st.sampled_from(("spread", "random")), "lr": st.floats(1e-4, 1), "noise_std": st.floats(0, 7),
+    "router_aux_loss_coef": st.floats(0, 20), "capacity_factor": st.none() | st.floats(0.1, 9),
+}  # fmt: skip
+REMEDY_NAMES = st.sampled_from([*REMEDIES, PAIR, "jitter 0.5"])
+MOVES = st.tuples(st.sampled_from(["seeds", "apply_from", *TRAINING]), st.integers(0, 9))
+
+
+def move(lab, name: str, place: int) -> None:
+    """Move a control by hand to one of the places that it has."""
+    widget = lab.inputs[name]
+    if hasattr(widget, "options"):
+        stops = [stop[1] if isinstance(stop, tuple) else stop for stop in widget.options]
+        widget.value = stops[place % len(stops)]
+    else:
+        widget.value = min(widget.max, widget.min + place * getattr(widget, "step", 1))
+
+
+@given(st.lists(REMEDY_NAMES, min_size=1, max_size=3), st.fixed_dictionaries({}, optional=SETTINGS), st.lists(MOVES))
+@settings(max_examples=20)
+def test_whatever_is_moved_all_of_it_is_applied_and_its_repr_makes_the_same_again(remedies, given, moves):
+    lab = BalancingLab(remedies, **given)
+    for name, place in moves[:6]:
+        move(lab, name, place)
+        lab.advance(1)
+        assert_consistent(lab)
+    again = eval(repr(lab), {"BalancingLab": BalancingLab})
+    assert again.values == lab.values | {"highlight": again.selected}
+    assert repr(again) == repr(lab) and again.max_steps == lab.max_steps
+    assert_consistent(again)
+
+
+# --- what is seen ----------------------------------------------------------------------------------------
+
+
+def test_readings_are_of_the_clean_router_on_held_out_points(lab):
+    for name, tile in lab.tiles.items():
+        assert [reading.step for reading in tile.readings] == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
+        last, loads = tile.readings[-1], tile.band.clean_loads(NUM_POINTS)
+        assert last.dead.tolist() == [sum(share < 0.01 for share in load) for load in loads], name  # top-1
+        np.testing.assert_allclose(last.variation, [np.std(load) / np.mean(load) for load in loads])
+        assert last.accuracy.tolist() == tile.band.evaluate(NUM_POINTS)["accuracies"].tolist()
+
+
+def test_a_reading_runs_the_model_once():
+    lab = BalancingLab("auxiliary loss", seeds=2)
+    lab.advance(6)
+    tile, forwards = lab.tiles["auxiliary loss"], []
+    tile.band.model.register_forward_hook(lambda *_: forwards.append(1))
+    lab.show(True)
+    assert (len(forwards), tile.readings[-1].step) == (1, 6)
+    lab.show(True)  # it still holds
+    assert len(forwards) == 1
+
+
+def test_dead_is_of_the_tokens_where_each_has_two_experts():
+    tile = BalancingLab("top-2", seeds=3).tiles["top-2"]
+    loads = np.array([[0.007, 0.004, 0.5, 0.489, 0, 0, 0, 0]] * 3)  # 0.7 % of all assignments: 1.4 % of the tokens
+    read = {"loads": loads, "accuracies": np.ones(3)}
+    tile.band.evaluate, tile.turned = lambda num: read, True
+    tile.read()
+    assert tile.readings[-1].dead.tolist() == [5, 5, 5]
+
+
+def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
+    for place, (name, tile) in enumerate(lab.tiles.items(), start=2):
+        panel, film = lab.canvas.panels[place], mark(lab, place, Stack)
+        np.testing.assert_allclose(film.y, [record.loads[0] for record in tile.band.records], rtol=1e-6)
+        last, caption = tile.readings[-1], panel.caption
+        assert caption.startswith(str(last.dead.mean()).removesuffix(".0")[:3])
+        assert f"{last.accuracy.mean():.0%} accuracy" in caption
+        noisy = f"with noise: {np.mean([record.dead for record in tile.band.records[-20:]]):.1f} dead"
+        assert (noisy in caption) == (film.second is not None) == (name == "Gaussian noise")
+    dropped = np.mean([record.dropped for record in lab.tiles["capacity"].band.records[-20:]])
+    assert dropped > 0 and f"dropped {dropped:.0%}" in lab.canvas.panels[4].caption
+    unserved = np.mean([record.unserved for record in lab.tiles["expert choice"].band.records[-20:]])
+    assert unserved > 0 and f"no expert: {unserved:.0%} of tokens" in lab.canvas.panels[6].caption
+
+
+def test_the_comparison_groups_the_tiles_by_outcome_and_has_its_legend_from_the_first_picture(lab):
+    first = BalancingLab(TWO, seeds=1)
+    assert [first.canvas.panels[place].legend for place in (0, 1)] == [[(5, "all start alike")]] * 2
+    dead = {name: reading.dead.mean() for name, reading in last_readings(lab).items()}
+    groups = {ink: [] for ink in (4, 1, 5)}
+    for name, mean in dead.items():
+        groups[4 if mean == 0 else 1 if mean < dead["nothing"] else 5].append(name)
+    texts = {4: "no dead expert", 1: "fewer dead than nothing", 5: "as many dead or more"}
+    legend = [(ink, f"{texts[ink]}: {', '.join(names)}") for ink, names in groups.items() if names]
+    inks = [next(ink for ink, names in groups.items() if name in names) for name in lab.tiles]
+    assert len(legend) > 1 and [lab.canvas.panels[place].legend for place in (0, 1)] == [legend] * 2
+    lines = [line for line in lab.canvas.panels[0].marks if isinstance(line, Line)]
+    assert {line.model: line.ink for line in lines} == dict(enumerate(inks))
+    spots = mark(lab, 1, Spots)
+    assert spots.ink.tolist() == inks and list(spots.names) == list(lab.tiles)
+    last = last_readings(lab).values()
+    np.testing.assert_allclose(spots.x, [reading.variation.mean() for reading in last], rtol=1e-6)
+    np.testing.assert_allclose(spots.y_high, [reading.accuracy.max() for reading in last], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name, quantity", dict(zip(CURVES, ("dead", "variation", "accuracy"))).items())
+@on_a_loop
+async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its_band(name, quantity):
+    lab = BalancingLab(TWO, seeds=2)
+    lab.advance(10)
+    lab.inputs["curve"].value = name
+    await settled()
+    lab.show(True)
+    assert lab.canvas.panels[0].title == f"{CURVES[name][0]} without noise (mean of 2)"
+    for line in (mark(lab, 0, Line, number) for number in (0, 1)):
+        own = [getattr(reading, quantity) for reading in list(lab.tiles.values())[line.model].readings]
+        np.testing.assert_allclose(line.y, np.mean(own, axis=1), rtol=1e-6)
+        assert line.strong == (line.model == 1)
+    np.testing.assert_allclose(mark(lab, 0, Band).high, np.max(own, axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("remedies", [("nothing", "z-loss"), "expert choice"])
+def test_the_words_say_who_has_dead_experts_and_who_is_most_accurate(lab, remedies):
+    last = last_readings(lab)
+    none = [name for name, reading in last.items() if reading.dead.sum() == 0]
+    worst = max(last, key=lambda name: last[name].dead.sum())
+    best = max(last, key=lambda name: last[name].accuracy.sum())
+    assert "expert choice" in none and last["nothing"].dead.sum() > 0
+    assert f"No dead expert: {', '.join(none)}." in words(lab)
+    assert f"Most dead: {worst} ({last[worst].dead.mean():.1f} of 8)." in words(lab)
+    assert f"Highest accuracy: {best} ({last[best].accuracy.mean():.1%})." in words(lab)
+    alike = BalancingLab(remedies, seeds=1)
+    alike.advance(60)
+    plainly = "No dead expert in any tile. Highest " if remedies == "expert choice" else "Dead experts in every tile. "
+    assert alike.words().startswith(plainly)
+
+
+@on_a_loop
+async def test_a_click_selects_a_tile_which_is_read_with_and_without_noise():
+    lab = BalancingLab(("nothing", "Gaussian noise"), seeds=2)
+    lab.advance(25)
+    click(lab, "model", 0)
+    await settled()
+    assert lab.selected == lab.inputs["highlight"].value == "nothing"
+    assert "noise" not in lab.canvas.words["reading"] and mark(lab, 0, Line, -1).model == 0
+    click(lab, "model", 1)
+    await settled()
+    recent = np.mean([record.dead for record in lab.tiles["Gaussian noise"].band.records[-20:]])
+    reading = lab.canvas.words["reading"]
+    assert reading.startswith("Gaussian noise: normal noise on the router's logits, in training only (1)")
+    assert f"without noise (the strip), {recent:.1f} with it (the film)" in reading
+    dotted = mark(lab, 0, Line, -1)
+    assert len(dotted.x) == 25 and dotted.name == "Gaussian noise, with noise" and dotted.model is None
+    for kind, index in (("model", 2), ("token", 0), ("layer", 0), ("expert", 1)):
+        click(lab, kind, index)
+        await settled()
+    assert lab.selected == "Gaussian noise" and lab.canvas.words["trouble"] == "" and lab.step == 25
+    assert_consistent(lab)
+
+
+def test_every_control_has_a_name_and_says_what_it_does(lab):
+    controls = [c for c in descendants(lab) if getattr(c, "description", "") and type(c).__name__ != "HTML"]
+    assert len(controls) == 4 + len(TRAINING) + 2 + len(REMEDIES) + 3 + 4  # structure … tiles, adding, buttons
+    assert all(len(control.tooltip) > 13 for control in controls)
+
+
+def test_a_static_page_gets_the_picture_after_training(static):
+    lab = BalancingLab(TWO, seeds=1, play=30)
+    data, metadata = lab._repr_mimebundle_()
+    assert set(data) == {"text/plain", "image/png"} and lab.step == 30
+    assert data["text/plain"] == "BalancingLab(('nothing', 'auxiliary loss'), play=30, seeds=1)"
+    assert metadata["image/png"]["alt"].startswith("Step 30. No dead expert: ")
+    lab.set(remedies=[*TWO, "jitter"])
+    assert lab.step == 30
+    lab.advance(3)
+    titles = [ax.get_title(loc="left") for ax in lab.picture().axes]
+    assert titles[2:] == list(lab.tiles) and {reading.step for reading in last_readings(lab).values()} == {33}
+
+
+# --- the loop --------------------------------------------------------------------------------------------
+
+
+@on_a_loop
+async def test_a_slider_is_answered_before_a_round_of_all_tiles_is_over():
+    lab = BalancingLab(("nothing", "jitter", "auxiliary loss", "z-loss", "top-2"), seeds=1)
+    lab.advance(3)
+    seen, step = [], lab.tiles["jitter"].band.step
+
+    def step_and_move():
+        if not seen:
+            lab.post(lambda: seen.append([tile.step for tile in lab.tiles.values()]))
+        return step()
+
+    lab.tiles["jitter"].band.step = step_and_move
+    lab.play(5)
+    await lab.finished()
+    assert seen == [[4, 4, 3, 3, 3]]
+    assert [tile.step for tile in lab.tiles.values()] == [8] * 5
+
+
+@on_a_loop
+async def test_the_step_buttons_train_while_the_picture_moves():
+    lab = BalancingLab(TWO, seeds=1)
+    button(lab, "+50").click()
+    await settled()
+    assert lab.running and lab.step < 50
+    await lab.finished()
+    assert lab.step == 50
+    button(lab, "Step").click()
+    await settled()
+    await lab.finished()
+    assert lab.step == 51
+
+
+@pytest.mark.parametrize("lr, before", [(1e6, 1), (1e38, 1), (1e30, 4)])  # the last one ends in a reading
+@on_a_loop
+async def test_a_learning_rate_far_too_high_is_said_and_a_lower_one_goes_on(lr, before):
+    lab = BalancingLab(TWO, seeds=1)
+    lab.advance(before)
+    lab.set(lr=lr)
+    lab.advance(1)
+    lab.play(100)
+    await lab.finished()
+    said = lab.canvas.words
+    assert "lower the learning rate" in said["trouble"] and said["state"] == "paused" and not lab.running
+    lab.set(lr=0.01)
+    before = lab.step
+    lab.play(3)
+    await lab.finished()
+    assert lab.step == before + 3 and lab.canvas.words["trouble"] == ""
+    assert_consistent(lab)
+
+
+# --- bad input -------------------------------------------------------------------------------------------
+
+BAD = [
+    ({"seeds": 0}, "seeds must be a whole number from 1 to 10, got 0"),
+    ({"seeds": 11}, "seeds must be a whole number from 1 to 10, got 11"),
+    ({"seeds": True}, "seeds must be a whole number from 1 to 10, got True"),
+    ({"apply_from": -1}, "apply_from must be a whole number from 0 to 1000000, got -1"),
+    ({"apply_from": 1.5}, "apply_from must be a whole number from 0 to 1000000, got 1.5"),
+    ({"first_seed": "a"}, "first_seed must be a whole number from 0 to 9999, got 'a'"),
+    ({"remedies": ()}, "remedies must be 1 to 12 tiles, got 0"),
+    ({"remedies": 5}, "remedies must be names such as 'top-2', got 5"),
+    ({"remedies": ("nothing", 2)}, "remedies must be names such as 'top-2', got \\('nothing', 2\\)"),
+    ({"remedies": ("hope",)}, "remedy must be one of 'nothing', .*, got 'hope'"),
+    ({"remedies": ("top-2 3",)}, "remedy must be one of .*, got 'top-2 3'"),
+    ({"remedies": ("nothing + jitter",)}, "remedies in one tile must be different ones, got 'nothing \\+ jitter'"),
+    ({"remedies": ("bias update + expert choice",)}, "bias update and expert choice do not go together"),
+    ({"remedies": ("capacity -1",)}, "capacity_factor must be a finite number above 0, got -1"),
+    ({"capacity_factor": 0}, "capacity_factor must be a finite number above 0, got 0"),
+    ({"noise_std": -1}, "noise_std must be a finite number of at least 0, got -1"),
+    ({"lr": 0}, "lr must be a finite number above 0, got 0"),
+    ({"task": "spirals"}, "task must be one of .*, got 'spirals'"),
+    ({"speed": 1}, "setting must be one of .*, got 'speed'"),
+]
+
+
+@pytest.fixture(scope="module")
+def untouched() -> BalancingLab:
+    made = BalancingLab(TWO, seeds=1)
+    made.advance(1)
+    return made
+
+
+@pytest.mark.parametrize("arguments, message", BAD)
+def test_what_is_bad_is_refused_and_moves_nothing(untouched, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        BalancingLab(**{"remedies": TWO, "seeds": 1} | arguments)
+    before = dict(untouched.values)
+    with pytest.raises(ValueError, match=message):
+        untouched.set(**{"lr": 0.5} | arguments)
+    assert untouched.values == before and tuple(untouched.tiles) == TWO and untouched.step == 1
+    assert_consistent(untouched)
+
+
+def test_the_collapse_itself_can_be_another_and_all_ten_tiles_are_usual():
+    lab = BalancingLab(TWO, seeds=1, num_experts=4)
+    assert lab.tiles["nothing"].setting == remedy_setting("nothing", num_experts=4) != PRESETS["collapse"]
+    lab.advance(2)
+    lab.show(True)
+    assert lab.canvas.panels[0].y.high == 4
+    with pytest.raises(ValueError, match="setting must be one of .*, got 'num_experts'"):
+        lab.set(num_experts=8)
+    assert repr(BalancingLab(seeds=1)) == "BalancingLab(seeds=1)"

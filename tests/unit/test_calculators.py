@@ -1,0 +1,210 @@
+"""The calculators: what their sliders show is what they draw and say, and what cannot be combined cannot be chosen."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live_tools import mark
+
+from moe_lessons.analysis import Machine, union_law
+from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
+from moe_lessons.knobs import KNOBS
+from moe_lessons.plots.marks import Bars, Line, Parts, Points, Table
+from moe_lessons.widgets import CostCalculator, DecodingCalculator, calculators
+from moe_lessons.widgets.calculators import NAMES, SIZES, measure_blocks
+
+MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
+MOE, ACTIVE, TOTAL = NAMES
+MACHINE = Machine(bytes_per_second=10e9, flops_per_second=80e9)
+
+
+@pytest.fixture
+def cost():
+    return CostCalculator()
+
+
+@pytest.fixture
+def decoding():
+    return DecodingCalculator(MACHINE)
+
+
+def move(calculator, **values) -> None:
+    """Move sliders by hand."""
+    for name, value in values.items():
+        calculator.inputs[name].value = value
+
+
+def assert_consistent(calculator):
+    for name in SIZES:
+        assert calculator.inputs[name].value == getattr(calculator.shape, name), name
+    top_k = calculator.inputs["top_k"]
+    assert top_k.value <= top_k.max == calculator.shape.num_experts
+    assert calculator.shape.num_heads % calculator.shape.num_kv_heads == 0
+    count = calculator.shape.count
+    assert [sum(values) for values in mark(calculator, 0, Parts).values] == [count.total, count.active]
+    assert calculator.canvas.words["words"] == calculator.sentence()
+
+
+@pytest.mark.parametrize("name", MODEL_SHAPES)
+def test_preset_by_name_and_by_button(cost, name):
+    cost.presets[name].click()
+    assert cost.shape == MODEL_SHAPES[name] == CostCalculator(name).shape
+    assert mark(cost, 1, Table).columns == (name, "dense, same active", "dense, same total")
+    assert_consistent(cost)
+    assert repr(cost) == f"CostCalculator({name!r}, context_length=4096)"
+
+
+def test_the_heads_follow_the_width(cost):
+    move(cost, d_model=128 * 15)
+    assert (cost.shape.num_heads, cost.shape.num_kv_heads) == (15, 5)
+    assert_consistent(cost)
+
+
+def test_the_top_k_never_exceeds_the_experts(cost, decoding):
+    for calculator in (cost, decoding):
+        top_k = calculator.inputs["top_k"]
+        move(calculator, num_experts=8, top_k=8)
+        for num_experts in (4, 16):
+            move(calculator, num_experts=num_experts)
+            assert (top_k.value, top_k.max) == (4, num_experts)
+    assert cost.shape.top_k == 4 and decoding.sizes == (16, 4, 1)
+    move(cost, num_experts=1)
+    assert cost.shape.top_k == 1 and cost.shape.parameters()["router"].total == 0
+    assert_consistent(cost)
+
+
+@given(st.lists(st.tuples(st.sampled_from((*SIZES, "context_length")), st.floats(0, 1)), min_size=1, max_size=4))
+@settings(max_examples=10)
+def test_any_moves_leave_a_possible_shape_and_its_repr_makes_the_same_view(moves):
+    cost = CostCalculator()
+    for name, place in moves:
+        slider = cost.inputs[name]
+        if hasattr(slider, "options"):
+            slider.index = round(place * (len(slider.options) - 1))
+        else:
+            slider.value = slider.min + round(place * (slider.max - slider.min) / slider.step) * slider.step
+        assert_consistent(cost)
+    again = eval(repr(cost), {"CostCalculator": CostCalculator, "TransformerShape": TransformerShape})
+    assert (again.shape, again.context_length, repr(again)) == (cost.shape, cost.context_length, repr(cost))
+    assert again.canvas.words["words"] == cost.canvas.words["words"]
+
+
+def test_one_move_draws_once(cost, decoding):
+    drawn = cost.canvas.frame, decoding.canvas.frame
+    for calculator in (cost, decoding):
+        move(calculator, top_k=8)
+        move(calculator, num_experts=4)  # moves top_k too
+    cost.presets["OLMoE 1B-7B"].click()  # moves all
+    assert (cost.canvas.frame, decoding.canvas.frame) == (drawn[0] + 3, drawn[1] + 2)
+
+
+def test_the_sentence_has_the_figures(cost):
+    for figure in ("46.7 B parameters", "12.9 B", "27.6%", "93.4 GB", "27.6 B FLOPs"):
+        assert figure in cost.sentence()
+
+
+@pytest.mark.parametrize("sizes", [(8, 2, 1), (8, 2, 16), (16, 1, 4), (4, 4, 64)])
+def test_the_pictures_show_the_sizes_and_the_repr_makes_them_again(decoding, sizes):
+    num_experts, top_k, batch = sizes
+    move(decoding, num_experts=num_experts, top_k=top_k, batch_size=batch)
+    again = eval(repr(decoding), {"DecodingCalculator": DecodingCalculator, "machine": MACHINE})
+    expert = 4 * 3 * 512 * 1024 / 1e6
+    for calculator in (decoding, again):
+        assert calculator.sizes == sizes
+        batches, point = KNOBS["batch_size"].stops, mark(calculator, 0, Points)
+        assert mark(calculator, 0, Line).y == [union_law(num_experts, top_k, b) for b in batches]
+        assert (*point.x, *point.y) == (batches.index(batch), union_law(*sizes))
+        read = [expert * union_law(*sizes), expert * top_k, expert * num_experts]
+        assert mark(calculator, 1, Bars).y == pytest.approx(read)
+        assert mark(calculator, 2, Bars).y == list(calculator.predicted().values())
+
+
+def test_the_prediction_at_its_ends(decoding):
+    assert decoding.predicted() == pytest.approx({MOE: 4, ACTIVE: 4, TOTAL: 1})  # as many bytes as active
+    move(decoding, batch_size=128)  # arithmetic sets the pace of all
+    assert decoding.predicted() == pytest.approx({MOE: 4, ACTIVE: 4, TOTAL: 1})
+    move(decoding, batch_size=8)
+    assert decoding.predicted()[MOE] == pytest.approx(8 / union_law(8, 2, 8))
+    move(decoding, top_k=8)
+    assert decoding.predicted() == pytest.approx({MOE: 1, ACTIVE: 1, TOTAL: 1})
+
+
+def test_measuring_draws_and_says_it_until_a_slider_moves(decoding, monkeypatch):
+    asked, words = [], decoding.canvas.words["words"]
+    speeds = dict(zip(NAMES, (2.0, 3.0, 1.0)))
+    monkeypatch.setattr(calculators, "measure_blocks", lambda *sizes: asked.append(sizes) or speeds)
+    decoding.button.click()
+    assert asked == [(8, 2, 1)] and not decoding.button.disabled
+    assert "measured here: 2.0 times" in decoding.canvas.words["words"]
+    bars = mark(decoding, 2, Bars)
+    assert bars.second == [2, 3, 1] and bars.second_name == "measured here"
+    assert decoding.canvas.panels[2].y.high > 4  # the highest of both
+    move(decoding, batch_size=2)
+    move(decoding, batch_size=1)
+    assert mark(decoding, 2, Bars).second is None and decoding.canvas.words["words"] == words
+
+
+def test_the_button_comes_back_after_an_error(decoding, monkeypatch):
+    def fail(*sizes):
+        assert decoding.canvas.words["words"] == "Measuring …" and decoding.button.disabled
+        raise MemoryError
+
+    monkeypatch.setattr(calculators, "measure_blocks", fail)
+    with pytest.raises(MemoryError):
+        decoding.measure()
+    assert not decoding.button.disabled and decoding.measured is None
+    assert "Measuring" not in decoding.canvas.words["words"]
+
+
+def test_blocks_are_measured_in_turns_against_the_equal_total_twin(monkeypatch):
+    for name, value in {"D_MODEL": 16, "D_FF": 8, "OTHER_MEGABYTES": 1, "WARM_UP": 1}.items():
+        monkeypatch.setattr(calculators, name, value)
+    called = []
+
+    def measure(call):
+        block, (x,) = call.func, call.args
+        called.append((getattr(block, "num_experts", 1), block.d_ff, tuple(x.shape)))
+        return {8: 2.0, 16: 1.0, 32: 4.0}[block.d_ff] if len(called) > 3 else 1000.0  # what is first is slow
+
+    monkeypatch.setattr(calculators, "stopwatch", lambda threads, device: measure)
+    assert measure_blocks(4, 2, 3, repeats=2) == {MOE: 2, ACTIVE: 4, TOTAL: 1}
+    assert called == [(4, 8, (3, 16)), (1, 16, (3, 16)), (1, 32, (3, 16))] * 3
+
+
+def test_every_control_says_what_it_does(cost, decoding):
+    for calculator, others in ((cost, cost.presets.values()), (decoding, [decoding.button])):
+        for control in (*calculator.inputs.values(), *others):
+            assert calculator.canvas.words["tips"][control.description] == control.tooltip != ""
+
+
+@pytest.mark.parametrize("name", ["cost", "decoding"])
+def test_a_static_page_has_the_picture_and_no_widget(name, request, monkeypatch):
+    calculator = request.getfixturevalue(name)
+    for static in ("1", "0"):
+        monkeypatch.setenv("MOE_LESSONS_STATIC", static)
+        data, metadata = calculator._repr_mimebundle_()
+        live = set() if static == "1" else {"application/vnd.jupyter.widget-view+json"}
+        assert set(data) == {"image/png", "text/plain"} | live and data["text/plain"] == repr(calculator)
+        assert metadata["image/png"]["alt"] == calculator.sentence()
+    light, dark = calculator.picture(), calculator.picture("dark")
+    assert light.png() != dark.png()
+    assert [ax.get_title(loc="left") for ax in light.axes] == [panel.title for panel in calculator.panels()]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"shape": "GPT-5"}, "shape must be one of 'Mixtral 8x7B'.*got 'GPT-5'"),
+        ({"context_length": 1000}, "context_length must be one of 0, 512.*got 1000"),
+        ({"shape": dataclasses.replace(MIXTRAL, num_layers=500)}, "num_layers between 1 and 128, got 500"),
+        ({"shape": dataclasses.replace(MIXTRAL, head_dim=64)}, r"num_heads · head_dim equal to d_model \(4096\)"),
+        ({"machine": 10e9}, "^machine must be a Machine, as measure_machine returns, got float$"),
+        ({"machine": MACHINE, "num_experts": 3}, "^num_experts must be one of 2, 4, 8, 16, got 3$"),
+        ({"machine": MACHINE, "top_k": 9}, r"^top_k must be between 1 and num_experts \(8\), got 9$"),
+        ({"machine": MACHINE, "batch_size": 3}, "^batch_size must be one of 1, 2, 4, .*, got 3$"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        (DecodingCalculator if "machine" in arguments else CostCalculator)(**arguments)
