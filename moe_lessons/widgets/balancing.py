@@ -1,40 +1,30 @@
 """The balancing laboratory: one collapse, and the remedies against it trained side by side, each from several seeds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import ipywidgets as W
 import numpy as np
 
+from moe_lessons.analysis.remedies import STRENGTHS, Tile, split_strength, tile_setting
 from moe_lessons.bands import SeedBand
 from moe_lessons.errors import NonFiniteError, check_choice, is_whole
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS, tile
-from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.plots.theme import LessonFigure
-from moe_lessons.tasks import PLANE_TASKS, PRESETS, REMEDIES, PlaneSetting, remedy_setting
-from moe_lessons.training import DEAD_SHARE, TrainingDiverged
+from moe_lessons.tasks import PLANE_TASKS, PRESETS, REMEDIES, PlaneSetting
+from moe_lessons.training import TrainingDiverged
 from moe_lessons.widgets.controls import Boxes, check_seed
 from moe_lessons.widgets.lab import Lab, names_of
 
 MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
-NUM_POINTS = 512  # held out, for each seed: what a reading is taken on
 READ_EVERY, READ_EVERY_EARLY, EARLY = 20, 5, 40  # steps: a collapse takes some 25
 CURVES = ("dead experts", "variation of load", "accuracy")
 COMPARE = (PANELS["curves"], PANELS["balance"])
 
-# the remedies with a strength to turn, and the field of a `PlaneSetting` that it is
-STRENGTHS = {
-    "auxiliary loss": "router_aux_loss_coef",
-    "Gaussian noise": "noise_std",
-    "jitter": "jitter_noise",
-    "capacity": "capacity_factor",
-    "z-loss": "router_z_loss_coef",
-    "bias update": "expert_bias_rate",
-}
 WHAT = {
     "nothing": "the collapse as it is",
     "Gaussian noise": "normal noise on the router's logits, in training only",
@@ -47,81 +37,6 @@ WHAT = {
     "bias update": "sigmoid scores, and for each expert a bias that selects: up where it had too little, else down",
     "expert choice": "each expert takes its best tokens, and all take as many",
 }
-
-
-class Reading(NamedTuple):
-    """What a band shows at a step on held-out points, without noise: a value for each seed (S,)."""
-
-    step: int
-    dead: np.ndarray
-    variation: np.ndarray  # of the load: standard deviation over mean
-    accuracy: np.ndarray
-
-
-@dataclass
-class Tile:
-    """A remedy, or several together, and the band that trains with it."""
-
-    setting: PlaneSetting
-    band: SeedBand
-    marks: list[int] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
-    turned: bool = False  # whether a knob was turned since the last reading
-    clean: np.ndarray | None = None  # (S, E) load shares of the last reading
-
-    @property
-    def step(self) -> int:
-        return len(self.band.records)
-
-    @property
-    def is_noisy(self) -> bool:
-        """Whether the router's decisions are disturbed in training."""
-        return self.setting.router == "learned noise" or self.setting.noise_std > 0 or self.setting.jitter_noise > 0
-
-    def read(self) -> None:
-        """Take a reading, unless the last one still holds."""
-        if self.readings and self.readings[-1].step == self.step:
-            if not self.turned:
-                return
-            self.readings.pop()
-        self.turned, read = False, self.band.evaluate(NUM_POINTS)
-        self.clean = read["loads"]
-        dead = (self.clean * self.setting.top_k < DEAD_SHARE).sum(axis=1)
-        variation = self.clean.std(axis=1) * self.clean.shape[1]
-        self.readings.append(Reading(self.step, dead, variation, read["accuracies"]))
-
-    def recent(self, name: str) -> float:
-        """The mean over the last steps and all seeds of something in the band's records."""
-        return float(np.mean([getattr(record, name) for record in self.band.records[-RECENT:]]))
-
-
-def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> PlaneSetting:
-    """What a tile trains with: its remedies on `base`, as strong as `values` say. ValueError if they clash.
-
-    name: of a remedy, or several joined by ' + '. One may bring a strength of its own: 'auxiliary loss 0.3'.
-    """
-    remedies, own = [], {}
-    for part in name.split(" + "):
-        remedy, strength = split_strength(part)
-        remedies.append(check_choice("remedy", remedy, REMEDIES))
-        if remedy in STRENGTHS:
-            own[STRENGTHS[remedy]] = values[STRENGTHS[remedy]] if strength is None else strength
-    if len(set(remedies)) < len(remedies) or ("nothing" in remedies and len(remedies) > 1):
-        raise ValueError(f"remedies in one tile must be different ones, got {name!r}")
-    try:
-        remedy_setting(*remedies)
-    except ValueError as error:
-        raise ValueError(f"{' and '.join(remedies)} do not go together: {error}") from None
-    return remedy_setting(*remedies, base=base, **own)
-
-
-def split_strength(part: str) -> tuple[str, float | None]:
-    """'jitter 0.2' -> ('jitter', 0.2); 'jitter' -> ('jitter', None)."""
-    remedy, _, number = part.rpartition(" ")
-    try:
-        return (remedy, float(number)) if remedy in STRENGTHS else (part, None)
-    except ValueError:
-        return part, None
 
 
 class BalancingLab(Lab):

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_tools import button, click, mark, on_a_loop, settled, until, words
 
+from moe_lessons.analysis.remedies import NUM_POINTS, STRENGTHS
 from moe_lessons.bands import SeedBand
 from moe_lessons.knobs import KNOBS, TRAINING
 from moe_lessons.plots.marks import Band, Line, Spots, Stack
 from moe_lessons.plots.panels.curves import CURVES
 from moe_lessons.tasks import PLANE_TASKS, PRESETS, REMEDIES, PlaneSetting, remedy_setting
 from moe_lessons.widgets import BalancingLab
-from moe_lessons.widgets.balancing import ALONE, NUM_POINTS, STRENGTHS
+from moe_lessons.widgets.balancing import ALONE
 from moe_lessons.widgets.live import descendants
 
 TWO = ("nothing", "auxiliary loss")
