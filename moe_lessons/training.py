@@ -300,7 +300,7 @@ class Run:
         with self._own_state(go_on=False), evaluating(self.model):
             x, y = self._held_out(num)
             logits, routings = self._forward(x)
-        return *of_each_token(logits, y), routings
+            return *of_each_token(logits, y), routings
 
     def _forward(self, x: Tensor) -> tuple[Tensor, list[Routing]]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):

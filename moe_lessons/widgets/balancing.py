@@ -128,6 +128,7 @@ class BalancingLab(Lab):
         """Two panels that compare, over a panel for each tile."""
         if [getattr(panel, "keywords", {}).get("name") for panel in self.panels[2:]] != list(self.tiles):
             self.panels = [*COMPARE, *(partial(tile, name=name) for name in self.tiles)]
+            self._kept.clear()  # what was kept of panels that are gone
 
     def _change_tiles(self, base: PlaneSetting, settings: dict[str, PlaneSetting]) -> dict[str, SeedBand]:
         """Turn the knobs of the tiles that stay, add new ones: they show the collapse until they branch off."""

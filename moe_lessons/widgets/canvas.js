@@ -40,7 +40,7 @@ const range = (count) => Array.from({ length: count }, (_, i) => i);
 const isNumber = (value) => typeof value === "number";
 const percent = (part) => (Number.isNaN(part) ? "–" : +(100 * part).toFixed(part < 0.0995 ? 1 : 0) + " %");
 function short(value) {
-  for (const [least, unit, name] of [[1e12, 1e12, " T"], [1e9, 1e9, " G"], [1e6, 1e6, " M"], [1e4, 1e3, "k"]])
+  for (const [least, unit, name] of [[1e12, 1e12, " T"], [1e9, 1e9, " B"], [1e6, 1e6, " M"], [1e4, 1e3, " K"]])
     if (Math.abs(value) >= least) return +(value / unit).toPrecision(3) + name;
   return String(+value.toPrecision(3)).replace("-", "−");
 }
@@ -334,6 +334,8 @@ class View {
     this.notice ??= set(make("div", "moe-stale"), { role: "status" });
     if (this.notice.parentNode !== home) home.prepend(this.notice);
     if (this.notice.textContent !== notice) this.notice.textContent = notice;
+    for (let part = this.el; part !== home; part = part.parentNode) // no controls that nothing answers
+      for (const one of part.parentNode.children) one.inert = this.isStale && one !== part && one !== this.notice;
     for (const row of home.querySelectorAll(".widget-inline-hbox")) {
       const names = [".noUi-handle", ".widget-readout", "select, input", ".widget-label-basic", ".widget-label"];
       const [handle, readout, input, ...labels] = names.map((name) => row.querySelector(name));

@@ -31,8 +31,8 @@ class LiveCanvas(anywidget.AnyWidget):
     kernel handles widgets.
     """
 
-    _esm = HERE / "canvas.js"
-    _css = HERE / "canvas.css"
+    _esm = (HERE / "canvas.js").read_text("utf-8")  # the text: of a file, anywidget would remember each widget for ever
+    _css = (HERE / "canvas.css").read_text("utf-8")
 
     def __init__(self, on_pick: Callable[[str, int], None] = lambda kind, index: None):
         super().__init__()

@@ -10,6 +10,7 @@ One server and one browser serve all tests. The server works on a copy of the le
 saves leaves the checkout alone, and in folders of its own, so that nobody's settings matter.
 """
 
+import ast
 import contextlib
 import json
 import os
@@ -19,20 +20,29 @@ import subprocess
 import sys
 import time
 import urllib.request
-from functools import partial
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from moe_lessons.doctor import find_chromium
 
-collect_ignore = ["measure.py"]  # a program, not a test
+collect_ignore = ["measure.py", "soak.py"]  # programs, not tests
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60_000  # milliseconds; only what hangs waits so long
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                       "--disable-component-update", "--disable-sync"]  # fmt: skip
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+
+
+# How many pixels of a canvas have this colour.
+COUNT = """(canvas, [r, g, b]) => {
+    const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+    let found = 0;
+    for (let i = 0; i < data.length; i += 4) found += data[i] === r && data[i + 1] === g && data[i + 2] === b;
+    return found;
+}"""
 
 
 class LabServer:
@@ -74,6 +84,12 @@ class LabServer:
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.loads(response.read() or "null")
 
+    def write(self, name: str, *sources: str) -> None:
+        """Put a notebook of code cells beside the lessons."""
+        book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+        book.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+        nbformat.write(book, self.root / "notebooks" / name)
+
     def set_theme(self, theme: str) -> None:
         """Pages opened from now on are 'light' or 'dark'."""
         (self.settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[theme]}))
@@ -82,21 +98,20 @@ class LabServer:
         for session in self.request("GET", "api/sessions"):
             self.request("DELETE", f"api/sessions/{session['id']}")
 
-    def nudge_kernels(self) -> None:
-        """Connect to each kernel once: what an ipykernel 7 has overlooked until then, it reads now.
-
-        A request that arrives just while a reply is sent is not noticed until the next connection
-        (https://github.com/ipython/ipykernel/issues/1554).
-        """
+    def ask(self, name: str, expression: str):
+        """The value of an expression, such as a tuple of numbers, in the kernel of an open notebook; its page has no
+        part in it."""
         from jupyter_client import BlockingKernelClient
 
-        for file in (self.home / "runtime").glob("kernel-*.json"):
-            client = BlockingKernelClient()
-            client.load_connection_file(str(file))
-            client.start_channels()
-            client.kernel_info()
-            time.sleep(0.3)
+        (kernel,) = (s["kernel"]["id"] for s in self.request("GET", "api/sessions") if s["path"].endswith(name))
+        client = BlockingKernelClient()
+        client.load_connection_file(str(self.home / "runtime" / f"kernel-{kernel}.json"))
+        client.start_channels(iopub=False, hb=False)
+        try:
+            reply = client.execute("", silent=True, user_expressions={"it": expression}, reply=True, timeout=30)
+        finally:
             client.stop_channels()
+        return ast.literal_eval(reply["content"]["user_expressions"]["it"]["data"]["text/plain"])
 
     def stop(self) -> None:
         self.process.terminate()  # it ends its kernels, too
@@ -110,11 +125,10 @@ class LabServer:
 class NotebookPage:
     """One notebook, open in one browser page; `errors` collects what the page's console complains of."""
 
-    def __init__(self, page, nudge=lambda: None):
-        self.page, self.nudge = page, nudge
+    def __init__(self, page):
+        self.page = page
         self.errors: list[str] = []
         page.set_default_timeout(PATIENCE)
-        page.nudge = nudge  # for a `View` on it
         page.on("console", self.hear)
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
 
@@ -133,17 +147,7 @@ class NotebookPage:
         Reads the status bar: the notebook's own indicator says idle even before there is a kernel, and then
         Run All would be lost.
         """
-        self.patiently(self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for)
-
-    def patiently(self, wait) -> None:
-        """Wait; where the kernel does not answer for long, nudge it, and wait once more."""
-        from playwright.sync_api import TimeoutError
-
-        try:
-            wait(timeout=PATIENCE / 3)
-        except TimeoutError:
-            self.nudge()
-            wait(timeout=PATIENCE)
+        self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
 
     def menu(self, menu: str, command: str) -> None:
         """Choose the item with this command id from one of the menus at the top."""
@@ -163,8 +167,22 @@ class NotebookPage:
             const prompts = cells.map(cell => cell.querySelector('.jp-InputPrompt').textContent);
             return prompts.length > 0 && prompts.every(prompt => /\[\d+\]/.test(prompt));
         }"""
-        self.patiently(partial(self.page.wait_for_function, executed))
+        self.page.wait_for_function(executed)
         self.wait_idle()
+
+    def run_cell(self, place: int, wait: bool = True) -> str:
+        """Run one cell; return what it prints."""
+        cell = self.page.locator(".jp-CodeCell").nth(place)
+        cell.evaluate("cell => cell.scrollIntoView()")
+        prompt = cell.locator(".jp-InputPrompt")
+        before = prompt.text_content()
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Control+Enter")
+        for _ in range(600 if wait else 0):
+            if (now := prompt.text_content()) != before and any(map(str.isdigit, now)):
+                break
+            self.page.wait_for_timeout(50)
+        return " ".join(cell.locator(".jp-OutputArea-output").all_text_contents())
 
     def interrupt(self) -> None:
         self.menu("Kernel", "kernelmenu:interrupt")
@@ -192,18 +210,48 @@ class View:
 
     def __init__(self, page, place: int = 0):
         self.page = page
-        self.view = page.locator(".moe-view:has(img)").nth(place)
-        self.view.locator("img").wait_for(state="attached")
-        self.view.evaluate("view => view.scrollIntoView()")  # JupyterLab does not render what is far away
-        self.view.locator("img").wait_for()
+        self.view = page.locator(".moe-view:has(.moe-canvas)").nth(place)
+        self.canvas = self.view.locator(".moe-canvas")
+        self.canvas.wait_for(state="attached")
+        self.wait_for(self.is_drawn)
+
+    def is_drawn(self) -> bool:
+        """Whether it has its pictures. It is drawn where it is seen, and JupyterLab may scroll to another cell."""
+        self.view.evaluate("view => view.scrollIntoView()")
+        return self.view.locator("canvas, table").first.is_visible()
 
     @property
     def step(self) -> int:
-        return int(self.view.locator("[data-step]").get_attribute("data-step"))
+        return int(self.canvas.get_attribute("data-step") or 0)
 
     @property
-    def picture(self) -> str:
-        return self.view.locator("img").get_attribute("src")
+    def picture(self) -> int:
+        """A number that changes with the pixels of any panel."""
+        return self.canvas.evaluate(
+            """root => [...root.querySelectorAll('canvas')].map(canvas => canvas.toDataURL()).join()
+                .split('').reduce((hash, sign) => (31 * hash + sign.charCodeAt()) | 0, 0)"""
+        )
+
+    def panel(self, title: str):
+        """The picture under a title that has these words."""
+        return self.view.locator("figure", has=self.page.locator("b", has_text=title)).locator("canvas")
+
+    def point(self, title: str, across: float, down: float, click: bool = False) -> None:
+        """Move the pointer to a place of a picture, in parts of its width and height."""
+        self.panel(title).scroll_into_view_if_needed()
+        box, mouse = self.panel(title).bounding_box(), self.page.mouse
+        where = box["x"] + across * box["width"], box["y"] + down * box["height"]
+        mouse.click(*where) if click else mouse.move(*where)
+
+    def chip(self, expert: int):
+        """The button with the name of an expert, over the pictures."""
+        return self.view.locator(".moe-chips button").nth(expert)
+
+    def in_colour(self, expert: int, *titles: str) -> list[int]:
+        """How many pixels of each of these pictures have the full colour of an expert."""
+        style = self.chip(expert).locator("i").evaluate("chip => getComputedStyle(chip).backgroundColor")
+        color = [int(part) for part in re.findall(r"\d+", style)]
+        return [self.panel(title).evaluate(COUNT, color) for title in titles]
 
     def button(self, name: str):
         return self.view.locator("button", has_text=re.compile(f"^{re.escape(name)}$"))
@@ -221,13 +269,10 @@ class View:
         self.wait_for(lambda: at_least <= self.step <= at_most)
 
     def wait_for(self, condition, seconds: float = 30) -> None:
-        """Wait until `condition()`; after a third of the time, nudge the kernel: it may have overlooked a request."""
-        turns = int(seconds / 0.05)
-        for turn in range(turns):
+        """Wait until `condition()`."""
+        for _ in range(int(seconds / 0.05)):
             if condition():
                 return
-            if turn == turns // 3:
-                self.page.nudge()
             self.page.wait_for_timeout(50)
         pytest.fail(f"waited {seconds} seconds in vain; the view says: {self.view.inner_text()}")
 
@@ -235,7 +280,7 @@ class View:
         if self.button("Pause").count():
             self.button("Pause").click()
         self.button("Play").wait_for()
-        self.wait_for(lambda: "paused" in self.view.locator("[data-step]").inner_text())  # the button is quicker
+        self.wait_for(lambda: "paused" in self.view.locator(".moe-status").inner_text())  # the button is quicker
         return self.step
 
 
@@ -287,7 +332,7 @@ def open_notebook(lab, browser):
         lab.set_theme(theme)
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
         contexts.append(context)
-        notebook = NotebookPage(context.new_page(), lab.nudge_kernels)
+        notebook = NotebookPage(context.new_page())
         place = f"doc/tree/notebooks/{name}" if simple else f"lab/tree/notebooks/{name}"
         notebook.open(f"{lab.address}/{place}?token={lab.token}&reset")
         return notebook

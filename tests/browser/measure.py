@@ -18,20 +18,19 @@ SECONDS, KEYS = 10, 60
 CELLS = (
     "from moe_lessons.widgets import Playground",
     "lab = Playground(max_steps=10**6)\nlab",
-    "cost = lab.cost\nprint(f\"{cost['training'] / (cost['training'] + cost['drawing']):.0%}\")",
+    "cost = lab.loop.cost\nprint(f\"{cost['training'] / (cost['training'] + cost['showing']):.1%}\")",
 )
-# Notes when a picture arrives, and when the first one arrives that shows the token that a key has selected.
+# Notes when the first picture arrives that shows the token that a key has selected.
 WATCH = """() => {
-    window.frames_seen = 0;
+    const canvas = document.querySelector('.moe-canvas');
     new MutationObserver(() => {
-        window.frames_seen += 1;
-        const reading = document.querySelector('.moe-reading').textContent;
-        if (window.wanted !== null && reading.startsWith(`Token ${window.wanted} `)) {
+        if (window.wanted !== null && canvas.dataset.token === String(window.wanted)) {
             window.arrived = performance.now();
             window.wanted = null;
         }
-    }).observe(document.querySelector('.moe-view img'), { attributes: true, attributeFilter: ['src'] });
+    }).observe(canvas, { attributes: true, attributeFilter: ['data-token', 'data-frames'] });
 }"""
+FRAMES = "Number(document.querySelector('.moe-canvas').dataset.frames)"
 EXPECT = """(token) => {
     window.wanted = token; window.arrived = null; window.pressed = null;
     const press = () => { window.pressed = performance.now(); };
@@ -74,10 +73,10 @@ def measure(notebook: NotebookPage) -> None:
     page.evaluate(WATCH)
     view.button("Play").click()
     page.wait_for_timeout(3000)
-    frames, steps, start = page.evaluate("window.frames_seen"), view.step, time.monotonic()
+    frames, steps, start = page.evaluate(FRAMES), view.step, time.monotonic()
     page.wait_for_timeout(1000 * SECONDS)
     seconds = time.monotonic() - start
-    print(f"frames a second seen in the browser   {(page.evaluate('window.frames_seen') - frames) / seconds:.1f}")
+    print(f"frames a second seen in the browser   {(page.evaluate(FRAMES) - frames) / seconds:.1f}")
     print(f"steps a second, three models          {(view.step - steps) / seconds:.0f}")
     cell = page.locator(".jp-CodeCell").nth(2)
     cell.locator(".cm-content").click()

@@ -2,9 +2,7 @@
 
 import sys
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
 
 SLIDER = "import ipywidgets\nipywidgets.IntSlider(description='top_k')"
 
@@ -26,9 +24,7 @@ def test_the_printed_address_opens_the_first_lesson(lab, browser):
 
 @pytest.fixture(scope="module")
 def notebook(lab, open_notebook):
-    cells = [new_code_cell("import sys; print(sys.executable)"), new_code_cell(SLIDER)]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}  # without it, Lab asks which
-    nbformat.write(new_notebook(cells=cells, metadata=kernel), lab.root / "notebooks" / "small.ipynb")
+    lab.write("small.ipynb", "import sys; print(sys.executable)", SLIDER)
     notebook = open_notebook("small.ipynb", theme="dark")
     notebook.run_all()
     return notebook

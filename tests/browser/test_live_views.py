@@ -1,7 +1,7 @@
 """Live views beside each other, made again, and left alone."""
 
-import nbformat
 import pytest
+from playwright.sync_api import expect
 
 
 @pytest.fixture(scope="module")
@@ -15,39 +15,18 @@ def notebook(lab, open_notebook):
         "views = sum((made for _, made in _views.values()), [])\n"
         "print(sum(view.running for view in views), 'running of', len(views), 'views')",
     ]
-    write(lab, "two.ipynb", sources)
+    lab.write("two.ipynb", *sources)
     notebook = open_notebook("two.ipynb")
     notebook.run_all()
     return notebook
 
 
-def write(lab, name: str, sources: list[str]) -> None:
-    """Write a notebook of code cells into the course that the server shows."""
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    book.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    nbformat.write(book, lab.root / "notebooks" / name)
-
-
-def run_cell(notebook, place: int) -> str:
-    """Run one cell and return what it prints."""
-    cell = notebook.page.locator(".jp-CodeCell").nth(place)
-    cell.evaluate("cell => cell.scrollIntoView()")
-    before = cell.locator(".jp-InputPrompt").text_content()
-    cell.locator(".cm-content").click()
-    notebook.page.keyboard.press("Control+Enter")
-    for _ in range(600):
-        prompt = cell.locator(".jp-InputPrompt").text_content()
-        if prompt != before and any(map(str.isdigit, prompt)):
-            break
-        notebook.page.wait_for_timeout(50)
-    return " ".join(cell.locator(".jp-OutputArea-output").all_text_contents())
-
-
 def test_two_playgrounds_train_at_once(notebook, view_of):
     first, second = view_of(notebook.page, 0), view_of(notebook.page, 1)
+    step = first.step
     second.button("Play").click()
-    first.wait_step(first.step + 20)
     second.wait_step(20)
+    view_of(notebook.page, 0).wait_step(step + 20)  # it is drawn again as soon as it is seen
 
 
 def test_a_view_stops_by_itself(notebook, view_of):
@@ -62,12 +41,12 @@ def test_the_last_value_reaches_the_kernel(notebook, view_of):
     for _ in range(4):
         notebook.page.keyboard.press("ArrowRight")
     first.wait_for(lambda: first.value("Noise") == "0.20")
-    first.wait_for(lambda: "noise 0.2 running True False" in run_cell(notebook, 3))
+    first.wait_for(lambda: "noise 0.2 running True False" in notebook.run_cell(3))
 
 
 def test_a_control_moved_while_a_cell_waits_stays_alive(lab, open_notebook, view_of):
-    sources = ["from moe_lessons.widgets import Playground", "lab = Playground(play=1200)\nlab", "await lab.finished()"]
-    write(lab, "waiting.ipynb", [*sources, "print('noise', lab.main_run.knobs.noise_std)"])
+    sources = ["from moe_lessons.widgets import Playground", "lab = Playground(play=400)\nlab", "await lab.finished()"]
+    lab.write("waiting.ipynb", *sources, "print('noise', lab.main_run.knobs.noise_std)")
     waiting = open_notebook("waiting.ipynb")
     waiting.run_all(wait=False)
     view = view_of(waiting.page)
@@ -81,41 +60,84 @@ def test_a_control_moved_while_a_cell_waits_stays_alive(lab, open_notebook, view
     for _ in range(4):
         waiting.page.keyboard.press("ArrowRight")
     view.wait_for(lambda: view.value("Noise") == "0.40")
-    view.wait_for(lambda: "noise 0.4" in run_cell(waiting, 3))
+    view.wait_for(lambda: "noise 0.4" in waiting.run_cell(3))
     assert waiting.errors == []
 
 
 def test_running_a_cell_again_ends_its_earlier_view(notebook, view_of):
-    run_cell(notebook, 1)
+    notebook.run_cell(1)
     view_of(notebook.page, 0).wait_step(10)
-    assert "1 running of 2 views" in run_cell(notebook, 4)
+    assert "1 running of 2 views" in notebook.run_cell(4)
     view_of(notebook.page, 0).pause()
 
 
-def corner(picture) -> int:
-    """How bright the first pixel of a picture is, 0 to 255."""
-    return picture.evaluate(
-        """async (image) => {
-            const bitmap = await createImageBitmap(await (await fetch(image.src)).blob());
-            const canvas = new OffscreenCanvas(1, 1), context = canvas.getContext('2d');
-            context.drawImage(bitmap, 0, 0);
-            return context.getImageData(0, 0, 1, 1).data[0];
-        }"""
-    )
+def test_a_page_that_does_not_draw_gets_no_pictures_and_then_a_fresh_one(lab, notebook, view_of):
+    def known() -> tuple[int, int]:
+        """Pictures and steps, as the kernel counts them."""
+        return lab.ask("two.ipynb", "(first.canvas.frame, first.step)")
 
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_narrow_pages_in_both_themes(lab, open_notebook, view_of, theme):
-    write(lab, f"{theme}.ipynb", ["from moe_lessons.widgets import Playground", "Playground()"])
-    narrow = open_notebook(f"{theme}.ipynb", theme=theme, width=900)
-    narrow.run_all()
-    view = view_of(narrow.page, 0)
+    view, device = view_of(notebook.page, 0), notebook.page.context.new_cdp_session(notebook.page)
+    lab.ask("two.ipynb", "first.play(100000)")
+    view.wait_step(view.step + 5)
+    device.send("Debugger.enable")
+    device.send("Debugger.pause")  # nothing runs in the page, as if it were hidden or frozen
+    frame, step = known()
+    view.wait_for(lambda: known()[1] >= step + 300)
+    assert known()[0] - frame <= 20
+    device.send("Debugger.disable")
+    view.wait_step(step + 300)
     view.pause()
-    controls, picture = view.view.locator(".moe-controls"), view.view.locator("img")
-    assert controls.bounding_box()["y"] > picture.bounding_box()["y"] + picture.bounding_box()["height"] - 1
-    assert picture.bounding_box()["width"] > 600
-    view.wait_for(lambda: (corner(picture) < 64) == (theme == "dark"))
-    assert narrow.errors == []
+
+
+def test_an_interrupt_while_two_views_are_awaited_pauses_both(lab, open_notebook, view_of):
+    sources = [
+        "import asyncio\n\nfrom moe_lessons.widgets import Playground",
+        "a = Playground(play=100000)\na",
+        "b = Playground(play=100000)\nb",
+        "await asyncio.gather(a.finished(), b.finished())",
+        "print('alive', a.running, b.running)",
+    ]
+    lab.write("both.ipynb", *sources)
+    both = open_notebook("both.ipynb")
+    both.run_all(wait=False)
+    for place in (0, 1):
+        view_of(both.page, place).wait_step(10)
+    both.interrupt()
+    for place in (0, 1):
+        view = view_of(both.page, place)
+        view.button("Play").wait_for()
+        view.view.get_by_text("Interrupted: the training is paused.").wait_for()
+    expect(both.page.locator(".jp-CodeCell .jp-InputPrompt").nth(4)).to_have_text("[ ]:")  # what waited, is given up
+    assert "alive False False" in both.run_cell(4)
+    assert both.errors == []
+
+
+def test_after_a_restart_a_stale_view_says_so_and_its_cell_makes_a_live_one(notebook, view_of):
+    notebook.restart()
+    view = view_of(notebook.page, 0)
+    view.view.get_by_text("The kernel was restarted: run this cell again.").wait_for()
+    expect(view.view.locator(".moe-controls")).to_have_attribute("inert", "")
+    view.button("Play").click(force=True)
+    view.slider("Noise").click(force=True)
+    view.point("Router probabilities", 0.5, 0.5, click=True)
+    view.chip(3).click()
+    expect(view.chip(3)).to_have_attribute("aria-pressed", "true")  # what the page does by itself, it does
+    notebook.run_all()
+    fresh = view_of(notebook.page, 0)
+    expect(fresh.view.get_by_text("The kernel was restarted")).to_have_count(0)
+    fresh.wait_step(20)
+    fresh.pause()
+
+
+def test_a_view_whose_cell_was_deleted_ends_when_the_next_cell_runs(lab, notebook, view_of):
+    lab.ask("two.ipynb", "first.play(100000)")
+    assert "1 running of 2 views" in notebook.run_cell(4)
+    notebook.page.locator(".jp-CodeCell").nth(1).locator(".jp-InputPrompt").click()
+    notebook.page.keyboard.press("d")
+    notebook.page.keyboard.press("d")
+    expect(notebook.page.locator(".jp-CodeCell")).to_have_count(4)
+    notebook.run_cell(3)
+    assert "0 running of 1 views" in notebook.run_cell(3)
 
 
 def test_no_error_in_the_console(notebook):

@@ -1,6 +1,5 @@
 """The routing laboratory in a real browser, in both themes: it trains, answers, and starts afresh."""
 
-import nbformat
 import pytest
 
 SOURCES = (
@@ -12,9 +11,7 @@ SOURCES = (
 
 def opened(lab, open_notebook, theme: str):
     """A notebook with a laboratory, run."""
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in SOURCES])
-    book.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    nbformat.write(book, lab.root / "notebooks" / f"routing_{theme}.ipynb")
+    lab.write(f"routing_{theme}.ipynb", *SOURCES)
     notebook = open_notebook(f"routing_{theme}.ipynb", theme=theme)
     notebook.run_all()
     return notebook
@@ -55,6 +52,8 @@ def test_more_experts_start_afresh_and_a_router_says_what_it_has_no_use_for(note
     notebook.page.keyboard.press("ArrowRight")
     view.wait_for(lambda: view.step == 0)
     assert step > 0 and view.value("Experts E") == "16"
+    chips = view.view.locator(".moe-chips button i")
+    assert len(set(chips.evaluate_all("chips => chips.map(chip => getComputedStyle(chip).background)"))) == 16
     view.view.get_by_label("Router", exact=True).select_option("sigmoid")
     view.view.get_by_text("Off: the noise needs a top-k router.").wait_for()
 

@@ -441,7 +441,8 @@ def test_a_model_has_the_same_logits_and_gradients(kind, dtype, device):
     else:
         expected = theirs(ids).logits
     logits, routings = ours(ids)
-    assert_same(logits, expected, "logits")
+    rounding = 3 if dtype == torch.float32 else 1  # a tolerance for each of three layers; in float64 one is enough
+    assert_same(logits, expected, "logits", rounding * expected.abs().max().item())
     assert len(routings) == (3 if "mixtral" in kind else 0)
     if dtype == torch.float64:  # through three layers the rounding of float32 grows beyond its tolerance
         cotangent = torch.randn_like(logits)

@@ -1,0 +1,245 @@
+"""What the page does by itself with the pictures of all live views: pointing, keys, words, sizes, themes."""
+
+import re
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+SOURCES = (
+    "from pathlib import Path\nfrom time import sleep\n\nfrom moe_lessons.analysis import Machine\n"
+    "from moe_lessons.widgets import BalancingLab, CollapseLab, CostCalculator, DecodingCalculator, Playground\n"
+    "from moe_lessons.widgets import RoutingLab",
+    "playground = Playground(play=60)\nplayground",
+    "BalancingLab(('nothing', 'auxiliary loss', 'bias update'), seeds=2, play=10)",
+    "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, threads=1, play=5)",
+    "CollapseLab(('film', 'load', 'gradient film', 'gradient'), play=30)",
+    "CostCalculator()",
+    "DecodingCalculator(Machine(2e10, 1e11))",
+    "while Path('busy').exists():\n    sleep(0.05)",
+)
+VIEWS = range(len(SOURCES) - 2)
+LOAD, HEATMAP, TERRITORY, FILM = "Load of each", "Router probabilities", "Territory", "Load share over time"
+WIDTHS = (600, 900, 1280, 1600)
+
+# Notes of each text how it was drawn last: its size on the screen in CSS pixels, and whether it lies in its picture.
+NOTE_TEXTS = r"""() => {
+    const { prototype } = CanvasRenderingContext2D, { fillText } = prototype;
+    window.texts = {};
+    prototype.fillText = function (text, x, y) {
+        const now = this.getTransform(), wide = this.measureText(text).width;
+        const size = parseFloat(this.font.match(/[\d.]+px/));
+        const left = { left: 0, center: -wide / 2, right: -wide }[this.textAlign], { width, height } = this.canvas;
+        const ends = [left, left + wide].flatMap((dx) =>
+            [-size / 2, size / 2].map((dy) => new DOMPoint(x + dx, y + dy)));
+        const isIn = ends.map((end) => now.transformPoint(end)).every((end) =>
+            end.x > -2 && end.x < width + 2 && end.y > -2 && end.y < height + 2);
+        window.texts[text] = [Math.round(size * Math.hypot(now.a, now.b) / devicePixelRatio), isIn];
+        fillText.apply(this, arguments);
+    };
+}"""
+# The pictures of a view: is each as many pixels wide as the screen has for it? Then the sizes of all other texts.
+LOOK = """root => {
+    const canvases = [...root.querySelectorAll('canvas')];
+    const isCrisp = (canvas) => {
+        const { width, height } = canvas.getBoundingClientRect();
+        const [across, down] = [width * devicePixelRatio, height * devicePixelRatio];
+        return Math.abs(canvas.width - across) < 1 && Math.abs(canvas.height - down) < 1;
+    };
+    const hasText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    const texts = [...root.querySelectorAll('*')].filter(hasText);
+    return [canvases.every(isCrisp), [...new Set(texts.map((element) => getComputedStyle(element).fontSize))].sort()];
+}"""
+
+
+@pytest.fixture(scope="module")
+def notebook(lab, open_notebook):
+    lab.write("pictures.ipynb", *SOURCES)
+    notebook = open_notebook("pictures.ipynb")
+    notebook.run_all()
+    return notebook
+
+
+@pytest.fixture
+def playground(notebook, view_of):
+    """The playground, paused, with nothing pointed at."""
+    notebook.page.set_viewport_size({"width": 1280, "height": 900})
+    notebook.page.mouse.move(1, 1)
+    playground = view_of(notebook.page)
+    playground.wait_for(lambda: playground.step == 60)
+    return playground
+
+
+def stepped_back(view) -> list[int]:
+    """The experts whose chips have stepped back."""
+    chips = view.view.locator(".moe-chips button.moe-back")
+    return chips.evaluate_all("chips => chips.map(chip => Number(chip.dataset.expert))")
+
+
+OTHERS = [0, 1, 2, 4, 5, 6, 7]
+
+
+def test_pointing_at_an_expert_lights_it_up_everywhere(playground):
+    three, five = (playground.in_colour(expert, TERRITORY, FILM, LOAD) for expert in (3, 5))
+    tip = playground.view.locator(".moe-tip")
+    playground.point(LOAD, 0.51, 0.8)
+    playground.wait_for(lambda: stepped_back(playground) == OTHERS)
+    assert re.fullmatch(r"E3\s+share of assignments\s+[\d.]+ %", tip.inner_text())
+    playground.wait_for(lambda: not any(playground.in_colour(5, TERRITORY, FILM, LOAD)))  # they fade
+    strong = playground.in_colour(3, TERRITORY, FILM, LOAD)
+    assert min(five) > 100 and all(now > 0.8 * before > 80 for now, before in zip(strong, three))
+    playground.page.mouse.move(1, 1)
+    tip.wait_for(state="hidden")
+    playground.wait_for(lambda: playground.in_colour(5, TERRITORY, FILM, LOAD) == five)
+
+
+def test_the_figure_in_the_tip_is_that_of_the_words(playground):
+    playground.point(LOAD, 0.51, 0.8)
+    tip = re.sub(r"\s*[\n\t]\s*", " ", playground.view.locator(".moe-tip").inner_text())
+    told = re.compile(re.escape(tip).replace("E3", "E3,", 1) + "; E4, ")
+    expect(playground.panel(LOAD)).to_have_attribute("aria-label", told)
+
+
+def test_a_click_on_a_chip_keeps_its_expert_until_escape(playground):
+    playground.chip(3).click()
+    playground.page.mouse.move(1, 1)
+    playground.page.keyboard.press("Tab")
+    expect(playground.chip(3)).to_have_attribute("aria-pressed", "true")
+    playground.wait_for(lambda: stepped_back(playground) == OTHERS)
+    playground.page.keyboard.press("Escape")
+    expect(playground.chip(3)).to_have_attribute("aria-pressed", "false")
+    playground.wait_for(lambda: stepped_back(playground) == [])
+
+
+def test_the_keyboard_does_the_same(notebook, playground):
+    keyboard, said = notebook.page.keyboard, playground.view.locator(".moe-live")
+    playground.panel(LOAD).focus()
+    for expert in range(4):
+        keyboard.press("ArrowRight")
+        expect(said).to_have_text(re.compile(rf"^E{expert}, share of assignments [\d.]+ %$"))
+    playground.wait_for(lambda: stepped_back(playground) == OTHERS)
+    keyboard.press("Escape")
+    playground.wait_for(lambda: stepped_back(playground) == [])
+    for title, down in ((HEATMAP, "ArrowDown"), (TERRITORY, "ArrowRight")):
+        playground.panel(title).focus()
+        keyboard.press("Home")
+        keyboard.press(down)
+        keyboard.press(down)
+        expect(said).to_have_text(re.compile("^Token 2, "))
+        keyboard.press("Enter")
+        expect(playground.canvas).to_have_attribute("data-token", "2")
+        keyboard.press("Home")
+        keyboard.press("Enter")
+        expect(playground.canvas).to_have_attribute("data-token", "0")
+        expect(playground.panel(title)).to_be_focused()  # the notebook did not take the keys
+
+
+def test_a_click_selects_a_token_in_both_pictures_and_in_the_reading(playground):
+    reading = playground.view.locator(".moe-reading")
+
+    def red(title: str) -> int:
+        """Where the frame or ring is: a number for its pixels."""
+        return playground.panel(title).evaluate(
+            """canvas => {
+                const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+                let sum = 0;
+                for (let i = 0; i < data.length; i += 4)
+                    if (data[i] === 255 && data[i + 1] === 77 && data[i + 2] === 77) sum += i;
+                return sum;
+            }"""
+        )
+
+    def clicked(title: str, across: float, down: float) -> list[str]:
+        before = red(HEATMAP), red(TERRITORY)
+        playground.point(title, across, down, click=True)
+        playground.page.mouse.move(1, 1)
+        playground.wait_for(lambda: red(HEATMAP) != before[0] and red(TERRITORY) != before[1])
+        token = playground.canvas.get_attribute("data-token")
+        expect(reading).to_have_text(re.compile(rf"^Token {token} at "))
+        return re.match(r"Token (\d+) at \((\S+), (\S+)\)", reading.inner_text()).groups()
+
+    token, x, y = clicked(HEATMAP, 0.5, 0.4)
+    clicked(HEATMAP, 0.5, 0.8)
+    box = playground.panel(TERRITORY).bounding_box()
+    place = 25 + (float(x) + 1) / 2 * (box["width"] - 37), 8 + (1 - float(y)) / 2 * (box["height"] - 29)
+    assert clicked(TERRITORY, place[0] / box["width"], place[1] / box["height"])[0] == token
+
+
+def test_without_motion_nothing_fades(playground):
+    playground.page.emulate_media(reduced_motion="reduce")
+    playground.point(LOAD, 0.51, 0.8)
+    playground.page.evaluate("() => new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)))")
+    assert not any(playground.in_colour(5, TERRITORY, FILM, LOAD))
+    playground.page.emulate_media(reduced_motion="no-preference")
+
+
+@pytest.mark.parametrize("place", VIEWS)
+def test_each_picture_is_told_in_words(notebook, view_of, place):
+    view = view_of(notebook.page, place)
+    assert len(view.view.locator(".moe-words").inner_text()) > 20
+    for figure in view.view.locator("figure:has(canvas)").all():
+        title, label = figure.locator("b").inner_text(), figure.locator("canvas").get_attribute("aria-label")
+        assert label.startswith(title) and re.search(r"\d|empty", label.removeprefix(title)), label
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+@pytest.mark.parametrize("place", VIEWS)
+def test_crisp_at_each_width_with_letters_of_one_size(notebook, view_of, place, ratio):
+    page, device = notebook.page, notebook.page.context.new_cdp_session(notebook.page)
+    page.evaluate(NOTE_TEXTS)
+    sizes = set()
+    for width in (WIDTHS[0] + 50, *WIDTHS):
+        page.evaluate("window.texts = {}")
+        size = {"width": width, "height": 900, "deviceScaleFactor": ratio, "mobile": False}
+        device.send("Emulation.setDeviceMetricsOverride", size)
+        view = view_of(page, place)
+        view.wait_for(lambda v=view: v.is_drawn() and v.canvas.evaluate(LOOK)[0] and page.evaluate("texts"))
+        if width not in WIDTHS:  # the first one settles the pixel ratio
+            continue
+        assert view.view.evaluate("view => view.scrollWidth <= view.clientWidth")
+        texts = page.evaluate("texts")
+        assert [text for text, (_, is_in) in texts.items() if not is_in] == []
+        assert {size for size, _ in texts.values()} <= {11, 14}  # 14: the numbers of the territories
+        sizes.add(tuple(view.canvas.evaluate(LOOK)[1]))
+    assert len(sizes) == 1
+    device.detach()
+
+
+@pytest.mark.parametrize("width", [700, 900])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_controls_stand_beside_the_pictures_of_a_narrow_page(notebook, view_of, place, width):
+    notebook.page.set_viewport_size({"width": width, "height": 900})
+    view = view_of(notebook.page, place)
+    controls = view.view.locator(".moe-controls")
+    box, picture = controls.bounding_box(), view.view.locator("canvas").first.bounding_box()
+    assert box["x"] + box["width"] <= picture["x"] and picture["width"] > 200
+    assert min(box["y"] + box["height"], picture["y"] + picture["height"]) - max(box["y"], picture["y"]) > 100
+    for picture in (view.view.locator("canvas").first, view.view.locator("canvas").last):
+        picture.scroll_into_view_if_needed()
+        expect(controls).to_be_in_viewport(ratio=0.8)
+        expect(picture).to_be_in_viewport(ratio=0.8)
+
+
+def test_the_theme_is_followed_while_the_kernel_is_busy(lab, notebook, playground):
+    def papers() -> set[tuple[int, ...]]:
+        script = "all => all.map(c => c.getContext('2d').getImageData(c.width - 1, 0, 1, 1).data.slice(0, 3).join())"
+        return set(playground.view.locator("canvas").evaluate_all(script))
+
+    page, busy = notebook.page, Path(lab.root / "notebooks" / "busy")
+    assert papers() == {"255,255,255"}
+    busy.touch()
+    notebook.run_cell(7, wait=False)
+    playground.is_drawn()
+    try:
+        for theme, paper in (("Dark", "17,17,17"), ("Light", "255,255,255")):
+            page.locator(".lm-MenuBar-item", has_text="Settings").click()
+            page.locator(".lm-Menu-item", has_text=re.compile("^Theme$")).hover()
+            page.locator(".lm-Menu-item", has_text=re.compile(f"^JupyterLab {theme}$")).click()
+            playground.wait_for(lambda paper=paper: papers() == {paper})
+        assert page.locator(".jp-InputPrompt", has_text="[*]").count() == 1
+    finally:
+        busy.unlink()
+
+
+def test_no_error_in_the_console(notebook):
+    assert notebook.errors == [] and notebook.cell_errors() == []
