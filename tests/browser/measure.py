@@ -1,55 +1,101 @@
-"""How fast the playground is in a real browser: frames a second, slider to pixels, and the share of training.
+"""How fast live views are in a real browser: pictures a second, the share of training, and from a key to new pixels.
 
-Run it on an otherwise idle machine: `python tests/browser/measure.py`. It prints, and asserts nothing.
+    python tests/browser/measure.py            # on an otherwise idle machine
+    python tests/browser/measure.py --busy 2   # beside two busy processes
+
+It prints, and asserts nothing.
 """
 
+import argparse
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 from conftest import CHROMIUM_ARGUMENTS, ROOT, LabServer, NotebookPage, View
 from playwright.sync_api import sync_playwright
 
 from moe_lessons.doctor import find_chromium
 
 SECONDS, KEYS = 10, 60
-CELLS = (
-    "from moe_lessons.widgets import Playground",
-    "lab = Playground(max_steps=10**6)\nlab",
-    "cost = lab.loop.cost\nprint(f\"{cost['training'] / (cost['training'] + cost['showing']):.1%}\")",
-)
-# Notes when the first picture arrives that shows the token that a key has selected.
-WATCH = """() => {
-    const canvas = document.querySelector('.moe-canvas');
-    new MutationObserver(() => {
-        if (window.wanted !== null && canvas.dataset.token === String(window.wanted)) {
+COST = "cost = {0}.loop.cost\nprint(f\"{{cost['training'] / (cost['training'] + cost['showing']):.1%}}\")"
+LONG = "play=10**6, max_steps=10**6"
+
+
+@dataclass
+class Key:
+    """A control that is moved by keys, through `stops` stops and back, and what in the page says that it has an effect:
+    an expression of `canvas`, of its texts `words` and `reading`, and of what the control says itself, `value`."""
+
+    control: str
+    stops: int
+    shows: str
+    is_list: bool = False
+
+
+# What is measured: how the view is made, whether it trains, and the keys.
+VIEWS = {
+    "playground": (f"Playground({LONG})", True, [Key("Token", 32, "canvas.dataset.token === value")]),
+    "balancing laboratory": (
+        f"BalancingLab({LONG})", True,
+        [Key("Highlight", 10, "reading.startsWith(value + ': ')", True),
+         Key("Auxiliary loss", 8, "reading.includes(`minimised (${value})`)")],
+    ),
+    "routing laboratory": (
+        f"RoutingLab({LONG})", True,
+        [Key("Layer", 3, "words.startsWith(`Layer ${value}: `)"),
+         Key("Layer", 3, "titles.every((title) => !/layer/.test(title) || title.endsWith(`layer ${value}`))")],
+    ),
+    "collapse laboratory": (f"CollapseLab({LONG})", True, []),
+    "cost calculator": ("CostCalculator()", False, [Key("Layers", 30, "words !== before")]),
+    "decoding calculator": (
+        "DecodingCalculator(Machine(2e10, 1e11))", False, [Key("Batch", 8, "words.startsWith(`${value} token`)")],
+    ),
+}  # fmt: skip
+IMPORTS = "from moe_lessons.analysis import Machine\nfrom moe_lessons.widgets import *"
+# Notes when the first picture has been drawn that shows the effect of a key.
+WATCH = """([control, isList, shows]) => {
+    const canvas = document.querySelector('.moe-canvas'), text = (name) => canvas.querySelector(name).textContent;
+    const rows = [...document.querySelectorAll('.moe-view .widget-inline-hbox')];
+    const row = rows.find((row) => row.textContent.trim().startsWith(control));
+    const value = () => isList ? row.querySelector('select').selectedOptions[0].textContent.replace(/\\u00a0/g, ' ')
+        : row.querySelector('.widget-readout').textContent;
+    const titles = () => [...canvas.querySelectorAll('figure b')].map((title) => title.textContent);
+    const isShown = new Function('canvas', 'words', 'reading', 'titles', 'value', 'before', `return ${shows}`);
+    window.watcher?.disconnect();
+    window.expect = () => {
+        window.arrived = window.pressed = null;
+        window.before = text('.moe-words');
+        document.addEventListener('keydown', () => (window.pressed = performance.now()), { once: true, capture: true });
+    };
+    window.watcher = new MutationObserver(() => {
+        if (!window.pressed || window.arrived) return;
+        if (isShown(canvas, text('.moe-words'), text('.moe-reading'), titles(), value(), window.before))
             window.arrived = performance.now();
-            window.wanted = null;
-        }
-    }).observe(canvas, { attributes: true, attributeFilter: ['data-token', 'data-frames'] });
+    });
+    window.watcher.observe(canvas, { attributes: true, attributeFilter: ['data-token', 'data-frames'] });
 }"""
 FRAMES = "Number(document.querySelector('.moe-canvas').dataset.frames)"
-EXPECT = """(token) => {
-    window.wanted = token; window.arrived = null; window.pressed = null;
-    const press = () => { window.pressed = performance.now(); };
-    document.addEventListener('keydown', press, { once: true, capture: true });
-}"""
 
 
-def latencies(page, view: View) -> list[float]:
-    """Milliseconds from a key on the slider 'Token' to the picture that shows its effect, sorted."""
-    view.handle("Token").focus()
+def latencies(page, view: View, key: Key) -> list[float]:
+    """Milliseconds from a key on a control to the picture that shows its effect, sorted."""
+    page.evaluate(WATCH, [key.control, key.is_list, key.shows])
+    control = view.view.get_by_label(key.control, exact=True) if key.is_list else view.handle(key.control)
+    forth, back = ("ArrowDown", "ArrowUp") if key.is_list else ("ArrowRight", "ArrowLeft")
+    control.focus()
     page.keyboard.press("Home")
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(1500)
     taken = []
     for i in range(KEYS):
-        forth = i // 30 % 2 == 0
-        page.evaluate(EXPECT, i % 30 + 1 if forth else 29 - i % 30)
-        page.keyboard.press("ArrowRight" if forth else "ArrowLeft")
-        page.wait_for_function("() => window.arrived")
-        taken.append(page.evaluate("window.arrived - window.pressed"))
+        page.evaluate("expect()")
+        page.keyboard.press(forth if i // (key.stops - 1) % 2 == 0 else back)
+        page.wait_for_function("() => window.arrived", timeout=20_000)
+        taken.append(page.evaluate("arrived - pressed"))
         page.wait_for_timeout(100)
     return sorted(taken)
 
@@ -66,48 +112,72 @@ def fresh_starts(page, view: View) -> list[float]:
     return sorted(taken)
 
 
-def measure(notebook: NotebookPage) -> None:
+def say(what: str, result: str) -> None:
+    print(f"  {what:50} {result}", flush=True)
+
+
+def pace(notebook: NotebookPage, view: View) -> None:
+    """Pictures and steps a second, and the share of training."""
     page = notebook.page
-    notebook.run_all()
-    view = View(page)
-    page.evaluate(WATCH)
-    view.button("Play").click()
     page.wait_for_timeout(3000)
     frames, steps, start = page.evaluate(FRAMES), view.step, time.monotonic()
     page.wait_for_timeout(1000 * SECONDS)
     seconds = time.monotonic() - start
-    print(f"frames a second seen in the browser   {(page.evaluate(FRAMES) - frames) / seconds:.1f}")
-    print(f"steps a second, three models          {(view.step - steps) / seconds:.0f}")
-    cell = page.locator(".jp-CodeCell").nth(2)
-    cell.locator(".cm-content").click()
-    page.keyboard.press("Control+Enter")
-    page.wait_for_timeout(1500)
-    print("training's share of the loop's CPU    " + cell.locator(".jp-OutputArea-output").first.text_content().strip())
-    print(f"click on Reset to the new start       median {fresh_starts(page, view)[5]:.0f} ms, the click included")
-    for state in ("training", "paused"):
-        taken = latencies(page, view)
-        middle, late = taken[KEYS // 2], taken[int(0.95 * KEYS)]
-        print(f"slider key to new pixels, {state:8}    median {middle:.0f} ms, 95th percentile {late:.0f} ms")
-        if state == "training":
+    say("pictures a second seen in the browser", f"{(page.evaluate(FRAMES) - frames) / seconds:.1f}")
+    say("steps a second", f"{(view.step - steps) / seconds:.0f}")
+    notebook.run_cell(2)
+    page.wait_for_timeout(500)
+    printed = page.locator(".jp-CodeCell").nth(2).locator(".jp-OutputArea-output").first.text_content()
+    say("training's share of the loop's CPU", printed.strip())
+    view.is_drawn()
+
+
+def measure(server: LabServer, browser, name: str, code: str, trains: bool, keys: list[Key]) -> None:
+    """Print all figures of one view, in a page of its own."""
+    print(f"{name}, load of the machine {os.getloadavg()[0]:.1f}")
+    server.write("measure.ipynb", IMPORTS, f"lab = {code}\nlab", COST.format("lab") if trains else "")
+    context = browser.new_context(viewport={"width": 1280, "height": 1000})
+    notebook = NotebookPage(context.new_page())
+    notebook.open(f"{server.address}/doc/tree/notebooks/measure.ipynb?token={server.token}&reset")
+    notebook.run_all()
+    view = View(notebook.page)
+    if trains:
+        pace(notebook, view)
+    if name == "playground":
+        middle = fresh_starts(notebook.page, view)[5]
+        say("click on Reset to the new start", f"median {middle:.0f} ms, the click included")
+    for state in ("training", "paused") if trains else ("",):
+        if state == "paused":
             view.pause()
+        for key in keys:
+            taken = latencies(notebook.page, view, key)
+            goal = "all panels" if "titles" in key.shows else "new pixels"
+            middle, late = taken[KEYS // 2], taken[int(0.95 * KEYS)]
+            what = f"{key.control} key to {goal}{state and ', '}{state}"
+            say(what, f"median {middle:.0f} ms, 95th percentile {late:.0f} ms")
+    context.close()
+    server.end_kernels()
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="run N busy processes beside it")
+    parser.add_argument("--views", nargs="+", choices=VIEWS, default=[*VIEWS], help="only these")
+    options = parser.parse_args()
     root, home = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    book.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    nbformat.write(book, root / "notebooks" / "measure.ipynb")
     server = LabServer(root, home)
     server.start()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_ARGUMENTS)
-            notebook = NotebookPage(browser.new_context(viewport={"width": 1280, "height": 1000}).new_page())
-            notebook.open(f"{server.address}/doc/tree/notebooks/measure.ipynb?token={server.token}&reset")
-            measure(notebook)
+            for name in options.views:
+                measure(server, browser, name, *VIEWS[name])
             browser.close()
     finally:
+        for process in busy:
+            process.kill()
         server.stop()
 
 
