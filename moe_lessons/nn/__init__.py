@@ -1,7 +1,8 @@
 """What is taught: the dense FFN, the router, the experts, the mixture that they make, and a model of such mixtures.
 
-Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each token, D d_model,
-F d_ff, C capacity, A assignments.
+Read it in this order: ffn · routing · balancing · experts · dispatch · moe · twins · attention · norm · transformer,
+and soft_moe beside them. Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each
+token, D d_model, F d_ff, C capacity, A assignments.
 """
 
 from moe_lessons.nn.attention import Attention, KVCache
@@ -12,46 +13,19 @@ from moe_lessons.nn.balancing import (
     router_z_loss,
     update_expert_bias,
 )
-from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch, describe_dispatch
+from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts, muted
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.routers import ExpertChoiceRouter, HashRouter, SigmoidRouter
-from moe_lessons.nn.routing import NoisyTopKRouter, Routing, SwitchRouter, TopKRouter
+from moe_lessons.nn.routing import (
+    ExpertChoiceRouter,
+    HashRouter,
+    NoisyTopKRouter,
+    Routing,
+    SigmoidRouter,
+    TopKRouter,
+)
 from moe_lessons.nn.seeding import evaluating, seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
-from moe_lessons.nn.twins import dense_twin, is_moe
-
-__all__ = [
-    "ACTIVATIONS",
-    "Attention",
-    "DISPATCH",
-    "ExpertChoiceRouter",
-    "Experts",
-    "FeedForward",
-    "HashRouter",
-    "KVCache",
-    "LanguageModel",
-    "MoE",
-    "NoisyTopKRouter",
-    "Routing",
-    "SigmoidRouter",
-    "SoftMoE",
-    "SwitchRouter",
-    "TopKRouter",
-    "TransformerConfig",
-    "apply_capacity",
-    "choose_dispatch",
-    "dense_twin",
-    "describe_dispatch",
-    "evaluating",
-    "expert_capacity",
-    "is_moe",
-    "load_balancing_loss",
-    "muted",
-    "router_z_loss",
-    "seeded",
-    "torch_threads",
-    "update_expert_bias",
-]
+from moe_lessons.nn.twins import SAME_ACTIVE, SAME_TOTAL, dense_twin, is_moe

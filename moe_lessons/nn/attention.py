@@ -19,7 +19,7 @@ class Attention(nn.Module):
     The H heads of the queries are in G groups, and each group shares one head of keys and values (arXiv:2305.13245).
     One matrix, `qkv_proj` ((H + 2G)·h, D) with h = D / H, makes queries, keys and values: in this order, head by head.
 
-    Shapes: x (B, T, D) -> (B, T, D). turn: cos and sin of the T positions, from `rotary`. extend: takes the new keys
+    Shapes: x (B, T, D) -> (B, T, D). cos_sin: cos and sin of the T positions, from `rotary`. extend: takes the new keys
     and values (B, G, T, h) and returns all, (B, G, S, h), as a `KVCache` does; None is only the new ones.
 
     >>> attention = Attention(d_model=16, num_heads=4, num_kv_heads=2)
@@ -34,11 +34,11 @@ class Attention(nn.Module):
         self.qkv_proj = nn.Linear(d_model, (num_heads + 2 * num_kv_heads) * self.head_dim, bias=False)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], extend: Callable | None = None) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: tuple[Tensor, Tensor], extend: Callable | None = None) -> Tensor:
         H, G = self.num_heads, self.num_kv_heads
         qkv = self.qkv_proj(x).unflatten(2, (-1, self.head_dim))  # (B, T, H + 2G, h)
         qk, v = qkv.split([H + G, G], dim=2)
-        q, k = rotate(qk, *turn).split([H, G], dim=2)
+        q, k = rotate(qk, *cos_sin).split([H, G], dim=2)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, h), (B, G, T, h) twice
         if extend is not None:
             k, v = extend(k, v)  # (B, G, S, h)
@@ -87,21 +87,21 @@ class KVCache:
     """The keys and values of the tokens so far, so that each is computed once: see `LanguageModel.new_cache`.
 
     There is room for `max_length` tokens in each of `batch_size` (B) sequences, and the first `length` places are
-    taken: 2·L·G·h numbers for a token, in L layers. `turn`: cos and sin of all positions, from `rotary`. For decoding
-    under `torch.no_grad()`, not for training.
+    taken: 2·L·G·h numbers for a token, in L layers. `cos_sin`: of all positions, from `rotary`. For decoding under
+    `torch.no_grad()`, not for training.
     """
 
     def __init__(
-        self, num_layers: int, batch_size: int, num_kv_heads: int, max_length: int, head_dim: int, *, turn, **make
+        self, num_layers: int, batch_size: int, num_kv_heads: int, max_length: int, head_dim: int, *, cos_sin, **make
     ):
         shape = (num_layers, check_positive_int("batch_size", batch_size), num_kv_heads, max_length, head_dim)
         self.keys, self.values = torch.zeros(shape, **make), torch.zeros(shape, **make)  # (L, B, G, max_length, h)
-        self.batch_size, self.max_length, self.length, self.turn = batch_size, max_length, 0, turn
+        self.batch_size, self.max_length, self.length, self.cos_sin = batch_size, max_length, 0, cos_sin
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Keep the new keys and values (B, G, T, h) of a layer, and return all that it has: (B, G, S, h) each.
 
-        `length` stays: whoever has been through all layers moves it.
+        `length` stays: the model moves it after all layers.
         """
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys

@@ -7,8 +7,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k, is_whole
-from moe_lessons.nn.routing import Routing
+from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k, in_words, is_whole
+from moe_lessons.nn.routing import Routing, count
 
 PRIORITIES = ("order", "weight")  # of the tokens where an expert is full
 
@@ -21,18 +21,16 @@ def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
     where K = 1 and all tokens go to one expert with probability 1. Zero for no tokens. Hugging Face's is K times
     this, which matters when you take over a coefficient.
 
-    mask (T,): True for the tokens that count; padding does not. It is the loss of one layer: do not pool layers,
-    or two that have collapsed onto different experts look balanced.
+    mask (T,): True for the tokens that count; padding does not. It is the loss of one layer: do not pool layers, or two
+    that have collapsed onto different experts look balanced.
     """
     probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
-    token_idx = torch.cat([routing.token_idx, routing.dropped_token_idx])
     expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
     if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != (routing.num_tokens,):
-            got = f"{mask.dtype} of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
-            raise ValueError(f"mask must be a bool tensor of shape ({routing.num_tokens},), got {got}")
-        probs, expert_idx = probs[mask], expert_idx[mask[token_idx]]
-    demand = torch.bincount(expert_idx, minlength=routing.num_experts).to(probs.dtype)  # (E,)
+        if getattr(mask, "dtype", None) != torch.bool or mask.shape != (routing.num_tokens,):
+            raise ValueError(f"mask must be a bool tensor of shape ({routing.num_tokens},), got {in_words(mask)}")
+        probs, expert_idx = probs[mask], expert_idx[mask[torch.cat([routing.token_idx, routing.dropped_token_idx])]]
+    demand = count(expert_idx, routing.num_experts).to(probs.dtype)  # (E,)
     load_share = demand / demand.sum().clamp(min=1)  # f (E,)
     mean_prob = probs.sum(dim=0) / max(len(probs), 1)  # P (E,)
     return routing.num_experts * (load_share * mean_prob).sum()

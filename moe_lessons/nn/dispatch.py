@@ -3,19 +3,13 @@
     y[t] = Σ over the assignments a of token t:  weight[a] · expert_idx[a](x[t])
 
 (with `experts.weight_input` the weight stands inside: expert_idx[a](weight[a] · x[t])). Each is a function
-(experts, x (T, D), routing) -> y (T, D). They differ in what they cost:
+(experts, x (T, D), routing) -> y (T, D), with a gradient for x, the routing weights and the experts. They differ in
+what they cost:
 
-    dense     every expert on every token: E/K times the arithmetic, but two large products; best where all is tiny
-    loop      one expert after the other, each on its own tokens: nothing wasted, and the plainest to read; best for
-              a single token, as its experts' weights are read where they are
-    padded    all experts in batched products, each with as many rows as the busiest: waste grows with imbalance;
-              best for small experts in good balance, where calls cost more than arithmetic
-    grouped   rows sorted by expert, products by groups, backward by hand (see `grouped`): best where there is work
-    gather    for each assignment a copy of its expert's weights, A·(2F·D + D·F) numbers: best for a few tokens
-              without gradients, as in decoding several sequences; ruinous for many
-
-All have a gradient for x, the routing weights and the experts. 'grouped' cannot be differentiated twice, nor by
-`torch.func`.
+    dense     every expert on every token: E/K times the arithmetic, in two large products; best where all is tiny
+    loop      one expert after the other, each on its own tokens: the plainest to read; best where each has much to do
+    padded    all experts in batched products, each with as many rows as the busiest: waste grows with imbalance
+    grouped   rows sorted by expert, and the products of all groups in one call: best in between, and on a GPU
 """
 
 from collections.abc import Callable
@@ -24,62 +18,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_lessons.errors import check_choice
 from moe_lessons.nn.experts import Experts
-from moe_lessons.nn.grouped import run_grouped, why_own_products
 from moe_lessons.nn.routing import Routing
 
 Dispatch = Callable[[Experts, Tensor, Routing], Tensor]
 
 
 def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Every expert computes every token; the weights of those not chosen are zero."""
-    num_experts, d_model, d_ff = experts.down_proj.shape
-    in_proj = experts.in_proj.reshape(-1, d_model)  # (E·2F, D) or (E·F, D)
-    pre = F.linear(x, in_proj).unflatten(1, experts.in_proj.shape[:2])  # (T, E, 2F) or (T, E, F)
-    if experts.weight_input:  # one expert may meet a token twice, with two weights: a row for each assignment
-        pair = (routing.token_idx, routing.expert_idx)
-        in_bias = None if experts.in_bias is None else experts.in_bias[routing.expert_idx]  # (A, 2F)
-        rows = experts.hidden(pre[pair], routing.weight.to(x.dtype), in_bias)  # (A, F)
-        hidden = rows.new_zeros(len(x), num_experts, d_ff).index_put(pair, rows, accumulate=True)  # (T, E, F)
-    else:  # what was not chosen must not count even where it is infinite: 0 · ∞ is no number
-        idle = torch.ones(pre.shape[:2], dtype=torch.bool, device=x.device)  # (T, E)
-        idle[routing.token_idx, routing.expert_idx] = False
-        pre = pre.masked_fill(idle[:, :, None], 0)
-        hidden = experts.hidden(pre, pair_weights(experts, x, routing), experts.in_bias)  # (T, E, F)
-    down_proj = experts.down_proj.permute(1, 0, 2).reshape(d_model, -1)  # (D, E·F)
-    y = F.linear(hidden.flatten(1), down_proj).to(x.dtype)  # (T, D)
+    """Every expert computes every token; the weights of those not chosen are zero.
+
+    What overflows in one expert spoils all tokens here. With `experts.weight_input` a weight of zero would not silence
+    an expert: then this is 'loop'.
+    """
+    if experts.weight_input:
+        return loop_dispatch(experts, x, routing)
+    num_experts, d_model, _ = experts.down_proj.shape
+    pre = experts.in_proj.reshape(-1, d_model) @ x.T  # (E·2F, T): long rows, also where F is small
+    pre = pre.unflatten(0, (num_experts, -1)).mT  # (E, T, 2F)
+    in_bias = None if experts.in_bias is None else experts.in_bias[:, None]  # (E, 1, 2F)
+    hidden = experts.hidden(pre, weight_matrix(x, routing, routing.weight), in_bias)  # (E, T, F)
+    down_proj = experts.down_proj.mT.reshape(-1, d_model)  # (E·F, D)
+    y = (hidden.mT.flatten(0, 1).T @ down_proj).to(x.dtype)  # (T, D)
     return add_down_bias(y, experts, x, routing)
 
 
 def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """One expert after the other, each on its own tokens: the arithmetic of K experts for each token.
-
-    A token's row is gathered when its expert needs it, and added to the output at once, so that the rows stay in
-    the processor's cache: gathering all T·K rows first would move K times the activations through memory.
-    """
+    """One expert after the other: gather the rows of its tokens, run it, add what comes out to the output."""
     in_projs, down_projs, in_bias = experts.in_proj, experts.down_proj, experts.in_bias
-    if torch.is_grad_enabled():  # then w[e] would cost O(E) each, backward
+    if torch.is_grad_enabled():  # backward, each in_projs[e] would fill a whole gradient with zeros
         in_projs, down_projs = in_projs.unbind(0), down_projs.unbind(0)
 
-    def run(expert: int, rows: Tensor, weight: Tensor) -> Tensor:
-        pre = F.linear(rows, in_projs[expert])  # (its tokens, 2F) or (its tokens, F)
-        hidden = experts.hidden(pre, weight, None if in_bias is None else in_bias[expert])  # (its tokens, F)
-        return F.linear(hidden, down_projs[expert]).to(x.dtype)  # (its tokens, D); autocast gives bfloat16
+    def run(e: int, rows: Tensor, weight: Tensor) -> Tensor:
+        pre = F.linear(rows, in_projs[e])  # (its tokens, 2F) or (its tokens, F)
+        hidden = experts.hidden(pre, weight, None if in_bias is None else in_bias[e])  # (its tokens, F)
+        return F.linear(hidden, down_projs[e]).to(x.dtype)  # (its tokens, D); autocast gives bfloat16
 
-    weight = routing.weight.to(x.dtype)
-    y = x.new_zeros(x.shape)  # (T, D)
+    y, weight = x.new_zeros(x.shape), routing.weight.to(x.dtype)  # (T, D), (A,)
     if len(x) == 1:  # as in decoding: there is nothing to sort
-        for expert, its_weight in zip(routing.expert_idx.tolist(), weight.split(1)):
-            y = y + run(expert, x, its_weight)
+        for e, its_weight in zip(routing.expert_idx.tolist(), weight.split(1)):
+            y = y + run(e, x, its_weight)
         return add_down_bias(y, experts, x, routing)
-    order = routing.expert_idx.argsort(stable=True)  # (A,) grouped by expert
+    order = routing.expert_idx.argsort(stable=True)  # (A,) sorted by expert
     counts = routing.tokens_per_expert.tolist()
-    token_groups, weight_groups = routing.token_idx[order].split(counts), weight.index_select(0, order).split(counts)
-    for expert, (tokens, its_weight) in enumerate(zip(token_groups, weight_groups)):
-        if len(tokens) == 0 and len(x) > 0:  # of no tokens at all, y must still lead back to the weights
-            continue
-        y.index_add_(0, tokens, run(expert, x.index_select(0, tokens), its_weight))
+    groups = zip(routing.token_idx[order].split(counts), weight.index_select(0, order).split(counts))
+    for e, (tokens, its_weight) in enumerate(groups):
+        if len(tokens) > 0 or len(x) == 0:  # of no tokens at all, y must still lead back to the weights
+            y.index_add_(0, tokens, run(e, x.index_select(0, tokens), its_weight))
     return add_down_bias(y, experts, x, routing)
 
 
@@ -90,7 +74,7 @@ def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """
     counts = routing.tokens_per_expert  # (E,)
     num_experts, capacity = len(counts), int(counts.max())  # C
-    order = routing.expert_idx.argsort(stable=True)  # (A,) grouped by expert
+    order = routing.expert_idx.argsort(stable=True)  # (A,) sorted by expert
     expert_idx, token_idx = routing.expert_idx[order], routing.token_idx[order]  # (A,)
     starts = counts.cumsum(0) - counts  # (E,) where each expert's group begins
     place = torch.arange(len(order), device=x.device) - starts[expert_idx] + capacity * expert_idx  # (A,) of E·C
@@ -105,43 +89,53 @@ def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 
 
 def grouped_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """The products of each group of rows that share an expert, in `grouped_mm` or in our own equal of it."""
-    dtype, device = x.dtype, x.device.type
-    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # what autocast does to any product
-        dtype = torch.get_autocast_dtype(device)
-    weights = experts.in_proj.to(dtype), experts.down_proj.to(dtype)
-    y = run_grouped(experts, x.to(dtype), routing, *weights).to(x.dtype)  # (T, D)
-    return add_down_bias(y, experts, x, routing)
+    """Rows sorted by expert, and the products of all groups of rows that share an expert in one call.
 
-
-def gather_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Each assignment with its own copy of its expert's weights: memory for A·(2F·D + D·F) numbers.
-
-    Nothing is sorted or counted, so that a GPU never waits for the processor.
+    That is `torch.nn.functional.grouped_mm`; where it does not take the weights, this is 'loop'.
     """
-    rows = x.index_select(0, routing.token_idx)[:, None]  # (A, 1, D)
-    in_proj = experts.in_proj.index_select(0, routing.expert_idx)  # (A, 2F, D) or (A, F, D)
-    pre = torch.bmm(rows, in_proj.mT)[:, 0]  # (A, 2F) or (A, F)
-    in_bias = None if experts.in_bias is None else experts.in_bias.index_select(0, routing.expert_idx)
-    hidden = experts.hidden(pre, routing.weight.to(x.dtype), in_bias)  # (A, F)
-    down_proj = experts.down_proj.index_select(0, routing.expert_idx)  # (A, D, F)
-    out = torch.bmm(hidden[:, None], down_proj.mT)[:, 0].to(x.dtype)  # (A, D)
-    y = x.new_zeros(x.shape).index_add(0, routing.token_idx, out)
+    dtype, device = x.dtype, x.device.type
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:  # grouped_mm does not know of autocast
+        dtype = torch.get_autocast_dtype(device)
+    in_proj, down_proj = experts.in_proj.to(dtype), experts.down_proj.to(dtype)
+    if not (takes_grouped_mm(in_proj) and takes_grouped_mm(down_proj)):
+        return loop_dispatch(experts, x, routing)
+    order = routing.expert_idx.argsort(stable=True)  # (A,) sorted by expert
+    token_idx, weight = routing.token_idx[order], routing.weight.index_select(0, order).to(x.dtype)  # (A,)
+    in_bias = None if experts.in_bias is None else experts.in_bias.index_select(0, routing.expert_idx[order])  # (A, 2F)
+    counts = routing.tokens_per_expert  # (E,)
+    ends = counts.cumsum(0, dtype=torch.int32)  # (E,) where each group ends
+    in_proj, down_proj = in_proj.mT, down_proj.mT  # (E, D, 2F) or (E, D, F), and (E, F, D)
+    for weights in (in_proj, down_proj):
+        if weights.requires_grad and device != "cpu":  # some GPUs leave an empty group unwritten: pytorch issue 172439
+            weights.register_hook(lambda gradient: gradient.masked_fill((counts == 0)[:, None, None], 0))
+    pre = F.grouped_mm(x.index_select(0, token_idx).to(dtype), in_proj, offs=ends)  # (A, 2F) or (A, F)
+    hidden = experts.hidden(pre, weight, in_bias).to(dtype)  # (A, F)
+    out = F.grouped_mm(hidden, down_proj, offs=ends).to(x.dtype)  # (A, D)
+    y = x.new_zeros(x.shape).index_add(0, token_idx, out)
     return add_down_bias(y, experts, x, routing)
 
 
-def pair_weights(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """(T, E) what multiplies the output of each expert for each token: 0 for those not chosen."""
-    weight = torch.ones_like(routing.weight) if experts.weight_input else routing.weight
-    pair = (routing.token_idx, routing.expert_idx)
-    return x.new_zeros(len(x), routing.num_experts).index_put(pair, weight.to(x.dtype), accumulate=True)
+def takes_grouped_mm(weight: Tensor) -> bool:
+    """Whether `grouped_mm` (torch 2.10 or newer) takes a weight: by its type, and rows of a multiple of 16 bytes."""
+    types = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.bfloat16, torch.float16)
+    if not hasattr(F, "grouped_mm") or weight.dtype not in types or not weight.is_contiguous():
+        return False
+    return all(number % 16 == 0 for number in (*(n * weight.itemsize for n in weight.shape[1:]), weight.data_ptr()))
+
+
+def weight_matrix(x: Tensor, routing: Routing, weight: Tensor) -> Tensor:
+    """(E, T) the weight of each expert for each token, of the type of x: 0 where it was not chosen."""
+    shape = routing.num_experts, routing.num_tokens
+    place = routing.expert_idx * routing.num_tokens + routing.token_idx  # (A,)
+    return x.new_zeros(shape).view(-1).index_add(0, place, weight.to(x.dtype)).view(shape)
 
 
 def add_down_bias(y: Tensor, experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """y (T, D) and the biases of the down projection, which depend on x only through the weights."""
     if experts.down_proj_bias is None:
         return y
-    return y + (pair_weights(experts, x, routing) @ experts.down_proj_bias).to(y.dtype)
+    weight = torch.ones_like(routing.weight) if experts.weight_input else routing.weight
+    return y + (weight_matrix(x, routing, weight).T @ experts.down_proj_bias).to(y.dtype)
 
 
 DISPATCH: dict[str, Dispatch] = {
@@ -149,66 +143,22 @@ DISPATCH: dict[str, Dispatch] = {
     "loop": loop_dispatch,
     "padded": padded_dispatch,
     "grouped": grouped_dispatch,
-    "gather": gather_dispatch,
 }
-
-
-# What the ways cost, in multiplications that take as long; measured on CPUs. What is fixed, or reading, weighs more
-# with more threads: arithmetic is shared by them, and this is not.
-ACTIVATION_PRICE = 16  # of the activation, for each number that goes into it
-PADDED_FACTOR = 1.05  # one batched product for many small ones, while its rows stay in the cache
-PADDED_FACTOR_LARGE = 1.2  # where they do not
-CACHE_NUMBERS = 500_000  # of x and of pre-activations, up to which they do, for each thread
-PADDED_PRICE = 800_000  # of the calls that 'dense' does without
-GROUPED_PRICE, GROUPED_EXPERT_PRICE = 1_000_000, 300_000  # of the sorting, and of the products of one expert
-READ_PRICE = 8  # of a weight that is read from memory; it decides where few tokens share it
-GATHER_LIMIT = 1_500_000  # numbers that 'gather' may copy; with more threads, as many times fewer
-LAUNCH_FACTOR = 100  # on 'grouped' where each of its E products is launched for itself: an estimate
+SMALL_WASTE = 500_000  # multiplications by one weight matrix that 'dense' may waste on experts which were not chosen
+LARGE_GROUP = 50_000  # numbers in the rows of one expert, from which on they should stay in the processor's cache
 
 
 def choose_dispatch(experts: Experts, routing: Routing) -> str:
-    """The name of the way that 'auto' takes: the one with the least arithmetic and fixed price together.
+    """The name of the way that 'auto' takes. It follows from the sizes alone, so that nothing waits for a GPU.
 
-    Arithmetic is rows · 2F · (D + ACTIVATION_PRICE), and the rows are E·T for 'dense', E·C for 'padded', where C is
-    the load of the busiest expert, and A for 'grouped', which alone reads no weights of experts without tokens. Where
-    no gradient is wanted and at most 2·E assignments are made, 'loop' is taken for one token, and 'gather' for several
-    where few weights are to be copied. `python -m moe_lessons bench` shows what the rule takes and what was fastest.
+    'dense' where it wastes so little that fewer calls count for more. On a CPU 'loop' for one token without a gradient,
+    as in decoding, and where each expert has much to do. Else 'grouped'. `python -m moe_lessons bench` times them all.
     """
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
-    on_cpu = experts.in_proj.device.type == "cpu"
-    threads = torch.get_num_threads() if on_cpu else 1
-    if num_rows <= 2 * num_experts and not torch.is_grad_enabled():
-        if on_cpu and routing.num_tokens == 1:
+    if experts.down_proj.device.type == "cpu":
+        is_one_token = routing.num_tokens == 1 and not torch.is_grad_enabled()
+        if is_one_token or num_rows * (d_model + width) > LARGE_GROUP * num_experts:
             return "loop"
-        if threads * num_rows * d_model * (width + d_ff) <= GATHER_LIMIT:
-            return "gather"
-    row, reading = width * (d_model + ACTIVATION_PRICE), READ_PRICE * width * d_model  # of a row, of an expert
-    counts = routing.tokens_per_expert.tolist()
-    places, used = num_experts * max(counts), sum(map(bool, counts))  # E·C, experts with tokens
-    fits = on_cpu and places * (d_model + width) <= threads * CACHE_NUMBERS
-    padding = PADDED_FACTOR if fits else PADDED_FACTOR_LARGE
-    if on_cpu:
-        sorting = GROUPED_PRICE + GROUPED_EXPERT_PRICE * num_experts
-    else:
-        launches = bool(why_own_products(experts.in_proj, experts.down_proj))
-        sorting = GROUPED_PRICE * (LAUNCH_FACTOR if launches else 1)
-    cost = {
-        "dense": num_experts * (routing.num_tokens * row + reading),
-        "padded": places * row * padding + num_experts * reading + threads * PADDED_PRICE,
-        "grouped": num_rows * row + used * reading + threads * sorting,
-    }
-    return min(cost, key=cost.get)
-
-
-def describe_dispatch(experts: Experts, way: str) -> str:
-    """The way, and how it runs where that depends on the weights: what `repr` of an `MoE` shows.
-
-    >>> describe_dispatch(Experts(2, 3, 5, dtype=torch.float64), "grouped")
-    'grouped (one product for each expert: no grouped_mm for float64)'
-    """
-    check_choice("way", way, (*DISPATCH, "auto"))
-    if way != "grouped":
-        return way
-    reason = why_own_products(experts.in_proj, experts.down_proj)
-    return f"grouped (one product for each expert: {reason})" if reason else "grouped (grouped_mm)"
+    wasted = num_experts * routing.num_tokens - num_rows  # rows of experts that were not chosen
+    return "dense" if wasted * d_model * d_ff <= SMALL_WASTE else "grouped"

@@ -82,14 +82,13 @@ def muted(experts: nn.Module, expert: int) -> Iterator[None]:
     """
     if not is_whole(expert, 0, len(experts.down_proj) - 1):
         raise ValueError(f"expert must be between 0 and {len(experts.down_proj) - 1}, got {expert!r}")
-    bias = getattr(experts, "down_proj_bias", None)
+    last = [w for w in (experts.down_proj, getattr(experts, "down_proj_bias", None)) if w is not None]
     with torch.no_grad():
-        last = [weight[expert] for weight in (experts.down_proj, bias) if weight is not None]
-        kept = [weight.clone() for weight in last]
+        kept = [weight[expert].clone() for weight in last]
         for weight in last:
-            weight.zero_()
+            weight[expert] = 0
         try:
             yield
         finally:
             for weight, copy in zip(last, kept):
-                weight.copy_(copy)
+                weight[expert] = copy

@@ -38,8 +38,7 @@ GATED = ("swiglu", "clamped_swiglu")  # these have two input matrices
 def make_weight(*shape: int, device=None, dtype=None) -> nn.Parameter:
     """A weight (..., out, in), uniform in ±1/√in, as `torch.nn.Linear` starts."""
     device = None if device is None else check_device(device)
-    if dtype is not None:
-        check_dtype(dtype, device)
+    dtype = None if dtype is None else check_dtype(dtype)
     bound = 1 / math.sqrt(shape[-1])
     return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype).uniform_(-bound, bound))
 
@@ -51,7 +50,7 @@ class FeedForward(nn.Module):
     gate first. GELU and ReLU have one, `up_proj` (F, D). `down_proj` is (D, F).
 
     Shapes: x (..., D) -> y (..., D). Raises ValueError for a size below 1, an unknown activation, and an x
-    that is not finite floating-point (..., D). Source: arXiv:1706.03762, section 3.3; SwiGLU: arXiv:2002.05202.
+    that is not floating-point (..., D). Source: arXiv:1706.03762, section 3.3; SwiGLU: arXiv:2002.05202.
 
     >>> FeedForward(d_model=4, d_ff=16)(torch.zeros(3, 4)).shape
     torch.Size([3, 4])

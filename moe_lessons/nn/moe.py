@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from moe_lessons.errors import check_choice, check_input, check_number, check_positive_int, check_top_k
 from moe_lessons.nn.balancing import PRIORITIES, apply_capacity, expert_capacity
-from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch, describe_dispatch
+from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.routing import Routing, TopKRouter
@@ -28,7 +28,7 @@ class MoE(nn.Module):
     Shapes: x (..., D) -> y (..., D), and the `Routing` of its T tokens. token_ids (...): for a `HashRouter`, and not
     used by others. Nothing is kept between calls. Raises ValueError for a size below 1, a top_k over num_experts, a
     capacity_factor that is not above 0, an unknown dispatch, a device that is not there, and an x that is not
-    finite floating-point (..., D).
+    floating-point (..., D).
 
     >>> import torch
     >>> y, routing = MoE(d_model=4, d_ff=16, num_experts=8, top_k=2)(torch.randn(5, 4))
@@ -82,9 +82,7 @@ class MoE(nn.Module):
         self.shared_expert_gate = nn.Linear(d_model, 1, bias=False, **make) if shared_expert_gate else None
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Routing]:
-        # A TopKRouter reads its logits, and x where they are not finite; in training it might draw noise before.
-        read = self.router.training or not isinstance(self.router, TopKRouter)
-        check_input(x, self.d_model, self.experts.down_proj.dtype, read=read)
+        check_input(x, self.d_model, self.experts.down_proj.dtype)
         if isinstance(token_ids, Tensor) and token_ids.shape != x.shape[:-1]:
             raise ValueError(f"token_ids must have the shape {tuple(x.shape[:-1])}, got {tuple(token_ids.shape)}")
         tokens = x.reshape(-1, self.d_model)  # (T, D)
@@ -112,8 +110,7 @@ class MoE(nn.Module):
         return shared if self.shared_expert_gate is None else self.shared_expert_gate(tokens).sigmoid() * shared
 
     def extra_repr(self) -> str:
-        way = describe_dispatch(self.experts, self.dispatch)
-        text = f"num_experts={self.num_experts}, top_k={self.top_k}, dispatch={way!r}"
+        text = f"num_experts={self.num_experts}, top_k={self.top_k}, dispatch={self.dispatch!r}"
         if self.capacity_factor is None:
             return text
         return f"{text}, capacity_factor={self.capacity_factor}, capacity_priority={self.capacity_priority!r}"

@@ -1,15 +1,16 @@
-"""Which expert serves which token: the `Routing`, and the routers that make one."""
+"""Which expert serves which token: the `Routing`, and the routers that make one. `ROUTERS` at the end has them all."""
 
+import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.errors import (
-    NonFiniteError,
     check_choice,
     check_device,
     check_dtype,
@@ -17,7 +18,7 @@ from moe_lessons.errors import (
     check_number,
     check_positive_int,
     check_top_k,
-    is_finite,
+    in_words,
 )
 from moe_lessons.nn.ffn import make_weight
 
@@ -55,16 +56,16 @@ class Routing:
     ) -> "Routing":
         """The routing in which every token goes to its `topk_indices` (T, K) with `topk_weights` (T, K)."""
         num_tokens, top_k = topk_indices.shape
-        none = topk_indices.new_zeros(0)
-        return cls(
-            router_logits=router_logits,
-            router_probs=router_probs,
-            token_idx=torch.arange(num_tokens, device=topk_indices.device).expand(top_k, -1).reshape(-1),  # (K·T,)
-            expert_idx=topk_indices.T.reshape(-1),  # (K·T,) first choices first
-            weight=topk_weights.T.reshape(-1),  # (K·T,)
-            dropped_token_idx=none,
-            dropped_expert_idx=none,
-        )
+        token_idx = torch.arange(num_tokens, device=topk_indices.device).repeat(top_k)  # (K·T,) first choices first
+        return cls.all_kept(router_logits, router_probs, token_idx, topk_indices.T.flatten(), topk_weights.T.flatten())
+
+    @classmethod
+    def all_kept(
+        cls, router_logits: Tensor, router_probs: Tensor, token_idx: Tensor, expert_idx: Tensor, weight: Tensor
+    ) -> "Routing":
+        """The routing that drops nothing."""
+        none = token_idx.new_zeros(0)
+        return cls(router_logits, router_probs, token_idx, expert_idx, weight, none, none)
 
     @property
     def num_tokens(self) -> int:
@@ -79,17 +80,17 @@ class Routing:
     @cached_property
     def tokens_per_expert(self) -> Tensor:
         """(E,) how many assignments each expert carries out."""
-        return torch.bincount(self.expert_idx, minlength=self.num_experts)
+        return count(self.expert_idx, self.num_experts)
 
     @property
     def dropped_per_expert(self) -> Tensor:
         """(E,) how many assignments found each expert full."""
-        return torch.bincount(self.dropped_expert_idx, minlength=self.num_experts)
+        return count(self.dropped_expert_idx, self.num_experts)
 
     @property
     def demand_per_expert(self) -> Tensor:
         """(E,) how many assignments the router wanted for each expert: carried out and dropped."""
-        return torch.bincount(torch.cat([self.expert_idx, self.dropped_expert_idx]), minlength=self.num_experts)
+        return count(torch.cat([self.expert_idx, self.dropped_expert_idx]), self.num_experts)
 
     @property
     def dropped(self) -> int:
@@ -122,19 +123,24 @@ class Routing:
         return values.view(top_k, self.num_tokens).T
 
 
+def count(idx: Tensor, num: int) -> Tensor:
+    """How often each number below `num` stands in idx (A,): (num,). Unlike `bincount`, it does not wait for a GPU."""
+    return idx.new_zeros(num).index_add(0, idx, torch.ones_like(idx))
+
+
 class TopKRouter(nn.Module):
-    """Softmax over the experts, then the K best: x (T, D) -> `Routing`.
+    """Softmax over the experts, then the K best: x (T, D) -> `Routing`. With top_k=1 it is the router of Switch.
 
-    router_logits = x·Wᵀ (+ b), router_probs = softmax(router_logits), the weights of the K best are their
-    probabilities. With `norm_topk_prob` they are divided by their sum, as in Mixtral (arXiv:2401.04088); without
-    it they stay as they are, as in Switch (arXiv:2101.03961) and OLMoE. The default (None) divides for K > 1
-    only: for K = 1 the divided weight is always 1, and the router would receive no gradient from the task.
+    router_logits = x·Wᵀ (+ b), router_probs = softmax(router_logits), and the weights of the K best are these.
 
+    norm_topk_prob: whether they are divided by their sum, as in Mixtral (arXiv:2401.04088), or stay as they are, as in
+        Switch (arXiv:2101.03961) and OLMoE. None divides for K > 1 only: for K = 1 the divided weight is always 1, and
+        the router would receive no gradient from the task.
     jitter_noise: ε. In training the router sees each number of x multiplied by a random one from 1 - ε to 1 + ε
         (arXiv:2101.03961, appendix C); the experts see x as it is. It may be changed at any time.
 
-    The router computes in float32 at least, whatever the type of x: near-ties flip in bfloat16. Noise comes from
-    torch's global random state. `causal`: whether a token's experts depend on no other token.
+    It computes in float32 at least, whatever the type of x: near-ties flip in bfloat16. Noise comes from torch's global
+    random state. `causal`: whether a token's experts depend on no other token.
 
     >>> routing = TopKRouter(d_model=4, num_experts=8, top_k=2)(torch.randn(3, 4))
     >>> routing.topk_indices.shape
@@ -163,18 +169,12 @@ class TopKRouter(nn.Module):
             raise ValueError(f"norm_topk_prob must be None, True or False, got {norm_topk_prob!r}")
         self.norm_topk_prob = top_k > 1 if norm_topk_prob is None else norm_topk_prob
         self.jitter_noise = check_number("jitter_noise", jitter_noise)
-        device = None if device is None else check_device(device)
-        dtype = torch.promote_types(check_dtype(dtype or torch.get_default_dtype(), device), torch.float32)
+        dtype = torch.promote_types(check_dtype(dtype or torch.get_default_dtype()), torch.float32)
         self.weight = make_weight(num_experts, d_model, device=device, dtype=dtype)
-        self.bias = nn.Parameter(torch.zeros(num_experts, device=device, dtype=dtype)) if bias else None
+        self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0])) if bias else None
 
     def forward(self, x: Tensor) -> Routing:
-        check_tokens(x, self.d_model, read=False)
-        logits = self.choice_logits(x)  # (T, E)
-        if not is_finite(logits):
-            check_tokens(x, self.d_model)  # perhaps x is to blame
-            raise NonFiniteError("router_logits must be finite, got NaN or infinity: the router has diverged")
-        return self.choose(logits)
+        return self.choose(self.choice_logits(check_tokens(x, self.d_model)))
 
     def choose(self, logits: Tensor) -> Routing:
         """The K best experts of each token, and their weights: logits (T, E) -> `Routing`."""
@@ -204,9 +204,9 @@ class TopKRouter(nn.Module):
         return text + (f", jitter_noise={self.jitter_noise}" if self.jitter_noise else "")
 
 
-def check_tokens(x: Tensor, d_model: int, read: bool = True) -> Tensor:
-    """Return `x` if it is floating-point tokens (T, d_model) and, where it is `read`, finite; else raise ValueError."""
-    check_input(x, d_model, read=read)
+def check_tokens(x: Tensor, d_model: int) -> Tensor:
+    """Return `x` if it is floating-point tokens (T, d_model), else raise ValueError."""
+    check_input(x, d_model)
     if x.ndim != 2:
         raise ValueError(f"x must have the shape (T, {d_model}), got {tuple(x.shape)}")
     return x
@@ -216,20 +216,6 @@ def no_autocast(x: Tensor) -> AbstractContextManager:
     """Within it, products are in the type of their inputs."""
     is_on = torch.is_autocast_enabled(x.device.type)
     return torch.autocast(x.device.type, enabled=False) if is_on else nullcontext()
-
-
-class SwitchRouter(TopKRouter):
-    """The router of Switch Transformer (arXiv:2101.03961, eq. 1 and 2): one expert, weighed by its raw probability.
-
-    The weight is not renormalised, so that the router learns from the task through it.
-
-    >>> routing = SwitchRouter(d_model=4, num_experts=8, jitter_noise=0.01)(torch.randn(3, 4))
-    >>> torch.equal(routing.weight, routing.router_probs.max(dim=-1).values)
-    True
-    """
-
-    def __init__(self, d_model: int, num_experts: int, *, jitter_noise: float = 0.0, **kwargs):
-        super().__init__(d_model, num_experts, 1, norm_topk_prob=False, jitter_noise=jitter_noise, **kwargs)
 
 
 class NoisyTopKRouter(TopKRouter):
@@ -246,20 +232,12 @@ class NoisyTopKRouter(TopKRouter):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        num_experts: int,
-        top_k: int,
-        *,
-        noise: str = "learned",
-        noise_std: float = 1.0,
-        **kwargs,
+        self, d_model: int, num_experts: int, top_k: int, *, noise: str = "learned", noise_std: float = 1.0, **kwargs
     ):
         check_choice("noise", noise, ("learned", "gaussian"))
         check_number("noise_std", noise_std)
         super().__init__(d_model, num_experts, top_k, **kwargs)
-        self.noise = noise
-        self.noise_std = noise_std
+        self.noise, self.noise_std = noise, noise_std
         if noise == "learned":
             self.noise_weight = nn.Parameter(torch.zeros_like(self.weight))
 
@@ -276,3 +254,164 @@ class NoisyTopKRouter(TopKRouter):
     def extra_repr(self) -> str:
         noise_std = f", noise_std={self.noise_std}" if self.noise == "gaussian" else ""
         return f"{super().extra_repr()}, noise={self.noise!r}{noise_std}"
+
+
+class SigmoidRouter(TopKRouter):
+    """The router of DeepSeek-V3 (arXiv:2412.19437, eq. 13 to 16): each expert is scored by itself.
+
+    s = sigmoid(router_logits). The K experts with the largest s + expert_bias are chosen; their weights come from s
+    alone: divided by their sum with `norm_topk_prob` (eq. 13), then times `routed_scaling_factor`. `expert_bias` (E,)
+    is a buffer: it has no gradient, and `update_expert_bias` moves it.
+
+    num_groups, topk_groups: the experts stand in groups of equal size, and a token chooses among the experts of the
+        `topk_groups` best groups only (a group's score is the sum of its two largest s + expert_bias), so that a
+        token visits few machines. One group is no limit.
+
+    router_probs are s / Σ s, which the balancing loss reads (eq. 19). For K = 1 do not divide (`norm_topk_prob`
+    False): a weight that is always 1 gives the router no gradient; None, the default, divides for K > 1 only.
+
+    >>> router = SigmoidRouter(d_model=4, num_experts=8, top_k=2, routed_scaling_factor=2.5)
+    >>> router(torch.randn(3, 4)).topk_weights.sum(dim=1)
+    tensor([2.5000, 2.5000, 2.5000], grad_fn=<SumBackward1>)
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_experts: int,
+        top_k: int,
+        *,
+        num_groups: int = 1,
+        topk_groups: int = 1,
+        routed_scaling_factor: float = 1.0,
+        **kwargs,
+    ):
+        check_top_k(top_k, check_positive_int("num_experts", num_experts))
+        if num_experts % check_positive_int("num_groups", num_groups):
+            raise ValueError(f"num_groups must divide num_experts ({num_experts}), got {num_groups}")
+        if check_positive_int("topk_groups", topk_groups) > num_groups:
+            raise ValueError(f"topk_groups must be between 1 and num_groups ({num_groups}), got {topk_groups}")
+        if top_k > topk_groups * num_experts // num_groups:
+            room = topk_groups * num_experts // num_groups
+            raise ValueError(f"top_k must be at most {room}, the experts in {topk_groups} groups, got {top_k}")
+        check_number("routed_scaling_factor", routed_scaling_factor, above=True)
+        super().__init__(d_model, num_experts, top_k, **kwargs)
+        self.num_groups, self.topk_groups = num_groups, topk_groups
+        self.routed_scaling_factor = routed_scaling_factor
+        self.register_buffer("expert_bias", torch.zeros_like(self.weight[:, 0]))
+
+    def choose(self, logits: Tensor) -> Routing:
+        scores = logits.sigmoid()  # s (T, E)
+        topk_indices = self._within_groups(scores + self.expert_bias).topk(self.top_k, dim=-1).indices  # (T, K)
+        topk_weights = scores.gather(1, topk_indices)  # of s, without the bias
+        if self.norm_topk_prob:
+            topk_weights = topk_weights / (topk_weights.sum(dim=-1, keepdim=True) + 1e-20)
+        probs = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)  # (T, E)
+        return Routing.from_topk(logits, probs, topk_indices, topk_weights * self.routed_scaling_factor)
+
+    def _within_groups(self, scores: Tensor) -> Tensor:
+        """The scores (T, E) of the best groups; -inf for all others."""
+        if self.topk_groups == self.num_groups:
+            return scores
+        grouped = scores.unflatten(1, (self.num_groups, -1))  # (T, groups, E / groups)
+        group_scores = grouped.topk(min(2, grouped.shape[2]), dim=-1).values.sum(dim=-1)  # (T, groups)
+        best = group_scores.topk(self.topk_groups, dim=-1).indices
+        left_out = torch.ones_like(group_scores, dtype=torch.bool).scatter(1, best, False)
+        return grouped.masked_fill(left_out[:, :, None], -math.inf).flatten(1)
+
+    def extra_repr(self) -> str:
+        groups = f", num_groups={self.num_groups}, topk_groups={self.topk_groups}" if self.num_groups > 1 else ""
+        scale = self.routed_scaling_factor
+        return super().extra_repr() + groups + (f", routed_scaling_factor={scale}" if scale != 1 else "")
+
+
+class ExpertChoiceRouter(TopKRouter):
+    """The experts choose (arXiv:2202.09368, section 3.2): each takes the C tokens that like it best.
+
+    C = ⌈K·T / E⌉, so that a token has `top_k` (K) experts on average; one token may have many, another none. The
+    load is even by construction. An assignment's weight is the token's probability of that expert.
+
+    It is not `causal`: whether an expert takes a token depends on all other tokens, later ones included, so a
+    language model that generates token by token cannot use it as it was trained.
+
+    >>> ExpertChoiceRouter(d_model=4, num_experts=8, top_k=2)(torch.randn(12, 4)).tokens_per_expert
+    tensor([3, 3, 3, 3, 3, 3, 3, 3])
+    """
+
+    causal = False
+    no_use = {  # knobs that act on it, and yet change nothing
+        "router_aux_loss_coef": "where experts choose, their load is even without a loss",
+        "capacity_factor": "where experts choose, none is ever too full",
+    }
+
+    def __init__(self, d_model: int, num_experts: int, top_k: int, **kwargs):
+        super().__init__(d_model, num_experts, top_k, norm_topk_prob=False, **kwargs)
+
+    def choose(self, logits: Tensor) -> Routing:
+        probs = logits.softmax(dim=-1)  # (T, E)
+        capacity = math.ceil(self.top_k * len(probs) / self.num_experts)  # C, at most T since K is at most E
+        weight, token_idx = probs.topk(capacity, dim=0)  # (C, E): the favourite tokens of each expert, best first
+        expert_idx = torch.arange(self.num_experts, device=probs.device).repeat(capacity)  # (C·E,) first choices first
+        return Routing.all_kept(logits, probs, token_idx.flatten(), expert_idx, weight.flatten())
+
+
+WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint8)  # types of token ids
+
+
+class HashRouter(nn.Module):
+    """No decision at all (arXiv:2106.04426): a token's id names its experts, by a table drawn once from `seed`.
+
+    Each id has `top_k` different experts of equal weight 1 / K. Nothing is learned and nothing collapses, but the
+    load is as uneven as the ids are frequent.
+
+    >>> router = HashRouter(num_experts=8, vocab_size=256)
+    >>> routing = router(torch.randn(3, 4), token_ids=torch.tensor([65, 66, 65]))
+    >>> bool(routing.expert_idx[0] == routing.expert_idx[2])
+    True
+    """
+
+    causal = True
+    no_use = dict.fromkeys(
+        ("router_aux_loss_coef", "router_z_loss_coef"), "a hash learns nothing, so no loss moves it"
+    )
+    needs_token_ids = True
+
+    def __init__(self, num_experts: int, vocab_size: int, top_k: int = 1, *, seed: int = 0, device=None):
+        super().__init__()
+        self.num_experts = check_positive_int("num_experts", num_experts)
+        self.vocab_size = check_positive_int("vocab_size", vocab_size)
+        self.top_k = check_top_k(top_k, num_experts)
+        device = None if device is None else check_device(device)
+        drawn = torch.rand(vocab_size, num_experts, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("table", drawn.topk(top_k, dim=1).indices.to(device))  # (vocab_size, K)
+
+    def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
+        """x (T, D) and token_ids (T,), whole numbers from 0 to vocab_size - 1 -> `Routing`. Of x only T counts."""
+        if not isinstance(x, Tensor) or x.ndim != 2:
+            raise ValueError(f"x must have the shape (T, D), got {in_words(x)}")
+        if not isinstance(token_ids, Tensor) or token_ids.shape != x.shape[:1] or token_ids.dtype not in WHOLE_NUMBERS:
+            wanted = f"one whole number for each of the {len(x)} tokens"
+            raise ValueError(f"token_ids must be {wanted}, got {in_words(token_ids)}")
+        if token_ids.device.type == "cpu" and len(token_ids):  # elsewhere a look at them would wait for the device
+            low, high = (int(end) for end in token_ids.long().aminmax())
+            if low < 0 or high >= self.vocab_size:
+                raise ValueError(f"token_ids must be between 0 and {self.vocab_size - 1}, got {low} to {high}")
+        indices = self.table[token_ids.long()]  # (T, K)
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weights = torch.full_like(indices, 1, dtype=dtype) / self.top_k  # (T, K)
+        probs = weights.new_zeros(len(x), self.num_experts).scatter(1, indices, weights)  # (T, E)
+        return Routing.from_topk(probs.log(), probs, indices, weights)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, vocab_size={self.vocab_size}, top_k={self.top_k}"
+
+
+# The routers by name, each called with (d_model, num_experts, top_k). A new one is a class and an entry.
+ROUTERS: dict[str, Callable[..., nn.Module]] = {
+    "top-k": partial(NoisyTopKRouter, noise="gaussian", noise_std=0.0),  # no noise until it is turned on
+    "gaussian noise": partial(NoisyTopKRouter, noise="gaussian"),
+    "learned noise": NoisyTopKRouter,
+    "sigmoid": SigmoidRouter,
+    "expert choice": ExpertChoiceRouter,
+    "hash": HashRouter,
+}

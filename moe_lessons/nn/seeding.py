@@ -37,12 +37,12 @@ def torch_threads(threads: int) -> Iterator[None]:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Within it the models are in eval mode; after it each is in training or not, as before."""
-    training = [model.training for model in models]
+    """Within it the models are in eval mode; after it each of their modules is in training or not, as before."""
+    before = [(module, module.training) for model in models for module in model.modules()]
     try:
         for model in models:
             model.eval()
         yield
     finally:
-        for model, was_training in zip(models, training):
-            model.train(was_training)
+        for module, was_training in before:
+            module.training = was_training

@@ -1,9 +1,8 @@
 """Soft MoE: no token is assigned to anyone; every expert works on mixtures of all tokens."""
 
-import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import NonFiniteError, check_input, check_positive_int, is_finite
+from moe_lessons.errors import check_input, check_positive_int
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
 
@@ -18,9 +17,10 @@ class SoftMoE(nn.Module):
     of a sequence depends on every other, later ones included, so it cannot generate text token by token.
 
     `phi` (S, D) holds the slots' parameters. Tokens mix within a sequence only, along the second-last dimension.
-    Shapes: x (..., T, D) -> y (..., T, D). Raises ValueError for a size below 1 and an x that is not finite
-    floating-point (..., T, D).
+    make: device, dtype. Shapes: x (..., T, D) -> y (..., T, D). Raises ValueError for a size below 1 and an x that is
+    not floating-point (..., T, D).
 
+    >>> import torch
     >>> SoftMoE(d_model=4, d_ff=16, num_experts=8)(torch.randn(2, 5, 4)).shape
     torch.Size([2, 5, 4])
     """
@@ -28,28 +28,17 @@ class SoftMoE(nn.Module):
     causal = False
 
     def __init__(
-        self,
-        d_model: int,
-        d_ff: int,
-        num_experts: int,
-        slots_per_expert: int = 1,
-        *,
-        activation: str = "swiglu",
-        device=None,
-        dtype=None,
+        self, d_model: int, d_ff: int, num_experts: int, slots_per_expert: int = 1, *, activation="swiglu", **make
     ):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.slots_per_expert = check_positive_int("slots_per_expert", slots_per_expert)
-        make = {"device": device, "dtype": dtype}
         self.experts = Experts(num_experts, d_model, d_ff, activation, **make)
         self.phi = make_weight(num_experts * slots_per_expert, d_model, **make)
 
     def slot_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """dispatch and combine, both (..., T, S): the first sums to 1 over the tokens, the second over the slots."""
         logits = x @ self.phi.T  # (..., T, S)
-        if not is_finite(logits):
-            raise NonFiniteError("logits must be finite, got NaN or infinity: phi has diverged, or x is too large")
         return logits.softmax(dim=-2), logits.softmax(dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,11 +51,9 @@ class SoftMoE(nn.Module):
 
     def run_experts(self, slots: Tensor) -> Tensor:
         """Each expert on its own slots: (..., S, D) -> (..., S, D)."""
-        experts, d_model = self.experts, self.d_model
-        rows = slots.unflatten(-2, (experts.num_experts, -1)).movedim(-3, 0)  # (E, ..., slots_per_expert, D)
-        hidden = torch.bmm(rows.reshape(experts.num_experts, -1, d_model), experts.in_proj.mT)
-        out = torch.bmm(ACTIVATIONS[experts.activation](hidden), experts.down_proj.mT)
-        return out.view(rows.shape).movedim(0, -3).reshape(slots.shape)
+        rows = slots.unflatten(-2, (self.experts.num_experts, -1))  # (..., E, slots_per_expert, D)
+        hidden = ACTIVATIONS[self.experts.activation](rows @ self.experts.in_proj.mT)  # (..., E, slots_per_expert, F)
+        return (hidden @ self.experts.down_proj.mT).flatten(-3, -2)
 
     def extra_repr(self) -> str:
         return f"slots_per_expert={self.slots_per_expert}"

@@ -10,13 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k
+from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k, in_words
 from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.norm import RMSNorm
-from moe_lessons.nn.routers import ROUTERS, HashRouter
-from moe_lessons.nn.routing import Routing
+from moe_lessons.nn.routing import ROUTERS, HashRouter, Routing
 from moe_lessons.nn.seeding import evaluating
 
 
@@ -27,7 +26,7 @@ class TransformerConfig:
     num_kv_heads: see `Attention`. max_positions: the longest sequence. rope_theta: see `rotary`.
     moe_layers: the numbers, from 0, of the layers whose feed-forward block is an `MoE`: None is all, () none. The
         others have a `FeedForward` of width d_ff.
-    router: a name of `ROUTERS`, or a class or function that makes one of (d_model, num_experts, top_k).
+    router: a name of `ROUTERS`, or a class or function that is called with (d_model, num_experts, top_k).
     router_std: its weight starts at N(0, router_std²); None leaves it the start that it has.
     shared_d_ff, capacity_factor: see `MoE`. tied_embedding: the head has the weight of the embedding.
 
@@ -117,10 +116,10 @@ class LanguageModel(nn.Module):
         start = 0 if cache is None else cache.length
         end = start + ids.shape[1]
         x = self.embed(ids)  # (B, T, D)
-        turn = self._turn(end) if cache is None else [part[start:end] for part in cache.turn]
+        cos_sin = self._cos_sin(end) if cache is None else [part[start:end] for part in cache.cos_sin]
         routings = []
         for number, layer in enumerate(self.layers):
-            x, routing = layer(x, ids, turn, None if cache is None else partial(cache.extend, number))
+            x, routing = layer(x, ids, cos_sin, None if cache is None else partial(cache.extend, number))
             routings += [] if routing is None else [routing]
         if cache is not None:
             cache.length = end
@@ -133,23 +132,16 @@ class LanguageModel(nn.Module):
         if max_length > config.max_positions:
             raise ValueError(f"max_length must be at most max_positions ({config.max_positions}), got {max_length}")
         shape = (config.num_layers, batch_size, config.num_kv_heads, max_length, config.head_dim)
-        return KVCache(*shape, turn=self._turn(max_length), device=like.device, dtype=like.dtype)
+        return KVCache(*shape, cos_sin=self._cos_sin(max_length), device=like.device, dtype=like.dtype)
 
-    def _turn(self, length: int) -> list[Tensor]:
+    def _cos_sin(self, length: int) -> list[Tensor]:
         """cos and sin of `rotary`, written out for all heads (length, H + G, h): products with short rows are slow."""
         config, like = self.config, self.embed.weight
-        turn = rotary(torch.arange(length, device=like.device), config.head_dim, config.rope_theta, like.dtype)
-        return [part.repeat(1, config.num_heads + config.num_kv_heads, 1) for part in turn]
+        cos_sin = rotary(torch.arange(length, device=like.device), config.head_dim, config.rope_theta, like.dtype)
+        return [part.repeat(1, config.num_heads + config.num_kv_heads, 1) for part in cos_sin]
 
     def generate(
-        self,
-        ids: Tensor,
-        max_new_tokens: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        seed: int = 0,
-        use_cache: bool = True,
+        self, ids: Tensor, max_new_tokens: int, *, temperature=1.0, top_k=None, seed: int = 0, use_cache: bool = True
     ) -> Tensor:
         """Continue each prompt by N = max_new_tokens tokens: ids (B, T) -> (B, T + N), in eval mode.
 
@@ -182,28 +174,24 @@ class LanguageModel(nn.Module):
 
     def _check(self, ids: Tensor, cache: KVCache | None = None) -> None:
         if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64) or ids.ndim != 2:
-            got = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
-            raise ValueError(f"ids must be a tensor of whole numbers (int32 or int64) of shape (B, T), got {got}")
+            wanted = "a tensor of whole numbers (int32 or int64) of shape (B, T)"
+            raise ValueError(f"ids must be {wanted}, got {in_words(ids)}")
         if ids.numel() == 0:
             raise ValueError(f"ids must hold at least one token, got shape {tuple(ids.shape)}")
         low, high = (int(value) for value in ids.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"ids must be between 0 and {self.config.vocab_size - 1}, got {low} to {high}")
-        if cache is None and ids.shape[1] > self.config.max_positions:
-            limit = f"max_positions ({self.config.max_positions})"
-            raise ValueError(f"ids must be sequences of at most {limit} tokens, got {ids.shape[1]}")
+        if cache is None and ids.shape[1] > (limit := self.config.max_positions):
+            raise ValueError(f"ids must be sequences of at most max_positions ({limit}) tokens, got {ids.shape[1]}")
         if cache is not None and (len(ids) != cache.batch_size or cache.length + ids.shape[1] > cache.max_length):
-            left = f"{cache.max_length - cache.length} of {cache.max_length} places left"
-            raise ValueError(
-                f"ids must fit into the cache ({cache.batch_size} sequences, {left}), got {tuple(ids.shape)}"
-            )
+            room = f"{cache.batch_size} sequences, {cache.max_length - cache.length} of {cache.max_length} places left"
+            raise ValueError(f"ids must fit into the cache ({room}), got {tuple(ids.shape)}")
 
 
 class Layer(nn.Module):
     """x = x + attention(norm(x)); x = x + ffn(norm(x)): (B, T, D) -> (B, T, D), and a `Routing` if `ffn` gives one.
 
-    norm is `RMSNorm`. `ffn` is a `FeedForward`, an `MoE`, or any module that maps (B, T, D) to (B, T, D), or to that
-    and a `Routing`.
+    norm is `RMSNorm`; `ffn` a `FeedForward`, an `MoE`, or any module (B, T, D) -> (B, T, D), or that and a `Routing`.
     """
 
     def __init__(self, config: TransformerConfig, number: int):
@@ -211,12 +199,13 @@ class Layer(nn.Module):
         self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config.d_model, config.num_heads, config.num_kv_heads)
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
-        is_dense = config.moe_layers is not None and number not in config.moe_layers
-        dense = partial(FeedForward, config.d_model, config.d_ff, config.activation)
-        self.ffn = dense() if is_dense else make_moe(config, number)
+        if config.moe_layers is None or number in config.moe_layers:
+            self.ffn = make_moe(config, number)
+        else:
+            self.ffn = FeedForward(config.d_model, config.d_ff, config.activation)
 
-    def forward(self, x: Tensor, ids: Tensor, turn: tuple[Tensor, Tensor], extend: Callable | None = None):
-        x = x + self.attention(self.attention_norm(x), turn, extend)
+    def forward(self, x: Tensor, ids: Tensor, cos_sin: tuple[Tensor, Tensor], extend: Callable | None = None):
+        x = x + self.attention(self.attention_norm(x), cos_sin, extend)
         normed = self.ffn_norm(x)
         out = self.ffn(normed, ids) if isinstance(self.ffn, MoE) else self.ffn(normed)
         y, routing = out if isinstance(out, tuple) else (out, None)
@@ -225,18 +214,17 @@ class Layer(nn.Module):
 
 def make_moe(config: TransformerConfig, number: int) -> MoE:
     """The mixture of experts of layer `number`."""
-    sizes = {"d_model": config.d_model, "num_experts": config.num_experts, "top_k": config.top_k}
     make = config.router if callable(config.router) else ROUTERS[config.router]
     if make is HashRouter:  # another table in each layer
         router = HashRouter(config.num_experts, config.vocab_size, config.top_k, seed=number)
     else:
-        router = make(**sizes)
+        router = make(config.d_model, config.num_experts, config.top_k)
     if config.router_std is not None:
         if getattr(router, "weight", None) is None:
             raise ValueError(f"router_std must be None where the router has no weight, got {config.router_std}")
         nn.init.normal_(router.weight, std=config.router_std)
-    rest = {"activation": config.activation, "shared_d_ff": config.shared_d_ff}
-    return MoE(**sizes, d_ff=config.d_ff, router=router, capacity_factor=config.capacity_factor, **rest)
+    rest = {name: getattr(config, name) for name in ("activation", "shared_d_ff", "capacity_factor")}
+    return MoE(config.d_model, config.d_ff, config.num_experts, config.top_k, router=router, **rest)
 
 
 def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:

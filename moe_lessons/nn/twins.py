@@ -8,10 +8,12 @@ from moe_lessons.errors import check_choice
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
 
+SAME_ACTIVE, SAME_TOTAL = "dense, same active", "dense, same total"  # how plots, tables and runs name the twins
+
 
 def is_moe(module: nn.Module) -> bool:
     """Whether a module is a mixture of experts: ours, or a learner's class with the same attributes."""
-    return all(hasattr(module, name) for name in ("d_model", "d_ff", "num_experts", "top_k", "experts"))
+    return all(hasattr(module, name) for name in ("num_experts", "top_k", "experts"))
 
 
 def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Module:

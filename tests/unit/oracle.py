@@ -1,28 +1,65 @@
 """The mixture of experts as the papers write it: one token and one expert at a time, in plain loops.
 
-Slow and obvious on purpose. Nothing here calls moe_lessons.
+Slow and obvious on purpose. It reads the weights and settings of our modules, and calls none of them. At its end
+stand the comparisons that many tests make.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Assignment = tuple[int, int, Tensor]  # token, expert, weight
 
 
-def ffn_row(x: Tensor, in_proj: Tensor, down_proj: Tensor, activation: str) -> Tensor:
-    """One expert on one token: x (D,) -> (D,). SwiGLU: arXiv:2002.05202, eq. 6; GELU: arXiv:1606.08415, eq. 2."""
-    up = in_proj @ x
+# --- experts -------------------------------------------------------------------------------------------------
+
+
+def activate(up: Tensor, activation: str) -> Tensor:
+    """One row. SwiGLU: arXiv:2002.05202, eq. 6, clamped as in gpt-oss; GELU: arXiv:1606.08415, eq. 2."""
+    gate, value = up[: len(up) // 2], up[len(up) // 2 :]
     if activation == "swiglu":
-        gate, value = up[: len(up) // 2], up[len(up) // 2 :]
-        hidden = gate / (1 + torch.exp(-gate)) * value
-    elif activation == "gelu":
-        hidden = up * (1 + torch.erf(up / math.sqrt(2))) / 2
-    else:
-        hidden = torch.where(up > 0, up, 0)
-    return down_proj @ hidden
+        return gate / (1 + torch.exp(-gate)) * value
+    if activation == "clamped_swiglu":
+        gate, value = gate.clamp(max=7), value.clamp(min=-7, max=7)
+        return gate / (1 + torch.exp(-1.702 * gate)) * (value + 1)
+    if activation == "gelu":
+        return up * (1 + torch.erf(up / math.sqrt(2))) / 2
+    return torch.where(up > 0, up, 0)
+
+
+def ffn_row(x: Tensor, ffn) -> Tensor:
+    """A dense FFN on one token: x (D,) -> (D,)."""
+    return ffn.down_proj @ activate(ffn.in_proj @ x, ffn.activation)
+
+
+def expert_row(x: Tensor, experts, expert: int) -> Tensor:
+    """One expert on one token, with its biases if there are any: x (D,) -> (D,)."""
+    up = experts.in_proj[expert] @ x
+    if experts.in_bias is None:
+        return experts.down_proj[expert] @ activate(up, experts.activation)
+    hidden = activate(up + experts.in_bias[expert], experts.activation)
+    return experts.down_proj[expert] @ hidden + experts.down_proj_bias[expert]
+
+
+def by_rows(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.stack([run(row) for row in x]) if len(x) else x.clone()
+
+
+def combine(x: Tensor, assignments: Iterable[Assignment], experts) -> Tensor:
+    """y[t] = Σ weight · expert(x[t]): arXiv:1701.06538, eq. 1. With the weight on the input (Llama 4): expert(w·x)."""
+    rows = [torch.zeros_like(row) for row in x]
+    for token, expert, weight in assignments:
+        if experts.weight_input:
+            rows[token] = rows[token] + expert_row(weight * x[token], experts, expert)
+        else:
+            rows[token] = rows[token] + weight * expert_row(x[token], experts, expert)
+    return torch.stack(rows) if rows else x.clone()
+
+
+# --- routers -------------------------------------------------------------------------------------------------
 
 
 def softmax_row(logits: Tensor) -> Tensor:
@@ -30,15 +67,63 @@ def softmax_row(logits: Tensor) -> Tensor:
     return powers / powers.sum()
 
 
-def choose(x: Tensor, router_weight: Tensor, top_k: int, norm: bool) -> list[Assignment]:
-    """Softmax, the K best of each token, their weights. All first choices come first, then all second ones."""
+def logits_row(x: Tensor, router) -> Tensor:
+    logits = router.weight @ x
+    return logits if router.bias is None else logits + router.bias
+
+
+def assignments_of(router, x: Tensor) -> list[Assignment]:
+    """What a router without noise decides, in order of priority."""
+    if not router.causal:
+        return experts_choose(x, router)
+    return in_order_of_choice(choose_by_sigmoid(x, router) if hasattr(router, "expert_bias") else choose(x, router))
+
+
+def in_order_of_choice(chosen: list[list[tuple[int, Tensor]]]) -> list[Assignment]:
+    """All first choices come first, then all second ones. chosen: (expert, weight) of each token, best first."""
+    top_k = len(chosen[0]) if chosen else 0
+    return [(token, *choices[choice]) for choice in range(top_k) for token, choices in enumerate(chosen)]
+
+
+def choose(x: Tensor, router) -> list[list[tuple[int, Tensor]]]:
+    """Softmax, the K best of each token, their weights."""
     chosen = []
     for row in x:
-        probs = softmax_row(router_weight @ row)
-        best = sorted(range(len(probs)), key=lambda e: -probs[e].item())[:top_k]
-        total = sum(probs[e] for e in best) if norm else 1
+        probs = softmax_row(logits_row(row, router))
+        best = sorted(range(len(probs)), key=lambda e: -probs[e].item())[: router.top_k]
+        total = sum(probs[e] for e in best) if router.norm_topk_prob else 1
         chosen.append([(e, probs[e] / total) for e in best])
-    return [(t, *chosen[t][choice]) for choice in range(top_k) for t in range(len(x))]
+    return chosen
+
+
+def choose_by_sigmoid(x: Tensor, router) -> list[list[tuple[int, Tensor]]]:
+    """DeepSeek-V3 (arXiv:2412.19437, eq. 13 to 16), token by token: bias and groups select, the score alone weighs."""
+    per_group = router.num_experts // router.num_groups
+    chosen = []
+    for row in x:
+        scores = [1 / (1 + torch.exp(-logit)) for logit in logits_row(row, router)]
+        biased = [s.item() + b.item() for s, b in zip(scores, router.expert_bias)]
+        groups = [range(g * per_group, (g + 1) * per_group) for g in range(router.num_groups)]
+        groups.sort(key=lambda group: -sum(sorted((biased[e] for e in group), reverse=True)[:2]))
+        allowed = [e for group in groups[: router.topk_groups] for e in group]
+        best = sorted(allowed, key=lambda e: -biased[e])[: router.top_k]
+        total = sum(scores[e] for e in best) if router.norm_topk_prob else 1
+        chosen.append([(e, router.routed_scaling_factor * scores[e] / total) for e in best])
+    return chosen
+
+
+def experts_choose(x: Tensor, router) -> list[Assignment]:
+    """Expert choice (arXiv:2202.09368): one expert after the other takes its favourite tokens, all firsts first."""
+    num_experts = router.num_experts
+    probs = [softmax_row(logits_row(row, router)) for row in x]
+    capacity = 0
+    while capacity * num_experts < router.top_k * len(x):  # C = ⌈K·T/E⌉
+        capacity += 1
+    taken = [sorted(range(len(x)), key=lambda t: -probs[t][e].item())[:capacity] for e in range(num_experts)]
+    return [(taken[e][rank], e, probs[taken[e][rank]][e]) for rank in range(capacity) for e in range(num_experts)]
+
+
+# --- capacity ------------------------------------------------------------------------------------------------
 
 
 def keep_within(assignments: Iterable[Assignment], capacity: int, num_experts: int) -> tuple[list, list[int]]:
@@ -54,14 +139,17 @@ def keep_within(assignments: Iterable[Assignment], capacity: int, num_experts: i
     return kept, dropped
 
 
-def combine(
-    x: Tensor, assignments: Iterable[Assignment], in_proj: Tensor, down_proj: Tensor, activation: str
-) -> Tensor:
-    """y[t] = Σ weight · expert(x[t]), one assignment after the other: arXiv:1701.06538, eq. 1."""
-    rows = [torch.zeros_like(row) for row in x]
-    for token, expert, weight in assignments:
-        rows[token] = rows[token] + weight * ffn_row(x[token], in_proj[expert], down_proj[expert], activation)
-    return torch.stack(rows) if rows else x.clone()
+def surest_first(assignments: list[Assignment], router_probs: Tensor) -> list[Assignment]:
+    """The queue of V-MoE (arXiv:2106.05974, section 4): choice by choice, largest probability first."""
+    choices, seen = [], {}
+    for token, _, _ in assignments:
+        choices.append(seen.get(token, 0))
+        seen[token] = choices[-1] + 1
+    queue = sorted(range(len(assignments)), key=lambda a: (choices[a], -max(router_probs[assignments[a][0]].tolist())))
+    return [assignments[a] for a in queue]
+
+
+# --- comparisons ---------------------------------------------------------------------------------------------
 
 
 def gradients(y: Tensor, inputs: Iterable[Tensor], cotangent: Tensor) -> list[Tensor]:
@@ -72,63 +160,26 @@ def gradients(y: Tensor, inputs: Iterable[Tensor], cotangent: Tensor) -> list[Te
     return list(torch.autograd.grad(y, inputs, cotangent, allow_unused=True, materialize_grads=True))
 
 
-def expert_row(x: Tensor, experts, expert: int) -> Tensor:
-    """`ffn_row` with the weights of one of `experts`, their biases too, and the clamped SwiGLU of gpt-oss."""
-    up = experts.in_proj[expert] @ x + (0 if experts.in_bias is None else experts.in_bias[expert])
-    if experts.activation == "clamped_swiglu":
-        pairs = zip(up[: len(up) // 2], up[len(up) // 2 :])
-        gates_and_values = [(gate.clamp(max=7), value.clamp(min=-7, max=7)) for gate, value in pairs]
-        hidden = torch.stack([g / (1 + torch.exp(-1.702 * g)) * (v + 1) for g, v in gates_and_values])
-    else:
-        hidden = ffn_row(up, *(torch.eye(n).to(up) for n in (len(up), experts.down_proj.shape[2])), experts.activation)
-    return experts.down_proj[expert] @ hidden + (0 if experts.in_bias is None else experts.down_proj_bias[expert])
+def assert_same(y: Tensor, expected: Tensor, inputs: Iterable[Tensor], **tolerance: float) -> None:
+    """The same values, and the same gradients for all of `inputs`."""
+    torch.testing.assert_close(y, expected, **tolerance)
+    inputs, cotangent = list(inputs), torch.randn_like(y)
+    ours, theirs = gradients(y, inputs, cotangent), gradients(expected, inputs, cotangent)
+    torch.testing.assert_close(ours, theirs, **tolerance)
 
 
-def combine_experts(x: Tensor, assignments: Iterable[Assignment], experts) -> Tensor:
-    """`combine` for all that experts may have: biases, any activation, the weight on the input (Llama 4)."""
-    rows = [torch.zeros_like(row) for row in x]
-    for token, expert, weight in assignments:
-        if experts.weight_input:
-            rows[token] = rows[token] + expert_row(weight * x[token], experts, expert)
-        else:
-            rows[token] = rows[token] + weight * expert_row(x[token], experts, expert)
-    return torch.stack(rows) if rows else x.clone()
+def gradcheck_module(module: nn.Module, x: Tensor, fast_mode: bool = True) -> None:
+    """The gradients of x and of all parameters against differences of the outputs."""
+    parameters = dict(module.named_parameters())
+
+    def output(x: Tensor, *weights: Tensor) -> Tensor:
+        out = torch.func.functional_call(module, dict(zip(parameters, weights)), (x,))
+        return out[0] if isinstance(out, tuple) else out
+
+    x = x.requires_grad_(x.is_floating_point())
+    assert torch.autograd.gradcheck(output, (x, *parameters.values()), fast_mode=fast_mode)
 
 
-def choose_by_sigmoid(
-    x: Tensor, router, norm: bool, num_groups: int = 1, topk_groups: int = 1, scale: float = 1.0
-) -> list[Assignment]:
-    """DeepSeek-V3 (arXiv:2412.19437, eq. 13 to 16), token by token: bias and groups select, the score alone weighs."""
-    per_group = router.num_experts // num_groups
-    chosen = []
-    for row in x:
-        scores = [1 / (1 + torch.exp(-(weight @ row))) for weight in router.weight]
-        biased = [s.item() + b.item() for s, b in zip(scores, router.expert_bias)]
-        groups = [range(g * per_group, (g + 1) * per_group) for g in range(num_groups)]
-        groups.sort(key=lambda group: -sum(sorted((biased[e] for e in group), reverse=True)[:2]))
-        allowed = [e for group in groups[:topk_groups] for e in group]
-        best = sorted(allowed, key=lambda e: -biased[e])[: router.top_k]
-        total = sum(scores[e] for e in best) if norm else 1
-        chosen.append([(e, scale * scores[e] / total) for e in best])
-    return [(t, *chosen[t][choice]) for choice in range(router.top_k) for t in range(len(x))]
-
-
-def experts_choose(x: Tensor, router_weight: Tensor, top_k: int) -> list[Assignment]:
-    """Expert choice (arXiv:2202.09368): one expert after the other takes its favourite tokens, all firsts first."""
-    num_experts = len(router_weight)
-    probs = [softmax_row(router_weight @ row) for row in x]
-    capacity = 0
-    while capacity * num_experts < top_k * len(x):  # C = ⌈K·T/E⌉
-        capacity += 1
-    taken = [sorted(range(len(x)), key=lambda t: -probs[t][e].item())[:capacity] for e in range(num_experts)]
-    return [(taken[e][rank], e, probs[taken[e][rank]][e]) for rank in range(capacity) for e in range(num_experts)]
-
-
-def surest_first(assignments: list[Assignment], router_probs: Tensor) -> list[Assignment]:
-    """The queue of V-MoE (arXiv:2106.05974, section 4): choice by choice, largest probability first."""
-    choices, seen = [], {}
-    for token, _, _ in assignments:
-        choices.append(seen.get(token, 0))
-        seen[token] = choices[-1] + 1
-    queue = sorted(range(len(assignments)), key=lambda a: (choices[a], -max(router_probs[assignments[a][0]].tolist())))
-    return [assignments[a] for a in queue]
+def refused(message: str):
+    """Within it a ValueError of just this message, a regular expression, is raised."""
+    return pytest.raises(ValueError, match=f"^{message}$")

@@ -1,176 +1,209 @@
-"""Routers and the Routing that they return."""
+"""Every router against its paper in plain loops, what training adds to it, and the Routing that it returns."""
 
 import dataclasses
 import math
+import re
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import choose
+from oracle import assert_same, assignments_of
+from torch import nn
 
-from moe_lessons.errors import NonFiniteError
-from moe_lessons.nn import MoE, NoisyTopKRouter, Routing, SwitchRouter, TopKRouter, apply_capacity
+from moe_lessons.nn import (
+    ExpertChoiceRouter,
+    HashRouter,
+    MoE,
+    NoisyTopKRouter,
+    Routing,
+    SigmoidRouter,
+    TopKRouter,
+    apply_capacity,
+    load_balancing_loss,
+)
 
 F64 = torch.float64
+ONE = torch.ones(1, 1, dtype=F64)  # x for a router of one number
 
 
-def router_with_probs(probs: list[float], top_k: int, **kwargs) -> TopKRouter:
-    """A router for x = [[1.]] whose probabilities are `probs`."""
-    router = TopKRouter(1, len(probs), top_k, dtype=F64, **kwargs)
-    router.weight.data = torch.tensor(probs, dtype=F64).log()[:, None]
-    return router
+def pairs(routing: Routing) -> list[tuple[int, int]]:
+    return list(zip(routing.token_idx.tolist(), routing.expert_idx.tolist()))
+
+
+# --- the decision --------------------------------------------------------------------------------------------
 
 
 @st.composite
-def routers(draw):
-    num_experts = draw(st.integers(1, 7))
-    top_k = draw(st.integers(1, num_experts))
-    norm = draw(st.sampled_from([None, True, False]))
+def cases(draw, kind):
+    """A router of this kind, in float64, with random weights and biases; and its x (T, D)."""
+    d_model, num_groups = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    num_experts, topk_groups = num_groups * draw(st.integers(1, 4)), draw(st.integers(1, num_groups))
+    options = {"bias": draw(st.booleans()), "dtype": F64}
+    room = num_experts
+    if kind is SigmoidRouter:
+        options |= {"num_groups": num_groups, "topk_groups": topk_groups}
+        options["routed_scaling_factor"] = draw(st.sampled_from([1.0, 2.5]))
+        room = topk_groups * num_experts // num_groups
+    if kind is ExpertChoiceRouter:
+        num_experts = max(num_experts, 2)  # of one expert all probabilities are 1: no order
+    if kind in (TopKRouter, SigmoidRouter):
+        options["norm_topk_prob"] = draw(st.sampled_from([None, True, False]))
+    sizes = (d_model, num_experts, draw(st.integers(1, room)))
     torch.manual_seed(draw(st.integers(0, 99)))
-    router = TopKRouter(draw(st.integers(1, 5)), num_experts, top_k, norm_topk_prob=norm, dtype=F64)
-    return router, torch.randn(draw(st.integers(0, 9)), router.d_model, dtype=F64)
+    router = kind(*sizes, **options)
+    if options["bias"]:
+        nn.init.normal_(router.bias)
+    if kind is SigmoidRouter:
+        router.expert_bias.normal_().mul_(draw(st.sampled_from([0.0, 0.3, 5.0])))
+    return router, torch.randn(draw(st.integers(0, 9)), d_model, dtype=F64, requires_grad=True)
 
 
-@given(routers())
-def test_equals_the_loop_over_tokens(case):
-    router, x = case
-    expected = choose(x, router.weight, router.top_k, router.norm_topk_prob)
-    routing = router(x)
-    assert list(zip(routing.token_idx.tolist(), routing.expert_idx.tolist())) == [a[:2] for a in expected]
-    torch.testing.assert_close(routing.weight.tolist(), [a[2].item() for a in expected])
-    torch.testing.assert_close(routing.router_probs.sum(dim=1), torch.ones(len(x), dtype=F64))
-    assert routing.router_logits.shape == (len(x), router.num_experts)
-
-
-@given(routers())
-def test_views(case):
-    router, x = case
-    routing = router(x)
+@pytest.mark.parametrize("kind", [TopKRouter, SigmoidRouter, ExpertChoiceRouter])
+@given(data=st.data())
+def test_equals_the_loop_over_tokens(kind, data):
+    """The same assignments in the same order, the same weights, and the same gradients of the weights."""
+    router, x = data.draw(cases(kind))
+    routing, expected = router(x), assignments_of(router, x)
+    assert pairs(routing) == [assignment[:2] for assignment in expected]
+    weights = torch.stack([weight for _, _, weight in expected]) if expected else x.new_zeros(0)
+    assert_same(routing.weight, weights, (x, *router.parameters()))
+    scores = routing.router_logits.sigmoid() if kind is SigmoidRouter else routing.router_logits.exp()
+    torch.testing.assert_close(routing.router_probs, scores / scores.sum(dim=1, keepdim=True))
     assert (routing.num_tokens, routing.num_experts, routing.dropped) == (len(x), router.num_experts, 0)
-    assert routing.topk_indices.shape == routing.topk_weights.shape == (len(x), router.top_k if len(x) else 0)
-    counted = [int((routing.expert_idx == e).sum()) for e in range(router.num_experts)]
+    counted = [sum(expert == e for _, expert in pairs(routing)) for e in range(router.num_experts)]
     assert routing.tokens_per_expert.tolist() == routing.demand_per_expert.tolist() == counted
-    probs = routing.router_probs.gather(1, routing.topk_indices)
-    assert torch.equal(probs, probs.sort(dim=1, descending=True).values)  # best first
+    if kind is ExpertChoiceRouter:
+        assert counted == [math.ceil(router.top_k * len(x) / router.num_experts)] * router.num_experts  # even, always
+    else:
+        top_k = router.top_k if len(x) else 0
+        assert routing.topk_indices.shape == routing.topk_weights.shape == (len(x), top_k)
+        assert [(t, e) for choice in routing.topk_indices.T.tolist() for t, e in enumerate(choice)] == pairs(routing)
 
 
+@pytest.mark.parametrize("kind", [TopKRouter, SigmoidRouter])
 @pytest.mark.parametrize("top_k, norm, kept", [(1, None, False), (2, None, True), (1, True, True), (2, False, False)])
-def test_renormalising_is_the_default_for_more_than_one(top_k, norm, kept):
-    assert TopKRouter(4, 8, top_k, norm_topk_prob=norm).norm_topk_prob is kept
+def test_renormalising_is_the_default_for_more_than_one(kind, top_k, norm, kept):
+    assert kind(4, 8, top_k, norm_topk_prob=norm).norm_topk_prob is kept
 
 
-def test_weights_by_hand():
-    x = torch.ones(1, 1, dtype=F64)
-    probs = [0.2, 0.5, 0.3]
-    assert router_with_probs(probs, 2)(x).topk_indices.tolist() == [[1, 2]]
-    assert router_with_probs(probs, 2)(x).weight.tolist() == pytest.approx([0.625, 0.375])
-    assert router_with_probs(probs, 2, norm_topk_prob=False)(x).weight.tolist() == pytest.approx([0.5, 0.3])
-    assert router_with_probs(probs, 1)(x).weight.tolist() == pytest.approx([0.5])
-    assert router_with_probs(probs, 1, norm_topk_prob=True)(x).weight.tolist() == [1.0]
-    assert router_with_probs(probs, 3)(x).weight.tolist() == pytest.approx([0.5, 0.3, 0.2])
+GROUPS = {"num_groups": 2, "topk_groups": 1}  # the two best of each: .9 + .1 against .6 + .5
 
 
-@pytest.mark.parametrize("norm, has_gradient", [(None, True), (False, True), (True, False)])
-def test_a_single_renormalised_weight_gives_no_gradient(norm, has_gradient, device):
-    router = TopKRouter(4, 8, 1, norm_topk_prob=norm, dtype=F64, device=device)
-    weight = router(torch.randn(5, 4, dtype=F64, device=device)).weight
-    (weight * torch.randn_like(weight)).sum().backward()
-    assert bool(router.weight.grad.abs().max() > 1e-6) == has_gradient  # what is left of zero is rounding
+@pytest.mark.parametrize(
+    "scores, options, bias, experts, weights",
+    [
+        ([0.8, 0.4, 0.2], {}, [0, 0, 0], [0, 1], [2 / 3, 1 / 3]),
+        ([0.8, 0.4, 0.2], {}, [-1, 0, 0.5], [2, 1], [1 / 3, 2 / 3]),  # .2 + .5 before .4; the weights .2 and .4 over .6
+        ([0.8, 0.4, 0.2], {"norm_topk_prob": False, "routed_scaling_factor": 3}, [0, 0, 0], [0, 1], [2.4, 1.2]),
+        ([0.9, 0.1, 0.6, 0.5], GROUPS, [0, 0, 0, 0], [2, 3], [6 / 11, 5 / 11]),
+        ([0.9, 0.1, 0.6, 0.5], GROUPS, [-9, -9, -9, -9], [2, 3], [6 / 11, 5 / 11]),  # closed groups lose to -9, too
+        ([0.9, 0.1, 0.6, 0.5], GROUPS, [0.2, 0, 0, 0], [0, 1], [0.9, 0.1]),  # the bias counts for the groups too
+    ],
+)
+def test_sigmoid_by_hand(scores, options, bias, experts, weights):
+    """The bias selects and does not weigh; groups limit the choice."""
+    router = SigmoidRouter(1, len(scores), 2, dtype=F64, **options)
+    router.weight.data = torch.tensor(scores, dtype=F64).logit()[:, None]
+    unbiased = router(ONE)
+    router.expert_bias.copy_(torch.tensor(bias))
+    routing = router(ONE)
+    assert routing.expert_idx.tolist() == experts and routing.weight.tolist() == pytest.approx(weights)
+    assert torch.equal(routing.router_probs, unbiased.router_probs)
+    assert torch.equal(routing.router_logits, unbiased.router_logits)
 
 
-def test_ties_choose_k_different_experts():
-    router = TopKRouter(4, 6, 3)
+def test_expert_choice_of_one_and_of_all():
+    one = ExpertChoiceRouter(4, 5, 2)(torch.randn(1, 4))
+    assert pairs(one) == [(0, e) for e in range(5)]  # C = ⌈2/5⌉: each takes the only token
+    assert sorted(pairs(ExpertChoiceRouter(4, 1, 1)(torch.randn(6, 4)))) == [(t, 0) for t in range(6)]
+    mixture, x = MoE(4, 8, 5, 5, router=ExpertChoiceRouter(4, 5, 5)), torch.randn(7, 4)
+    full = MoE(4, 8, 5, 5, norm_topk_prob=False)
+    full.load_state_dict(mixture.state_dict())
+    torch.testing.assert_close(mixture(x)[0], full(x)[0])  # K = E: the full softmax mixture
+
+
+@pytest.mark.parametrize("router", [TopKRouter(4, 6, 3), SigmoidRouter(4, 6, 3, num_groups=3, topk_groups=2)])
+def test_ties_choose_k_different_experts(router):
     router.weight.data.zero_()
     routing = router(torch.randn(5, 4))
     assert all(len(set(row)) == 3 for row in routing.topk_indices.tolist())
     torch.testing.assert_close(routing.weight, torch.full((15,), 1 / 3))
 
 
-def test_bias_shifts_the_logits():
-    router = TopKRouter(4, 3, 1, bias=True)
-    x = torch.randn(5, 4)
-    torch.testing.assert_close(router(x).router_logits, x @ router.weight.T)  # it starts at zero
-    router.bias.data = torch.tensor([0.0, 0.0, 100.0])
-    assert router(x).expert_idx.tolist() == [2] * 5
+def test_scores_that_vanish_give_no_nan():
+    router = SigmoidRouter(1, 4, 2)
+    router.weight.data.fill_(1)
+    routing = router(torch.full((3, 1), -1000.0))  # sigmoid(-1000) is 0 in float32
+    assert not routing.weight.any() and routing.router_probs.isfinite().all()
+    routing.weight.sum().backward()
+    assert router.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("top_k", [1, 2])
-def test_computes_in_float32_whatever_comes_in(top_k, device):
-    router = TopKRouter(64, 8, top_k, device=device, dtype=torch.bfloat16)
-    assert router.weight.dtype == torch.float32
-    x = torch.randn(50, 64, device=device, dtype=torch.bfloat16)
-    exact = router(x.float())
-    with torch.autocast(device, torch.bfloat16):
-        for routing in (router(x), router(x.float())):
-            assert routing.router_logits.dtype == routing.weight.dtype == torch.float32
-            assert torch.equal(routing.router_logits, exact.router_logits)
-    assert TopKRouter(4, 8, top_k, dtype=F64)(torch.zeros(1, 4, dtype=F64)).weight.dtype == F64
+# --- learning ------------------------------------------------------------------------------------------------
 
 
-def test_a_routing_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        TopKRouter(4, 3, 1)(torch.randn(5, 4)).weight = None
-
-
-def test_topk_views_need_the_same_number_for_each_token():
-    routing = Routing.from_topk(torch.zeros(3, 2), torch.ones(3, 2) / 2, torch.zeros(3, 1).long(), torch.ones(3, 1))
-    with pytest.raises(ValueError, match="same number of experts for each of the 3 tokens, got 2 .* with 1 dropped"):
-        _ = apply_capacity(routing, 2).topk_indices
-
-
-def test_what_was_dropped_stands_in_the_demand_alone():
-    probs = torch.tensor([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8]])
-    routing = dataclasses.replace(
-        Routing.from_topk(probs.log(), probs, probs.argmax(dim=1, keepdim=True), probs.amax(dim=1, keepdim=True)),
-        dropped_token_idx=torch.tensor([2, 1, 0]),
-        dropped_expert_idx=torch.tensor([0, 1, 1]),
-    )
-    assert routing.tokens_per_expert.tolist() == [2, 1]
-    assert routing.dropped_per_expert.tolist() == [1, 2]
-    assert routing.demand_per_expert.tolist() == [3, 3]
-    assert (routing.dropped, routing.dropped_share) == (3, 0.5)
-
-
-# --- switch --------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 6), st.integers(0, 8), st.integers(0, 99))
-def test_switch_takes_the_best_with_its_raw_probability(num_experts, num_tokens, seed):
-    torch.manual_seed(seed)
-    router, x = SwitchRouter(3, num_experts, dtype=F64), torch.randn(num_tokens, 3, dtype=F64)
-    routing, expected = router(x), choose(x, router.weight, 1, norm=False)
-    assert list(zip(routing.token_idx.tolist(), routing.expert_idx.tolist())) == [a[:2] for a in expected]
-    torch.testing.assert_close(routing.weight.tolist(), [a[2].item() for a in expected])
-
-
-def test_switch_learns_from_the_task_and_its_renormalised_twin_does_not():
+@pytest.mark.parametrize(
+    "make, has_gradient",
+    [
+        (lambda: TopKRouter(4, 8, 1, dtype=F64), True),
+        (lambda: TopKRouter(4, 8, 1, norm_topk_prob=False, dtype=F64), True),
+        (lambda: TopKRouter(4, 8, 1, norm_topk_prob=True, dtype=F64), False),
+        (lambda: SigmoidRouter(4, 8, 1, dtype=F64), True),
+        (lambda: SigmoidRouter(4, 8, 1, norm_topk_prob=True, dtype=F64), False),
+    ],
+)
+def test_one_chosen_expert_teaches_its_router_unless_it_renormalises(make, has_gradient):
     torch.manual_seed(0)
-    x, target = torch.randn(20, 4, dtype=F64), torch.randn(20, 4, dtype=F64)
-    gradients = []
-    for router in (SwitchRouter(4, 5, dtype=F64), TopKRouter(4, 5, 1, norm_topk_prob=True, dtype=F64)):
-        (MoE(4, 8, 5, 1, router=router, dtype=F64)(x)[0] - target).square().sum().backward()
-        gradients.append(float(router.weight.grad.abs().max()))
-    assert gradients[0] > 0.01 and gradients[1] < 1e-14  # p / p is 1: what is left of zero is rounding
+    moe = MoE(4, 8, 8, 1, router=make(), dtype=F64)
+    moe(torch.randn(20, 4, dtype=F64))[0].square().sum().backward()
+    largest = moe.router.weight.grad.abs().max()
+    assert largest > 1e-4 if has_gradient else largest < 1e-14  # p / p is 1: what is left of zero is rounding
 
 
-def test_switch_is_top_1_and_nothing_else():
-    router = SwitchRouter(4, 8, jitter_noise=0.1, bias=True, dtype=F64)
-    assert (router.top_k, router.norm_topk_prob, router.jitter_noise) == (1, False, 0.1)
-    assert router.bias.dtype == F64 and router.causal
+def test_expert_bias_is_no_parameter_and_travels_with_the_state(device):
+    torch.manual_seed(0)
+    router, other = (SigmoidRouter(4, 8, 2, bias=True, device=device) for _ in range(2))
+    routing = router(torch.randn(5, 4, device=device))
+    (routing.topk_weights[:, 0].sum() + load_balancing_loss(routing)).backward()
+    assert router.weight.grad.abs().max() > 1e-6 and router.bias.grad.abs().max() > 1e-6
+    assert not router.expert_bias.requires_grad and router.expert_bias.grad is None
+    router.expert_bias.normal_()
+    other.load_state_dict(router.state_dict())
+    assert torch.equal(other.expert_bias, router.expert_bias) and other.expert_bias.device.type == device
+    assert set(router.state_dict()) == {"weight", "bias", "expert_bias"}
 
 
-# --- jitter --------------------------------------------------------------------------------------------------
+# --- noise ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [TopKRouter, NoisyTopKRouter])
-def test_jitter_is_for_training_alone(make):
-    router, x = make(4, 8, 2, jitter_noise=0.1).eval(), torch.randn(5, 4)
+@pytest.mark.parametrize(
+    "router",
+    [
+        TopKRouter(4, 8, 2, jitter_noise=0.1),
+        TopKRouter(4, 8, 1, jitter_noise=0.1),
+        NoisyTopKRouter(4, 8, 2, noise="learned"),
+        NoisyTopKRouter(4, 8, 2, noise="gaussian"),
+    ],
+    ids=repr,
+)
+def test_noise_is_for_training_alone_and_follows_the_seed(router):
+    x, plain = torch.randn(5, 4), TopKRouter(4, 8, router.top_k)
+    plain.weight = router.weight
+    clean = plain(x).router_logits
+
+    def logits(seed):
+        torch.manual_seed(seed)
+        return router(x).router_logits
+
+    assert torch.equal(logits(1), logits(1)) and not torch.equal(logits(1), logits(2))
+    assert not torch.equal(logits(1), clean)
+    router.eval()
     before = torch.get_rng_state()
-    assert torch.equal(router(x).router_logits, router.router_logits(x))
-    assert torch.equal(torch.get_rng_state(), before)
-    router.train()
-    assert not torch.equal(router(x).router_logits, router.router_logits(x))
+    assert torch.equal(router(x).router_logits, clean) and torch.equal(router(x).expert_idx, plain(x).expert_idx)
+    assert torch.equal(torch.get_rng_state(), before), "a router in eval mode has drawn random numbers"
+    router.train().jitter_noise = router.noise_std = 0.0  # they may be changed at any time
+    assert torch.equal(router(x).router_logits, clean) != (getattr(router, "noise", None) == "learned")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, F64])
@@ -188,59 +221,16 @@ def test_jitter_multiplies_by_what_lies_evenly_around_1(dtype, device):
     assert factors.unique().numel() > 1000 and not torch.equal(factors[:, 0], factors[:, 1])
 
 
-def test_jitter_may_be_changed_and_switched_off():
-    router, x = TopKRouter(4, 8, 2, jitter_noise=0.5), torch.randn(5, 4)
-    router.jitter_noise = 0.0
-    before = torch.get_rng_state()
-    assert torch.equal(router(x).router_logits, router.router_logits(x))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_the_experts_do_not_see_the_jitter():
+def test_the_experts_do_not_see_the_jitter_and_the_gradient_goes_through_it():
     """With every expert chosen and none preferred, the output is their plain mean, however strong the jitter."""
     torch.manual_seed(0)
     jittery = MoE(4, 8, 3, 3, router=TopKRouter(4, 3, 3, jitter_noise=0.9, dtype=F64), dtype=F64)
-    jittery.router.weight.data.copy_(torch.ones(3, 4))  # the same logit for all, whatever x is
-    x = torch.randn(6, 4, dtype=F64)
-    before = x.clone()
+    jittery.router.weight.data.fill_(1)  # the same logit for all, whatever x is
+    x = torch.randn(6, 4, dtype=F64, requires_grad=True)
     torch.testing.assert_close(jittery.train()(x)[0], jittery.eval()(x)[0])
-    assert torch.equal(x, before)
-
-
-def test_the_gradient_goes_through_the_jitter():
-    router = TopKRouter(4, 8, 2, jitter_noise=0.1)
-    x = torch.randn(5, 4, requires_grad=True)
+    router = TopKRouter(4, 8, 2, jitter_noise=0.1, dtype=F64)
     router(x).weight[:3].sum().backward()
     assert x.grad.abs().sum() > 0 and router.weight.grad.abs().sum() > 0
-
-
-# --- noise ---------------------------------------------------------------------------------------------------
-
-noises = pytest.mark.parametrize("noise", ["learned", "gaussian"])
-
-
-@noises
-def test_no_noise_in_eval_mode(noise):
-    router, x = NoisyTopKRouter(4, 8, 2, noise=noise).eval(), torch.randn(5, 4)
-    plain = TopKRouter(4, 8, 2)
-    plain.weight = router.weight
-    before = torch.get_rng_state()
-    for name in ("router_logits", "router_probs", "expert_idx", "weight"):
-        assert torch.equal(getattr(router(x), name), getattr(plain(x), name))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-@noises
-def test_same_seed_same_noise(noise):
-    router, x = NoisyTopKRouter(4, 8, 2, noise=noise), torch.randn(5, 4)
-
-    def logits(seed):
-        torch.manual_seed(seed)
-        return router(x).router_logits
-
-    assert torch.equal(logits(1), logits(1))
-    assert not torch.equal(logits(1), logits(2))
-    assert not torch.equal(logits(1), router.router_logits(x))
 
 
 def test_gaussian_noise_has_the_given_deviation(device):
@@ -250,86 +240,127 @@ def test_gaussian_noise_has_the_given_deviation(device):
     noise = (router(x).router_logits - router.router_logits(x)).detach()
     assert float(noise.mean()) == pytest.approx(0, abs=0.02)
     assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
-    router.noise_std = 0
-    assert torch.equal(router(x).router_logits, router.router_logits(x))
 
 
-def test_learned_noise_is_shazeers():
+def test_learned_noise_is_shazeers_and_learns():
     """arXiv:1701.06538, eq. 4, and the 0.01 of its code: noise of log 2 + 0.01 at the start."""
     router, x = NoisyTopKRouter(4, 8, 2, dtype=F64), torch.randn(5, 4, dtype=F64)
+    assert not router.noise_weight.any()
     for weight in (torch.zeros(8, 4, dtype=F64), torch.randn(8, 4, dtype=F64)):
         router.noise_weight.data = weight
         torch.manual_seed(3)
         noise = router(x).router_logits - router.router_logits(x)
         torch.manual_seed(3)
-        expected = torch.randn(5, 8, dtype=F64) * (torch.log(1 + torch.exp(x @ weight.T)) + 0.01)
-        torch.testing.assert_close(noise, expected)
-        if not weight.any():
-            torch.manual_seed(3)
-            torch.testing.assert_close(noise, torch.randn(5, 8, dtype=F64) * (math.log(2) + 0.01))
-
-
-def test_learned_noise_learns():
-    router = NoisyTopKRouter(4, 8, 2)
-    router(torch.randn(5, 4)).topk_weights[:, 0].sum().backward()
+        std = torch.log(1 + torch.exp(x @ weight.T)) + 0.01 if weight.any() else math.log(2) + 0.01
+        torch.testing.assert_close(noise, torch.randn(5, 8, dtype=F64) * std)
+    router(x).topk_weights[:, 0].sum().backward()
     assert router.noise_weight.grad.abs().sum() > 0
 
 
-# --- what is refused -----------------------------------------------------------------------------------------
+# --- hash ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [TopKRouter, NoisyTopKRouter])
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"d_model": 0}, "d_model must be a whole number of at least 1, got 0"),
-        ({"num_experts": 0}, "num_experts must be a whole number of at least 1, got 0"),
-        ({"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
-        ({"top_k": 0}, r"top_k must be between 1 and num_experts \(8\), got 0"),
-        ({"top_k": 1.0}, r"top_k must be between 1 and num_experts \(8\), got 1\.0"),
-        ({"norm_topk_prob": "yes"}, "norm_topk_prob must be None, True or False, got 'yes'"),
-        ({"jitter_noise": -0.1}, r"jitter_noise must be a finite number of at least 0, got -0\.1"),
-        ({"jitter_noise": math.nan}, "jitter_noise must be a finite number of at least 0, got nan"),
-        ({"device": "cuda:99"}, "device must be one of 'cpu'.* on this machine, got 'cuda:99'"),
-        ({"dtype": torch.int64}, "dtype must be a floating-point type, got torch.int64"),
-        ({"dtype": torch.float8_e4m3fn}, "dtype must be .*, got torch.float8_e4m3fn"),
-    ],
-)
-def test_bad_arguments(make, arguments, message):
-    refuses(make, arguments, message)
+@pytest.mark.parametrize("top_k", [1, 3, 8])
+def test_an_id_has_its_experts_wherever_it_stands(top_k, device):
+    router, ids = HashRouter(8, 50, top_k, device=device), torch.randint(0, 50, (200,), device=device)
+    routing = router(torch.randn(200, 4, device=device), ids)
+    experts = {}
+    for token_id, chosen in zip(ids.tolist(), routing.topk_indices.tolist()):
+        assert experts.setdefault(token_id, chosen) == chosen and len(set(chosen)) == top_k
+    assert len({tuple(chosen) for chosen in experts.values()}) > 1 or top_k == 8
+    torch.testing.assert_close(routing.weight, torch.full_like(routing.weight, 1 / top_k))
+    probs = torch.zeros_like(routing.router_probs)
+    probs[routing.token_idx, routing.expert_idx] = 1 / top_k
+    torch.testing.assert_close(routing.router_probs, probs)
+    torch.testing.assert_close(routing.router_logits.exp(), probs)
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        ({"noise": "uniform"}, "noise must be one of 'learned', 'gaussian', got 'uniform'"),
-        ({"noise_std": -1}, "noise_std must be a finite number of at least 0, got -1"),
-        ({"noise_std": math.nan}, "noise_std must be a finite number of at least 0, got nan"),
-    ],
-)
-def test_bad_noise(arguments, message):
-    refuses(NoisyTopKRouter, arguments, message)
-
-
-def refuses(make, arguments, message):
+def test_the_table_comes_from_the_seed_alone():
     before = torch.get_rng_state()
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        make(**{"d_model": 4, "num_experts": 8, "top_k": 2, **arguments})
-    assert torch.equal(torch.get_rng_state(), before), "a refused call has drawn random numbers"
+    first, again, other = HashRouter(8, 500), HashRouter(8, 500), HashRouter(8, 500, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first.table, again.table) and not torch.equal(first.table, other.table)
+    assert first.table.unique().tolist() == list(range(8))  # each expert has some ids
+    assert list(first.parameters()) == [] and "table" in first.state_dict()
 
 
-def test_diverged_weights():
-    router = TopKRouter(4, 8, 2)
-    router.weight.data[3, 1] = math.inf
-    message = "router_logits must be finite, got NaN or infinity: the router has diverged"
-    with pytest.raises(NonFiniteError, match=f"^{message}$"):
-        router(torch.ones(5, 4))
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16])
+def test_any_whole_numbers_are_ids(dtype):
+    router, x, ids = HashRouter(8, 100, 2), torch.randn(5, 4), torch.tensor([3, 99, 0, 3, 1])
+    assert pairs(router(x, ids.to(dtype))) == pairs(router(x, ids))
 
 
-def test_repr():
-    sizes = "d_model=4, num_experts=8, top_k=2, norm_topk_prob=True"
-    assert repr(TopKRouter(4, 8, 2)) == f"TopKRouter({sizes})"
-    assert repr(TopKRouter(4, 8, 2, bias=True, jitter_noise=0.1)) == f"TopKRouter({sizes}, bias=True, jitter_noise=0.1)"
-    assert repr(NoisyTopKRouter(4, 8, 2)) == f"NoisyTopKRouter({sizes}, noise='learned')"
-    gaussian = NoisyTopKRouter(4, 8, 2, noise="gaussian", noise_std=0.5)
-    assert repr(gaussian) == f"NoisyTopKRouter({sizes}, noise='gaussian', noise_std=0.5)"
+# --- what all share ------------------------------------------------------------------------------------------
+
+ROUTERS = {
+    "top-k": lambda **make: TopKRouter(16, 6, 2, **make),
+    "switch": lambda **make: TopKRouter(16, 6, 1, jitter_noise=0.1, bias=True, **make),
+    "noise": lambda **make: NoisyTopKRouter(16, 6, 2, **make),
+    "sigmoid": lambda **make: SigmoidRouter(16, 6, 2, num_groups=3, topk_groups=2, **make),
+    "expert choice": lambda **make: ExpertChoiceRouter(16, 6, 2, **make),
+    "hash": lambda dtype=None, **make: HashRouter(6, 50, 2, **make),
+}
+routers = pytest.mark.parametrize("name", ROUTERS)
+
+
+def route(router, x: torch.Tensor, ids: torch.Tensor) -> Routing:
+    return router(x, ids) if isinstance(router, HashRouter) else router(x)
+
+
+@routers
+def test_causal_says_whether_the_past_depends_on_the_future(name):
+    torch.manual_seed(0)
+    router, depends = ROUTERS[name]().eval(), False
+    for _ in range(20):
+        x, ids = torch.randn(8, 16), torch.randint(0, 50, (8,))
+        changed, other_ids = x.clone(), ids.clone()
+        changed[-1], other_ids[-1] = torch.randn(16) * 3, 7
+        both = [route(router, x, ids), route(router, changed, other_ids)]
+        triples = [zip(r.token_idx.tolist(), r.expert_idx.tolist(), r.weight.tolist()) for r in both]
+        before, after = [sorted(triple for triple in one if triple[0] < 7) for one in triples]
+        depends |= before != after
+    assert router.causal == (not depends)
+
+
+@routers
+@pytest.mark.parametrize("dtype, wanted", [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (F64, F64)])
+def test_computes_in_float32_at_least(name, dtype, wanted, device):
+    torch.manual_seed(0)
+    router, ids = ROUTERS[name](dtype=dtype, device=device).eval(), torch.randint(0, 50, (50,), device=device)
+    assert all(parameter.dtype == wanted for parameter in router.parameters())
+    x = torch.randn(50, 16, device=device, dtype=dtype)
+    exact = route(router, x.to(wanted), ids)
+    with torch.autocast(device, torch.bfloat16):
+        for routing in (route(router, x, ids), route(router, x.to(wanted), ids)):
+            assert routing.weight.dtype == routing.router_probs.dtype == routing.router_logits.dtype == wanted
+            assert torch.equal(routing.weight, exact.weight) and pairs(routing) == pairs(exact)
+            assert torch.equal(routing.router_logits, exact.router_logits)
+
+
+@pytest.mark.parametrize(
+    "router, text",
+    [
+        (TopKRouter(4, 8, 2, bias=True, jitter_noise=0.1), "norm_topk_prob=True, bias=True, jitter_noise=0.1"),
+        (NoisyTopKRouter(4, 8, 2), "norm_topk_prob=True, noise='learned'"),
+        (NoisyTopKRouter(4, 8, 2, noise="gaussian", noise_std=0.5), ".*, noise='gaussian', noise_std=0.5"),
+        (SigmoidRouter(4, 8, 2, routed_scaling_factor=2.5), ".*, routed_scaling_factor=2.5"),
+        (SigmoidRouter(4, 8, 2, num_groups=4, topk_groups=2), ".*, num_groups=4, topk_groups=2"),
+        (ExpertChoiceRouter(4, 8, 2), "norm_topk_prob=False"),
+    ],
+)
+def test_repr(router, text):
+    assert re.fullmatch(rf"{type(router).__name__}\(d_model=4, num_experts=8, top_k=2, {text}\)", repr(router))
+    assert repr(HashRouter(8, 50, 2)) == "HashRouter(num_experts=8, vocab_size=50, top_k=2)"
+
+
+def test_a_routing_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        TopKRouter(4, 3, 1)(torch.randn(5, 4)).weight = None
+
+
+def test_topk_views_need_the_same_number_for_each_token():
+    uneven = ExpertChoiceRouter(1, 2, 1)(torch.ones(3, 1))
+    limited = apply_capacity(TopKRouter(1, 3, 1)(torch.ones(3, 1)), 2)
+    for routing, got in ((uneven, "4 assignments with 0 dropped"), (limited, "2 assignments with 1 dropped")):
+        with pytest.raises(ValueError, match=f"same number of experts for each of the 3 tokens, got {got}"):
+            _ = routing.topk_indices
