@@ -1,32 +1,24 @@
 """A Hugging Face MoE block as our `MoE`, or a Mixtral or Llama as our `LanguageModel`, with its weights.
 
-    family       scores    experts are chosen by   weight of a chosen expert       experts             beside them
-    Mixtral      softmax   score                   score / sum of the K chosen     SwiGLU
-    OLMoE        softmax   score                   score, or as Mixtral (*)        SwiGLU
-    Qwen2-MoE    softmax   score                   score, or as Mixtral (*)        SwiGLU              a shared expert
-                                                                                                       with its own gate
-    Qwen3-MoE    softmax   score                   score, or as Mixtral (*)        SwiGLU
-    DeepSeek-V3  sigmoid   score + expert bias,    score / sum (*), times a        SwiGLU              a shared expert
-                           in the best groups      factor
-    gpt-oss      softmax   score                   score / sum of the K chosen     clamped SwiGLU,
-                                                                                   with biases
-    Llama 4      sigmoid   logit                   score, on the expert's input    SwiGLU              a shared expert
-    Switch       softmax   score, K = 1, and no    score                           ReLU
-                           more than C tokens of
-                           a sequence each                                         (*) norm_topk_prob
+    family       scores    experts are chosen by         weight of a chosen expert    experts         beside them
+    Mixtral      softmax   score                         score / sum of K chosen      SwiGLU
+    OLMoE        softmax   score                         score, or as Mixtral (*)     SwiGLU
+    Qwen2-MoE    softmax   score                         score, or as Mixtral (*)     SwiGLU          a gated expert
+    Qwen3-MoE    softmax   score                         score, or as Mixtral (*)     SwiGLU
+    DeepSeek-V3  sigmoid   score + bias, in best groups  factor · score / sum (*)     SwiGLU          a shared expert
+    gpt-oss      softmax   score                         score / sum of K chosen      clamped, biases
+    Llama 4      sigmoid   logit                         score, on expert's input     SwiGLU          a shared expert
+    Switch       softmax   score, K = 1, capacity (**)   score                        ReLU
+
+(*) norm_topk_prob. (**) each expert takes C tokens of each sequence, the first ones.
 
 The blocks are known by their class, as in transformers 5.18 and later (5.x, tested up to 5.24), which is not imported.
-From 5.13 to 5.17 all but Switch are the same: there it drops no token. Before 5.13 DeepSeek-V3 is built otherwise.
-
 Where the same weights still give something else:
 
 - The router computes in float32, or float64 for float64. Theirs rounds to float32 in float64 too, and in bfloat16
   most round the logits (Switch the scores, DeepSeek-V3 neither) to bfloat16, where a near-tie may fall the other way.
-- Jitter, in training: Mixtral multiplies x itself by the noise, in place, so that the experts see it as well, and so
-  does the caller; Switch does where its router's type is that of x. Here the router alone sees it.
-- Switch's dropout inside the experts, in training, is left out.
-- gpt-oss and Llama 4 return router scores beside y, and Llama 4 returns y as (T, D); here every block returns
-  (y, Routing), with y shaped like x.
+- In training, Mixtral multiplies x itself by the jitter, in place, so that experts and caller see it as well; Switch
+  does where its router's type is that of x. Here the router alone sees it. Switch's dropout is left out.
 """
 
 from collections.abc import Callable
@@ -35,22 +27,25 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_positive_int
 from moe_lessons.nn.balancing import apply_capacity
 from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.routers import SigmoidRouter
-from moe_lessons.nn.routing import Routing, SwitchRouter, TopKRouter
+from moe_lessons.nn.routing import Routing, SigmoidRouter, TopKRouter
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
 
 SILU = {"SiLU": "swiglu", "SiLUActivation": "swiglu"}  # the activation of their gate: the name of ours
+FIELDS = {  # of `TransformerConfig`, and their names in the configuration of a Mixtral or Llama
+    "vocab_size": "vocab_size", "d_model": "hidden_size", "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps",
+    "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
+    "num_experts": "num_local_experts", "top_k": "num_experts_per_tok", "tied_embedding": "tie_word_embeddings",
+    "max_positions": "max_position_embeddings", "rope_theta": "rope_theta",
+}  # fmt: skip
 
 
 def convert_block(hf_block: nn.Module) -> MoE:
     """Our `MoE` with the weights of one Hugging Face MoE block: for the same x the same output and gradients.
 
-    hf_block: a block of one of `FAMILIES`, such as `model.model.layers[0].mlp` of an OLMoE. The weights are copied;
-        their type and device, requires_grad, and training mode are kept. A weight made of several (gate and up, the
-        experts of Switch) can be trained where one of them can.
+    hf_block: of one of `FAMILIES`, such as `model.model.layers[0].mlp` of an OLMoE. The weights are copied; their type,
+        device, requires_grad and training mode are kept. One made of several can be trained where one of them can.
 
     Raises ValueError for a block of another family, for weights of another shape or quantised ones, and for an
     activation that `Experts` lacks. What remains different: see the head of this module.
@@ -61,39 +56,44 @@ def convert_block(hf_block: nn.Module) -> MoE:
         raise ValueError(f"hf_block must be one MoE block from transformers: {known}; got {name}")
     family, convert = FAMILIES[name]
     try:
-        return convert(hf_block).train(hf_block.training)
-    except AttributeError as missing:
-        wanted = f"the {family} block of transformers 5.18 or later 5.x"
-        raise ValueError(f"hf_block must be {wanted}, got one that differs: {missing}") from missing
+        with torch.device("meta"):  # a new module has shapes only: the numbers are copied
+            return convert(hf_block).train(hf_block.training)
+    except AttributeError as error:
+        raise ValueError(f"hf_block must be the {family} block of transformers 5.18 or later: {error}") from error
 
 
 def mixtral(block: nn.Module) -> MoE:
-    router = TopKRouter(*sizes(block.gate), norm_topk_prob=True, jitter_noise=block.jitter_noise, device="meta")
-    weights = {"router.weight": copied(block.gate.weight), **stacked(block.experts)}
-    return assembled(router, weights, activation=activation_of(block.experts.act_fn, SILU))
+    return swiglu(block, TopKRouter(*sizes(block.gate), norm_topk_prob=True, jitter_noise=block.jitter_noise), {})
 
 
-def olmoe(block: nn.Module) -> MoE:
-    router = TopKRouter(*sizes(block.gate), norm_topk_prob=bool(block.gate.norm_topk_prob), device="meta")
-    weights = {"router.weight": copied(block.gate.weight), **stacked(block.experts)}
-    return assembled(router, weights, activation=activation_of(block.experts.act_fn, SILU))
+def olmoe(block: nn.Module, **more: Tensor) -> MoE:
+    return swiglu(block, TopKRouter(*sizes(block.gate), norm_topk_prob=bool(block.gate.norm_topk_prob)), more)
 
 
 def qwen2_moe(block: nn.Module) -> MoE:
-    router = TopKRouter(*sizes(block.gate), norm_topk_prob=bool(block.gate.norm_topk_prob), device="meta")
-    weights = {"router.weight": copied(block.gate.weight), **stacked(block.experts), **dense(block.shared_expert)}
-    weights["shared_expert_gate.weight"] = copied(block.shared_expert_gate.weight)
-    return assembled(router, weights, activation=activation_of(block.experts.act_fn, SILU))
+    gate = {"shared_expert_gate.weight": copied(block.shared_expert_gate.weight)}
+    return olmoe(block, **dense(block.shared_expert), **gate)
 
 
 def deepseek_v3(block: nn.Module) -> MoE:
     gate = block.gate
     groups = {"num_groups": gate.num_group, "topk_groups": gate.topk_group}
     scale = {"norm_topk_prob": bool(gate.norm_topk_prob), "routed_scaling_factor": gate.routed_scaling_factor}
-    router = SigmoidRouter(*sizes(gate), **groups, **scale, device="meta")
-    weights = {"router.weight": copied(gate.weight), **stacked(block.experts), **dense(block.shared_experts)}
-    weights["router.expert_bias"] = copied(gate.e_score_correction_bias)
-    return assembled(router, weights, activation=activation_of(block.experts.act_fn, SILU))
+    bias = {"router.expert_bias": copied(gate.e_score_correction_bias)}
+    return swiglu(block, SigmoidRouter(*sizes(gate), **groups, **scale), dense(block.shared_experts) | bias)
+
+
+def llama4(block: nn.Module) -> MoE:
+    router, more = Llama4Router(*sizes(block.router)), dense(block.shared_expert)
+    return swiglu(block, router, more, lambda w: w.mT, weight_input=True)  # (E, D, 2F) -> (E, 2F, D)
+
+
+def swiglu(block: nn.Module, router: nn.Module, more: dict, layout: Callable = lambda w: w, **arguments) -> MoE:
+    """A block whose experts are ours in this layout: (E, 2F, D), gate first, and (E, D, F). more: its other weights."""
+    experts, gate = block.experts, block.router if hasattr(block, "router") else block.gate
+    weights = {f"experts.{name}": copied(getattr(experts, name), layout) for name in ("gate_up_proj", "down_proj")}
+    weights |= {"router.weight": copied(gate.weight), **more}
+    return assembled(router, weights, activation=activation_of(experts.act_fn, SILU), **arguments)
 
 
 def gpt_oss(block: nn.Module) -> MoE:
@@ -102,7 +102,7 @@ def gpt_oss(block: nn.Module) -> MoE:
         if getattr(experts, name) != value:
             raise ValueError(f"{name} of hf_block.experts must be {value}, got {getattr(experts, name)}")
     # Theirs is a softmax over the K chosen logits: that of all, divided by the sum of the K chosen.
-    router = TopKRouter(*sizes(block.router), norm_topk_prob=True, bias=True, device="meta")
+    router = TopKRouter(*sizes(block.router), norm_topk_prob=True, bias=True)
     weights = {
         "router.weight": copied(block.router.weight),
         "router.bias": copied(block.router.bias),
@@ -114,30 +114,20 @@ def gpt_oss(block: nn.Module) -> MoE:
     return assembled(router, weights, activation="clamped_swiglu", bias=True)
 
 
-def llama4(block: nn.Module) -> MoE:
-    weights = {
-        "router.weight": copied(block.router.weight),
-        "experts.gate_up_proj": copied(block.experts.gate_up_proj, lambda w: w.mT),  # (E, D, 2F) -> (E, 2F, D)
-        "experts.down_proj": copied(block.experts.down_proj, lambda w: w.mT),  # (E, F, D) -> (E, D, F)
-        **dense(block.shared_expert),
-    }
-    router = Llama4Router(*sizes(block.router), device="meta")
-    return assembled(router, weights, activation=activation_of(block.experts.act_fn, SILU), weight_input=True)
-
-
 def switch(block: nn.Module) -> MoE:
     linear, experts = block.router.classifier, list(block.experts.values())
+    bias = {} if linear.bias is None else {"router.bias": copied(linear.bias)}
     weights = {
         "router.weight": copied(linear.weight),
         "experts.up_proj": copied([expert.wi.weight for expert in experts], torch.stack),  # E of (F, D) -> (E, F, D)
         "experts.down_proj": copied([expert.wo.weight for expert in experts], torch.stack),  # E of (D, F) -> (E, D, F)
+        **bias,
     }
-    if linear.bias is not None:
-        weights["router.bias"] = copied(linear.bias)
-    noise, bias = block.router.jitter_noise, linear.bias is not None
-    router = SwitchRouter(*sizes(linear, top_k=1)[:2], jitter_noise=noise, bias=bias, device="meta")
+    router = TopKRouter(*linear.weight.shape[::-1], 1, jitter_noise=block.router.jitter_noise, bias=bool(bias))
     activation = activation_of(experts[0].act, {"ReLU": "relu", "GELUActivation": "gelu"})
-    return assembled(router, weights, SwitchMoE, activation=activation, expert_capacity=block.router.expert_capacity)
+    moe = assembled(router, weights, SwitchMoE, activation=activation)
+    moe.expert_capacity = block.router.expert_capacity
+    return moe
 
 
 FAMILIES: dict[str, tuple[str, Callable[[nn.Module], MoE]]] = {
@@ -165,9 +155,7 @@ class Llama4Router(TopKRouter):
 class SwitchMoE(MoE):
     """The capacity of Hugging Face's Switch: a fixed number of tokens for each expert and each sequence (T, D) of x."""
 
-    def __init__(self, *args, expert_capacity: int, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.expert_capacity = check_positive_int("expert_capacity", expert_capacity)
+    expert_capacity: int
 
     def _limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
         sequence = routing.token_idx // max(shape[-2] if len(shape) > 1 else 1, 1)  # (A,)
@@ -176,24 +164,14 @@ class SwitchMoE(MoE):
         dropped = limited.dropped_expert_idx % self.num_experts
         return replace(limited, expert_idx=limited.expert_idx % self.num_experts, dropped_expert_idx=dropped)
 
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, expert_capacity={self.expert_capacity}"
-
 
 def assembled(router: nn.Module, weights: dict[str, Tensor], block: type[MoE] = MoE, **arguments) -> MoE:
     """A block of the sizes of `router` and of these weights, which are named as in its state_dict."""
-    shared_down_proj = weights.get("shared_expert.down_proj")
-    moe = block(
-        router.d_model,
-        weights["experts.down_proj"].shape[-1],
-        router.num_experts,
-        router.top_k,
-        router=router,
-        shared_d_ff=None if shared_down_proj is None else shared_down_proj.shape[-1],
-        shared_expert_gate="shared_expert_gate.weight" in weights,
-        device="meta",  # shapes without numbers, which come from `weights`
-        **arguments,
-    )
+    if "shared_expert.down_proj" in weights:
+        arguments["shared_d_ff"] = weights["shared_expert.down_proj"].shape[-1]
+        arguments["shared_expert_gate"] = "shared_expert_gate.weight" in weights
+    d_ff = weights["experts.down_proj"].shape[-1]
+    moe = block(router.d_model, d_ff, router.num_experts, router.top_k, router=router, **arguments)
     return filled(moe, weights)
 
 
@@ -208,46 +186,31 @@ def filled(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     return module
 
 
-def copied(
-    source: Tensor | list[Tensor], layout: Callable[..., Tensor] = lambda tensor: tensor, one_shape: bool = True
-) -> Tensor:
-    """A copy of one tensor, or of several (of one shape) as one, in our layout: a parameter if they are."""
+def copied(source: Tensor | list[Tensor], layout: Callable[..., Tensor] = lambda tensor: tensor) -> Tensor:
+    """A copy of one tensor, or of several as one, in our layout: a parameter if they are."""
     parts = [source] if isinstance(source, Tensor) else source
-    if one_shape and len({part.shape for part in parts}) > 1:
-        shapes = ", ".join(str(tuple(part.shape)) for part in parts)
-        raise ValueError(f"hf_block must have weights of one shape where several make one of ours, got {shapes}")
     for part in parts:
         if not part.is_floating_point() or part.element_size() == 1:
             raise ValueError(f"hf_block must have weights of 16 bits or more, not quantised ones, got {part.dtype}")
     with torch.no_grad():
         copy = layout(source).clone(memory_format=torch.contiguous_format)
-    trainable = any(part.requires_grad for part in parts)
-    return nn.Parameter(copy, requires_grad=trainable) if isinstance(parts[0], nn.Parameter) else copy
-
-
-def stacked(experts: nn.Module) -> dict[str, Tensor]:
-    """Experts whose layout is ours: (E, 2F, D), gate first, and (E, D, F)."""
-    return {f"experts.{name}": copied(getattr(experts, name)) for name in ("gate_up_proj", "down_proj")}
+    return nn.Parameter(copy, any(p.requires_grad for p in parts)) if isinstance(parts[0], nn.Parameter) else copy
 
 
 def dense(mlp: nn.Module, name: str = "shared_expert") -> dict[str, Tensor]:
     """A dense SwiGLU network: gate (F, D) and up (F, D) -> (2F, D), down (D, F)."""
-    return {
-        f"{name}.gate_up_proj": copied([mlp.gate_proj.weight, mlp.up_proj.weight], torch.cat),
-        f"{name}.down_proj": copied(mlp.down_proj.weight),
-    }
+    gate_up_proj = copied([mlp.gate_proj.weight, mlp.up_proj.weight], torch.cat)
+    return {f"{name}.gate_up_proj": gate_up_proj, f"{name}.down_proj": copied(mlp.down_proj.weight)}
 
 
-def gate_first(taking_turns: Tensor) -> Tensor:
-    """gpt-oss stores gate and up in turns, g u g u: (..., 2F) -> (..., 2F), all of gate before all of up."""
-    return torch.cat([taking_turns[..., ::2], taking_turns[..., 1::2]], dim=-1)
+def gate_first(interleaved: Tensor) -> Tensor:
+    """gpt-oss stores gate and up interleaved, g u g u: (..., 2F) -> (..., 2F), all of gate before all of up."""
+    return torch.cat([interleaved[..., ::2], interleaved[..., 1::2]], dim=-1)
 
 
-def sizes(gate: nn.Module, top_k: int | None = None) -> tuple[int, int, int]:
+def sizes(gate: nn.Module) -> tuple[int, int, int]:
     """(D, E, K) of a router with the weight (E, D)."""
-    if gate.weight.ndim != 2:
-        raise ValueError(f"the router's weight in hf_block must be (E, D), got shape {tuple(gate.weight.shape)}")
-    return gate.weight.shape[1], gate.weight.shape[0], top_k or gate.top_k
+    return *gate.weight.shape[::-1], gate.top_k
 
 
 def activation_of(act_fn: nn.Module, ours: dict[str, str]) -> str:
@@ -257,54 +220,35 @@ def activation_of(act_fn: nn.Module, ours: dict[str, str]) -> str:
     return ours[type(act_fn).__name__]
 
 
-# --- a whole model ---------------------------------------------------------------------------------------
-
-
 def convert_model(hf_model: nn.Module) -> LanguageModel:
     """Our `LanguageModel` with the weights of a Hugging Face MixtralForCausalLM or LlamaForCausalLM: equal logits.
 
-    The weights are copied, as by `convert_block`. Raises ValueError for another class, and for what our model lacks:
-    biases, a sliding window, scaled rotary positions, a head_dim that is not d_model / num_heads, another activation.
-    Dropout of the attention, in training, is left out.
+    The weights are copied, as by `convert_block`; dropout is left out. Raises ValueError for another class, and for
+    what ours lacks: biases, a sliding window, scaled rotary positions, another activation, a head_dim that is not D/H.
     """
     name = type(hf_model).__name__
-    known = type(hf_model).__module__.startswith("transformers.")
-    if not known or name not in ("MixtralForCausalLM", "LlamaForCausalLM"):
+    if name not in ("MixtralForCausalLM", "LlamaForCausalLM") or "transformers." not in type(hf_model).__module__:
         raise ValueError(f"hf_model must be a MixtralForCausalLM or LlamaForCausalLM from transformers, got {name}")
-    theirs, inner = hf_model.config, hf_model.model
-    wanted = {"head_dim": (None, theirs.hidden_size // theirs.num_attention_heads), "sliding_window": (None,)}
-    wanted |= {"attention_bias": (False,), "mlp_bias": (False,), "hidden_act": ("silu",)}
-    for field, allowed in wanted.items():
-        if getattr(theirs, field, allowed[0]) not in allowed:
-            raise ValueError(f"{field} of hf_model must be {allowed[-1]}, got {getattr(theirs, field)}")
-    if theirs.rope_parameters["rope_type"] != "default":
-        raise ValueError(f"rope_type of hf_model must be 'default', got {theirs.rope_parameters['rope_type']!r}")
-    config = TransformerConfig(
-        vocab_size=theirs.vocab_size,
-        d_model=theirs.hidden_size,
-        num_layers=theirs.num_hidden_layers,
-        num_heads=theirs.num_attention_heads,
-        num_kv_heads=theirs.num_key_value_heads,
-        max_positions=theirs.max_position_embeddings,
-        d_ff=theirs.intermediate_size,
-        num_experts=getattr(theirs, "num_local_experts", 1),
-        top_k=getattr(theirs, "num_experts_per_tok", 1),
-        moe_layers=None if name == "MixtralForCausalLM" else (),
-        tied_embedding=hf_model.lm_head.weight is inner.embed_tokens.weight,
-        rope_theta=theirs.rope_parameters["rope_theta"],
-        norm_eps=theirs.rms_norm_eps,
-    )
+    inner, theirs = hf_model.model, hf_model.config.to_dict() | hf_model.config.rope_parameters
+    wanted = {"head_dim": theirs["hidden_size"] // theirs["num_attention_heads"], "sliding_window": None}
+    wanted |= {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "rope_type": "default"}
+    for field, value in wanted.items():
+        if theirs.get(field) not in (value, None):
+            raise ValueError(f"{field} of hf_model must be {value!r}, got {theirs[field]!r}")
+    fields = {ours: theirs[name] for ours, name in FIELDS.items() if name in theirs}
+    if name == "LlamaForCausalLM":
+        fields |= {"num_experts": 1, "top_k": 1, "moe_layers": ()}
+    config = TransformerConfig(**fields)
     weights = {"embed.weight": copied(inner.embed_tokens.weight), "norm.weight": copied(inner.norm.weight)}
     weights["head.weight"] = weights["embed.weight"] if config.tied_embedding else copied(hf_model.lm_head.weight)
-    with torch.device("meta"):  # shapes without numbers
+    with torch.device("meta"):
         model = LanguageModel(config)
     for i, (ours, layer) in enumerate(zip(model.layers, inner.layers)):
-        attention = layer.self_attn
-        qkv = [attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]
+        qkv = [getattr(layer.self_attn, f"{name}_proj").weight for name in "qkv"]
         own = {
             "attention_norm.weight": copied(layer.input_layernorm.weight),
-            "attention.qkv_proj.weight": copied(qkv, torch.cat, one_shape=False),
-            "attention.out_proj.weight": copied(attention.o_proj.weight),
+            "attention.qkv_proj.weight": copied(qkv, torch.cat),
+            "attention.out_proj.weight": copied(layer.self_attn.o_proj.weight),
             "ffn_norm.weight": copied(layer.post_attention_layernorm.weight),
         }
         if config.moe_layers is None:

@@ -1,7 +1,7 @@
 """How long things take, side by side.
 
-A machine is never idle, and never the same twice. So nothing is timed alone: functions take turns, those of one
-round make a ratio, and the median over the rounds is the answer.
+A machine is never idle, and never the same twice: functions take turns, those of one round make a ratio, and the median
+over the rounds is the answer.
 """
 
 import platform
@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_positive_int
 from moe_lessons.nn import torch_threads
-from moe_lessons.training import Run
 
 WARM_UP = 2  # rounds that are not measured
 
@@ -33,9 +32,7 @@ class Ratio:
     @classmethod
     def of(cls, a: Sequence[float], b: Sequence[float]) -> "Ratio":
         """The ratio a[i] / b[i], where the two were measured in the same round i."""
-        ratios = [x / y for x, y in zip(a, b, strict=True)]
-        low, middle, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
-        return cls(middle, low, high)
+        return cls(*np.percentile([x / y for x, y in zip(a, b, strict=True)], [50, 25, 75]).tolist())
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
@@ -63,33 +60,31 @@ def rounds_within(seconds: float, functions: Sequence[Callable[[], object]]) -> 
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """How long one call takes, with the work that it leaves to a GPU."""
-    _finish()
-    start = time.perf_counter()
+    """How long one call takes, with the work that it leaves to a GPU.
+
+    Where one thread does all the work, only the time counts that it was at work: a long call is interrupted by other
+    programs more often than a short one, which would falsify a ratio. Windows counts that time too coarsely.
+    """
+    has_gpu = torch.accelerator.is_available()
+    wait = torch.accelerator.synchronize if has_gpu else lambda: None
+    is_alone = torch.get_num_threads() == 1 and not has_gpu and platform.system() != "Windows"
+    clock = time.thread_time if is_alone else time.perf_counter
+    wait()
+    start = clock()
     function()
-    _finish()
-    return 1000 * (time.perf_counter() - start)
+    wait()
+    return 1000 * (clock() - start)
 
 
-def _finish() -> None:
-    """Wait until a GPU has done what it was told; on a machine without one there is nothing to wait for."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15) -> dict[str, list[float]]:
+    """Milliseconds for forward and backward of each model on `x` (T, D), `repeats` times each, with one thread.
 
+    The models take turns: compare medians within one call, not times of two calls.
 
-def step_times(
-    models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15, threads: int = 1
-) -> dict[str, list[float]]:
-    """Milliseconds for forward and backward of each model on `x` (T, D), `repeats` times each.
-
-    The models take turns, so that what else the machine does slows all of them alike: compare medians within
-    one call, not times of two calls. A warm-up is not measured. Meanwhile torch uses `threads` threads.
-
-    >>> times = step_times({"linear": nn.Linear(4, 4)}, torch.randn(8, 4), repeats=3)
-    >>> len(times["linear"])
+    >>> len(step_times({"linear": nn.Linear(4, 4)}, torch.randn(8, 4), repeats=3)["linear"])
     3
     """
-    with torch_threads(threads):
+    with torch_threads(1):
         times = take_turns([partial(_forward_backward, model, x) for model in models.values()], repeats)
     return dict(zip(models, times, strict=True))
 
@@ -99,11 +94,6 @@ def _forward_backward(model: nn.Module, x: Tensor) -> None:
     output = model(x)
     y = output[0] if isinstance(output, tuple) else output  # a mixture returns its routing too
     y.square().mean().backward()
-
-
-def milliseconds_per_step(run: Run, steps: int = 50) -> float:
-    """The median over `steps` further training steps of a run."""
-    return median(run.step().ms_per_step for _ in range(check_positive_int("steps", steps)))
 
 
 def cpu_name() -> str:

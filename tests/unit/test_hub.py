@@ -6,9 +6,9 @@ To test another version of transformers than the installed one:
     PYTHONPATH=/tmp/other python -m pytest tests/unit/test_hub.py tests/unit/test_parity.py
 """
 
-import ast
 import copy
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -41,41 +41,27 @@ SIZES = [  # d_model, d_ff, num_experts, top_k, tokens
     (4, 6, 3, 3, 1),
     (3, 1, 1, 1, 6),
 ]
+OLMOE = (olmoe.OlmoeSparseMoeBlock, olmoe.OlmoeConfig)
+QWEN2 = (qwen2_moe.Qwen2MoeSparseMoeBlock, qwen2_moe.Qwen2MoeConfig)
+QWEN3 = (qwen3_moe.Qwen3MoeSparseMoeBlock, qwen3_moe.Qwen3MoeConfig)
+DEEPSEEK = (deepseek_v3.DeepseekV3MoE, deepseek_v3.DeepseekV3Config)
+SWITCH = (switch.SwitchTransformersSparseMLP, switch.SwitchTransformersConfig)
+ONE_GROUP = {"n_group": 1, "topk_group": 1}
 KINDS = {  # a family in one of its configurations: block, configuration, what is special
     "mixtral": (mixtral.MixtralSparseMoeBlock, mixtral.MixtralConfig, {}),
-    "olmoe": (olmoe.OlmoeSparseMoeBlock, olmoe.OlmoeConfig, {"norm_topk_prob": False}),
-    "olmoe divided": (olmoe.OlmoeSparseMoeBlock, olmoe.OlmoeConfig, {"norm_topk_prob": True}),
-    "qwen2": (
-        qwen2_moe.Qwen2MoeSparseMoeBlock,
-        qwen2_moe.Qwen2MoeConfig,
-        {"shared_expert_intermediate_size": 5, "norm_topk_prob": False},
-    ),
-    "qwen2 divided": (
-        qwen2_moe.Qwen2MoeSparseMoeBlock,
-        qwen2_moe.Qwen2MoeConfig,
-        {"shared_expert_intermediate_size": 2, "norm_topk_prob": True},
-    ),
-    "qwen3": (qwen3_moe.Qwen3MoeSparseMoeBlock, qwen3_moe.Qwen3MoeConfig, {"norm_topk_prob": False}),
-    "qwen3 divided": (qwen3_moe.Qwen3MoeSparseMoeBlock, qwen3_moe.Qwen3MoeConfig, {"norm_topk_prob": True}),
-    "deepseek": (
-        deepseek_v3.DeepseekV3MoE,
-        deepseek_v3.DeepseekV3Config,
-        {"n_shared_experts": 2, "n_group": 1, "topk_group": 1},
-    ),
-    "deepseek raw": (
-        deepseek_v3.DeepseekV3MoE,
-        deepseek_v3.DeepseekV3Config,
-        {"n_group": 1, "topk_group": 1, "norm_topk_prob": False, "routed_scaling_factor": 1.5},
-    ),
-    "deepseek groups": (deepseek_v3.DeepseekV3MoE, deepseek_v3.DeepseekV3Config, {"n_group": 4, "topk_group": 2}),
+    "olmoe": (*OLMOE, {"norm_topk_prob": False}),
+    "olmoe divided": (*OLMOE, {"norm_topk_prob": True}),
+    "qwen2": (*QWEN2, {"shared_expert_intermediate_size": 5, "norm_topk_prob": False}),
+    "qwen2 divided": (*QWEN2, {"shared_expert_intermediate_size": 2, "norm_topk_prob": True}),
+    "qwen3": (*QWEN3, {"norm_topk_prob": False}),
+    "qwen3 divided": (*QWEN3, {"norm_topk_prob": True}),
+    "deepseek": (*DEEPSEEK, ONE_GROUP | {"n_shared_experts": 2}),
+    "deepseek raw": (*DEEPSEEK, ONE_GROUP | {"norm_topk_prob": False, "routed_scaling_factor": 1.5}),
+    "deepseek groups": (*DEEPSEEK, {"n_group": 4, "topk_group": 2}),
     "gpt-oss": (gpt_oss.GptOssMLP, gpt_oss.GptOssConfig, {}),
     "llama4": (llama4.Llama4TextMoe, llama4.Llama4TextConfig, {}),
-    "switch": (switch.SwitchTransformersSparseMLP, switch.SwitchTransformersConfig, {}),
-    "switch full": (
-        switch.SwitchTransformersSparseMLP,
-        switch.SwitchTransformersConfig,
-        {"expert_capacity": 2, "router_bias": True, "dense_act_fn": "gelu"},
-    ),
+    "switch": (*SWITCH, {}),
+    "switch full": (*SWITCH, {"expert_capacity": 2, "router_bias": True, "dense_act_fn": "gelu"}),
 }
 ONE_EACH = ["mixtral", "olmoe", "qwen2", "qwen3", "deepseek", "gpt-oss", "llama4", "switch"]
 
@@ -96,7 +82,7 @@ def hf_block(kind: str, size=SIZES[0], dtype=torch.float32, std=0.5, **special) 
 
 
 class InFloat64(TorchFunctionMode):
-    """Within it, whoever asks torch for float32 gets float64.
+    """Within it, what asks torch for float32 gets float64.
 
     The routers of Hugging Face compute in float32 whatever the type of the block, and so agree with ours to seven
     digits only. With that rounding out of the way, all else has to agree to the last digits of float64.
@@ -108,12 +94,14 @@ class InFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def exact(dtype: torch.dtype):
+    """Within it their model computes in this type."""
+    return InFloat64() if dtype == torch.float64 else nullcontext()
+
+
 def output_of(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """y of their block, shaped like x (B, T, D)."""
-    if x.dtype == torch.float64:
-        with InFloat64():
-            out = block(x)
-    else:
+    with exact(x.dtype):
         out = block(x)
     return (out[0] if isinstance(out, tuple) else out).view(x.shape)
 
@@ -164,9 +152,7 @@ CASES = [(kind, size) for kind in KINDS for size in SIZES if can_run(kind, size)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize(
-    "kind, size", CASES, ids=lambda part: part if isinstance(part, str) else "-".join(map(str, part))
-)
+@pytest.mark.parametrize("kind, size", CASES, ids=str)
 def test_same_output_and_gradients(kind, size, dtype):
     torch.manual_seed(0)
     x = 2 * torch.randn(1, size[4], size[0], dtype=dtype)  # large enough for the clamps of gpt-oss
@@ -174,9 +160,11 @@ def test_same_output_and_gradients(kind, size, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_sequences(kind):
+def test_a_batch_of_sequences_on_every_device(kind, device):
     torch.manual_seed(1)
-    assert_same_output_and_gradients(hf_block(kind, dtype=torch.float64), torch.randn(3, 13, 16, dtype=torch.float64))
+    theirs = hf_block(kind, dtype=torch.float64).to(device)
+    ours = assert_same_output_and_gradients(theirs, torch.randn(3, 13, 16, dtype=torch.float64, device=device))
+    assert {tensor.device.type for tensor in [*ours.parameters(), *ours.buffers()]} == {device}
 
 
 @pytest.mark.parametrize("capacity", [1, 3, 64])
@@ -190,7 +178,6 @@ def test_switch_counts_its_capacity_in_each_sequence(capacity):
     wanted = torch.stack([torch.bincount(sequence, minlength=8) for sequence in chosen])  # (B, E)
     assert torch.equal(routing.tokens_per_expert, wanted.clamp(max=capacity).sum(0))
     assert torch.equal(routing.dropped_per_expert, (wanted - capacity).clamp(min=0).sum(0))
-    assert f"expert_capacity={capacity}" in repr(ours)
     torch.testing.assert_close(ours(x[0])[0], ours(x)[0][0])  # (T, D) is one sequence
     assert ours(x[:, :0])[0].shape == (3, 0, 16)
     assert ours(x[0, 0])[0].shape == (16,)
@@ -222,13 +209,15 @@ def test_scores_that_saturate(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_weights_keep(kind):
-    """Values, type, requires_grad and mode are theirs, but none of the memory."""
+    """Values, type, requires_grad and mode are theirs, but none of the memory; no random number is drawn."""
     for dtype in (torch.bfloat16, torch.float64):
         torch.manual_seed(5)
         theirs = hf_block(kind, dtype=dtype).eval()
         kept = copy.deepcopy(theirs.state_dict())
         theirs.experts.requires_grad_(False)
+        state = torch.get_rng_state()
         ours = convert_block(theirs)
+        assert torch.equal(torch.get_rng_state(), state)
         assert not ours.training and not ours.router.training
         for name, parameter in ours.named_parameters():
             assert parameter.dtype == dtype and parameter.is_contiguous()
@@ -241,10 +230,8 @@ def test_what_the_weights_keep(kind):
             for tensor in [*ours.parameters(), *ours.buffers()]:
                 tensor.zero_()
         assert not theirs.training
-        for name, tensor in theirs.state_dict().items():
-            assert torch.equal(tensor, kept[name]), name
-    count = sum(p.numel() for p in theirs.parameters())
-    assert sum(p.numel() for p in ours.parameters()) == count
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in theirs.state_dict().items())
+    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
 
 
 def test_a_weight_made_of_several_can_be_trained_where_one_of_them_can():
@@ -266,30 +253,6 @@ def test_in_bfloat16_as_close_as_bfloat16_can_be(kind):
     torch.testing.assert_close(y, y_theirs.to(y.dtype), rtol=0, atol=0.02 * y_theirs.abs().max().item())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_random_state_is_left_alone(kind):
-    theirs = hf_block(kind)
-    torch.manual_seed(6)
-    expected = torch.rand(3)
-    torch.manual_seed(6)
-    convert_block(theirs)
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_a_block_without_numbers_stays_without():
-    """On the meta device a block is its shapes."""
-    ours = convert_block(hf_block("qwen2").to("meta"))
-    assert {tensor.device.type for tensor in [*ours.parameters(), *ours.buffers()]} == {"meta"}
-
-
-@pytest.mark.parametrize("kind", ONE_EACH)
-def test_on_every_device(kind, device):
-    torch.manual_seed(7)
-    theirs = hf_block(kind, dtype=torch.float64).to(device)
-    ours = assert_same_output_and_gradients(theirs, torch.randn(2, 20, 16, dtype=torch.float64, device=device))
-    assert {tensor.device.type for tensor in [*ours.parameters(), *ours.buffers()]} == {device}
-
-
 @pytest.mark.parametrize("kind", ["mixtral", "switch"])
 def test_jitter_is_for_the_router(kind):
     """In eval mode nothing differs; in training ours is given to the router, theirs (float32) to the experts too."""
@@ -307,29 +270,33 @@ def test_jitter_is_for_the_router(kind):
 
 
 @pytest.mark.parametrize(
-    "kind, path, shape, message",
+    "kind, path, value, message",
     [
         ("mixtral", "experts.down_proj", (7, 16, 32), r"experts.down_proj .* \(8, 16, 32\) .* got \(7, 16, 32\)"),
         ("olmoe", "experts.gate_up_proj", (8, 63, 16), r"experts.gate_up_proj .* \(8, 64, 16\) .* got \(8, 63, 16\)"),
-        ("olmoe", "gate.weight", (16,), r"router's weight .* \(E, D\), got shape \(16,\)"),
         ("olmoe", "gate.weight", (9, 16), r"experts.gate_up_proj .* \(9, 64, 16\)"),
         ("qwen2", "shared_expert_gate.weight", (2, 16), r"shared_expert_gate.weight .* \(1, 16\) .* got \(2, 16\)"),
         ("qwen3", "experts.gate_up_proj", (64, 16), r"experts.gate_up_proj .* \(8, 64, 16\) .* got \(64, 16\)"),
-        ("deepseek", "shared_experts.up_proj.weight", (3, 16), r"of one shape .* got \(64, 16\), \(3, 16\)"),
-        ("switch", "experts.expert_7.wi.weight", (31, 16), r"of one shape .* got \(32, 16\), .* \(31, 16\)"),
+        ("deepseek", "shared_experts.up_proj.weight", (3, 16), r"expert.gate_up_proj .* \(128, 16\) .* got \(67, 16\)"),
         ("deepseek", "gate.e_score_correction_bias", (7,), r"router.expert_bias .* \(8,\) .* got \(7,\)"),
         ("gpt-oss", "experts.down_proj", (8, 16, 32), r"experts.gate_up_proj .* \(8, 32, 16\) .* got \(8, 64, 16\)"),
         ("gpt-oss", "router.bias", (5,), r"router.bias .* \(8,\) .* got \(5,\)"),
         ("llama4", "experts.gate_up_proj", (8, 64, 16), r"experts.gate_up_proj .* \(8, 64, 16\) .* got \(8, 16, 64\)"),
         ("switch", "router.classifier.weight", (8, 15), r"experts.up_proj .* \(8, 32, 15\) .* got \(8, 32, 16\)"),
+        ("gpt-oss", "experts.limit", 6.0, "limit of hf_block.experts must be 7.0, got 6.0"),
+        ("mixtral", "experts.down_proj", torch.uint8, "16 bits or more, not quantised ones, got torch.uint8"),
+        ("olmoe", "experts.down_proj", torch.float8_e4m3fn, "not quantised ones, got torch.float8_e4m3fn"),
     ],
 )
-def test_weights_of_another_shape(kind, path, shape, message):
+def test_another_shape_type_or_number(kind, path, value, message):
     theirs = hf_block(kind)
     owner, _, name = path.rpartition(".")
     module = theirs.get_submodule(owner)
-    tensor = torch.randn(shape)
-    setattr(module, name, nn.Parameter(tensor) if name in module._parameters else tensor)
+    if isinstance(value, tuple):
+        value = torch.randn(value)
+    elif isinstance(value, torch.dtype):
+        value = getattr(module, name).to(value)
+    setattr(module, name, nn.Parameter(value, requires_grad=False) if name in module._parameters else value)
     with pytest.raises(ValueError, match=message):
         convert_block(theirs)
 
@@ -342,21 +309,6 @@ def test_an_activation_that_we_lack(kind):
         convert_block(hf_block(kind, **special))
 
 
-def test_another_clamp_than_that_of_gpt_oss():
-    theirs = hf_block("gpt-oss")
-    theirs.experts.limit = 6.0
-    with pytest.raises(ValueError, match="limit of hf_block.experts must be 7.0, got 6.0"):
-        convert_block(theirs)
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn], ids=str)
-def test_quantised_weights(dtype):
-    theirs = hf_block("mixtral")
-    theirs.experts.down_proj = nn.Parameter(theirs.experts.down_proj.to(dtype), requires_grad=False)
-    with pytest.raises(ValueError, match=f"16 bits or more, not quantised ones, got {dtype}"):
-        convert_block(theirs)
-
-
 def test_a_block_of_another_version():
     theirs = hf_block("deepseek")
     del theirs.gate.num_group
@@ -365,24 +317,17 @@ def test_a_block_of_another_version():
 
 
 @pytest.mark.parametrize("bad", [nn.Linear(3, 4), MoE(4, 8, 2), "mixtral", None, type("GptOssMLP", (nn.Module,), {})()])
-def test_another_family_is_told_those_that_are_known(bad):
-    with pytest.raises(ValueError, match=f"hf_block must be .* got {type(bad).__name__}$") as told:
+def test_the_error_for_another_family_names_those_that_are_known(bad):
+    with pytest.raises(ValueError, match=f"hf_block must be .* got {type(bad).__name__}$") as error:
         convert_block(bad)
     for block_class, (family, _) in FAMILIES.items():
-        assert f"{family} ({block_class})" in str(told.value)
+        assert f"{family} ({block_class})" in str(error.value)
 
 
 def test_every_family_is_tested_and_in_the_table():
     assert {KINDS[kind][0].__name__ for kind in ONE_EACH} == set(FAMILIES)
     for family, _ in FAMILIES.values():
         assert f"\n    {family}  " in hub.__doc__
-
-
-def test_the_hub_does_not_import_transformers():
-    nodes = list(ast.walk(ast.parse(Path(hub.__file__).read_text(encoding="utf-8"))))
-    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom)]
-    assert names and not [name for name in names if "transformers" in name]
 
 
 def test_transformers_is_of_a_version_that_is_stated():
@@ -398,6 +343,8 @@ SHAPE = {
     "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 40, "attn_implementation": "eager",
 }  # fmt: skip
+ROPE = {"rope_type": "default"}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 LLAMA = (transformers.LlamaForCausalLM, transformers.LlamaConfig, {})
 MIXTRAL = (transformers.MixtralForCausalLM, transformers.MixtralConfig, {"experts_implementation": "eager"})
 MODELS = {
@@ -405,10 +352,7 @@ MODELS = {
     "llama tied, all heads": (*LLAMA, {"tie_word_embeddings": True, "num_key_value_heads": 4, "rms_norm_eps": 0.1}),
     "mixtral": (*MIXTRAL, {}),
     "mixtral tied, one group": (*MIXTRAL, {"tie_word_embeddings": True, "num_key_value_heads": 1}),
-    "mixtral top-1": (
-        *MIXTRAL,
-        {"num_experts_per_tok": 1, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}},
-    ),
+    "mixtral top-1": (*MIXTRAL, {"num_experts_per_tok": 1, "rope_parameters": ROPE | {"rope_theta": 50.0}}),
     "mixtral 3 of 5": (*MIXTRAL, {"num_experts_per_tok": 3, "num_local_experts": 5, "head_dim": 4}),
 }
 
@@ -418,10 +362,7 @@ def hf_model(kind: str, dtype=torch.float32, **special) -> nn.Module:
     model_class, config_class, own, changes = MODELS[kind]
     config = config_class(**SHAPE | own | changes | special)
     torch.manual_seed(0)
-    if dtype == torch.float64:
-        with InFloat64():  # the angles too
-            model = model_class(config).double()
-    else:
+    with exact(dtype):  # the angles too
         model = model_class(config).to(dtype)
     for name, parameter in model.named_parameters():
         nn.init.uniform_(parameter, 0.5, 1.5) if "norm" in name else nn.init.normal_(parameter, std=0.4)
@@ -435,10 +376,7 @@ def test_a_model_has_the_same_logits_and_gradients(kind, dtype, device):
     kept = copy.deepcopy(theirs.state_dict())
     ours = convert_model(theirs)
     ids = torch.randint(50, (3, 40), device=device)
-    if dtype == torch.float64:
-        with InFloat64():
-            expected = theirs(ids).logits
-    else:
+    with exact(dtype):
         expected = theirs(ids).logits
     logits, routings = ours(ids)
     rounding = 3 if dtype == torch.float32 else 1  # a tolerance for each of three layers; in float64 one is enough
@@ -469,11 +407,9 @@ def test_a_model_continues_a_prompt_alike(kind):
 def test_a_model_keeps_mode_type_and_ties():
     theirs = hf_model("mixtral tied, one group", torch.bfloat16).train()
     theirs.model.norm.requires_grad_(False)
-    torch.manual_seed(6)
-    expected = torch.rand(3)
-    torch.manual_seed(6)
+    state = torch.get_rng_state()
     ours = convert_model(theirs)
-    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.get_rng_state(), state)
     assert ours.training and ours.head.weight is ours.embed.weight
     assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
     assert [name for name, p in ours.named_parameters() if not p.requires_grad] == ["norm.weight"]
@@ -485,14 +421,10 @@ def test_a_model_keeps_mode_type_and_ties():
     [
         ("llama", {"attention_bias": True}, "attention_bias of hf_model must be False, got True"),
         ("llama", {"mlp_bias": True}, "mlp_bias of hf_model must be False, got True"),
-        ("llama", {"hidden_act": "gelu"}, "hidden_act of hf_model must be silu, got gelu"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act of hf_model must be 'silu', got 'gelu'"),
         ("llama", {"head_dim": 8}, "head_dim of hf_model must be 4, got 8"),
         ("mixtral", {"sliding_window": 16}, "sliding_window of hf_model must be None, got 16"),
-        (
-            "llama",
-            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
-            "rope_type of hf_model must be 'default', got 'linear'",
-        ),
+        ("llama", {"rope_parameters": LINEAR}, "rope_type of hf_model must be 'default', got 'linear'"),
     ],
 )
 def test_what_our_model_lacks(kind, special, message):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_lessons.nn import MoE, SwitchRouter, load_balancing_loss, router_z_loss
+from moe_lessons.nn import MoE, TopKRouter, load_balancing_loss, router_z_loss
 
 pytest.importorskip("transformers", reason="needs the extra hf")
 from transformers import MixtralConfig, OlmoeConfig  # noqa: E402
@@ -54,7 +54,7 @@ def test_load_balancing_loss_is_theirs_over_k(size, padded):
 
 def test_losses_of_switch():
     torch.manual_seed(0)
-    _, routing = MoE(4, 8, 5, 1, router=SwitchRouter(4, 5))(torch.randn(30, 4))
+    _, routing = MoE(4, 8, 5, 1, router=TopKRouter(4, 5, 1))(torch.randn(30, 4))
     theirs = switch.load_balancing_loss_func(routing.router_probs[None], routing.topk_indices[None, :, 0])
     torch.testing.assert_close(load_balancing_loss(routing), theirs)
     torch.testing.assert_close(router_z_loss(routing), switch.router_z_loss_func(routing.router_logits[None]))

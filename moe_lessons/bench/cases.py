@@ -1,0 +1,191 @@
+"""What is compared with what: a list of cases. A case makes functions, which are then timed in turns."""
+
+import copy
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_lessons.hub import FIELDS, convert_model
+from moe_lessons.nn import DISPATCH, SAME_ACTIVE, SAME_TOTAL, LanguageModel, MoE, TransformerConfig, dense_twin, seeded
+from moe_lessons.nn.balancing import load_balancing_loss
+
+PASSES = FORWARD, TRAINING = "forward", "forward + backward"
+AUTO, MIXTURE = "MoE, auto", "MoE"
+HF_WAYS = ("eager", "grouped_mm")  # of transformers, to run the experts
+HF_WAYS_FEW_TOKENS = (*HF_WAYS, "batched_mm")  # which copies the weights of every assignment
+
+Calls = dict[str, Callable[[], object]]
+Layer = namedtuple("Layer", "E K T D F")  # the sizes of an MoE layer, and how many tokens it gets
+PLAYGROUND = Layer(E=8, K=2, T=256, D=16, F=4)
+COARSE = Layer(E=8, K=2, T=2048, D=256, F=512)  # few large experts, as in Mixtral
+FINE = Layer(E=64, K=8, T=2048, D=256, F=128)  # many small ones, as in OLMoE
+SPARSE = Layer(E=64, K=2, T=2048, D=128, F=128)
+SMALL_MODEL = TransformerConfig(d_model=64, d_ff=64)
+WIDE_MODEL = TransformerConfig(d_model=128, d_ff=128)
+LARGE_MODEL = TransformerConfig(d_model=512, d_ff=1024, num_layers=4, num_heads=8)  # its experts fit into no cache
+
+
+@dataclass(frozen=True)
+class Case:
+    """Functions by name, made when it is their turn. The time of each is divided by that of `baseline`."""
+
+    name: str
+    baseline: str
+    make: Callable[[], Calls]
+    threads: int | None = None  # None: as many as `--threads` says
+
+
+def all_cases(quick: bool = False) -> list[Case]:
+    """The cases in the order of the table. quick: only small ones."""
+    layers = [PLAYGROUND, COARSE, FINE, SPARSE]
+    growing = [COARSE._replace(E=E) for E in (8, 16, 32, 64)]
+    blocks = [Layer(E, 2, T, 256, 128) for E in (8, 64) for T in (4, 64, 512, 4096)]
+    models = {training: [SMALL_MODEL, WIDE_MODEL]}
+    models[decoding] = [SMALL_MODEL, LARGE_MODEL, replace(LARGE_MODEL, num_experts=16)]
+    if quick:
+        layers, blocks, models = layers[:1], blocks[1:2], {make: configs[:1] for make, configs in models.items()}
+        growing = [layer._replace(D=64, F=64) for layer in growing]
+    cases = []
+    for which in PASSES:
+        for layer in layers:
+            threads = 1 if layer == PLAYGROUND else None
+            cases.append(Case(f"{which}, {layer}", SAME_ACTIVE, partial(each_way, layer, which), threads))
+        cases.append(Case(f"{which}, more experts, {growing[0]}", "E=8", partial(more_experts, growing, which)))
+        cases += [Case(f"{which}, {layer}", AUTO, partial(beside_hf, layer, which)) for layer in blocks]
+    for make, configs in models.items():
+        for c in configs:
+            sizes = f"L={c.num_layers}, D={c.d_model}, F={c.d_ff}, E={c.num_experts}, K={c.top_k}"
+            cases.append(Case(f"{make.__name__}, LanguageModel({sizes})", MIXTURE, partial(make, c)))
+    return cases
+
+
+def make_layer(layer: Layer) -> tuple[MoE, Tensor]:
+    """A layer and its tokens (T, D), the same on every call; the router sends about as many to each expert."""
+    with seeded(0):
+        return MoE(layer.D, layer.F, layer.E, layer.K), torch.randn(layer.T, layer.D)
+
+
+def each_way(layer: Layer, which: str) -> Calls:
+    """The layer with 'auto' and in each way of `DISPATCH`, beside the dense FFN of equal active size."""
+    moe, x = make_layer(layer)
+    calls = {SAME_ACTIVE: one_pass(dense_twin(moe, "active"), x, which), AUTO: one_pass(moe, x, which)}
+    for way in DISPATCH:
+        same = copy.copy(moe)  # with the very weights
+        same.dispatch = way
+        calls[f"MoE, {way}"] = one_pass(same, x, which)
+    return calls
+
+
+def more_experts(layers: list[Layer], which: str) -> Calls:
+    """Layers of which only the number of experts grows, with 'auto'."""
+    return {f"E={layer.E}": one_pass(*make_layer(layer), which) for layer in layers}
+
+
+def beside_hf(layer: Layer, which: str) -> Calls:
+    """The layer with 'auto', and Hugging Face's block with the same weights."""
+    sizes = {"d_model": layer.D, "d_ff": layer.F, "num_experts": layer.E, "top_k": layer.K}
+    models, theirs = make_models(TransformerConfig(num_layers=1, **sizes))
+    x = make_layer(layer)[1][None]  # (1, T, D)
+    calls = {AUTO: one_pass(models[MIXTURE].layers[0].ffn, x, which)}
+    ways = HF_WAYS_FEW_TOKENS if layer.T <= 16 else HF_WAYS
+    return calls | in_each_way(theirs, lambda: one_pass(theirs.model.layers[0].mlp, x, which), ways)
+
+
+def one_pass(layer: nn.Module, x: Tensor, which: str) -> Callable[[], tuple[Tensor, ...]]:
+    """A function that runs the layer once: for y, without gradients, or for the gradients of x and of all weights."""
+
+    def forward() -> Tensor:
+        out = layer(x)
+        return out[0] if isinstance(out, tuple) else out  # ours returns its routing too
+
+    if which == FORWARD:
+        return torch.no_grad()(lambda: (forward(),))
+    wanted = [x.requires_grad_(), *layer.parameters()]
+    upstream = torch.ones_like(x)
+    return lambda: torch.autograd.grad(forward(), wanted, upstream)
+
+
+def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageModel], nn.Module | None]:
+    """Our model and its dense twins, by name, and Hugging Face's with the same weights (None without transformers)."""
+    with seeded(0):
+        theirs = hf_model(config, **more) if transformers_version() else None
+        moe = convert_model(theirs) if theirs else LanguageModel(config)
+    return {MIXTURE: moe, SAME_ACTIVE: dense_twin(moe, "active"), SAME_TOTAL: dense_twin(moe, "total")}, theirs
+
+
+def training(config: TransformerConfig, num_sequences: int = 32, num_tokens: int = 64) -> Calls:
+    """Training steps on B sequences of T tokens: the mixture, its dense twins, and Hugging Face's model."""
+    models, theirs = make_models(config, output_router_logits=True)
+    with seeded(0):
+        ids = torch.randint(config.vocab_size, (num_sequences, num_tokens + 1))
+    calls = {name: training_step(model, ids) for name, model in models.items()}
+    return calls | in_each_way(theirs, lambda: training_step(theirs, ids))
+
+
+def training_step(model: nn.Module, ids: Tensor) -> Callable[[], None]:
+    """Forward, backward and AdamW, with the auxiliary loss where there is one."""
+    x, y = ids[:, :-1].contiguous(), ids[:, 1:].flatten()
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-6, fused=True)  # so small that routing stays
+
+    def step() -> None:
+        if isinstance(model, LanguageModel):
+            logits, routings = model(x)
+            balance = sum(load_balancing_loss(routing) for routing in routings)
+        else:
+            out = model(input_ids=x)
+            logits, balance = out.logits, out.aux_loss
+        loss = F.cross_entropy(logits.flatten(0, 1), y) + 0.01 * balance
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def decoding(config: TransformerConfig) -> Calls:
+    """Writing tokens, one by one behind a prompt of one, with a KV cache: the same models as in `training`.
+
+    They are sampled, and the head has weights of its own: else an untrained model writes one token again and again,
+    and finds its experts in the processor's cache.
+    """
+    models, theirs = make_models(replace(config, tied_embedding=False))
+    ids, new = torch.zeros(1, 1, dtype=torch.long), 48 if config.d_model < 256 else 12
+    calls = {name: partial(model.generate, ids, new) for name, model in models.items()}
+    how = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": True, "top_k": 0, "pad_token_id": 0}
+    how["attention_mask"] = torch.ones_like(ids)
+    return calls | in_each_way(theirs, lambda: partial(theirs.eval().generate, ids, **how), HF_WAYS_FEW_TOKENS)
+
+
+def transformers_version() -> str | None:
+    """The version of transformers, if one is installed that lets the experts run in several ways (5.18 or newer)."""
+    try:
+        import transformers.integrations.moe
+    except ImportError:
+        return None
+    return transformers.__version__
+
+
+def hf_model(config: TransformerConfig, **more) -> nn.Module:
+    """`MixtralForCausalLM` of the same sizes. more: other fields of `MixtralConfig`."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    sizes = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
+    return MixtralForCausalLM(MixtralConfig(**sizes, eos_token_id=None, **more))
+
+
+def in_each_way(model: nn.Module | None, make: Callable[[], Callable], ways: tuple[str, ...] = HF_WAYS) -> Calls:
+    """What `make` makes of a Hugging Face `model`, with each of these implementations of its experts."""
+    call = make() if model else None
+
+    def run(way: str) -> object:
+        if model is None:
+            raise RuntimeError("needs transformers 5.18 or newer: pip install -e '.[hf]'")
+        model.set_experts_implementation(way)
+        return call()
+
+    return {f"HF {way}": partial(run, way) for way in ways}
