@@ -5,17 +5,13 @@ Show a picture in a notebook with `ax.figure`. Panels of live views are function
 """
 # ruff: noqa: F401
 
-from moe_lessons.plots.bench import cost_by_experts, time_ratios
-from moe_lessons.plots.language import attention_heatmap, byte_losses, colored_text, colored_trace, token_path
+from moe_lessons.plots.language import attention_heatmap, byte_losses, colored_trace, token_path
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels._history import RECENT, X_AXES, loss_curve, recent_load, spent
-from moe_lessons.plots.panels.domains import expert_shares_heatmap
-from moe_lessons.plots.panels.film import load_film, tile
-from moe_lessons.plots.panels.heatmap import token_expert_heatmap
-from moe_lessons.plots.panels.layers import layer_loads
-from moe_lessons.plots.panels.load import load_bars
+from moe_lessons.plots.panels.load import layer_loads, tile
 from moe_lessons.plots.panels.loss import loss_curves
-from moe_lessons.plots.panels.territory import territory_map
+from moe_lessons.plots.panels.plane import token_expert_heatmap
+from moe_lessons.plots.panels.text import expert_shares_heatmap
 from moe_lessons.plots.panels.writing import write, written_text
 from moe_lessons.plots.panels.writing import writing_of as writing
 from moe_lessons.plots.still import draw, figure

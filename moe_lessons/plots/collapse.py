@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from moe_lessons.plots.by_layer import grouped_bars
 from moe_lessons.plots.marks import Axis, Band, Line, Panel
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import axes_for, expert_color, expert_hatch, model_inks, name_over, write
+from moe_lessons.plots.theme import annotate, axes_for, expert_color, expert_hatch, model_inks, name_over
 
 
 def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None, theme: str = "light") -> Axes:
@@ -25,8 +26,7 @@ def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = N
     top = 1.08 * max(x.max(), y.max())
     ax.plot([0, top], [0, top], ls=":", lw=0.8, color=ink.muted)
     ax.set(xlim=(0, top), ylim=(0, top))
-    name_over(ax, ink)
-    return ax
+    return name_over(ax, ink)
 
 
 def push_bars(own, others, title: str = "Push on the score of each expert", ax=None, theme: str = "light") -> Axes:
@@ -43,8 +43,7 @@ def push_bars(own, others, title: str = "Push on the score of each expert", ax=N
         ax.bar([0], [0], color=ink.muted, alpha=alpha, label=name)
     ax.axhline(0, lw=1, color=ink.foreground)
     ax.set_xticks(places, [f"E{e}" for e in places])
-    name_over(ax, ink)
-    return ax
+    return name_over(ax, ink)
 
 
 def dead_curves(dead: Mapping[str, Sequence], num_experts: int = 8, ax: Axes | None = None, theme="light") -> Axes:
@@ -62,14 +61,10 @@ def dead_histogram(dead: Mapping[str, Sequence[int]], num_experts: int = 8, ax=N
     """In how many of the routers there are 0, 1, 2, … dead experts: for each name, a count of each router."""
     labels = f"dead experts of {num_experts}", "routers"
     ax, ink = axes_for(ax, theme, 6.4, 3.2, "Dead experts before the first step", *labels)
-    width = 0.8 / len(dead)
-    for i, ((name, counts), color) in enumerate(zip(dead.items(), model_inks(dead))):
-        heights = np.bincount(np.asarray(counts), minlength=num_experts)[:num_experts]
-        places = np.arange(num_experts) + (i - (len(dead) - 1) / 2) * width
-        ax.bar(places, heights, width, color=ink.lines[color], label=name)
+    heights = {name: np.bincount(counts, minlength=num_experts)[:num_experts] for name, counts in dead.items()}
+    grouped_bars(ax, range(num_experts), heights, [ink.lines[i] for i in model_inks(dead)])
     ax.set_xticks(range(num_experts))
-    name_over(ax, ink)
-    return ax
+    return name_over(ax, ink)
 
 
 def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes | None = None, theme="light") -> Axes:
@@ -79,8 +74,8 @@ def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axe
         at, mean = place + np.linspace(-0.2, 0.2, len(values)), np.mean(values)
         ax.plot(at, values, "o", ms=5, color=ink.lines[color], alpha=0.7, mew=0)
         ax.hlines(mean, place - 0.3, place + 0.3, color=ink.foreground, lw=1.6)
-        write(ax, f"{mean:.1%}", (place + 0.33, mean), ink)
+        annotate(ax, f"{mean:.1%}", (place + 0.33, mean), ink)
     ax.set_xticks(range(len(accuracies)), list(accuracies))
     ax.set(xlim=(-0.5, len(accuracies) - 0.25), ylim=(0.6, 1))
-    ax.grid(axis="y", color=ink.grid, lw=0.5)
+    ax.grid(axis="y")
     return ax

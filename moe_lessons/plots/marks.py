@@ -1,19 +1,17 @@
 """What a panel shows, said once: marks and axes, with no word on who draws them.
 
-`still` turns panels into a matplotlib figure (code hosts, nbval, print), `widgets.canvas` sends them to the page.
-Numbers may be of any numpy type; the page gets them as they are, so a small type is a small message: float16 is enough
-for what is only looked at.
+`still` makes a matplotlib figure of panels (code hosts, nbval, print), `widgets.canvas` sends them to the page. Numbers
+may be of any numpy type; a small type is a small message: float16 is enough for what is only looked at.
 
-Marks are linked. `expert` is linked wherever a mark has a column, bar, band or letter for each expert, `token` wherever
-it has a row or point for each token, `model` wherever it has a line, spot, bar or panel for each model. Who points at
-expert 3 in one panel sees it in all.
+Marks are linked: pointing at expert 3 in one panel shows it in all, wherever a mark has a column, bar, band or letter
+for each expert. So are tokens (rows, points) and models (lines, spots, bars, panels).
 
-Colours of lines are numbers, `ink`: 0 the mixture, 1 the dense model with the same active size, 2 the one with the same
-total size, then others (`theme.Theme.lines`); -1 is a pale ghost.
+Colours of lines are numbers, `ink`, see `theme.Theme.lines`: 0 the mixture, 1 and 2 its dense twins of the same active
+and the same total size, then others; -1 is a pale ghost.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high` (low may be the larger: then it runs the other way). ticks: values and their texts, None
-    for round numbers, () for none. link: x axes of the same link show the same vertical line under the pointer."""
+    """From `low` to `high` (low may be the larger). ticks: values and their texts, None for round numbers, () for none.
+    link: x axes of the same link show the same vertical line under the pointer."""
 
     low: float = 0.0
     high: float = 1.0
@@ -33,9 +31,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class Field:
-    """The rectangle of both axes, divided among the experts: z (rows, columns, E) are scores at the points of a regular
-    grid, bottom row first, bilinear in between; each place has the colour of the largest, and a number in each
-    territory says whose it is. Where two scores are linear in x and y, their border is exact on any grid."""
+    """Both axes' rectangle, divided among the experts: z (rows, columns, E) are scores at the points of a regular grid,
+    bottom row first, bilinear in between. Each place has the colour of the largest; a number says whose it is."""
 
     z: Any
 
@@ -71,9 +68,8 @@ class Bars:
 
 @dataclass(frozen=True)
 class Stack:
-    """Bands on top of each other, one for each expert: x (N,), y (N, E), each row with the sum 1.
-
-    second (E,): another reading, as a strip at the right edge."""
+    """Bands on top of each other, one for each expert: x (N,), y (N, E), each row with the sum 1. second (E,): another
+    reading, as a strip at the right edge."""
 
     x: Any
     y: Any
@@ -82,7 +78,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Line:
-    """x (N,), y (N,). ink: see above. model: which one it is, where it is linked. strong: thicker."""
+    """x (N,), y (N,). model: which one it is, where it is linked. strong: thicker."""
 
     x: Any
     y: Any
@@ -104,10 +100,9 @@ class Band:
 
 @dataclass(frozen=True)
 class Points:
-    """x (N,), y (N,). look (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are.
-
-    tokens: whether the points are tokens, the i-th of them token i (else dots on `Cells`), and then selected: the one
-    in a ring. named: what a tip says of a token of look 0 and of look 1."""
+    """x (N,), y (N,). look (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are. tokens:
+    whether the points are tokens, the i-th of them token i. Then selected is in a ring, and a tip says of a token of
+    look 0 and of look 1 what it is `named`."""
 
     x: Any
     y: Any
@@ -120,9 +115,8 @@ class Points:
 
 @dataclass(frozen=True)
 class Spots:
-    """A spot for each model, with a cross over the range of its seeds: x, y, and their ends x_low … y_high, all (N,).
-
-    ink (N,): their colours; names; selected: the one that is strong and named."""
+    """A spot for each model, with a cross over the range of its seeds: x, y, their ends x_low … y_high and ink, all
+    (N,), and its name; selected: the one that is strong and named."""
 
     x: Any
     y: Any
@@ -137,9 +131,8 @@ class Spots:
 
 @dataclass(frozen=True)
 class Parts:
-    """A horizontal bar for each of `rows`, made of parts: values (rows, parts). texts: what stands at the end of each.
-
-    colors: of the parts, as '#rrggbb', the same in both themes. The x axis says what is counted."""
+    """A horizontal bar for each of `rows`, made of parts: values (rows, parts), with names and colors ('#rrggbb', the
+    same in both themes). texts: what stands at the end of each. The x axis says what is counted."""
 
     rows: Sequence[str]
     names: Sequence[str]
@@ -150,9 +143,8 @@ class Parts:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line across the panel at x or at y. kind: 'dash', 'even' (fine dashes), 'limit' (red) or 'mark' (thin).
-
-    name: for the legend."""
+    """A line across the panel at x or at y. kind: 'dash', 'even' (fine dashes), 'limit' (red) or 'mark' (thin). name:
+    for the legend."""
 
     x: float | None = None
     y: float | None = None
@@ -164,7 +156,7 @@ class Rule:
 class Text:
     """Passages in a typewriter's letters, each under its name. With experts, each letter has the colour of the one that
     served it: experts (B,) for all bytes of all passages one after the other, -1: none; sizes (N,): how many bytes each
-    letter has. A letter of several bytes has a narrow box for each further one. says: what a tip says of each byte."""
+    letter has; says: what a tip says of each byte."""
 
     texts: Sequence[str]
     names: Sequence[str] = ()
@@ -175,7 +167,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Texts: a column for each model, a row for each quantity. inks: of the models."""
+    """Texts: a column for each model, in its ink, and a row for each quantity."""
 
     columns: Sequence[str]
     rows: Sequence[str]
@@ -193,8 +185,8 @@ class Panel:
 
     title: str
     marks: Sequence[Any]
-    x: Axis = field(default_factory=Axis)
-    y: Axis = field(default_factory=Axis)
+    x: Axis = Axis()
+    y: Axis = Axis()
     width: int = 4
     height: int = 250
     legend: Sequence[tuple[int, str]] = ()
@@ -205,8 +197,7 @@ class Panel:
 
 MARKS = (Field, Cells, Bars, Stack, Line, Band, Points, Spots, Parts, Rule, Text, Table)
 ARRAYS = set("z y x second low high look expert x_low x_high y_low y_high ink values experts sizes".split())
-_FIELDS = {kind: tuple(f.name for f in fields(kind)) for kind in (*MARKS, Axis, Panel)}
-_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # what a page has no array for, or no use
+PAGE_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # what a page has no array for, or no use
 
 
 def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
@@ -216,32 +207,22 @@ def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
     >>> header["marks"][0]["y"], header["marks"][0]["of"], arrays
     ({'slot': '3.0.y'}, 'expert', {'3.0.y': array([0.5, 0.5], dtype=float32)})
     """
-    marks, arrays = [], {}
+    said, arrays = [], {}
     for number, mark in enumerate(panel.marks):
-        said = {"mark": type(mark).__name__}
-        for name in _FIELDS[type(mark)]:
-            value = getattr(mark, name)
-            if name in ARRAYS and value is not None and not isinstance(value, int | float):
+        header = {name: value for name, value in vars(mark).items() if value is not None}
+        for name, value in header.items():
+            if name in ARRAYS and not isinstance(value, int | float):
                 slot = f"{place}.{number}.{name}"
-                said[name], arrays[slot] = {"slot": slot}, _compact(value)
-            elif value is not None:
-                said[name] = value
-        marks.append(said)
-    header = {name: getattr(panel, name) for name in _FIELDS[Panel]} | {"marks": marks}
-    return header | {name: vars(getattr(panel, name)) for name in ("x", "y")}, arrays
-
-
-def _compact(value) -> np.ndarray:
-    array = np.ascontiguousarray(value)
-    kind = array.dtype.str[1:]
-    if array.dtype.kind in "iu" and array.size and np.abs(array).max() >= 2**31:  # numbers of parameters
-        kind = "f8"
-    return array.astype(_TYPES[kind]) if kind in _TYPES else array
+                array = np.ascontiguousarray(value, "f4" if name == "values" else None)  # some are large
+                arrays[slot] = array.astype(PAGE_TYPES.get(array.dtype.str[1:], array.dtype), copy=False)
+                header[name] = {"slot": slot}
+        said.append({"mark": type(mark).__name__} | header)
+    return vars(panel) | {"marks": said, "x": vars(panel.x), "y": vars(panel.y)}, arrays
 
 
 def experts_axis(count: int) -> Axis:
-    """A place for each expert, E0, E1, …; every second or fourth is named where they would touch."""
-    every = 1 if count <= 8 else 2 if count <= 16 else 4
+    """A place for each expert, E0, E1, …; of more than eight every second, third, … is named."""
+    every = -(-count // 8)
     return Axis(-0.5, count - 0.5, ticks=[(e, f"E{e}") for e in range(0, count, every)])
 
 

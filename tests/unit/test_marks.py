@@ -46,17 +46,14 @@ def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(name):
         assert array.dtype.str[1:] in ("f2", "f4", "u1", "i1", "u2", "i2", "i4")
 
 
-@pytest.mark.parametrize(
-    "given, sent", [("f8", "f4"), ("i8", "i4"), ("u8", "i4"), ("?", "u1"), ("f2", "f2"), ("u1", "u1")]
-)
-def test_numbers_get_a_type_that_a_page_has(given, sent):
-    _, arrays = encode(Panel("", [marks.Bars(np.ones(3, given))]), 0)
-    assert arrays["0.0.y"].dtype == np.dtype(sent)
-
-
-def test_a_tensor_and_every_second_value_are_sent_as_they_are():
-    _, arrays = encode(Panel("", [marks.Line(torch.arange(3), np.arange(6.0)[::2])]), 0)
+def test_numbers_are_sent_as_they_are_in_a_type_that_a_page_has():
+    for given, sent in (("f8", "f4"), ("i8", "i4"), ("u8", "i4"), ("?", "u1"), ("f2", "f2"), ("u1", "u1")):
+        _, arrays = encode(Panel("", [marks.Bars(np.ones(3, given))]), 0)
+        assert arrays["0.0.y"].dtype == np.dtype(sent)
+    parts = marks.Parts(("total",), ("experts",), [[46_000_000_000]], ("#000000",))
+    _, arrays = encode(Panel("", [marks.Line(torch.arange(3), np.arange(6.0)[::2]), parts]), 0)
     assert arrays["0.0.x"].tolist() == [0, 1, 2] and arrays["0.0.y"].tolist() == [0, 2, 4]
+    assert arrays["0.1.values"].item() == pytest.approx(46e9)
 
 
 def test_what_is_not_there_is_left_out_and_an_ink_of_a_line_is_no_array():
@@ -65,13 +62,8 @@ def test_what_is_not_there_is_left_out_and_an_ink_of_a_line_is_no_array():
     assert header["marks"][1]["ink"] == -1 and set(arrays) == {"0.0.y", "0.1.x", "0.1.y"}
 
 
-@pytest.mark.parametrize(
-    "count, names", [(1, ["E0"]), (8, [f"E{e}" for e in range(8)]), (12, ["E0", "E2"]), (32, ["E0", "E4"])]
-)
-def test_experts_are_named_where_there_is_room(count, names):
-    axis = experts_axis(count)
-    assert [text for _, text in axis.ticks][: len(names)] == names and (axis.low, axis.high) == (-0.5, count - 0.5)
-
-
-def test_an_axis_grows_by_halves():
+def test_axes_name_experts_where_there_is_room_and_grow_by_halves():
+    for count, names in ((1, ["E0"]), (8, [f"E{e}" for e in range(8)]), (12, ["E0", "E2"]), (32, ["E0", "E4"])):
+        axis = experts_axis(count)
+        assert [text for _, text in axis.ticks][: len(names)] == names and (axis.low, axis.high) == (-0.5, count - 0.5)
     assert [roomy(value, 200) for value in (0, 200, 201, 500)] == [200, 200, 300, 675]

@@ -1,4 +1,4 @@
-"""The panels of live views, by name. A new one is a file: its module has a function of its own name, view -> Panel.
+"""The panels of live views, by name: each function view -> Panel in a module of this folder is one.
 
 What a view is: see `widgets.loop`. A panel is asked for up to 30 times a second while a model trains, so it never walks
 over all records: see `_history`.
@@ -6,13 +6,17 @@ over all records: see `_history`.
 
 from collections.abc import Callable
 from importlib import import_module
+from inspect import getmembers, isfunction, signature
 from pkgutil import iter_modules
 from typing import Any
 
 from moe_lessons.plots.marks import Panel
-from moe_lessons.plots.panels.film import tile as tile  # of one tile of the balancing laboratory: tile(view, name)
+from moe_lessons.plots.panels.load import tile as tile  # of one tile of the balancing laboratory: tile(view, name)
 
-_modules = [module.name for module in iter_modules(__path__) if not module.name.startswith("_")]
+_modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
 PANELS: dict[str, Callable[[Any], Panel]] = {
-    name.replace("_", " "): getattr(import_module(f"{__name__}.{name}"), name) for name in _modules
+    name.replace("_", " "): function
+    for module in _modules
+    for name, function in getmembers(module, isfunction)
+    if list(signature(function).parameters) == ["view"] and signature(function).return_annotation is Panel
 }

@@ -1,4 +1,4 @@
-"""What panels read of a run. Its records grow with every step, so each of them is read once, and few are kept."""
+"""What panels read of a run. Its records grow with every step, so each of them is read once."""
 
 from weakref import WeakKeyDictionary
 
@@ -15,65 +15,63 @@ X_AXES = {"steps": "step", "FLOPs": "training FLOPs so far", "seconds": "seconds
 
 
 class History:
-    """The records of a run, thinned out to at most `MOST_PLACES` places, evenly spread, and the last step."""
+    """What the records of a run said, a row for each step: number, seconds so far, recent loss and dead experts."""
 
     def __init__(self):
-        self.rows: list[tuple] = []  # of each place: step, seconds so far, recent loss, recent dead experts
-        self._loads: list = []  # of each place, by layer
-        self._every, self._count, self._last, self._seconds = 1, 0, None, 0.0  # every how many steps; what was read
+        self.flops = 0.0  # of a training step
+        self.records: list = []
+        self.rows: list[tuple[float, ...]] = []
 
     def read(self, records: list) -> "History":
         """Read the records that are new. Where the old ones were replaced or taken back, start again."""
-        if self._count and (len(records) < self._count or records[self._count - 1] is not self._last):
-            self.__init__()
-        for i in range(self._count, len(records)):
-            self._seconds += records[i].ms_per_step / 1000
-            if (i + 1) % self._every == 0 or i == len(records) - 1:
-                self._keep(records[max(i + 1 - RECENT, 0) : i + 1], i + 1)
-        self._count, self._last = len(records), records[-1] if records else None
+        known = len(self.rows)
+        if known and (len(records) < known or records[known - 1] is not self._last):
+            self.rows = []
+        for end in range(len(self.rows) + 1, len(records) + 1):
+            recent = records[max(end - RECENT, 0) : end]
+            losses, dead = [r.loss for r in recent[-LOSS_WINDOW:]], [r.dead_experts for r in recent]
+            seconds = (self.rows[-1][1] if self.rows else 0) + recent[-1].ms_per_step / 1000
+            self.rows.append((end, seconds, sum(losses) / len(losses), sum(dead) / len(dead)))
+        self.records, self._last = records, records[-1] if records else None
         return self
 
-    def _keep(self, recent: list, step: int) -> None:
-        if self.rows and self.rows[-1][0] % self._every:  # it was there as the last step
-            del self.rows[-1], self._loads[-1]
-        losses, dead = [record.loss for record in recent[-LOSS_WINDOW:]], [record.dead_experts for record in recent]
-        self.rows.append((step, self._seconds, sum(losses) / len(losses), sum(dead) / len(dead)))
-        self._loads.append(recent[-1].load)
-        if len(self.rows) == MOST_PLACES and step % self._every == 0:  # keep every second one
-            self.rows, self._loads, self._every = self.rows[1::2], self._loads[1::2], 2 * self._every
-
     def column(self, name: str) -> np.ndarray:
-        """(N,): 'steps', 'seconds' so far, or the mean over the last steps of 'loss' or 'dead' experts."""
+        """(N,), thinned: 'steps', 'seconds' so far, or the mean over the last steps of 'loss' or 'dead' experts."""
         place = ("steps", "seconds", "loss", "dead").index(name)
-        return np.array([row[place] for row in self.rows], dtype=np.float32)
+        return np.array([self.rows[i][place] for i in thinned(len(self.rows))], dtype=np.float32)
 
     def loads(self, layer: int, num_experts: int) -> np.ndarray:
-        """(N, E): the load shares of a layer."""
-        return np.array([load[layer] for load in self._loads], np.float32).reshape(-1, num_experts)
+        """(N, E), thinned: the load shares of a layer."""
+        loads = [self.records[i].load[layer] for i in thinned(len(self.rows))]
+        return np.array(loads, np.float32).reshape(-1, num_experts)
 
 
 _histories: WeakKeyDictionary[Run, History] = WeakKeyDictionary()
-_flops: WeakKeyDictionary[Run, float] = WeakKeyDictionary()  # of a training step
+
+
+def thinned(count: int) -> np.ndarray:
+    """Of `count` places at most `MOST_PLACES`, evenly spread, and the last one."""
+    every = 1
+    while count >= every * MOST_PLACES:
+        every *= 2
+    return np.union1d(np.arange(every - 1, count, every), np.arange(count)[-1:])
 
 
 def history(run: Run) -> History:
     """The history of a run, up to date."""
-    if run not in _histories:
-        _histories[run] = History()
-    return _histories[run].read(run.records)
+    return _histories.setdefault(run, History()).read(run.records)
 
 
 def spent(run: Run, x_axis: str, steps=None) -> np.ndarray:
-    """What a run has spent by each of `steps`, or by each place of its history: 'steps', 'FLOPs' of training on all
-    tokens, or 'seconds'."""
+    """What a run has spent by each of `steps`, or by each place of its history: 'steps', 'FLOPs' or 'seconds'."""
     past = history(run)
     at = past.column("steps") if steps is None else np.asarray(steps, dtype=float)
     if x_axis == "seconds":
         return np.interp(at, np.append(0, past.column("steps")), np.append(0, past.column("seconds")))
-    if x_axis == "FLOPs" and run not in _flops:
+    if x_axis == "FLOPs" and not past.flops:
         tokens = run.batch_size * getattr(run.task, "context", 1)  # of a step: an example is a point, or a sequence
-        _flops[run] = tokens * flops_per_token(run.model, training=True)
-    return at.astype(float) * _flops[run] if x_axis == "FLOPs" else at
+        past.flops = tokens * flops_per_token(run.model, training=True)
+    return at.astype(float) * past.flops if x_axis == "FLOPs" else at
 
 
 def loss_curve(run: Run, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,10 +86,11 @@ def recent_load(run: Run, layer: int = 0) -> list[float]:
 
 def num_experts(view) -> int:
     """E of the layer that a view shows; ValueError where there is none."""
-    found, name = view.main_run.num_experts, type(view.main_run.model).__name__
-    if not found:
+    run = view.main_run
+    if not run.num_experts:
+        name = type(run.model).__name__
         raise ValueError(f"panels that show experts need a mixture of experts, got {name} without one")
-    return found[view.layer]
+    return run.num_experts[view.layer]
 
 
 def of_layer(title: str, view) -> str:

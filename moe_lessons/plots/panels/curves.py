@@ -1,8 +1,8 @@
-"""The tiles of the balancing laboratory over the steps, coloured by what became of them."""
+"""The tiles of the balancing laboratory: over the steps, and balance against quality; coloured by their outcome."""
 
 import numpy as np
 
-from moe_lessons.plots.marks import Axis, Band, Line, Panel, roomy
+from moe_lessons.plots.marks import Axis, Band, Line, Panel, Spots, roomy
 from moe_lessons.plots.panels._history import history
 
 CURVES = {  # name -> title, the most there can be with E experts, what of a reading
@@ -14,41 +14,50 @@ OUTCOMES = {4: "no dead expert", 1: "fewer dead than {}", 5: "as many dead or mo
 WITH_NOISE = 2  # an ink whose line is dotted
 
 
-def outcomes(view) -> list[int]:
-    """The ink of each tile, by its last reading: see `OUTCOMES`. It is compared with 'nothing' or, where there is no
-    such tile, with the worst. Before the first step all are grey."""
-    dead = {name: float(np.mean(tile.readings[-1].dead)) for name, tile in view.tiles.items()}
-    plain = dead.get("nothing", max(dead.values()))
-    has_begun = any(tile.step > 0 for tile in view.tiles.values())
-    return [5 if not has_begun else 4 if mean == 0 else 1 if mean < plain else 5 for mean in dead.values()]
-
-
-def legend(view, inks: list[int]) -> list[tuple[int, str]]:
-    """Each outcome that occurs, with the names of its tiles."""
+def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
+    """The ink of each tile, by its last reading, and for the legend each outcome with the names of its tiles. A tile is
+    compared with 'nothing' or, where there is no such tile, with the worst. Before the first step all are grey."""
     if not any(tile.step for tile in view.tiles.values()):
-        return [(5, "all start alike")]
-    names = {ink: ", ".join(name for name, own in zip(view.tiles, inks) if own == ink) for ink in OUTCOMES}
-    plain = "nothing" if "nothing" in view.tiles else "the worst"
-    return [(ink, f"{OUTCOMES[ink].format(plain)}: {names[ink]}") for ink in OUTCOMES if names[ink]]
+        return [5] * len(view.tiles), [(5, "all start alike")]
+    dead = {name: float(np.mean(tile.readings[-1].dead)) for name, tile in view.tiles.items()}
+    plain, called = dead.get("nothing", max(dead.values())), "nothing" if "nothing" in dead else "the worst"
+    inks = [4 if mean == 0 else 1 if mean < plain else 5 for mean in dead.values()]
+    names = {ink: ", ".join(name for name, own in zip(dead, inks) if own == ink) for ink in OUTCOMES if ink in inks}
+    return inks, [(ink, f"{OUTCOMES[ink].format(called)}: {own}") for ink, own in names.items()]
 
 
 def curves(view) -> Panel:
     """A line for each tile, the mean of its seeds. That of the selected tile is strong, its band reaches from the
     lowest to the highest seed; dotted: the same in training, with noise."""
     title, most, quantity = CURVES[view.curve]
-    inks, lines, own = outcomes(view), [], []
-    for model, (name, tile) in enumerate(view.tiles.items()):
+    (inks, legend), marks = outcomes(view), []
+    for name in sorted(view.tiles, key=lambda name: name == view.selected):  # the selected one on top
+        tile, model, is_own = view.tiles[name], list(view.tiles).index(name), name == view.selected
         steps = np.array([reading.step for reading in tile.readings], "f4")
-        values, ink = np.array([getattr(reading, quantity) for reading in tile.readings], "f4"), inks[model]  # (N, S)
-        line = Line(steps, values.mean(axis=1), "", ink, model, name == view.selected)
-        if name != view.selected:
-            lines.append(line)
-            continue
-        own = [Band(steps, values.min(axis=1), values.max(axis=1), ink), line]
-        if quantity == "dead" and tile.is_noisy and tile.step > 0:
+        values = np.array([getattr(reading, quantity) for reading in tile.readings], "f4")  # (N, S)
+        if is_own:
+            marks.append(Band(steps, values.min(axis=1), values.max(axis=1), inks[model]))
+        marks.append(Line(steps, values.mean(axis=1), "", inks[model], model, is_own))
+        if is_own and quantity == "dead" and tile.is_noisy and tile.step > 0:
             past = history(tile.band)
-            own.append(Line(past.column("steps"), past.column("dead"), f"{name}, with noise", WITH_NOISE, None, False))
+            marks.append(Line(*map(past.column, ("steps", "dead")), f"{name}, with noise", WITH_NOISE, strong=False))
     title += f" without noise (mean of {view.seeds})" if view.seeds > 1 else " without noise"
     x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
     y = Axis(0, float(most(view.num_experts)))
-    return Panel(title, [*lines, *own], x, y, width=6, legend=legend(view, inks))
+    return Panel(title, marks, x, y, width=6, legend=legend)
+
+
+def balance(view) -> Panel:
+    """How evenly the load lies (across) against how often the model is right (up), with a cross from the lowest to the
+    highest seed. The axes reach from even to the widest variation, and from the lowest accuracy to 1, in large steps.
+    """
+    last, names, (inks, legend) = [tile.readings[-1] for tile in view.tiles.values()], list(view.tiles), outcomes(view)
+    x, y = np.array([r.variation for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
+    ends = x.min(axis=1), x.max(axis=1), y.min(axis=1), y.max(axis=1)
+    selected = names.index(view.selected)
+    spots = Spots(x.mean(axis=1), y.mean(axis=1), *ends, np.array(inks, "u1"), names, selected)
+    right = next((stop for stop in (0.5, 1, 1.5, 2, 2.7) if stop >= x.max()), 1.05 * float(x.max()))
+    bottom = next(stop for stop in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= y.min())
+    axes = Axis(0, right, "variation of the load (0: even)"), Axis(bottom, 1, "accuracy")
+    title = "Balance and quality: up and to the left is better"
+    return Panel(title, [spots], *axes, width=6, legend=legend)

@@ -1,12 +1,19 @@
-"""How busy each expert is now."""
+"""How busy the experts are, now and over time, and who gets the gradient."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
 from matplotlib.axes import Axes
 
-from moe_lessons.plots.marks import Axis, Bars, Panel, Rule, experts_axis
-from moe_lessons.plots.panels._history import as_array, num_experts, of_layer, recent_load
+from moe_lessons.nn import Routing, is_moe
+from moe_lessons.plots.marks import Axis, Bars, Cells, Panel, Points, Rule, Stack, experts_axis, roomy
+from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load, thinned
 from moe_lessons.plots.still import plot
+from moe_lessons.training import is_dead
 
-TITLE = "Load of each expert"
+TITLE, FILM_TITLE = "Load of each expert", "Load share over time"
+HOTTEST = 3.0  # multiples of the even share: from here on all look alike
 
 
 def load_panel(load, capacity=None, clean=None, title=TITLE, of="assignments", clean_name="without noise") -> Panel:
@@ -32,6 +39,80 @@ def load(view) -> Panel:
     return load_panel(shares, factor and factor / experts, clean if run.knobs.is_noisy else None, of_layer(TITLE, view))
 
 
-def load_bars(load, capacity: float | None = None, clean=None, ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Draw the load (E,) of each expert as shares that sum to 1. See `load_panel`."""
-    return plot(load_panel(load, capacity, clean), ax, theme)
+def gradient(view) -> Panel:
+    """The share of the gradient norms that each expert's weights got in the last steps; a tick: its share of the load.
+    The run must have `expert_gradients`, as a `WatchedRun`."""
+    run = view.main_run
+    total = np.sum(run.expert_gradients[-RECENT:] or [np.zeros(num_experts(view))], axis=0)  # (E,)
+    load = recent_load(run) if run.records else view.clean_load
+    return load_panel(total / (total.sum() or 1), None, load, "Gradient of each expert", "gradient norm", "its load")
+
+
+def layers_panel(wanted: np.ndarray, selected: int | None = None) -> Panel:
+    """A row for each MoE layer, a column for each expert, coloured by its load in multiples of the even share; a red
+    cross where it is dead. wanted (layers, E): which share of the tokens wants each.
+
+    Each row is read by itself: two layers that have collapsed onto different experts are not even together."""
+    rows, experts = wanted.shape
+    load = experts * wanted / np.maximum(wanted.sum(axis=1, keepdims=True), 1e-9)
+    cells = Cells(load.astype("f4"), even=1.0, most=HOTTEST, rows="layer", selected=selected)
+    layer, expert = (place.astype("u1") for place in np.nonzero(is_dead(wanted)))
+    y = Axis(rows - 0.5, -0.5, "layer", [(row, str(row)) for row in range(rows)])
+    crosses = Points(expert, layer, np.full(len(layer), 2, "u1"), expert)
+    return Panel("Load of each layer, × dead", [cells, crosses], experts_axis(experts), y)
+
+
+def layers(view) -> Panel:
+    """The loads of the last steps; a frame around the layer that the other panels show."""
+    run, wanted = view.main_run, np.full((len(view.main_run.num_experts), num_experts(view)), np.nan)
+    if run.records:
+        top_k = np.array([[module.top_k] for module in run.model.modules() if is_moe(module)])  # (layers, 1)
+        wanted = top_k * np.mean([record.load for record in run.records[-RECENT:]], axis=0)  # (layers, E)
+    return layers_panel(wanted, view.layer if len(wanted) > 1 else None)
+
+
+def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str = "light") -> Axes:
+    """Draw the load of each expert in each layer: `routings` has one `Routing` for each. See `layers_panel`."""
+    if len({routing.num_experts for routing in routings}) != 1:
+        got = [routing.num_experts for routing in routings]
+        raise ValueError(f"routings must be one or more Routings with one number of experts, got {got}")
+    wanted = np.array([(r.demand_per_expert / max(r.num_tokens, 1)).tolist() for r in routings])
+    return plot(layers_panel(wanted), ax, theme, 5.6, 1.2 + 0.3 * len(routings))
+
+
+def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, of="assignments", clean=None) -> Panel:
+    """The share of each expert at every step, stacked to 1: steps (N,), loads (N, E). Fine dashes: where even shares
+    lie. marks: steps at which something was changed. clean (E,): another reading of now, a strip at the right edge."""
+    steps, loads = as_array(steps, "f4"), as_array(loads, "f4")
+    experts, last = loads.shape[1], float(steps[-1]) if len(steps) else 0.0
+    rules = [Rule(y=expert / experts, kind="even") for expert in range(1, experts)]
+    rules += [Rule(x=float(step), kind="mark") for step in marks]
+    x, y = Axis(0, roomy(last, first_x), "step", link="step"), Axis(0, 1, f"share of {of}")
+    return Panel(title, [Stack(steps, loads, clean), *rules], x, y)
+
+
+def film(view) -> Panel:
+    """The load of the layer that the view shows, at every step."""
+    past = history(view.main_run)
+    loads, title = past.loads(view.layer, num_experts(view)), of_layer(FILM_TITLE, view)
+    return film_panel(past.column("steps"), loads, view.marks, view.first_x, title)
+
+
+def gradient_film(view) -> Panel:
+    """Which share of the gradient norms each expert's weights got, at every step; nothing where all stand still."""
+    gradients = view.main_run.expert_gradients
+    at = thinned(len(gradients))
+    norms = np.array([gradients[i] for i in at]).reshape(len(at), num_experts(view))  # (N, E)
+    at, norms = at[norms.sum(axis=1) > 0], norms[norms.sum(axis=1) > 0]
+    shares = norms / norms.sum(axis=1, keepdims=True)
+    return film_panel(at + 1, shares, view.marks, view.first_x, "Gradient share over time", "gradient norm")
+
+
+def tile(view, name: str) -> Panel:
+    """The film of one tile of the balancing laboratory, of its first seed, with its numbers under it. The strip at the
+    right edge is the reading without noise, where there is any."""
+    shown, past, model = view.tiles[name], history(view.tiles[name].band), list(view.tiles).index(name)
+    clean = shown.clean[0] if shown.is_noisy and shown.clean is not None else None
+    made = film_panel(past.column("steps"), past.loads(0, view.num_experts), shown.marks, title=name, clean=clean)
+    axes = {"x": replace(made.x, label=""), "y": Axis(0, 1, ticks=()), "width": 3, "height": 150}
+    return replace(made, **axes, caption=view.caption(shown), model=model, selected=name == view.selected)

@@ -1,6 +1,6 @@
 """What a language model writes while it learns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 from matplotlib.axes import Axes
@@ -13,16 +13,14 @@ from moe_lessons.tasks import decode, encode
 
 PROMPT = 8  # bytes that a model is given, to go on from
 LENGTH = 120  # characters that are shown of each text
-TITLE = "What it writes"
 
 
 def writing(view) -> Panel:
     """How the model goes on from the beginning of a held-out line of each domain."""
     run, task = view.main_run, view.main_run.task
-    if not isinstance(run.model, LanguageModel):
-        raise ValueError(f"model must be a LanguageModel where it writes, got {type(run.model).__name__}")
-    if not hasattr(task, "held_out"):
-        raise ValueError(f"task must be a TextTask where the model writes, got {type(task).__name__}")
+    if not isinstance(run.model, LanguageModel) or not hasattr(task, "held_out"):
+        got = f"{type(run.model).__name__} with {type(task).__name__}"
+        raise ValueError(f"model must be a LanguageModel with a TextTask where it writes, got {got}")
     ids, _, domain = task.held_out(8)
     prompts = []
     for rows in (ids[domain == number] for number in range(len(task.domains))):
@@ -34,28 +32,27 @@ def writing(view) -> Panel:
         return written_panel(task.domains, map(decode, run.model.generate(prompts, num_bytes, temperature=0.7)))
 
 
-def writing_of(prompts: Mapping[str, str], num_bytes: int = 80, temperature: float = 0.7) -> Callable[..., Panel]:
+def writing_of(prompts: Mapping[str, str], num_bytes: int = 80) -> Callable[..., Panel]:
     """A panel in which the model of the first run goes on from each of your prompts, by name: see `write`."""
 
     def panel(view) -> Panel:
-        model = view.main_run.model
-        return written_panel(prompts, [write(model, text, num_bytes, temperature) for text in prompts.values()])
+        return written_panel(prompts, [write(view.main_run.model, text, num_bytes) for text in prompts.values()])
 
     return panel
 
 
-def written_panel(names, texts, title: str = TITLE) -> Panel:
+def written_panel(names: Collection[str], texts: Iterable[str], title: str = "What it writes") -> Panel:
     """Texts under their names."""
     return Panel(title, [Text(list(texts), tuple(names))], width=6, height=40 + 70 * len(names))
 
 
-def write(model: LanguageModel, prompt: str, num_bytes: int = 80, temperature: float = 0.7, seed: int = 0) -> str:
+def write(model: LanguageModel, prompt: str, num_bytes: int = 80, seed: int = 0) -> str:
     """The prompt and how a model of bytes goes on from it: see `LanguageModel.generate`."""
     ids = encode(prompt)[None].to(model.embed.weight.device)  # (1, T)
-    with torch_threads(1):  # single tokens of a small model: a second thread only costs
-        return decode(model.generate(ids, num_bytes, temperature=temperature, seed=seed)[0])
+    with torch_threads(1):
+        return decode(model.generate(ids, num_bytes, temperature=0.7, seed=seed)[0])
 
 
-def written_text(texts: Mapping[str, str], title: str = TITLE, ax: Axes | None = None, theme: str = "light") -> Axes:
+def written_text(texts: Mapping[str, str], title: str = "What it writes", theme: str = "light") -> Axes:
     """Show texts under their names. A line break is shown as ↵ and what cannot be drawn as ·."""
-    return plot(written_panel(texts, texts.values(), title or TITLE), ax, theme, 8)
+    return plot(written_panel(texts, texts.values(), title), None, theme, 8)
