@@ -1,4 +1,4 @@
-"""What is touched: live training, the laboratories, and calculators. Read `loop`, `live`, `lab`, then `playground`."""
+"""What is touched: live views, laboratories, calculators. Read `picture`, `loop`, `live`, `lab`, then `playground`."""
 
 from moe_lessons.widgets.balancing import BalancingLab
 from moe_lessons.widgets.calculators import CostCalculator, DecodingCalculator

@@ -332,7 +332,7 @@ class View {
     const notice = this.isStale ? "The kernel was restarted: run this cell again." : "";
     if (++this.turn % 4 === 0) for (const card of this.cards.values()) card.tell?.();
     this.notice ??= set(make("div", "moe-stale"), { role: "status" });
-    if (this.notice.parentNode !== home) home.prepend(this.notice);
+    if (this.notice.parentNode !== home) home.prepend(this.notice), home.addEventListener("keydown", keepKeys);
     if (this.notice.textContent !== notice) this.notice.textContent = notice;
     for (let part = this.el; part !== home; part = part.parentNode) // no controls that nothing answers
       for (const one of part.parentNode.children) one.inert = this.isStale && one !== part && one !== this.notice;
@@ -343,11 +343,17 @@ class View {
       // ipywidgets leave the handles of sliders without names, and their stops without words
       if (handle && label) set(handle, { "aria-label": label, "aria-valuetext": readout?.textContent ?? "" });
       if (readout && label) set(readout, { "aria-label": `${label} value`, role: "textbox" });
-      if (!Object.hasOwn(tips, label)) continue;
-      for (const element of [handle, input].filter(Boolean)) set(element, { "aria-description": tips[label] });
-      set(row, { title: tips[label] });
+      const tip = tips[input?.type === "checkbox" ? `☐ ${label}` : label]; // a slider may have the same name
+      if (!tip) continue;
+      for (const element of [handle, input].filter(Boolean)) set(element, { "aria-description": tip });
+      set(row, { title: tip });
     }
   }
+}
+
+// Arrows move in a list or on a slider: the notebook would take them to go to another cell.
+function keepKeys(event) {
+  if (event.target.matches("select, .noUi-handle") && /^(Arrow|Page|Home|End)/.test(event.key)) event.stopPropagation();
 }
 
 const spoken = ({ title, rows }) => [title, ...rows.map(([, name, value]) => `${name} ${value}`.trim())].join(", ");

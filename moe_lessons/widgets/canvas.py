@@ -9,12 +9,13 @@ from typing import Any
 import anywidget
 import numpy as np
 
+from moe_lessons.errors import is_whole
 from moe_lessons.plots.marks import Panel, encode
 from moe_lessons.plots.theme import PALETTE, RED, THEMES
 
 HERE = Path(__file__).parent
 LOOK = {"palette": PALETTE, "red": RED} | {name: theme.lines for name, theme in THEMES.items()}
-IN_FLIGHT, EVERY = 8, 4  # pictures unanswered at most; every fourth asks for an answer, which is as dear as a picture
+IN_FLIGHT, EVERY = 8, 4  # pictures unanswered at most; every fourth asks for an answer, which costs as much
 FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the next picture is tried
 
 
@@ -38,7 +39,6 @@ class LiveCanvas(anywidget.AnyWidget):
         super().__init__()
         self.on_pick = on_pick
         self.frame = self.answered = 0  # numbers of pictures: the last one sent, the last one drawn
-        self.bytes_sent = 0
         self.behind = 1.0  # how many pictures the page gets for each that it draws
         self.panels: dict[int, Panel] = {}  # what was shown last, by place
         self.words: dict[str, Any] = {}
@@ -53,7 +53,7 @@ class LiveCanvas(anywidget.AnyWidget):
         """Whether the page has kept up, or has been silent for so long that one more picture is worth a try."""
         return self.frame - self.answered < IN_FLIGHT or time.monotonic() - self._sent_at > self._patience
 
-    def show(self, panels: dict[int, Panel], count: int | None = None, **words: Any) -> None:
+    def show(self, panels: dict[int, Panel], count: int, **words: Any) -> None:
         """Send panels by their place (the others stay), and whatever else the page says in text. count: how many
         panels there are from now on."""
         with self._lock:
@@ -61,17 +61,13 @@ class LiveCanvas(anywidget.AnyWidget):
             for place, panel in panels.items():
                 header, its_arrays = encode(panel, place)
                 if header != self._headers.get(place):
-                    headers[place] = self._headers[place] = header
-                arrays |= {slot: a for slot, a in its_arrays.items() if not _same(a, self._arrays.get(slot))}
-            self.panels |= panels
-            self._arrays |= arrays
-            words = {name: value for name, value in words.items() if self.words.get(name, self) != value}
+                    headers[place] = header
+                arrays |= {slot: a for slot, a in its_arrays.items() if not is_same(a, self._arrays.get(slot))}
+            words = {n: value for n, value in (words | {"count": count}).items() if self.words.get(n, self) != value}
             self.words |= words
-            if count is not None and count != self.words.get("count"):
-                words["count"] = self.words["count"] = count
-                for place in [place for place in self._headers if place >= count]:
-                    del self._headers[place], self.panels[place]
-                self._arrays = {slot: a for slot, a in self._arrays.items() if int(slot.split(".")[0]) < count}
+            self.panels = {place: panel for place, panel in (self.panels | panels).items() if place < count}
+            self._headers = {place: header for place, header in (self._headers | headers).items() if place < count}
+            self._arrays = {s: a for s, a in (self._arrays | arrays).items() if int(s.split(".")[0]) < count}
             self._send_frame(headers, arrays, words)
 
     def _send_frame(self, headers: dict, arrays: dict[str, np.ndarray], words: dict, **more: Any) -> None:
@@ -88,26 +84,22 @@ class LiveCanvas(anywidget.AnyWidget):
         content = {"frame": self.frame, "panels": headers, "slots": slots, "words": words, **more}
         if is_a_try or self.frame % EVERY == 0:
             content["answer"] = True
-        self.bytes_sent += size
         self.send(content, [b"".join(parts)])
 
     def _hear(self, _, content: Any, buffers) -> None:
         """What a page says; anything else than it can say is ignored."""
         content = content if isinstance(content, dict) else {}
         drawn, behind = content.get("drawn"), content.get("behind", 1)
-        if _is_whole(drawn) and self.answered < drawn <= self.frame:
+        if is_whole(drawn, self.answered + 1, self.frame):
             self.answered, self._patience = drawn, FIRST_PATIENCE
             self.behind = min(max(1.0, behind), 10.0) if isinstance(behind, int | float) else 1.0  # NaN: 1
         elif content.get("hello") is True:
             with self._lock:
                 self._send_frame(self._headers, self._arrays, self.words, look=LOOK, answer=True)
-        elif isinstance(content.get("pick"), str) and _is_whole(content.get("index")):
+        elif isinstance(content.get("pick"), str) and is_whole(content.get("index"), 0):
             self.on_pick(content["pick"], content["index"])
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _same(one: np.ndarray, other: np.ndarray | None) -> bool:
-    return other is not None and one.dtype == other.dtype and one.shape == other.shape and np.array_equal(one, other)
+def is_same(one: np.ndarray, other: np.ndarray | None) -> bool:
+    """Whether a page that has the one needs no other."""
+    return other is not None and one.dtype == other.dtype and np.array_equal(one, other)

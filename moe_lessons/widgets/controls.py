@@ -1,13 +1,12 @@
 """Controls, made from the table of knobs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ipywidgets as W
 import traitlets
 
-from moe_lessons.errors import is_whole
-from moe_lessons.knobs import KNOBS, Box, Reach
+from moe_lessons.training.knobs import KNOBS, Box, Reach
 
 
 def control(name: str, stops: Any = None) -> W.Widget:
@@ -30,7 +29,7 @@ def control(name: str, stops: Any = None) -> W.Widget:
     return made
 
 
-def named_stops(stops: Sequence[float]) -> list[tuple[str, float]]:
+def named_stops(stops: Iterable[float]) -> list[tuple[str, float]]:
     """Numbers with what a slider says of them: whole ones with commas, and of the others 0 as 'off'."""
     names = (f"{s:,}" if isinstance(s, int) else "off" if s == 0 else f"{s:g}" for s in stops)
     return list(zip(names, stops))
@@ -48,13 +47,6 @@ def move(widget: W.Widget, value: Any) -> None:
         widget.value = value
 
 
-def check_seed(seed: int, name: str = "seed") -> int:
-    """The seed if its box can show it, else ValueError."""
-    if not is_whole(seed, 0, Box().high):
-        raise ValueError(f"{name} must be a whole number from 0 to {Box().high}, got {seed!r}")
-    return int(seed)
-
-
 def heading(text: str) -> W.HTML:
     """What the controls under it have in common."""
     return W.HTML(f'<div class="moe-group">{text}</div>')
@@ -67,31 +59,29 @@ class Boxes(W.Box):
 
     value = traitlets.Tuple()
 
-    def __init__(self, name: str, names: Sequence[str], what: Callable[[str], str] = str):
+    def __init__(self, name: str, names: Iterable[str], what: Callable[[str], str] = str):
         self.boxes: dict[str, W.Checkbox] = {}
         super().__init__([W.HTML(f"{KNOBS[name].label}:")])
         self.add_class("moe-bar")
         self.tip, self.what = KNOBS[name].tip, what
         self.add(names)
-        self.observe(self._tick, "value")
 
-    def add(self, names: Sequence[str]) -> None:
+    def add(self, names: Iterable[str]) -> None:
         """Make boxes for names that have none yet."""
         for name in names:
             if name not in self.boxes:
-                tip = self.tip.format(self.what(name))
-                box = W.Checkbox(False, description=name, tooltip=tip, indent=False, layout=W.Layout(width="auto"))
-                box.observe(self._ticked, "value")
-                self.boxes[name] = box
+                tip, layout = self.tip.format(self.what(name)), W.Layout(width="auto")
+                self.boxes[name] = W.Checkbox(False, description=name, tooltip=tip, indent=False, layout=layout)
+                self.boxes[name].observe(self._ticked, "value")
         self.children = (self.children[0], *self.boxes.values())
 
-    def _ticked(self, _: Any) -> None:
-        self.value = tuple(name for name, box in self.boxes.items() if box.value)
+    def _ticked(self, change: dict[str, Any]) -> None:
+        name, is_ticked = change["owner"].description, change["new"]
+        if is_ticked != (name in self.value):
+            self.value = tuple(n for n in self.boxes if (is_ticked if n == name else n in self.value))
 
+    @traitlets.observe("value")
     def _tick(self, change: dict[str, Any]) -> None:
         self.add(change["new"])
         for name, box in self.boxes.items():
-            if box.value != (name in change["new"]):
-                box.unobserve(self._ticked, "value")
-                box.value = name in change["new"]
-                box.observe(self._ticked, "value")
+            box.value = name in change["new"]

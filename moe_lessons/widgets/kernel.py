@@ -1,5 +1,7 @@
 """One thing that the kernel must do for a control to answer while a cell awaits."""
 
+import sys
+
 
 def answer_where_the_page_asks() -> None:
     """Have ipykernel 7.4 handle the messages of a control in the subshell that the page names, as it did before.
@@ -8,9 +10,6 @@ def answer_where_the_page_asks() -> None:
     the cells: a message that arrives there while a cell awaits gets no answer that ends it, the page keeps the next
     value back, and the control is dead.
     """
-    try:
-        from ipykernel.comm.comm import BaseComm
-    except ImportError:  # no notebook
-        return
-    if hasattr(BaseComm, "_reply_subshell_for"):
-        BaseComm._reply_subshell_for = lambda self, data, default: default
+    comm = getattr(sys.modules.get("ipykernel.comm.comm"), "BaseComm", None)  # a notebook's kernel has loaded it
+    if hasattr(comm, "_reply_subshell_for"):
+        comm._reply_subshell_for = lambda self, data, default: default

@@ -5,16 +5,17 @@ what is looked at; which panels there are; how values are checked and runs are m
 """
 
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import ipywidgets as W
 
+from moe_lessons.analysis.load import describe_load
 from moe_lessons.errors import check_choice, is_whole
-from moe_lessons.knobs import TRAINING
-from moe_lessons.plots.panels._history import RECENT, X_AXES
+from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
 from moe_lessons.training import Run
-from moe_lessons.widgets.controls import Boxes, control, heading, move
+from moe_lessons.training.knobs import KNOBS, TRAINING, Box
+from moe_lessons.widgets.controls import control, heading, move
 from moe_lessons.widgets.live import LiveRun
 
 
@@ -28,26 +29,37 @@ class Lab(LiveRun):
     START: tuple[str, ...] = ()  # a change of these starts afresh
     LIVE: tuple[str, ...] = tuple(TRAINING)  # these apply to the next step
     LOOK: tuple[str, ...] = ("x_axis",)  # these change nothing
-    USUAL: dict[str, Any] = {}  # what `repr` leaves out
-    can_reset = True
+    PICKED: dict[str, str] = {}  # what can be clicked in a panel, and the value that its number selects
+    SAME = "task"  # losses are compared with those of an earlier run where this value is the same
+    USUAL: dict[str, Any] = {}  # all arguments, for `repr`: the first is written without its name
 
     def __init__(self, values, panels, *, given: Collection[str] = (), play=0, max_steps=1500, columns=3):
-        self.values = self.check({"x_axis": "steps"} | values, given)
+        self.values = self.check({"x_axis": "steps", "panels": panels} | values, given)
         self.inputs: dict[str, W.Widget] = {}
         self._moved: set[str] = set()  # controls that have moved and are not applied yet
         self._touched: list[str] = []  # those that have moved since, of which `_mark` has posted a note
         self._showing: int | None = None  # the thread on which controls are moved by us
-        super().__init__(self.make_runs(self.values), panels, play=play, max_steps=max_steps, columns=columns)
+        self._start(self.values)
+        super().__init__(self.runs, panels, play=play, max_steps=max_steps, columns=columns)
 
     # --- what a subclass says ---
 
-    def stops(self, name: str) -> Any:
-        """What a control has to choose from, where the table does not say it."""
-        return {"x_axis": tuple(X_AXES), "top_k": range(1, self.values.get("num_experts", 1) + 1)}.get(name)
+    def stops(self, name: str, values: dict[str, Any]) -> Any:
+        """What a control has to choose from, with these values."""
+        if name == "top_k":
+            return range(1, values["num_experts"] + 1)
+        return tuple(X_AXES) if name == "x_axis" else KNOBS[name].stops
 
     def check(self, values: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """The values, or ValueError. given: those that must apply, where the others may be idle."""
-        check_choice("x_axis", values["x_axis"], X_AXES)
+        for name in self.START + self.LOOK:
+            value, stops = values[name], self.stops(name, values)
+            if isinstance(stops, Box) or (isinstance(stops, range) and name in self.LOOK):
+                low, high = (0, stops.high) if isinstance(stops, Box) else (stops[0], stops[-1])
+                if not is_whole(value, low, high):
+                    raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+            elif stops and isinstance(stops[0], str):
+                check_choice(name, value, stops)
         idle = self.idle(values)
         for name in self.LIVE:
             knob = TRAINING[name]
@@ -64,36 +76,26 @@ class Lab(LiveRun):
         """The controls that do nothing with these values, and why."""
         return {}
 
-    def turn(self, values: dict[str, Any], before: dict[str, Any]) -> None:
+    def turn(self, values: dict[str, Any]) -> None:
         """Apply what is live to the runs."""
-        for name, value in self.in_force(values).items():
+        knobs = self.in_force(values)
+        for name, value in knobs.items():
             setattr(self.main_run.knobs, name, value)
+        for run in self.runs.values():
+            run.knobs.lr = knobs.get("lr", run.knobs.lr)
 
-    def begin(self, values: dict[str, Any]) -> None:
-        """Put new runs in the place of the old ones; the first of them stays behind the loss, where it compares."""
-        runs, old = self.make_runs(values), self.main_run
-        self.ghost = old if len(old.records) > RECENT else self.ghost
-        if not self.comparable(values):
-            self.ghost = None
-        self.runs = runs
-
-    def comparable(self, values: dict[str, Any]) -> bool:
-        """Whether losses of the present runs can be compared with those of runs of these values."""
-        return True
-
-    def looked(self, before: dict[str, Any]) -> None:
-        """Called when values are in force, before they are shown."""
-
-    def written(self) -> tuple[list[str], dict[str, Any]]:
-        """For `repr`: the positional arguments as they are written, and all values that may be named."""
-        return [], self.values
+    def looked(self) -> None:
+        """Called when other values are in force, before they are shown."""
 
     # --- values ---
 
+    layer = property(lambda self: self.values.get("layer", 0), doc="The MoE layer that is shown.")
+    x_axis = property(lambda self: self.values["x_axis"], doc="What losses are drawn against.")
+
     @property
-    def x_axis(self) -> str:
-        """What losses are drawn against."""
-        return self.values["x_axis"]
+    def selected(self) -> Any:
+        """The value that a click selects."""
+        return next((self.values[name] for name in self.PICKED.values()), None)
 
     def in_force(self, values: dict[str, Any] | None = None) -> dict[str, float | None]:
         """The live knobs: each as it is asked for or, where the router has no use for it, off."""
@@ -109,38 +111,54 @@ class Lab(LiveRun):
         def apply() -> None:
             if is_whole(values.get("num_experts"), 1) and "top_k" in self.inputs:
                 values.setdefault("top_k", min(self.values["top_k"], values["num_experts"]))
-            self._apply(self.check(self.values | values, values), ())
+            self._apply(self.check(self.values | values, values))
 
-        self.now(apply)
-
-    def now(self, action: Callable[[], None]) -> None:
-        """Do what code asks for, after what was asked before it, and show it."""
-        try:
-            with self.loop.held():
-                self.loop.do_actions()
-                action()
-        finally:
-            self.post(int) if self.running else self.show(True)  # int: nothing but a picture
+        self.loop.now(apply)
 
     def reset(self) -> None:
         """Start afresh with the same settings."""
         self._mark("afresh")
 
+    def picked(self, kind: str, index: int) -> None:
+        """See `LiveRun`: select what was clicked."""
+        name = self.PICKED.get(kind)
+        stops = () if name is None else self.stops(name, self.values)
+        if index < len(stops):
+            self._apply(self.check(self.values | {name: stops[index]}))
+
+    def words(self) -> str:
+        """What the load shows, in words."""
+        recent = self.main_run.records[-RECENT:]
+        load = recent_load(self.main_run, self.layer) if recent else self.clean_load
+        dropped = sum(record.dropped_share for record in recent) / max(len(recent), 1)
+        return "" if load is None else describe_load(load, self.values.get("top_k", 1), dropped)
+
+    def written(self) -> list[str]:
+        values, (first, *names) = self.values | self.in_force(), self.USUAL
+        of = {n: getattr(values[n], "__name__", repr(values[n])) for n in self.USUAL if values[n] != self.USUAL[n]}
+        return ([of[first]] if first in of else []) + [f"{name}={of[name]}" for name in names if name in of]
+
     # --- controls ---
+
+    def bar(self) -> list[W.Widget]:
+        return [*super().bar(), self.button("Reset", "Start afresh with the same settings", self.reset, icon="undo")]
+
+    def body(self) -> W.Widget:
+        body, controls = super().body(), W.Box(self.controls()).add_class("moe-controls")
+        body.children = (controls, self.canvas)
+        return body.remove_class("moe-alone")
 
     def controls(self) -> list[W.Widget]:
         """A control for each name that has none yet, under three headings, and why some are idle."""
         groups = {"Structure · starts afresh": self.START, "Live · applies to the next step": self.LIVE,
                   "Look · changes nothing": self.LOOK}  # fmt: skip
-        shown = []
+        shown, self._idle = [], W.HTML()
         for title, names in groups.items():
-            made = {name: control(name, self.stops(name)) for name in names if name not in self.inputs}
+            made = {name: control(name, self.stops(name, self.values)) for name in names if name not in self.inputs}
             self.inputs |= made
             shown += [heading(title), *made.values()] if made else []
-            if names is self.LIVE and names:
-                self._idle = W.HTML()
-                shown.append(self._idle)
-        self._tooltips = {name: getattr(widget, "tooltip", None) for name, widget in self.inputs.items()}
+            shown += [self._idle] * (names is self.LIVE)
+        self._tooltips = {name: widget.tooltip or "" for name, widget in self.inputs.items()}
         self.show_values()
         for name, widget in self.inputs.items():
             widget.observe(lambda change, name=name: self._by_hand(name), "value")
@@ -153,27 +171,21 @@ class Lab(LiveRun):
         """Have the controls show what is in force; those without a use stand at 'off' and say why. One that was moved
         again meanwhile, on another thread, stays where it is: its turn comes."""
         idle, before = self.idle(self.values), self._showing
+        values = self.values | self.in_force()
         self._showing = threading.get_ident()
         try:
             for name, widget in self.inputs.items():  # the experts come before the top-k that they limit
-                stops = self.stops(name)
-                if isinstance(widget, Boxes):
-                    widget.value = widget.value if name in self._touched else tuple(self.values[name])
-                    self.tips = self.tips | {name: box.tooltip for name, box in widget.boxes.items()}
-                    continue
+                stops = self.stops(name, self.values)
                 if isinstance(widget, W.Dropdown) and tuple(widget.options) != tuple(stops):
                     widget.options = stops
-                elif isinstance(widget, W.IntSlider) and stops is not None:
-                    widget.max = max(stops[-1], self.values[name])
-                off = name in idle and name in TRAINING
+                elif isinstance(widget, W.IntSlider):
+                    widget.max = max(stops[-1], values[name])
                 widget.disabled = name in idle
                 widget.tooltip = self._tooltips[name] + (f". Off: {idle[name]}" if name in idle else "")
-                self.tips = self.tips | {widget.description: widget.tooltip}
                 if name not in self._touched:
-                    move(widget, TRAINING[name].off if off else self.values[name])
-            if self.LIVE:
-                reasons = "; ".join(dict.fromkeys(idle[n] for n in self.LIVE if n in idle))
-                self._idle.value = f'<div class="moe-idle">Off: {reasons}.</div>' if reasons else ""
+                    move(widget, values[name])
+            reasons = "; ".join(dict.fromkeys(idle[name] for name in self.LIVE if name in idle))
+            self._idle.value = f'<div class="moe-idle">Off: {reasons}.</div>' if reasons else ""
         finally:
             self._showing = before
 
@@ -191,7 +203,7 @@ class Lab(LiveRun):
             if name in self._touched:
                 self._touched.remove(name)
 
-        self.loop.post(mark, note=True)
+        self.loop.post(mark)
 
     def settle(self) -> None:
         """Apply the controls that have moved."""
@@ -205,48 +217,41 @@ class Lab(LiveRun):
         if "top_k" in self.inputs:
             values["top_k"] = min(values["top_k"], values["num_experts"])
         try:
-            self._apply(self.check(values), moved)
+            self._apply(self.check(values), "afresh" in moved)
         except Exception:
             self.show_values()
             raise
 
-    def _apply(self, values: dict[str, Any], moved: Collection[str]) -> None:
+    def _apply(self, values: dict[str, Any], afresh: bool = False) -> None:
         """Put checked values in force: a new start for what is of the structure, else a turn of the knobs."""
         before = self.values
-        if "afresh" in moved or any(values[name] != before[name] for name in self.START):
-            self.begin(values)
+        if afresh or any(values[name] != before[name] for name in self.START):
+            old, is_same = self.main_run, values.get(self.SAME) == before.get(self.SAME)
+            self._start(values)
+            self.ghost = None if not is_same else old if len(old.records) > RECENT else self.ghost
             self.values, self.marks = values, []
             self.loop.restart_budget()
             self.loop.trouble = ""
         else:
-            self.turn(values, before)
+            self.turn(values)
             self.values = values
             if self.in_force(values) != self.in_force(before) and self.step not in (0, *self.marks[-1:]):
                 self.marks.append(self.step)
         if values != before:
             self.loop.trouble = ""
-        self.looked(before)
+        self.looked()
         self.show_values()
 
-    def __repr__(self) -> str:
-        positional, values = self.written()
-        named = [f"{name}={written(value)}" for name, value in values.items()
-                 if name in self.USUAL and value != self.USUAL[name]]  # fmt: skip
-        return f"{type(self).__name__}({', '.join([*positional, *self._arguments, *named])})"
-
-
-def written(value: Any) -> str:
-    """A value as it is written in a call: a class or function of a learner by its name."""
-    return getattr(value, "__name__", repr(value))
+    def _start(self, values: dict[str, Any]) -> None:
+        self.runs = self.make_runs(values)
+        self.turn(values)
 
 
 def names_of(names: Any, what: str, allowed: Sequence[str] | None = None) -> tuple[str, ...]:
     """One name or several, each once, or ValueError for what is none."""
-    several = isinstance(names, Sequence) and not isinstance(names, str)
-    found = tuple(names) if several else (names,)
-    for name in found or ("none",):
-        if allowed is not None:
-            check_choice(what, name, allowed)
-        elif not isinstance(name, str):
-            raise ValueError(f"{what} must be names such as 'top-2', got {names!r}")
+    found = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else (names,)
+    if allowed is None and not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{what} must be names such as 'top-2', got {names!r}")
+    for name in () if allowed is None else found or ("none",):
+        check_choice(what, name, allowed)
     return tuple(dict.fromkeys(found))

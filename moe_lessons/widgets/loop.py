@@ -24,21 +24,20 @@ _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()  # all that have trained: an
 
 
 class Loop:
-    """Calls `step()` again and again while it plays, and `show(asked)` when a picture is due and the page is `ready()`.
+    """Has a view trained while it plays, and shown when a picture is due and its page is ready.
 
-    count(): how many steps there are. settle(): called when posted actions have been done. show(asked): `asked` says
-    that it answers an action, which is shown at once. behind(): how many pictures the page gets for each that it draws.
-    What goes wrong pauses it, and is said in `trouble`.
+    What it wants of a view: `train_one()`; `step`, how many steps there are; `settle()`, after posted actions; a
+    `canvas`; and `show(asked)` -> CPU seconds of sending. asked: it answers an action, and comes at once. What goes
+    wrong pauses the training, and is said in `trouble`.
     """
 
-    def __init__(self, step, count, settle, show, ready, behind):
-        self.step, self.count, self.settle, self.show = step, count, settle, show
-        self.ready, self.behind = ready, behind
+    def __init__(self, view):
+        self.view = view
         self.playing, self.trouble = False, ""
         self.cost = collections.Counter()  # CPU seconds: 'training', 'showing'; and 'pictures'
         self._budget = self._until = 0
         self._task: asyncio.Task | None = None
-        self._actions: collections.deque[tuple[Callable[[], None], bool]] = collections.deque()
+        self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self._busy = self._interrupted = self._ended = False
         self._unseen = False  # unseen: actions were done that no picture shows yet
         self._last, self._paid, self._overhead = 0.0, 0.0, 0.001  # of the last picture: when, after how much training
@@ -55,55 +54,60 @@ class Loop:
     @property
     def ended_by_itself(self) -> int:
         """After how many steps it has paused since it had trained as many as it was asked for; 0 if it has not."""
-        return 0 if self.playing or not self._until or self.count() < self._until else self._budget
+        return 0 if self.playing or not self._until or self.view.step < self._until else self._budget
 
     def play(self, steps: int) -> None:
         """Train `steps` steps from here, while the notebook stays usable."""
+        self._check_open()
         self.playing, self.trouble, self._interrupted = True, "", False
-        self._budget, self._until = steps, self.count() + steps
+        self._budget, self._until = steps, self.view.step + steps
         _loops.add(self)
         if not self.running:  # else it goes on, even if it was about to pause
             self._task = self.events.create_task(self._train())
 
     def restart_budget(self) -> None:
         """After a new start: count the steps that may be trained from here."""
-        self._until = self.count() + self._budget if self.playing else 0
+        self._until = self.view.step + self._budget if self.playing else 0
 
     def advance(self, steps: int) -> None:
-        """Train `steps` steps now, before anything else happens."""
-        self.trouble = ""
-        if not self._busy:  # else this is an action itself, and the others come after it
-            self.do_actions()
-        until = self.count() + steps
+        """Train `steps` steps now."""
+
+        def train() -> None:
+            self.trouble, until = "", self.view.step + steps
+            try:
+                while self.view.step < until:
+                    self.view.train_one()
+            except TrainingDiverged as error:
+                self.trouble = str(error)
+
+        self.now(train)
+
+    def now(self, action: Callable[[], None]) -> None:
+        """Do what was posted, then `action`, and show it. What `action` raises is raised."""
+        self._check_open()
+        if self._busy:  # this is posted itself: what was posted later comes later
+            return action()
+        self.do_actions()
+        self._busy = True
         try:
-            while self.count() < until:
-                self.step()
-        except TrainingDiverged as error:
-            self.trouble = str(error)
+            action()
+        finally:
+            self._busy = False
+            self.do_actions()
+            self._answer()
 
     def end(self) -> None:
         """Stop for good: what waits to be done, or is posted later, was meant for a view that is gone."""
         self.playing, self._ended = False, True
         self._actions.clear()
 
-    def post(self, action: Callable[[], None], note: bool = False) -> None:
-        """Have `action` done between two steps, whichever thread this is called on. note: it only notes what is to be
-        settled, which is done before the next action that is more than that."""
-        self._actions.append((action, note))
+    def post(self, *actions: Callable[[], None]) -> None:
+        """Have `actions` done between two steps, whichever thread this is called on."""
+        self._actions.extend(actions)
         if self.events is None:
             self._drain()
         else:
             self.events.call_soon_threadsafe(self._drain)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """What is posted inside is done at the end, at once."""
-        busy, self._busy = self._busy, True
-        try:
-            yield
-        finally:
-            self._busy = busy
-        self._drain()
 
     async def finished(self) -> None:
         """Wait until it pauses. The kernel's interrupt pauses all training, and ends what waits."""
@@ -121,7 +125,7 @@ class Loop:
 
     async def _train(self) -> None:
         try:
-            while self.playing and self.count() < self._until:
+            while self.playing and self.view.step < self._until:
                 with self._interruptible():
                     self._take_a_turn()
                 for _ in range(TURNS):
@@ -130,46 +134,47 @@ class Loop:
             self.trouble = in_words(error)
         finally:
             self.playing = False
-            self.show(True)
+            self.view.show(True)
 
     def _take_a_turn(self) -> None:
         start = time.perf_counter()
-        while self.playing and self.count() < self._until:
+        while self.playing and self.view.step < self._until:
             cpu = time.thread_time()
-            self.step()
+            self.view.train_one()
             self.cost["training"] += time.thread_time() - cpu
             if self._actions or self._unseen or self._is_due() or time.perf_counter() - start > TURN:
                 break
         self.do_actions()
         if self.playing and (self._unseen or self._is_due()):
             asked, self._unseen, cpu = self._unseen, False, time.thread_time()
-            sending = self.show(asked)  # seconds, without the panels
-            self._overhead += 0.2 * (sending - self._overhead)
+            self._overhead += 0.2 * (self.view.show(asked) - self._overhead)
             self.cost["showing"] += time.thread_time() - cpu
             self.cost["pictures"] += 1
             self._last, self._paid = time.perf_counter(), self.cost["training"]
 
     def _is_due(self) -> bool:
         waited, earned = time.perf_counter() - self._last, self.cost["training"] - self._paid
-        return waited > 0.95 * self.behind() / FPS and earned > self._overhead / SENDING and self.ready()
+        canvas = self.view.canvas
+        return waited > 0.95 * canvas.behind / FPS and earned > self._overhead / SENDING and canvas.ready
 
     def _drain(self) -> None:
         if self._actions and not self._busy and not self._ended:
             self.do_actions()
-            if not self.running:
-                self._unseen = False
-                self.show(True)
+            self._answer()
+
+    def _answer(self) -> None:
+        """Show what was done: now or, while it trains, after the next step."""
+        self._unseen = self.running
+        if not self.running:
+            self.view.show(True)
 
     def do_actions(self) -> None:
         """Do what was posted, in its order; what goes wrong is said."""
         anything, busy, self._busy = bool(self._actions), self._busy, True
         try:
             while self._actions:
-                action, note = self._actions.popleft()
-                if not note:
-                    self._try(self.settle)
-                self._try(action)
-            self._try(self.settle)
+                self._try(self._actions.popleft())
+            self._try(self.view.settle)
         finally:
             self._busy = busy
         self._unseen |= anything
@@ -179,6 +184,10 @@ class Loop:
             action()
         except Exception as error:
             self.trouble = in_words(error)
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise RuntimeError("this view is closed: run its cell again")
 
     @contextmanager
     def _interruptible(self, passed_on: bool = False) -> Iterator[None]:

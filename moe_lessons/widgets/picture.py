@@ -14,18 +14,21 @@ from moe_lessons.widgets.canvas import LiveCanvas
 class Picture(W.VBox):
     """Shows panels and a line that says the same. A subclass has rows of controls over them, and says other panels.
 
-    >>> from moe_lessons.plots import colored_text
-    >>> Picture(colored_text("ab", [0, 1], title="Two letters"))
-    Picture of 'Two letters'
+    >>> from moe_lessons.plots.panels.load import load_panel
+    >>> Picture(load_panel([0.25, 0.75]))
+    Picture of 'Load of each expert'
     """
 
     def __init__(self, panels: Panel | Sequence[Panel] = (), words: str = "", rows: Sequence[W.Widget] = ()):
         self._panels, self._words = [panels] if isinstance(panels, Panel) else list(panels), words
         self.canvas = LiveCanvas()
-        super().__init__([*rows, self.canvas])
+        super().__init__([*rows, self.body()])
         self.add_class("moe-view")
-        self.tips = {w.description: w.tooltip for w in descendants(self) if getattr(w, "tooltip", None)}
         self.show()
+
+    def body(self) -> W.Widget:
+        """The canvas, and what stands beside it."""
+        return self.canvas
 
     def panels(self) -> list[Panel]:
         """What is to be seen."""
@@ -38,25 +41,30 @@ class Picture(W.VBox):
     def show(self, words: str | None = None) -> None:
         """Send it all to the page."""
         panels = dict(enumerate(self.panels()))
-        self.canvas.show(panels, count=len(panels), words=words or self.sentence(), tips=self.tips, state="paused")
+        words = words or self.sentence()
+        self.canvas.show(panels, count=len(panels), words=words, tips=tips(self), state="paused")
 
     def picture(self, theme: str = "light") -> still.LessonFigure:
         """The same as a figure of matplotlib."""
         return still.figure(self.panels(), THEMES[theme], caption=self.sentence())
 
+    def close(self) -> None:
+        """Remove it with all its widgets."""
+        for child in descendants(self):
+            for part in (child, child.layout, getattr(child, "style", child)):
+                part.close()
+        self.layout.close()
+        super().close()
+
     def __repr__(self) -> str:
         return f"Picture of {', '.join(repr(panel.title) for panel in self.panels())}"
 
     def _repr_mimebundle_(self, include=None, exclude=None, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        return mimebundle(self, self.picture().png(), self.sentence() or repr(self))
-
-
-def mimebundle(widget: W.Widget, png: bytes, alt: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """For `_repr_mimebundle_`: the picture, the widget's repr and, unless the page is static, the live view."""
-    data: dict[str, Any] = {"text/plain": repr(widget), "image/png": png}
-    if not static_mode():
-        data = W.Widget._repr_mimebundle_(widget) | data
-    return data, {"image/png": {"alt": alt}}
+        """The picture, the repr and, unless the page is static, the live view."""
+        data: dict[str, Any] = {"text/plain": repr(self), "image/png": self.picture().png()}
+        if not static_mode():
+            data = super()._repr_mimebundle_() | data
+        return data, {"image/png": {"alt": self.sentence() or repr(self)}}
 
 
 def descendants(widget: W.Widget) -> Iterator[W.Widget]:
@@ -64,3 +72,10 @@ def descendants(widget: W.Widget) -> Iterator[W.Widget]:
     for child in getattr(widget, "children", ()):
         yield from descendants(child)
         yield child
+
+
+def tips(widget: W.Widget) -> dict[str, str]:
+    """What the controls inside a widget do, by their labels; for a box to tick after a ☐: a slider may have the same.
+    Buttons show theirs by themselves."""
+    controls = [c for c in descendants(widget) if getattr(c, "tooltip", None) and not isinstance(c, W.Button)]
+    return {"☐ " * isinstance(c, W.Checkbox) + c.description: c.tooltip for c in controls}

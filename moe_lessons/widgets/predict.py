@@ -14,7 +14,7 @@ class Prediction(W.VBox):
     """A question with options, to answer before the experiment. Afterwards `compare` says how it went.
 
     >>> prediction = Prediction("How many experts will be left?", ("all", "some", "one"))
-    >>> prediction.value = "all"
+    >>> prediction.radio.value = "all"
     >>> prediction.compare("some")
     You predicted: all.
     What happened: some.
@@ -24,24 +24,20 @@ class Prediction(W.VBox):
         self.question, self.options = question, tuple(options)
         earlier = _answers.get(question)
         value = earlier if earlier in self.options else None
-        self._radio = W.RadioButtons(options=self.options, value=value, layout=W.Layout(width="auto"))
-        self._radio.observe(lambda change: _answers.update({question: change["new"]}), "value")
+        self.radio = W.RadioButtons(options=self.options, value=value, layout=W.Layout(width="auto"))
+        self.radio.observe(lambda change: _answers.update({question: change["new"]}), "value")
         text = W.HTML(f'<div class="moe-words"><b>Predict.</b> {html.escape(question)}</div>')
-        super().__init__([text, self._radio])
+        super().__init__([text, self.radio])
         self.add_class("moe-view")
-
-    @property
-    def value(self) -> str | None:
-        """What was chosen, or None."""
-        return self._radio.value
-
-    @value.setter
-    def value(self, choice: str) -> None:
-        self._radio.value = check_choice("value", choice, self.options)
 
     def compare(self, outcome: str) -> "Comparison":
         """Set what was predicted beside what happened: one of the options."""
-        return Comparison(self.value, check_choice("outcome", outcome, self.options))
+        check_choice("outcome", outcome, self.options)
+        predicted = self.radio.value
+        if predicted is None:
+            return Comparison(f"You made no prediction.\nWhat happened: {outcome}.")
+        verdict = "As you predicted" if predicted == outcome else "What happened"
+        return Comparison(f"You predicted: {predicted}.\n{verdict}: {outcome}.")
 
     def __repr__(self) -> str:
         return f"Prediction({self.question!r}, {self.options!r})"
@@ -52,14 +48,7 @@ class Prediction(W.VBox):
         return data if static_mode() else W.Widget._repr_mimebundle_(self) | data
 
 
-class Comparison:
-    """What was predicted, and what happened."""
+class Comparison(str):
+    """What was predicted and what happened, as a notebook shows it: without quotes."""
 
-    def __init__(self, predicted: str | None, outcome: str):
-        self.predicted, self.outcome = predicted, outcome
-
-    def __repr__(self) -> str:
-        if self.predicted is None:
-            return f"You made no prediction.\nWhat happened: {self.outcome}."
-        verdict = "As you predicted" if self.predicted == self.outcome else "What happened"
-        return f"You predicted: {self.predicted}.\n{verdict}: {self.outcome}."
+    __repr__ = str.__str__

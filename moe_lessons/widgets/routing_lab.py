@@ -8,22 +8,20 @@ from typing import Any
 
 import ipywidgets as W
 
-from moe_lessons.analysis.load import describe_load
 from moe_lessons.analysis.traces import expert_shares
-from moe_lessons.errors import check_choice, is_whole
-from moe_lessons.knobs import TRAINING, idle_knobs
+from moe_lessons.errors import check_choice
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
-from moe_lessons.nn.routers import ROUTERS
+from moe_lessons.nn.routing import ROUTERS
 from moe_lessons.nn.transformer import make_moe
-from moe_lessons.plots.panels._history import RECENT, recent_load
 from moe_lessons.tasks import DOMAINS, TextTask
 from moe_lessons.training import Run
-from moe_lessons.widgets.controls import Boxes, check_seed
+from moe_lessons.training.knobs import TRAINING, idle_knobs
+from moe_lessons.widgets.controls import Boxes
 from moe_lessons.widgets.lab import Lab, names_of
 
 USUAL_PANELS = ("loss", "layers", "domains", "classes", "text", "writing")
 SIZES = ("num_experts", "top_k", "d_ff", "router")  # fields of a `TransformerConfig` that have a control
-FIELDS = tuple(field.name for field in fields(TransformerConfig) if field.name not in TRAINING)
+FIELDS = {f.name: getattr(TransformerConfig(), f.name) for f in fields(TransformerConfig) if f.name not in TRAINING}
 KNOBS_AT_FIRST = {name: knob.off for name, knob in TRAINING.items()} | {"lr": 0.005, "router_aux_loss_coef": 0.01}
 NAMED_ROUTERS = tuple(name for name in ROUTERS if name != "gaussian noise")  # that is top-k, and the slider for noise
 
@@ -40,97 +38,71 @@ class RoutingLab(Lab):
     RoutingLab(('code', 'json'), panels=('layers',), num_layers=2, router='sigmoid', lr=0.01)
     """
 
-    title, usual_steps = "Routing laboratory", 600
+    title = "Routing laboratory"
     START, LOOK = ("domains", *SIZES, "seed"), ("layer", "x_axis")
-    USUAL = {name: getattr(TransformerConfig(), name) for name in FIELDS}
-    USUAL |= KNOBS_AT_FIRST | {"layer": 0, "seed": 0, "threads": 2, "batch_size": 32}
+    PICKED, SAME = {"layer": "layer"}, "domains"
+    USUAL = {"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600} | FIELDS | KNOBS_AT_FIRST
+    USUAL |= {"layer": 0, "seed": 0, "threads": 2, "batch_size": 32}
 
     def __init__(
-        self, task=None, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer=0, seed=0, threads=2,
-        batch_size=32, play=0, max_steps=usual_steps, **settings: Any,
+        self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer=0, seed=0, threads=2,
+        batch_size=32, play=0, max_steps=600, **settings: Any,
     ):  # fmt: skip
         for name in settings:
             check_choice("setting", name, (*FIELDS, *TRAINING))
         if config is not None and not isinstance(config, TransformerConfig):
             raise ValueError(f"config must be a TransformerConfig, got {type(config).__name__}")
         config = config or TransformerConfig()
+        if config.capacity_factor:
+            settings = {"capacity_factor": config.capacity_factor} | settings
         self._config = replace(config, capacity_factor=None, **{n: settings[n] for n in FIELDS if n in settings})
-        if len(self._moe_layers()) == 0:
+        if len(self._moe_layers) == 0:
             raise ValueError("moe_layers must name at least one layer, got none")
-        self._own_task = task if hasattr(task, "held_out") else None
-        domains = DOMAINS if task is None else self._own_task.domains if self._own_task else task
-        self._text = self._own_task
-        self.START = self.START if self._own_task is None else self.START[1:]  # its domains are what they are
-        capacity = {"capacity_factor": config.capacity_factor} if config.capacity_factor else {}
-        values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST | capacity | settings
-        values |= {"domains": domains, "seed": seed, "layer": layer, "threads": threads, "batch_size": batch_size}
-        self._names = (panels,) if isinstance(panels, str) else panels
-        given = [*settings, *capacity]
-        super().__init__(values, panels, given=given, play=play, max_steps=max_steps, columns=2)
+        self._routers: dict[Any, None] = dict.fromkeys(NAMED_ROUTERS)  # and your own, once you have named it
+        if hasattr(task, "held_out"):  # a text of your own stays what it is
+            self.START = self.START[1:]
+        values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST | settings
+        values |= {"domains": task, "seed": seed, "layer": layer, "threads": threads, "batch_size": batch_size}
+        super().__init__(values, panels, given=settings, play=play, max_steps=max_steps, columns=2)
 
     # --- the specification ---
 
-    def stops(self, name: str) -> Any:
-        """See `Lab`."""
+    def stops(self, name: str, values: dict[str, Any]) -> Any:
         if name == "router":
-            named = self.values["router"] in NAMED_ROUTERS
-            routers = NAMED_ROUTERS if named else (*NAMED_ROUTERS, self.values["router"])
-            self._routers = dict.fromkeys((*getattr(self, "_routers", ()), *routers))  # one of your own stays
+            self._routers[values["router"]] = None
             return tuple((getattr(router, "__name__", router), router) for router in self._routers)
-        own = {"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)}
-        own["layer"] = range(len(self._moe_layers()))
-        return own.get(name) or super().stops(name)
+        own = {"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128), "layer": range(len(self._moe_layers))}
+        return own.get(name) or super().stops(name, values)
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
-        """See `Lab`."""
-        if isinstance(values["router"], str):
-            check_choice("router", values["router"], NAMED_ROUTERS)
-        one_layer = {"layer": "there is one layer with experts"} if len(self._moe_layers()) == 1 else {}
+        one_layer = {"layer": "there is one layer with experts"} if len(self._moe_layers) == 1 else {}
         return idle_of(self._sized(values)) | one_layer
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
-        """See `Lab`."""
-        if self._own_task is None:
+        if "domains" in self.START:
             values = values | {"domains": names_of(values["domains"], "domains", DOMAINS)}
-        last = len(self._moe_layers()) - 1
-        if not is_whole(values["layer"], 0, last):
-            layer = f"a number among the layers with experts, got {values['layer']!r}"
-            raise ValueError(f"layer must be from 0 to {last}, {layer}")
+        if isinstance(values["router"], str):
+            check_choice("router", values["router"], NAMED_ROUTERS)
         self._sized(values)  # refuses bad sizes
-        return super().check(values | {"seed": check_seed(values["seed"])}, given)
+        return super().check(values, given)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
-        """See `Lab`."""
-        if self._text is None or values["domains"] != tuple(self._text.domains):
-            self._text = TextTask(values["domains"], *([] if self._text is None else [self._text.context]))
+        text = corpus(values["domains"]) if "domains" in self.START else values["domains"]
         with seeded(values["seed"]):
             model = LanguageModel(self._sized(values))
-        options = {name: values[name] for name in ("batch_size", "seed", "threads", "lr")}
-        run = Run(model, self._text, **options)
-        for name, value in self.in_force(values).items():
-            setattr(run.knobs, name, value)
-        return {"MoE": run}
+        return {"MoE": Run(model, text, **{name: values[name] for name in ("batch_size", "seed", "threads")})}
 
-    def comparable(self, values: dict[str, Any]) -> bool:
-        """See `Lab`."""
-        return values["domains"] == self.values["domains"]
-
-    def written(self) -> tuple[list[str], dict[str, Any]]:
-        """See `Lab`."""
-        domains = [] if self.values["domains"] == tuple(DOMAINS) else [repr(self.values["domains"])]
-        positional = domains if self._own_task is None else [repr(self._own_task)]
-        positional += [f"panels={self._names!r}"] if self._names != USUAL_PANELS else []
-        return positional, self.values | self.in_force()
-
-    def extra_rows(self) -> list[W.Widget]:
+    def rows(self) -> list[W.Widget]:
         """The domains: a box for each, or the names of those of a task of your own."""
-        if self._own_task is not None:
-            return [W.Box([W.HTML(html.escape(f"Text: {', '.join(self._own_task.domains)}"))]).add_class("moe-bar")]
-        self.inputs["domains"] = Boxes("domains", DOMAINS)
-        return [self.inputs["domains"]]
+        if "domains" in self.START:
+            self.inputs["domains"] = Boxes("domains", DOMAINS)
+            return [self.inputs["domains"]]
+        names = html.escape(", ".join(self.main_run.task.domains))
+        return [W.Box([W.HTML(f"Text: {names}")]).add_class("moe-bar")]
 
     # --- what is seen ---
 
+    @property
     def _moe_layers(self) -> Sequence[int]:
         layers = self._config.moe_layers
         return range(self._config.num_layers) if layers is None else layers
@@ -139,19 +111,12 @@ class RoutingLab(Lab):
         return replace(self._config, **{name: values[name] for name in SIZES})
 
     @property
-    def layer(self) -> int:
-        """The MoE layer that is shown."""
-        return self.values["layer"]
+    def clean_load(self) -> list[float]:
+        """The load of the layer on a few held-out sequences, without noise."""
+        return expert_shares(self.traced, "layer").loc[self.layer].tolist()
 
     def words(self) -> str:
-        """What the load of the layer shows, in words."""
-        recent = self.main_run.records[-RECENT:]
-        if recent:
-            load, dropped = recent_load(self.main_run, self.layer), sum(r.dropped_share for r in recent) / len(recent)
-        else:
-            load, dropped = expert_shares(self.traced, "layer").loc[self.layer].tolist(), 0.0
-        where = f"Layer {self.layer}: " if len(self._moe_layers()) > 1 else ""
-        return where + describe_load(load, self.values["top_k"], dropped)
+        return f"Layer {self.layer}: " * (len(self._moe_layers) > 1) + super().words()
 
     def reading(self) -> str:
         """The expert that each domain goes to most."""
@@ -159,10 +124,11 @@ class RoutingLab(Lab):
         most = [f"{name} → {share.idxmax()} ({share.max():.0%})" for name, share in shares.iterrows()]
         return f"Where most of each domain goes: {', '.join(most)}."
 
-    def picked(self, kind: str, index: int) -> None:
-        """Show the layer whose row was clicked."""
-        if kind == "layer" and index < len(self._moe_layers()):
-            self._apply(self.check(self.values | {"layer": index}), ())
+
+@functools.cache
+def corpus(domains: tuple[str, ...]) -> TextTask:
+    """The text of these domains."""
+    return TextTask(domains)
 
 
 @functools.cache

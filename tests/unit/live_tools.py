@@ -4,9 +4,42 @@ import asyncio
 import functools
 import time
 
+import torch
+from torch import nn
+
+from moe_lessons.nn import FeedForward, TopKRouter, is_moe
+from moe_lessons.training.knobs import TRAINING
+from moe_lessons.widgets import BalancingLab, CollapseLab, Playground, RoutingLab
 from moe_lessons.widgets.picture import descendants
 
 ENDLESS = 10**6  # steps; a test that trains so many has forgotten to stop
+
+
+TEXT = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
+LABS = {
+    "Playground": Playground,
+    "RoutingLab": lambda task=("code", "json"), **own: RoutingLab(task, **TEXT | {"panels": ("loss", "domains")} | own),
+    "BalancingLab": lambda remedies=("nothing", "z-loss"), **own: BalancingLab(remedies, **{"seeds": 1} | own),
+    "CollapseLab": CollapseLab,
+}
+
+
+class MyMoE(nn.Module):
+    """A learner's mixture, as small as it can be: no noise, no capacity, experts in a list of modules."""
+
+    def __init__(self, d_model, d_ff, num_experts, top_k):
+        super().__init__()
+        self.d_model, self.d_ff, self.num_experts, self.top_k = d_model, d_ff, num_experts, top_k
+        self.router = TopKRouter(d_model, num_experts, top_k)
+        self.experts = nn.ModuleList(FeedForward(d_model, d_ff) for _ in range(num_experts))
+
+    def forward(self, x):
+        routing, y = self.router(x), torch.zeros_like(x)
+        for expert, ffn in enumerate(self.experts):
+            mine = routing.expert_idx == expert
+            tokens = routing.token_idx[mine]
+            y = y.index_add(0, tokens, routing.weight[mine][:, None] * ffn(x[tokens]))
+        return y, routing
 
 
 def on_a_loop(test):
@@ -87,3 +120,23 @@ def a_page(canvas, behind: float = 1.0) -> list:
     canvas.send = send
     hear(canvas, {"hello": True})
     return sent
+
+
+def losses(lab) -> dict[str, list[float]]:
+    """The loss of each step of each run."""
+    return {name: [record.loss for record in run.records] for name, run in lab.runs.items()}
+
+
+def assert_consistent(lab) -> None:
+    """Controls, models and knobs are as the values say; what does nothing is off, and says why."""
+    in_force, idle = lab.values | lab.in_force(), lab.idle(lab.values)
+    for name, widget in lab.inputs.items():
+        assert (widget.value or None) == (in_force[name] or None), name  # 'off' is 0 or None
+        assert widget.disabled == (name in idle) and idle.get(name, "") in widget.tooltip
+        assert name not in TRAINING or idle.get(name, "") in lab._idle.value
+    if lab.LIVE and not hasattr(lab, "tiles"):
+        assert {name: getattr(lab.main_run.knobs, name) for name in TRAINING} == lab.in_force()
+        assert {run.knobs.lr for run in lab.runs.values()} == {lab.values["lr"]}
+        assert lab.main_run.seed == lab.values["seed"]
+        for moe in filter(is_moe, lab.main_run.model.modules()):
+            assert all(getattr(moe, name) == lab.values[name] for name in ("num_experts", "top_k", "d_ff"))

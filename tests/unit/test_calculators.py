@@ -1,16 +1,17 @@
 """The calculators: what their sliders show is what they draw and say, and what cannot be combined cannot be chosen."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_tools import mark
 
-from moe_lessons.analysis import Machine, union_law
+from moe_lessons.analysis import Machine, timing, union_law
 from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
-from moe_lessons.knobs import KNOBS
 from moe_lessons.plots.marks import Bars, Line, Parts, Points, Table
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import CostCalculator, DecodingCalculator, calculators
 from moe_lessons.widgets.calculators import NAMES, SIZES, measure_blocks
 
@@ -53,6 +54,14 @@ def test_preset_by_name_and_by_button(cost, name):
     assert mark(cost, 1, Table).columns == (name, "dense, same active", "dense, same total")
     assert_consistent(cost)
     assert repr(cost) == f"CostCalculator({name!r}, context_length=4096)"
+
+
+def test_a_shape_beyond_the_sliders_is_shown_and_kept():
+    shape = dataclasses.replace(MIXTRAL, num_layers=500, head_dim=64, num_experts=7)
+    cost = CostCalculator(shape)
+    assert_consistent(cost)
+    move(cost, top_k=3)
+    assert cost.shape == dataclasses.replace(shape, top_k=3)
 
 
 def test_the_heads_follow_the_width(cost):
@@ -135,7 +144,7 @@ def test_measuring_draws_and_says_it_until_a_slider_moves(decoding, monkeypatch)
     speeds = dict(zip(NAMES, (2.0, 3.0, 1.0)))
     monkeypatch.setattr(calculators, "measure_blocks", lambda *sizes: asked.append(sizes) or speeds)
     decoding.button.click()
-    assert asked == [(8, 2, 1)] and not decoding.button.disabled
+    assert asked == [(8, 2, 1)]
     assert "measured here: 2.0 times" in decoding.canvas.words["words"]
     bars = mark(decoding, 2, Bars)
     assert bars.second == [2, 3, 1] and bars.second_name == "measured here"
@@ -145,36 +154,27 @@ def test_measuring_draws_and_says_it_until_a_slider_moves(decoding, monkeypatch)
     assert mark(decoding, 2, Bars).second is None and decoding.canvas.words["words"] == words
 
 
-def test_the_button_comes_back_after_an_error(decoding, monkeypatch):
-    def fail(*sizes):
-        assert decoding.canvas.words["words"] == "Measuring …" and decoding.button.disabled
-        raise MemoryError
-
-    monkeypatch.setattr(calculators, "measure_blocks", fail)
-    with pytest.raises(MemoryError):
-        decoding.measure()
-    assert not decoding.button.disabled and decoding.measured is None
-    assert "Measuring" not in decoding.canvas.words["words"]
-
-
 def test_blocks_are_measured_in_turns_against_the_equal_total_twin(monkeypatch):
-    for name, value in {"D_MODEL": 16, "D_FF": 8, "OTHER_MEGABYTES": 1, "WARM_UP": 1}.items():
+    for name, value in {"D_MODEL": 16, "D_FF": 8, "OTHER_MEGABYTES": 1}.items():
         monkeypatch.setattr(calculators, name, value)
     called = []
 
     def measure(call):
+        if not isinstance(call, partial):  # what fills the caches
+            return 7.0
         block, (x,) = call.func, call.args
         called.append((getattr(block, "num_experts", 1), block.d_ff, tuple(x.shape)))
-        return {8: 2.0, 16: 1.0, 32: 4.0}[block.d_ff] if len(called) > 3 else 1000.0  # what is first is slow
+        return {8: 2.0, 16: 1.0, 32: 4.0}[block.d_ff]
 
-    monkeypatch.setattr(calculators, "stopwatch", lambda threads, device: measure)
+    monkeypatch.setattr(timing, "milliseconds", measure)
     assert measure_blocks(4, 2, 3, repeats=2) == {MOE: 2, ACTIVE: 4, TOTAL: 1}
-    assert called == [(4, 8, (3, 16)), (1, 16, (3, 16)), (1, 32, (3, 16))] * 3
+    assert called == [(4, 8, (3, 16)), (1, 16, (3, 16)), (1, 32, (3, 16))] * (timing.WARM_UP + 2)
 
 
 def test_every_control_says_what_it_does(cost, decoding):
-    for calculator, others in ((cost, cost.presets.values()), (decoding, [decoding.button])):
-        for control in (*calculator.inputs.values(), *others):
+    assert all(button.tooltip for button in (*cost.presets.values(), decoding.button))
+    for calculator in (cost, decoding):
+        for control in calculator.inputs.values():
             assert calculator.canvas.words["tips"][control.description] == control.tooltip != ""
 
 
@@ -197,8 +197,6 @@ def test_a_static_page_has_the_picture_and_no_widget(name, request, monkeypatch)
     [
         ({"shape": "GPT-5"}, "shape must be one of 'Mixtral 8x7B'.*got 'GPT-5'"),
         ({"context_length": 1000}, "context_length must be one of 0, 512.*got 1000"),
-        ({"shape": dataclasses.replace(MIXTRAL, num_layers=500)}, "num_layers between 1 and 128, got 500"),
-        ({"shape": dataclasses.replace(MIXTRAL, head_dim=64)}, r"num_heads · head_dim equal to d_model \(4096\)"),
         ({"machine": 10e9}, "^machine must be a Machine, as measure_machine returns, got float$"),
         ({"machine": MACHINE, "num_experts": 3}, "^num_experts must be one of 2, 4, 8, 16, got 3$"),
         ({"machine": MACHINE, "top_k": 9}, r"^top_k must be between 1 and num_experts \(8\), got 9$"),

@@ -44,7 +44,7 @@ def test_only_what_has_changed_is_sent_and_a_page_that_says_hello_gets_everythin
     content, data = canvas.sent[-1]
     assert content["panels"] == {} and content["words"] == {"step": 2} and len(data) == 8
     assert list(arrays(canvas.sent[-1])) == ["1.0.y"] and arrays(canvas.sent[-1])["1.0.y"] == 0.625
-    canvas.show({0: panel(0.25, 0.75, title="share")})
+    canvas.show({0: panel(0.25, 0.75, title="share")}, 2)
     content, data = canvas.sent[-1]
     assert list(content["panels"]) == [0] and content["slots"] == [] and data == b""
     assert canvas.panels[0].title == "share" and canvas.panels[1].marks[0].y == 0.625
@@ -71,12 +71,12 @@ def test_a_page_that_does_not_answer_gets_fewer_and_fewer_pictures_until_it_answ
     monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
     canvas, tries = a_canvas(), []
     while canvas.ready:
-        canvas.show({})
+        canvas.show({}, 0)
     assert len(canvas.sent) == IN_FLIGHT and any(content.get("answer") for content, _ in canvas.sent)
     for _ in range(400_000):  # milliseconds
         clock.now += 0.001
         if canvas.ready:
-            canvas.show({})
+            canvas.show({}, 0)
             tries.append(clock.now - 1000)
     waited = np.diff([0, *tries])
     assert waited[:4] == pytest.approx(FIRST_PATIENCE * 2.0 ** np.arange(4), abs=0.01)
@@ -85,7 +85,7 @@ def test_a_page_that_does_not_answer_gets_fewer_and_fewer_pictures_until_it_answ
     hear(canvas, {"drawn": canvas.frame})
     for _ in range(IN_FLIGHT):
         assert canvas.ready
-        canvas.show({})
+        canvas.show({}, 0)
     assert not canvas.ready
     clock.now += FIRST_PATIENCE + 0.01
     assert canvas.ready  # its patience is the first again
@@ -95,7 +95,7 @@ def test_a_page_is_asked_for_few_answers_and_for_each_before_the_kernel_stops():
     canvas = a_canvas()
     for _ in range(5 * IN_FLIGHT):
         assert canvas.ready
-        canvas.show({})
+        canvas.show({}, 0)
         if canvas.sent[-1][0].get("answer"):
             hear(canvas, {"drawn": canvas.frame})
     assert sum("answer" in content for content, _ in canvas.sent) < len(canvas.sent) / 3
@@ -105,7 +105,7 @@ def test_a_page_is_asked_for_few_answers_and_for_each_before_the_kernel_stops():
 def test_an_answer_that_is_late_early_or_none_changes_nothing(drawn):
     canvas = a_canvas()
     for _ in range(4):
-        canvas.show({})
+        canvas.show({}, 0)
     hear(canvas, {"drawn": 3, "behind": 2.5})
     hear(canvas, {"drawn": drawn, "behind": 7})
     assert (canvas.answered, canvas.behind) == (3, 2.5)
@@ -124,12 +124,12 @@ def test_no_message_from_a_page_does_harm_and_what_is_clicked_is_passed_on(messa
     picks = []
     canvas = a_canvas(lambda *pick: picks.append(pick))
     for _ in range(4):
-        canvas.show({0: panel(0.5)}, words="even")
+        canvas.show({0: panel(0.5)}, 1, words="even")
     for message in messages:
         hear(canvas, message)
         assert 0 <= canvas.answered <= canvas.frame and 1 <= canvas.behind <= 10
     assert all(isinstance(kind, str) and type(index) is int and index >= 0 for kind, index in picks)
     hear(canvas, {"pick": "token", "index": 3})
-    assert picks[-1] == ("token", 3) and canvas.words == {"words": "even"} and set(canvas.panels) == {0}
-    canvas.show({0: panel(0.25)})
+    assert picks[-1] == ("token", 3) and canvas.words == {"words": "even", "count": 1} and set(canvas.panels) == {0}
+    canvas.show({0: panel(0.25)}, 1)
     assert arrays(canvas.sent[-1])["0.0.y"] == 0.25

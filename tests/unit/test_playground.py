@@ -6,44 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from live_tools import button, click, ended, mark, on_a_loop, settled, until, words
-from torch import nn
+from live_tools import MyMoE, assert_consistent, button, click, ended, losses, mark, on_a_loop, settled, until, words
 
 from moe_lessons.analysis.load import describe_load
-from moe_lessons.knobs import TRAINING, idle_with
-from moe_lessons.nn import FeedForward, MoE, TopKRouter
+from moe_lessons.nn import MoE
 from moe_lessons.plots.marks import Bars, Cells, Line, Points, Table
-from moe_lessons.tasks import PRESETS, grid
-from moe_lessons.training import plane_runs
+from moe_lessons.tasks import grid
+from moe_lessons.training import PRESETS, plane_runs
 from moe_lessons.widgets import Playground, live
-from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.playground import NUM_TOKENS, RESOLUTION
 
 TERRITORY, HEATMAP, LOAD, _, LOSS, COST = range(6)
-STRUCTURE = {"task": "blobs", "num_experts": 4, "top_k": 1, "d_ff": 8, "router": "sigmoid", "router_start": "random"}
-LIVE = {"lr": 0.1, "jitter_noise": 0.1, "router_aux_loss_coef": 1, "router_z_loss_coef": 0.01, "capacity_factor": 0.75}
-
-
-class MyMoE(nn.Module):
-    """A learner's mixture, as small as it can be: no noise, no capacity, experts in a list of modules."""
-
-    def __init__(self, d_model, d_ff, num_experts, top_k):
-        super().__init__()
-        self.d_model, self.d_ff, self.num_experts, self.top_k = d_model, d_ff, num_experts, top_k
-        self.router = TopKRouter(d_model, num_experts, top_k)
-        self.experts = nn.ModuleList(FeedForward(d_model, d_ff) for _ in range(num_experts))
-
-    def forward(self, x):
-        routing, y = self.router(x), torch.zeros_like(x)
-        for expert, ffn in enumerate(self.experts):
-            mine = routing.expert_idx == expert
-            tokens = routing.token_idx[mine]
-            y = y.index_add(0, tokens, routing.weight[mine][:, None] * ffn(x[tokens]))
-        return y, routing
-
-
-def losses(playground: Playground) -> dict[str, list[float]]:
-    return {name: [record.loss for record in run.records] for name, run in playground.runs.items()}
 
 
 def territory(playground: Playground) -> torch.Tensor:
@@ -57,25 +30,8 @@ def routing_of(playground: Playground, points: torch.Tensor):
     return logits, routing
 
 
-def shown(playground: Playground) -> dict:
-    """What the controls stand at; 'off' of the capacity is None."""
-    values = {name: widget.value for name, widget in playground.inputs.items()}
-    return values | {"capacity_factor": values["capacity_factor"] or None}
-
-
 def idle(playground: Playground) -> list[str]:
     return [name for name, widget in playground.inputs.items() if widget.disabled]
-
-
-def assert_consistent(playground: Playground) -> None:
-    """The controls show the setting, and the models have it."""
-    setting, run, in_force = playground.setting, playground.main_run, playground.values | vars(playground.setting)
-    assert shown(playground) == {name: in_force[name] for name in playground.inputs}
-    block, task = run.model.block, run.task
-    assert (block.num_experts, block.top_k, block.d_ff) == (setting.num_experts, setting.top_k, setting.d_ff)
-    assert (task.name, task.seed) == (setting.task, playground.values["seed"])
-    assert all(getattr(run.knobs, name) == getattr(setting, name) for name in TRAINING)
-    assert {run.knobs.lr for run in playground.runs.values()} == {setting.lr}
 
 
 # --- presets and settings --------------------------------------------------------------------------------
@@ -111,9 +67,8 @@ def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_r
     playground = Playground("noise", play=2)
     playground.choose_preset("collapse")
     assert playground.setting == PRESETS["collapse"] and playground.canvas.words["step"] == 0
-    for choose in (playground.choose_preset, Playground):
-        with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
-            choose("lucky")
+    with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
+        playground.choose_preset("lucky")
     playground.advance(60)
     dead, run = playground.main_run.records[-1].dead_experts, playground.main_run
     playground.choose_preset("rescued")
@@ -124,68 +79,10 @@ def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_r
     assert playground.step == 0 and playground.marks == []
 
 
-@pytest.mark.parametrize(
-    "made",
-    [
-        lambda: Playground("collapse", seed=3, lr=0.05, num_experts=16, top_k=3),
-        lambda: Playground("capacity", capacity_factor=None, noise_std=0.3, play=2),
-        lambda: Playground(block=MyMoE, task="waves"),
-        lambda: Playground("collapse", router="sigmoid", expert_bias_rate=0.01, capacity_priority="weight"),
-        lambda: Playground(num_experts=24, top_k=22, d_ff=50, noise_std=5.0, lr=0.7, capacity_factor=9.0),  # beyond
-    ],
-)
-def test_its_repr_makes_the_same_again(made):
-    playground = made()
-    playground.set(d_ff=1, router_z_loss_coef=0.002)
-    assert_consistent(playground)
-    again = eval(repr(playground), {"Playground": Playground, "MyMoE": MyMoE})
-    assert (again.setting, again.values, again.block) == (playground.setting, playground.values, playground.block)
-    assert repr(again) == repr(playground)
-
-
-@pytest.mark.parametrize(
-    "router, lacking",
-    [
-        ("learned noise", ["noise_std", "expert_bias_rate"]),
-        ("sigmoid", ["noise_std"]),
-        ("expert choice", ["router_aux_loss_coef", "noise_std", "capacity_factor", "expert_bias_rate"]),
-    ],
-)
-@on_a_loop
-async def test_knobs_that_a_router_has_no_use_for_are_off_until_another_has(router, lacking):
-    playground = Playground("capacity", capacity_priority="weight", router_aux_loss_coef=0.3)
-    playground.inputs["router"].value = router
-    await settled()
-    assert playground.setting.router == router and idle(playground) == lacking
-    assert_consistent(playground)
-    for name in lacking:
-        tip = playground.canvas.words["tips"][playground.inputs[name].description]
-        assert getattr(playground.setting, name) == TRAINING[name].off and "Off: " in tip
-        assert idle_with(router)[name] in playground._idle.value
-    with pytest.raises(ValueError, match="noise_std must be off here, since the noise needs a top-k router, got 1.0"):
-        playground.set(noise_std=1.0)
-    playground.set(router="top-k")
-    assert playground.setting == replace(PRESETS["capacity"], capacity_priority="weight", router_aux_loss_coef=0.3)
-    assert idle(playground) == ["expert_bias_rate"] and playground.inputs["capacity_factor"].value == 1.25
-    playground.choose_preset("noise")  # what has no control stays as it was given
+def test_what_has_no_control_stays_as_it_was_given():
+    playground = Playground("capacity", capacity_priority="weight")
+    playground.choose_preset("noise")
     assert playground.setting == replace(PRESETS["noise"], capacity_priority="weight")
-
-
-def test_a_change_of_structure_starts_afresh_and_a_knob_does_not():
-    playground = Playground()
-    for name, value in (STRUCTURE | LIVE).items():
-        playground.advance(21)
-        old, step = playground.main_run, playground.step
-        playground.set(**{name: value})
-        assert getattr(playground.setting, name) == value
-        assert_consistent(playground)
-        if name in STRUCTURE:
-            assert playground.step == 0 and playground.marks == []
-            assert playground.ghost is (None if name == "task" else old)  # another task is nothing to compare with
-            ghosts = [m for m in playground.canvas.panels[LOSS].marks if isinstance(m, Line) and m.ink == -1]
-            assert len(ghosts) == (name != "task")
-        else:
-            assert playground.step == step and playground.main_run is old and playground.marks[-1] == step
 
 
 @on_a_loop
@@ -206,7 +103,6 @@ def test_the_same_seed_gives_the_same_numbers_drawn_or_not_and_muted_or_not():
     drawn.inputs["mute"].value = "E3"
     for _ in range(4):
         drawn.advance(3)
-        drawn.show(True)
         torch.rand(1)
     alone.advance(12)
     assert losses(drawn) == losses(alone)
@@ -245,7 +141,6 @@ def test_the_pictures_read_the_router_without_its_noise():
     favourites = routing_of(playground, grid(RESOLUTION))[1].router_probs.argmax(dim=-1)
     assert (territory(playground) == favourites).float().mean() > 0.99
     playground.advance(1)
-    playground.show(True)
     bars = mark(playground, LOAD, Bars)
     assert bars.second.tolist() == pytest.approx(playground.clean_load)
     assert bars.y.tolist() == pytest.approx(playground.main_run.records[-1].load[0]) != pytest.approx(bars.second)
@@ -342,54 +237,18 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
 
 
 @on_a_loop
-async def test_a_last_update_that_only_the_picture_finds_too_large_is_taken_back(monkeypatch):
-    monkeypatch.setattr(live, "QUICK", 1000)  # seconds: all panels are drawn at once
+async def test_an_update_that_was_too_large_is_taken_back():
     playground = Playground(play=2000)
     weight, run = playground.main_run.model.block.router.weight, playground.main_run
     await until(lambda: playground.step > 3)
     playground.post(lambda: weight.data.fill_(1e38))
     await playground.finished()
-    assert "the last step is taken back: lower the learning rate to go on" in words(playground)
+    assert "lower the learning rate" in words(playground)
     assert playground.step < 2000 and weight.abs().max() < 100
     playground.play(5)
     before = playground.step
     await playground.finished()
     assert playground.step == before + 5 and run.records[-1].loss < 2.5
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
-        ({"num_experts": 1, "top_k": 2}, r"top_k must be between 1 and num_experts \(1\), got 2"),
-        ({"num_experts": 0}, "num_experts must be a whole number of at least 1, got 0"),
-        ({"d_ff": 0}, "d_ff must be a whole number of at least 1, got 0"),
-        ({"lr": float("nan")}, "lr must be a finite number above 0, got nan"),
-        ({"capacity_factor": 0}, "capacity_factor must be a finite number above 0, got 0"),
-        ({"noise_std": -1}, "noise_std must be a finite number of at least 0, got -1"),
-        ({"expert_bias_rate": 0.1}, "expert_bias_rate must be off here, since the bias needs a sigmoid router"),
-        ({"router": "hash"}, "router must be one of 'top-k', 'learned noise', 'sigmoid', 'expert choice', got 'hash'"),
-        ({"task": "spirals"}, "task must be one of 'blobs', 'voronoi', 'waves', 'checker', 'uneven', got 'spirals'"),
-        ({"colour": "red"}, "setting must be one of '.*', got 'colour'"),
-        ({"seed": -1}, "seed must be a whole number from 0 to 9999, got -1"),
-        ({"seed": "one"}, "seed must be a whole number from 0 to 9999, got 'one'"),
-    ],
-)
-def test_a_bad_setting_is_refused_and_moves_nothing(trained, change, message):
-    before, run = shown(trained), trained.main_run
-    with pytest.raises(ValueError, match=message):
-        trained.set(**{"router_z_loss_coef": 0.1} | change)
-    assert shown(trained) == before and trained.main_run is run and trained.setting == PRESETS["healthy"]
-    with pytest.raises(ValueError, match=message):
-        Playground(**change)
-
-
-@pytest.mark.parametrize("values", [{"token": 32}, {"token": -1}, {"mute": "E8"}, {"mute": None}, {"x_axis": "hours"}])
-def test_what_cannot_be_looked_at_or_made_is_refused(trained, values):
-    with pytest.raises(ValueError, match=f"{list(values)[0]} must be .*, got {list(values.values())[0]!r}"):
-        trained.set(**values)
-    with pytest.raises(ValueError, match="device must be one of 'cpu'.* on this machine, got 'tpu9'"):
-        Playground(device="tpu9")
 
 
 # --- a learner's block -----------------------------------------------------------------------------------
@@ -400,8 +259,6 @@ async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
     mine = Playground(block=MyMoE)
     assert idle(mine) == ["router", "noise_std", "capacity_factor", "expert_bias_rate", "mute"]
     assert idle(Playground()) == ["expert_bias_rate"] and mine.inputs["mute"].options == ("none",)
-    with pytest.raises(ValueError, match="noise_std must be off here, since the noise needs a top-k router, got 1.0"):
-        mine.set(noise_std=1.0)
     assert len(territory(mine).unique()) >= 6  # its router gets the same start
     mine.advance(60)
     assert mine.main_run.records[-1].loss < mine.main_run.records[0].loss - 0.5
@@ -432,12 +289,12 @@ def a_block(num_experts=None, top_k=None, change=lambda x, y, routing: (y, routi
 @pytest.mark.parametrize(
     "block, message",
     [
-        (a_block(without="d_ff"), "have the attributes d_model, d_ff, num_experts, top_k and experts, got Block"),
-        (a_block(listed=True), "keep its experts in a module such as nn.ModuleList, got a list in Block"),
-        (a_block(change=lambda x, y, routing: y), r"return \(y, Routing\), got Tensor from Block"),
+        (a_block(without="d_ff"), "keep d_ff as given .4., got None in Block"),
+        (a_block(listed=True), "keep its experts in a module such as nn.ModuleList, got Block, which does not"),
+        (a_block(change=lambda x, y, routing: y), r"return \(y, Routing\), got Block, which does not"),
         (a_block(change=lambda x, y, routing: (y.sum(dim=-1), routing)), "return a finite y of the shape of x"),
-        (a_block(change=lambda x, y, routing: (y.detach(), routing)), "return a finite y of the shape of x, with a gr"),
-        (a_block(change=lambda x, y, routing: (y, routing, x.add_(1))[:2]), "leave x as it is, got it changed by"),
+        (a_block(change=lambda x, y, routing: (y.detach(), routing)), "return a y with a gradient"),
+        (a_block(change=lambda x, y, routing: (y, routing, x.add_(1))[:2]), "leave x as it is, got Block"),
         (a_block(num_experts=4), "keep num_experts as given .8., got 4 in Block"),
         (a_block(top_k=1), "keep top_k as given .2., got 1 in Block"),
         (MoE(16, 4, 8, 2), "be a class called with d_model, d_ff, num_experts, top_k, got MoE"),
@@ -448,10 +305,3 @@ def test_a_block_that_breaks_the_contract_is_refused(block, message):
     assert Playground(block=a_block(), play=1).step == 1
     with pytest.raises(ValueError, match=f"block must {message}"):
         Playground(block=block)
-
-
-def test_every_control_has_a_name_and_says_what_it_does(trained):
-    named = [w for w in descendants(trained) if getattr(w, "description", "")]
-    assert len(named) == len(trained.inputs) + 4 + len(PRESETS)
-    for widget in named:
-        assert len(widget.tooltip) > 5 and trained.canvas.words["tips"][widget.description] == widget.tooltip
