@@ -11,18 +11,16 @@ from torch.nn import functional as F
 
 from moe_lessons.errors import check_choice, check_positive_int
 from moe_lessons.nn import FeedForward, seeded
-from moe_lessons.tasks import PlaneSetting, plane_model
-from moe_lessons.training import Record, Run
+from moe_lessons.training import PlaneSetting, Record, Run, plane_model
 
 # what learns, and the part of the block that stands still meanwhile
 LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
 
 
 class WatchedRun(Run):
-    """A `Run` of a `PlaneClassifier` that also keeps how large the gradient of each expert was.
+    """A `Run` of a `PlaneClassifier` that also keeps, for each step (E,), the norms of the gradients.
 
-    expert_gradients, router_gradients: for each step (E,), the Euclidean norm of the gradient of an expert's weights,
-    and of its row of the router. 0 for what stands still, and for what the loss does not depend on.
+    expert_gradients: of each expert's weights. router_gradients: of its row of the router. 0 for what stands still.
     """
 
     def __init__(self, *args, **kwargs):
@@ -31,7 +29,6 @@ class WatchedRun(Run):
         self.router_gradients: list[np.ndarray] = []
 
     def step(self) -> Record:
-        """Train on one fresh batch and return what it showed."""
         record = super().step()
         block = self.model.block
         self.expert_gradients.append(gradient_norms(block.experts.parameters()))
@@ -39,7 +36,6 @@ class WatchedRun(Run):
         return record
 
     def take_back(self) -> None:
-        """Undo the last step, with its gradients."""
         super().take_back()
         self.expert_gradients.pop()
         self.router_gradients.pop()
@@ -64,17 +60,14 @@ def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block
 
 def gradient_norms(weights: Iterable[Tensor]) -> np.ndarray:
     """(E,): the norm of each expert's gradient. Each of the weights has the experts along its first dimension."""
-    squares = [
-        torch.zeros(len(weight)) if weight.grad is None else weight.grad.flatten(1).square().sum(dim=1).cpu()
-        for weight in weights
-    ]
-    return torch.stack(squares).sum(dim=0).sqrt().numpy()
+    gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
+    return sum(gradient.flatten(1).square().sum(dim=1) for gradient in gradients).sqrt().cpu().numpy()
 
 
 class Pushes(NamedTuple):
     """How the task pulls at the score of each expert: minus the gradient of the loss, summed over tokens. Above 0: up.
 
-    own (E,): by the tokens that the expert serves. others (E,): by all the others.
+    own: by the tokens that the expert serves; others: by all the others, both (E,).
     """
 
     own: np.ndarray
@@ -82,9 +75,9 @@ class Pushes(NamedTuple):
 
 
 def score_pushes(run: Run, num: int = 2048) -> Pushes:
-    """Where one step on `num` held-out points would push the router's scores, by whose tokens. Nothing is trained.
+    """Where one step on `num` held-out points would push the router's scores. Nothing is trained.
 
-    A noisy router is read with its noise, as that step would be; the noise is the same each time.
+    A noisy router is read with its noise, which is the same each time.
 
     >>> own, others = score_pushes(watched_run(PlaneSetting()))
     >>> own.shape, others.shape
@@ -112,14 +105,14 @@ def practise(run: Run, expert: int, steps: int = 20) -> None:
     if expert not in range(experts.num_experts):
         raise ValueError(f"expert must be between 0 and {experts.num_experts - 1}, got {expert!r}")
     check_positive_int("steps", steps)
-    pupil = copy.deepcopy(run.model).requires_grad_(False)
-    pupil.block = FeedForward(experts.d_model, experts.d_ff, experts.activation)  # one expert alone is a dense FFN
-    pupil.block.load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
-    training = Run(pupil, run.task, lr=run.knobs.lr, seed=run.seed + 500_009, device=run.device)
+    alone = copy.deepcopy(run.model).requires_grad_(False)
+    alone.block = FeedForward(experts.d_model, experts.d_ff, experts.activation)  # one expert alone is a dense FFN
+    alone.block.load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
+    training = Run(alone, run.task, lr=run.knobs.lr, seed=run.seed + 500_009, device=run.device)
     for _ in range(steps):
         training.step()
     with torch.no_grad():
-        for name, weight in pupil.block.named_parameters():
+        for name, weight in alone.block.named_parameters():
             getattr(experts, name)[expert] = weight
 
 

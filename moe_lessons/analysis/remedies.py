@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_lessons.bands import SeedBand
 from moe_lessons.errors import check_choice
-from moe_lessons.knobs import TRAINING
-from moe_lessons.tasks import REMEDIES, PlaneSetting, remedy_setting
-from moe_lessons.training import DEAD_SHARE
+from moe_lessons.training import REMEDIES, PlaneSetting, SeedBand, remedy_setting
+from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.run import is_dead
 
 NUM_POINTS = 512  # held out, for each seed: what a reading is taken on
 RECENT = 20  # steps over which what a step shows is averaged
@@ -45,8 +44,8 @@ class Tile:
     @property
     def is_noisy(self) -> bool:
         """Whether the router's decisions are disturbed in training."""
-        disturbed = (getattr(self.setting, name) for name, knob in TRAINING.items() if knob.disturbs)
-        return self.setting.router == "learned noise" or any(disturbed)
+        disturbing = (getattr(self.setting, name) for name, knob in TRAINING.items() if knob.disturbs)
+        return self.setting.router == "learned noise" or any(disturbing)
 
     def read(self) -> None:
         """Take a reading, unless the last one still holds."""
@@ -56,7 +55,7 @@ class Tile:
             self.readings.pop()
         self.turned, read = False, self.band.evaluate(NUM_POINTS)
         self.clean = read["loads"]
-        dead = (self.clean * self.setting.top_k < DEAD_SHARE).sum(axis=1)
+        dead = is_dead(self.clean * self.setting.top_k).sum(axis=1)
         variation = self.clean.std(axis=1) * self.clean.shape[1]
         self.readings.append(Reading(self.step, dead, variation, read["accuracies"]))
 
@@ -70,12 +69,10 @@ def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> Plane
 
     name: of a remedy, or several joined by ' + '. One may bring a strength of its own: 'auxiliary loss 0.3'.
     """
-    remedies, own = [], {}
-    for part in name.split(" + "):
-        remedy, strength = split_strength(part)
-        remedies.append(check_choice("remedy", remedy, REMEDIES))
-        if remedy in STRENGTHS:
-            own[STRENGTHS[remedy]] = values[STRENGTHS[remedy]] if strength is None else strength
+    parts = [split_strength(part) for part in name.split(" + ")]
+    remedies = [check_choice("remedy", remedy, REMEDIES) for remedy, _ in parts]
+    own = {STRENGTHS[remedy]: strength for remedy, strength in parts if remedy in STRENGTHS}
+    own = {knob: values[knob] if strength is None else strength for knob, strength in own.items()}
     if len(set(remedies)) < len(remedies) or ("nothing" in remedies and len(remedies) > 1):
         raise ValueError(f"remedies in one tile must be different ones, got {name!r}")
     try:

@@ -11,36 +11,31 @@ POINTS = ["step", "loss"]  # the lists of a stored run, a value for each measure
 
 
 def read_runs(path: Path) -> tuple[dict, list[dict], int]:
-    """The settings of a results file, its runs, and how many of its bytes are whole lines.
+    """The settings of a results file ({} where it has none yet), its runs, and how many of its bytes are whole lines.
 
-    What follows the last whole line was cut off by an interrupt, and is left out. A file without one whole line gives
-    no settings ({}) and no runs. Raises ValueError for a whole line that is not a JSON object.
+    What follows the last whole line was cut off by an interrupt. ValueError for a whole line that is no JSON object.
     """
     data = path.read_bytes()
     num_whole = data.rfind(b"\n") + 1
-    lines = []
+    rows = []
     for number, line in enumerate(data[:num_whole].splitlines(), start=1):
         try:
-            lines.append(json.loads(line))
-            if not isinstance(lines[-1], dict):
-                raise ValueError(f"a {type(lines[-1]).__name__}")
-        except ValueError as error:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{path} must have a JSON object on each line, got on line {number}: {error}") from None
-    return (lines[0] if lines else {}), lines[1:], num_whole
+    return (rows[0] if rows else {}), rows[1:], num_whole
 
 
 def load_results(name: str) -> pd.DataFrame:
     """The stored sweep `name`, one row for each time that a run was measured.
 
-    Columns: model, lr, seed, step, loss (held-out, nats), flops and seconds (of training, up to that step),
-    parameters (all), active (those that a token uses), spikes (of the run's training loss), diverged (whether the run
-    ended by that; step and loss are NaN where it did before it was measured), and what it was made with: date, python,
-    torch, cpu, threads. `attrs` has the settings. Raises FileNotFoundError, with the names that there are, for a sweep
-    that is not stored, and ValueError for one without a finished run.
+    Columns: model, lr, seed, step, loss (held-out, nats), flops and seconds (of training, up to that step), parameters
+    (all), active (those that a token uses), spikes (of the training loss), diverged (whether the run ended by that,
+    perhaps before it was measured), and what it was made with: date, python, torch, cpu, threads. `attrs` has the
+    settings. FileNotFoundError for a sweep that is not stored, ValueError for one without a finished run.
 
-    >>> results = load_results("capacity")
-    >>> bool((results.groupby(["model", "seed"]).loss.first() > results.groupby(["model", "seed"]).loss.last()).all())
-    True
+    >>> load_results("capacity").attrs["steps"]
+    500
     """
     path = data_path(f"results/{name}.jsonl")
     settings, runs, _ = read_runs(path)

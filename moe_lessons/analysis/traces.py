@@ -1,8 +1,8 @@
 """Who served which token: a trace of the routing as a table, and what the choice of an expert has to do with the token.
 
-The choice is read in bits. I(expert; domain), their mutual information, is how much you learn of one when you are told
-the other: 0 where they are independent, H(domain) where the expert gives the domain away. It does not ask which number
-an expert has. All figures are about a token's first choice; tokens that no expert serves are left out.
+Of I(expert; domain), their mutual information in bits, 0 means that they are independent, H(domain) that the expert
+gives the domain away. It does not ask which number an expert has. All is about a token's first choice; tokens that no
+expert serves are left out.
 """
 
 from collections.abc import Iterable
@@ -17,8 +17,6 @@ from moe_lessons.nn import Routing, evaluating
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training import check_output
 
-GROUPS = ("domain", "byte_class", "layer")
-
 
 def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
     """A row for each token of `task.held_out(num_per_domain)` and each MoE layer of the model, in eval mode.
@@ -26,9 +24,8 @@ def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
     sequence, position: where the token stands. byte, byte_class, domain: what it is; the last two are categorical.
     layer: the number of the MoE layer, from 0. expert0, expert1, …: the experts that served it, the one with the
     largest weight first, and -1 where it has no more of them (as with expert choice, or where its expert was full).
-    weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E.
-
-    Raises ValueError for a task without a held-out part and for a model without experts.
+    weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E. Raises ValueError for a task
+    without a held-out part, and for a model without experts.
 
     >>> from moe_lessons.nn import LanguageModel, TransformerConfig
     >>> from moe_lessons.tasks import TextTask
@@ -51,7 +48,7 @@ def trace_text(model: nn.Module, text: str) -> pd.DataFrame:
     """
     if not isinstance(text, str) or not text:
         raise ValueError(f"text must have at least one character, got {text!r}")
-    return _trace(model, encode(text)[None], np.zeros(1, dtype=int), ("text",))
+    return _trace(model, encode(text)[None], np.zeros(1, dtype=int), ["text"])
 
 
 @torch.no_grad()
@@ -63,42 +60,27 @@ def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[
         _, routings = check_output(model(ids.to(next(model.parameters()).device)))
     if not routings:
         raise ValueError(f"model must have at least one layer of experts, got {type(model).__name__} without one")
-    num_sequences, length = ids.shape
-    tokens = pd.DataFrame(
-        {
-            "sequence": np.repeat(np.arange(num_sequences), length),
-            "position": np.tile(np.arange(length), num_sequences),
-            "byte": ids.flatten().numpy(),
-            "byte_class": pd.Categorical.from_codes(byte_class(ids).flatten().numpy(), BYTE_CLASSES),
-            "domain": pd.Categorical.from_codes(np.repeat(domain, length), list(domains)),
-        }
-    )
-    served = [_by_token(routing) for routing in routings]
-    width = max(expert.shape[1] for expert, _ in served)
-    layers = [tokens.assign(layer=number, **_columns(*pair, width)) for number, pair in enumerate(served)]
-    table = pd.concat(layers, ignore_index=True)
+    tokens = pd.MultiIndex.from_product(map(range, ids.shape), names=["sequence", "position"]).to_frame(index=False)
+    tokens["byte"] = ids.flatten().numpy()
+    tokens["byte_class"] = pd.Categorical.from_codes(byte_class(ids).flatten().numpy(), BYTE_CLASSES)
+    tokens["domain"] = pd.Categorical.from_codes(np.repeat(domain, ids.shape[1]), list(domains))
+    served = pd.concat([_assignments(routing).assign(layer=number) for number, routing in enumerate(routings)])
+    served = served.sort_values("weight", ascending=False)
+    served["rank"] = served.groupby(["layer", "token"]).cumcount()
+    served = served.set_index(["layer", "token", "rank"])
+    places = pd.MultiIndex.from_product([range(len(routings)), tokens.index], names=["layer", "token"])
+    columns = [
+        served[name].unstack(fill_value=nothing).reindex(places, fill_value=nothing).add_prefix(name)
+        for name, nothing in {"expert": -1, "weight": 0.0}.items()
+    ]
+    table = tokens.join(pd.concat(columns, axis="columns").reset_index("layer"), how="right").reset_index(drop=True)
     table.attrs["num_experts"] = max(routing.num_experts for routing in routings)
     return table
 
 
-def _by_token(routing: Routing) -> tuple[np.ndarray, np.ndarray]:
-    """The experts of each token and their weights, both (T, most of any token), the largest weight first."""
-    token, expert, weight = (x.cpu().numpy() for x in (routing.token_idx, routing.expert_idx, routing.weight.float()))
-    order = np.lexsort((-weight, token))  # by token, then by weight
-    token, expert, weight = token[order], expert[order], weight[order]
-    count = np.bincount(token, minlength=routing.num_tokens)
-    rank = np.arange(len(token)) - np.repeat(count.cumsum() - count, count)  # 0, 1, … within each token
-    experts = np.full((routing.num_tokens, max(count.max(), 1)), -1)
-    weights = np.zeros(experts.shape, dtype=np.float32)
-    experts[token, rank], weights[token, rank] = expert, weight
-    return experts, weights
-
-
-def _columns(experts: np.ndarray, weights: np.ndarray, width: int) -> dict[str, np.ndarray]:
-    more = ((0, 0), (0, width - experts.shape[1]))
-    experts, weights = np.pad(experts, more, constant_values=-1), np.pad(weights, more)
-    named = {f"expert{k}": experts[:, k] for k in range(width)}
-    return named | {f"weight{k}": weights[:, k] for k in range(width)}
+def _assignments(routing: Routing) -> pd.DataFrame:
+    columns = {"token": routing.token_idx, "expert": routing.expert_idx, "weight": routing.weight.float()}
+    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
 
 
 def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = None) -> pd.DataFrame:
@@ -109,10 +91,10 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
 
     >>> table = pd.DataFrame({"layer": 0, "domain": ["code", "code", "json"], "expert0": [0, 1, 1]})
     >>> table.attrs["num_experts"] = 2
-    >>> expert_shares(table, by="domain").loc["code"].to_dict()
+    >>> expert_shares(table).loc["code"].to_dict()
     {'E0': 0.5, 'E1': 0.5}
     """
-    check_choice("by", by, GROUPS)
+    check_choice("by", by, ("domain", "byte_class", "layer"))
     layers = _check(trace, by)["layer"].unique().tolist()
     if "num_experts" not in trace.attrs:
         raise ValueError("trace must have E as attrs['num_experts'], got none: a file or a merge of tables loses it")
@@ -120,89 +102,74 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
         trace = trace[trace["layer"] == check_choice("layer", layer, layers)]
     elif by != "layer" and len(layers) > 1:
         raise ValueError(f"layer must be one of {layers} where by is {by!r}, got None")
-    num_experts, groups = trace.attrs["num_experts"], pd.Categorical(trace[by])
-    experts = trace[[name for name in trace if name.startswith("expert")]].to_numpy()  # (tokens, most of any token)
-    place = groups.codes.astype(int)[:, None] * num_experts + experts
-    counts = np.bincount(place[experts >= 0], minlength=len(groups.categories) * num_experts).reshape(-1, num_experts)
-    names = [f"E{expert}" for expert in range(num_experts)]
-    counts = pd.DataFrame(counts, index=pd.Index(groups.categories, name=by), columns=names)
-    counts = counts[counts.sum(axis=1) > 0]
-    return counts.div(counts.sum(axis=1), axis=0)
+    served = trace.melt(by, list(trace.filter(regex="^expert")), value_name="expert").query("expert >= 0")
+    shares = pd.crosstab(served[by], served["expert"], normalize="index")
+    shares = shares.reindex(columns=range(trace.attrs["num_experts"]), fill_value=0.0).add_prefix("E")
+    return shares.set_axis(pd.Index(shares.index, dtype=object), axis="index")
 
 
 def mutual_information(a, b, given=None, corrected: bool = True) -> float:
     """I(a; b), or I(a; b | given), in bits: a, b and given are labels of any kind, one for each observation.
 
     I(a; b) = H(a) + H(b) - H(a, b), with the entropies H of the shares that were counted. Given a third, it is the mean
-    of the I(a; b) within each of its values, weighted by their shares: H(a, g) + H(b, g) - H(a, b, g) - H(g).
+    of the I(a; b) within each of its values: H(a, g) + H(b, g) - H(a, b, g) - H(g).
 
-    Counted shares scatter, and scatter looks like information: of independent labels the I above is larger than 0.
-    `corrected` takes most of that away, see `_entropy`. What is left may be slightly below 0.
+    Counted shares scatter, and scatter looks like information: of independent labels this is larger than 0. `corrected`
+    takes most of that away, see `_entropy`; what is left may be slightly below 0.
 
     >>> mutual_information([0, 0, 1, 1], [0, 0, 1, 1], corrected=False)
     1.0
     >>> mutual_information([0, 0, 1, 1], [0, 1, 0, 1], corrected=False)
     0.0
     """
-    given = [] if given is None else [given]
-    labels = [np.asarray(x) for x in (a, b, *given)]
-    if any(x.ndim != 1 for x in labels):
-        raise ValueError(f"labels must be in one row, got the shapes {', '.join(str(x.shape) for x in labels)}")
+    labels = [np.asarray(x) for x in ((a, b) if given is None else (a, b, given))]
+    shapes = [x.shape for x in labels]
+    if len(set(shapes)) > 1 or labels[0].ndim != 1 or not labels[0].size:
+        raise ValueError(f"labels must be in rows of one length, at least one, got the shapes {shapes}")
     a, b, *third = (pd.factorize(x, use_na_sentinel=False)[0] for x in labels)
-    if len(a) == 0 or len({len(x) for x in (a, b, *third)}) > 1:
-        sizes = ", ".join(str(len(x)) for x in (a, b, *third))
-        raise ValueError(f"labels must be as many in each argument, at least one, got {sizes}")
-    parts = (_entropy(a, *third, corrected=corrected), _entropy(b, *third, corrected=corrected))
-    return float(sum(parts) - _entropy(a, b, *third, corrected=corrected) - _entropy(*third, corrected=corrected))
+    joined = [(a, *third), (b, *third), (a, b, *third), third]
+    of_a, of_b, of_both, of_third = (_entropy(*labels, corrected=corrected) for labels in joined)
+    return float(of_a + of_b - of_both - of_third)
 
 
 def _entropy(*labels: np.ndarray, corrected: bool) -> float:
     """The joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0.
 
     Of N observations, n of them with each of the values: H = log N - Σ (n / N) log n. The corrected one is the
-    jackknife N·H - (N - 1)·(the mean H when one observation is left out), from S. Zahl, Jackknifing an index of
-    diversity, 1977. It comes down to the same formula with g(n) = n log n - (n - 1) log (n - 1) in the place of log n.
+    jackknife N·H - (N - 1)·(the mean H when one is left out), from S. Zahl, Jackknifing an index of diversity, 1977:
+    the same formula with g(n) = n log n - (n - 1) log (n - 1) in the place of log n.
     """
     if not labels:
         return 0.0
-    joint = labels[0].astype(np.int64)
-    for label in labels[1:]:
-        joint = joint * (label.max() + 1) + label
+    joint = np.ravel_multi_index(labels, [label.max() + 1 for label in labels])
     counts = np.unique(joint, return_counts=True)[1]
-    g = _step_of_n_log_n if corrected else np.log2
+
+    def g(n):
+        return n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1)) if corrected else np.log2(n)
+
     return g(counts.sum()) - (counts / counts.sum() * g(counts)).sum()
-
-
-def _step_of_n_log_n(n: np.ndarray) -> np.ndarray:
-    """n log n - (n - 1) log (n - 1), for n from 1, in bits; 0 log 0 is 0."""
-    return n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1))
 
 
 def information(trace: pd.DataFrame, shuffled: bool = False, seed: int = 0) -> pd.DataFrame:
     """What a token's first choice tells of the token, in bits, corrected for bias: a row for each layer.
 
     The columns are the other side: 'byte', 'byte class', 'domain'; 'byte | domain' is I(expert; byte | domain), what
-    the choice tells of the byte when the domain is known already; 'domain | byte' the reverse.
+    the choice tells of the byte when the domain is known already; 'domain | byte' the reverse. A chain rule holds:
+    'byte' + 'domain | byte' = 'domain' + 'byte | domain'.
 
-    shuffled: the control. The choices of each layer are dealt out to its tokens at random (from `seed`), so that they
-    have nothing to do with them: what is left is the error of the estimate.
-
-    It takes a few thousand tokens: in a short text nearly every byte is its own, which no correction mends. Read the
-    shuffled figures first.
-
-    A chain rule holds: 'byte' + 'domain | byte' = 'domain' + 'byte | domain'.
+    shuffled: the control. The choices of each layer are dealt out to its tokens at random (from `seed`): what is left
+    is the error of the estimate. Read it first: no correction mends a text of less than a few thousand tokens.
     """
     rng, rows = np.random.default_rng(seed), {}
     for number, layer in _check(trace, "byte", "byte_class", "domain").groupby("layer"):
         layer = layer[layer["expert0"] >= 0]
         expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
-        byte, kind, domain = layer["byte"], layer["byte_class"], layer["domain"]
         rows[number] = {
-            "byte": mutual_information(expert, byte),
-            "byte class": mutual_information(expert, kind),
-            "domain": mutual_information(expert, domain),
-            "byte | domain": mutual_information(expert, byte, given=domain),
-            "domain | byte": mutual_information(expert, domain, given=byte),
+            "byte": mutual_information(expert, layer["byte"]),
+            "byte class": mutual_information(expert, layer["byte_class"]),
+            "domain": mutual_information(expert, layer["domain"]),
+            "byte | domain": mutual_information(expert, layer["byte"], given=layer["domain"]),
+            "domain | byte": mutual_information(expert, layer["domain"], given=layer["byte"]),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
 
@@ -213,7 +180,6 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
     repeated: the share of the pairs of neighbours in a sequence with the same first choice.
     chance: of two tokens drawn from the trace, with replacement: Σ p(e)² over the experts e.
     chance_in_domain: of two tokens drawn from one domain, Σ p(e | domain)², averaged over the pairs of neighbours.
-    Where `repeated` is above `chance` but not above this, neighbours repeat because they share a domain.
     """
     rows = {}
     for number, layer in _check(trace, "sequence", "position", "domain").groupby("layer"):
@@ -238,9 +204,8 @@ def _chance(expert: pd.Series) -> float:
 def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """How far two models divide the same tokens alike, whatever numbers their experts have: a row for each layer.
 
-    agreement: the mutual information of their first choices over the mean of the two entropies, 0 to 1; 1 where each
-    expert of one has exactly the tokens of one expert of the other; NaN where both use one expert only, and there is
-    nothing to divide. All of it is corrected for bias.
+    agreement: the mutual information of their first choices over the mean of the two entropies, corrected for bias: 1
+    where each expert of one has exactly the tokens of one expert of the other; NaN where both use one expert only.
     shuffled: the same after the choices of one are dealt out at random (from `seed`).
 
     Raises ValueError where the two are not of the same tokens and layers.
@@ -248,10 +213,9 @@ def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame, seed: int = 0) -> pd
     same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(seed), {}
     if not np.array_equal(_check(trace_a, *same)[same], _check(trace_b, *same)[same]):
         raise ValueError("trace_a and trace_b must be of the same tokens and layers, got different ones")
-    for number in trace_a["layer"].unique():
-        a, b = (t.loc[(t["layer"] == number).to_numpy(), "expert0"].to_numpy() for t in (trace_a, trace_b))
-        served = (a >= 0) & (b >= 0)
-        a, b = a[served], b[served]
+    both = trace_a.assign(other=trace_b["expert0"].to_numpy()).query("expert0 >= 0 and other >= 0")
+    for number, layer in both.groupby("layer"):
+        a, b = layer["expert0"], layer["other"]
         entropies = (mutual_information(a, a) + mutual_information(b, b)) or np.nan  # I(a; a) is H(a)
         rows[number] = {
             "agreement": 2 * mutual_information(a, b) / entropies,
@@ -262,10 +226,9 @@ def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame, seed: int = 0) -> pd
 
 def _check(trace: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Return `trace` if it is one with these columns and not empty, else raise ValueError."""
-    is_table = isinstance(trace, pd.DataFrame)
-    missing = [name for name in dict.fromkeys(("layer", "expert0", *columns)) if is_table and name not in trace]
-    if not is_table or missing:
-        got = f"one without {', '.join(missing)}" if is_table else type(trace).__name__
+    missing = {"layer", "expert0", *columns} - set(getattr(trace, "columns", ()))
+    if missing:
+        got = f"{type(trace).__name__} without {', '.join(sorted(missing))}"
         raise ValueError(f"trace must be a table that `trace` or `trace_text` made, got {got}")
     if trace.empty:
         raise ValueError("trace must have at least one token, got none")

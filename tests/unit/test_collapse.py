@@ -1,37 +1,29 @@
 """What is measured on a collapse: gradients, pushes, and a head start, each against a way to compute it by hand."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from moe_lessons.analysis.collapse import LEARNS, gradient_norms, make_alike, practise, score_pushes, watched_run
-from moe_lessons.tasks import PRESETS, PlaneSetting
-from moe_lessons.training import plane_runs
+from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 
 COLLAPSE = PRESETS["collapse"]
 
 
-def weights_of(run) -> list[torch.Tensor]:
-    return [weight.detach().clone() for weight in run.model.block.experts.parameters()]
+def copies(module) -> list[torch.Tensor]:
+    return [weight.detach().clone() for weight in module.parameters()]
 
 
-# --- gradients -------------------------------------------------------------------------------------------
-
-
-def test_the_norm_of_each_expert():
-    first, second = torch.zeros(3, 2, 4), torch.zeros(3, 5)
+def test_the_norm_of_each_experts_gradient():
+    first, second, none = torch.zeros(3, 2, 4), torch.zeros(3, 5), torch.zeros(3, 2)
     first.grad, second.grad = torch.randn(3, 2, 4), torch.randn(3, 5)
-    for e, norm in enumerate(gradient_norms([first, second])):
+    for e, norm in enumerate(gradient_norms([first, second, none])):
         everything = [*first.grad[e].flatten().tolist(), *second.grad[e].tolist()]
         assert norm == pytest.approx(sum(value**2 for value in everything) ** 0.5, rel=1e-6)
-
-
-def test_without_a_gradient_the_norm_is_zero():
-    weight, other = torch.zeros(3, 2), torch.zeros(3, 2)
-    other.grad = torch.ones(3, 2)
-    assert gradient_norms([weight]).tolist() == [0, 0, 0]
-    assert gradient_norms([weight, other]) == pytest.approx(np.full(3, 2**0.5))
+    assert gradient_norms([none]).tolist() == [0, 0, 0]
 
 
 def test_a_watched_run_trains_as_a_plain_one():
@@ -45,21 +37,13 @@ def test_a_watched_run_trains_as_a_plain_one():
 @pytest.mark.parametrize("learns", LEARNS)
 def test_what_does_not_learn_stands_still(learns):
     run = watched_run(COLLAPSE, learns=learns)
-    experts, router = weights_of(run), run.model.block.router.weight.detach().clone()
+    experts, (router,) = copies(run.model.block.experts), copies(run.model.block.router)
     for _ in range(3):
         run.step()
-    same_experts = all(torch.equal(a, b) for a, b in zip(experts, weights_of(run), strict=True))
+    same_experts = all(torch.equal(a, b) for a, b in zip(experts, run.model.block.experts.parameters(), strict=True))
     assert same_experts == (learns == "router only") == (np.max(run.expert_gradients) == 0)
     same_router = torch.equal(router, run.model.block.router.weight)
     assert same_router == (learns == "experts only") == (np.max(run.router_gradients) == 0)
-
-
-def test_an_unknown_learner_is_refused():
-    with pytest.raises(ValueError, match="learns must be .*'router only', got 'nobody'"):
-        watched_run(COLLAPSE, learns="nobody")
-
-
-# --- pushes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("setting", [COLLAPSE, PlaneSetting()], ids=["K = 1", "K = 2"])
@@ -89,12 +73,10 @@ def test_pushes_against_finite_differences(setting):
 
 def test_pushes_cancel_and_train_nothing():
     run = watched_run(COLLAPSE)
-    before = [weight.detach().clone() for weight in run.model.parameters()]
+    before = copies(run.model)
     own, others = score_pushes(run)
     assert (own + others).sum() == pytest.approx(0, abs=1e-6)  # a shift of all scores changes no probability
     assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
-    with pytest.raises(ValueError, match="num must be"):
-        score_pushes(run, num=0)
 
 
 def test_pushes_of_a_noisy_router_are_the_same_twice_and_leave_the_random_numbers_alone():
@@ -106,47 +88,49 @@ def test_pushes_of_a_noisy_router_are_the_same_twice_and_leave_the_random_number
     assert torch.equal(torch.get_rng_state(), before) and run.model.training
 
 
-# --- a head start ----------------------------------------------------------------------------------------
+def loss_with_one_expert(run, expert: int) -> float:
+    """The loss of a copy whose router sends everything to one expert, and with certainty."""
+    model = copy.deepcopy(run.model)
+    scores = torch.full((8,), -50.0).index_fill(0, torch.tensor([expert]), 50.0)
+    model.block.router.choice_logits = lambda hidden: scores.expand(len(hidden), 8)
+    return Run(model, run.task).evaluate()["loss"]
 
 
 def test_practice_changes_one_expert_and_makes_it_better():
     run, untouched = watched_run(COLLAPSE), watched_run(COLLAPSE)
-    kept = [weight.detach().clone() for weight in run.model.parameters()]
-    losses = []
-    for steps in (1, 40):
-        practise(run, 2, steps)
-        routed_to_2 = run.model.block.router.weight.detach().clone()
-        with torch.no_grad():  # everything to E2, and with certainty
-            run.model.block.router.weight.zero_()
-            bias = torch.full((8,), -50.0).index_fill(0, torch.tensor([2]), 50.0)
-            run.model.block.router.choice_logits = lambda hidden, bias=bias: bias.expand(len(hidden), 8)
-        losses.append(run.evaluate()["loss"])
-        del run.model.block.router.choice_logits
-        run.model.block.router.weight.data.copy_(routed_to_2)
-    assert losses[1] < losses[0] - 0.1
-    experts = {id(weight) for weight in run.model.block.experts.parameters()}
-    for before, after in zip(kept, run.model.parameters(), strict=True):
-        if id(after) in experts:
-            same = [torch.equal(a, b) for a, b in zip(before, after, strict=True)]
-            assert same == [expert != 2 for expert in range(8)]
-        else:
-            assert torch.equal(before, after)
+    practise(run, 2, steps=1)
+    before = loss_with_one_expert(run, 2)
+    practise(run, 2, steps=40)
+    assert loss_with_one_expert(run, 2) < before - 0.1
+    experts = {name for name, _ in run.model.named_parameters() if ".experts." in name}
+    assert len(experts) == 2
+    for name, old in untouched.model.named_parameters():
+        new = run.model.get_parameter(name)
+        same = [torch.equal(a, b) for a, b in zip(old, new, strict=True)]
+        assert same == [name not in experts or row != 2 for row in range(len(old))]
     assert not run.records and run.expert_gradients == []
     x, _ = run._batch(4, run._data)
     assert torch.equal(x, untouched._batch(4, untouched._data)[0])  # the data to come are as they were
 
 
-@pytest.mark.parametrize("expert", [-1, 8])
-def test_practice_of_an_expert_that_is_not_there(expert):
-    with pytest.raises(ValueError, match=f"expert must be between 0 and 7, got {expert}"):
-        practise(watched_run(COLLAPSE), expert)
-    with pytest.raises(ValueError, match="steps must be"):
-        practise(watched_run(COLLAPSE), 0, steps=0)
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda run: watched_run(COLLAPSE, learns="nobody"), "learns must be .*'router only', got 'nobody'"),
+        (lambda run: score_pushes(run, num=0), "num must be"),
+        (lambda run: practise(run, -1), "expert must be between 0 and 7, got -1"),
+        (lambda run: practise(run, 8), "expert must be between 0 and 7, got 8"),
+        (lambda run: practise(run, 0, steps=0), "steps must be"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(watched_run(COLLAPSE))
 
 
 def test_alike():
-    run = watched_run(COLLAPSE)
-    first = [weight[0] for weight in weights_of(run)]
-    make_alike(run.model.block.experts)
-    for weight, of_first in zip(weights_of(run), first, strict=True):
-        assert all(torch.equal(of_expert, of_first) for of_expert in weight)
+    experts = watched_run(COLLAPSE).model.block.experts
+    before = copies(experts)
+    make_alike(experts)
+    for weight, old in zip(experts.parameters(), before, strict=True):
+        assert torch.equal(weight, old[:1].expand_as(old))

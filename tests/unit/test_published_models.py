@@ -17,48 +17,40 @@ def load_maker():
     path = CSV.with_name("make_published_models.py")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     maker = importlib.util.module_from_spec(spec)
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # data/ is packed as it lies
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "dont_write_bytecode", True)  # data/ is packed as it lies
         spec.loader.exec_module(maker)
-    finally:
-        sys.dont_write_bytecode = before
     return maker
 
 
 maker = load_maker()
 
 
-def csv_rows() -> dict[str, dict[str, str]]:
-    with Path(CSV).open(encoding="utf-8", newline="") as file:
-        return {row["name"]: row for row in csv.DictReader(file)}
+@pytest.fixture(scope="module")
+def frame():
+    return published_models()
 
 
-def test_frame_has_the_columns_and_is_sorted():
-    frame = published_models()
+def test_the_frame_has_the_columns_and_is_sorted(frame):
     assert tuple(frame.columns) == maker.COLUMNS
     assert len(frame) == len(maker.MODELS) == 16
     assert frame.total_params.is_monotonic_decreasing
     assert frame.note.map(type).eq(str).all()
 
 
-def test_every_row_is_possible():
-    frame = published_models()
+def test_every_row_is_possible(frame):
     assert (frame.active_params < frame.total_params).all()
     assert (frame.top_k <= frame.num_experts).all()
     # more than the share of experts is active: attention and embedding always are
     assert (frame.active_params / frame.total_params > frame.top_k / frame.num_experts).all()
 
 
-def test_counted_totals_agree_with_the_published():
-    frame = published_models()
+def test_counted_agrees_with_published_except_where_the_note_says_why(frame):
     assert (frame.total_params / 1e9 / frame.total_published_b - 1).abs().max() < 0.012
-
-
-def test_counted_active_agrees_with_the_published_except_where_the_note_says_why():
-    frame = published_models().dropna(subset="active_published_b")
-    off = (frame.active_params / 1e9 / frame.active_published_b - 1).abs()
-    assert set(frame.name[off > 0.025]) == {"gpt-oss-20b", "GLM-4.5"}
-    assert frame.note[off > 0.025].str.contains("embedding").all()
+    active = frame.dropna(subset="active_published_b")
+    off = (active.active_params / 1e9 / active.active_published_b - 1).abs()
+    assert set(active.name[off > 0.025]) == {"gpt-oss-20b", "GLM-4.5"}
+    assert active.note[off > 0.025].str.contains("embedding").all()
 
 
 @pytest.mark.parametrize("model", maker.MODELS, ids=lambda model: model.name)
@@ -66,7 +58,9 @@ def test_csv_equals_the_model_class(model):
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     if not hasattr(transformers, model.hf_class):
         pytest.skip(f"transformers {transformers.__version__} has no {model.hf_class}")
-    assert {column: str(value) for column, value in maker.row(model).items()} == csv_rows()[model.name]
+    with Path(CSV).open(encoding="utf-8", newline="") as file:
+        stored = {row["name"]: row for row in csv.DictReader(file)}
+    assert {column: str(value) for column, value in maker.row(model).items()} == stored[model.name]
 
 
 @pytest.mark.parametrize("name", ["Mixtral 8x7B", "DeepSeek-V3", "gpt-oss-20b", "Llama 4 Scout"])

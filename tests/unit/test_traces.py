@@ -9,15 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe_lessons.analysis import (
-    agreement,
-    expert_shares,
-    information,
-    mutual_information,
-    repeats,
-    trace,
-    trace_text,
-)
+from moe_lessons.analysis import agreement, expert_shares, information, mutual_information, repeats, trace, trace_text
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.transformer import ROUTERS
 from moe_lessons.tasks import BYTE_CLASSES, PlaneTask, TextTask, byte_class, encode
@@ -67,9 +59,7 @@ def test_a_trace_says_what_the_routing_says(router, capacity_factor, task):
         assert at["byte_class"] == BYTE_CLASSES[byte_class(x[sequence, position])]
         mine = (routing.token_idx == sequence * 32 + position).nonzero().flatten().tolist()
         served = {routing.expert_idx[a].item(): routing.weight[a].item() for a in mine}
-        assert dict(zip(experts[row], weights[row])) == pytest.approx(
-            served | {-1: 0.0} if -1 in experts[row] else served
-        )
+        assert {e: w for e, w in zip(experts[row], weights[row]) if e >= 0} == pytest.approx(served)
 
 
 def test_a_token_has_as_many_experts_as_served_it(task):
@@ -78,79 +68,60 @@ def test_a_token_has_as_many_experts_as_served_it(task):
     assert list(trace(model_of(top_k=1), task, 3).filter(regex="^expert")) == ["expert0"]
 
 
-def test_only_some_layers_with_experts(task):
+def test_only_layers_with_experts_count(task):
     assert trace(model_of(moe_layers=(1,)), task, 2)["layer"].unique().tolist() == [0]
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_the_model_is_traced_in_eval_mode_and_put_back(training, task):
-    model = model_of(router="gaussian noise").train(training)
-    first, second = trace(model, task, 2), trace(model, task, 2)
-    pd.testing.assert_frame_equal(first, second)  # no noise
-    assert model.training is training
-    assert all(weight.grad is None for weight in model.parameters())
-
-
-def test_a_model_that_fails_is_put_back_too(task):
-    model = model_of(max_positions=8)
+def test_the_model_is_traced_in_eval_mode_and_put_back(task):
+    model = model_of(router="gaussian noise", max_positions=32).train()
+    pd.testing.assert_frame_equal(trace(model, task, 2), trace(model, task, 2))  # no noise
     with pytest.raises(ValueError, match="at most max_positions"):
-        trace(model, task, 2)
-    assert model.training
+        trace_text(model, 33 * "a")
+    assert model.training and all(weight.grad is None for weight in model.parameters())
 
 
 def test_the_trace_of_a_text():
-    model = model_of()
-    table = trace_text(model, "aβ 7")
+    table = trace_text(model_of(), "aβ 7")
     assert table.query("layer == 1")["byte"].tolist() == encode("aβ 7").tolist()
-    assert table.query("layer == 0")["byte_class"].tolist() == [
-        "letter", "lead byte", "continuation byte", "space", "digit",
-    ]  # fmt: skip
+    kinds = ["letter", "lead byte", "continuation byte", "space", "digit"]
+    assert table.query("layer == 0")["byte_class"].tolist() == kinds
     assert table["domain"].unique().tolist() == ["text"]
-    with torch.no_grad():
-        _, routings = model.eval()(encode("aβ 7")[None])
-    for layer, routing in enumerate(routings):
-        mine = table[table["layer"] == layer]
-        assert mine[["expert0", "expert1"]].to_numpy().tolist() == routing.topk_indices.tolist()
-
-
-def test_bad_input_of_a_trace(task):
-    with pytest.raises(ValueError, match="^model must have at least one layer of experts, got LanguageModel without"):
-        trace(model_of(moe_layers=()), task, 2)
-    with pytest.raises(ValueError, match="^task must have a held-out part, as a TextTask, got PlaneTask without one$"):
-        trace(model_of(), PlaneTask("blobs"))
-    with pytest.raises(ValueError, match="^num_per_domain must be a whole number of at least 1, got 0$"):
-        trace(model_of(), task, 0)
-    for model in (5, None):
-        with pytest.raises(ValueError, match="^model must be a language model, got (int|NoneType)$"):
-            trace(model, task)
-    for text in ("", b"abc", None):
-        with pytest.raises(ValueError, match="^text must have at least one character, got"):
-            trace_text(model_of(), text)
-    with pytest.raises(ValueError, match="at most max_positions"):
-        trace_text(model_of(max_positions=4), "12345")
-
-
-@pytest.mark.parametrize("function", [expert_shares, information, repeats, lambda table: agreement(table, table)])
-def test_bad_input_of_what_reads_a_trace(function):
-    with pytest.raises(ValueError, match="^trace must have at least one token, got none$"):
-        function(table_of([0, 1]).iloc[:0])
-    with pytest.raises(ValueError, match="^trace must be a table that `trace` or `trace_text` made, got list$"):
-        function([0, 1])
 
 
 @pytest.mark.parametrize(
-    "function, column",
+    "call, message",
     [
-        (expert_shares, "domain"),
-        (lambda table: expert_shares(table, by="byte_class"), "byte_class"),
-        (information, "byte"),
-        (repeats, "sequence"),
-        (lambda table: agreement(table, table), "position"),
+        (lambda task: trace(model_of(moe_layers=()), task), "^model must have at least one layer of experts, got"),
+        (lambda task: trace(5, task), "^model must be a language model, got int$"),
+        (lambda task: trace(model_of(), PlaneTask()), "^task must have a held-out part, as a TextTask, got PlaneTask"),
+        (lambda task: trace(model_of(), task, 0), "^num_per_domain must be a whole number of at least 1, got 0$"),
+        (lambda task: trace_text(model_of(), ""), "^text must have at least one character, got ''$"),
+        (lambda task: trace_text(model_of(), b"abc"), "^text must have at least one character, got b'abc'$"),
     ],
 )
-def test_a_trace_that_lacks_a_column(function, column):
-    with pytest.raises(ValueError, match=f"^trace must be a table that .* made, got one without {column}$"):
-        function(table_of([0, 1]).drop(columns=column))
+def test_bad_input_of_a_trace(call, message, task):
+    with pytest.raises(ValueError, match=message):
+        call(task)
+
+
+READERS = {
+    "domain": expert_shares,
+    "byte_class": lambda table: expert_shares(table, by="byte_class"),
+    "byte": information,
+    "sequence": repeats,
+    "position": lambda table: agreement(table, table),
+}
+
+
+@pytest.mark.parametrize("column", READERS)
+def test_bad_input_of_what_reads_a_trace(column):
+    function, table = READERS[column], table_of([0, 1])
+    with pytest.raises(ValueError, match="^trace must have at least one token, got none$"):
+        function(table.iloc[:0])
+    with pytest.raises(ValueError, match="^trace must be a table that `trace` or `trace_text` made, got list without"):
+        function([0, 1])
+    with pytest.raises(ValueError, match=f"^trace must be a table that .* made, got DataFrame without {column}$"):
+        function(table.drop(columns=column))
 
 
 # --- shares ------------------------------------------------------------------------------------------------
@@ -174,17 +145,20 @@ def test_shares_against_a_count(by, task):
 def test_shares_of_one_layer_need_no_choice():
     table = table_of([0, 2, 2, 1], domain=["a", "a", "b", "b"])
     assert expert_shares(table).to_numpy().tolist() == [[0.5, 0, 0.5], [0, 0.5, 0.5]]
-    assert expert_shares(table, by="layer").to_numpy().tolist() == [[0.25, 0.25, 0.5]]
 
 
-def test_bad_input_of_shares(task):
-    table = trace(model_of(), task, 2)
-    with pytest.raises(ValueError, match="^by must be one of 'domain', 'byte_class', 'layer', got 'topic'$"):
-        expert_shares(table, by="topic")
-    with pytest.raises(ValueError, match=r"^layer must be one of \[0, 1\] where by is 'domain', got None$"):
-        expert_shares(table)
-    with pytest.raises(ValueError, match="^layer must be one of 0, 1, got 2$"):
-        expert_shares(table, layer=2)
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"by": "topic"}, "^by must be one of 'domain', 'byte_class', 'layer', got 'topic'$"),
+        ({}, r"^layer must be one of \[0, 1\] where by is 'domain', got None$"),
+        ({"layer": 2}, "^layer must be one of 0, 1, got 2$"),
+    ],
+)
+def test_bad_input_of_shares(arguments, message):
+    table = table_of([0, 1], layer=[0, 1])
+    with pytest.raises(ValueError, match=message):
+        expert_shares(table, **arguments)
     table.attrs.clear()
     with pytest.raises(ValueError, match=r"^trace must have E as attrs\['num_experts'\], got none: "):
         expert_shares(table, layer=0)
@@ -195,30 +169,7 @@ def test_bad_input_of_shares(task):
 
 def of_counts(counts) -> tuple[np.ndarray, ...]:
     """Labels that occur together as often as the entries of a table say, one array for each of its axes."""
-    return tuple(
-        np.repeat(index, np.ravel(counts)) for index in np.indices(np.shape(counts)).reshape(np.ndim(counts), -1)
-    )
-
-
-@pytest.mark.parametrize(
-    "counts, bits",
-    [
-        ([[5, 0], [0, 5]], 1.0),
-        ([[5, 5], [5, 5]], 0.0),
-        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], 2.0),
-        ([[3, 0], [0, 1]], 2 - 0.75 * math.log2(3)),  # H(1/4)
-        ([[1, 1], [0, 2]], 1 + (2 - 0.75 * math.log2(3)) - 1.5),  # H(a) + H(b) - H(a, b)
-        ([[2, 6]], 0.0),
-    ],
-)
-def test_information_of_a_table(counts, bits):
-    assert mutual_information(*of_counts(counts), corrected=False) == pytest.approx(bits, abs=1e-12)
-
-
-def test_exclusive_or_tells_only_together():
-    a, b, c = of_counts([[[3, 0], [0, 3]], [[0, 3], [3, 0]]])  # c = a xor b
-    assert mutual_information(a, c, corrected=False) == pytest.approx(0)
-    assert mutual_information(a, c, given=b, corrected=False) == pytest.approx(1)
+    return tuple(np.repeat(axis.ravel(), np.ravel(counts)) for axis in np.indices(np.shape(counts)))
 
 
 tables = st.lists(st.integers(0, 20), min_size=24, max_size=24).filter(lambda counts: sum(counts) > 1)
@@ -226,16 +177,19 @@ tables = st.lists(st.integers(0, 20), min_size=24, max_size=24).filter(lambda co
 
 @settings(max_examples=30)
 @given(tables)
-def test_information_is_symmetric_bounded_and_blind_to_names(counts):
-    a, b, c = of_counts(np.reshape(counts, (2, 3, 4)))
+def test_information_is_that_of_the_formula_symmetric_and_blind_to_names(counts):
+    counts = np.reshape(counts, (2, 3, 4))
+    a, b, c = of_counts(counts)
+    both = counts.sum(axis=2) / counts.sum()
+    of_a, of_b = both.sum(axis=1), both.sum(axis=0)
+    parts = [p * math.log2(p / of_a[i] / of_b[j]) for (i, j), p in np.ndenumerate(both) if p > 0]
+    assert mutual_information(a, b, corrected=False) == pytest.approx(sum(parts), abs=1e-12)
+    entropy = -sum(p * math.log2(p) for p in of_b if p > 0)
+    assert mutual_information(b, b, corrected=False) == pytest.approx(entropy, abs=1e-12)
     for corrected in (True, False):
         once = mutual_information(a, b, c, corrected)
         assert once == pytest.approx(mutual_information(b, a, c, corrected))
         assert once == pytest.approx(mutual_information(-a, np.array(list("xyz"))[b], c, corrected))
-    entropy = mutual_information(b, b, corrected=False)
-    shares = np.bincount(b) / len(b)
-    assert entropy == pytest.approx(-sum(p * math.log2(p) for p in shares if p > 0), abs=1e-12)
-    assert -1e-9 < mutual_information(a, b, corrected=False) < entropy + 1e-9
 
 
 @settings(max_examples=30)
@@ -249,15 +203,12 @@ def test_given_a_third_it_is_the_mean_within_each_of_its_values(counts):
 @settings(max_examples=30)
 @given(tables)
 def test_the_correction_is_the_jackknife(counts):
-    a, b, _ = of_counts(np.reshape(counts, (2, 3, 4)))
-    a, b = a[:40], b[:40]
-    plug_in, size = mutual_information(a, b, corrected=False), len(a)
-    without = (
-        [mutual_information(np.delete(a, i), np.delete(b, i), corrected=False) for i in range(size)]
-        if size > 1
-        else [0]
-    )
-    assert mutual_information(a, b) == pytest.approx(size * plug_in - (size - 1) * np.mean(without), abs=1e-8)
+    a, b, _ = (labels[:40] for labels in of_counts(np.reshape(counts, (2, 3, 4))))
+    size = len(a)
+    left = [(np.delete(a, i), np.delete(b, i)) for i in range(size)] if size > 1 else [([0], [0])]
+    without = np.mean([mutual_information(*labels, corrected=False) for labels in left])
+    expected = size * mutual_information(a, b, corrected=False) - (size - 1) * without
+    assert mutual_information(a, b) == pytest.approx(expected, abs=1e-8)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -271,24 +222,11 @@ def test_the_correction_takes_the_scatter_away(seed):
     assert abs(mutual_information(a, b, given=c)) < 0.07
 
 
-def test_the_correction_comes_closer_to_the_truth():
-    rng = np.random.default_rng(0)
-    joint = rng.dirichlet(np.full(240, 0.5)).reshape(8, 30)
-    truth = (joint * np.log2(joint / joint.sum(axis=1, keepdims=True) / joint.sum(axis=0))).sum()
-    draws = [np.divmod(rng.choice(240, size=3000, p=joint.ravel()), 30) for _ in range(30)]
-    error = [np.mean([mutual_information(a, b, corrected=c) for a, b in draws]) - truth for c in (True, False)]
-    assert abs(error[0]) < 0.01 and error[1] > 0.03
-
-
-@pytest.mark.parametrize("labels", [([], []), ([1, 2], [1]), ([1, 2], [1, 2], [1])])
+@pytest.mark.parametrize(
+    "labels", [([], []), ([1, 2], [1]), ([1, 2], [1, 2], [1]), ("ab", "cd"), (None, None), ([1, 2], [[1], [2]])]
+)
 def test_bad_labels(labels):
-    with pytest.raises(ValueError, match="^labels must be as many in each argument, at least one, got"):
-        mutual_information(*labels)
-
-
-@pytest.mark.parametrize("labels", [("ab", "cd"), (None, None), ([1, 2], [[1], [2]])])
-def test_labels_that_are_in_no_row(labels):
-    with pytest.raises(ValueError, match="^labels must be in one row, got the shapes "):
+    with pytest.raises(ValueError, match="^labels must be in rows of one length, at least one, got the shapes"):
         mutual_information(*labels)
 
 
@@ -301,7 +239,6 @@ def test_information_of_a_trace(task):
     for layer, mine in table.groupby("layer"):
         for column, name in {"byte": "byte", "byte class": "byte_class", "domain": "domain"}.items():
             assert bits.loc[layer, column] == mutual_information(mine["expert0"], mine[name])
-    assert bits["byte"].min() > 0.3 and bits["byte class"].min() > 0.1
     assert control.abs().max().max() < 0.2 < bits["byte"].min()
     pd.testing.assert_frame_equal(control, information(table, shuffled=True, seed=0))
     assert not control.equals(information(table, shuffled=True, seed=1))
@@ -309,14 +246,13 @@ def test_information_of_a_trace(task):
 
 def test_an_expert_for_each_domain_and_one_for_each_byte():
     byte, domain = [65, 66, 65, 66] * 50, ["a", "a", "b", "b"] * 50
-    row = information(table_of([0, 0, 1, 1] * 50, domain, byte)).loc[0]
-    assert row.to_dict() == pytest.approx(
-        {"byte": 0, "byte class": 0, "domain": 1, "byte | domain": 0, "domain | byte": 1}, abs=0.01
-    )
-    row = information(table_of([0, 1, 0, 1] * 50, domain, byte)).loc[0]
-    assert row.to_dict() == pytest.approx(
-        {"byte": 1, "byte class": 0, "domain": 0, "byte | domain": 1, "domain | byte": 0}, abs=0.01
-    )
+    bits = {  # byte, byte class, domain, byte | domain, domain | byte
+        (0, 0, 1, 1): [0, 0, 1, 0, 1],
+        (0, 1, 0, 1): [1, 0, 0, 1, 0],
+    }
+    for experts, expected in bits.items():
+        row = information(table_of([*experts] * 50, domain, byte)).loc[0]
+        assert row.tolist() == pytest.approx(expected, abs=0.01)
 
 
 def test_tokens_without_an_expert_are_left_out():
@@ -341,17 +277,6 @@ def test_repeats_by_hand():
     pd.testing.assert_frame_equal(repeats(table.sample(frac=1, random_state=0)), repeats(table))  # in any order
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_repeats_where_only_the_domain_decides(seed):
-    """Tokens that draw their expert from the shares of their domain repeat as often as chance within it says."""
-    rng = np.random.default_rng(seed)
-    domain = np.repeat(["a", "b"], 3200)
-    expert = np.where(domain == "a", rng.choice(4, 6400, p=[0.7, 0.1, 0.1, 0.1]), rng.choice(4, 6400))
-    row = repeats(table_of(expert, domain, sequence=np.arange(6400) // 64)).loc[0]
-    assert row["repeated"] == pytest.approx(row["chance_in_domain"], abs=0.02)
-    assert row["repeated"] > row["chance"] + 0.03
-
-
 # --- agreement ---------------------------------------------------------------------------------------------
 
 
@@ -369,15 +294,6 @@ def test_where_both_have_collapsed_there_is_nothing_to_agree_on():
     collapsed, split = table_of([0] * 40), table_of([0, 1] * 20)
     assert agreement(collapsed, collapsed).loc[0].isna().all()
     assert agreement(collapsed, split).loc[0].tolist() == pytest.approx([0, 0])
-
-
-def test_agreement_of_two_models(task):
-    one, other = (trace(model_of(seed), task, 4) for seed in (0, 1))
-    table = agreement(one, other)
-    assert table.index.tolist() == [0, 1] and (table["shuffled"].abs() < 0.02).all()
-    assert (table["agreement"] > 0.02).all()  # untrained routers, too, both see the byte
-    np.testing.assert_allclose(agreement(one, one)["agreement"], 1)
-    np.testing.assert_allclose(agreement(one, other)["agreement"], agreement(other, one)["agreement"])
 
 
 def test_agreement_wants_the_same_tokens(task):
