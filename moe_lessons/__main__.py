@@ -22,8 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options["argv"] = rest  # they have options of their own
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    # Each command is the main() of the module of its name, imported only now: doctor must run in a broken
-    # installation, and lab should not wait for torch.
+    # Imported only now: doctor must run in a broken installation, and lab should not wait for torch.
     command = importlib.import_module(f"moe_lessons.{options.pop('command')}")
     return command.main(**options) or 0
 

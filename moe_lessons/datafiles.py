@@ -2,27 +2,18 @@
 
 from pathlib import Path
 
-_PACKAGE = Path(__file__).resolve().parent
-_FOLDERS = (_PACKAGE.parent / "data", _PACKAGE / "data")  # a checkout first: that file is the one you edit
+PACKAGE = Path(__file__).resolve().parent
+IS_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
+FOLDER = (PACKAGE.parent if IS_CHECKOUT else PACKAGE) / "data"
 
 
 def data_path(name: str) -> Path:
-    """The path of the data file `name`, for example ``data_path('published_models.csv')``.
+    """The path of the data file `name`. Raises FileNotFoundError, with the names that do exist.
 
-    Raises FileNotFoundError, with the names that do exist, when there is no such file.
-
-    >>> data_path('README.md').name
-    'README.md'
+    >>> data_path("published_models.csv").name
+    'published_models.csv'
     """
-    folder = _data_folder()
-    path = folder / name
-    if not path.is_file():
-        files = [p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"]
-        known = sorted(p.relative_to(folder).as_posix() for p in files)
-        raise FileNotFoundError(f"no data file {name!r} in {folder}; there are: {', '.join(known) or 'none'}")
-    return path
-
-
-def _data_folder() -> Path:
-    checkout, wheel = _FOLDERS
-    return checkout if (checkout.parent / "pyproject.toml").is_file() and checkout.is_dir() else wheel
+    if not (FOLDER / name).is_file():
+        known = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*") if path.suffix != ".pyc")
+        raise FileNotFoundError(f"no data file {name!r} in {FOLDER}; there are: {', '.join(known)}")
+    return FOLDER / name

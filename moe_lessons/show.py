@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 
 class Source(str):
-    """Python source that a notebook shows in colour, in the colours of its own theme."""
+    """Python source that a notebook shows in the colours of its own theme."""
 
     def _repr_markdown_(self) -> str:
         return f"```python\n{self}\n```"
 
-    def __repr__(self) -> str:
-        return str(self)
+    __repr__ = str.__str__
 
 
 def show_source(thing: Callable | type) -> Source:

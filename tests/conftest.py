@@ -1,10 +1,9 @@
 """What all tests share."""
 
-import os
-
+import matplotlib
 from hypothesis import settings
 
-os.environ.setdefault("MPLBACKEND", "agg")
+matplotlib.use("agg")
 
 # The same examples on every run and every machine, and no deadline: a busy machine is not a bug.
 settings.register_profile("course", deadline=None, derandomize=True)

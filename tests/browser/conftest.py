@@ -1,13 +1,13 @@
 """A real JupyterLab, opened in a real Chromium.
 
     def test_something(open_notebook):
-        lesson = open_notebook("00_welcome.ipynb")             # or theme="dark", width=1600, height=900
+        lesson = open_notebook("00_welcome.ipynb")             # or theme="dark"
         lesson.run_all()
         lesson.page.get_by_role("button", name="Play").click()  # .page is playwright's own Page
         assert lesson.errors == []
 
 One server and one browser serve all tests. The server works on a copy of the lessons, so that a test which
-saves leaves the checkout alone, and in folders of its own, so that nobody's settings matter.
+saves leaves the checkout alone, and in folders of its own, so that no other settings matter.
 """
 
 import ast
@@ -20,21 +20,23 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
+from playwright.sync_api import sync_playwright
 
-from moe_lessons.doctor import find_chromium
+from moe_lessons.render import KERNEL
 
 collect_ignore = ["measure.py", "soak.py"]  # programs, not tests
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60_000  # milliseconds; only what hangs waits so long
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                       "--disable-component-update", "--disable-sync"]  # fmt: skip
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
-
 
 # How many pixels of a canvas have this colour.
 COUNT = """(canvas, [r, g, b]) => {
@@ -46,34 +48,27 @@ COUNT = """(canvas, [r, g, b]) => {
 
 
 class LabServer:
-    """`python -m moe_lessons lab` on the course at `root`, with its settings under `home`."""
+    """`python -m moe_lessons lab` on a copy of the lessons, with its own settings, both inside `folder`."""
 
-    def __init__(self, root: Path, home: Path):
-        self.root, self.home, self.log = root, home, home / "server.log"
-        self.settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    def __init__(self, folder: Path):
+        self.root, self.home = folder / "course", folder / "jupyter"
+        shutil.copytree(ROOT / "notebooks", self.root / "notebooks")
+        self.settings = self.home / "settings" / "@jupyterlab" / "apputils-extension"
         self.settings.mkdir(parents=True)
-
-    def start(self) -> None:
-        environment = {key: value for key, value in os.environ.items() if key != "MOE_LESSONS_STATIC"}
-        environment |= {
-            "JUPYTER_CONFIG_DIR": str(self.home / "config"),
-            "JUPYTER_DATA_DIR": str(self.home / "data"),
-            "JUPYTER_RUNTIME_DIR": str(self.home / "runtime"),
-            "JUPYTERLAB_SETTINGS_DIR": str(self.home / "settings"),
-            "JUPYTERLAB_WORKSPACES_DIR": str(self.home / "workspaces"),
-            "IPYTHONDIR": str(self.home / "ipython"),
-            "JUPYTER_PREFER_ENV_PATH": "1",  # the kernel is this environment's own
-        }
+        own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
+               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+               "IPYTHONDIR": "ipython"}  # fmt: skip
+        environment = os.environ | {name: str(self.home / place) for name, place in own.items()}
+        environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "MOE_LESSONS_STATIC": ""}  # the kernel of this environment
         command = [sys.executable, "-m", "moe_lessons", "lab", "--no-browser"]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.root, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
+        log = self.home / "server.log"
+        with log.open("w") as output:
+            self.process = subprocess.Popen(command, cwd=self.root, env=environment, stdout=output, stderr=output)
         deadline = time.monotonic() + PATIENCE / 1000
-        while not (printed := re.search(r"(http://127\S+?)(/\S*)token=(\S+)", self.log.read_text())):
+        while not (printed := re.search(r"(http://127\S+?)(/\S*)token=(\S+)", log.read_text())):
             if self.process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                raise RuntimeError(f"JupyterLab did not start:\n{self.log.read_text()}")
+                self.close()
+                raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()}")
             time.sleep(0.1)
         self.first_page = printed.group()
         self.address, _, self.token = printed.groups()
@@ -87,7 +82,7 @@ class LabServer:
     def write(self, name: str, *sources: str) -> None:
         """Put a notebook of code cells beside the lessons."""
         book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-        book.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+        book.metadata["kernelspec"] = KERNEL
         nbformat.write(book, self.root / "notebooks" / name)
 
     def set_theme(self, theme: str) -> None:
@@ -113,7 +108,7 @@ class LabServer:
             client.stop_channels()
         return ast.literal_eval(reply["content"]["user_expressions"]["it"]["data"]["text/plain"])
 
-    def stop(self) -> None:
+    def close(self) -> None:
         self.process.terminate()  # it ends its kernels, too
         try:
             self.process.wait(20)
@@ -129,15 +124,12 @@ class NotebookPage:
         self.page = page
         self.errors: list[str] = []
         page.set_default_timeout(PATIENCE)
-        page.on("console", self.hear)
+        page.on("console", lambda message: self.errors.extend([message.text] * (message.type == "error")))
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
 
-    def hear(self, message) -> None:
-        if message.type == "error":
-            self.errors.append(message.text)
-
-    def open(self, address: str) -> None:
-        self.page.goto(address)
+    def open(self, server: LabServer, name: str, reset: bool = True) -> None:
+        """Open a notebook of the course; `reset`: without the layout of an earlier visit."""
+        self.page.goto(f"{server.address}/doc/tree/notebooks/{name}?token={server.token}{'&reset' * reset}")
         self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
         self.wait_idle()
 
@@ -284,6 +276,21 @@ class View:
         return self.step
 
 
+def find_chromium() -> str | None:
+    """The Chromium to test with: MOE_LESSONS_CHROMIUM, or the first of the usual names on PATH."""
+    named = os.environ.get("MOE_LESSONS_CHROMIUM")
+    return shutil.which(named) if named else next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+@contextlib.contextmanager
+def running_chromium() -> Iterator:
+    """Playwright's Browser."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_ARGUMENTS)
+        yield browser
+        browser.close()
+
+
 @pytest.fixture(scope="session")
 def view_of():
     """The class View: view_of(page, place)."""
@@ -291,50 +298,38 @@ def view_of():
 
 
 @pytest.fixture(scope="session")
-def chromium() -> str:
+def browser():
     """The Chromium of this machine. Without one the test is skipped, or fails where a browser is required."""
-    path = find_chromium()
-    if path is None:
+    if find_chromium() is None:
         reason = "no Chromium on PATH (chromium, google-chrome) and MOE_LESSONS_CHROMIUM names none"
         if os.environ.get("MOE_LESSONS_REQUIRE_BROWSER") == "1":
             pytest.fail(f"{reason}, and MOE_LESSONS_REQUIRE_BROWSER is 1", pytrace=False)
         pytest.skip(reason)
-    return path
-
-
-@pytest.fixture(scope="session")
-def browser(chromium):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
+    with running_chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="session")
-def lab(chromium, tmp_path_factory):
+def lab(browser, tmp_path_factory):
     """The running LabServer. Its `root` is a copy of the course, where a test may write its own notebooks."""
-    root, home = tmp_path_factory.mktemp("course"), tmp_path_factory.mktemp("jupyter")
-    shutil.copytree(ROOT / "notebooks", root / "notebooks")
-    server = LabServer(root, home)
-    server.start()
-    yield server
-    server.stop()
+    with contextlib.closing(LabServer(tmp_path_factory.mktemp("lab"))) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
 def open_notebook(lab, browser):
-    """A function that opens a notebook of the course; all pages and kernels of a test file end with it."""
+    """A function that opens a notebook of the course, or writes one of these cells and opens it; all pages and kernels
+    of a test file end with it."""
     contexts = []
 
-    def open_(name: str, theme: str = "light", width: int = 1280, height: int = 900, simple: bool = True):
+    def open_(name: str, *sources: str, theme: str = "light"):
+        if sources:
+            lab.write(name, *sources)
         lab.set_theme(theme)
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme)
         contexts.append(context)
         notebook = NotebookPage(context.new_page())
-        place = f"doc/tree/notebooks/{name}" if simple else f"lab/tree/notebooks/{name}"
-        notebook.open(f"{lab.address}/{place}?token={lab.token}&reset")
+        notebook.open(lab, name)
         return notebook
 
     yield open_

@@ -8,18 +8,15 @@ It prints, and asserts nothing.
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from conftest import CHROMIUM_ARGUMENTS, ROOT, LabServer, NotebookPage, View
-from playwright.sync_api import sync_playwright
-
-from moe_lessons.doctor import find_chromium
+from conftest import LabServer, NotebookPage, View, running_chromium
 
 SECONDS, KEYS = 10, 60
 COST = "cost = {0}.loop.cost\nprint(f\"{{cost['training'] / (cost['training'] + cost['showing']):.1%}}\")"
@@ -42,8 +39,8 @@ VIEWS = {
     "playground": (f"Playground({LONG})", True, [Key("Token", 32, "canvas.dataset.token === value")]),
     "balancing laboratory": (
         f"BalancingLab({LONG})", True,
-        [Key("Highlight", 10, "reading.startsWith(value + ': ')", True),
-         Key("Auxiliary loss", 8, "reading.includes(`minimised (${value})`)")],
+        [Key("Auxiliary loss", 8, "reading.includes(`minimised (${value})`)"),
+         Key("Highlight", 10, "reading.startsWith(value + ': ')", True)],
     ),
     "routing laboratory": (
         f"RoutingLab({LONG})", True,
@@ -69,11 +66,11 @@ WATCH = """([control, isList, shows]) => {
     window.watcher?.disconnect();
     window.expect = () => {
         window.arrived = window.pressed = null;
-        window.before = text('.moe-words');
+        [window.before, window.was] = [text('.moe-words'), value()];
         document.addEventListener('keydown', () => (window.pressed = performance.now()), { once: true, capture: true });
     };
     window.watcher = new MutationObserver(() => {
-        if (!window.pressed || window.arrived) return;
+        if (!window.pressed || window.arrived || value() === window.was) return;
         if (isShown(canvas, text('.moe-words'), text('.moe-reading'), titles(), value(), window.before))
             window.arrived = performance.now();
     });
@@ -138,7 +135,7 @@ def measure(server: LabServer, browser, name: str, code: str, trains: bool, keys
     server.write("measure.ipynb", IMPORTS, f"lab = {code}\nlab", COST.format("lab") if trains else "")
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
     notebook = NotebookPage(context.new_page())
-    notebook.open(f"{server.address}/doc/tree/notebooks/measure.ipynb?token={server.token}&reset")
+    notebook.open(server, "measure.ipynb")
     notebook.run_all()
     view = View(notebook.page)
     if trains:
@@ -164,21 +161,14 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="run N busy processes beside it")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=[*VIEWS], help="only these")
     options = parser.parse_args()
-    root, home = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
-    shutil.copytree(ROOT / "notebooks", root / "notebooks")
-    server = LabServer(root, home)
-    server.start()
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
     try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_ARGUMENTS)
+        with TemporaryDirectory() as folder, closing(LabServer(Path(folder))) as server, running_chromium() as browser:
             for name in options.views:
                 measure(server, browser, name, *VIEWS[name])
-            browser.close()
     finally:
         for process in busy:
             process.kill()
-        server.stop()
 
 
 if __name__ == "__main__":

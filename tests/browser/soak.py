@@ -9,18 +9,14 @@ A headless Chromium hides no tab, so a hidden one is made: it gets no animation 
 """
 
 import argparse
-import shutil
 import signal
-import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import nbformat
 import psutil
-from conftest import CHROMIUM_ARGUMENTS, ROOT, LabServer, NotebookPage, View
-from playwright.sync_api import sync_playwright
-
-from moe_lessons.doctor import find_chromium
+from conftest import LabServer, NotebookPage, View, running_chromium
 
 EVERY = 10  # seconds between two readings
 CELLS = (
@@ -67,15 +63,6 @@ def watch(server: LabServer, state: str, minutes: float, client=None) -> None:
     print(f"{'grown by':16}" + "".join(f"{now - then:+10.1f}" for now, then in zip(readings[-1], first)), flush=True)
 
 
-def tell(notebook: NotebookPage) -> None:
-    """Print what the kernel says of steps, records and pictures."""
-    cell = notebook.page.locator(".jp-CodeCell").nth(2)
-    cell.locator(".cm-content").click()
-    notebook.page.keyboard.press("Control+Enter")
-    notebook.page.wait_for_timeout(3000)
-    print("→", cell.locator(".jp-OutputArea-output").first.text_content().strip(), flush=True)
-
-
 def signal_renderers(number: int) -> None:
     """Stop the processes that run pages, or have them go on."""
     for process in psutil.Process().children(recursive=True):
@@ -85,50 +72,36 @@ def signal_renderers(number: int) -> None:
 
 def soak(browser, server: LabServer, minutes: float) -> None:
     """The four states, one after the other, in one kernel that trains all the time."""
-    address = f"{server.address}/doc/tree/notebooks/soak.ipynb?token={server.token}"
+    server.write("soak.ipynb", *CELLS)
     notebook = NotebookPage(browser.new_context(viewport={"width": 1280, "height": 1000}).new_page())
-    notebook.open(f"{address}&reset")
+    notebook.open(server, "soak.ipynb")
     notebook.run_all()
     View(notebook.page).button("Play").click()
     client = notebook.page.context.new_cdp_session(notebook.page)
     print("state     time     kernel    server      heap")
     watch(server, "open", minutes, client)
-    tell(notebook)
+    print("→", notebook.run_cell(2).strip(), flush=True)
     notebook.page.evaluate(HIDE)
     watch(server, "hidden", minutes, client)
     notebook.page.evaluate(SHOW)
-    tell(notebook)
+    print("→", notebook.run_cell(2).strip(), flush=True)
     signal_renderers(signal.SIGSTOP)
     watch(server, "frozen", minutes)
     signal_renderers(signal.SIGCONT)
-    tell(notebook)
+    print("→", notebook.run_cell(2).strip(), flush=True)
     notebook.page.context.close()
     watch(server, "closed", minutes)
     notebook = NotebookPage(browser.new_context().new_page())
-    notebook.open(address)
-    tell(notebook)
+    notebook.open(server, "soak.ipynb", reset=False)
+    print("→", notebook.run_cell(2).strip(), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10, help="in each of the four states")
     minutes = parser.parse_args().minutes
-    root, home = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
-    shutil.copytree(ROOT / "notebooks", root / "notebooks")
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    book.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    nbformat.write(book, root / "notebooks" / "soak.ipynb")
-    server = LabServer(root, home)
-    server.start()
-    try:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_ARGUMENTS)
-            soak(browser, server, minutes)
-            browser.close()
-    finally:
-        server.stop()
-        for folder in (root, home):
-            shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory() as folder, closing(LabServer(Path(folder))) as server, running_chromium() as browser:
+        soak(browser, server, minutes)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ def test_the_printed_address_opens_the_first_lesson(lab, browser):
 
 
 @pytest.fixture(scope="module")
-def notebook(lab, open_notebook):
-    lab.write("small.ipynb", "import sys; print(sys.executable)", SLIDER)
-    notebook = open_notebook("small.ipynb", theme="dark")
+def notebook(open_notebook):
+    notebook = open_notebook("small.ipynb", "import sys; print(sys.executable)", SLIDER, theme="dark")
     notebook.run_all()
     return notebook
 

@@ -7,11 +7,10 @@ from playwright.sync_api import expect
 
 
 @pytest.fixture(scope="module")
-def notebook(lab, open_notebook):
+def notebook(open_notebook):
     """A notebook with a small laboratory."""
     source = "from moe_lessons.widgets import BalancingLab\nBalancingLab(('nothing', 'auxiliary loss'), seeds=2)"
-    lab.write("laboratory.ipynb", source)
-    notebook = open_notebook("laboratory.ipynb")
+    notebook = open_notebook("laboratory.ipynb", source)
     notebook.run_all()
     return notebook
 
@@ -48,13 +47,16 @@ def test_a_pair_is_added_catches_up_and_can_be_taken_away(notebook, view_of):
     assert not box.is_checked()
 
 
-def test_a_click_on_a_tile_selects_it(notebook, view_of):
+def test_a_click_on_a_tile_selects_it_and_so_do_the_keys_of_the_list(notebook, view_of):
     view = view_of(notebook.page)
     for name in ("nothing", "auxiliary loss"):
         view.point(name, 0.5, 0.5, click=True)
         view.view.locator(".moe-reading", has_text=re.compile(f"^{name}: ")).wait_for()
         view.view.locator("figure.moe-chosen", has_text=name).wait_for()
         expect(view.view.get_by_label("Highlight", exact=True).locator("option:checked")).to_have_text(name)
+    view.view.get_by_label("Highlight", exact=True).focus()
+    notebook.page.keyboard.press("ArrowUp")  # the list takes it, not the notebook
+    view.view.locator(".moe-reading", has_text=re.compile("^nothing: ")).wait_for()
 
 
 def test_remedies_that_clash_are_said_under_the_picture(notebook, view_of):

@@ -5,18 +5,17 @@ from playwright.sync_api import expect
 
 
 @pytest.fixture(scope="module")
-def notebook(lab, open_notebook):
+def notebook(open_notebook):
     """A notebook with two playgrounds and cells that print what the kernel knows of them."""
     sources = [
         "from moe_lessons.widgets import Playground\nfrom moe_lessons.widgets.live import _views",
         "first = Playground(play=100000, max_steps=60)\nfirst",
         "second = Playground('collapse', max_steps=60)\nsecond",
         "print('noise', first.main_run.knobs.noise_std, 'running', first.running, second.running)",
-        "views = sum((made for _, made in _views.values()), [])\n"
+        "views = sum(_views.values(), [])\n"
         "print(sum(view.running for view in views), 'running of', len(views), 'views')",
     ]
-    lab.write("two.ipynb", *sources)
-    notebook = open_notebook("two.ipynb")
+    notebook = open_notebook("two.ipynb", *sources)
     notebook.run_all()
     return notebook
 
@@ -44,10 +43,9 @@ def test_the_last_value_reaches_the_kernel(notebook, view_of):
     first.wait_for(lambda: "noise 0.2 running True False" in notebook.run_cell(3))
 
 
-def test_a_control_moved_while_a_cell_waits_stays_alive(lab, open_notebook, view_of):
+def test_a_control_moved_while_a_cell_waits_stays_alive(open_notebook, view_of):
     sources = ["from moe_lessons.widgets import Playground", "lab = Playground(play=400)\nlab", "await lab.finished()"]
-    lab.write("waiting.ipynb", *sources, "print('noise', lab.main_run.knobs.noise_std)")
-    waiting = open_notebook("waiting.ipynb")
+    waiting = open_notebook("waiting.ipynb", *sources, "print('noise', lab.main_run.knobs.noise_std)")
     waiting.run_all(wait=False)
     view = view_of(waiting.page)
     view.wait_step(50)
@@ -89,7 +87,7 @@ def test_a_page_that_does_not_draw_gets_no_pictures_and_then_a_fresh_one(lab, no
     view.pause()
 
 
-def test_an_interrupt_while_two_views_are_awaited_pauses_both(lab, open_notebook, view_of):
+def test_an_interrupt_while_two_views_are_awaited_pauses_both(open_notebook, view_of):
     sources = [
         "import asyncio\n\nfrom moe_lessons.widgets import Playground",
         "a = Playground(play=100000)\na",
@@ -97,8 +95,7 @@ def test_an_interrupt_while_two_views_are_awaited_pauses_both(lab, open_notebook
         "await asyncio.gather(a.finished(), b.finished())",
         "print('alive', a.running, b.running)",
     ]
-    lab.write("both.ipynb", *sources)
-    both = open_notebook("both.ipynb")
+    both = open_notebook("both.ipynb", *sources)
     both.run_all(wait=False)
     for place in (0, 1):
         view_of(both.page, place).wait_step(10)

@@ -53,9 +53,8 @@ LOOK = """root => {
 
 
 @pytest.fixture(scope="module")
-def notebook(lab, open_notebook):
-    lab.write("pictures.ipynb", *SOURCES)
-    notebook = open_notebook("pictures.ipynb")
+def notebook(open_notebook):
+    notebook = open_notebook("pictures.ipynb", *SOURCES)
     notebook.run_all()
     return notebook
 
@@ -96,8 +95,8 @@ def test_pointing_at_an_expert_lights_it_up_everywhere(playground):
 def test_the_figure_in_the_tip_is_that_of_the_words(playground):
     playground.point(LOAD, 0.51, 0.8)
     tip = re.sub(r"\s*[\n\t]\s*", " ", playground.view.locator(".moe-tip").inner_text())
-    told = re.compile(re.escape(tip).replace("E3", "E3,", 1) + "; E4, ")
-    expect(playground.panel(LOAD)).to_have_attribute("aria-label", told)
+    label = re.compile(re.escape(tip).replace("E3", "E3,", 1) + "; E4, ")
+    expect(playground.panel(LOAD)).to_have_attribute("aria-label", label)
 
 
 def test_a_click_on_a_chip_keeps_its_expert_until_escape(playground):
@@ -174,7 +173,7 @@ def test_without_motion_nothing_fades(playground):
 
 
 @pytest.mark.parametrize("place", VIEWS)
-def test_each_picture_is_told_in_words(notebook, view_of, place):
+def test_each_picture_is_described_in_words(notebook, view_of, place):
     view = view_of(notebook.page, place)
     assert len(view.view.locator(".moe-words").inner_text()) > 20
     for figure in view.view.locator("figure:has(canvas)").all():

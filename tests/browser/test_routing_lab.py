@@ -9,17 +9,11 @@ SOURCES = (
 )
 
 
-def opened(lab, open_notebook, theme: str):
-    """A notebook with a laboratory, run."""
-    lab.write(f"routing_{theme}.ipynb", *SOURCES)
-    notebook = open_notebook(f"routing_{theme}.ipynb", theme=theme)
+@pytest.fixture(scope="module")
+def notebook(open_notebook):
+    notebook = open_notebook("routing.ipynb", *SOURCES)
     notebook.run_all()
     return notebook
-
-
-@pytest.fixture(scope="module")
-def notebook(lab, open_notebook):
-    return opened(lab, open_notebook, "light")
 
 
 def test_a_knob_is_turned_while_it_trains(notebook, view_of):
@@ -70,8 +64,9 @@ def test_no_error_in_the_console(notebook):
     assert notebook.errors == [] and notebook.cell_errors() == []
 
 
-def test_dark_pages(lab, open_notebook, view_of):
-    notebook = opened(lab, open_notebook, "dark")
+def test_dark_pages(open_notebook, view_of):
+    notebook = open_notebook("routing_dark.ipynb", *SOURCES, theme="dark")
+    notebook.run_all()
     view = view_of(notebook.page)
     view.button("Play").click()
     view.wait_step(5)

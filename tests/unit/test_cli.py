@@ -1,10 +1,6 @@
 """``python -m moe_lessons`` and its lab command, without starting a server (tests/browser does that)."""
 
-import os
-import socket
-import subprocess
 import sys
-import webbrowser
 from types import SimpleNamespace
 
 import pytest
@@ -13,89 +9,64 @@ from moe_lessons import __main__ as cli
 from moe_lessons import lab
 
 
-@pytest.mark.parametrize("command", ["lab", "render", "bench", "sweep", "doctor"])
-def test_each_command_runs_the_main_of_its_module(command, monkeypatch):
+@pytest.mark.parametrize(
+    "command, arguments, options",
+    [
+        ("lab", ["--no-browser"], {"no_browser": True}),
+        ("render", ["a.ipynb"], {"notebooks": ["a.ipynb"]}),
+        ("bench", ["--quick"], {"argv": ["--quick"]}),
+        ("sweep", ["--list"], {"argv": ["--list"]}),
+        ("doctor", [], {}),
+    ],
+)
+def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, arguments, options, monkeypatch):
     calls = []
-    module = SimpleNamespace(main=lambda **options: calls.append(options))
-    monkeypatch.setitem(sys.modules, f"moe_lessons.{command}", module)
-    assert cli.main([command]) == 0
-    assert len(calls) == 1
+    fake = SimpleNamespace(main=lambda **given: calls.append(given) or 3)
+    monkeypatch.setitem(sys.modules, f"moe_lessons.{command}", fake)
+    assert cli.main([command, *arguments]) == 3
+    assert calls == [options]
 
 
-def test_commands_hand_on_their_arguments_and_the_exit_code(monkeypatch):
-    calls = []
-
-    def main(**options):
-        calls.append(options)
-        return 3
-
-    for command in ("render", "bench", "sweep"):
-        monkeypatch.setitem(sys.modules, f"moe_lessons.{command}", SimpleNamespace(main=main))
-    assert cli.main(["render", "a.ipynb"]) == cli.main(["bench", "--quick"]) == cli.main(["sweep", "--list"]) == 3
-    assert calls == [{"notebooks": ["a.ipynb"]}, {"argv": ["--quick"]}, {"argv": ["--list"]}]
-
-
-def test_an_unknown_argument_is_refused(capsys):
+@pytest.mark.parametrize(
+    "arguments, complaint",
+    [(["render", "--quick"], "unrecognized arguments: --quick"), ([], "required: command")],
+)
+def test_what_is_asked_for_wrongly_is_refused(arguments, complaint, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["render", "--quick"])
-    assert "unrecognized arguments: --quick" in capsys.readouterr().err
+        cli.main(arguments)
+    assert complaint in capsys.readouterr().err
 
 
-def test_without_a_command_it_says_which_there_are():
-    result = subprocess.run([sys.executable, "-m", "moe_lessons"], capture_output=True, text=True)
-    assert result.returncode == 2
-    assert "required: command" in result.stderr
-
-
-def test_lab_stays_on_this_machine(tmp_path):
-    arguments = lab.lab_arguments(tmp_path, 1234, opens=False)
-    assert "--ServerApp.ip=127.0.0.1" in arguments
-    assert "--ServerApp.port=1234" in arguments
-    assert "--LabApp.extension_manager=readonly" in arguments
-    assert "--no-browser" in arguments
-    assert "--no-browser" not in lab.lab_arguments(tmp_path, 1234, opens=True)
-
-
-@pytest.mark.parametrize("uid", [0, 1000])
-def test_lab_runs_as_root_too(uid, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "geteuid", lambda: uid, raising=False)
-    assert ("--allow-root" in lab.lab_arguments(tmp_path, 1234, opens=False)) == (uid == 0)
-
-
-def test_lab_takes_another_port_when_the_first_is_taken():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        taken = listener.getsockname()[1]
-        assert lab.free_port(taken) not in (taken, 0)
-    assert lab.free_port(taken) == taken
-
-
-def test_lab_opens_no_browser_where_none_can_be_shown(monkeypatch):
+def test_lab_opens_no_browser_without_a_display(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(webbrowser, "get", lambda: "a browser")
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
-    assert not lab.can_open_browser()
+    assert not lab.has_display()
     monkeypatch.setenv("DISPLAY", ":0")
-    assert lab.can_open_browser()
-
-    def none():
-        raise webbrowser.Error("could not locate runnable browser")
-
-    monkeypatch.setattr(webbrowser, "get", none)
-    assert not lab.can_open_browser()
+    assert lab.has_display()
 
 
-def test_lab_outside_the_course_says_where_it_looked(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(lab, "__file__", str(tmp_path / "site-packages" / "moe_lessons" / "lab.py"))
-    assert lab.main() == 1
-    assert f"is not in {tmp_path} or" in capsys.readouterr().err
+@pytest.fixture
+def started(monkeypatch):
+    """The arguments with which JupyterLab was started, each time."""
+    calls = []
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/mine")  # which is changed, and restored with this
+    monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", calls.append)
+    return calls
 
 
-def test_lab_prefers_the_course_you_stand_in(tmp_path, monkeypatch):
+def test_lab_prefers_the_course_you_stand_in_and_stays_on_this_machine(tmp_path, monkeypatch, started):
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "notebooks" / "00_welcome.ipynb").touch()
+    (tmp_path / lab.FIRST_LESSON).touch()
+    for folder, root in ((tmp_path, tmp_path), (tmp_path / "notebooks", lab.CHECKOUT)):
+        monkeypatch.chdir(folder)
+        assert lab.main(no_browser=True) == 0
+        assert {f"--ServerApp.root_dir={root}", "--ServerApp.ip=127.0.0.1"} <= set(started[-1])
+        assert {"--LabApp.extension_manager=readonly", "--ServerApp.open_browser=False"} <= set(started[-1])
+
+
+def test_lab_outside_the_course_says_where_it_looked(tmp_path, monkeypatch, capsys, started):
     monkeypatch.chdir(tmp_path)
-    assert lab.course_folder() == tmp_path
+    monkeypatch.setattr(lab, "CHECKOUT", tmp_path / "site-packages")
+    assert lab.main() == 1 and not started
+    assert f"is not in {tmp_path} or" in capsys.readouterr().err

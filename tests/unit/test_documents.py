@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "notebooks/GLOSSARY.md"]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "notebooks/GLOSSARY.md"])
 def test_local_links_lead_somewhere(name):
     document = ROOT / name
     links = re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8"))
@@ -18,14 +18,12 @@ def test_local_links_lead_somewhere(name):
 
 
 def test_the_readme_lists_every_lesson():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     lessons = [path.name for path in (ROOT / "notebooks").glob("*.ipynb")]
-    assert [name for name in lessons if f"(notebooks/{name})" not in readme] == []
+    assert [name for name in lessons if f"(notebooks/{name})" not in README] == []
 
 
 def test_the_example_in_the_readme_runs():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     exec(compile(example, "README.md", "exec"), names)
     assert names["y"].shape == names["x"].shape
