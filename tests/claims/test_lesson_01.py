@@ -68,14 +68,14 @@ def test_nobody_looks_ahead(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_only_attention_carries_from_token_to_token(seed):
     model, before, after = model_of(seed), encode("the old baker"), encode("the olx baker")
-    layer, turns = model.layers[0], rotary(torch.arange(13), 16)
+    layer, cos_sin = model.layers[0], rotary(torch.arange(13), 16)
 
     def changed(function) -> list[int]:
         difference = (function(before) - function(after)).abs().amax(dim=1)
         return (difference > 1e-6).nonzero().flatten().tolist()
 
     assert changed(lambda ids: layer.ffn(model.embed(ids))) == [6]
-    assert changed(lambda ids: layer(model.embed(ids)[None], ids[None], turns)[0][0]) == list(range(6, 13))
+    assert changed(lambda ids: layer(model.embed(ids)[None], ids[None], cos_sin)[0][0]) == list(range(6, 13))
 
 
 # --- what each part costs ------------------------------------------------------------------------------------

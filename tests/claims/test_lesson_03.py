@@ -82,6 +82,7 @@ def test_memory_follows_the_total():
     assert twin.flops_per_token() == pytest.approx(MIXTRAL.flops_per_token(), rel=0.001)
 
 
+@pytest.mark.alone
 @pytest.mark.claim("time-against-two-twins")
 def test_time_against_two_twins():
     """The total twin does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine."""

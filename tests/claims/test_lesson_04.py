@@ -203,9 +203,9 @@ def test_as_shares_the_two_are_alike(trained, bits):
             "domain | byte": mutual_information(domain, domain, given=byte),
         }
         assert most == pytest.approx({"byte | domain": 4, "domain | byte": 1}, abs=0.15)
-        told = after[list(most)] / most
-        assert told.loc[1:].stack().between(0.19, 0.5).all()
-        lead.append(told.loc[0, "byte | domain"] - told.loc[0, "domain | byte"])
+        share = after[list(most)] / most
+        assert share.loc[1:].stack().between(0.19, 0.5).all()
+        lead.append(share.loc[0, "byte | domain"] - share.loc[0, "domain | byte"])
     assert min(lead) > 0 and np.mean(lead) > 0.1
 
 

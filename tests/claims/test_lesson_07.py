@@ -25,12 +25,13 @@ from moe_lessons.analysis import (
     union_law,
 )
 from moe_lessons.analysis.cost import MODEL_SHAPES
-from moe_lessons.knobs import KNOBS
 from moe_lessons.nn import LanguageModel, TransformerConfig, dense_twin, seeded, torch_threads
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.calculators import NAMES, DecodingCalculator
 
+pytestmark = pytest.mark.alone
 SEEDS = range(3)
 LARGE = {"d_model": 512, "d_ff": 1024, "num_layers": 4}
 MOE, ACTIVE, TOTAL = NAMES
@@ -49,12 +50,10 @@ def models() -> Iterator[dict[str, LanguageModel]]:
 
 
 @pytest.fixture(scope="module")
-def speeds(models) -> pd.DataFrame:
+def speeds() -> pd.DataFrame:
     """tokens_per_second and speedup over the equal-total twin: rows (seed, batch), a column for each model."""
-    frames = [
-        decode_speed(models, (1, 8, 64), num_tokens=3, prompt_length=2, repeats=3, seed=seed).assign(seed=seed)
-        for seed in SEEDS
-    ]
+    options = {"num_tokens": 3, "prompt_length": 2, "repeats": 3}
+    frames = [decode_speed(three(seed, **LARGE), (1, 8, 64), **options, seed=seed).assign(seed=seed) for seed in SEEDS]
     frame = pd.concat(frames).pivot(index=["seed", "batch"], columns="model", values=["tokens_per_second", "speedup"])
     print(frame.round(2).to_string())
     return frame
@@ -72,16 +71,18 @@ def gain_at(speeds: pd.DataFrame, batch: int, model: str = MOE) -> float:
 def test_faster_than_which_twin(speeds):
     against_active = speeds.tokens_per_second[MOE] / speeds.tokens_per_second[ACTIVE]
     assert gain_at(speeds, 1) > 1.3
-    assert against_active.xs(1, level="batch").median() < 1.1
+    assert against_active.xs(1, level="batch").median() < 1
 
 
 @pytest.fixture(scope="module")
 def gain_16() -> float:
     """The speed-up of the mixture of 16 experts at batch 1."""
-    sixteen = three(0, num_experts=16, **LARGE)
-    del sixteen[ACTIVE]
-    frames = [decode_speed(sixteen, (1,), num_tokens=3, repeats=3, seed=seed).set_index("model") for seed in SEEDS]
-    return median(frame.speedup[MOE] for frame in frames)
+    gains = []
+    for seed in SEEDS:
+        sixteen = three(seed, num_experts=16, **LARGE)
+        del sixteen[ACTIVE]
+        gains.append(decode_speed(sixteen, (1,), num_tokens=3, repeats=3, seed=seed).set_index("model").speedup[MOE])
+    return median(gains)
 
 
 @pytest.mark.claim("more-experts-gain-more")
@@ -175,6 +176,9 @@ def test_one_text_waits_for_memory(models, speeds):
     assert all(round(intensity[name, 1], 2) == 0.5 for name in NAMES) and ridge > 2 * 0.5
     assert [round(intensity[name, 8], 1) for name in NAMES] == [1.3, 4.0, 4.0]
     assert round(intensity[TOTAL, 64]) == 32 > ridge
+    speed = speeds.tokens_per_second.groupby("batch").median()
+    assert speed[ACTIVE][1] > 2 * speed[TOTAL][1]  # not what each step costs, whatever it reads,
+    assert (speed.loc[8, [ACTIVE, TOTAL]] > 2.5 * speed.loc[1, [ACTIVE, TOTAL]]).all()  # and not arithmetic
     for name in NAMES:  # up as well as to the right: FLOP/s go with tokens/s
         speed = speeds.tokens_per_second[name].groupby("batch").median()
         assert speed[64] > 2 * speed[1]

@@ -92,6 +92,7 @@ def test_the_mixture_lies_between_its_twins(races, losses):
     assert sum(run["MoE"].records[-1].dead_experts for run in races) == 0
 
 
+@pytest.mark.alone
 @pytest.mark.claim("equal-flops-are-not-equal-seconds")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_equal_flops_are_not_equal_seconds(seed, task):
@@ -102,13 +103,14 @@ def test_equal_flops_are_not_equal_seconds(seed, task):
     assert Ratio.of(moe, active).median > 1.05 and 1 < Ratio.of(total, moe).median < 1.8
 
 
+@pytest.mark.alone
 @pytest.mark.claim("the-wider-the-layer-the-better-the-deal")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_wider_the_layer_the_better_the_deal(seed):
     """The lesson's two layers, with fewer repeats."""
     narrow, wide = layer_times(seed, 64, 32, 2048, repeats=15), layer_times(seed, 512, 512, 512, repeats=3)
     assert wide["MoE"] < 0.9 * narrow["MoE"]
-    assert wide["large"] / wide["MoE"] > 1.4 * narrow["large"] / narrow["MoE"] and wide["large"] > 2 * wide["MoE"]
+    assert wide["large"] / wide["MoE"] > 1.4 * narrow["large"] / narrow["MoE"] and wide["large"] > 2.7 * wide["MoE"]
 
 
 def layer_times(seed: int, d_model: int, d_ff: int, num_tokens: int, repeats: int) -> dict[str, float]:
@@ -172,24 +174,22 @@ def test_per_flop_the_mixture_wins(final):
 
 @pytest.mark.claim("by-the-clock-the-lead-is-gone")
 def test_by_the_clock_the_lead_is_gone(final):
-    """'A hair': 3 %, at any second until the first of the mixtures is done."""
+    """'A hair': 1 %, at any second until the first of the mixtures is done."""
     curves = load_results("capacity").groupby(["model", "step"])[["seconds", "loss"]].mean()
     curves = {model: curves.loc[model] for model in final}
     seconds = np.linspace(1.5, min(curves[model].seconds.max() for model in MIXTURES), 100)
     loss = pd.DataFrame({model: np.interp(seconds, curve.seconds, curve.loss) for model, curve in curves.items()})
     best_dense, best_mixture = loss[[ACTIVE, TOTAL]].min(axis=1), loss[MIXTURES].min(axis=1)
     assert loss.iloc[0].idxmin() == ACTIVE and final.mean().idxmin() == TOTAL
-    assert (best_mixture > 0.97 * best_dense).all()
+    assert (best_mixture > 0.99 * best_dense).all()
 
 
 @pytest.mark.claim("per-second-the-mixture-does-not-win-here")
 def test_per_second_the_mixture_does_not_win_here(final):
     """In the seconds that the mixture with 8 experts takes, the small twin gets as far."""
-    longer = load_results("seconds")
-    steps, until = longer.attrs["steps"], load_results("capacity").attrs["steps"]
-    seconds = {name: load_results(name).groupby("model").seconds.max() for name in ("seconds", "capacity")}
-    assert steps > until and seconds["seconds"][ACTIVE] < 1.1 * seconds["capacity"]["MoE, E=8"]
-    behind = final_losses("seconds")[ACTIVE] - final["MoE, E=8"]
+    mixture = load_results("capacity").query("model == 'MoE, E=8'").groupby("seed").seconds.max()
+    twin = load_results("seconds").groupby("seed")
+    behind = pd.Series({s: np.interp(mixture[s], run.seconds, run.loss) for s, run in twin}) - final["MoE, E=8"]
     assert behind.max() < 0.002 and behind.mean() < -0.001
 
 
