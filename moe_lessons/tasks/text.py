@@ -6,9 +6,10 @@ others share letters and no grammar.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from random import Random
+from string import ascii_letters, digits, whitespace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from torch import Tensor
 from moe_lessons.errors import check_choice, check_positive_int
 
 TRAIN_BYTES, HELD_OUT_BYTES = 200_000, 20_000  # of each domain; a text of your own holds out a tenth, or this
-MIN_BYTES = 1000  # of a text of your own
 
 PEOPLE = "baker doctor farmer hunter king nurse painter sailor teacher writer".split()
 THINGS = "apple basket candle drum hammer letter mirror pillow ring table".split()
@@ -56,15 +56,14 @@ def code(rng: Random) -> str:
     lines = [f"def {rng.choice(VERBS)}_{rng.choice(THINGS)}({a}, {b}):", f"    {c} = {rng.randrange(100)}"]
     for _ in range(rng.randint(1, 3)):
         x, y = rng.sample((a, b), 2)
-        lines += rng.choice(
-            (
-                [f"    {c} = {x} {rng.choice('+-*')} {y}"],
-                [f"    {c} += {rng.randrange(100)}"],
-                [f"    if {x} {rng.choice('<>')} {y}:", f"        {c} = {x}"],
-                [f"    for {x} in range({y}):", f"        {c} += {x}"],
-                [f"    while {x} < {rng.randrange(100)}:", f"        {x} += 1"],
-            )
+        statements = (
+            [f"    {c} = {x} {rng.choice('+-*')} {y}"],
+            [f"    {c} += {rng.randrange(100)}"],
+            [f"    if {x} {rng.choice('<>')} {y}:", f"        {c} = {x}"],
+            [f"    for {x} in range({y}):", f"        {c} += {x}"],
+            [f"    while {x} < {rng.randrange(100)}:", f"        {x} += 1"],
         )
+        lines += rng.choice(statements)
     return "\n".join([*lines, f"    return {c}\n\n"])
 
 
@@ -100,19 +99,8 @@ def brackets(rng: Random) -> str:
     return line + "\n"
 
 
-def greek(rng: Random) -> str:
-    """A sentence of `english` in Greek letters: two bytes a letter."""
-    return english(rng).translate(TO_GREEK)
-
-
-WRITERS = {
-    "english": english,
-    "code": code,
-    "json": json_record,
-    "arithmetic": arithmetic,
-    "brackets": brackets,
-    "greek": greek,
-}
+WRITERS = {"english": english, "code": code, "json": json_record, "arithmetic": arithmetic, "brackets": brackets}
+WRITERS["greek"] = lambda rng: english(rng).translate(TO_GREEK)  # two bytes a letter
 DOMAINS = tuple(WRITERS)
 
 
@@ -133,39 +121,26 @@ def make_text(domain: str, num_bytes: int, seed: int = 0) -> str:
 
 
 def encode(text: str) -> Tensor:
-    """The bytes of `text` in UTF-8: (T,) int64, 0 to 255.
-
-    >>> encode("aα")
-    tensor([ 97, 206, 177])
-    """
+    """The bytes of `text` in UTF-8: (T,) int64, 0 to 255."""
     return torch.tensor(list(text.encode()), dtype=torch.int64)
 
 
-def decode(tokens: Tensor | Iterable[int]) -> str:
+def decode(tokens: Tensor) -> str:
     """The text of bytes (T,). Bytes that are no UTF-8, such as half a Greek letter, become the sign '�'.
 
-    >>> decode(encode("aα")), decode(encode("aα")[:2])
-    ('aα', 'a�')
+    >>> encode("aα"), decode(encode("aα")[:2])
+    (tensor([ 97, 206, 177]), 'a�')
     """
-    return bytes(tokens.tolist() if isinstance(tokens, Tensor) else tokens).decode(errors="replace")
+    return bytes(tokens.tolist()).decode(errors="replace")
 
 
-BYTE_CLASSES = (
-    "letter", "digit", "space", "bracket", "quote", "operator", "lead byte", "continuation byte", "other",
-)  # fmt: skip
-
-
-def _name_of_class(byte: int) -> str:
-    if byte >= 0x80:  # a letter beyond ASCII is a lead byte and one to three continuation bytes
-        return "lead byte" if byte >= 0xC0 else "continuation byte"
-    char = chr(byte)
-    if char.isalpha() or char.isdigit() or char.isspace():
-        return "letter" if char.isalpha() else "digit" if char.isdigit() else "space"
-    groups = {"bracket": "()[]{}", "quote": "'\"`", "operator": "+-*/=<>%&|^~"}
-    return next((name for name, chars in groups.items() if char in chars), "other")
-
-
-_CLASS_OF_BYTE = torch.tensor([BYTE_CLASSES.index(_name_of_class(byte)) for byte in range(256)])
+_CHARS = {"letter": ascii_letters, "digit": digits, "space": whitespace}
+_CHARS |= {"bracket": "()[]{}", "quote": "'\"`", "operator": "+-*/=<>%&|^~"}
+BYTE_CLASSES = (*_CHARS, "lead byte", "continuation byte", "other")
+# A letter beyond ASCII is a lead byte, from 0xC0, and one to three continuation bytes, from 0x80.
+_CLASS_OF_BYTE = torch.tensor([8] * 0x80 + [7] * 0x40 + [6] * 0x40)
+for _place, _chars in enumerate(_CHARS.values()):
+    _CLASS_OF_BYTE[encode(_chars)] = _place
 
 
 def byte_class(tokens: Tensor) -> Tensor:
@@ -182,10 +157,11 @@ def byte_class(tokens: Tensor) -> Tensor:
 class TextTask:
     """Sequences of bytes, each from one domain, and for each byte the one that follows it.
 
-    domains: some of `DOMAINS`. context: bytes in a sequence (T). seed: of the texts.
+    domains: some of `DOMAINS`, or a dict of your own texts, by name. context: bytes in a sequence (T). seed: of the
+    texts that are made.
 
-    The end of each text is held out, and no sequence of training, at whatever position, occurs in it: those that do
-    are left out of training. With a context of 64 these are under 1 %; below 32 the repetitive domains lose many.
+    The end of each text is held out, and a sequence that occurs in it, at whatever position, is left out of training.
+    With a context of 64 these are under 1 %; below 32 the repetitive domains lose many.
 
     >>> task = TextTask(["english", "code"], context=32)
     >>> x, y = task.batch(4, torch.Generator().manual_seed(0))
@@ -195,48 +171,19 @@ class TextTask:
 
     vocab_size = 256  # every byte is a token
 
-    def __init__(self, domains: Iterable[str] = DOMAINS, context: int = 64, seed: int = 0):
-        domains = (domains,) if isinstance(domains, str) else tuple(domains)
-        for domain in domains:
-            check_choice("domains", domain, DOMAINS)
-        if not domains or len(set(domains)) < len(domains):
-            raise ValueError(f"domains must be one or more different names, got {domains}")
-        self.seed = seed
-        num_bytes = TRAIN_BYTES + HELD_OUT_BYTES
-        self._set_up({domain: make_text(domain, num_bytes, seed).encode() for domain in domains}, context)
-
-    @classmethod
-    def from_text(cls, text: str | bytes, context: int = 64, name: str = "text") -> "TextTask":
-        """A task of one domain, `name`, from your own text (bytes: in UTF-8). The last tenth is held out.
-
-        >>> TextTask.from_text(make_text("code", 2000), context=32)
-        TextTask(text, context=32)
-        """
-        if isinstance(text, str):
-            text = text.encode(errors="surrogatepass")  # half a character is refused two lines below
-        try:
-            text.decode()
-        except UnicodeDecodeError as error:
-            bad = text[error.start]
-            raise ValueError(f"{name} must be UTF-8 text, got the byte {bad:#04x} at position {error.start}") from None
-        if len(text) < MIN_BYTES:
-            raise ValueError(f"{name} must have at least {MIN_BYTES} bytes of text, got {len(text)}")
-        task = cls.__new__(cls)
-        task._set_up({name: text}, context)
-        return task
-
-    @classmethod
-    def from_file(cls, path: str | Path, context: int = 64) -> "TextTask":
-        """The same from a text file in UTF-8; the domain has the name of the file."""
-        return cls.from_text(Path(path).read_bytes(), context, Path(path).name)
-
-    def _set_up(self, texts: dict[str, bytes], context: int) -> None:
-        self.domains, self.context = tuple(texts), check_positive_int("context", context)
-        starts, held_out_starts, end = [], [], 0
-        for name, text in texts.items():
+    def __init__(self, domains: Iterable[str] | Mapping[str, str] = DOMAINS, context: int = 64, seed: int = 0):
+        self.domains = (domains,) if isinstance(domains, str) else tuple(domains)
+        if not self.domains or len(set(self.domains)) < len(self.domains):
+            raise ValueError(f"domains must be one or more different names, got {self.domains}")
+        self.context, self.seed = check_positive_int("context", context), seed
+        is_own, num_bytes = isinstance(domains, Mapping), TRAIN_BYTES + HELD_OUT_BYTES
+        starts, self._held_out_starts, texts, end = [], [], [], 0
+        for name in self.domains:
+            text = domains[name] if is_own else make_text(check_choice("domains", name, DOMAINS), num_bytes, seed)
+            text = text.encode()
             num_held_out = min(len(text) // 10, HELD_OUT_BYTES)
             if context >= num_held_out:
-                limit = f"{num_held_out}, a tenth of {name}" if num_held_out < HELD_OUT_BYTES else num_held_out
+                limit = f"{num_held_out}, the bytes of {name} that are held out"
                 raise ValueError(f"context must be below {limit}, got {context}")
             split = len(text) - num_held_out
             held_out = {text[i : i + context] for i in range(split, len(text) - context + 1)}
@@ -245,12 +192,22 @@ class TextTask:
             if len(own) == 0:
                 raise ValueError(f"{name} must vary more: each {context} bytes of it are also in the part held out")
             starts.append(own + end)
-            held_out_starts.append(torch.arange(split, len(text) - context) + end)
+            self._held_out_starts.append(torch.arange(split, len(text) - context) + end)
+            texts.append(text)
             end += len(text)
-        self._bytes = torch.frombuffer(bytearray().join(texts.values()), dtype=torch.uint8)
-        self._starts, self._held_out_starts = torch.cat(starts), held_out_starts
+        self._bytes = torch.frombuffer(bytearray().join(texts), dtype=torch.uint8)
+        self._starts = torch.cat(starts)
         self._num_starts = torch.tensor([len(s) for s in starts])  # (number of domains,)
         self._first = self._num_starts.cumsum(0) - self._num_starts
+
+    @classmethod
+    def from_file(cls, path: str | Path, context: int = 64) -> "TextTask":
+        """A task of one domain: your own text file in UTF-8. Its last tenth is held out."""
+        name = Path(path).name
+        try:
+            return cls({name: Path(path).read_bytes().decode()}, context)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{name} must be UTF-8 text, got one that is not: {error}") from None
 
     def batch(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """`num` sequences for training, every domain as likely: x (num, T) int64 and y, one byte further."""
@@ -259,15 +216,8 @@ class TextTask:
         return self._sequences(self._starts[self._first[domain] + where.long()])
 
     def held_out(self, num_per_domain: int = 32) -> tuple[Tensor, Tensor, Tensor]:
-        """Sequences that training never shows: x (N, T), y (N, T) and the domain of each, an index (N,).
-
-        Each domain gives `num_per_domain`, evenly spread over its held-out part and always the same, or as many as
-        it has.
-
-        >>> x, y, domain = TextTask(["english", "greek"]).held_out(3)
-        >>> domain
-        tensor([0, 0, 0, 1, 1, 1])
-        """
+        """Sequences that training never shows: x (N, T), y (N, T) and the domain of each, an index (N,). They are
+        `num_per_domain` of each domain, or as many as it has, evenly spread and always the same."""
         check_positive_int("num_per_domain", num_per_domain)
         chosen = [s[torch.linspace(0, len(s) - 1, min(num_per_domain, len(s))).long()] for s in self._held_out_starts]
         domain = torch.repeat_interleave(torch.tensor([len(s) for s in chosen]))

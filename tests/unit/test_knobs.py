@@ -1,18 +1,17 @@
 """The one table of knobs: a new knob is one entry and a new router another, and everything else reads them."""
 
 import dataclasses
-import importlib.machinery
+import importlib.util
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from torch import nn
 
-from moe_lessons.checkpoints import load_checkpoint, save_checkpoint
-from moe_lessons.knobs import KNOBS, TRAINING, idle_knobs, idle_with
 from moe_lessons.nn import FeedForward, MoE, TopKRouter
-from moe_lessons.tasks import PlaneSetting
-from moe_lessons.training import Knobs, plane_runs
+from moe_lessons.training import PlaneSetting, load_checkpoint, plane_runs, save_checkpoint
+from moe_lessons.training.knobs import KNOBS, TRAINING, idle_knobs, idle_with
 from moe_lessons.widgets import BalancingLab, Playground, RoutingLab
 from moe_lessons.widgets.controls import control
 
@@ -23,14 +22,13 @@ def test_every_knob_has_a_name_says_what_it_does_and_when_it_cannot():
     assert len({knob.label for knob in KNOBS.values()}) == len(KNOBS)  # in one laboratory they could not be told apart
     for knob in KNOBS.values():
         assert knob.label and len(knob.tip) > 5 and (knob.unit or knob.description == knob.label)
-        assert bool(knob.needs) == bool(knob.where) == bool(knob.idle) and not (knob.attribute and not knob.needs)
+        assert bool(knob.needs) == bool(knob.idle) and not (knob.attribute and not knob.needs)
 
 
 def test_every_knob_of_training_is_in_settings_runs_laboratories_and_checkpoints(tmp_path):
     fields = {field.name: field.default for field in dataclasses.fields(PlaneSetting)}
     labs = Playground(), RoutingLab("json", panels="loss", **SMALL), BalancingLab("nothing", seeds=1)
     run = plane_runs(PlaneSetting(router="sigmoid"))["MoE"]
-    assert Knobs.names == tuple(TRAINING) and set(TRAINING) <= set(fields)
     for name, knob in TRAINING.items():
         usual = {"lr": 0.02, "router_aux_loss_coef": 0.02}.get(name, knob.off)
         assert fields[name] == usual and all(name in lab.inputs for lab in labs)
@@ -50,7 +48,6 @@ def test_every_knob_of_training_is_in_settings_runs_laboratories_and_checkpoints
         ("learned noise", {"noise_std", "expert_bias_rate"}),
         ("sigmoid", {"noise_std"}),
         ("expert choice", {"noise_std", "expert_bias_rate", "capacity_factor", "router_aux_loss_coef"}),
-        (TopKRouter, {"noise_std", "expert_bias_rate"}),
     ],
 )
 def test_a_knob_is_idle_where_a_router_has_no_use_for_it(router, idle):
@@ -66,25 +63,17 @@ def test_a_model_without_a_mixture_has_no_use_for_what_acts_on_one():
 @pytest.fixture
 def afresh(monkeypatch):
     """Imports the package afresh, with a change to one of its files; afterwards the old one is there again."""
-    for name in [name for name in sys.modules if name.split(".")[0] == "moe_lessons"]:
-        monkeypatch.delitem(sys.modules, name)
-
-    class Changed(importlib.machinery.SourceFileLoader):
-        def get_code(self, name):
-            source = self.get_data(self.path).decode()
-            assert source.count(self.old) == 1
-            return compile(source.replace(self.old, self.new), self.path, "exec")
 
     def change(module: str, old: str, new: str):
-        def find_spec(name, path, target=None):
-            spec = importlib.machinery.PathFinder.find_spec(name, path) if name == module else None
-            if spec is not None:
-                spec.loader = Changed(name, spec.origin)
-                spec.loader.old, spec.loader.new = old, new
-            return spec
-
-        monkeypatch.setattr(sys, "meta_path", [types.SimpleNamespace(find_spec=find_spec), *sys.meta_path])
-        return importlib.import_module("moe_lessons.widgets"), importlib.import_module("moe_lessons.checkpoints")
+        spec = importlib.util.find_spec(module)
+        source = Path(spec.origin).read_text(encoding="utf-8")
+        assert source.count(old) == 1
+        spec.loader.get_code = lambda name: compile(source.replace(old, new), spec.origin, "exec")
+        finder = types.SimpleNamespace(find_spec=lambda name, path, target=None: spec if name == module else None)
+        monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+        for name in [name for name in sys.modules if name.split(".")[0] == "moe_lessons"]:
+            monkeypatch.delitem(sys.modules, name)
+        return importlib.import_module("moe_lessons.widgets"), importlib.import_module("moe_lessons.training")
 
     yield change
     for name in [name for name in sys.modules if name.split(".")[0] == "moe_lessons"]:
@@ -92,15 +81,13 @@ def afresh(monkeypatch):
 
 
 NEW_KNOB = """
-    Knob(
-        "confidence", "Confidence", tip="Coefficient of a loss on unsure scores", stops=(0.0, 0.5, 1.0),
-        loss=lambda routing: -routing.router_probs.square().sum(dim=-1).mean(),
-    ),
+    Knob("confidence", "Confidence", "", "Coefficient of a loss on unsure scores", (0.0, 0.5, 1.0),
+         loss=lambda routing: -routing.router_probs.square().sum(dim=-1).mean()),
     # these start afresh"""
 
 
 def test_a_new_knob_is_one_entry(afresh, tmp_path):
-    widgets, checkpoints = afresh("moe_lessons.knobs", "\n    # these start afresh", NEW_KNOB)
+    widgets, training = afresh("moe_lessons.training.knobs", "\n    # these start afresh", NEW_KNOB)
     labs = widgets.Playground(play=2), widgets.RoutingLab("json", panels="loss", **SMALL, play=2)
     for lab in (*labs, widgets.BalancingLab("nothing", seeds=1)):
         assert lab.inputs["confidence"].description == "Confidence" and lab.inputs["confidence"].value == 0
@@ -113,14 +100,14 @@ def test_a_new_knob_is_one_entry(afresh, tmp_path):
         assert other.main_run.records[1].loss != before  # it has trained with the knob
     with pytest.raises(ValueError, match="confidence must be a finite number of at least 0, got -1"):
         labs[0].set(confidence=-1)
-    checkpoints.save_checkpoint(labs[0].main_run, tmp_path / "run.pt")
-    same = checkpoints.load_checkpoint(widgets.Playground().main_run, tmp_path / "run.pt")
+    training.save_checkpoint(labs[0].main_run, tmp_path / "run.pt")
+    same = training.load_checkpoint(widgets.Playground().main_run, tmp_path / "run.pt")
     assert same.knobs.confidence == 1
 
 
 def test_a_new_router_is_a_class_and_one_entry(afresh):
     entry = '    "mirror": type("MirrorRouter", (TopKRouter,), {}),\n    "hash": HashRouter,'
-    widgets, _ = afresh("moe_lessons.nn.routers", '    "hash": HashRouter,', entry)
+    widgets, _ = afresh("moe_lessons.nn.routing", '    "hash": HashRouter,', entry)
     for lab in (widgets.Playground(), widgets.RoutingLab("json", panels="loss", **SMALL)):
         lab.set(router="mirror")
         lab.advance(2)

@@ -1,4 +1,4 @@
-"""Imports point downwards only: widgets → plots → analysis → bands, checkpoints → training → tasks → knobs → nn."""
+"""Imports point downwards only: widgets → plots → analysis → training → tasks → nn."""
 
 import ast
 import sys
@@ -8,79 +8,52 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "moe_lessons"
 # Each may import those before it.
-LAYERS = ["nn", "knobs", "tasks", "training", "checkpoints", "bands", "analysis", "plots", "widgets"]
-BELOW_ALL = {"errors", "datafiles"}  # whoever needs them
+LAYERS = ["nn", "tasks", "training", "analysis", "plots", "widgets"]
+BELOW_ALL = {"errors", "datafiles"}  # these import nothing of ours
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
-IN_LAYERS = [path for path in MODULES if path.parts[0].removesuffix(".py") in LAYERS]
 
 
-def imported(source: str, package: str) -> set[str]:
-    """The absolute dotted names of the modules that `source`, a module of `package`, imports anywhere."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parent = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            origin = ".".join([*parent, *filter(None, [node.module])])
-            if origin == "moe_lessons":  # `from moe_lessons import nn` imports moe_lessons.nn
-                names |= {f"{origin}.{alias.name}" for alias in node.names}
-            else:
-                names.add(origin)
-    return names
+def imported(source: str) -> set[str]:
+    """The dotted names that a module imports anywhere."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert not any(node.level for node in froms), "imports are absolute here: from moe_lessons.nn import …"
+    return names | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
 
 
-def imports_of(path: Path) -> set[str]:
-    package = ".".join(["moe_lessons", *path.parent.parts])
-    return imported((PACKAGE / path).read_text(encoding="utf-8"), package)
+def allowed_in(path: Path) -> set[str] | None:
+    """The parts of the package that a module may import; None where nothing is said about it."""
+    part = path.parts[0].removesuffix(".py")
+    if part in ("nn", "exercises"):
+        return {part, "nn", "errors"}
+    if part in LAYERS:
+        return BELOW_ALL | set(LAYERS[: LAYERS.index(part) + 1])
+    return set() if part in BELOW_ALL else None
 
 
-def parts_of_ours(names: set[str]) -> set[str]:
-    """Of the names inside moe_lessons, the part that each belongs to: 'nn' for moe_lessons.nn.routing."""
-    return {name.split(".")[1] for name in names if name.startswith("moe_lessons.")}
-
-
-def test_the_package_was_found():
-    assert any(path.parts[0] == "nn" for path in IN_LAYERS)
-
-
-@pytest.mark.parametrize("path", IN_LAYERS, ids=str)
+@pytest.mark.parametrize("path", [path for path in MODULES if allowed_in(path) is not None], ids=str)
 def test_imports_point_downwards(path):
-    rank = LAYERS.index(path.parts[0].removesuffix(".py"))
-    allowed = BELOW_ALL | set(LAYERS[: rank + 1])
-    above = parts_of_ours(imports_of(path)) - allowed
+    names = imported((PACKAGE / path).read_text(encoding="utf-8"))
+    above = {name.split(".")[1] for name in names if name.startswith("moe_lessons.")} - allowed_in(path)
     assert not above, f"moe_lessons/{path} imports {', '.join(sorted(above))}, which lies above or beside it"
+    if path.parts[0] == "nn":
+        outside = {name.split(".")[0] for name in names} - {"moe_lessons", "torch"} - set(sys.stdlib_module_names)
+        assert not outside, f"moe_lessons/{path} imports {', '.join(sorted(outside))} beside torch"
 
 
-@pytest.mark.parametrize("path", [path for path in IN_LAYERS if path.parts[0] == "nn"], ids=str)
-def test_nn_imports_torch_alone(path):
-    names = imports_of(path)
-    assert parts_of_ours(names) <= {"nn", "errors"}
-    outside = {name.split(".")[0] for name in names} - {"moe_lessons", "torch"} - set(sys.stdlib_module_names)
-    assert not outside, f"moe_lessons/{path} imports {', '.join(sorted(outside))}"
-
-
-@pytest.mark.parametrize("path", [path for path in MODULES if path.parts[0] == "exercises"], ids=str)
-def test_exercises_know_no_widgets(path):
-    assert parts_of_ours(imports_of(path)) <= {"exercises", "nn", "errors"}
-
-
-@pytest.mark.parametrize("name", sorted(BELOW_ALL))
-def test_what_lies_below_all_imports_nothing_of_ours(name):
-    assert not parts_of_ours(imports_of(Path(f"{name}.py")))
+def test_every_layer_was_found():
+    assert {*LAYERS, "exercises"} <= {path.parts[0] for path in MODULES}
 
 
 @pytest.mark.parametrize(
     "source, found",
     [
-        ("import moe_lessons.plots.load", {"moe_lessons.plots.load"}),
-        ("from moe_lessons import plots", {"moe_lessons.plots"}),
-        ("from moe_lessons.plots import theme", {"moe_lessons.plots"}),
-        ("from .. import plots", {"moe_lessons.plots"}),
-        ("from ..plots import theme", {"moe_lessons.plots"}),
-        ("from .routing import Routing", {"moe_lessons.nn.routing"}),
-        ("def f():\n    import pandas as pd", {"pandas"}),
+        ("import moe_lessons.plots.load", "moe_lessons.plots.load"),
+        ("from moe_lessons import plots", "moe_lessons.plots"),
+        ("from moe_lessons.plots import theme", "moe_lessons.plots.theme"),
+        ("def f():\n    import pandas as pd", "pandas"),
     ],
 )
 def test_every_form_of_import_is_seen(source, found):
-    assert imported(source, "moe_lessons.nn") == found
+    assert imported(source) == {found}

@@ -1,0 +1,35 @@
+"""How a model is trained: a run and its knobs, settings in the plane, seeds side by side, checkpoints."""
+
+from moe_lessons.training.bands import SeedBand
+from moe_lessons.training.checkpoints import load_checkpoint, save_checkpoint
+from moe_lessons.training.run import (
+    DEAD_SHARE,
+    Record,
+    Run,
+    TrainingDiverged,
+    check_output,
+    dead_experts,
+    is_dead,
+    load_share,
+)
+from moe_lessons.training.settings import PRESETS, REMEDIES, PlaneSetting, plane_model, plane_runs, remedy_setting
+
+__all__ = [
+    "DEAD_SHARE",
+    "PRESETS",
+    "REMEDIES",
+    "PlaneSetting",
+    "Record",
+    "Run",
+    "SeedBand",
+    "TrainingDiverged",
+    "check_output",
+    "dead_experts",
+    "is_dead",
+    "load_checkpoint",
+    "load_share",
+    "plane_model",
+    "plane_runs",
+    "remedy_setting",
+    "save_checkpoint",
+]

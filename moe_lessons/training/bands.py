@@ -1,0 +1,177 @@
+"""A band: runs of one setting from several seeds, trained as one batched model, so that a spread costs little.
+
+S classifiers become one whose mixture has S·E experts, in islands: a token of seed s can only choose the E experts of
+island s. The islands share nothing, so that each learns what it would learn alone.
+"""
+
+import copy
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.errors import check_seed
+from moe_lessons.nn import MoE, Routing, seeded
+from moe_lessons.tasks import PlaneClassifier
+from moe_lessons.training.run import Record, Run, copy_into, is_dead
+from moe_lessons.training.settings import PlaneSetting, plane_model
+
+# What one step of S seeds showed: the fields of a `Record`, as means over the seeds (but `load`: of the first one), and
+# arrays with a value for each seed (S,): dead experts, the share of the assignments that was dropped, the share of the
+# tokens that no expert served. loads (S, E): the shares of the assignments that were wanted.
+ARRAYS = ("losses", "accuracies", "loads", "dead", "dropped", "unserved")
+BandRecord = NamedTuple("BandRecord", [*Record.__annotations__.items(), *((name, np.ndarray) for name in ARRAYS)])
+
+
+class SeedBand(Run):
+    """Trains S plane classifiers of one setting as one batched model: the same numbers as S separate runs.
+
+    As `training.plane_runs(setting, seed)["MoE"]` for each of `seeds`: task, weights and data of a seed are the same.
+    Noise is drawn for all seeds together: as likely, not the same. It is a `Run`, and can be used wherever one can.
+
+    >>> band = SeedBand(PlaneSetting(), seeds=range(3))
+    >>> band.step().losses.shape, band.clean_loads().shape
+    ((3,), (3, 8))
+    """
+
+    def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5), device=None):
+        self.setting, self.seeds = setting, [check_seed(seed) for seed in seeds]
+        if not self.seeds:
+            raise ValueError(f"seeds must be one or more whole numbers from 0 up, got {seeds!r}")
+        models, tasks = zip(*(plane_model(setting, seed) for seed in self.seeds), strict=True)
+        band, self.tasks = BandClassifier(models), tasks
+        super().__init__(band, tasks[0], lr=setting.lr, seed=self.seeds[0], device=device)
+        self.num_experts = [setting.num_experts]
+        for group in self.optimizer.param_groups:
+            group["eps"] /= len(self.seeds)  # the loss is a mean over seeds: each gradient is S times smaller
+        self.knobs.take(setting)
+
+    def evaluate(self, num: int = 1024) -> dict:
+        """Loss and accuracy on `num` held-out points of each seed, without noise: their means, and `ARRAYS`."""
+        losses, correct, (routing,) = self._measure(*self.held_out(num))
+        arrays = arrays_of(losses, correct, routing)
+        return {"loss": arrays["losses"].mean().item(), "accuracy": arrays["accuracies"].mean().item()} | arrays
+
+    def clean_loads(self, num: int = 1024) -> np.ndarray:
+        """(S, E): the load shares on `num` held-out points of each seed, in eval mode: no noise."""
+        return self.evaluate(num)["loads"]
+
+    def branch(self, setting: PlaneSetting) -> "SeedBand":
+        """Another band that goes on from here under another setting: these weights, records and averages of the
+        optimizer, and the data that would come next. A part that only the new setting has starts afresh."""
+        for name in ("task", "num_experts", "d_ff"):
+            now, asked = getattr(self.setting, name), getattr(setting, name)
+            if asked != now:
+                raise ValueError(f"{name} must stay {now!r} in a branch, got {asked!r}")
+        branch = SeedBand(setting, self.seeds, self.device)
+        branch.model.load_state_dict(self.model.state_dict(), strict=False)
+        old = dict(self.model.named_parameters())
+        for name, parameter in branch.model.named_parameters():
+            if old.get(name) in self.optimizer.state:
+                branch.optimizer.state[parameter] = copy.deepcopy(self.optimizer.state[old[name]])
+        branch._return_to(self._position())
+        branch.records = list(self.records)
+        copy_into(branch._last_good, branch._weights)
+        return branch
+
+    def _generators(self, more: int = 0) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed + more) for seed in self.seeds]
+
+    def _batch(self, num: int, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        x, y = zip(*(task.batch(num, generator) for task, generator in zip(self.tasks, generators, strict=True)))
+        return torch.stack(x).to(self.device), torch.stack(y).to(self.device)  # (S, T, 2), (S, T)
+
+    def _record(self, numbers: dict, losses: Tensor, correct: Tensor, routings: list[Routing]) -> BandRecord:
+        arrays = arrays_of(losses, correct, *routings)
+        load, dead, dropped = [arrays["loads"][0].tolist()], arrays["dead"].mean(), arrays["dropped"].mean()
+        return BandRecord(**numbers, load=load, dead_experts=dead.item(), dropped_share=dropped.item(), **arrays)
+
+
+def arrays_of(losses: Tensor, correct: Tensor, routing: Routing) -> dict[str, np.ndarray]:
+    """The `ARRAYS` of a batch: losses and correct (S, T), and the routing of all seeds."""
+    num_seeds, num_tokens = losses.shape
+    demand, dropped = (each.view(num_seeds, -1) for each in (routing.demand_per_expert, routing.dropped_per_expert))
+    num_serving = torch.bincount(routing.token_idx, minlength=losses.numel()).view(losses.shape)  # (S, T) experts
+    values = (
+        losses.mean(dim=1),
+        correct.float().mean(dim=1),
+        demand / demand.sum(dim=1, keepdim=True),
+        is_dead(demand, num_tokens).sum(dim=1),
+        dropped.sum(dim=1) / demand.sum(dim=1),
+        (num_serving == 0).float().mean(dim=1),
+    )
+    return {name: value.cpu().numpy() for name, value in zip(ARRAYS, values, strict=True)}
+
+
+class BandClassifier(nn.Module):
+    """S `PlaneClassifier`s as one: x (S, T, 2) -> logits (S, T, num_classes), and one routing in S islands."""
+
+    def __init__(self, models: list[PlaneClassifier]):
+        super().__init__()
+        first, moes = models[0].block, [model.block for model in models]
+        self.embed = Linears([model.embed for model in models])
+        self.head = Linears([model.head for model in models])
+        router = IslandRouter(moe.router for moe in moes)
+        with seeded(0):
+            self.block = MoE(
+                first.d_model, first.d_ff, router.num_experts, first.top_k,
+                router=router, capacity_priority=first.capacity_priority, dispatch="padded",
+            )  # fmt: skip
+        with torch.no_grad():
+            for name, weight in self.block.experts.named_parameters():
+                weight.copy_(torch.cat([moe.experts.get_parameter(name) for moe in moes]))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Routing]]:
+        hidden = self.embed(x * PlaneClassifier.input_scale)  # (S, T, D)
+        y, routing = self.block(hidden)
+        return self.head(hidden + y), [routing]
+
+
+class Linears(nn.Module):
+    """S linear layers as one: x (S, T, in) -> (S, T, out)."""
+
+    def __init__(self, layers: list[nn.Linear]):
+        super().__init__()
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))  # (S, out, in)
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))  # (S, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias[:, None], x, self.weight.mT)
+
+
+class IslandRouter(nn.Module):
+    """S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
+
+    Token t of router s is token s·T + t, its expert e is expert s·E + e. To the experts of other islands a token has
+    probability 0; their logits would be -inf and are left out: router_logits is (S·T, E). All islands have as many
+    tokens, so that capacity and even load are right for each, and the balancing losses are the means of theirs.
+    """
+
+    def __init__(self, routers: Iterable[nn.Module]):
+        super().__init__()
+        self.routers = nn.ModuleList(routers)
+        self.d_model, self.top_k = self.routers[0].d_model, self.routers[0].top_k
+        self.num_experts = sum(router.num_experts for router in self.routers)
+        if hasattr(self.routers[0], "expert_bias"):
+            self.register_buffer("expert_bias", torch.cat([router.expert_bias for router in self.routers]))
+
+    def forward(self, x: Tensor) -> Routing:
+        num = len(self.routers)
+        if hasattr(self, "expert_bias"):
+            for router, bias in zip(self.routers, self.expert_bias.chunk(num), strict=True):
+                router.expert_bias = bias  # a view: what moves the whole moves the parts
+        return side_by_side([router(tokens) for router, tokens in zip(self.routers, x.chunk(num), strict=True)])
+
+
+def side_by_side(routings: list[Routing]) -> Routing:
+    """One routing of S·T tokens and S·E experts, made of S routings of T tokens and E experts."""
+    num_tokens, num_experts = routings[0].router_probs.shape
+    shifts = {"router_logits": 0, "weight": 0, "token_idx": num_tokens, "expert_idx": num_experts}
+    shifts |= {"dropped_token_idx": num_tokens, "dropped_expert_idx": num_experts}
+    joined = {
+        name: torch.cat([getattr(routing, name) + shift * s for s, routing in enumerate(routings)])
+        for name, shift in shifts.items()
+    }
+    return Routing(router_probs=torch.block_diag(*(routing.router_probs for routing in routings)), **joined)

@@ -1,0 +1,97 @@
+"""Checkpoints: a run written to disk, from which it goes on to the same numbers as if it had never stopped."""
+
+import hashlib
+import inspect
+import io
+import os
+import zipfile
+from contextlib import suppress
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_lessons.training.knobs import TRAINING
+
+FORMAT = "moe_lessons checkpoint 2"
+
+
+def save_checkpoint(run, path: str | Path) -> None:
+    """Write all that a `Run` needs to go on: see `Run.state_dict`.
+
+    First a file beside `path` is written, then it takes its place. Whatever goes wrong (OSError: a full disk, a folder
+    that is missing or must not be written to), what was at `path` before is still there, whole.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from moe_lessons.training import PRESETS, plane_runs
+    >>> run, new = (plane_runs(PRESETS["healthy"])["MoE"] for _ in range(2))
+    >>> _ = run.step()
+    >>> with TemporaryDirectory() as folder:
+    ...     save_checkpoint(run, f"{folder}/run.pt")
+    ...     same = load_checkpoint(new, f"{folder}/run.pt")
+    >>> run.step().loss == same.step().loss
+    True
+    """
+    path, memory = Path(path).resolve(), io.BytesIO()  # of a link, the file that it leads to
+    torch.save({"format": FORMAT, **run.state_dict()}, memory)  # in a file, torch would hide that the disk is full
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder: a move within one disk
+    try:
+        with open(temporary, "wb") as file:
+            file.write(memory.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the place of the last one
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_checkpoint(run, path: str | Path):
+    """Put a `Run`, made as the saved one was, where that one stood, and return it: its next step is the same.
+
+    Raises ValueError where the file is no checkpoint, is not whole, or is of a run with another configuration, and
+    OSError where it cannot be read; the run is then as it was. A file cannot make this run code.
+    """
+    content, is_whole, saved = Path(path).read_bytes(), False, None
+    with suppress(Exception):  # of many classes
+        is_whole = zipfile.ZipFile(io.BytesIO(content)).testzip() is None  # torch does not look at the checksums
+        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if is_whole else None
+    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
+        got = "a damaged one" if content.startswith(b"PK") and not is_whole else "another file"
+        raise ValueError(f"{path} must be a {FORMAT}, got {got}")
+    try:
+        run.load_state_dict(saved)
+    except ValueError as error:
+        raise ValueError(f"{path} is a checkpoint of another run: {error}") from None
+    return run
+
+
+def configuration(run) -> dict[str, str]:
+    """What must be the same in two runs for one to go on where the other stopped: names and values, in words."""
+    parts = {"task": run.task, "run": run} | dict(run.model.named_modules(prefix="model"))
+    words = {}
+    for name, part in parts.items():
+        words |= arguments(part, name)
+    for name, weight in (*run.model.named_parameters(), *run.model.named_buffers()):
+        learned = "learned" if weight.requires_grad else "fixed"
+        words[f"model.{name}"] = f"{tuple(weight.shape)} {weight.dtype} {learned}"
+    _, y = run.task.batch(64, torch.Generator().manual_seed(0))
+    checksum = hashlib.sha256(y.cpu().numpy().tobytes()).hexdigest()[:16]
+    return words | {"checksum of the task's data": checksum, "run.device": run.device.type}
+
+
+def arguments(thing: Any, name: str) -> dict[str, str]:
+    """The class of a thing, and the values that it was made with, as far as it keeps them in plain attributes. Knobs
+    are left out: they change.
+
+    >>> arguments(torch.nn.Dropout(0.5), "dropout")
+    {'dropout': 'Dropout', 'dropout.p': '0.5', 'dropout.inplace': 'False'}
+    """
+    words = {name: type(thing).__name__}
+    for argument in inspect.signature(type(thing)).parameters:
+        value = ... if argument in TRAINING else getattr(thing, argument, ...)
+        if isinstance(value, bool | int | float | str | tuple | None):
+            words[f"{name}.{argument}"] = repr(value)
+        elif is_dataclass(value):
+            words |= arguments(value, f"{name}.{argument}")
+    return words

@@ -1,0 +1,383 @@
+"""A run: one model, one task, one optimizer, one step at a time."""
+
+import copy
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_lessons.errors import check_choice, check_count, check_device, check_number, check_positive_int, check_seed
+from moe_lessons.nn import Routing, evaluating, is_moe, torch_threads
+from moe_lessons.training.checkpoints import configuration
+from moe_lessons.training.finite import first_not_finite
+from moe_lessons.training.knobs import TRAINING, Knobs
+
+DEAD_SHARE = 0.01  # an expert is called dead when fewer than 1 % of the tokens want it
+HELD_OUT, NOISE = 1_000_003, 2_000_003  # parts of their seeds: neither has the random numbers of the data
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or a gradient is no longer finite."""
+
+
+class Record(NamedTuple):
+    """What one step showed. The loss is that of the task alone; the auxiliary losses stand beside it, unweighted."""
+
+    step: int
+    loss: float  # cross entropy, nats
+    accuracy: float  # 0 to 1, on the batch of this step, before the update
+    load_balancing_loss: float  # summed over the MoE layers
+    router_z_loss: float  # likewise
+    load: list[list[float]]  # for each MoE layer, the share of the assignments that each expert was wanted for
+    dead_experts: int  # over all MoE layers
+    dropped_share: float  # of all assignments, 0 to 1
+    lr: float  # the learning rate of this step's update
+    ms_per_step: float  # all of `step()`: data, forward, backward, update, and its book-keeping
+
+
+class Run:
+    """Trains `model` on `task` with AdamW (arXiv:1711.05101), one `step()` at a time.
+
+    model: maps a batch x to (logits, routings), with one `Routing` for each of its MoE layers.
+    task: has `batch(num, generator) -> (x, y)`, y the correct classes. One that keeps a part of its data to measure on
+        has `held_out(num_per_domain) -> (x, y, domain)` and `domains` too, as a `TextTask`.
+    seed: of the data and of the noise. The same seed gives the same numbers on the same machine: a run computes with
+        `threads` threads and (on a CPU or with CUDA) random numbers of its own, whatever goes on around it.
+    weight_decay: of the matrices; norms and biases have none. With 0, AdamW is Adam (arXiv:1412.6980).
+    warmup_steps, decay_steps: see `lr_scale`.
+    max_grad_norm: a gradient whose norm over all weights is above this is scaled down to it.
+    precision: 'bfloat16' computes the products in bfloat16; weights, routers and loss stay in float32.
+
+    `knobs` may change between steps; `records` and `history` hold every step so far. Where the loss or a gradient is
+    not finite, `step()` raises `TrainingDiverged` and says where that began. The weights are then those of the last
+    step whose loss was finite, and training can go on with another setting of the knobs.
+
+    >>> from moe_lessons.nn import MoE
+    >>> from moe_lessons.tasks import PlaneClassifier, PlaneTask
+    >>> run = Run(PlaneClassifier(MoE(16, 8, num_experts=4), num_classes=8), PlaneTask("blobs"), lr=0.02)
+    >>> run.step().step, run.step().step
+    (1, 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task,
+        *,
+        lr: float = 0.01,
+        batch_size: int = 256,
+        seed: int = 0,
+        device=None,
+        threads: int = 1,
+        weight_decay: float = 0.0,
+        warmup_steps: int = 0,
+        decay_steps: int | None = None,
+        max_grad_norm: float | None = None,
+        precision: str = "float32",
+    ):
+        if not callable(getattr(task, "batch", None)):
+            raise ValueError(f"task must have batch(num, generator) -> (x, y), got {type(task).__name__} without it")
+        if not isinstance(model, nn.Module) or not list(model.parameters()):
+            raise ValueError(f"model must be a module with parameters, got {type(model).__name__}")
+        self.knobs, self.seed = Knobs(model, lr), check_seed(seed)
+        self.batch_size = check_positive_int("batch_size", batch_size)
+        self.threads = check_positive_int("threads", threads)
+        self.weight_decay = check_number("weight_decay", weight_decay)
+        self.warmup_steps = check_count("warmup_steps", warmup_steps)
+        if decay_steps is not None and check_positive_int("decay_steps", decay_steps) <= warmup_steps:
+            raise ValueError(f"decay_steps must be above warmup_steps ({warmup_steps}), got {decay_steps}")
+        if max_grad_norm is not None:
+            check_number("max_grad_norm", max_grad_norm, above=True)
+        self.decay_steps, self.max_grad_norm = decay_steps, max_grad_norm
+        self.precision = check_choice("precision", precision, ("float32", "bfloat16"))
+        self.device = check_device(device or next(model.parameters()).device)
+        self.model, self.task = model.to(self.device), task
+        self.optimizer = make_optimizer(model, lr, self.weight_decay)
+        self.records: list[Record] = []
+        mixtures = [module for module in model.modules() if is_moe(module)]
+        self.num_experts = [moe.num_experts for moe in mixtures]  # E of each MoE layer
+        self._routers = [getattr(moe, "router", None) for moe in mixtures]
+        self._data = self._generators()
+        self._parameters = list(model.parameters())
+        self._weights = [*self._parameters, *model.buffers()]
+        self._last_good = [weight.detach().clone() for weight in self._weights]
+
+    def step(self) -> Record:
+        """Train on one fresh batch and return what it showed. A step that fails draws its batch again next time."""
+        before, start = self._position(), time.perf_counter()
+        try:
+            with self._own_random_numbers():
+                record = self._train()
+        except BaseException:
+            self._return_to(before)
+            raise
+        self._before = before
+        self.records.append(record._replace(ms_per_step=1000 * (time.perf_counter() - start)))
+        return self.records[-1]
+
+    def take_back(self) -> None:
+        """Undo the last step, once: its record, its batch and its update. The optimizer forgets its averages."""
+        self.records.pop()
+        self._return_to(self._before)
+        self.go_back()
+
+    def go_back(self) -> None:
+        """Take back the last update: the weights that the last step began with; the optimizer forgets its averages."""
+        copy_into(self._weights, self._last_good)
+        self.optimizer.state.clear()
+        self.optimizer.zero_grad()
+
+    def _train(self) -> Record:
+        x, y = self._batch(self.batch_size, self._data)
+        if not self.model.training:
+            self.model.train()
+        try:
+            logits, routings = self._forward(x)
+        except Exception as error:  # the model itself may refuse what is not finite
+            if self._first_not_finite(x) is None:
+                raise
+            self._diverge(str(error), x)
+        losses, correct = token_losses(logits, y)
+        total = loss = losses.mean()
+        auxiliary = {}
+        for name, knob in TRAINING.items():
+            if knob.loss:
+                auxiliary[name] = sum((knob.loss(routing) for routing in routings), start=loss.new_zeros(()))
+                if getattr(self.knobs, name) > 0:  # what weighs nothing costs no backward
+                    total = total + getattr(self.knobs, name) * auxiliary[name]
+        if not math.isfinite(total.item()):  # on a GPU this waits for the step
+            self._diverge(f"the loss is {total.item()}", x)
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if not math.isfinite(norm.item()):
+            self._diverge("a gradient is not finite", x)
+        numbers = {
+            "step": len(self.records) + 1,
+            "loss": loss.item(),
+            "accuracy": correct.float().mean().item(),
+            "load_balancing_loss": auxiliary["router_aux_loss_coef"].item(),
+            "router_z_loss": auxiliary["router_z_loss_coef"].item(),
+            "lr": self.knobs.lr * lr_scale(len(self.records) + 1, self.warmup_steps, self.decay_steps),
+            "ms_per_step": 0.0,
+        }
+        record = self._record(numbers, losses.detach(), correct, routings)
+        self._update(norm, record.lr, routings)  # last of all: an interrupt before it has changed no weight
+        return record
+
+    def _update(self, norm: Tensor, lr: float, routings: list[Routing]) -> None:
+        """Move the weights by their gradients, whose norm is `norm`, and the expert biases by the routings."""
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        copy_into(self._last_good, self._weights)
+        for name, knob in TRAINING.items():
+            if knob.update and getattr(self.knobs, name) > 0:
+                pairs = list(zip(self._routers, routings, strict=True))  # too few or too many: before any has moved
+                for router, routing in pairs:
+                    if knob.needs(router):
+                        knob.update(router, routing, getattr(self.knobs, name))
+        self.optimizer.step()
+
+    def _first_not_finite(self, x: Tensor) -> str | None:
+        with self._own_random_numbers():  # the same noise again
+            return first_not_finite(self.model, self._forward, x)
+
+    def _diverge(self, why: str, x: Tensor) -> None:
+        first = self._first_not_finite(x)
+        self.go_back()
+        raise TrainingDiverged(
+            f"training stopped after step {len(self.records)}: {why}"
+            + (f"; the first that is not finite is {first}" if first else "")
+            + f"; the weights of the last good step are kept, lower the learning rate (now {self.knobs.lr:g}) to go on"
+        )
+
+    def _record(self, numbers: dict, losses: Tensor, correct: Tensor, routings: list[Routing]) -> Record:
+        """A record of these numbers, and of what else a step shows."""
+        wanted = sum(r.dropped + len(r.expert_idx) for r in routings)
+        return Record(
+            **numbers,
+            load=[load_share(routing).tolist() for routing in routings],
+            dead_experts=sum(dead_experts(r) for r in routings),
+            dropped_share=sum(r.dropped for r in routings) / max(wanted, 1),
+        )
+
+    def evaluate(self, num: int = 1024) -> dict[str, float]:
+        """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise."""
+        losses, correct, _ = self._measure(*self.held_out(num))
+        return {"loss": losses.mean().item(), "accuracy": correct.float().mean().item()}
+
+    def evaluate_by_domain(self, num_per_domain: int = 32) -> pd.DataFrame:
+        """Loss (nats) and accuracy on each domain of a task that has some: `num_per_domain` held-out sequences each."""
+        x, y, domain = self.task.held_out(num_per_domain)
+        losses, correct, _ = self._measure(x.to(self.device), y.to(self.device))  # (N, T)
+        columns = {"loss": losses.mean(dim=1).tolist(), "accuracy": correct.float().mean(dim=1).tolist()}
+        frame = pd.DataFrame({"domain": [self.task.domains[i] for i in domain.tolist()], **columns})
+        return frame.groupby("domain", sort=False).mean()
+
+    def held_out(self, num: int) -> tuple[Tensor, Tensor]:
+        """x and y of `num` examples that training has not seen, always the same: of the task's held-out part where it
+        has one, as many of each domain (rounded up), else drawn with a seed of their own."""
+        check_positive_int("num", num)
+        if not hasattr(self.task, "held_out"):
+            return self._batch(num, self._generators(HELD_OUT))
+        x, y, *_ = self.task.held_out(math.ceil(num / len(self.task.domains)))
+        return x.to(self.device), y.to(self.device)
+
+    @torch.no_grad()
+    def _measure(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[Routing]]:
+        """In eval mode: the loss of each token, whether it is classified correctly, and the routings."""
+        with self._own_random_numbers(), evaluating(self.model):
+            logits, routings = self._forward(x)
+            return *token_losses(logits, y), routings
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row for each step: the fields of `Record`, with a column for the load of each expert.
+
+        They are 'load E0', 'load E1', … for one MoE layer, and 'load L0 E0', … for several.
+        """
+        frame = pd.DataFrame([record._asdict() for record in self.records], columns=Record._fields)
+        layers = list(zip(*frame.pop("load")))  # for each layer, a list of the loads at each step
+        for i, loads in enumerate(layers):
+            layer = f"L{i} " if len(layers) > 1 else ""
+            frame[[f"load {layer}E{e}" for e in range(len(loads[0]))]] = list(loads)
+        return frame
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that it needs to go on, in tensors and plain values, and the configuration that they are of."""
+        if type(self) is not Run:
+            raise ValueError(f"run must be a Run and no other kind of one, got {type(self).__name__}")
+        return {
+            "configuration": configuration(self),
+            "weights": [weight.detach() for weight in self._weights],
+            "last_good": self._last_good,
+            "optimizer": self.optimizer.state_dict()["state"],
+            "knobs": {name: getattr(self.knobs, name) for name in TRAINING},
+            "records": [tuple(record) for record in self.records],
+            "position": self._position(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to where a run of the same configuration stood: the next step is the same. ValueError with the name of
+        what differs in the configuration; this run is then as it was."""
+        before = copy.deepcopy(self.state_dict())
+        here, there = before["configuration"], state["configuration"]
+        for name in here | there:
+            if here.get(name) != there.get(name):
+                raise ValueError(f"state must be of a run with {name} {here.get(name)}, got {there.get(name)}")
+        try:
+            self._restore(state)
+        except BaseException:  # all or nothing, also where you interrupt
+            self._restore(before)
+            raise
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        copy_into(self._weights, state["weights"])
+        copy_into(self._last_good, state["last_good"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        for name, value in state["knobs"].items():
+            if getattr(self.knobs, name) != value:  # layers that were made with different values keep them
+                setattr(self.knobs, name, value)
+        self.records = [Record(*record) for record in state["records"]]
+        self._return_to(state["position"])
+
+    def _position(self) -> list[Tensor]:
+        """Where the run stands in the random numbers of its data."""
+        return [generator.get_state() for generator in self._data]
+
+    def _return_to(self, position: list[Tensor]) -> None:
+        for generator, state in zip(self._data, position, strict=True):
+            generator.set_state(state)
+
+    @contextmanager
+    def _own_random_numbers(self) -> Iterator[None]:
+        """This run's threads inside, and the noise of this step, which follows from its number; outside, as before."""
+        cuda = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(cuda), torch_threads(self.threads):
+            for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)):
+                generator.manual_seed((NOISE * (self.seed + 1) + len(self.records)) % 2**63)
+            yield
+
+    def _forward(self, x: Tensor) -> tuple[Tensor, list[Routing]]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            logits, routings = check_output(self.model(x))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), routings
+
+    def _generators(self, more: int = 0) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(self.seed + more)]
+
+    def _batch(self, num: int, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+        x, y = self.task.batch(num, *generators)
+        return x.to(self.device), y.to(self.device)
+
+
+def lr_scale(step: int, warmup_steps: int = 0, decay_steps: int | None = None) -> float:
+    """What the learning rate of a step (from 1) is multiplied by: it grows evenly over the first warmup_steps; with
+    decay_steps it then falls along half a cosine (arXiv:1608.03983), to a tenth at step decay_steps, and stays there.
+
+    >>> [round(lr_scale(step, warmup_steps=2, decay_steps=6), 3) for step in range(1, 8)]
+    [0.5, 1.0, 0.868, 0.55, 0.232, 0.1, 0.1]
+    """
+    if step < warmup_steps:
+        return step / warmup_steps
+    if decay_steps is None:
+        return 1.0
+    progress = min((step - warmup_steps) / (decay_steps - warmup_steps), 1.0)
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2  # arXiv:1608.03983, eq. 5, from 1 to 0.1
+
+
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW for all parameters of a model; only matrices decay."""
+    groups = {True: [], False: []}
+    for name, weight in model.named_parameters():
+        groups[weight.ndim > 1 and not name.endswith("bias")].append(weight)  # experts stack their biases
+    groups = [{"params": weights, "weight_decay": weight_decay * decays} for decays, weights in groups.items()]
+    return torch.optim.AdamW(groups, lr=lr, fused=True)  # twice as fast as foreach at every size of the lessons
+
+
+def check_output(out: Any) -> tuple[Tensor, list[Routing]]:
+    """Return what a model gave if it is logits and a list of routings, else raise ValueError."""
+    if isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], list) and isinstance(out[0], Tensor):
+        return out
+    raise ValueError(f"model must return (logits, [Routing, ...]), got {type(out).__name__}")
+
+
+def token_losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y."""
+    losses = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
+    return losses.view(y.shape), logits.argmax(dim=-1) == y
+
+
+@torch.no_grad()
+def copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
+    """Overwrite each of some tensors with a value."""
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)
+
+
+def is_dead(wanted, num_tokens: int = 1, share: float = DEAD_SHARE):
+    """Which experts are dead: wanted by fewer than `share` of the tokens. (…, E) -> (…, E), of tensors or arrays.
+
+    wanted: how many tokens want each expert, drops included; or the share of the tokens, where num_tokens is 1.
+    """
+    return wanted < share * num_tokens
+
+
+def dead_experts(routing: Routing) -> int:
+    """How many experts are dead: see `is_dead`."""
+    return int(is_dead(routing.demand_per_expert, routing.num_tokens).sum())
+
+
+def load_share(routing: Routing) -> Tensor:
+    """(E,) the share of all assignments that each expert was wanted for; they sum to 1."""
+    demand = routing.demand_per_expert
+    return demand / demand.sum().clamp(min=1)

@@ -1,0 +1,162 @@
+"""Settings of a mixture in the plane: what can be set, the presets and the remedies, and the models they stand for."""
+
+from dataclasses import KW_ONLY, dataclass, replace
+
+import torch
+from torch import nn
+
+from moe_lessons.errors import check_choice, check_positive_int, check_top_k
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, MoE, Routing, dense_twin, seeded, torch_threads
+from moe_lessons.nn import routing as all_routers
+from moe_lessons.nn.balancing import PRIORITIES
+from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, spread_prototypes
+from moe_lessons.training.knobs import TRAINING, KnobFields, idle_with
+from moe_lessons.training.run import Run
+
+D_MODEL = 16
+# how the router starts: the sharpness of a router that shares the points evenly, or None for torch's own start
+ROUTER_STARTS = {"spread": 4.0, "soft spread": 1.0, "random": None}
+# A hash has nothing to learn from a point, and Gaussian noise is 'top-k' with the knob turned on.
+ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not in ("hash", "gaussian noise")}
+
+
+@dataclass(frozen=True)
+class PlaneSetting(KnobFields):
+    """Everything that can be set about a mixture of experts in the plane, with bad values refused.
+
+    The knobs (see `knobs`) may change while it trains; the others need a new model: num_experts (E), top_k (K), d_ff
+    (F), router (a name of `ROUTERS`), capacity_priority (see `nn.apply_capacity`), and router_start: 'spread' gives
+    each expert about an even share of the points and sure decisions, 'soft spread' unsure ones; 'random' is torch's own
+    start, which leaves some without any point. The clean logits start the same whichever router it is.
+    """
+
+    task: str = "checker"
+    num_experts: int = 8
+    top_k: int = 2
+    d_ff: int = 4
+    router_start: str = "spread"
+    router: str = "top-k"
+    capacity_priority: str = "order"
+    _: KW_ONLY
+    lr: float = 0.02
+    router_aux_loss_coef: float = 0.02  # the other knobs are off: see `knobs.KnobFields`
+
+    def __post_init__(self):
+        check_choice("task", self.task, PLANE_TASKS)
+        check_positive_int("num_experts", self.num_experts)
+        check_top_k(self.top_k, self.num_experts)
+        check_positive_int("d_ff", self.d_ff)
+        check_choice("router_start", self.router_start, ROUTER_STARTS)
+        check_choice("router", self.router, ROUTERS)
+        check_choice("capacity_priority", self.capacity_priority, PRIORITIES)
+        idle = idle_with(self.router)
+        for name, knob in TRAINING.items():
+            value = knob.check(getattr(self, name))
+            if knob.loss is None and name in idle and value != knob.off:  # a loss without use does no harm
+                raise ValueError(f"{name} must be {knob.off} where the router is {self.router!r}, got {value!r}")
+
+
+# An unsure router, one expert for each point, nothing that balances: some experts win early, and the others starve.
+_COLLAPSE = PlaneSetting("voronoi", top_k=1, d_ff=8, router_start="soft spread", lr=0.01, router_aux_loss_coef=0.0)
+
+PRESETS = {
+    "healthy": PlaneSetting(),
+    "collapse": _COLLAPSE,
+    "rescued": replace(_COLLAPSE, router_aux_loss_coef=1.0),
+    "too much balance": replace(_COLLAPSE, router_aux_loss_coef=10.0),
+    "noise": replace(_COLLAPSE, noise_std=1.0),
+    "capacity": replace(_COLLAPSE, capacity_factor=1.25),
+    "k = E": replace(_COLLAPSE, top_k=8),
+    "one expert": replace(_COLLAPSE, num_experts=1),
+}
+
+# what can be put on the collapse, each with a strength that shows what it does
+REMEDIES: dict[str, dict] = {
+    "nothing": {},
+    "Gaussian noise": {"noise_std": 1.0},
+    "learned noise": {"router": "learned noise"},
+    "jitter": {"jitter_noise": 0.1},
+    "top-2": {"top_k": 2},
+    "capacity": {"capacity_factor": 1.25},
+    "auxiliary loss": {"router_aux_loss_coef": 0.1},
+    "z-loss": {"router_z_loss_coef": 0.01},
+    "bias update": {"router": "sigmoid", "expert_bias_rate": 0.01},
+    "expert choice": {"router": "expert choice"},
+}
+
+
+def remedy_setting(*names: str, base: PlaneSetting = _COLLAPSE, **fields) -> PlaneSetting:
+    """`base` with one or more `REMEDIES` put on it, then `fields`. ValueError where two want one field differently.
+
+    >>> remedy_setting("top-2", "capacity", capacity_factor=1.0).capacity_factor
+    1.0
+    """
+    merged = {}
+    for name in names:
+        for field, value in REMEDIES[check_choice("remedy", name, REMEDIES)].items():
+            if merged.setdefault(field, value) != value:
+                raise ValueError(f"remedies must agree on {field}, got {merged[field]!r} and {value!r}")
+    return replace(base, **merged | fields)
+
+
+@torch_threads(1)  # at these sizes a second thread only waits; and the same numbers whatever the setting outside
+def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[PlaneClassifier, PlaneTask]:
+    """The classifier and the task of a setting, both from `seed`.
+
+    block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
+    attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. Where it has
+    no `router.weight` (E, D), it starts as you wrote it. None: our `MoE`, with the router that the setting names.
+    """
+    task = PlaneTask(setting.task, seed)
+    sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
+    with seeded(seed):
+        if block is None:
+            router = ROUTERS[setting.router](D_MODEL, setting.num_experts, setting.top_k)
+            moe = MoE(**sizes, router=router, capacity_priority=setting.capacity_priority)
+        else:
+            moe = make_block(block, sizes)
+        model = PlaneClassifier(moe, NUM_CLASSES)
+    sharpness = ROUTER_STARTS[setting.router_start]
+    weight = getattr(getattr(model.block, "router", None), "weight", None)
+    if sharpness is not None and weight is not None and weight.shape == (setting.num_experts, D_MODEL):
+        model.start_router_at(spread_prototypes(task, setting.num_experts, seed), sharpness)
+    return model, task
+
+
+def make_block(block, sizes: dict[str, int]) -> nn.Module:
+    """A mixture of experts of a learner's class, which must keep the contract of `plane_model`, else ValueError."""
+    if not callable(block) or isinstance(block, nn.Module):
+        raise ValueError(f"block must be a class called with {', '.join(sizes)}, got {type(block).__name__}")
+    block, x = block(**sizes), torch.randn(5, D_MODEL)
+    name, given, out = type(block).__name__, x.clone(), block(x)
+    for size, value in sizes.items():
+        if getattr(block, size, None) != value:
+            raise ValueError(f"block must keep {size} as given ({value}), got {getattr(block, size, None)} in {name}")
+    experts, top_k, num_experts = getattr(block, "experts", None), block.top_k, block.num_experts
+    y, routing = out if isinstance(out, tuple) and len(out) == 2 else (out, None)
+    contract = {
+        "keep its experts in a module such as nn.ModuleList": lambda: isinstance(experts, nn.Module),
+        "return (y, Routing)": lambda: isinstance(routing, Routing),
+        "return a finite y of the shape of x": lambda: y.shape == x.shape and y.isfinite().all(),
+        "return a y with a gradient": lambda: y.requires_grad,
+        "leave x as it is": lambda: torch.equal(x, given),
+        f"give each token {num_experts} probabilities": lambda: routing.router_probs.shape == (5, num_experts),
+        f"give each token {top_k} experts": lambda: len(routing.expert_idx) + routing.dropped == 5 * top_k,
+    }
+    for rule, is_kept in contract.items():
+        if not is_kept():
+            raise ValueError(f"block must {rule}, got {name}, which does not")
+    return block
+
+
+def plane_runs(setting: PlaneSetting, seed: int = 0, block=None) -> dict[str, Run]:
+    """A mixture of experts and its two dense twins on the same points in the plane, ready to train in step.
+
+    The embedding and the head start equal in all three; the batches are the same. block: see `plane_model`.
+    """
+    model, task = plane_model(setting, seed, block)
+    twins = {SAME_ACTIVE: dense_twin(model, "active", seed), SAME_TOTAL: dense_twin(model, "total", seed)}
+    models = {"MoE": model} | twins
+    runs = {name: Run(model, task, lr=setting.lr, seed=seed) for name, model in models.items()}
+    runs["MoE"].knobs.take(setting)
+    return runs
