@@ -7,7 +7,8 @@
 what they cost:
 
     dense     every expert on every token: E/K times the arithmetic, in two large products; best where all is tiny
-    loop      one expert after the other, each on its own tokens: the plainest to read; best where each has much to do
+    loop      one expert after the other, each on its own tokens: the plainest to read; best for a single token
+    recompute the same, with less kept for the backward pass: best on a CPU where each expert has much to do
     padded    all experts in batched products, each with as many rows as the busiest: waste grows with imbalance
     grouped   rows sorted by expert, and the products of all groups in one call: best in between, and on a GPU
 """
@@ -44,27 +45,80 @@ def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 
 def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """One expert after the other: gather the rows of its tokens, run it, add what comes out to the output."""
-    in_projs, down_projs, in_bias = experts.in_proj, experts.down_proj, experts.in_bias
-    if torch.is_grad_enabled():  # backward, each in_projs[e] would fill a whole gradient with zeros
-        in_projs, down_projs = in_projs.unbind(0), down_projs.unbind(0)
-
-    def run(e: int, rows: Tensor, weight: Tensor) -> Tensor:
-        pre = F.linear(rows, in_projs[e])  # (its tokens, 2F) or (its tokens, F)
-        hidden = experts.hidden(pre, weight, None if in_bias is None else in_bias[e])  # (its tokens, F)
-        return F.linear(hidden, down_projs[e]).to(x.dtype)  # (its tokens, D); autocast gives bfloat16
-
-    y, weight = x.new_zeros(x.shape), routing.weight.to(x.dtype)  # (T, D), (A,)
+    in_proj, down_proj, weight = experts.in_proj, experts.down_proj, routing.weight.to(x.dtype)
+    if torch.is_grad_enabled():  # backward, each in_proj[e] would fill a whole gradient with zeros
+        in_proj, down_proj = in_proj.unbind(0), down_proj.unbind(0)
+    y = x.new_zeros(x.shape)  # (T, D)
     if len(x) == 1:  # as in decoding: there is nothing to sort
         for e, its_weight in zip(routing.expert_idx.tolist(), weight.split(1)):
-            y = y + run(e, x, its_weight)
-        return add_down_bias(y, experts, x, routing)
-    order = routing.expert_idx.argsort(stable=True)  # (A,) sorted by expert
-    counts = routing.tokens_per_expert.tolist()
-    groups = zip(routing.token_idx[order].split(counts), weight.index_select(0, order).split(counts))
-    for e, (tokens, its_weight) in enumerate(groups):
-        if len(tokens) > 0 or len(x) == 0:  # of no tokens at all, y must still lead back to the weights
-            y.index_add_(0, tokens, run(e, x.index_select(0, tokens), its_weight))
+            y = y + run_expert(experts, e, x, its_weight, in_proj, down_proj)
+    else:
+        for e, rows, tokens in groups_of(routing):
+            its_x, its_weight = x.index_select(0, tokens), weight.index_select(0, rows)
+            y.index_add_(0, tokens, run_expert(experts, e, its_x, its_weight, in_proj, down_proj))
     return add_down_bias(y, experts, x, routing)
+
+
+def groups_of(routing: Routing) -> list[tuple[int, Tensor, Tensor]]:
+    """Each expert that has work, with its assignments, as places in the routing's vectors, and their tokens.
+
+    Of no tokens at all, every expert: the output must still lead back to the weights.
+    """
+    order, counts = routing.expert_idx.argsort(stable=True), routing.tokens_per_expert.tolist()
+    groups = zip(range(len(counts)), order.split(counts), routing.token_idx[order].split(counts))
+    return [group for group in groups if len(group[1]) > 0 or routing.num_tokens == 0]
+
+
+def run_expert(experts: Experts, e: int, x: Tensor, weight: Tensor, in_proj, down_proj, kept=None) -> Tensor:
+    """Expert e on its tokens, without the last bias: x (its tokens, D), weight (its tokens,) -> (its tokens, D)."""
+    pre = F.linear(x, in_proj[e])  # (its tokens, 2F) or (its tokens, F)
+    if kept is not None:
+        kept.append(pre)
+    hidden = experts.hidden(pre, weight, None if experts.in_bias is None else experts.in_bias[e])  # (its tokens, F)
+    return F.linear(hidden, down_proj[e]).to(x.dtype)  # autocast gives bfloat16
+
+
+def recompute_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
+    """'loop' with a backward pass by hand, which keeps nothing but the pre-activations and computes the rest again.
+
+    In the processor's cache that is faster than to read it back from memory. It is 'loop' where there is no gradient,
+    with biases, and under autocast.
+    """
+    if not torch.is_grad_enabled() or experts.in_bias is not None or torch.is_autocast_enabled(x.device.type):
+        return loop_dispatch(experts, x, routing)
+    weight = routing.weight.to(x.dtype)
+    return _Recompute.apply(experts, groups_of(routing), x, weight, experts.in_proj, experts.down_proj)
+
+
+class _Recompute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, experts, groups, x, weight, in_proj, down_proj):
+        y, kept = x.new_zeros(x.shape), []
+        for e, rows, tokens in groups:
+            its_x, its_weight = x.index_select(0, tokens), weight.index_select(0, rows)
+            y.index_add_(0, tokens, run_expert(experts, e, its_x, its_weight, in_proj, down_proj, kept))
+        ctx.experts, ctx.groups = experts, groups
+        ctx.save_for_backward(x, weight, in_proj, down_proj, *kept)
+        return y
+
+    @staticmethod
+    def backward(ctx, d_y):
+        """d_… is the gradient of the loss for …"""
+        if torch.is_grad_enabled():
+            raise RuntimeError("'recompute' cannot be differentiated twice: take the dispatch 'loop'")
+        x, weight, in_proj, down_proj, *kept = ctx.saved_tensors
+        d_x, d_weight, d_in_proj, d_down_proj = map(torch.zeros_like, (x, weight, in_proj, down_proj))
+        for (e, rows, tokens), pre in zip(ctx.groups, kept):
+            d_out = d_y.index_select(0, tokens)  # (its tokens, D)
+            with torch.enable_grad():
+                inputs = pre.detach().requires_grad_(), weight.index_select(0, rows).detach().requires_grad_()
+                hidden = ctx.experts.hidden(*inputs)  # (its tokens, F)
+            d_pre, d_its_weight = torch.autograd.grad(hidden, inputs, d_out @ down_proj[e])
+            torch.mm(d_out.T, hidden.detach(), out=d_down_proj[e])  # Σ d_outᵀ·hidden
+            torch.mm(d_pre.T, x.index_select(0, tokens), out=d_in_proj[e])  # Σ d_preᵀ·x
+            d_x.index_add_(0, tokens, d_pre @ in_proj[e])
+            d_weight.index_copy_(0, rows, d_its_weight)
+        return None, None, d_x, d_weight, d_in_proj, d_down_proj
 
 
 def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
@@ -141,6 +195,7 @@ def add_down_bias(y: Tensor, experts: Experts, x: Tensor, routing: Routing) -> T
 DISPATCH: dict[str, Dispatch] = {
     "dense": dense_dispatch,
     "loop": loop_dispatch,
+    "recompute": recompute_dispatch,
     "padded": padded_dispatch,
     "grouped": grouped_dispatch,
 }
@@ -152,13 +207,14 @@ def choose_dispatch(experts: Experts, routing: Routing) -> str:
     """The name of the way that 'auto' takes. It follows from the sizes alone, so that nothing waits for a GPU.
 
     'dense' where it wastes so little that fewer calls count for more. On a CPU 'loop' for one token without a gradient,
-    as in decoding, and where each expert has much to do. Else 'grouped'. `python -m moe_lessons bench` times them all.
+    as in decoding, and 'recompute' where each expert has much to do. Else 'grouped'. `make bench` times them all.
     """
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
     if experts.down_proj.device.type == "cpu":
-        is_one_token = routing.num_tokens == 1 and not torch.is_grad_enabled()
-        if is_one_token or num_rows * (d_model + width) > LARGE_GROUP * num_experts:
+        if routing.num_tokens == 1 and not torch.is_grad_enabled():
             return "loop"
+        if num_rows * (d_model + width) > LARGE_GROUP * num_experts:
+            return "recompute"
     wasted = num_experts * routing.num_tokens - num_rows  # rows of experts that were not chosen
     return "dense" if wasted * d_model * d_ff <= SMALL_WASTE else "grouped"

@@ -371,9 +371,7 @@ class HashRouter(nn.Module):
     """
 
     causal = True
-    no_use = dict.fromkeys(
-        ("router_aux_loss_coef", "router_z_loss_coef"), "a hash learns nothing, so no loss moves it"
-    )
+    no_use = dict.fromkeys(("router_aux_loss_coef", "router_z_loss_coef"), "a hash learns nothing, so no loss moves it")
     needs_token_ids = True
 
     def __init__(self, num_experts: int, vocab_size: int, top_k: int = 1, *, seed: int = 0, device=None):

@@ -226,11 +226,14 @@ def test_what_computed_from_the_islands_is_right_for_each(router, capacity, prio
     for loss in (load_balancing_loss, router_z_loss):
         torch.testing.assert_close(loss(whole), torch.stack([loss(routing) for routing in each]).mean())
 
-    def served(routing: Routing, s: int = 0) -> set[tuple]:
-        token_idx, expert_idx = routing.token_idx + 11 * s, routing.expert_idx + 5 * s
-        return set(zip(token_idx.tolist(), expert_idx.tolist(), routing.weight.tolist()))
+    def assignments(routing: Routing, s: int = 0) -> set[tuple]:
+        served = zip(
+            (routing.token_idx + 11 * s).tolist(), (routing.expert_idx + 5 * s).tolist(), routing.weight.tolist()
+        )
+        dropped = routing.dropped_token_idx + 11 * s, routing.dropped_expert_idx + 5 * s
+        return {*served, *zip(*(idx.tolist() for idx in dropped))}
 
-    assert served(whole) == set().union(*(served(routing, s) for s, routing in enumerate(each)))
+    assert assignments(whole) == set().union(*(assignments(routing, s) for s, routing in enumerate(each)))
 
 
 def test_ten_seeds_cost_less_than_ten_runs():

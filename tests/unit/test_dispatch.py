@@ -76,6 +76,13 @@ def test_second_derivatives(way, device):
     torch.testing.assert_close(second_derivatives(DISPATCH[way](experts, x, routing)), expected)
 
 
+def test_recompute_says_that_it_has_no_second_derivatives(device):
+    experts, x, routing, inputs = make_case(PAIRS, 5, 4, 3, 2, device, bias=False)
+    y = DISPATCH["recompute"](experts, x, routing)
+    with pytest.raises(RuntimeError, match="cannot be differentiated twice: take the dispatch 'loop'"):
+        torch.autograd.grad(y.square().sum(), inputs, create_graph=True)
+
+
 @pytest.mark.parametrize("kinds", [{}, {"bias": True}, {"activation": "relu", "weight_input": True}], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("sizes", [(16, 8), (5, 3)], ids=str)  # rows of whole 16 bytes, as grouped_mm wants, and others
@@ -223,7 +230,7 @@ def chosen(num_tokens, d_model, d_ff, num_experts, top_k, device="cpu") -> str:
 def test_auto_takes_what_suits_the_size():
     assert chosen(256, 16, 4, 8, 2) == "dense"  # the playground: all is tiny
     assert chosen(2048, 128, 128, 64, 2) == "grouped"  # many experts
-    assert chosen(2048, 256, 512, 8, 2) == "loop"  # where each has much to do
+    assert chosen(2048, 256, 512, 8, 2) == "recompute"  # where each has much to do
     assert chosen(2048, 256, 512, 8, 2, device="meta") == "grouped"  # but not on a GPU
     assert chosen(0, 16, 8, 8, 2) in DISPATCH
     with torch.no_grad():
