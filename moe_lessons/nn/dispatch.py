@@ -54,19 +54,16 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
             y = y + run_expert(experts, e, x, its_weight, in_proj, down_proj)
     else:
         for e, rows, tokens in groups_of(routing):
-            its_x, its_weight = x.index_select(0, tokens), weight.index_select(0, rows)
-            y.index_add_(0, tokens, run_expert(experts, e, its_x, its_weight, in_proj, down_proj))
+            if len(rows) > 0 or len(x) == 0:  # of no tokens at all, y must still lead back to the weights
+                its_x, its_weight = x.index_select(0, tokens), weight.index_select(0, rows)
+                y.index_add_(0, tokens, run_expert(experts, e, its_x, its_weight, in_proj, down_proj))
     return add_down_bias(y, experts, x, routing)
 
 
 def groups_of(routing: Routing) -> list[tuple[int, Tensor, Tensor]]:
-    """Each expert that has work, with its assignments, as places in the routing's vectors, and their tokens.
-
-    Of no tokens at all, every expert: the output must still lead back to the weights.
-    """
+    """Each expert, with its assignments, as places in the routing's vectors, and their tokens."""
     order, counts = routing.expert_idx.argsort(stable=True), routing.tokens_per_expert.tolist()
-    groups = zip(range(len(counts)), order.split(counts), routing.token_idx[order].split(counts))
-    return [group for group in groups if len(group[1]) > 0 or routing.num_tokens == 0]
+    return list(zip(range(len(counts)), order.split(counts), routing.token_idx[order].split(counts)))
 
 
 def run_expert(experts: Experts, e: int, x: Tensor, weight: Tensor, in_proj, down_proj, kept=None) -> Tensor:
@@ -107,7 +104,8 @@ class _Recompute(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise RuntimeError("'recompute' cannot be differentiated twice: take the dispatch 'loop'")
         x, weight, in_proj, down_proj, *kept = ctx.saved_tensors
-        d_x, d_weight, d_in_proj, d_down_proj = map(torch.zeros_like, (x, weight, in_proj, down_proj))
+        d_x, d_weight = torch.zeros_like(x), torch.empty_like(weight)
+        d_in_proj, d_down_proj = torch.empty_like(in_proj), torch.empty_like(down_proj)
         for (e, rows, tokens), pre in zip(ctx.groups, kept):
             d_out = d_y.index_select(0, tokens)  # (its tokens, D)
             with torch.enable_grad():
@@ -116,7 +114,8 @@ class _Recompute(torch.autograd.Function):
             d_pre, d_its_weight = torch.autograd.grad(hidden, inputs, d_out @ down_proj[e])
             torch.mm(d_out.T, hidden.detach(), out=d_down_proj[e])  # Σ d_outᵀ·hidden
             torch.mm(d_pre.T, x.index_select(0, tokens), out=d_in_proj[e])  # Σ d_preᵀ·x
-            d_x.index_add_(0, tokens, d_pre @ in_proj[e])
+            if ctx.needs_input_grad[2]:  # the first layer's x is data
+                d_x.index_add_(0, tokens, d_pre @ in_proj[e])
             d_weight.index_copy_(0, rows, d_its_weight)
         return None, None, d_x, d_weight, d_in_proj, d_down_proj
 

@@ -177,6 +177,7 @@ def test_each_picture_is_described_in_words(notebook, view_of, place):
     view = view_of(notebook.page, place)
     assert len(view.view.locator(".moe-words").inner_text()) > 20
     for figure in view.view.locator("figure:has(canvas)").all():
+        expect(figure.locator("canvas")).to_have_attribute("aria-label", re.compile("."))  # once it is drawn
         title, label = figure.locator("b").inner_text(), figure.locator("canvas").get_attribute("aria-label")
         assert label.startswith(title) and re.search(r"\d|empty", label.removeprefix(title)), label
 
