@@ -27,7 +27,7 @@ PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
     ("notebooks claims unit", "-m", "not alone", "-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"),
     ("claims", "-m", "alone"),  # they measure time
-    ("browser",),
+    ("browser", "-n", "logical", "--dist", "loadfile"),
 )
 # What is set outside must not change what a notebook shows.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MOE_LESSONS_STATIC": "", "MPLBACKEND": ""}
