@@ -45,7 +45,7 @@ VIEWS = {
     "routing laboratory": (
         f"RoutingLab({LONG})", True,
         [Key("Layer", 3, "words.startsWith(`Layer ${value}: `)"),
-         Key("Layer", 3, "titles.every((title) => !/layer/.test(title) || title.endsWith(`layer ${value}`))")],
+         Key("Layer", 3, "titles.every((title) => !/layer \\d/.test(title) || title.endsWith(`layer ${value}`))")],
     ),
     "collapse laboratory": (f"CollapseLab({LONG})", True, []),
     "cost calculator": ("CostCalculator()", False, [Key("Layers", 30, "words !== before")]),
