@@ -48,15 +48,13 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     in_proj, down_proj, weight = experts.in_proj, experts.down_proj, routing.weight.to(x.dtype)
     if torch.is_grad_enabled():  # backward, each in_proj[e] would fill a whole gradient with zeros
         in_proj, down_proj = in_proj.unbind(0), down_proj.unbind(0)
-    y = x.new_zeros(x.shape)  # (T, D)
     if len(x) == 1:  # as in decoding: there is nothing to sort
+        y = x.new_zeros(x.shape)  # (T, D)
         for e, its_weight in zip(routing.expert_idx.tolist(), weight.split(1)):
             y = y + run_expert(experts, e, x, its_weight, in_proj, down_proj)
-    else:
-        for e, rows, tokens in groups_of(routing):
-            if len(rows) > 0 or len(x) == 0:  # of no tokens at all, y must still lead back to the weights
-                its_x, its_weight = x.index_select(0, tokens), weight.index_select(0, rows)
-                y.index_add_(0, tokens, run_expert(experts, e, its_x, its_weight, in_proj, down_proj))
+    else:  # of no tokens at all, y must still lead back to the weights
+        groups = [group for group in groups_of(routing) if len(group[1]) > 0 or len(x) == 0]
+        y = run_groups(experts, groups, x, weight, in_proj, down_proj)
     return add_down_bias(y, experts, x, routing)
 
 
@@ -64,6 +62,15 @@ def groups_of(routing: Routing) -> list[tuple[int, Tensor, Tensor]]:
     """Each expert, with its assignments, as places in the routing's vectors, and their tokens."""
     order, counts = routing.expert_idx.argsort(stable=True), routing.tokens_per_expert.tolist()
     return list(zip(range(len(counts)), order.split(counts), routing.token_idx[order].split(counts)))
+
+
+def run_groups(experts: Experts, groups: list, x: Tensor, weight: Tensor, in_proj, down_proj, kept=None) -> Tensor:
+    """The sum over the `groups_of` a routing, without the last biases: x (T, D), weight (A,) -> (T, D)."""
+    y = x.new_zeros(x.shape)
+    for e, rows, tokens in groups:
+        its_x, its_weight = x.index_select(0, tokens), weight.index_select(0, rows)
+        y.index_add_(0, tokens, run_expert(experts, e, its_x, its_weight, in_proj, down_proj, kept))
+    return y
 
 
 def run_expert(experts: Experts, e: int, x: Tensor, weight: Tensor, in_proj, down_proj, kept=None) -> Tensor:
@@ -76,10 +83,8 @@ def run_expert(experts: Experts, e: int, x: Tensor, weight: Tensor, in_proj, dow
 
 
 def recompute_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """'loop' with a backward pass by hand, which keeps nothing but the pre-activations and computes the rest again.
-
-    In the processor's cache that is faster than to read it back from memory. It is 'loop' where there is no gradient,
-    with biases, and under autocast.
+    """'loop' with a backward pass by hand, which keeps the pre-activations alone and computes the rest again: in the
+    processor's cache that is faster than to read it back. It is 'loop' without a gradient, with biases, under autocast.
     """
     if not torch.is_grad_enabled() or experts.in_bias is not None or torch.is_autocast_enabled(x.device.type):
         return loop_dispatch(experts, x, routing)
@@ -90,11 +95,8 @@ def recompute_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, experts, groups, x, weight, in_proj, down_proj):
-        y, kept = x.new_zeros(x.shape), []
-        for e, rows, tokens in groups:
-            its_x, its_weight = x.index_select(0, tokens), weight.index_select(0, rows)
-            y.index_add_(0, tokens, run_expert(experts, e, its_x, its_weight, in_proj, down_proj, kept))
-        ctx.experts, ctx.groups = experts, groups
+        ctx.experts, ctx.groups, kept = experts, groups, []
+        y = run_groups(experts, groups, x, weight, in_proj, down_proj, kept)
         ctx.save_for_backward(x, weight, in_proj, down_proj, *kept)
         return y
 
@@ -121,10 +123,7 @@ class _Recompute(torch.autograd.Function):
 
 
 def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """All experts in one batched product, each with C places for rows, C being the load of the busiest.
-
-    Places that stay empty are computed too: E·C rows instead of A.
-    """
+    """All experts in one batched product, each with as many places (C) as the busiest needs: E·C rows instead of A."""
     counts = routing.tokens_per_expert  # (E,)
     num_experts, capacity = len(counts), int(counts.max())  # C
     order = routing.expert_idx.argsort(stable=True)  # (A,) sorted by expert
@@ -173,7 +172,8 @@ def takes_grouped_mm(weight: Tensor) -> bool:
     types = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.bfloat16, torch.float16)
     if not hasattr(F, "grouped_mm") or weight.dtype not in types or not weight.is_contiguous():
         return False
-    return all(number % 16 == 0 for number in (*(n * weight.itemsize for n in weight.shape[1:]), weight.data_ptr()))
+    row_bytes = [width * weight.itemsize for width in weight.shape[1:]]
+    return all(number % 16 == 0 for number in (*row_bytes, weight.data_ptr()))
 
 
 def weight_matrix(x: Tensor, routing: Routing, weight: Tensor) -> Tensor:

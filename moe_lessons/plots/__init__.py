@@ -3,7 +3,6 @@
 Show a picture in a notebook with `ax.figure`. Panels of live views are functions of the view that return marks: see
 `marks` and `panels`; `still` draws the same marks.
 """
-# ruff: noqa: F401
 
 from moe_lessons.plots.language import attention_heatmap, byte_losses, colored_trace, token_path
 from moe_lessons.plots.panels import PANELS

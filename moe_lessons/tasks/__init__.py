@@ -2,17 +2,3 @@
 
 from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid
 from moe_lessons.tasks.text import BYTE_CLASSES, DOMAINS, TextTask, byte_class, decode, encode, make_text
-
-__all__ = [
-    "BYTE_CLASSES",
-    "DOMAINS",
-    "PLANE_TASKS",
-    "PlaneClassifier",
-    "PlaneTask",
-    "TextTask",
-    "byte_class",
-    "decode",
-    "encode",
-    "grid",
-    "make_text",
-]

@@ -13,23 +13,3 @@ from moe_lessons.training.run import (
     load_share,
 )
 from moe_lessons.training.settings import PRESETS, REMEDIES, PlaneSetting, plane_model, plane_runs, remedy_setting
-
-__all__ = [
-    "DEAD_SHARE",
-    "PRESETS",
-    "REMEDIES",
-    "PlaneSetting",
-    "Record",
-    "Run",
-    "SeedBand",
-    "TrainingDiverged",
-    "check_output",
-    "dead_experts",
-    "is_dead",
-    "load_checkpoint",
-    "load_share",
-    "plane_model",
-    "plane_runs",
-    "remedy_setting",
-    "save_checkpoint",
-]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from moe_lessons.errors import check_seed
 from moe_lessons.nn import MoE, Routing, seeded
+from moe_lessons.nn.routing import count
 from moe_lessons.tasks import PlaneClassifier
 from moe_lessons.training.run import Record, Run, copy_into, is_dead
 from moe_lessons.training.settings import PlaneSetting, plane_model
@@ -93,7 +94,7 @@ def arrays_of(losses: Tensor, correct: Tensor, routing: Routing) -> dict[str, np
     """The `ARRAYS` of a batch: losses and correct (S, T), and the routing of all seeds."""
     num_seeds, num_tokens = losses.shape
     demand, dropped = (each.view(num_seeds, -1) for each in (routing.demand_per_expert, routing.dropped_per_expert))
-    num_serving = torch.bincount(routing.token_idx, minlength=losses.numel()).view(losses.shape)  # (S, T) experts
+    num_serving = count(routing.token_idx, losses.numel()).view(losses.shape)  # (S, T) experts
     values = (
         losses.mean(dim=1),
         correct.float().mean(dim=1),

@@ -216,6 +216,8 @@ class Run:
 
     def evaluate_by_domain(self, num_per_domain: int = 32) -> pd.DataFrame:
         """Loss (nats) and accuracy on each domain of a task that has some: `num_per_domain` held-out sequences each."""
+        if not hasattr(self.task, "held_out"):
+            raise ValueError(f"task must have domains and a held-out part, got {type(self.task).__name__}")
         x, y, domain = self.task.held_out(num_per_domain)
         losses, correct, _ = self._measure(x.to(self.device), y.to(self.device))  # (N, T)
         columns = {"loss": losses.mean(dim=1).tolist(), "accuracy": correct.float().mean(dim=1).tolist()}

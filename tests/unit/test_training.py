@@ -256,6 +256,8 @@ def test_the_domains_of_a_task_are_evaluated_apart(text):
         assert row.loss == pytest.approx(F.nll_loss(mine[0].flatten(0, 1), mine[1].flatten()).item())
         assert row.accuracy == pytest.approx((mine[0].argmax(dim=-1) == mine[1]).float().mean().item())
     assert frame.mean().to_dict() == pytest.approx(run.evaluate(10)) and run.evaluate(9) == run.evaluate(10)
+    with pytest.raises(ValueError, match="^task must have domains and a held-out part, got PlaneTask$"):
+        make_run().evaluate_by_domain()
 
 
 def test_in_bfloat16_the_router_the_loss_and_the_weights_stay_in_float32(text):
