@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +61,7 @@ class LabServer:
                "IPYTHONDIR": "ipython"}  # fmt: skip
         environment = os.environ | {name: str(self.home / place) for name, place in own.items()}
         environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "MOE_LESSONS_STATIC": ""}  # the kernel of this environment
+        environment["JUPYTER_PORT"] = str(free_port())  # two servers that start at once must not choose the same
         command = [sys.executable, "-m", "moe_lessons", "lab", "--no-browser"]
         log = self.home / "server.log"
         with log.open("w") as output:
@@ -115,6 +117,13 @@ class LabServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+
+def free_port() -> int:
+    """A port that nothing listens on; the system gives each caller another."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 class NotebookPage:
