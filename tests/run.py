@@ -24,6 +24,7 @@ GROUPS = {  # name -> where its tests are
 }
 PYTEST = ["pytest", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
 PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
+PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits of what is measured are not compared
 STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
     ("notebooks claims unit", "-m", "not alone", "-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"),
     ("claims", "-m", "alone"),  # they measure time

@@ -35,7 +35,7 @@ class Prediction(W.VBox):
         check_choice("outcome", outcome, self.options)
         predicted = self.radio.value
         if predicted is None:
-            return Comparison(f"You made no prediction.\nWhat happened: {outcome}.")
+            return Folded(f"What happened: {outcome}.")
         verdict = "As you predicted" if predicted == outcome else "What happened"
         return Comparison(f"You predicted: {predicted}.\n{verdict}: {outcome}.")
 
@@ -52,3 +52,11 @@ class Comparison(str):
     """What was predicted and what happened, as a notebook shows it: without quotes."""
 
     __repr__ = str.__str__
+
+
+class Folded(Comparison):
+    """What happened, folded away for a reader who has not predicted yet, as on a static page."""
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        words = f"<details><summary>What happened</summary>\n\n{html.escape(self)}\n\n</details>"
+        return {"text/plain": str(self), "text/markdown": words}

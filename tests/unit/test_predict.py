@@ -14,7 +14,7 @@ def prediction(monkeypatch, on_a_page) -> Prediction:
 
 
 def test_it_says_what_was_predicted_and_what_happened(prediction):
-    assert repr(prediction.compare("some")) == "You made no prediction.\nWhat happened: some."
+    assert repr(prediction.compare("some")) == "What happened: some."
     for choice, second in (("some", "As you predicted"), ("all", "What happened")):
         prediction.radio.value = choice
         assert repr(prediction.compare("some")) == f"You predicted: {choice}.\n{second}: some."
@@ -27,6 +27,13 @@ def test_the_button_that_is_pressed_is_the_value_also_when_the_cell_runs_again(p
     assert Prediction(QUESTION, ("few", "many")).radio.value is None  # it is no longer offered
     with pytest.raises(ValueError, match="outcome must be one of 'all', 'some', 'one', got 'none'"):
         prediction.compare("none")
+
+
+def test_who_has_not_predicted_yet_unfolds_what_happened(prediction):
+    folded = "<details><summary>What happened</summary>\n\nWhat happened: some.\n\n</details>"
+    assert prediction.compare("some")._repr_mimebundle_()["text/markdown"] == folded
+    prediction.radio.value = "some"
+    assert not hasattr(prediction.compare("some"), "_repr_mimebundle_")
 
 
 def test_a_live_page_gets_the_widget_and_a_static_one_lists_the_options(prediction, monkeypatch):
