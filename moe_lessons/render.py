@@ -1,4 +1,5 @@
-"""``python -m moe_lessons render``: execute the lessons afresh and store what a static page shows of them.
+"""``python -m moe_lessons render``: execute the lessons afresh and store what a static page shows of them; then draw
+the pictures of the README, unless lessons were named.
 
 A rendered notebook depends on its source and the versions installed, not on when or where it was made.
 """
@@ -12,6 +13,8 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
+
+from moe_lessons import pictures
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -31,6 +34,8 @@ def main(notebooks: Sequence[str] = ()) -> int:
         except Exception as error:  # whatever it is, the next notebook may be sound
             refused += 1
             print(f"is unchanged: {error}", flush=True)
+    if paths and not notebooks:
+        pictures.main()
     return 1 if refused or not paths else 0
 
 

@@ -153,6 +153,42 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Boxes:
+    """Boxes with their middles at x, y, of the sizes w and h, all (N,), and a text in each, as far as there is room.
+    Where w is 0 there is no box, and the text begins at x.
+
+    look (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i that of the lines of ink i.
+    expert, token (N,): whose it is, -1: of none; the others can be pointed at, and a tip has the text and what it
+    `says`. selected: the token whose texts are in a red frame. strong: letters are bold."""
+
+    x: Any
+    y: Any
+    w: Any
+    h: Any
+    texts: Sequence[str]
+    look: Any
+    expert: Any
+    token: Any
+    says: Sequence[str]
+    selected: int | None = None
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Arrows:
+    """Arrows from x, y to x_to, y_to, all (N,), in the colour of their expert (N,), -1: that of letters. token (N,):
+    whose they are, -1: of none; those of a token that is not selected are thin and pale."""
+
+    x: Any
+    y: Any
+    x_to: Any
+    y_to: Any
+    expert: Any
+    token: Any
+    selected: int | None = None
+
+
+@dataclass(frozen=True)
 class Text:
     """Passages in a typewriter's letters, each under its name. With experts, each letter has the colour of the one that
     served it: experts (B,) for all bytes of all passages one after the other, -1: none; sizes (N,): how many bytes each
@@ -176,6 +212,18 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Lamps:
+    """A lamp for each token, row by row from the top left: lit (N,), 1 in the ink or 0 dark, `columns` in a row. The
+    axes go from 0 to the number of columns, and from that of rows to 0. letters (N, length): what a tip says of each,
+    in ASCII."""
+
+    lit: Any
+    columns: int
+    ink: int = 0
+    letters: Any = None
+
+
+@dataclass(frozen=True)
 class Panel:
     """One picture: a title, marks in the order in which they are drawn, two axes (a `Text` or `Table` has none).
 
@@ -195,8 +243,9 @@ class Panel:
     selected: bool = False
 
 
-MARKS = (Field, Cells, Bars, Stack, Line, Band, Points, Spots, Parts, Rule, Text, Table)
+MARKS = (Field, Cells, Bars, Stack, Line, Band, Points, Spots, Parts, Rule, Boxes, Arrows, Lamps, Text, Table)
 ARRAYS = set("z y x second low high look expert x_low x_high y_low y_high ink values experts sizes".split())
+ARRAYS |= set("w h x_to y_to token lit letters".split())
 PAGE_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # what a page has no array for, or no use
 
 

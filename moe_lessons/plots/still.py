@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
 
 import numpy as np
@@ -64,7 +65,7 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
     """One panel in an axes."""
     x, y = panel.x, panel.y
     is_words = isinstance(panel.marks[0], Text | Table)
-    is_filled = any(isinstance(mark, Field | Cells | marks.Stack) for mark in panel.marks)
+    is_filled = any(isinstance(mark, Field | Cells | marks.Stack | marks.Boxes | marks.Lamps) for mark in panel.marks)
     style.dress(ax, theme, panel.title, x.label, y.label)
     if is_words:
         ax.set_axis_off()
@@ -156,7 +157,7 @@ def _(mark: marks.Bars, ax, theme, panel):
     inks = [expert_color(i) if mark.of == "expert" else theme.lines[i % 6] for i in places]
     hatches = [expert_hatch(i) if mark.of == "expert" else "" for i in places]
     served = y if mark.limit is None else y.clip(max=mark.limit)
-    bars = ax.bar(places, served, 0.76, color=inks, edgecolor=theme.background, hatch=hatches, lw=0)
+    ax.bar(places, served, 0.76, color=inks, edgecolor=theme.background, hatch=hatches, lw=0)
     if mark.limit is not None:
         ax.bar(places, y - served, 0.76, bottom=served, color=inks, alpha=0.35, lw=0)
     if mark.second is not None:
@@ -164,7 +165,9 @@ def _(mark: marks.Bars, ax, theme, panel):
         ax.hlines(*ticks, color=theme.background, lw=4, zorder=2.5)
         ax.hlines(*ticks, color=theme.foreground, lw=2.2, zorder=2.5, label=mark.second_name)
     if mark.texts:
-        ax.bar_label(bars, mark.texts, padding=2, color=theme.foreground, fontsize=style.TEXT_SIZE)
+        tops = y if mark.second is None else np.fmax(y, np.asarray(mark.second, dtype=float))  # above the tick too
+        for *place, text in zip(places, tops, mark.texts):
+            annotate(ax, text, place, theme, (0, 3), ha="center", va="bottom")
 
 
 @_draw.register
@@ -238,6 +241,54 @@ def _(mark: marks.Rule, ax, theme, panel):
     line.set_label(mark.name or "_")
 
 
+@_draw.register
+def _(mark: marks.Boxes, ax, theme, panel):
+    x, y, w, h = (np.asarray(values, dtype=float) for values in (mark.x, mark.y, mark.w, mark.h))
+    room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width * 100 / ax.figure.dpi / style.LETTER
+    grey = _between(theme, 0.1)
+    for i, (text, look, expert) in enumerate(zip(mark.texts, mark.look, mark.expert)):
+        color = expert_color(expert) if look == 3 else theme.lines[(look - 4) % 6] if look > 3 else grey
+        fill, hatch = ("none" if look < 2 else color), expert_hatch(expert) if look == 3 else ""
+        edge = _between(theme, 0.4) if look == 1 else theme.background if hatch else "none"
+        if look:
+            ax.bar(x[i], h[i], w[i], y[i] - h[i] / 2, color=fill, ec=edge, hatch=hatch, lw=look == 1, zorder=2)
+        if text and mark.token[i] == mark.selected:
+            ax.bar(x[i], h[i], w[i], y[i] - h[i] / 2, fill=False, ec=style.RED, lw=2, zorder=3)
+        if w[i] and len(text) > room[i]:
+            text = text[: int(room[i]) - 1] + "…" if room[i] > 2 else ""
+        ink = ink_on(color) if look > 2 else theme.muted if look == 2 else theme.foreground
+        place = {"ha": "center" if w[i] else "left", "weight": "bold" if mark.strong else "normal"}
+        own = replace(theme, background=color)  # a halo keeps letters apart from stripes
+        annotate(ax, text, (x[i], y[i]), own, halo=bool(hatch), color=ink, zorder=4, **place)
+
+
+def _between(theme: Theme, part: float) -> str:
+    """From the background, 0, to the colour of letters, 1."""
+    paper, ink = (np.array(to_rgb(color)) for color in (theme.background, theme.foreground))
+    return to_hex(paper + part * (ink - paper))
+
+
+@_draw.register
+def _(mark: marks.Arrows, ax, theme, panel):
+    for x, y, x_to, y_to, expert, token in zip(mark.x, mark.y, mark.x_to, mark.y_to, mark.expert, mark.token):
+        color = theme.foreground if expert < 0 else expert_color(expert)
+        is_strong = token < 0 or token == mark.selected
+        look = {"arrowstyle": "-|>" if is_strong else "-", "lw": 1.6 if is_strong else 0.8, "color": color}
+        look |= {"alpha": 1 if is_strong else 0.4, "shrinkA": 0, "shrinkB": 0, "zorder": 1 + is_strong}
+        ax.annotate("", (x_to, y_to), (x, y), arrowprops=look | {"mutation_scale": 9}, annotation_clip=False)
+
+
+@_draw.register
+def _(mark: marks.Lamps, ax, theme, panel):
+    rows = -(-len(mark.lit) // mark.columns)
+    states = np.full(rows * mark.columns, 2)  # no lamp
+    states[: len(mark.lit)] = np.asarray(mark.lit)
+    colors = np.array([to_rgb(c) for c in (_between(theme, 0.1), theme.lines[mark.ink % 6], theme.background)])
+    edges = np.arange(mark.columns + 1), np.arange(rows + 1)
+    lines = {"edgecolors": theme.background, "lw": 0.6}
+    ax.pcolormesh(*edges, colors[states].reshape(rows, mark.columns, 3), zorder=0.5, **lines)
+
+
 # --- words -----------------------------------------------------------------------------------------------------------
 
 
@@ -261,7 +312,7 @@ def _lay_out(mark: Text, width: float) -> tuple[list, list, int, int]:
     """A grid of places, one for each byte, in `width` pixels: names with their line; letters with column, line and
     expert, an empty one for each further byte; the numbers of lines and of columns."""
     experts = [-1] * sum(len(text) for text in mark.texts) if mark.experts is None else mark.experts
-    columns = int(width / (8 if mark.experts is None else 10 if max(experts, default=0) < 10 else 13))
+    columns = int(width / (8 if mark.experts is None else 12 if max(experts, default=0) < 10 else 16))
     sizes = iter([1] * len(experts) if mark.sizes is None else mark.sizes)
     names, letters, line = [], [], 0
     for i, text in enumerate(mark.texts):
@@ -295,7 +346,7 @@ def _(mark: Text, ax, theme, panel):
         if letter.strip(" "):
             annotate(ax, visible(letter), (column + 0.5, line + middle), theme, **look)
         if expert >= 0:
-            annotate(ax, str(expert), (column + 0.5, line + 0.68), theme, fontsize=7.2, **look)
+            annotate(ax, str(expert), (column + 0.5, line + 0.68), theme, **look)
             ax.bar(column, 0.9, 0.92, line, align="edge", color=expert_color(expert), lw=0, zorder=2)
 
 

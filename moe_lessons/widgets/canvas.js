@@ -289,8 +289,7 @@ class View {
   point({ at = null, hit = at && quietly(() => at.card.hit(at.x, at.y)) }, isLow) {
     const { title, rows, ...links } = hit ?? {}, text = rows && spoken(hit), { tip } = this.parts;
     if (JSON.stringify(links) !== JSON.stringify(this.pointed)) Object.assign(this, { pointed: links }).touch();
-    Object.assign(this, { at });
-    tip.hidden = !rows;
+    [this.at, tip.hidden] = [at, !rows];
     if (at && isLow !== undefined) { // where the canvas is needs a layout: only when the place is new
       const { offsetLeft, offsetTop } = at.card.canvas, left = offsetLeft + at.x, top = offsetTop + at.y;
       const isRight = left > this.wide / 2;
@@ -443,8 +442,7 @@ class Chart extends Card {
   constructor(view, place) {
     const canvas = make("canvas"), keys = "chart: arrow keys read values, Enter selects";
     super(view, place, set(canvas, { tabindex: 0, role: "application", "aria-roledescription": keys }));
-    const context = canvas.getContext("2d", { alpha: false });
-    Object.assign(this, { canvas, context, axes: make("canvas"), cache: {} });
+    Object.assign(this, { canvas, context: canvas.getContext("2d", { alpha: false }), axes: make("canvas"), cache: {} });
     view.sizes.observe(canvas);
     quietly(() => view.sizes.observe(canvas, { box: "device-pixel-content-box" })); // not every browser has it
   }
@@ -518,8 +516,7 @@ class Chart extends Card {
     Object.assign(this, { old: false, box: { left, top, width, height }, context }); // what follows is drawn there
     Object.assign(context, { fillStyle: css(view.paper) }).fillRect(0, 0, across, down);
     context.scale(across / wide, across / wide);
-    const pen = { color: css(view.quiet) }, toLeft = { ...pen, align: "right" };
-    const grid = { color: css(view.faint), width: 1 };
+    const pen = { color: css(view.quiet) }, toLeft = { ...pen, align: "right" }, grid = { color: css(view.faint), width: 1 };
     for (const [value, text] of apart(rows, ([value]) => this.y(value), () => 13)) {
       if (!yAxis.ticks) this.rule(null, this.y(value), grid);
       this.write(this.shorten(text, left - 8 - room), left - 6, this.y(value) + 0.5, toLeft);
@@ -586,6 +583,8 @@ const points = (card, x, y, distance, most) => {
   const at = (px, py) => nearest(count, (i) => distance(card.x(x[i]) - px, card.y(y[i]) - py), most);
   return { columns: count, count, place, at };
 };
+const boxAt = ({ x: toX, y: toY }, { x, y, w, h }, i) => // its middle, or where its text begins, and its size
+  ({ px: toX(x[i]), py: toY(y[i]), wide: Math.abs(toX(w[i]) - toX(0)), high: Math.abs(toY(h[i]) - toY(0)) });
 const arc = (radius, side) => `a${radius} ${radius} 0 1 0 ${side * 2 * radius} 0`;
 const disc = (x, y, radius) => `M${x - radius} ${y}${arc(radius, 1)}${arc(radius, -1)}`;
 const cross = (x, y) => `M${x - 3.2} ${y - 3.2}l6.4 6.4m0-6.4l-6.4 6.4`;
@@ -670,7 +669,8 @@ const MARKS = {
         const tick = second && new Path2D(`M${left} ${Math.round(card.y(second[i]))}h${2 * half}`), lineCap = "butt";
         for (const [color, width] of tick ? [[paper, 5], [ink, 3]] : []) card.stroke(tick, { color, width, lineCap });
         const text = texts[i] ?? (hot === i ? said(card.yAxis, value) : ""), need = card.measure(text) / 2 + 2;
-        const place = [clamp(left + half, box.left + need, wide - need), Math.max(top - 8, 7)];
+        const over = second ? Math.min(top, card.y(second[i]) - 2) : top; // above the tick too
+        const place = [clamp(left + half, box.left + need, wide - need), Math.max(over - 8, 7)];
         if (hot === i || 2 * need < room) card.write(text, ...place, { halo: paper, weight: hot === i ? 700 : 400 });
       });
     },
@@ -756,8 +756,8 @@ const MARKS = {
           card.stroke(new Path2D(disc(card.x(x[i]), card.y(y[i]), 8.5)), look);
     },
     stops(card, { x, y, look, tokens, named }) {
-      const rows = (token) => [[null, named[look?.[token] ? 1 : 0], ""]].filter(([, name]) => name);
-      const tell = (token) => ({ token, title: `Token ${token}`, rows: rows(token) });
+      const tell = (token, px, py, name = named[look?.[token] ? 1 : 0]) =>
+        ({ token, title: `Token ${token}`, rows: name ? [[null, name, ""]] : [] });
       return tokens && { ...points(card, x, y, Math.hypot, 12), noun: "tokens", tell };
     },
   },
@@ -817,6 +817,72 @@ const MARKS = {
     legend: (view, { name, kind }) => (name ? [[name, swatch(ruleLook(view, kind))]] : []),
     draw: (card, { x, y, kind }) => card.rule(isNumber(x) ? card.x(x) : null, card.y(y), ruleLook(card.view, kind)),
   },
+  Boxes: {
+    draw(card, { look, texts, expert, token, selected, strong, ...sizes }) {
+      const { view } = card, { ink, paper, quiet } = view;
+      texts.forEach((text, i) => {
+        const kind = look[i], { px, py, wide, high } = boxAt(card, sizes, i), room = wide ? wide - 2 : Infinity;
+        const box = new Path2D(`M${px - wide / 2} ${py - high / 2}h${wide}v${high}h${-wide}z`);
+        const fill = kind > 3 ? inkOf(view, kind - 4) : kind === 3 ? view.color(expert[i]) : mix(paper, ink, 0.1);
+        if (kind === 3) card.fillExpert(box, expert[i]);
+        else if (kind > 1) card.fill(box, css(fill));
+        else if (kind) card.stroke(box, { color: css(mix(paper, ink, 0.4)), width: 1 });
+        for (const [which, color] of text ? [[selected, view.look.red], [view.pointed.token, css(ink)]] : [])
+          if (token[i] === which) card.stroke(box, { color, width: 2 });
+        const color = css(kind < 2 ? ink : kind === 2 ? quiet : inkOn(fill)), halo = kind === 3 && css(fill);
+        const letters = { color, halo, weight: strong ? 600 : 400, align: wide ? "center" : "left" };
+        if (room > 24 || card.measure(text) < room) card.write(card.shorten(text, room), px, py, letters);
+      });
+    },
+    stops(card, { texts, expert, token, says, ...sizes }) {
+      const parts = range(texts.length).filter((i) => expert[i] >= 0 || token[i] >= 0)
+        .map((i) => ({ ...boxAt(card, sizes, i), whose: [expert[i], token[i]].map((n) => (n < 0 ? undefined : n)), i }));
+      const isIn = (x, y) => ({ px, py, wide, high }) => 2 * Math.abs(x - px) < wide && 2 * Math.abs(y - py) < high;
+      const at = (px, py) => parts.findIndex(isIn(px, py)), place = (i) => [parts[i].px, parts[i].py];
+      const tell = (part, x, y, { i, whose: [expert, token] } = parts[part]) => token === undefined
+        ? { expert, title: `E${expert}`, rows: [[expert, says[i], texts[i]]] }
+        : { expert, token, title: `Token ${token}`, rows: [[expert ?? null, says[i], ""]] };
+      return { columns: parts.length, count: parts.length, noun: "boxes", place, at, tell };
+    },
+  },
+  Arrows: {
+    draw(card, { x, y, x_to, y_to, expert, token, selected }) {
+      const { view } = card, isStrong = (i) => token[i] < 0 || token[i] === (view.pointed.token ?? selected);
+      for (const i of range(x.length).sort((one, other) => isStrong(one) - isStrong(other))) {
+        const [left, right] = [x[i], x_to[i]].map(card.x), [top, low] = [y[i], y_to[i]].map(card.y);
+        const angle = Math.atan2(low - top, right - left), [dx, dy] = [Math.cos(angle), Math.sin(angle)];
+        const color = css(expert[i] < 0 ? view.ink : view.color(expert[i]), isStrong(i) ? 1 : 0.4);
+        const width = isStrong(i) ? 1.8 : 0.8, line = new Path2D(`M${left} ${top}L${right - 5 * dx} ${low - 5 * dy}`);
+        card.stroke(line, { color, width, lineCap: "butt" });
+        const head = new Path2D(`M${right} ${low}l${-7 * dx - 3 * dy} ${3 * dx - 7 * dy}l${6 * dy} ${-6 * dx}z`);
+        if (isStrong(i)) card.fill(head, color);
+      }
+    },
+  },
+  Lamps: {
+    draw(card, { lit, columns, ink }) {
+      const { context, view, box: { left, top, width, height } } = card, rows = Math.ceil(lit.length / columns);
+      const [wide, high] = [width / columns, height / rows], gap = Math.min(wide, high) > 3.5 ? 1 : 0.5;
+      const place = (i) => [left + (i % columns) * wide, top + Math.floor(i / columns) * high];
+      for (const [state, color] of [[0, mix(view.paper, view.ink, 0.1)], [1, inkOf(view, ink)]]) {
+        context.fillStyle = css(color);
+        lit.forEach((value, i) => value === state && context.fillRect(...place(i), wide - gap, high - gap));
+      }
+      const { token } = view.pointed, [x, y] = place(token), [w, h] = [wide + 3, high + 3];
+      const frame = new Path2D(`M${x - 2} ${y - 2}h${w}v${h}h${-w}z`);
+      if (token < lit.length) card.stroke(frame, { color: view.look.red, width: 2 });
+    },
+    stops(card, { lit, columns, letters }) {
+      const cells = grid(card, columns, Math.ceil(lit.length / columns)), length = letters?.shape[1];
+      const text = (i) => String.fromCharCode(...letters.subarray(i * length, (i + 1) * length));
+      const at = (px, py, i = cells.at(px, py)) => (i < lit.length ? i : -1);
+      const tell = (token) => {
+        const title = letters ? text(token) : `Lamp ${token}`, rows = [[null, lit[token] ? "known" : "not known", ""]];
+        return { token, title, rows };
+      };
+      return { ...cells, count: lit.length, noun: "lamps", at, tell };
+    },
+  },
 };
 
 // --- the field: one colour for each place, with exact borders ------------------------------------------------------
@@ -844,8 +910,7 @@ function paintField(image, z, whose, colors, { paper, palette }, scale) {
   const hatches = colors.map((_, e) => hatchOf(e)), inks = colors.map((_, e) => tile(1, palette[e % 8]).ink);
   const shades = [colors, colors.map((color, e) => mix(color, ...inks[e]))];
   const flat = shades.map((colors) => colors.map(packed));
-  const wide = width / (columns - 1), tall = height / (rows - 1);
-  const scores = new Float64Array(size), rise = new Float64Array(size);
+  const wide = width / (columns - 1), tall = height / (rows - 1), [scores, rise] = [0, 1].map(() => new Float64Array(size));
   const ownerAt = (r, c) => whose[clamp(r, 0, rows - 1) * columns + clamp(c, 0, columns - 1)], near = [-1, 0, 1, 2];
   const isOwn = (owner, r, c) => near.every((i) => near.every((j) => ownerAt(r + i, c + j) === owner));
   const isWhole = Array.from(whose, (owner, i) => isOwn(owner, Math.floor(i / columns), i % columns));

@@ -16,10 +16,13 @@ from moe_lessons.errors import check_positive_int
 from moe_lessons.nn import torch_threads
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
+from moe_lessons.plots.panels._history import num_experts
 from moe_lessons.plots.theme import static_mode
+from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged
 from moe_lessons.widgets.loop import Loop, in_words
 from moe_lessons.widgets.picture import Picture, tips
+from moe_lessons.widgets.plane import NUM_TOKENS, Plane, draw_tokens, read_plane
 
 PANELS_SHARE, READING_SHARE = 0.06, 0.01  # what all panels, and one costly reading, may cost, as a part of training
 QUICK = 0.01  # CPU seconds: a panel that takes less is drawn anew for each action
@@ -46,7 +49,7 @@ class LiveRun(Picture):
     panels: names from `plots.PANELS`, or functions of your own, view -> `plots.marks.Panel`.
     play: how many steps to train as soon as the view is made. On a static page they are trained before the picture.
     max_steps: how many steps ▶ trains before it stops by itself, so that a closed tab does not train for ever.
-    columns: how many panels stand in a row.
+    columns: how many panels stand in a row. One that needs a row, such as 'block', has it; None: each as it is made.
 
     `await view.finished()` waits in a notebook cell for the training to pause. Running a cell again ends the views
     that it made before, and so does deleting it, when the next cell runs.
@@ -57,9 +60,10 @@ class LiveRun(Picture):
     values: dict[str, Any] = {}  # what is in force, by name: see `Lab`
     first_x = 200  # steps that the panels have room for at first
     layer = 0  # which MoE layer is shown, of several
+    shows_experts = True  # whether some panel does: then there is a chip for each
     x_axis = "steps"  # what losses are drawn against
     clean_load: Sequence[float] | None = None  # the load measured without noise, where it is
-    selected: Any = None  # the token or the tile that is selected
+    selected: Any = 0  # the token or the tile that is selected
 
     def __init__(self, runs, panels=("loss", "load", "film"), *, play=0, max_steps=1500, columns: int | None = 3):
         self.runs = {"model": runs} if isinstance(runs, Run) else runs
@@ -97,7 +101,9 @@ class LiveRun(Picture):
         """Called before panels are drawn."""
 
     def picked(self, kind: str, index: int) -> None:
-        """A 'token', 'layer' or 'model' was clicked."""
+        """A 'token', 'layer' or 'model' was clicked. Of tokens in the plane it is selected."""
+        if kind == "token" and index < NUM_TOKENS:
+            self.selected = index
 
     def stamp(self) -> tuple:
         """What a reading of the model depends on, beside the run and the step."""
@@ -222,6 +228,16 @@ class LiveRun(Picture):
         with torch_threads(1):  # a second one waits long where the machine is busy
             return self.read("trace", lambda: trace(run.model, run.task, num))
 
+    @property
+    def plane(self) -> Plane:
+        """The router of the run that is shown, without noise, over the plane and on some tokens; ValueError for
+        another task."""
+        run = self.main_run
+        if not isinstance(run.task, PlaneTask):
+            raise ValueError(f"panels that show the plane need a PlaneTask, got {type(run.task).__name__}")
+        num_experts(self)  # refuses a model without experts
+        return self.read("plane", lambda: read_plane(run.model, draw_tokens(run.task, run.seed)))
+
     def panels(self) -> list[Panel]:
         """All panels, as they are now."""
         self.refresh()
@@ -229,7 +245,7 @@ class LiveRun(Picture):
 
     def _draw(self, function: Callable[[Any], Panel]) -> Panel:
         panel = function(self)
-        return panel if self.columns is None else replace(panel, width=12 // self.columns)
+        return panel if self.columns is None or panel.width == 12 else replace(panel, width=12 // self.columns)
 
     def _due(self, asked: bool) -> dict[int, Panel]:
         """The panels that are to be drawn anew. While it trains, each may cost its part of the training time. An action
@@ -237,7 +253,8 @@ class LiveRun(Picture):
         self.refresh()
         panels, playing = {}, self.loop.playing
         # a panel that is drawn while it trains may show a reading of an earlier step: it is due in the pause
-        stamp = playing, self.step, self.layer, self.main_run.knobs.is_noisy, len(self.marks), self.values, self.stamp()
+        state = playing, self.step, self.layer, self.main_run.knobs.is_noisy, len(self.marks), self.values
+        stamp = *state, self.selected, self.stamp()
         for place, function in enumerate(self.functions):
             kept = self._kept.get(place)
             if kept is not None:
@@ -276,7 +293,8 @@ class LiveRun(Picture):
         if not static_mode():
             state = "training" if self.loop.playing else "paused"
             words |= {"trouble": self.loop.trouble, "step": self.step, "status": self._status(state), "state": state}
-            self.canvas.show(panels, len(self.functions), experts=(self.main_run.num_experts or [0])[0], **words)
+            experts = (self.main_run.num_experts or [0])[0] * self.shows_experts
+            self.canvas.show(panels, len(self.functions), experts=experts, **words)
         self._show_buttons()
         if self._is_late:
             self.post(int)  # nothing but another picture

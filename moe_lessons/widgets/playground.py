@@ -1,25 +1,23 @@
 """The 2-D laboratory: a mixture of experts and its two dense twins, trained while you turn the knobs."""
 
 import math
-from contextlib import nullcontext
-from dataclasses import asdict, fields, replace
-from typing import Any, NamedTuple
+from dataclasses import asdict, fields
+from typing import Any
 
 import ipywidgets as W
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from moe_lessons.errors import check_choice
-from moe_lessons.nn import Routing, evaluating, muted, torch_threads
+from moe_lessons.nn import muted
 from moe_lessons.plots.panels._history import RECENT
-from moe_lessons.tasks import PLANE_TASKS, grid
+from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, PlaneSetting, Run, load_share, plane_runs
 from moe_lessons.training.knobs import idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, ROUTER_STARTS, ROUTERS
-from moe_lessons.widgets.lab import Lab
+from moe_lessons.widgets.lab import Lab, names_of
+from moe_lessons.widgets.plane import Plane, draw_tokens, read_plane, route
 
-RESOLUTION = 25  # points of the grid on which the router is read, in each direction: borders are exact in between
-NUM_TOKENS = 32  # whose routing is shown
 NUM_MORE_POINTS = 512  # on which the load without noise is measured
 NUM_HELD_OUT = 256  # points on which the loss of muting an expert is measured
 
@@ -34,15 +32,7 @@ PRESET_TIPS = {
     "one expert": "A single expert: a dense network",
 }
 FIELDS = tuple(field.name for field in fields(PlaneSetting))
-
-
-class Plane(NamedTuple):
-    """What the router and the model make of the plane, without noise: see `plots.panels.plane`."""
-
-    points: Tensor  # (T, 2): the tokens that are shown
-    scores: Tensor  # (R, R, E): log-probabilities of the router on a `tasks.grid`
-    routing: Routing  # of the tokens
-    correct: Tensor  # (T,): whether the model gives a token its class
+PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
 
 
 class Playground(Lab):
@@ -52,6 +42,7 @@ class Playground(Lab):
     preset's; one that has no control stays as it is given here.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
     seed: of the task, the models, the data and the noise.
+    panels: which are shown. controls: which there are, by name; with fewer than all there are no buttons of presets.
     play, max_steps: see `LiveRun`.
 
     >>> Playground("collapse", seed=3, lr=0.05)
@@ -64,15 +55,22 @@ class Playground(Lab):
     PICKED = {"token": "token"}
 
     def __init__(
-        self, preset="healthy", *, block: type[nn.Module] | None = None, seed=0, play=0, max_steps=1500, **settings: Any
-    ):
+        self, preset="healthy", *, block: type[nn.Module] | None = None, seed=0, panels=PANELS, controls=None, play=0,
+        max_steps=1500, **settings: Any
+    ):  # fmt: skip
         check_choice("preset", preset, PRESETS)
         for name in settings:
             check_choice("setting", name, FIELDS)
+        if controls is not None:
+            every = self.START + self.LIVE + self.LOOK
+            controls = names_of(controls, "control", every) if controls else ()
+            self.START, self.LIVE, self.LOOK = (
+                tuple(name for name in names if name in controls) for names in (self.START, self.LIVE, self.LOOK)
+            )
         self.block = block
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
-        values = {"preset": preset, "block": block, "seed": seed, "token": 0, "mute": "none"} | asdict(PRESETS[preset])
-        panels = ("territory", "heatmap", "load", "film", "loss", "cost")
+        values = {"preset": preset, "block": block, "seed": seed, "controls": controls, "token": 0, "mute": "none"}
+        values |= asdict(PRESETS[preset])
         super().__init__(values | settings, panels, given=settings, play=play, max_steps=max_steps)
 
     # --- the specification ---
@@ -80,7 +78,8 @@ class Playground(Lab):
     @property
     def USUAL(self) -> dict[str, Any]:
         """See `Lab`: the fields of the preset, whose name is always written."""
-        usual = {"preset": None, "block": None, "seed": 0, "play": 0, "max_steps": 1500}
+        usual = {"preset": None, "block": None, "seed": 0, "panels": PANELS, "controls": None}
+        usual |= {"play": 0, "max_steps": 1500}
         return usual | asdict(PRESETS[self.values["preset"]])
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
@@ -119,8 +118,10 @@ class Playground(Lab):
     # --- presets ---
 
     def rows(self) -> list[W.Widget]:
-        """A button for each preset."""
+        """A button for each preset, where all controls are there."""
         self._preset_buttons = {}
+        if self.values["controls"] is not None:
+            return []
         for name, setting in PRESETS.items():
             button = self.button(name, PRESET_TIPS[name], lambda name=name: self._choose(name))
             idle = self.idle(asdict(setting))
@@ -156,42 +157,19 @@ class Playground(Lab):
 
     def _draw_points(self, task, seed: int) -> None:
         """The tokens that are shown, sorted by class, and more points to measure the load without noise on."""
-        self._tokens, classes = task.batch(NUM_TOKENS, torch.Generator().manual_seed(seed + 1_000_001))
-        self._order = classes.argsort(stable=True)
-        self.points, self.classes = self._tokens[self._order], classes[self._order]
+        self._tokens = draw_tokens(task, seed)
+        self.points, self.classes = (values[self._tokens.order] for values in self._tokens[:2])
         self._more_points, _ = task.batch(NUM_MORE_POINTS, torch.Generator().manual_seed(seed + 1_000_002))
-
-    @torch.no_grad()
-    @torch_threads(1)  # a second thread only waits
-    def _route(self, points: Tensor) -> tuple[Tensor, Routing]:
-        """The model's logits on points, and their routing, without noise."""
-        with evaluating(self.main_run.model):
-            logits, (routing,) = self.main_run.model(points)
-        return logits, routing
 
     @property
     def plane(self) -> Plane:
         """The router without noise, over the plane and on the tokens that are shown."""
-        return self.read("plane", self._read_plane)
-
-    def _read_plane(self) -> Plane:
-        scores = self._route(grid(RESOLUTION))[1].router_probs.clamp_min(1e-30).log()
-        with nullcontext() if self.muted is None else muted(self.main_run.model.block.experts, self.muted):
-            logits, routing = self._route(self._tokens)  # as drawn, or a capacity would always drop the last classes
-        order = self._order
-        routing = replace(
-            routing,
-            router_logits=routing.router_logits[order],
-            router_probs=routing.router_probs[order],
-            token_idx=order.argsort()[routing.token_idx],
-        )
-        correct = logits.argmax(dim=-1)[order] == self.classes
-        return Plane(self.points, scores.view(RESOLUTION, RESOLUTION, -1), routing, correct)
+        return self.read("plane", lambda: read_plane(self.main_run.model, self._tokens, self.muted))
 
     @property
     def clean_load(self) -> list[float]:
         """The load on many points, without noise."""
-        return self.read("clean load", lambda: load_share(self._route(self._more_points)[1]).tolist())
+        return self.read("clean load", lambda: load_share(route(self.main_run.model, self._more_points)[1]).tolist())
 
     def words(self) -> str:
         """See `Lab`; and whether the learning rate is too high."""

@@ -396,7 +396,7 @@ async def test_the_last_picture_shows_the_last_step_of_a_noisy_router_though_the
 
 
 def test_a_panel_of_your_own_is_shown():
-    mine = Panel("mine", [Bars([0.3, 0.7])], width=12)
+    mine = Panel("mine", [Bars([0.3, 0.7])], width=4)
     view = make_view(panels=(lambda view: mine, "loss"), columns=2)
     assert mark(view, 0, Bars).y == [0.3, 0.7] and [panel.width for panel in view.canvas.panels.values()] == [6, 6]
 

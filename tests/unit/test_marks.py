@@ -21,6 +21,9 @@ MARKS = {
     "Spots": marks.Spots(X, X, X, X, X, X, X.astype(int), ("a", "b", "c"), 1),
     "Parts": marks.Parts(("total",), ("experts", "head"), TWO[:1], ("#000000", "#ffffff")),
     "Rule": marks.Rule(y=0.5, name="even share"),
+    "Boxes": marks.Boxes(X, X, X + 1, X + 1, "abc", [1, 3, 5], [8, 1, -1], [-1, 0, 1], "abc", 1),
+    "Arrows": marks.Arrows(X, X, X + 1, X + 1, [8, 1, -1], [-1, 0, 1], 1),
+    "Lamps": marks.Lamps(X > 0, 2, 1, np.full((3, 2), 65)),
     "Text": marks.Text(("ab", "α"), ("x", "y"), np.zeros(4, int), (1, 1, 2)),
     "Table": marks.Table(("MoE",), ("loss",), (("0.3",),)),
 }

@@ -14,7 +14,7 @@ from moe_lessons.plots.marks import Bars, Cells, Line, Points, Table
 from moe_lessons.tasks import grid
 from moe_lessons.training import PRESETS, plane_runs
 from moe_lessons.widgets import Playground, live
-from moe_lessons.widgets.playground import NUM_TOKENS, RESOLUTION
+from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
 
 TERRITORY, HEATMAP, LOAD, _, LOSS, COST = range(6)
 
@@ -44,6 +44,19 @@ def test_every_preset_trains_and_says_what_is_seen(preset):
     assert_consistent(playground)
     assert len(playground.words()) > 20 and "Router logits (probabilities)" in words(playground)
     assert repr(playground) == f"Playground({preset!r}, play=3)"
+
+
+def test_with_a_few_controls_only_those_are_there():
+    playground = Playground("collapse", panels=("territory", "loss"), controls=("top_k", "noise_std"), play=2)
+    assert list(playground.inputs) == ["top_k", "noise_std"] and len(playground.panels()) == 2
+    assert playground.setting == PRESETS["collapse"]
+    playground.set(top_k=2, noise_std=0.5)
+    assert playground.step == 0 and playground.main_run.model.block.top_k == 2
+    assert playground.setting == replace(PRESETS["collapse"], top_k=2, noise_std=0.5)
+    assert playground.main_run.knobs.noise_std == 0.5
+    with pytest.raises(ValueError, match="setting must be one of 'top_k', 'noise_std', got 'lr'"):
+        playground.set(lr=0.1)
+    assert not playground._preset_buttons
 
 
 @pytest.mark.parametrize("preset", ["capacity", "one expert", "healthy"])

@@ -34,7 +34,17 @@ from moe_lessons.plots.panels import _history, cost, writing
 from moe_lessons.tasks import TextTask, make_text, text
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import TRAINING
-from moe_lessons.widgets import BalancingLab, CollapseLab, Playground, RoutingLab, live, loop, playground, routing_lab
+from moe_lessons.widgets import (
+    BalancingLab,
+    CollapseLab,
+    Playground,
+    RoutingLab,
+    live,
+    loop,
+    plane,
+    playground,
+    routing_lab,
+)
 from moe_lessons.widgets.canvas import LiveCanvas
 from moe_lessons.widgets.picture import descendants
 
@@ -443,7 +453,7 @@ def small(monkeypatch):
         monkeypatch.setattr(kind, "step_button", lambda self, n, of=of_button: of(self, min(n, BUTTON_STEPS)))
     monkeypatch.setitem(Run.__init__.__kwdefaults__, "batch_size", 16)
     for module, name, value in (
-        (playground, "RESOLUTION", 5), (playground, "NUM_MORE_POINTS", 32), (playground, "NUM_HELD_OUT", 16),
+        (plane, "RESOLUTION", 5), (playground, "NUM_MORE_POINTS", 32), (playground, "NUM_HELD_OUT", 16),
         (remedies, "NUM_POINTS", 16), (cost, "NUM_HELD_OUT", 16), (text, "TRAIN_BYTES", 4000),
         (text, "HELD_OUT_BYTES", 1000), (writing, "LENGTH", 10), (live, "NUM_TRACED", 4), (live, "QUICK", 0),
         (loop, "TURN", 0),

@@ -65,6 +65,8 @@ def test_bars_are_pale_above_the_limit_and_hatched_from_expert_8_on():
     of_models = drawn(Bars([1, 2], of="model", texts=["one", "two"]))
     assert hexes(bar.get_facecolor() for bar in of_models.patches) == [line.upper() for line in LIGHT.lines[:2]]
     assert [text.get_text() for text in of_models.texts] == ["one", "two"]
+    ticked = drawn(Bars([1, 2], second=[3, 1], texts=["one", "two"]))
+    assert [text.xy[1] for text in ticked.texts] == [3, 2]  # above the tick too
 
 
 def test_a_stack_has_each_expert_as_high_as_its_share_and_the_strip_too():

@@ -1,0 +1,48 @@
+"""The pictures of the README, drawn by the course's own panels, from real runs: ``make render`` makes them anew."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from moe_lessons.plots import figure
+from moe_lessons.widgets import FactsLab, Playground
+
+FOLDER = Path("docs")
+COLLAPSE, RESCUE, EVERY = 100, 200, 4  # steps: until the auxiliary loss is switched on, until the end, for each frame
+WIDTH, COLORS = 800, 64  # of the animation: pixels, and colours, which keep it small
+FRAME, LAST = 120, 4000  # milliseconds
+
+
+def main(folder: Path = FOLDER) -> None:
+    """Write them all: a collapse and its rescue, the playground, and the wall of facts."""
+    folder.mkdir(exist_ok=True)
+    animate(folder / "rescue.gif")
+    playground = Playground(panels=("territory", "load", "loss", "block"), play=300)  # all that no clock has a say in
+    (folder / "playground.png").write_bytes(playground.picture().png())
+    facts = FactsLab(play=500)
+    walls = figure(facts.panels()[: len(facts.runs)], caption=facts.sentence())
+    (folder / "facts.png").write_bytes(walls.png())
+
+
+def animate(path: Path, collapse: int = COLLAPSE, rescue: int = RESCUE) -> None:
+    """A mixture collapses without the auxiliary loss, and comes back with it: an animated GIF, the same each time."""
+    pictures = [Image.open(BytesIO(png)).convert("RGB") for png in frames(collapse, rescue)]
+    palette = pictures[-1].quantize(COLORS)
+    first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
+    first.save(path, save_all=True, append_images=others, duration=[*[FRAME] * len(others), LAST], loop=0)
+
+
+def frames(collapse: int, rescue: int) -> Iterator[bytes]:
+    """Each frame as a PNG: the territories, the loads, and the loads over time."""
+    playground = Playground("collapse", panels=("territory", "load", "film"))
+    playground.first_x = rescue
+    for step in range(EVERY, rescue + 1, EVERY):
+        playground.advance(EVERY)
+        state = "on" if playground.main_run.knobs.router_aux_loss_coef else "off"
+        dead = f"{playground.main_run.records[-1].dead_experts:g} of {playground.values['num_experts']}"
+        words = f"Step {step}. Auxiliary loss {state}. Dead experts: {dead}."
+        yield figure(playground.panels(), width=WIDTH, caption=words).png()
+        if step == collapse:
+            playground.set(router_aux_loss_coef=1.0)
