@@ -22,7 +22,7 @@ class Reading(NamedTuple):
 
     step: int
     dead: np.ndarray
-    variation: np.ndarray  # of the load: standard deviation over mean
+    max_over_mean: np.ndarray  # the load of the busiest expert over the mean load: 1 is even
     accuracy: np.ndarray
 
 
@@ -56,8 +56,8 @@ class Tile:
         self.turned, read = False, self.band.evaluate(NUM_POINTS)
         self.clean = read["loads"]
         dead = is_dead(self.clean * self.setting.top_k).sum(axis=1)
-        variation = self.clean.std(axis=1) * self.clean.shape[1]
-        self.readings.append(Reading(self.step, dead, variation, read["accuracies"]))
+        max_over_mean = self.clean.max(axis=1) * self.clean.shape[1]
+        self.readings.append(Reading(self.step, dead, max_over_mean, read["accuracies"]))
 
     def recent(self, name: str) -> float:
         """The mean over the last steps and all seeds of something in the band's records."""

@@ -1,4 +1,4 @@
-"""How a model is trained: a run and its knobs, settings in the plane, seeds side by side, checkpoints."""
+"""How a model is trained: a run and its knobs, settings in the plane and of facts, seeds side by side, checkpoints."""
 
 from moe_lessons.training.bands import SeedBand
 from moe_lessons.training.checkpoints import load_checkpoint, save_checkpoint
@@ -12,4 +12,14 @@ from moe_lessons.training.run import (
     is_dead,
     load_share,
 )
-from moe_lessons.training.settings import PRESETS, REMEDIES, PlaneSetting, plane_model, plane_runs, remedy_setting
+from moe_lessons.training.settings import (
+    PRESETS,
+    REMEDIES,
+    PlaneSetting,
+    facts_model,
+    facts_run,
+    facts_runs,
+    plane_model,
+    plane_runs,
+    remedy_setting,
+)

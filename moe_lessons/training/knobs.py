@@ -113,6 +113,8 @@ ROWS = (
          "The step at which the remedies start. 0: they prevent the collapse; later: they must cure it",
          range(0, 301, 10)),
     Knob("learns", "Learns", tip="What does not learn stands still at its random start"),
+    Knob("num_entries", "Entries N", tip="How many entries the phone book has",
+         stops=(250, 500, 1000, 2000, 4000, 8000)),
     Knob("domains", "Text", tip="Train on {} too; a change starts afresh"),
     Knob("remedies", "Tiles", tip="Show the tile: {}"),
     # these change nothing

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from moe_lessons.errors import check_choice, check_count, check_device, check_number, check_positive_int, check_seed
 from moe_lessons.nn import Routing, evaluating, is_moe, torch_threads
+from moe_lessons.tasks.facts import NOT_SCORED
 from moe_lessons.training.checkpoints import configuration
 from moe_lessons.training.finite import first_not_finite
 from moe_lessons.training.knobs import TRAINING, Knobs
@@ -45,8 +46,9 @@ class Run:
     """Trains `model` on `task` with AdamW (arXiv:1711.05101), one `step()` at a time.
 
     model: maps a batch x to (logits, routings), with one `Routing` for each of its MoE layers.
-    task: has `batch(num, generator) -> (x, y)`, y the correct classes. One that keeps a part of its data to measure on
-        has `held_out(num_per_domain) -> (x, y, domain)` and `domains` too, as a `TextTask`.
+    task: has `batch(num, generator) -> (x, y)`, y the correct classes, or -100 where nothing is scored. One that keeps
+        a part of its data to measure on has `held_out(num_per_domain) -> (x, y, domain)` and `domains` too, as a
+        `TextTask`.
     seed: of the data and of the noise. The same seed gives the same numbers on the same machine: a run computes with
         `threads` threads and (on a CPU or with CUDA) random numbers of its own, whatever goes on around it.
     weight_decay: of the matrices; norms and biases have none. With 0, AdamW is Adam (arXiv:1412.6980).
@@ -210,7 +212,8 @@ class Run:
         )
 
     def evaluate(self, num: int = 1024) -> dict[str, float]:
-        """Loss and accuracy on `num` examples that training has not seen, in eval mode: no noise."""
+        """Loss and accuracy on `num` examples that training has not seen (of `tasks.Facts`, which has no others, on
+        entries that it has seen), in eval mode: no noise."""
         losses, correct, _ = self._measure(*self.held_out(num))
         return {"loss": losses.mean().item(), "accuracy": correct.float().mean().item()}
 
@@ -354,7 +357,13 @@ def check_output(out: Any) -> tuple[Tensor, list[Routing]]:
 
 
 def token_losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y."""
+    """The cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y.
+
+    Where y is `NOT_SCORED` in places, as in `tasks.Facts`, both have the scored tokens alone, in one dimension.
+    """
+    scored = y != NOT_SCORED
+    if not scored.all():
+        logits, y = logits[scored], y[scored]  # (S, V), (S,)
     losses = F.cross_entropy(logits.flatten(0, -2), y.flatten(), reduction="none")
     return losses.view(y.shape), logits.argmax(dim=-1) == y
 

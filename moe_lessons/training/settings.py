@@ -1,4 +1,7 @@
-"""Settings of a mixture in the plane: what can be set, the presets and the remedies, and the models they stand for."""
+"""Settings of a mixture in the plane: what can be set, the presets and the remedies, and the models they stand for.
+
+And, at the end, the models that learn facts by heart.
+"""
 
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -6,9 +9,20 @@ import torch
 from torch import nn
 
 from moe_lessons.errors import check_choice, check_positive_int, check_top_k
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, MoE, Routing, dense_twin, seeded, torch_threads
+from moe_lessons.nn import (
+    SAME_ACTIVE,
+    SAME_TOTAL,
+    LanguageModel,
+    MoE,
+    Routing,
+    TransformerConfig,
+    dense_twin,
+    seeded,
+    torch_threads,
+)
 from moe_lessons.nn import routing as all_routers
 from moe_lessons.nn.balancing import PRIORITIES
+from moe_lessons.tasks.facts import Facts
 from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, spread_prototypes
 from moe_lessons.training.knobs import TRAINING, KnobFields, idle_with
 from moe_lessons.training.run import Run
@@ -160,3 +174,44 @@ def plane_runs(setting: PlaneSetting, seed: int = 0, block=None) -> dict[str, Ru
     runs = {name: Run(model, task, lr=setting.lr, seed=seed) for name, model in models.items()}
     runs["MoE"].knobs.take(setting)
     return runs
+
+
+FACTS = TransformerConfig(
+    Facts.vocab_size, d_model=32, num_layers=2, num_kv_heads=4, max_positions=Facts.context + 1, d_ff=32, num_experts=16
+)
+FACTS_LR = 3e-3  # of 2e-3, 3e-3, 6e-3 and 1e-2 the best for the mixture and for its twins
+
+
+def facts_steps(num_entries: int) -> int:
+    """How many steps of 256 entries are planned for a phone book: as many as read each of 2,000 entries 64 times."""
+    return max(num_entries // 4, 250)
+
+
+def facts_model(seed: int = 0, **sizes) -> LanguageModel:
+    """A small transformer that learns `tasks.Facts`: `FACTS`, and what is given of other `sizes`.
+
+    >>> facts_model(moe_layers=(), d_ff=64).layers[0].ffn  # a dense one
+    FeedForward(d_model=32, d_ff=64, activation='swiglu')
+    """
+    with seeded(seed):
+        return LanguageModel(replace(FACTS, **sizes))
+
+
+def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR, steps: int | None = None) -> Run:
+    """A run in which `model` learns the facts by heart. steps: in which the learning rate falls to a tenth; None:
+    `facts_steps`."""
+    steps = facts_steps(task.num_entries) if steps is None else steps
+    run = Run(model, task, lr=lr, seed=seed, warmup_steps=20, decay_steps=steps, max_grad_norm=1.0)
+    if run.num_experts:
+        run.knobs.router_aux_loss_coef = 0.01
+    return run
+
+
+def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0, **training) -> dict[str, Run]:
+    """A mixture and its two dense twins, which learn the same facts from the same batches. training: see `facts_run`.
+
+    Embedding, attention and norms start equal in all three.
+    """
+    task, model = Facts(num_entries, seed), facts_model(seed, num_experts=num_experts, top_k=top_k)
+    twins = {SAME_ACTIVE: dense_twin(model, "active", seed), SAME_TOTAL: dense_twin(model, "total", seed)}
+    return {name: facts_run(model, task, seed, **training) for name, model in ({"MoE": model} | twins).items()}

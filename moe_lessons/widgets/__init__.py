@@ -3,6 +3,7 @@
 from moe_lessons.widgets.balancing import BalancingLab
 from moe_lessons.widgets.calculators import CostCalculator, DecodingCalculator
 from moe_lessons.widgets.collapse import CollapseLab
+from moe_lessons.widgets.facts import FactsLab
 from moe_lessons.widgets.kernel import answer_where_the_page_asks
 from moe_lessons.widgets.lab import Lab
 from moe_lessons.widgets.live import LiveRun
@@ -16,6 +17,7 @@ __all__ = [
     "CollapseLab",
     "CostCalculator",
     "DecodingCalculator",
+    "FactsLab",
     "Lab",
     "LiveRun",
     "Picture",

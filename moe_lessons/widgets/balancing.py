@@ -21,7 +21,7 @@ from moe_lessons.widgets.lab import Lab, names_of
 MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
 READ_EVERY, READ_EVERY_EARLY, EARLY = 20, 5, 40  # steps: a collapse takes some 25
-CURVES = ("dead experts", "variation of load", "accuracy")
+CURVES = ("dead experts", "max over mean", "accuracy")
 FIELDS = tuple(field.name for field in fields(PlaneSetting))
 
 WHAT = {
@@ -212,7 +212,7 @@ class BalancingLab(Lab):
         dead = f"{_range(reading.dead, 1)} of {self.num_experts} experts dead"
         if tile.is_noisy and tile.step > 0:
             dead += f" without noise (the strip), {recent('dead_experts'):.1f} with it (the film)"
-        numbers = [dead, f"variation of the load {_range(reading.variation, 2)}"]
+        numbers = [dead, f"busiest expert {_range(reading.max_over_mean, 2)} times the mean"]
         numbers += [f"accuracy {_range(100 * reading.accuracy, 1)} %"]
         if recent("dropped_share") > 0:
             numbers.append(f"{recent('dropped_share'):.0%} of the assignments dropped")

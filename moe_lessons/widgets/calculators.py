@@ -96,10 +96,10 @@ class CostCalculator(Calculator):
 
     def sentence(self) -> str:
         costs = shape_costs({"this model": self.shape}, self.context_length)
-        total, active, share, flops, memory = (row["this model"] for row in costs.values())
+        total, active, share, flops, memory, cache = (row["this model"] for row in costs.values())
         return (
-            f"{total} parameters, of which one token uses {active} ({share}). "
-            f"All of them must be in memory: {memory} in bfloat16. One token costs {flops} FLOPs."
+            f"{total} parameters, of which one token uses {active} ({share}). All of them must be in memory: {memory} "
+            f"in bfloat16, and {cache} of KV cache for one text. One token costs {flops} FLOPs."
         )
 
     def take(self, shape: TransformerShape) -> None:

@@ -22,7 +22,7 @@ class CollapseLab(Lab):
     CollapseLab(learns='router only', seed=3)
     """
 
-    title, first_x = "A collapse", 60
+    title, first_x = "A collapse", 25
     START, LIVE, LOOK = ("learns", "seed"), (), ()
     USUAL = {"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0}
 

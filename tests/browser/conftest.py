@@ -252,7 +252,11 @@ class View:
         """How many pixels of each of these pictures have the full colour of an expert."""
         style = self.chip(expert).locator("i").evaluate("chip => getComputedStyle(chip).backgroundColor")
         color = [int(part) for part in re.findall(r"\d+", style)]
-        return [self.panel(title).evaluate(COUNT, color) for title in titles]
+        return [self.pixels(title, color) for title in titles]
+
+    def pixels(self, title: str, color: list[int]) -> int:
+        """How many pixels of a picture have this colour."""
+        return self.panel(title).evaluate(COUNT, color)
 
     def button(self, name: str):
         return self.view.locator("button", has_text=re.compile(f"^{re.escape(name)}$"))

@@ -8,21 +8,35 @@ import pytest
 @pytest.fixture(scope="module")
 def lesson(open_notebook):
     lesson = open_notebook("00_welcome.ipynb")
+    lesson.page.set_default_timeout(180_000)  # it trains for half a minute, and other tests run beside it
     lesson.run_all()
     return lesson
 
 
 @pytest.fixture
 def playground(lesson, view_of):
-    playground = view_of(lesson.page)
+    """The second view, which has all panels and controls."""
+    playground = view_of(lesson.page, 1)
     yield playground
     playground.pause()
 
 
 def test_run_all_trains_without_an_error(lesson, playground):
-    playground.wait_step(400)
+    playground.wait_step(900)
     assert lesson.cell_errors() == []
     assert lesson.page.locator(".moe-canvas").count() >= 5
+
+
+def test_the_first_view_has_two_panels_and_two_controls(lesson, view_of):
+    first = view_of(lesson.page)
+    first.wait_step(400)
+    assert first.view.locator("figure").count() == first.view.get_by_role("slider").count() == 2
+    first.handle("Experts E").focus()
+    first.page.keyboard.press("ArrowLeft")
+    first.wait_for(lambda: first.value("Experts E") == "7" and first.step == 0)
+    first.button("Play").click()
+    first.wait_step(20)
+    first.pause()
 
 
 def test_play_moves_picture_and_step_and_pause_stops_both(playground):
@@ -133,7 +147,7 @@ def test_restart_and_run_again(lesson, view_of):
     lesson.run_all(wait=False)
     fresh = "() => document.querySelector('.moe-stale')?.textContent === ''"
     lesson.page.wait_for_function(fresh)
-    playground = view_of(lesson.page)
+    playground = view_of(lesson.page, 1)
     playground.wait_step(20)
     playground.pause()
     assert lesson.cell_errors() == []

@@ -9,7 +9,7 @@ from torch import nn
 
 from moe_lessons.nn import FeedForward, TopKRouter, is_moe
 from moe_lessons.training.knobs import TRAINING
-from moe_lessons.widgets import BalancingLab, CollapseLab, Playground, RoutingLab
+from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground, RoutingLab
 from moe_lessons.widgets.picture import descendants
 
 ENDLESS = 10**6  # steps; a test that trains so many has forgotten to stop
@@ -21,6 +21,7 @@ LABS = {
     "RoutingLab": lambda task=("code", "json"), **own: RoutingLab(task, **TEXT | {"panels": ("loss", "domains")} | own),
     "BalancingLab": lambda remedies=("nothing", "z-loss"), **own: BalancingLab(remedies, **{"seeds": 1} | own),
     "CollapseLab": CollapseLab,
+    "FactsLab": lambda num_experts=4, **own: FactsLab(num_experts, **{"num_entries": 250} | own),
 }
 
 
@@ -135,8 +136,9 @@ def assert_consistent(lab) -> None:
         assert widget.disabled == (name in idle) and idle.get(name, "") in widget.tooltip
         assert name not in TRAINING or idle.get(name, "") in lab._idle.value
     if lab.LIVE and not hasattr(lab, "tiles"):
-        assert {name: getattr(lab.main_run.knobs, name) for name in TRAINING} == lab.in_force()
+        assert {name: getattr(lab.main_run.knobs, name) for name in lab.LIVE} == lab.in_force()
         assert {run.knobs.lr for run in lab.runs.values()} == {lab.values["lr"]}
         assert lab.main_run.seed == lab.values["seed"]
         for moe in filter(is_moe, lab.main_run.model.modules()):
-            assert all(getattr(moe, name) == lab.values[name] for name in ("num_experts", "top_k", "d_ff"))
+            sizes = {"num_experts", "top_k", "d_ff"} & set(lab.values)
+            assert all(getattr(moe, name) == lab.values[name] for name in sizes)

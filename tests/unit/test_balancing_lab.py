@@ -250,7 +250,7 @@ def test_readings_are_of_the_clean_router_on_held_out_points(lab):
         assert [reading.step for reading in tile.readings] == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
         last, loads = tile.readings[-1], tile.band.clean_loads(NUM_POINTS)
         assert last.dead.tolist() == [sum(share < 0.01 for share in load) for load in loads], name  # top-1
-        np.testing.assert_allclose(last.variation, [np.std(load) / np.mean(load) for load in loads])
+        np.testing.assert_allclose(last.max_over_mean, [max(load) / np.mean(load) for load in loads])
         assert last.accuracy.tolist() == tile.band.evaluate(NUM_POINTS)["accuracies"].tolist()
 
 
@@ -305,11 +305,11 @@ def test_the_comparison_groups_the_tiles_by_outcome_and_has_its_legend_from_the_
     spots = mark(lab, 1, Spots)
     assert spots.ink.tolist() == inks and list(spots.names) == list(lab.tiles)
     last = last_readings(lab).values()
-    np.testing.assert_allclose(spots.x, [reading.variation.mean() for reading in last], rtol=1e-6)
+    np.testing.assert_allclose(spots.x, [reading.max_over_mean.mean() for reading in last], rtol=1e-6)
     np.testing.assert_allclose(spots.y_high, [reading.accuracy.max() for reading in last], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name, quantity", dict(zip(CURVES, ("dead", "variation", "accuracy"))).items())
+@pytest.mark.parametrize("name, quantity", dict(zip(CURVES, ("dead", "max_over_mean", "accuracy"))).items())
 @on_a_loop
 async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its_band(name, quantity):
     lab = BalancingLab(TWO, seeds=2)

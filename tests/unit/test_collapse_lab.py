@@ -14,13 +14,13 @@ from moe_lessons.widgets.collapse import PANELS_OF_A_COLLAPSE, CollapseLab
 
 @on_a_loop
 async def test_it_trains_the_collapse_and_says_what_is_seen():
-    lab = CollapseLab(PANELS_OF_A_COLLAPSE, play=30)
+    lab = CollapseLab(PANELS_OF_A_COLLAPSE, play=25)
     assert "All 8 experts work" in words(lab)  # of the clean load, before the first step
     assert mark(lab, 1, Bars).y.tolist() == pytest.approx(lab.clean_load)
     await lab.finished()
     plain = watched_run(PRESETS["collapse"])
-    assert [plain.step().loss for _ in range(30)] == [record.loss for record in lab.main_run.records]
-    assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 60  # a collapse is over by then
+    assert [plain.step().loss for _ in range(25)] == [record.loss for record in lab.main_run.records]
+    assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 25  # a collapse is over by then
 
 
 @on_a_loop

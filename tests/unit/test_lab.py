@@ -26,6 +26,7 @@ START = {
     },
     "BalancingLab": {"task": "uneven", "seeds": 2, "first_seed": 7, "apply_from": 10},
     "CollapseLab": {"learns": "experts only", "seed": 4},
+    "FactsLab": {"num_experts": 8, "top_k": 1, "num_entries": 500, "seed": 3},
 }  # fmt: skip
 
 
@@ -83,6 +84,8 @@ MADE = [
     lambda: Playground("collapse", seed=3, lr=0.05, num_experts=16, top_k=3),
     lambda: Playground("capacity", capacity_factor=None, noise_std=0.3, play=2),
     lambda: Playground(block=MyMoE, task="waves"),
+    lambda: Playground(panels=("territory", "loss"), controls=("num_experts", "top_k"), noise_std=0.3),
+    lambda: Playground(panels="loss", controls=()),
     lambda: Playground("collapse", router="sigmoid", expert_bias_rate=0.01, capacity_priority="weight"),
     lambda: Playground(num_experts=24, top_k=22, d_ff=50, noise_std=5.0, lr=0.7, capacity_factor=9.0),  # beyond
     lambda: LABS["RoutingLab"](layer=1, router_aux_loss_coef=0.5, capacity_factor=0.3, shared_d_ff=3, max_steps=7),
@@ -112,6 +115,8 @@ BAD = [
     ("Playground", {"num_experts": 1, "top_k": 2}, r"top_k must be between 1 and num_experts \(1\), got 2"),
     ("Playground", {"lr": float("nan")}, "lr must be a finite number above 0, got nan"),
     ("Playground", {"expert_bias_rate": 0.1}, "expert_bias_rate must be off here, since the bias needs a sigmoid"),
+    ("Playground", {"controls": ("lr", "colour")}, "control must be one of 'task', .*, got 'colour'|setting must"),
+    ("Playground", {"panels": ("map",)}, "panels must be functions or of .*, got 'map'|setting must"),
     ("Playground", {"task": "spirals"}, "task must be one of 'blobs', .*, got 'spirals'"),
     ("Playground", {"colour": "red"}, "setting must be one of '.*', got 'colour'"),
     ("Playground", {"seed": -1}, "seed must be a whole number from 0 to 9999, got -1"),

@@ -24,5 +24,6 @@ def _costs(run: Run) -> dict[str, str]:
     costs = {name: f"{size:,}" if size < 100_000 else short_number(size) for name, size in sizes.items()}
     times = [record.ms_per_step for record in run.records[-50:]]
     held_out = run.evaluate(NUM_HELD_OUT_SEQUENCES if hasattr(run.task, "context") else NUM_HELD_OUT)
-    costs |= {"ms/step": f"{np.median(times):.2f}" if times else "–", "held-out loss": f"{held_out['loss']:.3g}"}
+    loss = "loss" if hasattr(run.task, "known") else "held-out loss"  # of facts, none are held out
+    costs |= {"ms/step": f"{np.median(times):.2f}" if times else "–", loss: f"{held_out['loss']:.3g}"}
     return costs | {"accuracy": f"{held_out['accuracy']:.1%}"}

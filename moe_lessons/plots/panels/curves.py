@@ -7,7 +7,7 @@ from moe_lessons.plots.panels._history import history
 
 CURVES = {  # name -> title, the most there can be with E experts, what of a reading
     "dead experts": ("Dead experts", lambda num_experts: num_experts, "dead"),
-    "variation of load": ("Variation of the load", lambda num_experts: max(num_experts - 1, 1) ** 0.5, "variation"),
+    "max over mean": ("Busiest expert over the mean", lambda num_experts: num_experts, "max_over_mean"),
     "accuracy": ("Accuracy", lambda num_experts: 1, "accuracy"),
 }
 OUTCOMES = {4: "no dead expert", 1: "fewer dead than {}", 5: "as many dead or more"}  # by ink: green, orange, grey
@@ -49,15 +49,15 @@ def curves(view) -> Panel:
 
 def balance(view) -> Panel:
     """How evenly the load lies (across) against how often the model is right (up), with a cross from the lowest to the
-    highest seed. The axes reach from even to the widest variation, and from the lowest accuracy to 1, in large steps.
+    highest seed. The axes reach from even to the busiest expert, and from the lowest accuracy to 1, in large steps.
     """
     last, names, (inks, legend) = [tile.readings[-1] for tile in view.tiles.values()], list(view.tiles), outcomes(view)
-    x, y = np.array([r.variation for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
+    x, y = np.array([r.max_over_mean for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
     ends = x.min(axis=1), x.max(axis=1), y.min(axis=1), y.max(axis=1)
     selected = names.index(view.selected)
     spots = Spots(x.mean(axis=1), y.mean(axis=1), *ends, np.array(inks, "u1"), names, selected)
-    right = next((stop for stop in (0.5, 1, 1.5, 2, 2.7) if stop >= x.max()), 1.05 * float(x.max()))
+    right = next((stop for stop in (1.5, 2, 3, 4, 6, 8) if stop >= x.max()), 1.05 * float(x.max()))
     bottom = next(stop for stop in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= y.min())
-    axes = Axis(0, right, "variation of the load (0: even)"), Axis(bottom, 1, "accuracy")
+    axes = Axis(0.5, right, "busiest expert over the mean (1: even)"), Axis(bottom, 1, "accuracy")
     title = "Balance and quality: up and to the left is better"
     return Panel(title, [spots], *axes, width=6, legend=legend)

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
-from matplotlib.axes import Axes
 
 from moe_lessons.nn import LanguageModel, torch_threads
 from moe_lessons.plots.marks import Panel, Text
 from moe_lessons.plots.panels.text import line_start
-from moe_lessons.plots.still import plot
 from moe_lessons.tasks import decode, encode
 
 PROMPT = 8  # bytes that a model is given, to go on from
@@ -51,8 +49,3 @@ def write(model: LanguageModel, prompt: str, num_bytes: int = 80, seed: int = 0)
     ids = encode(prompt)[None].to(model.embed.weight.device)  # (1, T)
     with torch_threads(1):
         return decode(model.generate(ids, num_bytes, temperature=0.7, seed=seed)[0])
-
-
-def written_text(texts: Mapping[str, str], title: str = "What it writes", theme: str = "light") -> Axes:
-    """Show texts under their names. A line break is shown as ↵ and what cannot be drawn as ·."""
-    return plot(written_panel(texts, texts.values(), title), None, theme, 8)

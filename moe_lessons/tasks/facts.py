@@ -1,0 +1,78 @@
+"""Facts to be remembered: a phone book, in which nothing follows from anything else.
+
+An entry is a name and a number, both drawn at random. A model reads the name and writes the number. There is no rule
+to find: what it knows in the end is what its weights hold.
+"""
+
+from random import Random
+from string import ascii_uppercase
+
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.errors import check_positive_int, check_seed, in_words
+from moe_lessons.nn import evaluating
+from moe_lessons.tasks.text import encode
+
+NAME_LETTERS, NUMBER_DIGITS = 4, 4
+MOST_ENTRIES = len(ascii_uppercase) ** NAME_LETTERS // 10  # of 456,976 names: a new one is found at once
+NOT_SCORED = -100  # torch's ignore_index: a token that counts neither for the loss nor for the accuracy
+
+
+class Facts:
+    """A phone book of `num_entries` (N) different names, each with a number, drawn from `seed`.
+
+    A token is a byte in ASCII. x has the name, the colon and all digits but the last; y has the digit that follows, and
+    `NOT_SCORED` where a letter or the colon follows, which no model can know.
+
+    entries: the texts. x, y (N, T): all of them as tokens.
+
+    >>> facts = Facts(num_entries=2000)
+    >>> facts.entries[0]
+    'IUHQ:4869'
+    >>> x, y = facts.batch(32, torch.Generator().manual_seed(0))
+    >>> x.shape, facts.y[0].tolist()  # 52 is '4'
+    (torch.Size([32, 8]), [-100, -100, -100, -100, 52, 56, 54, 57])
+    """
+
+    vocab_size = 128  # ASCII
+    context = NAME_LETTERS + NUMBER_DIGITS  # T: the colon more, the last digit less
+
+    def __init__(self, num_entries: int = 2000, seed: int = 0):
+        if check_positive_int("num_entries", num_entries) > MOST_ENTRIES:
+            raise ValueError(f"num_entries must be at most {MOST_ENTRIES}, got {num_entries}")
+        self.num_entries, self.seed = num_entries, check_seed(seed)
+        rng, numbers = Random(f"facts {seed}"), {}  # a string seeds the same on every machine
+        while len(numbers) < num_entries:
+            name = "".join(rng.choices(ascii_uppercase, k=NAME_LETTERS))
+            numbers.setdefault(name, "".join(rng.choices("0123456789", k=NUMBER_DIGITS)))
+        self.entries = tuple(f"{name}:{number}" for name, number in numbers.items())
+        tokens = encode("".join(self.entries)).view(num_entries, -1)  # (N, T + 1)
+        self.x, self.y = tokens[:, :-1], tokens[:, 1:].clone()
+        self.y[:, :NAME_LETTERS] = NOT_SCORED
+
+    def batch(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`num` entries, every one as likely: x (num, T) int64 and y (num, T)."""
+        chosen = torch.randint(self.num_entries, (num,), generator=generator)
+        return self.x[chosen], self.y[chosen]
+
+    @torch.no_grad()
+    def known(self, model: nn.Module | Tensor) -> Tensor:
+        """Which entries a model knows by heart: (N,) bool. Of an entry it knows, every digit is right when the model
+        writes the number after 'NAME:', each time the likeliest token.
+
+        One pass over the right numbers says the same: as long as what the model writes is right, it reads the same
+        digits; and at the first wrong one both have failed.
+        model: x (N, T) -> (logits (N, T, V), …), such as a `nn.LanguageModel`, read in eval mode; or its logits of `x`.
+        """
+        if isinstance(model, nn.Module):
+            device = next(model.parameters()).device
+            with evaluating(model):
+                model = torch.cat([model(x.to(device))[0] for x in self.x.split(256)])  # small: it stays in the cache
+        if not isinstance(model, Tensor) or model.shape[:-1] != self.x.shape:
+            wanted = f"a model, or its logits ({self.num_entries}, {self.context}, V)"
+            raise ValueError(f"model must be {wanted}, got {in_words(model)}")
+        return ((model.argmax(dim=-1).cpu() == self.y) | (self.y == NOT_SCORED)).all(dim=1)
+
+    def __repr__(self) -> str:
+        return f"Facts(num_entries={self.num_entries}, seed={self.seed})"

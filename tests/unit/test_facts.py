@@ -1,0 +1,170 @@
+"""Facts to be remembered: what a phone book is, what is scored, what a model knows; and how models learn it."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import refused
+from torch.nn import functional as F
+
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, evaluating, is_moe
+from moe_lessons.tasks import NOT_SCORED, Facts, TextTask, decode
+from moe_lessons.tasks.facts import MOST_ENTRIES
+from moe_lessons.training import Run, facts_model, facts_run, facts_runs
+from moe_lessons.training.run import token_losses
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# the task
+
+
+@given(num=st.integers(1, 300), seed=st.integers(0, 2**62))
+def test_entries_are_different_names_and_numbers_in_ascii(num, seed):
+    facts = Facts(num, seed)
+    names, numbers = zip(*(entry.split(":") for entry in facts.entries))
+    assert len(set(names)) == num == len(facts.entries) and facts.entries == Facts(num, seed).entries
+    assert all(name.isalpha() and name.isupper() and len(name) == 4 for name in names)
+    assert all(number.isdigit() and len(number) == 4 for number in numbers)
+    assert facts.x.shape == facts.y.shape == (num, facts.context) and int(facts.x.max()) < facts.vocab_size
+    for entry, x, y in zip(facts.entries, facts.x, facts.y):
+        assert decode(x) == entry[:-1] and decode(y[4:]) == entry[5:] and (y[:4] == NOT_SCORED).all()
+
+
+def test_names_and_digits_are_evenly_drawn_and_follow_from_the_seed():
+    facts, others = Facts(2000), Facts(2000, seed=1)
+    assert len(set(facts.entries) & set(others.entries)) < 10
+    for place, count in [(0, 26), (3, 26), (5, 10), (8, 10)]:
+        drawn = [entry[place] for entry in facts.entries]
+        assert all(0.6 < drawn.count(sign) * count / 2000 < 1.4 for sign in set(drawn)) and len(set(drawn)) == count
+
+
+def test_a_batch_is_of_entries_each_as_likely():
+    facts = Facts(20)
+    x, y = facts.batch(4000, generator())
+    assert x.shape == y.shape == (4000, 8) and torch.equal(x, facts.batch(4000, generator())[0])
+    drawn = (x[:, None] == facts.x).all(dim=2).sum(dim=0)
+    assert drawn.sum() == 4000 and 140 < drawn.min() and drawn.max() < 260
+    place = (x[0] == facts.x).all(dim=1).nonzero().item()
+    assert torch.equal(y[0], facts.y[place])
+
+
+def test_bad_input_is_refused_at_the_door():
+    with refused("num_entries must be a whole number of at least 1, got 0"):
+        Facts(0)
+    with refused(f"num_entries must be at most {MOST_ENTRIES}, got {MOST_ENTRIES + 1}"):
+        Facts(MOST_ENTRIES + 1)
+    with refused("num_entries must be a whole number of at least 1, got 2.5"):
+        Facts(2.5)
+    with refused(r"seed must be a whole number from 0 to 2\*\*62, got -1"):
+        Facts(5, seed=-1)
+    for bad in (torch.zeros(4, 8, 128), torch.zeros(5, 7, 128), "model"):
+        with pytest.raises(ValueError, match=r"model must be a model, or its logits \(5, 8, V\), got"):
+            Facts(5).known(bad)
+
+
+# what is known
+
+
+def written(model: LanguageModel, facts: Facts) -> list[str]:
+    """What a model writes after each 'NAME:', each time the likeliest token."""
+    return [decode(ids) for ids in model.generate(facts.x[:, :5], 4, temperature=0)]
+
+
+def test_an_entry_is_known_where_the_model_writes_all_its_digits():
+    facts, shares = Facts(20), []
+    run = Run(facts_model(num_experts=4), facts, lr=0.005, batch_size=32)
+    for _ in range(6):
+        known = facts.known(run.model)
+        assert known.tolist() == [text == entry for text, entry in zip(written(run.model, facts), facts.entries)]
+        shares.append(known.float().mean().item())
+        for _ in range(20):
+            run.step()
+    assert shares[0] < 0.1 and any(0.1 < share <= 0.95 for share in shares) and run.model.training
+
+
+def test_one_wrong_digit_is_enough_not_to_know_an_entry():
+    facts = Facts(600)  # more than one part
+    right = F.one_hot(facts.y.clamp(min=0), 128).float()
+    assert facts.known(right).all()
+    for place in range(8):
+        wrong = right.clone()
+        wrong[7, place] = 0
+        assert facts.known(wrong).logical_not().nonzero().flatten().tolist() == [7] * (place >= 4)
+    assert facts.known(torch.zeros(600, 8, 128)).sum() == 0
+
+
+# what is scored
+
+
+def test_the_loss_is_that_of_torch_with_its_ignore_index():
+    facts, run = Facts(50), facts_run(facts_model(), Facts(50))
+    x, y = facts.batch(256, generator())
+    with torch.no_grad():
+        logits, _ = run.model(x)
+    losses, correct = token_losses(logits, y)
+    assert losses.shape == correct.shape == (256 * 4,)
+    expected = F.cross_entropy(logits.transpose(1, 2), y, ignore_index=-100)
+    assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-6)
+    assert correct.float().mean().item() == (logits.argmax(dim=2) == y)[:, 4:].float().mean().item()
+
+
+def test_a_step_learns_from_the_scored_positions_alone():
+    facts = Facts(50)
+    run, plain = (Run(facts_model(moe_layers=()), facts) for _ in range(2))
+    record = run.step()
+    x, y = facts.batch(256, generator())
+    loss = F.cross_entropy(plain.model(x)[0].transpose(1, 2), y)  # its ignore_index is -100
+    loss.backward()
+    assert record.loss == pytest.approx(loss.item(), rel=1e-6)
+    for parameter, other in zip(run.model.parameters(), plain.model.parameters()):
+        torch.testing.assert_close(parameter.grad, other.grad)
+
+
+def test_where_all_is_scored_nothing_has_changed():
+    logits, y = torch.randn(5, 7, 11, generator=generator()), torch.randint(11, (5, 7), generator=generator())
+    losses, correct = token_losses(logits, y)
+    assert losses.shape == correct.shape == (5, 7)
+    assert torch.equal(losses.flatten(), F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none"))
+    record = Run(LanguageModel(facts_model(vocab_size=256).config), TextTask("english", context=8), batch_size=4).step()
+    assert 4 < record.loss < 7
+
+
+def test_a_run_evaluates_on_entries_and_its_accuracy_is_that_of_the_digits():
+    facts = Facts(20)
+    run = Run(facts_model(num_experts=4), facts, lr=0.005, batch_size=32)
+    for _ in range(60):
+        run.step()
+    with torch.no_grad(), evaluating(run.model):
+        logits, _ = run.model(facts.x)
+    found, digits = run.evaluate(4000), logits.argmax(dim=2)[:, 4:] == facts.y[:, 4:]
+    assert found["accuracy"] == pytest.approx(digits.float().mean().item(), abs=0.03)
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits.transpose(1, 2), facts.y).item(), rel=0.2)
+    assert run.evaluate(4000) == found
+    with refused("task must have domains and a held-out part, got Facts"):
+        run.evaluate_by_domain()
+
+
+# the models that learn it
+
+
+def test_the_runs_are_a_mixture_and_its_twins_on_the_same_batches():
+    runs = facts_runs(num_experts=8, top_k=4, num_entries=100, seed=3)
+    assert list(runs) == ["MoE", SAME_ACTIVE, SAME_TOTAL]
+    widths = [{layer.ffn.d_ff for layer in run.model.layers} for run in runs.values()]
+    assert widths == [{32}, {4 * 32}, {8 * 32}]
+    assert all(is_moe(layer.ffn) and layer.ffn.top_k == 4 for layer in runs["MoE"].model.layers)
+    starts = [run.model.layers[0].attention.qkv_proj.weight for run in runs.values()]
+    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
+    assert len({run.task for run in runs.values()}) == 1 and {run.seed for run in runs.values()} == {3}
+    assert [run.knobs.router_aux_loss_coef for run in runs.values()] == [0.01, 0, 0]
+
+
+def test_the_rate_falls_over_the_steps_that_are_planned():
+    plans = {num: facts_run(facts_model(), Facts(num)).decay_steps for num in (250, 2000, 4000)}
+    assert plans == {250: 250, 2000: 500, 4000: 1000}
+    run = facts_run(facts_model(), Facts(30), lr=0.01, steps=30)
+    rates = [run.step().lr for _ in range(30)]
+    assert max(rates) == 0.01 == rates[19] and rates[-1] == pytest.approx(0.001)
