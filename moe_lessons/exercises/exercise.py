@@ -78,8 +78,15 @@ def compare(given: Tensor, expected: Tensor, mistakes: Mapping[Callable, str], a
     raise Problem(f"Not yet: {text}, most for token {int(off.argmax())}, by {off.max():.2g}.")
 
 
-def check_numbers(answer: Callable[..., Any], cases: Mapping[tuple, Any], hint: str = "") -> Check:
+def check_numbers(
+    answer: Callable[..., Any],
+    cases: Mapping[tuple, Any],
+    hint: str = "",
+    mistakes: Mapping[Callable[..., Any], str] | None = None,
+) -> Check:
     """Compare `answer`(*arguments) with what it should return, for each of the `cases`.
+
+    hint: what to say of a wrong answer. mistakes: what is often written instead, and what to say about it.
 
     >>> check_numbers(lambda a, b: a * b, {(2, 3): 6, (4, 5): 20})
     ✔ Right: all 2 cases agree.
@@ -91,7 +98,8 @@ def check_numbers(answer: Callable[..., Any], cases: Mapping[tuple, Any], hint: 
     def try_case(arguments: tuple, expected: Any) -> None:
         given = attempt(lambda: answer(*arguments), f"Not yet: with {arguments} your code stops with", missing)
         if given != expected:
-            advice = f" Hint: {hint}" if hint else ""
+            known = [advice for mistake, advice in (mistakes or {}).items() if given == mistake(*arguments)]
+            advice = "".join(f" Hint: {said}" for said in [*known, hint][:1] if said)
             raise Problem(f"Not yet: with {arguments} the answer is {expected:,}, yours is {given!r}.{advice}")
 
     return judge(cases.items(), try_case, f"Right: all {len(cases)} cases agree.")

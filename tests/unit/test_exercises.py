@@ -72,7 +72,7 @@ CHECKS = {
     "numbers": (lambda answer: check_numbers(answer, {(1, 2): 3, (20, 1500): 1520}, hint="Add."), lambda a, b: a + b),
     "moe": (check_moe, my_moe),
     "router": (lambda answer: check_router(variant(forward=answer)), Mended.forward),
-    "causality": (check_causality, define("def sees_the_future", lesson_texts("06", solutions=True))),
+    "causality": (check_causality, define("def sees_the_future", lesson_texts("06b", solutions=True))),
 }
 
 
