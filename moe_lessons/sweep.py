@@ -10,8 +10,9 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
@@ -20,27 +21,80 @@ import torch
 from tqdm import tqdm
 
 from moe_lessons.analysis import count_parameters, flops_per_token
-from moe_lessons.analysis.results import read_runs
+from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.datafiles import FOLDER
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, TransformerConfig, dense_twin, seeded
-from moe_lessons.tasks import TextTask
-from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, TransformerConfig, dense_twin, seeded
+from moe_lessons.tasks import Facts, TextTask
+from moe_lessons.training import Run, TrainingDiverged, settings
 
-EXPERTS = {f"MoE, E={num_experts}": num_experts for num_experts in (2, 4, 8, 16, 32)}
-TWINS = {SAME_ACTIVE: "active", SAME_TOTAL: "total"}  # of the mixture with 8 experts
-MODELS = (SAME_ACTIVE, *EXPERTS, SAME_TOTAL)
-DOMAINS = ["english", "code", "json", "greek"]  # not those in which chance decides much: arithmetic and brackets
-SIZES = {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64}  # F is that of one expert
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is learned, and the models that learn it.
+
+    sizes: of a `TransformerConfig`; d_ff (F) is that of one expert. twins_of: the experts of the mixture that the dense
+    twins are of. widths: the dense models between the twins, by the width of their FFN.
+    """
+
+    task: dict  # the arguments of a `TextTask`, but for its context, or of `Facts`
+    sizes: dict
+    num_experts: Sequence[int] = (2, 4, 8, 16, 32)
+    twins_of: int = 8
+    widths: Sequence[int] = ()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of all models."""
+        mixtures, dense = (f"MoE, E={e}" for e in self.num_experts), (f"dense, F={d_ff}" for d_ff in self.widths)
+        return (EQUAL_ACTIVE, *mixtures, *dense, EQUAL_TOTAL)
+
+    @cached_property
+    def text(self) -> TextTask:
+        """The text, made once."""
+        return TextTask(**self.task, context=self.sizes["max_positions"])
+
+    def make_task(self, seed: int) -> TextTask | Facts:
+        """What is learned: one text for all seeds, but for each seed its own facts."""
+        return Facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
+
+    def make_model(self, name: str, seed: int = 0) -> LanguageModel:
+        """A model by its name.
+
+        >>> TEXT.make_model("equal-active twin").layers[0].ffn
+        FeedForward(d_model=64, d_ff=64, activation='swiglu')
+        """
+        kind, _, number = name.partition("=")
+        with seeded(seed):
+            if kind == "dense, F":
+                return LanguageModel(TransformerConfig(**self.sizes | {"d_ff": int(number)}, moe_layers=()))
+            model = LanguageModel(TransformerConfig(**self.sizes, num_experts=int(number or self.twins_of)))
+        return dense_twin(model, {EQUAL_ACTIVE: "active", EQUAL_TOTAL: "total"}[name], seed) if not number else model
+
+
+TEXT = Setting(
+    {"domains": ["english", "code", "json", "greek"]},  # not those in which chance decides much
+    {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64},
+    widths=(96, 128),
+)
+FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
+FACTS = Setting(
+    {"num_entries": 2000},
+    {name: getattr(settings.FACTS, name) for name in FACTS_SIZES},
+    num_experts=(4, 16, 32),
+    twins_of=16,
+    widths=(192, 256, 384),
+)
 
 
 @dataclass(frozen=True)
 class Sweep:
     """A table of runs, each model at each of its rates from each seed, and the settings that all of them share.
 
-    rates: the learning rates of some of `MODELS`. measurements: of the held-out loss, evenly spread over the steps.
-    held_out: sequences. The others: see `Run`.
+    rates: the learning rates of some models of the `setting`. measurements: of the held-out loss, or of the facts that
+    are known, evenly spread over the steps. held_out: sequences. The others: see `Run`.
     """
 
     rates: Mapping[str, Sequence[float]]
@@ -53,6 +107,7 @@ class Sweep:
     held_out: int = 384
     router_aux_loss_coef: float = 0.01
     max_grad_norm: float = 1.0
+    setting: Setting = TEXT
 
     def table(self) -> list[tuple]:
         """The runs: model, lr, seed. All models from one seed, then from the next: so a busy hour slows all alike."""
@@ -60,46 +115,46 @@ class Sweep:
 
     def header(self, name: str) -> dict:
         """The first line of its results file: what all runs have in common."""
-        shared = {field: value for field, value in asdict(self).items() if field not in ("rates", "seeds")}
-        return {"sweep": name, "domains": DOMAINS, "sizes": SIZES, **shared}
+        own = ("rates", "setting", "seeds")
+        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
 
 
-# For each model the rate with the least loss in the sweep 'rates'; a test compares. 0.005 is also the lowest there.
-BEST_RATE = dict.fromkeys(MODELS, 0.01) | {"MoE, E=16": 0.005, "MoE, E=32": 0.005}
+# For each model the rate with the least loss in the sweep 'rates'; a test compares.
+BEST_RATE = dict.fromkeys(TEXT.models, 0.01) | {"MoE, E=16": 0.005, "MoE, E=32": 0.005}
+FACTS_RATE = {EQUAL_ACTIVE: 0.006, "MoE, E=16": 0.006, "dense, F=256": 0.006}  # the most known
+FACTS_LIKE = {"setting": FACTS, "batch_size": 256, "warmup_steps": 20, "measurements": 10}  # all that Facts need
 
 SWEEPS = {
-    # which learning rate is the best for each model, from one seed
-    "rates": Sweep(dict.fromkeys(MODELS, (0.005, 0.01, 0.02)), seeds=range(1)),
+    # which learning rate is the best for each model, from one seed; lower ones where the best was the lowest
+    "rates": Sweep(
+        {m: (0.005, 0.01, 0.02) if BEST_RATE[m] > 0.005 else (0.0025, 0.005, 0.01, 0.02) for m in TEXT.models},
+        seeds=range(1),
+    ),
     # each model at its best rate, from other seeds: the loss on the way
     "capacity": Sweep({model: (rate,) for model, rate in BEST_RATE.items()}),
     # one twin as many seconds, the other as many FLOPs, as the mixture with 8 experts needs for 500 steps
-    "seconds": Sweep({SAME_ACTIVE: (0.01,)}, steps=620, decay_steps=620),
-    "flops": Sweep({SAME_TOTAL: (0.01,)}, steps=240, decay_steps=240),
+    "seconds": Sweep({EQUAL_ACTIVE: (0.01,)}, steps=620, decay_steps=620),
+    "flops": Sweep({EQUAL_TOTAL: (0.01,)}, steps=240, decay_steps=240),
     # a short training at low and high rates that stay
     "tolerance": Sweep(
-        dict.fromkeys((SAME_ACTIVE, "MoE, E=8", SAME_TOTAL), (0.005, 0.01, 0.02, 0.03, 0.05)),
+        dict.fromkeys((EQUAL_ACTIVE, "MoE, E=8", EQUAL_TOTAL), (0.005, 0.01, 0.02, 0.03, 0.05)),
         seeds=range(3), steps=150, warmup_steps=10, decay_steps=None, measurements=1,
     ),
+    # facts to be remembered: which rate is the best, of a small, a mixed and a wide model; then all models, other seeds
+    "facts_rates": Sweep(dict.fromkeys(FACTS_RATE, (0.0015, 0.003, 0.006, 0.012)), seeds=range(1), **FACTS_LIKE),
+    "facts": Sweep({model: (FACTS_RATE.get(model, 0.006),) for model in FACTS.models}, **FACTS_LIKE),
 }  # fmt: skip
 
 
-def make_model(name: str, seed: int = 0) -> LanguageModel:
-    """A model of `MODELS`. A twin is that of the mixture with 8 experts.
-
-    >>> make_model("dense, same active").layers[0].ffn
-    FeedForward(d_model=64, d_ff=64, activation='swiglu')
-    """
-    with seeded(seed):
-        model = LanguageModel(TransformerConfig(**SIZES, num_experts=EXPERTS.get(name, 8)))
-    return dense_twin(model, TWINS[name], seed) if name in TWINS else model
-
-
-def train(sweep: Sweep, task: TextTask, model: str, lr: float, seed: int) -> dict:
+def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     """Train one run of a sweep, and return what is stored of it: see data/README.md."""
+    task = sweep.setting.make_task(seed)
     options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
-    run = Run(make_model(model, seed), task, lr=lr, seed=seed, **options)
+    run = Run(sweep.setting.make_model(model, seed), task, lr=lr, seed=seed, **options)
     run.knobs.router_aux_loss_coef = sweep.router_aux_loss_coef  # without a mixture it multiplies 0
-    times, curve = [], {"step": [], "loss": []}
+    points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
+    times, curve = [], {name: [] for name in points}
     with suppress(TrainingDiverged):
         for step in range(1, sweep.steps + 1):
             start = time.process_time()
@@ -108,6 +163,8 @@ def train(sweep: Sweep, task: TextTask, model: str, lr: float, seed: int) -> dic
             if step % (sweep.steps // sweep.measurements) == 0:
                 curve["step"].append(step)
                 curve["loss"].append(round(run.evaluate(sweep.held_out)["loss"], 5))
+                if "known" in curve:
+                    curve["known"].append(int(task.known(run.model).sum()))
     count, flops = count_parameters(run.model), flops_per_token(run.model, training=True)
     seen = {
         "spikes": count_spikes(run.history.loss),
@@ -135,16 +192,15 @@ def train_missing(name: str, path: Path) -> None:
         wanted = {setting: header[setting] for setting in got}
         raise ValueError(f"{path} must hold runs with {wanted}, got {got}: move it away, or use --output FOLDER")
     done = {(row["model"], row["lr"], row["seed"]) for row in rows}
-    task = TextTask(DOMAINS, context=SIZES["max_positions"])
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.truncate(num_whole)  # what follows was cut off by an interrupt
         if not settings:
             print(json.dumps(header), file=file, flush=True)
         for run in tqdm([run for run in sweep.table() if run not in done], name, disable=None):  # on a terminal
-            row = train(sweep, task, *run)
+            row = train(sweep, *run)
             print(json.dumps(row), file=file, flush=True)
-            tqdm.write(f"{run}: " + ("diverged" if row["diverged"] else f"held-out loss {row['loss'][-1]:.3f}"))
+            tqdm.write(f"{run}: " + ("diverged" if row["diverged"] else f"loss {row['loss'][-1]:.3f}"))
     print(f"{name}: all {len(sweep.table())} runs are in {path}")
 
 

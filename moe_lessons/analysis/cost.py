@@ -148,6 +148,17 @@ class TransformerShape:
         """Gigabytes (10⁹ bytes) for all parameters and nothing else, 2 bytes for each (bfloat16)."""
         return 2 * self.count.total / 1e9
 
+    def kv_cache_gb(self, context_length: int) -> float:
+        """Gigabytes for the keys and values of one text of `context_length` tokens, 2 bytes for each number.
+
+        Of each token, layer and key/value head: a key and a value of head_dim numbers. The experts have none of it.
+
+        >>> round(MODEL_SHAPES["Mixtral 8x7B"].kv_cache_gb(131072), 1)
+        17.2
+        """
+        check_number("context_length", context_length)
+        return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim * context_length / 1e9
+
 
 # Published configurations. OLMoE has 65,536 parameters more than its shape (norms of queries and keys), and
 # Qwen1.5-MoE 196,608 (biases of the attention, a gate on the shared experts).

@@ -20,7 +20,7 @@ from moe_lessons.errors import check_choice, check_number, check_positive_int, c
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-WIDTH = 1024  # of the matrices that measure a machine
+WIDTH = 512  # of the matrices that measure a machine, and of the models of lesson 07
 
 
 @torch.inference_mode()
@@ -169,28 +169,19 @@ class Machine:
 
 
 def measure_machine(megabytes: int = 256, repeats: int = 8) -> Machine:
-    """What one thread of the CPU reaches in float32, the best of `repeats`.
+    """What one thread of the CPU reaches in float32 with the two products that decoding is made of, the best of
+    `repeats`.
 
-    Reading: the sum of `megabytes` of numbers, many more than its caches hold. Arithmetic: the product of two matrices.
+    Reading: a matrix of `megabytes`, many more than its caches hold, times a vector: as in decoding at B = 1, each
+    weight is used once. Arithmetic: the product of two square matrices. Both have rows of 512 numbers; a processor
+    reads longer rows faster.
     """
-    numbers = torch.ones(check_positive_int("megabytes", megabytes) * 2**18)  # not zeros: those may take no memory
-    matrix = torch.ones(WIDTH, WIDTH)
+    weights = torch.ones(check_positive_int("megabytes", megabytes) * 2**18 // WIDTH, WIDTH)  # zeros may take no memory
+    matrix, vector = torch.ones(WIDTH, WIDTH), torch.ones(WIDTH)
     with torch_threads(1):
-        reading, arithmetic = map(min, take_turns([numbers.sum, partial(torch.mm, matrix, matrix)], repeats))
-    return Machine(1000 * numbers.nbytes / reading, 1000 * 2 * WIDTH**3 / arithmetic)
-
-
-def product_bandwidth(megabytes: float) -> float:
-    """Bytes per second of a matrix-vector product, one matrix of `megabytes` again and again: the median.
-
-    It is repeated until half a gigabyte was read, and at least 5 times. It uses each weight once, as decoding does at
-    B = 1. A matrix that fits into the processor's cache stays there from one product to the next.
-    """
-    rows = max(1, round(check_number("megabytes", megabytes, above=True) * 2**18 / WIDTH))
-    matrix = torch.ones(rows, WIDTH)
-    with torch_threads(1):
-        (times,) = take_turns([partial(torch.mv, matrix, torch.ones(WIDTH))], max(5, 2**29 // matrix.nbytes))
-    return 1000 * matrix.nbytes / median(times)
+        turns = [partial(torch.mv, weights, vector), partial(torch.mm, matrix, matrix)]
+        reading, arithmetic = map(min, take_turns(turns, repeats))
+    return Machine(1000 * weights.nbytes / reading, 1000 * 2 * WIDTH**3 / arithmetic)
 
 
 def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:

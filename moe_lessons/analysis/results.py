@@ -7,7 +7,7 @@ import pandas as pd
 
 from moe_lessons.datafiles import data_path
 
-POINTS = ["step", "loss"]  # the lists of a stored run, a value for each measurement
+POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
 
 
 def read_runs(path: Path) -> tuple[dict, list[dict], int]:
@@ -29,9 +29,10 @@ def read_runs(path: Path) -> tuple[dict, list[dict], int]:
 def load_results(name: str) -> pd.DataFrame:
     """The stored sweep `name`, one row for each time that a run was measured.
 
-    Columns: model, lr, seed, step, loss (held-out, nats), flops and seconds (of training, up to that step), parameters
-    (all), active (those that a token uses), spikes (of the training loss), diverged (whether the run ended by that,
-    perhaps before it was measured), and what it was made with: date, python, torch, cpu, threads. `attrs` has the
+    Columns: model, lr, seed, step, loss (nats: on held-out text, or on facts), known (how many are known by heart,
+    where facts are learned), flops and seconds (of training, up to that step), parameters (all), active (those that a
+    token uses), spikes (of the training loss), diverged (whether the run ended by that, perhaps before it was
+    measured), and what it was made with: date, python, torch, cpu, threads. `attrs` has the
     settings. FileNotFoundError for a sweep that is not stored, ValueError for one without a finished run.
 
     >>> load_results("capacity").attrs["steps"]
@@ -41,8 +42,10 @@ def load_results(name: str) -> pd.DataFrame:
     settings, runs, _ = read_runs(path)
     if not runs:
         raise ValueError(f"{path} must hold at least one run, got none yet: go on with the sweep")
-    frame = pd.DataFrame(runs).explode(POINTS, ignore_index=True)
-    frame[POINTS] = frame[POINTS].apply(pd.to_numeric)
+    frame = pd.DataFrame(runs)
+    points = [name for name in (*POINTS, "known") if name in frame]
+    frame = frame.explode(points, ignore_index=True)
+    frame[points] = frame[points].apply(pd.to_numeric)
     frame["flops"] = frame.step * frame.pop("flops_per_step")
     frame["seconds"] = frame.step * frame.pop("ms_per_step") / 1000
     frame.attrs |= settings

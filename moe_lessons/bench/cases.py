@@ -11,8 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.hub import FIELDS, convert_model
-from moe_lessons.nn import DISPATCH, SAME_ACTIVE, SAME_TOTAL, LanguageModel, MoE, TransformerConfig, dense_twin, seeded
-from moe_lessons.nn.balancing import load_balancing_loss
+from moe_lessons.nn import (
+    DISPATCH,
+    EQUAL_ACTIVE,
+    EQUAL_TOTAL,
+    LanguageModel,
+    MoE,
+    TransformerConfig,
+    dense_twin,
+    load_balancing_loss,
+    seeded,
+)
 
 PASSES = FORWARD, TRAINING = "forward", "forward + backward"
 AUTO, MIXTURE = "MoE, auto", "MoE"
@@ -54,7 +63,7 @@ def all_cases(quick: bool = False) -> list[Case]:
     for which in PASSES:
         for layer in layers:
             threads = 1 if layer == PLAYGROUND else None
-            cases.append(Case(f"{which}, {layer}", SAME_ACTIVE, partial(each_way, layer, which), threads))
+            cases.append(Case(f"{which}, {layer}", EQUAL_ACTIVE, partial(each_way, layer, which), threads))
         cases.append(Case(f"{which}, more experts, {growing[0]}", "E=8", partial(more_experts, growing, which)))
         cases += [Case(f"{which}, {layer}", AUTO, partial(beside_hf, layer, which)) for layer in blocks]
     for make, configs in models.items():
@@ -73,7 +82,7 @@ def make_layer(layer: Layer) -> tuple[MoE, Tensor]:
 def each_way(layer: Layer, which: str) -> Calls:
     """The layer with 'auto' and in each way of `DISPATCH`, beside the dense FFN of equal active size."""
     moe, x = make_layer(layer)
-    calls = {SAME_ACTIVE: one_pass(dense_twin(moe, "active"), x, which), AUTO: one_pass(moe, x, which)}
+    calls = {EQUAL_ACTIVE: one_pass(dense_twin(moe, "active"), x, which), AUTO: one_pass(moe, x, which)}
     for way in DISPATCH:
         same = copy.copy(moe)  # with the very weights
         same.dispatch = way
@@ -115,7 +124,7 @@ def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageMo
     with seeded(0):
         theirs = hf_model(config, **more) if transformers_version() else None
         moe = convert_model(theirs) if theirs else LanguageModel(config)
-    return {MIXTURE: moe, SAME_ACTIVE: dense_twin(moe, "active"), SAME_TOTAL: dense_twin(moe, "total")}, theirs
+    return {MIXTURE: moe, EQUAL_ACTIVE: dense_twin(moe, "active"), EQUAL_TOTAL: dense_twin(moe, "total")}, theirs
 
 
 def training(config: TransformerConfig, num_sequences: int = 32, num_tokens: int = 64) -> Calls:

@@ -8,7 +8,7 @@ from moe_lessons.errors import check_choice
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
 
-SAME_ACTIVE, SAME_TOTAL = "dense, same active", "dense, same total"  # how plots, tables and runs name the twins
+EQUAL_ACTIVE, EQUAL_TOTAL = "equal-active twin", "equal-total twin"  # how plots, tables and runs name the twins
 
 
 def is_moe(module: nn.Module) -> bool:

@@ -73,7 +73,8 @@ def shape_costs(shapes: Mapping[str, TransformerShape], context_length: int = 0)
         "active parameters": lambda shape: style.short_number(shape.count.active),
         "active / total": lambda shape: f"{shape.count.active / shape.count.total:.1%}",
         "FLOPs for a token": lambda shape: style.short_number(shape.flops_per_token(context_length)),
-        "memory in bfloat16": lambda shape: f"{shape.memory_gb():,.3g} GB",
+        "weights in bfloat16": lambda shape: f"{shape.memory_gb():,.3g} GB",
+        "KV cache of one text": lambda shape: f"{shape.kv_cache_gb(context_length):,.3g} GB",
     }
     return {row: {name: say(shape) for name, shape in shapes.items()} for row, say in rows.items()}
 
@@ -95,13 +96,24 @@ def parameter_growth(counts: Mapping[int, ParameterCount], ax: Axes | None = Non
 
 def step_time_bars(milliseconds: Mapping[str, Sequence[float]], ax: Axes | None = None, theme: str = "light") -> Axes:
     """The median time of a training step of each model; a line spans the middle half of the times."""
-    label = "milliseconds for a training step on this machine"
-    ax, ink = style.axes_for(ax, theme, 9, 2.6, "One training step: forward and backward", label)
     low, median, high = np.quantile([*milliseconds.values()], (0.25, 0.5, 0.75), axis=1)
+    ax, ink = style.axes_for(ax, theme, 9, 2.6, "One training step: forward and backward")
     look = {"xerr": (median - low, high - median), "error_kw": {"ecolor": ink.muted, "elinewidth": 2}}
-    colors = [ink.lines[i] for i in style.model_inks(milliseconds)]
-    bars = ax.barh(list(milliseconds), median, 0.6, color=colors, **look)
-    ax.bar_label(bars, fmt="%.1f ms", padding=4, color=ink.foreground, fontsize=style.TEXT_SIZE)
-    ax.set_xlim(0, 1.15 * high.max())
+    label = "milliseconds for a training step on this machine"
+    return _bars(ax, ink, dict(zip(milliseconds, median)), label, "%.1f ms", high.max(), **look)
+
+
+def speed_bars(speeds: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
+    """How fast each model writes one text: a bar for each row of `decode_speed` at one batch size."""
+    ax, ink = style.axes_for(ax, theme, 9, 2.6, "Writing one text: tokens per second")
+    values = dict(zip(speeds["model"], speeds["tokens_per_second"]))
+    return _bars(ax, ink, values, "tokens per second on this machine", "%.0f", max(values.values()))
+
+
+def _bars(ax: Axes, ink: style.Theme, values: Mapping[str, float], label: str, fmt: str, most: float, **look) -> Axes:
+    colors = [ink.lines[i] for i in style.model_inks(values)]
+    bars = ax.barh(list(values), list(values.values()), 0.6, color=colors, **look)
+    ax.bar_label(bars, fmt=fmt, padding=4, color=ink.foreground, fontsize=style.TEXT_SIZE)
+    ax.set(xlim=(0, 1.15 * most), xlabel=label)
     ax.invert_yaxis()
     return ax

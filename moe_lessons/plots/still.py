@@ -294,7 +294,7 @@ def _(mark: marks.Lamps, ax, theme, panel):
 
 @_draw.register
 def _(mark: Table, ax, theme, panel):
-    heads = ["", *(textwrap.fill(name, 2 * panel.width) for name in mark.columns)]
+    heads = ["", *(name.replace(" ", "\n") for name in mark.columns)]
     cells = [[name, *texts] for name, texts in zip(mark.rows, mark.cells)]
     widths = [0.3] + [0.7 / len(mark.columns)] * len(mark.columns)
     table = ax.table(cells, cellLoc="right", colWidths=widths, colLabels=heads, edges="horizontal", bbox=(0, 0, 1, 1))

@@ -1,23 +1,18 @@
-"""What many runs showed: loss against what was spent, the learning rates that models stand, speed against the batch."""
+"""What many runs showed: which dense width is as good, what more experts bring, learning rates, speed by batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from moe_lessons.analysis.effective import effective_width
 from moe_lessons.errors import check_choice, check_number
-from moe_lessons.nn.twins import SAME_TOTAL
+from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.theme import model_looks
+from moe_lessons.plots.theme import DASHES, MARKERS, model_looks
 
-SPENT = {  # what loss can be set against: the column, and what the axis says
-    "steps": ("step", "steps"),
-    "FLOPs": ("flops", "training FLOPs"),
-    "seconds": ("seconds", "seconds of training"),
-    "parameters": ("parameters", "total parameters"),
-}
-SPEEDS = {"tokens_per_second": "tokens per second", "speedup": "times the tokens/s of the equal-total twin"}
+SPEEDS = {"tokens_per_second": "tokens per second", "speedup": "times the tokens/s of"}
 NATS = "loss (nats per byte)"
 
 
@@ -31,35 +26,54 @@ def curves(ax, ink: style.Theme, frame: pd.DataFrame, x: str, y: str, low="", hi
         ax.plot(line.index, line, ls=dash, marker=sign * marker, color=color, lw=1.8, ms=5, label=model)
 
 
-def loss_against(results: pd.DataFrame, x: str = "steps", ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Held-out loss against what was spent on it: a line for each model, the mean of its seeds; the band has them all.
+def dense_family(
+    family: Mapping[int, Sequence[float]], mixture: Sequence[float], quality: str, ax: Axes | None = None, theme="light"
+) -> Axes:
+    """Which dense model is as good as a mixture: the quality of a family of dense widths, and that of the mixture.
 
-    results: a row for each measurement, with the columns model, seed, step, loss and the one of x in `SPENT`. Against
-    parameters the last loss of each run is drawn; the mixtures are joined by a line.
+    family, mixture: see `analysis.effective_width`; a dot for each seed, a line through the means. The mixture's line
+    is the mean of its seeds. The band and the dashed line: the width that is as good, where it is in the family.
     """
-    column, label = SPENT[check_choice("x", x, SPENT)]
-    _check("results", results, ("model", "seed", "step", "loss", column))
+    found = effective_width(family, mixture)
+    title, widths = f"The dense width that is as good: {found}", sorted(family)
+    ax, ink = style.axes_for(ax, theme, 7.4, 3.8, title, "width of the dense FFN", quality)
+    dense, color = np.array([family[width] for width in widths], float), ink.lines[4]
+    ax.plot(np.repeat(widths, dense.shape[1]), dense.ravel(), "o", ms=4, alpha=0.5, color=color)
+    ax.plot(widths, dense.mean(axis=1), color=color, lw=1.8, marker=MARKERS[4], label="dense, mean of its seeds")
+    ax.axhline(np.mean(mixture), color=ink.lines[0], lw=1.8, label="the mixture, mean of its seeds")
+    low, high = max(found.low, widths[0]), min(found.high, widths[-1])
+    if low <= high:
+        ax.axvspan(low, high, color=ink.lines[3], alpha=0.2, lw=0, label="as good: from the lowest to the highest seed")
+    if widths[0] <= found.width <= widths[-1]:
+        ax.axvline(found.width, ls="--", lw=1.2, color=ink.lines[3])
+    style.log_axis(ax, "x", widths, "{:g}".format)
+    ax.grid(axis="y")
+    return style.name_over(ax, ink)
+
+
+def gain_over_twin(results: pd.DataFrame, column: str, label: str, ax: Axes | None = None, theme="light") -> Axes:
+    """How much better mixtures are than the equal-active twin of the same seed, against their number of experts.
+
+    results: of `analysis.load_results`, one rate for each model; the last step counts. column: what is compared; more
+    is better, but of a loss less is. A dot for each seed, a line through the means. E = 1: the twin itself. The dashed
+    line: the mean of the equal-total twin, where there is one.
+    """
+    _check("results", results, ("model", "seed", "step", column))
     if "lr" in results and (results.groupby("model").lr.nunique() > 1).any():
         raise ValueError("results must have one learning rate for each model, got several: choose the best of each")
-    if not np.isfinite(results["loss"]).all():
-        raise ValueError("results must have finite losses, got others: leave out the runs that diverged")
-    ax, ink = style.axes_for(ax, theme, 8.4, 4, f"Held-out loss against {label}", label, NATS)
-    if x == "parameters":
-        results = results[results["step"] == results.groupby("model")["step"].transform("max")]
-        is_dense = results["model"].str.startswith("dense")
-        curves(ax, ink, results.assign(model=results["model"].where(is_dense, "mixtures")), column, "loss")
-        for (model, dense), own in results.groupby(["model", is_dense]):
-            at, low, high = own[column].mean(), own["loss"].min(), own["loss"].max()
-            ax.vlines(at, low, high, color=ink.muted, lw=1.5)
-            place, by = ((at, low), (0, -9)) if dense else ((at, high), (0, 9))
-            style.annotate(ax, model, place, ink, by, halo=True, ha="center")
-        ax.margins(0.15)
-    else:
-        at = results.groupby(["model", "step"])[column].transform("mean")  # seeds take different times
-        curves(ax, ink, results.assign(at=at), "at", "loss", marker=False)
-    style.log_axis(ax, "y", say="{:g}".format)
-    if x != "steps":
-        style.log_axis(ax, "x", say="{:g}".format if x == "seconds" else style.short_number)
+    last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
+    gain = last.sub(last[EQUAL_ACTIVE], axis=0) * (-1 if column == "loss" else 1)  # (S, models)
+    mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
+    experts = sorted(mixtures)
+    values = gain[[mixtures[e] for e in experts]]  # (S, E)
+    ax, ink = style.axes_for(ax, theme, 7.4, 3.4, f"{label}, against the twin of the same seed", "experts, E", label)
+    ax.axhline(0, lw=1.2, color=ink.lines[1], label="equal-active twin")
+    ax.plot(np.tile(experts, len(values)), values.to_numpy().ravel(), "o", ms=4, alpha=0.5, color=ink.lines[0])
+    ax.plot(experts, values.mean(), color=ink.lines[0], lw=1.8, label="mixtures, mean of their seeds")
+    if EQUAL_TOTAL in gain:
+        ax.axhline(gain[EQUAL_TOTAL].mean(), ls=DASHES[2], lw=1.4, color=ink.lines[2], label="equal-total twin")
+    style.log_axis(ax, "x", experts, "{:g}".format)
+    ax.grid(axis="y")
     return style.name_over(ax, ink)
 
 
@@ -87,15 +101,18 @@ def speed_by_batch(frame: pd.DataFrame, y: str = "tokens_per_second", ax: Axes |
     """Speed of decoding against the batch, a line for each model through the median; both axes logarithmic.
 
     frame: with the columns model, batch and y: 'tokens_per_second', in a band over all rows, or 'speedup', in a band
-    from the column low to high; there a dashed line marks the speed of the twin.
+    from the column low to high; there the last model is what the others are compared with, a dashed line.
     """
     label = SPEEDS[check_choice("y", y, SPEEDS)]
     ends = ("low", "high") if y == "speedup" else (y, y)
     _check("frame", frame, ("model", "batch", y, *ends))
-    ax, ink = style.axes_for(ax, theme, 8.4, 3.8, "Decoding: " + label, "batch: sequences at once", label)
-    curves(ax, ink, frame, "batch", y, *ends, middle="median")
-    if y == "speedup":
-        ax.axhline(1, ls="--", lw=1.2, color=ink.foreground, label=SAME_TOTAL)
+    last = frame["model"].iloc[-1] if y == "speedup" else None
+    title = "Decoding: " + (f"{label} '{last}'" if last else label)
+    ax, ink = style.axes_for(ax, theme, 8.4, 3.8, title, "batch: sequences at once", "times as fast" if last else label)
+    curves(ax, ink, frame[frame["model"] != last], "batch", y, *ends, middle="median")
+    if last:
+        color, _, _ = model_looks([last], ink)[last]
+        ax.axhline(1, ls="--", lw=1.4, color=color, label=last)
     style.log_axis(ax, "y", say="{:,g}".format)
     style.log_axis(ax, "x", sorted(frame["batch"].unique()))
     return style.name_over(ax, ink)

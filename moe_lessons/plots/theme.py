@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import Bbox
 
 from moe_lessons.errors import check_choice
-from moe_lessons.nn.twins import SAME_ACTIVE, SAME_TOTAL
+from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 
 # Okabe and Ito's colours for all kinds of sight, so ordered that neighbours differ; a grey in the place of their black
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
@@ -30,6 +30,7 @@ TITLE_SIZE, TEXT_SIZE, LETTER = 10, 8.5, 6.6  # points: 14 and 12 pixels; the pi
 # by `ink`, as `Theme.lines`: dashes in widths of the line, as in the page, and markers
 DASHES = ("-", (0, (4, 2.4)), (0, (1, 2)), (0, (5.3, 1.8, 1.2, 1.8)), (0, (2.4, 1.2)), (0, (8, 2.4)))
 MARKERS = "osD^vP"
+DENSE = ("dense", "equal")  # how the names of dense models begin, also 'equally good dense'
 LABEL_PLACES = ((8, 0), (-8, 0), (0, 8), (0, -8), (6, 6), (6, -6), (-6, 6), (-6, -6))  # points from a spot, best first
 
 
@@ -71,13 +72,13 @@ THEMES = {"light": LIGHT, "dark": DARK}
 def model_inks(names: Iterable[str]) -> list[int]:
     """The number of each model's colour in `Theme.lines`: 0 a mixture, 1 and 2 its dense twins, then others.
 
-    >>> model_inks(["MoE", "dense, same active", "dense, same total", "noise"])
+    >>> model_inks(["MoE", "equal-active twin", "equal-total twin", "noise"])
     [0, 1, 2, 3]
     """
     inks: list[int] = []
     for name in names:
-        wanted = (3, 4, 5) if name.startswith("dense") else (0, 3, 4, 5)
-        wanted = (1,) if name.startswith(SAME_ACTIVE) else (2,) if name.startswith(SAME_TOTAL) else wanted
+        wanted = (3, 4, 5) if name.startswith(DENSE) else (0, 3, 4, 5)
+        wanted = (1,) if name.startswith(EQUAL_ACTIVE) else (2,) if name.startswith(EQUAL_TOTAL) else wanted
         inks.append(next((ink for ink in wanted if ink not in inks), wanted[len(inks) % len(wanted)]))
     return inks
 
@@ -85,7 +86,7 @@ def model_inks(names: Iterable[str]) -> list[int]:
 def model_looks(models: Sequence[str], theme: Theme) -> dict[str, tuple]:
     """The colour, dashes and marker of each model; several mixtures have shades of one hue, in their order."""
     looks = {name: (theme.lines[ink], DASHES[ink], MARKERS[ink]) for name in models for ink in model_inks([name])}
-    mixtures = [model for model in models if not model.startswith("dense")]
+    mixtures = [model for model in models if not model.startswith(DENSE)]
     if len(mixtures) > 1:  # shades that stand out from the page
         shades = colormaps["RdPu"](np.linspace(*(0.55, 1.0) if theme.name == "light" else (0.65, 0.1), len(mixtures)))
         looks |= {model: (to_hex(shade), "-", "o") for model, shade in zip(mixtures, shades)}

@@ -12,7 +12,7 @@ from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.errors import check_choice, check_top_k
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, MoE, dense_twin, seeded, torch_threads
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, MoE, dense_twin, seeded, torch_threads
 from moe_lessons.plots.cost import PART_COLORS, shape_costs
 from moe_lessons.plots.marks import Axis, Bars, Line, Panel, Parts, Points, Rule, Table
 from moe_lessons.plots.theme import short_number
@@ -87,7 +87,7 @@ class CostCalculator(Calculator):
         texts = [short_number(sum(totals)), short_number(sum(active))]
         bars = Parts(("total", "active"), tuple(parts), [totals, active], [PART_COLORS[name] for name in parts], texts)
         axes = Axis(0, 1.12 * sum(totals), "parameters"), Axis(1.5, -0.5, ticks=[(0, "total"), (1, "active")])
-        twins = {SAME_ACTIVE: self.shape.dense_twin("active"), SAME_TOTAL: self.shape.dense_twin("total")}
+        twins = {EQUAL_ACTIVE: self.shape.dense_twin("active"), EQUAL_TOTAL: self.shape.dense_twin("total")}
         shapes = {self._preset_name() or "this model": self.shape} | twins
         rows = shape_costs(shapes, self.context_length)
         table = Table(tuple(shapes), tuple(rows), [list(cells.values()) for cells in rows.values()])
@@ -133,7 +133,7 @@ def _divisors(n: int) -> list[int]:
 BLOCK = {"num_experts": (2, 4, 8, 16), "batch_size": KNOBS["batch_size"].stops}
 D_MODEL, D_FF = 512, 1024
 EXPERT_BYTES = 4 * 3 * D_MODEL * D_FF  # of one expert: gate, up and down in float32
-NAMES = ("MoE", SAME_ACTIVE, SAME_TOTAL)
+NAMES = ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL)
 OTHER_MEGABYTES = 128  # more than the caches of most processors hold
 
 
@@ -180,7 +180,7 @@ class DecodingCalculator(Calculator):
         for (name, read), used in zip(self.experts_read().items(), (top_k, top_k, num_experts)):
             intensity = batch * used / (2 * read)  # 2 FLOPs for a token, 4 bytes for a weight
             times[name] = batch * used / self.machine.attainable(intensity)
-        return {name: times[SAME_TOTAL] / time for name, time in times.items()}
+        return {name: times[EQUAL_TOTAL] / time for name, time in times.items()}
 
     def measure(self) -> None:
         """Time the three blocks in turns, with one thread, and draw the result."""
@@ -200,7 +200,7 @@ class DecodingCalculator(Calculator):
         marks = [Line(range(len(law)), law), Points([here], [law[here]]), Rule(y=num_experts, name="all experts")]
         x = Axis(0, len(batches) - 1, "batch B, tokens", [(i, str(b)) for i, b in enumerate(batches)])
         touched = Panel("Experts touched", marks, x, Axis(0, 1.12 * num_experts, "experts"))
-        models = Axis(-0.6, 2.6, ticks=[(0, "MoE"), (1, "same active"), (2, "same total")])
+        models = Axis(-0.6, 2.6, ticks=[(0, "MoE"), (1, "equal-active"), (2, "equal-total")])
         megabytes = [EXPERT_BYTES * read / 1e6 for read in self.experts_read().values()]
         read = Bars(megabytes, of="model", texts=[f"{value:.0f}" for value in megabytes])
         read = Panel("Read in a step", [read], models, Axis(0, 1.15 * max(megabytes), "megabytes of weights"))

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor
 
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, torch_threads
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, torch_threads
 from moe_lessons.plots.panels.facts import wall
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.lab import Lab
 
-WALLS = tuple(partial(wall, name=name) for name in ("MoE", SAME_ACTIVE, SAME_TOTAL))
+WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL))
 STOPS = {"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)}
 
 
@@ -67,7 +67,7 @@ class FactsLab(Lab):
     def words(self) -> str:
         """How many entries the mixture knows, and how many times as many as its twin, where that one knows some."""
         counts = {name: int(known.sum()) for name, known in self.readings[-1][1].items()}
-        mixture, twin = counts["MoE"], counts[SAME_ACTIVE]
+        mixture, twin = counts["MoE"], counts[EQUAL_ACTIVE]
         text = f"The mixture knows {mixture:,} of {self.main_run.task.num_entries:,} entries by heart"
         times = f", {mixture / twin:.1f} times as many as its equal-active twin" if twin >= 10 else ""
         return f"{text}{times}."

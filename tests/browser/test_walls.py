@@ -4,7 +4,7 @@ import pytest
 
 from moe_lessons.plots.theme import LIGHT, RED
 
-NAMES = ("MoE", "dense, same active", "dense, same total")
+NAMES = ("MoE", "equal-active twin", "equal-total twin")
 
 
 def pixels(view, name: str, color: str) -> int:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moe_lessons.nn import DISPATCH, MoE, Routing
+from moe_lessons.nn import DISPATCH, MoE, Routing, TopKRouter
 from moe_lessons.tasks.plane import PlaneClassifier, PlaneTask, grid
+from moe_lessons.training import Run, dead_experts
 
 SEEDS = range(6)
 
@@ -16,20 +17,49 @@ SEEDS = range(6)
 
 
 def four_tokens(seed: int) -> tuple[MoE, torch.Tensor]:
+    """The block and the tokens of the lesson, where the seed is 0."""
     torch.manual_seed(seed)
-    return MoE(d_model=6, d_ff=8, num_experts=3, top_k=2), torch.randn(4, 6)
+    x, moe = torch.randn(4, 6), MoE(d_model=6, d_ff=8, num_experts=3, top_k=2)
+    for weight in moe.parameters():
+        torch.nn.init.normal_(weight, std=0.5)
+    return moe, x
 
 
-@pytest.mark.claim("k-dots-on-the-brightest-cells")
+@pytest.mark.claim("token-0-on-paper")
+@torch.no_grad()
+def test_token_0_on_paper():
+    """The table in the lesson: one seed, since it is one token's numbers. In float64, each step from the one before."""
+    moe, x = four_tokens(0)
+    y, routing = moe(x)
+    scores = x[0].double() @ moe.router.weight.double().T
+    assert scores.tolist() == pytest.approx([-1.43, 0.79, 0.02], abs=0.005)
+    powers = scores[1:].exp()
+    assert powers.tolist() == pytest.approx([2.21, 1.02], abs=0.005) and powers.sum() == pytest.approx(3.23, abs=0.005)
+    weights = powers / powers.sum()
+    assert weights.tolist() == pytest.approx([0.68, 0.32], abs=0.005)
+    outputs = []
+    for e in (1, 2):
+        gate, up = (moe.experts.gate_up_proj[e].double() @ x[0].double()).chunk(2)
+        outputs.append(moe.experts.down_proj[e].double() @ (F.silu(gate) * up))
+    assert [out[0].item() for out in outputs] == pytest.approx([-1.36, 0.03], abs=0.005)
+    by_hand = weights[0] * outputs[0] + weights[1] * outputs[1]
+    assert by_hand[0] == pytest.approx(-0.92, abs=0.005)
+    torch.testing.assert_close(y[0].double(), by_hand, atol=1e-5, rtol=0)
+    assert routing.topk_indices[0].tolist() == [1, 2]
+    assert 0.68 * -1.36 + 0.32 * 0.03 == pytest.approx(-0.92, abs=0.005)  # with the rounded numbers, as on paper
+
+
+@pytest.mark.claim("mask-or-divide")
+@pytest.mark.parametrize("num_experts, top_k", [(3, 2), (8, 1), (8, 2), (64, 8)])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_k_dots_on_the_brightest_cells(seed):
-    moe, x = four_tokens(seed)
-    _, routing = moe(x)
-    chosen = torch.zeros(4, 3, dtype=torch.bool)
-    chosen[routing.token_idx, routing.expert_idx] = True
-    assert chosen.sum(dim=1).tolist() == [2, 2, 2, 2]
-    for probs, dots in zip(routing.router_probs, chosen):
-        assert probs[dots].min() > probs[~dots].max()
+def test_mask_or_divide(seed, num_experts, top_k):
+    torch.manual_seed(seed)
+    logits = 3 * torch.randn(50, num_experts)
+    kept, chosen = logits.topk(top_k)
+    masked = torch.full_like(logits, -torch.inf).scatter(1, chosen, kept).softmax(dim=-1)
+    routing = TopKRouter(4, num_experts, top_k, norm_topk_prob=True).choose(logits)
+    torch.testing.assert_close(masked.gather(1, chosen), routing.topk_weights, atol=1e-6, rtol=0)
+    assert torch.equal(chosen, routing.topk_indices) and (masked != 0).sum() == 50 * top_k
 
 
 @pytest.mark.claim("only-the-chosen-experts-work")
@@ -37,7 +67,7 @@ def test_k_dots_on_the_brightest_cells(seed):
 @pytest.mark.parametrize("seed", SEEDS)
 def test_only_the_chosen_experts_work(seed, num_experts):
     _, x = four_tokens(seed)
-    moe = MoE(d_model=6, d_ff=8, num_experts=num_experts, top_k=2)
+    moe = MoE(d_model=6, d_ff=8, num_experts=num_experts, top_k=2)  # the router as torch starts it
     y, routing = moe(x)
     y[0].sum().backward()
     worked = moe.experts.down_proj.grad.abs().sum(dim=(1, 2)).nonzero().flatten()
@@ -110,6 +140,16 @@ def accuracy(model: PlaneClassifier, x: torch.Tensor, classes: torch.Tensor, ord
     return (model.head(hidden + y).argmax(dim=-1) == classes).float().mean().item()
 
 
+@pytest.mark.claim("k-dots-on-the-brightest-cells")
+def test_k_dots_on_the_brightest_cells(trained):
+    for routing in (routing for run in trained for routing in (run.before, run.after)):
+        chosen = torch.zeros(16, 4, dtype=torch.bool)
+        chosen[routing.token_idx, routing.expert_idx] = True
+        assert chosen.sum(dim=1).tolist() == [2] * 16
+        dots, others = (routing.router_probs[cells].view(16, 2) for cells in (chosen, ~chosen))
+        assert (dots.amin(dim=1) > others.amax(dim=1)).all()
+
+
 @pytest.mark.claim("training-makes-the-router-sure")
 def test_training_makes_the_router_sure(trained):
     def share_of_rows_with_a_bright_cell(routing: Routing) -> float:
@@ -131,3 +171,21 @@ def test_experts_cannot_be_swapped(trained):
     for run in trained:  # measured over 16 seeds: .87 to .93 with their own experts, .25 to .37 with others
         assert run.accuracy > 0.8
         assert run.swapped_accuracy < 0.5 * run.accuracy
+
+
+@pytest.mark.claim("some-of-eight-experts-die")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_some_of_eight_experts_die(seed):
+    """Measured over 16 seeds: one of eight in 1, two in 6, three in 9; the dead ones get no gradient at all."""
+    torch.manual_seed(seed)
+    task = PlaneTask("checker", seed=seed)
+    run = Run(PlaneClassifier(MoE(d_model=16, d_ff=8, num_experts=8, top_k=2), num_classes=8), task, lr=0.02, seed=seed)
+    for _ in range(300):
+        run.step()
+    x, _ = task.batch(1000, torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        routing = run.model(x)[1][0]
+    assert 1 <= dead_experts(routing) <= 3
+    gradients = run.model.block.experts.down_proj.grad.flatten(1).norm(dim=1)  # (E,) of the last step
+    without = [e for e in range(8) if routing.demand_per_expert[e] == 0]
+    assert without and gradients[without].max() == 0

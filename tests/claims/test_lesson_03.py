@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from moe_lessons.analysis.cost import MODEL_SHAPES, count_parameters, published_models
+from moe_lessons.analysis.inference import decode_speed
 from moe_lessons.analysis.timing import step_times
-from moe_lessons.nn import MoE, dense_twin
+from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin
 from moe_lessons.widgets import CostCalculator
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
@@ -82,20 +83,38 @@ def test_memory_follows_the_total():
     assert twin.flops_per_token() == pytest.approx(MIXTRAL.flops_per_token(), rel=0.001)
 
 
+@pytest.mark.claim("the-cache-is-the-same")
+def test_the_cache_is_the_same():
+    for length, gigabytes in ((32768, 4.3), (131072, 17.2)):
+        assert round(MIXTRAL.kv_cache_gb(length), 1) == gigabytes
+        assert MIXTRAL.dense_twin("active").kv_cache_gb(length) == MIXTRAL.kv_cache_gb(length)
+    assert 21 * MIXTRAL.kv_cache_gb(32768) < MIXTRAL.memory_gb() < 22 * MIXTRAL.kv_cache_gb(32768)
+
+
+def with_twins(model) -> dict:
+    return {"mixture": model} | {match: dense_twin(model, match) for match in ("active", "total")}
+
+
 @pytest.mark.alone
 @pytest.mark.claim("time-against-two-twins")
 def test_time_against_two_twins():
-    """The total twin does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine."""
-    against_total, against_active = [], []
-    for seed in range(5):
+    """The total twin does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine.
+
+    Measured on a busy machine: 2.0 to 2.3 times in writing, 2.4 to 3.2 in training; the active twin 2.6 and 4 to 5.
+    """
+    against_total, against_active = {"write": [], "train": []}, {"write": [], "train": []}
+    for seed in range(3):
         torch.manual_seed(seed)
-        block = MoE(d_model=256, d_ff=512, num_experts=8, top_k=2, dispatch="loop")
-        rivals = {"mixture": block} | {match: dense_twin(block, match) for match in ("active", "total")}
-        times = {name: median(ms) for name, ms in step_times(rivals, torch.randn(256, 256), repeats=9).items()}
-        against_total.append(times["total"] / times["mixture"])
-        against_active.append(times["mixture"] / times["active"])
-    assert median(against_total) > 1.5, against_total
-    assert median(against_active) > 0.95, against_active
+        config = TransformerConfig(d_model=512, d_ff=1024, num_layers=2, num_experts=8, top_k=2)
+        speed = decode_speed(with_twins(LanguageModel(config)), (1,)).set_index("model").tokens_per_second
+        blocks = with_twins(MoE(d_model=256, d_ff=512, num_experts=8, top_k=2))
+        times = {name: median(ms) for name, ms in step_times(blocks, torch.randn(256, 256), repeats=9).items()}
+        for use, faster in (("write", speed), ("train", {name: 1 / ms for name, ms in times.items()})):
+            against_total[use].append(faster["mixture"] / faster["total"])
+            against_active[use].append(faster["mixture"] / faster["active"])
+    for use in ("write", "train"):
+        assert median(against_total[use]) > 1.5, against_total
+        assert median(against_active[use]) < 1.0, against_active
 
 
 @pytest.mark.claim("calculator-three-tries")
@@ -119,3 +138,13 @@ def test_calculator_three_tries():
     calculator.inputs["context_length"].value = 131072
     assert calculator.shape == start and calculator.context_length == 131072
     assert start.flops_per_token(131072) > 2 * start.flops_per_token(4096)
+    assert start.kv_cache_gb(131072) == pytest.approx(32 * start.kv_cache_gb(4096))
+    weights, cache = (row.split() for row in (rows_of(calculator, "weights"), rows_of(calculator, "KV cache")))
+    assert len(set(cache)) == 2 and cache[0] == "17.2" and weights[0] == weights[4] == "93.4"
+
+
+def rows_of(calculator: CostCalculator, name: str) -> str:
+    """The cells of a row of the table: the model, its twins."""
+    table = calculator.panels()[1].marks[0]
+    (cells,) = [cells for row, cells in zip(table.rows, table.cells) if row.startswith(name)]
+    return " ".join(cells)

@@ -1,5 +1,6 @@
 """What lesson 04 says under 'What to notice', of its own model, trained as there from three seeds."""
 
+import codecs
 import re
 from itertools import combinations
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import pytest
 
 from moe_lessons.analysis import agreement, expert_shares, information, mutual_information, repeats, trace
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
-from moe_lessons.tasks import TextTask, decode, encode
+from moe_lessons.tasks import TextTask, decode, encode, make_text
 from moe_lessons.training import Run
 
 CONFIG = TransformerConfig(d_model=64, num_layers=3, d_ff=32, num_experts=8, top_k=2)
@@ -20,14 +21,14 @@ PROMPTS = {
     "code": "def find_table(",
     "json": '{"id": ',
     "arithmetic": "12+",
-    "greek": "Τηε ",
+    "cipher": "gUR ",
 }
 LOOKS_LIKE = {  # what is found in a text of each domain
     "english": r"[a-z]+( [a-z]+){2}",
     "code": r"\):\n    |    \w+ = |    return ",
     "json": r'", "',
     "arithmetic": r"\n\d+[+-]\d+=-?\d+\n",
-    "greek": r"[α-ωϙϝ]{2,} [α-ωϙϝ]{2,}",
+    "cipher": r"[A-Z]{2,} [A-Z]{2,}",
 }
 
 
@@ -35,6 +36,7 @@ class Trained(NamedTuple):
     run: Run
     before: pd.DataFrame
     after: pd.DataFrame
+    free: pd.DataFrame  # after training without the auxiliary loss
 
 
 def model_of(seed: int) -> LanguageModel:
@@ -42,18 +44,26 @@ def model_of(seed: int) -> LanguageModel:
         return LanguageModel(CONFIG)
 
 
+def five_languages() -> TextTask:
+    texts = {domain: make_text(domain, 220_000) for domain in ("english", "code", "json", "arithmetic")}
+    return TextTask(texts | {"cipher": codecs.encode(make_text("english", 220_000, seed=1).swapcase(), "rot13")})
+
+
 @pytest.fixture(scope="module")
 def trained() -> list[Trained]:
-    """The lesson's model after its 300 steps, from each seed, with its traces before and after."""
-    task, found = TextTask(["english", "code", "json", "arithmetic", "greek"]), []
+    """The lesson's model after its 300 steps, from each seed, with and without the auxiliary loss, with its traces."""
+    task, found = five_languages(), []
     for seed in SEEDS:
-        options = {"batch_size": 16, "warmup_steps": 20, "decay_steps": 300, "max_grad_norm": 1.0}
-        run = Run(model_of(seed), task, lr=0.005, seed=seed, **options)
-        run.knobs.router_aux_loss_coef = 0.01
-        before = trace(run.model, task)
+        runs = []
+        for coefficient in (0.01, 0.0):
+            options = {"batch_size": 16, "warmup_steps": 20, "decay_steps": 300, "max_grad_norm": 1.0}
+            runs.append(Run(model_of(seed), task, lr=0.005, seed=seed, **options))
+            runs[-1].knobs.router_aux_loss_coef = coefficient
+        before = trace(runs[0].model, task)
         for _ in range(300):
-            run.step()
-        found.append(Trained(run, before, trace(run.model, task)))
+            for run in runs:
+                run.step()
+        found.append(Trained(runs[0], before, *(trace(run.model, task) for run in runs)))
     return found
 
 
@@ -75,8 +85,8 @@ def test_samples_show_their_domain(trained):
             found[name] += sum(bool(re.search(LOOKS_LIKE[name], text)) for text in written(one.run.model, prompt))
             assert not any(re.search(LOOKS_LIKE[name], text) for text in written(model_of(one.run.seed), prompt))
         loss = one.run.evaluate_by_domain()["loss"].sort_values()
-        assert loss.index.tolist() == ["json", "code", "english", "greek", "arithmetic"]  # what the lesson prints
-        assert loss.diff().min() > 0.05 and loss["arithmetic"] > 1.5 * loss["greek"]
+        assert loss.index.tolist() == ["json", "code", "english", "cipher", "arithmetic"]  # what the lesson prints
+        assert loss.diff().min() > 0.05 and loss["arithmetic"] > 1.4 * loss["cipher"]
         assert (8 * expert_shares(one.after, "layer")).stack().between(1 / 2.5, 1.9).all()  # in even shares
     assert min(found.values()) >= 10 and sum(found.values()) >= 54, found  # of 12, and of 60
 
@@ -88,7 +98,7 @@ def meet(a: pd.Series, b: pd.Series) -> float:
 
 @pytest.mark.claim("same-letter-same-colour")
 def test_a_letter_keeps_its_expert_in_layer_0(trained):
-    kept, from_english = [], []
+    kept = []
     for one in trained:
         table = layer_of(one.after, 0)
         english, code = (table[table["domain"] == name] for name in ("english", "code"))
@@ -100,12 +110,8 @@ def test_a_letter_keeps_its_expert_in_layer_0(trained):
             weight.append(min(map(len, both)))
         chance = meet(english["expert0"], code["expert0"])
         kept.append(np.average(same, weights=weight))
-        assert kept[-1] > max(0.48, 1.6 * chance) and chance < 1 / 3
-        shares = expert_shares(one.after, "domain", 0)
-        from_english.append({name: differ(shares, "english", name) for name in ("greek", "code")})
+        assert kept[-1] > max(0.48, 1.6 * chance)
     assert np.mean(kept) > 0.53
-    from_english = pd.DataFrame(from_english).mean()
-    assert from_english["greek"] > max(0.25, from_english["code"] + 0.08)
 
 
 def differ(shares: pd.DataFrame, a: str, b: str) -> float:
@@ -122,21 +128,24 @@ def test_domains_have_favourites(trained):
             assert differ(shares, "arithmetic", "english") > 0.35
 
 
-@pytest.mark.claim("classes-are-sharper")
-def test_the_map_of_classes_is_sharper(trained):
-    def from_even(shares: pd.DataFrame) -> pd.Series:
-        return (shares - 1 / 8).abs().sum(axis=1) / 2
+def overlap(table: pd.DataFrame, a: str, b: str) -> float:
+    """What the rows of two domains have in common, the mean over the layers."""
+    return np.mean([1 - differ(expert_shares(table, "domain", layer), a, b) for layer in LAYERS])
 
+
+def by_kind(table: pd.DataFrame) -> pd.DataFrame:
+    kinds = table[table["byte_class"].isin(["letter", "digit"])]
+    return kinds.assign(domain=kinds["byte_class"].astype(str) + "s of " + kinds["domain"].astype(str))
+
+
+@pytest.mark.claim("digits-go-with-digits")
+def test_digits_go_with_digits(trained):
     for one in trained:
-        tokens = layer_of(one.after, 0)["byte_class"].value_counts(normalize=True)
-        weighted = []
-        for layer in LAYERS:
-            domain, byte_class = (from_even(expert_shares(one.after, by, layer)) for by in ("domain", "byte_class"))
-            assert byte_class.mean() > domain.mean() + 0.03
-            weighted.append((byte_class * tokens).sum() - domain.mean())
-        assert np.mean(weighted) > 0.02  # not only the rare classes
-        lead = one.after[one.after["byte_class"] == "lead byte"]
-        assert set(lead["domain"]) == {"greek"}
+        lead = []  # of the same byte over the same domain
+        for table in map(by_kind, (one.before, one.after)):
+            same_byte = overlap(table, "digits of code", "digits of arithmetic")
+            lead.append(same_byte - overlap(table, "digits of code", "letters of code"))
+        assert lead[0] < -0.1 and lead[1] > 0.15
 
 
 @pytest.mark.claim("an-untrained-map-has-a-pattern")
@@ -149,22 +158,17 @@ def test_an_untrained_map_has_a_pattern(trained):
         for layer, least in ((0, 0.55), (1, 0.47)):  # 'about half of the time, or more'
             table = layer_of(one.before, layer)
             favourite = table.groupby("byte")["expert0"].agg(lambda e: e.value_counts().iloc[0]).sum() / len(table)
-            assert favourite > max(least, 1.4 * table["expert0"].value_counts(normalize=True).max())
+            assert favourite > max(least, 1.3 * table["expert0"].value_counts(normalize=True).max())
 
 
-@pytest.mark.claim("english-is-closer-to-code-than-to-greek")
-def test_english_is_closer_to_code_than_to_greek(trained):
-    def overlap(table: pd.DataFrame) -> dict[str, float]:
-        shares = [expert_shares(table, "domain", layer) for layer in LAYERS]
-        return {n: np.mean([1 - differ(s, "english", n) for s in shares]) for n in ("code", "json", "greek")}
-
+@pytest.mark.claim("english-is-closer-to-code-than-to-cipher")
+def test_english_is_closer_to_code_than_to_cipher(trained):
     nearer = []
     for one in trained:
-        after, before = overlap(one.after), overlap(one.before)
-        assert after["greek"] + 0.05 < min(after["code"], after["json"])
-        assert before["greek"] + 0.08 < before["code"]
-        nearer.append(after["greek"] - before["greek"])
-    assert np.mean(nearer) < 0.05 and max(nearer) < 0.15
+        code, cipher = (overlap(one.after, "english", name) for name in ("code", "cipher"))
+        assert cipher + 0.08 < code
+        nearer.append(cipher - overlap(one.before, "english", "cipher"))
+    assert np.mean(nearer) < 0.03 and max(nearer) < 0.08
 
 
 @pytest.fixture(scope="module")
@@ -176,15 +180,28 @@ def bits(trained) -> list[tuple[pd.DataFrame, ...]]:
 @pytest.mark.claim("more-about-the-byte-than-the-domain")
 def test_more_about_the_byte_than_the_domain(bits):
     for after, _, shuffled in bits:
+        byte, domain = after["byte | domain"].mean(), after["domain | byte"].mean()
+        assert 1.1 < byte < 1.45 and 0.22 < domain < 0.42 and 3 < byte / domain < 5.5
         assert (after["byte | domain"] > 2 * after["domain | byte"]).all()
         assert after["domain | byte"].min() > 5 * shuffled.abs().to_numpy().max()
+
+
+@pytest.mark.claim("without-the-auxiliary-loss-the-same")
+def test_without_the_auxiliary_loss_the_answer_is_the_same(trained, bits):
+    more = []
+    for one, (after, *_) in zip(trained, bits):
+        free = information(one.free)
+        assert free["byte | domain"].mean() > 2.3 * free["domain | byte"].mean()
+        more.append(free["domain | byte"].mean() - after["domain | byte"].mean())
+        busiest, busiest_free = (8 * expert_shares(t, "layer").to_numpy().max(axis=1) for t in (one.after, one.free))
+        assert busiest_free.mean() > busiest.mean() + 0.3
+    assert np.mean(more) < 0.04 and max(more) < 0.08
 
 
 @pytest.mark.claim("what-training-adds")
 def test_what_training_adds(bits):
     later = []
     for after, before, _ in bits:
-        assert before.loc[0, "byte | domain"] > 0.8 and before.loc[0, "byte"] > 1
         gain = after - before
         assert gain["byte | domain"].mean() > 2 * gain["domain | byte"].mean()
         assert (gain.loc[1:, "byte | domain"] > 0.3).all()
@@ -192,8 +209,8 @@ def test_what_training_adds(bits):
     assert min(later) > 0 and np.mean(later) > 0.15
 
 
-@pytest.mark.claim("as-shares-the-two-are-alike")
-def test_as_shares_the_two_are_alike(trained, bits):
+@pytest.mark.claim("as-shares-the-domain-leads-later")
+def test_as_shares_the_domain_leads_later(trained, bits):
     lead = []
     for one, (after, *_) in zip(trained, bits):
         table = layer_of(one.after, 0)
@@ -202,32 +219,13 @@ def test_as_shares_the_two_are_alike(trained, bits):
             "byte | domain": mutual_information(byte, byte, given=domain),
             "domain | byte": mutual_information(domain, domain, given=byte),
         }
-        assert most == pytest.approx({"byte | domain": 4, "domain | byte": 1}, abs=0.15)
+        assert most == pytest.approx({"byte | domain": 4, "domain | byte": 1}, abs=0.3)
         share = after[list(most)] / most
-        assert share.loc[1:].stack().between(0.19, 0.5).all()
+        later = share.loc[1:].mean()
+        assert 0.22 < later["byte | domain"] < 0.3 and 0.27 < later["domain | byte"] < 0.45
+        assert later["domain | byte"] > later["byte | domain"] + 0.03
         lead.append(share.loc[0, "byte | domain"] - share.loc[0, "domain | byte"])
     assert min(lead) > 0 and np.mean(lead) > 0.1
-
-
-@pytest.mark.claim("layers-differ")
-def test_layers_differ(trained, bits):
-    for one, (after, before, _) in zip(trained, bits):
-        rest = []
-        for layer in LAYERS:
-            table = layer_of(one.after, layer)
-            whole = mutual_information(table["expert0"], table["expert0"])
-            rest.append(whole - after.loc[layer, "byte"] - after.loc[layer, "domain | byte"])
-            if layer == 0:
-                assert after.loc[0, "byte"] > 0.6 * whole
-        assert after.loc[0, "byte"] > after.loc[1:, "byte"].max() + 0.2
-        assert after.loc[0, "domain | byte"] < after.loc[1:, "domain | byte"].min() - 0.02
-        assert rest[0] < min(rest[1:]) - 0.1
-        rise = after.loc[1:, "domain | byte"].mean() - after.loc[0, "domain | byte"]
-        assert np.mean(rest[1:]) - rest[0] > rise + 0.05
-        assert before.loc[2, "byte"] < before.loc[0, "byte"] - 0.4
-        assert after.loc[2, "byte"] > before.loc[2, "byte"] + 0.3
-        assert after["domain"].mean() > 1.7 * after["domain | byte"].mean()
-        assert after["byte | domain"].mean() > 1.15 * after["domain"].mean()
 
 
 @pytest.mark.claim("neighbours-repeat-as-their-domain-does")
@@ -247,20 +245,8 @@ def test_neighbours_repeat_as_their_domain_does(trained):
 
 @pytest.mark.claim("seeds-agree-a-little")
 def test_seeds_agree_a_little(trained):
-    same = []
     for one, other in combinations(trained, 2):
         after, before = agreement(one.after, other.after), agreement(one.before, other.before)
         assert after["agreement"].between(0.12, 0.45).all()
         assert after["agreement"].mean() > 1.5 * before["agreement"].mean()
         assert after["shuffled"].abs().max() < 0.01
-        number = one.after["expert0"] == other.after["expert0"]
-        same += number.groupby(one.after["layer"]).mean().tolist()
-    assert max(same) < 1 / 3 and np.mean(same) == pytest.approx(1 / 8, abs=0.06)
-
-
-@pytest.mark.claim("some-experts-find-a-partner")
-def test_some_experts_find_a_partner(trained):
-    for one, other in combinations(trained, 2):
-        first, second = (layer_of(t.after, 0)["expert0"].to_numpy() for t in (one, other))
-        largest = pd.crosstab(first, second, normalize="index").max(axis=1)
-        assert largest.max() > 0.45 and largest.min() < 0.4

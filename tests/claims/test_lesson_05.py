@@ -41,8 +41,8 @@ def collapsed():
 
 @pytest.fixture(scope="module")
 def band():
-    """(steps, seeds, E): the loads of ten collapses."""
-    band = SeedBand(COLLAPSE, seeds=range(10))
+    """(steps, seeds, E): the loads of twenty collapses."""
+    band = SeedBand(COLLAPSE, seeds=range(20))
     return np.array([band.step().loads for _ in range(100)])
 
 
@@ -54,6 +54,16 @@ def test_a_balanced_router_loses_experts(band):
     assert dead[99].min() >= 2 and dead.max() <= 5
     moved = [np.abs(band[to] - band[at]).sum(axis=1).mean() / 2 for at, to in ((0, 9), (49, 58))]
     assert moved[0] > 2 * moved[1]  # of the tokens: the first ten steps and ten later ones
+    died = band[40:60].mean(axis=0) < 0.01  # (seeds, E)
+    assert 0.35 < (band[0][died] > 1 / 8).mean() < 0.6  # about half of them began above the even share
+
+
+@pytest.mark.claim("imbalance-costs-time")
+def test_imbalance_costs_time(band):
+    busiest = 8 * band.max(axis=2)  # (steps, seeds): over the mean of eight devices
+    assert 1.15 < busiest[0].mean() < 1.45 and 2.2 < busiest[20:30].mean() < 2.8
+    assert busiest[20:30].mean(axis=0).min() > 1.9
+    assert 1 - 1 / busiest[20:30].mean() > 0.52  # the share of the hardware's time that is waited
 
 
 @pytest.mark.claim("no-token-no-gradient")
@@ -61,19 +71,25 @@ def test_no_token_no_gradient(collapsed):
     for run in collapsed:
         load, gradient = loads(run), np.array(run.expert_gradients)
         assert (load == 0).any() and (gradient[load == 0] == 0).all() and (gradient[load > 0] > 0).all()
-        correlations = [rank_correlation(*pair) for pair in zip(load[:25], gradient[:25], strict=True)]
         alive = [rank_correlation(a[a > 0.01], b[a > 0.01]) for a, b in zip(load[:25], gradient[:25], strict=True)]
-        assert mean(correlations) > 0.5 and mean(alive) > 0.25  # not only because the dead have neither
-        assert min(correlations) < 1  # no strict law
+        assert mean(alive) > 0.25  # not only because the dead have neither
 
 
-def test_a_dead_expert_stands_still_in_the_end(collapsed):
-    for run in collapsed:
-        dead = (loads(run)[-50:] == 0).all(axis=0)
-        before = run.model.block.experts.down_proj.detach().clone()
-        run.step()
-        moved = (run.model.block.experts.down_proj.detach() - before).flatten(1).norm(dim=1).numpy()
-        assert dead.any() and moved[dead].max() < 0.02 * moved[~dead].max()
+def test_more_gradient_is_no_longer_step():
+    """The second half of the claim above: Adam."""
+    busy, idle = [], []  # of the busiest expert, and of the least busy that is alive: tokens, gradient, step
+    for seed in SEEDS:
+        run = watched_run(COLLAPSE, seed)
+        for _ in range(25):
+            before = run.model.block.experts.down_proj.detach().clone()
+            run.step()
+            moved = (run.model.block.experts.down_proj.detach() - before).flatten(1).norm(dim=1).numpy()
+            load = loads(run)[-1]
+            three = np.array([load, run.expert_gradients[-1], moved])  # (3, E)
+            busy.append(three[:, load.argmax()])
+            idle.append(three[:, np.where(load < 0.01, 1, load).argmin()])
+    tokens, gradient, step = np.mean(busy, axis=0) / np.mean(idle, axis=0)
+    assert tokens > 2 and gradient > 2 and 0.85 < step < 1.2
 
 
 @pytest.mark.claim("practice-wins")
@@ -95,33 +111,24 @@ def test_practice_wins():
 
 @pytest.mark.claim("the-router-alone-collapses")
 def test_the_router_alone_collapses():
-    for seed in SEEDS:
-        frozen_router = trained(100, seed, "experts only")
-        assert max(record.dead_experts for record in frozen_router.records) == 0
-        same = watched_run(COLLAPSE, seed, "router only")
-        make_alike(same.model.block.experts)
-        for run in (watched_run(COLLAPSE, seed, "router only"), same):
+    late = {"all": [], "router only": [], "alike": []}
+    for seed in range(10):
+        for name, values in late.items():
+            run = watched_run(COLLAPSE, seed, "all" if name == "all" else "router only")
+            if name == "alike":
+                make_alike(run.model.block.experts)
             kept = [weight.clone() for weight in run.model.block.experts.parameters()]
             for _ in range(60):
                 run.step()
-            assert all(torch.equal(a, b) for a, b in zip(kept, run.model.block.experts.parameters(), strict=True))
-            assert mean(record.dead_experts for record in run.records[20:30]) >= 2
-            assert mean(record.dead_experts for record in run.records[-10:]) >= 2
-
-
-def test_the_router_alone_collapses_with_frozen_embedding_and_head():
-    late = {False: [], True: []}
+            if name != "all":
+                assert all(torch.equal(a, b) for a, b in zip(kept, run.model.block.experts.parameters(), strict=True))
+            values.append(mean(record.dead_experts for record in run.records[-20:]))
+    assert 2.6 < mean(late["all"]) < 3.6 < mean(late["router only"]) < 4.6
+    more = np.array(late["router only"]) - late["all"]
+    assert more.mean() > 0.4 and more.mean() > 2 * more.std(ddof=1) / 10**0.5
+    assert min(late["alike"]) >= 2 and mean(late["alike"]) > 2.7
     for seed in SEEDS:
-        for alike, values in late.items():
-            run = watched_run(COLLAPSE, seed, "router only")
-            run.model.embed.requires_grad_(False)
-            run.model.head.requires_grad_(False)
-            if alike:
-                make_alike(run.model.block.experts)
-            for _ in range(60):
-                run.step()
-            values.append(mean(record.dead_experts for record in run.records[20:30]))
-    assert all(min(values) > 1.5 and mean(values) > 2.7 for values in late.values())
+        assert max(record.dead_experts for record in trained(100, seed, "experts only").records) == 0
 
 
 @pytest.mark.claim("own-tokens-push-up-the-others-down")
@@ -145,17 +152,13 @@ def test_own_tokens_push_up_the_others_down():
 @pytest.mark.claim("ten-steps-decide")
 def test_ten_steps_decide(band):
     end = band[40:60].mean(axis=0)  # (seeds, E)
-    at_start, at_ten = ([rank_correlation(a, b) for a, b in zip(band[i], end, strict=True)] for i in (0, 9))
-    assert abs(mean(at_start)) < 0.25 and mean(at_ten) > 0.7 and min(at_ten) > 0.4
-    settled = [a[b < 0.01].max() < a[b >= 0.01].min() for a, b in zip(band[9], end, strict=True)]
-    assert np.mean(settled) > 0.75  # those that die are by then below all that survive
-    favour = {2: [], 40: []}
-    for seed in range(8):
-        for steps, values in favour.items():
-            run = trained(steps, seed)
-            own, others = score_pushes(run)
-            values.append(np.corrcoef(loads(run)[-1], own + others)[0, 1])
-    assert mean(favour[2]) > 0.4 and mean(favour[40]) < 0.15
+    dies = end < 0.01
+    assert abs(band[0][dies].mean() - band[0][~dies].mean()) < 0.01  # at step 1: the same share, on average
+    assert abs(mean(rank_correlation(a, b) for a, b in zip(band[0], end, strict=True))) < 0.2
+    settled = [a[b].max() < a[~b].min() for a, b in zip(band[9], dies, strict=True)]
+    assert np.mean(settled) > 0.85  # at step 10 those that die are below all that live
+    living = [rank_correlation(a[~b], c[~b]) for a, b, c in zip(band[9], dies, end, strict=True)]
+    assert 0.2 < mean(living) < 0.8  # whose shares agree in part
 
 
 def test_territory_and_weights_together_make_the_winners(band):
@@ -194,19 +197,19 @@ def test_born_dead():
 
 @pytest.mark.claim("collapse-costs-where-experts-are-scarce")
 def test_collapse_costs_where_experts_are_scarce():
-    balanced, four = replace(COLLAPSE, router_aux_loss_coef=1.0), replace(COLLAPSE, num_experts=4)
-    gap = {}
-    for d_ff, seeds in ((8, range(8)), (2, range(32))):
-        bands = [SeedBand(replace(setting, d_ff=d_ff), seeds) for setting in (COLLAPSE, balanced, four)]
+    settings = COLLAPSE, replace(COLLAPSE, router_aux_loss_coef=1.0), replace(COLLAPSE, num_experts=4)
+    gap, four_experts = {}, {}  # mean of the seeds of the difference to the collapsed one, on the same data
+    for d_ff, seeds in ((8, range(16)), (2, range(32))):
+        bands = [SeedBand(replace(setting, d_ff=d_ff), seeds) for setting in settings]
         for band in bands:
             for _ in range(300):
                 band.step()
         assert bands[0].records[-1].dead.min() >= 1 and bands[1].records[-1].dead.max() == 0
-        with_collapse, without, with_four = (band.evaluate(2048)["accuracy"] for band in bands)
-        gap[d_ff] = without - with_collapse
-        assert abs(with_four - with_collapse) < 0.03
-    assert abs(gap[8]) < 0.015 and 0.02 < gap[2] < 0.065
-    assert without - with_four > 0.01  # of the tiny experts, four are not as good as eight
+        collapsed, balanced, four = (band.evaluate(2048)["accuracies"] for band in bands)
+        gap[d_ff], four_experts[d_ff] = balanced - collapsed, four - collapsed  # (seeds,)
+    assert abs(gap[8].mean()) < 0.01 and abs(four_experts[8].mean()) < 0.01
+    assert 0.02 < gap[2].mean() < 0.05 and gap[2].mean() > 2 * gap[2].std(ddof=1) / 32**0.5
+    assert abs(four_experts[2].mean()) < gap[2].mean() / 2 and (balanced - four).mean() > 0.02
 
 
 class NewRouter(nn.Module):

@@ -1,11 +1,13 @@
-"""What lesson 06 says under 'What to notice', measured over six seeds, trained together as bands."""
+"""What lessons 06 and 06b say under 'What to notice', measured over five seeds, trained together as bands."""
 
 from dataclasses import replace
 from functools import cache
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from moe_lessons.analysis.collapse import score_pushes, watched_run
 from moe_lessons.analysis.cost import count_parameters, flops_per_token
@@ -26,11 +28,10 @@ from moe_lessons.training import (
     save_checkpoint,
 )
 
-SEEDS = range(6)
+SEEDS = range(5)
 COLLAPSE = PRESETS["collapse"]
 NARROW = replace(COLLAPSE, task="checker", d_ff=1)  # the experts of one hidden unit
-MANY = range(12)  # seeds, where they differ much
-UNEVEN = replace(COLLAPSE, task="uneven")
+MANY = range(8)  # seeds, where they differ much
 FIRM = 1.0  # the coefficient of the auxiliary loss in the laboratories
 NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss", "capacity")
 
@@ -49,8 +50,8 @@ def trained(setting: PlaneSetting, seeds: range = SEEDS) -> SeedBand:
 
 @cache
 def cured(setting: PlaneSetting) -> SeedBand:
-    """150 steps of the plain collapse, then 200 with a remedy."""
-    return on(collapsed().branch(setting), 200)
+    """150 steps of the plain collapse, then 150 with a remedy."""
+    return on(collapsed().branch(setting), 150)
 
 
 @cache
@@ -79,9 +80,10 @@ def accuracies(band: SeedBand) -> np.ndarray:
     return band.evaluate(2048)["accuracies"]
 
 
-def variation(band: SeedBand) -> np.ndarray:
+def max_over_mean(band: SeedBand) -> np.ndarray:
+    """(S,) without noise."""
     loads = band.clean_loads()
-    return loads.std(axis=1) / loads.mean(axis=1)
+    return loads.max(axis=1) / loads.mean(axis=1)
 
 
 # --- the meter -----------------------------------------------------------------------------------------------
@@ -118,13 +120,14 @@ def test_three_remedies_keep_every_expert():
     assert min(dead(remedy(name)).mean() for name in others) > 1
 
 
-@pytest.mark.claim("five-remedies-lose-as-many-as-nothing")
-def test_five_remedies_lose_as_many_as_nothing():
+@pytest.mark.claim("the-others-lose-about-as-many-as-nothing")
+def test_the_others_lose_about_as_many_as_nothing():
     alone = dead(remedy("nothing"))
     assert alone.mean() > 2.7 and alone.min() >= 2  # of eight
     for name in NOISE_JITTER_Z_CAPACITY:
         assert dead(remedy(name)).mean() > alone.mean() - 0.6, name
     assert dead(remedy("top-2")).mean() < alone.mean() - 0.8
+    assert dead(remedy("top-2")).mean() > dead(remedy("auxiliary loss")).mean() + 0.8
 
 
 @pytest.mark.claim("balance-buys-no-accuracy-on-this-collapse")
@@ -137,6 +140,13 @@ def test_balance_buys_no_accuracy_on_this_collapse():
 
 
 # --- those that do not balance -------------------------------------------------------------------------------
+
+
+@pytest.mark.claim("noise-from-the-start-does-not-help")
+@pytest.mark.parametrize("std", [1.0, 5.0])
+def test_noise_from_the_start_does_not_help(std):
+    band = trained(replace(COLLAPSE, noise_std=std))
+    assert dead(band).min() >= 2 and dead(band).mean() > dead(remedy("nothing")).mean() - 0.4
 
 
 @pytest.mark.claim("noise-alone-does-not-revive")
@@ -216,12 +226,28 @@ def narrow(coefficient: float) -> SeedBand:
     return trained(replace(NARROW, router_aux_loss_coef=coefficient), MANY)
 
 
-@pytest.mark.claim("variation-falls-with-the-coefficient")
-def test_variation_falls_with_the_coefficient():
-    at = {c: variation(narrow(c)).mean() for c in (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)}
-    assert min(at[0.01], at[0.03]) > at[0.1] + 0.15 and at[0.1] > at[0.3] > at[1.0] and at[0.1] > at[1.0] + 0.07
+@pytest.mark.claim("the-load-evens-out-with-the-coefficient")
+def test_the_load_evens_out_with_the_coefficient():
+    """Max over mean: 2.8 without, then 1.8, 1.4, 1.3, 1.25; and 1.36 at 10."""
+    at = {c: max_over_mean(narrow(c)).mean() for c in (0.0, 0.03, 0.1, 0.3, 1.0, 10.0)}
+    assert at[0.0] > at[0.03] + 0.5 > at[0.1] + 0.7 and at[0.1] > at[0.3] + 0.02 > at[1.0] + 0.04
     assert dead(narrow(1.0)).max() == 0
-    assert at[10.0] > at[1.0]
+    assert at[10.0] > at[1.0] + 0.03
+
+
+@pytest.mark.claim("a-weak-loss-needs-more-steps")
+def test_a_weak_loss_needs_more_steps():
+    """Dead experts of 8, mean of the seeds, after 100 and 400 more steps than the collapse's 150."""
+    left = {}
+    for coefficient, stops in {0.03: (400,), 0.1: (100, 400), 1.0: (100,)}.items():
+        band = collapsed().branch(replace(COLLAPSE, router_aux_loss_coef=coefficient))
+        for stop in stops:
+            on(band, 150 + stop - len(band.records))
+            left[coefficient, stop] = dead(band).mean()
+    before = dead(collapsed()).mean()
+    assert left[1.0, 100] < 0.4
+    assert left[0.1, 100] > 1 and left[0.1, 400] < 1
+    assert left[0.03, 400] > before - 0.8
 
 
 @pytest.mark.claim("accuracy-has-an-inner-maximum")
@@ -242,7 +268,7 @@ def test_bias_updates_balance_without_a_gradient():
     with_bias = remedy("bias update")
     alone = trained(replace(with_bias.setting, expert_bias_rate=0.0))
     assert dead(alone).min() >= 2 and dead(with_bias).max() <= 1
-    assert variation(with_bias).mean() < 0.4 * variation(alone).mean()
+    assert max_over_mean(with_bias).mean() - 1 < 0.4 * (max_over_mean(alone).mean() - 1)
     router = with_bias.model.block.router
     assert not router.expert_bias.requires_grad and "block.router.expert_bias" not in dict(
         with_bias.model.named_parameters()
@@ -250,31 +276,12 @@ def test_bias_updates_balance_without_a_gradient():
     assert router.expert_bias.abs().max() > 0 and alone.model.block.router.expert_bias.abs().max() == 0
 
 
-@pytest.mark.claim("expert-choice-is-even-and-leaves-tokens-out")
-def test_expert_choice_is_even_and_leaves_tokens_out():
-    band = remedy("expert choice")
-    assert variation(band).max() < 1e-6
-    assert recent(band, "unserved").min() > 0.05
+@pytest.mark.claim("expert-choice-leaves-tokens-out")
+def test_expert_choice_leaves_tokens_out():
+    assert recent(remedy("expert choice"), "unserved").min() > 0.05
 
 
-# --- uneven data, and before or after ------------------------------------------------------------------------
-
-
-@pytest.mark.claim("too-much-balance-hurts-on-uneven-data")
-def test_too_much_balance_hurts_on_uneven_data():
-    def lost(setting: PlaneSetting, coefficient: float) -> np.ndarray:
-        return accuracies(trained(setting)) - accuracies(trained(replace(setting, router_aux_loss_coef=coefficient)))
-
-    assert dead(trained(UNEVEN)).min() >= 2
-    assert dead(trained(replace(UNEVEN, router_aux_loss_coef=1.0))).mean() < 0.5
-    assert abs(lost(UNEVEN, 1.0).mean()) < 0.015
-    assert lost(UNEVEN, 10.0).mean() > 0.015 and (lost(UNEVEN, 10.0) > 0).sum() >= len(SEEDS) - 1
-    even = replace(UNEVEN, task="blobs")  # the paragraph after it: not because the data are uneven
-    assert lost(even, 10.0).mean() > 0.015
-    assert (
-        variation(trained(replace(even, router_aux_loss_coef=10.0))).mean()
-        > 0.9 * variation(trained(replace(even, router_aux_loss_coef=1.0))).mean()
-    )
+# --- before or after -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("the-auxiliary-loss-and-the-bias-cure-the-others-do-not")
@@ -285,9 +292,6 @@ def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
         assert dead(cured(remedy_setting(name, **fields))).mean() < 0.4, name
     for name, fields in (("Gaussian noise", {}), ("Gaussian noise", {"noise_std": 5.0}), ("top-2", {})):
         assert dead(cured(remedy_setting(name, **fields))).mean() > 1.5, name
-    weak = remedy_setting("auxiliary loss", router_aux_loss_coef=0.1)
-    assert dead(trained(weak)).mean() < 0.6
-    assert dead(cured(weak)).mean() > dead(trained(weak)).mean() + 0.3
 
 
 # --- the future ----------------------------------------------------------------------------------------------
@@ -322,6 +326,16 @@ def test_capacity_and_the_future(seed):
     assert not all(same(other, beside[0]) for other in beside)
 
 
+@pytest.mark.claim("the-busiest-device-and-the-drops")
+def test_the_busiest_device_and_the_drops():
+    """The time of a layer, over that of an even load, each expert on its own device: the mean of the seeds."""
+    pace = {name: max_over_mean(remedy(name)).mean() for name in ("nothing", "auxiliary loss", "bias update")}
+    assert pace["nothing"] > 2.2 and pace["auxiliary loss"] < 1.4 and pace["bias update"] < 2 < pace["nothing"]
+    loads, limit = remedy("capacity").clean_loads() * 8, REMEDIES["capacity"]["capacity_factor"]
+    assert loads.max(axis=1).min() > limit  # so that the buffers end it
+    assert (np.maximum(loads - limit, 0).sum(axis=1) / 8).min() > 0.2  # dropped
+
+
 @pytest.mark.claim("most-remedies-cost-no-compute")
 def test_most_remedies_cost_no_compute():
     torch.manual_seed(0)
@@ -338,11 +352,6 @@ def test_most_remedies_cost_no_compute():
 # --- a language model ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def text() -> TextTask:
-    return TextTask()
-
-
 def language_run(text: TextTask, router: str, seed: int) -> Run:
     config = TransformerConfig(num_layers=2, d_ff=32, num_experts=16, top_k=1, router=router, router_std=0.02)
     with seeded(seed):
@@ -356,24 +365,53 @@ def dead_on_text(run: Run) -> int:
     return balance_by_layer(routings)["dead"].sum()
 
 
-@pytest.mark.claim("a-language-model-collapses-and-is-cured-alike")
-@pytest.mark.parametrize("seed", range(3))
-def test_a_language_model_collapses_and_is_cured_alike(seed, text, tmp_path):
-    """Of 32 experts 14 to 21 are dead, and 0 to 4 after a cure (seeds 0 to 3)."""
-    runs = {}
+@cache
+def on_text(seed: int) -> dict[str, Run]:
+    """80 steps of collapse with each kind of scores, and 80 more of each with a remedy."""
+    text, runs = TextTask(), {}
     for router, knobs in {
         "top-k": {"nothing": {}, "noise": {"noise_std": 1.0}, "auxiliary loss": {"router_aux_loss_coef": 0.1}},
         "sigmoid": {"bias update": {"expert_bias_rate": 0.01}},
     }.items():
-        collapsed = on(language_run(text, router, seed), 80)
-        assert dead_on_text(collapsed) > 32 / 3
-        save_checkpoint(collapsed, tmp_path / f"{router}.pt")
-        for name, values in knobs.items():
-            runs[name] = load_checkpoint(language_run(text, router, seed), tmp_path / f"{router}.pt")
-            for knob, value in values.items():
-                setattr(runs[name].knobs, knob, value)
-            on(runs[name], 80)
+        runs[router] = on(language_run(text, router, seed), 80)
+        with TemporaryDirectory() as folder:
+            save_checkpoint(runs[router], f"{folder}/collapsed.pt")
+            for name, values in knobs.items():
+                runs[name] = load_checkpoint(language_run(text, router, seed), f"{folder}/collapsed.pt")
+                for knob, value in values.items():
+                    setattr(runs[name].knobs, knob, value)
+                on(runs[name], 80)
+    return runs
+
+
+@pytest.mark.claim("a-language-model-collapses-and-is-cured-alike")
+@pytest.mark.parametrize("seed", range(3))
+def test_a_language_model_collapses_and_is_cured_alike(seed):
+    """Of 32 experts 14 to 21 are dead, and 0 to 4 after a cure (seeds 0 to 3)."""
+    runs = on_text(seed)
     dead = {name: dead_on_text(run) for name, run in runs.items()}
+    at_start = dead_on_text(language_run(runs["top-k"].task, "top-k", seed))
+    assert 0 < at_start < 10 < 32 / 3 < min(dead["top-k"], dead["sigmoid"])
     assert min(dead["nothing"], dead["noise"]) > 32 / 3 and max(dead["auxiliary loss"], dead["bias update"]) < 5
     losses = {name: np.mean([record.loss for record in run.records[-20:]]) for name, run in runs.items()}
     assert losses["auxiliary loss"] > losses["nothing"] - 0.01
+
+
+@torch.no_grad()
+@pytest.mark.claim("even-over-the-batch-uneven-within-a-text")
+@pytest.mark.parametrize("seed", range(3))
+def test_even_over_the_batch_uneven_within_a_text(seed):
+    run = on_text(seed)["auxiliary loss"]
+    for routing in run.model.eval()(run.task.held_out(8)[0])[1]:
+        chosen = routing.topk_indices.view(48, 64)
+        order = torch.randperm(chosen.numel(), generator=torch.Generator().manual_seed(seed))
+        batch, text, chance = (
+            busiest_in(groups) for groups in (chosen.view(1, -1), chosen, chosen.flatten()[order].view(48, 64))
+        )
+        assert text > 1.5 * batch and text > 1.4 * chance
+
+
+def busiest_in(groups: torch.Tensor) -> float:
+    """The experts of the tokens in groups (groups, tokens) -> max over mean within a group, their mean."""
+    counts = F.one_hot(groups, 16).sum(dim=1).float()
+    return (counts.amax(dim=1) / counts.mean(dim=1)).mean().item()

@@ -11,7 +11,7 @@ import torch
 from moe_lessons import bench
 from moe_lessons.bench import cases
 from moe_lessons.bench.cases import AUTO, FORWARD, MIXTURE, PASSES, TRAINING, Case, Layer, all_cases
-from moe_lessons.nn import DISPATCH, SAME_ACTIVE, SAME_TOTAL, LanguageModel, TransformerConfig
+from moe_lessons.nn import DISPATCH, EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, TransformerConfig
 
 CPU = torch.device("cpu")
 SMALL = Layer(E=4, K=2, T=24, D=8, F=4)
@@ -20,7 +20,7 @@ HAS_HF = cases.transformers_version() is not None
 HF, HF_FEW = ["HF eager", "HF grouped_mm"], ["HF eager", "HF grouped_mm", "HF batched_mm"]
 needs_hf = pytest.mark.skipif(not HAS_HF, reason="needs the extra hf")
 TINY = [
-    Case(f"forward, {SMALL}", SAME_ACTIVE, partial(cases.each_way, SMALL, FORWARD), threads=1),
+    Case(f"forward, {SMALL}", EQUAL_ACTIVE, partial(cases.each_way, SMALL, FORWARD), threads=1),
     Case("training", MIXTURE, partial(cases.training, MODEL, 2, 5)),
 ]
 
@@ -39,7 +39,7 @@ def without_transformers(monkeypatch):
 def test_what_the_documents_state_is_measured():
     names = [f"{case.name}: over {case.baseline}" for case in all_cases()]
     layers = ["E=8, K=2, T=2048, D=256, F=512", "E=64, K=8, T=2048, D=256, F=128", "E=8, K=2, T=256, D=16, F=4"]
-    wanted = {f"{which}, Layer({sizes}): over dense, same active" for which in PASSES for sizes in layers}
+    wanted = {f"{which}, Layer({sizes}): over equal-active twin" for which in PASSES for sizes in layers}
     wanted |= {f"training, LanguageModel(L=3, D={d}, F={d}, E=8, K=2): over MoE" for d in (64, 128)}
     wanted |= {f"decoding, LanguageModel(L=4, D=512, F=1024, E={e}, K=2): over MoE" for e in (8, 16)}
     wanted |= {"decoding, LanguageModel(L=3, D=64, F=64, E=8, K=2): over MoE"}
@@ -51,7 +51,7 @@ def test_what_the_documents_state_is_measured():
 @pytest.mark.parametrize("which", PASSES)
 def test_every_way_computes_the_same(which):
     calls = cases.each_way(SMALL, which)
-    assert list(calls) == [SAME_ACTIVE, AUTO, *(f"MoE, {way}" for way in DISPATCH)]
+    assert list(calls) == [EQUAL_ACTIVE, AUTO, *(f"MoE, {way}" for way in DISPATCH)]
     ffn, auto, *others = (call() for call in calls.values())
     assert ffn[0].shape == auto[0].shape == (24, 8) and not auto[0].requires_grad
     for other in others:
@@ -83,7 +83,7 @@ def test_more_experts_are_the_same_layer_otherwise():
 @needs_hf
 def test_the_model_of_hugging_face_is_the_same(monkeypatch):
     models, theirs = cases.make_models(MODEL, output_router_logits=True)
-    assert list(models) == [MIXTURE, SAME_ACTIVE, SAME_TOTAL]
+    assert list(models) == [MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL]
     ours, ids = models[MIXTURE].eval(), torch.randint(256, (1, 7))
     logits = cases.in_each_way(theirs.eval(), lambda: lambda: theirs(input_ids=ids), cases.HF_WAYS_FEW_TOKENS)
     assert list(logits) == HF_FEW
@@ -104,7 +104,7 @@ def test_a_training_step_trains():
 
 
 def test_a_model_is_timed_beside_its_twins_and_hugging_face():
-    ours = [MIXTURE, SAME_ACTIVE, SAME_TOTAL]
+    ours = [MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL]
     assert list(cases.training(MODEL, 2, 5)) == [*ours, *HF]
     calls = cases.decoding(MODEL)
     assert list(calls) == [*ours, *HF_FEW]
@@ -138,7 +138,7 @@ def test_files_and_table_hold_every_row(tiny, capsys, tmp_path):
     report, out = json.loads(files[0].read_text()), capsys.readouterr().out
     assert report["machine"]["processor"] and report["machine"]["torch"] == torch.__version__
     ways = [AUTO, *(f"MoE, {way}" for way in DISPATCH)]
-    assert [row["what"] for row in report["rows"]] == [*ways, SAME_ACTIVE, SAME_TOTAL, *HF]
+    assert [row["what"] for row in report["rows"]] == [*ways, EQUAL_ACTIVE, EQUAL_TOTAL, *HF]
     for row in report["rows"]:
         assert row["note"] or 0 < row["low"] <= row["median"] <= row["high"]
         assert row["baseline_ms"] > 0 and row["threads"] == 1

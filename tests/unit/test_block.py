@@ -268,7 +268,7 @@ def test_the_playground_shows_the_same_block_with_its_own_twin():
 
 
 def test_a_plane_is_read_of_a_mixture_on_the_plane_only():
-    dense = plane_runs(PRESETS["healthy"])["dense, same active"]
+    dense = plane_runs(PRESETS["healthy"])["equal-active twin"]
     with pytest.raises(ValueError, match="panels that show experts need a mixture of experts"):
         LiveRun(dense, ("block",))
     with pytest.raises(ValueError, match="panels that show the plane need a PlaneTask, got TextTask"):

@@ -51,7 +51,7 @@ def assert_consistent(calculator):
 def test_preset_by_name_and_by_button(cost, name):
     cost.presets[name].click()
     assert cost.shape == MODEL_SHAPES[name] == CostCalculator(name).shape
-    assert mark(cost, 1, Table).columns == (name, "dense, same active", "dense, same total")
+    assert mark(cost, 1, Table).columns == (name, "equal-active twin", "equal-total twin")
     assert_consistent(cost)
     assert repr(cost) == f"CostCalculator({name!r}, context_length=4096)"
 

@@ -16,10 +16,12 @@ from moe_lessons.nn import (
     ExpertChoiceRouter,
     FeedForward,
     HashRouter,
+    LanguageModel,
     MoE,
     NoisyTopKRouter,
     SigmoidRouter,
     SoftMoE,
+    TransformerConfig,
     dense_twin,
 )
 
@@ -155,6 +157,16 @@ def test_soft_moe_has_no_cost_for_one_token():
     with pytest.raises(ValueError, match="^module must have a cost for each token, got a SoftMoE"):
         flops_per_token(SoftMoE(8, 12, 4))
     assert count_parameters(SoftMoE(8, 12, 4)).total == 4 * 3 * 8 * 12 + 4 * 8
+
+
+def test_the_kv_cache_is_as_large_as_that_of_a_model():
+    config = TransformerConfig(d_model=64, num_layers=3, num_heads=4, num_kv_heads=2)
+    shape = TransformerShape(256, 64, 3, 4, 2, config.head_dim, 64, num_experts=8, top_k=2)
+    cache = LanguageModel(config).to(torch.bfloat16).new_cache(batch_size=1, max_length=200)
+    assert shape.kv_cache_gb(200) == pytest.approx((cache.keys.nbytes + cache.values.nbytes) / 1e9)
+    assert shape.dense_twin("total").kv_cache_gb(200) == shape.kv_cache_gb(200) and shape.kv_cache_gb(0) == 0
+    with pytest.raises(ValueError, match="^context_length must be"):
+        shape.kv_cache_gb(-1)
 
 
 def test_presets_against_the_published_models():

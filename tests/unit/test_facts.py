@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from oracle import refused
 from torch.nn import functional as F
 
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, evaluating, is_moe
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, evaluating, is_moe
 from moe_lessons.tasks import NOT_SCORED, Facts, TextTask, decode
 from moe_lessons.tasks.facts import MOST_ENTRIES
 from moe_lessons.training import Run, facts_model, facts_run, facts_runs
@@ -152,7 +152,7 @@ def test_a_run_evaluates_on_entries_and_its_accuracy_is_that_of_the_digits():
 
 def test_the_runs_are_a_mixture_and_its_twins_on_the_same_batches():
     runs = facts_runs(num_experts=8, top_k=4, num_entries=100, seed=3)
-    assert list(runs) == ["MoE", SAME_ACTIVE, SAME_TOTAL]
+    assert list(runs) == ["MoE", EQUAL_ACTIVE, EQUAL_TOTAL]
     widths = [{layer.ffn.d_ff for layer in run.model.layers} for run in runs.values()]
     assert widths == [{32}, {4 * 32}, {8 * 32}]
     assert all(is_moe(layer.ffn) and layer.ffn.top_k == 4 for layer in runs["MoE"].model.layers)

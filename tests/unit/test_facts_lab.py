@@ -5,13 +5,13 @@ import pytest
 from live_tools import button, on_a_loop, settled, words
 from oracle import refused
 
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots.marks import Lamps, Line
 from moe_lessons.plots.panels.facts import wall_panel
 from moe_lessons.training import facts_runs
 from moe_lessons.widgets import FactsLab
 
-NAMES = ["MoE", SAME_ACTIVE, SAME_TOTAL]
+NAMES = ["MoE", EQUAL_ACTIVE, EQUAL_TOTAL]
 
 
 def small(**own) -> FactsLab:
@@ -92,7 +92,7 @@ def test_it_says_how_many_times_as_many_the_mixture_knows():
     lab = small()
     assert words(lab).startswith("The mixture knows 0 of 250 entries by heart.")
     _, known = lab.readings[-1]
-    known["MoE"][:90], known[SAME_ACTIVE][:20] = True, True
+    known["MoE"][:90], known[EQUAL_ACTIVE][:20] = True, True
     assert lab.words() == "The mixture knows 90 of 250 entries by heart, 4.5 times as many as its equal-active twin."
 
 

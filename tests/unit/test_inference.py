@@ -19,7 +19,6 @@ from moe_lessons.analysis.inference import (
     decode_speed,
     distinct_experts,
     measure_machine,
-    product_bandwidth,
     roofline_points,
     union_law,
 )
@@ -173,13 +172,7 @@ def test_the_roof():
 def test_a_machine_is_the_best_of_its_tries(monkeypatch):
     times = cycle([4000.0, 8000.0, 2000.0, 5000.0])  # reading, arithmetic, reading, arithmetic
     monkeypatch.setattr(timing, "milliseconds", lambda function: next(times))
-    assert measure_machine(megabytes=1, repeats=2) == Machine(2**20 / 2, 2 * 1024**3 / 5)
-
-
-def test_a_product_counts_the_bytes_of_its_matrix_and_takes_the_median(monkeypatch):
-    times = cycle([1000.0, 2000.0, 100_000.0])
-    monkeypatch.setattr(timing, "milliseconds", lambda function: next(times))
-    assert product_bandwidth(2) == 2 * 2**20 / 2
+    assert measure_machine(megabytes=1, repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
 
 
 def test_points_under_the_roof(clock):
@@ -220,7 +213,6 @@ NO_CACHE = "^a model must decode with a cache, got one whose routing of a token"
         (lambda: Machine(1.0, 0), "^flops_per_second must be a finite number above 0, got 0$"),
         (lambda: measure_machine(megabytes=0), "^megabytes must be a whole number of at least 1, got 0$"),
         (lambda: measure_machine(1, repeats=0), "^repeats must be a whole number of at least 1, got 0$"),
-        (lambda: product_bandwidth(-1), "^megabytes must be a finite number above 0, got -1$"),
         (lambda: roofline_points({}, pd.DataFrame({"model": ["a"]})), "^model must be one of , got 'a'$"),
     ],
 )

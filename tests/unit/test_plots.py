@@ -16,7 +16,7 @@ from PIL import Image
 from moe_lessons import plots
 from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount
-from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
+from moe_lessons.nn import EQUAL_ACTIVE, LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
 from moe_lessons.plots import PANELS, RECENT, THEMES, LessonFigure, layer_loads, loss_curve, recent_load, spent
 from moe_lessons.plots.by_layer import bars_by_layer
 from moe_lessons.plots.cost import parameter_bars, parameter_growth, share_bars, step_time_bars
@@ -74,10 +74,10 @@ def test_no_two_of_32_experts_look_alike():
 @pytest.mark.parametrize(
     "names, inks",
     [
-        (["MoE", "dense, same active", "dense, same total"], [0, 1, 2]),
-        (["dense, same total, 64", "mixture"], [2, 0]),
+        (["MoE", "equal-active twin", "equal-total twin"], [0, 1, 2]),
+        (["equal-total twin, 64", "mixture"], [2, 0]),
         (["nothing", "noise", "aux. loss", "more"], [0, 3, 4, 5]),
-        (["MoE", "dense, equally good", "dense, same active"], [0, 3, 1]),
+        (["MoE", "equally good dense", "equal-active twin"], [0, 3, 1]),
     ],
 )
 def test_a_model_has_one_colour_in_every_picture(names, inks):
@@ -207,7 +207,7 @@ def test_the_film_of_many_gradients_is_thinned_and_ends_with_the_last():
 
 @pytest.mark.parametrize("name", ["load", "film", "layers"])
 def test_a_dense_model_has_no_experts_to_show(name):
-    dense = plane_runs(PRESETS["healthy"])["dense, same active"]
+    dense = plane_runs(PRESETS["healthy"])["equal-active twin"]
     with pytest.raises(ValueError, match="need a mixture of experts, got PlaneClassifier without one"):
         PANELS[name](view_of({"dense": dense}))
 
@@ -275,10 +275,10 @@ PLOTS = {
     "attention_heatmap": lambda **k: plots.attention_heatmap(np.eye(2), "ab", **k),
     "bars_by_layer": lambda **k: bars_by_layer({"byte": FRAME[["loss"]]}, title="Bits", **k),
     "byte_losses": lambda **k: plots.byte_losses("ab", [1, 2], **k),
+    "dense_family": lambda **k: plots.dense_family({1: [1], 2: [2]}, [1.5], "known", **k),
     "distinct_by_batch": lambda **k: plots.distinct_by_batch(FRAME, **k),
     "expert_shares_heatmap": lambda **k: plots.expert_shares_heatmap(pd.DataFrame([EVEN]), **k),
-    "loss_against": lambda **k: plots.loss_against(FRAME, **k),
-    "loss_against parameters": lambda **k: plots.loss_against(FRAME, "parameters", **k),
+    "gain_over_twin": lambda **k: plots.gain_over_twin(FRAME.assign(model=EQUAL_ACTIVE)[:1], "loss", "nats", **k),
     "loss_curves": lambda **k: plots.loss_curves({"MoE": tuple(map(torch.tensor, LOSS))}, **k),
     "parameter_bars": lambda **k: parameter_bars(MODEL_SHAPES["Mixtral 8x7B"].parameters(), **k),
     "parameter_growth": lambda **k: parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 10)}, **k),

@@ -1,6 +1,7 @@
 """The pictures of cost show the numbers they are given, without overlap."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, published_models
@@ -10,6 +11,7 @@ from moe_lessons.plots.cost import (
     published_models_scatter,
     shape_costs,
     share_bars,
+    speed_bars,
     step_time_bars,
 )
 
@@ -56,9 +58,10 @@ def test_shares_of_each_row_add_up():
 
 def test_costs_of_twins():
     shapes = {"moe": MIXTRAL, "active": MIXTRAL.dense_twin("active"), "total": MIXTRAL.dense_twin("total")}
-    rows = shape_costs(shapes)
+    rows = shape_costs(shapes, context_length=131072)
     assert rows["total parameters"] == {"moe": "46.7 B", "active": "12.9 B", "total": "46.7 B"}
-    assert rows["memory in bfloat16"] == {"moe": "93.4 GB", "active": "25.8 GB", "total": "93.4 GB"}
+    assert rows["weights in bfloat16"] == {"moe": "93.4 GB", "active": "25.8 GB", "total": "93.4 GB"}
+    assert set(rows["KV cache of one text"].values()) == {"17.2 GB"}  # no expert has a part in it
 
 
 def test_growth_and_times_are_drawn_as_they_are():
@@ -68,3 +71,6 @@ def test_growth_and_times_are_drawn_as_they_are():
     assert [bar.get_width() for bar in ax.patches] == [6, 3]
     assert ax.collections[0].get_segments()[0][:, 0].tolist() == [5, 7]  # the middle half
     assert [text.get_text() for text in ax.texts] == ["6.0 ms", "3.0 ms"]
+    ax = speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
+    assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0]
+    assert [text.get_text() for text in ax.texts] == ["195", "44"]

@@ -16,7 +16,7 @@ DEAD = {"nothing": 4, "jitter": 2, "auxiliary loss": 0, "capacity": 5, "top-2": 
 class Reading(NamedTuple):
     step: int
     dead: np.ndarray
-    variation: np.ndarray
+    max_over_mean: np.ndarray
     accuracy: np.ndarray
 
 
@@ -29,7 +29,7 @@ def make_tile(dead: int, steps: int, is_noisy: bool = False, seed: int = 0) -> S
     shares = random.dirichlet(np.full(8, 3), size=steps)
     records = [SimpleNamespace(loss=1.0, dead_experts=3, ms_per_step=1.0, load=[row.tolist()]) for row in shares]
     readings = [
-        Reading(step, np.array([dead, dead, dead + (step < steps)]), random.random(3), 0.7 + 0.3 * random.random(3))
+        Reading(step, np.array([dead, dead, dead + (step < steps)]), 1 + random.random(3), 0.7 + 0.3 * random.random(3))
         for step in sorted({0, steps // 2, steps})
     ]
     clean, band = random.dirichlet(np.ones(8), size=3), FakeBand(records=records, num_experts=[8])
@@ -70,19 +70,19 @@ def test_only_a_noisy_tile_has_a_second_reading():
     assert second.x.tolist() == list(range(1, 41)) and (second.y == 3).all()
 
 
-@pytest.mark.parametrize("widest, lowest", [(0.1, 0.97), (1.2, 0.62), (3.7, 0.05), (0.0, 0.5)])
+@pytest.mark.parametrize("widest, lowest", [(1.1, 0.97), (2.2, 0.62), (8.7, 0.05), (1.0, 0.5)])
 def test_spots_are_means_and_crosses_and_axes_reach_over_all_seeds(widest, lowest):
     view = lab()
-    view.tiles["top-2"].readings[-1] = Reading(40, np.zeros(2), np.array([0, widest]), np.array([lowest, 0.99]))
+    view.tiles["top-2"].readings[-1] = Reading(40, np.zeros(2), np.array([1, widest]), np.array([lowest, 0.99]))
     for name in list(view.tiles)[:4]:
         view.tiles[name].readings[-1] = view.tiles["top-2"].readings[-1]._replace(dead=np.full(2, DEAD[name]))
     panel = PANELS["balance"](view)
     (spots,) = panel.marks
-    for mean, values in (("x", [0, widest]), ("y", [lowest, 0.99])):
+    for mean, values in (("x", [1, widest]), ("y", [lowest, 0.99])):
         found = [getattr(spots, part)[0] for part in (mean, f"{mean}_low", f"{mean}_high")]
         np.testing.assert_allclose(found, [np.mean(values), min(values), max(values)], rtol=1e-6)
     assert list(spots.names) == list(DEAD) and spots.selected == 1 and spots.ink.tolist() == outcomes(view)[0]
-    assert panel.x.low == 0 and panel.x.high >= widest and panel.y.low <= lowest and panel.y.high == 1
+    assert panel.x.low < 1 and panel.x.high >= widest and panel.y.low <= lowest and panel.y.high == 1
 
 
 @pytest.mark.parametrize("steps", [0, 1, 40])

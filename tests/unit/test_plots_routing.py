@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
@@ -15,7 +14,6 @@ from moe_lessons.plots import (
     expert_color,
     expert_shares_heatmap,
     figure,
-    token_path,
 )
 from moe_lessons.plots.panels.text import characters, shares_panel
 from moe_lessons.plots.theme import ink_on, model_looks
@@ -134,44 +132,13 @@ def test_a_trace_is_coloured_by_the_layer(trace, layer):
 
 
 def test_traces_that_cannot_be_drawn(trace):
-    for draw in (lambda bad: colored_trace(bad, 0), lambda bad: token_path(bad, 0)):
-        for bad, message in (
-            (pd.concat([trace, trace.assign(sequence=1)]), "trace must be of one text, got several"),
-            (trace[:0], "trace must be a table as trace_text makes it, with at least one row, got 0 rows"),
-            (trace.drop(columns="expert0"), "trace must be a table as trace_text makes it, .* 'layer'"),
-            ([1], "trace must be a table .*, got list"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                draw(bad)
-    with pytest.raises(ValueError, match="^trace must have the same positions in each layer, got fewer in some$"):
-        token_path(trace.iloc[:-1], 2)
+    for bad, message in (
+        (pd.concat([trace, trace.assign(sequence=1)]), "trace must be of one text, got several"),
+        (trace[:0], "trace must be a table as trace_text makes it, with at least one row, got 0 rows"),
+        (trace.drop(columns="expert0"), "trace must be a table as trace_text makes it, .* 'layer'"),
+        ([1], "trace must be a table .*, got list"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            colored_trace(bad, 0)
     with pytest.raises(ValueError, match="layer must be one of 0, 1, 2, got 3"):
         colored_trace(trace, 3)
-    for position in (-1, 1000, None):
-        with pytest.raises(ValueError, match=f"position must be one of 0, 1, .*, got {position}"):
-            token_path(trace, position)
-
-
-@pytest.mark.parametrize("theme", THEMES)
-def test_the_path_of_a_token_has_its_experts_and_weights(trace, theme):
-    ax = token_path(trace, 5, theme=theme)
-    rows = trace[trace["position"] == 5].sort_values("layer")
-    experts, weights = (rows[[f"{name}0", f"{name}1"]].to_numpy() for name in ("expert", "weight"))  # (layers, K)
-    dots = {tuple(c.get_offsets()[0].astype(int)): c for c in ax.collections if isinstance(c, PathCollection)}
-    assert set(dots) == {(x, e) for x, pair in enumerate(experts) for e in pair}
-    for (x, expert), dot in dots.items():
-        weight = weights[x][experts[x] == expert].item()
-        assert dot.get_sizes()[0] == pytest.approx(40 + 260 * weight)
-        assert to_hex(dot.get_facecolor()[0]) == expert_color(expert).lower()
-        assert f"{weight:.2f}" in {text.get_text() for text in ax.texts if text.xy == (x, expert)}
-    own = ax.lines[7:]  # before them its first choices and those of six neighbours
-    products = [np.outer(here, after).ravel() for here, after in zip(weights, weights[1:])]
-    np.testing.assert_allclose([line.get_linewidth() for line in own], 8 * np.concatenate(products))
-    dropped = trace.copy()  # no expert serves it in layer 1
-    dropped.loc[(trace["position"] == 5) & (trace["layer"] == 1), ["expert0", "expert1"]] = -1
-    assert len(token_path(dropped, 5).lines) == 7
-
-
-def test_the_path_says_where_the_token_stands(trace):
-    title = token_path(trace, TEXT.encode().index("η".encode()) + 1).get_title(loc="left")
-    assert title.splitlines()[1] == TEXT.replace("η", "«η (2 of 2)»").replace("\n", "↵")

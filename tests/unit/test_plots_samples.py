@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
-from moe_lessons.plots import PANELS, attention_heatmap, byte_losses, write, writing, written_text
+from moe_lessons.plots import PANELS, attention_heatmap, byte_losses, write, writing
+from moe_lessons.plots.panels.writing import written_panel
+from moe_lessons.plots.still import plot
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs
 
@@ -15,7 +17,8 @@ from moe_lessons.training import PRESETS, Run, plane_runs
 def test_text_is_wrapped_stays_in_the_picture_and_what_cannot_be_seen_is_marked():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a letter that its font does not have
-        ax = written_text({"one": "ab\ncd\x00 $e$", "two": "αβ�鞖" * 40, "three": "$W_" * 100}, theme="dark")
+        passages = {"one": "ab\ncd\x00 $e$", "two": "αβ�鞖" * 40, "three": "$W_" * 100}
+        ax = plot(written_panel(passages, passages.values()), None, "dark", 8)
         ax.figure.png()
     texts = [text.get_text() for text in ax.texts]
     assert texts[:3] == ["one", "two", "three"]

@@ -4,24 +4,31 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_lessons.plots import THEMES, distinct_by_batch, loss_against, rate_tolerance, roofline, seed_sweep
+from moe_lessons.plots import (
+    THEMES,
+    dense_family,
+    distinct_by_batch,
+    gain_over_twin,
+    rate_tolerance,
+    roofline,
+    seed_sweep,
+)
 from moe_lessons.plots import speed_by_batch as by_batch
 from moe_lessons.plots.theme import model_looks
 
-ACTIVE, TOTAL = "dense, same active", "dense, same total"
-SIZES = {ACTIVE: 60_000, "MoE, E=4": 90_000, "MoE, E=16": 300_000, TOTAL: 120_000}
-COLUMNS = {"steps": "step", "FLOPs": "flops", "seconds": "seconds"}
+ACTIVE, TOTAL = "equal-active twin", "equal-total twin"
+FAMILY = {64: [0.1, 0.2], 128: [0.3, 0.4], 512: [0.7, 0.8]}
 
 
 def make_results() -> pd.DataFrame:
-    rows, rng = [], np.random.default_rng(0)
-    for i, (model, parameters) in enumerate(SIZES.items()):
-        for seed in range(3):
-            for step in (100, 200, 300):
-                loss = 3 - 0.1 * i - 0.005 * step + 0.05 * rng.random()
-                spent = {"flops": step * 1e9 * (i + 1), "seconds": step * (0.01 + 0.001 * seed + 0.005 * i)}
-                row = {"model": model, "seed": seed, "step": step, "loss": loss, "parameters": parameters}
-                rows.append(row | spent)
+    """Two measurements of each run; the later one is 10 times as much for the seed 1 and 20 times for the seed 2."""
+    known = {ACTIVE: 10, "MoE, E=4": 30, "MoE, E=16": 50, TOTAL: 80}
+    rows = [
+        {"model": model, "seed": seed, "step": step, "known": value * seed * step, "loss": 10 - value * seed / 100}
+        for model, value in known.items()
+        for seed in (1, 2)
+        for step in (1, 10)
+    ]
     return pd.DataFrame(rows).sample(frac=1, random_state=0, ignore_index=True)  # in no order
 
 
@@ -58,26 +65,26 @@ def heights(band) -> np.ndarray:
     return vertices.groupby(0)[1].agg(["min", "max"]).to_numpy()
 
 
-@pytest.mark.parametrize("x", COLUMNS)
-def test_a_line_is_the_mean_of_the_seeds_and_the_band_has_them_all(x):
-    ax = loss_against(RESULTS.drop(columns="parameters"), x)
-    assert set(lines(ax)) == set(SIZES) and ax.get_xscale() == ("linear" if x == "steps" else "log")
-    assert x in ax.get_xlabel() and x in ax.get_title(loc="left") and "nats" in ax.get_ylabel()
-    for (model, line), band in zip(lines(ax).items(), ax.collections, strict=True):
-        steps = [RESULTS[(RESULTS.model == model) & (RESULTS.step == step)] for step in (100, 200, 300)]
-        np.testing.assert_allclose(line.get_xydata(), [(own[COLUMNS[x]].mean(), own.loss.mean()) for own in steps])
-        np.testing.assert_allclose(heights(band), [(own.loss.min(), own.loss.max()) for own in steps])
+def test_the_dense_family_is_a_line_through_its_means_and_the_width_that_is_as_good_is_marked():
+    ax = dense_family(FAMILY, [0.5, 0.6], "known")
+    drawn = lines(ax)
+    np.testing.assert_allclose(drawn["dense, mean of its seeds"].get_xydata(), [(64, 0.15), (128, 0.35), (512, 0.75)])
+    assert set(drawn["the mixture, mean of its seeds"].get_ydata()) == {0.55}
+    assert ax.lines[-1].get_xdata() == pytest.approx([256, 256]) and "256" in ax.get_title(loc="left")
+    assert ax.get_xscale() == "log" and ax.get_ylabel() == "known"
+    above = dense_family(FAMILY, [0.9, 0.9], "known")
+    assert "above 512" in above.get_title(loc="left") and len(above.lines) == 3 and not above.patches
 
 
-def test_against_parameters_the_last_losses_are_points_with_names_and_the_mixtures_are_joined():
-    ax = loss_against(RESULTS, "parameters")
-    last = RESULTS[RESULTS.step == 300].groupby("model").loss
-    assert set(lines(ax)) == {ACTIVE, TOTAL, "mixtures"} and {text.get_text() for text in ax.texts} == set(SIZES)
-    for name, models in ((ACTIVE, [ACTIVE]), (TOTAL, [TOTAL]), ("mixtures", ["MoE, E=4", "MoE, E=16"])):
-        points = [(SIZES[model], last.mean()[model]) for model in models]
-        np.testing.assert_allclose(lines(ax)[name].get_xydata(), points)
-        band = ax.collections[list(lines(ax)).index(name)]
-        np.testing.assert_allclose(heights(band), [(last.min()[model], last.max()[model]) for model in models])
+@pytest.mark.parametrize("column, gains, total", [("known", (0, 300, 600), 1050), ("loss", (0, 0.3, 0.6), 1.05)])
+def test_gains_are_against_the_twin_of_the_same_seed(column, gains, total):
+    ax = gain_over_twin(RESULTS, column, "gain")
+    drawn = lines(ax)
+    np.testing.assert_allclose(drawn["mixtures, mean of their seeds"].get_xydata(), list(zip((1, 4, 16), gains)))
+    assert drawn["equal-total twin"].get_ydata() == pytest.approx([total, total])
+    dots = sorted(map(tuple, ax.lines[1].get_xydata()))
+    np.testing.assert_allclose(dots, [(e, gain * s * 2 / 3) for e, gain in zip((1, 4, 16), gains) for s in (1, 2)])
+    assert "equal-total twin" not in lines(gain_over_twin(RESULTS[RESULTS.model != TOTAL], column, "gain"))
 
 
 @pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
@@ -116,7 +123,7 @@ def test_speed_is_the_median_of_what_was_measured():
     np.testing.assert_allclose(heights(ax.collections[0])[0], (200, 207))
     assert ax.get_xscale() == ax.get_yscale() == "log"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["1", "2", "4"]
-    ax = by_batch(SPEEDS[SPEEDS.model == "MoE"], "speedup")  # over the dashed twin
+    ax = by_batch(SPEEDS, "speedup")  # over the last model, a dashed line
     assert set(lines(ax)) == {"MoE", TOTAL} and list(lines(ax)[TOTAL].get_ydata()) == [1, 1]
     np.testing.assert_allclose(lines(ax)["MoE"].get_ydata(), [200, 100, 50])
     np.testing.assert_allclose(heights(ax.collections[0]), [(197, 205), (97, 105), (47, 55)])
@@ -157,12 +164,11 @@ def test_a_sweep_shows_the_mean_and_all_seeds():
 @pytest.mark.parametrize(
     "draw, message",
     [
-        (lambda: loss_against(RESULTS, "hours"), "x must be one of 'steps', 'FLOPs', 'seconds', 'parameters', got"),
-        (lambda: loss_against(RESULTS[:0]), "results must be a DataFrame with rows and the columns .*, got 0 rows"),
-        (lambda: loss_against([1]), "results must be a DataFrame with rows and the columns .*, got list"),
-        (lambda: loss_against(RESULTS.drop(columns="flops"), "FLOPs"), "and the columns .*, flops, got 36 rows with"),
-        (lambda: loss_against(RESULTS.assign(lr=range(36))), "one learning rate for each model, got several"),
-        (lambda: loss_against(RESULTS.assign(loss=np.nan)), "results must have finite losses, got others"),
+        (lambda: gain_over_twin(RESULTS[:0], "known", ""), "results must be .* columns .*, got 0 rows"),
+        (lambda: gain_over_twin([1], "known", ""), "results must be a DataFrame with rows and the .*, got list"),
+        (lambda: gain_over_twin(RESULTS, "flops", ""), "and the columns .*, flops, got 16 rows with"),
+        (lambda: gain_over_twin(RESULTS.assign(lr=range(16)), "known", ""), "one learning rate for each model"),
+        (lambda: dense_family({64: [1]}, [1], ""), "family must have at least two widths"),
         (lambda: by_batch(SPEEDS, "loss"), "y must be one of 'tokens_per_second', 'speedup', got 'loss'"),
         (lambda: by_batch(SPEEDS.drop(columns="speedup"), "speedup"), "frame must be .* the columns model, batch, sp"),
         (lambda: distinct_by_batch(DISTINCT.drop(columns="union_law")), "frame must be .* union_law, got"),

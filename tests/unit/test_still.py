@@ -21,7 +21,7 @@ from moe_lessons.plots.theme import LIGHT, RED
 
 PLANE = Axis(-1, 2), Axis(-1, 2)
 STEPS = np.arange(1, 101)
-NAMES = "MoE", "dense, same active", "dense, same total"
+NAMES = "MoE", "equal-active twin", "equal-total twin"
 LOSSES = {name: (STEPS, 2 - STEPS / 100 + i) for i, name in enumerate(NAMES)}
 
 

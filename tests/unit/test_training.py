@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from moe_lessons.analysis.collapse import watched_run
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, FeedForward, LanguageModel, MoE, TransformerConfig, seeded
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, FeedForward, LanguageModel, MoE, TransformerConfig, seeded
 from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
@@ -524,7 +524,7 @@ def test_an_expert_is_dead_below_one_percent_of_the_tokens():
 
 def test_the_mixture_and_its_twins_see_the_same_points_and_start_alike_around_the_block():
     runs = plane_runs(PRESETS["healthy"], seed=5)
-    assert list(runs) == ["MoE", SAME_ACTIVE, SAME_TOTAL]
+    assert list(runs) == ["MoE", EQUAL_ACTIVE, EQUAL_TOTAL]
     moe, *twins = runs.values()
     setting, block = PRESETS["healthy"], moe.model.block
     assert [twin.model.block.d_ff for twin in twins] == [block.top_k * block.d_ff, block.num_experts * block.d_ff]

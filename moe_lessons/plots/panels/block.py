@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis.cost import count_parameters
 from moe_lessons.errors import check_choice, in_words, is_whole
-from moe_lessons.nn import SAME_TOTAL, FeedForward, Routing, dense_twin, evaluating, is_moe
+from moe_lessons.nn import EQUAL_TOTAL, FeedForward, Routing, dense_twin, evaluating, is_moe
 from moe_lessons.nn.ffn import GATED
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel
 from moe_lessons.plots.panels._history import as_array
@@ -50,7 +50,7 @@ def draw_block(
 def block(view) -> Panel:
     """The block of the view with the numbers of the selected token."""
     plane, model = view.plane, view.main_run.model
-    twin = view.runs[SAME_TOTAL].model.block if SAME_TOTAL in view.runs else None
+    twin = view.runs[EQUAL_TOTAL].model.block if EQUAL_TOTAL in view.runs else None
     return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, twin)
 
 
