@@ -255,6 +255,8 @@ class LiveRun(Picture):
         # a panel that is drawn while it trains may show a reading of an earlier step: it is due in the pause
         state = playing, self.step, self.layer, self.main_run.knobs.is_noisy, len(self.marks), self.values
         stamp = *state, self.selected, self.stamp()
+        for place in [name for name in self._kept if isinstance(name, int) and name >= len(self.functions)]:
+            del self._kept[place]  # the page forgets it too
         for place, function in enumerate(self.functions):
             kept = self._kept.get(place)
             if kept is not None:
