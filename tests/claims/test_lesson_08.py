@@ -78,7 +78,6 @@ def pairs() -> list[tuple[Timed, Timed]]:
     return pairs
 
 
-@pytest.mark.alone
 @pytest.mark.claim("the-mixture-knows-three-times-as-many")
 def test_the_mixture_knows_three_times_as_many(pairs):
     for moe, twin in pairs:
