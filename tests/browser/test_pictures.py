@@ -1,5 +1,6 @@
 """What the page does by itself with the pictures of all live views: pointing, keys, words, sizes, themes."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -189,11 +190,16 @@ def test_crisp_at_each_width_with_letters_of_one_size(notebook, view_of, place, 
     page.evaluate(NOTE_TEXTS)
     sizes = set()
     for width in (WIDTHS[0] + 50, *WIDTHS):
-        page.evaluate("window.texts = {}")
-        size = {"width": width, "height": 900, "deviceScaleFactor": ratio, "mobile": False}
-        device.send("Emulation.setDeviceMetricsOverride", size)
-        view = view_of(page, place)
-        view.wait_for(lambda v=view: v.is_drawn() and v.canvas.evaluate(LOOK)[0] and page.evaluate("texts"))
+        for attempt in range(3):  # where two sizes follow each other quickly, the page may never lay out the first
+            page.evaluate("window.texts = {}")
+            for pixels in (width + 20, width):
+                size = {"width": pixels, "height": 900, "deviceScaleFactor": ratio, "mobile": False}
+                device.send("Emulation.setDeviceMetricsOverride", size)
+                page.wait_for_timeout(200)
+            view = view_of(page, place)
+            with contextlib.suppress(*[pytest.fail.Exception] * (attempt < 2)):
+                view.wait_for(lambda v=view: v.is_drawn() and v.canvas.evaluate(LOOK)[0] and page.evaluate("texts"), 10)
+                break
         if width not in WIDTHS:  # the first one settles the pixel ratio
             continue
         assert view.view.evaluate("view => view.scrollWidth <= view.clientWidth")
