@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moe_lessons.exercises.exercise import Check, Problem, attempt, judge, same
+from moe_lessons.exercises.exercise import Check, Problem, attempt, judge, recognise, same
 from moe_lessons.nn import (
     Routing,
     SigmoidRouter,
@@ -104,9 +104,7 @@ def agree(given, expected: Tensor, mistakes: Mapping[Callable, str], arguments: 
     if value.shape != expected.shape:
         raise Problem(f"Not yet: {what} must have the shape {tuple(expected.shape)}, not {tuple(value.shape)}.")
     if not same(value, expected):
-        for mistake, advice in mistakes.items():
-            if same(value, mistake(*arguments)):
-                raise Problem(f"Not yet. {advice}")
+        recognise(mistakes, lambda mistake: same(value, mistake(*arguments)))
         off = (value.float() - expected.float()).abs().max()
         raise Problem(f"Not yet: {what} is off by up to {off:.2g}.")
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from random import Random
 
-from moe_lessons.exercises.exercise import Check, Problem, attempt, judge
+from moe_lessons.exercises.exercise import Check, Problem, attempt, judge, recognise
 
 MISSING = "write your answer in the cell above, run it, and run this one again."
 
@@ -17,9 +17,7 @@ def check_formula(function: Callable, right: Callable, cases: list[tuple], mista
         given = attempt(lambda: function(*case), f"Not yet: {at} your code stops with", MISSING)
         if math.isclose(given, right(*case), rel_tol=1e-6):
             return
-        for mistake, advice in mistakes.items():
-            if math.isclose(given, mistake(*case), rel_tol=1e-6):
-                raise Problem(f"Not yet. {advice}")
+        recognise(mistakes, lambda mistake: math.isclose(given, mistake(*case), rel_tol=1e-6))
         raise Problem(f"Not yet: {at} the answer is {right(*case):,.4g}, yours is {given:,.4g}.")
 
     return judge(cases, try_case, f"Right: all {len(cases)} cases agree.", "return one number")

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.exercise import Check, Problem, attempt, judge
+from moe_lessons.exercises.exercise import Check, Problem, attempt, judge, recognise
 from moe_lessons.nn import seeded
 
 SORT_SIZES = ((4, 3, 2), (9, 5, 3), (6, 8, 1), (1, 4, 4))  # tokens T, num_experts E, top_k K
@@ -59,9 +59,7 @@ def _try_sort(function: Callable, seed: int, sizes: tuple[int, int, int]) -> Non
     given, expected = _groups(*answer), _groups(*sort_by_loops(chosen, num_experts))
     if given == expected:
         return
-    for mistake, advice in SORT_MISTAKES.items():
-        if given == _groups(*mistake(chosen, num_experts)):
-            raise Problem(f"Not yet. {advice}")
+    recognise(SORT_MISTAKES, lambda mistake: given == _groups(*mistake(chosen, num_experts)))
     (tokens, counts), (own_tokens, own_counts) = expected, given
     if counts != own_counts:
         raise Problem(f"Not yet: {at}, the experts have {counts} tokens, and your counts are {own_counts}.")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.exercise import Check, Problem, attempt, judge
+from moe_lessons.exercises.exercise import Check, Problem, attempt, judge, recognise
 
 Mistakes = Mapping[Callable[..., Any], str]  # what is often written instead, and what to say about it
 
@@ -29,9 +29,7 @@ def _try_case(function: Callable, truth: Callable, mistakes: Mistakes, what: str
     expected = as_values(truth(*arguments))
     if agree(given, expected):
         return
-    for mistake, advice in mistakes.items():
-        if agree(given, as_values(mistake(*arguments))):
-            raise Problem(f"Not yet. {advice}")
+    recognise(mistakes, lambda mistake: agree(given, as_values(mistake(*arguments))))
     shown, asked = (str(values.numpy().round(3).tolist()) for values in (given, expected))
     raise Problem(f"Not yet: {what} is {asked}, yours is {shown}, for {', '.join(map(str, arguments))}.")
 

@@ -64,6 +64,13 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5)
 
 
+def recognise(mistakes: Mapping[Callable, str], is_it: Callable[[Callable], bool]) -> None:
+    """Raise Problem with the advice on the first of the `mistakes` that the answer is."""
+    for mistake, advice in mistakes.items():
+        if is_it(mistake):
+            raise Problem(f"Not yet. {advice}")
+
+
 def compare(given: Tensor, expected: Tensor, mistakes: Mapping[Callable, str], arguments: tuple, text: str) -> None:
     """Raise Problem where `given` (T, …) is not as expected: the advice on a frequent mistake, or else `text`.
 
@@ -71,9 +78,7 @@ def compare(given: Tensor, expected: Tensor, mistakes: Mapping[Callable, str], a
     """
     if same(given, expected):
         return
-    for mistake, advice in mistakes.items():
-        if same(given, mistake(*arguments)):
-            raise Problem(f"Not yet. {advice}")
+    recognise(mistakes, lambda mistake: same(given, mistake(*arguments)))
     off = (given - expected).abs().flatten(1).amax(dim=1).nan_to_num(nan=torch.inf)  # (T,)
     raise Problem(f"Not yet: {text}, most for token {int(off.argmax())}, by {off.max():.2g}.")
 
