@@ -18,6 +18,7 @@ from moe_lessons.analysis.cost import flops_per_token, used_size
 from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
+from moe_lessons.training import bar
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 WIDTH = 512  # of the matrices that measure a machine, and of the models of lesson 07
@@ -58,7 +59,7 @@ def decode_speed(
     rows, vocab_size = [], min(model.config.vocab_size for model in values)
     generator = torch.Generator().manual_seed(check_seed(seed))
     with torch_threads(1), evaluating(*values):
-        for batch in batch_sizes:
+        for batch in bar(batch_sizes, "batch sizes"):
             ids, steps = torch.randint(vocab_size, (batch, length), generator=generator), []
             for model in values:
                 cache, own_ids = model.new_cache(batch, length), ids.to(model.embed.weight.device)

@@ -14,13 +14,13 @@ from statistics import median
 
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from moe_lessons.analysis.timing import Ratio, cpu_name, milliseconds, rounds_within, take_turns
 from moe_lessons.bench.cases import Case, all_cases, transformers_version
 from moe_lessons.errors import check_device, check_positive_int
 from moe_lessons.nn import torch_threads
 from moe_lessons.plots.theme import LIGHT, PALETTE, LessonFigure, dress, log_axis
+from moe_lessons.training import bar
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] = ()) -> int:
     except ValueError as error:
         parser.error(str(error))
     machine, rows = describe_machine(device), []
-    for case in tqdm(all_cases(options.quick), desc="bench", unit="", disable=None):  # None: no bar without a terminal
+    for case in bar(all_cases(options.quick), "bench"):
         with torch_threads(case.threads or options.threads):
             rows += measure(case, device, seconds=0.3 if options.quick else 0.8)
     table = pd.DataFrame(rows, columns=["case", "what", "median", "low", "high", "baseline_ms", "threads", "note"])

@@ -1,6 +1,7 @@
 """How a model is trained: a run and its knobs, settings in the plane and of facts, seeds side by side, checkpoints."""
 
 from moe_lessons.training.bands import SeedBand
+from moe_lessons.training.bars import bar, train
 from moe_lessons.training.checkpoints import load_checkpoint, save_checkpoint
 from moe_lessons.training.run import (
     DEAD_SHARE,

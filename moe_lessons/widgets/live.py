@@ -309,6 +309,8 @@ class LiveRun(Picture):
     def _status(self, state: str) -> str:
         steps = self.loop.ended_by_itself
         more = f" after {steps} step{'s' * (steps > 1)}, press Play for more" * (steps > 0)
+        if (left := self.loop.seconds_left) >= 2:
+            more = f", {left:.0f} s left"
         return f"step {self.step} · {state}{more}"
 
     def sentence(self) -> str:

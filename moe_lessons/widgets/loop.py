@@ -40,6 +40,7 @@ class Loop:
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self._busy = self._interrupted = self._ended = False
         self._unseen = False  # unseen: actions were done that no picture shows yet
+        self._began = (0, 0.0)  # the step and the time at which it was asked to train
         self._last, self._paid, self._overhead = 0.0, 0.0, 0.001  # of the last picture: when, after how much training
         try:
             self.events = asyncio.get_running_loop()  # the kernel's own: a callback may see another one
@@ -56,11 +57,19 @@ class Loop:
         """After how many steps it has paused since it had trained as many as it was asked for; 0 if it has not."""
         return 0 if self.playing or not self._until or self.view.step < self._until else self._budget
 
+    @property
+    def seconds_left(self) -> float:
+        """How long it will train yet, at the speed it has had so far; 0 where that is not known yet."""
+        step, since = self._began
+        done, to_do = self.view.step - step, self._until - self.view.step
+        return to_do * (time.perf_counter() - since) / done if self.playing and done > 0 else 0.0
+
     def play(self, steps: int) -> None:
         """Train `steps` steps from here, while the notebook stays usable."""
         self._check_open()
         self.playing, self.trouble, self._interrupted = True, "", False
         self._budget, self._until = steps, self.view.step + steps
+        self._began = self.view.step, time.perf_counter()
         _loops.add(self)
         if not self.running:  # else it goes on, even if it was about to pause
             self._task = self.events.create_task(self._train())
@@ -68,6 +77,7 @@ class Loop:
     def restart_budget(self) -> None:
         """After a new start: count the steps that may be trained from here."""
         self._until = self.view.step + self._budget if self.playing else 0
+        self._began = self.view.step, time.perf_counter()
 
     def advance(self, steps: int) -> None:
         """Train `steps` steps now."""

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import gc
 import io
+import re
 import signal
 import threading
 import time
@@ -97,6 +98,19 @@ async def test_two_views_train_at_once_and_the_notebook_stays_usable(monkeypatch
 
 
 @on_a_loop
+async def test_it_says_how_long_it_will_train_yet():
+    view = make_view()
+    view.train_one = lambda train=view.train_one: (time.sleep(0.02), train())
+    view.play(1000)
+    await until(lambda: view.step > 20)
+    assert 15 < view.loop.seconds_left < 60  # 980 steps of 20 ms and more
+    assert re.fullmatch(r"step \d+ · training, \d\d s left", view._status("training"))
+    view.pause()
+    await view.finished()
+    assert view.loop.seconds_left == 0 and "left" not in status(view)
+
+
+@on_a_loop
 async def test_buttons_play_pause_and_train_steps_in_a_pause():
     view = make_view()
     play = button(view, "Play")
@@ -104,6 +118,7 @@ async def test_buttons_play_pause_and_train_steps_in_a_pause():
         button(view, name).click()
         await settled()
         assert view.step == view.canvas.words["step"] == steps
+    assert view.loop.seconds_left == 0
     play.click()
     await until(lambda: view.step > 51)
     assert (play.description, play.icon) == ("Pause", "pause") and "training" in status(view)

@@ -1,0 +1,104 @@
+"""Long work, under a bar that shows the time left, and which can be stopped."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from IPython import get_ipython
+from IPython.display import display
+from tqdm import tqdm
+from tqdm.notebook import tqdm_notebook
+
+from moe_lessons.training.run import Run
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+SOON = 1.0  # seconds: what is done sooner shows no bar
+Thing = TypeVar("Thing")
+
+
+def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
+    """`things`, one after another. Where they take more than a second, a bar shows how many are done and the time left.
+
+    The interrupt of the kernel (■, or Ctrl-C in a terminal) ends it after the one in work, and the code goes on with
+    what there is; a second interrupt ends the code.
+
+    >>> [n * n for n in bar(range(3))]
+    [0, 1, 4]
+    """
+    things = list(things)
+    with _heeding_interrupts() as interrupts, make_bar(len(things), what) as drawn:
+        for done, thing in enumerate(things, start=1):
+            yield thing
+            drawn.update()
+            if interrupts and done < len(things):
+                print(f"Stopped after {done} of {len(things)}: what there is, is kept.")
+                return
+
+
+def train(runs: Run | Iterable[Run], steps: int) -> None:
+    """Train a run, or each of several, `steps` steps, under a `bar`. Runs take turns: stopped, all have as many steps.
+
+    >>> from moe_lessons.training import PlaneSetting, plane_runs
+    >>> runs = plane_runs(PlaneSetting())
+    >>> train(runs.values(), steps=2)
+    >>> [len(run.records) for run in runs.values()]
+    [2, 2, 2]
+    """
+    runs = [runs] if isinstance(runs, Run) else list(runs)
+    for _ in bar(range(steps), "steps"):
+        for run in runs:
+            run.step()
+
+
+@contextmanager
+def _heeding_interrupts() -> Iterator[list]:
+    """A list that each interrupt inside is added to. The second one is raised. A bar around this one heeds it, too."""
+    interrupts: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted
+        yield interrupts
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def heed(number: int, frame) -> None:
+        interrupts.append(number)
+        if hasattr(before, "interrupts"):
+            before(number, frame)
+        elif len(interrupts) > 1:
+            raise KeyboardInterrupt
+
+    heed.interrupts = interrupts
+    signal.signal(signal.SIGINT, heed)
+    try:
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class NotebookBar(tqdm_notebook):
+    """tqdm's bar of widgets, of which nothing is stored in the notebook, and nothing is left at the end."""
+
+    shown = None
+
+    def display(self, *args, **kwargs) -> None:
+        super().display(*args, **kwargs | {"check_delay": False})
+        is_late = self.format_dict["elapsed"] > SOON and not kwargs.get("close")  # closed, it has no view
+        if self.shown is None and is_late:
+            view = {"version_major": 2, "version_minor": 0, "model_id": self.container.model_id}
+            self.shown = display({WIDGET: view}, raw=True, display_id=True)  # no text: it is no result
+
+    def close(self) -> None:
+        is_open = not self.disable  # it may be closed twice
+        super().close()
+        if is_open and self.shown is not None:
+            self.shown.update({}, raw=True)
+
+
+def make_bar(total: int, what: str) -> tqdm:
+    """A bar of widgets in a live notebook, of text on a terminal, and none elsewhere."""
+    if not hasattr(get_ipython(), "kernel"):
+        return tqdm(total=total, desc=what, delay=SOON, leave=False, disable=None)  # None: only on a terminal
+    is_static = os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0")
+    return NotebookBar(total=total, desc=what, leave=False, display=False, disable=is_static)

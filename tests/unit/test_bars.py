@@ -1,0 +1,114 @@
+"""Long work shows a bar with the time left, and an interrupt stops it and keeps what there is."""
+
+import os
+import signal
+import threading
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from moe_lessons.render import WIDGET
+from moe_lessons.training import PlaneSetting, bar, plane_runs, train
+from moe_lessons.training.bars import SOON
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_all_things_in_their_order_and_nothing_is_printed(capsys):
+    assert list(bar(n for n in "abc")) == ["a", "b", "c"] and list(bar([])) == []
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_interrupt_ends_it_after_the_thing_in_work(capsys):
+    done, before = [], signal.getsignal(signal.SIGINT)
+    for n in bar(range(10)):
+        if n == 3:
+            interrupt()
+        done.append(n)
+    assert done == [0, 1, 2, 3] and signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().out == "Stopped after 4 of 10: what there is, is kept.\n"
+
+
+def test_bars_around_it_end_too(capsys):
+    done = []
+    for outer in bar(range(3)):
+        for inner in bar(range(5)):
+            done.append((outer, inner))
+            if done == [(0, 0), (0, 1)]:
+                interrupt()
+    assert done == [(0, 0), (0, 1)] and capsys.readouterr().out.count("Stopped after") == 2
+
+
+def test_a_second_interrupt_ends_the_code():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in bar(range(2)):
+            interrupt()
+            interrupt()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_inside_passes_and_leaves_no_handler():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ZeroDivisionError):
+        for _ in bar(range(2)):
+            raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_on_another_thread():
+    done = []
+    thread = threading.Thread(target=lambda: done.extend(bar(range(3))))
+    thread.start()
+    thread.join()
+    assert done == [0, 1, 2]
+
+
+def test_runs_take_turns_and_stopped_all_have_as_many_steps(capsys):
+    runs = plane_runs(PlaneSetting())
+    train(runs["MoE"], 1)
+    assert [len(run.records) for run in runs.values()] == [1, 0, 0]
+    runs = plane_runs(PlaneSetting())
+    step, last = runs["MoE"].step, list(runs.values())[-1]
+    runs["MoE"].step = lambda: interrupt() if len(last.records) == 5 else step()
+    train(runs.values(), 100)
+    assert [len(run.records) for run in list(runs.values())[1:]] == [6, 6]
+    assert "Stopped after 6 of 100" in capsys.readouterr().out
+
+
+def run_in_a_kernel(source: str, **environment: str) -> list[list[str]]:
+    """For each cell of a notebook with the source between lines of dashes: the kinds of its outputs, text as it is."""
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in source.split("---\n")])
+    NotebookClient(book, timeout=60, kernel_name="python3").execute(env=os.environ | environment)
+    return [[o.get("text") or "+".join(o["data"]) for o in cell.outputs] for cell in book.cells]
+
+
+LONG = f"for _ in bar(range(4)): time.sleep({SOON / 2.5})"
+CELLS = f"""import os, signal, threading, time
+from moe_lessons.training import bar
+---
+for _ in bar(range(100)): pass
+---
+{LONG}
+---
+from IPython.display import display as shown
+import moe_lessons.training.bars as module
+class Kept:
+    def update(self, *args, **options): pass
+module.display = lambda *args, **options: shown(*args, raw=True) or Kept()
+{LONG}
+---
+threading.Timer({1.5 * SOON / 2.5}, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+{LONG}
+"""
+
+
+def test_in_a_notebook_it_is_shown_when_it_takes_long_and_nothing_is_left():
+    assert run_in_a_kernel(CELLS) == [[], [], [""], [WIDGET], ["Stopped after 2 of 4: what there is, is kept.\n"]]
+
+
+def test_no_bar_on_a_static_page():
+    assert run_in_a_kernel(CELLS, MOE_LESSONS_STATIC="1")[1:4] == [[], [], []]
