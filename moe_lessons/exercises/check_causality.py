@@ -1,4 +1,4 @@
-"""Which layers let a token see the future? An exercise that checks itself, and the layers that it is tried on."""
+"""Lesson 06b: which layers let a token see the future? And the layers that an answer is tried on."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.exercises.exercise import Check, Problem, attempt, judge
+from moe_lessons.exercises.compare import kind_of
+from moe_lessons.exercises.exercise import Check, Exercise, Problem, attempt, judge
 from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
 
 D_MODEL, D_FF, NUM_EXPERTS = 8, 16, 4
@@ -80,39 +81,80 @@ def causality_cases() -> dict[str, CausalityCase]:
 
 
 @torch.no_grad()
-def sees_the_future(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the output of any token depends on the tokens after it: one answer to the exercise. x (T, D).
-
-    The tokens before place t are computed with what follows and without. The layer is left in eval mode.
-    """
-    layer.eval()
-    y = layer(x)
-    return any(not torch.allclose(layer(x[:t]), y[:t], atol=1e-5) for t in range(1, len(x)))
-
-
-@torch.no_grad()
 def check_causality(function: Callable[[nn.Module, Tensor], bool | None]) -> Check:
     """Try `function`(layer, x (T, D)) -> whether a token sees the future, on layers whose truth is known.
 
-    >>> check_causality(sees_the_future)
-    ✔ Right: your check tells all 9 layers apart.
+    >>> check_causality(my_sees_the_future)
+    ✔ Right. Your test tells all 9 layers apart.
     """
-    missing = "sees_the_future returns nothing. Write it, then run the cell again."
 
     def try_case(name: str, case: CausalityCase) -> None:
         with seeded(1):
             x = torch.randn(NUM_TOKENS, D_MODEL)
             given = x.clone()
-            verdict = attempt(partial(function, case.layer, x), f"Your function stopped at {name!r}:", missing)
-        value = verdict.item() if isinstance(verdict, Tensor) and verdict.numel() == 1 else verdict
+            verdict = attempt(partial(function, case.layer, x), f"At the layer {name!r}")
+        is_one = isinstance(verdict, Tensor) and verdict.numel() == 1 and not verdict.is_meta
+        value = verdict.item() if is_one else verdict
         if not isinstance(value, bool | np.bool_):
-            raise Problem(f"Not yet: return True or False, nothing of type {type(verdict).__name__} ({name!r}).")
+            raise Problem(f"Return True or False, not {kind_of(verdict)} (at {name!r}).")
         if value == case.truth:
             return
         if not torch.equal(x, given):
-            raise Problem("Not yet: your function changed x itself, and so what it compares with. Use x.clone().")
+            raise Problem(CHANGED, known=True)
         truth = "sees the future" if case.truth else "does not see the future"
-        raise Problem(f"Not yet: {name!r} {truth}, and your function says otherwise. {case.advice}")
+        raise Problem(f"{name!r} {truth}, and your function says otherwise. {case.advice}", known=True)
 
     cases = causality_cases()
-    return judge(cases.items(), try_case, f"Right: your check tells all {len(cases)} layers apart.")
+    return judge(cases.items(), try_case, f"Your test tells all {len(cases)} layers apart.")
+
+
+def my_sees_the_future(layer, x):
+    layer.eval()  # no noise
+    y = layer(x)
+    for t in range(1, len(x)):
+        without_the_rest = layer(x[:t])  # the first t tokens, as if nothing came after them
+        if not torch.allclose(without_the_rest, y[:t], atol=1e-5):
+            return True
+    return False
+
+
+def by_change(change: Callable[[Tensor, int], Tensor], places=range(1, NUM_TOKENS)) -> Callable:
+    """An answer: change x at and after each of the places t, and compare the tokens before."""
+
+    def sees(layer: nn.Module, x: Tensor) -> bool:
+        y = layer.eval()(x)
+        return any(not same(layer(change(x.clone(), t))[:t], y[:t]) for t in places)
+
+    return sees
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-5)
+
+
+def redrawn(x: Tensor, t: int) -> Tensor:
+    return torch.cat([x[:t], 3 * torch.randn_like(x[t:])])
+
+
+CHANGED = "Your function changed x itself, and so what it compares with. Use x.clone()."
+MISTAKES = {
+    lambda f, x: any(not same(f(x[:t]), f(x)[:t]) for t in range(1, len(x))): "Call layer.eval() first.",
+    lambda f, x: any(not torch.equal(f.eval()(x[:t]), f(x)[:t]) for t in range(1, len(x))): TINY,
+    lambda f, x: not same(f.eval()(torch.cat([x[:1] + 1, x[1:]]))[1:], f(x)[1:]): "Did you change an early token",
+    lambda f, x: not same(f.eval()(torch.cat([x[:-1], x[-1:] + 1])), f(x)): "A token may change itself",
+    lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]): CHANGED,
+    by_change(redrawn, [12] * 10): "The last of the 13 tokens is alone in its group",
+    by_change(lambda x, t: torch.cat([x[:t], x[t:] + 0.01])): "Change more than a little, at several places.",
+}
+
+causality = Exercise(
+    "causality", lesson="06b", stars=3, solution=my_sees_the_future,
+    check=check_causality,
+    hints=(
+        "Run the layer on the whole sequence, then change something *late* and look at what came out *early*.",
+        "You can cut the sequence off at a place t, or put other tokens from t on. One place is not enough: try each.",
+        "Three traps: noise that is still on (`layer.eval()`), `x` changed by accident (`x.clone()`), and differences "
+        "that are only rounding (`torch.allclose(a, b, atol=1e-5)`).",
+    ),
+    mistakes=MISTAKES,
+)  # fmt: skip

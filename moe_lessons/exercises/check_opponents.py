@@ -1,12 +1,14 @@
-"""The exercises of lesson 08: the dense width that is as good as a mixture, and what a token costs three opponents."""
+"""Lesson 08: the dense width that is as good as a mixture, and what a token costs three opponents."""
 
 import math
-from collections.abc import Callable, Sequence
-from random import Random
+from collections.abc import Sequence
 
-from moe_lessons.exercises.exercise import Check, Problem, attempt, judge
+import torch
 
-SHAPES = ((4, 6, 8, 2), (8, 4, 16, 1), (6, 10, 5, 3), (64, 256, 1, 1))  # d_model D, d_ff F, num_experts E, top_k K
+from moe_lessons.exercises.compare import Comparison
+from moe_lessons.exercises.exercise import Exercise
+
+# --- the width that is as good -------------------------------------------------------------------------------------
 
 
 def width_at(widths: Sequence[float], qualities: Sequence[float], quality: float, log=math.log, exp=math.exp) -> float:
@@ -18,74 +20,89 @@ def width_at(widths: Sequence[float], qualities: Sequence[float], quality: float
     return math.inf
 
 
-def check_width_at(function: Callable[[list, list, float], float | None]) -> Check:
-    """Compare `function`(widths, qualities, quality) with `width_at`, on rising curves drawn at random.
-
-    >>> check_width_at(width_at)
-    ✔ Right: 20 random families, and one that the mixture leaves behind.
-    """
-
-    def try_case(seed: int) -> None:
-        rng = Random(seed)
-        widths = [rng.randint(4, 9) * 2 ** (i + 3) for i in range(4)]
-        qualities = sorted(rng.random() for _ in widths)
-        quality = 1.5 if seed == 20 else rng.uniform(qualities[0], qualities[-1])
-        given = attempt(lambda: function(list(widths), list(qualities), quality), "Your function stopped:", MISSING)
-        wanted, linear = width_at(widths, qualities, quality), width_at(widths, qualities, quality, float, float)
-        if math.isclose(given, wanted, rel_tol=1e-6):
-            return
-        if wanted == math.inf:
-            raise Problem("Not yet: a mixture better than all of them lies outside the family. Return math.inf.")
-        if math.isclose(given, linear, rel_tol=1e-6):
-            raise Problem("Not yet: your lines are straight over the width. Take its logarithm first, then exp.")
-        if math.isclose(given, math.log(wanted), rel_tol=1e-6):
-            raise Problem("Not yet: this is the logarithm of the width. Return its exp.")
-        if given in widths:
-            raise Problem("Not yet: this is one of the trained widths. Interpolate between the two neighbours.")
-        at = f"widths {widths}, qualities {[round(q, 3) for q in qualities]}, quality {quality:.3f}"
-        raise Problem(f"Not yet: with {at} the answer is {wanted:.1f}, yours is {given:.1f}.")
-
-    return judge(((seed,) for seed in range(21)), try_case, f"Right: 20 random families, and {LAST}.")
+def width_cases() -> list[tuple]:
+    """Rising curves, and one that the mixture leaves behind."""
+    cases = []
+    for case in range(12):
+        widths = [int(torch.randint(4, 10, ())) * 2 ** (i + 3) for i in range(4)]
+        qualities = torch.rand(4).sort().values.tolist()
+        share = torch.rand(()).item()
+        inside = qualities[0] + share * (qualities[-1] - qualities[0])
+        cases.append((widths, qualities, 1.5 if case == 11 else inside))
+    return cases
 
 
-LAST, MISSING = "one that the mixture leaves behind", "write your answer in the cell above, then run it and this one."
+def my_width(widths, qualities, quality):
+    for i in range(1, len(widths)):
+        if qualities[i - 1] <= quality <= qualities[i]:
+            share = (quality - qualities[i - 1]) / (qualities[i] - qualities[i - 1])
+            return widths[i - 1] * (widths[i] / widths[i - 1]) ** share
+    return math.inf
 
 
-def token_costs(d_model: int, d_ff: int, num_experts: int, top_k: int) -> tuple[int, int, int]:
-    """Of an FFN of experts in bfloat16, without its router: bytes kept, bytes read for one token, FLOPs for it."""
+ONE = "This is one of the trained widths. Interpolate between the two neighbours."
+WIDTH_MISTAKES = {
+    lambda w, q, x: width_at(w, q, min(x, q[-1])): (
+        "A mixture better than all of them lies outside the family. Return math.inf."
+    ),
+    lambda w, q, x: width_at(w, q, x, float, float): (
+        "Your lines are straight over the width. Take its logarithm first, then exp."
+    ),
+    lambda w, q, x: math.log(width_at(w, q, x)): "This is the logarithm of the width. Return its exp.",
+    lambda w, q, x: min(w, key=lambda width: abs(q[w.index(width)] - x)): ONE,
+    lambda w, q, x: next((width for width, own in zip(w, q) if own >= x), math.inf): ONE,
+}
+
+dense_width = Exercise(
+    "dense_width", lesson="08", stars=2, solution=my_width,
+    check=Comparison(width_at, "the width", width_cases, WIDTH_MISTAKES),
+    hints=(
+        "Find the two neighbours between whose qualities it lies. Which share of the way from one to the other is it?",
+        "Straight over log(width): `widths[i - 1] * (widths[i] / widths[i - 1]) ** share`.",
+    ),
+)  # fmt: skip
+
+# --- what a token costs --------------------------------------------------------------------------------------------
+
+
+def costs_by_matrices(d_model: int, d_ff: int, num_experts: int, top_k: int) -> tuple[int, int, int]:
+    """Bytes kept, bytes read and FLOPs for one token: one expert and one matrix after the other."""
+    kept = read = flops = 0
+    for expert in range(num_experts):
+        for rows, columns in ((d_ff, d_model), (d_ff, d_model), (d_model, d_ff)):  # gate, up, down
+            kept += 2 * rows * columns
+            read += 2 * rows * columns if expert < top_k else 0
+            flops += rows * (columns + columns) if expert < top_k else 0  # a multiply and an add for each weight
+    return kept, read, flops
+
+
+def my_token_costs(d_model, d_ff, num_experts, top_k):
     expert = 3 * d_model * d_ff
     return 2 * num_experts * expert, 2 * top_k * expert, 2 * top_k * expert
 
 
-def check_token_costs(function: Callable[[int, int, int, int], tuple | None]) -> Check:
-    """Compare `function`(d_model, d_ff, num_experts, top_k) with a count, one expert and one matrix after the other.
+ALL = "You count all E experts: a token reads and uses K of them."
+BYTES = "In bfloat16 a weight takes 2 bytes."
+COSTS_MISTAKES = {
+    lambda D, F, E, K: (4 * E * D * F, 4 * K * D * F, 4 * K * D * F): (
+        "You count two matrices in an expert. SwiGLU has three: gate, up and down."
+    ),
+    lambda D, F, E, K: (6 * E * D * F, 6 * E * D * F, 6 * K * D * F): ALL,
+    lambda D, F, E, K: (6 * E * D * F, 6 * E * D * F, 6 * E * D * F): ALL,
+    lambda D, F, E, K: (6 * E * D * F, 6 * K * D * F, 6 * E * D * F): ALL,
+    lambda D, F, E, K: (6 * E * D * F, 6 * K * D * F, 3 * K * D * F): "A weight costs 2 FLOPs: a multiply and an add.",
+    lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 6 * K * D * F): BYTES,
+    lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 3 * K * D * F): f"{BYTES} And it costs 2 FLOPs.",
+    lambda D, F, E, K: (6 * K * D * F, 6 * K * D * F, 6 * K * D * F): "All E experts are kept, not only K of them.",
+}
 
-    >>> check_token_costs(token_costs)
-    ✔ Right: bytes kept, bytes read and FLOPs agree for 4 shapes, the last of them a dense FFN.
-    """
-
-    def try_case(d_model: int, d_ff: int, num_experts: int, top_k: int) -> None:
-        case = f"D = {d_model}, F = {d_ff}, E = {num_experts}, K = {top_k}"
-        given = attempt(lambda: function(d_model, d_ff, num_experts, top_k), f"With {case} your code stops:", MISSING)
-        kept, read, flops = given
-        count = [0, 0, 0]
-        for expert in range(num_experts):
-            for rows, columns in ((d_ff, d_model), (d_ff, d_model), (d_model, d_ff)):  # gate, up, down
-                count[0] += 2 * rows * columns
-                count[1] += 2 * rows * columns if expert < top_k else 0
-                count[2] += rows * (columns + columns) if expert < top_k else 0  # a multiply and an add for each weight
-        if [3 * value for value in given] == [2 * value for value in count]:
-            raise Problem("Not yet: you count two matrices in an expert. SwiGLU has three: gate, up and down.")
-        names = ("bytes kept", "bytes read", "FLOPs")
-        for name, value, wanted in zip(names, given, count):
-            if value == wanted:
-                continue
-            advice = ""
-            if name != "bytes kept" and value * top_k == wanted * num_experts:
-                advice = " You count all E experts: a token reads and uses K of them."
-            elif value * 2 == wanted:
-                advice = " In bfloat16 a weight takes 2 bytes." if "bytes" in name else " A weight costs 2 FLOPs."
-            raise Problem(f"Not yet: with {case} the {name} are {wanted:,}, yours {value:,}.{advice}")
-
-    right = f"Right: bytes kept, bytes read and FLOPs agree for {len(SHAPES)} shapes, the last of them a dense FFN."
-    return judge(SHAPES, try_case, right, "return three numbers: bytes kept, bytes read, FLOPs")
+token_costs = Exercise(
+    "token_costs", lesson="08", stars=1, solution=my_token_costs,
+    check=Comparison(
+        costs_by_matrices,
+        ("bytes kept", "bytes read", "FLOPs"),
+        lambda: [(4, 6, 8, 2), (8, 4, 16, 1), (6, 10, 5, 3), (64, 256, 1, 1)],  # the last is a dense FFN
+        COSTS_MISTAKES,
+    ),
+    hints=("How many numbers has one expert? All E are kept. How many of them does one token read?",),
+)  # fmt: skip

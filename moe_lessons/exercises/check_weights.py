@@ -1,23 +1,28 @@
-"""The exercise of lesson 00: from the router's probabilities of one token to the weights of its experts, in plain
-Python."""
-
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+"""Lesson 00: from the router's probabilities of one token to the weights of its experts, in plain Python."""
 
 import torch
 
-from moe_lessons.exercises.exercise import SIZES, Check, Problem, attempt, judge
+from moe_lessons.exercises.compare import Comparison
+from moe_lessons.exercises.exercise import Exercise
 
 
-def top_k_weights(probs: Sequence[float], k: int) -> list[float]:
+def top_k_weights(probs: list[float], k: int) -> list[float]:
     """For each expert its weight: its probability divided by the sum of the k largest, or 0 if it is not of these."""
     chosen = sorted(probs)[-k:]
     return [p / sum(chosen) if p in chosen else 0.0 for p in probs]
 
 
-# what is often written instead, and what to say about it
-MISTAKES: dict[Callable[[Sequence[float], int], Sequence[float]], str] = {
+def weights_cases() -> list[tuple]:
+    return [(torch.randn(E).softmax(dim=0).tolist(), k) for E, k in ((3, 2), (4, 1), (5, 3), (2, 2))]
+
+
+def my_weights(probs, k):
+    chosen = sorted(range(len(probs)), key=lambda e: probs[e])[-k:]  # the k experts of the largest probabilities
+    total = sum(probs[e] for e in chosen)
+    return [probs[e] / total if e in chosen else 0 for e in range(len(probs))]
+
+
+WEIGHTS_MISTAKES = {
     lambda probs, k: [p if w else 0.0 for p, w in zip(probs, top_k_weights(probs, k))]: (
         "The right experts are chosen, but their weights do not sum to 1. Divide each by the sum of the chosen ones."
     ),
@@ -31,33 +36,11 @@ MISTAKES: dict[Callable[[Sequence[float], int], Sequence[float]], str] = {
     ),
 }
 
-
-def check_weights(function: Callable[[list[float], int], Any]) -> Check:
-    """Compare `function`(probs, k) -> weights with `top_k_weights`, on probabilities drawn at random.
-
-    >>> check_weights(top_k_weights)
-    ✔ Right: your weights are those of a top-k router, for 4 tokens drawn at random.
-    """
-    right = f"Right: your weights are those of a top-k router, for {len(SIZES)} tokens drawn at random."
-    unreadable = "your answer must be a list of numbers, one for each expert"
-    return judge(enumerate(SIZES), partial(_try_weights, function), right, unreadable)
-
-
-def _try_weights(function: Callable, seed: int, sizes: tuple[int, int, int, int]) -> None:
-    _, _, num_experts, k = sizes
-    generator = torch.Generator().manual_seed(seed)
-    probs = torch.randn(num_experts, generator=generator).softmax(dim=0).tolist()
-    missing = "my_weights returns nothing. Write it, then run the cell again."
-    at = f"with the probabilities {[round(p, 2) for p in probs]} and k = {k}"
-    given = attempt(lambda: function(probs.copy(), k), f"Your function stopped {at}:", missing)
-    given, expected = [float(weight) for weight in given], top_k_weights(probs, k)
-    if agree(given, expected):
-        return
-    advice = [text for mistake, text in MISTAKES.items() if agree(given, mistake(probs, k))]
-    shown, wanted = ([round(weight, 2) for weight in weights] for weights in (given, expected))
-    raise Problem(" ".join([f"Not yet: {at} the weights are {wanted}, yours are {shown}.", *advice[:1]]))
-
-
-def agree(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether the numbers are equal but for rounding."""
-    return len(a) == len(b) and all(abs(p - q) < 1e-5 for p, q in zip(a, b))
+token_weights = Exercise(
+    "token_weights", lesson="00", stars=1, solution=my_weights,
+    check=Comparison(top_k_weights, "the weights", weights_cases, WEIGHTS_MISTAKES, axes=("expert",)),
+    hints=(
+        "Find the k most probable experts first, and only then divide.",
+        "`sorted(range(len(probs)), key=lambda e: probs[e])[-k:]` has the numbers of the k most probable experts.",
+    ),
+)  # fmt: skip

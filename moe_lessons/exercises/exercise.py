@@ -1,37 +1,127 @@
 """The base of the exercises: an answer is tried case by case, and whatever it does is said in words."""
 
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
+from moe_lessons import progress
+from moe_lessons.exercises import limits
+from moe_lessons.nn import seeded
+from moe_lessons.show import Source, show_source
 
-from moe_lessons.nn import FeedForward, seeded
-
-SIZES = ((4, 6, 3, 2), (7, 6, 4, 1), (9, 4, 5, 3), (1, 5, 2, 2))  # tokens T, d_model D, num_experts E, top_k K
+Mistakes = Mapping[Callable, str]  # what is often written instead, and what to say about it
+NOT_THEIRS = str(Path(__file__).parent), "site-packages"  # what is no code of the learner
+WORDS = {
+    "right": "✔ Right",
+    "wrong": "✘ Not yet",
+    "raised": "✘ Your code stops",
+    "stopped": "✘ Stopped",
+    "not attempted": "… Not attempted yet",
+}
 
 
 class Check(NamedTuple):
-    """What became of an answer. `status`: 'right', 'wrong', 'raised' or 'not attempted'."""
+    """What became of an answer. `status`: one of `WORDS`; known: whether it is a mistake that is often made."""
 
     status: str
     message: str
+    known: bool = False
 
     def __repr__(self) -> str:
-        sign = {"right": "✔", "not attempted": "…"}.get(self.status, "✘")
-        return f"{sign} {self.message}"
+        return f"{WORDS[self.status]}. {self.message}"
 
 
 class Problem(Exception):
-    """What to say of an answer that is not right, and the status that it gives."""
+    """What to say of an answer that is not right, in whole sentences, and the status that it gives."""
 
-    def __init__(self, message: str, status: str = "wrong"):
+    def __init__(self, message: str, status: str = "wrong", known: bool = False):
         super().__init__(message)
-        self.status = status
+        self.check = Check(status, message, known)
 
 
-def judge(cases: Iterable, try_case: Callable, right: str, unreadable: str = "your answer cannot be read") -> Check:
+class Hint(str):
+    """A sentence or two that a notebook shows as text."""
+
+    _repr_markdown_ = __repr__ = str.__str__
+
+
+class Exercise:
+    """A function that the learner writes: `check` it, ask for a `hint`, see a `solution`.
+
+    name: of the variable that holds the exercise, too. stars: 1 to 3. check: answer -> Check, for instance a
+    `Comparison`. solution: the function that the learner could have written, with the name of theirs; it is kept as
+    `answer`. mistakes: what is often written instead, and what to say about it; a `Comparison` has its own.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        lesson: str,
+        stars: int,
+        check: Callable[[Any], Check],
+        hints: tuple[str, ...],
+        solution: Callable,
+        mistakes: Mistakes | None = None,
+    ):
+        if not name.isidentifier() or stars not in (1, 2, 3) or isinstance(hints, str) or not hints:
+            raise ValueError(f"an exercise has a name, 1 to 3 stars and hints, got {name!r}, {stars!r}, {hints!r}")
+        self.name, self.lesson, self.stars, self.hints = name, lesson, stars, hints
+        self.mistakes: Mistakes = mistakes or getattr(check, "mistakes", {})
+        self.answer, self.answer_name = solution, solution.__name__
+        self._check, self._hints_seen = check, 0
+
+    def check(self, answer: Any = None) -> Check:
+        """Try `answer`, within a time limit, and say what differs. Never raises, but where the user interrupts."""
+        found = self._try(answer)
+        if found.status == "not attempted":
+            todo = "write it in the cell above, run it, then run this one"
+            found = Check(found.status, f"{self.answer_name} returns nothing: {todo}.")
+        else:
+            solved = {"status": "right"} if found.status == "right" else {}  # once solved, always solved
+            progress.record("exercises", self.key, last=found.status, **solved)
+        stuck = f" Stuck? {self.name}.hint()" if found.status in ("wrong", "not attempted") and not found.known else ""
+        return found._replace(message=_shortened(found.message) + stuck)
+
+    @property
+    def key(self) -> str:
+        """Its key in the learner's progress, such as '05.slowdown'."""
+        return f"{self.lesson}.{self.name}"
+
+    def _try(self, answer: Any) -> Check:
+        if answer is None or answer is Ellipsis:
+            return Check("not attempted", "")
+        if not callable(answer):
+            kind = type(answer).__name__
+            return Check("wrong", f"Give the function itself, {self.name}.check({self.answer_name}), not a {kind}.")
+        try:
+            with seeded(0), limits.kept_short():
+                return limits.limited(partial(self._check, answer), limits.SECONDS)
+        except limits.TimeUp:
+            return Check("stopped", f"It was not done after {limits.SECONDS:g} s: does a loop never end?")
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # such as SystemExit
+            return Check("raised", f"It ends with {type(error).__name__}.")
+
+    def hint(self) -> Hint:
+        """The next hint; after the last one, the last again."""
+        number = self._hints_seen = min(self._hints_seen + 1, len(self.hints))
+        more = "" if number < len(self.hints) else f" (The last hint. Next is {self.name}.solution().)"
+        return Hint(f"Hint {number} of {len(self.hints)}: {self.hints[number - 1]}{more}")
+
+    def solution(self) -> Source:
+        """A function that is right, to be read or pasted. That it was seen is noted in the progress."""
+        progress.record("exercises", self.key, solution_seen=True)
+        return show_source(self.answer)
+
+    def __repr__(self) -> str:
+        calls = f"{self.name}.check({self.answer_name}), {self.name}.hint(), {self.name}.solution()"
+        return f"{self.lesson} {'★' * self.stars} {calls}"
+
+
+def judge(cases: Iterable, try_case: Callable, right: str, unreadable: str = "Your answer cannot be read") -> Check:
     """Call `try_case`(*case) for each case until one raises; where none does, `right` is said. It never raises.
 
     unreadable: what to say of an answer of another kind than was asked for, with which `try_case` itself fails.
@@ -40,125 +130,40 @@ def judge(cases: Iterable, try_case: Callable, right: str, unreadable: str = "yo
         for case in cases:
             try_case(*case)
     except Problem as problem:
-        return Check(problem.status, str(problem))
+        return problem.check
     except Exception as error:
-        return Check("wrong", f"Not yet: {unreadable}: {type(error).__name__}: {error}")
+        return Check("wrong", f"{unreadable}: {type(error).__name__}: {error}")
     return Check("right", right)
 
 
-def attempt(call: Callable[[], Any], prefix: str, missing: str) -> Any:
-    """What `call`() gives. Raises Problem where it stops with an error, or nothing is written yet."""
+def attempt(call: Callable[[], Any], at: str = "") -> Any:
+    """What `call`() of an answer gives. Raises Problem where it stops with an error, or nothing is written yet.
+
+    at: the case, such as 'with T = 4'.
+    """
     try:
         given = call()
     except NotImplementedError:
         given = None
     except Exception as error:
-        raise Problem(f"{prefix} {type(error).__name__}: {error}", "raised") from None
+        frames = traceback.extract_tb(error.__traceback__)
+        frames = [frame for frame in frames if not any(part in frame.filename for part in NOT_THEIRS)]
+        line = f", in the line '{frames[0].line}'" if frames and frames[0].line else ""
+        where = f"{at}{line}: ".lstrip(", :")
+        raise Problem(f"{where[:1].upper()}{where[1:]}{type(error).__name__}: {error}", "raised") from None
     if given is None or given is Ellipsis:
-        raise Problem(f"Not attempted yet: {missing}", "not attempted")
+        raise Problem("", "not attempted")
     return given
 
 
-def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal but for rounding."""
-    return a.shape == b.shape and torch.allclose(a.float(), b.float(), atol=1e-5)
-
-
-def recognise(mistakes: Mapping[Callable, str], is_it: Callable[[Callable], bool]) -> None:
+def recognise(mistakes: Mistakes, is_it: Callable[[Callable], bool]) -> None:
     """Raise Problem with the advice on the first of the `mistakes` that the answer is."""
     for mistake, advice in mistakes.items():
         if is_it(mistake):
-            raise Problem(f"Not yet. {advice}")
+            raise Problem(advice, known=True)
 
 
-def compare(given: Tensor, expected: Tensor, mistakes: Mapping[Callable, str], arguments: tuple, text: str) -> None:
-    """Raise Problem where `given` (T, …) is not as expected: the advice on a frequent mistake, or else `text`.
-
-    mistakes: what is often written instead, a function of the `arguments`, and what to say about it.
-    """
-    if same(given, expected):
-        return
-    recognise(mistakes, lambda mistake: same(given, mistake(*arguments)))
-    off = (given - expected).abs().flatten(1).amax(dim=1).nan_to_num(nan=torch.inf)  # (T,)
-    raise Problem(f"Not yet: {text}, most for token {int(off.argmax())}, by {off.max():.2g}.")
-
-
-def check_numbers(
-    answer: Callable[..., Any],
-    cases: Mapping[tuple, Any],
-    hint: str = "",
-    mistakes: Mapping[Callable[..., Any], str] | None = None,
-) -> Check:
-    """Compare `answer`(*arguments) with what it should return, for each of the `cases`.
-
-    hint: what to say of a wrong answer. mistakes: what is often written instead, and what to say about it.
-
-    >>> check_numbers(lambda a, b: a * b, {(2, 3): 6, (4, 5): 20})
-    ✔ Right: all 2 cases agree.
-    >>> check_numbers(lambda a, b: a + b, {(2, 2): 4, (2, 3): 6}, hint="Not a sum.")
-    ✘ Not yet: with (2, 3) the answer is 6, yours is 5. Hint: Not a sum.
-    """
-    missing = "write your answer in the cell above, run it, and run this one again."
-
-    def try_case(arguments: tuple, expected: Any) -> None:
-        given = attempt(lambda: answer(*arguments), f"Not yet: with {arguments} your code stops with", missing)
-        if given != expected:
-            known = [advice for mistake, advice in (mistakes or {}).items() if given == mistake(*arguments)]
-            advice = "".join(f" Hint: {said}" for said in [*known, hint][:1] if said)
-            raise Problem(f"Not yet: with {arguments} the answer is {expected:,}, yours is {given!r}.{advice}")
-
-    return judge(cases.items(), try_case, f"Right: all {len(cases)} cases agree.")
-
-
-def moe_by_loops(x: Tensor, router_weight: Tensor, experts: list, top_k: int) -> Tensor:
-    """The MoE block, one token and one expert at a time: x (T, D) -> y (T, D)."""
-    rows = []
-    for token in x:  # (D,)
-        probs = (router_weight @ token).softmax(dim=0)  # (E,)
-        chosen = sorted(range(len(experts)), key=lambda e: -probs[e].item())[:top_k]
-        total = sum(probs[e] for e in chosen)
-        rows.append(sum(probs[e] / total * experts[e](token) for e in chosen))
-    return torch.stack(rows)
-
-
-MISTAKES: dict[Callable, str] = {
-    lambda x, w, experts, k: moe_by_loops(x, w, experts, k) * (x @ w.T).softmax(-1).topk(k).values.sum(-1, True): (
-        "The right experts ran, but their weights do not sum to 1: divide the K of them by their sum."
-    ),
-    lambda x, w, experts, k: moe_by_loops(x, w, experts, len(experts)): (
-        "Every expert ran. Keep only the top_k experts of each token, then divide by the sum of those."
-    ),
-    lambda x, w, experts, k: torch.stack([sum(experts[e](t) for e in (w @ t).topk(k).indices) for t in x]): (
-        "The right experts ran, but unweighted: multiply each output by its weight before you add."
-    ),
-}
-
-
-@torch.no_grad()
-def check_moe(function: Callable[[Tensor, Tensor, list, int], Tensor | None]) -> Check:
-    """Compare `function`(x (T, D), router_weight (E, D), experts, top_k) with the loops, at several sizes.
-
-    >>> check_moe(moe_by_loops)
-    ✔ Right: your block equals the loop over tokens and experts, at 4 different sizes.
-    """
-    right = f"Right: your block equals the loop over tokens and experts, at {len(SIZES)} different sizes."
-    return judge(enumerate(SIZES), partial(_try_moe, function), right)
-
-
-def _try_moe(function: Callable, seed: int, sizes: tuple[int, int, int, int]) -> None:
-    num_tokens, d_model, num_experts, top_k = sizes
-    at = f"with {num_tokens} tokens of {d_model} numbers, {num_experts} experts and top_k = {top_k}"
-    with seeded(seed):
-        x, router_weight = torch.randn(num_tokens, d_model), torch.randn(num_experts, d_model)
-        experts = [FeedForward(d_model, 8) for _ in range(num_experts)]
-    arguments, given = (x, router_weight, experts, top_k), x.clone()
-    missing = "my_moe returns nothing. Write it, then run the cell again."
-    y = attempt(lambda: function(*arguments), f"Your function stopped {at}:", missing)
-    if not isinstance(y, Tensor):
-        raise Problem(f"Not yet: return a tensor y like x, not a {type(y).__name__}.")
-    if y.shape != x.shape:
-        raise Problem(f"Not yet: {at}, y must have the shape of x, {tuple(x.shape)}, not {tuple(y.shape)}.")
-    if not torch.equal(x, given):
-        raise Problem("Not yet: your function changed x. Write into a new tensor.")
-    text = f"{at}, y differs from the loop over tokens and experts"
-    compare(y, moe_by_loops(*arguments), MISTAKES, arguments, text)
+def _shortened(message: str, limit: int = 600) -> str:
+    """On one line, and not too long."""
+    line = " ".join(message.split())
+    return line if len(line) <= limit else f"{line[:limit]} …"

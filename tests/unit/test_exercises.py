@@ -1,110 +1,166 @@
-"""The exercises tell right from wrong, say what is wrong, and never raise."""
+"""What holds for every exercise: right from wrong, mistakes by name, and whatever else an answer may be or do."""
 
+import random
 import re
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from moe_lessons.exercises.check_causality import NUM_TOKENS, causality_cases, check_causality, sees_the_future
-from moe_lessons.exercises.check_router import check_router
-from moe_lessons.exercises.exercise import MISTAKES, check_moe, check_numbers, moe_by_loops
-from moe_lessons.nn import MoE, Routing, seeded
+from moe_lessons import progress
+from moe_lessons.exercises import EXERCISES, limits
+from moe_lessons.exercises.compare import Comparison
+from moe_lessons.exercises.exercise import Check, Exercise, Hint
+from moe_lessons.show import Source
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
-
-
-def lesson_texts(lesson: str, solutions: bool = False) -> list[str]:
-    """The cells of a lesson, or the code in its folded solutions."""
-    (path,) = NOTEBOOKS.glob(f"{lesson}_*.ipynb")
-    cells = [cell.source for cell in nbformat.read(path, as_version=4).cells]
-    return re.findall(r"<b>Solution</b>.*?```python\n(.*?)```", "\n".join(cells), re.DOTALL) if solutions else cells
+LESSONS = sorted(path.stem.split("_")[0] for path in (Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
+MISTAKES = [(exercise, mistake) for exercise in EXERCISES for mistake in exercise.mistakes]
 
 
-def define(name: str, texts: list[str], **names):
-    """What the one text with `name` in it defines."""
-    (code,) = [text for text in texts if name in text]
-    names |= {"torch": torch, "nn": nn, "Routing": Routing, "check_router": check_router}
-    exec(code, names)
-    return names[name.split()[1].partition("(")[0]]
+@pytest.fixture
+def own_progress(monkeypatch, tmp_path):
+    monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
 
 
-# --- right answers: the solutions in the lessons, and a router -----------------------------------------------------
+@pytest.fixture(params=EXERCISES, ids=lambda exercise: exercise.key)
+def exercise(request) -> Exercise:
+    return request.param
 
 
-my_moe = define("def my_moe", lesson_texts("02", solutions=True))
+def entry(exercise: Exercise) -> dict:
+    return progress.load()["exercises"].get(exercise.key, {})
 
 
-class Buggy(nn.Module):
-    """Its weights are always 1 where K is 1."""
-
-    def __init__(self, d_model, num_experts, top_k):
-        super().__init__()
-        self.top_k, self.weight = top_k, nn.Parameter(torch.randn(num_experts, d_model))
-
-    def weights(self, logits, chosen):
-        return logits.gather(1, chosen).softmax(dim=-1)
-
-    def forward(self, x):
-        logits = x @ self.weight.T
-        chosen = logits.topk(self.top_k, dim=-1).indices
-        return Routing.from_topk(logits, self.probs(logits), chosen, self.weights(logits, chosen))
-
-    def probs(self, logits):
-        return logits.softmax(dim=-1)
+def is_readable(check: Check) -> bool:
+    text = repr(check)
+    return "\n" not in text and len(text) < 800 and text[0] in "✔✘…" and text.count("Not yet") <= 1
 
 
-class Mended(Buggy):
-    def weights(self, logits, chosen):
-        weights = logits.softmax(dim=-1).gather(1, chosen)
-        return weights / weights.sum(dim=-1, keepdim=True) if self.top_k > 1 else weights
+# --- the table -----------------------------------------------------------------------------------------------------
 
 
-def variant(**methods) -> type:
-    return type("Variant", (Mended,), methods)
+def test_there_are_enough_of_them():
+    assert len(EXERCISES) >= 30 and len({exercise.name for exercise in EXERCISES}) == len(EXERCISES)
+    assert len({advice for exercise in EXERCISES for advice in exercise.mistakes.values()}) >= 60
+    per_lesson = Counter(exercise.lesson for exercise in EXERCISES)
+    assert not [lesson for lesson in LESSONS if lesson >= "01" and per_lesson[lesson] < 2], per_lesson
+    assert set(per_lesson) <= set(LESSONS)
+    assert [exercise.lesson for exercise in EXERCISES] == sorted(exercise.lesson for exercise in EXERCISES)
+    assert {exercise.stars for exercise in EXERCISES} == {1, 2, 3}
 
 
-# each check as a function of a function, and a right one
-CHECKS = {
-    "numbers": (lambda answer: check_numbers(answer, {(1, 2): 3, (20, 1500): 1520}, hint="Add."), lambda a, b: a + b),
-    "moe": (check_moe, my_moe),
-    "router": (lambda answer: check_router(variant(forward=answer)), Mended.forward),
-    "causality": (check_causality, define("def sees_the_future", lesson_texts("06b", solutions=True))),
-}
+@pytest.mark.parametrize("change", [{"stars": 4}, {"stars": 0}, {"hints": ()}, {"hints": "one"}, {"name": "my name"}])
+def test_an_exercise_that_is_none_is_refused(change):
+    arguments = {"name": "x", "lesson": "05", "stars": 1, "check": len, "hints": ("one",), "solution": len}
+    with pytest.raises(ValueError, match="has a name, 1 to 3 stars and hints, got"):
+        Exercise(**arguments | change)
 
 
-@pytest.fixture(params=CHECKS)
-def exercise(request):
-    return CHECKS[request.param]
+# --- right and wrong -----------------------------------------------------------------------------------------------
 
 
-# --- what holds for each exercise --------------------------------------------------------------------------------
+def test_the_solution_is_right_and_leaves_no_trace(exercise, capsys):
+    def draws(*arguments):
+        torch.rand(3)
+        return exercise.answer(*arguments)
 
-
-def test_right_and_the_random_state_is_left_alone(exercise):
-    check, answer = exercise
+    torch.manual_seed(random.randrange(2**31))  # no matter which
     before = torch.get_rng_state()
-    assert repr(check(answer)).startswith("✔ Right: ")
-    assert torch.equal(torch.get_rng_state(), before)
+    check = exercise.check(draws)
+    assert check.status == "right" and is_readable(check), check
+    assert torch.equal(torch.get_rng_state(), before) and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("exercise, mistake", MISTAKES, ids=lambda value: getattr(value, "key", ""))
+def test_a_typical_mistake_is_recognised(exercise, mistake):
+    check, advice = exercise.check(mistake), exercise.mistakes[mistake]
+    assert check.status == "wrong" and check.known and advice in check.message and is_readable(check), check
+    assert "Stuck?" not in check.message
+    assert re.match(r"[A-Z0-9'f−√].*[.?)]", advice) or advice in check.message
 
 
 def not_written(*_):
     raise NotImplementedError
 
 
-@pytest.mark.parametrize("answer", [lambda *_: None, lambda *_: ..., not_written])
-def test_not_attempted(exercise, answer):
-    said = exercise[0](answer)
-    assert said.status == "not attempted" and repr(said).startswith("… Not attempted yet: ")
+@pytest.mark.parametrize("answer", [None, ..., lambda *_: None, lambda *_: ..., not_written])
+def test_nothing_written(exercise, answer):
+    check = exercise.check(answer)
+    assert check.status == "not attempted"
+    assert repr(check).startswith("… Not attempted yet. ") and repr(check).endswith(f" Stuck? {exercise.name}.hint()")
+    assert exercise.answer_name in check.message
 
 
-@pytest.mark.parametrize("answer", [lambda: 0, lambda *_: 1 / 0, lambda *_: unknown])  # noqa: F821
-def test_an_error_is_said_and_not_raised(exercise, answer):
-    said = exercise[0](answer)
-    assert said.status == "raised" and re.search("(TypeError|ZeroDivisionError|NameError): ", repr(said))
+@pytest.mark.parametrize("answer", ["my_answer", 3.5, torch.ones(2), [len]])
+def test_what_is_no_function(exercise, answer):
+    check = exercise.check(answer)
+    assert check.status == "wrong" and f"{exercise.name}.check({exercise.answer_name})" in check.message
+
+
+class Strange:
+    def __init__(self, *_):
+        pass
+
+    def __repr__(self):
+        raise RuntimeError
+
+    __eq__ = __len__ = __float__ = __str__ = __repr__
+    __hash__ = None
+
+
+STRANGE = {
+    "str": lambda: "two\nlines",
+    "class": lambda: Strange,
+    "object": Strange,
+    "lambda": lambda: lambda x: x,
+    "generator": lambda: (i for i in range(3)),
+    "empty list": list,
+    "nested": lambda: [[1, 2], [3]],
+    "dict": dict,
+    "nan": lambda: float("nan"),
+    "inf": lambda: float("-inf"),
+    "huge": lambda: 10**400,
+    "bool": lambda: True,
+    "complex": lambda: torch.ones(2, dtype=torch.complex64),
+    "meta": lambda: torch.zeros((), device="meta"),
+    "meta pair": lambda: (torch.zeros(3, device="meta"), torch.zeros(3, device="meta")),
+    "needs a gradient": lambda: torch.zeros(3, 2, requires_grad=True),
+    "no rows": lambda: torch.zeros(0, 4),
+    "sparse": lambda: torch.eye(3).to_sparse(),
+    "strings": lambda: ("a", "b"),
+    "strings in an array": lambda: np.array(["a", "b"]),
+    "large": lambda: torch.zeros(2, 3, 4, 5),
+}
+
+
+def test_what_is_no_answer(exercise):
+    for name, make in STRANGE.items():
+        check = exercise.check(lambda *_, make=make: make())
+        assert check.status in ("wrong", "raised") and is_readable(check), (name, check)
+        assert not isinstance(exercise._check, Comparison) or "cannot be read" not in check.message, check
+
+
+# --- an answer that misbehaves -------------------------------------------------------------------------------------
+
+
+def test_an_error_is_said_and_not_raised(exercise):
+    for answer, error in ((lambda *_: 1 / 0, "ZeroDivisionError"), (lambda *_: unknown, "NameError")):  # noqa: F821
+        check = exercise.check(answer)
+        assert check.status == "raised" and error in check.message and is_readable(check), check
+        assert "in the line 'for answer, error in (" in check.message.lower()
+    assert "TypeError" in exercise.check(lambda a, b, c, d, e, f, g, h, i: 0).message
+
+
+def test_the_end_of_the_program_is_no_answer(exercise):
+    def leave(*_):
+        raise SystemExit
+
+    assert "SystemExit" in exercise.check(leave).message
 
 
 def test_the_interrupt_of_a_user_passes(exercise):
@@ -112,177 +168,194 @@ def test_the_interrupt_of_a_user_passes(exercise):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        exercise[0](endless)
+        exercise.check(endless)
 
 
-def test_lesson_05_starts_with_a_wrong_router_and_its_solution_is_right():
-    start = define("class NewRouter", lesson_texts("05"))
-    unwritten = [text for text in lesson_texts("05") if "check_router(MyRouter)" in text]
-    attempt = define("class MyRouter", unwritten, NewRouter=start)
-    solution = define("class MyRouter", lesson_texts("05", solutions=True), NewRouter=start)
-    assert [check_router(router).status for router in (start, attempt, solution)] == ["wrong", "not attempted", "right"]
+def test_what_never_ends_is_stopped(exercise, monkeypatch):
+    def endless(*_):
+        while True:
+            pass
+
+    monkeypatch.setattr(limits, "SECONDS", 0.1)
+    begin, threads = time.monotonic(), threading.active_count()
+    check = exercise.check(endless)
+    assert check.status == "stopped" and "after 0.1 s: does a loop never end?" in check.message
+    assert time.monotonic() - begin < 1.5 and threading.active_count() == threads
 
 
-# --- numbers -----------------------------------------------------------------------------------------------------
+def test_of_what_is_printed_a_few_lines_are_shown(exercise, capsys):
+    def loud(*arguments):
+        for i in range(10_000):
+            print("line", i)
+        return exercise.answer(*arguments)
+
+    assert exercise.check(loud).status == "right"
+    out = capsys.readouterr().out
+    assert out.startswith("line 0\nline 1\n") and len(out.splitlines()) == limits.LINES + 1
+    assert re.search(r"… and [\d,]+,995 more lines\n$", out)
 
 
-def test_a_wrong_number_names_the_first_case_and_gives_the_hint():
-    check, _ = CHECKS["numbers"]
-    wrong = "✘ Not yet: with (20, 1500) the answer is 1,520, yours is 3. Hint: Add."
-    assert repr(check(lambda a, b: 3)) == wrong
-    assert "cannot be read: ValueError" in repr(check(lambda a, b: np.zeros(3)))
+def test_changed_arguments_are_said(exercise):
+    def spoils(*arguments):
+        result = exercise.answer(*[a.clone() if isinstance(a, torch.Tensor) else a for a in arguments])
+        for argument in arguments:
+            if isinstance(argument, torch.Tensor):
+                argument.detach().zero_()
+        return result
+
+    comparison = exercise._check
+    if not isinstance(comparison, Comparison) or comparison.in_place:
+        return
+    check = exercise.check(spoils)
+    has_tensors = any(isinstance(argument, torch.Tensor) for argument in list(comparison.cases())[0])
+    assert ("your function changed" in check.message) == has_tensors and (check.status == "wrong") == has_tensors, check
 
 
-# --- the block ---------------------------------------------------------------------------------------------------
+# --- hint, solution, progress --------------------------------------------------------------------------------------
 
 
-def changes_x(x, *rest):
-    y = my_moe(x, *rest)
-    x.zero_()
-    return y
+def test_hints_come_one_at_a_time_and_the_last_stays(exercise):
+    exercise._hints_seen = 0
+    hints = [exercise.hint() for _ in range(len(exercise.hints) + 1)]
+    for number, (hint, text) in enumerate(zip(hints, exercise.hints), start=1):
+        assert isinstance(hint, Hint) and hint.startswith(f"Hint {number} of {len(exercise.hints)}: {text}")
+    assert hints[-1] == hints[-2] and f"{exercise.name}.solution()" in hints[-1] and repr(hints[-1]) == hints[-1]
 
 
-@pytest.mark.parametrize(
-    "answer, advice",
-    [
-        (lambda *arguments: my_moe(*arguments).T, r"must have the shape of x, \(4, 6\), not \(6, 4\)"),
-        (lambda *arguments: (my_moe(*arguments), None), "return a tensor y like x, not a tuple"),
-        (lambda x, *rest: my_moe(x, *rest) + 0.01 * torch.eye(len(x))[1:2].T, "differs.* most for token 1, by 0.01"),
-        (lambda *arguments: my_moe(*arguments) * torch.nan, "differs from the loop.* for token 0, by inf"),
-        (lambda *arguments: my_moe(*arguments[:3], 2), "with 7 tokens of 6 numbers, 4 experts and top_k = 1, y"),
-        (changes_x, "your function changed x"),
-    ],
-)
-def test_a_wrong_block(answer, advice):
-    check = check_moe(answer)
-    assert check.status == "wrong" and re.search(advice, check.message), check.message
+def test_the_solution_can_be_pasted(exercise, own_progress):
+    solution = exercise.solution()
+    assert isinstance(solution, Source) and re.match(rf"(def|class) {exercise.answer_name}\(", solution)
+    assert entry(exercise)["solution_seen"] is True and "status" not in entry(exercise)
+    assert len(solution.splitlines()) <= 15  # a cell
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_frequent_mistakes_are_known(mistake):
-    assert check_moe(mistake).message == f"Not yet. {MISTAKES[mistake]}"
+def test_once_solved_always_solved(exercise, own_progress):
+    exercise.check(None)
+    exercise.check(lambda *_: ...)
+    assert entry(exercise) == {}
+    exercise.check(lambda *_: "wrong")
+    assert "status" not in entry(exercise) and entry(exercise)["last"] in ("wrong", "raised")
+    exercise.check(exercise.answer)
+    assert entry(exercise)["status"] == entry(exercise)["last"] == "right"
+    exercise.check(lambda *_: 1 / 0)
+    exercise.check(None)
+    assert entry(exercise)["status"] == "right" and entry(exercise)["last"] == "raised"
 
 
-def test_the_loops_equal_the_package():
-    moe, x = MoE(4, 8, 5, 2), torch.randn(7, 4)
-    experts = [MoE(4, 8, 1, 1, norm_topk_prob=True) for _ in range(5)]
-    for e, expert in enumerate(experts):
-        expert.experts.load_state_dict({name: w[[e]] for name, w in moe.experts.state_dict().items()})
-    y = moe_by_loops(x, moe.router.weight, [lambda row, expert=expert: expert(row)[0] for expert in experts], 2)
-    torch.testing.assert_close(y, moe(x)[0])
+def test_it_says_what_can_be_done(exercise):
+    for call in (f"check({exercise.answer_name})", "hint()", "solution()"):
+        assert f"{exercise.name}.{call}" in repr(exercise)
 
 
-# --- the router --------------------------------------------------------------------------------------------------
+# --- limits --------------------------------------------------------------------------------------------------------
 
 
-def one_expert_less(self, x):
-    logits = x @ self.weight.T
-    weights, chosen = logits[:, 1:].softmax(dim=-1).topk(self.top_k, dim=-1)
-    return Routing.from_topk(logits, logits.softmax(dim=-1), chosen + 1, weights)
+@pytest.fixture
+def any_exercise() -> Exercise:
+    return EXERCISES[0]
 
 
-@pytest.mark.parametrize(
-    "router, advice",
-    [
-        (Buggy, "always 1: no change of the router changes the output"),
-        (variant(weights=lambda s, z, c: z.softmax(dim=-1).gather(1, c)), "must still sum to 1"),
-        (variant(weights=lambda s, z, c: z.gather(1, c)), "may be negative"),
-        (variant(weights=lambda s, z, c: z.sigmoid().gather(1, c)), "not the ones that were asked for, most for token"),
-        (variant(weights=lambda s, z, c: Mended.weights(s, z.detach(), c)), "does not reach the router"),
-        (variant(weights=lambda s, z, c: Mended.weights(s, z, c).log().exp() * torch.nan), "not the ones"),
-        (variant(probs=lambda s, z: z.sigmoid()), "router_probs must be the softmax"),
-        (variant(forward=one_expert_less), r"K experts of the highest scores, best first: token \d to \[\d, \d\], not"),
-        (variant(weights=lambda s, z, c: Mended.weights(s, z, c)[:, :1]), r"cannot be read.* must be \(T, K\)"),
-        (variant(forward=lambda s, x: (x, x)), "must return a Routing, not a tuple"),
-        (variant(weight=property(lambda s: torch.zeros(4, 6))), "stopped|keep the parameter weight"),
-        (None, "stopped with 4 tokens, 3 experts and K = 2: TypeError"),
-    ],
-)
-def test_a_wrong_router(router, advice):
-    check = check_router(router)
-    assert check.status in ("wrong", "raised") and re.search(advice, check.message), check.message
+def test_a_loop_that_catches_everything_is_left_behind(any_exercise, monkeypatch):
+    ended = threading.Event()
+
+    def stubborn(*_):
+        while not ended.is_set():
+            try:
+                time.sleep(0.01)
+            except:  # noqa: E722
+                pass
+
+    monkeypatch.setattr(limits, "SECONDS", 0.1)
+    begin = time.monotonic()
+    assert any_exercise.check(stubborn).status == "stopped" and time.monotonic() - begin < 4
+    ended.set()
 
 
-# --- who sees the future -----------------------------------------------------------------------------------------
-
-
-LATER = range(1, NUM_TOKENS)
-
-
-def same(a, b):
-    return torch.allclose(a, b, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", causality_cases())
-@pytest.mark.parametrize("seed", range(3))
-def test_the_truth_is_true(name, seed):
-    """Found by changing all that follows each place, six times."""
-    case = causality_cases()[name]
-    layer = case.layer.eval()
-    with seeded(seed):
-        x = torch.randn(NUM_TOKENS, 8)
-        y, seen = layer(x), False
-        torch.testing.assert_close(y, causality_cases()[name].layer.eval()(x))  # the same each time
-        for t in LATER:
-            for _ in range(6):
-                other = torch.cat([x[:t], 2 * torch.randn_like(x[t:])])
-                seen |= not same(layer(other)[:t], y[:t])
-    assert seen == case.truth
-
-
-def with_other(change, places=LATER):
-    """An answer: change x at and after place t, and compare the tokens before."""
-
-    def sees(layer, x):
-        layer.eval()
-        y = layer(x)
-        return any(not same(layer(change(x.clone(), t))[:t], y[:t]) for t in places)
-
-    return sees
-
-
-def flip(x, t):
-    x[t] = -x[t]
-    return x
-
-
-def draw(x, t):
-    return torch.cat([x[:t], 3 * torch.randn_like(x[t:])])
-
-
-@pytest.mark.parametrize("answer", [sees_the_future, with_other(flip), with_other(draw)])
-@pytest.mark.parametrize("kind", [bool, np.bool_, torch.tensor])
-def test_other_good_answers(answer, kind):
-    assert repr(check_causality(lambda *given: kind(answer(*given)))) == "✔ Right: your check tells all 9 layers apart."
+def test_it_works_outside_the_main_thread(any_exercise):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(any_exercise.check(any_exercise.answer)))
+    thread.start()
+    thread.join()
+    assert found[0].status == "right"
 
 
 @pytest.mark.parametrize(
-    "answer, advice",
+    "texts, shown",
     [
-        (lambda f, x: any(not same(f(x[:t]), f(x)[:t]) for t in LATER), "'top-k with noise' does not.*Call layer.eval"),
-        (lambda f, x: any(not torch.equal(f.eval()(x[:t]), f(x)[:t]) for t in LATER), "tiny differences are rounding:"),
-        (lambda f, x: not same(f.eval()(torch.cat([x[:1] + 1, x[1:]]))[1:], f(x)[1:]), "It only looks back. Did you"),
-        (lambda f, x: not same(f.eval()(torch.cat([x[:-1], x[-1:] + 1])), f(x)), "'top-k' does not.*only the tokens"),
-        (lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]), "your function changed x itself.*Use x.clone"),
-        (with_other(draw, [12] * 10), "'expert choice in groups of 4' sees the future.*the last of the 13 tokens"),
-        (with_other(lambda x, t: torch.cat([x[:t], x[t:] + 0.01])), "'expert choice' sees.*Change more than a little"),
-        (lambda f, x: True, "'top-k' does not see the future, and your function says otherwise"),
-        (lambda f, x: False, "'Soft MoE' sees the future.*Change late tokens"),
-        (lambda f, x: f(x) > 0, "return True or False, nothing of type Tensor"),
-        (lambda f, x: "yes", "return True or False, nothing of type str"),
-        (lambda f, x: 1, "return True or False, nothing of type int"),
+        (["a\n", "b"], "a\nb"),
+        (["x" * 999], "x" * limits.WIDTH),
+        (["a\n"] * 5, "\n".join("aaaaa")),
+        (["a\n"] * 6, "\n".join("aaaaa") + "\n… and 1 more lines"),
+        ([], ""),
     ],
 )
-def test_a_wrong_test_of_causality(answer, advice):
-    check = check_causality(answer)
-    assert check.status == "wrong" and re.search(advice, check.message, re.IGNORECASE), check.message
+def test_first_lines(texts, shown):
+    lines = limits.FirstLines()
+    for text in texts:
+        lines.write(text)
+    assert str(lines) == shown
 
 
-@pytest.mark.parametrize("name", causality_cases())
-def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
-    """Every layer counts: an answer that is wrong on this one alone is given this layer's advice."""
-    cases = causality_cases()
-    verdicts = iter([case.truth != (other == name) for other, case in cases.items()])
-    check = check_causality(lambda layer, x: next(verdicts))
-    assert check.status == "wrong"
-    assert repr(name) in check.message and cases[name].advice in check.message
+# --- comparisons ---------------------------------------------------------------------------------------------------
+
+
+def compare(truth, answer, *case, what="it", **options) -> str:
+    return Comparison(truth, what, lambda: [case], **options)(answer).message
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        (torch.ones(3, 2), "it must be of shape (2, 3), not of shape (3, 2)."),
+        (1.0, "it must be of shape (2, 3), not one number."),
+        (torch.tensor([[1, 1, 1], [1, 1, 1.25]]), "1 of 6 numbers differ, most for token 1 and expert 2: 1 is right, "
+         "yours is 1.25, off by 0.25."),
+        (torch.tensor([[1, torch.nan, 1], [1, 1, 2]]), "most for token 0 and expert 1: 1 is right, yours is nan."),
+        (torch.full((2, 3), torch.inf), "most for token 0 and expert 0: 1 is right, yours is inf"),
+        ("two", "it must be numbers, not a str."),
+        ([[1.0], "a"], "it must be numbers, not a list of 2."),
+        (torch.ones(2, 3, device="meta"), "it must not be on the device meta"),
+        (torch.ones(2, 3, dtype=torch.cfloat), "it must be real numbers"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_said(given, said):
+    message = compare(lambda n: torch.ones(2, n), lambda n: given, 3, axes=("token", "expert"))
+    assert message.startswith("With n = 3, it") and said in message
+
+
+KINDS = [torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.double, torch.Tensor.half, list]
+
+
+@pytest.mark.parametrize("as_kind", KINDS)
+def test_a_right_answer_may_be_of_another_kind(as_kind):
+    assert compare(lambda n: torch.ones(2, n), lambda n: as_kind(torch.ones(2, n)), 3) == "All 1 cases agree."
+
+
+def test_rounding_is_no_mistake_and_whole_numbers_are_exact():
+    assert "agree" in compare(lambda: 1.0, lambda: 1.000001) and "1.01" in compare(lambda: 1.0, lambda: 1.01)
+    assert "it is 1,000,000, yours is 1,000,001." in compare(lambda: 1_000_000, lambda: 1_000_001)
+    assert "agree" in compare(lambda: 1_000_000, lambda: 1e6)
+    assert "agree" in compare(lambda: float("nan"), lambda: torch.nan)
+
+
+def test_a_pair_is_compared_part_by_part():
+    pair = "first", "second"
+    assert "return 2 values (first, second), not a float." in compare(lambda: (1, 2), lambda: 1.0, what=pair)
+    assert "return 2 values (first, second), not a tuple of 3." in compare(lambda: (1, 2), lambda: (1, 2, 3), what=pair)
+    assert "second is 2, yours is 3." in compare(lambda: (1, 2), lambda: [1, 3], what=pair)
+
+
+def test_an_answer_that_changes_its_arguments():
+    def total(x):
+        return x.cumsum_(0)[-1]
+
+    ones = torch.ones(3)
+    assert compare(lambda x: x.sum(), total, ones).startswith("The result is right, but your function changed x.")
+    assert "also changed x" in compare(lambda x: x.sum(), lambda x: total(x) + 1, ones)
+    assert "agree" in compare(lambda x: x.sum(), total, ones, in_place=True)
+    assert "changed x" in compare(lambda x: sum(x), lambda x: x.pop() + sum(x), [1, 2])
+    assert torch.equal(ones, torch.ones(3))
+
+
+def test_a_mistake_that_cannot_be_made_in_this_case_is_none():
+    assert "yours is 7" in compare(lambda x: 1, lambda x: 7, 0, mistakes={lambda x: 1 / x: "Divide."})

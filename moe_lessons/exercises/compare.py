@@ -1,0 +1,183 @@
+"""The check of most exercises: an answer and an oracle are called with the same arguments, and what differs is said."""
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_lessons.exercises.exercise import Check, Mistakes, Problem, attempt, judge, recognise
+from moe_lessons.nn import seeded
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A check that compares an answer with `truth`, case by case, and recognises `mistakes`.
+
+    truth: the oracle, a function of the same arguments (their names are used in sentences). It returns a number, a
+    tensor, or a tuple of these. what: the name of the result, or of each in a tuple. cases: makes the tuples of
+    arguments, the general ones first; it is called under a seed. axes: what the places of a tensor are, such as
+    ('token', 'expert'). read: from the parts of a result to what is compared of them. then: called with a right result
+    and its arguments, to raise Problem for what equal numbers do not show. in_place: whether arguments may be changed.
+
+    >>> mean = Comparison(lambda x: sum(x) / len(x), "the mean", lambda: [([1, 2, 4],)], {sum: "Divide by len(x)."})
+    >>> mean(sum)
+    ✘ Not yet. Divide by len(x).
+    >>> mean(max)
+    ✘ Not yet. With x = [1, 2, 4], the mean is 2.333, yours is 4.
+    """
+
+    truth: Callable
+    what: str | tuple[str, ...]
+    cases: Callable[[], Iterable[tuple]]
+    mistakes: Mistakes = field(default_factory=dict)
+    axes: tuple[str, ...] = ()
+    read: Callable[..., Iterable[Tensor]] = lambda *parts: parts
+    then: Callable[..., None] | None = None
+    in_place: bool = False
+
+    def __call__(self, answer: Callable) -> Check:
+        with seeded(0):
+            cases = list(self.cases())
+        return judge(((case,) for case in cases), partial(self._try, answer), f"All {len(cases)} cases agree.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.what,) if isinstance(self.what, str) else self.what
+
+    def _try(self, answer: Callable, case: tuple) -> None:
+        at = f"With {in_words(self.truth, case)}"
+        given = copies(case)
+        result = attempt(partial(answer, *given), at)
+        moves = zip(names_of(self.truth), map(moved, case, given))
+        changed = [name for name, is_moved in moves if is_moved and not self.in_place]
+        expected = self._values(self.truth(*copies(case)))
+        values = self._values(result, at)
+        if all(map(agree, values, expected)):
+            if changed:
+                raise Problem(f"The result is right, but your function changed {changed[0]}. Work on a copy of it.")
+            return self.then and self.then(result, *given)
+        recognise(self.mistakes, lambda mistake: self._is(mistake, case, values))
+        also = f" Your function also changed {changed[0]}: work on a copy." if changed else ""
+        for name, one, other in zip(self.names, values, expected):
+            if not agree(one, other):
+                raise Problem(f"{at}, {difference(name, one, other, self.axes)}{also}")
+
+    def _is(self, mistake: Callable, case: tuple, values: list[Tensor]) -> bool:
+        try:
+            wrong = self._values(mistake(*copies(case)))
+        except Exception:  # what is no mistake that one can make in this case
+            return False
+        return all(map(agree, values, wrong))
+
+    def _values(self, result: Any, at: str = "") -> list[Tensor]:
+        """Each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
+        if isinstance(self.what, str):
+            result = [result]
+        elif not isinstance(result, (tuple, list)) or len(result) != len(self.what):
+            raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
+        return list(self.read(*(numbers(part, name, at) for part, name in zip(result, self.names))))
+
+
+def numbers(value: Any, what: str, at: str) -> Tensor:
+    """In float64 or whole numbers, on the CPU, without a gradient. Raises Problem where these are no numbers."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(part, Tensor) and part.is_meta for part in parts):
+        raise Problem(f"{at}, {what} must not be on the device meta: there tensors have a shape and no numbers.")
+    try:
+        if parts is value and any(isinstance(part, Tensor) for part in parts):
+            value = torch.stack([torch.as_tensor(part) for part in value])
+        value = torch.as_tensor(value).detach().cpu()
+    except Exception:
+        raise Problem(f"{at}, {what} must be numbers, not {kind_of(value)}.") from None
+    if value.is_complex():
+        raise Problem(f"{at}, {what} must be real numbers, not complex ones.")
+    return value.double() if value.is_floating_point() else value.long()
+
+
+def agree(given: Tensor, expected: Tensor) -> bool:
+    """Whether both have the same shape and, but for rounding, the same numbers; whole numbers must be exact."""
+    if given.shape != expected.shape:
+        return False
+    if not expected.is_floating_point():
+        return bool((given == expected).all())
+    return torch.allclose(given.double(), expected.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...] = ()) -> str:
+    """What differs, in a sentence: the shape, or where most and by how much."""
+    if given.shape != expected.shape:
+        asked, got = (f"of shape {tuple(x.shape)}" if x.ndim else "one number" for x in (expected, given))
+        return f"{what} must be {asked}, not {got}."
+    if not expected.ndim:
+        return f"{what} is {show(expected)}, yours is {show(given)}."
+    off = (given.double() - expected.double()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    off[(given == expected) | (given.isnan() & expected.isnan())] = 0
+    place = [int(i) for i in torch.unravel_index(off.argmax(), off.shape)]
+    named = zip(axes or ["place"] * len(place), place)
+    one, other = expected[tuple(place)], given[tuple(place)]
+    by = f", off by {show(off.max())}" if off.max().isfinite() and expected.is_floating_point() else ""
+    where = " and ".join(f"{axis} {i}" for axis, i in named)
+    wrong = f"{int((off > 1e-5).sum())} of {off.numel()} numbers differ"
+    return f"{what}: {wrong}, most for {where}: {show(one)} is right, yours is {show(other)}{by}."
+
+
+def show(value: Any) -> str:
+    """A number as a reader writes it: whole ones in full.
+
+    >>> show(1520.0), show(2 / 3), show(float("nan"))
+    ('1,520', '0.6667', 'nan')
+    """
+    number = value.item() if isinstance(value, Tensor) else value
+    return f"{int(number):,}" if float(number).is_integer() else f"{number:.4g}"
+
+
+def kind_of(value: Any) -> str:
+    """'a str', or 'a Tensor of shape (4, 2)'.
+
+    >>> kind_of("two"), kind_of(torch.ones(2))
+    ('a str', 'a Tensor of shape (2,)')
+    """
+    size = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else size
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}{size}"
+
+
+def names_of(function: Callable) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def in_words(function: Callable, arguments: tuple) -> str:
+    """The arguments of a call, short ones in full.
+
+    >>> in_words(lambda x, top_k: 0, (torch.zeros(7, 4), 2))
+    'x of shape (7, 4), top_k = 2'
+    """
+    return ", ".join(map(_argument, names_of(function), arguments))
+
+
+def _argument(name: str, value: Any) -> str:
+    if isinstance(value, Tensor) and (value.numel() > 12 or value.ndim > 1):
+        return f"{name} of shape {tuple(value.shape)}"
+    value = value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, list):
+        short = len(value) <= 12 and all(isinstance(item, (int, float)) for item in value)
+        return f"{name} = [{', '.join(map(show, value))}]" if short else f"{len(value)} {name}"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{name} = {show(value) if is_number else value}"
+
+
+def copies(arguments: tuple) -> list:
+    """What a function may change without harm. Tensors keep their gradient."""
+    return [a.clone() if isinstance(a, Tensor) else list(a) if isinstance(a, list) else a for a in arguments]
+
+
+def moved(before: Any, after: Any) -> bool:
+    """Whether an argument was changed."""
+    if isinstance(before, Tensor):
+        return before.shape != after.shape or not torch.equal(before, after)
+    return isinstance(before, list) and before != after

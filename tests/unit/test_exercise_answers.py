@@ -1,0 +1,250 @@
+"""Exercises one by one: right answers written in another way, oracles that are true, and what is said of wrong ones."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from moe_lessons import exercises
+from moe_lessons.analysis import union_law
+from moe_lessons.exercises.check_balancing import kept_by_package
+from moe_lessons.exercises.check_block import moe_by_loops, router_weights, sort_by_loops
+from moe_lessons.exercises.check_causality import NUM_TOKENS, by_change, causality_cases, redrawn, same
+from moe_lessons.exercises.check_decoding import count_touched
+from moe_lessons.exercises.check_router import MyRouter, NewRouter, router_with
+from moe_lessons.nn import MoE, Routing, TopKRouter, seeded
+
+# --- right answers, written in another way -------------------------------------------------------------------------
+
+
+def weights_by_torch(probs, k):
+    best = torch.tensor(probs).topk(k)
+    return torch.zeros(len(probs)).scatter(0, best.indices, best.values / best.values.sum())
+
+
+def attention_by_rows(q, k):
+    rows = torch.zeros(len(q), len(q))
+    for t in range(len(q)):
+        rows[t, : t + 1] = F.softmax(k[: t + 1] @ q[t] / q.shape[1] ** 0.5, dim=0)
+    return rows
+
+
+def divided_by_the_sum(logits, top_k):
+    weights, chosen = logits.softmax(dim=-1).topk(top_k)
+    return torch.zeros_like(logits).scatter(1, chosen, weights / weights.sum(dim=-1, keepdim=True))
+
+
+def block_by_matrix(x, router_weight, experts, top_k):
+    weights = divided_by_the_sum(x @ router_weight.T, top_k)  # (T, E)
+    return sum(weights[:, e, None] * expert(x) for e, expert in enumerate(experts))
+
+
+def sort_by_expert(topk_indices, num_experts):
+    tokens = [(topk_indices == e).any(dim=1).nonzero().flatten().flip(0) for e in range(num_experts)]
+    return torch.cat(tokens), [len(own) for own in tokens]
+
+
+def information_by_entropies(counts):
+    p = np.asarray(counts) / np.asarray(counts).sum()
+
+    def entropy(q):
+        return -sum(x * np.log2(x) for x in q.flatten() if x > 0)
+
+    return entropy(p.sum(0)) + entropy(p.sum(1)) - entropy(p)
+
+
+def push_by_list(probs, chosen, gain):
+    return [gain * probs[chosen] * (float(e == chosen) - probs[e]) for e in range(len(probs))]
+
+
+class WithSoftmaxOfTheBest(NewRouter):
+    def weights(self, logits, best):
+        return logits.softmax(dim=-1).topk(1).values if self.top_k == 1 else best.softmax(dim=-1)
+
+
+def kept_by_lists(idx, num_experts, factor):
+    room = [math.ceil(factor * idx.numel() / num_experts)] * num_experts
+    columns = []
+    for choice in idx.T.tolist():
+        columns.append([])
+        for expert in choice:
+            columns[-1].append(room[expert] > 0)
+            room[expert] -= 1
+    return [list(row) for row in zip(*columns)]
+
+
+def loss_by_loops(probs, idx):
+    num_tokens, num_experts = probs.shape
+    total = 0
+    for expert in range(num_experts):
+        f = sum(expert in row for row in idx.tolist()) / idx.numel()
+        total = total + f * sum(probs[token, expert] for token in range(num_tokens)) / num_tokens
+    return num_experts * total
+
+
+def bias_in_place(bias, idx, rate):
+    counts = torch.tensor([idx.flatten().tolist().count(expert) for expert in range(len(bias))])
+    bias[counts < idx.numel() / len(bias)] += rate
+    bias[counts > idx.numel() / len(bias)] -= rate
+    return bias
+
+
+def bill_by_lists(load, factor):
+    load = load.tolist()
+    even = sum(load) / len(load)
+    served = [min(tokens, math.inf if factor is None else factor * even) for tokens in load]
+    return [max(served) / even, (sum(load) - sum(served)) / sum(load)]
+
+
+def width_by_numpy(widths, qualities, quality):
+    return math.inf if quality > max(qualities) else 2 ** np.interp(quality, qualities, np.log2(widths))
+
+
+def costs_by_work(d_model, d_ff, num_experts, top_k):
+    work = 6 * top_k * d_ff * d_model
+    return [np.int64(6 * num_experts * d_ff * d_model), work, float(work)]
+
+
+RIGHT = [
+    ("token_weights", weights_by_torch),
+    ("causal_attention", attention_by_rows),
+    ("layer_parameters", lambda D, H, G, F: D * (2 * D + 2 * G * D // H + 3 * F + 2)),
+    ("masked_weights", divided_by_the_sum),
+    ("moe_block", block_by_matrix),
+    ("sort_tokens", sort_by_expert),
+    ("active_parameters", lambda D, F, E, K: D * (E + 3 * F * K)),
+    ("cache_bytes", lambda L, G, h, T: T * L * G * (2 * h + 2 * h)),
+    *(("card_design", lambda own=own: own) for own in ((8, 2, 8704), (64, 16, 1088), (128, 32, 520), [32, 8, 2176])),
+    ("information_bits", information_by_entropies),
+    ("chance", lambda experts: (np.bincount(experts) ** 2).sum() / len(experts) ** 2),
+    ("slowdown", lambda loads, n: max(part.sum() for part in loads.chunk(n)) * n / sum(loads)),
+    ("push", push_by_list),
+    ("mended_router", WithSoftmaxOfTheBest),
+    ("mended_router", TopKRouter),
+    ("find_places", kept_by_lists),
+    ("balancing_loss", loss_by_loops),
+    ("new_bias", bias_in_place),
+    ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
+    ("causality", lambda layer, x: np.bool_(by_change(redrawn)(layer, x))),
+    ("causality", lambda layer, x: torch.tensor(by_change(redrawn)(layer, x))),
+    ("bill", bill_by_lists),
+    ("token_speed", lambda total, active, size, speed: 1 / (active / speed * size)),
+    ("touched_experts", lambda E, K, B: sum(K * (1 - K / E) ** token for token in range(B))),  # what each token adds
+    ("full_batch", lambda f, b, size, E, K: (size / b) / (2 * K / E / f)),
+    ("dense_width", width_by_numpy),
+    ("token_costs", costs_by_work),
+]
+
+
+@pytest.mark.parametrize("name, answer", RIGHT)
+def test_right_answers_written_in_another_way(name, answer):
+    check = getattr(exercises, name).check(answer)
+    assert check.status == "right", check
+
+
+# --- what is said of wrong ones ------------------------------------------------------------------------------------
+
+
+def one_expert_less(self, x):
+    logits = x @ self.weight.T
+    weights, chosen = logits[:, 1:].softmax(dim=-1).topk(self.top_k, dim=-1)
+    return Routing.from_topk(logits, logits.softmax(dim=-1), chosen + 1, weights)
+
+
+def router(**methods) -> type:
+    return type("Router", (MyRouter,), methods)
+
+
+WRONG = [
+    ("token_weights", lambda p, k: [*weights_by_torch(p, k), 0.0], r"of shape \(3,\), not of shape \(4,\)"),
+    ("causal_attention", lambda q, k: attention_by_rows(q, k) * 1.1, "most for query 0 and key 0: 1 is right"),
+    ("masked_weights", lambda z, k: divided_by_the_sum(z, k) + 0.1, "for token 0 and expert .* off by 0.1"),
+    ("masked_weights", lambda z, k: divided_by_the_sum(z, k).T, r"of shape \(4, 3\), not of shape \(3, 4\)"),
+    ("masked_weights", lambda z, k: divided_by_the_sum(z.mul_(2), k), "your function also changed router_logits"),
+    ("moe_block", lambda *a: (block_by_matrix(*a), None), "output y must be numbers, not a tuple of 2"),
+    ("moe_block", lambda x, *a: block_by_matrix(x, *a) + 0.01 * torch.eye(len(x))[1:2].T, "for token 1 .* off by 0.01"),
+    ("moe_block", lambda *a: block_by_matrix(*a) * torch.nan, "24 of 24 numbers differ, most for token 0.* nan"),
+    ("moe_block", lambda *a: block_by_matrix(*a[:3], 2), "With x of shape .7, 6.,.* 4 experts, top_k = 1, the output"),
+    ("sort_tokens", lambda i, E: sort_by_loops(i.flip(0), E), "tokens: . of 8 numbers differ, most for place .: . is"),
+    ("sort_tokens", lambda i, E: (sort_by_loops(i, E)[0], [0] * E), "counts: 3 of 3 numbers differ"),
+    ("sort_tokens", lambda i, E: (i, i), r"tokens must be of shape \(8,\), not of shape \(4, 2\)"),
+    ("card_design", lambda: (8, 2, 9216), "You have 11.3 B parameters, 3.10 B active"),
+    ("card_design", lambda: (16, 2, 8192), "39.4 GB of weights"),
+    ("card_design", lambda: (9, 2, 8192), "22.5 GB of weights and 1.6 GB of KV cache: 24.1 of 24 GB"),
+    ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
+    ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
+    ("card_design", lambda: (8, 2), "Return three whole numbers"),
+    ("slowdown", lambda loads, n: 7.25, "num_devices = 2, the slowdown is .*, yours is 7.25"),
+    ("mended_router", router_with(lambda z, best: best.log().exp() * torch.nan), "the weights: .* yours is nan"),
+    ("mended_router", router_with(lambda z, best: best.detach().softmax(-1)), "does not reach the router"),
+    ("mended_router", router(forward=one_expert_less), r"highest scores, best first: token \d to \[\d, \d\], not"),
+    ("mended_router", router(forward=lambda s, x: (x, x)), "must return a Routing, not a tuple"),
+    ("mended_router", router_with(lambda z, best: best[:, :1]), r"cannot be read.* must be \(T, K\)"),
+    ("mended_router", router(weight=property(lambda s: torch.zeros(4, 6))), "K = 2: KeyError: .*weight"),
+    ("balancing_loss", lambda p, i: loss_by_loops(p, i).item(), "no gradient reaches the router"),
+    ("balancing_loss", lambda p, i: loss_by_loops(p.detach(), i) + 0 * p.sum(), "its gradient by router_probs is not"),
+    ("causality", lambda f, x: True, "'top-k' does not see the future, and your function says otherwise"),
+    ("causality", lambda f, x: False, "'Soft MoE' sees the future.*Change late tokens"),
+    ("causality", lambda f, x: f(x) > 0, "Return True or False, not a Tensor"),
+    ("causality", lambda f, x: 1, "Return True or False, not an int"),
+    ("dense_width", lambda w, q, x: 1.01 * width_by_numpy(w, q, x), r"widths = \[.*qualities = .* width is .*, yours"),
+    ("token_costs", lambda D, F, E, K: 6 * E * D * F, r"return 3 values \(bytes kept, bytes read, FLOPs\)"),
+]
+
+
+@pytest.mark.parametrize("name, answer, said", WRONG)
+def test_what_differs_is_said(name, answer, said):
+    check = getattr(exercises, name).check(answer)
+    assert check.status in ("wrong", "raised") and re.search(said, check.message, re.IGNORECASE), check
+
+
+@pytest.mark.parametrize("name", causality_cases())
+def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
+    """Every layer counts: an answer that is wrong on this one alone is given this layer's advice."""
+    cases = causality_cases()
+    verdicts = iter([case.truth != (other == name) for other, case in cases.items()])
+    check = exercises.causality.check(lambda layer, x: next(verdicts))
+    assert check.status == "wrong" and repr(name) in check.message and cases[name].advice in check.message
+
+
+# --- the oracles are true ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", causality_cases())
+@pytest.mark.parametrize("seed", range(3))
+def test_the_truth_of_a_layer(name, seed):
+    """Found by changing all that follows each place, six times."""
+    case = causality_cases()[name]
+    layer = case.layer.eval()
+    with seeded(seed):
+        x = torch.randn(NUM_TOKENS, 8)
+        y, seen = layer(x), False
+        torch.testing.assert_close(y, causality_cases()[name].layer.eval()(x))  # the same each time
+        for t in range(1, NUM_TOKENS):
+            for _ in range(6):
+                other = torch.cat([x[:t], 2 * torch.randn_like(x[t:])])
+                seen |= not same(layer(other)[:t], y[:t])
+    assert seen == case.truth
+
+
+def test_the_loops_equal_the_package():
+    moe, x = MoE(4, 8, 5, 2), torch.randn(7, 4)
+    experts = [MoE(4, 8, 1, 1, norm_topk_prob=True) for _ in range(5)]
+    for e, expert in enumerate(experts):
+        expert.experts.load_state_dict({name: w[[e]] for name, w in moe.experts.state_dict().items()})
+    y = moe_by_loops(x, moe.router.weight, [lambda row, expert=expert: expert(row)[0] for expert in experts], 2)
+    torch.testing.assert_close(y, moe(x)[0])
+
+
+@pytest.mark.parametrize("sizes", [(8, 2, 1), (8, 2, 16), (5, 3, 4), (6, 6, 2), (16, 1, 9)])
+def test_the_count_and_the_union_law_agree(sizes):
+    assert count_touched(*sizes) == pytest.approx(union_law(*sizes))
+
+
+def test_weights_and_places_of_the_package_by_hand():
+    assert router_weights(torch.tensor([[0.0, math.log(3), -9]]), 2).tolist() == [pytest.approx([0.25, 0.75, 0])]
+    first_choice_wins = kept_by_package(torch.tensor([[1, 0], [0, 1], [0, 1]]), 2, 2 / 3)  # two places each
+    assert first_choice_wins.tolist() == [[True, False], [True, True], [True, False]]
