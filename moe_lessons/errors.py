@@ -14,6 +14,11 @@ def is_whole(value: Any, low: float, high: float = math.inf) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
 
+def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
+    """Whether `value` is a finite number from `low` to `high`; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+
+
 def in_words(value: Any) -> str:
     """A tensor by its type and shape, anything else by its class."""
     return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -42,8 +47,7 @@ def check_top_k(top_k: Any, num_experts: int) -> int:
 
 def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = False) -> float:
     """Return `value` as a float if it is finite and at least `minimum` (or above it), else raise ValueError."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < minimum or (above and value == minimum):
+    if not is_number(value, minimum) or (above and value == minimum):
         allowed = f"above {minimum:g}" if above else f"of at least {minimum:g}"
         raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
     return float(value)

@@ -1,0 +1,231 @@
+"""What a learner predicted, answered, solved and measured: one JSON file in the user's data folder, and nowhere else.
+
+    {"version": 1, "predictions": {"05.survivors": {"answer": "two", "when": "2026-03-01T12:00:00+00:00"}}, "quiz": …}
+
+A record is written beside the file and put in its place as one step, under a lock, after what others have written
+there is read. So a killed process, two notebooks at once or a full disk lose nothing. A second copy is kept, since
+someone may damage the first. What cannot be written stays in this session, and goes with the next record.
+
+The variable MOE_LESSONS_PROGRESS names another file, or is 'off': then nothing is read or written.
+"""
+
+import atexit
+import errno
+import json
+import os
+import shutil
+import stat
+import sys
+import threading
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from platformdirs import user_data_path
+
+VERSION, SECTIONS = 1, ("predictions", "quiz", "exercises", "figures")
+PATIENCE = 2.0  # seconds that a record waits for another process
+Progress = dict[str, dict[str, dict[str, Any]]]  # section -> key -> entry
+
+_session: Progress = {}  # what is not in the file yet
+_said: set[str] = set()  # the troubles that were told
+_guard = threading.RLock()  # of the two: widgets answer on threads of their own
+
+
+class Future(OSError):
+    """The file was written by a later version of the course."""
+
+
+def record(section: str, key: str, **entry: Any) -> str:
+    """Keep what a learner did, with the time; fields of the same key that are not given stay.
+
+    section: one of `SECTIONS`. key: lesson, dot, name, such as '05.survivors'. It never raises: what cannot be
+    written stays in this session. Returns what is wrong, in a sentence, or ''.
+    """
+    if section not in SECTIONS:
+        allowed = ", ".join(map(repr, SECTIONS))
+        return _say(f"{key} was not recorded: section must be one of {allowed}, got {section!r}.")
+    try:
+        entry = json.loads(json.dumps(entry, default=_plain)) | {"when": _now()}
+    except (TypeError, ValueError, RecursionError) as error:
+        return _say(f"{key} was not recorded: it cannot be written as JSON: {error}")
+    with _guard:
+        entries = _session.setdefault(section, {})
+        entries[str(key)] = entries.get(str(key), {}) | entry
+        return _save()
+
+
+def load() -> Progress:
+    """What the file and this session hold, by section and key."""
+    with _guard:
+        path, found = file(), {}
+        try:
+            found, damage = _read(path) if path else ({}, "")
+            if damage and _save():  # it could not be mended
+                _say(f"Your progress file {path} is damaged ({damage}); what can be read of it is used.")
+        except OSError as error:
+            _say(_trouble(error, path))
+        return {section: {} for section in SECTIONS} | _merge(found, _session)
+
+
+def export(path: str | Path) -> Path:
+    """Write all that `load` gives to a new file. Raises OSError where that cannot be; a file that exists is kept."""
+    path = Path(path).expanduser().resolve()
+    text = _text(load())
+    with path.open("x", encoding="utf-8") as new:
+        new.write(text)
+    return path
+
+
+def reset() -> Path | None:
+    """Forget everything; a dated copy stays beside the file. Returns its path, or None where there was no file.
+
+    Raises OSError where the file cannot be written; then nothing is forgotten.
+    """
+    with _guard:
+        path, copy = file(), None
+        if path and path.exists():
+            with _lock(path):
+                _read(path)  # a later version's file is left alone
+                copy = _keep(path, "until")
+                _write(path, {})
+        _session.clear()
+        return copy
+
+
+def file() -> Path | None:
+    """Where the progress is kept; None where it is off."""
+    name = os.environ.get("MOE_LESSONS_PROGRESS", "")
+    if name == "off" or os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0"):
+        return None
+    return Path(os.path.realpath(os.path.expanduser(name) or user_data_path("moe_lessons") / "progress.json"))
+
+
+def _save() -> str:
+    """Put the session's entries into the file. Returns what is wrong, in a sentence, or ''."""
+    path = file()
+    if path is None:
+        return ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(path):
+            found, damage = _read(path)
+            if damage:
+                _say(f"Your progress file was damaged ({damage}); it is kept as {_keep(path, 'damaged')}. "
+                     "What could be read of it, or of its last copy, is used.")  # fmt: skip
+            if _session or damage:
+                _write(path, _merge(found, _session))
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+        return _say(_trouble(error, path))
+    _session.clear()
+    _said.difference_update([said for said in _said if said.startswith("Not saved")])
+    return ""
+
+
+def _lock(path: Path) -> FileLock:
+    """Only one process writes. Who has waited in vain once does not wait again at each click."""
+    waited = any("another process" in said for said in _said)
+    return FileLock(f"{path}.lock", timeout=0 if waited else PATIENCE, poll_interval=0.01)
+
+
+def _read(path: Path) -> tuple[Progress, str]:
+    """What is in the file, and what is wrong with it. Of a damaged one: its copy, and what can be read of itself."""
+    if not path.exists():
+        return {}, ""
+    found, damage = _parse(path)
+    if damage and _copy(path).exists():
+        found = _merge(_parse(_copy(path))[0], found)
+    return found, damage
+
+
+def _parse(path: Path) -> tuple[Progress, str]:
+    """The entries of a file that are whole, and what is wrong with the rest."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8
+        return {}, "it is empty" if not path.stat().st_size else f"it is no JSON: {error}"
+    if not isinstance(content, dict):
+        return {}, f"it holds a {type(content).__name__} in the place of its sections"
+    version = content.pop("version", None)
+    is_version = isinstance(version, int) and not isinstance(version, bool) and version > 0
+    if is_version and version > VERSION:
+        raise Future(version)
+    whole = {name: _entries(part) for name, part in content.items() if isinstance(part, dict)}
+    wrong = [name for name, part in content.items() if whole.get(name) != part]
+    damage = f"wrong entries in {', '.join(wrong)}" if wrong else "" if is_version else "its version is missing"
+    return whole, damage
+
+
+def _entries(part: dict) -> dict[str, dict]:
+    return {key: entry for key, entry in part.items() if isinstance(entry, dict)}
+
+
+def _merge(*parts: Progress) -> Progress:
+    """All entries; of the same key that of the last part, over the fields that only the others have."""
+    merged: Progress = {}
+    for part in parts:
+        for section, entries in part.items():
+            target = merged.setdefault(section, {})
+            target |= {key: target.get(key, {}) | entry for key, entry in entries.items()}
+    return merged
+
+
+def _write(path: Path, progress: Progress) -> None:
+    """First the copy, then the file, each as one step. The names are our own while we hold the lock."""
+    if path.exists() and not path.stat().st_mode & stat.S_IWUSR:  # else it would be replaced
+        raise PermissionError(errno.EACCES, "the file is read-only")
+    for target in (_copy(path), path):
+        new = Path(f"{path}.new")
+        with new.open("w", encoding="utf-8") as stream:
+            stream.write(_text(progress))
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(new, target)
+
+
+def _keep(path: Path, why: str) -> Path:
+    """Copy the file to a dated name beside it."""
+    return Path(shutil.copyfile(path, path.with_name(f"{path.stem}.{why}-{datetime.now():%Y-%m-%dT%H-%M-%S-%f}.json")))
+
+
+def _copy(path: Path) -> Path:
+    return path.with_name(f"{path.stem}.copy.json")
+
+
+def _text(progress: Progress) -> str:
+    return json.dumps({"version": VERSION} | progress, indent=1) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy or torch as one of Python; anything else as text."""
+    return value.item() if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0 else str(value)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _trouble(error: BaseException, path: Path | None) -> str:
+    kept = "Your answers stay in this session and are saved once that is mended."
+    if isinstance(error, Future):
+        return f"Not saved: {path} is of a later version of the course ({error}) and is left alone. Update the course."
+    if isinstance(error, Timeout):
+        return f"Not saved yet: another process holds {path}.lock; end it if it hangs. {kept}"
+    return f"Not saved yet: {path} cannot be written or read: {getattr(error, 'strerror', None) or error}. {kept}"
+
+
+def _say(trouble: str) -> str:
+    """Tell it, once."""
+    if trouble not in _said:
+        _said.add(trouble)
+        print(trouble, file=sys.stderr)
+    return trouble
+
+
+@atexit.register
+def _last_try() -> None:
+    """Save what could not be written before, if it can be now."""
+    if _session:
+        _said.clear()
+        _save()

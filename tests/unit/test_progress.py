@@ -1,0 +1,350 @@
+"""Progress: whatever happens to the file or to the process, nothing that was recorded is lost."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+from moe_lessons import progress
+
+KEYS = ("05.a", "05.b", "05.e")
+DAMAGED = {
+    "empty": b"",
+    "truncated": b'{"version": 1, "quiz": {"05.a": {"first"',
+    "no JSON": b"Dear diary",
+    "no UTF-8": b"\xff\xfe\x00",
+    "a list": b"[1, 2]",
+    "nested without end": b"[" * 100_000,
+    "a section that is a list": b'{"version": 1, "quiz": [1], "figures": {"07.speed": {"value": 2.0}}}',
+    "an entry that is a number": b'{"version": 1, "quiz": {"05.b": 3}, "figures": {"07.speed": {"value": 2.0}}}',
+    "no version": b'{"figures": {"07.speed": {"value": 2.0}}}',
+    "a version in words": b'{"version": "one", "figures": {"07.speed": {"value": 2.0}}}',
+}
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch) -> Path:
+    path = tmp_path / "data" / "progress.json"
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(path))
+    return path
+
+
+def content(path: Path) -> dict:
+    return json.loads(path.read_text("utf-8"))
+
+
+# --- writing and reading ---
+
+
+def test_what_is_recorded_is_there_in_the_next_session(path, new_session):
+    assert progress.record("quiz", "05.survivors", first="a", last="b") == ""
+    progress.record("figures", "07.speed", value=2.5)
+    new_session()
+    found = progress.load()
+    assert set(found) == set(progress.SECTIONS)
+    assert found["figures"]["07.speed"]["value"] == 2.5
+    assert found["quiz"]["05.survivors"].pop("when").endswith("+00:00")
+    assert found["quiz"]["05.survivors"] == {"first": "a", "last": "b"}
+    assert content(path)["version"] == 1
+
+
+def test_fields_of_a_key_that_are_not_given_stay(path, new_session):
+    progress.record("exercises", "05.slowdown", solved=True, hints=1)
+    new_session()
+    progress.record("exercises", "05.slowdown", hints=2)
+    progress.record("exercises", "05.push", solved=True)
+    assert {k: e["hints"] for k, e in progress.load()["exercises"].items() if "hints" in e} == {"05.slowdown": 2}
+    assert all(entry["solved"] for entry in progress.load()["exercises"].values())
+
+
+def test_numbers_of_numpy_and_torch_become_numbers(path):
+    progress.record("figures", "07.all", a=np.float32(0.5), b=torch.tensor(3), c=np.arange(2), d=Path("x"))
+    entry = content(path)["figures"]["07.all"]
+    assert (entry["a"], entry["b"], entry["c"], entry["d"]) == (0.5, 3, "[0 1]", "x")
+
+
+def test_what_cannot_be_recorded_is_said_and_nothing_is_raised(path, capsys):
+    circle: dict = {}
+    circle["self"] = circle
+    assert "section must be one of 'predictions', 'quiz'" in progress.record("quizzes", "05.a", last="b")
+    assert "cannot be written as JSON" in progress.record("quiz", "05.a", last=circle)
+    assert "cannot be written as JSON" in progress.record("quiz", "05.a", last={(1, 2): 3})
+    assert progress.record("quiz", "05.\ud800 é", last="\ud800") == ""
+    assert list(content(path)["quiz"]) == ["05.\ud800 é"]
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+@pytest.mark.parametrize("name, value", [("MOE_LESSONS_PROGRESS", "off"), ("MOE_LESSONS_STATIC", "1")])
+def test_switched_off_it_lives_in_this_session_only(path, monkeypatch, new_session, name, value):
+    progress.record("quiz", "05.a", last="old")
+    before = path.read_bytes()
+    monkeypatch.setenv(name, value)
+    assert progress.file() is None and progress.load()["quiz"] == {}
+    progress.record("quiz", "05.b", last="new")
+    assert progress.load()["quiz"]["05.b"]["last"] == "new" and path.read_bytes() == before
+    assert progress.reset() is None and progress.load()["quiz"] == {} and path.read_bytes() == before
+
+
+def test_without_the_variable_it_is_in_the_users_data_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("MOE_LESSONS_PROGRESS")
+    monkeypatch.setattr(progress, "user_data_path", lambda name: tmp_path / name)
+    assert progress.file() == (tmp_path / "moe_lessons" / "progress.json").resolve()
+
+
+def test_export_writes_a_new_file_with_everything(path, tmp_path):
+    progress.record("quiz", "05.a", last="b")
+    there = progress.export(tmp_path / "mine.json")
+    assert content(there)["quiz"]["05.a"]["last"] == "b" and content(there)["version"] == 1
+    before = there.read_bytes()
+    with pytest.raises(FileExistsError, match="mine.json"):
+        progress.export(there)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        progress.export(tmp_path / "nowhere" / "mine.json")
+    assert there.read_bytes() == before
+
+
+def test_reset_forgets_everything_and_keeps_a_dated_copy(path, new_session):
+    assert progress.reset() is None
+    progress.record("quiz", "05.a", last="b")
+    copy = progress.reset()
+    assert copy.parent == path.parent and content(copy)["quiz"]["05.a"]["last"] == "b"
+    assert not any(progress.load().values())
+    path.write_bytes(b"")  # nor does it come back from the second copy
+    new_session()
+    assert not any(progress.load().values())
+
+
+# --- a process that is killed, and others that write ---
+
+
+NURSERY = """
+    import os, random, signal, sys, time
+    from moe_lessons import progress
+
+    def child(first, done):
+        for number in range(first, first + 10**6):
+            progress.record("figures", f"00.{number % 10}", value=number, filling="x" * random.randrange(400))
+            os.write(done, number.to_bytes(4, "big"))
+
+    number, middle = 0, 0
+    for i in range(int(sys.argv[1])):
+        done, end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            child(number + 1, end)
+        os.close(end)
+        os.read(done, 4)  # it writes
+        time.sleep(random.uniform(0, 0.002))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        acknowledged = number + 1
+        while told := os.read(done, 4 * 1000):
+            acknowledged = int.from_bytes(told[-4:], "big")
+        os.close(done)
+        middle += os.path.exists(sys.argv[2] + ".new")
+        found = progress.load()["figures"]
+        assert not progress._said, progress._said
+        number = max(entry["value"] for entry in found.values())
+        assert acknowledged <= number <= acknowledged + 1, (acknowledged, number)
+        assert set(range(max(number - 9, 1), number + 1)) == {entry["value"] for entry in found.values()}
+    print(middle)
+"""
+
+
+def test_a_thousand_kills_in_the_middle_of_a_write_lose_nothing(path):
+    command = [sys.executable, "-c", textwrap.dedent(NURSERY), "1000", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 50, "too few of them hit a write"
+
+
+def test_two_writers_at_once_lose_nothing(path):
+    code = "import sys; from moe_lessons import progress as p; p.PATIENCE = 50\n"
+    code += "for i in range(200): assert not p.record('quiz', f'05.{sys.argv[1]}{i}', last=i)"
+    writers = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]
+    threads = [threading.Thread(target=progress.record, args=("quiz", f"05.c{i}")) for i in range(9)]
+    for thread in threads:
+        thread.start()
+    assert [writer.wait(60) for writer in writers] == [0, 0]
+    for thread in threads:
+        thread.join()
+    assert len(progress.load()["quiz"]) == 409
+
+
+def test_a_lock_that_is_never_let_go_delays_once_and_loses_nothing(path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 0.3)
+    progress.record("quiz", "05.a", last="a")
+    with FileLock(f"{path}.lock"):
+        start = time.monotonic()
+        for answer in "bcdefghijk":
+            assert "another process holds" in progress.record("quiz", "05.b", last=answer)
+        assert time.monotonic() - start < 1.5
+        assert progress.load()["quiz"]["05.b"]["last"] == "k" and "05.b" not in content(path)["quiz"]
+    assert progress.record("quiz", "05.c", last="c") == ""
+    assert list(content(path)["quiz"]) == ["05.a", "05.b", "05.c"]
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- a file that cannot be written ---
+
+
+def out_of_space(*_):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("name", ["fsync", "replace"])
+def test_on_a_full_disk_the_file_stays_whole_and_the_answers_come_later(path, monkeypatch, capsys, name):
+    progress.record("quiz", "05.a", last="a")
+    before = path.read_bytes()
+    with monkeypatch.context() as full:
+        full.setattr(os, name, out_of_space)
+        for answer in "bcd":
+            assert "No space left on device. Your answers stay in this" in progress.record("quiz", "05.b", last=answer)
+    assert path.read_bytes() == before and progress.load()["quiz"]["05.b"]["last"] == "d"
+    assert progress.record("quiz", "05.e", last="e") == ""
+    assert [(key, entry["last"]) for key, entry in content(path)["quiz"].items()] == list(zip(KEYS, "ade"))
+    assert capsys.readouterr().err.count("\n") == 1
+    with monkeypatch.context() as full:  # the next trouble is told again
+        full.setattr(os, name, out_of_space)
+        progress.record("quiz", "05.f", last="f")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_real_limit_on_the_size_of_files(path):
+    code = """
+        import resource
+        from moe_lessons import progress
+        progress.record("quiz", "05.a", last="a")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
+        assert "File too large" in progress.record("quiz", "05.b", last="b" * 1000)
+        assert len(progress.load()["quiz"]) == 2
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    """  # and at its end the process tries once more
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
+    assert list(content(path)["quiz"]) == ["05.a", "05.b"]
+
+
+def test_a_read_only_file_is_not_replaced(path, capsys):
+    progress.record("quiz", "05.a", last="a")
+    path.chmod(0o444)
+    before = path.read_bytes()
+    assert "the file is read-only" in progress.record("quiz", "05.b", last="b")
+    assert path.read_bytes() == before and len(progress.load()["quiz"]) == 2
+    with pytest.raises(PermissionError):
+        progress.reset()
+    assert len(progress.load()["quiz"]) == 2
+    path.chmod(0o644)
+    assert progress.record("quiz", "05.c", last="c") == "" and len(content(path)["quiz"]) == 3
+
+
+def as_another_user(do) -> int:
+    """The exit code of a child of this process, to which no folder of root's is open."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            do()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.parametrize("mode, damaged", [(0o555, False), (0o555, True), (0o000, False)])
+def test_a_folder_that_is_closed(monkeypatch, capfd, mode, damaged):
+    with tempfile.TemporaryDirectory() as name:
+        folder, path = Path(name), Path(name) / "progress.json"
+        monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(path))
+        progress.record("quiz", "05.a", last="a")
+        if damaged:
+            path.write_bytes(b"{")
+        folder.chmod(mode)
+
+        def answer():
+            for _ in range(3):
+                assert "Permission denied" in progress.record("quiz", "05.b", last="b")
+                assert list(progress.load()["quiz"]) == (["05.b"] if mode == 0 else ["05.a", "05.b"])
+
+        assert as_another_user(answer) == 0, capfd.readouterr().err
+        assert capfd.readouterr().err.count("\n") == 1 + damaged
+        folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("kind", ["a folder in its place", "a file above it"])
+def test_a_place_where_no_file_can_be(path, capsys, kind):
+    if kind == "a folder in its place":
+        path.mkdir(parents=True)
+    else:
+        path.parent.write_text("")
+    for answer in "abc":
+        assert "Not saved yet" in progress.record("quiz", "05.a", last=answer)
+    assert progress.load()["quiz"]["05.a"]["last"] == "c"
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- a file that is damaged, or of another version ---
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+@pytest.mark.parametrize("by", ["load", "record"])
+def test_a_damaged_file_is_kept_aside_and_its_second_copy_used(path, new_session, capsys, damage, by):
+    progress.record("quiz", "05.a", first="a", last="b")
+    path.write_bytes(DAMAGED[damage])
+    new_session()
+    found = progress.load() if by == "load" else progress.record("quiz", "05.c", last="c") or progress.load()
+    assert found["quiz"]["05.a"]["last"] == "b" and (by == "load" or found["quiz"]["05.c"]["last"] == "c")
+    assert found["figures"] == ({"07.speed": {"value": 2.0}} if b"speed" in DAMAGED[damage] else {})
+    (aside,) = path.parent.glob("*damaged*")
+    assert aside.read_bytes() == DAMAGED[damage]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("Your progress file was damaged") and str(aside) in said
+    assert content(path)["quiz"]["05.a"]["last"] == "b"
+    progress.record("quiz", "05.d", last="d")
+    assert len(list(path.parent.glob("*damaged*"))) == 1 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_without_a_copy_what_can_be_read_of_it_is_used(path, damage):
+    path.parent.mkdir()
+    path.write_bytes(DAMAGED[damage])
+    assert progress.load()["figures"] == ({"07.speed": {"value": 2.0}} if b"speed" in DAMAGED[damage] else {})
+    assert progress.record("quiz", "05.a", last="a") == "" and content(path)["version"] == 1
+
+
+def test_no_room_to_keep_a_damaged_file_leaves_it_as_it_is(path, monkeypatch):
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    monkeypatch.setattr(progress.shutil, "copyfile", out_of_space)
+    assert "No space left" in progress.record("quiz", "05.a", last="a")
+    assert path.read_bytes() == b"damaged" and progress.load()["quiz"]["05.a"]["last"] == "a"
+
+
+def test_a_file_from_the_future_is_never_written_over(path, capsys):
+    path.parent.mkdir()
+    path.write_text('{"version": 2, "quiz": {"05.a": {"last": "z"}}}')
+    before = path.read_bytes()
+    for answer in "abc":
+        assert "of a later version of the course (2)" in progress.record("quiz", "05.b", last=answer)
+    assert progress.load()["quiz"]["05.b"]["last"] == "c"
+    with pytest.raises(OSError, match="2"):
+        progress.reset()
+    assert path.read_bytes() == before and list(path.parent.glob("*.json")) == [path]
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "Update the course" in said
+
+
+def test_it_is_light():
+    code = "import sys, moe_lessons.progress; print({'torch', 'numpy', 'ipywidgets'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
