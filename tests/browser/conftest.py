@@ -26,6 +26,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 from moe_lessons.render import KERNEL
@@ -37,6 +38,7 @@ PATIENCE = 60_000  # milliseconds; only what hangs waits so long
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                       "--disable-component-update", "--disable-sync"]  # fmt: skip
+CODE = ".jp-RenderedMarkdown code span"  # JupyterLab's own colours of highlighted code
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 # How many pixels of a canvas have this colour.
@@ -61,6 +63,7 @@ class LabServer:
                "IPYTHONDIR": "ipython"}  # fmt: skip
         environment = os.environ | {name: str(self.home / place) for name, place in own.items()}
         environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "MOE_LESSONS_STATIC": ""}  # the kernel of this environment
+        environment["MOE_LESSONS_PROGRESS"] = str(self.home / "progress.json")
         environment["JUPYTER_PORT"] = str(free_port())  # two servers that start at once must not choose the same
         command = [sys.executable, "-m", "moe_lessons", "lab", "--no-browser"]
         log = self.home / "server.log"
@@ -349,3 +352,19 @@ def open_notebook(lab, browser):
     for context in contexts:
         context.close()
     lab.end_kernels()
+
+
+@pytest.fixture(scope="session")
+def violations():
+    """violations(page, "css selector"): what axe-core finds wrong by WCAG 2.1 AA in these parts of a page, or in it."""
+    axe = Axe()
+    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"], "preload": False}
+
+    def scan(page, parts: str = "html") -> list[str]:
+        page.add_style_tag(content="body { overflow: visible !important }")  # else all that scrolls counts as hidden
+        answer = axe.run(page, {"include": [parts], "exclude": [CODE]}, options).response
+        assert answer["passes"], parts
+        nodes = [(rule["id"], node) for rule in answer["violations"] for node in rule["nodes"]]
+        return [f"{rule}: {node['html'][:200]} ({node['failureSummary']})" for rule, node in nodes]
+
+    return scan

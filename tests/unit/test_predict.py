@@ -1,30 +1,102 @@
 """A prediction: nothing is chosen for you, what you chose is kept, and it is compared with what happened."""
 
+import numpy as np
 import pytest
+from traitlets import TraitError
 
-from moe_lessons.widgets import Prediction, predict
+from moe_lessons import progress
+from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction, question
 
 QUESTION, OPTIONS = "How many experts will be left?", ("all", "some", "one")
+X, Y = ("step", 0, 100), ("loss, nats", 0, 4)
+WIDGET = "application/vnd.jupyter.widget-view+json"
+MAKERS = {
+    "choice": lambda key=None: Prediction(QUESTION, OPTIONS, key=key),
+    "number": lambda key=None: NumberPrediction(QUESTION, "experts", 0, 8, key=key),
+    "curve": lambda key=None: CurvePrediction(QUESTION, X, Y, key=key),
+}
+ANSWERS = {"choice": "some", "number": 3, "curve": [[0.0, 4], [50.0, 1], [100.0, 1]]}
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch, on_a_page, tmp_path):
+    monkeypatch.setattr(question, "_without_key", {})
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
 
 
 @pytest.fixture
-def prediction(monkeypatch, on_a_page) -> Prediction:
-    monkeypatch.setattr(predict, "_answers", {})
+def prediction() -> Prediction:
     return Prediction(QUESTION, OPTIONS)
+
+
+# --- all kinds ---
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_an_answer_with_a_key_is_there_in_the_next_session_and_one_without_until_the_kernel_ends(kind, new_session):
+    for key in ("05.left", None):
+        assert MAKERS[kind](key).answer is None
+        MAKERS[kind](key).answer = ANSWERS[kind]
+        assert MAKERS[kind](key).answer == ANSWERS[kind]
+        assert MAKERS[kind]("06.left").answer is None
+    new_session()
+    question._without_key.clear()
+    assert MAKERS[kind]("05.left").answer == ANSWERS[kind] and MAKERS[kind]().answer is None
+    assert list(progress.load()["predictions"]) == ["05.left"]
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("old", ["none of these", -1, [[0, 5], [1, 1]], [1, 2], {"a": 1}, float("nan"), True])
+def test_what_is_kept_but_no_longer_allowed_counts_as_not_answered(kind, old):
+    progress.record("predictions", "05.left", answer=old)
+    prediction = MAKERS[kind]("05.left")
+    assert prediction.answer is None
+    with pytest.raises(TraitError, match="answer must be"):
+        prediction.answer = old
+    assert prediction.answer is None
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_live_page_gets_the_widget_and_a_static_one_text(kind, monkeypatch):
+    data, _ = MAKERS[kind]()._repr_mimebundle_()
+    assert WIDGET in data
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
+    data, _ = MAKERS[kind]()._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/markdown"} and data["text/markdown"].startswith(f"**Predict.** {QUESTION}")
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize("key", ["left", "5.left", "05.", "05.Left!", "05 left", 5, ""])
+def test_a_key_that_is_none_is_refused(kind, key):
+    with pytest.raises(ValueError, match="key must be lesson, dot and name, such as '05.survivors', got"):
+        MAKERS[kind](key)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_its_repr_makes_it_again(kind):
+    for key in (None, "05.left"):
+        again, first = eval(repr(MAKERS[kind](key))), MAKERS[kind](key)
+        for name in ("text", "key", "options", "unit", "limits", *(["x", "y", "places"] if kind == "curve" else [])):
+            assert getattr(again, name) == getattr(first, name)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_trouble_with_the_file_is_said_in_the_view(kind, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path))  # a folder
+    prediction = MAKERS[kind]("05.left")
+    prediction.answer = ANSWERS[kind]
+    assert "Your answers stay in this session" in prediction.note
+    assert MAKERS[kind]("05.left").answer == ANSWERS[kind]
+
+
+# --- one of several options ---
 
 
 def test_it_says_what_was_predicted_and_what_happened(prediction):
     assert repr(prediction.compare("some")) == "What happened: some."
     for choice, second in (("some", "As you predicted"), ("all", "What happened")):
-        prediction.radio.value = choice
+        prediction.answer = choice
         assert repr(prediction.compare("some")) == f"You predicted: {choice}.\n{second}: some."
-
-
-def test_the_button_that_is_pressed_is_the_value_also_when_the_cell_runs_again(prediction):
-    prediction.radio.index = 1
-    assert Prediction(QUESTION, OPTIONS).radio.value == "some"
-    assert Prediction("Another question?", OPTIONS).radio.value is None
-    assert Prediction(QUESTION, ("few", "many")).radio.value is None  # it is no longer offered
     with pytest.raises(ValueError, match="outcome must be one of 'all', 'some', 'one', got 'none'"):
         prediction.compare("none")
 
@@ -32,19 +104,102 @@ def test_the_button_that_is_pressed_is_the_value_also_when_the_cell_runs_again(p
 def test_who_has_not_predicted_yet_unfolds_what_happened(prediction):
     folded = "<details><summary>What happened</summary>\n\nWhat happened: some.\n\n</details>"
     assert prediction.compare("some")._repr_mimebundle_()["text/markdown"] == folded
-    prediction.radio.value = "some"
+    prediction.answer = "some"
     assert not hasattr(prediction.compare("some"), "_repr_mimebundle_")
 
 
-def test_a_live_page_gets_the_widget_and_a_static_one_lists_the_options(prediction, monkeypatch):
-    assert "application/vnd.jupyter.widget-view+json" in prediction._repr_mimebundle_()
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
-    data = prediction._repr_mimebundle_()
-    assert set(data) == {"text/plain", "text/markdown"}
-    assert data["text/markdown"] == f"**Predict.** {QUESTION}\n\n- all\n- some\n- one"
+def test_a_static_page_lists_the_options(prediction):
+    assert prediction.still() == f"**Predict.** {QUESTION}\n\n- all\n- some\n- one"
 
 
-def test_its_repr_makes_the_same_question_which_is_text_and_not_html():
-    again = eval(repr(Prediction("Is 1 < 2 & 2 < 3?", OPTIONS)))
-    assert (again.question, again.options) == ("Is 1 < 2 & 2 < 3?", OPTIONS)
-    assert "Is 1 &lt; 2 &amp; 2 &lt; 3?" in again.children[0].value
+# --- a number ---
+
+
+@pytest.mark.parametrize(
+    "answer, value, words",
+    [
+        (20, 93.4, "20 GB.\nWhat happened: 93.4 GB. That is 73.4 GB more than you said, 4.7 times as much."),
+        (20, 5, "20 GB.\nWhat happened: 5 GB. That is 15 GB less than you said, 0.25 times as much."),
+        (93.4, 93.412, "93.4 GB.\nWhat happened: 93.4 GB. As you predicted."),
+        (1500, 46_702, "1,500 GB.\nWhat happened: 46,700 GB. That is 45,200 GB more than you said, 31 times as much."),
+        (0, 5, "0 GB.\nWhat happened: 5 GB. That is 5 GB more than you said."),
+        (5, -1, "5 GB.\nWhat happened: -1 GB. That is 6 GB less than you said."),
+    ],
+)
+def test_a_number_is_compared_by_difference_and_by_factor(answer, value, words):
+    prediction = NumberPrediction("How large?", "GB", 0, 2000)
+    assert repr(prediction.compare(value)) == words.split("\n")[1].split(". ")[0] + "."
+    assert "_repr_mimebundle_" in dir(prediction.compare(value))
+    prediction.answer = answer
+    assert repr(prediction.compare(value)) == f"You predicted: {words}"
+
+
+def test_percentages_have_no_factor():
+    prediction = NumberPrediction("How many of the facts?", "%", 0, 100)
+    prediction.answer = 20
+    assert repr(prediction.compare(np.float32(60))).endswith("That is 40 % more than you said.")
+
+
+def test_only_numbers_within_the_limits_are_answers():
+    prediction = NumberPrediction("How large?", "GB", 1, 100)
+    for answer in (0.9, 101, float("inf"), "20", None, [20]):
+        if answer is not None:
+            with pytest.raises(TraitError, match="answer must be a number from 1 to 100, got"):
+                prediction.answer = answer
+    for low, high in ((1, 1), (2, 1), (0, float("inf")), ("a", "b"), (None, 3)):
+        with pytest.raises(ValueError, match="low and high must be two finite numbers, the lower one first"):
+            NumberPrediction("How large?", "GB", low, high)
+    for value in (float("nan"), "20", None):
+        with pytest.raises(ValueError, match="value must be a finite number, got"):
+            prediction.compare(value)
+
+
+# --- a curve ---
+
+
+def test_a_curve_is_compared_where_both_are():
+    prediction = CurvePrediction("How does it fall?", X, Y)
+    assert repr(prediction.compare([0, 100], [4, 2])) == "What happened, loss, nats over step: from 4 at 0 to 2 at 100."
+    assert prediction.measured == []
+    prediction.answer = [[0, 4], [100, 4]]
+    assert prediction.measured == [[0, 1], [1, 0.5]]  # it is shown once there is an answer
+    words = "Your curve is {} away on average (loss, nats), {} what happened."
+    assert repr(prediction.compare([0, 100], [4, 2])) == words.format(1, "mostly above")
+    assert repr(prediction.compare([0, 100], [4.5, 4.5])) == words.format(0.5, "mostly below")
+    assert prediction.measured == [[0, 1.125], [1, 1.125]]
+    assert repr(prediction.compare([0, 100], [5, 3])) == words.format(0.512, "partly above, partly below")
+    prediction.answer = [[50, 1], [60, 1]]
+    assert repr(prediction.compare([0, 50, 60, 100], [9, 2, 2, 9])) == words.format(1, "mostly below")
+    assert repr(prediction.compare([70, 100], [1, 1])) == "You drew nothing where it was measured."
+
+
+def test_along_a_logarithmic_axis_each_doubling_counts_as_much():
+    prediction = CurvePrediction("How many?", ("experts", 1, 64), ("share", 0, 6), log_x=True)
+    assert [text for _, text in prediction.ticks[0]] == ["1", "2", "4", "8", "16", "32", "64"]
+    assert [part for part, _ in prediction.ticks[0]] == pytest.approx(np.arange(7) / 6)
+    prediction.answer = [[1, 0], [64, 6]]
+    assert repr(prediction.compare([1, 2, 4, 8, 16, 32, 64], range(7))).startswith("Your curve is 0 away")
+    with pytest.raises(ValueError, match="xs and ys must be two or more finite numbers"):
+        prediction.compare([0, 1], [1, 1])
+    with pytest.raises(ValueError, match="x must be above 0 where log_x is set, got 0"):
+        CurvePrediction("How many?", ("experts", 0, 64), ("share", 0, 6), log_x=True)
+
+
+def test_a_point_lies_at_the_nearest_place_and_in_order():
+    prediction = CurvePrediction("How does it fall?", X, Y)
+    prediction.answer = [[99.2, 1], [0.4, 3], [51, 2]]
+    assert prediction.answer == [[0, 3], [50, 2], [100, 1]]
+
+
+NO_CURVES = [([1], [1]), ([1, 2], [1]), ([2, 1], [1, 1]), ([1, 2], [1, np.nan]), ([[1, 2]], [[1, 2]])]
+
+
+@pytest.mark.parametrize("xs, ys", NO_CURVES)
+def test_what_is_no_curve_is_refused(xs, ys):
+    with pytest.raises(ValueError, match="xs and ys must be two or more finite numbers each, and xs must rise"):
+        CurvePrediction("How does it fall?", X, Y).compare(xs, ys)
+
+
+def test_axes_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="the limits of y must be two finite numbers"):
+        CurvePrediction("How does it fall?", X, ("loss", 4, 0))

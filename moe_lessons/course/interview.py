@@ -1,0 +1,177 @@
+"""Lesson 12: the answer of the course with the learner's own figures, and the questions that an engineer would ask."""
+
+import re
+from pathlib import Path
+
+import ipywidgets as W
+import pandas as pd
+from IPython.display import Markdown
+
+from moe_lessons import progress
+from moe_lessons.course.lessons import LESSONS
+from moe_lessons.errors import check_choice
+from moe_lessons.plots.theme import static_mode
+
+HERE = Path(__file__).parent
+TESTS = "https://github.com/moe-lessons/moe_lessons/blob/main/tests/claims/test_lesson_{}.py"
+SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [05: claim] or [05]
+STYLE = """<style>
+.moe-point.widget-checkbox { height: auto; margin: 2px 0 6px }
+.moe-point label { white-space: normal; height: auto; overflow: visible }
+.moe-point label { line-height: 1.4; padding-left: 22px; text-indent: -22px }
+</style>"""
+FIGURE = re.compile(r"\{([\w.]+)\}")
+
+
+def sections(name: str) -> dict[str, str]:
+    """The parts of a text of the course, such as 'answer.md', by their headings."""
+    parts = re.split(r"^## (.+)\n", (HERE / name).read_text("utf-8"), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], map(str.strip, parts[2::2])))
+
+
+def sources(text: str) -> str:
+    """Each [05: claim] in the text as links: to the lesson and to the file with the test of the claim."""
+    files = {lesson.number: lesson.file for lesson in LESSONS}
+
+    def link(found: re.Match) -> str:
+        lesson, claim = found.groups()
+        test = f', [test]({TESTS.format(lesson[:2])} "{claim}")' if claim else ""
+        return f" ([{lesson}]({files[lesson]}){test})"
+
+    return SOURCE.sub(link, text)
+
+
+# --- the answer ----------------------------------------------------------------------------------------------------
+
+
+def lacking(*keys: str) -> list[str]:
+    """Which of these figures the learner has not measured yet."""
+    return [key for key in keys if "value" not in progress.load()["figures"].get(key, {})]
+
+
+def figures() -> pd.DataFrame:
+    """All figures that the learner has measured: what, value, unit, when."""
+    rows = {key: entry for key, entry in sorted(progress.load()["figures"].items()) if "value" in entry}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["what", "value", "unit", "when"])
+    return table.assign(when=table["when"].str[:10]).rename_axis("figure")
+
+
+class Answer(str):
+    """The answer at one of three lengths, with the learner's figures. Raises ValueError where one is missing.
+
+    length: 'one sentence', 'one minute' or 'five minutes'.
+    """
+
+    def __new__(cls, length: str):
+        text = sections("answer.md")[check_choice("length", length, sections("answer.md"))]
+        found = progress.load()["figures"]
+        if missing := lacking(*FIGURE.findall(text)):
+            raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
+        return super().__new__(cls, sources(FIGURE.sub(lambda key: in_words(found[key[1]]), text)))
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+    __repr__ = str.__str__
+
+
+def in_words(figure: dict) -> str:
+    """A figure with its unit, but for 'times', which stands in the sentence.
+
+    >>> in_words({"value": 79.64, "unit": "%"}), in_words({"value": 1.6345, "unit": "times"})
+    ('80 %', '1.6')
+    """
+    value, unit = figure["value"], figure.get("unit", "")
+    number = f"{value:,.0f}" if abs(value) >= 20 else f"{value:.1f}".removesuffix(".0")
+    return number if unit in ("", "times", "experts") else f"{number} {unit}"
+
+
+# --- the questions -------------------------------------------------------------------------------------------------
+
+
+class Interview(W.VBox):
+    """Follow-up questions, one at a time: you write your answer, then ours stands beside it, point by point, and you
+    tick what you said. Answers and ticks are kept in the learner's progress."""
+
+    def __init__(self):
+        self.questions = {key: parse(text) for key, text in sections("interview.md").items()}
+        self.place = 0
+        self.title = W.HTML()
+        hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
+        self.answer = W.Textarea(placeholder=hint)
+        self.show = W.Button(description="Show our answer", button_style="primary")
+        self.back, self.next = W.Button(description="Back"), W.Button(description="Next question")
+        self.ours = W.VBox()
+        self.answer.layout = W.Layout(width="100%", height="9em")
+        left = W.VBox([self.answer, W.HBox([self.show, self.back, self.next])], layout=W.Layout(flex="1 1 300px"))
+        self.ours.layout = W.Layout(flex="1 1 300px", padding="0 0 0 12px")
+        super().__init__([self.title, W.HBox([left, self.ours], layout=W.Layout(flex_flow="row wrap"))])
+        self.add_class("moe-view")
+        self.answer.observe(lambda change: self._typed(change["new"]), "value")
+        self.show.on_click(lambda _: self._reveal())
+        self.back.on_click(lambda _: self.go(self.place - 1))
+        self.next.on_click(lambda _: self.go(self.place + 1))
+        self.go(0)
+
+    @property
+    def key(self) -> str:
+        return list(self.questions)[self.place]
+
+    def go(self, place: int) -> None:
+        """Show the question at a place, with what was answered before."""
+        self.place = max(0, min(place, len(self.questions) - 1))
+        question, _ = self.questions[self.key]
+        kept = progress.load()["quiz"].get(f"12.{self.key}", {})
+        number = f"Question {self.place + 1} of {len(self.questions)}."
+        self.title.value = f"{STYLE}<h4 style='margin: 0'>{number} {question}</h4>"
+        self.ours.children = ()
+        self.answer.value = str(kept.get("answer", ""))
+        self.answer.tooltip = f"Your answer to: {question}"
+        self.back.disabled, self.next.disabled = self.place == 0, self.place == len(self.questions) - 1
+        self.show.disabled = not self.answer.value.strip()
+        if "said" in kept:
+            self._reveal(kept["said"])
+
+    def _typed(self, text: str) -> None:
+        self.show.disabled = not text.strip()
+
+    def _reveal(self, said: list[bool] = ()) -> None:
+        _, points = self.questions[self.key]
+        words = [SOURCE.sub("", point) for point in points]
+        ticks = [W.Checkbox(value=bool(one), description=text, indent=False, layout=W.Layout(width="auto"))
+                 for text, one in zip(words, [*said, *[False] * len(points)])]  # fmt: skip
+        for tick in ticks:
+            tick.add_class("moe-point")
+            tick.observe(lambda _: self._keep(ticks), "value")
+        where = W.Output()
+        where.append_display_data(Markdown("Lesson and test: " + "; ".join(map(where_from, points))))
+        self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *ticks, where]
+        self._keep(ticks)
+
+    def _keep(self, ticks: list[W.Checkbox]) -> None:
+        said = [tick.value for tick in ticks]
+        progress.record("quiz", f"12.{self.key}", answer=self.answer.value, said=said)
+
+    def __repr__(self) -> str:
+        return "Interview()"
+
+    def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
+        parts = []
+        for question, points in self.questions.values():
+            ours = "\n".join(f"- {sources(point)}" for point in points)
+            parts.append(f"**{question}**\n\n<details><summary>Our answer</summary>\n\n{ours}\n\n</details>")
+        data = {"text/plain": repr(self), "text/markdown": "\n\n".join(parts)}
+        return data if static_mode() else W.Widget._repr_mimebundle_(self) | data
+
+
+def parse(text: str) -> tuple[str, list[str]]:
+    """A question and the points of its answer."""
+    question, *points = re.split(r"\n+- ", text)
+    if not points:
+        raise ValueError(f"a question needs the points of an answer, each after '- ', got {text!r}")
+    return " ".join(question.split()), [" ".join(point.split()) for point in points]
+
+
+def where_from(point: str) -> str:
+    """The links of a point alone."""
+    return sources("".join(found.group() for found in SOURCE.finditer(point)))[2:-1]

@@ -1,0 +1,160 @@
+"""The course page: what is done, what is next, and the figures that the learner has measured."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets as W
+
+from moe_lessons import exercises, progress
+from moe_lessons.course.lessons import LESSONS, Lesson
+from moe_lessons.course.quiz import QUIZZES, read_quiz
+from moe_lessons.plots.theme import static_mode
+
+NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
+
+
+class Standing(NamedTuple):
+    """How far the learner is in one lesson."""
+
+    lesson: Lesson
+    predictions: int
+    answered: int
+    right_first: int
+    questions: int
+    solved: tuple[tuple[int, bool], ...]  # of each exercise its stars, and whether it is solved
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all questions are answered and all exercises solved."""
+        is_all = self.answered == self.questions and all(solved for _, solved in self.solved)
+        return is_all and bool(self.questions or self.solved)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a trace of the learner."""
+        return bool(self.predictions or self.answered or any(solved for _, solved in self.solved))
+
+
+def standings() -> list[Standing]:
+    """How far the learner is, lesson by lesson."""
+    kept = progress.load()
+    return [_standing(lesson, kept) for lesson in LESSONS]
+
+
+def _standing(lesson: Lesson, kept: progress.Progress) -> Standing:
+    number = lesson.number
+    predictions = [key for key in kept["predictions"] if key.split(".")[0] == number]
+    items = read_quiz(QUIZZES[number]) if number in QUIZZES else []
+    answers = [kept["quiz"].get(f"{number}.{item.name}", {}) for item in items]
+    answered = [answer for answer in answers if "last" in answer]
+    own = [exercise for exercise in exercises.EXERCISES if exercise.lesson == number]
+    solved = [(e.stars, kept["exercises"].get(f"{number}.{e.name}", {}).get("status") == "right") for e in own]
+    right_first = sum(answer.get("right_first") is True for answer in answered)
+    return Standing(lesson, len(predictions), len(answered), right_first, len(items), tuple(solved))
+
+
+def _row(standing: Standing) -> str:
+    """A lesson as a row of the table."""
+    lesson, count = standing.lesson, sum(solved for _, solved in standing.solved)
+    state = "✔ done" if standing.is_done else "begun" if standing.is_begun else "open"
+    quiz = f"{standing.answered} of {standing.questions}"
+    quiz += f", {standing.right_first} right at first" if standing.answered else ""
+    stars = " ".join(("★" if solved else "☆") * number for number, solved in standing.solved)
+    solved = f"{count} of {len(standing.solved)} {stars}" if standing.solved else "–"
+    link = f"[{lesson.number} · {lesson.title}]({lesson.file})"
+    return f"| {link} | {lesson.minutes} min | {standing.predictions} | {quiz} | {solved} | {state} |"
+
+
+def _next(found: list[Standing]) -> str:
+    """A sentence on what to do next."""
+    left = next((standing for standing in found if not standing.is_done), None)
+    if left is None:
+        return "**You have done it all.**"
+    link = f"[{left.lesson.number} · {left.lesson.title}]({left.lesson.file})"
+    open_parts = []
+    if left.answered < left.questions:
+        open_parts.append(f"{left.questions - left.answered} questions of the quiz")
+    if count := sum(not solved for _, solved in left.solved):
+        open_parts.append(f"{count} exercises")
+    if left.is_begun and open_parts:
+        return f"**Next: {link}.** Open there: {' and '.join(open_parts)}."
+    return f"**Next: {link}.** Afterwards you can say {left.lesson.goal}."
+
+
+def _figures() -> str:
+    """The learner's own figures, as a table."""
+    figures = sorted(progress.load()["figures"].items())
+    rows = [f"| {key.split('.')[0]} | {e.get('what', key)} | {_number(e['value'])} {e.get('unit', '')} |"
+            for key, e in figures if "value" in e]  # fmt: skip
+    return "\n".join(["| lesson | what you measured | figure |", "|---|---|---:|", *rows]) if rows else NO_FIGURES
+
+
+def _number(value: Any) -> str:
+    return f"{float(f'{value:.3g}'):,.12g}" if isinstance(value, int | float) else str(value)
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    found = standings()
+    done = f"{sum(standing.is_done for standing in found)} of {len(found)} lessons done."
+    head = "| lesson | time | predictions | quiz | exercises | state |\n|---|---|---|---|---|---|"
+    lessons = "\n".join([head, *map(_row, found)])
+    return "\n\n".join([f"{_next(found)} {done}", lessons, "**Your own figures**", _figures()])
+
+
+class CoursePage(W.VBox):
+    """What is done and what is next, with buttons to export the progress and to forget it."""
+
+    def __init__(self):
+        self.table, self.said = W.Output(), W.HTML()
+        self.ask = self._button("Start over …", "Forget all answers; you are asked first", self._sure)
+        self.yes = self._button("Yes, forget everything", "A dated copy is kept", self._reset, "warning")
+        self.no = self._button("No, keep it", "Nothing is changed", lambda: self._say(""))
+        bar = [self._button("Refresh", "Read again what is kept", self.show)]
+        bar += [self._button("Export", "Write your progress to a file here", self._export), self.ask, self.yes, self.no]
+        super().__init__([self.table, W.HBox(bar).add_class("moe-bar"), self.said])
+        self.add_class("moe-view")
+        self._say(f"All this is kept in {progress.file()}." if progress.file() else "Nothing is kept: progress is off.")
+        self.show()
+
+    def _button(self, description: str, tooltip: str, do: Any, style: str = "") -> W.Button:
+        button = W.Button(description=description, tooltip=tooltip, button_style=style)
+        button.on_click(lambda _: do())
+        return button
+
+    def show(self) -> None:
+        """Show how things stand now."""
+        data = {"text/markdown": page(), "text/plain": repr(self)}
+        self.table.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+
+    def _say(self, words: str, asks: bool = False) -> None:
+        """Say something below; asks: whether the two buttons that answer it are shown."""
+        self.said.value = f'<div class="moe-words" role="status">{words}</div>'
+        self.ask.layout.display = "none" if asks else ""
+        self.yes.layout.display = self.no.layout.display = "" if asks else "none"
+
+    def _sure(self) -> None:
+        self._say("Forget all predictions, answers, solved exercises and figures?", asks=True)
+
+    def _export(self) -> None:
+        try:
+            path = progress.export(Path(f"moe_lessons-progress-{datetime.now():%Y-%m-%dT%H-%M-%S}.json"))
+            self._say(f"Your progress is in {path}.")
+        except OSError as error:
+            self._say(f"Nothing was exported: {error}.")
+
+    def _reset(self) -> None:
+        try:
+            copy = progress.reset()
+            self.show()
+            self._say(f"Everything is forgotten. A copy is in {copy}." if copy else "Everything is forgotten.")
+        except OSError as error:
+            self._say(f"Nothing was forgotten: {error}.")
+
+    def __repr__(self) -> str:
+        return "CoursePage()"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        data = {"text/plain": repr(self), "text/markdown": page()}
+        return data if static_mode() else super()._repr_mimebundle_(**kwargs) | data

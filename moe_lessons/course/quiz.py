@@ -1,0 +1,149 @@
+"""The questions at the end of a lesson, read from quizzes/NN.md; each answer is explained at once.
+
+A file has 3 to 5 questions such as this, each option with what is right or wrong about it:
+
+    ## survivors
+    Which experts are left after a collapse?
+
+    - [ ] Those with the largest territories — Two of the three that die began above the even share.
+    - [x] Those that the router liked early — Yes: what is chosen more is scored higher.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ipywidgets as W
+
+from moe_lessons import progress
+from moe_lessons.course.question import HERE, Question
+from moe_lessons.errors import check_choice
+from moe_lessons.plots.theme import static_mode
+
+QUIZZES = {path.stem: path for path in sorted((HERE / "quizzes").glob("*.md"))}  # lesson -> file
+FEWEST, MOST = 3, 5  # questions
+
+
+class Option(NamedTuple):
+    """One of the answers: what it says, why it is right or what is wrong with it, and which of the two."""
+
+    text: str
+    why: str
+    is_right: bool
+
+
+class Item(NamedTuple):
+    """A question of a quiz, and its options. `name` is its name in the learner's progress."""
+
+    name: str
+    question: str
+    options: list[Option]
+
+
+def read_quiz(path: Path) -> list[Item]:
+    """The questions of a file. Raises ValueError, with the line, where it is malformed."""
+    items: list[Item] = []
+    for number, line in enumerate([*path.read_text("utf-8").splitlines(), "## end"], 1):
+        try:
+            if line.startswith("## ") and items:
+                check_item(items[-1])
+            _read_line(line.rstrip(), items)
+        except ValueError as error:
+            raise ValueError(f"{path.name}, line {number}: {error}") from None
+    items.pop()  # the end
+    names = [item.name for item in items]
+    if not FEWEST <= len(names) <= MOST or len(set(names)) < len(names):
+        found = ", ".join(names) or "none"
+        raise ValueError(f"{path.name}: there must be {FEWEST} to {MOST} questions of different names, found {found}")
+    return items
+
+
+def _read_line(line: str, items: list[Item]) -> None:
+    """Put what a line says into the last of the items, or begin a new one."""
+    if heading := re.fullmatch(r"## ([a-z0-9_-]+)", line):
+        items.append(Item(heading[1], "", []))
+    elif not line:
+        return
+    elif not items or line.startswith("#"):
+        raise ValueError(f"a question begins with '## name', of a to z, 0 to 9, - and _, got {line!r}")
+    elif option := re.fullmatch(r"- \[([ x])\] (.+?) — (.+)", line):
+        items[-1].options.append(Option(option[2].strip(), option[3].strip(), option[1] == "x"))
+    elif items[-1].options or line.startswith("-"):
+        raise ValueError(f"an option is '- [ ] text — what is wrong' or '- [x] text — why it is right', got {line!r}")
+    else:
+        items[-1] = items[-1]._replace(question=f"{items[-1].question} {line}".strip())
+
+
+def check_item(item: Item) -> None:
+    """Raise ValueError where a question cannot be asked."""
+    texts = [option.text for option in item.options]
+    right = [option for option in item.options if option.is_right]
+    if not item.question:
+        raise ValueError(f"{item.name} asks nothing")
+    if len(right) != 1:
+        raise ValueError(f"one option of {item.name} must be right, found {len(right)}")
+    if len(texts) < 2 or len(set(texts)) < len(texts):
+        raise ValueError(f"{item.name} must have at least two options, all of them different")
+
+
+class QuizQuestion(Question):
+    """One question of a quiz. The first answer and the last one are kept."""
+
+    section = "quiz"
+
+    def __init__(self, item: Item, number: int, lesson: str):
+        choices = [list(option) for option in item.options]
+        super().__init__(item.question, f"{lesson}.{item.name}", kind=f"{number}.", choices=choices)
+
+    def earlier(self) -> Any:
+        """See `Question`."""
+        return self.entry().get("last")
+
+    def keep(self) -> None:
+        """Keep the answer as the last, and as the first if there was none."""
+        right = next(text for text, _, is_right in self.choices if is_right)
+        first = self.entry().get("first", self.answer)
+        scores = {"right_first": first == right, "right": self.answer == right}
+        self.note = progress.record(self.section, self.key, first=first, last=self.answer, **scores)
+
+    def solution(self) -> Iterator[str]:
+        """Each option with what is right or wrong about it."""
+        for text, why, is_right in self.choices:
+            yield f"- {'✔' if is_right else '✘'} {text} — {why}"
+
+
+class Quiz(W.VBox):
+    """The quiz of a lesson: `Quiz("05")`. It blocks nothing; answers are kept, and may be changed."""
+
+    def __init__(self, lesson: str):
+        path = QUIZZES[check_choice("lesson", lesson, QUIZZES)]
+        self.lesson = lesson
+        self.questions = [QuizQuestion(item, n, lesson) for n, item in enumerate(read_quiz(path), 1)]
+        self.score = W.HTML()
+        super().__init__([*self.questions, self.score])
+        for question in self.questions:
+            question.remove_class("moe-view")  # one frame around all
+            question.observe(lambda change: self.count(), "answer")
+        self.add_class("moe-view")
+        self.count()
+
+    def count(self) -> None:
+        """Say how many are answered, and how many rightly."""
+        entries = [question.entry() for question in self.questions if question.answer is not None]
+        right, first = (sum(bool(entry.get(name)) for entry in entries) for name in ("right", "right_first"))
+        words = f"{len(entries)} of {len(self.questions)} answered, {right} right, {first} of them at the first try."
+        self.score.value = f'<div class="moe-words" role="status">{words if entries else "Nothing answered yet."}</div>'
+
+    def still(self) -> str:
+        """The questions on a static page, with the answers folded, as Markdown."""
+        answers = "\n\n".join(f"**{q.kind}**\n\n" + "\n".join(q.solution()) for q in self.questions)
+        folded = f"<details><summary>Answers</summary>\n\n{answers}\n\n</details>"
+        return "\n\n".join([*(question.still() for question in self.questions), folded])
+
+    def __repr__(self) -> str:
+        return f"Quiz({self.lesson!r})"
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        data = {"text/plain": repr(self), "text/markdown": self.still()}
+        return data if static_mode() else super()._repr_mimebundle_(**kwargs) | data

@@ -1,0 +1,232 @@
+"""The quiz, the table of lessons, and the course page."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from traitlets import TraitError
+
+from moe_lessons import progress
+from moe_lessons.course import CoursePage, Quiz, page
+from moe_lessons.course.lessons import LESSONS
+from moe_lessons.course.quiz import QUIZZES, read_quiz
+from moe_lessons.exercises import EXERCISES
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = """## first
+Which one,
+and why?
+
+- [ ] this — No: it is that.
+- [x] that — Yes: it is.
+
+## second
+And now?
+
+- [x] a — Yes.
+- [ ] b — No.
+
+## third
+Last?
+- [ ] a - b — No.
+- [x] c — Yes — really.
+"""
+
+
+@pytest.fixture(autouse=True)
+def path(on_a_page, monkeypatch, tmp_path):
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
+    return tmp_path / "progress.json"
+
+
+def written(tmp_path, text: str) -> Path:
+    path = tmp_path / "05.md"
+    path.write_text(text, "utf-8")
+    return path
+
+
+# --- the quiz ---
+
+
+def test_a_file_is_read(tmp_path):
+    first, second, third = read_quiz(written(tmp_path, GOOD))
+    assert (first.name, first.question) == ("first", "Which one, and why?")
+    assert first.options == [("this", "No: it is that.", False), ("that", "Yes: it is.", True)]
+    assert third.options[0].text == "a - b" and third.options[1].why == "Yes — really."
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("## first\n", "", "line 1: a question begins with '## name', of a to z, 0 to 9, - and _, got 'Which one,'"),
+        ("## second", "## Second One", "line 8: a question begins with '## name', of a to z"),
+        ("## second", "## first", "must be 3 to 5 questions of different names, found first, first, third"),
+        ("- [ ] this — No: it is that.", "- [ ] this", "why it is right', got '- [ ] this'"),
+        ("- [ ] this — No: it is that.", "- this — No", "line 5: an option is"),
+        ("- [ ] this — No: it is that.", "- [x] this — Yes", "line 8: one option of first must be right, found 2"),
+        ("- [x] that — Yes: it is.", "- [ ] that — No.", "line 8: one option of first must be right, found 0"),
+        ("- [x] that — Yes: it is.", "- [x] that — Yes: it is.\nand so on", "line 7: an option is"),
+        ("- [ ] this — No: it is that.\n", "", "line 7: first must have at least two options, all of them different"),
+        ("- [ ] this", "- [ ] that", "line 8: first must have at least two options, all of them different"),
+        ("And now?\n", "", "line 13: second asks nothing"),
+        ("- [x] c — Yes — really.\n", "", "line 17: one option of third must be right, found 0"),
+        (GOOD[GOOD.index("## third") :], "", "must be 3 to 5 questions of different names, found first, second"),
+        (GOOD, "", "found none"),
+    ],
+)
+def test_a_malformed_file_is_refused_with_its_line(tmp_path, old, new, words):
+    assert GOOD.count(old) == 1
+    with pytest.raises(ValueError) as error:
+        read_quiz(written(tmp_path, GOOD.replace(old, new)))
+    assert words in str(error.value) and str(error.value).startswith("05.md")
+
+
+@pytest.mark.parametrize("name", QUIZZES)
+def test_every_quiz_can_be_asked(name):
+    assert name in {lesson.number for lesson in LESSONS}
+    assert all(question.options for question in Quiz(name).questions)
+
+
+def test_every_lesson_has_a_quiz():
+    assert set(QUIZZES) == {lesson.number for lesson in LESSONS}
+    with pytest.raises(ValueError, match="lesson must be one of '00', '01', .*, got '99'"):
+        Quiz("99")
+
+
+def test_the_first_and_the_last_answer_are_kept_and_shown_again(new_session):
+    quiz = Quiz("05")
+    question = quiz.questions[0]
+    right = next(text for text, _, is_right in question.choices if is_right)
+    wrong, other, *_ = (text for text, _, is_right in question.choices if not is_right)
+    assert quiz.score.value.count("Nothing answered yet") == 1
+    for answer in (wrong, right, other, right):
+        question.answer = answer
+    new_session()
+    again = Quiz("05")
+    assert again.questions[0].answer == right
+    entry = progress.load()["quiz"][question.key]
+    assert (entry["first"], entry["last"], entry["right_first"], entry["right"]) == (wrong, right, False, True)
+    assert f"1 of {len(quiz.questions)} answered, 1 right, 0 of them at the first try" in again.score.value
+    with pytest.raises(TraitError):
+        question.answer = "something else"
+
+
+def test_on_a_static_page_the_answers_are_folded(static):
+    data = Quiz("05")._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/markdown"}
+    asked, answers = data["text/markdown"].split("<details><summary>Answers</summary>")
+    for item in read_quiz(QUIZZES["05"]):
+        for option in item.options:
+            assert f"- {option.text}" in asked and option.why not in asked
+            assert f"- {'✔' if option.is_right else '✘'} {option.text} — {option.why}" in answers
+
+
+# --- the table of lessons ---
+
+
+def test_the_readme_lists_the_lessons():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d\d\w?) \| \[(.+?)\]\(notebooks/(.+?)\) \| (.+) \|$", readme, re.M)
+    assert rows == [(lesson.number, lesson.title, lesson.file, lesson.goal) for lesson in LESSONS]
+
+
+def test_every_notebook_is_in_the_table():
+    assert {path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} == {lesson.file for lesson in LESSONS}
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.number)
+def test_a_notebook_says_of_itself_what_the_table_says(lesson):
+    cells = json.loads((ROOT / "notebooks" / lesson.file).read_text("utf-8"))["cells"]
+    text = "".join(cells[0]["source"])
+    assert text.startswith(f"# {lesson.number} · {lesson.title}\n")
+    (time,) = re.findall(r"\*\*How long\.\*\* (?:About (\d+) minutes|Half an hour)", text)
+    assert int(time or 30) == lesson.minutes
+
+
+# --- the course page ---
+
+
+def do_everything(number: str) -> None:
+    for question in Quiz(number).questions if number in QUIZZES else ():
+        question.answer = question.options[0]
+    for exercise in EXERCISES:
+        if exercise.lesson == number:
+            progress.record("exercises", f"{number}.{exercise.name}", status="right")
+
+
+def test_it_shows_what_is_done_and_what_is_next():
+    assert "**Next: [00 · Welcome](00_welcome.ipynb).** Afterwards you can say what the question is" in page.page()
+    do_everything("00")
+    progress.record("predictions", "01.share", answer="all")
+    progress.record("predictions", "06b.share", answer="all")
+    first, second, *others = page.standings()
+    assert first.is_done and second.is_begun and not second.is_done and second.predictions == 1
+    assert [other.lesson.number for other in others if other.is_begun] == ["06b"]
+    text = page.page()
+    assert "**Next: [01 · The dense transformer](01_the_dense_transformer.ipynb).** Open there: " in text
+    assert f"1 of {len(LESSONS)} lessons done" in text
+    for lesson in LESSONS:
+        do_everything(lesson.number)
+    assert "You have done it all" in page.page()
+
+
+def test_a_lesson_is_done_when_its_exercises_are_solved_and_its_quiz_is_answered():
+    for exercise in EXERCISES:
+        progress.record("exercises", f"{exercise.lesson}.{exercise.name}", status="right")
+    assert page.standings()[0].is_begun and not page.standings()[0].is_done
+    do_everything("00")
+    assert page.standings()[0].is_done
+
+
+def test_a_solved_exercise_shines():
+    mine = [exercise for exercise in EXERCISES if exercise.lesson == "05"]
+    progress.record("exercises", f"05.{mine[0].name}", last="wrong")
+    progress.record("exercises", f"05.{mine[1].name}", status="right", last="wrong")
+    (row,) = (line for line in page.page().splitlines() if "05_expert_collapse" in line and line.startswith("|"))
+    assert f"1 of {len(mine)} {'☆' * mine[0].stars} {'★' * mine[1].stars}" in row and row.endswith("begun |")
+
+
+def test_the_learners_figures_are_there():
+    assert page.NO_FIGURES in page.page()
+    progress.record("figures", "08.effective_width", value=2.7183, unit="times", what="width of the equally good one")
+    progress.record("figures", "07.bare", value="fast")
+    text = page.page()
+    assert "| 08 | width of the equally good one | 2.72 times |" in text and "| 07 | 07.bare | fast  |" in text
+
+
+def test_the_view_exports_and_asks_before_it_forgets(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    do_everything("00")
+    view = CoursePage()
+    export = next(button for button in view.children[1].children if button.description == "Export")
+    export.click()
+    (exported,) = tmp_path.glob("moe_lessons-progress-*.json")
+    assert str(exported) in view.said.value and json.loads(exported.read_text())["quiz"]
+    assert view.yes.layout.display == "none"
+    view.ask.click()
+    assert (view.ask.layout.display, view.yes.layout.display) == ("none", "")
+    view.no.click()
+    assert view.yes.layout.display == "none" and progress.load()["quiz"]
+    view.ask.click()
+    view.yes.click()
+    assert "A copy is in" in view.said.value and not progress.load()["quiz"]
+    assert "0 of 12 lessons done" in view.table.outputs[0]["data"]["text/markdown"]
+
+
+def test_what_cannot_be_written_is_said(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    do_everything("00")
+    view = CoursePage()
+    path.chmod(0o444)
+    view.ask.click()
+    view.yes.click()
+    assert "Nothing was forgotten" in view.said.value and progress.load()["quiz"]
+    monkeypatch.setattr(progress, "export", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    next(button for button in view.children[1].children if button.description == "Export").click()
+    assert "Nothing was exported: [Errno 28] No space left on device" in view.said.value
+
+
+def test_on_a_static_page_it_is_a_table(static):
+    data = CoursePage()._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/markdown"} and data["text/markdown"].count("ipynb") == len(LESSONS) + 1

@@ -1,0 +1,124 @@
+"""Lesson 12: each statement of the answer has its lesson and its test; the questions remember what was answered."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from moe_lessons import progress
+from moe_lessons.course import Answer, Interview, figures, lacking
+from moe_lessons.course.interview import FIGURE, SOURCE, in_words, parse, sections, sources
+from moe_lessons.course.lessons import LESSONS
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXTS = sections("answer.md") | sections("interview.md")
+LENGTHS = ("one sentence", "one minute", "five minutes")
+FIGURES = sorted({key for text in TEXTS.values() for key in FIGURE.findall(text)})
+
+
+def code_of(number: str) -> str:
+    (path,) = (ROOT / "notebooks").glob(f"{number}_*.ipynb")
+    return "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A learner who has measured everything."""
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
+    for place, key in enumerate(FIGURES):
+        progress.record("figures", key, value=place + 0.25, unit="%", what=f"what {key} is")
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_each_source_is_a_lesson_and_a_claim_that_is_tested_there(name):
+    for lesson, claim in SOURCE.findall(TEXTS[name]):
+        (path,) = (ROOT / "notebooks").glob(f"{lesson}_*.ipynb")
+        tags = {tag for cell in nbformat.read(path, as_version=4).cells for tag in cell.metadata.get("tags", [])}
+        tests = (ROOT / "tests" / "claims" / f"test_lesson_{lesson[:2]}.py").read_text()
+        assert not claim or (f"claim:{claim}" in tags and f'claim("{claim}")' in tests), f"{name}: {lesson}: {claim}"
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_each_statement_of_the_answer_has_a_source(length):
+    for paragraph in sections("answer.md")[length].split("\n\n"):
+        assert SOURCE.search(paragraph), f"{length}: {paragraph}"
+
+
+@pytest.mark.parametrize("name", sections("interview.md"))
+def test_a_question_has_two_to_four_points_and_each_a_source(name):
+    question, points = parse(TEXTS[name])
+    assert "?" in question and 2 <= len(points) <= 4
+    assert all(SOURCE.search(point) for point in points)
+
+
+def test_the_lesson_measures_every_figure_that_the_answer_needs():
+    assert FIGURES and set(FIGURES) <= set(re.findall(r'"(\d\d\w?\.\w+)"', code_of("12")))
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_the_answer_has_the_learners_own_figures(length, measured):
+    answer = Answer(length)
+    needed = FIGURE.findall(TEXTS[length])
+    assert needed and not FIGURE.search(answer) and not re.search(r"\[\d\d\w?: ", answer)
+    for key in needed:
+        assert in_words(progress.load()["figures"][key]) in answer
+    files = {lesson.file for lesson in LESSONS}
+    assert {file for file in re.findall(r"\]\((\w+\.ipynb)\)", answer)} <= files
+
+
+def test_a_missing_figure_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
+    assert lacking("08.writing_speed") == ["08.writing_speed"]
+    with pytest.raises(ValueError, match=r"figures .*got none for 08\.writing_speed"):
+        Answer("one sentence")
+    with pytest.raises(ValueError, match="length must be one of 'one sentence', .*got 'one hour'"):
+        Answer("one hour")
+
+
+def test_figures_are_a_table(measured):
+    table = figures()
+    assert list(table.index) == FIGURES and list(table.columns) == ["what", "value", "unit", "when"]
+
+
+def test_links_are_to_the_lesson_and_to_its_test():
+    assert sources("so [06b: who-sees-the-future].") == (
+        "so ([06b](06b_who_sees_the_future.ipynb), [test](https://github.com/moe-lessons/moe_lessons/blob/main/tests/"
+        'claims/test_lesson_06.py "who-sees-the-future")).'
+    )
+
+
+def test_an_answer_comes_first_and_all_is_remembered(measured):
+    interview = Interview()
+    assert interview.show.disabled and interview.back.disabled and not interview.ours.children
+    interview.answer.value = "Because."
+    interview.show.click()
+    _, points = interview.questions[interview.key]
+    ticks = interview.ours.children[1 : 1 + len(points)]
+    assert not any(SOURCE.search(tick.description) for tick in ticks)
+    ticks[1].value = True
+    interview.next.click()
+    assert interview.place == 1 and not interview.answer.value and not interview.ours.children
+    interview.back.click()
+    assert interview.answer.value == "Because."
+    again = Interview()
+    assert again.answer.value == "Because." and [tick.value for tick in again.ours.children[1:3]] == [False, True]
+    assert progress.load()["quiz"][f"12.{again.key}"]["said"][:2] == [False, True]
+
+
+def test_the_last_question_has_no_next(measured):
+    interview = Interview()
+    interview.go(10**6)
+    assert interview.next.disabled and interview.place == len(interview.questions) - 1
+
+
+def test_a_static_page_has_the_questions_and_folded_answers(monkeypatch):
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
+    data = Interview()._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/markdown"}
+    assert data["text/markdown"].count("<details>") == len(sections("interview.md"))
+
+
+def test_a_question_without_points_is_refused():
+    with pytest.raises(ValueError, match="needs the points"):
+        parse("Why?")
