@@ -4,10 +4,11 @@ PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 RUNTIME  := $(VENV)/.installed-runtime
+APP      := $(VENV)/.installed-app
 DEV      := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test render bench clean
+.PHONY: help lab test render bench clean site claims app
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -15,11 +16,20 @@ help: ## Show this list
 lab: $(RUNTIME) ## Open the course in JupyterLab at the first lesson
 	@$(BIN)/python -m moe_lessons lab
 
+app: $(APP) ## Open the playground, the wall of facts and the calculators as a page without code
+	@$(BIN)/python -m moe_lessons app
+
 test: $(DEV) ## Run every check: ruff, unit, claims, notebooks, browser
 	@$(BIN)/python tests/run.py
 
 render: $(DEV) ## Execute the lessons again and store their static pictures (NOTEBOOKS='notebooks/02*.ipynb' for some)
 	@$(BIN)/python -m moe_lessons render $(NOTEBOOKS)
+
+site: $(DEV) ## Make the site of the course in build/site, and check its links
+	@$(BIN)/python docs/make_site.py
+
+claims: $(DEV) ## Measure every claim again and write docs/claims.md (minutes; leave the machine alone)
+	@$(BIN)/python tests/claims/measure.py
 
 bench: $(RUNTIME) ## Measure the speed of the layers on this machine
 	@$(BIN)/python -m moe_lessons bench
@@ -38,6 +48,10 @@ $(BIN)/python:
 $(RUNTIME): pyproject.toml | $(BIN)/python
 	@echo "Installing the course into $(VENV) (once; PyTorch is large) …"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e .
+	@touch $@
+
+$(APP): pyproject.toml $(RUNTIME)
+	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[app]'
 	@touch $@
 
 $(DEV): pyproject.toml $(RUNTIME)

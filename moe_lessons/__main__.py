@@ -1,30 +1,43 @@
-"""The command line: ``python -m moe_lessons lab | render | bench | sweep | doctor``."""
+"""The command line: ``python -m moe_lessons`` lists what there is."""
 
-import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
+from moe_lessons import __version__
+
+COMMANDS = {  # each is the main(argv) of the module of its name; --help after it says more
+    "lab": "open the course in JupyterLab at the first lesson",
+    "app": "open the playground, the wall of facts and the calculators as a page without code",
+    "cost": "count what a published model costs, from its config.json",
+    "bench": "measure the speed of the layers on this machine",
+    "sweep": "train many small models, for the lessons to compare",
+    "render": "execute lessons afresh and store their static pictures",
+    "doctor": "say what is wrong with this installation and what to do",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m moe_lessons", description="The course, by command.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    lab = commands.add_parser("lab", help="open the course in JupyterLab at the first lesson")
-    lab.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
-    render = commands.add_parser("render", help="execute lessons afresh and store their static pictures")
-    render.add_argument("notebooks", nargs="*", help="the notebooks to render (default: all in notebooks/)")
-    commands.add_parser("bench", help="measure the speed of the layers on this machine", add_help=False)
-    commands.add_parser("sweep", help="train many small models, for the lessons to compare", add_help=False)
-    commands.add_parser("doctor", help="say what is wrong with this installation and what to do")
-    parsed, rest = parser.parse_known_args(argv)
-    options = vars(parsed)
-    if options["command"] in ("bench", "sweep"):
-        options["argv"] = rest  # they have options of their own
-    elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    # Imported only now: doctor must run in a broken installation, and lab should not wait for torch.
-    command = importlib.import_module(f"moe_lessons.{options.pop('command')}")
-    return command.main(**options) or 0
+    """Run a command; 2 if there is none of that name."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("--help", "-h"):
+        print(overview())
+    elif name == "--version":
+        print(f"moe_lessons {__version__}")
+    elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
+        return importlib.import_module(f"moe_lessons.{name}").main(rest) or 0
+    else:
+        nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
+        print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview()}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def overview() -> str:
+    """Each command with its line."""
+    lines = [f"  {name:<8} {about}" for name, about in COMMANDS.items()]
+    return "\n".join(["python -m moe_lessons COMMAND (or --version, or COMMAND --help)", "", *lines])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Where the course's data files lie: beside the package in a checkout, inside it in an installed wheel."""
+"""Where the course's data files and lessons lie: beside the package in a checkout, inside it in an installed wheel."""
 
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 IS_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
-FOLDER = (PACKAGE.parent if IS_CHECKOUT else PACKAGE) / "data"
+HOME = PACKAGE.parent if IS_CHECKOUT else PACKAGE
+FOLDER, LESSONS = HOME / "data", HOME / "notebooks"
 
 
 def data_path(name: str) -> Path:

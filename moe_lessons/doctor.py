@@ -3,11 +3,12 @@
 Everything beyond the standard library is imported inside a check: a missing package is a finding and not a crash.
 """
 
+import argparse
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -16,8 +17,9 @@ EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anyw
 Findings = Iterator[tuple[str, str, str]]  # 'ok', 'warn' or 'FAIL'; what was seen; what to do unless it is ok
 
 
-def main() -> int:
+def main(argv: Sequence[str] = ()) -> int:
     """Print what each check finds; 1 if there is a FAIL."""
+    argparse.ArgumentParser("python -m moe_lessons doctor", description=main.__doc__).parse_args(argv)
     print(f"Python {platform.python_version()}, {sys.executable}")
     failed = 0
     for check in (check_packages, check_torch, check_kernel, check_extensions):

@@ -1,38 +1,67 @@
 """``python -m moe_lessons lab``: JupyterLab at the first lesson."""
 
+import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-CHECKOUT = Path(__file__).resolve().parent.parent
-FIRST_LESSON = "notebooks/00_welcome.ipynb"
+from moe_lessons.datafiles import LESSONS, PACKAGE
+from moe_lessons.unpack import MANIFEST, unpack
+
+CHECKOUT = PACKAGE.parent
+FIRST, COPY = "00_welcome.ipynb", "moe_lessons_course"
 
 
-def main(no_browser: bool = False) -> int:
-    """Start JupyterLab on the course you stand in, or else on this checkout; it prints its address and stays."""
-    folder = next((folder for folder in (Path.cwd(), CHECKOUT) if (folder / FIRST_LESSON).is_file()), None)
-    if folder is None:
-        where = f"{FIRST_LESSON} is not in {Path.cwd()} or {CHECKOUT}"
-        print(f"{where}; run this in a clone of the course", file=sys.stderr)
+def main(argv: Sequence[str] = ()) -> int:
+    """Start JupyterLab on the course; it prints its address and stays."""
+    parser = argparse.ArgumentParser("python -m moe_lessons lab", description=open_course.__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, help=f"of the course (outside one: {COPY}, here)")
+    parser.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
+    options = parser.parse_args(argv)
+    try:
+        folder, lesson = open_course(options.folder)
+    except OSError as error:
+        print(in_words(error), file=sys.stderr)
         return 1
     # Settings of the course, below the learner's own: JupyterLab asks for no news and looks for no updates.
-    settings = [str(CHECKOUT / "moe_lessons" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH")]
+    settings = [str(PACKAGE / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH")]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, settings))
 
     from jupyterlab.labapp import LabApp
 
-    LabApp.launch_instance(lab_arguments(folder, opens=not no_browser and has_display()))
+    LabApp.launch_instance(lab_arguments(folder, lesson, opens=not options.no_browser and has_display()))
     return 0
 
 
-def lab_arguments(folder: Path, opens: bool) -> list[str]:
+def open_course(asked: Path | None = None) -> tuple[Path, str]:
+    """Open the course in `folder`. Where there is none, the lessons of the package are copied there; what you change
+    stays, also when the package has newer ones. A deleted lesson comes back fresh."""
+    checkouts = [asked] if asked else [] if Path(MANIFEST).exists() else [Path.cwd(), CHECKOUT]
+    for folder in checkouts:
+        if (folder / "notebooks" / FIRST).is_file():
+            return folder.resolve(), f"notebooks/{FIRST}"
+    folder = (asked or Path("." if Path(MANIFEST).exists() else COPY)).expanduser().resolve()
+    for sentence in unpack(LESSONS, folder):
+        print(sentence, flush=True)
+    return folder, FIRST
+
+
+def in_words(error: OSError) -> str:
+    """Why the lessons could not be copied, and what to do."""
+    why = "a file has that name" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
+    what = f"The lessons cannot be copied: {error.filename or 'the folder'}: {why}."
+    return f"{what} Another place: python -m moe_lessons lab FOLDER"
+
+
+def lab_arguments(folder: Path, lesson: str, opens: bool) -> list[str]:
     """The arguments of JupyterLab: this course, this machine only, and a terminal without chatter."""
     return [
         f"--ServerApp.root_dir={folder}",
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.open_browser={opens}",
         "--ServerApp.allow_root=True",
-        f"--LabApp.default_url=/doc/tree/{FIRST_LESSON}",
+        f"--LabApp.default_url=/doc/tree/{lesson}",
         "--LabApp.extension_manager=readonly",  # the other kind asks a package index
         "--Application.log_level=ERROR",
     ]

@@ -4,6 +4,7 @@ the pictures of the README, unless lessons were named.
 A rendered notebook depends on its source and the versions installed, not on when or where it was made.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -20,8 +21,11 @@ KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def main(notebooks: Sequence[str] = ()) -> int:
+def main(argv: Sequence[str] = ()) -> int:
     """Render the named notebooks, or all of ``notebooks/``; 1 if one was refused."""
+    parser = argparse.ArgumentParser("python -m moe_lessons render", description=main.__doc__)
+    parser.add_argument("notebooks", nargs="*", help="default: all in notebooks/")
+    notebooks = parser.parse_args(argv).notebooks
     paths = [Path(name) for name in notebooks] or sorted(Path("notebooks").glob("*.ipynb"))
     if not paths:
         print("no notebooks/*.ipynb here; run this at the root of the course", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""One thing that the kernel must do for a control to answer while a cell awaits."""
+"""What a kernel must do before a view is shown in it."""
 
 import sys
 
@@ -13,3 +13,11 @@ def answer_where_the_page_asks() -> None:
     comm = getattr(sys.modules.get("ipykernel.comm.comm"), "BaseComm", None)  # a notebook's kernel has loaded it
     if hasattr(comm, "_reply_subshell_for"):
         comm._reply_subshell_for = lambda self, data, default: default
+
+
+def ask_colab_for_widgets() -> None:
+    """Have Colab draw widgets that are not its own, such as our canvas; anywhere else nothing is done."""
+    if "google.colab" in sys.modules:  # its kernel has loaded it
+        from google.colab import output
+
+        output.enable_custom_widget_manager()

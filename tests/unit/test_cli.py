@@ -1,40 +1,52 @@
 """``python -m moe_lessons`` and its lab command, without starting a server (tests/browser does that)."""
 
+import importlib.util
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+import moe_lessons
 from moe_lessons import __main__ as cli
 from moe_lessons import lab
 
 
-@pytest.mark.parametrize(
-    "command, arguments, options",
-    [
-        ("lab", ["--no-browser"], {"no_browser": True}),
-        ("render", ["a.ipynb"], {"notebooks": ["a.ipynb"]}),
-        ("bench", ["--quick"], {"argv": ["--quick"]}),
-        ("sweep", ["--list"], {"argv": ["--list"]}),
-        ("doctor", [], {}),
-    ],
-)
-def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, arguments, options, monkeypatch):
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, monkeypatch):
+    assert importlib.util.find_spec(f"moe_lessons.{command}")
     calls = []
-    fake = SimpleNamespace(main=lambda **given: calls.append(given) or 3)
+    fake = SimpleNamespace(main=lambda argv: calls.append(argv) or 3)
     monkeypatch.setitem(sys.modules, f"moe_lessons.{command}", fake)
-    assert cli.main([command, *arguments]) == 3
-    assert calls == [options]
+    assert cli.main([command, "--quick", "a"]) == 3
+    assert calls == [["--quick", "a"]]
 
 
-@pytest.mark.parametrize(
-    "arguments, complaint",
-    [(["render", "--quick"], "unrecognized arguments: --quick"), ([], "required: command")],
-)
-def test_what_is_asked_for_wrongly_is_refused(arguments, complaint, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(arguments)
-    assert complaint in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["lab", "app", "render", "bench", "doctor"])
+def test_each_command_refuses_what_it_does_not_know(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--nonsense"])
+    assert ended.value.code == 2 and "--nonsense" in capsys.readouterr().err
+
+
+def test_alone_it_lists_each_command_with_a_line(capsys):
+    for arguments in ([], ["--help"], ["-h"]):
+        assert cli.main(arguments) == 0
+        printed = capsys.readouterr().out
+        assert all(f"  {name:<8} {about}\n" in printed for name, about in cli.COMMANDS.items())
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"moe_lessons {moe_lessons.__version__}\n"
+
+
+@pytest.mark.parametrize("wrong, nearest", [("lap", "lab"), ("benhc", "bench"), ("Doctor", "doctor")])
+def test_a_command_that_is_not_there_names_the_nearest(wrong, nearest, capsys):
+    assert cli.main([wrong]) == 2
+    assert f"There is no command {wrong!r}. Did you mean {nearest}?" in capsys.readouterr().err
+
+
+def test_the_list_does_not_wait_for_torch():
+    loaded = "import sys, moe_lessons.__main__ as m; m.main([]); import moe_lessons.lab; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
 
 
 def test_lab_opens_no_browser_without_a_display(monkeypatch):
@@ -57,16 +69,30 @@ def started(monkeypatch):
 
 def test_lab_prefers_the_course_you_stand_in_and_stays_on_this_machine(tmp_path, monkeypatch, started):
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / lab.FIRST_LESSON).touch()
+    (tmp_path / "notebooks" / lab.FIRST).touch()
     for folder, root in ((tmp_path, tmp_path), (tmp_path / "notebooks", lab.CHECKOUT)):
         monkeypatch.chdir(folder)
-        assert lab.main(no_browser=True) == 0
+        assert lab.main(["--no-browser"]) == 0
         assert {f"--ServerApp.root_dir={root}", "--ServerApp.ip=127.0.0.1"} <= set(started[-1])
         assert {"--LabApp.extension_manager=readonly", "--ServerApp.open_browser=False"} <= set(started[-1])
+        assert f"--LabApp.default_url=/doc/tree/notebooks/{lab.FIRST}" in started[-1]
+    assert list(tmp_path.rglob("*.*")) == [tmp_path / "notebooks" / lab.FIRST]
 
 
-def test_lab_outside_the_course_says_where_it_looked(tmp_path, monkeypatch, capsys, started):
-    monkeypatch.chdir(tmp_path)
+def test_without_a_checkout_lab_copies_the_lessons_and_opens_them(tmp_path, monkeypatch, started, capsys):
     monkeypatch.setattr(lab, "CHECKOUT", tmp_path / "site-packages")
-    assert lab.main() == 1 and not started
-    assert f"is not in {tmp_path} or" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine" / lab.FIRST
+    for arguments, folder in (([], tmp_path / lab.COPY), (["mine"], mine.parent), (["mine"], mine.parent)):
+        assert lab.main(arguments) == 0
+        assert {f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/doc/tree/{lab.FIRST}"} <= set(started[-1])
+    assert capsys.readouterr().out.count("The lessons are in") == 2
+    monkeypatch.chdir(tmp_path / "mine")  # where the learner stands in the copy, it is that one
+    mine.unlink()
+    assert lab.main() == 0 and f"--ServerApp.root_dir={mine.parent}" in started[-1]
+    assert mine.is_file() and capsys.readouterr().out == f"{lab.FIRST} is a fresh copy: it was missing.\n"
+
+
+def test_a_folder_that_is_named_is_the_learners_also_beside_a_checkout(tmp_path, started):
+    assert lab.main([str(tmp_path / "new")]) == 0
+    assert f"--ServerApp.root_dir={tmp_path / 'new'}" in started[-1]

@@ -1,0 +1,43 @@
+"""``python -m moe_lessons app``: the playground, the wall of facts and the calculators, without code, under Voila."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from moe_lessons.datafiles import PACKAGE
+from moe_lessons.lab import has_display
+
+
+def main(argv: Sequence[str] = ()) -> int:
+    """Serve the page to this machine; it prints its address and stays."""
+    parser = argparse.ArgumentParser("python -m moe_lessons app", description=main.__doc__)
+    parser.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
+    parser.add_argument("--theme", choices=("light", "dark"), default="light", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8866, help="default: %(default)s, or the next that is free")
+    options = parser.parse_args(argv)
+    try:
+        from voila.app import Voila
+    except ImportError:
+        print('The app needs Voila: run `pip install "voila>=0.5.7,<1"`.', file=sys.stderr)
+        return 1
+    # The template 'offline': that of Voila, without the icons that it fetches from elsewhere.
+    places = [str(PACKAGE / "jupyter"), os.environ.get("JUPYTER_PATH")]
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, places))
+    Voila.launch_instance(app_arguments(options.theme, options.port, not options.no_browser and has_display()))
+    return 0
+
+
+def app_arguments(theme: str, port: int, opens: bool) -> list[str]:
+    """The arguments of Voila: this page, this machine only; each visitor has a kernel."""
+    return [
+        str(PACKAGE / "jupyter" / "app.ipynb"),
+        "--template=offline",
+        f"--theme={theme}",
+        f"--port={port}",
+        f"--Voila.open_browser={opens}",
+        "--Voila.ip=127.0.0.1",
+        "--VoilaConfiguration.allow_theme_override=YES",  # …?theme=dark
+        "--MappingKernelManager.cull_idle_timeout=600",  # seconds after a page is gone
+        "--MappingKernelManager.cull_interval=60",
+    ]

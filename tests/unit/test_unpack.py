@@ -1,0 +1,146 @@
+"""The lessons of the package come to a learner's folder, and what the learner writes there stays."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from moe_lessons import unpack
+from moe_lessons.unpack import MANIFEST
+
+
+def write(path, *sources, output=""):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].outputs = [nbformat.v4.new_output("stream", text=output)] if output else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
+
+
+def source_of(path):
+    return nbformat.read(path, as_version=4).cells[0].source
+
+
+@pytest.fixture
+def lessons(tmp_path):
+    write(tmp_path / "package" / "00_welcome.ipynb", "first")
+    write(tmp_path / "package" / "05_collapse.ipynb", "fifth")
+    (tmp_path / "package" / "badges").mkdir()
+    (tmp_path / "package" / "badges" / "a.svg").write_text("<svg/>")
+    return tmp_path / "package"
+
+
+@pytest.fixture
+def folder(lessons, tmp_path):
+    """The learner's, with the lessons in it."""
+    folder = tmp_path / "deep" / "course"
+    (said,) = unpack.unpack(lessons, folder)
+    assert f"The lessons are in {folder} now" in said
+    return folder
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_all_is_copied_once(lessons, folder):
+    assert names(folder) == sorted([MANIFEST, *names(lessons)])
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert unpack.unpack(lessons, folder) == []
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+
+
+def test_what_was_only_run_becomes_the_newer_lesson(lessons, folder):
+    write(folder / "05_collapse.ipynb", "fifth", output="mine")
+    write(lessons / "05_collapse.ipynb", "fifth, better")
+    assert unpack.unpack(lessons, folder) == ["05_collapse.ipynb is the newer one now."]
+    assert source_of(folder / "05_collapse.ipynb") == "fifth, better"
+    assert unpack.unpack(lessons, folder) == []
+
+
+def test_what_was_changed_stays_and_the_newer_comes_beside_it_once(lessons, folder):
+    mine, new = folder / "05_collapse.ipynb", folder / "05_collapse.new.ipynb"
+    write(mine, "fifth", "my own cell")
+    assert unpack.unpack(lessons, folder) == []  # there is no newer one
+    before = mine.read_bytes()
+    write(lessons / "05_collapse.ipynb", "fifth, better")
+    (said,) = unpack.unpack(lessons, folder)
+    assert said == f"05_collapse.ipynb stays as you changed it; the newer one is {new.name}, beside it."
+    assert mine.read_bytes() == before and source_of(new) == "fifth, better"
+    new.unlink()
+    assert unpack.unpack(lessons, folder) == [] and not new.exists()
+
+
+def test_the_newer_one_may_be_changed_too(lessons, folder):
+    write(folder / "05_collapse.ipynb", "mine")
+    for version, beside in enumerate(("05_collapse.new.ipynb", "05_collapse.new.ipynb", "05_collapse.new2.ipynb")):
+        write(lessons / "05_collapse.ipynb", f"version {version}")
+        assert beside in unpack.unpack(lessons, folder)[0]
+        assert source_of(folder / beside) == f"version {version}"
+        if version == 1:
+            write(folder / beside, "mine, too")
+    assert source_of(folder / "05_collapse.new.ipynb") == "mine, too"
+
+
+def test_what_is_missing_comes_back_and_it_says_so(lessons, folder):
+    (folder / "05_collapse.ipynb").unlink()
+    write(lessons / "09_modern.ipynb", "ninth")
+    fresh, new = unpack.unpack(lessons, folder)
+    assert fresh == "05_collapse.ipynb is a fresh copy: it was missing." and new == "09_modern.ipynb is new."
+
+
+@pytest.mark.parametrize("manifest", ["", "{", "[]", "\xff"])
+def test_without_a_sound_manifest_nothing_is_overwritten(lessons, folder, manifest):
+    (folder / MANIFEST).write_text(manifest, encoding="latin1")
+    write(folder / "05_collapse.ipynb", "mine")
+    said = unpack.unpack(lessons, folder)
+    assert source_of(folder / "05_collapse.ipynb") == "mine" and "05_collapse.new.ipynb" in said[-1]
+    assert len(json.loads((folder / MANIFEST).read_text())) == 4
+
+
+def test_a_lesson_that_is_no_notebook_any_more_counts_as_changed(lessons, folder):
+    (folder / "05_collapse.ipynb").write_text("{}")
+    write(lessons / "05_collapse.ipynb", "fifth, better")
+    assert "stays as you changed it" in unpack.unpack(lessons, folder)[0]
+
+
+def test_an_interrupted_copy_leaves_whole_files_and_goes_on(lessons, tmp_path, monkeypatch):
+    folder, replace, count = tmp_path / "course", os.replace, []
+
+    def full(part, target):
+        count.append(target)
+        if len(count) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(part, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError):
+        unpack.unpack(lessons, folder)
+    assert names(folder) == ["00_welcome.ipynb"]
+    unpack.unpack(lessons, folder)
+    assert names(folder) == sorted([MANIFEST, *names(lessons)])
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+from moe_lessons import lab
+sys.exit(lab.main([sys.argv[1], "--no-browser"]))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's limits")
+@pytest.mark.parametrize("kind", ["a file in its place", "no room"])
+def test_where_it_cannot_write_lab_says_so_in_one_line(tmp_path, kind):
+    folder = tmp_path / "course"
+    if kind == "a file in its place":
+        folder.write_text("mine")
+    done = subprocess.run([sys.executable, "-c", LIMITED, folder], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    why = "a file has that name" if kind == "a file in its place" else "file too large"
+    assert "The lessons cannot be copied" in done.stderr and why in done.stderr
+    assert not list(tmp_path.rglob("*.part"))
+    assert kind == "no room" or folder.read_text() == "mine"
