@@ -1,18 +1,19 @@
 """Pictures of what a model costs: where its parameters are, how many are active, what a step takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from moe_lessons.analysis.cost import ParameterCount, TransformerShape
+from moe_lessons.analysis.cost import ParameterCount
+from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, on_machine
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.marks import Axis, Panel, Parts
+from moe_lessons.plots.marks import Axis, Panel, Parts, Table
 from moe_lessons.plots.still import plot
 
 PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
-PART_COLORS = dict(zip(PARTS, style.PALETTE)) | {"FFN": style.PALETTE[0]}
+PART_COLORS = dict(zip(PARTS, style.PALETTE)) | {"FFN": style.PALETTE[0], "attention and other": style.PALETTE[1]}
 
 
 def published_models_scatter(frame: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
@@ -44,6 +45,34 @@ def published_models_scatter(frame: pd.DataFrame, ax: Axes | None = None, theme:
     return ax
 
 
+def published_features(frame: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
+    """What published mixtures took, through time: the experts of a layer of each model of `published_models()`.
+
+    Within a year they stand by their number of experts. Filled: experts narrower than a token (F < D); a diamond: with
+    shared experts; green: sigmoid scores. Beside the name: K of E.
+    """
+    frame = frame.sort_values(["year", "num_experts"], ignore_index=True)
+    place = frame.groupby("year").cumcount() / frame.groupby("year").name.transform("size")
+    x, y = frame.year + 0.08 + 0.84 * place, frame.num_experts
+    title, labels = "Experts in a layer of published mixtures", ("year", "routed experts, E")
+    ax, ink = style.axes_for(ax, theme, 9.6, 5.2, title, *labels)
+    ax.set(xlim=(frame.year.min() - 0.1, frame.year.max() + 1.3), ylim=(5, 400))
+    style.log_axis(ax, "y", (8, 16, 32, 64, 128, 256), "{:g}".format)
+    ax.set_xticks(sorted(frame.year.unique()))
+    for shared, mark in ((False, "o"), (True, "D")):
+        for scores, color in (("softmax", style.PALETTE[0]), ("sigmoid", style.PALETTE[2])):
+            for fine in (False, True):
+                own = (frame.shared_experts > 0).eq(shared) & frame.scores.eq(scores)
+                own &= (frame.d_ff < frame.d_model).eq(fine)
+                kind = f"{scores}, {'fine' if fine else 'wide'}{', shared' if shared else ''}"
+                look = {"marker": mark, "ec": color, "fc": color if fine else ink.background, "s": 48, "lw": 1.6}
+                ax.scatter(x[own], y[own], label=kind if own.any() else "_", zorder=3, **look)
+    style.name_over(ax, ink)
+    names = [f"{name} ({k} of {e})" for name, k, e in zip(frame.name, frame.top_k, frame.num_experts)]
+    style.label_points(ax, x, y, names, ink)
+    return ax
+
+
 def parameter_bars(parts: Mapping[str, ParameterCount], ax: Axes | None = None, theme: str = "light") -> Axes:
     """Where the parameters of a `TransformerShape` are: a stacked bar for the total, one for the active."""
     parts = {name: count for name, count in parts.items() if count.total > 0}
@@ -66,17 +95,32 @@ def share_bars(rows: Mapping[str, Mapping[str, int]], ax: Axes | None = None, th
     return plot(Panel("What each part costs, as a share of the whole", [bars], x), ax, theme, 9, 1.1 + 0.45 * len(rows))
 
 
-def shape_costs(shapes: Mapping[str, TransformerShape], context_length: int = 0) -> dict[str, dict[str, str]]:
-    """What each shape costs, as texts: a row for each quantity, in it a column for each shape."""
+def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series) -> Table:
+    """What each model costs in weights of this type on a row of `roofline.machines`: a column for each."""
+    context_text, memory = f"{context:,} tokens", f"{machine.memory_bytes / 1e9:g} GB"
     rows = {
-        "total parameters": lambda shape: style.short_number(shape.count.total),
-        "active parameters": lambda shape: style.short_number(shape.count.active),
-        "active / total": lambda shape: f"{shape.count.active / shape.count.total:.1%}",
-        "FLOPs for a token": lambda shape: style.short_number(shape.flops_per_token(context_length)),
-        "weights in bfloat16": lambda shape: f"{shape.memory_gb():,.3g} GB",
-        "KV cache of one text": lambda shape: f"{shape.kv_cache_gb(context_length):,.3g} GB",
+        "total parameters": lambda m, _: style.short_number(m.total),
+        "active parameters": lambda m, _: style.short_number(m.active),
+        "active / total": lambda m, _: f"{m.active / m.total:.1%}",
+        "FLOPs for a token": lambda m, _: style.short_number(m.flops(context)),
+        f"weights in {dtype}": lambda m, _: f"{WEIGHT_BYTES[dtype] * m.total / 1e9:,.3g} GB",
+        f"KV cache of {context_text}": lambda m, _: _cache_text(m, dtype, context),
+        f"fits into {memory}": lambda _, on: "yes" if on["fits"] else "no",
+        "tokens/s of one text": lambda _, on: f"{on['tokens_per_second']:,.3g}",
+        "arithmetic rules from batch": lambda _, on: _count_text(on["arithmetic_batch"]),
     }
-    return {row: {name: say(shape) for name, shape in shapes.items()} for row, say in rows.items()}
+    there = {name: on_machine(sizes, machine, dtype, context) for name, sizes in models.items()}
+    cells = [[say(sizes, there[name]) for name, sizes in models.items()] for say in rows.values()]
+    return Table(tuple(models), tuple(rows), cells, style.model_inks(models))
+
+
+def _count_text(batch: int | None) -> str:
+    return "never" if batch is None else f"{batch:,}"
+
+
+def _cache_text(sizes: ModelSizes, dtype: str, context: int) -> str:
+    known = sizes.cached is not None
+    return f"{CACHE_BYTES[dtype] * sizes.cache(context) / 1e9:,.3g} GB" if known else "not counted"
 
 
 def parameter_growth(counts: Mapping[int, ParameterCount], ax: Axes | None = None, theme: str = "light") -> Axes:
@@ -94,26 +138,12 @@ def parameter_growth(counts: Mapping[int, ParameterCount], ax: Axes | None = Non
     return ax
 
 
-def step_time_bars(milliseconds: Mapping[str, Sequence[float]], ax: Axes | None = None, theme: str = "light") -> Axes:
-    """The median time of a training step of each model; a line spans the middle half of the times."""
-    low, median, high = np.quantile([*milliseconds.values()], (0.25, 0.5, 0.75), axis=1)
-    ax, ink = style.axes_for(ax, theme, 9, 2.6, "One training step: forward and backward")
-    look = {"xerr": (median - low, high - median), "error_kw": {"ecolor": ink.muted, "elinewidth": 2}}
-    label = "milliseconds for a training step on this machine"
-    return _bars(ax, ink, dict(zip(milliseconds, median)), label, "%.1f ms", high.max(), **look)
-
-
 def speed_bars(speeds: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
     """How fast each model writes one text: a bar for each row of `decode_speed` at one batch size."""
     ax, ink = style.axes_for(ax, theme, 9, 2.6, "Writing one text: tokens per second")
     values = dict(zip(speeds["model"], speeds["tokens_per_second"]))
-    return _bars(ax, ink, values, "tokens per second on this machine", "%.0f", max(values.values()))
-
-
-def _bars(ax: Axes, ink: style.Theme, values: Mapping[str, float], label: str, fmt: str, most: float, **look) -> Axes:
-    colors = [ink.lines[i] for i in style.model_inks(values)]
-    bars = ax.barh(list(values), list(values.values()), 0.6, color=colors, **look)
-    ax.bar_label(bars, fmt=fmt, padding=4, color=ink.foreground, fontsize=style.TEXT_SIZE)
-    ax.set(xlim=(0, 1.15 * most), xlabel=label)
+    bars = ax.barh(list(values), list(values.values()), 0.6, color=[ink.lines[i] for i in style.model_inks(values)])
+    ax.bar_label(bars, fmt="%.0f", padding=4, color=ink.foreground, fontsize=style.TEXT_SIZE)
+    ax.set(xlim=(0, 1.15 * max(values.values())), xlabel="tokens per second on this machine")
     ax.invert_yaxis()
     return ax

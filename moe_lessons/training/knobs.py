@@ -134,6 +134,13 @@ ROWS = (
          (0, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)),
     Knob("batch_size", "Batch B", "tokens", "Sequences that are written at once: one token of each",
          (1, 2, 4, 8, 16, 32, 64, 128)),
+    Knob("published", "Model", tip="A published model, or what the sliders say"),
+    Knob("config_file", "or its config.json", tip="The path of a model's config.json: it is counted by its own class"),
+    Knob("machine", "Machine", tip="On which the model runs; the figures are its maker's"),
+    Knob("weights", "Weights", tip="The type in which the weights are stored"),
+    Knob("dense_width", "Equally good at", "× wide",
+         "An assumption: how many times as wide as the active part a dense FFN must be to be as good. Lesson 08 "
+         "measures 2.7 for 2 of 16 experts and 3.9 for 2 of 32: about the root of E / K", Reach(1, 16, 0.1)),
 )  # fmt: skip
 KNOBS = {knob.name: knob for knob in ROWS}
 TRAINING = {name: knob for name, knob in KNOBS.items() if knob.of_training}

@@ -3,18 +3,20 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 import torch
 
-from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
+from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import Machine, union_law
+from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
 from moe_lessons.analysis.timing import Ratio, take_turns
-from moe_lessons.errors import check_choice, check_top_k
+from moe_lessons.errors import check_choice, check_number, check_top_k
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, MoE, dense_twin, seeded, torch_threads
-from moe_lessons.plots.cost import PART_COLORS, shape_costs
-from moe_lessons.plots.marks import Axis, Bars, Line, Panel, Parts, Points, Rule, Table
+from moe_lessons.plots.cost import PART_COLORS, cost_table
+from moe_lessons.plots.marks import Axis, Bars, Line, Panel, Parts, Points, Rule
 from moe_lessons.plots.theme import short_number
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import control, move, named_stops
@@ -29,9 +31,9 @@ class Calculator(Picture):
 
     def __init__(self, bar: list[W.Widget]):
         self._changing = False
-        for widget in self.inputs.values():
+        for name, widget in self.inputs.items():
             widget.style.description_width = "150px"
-            widget.observe(lambda _: self.change(self.moved), "value")
+            widget.observe(lambda _, name=name: self.change(self.moved, name), "value")
         columns = f"repeat(auto-fill, minmax({self.columns}, 1fr))"
         grid = W.Box(list(self.inputs.values()), layout=W.Layout(display="grid", grid_template_columns=columns))
         super().__init__(rows=[W.HBox(bar).add_class("moe-bar"), grid])
@@ -44,8 +46,8 @@ class Calculator(Picture):
             self._changing = False
             self.show()
 
-    def moved(self) -> None:
-        """A control was moved by hand: move the others that depend on it."""
+    def moved(self, name: str) -> None:
+        """The control of this name was moved by hand: move the others that depend on it."""
 
 
 STOPS = {"num_experts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, 9), "d_ff": range(128, 32769, 128)}
@@ -53,77 +55,167 @@ STOPS["num_kv_heads"] = (1,)  # until `take` knows which divide the number of he
 SIZES = "num_experts top_k shared_experts d_ff d_model num_layers num_kv_heads vocab_size".split()
 
 
+SLIDERS = "as the sliders say"
+
+
 class CostCalculator(Calculator):
-    """Sliders for the sizes of a transformer; a picture and a table of its cost, beside its dense twins.
+    """What a transformer costs on a machine, beside its dense opponents: by sliders, or as published.
 
-    shape: of `MODEL_SHAPES`, or a `TransformerShape`. Its head_dim stays as it is, and its num_heads follows d_model.
-    context_length: how many tokens the attention sees, for the FLOPs.
+    model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (its head_dim stays as it is, and its
+    num_heads follows d_model); a name of `published_sizes`; or the path of a config.json, which needs the extra hf.
+    context_length: how many tokens the attention sees. machine: of `machines()`. weights: of `WEIGHT_BYTES`.
+    dense_width: how many times as wide as the active part the FFN of the equally good dense model is, an assumption;
+    the root of E / K where none is given.
 
-    `calculator.shape` is what the sliders show. Raises ValueError for an unknown preset or context_length.
+    `calculator.sizes` is what is shown, `calculator.shape` what the sliders say. Raises ValueError for
+    a name or value that there is not.
     """
 
     columns = "380px"
 
-    def __init__(self, shape: str | TransformerShape = "Mixtral 8x7B", context_length: int = 4096):
-        if not isinstance(shape, TransformerShape):
-            shape = MODEL_SHAPES[check_choice("shape", shape, MODEL_SHAPES)]
+    def __init__(
+        self,
+        model: str | TransformerShape = "Mixtral 8x7B",
+        context_length: int = 4096,
+        machine: str = "NVIDIA H100 SXM",
+        weights: str = "bfloat16",
+        dense_width: float | None = None,
+    ):
         check_choice("context_length", context_length, KNOBS["context_length"].stops)
-        self.inputs = {name: control(name, STOPS.get(name)) for name in (*SIZES, "context_length")}
-        self.inputs["context_length"].value = context_length
-        self.take(shape)
+        check_choice("machine", machine, machines().index)
+        check_choice("weights", weights, WEIGHT_BYTES)
+        choices = {"machine": tuple(machines().index), "weights": tuple(WEIGHT_BYTES)}
+        choices["published"] = (SLIDERS, *published_sizes())
+        names = ("published", "config_file", *SIZES, "context_length", "machine", "weights", "dense_width")
+        self.inputs = {name: control(name, choices.get(name, STOPS.get(name))) for name in names}
+        self.problem, self.ratio = "", 0.0  # of the file in the field; E / K
+        for name, value in {"context_length": context_length, "machine": machine, "weights": weights}.items():
+            self.inputs[name].value = value
+        self.take(MODEL_SHAPES["Mixtral 8x7B"])
+        self._start(model)
+        if dense_width is not None:
+            move(self.inputs["dense_width"], check_number("dense_width", dense_width, minimum=1))
         self.presets = {name: W.Button(description=name, layout=W.Layout(width="auto")) for name in MODEL_SHAPES}
         for name, button in self.presets.items():
             button.tooltip = f"Set the sliders to {name}: {short_number(MODEL_SHAPES[name].count.total)} parameters"
             button.on_click(lambda _, name=name: self.change(self.take, MODEL_SHAPES[name]))
         super().__init__([W.Label("Set to:"), *self.presets.values()])
 
+    def _start(self, model: str | TransformerShape) -> None:
+        """Show what the constructor was given."""
+        if isinstance(model, TransformerShape) or model in MODEL_SHAPES:
+            return self.take(MODEL_SHAPES.get(model, model))
+        is_path = isinstance(model, str | Path) and (str(model).endswith(".json") or Path(model).is_dir())
+        name = "config_file" if is_path else "published"
+        if not is_path:
+            check_choice("model", model, [*MODEL_SHAPES, *published_sizes()])
+        self.inputs[name].value = str(model)
+        self.moved(name)
+        if self.problem:
+            raise ValueError(self.problem)
+
     @property
     def context_length(self) -> int:
         return self.inputs["context_length"].value
 
+    @property
+    def models(self) -> dict[str, ModelSizes]:
+        """The model and its three dense opponents."""
+        width = self.inputs["dense_width"].value
+        good = f"equally good dense model ({width:g} ×)"
+        dense = {EQUAL_ACTIVE: 1.0, good: width, EQUAL_TOTAL: self.sizes.total_width}
+        return {self.name: self.sizes} | {name: self.sizes.dense(times) for name, times in dense.items()}
+
     def panels(self) -> list[Panel]:
-        parts = {name: count for name, count in self.shape.parameters().items() if count.total > 0}
+        parts = {name: count for name, count in self.parts().items() if count.total > 0}
         totals, active = ([getattr(c, kind) for c in parts.values()] for kind in ("total", "active"))
         texts = [short_number(sum(totals)), short_number(sum(active))]
         bars = Parts(("total", "active"), tuple(parts), [totals, active], [PART_COLORS[name] for name in parts], texts)
         axes = Axis(0, 1.12 * sum(totals), "parameters"), Axis(1.5, -0.5, ticks=[(0, "total"), (1, "active")])
-        twins = {EQUAL_ACTIVE: self.shape.dense_twin("active"), EQUAL_TOTAL: self.shape.dense_twin("total")}
-        shapes = {self._preset_name() or "this model": self.shape} | twins
-        rows = shape_costs(shapes, self.context_length)
-        table = Table(tuple(shapes), tuple(rows), [list(cells.values()) for cells in rows.values()])
+        machine, weights = (self.inputs[name].value for name in ("machine", "weights"))
+        table = cost_table(self.models, self.context_length, weights, machines().loc[machine])
         where = Panel("Where the parameters are", [bars], *axes, 12, 170)
-        return [where, Panel("What it costs", [table], width=12)]
+        return [where, Panel(f"What it costs on one {machine}", [table], width=12)]
+
+    def parts(self) -> dict[str, ParameterCount]:
+        """Where the parameters are; of a published model in fewer parts."""
+        sizes = self.sizes
+        if self.is_slid:
+            return self.shape.parameters()
+        routed = sum(group.layers * group.size for group in sizes.groups)
+        counts = {"embedding": sizes.looked_up, "router": sizes.router, "shared experts": sizes.shared}
+        counts["attention and other"] = sizes.total - routed - sum(counts.values())
+        experts = ParameterCount(routed, routed - sizes.total + sizes.active)
+        return {"experts": experts} | {name: ParameterCount(count, count) for name, count in counts.items()}
 
     def sentence(self) -> str:
-        costs = shape_costs({"this model": self.shape}, self.context_length)
-        total, active, share, flops, memory, cache = (row["this model"] for row in costs.values())
+        if self.problem:
+            return self.problem
+        table = self.panels()[1].marks[0]
+        total, active, share, flops, memory, cache, fits, speed, batch = (cells[0] for cells in table.cells)
+        does = "They fit" if fits == "yes" else "They do not fit"
         return (
             f"{total} parameters, of which one token uses {active} ({share}). All of them must be in memory: {memory} "
-            f"in bfloat16, and {cache} of KV cache for one text. One token costs {flops} FLOPs."
+            f"in {self.inputs['weights'].value}, and {cache} of KV cache for one text. One token costs {flops} FLOPs. "
+            f"{does} into one {self.inputs['machine'].value}, which would write {speed} tokens per second at best. "
+            f"The width of the equally good dense model is an assumption: set it."
         )
 
     def take(self, shape: TransformerShape) -> None:
         """Set each slider to `shape`, with the limits that go with it (top_k never over E)."""
-        self.shape = shape
         self.inputs["num_kv_heads"].options = named_stops(_divisors(shape.num_heads))
         self.inputs["top_k"].max = shape.num_experts
         for name in SIZES:
             move(self.inputs[name], getattr(shape, name))
+        self.inputs["published"].value, self.inputs["config_file"].value, self.problem = SLIDERS, "", ""
+        preset = next((name for name, preset in MODEL_SHAPES.items() if preset == shape), None)
+        self.shape, self.is_slid = shape, True
+        self._show(preset or "this model", sizes_of(shape), preset or shape)
 
-    def moved(self) -> None:
+    def _show(self, name: str, sizes: ModelSizes, source: str | TransformerShape) -> None:
+        """Take over what is to be shown; where E / K is another, the assumed width follows it."""
+        ratio = max((group.num_experts / group.top_k for group in sizes.groups), default=1.0)
+        if ratio != self.ratio:
+            move(self.inputs["dense_width"], round(ratio**0.5, 1))
+        self.name, self.sizes, self.source, self.ratio = name, sizes, source, ratio
+
+    def moved(self, name: str) -> None:
         """The number of heads follows the width, the others what they may be."""
+        value = self.inputs[name].value
+        if name in SIZES or (name in ("published", "config_file") and value in (SLIDERS, "")):
+            self.take(self._slid())
+        elif name == "published":
+            self.inputs["config_file"].value, self.problem = "", ""
+            self.is_slid = False
+            self._show(value, published_sizes()[value], value)
+        elif name == "config_file":
+            self._count(value)
+
+    def _slid(self) -> TransformerShape:
+        """The shape that the sliders show."""
         sizes, heads = {size: self.inputs[size].value for size in SIZES}, self.shape.num_heads
         if sizes["d_model"] != self.shape.d_model:
             heads = max(1, sizes["d_model"] // self.shape.head_dim)
         sizes["top_k"] = min(sizes["top_k"], sizes["num_experts"])
         sizes["num_kv_heads"] = max(n for n in _divisors(heads) if n <= sizes["num_kv_heads"])
-        self.take(replace(self.shape, num_heads=heads, **sizes))
+        return replace(self.shape, num_heads=heads, **sizes)
 
-    def _preset_name(self) -> str | None:
-        return next((name for name, preset in MODEL_SHAPES.items() if preset == self.shape), None)
+    def _count(self, path: str) -> None:
+        """Show the model of a config.json, or say in a sentence what is wrong with the file."""
+        from moe_lessons.analysis.published import count_config, read_config
+
+        try:
+            counted, self.problem = count_config(read_config(path)), ""
+        except (ValueError, ImportError) as error:
+            self.problem = str(error)
+        else:
+            self.inputs["published"].value, self.is_slid = SLIDERS, False
+            self._show(counted.class_name, counted.sizes, path)
 
     def __repr__(self) -> str:
-        return f"CostCalculator({self._preset_name() or self.shape!r}, context_length={self.context_length})"
+        names = ("context_length", "machine", "weights", "dense_width")
+        settings = ", ".join(f"{name}={self.inputs[name].value!r}" for name in names)
+        return f"CostCalculator({self.source!r}, {settings})"
 
 
 def _divisors(n: int) -> list[int]:
@@ -219,7 +311,7 @@ class DecodingCalculator(Calculator):
             f"be {self.predicted()['MoE']:.1f} times as fast as the equal-total twin{measured}."
         )
 
-    def moved(self) -> None:
+    def moved(self, name: str) -> None:
         self.measured = None
         self.inputs["top_k"].max = self.inputs["num_experts"].value
 

@@ -10,11 +10,13 @@ from moe_lessons.training.knobs import KNOBS, Box, Reach
 
 
 def control(name: str, stops: Any = None) -> W.Widget:
-    """The control of a knob. stops: those of the table, unless others are given; see `knobs.Knob`."""
+    """The control of a knob. stops: those of the table, unless others are given; see `knobs.Knob`. None: a text."""
     knob = KNOBS[name]
     stops = knob.stops if stops is None else stops
     look = {"description": knob.description, "tooltip": knob.tip}
-    if isinstance(stops, Box):
+    if not stops:
+        made = W.Text(continuous_update=False, **look)
+    elif isinstance(stops, Box):
         made = W.BoundedIntText(min=0, max=stops.high, **look)
     elif isinstance(stops, Reach):
         made = W.FloatSlider(min=stops.low, max=stops.high, step=stops.step, value=stops.low, **look)

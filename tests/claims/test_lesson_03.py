@@ -8,6 +8,7 @@ import torch
 
 from moe_lessons.analysis.cost import MODEL_SHAPES, count_parameters, published_models
 from moe_lessons.analysis.inference import decode_speed
+from moe_lessons.analysis.roofline import machines
 from moe_lessons.analysis.timing import step_times
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin
 from moe_lessons.widgets import CostCalculator
@@ -139,8 +140,16 @@ def test_calculator_three_tries():
     assert calculator.shape == start and calculator.context_length == 131072
     assert start.flops_per_token(131072) > 2 * start.flops_per_token(4096)
     assert start.kv_cache_gb(131072) == pytest.approx(32 * start.kv_cache_gb(4096))
+    calculator.inputs["published"].value = "DeepSeek-V3"
+    for calculator.inputs["weights"].value in ("bfloat16", "4-bit"):
+        for calculator.inputs["machine"].value in machines().index:
+            assert rows_of(calculator, "fits").split()[0] == "no"
+    assert rows_of(calculator, "weights").startswith("336 GB")
+
+    calculator.presets["Mixtral 8x7B"].click()
+    calculator.inputs["weights"].value = "bfloat16"
     weights, cache = (row.split() for row in (rows_of(calculator, "weights"), rows_of(calculator, "KV cache")))
-    assert len(set(cache)) == 2 and cache[0] == "17.2" and weights[0] == weights[4] == "93.4"
+    assert len(set(cache)) == 2 and cache[0] == "17.2" and weights[0] == weights[6] == "93.4"
 
 
 def rows_of(calculator: CostCalculator, name: str) -> str:

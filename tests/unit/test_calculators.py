@@ -1,6 +1,7 @@
 """The calculators: what their sliders show is what they draw and say, and what cannot be combined cannot be chosen."""
 
 import dataclasses
+import json
 from functools import partial
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_tools import mark
 
-from moe_lessons.analysis import Machine, timing, union_law
+from moe_lessons.analysis import Machine, published_models, timing, union_law
 from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
+from moe_lessons.analysis.roofline import published_sizes, sizes_of
 from moe_lessons.plots.marks import Bars, Line, Parts, Points, Table
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import CostCalculator, DecodingCalculator, calculators
@@ -51,9 +53,12 @@ def assert_consistent(calculator):
 def test_preset_by_name_and_by_button(cost, name):
     cost.presets[name].click()
     assert cost.shape == MODEL_SHAPES[name] == CostCalculator(name).shape
-    assert mark(cost, 1, Table).columns == (name, "equal-active twin", "equal-total twin")
+    width = (MODEL_SHAPES[name].num_experts / MODEL_SHAPES[name].top_k) ** 0.5
+    good = f"equally good dense model ({width:.2g} ×)"
+    assert mark(cost, 1, Table).columns == (name, "equal-active twin", good, "equal-total twin")
     assert_consistent(cost)
-    assert repr(cost) == f"CostCalculator({name!r}, context_length=4096)"
+    settings = "machine='NVIDIA H100 SXM', weights='bfloat16'"
+    assert repr(cost) == f"CostCalculator({name!r}, context_length=4096, {settings}, dense_width={width:.1f})"
 
 
 def test_a_shape_beyond_the_sliders_is_shown_and_kept():
@@ -109,8 +114,76 @@ def test_one_move_draws_once(cost, decoding):
 
 
 def test_the_sentence_has_the_figures(cost):
-    for figure in ("46.7 B parameters", "12.9 B", "27.6%", "93.4 GB", "27.6 B FLOPs"):
+    for figure in ("46.7 B parameters", "12.9 B", "27.6%", "93.4 GB", "27.6 B FLOPs", "They do not fit", "129 tokens"):
         assert figure in cost.sentence()
+    move(cost, machine="NVIDIA H200 SXM")
+    assert "They fit into one NVIDIA H200 SXM" in cost.sentence()
+
+
+def cells(calculator, row: str) -> list[str]:
+    """What the table says in the row whose name begins so."""
+    table = mark(calculator, 1, Table)
+    return next(cells for name, cells in zip(table.rows, table.cells) if name.startswith(row))
+
+
+def test_the_rows_by_the_roofline_of_lesson_07(cost):
+    move(cost, context_length=0)
+    read = 2 * (12_879_925_248 - 32000 * 4096)  # bytes: all active weights but the embedding, a look-up
+    assert cells(cost, "tokens/s") [0] == f"{3.35e12 / read:.3g}"
+    ridge = 989.4 / 3.35
+    assert cells(cost, "arithmetic")[1:] == ["296"] * 3 and 295 < ridge < 296
+    batch = int(cells(cost, "arithmetic")[0].replace(",", ""))
+    for b, reads_longer in ((batch, False), (batch - 1, True)):
+        touched = 32 * 176_160_768 * (8 - union_law(8, 2, b))  # parameters of experts that nobody chose
+        reading = 2 * (46_702_792_704 - 32000 * 4096 - touched) / 3.35e12
+        assert (reading > b * cost.shape.flops_per_token() / 989.4e12) == reads_longer
+    assert cells(cost, "fits") == ["no", "yes", "yes", "no"]
+    move(cost, weights="4-bit")
+    assert cells(cost, "fits") == ["yes"] * 4 and cells(cost, "weights")[0] == "23.4 GB"
+
+
+def test_the_opponents_are_those_of_the_shape(cost):
+    move(cost, dense_width=3.0, num_experts=16)
+    assert cost.inputs["dense_width"].value == 2.8  # E / K is another: the assumption follows it
+    move(cost, dense_width=3.0)
+    active, good, total = [cost.models[name] for name in list(cost.models)[1:]]
+    assert active == sizes_of(cost.shape.dense_twin("active")) and total == sizes_of(cost.shape.dense_twin("total"))
+    assert good == sizes_of(dataclasses.replace(cost.shape.dense_twin("active"), d_ff=3 * 2 * 14336))
+
+
+@pytest.mark.parametrize("name", published_sizes())
+def test_a_published_model_by_name(cost, name):
+    move(cost, published=name)
+    row = published_models().set_index("name").loc[name]
+    assert [sum(values) for values in mark(cost, 0, Parts).values] == [row.total_params, row.active_params]
+    assert mark(cost, 1, Table).columns[0] == name and cost.sizes == published_sizes()[name]
+    again = eval(repr(cost), {"CostCalculator": CostCalculator})
+    assert (again.sizes, repr(again), again.sentence()) == (cost.sizes, repr(cost), cost.sentence())
+    move(cost, num_layers=3)
+    assert cost.inputs["published"].value == calculators.SLIDERS and cost.name == "this model"
+    assert_consistent(cost)
+
+
+def test_a_configuration_from_a_file_and_what_is_wrong_with_one(cost, tmp_path):
+    pytest.importorskip("transformers")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "mixtral"}))
+    move(cost, config_file=str(file))
+    assert cost.sizes == sizes_of(MIXTRAL) and cost.name == "MixtralForCausalLM" and str(file) in repr(cost)
+    file.write_text("{")
+    move(cost, config_file=str(tmp_path))  # the folder
+    assert "must be JSON" in cost.canvas.words["words"] and cost.name == "MixtralForCausalLM"
+    move(cost, top_k=1)
+    assert cost.inputs["config_file"].value == "" and cost.sizes == sizes_of(dataclasses.replace(MIXTRAL, top_k=1))
+
+
+def test_a_slider_answers_within_80_ms(cost):
+    def moves():
+        for name, value in {"num_layers": 31, "top_k": 3, "dense_width": 1.5, "num_experts": 64}.items():
+            move(cost, **{name: value})
+        cost.take(MIXTRAL)
+
+    assert min(timing.milliseconds(moves) for _ in range(3)) < 4 * 80
 
 
 @pytest.mark.parametrize("sizes", [(8, 2, 1), (8, 2, 16), (16, 1, 4), (4, 4, 64)])
@@ -195,7 +268,11 @@ def test_a_static_page_has_the_picture_and_no_widget(name, request, monkeypatch)
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"shape": "GPT-5"}, "shape must be one of 'Mixtral 8x7B'.*got 'GPT-5'"),
+        ({"model": "GPT-5"}, "model must be one of 'Mixtral 8x7B'.*got 'GPT-5'"),
+        ({"model": "nowhere/config.json"}, "^there is no file nowhere/config.json$"),
+        ({"machine": "abacus"}, "^machine must be one of 'NVIDIA A100 80GB SXM'.*got 'abacus'$"),
+        ({"weights": "fp3"}, "^weights must be one of 'float32', .*, got 'fp3'$"),
+        ({"dense_width": 0.5}, "^dense_width must be a finite number of at least 1, got 0.5$"),
         ({"context_length": 1000}, "context_length must be one of 0, 512.*got 1000"),
         ({"machine": 10e9}, "^machine must be a Machine, as measure_machine returns, got float$"),
         ({"machine": MACHINE, "num_experts": 3}, "^num_experts must be one of 2, 4, 8, 16, got 3$"),
@@ -205,4 +282,4 @@ def test_a_static_page_has_the_picture_and_no_widget(name, request, monkeypatch)
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        (DecodingCalculator if "machine" in arguments else CostCalculator)(**arguments)
+        (CostCalculator if isinstance(arguments.get("machine", ""), str) else DecodingCalculator)(**arguments)

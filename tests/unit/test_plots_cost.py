@@ -1,18 +1,21 @@
 """The pictures of cost show the numbers they are given, without overlap."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, published_models
+from moe_lessons.analysis.roofline import machines, sizes_of
 from moe_lessons.plots.cost import (
+    cost_table,
     parameter_bars,
     parameter_growth,
+    published_features,
     published_models_scatter,
-    shape_costs,
     share_bars,
     speed_bars,
-    step_time_bars,
 )
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
@@ -58,19 +61,32 @@ def test_shares_of_each_row_add_up():
 
 def test_costs_of_twins():
     shapes = {"moe": MIXTRAL, "active": MIXTRAL.dense_twin("active"), "total": MIXTRAL.dense_twin("total")}
-    rows = shape_costs(shapes, context_length=131072)
-    assert rows["total parameters"] == {"moe": "46.7 B", "active": "12.9 B", "total": "46.7 B"}
-    assert rows["weights in bfloat16"] == {"moe": "93.4 GB", "active": "25.8 GB", "total": "93.4 GB"}
-    assert set(rows["KV cache of one text"].values()) == {"17.2 GB"}  # no expert has a part in it
+    sizes = {name: sizes_of(shape) for name, shape in shapes.items()}
+    table = cost_table(sizes, 131072, "bfloat16", machines().loc["NVIDIA H100 SXM"])
+    assert table.columns == ("moe", "active", "total")
+    rows = dict(zip(table.rows, table.cells))
+    assert rows["total parameters"] == ["46.7 B", "12.9 B", "46.7 B"]
+    assert rows["weights in bfloat16"] == ["93.4 GB", "25.8 GB", "93.4 GB"]
+    assert rows["KV cache of 131,072 tokens"] == ["17.2 GB"] * 3  # no expert has a part in it
+    assert rows["fits into 80 GB"] == ["no", "yes", "no"]
+    unknown = {"unknown": replace(sizes["moe"], cached=None)}
+    assert cost_table(unknown, 8, "fp8", machines().iloc[0]).cells[5] == ["not counted"]
 
 
 def test_growth_and_times_are_drawn_as_they_are():
     total, active = parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 12)}).lines
     assert total.get_xydata().tolist() == [[2, 10], [4, 20]] and active.get_xydata().tolist() == [[2, 10], [4, 12]]
-    ax = step_time_bars({"MoE": [4, 5, 8, 6, 7], "dense": [3, 3, 3, 3, 3]})
-    assert [bar.get_width() for bar in ax.patches] == [6, 3]
-    assert ax.collections[0].get_segments()[0][:, 0].tolist() == [5, 7]  # the middle half
-    assert [text.get_text() for text in ax.texts] == ["6.0 ms", "3.0 ms"]
     ax = speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
     assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0]
     assert [text.get_text() for text in ax.texts] == ["195", "44"]
+
+
+def test_published_features_stand_in_their_year_at_their_number_of_experts():
+    frame = published_models()
+    ax = published_features(frame, theme="dark")
+    points = [tuple(point) for group in ax.collections for point in group.get_offsets()]
+    assert sorted((int(year), experts) for year, experts in points) == sorted(zip(frame.year, frame.num_experts))
+    assert len(set(points)) == len(frame)
+    legend = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "sigmoid, fine, shared" in legend and "softmax, wide, shared" not in legend
+    assert any("DeepSeek-V3 (8 of 256)" == text.get_text() for text in ax.texts)

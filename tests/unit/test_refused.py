@@ -63,6 +63,7 @@ TABLE = [
     ((*LAYERS, *ROUTERS), "dtype", (torch.int64, torch.float8_e4m3fn, "float32"), r"a floating-point type \(.*\)"),
     ((MoE, TransformerConfig), "capacity_factor", (0, -1.5, math.inf, math.nan), ABOVE),
     ((MoE, TransformerConfig), "shared_d_ff", (0, 1.5), WHOLE),
+    ((MoE, TransformerConfig), "shared_experts", (-1, 1.5), "a whole number from 0 up"),
     ((MoE,), "dispatch", ("fast",), f"one of {WAYS}, 'auto'"),
     ((MoE,), "capacity_priority", ("fair",), "one of 'order', 'weight'"),
     ((MoE, TopKRouter, NoisyTopKRouter, SigmoidRouter), "norm_topk_prob", ("yes",), "None, True or False"),
@@ -128,13 +129,16 @@ def test_bad_arguments(call, argument, value, allowed):
     "call, message",
     [
         (lambda: MoE(4, 8, 8, shared_expert_gate=True), "shared_d_ff must be given where shared_.* is True, got None"),
-        (lambda: MoE(4, 8, 8, router="x"), r"router must be a module that maps x \(T, D\) to a Routing, got str"),
+        (lambda: MoE(4, 8, 8, router="x"), "router must be one of 'top-k', .*'expert choice', got 'x'"),
+        (lambda: MoE(4, 8, 8, router="hash"), "router must be one of 'top-k', .*, got 'hash'"),  # it needs token ids
+        (lambda: MoE(4, 8, 8, router=7), r"router must be a module, a name, or a class or function .*, got int"),
+        (lambda: MoE(4, 8, 8, router=lambda *sizes: "x"), r"router must be a module that maps .* a Routing, got str"),
         (lambda: MoE(4, 8, 8, router=TopKRouter(5, 8, 2)), "router must have d_model 4, got 5"),
         (lambda: MoE(4, 8, 8, router=HashRouter(7, 9, 2)), "router must have num_experts 8, got 7"),
         (lambda: MoE(4, 8, 8, router=ExpertChoiceRouter(4, 8, 1)), "router must have top_k 2, got 1"),
         (
             lambda: MoE(4, 8, 8, router=TopKRouter(4, 8, 2), norm_topk_prob=True),
-            "norm_topk_prob must be None where a router is given, got True",
+            "router must not be a module where it is to have {'norm_topk_prob': True}, got one",
         ),
         (lambda: SigmoidRouter(4, 8, 3, num_groups=4), "top_k must be at most 2, the experts in 1 groups, got 3"),
         (lambda: dense_twin(FeedForward(4, 4)), "model must contain a mixture of experts, got FeedForward without one"),

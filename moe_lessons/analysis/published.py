@@ -1,0 +1,330 @@
+"""Exact counts of published models: their configuration, built by the class of Hugging Face transformers (extra: hf).
+
+A model is built on torch's meta device: all shapes, no weights, no download, no code but that of transformers. The
+experts are found by structure, not by a list of families: weights with a row for each expert, or a list of equal
+modules. transformers is imported when it is needed.
+"""
+
+import importlib
+import json
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
+from moe_lessons.errors import check_top_k
+
+MOST_BYTES = 10_000_000  # of a configuration file
+LIMITS = {r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000, r"expert": 100_000, r"": 100_000_000}  # most of these
+SIZES = re.compile("layers$|expert|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn")
+ESSENTIAL = re.compile(r"^(vocab_size|hidden_size|d_model|intermediate_size|d_ff|num_hidden_layers|num_layers)$|expert")
+TOP_K = (
+    "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
+    "moe_topk", "moe_k", "num_selected_experts",
+)  # fmt: skip
+AUTO = "CausalLM ImageTextToText Seq2SeqLM MultimodalLM TokenClassification PoseEstimation".split()
+
+
+@dataclass(frozen=True)
+class PublishedCount:
+    """The sizes of a configuration, the class that was built, and what else to know about the count."""
+
+    class_name: str
+    model_type: str
+    sizes: ModelSizes
+    notes: tuple[str, ...] = ()
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration in a file, or in the config.json of a folder. ValueError, in one sentence, where it is none."""
+    path = Path(path)
+    try:
+        path = path / "config.json" if path.is_dir() else path
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path} must have at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
+        config = json.loads(path.read_text(encoding="utf-8"), object_hook=_decoded)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} must be JSON, and is not: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold one JSON object, got {type(config).__name__}")
+    return config
+
+
+def _decoded(part: dict[str, Any]) -> Any:
+    """transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}."""
+    return float(part["__float__"]) if set(part) == {"__float__"} else part
+
+
+def count_config(config: Mapping[str, Any]) -> PublishedCount:
+    """The exact counts of a configuration, given as the object of a config.json.
+
+    Raises ValueError for a model_type that transformers lacks, for numbers that cannot be, and for what its class
+    refuses; ImportError without transformers.
+    """
+    check_numbers(config)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, notes = build(config)
+    except (ValueError, ImportError):
+        raise
+    except Exception as error:  # whatever a class of transformers raises where a value does not suit it
+        said = str(error).strip().replace("\n", " ")
+        said = f"{type(error).__name__}: {said[:300]}"
+        raise ValueError(f"transformers cannot build this configuration: {said}") from error
+    return PublishedCount(type(model).__name__, str(config["model_type"]), count_model(model), tuple(notes))
+
+
+def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
+    """ValueError for a size that is negative, not finite or absurdly large, before anything is built."""
+    for key, value in config.items():
+        name = f"{where}{key}"
+        if isinstance(value, Mapping):
+            check_numbers(value, f"{name}.")
+        for number in value if isinstance(value, list) else [value]:
+            if not SIZES.search(key) or isinstance(number, bool) or not isinstance(number, int | float):
+                continue
+            most = next(limit for pattern, limit in LIMITS.items() if re.search(pattern, key))
+            if not 0 <= number <= most:
+                raise ValueError(f"{name} must be from 0 to {most:,}, got {number!r:.40}")
+
+
+def build(config: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """The model of a configuration on the meta device, and what is to be said about it."""
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind, notes = config.get("model_type"), []
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise ValueError(f"model_type must be one that transformers {transformers.__version__} has, got {kind!r}")
+    given = dict(config)
+    if quantised := given.pop("quantization_config", None):
+        method = quantised.get("quant_method", "?") if isinstance(quantised, Mapping) else "?"
+        notes.append(f"the file is of a quantised model ({method}): counted are the numbers, without their scales")
+    made = CONFIG_MAPPING[kind].from_dict(given)
+    made, model_class = find_class(made, config.get("architectures"))
+    if not isinstance(made, CONFIG_MAPPING[kind]):
+        notes.append(f"only the text part is counted, as {model_class.__name__}")
+    if missing := defaults_taken(made.get_text_config(decoder=True), keys_of(config)):
+        notes.append(f"not in the file, so taken from the defaults of transformers: {missing}")
+    with torch.device("meta"):
+        model = model_class(made)
+    model.tie_weights()
+    return model, notes
+
+
+def keys_of(config: Mapping[str, Any]) -> set[str]:
+    """All keys of a configuration and of those within it."""
+    inner = [keys_of(value) for value in config.values() if isinstance(value, Mapping)]
+    return set(config).union(*inner)
+
+
+def defaults_taken(config: Any, given: set[str]) -> str:
+    """The sizes that decide a count and are not among the `given` keys, with the values that stand in for them."""
+    given |= {other for name in given for other in (config.attribute_map.get(name),) if other}
+    wanted = {name: value for name, value in config.to_dict().items() if ESSENTIAL.search(name) and name not in given}
+    return ", ".join(f"{name} {value}" for name, value in wanted.items() if isinstance(value, int) and value > 1)
+
+
+def find_class(config: Any, architectures: Any) -> tuple[Any, type]:
+    """The class that a configuration names, else that for text in transformers, after the configuration for it."""
+    import transformers
+
+    named = architectures[0] if isinstance(architectures, list) and architectures else None
+    found = getattr(transformers, named, None) if isinstance(named, str) and named.isidentifier() else None
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class:
+        if isinstance(config, found.config_class):
+            return config, found
+    autos = [getattr(transformers, f"AutoModelFor{task}", None) for task in AUTO]
+    autos = [auto for auto in (*autos, transformers.AutoModel, transformers.AutoBackbone) if auto]
+    for part in (config, config.get_text_config()):
+        for auto in autos:
+            found = auto._model_mapping.get(type(part), None)
+            found = found[0] if isinstance(found, tuple | list) else found
+            if found is not None and isinstance(part, found.config_class):
+                return part, found
+    try:  # a part of a larger model, by itself
+        module = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
+    except ImportError:
+        module = None
+    for name, found in sorted(vars(module).items() if module else (), key=lambda item: "For" not in item[0]):
+        if getattr(found, "config_class", None) is type(config) and not name.endswith("PreTrainedModel"):
+            return config, found
+    raise ValueError(f"architectures must name a class that transformers has for {config.model_type!r}, got {named!r}")
+
+
+def count_model(model: nn.Module) -> ModelSizes:
+    """The sizes of a model of transformers; it may be on the meta device.
+
+    Where it has several kinds of experts (of encoder and decoder, of text and image), 'active' is what one token of
+    each kind uses.
+    """
+    blocks, weights = find_blocks(model), list(model.parameters())  # each tied weight once
+    routed = {id(weight) for block in blocks for weight, _ in block.weights}
+    outside = {id(weight) for part in outside_parts(model) for weight in part.parameters()}
+    parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
+    products = {id(weight) for part in parts for weight in part.parameters(recurse=False)}
+    shared = [part for name, part in model.named_modules() if re.search(r"shared_(expert|mlp)s?$", name)]
+    groups = [block.group(id(block.weights[0][0]) not in outside and "vision" not in block.name) for block in blocks]
+    is_unknown = any("compressor" in name for name, _ in model.named_modules())  # of several tokens into one
+    matrices = sum(w.numel() for w in weights if w.ndim > 1 and id(w) in products - routed - outside)
+    return ModelSizes(
+        total=sum(weight.numel() for weight in weights),
+        groups=tuple(replace(group, layers=count) for group, count in Counter(groups).items()),
+        matrices=matrices + sum(group.top_k * group.matrix for group in groups if group.is_met),
+        looked_up=sum(weight.numel() for weight in weights if id(weight) not in products | routed | outside),
+        router=sum(weight.numel() for block in blocks for weight in block.router),
+        shared=sum(weight.numel() for part in shared for weight in part.parameters()),
+        outside=sum(weight.numel() for weight in weights if id(weight) in outside - routed),
+        cached=None if is_unknown else tuple(replace(c, layers=n) for c, n in Counter(cached_layers(model)).items()),
+    )
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block with routed experts: their weights, each with how many experts share it; its top_k; its router."""
+
+    name: str
+    weights: tuple[tuple[Tensor, int], ...]
+    top_k: int
+    router: tuple[Tensor, ...]
+
+    def group(self, is_met: bool) -> ExpertGroup:
+        """Its sizes. ValueError for a top_k that is none."""
+        num_experts = min(rows for _, rows in self.weights)  # LongCat also has rows for experts that do nothing
+        try:
+            check_top_k(self.top_k, num_experts)
+        except ValueError as error:
+            raise ValueError(f"{error}, in {self.name}") from error
+        deep = max(weight.ndim for weight, _ in self.weights)  # less deep are biases
+        expert = sum(weight.numel() // rows for weight, rows in self.weights)
+        matrix = sum(weight.numel() // rows for weight, rows in self.weights if weight.ndim == deep)
+        return ExpertGroup(num_experts, self.top_k, sum(w.numel() for w, _ in self.weights), expert, matrix, is_met)
+
+
+def find_blocks(model: nn.Module) -> list[Block]:
+    """All blocks with routed experts, by structure."""
+    found: dict[str, list[tuple[Tensor, int]]] = {}
+    for name, module in model.named_modules():
+        found.setdefault(name.rpartition(".")[0], []).extend(routed_weights(name, module))
+    blocks = []
+    for name, weights in found.items():
+        if weights:
+            block = model.get_submodule(name)
+            routers = [part for child, part in block.named_children() if re.fullmatch("gate|.*router.*", child)]
+            router = [weight for part in routers for weight in part.parameters()]
+            blocks.append(Block(name, tuple(weights), find_top_k([*routers, block, model]), tuple(router)))
+    return blocks
+
+
+def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
+    """The weights of a module of experts, each with the number of experts in it; none for any other module."""
+    said = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+    own, number = list(module.parameters(recurse=False)), getattr(module, "num_experts", None)
+    tables = [part for part in module.children() if isinstance(part, nn.Embedding) and part.num_embeddings == number]
+    if "router" not in said and tables:  # an expert is a row of each table, as in Doge
+        return [(part.weight, number) for part in tables]
+    if "expert" not in said or "shared" in said.split()[0]:
+        return []
+    if any(weight.ndim > 2 for weight in own):  # stacked
+        return [(weight, weight.shape[0]) for weight in own]
+    experts = [part for part in module.children() if any(True for _ in part.parameters())]
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return [(weight, len(experts)) for part in experts for weight in part.parameters()]
+    number = number or getattr(experts[0] if len(experts) == 1 else None, "moe_num_experts", None)
+    flat = all(weight.ndim < 3 for weight in module.parameters())
+    return [(weight, number) for weight in module.parameters()] if number and flat else []  # DBRX: E·F rows
+
+
+def find_top_k(places: list[nn.Module]) -> int:
+    """How many experts a token visits: by an attribute of the router or the block, else of a configuration; else 1."""
+    for place in [*places, *(part.config for part in places if hasattr(part, "config"))]:
+        for name in TOP_K:
+            value = getattr(place, name, None)
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+        if said := re.search(r"Top(\d+)Router", type(place).__name__):  # Switch and NLLB have it in the name alone
+            return int(said[1])
+    return 1
+
+
+def outside_parts(model: nn.Module) -> list[nn.Module]:
+    """The models inside a model that a token of text does not meet: encoders of images and sound, a talker."""
+    from transformers import PreTrainedModel
+
+    text = type(model.config.get_text_config(decoder=True))
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    if model.config.is_encoder_decoder or not any(isinstance(part.config, text) for part in parts):
+        return []
+    of_text = [part for part in parts if isinstance(part.config, text)]
+    return [part for part in parts if not any(inner is met for inner in part.modules() for met in of_text)]
+
+
+def cached_layers(model: nn.Module) -> Iterator[Cached]:
+    """What each layer's attention keeps of a token, by the sizes of its projections.
+
+    With latent attention (MLA) that is the compressed vector and the key's rotary part, as engines keep it. Layers with
+    a state that does not grow (Mamba, linear attention, convolutions) keep nothing for a token.
+    """
+    left_out = {id(part) for outside in outside_parts(model) for part in outside.modules()}
+    config = model.config.get_text_config(decoder=True)
+    for part in model.modules():
+        if hasattr(part, "layer_idx") and id(part) not in left_out and getattr(part, "is_decoder", True):
+            if numbers := cached_numbers(part):
+                left_out |= {id(inner) for inner in part.modules()}
+                yield Cached(numbers, score_flops(part), window_of(part, config))
+
+
+def cached_numbers(part: nn.Module) -> int:
+    """Numbers that one attention keeps of each token; 0 for what is none or keeps a state of fixed size."""
+    is_linear = "linear" in str(getattr(part, "layer_type", ""))
+    if is_linear or any(hasattr(part, name) for name in ("conv1d", "conv", "A_log")):
+        return 0
+    width = {name: rows_of(child) for name, child in part.named_children()}
+    index = rows_of(part.indexer.wk) if hasattr(getattr(part, "indexer", None), "wk") else 0
+    for latent in ("kv_a_proj_with_mqa", "kv_proj"):
+        if latent in width:
+            return width[latent] + index
+    for key, value in (("k_proj", "v_proj"), ("k", "v")):
+        if key in width:
+            return width[key] + (width.get(value) or width[key]) + index
+    heads = getattr(part, "num_key_value_heads", None)
+    return 2 * heads * part.head_dim if heads and {"Wqkv", "qkv_proj", "query_key_value"} & set(width) else 0
+
+
+def score_flops(part: nn.Module) -> int:
+    """FLOPs for each token that one attention looks back on: a score and a sum of values, in each of its heads."""
+    width = {name: getattr(child, "out_features", 0) for name, child in part.named_children()}
+    outputs = [getattr(part, name) for name in ("o_proj", "out_proj", "o", "dense") if name in width]
+    values = sum(getattr(output, "in_features", 0) for output in outputs)
+    keys = width.get("q_b_proj") or width.get("q_proj", 0) if "kv_a_proj_with_mqa" in width else values
+    return 2 * (keys + values)
+
+
+def rows_of(module: nn.Module) -> int:
+    """How many numbers a projection puts out."""
+    return sum(weight.shape[0] for weight in module.parameters() if weight.ndim == 2)
+
+
+def window_of(part: nn.Module, config: Any) -> int | None:
+    """The sliding window of one attention, or None where it sees the whole context."""
+    if getattr(part, "is_sliding", getattr(part, "is_local_attention", True)) is False:
+        return None
+    if hasattr(part, "sliding_window"):
+        return part.sliding_window
+    kinds = getattr(config, "layer_types", None) or []
+    kind = kinds[part.layer_idx] if part.layer_idx is not None and part.layer_idx < len(kinds) else "sliding"
+    name = "attention_chunk_size" if "chunked" in kind else "sliding_window"
+    is_used = getattr(config, "use_sliding_window", True) and ("sliding" in kind or "chunked" in kind)
+    return getattr(config, name, None) if is_used else None

@@ -1,0 +1,204 @@
+"""What a whole model costs on a machine: what must be in memory, what a step of decoding reads and computes.
+
+Everything follows from a few counts (`ModelSizes`), whether they come from a `TransformerShape` or from a published
+configuration (`published.count_config`). Times are those of the roofline: the best that a machine could do.
+"""
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from moe_lessons.analysis.cost import TransformerShape
+from moe_lessons.analysis.inference import Machine, union_law
+from moe_lessons.datafiles import data_path
+
+WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 0.5}  # the numbers alone, without scales
+CACHE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 2.0}  # beside weights of this type
+MOST_BATCH = 2**24
+
+
+@dataclass(frozen=True)
+class ExpertGroup:
+    """The routed experts of a layer, of which there are `layers` alike. `size` is of all experts of one layer, `expert`
+    of one expert, `matrix` of one without its biases. is_met: whether a token of text meets them.
+    """
+
+    num_experts: int
+    top_k: int
+    size: int
+    expert: int
+    matrix: int
+    is_met: bool = True
+    layers: int = 1
+
+    def idle(self, touched: float) -> float:
+        """Parameters of the experts that are not among the `touched`, in all layers."""
+        return self.layers * (self.size - touched * self.expert)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What a layer's attention, of which there are `layers` alike, adds for each token of the context: numbers that it
+    keeps, and FLOPs of a new token. window: the most tokens that it keeps, or None for all.
+    """
+
+    numbers: int
+    flops: int
+    window: int | None = None
+    layers: int = 1
+
+    def tokens(self, context: int) -> int:
+        """Of a text of `context` tokens, those that it keeps; of all layers together."""
+        return self.layers * (context if self.window is None else min(context, self.window))
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The counts from which all costs of a model follow; numbers, not bytes.
+
+    groups: layers with experts. matrices: active weights in matrix products, of which each token does two
+    FLOPs. looked_up: of an embedding that no product uses. outside: parts that a token of text does not meet, such as
+    an image encoder. router, shared: of all layers. cached: layers with a cache; None where unknown.
+    """
+
+    total: int
+    groups: tuple[ExpertGroup, ...]
+    matrices: int
+    looked_up: int
+    router: int = 0
+    shared: int = 0
+    outside: int = 0
+    cached: tuple[Cached, ...] | None = ()
+
+    @property
+    def active(self) -> int:
+        """All but the routed experts that a token does not visit."""
+        return round(self.total - sum(group.idle(group.top_k) for group in self.groups))
+
+    @property
+    def ffn(self) -> int:
+        """The parameters of the experts, routed and shared, that work for a token."""
+        return self.shared + sum(group.layers * group.top_k * group.expert for group in self.groups)
+
+    def flops(self, context: int = 0) -> int:
+        """FLOPs of one token's forward pass; its attention looks back on `context` tokens."""
+        return 2 * self.matrices + sum(layer.flops * layer.tokens(context) for layer in self.cached or ())
+
+    def cache(self, context: int) -> int:
+        """Numbers in the KV cache of one text of `context` tokens."""
+        return sum(layer.numbers * layer.tokens(context) for layer in self.cached or ())
+
+    def read(self, batch: int = 1) -> float:
+        """Weights that a step of decoding reads for `batch` texts: of the experts as many as the `union_law` says."""
+        left = self.total - self.looked_up - self.outside
+        for group in self.groups:
+            left -= group.idle(union_law(group.num_experts, group.top_k, batch) if group.is_met else 0)
+        return left
+
+    def dense(self, width: float = 1.0) -> "ModelSizes":
+        """The same model with a dense FFN in place of each mixture, `width` times as wide as its active part."""
+        more = round((width - 1) * self.ffn)
+        total, matrices = self.active - self.router + more, self.matrices - self.router + more
+        return replace(self, total=total, matrices=matrices, groups=(), router=0, shared=self.ffn + more)
+
+    @property
+    def total_width(self) -> float:
+        """How many times as wide as the active part all experts together are."""
+        return (self.shared + sum(group.layers * group.size for group in self.groups)) / self.ffn if self.ffn else 1.0
+
+
+def sizes_of(shape: TransformerShape) -> ModelSizes:
+    """The sizes of a shape.
+
+    >>> sizes_of(TransformerShape(32000, 4096, 32, 32, 8, 128, 14336, num_experts=8, top_k=2)).active
+    12879925248
+    """
+    parts, layers = {name: count.total for name, count in shape.parameters().items()}, shape.num_layers
+    expert = parts["experts"] // layers // shape.num_experts
+    size = shape.num_experts * expert
+    groups = (ExpertGroup(shape.num_experts, shape.top_k, size, expert, expert, True, layers),)
+    is_mixture = shape.num_experts > 1
+    numbers, scores = 2 * shape.num_kv_heads * shape.head_dim, 4 * shape.num_heads * shape.head_dim
+    return ModelSizes(
+        total=shape.count.total,
+        groups=groups if is_mixture else (),
+        matrices=shape.flops_per_token() // 2,
+        looked_up=0 if shape.tied_embedding else parts["embedding"],
+        router=parts["router"],
+        shared=parts["shared experts"] + (0 if is_mixture else parts["experts"]),
+        cached=(Cached(numbers, scores, None, layers),),
+    )
+
+
+@functools.cache
+def published_sizes() -> dict[str, ModelSizes]:
+    """The sizes of the models in `published_models`, by name, as data/make_published_models.py counted them."""
+    stored = json.loads(data_path("published_sizes.json").read_text(encoding="utf-8"))
+    parts = {"groups": ExpertGroup, "cached": Cached}
+    for sizes in stored.values():
+        sizes |= {name: tuple(part(**values) for values in sizes[name]) for name, part in parts.items()}
+    return {name: ModelSizes(**sizes) for name, sizes in stored.items()}
+
+
+@functools.cache
+def machines() -> pd.DataFrame:
+    """Published figures of machines, by name; data/README.md has the columns."""
+    return pd.read_csv(data_path("machines.csv"), index_col="name")
+
+
+def machine_for(row: pd.Series, dtype: str) -> Machine:
+    """The roof of a machine for weights of this type: in fp8 where its arithmetic has it, else in bfloat16."""
+    fast = dtype == "fp8" and row.fp8_flops_per_second > 0
+    return Machine(row.bytes_per_second, row.fp8_flops_per_second if fast else row.bf16_flops_per_second)
+
+
+def step_seconds(sizes: ModelSizes, machine: Machine, dtype: str, batch: int = 1, context: int = 0) -> float:
+    """The least time of a step that writes one token of each of `batch` texts: of reading or of arithmetic."""
+    return max(_reading(sizes, machine, dtype, batch, context), batch * _computing(sizes, machine, context))
+
+
+def arithmetic_batch(sizes: ModelSizes, machine: Machine, dtype: str, context: int = 0) -> int | None:
+    """The least batch at which arithmetic takes as long as reading, or None: then the caches are always slower."""
+    computing = _computing(sizes, machine, context)
+    return _least(lambda batch: _reading(sizes, machine, dtype, batch, context) <= batch * computing)
+
+
+def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0) -> dict[str, Any]:
+    """What a row of `machines` does with a model in weights of this type.
+
+    fits: whether the weights and the cache of one text of `context` tokens are no larger than its memory.
+    tokens_per_second: of one text with this context. arithmetic_batch: of short texts, without their caches.
+    """
+    machine = machine_for(row, dtype)
+    memory = WEIGHT_BYTES[dtype] * sizes.total + CACHE_BYTES[dtype] * sizes.cache(context)
+    return {
+        "fits": bool(memory <= row.memory_bytes),
+        "tokens_per_second": 1 / step_seconds(sizes, machine, dtype, 1, context),
+        "arithmetic_batch": arithmetic_batch(sizes, machine, dtype),
+    }
+
+
+def _least(is_enough: Callable[[int], bool]) -> int | None:
+    """The least batch for which this is so; once it is, it stays so."""
+    low, high = 0, 1
+    while not is_enough(high):
+        low, high = high, 2 * high
+        if high > MOST_BATCH:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high
+
+
+def _reading(sizes: ModelSizes, machine: Machine, dtype: str, batch: int, context: int) -> float:
+    weights = WEIGHT_BYTES[dtype] * sizes.read(batch)
+    return (weights + batch * CACHE_BYTES[dtype] * sizes.cache(context)) / machine.bytes_per_second
+
+
+def _computing(sizes: ModelSizes, machine: Machine, context: int) -> float:
+    return sizes.flops(context) / machine.flops_per_second

@@ -1,0 +1,117 @@
+"""Every family of transformers with a mixture of experts, as a small configuration: 2 of 8 experts for a token."""
+
+import ast
+import importlib
+from pathlib import Path
+from typing import Any
+
+import transformers
+from torch import nn
+
+SIZES: dict[str, Any] = {  # each configuration takes those that it knows
+    "vocab_size": 128, "hidden_size": 32, "d_model": 32, "n_embd": 32, "intermediate_size": 48, "ffn_dim": 48,
+    "d_ff": 48, "moe_intermediate_size": 16, "expert_ffn_hidden_size": 16, "ffn_hidden_size": 48,
+    "shared_expert_intermediate_size": 16, "shared_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16,
+    "num_hidden_layers": 4, "n_layers": 4, "num_layers": 4, "num_decoder_layers": 2, "encoder_layers": 2,
+    "decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_attention_heads": 4,
+    "n_heads": 4, "num_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48, "num_key_value_heads": 2, "kv_n_heads": 2, "head_dim": 8, "d_kv": 8, "num_experts": 8,
+    "num_local_experts": 8, "n_routed_experts": 8, "moe_num_experts": 8, "num_experts_per_tok": 2, "moe_top_k": 2,
+    "moe_k": 2, "top_k_experts": 2, "moe_topk": 2, "n_group": 2, "topk_group": 1, "num_expert_group": 2,
+    "first_k_dense_replace": 1, "num_dense_layers": 1, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    "num_mtp_layers": 0, "num_nextn_predict_layers": 0, "n_shared_experts": 1, "moe_num_shared_experts": 1,
+    "num_shared_experts": 1, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "qk_head_dim": 16, "v_head_dim": 8, "max_position_embeddings": 128, "max_seq_len": 128, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2, "index_topk": 4, "index_head_dim": 16, "index_n_heads": 2,
+    "sliding_window": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1,
+    "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8,
+    "mamba_chunk_size": 8, "kv_channels": 8, "embed_dim": 32, "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 128, "global_head_dim": 8, "num_global_key_value_heads": 2,
+    "num_kv_shared_layers": 0, "decoder_start_token_id": 0,
+}  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "mrope_section": [1, 1, 2]}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "deepseek_ocr2": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+    "diffusion_gemma": {"enable_moe_block": True, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "doge": {"is_moe": True, "num_experts": 16},
+    "ernie4_5_vl_moe": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
+    "gemma4": {"enable_moe_block": True, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "glm4v_moe": {"head_dim": 8, "rope_parameters": ROPE},
+    "glm5_next": {"index_topk": 16, "qk_rope_head_dim": 0},
+    "hy_v4_vl": {"rope_parameters": ROPE},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
+    "qwen4_exp": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+                  "indexer_compress_ratio": 2},
+    "zaya": {"num_experts_per_tok": 1},
+    "vitpose_backbone": {"num_experts": 2, "part_features": 8, "image_size": [32, 32]},
+}  # fmt: skip
+OMIT = {"mistral4": ("head_dim",), "vitpose_backbone": ("num_layers",)}
+KINDS = ("ForCausalLM", "ForConditionalGeneration", "ForTokenClassification", "Backbone", "Model")
+WHOLE = {  # the others do not go with small sizes
+    "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration", "muse_spark": "MuseSparkTextModel",
+}  # fmt: skip
+LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "ffn_types", "block_types")  # one for each layer
+
+
+def families() -> dict[str, list[str]]:
+    """Each family whose code calls experts, with its model classes: those for text first."""
+    found = {}
+    for path in sorted(Path(transformers.__file__).with_name("models").glob("*/modeling_*.py")):
+        text, family = path.read_text(encoding="utf-8"), path.parent.name
+        if any(sign in text for sign in ("self.experts(", "TopKGating", "CDMoE")):
+            names = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+            names = [name for name in names if name.endswith(KINDS) and "PreTrained" not in name]
+            names.sort(key=lambda name: [name.endswith(kind) for kind in KINDS].index(True))
+            found[family] = [WHOLE[family]] if family in WHOLE else names
+    return found
+
+
+def small(family: str, name: str) -> tuple[Any, type[nn.Module]]:
+    """A small configuration of one class of a family, and the class."""
+    kind = getattr(importlib.import_module(f"transformers.models.{family}.modeling_{family}"), name)
+    changes = SIZES | OVERRIDES.get(family, {})
+    text = getattr(kind.config_class, "sub_configs", {}).get("text_config")
+    if any(hasattr(part, "kv_lora_rank") for part in (kind.config_class, text) if isinstance(part, type)):
+        changes["num_key_value_heads"] = 4
+    changes = {key: value for key, value in changes.items() if key not in OMIT.get(family, ())}
+    if family == "dbrx":  # its parts are configurations by themselves
+        ffn = {"hidden_size": 32, "ffn_hidden_size": 16, "moe_num_experts": 8, "moe_top_k": 2}
+        attention = {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4}
+        sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "vocab_size": 128}
+        return kind.config_class(**sizes, ffn_config=ffn, attn_config=attention), kind
+    return _construct(kind.config_class, changes), kind
+
+
+def _construct(config_class: type, changes: dict[str, Any]) -> Any:
+    """Made with small sizes, so that what it derives from them is small too; else made smaller afterwards."""
+    known = {name for base in config_class.__mro__ for name in getattr(base, "__annotations__", {})}
+    parts = getattr(config_class, "sub_configs", None) or {}
+    parts = {key: part for key, part in parts.items() if key == "text_config"}
+    try:
+        inner = {key: _construct(part, changes) for key, part in parts.items()}
+        return config_class(**{k: v for k, v in changes.items() if k in known and k not in parts} | inner)
+    except Exception:  # a configuration that does not take its sizes so
+        return _shrink(config_class(), changes)
+
+
+def _shrink(config: Any, changes: dict[str, Any]) -> Any:
+    for value in list(vars(config).values()):
+        if isinstance(value, transformers.PreTrainedConfig):
+            _shrink(value, changes)
+    for key, value in changes.items():
+        if hasattr(config, key):
+            _set(config, key, value)
+    for key in LISTS:
+        value = getattr(config, key, None)
+        if isinstance(value, list | tuple) and len(value) != changes["num_hidden_layers"] and key not in changes:
+            kinds = list(dict.fromkeys(value))
+            _set(config, key, (kinds * 4)[-4:])
+    return config
+
+
+def _set(config: Any, key: str, value: Any) -> None:
+    try:
+        setattr(config, key, value)
+    except Exception:  # what cannot be set stays
+        pass
