@@ -3,8 +3,10 @@
 import functools
 import os
 import textwrap
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import BytesIO
 from typing import Any
 
@@ -148,8 +150,12 @@ class LessonFigure(Figure):
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict[str, Any], dict[str, Any]]:
         titles = ", ".join(ax.get_title(loc="left") for ax in self.axes if ax.get_title(loc="left"))
-        data = {"image/png": self.png(), "text/plain": f"Figure: {titles}"}
-        return data, {"image/png": {"alt": titles, "width": round(self.bbox.width)}}
+        png, width = self.png(), round(self.bbox.width)
+        data = {"image/png": png, "text/plain": f"Figure: {titles}"}
+        if not static_mode():  # JupyterLab gives a PNG no description, whatever its metadata say
+            source = f"data:image/png;base64,{b64encode(png).decode()}"
+            data["text/html"] = f'<img alt="{escape(titles) or "Figure"}" width="{width}" src="{source}">'
+        return data, {"image/png": {"alt": titles, "width": width}}
 
 
 def styled(add_axes: Callable[..., Any], theme: Theme, *args, **kwargs) -> Any:

@@ -3,13 +3,19 @@
 import re
 from pathlib import Path
 
+import nbformat
 import pytest
+
+from moe_lessons.course.lessons import LESSONS
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+ANCHOR = re.compile(r'^<a id="([a-z0-9-]+)"></a>\*\*', re.M)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "notebooks/GLOSSARY.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "notebooks/GLOSSARY.md", "docs/claims.md", "docs/instructors.md"]
+)
 def test_local_links_lead_somewhere(name):
     document = ROOT / name
     links = re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8"))
@@ -29,3 +35,25 @@ def test_the_example_in_the_readme_runs():
     assert names["y"].shape == names["x"].shape
     assert names["routing"].topk_indices.shape == (16, 2)
     assert names["moe"].router.weight.grad is not None
+
+
+def test_every_term_of_the_glossary_has_an_anchor_of_its_own():
+    glossary = (ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8")
+    anchors = ANCHOR.findall(glossary)
+    assert len(anchors) == len(set(anchors)) > 70
+    assert re.findall(r"\n\n(\*\*[^*]+\*\*)", glossary) == []  # a term without one
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.number)
+def test_each_lesson_links_its_terms_to_the_glossary(lesson):
+    anchors = ANCHOR.findall((ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8"))
+    cells = nbformat.read(ROOT / "notebooks" / lesson.file, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\(GLOSSARY\.md#([^)]+)\)", text)
+    assert len(links) >= 5 and set(links) <= set(anchors)
+
+
+def test_the_instructors_page_has_every_lesson_as_the_course_has_it():
+    page = (ROOT / "docs" / "instructors.md").read_text(encoding="utf-8")
+    for number, file, title, minutes, goal in LESSONS:
+        assert f"| {number} | [{title}](../notebooks/{file}) | {minutes} | {goal} |" in page, number

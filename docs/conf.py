@@ -1,0 +1,89 @@
+"""The site of the course (`make site`), by Sphinx: the lessons as they are stored, the documents, the package.
+
+Its source is the whole checkout, so that a link that works on a code host works here. Nothing comes from a network,
+neither when it is made nor when it is read.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from textwrap import indent
+
+from docutils.nodes import SkipNode
+from docutils.utils.math.latex2mathml import tex2mathml
+
+sys.path.insert(0, str(Path(__file__).parent))  # for conf.slug
+
+project = html_title = "moe_lessons"
+author = "The moe_lessons contributors"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+root_doc = "README"
+include_patterns = ["README.md", "CONTRIBUTING.md", "notebooks/*.ipynb", "notebooks/GLOSSARY.md", "docs/*.md"]
+
+nb_execution_mode = "off"
+nb_render_markdown_format = "myst"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+myst_heading_slug_func = "conf.slug"
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+html_math_renderer = "mathml"
+html_theme = "pydata_sphinx_theme"
+html_theme_options = {"navbar_center": [], "show_prev_next": True, "footer_end": []}
+html_sidebars = {"**": ["globaltoc.html"]}
+html_static_path = html_css_files = ["site.css"]
+html_context = {"default_mode": "auto"}
+html_favicon = "favicon.svg"
+html_show_sourcelink = html_copy_source = False
+
+CONTENTS = "\n\n```{toctree}\n:hidden:\n:glob:\n:maxdepth: 1\n\nnotebooks/*\ndocs/*\nCONTRIBUTING\n```\n"
+BADGE = re.compile(r"\[!\[([^]]*)\]\(https://[^)]*\)\]\(([^)]*)\)")  # a picture from the network
+
+TERM = re.compile(r"\[([^][]+)\]\(GLOSSARY\.md(#[\w-]+)\)")  # its anchor is no heading, so Sphinx does not know it
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as JupyterLab and code hosts make it for a notebook."""
+    return heading.replace(" ", "-")
+
+
+def prepare(app, name: str, source: list[str]) -> None:
+    """Words in the place of badges; the contents of the site; pictures of a lesson with their descriptions."""
+    text = BADGE.sub(r"[\1](\2)", source[0])
+    if name == root_doc:
+        text += CONTENTS
+    elif app.env.doc2path(name).suffix == ".ipynb":
+        text = TERM.sub(r'<a href=\\"GLOSSARY.html\2\\">\1</a>', text)
+        text = re.sub(r'(href=\\"[^":]+)\.(ipynb|md)\b', r"\1.html", text)  # in HTML; Sphinx does it in Markdown
+        text = json.dumps(described(json.loads(text)))
+    source[0] = text
+
+
+def described(notebook: dict) -> dict:
+    """The same, with the descriptions of its pictures where myst-nb looks for them."""
+    for cell in notebook["cells"]:
+        kept = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
+        if words := " ".join(data["alt"] for data in kept if "alt" in data):
+            cell["metadata"]["mystnb"] = {"image": {"alt": words}}
+    return notebook
+
+
+def as_written(app, what, name: str, thing, options, lines: list[str]) -> None:
+    """A docstring as it stands, its examples coloured: it is laid out for the reader of the source."""
+    text = "\n".join(lines).strip("\n")
+    parts = re.split(r"^(?=>>> )", text, maxsplit=1, flags=re.M)  # words, examples
+    shown = [f".. code-block:: {kind}\n\n{indent(part, '   ')}\n\n" for kind, part in zip(("text", "pycon"), parts)]
+    lines[:] = "".join(shown).splitlines()
+
+
+def write_math(writer, node, block: bool = False) -> None:
+    """A formula as MathML, which browsers draw by themselves."""
+    writer.body.append(tex2mathml(node.astext(), as_block=block))
+    raise SkipNode
+
+
+def setup(app) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", prepare)
+    app.connect("autodoc-process-docstring", as_written)
+    app.add_html_math_renderer("mathml", (write_math, None), (lambda *pair: write_math(*pair, block=True), None))

@@ -1,0 +1,51 @@
+"""What our views and outputs show in JupyterLab can be used by everyone (WCAG 2.1 AA, by axe-core), in both themes."""
+
+import pytest
+
+VIEWS = (
+    "from moe_lessons.analysis import Machine\nfrom moe_lessons.course import *\nfrom moe_lessons.widgets import *\n"
+    "import pandas",
+    "Playground(play=5)",
+    "BalancingLab(('nothing', 'auxiliary loss'), seeds=1, play=3)",
+    "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, threads=1, play=3)",
+    "CollapseLab(('film', 'load', 'gradient film', 'gradient'), play=3)",
+    "FactsLab(play=2)",
+    "CostCalculator()",
+    "DecodingCalculator(Machine(2e10, 1e11))",
+    "prediction = Prediction('How many?', ('all', 'one'))\nprediction",
+    "prediction.compare('one')",
+    "NumberPrediction('How many?', 'experts', 1, 8)",
+    "CurvePrediction('How does it go on?', x=('experts', 1, 8), y=('loss', 0, 2))",
+    "Quiz('05')",
+    "CoursePage()",
+    "from moe_lessons.exercises import slowdown\nslowdown.check(None)",
+    "slowdown.hint()",
+    "slowdown.solution()",
+    "from moe_lessons.plots import draw_block\nfrom moe_lessons.plots.theme import LessonFigure\nLessonFigure()",
+    "pandas.DataFrame({'loss': [1.5, 2]}, index=['mixture', 'its twin'])",
+)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_view(open_notebook, violations, theme):
+    notebook = open_notebook(f"views_{theme}.ipynb", *VIEWS, theme=theme)
+    notebook.run_all()
+    assert notebook.cell_errors() == []
+    page = notebook.page
+    for view in page.locator(".moe-canvas").all():  # it draws where it is seen
+        view.scroll_into_view_if_needed()
+        view.locator("figure").first.wait_for()
+    for answer in page.locator(".moe-view").get_by_role("radio").all():  # each says what is right or wrong with it
+        answer.click()
+    assert page.locator(".jp-OutputArea-output").count() >= len(VIEWS) - 1
+    page.set_viewport_size({"width": 1280, "height": 12_000})  # axe, too, looks at what is seen
+    page.wait_for_timeout(1000)
+    assert violations(page, ".jp-OutputArea-output") == []
+
+
+def test_pale_letters_and_a_field_without_a_name_are_found(open_notebook, violations):
+    bad = "<p style='color:#bbb; background:#fff'>pale</p><input>"
+    notebook = open_notebook("bad.ipynb", f"from IPython.display import HTML\nHTML({bad!r})")
+    notebook.run_all()
+    found = violations(notebook.page, ".jp-OutputArea-output")
+    assert sorted(line.partition(":")[0] for line in found) == ["color-contrast", "label"]

@@ -1,0 +1,91 @@
+"""`make site`: the whole course as pages that need no network, with search, and usable by everyone."""
+
+import functools
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAKE = ROOT / "docs" / "make_site.py"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of a site that was made without a warning and without a broken link."""
+    folder = tmp_path_factory.mktemp("site")
+    made = subprocess.run([sys.executable, str(MAKE), str(folder)], capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return folder
+
+
+def test_it_has_every_lesson_with_all_its_pictures_described(site):
+    for path in LESSONS:
+        page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+        pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert len(re.findall(r'<img alt="[^"]{9,}"[^>]* src="\.\./_images/\w+\.png"', page)) >= len(pictures), path
+
+
+def test_it_has_the_other_documents_and_the_package(site):
+    for name in ("index", "notebooks/GLOSSARY", "docs/claims", "docs/instructors", "docs/api", "CONTRIBUTING"):
+        assert (site / f"{name}.html").is_file(), name
+    assert 'id="moe_lessons.nn.MoE"' in (site / "docs" / "api.html").read_text(encoding="utf-8")
+
+
+def test_the_search_knows_the_words_of_a_lesson(site):
+    index = json.loads(re.search(r"setIndex\((.*)\)", (site / "searchindex.js").read_text(encoding="utf-8"))[1])
+    lesson = index["docnames"].index("notebooks/05_expert_collapse")
+    for stem in ("neglect", "practis"):
+        found = index["terms"][stem]
+        assert lesson in (found if isinstance(found, list) else [found]), stem
+
+
+def test_the_check_of_links_finds_what_is_broken(tmp_path):
+    spec = importlib.util.spec_from_file_location("make_site", MAKE)
+    make_site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_site)
+    (tmp_path / "b.html").write_text('<h2 id="here">')
+    good = '<a href="b.html#here"><a href="#top"><p id="top"><a href="https://example.org/x"><img src="data:,">'
+    bad = '<a href="b.html#gone"><a href="c.html"><a href="#no"><a class="x" href="https:///x"><img src="p.png">'
+    (tmp_path / "a.html").write_text(good + bad)
+    found = [line.partition(": ")[2] for line in make_site.broken_links(tmp_path)]
+    assert sorted(found) == ["#no", "b.html#gone", "c.html", "https:///x", "p.png"]
+
+
+@pytest.fixture(scope="module")
+def address(site):
+    """Where the site is served."""
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=site)
+    handler.log_message = lambda *words: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, browser, violations, theme):
+    page = browser.new_page(color_scheme=theme)
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: errors.extend([message.text] * (message.type == "error")))
+    documents = [*(site / "notebooks").glob("*.html"), *(site / "docs").glob("*.html"), site / "index.html"]
+    found = {}
+    for path in documents:
+        page.goto(f"{address}/{path.relative_to(site)}")
+        found[path.name] = violations(page, "dl.py:nth-of-type(-n+8)" if path.stem == "api" else "html")  # it is long
+    page.goto(f"{address}/search.html?q=collapse")
+    page.locator("#search-results a", has_text="Expert collapse").first.wait_for()
+    found["search"] = violations(page)
+    page.close()
+    assert [each for each in found.items() if each[1]] == []
+    assert [url for url in asked if not url.startswith((address, "data:"))] == [] and errors == []

@@ -1,0 +1,47 @@
+"""What `make claims` writes of an assert: its numbers, and how near it came to failing."""
+
+import ast
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SPEC = importlib.util.spec_from_file_location("measure", Path(__file__).parents[1] / "claims" / "measure.py")
+
+
+@pytest.fixture(scope="module")
+def measure():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.pycache_prefix", None)  # it sets it
+        module = importlib.util.module_from_spec(SPEC)
+        SPEC.loader.exec_module(module)
+        yield module
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ("a > b + 0.02", "`a` 0.87 > `b + 0.02` 0.81; margin 0.06"),
+        ("0.5 < b < 0.8", "0.5 < `b` 0.79 < 0.8; margin 0.01"),
+        ("b < 0.8 < 0.8 + 1e-9 < 2 * a", "`b` 0.79 < 0.8 < 0.8 < `2 * a` 1.74; margin 0.01"),
+        ("len(names) == 2", "`len(names)` 2 = 2"),
+        ("a == approx(0.871)", "`a` 0.87 = `approx(0.871)` 0.871"),
+        ("sorted(names) == names", None),
+        ("all(names)", None),
+        ("1 < 2", None),
+    ],
+)
+def test_a_comparison_is_said_with_its_numbers(measure, source, said):
+    (node,) = measure.parts(source)
+    found = measure.say(node, {"a": 0.87, "b": 0.79, "names": ["x", "y"], "approx": pytest.approx})
+    assert said is None if found is None else found[1] == said
+
+
+def test_the_nearest_of_several_runs_counts(measure):
+    nodes = [ast.parse("x < 1", mode="eval").body] * 2
+    near, far = (measure.say(node, {"x": x}) for node, x in zip(nodes, (0.9, 0.1)))
+    assert min(far, near) == near and near[0] == pytest.approx(0.1)
+
+
+def test_what_and_joins_is_said_apart(measure):
+    assert len(measure.parts("a > 1 and b < 2 and ok")) == 3
