@@ -16,6 +16,7 @@ HERE = Path(__file__).parent
 TESTS = "https://github.com/moe-lessons/moe_lessons/blob/main/tests/claims/test_lesson_{}.py"
 SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [05: claim] or [05]
 STYLE = """<style>
+.moe-interview a { text-decoration: underline !important }
 .moe-point.widget-checkbox { height: auto; margin: 2px 0 6px }
 .moe-point label { white-space: normal; height: auto; overflow: visible }
 .moe-point label { line-height: 1.4; padding-left: 22px; text-indent: -22px }
@@ -35,8 +36,8 @@ def sources(text: str) -> str:
 
     def link(found: re.Match) -> str:
         lesson, claim = found.groups()
-        test = f', [test]({TESTS.format(lesson[:2])} "{claim}")' if claim else ""
-        return f" ([{lesson}]({files[lesson]}){test})"
+        test = f' [test]({TESTS.format(lesson[:2])} "{claim}")' if claim else ""
+        return f" <sup>[{lesson}]({files[lesson]}){test}</sup>"
 
     return SOURCE.sub(link, text)
 
@@ -82,7 +83,8 @@ def in_words(figure: dict) -> str:
     ('80 %', '1.6')
     """
     value, unit = figure["value"], figure.get("unit", "")
-    number = f"{value:,.0f}" if abs(value) >= 20 else f"{value:.1f}".removesuffix(".0")
+    number = f"{value:,.1f}" if abs(value) < 20 or unit == "billion" else f"{value:,.0f}"
+    number = number.removesuffix(".0")
     return number if unit in ("", "times", "experts") else f"{number} {unit}"
 
 
@@ -106,7 +108,7 @@ class Interview(W.VBox):
         left = W.VBox([self.answer, W.HBox([self.show, self.back, self.next])], layout=W.Layout(flex="1 1 300px"))
         self.ours.layout = W.Layout(flex="1 1 300px", padding="0 0 0 12px")
         super().__init__([self.title, W.HBox([left, self.ours], layout=W.Layout(flex_flow="row wrap"))])
-        self.add_class("moe-view")
+        self.add_class("moe-view").add_class("moe-interview")
         self.answer.observe(lambda change: self._typed(change["new"]), "value")
         self.show.on_click(lambda _: self._reveal())
         self.back.on_click(lambda _: self.go(self.place - 1))
@@ -174,4 +176,4 @@ def parse(text: str) -> tuple[str, list[str]]:
 
 def where_from(point: str) -> str:
     """The links of a point alone."""
-    return sources("".join(found.group() for found in SOURCE.finditer(point)))[2:-1]
+    return sources("".join(found.group() for found in SOURCE.finditer(point))).strip()[5:-6]  # without <sup>

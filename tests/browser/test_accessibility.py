@@ -18,6 +18,9 @@ VIEWS = (
     "CurvePrediction('How does it go on?', x=('experts', 1, 8), y=('loss', 0, 2))",
     "Quiz('05')",
     "CoursePage()",
+    "interview = Interview()\ninterview.answer.value = 'Because.'\ninterview.show.click()\ninterview",
+    "from moe_lessons.course.interview import sources\nfrom IPython.display import Markdown\n"
+    "Markdown(sources('It is faster [08: more-experts-more-facts], in words [07].'))",
     "from moe_lessons.exercises import slowdown\nslowdown.check(None)",
     "slowdown.hint()",
     "slowdown.solution()",

@@ -83,8 +83,8 @@ def test_figures_are_a_table(measured):
 
 def test_links_are_to_the_lesson_and_to_its_test():
     assert sources("so [06b: who-sees-the-future].") == (
-        "so ([06b](06b_who_sees_the_future.ipynb), [test](https://github.com/moe-lessons/moe_lessons/blob/main/tests/"
-        'claims/test_lesson_06.py "who-sees-the-future")).'
+        "so <sup>[06b](06b_who_sees_the_future.ipynb) [test](https://github.com/moe-lessons/moe_lessons/blob/main/tests/"
+        'claims/test_lesson_06.py "who-sees-the-future")</sup>.'
     )
 
 

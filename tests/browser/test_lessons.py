@@ -1,0 +1,97 @@
+"""Every control of every lesson, moved by the mouse and by a key, in a real browser.
+
+Of a lesson only the cells run that show something to operate, and those that they need; all of them run under nbval.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+BOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+VIEW = re.compile(r"\b(\w+Lab|Playground|LiveRun|\w+Calculator|\w*Prediction|Quiz|Interview|CoursePage)\(")
+KINDS = {  # a kind of control -> where it is inside an output, how a key moves it
+    "slider": (".noUi-handle", "ArrowRight"),
+    "choice": ("select", "ArrowDown"),
+    "radio": ("input[type=radio]", "ArrowDown"),
+    "box": ("input[type=checkbox]", "Space"),
+}
+STATE = """element => element.matches('.noUi-handle') ? element.getAttribute('aria-valuetext')
+    : element.matches('select') ? String(element.selectedIndex) : String(element.checked)"""
+
+
+def view_cells(path) -> list[str]:
+    """The sources of the cells that show a view, and before them those that make what they use."""
+    sources = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    sources = [source for source in sources if "%pip" not in source]
+    wanted = {place for place, source in enumerate(sources) if VIEW.search(source) and "await" not in source}
+    for place in reversed(range(len(sources))):
+        names = {name for later in wanted if later > place for name in names_in(sources[later], ast.Load)}
+        if names & names_in(sources[place], ast.Store) and "await" not in sources[place]:
+            wanted.add(place)
+    return [sources[place] for place in sorted(wanted)]
+
+
+def names_in(source: str, context: type) -> set[str]:
+    """The names that some code reads (ast.Load), or that it makes: variables, functions, classes, imports."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+    if context is ast.Store:
+        names |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        names |= {name.asname or name.name for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names}
+        names |= {name.asname or name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    return names
+
+
+@pytest.fixture(params=BOOKS, ids=lambda path: path.stem)
+def lesson(request, open_notebook, lab):
+    notebook = open_notebook(f"views_of_{request.param.name}", *view_cells(request.param))
+    notebook.run_all()
+    yield notebook
+    notebook.page.context.close()
+    lab.end_kernels()
+
+
+def operate(notebook) -> dict[str, int]:
+    """Move each control that can be moved, by the mouse and by a key. How many there were of each kind."""
+    page, moved = notebook.page, {}
+    for cell in page.locator(".jp-CodeCell:has(.jp-OutputArea-output)").all():
+        cell.scroll_into_view_if_needed()
+        for kind, (where, key) in KINDS.items():
+            controls = cell.locator(".jp-OutputArea-output").locator(where)
+            for place in range(controls.count()):
+                moved[kind] = moved.get(kind, 0) + move(page, controls.nth(place), kind, key)
+    return moved
+
+
+def move(page, control, kind: str, key: str) -> bool:
+    if not control.is_visible() or control.is_disabled() or control.get_attribute("aria-disabled") == "true":
+        return False
+    if control.evaluate("element => Boolean(element.closest('[disabled], .jupyter-widgets-disabled'))"):
+        return False
+    control.scroll_into_view_if_needed()
+    before, states = control.evaluate(STATE), []
+    if kind == "slider":  # a click on another place of its track
+        track = control.locator("xpath=ancestor::*[contains(@class, 'noUi-target')]").bounding_box()
+        at_left = control.bounding_box()["x"] < track["x"] + track["width"] / 2
+        page.mouse.click(track["x"] + track["width"] * (0.8 if at_left else 0.2), track["y"] + track["height"] / 2)
+    elif kind != "choice":  # the list of a select belongs to the system
+        control.click()
+    states.append(control.evaluate(STATE))
+    control.focus()
+    for press in (key, key.replace("Right", "Left").replace("Down", "Up")):
+        page.keyboard.press(press)
+        states.append(control.evaluate(STATE))
+    assert set(states) != {before}, f"{kind} {control.evaluate('e => e.closest(`.jupyter-widgets`).innerText')!r}"
+    return True
+
+
+def test_each_control_moves_by_mouse_and_by_key(lesson):
+    lesson.page.wait_for_timeout(1000)  # the last views are drawn
+    moved = operate(lesson)
+    lesson.page.wait_for_timeout(500)
+    lesson.wait_idle()
+    assert set(moved) & {"radio", "choice"} and min(moved.values()) > 0, moved
+    assert lesson.cell_errors() == [] and lesson.errors == []
