@@ -1,4 +1,4 @@
-"""Counts the parameters of published mixtures of experts, and writes published_models.csv.
+"""Counts the parameters of published mixtures of experts, and writes published_models.csv and published_sizes.json.
 
     python data/make_published_models.py
 
@@ -7,24 +7,32 @@ on torch's meta device: all shapes, no weights, no download. README.md beside th
 """
 
 import csv
-import re
-from dataclasses import dataclass, fields
+import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from moe_lessons.analysis.published import count_model
+from moe_lessons.analysis.roofline import ModelSizes
+
 CSV = Path(__file__).with_name("published_models.csv")
+SIZES = CSV.with_name("published_sizes.json")
 COLUMNS = (
-    "name", "year", "source", "num_experts", "top_k", "shared_experts", "total_params", "active_params",
-    "total_published_b", "active_published_b", "note",
+    "name", "year", "source", "num_experts", "top_k", "shared_experts", "d_model", "d_ff", "scores", "balancing",
+    "total_params", "active_params", "total_published_b", "active_published_b", "note",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A published model: its configuration, and the size its makers give (in billions; None: not given)."""
+    """A published model: its configuration, and the size its makers give (in billions; None: not given).
+
+    scores: what the router makes of its logits, as in the model's class. balancing: what the makers say of training,
+    where, and "not stated" where their source says nothing.
+    """
 
     name: str
     year: int
@@ -32,6 +40,8 @@ class PublishedModel:
     num_experts: int
     top_k: int
     shared_experts: int
+    scores: str
+    balancing: str
     total_published_b: float
     active_published_b: float | None
     note: str
@@ -50,21 +60,28 @@ def build(model: PublishedModel) -> nn.Module:
     return module
 
 
-def count(model: PublishedModel) -> tuple[int, int]:
-    """Total and active parameters: active leaves out the routed experts that a token does not use."""
-    parameters = list(build(model).named_parameters())  # each tied weight once
-    total = sum(p.numel() for _, p in parameters)
-    routed = sum(p.numel() for name, p in parameters if re.search(r"\.experts\.", name))
-    if routed == 0 or routed % model.num_experts:
-        raise ValueError(f"routed parameters must split into num_experts ({model.num_experts}) parts, got {routed}")
-    return total, total - routed // model.num_experts * (model.num_experts - model.top_k)
+def count(model: PublishedModel) -> ModelSizes:
+    """The sizes of its configuration. ValueError where the class has other experts than this table says."""
+    sizes = count_model(build(model))
+    if {(group.num_experts, group.top_k) for group in sizes.groups} != {(model.num_experts, model.top_k)}:
+        raise ValueError(f"{model.name} must have {model.top_k} of {model.num_experts} experts, got {sizes.groups}")
+    return sizes
+
+
+def expert_sizes(model: PublishedModel) -> dict[str, int]:
+    """D and F of one expert, from the configuration; a test finds them in the model."""
+    config = model.hf_config
+    d_model = config.get("hidden_size") or config["d_model"]
+    names = ("moe_intermediate_size", "intermediate_size", "d_ff")
+    d_ff = next((config[name] for name in names if name in config), None) or config["ffn_config"]["ffn_hidden_size"]
+    return {"d_model": d_model, "d_ff": d_ff}
 
 
 def row(model: PublishedModel) -> dict[str, Any]:
     """One line of the table."""
     facts = {field.name: getattr(model, field.name) for field in fields(model)}
-    total, active = count(model)
-    facts |= {"total_params": total, "active_params": active}
+    sizes = count(model)
+    facts |= {"total_params": sizes.total, "active_params": sizes.active, **expert_sizes(model)}
     return {column: "" if facts[column] is None else facts[column] for column in COLUMNS}
 
 
@@ -73,7 +90,14 @@ def main() -> None:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(row(model) for model in MODELS)
-    print(f"wrote {CSV} ({len(MODELS)} models)")
+    SIZES.write_text(sizes_text(), encoding="utf-8")
+    print(f"wrote {CSV} and {SIZES} ({len(MODELS)} models)")
+
+
+def sizes_text() -> str:
+    """All that the calculators need of each model, a line for each."""
+    lines = [f"{json.dumps(model.name)}: {json.dumps(asdict(count(model)))}" for model in MODELS]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 MODELS = (
@@ -84,6 +108,8 @@ MODELS = (
         num_experts=8,
         top_k=1,
         shared_experts=0,
+        scores="softmax",
+        balancing="auxiliary loss: arXiv:2101.03961, section 2.2",
         total_published_b=0.619,
         active_published_b=None,
         note="encoder-decoder; active equals a dense T5-Base plus the routers",
@@ -110,6 +136,8 @@ MODELS = (
         num_experts=128,
         top_k=1,
         shared_experts=0,
+        scores="softmax",
+        balancing="auxiliary loss: arXiv:2101.03961, section 2.2",
         total_published_b=7.4,
         active_published_b=None,
         note="encoder-decoder; active equals a dense T5-Base plus the routers",
@@ -136,6 +164,8 @@ MODELS = (
         num_experts=8,
         top_k=2,
         shared_experts=0,
+        scores="softmax",
+        balancing="not stated",
         total_published_b=46.7,
         active_published_b=12.9,
         note="the paper rounds to 47 B and 13 B",
@@ -159,6 +189,8 @@ MODELS = (
         num_experts=64,
         top_k=6,
         shared_experts=2,
+        scores="softmax",
+        balancing="auxiliary loss: arXiv:2401.06066, section 3.3",
         total_published_b=16.4,
         active_published_b=2.8,
         note=("counted with the Glm4Moe class as a stand-in with the same shapes; the first layer is dense"),
@@ -190,6 +222,8 @@ MODELS = (
         num_experts=160,
         top_k=6,
         shared_experts=2,
+        scores="softmax",
+        balancing="auxiliary loss: arXiv:2405.04434, section 2.2.3",
         total_published_b=236,
         active_published_b=21,
         note="the first layer is dense",
@@ -223,6 +257,8 @@ MODELS = (
         num_experts=256,
         top_k=8,
         shared_experts=1,
+        scores="sigmoid",
+        balancing="bias update: arXiv:2412.19437, section 2.1.2",
         total_published_b=671,
         active_published_b=37,
         note="without the multi-token-prediction module; the first three layers are dense",
@@ -256,6 +292,8 @@ MODELS = (
         num_experts=60,
         top_k=4,
         shared_experts=4,
+        scores="softmax",
+        balancing="not stated",
         total_published_b=14.3,
         active_published_b=2.7,
         note="the four shared experts are built as one that is 5632 wide",
@@ -282,6 +320,8 @@ MODELS = (
         num_experts=128,
         top_k=8,
         shared_experts=0,
+        scores="softmax",
+        balancing="auxiliary loss: arXiv:2505.09388, section 2",
         total_published_b=30.5,
         active_published_b=3.3,
         note="",
@@ -310,6 +350,8 @@ MODELS = (
         num_experts=64,
         top_k=8,
         shared_experts=0,
+        scores="softmax",
+        balancing="auxiliary loss: arXiv:2409.02060, section 2",
         total_published_b=6.9,
         active_published_b=1.3,
         note="",
@@ -333,6 +375,8 @@ MODELS = (
         num_experts=32,
         top_k=4,
         shared_experts=0,
+        scores="softmax",
+        balancing="not stated",
         total_published_b=20.9,
         active_published_b=3.6,
         note="the published active count leaves out the embedding (0.58 B)",
@@ -357,6 +401,8 @@ MODELS = (
         num_experts=16,
         top_k=4,
         shared_experts=0,
+        scores="softmax",
+        balancing="not stated",
         total_published_b=132,
         active_published_b=36,
         note="",
@@ -379,6 +425,8 @@ MODELS = (
         num_experts=8,
         top_k=2,
         shared_experts=0,
+        scores="softmax",
+        balancing="not stated",
         total_published_b=314,
         active_published_b=None,
         note=(
@@ -405,6 +453,8 @@ MODELS = (
         num_experts=16,
         top_k=1,
         shared_experts=1,
+        scores="sigmoid",
+        balancing="not stated",
         total_published_b=109,
         active_published_b=17,
         note="the text part only; the published total holds the image encoder too",
@@ -431,6 +481,8 @@ MODELS = (
         num_experts=160,
         top_k=8,
         shared_experts=1,
+        scores="sigmoid",
+        balancing="bias update: arXiv:2508.06471, section 2.1",
         total_published_b=355,
         active_published_b=32,
         note=(
@@ -465,6 +517,8 @@ MODELS = (
         num_experts=16,
         top_k=2,
         shared_experts=0,
+        scores="softmax",
+        balancing="not stated",
         total_published_b=42,
         active_published_b=6.6,
         note="",
@@ -490,6 +544,8 @@ MODELS = (
         num_experts=16,
         top_k=2,
         shared_experts=0,
+        scores="softmax",
+        balancing="not stated",
         total_published_b=52,
         active_published_b=12,
         note="half of its layers are mixtures; most mixing of tokens is by Mamba, not by attention",

@@ -12,6 +12,7 @@
 
 (*) norm_topk_prob. (**) each expert takes C tokens of each sequence, the first ones.
 
+Each is built from its specification in `nn.families`.
 The blocks are known by their class, as in transformers 5.18 and later (5.x, tested up to 5.24), which is not imported.
 Where the same weights still give something else:
 
@@ -28,8 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn.balancing import apply_capacity
+from moe_lessons.nn.families import FAMILIES as SPECS
+from moe_lessons.nn.families import Spec
 from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.routing import Routing, SigmoidRouter, TopKRouter
+from moe_lessons.nn.routing import Routing
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
 
 SILU = {"SiLU": "swiglu", "SiLUActivation": "swiglu"}  # the activation of their gate: the name of ours
@@ -57,52 +60,50 @@ def convert_block(hf_block: nn.Module) -> MoE:
     family, convert = FAMILIES[name]
     try:
         with torch.device("meta"):  # a new module has shapes only: the numbers are copied
-            return convert(hf_block).train(hf_block.training)
+            return convert(hf_block, SPECS[family]).train(hf_block.training)
     except AttributeError as error:
         raise ValueError(f"hf_block must be the {family} block of transformers 5.18 or later: {error}") from error
 
 
-def mixtral(block: nn.Module) -> MoE:
-    return swiglu(block, TopKRouter(*sizes(block.gate), norm_topk_prob=True, jitter_noise=block.jitter_noise), {})
+def mixtral(block: nn.Module, spec: Spec) -> MoE:
+    return swiglu(block, spec | {"jitter_noise": block.jitter_noise}, {})
 
 
-def olmoe(block: nn.Module, **more: Tensor) -> MoE:
-    return swiglu(block, TopKRouter(*sizes(block.gate), norm_topk_prob=bool(block.gate.norm_topk_prob)), more)
+def olmoe(block: nn.Module, spec: Spec, **more: Tensor) -> MoE:
+    return swiglu(block, spec | {"norm_topk_prob": bool(block.gate.norm_topk_prob)}, more)
 
 
-def qwen2_moe(block: nn.Module) -> MoE:
+def qwen2_moe(block: nn.Module, spec: Spec) -> MoE:
     gate = {"shared_expert_gate.weight": copied(block.shared_expert_gate.weight)}
-    return olmoe(block, **dense(block.shared_expert), **gate)
+    return olmoe(block, spec, **dense(block.shared_expert), **gate)
 
 
-def deepseek_v3(block: nn.Module) -> MoE:
+def deepseek_v3(block: nn.Module, spec: Spec) -> MoE:
     gate = block.gate
     groups = {"num_groups": gate.num_group, "topk_groups": gate.topk_group}
     scale = {"norm_topk_prob": bool(gate.norm_topk_prob), "routed_scaling_factor": gate.routed_scaling_factor}
     bias = {"router.expert_bias": copied(gate.e_score_correction_bias)}
-    return swiglu(block, SigmoidRouter(*sizes(gate), **groups, **scale), dense(block.shared_experts) | bias)
+    return swiglu(block, spec | groups | scale, dense(block.shared_experts) | bias)
 
 
-def llama4(block: nn.Module) -> MoE:
-    router, more = Llama4Router(*sizes(block.router)), dense(block.shared_expert)
-    return swiglu(block, router, more, lambda w: w.mT, weight_input=True)  # (E, D, 2F) -> (E, 2F, D)
+def llama4(block: nn.Module, spec: Spec) -> MoE:
+    return swiglu(block, spec, dense(block.shared_expert), lambda w: w.mT)  # (E, D, 2F) -> (E, 2F, D)
 
 
-def swiglu(block: nn.Module, router: nn.Module, more: dict, layout: Callable = lambda w: w, **arguments) -> MoE:
+def swiglu(block: nn.Module, spec: Spec, more: dict, layout: Callable = lambda w: w) -> MoE:
     """A block whose experts are ours in this layout: (E, 2F, D), gate first, and (E, D, F). more: its other weights."""
     experts, gate = block.experts, block.router if hasattr(block, "router") else block.gate
     weights = {f"experts.{name}": copied(getattr(experts, name), layout) for name in ("gate_up_proj", "down_proj")}
     weights |= {"router.weight": copied(gate.weight), **more}
-    return assembled(router, weights, activation=activation_of(experts.act_fn, SILU), **arguments)
+    return assembled(spec | {"top_k": gate.top_k, "activation": activation_of(experts.act_fn, SILU)}, weights)
 
 
-def gpt_oss(block: nn.Module) -> MoE:
+def gpt_oss(block: nn.Module, spec: Spec) -> MoE:
     experts = block.experts
     for name, value in {"alpha": 1.702, "limit": 7.0}.items():
         if getattr(experts, name) != value:
             raise ValueError(f"{name} of hf_block.experts must be {value}, got {getattr(experts, name)}")
     # Theirs is a softmax over the K chosen logits: that of all, divided by the sum of the K chosen.
-    router = TopKRouter(*sizes(block.router), norm_topk_prob=True, bias=True)
     weights = {
         "router.weight": copied(block.router.weight),
         "router.bias": copied(block.router.bias),
@@ -111,10 +112,10 @@ def gpt_oss(block: nn.Module) -> MoE:
         "experts.down_proj": copied(experts.down_proj, lambda w: w.mT),  # (E, F, D) -> (E, D, F)
         "experts.down_proj_bias": copied(experts.down_proj_bias),  # (E, D)
     }
-    return assembled(router, weights, activation="clamped_swiglu", bias=True)
+    return assembled(spec | {"top_k": block.router.top_k}, weights)
 
 
-def switch(block: nn.Module) -> MoE:
+def switch(block: nn.Module, spec: Spec) -> MoE:
     linear, experts = block.router.classifier, list(block.experts.values())
     bias = {} if linear.bias is None else {"router.bias": copied(linear.bias)}
     weights = {
@@ -123,14 +124,14 @@ def switch(block: nn.Module) -> MoE:
         "experts.down_proj": copied([expert.wo.weight for expert in experts], torch.stack),  # E of (D, F) -> (E, D, F)
         **bias,
     }
-    router = TopKRouter(*linear.weight.shape[::-1], 1, jitter_noise=block.router.jitter_noise, bias=bool(bias))
-    activation = activation_of(experts[0].act, {"ReLU": "relu", "GELUActivation": "gelu"})
-    moe = assembled(router, weights, SwitchMoE, activation=activation)
+    own = {"activation": activation_of(experts[0].act, {"ReLU": "relu", "GELUActivation": "gelu"})}
+    own |= {"router_bias": bool(bias), "jitter_noise": block.router.jitter_noise, "capacity_factor": None}
+    moe = assembled(spec | own, weights, SwitchMoE)
     moe.expert_capacity = block.router.expert_capacity
     return moe
 
 
-FAMILIES: dict[str, tuple[str, Callable[[nn.Module], MoE]]] = {
+FAMILIES: dict[str, tuple[str, Callable[[nn.Module, Spec], MoE]]] = {
     "MixtralSparseMoeBlock": ("Mixtral", mixtral),
     "OlmoeSparseMoeBlock": ("OLMoE", olmoe),
     "Qwen2MoeSparseMoeBlock": ("Qwen2-MoE", qwen2_moe),
@@ -140,16 +141,6 @@ FAMILIES: dict[str, tuple[str, Callable[[nn.Module], MoE]]] = {
     "Llama4TextMoe": ("Llama 4", llama4),
     "SwitchTransformersSparseMLP": ("Switch", switch),
 }
-
-
-class Llama4Router(TopKRouter):
-    """The K best logits, each weighed by its own sigmoid: by logits, since in float32 sigmoids above 17 are all 1."""
-
-    def choose(self, logits: Tensor) -> Routing:
-        topk_logits, topk_indices = logits.topk(self.top_k, dim=-1)  # (T, K)
-        scores = logits.sigmoid()  # (T, E)
-        probs = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
-        return Routing.from_topk(logits, probs, topk_indices, topk_logits.sigmoid())
 
 
 class SwitchMoE(MoE):
@@ -165,14 +156,13 @@ class SwitchMoE(MoE):
         return replace(limited, expert_idx=limited.expert_idx % self.num_experts, dropped_expert_idx=dropped)
 
 
-def assembled(router: nn.Module, weights: dict[str, Tensor], block: type[MoE] = MoE, **arguments) -> MoE:
-    """A block of the sizes of `router` and of these weights, which are named as in its state_dict."""
+def assembled(spec: Spec, weights: dict[str, Tensor], block: type[MoE] = MoE) -> MoE:
+    """A block of this specification, of the sizes of these weights, which are named as in its state_dict."""
+    (num_experts, d_model), d_ff = weights["router.weight"].shape, weights["experts.down_proj"].shape[-1]
+    own = {"num_experts": num_experts, "shared_experts": 0}
     if "shared_expert.down_proj" in weights:
-        arguments["shared_d_ff"] = weights["shared_expert.down_proj"].shape[-1]
-        arguments["shared_expert_gate"] = "shared_expert_gate.weight" in weights
-    d_ff = weights["experts.down_proj"].shape[-1]
-    moe = block(router.d_model, d_ff, router.num_experts, router.top_k, router=router, **arguments)
-    return filled(moe, weights)
+        own["shared_d_ff"] = weights["shared_expert.down_proj"].shape[-1]
+    return filled(block(d_model, d_ff, **spec | own), weights)
 
 
 def filled(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
@@ -206,11 +196,6 @@ def dense(mlp: nn.Module, name: str = "shared_expert") -> dict[str, Tensor]:
 def gate_first(interleaved: Tensor) -> Tensor:
     """gpt-oss stores gate and up interleaved, g u g u: (..., 2F) -> (..., 2F), all of gate before all of up."""
     return torch.cat([interleaved[..., ::2], interleaved[..., 1::2]], dim=-1)
-
-
-def sizes(gate: nn.Module) -> tuple[int, int, int]:
-    """(D, E, K) of a router with the weight (E, D)."""
-    return *gate.weight.shape[::-1], gate.top_k
 
 
 def activation_of(act_fn: nn.Module, ours: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +24,13 @@ from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.datafiles import FOLDER
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, TransformerConfig, dense_twin, seeded
-from moe_lessons.tasks import Facts, TextTask
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin, seeded
+from moe_lessons.nn.families import modern
+from moe_lessons.nn.soft_moe import soft_twin
+from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
 from moe_lessons.training import Run, TrainingDiverged, settings
 
+SOFT = "Soft MoE"
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
 
 
@@ -36,7 +39,8 @@ class Setting:
     """What is learned, and the models that learn it.
 
     sizes: of a `TransformerConfig`; d_ff (F) is that of one expert. twins_of: the experts of the mixture that the dense
-    twins are of. widths: the dense models between the twins, by the width of their FFN.
+    twins are of. widths: the dense models between the twins, by the width of their FFN. variants: other mixtures, by
+    what is not as in `sizes`. at_once: the end is hidden and named at once (see `tasks.at_once`).
     """
 
     task: dict  # the arguments of a `TextTask`, but for its context, or of `Facts`
@@ -44,21 +48,24 @@ class Setting:
     num_experts: Sequence[int] = (2, 4, 8, 16, 32)
     twins_of: int = 8
     widths: Sequence[int] = ()
+    variants: Mapping[str, dict] = field(default_factory=dict)
+    at_once: bool = False
 
     @property
     def models(self) -> tuple[str, ...]:
         """The names of all models."""
         mixtures, dense = (f"MoE, E={e}" for e in self.num_experts), (f"dense, F={d_ff}" for d_ff in self.widths)
-        return (EQUAL_ACTIVE, *mixtures, *dense, EQUAL_TOTAL)
+        return (EQUAL_ACTIVE, *mixtures, *dense, EQUAL_TOTAL, *self.variants)
 
     @cached_property
     def text(self) -> TextTask:
         """The text, made once."""
-        return TextTask(**self.task, context=self.sizes["max_positions"])
+        return (TextAtOnce if self.at_once else TextTask)(**self.task, context=self.sizes["max_positions"])
 
     def make_task(self, seed: int) -> TextTask | Facts:
         """What is learned: one text for all seeds, but for each seed its own facts."""
-        return Facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
+        facts = FactsAtOnce if self.at_once else Facts
+        return facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
         """A model by its name.
@@ -68,6 +75,10 @@ class Setting:
         """
         kind, _, number = name.partition("=")
         with seeded(seed):
+            if name in self.variants:
+                sizes = self.sizes | {"num_experts": self.twins_of} | self.variants[name]
+                model = LanguageModel(TransformerConfig(**sizes))
+                return soft_twin(model, self.make_task(seed).context, seed) if name == SOFT else model
             if kind == "dense, F":
                 return LanguageModel(TransformerConfig(**self.sizes | {"d_ff": int(number)}, moe_layers=()))
             model = LanguageModel(TransformerConfig(**self.sizes, num_experts=int(number or self.twins_of)))
@@ -105,7 +116,7 @@ class Sweep:
     measurements: int = 20
     batch_size: int = 32
     held_out: int = 384
-    router_aux_loss_coef: float = 0.01
+    router_aux_loss_coef: float = 0.01  # but for the models in BALANCED_BY
     max_grad_norm: float = 1.0
     setting: Setting = TEXT
 
@@ -124,6 +135,21 @@ class Sweep:
 BEST_RATE = dict.fromkeys(TEXT.models, 0.01) | {"MoE, E=16": 0.005, "MoE, E=32": 0.005}
 FACTS_RATE = {EQUAL_ACTIVE: 0.006, "MoE, E=16": 0.006, "dense, F=256": 0.006}  # the most known
 FACTS_LIKE = {"setting": FACTS, "batch_size": 256, "warmup_steps": 20, "measurements": 10}  # all that Facts need
+
+MODERN_FACTS, MODERN_TEXT = (
+    replace(setting, num_experts=(), widths=(), variants=modern(setting.twins_of, setting.sizes["d_ff"]))
+    for setting in (FACTS, TEXT)
+)
+MODERN_RATE = ("4 times as fine", "sigmoid and bias", "all three")  # whose rates were compared; a test has the best
+AT_ONCE = {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}
+FACTS_AT_ONCE = replace(MODERN_FACTS, variants=AT_ONCE, at_once=True)
+TEXT_AT_ONCE = replace(MODERN_TEXT, task=TEXT.task | {"num_hidden": 8}, variants=AT_ONCE, at_once=True)
+BALANCED_BY: dict[str, dict] = {  # not by the auxiliary loss
+    "no auxiliary loss": {}, "expert choice": {}, SOFT: {},
+    "sigmoid and bias": {"expert_bias_rate": 0.01}, "all three": {"expert_bias_rate": 0.01},
+}  # fmt: skip
+ENDINGS = ("facts_rates", "text_rates", "facts", "text", "facts_at_once", "text_at_once")
+GROUPS = {"modern": [f"modern_{ending}" for ending in ENDINGS]}  # one name for several sweeps
 
 SWEEPS = {
     # which learning rate is the best for each model, from one seed; lower ones where the best was the lowest
@@ -144,6 +170,17 @@ SWEEPS = {
     # facts to be remembered: which rate is the best, of a small, a mixed and a wide model; then all models, other seeds
     "facts_rates": Sweep(dict.fromkeys(FACTS_RATE, (0.0015, 0.003, 0.006, 0.012)), seeds=range(1), **FACTS_LIKE),
     "facts": Sweep({model: (FACTS_RATE.get(model, 0.006),) for model in FACTS.models}, **FACTS_LIKE),
+    # what mixtures since Mixtral changed: rates from one seed, then all of it from others; and with the end hidden
+    "modern_facts_rates": Sweep(
+        dict.fromkeys(MODERN_RATE, (0.003, 0.006, 0.012)), seeds=range(1), **FACTS_LIKE | {"setting": MODERN_FACTS}
+    ),
+    "modern_text_rates": Sweep(dict.fromkeys(MODERN_RATE, (0.005, 0.01, 0.02)), seeds=range(1), setting=MODERN_TEXT),
+    "modern_facts": Sweep(dict.fromkeys(MODERN_FACTS.variants, (0.006,)), **FACTS_LIKE | {"setting": MODERN_FACTS}),
+    "modern_text": Sweep(
+        dict.fromkeys(MODERN_TEXT.variants, (0.01,)) | {"sigmoid and bias": (0.005,)}, setting=MODERN_TEXT
+    ),
+    "modern_facts_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.006,)), **FACTS_LIKE | {"setting": FACTS_AT_ONCE}),
+    "modern_text_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.01,)), setting=TEXT_AT_ONCE),
 }  # fmt: skip
 
 
@@ -152,7 +189,8 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     task = sweep.setting.make_task(seed)
     options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
     run = Run(sweep.setting.make_model(model, seed), task, lr=lr, seed=seed, **options)
-    run.knobs.router_aux_loss_coef = sweep.router_aux_loss_coef  # without a mixture it multiplies 0
+    for knob, value in BALANCED_BY.get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
+        setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
     points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
     times, curve = [], {name: [] for name in points}
     with suppress(TrainingDiverged):
@@ -165,12 +203,15 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
                 curve["loss"].append(round(run.evaluate(sweep.held_out)["loss"], 5))
                 if "known" in curve:
                     curve["known"].append(int(task.known(run.model).sum()))
-    count, flops = count_parameters(run.model), flops_per_token(run.model, training=True)
+    count, is_soft = count_parameters(run.model), any(isinstance(part, SoftMoE) for part in run.model.modules())
+    flops = None if is_soft else flops_per_token(run.model, training=True)
+    last = [max(layer) * len(layer) for record in run.records[-BEFORE:] for layer in record.load]
     seen = {
+        "max_over_mean": round(sum(last) / len(last), 3) if last else None,
         "spikes": count_spikes(run.history.loss),
         "diverged": len(run.records) < sweep.steps,
         "ms_per_step": round(median(times), 2) if times else None,
-        "flops_per_step": sweep.batch_size * task.context * flops,
+        "flops_per_step": flops and sweep.batch_size * task.context * flops,
     }
     sizes = {"parameters": count.total, "active": count.active}
     made_with = {"date": date.today().isoformat(), "python": platform.python_version(), "torch": torch.__version__}
@@ -207,11 +248,12 @@ def train_missing(name: str, path: Path) -> None:
 def main(argv: Sequence[str] = ()) -> int:
     about = "Train many small language models, and keep what they showed. Interrupt it when you like: it goes on."
     parser = argparse.ArgumentParser("python -m moe_lessons sweep", description=about)
-    parser.add_argument("name", choices=SWEEPS, help="what each is for: data/README.md")
+    parser.add_argument("name", choices=[*SWEEPS, *GROUPS], help="what each is for: data/README.md")
     parser.add_argument("--output", type=Path, default=FOLDER / "results", help="default: data/results")
     options = parser.parse_args(argv)
     try:
-        train_missing(options.name, options.output / f"{options.name}.jsonl")
+        for name in GROUPS.get(options.name, [options.name]):
+            train_missing(name, options.output / f"{name}.jsonl")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

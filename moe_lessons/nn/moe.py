@@ -1,13 +1,15 @@
 """The mixture of experts: a router picks, for each token, the K of E experts that work for it."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_input, check_number, check_positive_int, check_top_k
+from moe_lessons.errors import check_choice, check_count, check_input, check_number, check_positive_int, check_top_k
 from moe_lessons.nn.balancing import PRIORITIES, apply_capacity, expert_capacity
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
-from moe_lessons.nn.routing import Routing, TopKRouter
+from moe_lessons.nn.routing import Routing, make_router
 
 
 class MoE(nn.Module):
@@ -15,13 +17,14 @@ class MoE(nn.Module):
 
     y[t] = Σ over the chosen experts e of token t:  weight[t, e] · expert_e(x[t])  (arXiv:1701.06538, eq. 1)
 
-    router: any module x (T, D) -> `Routing`; None makes `TopKRouter(d_model, num_experts, top_k)`, with
-        `norm_topk_prob` as there.
+    router: any module x (T, D) -> `Routing`; or a name of `ROUTERS`, or a class or function called with (d_model,
+        num_experts, top_k), which then has `router_options` such as norm_topk_prob too. None: `TopKRouter`.
+        router_bias: whether its logits have biases.
     capacity_factor: None for no limit (dropless), else each expert carries out at most
         ⌈capacity_factor · K · T / E⌉ assignments; the others are dropped. `capacity_priority`: see `apply_capacity`.
     shared_d_ff: the width of a shared expert, which works for every token beside the chosen ones
         (DeepSeekMoE, arXiv:2401.06066, eq. 9); with `shared_expert_gate` its output is multiplied by
-        sigmoid(x·w), as in Qwen2-MoE. None: there is none.
+        sigmoid(x·w), as in Qwen2-MoE. None: there is none. shared_experts: the same as that many times d_ff.
     bias, weight_input: see `Experts`.
     dispatch: how the experts run: a name of `DISPATCH`, or 'auto', which picks by size. The result is the same.
 
@@ -43,11 +46,12 @@ class MoE(nn.Module):
         num_experts: int,
         top_k: int = 2,
         *,
-        router: nn.Module | None = None,
+        router: nn.Module | str | Callable[..., nn.Module] | None = None,
+        router_bias: bool = False,
         activation: str = "swiglu",
-        norm_topk_prob: bool | None = None,
         bias: bool = False,
         weight_input: bool = False,
+        shared_experts: int = 0,
         shared_d_ff: int | None = None,
         shared_expert_gate: bool = False,
         capacity_factor: float | None = None,
@@ -55,6 +59,7 @@ class MoE(nn.Module):
         dispatch: str = "auto",
         device=None,
         dtype=None,
+        **router_options,
     ):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
@@ -67,15 +72,19 @@ class MoE(nn.Module):
         self.capacity_priority = check_choice("capacity_priority", capacity_priority, PRIORITIES)
         self.dispatch = check_choice("dispatch", dispatch, (*DISPATCH, "auto"))
         check_choice("activation", activation, ACTIVATIONS)
+        if check_count("shared_experts", shared_experts) and shared_d_ff is not None:
+            raise ValueError(f"shared_d_ff must be None where shared_experts is {shared_experts}, got {shared_d_ff!r}")
+        shared_d_ff = shared_experts * d_ff or shared_d_ff
         if shared_d_ff is not None:
             check_positive_int("shared_d_ff", shared_d_ff)
         elif shared_expert_gate:
             raise ValueError("shared_d_ff must be given where shared_expert_gate is True, got None")
         make = {"device": device, "dtype": dtype}
-        if router is None:
-            router = TopKRouter(d_model, num_experts, top_k, norm_topk_prob=norm_topk_prob, **make)
-        elif norm_topk_prob is not None:
-            raise ValueError(f"norm_topk_prob must be None where a router is given, got {norm_topk_prob!r}")
+        router_options |= {"bias": True} if router_bias else {}
+        if not isinstance(router, nn.Module):
+            router = make_router(router, d_model, num_experts, top_k, **router_options, **make)
+        elif router_options:
+            raise ValueError(f"router must not be a module where it is to have {router_options}, got one")
         self.router = check_router(router, d_model, num_experts, top_k)
         self.experts = Experts(num_experts, d_model, d_ff, activation, bias=bias, weight_input=weight_input, **make)
         self.shared_expert = None if shared_d_ff is None else FeedForward(d_model, shared_d_ff, activation, **make)

@@ -325,6 +325,19 @@ class SigmoidRouter(TopKRouter):
         return super().extra_repr() + groups + (f", routed_scaling_factor={scale}" if scale != 1 else "")
 
 
+class Llama4Router(TopKRouter):
+    """The router of Llama 4: the K best logits, each weighed by its own sigmoid.
+
+    By logits, since in float32 all sigmoids above 17 are 1. router_probs are s / Σ s, as in `SigmoidRouter`.
+    """
+
+    def choose(self, logits: Tensor) -> Routing:
+        topk_logits, topk_indices = logits.topk(self.top_k, dim=-1)  # (T, K)
+        scores = logits.sigmoid()  # s (T, E)
+        probs = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
+        return Routing.from_topk(logits, probs, topk_indices, topk_logits.sigmoid())
+
+
 class ExpertChoiceRouter(TopKRouter):
     """The experts choose (arXiv:2202.09368, section 3.2): each takes the C tokens that like it best.
 
@@ -413,3 +426,20 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
     "expert choice": ExpertChoiceRouter,
     "hash": HashRouter,
 }
+
+
+def make_router(
+    kind: str | Callable[..., nn.Module] | None, d_model: int, num_experts: int, top_k: int, *, device=None, **options
+) -> nn.Module:
+    """A router by a name of `ROUTERS` other than 'hash', or by a class or function; None is `TopKRouter`.
+
+    >>> make_router("sigmoid", 4, 8, 2, routed_scaling_factor=2.5)
+    SigmoidRouter(d_model=4, num_experts=8, top_k=2, norm_topk_prob=True, routed_scaling_factor=2.5)
+    """
+    if isinstance(kind, str):
+        kind = ROUTERS[check_choice("router", kind, [name for name in ROUTERS if name != "hash"])]
+    elif kind is not None and not callable(kind):
+        wanted = "a module, a name, or a class or function called with (d_model, num_experts, top_k)"
+        raise ValueError(f"router must be {wanted}, got {in_words(kind)}")
+    given = {"device": device, **options}
+    return (kind or TopKRouter)(d_model, num_experts, top_k, **{k: v for k, v in given.items() if v is not None})

@@ -1,10 +1,14 @@
 """Soft MoE: no token is assigned to anyone; every expert works on mixtures of all tokens."""
 
+import copy
+
 from torch import Tensor, nn
 
 from moe_lessons.errors import check_input, check_positive_int
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
+from moe_lessons.nn.moe import MoE
+from moe_lessons.nn.seeding import seeded
 
 
 class SoftMoE(nn.Module):
@@ -51,9 +55,29 @@ class SoftMoE(nn.Module):
 
     def run_experts(self, slots: Tensor) -> Tensor:
         """Each expert on its own slots: (..., S, D) -> (..., S, D)."""
-        rows = slots.unflatten(-2, (self.experts.num_experts, -1))  # (..., E, slots_per_expert, D)
-        hidden = ACTIVATIONS[self.experts.activation](rows @ self.experts.in_proj.mT)  # (..., E, slots_per_expert, F)
-        return (hidden @ self.experts.down_proj.mT).flatten(-3, -2)
+        rows = slots.unflatten(-2, (self.experts.num_experts, -1)).movedim(-3, 0)  # (E, ..., slots_per_expert, D)
+        hidden = ACTIVATIONS[self.experts.activation](rows.flatten(1, -2) @ self.experts.in_proj.mT)  # (E, N, F)
+        return (hidden @ self.experts.down_proj.mT).view(rows.shape).movedim(0, -3).flatten(-3, -2)
 
     def extra_repr(self) -> str:
         return f"slots_per_expert={self.slots_per_expert}"
+
+
+def soft_twin(model: nn.Module, length: int, seed: int = 0) -> nn.Module:
+    """A copy of a model in which a `SoftMoE` stands in the place of each `MoE`, with as many experts of the same size.
+
+    length: T, the tokens of a sequence. Each expert has K · T / E slots, so that it works as much as on average in the
+    mixture. The new weights start from `seed`. ValueError where E does not divide K · T.
+    """
+    with seeded(seed):
+        twin = copy.deepcopy(model)
+        for module in list(twin.modules()):
+            for name, moe in module.named_children():
+                if isinstance(moe, MoE):
+                    slots, rest = divmod(moe.top_k * check_positive_int("length", length), moe.num_experts)
+                    if rest:
+                        wanted = f"a multiple of E / K, {moe.num_experts} / {moe.top_k}"
+                        raise ValueError(f"length must be {wanted}, got {length}")
+                    soft = SoftMoE(moe.d_model, moe.d_ff, moe.num_experts, slots, activation=moe.experts.activation)
+                    setattr(module, name, soft)
+    return twin

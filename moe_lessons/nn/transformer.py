@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k, in_words
+from moe_lessons.errors import check_choice, check_count, check_number, check_positive_int, check_top_k, in_words
 from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
@@ -28,7 +28,7 @@ class TransformerConfig:
         others have a `FeedForward` of width d_ff.
     router: a name of `ROUTERS`, or a class or function that is called with (d_model, num_experts, top_k).
     router_std: its weight starts at N(0, router_std²); None leaves it the start that it has.
-    shared_d_ff, capacity_factor: see `MoE`. tied_embedding: the head has the weight of the embedding.
+    shared_experts, shared_d_ff, capacity_factor: see `MoE`. tied_embedding: the head has the weight of the embedding.
 
     >>> TransformerConfig(d_model=32, num_heads=4).head_dim
     8
@@ -46,6 +46,7 @@ class TransformerConfig:
     moe_layers: tuple[int, ...] | None = None
     router: str | Callable[[int, int, int], nn.Module] = "top-k"
     router_std: float | None = None
+    shared_experts: int = 0
     shared_d_ff: int | None = None
     capacity_factor: float | None = None
     activation: str = "swiglu"
@@ -70,6 +71,7 @@ class TransformerConfig:
                 check_number(name, getattr(self, name), above=True)
         if self.shared_d_ff is not None:
             check_positive_int("shared_d_ff", self.shared_d_ff)
+        check_count("shared_experts", self.shared_experts)
         check_choice("activation", self.activation, ACTIVATIONS)
         check_number("rope_theta", self.rope_theta, above=True)
         check_number("norm_eps", self.norm_eps)
@@ -223,7 +225,7 @@ def make_moe(config: TransformerConfig, number: int) -> MoE:
         if getattr(router, "weight", None) is None:
             raise ValueError(f"router_std must be None where the router has no weight, got {config.router_std}")
         nn.init.normal_(router.weight, std=config.router_std)
-    rest = {name: getattr(config, name) for name in ("activation", "shared_d_ff", "capacity_factor")}
+    rest = {name: getattr(config, name) for name in ("activation", "shared_experts", "shared_d_ff", "capacity_factor")}
     return MoE(config.d_model, config.d_ff, config.num_experts, config.top_k, router=router, **rest)
 
 

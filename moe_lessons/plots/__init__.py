@@ -18,6 +18,7 @@ from moe_lessons.plots.still import draw, figure
 from moe_lessons.plots.sweeps import (
     dense_family,
     distinct_by_batch,
+    gain_by_model,
     gain_over_twin,
     rate_tolerance,
     roofline,

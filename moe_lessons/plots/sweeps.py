@@ -77,6 +77,26 @@ def gain_over_twin(results: pd.DataFrame, column: str, label: str, ax: Axes | No
     return style.name_over(ax, ink)
 
 
+def gain_by_model(results: pd.DataFrame, base: str, column: str, label: str, ax=None, theme: str = "light") -> Axes:
+    """How much better each model is than `base` of the same seed: a dot for each seed, a bar at the mean.
+
+    results, column: as in `gain_over_twin`; to the right is better, of a loss too.
+    """
+    _check("results", results, ("model", "seed", "step", column))
+    last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
+    names = [name for name in results["model"].unique() if name != base]
+    gain = last.sub(last[base], axis=0)[names] * (-1 if column == "loss" else 1)  # (S, models)
+    ax, ink = style.axes_for(ax, theme, 7.4, 0.9 + 0.36 * len(names), f"Against '{base}' of the same seed", label)
+    ax.barh(names, gain.mean(), 0.55, color=ink.lines[0], alpha=0.35, label="mean")
+    for name in names:
+        first = {"label": "a seed"} if name == names[0] else {}
+        ax.plot(gain[name], [name] * len(gain), "o", ms=5, color=ink.lines[0], **first)
+    ax.axvline(0, lw=1.2, color=ink.foreground)
+    ax.invert_yaxis()
+    ax.grid(axis="x")
+    return style.name_over(ax, ink)
+
+
 def rate_tolerance(results: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
     """The loss at the end against the learning rate: a line for each model, the mean of its seeds; the band has them
     all. A ring marks the best rate of each. Of a rate at which a run diverged nothing is drawn.

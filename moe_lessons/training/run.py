@@ -253,7 +253,8 @@ class Run:
         layers = list(zip(*frame.pop("load")))  # for each layer, a list of the loads at each step
         for i, loads in enumerate(layers):
             layer = f"L{i} " if len(layers) > 1 else ""
-            frame[[f"load {layer}E{e}" for e in range(len(loads[0]))]] = list(loads)
+            names = [f"load {layer}E{e}" for e in range(len(loads[0]))]
+            frame = pd.concat([frame, pd.DataFrame(list(loads), columns=names)], axis=1)
         return frame
 
     def state_dict(self) -> dict[str, Any]:

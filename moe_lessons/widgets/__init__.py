@@ -4,12 +4,11 @@ from moe_lessons.widgets.balancing import BalancingLab
 from moe_lessons.widgets.calculators import CostCalculator, DecodingCalculator
 from moe_lessons.widgets.collapse import CollapseLab
 from moe_lessons.widgets.facts import FactsLab
-from moe_lessons.widgets.kernel import answer_where_the_page_asks
+from moe_lessons.widgets.kernel import answer_where_the_page_asks, ask_colab_for_widgets
 from moe_lessons.widgets.lab import Lab
 from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.picture import Picture
 from moe_lessons.widgets.playground import Playground
-from moe_lessons.widgets.predict import Prediction
 from moe_lessons.widgets.routing_lab import RoutingLab
 
 __all__ = [
@@ -22,8 +21,8 @@ __all__ = [
     "LiveRun",
     "Picture",
     "Playground",
-    "Prediction",
     "RoutingLab",
 ]
 
 answer_where_the_page_asks()
+ask_colab_for_widgets()

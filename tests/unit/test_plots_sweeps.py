@@ -8,6 +8,7 @@ from moe_lessons.plots import (
     THEMES,
     dense_family,
     distinct_by_batch,
+    gain_by_model,
     gain_over_twin,
     rate_tolerance,
     roofline,
@@ -181,3 +182,21 @@ def test_a_sweep_shows_the_mean_and_all_seeds():
 def test_what_cannot_be_drawn(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("column, sign", [("known", 1), ("loss", -1)])
+def test_gain_by_model_has_each_seed_against_the_base_of_the_same_seed(theme, column, sign):
+    ax = gain_by_model(RESULTS, ACTIVE, column, "more", theme=theme)
+    last = RESULTS[RESULTS.step == 10].pivot(index="seed", columns="model", values=column)
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert sorted(names) == sorted({"MoE, E=4", "MoE, E=16", TOTAL})
+    gains = {line.get_ydata()[0]: line.get_xdata() for line in ax.lines if line.get_marker() == "o"}
+    for name, bar in zip(names, ax.patches):
+        expected = sign * (last[name] - last[ACTIVE])
+        assert list(gains[name]) == pytest.approx(list(expected)) and bar.get_width() == pytest.approx(expected.mean())
+
+
+def test_gain_by_model_refuses_what_it_cannot_draw():
+    with pytest.raises(ValueError, match="results must be a DataFrame with rows and the columns"):
+        gain_by_model(RESULTS.drop(columns="seed"), ACTIVE, "known", "more")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moe_lessons.analysis.cost import published_models
+from moe_lessons.analysis.roofline import published_sizes
 from moe_lessons.datafiles import data_path
 
 CSV = data_path("published_models.csv")
@@ -61,6 +62,21 @@ def test_csv_equals_the_model_class(model):
     with Path(CSV).open(encoding="utf-8", newline="") as file:
         stored = {row["name"]: row for row in csv.DictReader(file)}
     assert {column: str(value) for column, value in maker.row(model).items()} == stored[model.name]
+    assert published_sizes()[model.name] == maker.count(model)
+
+
+@pytest.mark.parametrize("model", maker.MODELS, ids=lambda model: model.name)
+def test_the_width_of_an_expert_is_that_of_the_model_class(model):
+    """An expert has two or three matrices of D × F, and perhaps biases."""
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    if not hasattr(transformers, model.hf_class):
+        pytest.skip(f"transformers {transformers.__version__} has no {model.hf_class}")
+    sizes, group = maker.expert_sizes(model), maker.count(model).groups[0]
+    matrices = 2 if "Switch" in model.name else 3
+    assert group.expert == pytest.approx(matrices * sizes["d_model"] * sizes["d_ff"], rel=1e-3)
+    assert model.scores in ("softmax", "sigmoid")
+    stated, _, where = model.balancing.partition(": ")
+    assert stated == "not stated" or (stated in ("auxiliary loss", "bias update") and where.startswith("arXiv:"))
 
 
 @pytest.mark.parametrize("name", ["Mixtral 8x7B", "DeepSeek-V3", "gpt-oss-20b", "Llama 4 Scout"])
@@ -72,8 +88,7 @@ def test_active_equals_a_model_that_has_only_the_chosen_experts(name):
     small_config = model.hf_config | dict.fromkeys(keys, model.top_k)
     small = maker.PublishedModel(**(vars(model) | {"hf_config": small_config}))
     sizes = {which: sizes_of(maker.build(spec)) for which, spec in (("full", model), ("small", small))}
-    _, active = maker.count(model)
-    assert active == sizes["small"]["all"] + sizes["full"]["router"] - sizes["small"]["router"]
+    assert maker.count(model).active == sizes["small"]["all"] + sizes["full"]["router"] - sizes["small"]["router"]
 
 
 def sizes_of(module) -> dict[str, int]:

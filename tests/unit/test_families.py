@@ -1,0 +1,131 @@
+"""Families as specifications: they build blocks that work, of the published sizes; finer experts keep work and size."""
+
+import inspect
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from oracle import refused
+
+from moe_lessons.analysis import count_parameters, flops_per_token, published_models
+from moe_lessons.nn import MoE, SigmoidRouter, SoftMoE, TopKRouter
+from moe_lessons.nn.families import FAMILIES, difference, finer, modern
+from moe_lessons.nn.soft_moe import soft_twin
+from moe_lessons.tasks import FactsAtOnce, TextAtOnce
+from moe_lessons.tasks.facts import NOT_SCORED
+from moe_lessons.training import facts_model
+
+PUBLISHED = {
+    "Switch": "Switch-Base-128", "Mixtral": "Mixtral 8x7B", "DeepSeekMoE": "DeepSeekMoE-16B",
+    "Qwen2-MoE": "Qwen1.5-MoE-A2.7B", "OLMoE": "OLMoE-1B-7B", "DeepSeek-V3": "DeepSeek-V3",
+    "Qwen3-MoE": "Qwen3-30B-A3B", "Llama 4": "Llama 4 Scout", "gpt-oss": "gpt-oss-20b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_builds_a_block_in_small_and_in_its_published_size(name):
+    spec, row = FAMILIES[name], published_models().set_index("name").loc[PUBLISHED[name]]
+    assert (spec["num_experts"], spec["top_k"]) == (row.num_experts, row.top_k)
+    assert spec.get("shared_experts", 0) == row.shared_experts
+    assert row.scores == ("sigmoid" if "router" in spec else "softmax")
+    small = MoE(d_model=8, d_ff=4, **spec)
+    y, routing = small(torch.randn(6, 8))
+    assert y.isfinite().all() and len(routing.expert_idx) + routing.dropped == 6 * row.top_k
+    real = MoE(d_model=int(row.d_model), d_ff=int(row.d_ff), **spec, device="meta")
+    count = count_parameters(real)
+    matrices = 2 if spec.get("activation") == "relu" else 3
+    expert = matrices * row.d_model * row.d_ff * (1 + 1e-3)  # gpt-oss has biases too
+    assert count.active < (row.top_k + row.shared_experts) * expert + (row.num_experts + 2) * row.d_model
+    assert count.total < row.total_params and count.active < row.active_params
+
+
+def test_every_family_of_the_hub_is_here():
+    from moe_lessons import hub
+
+    assert {family for family, _ in hub.FAMILIES.values()} == set(FAMILIES) - {"DeepSeekMoE"}
+
+
+def test_a_difference_is_what_turns_one_into_the_other():
+    for one in FAMILIES.values():
+        for other in FAMILIES.values():
+            here, there = difference(one, other)
+            assert {key: value for key, value in one.items() if key not in here} | there == other
+
+
+@given(st.integers(1, 6), st.data())
+def test_finer_experts_do_the_same_work(top_k, data):
+    num_experts = data.draw(st.integers(top_k, 8))
+    times, fine = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 4))
+    shared = data.draw(st.integers(0, top_k * times - 1))
+    moes = [
+        MoE(4, **finer(num_experts, top_k, times * fine), norm_topk_prob=False),
+        MoE(4, **finer(num_experts, top_k, times * fine, times, shared), norm_topk_prob=False),
+    ]
+    routers = [moe.router.weight.numel() for moe in moes]
+    counts = [count_parameters(moe) for moe in moes]
+    assert counts[0].total - routers[0] == counts[1].total - routers[1]
+    assert counts[0].active - routers[0] == counts[1].active - routers[1]
+    assert flops_per_token(moes[0]) - 2 * routers[0] == flops_per_token(moes[1]) - 2 * routers[1]
+
+
+def test_bad_cuts_are_refused():
+    for arguments, message in (
+        ((8, 2, 32, 5), r"times must divide d_ff \(32\), got 5"),
+        ((8, 2, 32, 0), "times must be a whole number of at least 1, got 0"),
+        ((8, 2, 32, 4, 8), r"shared must be below top_k · times \(8\), got 8"),
+        ((8, 2, 32, 4, -1), "shared must be a whole number from 0 up, got -1"),
+        ((2, 3, 32), r"top_k must be between 1 and num_experts \(2\), got 3"),
+    ):
+        with refused(message):
+            finer(*arguments)
+
+
+def test_every_change_of_the_lesson_has_the_active_experts_of_the_classical_one():
+    specs = modern(num_experts=16, d_ff=32).values()
+    assert {spec["d_ff"] * (spec["top_k"] + spec.get("shared_experts", 0)) for spec in specs} == {64}
+
+
+# --- what a router may be ----------------------------------------------------------------------------------------
+
+
+def test_a_router_by_name_class_or_function():
+    assert isinstance(MoE(4, 8, 4, router="sigmoid", routed_scaling_factor=2.0).router, SigmoidRouter)
+    assert MoE(4, 8, 4, router=SigmoidRouter, router_bias=True, num_groups=2).router.bias is not None
+    made = MoE(4, 8, 4, 2, router=lambda d_model, num_experts, top_k: TopKRouter(d_model, num_experts, top_k)).router
+    assert (made.d_model, made.num_experts, made.top_k) == (4, 4, 2)
+    assert MoE(4, 8, 4, router="expert choice", dtype=torch.float64).router.weight.dtype == torch.float64
+    assert MoE(4, 8, 4, shared_experts=3).shared_expert.d_model == 4
+    assert inspect.signature(MoE).parameters["shared_experts"].default == 0
+    with pytest.raises(TypeError, match="num_grups"):
+        MoE(4, 8, 4, router="sigmoid", num_grups=2)
+    with refused("shared_d_ff must be None where shared_experts is 2, got 5"):
+        MoE(4, 8, 4, shared_experts=2, shared_d_ff=5)
+
+
+# --- all at once -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_named_at_once_is_in_no_token():
+    book, open_book = FactsAtOnce(50, seed=3), FactsAtOnce.__mro__[1](50, seed=3)
+    assert torch.equal(book.y, open_book.y) and torch.equal(book.x[:, :5], open_book.x[:, :5])
+    assert (book.x[:, 5:] == ord("_")).all()
+    text = TextAtOnce(["english"], context=40, num_hidden=8)
+    for x, y in (text.batch(5, torch.Generator().manual_seed(0)), text.held_out(4)[:2]):
+        assert (x[:, -7:] == ord("_")).all() and (x[:, :-7] != ord("_")).all()
+        assert (y[:, :-8] == NOT_SCORED).all() and (y[:, -8:] >= 0).all()
+    with refused(r"num_hidden must be at most the context \(40\), got 41"):
+        TextAtOnce(["english"], context=40, num_hidden=41)
+
+
+def test_the_soft_twin_has_as_many_slots_as_the_mixture_has_assignments():
+    model = facts_model()
+    state = torch.get_rng_state()
+    twin = soft_twin(model, length=8, seed=5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(isinstance(layer.ffn, MoE) for layer in model.layers)
+    for layer in twin.layers:
+        assert isinstance(layer.ffn, SoftMoE) and layer.ffn.phi.shape == (2 * 8, 32)
+    assert not twin.causal and torch.equal(twin.embed.weight, model.embed.weight)
+    with refused("length must be a multiple of E / K, 16 / 2, got 7"):
+        soft_twin(model, length=7)
