@@ -32,6 +32,7 @@ STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. 
 )
 # What is set outside must not change what a notebook shows.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MOE_LESSONS_STATIC": "", "MPLBACKEND": ""}
+ENVIRONMENT["MOE_LESSONS_PROGRESS"] = "off"
 
 
 def main(names: list[str]) -> int:

@@ -2,22 +2,28 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbval.plugin import get_sanitize_patterns
 
+from moe_lessons.exercises import EXERCISES
 from moe_lessons.render import WIDGET
+from moe_lessons.show import show_source
 
-LESSONS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+sys.path.insert(0, str(Path(__file__).parent))
+from test_solutions import exercise_of, names_in  # noqa: E402
+
+NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+LESSONS = [path for path in NOTEBOOKS if path.name[0].isdigit()]  # the course page is none
 MAX_LINES, MAX_CLASS_LINES = 15, 30
 MAX_CELLS, MAX_WORDS, MAX_VERDICTS = 50, 1500, 5
-MIN_EXERCISES = 18  # of the course, and two in each lesson from 02 on
 assert LESSONS, "there is no lesson"
 
 
-@pytest.fixture(params=LESSONS, ids=lambda path: path.stem)
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def lesson(request) -> nbformat.NotebookNode:
     return nbformat.read(request.param, as_version=4)
 
@@ -48,9 +54,18 @@ def test_no_cell_is_long(code_cells):
         assert lines <= limit, f"{lines} lines, at most {limit}:\n{cell.source}"
 
 
-def test_a_static_page_shows_pictures_and_no_widget(lesson, outputs):
-    shown = {kind for output in outputs for kind in output.get("data", {})}
-    assert "image/png" in shown and WIDGET not in shown and "widgets" not in lesson.metadata
+def test_a_static_page_shows_no_widget(lesson, outputs):
+    assert WIDGET not in kinds(outputs) and "widgets" not in lesson.metadata
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_shows_pictures(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert "image/png" in kinds([output for cell in cells for output in cell.get("outputs", [])])
+
+
+def kinds(outputs) -> set[str]:
+    return {kind for output in outputs for kind in output.get("data", {})}
 
 
 def test_no_error_and_no_warning_is_stored(outputs):
@@ -65,24 +80,56 @@ def test_what_to_notice_is_tagged_with_a_claim(lesson):
 
 
 def main_path(lesson) -> str:
-    """The words of the lesson: without what is folded, without the addresses of links, up to 'Going further'."""
+    """The words of the lesson: without what is folded, without the addresses of links, up to the quiz."""
     text = "\n\n".join(cell.source for cell in lesson.cells if cell.cell_type == "markdown")
-    text = re.split(r"^#+ .*going further", text, flags=re.I | re.M)[0]
+    text = re.split(r"^#+ .*(?:check yourself|going further)", text, flags=re.I | re.M)[0]
+    text = re.sub(r"^\[!\[.*", "", text, flags=re.M)  # badges
     return re.sub(r"\]\([^)]*\)", "]", re.sub(r"<details.*?</details>", "", text, flags=re.S))
 
 
 def test_a_lesson_is_read_in_half_an_hour(lesson):
-    assert len(lesson.cells) <= MAX_CELLS
+    beside = r"^## Check yourself|\bQuiz\(|find_spec\(\"moe_lessons|\.hint\(\)"  # quiz, install, checks
+    path = [cell for cell in lesson.cells if not exercise_of(cell) and not re.search(beside, cell.source)]
+    assert len(path) <= MAX_CELLS
     assert len(re.findall(r"\w[\w'’.,-]*", main_path(lesson))) <= MAX_WORDS
 
 
-def test_the_learner_writes_what_is_checked():
-    checks = {path.stem: 0 for path in LESSONS}
-    for path in LESSONS:
-        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-        checks[path.stem] = sum(bool(re.search(r"^check_\w+\(", source, re.M)) for source in cells)
-    assert sum(checks.values()) >= MIN_EXERCISES
-    assert not [name for name, count in checks.items() if count < 2 and name >= "02"], checks
+def test_each_exercise_stands_in_its_lesson_once():
+    found = [
+        (exercise.name, path.stem.split("_")[0])
+        for path in LESSONS
+        for cell in nbformat.read(path, as_version=4).cells
+        if (exercise := exercise_of(cell))
+    ]
+    assert sorted(found) == sorted((exercise.name, exercise.lesson) for exercise in EXERCISES)
+
+
+def test_an_exercise_can_be_written_checked_and_asked_about(lesson):
+    for i, cell in enumerate(lesson.cells):
+        if not (exercise := exercise_of(cell)):
+            continue
+        written, asked = (ast.parse(str(source)).body[0] for source in (cell.source, show_source(exercise.answer)))
+        assert written.name == exercise.answer_name and ast.unparse(written).endswith("...")
+        arguments = [getattr(node, "args", None) for node in (written, asked)]
+        assert ast.dump(arguments[0] or ast.parse("")) == ast.dump(arguments[1] or ast.parse(""))
+        assert lesson.cells[i + 1].source == (
+            f"{exercise.name}.check({exercise.answer_name})\n"
+            f"# {exercise.name}.hint()        # take away the first # for a hint\n"
+            f"# {exercise.name}.solution()"
+        )
+        before = "\n".join(before.source for before in lesson.cells[:i] if before.cell_type == "markdown")
+        assert re.findall(r"^### Exercise (★+)(?!★)", before, re.M)[-1] == "★" * exercise.stars, exercise
+
+
+def test_no_cell_takes_the_name_of_an_exercise(lesson, code_cells):
+    own = {exercise.name for cell in lesson.cells if (exercise := exercise_of(cell))}
+    for cell in code_cells:
+        assert "moe_lessons.exercises" in cell.source or not names_in(cell.source)[0] & own, cell.source
+
+
+def test_hints_and_solutions_are_not_folded_into_the_text(lesson):
+    folded = r"<summary>(<b>)?(Hint|Solution)"
+    assert not [cell.source for cell in lesson.cells if re.search(folded, cell.source)]
 
 
 def test_cells_print_numbers_and_no_verdicts():
