@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psutil
+
 from conftest import LabServer, NotebookPage, View, running_chromium
 
 EVERY = 10  # seconds between two readings
