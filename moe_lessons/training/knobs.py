@@ -138,7 +138,7 @@ ROWS = (
     Knob("config_file", "or its config.json", tip="The path of a model's config.json: it is counted by its own class"),
     Knob("machine", "Machine", tip="On which the model runs; the figures are its maker's"),
     Knob("weights", "Weights", tip="The type in which the weights are stored"),
-    Knob("dense_width", "Equally good at", "× wide",
+    Knob("dense_width", "Equally good", "×",
          "An assumption: how many times as wide as the active part a dense FFN must be to be as good. Lesson 08 "
          "measures 2.7 for 2 of 16 experts and 3.9 for 2 of 32: about the root of E / K", Reach(1, 16, 0.1)),
 )  # fmt: skip
