@@ -44,7 +44,8 @@ def standings() -> list[Standing]:
 
 def _standing(lesson: Lesson, kept: progress.Progress) -> Standing:
     number = lesson.number
-    predictions = [key for key in kept["predictions"] if key.split(".")[0] == number]
+    made = [key for key, entry in kept["predictions"].items() if entry.get("answer") is not None]
+    predictions = [key for key in made if key.split(".")[0] == number]
     items = read_quiz(QUIZZES[number]) if number in QUIZZES else []
     answers = [kept["quiz"].get(f"{number}.{item.name}", {}) for item in items]
     answered = [answer for answer in answers if "last" in answer]

@@ -160,6 +160,7 @@ def test_it_shows_what_is_done_and_what_is_next():
     do_everything("00")
     progress.record("predictions", "01.share", answer="all")
     progress.record("predictions", "06b.share", answer="all")
+    progress.record("predictions", "01.cleared", answer=None)
     first, second, *others = page.standings()
     assert first.is_done and second.is_begun and not second.is_done and second.predictions == 1
     assert [other.lesson.number for other in others if other.is_begun] == ["06b"]
