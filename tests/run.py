@@ -28,7 +28,8 @@ PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits o
 STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
     ("notebooks claims unit", "-m", "not alone", "-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"),
     ("claims", "-m", "alone"),  # they measure time
-    ("browser", "-n", "logical", "--dist", "loadfile"),
+    # A page on a busy machine is late at times: what fails there is tried once more.
+    ("browser", "-n", "logical", "--dist", "loadfile", "--reruns", "1"),
 )
 # What is set outside must not change what a notebook shows.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MOE_LESSONS_STATIC": "", "MPLBACKEND": ""}

@@ -43,7 +43,7 @@ def test_play_moves_picture_and_step_and_pause_stops_both(playground):
     before, step = playground.picture, playground.step
     playground.button("Play").click()
     playground.wait_step(step + 40)
-    assert playground.picture != before
+    playground.wait_for(lambda: playground.picture != before)
     stopped = playground.pause()
     playground.page.wait_for_timeout(500)
     assert playground.step == stopped
@@ -57,7 +57,7 @@ def test_a_slider_dragged_by_keyboard_while_training(playground):
     playground.wait_for(lambda: playground.value("Noise") == "0.50")
     step, before = playground.step, playground.picture
     playground.wait_step(step + 20)
-    assert playground.picture != before
+    playground.wait_for(lambda: playground.picture != before)
     for _ in range(10):
         playground.page.keyboard.press("ArrowLeft")
     playground.wait_for(lambda: playground.value("Noise") == "0.00")
