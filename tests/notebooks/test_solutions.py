@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from IPython.core.inputtransformer2 import TransformerManager
 
 from moe_lessons import exercises
@@ -18,6 +19,13 @@ from moe_lessons.show import show_source
 TAG = "exercise:"
 to_python = TransformerManager().transform_cell
 LESSONS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(autouse=True)
+def no_print_options_are_left():
+    """A lesson sets how tensors are printed; here it runs in the process of the tests."""
+    yield
+    torch.set_printoptions(profile="default")
 
 
 def exercise_of(cell):
