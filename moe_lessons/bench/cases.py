@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.hub import FIELDS, convert_model
+from moe_lessons.hub.models import FIELDS, convert_model
 from moe_lessons.nn import (
     DISPATCH,
     EQUAL_ACTIVE,

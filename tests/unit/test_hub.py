@@ -327,14 +327,14 @@ def test_the_error_for_another_family_names_those_that_are_known(bad):
 def test_every_family_is_tested_and_in_the_table():
     assert {KINDS[kind][0].__name__ for kind in ONE_EACH} == set(FAMILIES)
     for family, _ in FAMILIES.values():
-        assert f"\n    {family}  " in hub.__doc__
+        assert f"\n    {family}  " in hub.blocks.__doc__
 
 
 def test_transformers_is_of_a_version_that_is_stated():
     (stated,) = re.findall(r'^hf = \["(.+)"\]', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert transformers.__version__ in Requirement(stated).specifier
     (lowest,) = [spec.version for spec in Requirement(stated).specifier if spec.operator == ">="]
-    assert f"transformers {lowest} and later" in hub.__doc__
+    assert f"transformers {lowest} and later" in hub.blocks.__doc__
 
 
 # --- a whole model ---
