@@ -1,0 +1,212 @@
+"""A mixture on thousands of devices, on paper: memory, bytes, the time of a step.
+
+What a dense model costs too (pipeline bubbles, summing the gradients, small kernels) is in one figure, `UTILISATION`,
+the same for every system. On top comes what only a mixture has: the exchange of tokens, and the busiest device.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moe_lessons.analysis.cost import TransformerShape, published_models
+from moe_lessons.analysis.inference import union_law
+from moe_lessons.analysis.links import Link, link_of
+from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
+from moe_lessons.errors import check_choice, check_number, check_positive_int, is_number, is_whole
+
+# Share of the bfloat16 peak that a large dense model reaches in training, all its own waiting included: the middle of
+# the 38 to 43 % of Llama 3 405B on 8,192 and 16,384 H100 (arXiv:2407.21783, table 4). Set before the comparison.
+UTILISATION = 0.40
+PHASES = ("training", "prefill", "decoding")
+# Bytes of a weight in training, mixed precision with Adam: the weight in bfloat16, its gradient in float32; a float32
+# copy and two moments, which the replicas of the weight share (ZeRO stage 1: arXiv:1910.02054, sections 3 and 5)
+TRAINED_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
+
+
+def copies_sent(top_k: int, group: int, node: int = 8, node_limit: int | None = None) -> tuple[float, float]:
+    """How many times a layer sends a token one way: to devices of the same node, and to other nodes.
+
+    The experts lie on `group` devices, all as likely; what stays on the device is not sent. Each of the K copies goes
+    by itself: K·(N−1)/N in all. With a node_limit a token goes once to each node it visits, at most so many, and from
+    there to its K experts (DeepSeek-V3, arXiv:2412.19437, section 3.2.2); K draws of M nodes meet 1 − (1 − 1/M)^K of
+    them.
+
+    >>> copies_sent(8, 64), copies_sent(8, 64, node_limit=4)
+    ((0.875, 7.0), (7.0, 3.1496047973632812))
+    """
+    node = min(node, group)
+    if node_limit is None:
+        return top_k * (node - 1) / group, top_k * (group - node) / group
+    nodes = -(-group // node)
+    visited = union_law(min(check_positive_int("node_limit", node_limit), nodes), 1, top_k)
+    return top_k * (node - 1) / node, visited * (nodes - 1) / nodes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one device holds (bytes), sends (bytes in a step) and takes (seconds of a step); `devices` do so.
+
+    inside, between: the exchange with devices of the same node, and with other nodes. hidden: seconds of the exchange
+    that pass beside the arithmetic. flops: of the model, without padding. pace: what `compute` waits for.
+    """
+
+    devices: int
+    tokens: int
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    cache: float
+    bytes_inside: float
+    bytes_between: float
+    bytes_per_token: float  # of one token and layer, there and back
+    compute: float
+    inside: float
+    between: float
+    hidden: float
+    flops: float
+    pace: str
+
+    @property
+    def memory(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.cache
+
+    @property
+    def exchange(self) -> float:
+        """Seconds of the exchange: both kinds of links work at the same time."""
+        return max(self.inside, self.between)
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.exchange - self.hidden
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all devices."""
+        return self.tokens * self.devices / self.seconds
+
+    @property
+    def limit(self) -> str:
+        """What takes longest: 'arithmetic', 'memory', 'links inside nodes' or 'links between nodes'."""
+        links = f"links {'between' if self.between > self.inside else 'inside'} nodes"
+        return links if self.exchange > self.compute else self.pace
+
+
+def plan(
+    model: str | TransformerShape | tuple[ModelSizes, int],
+    machine: str = "NVIDIA H100 SXM",
+    devices: int = 64,
+    *,
+    expert_parallel: int = 8,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    node: int = 8,
+    inside: str | Link = "NVLink 4 (H100)",
+    between: str | Link = "InfiniBand NDR (400 Gb/s)",
+    tokens_per_device: int = 4096,
+    tokens_at_once: int | None = None,
+    context: int = 4096,
+    phase: str = "training",
+    weights: str = "bfloat16",
+    dispatch_bytes: float = 2,
+    combine_bytes: float = 2,
+    node_limit: int | None = None,
+    imbalance: float = 1.0,
+    capacity_factor: float | None = None,
+    overlap: float = 0.0,
+    utilisation: float = UTILISATION,
+) -> Plan:
+    """A step of training, of reading prompts ('prefill'), or of decoding a token in each of tokens_per_device texts.
+
+    model: of `published_sizes`, a shape, or sizes and D. machine: of `machines`. node: so many devices are joined by
+    `inside`, all others by `between`. tokens_at_once: of one exchange (a microbatch), all where it is None. weights: of
+    `WEIGHT_BYTES`, where nothing is trained. dispatch_bytes, combine_bytes: of each number on its way there and back.
+    node_limit: see `copies_sent`. imbalance: rows of the busiest device over the mean; the others wait for it.
+    capacity_factor: instead, every expert works for so many times its even share, empty places included. overlap: share
+    of the exchange that passes beside the arithmetic. Raises ValueError for what does not fit together.
+
+    >>> made = plan("DeepSeek-V3", devices=2048, expert_parallel=64, pipeline_parallel=16, node_limit=4)
+    >>> made.limit, round(made.memory / 1e9)
+    ('arithmetic', 150)
+    """
+    sizes, d_model = _sizes(model)
+    for name, value in {"devices": devices, "node": node, "tokens_per_device": tokens_per_device}.items():
+        check_positive_int(name, value)
+    T, N = tokens_per_device, expert_parallel
+    most = min((group.num_experts for group in sizes.groups), default=1)
+    if not is_whole(N, 1, most):
+        raise ValueError(f"expert_parallel must be between 1 and the number of experts ({most}), got {N!r}")
+    for name, size in {"expert_parallel": N, "tensor_parallel": tensor_parallel}.items():
+        if devices % (check_positive_int(name, size) * check_positive_int("pipeline_parallel", pipeline_parallel)):
+            raise ValueError(f"{name} × pipeline_parallel ({size * pipeline_parallel}) must divide devices ({devices})")
+    at_once = min(T, check_positive_int("tokens_at_once", T if tokens_at_once is None else tokens_at_once))
+    busy = check_number("imbalance", imbalance, 1)
+    busy = busy if capacity_factor is None else check_number("capacity_factor", capacity_factor, above=True)
+    if not is_number(overlap, 0, 1):
+        raise ValueError(f"overlap must be a share between 0 and 1, got {overlap!r}")
+    row = machines().loc[check_choice("machine", machine, machines().index)]
+    is_trained = check_choice("phase", phase, PHASES) == "training"
+    each = TRAINED_BYTES if is_trained else WEIGHT_BYTES[check_choice("weights", weights, WEIGHT_BYTES)]
+
+    # Weights: N devices share the experts, and what the pipeline leaves to a device it holds of all else
+    routed = sum(group.layers * group.size for group in sizes.groups)
+    experts = (
+        sum(group.layers * group.expert * -(-group.num_experts // N) for group in sizes.groups) / pipeline_parallel
+    )
+    dense = (sizes.total - routed) / tensor_parallel / pipeline_parallel
+    shared = (experts * N + dense * tensor_parallel) * pipeline_parallel / devices  # its part of all replicas
+
+    # The exchange: in training 4·L·T·K·(N−1)/N·D·itemsize bytes a step, there and back, forward and backward
+    layers, passes = sum(group.layers for group in sizes.groups), 2 if is_trained else 1
+    copies = sum(group.layers * np.array(copies_sent(group.top_k, N, node, node_limit)) for group in sizes.groups)
+    sent = busy * passes * T * d_model * (dispatch_bytes + combine_bytes) * (copies + np.zeros(2))
+    messages = 2 * passes * layers * -(-T // at_once)
+    seconds = [link_of(link, N).seconds(some, messages) for link, some in zip((inside, between), sent)]
+
+    # Arithmetic: 2 FLOPs for a weight and token, 6 in training; a token looks back on half of its text on average
+    flops = (3 if is_trained else 1) * T * sizes.flops(context if phase == "decoding" else context // 2)
+    of_experts = (6 if is_trained else 2) * T * sum(g.layers * g.top_k * g.matrix for g in sizes.groups)
+    paces = [((flops + (busy - 1) * of_experts) / (utilisation * row.bf16_flops_per_second), "arithmetic")]
+    cache = T * CACHE_BYTES[weights] * sizes.cache(context) if phase == "decoding" else 0.0
+    if phase == "decoding":  # reads the weights that the tokens of all N devices meet, and the cache
+        met = sum(g.layers * g.expert * union_law(g.num_experts, g.top_k, T * N) / N for g in sizes.groups)
+        paces += [((each * (dense - sizes.looked_up + met) + cache) / row.bytes_per_second, "memory")]
+    compute, pace = max(paces)
+    return Plan(
+        *(devices, T, each * (experts + dense)),
+        gradients=is_trained * GRADIENT_BYTES * (experts + dense),
+        optimizer=is_trained * OPTIMIZER_BYTES * shared,
+        activations=is_trained * 2 * at_once * _kept(sizes, d_model) / tensor_parallel,
+        cache=cache,
+        bytes_inside=float(sent[0]),
+        bytes_between=float(sent[1]),
+        bytes_per_token=float(sent.sum() / passes / T / max(layers, 1)),
+        compute=float(compute),
+        inside=float(seconds[0]),
+        between=float(seconds[1]),
+        hidden=float(min(overlap * max(seconds), compute)),
+        flops=float(flops),
+        pace=pace,
+    )
+
+
+def _kept(sizes: ModelSizes, d_model: int) -> float:
+    """Numbers that the backward needs of a token, if nothing is computed again: what each product and norm was given.
+
+    In a layer: two norms and what they give, 4 D; queries, keys, values and their sum, half of the FLOPs of a score and
+    its value; of each expert the input, the output, and within it as many as it has weights, over D. With a pipeline of
+    P a device has 1/P of the layers and P microbatches on their way (arXiv:2104.04473, section 2.2): as many again.
+    """
+    attention = sum(layer.layers * (4 * d_model + layer.flops) for layer in sizes.cached or ())
+    experts = sum(group.layers * group.top_k * (2 * d_model + group.expert / d_model) for group in sizes.groups)
+    return attention + experts + sizes.shared / d_model
+
+
+def _sizes(model: str | TransformerShape | tuple[ModelSizes, int]) -> tuple[ModelSizes, int]:
+    """The sizes of a model, and D."""
+    if isinstance(model, tuple):
+        return model
+    if isinstance(model, TransformerShape):
+        return sizes_of(model), model.d_model
+    sizes = published_sizes()[check_choice("model", model, published_sizes())]
+    return sizes, int(published_models().set_index("name").d_model[model])

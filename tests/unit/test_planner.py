@@ -1,0 +1,227 @@
+"""The planner: its bytes are those that ranks count, its memory adds up, its links are those that were measured."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from moe_lessons.analysis import Link, fit_link, plan
+from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
+from moe_lessons.analysis.links import interconnects, link_of
+from moe_lessons.analysis.planner import UTILISATION, copies_sent
+from moe_lessons.analysis.roofline import machine_for, machines, published_sizes, sizes_of, step_seconds
+from moe_lessons.analysis.systems import MODELS, QUANTITIES, check_published, plan_published, published_systems
+from moe_lessons.parallel.exchange import bytes_sent, rank_traffic
+
+TINY = TransformerShape(256, 64, 3, 4, 4, 16, 32, num_experts=16, top_k=2)
+FREE = Link(1e30)
+
+
+def made(model=TINY, devices=16, **settings):
+    return plan(model, devices=devices, **{"expert_parallel": 8, "tokens_per_device": 512} | settings)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_bytes_are_those_of_the_traffic_between_ranks(ranks):
+    loads = torch.full((ranks, 16), 1024 * 2 // 16)  # of 16 experts by the tokens of each rank
+    counted = 3 * bytes_sent(rank_traffic(loads), d_model=64, itemsize=4)
+    planned = made(devices=16, expert_parallel=ranks, tokens_per_device=1024, dispatch_bytes=4, combine_bytes=4)
+    L, T, K, N, D = 3, 1024, 2, ranks, 64
+    assert planned.bytes_inside == 4 * L * T * K * (N - 1) / N * D * 4 and planned.bytes_between == 0
+    assert counted.tolist() == [planned.bytes_inside] * ranks
+
+
+@pytest.mark.parametrize("node_limit", [None, 1, 2, 4])
+@pytest.mark.parametrize("top_k", [1, 8])
+def test_copies_against_tokens_that_are_sent_one_by_one(top_k, node_limit):
+    rng, group, node = np.random.default_rng(0), 32, 8
+    allowed = [rng.permutation(4)[: node_limit or 4] for _ in range(3_000)]
+    targets = np.array([rng.choice(nodes, top_k) * node + rng.integers(node, size=top_k) for nodes in allowed])
+    home, is_near = 0, targets // node == 0  # all of the tokens are those of device 0
+    if node_limit is None:
+        inside, between = (is_near & (targets != home)).sum(1).mean(), (~is_near).sum(1).mean()
+    else:  # once to each other node, to the device with the sender's number there, and from there to the experts
+        inside = (targets % node != 0).sum(1).mean()
+        between = np.mean([len(set(row // node) - {0}) for row in targets])
+    np.testing.assert_allclose(copies_sent(top_k, group, node, node_limit), (inside, between), rtol=0.03, atol=0.03)
+
+
+def test_memory_holds_every_weight_once_and_the_optimizer_too():
+    total = TINY.count.total
+    whole = made(devices=1, expert_parallel=1)
+    assert (whole.weights, whole.gradients, whole.optimizer) == (2 * total, 4 * total, 12 * total)
+    split = made(devices=16, expert_parallel=8, pipeline_parallel=2)  # one replica of the experts, eight of all else
+    routed = TINY.parameters()["experts"].total
+    assert split.weights == routed / 8 + total - routed and split.optimizer == 12 * total / 16
+    assert split.memory == pytest.approx(split.weights + split.gradients + split.optimizer + split.activations)
+    assert made(phase="prefill").optimizer == made(phase="prefill").gradients == 0
+
+
+def test_arithmetic_is_six_flops_for_an_active_weight_at_the_stated_share_of_the_peak():
+    flat = made(inside=FREE, between=FREE, context=0)
+    peak = machines().bf16_flops_per_second["NVIDIA H100 SXM"]
+    assert flat.flops == 3 * 512 * TINY.flops_per_token() and flat.exchange < 1e-20
+    assert flat.seconds == pytest.approx(flat.flops / (UTILISATION * peak))
+    assert flat.tokens_per_second == pytest.approx(16 * 512 / flat.seconds) and flat.limit == "arithmetic"
+
+
+def test_decoding_on_one_device_is_the_roofline():
+    row, sizes = machines().loc["NVIDIA H100 SXM"], sizes_of(MODEL_SHAPES["Mixtral 8x7B"])
+    alone = {"devices": 1, "expert_parallel": 1, "phase": "decoding", "context": 4096, "utilisation": 1.0}
+    for batch in (1, 16):
+        decoded = plan("Mixtral 8x7B", **alone, tokens_per_device=batch)
+        expected = step_seconds(sizes, machine_for(row, "bfloat16"), "bfloat16", batch, 4096)
+        assert decoded.seconds == pytest.approx(expected, rel=1e-6) and decoded.limit == "memory"
+
+
+def test_in_decoding_the_devices_together_read_the_experts_that_all_their_tokens_meet():
+    sizes, N, T = published_sizes()["DeepSeek-V3"], 64, 4
+    shared = {"devices": N, "expert_parallel": N, "inside": FREE, "between": FREE, "context": 0, "utilisation": 1e3}
+    step = plan("DeepSeek-V3", **shared, phase="decoding", tokens_per_device=T)
+    dense = sizes.total - sizes.groups[0].layers * sizes.groups[0].size - sizes.looked_up
+    read = N * step.compute * machines().bytes_per_second["NVIDIA H100 SXM"] / 2
+    assert read == pytest.approx(N * dense + sizes.read(N * T) - dense) and step.limit == "memory"
+
+
+def test_the_published_sum_of_deepseek_for_decoding():
+    """arXiv:2505.09343, section 2.3.2: (1 + 2) bytes × 32 tokens × 9 copies × 7K / 50 GB/s = 120.96 µs a layer."""
+    sizes, d_model = published_sizes()["DeepSeek-V3"], 7000
+    group = dataclasses.replace(sizes.groups[0], top_k=9)
+    model = dataclasses.replace(sizes, groups=(group,)), d_model
+    link = Link(50e9)
+    sent = {"expert_parallel": 256, "node": 1, "phase": "decoding", "tokens_per_device": 32, "dispatch_bytes": 1}
+    layer = plan(model, devices=256, between=link, **sent).between / group.layers
+    assert layer == pytest.approx(120.96e-6 * 255 / 256)
+
+
+def test_the_busiest_device_and_full_places_are_waited_for():
+    even, uneven, padded = made(), made(imbalance=1.5), made(capacity_factor=1.25)
+    assert uneven.bytes_inside == 1.5 * even.bytes_inside and padded.bytes_inside == 1.25 * even.bytes_inside
+    assert uneven.inside > even.inside
+    of_experts = TINY.parameters()["experts"].active / TINY.flops_per_token(2048) * 2
+    assert uneven.compute == pytest.approx(even.compute * (1 + 0.5 * of_experts))
+    assert uneven.flops == even.flops == padded.flops and uneven.memory == even.memory
+    assert made(capacity_factor=1.0, imbalance=3.0) == even  # no device has more than its places
+
+
+def test_overlap_hides_no_more_than_there_is():
+    slow = {"inside": Link(1e9), "devices": 8}
+    open_, half, full = (made(**slow, overlap=overlap) for overlap in (0, 0.5, 1))
+    assert open_.hidden == 0 and half.hidden == pytest.approx(min(open_.exchange / 2, open_.compute))
+    assert full.seconds == pytest.approx(max(full.compute, full.exchange))
+    assert open_.limit == "links inside nodes" and made(node=1, between=Link(1e9)).limit == "links between nodes"
+
+
+def test_a_node_limit_spares_the_links_between_nodes():
+    V3 = {"devices": 64, "expert_parallel": 64, "dispatch_bytes": 1}
+    free, limited, once = (plan("DeepSeek-V3", **V3, node_limit=limit) for limit in (None, 4, 8))
+    assert limited.bytes_between < once.bytes_between < free.bytes_between and limited.bytes_inside > free.bytes_inside
+    assert free.bytes_per_token == 8 * 63 / 64 * 7168 * 3
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"model": "GPT-9"}, "model must be one of 'Switch-Base-8'"),
+        ({"machine": "abacus"}, "machine must be one of"),
+        ({"devices": 0}, "devices must be a whole number of at least 1, got 0"),
+        ({"expert_parallel": 32}, r"expert_parallel must be between 1 and the number of experts \(16\), got 32"),
+        ({"devices": 12}, r"expert_parallel × pipeline_parallel \(8\) must divide devices \(12\)"),
+        ({"tensor_parallel": 3}, r"tensor_parallel × pipeline_parallel \(3\) must divide devices \(16\)"),
+        ({"pipeline_parallel": 0}, "pipeline_parallel must be a whole number"),
+        ({"tokens_per_device": 1.5}, "tokens_per_device must be a whole number"),
+        ({"tokens_at_once": 0}, "tokens_at_once must be a whole number"),
+        ({"phase": "sleep"}, "phase must be one of 'training', 'prefill', 'decoding', got 'sleep'"),
+        ({"weights": "int3", "phase": "prefill"}, "weights must be one of"),
+        ({"inside": "string"}, "link must be one of 'NVLink 3"),
+        ({"imbalance": 0.5}, "imbalance must be a finite number of at least 1, got 0.5"),
+        ({"capacity_factor": 0}, "capacity_factor must be a finite number above 0"),
+        ({"node_limit": 0}, "node_limit must be a whole number of at least 1, got 0"),
+        ({"overlap": 1.5}, "overlap must be a share between 0 and 1, got 1.5"),
+    ],
+)
+def test_what_does_not_fit_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        made(**settings)
+
+
+def test_a_dense_model_exchanges_nothing():
+    dense = made(dataclasses.replace(TINY, num_experts=1, top_k=1), expert_parallel=1)
+    assert dense.exchange == dense.bytes_per_token == 0 and dense.seconds == dense.compute
+
+
+# --- links -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_is_found_again_in_noisy_seconds():
+    sent, rng = np.geomspace(1e4, 1e8, 9), np.random.default_rng(0)
+    found = fit_link(sent, (2e-4 + sent / 3e9) * rng.normal(1, 0.01, 9))
+    assert found.bytes_per_second == pytest.approx(3e9, rel=0.03) and found.latency == pytest.approx(2e-4, rel=0.5)
+    assert fit_link([1e6, 2e6], [0.9e-3, 2.1e-3]).latency == 0  # the line would begin below 0
+    assert found.seconds(0) == 0 and found.seconds(3e9) == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize("sent, seconds", [([1], [1]), ([1, 1], [1, 2]), ([1, 2], [2, 0]), ([1, 2], [1]), ([], [])])
+def test_too_few_exchanges_make_no_link(sent, seconds):
+    with pytest.raises(ValueError, match="sent and seconds must be as many numbers, of two sizes at least"):
+        fit_link(sent, seconds)
+
+
+def test_seconds_that_do_not_grow_make_no_link():
+    with pytest.raises(ValueError, match="seconds must grow with the bytes sent"):
+        fit_link([1e6, 2e6, 3e6], [3, 2, 1])
+
+
+@pytest.mark.parametrize("side", [4, 8])
+def test_a_torus_by_walking_through_it(side):
+    steps = np.minimum(np.arange(side), side - np.arange(side))
+    hops = np.add.outer(steps, steps).mean()  # from one device to each, itself included
+    link = link_of("TPU v3 (2-D torus)", side**2)
+    assert link.bytes_per_second == pytest.approx(interconnects().bytes_per_second["TPU v3 (2-D torus)"] / hops)
+
+
+def test_the_links_are_plausible():
+    table = interconnects()
+    assert (
+        table.index.is_unique and table.bytes_per_second.between(1e9, 1e12).all() and set(table.seen) <= {"yes", "no"}
+    )
+    assert table.latency.between(0, 1e-4).all() and table.source.str.len().gt(10).all()
+
+
+# --- published systems -----------------------------------------------------------------------------------------------
+
+
+def test_the_planner_against_published_systems():
+    checked = check_published()
+    near = checked.error_percent.abs() <= 30
+    assert near.sum() >= 16 and len(checked) == 22
+    within = set(checked.system[near].str.split(r",| there| back", regex=True).str[0])
+    assert within >= {"DeepSeek-V3", "DeepEP", "Megatron Core", "GLaM", "GShard 150B"}
+    assert (checked.reason[~near].str.len() > 60).all() and (checked.reason[near] == "").all()
+    assert set(checked.seen) == {"yes"} and checked.source.str.len().gt(15).all()
+
+
+def test_each_row_has_what_its_plan_needs():
+    table = published_systems()
+    assert set(table.quantity) <= set(QUANTITIES) and table.published.gt(0).all()
+    needs = table.quantity.isin(["device hours", "seconds of an exchange"])
+    assert table.amount.notna().equals(needs)
+    layers = {"DeepSeek-V3": 58}
+    exchanges = table[table.quantity == "seconds of an exchange"]
+    assert (exchanges.amount == [layers[model] for model in exchanges.model]).all()
+    assert plan_published(table.iloc[0]).devices == 2048
+
+
+@pytest.mark.parametrize(
+    "name, total, active",
+    [
+        ("Mixtral 8x22B", 141e9, 39e9),
+        ("Qwen2-57B-A14B", 57e9, 14e9),
+        ("GShard 600B", 619e9, 0.0025 * 619e9),  # arXiv:2104.10350, table 4
+        ("GLaM", 1.162e12, 96.6e9),
+    ],
+)
+def test_the_models_have_the_sizes_that_were_published(name, total, active):
+    sizes = MODELS[name][0] if isinstance(MODELS[name], tuple) else sizes_of(MODELS[name])
+    assert sizes.total == pytest.approx(total, rel=0.01) and sizes.active == pytest.approx(active, rel=0.12)
