@@ -11,6 +11,8 @@ COMMANDS = {  # each is the main(argv) of the module of its name; --help after i
     "lab": "open the course in JupyterLab at the first lesson",
     "app": "open the playground, the wall of facts and the calculators as a page without code",
     "cost": "count what a published model costs, from its config.json",
+    "lens": "look at the routers of a mixture from Hugging Face: who works, on one page",
+    "engines": "write the files with which other engines train or serve a model of yours",
     "bench": "measure the speed of the layers on this machine",
     "sweep": "train many small models, for the lessons to compare",
     "render": "execute lessons afresh and store their static pictures",

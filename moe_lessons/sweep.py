@@ -1,15 +1,20 @@
 """``python -m moe_lessons sweep NAME``: many runs of small language models, too long for a lesson.
 
-Each finished run is one line of ``data/results/NAME.jsonl``, written before the next one begins: interrupt it when you
+Each finished run is one line of ``data/results/NAME.jsonl``, written as soon as it is there: interrupt it when you
 like, the same command goes on with what is missing. `analysis.load_results` reads the file.
+
+``--jobs 4`` trains in four processes of this machine (joblib), ``--dask ADDRESS`` on the machines of a dask cluster
+(docs/engines.md). A run has its own random numbers and one thread, so its losses do not depend on where it is trained;
+its times do, since the processes share memory and caches.
 """
 
 import argparse
 import json
+import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import cached_property
@@ -18,14 +23,17 @@ from statistics import median
 
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.datafiles import FOLDER
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin, seeded
+from moe_lessons.errors import check_positive_int
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin
 from moe_lessons.nn.families import modern
+from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import soft_twin
 from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
 from moe_lessons.training import Run, TrainingDiverged, settings
@@ -184,6 +192,7 @@ SWEEPS = {
 }  # fmt: skip
 
 
+@torch_threads(1)  # the same numbers wherever it is trained
 def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     """Train one run of a sweep, and return what is stored of it: see data/README.md."""
     task = sweep.setting.make_task(seed)
@@ -224,24 +233,56 @@ def count_spikes(losses: pd.Series) -> int:
     return int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum())
 
 
-def train_missing(name: str, path: Path) -> None:
-    """Train what a results file does not have yet of a sweep, and add it. ValueError for a file of other settings."""
+def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | None = None) -> Iterator[dict]:
+    """Train these runs, and yield what is stored of each as soon as it has finished, in any order.
+
+    jobs: processes of this machine. dask: the address of a scheduler, whose workers train instead; 'local': a cluster
+    of `jobs` processes on this machine. ImportError without the extra cluster. ValueError for workers with several
+    threads: torch's random numbers belong to the process, and two runs must not share them.
+    """
+    if dask is None:
+        yield from Parallel(jobs, return_as="generator_unordered")(delayed(train)(sweep, *run) for run in runs)
+        return
+    from distributed import Client, as_completed
+
+    local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": "CRITICAL"}
+    with Client(**local if dask == "local" else {"address": dask}) as client:
+        if several := {worker: threads for worker, threads in client.nthreads().items() if threads > 1}:
+            raise ValueError(f"each dask worker must have 1 thread (dask worker --nthreads 1), got {several}")
+        futures = [client.submit(train, sweep, *run, pure=False) for run in runs]
+        for _, row in as_completed(futures, with_results=True):
+            yield row
+
+
+def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None) -> None:
+    """Train what a results file does not have yet of a sweep, and add it. ValueError for a file of other settings.
+
+    The lines are those of `Sweep.table`, in its order once all are there.
+    """
     sweep, header = SWEEPS[name], SWEEPS[name].header(name)
     settings, rows, num_whole = read_runs(path) if path.exists() else ({}, [], 0)
     got = {setting: settings.get(setting) for setting in header if settings.get(setting) != header[setting]}
     if settings and got:
         wanted = {setting: header[setting] for setting in got}
         raise ValueError(f"{path} must hold runs with {wanted}, got {got}: move it away, or use --output FOLDER")
-    done = {(row["model"], row["lr"], row["seed"]) for row in rows}
+    done = {(row["model"], row["lr"], row["seed"]): row for row in rows}
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.truncate(num_whole)  # what follows was cut off by an interrupt
         if not settings:
             print(json.dumps(header), file=file, flush=True)
-        for run in tqdm([run for run in sweep.table() if run not in done], name, disable=None):  # on a terminal
-            row = train(sweep, *run)
-            print(json.dumps(row), file=file, flush=True)
-            tqdm.write(f"{run}: " + ("diverged" if row["diverged"] else f"loss {row['loss'][-1]:.3f}"))
+        missing = [run for run in sweep.table() if run not in done]
+        with closing(results_of(sweep, missing, jobs, dask)) as results:
+            for row in tqdm(results, name, len(missing), disable=None):  # on a terminal
+                print(json.dumps(row), file=file, flush=True)
+                run = row["model"], row["lr"], row["seed"]
+                done[run] = row
+                tqdm.write(f"{run}: " + ("diverged" if row["diverged"] else f"loss {row['loss'][-1]:.3f}"))
+    ordered = {run: done[run] for run in sweep.table()} | done
+    if list(ordered) != list(done):
+        new = path.with_suffix(".new")
+        new.write_text("".join(f"{json.dumps(row)}\n" for row in (settings or header, *ordered.values())), "utf-8")
+        os.replace(new, path)
     print(f"{name}: all {len(sweep.table())} runs are in {path}")
 
 
@@ -250,10 +291,15 @@ def main(argv: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser("python -m moe_lessons sweep", description=about)
     parser.add_argument("name", choices=[*SWEEPS, *GROUPS], help="what each is for: data/README.md")
     parser.add_argument("--output", type=Path, default=FOLDER / "results", help="default: data/results")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of this machine that train (default: 1)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="train on a dask cluster: tcp://scheduler:8786, or 'local'")
     options = parser.parse_args(argv)
     try:
+        check_positive_int("--jobs", options.jobs)
         for name in GROUPS.get(options.name, [options.name]):
-            train_missing(name, options.output / f"{name}.jsonl")
+            train_missing(name, options.output / f"{name}.jsonl", options.jobs, options.dask)
+    except ImportError as error:
+        parser.error(f"--dask needs {error.name or error}: pip install 'moe_lessons[cluster]'")
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:

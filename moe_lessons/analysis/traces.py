@@ -5,7 +5,7 @@ gives the domain away. It does not ask which number an expert has. All is about 
 expert serves are left out.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -64,6 +64,11 @@ def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[
     tokens["byte"] = ids.flatten().numpy()
     tokens["byte_class"] = pd.Categorical.from_codes(byte_class(ids).flatten().numpy(), BYTE_CLASSES)
     tokens["domain"] = pd.Categorical.from_codes(np.repeat(domain, ids.shape[1]), list(domains))
+    return trace_table(tokens, routings)
+
+
+def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFrame:
+    """A row for each layer and token, as in `trace`: what is known of the tokens, in order, and who served them."""
     served = pd.concat([_assignments(routing).assign(layer=number) for number, routing in enumerate(routings)])
     served = served.sort_values("weight", ascending=False)
     served["rank"] = served.groupby(["layer", "token"]).cumcount()

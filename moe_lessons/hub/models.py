@@ -1,10 +1,18 @@
-"""A Mixtral or Llama as our `LanguageModel`, with its weights."""
+"""Whole models: a Mixtral or Llama as our `LanguageModel`, and ours as one of them. Two tables serve both ways."""
+
+import os
+import shutil
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from moe_lessons.hub.blocks import convert_block, copied, dense, filled
+from moe_lessons.hub.blocks import copied, filled
+from moe_lessons.nn.routing import NoisyTopKRouter, TopKRouter
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
+from moe_lessons.nn.twins import is_moe
 
 FIELDS = {  # of `TransformerConfig`, and their names in the configuration of a Mixtral or Llama
     "vocab_size": "vocab_size", "d_model": "hidden_size", "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps",
@@ -12,6 +20,23 @@ FIELDS = {  # of `TransformerConfig`, and their names in the configuration of a 
     "num_experts": "num_local_experts", "top_k": "num_experts_per_tok", "tied_embedding": "tie_word_embeddings",
     "max_positions": "max_position_embeddings", "rope_theta": "rope_theta",
 }  # fmt: skip
+
+WEIGHTS = {
+    "embed.weight": "model.embed_tokens.weight",
+    "norm.weight": "model.norm.weight",
+    "head.weight": "lm_head.weight",
+}
+LAYER = {  # the weights of a layer: ours, and theirs, of which ours has the rows one after the other
+    "attention_norm.weight": "input_layernorm.weight",
+    "attention.qkv_proj.weight": "self_attn.q_proj.weight self_attn.k_proj.weight self_attn.v_proj.weight",
+    "attention.out_proj.weight": "self_attn.o_proj.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn.router.weight": "mlp.gate.weight",  # of a mixture, with the next two
+    "ffn.experts.gate_up_proj": "mlp.experts.gate_up_proj",
+    "ffn.experts.down_proj": "mlp.experts.down_proj",
+    "ffn.gate_up_proj": "mlp.gate_proj.weight mlp.up_proj.weight",  # of a dense network, with the next
+    "ffn.down_proj": "mlp.down_proj.weight",
+}
 
 
 def convert_model(hf_model: nn.Module) -> LanguageModel:
@@ -23,7 +48,7 @@ def convert_model(hf_model: nn.Module) -> LanguageModel:
     name = type(hf_model).__name__
     if name not in ("MixtralForCausalLM", "LlamaForCausalLM") or "transformers." not in type(hf_model).__module__:
         raise ValueError(f"hf_model must be a MixtralForCausalLM or LlamaForCausalLM from transformers, got {name}")
-    inner, theirs = hf_model.model, hf_model.config.to_dict() | hf_model.config.rope_parameters
+    theirs = hf_model.config.to_dict() | hf_model.config.rope_parameters
     wanted = {"head_dim": theirs["hidden_size"] // theirs["num_attention_heads"], "sliding_window": None}
     wanted |= {"attention_bias": False, "mlp_bias": False, "hidden_act": "silu", "rope_type": "default"}
     for field, value in wanted.items():
@@ -32,23 +57,135 @@ def convert_model(hf_model: nn.Module) -> LanguageModel:
     fields = {ours: theirs[name] for ours, name in FIELDS.items() if name in theirs}
     if name == "LlamaForCausalLM":
         fields |= {"num_experts": 1, "top_k": 1, "moe_layers": ()}
-    config = TransformerConfig(**fields)
-    weights = {"embed.weight": copied(inner.embed_tokens.weight), "norm.weight": copied(inner.norm.weight)}
-    weights["head.weight"] = weights["embed.weight"] if config.tied_embedding else copied(hf_model.lm_head.weight)
     with torch.device("meta"):
-        model = LanguageModel(config)
-    for i, (ours, layer) in enumerate(zip(model.layers, inner.layers)):
-        qkv = [getattr(layer.self_attn, f"{name}_proj").weight for name in "qkv"]
-        own = {
-            "attention_norm.weight": copied(layer.input_layernorm.weight),
-            "attention.qkv_proj.weight": copied(qkv, torch.cat),
-            "attention.out_proj.weight": copied(layer.self_attn.o_proj.weight),
-            "ffn_norm.weight": copied(layer.post_attention_layernorm.weight),
-        }
-        if config.moe_layers is None:
-            ours.ffn = convert_block(layer.mlp)
-            own |= {f"ffn.{key}": weight for key, weight in ours.ffn.named_parameters()}
-        else:
-            own |= dense(layer.mlp, "ffn")
-        weights |= {f"layers.{i}.{key}": weight for key, weight in own.items()}
+        model = LanguageModel(TransformerConfig(**fields))
+    for moe in filter(is_moe, model.modules()):
+        moe.router.norm_topk_prob, moe.router.jitter_noise = True, theirs["router_jitter_noise"]
+    given = hf_model.state_dict(keep_vars=True)
+    weights = {name: copied([given[part] for part in parts], torch.cat) for name, parts in names(model).items()}
+    if model.config.tied_embedding:
+        weights["head.weight"] = weights["embed.weight"]
     return filled(model, weights).train(hf_model.training)
+
+
+def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Module:
+    """The inverse of `convert_model`: ours as a MixtralForCausalLM, or as a LlamaForCausalLM where it has no experts.
+
+    The weights are copied bit by bit; their type, device, requires_grad and training mode are kept. Logits differ by
+    rounding: in float64 too by some 1e-7, since theirs has angles and routers in float32; in bfloat16 a near-tie may
+    fall the other way. Noise that the router had in training is left out.
+
+    folder: a new or empty one, where the model is saved too, whole or not at all; `from_pretrained(folder)` reads it,
+        in float64 with experts_implementation="eager". A model of bytes comes with its `byte_tokenizer`: its tokens
+        are the bytes. No token is special, so `generate` ends after max_new_tokens.
+
+    Raises ValueError for what is neither of the two, saying what does not fit, and for weights of several types;
+    OSError where the folder holds something or cannot be written.
+    """
+    import transformers
+
+    if not isinstance(ours, LanguageModel):
+        raise ValueError(f"ours must be a LanguageModel, got {type(ours).__name__}")
+    dtypes = {parameter.dtype for parameter in ours.parameters()}
+    if len(dtypes) > 1:
+        raise ValueError(f"ours must have weights of one type, got {', '.join(sorted(map(str, dtypes)))}")
+    ffn, (dtype,) = ours.layers[0].ffn, dtypes  # a twin has another d_ff than its configuration says
+    fields = {theirs: getattr(ffn, name, getattr(ours.config, name)) for name, theirs in FIELDS.items()}
+    fields |= dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"]) | {"dtype": dtype}
+    fields["tie_word_embeddings"] = ours.head.weight is ours.embed.weight
+    fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
+    if is_moe(ffn):
+        fields["router_jitter_noise"] = getattr(getattr(ffn, "router", None), "jitter_noise", 0.0)
+        config, model_class = transformers.MixtralConfig(**fields), transformers.MixtralForCausalLM
+    else:
+        fields = {name: value for name, value in fields.items() if "expert" not in name}
+        config, model_class = transformers.LlamaConfig(**fields), transformers.LlamaForCausalLM
+    with torch.device("meta"):
+        model = model_class(config)
+    check_fit(ours, convert_model(model))
+    weights, given = {}, ours.state_dict(keep_vars=True)
+    for name, parts in names(ours).items():
+        start = 0
+        for part in parts:
+            end = start + len(model.get_parameter(part))
+            weights[part], start = copied(given[name], itemgetter(slice(start, end))), end
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.model.rotary_emb = type(model.model.rotary_emb)(config).to(ours.embed.weight.device)  # meta has no angles
+    if dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the others know no float64
+    filled(model, weights).train(ours.training)
+    if folder is not None:
+        save(model, Path(folder).resolve())
+    return model
+
+
+def names(ours: LanguageModel) -> dict[str, list[str]]:
+    """The name of each weight of ours, and those of theirs."""
+    found = {name: [part] for name, part in WEIGHTS.items()}
+    for i in range(len(ours.layers)):
+        found |= {f"layers.{i}.{n}": [f"model.layers.{i}.{p}" for p in parts.split()] for n, parts in LAYER.items()}
+    return {name: found[name] for name in ours.state_dict()}
+
+
+def check_fit(ours: LanguageModel, back: LanguageModel) -> None:
+    """Raise ValueError unless ours is, but for its weights, what is read back from theirs."""
+    got, wanted = described(ours), described(back)
+    for name in got | wanted:
+        found, needed = (described.get(name, "missing") for described in (got, wanted))
+        if found != needed:
+            raise ValueError(
+                "ours must be like Mixtral (in each layer an MoE with SwiGLU experts and a TopKRouter that has "
+                "norm_topk_prob; no biases, shared expert or capacity) or like Llama (in each a SwiGLU FeedForward), "
+                f"got a model whose {name} is {found}, not {needed}"
+            )
+
+
+def described(model: LanguageModel) -> dict[str, Any]:
+    """What counts of a model beside its weights: the class of each module, its settings, and the shapes."""
+    found = {}
+    for name, module in model.named_modules():
+        kind = TopKRouter if type(module) is NoisyTopKRouter else type(module)  # it has noise in training only
+        found[name] = f"{kind.__module__}.{kind.__qualname__}"
+        settings = {key: v for key, v in vars(module).items() if isinstance(v, (int, float, str, type(None)))}
+        found |= {f"{name}.{key}": v for key, v in settings.items() if key[0] != "_" and key not in WHATEVER}
+    return found | {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+WHATEVER = ("training", "noise", "noise_std", "dispatch", "capacity_priority")  # settings without a say in the logits
+
+
+def byte_tokenizer():
+    """A tokenizer of transformers whose token i is byte i of the text in UTF-8, without special tokens.
+
+    >>> byte_tokenizer()("aα").input_ids
+    [97, 206, 177]
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    # Each byte is written as one sign: printable Latin-1 as itself, the others in their order from Ā on.
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    signs = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    tokenizer = Tokenizer(models.BPE(signs, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
+def save(model: nn.Module, folder: Path) -> None:
+    """Write a model of Hugging Face beside `folder`, and give it that name when all is there."""
+    new = folder.with_name(f"{folder.name}.{os.getpid()}.new")
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise FileExistsError("there is something else already; name a new folder")
+        new.mkdir(parents=True)
+        model.save_pretrained(new)
+        if model.config.vocab_size == 256:
+            byte_tokenizer().save_pretrained(new)
+        os.replace(new, folder)
+    except Exception as error:  # a full disk is an error of safetensors, not of the system
+        raise OSError(f"the model could not be saved as {folder}: {error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

@@ -1,9 +1,12 @@
 """Long sweeps: what is stored, what an interrupt leaves, and what happens to a file of other settings."""
 
 import json
+import sys
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -34,6 +37,10 @@ def path(tmp_path):
 
 def rows(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def numbers(path) -> list[tuple]:
+    return [(run.get("model"), run.get("lr"), run.get("seed"), run.get("loss")) for run in rows(path)]
 
 
 def keys(runs) -> list[tuple]:
@@ -189,6 +196,53 @@ def test_after_an_interrupt_the_same_command_goes_on(command, path, monkeypatch,
         assert [row.get("loss") for row in rows(path)] == [row.get("loss") for row in whole]
 
 
+@pytest.mark.filterwarnings("ignore:.*have been cancelled")
+def test_an_interrupt_ends_two_processes_and_what_they_finished_has_the_numbers_of_one(command, path, monkeypatch):
+    assert command() == 0
+    alone = numbers(path)
+    path.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep.tqdm, "write", Mock(side_effect=KeyboardInterrupt))  # when the first run is there
+        assert cli.main(["sweep", "rates", "--output", str(path.parent), "--jobs", "2"]) == 130
+    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
+    assert not [line for line in left if "joblib.externals.loky.backend.popen_loky_posix" in line]
+    assert len(rows(path)) == 2 and numbers(path)[1] in alone
+    assert command() == 0 and numbers(path) == alone
+
+
+def test_lines_in_any_order_are_read_and_stored_in_that_of_the_table(command, path, monkeypatch):
+    assert command() == 0
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([whole[0], *whole[:1:-1]]))  # backwards, and the first run is missing
+    assert command() == 0
+    assert path.read_text().splitlines(keepends=True)[2:] == whole[2:] and keys(rows(path)[1:]) == TABLE
+    runs = [json.loads(whole[1]) | {"seed": seed} for seed in (3, 1, 2)]
+    path.write_text("".join([whole[0], *(json.dumps(run) + "\n" for run in runs)]))
+    monkeypatch.setattr(datafiles, "FOLDER", path.parent.parent)
+    assert load_results("rates").seed.tolist() == [1, 1, 2, 2, 3, 3]  # paired by their order, as in effective_width
+
+
+def test_a_dask_cluster_gives_the_same_numbers(command, path):
+    distributed = pytest.importorskip("distributed", reason="needs the extra cluster")
+    assert command() == 0
+    alone = numbers(path)
+    path.unlink()
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+    ) as cluster:
+        with pytest.raises(ValueError, match="each dask worker must have 1 thread"):
+            next(sweep.results_of(TINY, TABLE, dask=cluster.scheduler_address))
+    assert cli.main(["sweep", "rates", "--output", str(path.parent), "--dask", "local"]) == 0
+    assert numbers(path) == alone
+
+
+def test_without_the_extra_dask_says_what_to_install(command, monkeypatch, path, capsys):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "rates", "--output", str(path.parent), "--dask", "local"])
+    assert "--dask needs distributed: pip install 'moe_lessons[cluster]'" in capsys.readouterr().err
+
+
 def test_a_file_of_other_settings_or_of_something_else_is_left_alone(command, path, capsys):
     path.parent.mkdir()
     other = json.dumps(replace(TINY, steps=2).header("rates")) + "\n"
@@ -207,6 +261,7 @@ def test_a_file_of_other_settings_or_of_something_else_is_left_alone(command, pa
     [
         (["capacities"], "invalid choice: 'capacities' (choose from"),
         (["rates", "--output", __file__], "test_sweep.py"),  # a file, not a folder
+        (["rates", "--jobs", "0"], "--jobs must be a whole number of at least 1, got 0"),
     ],
 )
 def test_bad_options_are_refused(options, error, capsys):

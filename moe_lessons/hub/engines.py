@@ -1,0 +1,168 @@
+"""Files with which a Mixtral that `export_model` saved is trained or served by other engines; docs/engines.md has more.
+
+    engine         version   what it is for   its file              experts are spread, balance is kept by
+    torchtitan     0.3.0     training         moe_torchtitan.py     expert parallelism; a bias for each expert
+    Megatron Core  0.16.1    training         megatron.args         expert parallelism; the auxiliary loss of a layer
+    DeepSpeed      0.19.8    training         deepspeed.json        AutoEP; Hugging Face's auxiliary loss
+    vLLM           0.33.0    serving          vllm.yaml             expert parallelism; nothing: it does not train
+
+Every size in them is read from config.json. With N ranks each has 1/N of the experts and all of the rest; each has its
+own tokens and sends them to where their experts are: as in `moe_lessons.parallel`.
+"""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from moe_lessons.errors import check_number, check_positive_int
+
+Config = dict[str, Any]
+
+
+def write_engine_configs(
+    model: str | Path, folder: str | Path, ranks: int = 2, batch_size: int = 8, lr: float = 1e-3
+) -> dict[str, Path]:
+    """Write a file for each engine, in `folder`; returns where each is.
+
+    model: the folder of a Mixtral that Hugging Face can read, such as `export_model` writes. ranks: GPUs, N.
+    batch_size: sequences of each rank in a step. lr: the learning rate. FileNotFoundError, or ValueError for another
+    model, for weights in float64, and for experts that the ranks do not divide.
+    """
+    model, folder = Path(model).resolve(), Path(folder)
+    config = read_mixtral(model)
+    batch_size, lr = check_positive_int("batch_size", batch_size), check_number("lr", lr, above=True)
+    if config["num_local_experts"] % check_positive_int("ranks", ranks):
+        raise ValueError(f"ranks must divide the {config['num_local_experts']} experts of the model, got {ranks}")
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "moe_torchtitan.py": torchtitan_module(config, model, ranks, batch_size, lr),
+        "megatron.args": "\n".join(megatron_arguments(config, model, ranks, batch_size, lr)) + "\n",
+        "deepspeed.json": json.dumps(deepspeed_config(config, ranks, batch_size, lr), indent=2) + "\n",
+        "vllm.yaml": "".join(f"{k}: {json.dumps(v)}\n" for k, v in vllm_options(config, model, ranks).items()),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return {engine: folder / name for engine, name in zip(("torchtitan", "Megatron Core", "DeepSpeed", "vLLM"), texts)}
+
+
+def read_mixtral(model: Path) -> Config:
+    """Its config.json, as transformers 5 writes it."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "mixtral":
+        raise ValueError(f"model must be the folder of a Mixtral, got one of type {config.get('model_type')!r}")
+    if config.get("dtype") == "float64":
+        raise ValueError("the weights of model must be in float32 or less, got float64: export model.float()")
+    return config
+
+
+def megatron_core_fields(config: Config, ranks: int) -> dict[str, Any]:
+    """The fields of Megatron Core's `TransformerConfig`, but for activation_func, which is SiLU.
+
+    Its auxiliary loss is E · Σ f·P of each layer, added up, as ours; Hugging Face's is K times that of all L layers'
+    tokens at once. So its coefficient is K / L of theirs: equal where the layers are alike.
+    """
+    layers, top_k = config["num_hidden_layers"], config["num_experts_per_tok"]
+    return {
+        "num_layers": layers,
+        "hidden_size": config["hidden_size"],
+        "ffn_hidden_size": config["intermediate_size"],
+        "num_attention_heads": config["num_attention_heads"],
+        "num_query_groups": config["num_key_value_heads"],
+        "init_method_std": config["initializer_range"],
+        "attention_dropout": config["attention_dropout"],
+        "hidden_dropout": 0.0,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": config["rms_norm_eps"],
+        "add_bias_linear": False,
+        "gated_linear_unit": True,  # with activation_func: SwiGLU
+        "num_moe_experts": config["num_local_experts"],
+        "moe_router_topk": top_k,
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": config["router_aux_loss_coef"] * top_k / layers,
+        "moe_router_dtype": "fp32",
+        "moe_token_dispatcher_type": "alltoall",
+        "expert_model_parallel_size": ranks,
+        "bf16": config.get("dtype") == "bfloat16",
+    }
+
+
+FLAGS = {  # of Megatron-LM, where the name is not that of the field
+    "layernorm_epsilon": "norm-epsilon", "num_moe_experts": "num-experts", "add_bias_linear": "disable-bias-linear",
+    "gated_linear_unit": "swiglu", "num_query_groups": "group-query-attention --num-query-groups",
+}  # fmt: skip
+
+
+def megatron_arguments(config: Config, model: Path, ranks: int, batch_size: int, lr: float) -> list[str]:
+    """A line for each argument of Megatron-LM's pretrain_gpt.py, which hands them on to Megatron Core."""
+    lines = []
+    for field, value in megatron_core_fields(config, ranks).items():
+        flag = FLAGS.get(field, field.replace("_", "-"))
+        if field == "add_bias_linear" or value is True:
+            lines.append(f"--{flag}")
+        elif value is not False:
+            lines.append(f"--{flag} {value}")
+    rope = config.get("rope_parameters", config)  # of its own since transformers 5
+    lines += ["--use-mcore-models", "--position-embedding-type rope", f"--rotary-base {int(rope['rope_theta'])}"]
+    lines += [f"--{name} {config['max_position_embeddings']}" for name in ("max-position-embeddings", "seq-length")]
+    lines += [] if config["tie_word_embeddings"] else ["--untie-embeddings-and-output-weights"]
+    lines += ["--tokenizer-type HuggingFaceTokenizer", f"--tokenizer-model {shlex.quote(str(model))}"]
+    lines += [f"--micro-batch-size {batch_size}", f"--global-batch-size {batch_size * ranks}", f"--lr {lr}"]
+    return lines
+
+
+def deepspeed_config(config: Config, ranks: int, batch_size: int, lr: float) -> Config:
+    """The file of `deepspeed.initialize(config=…)`: AutoEP takes the place of each block of experts of the model."""
+    return {
+        "train_micro_batch_size_per_gpu": batch_size,
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": config.get("dtype") == "bfloat16"},
+        "optimizer": {"type": "AdamW", "params": {"lr": lr}},
+        "zero_optimization": {"stage": 1},
+        "expert_parallel": {"enabled": True, "autoep_size": ranks, "preset_model": "mixtral"},
+    }
+
+
+def vllm_options(config: Config, model: Path, ranks: int) -> Config:
+    """The options of `vllm serve`: N copies of attention, and the experts once, among them all."""
+    return {
+        "model": str(model),
+        "dtype": config.get("dtype", "auto"),
+        "max-model-len": config["max_position_embeddings"],
+        "data-parallel-size": ranks,
+        "enable-expert-parallel": True,
+    }
+
+
+TORCHTITAN = '''"""A Mixtral of Hugging Face, trained by torchtitan's backend for models of transformers."""
+
+from dataclasses import replace
+
+from torchtitan.components.loss import CrossEntropyLoss
+from torchtitan.components.optimizer import default_adamw
+from torchtitan.config import ParallelismConfig, TrainingConfig
+from torchtitan.experiments.transformers_modeling_backend import HFTransformerModel, TitanMoeModelConfig, model_registry
+from torchtitan.experiments.transformers_modeling_backend.configs import TransformersBackendConfig
+from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
+
+
+def mixtral() -> TransformersBackendConfig:
+    """Its sizes are those of config.json: the registered flavours would put their own in their place."""
+    spec = replace(model_registry("full_moe"), model=HFTransformerModel.Config(model_config=TitanMoeModelConfig()))
+    return TransformersBackendConfig(
+        hf_model={model!r},
+        hf_assets_path={model!r},  # the tokenizer
+        model_spec=spec,
+        loss=CrossEntropyLoss.Config(),
+        optimizer=default_adamw(lr={lr}),
+        training=TrainingConfig(local_batch_size={batch_size}, seq_len={seq_len}, steps=1000),
+        dataloader=HuggingFaceTextDataLoader.Config(dataset="c4_test", dataset_path="corpus"),  # corpus/*.jsonl
+        parallelism=ParallelismConfig(expert_parallel_degree={ranks}),
+    )
+'''
+
+
+def torchtitan_module(config: Config, model: Path, ranks: int, batch_size: int, lr: float) -> str:
+    """A module for torchtitan's --module: its configurations are functions of Python."""
+    sizes = {"batch_size": batch_size, "seq_len": config["max_position_embeddings"], "ranks": ranks, "lr": lr}
+    return TORCHTITAN.format(model=str(model), **sizes)

@@ -1,0 +1,248 @@
+"""What the routers of a model decide while it runs: `Lens`. Where each of them is read: `hub.routers`."""
+
+import inspect
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.analysis import balance_by_layer
+from moe_lessons.analysis.traces import trace_table
+from moe_lessons.errors import check_positive_int, in_words
+from moe_lessons.hub.routers import Mixture, detached, find_mixtures
+from moe_lessons.nn import Routing, evaluating, load_balancing_loss
+from moe_lessons.nn.balancing import rank_within
+from moe_lessons.tasks import BYTE_CLASSES, byte_class
+
+MASKS = ("attention_mask", "decoder_attention_mask")
+ADVICE = "count all tokens, by count_padding=True"
+NOTHING = (
+    "the lens has seen no router at work: call the model itself within it. torch.compile, and kernels that replace a "
+    "whole block, go past its hooks: use the model as from_pretrained gives it"
+)
+
+
+class Lens:
+    """Within it, each call of `model` leaves a `Routing` for each of its MoE layers.
+
+    model: any Hugging Face model with experts, or one of ours, in eval or in training, on any device. It computes bit
+        by bit what it computes without: the hooks only read, and are gone when the lens is left. What a backward pass
+        computes again (gradient checkpointing) is no call of the model.
+    keep: how many calls are remembered, the last ones; None is all. Each costs T·(E + 2·K) numbers a layer.
+    count_padding: whether tokens count whose attention_mask is 0. Of an encoder–decoder each side has its own mask.
+
+    layers: the names of the layers, in the order in which they ran; one that ran twice in a call is there twice.
+    calls: a dict, layer -> `Routing`, for each call, the oldest first. `generate` makes a call for each new token, and
+        of an encoder–decoder it calls the encoder alone at first, which is not seen.
+    routings: layer -> the `Routing` of the tokens of all these calls, joined. A lens that is entered again starts anew.
+
+    router_probs are the router's scores over their sum, whichever function makes them: softmax, sigmoid, √softplus.
+    Where an expert of Switch or NLLB is full, the assignment is a dropped one; where a token of Zaya skips the experts,
+    it has none.
+
+    >>> from moe_lessons.nn import LanguageModel, TransformerConfig
+    >>> model, ids = LanguageModel(TransformerConfig()), torch.tensor([list(b"What is a mixture of experts?")])
+    >>> with Lens(model) as lens:
+    ...     logits, _ = model(ids)
+    >>> lens.layers
+    ('layers.0.ffn', 'layers.1.ffn', 'layers.2.ffn')
+    >>> int(lens.routings["layers.0.ffn"].tokens_per_expert.sum())  # 29 tokens, 2 experts each
+    58
+    >>> lens.balance().index.tolist() == list(lens.layers)
+    True
+
+    What is drawn of our models is drawn of these: `plots.layer_loads(list(lens.routings.values()))`, or
+    `analysis.expert_shares(lens.trace(ids), by="layer")` as a heat map.
+
+    Raises ValueError for a model without experts, with a router that cannot be found, or with experts that cannot be
+    read; in a call of the model for a mask that does not tell padding; and when asked before anything was seen.
+    """
+
+    def __init__(self, model: nn.Module, keep: int | None = None, count_padding: bool = False):
+        self.mixtures = find_mixtures(model)
+        self.model, self.count_padding = model, count_padding
+        self.keep = None if keep is None else check_positive_int("keep", keep)
+        self._two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        names = list(inspect.signature(model.forward).parameters)
+        self._places = [names.index(name) if name in names else None for name in MASKS]
+        self._calls: list[dict[str, Seen]] = []
+        self._open: dict[str, Seen] | None = None  # the call that runs
+        self._handles: list = []
+
+    def __enter__(self) -> "Lens":
+        if self._handles:
+            raise ValueError("lens must be left before it is entered again, got one that is open")
+        self._calls.clear()
+        add = self._handles.append
+        add(self.model.register_forward_pre_hook(self._begin, with_kwargs=True))
+        for name, mixture in self.mixtures.items():
+            add(mixture.router.register_forward_hook(partial(self._decided, name, mixture)))
+            if mixture.experts is not None:
+                add(mixture.experts.register_forward_pre_hook(partial(self._called, name, mixture), with_kwargs=True))
+        add(self.model.register_forward_hook(self._end, always_call=True))
+        return self
+
+    def __exit__(self, kind: type | None = None, *_) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._open = None
+        if kind is None and not self._calls:
+            warnings.warn(NOTHING, stacklevel=2)
+
+    def _begin(self, module, args: tuple, kwargs: dict) -> None:
+        self._masks = [None, None]
+        if not self.count_padding:
+            for side, (name, place) in enumerate(zip(MASKS, self._places)):
+                by_place = args[place] if place is not None and place < len(args) else None
+                self._masks[side] = check_mask(name, kwargs.get(name, by_place))
+        self._open = {}
+
+    def _end(self, module, args: tuple, output) -> None:
+        call = {name: seen for name, seen in (self._open or {}).items() if seen.is_complete}
+        if call and output is not None:  # None where the call has failed
+            self._calls.append(call)
+            del self._calls[: -self.keep if self.keep else 0]
+        self._open = None
+
+    def _decided(self, name: str, mixture: Mixture, module, args: tuple, output) -> None:
+        if self._open is not None:
+            self._note(name, mixture, "output", detached(mixture.read(output)))
+
+    def _called(self, name: str, mixture: Mixture, module, args: tuple, kwargs: dict) -> None:
+        if self._open is not None:
+            topk = tuple(kwargs[key] if key in kwargs else args[at] for at, key in enumerate(mixture.keys, start=1))
+            self._note(name, mixture, "topk", detached(topk))
+
+    def _note(self, name: str, mixture: Mixture, part: str, value) -> None:
+        key, turn = name, 1
+        while key in self._open and getattr(self._open[key], part) is not None:  # it runs once more in this call
+            turn += 1
+            key = f"{name} (turn {turn})"
+        if key not in self._open:
+            mask = self._masks[self._two_sided and "decoder" in name.split(".")]
+            self._open[key] = Seen(key, mixture, mask)
+        setattr(self._open[key], part, value)
+
+    @property
+    def calls(self) -> list[dict[str, Routing]]:
+        return [{name: seen.routing for name, seen in call.items()} for call in self._calls]
+
+    @property
+    def routings(self) -> dict[str, Routing]:
+        calls = self.calls
+        if not calls:
+            raise ValueError(NOTHING)
+        return {name: joined([call[name] for call in calls if name in call]) for name in self.layers}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for call in self._calls for name in call)) or tuple(self.mixtures)
+
+    def balance(self) -> pd.DataFrame:
+        """`analysis.balance_by_layer` of all calls: a row for each layer, by its name."""
+        routings = self.routings
+        return balance_by_layer(list(routings.values())).set_axis(list(routings))
+
+    def pooled_loss(self) -> float:
+        """What Hugging Face's own loss sees: the balancing loss of all layers' tokens at once, in our scale.
+
+        1 is even; theirs is K times this. Two layers that have collapsed onto different experts look balanced in it.
+        """
+        return load_balancing_loss(joined(list(self.routings.values()))).item()
+
+    def trace(self, input_ids: Tensor, domains: Sequence[str] | None = None, tokenizer=None, **inputs) -> pd.DataFrame:
+        """A table as `analysis.trace` makes it, for its questions and heat maps: a row for each token and layer.
+
+        The model runs once more, in eval mode, on input_ids (B, T) and other inputs such as attention_mask (padding has
+        no rows). domains: the name of each sequence's domain; None: all are 'text'. The column 'byte' has the token's
+        id; its byte_class is that of the first byte of what it stands for, which a tokenizer says, or of the byte that
+        it is where it is one.
+        """
+        with evaluating(self.model), torch.no_grad(), Lens(self.model, 1, self.count_padding) as lens:
+            self.model(input_ids, **inputs)
+        routings, mask = list(lens.routings.values()), lens._masks[0]
+        known = pd.MultiIndex.from_product(map(range, input_ids.shape), names=["sequence", "position"])
+        tokens = known.to_frame(index=False).assign(byte=input_ids.flatten().tolist())
+        if tokenizer is not None:
+            first = [(tokenizer.decode([token]).strip() or " ").encode()[0] for token in tokens["byte"]]
+        else:
+            first = tokens["byte"].where(tokens["byte"] < 256, 0).tolist()
+        tokens["byte_class"] = pd.Categorical.from_codes(byte_class(torch.tensor(first)).tolist(), BYTE_CLASSES)
+        domains = ["text"] * len(input_ids) if domains is None else list(domains)
+        tokens["domain"] = pd.Categorical(np.repeat(domains, input_ids.shape[1]))
+        if mask is not None:
+            tokens = tokens[(mask != 0).flatten().tolist()].reset_index(drop=True)
+        if sizes := {routing.num_tokens for routing in routings} - {len(tokens)}:
+            raise ValueError(f"layers must all route the {len(tokens)} tokens of input_ids, got {sorted(sizes)}")
+        return trace_table(tokens, routings)
+
+
+@dataclass
+class Seen:
+    """What one layer did in one call, as it was seen. Its `routing` is made when it is asked for."""
+
+    name: str
+    mixture: Mixture
+    mask: Tensor | None  # (B, T), or longer where a cache holds earlier tokens
+    output: Tensor | tuple | Routing | None = None  # what was read of the router's
+    topk: tuple[Tensor, Tensor] | None = None  # what the experts were called with
+
+    @property
+    def is_complete(self) -> bool:
+        return self.output is not None and (self.topk is not None or self.mixture.experts is None)
+
+    @cached_property
+    def routing(self) -> Routing:
+        routing = self.mixture.make(self.output, self.topk)
+        if self.mask is None:
+            return routing
+        (sequences, length), num_tokens = self.mask.shape, routing.num_tokens
+        if num_tokens % sequences or num_tokens > sequences * length:
+            fits = f"must be (B, T), for the {num_tokens} tokens of {self.name}"
+            raise ValueError(f"attention_mask {fits}, got {tuple(self.mask.shape)}: {ADVICE}")
+        counts = self.mask[:, length - num_tokens // sequences :].reshape(-1) != 0  # (T,)
+        return routing if bool(counts.all()) else only(routing, counts.to(routing.token_idx.device))
+
+
+def check_mask(name: str, mask) -> Tensor | None:
+    """Return `mask` if it is None or tells of each token whether it is padding, (B, T), else raise ValueError."""
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and len(mask)):
+        return mask
+    raise ValueError(f"{name} must be (B, T), with 0 for padding, got {in_words(mask)}: give that one, or {ADVICE}")
+
+
+def only(routing: Routing, counts: Tensor) -> Routing:
+    """The routing of those of its tokens that count (T,), numbered anew."""
+    number = counts.cumsum(0) - 1  # (T,)
+    kept, dropped = counts[routing.token_idx], counts[routing.dropped_token_idx]
+    return Routing(
+        routing.router_logits[counts],
+        routing.router_probs[counts],
+        number[routing.token_idx[kept]],
+        routing.expert_idx[kept],
+        routing.weight[kept],
+        number[routing.dropped_token_idx[dropped]],
+        routing.dropped_expert_idx[dropped],
+    )
+
+
+def joined(routings: Sequence[Routing]) -> Routing:
+    """One `Routing` of the tokens of all, first choices first. ValueError where they differ in their experts."""
+    if len(sizes := {routing.num_experts for routing in routings}) > 1:
+        raise ValueError(f"routings must have one number of experts to be joined, got {sorted(sizes)}")
+    if len(routings) == 1:
+        return routings[0]
+    columns = {field.name: [getattr(routing, field.name) for routing in routings] for field in fields(Routing)}
+    starts = np.cumsum([0, *(routing.num_tokens for routing in routings)]).tolist()
+    for name in ("token_idx", "dropped_token_idx"):
+        columns[name] = [idx + start for idx, start in zip(columns[name], starts)]
+    device = routings[0].token_idx.device  # layers may be on several
+    both = Routing(**{name: torch.cat([part.to(device) for part in parts]) for name, parts in columns.items()})
+    order = rank_within(both.token_idx).argsort(stable=True)  # 0 for a token's first choice
+    return replace(both, **{name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")})

@@ -1,0 +1,193 @@
+"""Where the routers of a Hugging Face model are, and how each is read: by structure, not by a list of names.
+
+A mixture is a module with a child, its experts, whose `forward` takes (hidden states, indices (T, K), weights (T, K)):
+what they are called with is what is carried out. The logits come from the router beside them, which the model itself
+declares for `output_router_logits`. Four families are built otherwise: see `SPECIAL`. Two of transformers 5.24 cannot
+be read, since they call no module with their choices: doge, whose experts are rows of a table, and vitpose_backbone,
+which has no router.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_lessons.nn import Routing, is_moe
+
+INDICES, WEIGHTS = ("top_k_index", "router_indices"), ("top_k_weights", "routing_weights")  # two names in use for each
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Where one layer's decision is seen, and how it is read.
+
+    router, and what to `read` of its output. experts, with the names of their second and third argument, `keys`; None
+    where the router tells all. make: (what was read, the two arguments) -> `Routing`.
+    """
+
+    router: nn.Module
+    read: Callable
+    make: Callable[..., Routing]
+    experts: nn.Module | None = None
+    keys: tuple[str, ...] = ()
+
+
+def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
+    """The mixtures of experts within a model, by name. ValueError where there is none, or one that cannot be read."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch module, got {type(model).__name__}")
+    declared = declared_routers(model)
+    found = {name: mixture_of(name, module, declared) for name, module in model.named_modules()}
+    found = {name: mixture for name, mixture in found.items() if mixture is not None}
+    if not found:
+        closed = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if name.endswith("experts")]
+        what = "are quantised or fused, as it seems: load the model without that" if closed else "it is dense, or doge"
+        got = f"{type(model).__name__}, whose {closed[0]} {what}" if closed else f"{type(model).__name__}: {what}"
+        raise ValueError(f"model must have experts that are called with the choices of their router, got {got}")
+    return found
+
+
+def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixture | None:
+    """The `Mixture` of a module that is one, else None. declared: see `declared_routers`."""
+    kind, children = type(module).__name__, dict(module.named_children())
+    if kind in SPECIAL:
+        return Mixture(module.router, lambda output: output, partial(SPECIAL[kind], module.router))
+    experts = next((child for child in children.values() if keys_of(child)), None)
+    if experts is not None:
+        router = next((child for child in children.values() if type(child) in declared), None)
+        router = router or children.get("gate", children.get("router"))  # not declared: by its usual name
+        if router is None:
+            wanted = "declared in the model's _can_record_outputs, or named gate or router"
+            raise ValueError(f"router of {name} must stand beside its experts, {wanted}; got {', '.join(children)}")
+        read = partial(logits_in, index=declared.get(type(router), 0))
+        return Mixture(router, read, partial(of_experts, experts), experts, keys_of(experts))
+    if is_moe(module) and not type(module).__module__.startswith("transformers."):  # ours, or a learner's
+        return Mixture(module, routing_in, lambda routing, _: routing)
+    return None
+
+
+def keys_of(module: nn.Module) -> tuple[str, str] | None:
+    """The names of indices and weights, where `forward` takes (self, hidden states, indices, weights, …); else None."""
+    names = list(inspect.signature(type(module).forward).parameters)[2:4]
+    return tuple(names) if len(names) == 2 and names[0] in INDICES and names[1] in WEIGHTS else None
+
+
+def declared_routers(model: nn.Module) -> dict[type, int]:
+    """The router classes that a model, or a model within it, declares, and where the logits stand in their output."""
+    found = {}
+    for part in model.modules():
+        specs = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits") or []
+        for spec in specs if isinstance(specs, list | tuple) else [specs]:
+            found[getattr(spec, "target_class", spec)] = getattr(spec, "index", 1)
+    return found
+
+
+def logits_in(output: Tensor | tuple, index: int) -> Tensor:
+    return output if isinstance(output, Tensor) else output[index]  # DBRX's router returns nothing else
+
+
+def routing_in(output) -> Routing | None:
+    return next((part for part in output if isinstance(part, Routing)), None) if isinstance(output, tuple) else None
+
+
+def detached(value):
+    """The same tensor, tuple or `Routing`, without its graph; anything else as it is."""
+    if isinstance(value, Routing):
+        return replace(value, **{field.name: getattr(value, field.name).detach() for field in fields(value)})
+    if isinstance(value, tuple):
+        return tuple(map(detached, value))
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def of_experts(experts: nn.Module, logits: Tensor, topk: tuple[Tensor, Tensor]) -> Routing:
+    """From the logits (T, E), and the indices and weights (T, K) that the experts were called with."""
+    indices, weights = (part.reshape(-1, part.shape[-1]) for part in topk)  # (T, K)
+    logits = logits.reshape(-1, logits.shape[-1])  # (T, E)
+    if logits.shape[1] - 1 == getattr(experts, "num_experts", None):  # Zaya: the last class stands for no expert
+        return listed(logits[:, :-1], indices, weights, weights != 0)
+    return listed(logits, indices, weights)
+
+
+def llama4(router: nn.Module, output: tuple, _) -> Routing:
+    """All experts run, on tokens times their scores (T, E): sigmoids, and 0 for those that were not chosen."""
+    scores, logits = (part.reshape(-1, router.num_experts) for part in output)
+    indices = logits.topk(router.top_k, dim=-1).indices
+    return listed(logits, indices, scores.gather(1, indices))
+
+
+def switch(router: nn.Module, output: tuple, _) -> Routing:
+    """The choice is one-hot (..., E), nothing where its expert was full; its probability (..., 1)."""
+    chosen, prob, logits = (part.reshape(-1, part.shape[-1]) for part in output)
+    carried_out = chosen.sum(dim=-1, keepdim=True) > 0  # (T, 1)
+    return listed(logits, logits.argmax(dim=-1, keepdim=True), prob, carried_out, drops=True)
+
+
+def nllb(router: nn.Module, output: tuple, _) -> Routing:
+    """Two choices, whose weights stand in a table (T, E), 0 where their expert was full."""
+    _, table, logits = output
+    indices = logits.topk(2, dim=-1).indices
+    weights = table.gather(1, indices)
+    return listed(logits, indices, weights, weights != 0, drops=True)
+
+
+def jetmoe(router: nn.Module, output: tuple, _) -> Routing:
+    """The choices come sorted by expert; the logits tell them by token. The weights are a softmax over the chosen."""
+    best, indices = output[4].topk(router.top_k, dim=-1)
+    return listed(output[4], indices, best.softmax(dim=-1))
+
+
+SPECIAL: dict[str, Callable[..., Routing]] = {
+    "Llama4TextMoe": llama4, "SwitchTransformersSparseMLP": switch, "NllbMoeSparseMLP": nllb,
+    "JetMoeMoE": jetmoe, "JetMoeMoA": jetmoe,
+}  # fmt: skip
+
+
+def listed(
+    logits: Tensor, indices: Tensor, weights: Tensor, carried_out: Tensor | None = None, drops: bool = False
+) -> Routing:
+    """The `Routing` of logits (T, E) and of indices and weights (T, K). carried_out (T, K): which of them are; the
+    others are dropped, or are no assignments at all."""
+    logits, probs = scored(logits, indices, weights)
+    routing = Routing.from_topk(logits, probs, indices, weights)
+    if carried_out is None:
+        return routing
+    kept, names = carried_out.T.flatten(), ("token_idx", "expert_idx")
+    parts = {name: getattr(routing, name)[kept] for name in (*names, "weight")}
+    lost = {f"dropped_{name}": getattr(routing, name)[~kept] for name in names if drops}
+    return replace(routing, **parts, **lost)
+
+
+SCORES: tuple[Callable[[Tensor], Tensor], ...] = (
+    partial(torch.softmax, dim=-1),
+    torch.sigmoid,
+    lambda z: F.softplus(z).sqrt(),  # DeepSeek-V4
+)
+
+
+def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and probabilities (T, E), in float32 at least: of the score that explains the weights (T, K), up to a
+    factor for each token and their rounding. Softmax where none does, and where that cannot be told.
+
+    Where the 'logits' are probabilities already (Gemma 4), their logarithm is returned.
+    """
+    eps = max(torch.finfo(part.dtype).eps for part in (logits, weights))
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if bool((logits >= 0).all()) and bool(((logits.sum(dim=-1) - 1).abs() < 1e-2).all()):
+        return logits.log(), logits
+    score = SCORES[0]
+    if len(logits) and (weights.shape[1] > 1 or bool((weights != weights[0]).any())):
+        own = shares(weights.to(logits.dtype))
+        errors = [(shares(score(logits).gather(1, indices)) - own).abs().mean() for score in SCORES]
+        least, best = torch.stack(errors).min(dim=0)
+        score = SCORES[int(best)] if least < 4 * eps else score
+    scores = score(logits)
+    return logits, scores / scores.sum(dim=-1, keepdim=True)
+
+
+def shares(weights: Tensor) -> Tensor:
+    """Weights (T, K) over their sum; those of a single choice as they are."""
+    return weights if weights.shape[1] == 1 else weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-20)
