@@ -10,7 +10,7 @@ from IPython.display import Markdown
 from moe_lessons import progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.errors import check_choice
-from moe_lessons.plots.theme import static_mode
+from moe_lessons.static import static_mode
 
 HERE = Path(__file__).parent
 TESTS = "https://github.com/moe-lessons/moe_lessons/blob/main/tests/claims/test_lesson_{}.py"

@@ -65,6 +65,16 @@ LESSONS = (
         "measured against the classical mixture at equal work; which published model took what",
     ),  # fmt: skip
     Lesson(
+        "10", "10_real_models.ipynb", "Real models", 30,
+        "what each family since Mixtral changed; whether a router that you meet is healthy, layer by layer; what of our "
+        "small models holds for the real classes, and which figure hides a collapse",
+    ),  # fmt: skip
+    Lesson(
+        "11", "11_many_machines.ipynb", "Many machines", 30,
+        "how the experts of one model stand on many machines: who sends what to whom, what the slowest one costs, and "
+        "what happens when one dies; what thousands of devices would take, and how far off such an estimate is",
+    ),  # fmt: skip
+    Lesson(
         "12", "12_the_interview.ipynb", "The interview", 45,
         "the answer, in one sentence, in one minute and in five, with your own figures; and what comes next when "
         "an engineer asks on",

@@ -9,7 +9,7 @@ import ipywidgets as W
 from moe_lessons import exercises, progress
 from moe_lessons.course.lessons import LESSONS, Lesson
 from moe_lessons.course.quiz import QUIZZES, read_quiz
-from moe_lessons.plots.theme import static_mode
+from moe_lessons.static import static_mode
 
 NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
 

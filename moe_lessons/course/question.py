@@ -9,7 +9,7 @@ import anywidget
 import traitlets as T
 
 from moe_lessons import progress
-from moe_lessons.plots.theme import static_mode
+from moe_lessons.static import static_mode
 
 HERE = Path(__file__).parent
 KEY = r"\d\d[a-z]?\.[a-z0-9_-]+"

@@ -19,7 +19,7 @@ import ipywidgets as W
 from moe_lessons import progress
 from moe_lessons.course.question import HERE, Question
 from moe_lessons.errors import check_choice
-from moe_lessons.plots.theme import static_mode
+from moe_lessons.static import static_mode
 
 QUIZZES = {path.stem: path for path in sorted((HERE / "quizzes").glob("*.md"))}  # lesson -> file
 FEWEST, MOST = 3, 5  # questions

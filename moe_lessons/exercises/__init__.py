@@ -52,6 +52,12 @@ MODULES = {  # name -> its module, in the order of the course; a module is impor
     "finer_experts": "check_modern",
     "grouped_choice": "check_modern",
     "soft_moe": "check_modern",
+    # 10
+    "router_health": "check_health",
+    "pooled_loss": "check_health",
+    # 11
+    "step_time": "check_machines",
+    "sent_bytes": "check_machines",
     # 12
     "lead": "check_interview",
     "pick": "check_interview",

@@ -39,6 +39,8 @@ class MoE(nn.Module):
     (torch.Size([5, 4]), 10)
     """
 
+    limit: Callable[["MoE", Routing], Routing] | None = None  # in the place of `apply_capacity`: see `parallel`
+
     def __init__(
         self,
         d_model: int,
@@ -109,6 +111,8 @@ class MoE(nn.Module):
         return self.router(tokens)
 
     def _limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:  # (..., D), for who counts by sequence
+        if self.capacity_factor is not None and self.limit is not None:
+            return self.limit(self, routing)
         if self.capacity_factor is None or routing.num_tokens == 0:
             return routing
         capacity = expert_capacity(self.capacity_factor, self.top_k, routing.num_tokens, self.num_experts)

@@ -141,6 +141,15 @@ ROWS = (
     Knob("dense_width", "Equally good", "×",
          "An assumption: how many times as wide as the active part a dense FFN must be to be as good. Lesson 08 "
          "measures 2.7 for 2 of 16 experts and 3.9 for 2 of 32: about the root of E / K", Reach(1, 16, 0.1)),
+    # of many machines
+    Knob("devices", "Devices", tip="How many work on one model", stops=tuple(2**n for n in range(15))),
+    Knob("expert_parallel", "Expert parallel", "devices", "Devices that share the experts of a layer"),
+    Knob("pipeline_parallel", "Pipeline", "stages", "Groups of devices that have some of the layers each",
+         (1, 2, 4, 8, 16)),
+    Knob("node_limit", "Nodes of a token", "", "A token goes once to each of at most so many nodes; off: every copy by "
+         "itself", (0.0, 1, 2, 4, 8)),
+    Knob("imbalance", "Imbalance", "×", "Rows of the busiest device over the mean: all others wait", Reach(1, 8, 0.1)),
+    Knob("overlap", "Overlap", "", "Share of the exchange that passes beside the arithmetic", Reach(0, 1, 0.05)),
 )  # fmt: skip
 KNOBS = {knob.name: knob for knob in ROWS}
 TRAINING = {name: knob for name, knob in KNOBS.items() if knob.of_training}

@@ -1,7 +1,7 @@
 """What is touched: live views, laboratories, calculators. Read `picture`, `loop`, `live`, `lab`, then `playground`."""
 
 from moe_lessons.widgets.balancing import BalancingLab
-from moe_lessons.widgets.calculators import CostCalculator, DecodingCalculator
+from moe_lessons.widgets.calculators import CostCalculator, DecodingCalculator, PlanCalculator
 from moe_lessons.widgets.collapse import CollapseLab
 from moe_lessons.widgets.facts import FactsLab
 from moe_lessons.widgets.kernel import answer_where_the_page_asks, ask_colab_for_widgets
@@ -10,6 +10,7 @@ from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.picture import Picture
 from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.routing_lab import RoutingLab
+from moe_lessons.widgets.torchrun import TorchRun
 
 __all__ = [
     "BalancingLab",
@@ -20,8 +21,10 @@ __all__ = [
     "Lab",
     "LiveRun",
     "Picture",
+    "PlanCalculator",
     "Playground",
     "RoutingLab",
+    "TorchRun",
 ]
 
 answer_where_the_page_asks()

@@ -11,13 +11,14 @@ import torch
 
 from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import Machine, union_law
+from moe_lessons.analysis.planner import Plan, plan
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
 from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.errors import check_choice, check_number, check_top_k
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, MoE, dense_twin, seeded, torch_threads
 from moe_lessons.plots.cost import PART_COLORS, cost_table
 from moe_lessons.plots.marks import Axis, Bars, Line, Panel, Parts, Points, Rule
-from moe_lessons.plots.theme import short_number
+from moe_lessons.plots.theme import PALETTE, short_number
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import control, move, named_stops
 from moe_lessons.widgets.picture import Picture
@@ -48,6 +49,17 @@ class Calculator(Picture):
 
     def moved(self, name: str) -> None:
         """The control of this name was moved by hand: move the others that depend on it."""
+
+
+def controls(values: dict[str, Any], stops: dict[str, Any]) -> dict[str, W.Widget]:
+    """A control for each name, at its value where it has one. ValueError for a value that is not among the stops."""
+    made = {name: control(name, stops.get(name)) for name in values}
+    for name, value in values.items():
+        if value is not None:
+            if options := getattr(made[name], "options", None):
+                check_choice(name, value, [stop[-1] if isinstance(stop, tuple) else stop for stop in options])
+            move(made[name], value)
+    return made
 
 
 STOPS = {"num_experts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, 9), "d_ff": range(128, 32769, 128)}
@@ -81,16 +93,11 @@ class CostCalculator(Calculator):
         weights: str = "bfloat16",
         dense_width: float | None = None,
     ):
-        check_choice("context_length", context_length, KNOBS["context_length"].stops)
-        check_choice("machine", machine, machines().index)
-        check_choice("weights", weights, WEIGHT_BYTES)
-        choices = {"machine": tuple(machines().index), "weights": tuple(WEIGHT_BYTES)}
-        choices["published"] = (SLIDERS, *published_sizes())
-        names = ("published", "config_file", *SIZES, "context_length", "machine", "weights", "dense_width")
-        self.inputs = {name: control(name, choices.get(name, STOPS.get(name))) for name in names}
+        stops = STOPS | {"machine": tuple(machines().index), "weights": tuple(WEIGHT_BYTES)}
+        given = dict.fromkeys(("published", "config_file", *SIZES))
+        given |= {"context_length": context_length, "machine": machine, "weights": weights, "dense_width": None}
+        self.inputs = controls(given, stops | {"published": (SLIDERS, *published_sizes())})
         self.problem, self.ratio = "", 0.0  # of the file in the field; E / K
-        for name, value in {"context_length": context_length, "machine": machine, "weights": weights}.items():
-            self.inputs[name].value = value
         self.take(MODEL_SHAPES["Mixtral 8x7B"])
         self._start(model)
         if dense_width is not None:
@@ -222,6 +229,74 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
+LAYOUT = {"devices": 2048, "expert_parallel": 64, "pipeline_parallel": 16, "node_limit": 4}
+LAYOUT |= {"imbalance": 1.0, "overlap": 0.0}
+
+
+class PlanCalculator(Calculator):
+    """Sliders for a training on many devices: what a step takes, and what a device holds, by `analysis.plan`.
+
+    model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with
+    the layout of DeepSeek-V3, without overlap. There are at least as many devices as the layout needs. Raises
+    ValueError for values that there are not.
+    """
+
+    def __init__(self, model: str = "DeepSeek-V3", **settings: Any):
+        sizes = published_sizes()[check_choice("model", model, published_sizes())]
+        most = min(group.num_experts for group in sizes.groups)
+        given = LAYOUT | {name: settings[name] or 0.0 for name in LAYOUT if name in settings}
+        self.inputs = controls(given, {"expert_parallel": [2**n for n in range(most.bit_length())]})
+        self.model, self.fixed = model, {name: value for name, value in settings.items() if name not in LAYOUT}
+        self.moved("overlap")
+        self.plan()  # refuses what does not fit
+        super().__init__([])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments of `plan`."""
+        slid = {name: widget.value for name, widget in self.inputs.items()}
+        return self.fixed | slid | {"node_limit": slid["node_limit"] or None}
+
+    def plan(self) -> Plan:
+        """What is shown."""
+        return plan(self.model, **self.settings)
+
+    def panels(self) -> list[Panel]:
+        made, names = self.plan(), ("weights", "gradients", "optimizer", "activations")
+        times = {"arithmetic": (made.compute, 0), "links inside": (0, made.inside), "links between": (0, made.between)}
+        times["the step"] = made.compute, made.seconds - made.compute
+        texts = [f"{sum(own):.3g} s" for own in times.values()]
+        step = Parts(tuple(times), ("arithmetic", "exchange"), list(times.values()), PALETTE[:2], texts)
+        held = [getattr(made, name) / 1e9 for name in names]
+        memory = machines().memory_bytes[self.fixed.get("machine", "NVIDIA H100 SXM")] / 1e9
+        marks = [Parts(("held",), names, [held], PALETTE[2:6], [f"{sum(held):.0f} GB"]), Rule(memory, kind="limit")]
+        ends = 1.25 * max(map(sum, times.values())), 1.25 * max(sum(held), memory)
+        return [
+            Panel("Time of a step", [step], Axis(0, ends[0], "seconds"), width=6),
+            Panel("Memory of a device, and how much it has", marks, Axis(0, ends[1], "gigabytes"), width=6),
+        ]
+
+    def sentence(self) -> str:
+        made = self.plan()
+        return (
+            f"{made.devices:,} devices read {short_number(made.tokens_per_second)} tokens per second. A step takes "
+            f"{made.seconds:.3g} s, and what sets its pace is: {made.limit}. Each device holds "
+            f"{made.memory / 1e9:.0f} GB. In a step it sends {made.bytes_inside / 1e9:.3g} GB within its node, and "
+            f"{made.bytes_between / 1e9:.3g} GB to others."
+        )
+
+    def moved(self, name: str) -> None:
+        devices, experts, stages = (self.inputs[n] for n in ("devices", "expert_parallel", "pipeline_parallel"))
+        if name == "devices":
+            move(experts, min(experts.value, devices.value))
+            move(stages, min(stages.value, devices.value // experts.value))
+        move(devices, max(devices.value, experts.value * stages.value))
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"PlanCalculator({self.model!r}, {settings})"
+
+
 BLOCK = {"num_experts": (2, 4, 8, 16), "batch_size": KNOBS["batch_size"].stops}
 D_MODEL, D_FF = 512, 1024
 EXPERT_BYTES = 4 * 3 * D_MODEL * D_FF  # of one expert: gate, up and down in float32
@@ -242,14 +317,10 @@ class DecodingCalculator(Calculator):
     def __init__(self, machine: Machine, num_experts: int = 8, top_k: int = 2, batch_size: int = 1):
         if not isinstance(machine, Machine):
             raise ValueError(f"machine must be a Machine, as measure_machine returns, got {type(machine).__name__}")
-        check_choice("num_experts", num_experts, BLOCK["num_experts"])
-        check_choice("batch_size", batch_size, BLOCK["batch_size"])
         sizes = {"num_experts": num_experts, "top_k": check_top_k(top_k, num_experts), "batch_size": batch_size}
+        self.inputs = controls(sizes, BLOCK | {"top_k": range(1, num_experts + 1)})
         self.machine = machine
         self.measured: dict[str, float] | None = None  # the speed-up of each model, for what the sliders show
-        self.inputs = {name: control(name, BLOCK.get(name, range(1, num_experts + 1))) for name in sizes}
-        for name, value in sizes.items():
-            self.inputs[name].value = value
         tip = "Build the three blocks and time them, about two seconds"
         self.button = W.Button(description="Measure here", tooltip=tip)
         self.button.on_click(lambda _: self.measure())

@@ -17,7 +17,7 @@ from moe_lessons.nn import torch_threads
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels._history import num_experts
-from moe_lessons.plots.theme import static_mode
+from moe_lessons.static import static_mode
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged
 from moe_lessons.widgets.loop import Loop, in_words
@@ -29,7 +29,7 @@ QUICK = 0.01  # CPU seconds: a panel that takes less is drawn anew for each acti
 TEXT_INTERVAL = 0.25  # seconds between two refreshes of the lines of text
 NUM_TRACED, NUM_TRACED_PER_DOMAIN = 24, 2  # sequences whose routing is read: in all, and of each domain at least
 
-_views: dict[str, list["LiveRun"]] = {}  # notebook cell -> the views that it made
+_views: dict[str, list[Picture]] = {}  # notebook cell -> the views that it made
 
 
 class Kept(NamedTuple):
@@ -82,7 +82,7 @@ class LiveRun(Picture):
         self._lines_at, self._shown = 0.0, False
         self._late = self._is_late = False  # whether costly panels of a new start come now, or next
         self.loop = Loop(self)
-        self._register()
+        end_with_its_cell(self)
         super().__init__(rows=[W.Box(self.bar()).add_class("moe-bar"), *self.rows()])
         _spare_what_is_loaded()
         if play:
@@ -354,15 +354,6 @@ class LiveRun(Picture):
             for button in self._step_buttons:
                 button.disabled = playing
 
-    def _register(self) -> None:
-        """Have the view ended when its cell runs again, or is deleted."""
-        cell = _running_cell().get("cellId")
-        if cell is not None:
-            _views.setdefault(cell, []).append(self)
-            events = get_ipython().events
-            if _before_cell not in events.callbacks["pre_run_cell"]:
-                events.register("pre_run_cell", _before_cell)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self.written())})"
 
@@ -386,6 +377,16 @@ def check_panels(panels: Any) -> list[Callable[[Any], Panel]]:
         if not callable(panel) and panel not in PANELS:
             raise ValueError(f"panels must be functions or of {', '.join(map(repr, PANELS))}, got {panel!r}")
     return [panel if callable(panel) else PANELS[panel] for panel in panels]
+
+
+def end_with_its_cell(view: Picture) -> None:
+    """Have a view ended when its cell runs again, or is deleted."""
+    cell = _running_cell().get("cellId")
+    if cell is not None:
+        _views.setdefault(cell, []).append(view)
+        events = get_ipython().events
+        if _before_cell not in events.callbacks["pre_run_cell"]:
+            events.register("pre_run_cell", _before_cell)
 
 
 def _running_cell() -> dict[str, Any]:

@@ -7,7 +7,8 @@ import ipywidgets as W
 
 from moe_lessons.plots import still
 from moe_lessons.plots.marks import Panel
-from moe_lessons.plots.theme import THEMES, static_mode
+from moe_lessons.plots.theme import THEMES
+from moe_lessons.static import static_mode
 from moe_lessons.widgets.canvas import LiveCanvas
 
 

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_tools import mark
 
-from moe_lessons.analysis import Machine, published_models, timing, union_law
+from moe_lessons.analysis import Machine, plan, published_models, timing, union_law
 from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.roofline import published_sizes, sizes_of
 from moe_lessons.plots.marks import Bars, Line, Parts, Points, Table
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets import CostCalculator, DecodingCalculator, calculators
+from moe_lessons.widgets import CostCalculator, DecodingCalculator, PlanCalculator, calculators
 from moe_lessons.widgets.calculators import NAMES, SIZES, measure_blocks
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
@@ -30,6 +30,11 @@ def cost():
 @pytest.fixture
 def decoding():
     return DecodingCalculator(MACHINE)
+
+
+@pytest.fixture
+def planned():
+    return PlanCalculator(dispatch_bytes=1)
 
 
 def move(calculator, **values) -> None:
@@ -129,7 +134,7 @@ def cells(calculator, row: str) -> list[str]:
 def test_the_rows_by_the_roofline_of_lesson_07(cost):
     move(cost, context_length=0)
     read = 2 * (12_879_925_248 - 32000 * 4096)  # bytes: all active weights but the embedding, a look-up
-    assert cells(cost, "tokens/s") [0] == f"{3.35e12 / read:.3g}"
+    assert cells(cost, "tokens/s")[0] == f"{3.35e12 / read:.3g}"
     ridge = 989.4 / 3.35
     assert cells(cost, "arithmetic")[1:] == ["296"] * 3 and 295 < ridge < 296
     batch = int(cells(cost, "arithmetic")[0].replace(",", ""))
@@ -244,14 +249,36 @@ def test_blocks_are_measured_in_turns_against_the_equal_total_twin(monkeypatch):
     assert called == [(4, 8, (3, 16)), (1, 16, (3, 16)), (1, 32, (3, 16))] * (timing.WARM_UP + 2)
 
 
-def test_every_control_says_what_it_does(cost, decoding):
+def test_a_plan_is_that_of_its_sliders_and_its_repr_makes_it_again(planned):
+    move(planned, imbalance=1.5, overlap=0.0, node_limit=0.0)
+    made = plan("DeepSeek-V3", devices=2048, expert_parallel=64, pipeline_parallel=16, imbalance=1.5, dispatch_bytes=1)
+    assert planned.plan() == made and made.limit in planned.canvas.words["words"]
+    times, held = mark(planned, 0, Parts), mark(planned, 1, Parts)
+    assert times.values[-1] == pytest.approx((made.compute, made.exchange)) and sum(held.values[0]) == pytest.approx(
+        made.memory / 1e9
+    )
+    again = eval(repr(planned), {"PlanCalculator": PlanCalculator})
+    assert (again.plan(), repr(again)) == (made, repr(planned))
+
+
+def test_there_are_as_many_devices_as_a_layout_needs(planned):
+    move(planned, devices=32)
+    assert [planned.inputs[name].value for name in ("expert_parallel", "pipeline_parallel")] == [32, 1]
+    move(planned, expert_parallel=256)
+    assert planned.plan().devices == 256
+    frame = planned.canvas.frame
+    move(planned, pipeline_parallel=4)
+    assert planned.plan().devices == 1024 and planned.canvas.frame == frame + 1
+
+
+def test_every_control_says_what_it_does(cost, decoding, planned):
     assert all(button.tooltip for button in (*cost.presets.values(), decoding.button))
-    for calculator in (cost, decoding):
+    for calculator in (cost, decoding, planned):
         for control in calculator.inputs.values():
             assert calculator.canvas.words["tips"][control.description] == control.tooltip != ""
 
 
-@pytest.mark.parametrize("name", ["cost", "decoding"])
+@pytest.mark.parametrize("name", ["cost", "decoding", "planned"])
 def test_a_static_page_has_the_picture_and_no_widget(name, request, monkeypatch):
     calculator = request.getfixturevalue(name)
     for static in ("1", "0"):
@@ -283,3 +310,18 @@ def test_a_static_page_has_the_picture_and_no_widget(name, request, monkeypatch)
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         (CostCalculator if isinstance(arguments.get("machine", ""), str) else DecodingCalculator)(**arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"model": "GPT-5"}, "^model must be one of 'Switch-Base-8'.*got 'GPT-5'$"),
+        ({"devices": 100}, "^devices must be one of 1, 2, 4.*got 100$"),
+        ({"model": "Mixtral 8x7B"}, "^expert_parallel must be one of 1, 2, 4, 8, got 64$"),
+        ({"imbalance": 0.5}, "^imbalance must be a finite number of at least 1, got 0.5$"),
+        ({"machine": "abacus"}, "^machine must be one of"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PlanCalculator(**arguments)

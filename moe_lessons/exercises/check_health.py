@@ -1,0 +1,181 @@
+"""Lesson 10: is a router healthy, layer by layer, and what a loss sees that pools the layers."""
+
+import torch
+from torch import Tensor
+
+from moe_lessons.analysis.load import load_statistics
+from moe_lessons.exercises.compare import Comparison
+from moe_lessons.exercises.exercise import Exercise
+from moe_lessons.nn import Routing, load_balancing_loss
+from moe_lessons.training import DEAD_SHARE
+
+# --- a health check -------------------------------------------------------------------------------------------------
+
+BUSY = 3.0  # from this max over mean on a layer is called ill
+
+
+def health_by_package(loads: Tensor, top_k: int) -> tuple[Tensor, ...]:
+    """loads (L, E), counts of assignments -> of each layer: dead, max over mean, entropy, whether it is ill."""
+    found = [load_statistics(load, top_k) for load in loads]
+    dead, busiest, entropy = (
+        torch.tensor([getattr(layer, name) for layer in found]) for name in ("dead", "max_over_mean", "entropy")
+    )
+    return dead, busiest, entropy, (dead > 0) | (busiest >= BUSY)
+
+
+def health_cases() -> list[tuple]:
+    def some(layers: int, experts: int, **own: list[int]) -> Tensor:
+        loads = torch.randint(400, 900, (layers, experts)).float()
+        for layer, load in own.items():
+            loads[int(layer[1:]), : len(load)] = torch.tensor(load).float()
+        return loads
+
+    mixed = some(4, 8, l1=[0, 2, 6], l2=[9000], l3=[40])  # of 40 assignments in some 5,000, K decides
+    return [(mixed, 2), (some(3, 6, l0=[0, 0, 0]), 1), (some(5, 16, l3=[50, 30]), 4), (some(2, 4), 2)]
+
+
+def my_health(loads, top_k):
+    shares = loads / loads.sum(dim=1, keepdim=True)  # (L, E) of the assignments
+    dead = (top_k * shares < 0.01).sum(dim=1)  # of the tokens: each makes K assignments
+    busiest = loads.shape[1] * shares.max(dim=1).values
+    entropy = torch.special.entr(shares).sum(dim=1) / torch.tensor(loads.shape[1]).log()
+    return dead, busiest, entropy, (dead > 0) | (busiest >= 3)
+
+
+def health_with(loads: Tensor, top_k: int, **other) -> tuple[Tensor, ...]:
+    """The solution with one part in another way: a function of shares (L, E) and K."""
+    shares = loads / loads.sum(dim=1, keepdim=True)
+    parts = {
+        "dead": lambda p, k: (k * p < DEAD_SHARE).sum(dim=1),
+        "busiest": lambda p, k: p.shape[1] * p.max(dim=1).values,
+        "entropy": lambda p, k: torch.special.entr(p).sum(dim=1) / torch.tensor(float(p.shape[1])).log(),
+    } | other
+    dead, busiest, entropy = (parts[name](shares, top_k) for name in ("dead", "busiest", "entropy"))
+    ill = other["ill"](dead, busiest) if "ill" in other else (dead > 0) | (busiest >= BUSY)
+    return dead, busiest, entropy, ill
+
+
+def health_pooled(loads: Tensor, top_k: int) -> tuple[Tensor, ...]:
+    return tuple(part.expand(len(loads)) for part in health_by_package(loads.sum(dim=0, keepdim=True), top_k))
+
+
+HEALTH_MISTAKES = {
+    health_pooled: (
+        "You added the layers up. Expert 3 of one layer and expert 3 of the next have nothing but the number in common."
+    ),
+    lambda loads, k: health_with(loads, k, dead=lambda p, _: (p < DEAD_SHARE).sum(dim=1)): (
+        "Dead means: under 1 % of the tokens. These are shares of the assignments, and a token makes K of them: "
+        "multiply by top_k."
+    ),
+    lambda loads, k: health_with(loads, k, dead=lambda p, _: (p == 0).sum(dim=1)): (
+        "You count experts without any token. An expert under 1 % of the tokens counts as dead, too."
+    ),
+    lambda loads, k: health_with(loads, k, dead=lambda p, k: (p < DEAD_SHARE / p.shape[1]).sum(dim=1)): (
+        "You compare with 1 % of an even share. Dead means: under 1 % of all tokens."
+    ),
+    lambda loads, k: health_with(loads, k, busiest=lambda p, _: p.max(dim=1).values): (
+        "The busiest expert's share is right. Divide it by the mean share, 1 / E."
+    ),
+    lambda loads, k: health_with(loads, k, entropy=lambda p, _: torch.special.entr(p).sum(dim=1)): (
+        "The entropy is over that of an even load: divide by log E, so that 1 is even."
+    ),
+    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: dead > 0): (
+        "A layer is also ill without a dead expert, where the busiest has three times the mean or more."
+    ),
+    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) & (busiest >= BUSY)): (
+        "One of the two is enough: a dead expert, or a busiest one with three times the mean."
+    ),
+}
+
+router_health = Exercise(
+    "router_health", lesson="10", stars=2, solution=my_health,
+    check=Comparison(
+        health_by_package, ("dead", "max over mean", "the entropy", "ill"), health_cases, HEALTH_MISTAKES,
+        axes=("layer",),
+    ),
+    hints=(
+        "Everything is asked of each row by itself: `loads / loads.sum(dim=1, keepdim=True)` are shares (L, E).",
+        "A token makes K assignments. An expert's share of the tokens is K times its share of the assignments.",
+        "`torch.special.entr(p)` is −p·log p, and 0 at 0. An even load has the entropy log E.",
+    ),
+)  # fmt: skip
+
+# --- the pooled loss ------------------------------------------------------------------------------------------------
+
+
+def routing_of(probs: Tensor, top_k: int) -> Routing:
+    """The K most probable experts of each token: probs (T, E)."""
+    weights, indices = probs.topk(top_k, dim=-1)
+    return Routing.from_topk(probs.log(), probs, indices, weights)
+
+
+def losses_by_package(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """probs (L, T, E) -> the balancing loss of all layers' tokens at once, and the mean of the layers' own."""
+    own = [load_balancing_loss(routing_of(layer, top_k)) for layer in probs]
+    return load_balancing_loss(routing_of(probs.flatten(0, 1), top_k)), torch.stack(own).mean()
+
+
+def loss_cases() -> list[tuple]:
+    def one(layers: int, tokens: int, experts: int, top_k: int) -> tuple:
+        logits = torch.randn(layers, tokens, experts) + 2 * torch.randn(layers, 1, experts)
+        return logits.softmax(dim=-1), top_k
+
+    return [one(3, 20, 8, 2), one(2, 12, 4, 1), one(4, 9, 6, 3), one(1, 10, 8, 2)]
+
+
+def my_two_losses(probs, top_k):
+    layers, num_tokens, num_experts = probs.shape
+    chosen = torch.zeros_like(probs).scatter(2, probs.topk(top_k, dim=2).indices, 1)  # (L, T, E)
+    f, P = chosen.mean(dim=1) / top_k, probs.mean(dim=1)  # (L, E) each
+    pooled = num_experts * (f.mean(dim=0) * P.mean(dim=0)).sum()  # first the mean, then the product
+    mean = num_experts * (f * P).sum(dim=1).mean()  # first the product, then the mean
+    return pooled, mean
+
+
+def losses_with(probs: Tensor, top_k: int, scale: float = 1.0, swap: bool = False, total: bool = False) -> tuple:
+    pooled, mean = losses_by_package(probs, top_k)
+    pooled, mean = scale * pooled, scale * mean * (len(probs) if total else 1)
+    return (mean, pooled) if swap else (pooled, mean)
+
+
+def losses_of_probs(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """P · P in the place of f · P."""
+    P, num_experts = probs.mean(dim=1), probs.shape[2]
+    return num_experts * P.mean(dim=0).square().sum(), num_experts * P.square().sum(dim=1).mean()
+
+
+def losses_of_counts(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """f · f."""
+    f = torch.zeros_like(probs).scatter(2, probs.topk(top_k, dim=2).indices, 1).mean(dim=1) / top_k
+    return probs.shape[2] * f.mean(dim=0).square().sum(), probs.shape[2] * f.square().sum(dim=1).mean()
+
+
+def losses_twice_the_mean(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    _, mean = losses_by_package(probs, top_k)
+    return mean, mean
+
+
+LOSS_MISTAKES = {
+    losses_twice_the_mean: (
+        "Your pooled loss multiplies in each layer and then averages: that is the mean once more. Pool f and P first, "
+        "over all layers' tokens, and then multiply."
+    ),
+    lambda p, k: losses_with(p, k, scale=k): (
+        "This is Hugging Face's scale, K times ours: f is the share of the assignments, so divide by K."
+    ),
+    lambda p, k: losses_with(p, k, scale=1 / p.shape[2]): "The factor E is missing: an even load should give 1.",
+    lambda p, k: losses_with(p, k, swap=True): "These are the right two numbers, the wrong way round: pooled first.",
+    lambda p, k: losses_with(p, k, total=True): "You added the layers' losses up. The second number is their mean.",
+    losses_of_probs: "You multiplied P with P. f is counted: how often each expert is among the K chosen.",
+    losses_of_counts: "You multiplied f with f. The other factor is P, the mean probability; the gradient needs it.",
+}
+
+pooled_loss = Exercise(
+    "pooled_loss", lesson="10", stars=2, solution=my_two_losses,
+    check=Comparison(losses_by_package, ("the pooled loss", "the mean of the layers"), loss_cases, LOSS_MISTAKES),
+    hints=(
+        "The loss is E · Σ f · P (lesson 06). Only the order differs: pool and multiply, or multiply and average.",
+        "`torch.zeros_like(probs).scatter(2, probs.topk(top_k, dim=2).indices, 1)` is 1 where an expert is chosen.",
+        "f and P of each layer are (L, E). Pooled: their means over the layers first, since all have as many tokens.",
+    ),
+)  # fmt: skip

@@ -1,0 +1,69 @@
+"""How long ranks work, and how long they send: generators for `launch`, which measure and yield."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+
+from moe_lessons.errors import check_number
+from moe_lessons.nn import MoE, Routing, seeded
+from moe_lessons.parallel.exchange import exchange_dispatch, rank_traffic, shard_experts
+
+
+def given_routing(num_tokens: int, num_experts: int, ranks: int, share: float) -> Routing:
+    """One expert for each token: `share` of all tokens go to the experts of rank 0, the others evenly to the rest.
+
+    >>> given_routing(100, 4, ranks=2, share=0.8).tokens_per_expert
+    tensor([40, 40, 10, 10])
+    """
+    if check_number("share", share) > 1:
+        raise ValueError(f"share must be from 0 to 1, got {share!r}")
+    own = num_experts // ranks
+    shares = torch.full((num_experts,), (1 - share) / max(num_experts - own, 1))
+    shares[:own] = share / own
+    ends = (shares.double().cumsum(0) * num_tokens).round().long()  # (E,)
+    expert_idx = torch.searchsorted(ends, torch.arange(num_tokens), right=True).clamp(max=num_experts - 1)
+    probs = torch.full((num_tokens, num_experts), 1 / num_experts)
+    return Routing.all_kept(probs.log(), probs, torch.arange(num_tokens), expert_idx, torch.ones(num_tokens))
+
+
+def step_times(
+    share: float, num_tokens: int = 1024, d_model: int = 128, d_ff: int = 1024, num_experts: int = 8, steps: int = 7
+) -> Iterator[dict]:
+    """Forward and backward of one layer's experts on all ranks, of which each has `num_tokens` tokens, again and again.
+
+    share: of the tokens that the experts of rank 0 get. Yields of each step the 'seconds' that it took, and for each
+    rank the 'rows' that it worked on and the seconds that it was at 'work'; the rest of the time it waited.
+    """
+    ranks = dist.get_world_size()
+    with seeded(0):
+        moe = shard_experts(MoE(d_model, d_ff, num_experts, top_k=1))
+        x = torch.randn(num_tokens, d_model, requires_grad=True)
+    routing = given_routing(num_tokens, num_experts, ranks, share)
+    traffic = rank_traffic(routing.tokens_per_expert.repeat(ranks, 1))  # (N, N): all have the same
+    for step in range(steps + 2):
+        dist.barrier()
+        start, work = time.perf_counter(), time.thread_time()
+        exchange_dispatch(moe.experts, x, routing).square().mean().backward()
+        work = torch.tensor([time.thread_time() - work])
+        dist.barrier()  # the step is over when it is over for all
+        seconds, works = time.perf_counter() - start, [torch.empty(1) for _ in range(ranks)]
+        dist.all_gather(works, work)
+        if step >= 2:  # the first ones are slower
+            yield {"seconds": seconds, "rows": traffic.sum(dim=0).tolist(), "work": torch.cat(works).tolist()}
+
+
+def exchange_times(sizes: Sequence[int], repeats: int = 7) -> Iterator[dict]:
+    """An all-to-all in which each rank sends so many bytes to the others: 'bytes', and the 'seconds' of each try."""
+    others = dist.get_world_size() - 1
+    for repeat in range(repeats + 2):
+        for size in sizes:  # in turns: no machine is the same all the time
+            sent = torch.zeros(size // others * (others + 1), dtype=torch.uint8)  # its own part stays
+            came = torch.empty_like(sent)
+            dist.barrier()
+            start = time.perf_counter()
+            dist.all_to_all_single(came, sent)
+            seconds = time.perf_counter() - start
+            if repeat >= 2:  # the first ones are slower
+                yield {"bytes": size // others * others, "seconds": seconds}

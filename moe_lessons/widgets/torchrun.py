@@ -1,0 +1,141 @@
+"""Ranks that torchrun has started, while they train: how far they are, the loss, who lives, and a button to stop."""
+
+import asyncio
+import threading
+import time
+from typing import Any
+
+import ipywidgets as W
+
+from moe_lessons.errors import check_positive_int
+from moe_lessons.plots.marks import Axis, Boxes, Line, Panel, roomy
+from moe_lessons.static import static_mode
+from moe_lessons.widgets.live import end_with_its_cell
+from moe_lessons.widgets.loop import in_words
+from moe_lessons.widgets.picture import Picture
+
+
+class TorchRun(Picture):
+    """Shows what the ranks of a job say, while they run.
+
+    job: what `parallel.torchrun` returns: an iterable of records, dicts with an 'event', and a `stop()`. steps: how
+    many they train. The notebook stays usable; `await view.finished()` waits in a cell and returns the `records`.
+    The button Stop, the interrupt of the kernel (■) while a cell waits, and running the cell again end all ranks;
+    what they said is kept. On a static page, and where no event loop runs, the job is waited for before the picture.
+    """
+
+    def __init__(self, job: Any, steps: int):
+        if not (callable(getattr(job, "stop", None)) and hasattr(job, "__iter__")):
+            raise ValueError(f"job must be what parallel.torchrun returns, got {type(job).__name__}")
+        self.job, self.steps = job, check_positive_int("steps", steps)
+        self.records: list[dict] = []
+        self.trouble, self._stopped, self._over = "", False, threading.Event()
+        self._began: tuple[int, float] | None = None  # the first step since the last start, and when it was done
+        self._bar = W.IntProgress(max=steps, layout=W.Layout(width="auto", flex="1"))
+        self._left = W.HTML("starting")
+        self._button = W.Button(description="Stop", icon="stop", tooltip="End all ranks and keep what they have said")
+        self._button.on_click(lambda _: self.stop())
+        title = W.HTML('<span class="moe-title">torchrun</span>')
+        super().__init__(rows=[W.Box([title, self._bar, self._left, self._button]).add_class("moe-bar")])
+        try:
+            self._events = None if static_mode() else asyncio.get_running_loop()
+        except RuntimeError:
+            self._events = None
+        if self._events is None:
+            self._listen()
+        else:
+            end_with_its_cell(self)
+            threading.Thread(target=self._listen, daemon=True).start()
+
+    def stop(self) -> None:
+        """End all ranks. It returns at once; `finished` waits until they are gone."""
+        self._stopped = self._button.disabled = True
+        threading.Thread(target=self.job.stop).start()  # it may have to wait for them
+
+    async def finished(self) -> list[dict]:
+        """Wait until all ranks are gone; return the records. The kernel's interrupt stops them; a second one raises."""
+        while not self._over.is_set():
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                if self._stopped:
+                    raise
+                self.stop()
+        return self.records
+
+    def _listen(self) -> None:
+        """Read the records until the job is over, on a thread of its own where the notebook stays usable."""
+        try:
+            for record in self.job:
+                self._on_the_loop(self._hear, record)
+        except Exception as error:
+            self.trouble = in_words(error)
+        self._on_the_loop(self._end)
+
+    def _on_the_loop(self, action, *arguments) -> None:
+        action(*arguments) if self._events is None else self._events.call_soon_threadsafe(action, *arguments)
+
+    def _hear(self, record: dict) -> None:
+        self.records.append(record)
+        if record["event"] == "step":
+            now = record["step"], time.monotonic()
+            self._began = self._began or now
+            done, seconds = now[0] - self._began[0], now[1] - self._began[1]
+            left = f", {(self.steps - now[0]) * seconds / done:.0f} s left" if done else ""
+            self._bar.value, self._left.value = now[0], f"step {now[0]} of {self.steps}{left}"
+        elif record["event"] == "restart":
+            self._began, self._left.value = None, "starting again"
+        self.show()
+
+    def _end(self) -> None:
+        self._over.set()
+        self._button.disabled, self._left.value = True, "stopped" if self._stopped else "ended"
+        self.show()
+
+    def states(self) -> dict[int, str]:
+        """What each rank does, by its number."""
+        states: dict[int, str] = {}
+        for record in self.records:
+            if record["event"] == "start":
+                states[record["rank"]] = "trains"
+            elif record["event"] in ("fault", "failed"):
+                states[record["rank"]] = f"{record.get('how', 'failed')} after step {record['step']}"
+        return {rank: "ended" if self._over.is_set() else states[rank] for rank in sorted(states)}
+
+    def panels(self) -> list[Panel]:
+        """The loss since each start, and the ranks."""
+        starts, states = [([], [])], self.states()  # of each start, the steps and their losses
+        for record in self.records:
+            if record["event"] == "restart":
+                starts.append(([], []))
+            elif record["event"] == "step":
+                starts[-1][0].append(record["step"])
+                starts[-1][1].append(record["loss"])
+        names = ["loss", *["after the restart"] * (len(starts) - 1)]
+        lines = [Line(*points, name, 3 * (i > 0), strong=i == 0) for i, (points, name) in enumerate(zip(starts, names))]
+        top, num = roomy(max((loss for _, losses in starts for loss in losses), default=1), 1), len(states)
+        x, y, none = [0.5] * num, [rank + 0.5 for rank in range(num)], [-1] * num
+        texts, looks = (
+            [f"rank {rank}: {what}" for rank, what in states.items()],
+            [2 - (w == "trains") for w in states.values()],
+        )
+        boxes = Boxes(x, y, [0.9] * num, [0.7] * num, texts, looks, none, none, texts)
+        size, axes = {"height": 190}, (Axis(0, 1, ticks=()), Axis(max(num, 1), 0, ticks=()))
+        loss = Panel("Loss (cross entropy, nats)", lines, Axis(0, self.steps, "step"), Axis(0, top), width=8, **size)
+        return [loss, Panel("Ranks", [boxes], *axes, width=4, **size)]
+
+    def sentence(self) -> str:
+        """How far it is, what went wrong on the way, and how it ended."""
+        steps = [record["step"] for record in self.records if record["event"] == "step"]
+        said = [f"Step {steps[-1] if steps else 0} of {self.steps}"]
+        said += [record["reason"] for record in self.records if record["event"] in ("restart", "ended")]
+        return ". ".join(part[:1].upper() + part[1:] for part in (*said, self.trouble) if part) + "."
+
+    def close(self) -> None:
+        """End all ranks, and remove the view with all its widgets."""
+        if hasattr(self, "_over") and not self._over.is_set():  # else it was refused when it was made
+            self.stop()
+        super().close()
+
+    def __repr__(self) -> str:
+        return f"TorchRun(job, steps={self.steps})"
