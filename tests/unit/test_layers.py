@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "moe_lessons"
 # Each may import those before it.
 LAYERS = ["nn", "tasks", "training", "analysis", "plots", "widgets"]
-BELOW_ALL = {"errors", "datafiles", "progress"}  # these import nothing of ours
+BELOW_ALL = {"errors", "datafiles", "static", "progress"}  # these import nothing of ours, but static
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -31,9 +31,11 @@ def allowed_in(path: Path) -> set[str] | None:
         return BELOW_ALL | {"exercises", "nn", "tasks", "training", "analysis", "show"}
     if part == "course":  # beside them, too: it asks, and shows what is kept
         return BELOW_ALL | {"course", "exercises", *LAYERS}
+    if part == "parallel":  # beside them, too: ranks draw nothing
+        return BELOW_ALL | {"parallel", *LAYERS[: LAYERS.index("analysis") + 1]}
     if part in LAYERS:
         return BELOW_ALL | set(LAYERS[: LAYERS.index(part) + 1])
-    return set() if part in BELOW_ALL else None
+    return {"static"} if part in BELOW_ALL else None
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if allowed_in(path) is not None], ids=str)
@@ -47,7 +49,7 @@ def test_imports_point_downwards(path):
 
 
 def test_every_layer_was_found():
-    assert {*LAYERS, "exercises", "course", "progress.py"} <= {path.parts[0] for path in MODULES}
+    assert {*LAYERS, "exercises", "course", "parallel", "progress.py"} <= {path.parts[0] for path in MODULES}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 import torch
 from oracle import refused
 
+import moe_lessons.parallel  # noqa: F401  which adds a way to DISPATCH
 from moe_lessons.errors import check_device, check_seed
 from moe_lessons.nn import (
     ACTIVATIONS,

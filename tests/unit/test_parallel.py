@@ -1,0 +1,239 @@
+"""Experts on several ranks: equal to one process, to the last digits of float64; what travels; a run that goes on."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import ranks
+import torch
+from oracle import refused
+from torch.nn import functional as F
+
+from moe_lessons.nn import DISPATCH, LanguageModel, MoE, Routing, load_balancing_loss, seeded
+from moe_lessons.parallel import bytes_sent, launch, rank_traffic, shard_experts
+from moe_lessons.parallel.training import Settings, make_task, train
+
+SMALL = Settings(steps=100, batch=4, context=16, num_layers=1, d_model=16, d_ff=16, timeout=60)
+SAME = "all ranks must have the same settings and versions"
+
+
+def records(settings: Settings, num_ranks: int) -> list[dict]:
+    return list(launch(train, num_ranks, settings, timeout=60))
+
+
+def losses(said: list[dict]) -> list[float]:
+    return [record["loss"] for record in said if record["event"] == "step"]
+
+
+# --- the exchange --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def said() -> list[dict]:
+    return list(launch(ranks.exact_and_measured, 4, timeout=60))
+
+
+def test_equal_to_one_process(said):
+    """Output, gradients of the input and of all weights, and what is dropped, on one, two and four ranks."""
+    cases = [record for record in said if "case" in record]
+    assert len(cases) == 58 and {len(case["case"][1]) for case in cases} == {1, 2, 4}
+    worst = max(cases, key=lambda case: case["difference"])
+    assert worst["difference"] < 1e-10, worst
+
+
+def test_bytes_sent_as_the_formula_says(said):
+    sent, formula = next((record["sent"], record["formula"]) for record in said if "sent" in record)
+    assert [list(column) for column in zip(*sent)] == formula and min(formula[0]) > 0
+
+
+def test_the_bias_of_a_router_follows_all_ranks(said):
+    biases, expected = next((record["biases"], record["expected"]) for record in said if "biases" in record)
+    assert biases == [expected] * 4 and len(set(expected)) > 1
+
+
+def test_what_cannot_be_sharded(said):
+    assert said[-1]["refused"] == [
+        "ValueError: num_experts (6) must be a multiple of the number of ranks (4)",
+        "ValueError: model must not be sharded yet, got one whose experts are",
+        "ValueError: capacity must be one of 'local', 'global', got 'whole'",
+        "ValueError: capacity must be 'local' where tokens do not come in order, got 'global'",
+    ]
+
+
+def test_without_ranks():
+    with pytest.raises(RuntimeError, match="^shard_experts needs ranks: start it by parallel.launch or torchrun"):
+        shard_experts(MoE(4, 4, 4))
+    moe, x = MoE(4, 4, 4, dispatch="exchange"), torch.randn(5, 4)
+    torch.testing.assert_close(moe(x)[0], DISPATCH["loop"](moe.experts, x, moe(x)[1]))  # whole experts stay here
+
+
+def test_rank_traffic_is_counted_row_by_row():
+    moe = MoE(4, 4, 8, 2)
+    routing: Routing = moe.router(torch.randn(12, 4))
+    expected = torch.zeros(4, 4, dtype=torch.int64)
+    for token, expert in zip(routing.token_idx.tolist(), routing.expert_idx.tolist()):
+        expected[token // 3, expert // 2] += 1
+    assert torch.equal(rank_traffic(routing, 4), expected)
+    sent = [
+        sum(row) + sum(column) - 2 * row[n]
+        for n, (row, column) in enumerate(zip(expected.tolist(), expected.T.tolist()))
+    ]
+    assert bytes_sent(expected, 4).tolist() == [2 * 4 * 4 * rows for rows in sent]
+    for num_ranks in (5, 8):
+        with refused(f"ranks must divide 12 tokens and 8 experts, got {num_ranks}"):
+            rank_traffic(routing, num_ranks)
+    with refused("ranks must be a whole number of at least 1, got None"):
+        rank_traffic(routing)
+    with refused(r"counts must be \(N, E\) with E a multiple of N, got \(3, 8\)"):
+        rank_traffic(torch.zeros(3, 8, dtype=torch.int64))
+
+
+# --- training ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[float]:
+    """The losses of one process, written without anything of `parallel` but the sizes."""
+    with seeded(0):
+        model = LanguageModel(SMALL.model_config())
+    optimizer, task, curve = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0), make_task(16), []
+    for step in range(SMALL.steps):
+        x, y = task.batch(4, torch.Generator().manual_seed(step))
+        logits, routings = model(x)
+        loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
+        optimizer.zero_grad()
+        (loss + 0.01 * sum(map(load_balancing_loss, routings))).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        curve.append(loss.item())
+    return curve
+
+
+def test_the_curve_of_one_process(alone):
+    curve = losses(records(SMALL, 2))
+    assert curve[-1] < curve[0] - 1
+    assert max(abs(loss - other) for loss, other in zip(curve, alone, strict=True)) < 1e-4
+
+
+def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
+    """Saved on two ranks under FSDP2, gone on with by one, two and four under DDP: the curve of one process."""
+    settings = Settings(
+        **vars(SMALL) | {"steps": 6, "every": 2, "checkpoint": str(tmp_path / "saved"), "dense": "fsdp"}
+    )
+    curve = losses(records(settings, 2))
+    assert sorted(path.name for path in Path(settings.checkpoint).iterdir()) == ["step4", "step6"]
+    for num_ranks in (1, 4):
+        folder = shutil.copytree(settings.checkpoint, tmp_path / f"for {num_ranks}")
+        again = records(
+            Settings(**vars(settings) | {"steps": 10, "checkpoint": str(folder), "dense": "ddp"}), num_ranks
+        )
+        assert again[0]["from_step"] == 6 and again[-1]["event"] == "end"
+        both = curve + losses(again)
+        assert max(abs(loss - other) for loss, other in zip(both, alone[:10], strict=True)) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        record["case"]: record | {"folder": folder} for record in launch(ranks.refusals, 2, str(folder), timeout=60)
+    }
+
+
+@pytest.mark.parametrize(
+    "case, message",
+    {
+        "experts": "num_experts (9) must be a multiple of the number of ranks (2)",
+        "batch": "batch (5) must be a multiple of the number of ranks (2)",
+        "choice": "dense must be one of 'ddp', 'fsdp', got 'none'",
+        "fault": "rank must be one of '0', '1', got '7'",
+        "settings differ": f"{SAME}: lr is 0.2 on rank 0, 0.1 on rank 1",
+        "one rank alone": f"{SAME}: batch is 4 on rank 0, 0 on rank 1",
+        "versions differ": f"{SAME}: moe_lessons is 0.1.0 on rank 0, 0.0.1 on rank 1",
+        "another model": "{folder}/step2 is a checkpoint of another model (d_model is 16 there, 32 here): "
+        "name another folder",
+    }.items(),
+)
+def test_bad_settings_are_refused_on_all_ranks_alike(refusals, case, message):
+    folder = refusals[case]["folder"]
+    assert refusals[case]["errors"] == [f"ValueError: {message.format(folder=folder)}"] * 2
+
+
+def test_a_folder_that_is_none(refusals):
+    assert all(".metadata" in error and error.startswith("ValueError") for error in refusals["no folder"]["errors"])
+
+
+def test_a_full_disk_loses_nothing(refusals):
+    full = refusals["full disk"]
+    assert len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"]
+    start = f"RuntimeError: step 3 could not be saved in {full['folder']} (rank 1: "
+    assert full["errors"][0].startswith(start), full["errors"][0]
+    assert full["errors"][0].endswith("kept: step1, step2. Make room, or name another folder, and start again")
+    after = refusals["after it"]
+    assert [record.get("from_step") for record in after["records"]] == [2, None] and after["there"] == [
+        "step2",
+        "step3",
+    ]
+
+
+def test_a_damaged_checkpoint(refusals):
+    for error in refusals["damaged"]["errors"]:
+        assert error.startswith(f"ValueError: {refusals['damaged']['folder']}/step3 is damaged (")
+        assert error.endswith(": delete it, and the one before it is gone on from")
+    assert refusals["the one before"]["records"][0]["from_step"] == 2
+
+
+# --- launch --------------------------------------------------------------------------------------------------
+
+
+def test_records_of_rank_0_come_as_they_are_made():
+    first, last = launch(ranks.breaks, 1, "no way")
+    assert torch.equal(first, torch.ones(2)) and last == "no fault"
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    {
+        "raise": "rank 1 failed: LookupError: rank 1 has had enough\n\nTraceback",
+        "kill": r"rank 1 was killed by signal 9 \(SIGKILL\)$",
+        "exit": "rank 1 ended with exit code 7$",
+        "hang": "rank 1 did not answer for 0.5 s; rank 0 waited in vain",
+        "stop": "rank 1 did not answer for 0.5 s; rank 0 waited in vain",
+    }.items(),
+)
+def test_a_rank_that_fails_is_named(how, message):
+    seen = []
+    with pytest.raises(RuntimeError, match=f"^{message}"):
+        for record in launch(ranks.breaks, 2, how, timeout=0.5):
+            seen.append(record)
+    assert len(seen) == 1
+
+
+def test_closed_or_interrupted_it_ends_all_ranks(tmp_path):
+    def left() -> set[int]:
+        return {pid for pid in map(int, os.listdir(tmp_path)) if ranks.is_there(pid)}
+
+    said = launch(ranks.counts_up, 2, str(tmp_path))
+    assert next(said) == 0 and len(left()) == 2
+    said.close()
+    assert len(os.listdir(tmp_path)) == 2 and not left()
+    with pytest.raises(KeyboardInterrupt):
+        said = launch(ranks.counts_up, 2, str(tmp_path))
+        next(said)
+        said.throw(KeyboardInterrupt)
+    assert len(os.listdir(tmp_path)) == 4 and not left()
+
+
+def test_functions_that_other_processes_do_not_find():
+    def inside():
+        pass
+
+    for function, name in ((inside, ".*inside of .*"), (lambda: 1, ".*<lambda> of .*"), (time, r"\? of None")):
+        with refused(
+            f"function must be importable, so that other processes find it: write it to a file .*; got {name}"
+        ):
+            launch(function, 2)
+    with refused("ranks must be a whole number of at least 1, got 0"):
+        launch(ranks.breaks, 0)

@@ -1,0 +1,184 @@
+"""torchrun from Python: what its ranks say, what is said of one that fails, and that nobody is left behind."""
+
+import socket
+import sys
+import time
+
+import pytest
+import torch
+from oracle import refused
+from ranks import is_there
+
+from moe_lessons.parallel import Job, torchrun, training
+from moe_lessons.parallel.job import as_record, what_happened
+
+TRAINING = "moe_lessons.parallel.training"
+SIZES = {"steps": 12, "every": 5, "batch": 4, "context": 16, "num_layers": 1, "d_model": 16, "d_ff": 16}
+
+# Two ranks that import nothing heavy. Before the restart rank 1 is stopped; after it, rank 0 goes on for ever.
+STOPPED = """
+import json, os, signal, sys, time
+rank, restart = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+def say(event, **more):
+    sys.stdout.write(json.dumps({"event": event, "rank": rank, "restart": restart, **more}) + "\\n")
+    sys.stdout.flush()
+say("start", pid=os.getpid(), from_step=0)
+time.sleep(1)
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGSTOP)
+if restart == 0:
+    say("failed", step=3, error="Timed out waiting 1000ms for recv operation to complete", time=1)
+    sys.exit(1)
+say("step", step=1)
+time.sleep(600)
+"""
+
+
+def test_a_rank_that_is_killed_and_the_run_goes_on(tmp_path):
+    """From its last checkpoint, as if nothing had been."""
+    options = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", value)]
+    fault = ["--fault", "kill", "--at", 7, "--rank", 1, "--checkpoint", tmp_path / "checkpoints"]
+    job = torchrun(TRAINING, 2, *options, *fault, max_restarts=1)
+    said = list(job)
+    assert job.returncode == 0, job.log
+    events = [record["event"] for record in said]
+    assert events.count("start") == 4 and events[-2:] == ["end", "ended"]
+    assert [r["step"] for r in said if r["event"] == "step"] == [*range(1, 8), *range(6, 13)]
+    again = next(record for record in said if record["event"] == "restart")
+    assert again["reason"] == "rank 1 was killed by signal 9 (SIGKILL) after step 7; all ranks went on from step 5"
+    losses = [(r["step"], r["loss"]) for r in said if r["event"] == "step"]
+    assert losses[5:7] == losses[7:9]  # steps 6 and 7, before and after: to the last digit
+    assert not any(is_there(record["pid"]) for record in said if record["event"] == "start")
+
+
+def test_a_rank_that_is_stopped_holds_up_nobody(tmp_path):
+    """torchrun by itself would wait for half a minute, and then for the half of another."""
+    script = tmp_path / "stopped.py"
+    script.write_text(STOPPED)
+    job = torchrun(str(script), 2, max_restarts=1)
+    said, began = [], None
+    for record in job:
+        said.append(record)
+        if record["event"] == "failed":
+            began = time.monotonic()
+        elif record["event"] == "restart":
+            assert time.monotonic() - began < 20
+            assert record["reason"] == "rank 1 did not answer for 1 s after step 3; all ranks went on from step 0"
+        elif record["event"] == "step":
+            began = time.monotonic()
+            job.stop()
+            assert time.monotonic() - began < 20
+    assert said[-1]["event"] == "ended" and said[-1]["reason"] == "stopped" and said[-1]["returncode"] != 0
+    pids = {record["pid"] for record in said if record["event"] == "start"}
+    assert len(pids) == 4 and not any(map(is_there, pids))
+
+
+def job_of(code: str, silence: float = 60.0) -> Job:
+    """A job that is not torchrun's, for what is said and heard."""
+    return Job([sys.executable, "-c", code], silence)
+
+
+def test_lines_that_are_no_records_are_kept():
+    lines = ['{"event": "step", "step": 1}', "words", "{1}", '{"no": 1}', "SomeError: why"]
+    job = job_of(f"for line in {lines}: print(line)\nraise SystemExit(3)")
+    first, last = job
+    assert first == {"event": "step", "step": 1}
+    assert last == {"event": "ended", "returncode": 3, "reason": "SomeError: why"} and job.returncode == 3
+    assert job.log == lines[1:]
+    assert list(job_of("pass")) == [{"event": "ended", "returncode": 0, "reason": "all ranks have ended"}]
+
+
+def test_ranks_that_say_nothing_are_ended():
+    code = """import time; print('{"event": "start"}', flush=True); time.sleep(600)"""
+    *_, last = job_of(code, silence=0.5)
+    assert last["reason"] == "no rank said anything for 0.5 s" and last["returncode"] == -15
+
+
+@pytest.mark.parametrize("how", ["close", "interrupt"])
+def test_closed_or_interrupted_it_ends(how):
+    job = job_of("""import time; print('{"event": "start"}', flush=True); time.sleep(600)""")
+    said = iter(job)
+    next(said)
+    assert job.returncode is None
+    if how == "close":
+        said.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            said.throw(KeyboardInterrupt)
+    assert job.returncode == -15
+    job.stop()  # once more is no matter
+
+
+START = [{"event": "start", "rank": rank} for rank in range(2)]
+STEP = {"event": "step", "step": 4}
+
+
+def failed(rank: int, error: str, when: float, **more) -> dict:
+    return {"event": "failed", "rank": rank, "step": 4, "error": error, "time": when, **more}
+
+
+def exits(rank: int, code: int) -> list[str]:
+    return [f"E1126 15:00:00 1 api.py:1002] failed (exitcode: {code}) local_rank: {rank} (pid: 7) of binary: python"]
+
+
+@pytest.mark.parametrize(
+    "records, log, expected",
+    [
+        ([*START, STEP, failed(0, "Connection closed by peer", 1)], exits(1, -9), "was killed by signal 9 (SIGKILL)"),
+        ([*START, STEP, failed(0, "Connection closed by peer", 1)], exits(0, 1), "ended without a word"),
+        ([*START, STEP, failed(0, "Timed out waiting 9500ms", 1)], exits(0, 1), "did not answer for 9.5 s"),
+        ([*START, STEP, failed(0, "Connection reset", 2), failed(1, "no", 1)], exits(0, 1), "failed after step 4: no"),
+    ],
+)
+def test_the_first_cause_is_named(records, log, expected):
+    expected = expected if "step" in expected else f"{expected} after step 4"
+    assert what_happened(records, log) == f"rank 1 {expected}"
+
+
+def test_other_causes():
+    wrong = "batch must be even"
+    assert what_happened([failed(1, wrong, 1, refused=True), failed(0, wrong, 2, refused=True)], exits(0, 1)) == wrong
+    assert what_happened([], ["ModuleNotFoundError: No module named 'x'"]) == "ModuleNotFoundError: No module named 'x'"
+    for error in ("[rank1]: ValueError: odd", "training.py: error: unrecognized arguments: --no"):
+        log = ["Traceback (most recent call last):", error, *exits(1, 1), "torch.x.errors.ChildFailedError:"]
+        assert what_happened([], log) == error
+    assert what_happened([], exits(1, 3)) == "rank 1 ended with exit code 3"
+    assert as_record('{"event": 1') is None and as_record("[1]") is None and as_record('{"a": 1}') is None
+
+
+def test_bad_arguments():
+    for target in ("no_such_module.at_all", "no_such_file.py"):
+        with refused(f"target must be a module or a .py file that is there, got '{target}'"):
+            torchrun(target, 2)
+    with refused("ranks must be a whole number of at least 1, got 0"):
+        torchrun(TRAINING, 0)
+    with refused("max_restarts must be a whole number from 0 up, got -1"):
+        torchrun(TRAINING, 2, max_restarts=-1)
+
+
+# --- the door of training ------------------------------------------------------------------------------------
+
+
+def test_started_without_torchrun(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with refused("start it by torchrun: torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training"):
+        training.join(training.Settings())
+
+
+def test_a_missing_backend(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with refused("backend must be one of 'gloo', got 'nccl'"):
+        training.join(training.Settings(backend="nccl"))
+
+
+def test_a_port_that_is_taken(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for name, value in place.items():
+            monkeypatch.setenv(name, value)
+        with refused(f"127.0.0.1:{port}, where the ranks are to meet, is taken: give another --master-port, .*"):
+            training.join(training.Settings())
