@@ -12,8 +12,11 @@ from moe_lessons.analysis.inference import (
     roofline_points,
     union_law,
 )
+from moe_lessons.analysis.links import Link, fit_link
 from moe_lessons.analysis.load import balance_by_layer, describe_load, load_statistics
+from moe_lessons.analysis.planner import Plan, plan
 from moe_lessons.analysis.results import load_results
+from moe_lessons.analysis.systems import check_published
 from moe_lessons.analysis.timing import Ratio, paired_ratio
 from moe_lessons.analysis.traces import (
     agreement,

@@ -23,7 +23,7 @@ MASKS = ("attention_mask", "decoder_attention_mask")
 ADVICE = "count all tokens, by count_padding=True"
 NOTHING = (
     "the lens has seen no router at work: call the model itself within it. torch.compile, and kernels that replace a "
-    "whole block, go past its hooks: use the model as from_pretrained gives it"
+    "whole block (gpt-oss in MXFP4), go past its hooks: load the model without them, as by Mxfp4Config(dequantize=True)"
 )
 
 
@@ -164,6 +164,9 @@ class Lens:
         id; its byte_class is that of the first byte of what it stands for, which a tokenizer says, or of the byte that
         it is where it is one.
         """
+        domains = ["text"] * len(input_ids) if domains is None else list(domains)
+        if len(domains) != len(input_ids):
+            raise ValueError(f"domains must be {len(input_ids)} names, one for each sequence, got {len(domains)}")
         with evaluating(self.model), torch.no_grad(), Lens(self.model, 1, self.count_padding) as lens:
             self.model(input_ids, **inputs)
         routings, mask = list(lens.routings.values()), lens._masks[0]
@@ -174,7 +177,6 @@ class Lens:
         else:
             first = tokens["byte"].where(tokens["byte"] < 256, 0).tolist()
         tokens["byte_class"] = pd.Categorical.from_codes(byte_class(torch.tensor(first)).tolist(), BYTE_CLASSES)
-        domains = ["text"] * len(input_ids) if domains is None else list(domains)
         tokens["domain"] = pd.Categorical(np.repeat(domains, input_ids.shape[1]))
         if mask is not None:
             tokens = tokens[(mask != 0).flatten().tolist()].reset_index(drop=True)

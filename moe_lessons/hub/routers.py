@@ -44,10 +44,12 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     found = {name: mixture_of(name, module, declared) for name, module in model.named_modules()}
     found = {name: mixture for name, mixture in found.items() if mixture is not None}
     if not found:
-        closed = [f"{name} ({type(m).__name__})" for name, m in model.named_modules() if name.endswith("experts")]
-        what = "are quantised or fused, as it seems: load the model without that" if closed else "it is dense, or doge"
-        got = f"{type(model).__name__}, whose {closed[0]} {what}" if closed else f"{type(model).__name__}: {what}"
-        raise ValueError(f"model must have experts that are called with the choices of their router, got {got}")
+        closed = [type(m).__name__ for name, m in model.named_modules() if name.rpartition(".")[2] == "experts"]
+        why = "which has none: it is dense, or weighs its experts itself, as doge does"
+        if closed:
+            why = f"whose {closed[0]} are not: they are quantised, or a kernel runs them; load it without"
+        wanted = "must have experts that are called with the choices of a router"
+        raise ValueError(f"model {wanted}, got {type(model).__name__}, {why}")
     return found
 
 
@@ -174,7 +176,7 @@ def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Te
 
     Where the 'logits' are probabilities already (Gemma 4), their logarithm is returned.
     """
-    eps = max(torch.finfo(part.dtype).eps for part in (logits, weights))
+    eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, weights.dtype, torch.float32))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=-1) - 1).abs() < 1e-2).all()):
         return logits.log(), logits

@@ -1,10 +1,12 @@
 """Every family of transformers with a mixture of experts, as a small configuration: 2 of 8 experts for a token."""
 
-import ast
+import functools
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 
@@ -28,18 +30,24 @@ SIZES: dict[str, Any] = {  # each configuration takes those that it knows
     "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8,
     "mamba_chunk_size": 8, "kv_channels": 8, "embed_dim": 32, "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": 128, "global_head_dim": 8, "num_global_key_value_heads": 2,
-    "num_kv_shared_layers": 0, "decoder_start_token_id": 0,
+    "num_kv_shared_layers": 0, "decoder_start_token_id": 0, "linear_num_heads": 2, "linear_head_dim": 8,
+    "encoder_sparse_step": 1,
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "mrope_section": [1, 1, 2]}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_ocr2": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "diffusion_gemma": {"enable_moe_block": True, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "dots3_note": {"layer_types": ["indexed_attention"] * 4},
     "doge": {"is_moe": True, "num_experts": 16},
-    "ernie4_5_vl_moe": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128},
+    "ernie4_5_vl_moe": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 128,
+                        "moe_intermediate_size": [16, 16]},
     "gemma4": {"enable_moe_block": True, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "glm4v_moe": {"head_dim": 8, "rope_parameters": ROPE},
     "glm5_next": {"index_topk": 16, "qk_rope_head_dim": 0},
     "hy_v4_vl": {"rope_parameters": ROPE},
+    "inkling2": {"unpadded_vocab_size": 128},
+    "inkling2_loop": {"unpadded_vocab_size": 128, "n_layers_per_attn_res_block": 2, "loop_layer_index_start": 2,
+                      "loop_layer_index_end": 4},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "qwen4_exp": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
                   "indexer_compress_ratio": 2},
@@ -51,16 +59,26 @@ KINDS = ("ForCausalLM", "ForConditionalGeneration", "ForTokenClassification", "B
 WHOLE = {  # the others do not go with small sizes
     "qwen3_omni_moe": "Qwen3OmniMoeThinkerForConditionalGeneration", "muse_spark": "MuseSparkTextModel",
 }  # fmt: skip
+TEXT = {  # the part of a model for text, where the whole is large, or needs pictures
+    family: f"{prefix}TextModel"
+    for family, prefix in {
+        "deepseek_ocr2": "DeepseekOcr2", "diffusion_gemma": "DiffusionGemmaEncoder", "dots3_note": "Dots3Note",
+        "ernie4_5_vl_moe": "Ernie4_5_VLMoe", "glm4v_moe": "Glm4vMoe", "glm5_next": "Glm5Next", "hy_v4_vl": "HYV4VL",
+        "mistral_large4": "MistralLarge4", "muse_spark": "MuseSpark", "qwen3_omni_moe": "Qwen3OmniMoeThinker",
+        "qwen3_vl_moe": "Qwen3VLMoe", "step3p7": "Step3p7", "unlimited_ocr": "UnlimitedOcr",
+    }.items()
+}  # fmt: skip
 LISTS = ("layer_types", "mlp_layer_types", "layers_block_type", "ffn_types", "block_types")  # one for each layer
 
 
+@functools.cache
 def families() -> dict[str, list[str]]:
     """Each family whose code calls experts, with its model classes: those for text first."""
     found = {}
     for path in sorted(Path(transformers.__file__).with_name("models").glob("*/modeling_*.py")):
         text, family = path.read_text(encoding="utf-8"), path.parent.name
         if any(sign in text for sign in ("self.experts(", "TopKGating", "CDMoE")):
-            names = [node.name for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+            names = re.findall(r"^class (\w+)", text, re.MULTILINE)
             names = [name for name in names if name.endswith(KINDS) and "PreTrained" not in name]
             names.sort(key=lambda name: [name.endswith(kind) for kind in KINDS].index(True))
             found[family] = [WHOLE[family]] if family in WHOLE else names
@@ -81,6 +99,31 @@ def small(family: str, name: str) -> tuple[Any, type[nn.Module]]:
         sizes = {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64, "vocab_size": 128}
         return kind.config_class(**sizes, ffn_config=ffn, attn_config=attention), kind
     return _construct(kind.config_class, changes), kind
+
+
+def runnable(family: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A small model of a family, in eval mode, with finite weights, and inputs of 2 texts of 8 tokens."""
+    known = families()[family]
+    names = [TEXT[family]] if family in TEXT else sorted(known, key=lambda name: not name.endswith(KINDS[0]))
+    failures = []
+    for name in names:
+        try:
+            config, kind = small(family, name)
+            torch.manual_seed(0)
+            model = kind(config).eval()
+            with torch.no_grad():  # some parts start at what was in memory
+                for parameter in model.parameters():
+                    if not torch.isfinite(parameter).all():
+                        parameter.normal_(std=0.02)
+                for name, table in model.named_buffers():
+                    if name.endswith("tid2eid"):  # of a hash router: as in memory, all 0
+                        table.copy_(torch.rand(len(table), 8).topk(table.shape[1]).indices)
+            ids = torch.randint(3, 100, (2, 8))
+            inputs = {"input_ids": ids, "use_cache": False}
+            return model, inputs | ({"decoder_input_ids": ids[:, :5]} if model.config.is_encoder_decoder else {})
+        except Exception as error:
+            failures.append(f"{name}: {error!r:.200}")
+    raise RuntimeError(f"no class of {family} could be made: " + "; ".join(failures))
 
 
 def _construct(config_class: type, changes: dict[str, Any]) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lessons.analysis import agreement, expert_shares, information, mutual_information, repeats, trace, trace_text
@@ -175,7 +175,6 @@ def of_counts(counts) -> tuple[np.ndarray, ...]:
 tables = st.lists(st.integers(0, 20), min_size=24, max_size=24).filter(lambda counts: sum(counts) > 1)
 
 
-@settings(max_examples=30)
 @given(tables)
 def test_information_is_that_of_the_formula_symmetric_and_blind_to_names(counts):
     counts = np.reshape(counts, (2, 3, 4))
@@ -192,7 +191,6 @@ def test_information_is_that_of_the_formula_symmetric_and_blind_to_names(counts)
         assert once == pytest.approx(mutual_information(-a, np.array(list("xyz"))[b], c, corrected))
 
 
-@settings(max_examples=30)
 @given(tables)
 def test_given_a_third_it_is_the_mean_within_each_of_its_values(counts):
     a, b, c = of_counts(np.reshape(counts, (2, 3, 4)))
@@ -200,7 +198,6 @@ def test_given_a_third_it_is_the_mean_within_each_of_its_values(counts):
     assert mutual_information(a, b, given=c, corrected=False) == pytest.approx(within, abs=1e-9)
 
 
-@settings(max_examples=30)
 @given(tables)
 def test_the_correction_is_the_jackknife(counts):
     a, b, _ = (labels[:40] for labels in of_counts(np.reshape(counts, (2, 3, 4))))

@@ -1,0 +1,168 @@
+"""The lens over every family of transformers with experts: it tells what is carried out, and changes nothing.
+
+Of the 76 families in 5.24 it reads 74. Of doge, the experts are rows of an embedding, which the block itself looks up
+and weighs; of vitpose_backbone, no router chooses: each data set has its expert.
+"""
+
+import warnings
+
+import pytest
+import torch
+
+from moe_lessons.hub import Lens
+from moe_lessons.nn import seeded
+
+transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+hf_families = pytest.importorskip("hf_families")
+FAMILIES = hf_families.families()
+NOT_READ = {"doge", "vitpose_backbone"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quiet():
+    """Tiny sizes make some families warn."""
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    transformers.logging.set_verbosity(before)
+
+
+@pytest.mark.parametrize("family", sorted(NOT_READ & set(FAMILIES)))
+def test_a_family_that_is_not_read_says_so(family):
+    config, kind = hf_families.small(family, FAMILIES[family][0])
+    with pytest.raises(ValueError, match="model must have experts that are called with the choices of a router"):
+        Lens(kind(config))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in NOT_READ])
+def test_a_family_is_read_exactly_and_left_as_it_is(family):
+    model, inputs = hf_families.runnable(family)
+    if family == "nllb_moe":
+        for module in model.modules():  # each expert has room for a quarter of the tokens
+            module.moe_eval_capacity_token_fraction = 0.25
+    with torch.no_grad():
+        plain = output(model, inputs)
+        with Lens(model) as lens:
+            seen = output(model, inputs)
+    assert torch.equal(plain, seen)
+    assert lens.layers and len(lens.calls) == 1
+    for name, routing in lens.routings.items():
+        check_routing(routing, 10 if "decoder" in name.split(".") else 16)
+    if family == "nllb_moe":  # 5.24 runs experts 0 and 1 only, whatever the router has chosen: an error of its own
+        check_nllb(model, inputs, lens)
+    else:
+        changed = rows_that_change(model, inputs, lens)
+        assert any(rows for layer in changed.values() for rows in layer.values())
+        for name, routing in lens.routings.items():
+            for expert, rows in changed[name].items():
+                named = set(routing.token_idx[routing.expert_idx == expert].tolist())
+                assert rows == named, f"{name}, expert {expert}"
+    gradients, again = (trained(model, inputs, with_lens) for with_lens in (False, True))
+    assert gradients.keys() == again.keys() and gradients
+    assert all(torch.equal(gradients[name], again[name]) for name in gradients)
+
+
+def output(model, inputs) -> torch.Tensor:
+    with seeded(1):
+        return model(**inputs)[0]
+
+
+def trained(model, inputs, with_lens: bool) -> dict[str, torch.Tensor]:
+    """The gradients of a step in training mode, by parameter."""
+    model.train().zero_grad()
+    lens = Lens(model)
+    with lens if with_lens else warnings.catch_warnings():
+        output(model, inputs).float().square().mean().backward()
+    model.eval()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def check_routing(routing, num_tokens: int) -> None:
+    assert routing.num_tokens == num_tokens and routing.router_logits.shape == routing.router_probs.shape
+    torch.testing.assert_close(routing.router_probs.sum(dim=1), torch.ones(num_tokens))
+    assert 0 <= int(routing.expert_idx.min()) and int(routing.expert_idx.max()) < routing.num_experts
+    assert not any(tensor.requires_grad for tensor in (routing.router_logits, routing.router_probs, routing.weight))
+
+
+def rows_that_change(model, inputs, lens) -> dict[str, dict[int, set[int]]]:
+    """For each layer and expert: the tokens whose result changes where the weights of that expert do."""
+    places = {name: name.partition(" (turn ")[::2] for name in lens.layers}
+    blocks = {name: model.get_submodule(path) for name, (path, _) in places.items()}
+    owners = {  # the module that gives a row for each token: of experts within attention, the attention
+        name: model.get_submodule(places[name][0].rpartition(".")[0]) if type(block).__name__ == "JetMoeMoA" else block
+        for name, block in blocks.items()
+    }
+    calls = {owner: [] for owner in owners.values()}
+    handles = [
+        owner.register_forward_pre_hook(lambda owner, *inputs: calls[owner].append(inputs), with_kwargs=True)
+        for owner in calls
+    ]
+    with torch.no_grad():
+        output(model, inputs)
+        for handle in handles:
+            handle.remove()
+        turns = {name: int(turn[:-1] or 1) for name, (_, turn) in places.items()}
+        return {
+            name: changes(owners[name], *calls[owners[name]][turns[name] - 1], block) for name, block in blocks.items()
+        }
+
+
+def changes(owner, args: tuple, kwargs: dict, block) -> dict[int, set[int]]:
+    experts, found = getattr(block, "experts", block), {}
+    before = rows(owner, args, kwargs)
+    for expert in range(8):
+        parts = list(weights_of(experts, expert))
+        kept = [part.clone() for part in parts]
+        for part in parts:
+            part.add_(torch.randn_like(part))
+        found[expert] = set((rows(owner, args, kwargs) != before).any(dim=1).nonzero().flatten().tolist())
+        for part, old in zip(parts, kept):
+            part.copy_(old)
+    return found
+
+
+def rows(owner, args: tuple, kwargs: dict) -> torch.Tensor:
+    """(T, D) what a block makes of its tokens."""
+    with seeded(1):
+        out = owner(
+            *args, **kwargs | {key: None for key in kwargs if key in ("cache", "past_key_values")}
+        )  # which would grow
+    out = out[0] if isinstance(out, tuple) else out
+    hidden = args[0] if args else kwargs["hidden_states"]
+    return out.reshape(-1, hidden.shape[-1])
+
+
+def weights_of(experts, expert: int):
+    """The weights of one expert of 8, as parts of the parameters."""
+    for name, parameter in experts.named_parameters():
+        if name.startswith("expert_"):
+            if name.startswith(f"expert_{expert}."):
+                yield parameter
+        elif parameter.ndim == 3 and len(parameter) >= 8:
+            yield parameter[expert]
+        elif name.startswith("mlp."):  # of DBRX, all in one
+            yield parameter.view(8, -1, parameter.shape[-1])[expert]
+
+
+def check_nllb(model, inputs, lens) -> None:
+    """By loops, from the logits that the model returns: of the places of an expert the first choices take theirs before
+    all second ones, in the order of the tokens."""
+    with torch.no_grad():
+        out = model(**inputs, output_router_logits=True)
+    theirs = [*out.encoder_router_logits, *out.decoder_router_logits]
+    assert len(theirs) == len(lens.layers) == 4
+    for logits, (name, routing) in zip(theirs, lens.routings.items()):
+        assert torch.equal(logits, routing.router_logits), name
+        capacity, kept, lost = -(-len(logits) // 4), set(), set()
+        choices = [sorted(range(8), key=lambda e, row=row: -row[e])[:2] for row in logits.tolist()]
+        first = [choice[0] for choice in choices]
+        for token, (one, two) in enumerate(choices):
+            place = first[:token].count(one)
+            (kept if place < capacity else lost).add((token, one))
+            place = [choice[1] for choice in choices[:token]].count(two) + first.count(two)
+            (kept if place < capacity else lost).add((token, two))
+        assert set(zip(routing.token_idx.tolist(), routing.expert_idx.tolist())) == kept
+        assert set(zip(routing.dropped_token_idx.tolist(), routing.dropped_expert_idx.tolist())) == lost
+        assert lost
