@@ -66,8 +66,8 @@ LESSONS = (
     ),  # fmt: skip
     Lesson(
         "10", "10_real_models.ipynb", "Real models", 30,
-        "what each family since Mixtral changed; whether a router that you meet is healthy, layer by layer; what of our "
-        "small models holds for the real classes, and which figure hides a collapse",
+        "what each family since Mixtral changed; whether a router that you meet is healthy, layer by layer; what of "
+        "our small models holds for the real classes, and which figure hides a collapse",
     ),  # fmt: skip
     Lesson(
         "11", "11_many_machines.ipynb", "Many machines", 30,
