@@ -24,6 +24,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
+from moe_lessons.static import static_mode
+
 VERSION, SECTIONS = 1, ("predictions", "quiz", "exercises", "figures")
 PATIENCE = 2.0  # seconds that a record waits for another process
 Progress = dict[str, dict[str, dict[str, Any]]]  # section -> key -> entry
@@ -97,7 +99,7 @@ def reset() -> Path | None:
 def file() -> Path | None:
     """Where the progress is kept; None where it is off."""
     name = os.environ.get("MOE_LESSONS_PROGRESS", "")
-    if name == "off" or os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0"):
+    if name == "off" or static_mode():
         return None
     return Path(os.path.realpath(os.path.expanduser(name) or user_data_path("moe_lessons") / "progress.json"))
 

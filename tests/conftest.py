@@ -24,6 +24,6 @@ def new_session(monkeypatch):
     return forget
 
 
-# The same examples on every run and every machine, and no deadline: a busy machine is not a bug.
-settings.register_profile("course", deadline=None, derandomize=True)
+# The same examples on every run and every machine, and no deadline: a busy machine is not a bug. EXAMPLES=1000: more.
+settings.register_profile("course", deadline=None, derandomize=True, max_examples=int(os.environ.get("EXAMPLES", 25)))
 settings.load_profile("course")

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernels import quick_kernels
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "test-report.xml"
 GROUPS = {  # name -> where its tests are
@@ -23,13 +25,14 @@ GROUPS = {  # name -> where its tests are
     "browser": ("tests/browser",),
 }
 PYTEST = ["pytest", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
-PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
+PYTEST += ["--nbval", "--nbval-cell-timeout=300"]
 PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits of what is measured are not compared
 STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
     ("notebooks claims unit", "-m", "not alone", "-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"),
     ("claims", "-m", "alone"),  # they measure time
-    # A page on a busy machine is late at times: what fails there is tried once more.
-    ("browser", "-n", "logical", "--dist", "loadfile", "--reruns", "1"),
+    # They wait often: one worker more than there are cores. A page on a busy machine is late at times: what fails there
+    # is tried once more.
+    ("browser", "-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--reruns", "1"),
 )
 # What is set outside must not change what a notebook shows.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MOE_LESSONS_STATIC": "", "MPLBACKEND": ""}
@@ -43,11 +46,12 @@ def main(names: list[str]) -> int:
     if "ruff" in names:
         print("=== ruff", flush=True)
         cases.append(("ruff", "failed" if run("ruff", "check", ".") else "passed"))
-    for groups, *options in STAGES:
-        if places := [place for group in groups.split() if group in names for place in GROUPS[group]]:
-            print("\n===", groups, *options, flush=True)
-            code = run(*PYTEST, *options, *places)
-            cases += read_report() if code in (0, 1, 5) else [(f"pytest ended with {code}", "failed")]
+    with quick_kernels(ENVIRONMENT) as environment:
+        for groups, *options in STAGES:
+            if places := [place for group in groups.split() if group in names for place in GROUPS[group]]:
+                print("\n===", groups, *options, flush=True)
+                code = run(*PYTEST, *options, *places, environment=environment)
+                cases += read_report() if code in (0, 1, 5) else [(f"pytest ended with {code}", "failed")]
     empty = [name for name in names if not any(where.startswith(GROUPS[name]) for where, _ in cases)]
     cases += [(f"no test in {name}", "failed") for name in empty]
     failed = sorted({where for where, outcome in cases if outcome == "failed"})
@@ -65,9 +69,9 @@ def read_report() -> Iterator[tuple[str, str]]:
         yield (case.get("classname") or case.get("name")).replace(".", "/"), outcome
 
 
-def run(*command: str) -> int:
+def run(*command: str, environment: dict[str, str] = ENVIRONMENT) -> int:
     """The exit code of a module of Python. An interrupt ends it, too."""
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=ENVIRONMENT)
+    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment)
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -1,7 +1,6 @@
 """One look for every picture: colours, a matplotlib style for each theme, and figures that need no pyplot."""
 
 import functools
-import os
 import textwrap
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +22,7 @@ from matplotlib.transforms import Bbox
 
 from moe_lessons.errors import check_choice
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.static import static_mode
 
 # Okabe and Ito's colours for all kinds of sight, so ordered that neighbours differ; a grey in the place of their black
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
@@ -111,11 +111,6 @@ def ink_on(color: str) -> str:
     rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return "#000000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#ffffff"
-
-
-def static_mode() -> bool:
-    """Whether MOE_LESSONS_STATIC=1 asks for pictures in the place of widgets and HTML, as a static page needs."""
-    return os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0")
 
 
 def short_number(n: float) -> str:

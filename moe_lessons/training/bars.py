@@ -1,6 +1,5 @@
 """Long work, under a bar that shows the time left, and which can be stopped."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -12,6 +11,7 @@ from IPython.display import display
 from tqdm import tqdm
 from tqdm.notebook import tqdm_notebook
 
+from moe_lessons.static import static_mode
 from moe_lessons.training.run import Run
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -100,5 +100,4 @@ def make_bar(total: int, what: str) -> tqdm:
     """A bar of widgets in a live notebook, of text on a terminal, and none elsewhere."""
     if not hasattr(get_ipython(), "kernel"):
         return tqdm(total=total, desc=what, delay=SOON, leave=False, disable=None)  # None: only on a terminal
-    is_static = os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0")
-    return NotebookBar(total=total, desc=what, leave=False, display=False, disable=is_static)
+    return NotebookBar(total=total, desc=what, leave=False, display=False, disable=static_mode())

@@ -8,6 +8,9 @@
 
 One server and one browser serve all tests. The server works on a copy of the lessons, so that a test which
 saves leaves the checkout alone, and in folders of its own, so that no other settings matter.
+
+To load JupyterLab takes longer than most tests, so a page that a test file leaves shows the notebooks of the next;
+`fresh=True` loads one.
 """
 
 import ast
@@ -27,7 +30,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, sync_playwright
 
 from moe_lessons.render import KERNEL
 
@@ -39,7 +42,16 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrom
 CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                       "--disable-component-update", "--disable-sync"]  # fmt: skip
 CODE = ".jp-RenderedMarkdown code span"  # JupyterLab's own colours of highlighted code
+VIEWPORT = {"width": 1280, "height": 900}
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
+
+# In a page of JupyterLab that is there: close what it shows, and open a notebook.
+CLOSE = "() => [...jupyterapp.shell.widgets('main')].forEach((widget) => widget.dispose())"
+OPEN = """async (path) => {
+    const panel = await jupyterapp.commands.execute('docmanager:open', { path });
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+}"""
 
 # How many pixels of a canvas have this colour.
 COUNT = """(canvas, [r, g, b]) => {
@@ -61,6 +73,8 @@ class LabServer:
         own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
                "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
                "IPYTHONDIR": "ipython"}  # fmt: skip
+        (self.home / "config").mkdir()  # there, `jupyterapp` is known in its pages
+        (self.home / "config" / "jupyter_lab_config.json").write_text('{"LabApp": {"expose_app_in_browser": true}}')
         environment = os.environ | {name: str(self.home / place) for name, place in own.items()}
         environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "MOE_LESSONS_STATIC": ""}  # the kernel of this environment
         environment["MOE_LESSONS_PROGRESS"] = str(self.home / "progress.json")
@@ -145,6 +159,27 @@ class NotebookPage:
         self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
         self.wait_idle()
 
+    def open_here(self, name: str, theme: str) -> None:
+        """Open a notebook in a page that shows none."""
+        self.page.set_viewport_size(VIEWPORT)
+        self.set_theme(theme)
+        self.errors.clear()
+        self.page.evaluate(OPEN, f"notebooks/{name}")
+        self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
+        self.wait_idle()
+
+    def set_theme(self, theme: str) -> None:
+        """Make the page 'light' or 'dark'."""
+        self.page.emulate_media(color_scheme=theme)
+        self.page.evaluate("(theme) => jupyterapp.commands.execute('apputils:change-theme', { theme })", THEMES[theme])
+        self.page.locator(f"body[data-jp-theme-light={str(theme == 'light').lower()}]").wait_for(state="attached")
+
+    def leave(self) -> None:
+        """Close the notebook, without a word; the page stays."""
+        self.page.set_default_timeout(PATIENCE)
+        self.page.evaluate(CLOSE)
+        self.page.locator(".jp-NotebookPanel").first.wait_for(state="detached")
+
     def wait_idle(self) -> None:
         """Until the kernel is connected and has nothing to do.
 
@@ -171,7 +206,7 @@ class NotebookPage:
             const prompts = cells.map(cell => cell.querySelector('.jp-InputPrompt').textContent);
             return prompts.length > 0 && prompts.every(prompt => /\[\d+\]/.test(prompt));
         }"""
-        self.page.wait_for_function(executed)
+        self.page.wait_for_function(executed, polling=100)
         self.wait_idle()
 
     def run_cell(self, place: int, wait: bool = True) -> str:
@@ -207,6 +242,37 @@ class NotebookPage:
         texts = ['[data-mime-type$="jupyter.error"]', '[data-mime-type$="jupyter.stderr"]']
         bad = [*texts, ".jupyter-widgets-error-widget"]
         return self.page.locator(", ".join(bad)).all_inner_texts()
+
+
+class Notebooks:
+    """Opens notebooks, in pages that are idle while there are some."""
+
+    def __init__(self, lab: LabServer, browser, idle: list[NotebookPage]):
+        self.lab, self.browser, self.idle, self.opened = lab, browser, idle, []
+
+    def __call__(self, name: str, *sources: str, theme: str = "light", fresh: bool = False) -> NotebookPage:
+        if sources:
+            self.lab.write(name, *sources)
+        if self.idle and not fresh:
+            self.opened.append(notebook := self.idle.pop())
+            notebook.open_here(name, theme)
+            return notebook
+        self.lab.set_theme(theme)
+        context = self.browser.new_context(viewport=VIEWPORT, color_scheme=theme)
+        self.opened.append(notebook := NotebookPage(context.new_page()))
+        notebook.open(self.lab, name)
+        return notebook
+
+    def close(self) -> None:
+        """Leave all pages and end their kernels."""
+        while self.opened:
+            notebook = self.opened.pop()
+            try:
+                notebook.leave()
+                self.idle.append(notebook)
+            except Error:  # it crashed, or shows something else
+                notebook.page.context.close()
+        self.lab.end_kernels()
 
 
 class View:
@@ -332,26 +398,20 @@ def lab(browser, tmp_path_factory):
         yield server
 
 
+@pytest.fixture(scope="session")
+def idle_pages() -> list[NotebookPage]:
+    """Pages of JupyterLab that no test uses now."""
+    return []
+
+
 @pytest.fixture(scope="module")
-def open_notebook(lab, browser):
-    """A function that opens a notebook of the course, or writes one of these cells and opens it; all pages and kernels
-    of a test file end with it."""
-    contexts = []
-
-    def open_(name: str, *sources: str, theme: str = "light"):
-        if sources:
-            lab.write(name, *sources)
-        lab.set_theme(theme)
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme=theme)
-        contexts.append(context)
-        notebook = NotebookPage(context.new_page())
-        notebook.open(lab, name)
-        return notebook
-
-    yield open_
-    for context in contexts:
-        context.close()
-    lab.end_kernels()
+def open_notebook(lab, browser, idle_pages):
+    """open_notebook(name): a notebook of the course, in a page that was left or in a fresh one; open_notebook(name,
+    *cells): one of these cells. All notebooks and kernels of a test file end with it, or by open_notebook.close()."""
+    for file in lab.home.glob("progress*"):  # what other test files have answered
+        file.unlink()
+    with contextlib.closing(Notebooks(lab, browser, idle_pages)) as notebooks:
+        yield notebooks
 
 
 @pytest.fixture(scope="session")
@@ -361,8 +421,10 @@ def violations():
     options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"], "preload": False}
 
     def scan(page, parts: str = "html") -> list[str]:
-        page.add_style_tag(content="body { overflow: visible !important }")  # else all that scrolls counts as hidden
+        # Else what scrolls counts as hidden, and what fades after a change of theme as pale.
+        style = page.add_style_tag(content="body { overflow: visible !important } * { transition: none !important }")
         answer = axe.run(page, {"include": [parts], "exclude": [CODE]}, options).response
+        style.evaluate("style => style.remove()")
         assert answer["passes"], parts
         nodes = [(rule["id"], node) for rule in answer["violations"] for node in rule["nodes"]]
         return [f"{rule}: {node['html'][:200]} ({node['failureSummary']})" for rule, node in nodes]

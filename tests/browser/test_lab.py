@@ -24,7 +24,7 @@ def test_the_printed_address_opens_the_first_lesson(lab, browser):
 
 @pytest.fixture(scope="module")
 def notebook(open_notebook):
-    notebook = open_notebook("small.ipynb", "import sys; print(sys.executable)", SLIDER, theme="dark")
+    notebook = open_notebook("small.ipynb", "import sys; print(sys.executable)", SLIDER, theme="dark", fresh=True)
     notebook.run_all()
     return notebook
 

@@ -16,7 +16,7 @@ VIEW = re.compile(r"\b(\w+Lab|Playground|LiveRun|\w+Calculator|\w*Prediction|Qui
 KINDS = {  # a kind of control -> where it is inside an output, how a key moves it
     "slider": (".noUi-handle", "ArrowRight"),
     "choice": ("select", "ArrowDown"),
-    "radio": ("input[type=radio]", "ArrowDown"),
+    "radio": ("legend + label > input[type=radio]", "ArrowDown"),  # of a question the first option
     "box": ("input[type=checkbox]", "Space"),
 }
 STATE = """element => element.matches('.noUi-handle') ? element.getAttribute('aria-valuetext')
@@ -47,12 +47,11 @@ def names_in(source: str, context: type) -> set[str]:
 
 
 @pytest.fixture(params=BOOKS, ids=lambda path: path.stem)
-def lesson(request, open_notebook, lab):
+def lesson(request, open_notebook):
     notebook = open_notebook(f"views_of_{request.param.name}", *view_cells(request.param))
     notebook.run_all()
     yield notebook
-    notebook.page.context.close()
-    lab.end_kernels()
+    open_notebook.close()
 
 
 def operate(notebook) -> dict[str, int]:

@@ -65,6 +65,7 @@ def test_no_error_in_the_console(notebook):
 
 
 def test_dark_pages(open_notebook, view_of):
+    open_notebook.close()
     notebook = open_notebook("routing_dark.ipynb", *SOURCES, theme="dark")
     notebook.run_all()
     view = view_of(notebook.page)

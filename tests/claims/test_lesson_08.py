@@ -19,7 +19,7 @@ from moe_lessons.analysis import (
     flops_per_token,
 )
 from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
-from moe_lessons.analysis.results import load_results
+from moe_lessons.analysis.results import last_of, load_results
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.nn import LanguageModel, dense_twin
 from moe_lessons.tasks import Facts
@@ -28,12 +28,6 @@ from moe_lessons.training import Run, facts_model, facts_run
 SEEDS = (1, 2, 3)  # those of the stored sweeps
 ACTIVE, TOTAL = "equal-active twin", "equal-total twin"
 STEPS = 300  # of the 500 of a run: what the lesson shows live
-
-
-def last_of(name: str, column: str = "loss") -> pd.DataFrame:
-    """Of a stored sweep of one rate for each model, the end: a row for each seed, a column for each model."""
-    results = load_results(name)
-    return results[results.step == results.attrs["steps"]].pivot(index="seed", columns="model", values=column)
 
 
 def effective(last: pd.DataFrame, model: str, total: int) -> EffectiveWidth:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moe_lessons.analysis import Ratio, count_parameters, flops_per_token, published_models
-from moe_lessons.analysis.results import load_results
+from moe_lessons.analysis.results import last_of, load_results
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.nn import MoE
 from moe_lessons.nn.families import FAMILIES, modern
@@ -18,12 +18,6 @@ from moe_lessons.training import Run, facts_model, facts_run
 
 SEEDS = (1, 2, 3)  # those of the stored sweeps
 LAYERS = [("Mixtral", "Mixtral 8x7B", 32), ("OLMoE", "OLMoE-1B-7B", 16), ("DeepSeek-V3", "DeepSeek-V3", 58)]
-
-
-def last_of(name: str, column: str) -> pd.DataFrame:
-    """The end of a stored sweep: a row for each seed, a column for each model."""
-    results = load_results(name)
-    return results[results.step == results.attrs["steps"]].pivot(index="seed", columns="model", values=column)
 
 
 def gains(name: str, column: str) -> pd.DataFrame:

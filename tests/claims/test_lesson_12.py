@@ -3,7 +3,7 @@
 import pytest
 
 from moe_lessons.analysis import bytes_per_step, effective_width
-from moe_lessons.analysis.results import load_results
+from moe_lessons.analysis.results import last_of
 from moe_lessons.nn import dense_twin
 from moe_lessons.training import facts_model
 
@@ -16,8 +16,7 @@ def memory(model) -> int:
 
 @pytest.mark.claim("the-answer-in-one-picture")
 def test_memory_like_the_large_one_and_reads_like_the_small_one():
-    results = load_results("facts")
-    last = results[results.step == results.step.max()].pivot(index="seed", columns="model", values="known")
+    last = last_of("facts", "known")
     family = {int(name.partition("=")[2]): list(last[name]) for name in last if name.startswith("dense, F")}
     family = {64: list(last["equal-active twin"])} | family | {512: list(last["equal-total twin"])}
     mixture = list(last["MoE, E=16"])

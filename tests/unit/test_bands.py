@@ -75,7 +75,7 @@ def test_a_band_shows_the_same_numbers_as_a_run_for_each_seed(name):
 def test_with_noise_the_numbers_are_others_but_as_likely(name):
     seeds = range(12)
     band, runs = SeedBand(remedy_setting(name), seeds), separate(remedy_setting(name), seeds)
-    for _ in range(40):
+    for _ in range(25):
         seen, each = band.step(), [run.step() for run in runs]
     loads = [record.load[0] for record in each]
     assert not np.array_equal(seen.loads, loads)

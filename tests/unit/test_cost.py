@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from live_tools import MyMoE
 from torch import nn
@@ -57,7 +57,6 @@ class Classifier(nn.Module):
     d_model=st.integers(1, 9), d_ff=st.integers(1, 9), num_experts=st.integers(1, 9), data=st.data(),
     activation=st.sampled_from(ACTIVATIONS), shared=st.sampled_from([0, 5]), gate=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=60)
 def test_moe_and_twins_against_formula_and_numel(d_model, d_ff, num_experts, data, activation, shared, gate):
     top_k = data.draw(st.integers(1, num_experts))
     arguments = {"shared_d_ff": shared, "shared_expert_gate": gate} if shared else {}

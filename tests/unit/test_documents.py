@@ -14,7 +14,15 @@ ANCHOR = re.compile(r'^<a id="([a-z0-9-]+)"></a>\*\*', re.M)
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "notebooks/GLOSSARY.md", "docs/claims.md", "docs/instructors.md"]
+    "name",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "notebooks/GLOSSARY.md",
+        "docs/claims.md",
+        "docs/engines.md",
+        "docs/instructors.md",
+    ],
 )
 def test_local_links_lead_somewhere(name):
     document = ROOT / name

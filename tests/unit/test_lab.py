@@ -9,12 +9,20 @@ from live_tools import LABS, MyMoE, assert_consistent, button, ended, losses, on
 from moe_lessons import widgets
 from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels._history import RECENT
+from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS, TRAINING
 from moe_lessons.training.settings import ROUTERS
 from moe_lessons.widgets import BalancingLab, CollapseLab, Lab, Playground, RoutingLab, live, loop
 from moe_lessons.widgets.controls import control, move
 from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.routing_lab import NAMED_ROUTERS
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """No test here is about what is learned."""
+    monkeypatch.setitem(Run.__init__.__kwdefaults__, "batch_size", 32)
+
 
 START = {
     "Playground": {

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from oracle import (
     assert_same,
@@ -58,7 +58,6 @@ def reference(moe: MoE, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
 
 @ways
 @pytest.mark.parametrize("router", [TopKRouter, SigmoidRouter, ExpertChoiceRouter])
-@settings(max_examples=30)
 @given(data=st.data())
 def test_equals_the_loop_over_tokens_and_experts(router, way, data):
     """Whatever the sizes, the activation, the biases, where the weight stands, the shared expert and the capacity."""

@@ -25,6 +25,17 @@ def load_maker():
 
 
 maker = load_maker()
+build, built = maker.build, {}
+
+
+def build_once(model):
+    """The tests here only read a model."""
+    if (key := repr(model)) not in built:
+        built[key] = build(model)
+    return built[key]
+
+
+maker.build = build_once
 
 
 @pytest.fixture(scope="module")

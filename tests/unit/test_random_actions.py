@@ -470,7 +470,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize("laboratory", MACHINES)
 def test_random_actions(laboratory):
     how = settings(
-        max_examples=EXAMPLES or 8, stateful_step_count=ACTIONS, derandomize=not EXAMPLES, database=None,
+        max_examples=EXAMPLES or 5, stateful_step_count=ACTIONS, derandomize=not EXAMPLES, database=None,
         deadline=None, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     run_state_machine_as_test(MACHINES[laboratory], settings=how)
