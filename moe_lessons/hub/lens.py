@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -70,8 +70,8 @@ class Lens:
         self._two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         names = list(inspect.signature(model.forward).parameters)
         self._places = [names.index(name) if name in names else None for name in MASKS]
-        self._calls: list[dict[str, Seen]] = []
-        self._open: dict[str, Seen] | None = None  # the call that runs
+        self._calls: list[Call] = []
+        self._open: Call | None = None  # the one that runs
         self._handles: list = []
 
     def __enter__(self) -> "Lens":
@@ -92,46 +92,39 @@ class Lens:
             handle.remove()
         self._handles.clear()
         self._open = None
-        if kind is None and not self._calls:
+        if kind is None and not any(call.seen for call in self._calls):
             warnings.warn(NOTHING, stacklevel=2)
 
     def _begin(self, module, args: tuple, kwargs: dict) -> None:
-        self._masks = [None, None]
+        masks = [None, None]
         if not self.count_padding:
             for side, (name, place) in enumerate(zip(MASKS, self._places)):
                 by_place = args[place] if place is not None and place < len(args) else None
-                self._masks[side] = check_mask(name, kwargs.get(name, by_place))
-        self._open = {}
+                masks[side] = check_mask(name, kwargs.get(name, by_place))
+        self._open = Call(self.mixtures, masks, self._two_sided)
 
     def _end(self, module, args: tuple, output) -> None:
-        call = {name: seen for name, seen in (self._open or {}).items() if seen.is_complete}
-        if call and output is not None:  # None where the call has failed
-            self._calls.append(call)
+        if self._open is not None and self._open.notes and output is not None:  # None where the call has failed
+            self._calls.append(self._open)
             del self._calls[: -self.keep if self.keep else 0]
         self._open = None
 
+    # What a layer does is noted here, while the model runs, and read when somebody asks.
+
+    hold = staticmethod(detached)
+
     def _decided(self, name: str, mixture: Mixture, module, args: tuple, output) -> None:
         if self._open is not None:
-            self._note(name, mixture, "output", detached(mixture.read(output)))
+            self._open.notes.append((name, "output", self.hold(mixture.read(output))))
 
     def _called(self, name: str, mixture: Mixture, module, args: tuple, kwargs: dict) -> None:
         if self._open is not None:
             topk = tuple(kwargs[key] if key in kwargs else args[at] for at, key in enumerate(mixture.keys, start=1))
-            self._note(name, mixture, "topk", detached(topk))
-
-    def _note(self, name: str, mixture: Mixture, part: str, value) -> None:
-        key, turn = name, 1
-        while key in self._open and getattr(self._open[key], part) is not None:  # it runs once more in this call
-            turn += 1
-            key = f"{name} (turn {turn})"
-        if key not in self._open:
-            mask = self._masks[self._two_sided and "decoder" in name.split(".")]
-            self._open[key] = Seen(key, mixture, mask)
-        setattr(self._open[key], part, value)
+            self._open.notes.append((name, "topk", self.hold(topk)))
 
     @property
     def calls(self) -> list[dict[str, Routing]]:
-        return [{name: seen.routing for name, seen in call.items()} for call in self._calls]
+        return [{name: seen.routing for name, seen in call.seen.items()} for call in self._calls if call.seen]
 
     @property
     def routings(self) -> dict[str, Routing]:
@@ -142,7 +135,7 @@ class Lens:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for call in self._calls for name in call)) or tuple(self.mixtures)
+        return tuple(dict.fromkeys(name for call in self._calls for name in call.seen)) or tuple(self.mixtures)
 
     def balance(self) -> pd.DataFrame:
         """`analysis.balance_by_layer` of all calls: a row for each layer, by its name."""
@@ -169,7 +162,7 @@ class Lens:
             raise ValueError(f"domains must be {len(input_ids)} names, one for each sequence, got {len(domains)}")
         with evaluating(self.model), torch.no_grad(), Lens(self.model, 1, self.count_padding) as lens:
             self.model(input_ids, **inputs)
-        routings, mask = list(lens.routings.values()), lens._masks[0]
+        routings, mask = list(lens.routings.values()), lens._calls[-1].masks[0]
         known = pd.MultiIndex.from_product(map(range, input_ids.shape), names=["sequence", "position"])
         tokens = known.to_frame(index=False).assign(byte=input_ids.flatten().tolist())
         if tokenizer is not None:
@@ -183,6 +176,29 @@ class Lens:
         if sizes := {routing.num_tokens for routing in routings} - {len(tokens)}:
             raise ValueError(f"layers must all route the {len(tokens)} tokens of input_ids, got {sorted(sizes)}")
         return trace_table(tokens, routings)
+
+
+@dataclass
+class Call:
+    """What was noted in one call of the model, in its order: the layer, which part of `Seen`, and the value."""
+
+    mixtures: dict[str, Mixture]
+    masks: list[Tensor | None]  # of MASKS
+    two_sided: bool
+    notes: list[tuple] = field(default_factory=list)
+
+    @cached_property
+    def seen(self) -> dict[str, "Seen"]:
+        """What each layer did. One that ran once more in the call has a name for each turn."""
+        layers: dict[str, Seen] = {}
+        for name, part, value in self.notes:
+            key, turn = name, 1
+            while key in layers and getattr(layers[key], part) is not None:
+                turn += 1
+                key = f"{name} (turn {turn})"
+            mask = self.masks[self.two_sided and "decoder" in name.split(".")]
+            setattr(layers.setdefault(key, Seen(key, self.mixtures[name], mask)), part, value)
+        return {name: seen for name, seen in layers.items() if seen.is_complete}
 
 
 @dataclass

@@ -102,7 +102,7 @@ def detached(value):
         return replace(value, **{field.name: getattr(value, field.name).detach() for field in fields(value)})
     if isinstance(value, tuple):
         return tuple(map(detached, value))
-    return value.detach() if isinstance(value, Tensor) else value
+    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
 
 
 def of_experts(experts: nn.Module, logits: Tensor, topk: tuple[Tensor, Tensor]) -> Routing:
