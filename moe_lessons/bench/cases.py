@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe_lessons.hub import Lens
 from moe_lessons.hub.models import FIELDS, convert_model
 from moe_lessons.nn import (
     DISPATCH,
@@ -25,6 +26,7 @@ from moe_lessons.nn import (
 
 PASSES = FORWARD, TRAINING = "forward", "forward + backward"
 AUTO, MIXTURE = "MoE, auto", "MoE"
+BARE, WATCHED = "without a lens", "under the lens"
 HF_WAYS = ("eager", "grouped_mm")  # of transformers, to run the experts
 HF_WAYS_FEW_TOKENS = (*HF_WAYS, "batched_mm")  # which copies the weights of every assignment
 
@@ -70,6 +72,9 @@ def all_cases(quick: bool = False) -> list[Case]:
         for c in configs:
             sizes = f"L={c.num_layers}, D={c.d_model}, F={c.d_ff}, E={c.num_experts}, K={c.top_k}"
             cases.append(Case(f"{make.__name__}, LanguageModel({sizes})", MIXTURE, partial(make, c)))
+    for num_tokens in (1, 1024) if transformers_version() else ():
+        name = f"forward, HF Mixtral(L=3, D=64), T={num_tokens}"
+        cases.append(Case(name, BARE, partial(beside_the_lens, SMALL_MODEL, num_tokens), 1))
     return cases
 
 
@@ -168,6 +173,16 @@ def decoding(config: TransformerConfig) -> Calls:
     how = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": True, "top_k": 0, "pad_token_id": 0}
     how["attention_mask"] = torch.ones_like(ids)
     return calls | in_each_way(theirs, lambda: partial(theirs.eval().generate, ids, **how), HF_WAYS_FEW_TOKENS)
+
+
+def beside_the_lens(config: TransformerConfig, num_tokens: int) -> Calls:
+    """A forward of Hugging Face's model on one sequence of T tokens, and the same with a `Lens` on it."""
+    with seeded(0):
+        bare, ids = hf_model(replace(config, max_positions=num_tokens)).eval(), torch.arange(num_tokens)[None] % 256
+    watched = copy.deepcopy(bare)
+    Lens(watched, keep=1).__enter__()  # it stays on for as long as the model is there
+    models = {BARE: bare, WATCHED: watched}
+    return {name: torch.no_grad()(partial(model, ids, use_cache=False)) for name, model in models.items()}
 
 
 def transformers_version() -> str | None:
