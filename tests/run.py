@@ -11,6 +11,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from kernels import quick_kernels
@@ -25,11 +26,11 @@ GROUPS = {  # name -> where its tests are
     "browser": ("tests/browser",),
 }
 PYTEST = ["pytest", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
-PYTEST += ["--nbval", "--nbval-cell-timeout=300"]
+PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits of what is measured are not compared
 STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
     ("notebooks claims unit", "-m", "not alone", "-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"),
-    ("claims", "-m", "alone"),  # they measure time
+    ("claims", "-m", "alone", "--reruns", "2"),  # they measure time, which other programs of the machine can spoil
     # They wait often: one worker more than there are cores. A page on a busy machine is late at times: what fails there
     # is tried once more.
     ("browser", "-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--reruns", "1"),
@@ -46,12 +47,13 @@ def main(names: list[str]) -> int:
     if "ruff" in names:
         print("=== ruff", flush=True)
         cases.append(("ruff", "failed" if run("ruff", "check", ".") else "passed"))
-    with quick_kernels(ENVIRONMENT) as environment:
-        for groups, *options in STAGES:
-            if places := [place for group in groups.split() if group in names for place in GROUPS[group]]:
-                print("\n===", groups, *options, flush=True)
+    for groups, *options in STAGES:
+        if places := [place for group in groups.split() if group in names for place in GROUPS[group]]:
+            print("\n===", groups, *options, flush=True)
+            # in the browser many kernels start, and train little: forked ones start at once, but train more slowly
+            with quick_kernels(ENVIRONMENT) if groups == "browser" else nullcontext(ENVIRONMENT) as environment:
                 code = run(*PYTEST, *options, *places, environment=environment)
-                cases += read_report() if code in (0, 1, 5) else [(f"pytest ended with {code}", "failed")]
+            cases += read_report() if code in (0, 1, 5) else [(f"pytest ended with {code}", "failed")]
     empty = [name for name in names if not any(where.startswith(GROUPS[name]) for where, _ in cases)]
     cases += [(f"no test in {name}", "failed") for name in empty]
     failed = sorted({where for where, outcome in cases if outcome == "failed"})

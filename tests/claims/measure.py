@@ -1,5 +1,7 @@
 """``python tests/claims/measure.py``: run the tests of all claims and write what they measured into docs/claims.md.
 
+``python tests/claims/measure.py tests/claims/test_lesson_08.py``: only these, and keep what is written of the others.
+
 Of each assert that compares numbers: what was measured, what was asked, and the margin between the two; where it ran
 several times, the time with the smallest margin. With nothing else running it takes some minutes; some measure time.
 """
@@ -34,16 +36,17 @@ class Measured:
 
     def pytest_assertion_pass(self, item, lineno: int, orig: str) -> None:
         """An assert held: evaluate its parts again where it stands."""
-        mark, frame = item.get_closest_marker("claim"), sys._getframe()
+        names, frame = [mark.args[0] for mark in item.iter_markers("claim")], sys._getframe()
         while frame and frame.f_code.co_filename != str(item.path):
             frame = frame.f_back
-        if mark is None or frame is None:
+        if not names or frame is None:
             return
         test = item.originalname or item.name
-        _, _, found = self.claims.setdefault(mark.args[0], (item.path.name, test, {}))
         for place, node in enumerate(parts(orig)):
             said = say(node, frame.f_globals | frame.f_locals) or (float("inf"), f"`{ast.unparse(node)}`")
-            found[lineno, place] = min(found.get((lineno, place), said), said)
+            for name in names:
+                _, _, found = self.claims.setdefault(name, (item.path.name, test, {}))
+                found[lineno, place] = min(found.get((lineno, place), said), said)
 
 
 def parts(source: str) -> list[ast.expr]:
@@ -80,14 +83,18 @@ def is_given(node: ast.expr) -> bool:
     return not any(isinstance(part, ast.Name) for part in ast.walk(node))
 
 
-def page(claims: dict) -> str:
-    """The claims in the order of the lessons, as Markdown."""
+def page(claims: dict, stored: str = "") -> str:
+    """The claims in the order of the lessons, as Markdown. stored: a page, for those that were not measured now."""
+    blocks = {block.split("\n")[0]: block for block in re.findall(r"(?ms)^### (.*?\n)(?=\n##|\Z)", stored)}
     lines = [INTRO]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         title = re.match("# (.*)", cells[0].source)[1]
         lines += [f"## [{title}](../notebooks/{path.name})", ""]
         for name in [tag[6:] for cell in cells for tag in cell.metadata.get("tags", []) if tag.startswith("claim:")]:
+            if name not in claims and name in blocks:
+                lines.append(f"### {blocks[name]}")
+                continue
             file, test, found = claims[name]
             lines += [f"### {name}", "", f"[{file}](../tests/claims/{file}): `{test}`", ""]
             numbers = {place: said for place, said in found.items() if said[0] < float("inf")}
@@ -96,12 +103,13 @@ def page(claims: dict) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    measured = Measured()
+    measured, target = Measured(), ROOT / "docs" / "claims.md"
     options = ["-q", "-p", "no:cacheprovider", "-o", "enable_assertion_pass_hook=true"]
-    tests = sorted(map(str, (ROOT / "tests" / "claims").glob("test_lesson_*.py")))
-    code = pytest.main([*options, *tests, *arguments], plugins=[measured])
+    tests = arguments or sorted(map(str, (ROOT / "tests" / "claims").glob("test_lesson_*.py")))
+    code = pytest.main([*options, *tests], plugins=[measured])
     if code == 0:
-        (ROOT / "docs" / "claims.md").write_text(page(measured.claims), encoding="utf-8")
+        stored = target.read_text(encoding="utf-8") if arguments else ""
+        target.write_text(page(measured.claims, stored), encoding="utf-8")
     return code
 
 

@@ -45,3 +45,12 @@ def test_the_nearest_of_several_runs_counts(measure):
 
 def test_what_and_joins_is_said_apart(measure):
     assert len(measure.parts("a > 1 and b < 2 and ok")) == 3
+
+
+def test_claims_that_were_not_measured_keep_what_is_written(measure):
+    stored = (measure.ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert measure.page({}, stored) == stored
+    file, test = "test_lesson_00.py", "test_every_expert_keeps_work"
+    anew = measure.page({"healthy-keeps-every-expert": (file, test, {(1, 0): (0.5, "`x` 2 > 1; margin 1")})}, stored)
+    changed = set(anew.splitlines()) ^ set(stored.splitlines())
+    assert len(changed) == 2 and "- `x` 2 > 1; margin 1" in changed
