@@ -200,5 +200,5 @@ def test_the_model_is_the_same_under_the_lens(num_tokens):
     calls = cases.beside_the_lens(MODEL, num_tokens)
     bare, watched = (call().logits for call in calls.values())
     assert list(calls) == [cases.BARE, cases.WATCHED] and bare.shape[1] == num_tokens and torch.equal(bare, watched)
-    hooks = [len(call.args[0]._forward_pre_hooks) for call in calls.values()]
+    hooks = [len(call.__wrapped__.func._forward_pre_hooks) for call in calls.values()]
     assert hooks == [0, 1]
