@@ -22,7 +22,7 @@ SIGNS = {ast.Lt: "<", ast.LtE: "≤", ast.Gt: ">", ast.GtE: "≥", ast.Eq: "=", 
 INTRO = """# Claims
 
 Every statement under a 'What to notice' has a name and a test. Here is what each test measured and what it asked for,
-written by `python tests/claims/measure.py` on two cores (AMD EPYC, some Intel Xeon). The margin is the distance between the two
+written by `python tests/claims/measure.py` on two cores (EPYC or Xeon). The margin is the distance between the two
 at the nearest place: where a test asks the same of several seeds, of the seed that came nearest. What is not a
 comparison of numbers is tested too; it is listed where a test has nothing else.
 """
