@@ -6,14 +6,13 @@ Nothing is downloaded, and no code is run but that of the installed transformers
 import argparse
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from moe_lessons.analysis.published import PublishedCount, count_config, read_config
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machines, on_machine
-from moe_lessons.errors import check_count
+from moe_lessons.errors import check_count, say_refusal
 from moe_lessons.plots.theme import short_number
 
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
@@ -30,13 +29,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         report = cost_report(count_config(read_config(options.config)), check_count("context", options.context))
     except (ValueError, ImportError) as error:
-        said = str(error)
-        if isinstance(error, ImportError):
-            said = f"cost needs {error.name or error}: pip install 'moe_lessons[hf]'"
-        if options.json:
-            print(json.dumps({"error": said}))
-        print(f"cost: {said}", file=sys.stderr)
-        return 1
+        return say_refusal("cost", error, str(error), options.json)
     print(json.dumps(report, indent=2) if options.json else in_words(report))
     return 0
 

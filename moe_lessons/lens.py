@@ -10,7 +10,6 @@ import inspect
 import json
 import math
 import os
-import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
@@ -26,7 +25,8 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis.load import describe_load, load_statistics
 from moe_lessons.analysis.traces import mutual_information, repeats, trace_table
-from moe_lessons.errors import check_device, check_positive_int
+from moe_lessons.errors import check_device, check_positive_int, say_refusal
+from moe_lessons.files import write_whole
 from moe_lessons.hub import Lens, byte_tokenizer
 from moe_lessons.nn import Routing
 from moe_lessons.plots import THEMES, LessonFigure, layer_loads
@@ -64,13 +64,7 @@ def main(argv: Sequence[str]) -> int:
         if options.out:
             write(Path(options.out), page(figures, routings))
     except (ValueError, ImportError, RuntimeError) as error:  # the last of a device without room
-        said = first_line(error)
-        if isinstance(error, ImportError):
-            said = f"lens needs {error.name or error}: pip install 'moe_lessons[hf]'"
-        if options.json:
-            print(json.dumps({"error": said}))
-        print(f"lens: {said}", file=sys.stderr)
-        return 1
+        return say_refusal("lens", error, first_line(error), options.json)
     if options.json:
         print(json.dumps(figures, indent=2))
     else:
@@ -141,14 +135,10 @@ def check_writable(out: Path) -> None:
 
 def write(out: Path, html: str) -> None:
     """All of it, or nothing: what was there stays until the new page is whole."""
-    new = out.with_name(f"{out.name}.{os.getpid()}.new")
     try:
-        new.write_text(html, encoding="utf-8")
-        os.replace(new, out)
+        write_whole(out, html.encode("utf-8"))
     except OSError as error:
         raise ValueError(f"{out} could not be written: {error.strerror or error}") from None
-    finally:
-        new.unlink(missing_ok=True)
 
 
 # --- what is seen -------------------------------------------------------------------------------------------

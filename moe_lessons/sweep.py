@@ -10,7 +10,6 @@ its times do, since the processes share memory and caches.
 
 import argparse
 import json
-import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.datafiles import FOLDER
 from moe_lessons.errors import check_positive_int
+from moe_lessons.files import write_whole
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin
 from moe_lessons.nn.families import modern
 from moe_lessons.nn.seeding import seeded, torch_threads
@@ -280,9 +280,8 @@ def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None)
                 tqdm.write(f"{run}: " + ("diverged" if row["diverged"] else f"loss {row['loss'][-1]:.3f}"))
     ordered = {run: done[run] for run in sweep.table()} | done
     if list(ordered) != list(done):
-        new = path.with_suffix(".new")
-        new.write_text("".join(f"{json.dumps(row)}\n" for row in (settings or header, *ordered.values())), "utf-8")
-        os.replace(new, path)
+        lines = (f"{json.dumps(row)}\n" for row in (settings or header, *ordered.values()))
+        write_whole(path, "".join(lines).encode())
     print(f"{name}: all {len(sweep.table())} runs are in {path}")
 
 

@@ -116,13 +116,18 @@ def build(config: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
     made, model_class = find_class(made, config.get("architectures"))
     if not isinstance(made, CONFIG_MAPPING[kind]):
         notes.append(f"only the text part is counted, as {model_class.__name__}")
-    keys = set(re.findall(r'"(\w+)": ', json.dumps(given)))  # those within others too
-    if missing := defaults_taken(made.get_text_config(decoder=True), keys):
+    if missing := defaults_taken(made.get_text_config(decoder=True), keys_of(config)):
         notes.append(f"not in the file, so taken from the defaults of transformers: {missing}")
     with torch.device("meta"):
         model = model_class(made)
     model.tie_weights()
     return model, notes
+
+
+def keys_of(config: Mapping[str, Any]) -> set[str]:
+    """All keys of a configuration and of those within it."""
+    inner = [keys_of(value) for value in config.values() if isinstance(value, Mapping)]
+    return set(config).union(*inner)
 
 
 def defaults_taken(config: Any, given: set[str]) -> str:
@@ -137,7 +142,7 @@ def find_class(config: Any, architectures: Any) -> tuple[Any, type]:
     import transformers
 
     named = architectures[0] if isinstance(architectures, list) and architectures else None
-    found = getattr(transformers, named, None) if isinstance(named, str) else None
+    found = getattr(transformers, named, None) if isinstance(named, str) and named.isidentifier() else None
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class:
         if isinstance(config, found.config_class):
             return config, found

@@ -16,7 +16,8 @@ from moe_lessons.nn import TransformerConfig
 from moe_lessons.parallel import checkpoints
 
 FAULTS = ("kill", "raise", "hang", "stop")
-MODEL = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor", "dtype")
+SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
+MODEL = (*SIZES, "dtype")
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,7 @@ class Settings:
         self.model_config()
 
     def model_config(self) -> TransformerConfig:
-        names = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
-        return TransformerConfig(max_positions=self.context, **{name: getattr(self, name) for name in names})
+        return TransformerConfig(max_positions=self.context, **{name: getattr(self, name) for name in SIZES})
 
 
 def describe(settings: Settings) -> dict[str, str]:

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 import io
-import os
 import zipfile
 from contextlib import suppress
 from dataclasses import is_dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from moe_lessons.files import write_whole
 from moe_lessons.training.knobs import TRAINING
 
 FORMAT = "moe_lessons checkpoint 2"
@@ -20,8 +20,8 @@ FORMAT = "moe_lessons checkpoint 2"
 def save_checkpoint(run, path: str | Path) -> None:
     """Write all that a `Run` needs to go on: see `Run.state_dict`.
 
-    First a file beside `path` is written, then it takes its place. Whatever goes wrong (OSError: a full disk, a folder
-    that is missing or must not be written to), what was at `path` before is still there, whole.
+    Whatever goes wrong (OSError: a full disk, a folder that is missing or must not be written to), what was at `path`
+    before is still there, whole.
 
     >>> from tempfile import TemporaryDirectory
     >>> from moe_lessons.training import PRESETS, plane_runs
@@ -33,17 +33,9 @@ def save_checkpoint(run, path: str | Path) -> None:
     >>> run.step().loss == same.step().loss
     True
     """
-    path, memory = Path(path).resolve(), io.BytesIO()  # of a link, the file that it leads to
+    memory = io.BytesIO()
     torch.save({"format": FORMAT, **run.state_dict()}, memory)  # in a file, torch would hide that the disk is full
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder: a move within one disk
-    try:
-        with open(temporary, "wb") as file:
-            file.write(memory.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before it takes the place of the last one
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(Path(path), memory.getbuffer())
 
 
 def load_checkpoint(run, path: str | Path):

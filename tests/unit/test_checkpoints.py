@@ -11,9 +11,10 @@ import pytest
 import torch
 from oracle import refused
 
+from moe_lessons import files
 from moe_lessons.nn import FeedForward, LanguageModel, MoE, NoisyTopKRouter, SigmoidRouter, TransformerConfig, seeded
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask, make_text
-from moe_lessons.training import PlaneSetting, Record, Run, SeedBand, TrainingDiverged, checkpoints
+from moe_lessons.training import PlaneSetting, Record, Run, SeedBand, TrainingDiverged
 from moe_lessons.training.checkpoints import FORMAT, load_checkpoint, save_checkpoint
 
 ROUTERS = {
@@ -261,7 +262,7 @@ def test_a_full_disk_or_an_interrupt_keeps_the_last_checkpoint(call, error, path
             super().write(content[: len(content) // 2])
             raise error
 
-    module, broken = (checkpoints, Full) if call == "open" else (os, fail)
+    module, broken = (files, Full) if call == "open" else (os, fail)
     with monkeypatch.context() as patch, pytest.raises(type(error)):
         patch.setattr(module, call, broken, raising=False)
         save_checkpoint(run, path)

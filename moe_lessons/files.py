@@ -1,0 +1,22 @@
+"""Writing a file: all of it, or nothing."""
+
+import os
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to a file beside `path`, which then takes its place.
+
+    Whatever goes wrong (OSError: a full disk, a folder that is missing or must not be written to), what was at `path`
+    before is still there, whole.
+    """
+    path = path.resolve()  # of a link, the file that it leads to
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder: a move within one disk
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it takes the place of the last one
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
