@@ -245,6 +245,9 @@ WRONG = [
     ("causality", lambda f, x: 1, "Return True or False, not an int"),
     ("dense_width", lambda w, q, x: 1.01 * width_by_numpy(w, q, x), r"widths = \[.*qualities = .* width is .*, yours"),
     ("token_costs", lambda D, F, E, K: 6 * E * D * F, r"return 3 values \(bytes kept, bytes read, FLOPs\)"),
+]
+
+UNNAMED = [  # wrong in a way that is none of the known mistakes
     ("ties", lambda s, k: my_mask(s, k).T, r"what is kept must be of shape \(7, 6\), not of shape \(6, 7\)"),
     ("ties", lambda s, k: ~my_mask(s, k), "42 of 42 numbers differ, most for token 0 and expert 0"),
     ("times_even", lambda c: 2 * my_times_even(c), "counts of shape .3, 8., the table: 24 of 24 numbers differ"),
@@ -267,6 +270,12 @@ WRONG = [
 def test_what_differs_is_said(name, answer, said):
     check = getattr(exercises, name).check(answer)
     assert check.status in ("wrong", "raised") and re.search(said, check.message, re.IGNORECASE), check
+
+
+@pytest.mark.parametrize("name, answer, said", UNNAMED)
+def test_what_differs_is_said_where_the_mistake_has_no_name(name, answer, said):
+    check = getattr(exercises, name).check(answer)
+    assert check.status == "wrong" and not check.known and re.search(said, check.message, re.IGNORECASE), check
 
 
 def test_a_cache_of_another_shape_is_said():

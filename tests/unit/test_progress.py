@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from moe_lessons import progress
 
-KILLS = int(os.environ.get("KILLS", 300))  # of a process that writes; a thousand for a longer look
+KILLS = int(os.environ.get("KILLS", 1000))  # of a process that writes
 KEYS = ("05.a", "05.b", "05.e")
 DAMAGED = {
     "empty": b"",
