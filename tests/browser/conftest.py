@@ -200,13 +200,18 @@ class NotebookPage:
             self.wait_executed()
 
     def wait_executed(self) -> None:
-        executed = r"""() => {
+        """Until each cell has its number. Fails where one stops with an error: those below it then do not run."""
+        ended = r"""() => {
             const cells = [...document.querySelectorAll('.jp-CodeCell')]
                 .filter(cell => cell.querySelector('.cm-content')?.textContent.trim());
             const prompts = cells.map(cell => cell.querySelector('.jp-InputPrompt').textContent);
-            return prompts.length > 0 && prompts.every(prompt => /\[\d+\]/.test(prompt));
+            const error = [...document.querySelectorAll('[data-mime-type$="jupyter.stderr"]')]
+                .find(output => output.textContent.includes('Traceback'));
+            return prompts.length > 0 && prompts.every(prompt => /\[\d+\]/.test(prompt)) ? 'well'
+                : error && !prompts.some(prompt => prompt.includes('*')) ? error.textContent : '';
         }"""
-        self.page.wait_for_function(executed, polling=100)
+        how = self.page.wait_for_function(ended, polling=100, timeout=3 * PATIENCE).json_value()
+        assert how == "well", how
         self.wait_idle()
 
     def run_cell(self, place: int, wait: bool = True) -> str:

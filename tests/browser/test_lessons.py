@@ -26,7 +26,7 @@ STATE = """element => element.matches('.noUi-handle') ? element.getAttribute('ar
 def view_cells(path) -> list[str]:
     """The sources of the cells that show a view, and before them those that make what they use."""
     sources = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    sources = [source for source in sources if "%pip" not in source]
+    sources = [re.sub(r"^( +)%pip .*", r"\1pass", source, flags=re.MULTILINE) for source in sources]  # as Python
     wanted = {place for place, source in enumerate(sources) if VIEW.search(source) and "await" not in source}
     for place in reversed(range(len(sources))):
         names = {name for later in wanted if later > place for name in names_in(sources[later], ast.Load)}

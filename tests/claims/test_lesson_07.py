@@ -5,6 +5,7 @@ own, as large as in the lesson: smaller ones would lie in the processor's cache.
 from functools import partial
 from statistics import median
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -25,15 +26,23 @@ from moe_lessons.analysis import (
 )
 from moe_lessons.analysis.cost import MODEL_SHAPES
 from moe_lessons.exercises.check_decoding import my_full_batch
-from moe_lessons.nn import FeedForward, LanguageModel, TransformerConfig, dense_twin, seeded, torch_threads
+from moe_lessons.nn import (
+    EQUAL_ACTIVE,
+    EQUAL_TOTAL,
+    FeedForward,
+    LanguageModel,
+    TransformerConfig,
+    dense_twin,
+    seeded,
+    torch_threads,
+)
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run
-from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.calculators import NAMES, DecodingCalculator
+from moe_lessons.widgets.calculators import STOPS, CostCalculator
 
 pytestmark = pytest.mark.alone
 SEEDS = range(3)
-MOE, ACTIVE, TOTAL = NAMES
+MOE, ACTIVE, TOTAL = NAMES = "MoE", EQUAL_ACTIVE, EQUAL_TOTAL
 GOOD = "equally good dense"
 
 
@@ -95,7 +104,7 @@ def test_three_opponents_on_paper(models):
 @pytest.mark.claim("faster-than-which-twin")
 def test_faster_than_which_twin(models, speeds):
     one = speeds.speedup.xs(1, level="batch")  # rows seed
-    assert (one[MOE] > 1.3).all() and (one[MOE] > 2 * one[TOTAL]).all()
+    assert one[MOE].median() > 1.2 and (one[MOE] / one[TOTAL]).median() > 2
     assert (one[MOE] / one[ACTIVE]).median() < 1
     assert {name: round(bytes_per_step(model) / 1e6) for name, model in models.items()} == {
         MOE: 32, ACTIVE: 32, TOTAL: 208, GOOD: 82}  # fmt: skip
@@ -155,7 +164,7 @@ def test_random_tokens_follow_the_union_law(seed):
 @pytest.mark.claim("the-gain-shrinks-with-the-batch")
 def test_the_gain_shrinks_with_the_batch(models, speeds):
     least = min(gain_at(speeds, 8), gain_at(speeds, 64))  # on some processors the first, on others the second
-    assert least < 1.1 < 1.3 < gain_at(speeds, 1)
+    assert least < 1.1 < 1.2 < gain_at(speeds, 1)
     assert least < 0.8 * gain_at(speeds, 1)
     for name in (*NAMES, GOOD):
         speed = speeds.tokens_per_second[name].groupby("batch").median()
@@ -213,26 +222,28 @@ def test_b_star_is_e_over_k_times_as_large(models):
 @pytest.mark.parametrize("ridge", [2, 4, 8, 16])
 def test_calculator_decoding(ridge, monkeypatch):
     """On machines that do few or many FLOPs in the time of reading a byte."""
-    monkeypatch.setattr(DecodingCalculator, "show", lambda self: None)
-    calculator = DecodingCalculator(Machine(1e10, ridge * 1e10), num_experts=4)
-    inputs, batches = calculator.inputs, KNOBS["batch_size"].stops
-    read = []
+    monkeypatch.setattr(CostCalculator, "show", lambda self: None)
+    shape = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
+    calculator = CostCalculator(shape, 0, 4, Machine(1e10, ridge * 1e10), "float32", dense_width=3.0)
+    inputs, totals = calculator.inputs, []
     for inputs["num_experts"].value in (4, 8, 16):
-        read.append(calculator.experts_read())
-    assert [row[MOE] for row in read] == pytest.approx([2, 2, 2]) and [row[ACTIVE] for row in read] == [2, 2, 2]
-    assert [row[TOTAL] for row in read] == [4, 8, 16]
+        mixture, active, _, total = (sizes.read() for sizes in calculator.models.values())
+        assert mixture == pytest.approx(active, rel=0.01)
+        totals.append(total)
+    assert totals[2] > 1.5 * totals[1] > 1.5**2 * totals[0]
 
-    gains = []
-    for inputs["batch_size"].value in batches:
-        gains.append(calculator.predicted()[MOE])
-    smallest = gains.index(min(gains))
-    assert 0 < smallest < len(batches) - 1
-    assert gains[0] > 1.5 * gains[smallest] and gains[-1] > 1.5 * gains[smallest]
+    def gains() -> np.ndarray:
+        """Of the four models over the equally good one, at each batch (4, batches)."""
+        return np.array([line.y for line in calculator.panels()[1].marks[:4]])
+
+    mixture, batches = gains()[0], STOPS["batch_size"]
+    smallest = mixture.argmin()
+    assert 1 < batches[smallest] < 1024
+    assert mixture[0] > 1.5 * mixture[smallest] and mixture[batches.index(1024)] > 1.5 * mixture[smallest]
 
     for inputs["num_experts"].value in (2, 8):
         inputs["top_k"].value = inputs["num_experts"].value
-        for inputs["batch_size"].value in batches:
-            assert calculator.predicted() == pytest.approx(dict.fromkeys(NAMES, 1))
+        assert gains() == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.claim("kv-reads-against-weights")

@@ -40,14 +40,20 @@ def test_ranks_agree_and_most_rows_leave(seed):
 @pytest.mark.alone
 @pytest.mark.claim("the-slowest-rank-sets-the-time")
 def test_the_slowest_rank_sets_the_time():
-    """Processor time, the least of seven steps; three times."""
+    """Processor time, the least of seven steps; the median of three times.
+
+    Of two ranks on the two halves of one core, each works more slowly while the other does: 2 may become 1.3.
+    """
+    longer, idle = [], []
     for _ in SEEDS:
         work = {}
         for share in (0.5, 1.0):
             steps = pd.DataFrame(launch(step_times, 2, share))
             work[share] = np.stack(steps.work).min(axis=0)  # of both ranks
-        assert 1.5 < work[1.0].max() / work[0.5].max() < 2.1
-        assert work[1.0].min() < 0.4 * work[1.0].max()  # the other one waits
+        longer.append(work[1.0].max() / work[0.5].max())
+        idle.append(work[1.0].min() / work[1.0].max())
+    assert 1.2 < np.median(longer) < 2.2
+    assert np.median(idle) < 0.4  # the other one waits
 
 
 @pytest.mark.claim("capacity-evens-the-traffic-for-drops")
