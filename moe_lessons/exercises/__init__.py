@@ -17,13 +17,13 @@ MODULES = {  # name -> its module, in the order of the course; a module is impor
     "masked_weights": "check_block",
     "moe_block": "check_block",
     "sort_tokens": "check_block",
-    "ties": "check_ties",
+    "ties": "check_block",
     # 03
     "active_parameters": "check_sizes",
     "cache_bytes": "check_sizes",
     "card_design": "check_sizes",
     # 04
-    "times_even": "check_table",
+    "times_even": "check_counts",
     "information_bits": "check_counts",
     "chance": "check_counts",
     # 05
@@ -31,13 +31,13 @@ MODULES = {  # name -> its module, in the order of the course; a module is impor
     "push": "check_load",
     "mended_router": "check_router",
     # 06
-    "find_places": "check_balancing",
+    "find_places": "check_capacity",
     "balancing_loss": "check_balancing",
-    "biased_weights": "check_biased",
+    "biased_weights": "check_balancing",
     "new_bias": "check_balancing",
     # 06b
     "causality": "check_causality",
-    "surest": "check_surest",
+    "surest": "check_capacity",
     "bill": "check_bill",
     # 07
     "token_speed": "check_decoding",

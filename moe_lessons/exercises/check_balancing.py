@@ -1,29 +1,20 @@
-"""Lesson 06: who finds a place where experts fill up, the auxiliary loss, and one bias update."""
-
-import math
+"""Lesson 06: the auxiliary loss, one bias update, and a choice by score and bias."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from moe_lessons.exercises.check_block import top_mask
 from moe_lessons.exercises.compare import Comparison, agree
 from moe_lessons.exercises.exercise import Exercise, Problem
-from moe_lessons.nn import (
-    Routing,
-    SigmoidRouter,
-    TopKRouter,
-    apply_capacity,
-    expert_capacity,
-    load_balancing_loss,
-    update_expert_bias,
-)
+from moe_lessons.nn import Routing, SigmoidRouter, TopKRouter, load_balancing_loss, update_expert_bias
+from moe_lessons.nn.dispatch import weight_matrix
 
-SIZES = ((20, 8, 1), (13, 5, 2), (4, 4, 1), (30, 6, 3))  # tokens T, experts E, top_k K
+SIZES = ((13, 5, 2), (20, 8, 1), (4, 4, 1), (30, 6, 3))  # tokens T, experts E, top_k K
 
 
 def routings() -> list[Routing]:
-    """An uneven one of each size."""
-    logits = [torch.randn(T, E) + torch.linspace(0, 1.5, E) for T, E, _ in SIZES]
+    """An uneven one of each size. In the second the last experts have nothing."""
+    logits = [torch.randn(T, E) - torch.linspace(0, 1.5, E) for T, E, _ in SIZES]
     return [TopKRouter(4, E, K).choose(scores) for scores, (_, E, K) in zip(logits, SIZES)]
 
 
@@ -35,77 +26,6 @@ def shares(idx: Tensor, num_experts: int) -> Tensor:
     """(E,) the share of all assignments (T, K) that each expert has."""
     return torch.bincount(idx.flatten(), minlength=num_experts) / idx.numel()
 
-
-# --- places --------------------------------------------------------------------------------------------------------
-
-
-def kept_by_package(topk_indices: Tensor, num_experts: int, factor: float) -> Tensor:
-    """(T, K): which assignments `apply_capacity` keeps."""
-    T, K = topk_indices.shape
-    routing = routing_of(torch.full((T, num_experts), 1 / num_experts), topk_indices)
-    cut = apply_capacity(routing, expert_capacity(factor, K, T, num_experts))
-    kept = F.one_hot(cut.token_idx * num_experts + cut.expert_idx, T * num_experts).sum(0) > 0  # (T·E,)
-    return kept.view(T, num_experts).gather(1, topk_indices)
-
-
-def in_turn(idx: Tensor, capacity: int, order: list[tuple[int, int]]) -> Tensor:
-    """(T, K): which assignments find a place, when they come in this order of (token, choice)."""
-    kept, taken = torch.zeros_like(idx, dtype=torch.bool), {}
-    for token, choice in order:
-        expert = idx[token, choice].item()
-        taken[expert] = taken.get(expert, 0) + 1
-        kept[token, choice] = taken[expert] <= capacity
-    return kept
-
-
-def choices_first(idx: Tensor) -> list[tuple[int, int]]:
-    """All first choices, then all second ones, and so on."""
-    return [(token, choice) for choice in range(idx.shape[1]) for token in range(len(idx))]
-
-
-def places_cases() -> list[tuple]:
-    return [(r.topk_indices, E, f) for r, (_, E, _), f in zip(routings(), SIZES, (0.75, 1.0, 1.0, 1.25))]
-
-
-def my_places(topk_indices, num_experts, factor):
-    num_tokens, top_k = topk_indices.shape
-    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
-    taken = [0] * num_experts
-    kept = torch.zeros(num_tokens, top_k, dtype=torch.bool)
-    for choice in range(top_k):  # all first choices before any second one
-        for token in range(num_tokens):
-            expert = topk_indices[token, choice]
-            kept[token, choice] = taken[expert] < capacity
-            taken[expert] += 1
-    return kept
-
-
-PLACES_MISTAKES = {
-    lambda i, e, f: in_turn(i, math.floor(f * i.numel() / e), choices_first(i)): (
-        "C is rounded up, not down: ⌈factor · K · T / E⌉, math.ceil."
-    ),
-    lambda i, e, f: in_turn(i, math.ceil(f * len(i) / e), choices_first(i)): (
-        "K is missing in C: there are K · T assignments to place."
-    ),
-    lambda i, e, f: in_turn(i, math.ceil(f * i.numel() / e), sorted(choices_first(i))): (
-        "You placed all choices of a token before the next token came. All first choices come before any second one."
-    ),
-    lambda i, e, f: in_turn(i, math.ceil(f * i.numel() / e), choices_first(i)[::-1]): (
-        "The last tokens took the places. The tokens come in their order: token 0 first."
-    ),
-    lambda i, e, f: ~in_turn(i, math.ceil(f * i.numel() / e), choices_first(i)): (
-        "Turned round: return True for what finds a place, False for what is dropped."
-    ),
-}
-
-find_places = Exercise(
-    "find_places", lesson="06", stars=2, solution=my_places,
-    check=Comparison(kept_by_package, "what is kept", places_cases, PLACES_MISTAKES, axes=("token", "choice")),
-    hints=(
-        "Keep a list of how many places are taken, one number for each expert. The outer loop runs over the choices.",
-        "`taken = [0] * num_experts`. An assignment is kept where `taken[expert] < capacity`.",
-    ),
-)  # fmt: skip
 
 # --- the auxiliary loss --------------------------------------------------------------------------------------------
 
@@ -201,6 +121,9 @@ BIAS_MISTAKES = {
     lambda b, i, rate: b + rate * (len(i) / len(b) - shares(i, len(b)) * i.numel()).sign(): (
         "The mean load is T · K / E: each of the T tokens makes K assignments."
     ),
+    lambda b, i, rate: b + rate * torch.where(shares(i, len(b)) < 1 / len(b), 1, -1): (
+        "An expert with exactly the mean load goes down. It should stay as it was."
+    ),
 }
 
 new_bias = Exercise(
@@ -211,3 +134,69 @@ new_bias = Exercise(
         "`torch.bincount(topk_indices.flatten(), minlength=len(bias))` counts; `.sign()` is 1, 0 or −1.",
     ),
 )  # fmt: skip
+
+# --- a choice by score and bias --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def weights_by_router(scores: Tensor, bias: Tensor, top_k: int) -> Tensor:
+    """What the package's router makes of the scores: (T, E)."""
+    router = SigmoidRouter(4, scores.shape[1], top_k, norm_topk_prob=True)
+    router.expert_bias.copy_(bias)
+    routing = router.choose(scores.logit())
+    return weight_matrix(scores, routing, routing.weight).T
+
+
+def biased_cases() -> list[tuple]:
+    sizes = (5, 4, 2), (12, 8, 3), (1, 6, 2), (7, 16, 4)  # tokens T, experts E, top_k K
+    return [(0.1 + 0.8 * torch.rand(T, E), 0.5 * torch.randn(E), K) for T, E, K in sizes]
+
+
+def my_biased_weights(scores, bias, top_k):
+    chosen = (scores + bias).topk(top_k, dim=1).indices  # (T, K): the bias counts here …
+    kept = torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen))  # (T, E): … and not here
+    return kept / kept.sum(dim=1, keepdim=True)
+
+
+def to_one(values: Tensor) -> Tensor:
+    return values / values.sum(1, keepdim=True)
+
+
+CHOICE_MISTAKES = {
+    lambda s, b, k: to_one((s + b) * top_mask(s + b, k)): (
+        "The right experts, but the bias is in their weights. It is there to choose: take the weights from the scores."
+    ),
+    lambda s, b, k: to_one(s * top_mask(s, k)): (
+        "You chose by the scores alone. Add the bias before you take the K largest."
+    ),
+    lambda s, b, k: to_one((s + b) * top_mask(s, k)): (
+        "The other way round: the bias counts for the choice, and the weights come from the scores."
+    ),
+    lambda s, b, k: to_one(s * top_mask(s - b, k)): (
+        "You subtracted the bias. A larger one must make its expert easier to choose."
+    ),
+    lambda s, b, k: s * top_mask(s + b, k): (
+        "The right experts, with their scores. Divide these by their sum, row by row."
+    ),
+    lambda s, b, k: to_one(s) * top_mask(s + b, k): (
+        "You divided by the sum of all E scores. Divide by the sum of the K that were chosen."
+    ),
+    lambda s, b, k: s.where(top_mask(s + b, k), -torch.inf).softmax(1): (
+        "The scores are between 0 and 1 already. No softmax: only divide them by their sum."
+    ),
+    lambda s, b, k: to_one(top_mask(s + b, k).float()): (
+        "The right experts, but all with the same weight. Weigh each by its score."
+    ),
+}
+
+biased_weights = Exercise(
+    "biased_weights",
+    lesson="06",
+    stars=2,
+    check=Comparison(weights_by_router, "the weights", biased_cases, CHOICE_MISTAKES, axes=("token", "expert")),
+    hints=(
+        "Two tables of the same shape: one says who is chosen, the other what a chosen expert weighs.",
+        "`chosen = (scores + bias).topk(top_k).indices`, and `scores.gather(1, chosen)` are the scores of these.",
+    ),
+    solution=my_biased_weights,
+)

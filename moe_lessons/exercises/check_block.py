@@ -1,4 +1,4 @@
-"""Lesson 02: the weights of the experts by a mask, the whole block, and the tokens sorted to their experts."""
+"""Lesson 02: weights by a mask, the whole block, the tokens sorted to their experts, and equal scores."""
 
 import torch
 from torch import Tensor
@@ -19,9 +19,14 @@ def router_weights(router_logits: Tensor, top_k: int) -> Tensor:
     return weight_matrix(router_logits, routing, routing.weight).T
 
 
-def top_mask(logits: Tensor, top_k: int) -> Tensor:
-    """(T, E): 1 for the K largest logits of each token, else 0."""
-    return torch.zeros_like(logits).scatter(1, logits.topk(top_k).indices, 1.0)
+def marked(indices: Tensor, table: Tensor) -> Tensor:
+    """As large as the table (…, E): True at the indices (…, K) of each row."""
+    return torch.zeros_like(table, dtype=torch.bool).scatter(-1, indices, True)
+
+
+def top_mask(scores: Tensor, top_k: int) -> Tensor:
+    """(…, E): True for the K largest scores of each token."""
+    return marked(scores.topk(top_k).indices, scores)
 
 
 def logits_cases() -> list[tuple]:
@@ -42,10 +47,10 @@ MASK_MISTAKES = {
         "The weights of a token do not sum to 1: you set them to zero after the softmax. Mask first, then the softmax."
     ),
     lambda logits, k: logits.softmax(dim=-1): "Every expert has a weight. Mask all but the top_k scores of each token.",
-    lambda logits, k: logits.masked_fill(top_mask(logits, k) == 0, -torch.inf).softmax(dim=0).nan_to_num(0): (
+    lambda logits, k: logits.masked_fill(~top_mask(logits, k), -torch.inf).softmax(dim=0).nan_to_num(0): (
         "Your softmax runs down a column, over the tokens. Let it run along a row, over the experts: dim=-1."
     ),
-    lambda logits, k: logits.masked_fill(top_mask(logits, k) > 0, -torch.inf).softmax(dim=-1): (
+    lambda logits, k: logits.masked_fill(top_mask(logits, k), -torch.inf).softmax(dim=-1): (
         "You masked the chosen experts and kept the others. Turn the mask round."
     ),
 }
@@ -91,6 +96,12 @@ def my_moe(x, router_weight, experts, top_k):
     return y
 
 
+def last_of(logits: Tensor, experts: list, top_k: int, token: Tensor) -> Tensor:
+    """What the last of its K experts adds for one token (D,)."""
+    best, chosen = logits.topk(top_k)
+    return best.softmax(dim=0)[-1] * experts[chosen[-1]](token)
+
+
 BLOCK_MISTAKES = {
     lambda x, w, experts, k: moe_by_loops(x, w, experts, k) * (x @ w.T).softmax(-1).topk(k).values.sum(-1, True): (
         "The right experts ran, but their weights do not sum to 1: divide the K of them by their sum."
@@ -103,6 +114,9 @@ BLOCK_MISTAKES = {
     ),
     lambda x, w, experts, k: moe_by_loops(x, w, experts, 1): (
         "Only the best expert of each token ran. Add the weighted outputs of all top_k."
+    ),
+    lambda x, w, experts, k: torch.stack([last_of(w @ t, experts, k, t) for t in x]): (
+        "Only the last choice of each token is left: add to y[token], +=, instead of writing over it."
     ),
     lambda x, w, experts, k: moe_by_loops(x, -w, experts, k): (
         "The experts of the lowest scores ran. topk gives the largest ones; argsort begins with the smallest."
@@ -173,3 +187,69 @@ sort_tokens = Exercise(
         "`argsort` says in which order the places must be taken. `bincount(minlength=num_experts)` counts.",
     ),
 )  # fmt: skip
+
+# --- equal scores ----------------------------------------------------------------------------------------------------
+
+
+def mask_by_loops(scores: Tensor, top_k: int) -> Tensor:
+    """(T, E): True for the K largest of each row, of equal ones those with the lower number."""
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for token, row in enumerate(scores.tolist()):
+        kept[token, sorted(range(len(row)), key=lambda e: (-row[e], e))[:top_k]] = True
+    return kept
+
+
+def ties_cases() -> list[tuple]:
+    """Scores with many equals. In the last case they are nearly equal, all equal, and partly forbidden (−inf)."""
+    sizes = (7, 6, 2), (9, 16, 3), (1, 5, 4), (6, 3, 1)
+    close = torch.tensor([0.5, 0.5, 0.5000002, 0.5, 0.25])  # the third is a little larger
+    rows = torch.stack([close, torch.zeros(5), torch.tensor([-torch.inf, 1, -torch.inf, 1, 1])])
+    return [(torch.randint(3, (T, E)).float(), K) for T, E, K in sizes] + [(rows, 2)]
+
+
+def my_mask(scores, top_k):
+    order = scores.argsort(dim=1, descending=True, stable=True)  # (T, E); stable: equal ones keep their order
+    kept = torch.zeros(scores.shape, dtype=torch.bool)
+    return kept.scatter(1, order[:, :top_k], True)
+
+
+TIES_MISTAKES = {
+    lambda s, k: s >= s.topk(k).values[:, -1:]: (
+        "You keep all that are as large as the K-th score. Where several experts have that score, these are more than "
+        "K, and the token costs more than it should."
+    ),
+    lambda s, k: s > s.topk(k).values[:, -1:]: (
+        "You keep what is larger than the K-th score, so the K-th itself is missing, and all that equal it."
+    ),
+    top_mask: (
+        "Exactly K, but topk promises no order among equals: another machine may choose other experts. Sort with "
+        "stable=True."
+    ),
+    lambda s, k: marked(s.argsort(dim=1, stable=True).flip(1)[:, :k], s): (
+        "Of equal scores you take the last ones. To turn a sorted row round turns the equals round, too: sort with "
+        "descending=True."
+    ),
+    lambda s, k: top_mask(s.double() - 1e-6 * torch.arange(s.shape[1]), k): (
+        "You make equal scores differ by a little. Then two scores that differ by less than that change places."
+    ),
+    lambda s, k: s.argsort(dim=1, descending=True, stable=True) < k: (
+        "Place i of an argsort holds the expert that comes i-th, not the place of expert i. Put True where its first K "
+        "numbers point: scatter."
+    ),
+    lambda s, k: marked(s.argsort(dim=1, stable=True)[:, :k], s): (
+        "You keep the K smallest scores. Sort with descending=True."
+    ),
+}
+
+ties = Exercise(
+    "ties",
+    lesson="02",
+    stars=2,
+    check=Comparison(mask_by_loops, "what is kept", ties_cases, TIES_MISTAKES, axes=("token", "expert")),
+    hints=(
+        "A comparison with the K-th largest score cannot tell equals apart. Their order can: which experts come first?",
+        "`scores.argsort(dim=1, descending=True, stable=True)` puts the best expert first, and equals in their order. "
+        "`.scatter(1, indices, True)` puts True where the first K of them point.",
+    ),
+    solution=my_mask,
+)

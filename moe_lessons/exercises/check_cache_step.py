@@ -26,7 +26,7 @@ def step_by_full_attention(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values
 
 
 def step_cases() -> list[tuple]:
-    sizes = (2, 3, 4), (3, 1, 6), (4, 7, 2), (2, 0, 4)  # heads H, tokens S, h: the last cache is empty
+    sizes = (2, 4, 6), (3, 1, 6), (4, 7, 2), (2, 0, 4)  # heads H, tokens S, h: the last cache is empty
     return [(*torch.randn(3, H, h), *torch.randn(2, H, S, h)) for H, S, h in sizes]
 
 

@@ -1,4 +1,4 @@
-"""Lesson 04: mutual information from counts, and how often two draws have the same expert."""
+"""Lesson 04: mutual information from counts, how often two draws have the same expert, and a table of counts."""
 
 import torch
 from torch import Tensor
@@ -46,6 +46,9 @@ INFORMATION_MISTAKES = {
     lambda c: torch.special.entr(c.sum(dim=1) / c.sum()).sum() / LOG2: (
         "This is the entropy of the experts, all that could be told. The bytes must come in."
     ),
+    lambda c: (terms(c) / (c / c.sum())).nansum(): (
+        "You added the logarithms as they are. Each counts with its share p(e, b)."
+    ),
     lambda c: -my_information(c): "The sign is wrong: p(e, b) stands above, p(e) · p(b) below.",
 }
 
@@ -79,6 +82,12 @@ CHANCE_MISTAKES = {
     lambda experts: sum(a == b for a, b in zip(experts, experts[1:])) / (len(experts) - 1): (
         "This counts neighbours, and so the answer that we want to compare with chance. Draw any two tokens."
     ),
+    lambda experts: sum((experts.count(e) / len(experts)) ** 2 for e in experts): (
+        "You went over the tokens, so an expert counts as often as it has tokens. Go over set(experts)."
+    ),
+    lambda experts: sum(experts.count(e) / len(experts) for e in set(experts)): (
+        "These are the shares of one draw, which sum to 1. Both draws must be e: square each."
+    ),
     lambda experts: max(map(experts.count, experts)) / len(experts): (
         "This is the share of the busiest expert. Sum over all experts: both draws may be any of them."
     ),
@@ -95,3 +104,61 @@ chance = Exercise(
         "`experts.count(e) / len(experts)` is the share of e. Square it, and sum over `set(experts)`.",
     ),
 )  # fmt: skip
+
+# --- the table of a map ----------------------------------------------------------------------------------------------
+
+
+def times_even_by_loops(counts: Tensor) -> list[list[float]]:
+    """counts (domains, E) -> how many times the even share of its domain each expert has."""
+    return [[number / (sum(row) / len(row)) for number in row] for row in counts.tolist()]
+
+
+def table_cases() -> list[tuple]:
+    """Domains of different sizes: each has more tokens than the one before."""
+    sizes = (3, 8), (5, 4), (1, 6), (2, 2)
+    return [(torch.randint(1, 100, (rows, E)) * torch.arange(1.0, rows + 1)[:, None],) for rows, E in sizes]
+
+
+def my_times_even(counts):
+    shares = counts / counts.sum(dim=1, keepdim=True)  # of the tokens of its domain: each row sums to 1
+    return shares * counts.shape[1]  # divided by the even share, 1 / E
+
+
+COLUMN = (
+    "You divided each column by its sum: of the tokens of an expert, how many are code? Asked is the row: of the "
+    "tokens of code, how many go to this expert?"
+)
+TABLE_MISTAKES = {
+    lambda c: (
+        c / c.sum(1, keepdim=True)
+    ): "These are shares, and a row sums to 1. Divide them by the even share, 1 / E.",
+    lambda c: 100 * c / c.sum(1, keepdim=True): (
+        "These are percents, as on the map. Here 1 is to be the even share: divide the shares by 1 / E."
+    ),
+    lambda c: c / c.sum(1, keepdim=True) / c.shape[1]: (
+        "You multiplied by the even share. Divide by it: 1/2 of the tokens is 4 times the even share of 8 experts."
+    ),
+    lambda c: c / c.sum(1, keepdim=True) - 1 / c.shape[1]: (
+        "You subtracted the even share. Divide by it: how many times as much?"
+    ),
+    lambda c: c / c.sum(0) * c.shape[1]: COLUMN,
+    lambda c: c / c.sum(0) * c.shape[0]: COLUMN,
+    lambda c: c / c.sum() * c.numel(): (
+        "You divided by all tokens, so a large domain has large numbers everywhere. Divide each row by its own sum."
+    ),
+    lambda c: c / c.sum(1, keepdim=True) * c.shape[0]: (
+        "You took the number of domains for that of experts. The even share is one of E, the columns."
+    ),
+}
+
+times_even = Exercise(
+    "times_even",
+    lesson="04",
+    stars=1,
+    check=Comparison(times_even_by_loops, "the table", table_cases, TABLE_MISTAKES, axes=("domain", "expert")),
+    hints=(
+        "First the shares: which part of the tokens of a domain goes to each expert? Then: what would be even?",
+        "`counts / counts.sum(dim=1, keepdim=True)` are the shares. The even share is `1 / counts.shape[1]`.",
+    ),
+    solution=my_times_even,
+)

@@ -12,10 +12,10 @@ from moe_lessons.nn.transformer import Layer
 # --- the attention weights of one head -----------------------------------------------------------------------------
 
 
-def attention_weights(q: Tensor, k: Tensor, scale=True, masked=-torch.inf, dim=-1, first=1) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, scale=True, masked=-torch.inf, dim=-1, first=1, turned=False) -> Tensor:
     """Causal attention weights (T, T) of one head from q and k (T, h); the other arguments make mistakes of it."""
     scores = q @ k.T / (q.shape[1] ** 0.5 if scale else 1)
-    return scores.masked_fill(torch.ones_like(scores).triu(first) > 0, masked).softmax(dim)
+    return scores.masked_fill((torch.ones_like(scores).triu(first) > 0) != turned, masked).softmax(dim)
 
 
 def attention_by_loops(q: Tensor, k: Tensor) -> Tensor:
@@ -40,6 +40,9 @@ ATTENTION_MISTAKES = {
     lambda q, k: attention_weights(q, k, scale=False): "The scores must be divided by the root of h.",
     lambda q, k: attention_weights(q, k, masked=0): (
         "A token still looks ahead: a score of 0 has a share, since e⁰ = 1. Fill with -torch.inf."
+    ),
+    lambda q, k: attention_weights(q, k, turned=True): (
+        "The mask is turned round: masked_fill fills where it is True. Let it be True for the tokens after: triu(1)."
     ),
     lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(-1): "Nothing is masked: a token looks at those after it.",
     lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(-1).tril(): (
@@ -72,7 +75,7 @@ def count_layer(D: int, H: int, G: int, F: int) -> int:
 
 
 def layer_cases() -> list[tuple]:
-    return [(64, 4, 2, 192), (64, 4, 4, 192), (32, 2, 1, 48), (96, 6, 2, 96)]
+    return [(96, 6, 2, 200), (64, 4, 4, 192), (32, 2, 1, 48)]
 
 
 def my_layer_parameters(D, H, G, F):
@@ -90,7 +93,9 @@ LAYER_MISTAKES = {
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * G * (D // H): (
         "Keys and values: a matrix for each of them."
     ),
-    lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D: "The matrix after the heads is missing: D × D.",
+    lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D: (
+        "A matrix of D × D is missing: the queries' (H heads of D / H numbers), or the one after the heads."
+    ),
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * F: "The FFN has three matrices: gate, up and down.",
 }
 

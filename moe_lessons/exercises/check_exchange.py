@@ -34,7 +34,7 @@ def exchange_by_loops(
 
 
 def exchange_cases() -> list[tuple]:
-    sizes = (2, 7, 3, 6), (4, 5, 2, 8), (3, 6, 4, 3), (1, 4, 3, 2)  # devices N, tokens of each T, D, experts E
+    sizes = (3, 5, 6, 6), (2, 7, 3, 6), (4, 5, 2, 8), (1, 4, 3, 2)  # devices N, tokens of each T, D, experts E
     cases = []
     for N, T, D, E in sizes:
         experts = [partial(torch.matmul, other=matrix) for matrix in torch.randn(E, D, D)]

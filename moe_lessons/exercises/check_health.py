@@ -1,17 +1,25 @@
 """Lesson 10: is a router healthy, layer by layer, and what a loss sees that pools the layers."""
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from moe_lessons.analysis.load import load_statistics
+from moe_lessons.exercises.check_balancing import loss_by_package
+from moe_lessons.exercises.check_block import top_mask
 from moe_lessons.exercises.compare import Comparison
 from moe_lessons.exercises.exercise import Exercise
-from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.training import DEAD_SHARE
 
 # --- a health check -------------------------------------------------------------------------------------------------
 
 BUSY = 3.0  # from this max over mean on a layer is called ill
+
+
+def is_ill(dead: Tensor, busiest: Tensor) -> Tensor:
+    return (dead > 0) | (busiest >= BUSY)
 
 
 def health_by_package(loads: Tensor, top_k: int) -> tuple[Tensor, ...]:
@@ -20,7 +28,7 @@ def health_by_package(loads: Tensor, top_k: int) -> tuple[Tensor, ...]:
     dead, busiest, entropy = (
         torch.tensor([getattr(layer, name) for layer in found]) for name in ("dead", "max_over_mean", "entropy")
     )
-    return dead, busiest, entropy, (dead > 0) | (busiest >= BUSY)
+    return dead, busiest, entropy, is_ill(dead, busiest)
 
 
 def health_cases() -> list[tuple]:
@@ -30,8 +38,10 @@ def health_cases() -> list[tuple]:
             loads[int(layer[1:]), : len(load)] = torch.tensor(load).float()
         return loads
 
-    mixed = some(4, 8, l1=[0, 2, 6], l2=[9000], l3=[40])  # of 40 assignments in some 5,000, K decides
-    return [(mixed, 2), (some(3, 6, l0=[0, 0, 0]), 1), (some(5, 16, l3=[50, 30]), 4), (some(2, 4), 2)]
+    mixed = some(4, 8, l1=[0, 0, 2, 6], l2=[9000], l3=[40])  # of 40 assignments in some 5,000, K decides
+    exactly = [3072, 1024, 1024, 1024, 512, 512, 512, 512]  # three times the mean; powers of two do not round
+    near = some(4, 8, l0=[0], l1=[2000], l2=[3000], l3=exactly)
+    return [(mixed, 2), (some(3, 6, l0=[0, 0, 0]), 1), (some(5, 16, l3=[50, 30]), 4), (some(2, 4), 2), (near, 2)]
 
 
 def my_health(loads, top_k):
@@ -42,17 +52,12 @@ def my_health(loads, top_k):
     return dead, busiest, entropy, (dead > 0) | (busiest >= 3)
 
 
-def health_with(loads: Tensor, top_k: int, **other) -> tuple[Tensor, ...]:
-    """The solution with one part in another way: a function of shares (L, E) and K."""
+def health_with(loads: Tensor, top_k: int, ill: Callable = is_ill, **other: Callable) -> tuple[Tensor, ...]:
+    """The right answer but for `ill`, or for another part: a function of the shares (L, E) and K."""
     shares = loads / loads.sum(dim=1, keepdim=True)
-    parts = {
-        "dead": lambda p, k: (k * p < DEAD_SHARE).sum(dim=1),
-        "busiest": lambda p, k: p.shape[1] * p.max(dim=1).values,
-        "entropy": lambda p, k: torch.special.entr(p).sum(dim=1) / torch.tensor(float(p.shape[1])).log(),
-    } | other
-    dead, busiest, entropy = (parts[name](shares, top_k) for name in ("dead", "busiest", "entropy"))
-    ill = other["ill"](dead, busiest) if "ill" in other else (dead > 0) | (busiest >= BUSY)
-    return dead, busiest, entropy, ill
+    parts = dict(zip(("dead", "busiest", "entropy"), health_by_package(loads, top_k)))
+    parts |= {name: part(shares, top_k) for name, part in other.items()}
+    return *parts.values(), ill(parts["dead"], parts["busiest"])
 
 
 def health_pooled(loads: Tensor, top_k: int) -> tuple[Tensor, ...]:
@@ -79,8 +84,14 @@ HEALTH_MISTAKES = {
     lambda loads, k: health_with(loads, k, entropy=lambda p, _: torch.special.entr(p).sum(dim=1)): (
         "The entropy is over that of an even load: divide by log E, so that 1 is even."
     ),
+    lambda loads, k: health_with(loads, k, entropy=lambda p, _: -(p * p.log()).sum(1) / math.log(p.shape[1])): (
+        "0 · log 0 is nan here, and should count as 0: torch.special.entr does."
+    ),
     lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: dead > 0): (
         "A layer is also ill without a dead expert, where the busiest has three times the mean or more."
+    ),
+    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) | (busiest > BUSY)): (
+        "A layer whose busiest expert has exactly three times the mean is ill, too: >=."
     ),
     lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) & (busiest >= BUSY)): (
         "One of the two is enough: a dead expert, or a busiest one with three times the mean."
@@ -103,16 +114,10 @@ router_health = Exercise(
 # --- the pooled loss ------------------------------------------------------------------------------------------------
 
 
-def routing_of(probs: Tensor, top_k: int) -> Routing:
-    """The K most probable experts of each token: probs (T, E)."""
-    weights, indices = probs.topk(top_k, dim=-1)
-    return Routing.from_topk(probs.log(), probs, indices, weights)
-
-
 def losses_by_package(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """probs (L, T, E) -> the balancing loss of all layers' tokens at once, and the mean of the layers' own."""
-    own = [load_balancing_loss(routing_of(layer, top_k)) for layer in probs]
-    return load_balancing_loss(routing_of(probs.flatten(0, 1), top_k)), torch.stack(own).mean()
+    pooled, *own = (loss_by_package(layer, layer.topk(top_k).indices) for layer in (probs.flatten(0, 1), *probs))
+    return pooled, torch.stack(own).mean()
 
 
 def loss_cases() -> list[tuple]:
@@ -132,42 +137,37 @@ def my_two_losses(probs, top_k):
     return pooled, mean
 
 
-def losses_with(probs: Tensor, top_k: int, scale: float = 1.0, swap: bool = False, total: bool = False) -> tuple:
-    pooled, mean = losses_by_package(probs, top_k)
-    pooled, mean = scale * pooled, scale * mean * (len(probs) if total else 1)
-    return (mean, pooled) if swap else (pooled, mean)
+def counted(probs: Tensor, top_k: int) -> Tensor:
+    """f (L, E)."""
+    return top_mask(probs, top_k).float().mean(dim=1) / top_k
 
 
-def losses_of_probs(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """P · P in the place of f · P."""
-    P, num_experts = probs.mean(dim=1), probs.shape[2]
-    return num_experts * P.mean(dim=0).square().sum(), num_experts * P.square().sum(dim=1).mean()
-
-
-def losses_of_counts(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """f · f."""
-    f = torch.zeros_like(probs).scatter(2, probs.topk(top_k, dim=2).indices, 1).mean(dim=1) / top_k
-    return probs.shape[2] * f.mean(dim=0).square().sum(), probs.shape[2] * f.square().sum(dim=1).mean()
-
-
-def losses_twice_the_mean(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    _, mean = losses_by_package(probs, top_k)
-    return mean, mean
+def of_squares(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Both losses where f and P are the same (L, E)."""
+    return shares.shape[1] * shares.mean(dim=0).square().sum(), shares.shape[1] * shares.square().sum(dim=1).mean()
 
 
 LOSS_MISTAKES = {
-    losses_twice_the_mean: (
+    lambda p, k: losses_by_package(p, k)[1:] * 2: (
         "Your pooled loss multiplies in each layer and then averages: that is the mean once more. Pool f and P first, "
         "over all layers' tokens, and then multiply."
     ),
-    lambda p, k: losses_with(p, k, scale=k): (
+    lambda p, k: [k * loss for loss in losses_by_package(p, k)]: (
         "This is Hugging Face's scale, K times ours: f is the share of the assignments, so divide by K."
     ),
-    lambda p, k: losses_with(p, k, scale=1 / p.shape[2]): "The factor E is missing: an even load should give 1.",
-    lambda p, k: losses_with(p, k, swap=True): "These are the right two numbers, the wrong way round: pooled first.",
-    lambda p, k: losses_with(p, k, total=True): "You added the layers' losses up. The second number is their mean.",
-    losses_of_probs: "You multiplied P with P. f is counted: how often each expert is among the K chosen.",
-    losses_of_counts: "You multiplied f with f. The other factor is P, the mean probability; the gradient needs it.",
+    lambda p, k: [loss / p.shape[2] for loss in losses_by_package(p, k)]: (
+        "The factor E is missing: an even load should give 1."
+    ),
+    lambda p, k: losses_by_package(p, k)[::-1]: "These are the right two numbers, the wrong way round: pooled first.",
+    lambda p, k: (losses_by_package(p, k)[0], len(p) * losses_by_package(p, k)[1]): (
+        "You added the layers' losses up. The second number is their mean."
+    ),
+    lambda p, k: of_squares(p.mean(dim=1)): (
+        "You multiplied P with P. f is counted: how often each expert is among the K chosen."
+    ),
+    lambda p, k: of_squares(counted(p, k)): (
+        "You multiplied f with f. The other factor is P, the mean probability; the gradient needs it."
+    ),
 }
 
 pooled_loss = Exercise(

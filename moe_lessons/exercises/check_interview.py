@@ -64,9 +64,18 @@ def by_looking(models: Tensor, memory: float, quality: float) -> int:
 
 
 def pick_cases() -> list[tuple]:
-    """The first has another answer for each way to go wrong."""
-    first = torch.tensor([[90.0, 9.0, 72.0], [12.0, 12.0, 50.0], [140.0, 24.0, 80.0], [60.0, 30.0, 78.0],
-                          [70.0, 26.0, 70.0], [20.0, 5.0, 60.0], [40.0, 40.0, 75.0]])  # fmt: skip
+    """The first has another answer for each way to go wrong. In the last there is none."""
+    first = torch.tensor([
+        [60, 30, 75],  # the first that will do
+        [65, 35, 79],  # the best of those that fit
+        [40, 40, 73],  # the smallest that will do
+        [30, 12, 50],
+        [80, 26, 70],  # the right one: the fourth of those that will do
+        [75, 28, 71],  # the right one, if it had to be better than asked, or smaller
+        [20, 5, 60],  # the fastest that fits
+        [90, 9, 72],  # the fastest that is good enough
+        [45, 34, 71],  # the right one, if what is read took memory, too
+    ]).float()  # fmt: skip
     made = [torch.rand(size, 3) * 100 for size in (3, 6, 9)]
     return [(first, 80.0, 70.0), *((models, 60.0, 40.0) for models in made), (first, 5.0, 70.0)]
 
@@ -96,6 +105,9 @@ pick = Exercise(
             ),
             lambda m, memory, q: _least(m, 1, m[:, 0] <= memory): (
                 "This one fits and is the fastest, but it is not good enough."
+            ),
+            lambda m, memory, q: _least(m, 1, (m[:, 0] < memory) & (m[:, 2] > q)): (
+                "A model that has exactly this quality, or fills the memory, will do: >= and <=."
             ),
             lambda m, memory, q: _least(m, 0, (m[:, 0] <= memory) & (m[:, 2] >= q)): (
                 "You took the smallest. The speed follows the bytes that a token reads, not those that are kept."

@@ -16,7 +16,7 @@ def by_devices(loads: Tensor, num_devices: int) -> float:
 
 
 def slowdown_cases() -> list[tuple]:
-    sizes = (4, 2), (4, 4), (8, 2), (12, 4), (6, 1)
+    sizes = (6, 2), (4, 4), (8, 2), (12, 4), (6, 1)
     return [(torch.randint(1, 30, (num_experts,)).float(), n) for num_experts, n in sizes]
 
 
@@ -64,8 +64,9 @@ def push_by_gradient(probs: Tensor, chosen: int, gain: float) -> Tensor:
 
 
 def push_cases() -> list[tuple]:
-    sizes = (3, 2, 0.5), (2, 0, 1.0), (8, 5, -1.5), (4, 1, 3.0)
-    return [((2 * torch.randn(num_experts)).softmax(dim=0), chosen, gain) for num_experts, chosen, gain in sizes]
+    sizes = (2, 0, 1.0), (8, 5, -1.5), (4, 1, 3.0)
+    drawn = [((2 * torch.randn(num_experts)).softmax(dim=0), chosen, gain) for num_experts, chosen, gain in sizes]
+    return [(torch.tensor([0.5, 0.2, 0.3]), 1, 2.0), *drawn]
 
 
 def one_hot(probs: Tensor, chosen: int) -> Tensor:

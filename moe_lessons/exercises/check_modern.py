@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.exercises.check_block import marked, top_mask
 from moe_lessons.exercises.compare import Comparison
 from moe_lessons.exercises.exercise import Exercise
 from moe_lessons.nn import SigmoidRouter, SoftMoE
@@ -63,12 +64,11 @@ finer_experts = Exercise(
 def chosen_by_router(scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
     """The experts that the package's router chooses by these scores: (T, E), True where chosen."""
     router = SigmoidRouter(4, scores.shape[1], top_k, num_groups=num_groups, topk_groups=topk_groups)
-    chosen = router.choose(scores.logit()).topk_indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
+    return marked(router.choose(scores.logit()).topk_indices, scores)
 
 
 def group_cases() -> list[tuple]:
-    sizes = (6, 12, 4, 2, 3), (9, 16, 4, 2, 4), (5, 12, 3, 1, 2), (4, 8, 2, 2, 3)  # T, E, groups, groups kept, K
+    sizes = (6, 16, 4, 2, 3), (9, 12, 4, 2, 4), (5, 12, 3, 1, 2), (4, 8, 2, 2, 3)  # T, E, groups, groups kept, K
     return [(0.05 + 0.9 * torch.rand(T, E), *rest) for T, E, *rest in sizes]
 
 
@@ -85,17 +85,13 @@ def my_grouped_choice(scores, num_groups, topk_groups, top_k):
 def grouped_by(score_of, scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
     """The choice where a group is scored by `score_of`(its scores (T, groups, E / groups))."""
     grouped = scores.unflatten(1, (num_groups, -1))
-    best = score_of(grouped).topk(topk_groups, dim=1).indices
-    kept = torch.zeros(grouped.shape[:2], dtype=torch.bool).scatter(1, best, True)
-    allowed = grouped.masked_fill(~kept[:, :, None], -torch.inf).flatten(1)
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, allowed.topk(top_k).indices, True)
+    kept = top_mask(score_of(grouped), topk_groups)[:, :, None]
+    return top_mask(grouped.where(kept, -torch.inf).flatten(1), top_k)
 
 
 def of_each_group(scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
     """All groups, and the same number of experts from each, rounded up."""
-    grouped = scores.unflatten(1, (num_groups, -1))
-    own = -(-top_k // num_groups)
-    return torch.zeros_like(grouped, dtype=torch.bool).scatter(2, grouped.topk(own).indices, True).flatten(1)
+    return top_mask(scores.unflatten(1, (num_groups, -1)), -(-top_k // num_groups)).flatten(1)
 
 
 GROUP_MISTAKES = {
@@ -105,7 +101,7 @@ GROUP_MISTAKES = {
     lambda s, n, g, k: grouped_by(lambda x: x.sum(2), s, n, g, k): (
         "You score a group by the sum of all its experts. It is the sum of its two best."
     ),
-    lambda s, n, g, k: torch.zeros_like(s, dtype=torch.bool).scatter(1, s.topk(k).indices, True): (
+    lambda s, n, g, k: top_mask(s, k): (
         "You chose among all experts. First choose the groups, and then only among the experts of these."
     ),
     lambda s, n, g, k: grouped_by(lambda x: -x.topk(2).values.sum(2), s, n, g, k): (
@@ -175,14 +171,8 @@ def hard_slots(x: Tensor, phi: Tensor, expert) -> Tensor:
     return logits.softmax(1) @ torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
 
 
-def summed_slots(x: Tensor, phi: Tensor, expert) -> Tensor:
-    logits = x @ phi.T
-    outputs = torch.stack([expert(e, slot) for e, slot in enumerate(logits.softmax(0).T @ x)])
-    return logits.softmax(0) @ outputs
-
-
 SOFT_MISTAKES = {
-    summed_slots: (
+    lambda x, p, f: soft_with(0, 0, x, p, f): (
         "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each."
     ),
     lambda x, p, f: soft_with(1, 1, x, p, f): (

@@ -1,15 +1,15 @@
 """Lesson 05: mend a router that does not learn where K is 1, and break nothing where K is more."""
 
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from moe_lessons.exercises.check_block import SIZES
-from moe_lessons.exercises.compare import agree, difference
-from moe_lessons.exercises.exercise import Check, Exercise, Problem, attempt, judge, recognise
-from moe_lessons.nn import Routing, TopKRouter, seeded
+from moe_lessons.exercises.compare import Comparison, kind_of
+from moe_lessons.exercises.exercise import Exercise, Problem, is_nothing
+from moe_lessons.nn import Routing, TopKRouter
 
 
 class NewRouter(nn.Module):
@@ -43,6 +43,35 @@ def router_with(weights: Callable[[Tensor, Tensor], Tensor]) -> type[NewRouter]:
     return type("Router", (NewRouter,), {"weights": lambda self, logits, best: weights(logits, best)})
 
 
+def decisions_of(router_class: Callable[[int, int, int], nn.Module]) -> Callable:
+    """How such a router decides: a function of x (T, D), its weight (E, D) and K."""
+
+    def decide(x: Tensor, weight: Tensor, top_k: int) -> tuple[Tensor, ...] | None:
+        router = router_class(weight.shape[1], len(weight), top_k)
+        routing = None if is_nothing(router) else functional_call(router, {"weight": weight}, (x,))
+        if is_nothing(routing):
+            return None
+        if not isinstance(routing, Routing):
+            raise Problem(f"forward must return a Routing, not {kind_of(routing)}.")
+        try:
+            indices, weights = routing.topk_indices, routing.topk_weights  # (T, K)
+        except RuntimeError as error:
+            raise Problem(f"The Routing cannot be read. Its experts and weights must be (T, K): {error}.") from None
+        pulled = (weights * torch.linspace(-1, 1, weights.numel()).view_as(weights)).sum()
+        (gradient,) = torch.autograd.grad(pulled + 0 * weight.sum(), weight)  # 0 where nothing reaches it
+        return indices, weights, routing.router_probs, gradient
+
+    return decide
+
+
+def router_cases() -> list[tuple]:
+    return [(torch.randn(T, D), (torch.randn(E, D) / D**0.5).requires_grad_(), K) for T, D, E, K in SIZES]
+
+
+def right_weights(logits: Tensor, best: Tensor) -> Tensor:
+    return logits.softmax(dim=-1).amax(dim=-1, keepdim=True) if best.shape[1] == 1 else best.softmax(dim=-1)
+
+
 MISTAKES = {
     NewRouter: (
         "Where K is 1 the weight of the chosen expert is always 1: no change of the router changes the output. Which "
@@ -57,62 +86,23 @@ MISTAKES = {
     router_with(lambda logits, best: best.sigmoid()): (
         "This is the sigmoid of each score by itself, and another router. For K = 1 use the probability among all E."
     ),
+    router_with(lambda logits, best: right_weights(logits, best).detach()): (
+        "The weights are right, but their gradient does not reach the router: no detach, no .item()."
+    ),
 }
 
-
-def check_router(router_class: Callable[[int, int, int], nn.Module]) -> Check:
-    """Try `router_class`(d_model, num_experts, top_k): its router must decide as a `TopKRouter` with its weights does.
-
-    It must be a module with `weight` (E, D) and map x (T, D) to a `Routing`. Compared are the experts, their weights,
-    and the gradient that reaches the router, for K = 1 and above.
-
-    >>> check_router(TopKRouter)
-    ✔ Right. For K = 1 the router learns, and for K above 1 it does what it did.
-    """
-    right = "For K = 1 the router learns, and for K above 1 it does what it did."
-    unreadable = "The Routing cannot be read. Its experts and weights must be (T, K), its probs (T, E)"
-    return judge(enumerate(SIZES), partial(_try_router, router_class), right, unreadable)
-
-
-def _try_router(router_class: Callable, seed: int, sizes: tuple[int, int, int, int]) -> None:
-    num_tokens, d_model, num_experts, top_k = sizes
-    at = f"With {num_tokens} tokens, {num_experts} experts and K = {top_k}"
-    with seeded(seed):
-        x, pull = torch.randn(num_tokens, d_model), torch.randn(num_tokens, top_k)
-        router = attempt(lambda: router_class(d_model, num_experts, top_k), at)
-        routing = attempt(lambda: router(x.clone()), at)
-        right = TopKRouter(d_model, num_experts, top_k)
-    if not isinstance(routing, Routing):
-        raise Problem(f"forward must return a Routing, not a {type(routing).__name__}.")
-    weight = getattr(router, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.shape != right.weight.shape:
-        raise Problem("Keep the parameter weight (E, D) of the router as it was.")
-    right.load_state_dict({"weight": weight.detach()})
-    expected = right(x)
-    for token, (chosen, best) in enumerate(zip(routing.topk_indices.tolist(), expected.topk_indices.tolist())):
-        if chosen != best:
-            text = "each token must go to the K experts of the highest scores, best first"
-            raise Problem(f"{at}, {text}: token {token} to {best}, not to {chosen}.")
-    weights, wanted = (r.topk_weights.double() for r in (routing, expected))
-    if not agree(weights, wanted):
-        recognise(MISTAKES, lambda mistake: agree(weights, _weights_of(mistake, weight, x, top_k)))
-        raise Problem(f"{at}, {difference('the weights', weights.detach(), wanted.detach(), ('token', 'choice'))}")
-    (gradient,) = torch.autograd.grad((weights * pull).sum() + 0 * weight.sum(), weight)  # 0 where nothing reaches it
-    if not agree(gradient, torch.autograd.grad((wanted * pull).sum(), right.weight)[0]):
-        raise Problem(f"{at}, the weights are right, but their gradient does not reach the router.")
-    if not agree(routing.router_probs, expected.router_probs):
-        raise Problem("router_probs must be the softmax over all E experts, as they were.")
-
-
-def _weights_of(router_class: type[NewRouter], weight: Tensor, x: Tensor, top_k: int) -> Tensor:
-    router = router_class(weight.shape[1], weight.shape[0], top_k)
-    router.load_state_dict({"weight": weight.detach()})
-    return router(x).topk_weights.double()
+against_package = Comparison(
+    decisions_of(TopKRouter),
+    ("the experts, best first", "the weights", "router_probs", "the gradient by the router's weight"),
+    router_cases,
+    {decisions_of(mistake): advice for mistake, advice in MISTAKES.items()},
+    axes=("row", "column"),
+)
 
 
 mended_router = Exercise(
     "mended_router", lesson="05", stars=3, solution=MyRouter,
-    check=check_router,
+    check=lambda router_class: against_package(decisions_of(router_class)),
     hints=(
         "The softmax of a single number is 1, whatever the number. For K = 1 use the expert's probability among *all* "
         "experts.",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.exercise import Check, Mistakes, Problem, attempt, judge, recognise
+from moe_lessons.exercises.exercise import Check, Mistakes, Problem, attempt, judge
 from moe_lessons.nn import seeded
 
 
@@ -60,7 +60,9 @@ class Comparison:
             if changed:
                 raise Problem(f"The result is right, but your function changed {changed[0]}. Work on a copy of it.")
             return self.then and self.then(result, *given)
-        recognise(self.mistakes, lambda mistake: self._is(mistake, case, values))
+        for mistake, advice in self.mistakes.items():
+            if self._is(mistake, case, values):
+                raise Problem(advice, known=True)
         also = f" Your function also changed {changed[0]}: work on a copy." if changed else ""
         for name, one, other in zip(self.names, values, expected):
             if not agree(one, other):
@@ -76,10 +78,13 @@ class Comparison:
     def _values(self, result: Any, at: str = "") -> list[Tensor]:
         """Each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
         if isinstance(self.what, str):
-            result = [result]
-        elif not isinstance(result, (tuple, list)) or len(result) != len(self.what):
-            raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
-        return list(self.read(*(numbers(part, name, at) for part, name in zip(result, self.names))))
+            parts = [result]
+        else:
+            has_parts = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0)  # a tensor, or of numpy
+            parts = list(result) if has_parts else []
+            if len(parts) != len(self.what):
+                raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
+        return list(self.read(*(numbers(part, name, at) for part, name in zip(parts, self.names))))
 
 
 def numbers(value: Any, what: str, at: str) -> Tensor:
@@ -92,7 +97,9 @@ def numbers(value: Any, what: str, at: str) -> Tensor:
             value = torch.stack([torch.as_tensor(part) for part in value])
         value = torch.as_tensor(value).detach().cpu()
     except Exception:
-        raise Problem(f"{at}, {what} must be numbers, not {kind_of(value)}.") from None
+        other = [part for part in parts if part is not value and not isinstance(part, (int, float, Tensor))]
+        within = f" with {kind_of(other[0])} in it" if other else ""
+        raise Problem(f"{at}, {what} must be numbers, not {kind_of(value)}{within}.") from None
     if value.is_complex():
         raise Problem(f"{at}, {what} must be real numbers, not complex ones.")
     return value.double() if value.is_floating_point() else value.long()
@@ -116,7 +123,7 @@ def difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...]
         return f"{what} is {show(expected)}, yours is {show(given)}."
     off = (given.double() - expected.double()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
     off[(given == expected) | (given.isnan() & expected.isnan())] = 0
-    place = [int(i) for i in torch.unravel_index(off.argmax(), off.shape)]
+    place = (off == off.max()).nonzero()[0].tolist()  # torch.unravel_index would load sympy first, for seconds
     named = zip(axes or ["place"] * len(place), place)
     one, other = expected[tuple(place)], given[tuple(place)]
     by = f", off by {show(off.max())}" if off.max().isfinite() and expected.is_floating_point() else ""
@@ -152,12 +159,13 @@ def names_of(function: Callable) -> list[str]:
 
 
 def in_words(function: Callable, arguments: tuple) -> str:
-    """The arguments of a call, short ones in full.
+    """The arguments of a call, short ones in full, without functions.
 
     >>> in_words(lambda x, top_k: 0, (torch.zeros(7, 4), 2))
     'x of shape (7, 4), top_k = 2'
     """
-    return ", ".join(map(_argument, names_of(function), arguments))
+    named = zip(names_of(function), arguments)
+    return ", ".join(_argument(name, value) for name, value in named if not callable(value))
 
 
 def _argument(name: str, value: Any) -> str:

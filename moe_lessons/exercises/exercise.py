@@ -12,7 +12,7 @@ from moe_lessons.nn import seeded
 from moe_lessons.show import Source, show_source
 
 Mistakes = Mapping[Callable, str]  # what is often written instead, and what to say about it
-NOT_THEIRS = str(Path(__file__).parent), "site-packages"  # what is no code of the learner
+NOT_THEIRS = str(Path(__file__).parent), str(Path(traceback.__file__).parent), "site-packages"  # no code of the learner
 WORDS = {
     "right": "✔ Right",
     "wrong": "✘ Not yet",
@@ -65,8 +65,6 @@ class Exercise:
         solution: Callable,
         mistakes: Mistakes | None = None,
     ):
-        if not name.isidentifier() or stars not in (1, 2, 3) or isinstance(hints, str) or not hints:
-            raise ValueError(f"an exercise has a name, 1 to 3 stars and hints, got {name!r}, {stars!r}, {hints!r}")
         self.name, self.lesson, self.stars, self.hints = name, lesson, stars, hints
         self.mistakes: Mistakes = mistakes or getattr(check, "mistakes", {})
         self.answer, self.answer_name = solution, solution.__name__
@@ -76,7 +74,7 @@ class Exercise:
         """Try `answer`, within a time limit, and say what differs. Never raises, but where the user interrupts."""
         found = self._try(answer)
         if found.status == "not attempted":
-            todo = "write it in the cell above, run it, then run this one"
+            todo = "write it in the cell above, with a return, run it, then run this one"
             found = Check(found.status, f"{self.answer_name} returns nothing: {todo}.")
         else:
             solved = {"status": "right"} if found.status == "right" else {}  # once solved, always solved
@@ -90,7 +88,7 @@ class Exercise:
         return f"{self.lesson}.{self.name}"
 
     def _try(self, answer: Any) -> Check:
-        if answer is None or answer is Ellipsis:
+        if is_nothing(answer):
             return Check("not attempted", "")
         if not callable(answer):
             kind = type(answer).__name__
@@ -126,41 +124,42 @@ def judge(cases: Iterable, try_case: Callable, right: str, unreadable: str = "Yo
 
     unreadable: what to say of an answer of another kind than was asked for, with which `try_case` itself fails.
     """
+    num_right = 0
     try:
         for case in cases:
             try_case(*case)
+            num_right += 1
     except Problem as problem:
-        return problem.check
+        attempted = num_right and problem.check.status == "not attempted"
+        return problem.check._replace(status="wrong") if attempted else problem.check
     except Exception as error:
         return Check("wrong", f"{unreadable}: {type(error).__name__}: {error}")
     return Check("right", right)
 
 
 def attempt(call: Callable[[], Any], at: str = "") -> Any:
-    """What `call`() of an answer gives. Raises Problem where it stops with an error, or nothing is written yet.
+    """What `call`() of an answer gives. Raises Problem where it stops with an error, or returns nothing.
 
     at: the case, such as 'with T = 4'.
     """
     try:
         given = call()
-    except NotImplementedError:
-        given = None
+    except Problem:
+        raise
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         frames = [frame for frame in frames if not any(part in frame.filename for part in NOT_THEIRS)]
-        line = f", in the line '{frames[0].line}'" if frames and frames[0].line else ""
+        line = f", in the line '{_shortened(frames[0].line, 120)}'" if frames and frames[0].line else ""
         where = f"{at}{line}: ".lstrip(", :")
         raise Problem(f"{where[:1].upper()}{where[1:]}{type(error).__name__}: {error}", "raised") from None
-    if given is None or given is Ellipsis:
-        raise Problem("", "not attempted")
+    if is_nothing(given):
+        raise Problem(f"{at}, your function returns nothing.", "not attempted")
     return given
 
 
-def recognise(mistakes: Mistakes, is_it: Callable[[Callable], bool]) -> None:
-    """Raise Problem with the advice on the first of the `mistakes` that the answer is."""
-    for mistake, advice in mistakes.items():
-        if is_it(mistake):
-            raise Problem(advice, known=True)
+def is_nothing(value: Any) -> bool:
+    """What a function gives whose body is still `...`."""
+    return value is None or value is Ellipsis
 
 
 def _shortened(message: str, limit: int = 600) -> str:

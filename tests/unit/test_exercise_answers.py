@@ -9,19 +9,26 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons import exercises
-from moe_lessons.analysis import union_law
-from moe_lessons.exercises.check_balancing import kept_by_package
-from moe_lessons.exercises.check_biased import my_biased_weights
-from moe_lessons.exercises.check_block import moe_by_loops, router_weights, sort_by_loops
+from moe_lessons.exercises.check_balancing import my_biased_weights
+from moe_lessons.exercises.check_block import (
+    mask_by_loops,
+    moe_by_loops,
+    my_mask,
+    router_weights,
+    sort_by_loops,
+    ties_cases,
+)
 from moe_lessons.exercises.check_cache_step import my_cache_step
+from moe_lessons.exercises.check_capacity import kept_by_package, surest_by_package
 from moe_lessons.exercises.check_causality import NUM_TOKENS, by_change, causality_cases, redrawn, same
-from moe_lessons.exercises.check_decoding import count_touched
+from moe_lessons.exercises.check_counts import my_times_even
 from moe_lessons.exercises.check_exchange import exchange_by_loops
+from moe_lessons.exercises.check_machines import bytes_by_loops, bytes_cases
+from moe_lessons.exercises.check_modern import by_package, chosen_by_router, group_cases, soft_cases
+from moe_lessons.exercises.check_opponents import width_cases
 from moe_lessons.exercises.check_router import MyRouter, NewRouter, router_with
-from moe_lessons.exercises.check_surest import surest_by_package
-from moe_lessons.exercises.check_table import my_times_even
-from moe_lessons.exercises.check_ties import mask_by_loops, my_mask, ties_cases
 from moe_lessons.nn import MoE, Routing, TopKRouter, seeded
+from moe_lessons.parallel import bytes_sent
 
 # --- right answers, written in another way -------------------------------------------------------------------------
 
@@ -154,6 +161,80 @@ def exchange_by_devices(x, chosen, weights, experts):
     return [len(inbox) for inbox in inboxes], torch.stack(sum(inboxes, [])), y, sent
 
 
+def grouped_by_hand(scores, num_groups, topk_groups, top_k):
+    """Token by token, in lists."""
+    chosen, size = torch.zeros_like(scores, dtype=torch.bool), scores.shape[1] // num_groups
+    for token, row in enumerate(scores.tolist()):
+        groups = [range(start, start + size) for start in range(0, len(row), size)]
+        groups.sort(key=lambda group: -sum(sorted((row[e] for e in group), reverse=True)[:2]))
+        allowed = [expert for group in groups[:topk_groups] for expert in group]
+        for expert in sorted(allowed, key=lambda expert: -row[expert])[:top_k]:
+            chosen[token, expert] = True
+    return chosen
+
+
+def soft_by_hand(x, phi, expert):
+    """Slot by slot and token by token."""
+    scores = torch.tensor([[float(token @ slot) for slot in phi] for token in x]).exp()
+    outputs = []
+    for e in range(len(phi)):
+        outputs.append(expert(e, sum(share * token for share, token in zip(scores[:, e] / scores[:, e].sum(), x))))
+    return torch.stack([sum(w * out for w, out in zip(row / row.sum(), outputs)) for row in scores])
+
+
+def finer_by_hand(num_experts, top_k, d_ff, times, shared):
+    fine = d_ff // times
+    total, work = num_experts * d_ff, top_k * d_ff
+    return (total - shared * fine) // fine, (work - shared * fine) // fine, fine, shared * fine
+
+
+def time_in_lists(loads, num_ranks, seconds_per_row):
+    share = loads.shape[1] // num_ranks
+    slowest = [max(sum(row[i : i + share]) for i in range(0, len(row), share)) for row in loads.tolist()]
+    return sum(slowest) * seconds_per_row
+
+
+def bytes_in_lists(traffic, d_model, bytes_per_number):
+    rows = traffic.tolist()
+    sent = [sum(rows[i]) + sum(row[i] for row in rows) - 2 * rows[i][i] for i in range(len(rows))]
+    return [2 * count * d_model * bytes_per_number for count in sent]
+
+
+def health_in_lists(loads, top_k):
+    dead, busiest, entropy = [], [], []
+    for row in loads.tolist():
+        shares = [load / sum(row) for load in row]
+        dead.append(sum(share < 0.01 / top_k for share in shares))
+        busiest.append(max(row) * len(row) / sum(row))
+        entropy.append(-sum(share * math.log(share, len(row)) for share in shares if share))
+    return dead, busiest, entropy, [number > 0 or times >= 3 for number, times in zip(dead, busiest)]
+
+
+def health_by_mean(loads, top_k):
+    """From shares in float32: three times the mean exactly must not be lost in rounding."""
+    shares = loads / loads.sum(dim=1, keepdim=True)
+    dead, busiest = (shares < 0.01 / top_k).sum(dim=1), shares.amax(dim=1) / shares.mean(dim=1)
+    return (
+        dead,
+        busiest,
+        -torch.xlogy(shares, shares).sum(dim=1) / math.log(loads.shape[1]),
+        dead.bool() | (busiest >= 3),
+    )
+
+
+def losses_by_one_hot(probs, top_k):
+    f = F.one_hot(probs.topk(top_k).indices, probs.shape[2]).double().mean(dim=(1, 2))  # (L, E)
+    P = probs.mean(dim=1).double()
+    return probs.shape[2] * f.mean(dim=0) @ P.mean(dim=0), probs.shape[2] * torch.einsum("le,le->", f, P) / len(f)
+
+
+def pick_from_list(models, memory, quality):
+    found = [
+        (read, row) for row, (kept, read, good) in enumerate(models.tolist()) if kept <= memory and good >= quality
+    ]
+    return min(found)[1] if found else -1
+
+
 RIGHT = [
     ("token_weights", weights_by_torch),
     ("causal_attention", attention_by_rows),
@@ -182,6 +263,7 @@ RIGHT = [
     ("full_batch", lambda f, b, size, E, K: (size / b) / (2 * K / E / f)),
     ("dense_width", width_by_numpy),
     ("token_costs", costs_by_work),
+    ("token_costs", lambda *sizes: torch.tensor(costs_by_work(*sizes))),
     ("ties", mask_by_rank),
     ("ties", lambda s, k: mask_by_rank(s, k).float()),
     ("times_even", lambda counts: counts / counts.mean(dim=1, keepdim=True)),
@@ -189,6 +271,16 @@ RIGHT = [
     ("surest", places_by_one_sort),
     ("cache_step", step_by_einsum),
     ("exchange", exchange_by_devices),
+    ("finer_experts", finer_by_hand),
+    ("grouped_choice", grouped_by_hand),
+    ("soft_moe", soft_by_hand),
+    ("router_health", health_in_lists),
+    ("router_health", health_by_mean),
+    ("pooled_loss", losses_by_one_hot),
+    ("step_time", time_in_lists),
+    ("sent_bytes", bytes_in_lists),
+    ("lead", lambda e, k, w, b: w / (e / k) / (1 - (1 - k / e) ** b)),
+    ("pick", pick_from_list),
 ]
 
 
@@ -196,6 +288,10 @@ RIGHT = [
 def test_right_answers_written_in_another_way(name, answer):
     check = getattr(exercises, name).check(answer)
     assert check.status == "right", check
+
+
+def test_each_exercise_is_among_them():
+    assert {name for name, _ in RIGHT} == set(exercises.MODULES)
 
 
 # --- what is said of wrong ones ------------------------------------------------------------------------------------
@@ -232,11 +328,11 @@ WRONG = [
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
     ("slowdown", lambda loads, n: 7.25, "num_devices = 2, the slowdown is .*, yours is 7.25"),
     ("mended_router", router_with(lambda z, best: best.log().exp() * torch.nan), "the weights: .* yours is nan"),
-    ("mended_router", router_with(lambda z, best: best.detach().softmax(-1)), "does not reach the router"),
-    ("mended_router", router(forward=one_expert_less), r"highest scores, best first: token \d to \[\d, \d\], not"),
+    ("mended_router", router(forward=one_expert_less), "the experts, best first: . of 8 numbers differ, most for row"),
     ("mended_router", router(forward=lambda s, x: (x, x)), "must return a Routing, not a tuple"),
     ("mended_router", router_with(lambda z, best: best[:, :1]), r"cannot be read.* must be \(T, K\)"),
-    ("mended_router", router(weight=property(lambda s: torch.zeros(4, 6))), "K = 2: KeyError: .*weight"),
+    ("mended_router", lambda *_: 0, "top_k = 2: AttributeError"),
+    ("mended_router", router(weights=0, forward=lambda self, x: NewRouter.forward(self, x)), "TypeError: 'int' object"),
     ("balancing_loss", lambda p, i: loss_by_loops(p, i).item(), "no gradient reaches the router"),
     ("balancing_loss", lambda p, i: loss_by_loops(p.detach(), i) + 0 * p.sum(), "its gradient by router_probs is not"),
     ("causality", lambda f, x: True, "'top-k' does not see the future, and your function says otherwise"),
@@ -259,10 +355,27 @@ UNNAMED = [  # wrong in a way that is none of the known mistakes
         lambda *a: my_cache_step(*a)[0],
         r"return 3 values \(y, the new keys, the new values\), not a Tensor",
     ),
-    ("cache_step", lambda q, k, v, K, V: my_cache_step(q, k, v, K, 0 * V), "y: 8 of 8 numbers differ"),
+    ("cache_step", lambda q, k, v, K, V: my_cache_step(q, k, v, K, 0 * V), "y: 12 of 12 numbers differ"),
     ("cache_step", lambda q, k, v, K, V: my_cache_step(q, k, v, K, V.mul_(1.0).add_(1) - 1), "changed values"),
-    ("exchange", lambda x, *a: (*exchange_by_loops(x, *a)[:3], 5), "sent is 168, yours is 5"),
-    ("exchange", lambda x, *a: (*exchange_by_loops(x, *a)[:2], 0 * x, 0), "y: 42 of 42 numbers differ"),
+    ("find_places", lambda i, E, f: (i == i).flatten(), r"must be of shape \(13, 2\), not of shape \(26,\)"),
+    ("balancing_loss", lambda p, i: loss_by_loops(p, i) * i.numel(), "the loss is .*, yours is"),
+    ("full_batch", lambda f, b, size, E, K: f / b / 2 * E / K, "the batch is .*, yours is"),  # bytes are missing
+    ("full_batch", lambda f, b, size, E, K: f / b * size / 2 * E, "the batch is .*, yours is"),  # K is missing
+    (
+        "router_health",
+        lambda *a: (*(own := health_by_mean(*a))[:3], (own[0] > 1) | (own[1] >= 3)),
+        "ill: 1 of 4 numbers",
+    ),
+    (
+        "router_health",
+        lambda *a: (*(own := health_by_mean(*a))[:3], (own[0] > 0) | (own[1] >= 2)),
+        "ill: 1 of 4 numbers",
+    ),
+    ("pick", lambda models, memory, quality: 0, "the row is 4, yours is 0"),  # the first that will do
+    ("pick", lambda *a: None if pick_from_list(*a) < 0 else pick_from_list(*a), "quality = 70, .* returns nothing"),
+    ("soft_moe", lambda x, phi, expert: x + 1, r"With x of shape \(5, 4\), phi of shape \(3, 4\), y: 20 of 20"),
+    ("exchange", lambda x, *a: (*exchange_by_loops(x, *a)[:3], 5), "sent is 432, yours is 5"),
+    ("exchange", lambda x, *a: (*exchange_by_loops(x, *a)[:2], 0 * x, 0), "y: 90 of 90 numbers differ"),
 ]
 
 
@@ -296,7 +409,7 @@ def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
 
 
 @pytest.mark.parametrize("name", causality_cases())
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_truth_of_a_layer(name, seed):
     """Found by changing all that follows each place, six times."""
     case = causality_cases()[name]
@@ -321,9 +434,22 @@ def test_the_loops_equal_the_package():
     torch.testing.assert_close(y, moe(x)[0])
 
 
-@pytest.mark.parametrize("sizes", [(8, 2, 1), (8, 2, 16), (5, 3, 4), (6, 6, 2), (16, 1, 9)])
-def test_the_count_and_the_union_law_agree(sizes):
-    assert count_touched(*sizes) == pytest.approx(union_law(*sizes))
+def test_the_oracles_of_lesson_09_agree_with_the_loops():
+    with seeded(7):
+        for case in group_cases():
+            assert torch.equal(chosen_by_router(*case), grouped_by_hand(*case))
+        for case in soft_cases():
+            torch.testing.assert_close(by_package(*case), soft_by_hand(*case))
+
+
+def test_the_bytes_are_those_of_the_package():
+    for traffic, d_model, size in bytes_cases():
+        assert torch.equal(bytes_by_loops(traffic, d_model, size), bytes_sent(traffic, d_model, size))
+
+
+def test_the_widths_and_the_qualities_of_the_cases_rise():
+    with seeded(0):
+        assert all(sorted(widths) == widths and sorted(own) == own for widths, own, _ in width_cases())
 
 
 def test_weights_and_places_of_the_package_by_hand():

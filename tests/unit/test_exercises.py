@@ -52,13 +52,7 @@ def test_there_are_enough_of_them():
     assert set(per_lesson) <= set(LESSONS)
     assert [exercise.lesson for exercise in EXERCISES] == sorted(exercise.lesson for exercise in EXERCISES)
     assert {exercise.stars for exercise in EXERCISES} == {1, 2, 3}
-
-
-@pytest.mark.parametrize("change", [{"stars": 4}, {"stars": 0}, {"hints": ()}, {"hints": "one"}, {"name": "my name"}])
-def test_an_exercise_that_is_none_is_refused(change):
-    arguments = {"name": "x", "lesson": "05", "stars": 1, "check": len, "hints": ("one",), "solution": len}
-    with pytest.raises(ValueError, match="has a name, 1 to 3 stars and hints, got"):
-        Exercise(**arguments | change)
+    assert all(exercise.hints and isinstance(exercise.hints, tuple) for exercise in EXERCISES)
 
 
 # --- right and wrong -----------------------------------------------------------------------------------------------
@@ -84,22 +78,18 @@ def test_a_typical_mistake_is_recognised(exercise, mistake):
     assert re.match(r"[A-Z0-9'f−√].*[.?)]", advice) or advice in check.message
 
 
-def not_written(*_):
-    raise NotImplementedError
+def test_nothing_written(exercise):
+    for answer in (None, ..., lambda *_: None, lambda *_: ...):
+        check = exercise.check(answer)
+        assert check.status == "not attempted" and exercise.answer_name in check.message
+        assert repr(check).startswith("… Not attempted yet. ")
+        assert repr(check).endswith(f" Stuck? {exercise.name}.hint()")
 
 
-@pytest.mark.parametrize("answer", [None, ..., lambda *_: None, lambda *_: ..., not_written])
-def test_nothing_written(exercise, answer):
-    check = exercise.check(answer)
-    assert check.status == "not attempted"
-    assert repr(check).startswith("… Not attempted yet. ") and repr(check).endswith(f" Stuck? {exercise.name}.hint()")
-    assert exercise.answer_name in check.message
-
-
-@pytest.mark.parametrize("answer", ["my_answer", 3.5, torch.ones(2), [len]])
-def test_what_is_no_function(exercise, answer):
-    check = exercise.check(answer)
-    assert check.status == "wrong" and f"{exercise.name}.check({exercise.answer_name})" in check.message
+def test_what_is_no_function(exercise):
+    for answer in ("my_answer", 3.5, torch.ones(2), [len]):
+        check = exercise.check(answer)
+        assert check.status == "wrong" and f"{exercise.name}.check({exercise.answer_name})" in check.message
 
 
 class Strange:
@@ -147,6 +137,13 @@ def test_what_is_no_answer(exercise):
 
 # --- an answer that misbehaves -------------------------------------------------------------------------------------
 
+KINDS = [
+    exercise
+    for exercise in EXERCISES
+    if exercise.name in ("token_weights", "mended_router", "causality", "card_design")
+]
+one_of_each_kind = pytest.mark.parametrize("exercise", KINDS, ids=lambda exercise: exercise.key)
+
 
 def test_an_error_is_said_and_not_raised(exercise):
     for answer, error in ((lambda *_: 1 / 0, "ZeroDivisionError"), (lambda *_: unknown, "NameError")):  # noqa: F821
@@ -156,6 +153,7 @@ def test_an_error_is_said_and_not_raised(exercise):
     assert "TypeError" in exercise.check(lambda a, b, c, d, e, f, g, h, i: 0).message
 
 
+@one_of_each_kind
 def test_the_end_of_the_program_is_no_answer(exercise):
     def leave(*_):
         raise SystemExit
@@ -163,6 +161,7 @@ def test_the_end_of_the_program_is_no_answer(exercise):
     assert "SystemExit" in exercise.check(leave).message
 
 
+@one_of_each_kind
 def test_the_interrupt_of_a_user_passes(exercise):
     def endless(*_):
         raise KeyboardInterrupt
@@ -171,6 +170,7 @@ def test_the_interrupt_of_a_user_passes(exercise):
         exercise.check(endless)
 
 
+@one_of_each_kind
 def test_what_never_ends_is_stopped(exercise, monkeypatch):
     def endless(*_):
         while True:
@@ -180,19 +180,20 @@ def test_what_never_ends_is_stopped(exercise, monkeypatch):
     begin, threads = time.monotonic(), threading.active_count()
     check = exercise.check(endless)
     assert check.status == "stopped" and "after 0.1 s: does a loop never end?" in check.message
-    assert time.monotonic() - begin < 1.5 and threading.active_count() == threads
+    assert time.monotonic() - begin < 5 and threading.active_count() == threads
 
 
+@one_of_each_kind
 def test_of_what_is_printed_a_few_lines_are_shown(exercise, capsys):
     def loud(*arguments):
-        for i in range(10_000):
+        for i in range(1000):
             print("line", i)
         return exercise.answer(*arguments)
 
     assert exercise.check(loud).status == "right"
     out = capsys.readouterr().out
     assert out.startswith("line 0\nline 1\n") and len(out.splitlines()) == limits.LINES + 1
-    assert re.search(r"… and [\d,]+,995 more lines\n$", out)
+    assert re.search(r"… and [\d,]*995 more lines\n$", out)
 
 
 def test_changed_arguments_are_said(exercise):
@@ -313,7 +314,9 @@ def compare(truth, answer, *case, what="it", **options) -> str:
         (torch.tensor([[1, torch.nan, 1], [1, 1, 2]]), "most for token 0 and expert 1: 1 is right, yours is nan."),
         (torch.full((2, 3), torch.inf), "most for token 0 and expert 0: 1 is right, yours is inf"),
         ("two", "it must be numbers, not a str."),
-        ([[1.0], "a"], "it must be numbers, not a list of 2."),
+        ([[1.0], "a"], "it must be numbers, not a list of 2 with a list of 1 in it."),
+        ([[1.0, 2.0, None]] * 2, "it must be numbers, not a list of 2 with a list of 3 in it."),
+        ([1.0, None], "it must be numbers, not a list of 2 with a NoneType in it."),
         (torch.ones(2, 3, device="meta"), "it must not be on the device meta"),
         (torch.ones(2, 3, dtype=torch.cfloat), "it must be real numbers"),
     ],
@@ -343,6 +346,23 @@ def test_a_pair_is_compared_part_by_part():
     assert "return 2 values (first, second), not a float." in compare(lambda: (1, 2), lambda: 1.0, what=pair)
     assert "return 2 values (first, second), not a tuple of 3." in compare(lambda: (1, 2), lambda: (1, 2, 3), what=pair)
     assert "second is 2, yours is 3." in compare(lambda: (1, 2), lambda: [1, 3], what=pair)
+    assert "second is 2, yours is 3." in compare(lambda: (1, 2), lambda: torch.tensor([1, 3]), what=pair)
+    assert "agree" in compare(lambda: (1, 2), lambda: np.array([1, 2]), what=pair)
+
+
+def test_nothing_in_a_later_case_is_wrong():
+    check = Comparison(lambda x: x, "it", lambda: [(1,), (2,)])(lambda x: x if x < 2 else None)
+    assert check.status == "wrong" and check.message == "With x = 2, your function returns nothing."
+
+
+def test_a_long_line_does_not_hide_the_error():
+    message = compare(lambda: 1, lambda: unknown + sum([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]))  # noqa: F821
+    assert " …': NameError: " in message
+
+
+def test_what_torch_cannot_do_is_an_error_of_the_answer():
+    message = compare(lambda: 1, lambda: torch.arange(3).softmax(dim=0))
+    assert "NotImplementedError" in message and "softmax" in message
 
 
 def test_an_answer_that_changes_its_arguments():
