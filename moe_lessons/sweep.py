@@ -236,17 +236,16 @@ def count_spikes(losses: pd.Series) -> int:
 def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | None = None) -> Iterator[dict]:
     """Train these runs, and yield what is stored of each as soon as it has finished, in any order.
 
-    jobs: processes of this machine. dask: the address of a scheduler, whose workers train instead; 'local': a cluster
-    of `jobs` processes on this machine. ImportError without the extra cluster. ValueError for workers with several
-    threads: torch's random numbers belong to the process, and two runs must not share them.
+    jobs: processes of this machine. dask: the address of a scheduler, whose workers train instead. ImportError without
+    the extra cluster. ValueError for workers with several threads: torch's random numbers belong to the process, and
+    two runs must not share them.
     """
     if dask is None:
         yield from Parallel(jobs, return_as="generator_unordered")(delayed(train)(sweep, *run) for run in runs)
         return
     from distributed import Client, as_completed
 
-    local = {"n_workers": jobs, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": "CRITICAL"}
-    with Client(**local if dask == "local" else {"address": dask}) as client:
+    with Client(dask) as client:
         if several := {worker: threads for worker, threads in client.nthreads().items() if threads > 1}:
             raise ValueError(f"each dask worker must have 1 thread (dask worker --nthreads 1), got {several}")
         futures = [client.submit(train, sweep, *run, pure=False) for run in runs]
@@ -291,7 +290,7 @@ def main(argv: Sequence[str] = ()) -> int:
     parser.add_argument("name", choices=[*SWEEPS, *GROUPS], help="what each is for: data/README.md")
     parser.add_argument("--output", type=Path, default=FOLDER / "results", help="default: data/results")
     parser.add_argument("--jobs", type=int, default=1, help="processes of this machine that train (default: 1)")
-    parser.add_argument("--dask", metavar="ADDRESS", help="train on a dask cluster: tcp://scheduler:8786, or 'local'")
+    parser.add_argument("--dask", metavar="ADDRESS", help="train on a dask cluster: tcp://scheduler:8786")
     options = parser.parse_args(argv)
     try:
         check_positive_int("--jobs", options.jobs)

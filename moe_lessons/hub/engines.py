@@ -15,6 +15,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from moe_lessons.analysis.published import read_config
 from moe_lessons.errors import check_number, check_positive_int
 
 Config = dict[str, Any]
@@ -26,32 +27,37 @@ def write_engine_configs(
     """Write a file for each engine, in `folder`; returns where each is.
 
     model: the folder of a Mixtral that Hugging Face can read, such as `export_model` writes. ranks: GPUs, N.
-    batch_size: sequences of each rank in a step. lr: the learning rate. FileNotFoundError, or ValueError for another
-    model, for weights in float64, and for experts that the ranks do not divide.
+    batch_size: sequences of each rank in a step. lr: the learning rate. ValueError for another model or none, for
+    weights in float64, and for experts that the ranks do not divide.
     """
     model, folder = Path(model).resolve(), Path(folder)
     config = read_mixtral(model)
     batch_size, lr = check_positive_int("batch_size", batch_size), check_number("lr", lr, above=True)
-    if config["num_local_experts"] % check_positive_int("ranks", ranks):
-        raise ValueError(f"ranks must divide the {config['num_local_experts']} experts of the model, got {ranks}")
+    check_positive_int("ranks", ranks)
+    try:
+        if config["num_local_experts"] % ranks:
+            raise ValueError(f"ranks must divide the {config['num_local_experts']} experts of the model, got {ranks}")
+        texts = {
+            "moe_torchtitan.py": torchtitan_module(config, model, ranks, batch_size, lr),
+            "megatron.args": "\n".join(megatron_arguments(config, model, ranks, batch_size, lr)) + "\n",
+            "deepspeed.json": json.dumps(deepspeed_config(config, ranks, batch_size, lr), indent=2) + "\n",
+            "vllm.yaml": "".join(f"{k}: {json.dumps(v)}\n" for k, v in vllm_options(config, model, ranks).items()),
+        }
+    except KeyError as error:
+        raise ValueError(f"{model / 'config.json'} must have all sizes of a Mixtral, and lacks {error}") from None
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "moe_torchtitan.py": torchtitan_module(config, model, ranks, batch_size, lr),
-        "megatron.args": "\n".join(megatron_arguments(config, model, ranks, batch_size, lr)) + "\n",
-        "deepspeed.json": json.dumps(deepspeed_config(config, ranks, batch_size, lr), indent=2) + "\n",
-        "vllm.yaml": "".join(f"{k}: {json.dumps(v)}\n" for k, v in vllm_options(config, model, ranks).items()),
-    }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     return {engine: folder / name for engine, name in zip(("torchtitan", "Megatron Core", "DeepSpeed", "vLLM"), texts)}
 
 
 def read_mixtral(model: Path) -> Config:
-    """Its config.json, as transformers 5 writes it."""
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    """Its config.json, with 'dtype' for the type of its weights, as transformers 5 has it."""
+    config = read_config(model / "config.json")
     if config.get("model_type") != "mixtral":
         raise ValueError(f"model must be the folder of a Mixtral, got one of type {config.get('model_type')!r}")
-    if config.get("dtype") == "float64":
+    config["dtype"] = config.get("dtype") or config.get("torch_dtype") or "auto"  # torch_dtype: before transformers 5
+    if config["dtype"] == "float64":
         raise ValueError("the weights of model must be in float32 or less, got float64: export model.float()")
     return config
 
@@ -69,6 +75,7 @@ def megatron_core_fields(config: Config, ranks: int) -> dict[str, Any]:
         "ffn_hidden_size": config["intermediate_size"],
         "num_attention_heads": config["num_attention_heads"],
         "num_query_groups": config["num_key_value_heads"],
+        "kv_channels": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
         "init_method_std": config["initializer_range"],
         "attention_dropout": config["attention_dropout"],
         "hidden_dropout": 0.0,
@@ -83,7 +90,7 @@ def megatron_core_fields(config: Config, ranks: int) -> dict[str, Any]:
         "moe_router_dtype": "fp32",
         "moe_token_dispatcher_type": "alltoall",
         "expert_model_parallel_size": ranks,
-        "bf16": config.get("dtype") == "bfloat16",
+        "bf16": config["dtype"] == "bfloat16",
     }
 
 
@@ -116,7 +123,7 @@ def deepspeed_config(config: Config, ranks: int, batch_size: int, lr: float) -> 
     return {
         "train_micro_batch_size_per_gpu": batch_size,
         "gradient_clipping": 1.0,
-        "bf16": {"enabled": config.get("dtype") == "bfloat16"},
+        "bf16": {"enabled": config["dtype"] == "bfloat16"},
         "optimizer": {"type": "AdamW", "params": {"lr": lr}},
         "zero_optimization": {"stage": 1},
         "expert_parallel": {"enabled": True, "autoep_size": ranks, "preset_model": "mixtral"},
@@ -127,7 +134,7 @@ def vllm_options(config: Config, model: Path, ranks: int) -> Config:
     """The options of `vllm serve`: N copies of attention, and the experts once, among them all."""
     return {
         "model": str(model),
-        "dtype": config.get("dtype", "auto"),
+        "dtype": config["dtype"],
         "max-model-len": config["max_position_embeddings"],
         "data-parallel-size": ranks,
         "enable-expert-parallel": True,

@@ -28,7 +28,7 @@ def global_load_balancing_loss(routing: Routing, group=None) -> Tensor:
 
 def update_global_expert_bias(router: nn.Module, routing: Routing, rate: float = 1e-3, group=None) -> None:
     """`update_expert_bias` by the load of all ranks together, so that their biases stay equal."""
-    demand = routing.demand_per_expert  # (E,)
+    demand = routing.demand_per_expert.clone()  # (E,)
     dist.all_reduce(demand, group=group)
     everyone = torch.arange(len(demand), device=demand.device).repeat_interleave(demand)
     none = everyone.new_zeros(0)
@@ -36,23 +36,19 @@ def update_global_expert_bias(router: nn.Module, routing: Routing, rate: float =
 
 
 def limit_globally(moe: MoE, routing: Routing, group=None) -> Routing:
-    """What stands in the place of a block's own capacity: C follows from all ranks' tokens, and so do the queues."""
-    num_tokens = routing.token_idx.new_tensor(routing.num_tokens)
-    dist.all_reduce(num_tokens, group=group)
-    capacity = expert_capacity(moe.capacity_factor, moe.top_k, int(num_tokens), moe.num_experts)
-    return apply_global_capacity(routing, capacity, moe.top_k, group)
+    """What stands in the place of a block's own capacity, as if the tokens of all ranks were in one process.
 
-
-def apply_global_capacity(routing: Routing, capacity: int, top_k: int, group=None) -> Routing:
-    """`apply_capacity` in order, as if the tokens of all ranks stood in one process, rank after rank."""
-    queue = (
-        rank_within(routing.token_idx) * routing.num_experts + routing.expert_idx
-    )  # (A,) one for each choice, expert
-    mine = torch.bincount(queue, minlength=top_k * routing.num_experts)  # (K·E,)
+    They stand in order there, rank after rank, and C follows from the number of all.
+    """
+    K, E = moe.top_k, routing.num_experts
+    queue = rank_within(routing.token_idx) * E + routing.expert_idx  # (A,) one for each choice and expert
+    mine = torch.cat([torch.bincount(queue, minlength=K * E), queue.new_tensor([routing.num_tokens])])  # (K·E + 1,)
     counts = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(counts, mine, group=group)
-    counts = torch.stack(counts).view(len(counts), top_k, -1)  # (N, K, E)
-    total = counts.sum(dim=0)
+    counts = torch.stack(counts)  # (N, K·E + 1)
+    capacity = expert_capacity(moe.capacity_factor, K, int(counts[:, -1].sum()), E)
+    counts = counts[:, :-1].view(-1, K, E)
+    total = counts.sum(dim=0)  # (K, E)
     before = total.cumsum(dim=0) - total + counts[: dist.get_rank(group)].sum(dim=0)  # earlier choices, earlier ranks
     kept = rank_within(queue) + before.flatten()[queue] < capacity  # (A,)
     return replace(

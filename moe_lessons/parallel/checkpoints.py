@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,19 +23,22 @@ SETTINGS = "settings.json"  # what makes the model
 def complete_ones(folder: str | Path) -> list[Path]:
     """The checkpoints in a folder that were written to their end, oldest first."""
     found = [path.parent for path in Path(folder).glob("step*/.metadata")]  # it is written last
-    return sorted(found, key=lambda path: int(path.name[4:]))
+    return sorted((path for path in found if path.name[4:].isdecimal()), key=lambda path: int(path.name[4:]))
 
 
 def last_one(folder: str | Path, model: dict[str, str]) -> Path | None:
-    """The checkpoint to go on from, if any. ValueError where it is of another model, OSError where none can be."""
+    """The checkpoint to go on from, if any. ValueError: it is damaged, or of another model. OSError: no such folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    last = (complete_ones(folder) or [None])[-1]
-    if last is None:
+    if not (found := complete_ones(folder)):
         return None
-    saved = json.loads((last / SETTINGS).read_text())
-    differing = [
-        f"{name} is {saved.get(name)} there, {mine} here" for name, mine in model.items() if saved[name] != mine
-    ]
+    last = found[-1]
+    try:
+        dcp.FileSystemReader(last).read_metadata()
+        saved = dict(json.loads((last / SETTINGS).read_text()))
+    except Exception as error:  # there is little that unpickling does not raise
+        raise damaged(last, error) from None
+    there = {name: saved.get(name) for name in model}
+    differing = [f"{name} is {there[name]} there, {mine} here" for name, mine in model.items() if there[name] != mine]
     if differing:
         raise ValueError(f"{last} is a checkpoint of another model ({'; '.join(differing)}): name another folder")
     return last
@@ -54,6 +58,8 @@ def save(folder: str | Path, step: int, state: dict[str, Tensor], model: dict[st
             temporary.rename(path)
     except (CheckpointException, OSError) as error:
         trouble = in_a_sentence(error)
+        with suppress(OSError):
+            trouble += f"; {shutil.disk_usage(folder).free / 1e6:.1f} MB are free there"
     told = [trouble]
     dist.broadcast_object_list(told, src=0)
     if dist.get_rank() == 0:
@@ -71,16 +77,20 @@ def load(path: Path, state: dict[str, Tensor]) -> int:
     try:
         dcp.load(state, checkpoint_id=path)
     except CheckpointException as error:
-        what = f"{path} is damaged ({in_a_sentence(error)})"
-        raise ValueError(f"{what}: delete it, and the one before it is gone on from") from None
+        raise damaged(path, error) from None
     return int(state["step"])
+
+
+def damaged(path: Path, error: BaseException) -> ValueError:
+    why = in_a_sentence(error)
+    return ValueError(f"{path} is damaged ({why}): delete it, and the run goes on from the one before it")
 
 
 def in_a_sentence(error: BaseException) -> str:
     """What went wrong first, and on which rank."""
     for rank, (cause, _) in sorted(getattr(error, "failures", {}).items()):
-        return f"rank {rank}: {type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
-    return f"{type(error).__name__}: {error}"
+        return f"rank {rank}: {in_a_sentence(cause)}"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 # --- what a run goes on from -----------------------------------------------------------------------------------
@@ -91,24 +101,23 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMes
 
     Experts stand as what all ranks hold together, so that a checkpoint fits any number of ranks.
     """
-    experts, state = expert_parameters(model), dict(model.named_buffers(prefix="model"))
+    experts, state = expert_parameters(model), dict(model.named_buffers(prefix="buffer"))
     for name, p in model.named_parameters():
         if not optimizer.state[p]:  # before the first step
             zeros = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[p] = {"step": torch.tensor(0.0), **zeros}
-        for key, value in {"model": p.detach(), **optimizer.state[p]}.items():
+        for key, value in {"weight": p.detach(), **optimizer.state[p]}.items():
             is_part = name in experts and key != "step"
-            whole = DTensor.from_local(value, mesh, [Shard(0)], run_check=False) if is_part else value
-            state[f"{key}.{name}"] = whole
+            state[f"{key}.{name}"] = DTensor.from_local(value, mesh, [Shard(0)], run_check=False) if is_part else value
     return state
 
 
-def weights_of(model: nn.Module, mesh: DeviceMesh) -> dict:
+def weights_of(state: dict[str, Tensor]) -> dict:
     """A checksum of all weights, the same on any number of ranks that hold the same ones, and their norm."""
-    experts, digest, square = expert_parameters(model), hashlib.sha256(), 0.0
-    for name, p in model.named_parameters():
-        whole = DTensor.from_local(p.detach(), mesh, [Shard(0)], run_check=False) if name in experts else p.detach()
-        whole = (whole.full_tensor() if isinstance(whole, DTensor) else whole).cpu()
-        digest.update(whole.numpy().tobytes())
-        square += float(whole.double().square().sum())
+    digest, square = hashlib.sha256(), 0.0
+    for name, value in state.items():
+        if name.startswith("weight."):
+            whole = (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+            digest.update(whole.numpy().tobytes())
+            square += float(whole.double().square().sum())
     return {"weights": digest.hexdigest()[:16], "norm": square**0.5}

@@ -78,7 +78,7 @@ def shard_experts(model: nn.Module, group=None, capacity: str = "local") -> nn.M
     """Leave each `MoE` in `model` with this rank's share of its experts, in place. All ranks call it, of equal weights.
 
     capacity: of a block with a capacity_factor. 'local': each rank's tokens have queues of their own, as in Megatron
-    Core and DeepSpeed, so that who is dropped depends on the number of ranks; 'global': see `apply_global_capacity`.
+    Core and DeepSpeed, so that who is dropped depends on the number of ranks; 'global': see `limit_globally`.
 
     The loss of each rank is its own tokens' mean; the mean over ranks is the loss of one process. So gradients are
     to be averaged over the ranks, as DDP does; those of the experts, which have met every rank's tokens, are already.

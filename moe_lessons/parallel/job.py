@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import queue
-import re
 import signal
 import subprocess
 import sys
@@ -15,14 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from moe_lessons.errors import check_count, check_number, check_positive_int
+from moe_lessons.parallel.faults import what_happened
 
 GRACE = 5.0  # seconds that ranks have to end by themselves, before they are killed
-# Without the first, ranks after a restart may meet at the addresses of those before it, and be refused.
-ENVIRONMENT = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
-EXIT = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) ")  # torchrun's own words
-LOST = re.compile(r"[Cc]onnection (closed|reset|refused)|Broken pipe")  # gloo's, where another rank is gone
-ERROR = re.compile(r"(\[rank\d+\]: ?)?([\w.]*(Error|Exception)\b.*:|[\w.]+: error:)")  # the last line of a traceback
-LATE = re.compile(r"[Tt]imed out waiting (\d+)ms")  # where another rank does not answer
+ENVIRONMENT = {
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks may meet, after a restart, where those before them did
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def torchrun(target: str, ranks: int, *args, max_restarts: int = 0, silence: float = 60.0) -> "Job":
@@ -66,40 +64,34 @@ class Job:
 
     def __init__(self, command: list[str], silence: float):
         self.silence, self.log, self._why = silence, [], ""
-        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._said: queue.Queue[dict | str | None] = queue.Queue()
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         text = {"text": True, "encoding": "utf-8", "errors": "replace"}
         self.process = subprocess.Popen(command, **pipes, **text, env=os.environ | ENVIRONMENT, start_new_session=True)
         atexit.register(self.stop)
         threading.Thread(target=self._listen, daemon=True).start()  # who reads slowly must not hold up the ranks
 
-    @property
-    def returncode(self) -> int | None:
-        """None while the job runs."""
-        return self.process.poll()
-
     def _listen(self) -> None:
         pids: dict[tuple, int] = {}  # of each rank, by how many restarts there had been
-        for line in self.process.stdout:
-            record = as_record(line) or {}
-            if record.get("event") == "start" and "pid" in record:
+        for said in (part for line in self.process.stdout for part in parts(line)):
+            record = said if isinstance(said, dict) else {"event": None}
+            if record["event"] == "start" and "pid" in record:
                 pids[record.get("restart"), record.get("rank")] = record["pid"]
-            elif record.get("event") == "failed":
+            elif record["event"] == "failed":
                 same = [pid for (restart, _), pid in pids.items() if restart == record.get("restart")]
                 timer = threading.Timer(GRACE, lambda pids=same: kill(set(pids) & set(children(self.process.pid))))
                 timer.daemon = True
                 timer.start()
-            self._lines.put(line)
-        self._lines.put(None)
+            self._said.put(said)
+        self._said.put(None)
 
     def __iter__(self) -> Iterator[dict]:
         since: list[dict] = []  # the records since the last start of all ranks
         read = len(self.log)  # the lines before it
         try:
-            while (line := self._next_line(bool(since))) is not None:
-                record = as_record(line)
-                if record is None:
-                    self.log.append(line.rstrip())
+            while (record := self._next(bool(since))) is not None:
+                if isinstance(record, str):
+                    self.log.append(record)
                     continue
                 if record["event"] == "start" and since and record.get("restart") != since[0].get("restart"):
                     reason, since = what_happened(since, self.log[read:]), []
@@ -109,17 +101,22 @@ class Job:
                 since.append(record)
                 yield record
             code = self.process.wait()
-            reason = self._why or ("all ranks have ended" if code == 0 else what_happened(since, self.log[read:]))
-            yield {"event": "ended", "returncode": code, "reason": reason}
+            if not self._why:  # else it was stopped, or heard to its end before
+                self._why = "all ranks have ended" if code == 0 else what_happened(since, self.log[read:])
+            yield {"event": "ended", "returncode": code, "reason": self._why}
         finally:
             self.stop()
 
-    def _next_line(self, has_started: bool) -> str | None:
+    def _next(self, has_started: bool) -> dict | str | None:
         while True:
             try:
-                return self._lines.get(timeout=self.silence if has_started else None)
+                said = self._said.get(timeout=self.silence if has_started else None)
             except queue.Empty:
                 self.stop(f"no rank said anything for {self.silence:g} s")
+            else:
+                if said is None:
+                    self._said.put(None)  # for who iterates again
+                return said
 
     def stop(self, why: str = "stopped") -> None:
         """End all ranks, and wait until they are gone: 5 s at most where one does not heed it."""
@@ -134,34 +131,20 @@ class Job:
         self.process.wait()
 
 
-def as_record(line: str) -> dict | None:
-    """What a rank has said in a line of JSON, or None."""
-    with suppress(ValueError):
-        record = json.loads(line) if line.startswith("{") else None
-        return record if isinstance(record, dict) and "event" in record else None
-    return None
-
-
-def what_happened(records: list[dict], log: list[str]) -> str:
-    """Why the ranks ended, in one sentence: the first cause, from what they and torchrun said since their start."""
-    failures = sorted((r for r in records if r["event"] == "failed"), key=lambda r: r.get("time", 0))
-    after = f"after step {max((r['step'] for r in records if 'step' in r), default=0)}"
-    silent = {r.get("rank") for r in records if r["event"] == "start"} - {r.get("rank") for r in failures}
-    names = " and ".join(f"rank {rank}" for rank in sorted(silent))
-    first = failures[0] if failures else {"error": ""}
-    code, rank = next(iter(EXIT.findall("\n".join(log))), (0, 0))
-    if int(code) < 0:
-        return f"rank {rank} was killed by signal {-int(code)} ({signal.Signals(-int(code)).name}) {after}"
-    if first.get("refused"):
-        return first["error"]
-    if names and (late := LATE.search(first["error"])):
-        return f"{names} did not answer for {int(late[1]) / 1000:g} s {after}"
-    if names and LOST.search(first["error"]):
-        return f"{names} ended without a word {after}"
-    if failures:
-        return f"rank {first['rank']} failed {after}: {first['error']}"
-    errors = [line for line in log if ERROR.match(line) and "ChildFailedError" not in line]  # the latter is torchrun's
-    return errors[0] if errors else f"rank {rank} ended with exit code {code}"
+def parts(line: str) -> Iterator[dict | str]:
+    """What ranks have said in a line: a record, several where they wrote at the same time, or other words."""
+    rest = line.strip()
+    while rest.startswith("{"):
+        try:
+            record, end = json.JSONDecoder().raw_decode(rest)
+        except ValueError:
+            break
+        if "event" not in record:
+            break
+        yield record
+        rest = rest[end:]
+    if rest:
+        yield rest
 
 
 def children(pid: int) -> list[int]:

@@ -1,6 +1,5 @@
 """Start ranks from a notebook: as processes of this machine, by a server that has imported torch once."""
 
-import importlib
 import inspect
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from moe_lessons.errors import check_number, check_positive_int
+from moe_lessons.parallel.faults import first_cause
 
 PRELOADED = ["moe_lessons.parallel.training", "torch._dynamo"]  # what ranks need; AdamW imports the latter
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)  # where gloo finds the ranks of one machine
@@ -32,38 +32,24 @@ def launch(function: Callable, ranks: int, *args, timeout: float = 10.0) -> Iter
         yields: a function of a module, or of a file that the notebook has written.
     timeout: seconds that a rank waits for another one, or for you to take its records.
 
-    Raises RuntimeError where a rank fails, dies or does not answer, with the rank's own error, and ends the others. All
-    ranks are ended when the iterator is closed, too, or its caller interrupted. The first call takes a few seconds.
+    Raises RuntimeError where a rank fails, dies or does not answer, with the rank's own error, and ends the others; the
+    tracebacks are its cause. All ranks are ended when the iterator is closed, too, or its caller interrupted. The first
+    call takes a few seconds.
 
-    >>> from moe_lessons.parallel.launch import hello
-    >>> list(launch(hello, 2, "rank"))
-    ['rank 0 of 2']
+    >>> list(launch(dist.get_world_size, 2))
+    [2]
     """
     check_positive_int("ranks", ranks)
     check_number("timeout", timeout, above=True)
-    check_importable(function)
-    return _records(function, ranks, args, timeout)
-
-
-def hello(word: str) -> Iterator[str]:
-    """For a try: each rank says who it is."""
-    yield f"{word} {dist.get_rank()} of {dist.get_world_size()}"
-
-
-def check_importable(function: Callable) -> None:
-    """Raise ValueError unless another process finds `function` by its name."""
-    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", "?")
-    found = None
-    if module not in (None, "__main__") and "<" not in name:
-        try:
-            found = importlib.import_module(module)
-            for part in name.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError):
-            found = None
-    if found is not function:
+    try:
+        pickle.dumps(function)  # by its name
+        is_importable = function.__module__ != "__main__"
+    except (AttributeError, TypeError, pickle.PicklingError):
+        is_importable = False
+    if not is_importable:
         way = "write it to a file (%%writefile my_ranks.py) and import it from there"
-        raise ValueError(f"function must be importable, so that other processes find it: {way}; got {name} of {module}")
+        raise ValueError(f"function must be importable, so that other processes find it: {way}; got {function!r}")
+    return _records(function, ranks, args, timeout)
 
 
 def _records(function: Callable, ranks: int, args: tuple, timeout: float) -> Iterator[Any]:
@@ -82,7 +68,7 @@ def _records(function: Callable, ranks: int, args: tuple, timeout: float) -> Ite
                 sender.close()  # the rank has its own: where that one ends, so does what is read here
                 processes.append(process)
                 pipes[receiver] = rank
-            yield from _listen(pipes, processes, timeout)
+            yield from _listen(pipes, processes)
         finally:
             for process in processes:
                 process.kill()
@@ -90,40 +76,26 @@ def _records(function: Callable, ranks: int, args: tuple, timeout: float) -> Ite
                 process.join()
 
 
-def _listen(pipes: dict[Connection, int], processes: list, timeout: float) -> Iterator[Any]:
-    failures, deadline = {}, None  # of each rank: when, what, and the traceback
+def _listen(pipes: dict[Connection, int], processes: list) -> Iterator[Any]:
+    failures, deadline = [], None
     while pipes and (deadline is None or time.monotonic() < deadline):
         for pipe in wait(list(pipes), None if deadline is None else 0.1):
-            rank = pipes[pipe]
             try:
-                kind, *content = pipe.recv()
+                kind, content = pipe.recv()
             except (EOFError, ConnectionError):  # it has ended without a word
-                processes[rank].join(1)
-                kind, content = "failed", [0.0, _ending(processes[rank].exitcode), ""]
+                processes[pipes[pipe]].join(1)
+                kind, content = "failed", {"code": processes[pipes[pipe]].exitcode, "error": "it fell silent"}
             if kind == "record":
-                yield pickle.loads(content[0])
+                yield pickle.loads(content)
                 continue
-            del pipes[pipe]
+            rank = pipes.pop(pipe)
             if kind == "failed":
-                failures[rank] = content
+                failures.append({"rank": rank, **content})
                 deadline = deadline or time.monotonic() + 1  # for what the others know
     if failures:
-        raise RuntimeError(_what_happened(failures, sorted(pipes.values()), timeout))
-
-
-def _ending(exitcode: int | None) -> str:
-    if exitcode is not None and exitcode < 0:
-        return f"was killed by signal {-exitcode} ({signal.Signals(-exitcode).name})"
-    return f"ended with exit code {exitcode}"
-
-
-def _what_happened(failures: dict[int, tuple], silent: list[int], timeout: float) -> str:
-    """Who failed first. The others' errors follow from that one: their connections were closed, or time ran out."""
-    rank, (_, error, trace) = min(failures.items(), key=lambda item: item[1][0])
-    if silent and "imed out" in error:
-        names = " and ".join(f"rank {other}" for other in silent)
-        return f"{names} did not answer for {timeout:g} s; rank {rank} waited in vain ({error})"
-    return f"rank {rank} {error if not trace else 'failed: ' + error}" + (f"\n\n{trace}" if trace else "")
+        traces = [f"rank {failure['rank']}: {failure['trace']}" for failure in failures if "trace" in failure]
+        cause = RuntimeError("\n".join(traces)) if traces else None
+        raise RuntimeError(first_cause(failures, pipes.values())) from cause
 
 
 def _rank(function: Callable, rank: int, ranks: int, args: tuple, timeout: float, folder: str, pipe: Connection):
@@ -142,9 +114,10 @@ def _rank(function: Callable, rank: int, ranks: int, args: tuple, timeout: float
                 pipe.send(("record", pickle.dumps(record)))  # bytes: a tensor would be shared with a process that ends
         dist.barrier()
     except BaseException as error:
-        pipe.send(("failed", time.monotonic(), f"{type(error).__name__}: {error}", traceback.format_exc()))
+        said = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(), "time": time.monotonic()}
+        pipe.send(("failed", said))
         os._exit(1)  # the connections close now, and not when the garbage is collected
-    pipe.send(("done",))
+    pipe.send(("done", None))
     dist.destroy_process_group()
 
 

@@ -11,13 +11,12 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 import moe_lessons
-from moe_lessons.errors import check_choice, check_count, check_number, check_positive_int
+from moe_lessons.errors import check_choice, check_count, check_number, check_positive_int, check_seed
 from moe_lessons.nn import TransformerConfig
 from moe_lessons.parallel import checkpoints
 
 FAULTS = ("kill", "raise", "hang", "stop")
 SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
-MODEL = (*SIZES, "dtype")
 
 
 @dataclass(frozen=True)
@@ -65,6 +64,7 @@ class Settings:
         for name in ("lr", "clip", "timeout"):
             check_number(name, getattr(self, name), above=True)
         check_number("balance_weight", self.balance_weight)
+        check_seed(self.seed)
         check_choice("dense", self.dense, ("ddp", "fsdp"))
         if self.dense == "fsdp" and "ignored_params" not in inspect.signature(fully_shard).parameters:
             raise ValueError("dense must be 'ddp' with torch before 2.7, whose FSDP2 cannot leave out the experts")
@@ -83,10 +83,8 @@ class Settings:
     def model_config(self) -> TransformerConfig:
         return TransformerConfig(max_positions=self.context, **{name: getattr(self, name) for name in SIZES})
 
-
-def describe(settings: Settings) -> dict[str, str]:
-    """What makes the model."""
-    return {name: str(getattr(settings, name)) for name in MODEL}
+    def what_makes_the_model(self) -> dict[str, str]:
+        return {name: str(getattr(self, name)) for name in (*SIZES, "dtype")}
 
 
 def agree(settings: Settings) -> Path | None:
@@ -96,9 +94,11 @@ def agree(settings: Settings) -> Path | None:
     try:
         settings.check(dist.get_world_size())
         if settings.checkpoint:
-            last = checkpoints.last_one(settings.checkpoint, describe(settings))
-    except (ValueError, OSError) as error:
+            last = checkpoints.last_one(settings.checkpoint, settings.what_makes_the_model())
+    except ValueError as error:
         trouble = str(error)
+    except OSError as error:
+        trouble = f"checkpoint must be a folder that can be written to, got {settings.checkpoint} ({error.strerror})"
     everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, (mine, trouble, last and last.name))
     (first, _, seen), *_ = everyone

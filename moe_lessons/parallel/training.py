@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
@@ -32,10 +33,9 @@ from moe_lessons.errors import check_choice
 from moe_lessons.nn import LanguageModel, load_balancing_loss, seeded
 from moe_lessons.parallel import balancing, checkpoints, exchange
 from moe_lessons.parallel.launch import meet
-from moe_lessons.parallel.settings import Settings, agree, describe
+from moe_lessons.parallel.settings import Settings, agree
 from moe_lessons.tasks import TextTask, make_text
 
-COMMAND = "torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training"
 DOMAINS, TEXT_BYTES = ("english", "code", "arithmetic"), 50_000
 
 
@@ -64,7 +64,9 @@ def train(settings: Settings) -> Iterator[dict]:
         if settings.fault and (step, rank, restart) == (settings.at, settings.rank, 0):
             yield {"event": "fault", "how": settings.fault, "rank": rank, "step": step}
             break_down(settings.fault)
-        generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)  # whatever the number of ranks
+        seed = (settings.seed * 1_000_003 + step) % 2**50
+        generator = torch.Generator().manual_seed(seed)  # whatever the number of ranks
+        torch.manual_seed(seed * ranks + rank)  # for a router with noise: after a restart it is the same
         x, y = (part[rank * size : (rank + 1) * size].to(device) for part in task.batch(settings.batch, generator))
         logits, routings = net(x)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
@@ -81,9 +83,9 @@ def train(settings: Settings) -> Iterator[dict]:
         yield record | {"seconds": round(time.perf_counter() - begin, 4)}
         if settings.checkpoint and (step % settings.every == 0 or step == settings.steps):
             state = checkpoints.state_of(model, optimizer, mesh)
-            checkpoints.save(settings.checkpoint, step, state, describe(settings))
+            checkpoints.save(settings.checkpoint, step, state, settings.what_makes_the_model())
             yield {"event": "saved", "step": step}
-    yield {"event": "end", "step": step, **checkpoints.weights_of(model, mesh)}
+    yield {"event": "end", "step": step, **checkpoints.weights_of(checkpoints.state_of(model, optimizer, mesh))}
     del net  # DDP's reducer must not be the last that holds the process group: it would end it with Python's lock held
 
 
@@ -158,7 +160,8 @@ def break_down(fault: str) -> None:
 def join(settings: Settings) -> None:
     """Become a rank of the process group that torchrun, or another launcher, describes in the environment."""
     if "RANK" not in os.environ:
-        raise ValueError(f"start it by torchrun: {COMMAND}")
+        command = "torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training"
+        raise ValueError(f"start it by torchrun: {command}")
     there = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available() and torch.cuda.is_available()}
     check_choice("backend", settings.backend, [name for name in there if there[name]])
     if settings.backend == "nccl":
@@ -194,6 +197,7 @@ def main() -> None:
         with suppress(BrokenPipeError):  # nobody listens any more
             say(record)
         if isinstance(error, ValueError):
+            get_error_handler().record_exception(error)  # torchrun ends with it
             print(what, file=sys.stderr, flush=True)
         else:
             traceback.print_exc()

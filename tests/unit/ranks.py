@@ -187,6 +187,9 @@ def refusals(folder: str) -> Iterator[dict]:
     good, rank = Settings(steps=2, batch=4, every=1, checkpoint=folder, d_model=16), dist.get_rank()
     list(train(good))  # two checkpoints
     one = dist.get_rank() == 1
+    if not one:
+        shutil.copytree(Path(folder, "step2"), Path(folder, "step2 copy"))
+    dist.barrier()
     cases = {
         "experts": replace(good, num_experts=9),
         "batch": replace(good, batch=5),
@@ -194,6 +197,7 @@ def refusals(folder: str) -> Iterator[dict]:
         "fault": replace(good, fault="kill", rank=7),
         "settings differ": replace(good, lr=0.1 if one else 0.2, top_k=2),
         "another model": replace(good, d_model=32),
+        "seed": replace(good, seed="a"),
         "one rank alone": replace(good, batch=0 if one else 4),
         "no folder": replace(good, checkpoint=str(Path(folder, "step1", ".metadata"))),
     }
@@ -211,11 +215,12 @@ def refusals(folder: str) -> Iterator[dict]:
     went_on = [record for record in train(replace(good, steps=3)) if record["event"] in ("start", "end")]
     dist.barrier()
     yield {"case": "after it", "records": went_on, "there": sorted(path.name for path in Path(folder).iterdir())}
-    if rank == 0:
-        for path in Path(folder, "step3").glob("*.distcp"):
-            path.write_bytes(path.read_bytes()[:100])
-    dist.barrier()
-    yield {"case": "damaged", "errors": everyone(message(list, train(replace(good, steps=4))))}
+    for part in ("__0_0.distcp", "settings.json", ".metadata"):  # the last is looked at first
+        if rank == 0:
+            path = Path(folder, "step3", part)
+            path.write_bytes(path.read_bytes()[: 100 if part == "__0_0.distcp" else 20])
+        dist.barrier()
+        yield {"case": f"damaged {part}", "errors": everyone(message(list, train(replace(good, steps=4))))}
     if rank == 0:
         shutil.rmtree(Path(folder, "step3"))
     dist.barrier()

@@ -173,10 +173,13 @@ def test_the_files_say_what_the_model_is(written, model_dir):
     assert {f"{expert}.{name}.weight" for name in ("w1", "w2", "w3")} <= names  # as vLLM and Megatron read them
 
 
-def test_bfloat16_and_untied_weights_are_told(tmp_path):
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])  # the latter: before transformers 5
+def test_bfloat16_and_untied_weights_are_told(name, tmp_path):
     with torch.device("meta"):
         ours = LanguageModel(TransformerConfig(**SIZES, tied_embedding=False)).to(torch.bfloat16)
     export_model(ours).config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"dtype"', f'"{name}"'))
     written = engines.write_engine_configs(tmp_path, tmp_path, ranks=1)
     assert json.loads(written["DeepSpeed"].read_text())["bf16"] == {"enabled": True}
     lines = written["Megatron Core"].read_text().splitlines()
@@ -189,6 +192,7 @@ def test_bfloat16_and_untied_weights_are_told(tmp_path):
         ({}, {"ranks": 3}, "ranks must divide the 8 experts of the model, got 3"),
         ({}, {"ranks": 0}, "ranks must be a whole number of at least 1, got 0"),
         ({}, {"lr": -1}, "lr must be a finite number above 0, got -1"),
+        ({"rope_parameters": {}}, {}, "config.json must have all sizes of a Mixtral, and lacks 'rope_theta'"),
         ({"model_type": "llama"}, {}, "model must be the folder of a Mixtral, got one of type 'llama'"),
         ({"dtype": "float64"}, {}, "must be in float32 or less, got float64: export model.float()"),
     ],

@@ -149,9 +149,11 @@ def refusals(tmp_path_factory) -> dict[str, dict]:
         "batch": "batch (5) must be a multiple of the number of ranks (2)",
         "choice": "dense must be one of 'ddp', 'fsdp', got 'none'",
         "fault": "rank must be one of '0', '1', got '7'",
+        "seed": "seed must be a whole number from 0 to 2**62, got 'a'",
         "settings differ": f"{SAME}: lr is 0.2 on rank 0, 0.1 on rank 1",
         "one rank alone": f"{SAME}: batch is 4 on rank 0, 0 on rank 1",
         "versions differ": f"{SAME}: moe_lessons is 0.1.0 on rank 0, 0.0.1 on rank 1",
+        "no folder": "checkpoint must be a folder that can be written to, got {folder}/step1/.metadata (File exists)",
         "another model": "{folder}/step2 is a checkpoint of another model (d_model is 16 there, 32 here): "
         "name another folder",
     }.items(),
@@ -161,27 +163,22 @@ def test_bad_settings_are_refused_on_all_ranks_alike(refusals, case, message):
     assert refusals[case]["errors"] == [f"ValueError: {message.format(folder=folder)}"] * 2
 
 
-def test_a_folder_that_is_none(refusals):
-    assert all(".metadata" in error and error.startswith("ValueError") for error in refusals["no folder"]["errors"])
-
-
 def test_a_full_disk_loses_nothing(refusals):
     full = refusals["full disk"]
-    assert len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"]
+    assert len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2", "step2 copy"]
     start = f"RuntimeError: step 3 could not be saved in {full['folder']} (rank 1: "
     assert full["errors"][0].startswith(start), full["errors"][0]
     assert full["errors"][0].endswith("kept: step1, step2. Make room, or name another folder, and start again")
     after = refusals["after it"]
-    assert [record.get("from_step") for record in after["records"]] == [2, None] and after["there"] == [
-        "step2",
-        "step3",
-    ]
+    assert [record.get("from_step") for record in after["records"]] == [2, None]
+    assert after["there"] == ["step2", "step2 copy", "step3"]
 
 
 def test_a_damaged_checkpoint(refusals):
-    for error in refusals["damaged"]["errors"]:
-        assert error.startswith(f"ValueError: {refusals['damaged']['folder']}/step3 is damaged (")
-        assert error.endswith(": delete it, and the one before it is gone on from")
+    for part in ("__0_0.distcp", "settings.json", ".metadata"):
+        (error,) = set(refusals[f"damaged {part}"]["errors"])
+        assert error.startswith(f"ValueError: {refusals['the one before']['folder']}/step3 is damaged (")
+        assert error.endswith("): delete it, and the run goes on from the one before it")
     assert refusals["the one before"]["records"][0]["from_step"] == 2
 
 
@@ -196,19 +193,20 @@ def test_records_of_rank_0_come_as_they_are_made():
 @pytest.mark.parametrize(
     "how, message",
     {
-        "raise": "rank 1 failed: LookupError: rank 1 has had enough\n\nTraceback",
+        "raise": "rank 1 failed: LookupError: rank 1 has had enough$",
         "kill": r"rank 1 was killed by signal 9 \(SIGKILL\)$",
         "exit": "rank 1 ended with exit code 7$",
-        "hang": "rank 1 did not answer for 0.5 s; rank 0 waited in vain",
-        "stop": "rank 1 did not answer for 0.5 s; rank 0 waited in vain",
+        "hang": "rank 1 did not answer for 0.5 s$",
+        "stop": "rank 1 did not answer for 0.5 s$",
     }.items(),
 )
 def test_a_rank_that_fails_is_named(how, message):
     seen = []
-    with pytest.raises(RuntimeError, match=f"^{message}"):
+    with pytest.raises(RuntimeError, match=f"^{message}") as caught:
         for record in launch(ranks.breaks, 2, how, timeout=0.5):
             seen.append(record)
     assert len(seen) == 1
+    assert how != "raise" or "in breaks\n    raise LookupError" in str(caught.value.__cause__)
 
 
 def test_closed_or_interrupted_it_ends_all_ranks(tmp_path):
@@ -230,10 +228,8 @@ def test_functions_that_other_processes_do_not_find():
     def inside():
         pass
 
-    for function, name in ((inside, ".*inside of .*"), (lambda: 1, ".*<lambda> of .*"), (time, r"\? of None")):
-        with refused(
-            f"function must be importable, so that other processes find it: write it to a file .*; got {name}"
-        ):
+    for function, name in ((inside, ".*inside at .*"), (lambda: 1, ".*<lambda> at .*"), (time, "<module 'time'.*")):
+        with refused(f"function must be importable, so that other processes find it: write it to .*; got {name}"):
             launch(function, 2)
     with refused("ranks must be a whole number of at least 1, got 0"):
         launch(ranks.breaks, 0)

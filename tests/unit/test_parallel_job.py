@@ -1,5 +1,6 @@
 """torchrun from Python: what its ranks say, what is said of one that fails, and that nobody is left behind."""
 
+import json
 import socket
 import sys
 import time
@@ -10,10 +11,22 @@ from oracle import refused
 from ranks import is_there
 
 from moe_lessons.parallel import Job, torchrun, training
-from moe_lessons.parallel.job import as_record, what_happened
+from moe_lessons.parallel import job as job_module
+from moe_lessons.parallel.faults import first_cause, what_happened
+from moe_lessons.parallel.job import parts
+from moe_lessons.widgets.torchrun import TorchRun
 
 TRAINING = "moe_lessons.parallel.training"
-SIZES = {"steps": 12, "every": 5, "batch": 4, "context": 16, "num_layers": 1, "d_model": 16, "d_ff": 16}
+SIZES = {
+    "router": "gaussian noise",
+    "steps": 12,
+    "every": 5,
+    "batch": 4,
+    "context": 16,
+    "num_layers": 1,
+    "d_model": 16,
+    "d_ff": 16,
+}
 
 # Two ranks that import nothing heavy. Before the restart rank 1 is stopped; after it, rank 0 goes on for ever.
 STOPPED = """
@@ -23,7 +36,7 @@ def say(event, **more):
     sys.stdout.write(json.dumps({"event": event, "rank": rank, "restart": restart, **more}) + "\\n")
     sys.stdout.flush()
 say("start", pid=os.getpid(), from_step=0)
-time.sleep(1)
+time.sleep(0.5)
 if rank == 1:
     os.kill(os.getpid(), signal.SIGSTOP)
 if restart == 0:
@@ -35,24 +48,27 @@ time.sleep(600)
 
 
 def test_a_rank_that_is_killed_and_the_run_goes_on(tmp_path):
-    """From its last checkpoint, as if nothing had been."""
+    """From its last checkpoint, as if nothing had been; and the view shows it."""
     options = [word for name, value in SIZES.items() for word in (f"--{name.replace('_', '-')}", value)]
     fault = ["--fault", "kill", "--at", 7, "--rank", 1, "--checkpoint", tmp_path / "checkpoints"]
-    job = torchrun(TRAINING, 2, *options, *fault, max_restarts=1)
-    said = list(job)
-    assert job.returncode == 0, job.log
+    view = TorchRun(job := torchrun(TRAINING, 2, *options, *fault, max_restarts=1), steps=12)
+    said = view.records
+    assert job.process.returncode == 0, job.log
     events = [record["event"] for record in said]
     assert events.count("start") == 4 and events[-2:] == ["end", "ended"]
     assert [r["step"] for r in said if r["event"] == "step"] == [*range(1, 8), *range(6, 13)]
     again = next(record for record in said if record["event"] == "restart")
-    assert again["reason"] == "rank 1 was killed by signal 9 (SIGKILL) after step 7; all ranks went on from step 5"
+    killed = "ank 1 was killed by signal 9 (SIGKILL) after step 7; all ranks went on from step 5"
+    assert again["reason"] == f"r{killed}" and view.states() == {0: "ended", 1: "ended"}
+    assert view.sentence() == f"Step 12 of 12. R{killed}. All ranks have ended."
     losses = [(r["step"], r["loss"]) for r in said if r["event"] == "step"]
     assert losses[5:7] == losses[7:9]  # steps 6 and 7, before and after: to the last digit
     assert not any(is_there(record["pid"]) for record in said if record["event"] == "start")
 
 
-def test_a_rank_that_is_stopped_holds_up_nobody(tmp_path):
+def test_a_rank_that_is_stopped_holds_up_nobody(tmp_path, monkeypatch):
     """torchrun by itself would wait for half a minute, and then for the half of another."""
+    monkeypatch.setattr(job_module, "GRACE", 1.5)
     script = tmp_path / "stopped.py"
     script.write_text(STOPPED)
     job = torchrun(str(script), 2, max_restarts=1)
@@ -83,8 +99,8 @@ def test_lines_that_are_no_records_are_kept():
     job = job_of(f"for line in {lines}: print(line)\nraise SystemExit(3)")
     first, last = job
     assert first == {"event": "step", "step": 1}
-    assert last == {"event": "ended", "returncode": 3, "reason": "SomeError: why"} and job.returncode == 3
-    assert job.log == lines[1:]
+    assert last == {"event": "ended", "returncode": 3, "reason": "SomeError: why"} and job.process.returncode == 3
+    assert job.log == lines[1:] and list(job) == [last]  # there is no more to say
     assert list(job_of("pass")) == [{"event": "ended", "returncode": 0, "reason": "all ranks have ended"}]
 
 
@@ -99,13 +115,13 @@ def test_closed_or_interrupted_it_ends(how):
     job = job_of("""import time; print('{"event": "start"}', flush=True); time.sleep(600)""")
     said = iter(job)
     next(said)
-    assert job.returncode is None
+    assert job.process.poll() is None
     if how == "close":
         said.close()
     else:
         with pytest.raises(KeyboardInterrupt):
             said.throw(KeyboardInterrupt)
-    assert job.returncode == -15
+    assert job.process.returncode == -15
     job.stop()  # once more is no matter
 
 
@@ -143,7 +159,17 @@ def test_other_causes():
         log = ["Traceback (most recent call last):", error, *exits(1, 1), "torch.x.errors.ChildFailedError:"]
         assert what_happened([], log) == error
     assert what_happened([], exits(1, 3)) == "rank 1 ended with exit code 3"
-    assert as_record('{"event": 1') is None and as_record("[1]") is None and as_record('{"a": 1}') is None
+    assert first_cause([{"rank": 1, "code": None, "error": "it fell silent"}], [0]) == "rank 1 failed: it fell silent"
+
+
+def test_a_line_is_taken_apart():
+    """Ranks that print at the same time write into one line."""
+    one, two = {"event": "step", "step": 1}, {"event": "start", "rank": 1}
+    written = f"{json.dumps(one)}{json.dumps(two)}"
+    assert list(parts(written + "\n")) == [one, two] and list(parts("\n")) == []
+    assert list(parts(written + "W1126 words\n")) == [one, two, "W1126 words"]
+    for words in ('{"event": 1', "[1]", '{"a": 1}', "1"):
+        assert list(parts(words)) == [words]
 
 
 def test_bad_arguments():

@@ -227,19 +227,19 @@ def test_a_dask_cluster_gives_the_same_numbers(command, path):
     assert command() == 0
     alone = numbers(path)
     path.unlink()
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
-    ) as cluster:
+    here = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**here, threads_per_worker=2) as cluster:
         with pytest.raises(ValueError, match="each dask worker must have 1 thread"):
             next(sweep.results_of(TINY, TABLE, dask=cluster.scheduler_address))
-    assert cli.main(["sweep", "rates", "--output", str(path.parent), "--dask", "local"]) == 0
+    with distributed.LocalCluster(**here, threads_per_worker=1) as cluster:
+        assert cli.main(["sweep", "rates", "--output", str(path.parent), "--dask", cluster.scheduler_address]) == 0
     assert numbers(path) == alone
 
 
 def test_without_the_extra_dask_says_what_to_install(command, monkeypatch, path, capsys):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(SystemExit):
-        cli.main(["sweep", "rates", "--output", str(path.parent), "--dask", "local"])
+        cli.main(["sweep", "rates", "--output", str(path.parent), "--dask", "tcp://here:1"])
     assert "--dask needs distributed: pip install 'moe_lessons[cluster]'" in capsys.readouterr().err
 
 

@@ -1,13 +1,11 @@
 """The view of a job of torchrun: what it shows, that it can be stopped, and that it keeps what was said."""
 
 import asyncio
-import os
 import threading
 
 import pytest
 from live_tools import on_a_loop, until
 
-from moe_lessons.parallel import torchrun
 from moe_lessons.widgets.torchrun import TorchRun
 
 STARTS = [{"event": "start", "rank": rank, "ranks": 2} for rank in (0, 1)]
@@ -128,22 +126,3 @@ def test_what_goes_wrong_is_said():
 
     view = TorchRun(Broken([]), steps=4)
     assert view.sentence() == "Step 0 of 4. OSError: torchrun is not there."
-
-
-RANK = """import json, os
-start = {"event": "start", "rank": int(os.environ["RANK"]), "ranks": 2, "pid": os.getpid(), "restart": 0}
-print(json.dumps(start), flush=True)
-if start["rank"] == 0:
-    for step in (1, 2, 3):
-        print(json.dumps({"event": "step", "step": step, "loss": 1 / step}), flush=True)
-"""
-
-
-def test_a_job_of_torchrun_itself_is_understood_and_leaves_no_process(tmp_path):
-    (tmp_path / "rank.py").write_text(RANK)
-    view = TorchRun(job := torchrun(str(tmp_path / "rank.py"), 2), steps=3)
-    assert view.sentence() == "Step 3 of 3. All ranks have ended." and sorted(view.states()) == [0, 1]
-    pids = [record["pid"] for record in view.records if record["event"] == "start"]
-    for pid in (*pids, job.process.pid):
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
