@@ -100,8 +100,10 @@ def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
 
     transformers.logging.disable_progress_bar()
     try:
-        kept = {"trust_remote_code": False, "output_loading_info": True}
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(name, **kept)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
+        kinds = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText  # of text alone, or with it
+        kind = next((kind for kind in kinds if type(config) in kind._model_mapping), kinds[0])
+        model, info = kind.from_pretrained(name, trust_remote_code=False, output_loading_info=True)
     except Exception as error:  # of the hub, of a broken file, of a model that transformers does not know
         raise ValueError(f"{name} could not be loaded: {first_line(error)}") from None
     if missing := sorted(info["missing_keys"]):
@@ -129,7 +131,7 @@ def check_writable(out: Path) -> None:
     folder = out.absolute().parent
     if not folder.is_dir():
         raise ValueError(f"--out must be in a folder that is there, got {out}")
-    if out.is_dir() or not os.access(folder, os.W_OK):
+    if (out.exists() and not out.is_file()) or not os.access(folder, os.W_OK):  # a folder, a pipe, a device
         raise ValueError(f"--out must be a file that can be written, got {out}")
 
 

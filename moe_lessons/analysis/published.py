@@ -24,6 +24,7 @@ from moe_lessons.errors import check_top_k
 MOST_BYTES = 10_000_000  # of a configuration file
 LIMITS = {r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000, r"expert": 100_000, r"": 100_000_000}  # most of these
 SIZES = re.compile("layers$|expert|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn")
+NEEDED = re.compile(r"^(text_config\.)?(vocab_size|hidden_size|d_model|num_hidden_layers|num_layers)$")  # none can be 0
 ESSENTIAL = re.compile(r"^(vocab_size|hidden_size|d_model|intermediate_size|d_ff|num_hidden_layers|num_layers)$|expert")
 TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
@@ -51,10 +52,12 @@ def read_config(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"there is no file {path}")
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"{path} must have at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
-        config = json.loads(path.read_text(encoding="utf-8"), object_hook=_decoded)
+        content = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    try:
+        config = json.loads(content, object_hook=_decoded)
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON, and is not: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold one JSON object, got {type(config).__name__}")
@@ -69,21 +72,27 @@ def _decoded(part: dict[str, Any]) -> Any:
 def count_config(config: Mapping[str, Any]) -> PublishedCount:
     """The exact counts of a configuration, given as the object of a config.json.
 
-    Raises ValueError for a model_type that transformers lacks, for numbers that cannot be, and for what its class
-    refuses; ImportError without transformers.
+    Raises ValueError where transformers has neither the model_type nor the class in `architectures`, for numbers that
+    cannot be, and for what its class refuses; ImportError without transformers.
     """
+    import transformers
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind, named = config.get("model_type"), named_class(config)
+    is_known = isinstance(kind, str) and kind in CONFIG_MAPPING
+    if not is_known and named is None:
+        raise ValueError(f"model_type must be one that transformers {transformers.__version__} has, got {kind!r}")
     check_numbers(config)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model, notes = build(config)
-    except (ValueError, ImportError):
-        raise
+            model, notes = build(config, CONFIG_MAPPING[kind] if is_known else named.config_class, named)
     except Exception as error:  # whatever a class of transformers raises where a value does not suit it
-        said = str(error).strip().replace("\n", " ")
-        said = f"{type(error).__name__}: {said[:300]}"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise ValueError(f"transformers cannot build this configuration: {said}") from error
-    return PublishedCount(type(model).__name__, str(config["model_type"]), count_model(model), tuple(notes))
+    if not is_known:
+        notes.append(f"transformers lacks the model_type {kind!r}: counted is the class that the file names")
+    return PublishedCount(type(model).__name__, str(kind), count_model(model), tuple(notes))
 
 
 def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
@@ -95,26 +104,33 @@ def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
         for number in value if isinstance(value, list) else [value]:
             if not SIZES.search(key) or isinstance(number, bool) or not isinstance(number, int | float):
                 continue
+            least = 1 if NEEDED.search(name) else 0
             most = next(limit for pattern, limit in LIMITS.items() if re.search(pattern, key))
-            if not 0 <= number <= most:
-                raise ValueError(f"{name} must be from 0 to {most:,}, got {number!r:.40}")
+            if not least <= number <= most:
+                raise ValueError(f"{name} must be from {least} to {most:,}, got {number!r:.40}")
 
 
-def build(config: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
-    """The model of a configuration on the meta device, and what is to be said about it."""
+def named_class(config: Mapping[str, Any]) -> type | None:
+    """The class of transformers that a configuration names first among its architectures, or None."""
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    kind, notes = config.get("model_type"), []
-    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
-        raise ValueError(f"model_type must be one that transformers {transformers.__version__} has, got {kind!r}")
-    given = dict(config)
+    names = config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    found = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class
+    return found if is_model else None
+
+
+def build(config: Mapping[str, Any], config_class: type, named: type | None) -> tuple[nn.Module, list[str]]:
+    """The model of a configuration on the meta device, and what is to be said about it."""
+    given, notes = dict(config), []
     if quantised := given.pop("quantization_config", None):
         method = quantised.get("quant_method", "?") if isinstance(quantised, Mapping) else "?"
         notes.append(f"the file is of a quantised model ({method}): counted are the numbers, without their scales")
-    made = CONFIG_MAPPING[kind].from_dict(given)
-    made, model_class = find_class(made, config.get("architectures"))
-    if not isinstance(made, CONFIG_MAPPING[kind]):
+    made = config_class.from_dict(given)
+    made._attn_implementation = None  # one that is not installed has the same weights
+    made, model_class = find_class(made, named)
+    if not isinstance(made, config_class):
         notes.append(f"only the text part is counted, as {model_class.__name__}")
     if missing := defaults_taken(made.get_text_config(decoder=True), keys_of(config)):
         notes.append(f"not in the file, so taken from the defaults of transformers: {missing}")
@@ -137,15 +153,12 @@ def defaults_taken(config: Any, given: set[str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in wanted.items() if isinstance(value, int) and value > 1)
 
 
-def find_class(config: Any, architectures: Any) -> tuple[Any, type]:
+def find_class(config: Any, named: type | None) -> tuple[Any, type]:
     """The class that a configuration names, else that for text in transformers, after the configuration for it."""
     import transformers
 
-    named = architectures[0] if isinstance(architectures, list) and architectures else None
-    found = getattr(transformers, named, None) if isinstance(named, str) and named.isidentifier() else None
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class:
-        if isinstance(config, found.config_class):
-            return config, found
+    if named is not None and isinstance(config, named.config_class):
+        return config, named
     autos = [getattr(transformers, f"AutoModelFor{task}", None) for task in AUTO]
     autos = [auto for auto in (*autos, transformers.AutoModel, transformers.AutoBackbone) if auto]
     for part in (config, config.get_text_config()):
@@ -161,7 +174,7 @@ def find_class(config: Any, architectures: Any) -> tuple[Any, type]:
     for name, found in sorted(vars(module).items() if module else (), key=lambda item: "For" not in item[0]):
         if getattr(found, "config_class", None) is type(config) and not name.endswith("PreTrainedModel"):
             return config, found
-    raise ValueError(f"architectures must name a class that transformers has for {config.model_type!r}, got {named!r}")
+    raise ValueError(f"architectures must name a class that transformers has for {config.model_type!r}, got {named}")
 
 
 def count_model(model: nn.Module) -> ModelSizes:
@@ -170,23 +183,28 @@ def count_model(model: nn.Module) -> ModelSizes:
     Where it has several kinds of experts (of encoder and decoder, of text and image), 'active' is what one token of
     each kind uses.
     """
-    blocks, weights = find_blocks(model), list(model.parameters())  # each tied weight once
+    blocks = find_blocks(model)
+    sizes = {id(weight): weight.numel() for weight in model.parameters()}  # each tied weight once
     routed = {id(weight) for block in blocks for weight, _ in block.weights}
     outside = {id(weight) for part in outside_parts(model) for weight in part.parameters()}
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
-    products = {id(weight) for part in parts for weight in part.parameters(recurse=False)}
+    products = {id(weight): weight.ndim for part in parts for weight in part.parameters(recurse=False)}
+    matrices = {weight for weight, ndim in products.items() if ndim > 1} - routed - outside
     shared = [part for name, part in model.named_modules() if re.search(r"shared_(expert|mlp)s?$", name)]
     groups = [block.group(id(block.weights[0][0]) not in outside and "vision" not in block.name) for block in blocks]
     is_unknown = any("compressor" in name for name, _ in model.named_modules())  # of several tokens into one
-    matrices = sum(w.numel() for w in weights if w.ndim > 1 and id(w) in products - routed - outside)
+
+    def numbers(ids: set[int]) -> int:
+        return sum(sizes[weight] for weight in ids)
+
     return ModelSizes(
-        total=sum(weight.numel() for weight in weights),
+        total=sum(sizes.values()),
         groups=tuple(replace(group, layers=count) for group, count in Counter(groups).items()),
-        matrices=matrices + sum(group.top_k * group.matrix for group in groups if group.is_met),
-        looked_up=sum(weight.numel() for weight in weights if id(weight) not in products | routed | outside),
+        matrices=numbers(matrices) + sum(group.top_k * group.matrix for group in groups if group.is_met),
+        looked_up=numbers(sizes.keys() - products.keys() - routed - outside),
         router=sum(weight.numel() for block in blocks for weight in block.router),
         shared=sum(weight.numel() for part in shared for weight in part.parameters()),
-        outside=sum(weight.numel() for weight in weights if id(weight) in outside - routed),
+        outside=numbers(outside - routed),
         cached=None if is_unknown else tuple(replace(c, layers=n) for c, n in Counter(cached_layers(model)).items()),
     )
 

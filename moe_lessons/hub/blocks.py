@@ -174,7 +174,7 @@ def copied(source: Tensor | list[Tensor], layout: Callable[..., Tensor] = lambda
     parts = [source] if isinstance(source, Tensor) else source
     for part in parts:
         if not part.is_floating_point() or part.element_size() == 1:
-            raise ValueError(f"hf_block must have weights of 16 bits or more, not quantised ones, got {part.dtype}")
+            raise ValueError(f"weights to be copied must have 16 bits or more, not quantised ones, got {part.dtype}")
     with torch.no_grad():
         copy = layout(source).clone(memory_format=torch.contiguous_format)
     return nn.Parameter(copy, any(p.requires_grad for p in parts)) if isinstance(parts[0], nn.Parameter) else copy

@@ -30,9 +30,9 @@ NOTHING = (
 class Lens:
     """Within it, each call of `model` leaves a `Routing` for each of its MoE layers.
 
-    model: any Hugging Face model with experts, or one of ours, in eval or in training, on any device. It computes bit
-        by bit what it computes without: the hooks only read, and are gone when the lens is left. What a backward pass
-        computes again (gradient checkpointing) is no call of the model.
+    model: any Hugging Face model with experts, with or without adapters (LoRA), or one of ours, in eval or in training,
+        on any device. It computes bit by bit what it computes without: the hooks only read, and are gone when the lens
+        is left. What a backward pass computes again (gradient checkpointing) is no call of the model.
     keep: how many calls are remembered, the last ones; None is all. Each costs T·(E + 2·K) numbers a layer.
     count_padding: whether tokens count whose attention_mask is 0. Of an encoder–decoder each side has its own mask.
 

@@ -10,7 +10,7 @@ which has no router.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import Routing, is_moe
 
+signature = cache(inspect.signature)  # which is slow, and asked for at each step of a `RunModel`
 INDICES, WEIGHTS = ("top_k_index", "router_indices"), ("top_k_weights", "routing_weights")  # two names in use for each
 
 
@@ -47,7 +48,7 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
         closed = [type(m).__name__ for name, m in model.named_modules() if name.rpartition(".")[2] == "experts"]
         why = "which has none: it is dense, or weighs its experts itself, as doge does"
         if closed:
-            why = f"whose {closed[0]} are not: they are quantised, or a kernel runs them; load it without"
+            why = f"whose {closed[0]} are not: load it without quantisation or kernels, in transformers' own class"
         wanted = "must have experts that are called with the choices of a router"
         raise ValueError(f"model {wanted}, got {type(model).__name__}, {why}")
     return found
@@ -57,7 +58,9 @@ def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixtu
     """The `Mixture` of a module that is one, else None. declared: see `declared_routers`."""
     kind, children = type(module).__name__, dict(module.named_children())
     if kind in SPECIAL:
-        return Mixture(module.router, lambda output: output, partial(SPECIAL[kind], module.router))
+        return Mixture(module.router, lambda output: output, partial(SPECIAL[kind], module))
+    if keys_of(module):  # experts, or what wraps them: no block
+        return None
     experts = next((child for child in children.values() if keys_of(child)), None)
     if experts is not None:
         router = next((child for child in children.values() if type(child) in declared), None)
@@ -65,7 +68,8 @@ def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixtu
         if router is None:
             wanted = "declared in the model's _can_record_outputs, or named gate or router"
             raise ValueError(f"router of {name} must stand beside its experts, {wanted}; got {', '.join(children)}")
-        read = partial(logits_in, index=declared.get(type(router), 0))
+        index = next((declared[type(part)] for part in router.modules() if type(part) in declared), 0)
+        read = partial(logits_in, index=index)
         return Mixture(router, read, partial(of_experts, experts), experts, keys_of(experts))
     if is_moe(module) and not type(module).__module__.startswith("transformers."):  # ours, or a learner's
         return Mixture(module, routing_in, lambda routing, _: routing)
@@ -73,9 +77,16 @@ def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixtu
 
 
 def keys_of(module: nn.Module) -> tuple[str, str] | None:
-    """The names of indices and weights, where `forward` takes (self, hidden states, indices, weights, …); else None."""
-    names = list(inspect.signature(type(module).forward).parameters)[2:4]
-    return tuple(names) if len(names) == 2 and names[0] in INDICES and names[1] in WEIGHTS else None
+    """The names of indices and weights, where `forward` takes (self, hidden states, indices, weights, …), or passes all
+    that it takes on to such a module, as LoRA's does; else None."""
+    parameters = signature(type(module).forward).parameters
+    names = tuple(parameters)[2:4]
+    if len(names) == 2 and names[0] in INDICES and names[1] in WEIGHTS:
+        return names
+    passes_on = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+    if passes_on and type(module).forward is not nn.Module.forward:  # a list of modules has none of its own
+        return next(filter(None, map(keys_of, module.children())), None)
+    return None
 
 
 def declared_routers(model: nn.Module) -> dict[type, int]:
@@ -114,21 +125,21 @@ def of_experts(experts: nn.Module, logits: Tensor, topk: tuple[Tensor, Tensor]) 
     return listed(logits, indices, weights)
 
 
-def llama4(router: nn.Module, output: tuple, _) -> Routing:
+def llama4(block: nn.Module, output: tuple, _) -> Routing:
     """All experts run, on tokens times their scores (T, E): sigmoids, and 0 for those that were not chosen."""
-    scores, logits = (part.reshape(-1, router.num_experts) for part in output)
-    indices = logits.topk(router.top_k, dim=-1).indices
+    scores, logits = (part.reshape(-1, part.shape[-1]) for part in output)
+    indices = logits.topk(block.top_k, dim=-1).indices
     return listed(logits, indices, scores.gather(1, indices))
 
 
-def switch(router: nn.Module, output: tuple, _) -> Routing:
+def switch(block: nn.Module, output: tuple, _) -> Routing:
     """The choice is one-hot (..., E), nothing where its expert was full; its probability (..., 1)."""
     chosen, prob, logits = (part.reshape(-1, part.shape[-1]) for part in output)
     carried_out = chosen.sum(dim=-1, keepdim=True) > 0  # (T, 1)
     return listed(logits, logits.argmax(dim=-1, keepdim=True), prob, carried_out, drops=True)
 
 
-def nllb(router: nn.Module, output: tuple, _) -> Routing:
+def nllb(block: nn.Module, output: tuple, _) -> Routing:
     """Two choices, whose weights stand in a table (T, E), 0 where their expert was full."""
     _, table, logits = output
     indices = logits.topk(2, dim=-1).indices
@@ -136,10 +147,11 @@ def nllb(router: nn.Module, output: tuple, _) -> Routing:
     return listed(logits, indices, weights, weights != 0, drops=True)
 
 
-def jetmoe(router: nn.Module, output: tuple, _) -> Routing:
+def jetmoe(block: nn.Module, output: tuple, _) -> Routing:
     """The choices come sorted by expert; the logits tell them by token. The weights are a softmax over the chosen."""
-    best, indices = output[4].topk(router.top_k, dim=-1)
-    return listed(output[4], indices, best.softmax(dim=-1))
+    by_expert, *_, logits = output
+    best, indices = logits.topk(len(by_expert) // len(logits), dim=-1)
+    return listed(logits, indices, best.softmax(dim=-1))
 
 
 SPECIAL: dict[str, Callable[..., Routing]] = {

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -145,6 +143,17 @@ def test_the_kv_cache(config, per_token, windows, tmp_path, capsys):
     assert report["kv_cache_bytes"]["bfloat16"] == 2 * per_token * kept
 
 
+def test_a_model_type_that_transformers_lacks_is_counted_by_the_class_that_it_names(tmp_path, capsys):
+    """As Kimi K2's file: 1.03 T parameters, 32 B active."""
+    config = {"model_type": "kimi_k2", "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 163840}
+    config |= {"num_attention_heads": 64, "num_key_value_heads": 64, "n_routed_experts": 384}
+    report = report_of(config | {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}, tmp_path, capsys)
+    assert (report["class"], report["model_type"]) == ("DeepseekV3ForCausalLM", "kimi_k2")
+    assert report["total_params"] == pytest.approx(1.03e12, rel=0.01)
+    assert report["active_params"] == pytest.approx(32e9, rel=0.05)
+    assert report["notes"][-1].startswith("transformers lacks the model_type 'kimi_k2'")
+
+
 def test_a_dense_configuration_is_said_to_be_dense(tmp_path, capsys):
     config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128}
     report = report_of(config, tmp_path, capsys)
@@ -184,18 +193,23 @@ BAD = {
     "a list": ([1], "must hold one JSON object, got list"),
     "empty": ({}, "model_type must be one that transformers .* has, got None"),
     "unknown": ({"model_type": "gpt-7"}, "model_type must be one that transformers .* has, got 'gpt-7'"),
+    "unknown class": ({"model_type": "gpt-7", "architectures": ["Gpt7"]}, "model_type must be one .*, got 'gpt-7'"),
     "no name": ({"model_type": ["mixtral"]}, "model_type must be"),
+    "a float": ('{"model_type": "mixtral", "x": {"__float__": []}}', "must be JSON, and is not: float"),
+    "digits": ('{"model_type": "mixtral", "x": ' + "9" * 5000 + "}", "must be JSON, and is not: Exceeds the limit"),
     "negative": (MIXTRAL | {"num_local_experts": -3}, "num_local_experts must be from 0 to 100,000, got -3"),
-    "layers": (MIXTRAL | {"num_hidden_layers": 10**12}, "num_hidden_layers must be from 0 to 2,000, got 10000000000"),
-    "huge": (MIXTRAL | {"hidden_size": 10**400}, "hidden_size must be from 0 to 100,000,000, got 1000"),
-    "not a number": ('{"model_type": "mixtral", "hidden_size": NaN}', "hidden_size must be from 0 .*, got nan"),
+    "layers": (MIXTRAL | {"num_hidden_layers": 10**12}, "num_hidden_layers must be from 1 to 2,000, got 10000000000"),
+    "no layers": (MIXTRAL | {"num_hidden_layers": 0}, "num_hidden_layers must be from 1 to 2,000, got 0"),
+    "no step": ({"model_type": "llama4_text", "interleave_moe_layer_step": 0}, "cannot build this .*: ValueError: "),
+    "huge": (MIXTRAL | {"hidden_size": 10**400}, "hidden_size must be from 1 to 100,000,000, got 1000"),
+    "not a number": ('{"model_type": "mixtral", "hidden_size": NaN}', "hidden_size must be from 1 .*, got nan"),
     "top_k": (MIXTRAL | {"num_experts_per_tok": 9}, r"top_k must be between 1 and num_experts \(8\), got 9, in model"),
     "no top_k": (MIXTRAL | {"num_experts_per_tok": 0}, "top_k must be between 1 and num_experts"),
     "no experts": (MIXTRAL | {"num_local_experts": 0}, r"num_experts \(0\)|cannot build"),
     "words": (MIXTRAL | {"hidden_size": "four"}, "cannot build this configuration: .*hidden_size"),
     "null": (MIXTRAL | {"hidden_size": None}, "cannot build this configuration"),
     "zero heads": (MIXTRAL | {"num_attention_heads": 0}, "cannot build this configuration"),
-    "inside": ({"model_type": "llama4", "text_config": {"hidden_size": -1}}, r"text_config.hidden_size must be from 0"),
+    "inside": ({"model_type": "llama4", "text_config": {"hidden_size": -1}}, r"text_config.hidden_size must be from 1"),
 }
 
 
@@ -223,7 +237,7 @@ def test_files_that_cannot_be_read(tmp_path, capsys, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.read_text", refuse)
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)
     assert main(["cost", str(file)]) == 1
     assert capsys.readouterr().err == f"cost: {file} cannot be read: Permission denied\n"
     with file.open("wb") as big:
@@ -237,6 +251,18 @@ def test_a_context_must_be_a_number_from_0(tmp_path, capsys):
     assert "context must be a whole number from 0 up, got -1" in capsys.readouterr().err
 
 
+def test_a_library_that_the_class_of_a_model_lacks_is_named(tmp_path, capsys, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+
+    def refuse(*_):
+        raise ImportError("\nit needs\n  timm")
+
+    monkeypatch.setattr("moe_lessons.analysis.published.build", refuse)
+    assert main(["cost", str(tmp_path)]) == 1
+    said = "transformers cannot build this configuration: ImportError: it needs timm"
+    assert capsys.readouterr().err == f"cost: {said}\n"
+
+
 def test_without_transformers_it_says_what_to_install(tmp_path, capsys, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -244,16 +270,23 @@ def test_without_transformers_it_says_what_to_install(tmp_path, capsys, monkeypa
     assert "cost needs transformers: pip install 'moe_lessons[hf]'" in capsys.readouterr().err
 
 
-def test_a_process_of_its_own_runs_no_code_of_the_model_and_opens_no_connection(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL | {"auto_map": {"AutoConfig": "evil.Evil"}}))
+def test_it_runs_no_code_of_the_model_and_opens_no_connection(tmp_path, capsys, monkeypatch):
     (tmp_path / "evil.py").write_text("raise SystemExit('evil')")
-    script = (
-        "import socket, sys\nfrom moe_lessons.__main__ import main\n"
-        "def refuse(*_): raise AssertionError('a connection')\nsocket.socket.connect = refuse\n"
-        "sys.exit(main(['cost', '.', '--json']))"
-    )
-    run = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
-    assert run.returncode == 0 and run.stderr == "" and json.loads(run.stdout)["total_params"] == 46_702_792_704
+
+    def refuse(*_):
+        raise AssertionError("a connection")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    report = report_of(MIXTRAL | {"auto_map": {"AutoConfig": "evil.Evil"}}, tmp_path, capsys)
+    assert report["total_params"] == 46_702_792_704
+
+
+def test_a_way_to_attend_that_is_not_installed_does_not_matter(tmp_path, capsys):
+    config = {"model_type": "llama4", "text_config": {"_attn_implementation": "flash_attention_2"}}
+    with_it, without = (report_of(c, tmp_path, capsys) for c in (config, {"model_type": "llama4"}))
+    assert with_it["total_params"] == without["total_params"]
 
 
 def test_the_machines_are_plausible():

@@ -127,6 +127,29 @@ def test_what_is_full_in_switch_is_dropped_as_by_apply_capacity():
         assert torch.equal(routing.expert_idx[mine], kept.expert_idx)
 
 
+class Adapter(nn.Module):
+    """As LoRA wraps a module."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer, self.lora = base_layer, nn.Linear(2, 2)
+
+    def forward(self, x, *args, **kwargs):
+        return self.base_layer(x, *args, **kwargs)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "llama4", "jetmoe"])
+def test_experts_and_routers_with_adapters_are_read_as_without(family):
+    model, inputs = hf_families.runnable(family)
+    plain = seen(model, **inputs)
+    for block in map(model.get_submodule, plain.layers):
+        for name in ("experts", "gate", "router"):
+            if hasattr(block, name):
+                setattr(block, name, Adapter(Adapter(getattr(block, name))))
+    for (name, a), (other, b) in zip(plain.routings.items(), seen(model, **inputs).routings.items(), strict=True):
+        assert name == other and same(a, b)
+
+
 # --- which calls and tokens count ---
 
 
@@ -346,7 +369,7 @@ class Packed(nn.Module):
     [
         (lambda: "gpt2", "model must be a torch module, got str"),
         (lambda: nn.Linear(4, 4), "model must have experts .*, got Linear, which has none: it is dense"),
-        (Packed, r"model must have experts .*, got Packed, whose Linear are not: they are quantised"),
+        (Packed, r"model must have experts .*, got Packed, whose Linear are not: load it without quantisation"),
         (lambda: nn.Sequential(Hidden()), "router of 0 must stand beside its experts, .*got choice, experts"),
     ],
 )

@@ -123,6 +123,19 @@ def test_a_model_of_bytes_needs_no_tokenizer(folder, capsys):
     assert note.startswith("300 tokens are few for this model: read 500 or more")
 
 
+def test_a_model_that_also_sees_reads_the_text(tmp_path, capsys):
+    sizes = {"hidden_size": 32, "intermediate_size": 16, "num_attention_heads": 2, "num_key_value_heads": 2}
+    text = {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8}
+    text |= sizes | {"vocab_size": 256, "head_dim": 16, "pad_token_id": None}
+    seeing = {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "deepstack_visual_indexes": [0]}
+    config = transformers.Qwen3VLMoeConfig(text_config=text, vision_config=sizes | seeing, bos_token_id=None)
+    with seeded(0):
+        transformers.Qwen3VLMoeForConditionalGeneration(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    code, out, _ = lens(tmp_path, capsys, "model", "--json", "--tokens", "100")
+    assert code == 0 and [layer["num_experts"] for layer in json.loads(out)["layers"]] == [4, 4]
+
+
 def test_one_page_that_needs_nothing_else(folder, capsys, tmp_path):
     out = tmp_path / "page & more.html"
     code, said, _ = lens(folder, capsys, "qwen3", "--out", str(out), text="tags.txt")
@@ -157,6 +170,7 @@ def broken(folder, tmp_path):
         (tmp_path / name / "config.json").write_text(content)
     (tmp_path / "own" / "own.py").write_text("raise SystemExit('its code was run')")
     (tmp_path / "nothing").mkdir()
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "picture.txt").write_bytes(b"\x89PNG\xff")
@@ -183,6 +197,7 @@ def broken(folder, tmp_path):
         ("llama", {"--device": "tpu9"}, "device must be one of 'cpu'.* on this machine, got 'tpu9'"),
         ("llama", {"--out": "absent/page.html"}, "--out must be in a folder that is there, got .*absent/page.html"),
         ("llama", {"--out": "nothing"}, "--out must be a file that can be written, got .*nothing"),
+        ("llama", {"--out": "pipe"}, "--out must be a file that can be written, got .*pipe"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(model, options, message, broken, capsys):
