@@ -1,5 +1,6 @@
 """Writing a file: all of it, or nothing."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,10 +8,12 @@ from pathlib import Path
 def write_whole(path: Path, content: bytes) -> None:
     """Write `content` to a file beside `path`, which then takes its place.
 
-    Whatever goes wrong (OSError: a full disk, a folder that is missing or must not be written to), what was at `path`
-    before is still there, whole.
+    Whatever goes wrong (OSError: a full disk, a folder that is missing or must not be written to, a device or a pipe at
+    `path`), what was there before is still there, whole.
     """
     path = path.resolve()  # of a link, the file that it leads to
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "what is there is no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder: a move within one disk
     try:
         with open(temporary, "wb") as file:

@@ -278,6 +278,14 @@ def test_a_path_that_cannot_be_used_is_named(use, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes on Windows")
+def test_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="no regular file.*pipe"):
+        save_checkpoint(plane_run(), tmp_path / "pipe")
+    assert not (tmp_path / "pipe").is_file() and os.listdir(tmp_path) == ["pipe"]
+
+
 def test_a_link_stays_a_link(path):
     link = path.with_name("latest.pt")
     link.symlink_to(path)
