@@ -17,6 +17,7 @@ from moe_lessons.errors import (
     check_input,
     check_number,
     check_positive_int,
+    check_seed,
     check_top_k,
     in_words,
 )
@@ -393,7 +394,7 @@ class HashRouter(nn.Module):
         self.vocab_size = check_positive_int("vocab_size", vocab_size)
         self.top_k = check_top_k(top_k, num_experts)
         device = None if device is None else check_device(device)
-        drawn = torch.rand(vocab_size, num_experts, generator=torch.Generator().manual_seed(seed))
+        drawn = torch.rand(vocab_size, num_experts, generator=torch.Generator().manual_seed(check_seed(seed)))
         self.register_buffer("table", drawn.topk(top_k, dim=1).indices.to(device))  # (vocab_size, K)
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:

@@ -10,7 +10,15 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_count, check_number, check_positive_int, check_top_k, in_words
+from moe_lessons.errors import (
+    check_choice,
+    check_count,
+    check_number,
+    check_positive_int,
+    check_seed,
+    check_top_k,
+    in_words,
+)
 from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
@@ -164,7 +172,7 @@ class LanguageModel(nn.Module):
         if length > self.config.max_positions:
             room = f"max_positions ({self.config.max_positions}) less the {ids.shape[1]} tokens of the prompt"
             raise ValueError(f"max_new_tokens must be at most {room}, got {max_new_tokens}")
-        generator = torch.Generator(ids.device).manual_seed(seed)
+        generator = torch.Generator(ids.device).manual_seed(check_seed(seed))
         new = ids
         with evaluating(self), torch.inference_mode():  # for one token at a time, a quarter faster than no_grad
             cache = self.new_cache(len(ids), length) if use_cache and self.causal else None

@@ -169,10 +169,10 @@ class IslandRouter(nn.Module):
 def side_by_side(routings: list[Routing]) -> Routing:
     """One routing of S·T tokens and S·E experts, made of S routings of T tokens and E experts."""
     num_tokens, num_experts = routings[0].router_probs.shape
-    shifts = {"router_logits": 0, "weight": 0, "token_idx": num_tokens, "expert_idx": num_experts}
-    shifts |= {"dropped_token_idx": num_tokens, "dropped_expert_idx": num_experts}
-    joined = {
-        name: torch.cat([getattr(routing, name) + shift * s for s, routing in enumerate(routings)])
-        for name, shift in shifts.items()
-    }
-    return Routing(router_probs=torch.block_diag(*(routing.router_probs for routing in routings)), **joined)
+    return Routing.all_kept(
+        router_logits=torch.cat([routing.router_logits for routing in routings]),
+        router_probs=torch.block_diag(*(routing.router_probs for routing in routings)),
+        token_idx=torch.cat([routing.token_idx + num_tokens * s for s, routing in enumerate(routings)]),
+        expert_idx=torch.cat([routing.expert_idx + num_experts * s for s, routing in enumerate(routings)]),
+        weight=torch.cat([routing.weight for routing in routings]),
+    )

@@ -14,7 +14,7 @@ from moe_lessons.training import REMEDIES, PlaneSetting, Record, Run, plane_runs
 from moe_lessons.training.bands import IslandRouter, SeedBand
 from moe_lessons.training.knobs import TRAINING
 
-SEEDS, STEPS = (4, 0, 7), 30
+SEEDS, STEPS = (4, 0, 7), 15
 OF_EACH_SEED = {"losses": "loss", "accuracies": "accuracy", "dead": "dead_experts", "dropped": "dropped_share"}
 NOISY = ("Gaussian noise", "learned noise", "jitter")
 EXACT = {
@@ -75,7 +75,7 @@ def test_a_band_shows_the_same_numbers_as_a_run_for_each_seed(name):
 def test_with_noise_the_numbers_are_others_but_as_likely(name):
     seeds = range(12)
     band, runs = SeedBand(remedy_setting(name), seeds), separate(remedy_setting(name), seeds)
-    for _ in range(25):
+    for _ in range(10):
         seen, each = band.step(), [run.step() for run in runs]
     loads = [record.load[0] for record in each]
     assert not np.array_equal(seen.loads, loads)
@@ -154,18 +154,23 @@ def test_it_trains_on_every_device(device):
 def test_a_branch_with_the_same_setting_goes_on_as_if_nothing_had_happened():
     for name in ("nothing", "Gaussian noise", "bias update"):
         trunk = SeedBand(remedy_setting(name), SEEDS)
-        shown(trunk, 20)
+        shown(trunk, 5)
         branch = trunk.branch(trunk.setting)
-        assert [record.step for record in branch.records] == list(range(1, 21))
+        assert [record.step for record in branch.records] == list(range(1, 6))
         for seen, expected in zip(shown(branch, 5), shown(trunk, 5), strict=True):
             assert seen.step == expected.step and np.array_equal(seen.losses, expected.losses)
-        assert len(trunk.records) == len(branch.records) == 25
+        assert len(trunk.records) == len(branch.records) == 10
+
+
+@pytest.fixture(scope="module")
+def trunk() -> SeedBand:
+    band = SeedBand(remedy_setting("nothing"), SEEDS)
+    shown(band, 20)
+    return band
 
 
 @pytest.mark.parametrize("name", REMEDIES)
-def test_a_branch_starts_from_these_weights_with_its_own_remedy(name):
-    trunk = SeedBand(remedy_setting("nothing"), SEEDS)
-    shown(trunk, 20)
+def test_a_branch_starts_from_these_weights_with_its_own_remedy(trunk, name):
     loads = trunk.clean_loads()
     branch = trunk.branch(remedy_setting(name))
     assert all(torch.equal(a, b) for a, b in zip(branch._batch(9, branch._data), trunk._batch(9, trunk._data)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import assert_same, assignments_of
+from oracle import assert_same, assignments_of, refused
 from torch import nn
 
 from moe_lessons.nn import (
@@ -282,6 +282,8 @@ def test_the_table_comes_from_the_seed_alone():
     assert torch.equal(first.table, again.table) and not torch.equal(first.table, other.table)
     assert first.table.unique().tolist() == list(range(8))  # each expert has some ids
     assert list(first.parameters()) == [] and "table" in first.state_dict()
+    with refused(r"seed must be a whole number from 0 to 2\*\*62, got 0.5"):
+        HashRouter(8, 500, seed=0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16])

@@ -126,20 +126,19 @@ def test_byte_classes():
 
 
 def test_a_batch_has_sequences_of_each_domain_and_none_reaches_into_the_next():
-    def batch(seed: int = 0, text_seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-        return TextTask(["arithmetic", "brackets", "greek"], 1500, text_seed).batch(300, generator(seed))
-
-    x, y = batch()
+    task = TextTask(["arithmetic", "brackets", "greek"], 1500)
+    x, y = task.batch(300, generator())
     assert x.shape == y.shape == (300, 1500) and x.dtype == y.dtype == torch.int64
-    assert torch.equal(x[:, 1:], y[:, :-1]) and torch.equal(x, batch()[0])
-    assert not torch.equal(x, batch(seed=1)[0]) and not torch.equal(x, batch(text_seed=1)[0])
+    assert torch.equal(x[:, 1:], y[:, :-1]) and torch.equal(x, task.batch(300, generator())[0])
+    assert not torch.equal(x, task.batch(300, generator(1))[0])
+    assert not torch.equal(*(TextTask("greek", 64, seed).batch(9, generator())[0] for seed in (0, 1)))
     texts = [make_text(domain, 220_000).encode() for domain in ("arithmetic", "brackets", "greek")]
     sequences = [bytes(sequence.tolist()) for sequence in torch.cat([x, y[:, -1:]], dim=1)]
     found = torch.tensor([[sequence in text for text in texts] for sequence in sequences])  # (300, 3)
     assert (found.sum(dim=1) == 1).all() and (found.sum(dim=0) > 70).all()
 
 
-@pytest.mark.parametrize("domain, context", [(domain, 64) for domain in DOMAINS] + [("json", 20), ("code", 10)])
+@pytest.mark.parametrize("domain, context", [("brackets", 64), ("greek", 64), ("json", 20), ("code", 10)])
 def test_training_and_held_out_share_no_sequence(domain, context):
     """Every sequence that training can draw, against every window of the held-out part."""
     task = TextTask([domain], context)

@@ -274,13 +274,12 @@ def test_in_bfloat16_the_router_the_loss_and_the_weights_stay_in_float32(text):
 
 
 def test_bfloat16_learns_about_as_well(text):
-    for seed in range(3):
-        single, half = text_run(text, seed=seed), text_run(text, seed=seed, precision="bfloat16")
-        before = single.evaluate(64)["loss"]
-        assert numbers(single, 40) != numbers(half, 40)
-        after = single.evaluate(64)["loss"]
-        assert after < before - 2
-        assert half.evaluate(64)["loss"] == pytest.approx(after, abs=0.1)
+    single, half = text_run(text), text_run(text, precision="bfloat16")
+    before = single.evaluate(64)["loss"]
+    assert numbers(single, 40) != numbers(half, 40)
+    after = single.evaluate(64)["loss"]
+    assert after < before - 2
+    assert half.evaluate(64)["loss"] == pytest.approx(after, abs=0.1)
 
 
 # --- history ---------------------------------------------------------------------------------------------
