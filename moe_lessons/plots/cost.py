@@ -1,15 +1,23 @@
 """Pictures of what a model costs: where its parameters are, how many are active, what a step takes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from moe_lessons.analysis.cost import ParameterCount
-from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, on_machine
+from moe_lessons.analysis.inference import union_law
+from moe_lessons.analysis.roofline import (
+    CACHE_BYTES,
+    WEIGHT_BYTES,
+    ModelSizes,
+    arithmetic_batch,
+    machine_for,
+    step_seconds,
+)
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.marks import Axis, Panel, Parts, Table
+from moe_lessons.plots.marks import Axis, Line, Panel, Parts, Rule, Table
 from moe_lessons.plots.still import plot
 
 PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
@@ -73,14 +81,18 @@ def published_features(frame: pd.DataFrame, ax: Axes | None = None, theme: str =
     return ax
 
 
-def parameter_bars(parts: Mapping[str, ParameterCount], ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Where the parameters of a `TransformerShape` are: a stacked bar for the total, one for the active."""
+def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
+    """Where the parameters of a model are: a stacked bar for the total, one for the active."""
     parts = {name: count for name, count in parts.items() if count.total > 0}
     values = np.array([[getattr(count, kind) for count in parts.values()] for kind in ("total", "active")], float)
     texts, colors = [*map(style.short_number, values.sum(axis=1))], [PART_COLORS[name] for name in parts]
     bars = Parts(("total", "active"), tuple(parts), values, colors, texts)
-    panel = Panel("Where the parameters are", [bars], Axis(0, 1.12 * float(values[0].sum()), "parameters"))
-    return plot(panel, ax, theme, 9, 2.6)
+    return Panel("Where the parameters are", [bars], Axis(0, 1.12 * float(values[0].sum()), "parameters"))
+
+
+def parameter_bars(parts: Mapping[str, ParameterCount], ax: Axes | None = None, theme: str = "light") -> Axes:
+    """Draw a `parameter_panel`: the parts of a `TransformerShape`, by name."""
+    return plot(parameter_panel(parts), ax, theme, 9, 2.6)
 
 
 def share_bars(rows: Mapping[str, Mapping[str, int]], ax: Axes | None = None, theme: str = "light") -> Axes:
@@ -95,32 +107,59 @@ def share_bars(rows: Mapping[str, Mapping[str, int]], ax: Axes | None = None, th
     return plot(Panel("What each part costs, as a share of the whole", [bars], x), ax, theme, 9, 1.1 + 0.45 * len(rows))
 
 
-def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series) -> Table:
-    """What each model costs in weights of this type on a row of `roofline.machines`: a column for each."""
-    context_text, memory = f"{context:,} tokens", f"{machine.memory_bytes / 1e9:g} GB"
-    rows = {
-        "total parameters": lambda m, _: style.short_number(m.total),
-        "active parameters": lambda m, _: style.short_number(m.active),
-        "active / total": lambda m, _: f"{m.active / m.total:.1%}",
-        "FLOPs for a token": lambda m, _: style.short_number(m.flops(context)),
-        f"weights in {dtype}": lambda m, _: f"{WEIGHT_BYTES[dtype] * m.total / 1e9:,.3g} GB",
-        f"KV cache of {context_text}": lambda m, _: _cache_text(m, dtype, context),
-        f"fits into {memory}": lambda _, on: "yes" if on["fits"] else "no",
-        "tokens/s of one text": lambda _, on: f"{on['tokens_per_second']:,.3g}",
-        "arithmetic rules from batch": lambda _, on: _count_text(on["arithmetic_batch"]),
-    }
-    there = {name: on_machine(sizes, machine, dtype, context) for name, sizes in models.items()}
-    cells = [[say(sizes, there[name]) for name, sizes in models.items()] for say in rows.values()]
-    return Table(tuple(models), tuple(rows), cells, style.model_inks(models))
+def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
+    """What each model costs in weights of this type on a row of `roofline.machines`: a column for each.
+
+    It writes `batch` texts at once, each with `context` tokens; a step writes a token of each. No row
+    says what fits where memory_bytes of the machine is NaN, for not known.
+    """
+    fits = f"fits into {_size(machine.memory_bytes)}"
+    roof, texts, columns = machine_for(machine, dtype), "1 text" if batch == 1 else f"{batch:,} texts", []
+    for m in models.values():
+        weights, cache = WEIGHT_BYTES[dtype] * m.total, CACHE_BYTES[dtype] * batch * m.cache(context)
+        from_batch, group = arithmetic_batch(m, roof, dtype), next((g for g in m.groups if g.is_met), None)
+        speed = batch / step_seconds(m, roof, dtype, batch, context)
+        touched = group and union_law(group.num_experts, group.top_k, batch)
+        column = {
+            "total parameters": style.short_number(m.total),
+            "active parameters": style.short_number(m.active),
+            "active / total": f"{m.active / m.total:.1%}",
+            "FLOPs for a token": style.short_number(m.flops(context)),
+            f"weights in {dtype}": _size(weights),
+            f"KV cache of {texts} of {context:,} tokens": "not counted" if m.cached is None else _size(cache),
+            fits: "yes" if weights + cache <= machine.memory_bytes else "no",
+            "experts of a layer that a step reads": f"{touched:.3g} of {group.num_experts}" if group else "none",
+            "weights that a step reads": _size(WEIGHT_BYTES[dtype] * m.read(batch)),
+            f"tokens/s of {texts}": _three_digits(speed),
+            "arithmetic rules from batch": "never" if from_batch is None else f"{from_batch:,}",
+        }
+        columns.append({name: text for name, text in column.items() if name != fits or machine.memory_bytes > 0})
+    cells = [[column[name] for column in columns] for name in columns[0]]
+    return Table(tuple(models), tuple(columns[0]), cells, style.model_inks(models))
 
 
-def _count_text(batch: int | None) -> str:
-    return "never" if batch is None else f"{batch:,}"
+def _size(count: float) -> str:
+    """Of a number of bytes."""
+    return f"{_three_digits(count / 1e9)} GB" if count >= 1e9 else f"{_three_digits(count / 1e6)} MB"
 
 
-def _cache_text(sizes: ModelSizes, dtype: str, context: int) -> str:
-    known = sizes.cached is not None
-    return f"{CACHE_BYTES[dtype] * sizes.cache(context) / 1e9:,.3g} GB" if known else "not counted"
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def speed_panel(
+    models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int, batches: Sequence[int]
+) -> Panel:
+    """How many times as fast as the third model, the equally good dense one, each model writes each of `batches`
+    of texts; a thin line at `batch`."""
+    roof, inks = machine_for(machine, dtype), style.model_inks(models)
+    times = np.array([[step_seconds(m, roof, dtype, b, context) for b in batches] for m in models.values()])
+    speeds = times[2] / times  # (models, batches)
+    each = enumerate(zip(models, inks, speeds))
+    lines = [Line(range(len(batches)), own, name, ink, model=i) for i, (name, ink, own) in each]
+    x = Axis(0, len(batches) - 1, "batch B, tokens", [(i, f"{b:,}") for i, b in enumerate(batches)])
+    marks = [*lines, Rule(batches.index(batch), kind="mark")]
+    return Panel("How fast, in times of the equally good dense model", marks, x, Axis(0, 1.1 * float(speeds.max())))
 
 
 def parameter_growth(counts: Mapping[int, ParameterCount], ax: Axes | None = None, theme: str = "light") -> Axes:

@@ -75,7 +75,8 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
     ax.set(xlim=(x.low, x.high), ylim=(y.low, y.high), autoscale_on=False, axisbelow=True)
     for axis, said in ((ax.xaxis, x), (ax.yaxis, y)):
         if said.ticks is not None:
-            axis.set_ticks([value for value, _ in said.ticks], [text for _, text in said.ticks], parse_math=False)
+            ticks = _apart(said.ticks, ax.bbox.width) if said is x else said.ticks
+            axis.set_ticks([value for value, _ in ticks], [text for _, text in ticks], parse_math=False)
         else:
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v < 1e5 else style.short_number(v)))
@@ -91,6 +92,12 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
     elif is_filled:
         ax.spines[:].set_visible(False)
     return style.name_over(ax, theme)
+
+
+def _apart(ticks: Sequence[tuple[float, str]], width: float) -> Sequence[tuple[float, str]]:
+    """All ticks, or every second, fourth, …: as many as do not touch in `width` pixels."""
+    longest = style.LETTER * max((len(text) for _, text in ticks), default=0)
+    return ticks if longest * (len(ticks) - 1) < width else _apart(ticks[::2], width)
 
 
 def _line_look(ink: int, strong: bool, theme: Theme) -> dict:
@@ -294,7 +301,8 @@ def _(mark: marks.Lamps, ax, theme, panel):
 
 @_draw.register
 def _(mark: Table, ax, theme, panel):
-    heads = ["", *(name.replace(" ", "\n") for name in mark.columns)]
+    room = max(int(0.7 * ax.figure.bbox.width / len(mark.columns) / style.LETTER) - 3, 1)  # letters; these are bold
+    heads = ["", *(textwrap.fill(name, room, break_long_words=False) for name in mark.columns)]
     cells = [[name, *texts] for name, texts in zip(mark.rows, mark.cells)]
     widths = [0.3] + [0.7 / len(mark.columns)] * len(mark.columns)
     table = ax.table(cells, cellLoc="right", colWidths=widths, colLabels=heads, edges="horizontal", bbox=(0, 0, 1, 1))

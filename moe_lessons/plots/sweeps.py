@@ -58,11 +58,7 @@ def gain_over_twin(results: pd.DataFrame, column: str, label: str, ax: Axes | No
     is better, but of a loss less is. A dot for each seed, a line through the means. E = 1: the twin itself. The dashed
     line: the mean of the equal-total twin, where there is one.
     """
-    _check("results", results, ("model", "seed", "step", column))
-    if "lr" in results and (results.groupby("model").lr.nunique() > 1).any():
-        raise ValueError("results must have one learning rate for each model, got several: choose the best of each")
-    last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
-    gain = last.sub(last[EQUAL_ACTIVE], axis=0) * (-1 if column == "loss" else 1)  # (S, models)
+    gain = _gains(results, EQUAL_ACTIVE, column)
     mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
     experts = sorted(mixtures)
     values = gain[[mixtures[e] for e in experts]]  # (S, E)
@@ -82,10 +78,8 @@ def gain_by_model(results: pd.DataFrame, base: str, column: str, label: str, ax=
 
     results, column: as in `gain_over_twin`; to the right is better, of a loss too.
     """
-    _check("results", results, ("model", "seed", "step", column))
-    last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
-    names = [name for name in results["model"].unique() if name != base]
-    gain = last.sub(last[base], axis=0)[names] * (-1 if column == "loss" else 1)  # (S, models)
+    gain, names = _gains(results, base, column), [name for name in results["model"].unique() if name != base]
+    gain = gain[names]
     ax, ink = style.axes_for(ax, theme, 7.4, 0.9 + 0.36 * len(names), f"Against '{base}' of the same seed", label)
     ax.barh(names, gain.mean(), 0.55, color=ink.lines[0], alpha=0.35, label="mean")
     for name in names:
@@ -95,6 +89,15 @@ def gain_by_model(results: pd.DataFrame, base: str, column: str, label: str, ax=
     ax.invert_yaxis()
     ax.grid(axis="x")
     return style.name_over(ax, ink)
+
+
+def _gains(results: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
+    """(S, models): how much better each model is at the last step than `base` of the same seed."""
+    _check("results", results, ("model", "seed", "step", column))
+    if "lr" in results and (results.groupby("model").lr.nunique() > 1).any():
+        raise ValueError("results must have one learning rate for each model, got several: choose the best of each")
+    last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
+    return last.sub(last[base], axis=0) * (-1 if column == "loss" else 1)
 
 
 def rate_tolerance(results: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:

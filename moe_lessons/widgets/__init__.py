@@ -1,7 +1,7 @@
 """What is touched: live views, laboratories, calculators. Read `picture`, `loop`, `live`, `lab`, then `playground`."""
 
 from moe_lessons.widgets.balancing import BalancingLab
-from moe_lessons.widgets.calculators import CostCalculator, DecodingCalculator, PlanCalculator
+from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator
 from moe_lessons.widgets.collapse import CollapseLab
 from moe_lessons.widgets.facts import FactsLab
 from moe_lessons.widgets.kernel import answer_where_the_page_asks, ask_colab_for_widgets
@@ -16,7 +16,6 @@ __all__ = [
     "BalancingLab",
     "CollapseLab",
     "CostCalculator",
-    "DecodingCalculator",
     "FactsLab",
     "Lab",
     "LiveRun",

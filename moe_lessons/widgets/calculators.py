@@ -1,23 +1,21 @@
-"""Calculators: sliders in, what a model costs out. Nothing is trained; one of them can measure."""
+"""Calculators: sliders in, what a model costs out. Nothing is trained or measured."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
-import torch
+import pandas as pd
 
 from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, TransformerShape
-from moe_lessons.analysis.inference import Machine, union_law
+from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.planner import Plan, plan
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
-from moe_lessons.analysis.timing import Ratio, take_turns
-from moe_lessons.errors import check_choice, check_number, check_top_k
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, MoE, dense_twin, seeded, torch_threads
-from moe_lessons.plots.cost import PART_COLORS, cost_table
-from moe_lessons.plots.marks import Axis, Bars, Line, Panel, Parts, Points, Rule
+from moe_lessons.errors import check_choice, check_number
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.plots.cost import cost_table, parameter_panel, speed_panel
+from moe_lessons.plots.marks import Axis, Panel, Parts, Rule, Table
 from moe_lessons.plots.theme import PALETTE, short_number
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import control, move, named_stops
@@ -33,7 +31,7 @@ class Calculator(Picture):
     def __init__(self, bar: list[W.Widget]):
         self._changing = False
         for name, widget in self.inputs.items():
-            widget.style.description_width = "150px"
+            widget.style.description_width = "165px"
             widget.observe(lambda _, name=name: self.change(self.moved, name), "value")
         columns = f"repeat(auto-fill, minmax({self.columns}, 1fr))"
         grid = W.Box(list(self.inputs.values()), layout=W.Layout(display="grid", grid_template_columns=columns))
@@ -43,8 +41,10 @@ class Calculator(Picture):
         """Do something that may move controls, and draw once."""
         if not self._changing:
             self._changing = True
-            do(*arguments)
-            self._changing = False
+            try:
+                do(*arguments)
+            finally:
+                self._changing = False
             self.show()
 
     def moved(self, name: str) -> None:
@@ -64,10 +64,10 @@ def controls(values: dict[str, Any], stops: dict[str, Any]) -> dict[str, W.Widge
 
 STOPS = {"num_experts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, 9), "d_ff": range(128, 32769, 128)}
 STOPS["num_kv_heads"] = (1,)  # until `take` knows which divide the number of heads
+STOPS["weights"] = tuple(WEIGHT_BYTES)
 SIZES = "num_experts top_k shared_experts d_ff d_model num_layers num_kv_heads vocab_size".split()
-
-
-SLIDERS = "as the sliders say"
+SETTINGS = "context_length", "weights", "machine", "batch_size"
+SLIDERS, OWN = "as the sliders say", "this machine"
 
 
 class CostCalculator(Calculator):
@@ -75,7 +75,8 @@ class CostCalculator(Calculator):
 
     model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (its head_dim stays as it is, and its
     num_heads follows d_model); a name of `published_sizes`; or the path of a config.json, which needs the extra hf.
-    context_length: how many tokens the attention sees. machine: of `machines()`. weights: of `WEIGHT_BYTES`.
+    context_length: how many tokens the attention sees. batch_size: how many texts are written at once. machine: of
+    `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`.
     dense_width: how many times as wide as the active part the FFN of the equally good dense model is, an assumption;
     the root of E / K where none is given.
 
@@ -89,14 +90,21 @@ class CostCalculator(Calculator):
         self,
         model: str | TransformerShape = "Mixtral 8x7B",
         context_length: int = 4096,
-        machine: str = "NVIDIA H100 SXM",
+        batch_size: int = 1,
+        machine: str | Machine = "NVIDIA H100 SXM",
         weights: str = "bfloat16",
         dense_width: float | None = None,
     ):
-        stops = STOPS | {"machine": tuple(machines().index), "weights": tuple(WEIGHT_BYTES)}
-        given = dict.fromkeys(("published", "config_file", *SIZES))
-        given |= {"context_length": context_length, "machine": machine, "weights": weights, "dense_width": None}
-        self.inputs = controls(given, stops | {"published": (SLIDERS, *published_sizes())})
+        self.own = machine if isinstance(machine, Machine) else None
+        self.machines = machines()
+        if self.own is not None:  # of its memory nothing is known
+            row = {"memory_bytes": float("nan"), "bytes_per_second": machine.bytes_per_second}
+            row |= {"bf16_flops_per_second": machine.flops_per_second, "fp8_flops_per_second": 0.0}
+            self.machines, machine = pd.concat([pd.DataFrame(row, [OWN]), self.machines]), OWN
+        stops = STOPS | {"machine": tuple(self.machines.index), "published": (SLIDERS, *published_sizes())}
+        given = dict.fromkeys(("published", "config_file", *SIZES)) | {"context_length": context_length}
+        given |= {"batch_size": batch_size, "machine": machine, "weights": weights, "dense_width": None}
+        self.inputs = controls(given, stops)
         self.problem, self.ratio = "", 0.0  # of the file in the field; E / K
         self.take(MODEL_SHAPES["Mixtral 8x7B"])
         self._start(model)
@@ -113,17 +121,14 @@ class CostCalculator(Calculator):
         if isinstance(model, TransformerShape) or model in MODEL_SHAPES:
             return self.take(MODEL_SHAPES.get(model, model))
         is_path = isinstance(model, str | Path) and (str(model).endswith(".json") or Path(model).is_dir())
-        name = "config_file" if is_path else "published"
-        if not is_path:
-            check_choice("model", model, [*MODEL_SHAPES, *published_sizes()])
-        self.inputs[name].value = str(model)
-        self.moved(name)
+        if is_path:
+            self.inputs["config_file"].value = str(model)
+            self._count(str(model))
+        else:
+            self.inputs["published"].value = check_choice("model", model, [*MODEL_SHAPES, *published_sizes()])
+            self.moved("published")
         if self.problem:
             raise ValueError(self.problem)
-
-    @property
-    def context_length(self) -> int:
-        return self.inputs["context_length"].value
 
     @property
     def models(self) -> dict[str, ModelSizes]:
@@ -134,15 +139,21 @@ class CostCalculator(Calculator):
         return {self.name: self.sizes} | {name: self.sizes.dense(times) for name, times in dense.items()}
 
     def panels(self) -> list[Panel]:
-        parts = {name: count for name, count in self.parts().items() if count.total > 0}
-        totals, active = ([getattr(c, kind) for c in parts.values()] for kind in ("total", "active"))
-        texts = [short_number(sum(totals)), short_number(sum(active))]
-        bars = Parts(("total", "active"), tuple(parts), [totals, active], [PART_COLORS[name] for name in parts], texts)
-        axes = Axis(0, 1.12 * sum(totals), "parameters"), Axis(1.5, -0.5, ticks=[(0, "total"), (1, "active")])
-        machine, weights = (self.inputs[name].value for name in ("machine", "weights"))
-        table = cost_table(self.models, self.context_length, weights, machines().loc[machine])
-        where = Panel("Where the parameters are", [bars], *axes, 12, 170)
-        return [where, Panel(f"What it costs on one {machine}", [table], width=12)]
+        machine = self.inputs["machine"].value
+        where, speeds = parameter_panel(self.parts()), speed_panel(*self._case(), KNOBS["batch_size"].stops)
+        costs = Panel(
+            f"What it costs on {'' if machine == OWN else 'one '}{machine}", [self.table()], width=12, height=330
+        )
+        return [*(replace(panel, width=6, height=220) for panel in (where, speeds)), costs]
+
+    def table(self) -> Table:
+        """What the model and its opponents cost."""
+        return cost_table(*self._case())
+
+    def _case(self) -> tuple:
+        """What the pictures of cost are of."""
+        context, weights, machine, batch = (self.inputs[name].value for name in SETTINGS)
+        return self.models, context, weights, self.machines.loc[machine], batch
 
     def parts(self) -> dict[str, ParameterCount]:
         """Where the parameters are; of a published model in fewer parts."""
@@ -158,13 +169,14 @@ class CostCalculator(Calculator):
     def sentence(self) -> str:
         if self.problem:
             return self.problem
-        table = self.panels()[1].marks[0]
-        total, active, share, flops, memory, cache, fits, speed, batch = (cells[0] for cells in table.cells)
-        does = "They fit" if fits == "yes" else "They do not fit"
+        total, active, share, flops, weights, cache, *fits, _, _, speed, _ = (row[0] for row in self.table().cells)
+        batch, machine, kind = (self.inputs[name].value for name in ("batch_size", "machine", "weights"))
+        texts = f"{batch:,} texts" if batch > 1 else "one text"
+        does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits)]
         return (
-            f"{total} parameters, of which one token uses {active} ({share}). All of them must be in memory: {memory} "
-            f"in {self.inputs['weights'].value}, and {cache} of KV cache for one text. One token costs {flops} FLOPs. "
-            f"{does} into one {self.inputs['machine'].value}, which would write {speed} tokens per second at best. "
+            f"{total} parameters, of which one token uses {active} ({share}). All of them must be in memory: {weights} "
+            f"in {kind}, and {cache} of KV cache for {texts}. One token costs {flops} FLOPs. {does} {machine}"
+            f"{', which would write' if fits else ' they would write'} {speed} tokens per second at best. "
             f"The width of the equally good dense model is an assumption: set it."
         )
 
@@ -180,7 +192,10 @@ class CostCalculator(Calculator):
         self._show(preset or "this model", sizes_of(shape), preset or shape)
 
     def _show(self, name: str, sizes: ModelSizes, source: str | TransformerShape) -> None:
-        """Take over what is to be shown; where E / K is another, the assumed width follows it."""
+        """Take over what is to be shown; where E / K is another, the assumed width follows it. Of what is published
+        the sliders say nothing: they are pale."""
+        for size in SIZES:
+            self.inputs[size].disabled = not self.is_slid
         ratio = max((group.num_experts / group.top_k for group in sizes.groups), default=1.0)
         if ratio != self.ratio:
             move(self.inputs["dense_width"], round(ratio**0.5, 1))
@@ -196,6 +211,7 @@ class CostCalculator(Calculator):
             self.is_slid = False
             self._show(value, published_sizes()[value], value)
         elif name == "config_file":
+            self.show("Counting …")  # it may take seconds
             self._count(value)
 
     def _slid(self) -> TransformerShape:
@@ -220,8 +236,11 @@ class CostCalculator(Calculator):
             self._show(counted.class_name, counted.sizes, path)
 
     def __repr__(self) -> str:
-        names = ("context_length", "machine", "weights", "dense_width")
-        settings = ", ".join(f"{name}={self.inputs[name].value!r}" for name in names)
+        names = ("context_length", "batch_size", "machine", "weights", "dense_width")
+        values = {name: self.inputs[name].value for name in names}
+        if values["machine"] == OWN:
+            values["machine"] = self.own
+        settings = ", ".join(f"{name}={value!r}" for name, value in values.items())
         return f"CostCalculator({self.source!r}, {settings})"
 
 
@@ -236,16 +255,18 @@ LAYOUT |= {"imbalance": 1.0, "overlap": 0.0}
 class PlanCalculator(Calculator):
     """Sliders for a training on many devices: what a step takes, and what a device holds, by `analysis.plan`.
 
-    model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with
-    the layout of DeepSeek-V3, without overlap. There are at least as many devices as the layout needs. Raises
-    ValueError for values that there are not.
+    model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with the
+    layout of DeepSeek-V3, without overlap, and with no more shares than there are experts. There are at least as many
+    devices as the layout needs. Raises ValueError for values that there are not.
     """
 
     def __init__(self, model: str = "DeepSeek-V3", **settings: Any):
         sizes = published_sizes()[check_choice("model", model, published_sizes())]
         most = min(group.num_experts for group in sizes.groups)
-        given = LAYOUT | {name: settings[name] or 0.0 for name in LAYOUT if name in settings}
-        self.inputs = controls(given, {"expert_parallel": [2**n for n in range(most.bit_length())]})
+        shares = [2**n for n in range(most.bit_length())]
+        given = LAYOUT | {"expert_parallel": min(LAYOUT["expert_parallel"], shares[-1])}
+        given |= {name: settings[name] or 0.0 for name in LAYOUT if name in settings}
+        self.inputs = controls(given, {"expert_parallel": shares})
         self.model, self.fixed = model, {name: value for name, value in settings.items() if name not in LAYOUT}
         self.moved("overlap")
         self.plan()  # refuses what does not fit
@@ -267,8 +288,7 @@ class PlanCalculator(Calculator):
         times["the step"] = made.compute, made.seconds - made.compute
         texts = [f"{sum(own):.3g} s" for own in times.values()]
         step = Parts(tuple(times), ("arithmetic", "exchange"), list(times.values()), PALETTE[:2], texts)
-        held = [getattr(made, name) / 1e9 for name in names]
-        memory = machines().memory_bytes[self.fixed.get("machine", "NVIDIA H100 SXM")] / 1e9
+        held, memory = [getattr(made, name) / 1e9 for name in names], self._device_memory() / 1e9
         marks = [Parts(("held",), names, [held], PALETTE[2:6], [f"{sum(held):.0f} GB"]), Rule(memory, kind="limit")]
         ends = 1.25 * max(map(sum, times.values())), 1.25 * max(sum(held), memory)
         return [
@@ -277,13 +297,18 @@ class PlanCalculator(Calculator):
         ]
 
     def sentence(self) -> str:
-        made = self.plan()
+        made, has = self.plan(), self._device_memory()
+        more = "more than it has" if made.memory > has else f"of the {has / 1e9:.0f} that it has"
         return (
             f"{made.devices:,} devices read {short_number(made.tokens_per_second)} tokens per second. A step takes "
             f"{made.seconds:.3g} s, and what sets its pace is: {made.limit}. Each device holds "
-            f"{made.memory / 1e9:.0f} GB. In a step it sends {made.bytes_inside / 1e9:.3g} GB within its node, and "
-            f"{made.bytes_between / 1e9:.3g} GB to others."
+            f"{made.memory / 1e9:.0f} GB, {more}. In a step it sends {made.bytes_inside / 1e9:.3g} GB within its node, "
+            f"and {made.bytes_between / 1e9:.3g} GB to others."
         )
+
+    def _device_memory(self) -> float:
+        """The bytes that a device has."""
+        return machines().memory_bytes[self.fixed.get("machine", "NVIDIA H100 SXM")]
 
     def moved(self, name: str) -> None:
         devices, experts, stages = (self.inputs[n] for n in ("devices", "expert_parallel", "pipeline_parallel"))
@@ -295,110 +320,3 @@ class PlanCalculator(Calculator):
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
         return f"PlanCalculator({self.model!r}, {settings})"
-
-
-BLOCK = {"num_experts": (2, 4, 8, 16), "batch_size": KNOBS["batch_size"].stops}
-D_MODEL, D_FF = 512, 1024
-EXPERT_BYTES = 4 * 3 * D_MODEL * D_FF  # of one expert: gate, up and down in float32
-NAMES = ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL)
-OTHER_MEGABYTES = 128  # more than the caches of most processors hold
-
-
-class DecodingCalculator(Calculator):
-    """Sliders for E, K and the batch B of one feed-forward block; what a step of decoding reads, and how fast it is.
-
-    The block has D = 512, F = 1024 and float32 weights. Three pictures: how many experts the B tokens touch, by the
-    `union_law`; the megabytes that a mixture and its dense twins read in a step; how many times as fast as the
-    equal-total twin this makes them on `machine`, by its roofline. The button measures the third, now and here.
-
-    `repr` names the machine, and leaves out what was measured. Raises ValueError for values the sliders do not have.
-    """
-
-    def __init__(self, machine: Machine, num_experts: int = 8, top_k: int = 2, batch_size: int = 1):
-        if not isinstance(machine, Machine):
-            raise ValueError(f"machine must be a Machine, as measure_machine returns, got {type(machine).__name__}")
-        sizes = {"num_experts": num_experts, "top_k": check_top_k(top_k, num_experts), "batch_size": batch_size}
-        self.inputs = controls(sizes, BLOCK | {"top_k": range(1, num_experts + 1)})
-        self.machine = machine
-        self.measured: dict[str, float] | None = None  # the speed-up of each model, for what the sliders show
-        tip = "Build the three blocks and time them, about two seconds"
-        self.button = W.Button(description="Measure here", tooltip=tip)
-        self.button.on_click(lambda _: self.measure())
-        super().__init__([self.button])
-
-    @property
-    def sizes(self) -> tuple[int, int, int]:
-        """E, K and B, as the sliders show them."""
-        return tuple(widget.value for widget in self.inputs.values())
-
-    def experts_read(self) -> dict[str, float]:
-        """How many experts' weights each model reads in a step; a dense twin counts by its width."""
-        num_experts, top_k, batch = self.sizes
-        return dict(zip(NAMES, (union_law(num_experts, top_k, batch), top_k, num_experts)))
-
-    def predicted(self) -> dict[str, float]:
-        """How many times as fast as the equal-total twin each model is, if all reach the roof of the machine."""
-        num_experts, top_k, batch = self.sizes
-        times = {}
-        for (name, read), used in zip(self.experts_read().items(), (top_k, top_k, num_experts)):
-            intensity = batch * used / (2 * read)  # 2 FLOPs for a token, 4 bytes for a weight
-            times[name] = batch * used / self.machine.attainable(intensity)
-        return {name: times[EQUAL_TOTAL] / time for name, time in times.items()}
-
-    def measure(self) -> None:
-        """Time the three blocks in turns, with one thread, and draw the result."""
-        self.show("Measuring …")
-        self.button.disabled = True
-        try:
-            self.measured = measure_blocks(*self.sizes)
-        finally:
-            self.button.disabled = False
-            self.show()
-
-    def panels(self) -> list[Panel]:
-        num_experts, top_k, batch = self.sizes
-        batches = BLOCK["batch_size"]  # each is twice the one before it
-        law = [union_law(num_experts, top_k, b) for b in batches]
-        here = batches.index(batch)
-        marks = [Line(range(len(law)), law), Points([here], [law[here]]), Rule(y=num_experts, name="all experts")]
-        x = Axis(0, len(batches) - 1, "batch B, tokens", [(i, str(b)) for i, b in enumerate(batches)])
-        touched = Panel("Experts touched", marks, x, Axis(0, 1.12 * num_experts, "experts"))
-        models = Axis(-0.6, 2.6, ticks=[(0, "MoE"), (1, "equal-active"), (2, "equal-total")])
-        megabytes = [EXPERT_BYTES * read / 1e6 for read in self.experts_read().values()]
-        read = Bars(megabytes, of="model", texts=[f"{value:.0f}" for value in megabytes])
-        read = Panel("Read in a step", [read], models, Axis(0, 1.15 * max(megabytes), "megabytes of weights"))
-        predicted, measured = list(self.predicted().values()), self.measured and list(self.measured.values())
-        texts = [f"{value:.1f}" for value in predicted]
-        speed = Bars(predicted, None, measured, "measured here" if measured else "", "model", texts)
-        high = Axis(0, 1.15 * max(*predicted, *(measured or ())), "times the equal-total twin")
-        return [touched, read, Panel("Speed by the roofline", [speed], models, high)]
-
-    def sentence(self) -> str:
-        num_experts, top_k, batch = self.sizes
-        measured = f"; measured here: {self.measured['MoE']:.1f} times" if self.measured else ""
-        return (
-            f"{batch} token{'s' * (batch > 1)} of {top_k} expert{'s' * (top_k > 1)} each touch "
-            f"{union_law(num_experts, top_k, batch):.1f} of {num_experts} experts. The roofline expects the mixture to "
-            f"be {self.predicted()['MoE']:.1f} times as fast as the equal-total twin{measured}."
-        )
-
-    def moved(self, name: str) -> None:
-        self.measured = None
-        self.inputs["top_k"].max = self.inputs["num_experts"].value
-
-    def __repr__(self) -> str:
-        num_experts, top_k, batch = self.sizes
-        return f"DecodingCalculator(machine, num_experts={num_experts}, top_k={top_k}, batch_size={batch})"
-
-
-def measure_blocks(num_experts: int, top_k: int, batch_size: int, repeats: int = 7) -> dict[str, float]:
-    """How many times as fast as the equal-total twin each of the three blocks is, on B random tokens.
-
-    Before each, as much is read as would fill the processor's caches: in a model the other layers do that.
-    """
-    with seeded(0), torch_threads(1), torch.inference_mode():
-        moe = MoE(D_MODEL, D_FF, num_experts, top_k)
-        x, others = torch.randn(batch_size, D_MODEL), torch.ones(OTHER_MEGABYTES * 2**18)
-        blocks = moe, dense_twin(moe, "active"), dense_twin(moe, "total")
-        times = take_turns([turn for block in blocks for turn in (others.sum, partial(block, x))], repeats)[1::2]
-    return {name: Ratio.of(times[-1], own).median for name, own in zip(NAMES, times)}

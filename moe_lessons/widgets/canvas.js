@@ -724,9 +724,9 @@ const MARKS = {
       card.stroke(path, lineLook(card.view, ink, strong));
     },
     stops(card, { x, y, name, ink, model }) {
-      const { xAxis: { label, link }, yAxis, header, view } = card, tell = (i, px, py) => {
+      const { xAxis, xAxis: { label, link }, yAxis, header, view } = card, tell = (i, px, py) => {
         const rows = [[lineLook(view, ink).color, name || yAxis.label || header.title, said(yAxis, y[i])]];
-        const found = { title: `${label} ${short(x[i])}`.trim(), rows, link, value: x[i] };
+        const found = { title: `${label} ${tickText(xAxis, x[i], short(x[i]))}`.trim(), rows, link, value: x[i] };
         return isNumber(model) && Math.abs(card.y(y[i]) - py) < 8 ? { ...found, model } : found;
       };
       return { ...points(card, x, y, Math.abs), isHistory: true, tell };

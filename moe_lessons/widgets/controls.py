@@ -13,7 +13,7 @@ def control(name: str, stops: Any = None) -> W.Widget:
     """The control of a knob. stops: those of the table, unless others are given; see `knobs.Knob`. None: a text."""
     knob = KNOBS[name]
     stops = knob.stops if stops is None else stops
-    look = {"description": knob.description, "tooltip": knob.tip}
+    look = {"description": knob.description}
     if not stops:
         made = W.Text(continuous_update=False, **look)
     elif isinstance(stops, Box):
@@ -28,6 +28,7 @@ def control(name: str, stops: Any = None) -> W.Widget:
     else:
         made = W.SelectionSlider(options=named_stops(stops), **look)
     made.style.description_width, made.layout.width = "88px", "auto"
+    made.tooltip = knob.tip  # set here: Colab's ipywidgets 7 takes it of few widgets
     return made
 
 
@@ -73,7 +74,8 @@ class Boxes(W.Box):
         for name in names:
             if name not in self.boxes:
                 tip, layout = self.tip.format(self.what(name)), W.Layout(width="auto")
-                self.boxes[name] = W.Checkbox(False, description=name, tooltip=tip, indent=False, layout=layout)
+                self.boxes[name] = W.Checkbox(False, description=name, indent=False, layout=layout)
+                self.boxes[name].tooltip = tip
                 self.boxes[name].observe(self._ticked, "value")
         self.children = (self.children[0], *self.boxes.values())
 

@@ -158,7 +158,7 @@ class Lab(LiveRun):
             self.inputs |= made
             shown += [heading(title), *made.values()] if made else []
             shown += [self._idle] * (names is self.LIVE)
-        self._tooltips = {name: widget.tooltip or "" for name, widget in self.inputs.items()}
+        self._tooltips = {name: getattr(widget, "tooltip", None) or "" for name, widget in self.inputs.items()}
         self.show_values()
         for name, widget in self.inputs.items():
             widget.observe(lambda change, name=name: self._by_hand(name), "value")

@@ -48,12 +48,12 @@ VIEWS = {
          Key("Layer", 3, "titles.every((title) => !/layer \\d/.test(title) || title.endsWith(`layer ${value}`))")],
     ),
     "collapse laboratory": (f"CollapseLab({LONG})", True, []),
-    "cost calculator": ("CostCalculator()", False, [Key("Layers", 30, "words !== before")]),
-    "decoding calculator": (
-        "DecodingCalculator(Machine(2e10, 1e11))", False, [Key("Batch", 8, "words.startsWith(`${value} token`)")],
+    "cost calculator": (
+        "CostCalculator()", False,
+        [Key("Layers", 30, "words !== before"), Key("Batch", 8, "words.includes(`${value} texts`)")],
     ),
 }  # fmt: skip
-IMPORTS = "from moe_lessons.analysis import Machine\nfrom moe_lessons.widgets import *"
+IMPORTS = "from moe_lessons.widgets import *"
 # Notes when the first picture has been drawn that shows the effect of a key.
 WATCH = """([control, isList, shows]) => {
     const canvas = document.querySelector('.moe-canvas'), text = (name) => canvas.querySelector(name).textContent;

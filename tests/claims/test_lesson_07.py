@@ -38,7 +38,8 @@ from moe_lessons.nn import (
 )
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run
-from moe_lessons.widgets.calculators import STOPS, CostCalculator
+from moe_lessons.training.knobs import KNOBS
+from moe_lessons.widgets.calculators import CostCalculator
 
 pytestmark = pytest.mark.alone
 SEEDS = range(3)
@@ -236,7 +237,7 @@ def test_calculator_decoding(ridge, monkeypatch):
         """Of the four models over the equally good one, at each batch (4, batches)."""
         return np.array([line.y for line in calculator.panels()[1].marks[:4]])
 
-    mixture, batches = gains()[0], STOPS["batch_size"]
+    mixture, batches = gains()[0], KNOBS["batch_size"].stops
     smallest = mixture.argmin()
     assert 1 < batches[smallest] < 1024
     assert mixture[0] > 1.5 * mixture[smallest] and mixture[batches.index(1024)] > 1.5 * mixture[smallest]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -11,25 +10,18 @@ from live_tools import mark
 
 from moe_lessons.analysis import Machine, plan, published_models, timing, union_law
 from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
-from moe_lessons.analysis.roofline import published_sizes, sizes_of
-from moe_lessons.plots.marks import Bars, Line, Parts, Points, Table
+from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_seconds
+from moe_lessons.plots.marks import Line, Parts, Rule, Table
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets import CostCalculator, DecodingCalculator, PlanCalculator, calculators
-from moe_lessons.widgets.calculators import NAMES, SIZES, measure_blocks
+from moe_lessons.widgets import CostCalculator, PlanCalculator, calculators
+from moe_lessons.widgets.calculators import SIZES
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
-MOE, ACTIVE, TOTAL = NAMES
-MACHINE = Machine(bytes_per_second=10e9, flops_per_second=80e9)
 
 
 @pytest.fixture
 def cost():
     return CostCalculator()
-
-
-@pytest.fixture
-def decoding():
-    return DecodingCalculator(MACHINE)
 
 
 @pytest.fixture
@@ -60,10 +52,10 @@ def test_preset_by_name_and_by_button(cost, name):
     assert cost.shape == MODEL_SHAPES[name] == CostCalculator(name).shape
     width = (MODEL_SHAPES[name].num_experts / MODEL_SHAPES[name].top_k) ** 0.5
     good = f"equally good dense model ({width:.2g} ×)"
-    assert mark(cost, 1, Table).columns == (name, "equal-active twin", good, "equal-total twin")
+    assert mark(cost, 2, Table).columns == (name, "equal-active twin", good, "equal-total twin")
     assert_consistent(cost)
-    settings = "machine='NVIDIA H100 SXM', weights='bfloat16'"
-    assert repr(cost) == f"CostCalculator({name!r}, context_length=4096, {settings}, dense_width={width:.1f})"
+    settings = "context_length=4096, batch_size=1, machine='NVIDIA H100 SXM', weights='bfloat16'"
+    assert repr(cost) == f"CostCalculator({name!r}, {settings}, dense_width={width:.1f})"
 
 
 def test_a_shape_beyond_the_sliders_is_shown_and_kept():
@@ -80,14 +72,13 @@ def test_the_heads_follow_the_width(cost):
     assert_consistent(cost)
 
 
-def test_the_top_k_never_exceeds_the_experts(cost, decoding):
-    for calculator in (cost, decoding):
-        top_k = calculator.inputs["top_k"]
-        move(calculator, num_experts=8, top_k=8)
-        for num_experts in (4, 16):
-            move(calculator, num_experts=num_experts)
-            assert (top_k.value, top_k.max) == (4, num_experts)
-    assert cost.shape.top_k == 4 and decoding.sizes == (16, 4, 1)
+def test_the_top_k_never_exceeds_the_experts(cost):
+    top_k = cost.inputs["top_k"]
+    move(cost, num_experts=8, top_k=8)
+    for num_experts in (4, 16):
+        move(cost, num_experts=num_experts)
+        assert (top_k.value, top_k.max) == (4, num_experts)
+    assert cost.shape.top_k == 4
     move(cost, num_experts=1)
     assert cost.shape.top_k == 1 and cost.shape.parameters()["router"].total == 0
     assert_consistent(cost)
@@ -105,17 +96,16 @@ def test_any_moves_leave_a_possible_shape_and_its_repr_makes_the_same_view(moves
             slider.value = slider.min + round(place * (slider.max - slider.min) / slider.step) * slider.step
         assert_consistent(cost)
     again = eval(repr(cost), {"CostCalculator": CostCalculator, "TransformerShape": TransformerShape})
-    assert (again.shape, again.context_length, repr(again)) == (cost.shape, cost.context_length, repr(cost))
+    assert (again.shape, repr(again)) == (cost.shape, repr(cost))
     assert again.canvas.words["words"] == cost.canvas.words["words"]
 
 
-def test_one_move_draws_once(cost, decoding):
-    drawn = cost.canvas.frame, decoding.canvas.frame
-    for calculator in (cost, decoding):
-        move(calculator, top_k=8)
-        move(calculator, num_experts=4)  # moves top_k too
+def test_one_move_draws_once(cost):
+    drawn = cost.canvas.frame
+    move(cost, top_k=8)
+    move(cost, num_experts=4)  # moves top_k too
     cost.presets["OLMoE 1B-7B"].click()  # moves all
-    assert (cost.canvas.frame, decoding.canvas.frame) == (drawn[0] + 3, drawn[1] + 2)
+    assert cost.canvas.frame == drawn + 3
 
 
 def test_the_sentence_has_the_figures(cost):
@@ -127,7 +117,7 @@ def test_the_sentence_has_the_figures(cost):
 
 def cells(calculator, row: str) -> list[str]:
     """What the table says in the row whose name begins so."""
-    table = mark(calculator, 1, Table)
+    table = mark(calculator, 2, Table)
     return next(cells for name, cells in zip(table.rows, table.cells) if name.startswith(row))
 
 
@@ -161,9 +151,13 @@ def test_a_published_model_by_name(cost, name):
     move(cost, published=name)
     row = published_models().set_index("name").loc[name]
     assert [sum(values) for values in mark(cost, 0, Parts).values] == [row.total_params, row.active_params]
-    assert mark(cost, 1, Table).columns[0] == name and cost.sizes == published_sizes()[name]
+    assert mark(cost, 2, Table).columns[0] == name and cost.sizes == published_sizes()[name]
     again = eval(repr(cost), {"CostCalculator": CostCalculator})
     assert (again.sizes, repr(again), again.sentence()) == (cost.sizes, repr(cost), cost.sentence())
+    assert all(cost.inputs[size].disabled for size in SIZES)  # they show another model
+    move(cost, published=calculators.SLIDERS)
+    assert not any(cost.inputs[size].disabled for size in SIZES) and cost.name == "Mixtral 8x7B"
+    move(cost, published=name)
     move(cost, num_layers=3)
     assert cost.inputs["published"].value == calculators.SLIDERS and cost.name == "this model"
     assert_consistent(cost)
@@ -191,62 +185,45 @@ def test_a_slider_answers_within_80_ms(cost):
     assert min(timing.milliseconds(moves) for _ in range(3)) < 4 * 80
 
 
-@pytest.mark.parametrize("sizes", [(8, 2, 1), (8, 2, 16), (16, 1, 4), (4, 4, 64)])
-def test_the_pictures_show_the_sizes_and_the_repr_makes_them_again(decoding, sizes):
-    num_experts, top_k, batch = sizes
-    move(decoding, num_experts=num_experts, top_k=top_k, batch_size=batch)
-    again = eval(repr(decoding), {"DecodingCalculator": DecodingCalculator, "machine": MACHINE})
-    expert = 4 * 3 * 512 * 1024 / 1e6
-    for calculator in (decoding, again):
-        assert calculator.sizes == sizes
-        batches, point = KNOBS["batch_size"].stops, mark(calculator, 0, Points)
-        assert mark(calculator, 0, Line).y == [union_law(num_experts, top_k, b) for b in batches]
-        assert (*point.x, *point.y) == (batches.index(batch), union_law(*sizes))
-        read = [expert * union_law(*sizes), expert * top_k, expert * num_experts]
-        assert mark(calculator, 1, Bars).y == pytest.approx(read)
-        assert mark(calculator, 2, Bars).y == list(calculator.predicted().values())
+def test_a_batch_moves_what_a_step_reads_the_speed_and_what_must_fit(cost):
+    speeds = [mark(cost, 1, Line, i).y for i in range(4)]
+    assert speeds[2].tolist() == [1] * len(KNOBS["batch_size"].stops) and speeds[0][0] > 1.8 > 0.6 > min(speeds[0])
+    for batch, said in ((1, "1 text"), (64, "64 texts")):
+        move(cost, batch_size=batch)
+        table = cost.table()
+        rows = {name: texts[0] for name, texts in zip(table.rows, table.cells)}
+        seconds = step_seconds(cost.sizes, Machine(3.35e12, 989.4e12), "bfloat16", batch, 4096)
+        assert rows[f"tokens/s of {said}"] == f"{batch / seconds:,.0f}"
+        assert rows["experts of a layer that a step reads"] == f"{union_law(8, 2, batch):.3g} of 8"
+        assert rows["weights that a step reads"] == f"{2e-9 * cost.sizes.read(batch):.3g} GB"
+        assert f"tokens/s of {said}" in table.rows and mark(cost, 1, Rule).x == KNOBS["batch_size"].stops.index(batch)
+    assert (
+        rows["KV cache of 64 texts of 4,096 tokens"] == "34.4 GB"
+        and "34.4 GB of KV cache for 64 texts" in cost.sentence()
+    )
+    move(cost, weights="4-bit")
+    assert cells(cost, "fits")[0] == "yes"
+    move(cost, batch_size=256)
+    assert cells(cost, "fits")[0] == "no"  # the weights do, but not with so many caches
 
 
-def test_the_prediction_at_its_ends(decoding):
-    assert decoding.predicted() == pytest.approx({MOE: 4, ACTIVE: 4, TOTAL: 1})  # as many bytes as active
-    move(decoding, batch_size=128)  # arithmetic sets the pace of all
-    assert decoding.predicted() == pytest.approx({MOE: 4, ACTIVE: 4, TOTAL: 1})
-    move(decoding, batch_size=8)
-    assert decoding.predicted()[MOE] == pytest.approx(8 / union_law(8, 2, 8))
-    move(decoding, top_k=8)
-    assert decoding.predicted() == pytest.approx({MOE: 1, ACTIVE: 1, TOTAL: 1})
+def test_a_machine_of_your_own():
+    shape = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
+    cost = CostCalculator(shape, 0, 4, Machine(10e9, 80e9), "float32")
+    assert "On this machine they would write" in cost.sentence() and not any("fits" in row for row in cost.table().rows)
+    assert cells(cost, "tokens/s")[1] == f"{4 / (4 * cost.sizes.dense().read() / 10e9):,.0f}"
+    again = eval(repr(cost), {name: globals()[name] for name in ("CostCalculator", "Machine", "TransformerShape")})
+    assert (repr(again), again.sentence()) == (repr(cost), cost.sentence())
+    move(cost, machine="NVIDIA H200 SXM")
+    assert "They fit into one NVIDIA H200 SXM" in cost.sentence() and "machine='NVIDIA H200 SXM'" in repr(cost)
 
 
-def test_measuring_draws_and_says_it_until_a_slider_moves(decoding, monkeypatch):
-    asked, words = [], decoding.canvas.words["words"]
-    speeds = dict(zip(NAMES, (2.0, 3.0, 1.0)))
-    monkeypatch.setattr(calculators, "measure_blocks", lambda *sizes: asked.append(sizes) or speeds)
-    decoding.button.click()
-    assert asked == [(8, 2, 1)]
-    assert "measured here: 2.0 times" in decoding.canvas.words["words"]
-    bars = mark(decoding, 2, Bars)
-    assert bars.second == [2, 3, 1] and bars.second_name == "measured here"
-    assert decoding.canvas.panels[2].y.high > 4  # the highest of both
-    move(decoding, batch_size=2)
-    move(decoding, batch_size=1)
-    assert mark(decoding, 2, Bars).second is None and decoding.canvas.words["words"] == words
-
-
-def test_blocks_are_measured_in_turns_against_the_equal_total_twin(monkeypatch):
-    for name, value in {"D_MODEL": 16, "D_FF": 8, "OTHER_MEGABYTES": 1}.items():
-        monkeypatch.setattr(calculators, name, value)
-    called = []
-
-    def measure(call):
-        if not isinstance(call, partial):  # what fills the caches
-            return 7.0
-        block, (x,) = call.func, call.args
-        called.append((getattr(block, "num_experts", 1), block.d_ff, tuple(x.shape)))
-        return {8: 2.0, 16: 1.0, 32: 4.0}[block.d_ff]
-
-    monkeypatch.setattr(timing, "milliseconds", measure)
-    assert measure_blocks(4, 2, 3, repeats=2) == {MOE: 2, ACTIVE: 4, TOTAL: 1}
-    assert called == [(4, 8, (3, 16)), (1, 16, (3, 16)), (1, 32, (3, 16))] * (timing.WARM_UP + 2)
+def test_what_goes_wrong_once_does_not_stop_a_calculator(cost):
+    with pytest.raises(ZeroDivisionError):
+        cost.change(lambda: 1 / 0)
+    frame = cost.canvas.frame
+    move(cost, top_k=4)
+    assert cost.shape.top_k == 4 and cost.canvas.frame == frame + 1
 
 
 def test_a_plan_is_that_of_its_sliders_and_its_repr_makes_it_again(planned):
@@ -271,25 +248,31 @@ def test_there_are_as_many_devices_as_a_layout_needs(planned):
     assert planned.plan().devices == 1024 and planned.canvas.frame == frame + 1
 
 
-def test_every_control_says_what_it_does(cost, decoding, planned):
-    assert all(button.tooltip for button in (*cost.presets.values(), decoding.button))
-    for calculator in (cost, decoding, planned):
+def test_a_plan_of_a_model_with_few_experts_and_what_does_not_fit():
+    planned = PlanCalculator("Mixtral 8x7B")
+    assert planned.settings["expert_parallel"] == 8 and "GB, of the 80 that it has" in planned.sentence()
+    move(planned, pipeline_parallel=1, expert_parallel=1)
+    assert "GB, more than it has" in planned.sentence()
+
+
+def test_every_control_says_what_it_does(cost, planned):
+    assert all(button.tooltip for button in cost.presets.values())
+    for calculator in (cost, planned):
         for control in calculator.inputs.values():
             assert calculator.canvas.words["tips"][control.description] == control.tooltip != ""
 
 
-@pytest.mark.parametrize("name", ["cost", "decoding", "planned"])
-def test_a_static_page_has_the_picture_and_no_widget(name, request, monkeypatch):
-    calculator = request.getfixturevalue(name)
+def test_a_static_page_has_the_picture_and_no_widget(planned, monkeypatch):
     for static in ("1", "0"):
         monkeypatch.setenv("MOE_LESSONS_STATIC", static)
-        data, metadata = calculator._repr_mimebundle_()
+        data, metadata = planned._repr_mimebundle_()
         live = set() if static == "1" else {"application/vnd.jupyter.widget-view+json"}
-        assert set(data) == {"image/png", "text/plain"} | live and data["text/plain"] == repr(calculator)
-        assert metadata["image/png"]["alt"] == calculator.sentence()
-    light, dark = calculator.picture(), calculator.picture("dark")
-    assert light.png() != dark.png()
-    assert [ax.get_title(loc="left") for ax in light.axes] == [panel.title for panel in calculator.panels()]
+        assert set(data) == {"image/png", "text/plain"} | live and data["text/plain"] == repr(planned)
+        assert metadata["image/png"]["alt"] == planned.sentence()
+
+
+def test_the_same_panels_as_a_figure(cost):
+    assert [ax.get_title(loc="left") for ax in cost.picture("dark").axes] == [panel.title for panel in cost.panels()]
 
 
 @pytest.mark.parametrize(
@@ -301,15 +284,13 @@ def test_a_static_page_has_the_picture_and_no_widget(name, request, monkeypatch)
         ({"weights": "fp3"}, "^weights must be one of 'float32', .*, got 'fp3'$"),
         ({"dense_width": 0.5}, "^dense_width must be a finite number of at least 1, got 0.5$"),
         ({"context_length": 1000}, "context_length must be one of 0, 512.*got 1000"),
-        ({"machine": 10e9}, "^machine must be a Machine, as measure_machine returns, got float$"),
-        ({"machine": MACHINE, "num_experts": 3}, "^num_experts must be one of 2, 4, 8, 16, got 3$"),
-        ({"machine": MACHINE, "top_k": 9}, r"^top_k must be between 1 and num_experts \(8\), got 9$"),
-        ({"machine": MACHINE, "batch_size": 3}, "^batch_size must be one of 1, 2, 4, .*, got 3$"),
+        ({"machine": 10e9}, "machine must be one of .*got 10000000000.0$"),
+        ({"batch_size": 3}, "^batch_size must be one of 1, 2, 4, .*, got 3$"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        (CostCalculator if isinstance(arguments.get("machine", ""), str) else DecodingCalculator)(**arguments)
+        CostCalculator(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +298,7 @@ def test_bad_arguments_are_refused(arguments, message):
     [
         ({"model": "GPT-5"}, "^model must be one of 'Switch-Base-8'.*got 'GPT-5'$"),
         ({"devices": 100}, "^devices must be one of 1, 2, 4.*got 100$"),
-        ({"model": "Mixtral 8x7B"}, "^expert_parallel must be one of 1, 2, 4, 8, got 64$"),
+        ({"model": "Mixtral 8x7B", "expert_parallel": 64}, "^expert_parallel must be one of 1, 2, 4, 8, got 64$"),
         ({"imbalance": 0.5}, "^imbalance must be a finite number of at least 1, got 0.5$"),
         ({"machine": "abacus"}, "^machine must be one of"),
     ],

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, published_models
-from moe_lessons.analysis.roofline import machines, sizes_of
+from moe_lessons.analysis.roofline import machines, published_sizes, sizes_of
 from moe_lessons.plots.cost import (
     cost_table,
     parameter_bars,
@@ -67,8 +67,10 @@ def test_costs_of_twins():
     rows = dict(zip(table.rows, table.cells))
     assert rows["total parameters"] == ["46.7 B", "12.9 B", "46.7 B"]
     assert rows["weights in bfloat16"] == ["93.4 GB", "25.8 GB", "93.4 GB"]
-    assert rows["KV cache of 131,072 tokens"] == ["17.2 GB"] * 3  # no expert has a part in it
+    assert rows["KV cache of 1 text of 131,072 tokens"] == ["17.2 GB"] * 3  # no expert has a part in it
     assert rows["fits into 80 GB"] == ["no", "yes", "no"]
+    large = cost_table({"large": published_sizes()["DeepSeek-V3"]}, 8, "float32", machines().iloc[0])
+    assert large.cells[4] == ["2,684 GB"]
     unknown = {"unknown": replace(sizes["moe"], cached=None)}
     assert cost_table(unknown, 8, "fp8", machines().iloc[0]).cells[5] == ["not counted"]
 

@@ -71,7 +71,10 @@ STARTS = {
         lambda: BalancingLab(("bias update", "jitter 0.2", "top-2"), 2, 3, num_experts=3, d_ff=2, max_steps=3),
     ),
     "routing": (
-        lambda: RoutingLab(("code", "json"), num_layers=2, num_experts=4, **TEXT),
+        lambda: RoutingLab(
+            ("code", "json"), panels=("loss", "layers", "domains", "text", "writing"), num_layers=2, num_experts=4,
+            **TEXT,
+        ),
         lambda: RoutingLab("greek", panels=("layers", "load"), num_layers=1, num_experts=2, **TEXT),
         lambda: RoutingLab(
             TextTask({"text": make_text("code", 4000)}), num_layers=3, moe_layers=(0, 2), layer=1, num_experts=3,
