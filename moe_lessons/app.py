@@ -19,7 +19,7 @@ def main(argv: Sequence[str] = ()) -> int:
     try:
         from voila.app import Voila
     except ImportError:
-        print('The app needs Voila: run `pip install "voila>=0.5.7,<1"`.', file=sys.stderr)
+        print('The app needs Voila: run `pip install "moe_lessons[app]"`.', file=sys.stderr)
         return 1
     # The template 'offline': that of Voila, without the icons that it fetches from elsewhere.
     places = [str(PACKAGE / "jupyter"), os.environ.get("JUPYTER_PATH")]

@@ -12,7 +12,11 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-INSTALL = "run `pip install -e .` in the course's folder (or `make lab`, which does it)"
+from moe_lessons.datafiles import IS_CHECKOUT
+
+IN_CHECKOUT = "run `pip install -e .` in the course's folder (or `make lab`, which does it)"
+AFRESH = "run `pip install --force-reinstall git+https://github.com/moe-lessons/moe_lessons`"
+INSTALL = IN_CHECKOUT if IS_CHECKOUT else AFRESH
 EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
 Findings = Iterator[tuple[str, str, str]]  # 'ok', 'warn' or 'FAIL'; what was seen; what to do unless it is ok
 

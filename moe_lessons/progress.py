@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
+from moe_lessons.files import write_whole
 from moe_lessons.static import static_mode
 
 VERSION, SECTIONS = 1, ("predictions", "quiz", "exercises", "figures")
@@ -72,11 +73,14 @@ def load() -> Progress:
 
 
 def export(path: str | Path) -> Path:
-    """Write all that `load` gives to a new file. Raises OSError where that cannot be; a file that exists is kept."""
-    path = Path(path).expanduser().resolve()
-    text = _text(load())
-    with path.open("x", encoding="utf-8") as new:
-        new.write(text)
+    """Write all that `load` gives to a new file. Raises OSError where that cannot be, or where what is kept cannot be
+    read; a file that exists is kept."""
+    path, kept = Path(path).expanduser().resolve(), file()
+    if kept:
+        _read(kept)
+    if path.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    write_whole(path, _text(load()).encode())
     return path
 
 
@@ -152,7 +156,7 @@ def _parse(path: Path) -> tuple[Progress, str]:
     version = content.pop("version", None)
     is_version = isinstance(version, int) and not isinstance(version, bool) and version > 0
     if is_version and version > VERSION:
-        raise Future(version)
+        raise Future(f"{path} is of a later version of the course ({version}) and is left alone; update the course")
     whole = {name: _entries(part) for name, part in content.items() if isinstance(part, dict)}
     wrong = [name for name, part in content.items() if whole.get(name) != part]
     damage = f"wrong entries in {', '.join(wrong)}" if wrong else "" if is_version else "its version is missing"
@@ -211,7 +215,7 @@ def _now() -> str:
 def _trouble(error: BaseException, path: Path | None) -> str:
     kept = "Your answers stay in this session and are saved once that is mended."
     if isinstance(error, Future):
-        return f"Not saved: {path} is of a later version of the course ({error}) and is left alone. Update the course."
+        return f"Not saved: {error}."
     if isinstance(error, Timeout):
         return f"Not saved yet: another process holds {path}.lock; end it if it hangs. {kept}"
     return f"Not saved yet: {path} cannot be written or read: {getattr(error, 'strerror', None) or error}. {kept}"

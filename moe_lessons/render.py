@@ -16,17 +16,20 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 from moe_lessons import pictures
+from moe_lessons.datafiles import PACKAGE
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    """Render the named notebooks, or all of ``notebooks/``; 1 if one was refused."""
+    """Render the named notebooks, or all of ``notebooks/`` and that of the app; 1 if one was refused."""
     parser = argparse.ArgumentParser("python -m moe_lessons render", description=main.__doc__)
-    parser.add_argument("notebooks", nargs="*", help="default: all in notebooks/")
+    parser.add_argument("notebooks", nargs="*", help="default: all of the course")
     notebooks = parser.parse_args(argv).notebooks
-    paths = [Path(name) for name in notebooks] or sorted(Path("notebooks").glob("*.ipynb"))
+    paths = [Path(name) for name in notebooks]
+    if not notebooks and (lessons := sorted(Path("notebooks").glob("*.ipynb"))):
+        paths = [*lessons, PACKAGE / "jupyter" / "app.ipynb"]
     if not paths:
         print("no notebooks/*.ipynb here; run this at the root of the course", file=sys.stderr)
     refused = 0

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import os
 from itertools import chain, count
 from pathlib import Path
+
+from moe_lessons.files import write_whole
 
 MANIFEST = ".moe_lessons.json"  # in the learner's folder: of each name, the fingerprint of what was copied last
 
@@ -24,16 +25,17 @@ def unpack(source: Path, folder: Path) -> list[str]:
         now = fingerprint(target) if target.exists() else None
         laid[name] = new
         if now in (None, last) and now != new:
-            put(target, path.read_bytes())
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, path.read_bytes())
             what = "the newer one now" if now else "new" if last is None else "a fresh copy: it was missing"
             said += [f"{name} is {what}."] if before else []
         elif now != new != last:
             beside = free_name(target, before)
-            put(beside, path.read_bytes())
+            write_whole(beside, path.read_bytes())
             laid[beside.relative_to(folder).as_posix()] = new
             said.append(f"{name} stays as you changed it; the newer one is {beside.name}, beside it.")
     if laid != before:
-        put(folder / MANIFEST, json.dumps(laid, indent=1).encode())
+        write_whole(folder / MANIFEST, json.dumps(laid, indent=1).encode())
     return said if before else [f"The lessons are in {folder} now. What you change there stays.", *said]
 
 
@@ -65,14 +67,3 @@ def free_name(target: Path, laid: dict[str, str]) -> Path:
         beside = target.with_name(f"{target.stem}.new{number}{target.suffix}")
         if not beside.exists() or fingerprint(beside) in laid.values():
             return beside
-
-
-def put(target: Path, content: bytes) -> None:
-    """Write a file as one step: who is interrupted keeps the old one."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

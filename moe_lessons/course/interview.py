@@ -1,7 +1,7 @@
 """Lesson 12: the answer of the course with the learner's own figures, and the questions that an engineer would ask."""
 
+import html
 import re
-from pathlib import Path
 
 import ipywidgets as W
 import pandas as pd
@@ -9,10 +9,9 @@ from IPython.display import Markdown
 
 from moe_lessons import progress
 from moe_lessons.course.lessons import LESSONS
-from moe_lessons.errors import check_choice
-from moe_lessons.static import static_mode
+from moe_lessons.course.question import HERE, Sheet
+from moe_lessons.errors import check_choice, is_number
 
-HERE = Path(__file__).parent
 TESTS = "https://github.com/moe-lessons/moe_lessons/blob/main/tests/claims/test_lesson_{}.py"
 SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [05: claim] or [05]
 STYLE = """<style>
@@ -47,13 +46,20 @@ def sources(text: str) -> str:
 
 def lacking(*keys: str) -> list[str]:
     """Which of these figures the learner has not measured yet."""
-    return [key for key in keys if "value" not in progress.load()["figures"].get(key, {})]
+    found = measured()
+    return [key for key in keys if key not in found]
+
+
+def measured() -> dict[str, dict]:
+    """What the progress has of each figure; without those that are no numbers, as in a file that was edited by hand."""
+    return {key: entry for key, entry in progress.load()["figures"].items() if is_number(entry.get("value"))}
 
 
 def figures() -> pd.DataFrame:
     """All figures that the learner has measured: what, value, unit, when."""
-    rows = {key: entry for key, entry in sorted(progress.load()["figures"].items()) if "value" in entry}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=["what", "value", "unit", "when"])
+    table = pd.DataFrame.from_dict(
+        dict(sorted(measured().items())), orient="index", columns=["what", "value", "unit", "when"]
+    )
     return table.assign(when=table["when"].str[:10]).rename_axis("figure")
 
 
@@ -65,8 +71,8 @@ class Answer(str):
 
     def __new__(cls, length: str):
         text = sections("answer.md")[check_choice("length", length, sections("answer.md"))]
-        found = progress.load()["figures"]
-        if missing := lacking(*FIGURE.findall(text)):
+        found = measured()
+        if missing := [key for key in FIGURE.findall(text) if key not in found]:
             raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
         return super().__new__(cls, sources(FIGURE.sub(lambda key: in_words(found[key[1]]), text)))
 
@@ -91,9 +97,9 @@ def in_words(figure: dict) -> str:
 # --- the questions -------------------------------------------------------------------------------------------------
 
 
-class Interview(W.VBox):
+class Interview(Sheet):
     """Follow-up questions, one at a time: you write your answer, then ours stands beside it, point by point, and you
-    tick what you said. Answers and ticks are kept in the learner's progress."""
+    tick what you said. Each letter and each tick is kept in the learner's progress."""
 
     def __init__(self):
         self.questions = {key: parse(text) for key, text in sections("interview.md").items()}
@@ -103,13 +109,14 @@ class Interview(W.VBox):
         self.answer = W.Textarea(placeholder=hint)
         self.show = W.Button(description="Show our answer", button_style="primary")
         self.back, self.next = W.Button(description="Back"), W.Button(description="Next question")
-        self.ours = W.VBox()
+        self.ours, self.ticks, self.note = W.VBox(), [], W.HTML()
         self.answer.layout = W.Layout(width="100%", height="9em")
-        left = W.VBox([self.answer, W.HBox([self.show, self.back, self.next])], layout=W.Layout(flex="1 1 300px"))
+        buttons = W.HBox([self.show, self.back, self.next])
+        left = W.VBox([self.answer, buttons, self.note], layout=W.Layout(flex="1 1 300px"))
         self.ours.layout = W.Layout(flex="1 1 300px", padding="0 0 0 12px")
         super().__init__([self.title, W.HBox([left, self.ours], layout=W.Layout(flex_flow="row wrap"))])
         self.add_class("moe-view").add_class("moe-interview")
-        self.answer.observe(lambda change: self._typed(change["new"]), "value")
+        self.answer.observe(lambda _: self._typed(), "value")
         self.show.on_click(lambda _: self._reveal())
         self.back.on_click(lambda _: self.go(self.place - 1))
         self.next.on_click(lambda _: self.go(self.place + 1))
@@ -123,47 +130,55 @@ class Interview(W.VBox):
         """Show the question at a place, with what was answered before."""
         self.place = max(0, min(place, len(self.questions) - 1))
         question, _ = self.questions[self.key]
-        kept = progress.load()["quiz"].get(f"12.{self.key}", {})
-        number = f"Question {self.place + 1} of {len(self.questions)}."
-        self.title.value = f"{STYLE}<h4 style='margin: 0'>{number} {question}</h4>"
-        self.ours.children = ()
+        kept = self.entry()
+        self.ours.children, self.ticks = (), []
         self.answer.value = str(kept.get("answer", ""))
         self.answer.tooltip = f"Your answer to: {question}"
         self.back.disabled, self.next.disabled = self.place == 0, self.place == len(self.questions) - 1
         self.show.disabled = not self.answer.value.strip()
         if "said" in kept:
             self._reveal(kept["said"])
+        number = f"Question {self.place + 1} of {len(self.questions)}."
+        self.title.value = f"{STYLE}<h4 style='margin: 0'>{number} {question}</h4>"  # last: by then all stands
 
-    def _typed(self, text: str) -> None:
-        self.show.disabled = not text.strip()
+    def entry(self) -> dict:
+        """What the progress has of the question that is shown."""
+        return progress.load()["quiz"].get(f"12.{self.key}", {})
+
+    def _typed(self) -> None:
+        self.show.disabled = not self.answer.value.strip()
+        self._keep()
 
     def _reveal(self, said: list[bool] = ()) -> None:
         _, points = self.questions[self.key]
         words = [SOURCE.sub("", point) for point in points]
-        ticks = [W.Checkbox(value=bool(one), description=text, indent=False, layout=W.Layout(width="auto"))
-                 for text, one in zip(words, [*said, *[False] * len(points)])]  # fmt: skip
-        for tick in ticks:
+        self.ticks = [W.Checkbox(value=bool(one), description=text, indent=False, layout=W.Layout(width="auto"))
+                      for text, one in zip(words, [*said, *[False] * len(points)])]  # fmt: skip
+        for tick in self.ticks:
             tick.add_class("moe-point")
-            tick.observe(lambda _: self._keep(ticks), "value")
+            tick.observe(lambda _: self._keep(), "value")
         where = W.Output()
         where.append_display_data(Markdown("Lesson and test: " + "; ".join(map(where_from, points))))
-        self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *ticks, where]
-        self._keep(ticks)
+        self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
+        self._keep()
 
-    def _keep(self, ticks: list[W.Checkbox]) -> None:
-        said = [tick.value for tick in ticks]
-        progress.record("quiz", f"12.{self.key}", answer=self.answer.value, said=said)
+    def _keep(self) -> None:
+        now = {"answer": self.answer.value} | ({"said": [tick.value for tick in self.ticks]} if self.ticks else {})
+        kept = self.entry()
+        if any(value != kept.get(name, "") for name, value in now.items()):
+            trouble = progress.record("quiz", f"12.{self.key}", **now)
+            self.note.value = f'<div class="moe-words" role="status">{html.escape(trouble)}</div>' if trouble else ""
 
     def __repr__(self) -> str:
         return "Interview()"
 
-    def _repr_mimebundle_(self, include=None, exclude=None, **kwargs):
+    def still(self) -> str:
+        """The questions on a static page, with the answers folded, as Markdown."""
         parts = []
         for question, points in self.questions.values():
             ours = "\n".join(f"- {sources(point)}" for point in points)
             parts.append(f"**{question}**\n\n<details><summary>Our answer</summary>\n\n{ours}\n\n</details>")
-        data = {"text/plain": repr(self), "text/markdown": "\n\n".join(parts)}
-        return data if static_mode() else W.Widget._repr_mimebundle_(self) | data
+        return "\n\n".join(parts)
 
 
 def parse(text: str) -> tuple[str, list[str]]:

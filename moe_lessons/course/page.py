@@ -8,9 +8,13 @@ import ipywidgets as W
 
 from moe_lessons import exercises, progress
 from moe_lessons.course.lessons import LESSONS, Lesson
+from moe_lessons.course.question import Sheet
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 from moe_lessons.static import static_mode
 
+STATIC = """*On a static page, as here, you see the table of somebody who has not begun. Run this notebook, and it is
+yours: what you have done, what is next, the figures that you have measured, and buttons to export all that or to forget
+it.*"""
 NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
 
 
@@ -104,7 +108,7 @@ def page() -> str:
     return "\n\n".join([f"{_next(found)} {done}", lessons, "**Your own figures**", _figures()])
 
 
-class CoursePage(W.VBox):
+class CoursePage(Sheet):
     """What is done and what is next, with buttons to export the progress and to forget it."""
 
     def __init__(self):
@@ -156,6 +160,6 @@ class CoursePage(W.VBox):
     def __repr__(self) -> str:
         return "CoursePage()"
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        data = {"text/plain": repr(self), "text/markdown": page()}
-        return data if static_mode() else super()._repr_mimebundle_(**kwargs) | data
+    def still(self) -> str:
+        """The page; one that nobody has run says so."""
+        return f"{STATIC}\n\n{page()}" if static_mode() else page()

@@ -21,6 +21,8 @@ class Prediction(Question):
     """
 
     def __init__(self, question: str, options: Sequence[str], key: str | None = None):
+        if isinstance(options, str) or len(set(options)) < max(2, len(options)):
+            raise ValueError(f"options must be two or more different texts, got {options!r}")
         super().__init__(question, key, choices=[[option, "", False] for option in options])
 
     def compare(self, outcome: str) -> "Comparison":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anywidget
+import ipywidgets as W
 import traitlets as T
 
 from moe_lessons import progress
@@ -15,6 +16,14 @@ HERE = Path(__file__).parent
 KEY = r"\d\d[a-z]?\.[a-z0-9_-]+"
 
 _without_key: dict[str, Any] = {}  # question -> answer: these last as long as the kernel
+
+
+class Sheet(W.VBox):
+    """A view of several parts; a subclass says in `still` what a static page shows of it, as Markdown."""
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        data = {"text/plain": repr(self), "text/markdown": self.still()}
+        return data if static_mode() else super()._repr_mimebundle_(**kwargs) | data
 
 
 class Question(anywidget.AnyWidget):

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 import ipywidgets as W
 
 from moe_lessons import progress
-from moe_lessons.course.question import HERE, Question
+from moe_lessons.course.question import HERE, Question, Sheet
 from moe_lessons.errors import check_choice
-from moe_lessons.static import static_mode
 
 QUIZZES = {path.stem: path for path in sorted((HERE / "quizzes").glob("*.md"))}  # lesson -> file
 FEWEST, MOST = 3, 5  # questions
@@ -113,7 +112,7 @@ class QuizQuestion(Question):
             yield f"- {'✔' if is_right else '✘'} {text} — {why}"
 
 
-class Quiz(W.VBox):
+class Quiz(Sheet):
     """The quiz of a lesson: `Quiz("05")`. It blocks nothing; answers are kept, and may be changed."""
 
     def __init__(self, lesson: str):
@@ -143,7 +142,3 @@ class Quiz(W.VBox):
 
     def __repr__(self) -> str:
         return f"Quiz({self.lesson!r})"
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        data = {"text/plain": repr(self), "text/markdown": self.still()}
-        return data if static_mode() else super()._repr_mimebundle_(**kwargs) | data

@@ -52,7 +52,7 @@ def test_the_slowest_rank_sets_the_time():
             work[share] = np.stack(steps.work).min(axis=0)  # of both ranks
         longer.append(work[1.0].max() / work[0.5].max())
         idle.append(work[1.0].min() / work[1.0].max())
-    assert 1.2 < np.median(longer) < 2.2
+    assert 1.2 < np.median(longer) < 2.6
     assert np.median(idle) < 0.4  # the other one waits
 
 

@@ -49,6 +49,12 @@ def test_the_list_does_not_wait_for_torch():
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
 
 
+def test_the_app_says_what_it_needs(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "voila.app", None)
+    assert cli.main(["app"]) == 1
+    assert capsys.readouterr().err == 'The app needs Voila: run `pip install "moe_lessons[app]"`.\n'
+
+
 def test_lab_opens_no_browser_without_a_display(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):

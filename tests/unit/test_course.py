@@ -155,7 +155,7 @@ def do_everything(number: str) -> None:
             progress.record("exercises", f"{number}.{exercise.name}", status="right")
 
 
-def test_it_shows_what_is_done_and_what_is_next():
+def test_it_shows_what_is_done_and_what_is_next(monkeypatch):
     assert "**Next: [00 · Welcome](00_welcome.ipynb).** Afterwards you can say what the question is" in page.page()
     do_everything("00")
     progress.record("predictions", "01.share", answer="all")
@@ -167,12 +167,14 @@ def test_it_shows_what_is_done_and_what_is_next():
     text = page.page()
     assert "**Next: [01 · The dense transformer](01_the_dense_transformer.ipynb).** Open there: " in text
     assert f"1 of {len(LESSONS)} lessons done" in text
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", "off")  # no disk: it is quicker
     for lesson in LESSONS:
         do_everything(lesson.number)
     assert "You have done it all" in page.page()
 
 
-def test_a_lesson_is_done_when_its_exercises_are_solved_and_its_quiz_is_answered():
+def test_a_lesson_is_done_when_its_exercises_are_solved_and_its_quiz_is_answered(monkeypatch):
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", "off")
     for exercise in EXERCISES:
         progress.record("exercises", f"{exercise.lesson}.{exercise.name}", status="right")
     assert page.standings()[0].is_begun and not page.standings()[0].is_done
@@ -230,4 +232,5 @@ def test_what_cannot_be_written_is_said(path, tmp_path, monkeypatch):
 
 def test_on_a_static_page_it_is_a_table(static):
     data = CoursePage()._repr_mimebundle_()
+    assert data["text/markdown"].startswith("*On a static page, as here, ")
     assert set(data) == {"text/plain", "text/markdown"} and data["text/markdown"].count("ipynb") == len(LESSONS) + 1

@@ -76,6 +76,13 @@ def test_a_missing_figure_is_named(tmp_path, monkeypatch):
         Answer("one hour")
 
 
+def test_a_figure_that_is_no_number_counts_as_missing(measured):
+    progress.record("figures", "08.writing_speed", value="fast")
+    assert lacking("08.writing_speed") == ["08.writing_speed"] and "08.writing_speed" not in figures().index
+    with pytest.raises(ValueError, match=r"got none for 08\.writing_speed"):
+        Answer("one sentence")
+
+
 def test_figures_are_a_table(measured):
     table = figures()
     assert list(table.index) == FIGURES and list(table.columns) == ["what", "value", "unit", "when"]
@@ -94,7 +101,8 @@ def test_an_answer_comes_first_and_all_is_remembered(measured):
     interview.answer.value = "Because."
     interview.show.click()
     _, points = interview.questions[interview.key]
-    ticks = interview.ours.children[1 : 1 + len(points)]
+    ticks = interview.ticks
+    assert len(ticks) == len(points) and set(ticks) < set(interview.ours.children)
     assert not any(SOURCE.search(tick.description) for tick in ticks)
     ticks[1].value = True
     interview.next.click()
@@ -102,8 +110,24 @@ def test_an_answer_comes_first_and_all_is_remembered(measured):
     interview.back.click()
     assert interview.answer.value == "Because."
     again = Interview()
-    assert again.answer.value == "Because." and [tick.value for tick in again.ours.children[1:3]] == [False, True]
+    assert again.answer.value == "Because." and [tick.value for tick in again.ticks[:2]] == [False, True]
     assert progress.load()["quiz"][f"12.{again.key}"]["said"][:2] == [False, True]
+
+
+def test_what_is_only_written_is_kept_too_and_trouble_with_the_file_is_said(measured, monkeypatch):
+    interview = Interview()
+    interview.answer.value = "Half an answ"  # and the tab is closed
+    assert Interview().answer.value == "Half an answ"
+    interview.next.click()
+    assert len(progress.load()["quiz"]) == 1  # nothing is kept of what was only looked at
+    interview.back.click()
+    interview.show.click()
+    interview.answer.value = "A better one"
+    again = Interview()
+    assert again.answer.value == "A better one" and len(again.ticks) == len(again.questions[again.key][1])
+    monkeypatch.setattr(progress, "record", lambda *_, **__: "Not saved yet: <it> is full.")
+    again.ticks[0].value = True
+    assert "Not saved yet: &lt;it&gt; is full." in again.note.value
 
 
 def test_the_last_question_has_no_next(measured):

@@ -101,6 +101,12 @@ def test_it_says_what_was_predicted_and_what_happened(prediction):
         prediction.compare("none")
 
 
+@pytest.mark.parametrize("options", [(), ("all",), ("all", "some", "all"), "all"])
+def test_options_that_are_no_choice_are_refused(options):
+    with pytest.raises(ValueError, match="options must be two or more different texts, got"):
+        Prediction(QUESTION, options)
+
+
 def test_who_has_not_predicted_yet_unfolds_what_happened(prediction):
     folded = "<details><summary>What happened</summary>\n\nWhat happened: some.\n\n</details>"
     assert prediction.compare("some")._repr_mimebundle_()["text/markdown"] == folded

@@ -142,5 +142,5 @@ def test_where_it_cannot_write_lab_says_so_in_one_line(tmp_path, kind):
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     why = "a file has that name" if kind == "a file in its place" else "file too large"
     assert "The lessons cannot be copied" in done.stderr and why in done.stderr
-    assert not list(tmp_path.rglob("*.part"))
+    assert not list(tmp_path.rglob("*.tmp"))
     assert kind == "no room" or folder.read_text() == "mine"
