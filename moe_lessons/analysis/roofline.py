@@ -167,17 +167,17 @@ def arithmetic_batch(sizes: ModelSizes, machine: Machine, dtype: str, context: i
     return _least(lambda batch: _reading(sizes, machine, dtype, batch, context) <= batch * computing)
 
 
-def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0) -> dict[str, Any]:
-    """What a row of `machines` does with a model in weights of this type.
+def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, batch: int = 1) -> dict[str, Any]:
+    """What a row of `machines` does with a model in weights of this type, and `batch` texts of `context` tokens each.
 
-    fits: whether the weights and the cache of one text of `context` tokens are no larger than its memory.
-    tokens_per_second: of one text with this context. arithmetic_batch: of short texts, without their caches.
+    fits: whether the weights and the caches of the texts are no larger than its memory. tokens_per_second: of all texts
+    together. arithmetic_batch: of short texts, without their caches.
     """
     machine = machine_for(row, dtype)
-    memory = WEIGHT_BYTES[dtype] * sizes.total + CACHE_BYTES[dtype] * sizes.cache(context)
+    memory = WEIGHT_BYTES[dtype] * sizes.total + CACHE_BYTES[dtype] * batch * sizes.cache(context)
     return {
         "fits": bool(memory <= row.memory_bytes),
-        "tokens_per_second": 1 / step_seconds(sizes, machine, dtype, 1, context),
+        "tokens_per_second": batch / step_seconds(sizes, machine, dtype, batch, context),
         "arithmetic_batch": arithmetic_batch(sizes, machine, dtype),
     }
 

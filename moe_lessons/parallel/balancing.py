@@ -28,7 +28,7 @@ def global_load_balancing_loss(routing: Routing, group=None) -> Tensor:
 
 def update_global_expert_bias(router: nn.Module, routing: Routing, rate: float = 1e-3, group=None) -> None:
     """`update_expert_bias` by the load of all ranks together, so that their biases stay equal."""
-    demand = routing.demand_per_expert.clone()  # (E,)
+    demand = routing.demand_per_expert  # (E,)
     dist.all_reduce(demand, group=group)
     everyone = torch.arange(len(demand), device=demand.device).repeat_interleave(demand)
     none = everyone.new_zeros(0)

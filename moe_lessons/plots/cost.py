@@ -12,8 +12,8 @@ from moe_lessons.analysis.roofline import (
     CACHE_BYTES,
     WEIGHT_BYTES,
     ModelSizes,
-    arithmetic_batch,
     machine_for,
+    on_machine,
     step_seconds,
 )
 from moe_lessons.plots import theme as style
@@ -114,20 +114,20 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
     says what fits where memory_bytes of the machine is NaN, for not known.
     """
     fits = f"fits into {_size(machine.memory_bytes)}"
-    roof, texts, columns = machine_for(machine, dtype), "1 text" if batch == 1 else f"{batch:,} texts", []
+    texts, columns = "1 text" if batch == 1 else f"{batch:,} texts", []
     for m in models.values():
-        weights, cache = WEIGHT_BYTES[dtype] * m.total, CACHE_BYTES[dtype] * batch * m.cache(context)
-        from_batch, group = arithmetic_batch(m, roof, dtype), next((g for g in m.groups if g.is_met), None)
-        speed = batch / step_seconds(m, roof, dtype, batch, context)
+        there, cache = on_machine(m, machine, dtype, context, batch), CACHE_BYTES[dtype] * batch * m.cache(context)
+        speed, from_batch = there["tokens_per_second"], there["arithmetic_batch"]
+        group = next((group for group in m.groups if group.is_met), None)
         touched = group and union_law(group.num_experts, group.top_k, batch)
         column = {
             "total parameters": style.short_number(m.total),
             "active parameters": style.short_number(m.active),
             "active / total": f"{m.active / m.total:.1%}",
             "FLOPs for a token": style.short_number(m.flops(context)),
-            f"weights in {dtype}": _size(weights),
+            f"weights in {dtype}": _size(WEIGHT_BYTES[dtype] * m.total),
             f"KV cache of {texts} of {context:,} tokens": "not counted" if m.cached is None else _size(cache),
-            fits: "yes" if weights + cache <= machine.memory_bytes else "no",
+            fits: "yes" if there["fits"] else "no",
             "experts of a layer that a step reads": f"{touched:.3g} of {group.num_experts}" if group else "none",
             "weights that a step reads": _size(WEIGHT_BYTES[dtype] * m.read(batch)),
             f"tokens/s of {texts}": _three_digits(speed),
