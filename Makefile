@@ -23,16 +23,16 @@ test: $(DEV) ## Run every check: ruff, unit, claims, notebooks, browser
 	@$(BIN)/python tests/run.py
 
 render: $(DEV) ## Execute the lessons again and store their static pictures (NOTEBOOKS='notebooks/02*.ipynb' for some)
-	@$(BIN)/python -m moe_lessons render $(NOTEBOOKS)
+	@$(BIN)/python -m tools.render $(NOTEBOOKS)
 
 site: $(DEV) ## Make the site of the course in build/site, and check its links
-	@$(BIN)/python docs/make_site.py
+	@$(BIN)/python -m tools.site
 
 claims: $(DEV) ## Measure every claim again and write docs/claims.md (minutes; leave the machine alone)
-	@$(BIN)/python tests/claims/measure.py
+	@$(BIN)/python -m tools.claims
 
 bench: $(RUNTIME) ## Measure the speed of the layers on this machine
-	@$(BIN)/python -m moe_lessons bench
+	@$(BIN)/python -m tools.bench
 
 clean: ## Remove the environment, the caches and the build results
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from moe_lessons.analysis.published import count_model
 from moe_lessons.analysis.roofline import ModelSizes
+from moe_lessons.hub.published import count_model
 
 CSV = Path(__file__).with_name("published_models.csv")
 SIZES = CSV.with_name("published_sizes.json")

@@ -13,9 +13,7 @@ COMMANDS = {  # each is the main(argv) of the module of its name; --help after i
     "cost": "count what a published model costs, from its config.json",
     "lens": "look at the routers of a mixture from Hugging Face: who works, on one page",
     "engines": "write the files with which other engines train or serve a model of yours",
-    "bench": "measure the speed of the layers on this machine",
     "sweep": "train many small models, for the lessons to compare",
-    "render": "execute lessons afresh and store their static pictures",
     "doctor": "say what is wrong with this installation and what to do",
 }
 
@@ -28,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif name == "--version":
         print(f"moe_lessons {__version__}")
     elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
-        return importlib.import_module(f"moe_lessons.{name}").main(rest) or 0
+        return importlib.import_module(f"moe_lessons.commands.{name}").main(rest) or 0
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
         print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview()}", file=sys.stderr)

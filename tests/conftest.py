@@ -6,7 +6,7 @@ import matplotlib
 import pytest
 from hypothesis import settings
 
-from moe_lessons import progress
+from moe_lessons.course import progress
 
 matplotlib.use("agg")
 os.environ["MOE_LESSONS_PROGRESS"] = "off"  # no test touches the progress of whoever runs it

@@ -1,6 +1,6 @@
 """What is measured: the load of the experts, what a model costs, how long things take, and what limits it."""
 
-from moe_lessons.analysis.cost import TransformerShape, count_parameters, flops_per_token, published_models
+from moe_lessons.analysis.counting import TransformerShape, count_parameters, flops_per_token, published_models
 from moe_lessons.analysis.effective import EffectiveWidth, effective_width
 from moe_lessons.analysis.inference import (
     Machine,

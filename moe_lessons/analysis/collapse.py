@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import check_choice, check_positive_int
 from moe_lessons.nn import FeedForward, seeded
+from moe_lessons.support.errors import check_choice, check_positive_int
 from moe_lessons.training import PlaneSetting, Record, Run, plane_model
 
 # what learns, and the part of the block that stands still meanwhile

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.analysis.cost import flops_per_token, used_size
+from moe_lessons.analysis.counting import flops_per_token, used_size
 from moe_lessons.analysis.timing import Ratio, take_turns
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.training import bar
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)

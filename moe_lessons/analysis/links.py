@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moe_lessons.datafiles import data_path
-from moe_lessons.errors import check_choice
+from moe_lessons.support.data import data_path
+from moe_lessons.support.errors import check_choice
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from moe_lessons.errors import check_number, check_top_k
 from moe_lessons.nn import Routing, load_balancing_loss
+from moe_lessons.support.errors import check_number, check_top_k
 from moe_lessons.training.run import DEAD_SHARE, dead_experts, is_dead
 
 ROUNDING = 1e-6  # shares come in float32: an expert that misses the limit by less than this part of it is alive

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moe_lessons.analysis.cost import TransformerShape, published_models
+from moe_lessons.analysis.counting import TransformerShape, published_models
 from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.links import Link, link_of
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
-from moe_lessons.errors import check_choice, check_number, check_positive_int, is_number, is_whole
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number, is_whole
 
 # Share of the bfloat16 peak that a large dense model reaches in training, all its own waiting included: the middle of
 # the 38 to 43 % of Llama 3 405B on 8,192 and 16,384 H100 (arXiv:2407.21783, table 4). Set before the comparison.

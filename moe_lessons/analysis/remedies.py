@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_lessons.errors import check_choice
+from moe_lessons.support.errors import check_choice
 from moe_lessons.training import REMEDIES, PlaneSetting, SeedBand, remedy_setting
 from moe_lessons.training.knobs import TRAINING
 from moe_lessons.training.run import is_dead

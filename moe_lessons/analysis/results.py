@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from moe_lessons.datafiles import data_path
+from moe_lessons.support.data import data_path
 
 POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pandas as pd
 
-from moe_lessons.analysis.cost import TransformerShape
+from moe_lessons.analysis.counting import TransformerShape
 from moe_lessons.analysis.inference import Machine, union_law
-from moe_lessons.datafiles import data_path
+from moe_lessons.support.data import data_path
 
 WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 0.5}  # the numbers alone, without scales
 CACHE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 2.0}  # beside weights of this type

@@ -2,10 +2,10 @@
 
 import pandas as pd
 
-from moe_lessons.analysis.cost import TransformerShape
+from moe_lessons.analysis.counting import TransformerShape
 from moe_lessons.analysis.planner import Plan, plan
 from moe_lessons.analysis.roofline import ExpertGroup, ModelSizes
-from moe_lessons.datafiles import data_path
+from moe_lessons.support.data import data_path
 
 
 def _older(d_model: int, layers: int, num_experts: int, top_k: int, expert: int, rest: int) -> tuple[ModelSizes, int]:

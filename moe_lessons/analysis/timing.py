@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_positive_int
 from moe_lessons.nn import torch_threads
+from moe_lessons.support.errors import check_positive_int
 
 WARM_UP = 2  # rounds that are not measured
 

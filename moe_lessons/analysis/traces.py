@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice
 from moe_lessons.nn import Routing, evaluating
+from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training import check_output
 

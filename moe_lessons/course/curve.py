@@ -7,9 +7,9 @@ import numpy as np
 import traitlets as T
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from moe_lessons.course.predict import Comparison, Folded, call_of, checked_limits, rounded
+from moe_lessons.course.predict import Folded, Outcome, call_of, checked_limits, rounded
 from moe_lessons.course.question import HERE, Question
-from moe_lessons.errors import is_number
+from moe_lessons.support.errors import is_number
 
 PLACES = 41  # along the x axis, at which a drawn curve has a value
 
@@ -65,7 +65,7 @@ class CurvePrediction(Question):
         super().keep()
         self.measured = self._measured
 
-    def compare(self, xs: Sequence[float], ys: Sequence[float]) -> Comparison:
+    def compare(self, xs: Sequence[float], ys: Sequence[float]) -> Outcome:
         """Draw what was measured over the drawn curve, and say how far the two are apart. xs rise."""
         xs, ys = np.asarray(xs, float), np.asarray(ys, float)
         is_curve = xs.ndim == 1 and xs.shape == ys.shape and len(xs) > 1 and np.isfinite([xs, ys]).all()
@@ -77,7 +77,7 @@ class CurvePrediction(Question):
             ends = (f"{rounded(y):,.12g} at {rounded(x):,.12g}" for x, y in ((xs[0], ys[0]), (xs[-1], ys[-1])))
             return Folded(f"What happened, {self.y[0]} over {self.x[0]}: from {' to '.join(ends)}.")
         self.measured = self._measured
-        return Comparison(self._distance(parts[0], ys))
+        return Outcome(self._distance(parts[0], ys))
 
     def _distance(self, parts: np.ndarray, ys: np.ndarray) -> str:
         """How far the drawn curve is from the measured one, at the places where there are both, in words."""

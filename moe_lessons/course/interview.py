@@ -7,10 +7,10 @@ import ipywidgets as W
 import pandas as pd
 from IPython.display import Markdown
 
-from moe_lessons import progress
+from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.course.question import HERE, Sheet
-from moe_lessons.errors import check_choice, is_number
+from moe_lessons.support.errors import check_choice, is_number
 
 TESTS = "https://github.com/moe-lessons/moe_lessons/blob/main/tests/claims/test_lesson_{}.py"
 SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [05: claim] or [05]
@@ -52,7 +52,7 @@ def lacking(*keys: str) -> list[str]:
 
 def measured() -> dict[str, dict]:
     """What the progress has of each figure; without those that are no numbers, as in a file that was edited by hand."""
-    return {key: entry for key, entry in progress.load()["figures"].items() if is_number(entry.get("value"))}
+    return {key: entry for key, entry in progress.read()["figures"].items() if is_number(entry.get("value"))}
 
 
 def figures() -> pd.DataFrame:
@@ -74,7 +74,7 @@ class Answer(str):
         found = measured()
         if missing := [key for key in FIGURE.findall(text) if key not in found]:
             raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
-        return super().__new__(cls, sources(FIGURE.sub(lambda key: in_words(found[key[1]]), text)))
+        return super().__new__(cls, sources(FIGURE.sub(lambda key: figure_sentence(found[key[1]]), text)))
 
     def _repr_markdown_(self) -> str:
         return str(self)
@@ -82,10 +82,10 @@ class Answer(str):
     __repr__ = str.__str__
 
 
-def in_words(figure: dict) -> str:
+def figure_sentence(figure: dict) -> str:
     """A figure with its unit, but for 'times', which stands in the sentence.
 
-    >>> in_words({"value": 79.64, "unit": "%"}), in_words({"value": 1.6345, "unit": "times"})
+    >>> figure_sentence({"value": 79.64, "unit": "%"}), figure_sentence({"value": 1.6345, "unit": "times"})
     ('80 %', '1.6')
     """
     value, unit = figure["value"], figure.get("unit", "")
@@ -143,7 +143,7 @@ class Interview(Sheet):
 
     def entry(self) -> dict:
         """What the progress has of the question that is shown."""
-        return progress.load()["quiz"].get(f"12.{self.key}", {})
+        return progress.read()["quiz"].get(f"12.{self.key}", {})
 
     def _typed(self) -> None:
         self.show.disabled = not self.answer.value.strip()

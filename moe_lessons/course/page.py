@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import ipywidgets as W
 
-from moe_lessons import exercises, progress
+from moe_lessons import exercises
+from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS, Lesson
 from moe_lessons.course.question import Sheet
 from moe_lessons.course.quiz import QUIZZES, read_quiz
-from moe_lessons.static import static_mode
+from moe_lessons.support.static import static_mode
 
 STATIC = """*On a static page, as here, you see the table of somebody who has not begun. Run this notebook, and it is
 yours: what you have done, what is next, the figures that you have measured, and buttons to export all that or to forget
@@ -42,7 +43,7 @@ class Standing(NamedTuple):
 
 def standings() -> list[Standing]:
     """How far the learner is, lesson by lesson."""
-    kept = progress.load()
+    kept = progress.read()
     return [_standing(lesson, kept) for lesson in LESSONS]
 
 
@@ -89,7 +90,7 @@ def _next(found: list[Standing]) -> str:
 
 def _figures() -> str:
     """The learner's own figures, as a table."""
-    figures = sorted(progress.load()["figures"].items())
+    figures = sorted(progress.read()["figures"].items())
     rows = [f"| {key.split('.')[0]} | {e.get('what', key)} | {_number(e['value'])} {e.get('unit', '')} |"
             for key, e in figures if "value" in e]  # fmt: skip
     return "\n".join(["| lesson | what you measured | figure |", "|---|---|---:|", *rows]) if rows else NO_FIGURES

@@ -7,7 +7,7 @@ from typing import Any
 import traitlets as T
 
 from moe_lessons.course.question import Question
-from moe_lessons.errors import check_choice, is_number
+from moe_lessons.support.errors import check_choice, is_number
 
 
 class Prediction(Question):
@@ -25,13 +25,13 @@ class Prediction(Question):
             raise ValueError(f"options must be two or more different texts, got {options!r}")
         super().__init__(question, key, choices=[[option, "", False] for option in options])
 
-    def compare(self, outcome: str) -> "Comparison":
+    def compare(self, outcome: str) -> "Outcome":
         """Set what was predicted beside what happened: one of the options."""
         check_choice("outcome", outcome, self.options)
         if self.answer is None:
             return Folded(f"What happened: {outcome}.")
         verdict = "As you predicted" if self.answer == outcome else "What happened"
-        return Comparison(f"You predicted: {self.answer}.\n{verdict}: {outcome}.")
+        return Outcome(f"You predicted: {self.answer}.\n{verdict}: {outcome}.")
 
     def __repr__(self) -> str:
         return call_of(self, repr(self.options))
@@ -57,41 +57,41 @@ class NumberPrediction(Question):
             raise T.TraitError(f"answer must be a number from {low:g} to {high:g}, got {answer!r}")
         return answer
 
-    def compare(self, value: float) -> "Comparison":
+    def compare(self, value: float) -> "Outcome":
         """Set what was predicted beside the number that was found."""
         if not is_number(value):
             raise ValueError(f"value must be a finite number, got {value!r}")
-        happened = self.in_words(rounded(value))
+        happened = self.say(rounded(value))
         if self.answer is None:
             return Folded(f"What happened: {happened}.")
-        off, words = value - self.answer, f"You predicted: {self.in_words(self.answer)}.\nWhat happened: {happened}. "
+        off, words = value - self.answer, f"You predicted: {self.say(self.answer)}.\nWhat happened: {happened}. "
         if rounded(value) == rounded(self.answer):
-            return Comparison(f"{words}As you predicted.")
-        words += f"That is {self.in_words(rounded(abs(off)))} {'more' if off > 0 else 'less'} than you said"
+            return Outcome(f"{words}As you predicted.")
+        words += f"That is {self.say(rounded(abs(off)))} {'more' if off > 0 else 'less'} than you said"
         if self.unit != "%" and self.limits[0] >= 0 and self.answer > 0 and value > 0:
             words += f", {rounded(value / self.answer, 2):,.12g} times as much"
-        return Comparison(f"{words}.")
+        return Outcome(f"{words}.")
 
-    def in_words(self, number: float) -> str:
+    def say(self, number: float) -> str:
         """A number with its unit."""
         return f"{number:,.12g} {self.unit}".strip()
 
     def still(self) -> str:
         """See `Question`."""
-        low, high = map(self.in_words, self.limits)
+        low, high = map(self.say, self.limits)
         return f"**{self.kind}** {self.text}\n\nA number from {low} to {high}."
 
     def __repr__(self) -> str:
         return call_of(self, *map(repr, (self.unit, *self.limits)))
 
 
-class Comparison(str):
+class Outcome(str):
     """What was predicted and what happened, as a notebook shows it: without quotes."""
 
     __repr__ = str.__str__
 
 
-class Folded(Comparison):
+class Folded(Outcome):
     """What happened, folded away for a reader who has not predicted yet, as on a static page."""
 
     def _repr_mimebundle_(self, include=None, exclude=None):

@@ -9,8 +9,8 @@ import anywidget
 import ipywidgets as W
 import traitlets as T
 
-from moe_lessons import progress
-from moe_lessons.static import static_mode
+from moe_lessons.course import progress
+from moe_lessons.support.static import static_mode
 
 HERE = Path(__file__).parent
 KEY = r"\d\d[a-z]?\.[a-z0-9_-]+"
@@ -72,7 +72,7 @@ class Question(anywidget.AnyWidget):
 
     def entry(self) -> dict[str, Any]:
         """What the progress keeps of this question so far; empty where it keeps nothing."""
-        return progress.load()[self.section].get(self.key, {})
+        return progress.read()[self.section].get(self.key, {})
 
     def earlier(self) -> Any:
         """The answer that was given before this cell was run."""

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import ipywidgets as W
 
-from moe_lessons import progress
+from moe_lessons.course import progress
 from moe_lessons.course.question import HERE, Question, Sheet
-from moe_lessons.errors import check_choice
+from moe_lessons.support.errors import check_choice
 
 QUIZZES = {path.stem: path for path in sorted((HERE / "quizzes").glob("*.md"))}  # lesson -> file
 FEWEST, MOST = 3, 5  # questions

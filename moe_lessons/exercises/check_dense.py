@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moe_lessons.analysis.cost import count_parameters
+from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.exercises.compare import Comparison
 from moe_lessons.exercises.exercise import Exercise
 from moe_lessons.nn import TransformerConfig

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape, count_parameters
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters
 from moe_lessons.exercises.compare import Comparison
 from moe_lessons.exercises.exercise import Check, Exercise, Problem, attempt, judge
 from moe_lessons.nn import MoE

@@ -49,7 +49,7 @@ class Comparison:
         return (self.what,) if isinstance(self.what, str) else self.what
 
     def _try(self, answer: Callable, case: tuple) -> None:
-        at = f"With {in_words(self.truth, case)}"
+        at = f"With {describe_call(self.truth, case)}"
         given = copies(case)
         result = attempt(partial(answer, *given), at)
         moves = zip(names_of(self.truth), map(moved, case, given))
@@ -158,10 +158,10 @@ def names_of(function: Callable) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def in_words(function: Callable, arguments: tuple) -> str:
+def describe_call(function: Callable, arguments: tuple) -> str:
     """The arguments of a call, short ones in full, without functions.
 
-    >>> in_words(lambda x, top_k: 0, (torch.zeros(7, 4), 2))
+    >>> describe_call(lambda x, top_k: 0, (torch.zeros(7, 4), 2))
     'x of shape (7, 4), top_k = 2'
     """
     named = zip(names_of(function), arguments)

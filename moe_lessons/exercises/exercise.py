@@ -6,10 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_lessons import progress
+from moe_lessons.course import progress
 from moe_lessons.exercises import limits
 from moe_lessons.nn import seeded
-from moe_lessons.show import Source, show_source
+from moe_lessons.support.show import Source, show_source
 
 Mistakes = Mapping[Callable, str]  # what is often written instead, and what to say about it
 NOT_THEIRS = str(Path(__file__).parent), str(Path(traceback.__file__).parent), "site-packages"  # no code of the learner

@@ -2,9 +2,9 @@
 
 from moe_lessons.hub.adapter import RunModel
 from moe_lessons.hub.blocks import FAMILIES, SwitchMoE, convert_block
-from moe_lessons.hub.engines import write_engine_configs
-from moe_lessons.hub.lens import Lens
+from moe_lessons.hub.engine_files import write_engine_configs
 from moe_lessons.hub.models import byte_tokenizer, convert_model, export_model
+from moe_lessons.hub.routing_lens import Lens
 
 
 def __getattr__(name: str):

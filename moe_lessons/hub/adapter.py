@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.hub.lens import Lens
+from moe_lessons.hub.routing_lens import Lens
 from moe_lessons.nn import Routing, evaluating, is_moe
 
 BIAS = "e_score_correction_bias"  # as DeepSeek-V3 and its heirs call what the bias update moves

@@ -9,8 +9,8 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from moe_lessons.analysis import load_statistics
-from moe_lessons.errors import check_number, check_positive_int
-from moe_lessons.hub.lens import Lens
+from moe_lessons.hub.routing_lens import Lens
+from moe_lessons.support.errors import check_number, check_positive_int
 from moe_lessons.training.run import is_dead
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import check_positive_int
+from moe_lessons.support.errors import check_positive_int
 
 
 class Attention(nn.Module):

@@ -7,8 +7,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_number, check_positive_int, check_top_k, in_words, is_whole
 from moe_lessons.nn.routing import Routing, count
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_top_k, in_words, is_whole
 
 PRIORITIES = ("order", "weight")  # of the tokens where an expert is full
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_positive_int, is_whole
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, make_weight
+from moe_lessons.support.errors import check_choice, check_positive_int, is_whole
 
 
 class Experts(nn.Module):

@@ -6,8 +6,8 @@ dictionaries do. How a family was balanced is no part of its block: see data/pub
 
 from typing import Any
 
-from moe_lessons.errors import check_count, check_positive_int, check_top_k
 from moe_lessons.nn.routing import Llama4Router
+from moe_lessons.support.errors import check_count, check_positive_int, check_top_k
 
 Spec = dict[str, Any]  # arguments of `MoE`
 

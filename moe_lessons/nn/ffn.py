@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import check_choice, check_device, check_dtype, check_input, check_positive_int
+from moe_lessons.support.errors import check_choice, check_device, check_dtype, check_input, check_positive_int
 
 
 def swiglu(gate_up: Tensor) -> Tensor:

@@ -4,12 +4,19 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice, check_count, check_input, check_number, check_positive_int, check_top_k
 from moe_lessons.nn.balancing import PRIORITIES, apply_capacity, expert_capacity
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.routing import Routing, make_router
+from moe_lessons.support.errors import (
+    check_choice,
+    check_count,
+    check_input,
+    check_number,
+    check_positive_int,
+    check_top_k,
+)
 
 
 class MoE(nn.Module):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import (
+from moe_lessons.nn.ffn import make_weight
+from moe_lessons.support.errors import (
     check_choice,
     check_device,
     check_dtype,
@@ -21,7 +22,6 @@ from moe_lessons.errors import (
     check_top_k,
     in_words,
 )
-from moe_lessons.nn.ffn import make_weight
 
 
 @dataclass(frozen=True, eq=False)

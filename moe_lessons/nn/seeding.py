@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from moe_lessons.errors import check_positive_int
+from moe_lessons.support.errors import check_positive_int
 
 
 @contextmanager

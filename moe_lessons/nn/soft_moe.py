@@ -4,11 +4,11 @@ import copy
 
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_input, check_positive_int
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.seeding import seeded
+from moe_lessons.support.errors import check_input, check_positive_int
 
 
 class SoftMoE(nn.Module):

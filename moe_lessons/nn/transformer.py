@@ -10,7 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import (
+from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
+from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
+from moe_lessons.nn.moe import MoE
+from moe_lessons.nn.norm import RMSNorm
+from moe_lessons.nn.routing import ROUTERS, HashRouter, Routing
+from moe_lessons.nn.seeding import evaluating
+from moe_lessons.support.errors import (
     check_choice,
     check_count,
     check_number,
@@ -19,12 +25,6 @@ from moe_lessons.errors import (
     check_top_k,
     in_words,
 )
-from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
-from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
-from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.norm import RMSNorm
-from moe_lessons.nn.routing import ROUTERS, HashRouter, Routing
-from moe_lessons.nn.seeding import evaluating
 
 
 @dataclass(frozen=True)

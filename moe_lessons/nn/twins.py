@@ -4,9 +4,9 @@ import copy
 
 from torch import nn
 
-from moe_lessons.errors import check_choice
 from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
+from moe_lessons.support.errors import check_choice
 
 EQUAL_ACTIVE, EQUAL_TOTAL = "equal-active twin", "equal-total twin"  # how plots, tables and runs name the twins
 

@@ -5,7 +5,6 @@ is taught. `launch` starts ranks from a cell, `job` by torchrun, and `faults` sa
 `settings` and `checkpoints`, is what they run.
 """
 
-from moe_lessons.parallel.balancing import global_load_balancing_loss, limit_globally, update_global_expert_bias
 from moe_lessons.parallel.exchange import (
     ExpertShard,
     bytes_sent,
@@ -14,5 +13,6 @@ from moe_lessons.parallel.exchange import (
     rank_traffic,
     shard_experts,
 )
+from moe_lessons.parallel.global_balance import global_load_balancing_loss, limit_globally, update_global_expert_bias
 from moe_lessons.parallel.job import Job, torchrun
 from moe_lessons.parallel.launch import launch

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from moe_lessons.errors import check_choice, check_positive_int
 from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, Experts, MoE, Routing, choose_dispatch
-from moe_lessons.parallel.balancing import limit_globally
+from moe_lessons.parallel.global_balance import limit_globally
+from moe_lessons.support.errors import check_choice, check_positive_int
 
 
 class ExpertShard(Experts):

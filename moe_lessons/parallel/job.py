@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from moe_lessons.errors import check_count, check_number, check_positive_int
 from moe_lessons.parallel.faults import what_happened
+from moe_lessons.support.errors import check_count, check_number, check_positive_int
 
 GRACE = 5.0  # seconds that ranks have to end by themselves, before they are killed
 ENVIRONMENT = {

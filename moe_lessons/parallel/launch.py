@@ -18,8 +18,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from moe_lessons.errors import check_number, check_positive_int
 from moe_lessons.parallel.faults import first_cause
+from moe_lessons.support.errors import check_number, check_positive_int
 
 PRELOADED = ["moe_lessons.parallel.training", "torch._dynamo"]  # what ranks need; AdamW imports the latter
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)  # where gloo finds the ranks of one machine

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 import torch
 import torch.distributed as dist
 
-from moe_lessons.errors import check_number
 from moe_lessons.nn import MoE, Routing, seeded
 from moe_lessons.parallel.exchange import exchange_dispatch, rank_traffic, shard_experts
+from moe_lessons.support.errors import check_number
 
 
 def given_routing(num_tokens: int, num_experts: int, ranks: int, share: float) -> Routing:

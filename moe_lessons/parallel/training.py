@@ -1,4 +1,4 @@
-"""A small language model on several ranks: its experts divided among them, the rest in DDP or FSDP2, with checkpoints.
+"""A small language model on several ranks: its experts divided among them, the rest in DDP or FSDP2, with restart.
 
     torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training --steps 40 --checkpoint FOLDER
 
@@ -29,11 +29,11 @@ from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
-from moe_lessons.errors import check_choice
 from moe_lessons.nn import LanguageModel, load_balancing_loss, seeded
-from moe_lessons.parallel import balancing, checkpoints, exchange
+from moe_lessons.parallel import exchange, global_balance
 from moe_lessons.parallel.launch import meet
-from moe_lessons.parallel.settings import Settings, agree
+from moe_lessons.parallel.options import Settings, agree
+from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import TextTask, make_text
 
 DOMAINS, TEXT_BYTES = ("english", "code", "arithmetic"), 50_000
@@ -56,7 +56,7 @@ def train(settings: Settings) -> Iterator[dict]:
     dense = {name: p for name, p in model.named_parameters() if name not in experts}
     groups = [{"params": list(part.values())} for part in (dense, experts)]  # tensors of two kinds with FSDP2
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, weight_decay=0.0)
-    step = 0 if last is None else checkpoints.load(last, checkpoints.state_of(model, optimizer, mesh))
+    step = 0 if last is None else restart.load_state(last, restart.state_of(model, optimizer, mesh))
     yield {"event": "start", "rank": rank, "ranks": ranks, "pid": os.getpid(), "restart": restart, "from_step": step}
     task, size = make_task(settings.context), settings.batch // ranks
     while step < settings.steps:
@@ -70,22 +70,22 @@ def train(settings: Settings) -> Iterator[dict]:
         x, y = (part[rank * size : (rank + 1) * size].to(device) for part in task.batch(settings.batch, generator))
         logits, routings = net(x)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
-        balance = balancing.global_load_balancing_loss if settings.balance == "global" else load_balancing_loss
+        balance = global_balance.global_load_balancing_loss if settings.balance == "global" else load_balancing_loss
         optimizer.zero_grad()
         (loss + settings.balance_weight * sum(balance(routing) for routing in routings)).backward()
         clip(dense.values(), experts.values(), settings.clip)
         optimizer.step()
         for layer, routing in zip(model.layers, routings):
             if hasattr(layer.ffn.router, "expert_bias"):
-                balancing.update_global_expert_bias(layer.ffn.router, routing)
+                global_balance.update_global_expert_bias(layer.ffn.router, routing)
         step += 1
         record = {"event": "step", "step": step, **over_all_ranks(loss.detach(), routings)}
         yield record | {"seconds": round(time.perf_counter() - begin, 4)}
         if settings.checkpoint and (step % settings.every == 0 or step == settings.steps):
-            state = checkpoints.state_of(model, optimizer, mesh)
-            checkpoints.save(settings.checkpoint, step, state, settings.what_makes_the_model())
+            state = restart.state_of(model, optimizer, mesh)
+            restart.save(settings.checkpoint, step, state, settings.what_makes_the_model())
             yield {"event": "saved", "step": step}
-    yield {"event": "end", "step": step, **checkpoints.weights_of(checkpoints.state_of(model, optimizer, mesh))}
+    yield {"event": "end", "step": step, **restart.weights_of(restart.state_of(model, optimizer, mesh))}
     del net  # DDP's reducer must not be the last that holds the process group: it would end it with Python's lock held
 
 

@@ -8,9 +8,9 @@ from moe_lessons.plots.language import attention_heatmap, byte_losses, colored_t
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels._history import RECENT, X_AXES, loss_curve, recent_load, spent
 from moe_lessons.plots.panels.block import draw_block
-from moe_lessons.plots.panels.load import layer_loads, tile
 from moe_lessons.plots.panels.loss import loss_curves
 from moe_lessons.plots.panels.plane import token_expert_heatmap
+from moe_lessons.plots.panels.shares import layer_loads, tile
 from moe_lessons.plots.panels.text import expert_shares_heatmap
 from moe_lessons.plots.panels.writing import write
 from moe_lessons.plots.panels.writing import writing_of as writing

@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from moe_lessons.errors import check_choice
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels.text import TITLE, text_panel
 from moe_lessons.plots.still import FONT, visible
 from moe_lessons.plots.theme import axes_for, styled
+from moe_lessons.support.errors import check_choice
 
 
 def colored_trace(trace: pd.DataFrame, layer: int, title: str = "") -> Panel:

@@ -7,10 +7,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from moe_lessons.analysis.effective import effective_width
-from moe_lessons.errors import check_choice, check_number
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.theme import DASHES, MARKERS, model_looks
+from moe_lessons.support.errors import check_choice, check_number
 
 SPEEDS = {"tokens_per_second": "tokens per second", "speedup": "times the tokens/s of"}
 NATS = "loss (nats per byte)"

@@ -20,9 +20,9 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from moe_lessons.errors import check_choice
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
-from moe_lessons.static import static_mode
+from moe_lessons.support.errors import check_choice
+from moe_lessons.support.static import static_mode
 
 # Okabe and Ito's colours for all kinds of sight, so ordered that neighbours differ; a grey in the place of their black
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")

@@ -6,7 +6,7 @@ of the tokens.
 
 from torch import Tensor
 
-from moe_lessons.errors import check_positive_int
+from moe_lessons.support.errors import check_positive_int
 from moe_lessons.tasks.facts import NOT_SCORED, NUMBER_DIGITS, Facts
 from moe_lessons.tasks.text import TextTask
 

@@ -10,8 +10,8 @@ from string import ascii_uppercase
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_positive_int, check_seed, in_words
 from moe_lessons.nn import evaluating
+from moe_lessons.support.errors import check_positive_int, check_seed, in_words
 from moe_lessons.tasks.text import encode
 
 NAME_LETTERS, NUMBER_DIGITS = 4, 4

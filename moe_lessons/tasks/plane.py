@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_choice
+from moe_lessons.support.errors import check_choice
 
 NUM_PROTOTYPES, NUM_CLASSES = 24, 8
 PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")

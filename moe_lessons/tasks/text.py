@@ -14,7 +14,7 @@ from string import ascii_letters, digits, whitespace
 import torch
 from torch import Tensor
 
-from moe_lessons.errors import check_choice, check_positive_int
+from moe_lessons.support.errors import check_choice, check_positive_int
 
 TRAIN_BYTES, HELD_OUT_BYTES = 200_000, 20_000  # of each domain; a text of your own holds out a tenth, or this
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_seed
 from moe_lessons.nn import MoE, Routing, seeded
 from moe_lessons.nn.routing import count
+from moe_lessons.support.errors import check_seed
 from moe_lessons.tasks import PlaneClassifier
 from moe_lessons.training.run import Record, Run, copy_into, is_dead
 from moe_lessons.training.settings import PlaneSetting, plane_model

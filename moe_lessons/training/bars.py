@@ -11,7 +11,7 @@ from IPython.display import display
 from tqdm import tqdm
 from tqdm.notebook import tqdm_notebook
 
-from moe_lessons.static import static_mode
+from moe_lessons.support.static import static_mode
 from moe_lessons.training.run import Run
 
 WIDGET = "application/vnd.jupyter.widget-view+json"

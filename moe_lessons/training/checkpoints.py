@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moe_lessons.files import write_whole
+from moe_lessons.support.files import write_whole
 from moe_lessons.training.knobs import TRAINING
 
 FORMAT = "moe_lessons checkpoint 2"

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from moe_lessons.errors import check_number
 from moe_lessons.nn import MoE, Routing, load_balancing_loss, router_z_loss, seeded, update_expert_bias
 from moe_lessons.nn.routing import ROUTERS
+from moe_lessons.support.errors import check_number
 
 
 class Reach(NamedTuple):

@@ -12,8 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.errors import check_choice, check_count, check_device, check_number, check_positive_int, check_seed
 from moe_lessons.nn import Routing, evaluating, is_moe, torch_threads
+from moe_lessons.support.errors import (
+    check_choice,
+    check_count,
+    check_device,
+    check_number,
+    check_positive_int,
+    check_seed,
+)
 from moe_lessons.tasks.facts import NOT_SCORED
 from moe_lessons.training.checkpoints import configuration
 from moe_lessons.training.finite import first_not_finite

@@ -8,7 +8,6 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import nn
 
-from moe_lessons.errors import check_choice, check_positive_int, check_top_k
 from moe_lessons.nn import (
     EQUAL_ACTIVE,
     EQUAL_TOTAL,
@@ -22,6 +21,7 @@ from moe_lessons.nn import (
 )
 from moe_lessons.nn import routing as all_routers
 from moe_lessons.nn.balancing import PRIORITIES
+from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
 from moe_lessons.tasks.facts import Facts
 from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, spread_prototypes
 from moe_lessons.training.knobs import TRAINING, KnobFields, idle_with

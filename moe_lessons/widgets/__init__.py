@@ -1,11 +1,11 @@
 """What is touched: live views, laboratories, calculators. Read `picture`, `loop`, `live`, `lab`, then `playground`."""
 
-from moe_lessons.widgets.balancing import BalancingLab
+from moe_lessons.widgets.balancing_lab import BalancingLab
 from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator
-from moe_lessons.widgets.collapse import CollapseLab
-from moe_lessons.widgets.facts import FactsLab
+from moe_lessons.widgets.collapse_lab import CollapseLab
+from moe_lessons.widgets.facts_lab import FactsLab
 from moe_lessons.widgets.kernel import answer_where_the_page_asks, ask_colab_for_widgets
-from moe_lessons.widgets.lab import Lab
+from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.picture import Picture
 from moe_lessons.widgets.playground import Playground

@@ -8,15 +8,15 @@ from typing import Any
 import ipywidgets as W
 import pandas as pd
 
-from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, TransformerShape
+from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.planner import Plan, plan
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
-from moe_lessons.errors import check_choice, check_number
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
-from moe_lessons.plots.cost import cost_table, parameter_panel, speed_panel
 from moe_lessons.plots.marks import Axis, Panel, Parts, Rule, Table
+from moe_lessons.plots.parameters import cost_table, parameter_panel, speed_panel
 from moe_lessons.plots.theme import PALETTE, short_number
+from moe_lessons.support.errors import check_choice, check_number
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import control, move, named_stops
 from moe_lessons.widgets.picture import Picture
@@ -225,7 +225,7 @@ class CostCalculator(Calculator):
 
     def _count(self, path: str) -> None:
         """Show the model of a config.json, or say in a sentence what is wrong with the file."""
-        from moe_lessons.analysis.published import count_config, read_config
+        from moe_lessons.hub.published import count_config, read_config
 
         try:
             counted, self.problem = count_config(read_config(path)), ""

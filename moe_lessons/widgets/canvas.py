@@ -9,9 +9,9 @@ from typing import Any
 import anywidget
 import numpy as np
 
-from moe_lessons.errors import is_whole
 from moe_lessons.plots.marks import Panel, encode
 from moe_lessons.plots.theme import PALETTE, RED, THEMES
+from moe_lessons.support.errors import is_whole
 
 HERE = Path(__file__).parent
 LOOK = {"palette": PALETTE, "red": RED} | {name: theme.lines for name, theme in THEMES.items()}

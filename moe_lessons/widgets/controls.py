@@ -55,7 +55,7 @@ def heading(text: str) -> W.HTML:
     return W.HTML(f'<div class="moe-group">{text}</div>')
 
 
-class Boxes(W.Box):
+class CheckBoxes(W.Box):
     """A row of boxes to tick, one for each name; `value` has the names of those that are ticked, in their order.
 
     what: says of a name what is shown when its box is pointed at."""

@@ -12,15 +12,15 @@ import ipywidgets as W
 from IPython import get_ipython
 
 from moe_lessons.analysis.traces import trace
-from moe_lessons.errors import check_positive_int
 from moe_lessons.nn import torch_threads
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels._history import num_experts
-from moe_lessons.static import static_mode
+from moe_lessons.support.errors import check_positive_int
+from moe_lessons.support.static import static_mode
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged
-from moe_lessons.widgets.loop import Loop, in_words
+from moe_lessons.widgets.loop import Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
 from moe_lessons.widgets.plane import NUM_TOKENS, Plane, draw_tokens, read_plane
 
@@ -286,7 +286,7 @@ class LiveRun(Picture):
             if not self._shown:
                 raise
             self.pause()
-            self.loop.trouble, panels = in_words(error), {}
+            self.loop.trouble, panels = error_sentence(error), {}
             if any(has_diverged(run) for run in self.runs.values()):
                 self.go_back()
                 self.loop.trouble = "The last step was too large and is taken back: lower the learning rate to go on."

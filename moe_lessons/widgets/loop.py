@@ -141,7 +141,7 @@ class Loop:
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
         except Exception as error:  # of a learner's model, too
-            self.trouble = in_words(error)
+            self.trouble = error_sentence(error)
         finally:
             self.playing = False
             self.view.show(True)
@@ -193,7 +193,7 @@ class Loop:
         try:
             action()
         except Exception as error:
-            self.trouble = in_words(error)
+            self.trouble = error_sentence(error)
 
     def _check_open(self) -> None:
         if self._ended:
@@ -231,6 +231,6 @@ def _is_a_cell(task: asyncio.Task) -> bool:
     return getattr(task.get_coro(), "__name__", "") == "run_cell_async"
 
 
-def in_words(error: Exception) -> str:
+def error_sentence(error: Exception) -> str:
     """What went wrong, with the kind of error where that says more."""
     return str(error) if isinstance(error, TrainingDiverged | ValueError) else f"{type(error).__name__}: {error}"

@@ -8,14 +8,14 @@ import ipywidgets as W
 from moe_lessons.plots import still
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.theme import THEMES
-from moe_lessons.static import static_mode
+from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.canvas import LiveCanvas
 
 
 class Picture(W.VBox):
     """Shows panels and a line that says the same. A subclass has rows of controls over them, and says other panels.
 
-    >>> from moe_lessons.plots.panels.load import load_panel
+    >>> from moe_lessons.plots.panels.shares import load_panel
     >>> Picture(load_panel([0.25, 0.75]))
     Picture of 'Load of each expert'
     """

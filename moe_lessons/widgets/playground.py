@@ -8,14 +8,14 @@ import ipywidgets as W
 import torch
 from torch import nn
 
-from moe_lessons.errors import check_choice
 from moe_lessons.nn import muted
 from moe_lessons.plots.panels._history import RECENT
+from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, PlaneSetting, Run, load_share, plane_runs
 from moe_lessons.training.knobs import idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, ROUTER_STARTS, ROUTERS
-from moe_lessons.widgets.lab import Lab, names_of
+from moe_lessons.widgets.laboratory import Lab, names_of
 from moe_lessons.widgets.plane import Plane, draw_tokens, read_plane, route
 
 NUM_MORE_POINTS = 512  # on which the load without noise is measured

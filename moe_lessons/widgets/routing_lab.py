@@ -9,15 +9,15 @@ from typing import Any
 import ipywidgets as W
 
 from moe_lessons.analysis.traces import expert_shares
-from moe_lessons.errors import check_choice
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.routing import ROUTERS
 from moe_lessons.nn.transformer import make_moe
+from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import DOMAINS, TextTask
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import TRAINING, idle_knobs
-from moe_lessons.widgets.controls import Boxes
-from moe_lessons.widgets.lab import Lab, names_of
+from moe_lessons.widgets.controls import CheckBoxes
+from moe_lessons.widgets.laboratory import Lab, names_of
 
 USUAL_PANELS = ("loss", "layers", "domains", "classes", "text", "writing")
 SIZES = ("num_experts", "top_k", "d_ff", "router")  # fields of a `TransformerConfig` that have a control
@@ -95,7 +95,7 @@ class RoutingLab(Lab):
     def rows(self) -> list[W.Widget]:
         """The domains: a box for each, or the names of those of a task of your own."""
         if "domains" in self.START:
-            self.inputs["domains"] = Boxes("domains", DOMAINS)
+            self.inputs["domains"] = CheckBoxes("domains", DOMAINS)
             return [self.inputs["domains"]]
         names = html.escape(", ".join(self.main_run.task.domains))
         return [W.Box([W.HTML(f"Text: {names}")]).add_class("moe-bar")]

@@ -7,11 +7,11 @@ from typing import Any
 
 import ipywidgets as W
 
-from moe_lessons.errors import check_positive_int
 from moe_lessons.plots.marks import Axis, Boxes, Line, Panel, roomy
-from moe_lessons.static import static_mode
+from moe_lessons.support.errors import check_positive_int
+from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.live import end_with_its_cell
-from moe_lessons.widgets.loop import in_words
+from moe_lessons.widgets.loop import error_sentence
 from moe_lessons.widgets.picture import Picture
 
 
@@ -69,7 +69,7 @@ class TorchRun(Picture):
             for record in self.job:
                 self._on_the_loop(self._hear, record)
         except Exception as error:
-            self.trouble = in_words(error)
+            self.trouble = error_sentence(error)
         self._on_the_loop(self._end)
 
     def _on_the_loop(self, action, *arguments) -> None:

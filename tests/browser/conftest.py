@@ -32,7 +32,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error, sync_playwright
 
-from moe_lessons.render import KERNEL
+from tools.render import KERNEL
 
 collect_ignore = ["measure.py", "soak.py"]  # programs, not tests
 

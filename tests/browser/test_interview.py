@@ -1,7 +1,7 @@
 """The mock interview: an answer first, then ours beside it, by mouse and by keys; and all of it is kept."""
 
-CELLS = ("from moe_lessons import progress\nfrom moe_lessons.course import Interview\nInterview()",
-         "print(progress.load()['quiz']['12.not-56'])")  # fmt: skip
+CELLS = ("from moe_lessons.course import progress\nfrom moe_lessons.course import Interview\nInterview()",
+         "print(progress.read()['quiz']['12.not-56'])")  # fmt: skip
 
 
 def test_an_answer_comes_first_and_what_was_said_is_kept(open_notebook):

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MAKE = ROOT / "docs" / "make_site.py"
+MAKE = ROOT / "tools" / "site.py"
 
 
 @pytest.fixture(scope="module")

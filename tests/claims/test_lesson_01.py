@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from moe_lessons.analysis import TransformerShape, count_parameters
-from moe_lessons.analysis.cost import MODEL_SHAPES
+from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.attention import rotary
 from moe_lessons.plots import write

@@ -6,7 +6,7 @@ from statistics import median
 import pytest
 import torch
 
-from moe_lessons.analysis.cost import MODEL_SHAPES, count_parameters, published_models
+from moe_lessons.analysis.counting import MODEL_SHAPES, count_parameters, published_models
 from moe_lessons.analysis.inference import decode_speed
 from moe_lessons.analysis.roofline import machines
 from moe_lessons.analysis.timing import step_times

@@ -24,7 +24,7 @@ from moe_lessons.analysis import (
     paired_ratio,
     union_law,
 )
-from moe_lessons.analysis.cost import MODEL_SHAPES
+from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.exercises.check_decoding import my_full_batch
 from moe_lessons.nn import (
     EQUAL_ACTIVE,

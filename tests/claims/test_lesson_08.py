@@ -18,7 +18,7 @@ from moe_lessons.analysis import (
     effective_width,
     flops_per_token,
 )
-from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.results import last_of, load_results
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.nn import LanguageModel, dense_twin

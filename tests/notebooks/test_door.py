@@ -58,7 +58,7 @@ def test_the_cell_is_the_same_everywhere_and_names_what_the_course_needs():
     assert needed == set(re.search(r"install -q (\w.*)", min(cells))[1].split())
 
 
-@pytest.mark.parametrize("path", ["moe_lessons/jupyter/app.ipynb", "notebooks/course.ipynb"])
+@pytest.mark.parametrize("path", ["moe_lessons/commands/jupyter/app.ipynb", "notebooks/course.ipynb"])
 def test_on_a_static_page_what_is_no_lesson_says_what_it_is(path):
     cells = nbformat.read(ROOT / path, as_version=4).cells
     shown = [cell.outputs[-1].data for cell in cells if cell.cell_type == "code" and cell.outputs]

@@ -10,8 +10,8 @@ import pytest
 from nbval.plugin import get_sanitize_patterns
 
 from moe_lessons.exercises import EXERCISES
-from moe_lessons.render import WIDGET
-from moe_lessons.show import show_source
+from moe_lessons.support.show import show_source
+from tools.render import WIDGET
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_solutions import exercise_of, names_in  # noqa: E402

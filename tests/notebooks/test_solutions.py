@@ -14,7 +14,7 @@ import torch
 from IPython.core.inputtransformer2 import TransformerManager
 
 from moe_lessons import exercises
-from moe_lessons.show import show_source
+from moe_lessons.support.show import show_source
 
 TAG = "exercise:"
 to_python = TransformerManager().transform_cell

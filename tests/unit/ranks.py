@@ -16,7 +16,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import moe_lessons
 from moe_lessons.nn import MoE, SigmoidRouter, load_balancing_loss, seeded, update_expert_bias
-from moe_lessons.parallel import balancing, exchange
+from moe_lessons.parallel import exchange
+from moe_lessons.parallel import global_balance as balancing
 from moe_lessons.parallel.training import Settings, train
 
 D, F, E, K, TOKENS = 12, 20, 8, 2, 24

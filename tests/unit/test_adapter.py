@@ -18,7 +18,7 @@ from transformers import (
 
 from moe_lessons.hub import RunModel
 from moe_lessons.nn import load_balancing_loss, seeded
-from moe_lessons.plots.panels.load import layers
+from moe_lessons.plots.panels.shares import layers
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run
 from moe_lessons.widgets import LiveRun

@@ -14,7 +14,7 @@ from moe_lessons.plots.panels.curves import CURVES
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, remedy_setting
 from moe_lessons.training.knobs import KNOBS, TRAINING
 from moe_lessons.widgets import BalancingLab
-from moe_lessons.widgets.balancing import ALONE
+from moe_lessons.widgets.balancing_lab import ALONE
 
 TWO = ("nothing", "auxiliary loss")
 PAIR = "auxiliary loss + capacity"

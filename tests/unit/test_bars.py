@@ -8,9 +8,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from moe_lessons.render import WIDGET
 from moe_lessons.training import PlaneSetting, bar, plane_runs, train
 from moe_lessons.training.bars import SOON
+from tools.render import WIDGET
 
 
 def interrupt() -> None:

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
-from moe_lessons import bench
-from moe_lessons.bench import cases
-from moe_lessons.bench.cases import AUTO, FORWARD, MIXTURE, PASSES, TRAINING, Case, Layer, all_cases
 from moe_lessons.nn import DISPATCH, EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, TransformerConfig
+from tools import bench
+from tools import bench_cases as cases
+from tools.bench_cases import AUTO, FORWARD, MIXTURE, PASSES, TRAINING, Case, Layer, all_cases
 
 CPU = torch.device("cpu")
 SMALL = Layer(E=4, K=2, T=24, D=8, F=4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from live_tools import MyMoE, click, mark, on_a_loop, settled
 
-from moe_lessons.analysis.cost import count_parameters
+from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.nn import (
     ExpertChoiceRouter,
     FeedForward,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from live_tools import mark
 
 from moe_lessons.analysis import Machine, plan, published_models, timing, union_law
-from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_seconds
 from moe_lessons.plots.marks import Line, Parts, Rule, Table
 from moe_lessons.training.knobs import KNOBS

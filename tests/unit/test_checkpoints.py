@@ -11,8 +11,8 @@ import pytest
 import torch
 from oracle import refused
 
-from moe_lessons import files
 from moe_lessons.nn import FeedForward, LanguageModel, MoE, NoisyTopKRouter, SigmoidRouter, TransformerConfig, seeded
+from moe_lessons.support import files
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask, make_text
 from moe_lessons.training import PlaneSetting, Record, Run, SeedBand, TrainingDiverged
 from moe_lessons.training.checkpoints import FORMAT, load_checkpoint, save_checkpoint

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-SPEC = importlib.util.spec_from_file_location("measure", Path(__file__).parents[1] / "claims" / "measure.py")
+SPEC = importlib.util.spec_from_file_location("measure", Path(__file__).parents[2] / "tools" / "claims.py")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 import moe_lessons
 from moe_lessons import __main__ as cli
-from moe_lessons import lab
+from moe_lessons.commands import lab
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -22,7 +22,7 @@ def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, mon
     assert calls == [["--quick", "a"]]
 
 
-@pytest.mark.parametrize("command", ["lab", "app", "render", "bench", "doctor"])
+@pytest.mark.parametrize("command", ["lab", "app", "sweep", "doctor"])
 def test_each_command_refuses_what_it_does_not_know(command, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--nonsense"])
@@ -38,14 +38,15 @@ def test_alone_it_lists_each_command_with_a_line(capsys):
     assert capsys.readouterr().out == f"moe_lessons {moe_lessons.__version__}\n"
 
 
-@pytest.mark.parametrize("wrong, nearest", [("lap", "lab"), ("benhc", "bench"), ("Doctor", "doctor")])
+@pytest.mark.parametrize("wrong, nearest", [("lap", "lab"), ("swep", "sweep"), ("Doctor", "doctor")])
 def test_a_command_that_is_not_there_names_the_nearest(wrong, nearest, capsys):
     assert cli.main([wrong]) == 2
     assert f"There is no command {wrong!r}. Did you mean {nearest}?" in capsys.readouterr().err
 
 
 def test_the_list_does_not_wait_for_torch():
-    loaded = "import sys, moe_lessons.__main__ as m; m.main([]); import moe_lessons.lab; print('torch' in sys.modules)"
+    loaded = "import sys, moe_lessons.__main__ as m; m.main([]); from moe_lessons.commands import lab"
+    loaded += "; print('torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
 
 

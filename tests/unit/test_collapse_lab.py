@@ -9,7 +9,7 @@ from moe_lessons.plots import THEMES, LessonFigure, expert_color
 from moe_lessons.plots.collapse import accuracy_dots, dead_curves, dead_histogram, push_bars, share_scatter
 from moe_lessons.plots.marks import Bars, Stack
 from moe_lessons.training import PRESETS
-from moe_lessons.widgets.collapse import PANELS_OF_A_COLLAPSE, CollapseLab
+from moe_lessons.widgets.collapse_lab import PANELS_OF_A_COLLAPSE, CollapseLab
 
 
 @on_a_loop

@@ -10,7 +10,13 @@ from live_tools import MyMoE
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, TransformerShape, count_parameters, flops_per_token
+from moe_lessons.analysis.counting import (
+    MODEL_SHAPES,
+    ParameterCount,
+    TransformerShape,
+    count_parameters,
+    flops_per_token,
+)
 from moe_lessons.analysis.inference import bytes_per_step
 from moe_lessons.nn import (
     ExpertChoiceRouter,

@@ -8,10 +8,10 @@ import sys
 import pytest
 import torch
 
-from moe_lessons import cost
 from moe_lessons.__main__ import main
-from moe_lessons.analysis.published import count_config, count_model, find_blocks, read_config
 from moe_lessons.analysis.roofline import machines, published_sizes
+from moe_lessons.hub import cost_report as cost
+from moe_lessons.hub.published import count_config, count_model, find_blocks, read_config
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 hf_families = pytest.importorskip("hf_families")
@@ -257,7 +257,7 @@ def test_a_library_that_the_class_of_a_model_lacks_is_named(tmp_path, capsys, mo
     def refuse(*_):
         raise ImportError("\nit needs\n  timm")
 
-    monkeypatch.setattr("moe_lessons.analysis.published.build", refuse)
+    monkeypatch.setattr("moe_lessons.hub.published.build", refuse)
     assert main(["cost", str(tmp_path)]) == 1
     said = "transformers cannot build this configuration: ImportError: it needs timm"
     assert capsys.readouterr().err == f"cost: {said}\n"

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from traitlets import TraitError
 
-from moe_lessons import progress
-from moe_lessons.course import CoursePage, Quiz, page
+from moe_lessons.course import CoursePage, Quiz, page, progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 from moe_lessons.exercises import EXERCISES
@@ -105,7 +104,7 @@ def test_the_first_and_the_last_answer_are_kept_and_shown_again(new_session):
     new_session()
     again = Quiz("05")
     assert again.questions[0].answer == right
-    entry = progress.load()["quiz"][question.key]
+    entry = progress.read()["quiz"][question.key]
     assert (entry["first"], entry["last"], entry["right_first"], entry["right"]) == (wrong, right, False, True)
     assert f"1 of {len(quiz.questions)} answered, 1 right, 0 of them at the first try" in again.score.value
     with pytest.raises(TraitError):
@@ -210,10 +209,10 @@ def test_the_view_exports_and_asks_before_it_forgets(path, tmp_path, monkeypatch
     view.ask.click()
     assert (view.ask.layout.display, view.yes.layout.display) == ("none", "")
     view.no.click()
-    assert view.yes.layout.display == "none" and progress.load()["quiz"]
+    assert view.yes.layout.display == "none" and progress.read()["quiz"]
     view.ask.click()
     view.yes.click()
-    assert "A copy is in" in view.said.value and not progress.load()["quiz"]
+    assert "A copy is in" in view.said.value and not progress.read()["quiz"]
     assert f"0 of {len(LESSONS)} lessons done" in view.table.outputs[0]["data"]["text/markdown"]
 
 
@@ -224,7 +223,7 @@ def test_what_cannot_be_written_is_said(path, tmp_path, monkeypatch):
     path.chmod(0o444)
     view.ask.click()
     view.yes.click()
-    assert "Nothing was forgotten" in view.said.value and progress.load()["quiz"]
+    assert "Nothing was forgotten" in view.said.value and progress.read()["quiz"]
     monkeypatch.setattr(progress, "export", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     next(button for button in view.children[1].children if button.description == "Export").click()
     assert "Nothing was exported: [Errno 28] No space left on device" in view.said.value

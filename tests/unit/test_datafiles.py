@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from moe_lessons import datafiles
+from moe_lessons.support import data as datafiles
 
 
 def test_an_unknown_name_lists_what_there_is():

@@ -8,7 +8,7 @@ import jupyterlab.commands
 import pytest
 import torch
 
-from moe_lessons import doctor
+from moe_lessons.commands import doctor
 
 
 def test_a_healthy_installation_passes(capsys):

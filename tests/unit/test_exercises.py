@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from moe_lessons import progress
+from moe_lessons.course import progress
 from moe_lessons.exercises import EXERCISES, limits
 from moe_lessons.exercises.compare import Comparison
 from moe_lessons.exercises.exercise import Check, Exercise, Hint
-from moe_lessons.show import Source
+from moe_lessons.support.show import Source
 
 LESSONS = sorted(path.stem.split("_")[0] for path in (Path(__file__).parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 MISTAKES = [(exercise, mistake) for exercise in EXERCISES for mistake in exercise.mistakes]
@@ -33,7 +33,7 @@ def exercise(request) -> Exercise:
 
 
 def entry(exercise: Exercise) -> dict:
-    return progress.load()["exercises"].get(exercise.key, {})
+    return progress.read()["exercises"].get(exercise.key, {})
 
 
 def is_readable(check: Check) -> bool:

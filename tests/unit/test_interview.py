@@ -6,9 +6,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from moe_lessons import progress
-from moe_lessons.course import Answer, Interview, figures, lacking
-from moe_lessons.course.interview import FIGURE, SOURCE, in_words, parse, sections, sources
+from moe_lessons.course import Answer, Interview, figures, lacking, progress
+from moe_lessons.course.interview import FIGURE, SOURCE, figure_sentence, parse, sections, sources
 from moe_lessons.course.lessons import LESSONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +61,7 @@ def test_the_answer_has_the_learners_own_figures(length, measured):
     needed = FIGURE.findall(TEXTS[length])
     assert needed and not FIGURE.search(answer) and not re.search(r"\[\d\d\w?: ", answer)
     for key in needed:
-        assert in_words(progress.load()["figures"][key]) in answer
+        assert figure_sentence(progress.read()["figures"][key]) in answer
     files = {lesson.file for lesson in LESSONS}
     assert {file for file in re.findall(r"\]\((\w+\.ipynb)\)", answer)} <= files
 
@@ -111,7 +110,7 @@ def test_an_answer_comes_first_and_all_is_remembered(measured):
     assert interview.answer.value == "Because."
     again = Interview()
     assert again.answer.value == "Because." and [tick.value for tick in again.ticks[:2]] == [False, True]
-    assert progress.load()["quiz"][f"12.{again.key}"]["said"][:2] == [False, True]
+    assert progress.read()["quiz"][f"12.{again.key}"]["said"][:2] == [False, True]
 
 
 def test_what_is_only_written_is_kept_too_and_trouble_with_the_file_is_said(measured, monkeypatch):
@@ -119,7 +118,7 @@ def test_what_is_only_written_is_kept_too_and_trouble_with_the_file_is_said(meas
     interview.answer.value = "Half an answ"  # and the tab is closed
     assert Interview().answer.value == "Half an answ"
     interview.next.click()
-    assert len(progress.load()["quiz"]) == 1  # nothing is kept of what was only looked at
+    assert len(progress.read()["quiz"]) == 1  # nothing is kept of what was only looked at
     interview.back.click()
     interview.show.click()
     interview.answer.value = "A better one"

@@ -41,7 +41,7 @@ START = {
 @pytest.mark.parametrize("lab", START)
 @on_a_loop
 async def test_what_is_of_the_structure_starts_afresh_and_reset_does_so_too(lab, monkeypatch):
-    monkeypatch.setattr("moe_lessons.widgets.lab.RECENT", 1)  # then two steps are enough for a ghost
+    monkeypatch.setattr("moe_lessons.widgets.laboratory.RECENT", 1)  # then two steps are enough for a ghost
     changes, lab = START[lab], LABS[lab]()
     assert tuple(changes) == lab.START
     for name, value in changes.items():

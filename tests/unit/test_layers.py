@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "moe_lessons"
 # Each may import those before it.
 LAYERS = ["nn", "tasks", "training", "analysis", "plots", "widgets"]
-BELOW_ALL = {"files", "errors", "datafiles", "static", "progress"}  # these import nothing of ours, but static and files
+BESIDE = {"course", "exercises", "hub", "parallel", "commands"}  # these use what they need; nothing below imports them
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -22,23 +22,15 @@ def imported(source: str) -> set[str]:
     return names | {f"{node.module}.{alias.name}" for node in froms for alias in node.names}
 
 
-def allowed_in(path: Path) -> set[str] | None:
-    """The parts of the package that a module may import; None where nothing is said about it."""
+def allowed_in(path: Path) -> set[str]:
+    """The parts of the package that a module may import."""
     part = path.parts[0].removesuffix(".py")
-    if part == "nn":
-        return {"nn", "errors"}
-    if part == "exercises":  # beside the layers: they count and measure, and draw nothing
-        return BELOW_ALL | {"exercises", "nn", "tasks", "training", "analysis", "show"}
-    if part == "course":  # beside them, too: it asks, and shows what is kept
-        return BELOW_ALL | {"course", "exercises", *LAYERS}
-    if part == "parallel":  # beside them, too: ranks draw nothing
-        return BELOW_ALL | {"parallel", *LAYERS[: LAYERS.index("analysis") + 1]}
     if part in LAYERS:
-        return BELOW_ALL | set(LAYERS[: LAYERS.index(part) + 1])
-    return {"static", "files"} if part in BELOW_ALL else None
+        return {"support", *LAYERS[: LAYERS.index(part) + 1]}
+    return {"support"} if part == "support" else {"support", *LAYERS, *BESIDE}
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if allowed_in(path) is not None], ids=str)
+@pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_point_downwards(path):
     names = imported((PACKAGE / path).read_text(encoding="utf-8"))
     above = {name.split(".")[1] for name in names if name.startswith("moe_lessons.")} - allowed_in(path)
@@ -48,8 +40,8 @@ def test_imports_point_downwards(path):
         assert not outside, f"moe_lessons/{path} imports {', '.join(sorted(outside))} beside torch"
 
 
-def test_every_layer_was_found():
-    assert {*LAYERS, "exercises", "course", "parallel", "progress.py"} <= {path.parts[0] for path in MODULES}
+def test_every_part_was_found_and_nothing_else():
+    assert {path.parts[0] for path in MODULES} == {*LAYERS, *BESIDE, "support", "__init__.py", "__main__.py"}
 
 
 @pytest.mark.parametrize(

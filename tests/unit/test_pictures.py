@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from moe_lessons import pictures
+from tools import pictures
 
 DOCS = Path(__file__).resolve().parents[2] / pictures.FOLDER
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_lessons.analysis import Link, fit_link, plan
-from moe_lessons.analysis.cost import MODEL_SHAPES, TransformerShape
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.links import interconnects, link_of
 from moe_lessons.analysis.planner import UTILISATION, copies_sent
 from moe_lessons.analysis.roofline import machine_for, machines, published_sizes, sizes_of, step_seconds

@@ -15,15 +15,15 @@ from PIL import Image
 
 from moe_lessons import plots
 from moe_lessons.analysis import count_parameters, flops_per_token
-from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount
+from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount
 from moe_lessons.nn import EQUAL_ACTIVE, LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
 from moe_lessons.plots import PANELS, RECENT, THEMES, LessonFigure, layer_loads, loss_curve, recent_load, spent
 from moe_lessons.plots.by_layer import bars_by_layer
-from moe_lessons.plots.cost import parameter_bars, parameter_growth, share_bars
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
 from moe_lessons.plots.panels._history import MOST_PLACES, History, history
-from moe_lessons.plots.panels.load import film_panel, layers_panel, load_panel
 from moe_lessons.plots.panels.loss import loss_panel
+from moe_lessons.plots.panels.shares import film_panel, layers_panel, load_panel
+from moe_lessons.plots.parameters import parameter_bars, parameter_growth, share_bars
 from moe_lessons.plots.theme import expert_color, expert_hatch, model_inks
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs

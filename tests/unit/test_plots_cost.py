@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moe_lessons.analysis.cost import MODEL_SHAPES, ParameterCount, published_models
+from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, published_models
 from moe_lessons.analysis.roofline import machines, published_sizes, sizes_of
-from moe_lessons.plots.cost import (
+from moe_lessons.plots.parameters import (
     cost_table,
     parameter_bars,
     parameter_growth,

@@ -7,8 +7,8 @@ from matplotlib.colors import to_rgb
 
 from moe_lessons.analysis import check_published, plan
 from moe_lessons.plots import THEMES
-from moe_lessons.plots.exchange import plot_exchange
 from moe_lessons.plots.plan import plot_plan, plot_published
+from moe_lessons.plots.traffic import plot_exchange
 
 UNEVEN = torch.tensor([[10, 30, 0], [20, 20, 0], [5, 30, 5]])
 

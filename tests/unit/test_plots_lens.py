@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moe_lessons.nn import TopKRouter, seeded
-from moe_lessons.plots.lens import bars_by_model, changes, loads_of_models
+from moe_lessons.plots.health import bars_by_model, changes, loads_of_models
 from moe_lessons.plots.theme import THEMES
 
 TABLE = pd.DataFrame({"experts": [8, 64, 8], "shared": [0, 0, 1]}, index=["Mixtral", "OLMoE", "third"])

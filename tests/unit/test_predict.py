@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from traitlets import TraitError
 
-from moe_lessons import progress
-from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction, question
+from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction, progress, question
 
 QUESTION, OPTIONS = "How many experts will be left?", ("all", "some", "one")
 X, Y = ("step", 0, 100), ("loss, nats", 0, 4)
@@ -42,7 +41,7 @@ def test_an_answer_with_a_key_is_there_in_the_next_session_and_one_without_until
     new_session()
     question._without_key.clear()
     assert MAKERS[kind]("05.left").answer == ANSWERS[kind] and MAKERS[kind]().answer is None
-    assert list(progress.load()["predictions"]) == ["05.left"]
+    assert list(progress.read()["predictions"]) == ["05.left"]
 
 
 @pytest.mark.parametrize("kind", MAKERS)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from moe_lessons import progress
+from moe_lessons.course import progress
 
 KILLS = int(os.environ.get("KILLS", 1000))  # of a process that writes
 KEYS = ("05.a", "05.b", "05.e")
@@ -51,7 +51,7 @@ def test_what_is_recorded_is_there_in_the_next_session(path, new_session):
     assert progress.record("quiz", "05.survivors", first="a", last="b") == ""
     progress.record("figures", "07.speed", value=2.5)
     new_session()
-    found = progress.load()
+    found = progress.read()
     assert set(found) == set(progress.SECTIONS)
     assert found["figures"]["07.speed"]["value"] == 2.5
     assert found["quiz"]["05.survivors"].pop("when").endswith("+00:00")
@@ -64,8 +64,8 @@ def test_fields_of_a_key_that_are_not_given_stay(path, new_session):
     new_session()
     progress.record("exercises", "05.slowdown", hints=2)
     progress.record("exercises", "05.push", solved=True)
-    assert {k: e["hints"] for k, e in progress.load()["exercises"].items() if "hints" in e} == {"05.slowdown": 2}
-    assert all(entry["solved"] for entry in progress.load()["exercises"].values())
+    assert {k: e["hints"] for k, e in progress.read()["exercises"].items() if "hints" in e} == {"05.slowdown": 2}
+    assert all(entry["solved"] for entry in progress.read()["exercises"].values())
 
 
 def test_numbers_of_numpy_and_torch_become_numbers(path):
@@ -90,10 +90,10 @@ def test_switched_off_it_lives_in_this_session_only(path, monkeypatch, new_sessi
     progress.record("quiz", "05.a", last="old")
     before = path.read_bytes()
     monkeypatch.setenv(name, value)
-    assert progress.file() is None and progress.load()["quiz"] == {}
+    assert progress.file() is None and progress.read()["quiz"] == {}
     progress.record("quiz", "05.b", last="new")
-    assert progress.load()["quiz"]["05.b"]["last"] == "new" and path.read_bytes() == before
-    assert progress.reset() is None and progress.load()["quiz"] == {} and path.read_bytes() == before
+    assert progress.read()["quiz"]["05.b"]["last"] == "new" and path.read_bytes() == before
+    assert progress.reset() is None and progress.read()["quiz"] == {} and path.read_bytes() == before
 
 
 def test_without_the_variable_it_is_in_the_users_data_folder(monkeypatch, tmp_path):
@@ -123,10 +123,10 @@ def test_reset_forgets_everything_and_keeps_a_dated_copy(path, new_session):
     progress.record("quiz", "05.a", last="b")
     copy = progress.reset()
     assert copy.parent == path.parent and content(copy)["quiz"]["05.a"]["last"] == "b"
-    assert not any(progress.load().values())
+    assert not any(progress.read().values())
     path.write_bytes(b"")  # nor does it come back from the second copy
     new_session()
-    assert not any(progress.load().values())
+    assert not any(progress.read().values())
 
 
 # --- a process that is killed, and others that write ---
@@ -134,7 +134,7 @@ def test_reset_forgets_everything_and_keeps_a_dated_copy(path, new_session):
 
 NURSERY = """
     import os, random, signal, sys, time
-    from moe_lessons import progress
+    from moe_lessons.course import progress
 
     def child(first, done):
         for number in range(first, first + 10**6):
@@ -157,7 +157,7 @@ NURSERY = """
             acknowledged = int.from_bytes(told[-4:], "big")
         os.close(done)
         middle += os.path.exists(sys.argv[2] + ".new")
-        found = progress.load()["figures"]
+        found = progress.read()["figures"]
         assert not progress._said, progress._said
         number = max(entry["value"] for entry in found.values())
         assert acknowledged <= number <= acknowledged + 1, (acknowledged, number)
@@ -178,7 +178,7 @@ def test_kills_in_the_middle_of_a_write_lose_nothing(tmp_path):
 
 
 def test_two_writers_at_once_lose_nothing(path):
-    code = "import sys; from moe_lessons import progress as p; p.PATIENCE = 50\n"
+    code = "import sys; from moe_lessons.course import progress as p; p.PATIENCE = 50\n"
     code += "for i in range(100): assert not p.record('quiz', f'05.{sys.argv[1]}{i}', last=i)"
     writers = [subprocess.Popen([sys.executable, "-c", code, name]) for name in "ab"]
     threads = [threading.Thread(target=progress.record, args=("quiz", f"05.c{i}")) for i in range(9)]
@@ -187,7 +187,7 @@ def test_two_writers_at_once_lose_nothing(path):
     assert [writer.wait(60) for writer in writers] == [0, 0]
     for thread in threads:
         thread.join()
-    assert len(progress.load()["quiz"]) == 209
+    assert len(progress.read()["quiz"]) == 209
 
 
 def test_a_lock_that_is_never_let_go_delays_once_and_loses_nothing(path, monkeypatch, capsys):
@@ -198,7 +198,7 @@ def test_a_lock_that_is_never_let_go_delays_once_and_loses_nothing(path, monkeyp
         for answer in "bcdefghijk":
             assert "another process holds" in progress.record("quiz", "05.b", last=answer)
         assert time.monotonic() - start < 1.5
-        assert progress.load()["quiz"]["05.b"]["last"] == "k" and "05.b" not in content(path)["quiz"]
+        assert progress.read()["quiz"]["05.b"]["last"] == "k" and "05.b" not in content(path)["quiz"]
     assert progress.record("quiz", "05.c", last="c") == ""
     assert list(content(path)["quiz"]) == ["05.a", "05.b", "05.c"]
     assert capsys.readouterr().err.count("\n") == 1
@@ -219,7 +219,7 @@ def test_on_a_full_disk_the_file_stays_whole_and_the_answers_come_later(path, mo
         full.setattr(os, name, out_of_space)
         for answer in "bcd":
             assert "No space left on device. Your answers stay in this" in progress.record("quiz", "05.b", last=answer)
-    assert path.read_bytes() == before and progress.load()["quiz"]["05.b"]["last"] == "d"
+    assert path.read_bytes() == before and progress.read()["quiz"]["05.b"]["last"] == "d"
     assert progress.record("quiz", "05.e", last="e") == ""
     assert [(key, entry["last"]) for key, entry in content(path)["quiz"].items()] == list(zip(KEYS, "ade"))
     assert capsys.readouterr().err.count("\n") == 1
@@ -232,11 +232,11 @@ def test_on_a_full_disk_the_file_stays_whole_and_the_answers_come_later(path, mo
 def test_a_real_limit_on_the_size_of_files(path):
     code = """
         import resource
-        from moe_lessons import progress
+        from moe_lessons.course import progress
         progress.record("quiz", "05.a", last="a")
         resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
         assert "File too large" in progress.record("quiz", "05.b", last="b" * 1000)
-        assert len(progress.load()["quiz"]) == 2
+        assert len(progress.read()["quiz"]) == 2
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     """  # and at its end the process tries once more
     subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=60)
@@ -248,10 +248,10 @@ def test_a_read_only_file_is_not_replaced(path, capsys):
     path.chmod(0o444)
     before = path.read_bytes()
     assert "the file is read-only" in progress.record("quiz", "05.b", last="b")
-    assert path.read_bytes() == before and len(progress.load()["quiz"]) == 2
+    assert path.read_bytes() == before and len(progress.read()["quiz"]) == 2
     with pytest.raises(PermissionError):
         progress.reset()
-    assert len(progress.load()["quiz"]) == 2
+    assert len(progress.read()["quiz"]) == 2
     path.chmod(0o644)
     assert progress.record("quiz", "05.c", last="c") == "" and len(content(path)["quiz"]) == 3
 
@@ -284,7 +284,7 @@ def test_a_folder_that_is_closed(monkeypatch, capfd, mode, damaged):
         def answer():
             for _ in range(3):
                 assert "Permission denied" in progress.record("quiz", "05.b", last="b")
-                assert list(progress.load()["quiz"]) == (["05.b"] if mode == 0 else ["05.a", "05.b"])
+                assert list(progress.read()["quiz"]) == (["05.b"] if mode == 0 else ["05.a", "05.b"])
 
         assert as_another_user(answer) == 0, capfd.readouterr().err
         assert capfd.readouterr().err.count("\n") == 1 + damaged
@@ -299,7 +299,7 @@ def test_a_place_where_no_file_can_be(path, capsys, kind):
         path.parent.write_text("")
     for answer in "abc":
         assert "Not saved yet" in progress.record("quiz", "05.a", last=answer)
-    assert progress.load()["quiz"]["05.a"]["last"] == "c"
+    assert progress.read()["quiz"]["05.a"]["last"] == "c"
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -312,7 +312,7 @@ def test_a_damaged_file_is_kept_aside_and_its_second_copy_used(path, new_session
     progress.record("quiz", "05.a", first="a", last="b")
     path.write_bytes(DAMAGED[damage])
     new_session()
-    found = progress.load() if by == "load" else progress.record("quiz", "05.c", last="c") or progress.load()
+    found = progress.read() if by == "load" else progress.record("quiz", "05.c", last="c") or progress.read()
     assert found["quiz"]["05.a"]["last"] == "b" and (by == "load" or found["quiz"]["05.c"]["last"] == "c")
     assert found["figures"] == ({"07.speed": {"value": 2.0}} if b"speed" in DAMAGED[damage] else {})
     (aside,) = path.parent.glob("*damaged*")
@@ -328,7 +328,7 @@ def test_a_damaged_file_is_kept_aside_and_its_second_copy_used(path, new_session
 def test_without_a_copy_what_can_be_read_of_it_is_used(path, damage):
     path.parent.mkdir()
     path.write_bytes(DAMAGED[damage])
-    assert progress.load()["figures"] == ({"07.speed": {"value": 2.0}} if b"speed" in DAMAGED[damage] else {})
+    assert progress.read()["figures"] == ({"07.speed": {"value": 2.0}} if b"speed" in DAMAGED[damage] else {})
     assert progress.record("quiz", "05.a", last="a") == "" and content(path)["version"] == 1
 
 
@@ -337,7 +337,7 @@ def test_no_room_to_keep_a_damaged_file_leaves_it_as_it_is(path, monkeypatch):
     path.write_bytes(b"damaged")
     monkeypatch.setattr(progress.shutil, "copyfile", out_of_space)
     assert "No space left" in progress.record("quiz", "05.a", last="a")
-    assert path.read_bytes() == b"damaged" and progress.load()["quiz"]["05.a"]["last"] == "a"
+    assert path.read_bytes() == b"damaged" and progress.read()["quiz"]["05.a"]["last"] == "a"
 
 
 def test_a_file_from_the_future_is_never_written_over(path, capsys):
@@ -346,7 +346,7 @@ def test_a_file_from_the_future_is_never_written_over(path, capsys):
     before = path.read_bytes()
     for answer in "abc":
         assert "of a later version of the course (2)" in progress.record("quiz", "05.b", last=answer)
-    assert progress.load()["quiz"]["05.b"]["last"] == "c"
+    assert progress.read()["quiz"]["05.b"]["last"] == "c"
     for ask in (progress.reset, lambda: progress.export(path.with_name("mine.json"))):  # it would be a part only
         with pytest.raises(OSError, match=r"is of a later version of the course \(2\) and is left alone"):
             ask()
@@ -356,5 +356,5 @@ def test_a_file_from_the_future_is_never_written_over(path, capsys):
 
 
 def test_it_is_light():
-    code = "import sys, moe_lessons.progress; print({'torch', 'numpy', 'ipywidgets'} & set(sys.modules))"
+    code = "import sys, moe_lessons.course.progress; print({'torch', 'numpy', 'ipywidgets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

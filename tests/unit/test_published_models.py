@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_lessons.analysis.cost import published_models
+from moe_lessons.analysis.counting import published_models
 from moe_lessons.analysis.roofline import published_sizes
-from moe_lessons.datafiles import data_path
+from moe_lessons.support.data import data_path
 
 CSV = data_path("published_models.csv")
 

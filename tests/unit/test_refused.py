@@ -9,7 +9,6 @@ import torch
 from oracle import refused
 
 import moe_lessons.parallel  # noqa: F401  which adds a way to DISPATCH
-from moe_lessons.errors import check_device, check_seed
 from moe_lessons.nn import (
     ACTIVATIONS,
     DISPATCH,
@@ -32,6 +31,7 @@ from moe_lessons.nn import (
     muted,
     update_expert_bias,
 )
+from moe_lessons.support.errors import check_device, check_seed
 
 LAYERS = (FeedForward, Experts, MoE, SoftMoE)
 ROUTERS = (TopKRouter, NoisyTopKRouter, SigmoidRouter, ExpertChoiceRouter)

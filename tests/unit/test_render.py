@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from moe_lessons import render
+from tools import render
 
 
 def write(path, *sources):

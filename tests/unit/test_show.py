@@ -3,7 +3,7 @@
 import inspect
 
 from moe_lessons.nn import MoE
-from moe_lessons.show import show_source
+from moe_lessons.support.show import show_source
 
 
 def test_a_method_is_shown_in_colour_and_as_text_without_the_indent_of_its_class():

@@ -13,8 +13,8 @@ from test_marks import MARKS
 
 from moe_lessons.plots import THEMES, LessonFigure, draw, expert_color, figure, marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Rule, Spots, Stack, Table, Text
-from moe_lessons.plots.panels.load import load_panel
 from moe_lessons.plots.panels.loss import loss_panel
+from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.panels.text import characters, text_panel
 from moe_lessons.plots.still import DIRECTIONS, _lay_out
 from moe_lessons.plots.theme import LIGHT, RED

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from moe_lessons import __main__ as cli
-from moe_lessons import datafiles, sweep
 from moe_lessons.analysis import count_parameters, flops_per_token, load_results
+from moe_lessons.analysis import sweeps as sweep
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.support import data as datafiles
 from moe_lessons.training import Run, TrainingDiverged
 
 TASK = sweep.TEXT.text

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import refused
 
-from moe_lessons.datafiles import data_path
+from moe_lessons.support.data import data_path
 from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, TextTask, byte_class, decode, encode, make_text
 from moe_lessons.tasks.text import HELD_OUT_BYTES, PEOPLE, TO_GREEK, VERBS, WRITERS
 

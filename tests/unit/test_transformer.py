@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_lessons.analysis.cost import TransformerShape, count_parameters, flops_per_token
+from moe_lessons.analysis.counting import TransformerShape, count_parameters, flops_per_token
 from moe_lessons.nn import (
     DISPATCH,
     Attention,

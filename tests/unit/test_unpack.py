@@ -9,8 +9,8 @@ import sys
 import nbformat
 import pytest
 
-from moe_lessons import unpack
-from moe_lessons.unpack import MANIFEST
+from moe_lessons.support import unpack
+from moe_lessons.support.unpack import MANIFEST
 
 
 def write(path, *sources, output=""):
@@ -127,7 +127,7 @@ def test_an_interrupted_copy_leaves_whole_files_and_goes_on(lessons, tmp_path, m
 LIMITED = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-from moe_lessons import lab
+from moe_lessons.commands import lab
 sys.exit(lab.main([sys.argv[1], "--no-browser"]))
 """
 

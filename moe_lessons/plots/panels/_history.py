@@ -5,7 +5,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from torch import Tensor
 
-from moe_lessons.analysis.cost import flops_per_token
+from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.training import Run
 
 MOST_PLACES = 256  # of a curve: more are not seen

@@ -4,14 +4,14 @@ K of E experts do; and a strip of the tokens, sorted to their experts and put ba
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.analysis.cost import count_parameters
-from moe_lessons.errors import check_choice, in_words, is_whole
+from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.nn import EQUAL_TOTAL, FeedForward, Routing, dense_twin, evaluating, is_moe
 from moe_lessons.nn.ffn import GATED
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel
 from moe_lessons.plots.panels._history import as_array
 from moe_lessons.plots.still import figure
 from moe_lessons.plots.theme import THEMES, LessonFigure
+from moe_lessons.support.errors import check_choice, in_words, is_whole
 
 MOST_EXPERTS = MOST_TOKENS = 16  # that have room for their numbers
 WIDTH, HEIGHT = 980, 480  # of the drawing, in units of about a pixel, with the first row on top

@@ -2,11 +2,11 @@
 
 from matplotlib.axes import Axes
 
-from moe_lessons.errors import check_choice
 from moe_lessons.plots.marks import Axis, Line, Panel, Rule, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, loss_curve, spent
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import model_inks
+from moe_lessons.support.errors import check_choice
 
 
 def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: float = 200) -> Panel:

@@ -9,7 +9,7 @@ from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, torch_threads
 from moe_lessons.plots.panels.facts import wall
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.settings import FACTS_LR
-from moe_lessons.widgets.lab import Lab
+from moe_lessons.widgets.laboratory import Lab
 
 WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL))
 STOPS = {"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)}

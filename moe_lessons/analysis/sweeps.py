@@ -8,7 +8,6 @@ like, the same command goes on with what is missing. `analysis.load_results` rea
 its times do, since the processes share memory and caches.
 """
 
-import argparse
 import json
 import platform
 import time
@@ -28,13 +27,11 @@ from tqdm import tqdm
 from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
-from moe_lessons.datafiles import FOLDER
-from moe_lessons.errors import check_positive_int
-from moe_lessons.files import write_whole
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin
 from moe_lessons.nn.families import modern
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import soft_twin
+from moe_lessons.support.files import write_whole
 from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
 from moe_lessons.training import Run, TrainingDiverged, settings
 
@@ -282,25 +279,3 @@ def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None)
         lines = (f"{json.dumps(row)}\n" for row in (settings or header, *ordered.values()))
         write_whole(path, "".join(lines).encode())
     print(f"{name}: all {len(sweep.table())} runs are in {path}")
-
-
-def main(argv: Sequence[str] = ()) -> int:
-    about = "Train many small language models, and keep what they showed. Interrupt it when you like: it goes on."
-    parser = argparse.ArgumentParser("python -m moe_lessons sweep", description=about)
-    parser.add_argument("name", choices=[*SWEEPS, *GROUPS], help="what each is for: data/README.md")
-    parser.add_argument("--output", type=Path, default=FOLDER / "results", help="default: data/results")
-    parser.add_argument("--jobs", type=int, default=1, help="processes of this machine that train (default: 1)")
-    parser.add_argument("--dask", metavar="ADDRESS", help="train on a dask cluster: tcp://scheduler:8786")
-    options = parser.parse_args(argv)
-    try:
-        check_positive_int("--jobs", options.jobs)
-        for name in GROUPS.get(options.name, [options.name]):
-            train_missing(name, options.output / f"{name}.jsonl", options.jobs, options.dask)
-    except ImportError as error:
-        parser.error(f"--dask needs {error.name or error}: pip install 'moe_lessons[cluster]'")
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        print("\nInterrupted: the runs that are finished are kept, and the same command goes on.")
-        return 130
-    return 0

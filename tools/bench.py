@@ -1,4 +1,4 @@
-"""``python -m moe_lessons bench``: what a mixture of experts costs on this machine, in some four minutes.
+"""``python -m tools.bench``: what a mixture of experts costs on this machine, in some four minutes.
 
 Ratios of times taken side by side hold from one day to the next, milliseconds do not. So everything takes turns with
 what it is compared with, in one process, and the median of the ratios is shown. `cases` says what is compared.
@@ -16,15 +16,15 @@ import pandas as pd
 import torch
 
 from moe_lessons.analysis.timing import Ratio, cpu_name, milliseconds, rounds_within, take_turns
-from moe_lessons.bench.cases import Case, all_cases, transformers_version
-from moe_lessons.errors import check_device, check_positive_int
 from moe_lessons.nn import torch_threads
 from moe_lessons.plots.theme import LIGHT, PALETTE, LessonFigure, dress, log_axis
+from moe_lessons.support.errors import check_device, check_positive_int
 from moe_lessons.training import bar
+from tools.bench_cases import Case, all_cases, transformers_version
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    parser = argparse.ArgumentParser(prog="python -m moe_lessons bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows of the table, and the machine")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios")
     parser.add_argument("--quick", action="store_true", help="only small cases: some 20 seconds")

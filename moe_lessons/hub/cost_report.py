@@ -1,37 +1,13 @@
-"""``python -m moe_lessons cost CONFIG.json``: what a published model costs, from its configuration alone.
+"""What a published model costs: all figures of its configuration, and the same in words."""
 
-Nothing is downloaded, and no code is run but that of the installed transformers (extra: hf).
-"""
-
-import argparse
-import json
-import os
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
-from moe_lessons.analysis.published import PublishedCount, count_config, read_config
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machines, on_machine
-from moe_lessons.errors import check_count, say_refusal
+from moe_lessons.hub.published import PublishedCount
 from moe_lessons.plots.theme import short_number
 
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
-
-
-def main(argv: Sequence[str]) -> int:
-    """Print the costs; 1, with one sentence, where there is nothing to count."""
-    parser = argparse.ArgumentParser(prog="python -m moe_lessons cost", description=__doc__)
-    parser.add_argument("config", metavar="CONFIG.json", help="a model's configuration, or a folder with config.json")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--context", type=int, default=4096, help="tokens of the text that is written (default: 4096)")
-    options = parser.parse_args(argv)
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
-    try:
-        report = cost_report(count_config(read_config(options.config)), check_count("context", options.context))
-    except (ValueError, ImportError) as error:
-        return say_refusal("cost", error, str(error), options.json)
-    print(json.dumps(report, indent=2) if options.json else in_words(report))
-    return 0
 
 
 def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
@@ -77,7 +53,7 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
 CACHES = ("float32", "bfloat16", "fp8")
 
 
-def in_words(report: dict[str, Any]) -> str:
+def as_tables(report: dict[str, Any]) -> str:
     """The same as tables of text."""
     total, active, context = report["total_params"], report["active_params"], report["context_length"]
     kinds = [f"{k['top_k']} of {k['num_experts']} experts in {k['blocks']} blocks" for k in report["experts"]]

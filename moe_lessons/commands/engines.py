@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from moe_lessons.hub.engines import write_engine_configs
+from moe_lessons.hub.engine_files import write_engine_configs
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,8 +11,8 @@ from typing import Any
 import ipywidgets as W
 
 from moe_lessons.analysis.load import describe_load
-from moe_lessons.errors import check_choice, is_whole
 from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
+from moe_lessons.support.errors import check_choice, is_whole
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS, TRAINING, Box
 from moe_lessons.widgets.controls import control, heading, move

@@ -1,17 +1,15 @@
-"""``python -m moe_lessons lens MODEL --text FILE --out PAGE.html``: is the router of a published mixture healthy?
+"""Is the router of a published mixture healthy? One page of who worked, while the model read a text.
 
 The model reads the text, and one page shows who worked. Nothing leaves this machine, and no code of the model's own
 folder is run, but that of the installed transformers (extra: hf).
 """
 
-import argparse
 import functools
 import inspect
-import json
 import math
 import os
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from string import Template
@@ -25,13 +23,12 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis.load import describe_load, load_statistics
 from moe_lessons.analysis.traces import mutual_information, repeats, trace_table
-from moe_lessons.errors import check_device, check_positive_int, say_refusal
-from moe_lessons.files import write_whole
 from moe_lessons.hub import Lens, byte_tokenizer
 from moe_lessons.nn import Routing
 from moe_lessons.plots import THEMES, LessonFigure, layer_loads
-from moe_lessons.plots.panels.load import load_panel
+from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.still import plot
+from moe_lessons.support.files import write_whole
 from moe_lessons.training.run import DEAD_SHARE
 
 TEMPLATE = Path(__file__).with_name("lens_page.html")
@@ -39,37 +36,6 @@ WINDOW, BATCH = 512, 4096  # tokens: of a sequence, and of a call, at most
 TYPICAL = 6  # tokens that are shown of each expert
 SHOWN = 12  # layers whose experts' tokens are shown
 OFTEN = 30  # times that an expert should be met
-
-
-def main(argv: Sequence[str]) -> int:
-    """Write the page; 1, with one sentence, where there is nothing to see."""
-    parser = argparse.ArgumentParser(prog="python -m moe_lessons lens", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a folder that save_pretrained wrote, or a name on the hub")
-    parser.add_argument("--text", required=True, metavar="FILE", help="what the model is to read, in UTF-8")
-    parser.add_argument("--out", metavar="PAGE.html", help="where to write the page (one that is there is replaced)")
-    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
-    parser.add_argument("--tokens", type=int, default=16_384, help="tokens to read at most (default: %(default)s)")
-    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
-    options = parser.parse_args(argv)
-    if not options.out and not options.json:
-        parser.error("give --out PAGE.html, or --json, or both")
-    try:
-        if options.out:
-            check_writable(Path(options.out))
-        text, limit = read_text(options.text), check_positive_int("tokens", options.tokens)
-        device = check_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        model, tokenizer = load(options.model, device)
-        figures, routings = look(model, tokenizer, text, limit)
-        figures = {"model": options.model, "text": options.text} | figures
-        if options.out:
-            write(Path(options.out), page(figures, routings))
-    except (ValueError, ImportError, RuntimeError) as error:  # the last of a device without room
-        return say_refusal("lens", error, first_line(error), options.json)
-    if options.json:
-        print(json.dumps(figures, indent=2))
-    else:
-        print(figures["verdict"], *figures["notes"], f"The page: {options.out}", sep="\n")
-    return 0
 
 
 # --- what goes in -------------------------------------------------------------------------------------------
@@ -87,7 +53,7 @@ def read_text(path: str) -> str:
     return text
 
 
-def load(name: str, device: torch.device) -> tuple[nn.Module, Any]:
+def load_model(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     """The model and its tokenizer: that of the bytes where it has none and reads 256 tokens."""
     if Path(name).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -304,7 +270,7 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
         "pooled": "unknown" if pooled is None else f"{pooled:.3f}",
         "least": f"{least['load_balancing_loss']:.3f}, in layer {least['layer']}",
         "worst": worst["layer"],
-        "description": in_words(worst),
+        "description": layer_sentence(worst),
     }
     shares = ", ".join(f"E{expert} {share:.1%}" for expert, share in enumerate(worst["load"]))
     parts = {
@@ -320,7 +286,7 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
     return template.substitute({key: escape(str(text)) for key, text in texts.items()} | parts | colors)
 
 
-def in_words(layer: dict) -> str:
+def layer_sentence(layer: dict) -> str:
     if few(layer["top_k"], layer["num_experts"]) == DEAD_SHARE:
         return describe_load(layer["load"], layer["top_k"], layer["dropped_share"])
     return f"the busiest, E{np.argmax(layer['load'])}, has {layer['max_over_mean']:.1f} times the even share."

@@ -5,7 +5,7 @@ import json
 from itertools import chain, count
 from pathlib import Path
 
-from moe_lessons.files import write_whole
+from moe_lessons.support.files import write_whole
 
 MANIFEST = ".moe_lessons.json"  # in the learner's folder: of each name, the fingerprint of what was copied last
 

@@ -1,6 +1,6 @@
-"""``python tests/claims/measure.py``: run the tests of all claims and write what they measured into docs/claims.md.
+"""``python -m tools.claims``: run the tests of all claims and write what they measured into docs/claims.md.
 
-``python tests/claims/measure.py tests/claims/test_lesson_08.py``: only these, and keep what is written of the others.
+``python -m tools.claims tests/claims/test_lesson_08.py``: only these, and keep what is written of the others.
 
 Of each assert that compares numbers: what was measured, what was asked, and the margin between the two; where it ran
 several times, the time with the smallest margin. With nothing else running it takes some minutes; some measure time.
@@ -12,7 +12,7 @@ import sys
 from numbers import Number
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 sys.pycache_prefix = str(ROOT / "build" / "pycache")  # pytest compiles asserts otherwise than when it only tests
 
 import nbformat  # noqa: E402
@@ -22,7 +22,7 @@ SIGNS = {ast.Lt: "<", ast.LtE: "≤", ast.Gt: ">", ast.GtE: "≥", ast.Eq: "=", 
 INTRO = """# Claims
 
 Every statement under a 'What to notice' has a name and a test. Here is what each test measured and what it asked for,
-written by `python tests/claims/measure.py` on two cores (EPYC or Xeon). The margin is the distance between the two
+written by `python -m tools.claims` on two cores (EPYC or Xeon). The margin is the distance between the two
 at the nearest place: where a test asks the same of several seeds, of the seed that came nearest. What is not a
 comparison of numbers is tested too; it is listed where a test has nothing else.
 """

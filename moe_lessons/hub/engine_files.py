@@ -15,8 +15,8 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from moe_lessons.analysis.published import read_config
-from moe_lessons.errors import check_number, check_positive_int
+from moe_lessons.hub.published import read_config
+from moe_lessons.support.errors import check_number, check_positive_int
 
 Config = dict[str, Any]
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
-from moe_lessons.errors import check_top_k
+from moe_lessons.support.errors import check_top_k
 
 MOST_BYTES = 10_000_000  # of a configuration file
 LIMITS = {r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000, r"expert": 100_000, r"": 100_000_000}  # most of these

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from moe_lessons.analysis.cost import ParameterCount
+from moe_lessons.analysis.counting import ParameterCount
 from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.roofline import (
     CACHE_BYTES,

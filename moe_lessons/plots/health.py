@@ -8,11 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from moe_lessons.errors import check_choice
 from moe_lessons.nn import Routing
 from moe_lessons.plots.by_layer import INKS, grouped_bars
-from moe_lessons.plots.panels.load import layer_loads
+from moe_lessons.plots.panels.shares import layer_loads
 from moe_lessons.plots.theme import PALETTE, TEXT_SIZE, THEMES, LessonFigure, axes_for, dress, ink_on, name_over
+from moe_lessons.support.errors import check_choice
 
 
 def changes(table: pd.DataFrame, title: str = "", ax: Axes | None = None, theme: str = "light") -> Axes:

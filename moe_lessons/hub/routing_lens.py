@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis import balance_by_layer
 from moe_lessons.analysis.traces import trace_table
-from moe_lessons.errors import check_positive_int, in_words
 from moe_lessons.hub.routers import Mixture, detached, find_mixtures
 from moe_lessons.nn import Routing, evaluating, load_balancing_loss
 from moe_lessons.nn.balancing import rank_within
+from moe_lessons.support.errors import check_positive_int, in_words
 from moe_lessons.tasks import BYTE_CLASSES, byte_class
 
 MASKS = ("attention_mask", "decoder_attention_mask")

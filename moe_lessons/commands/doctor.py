@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from moe_lessons.datafiles import IS_CHECKOUT
+from moe_lessons.support.data import IS_CHECKOUT
 
 IN_CHECKOUT = "run `pip install -e .` in the course's folder (or `make lab`, which does it)"
 AFRESH = "run `pip install --force-reinstall git+https://github.com/moe-lessons/moe_lessons`"

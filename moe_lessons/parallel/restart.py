@@ -71,7 +71,7 @@ def save(folder: str | Path, step: int, state: dict[str, Tensor], model: dict[st
         raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
 
 
-def load(path: Path, state: dict[str, Tensor]) -> int:
+def load_state(path: Path, state: dict[str, Tensor]) -> int:
     """Fill the tensors of `state` from a checkpoint, and return its step. ValueError where it is damaged."""
     state = state | {"step": torch.tensor(0)}
     try:

@@ -1,7 +1,7 @@
-"""``python -m moe_lessons render``: execute the lessons afresh and store what a static page shows of them; then draw
-the pictures of the README, unless lessons were named.
+"""``make render`` (``python -m tools.render``): execute the lessons afresh and store what a static page shows of them.
 
-A rendered notebook depends on its source and the versions installed, not on when or where it was made.
+Then draw the pictures of the README, unless lessons were named. A rendered notebook depends on its source and the
+versions installed, not on when or where it was made.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
-from moe_lessons import pictures
-from moe_lessons.datafiles import PACKAGE
+from moe_lessons.support.data import PACKAGE
+from tools import pictures
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -24,12 +24,12 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 def main(argv: Sequence[str] = ()) -> int:
     """Render the named notebooks, or all of ``notebooks/`` and that of the app; 1 if one was refused."""
-    parser = argparse.ArgumentParser("python -m moe_lessons render", description=main.__doc__)
+    parser = argparse.ArgumentParser("python -m tools.render", description=main.__doc__)
     parser.add_argument("notebooks", nargs="*", help="default: all of the course")
     notebooks = parser.parse_args(argv).notebooks
     paths = [Path(name) for name in notebooks]
     if not notebooks and (lessons := sorted(Path("notebooks").glob("*.ipynb"))):
-        paths = [*lessons, PACKAGE / "jupyter" / "app.ipynb"]
+        paths = [*lessons, PACKAGE / "commands" / "jupyter" / "app.ipynb"]
     if not paths:
         print("no notebooks/*.ipynb here; run this at the root of the course", file=sys.stderr)
     refused = 0

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 import moe_lessons
-from moe_lessons.errors import check_choice, check_count, check_number, check_positive_int, check_seed
 from moe_lessons.nn import TransformerConfig
-from moe_lessons.parallel import checkpoints
+from moe_lessons.parallel import restart
+from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_seed
 
 FAULTS = ("kill", "raise", "hang", "stop")
 SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
@@ -94,7 +94,7 @@ def agree(settings: Settings) -> Path | None:
     try:
         settings.check(dist.get_world_size())
         if settings.checkpoint:
-            last = checkpoints.last_one(settings.checkpoint, settings.what_makes_the_model())
+            last = restart.last_one(settings.checkpoint, settings.what_makes_the_model())
     except ValueError as error:
         trouble = str(error)
     except OSError as error:

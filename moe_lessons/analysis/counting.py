@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields, replace
 import pandas as pd
 from torch import nn
 
-from moe_lessons.datafiles import data_path
-from moe_lessons.errors import check_choice, check_count, check_number, check_positive_int, check_top_k
 from moe_lessons.nn import SoftMoE, is_moe
+from moe_lessons.support.data import data_path
+from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_top_k
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from platformdirs import user_data_path
 
-from moe_lessons.files import write_whole
-from moe_lessons.static import static_mode
+from moe_lessons.support.files import write_whole
+from moe_lessons.support.static import static_mode
 
 VERSION, SECTIONS = 1, ("predictions", "quiz", "exercises", "figures")
 PATIENCE = 2.0  # seconds that a record waits for another process
@@ -59,7 +59,7 @@ def record(section: str, key: str, **entry: Any) -> str:
         return _save()
 
 
-def load() -> Progress:
+def read() -> Progress:
     """What the file and this session hold, by section and key."""
     with _guard:
         path, found = file(), {}
@@ -73,14 +73,14 @@ def load() -> Progress:
 
 
 def export(path: str | Path) -> Path:
-    """Write all that `load` gives to a new file. Raises OSError where that cannot be, or where what is kept cannot be
+    """Write all that `read` gives to a new file. Raises OSError where that cannot be, or where what is kept cannot be
     read; a file that exists is kept."""
     path, kept = Path(path).expanduser().resolve(), file()
     if kept:
         _read(kept)
     if path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    write_whole(path, _text(load()).encode())
+    write_whole(path, _text(read()).encode())
     return path
 
 

@@ -9,14 +9,14 @@ import ipywidgets as W
 import numpy as np
 
 from moe_lessons.analysis.remedies import STRENGTHS, Tile, split_strength, tile_setting
-from moe_lessons.errors import check_choice, is_whole
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels import tile as panel_of_tile
+from moe_lessons.support.errors import check_choice, is_whole
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, TrainingDiverged
-from moe_lessons.widgets.controls import Boxes
-from moe_lessons.widgets.lab import Lab, names_of
+from moe_lessons.widgets.controls import CheckBoxes
+from moe_lessons.widgets.laboratory import Lab, names_of
 
 MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
@@ -224,7 +224,7 @@ class BalancingLab(Lab):
 
     def rows(self) -> list[W.Widget]:
         """Which tiles there are, and a way to make more."""
-        self.inputs["remedies"] = Boxes("remedies", [*dict.fromkeys((*REMEDIES, *self.tiles))], _what)
+        self.inputs["remedies"] = CheckBoxes("remedies", [*dict.fromkeys((*REMEDIES, *self.tiles))], _what)
         single = tuple(name for name in REMEDIES if name != "nothing")
         self._first = W.Dropdown(options=single, description="Add", tooltip="A tile with this remedy …")
         tip = "… and this one; or alone, as strong as its slider says now"

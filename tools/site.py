@@ -1,4 +1,4 @@
-"""``python docs/make_site.py [FOLDER]``: make the site of the course (default: build/site) and check every link in it.
+"""``python -m tools.site [FOLDER]``: make the site of the course (default: build/site) and check every link in it.
 
 Fails on a warning of Sphinx and on a link inside the site that leads nowhere. Links to other sites must be well formed;
 nothing is fetched.

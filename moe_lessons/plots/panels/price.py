@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from moe_lessons.analysis.cost import count_parameters, flops_per_token
+from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.plots.marks import Panel, Table
 from moe_lessons.plots.theme import model_inks, short_number
 from moe_lessons.training import Run

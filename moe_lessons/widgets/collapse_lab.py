@@ -7,7 +7,7 @@ import torch
 
 from moe_lessons.analysis.collapse import LEARNS, watched_run
 from moe_lessons.training import PRESETS, Run, load_share
-from moe_lessons.widgets.lab import Lab, names_of
+from moe_lessons.widgets.laboratory import Lab, names_of
 
 PANELS_OF_A_COLLAPSE = ("film", "load", "loss", "gradient film", "gradient")
 

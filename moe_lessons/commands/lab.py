@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_lessons.datafiles import LESSONS, PACKAGE
-from moe_lessons.unpack import MANIFEST, unpack
+from moe_lessons.support.data import LESSONS, PACKAGE
+from moe_lessons.support.unpack import MANIFEST, unpack
 
 CHECKOUT = PACKAGE.parent
 FIRST, COPY = "00_welcome.ipynb", "moe_lessons_course"
@@ -22,10 +22,10 @@ def main(argv: Sequence[str] = ()) -> int:
     try:
         folder, lesson = open_course(options.folder)
     except OSError as error:
-        print(in_words(error), file=sys.stderr)
+        print(reason(error), file=sys.stderr)
         return 1
     # Settings of the course, below the learner's own: JupyterLab asks for no news and looks for no updates.
-    settings = [str(PACKAGE / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH")]
+    settings = [str(PACKAGE / "commands" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH")]
     os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, settings))
 
     from jupyterlab.labapp import LabApp
@@ -47,7 +47,7 @@ def open_course(asked: Path | None = None) -> tuple[Path, str]:
     return folder, FIRST
 
 
-def in_words(error: OSError) -> str:
+def reason(error: OSError) -> str:
     """Why the lessons could not be copied, and what to do."""
     why = "a file has that name" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
     what = f"The lessons cannot be copied: {error.filename or 'the folder'}: {why}."

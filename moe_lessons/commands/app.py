@@ -5,8 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from moe_lessons.datafiles import PACKAGE
-from moe_lessons.lab import has_display
+from moe_lessons.commands.lab import has_display
+from moe_lessons.support.data import PACKAGE
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] = ()) -> int:
         print('The app needs Voila: run `pip install "moe_lessons[app]"`.', file=sys.stderr)
         return 1
     # The template 'offline': that of Voila, without the icons that it fetches from elsewhere.
-    places = [str(PACKAGE / "jupyter"), os.environ.get("JUPYTER_PATH")]
+    places = [str(PACKAGE / "commands" / "jupyter"), os.environ.get("JUPYTER_PATH")]
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, places))
     Voila.launch_instance(app_arguments(options.theme, options.port, not options.no_browser and has_display()))
     return 0
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] = ()) -> int:
 def app_arguments(theme: str, port: int, opens: bool) -> list[str]:
     """The arguments of Voila: this page, this machine only; each visitor has a kernel."""
     return [
-        str(PACKAGE / "jupyter" / "app.ipynb"),
+        str(PACKAGE / "commands" / "jupyter" / "app.ipynb"),
         "--template=offline",
         f"--theme={theme}",
         f"--port={port}",

@@ -1,0 +1,29 @@
+"""``python -m moe_lessons cost CONFIG.json``: what a published model costs, from its configuration alone.
+
+Nothing is downloaded, and no code is run but that of the installed transformers (extra: hf).
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+
+from moe_lessons.hub.cost_report import as_tables, cost_report
+from moe_lessons.hub.published import count_config, read_config
+from moe_lessons.support.errors import check_count, say_refusal
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the costs; 1, with one sentence, where there is nothing to count."""
+    parser = argparse.ArgumentParser(prog="python -m moe_lessons cost", description=__doc__)
+    parser.add_argument("config", metavar="CONFIG.json", help="a model's configuration, or a folder with config.json")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--context", type=int, default=4096, help="tokens of the text that is written (default: 4096)")
+    options = parser.parse_args(argv)
+    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
+    try:
+        report = cost_report(count_config(read_config(options.config)), check_count("context", options.context))
+    except (ValueError, ImportError) as error:
+        return say_refusal("cost", error, str(error), options.json)
+    print(json.dumps(report, indent=2) if options.json else as_tables(report))
+    return 0
