@@ -1,4 +1,4 @@
-"""What is drawn. Plot functions take tensors or numbers and an optional `ax`, and return the axes.
+"""What is drawn. Plot functions take tensors or numbers and return the axes.
 
 Show a picture in a notebook with `ax.figure`. Panels of live views are functions of the view that return marks: see
 `marks` and `panels`; `still` draws the same marks.
@@ -8,7 +8,6 @@ from moe_lessons.plots.language import attention_heatmap, byte_losses, colored_t
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels._history import RECENT, X_AXES, loss_curve, recent_load, spent
 from moe_lessons.plots.panels.block import draw_block
-from moe_lessons.plots.panels.loss import loss_curves
 from moe_lessons.plots.panels.plane import token_expert_heatmap
 from moe_lessons.plots.panels.shares import layer_loads, tile
 from moe_lessons.plots.panels.text import expert_shares_heatmap

@@ -8,73 +8,74 @@ from matplotlib.axes import Axes
 from moe_lessons.plots.by_layer import grouped_bars
 from moe_lessons.plots.marks import Axis, Band, Line, Panel
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import annotate, axes_for, expert_color, expert_hatch, model_inks, name_over
+from moe_lessons.plots.theme import LIGHT, annotate, axes_for, expert_color, expert_hatch, model_inks, name_over
 
 
-def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Two shares of each expert against each other: x, y (N, E) from N steps or runs. Dashed: the even share.
+def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None) -> Axes:
+    """Draw two shares of each expert against each other: x, y (N, E) from N steps or runs. Dashed: the even share.
 
     Dotted: where both are equal.
     """
-    ax, ink = axes_for(ax, theme, 4.2, 3.8, title, *labels)
+    ax = axes_for(4.2, 3.8, title, *labels, ax)
     x, y = np.asarray(x), np.asarray(y)
     for expert, points in enumerate(zip(x.T, y.T)):
-        look = {"color": expert_color(expert), "ec": ink.background, "lw": 0.4, "hatch": expert_hatch(expert)}
+        look = {"color": expert_color(expert), "ec": LIGHT.background, "lw": 0.4, "hatch": expert_hatch(expert)}
         ax.scatter(*points, s=26, label=f"E{expert}", clip_on=False, zorder=3, **look)
     for line in (ax.axhline, ax.axvline):
-        line(1 / x.shape[1], ls="--", lw=0.8, color=ink.muted)
+        line(1 / x.shape[1], ls="--", lw=0.8, color=LIGHT.muted)
+    ax.axline((0, 0), slope=1, ls=":", lw=0.8, color=LIGHT.muted)
     top = 1.08 * max(x.max(), y.max())
-    ax.plot([0, top], [0, top], ls=":", lw=0.8, color=ink.muted)
     ax.set(xlim=(0, top), ylim=(0, top))
-    return name_over(ax, ink)
+    return name_over(ax)
 
 
-def push_bars(own, others, title: str = "Push on the score of each expert", ax=None, theme: str = "light") -> Axes:
-    """Two bars for each expert: the push on its score by its own tokens (full) and by all others (pale); up is up.
+def push_bars(own, others, title: str) -> Axes:
+    """Draw two bars for each expert: the push on its score by its own tokens (full) and by all others (pale).
 
-    own, others (E,): see `analysis.collapse.score_pushes`.
+    own, others (E,): see `analysis.collapse.score_pushes`; up is up.
     """
-    ax, ink = axes_for(ax, theme, 6.4, 3.2, title, ylabel="push (nats per unit of score)")
+    ax = axes_for(6.4, 3.2, title, ylabel="push (nats per unit of score)")
     places = np.arange(len(own))
     look = {"color": [expert_color(e) for e in places], "hatch": [expert_hatch(e) for e in places]}
-    for heights, side, alpha in ((own, -0.2, 1), (others, 0.2, 0.4)):
-        ax.bar(places + side, heights, 0.4, edgecolor=ink.background, lw=0.5, alpha=alpha, **look)
-    for name, alpha in (("by its own tokens", 1), ("by the tokens of the others", 0.4)):
-        ax.bar([0], [0], color=ink.muted, alpha=alpha, label=name)
-    ax.axhline(0, lw=1, color=ink.foreground)
+    for heights, side, name, alpha in (
+        (own, -0.2, "by its own tokens", 1),
+        (others, 0.2, "by the tokens of the others", 0.4),
+    ):
+        ax.bar(places + side, heights, 0.4, edgecolor=LIGHT.background, lw=0.5, alpha=alpha, **look)
+        ax.bar([0], [0], color=LIGHT.muted, alpha=alpha, label=name)
+    ax.axhline(0, lw=1, color=LIGHT.foreground)
     ax.set_xticks(places, [f"E{e}" for e in places])
-    return name_over(ax, ink)
+    return name_over(ax)
 
 
-def dead_curves(dead: Mapping[str, Sequence], num_experts: int = 8, ax: Axes | None = None, theme="light") -> Axes:
-    """Dead experts over N steps: for each name (S, N), drawn as the mean over S seeds and the range of them all."""
+def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
+    """Draw the dead experts over N steps: for each name (S, N), the mean over S seeds and the range of them all."""
     marks = []
     for values, name, ink in zip(map(np.asarray, dead.values()), dead, model_inks(dead)):
         steps = np.arange(1, values.shape[1] + 1)
         marks.append(Band(steps, values.min(axis=0), values.max(axis=0), ink))
         marks.append(Line(steps, values.mean(axis=0), name, ink))
-    axes = Axis(0, float(steps[-1]), "step"), Axis(-0.1, num_experts, f"dead experts of {num_experts}")
-    return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), ax, theme, 7.6, 3.4)
+    axes = Axis(0, float(steps[-1]), "step"), Axis(-0.1, 8, "dead experts of 8")
+    return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
 
 
-def dead_histogram(dead: Mapping[str, Sequence[int]], num_experts: int = 8, ax=None, theme: str = "light") -> Axes:
-    """In how many of the routers there are 0, 1, 2, … dead experts: for each name, a count of each router."""
-    labels = f"dead experts of {num_experts}", "routers"
-    ax, ink = axes_for(ax, theme, 6.4, 3.2, "Dead experts before the first step", *labels)
-    heights = {name: np.bincount(counts, minlength=num_experts)[:num_experts] for name, counts in dead.items()}
-    grouped_bars(ax, range(num_experts), heights, [ink.lines[i] for i in model_inks(dead)])
-    ax.set_xticks(range(num_experts))
-    return name_over(ax, ink)
+def dead_histogram(dead: Mapping[str, Sequence[int]]) -> Axes:
+    """Draw in how many of the routers there are 0, 1, 2, … dead experts of 8: for each name, a count of each router."""
+    ax = axes_for(6.4, 3.2, "Dead experts before the first step", "dead experts of 8", "routers")
+    heights = {name: np.bincount(counts, minlength=8)[:8] for name, counts in dead.items()}
+    grouped_bars(ax, range(8), heights, [LIGHT.lines[i] for i in model_inks(dead)])
+    ax.set_xticks(range(8))
+    return name_over(ax)
 
 
-def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes | None = None, theme="light") -> Axes:
-    """The accuracy of several settings: a dot for each seed, a line and a number for their mean."""
-    ax, ink = axes_for(ax, theme, 4.4, 3.2, title, ylabel="accuracy on held-out points")
+def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes | None = None) -> Axes:
+    """Draw the accuracy of several settings: a dot for each seed, a line and a number for their mean."""
+    ax = axes_for(4.4, 3.2, title, ylabel="accuracy on held-out points", ax=ax)
     for place, (values, color) in enumerate(zip(accuracies.values(), model_inks(accuracies))):
         at, mean = place + np.linspace(-0.2, 0.2, len(values)), np.mean(values)
-        ax.plot(at, values, "o", ms=5, color=ink.lines[color], alpha=0.7, mew=0)
-        ax.hlines(mean, place - 0.3, place + 0.3, color=ink.foreground, lw=1.6)
-        annotate(ax, f"{mean:.1%}", (place + 0.33, mean), ink)
+        ax.plot(at, values, "o", ms=5, color=LIGHT.lines[color], alpha=0.7, mew=0)
+        ax.hlines(mean, place - 0.3, place + 0.3, color=LIGHT.foreground, lw=1.6)
+        annotate(ax, f"{mean:.1%}", (place + 0.33, mean))
     ax.set_xticks(range(len(accuracies)), list(accuracies))
     ax.set(xlim=(-0.5, len(accuracies) - 0.25), ylim=(0.6, 1))
     ax.grid(axis="y")

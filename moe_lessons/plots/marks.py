@@ -12,33 +12,19 @@ and the same total size, then others; -1 is a pale ghost.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class Axis:
-    """From `low` to `high` (low may be the larger). ticks: values and their texts, None for round numbers, () for none.
-    link: x axes of the same link show the same vertical line under the pointer."""
-
-    low: float = 0.0
-    high: float = 1.0
-    label: str = ""
-    ticks: Sequence[tuple[float, str]] | None = None
-    link: str = ""
-
-
-@dataclass(frozen=True)
-class Field:
+class Field(NamedTuple):
     """Both axes' rectangle, divided among the experts: z (rows, columns, E) are scores at the points of a regular grid,
     bottom row first, bilinear in between. Each place has the colour of the largest; a number says whose it is."""
 
     z: Any
 
 
-@dataclass(frozen=True)
-class Cells:
+class Cells(NamedTuple):
     """A row for each token, layer or group (first one on top), a column for each expert: z (rows, E); NaN: empty.
 
     even: None: z from 0 to 1 is the strength of the expert's colour. Else z is coloured in two directions from this
@@ -53,8 +39,7 @@ class Cells:
     selected: int | None = None
 
 
-@dataclass(frozen=True)
-class Bars:
+class Bars(NamedTuple):
     """A bar for each expert, or where of='model' for each model: y (N,). What is above `limit` is pale. second (N,):
     another reading, a tick on each bar, called second_name. texts: what stands over the bars."""
 
@@ -66,8 +51,7 @@ class Bars:
     texts: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Stack:
+class Stack(NamedTuple):
     """Bands on top of each other, one for each expert: x (N,), y (N, E), each row with the sum 1. second (E,): another
     reading, as a strip at the right edge."""
 
@@ -76,8 +60,7 @@ class Stack:
     second: Any = None
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """x (N,), y (N,). model: which one it is, where it is linked. strong: thicker."""
 
     x: Any
@@ -88,8 +71,7 @@ class Line:
     strong: bool = True
 
 
-@dataclass(frozen=True)
-class Band:
+class Band(NamedTuple):
     """The range from low (N,) to high (N,) at x (N,), in a pale ink."""
 
     x: Any
@@ -98,8 +80,7 @@ class Band:
     ink: int = 0
 
 
-@dataclass(frozen=True)
-class Points:
+class Points(NamedTuple):
     """x (N,), y (N,). look (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are. tokens:
     whether the points are tokens, the i-th of them token i. Then selected is in a ring, and a tip says of a token of
     look 0 and of look 1 what it is `named`."""
@@ -113,8 +94,7 @@ class Points:
     named: Sequence[str] = ("", "")
 
 
-@dataclass(frozen=True)
-class Spots:
+class Spots(NamedTuple):
     """A spot for each model, with a cross over the range of its seeds: x, y, their ends x_low … y_high and ink, all
     (N,), and its name; selected: the one that is strong and named."""
 
@@ -129,8 +109,7 @@ class Spots:
     selected: int | None = None
 
 
-@dataclass(frozen=True)
-class Parts:
+class Parts(NamedTuple):
     """A horizontal bar for each of `rows`, made of parts: values (rows, parts), with names and colors ('#rrggbb', the
     same in both themes). texts: what stands at the end of each. The x axis says what is counted."""
 
@@ -141,8 +120,7 @@ class Parts:
     texts: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """A line across the panel at x or at y. kind: 'dash', 'even' (fine dashes), 'limit' (red) or 'mark' (thin). name:
     for the legend."""
 
@@ -152,8 +130,7 @@ class Rule:
     name: str = ""
 
 
-@dataclass(frozen=True)
-class Boxes:
+class Boxes(NamedTuple):
     """Boxes with their middles at x, y, of the sizes w and h, all (N,), and a text in each, as far as there is room.
     Where w is 0 there is no box, and the text begins at x.
 
@@ -174,8 +151,7 @@ class Boxes:
     strong: bool = False
 
 
-@dataclass(frozen=True)
-class Arrows:
+class Arrows(NamedTuple):
     """Arrows from x, y to x_to, y_to, all (N,), in the colour of their expert (N,), -1: that of letters. token (N,):
     whose they are, -1: of none; those of a token that is not selected are thin and pale."""
 
@@ -188,8 +164,18 @@ class Arrows:
     selected: int | None = None
 
 
-@dataclass(frozen=True)
-class Text:
+class Lamps(NamedTuple):
+    """A lamp for each token, row by row from the top left: lit (N,), 1 in the ink or 0 dark, `columns` in a row. The
+    axes go from 0 to the number of columns, and from that of rows to 0. letters (N, length): what a tip says of each,
+    in ASCII."""
+
+    lit: Any
+    columns: int
+    ink: int = 0
+    letters: Any = None
+
+
+class Text(NamedTuple):
     """Passages in a typewriter's letters, each under its name. With experts, each letter has the colour of the one that
     served it: experts (B,) for all bytes of all passages one after the other, -1: none; sizes (N,): how many bytes each
     letter has; says: what a tip says of each byte."""
@@ -201,8 +187,7 @@ class Text:
     says: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Texts: a column for each model, in its ink, and a row for each quantity."""
 
     columns: Sequence[str]
@@ -211,16 +196,15 @@ class Table:
     inks: Sequence[int] = ()
 
 
-@dataclass(frozen=True)
-class Lamps:
-    """A lamp for each token, row by row from the top left: lit (N,), 1 in the ink or 0 dark, `columns` in a row. The
-    axes go from 0 to the number of columns, and from that of rows to 0. letters (N, length): what a tip says of each,
-    in ASCII."""
+class Axis(NamedTuple):
+    """From `low` to `high` (low may be the larger). ticks: values and their texts, None for round numbers, () for none.
+    link: x axes of the same link show the same vertical line under the pointer."""
 
-    lit: Any
-    columns: int
-    ink: int = 0
-    letters: Any = None
+    low: float = 0.0
+    high: float = 1.0
+    label: str = ""
+    ticks: Sequence[tuple[float, str]] | None = None
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -250,7 +234,7 @@ PAGE_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # wha
 
 
 def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
-    """A panel as a header (what JSON can say) and its arrays by slot. In the header an array is {"slot": name}.
+    """Split a panel into a header (what JSON can say) and its arrays by slot. In the header an array is {"slot": name}.
 
     >>> header, arrays = encode(Panel("load", [Bars(np.array([0.5, 0.5], "f4"))]), place=3)
     >>> header["marks"][0]["y"], header["marks"][0]["of"], arrays
@@ -258,7 +242,7 @@ def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
     """
     said, arrays = [], {}
     for number, mark in enumerate(panel.marks):
-        header = {name: value for name, value in vars(mark).items() if value is not None}
+        header = {name: value for name, value in mark._asdict().items() if value is not None}
         for name, value in header.items():
             if name in ARRAYS and not isinstance(value, int | float):
                 slot = f"{place}.{number}.{name}"
@@ -266,21 +250,17 @@ def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
                 arrays[slot] = array.astype(PAGE_TYPES.get(array.dtype.str[1:], array.dtype), copy=False)
                 header[name] = {"slot": slot}
         said.append({"mark": type(mark).__name__} | header)
-    return vars(panel) | {"marks": said, "x": vars(panel.x), "y": vars(panel.y)}, arrays
+    return vars(panel) | {"marks": said, "x": panel.x._asdict(), "y": panel.y._asdict()}, arrays
 
 
 def experts_axis(count: int) -> Axis:
-    """A place for each expert, E0, E1, …; of more than eight every second, third, … is named."""
+    """Make a place for each expert, E0, E1, …; of more than eight every second, third, … is named."""
     every = -(-count // 8)
     return Axis(-0.5, count - 0.5, ticks=[(e, f"E{e}") for e in range(0, count, every)])
 
 
 def roomy(value: float, first: float = 200) -> float:
-    """The end of an axis that has room for `value`, in steps of a half, so that it seldom moves.
-
-    >>> roomy(150), roomy(201)
-    (200, 300.0)
-    """
+    """Find the end of an axis that has room for `value`, in steps of a half, so that it seldom moves."""
     while first < value:
         first *= 1.5
     return first

@@ -8,95 +8,87 @@ from matplotlib.axes import Axes
 
 from moe_lessons.analysis.counting import ParameterCount
 from moe_lessons.analysis.inference import union_law
-from moe_lessons.analysis.roofline import (
-    CACHE_BYTES,
-    WEIGHT_BYTES,
-    ModelSizes,
-    machine_for,
-    on_machine,
-    step_seconds,
-)
+from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machine_for, on_machine, step_seconds
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel, Parts, Rule, Table
 from moe_lessons.plots.still import plot
+from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, annotate, axes_for, log_axis, model_inks, short_number
 
 PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
-PART_COLORS = dict(zip(PARTS, style.PALETTE)) | {"FFN": style.PALETTE[0], "attention and other": style.PALETTE[1]}
+PART_COLORS = dict(zip(PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
+SHARES = {"all active (dense)": 1, "one half": 1 / 2, "one tenth": 1 / 10, "one in 30": 1 / 30}
 
 
-def published_models_scatter(frame: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Active against total parameters, one point for each model of `published_models()`; both axes are logarithmic.
+def published_models_scatter(frame: pd.DataFrame) -> Axes:
+    """Draw active against total parameters, one point for each model of `published_models()`; both logarithmic.
 
     Dashed lines: all parameters active (a dense model), one half, one tenth, one in thirty.
     """
-    title = "Published mixtures: active against total parameters"
     labels = "total parameters: what memory must hold", "active parameters: what one token uses"
-    ax, ink = style.axes_for(ax, theme, 9, 6, title, *labels)
+    ax = axes_for(9, 6, "Published mixtures: active against total parameters", *labels)
     x, y = frame.total_params / 1e9, frame.active_params / 1e9
     right, top = 3.6 * x.max(), 2 * y.max()
     ax.set(xlim=(0.56 * x.min(), right), ylim=(0.56 * y.min(), top))
     for name in "xy":
-        style.log_axis(ax, name, say="{:g} B".format)
+        log_axis(ax, name, say="{:g} B".format)
     has_shared = frame.shared_experts > 0
-    look = {"s": 44, "ec": ink.background, "lw": 0.8, "zorder": 3}
-    ax.scatter(x[~has_shared], y[~has_shared], marker="o", color=style.PALETTE[0], label="routed experts only", **look)
-    ax.scatter(x[has_shared], y[has_shared], marker="D", color=style.PALETTE[5], label="with shared experts", **look)
-    for name, share in (("all active (dense)", 1), ("one half", 1 / 2), ("one tenth", 1 / 10), ("one in 30", 1 / 30)):
+    for own, name, color, marker in (
+        (~has_shared, "routed experts only", 0, "o"),
+        (has_shared, "with shared experts", 5, "D"),
+    ):
+        ax.scatter(x[own], y[own], 44, PALETTE[color], marker, ec=LIGHT.background, lw=0.8, zorder=3, label=name)
+    for name, share in SHARES.items():
         ends = np.array([0.56 * x.min(), min(right, top / share)])
-        ax.plot(ends, ends * share, color=ink.grid, lw=1.2, ls="--", zorder=1)
-        look = {"color": ink.muted, "fontsize": style.TEXT_SIZE, "ha": "right", "va": "center", "zorder": 2}
+        ax.plot(ends, ends * share, color=LIGHT.grid, lw=1.2, ls="--", zorder=1)
+        look = {"color": LIGHT.muted, "fontsize": TEXT_SIZE, "ha": "right", "va": "center", "zorder": 2}
         look |= {"rotation": np.degrees(np.arctan(share)), "transform_rotates_text": True, "rotation_mode": "anchor"}
-        box = {"fc": ink.background, "lw": 0, "pad": 0.5}
-        ax.text(0.88 * ends[1], 0.88 * ends[1] * share, name, bbox=box, **look)
-    style.name_over(ax, ink)
-    style.label_points(ax, x, y, frame.name, ink)
+        ax.text(
+            *0.88 * ends[1] * np.array([1, share]), name, bbox={"fc": LIGHT.background, "lw": 0, "pad": 0.5}, **look
+        )
+    style.name_over(ax)
+    style.label_points(ax, x, y, frame.name)
     return ax
 
 
-def published_features(frame: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
-    """What published mixtures took, through time: the experts of a layer of each model of `published_models()`.
+def published_features(frame: pd.DataFrame) -> Axes:
+    """Draw what published mixtures took, through time: the experts of a layer of each model of `published_models()`.
 
     Within a year they stand by their number of experts. Filled: experts narrower than a token (F < D); a diamond: with
     shared experts; green: sigmoid scores. Beside the name: K of E.
     """
     frame = frame.sort_values(["year", "num_experts"], ignore_index=True)
-    place = frame.groupby("year").cumcount() / frame.groupby("year").name.transform("size")
-    x, y = frame.year + 0.08 + 0.84 * place, frame.num_experts
-    title, labels = "Experts in a layer of published mixtures", ("year", "routed experts, E")
-    ax, ink = style.axes_for(ax, theme, 9.6, 5.2, title, *labels)
-    ax.set(xlim=(frame.year.min() - 0.1, frame.year.max() + 1.3), ylim=(5, 400))
-    style.log_axis(ax, "y", (8, 16, 32, 64, 128, 256), "{:g}".format)
-    ax.set_xticks(sorted(frame.year.unique()))
-    for shared, mark in ((False, "o"), (True, "D")):
-        for scores, color in (("softmax", style.PALETTE[0]), ("sigmoid", style.PALETTE[2])):
-            for fine in (False, True):
-                own = (frame.shared_experts > 0).eq(shared) & frame.scores.eq(scores)
-                own &= (frame.d_ff < frame.d_model).eq(fine)
-                kind = f"{scores}, {'fine' if fine else 'wide'}{', shared' if shared else ''}"
-                look = {"marker": mark, "ec": color, "fc": color if fine else ink.background, "s": 48, "lw": 1.6}
-                ax.scatter(x[own], y[own], label=kind if own.any() else "_", zorder=3, **look)
-    style.name_over(ax, ink)
+    x = frame.year + 0.08 + 0.84 * frame.groupby("year").cumcount() / frame.groupby("year").year.transform("size")
+    ax = axes_for(9.6, 5.2, "Experts in a layer of published mixtures", "year", "routed experts, E")
+    ax.set(xlim=(frame.year.min() - 0.1, frame.year.max() + 1.3), ylim=(5, 400), xticks=frame.year.unique())
+    log_axis(ax, "y", (8, 16, 32, 64, 128, 256))
+    kinds = [frame.shared_experts > 0, frame.scores, frame.d_ff < frame.d_model]
+    for (is_shared, scores, is_fine), own in frame.groupby(kinds, sort=False):
+        color = PALETTE[2 if scores == "sigmoid" else 0]
+        look = {"marker": "D" if is_shared else "o", "ec": color, "fc": color if is_fine else LIGHT.background}
+        kind = f"{scores}, {'fine' if is_fine else 'wide'}{', shared' if is_shared else ''}"
+        ax.scatter(x[own.index], own.num_experts, label=kind, s=48, lw=1.6, zorder=3, **look)
+    style.name_over(ax)
     names = [f"{name} ({k} of {e})" for name, k, e in zip(frame.name, frame.top_k, frame.num_experts)]
-    style.label_points(ax, x, y, names, ink)
+    style.label_points(ax, x, frame.num_experts, names)
     return ax
 
 
 def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
-    """Where the parameters of a model are: a stacked bar for the total, one for the active."""
+    """Show where the parameters of a model are: a stacked bar for the total, one for the active."""
     parts = {name: count for name, count in parts.items() if count.total > 0}
     values = np.array([[getattr(count, kind) for count in parts.values()] for kind in ("total", "active")], float)
-    texts, colors = [*map(style.short_number, values.sum(axis=1))], [PART_COLORS[name] for name in parts]
+    texts, colors = [*map(short_number, values.sum(axis=1))], [PART_COLORS[name] for name in parts]
     bars = Parts(("total", "active"), tuple(parts), values, colors, texts)
     return Panel("Where the parameters are", [bars], Axis(0, 1.12 * float(values[0].sum()), "parameters"))
 
 
-def parameter_bars(parts: Mapping[str, ParameterCount], ax: Axes | None = None, theme: str = "light") -> Axes:
+def parameter_bars(parts: Mapping[str, ParameterCount]) -> Axes:
     """Draw a `parameter_panel`: the parts of a `TransformerShape`, by name."""
-    return plot(parameter_panel(parts), ax, theme, 9, 2.6)
+    return plot(parameter_panel(parts), width=9, height=2.6)
 
 
-def share_bars(rows: Mapping[str, Mapping[str, int]], ax: Axes | None = None, theme: str = "light") -> Axes:
-    """A bar for each row, cut into the shares of its parts; a share is written into its part where it fits.
+def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
+    """Draw a bar for each row, cut into the shares of its parts; a share is written into its part where it fits.
 
     rows: what a row counts, and how much of it each part of a model has.
     """
@@ -104,11 +96,12 @@ def share_bars(rows: Mapping[str, Mapping[str, int]], ax: Axes | None = None, th
     values = [[parts.get(name, 0) / sum(parts.values()) for name in names] for parts in rows.values()]
     bars = Parts(tuple(rows), names, values, [PART_COLORS[name] for name in names])
     x = Axis(0, 1, ticks=[(part / 5, f"{part / 5:.0%}") for part in range(6)])
-    return plot(Panel("What each part costs, as a share of the whole", [bars], x), ax, theme, 9, 1.1 + 0.45 * len(rows))
+    made = Panel("What each part costs, as a share of the whole", [bars], x)
+    return plot(made, width=9, height=1.1 + 0.45 * len(rows))
 
 
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
-    """What each model costs in weights of this type on a row of `roofline.machines`: a column for each.
+    """Say what each model costs in weights of this type on a row of `roofline.machines`: a column for each.
 
     It writes `batch` texts at once, each with `context` tokens; a step writes a token of each. No row
     says what fits where memory_bytes of the machine is NaN, for not known.
@@ -117,29 +110,29 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
     texts, columns = "1 text" if batch == 1 else f"{batch:,} texts", []
     for m in models.values():
         there, cache = on_machine(m, machine, dtype, context, batch), CACHE_BYTES[dtype] * batch * m.cache(context)
-        speed, from_batch = there["tokens_per_second"], there["arithmetic_batch"]
+        from_batch = there["arithmetic_batch"]
         group = next((group for group in m.groups if group.is_met), None)
         touched = group and union_law(group.num_experts, group.top_k, batch)
         column = {
-            "total parameters": style.short_number(m.total),
-            "active parameters": style.short_number(m.active),
+            "total parameters": short_number(m.total),
+            "active parameters": short_number(m.active),
             "active / total": f"{m.active / m.total:.1%}",
-            "FLOPs for a token": style.short_number(m.flops(context)),
+            "FLOPs for a token": short_number(m.flops(context)),
             f"weights in {dtype}": _size(WEIGHT_BYTES[dtype] * m.total),
             f"KV cache of {texts} of {context:,} tokens": "not counted" if m.cached is None else _size(cache),
             fits: "yes" if there["fits"] else "no",
             "experts of a layer that a step reads": f"{touched:.3g} of {group.num_experts}" if group else "none",
             "weights that a step reads": _size(WEIGHT_BYTES[dtype] * m.read(batch)),
-            f"tokens/s of {texts}": _three_digits(speed),
+            f"tokens/s of {texts}": _three_digits(there["tokens_per_second"]),
             "arithmetic rules from batch": "never" if from_batch is None else f"{from_batch:,}",
         }
         columns.append({name: text for name, text in column.items() if name != fits or machine.memory_bytes > 0})
     cells = [[column[name] for column in columns] for name in columns[0]]
-    return Table(tuple(models), tuple(columns[0]), cells, style.model_inks(models))
+    return Table(tuple(models), tuple(columns[0]), cells, model_inks(models))
 
 
 def _size(count: float) -> str:
-    """Of a number of bytes."""
+    """Say a number of bytes."""
     return f"{_three_digits(count / 1e9)} GB" if count >= 1e9 else f"{_three_digits(count / 1e6)} MB"
 
 
@@ -150,39 +143,38 @@ def _three_digits(value: float) -> str:
 def speed_panel(
     models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int, batches: Sequence[int]
 ) -> Panel:
-    """How many times as fast as the third model, the equally good dense one, each model writes each of `batches`
+    """Show how many times as fast as the third model, the equally good dense one, each model writes each of `batches`
     of texts; a thin line at `batch`."""
-    roof, inks = machine_for(machine, dtype), style.model_inks(models)
+    roof = machine_for(machine, dtype)
     times = np.array([[step_seconds(m, roof, dtype, b, context) for b in batches] for m in models.values()])
     speeds = times[2] / times  # (models, batches)
-    each = enumerate(zip(models, inks, speeds))
+    each = enumerate(zip(models, model_inks(models), speeds))
     lines = [Line(range(len(batches)), own, name, ink, model=i) for i, (name, ink, own) in each]
     x = Axis(0, len(batches) - 1, "batch B, tokens", [(i, f"{b:,}") for i, b in enumerate(batches)])
     marks = [*lines, Rule(batches.index(batch), kind="mark")]
     return Panel("How fast, in times of the equally good dense model", marks, x, Axis(0, 1.1 * float(speeds.max())))
 
 
-def parameter_growth(counts: Mapping[int, ParameterCount], ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Total and active parameters against the number of experts; both axes logarithmic."""
-    title, labels = "More experts, K unchanged: what grows", ("number of experts E", "parameters")
-    ax, ink = style.axes_for(ax, theme, 9, 4, title, *labels)
-    for name, color, line in (("total", ink.lines[0], "-o"), ("active", ink.lines[3], "-s")):
+def parameter_growth(counts: Mapping[int, ParameterCount]) -> Axes:
+    """Draw total and active parameters against the number of experts; both axes logarithmic."""
+    ax = axes_for(9, 4, "More experts, K unchanged: what grows", "number of experts E", "parameters")
+    for name, color, line in (("total", LIGHT.lines[0], "-o"), ("active", LIGHT.lines[3], "-s")):
         values = [getattr(count, name) for count in counts.values()]
         ax.plot(list(counts), values, line, color=color, lw=2, ms=6)
-        said = f"{name} {style.short_number(values[-1])}"
-        style.annotate(ax, said, (max(counts), values[-1]), ink, (8, 0), color=color, weight="bold")
+        said = f"{name} {short_number(values[-1])}"
+        annotate(ax, said, (max(counts), values[-1]), (8, 0), color=color, weight="bold")
     ax.set_xlim(0.85 * min(counts), 2 * max(counts))
-    style.log_axis(ax, "x", list(counts))
-    style.log_axis(ax, "y")
+    log_axis(ax, "x", list(counts))
+    log_axis(ax, "y", say=short_number)
     return ax
 
 
-def speed_bars(speeds: pd.DataFrame, ax: Axes | None = None, theme: str = "light") -> Axes:
-    """How fast each model writes one text: a bar for each row of `decode_speed` at one batch size."""
-    ax, ink = style.axes_for(ax, theme, 9, 2.6, "Writing one text: tokens per second")
-    values = dict(zip(speeds["model"], speeds["tokens_per_second"]))
-    bars = ax.barh(list(values), list(values.values()), 0.6, color=[ink.lines[i] for i in style.model_inks(values)])
-    ax.bar_label(bars, fmt="%.0f", padding=4, color=ink.foreground, fontsize=style.TEXT_SIZE)
-    ax.set(xlim=(0, 1.15 * max(values.values())), xlabel="tokens per second on this machine")
+def speed_bars(speeds: pd.DataFrame) -> Axes:
+    """Draw how fast each model writes one text: a bar for each row of `decode_speed` at one batch size."""
+    ax = axes_for(9, 2.6, "Writing one text: tokens per second", "tokens per second on this machine")
+    colors = [LIGHT.lines[i] for i in model_inks(speeds["model"])]
+    bars = ax.barh(speeds["model"], speeds["tokens_per_second"], 0.6, color=colors)
+    ax.bar_label(bars, fmt="%.0f", padding=4, color=LIGHT.foreground, fontsize=TEXT_SIZE)
+    ax.set_xlim(0, 1.15 * speeds["tokens_per_second"].max())
     ax.invert_yaxis()
     return ax

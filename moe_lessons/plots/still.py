@@ -3,10 +3,10 @@
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import singledispatch
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap, TwoSlopeNorm, to_hex, to_rgb
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -23,16 +23,14 @@ TITLE, LINE, BOX = 24, 18, 30  # pixels: heights of a title, of a line of text, 
 DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
 
 
-def plot(panel: Panel, ax: Axes | None, theme: str, width: float = 6.4, height: float = 2.8) -> Axes:
-    """One panel in given axes, or in those of a new figure of this size in inches. theme: 'light' or 'dark'."""
-    if isinstance(panel.marks[0], Text):
-        height = _height(panel, 100 * width) / 100
-    ax, colors = style.axes_for(ax, theme, width, height)
-    return draw(panel, ax, colors)
+def plot(panel: Panel, ax: Axes | None = None, theme: str = "light", width: float = 6.4, height: float = 2.8) -> Axes:
+    """Draw one panel in given axes, or in those of a new figure of this size in inches. theme: 'light' or 'dark'."""
+    colors = style.THEMES[theme]
+    return draw(panel, LessonFigure(width, height, colors).add_subplot() if ax is None else ax, colors)
 
 
 def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, caption: str = "") -> LessonFigure:
-    """All panels, in rows of 12 columns, and lines of text under them. width: in pixels."""
+    """Draw all panels, in rows of 12 columns, and lines of text under them. width: in pixels."""
     rows: list[list[Panel]] = []
     for panel in panels:
         if not rows or sum(other.width for other in rows[-1]) + panel.width > 12:
@@ -54,24 +52,22 @@ def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, capt
 
 
 def _height(panel: Panel, width: float) -> float:
-    """How many pixels a panel needs, with its title, in `width` pixels."""
-    if isinstance(panel.marks[0], Text):
-        line_height = LINE if panel.marks[0].experts is None else BOX
-        return TITLE + 8 + line_height * _lay_out(panel.marks[0], width - 20)[2]
+    """Say how many pixels a panel needs, with its title, in `width` pixels."""
+    first = panel.marks[0]
+    if isinstance(first, Text):
+        return TITLE + 8 + (LINE if first.experts is None else BOX) * _lay_out(first, width - 20)[2]
     return TITLE + panel.height + 16 * len(panel.caption.splitlines())
 
 
 def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
-    """One panel in an axes."""
-    x, y = panel.x, panel.y
-    is_words = isinstance(panel.marks[0], Text | Table)
+    """Draw one panel in an axes."""
+    x, y, first = panel.x, panel.y, panel.marks[0]
     is_filled = any(isinstance(mark, Field | Cells | marks.Stack | marks.Boxes | marks.Lamps) for mark in panel.marks)
     style.dress(ax, theme, panel.title, x.label, y.label)
-    if is_words:
+    if isinstance(first, Text | Table):
         ax.set_axis_off()
-    elif isinstance(panel.marks[0], Parts):
-        rows = panel.marks[0].rows
-        y = Axis(len(rows) - 0.5, -0.5, ticks=list(enumerate(rows)))
+    elif isinstance(first, Parts):
+        y = Axis(len(first.rows) - 0.5, -0.5, ticks=list(enumerate(first.rows)))
     ax.set(xlim=(x.low, x.high), ylim=(y.low, y.high), autoscale_on=False, axisbelow=True)
     for axis, said in ((ax.xaxis, x), (ax.yaxis, y)):
         if said.ticks is not None:
@@ -82,9 +78,9 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v < 1e5 else style.short_number(v)))
             axis.grid(not is_filled)
     for mark in panel.marks:
-        _draw(mark, ax, theme, panel)
+        globals()[f"draw_{type(mark).__name__.lower()}"](mark, ax, theme, panel)  # Bars are drawn by draw_bars
     for ink, text in panel.legend:
-        ax.plot([], [], label=text, **_line_look(ink, True, theme))
+        ax.plot([], [], label=text, **_line_look(ink, theme))
     if panel.caption:
         ax.set_xlabel(panel.caption, loc="left")
     if panel.selected:
@@ -95,27 +91,26 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
 
 
 def _apart(ticks: Sequence[tuple[float, str]], width: float) -> Sequence[tuple[float, str]]:
-    """All ticks, or every second, fourth, …: as many as do not touch in `width` pixels."""
+    """Take all ticks, or every second, fourth, …: as many as do not touch in `width` pixels."""
     longest = style.LETTER * max((len(text) for _, text in ticks), default=0)
     return ticks if longest * (len(ticks) - 1) < width else _apart(ticks[::2], width)
 
 
-def _line_look(ink: int, strong: bool, theme: Theme) -> dict:
+def _line_look(ink: int, theme: Theme, strong: bool = True) -> dict:
     if ink < 0:
         return {"color": theme.muted, "alpha": 0.45, "lw": 3.5}
     return {"color": theme.lines[ink % 6], "ls": style.DASHES[ink % 6], "lw": 2 if strong else 1.2}
 
 
-# --- marks -----------------------------------------------------------------------------------------------------------
+def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float, theme: Theme) -> QuadMesh:
+    """Draw cells in two directions of colour from an even value, which is that of the page: to 0 and to the most."""
+    low, high = DIRECTIONS[theme.name]
+    shades = LinearSegmentedColormap.from_list("two ways", [low, theme.background, high])
+    norm = TwoSlopeNorm(even, 0, most if most > even else 2 * even)
+    return ax.pcolormesh(*edges, z, cmap=shades, norm=norm, edgecolors=theme.grid, lw=1, zorder=0.5)
 
 
-@singledispatch
-def _draw(mark, ax: Axes, theme: Theme, panel: Panel) -> None:
-    raise TypeError(f"mark must be one of {', '.join(kind.__name__ for kind in marks.MARKS)}, got {mark!r}")
-
-
-@_draw.register
-def _(mark: Field, ax, theme, panel):
+def draw_field(mark: Field, ax, theme, panel):
     z = np.asarray(mark.z, dtype=float)  # (rows, columns, E)
     x, y = (np.linspace(*ends, count) for ends, count in ((ax.get_xlim(), z.shape[1]), (ax.get_ylim(), z.shape[0])))
     first = z.argmax(axis=-1)
@@ -127,11 +122,10 @@ def _(mark: Field, ax, theme, panel):
         if len(rows):  # its number stands at that point of it which is nearest to its middle: it may be bent
             at = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
             look = {"fontsize": 10, "weight": "bold", "color": "black", "ha": "center", "zorder": 2}
-            annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), LIGHT, halo=True, **look)
+            annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), halo=True, **look)
 
 
-@_draw.register
-def _(mark: Cells, ax, theme, panel):
+def draw_cells(mark: Cells, ax, theme, panel):
     z = np.asarray(mark.z, dtype=float)  # (rows, E)
     rows, experts = z.shape
     edges = np.arange(experts + 1) - 0.5, np.arange(rows + 1) - 0.5
@@ -141,11 +135,7 @@ def _(mark: Cells, ax, theme, panel):
         colors = ground + (own - ground) * np.sqrt(z.clip(0, 1))[..., None]
         ax.pcolormesh(*edges, colors, edgecolors=theme.background, lw=1, zorder=0.5)
     else:
-        low, high = DIRECTIONS[theme.name]
-        shades = LinearSegmentedColormap.from_list("two ways", [low, theme.background, high])
-        norm = TwoSlopeNorm(mark.even, 0, mark.most if mark.most > mark.even else 2 * mark.even)
-        mesh = ax.pcolormesh(*edges, z, cmap=shades, norm=norm, edgecolors=theme.grid, lw=1, zorder=0.5)
-        ends = 0, mark.even, mark.most
+        mesh, ends = two_ways(ax, edges, z, mark.even, mark.most, theme), (0, mark.even, mark.most)
         said = [f"{100 * end:.3g} %" if mark.numbers else f"{end:g} ×" for end in ends]
         bar = style.styled(ax.figure.colorbar, theme, mesh, ax=ax, aspect=30, pad=0.02)
         bar.set_ticks(ends, labels=[said[0], f"{said[1]}\neven", said[2]])
@@ -153,13 +143,12 @@ def _(mark: Cells, ax, theme, panel):
     if mark.numbers and ax.bbox.width / experts > 18 and ax.bbox.height / rows > 12:
         for row, expert in np.argwhere(~np.isnan(z)):
             color = ink_on(to_hex(colors[row, expert]))
-            annotate(ax, f"{100 * z[row, expert]:.0f}", (expert, row), theme, color=color, ha="center")
+            annotate(ax, f"{100 * z[row, expert]:.0f}", (expert, row), color=color, ha="center")
     if mark.selected is not None:
         ax.barh(mark.selected, experts, 1, -0.5, fill=False, lw=1.8, ec=style.RED, clip_on=False, zorder=3)
 
 
-@_draw.register
-def _(mark: marks.Bars, ax, theme, panel):
+def draw_bars(mark: marks.Bars, ax, theme, panel):
     y, places = np.asarray(mark.y, dtype=float), np.arange(len(mark.y))
     inks = [expert_color(i) if mark.of == "expert" else theme.lines[i % 6] for i in places]
     hatches = [expert_hatch(i) if mark.of == "expert" else "" for i in places]
@@ -174,11 +163,10 @@ def _(mark: marks.Bars, ax, theme, panel):
     if mark.texts:
         tops = y if mark.second is None else np.fmax(y, np.asarray(mark.second, dtype=float))  # above the tick too
         for *place, text in zip(places, tops, mark.texts):
-            annotate(ax, text, place, theme, (0, 3), ha="center", va="bottom")
+            annotate(ax, text, place, (0, 3), theme, ha="center", va="bottom")
 
 
-@_draw.register
-def _(mark: marks.Stack, ax, theme, panel):
+def draw_stack(mark: marks.Stack, ax, theme, panel):
     x, y = np.asarray(mark.x, dtype=float), np.asarray(mark.y, dtype=float)
     colors, hatches = zip(*((expert_color(e), expert_hatch(e)) for e in range(y.shape[1])))
     if len(x):  # the first shares count from the beginning of their step
@@ -191,19 +179,16 @@ def _(mark: marks.Stack, ax, theme, panel):
         ax.bar([1.04] * len(colors), mark.second, 0.05, **place, **look)
 
 
-@_draw.register
-def _(mark: Line, ax, theme, panel):
-    ax.plot(mark.x, np.asarray(mark.y, "f8"), label=mark.name or None, **_line_look(mark.ink, mark.strong, theme))
+def draw_line(mark: Line, ax, theme, panel):
+    ax.plot(mark.x, np.asarray(mark.y, "f8"), label=mark.name or None, **_line_look(mark.ink, theme, mark.strong))
 
 
-@_draw.register
-def _(mark: marks.Band, ax, theme, panel):
+def draw_band(mark: marks.Band, ax, theme, panel):
     ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
     ax.fill_between(mark.x, *ends, color=theme.muted if mark.ink < 0 else theme.lines[mark.ink % 6], alpha=0.2, lw=0)
 
 
-@_draw.register
-def _(mark: marks.Points, ax, theme, panel):
+def draw_points(mark: marks.Points, ax, theme, panel):
     x, y = np.asarray(mark.x), np.asarray(mark.y)
     look = np.zeros(len(x)) if mark.look is None else np.asarray(mark.look)
     light = {"marker": "o", "ms": 4.5 if mark.tokens else 3.4, "color": "white", "mec": "black", "mew": 0.7}
@@ -215,19 +200,17 @@ def _(mark: marks.Points, ax, theme, panel):
         ax.plot(x[mark.selected], y[mark.selected], zorder=2.6, **ring)
 
 
-@_draw.register
-def _(mark: marks.Spots, ax, theme, panel):
+def draw_spots(mark: marks.Spots, ax, theme, panel):
     colors, is_selected = [theme.lines[ink % 6] for ink in mark.ink], np.arange(len(mark.x)) == mark.selected
     ax.hlines(mark.y, mark.x_low, mark.x_high, colors=colors, lw=np.where(is_selected, 2, 1))
     ax.vlines(mark.x, mark.y_low, mark.y_high, colors=colors, lw=np.where(is_selected, 2, 1))
     ax.scatter(mark.x, mark.y, np.where(is_selected, 90, 36), colors, ec=theme.background, zorder=3, clip_on=False)
     if mark.selected is not None:
         place = mark.x[mark.selected], mark.y[mark.selected]
-        annotate(ax, mark.names[mark.selected], place, theme, (0, 10), halo=True, ha="center", zorder=4)
+        annotate(ax, mark.names[mark.selected], place, (0, 10), theme, halo=True, ha="center", zorder=4)
 
 
-@_draw.register
-def _(mark: Parts, ax, theme, panel):
+def draw_parts(mark: Parts, ax, theme, panel):
     values, right = np.asarray(mark.values, dtype=float), panel.x.high  # (rows, parts)
     places = range(len(values))
     for name, color, size, left in zip(mark.names, mark.colors, values.T, values.cumsum(axis=1).T - values.T):
@@ -237,21 +220,19 @@ def _(mark: Parts, ax, theme, panel):
         texts = [text if style.LETTER * len(text) < room else "" for text, room in zip(texts, rooms)]
         ax.bar_label(bars, texts, label_type="center", color=ink_on(color), fontsize=style.TEXT_SIZE)
     for row, text in enumerate(mark.texts):
-        annotate(ax, text, (values[row].sum(), row), theme, (5, 0), weight="bold")
+        annotate(ax, text, (values[row].sum(), row), (5, 0), theme, weight="bold")
 
 
-@_draw.register
-def _(mark: marks.Rule, ax, theme, panel):
+def draw_rule(mark: marks.Rule, ax, theme, panel):
     ls, lw, alpha = RULES[mark.kind]
     look = {"ls": ls, "lw": lw, "alpha": alpha, "color": style.RED if mark.kind == "limit" else theme.foreground}
     line = ax.axvline(mark.x, **look) if mark.y is None else ax.axhline(mark.y, **look)
     line.set_label(mark.name or "_")
 
 
-@_draw.register
-def _(mark: marks.Boxes, ax, theme, panel):
+def draw_boxes(mark: marks.Boxes, ax, theme, panel):
     x, y, w, h = (np.asarray(values, dtype=float) for values in (mark.x, mark.y, mark.w, mark.h))
-    room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width * 100 / ax.figure.dpi / style.LETTER
+    room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width / style.LETTER
     grey = _between(theme, 0.1)
     for i, (text, look, expert) in enumerate(zip(mark.texts, mark.look, mark.expert)):
         color = expert_color(expert) if look == 3 else theme.lines[(look - 4) % 6] if look > 3 else grey
@@ -266,17 +247,16 @@ def _(mark: marks.Boxes, ax, theme, panel):
         ink = ink_on(color) if look > 2 else theme.muted if look == 2 else theme.foreground
         place = {"ha": "center" if w[i] else "left", "weight": "bold" if mark.strong else "normal"}
         own = replace(theme, background=color)  # a halo keeps letters apart from stripes
-        annotate(ax, text, (x[i], y[i]), own, halo=bool(hatch), color=ink, zorder=4, **place)
+        annotate(ax, text, (x[i], y[i]), theme=own, halo=bool(hatch), color=ink, zorder=4, **place)
 
 
 def _between(theme: Theme, part: float) -> str:
-    """From the background, 0, to the colour of letters, 1."""
+    """Mix the colours from the background, 0, to the colour of letters, 1."""
     paper, ink = (np.array(to_rgb(color)) for color in (theme.background, theme.foreground))
     return to_hex(paper + part * (ink - paper))
 
 
-@_draw.register
-def _(mark: marks.Arrows, ax, theme, panel):
+def draw_arrows(mark: marks.Arrows, ax, theme, panel):
     for x, y, x_to, y_to, expert, token in zip(mark.x, mark.y, mark.x_to, mark.y_to, mark.expert, mark.token):
         color = theme.foreground if expert < 0 else expert_color(expert)
         is_strong = token < 0 or token == mark.selected
@@ -285,8 +265,7 @@ def _(mark: marks.Arrows, ax, theme, panel):
         ax.annotate("", (x_to, y_to), (x, y), arrowprops=look | {"mutation_scale": 9}, annotation_clip=False)
 
 
-@_draw.register
-def _(mark: marks.Lamps, ax, theme, panel):
+def draw_lamps(mark: marks.Lamps, ax, theme, panel):
     rows = -(-len(mark.lit) // mark.columns)
     states = np.full(rows * mark.columns, 2)  # no lamp
     states[: len(mark.lit)] = np.asarray(mark.lit)
@@ -296,30 +275,24 @@ def _(mark: marks.Lamps, ax, theme, panel):
     ax.pcolormesh(*edges, colors[states].reshape(rows, mark.columns, 3), zorder=0.5, **lines)
 
 
-# --- words -----------------------------------------------------------------------------------------------------------
-
-
-@_draw.register
-def _(mark: Table, ax, theme, panel):
+def draw_table(mark: Table, ax, theme, panel):
     room = max(int(0.7 * ax.figure.bbox.width / len(mark.columns) / style.LETTER) - 3, 1)  # letters; these are bold
     heads = ["", *(textwrap.fill(name, room, break_long_words=False) for name in mark.columns)]
-    cells = [[name, *texts] for name, texts in zip(mark.rows, mark.cells)]
+    cells = [heads, *([name, *texts] for name, texts in zip(mark.rows, mark.cells))]
     widths = [0.3] + [0.7 / len(mark.columns)] * len(mark.columns)
-    table = ax.table(cells, cellLoc="right", colWidths=widths, colLabels=heads, edges="horizontal", bbox=(0, 0, 1, 1))
+    table = ax.table(cells, colWidths=widths, edges="horizontal", bbox=(0, 0, 1, 1))
     table.auto_set_font_size(False)
     colors = [theme.muted, *(theme.lines[ink % 6] for ink in mark.inks or range(len(mark.columns)))]
     for (row, column), cell in table.get_celld().items():
-        cell.set(edgecolor=theme.grid, lw=0.8)
         look = {"ha": "right" if column else "left", "weight": "normal" if row else "bold", "size": style.TEXT_SIZE}
         cell.set_text_props(color=theme.foreground if row and column else colors[column], **look)
-        if row == 0:
-            cell.set_height(cell.get_height() * max(head.count("\n") + 1 for head in heads))
+        cell.set(edgecolor=theme.grid, lw=0.8, height=1 if row else 1 + 0.6 * max(head.count("\n") for head in heads))
 
 
 def _lay_out(mark: Text, width: float) -> tuple[list, list, int, int]:
-    """A grid of places, one for each byte, in `width` pixels: names with their line; letters with column, line and
-    expert, an empty one for each further byte; the numbers of lines and of columns."""
-    experts = [-1] * sum(len(text) for text in mark.texts) if mark.experts is None else mark.experts
+    """Lay out a grid of places, one for each byte, in `width` pixels: names with their line; letters with column, line
+    and expert, an empty one for each further byte; the numbers of lines and of columns."""
+    experts = [-1] * sum(map(len, mark.texts)) if mark.experts is None else mark.experts
     columns = int(width / (8 if mark.experts is None else 12 if max(experts, default=0) < 10 else 16))
     sizes = iter([1] * len(experts) if mark.sizes is None else mark.sizes)
     names, letters, line = [], [], 0
@@ -334,30 +307,28 @@ def _lay_out(mark: Text, width: float) -> tuple[list, list, int, int]:
                 column, line = 0, line + 1
             for part in range(size):
                 letters.append(("" if part else letter, column + part, line, int(experts[len(letters)])))
-            ends_line = letter == "\n" and mark.experts is not None
-            column = columns if ends_line else column + size
+            column = columns if letter == "\n" and mark.experts is not None else column + size
         line += 1
     return names, letters, line, columns
 
 
-@_draw.register
-def _(mark: Text, ax, theme, panel):
-    part, scale = ax.figure.bbox, 100 / ax.figure.dpi
-    names, letters, _, columns = _lay_out(mark, scale * part.width - 20)
+def draw_text(mark: Text, ax, theme, panel):
+    room = ax.figure.bbox
+    names, letters, _, columns = _lay_out(mark, room.width - 20)
     line_height, middle = (LINE, 0.5) if mark.experts is None else (BOX, 0.26)
-    ax.set(xlim=(0, columns), ylim=((scale * part.height - TITLE - 8) / line_height, 0))
+    ax.set(xlim=(0, columns), ylim=((room.height - TITLE - 8) / line_height, 0))
     for name, line in names:
-        annotate(ax, name, (0, line + 0.6), theme, weight="bold", color=theme.muted)
+        annotate(ax, name, (0, line + 0.6), weight="bold", color=theme.muted)
     for letter, column, line, expert in letters:
         color = ink_on(expert_color(expert)) if expert >= 0 else theme.foreground
         look = {"family": FONT, "ha": "center", "zorder": 3, "color": color, "in_layout": False}
         if letter.strip(" "):
-            annotate(ax, visible(letter), (column + 0.5, line + middle), theme, **look)
+            annotate(ax, visible(letter), (column + 0.5, line + middle), **look)
         if expert >= 0:
-            annotate(ax, str(expert), (column + 0.5, line + 0.68), theme, **look)
+            annotate(ax, str(expert), (column + 0.5, line + 0.68), **look)
             ax.bar(column, 0.9, 0.92, line, align="edge", color=expert_color(expert), lw=0, zorder=2)
 
 
 def visible(char: str) -> str:
-    """The character itself if it can be drawn, ↵ for a line break, else ·."""
+    """Take the character itself if it can be drawn, ↵ for a line break, else ·."""
     return char if char.isprintable() and ord(char) in DRAWABLE else "↵" if char == "\n" else "·"

@@ -21,7 +21,6 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import Bbox
 
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
-from moe_lessons.support.errors import check_choice
 from moe_lessons.support.static import static_mode
 
 # Okabe and Ito's colours for all kinds of sight, so ordered that neighbours differ; a grey in the place of their black
@@ -34,6 +33,12 @@ DASHES = ("-", (0, (4, 2.4)), (0, (1, 2)), (0, (5.3, 1.8, 1.2, 1.8)), (0, (2.4, 
 MARKERS = "osD^vP"
 DENSE = ("dense", "equal")  # how the names of dense models begin, also 'equally good dense'
 LABEL_PLACES = ((8, 0), (-8, 0), (0, 8), (0, -8), (6, 6), (6, -6), (-6, 6), (-6, -6))  # points from a spot, best first
+STYLE = {  # letters of one size, no lines that say nothing
+    "axes.labelsize": TEXT_SIZE, "axes.titlesize": TITLE_SIZE, "axes.titlelocation": "left", "axes.axisbelow": True,
+    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": TEXT_SIZE,
+    "legend.handlelength": 2.2, "legend.columnspacing": 1.2, "legend.labelspacing": 0.25, "legend.borderpad": 0,
+    "legend.borderaxespad": 0.4,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,9 @@ class Theme:
 
     @property
     def style(self) -> dict[str, Any]:
-        """The style for matplotlib's `rc_context`: letters of one size, no lines that say nothing."""
-        return {
-            "figure.facecolor": self.background, "axes.facecolor": self.background, "axes.edgecolor": self.grid,
-            "axes.labelcolor": self.foreground, "axes.titlecolor": self.foreground, "text.color": self.foreground,
-            "axes.labelsize": TEXT_SIZE, "axes.titlesize": TITLE_SIZE, "axes.titlepad": 6, "axes.axisbelow": True,
-            "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": TEXT_SIZE,
-            "legend.handlelength": 2.2, "legend.columnspacing": 1.2, "legend.labelspacing": 0.25,
-            "legend.borderpad": 0, "legend.borderaxespad": 0.4, "axes.titlelocation": "left",
-        }  # fmt: skip
+        """The colours and `STYLE`, for matplotlib's `rc_context`."""
+        inks = dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color"), self.foreground)
+        return STYLE | inks | {"axes.facecolor": self.background, "axes.edgecolor": self.grid}
 
 
 LIGHT = Theme(
@@ -72,11 +71,7 @@ THEMES = {"light": LIGHT, "dark": DARK}
 
 
 def model_inks(names: Iterable[str]) -> list[int]:
-    """The number of each model's colour in `Theme.lines`: 0 a mixture, 1 and 2 its dense twins, then others.
-
-    >>> model_inks(["MoE", "equal-active twin", "equal-total twin", "noise"])
-    [0, 1, 2, 3]
-    """
+    """Say the number of each model's colour in `Theme.lines`: 0 a mixture, 1 and 2 its dense twins, then others."""
     inks: list[int] = []
     for name in names:
         wanted = (3, 4, 5) if name.startswith(DENSE) else (0, 3, 4, 5)
@@ -85,12 +80,12 @@ def model_inks(names: Iterable[str]) -> list[int]:
     return inks
 
 
-def model_looks(models: Sequence[str], theme: Theme) -> dict[str, tuple]:
-    """The colour, dashes and marker of each model; several mixtures have shades of one hue, in their order."""
-    looks = {name: (theme.lines[ink], DASHES[ink], MARKERS[ink]) for name in models for ink in model_inks([name])}
+def model_looks(models: Sequence[str]) -> dict[str, tuple]:
+    """Say the colour, dashes and marker of each model; several mixtures have shades of one hue, in their order."""
+    looks = {name: (LIGHT.lines[ink], DASHES[ink], MARKERS[ink]) for name in models for ink in model_inks([name])}
     mixtures = [model for model in models if not model.startswith(DENSE)]
-    if len(mixtures) > 1:  # shades that stand out from the page
-        shades = colormaps["RdPu"](np.linspace(*(0.55, 1.0) if theme.name == "light" else (0.65, 0.1), len(mixtures)))
+    if len(mixtures) > 1:
+        shades = colormaps["RdPu"](np.linspace(0.55, 1, len(mixtures)))  # that stand out from the page
         looks |= {model: (to_hex(shade), "-", "o") for model, shade in zip(mixtures, shades)}
     return looks
 
@@ -114,11 +109,7 @@ def ink_on(color: str) -> str:
 
 
 def short_number(n: float) -> str:
-    """A large number with its unit, to three digits: 46,702,792,704 is '46.7 B', 1,568 is '1.57 K'.
-
-    >>> short_number(46_702_792_704), short_number(999_999), short_number(12)
-    ('46.7 B', '1 M', '12')
-    """
+    """Write a large number with its unit, to three digits: 46,702,792,704 is '46.7 B', 999,999 is '1 M'."""
     for size, unit in ((1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " K")):
         if n >= 0.9995 * size:
             return f"{n / size:.3g}{unit}"
@@ -134,7 +125,6 @@ class LessonFigure(Figure):
         FigureCanvasAgg(self)
 
     def add_subplot(self, *args, **kwargs) -> Axes:
-        """See matplotlib."""
         return styled(super().add_subplot, self.theme, *args, **kwargs)
 
     def png(self) -> bytes:
@@ -144,7 +134,7 @@ class LessonFigure(Figure):
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict[str, Any], dict[str, Any]]:
-        titles = ", ".join(ax.get_title(loc="left") for ax in self.axes if ax.get_title(loc="left"))
+        titles = ", ".join(filter(None, (ax.get_title(loc="left") for ax in self.axes)))
         png, width = self.png(), round(self.bbox.width)
         data = {"image/png": png, "text/plain": f"Figure: {titles}"}
         if not static_mode():  # JupyterLab gives a PNG no description, whatever its metadata say
@@ -154,7 +144,7 @@ class LessonFigure(Figure):
 
 
 def styled(add_axes: Callable[..., Any], theme: Theme, *args, **kwargs) -> Any:
-    """New axes, or a color bar, in the style of the theme."""
+    """Make axes, or a color bar, in the style of the theme."""
     with rc_context(theme.style):
         made = add_axes(*args, **kwargs)
     ticks = {"length": 2, "color": theme.grid, "labelcolor": theme.muted, "labelsize": TEXT_SIZE}  # made when drawn
@@ -162,12 +152,11 @@ def styled(add_axes: Callable[..., Any], theme: Theme, *args, **kwargs) -> Any:
     return made
 
 
-def axes_for(ax: Axes | None, theme: str, width=6.4, height=3.6, title="", xlabel="", ylabel="") -> tuple[Axes, Theme]:
-    """The given axes, or those of a new figure of this size in inches, and the theme to draw with."""
-    colors = THEMES[check_choice("theme", theme, THEMES)]
-    ax = LessonFigure(width, height, colors).add_subplot() if ax is None else ax
-    dress(ax, colors, title, xlabel, ylabel)
-    return ax, colors
+def axes_for(width=6.4, height=3.6, title="", xlabel="", ylabel="", ax: Axes | None = None) -> Axes:
+    """Dress the given axes, or those of a new light figure of this size in inches."""
+    ax = LessonFigure(width, height).add_subplot() if ax is None else ax
+    dress(ax, LIGHT, title, xlabel, ylabel)
+    return ax
 
 
 def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
@@ -176,7 +165,7 @@ def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
 
 
-def annotate(ax: Axes, text: str, place: tuple, theme: Theme, by=(0, 0), halo=False, **look) -> Annotation:
+def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), theme: Theme = LIGHT, halo=False, **look) -> Annotation:
     """Write something at a place, moved by so many points. halo: readable on lines."""
     look = {"fontsize": TEXT_SIZE, "color": theme.foreground, "va": "center", "parse_math": False} | look
     written = ax.annotate(text, place, by, textcoords="offset points", annotation_clip=False, **look)
@@ -184,16 +173,15 @@ def annotate(ax: Axes, text: str, place: tuple, theme: Theme, by=(0, 0), halo=Fa
     return written
 
 
-def label_points(ax: Axes, x, y, names: Sequence[str], theme: Theme) -> None:
+def label_points(ax: Axes, x, y, names: Sequence[str]) -> None:
     """Name each point beside it, at the first of `LABEL_PLACES` within the axes that covers no point and no name."""
     ax.figure.draw_without_rendering()  # settles the layout, and with it where a point lies in pixels
     taken = [Bbox([spot - 6, spot + 6]) for spot in ax.transData.transform(np.column_stack([x, y]))]
     for i, (name, point) in enumerate(zip(names, zip(x, y))):
-        label = annotate(ax, name, point, theme, halo=True, zorder=4)
+        label = annotate(ax, name, point, halo=True, zorder=4)
         for place in LABEL_PLACES:
             right, up = np.sign(place)
-            ha, va = ("center", "left", "right")[right], ("center", "bottom", "top")[up]
-            label.set(position=place, ha=ha, va=va)
+            label.set(position=place, ha=("center", "left", "right")[right], va=("center", "bottom", "top")[up])
             box = label.get_window_extent()
             is_inside = ax.bbox.x0 <= box.x0 and box.x1 <= ax.figure.bbox.x1
             if is_inside and not box.count_overlaps(taken[:i] + taken[i + 1 :]):
@@ -201,23 +189,21 @@ def label_points(ax: Axes, x, y, names: Sequence[str], theme: Theme) -> None:
         taken.append(box)
 
 
-def name_over(ax: Axes, theme: Theme) -> Axes:
-    """A legend of what has a label, between the title and the picture: there it covers nothing."""
+def name_over(ax: Axes, theme: Theme = LIGHT) -> Axes:
+    """Put a legend of what has a label between the title and the picture: there it covers nothing."""
     handles, texts = ax.get_legend_handles_labels()
     if texts:
-        scale = 100 / ax.figure.dpi
-        room = int((scale * ax.bbox.width - 46) / LETTER)  # letters
+        room = int((ax.bbox.width - 46) / LETTER)  # letters
         texts = [textwrap.fill(text, max(room, 12)) for text in texts]
         longest = max(len(line) for text in texts for line in text.splitlines())
         columns = max(1, min((room + 7) // (longest + 7), len(texts)))
         with rc_context(theme.style):
             legend = ax.legend(handles, texts, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
-            pad = 8 + 0.72 * scale * legend.get_window_extent().height
-            ax.set_title(ax.get_title(loc="left"), pad=pad)
+            ax.set_title(ax.get_title(loc="left"), pad=8 + 0.72 * legend.get_window_extent().height)
     return ax
 
 
-def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say=short_number) -> None:
+def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say="{:g}".format) -> None:
     """Make the axis 'x' or 'y' logarithmic, with these ticks, or with as many round ones as there is room for."""
     ax.set(**{f"{name}scale": "log"})
     axis, (low, high) = getattr(ax, f"{name}axis"), getattr(ax, f"get_{name}lim")()

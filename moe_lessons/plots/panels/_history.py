@@ -36,12 +36,12 @@ class History:
         return self
 
     def column(self, name: str) -> np.ndarray:
-        """(N,), thinned: 'steps', 'seconds' so far, or the mean over the last steps of 'loss' or 'dead' experts."""
+        """Take 'steps', 'seconds' so far, or the recent mean of 'loss' or 'dead' experts: (N,), thinned."""
         place = ("steps", "seconds", "loss", "dead").index(name)
         return np.array([self.rows[i][place] for i in thinned(len(self.rows))], dtype=np.float32)
 
     def loads(self, layer: int, num_experts: int) -> np.ndarray:
-        """(N, E), thinned: the load shares of a layer."""
+        """Take the load shares of a layer: (N, E), thinned."""
         loads = [self.records[i].load[layer] for i in thinned(len(self.rows))]
         return np.array(loads, np.float32).reshape(-1, num_experts)
 
@@ -50,7 +50,7 @@ _histories: WeakKeyDictionary[Run, History] = WeakKeyDictionary()
 
 
 def thinned(count: int) -> np.ndarray:
-    """Of `count` places at most `MOST_PLACES`, evenly spread, and the last one."""
+    """Choose of `count` places at most `MOST_PLACES`, evenly spread, and the last one."""
     every = 1
     while count >= every * MOST_PLACES:
         every *= 2
@@ -58,12 +58,12 @@ def thinned(count: int) -> np.ndarray:
 
 
 def history(run: Run) -> History:
-    """The history of a run, up to date."""
+    """Bring the history of a run up to date."""
     return _histories.setdefault(run, History()).read(run.records)
 
 
 def spent(run: Run, x_axis: str, steps=None) -> np.ndarray:
-    """What a run has spent by each of `steps`, or by each place of its history: 'steps', 'FLOPs' or 'seconds'."""
+    """Say what a run has spent by each of `steps`, or by each place of its history: 'steps', 'FLOPs' or 'seconds'."""
     past = history(run)
     at = past.column("steps") if steps is None else np.asarray(steps, dtype=float)
     if x_axis == "seconds":
@@ -75,12 +75,12 @@ def spent(run: Run, x_axis: str, steps=None) -> np.ndarray:
 
 
 def loss_curve(run: Run, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """The loss of a run, averaged over 10 steps, against what was `spent`: x (N,) and loss (N,)."""
+    """Take the loss of a run, averaged over 10 steps, against what was `spent`: x (N,) and loss (N,)."""
     return spent(run, x_axis), history(run).column("loss")
 
 
 def recent_load(run: Run, layer: int = 0) -> list[float]:
-    """The load shares of an MoE layer, averaged over the last steps."""
+    """Average the load shares of an MoE layer over the last steps."""
     return np.mean([record.load[layer] for record in run.records[-RECENT:]], axis=0).tolist()
 
 

@@ -10,8 +10,8 @@ from moe_lessons.nn.ffn import GATED
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel
 from moe_lessons.plots.panels._history import as_array
 from moe_lessons.plots.still import figure
-from moe_lessons.plots.theme import THEMES, LessonFigure
-from moe_lessons.support.errors import check_choice, in_words, is_whole
+from moe_lessons.plots.theme import LessonFigure
+from moe_lessons.support.errors import in_words, is_whole
 
 MOST_EXPERTS = MOST_TOKENS = 16  # that have room for their numbers
 WIDTH, HEIGHT = 980, 480  # of the drawing, in units of about a pixel, with the first row on top
@@ -21,10 +21,8 @@ ORDER, SORTED, BACK = 376, 420, 464  # and of the strip
 TEXT, FRAME, GREY, EXPERT, INK = range(5)  # looks of `Boxes`
 
 
-def draw_block(
-    moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None, theme: str = "light"
-) -> LessonFigure:
-    """The block with the numbers of one of the tokens x (T, D), T at most 16, as a figure.
+def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None) -> LessonFigure:
+    """Draw the block with the numbers of one of the tokens x (T, D), T at most 16, as a figure.
 
     moe: an `MoE` or a learner's class that works as it does, of at most 16 experts, without a shared one. It is read
     in eval mode. dense: the FFN beside it; None: its equal-total twin. ValueError for a router whose weights are no
@@ -41,14 +39,13 @@ def draw_block(
         raise ValueError(f"x must have the shape (T, {moe.d_model}) with T from 1 to {MOST_TOKENS}, got {in_words(x)}")
     if not is_whole(token, 0, len(x) - 1):
         raise ValueError(f"token must be between 0 and {len(x) - 1}, got {token!r}")
-    colors = THEMES[check_choice("theme", theme, THEMES)]
     with torch.no_grad(), evaluating(moe):
         y, routing = moe(x)
-    return figure([block_panel(moe, x, y, routing, token, dense)], colors, WIDTH)
+    return figure([block_panel(moe, x, y, routing, token, dense)])
 
 
 def block(view) -> Panel:
-    """The block of the view with the numbers of the selected token."""
+    """Draw the block of the view with the numbers of the selected token."""
     plane, model = view.plane, view.main_run.model
     twin = view.runs[EQUAL_TOTAL].model.block if EQUAL_TOTAL in view.runs else None
     return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, twin)
@@ -68,24 +65,25 @@ def block_panel(
         raise ValueError("moe must have no shared expert and no weight_input to be drawn, got one that has")
     is_masked, wanted = order_of(routing)
     x, y = as_array(x[token]), as_array(y[token])  # (D,)
-    heads, marks = Drawing(token, strong=True), Drawing(token)
-    draw_ffn(heads, marks, dense, twin_name(dense, moe), x)
+    heads, marks, strip = Drawing(strong=True), Drawing(), Drawing()
+    draw_ffn(heads, marks, dense, moe, x)
     draw_mixture(heads, marks, moe, routing, wanted[token].tolist(), is_masked, token, x, y)
-    strip = draw_strip(heads, marks, routing, token)
+    draw_strip(heads, marks, strip, routing, token)
     caption = "Weights: softmax over all experts, then top-k. They are not divided by their sum."
     if is_masked:
         caption = "Weights: −∞ for the experts not chosen, then softmax. The same as softmax over all experts, then "
         caption += "top-k, then divided by their sum."
     axes = Axis(0, WIDTH, ticks=()), Axis(HEIGHT, 0, ticks=())
-    parts = [marks.arrows_mark(), heads.boxes_mark(), marks.boxes_mark(), strip.boxes_mark()]
+    arrows = Arrows(*zip(*marks.arrows), token)
+    parts = [arrows, *(Boxes(*zip(*own.boxes), token, own.strong) for own in (heads, marks, strip))]
     title = f"The block, with the numbers of token {token}"
     return Panel(title, parts, *axes, width=12, height=HEIGHT, caption=caption)
 
 
 def order_of(routing: Routing) -> tuple[bool, Tensor]:
-    """Whether the weights are the softmax of the chosen logits alone (else of all), and who is chosen (T, E), full or
-    not. ValueError where they are neither, or where those chosen are not the K likeliest of each token."""
-    logits, probs = as_tensor(routing.router_logits), as_tensor(routing.router_probs)  # (T, E)
+    """Say whether the weights are the softmax of the chosen logits alone (else of all), and who is chosen (T, E), full
+    or not. ValueError where they are neither, or where those chosen are not the K likeliest of each token."""
+    logits, probs = routing.router_logits.double(), routing.router_probs  # (T, E)
     wanted = torch.zeros_like(logits, dtype=torch.bool)
     wanted[routing.token_idx, routing.expert_idx] = True
     wanted[routing.dropped_token_idx, routing.dropped_expert_idx] = True
@@ -93,55 +91,38 @@ def order_of(routing: Routing) -> tuple[bool, Tensor]:
     if bool((top_k == top_k[0]).all() and (probs.masked_fill(~wanted, 1).amin(dim=1) >= others).all()):
         for is_masked, kept in ((True, logits.masked_fill(~wanted, -torch.inf)), (False, logits)):
             weight = kept.softmax(dim=1)[routing.token_idx, routing.expert_idx]
-            if torch.allclose(weight, as_tensor(routing.weight), atol=1e-4):
+            if torch.allclose(weight, routing.weight.double(), atol=1e-4):
                 return is_masked, wanted
     raise ValueError("moe must have a router whose weights are a softmax of its K largest logits, got another to draw")
 
 
-def as_tensor(values: Tensor) -> Tensor:
-    """In float64, without a gradient."""
-    return values.detach().double()
-
-
-def twin_name(dense: FeedForward, moe: nn.Module) -> tuple[str, int]:
-    """What an FFN is to a mixture, and the ink of its lines."""
-    for match, name, ink in (("total", "equal-total twin", 2), ("active", "equal-active twin", 1)):
-        if count_parameters(dense_twin(moe, match)) == count_parameters(dense):
-            return name, ink
-    return "", 3
-
-
 class Drawing:
-    """Collects boxes and arrows."""
+    """Collects boxes and arrows. strong: bold letters."""
 
-    def __init__(self, selected: int, strong: bool = False):
+    def __init__(self, strong: bool = False):
         self.boxes: list[tuple] = []
         self.arrows: list[tuple] = []
-        self.selected, self.strong = selected, strong
+        self.strong = strong
 
     def box(self, x, y, w, h, text="", look=FRAME, expert=-1, token=-1, says="") -> None:
         """See `Boxes`."""
         self.boxes.append((x, y, w, h, text, look, expert, token, says))
 
     def text(self, x, y, text) -> None:
-        """A text that begins at x."""
+        """Begin a text at x."""
         self.box(x, y, 0, 0, text, TEXT)
 
     def arrow(self, x, y, x_to, y_to, expert=-1, token=-1) -> None:
         """See `Arrows`."""
         self.arrows.append((x, y, x_to, y_to, expert, token))
 
-    def boxes_mark(self) -> Boxes:
-        x, y, w, h, texts, look, expert, token, says = zip(*self.boxes)
-        return Boxes(x, y, w, h, texts, look, expert, token, says, self.selected, self.strong)
 
-    def arrows_mark(self) -> Arrows:
-        return Arrows(*zip(*self.arrows), self.selected)
-
-
-def draw_ffn(heads: Drawing, drawing: Drawing, dense: FeedForward, named: tuple[str, int], x) -> None:
-    """On the left: the FFN, its token coming in from above."""
-    (name, ink), middle, D, F = named, FFN / 2, dense.d_model, dense.d_ff
+def draw_ffn(heads: Drawing, drawing: Drawing, dense: FeedForward, moe: nn.Module, x) -> None:
+    """Draw on the left the FFN, its token coming in from above, in the ink of what it is to the mixture."""
+    count, middle, D, F = count_parameters(dense), FFN / 2, dense.d_model, dense.d_ff
+    twins = ("total", "equal-total twin", 2), ("active", "equal-active twin", 1)
+    is_twin = ((name, ink) for match, name, ink in twins if count_parameters(dense_twin(moe, match)) == count)
+    name, ink = next(is_twin, ("", 3))
     up = f"gate and up: {D} → {F}" if dense.activation in GATED else f"up: {D} → {F}"
     rows = [(TOKEN, 24, f"x = {vector(x, 2)}", FRAME), (123, 58, up, INK + ink), (181, 28, dense.activation, INK + ink),
             (228, 38, f"down: {F} → {D}", INK + ink), (SUM, 24, f"y: {D} numbers", FRAME)]  # fmt: skip
@@ -151,17 +132,16 @@ def draw_ffn(heads: Drawing, drawing: Drawing, dense: FeedForward, named: tuple[
         drawing.arrow(middle, y + h / 2, middle, y_to - h_to / 2)
     heads.text(4, 12, "Dense: every weight works")
     drawing.text(4, 30, f"{name}, F = {F}".removeprefix(", "))
-    count = count_parameters(dense)
     heads.text(4, COUNTS, f"parameters: total {count.total:,}")
     heads.text(4, COUNTS + 16, f"active for this token {count.active:,}")
 
 
 def draw_mixture(heads, drawing, moe, routing: Routing, wanted: list[bool], is_masked: bool, token: int, x, y) -> None:
-    """On the right: the token, its router logits, the mask, the weights, the experts and their sum."""
+    """Draw on the right the token, its router logits, the mask, the weights, the experts and their sum."""
     E, K, D = moe.num_experts, sum(wanted), moe.d_model
     pitch, digits = min((RIGHT - COLUMNS) / E, 130), 2 if E <= 10 else 1  # of scores: there is little room
     columns, whole = [COLUMNS + (e + 0.5) * pitch for e in range(E)], (COLUMNS + RIGHT - 5) / 2
-    logits, probs = (as_tensor(v[token]).tolist() for v in (routing.router_logits, routing.router_probs))
+    logits, probs = (values[token].tolist() for values in (routing.router_logits, routing.router_probs))
     mine = routing.token_idx == token
     weights = dict(zip(routing.expert_idx[mine].tolist(), routing.weight[mine].tolist()))
     weight = [number(weights[e]) if e in weights else "full" if wanted[e] else "0" for e in range(E)]
@@ -198,9 +178,9 @@ def draw_mixture(heads, drawing, moe, routing: Routing, wanted: list[bool], is_m
     heads.text(LABELS, COUNTS, f"parameters: total {count.total:,}, active for this token {count.active:,}")
 
 
-def draw_strip(heads: Drawing, drawing: Drawing, routing: Routing, selected: int) -> Drawing:
-    """Below: the tokens in their order, sorted to their experts, and back in their order."""
-    strip, E, room = Drawing(selected), routing.num_experts, RIGHT - STRIP
+def draw_strip(heads: Drawing, drawing: Drawing, strip: Drawing, routing: Routing, selected: int) -> None:
+    """Draw below the tokens in their order, sorted to their experts, and back in their order."""
+    E, room = routing.num_experts, RIGHT - STRIP
     first = selected // MOST_TOKENS * MOST_TOKENS
     tokens = range(first, min(first + MOST_TOKENS, routing.num_tokens))
     served = sorted(pair for pair in zip(routing.expert_idx.tolist(), routing.token_idx.tolist()) if pair[1] in tokens)
@@ -231,19 +211,14 @@ def draw_strip(heads: Drawing, drawing: Drawing, routing: Routing, selected: int
     heads.text(4, ORDER - 24, "The tokens: sorted to their experts, computed, put back in their order and summed")
     for row, label in ((ORDER, "in their order"), (SORTED, "sorted"), (BACK, "put back")):
         drawing.text(4, row, label)
-    return strip
 
 
 def number(value: float, digits: int = 2) -> str:
-    """With so many decimals, fewer of a large number.
-
-    >>> number(-0.314), number(-0.001), number(12.34)
-    ('−0.31', '0.00', '12.3')
-    """
+    """Write with so many decimals, fewer of a large number."""
     text = f"{value:.{digits if abs(value) < 9.995 else min(digits, 1) if abs(value) < 99.95 else 0}f}"
     return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−").replace("inf", "∞")
 
 
 def vector(values, most: int) -> str:
-    """The first numbers of many."""
+    """Write the first numbers of many."""
     return f"({', '.join([*map(number, values[:most].tolist()), *['…'] * (len(values) > most)])})"

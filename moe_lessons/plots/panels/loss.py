@@ -1,10 +1,7 @@
 """Loss against steps, arithmetic and time."""
 
-from matplotlib.axes import Axes
-
 from moe_lessons.plots.marks import Axis, Line, Panel, Rule, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, loss_curve, spent
-from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import model_inks
 from moe_lessons.support.errors import check_choice
 
@@ -30,8 +27,3 @@ def loss(view) -> Panel:
     curves = {name: loss_curve(run, view.x_axis) for name, run in view.runs.items()}
     ghost = loss_curve(view.ghost, view.x_axis) if view.ghost is not None else None
     return loss_panel(curves, ghost, view.x_axis, spent(view.main_run, view.x_axis, view.marks), view.first_x)
-
-
-def loss_curves(curves, ghost=None, x_axis: str = "steps", ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Draw losses: `curves` maps a name to (x, loss). `x_axis` says what x is: 'steps', 'FLOPs' or 'seconds'."""
-    return plot(loss_panel(curves, ghost, x_axis), ax, theme, height=3.6)

@@ -34,6 +34,6 @@ def heatmap_panel(routing, selected: int | None = None) -> Panel:
     return Panel("Router probabilities, ○ served", marks, experts_axis(experts), y)
 
 
-def token_expert_heatmap(routing, ax: Axes | None = None, theme: str = "light") -> Axes:
+def token_expert_heatmap(routing, ax: Axes | None = None) -> Axes:
     """Draw the router probabilities (T, E) of a `Routing` and mark the experts that serve. See `heatmap_panel`."""
-    return plot(heatmap_panel(routing), ax, theme, 4.8, min(1.2 + 0.28 * len(routing.router_probs), 6))
+    return plot(heatmap_panel(routing), ax)

@@ -114,5 +114,5 @@ def tile(view, name: str) -> Panel:
     shown, past, model = view.tiles[name], history(view.tiles[name].band), list(view.tiles).index(name)
     clean = shown.clean[0] if shown.is_noisy and shown.clean is not None else None
     made = film_panel(past.column("steps"), past.loads(0, view.num_experts), shown.marks, title=name, clean=clean)
-    axes = {"x": replace(made.x, label=""), "y": Axis(0, 1, ticks=()), "width": 3, "height": 150}
+    axes = {"x": made.x._replace(label=""), "y": Axis(0, 1, ticks=()), "width": 3, "height": 150}
     return replace(made, **axes, caption=view.caption(shown), model=model, selected=name == view.selected)

@@ -71,9 +71,9 @@ def characters(data: bytes) -> Iterator[tuple[str, int, int]]:
         start += size
 
 
-def shares_panel(shares: pd.DataFrame, title: str = "") -> Panel:
-    """A row for each group of tokens, a column for each expert: the share of the group's assignments that it gets, in
-    percent. Coloured in two directions from 1/E, where all experts serve the group alike."""
+def shares_panel(shares: pd.DataFrame, title: str) -> Panel:
+    """Show a row for each group of tokens, a column for each expert: its share of the group's assignments, in percent.
+    Coloured in two directions from 1/E, where all experts serve the group alike."""
     if not isinstance(shares, pd.DataFrame) or shares.empty:
         raise ValueError(f"shares must be a DataFrame with a row for each group of tokens, got {shares!r}")
     values, experts = shares.to_numpy(dtype=np.float32), shares.shape[1]
@@ -83,7 +83,7 @@ def shares_panel(shares: pd.DataFrame, title: str = "") -> Panel:
     names = [f"layer {name}" if shares.index.name == "layer" else str(name) for name in shares.index]
     cells = Cells(values, even=1 / experts, most=min(1, 4 / experts), numbers=True, rows="group")
     y = Axis(len(names) - 0.5, -0.5, ticks=[(row, name[:LONGEST_NAME]) for row, name in enumerate(names)])
-    return Panel(title or "Who serves what, % of each row", [cells], experts_axis(experts), y, width=6)
+    return Panel(title, [cells], experts_axis(experts), y, width=6)
 
 
 def shares_of(view, by: str, title: str) -> Panel:
@@ -103,7 +103,8 @@ def classes(view) -> Panel:
     return shares_of(view, "byte_class", "Kinds of bytes, % of each row")
 
 
-def expert_shares_heatmap(shares: pd.DataFrame, title: str = "", ax: Axes | None = None, theme: str = "light") -> Axes:
+def expert_shares_heatmap(shares: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
     """Draw the shares of `analysis.expert_shares`: a row for each group, a column for each expert: `shares_panel`."""
-    panel = shares_panel(shares, title)
-    return plot(panel, ax, theme, max(2.8 + 0.42 * shares.shape[1], 4.4), 1.1 + 0.3 * len(shares))
+    return plot(
+        shares_panel(shares, title), ax, "light", max(2.8 + 0.42 * shares.shape[1], 4.4), 1.1 + 0.3 * len(shares)
+    )
