@@ -24,4 +24,4 @@ from moe_lessons.plots.sweeps import (
     seed_sweep,
     speed_by_batch,
 )
-from moe_lessons.plots.theme import LIGHT, THEMES, LessonFigure, Theme, dress, expert_color, expert_hatch
+from moe_lessons.plots.theme import LIGHT, THEMES, LessonFigure, expert_color

@@ -31,20 +31,18 @@ def published_models_scatter(frame: pd.DataFrame) -> Axes:
     ax.set(xlim=(0.56 * x.min(), right), ylim=(0.56 * y.min(), top))
     for name in "xy":
         log_axis(ax, name, say="{:g} B".format)
-    has_shared = frame.shared_experts > 0
-    for own, name, color, marker in (
-        (~has_shared, "routed experts only", 0, "o"),
-        (has_shared, "with shared experts", 5, "D"),
-    ):
-        ax.scatter(x[own], y[own], 44, PALETTE[color], marker, ec=LIGHT.background, lw=0.8, zorder=3, label=name)
+    for has_shared, own in frame.groupby(frame.shared_experts > 0):
+        look = {"color": PALETTE[5], "marker": "D"} if has_shared else {"color": PALETTE[0], "marker": "o"}
+        look |= {"s": 44, "ec": LIGHT.background, "lw": 0.8, "zorder": 3}
+        name = "with shared experts" if has_shared else "routed experts only"
+        ax.scatter(x[own.index], y[own.index], label=name, **look)
     for name, share in SHARES.items():
-        ends = np.array([0.56 * x.min(), min(right, top / share)])
-        ax.plot(ends, ends * share, color=LIGHT.grid, lw=1.2, ls="--", zorder=1)
+        start, end = 0.56 * x.min(), min(right, top / share)
+        ax.plot([start, end], [start * share, end * share], color=LIGHT.grid, lw=1.2, ls="--", zorder=1)
         look = {"color": LIGHT.muted, "fontsize": TEXT_SIZE, "ha": "right", "va": "center", "zorder": 2}
         look |= {"rotation": np.degrees(np.arctan(share)), "transform_rotates_text": True, "rotation_mode": "anchor"}
-        ax.text(
-            *0.88 * ends[1] * np.array([1, share]), name, bbox={"fc": LIGHT.background, "lw": 0, "pad": 0.5}, **look
-        )
+        look |= {"bbox": {"fc": LIGHT.background, "lw": 0, "pad": 0.5}}
+        ax.text(0.88 * end, 0.88 * end * share, name, **look)
     style.name_over(ax)
     style.label_points(ax, x, y, frame.name)
     return ax

@@ -15,8 +15,7 @@ SEED = {"ls": "", "marker": "o", "ms": 4, "alpha": 0.5}  # the look of one seed
 
 
 def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, middle: str = "mean") -> None:
-    """Draw for each model of a frame a line through the middle of its y at each x, in a band from the least of the
-    column low to the most of high."""
+    """Draw for each model of a frame a line through the middle of its y at each x, in a band from low to high."""
     for model, (color, dash, marker) in model_looks(frame["model"].unique()).items():
         rows = frame[frame["model"] == model].groupby(x)
         line = rows[y].agg(middle)
@@ -25,14 +24,10 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, m
 
 
 def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float], quality: str) -> Axes:
-    """Draw which dense model is as good as a mixture: the quality of a family of dense widths, and of the mixture.
-
-    family, mixture: see `analysis.effective_width`; a dot for each seed, a line through the means. The mixture's line
-    is the mean of its seeds. The band and the dashed line: the width that is as good, where it is in the family.
-    """
-    found = effective_width(family, mixture)
-    title, widths = f"The dense width that is as good: {found}", sorted(family)
-    ax = axes_for(7.4, 3.8, title, "width of the dense FFN", quality)
+    """Draw which width of a family of dense models is as good as a mixture: a dot for each seed, a line through the
+    means, a band and a dashed line at the width that is as good. family, mixture: see `analysis.effective_width`."""
+    found, widths = effective_width(family, mixture), sorted(family)
+    ax = axes_for(7.4, 3.8, f"The dense width that is as good: {found}", "width of the dense FFN", quality)
     dense, color = np.array([family[width] for width in widths], float), LIGHT.lines[4]
     ax.plot(widths, dense, color=color, **SEED)
     ax.plot(widths, dense.mean(axis=1), color=color, lw=1.8, marker=MARKERS[4], label="dense, mean of its seeds")
@@ -48,11 +43,11 @@ def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float]
 
 
 def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
-    """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts.
+    """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts: a
+    dot for each seed, a line through the means, and the mean of the equal-total twin, where there is one.
 
     results: of `analysis.load_results`, one rate for each model; the last step counts. column: what is compared; more
-    is better, but of a loss less is. A dot for each seed, a line through the means. E = 1: the twin itself. The dashed
-    line: the mean of the equal-total twin, where there is one.
+    is better, but of a loss less is.
     """
     gain = _gains(results, EQUAL_ACTIVE, column)
     mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
@@ -70,10 +65,7 @@ def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
 
 
 def gain_by_model(results: pd.DataFrame, base: str, column: str, label: str) -> Axes:
-    """Draw how much better each model is than `base` of the same seed: a dot for each seed, a bar at the mean.
-
-    results, column: as in `gain_over_twin`; to the right is better, of a loss too.
-    """
+    """Draw how much better each model is than `base` of the same seed, as `gain_over_twin`: a bar at the mean."""
     names = [name for name in results["model"].unique() if name != base]
     gain = _gains(results, base, column)[names]
     ax = axes_for(7.4, 0.9 + 0.36 * len(names), f"Against '{base}' of the same seed", label)
@@ -95,8 +87,8 @@ def _gains(results: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
 
 
 def rate_tolerance(results: pd.DataFrame) -> Axes:
-    """Draw the loss at the end against the learning rate: a line for each model, the mean of its seeds; the band has
-    them all. A ring marks the best rate of each. Of a rate at which a run diverged nothing is drawn.
+    """Draw the loss at the end against the learning rate: for each model the mean of its seeds in a band of them all,
+    and a ring at its best rate. Of a rate at which a run diverged nothing is drawn.
 
     results: with the columns model, lr, seed, step (the last one counts) and loss, perhaps diverged.
     """
@@ -118,8 +110,7 @@ def speed_by_batch(frame: pd.DataFrame) -> Axes:
     """Draw how many times as fast as the last model, a dashed line, each model decodes a batch: a line through the
     median of speedup, in a band from low to high; both axes logarithmic. frame: of `analysis.decode_speed`."""
     last = frame["model"].iloc[-1]
-    labels = "batch: sequences at once", "times as fast"
-    ax = axes_for(8.4, 3.8, f"Decoding: times the tokens/s of '{last}'", *labels)
+    ax = axes_for(8.4, 3.8, f"Decoding: times the tokens/s of '{last}'", "batch: sequences at once", "times as fast")
     curves(ax, frame[frame["model"] != last], "batch", "speedup", "low", "high", "median")
     ax.axhline(1, ls="--", lw=1.4, color=model_looks([last])[last][0], label=last)
     log_axis(ax, "y", say="{:,g}".format)
@@ -128,40 +119,39 @@ def speed_by_batch(frame: pd.DataFrame) -> Axes:
 
 
 def distinct_by_batch(frame: pd.DataFrame) -> Axes:
-    """Draw how many different experts a layer needs for a batch: what was measured, and what chance would need.
-
-    frame: with the columns model, batch, distinct (measured) and union_law, E(1 - (1 - K/E)^B), the expectation where
-    B tokens choose K of E experts each, alike and independently.
-    """
-    title = "Different experts that one layer needs for a batch"
-    ax = axes_for(7.4, 3.6, title, "batch: tokens at once", "distinct experts")
-    for i, (model, (color, _, marker)) in enumerate(model_looks(frame["model"].unique()).items()):
+    """Draw how many different experts a layer needs for a batch: what was measured, and what chance would need, where B
+    tokens choose K of E experts each, alike and independently. frame: with the columns of `analysis.distinct_experts`
+    and model."""
+    labels = "Different experts that one layer needs for a batch", "batch: tokens at once", "distinct experts"
+    ax, name = axes_for(7.4, 3.6, *labels), "E(1 − (1 − K/E)ᴮ)"
+    for model, (color, _, marker) in model_looks(frame["model"].unique()).items():
         curve = frame[frame["model"] == model].groupby("batch").mean(numeric_only=True)
-        law = {"color": LIGHT.foreground, "label": "_" if i else "E(1 − (1 − K/E)ᴮ)"}
-        ax.plot(curve.index, curve["union_law"], "--", lw=1.4, **law)
+        ax.plot(curve.index, curve["union_law"], "--", lw=1.4, color=LIGHT.foreground, label=name)
         ax.plot(curve.index, curve["distinct"], marker, color=color, ms=6, label=model)
+        name = "_"  # one law is named
     ax.set_ylim(0, None)
     log_axis(ax, "x", sorted(frame["batch"].unique()), style.short_number)
     return name_over(ax)
 
 
 def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
-    """Draw what this machine can do at most, and what was reached: FLOP/s against FLOPs for each byte read from memory.
+    """Draw what this machine can do at most, the lesser of bandwidth × intensity and flops (S. Williams, A. Waterman,
+    D. Patterson, Roofline, 2009), and what was reached.
 
-    bandwidth: bytes per second from memory; flops: FLOP/s of the arithmetic. The roof is the lesser of bandwidth ×
-    intensity and flops (S. Williams, A. Waterman, D. Patterson, Roofline, 2009). points: with the columns name,
-    intensity (FLOPs per byte) and flops_per_second; names that begin with that of a dense twin have its colour.
+    bandwidth: bytes per second from memory; flops: FLOP/s of the arithmetic. points: with the columns name, intensity
+    (FLOPs per byte) and flops_per_second; names that begin with that of a dense twin have its colour.
     """
-    labels = "arithmetic intensity: FLOPs for each byte read", "GFLOP/s"
-    ax = axes_for(8.4, 4.6, "The roofline of this machine", *labels)
+    xlabel = "arithmetic intensity: FLOPs for each byte read"
+    ax = axes_for(8.4, 4.6, "The roofline of this machine", xlabel, "GFLOP/s")
     x, y, ridge = points["intensity"], points["flops_per_second"], flops / bandwidth
     left, right = min(x.min(), ridge) / 3, max(x.max(), ridge) * 6
     ax.plot([left, ridge, right], [bandwidth * left, flops, flops], color=LIGHT.foreground, lw=2, zorder=2)
     ax.set(xlim=(left, right), ylim=(min(y.min(), bandwidth * left) / 1.5, flops * 2.2))
-    for start, end, word, side, color in ((left, ridge, "memory", "left", 4), (ridge, right, "arithmetic", "right", 3)):
-        ax.axvspan(start, end, color=LIGHT.lines[color], alpha=0.1, lw=0)
-        look = {"xycoords": "axes fraction", "ha": side, "color": LIGHT.lines[color]}
-        annotate(ax, f"{word} sets the pace", (0.02 if side == "left" else 0.98, 0.05), **look)
+    sides = (left, ridge, "memory", 0.02, "left", 4), (ridge, right, "arithmetic", 0.98, "right", 3)
+    for start, end, word, place, side, ink in sides:
+        look = {"xycoords": "axes fraction", "ha": side, "color": LIGHT.lines[ink]}
+        ax.axvspan(start, end, color=LIGHT.lines[ink], alpha=0.1, lw=0)
+        annotate(ax, f"{word} sets the pace", (place, 0.05), **look)
     for name, *point in zip(points["name"], x, y):
         color, _, marker = model_looks([name])[name]
         ax.plot(*point, marker, color=color, ms=7.5, mec=LIGHT.background, zorder=3)

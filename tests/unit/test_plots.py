@@ -1,74 +1,75 @@
-"""Panels show the data of a view, at little cost; plots draw them, in both themes; experts and models stay tellable."""
+"""The figures of lessons show the numbers that they are given, in the colours of models and experts."""
 
-import gc
 import io
-import time
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
+from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from moe_lessons import plots
-from moe_lessons.analysis import count_parameters, flops_per_token
-from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount
-from moe_lessons.nn import EQUAL_ACTIVE, LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
-from moe_lessons.plots import PANELS, RECENT, THEMES, LessonFigure, layer_loads, loss_curve, recent_load, spent
+from moe_lessons.analysis import check_published, plan
+from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, published_models
+from moe_lessons.analysis.roofline import machines, published_sizes, sizes_of
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
+from moe_lessons.plots import THEMES, LessonFigure, attention_heatmap, byte_losses, expert_color, layer_loads
 from moe_lessons.plots.by_layer import bars_by_layer
-from moe_lessons.plots.marks import Bars, Line, Rule, Stack
-from moe_lessons.plots.panels._history import MOST_PLACES, History, history
-from moe_lessons.plots.panels.loss import loss_panel
-from moe_lessons.plots.panels.shares import film_panel, layers_panel, load_panel
-from moe_lessons.plots.parameters import parameter_bars, parameter_growth, share_bars
-from moe_lessons.plots.theme import expert_color, expert_hatch, model_inks
-from moe_lessons.tasks import TextTask
-from moe_lessons.training import PRESETS, Run, plane_runs
-
-EVEN, COLLAPSED = [1 / 8] * 8, [0.0] * 7 + [1.0]
-LOSS = (np.arange(1, 31), np.linspace(2.1, 0.3, 30))
-STEPS = 25
-
-
-def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
-    """What a live view gives its panels."""
-    usual = {"layer": 0, "marks": [3], "ghost": None, "x_axis": "steps", "first_x": 200, "clean_load": None}
-    return SimpleNamespace(runs=runs, main_run=next(iter(runs.values())), selected=2, **usual | more)
-
-
-@pytest.fixture(scope="module")
-def view() -> SimpleNamespace:
-    runs = plane_runs(PRESETS["healthy"])
-    for _ in range(STEPS):
-        for run in runs.values():
-            run.step()
-    return view_of(runs, clean_load=EVEN)
+from moe_lessons.plots.collapse import accuracy_dots, dead_curves, dead_histogram, push_bars, share_scatter
+from moe_lessons.plots.health import bars_by_model, changes, loads_of_models
+from moe_lessons.plots.overflow import buffers
+from moe_lessons.plots.parameters import (
+    cost_table,
+    parameter_bars,
+    parameter_growth,
+    published_features,
+    published_models_scatter,
+    share_bars,
+    speed_bars,
+)
+from moe_lessons.plots.plan import plot_plan, plot_published
+from moe_lessons.plots.sweeps import (
+    dense_family,
+    distinct_by_batch,
+    gain_by_model,
+    gain_over_twin,
+    rate_tolerance,
+    roofline,
+    seed_sweep,
+    speed_by_batch,
+)
+from moe_lessons.plots.theme import LIGHT, RED, expert_hatch, ink_on, model_inks, model_looks
+from moe_lessons.plots.traffic import plot_exchange
 
 
-@pytest.fixture(scope="module")
-def text_run() -> Run:
-    with seeded(0):
-        model = LanguageModel(TransformerConfig(d_model=16, d_ff=8, num_layers=2, num_heads=2, num_experts=4))
-    run = Run(model, TextTask(["english", "code"]), lr=0.01, batch_size=4)
-    run.step()
-    return run
+def texts(labels) -> list[str]:
+    return [text.get_text() for text in labels]
 
 
-@pytest.fixture(scope="module")
-def routing():
-    with seeded(0):
-        return MoE(16, 4, num_experts=8, top_k=2)(torch.randn(12, 16))[1]
+def heights(bars) -> list[float]:
+    return [round(bar.get_height(), 9) for bar in bars]
 
 
-def of(panel, kind: type) -> list:
-    return [mark for mark in panel.marks if isinstance(mark, kind)]
+def lines(ax) -> dict:
+    """The named lines, by name."""
+    return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
 
 
-def test_no_two_of_32_experts_look_alike():
+def contrast(one: str, other: str) -> float:
+    """Of two colours, 1 to 21; text wants 4.5 or more (WCAG 2.2, relative luminance)."""
+    rgb = np.array([to_rgb(one), to_rgb(other)])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722))
+    return (light + 0.05) / (dark + 0.05)
+
+
+# --- one look ---
+
+
+def test_no_two_of_32_experts_look_alike_and_a_text_on_one_can_be_read():
     assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
+    assert all(contrast(ink_on(expert_color(expert)), expert_color(expert)) >= 4.5 for expert in range(8))
 
 
 @pytest.mark.parametrize(
@@ -82,243 +83,329 @@ def test_no_two_of_32_experts_look_alike():
 )
 def test_a_model_has_one_colour_in_every_picture(names, inks):
     assert model_inks(names) == inks
-    assert [line.ink for line in of(loss_panel(dict.fromkeys(names, LOSS)), Line)] == inks
-
-
-def record(step: int) -> SimpleNamespace:
-    loads = [[step / 10_000, 1 - step / 10_000]]
-    return SimpleNamespace(ms_per_step=2.0, loss=1 / step, dead_experts=step % 3, load=loads)
-
-
-@pytest.mark.parametrize("count", [0, 1, 5, 255, 256, 513, 3000])
-def test_a_history_is_thinned_evenly_and_ends_with_the_last_step(count):
-    records, past = [record(step) for step in range(1, count + 1)], History()
-    for end in [*range(0, count, 7), count]:
-        past.read(records[:end])
-    steps, loads = past.column("steps"), past.loads(0, 2)
-    assert len(steps) == len(loads) <= MOST_PLACES and len(steps) >= min(count, MOST_PLACES // 2)
-    assert count == 0 or steps[-1] == count and len(set(np.diff(steps[:-1]))) <= 1
-    places = steps.astype(int)
-    np.testing.assert_allclose(loads[:, 0], places / 10_000, rtol=1e-6)
-    np.testing.assert_allclose(past.column("seconds"), places * 0.002, rtol=1e-5)
-    for name, field, window in (("loss", "loss", 10), ("dead", "dead_experts", RECENT)):
-        means = [np.mean([getattr(r, field) for r in records[max(0, step - window) : step]]) for step in places]
-        np.testing.assert_allclose(past.column(name), means, rtol=1e-5)
-
-
-def test_each_record_is_read_once_and_all_again_where_they_were_replaced():
-    class Counting(list):
-        asked = 0
-
-        def __getitem__(self, key):
-            self.asked += 1
-            return super().__getitem__(key)
-
-    records, past = Counting(record(step) for step in range(1, 2001)), History()
-    past.read(records)
-    records.asked = 0
-    for step in range(2001, 2011):
-        records.append(record(step))
-        past.read(records)
-    assert records.asked < 100
-    for others in (records[:50], [record(step) for step in range(1, 60)], []):
-        assert past.read(others).column("steps").tolist() == list(range(1, len(others) + 1))
-
-
-def test_a_history_ends_with_its_run():
-    run = plane_runs(PRESETS["healthy"])["MoE"]
-    before = len(history.__globals__["_histories"])
-    loss_curve(run, "FLOPs")
-    del run
-    gc.collect()
-    assert len(history.__globals__["_histories"]) <= before
-
-
-def test_what_a_run_has_spent(view, text_run):
-    run = view.main_run
-    assert spent(run, "steps").tolist() == list(range(1, STEPS + 1)) and spent(run, "steps", [3, 9]).tolist() == [3, 9]
-    np.testing.assert_allclose(spent(run, "seconds"), np.cumsum([r.ms_per_step for r in run.records]) / 1000, rtol=1e-5)
-    assert spent(run, "FLOPs", [2])[0] == 2 * run.batch_size * flops_per_token(run.model, training=True)
-    tokens = text_run.batch_size * text_run.task.context
-    assert spent(text_run, "FLOPs").tolist() == [tokens * flops_per_token(text_run.model, training=True)]
-
-
-def test_the_loss_of_each_model(view):
-    panel = PANELS["loss"](view)
-    for line, (name, run) in zip(of(panel, Line), view.runs.items(), strict=True):
-        losses = [np.mean([r.loss for r in run.records[max(0, i - 9) : i + 1]]) for i in range(STEPS)]
-        np.testing.assert_allclose(line.y, losses, rtol=1e-5)
-        assert line.name == name and line.x.tolist() == list(range(1, STEPS + 1))
-    assert [rule.x for rule in of(panel, Rule)] == [3] and panel.x.link == "step" and panel.x.high == 200
-    against = PANELS["loss"](SimpleNamespace(**vars(view) | {"x_axis": "FLOPs", "ghost": view.runs["MoE"]}))
-    assert against.x.link == "" and "FLOPs" in against.x.label
-    assert of(against, Rule)[0].x == pytest.approx(spent(view.main_run, "FLOPs")[2])
-    assert (of(against, Line)[0].ink, of(against, Line)[0].name) == (-1, "previous run")
-
-
-def test_the_load_is_that_of_the_last_steps_and_of_the_router_before_the_first(view):
-    loads = [r.load[0] for r in view.main_run.records]
-    np.testing.assert_allclose(of(PANELS["load"](view), Bars)[0].y, np.mean(loads[-RECENT:], axis=0), rtol=1e-5)
-    assert recent_load(view.main_run) == pytest.approx(np.mean(loads[-RECENT:], axis=0))
-    fresh = view_of(plane_runs(PRESETS["capacity"]), clean_load=COLLAPSED)
-    (bars,), rules = of(PANELS["load"](fresh), Bars), of(PANELS["load"](fresh), Rule)
-    assert bars.y.tolist() == COLLAPSED and bars.second is None
-    assert rules[1].y == bars.limit == fresh.main_run.knobs.capacity_factor / 8
-    noisy = PANELS["load"](view_of(plane_runs(PRESETS["noise"]), clean_load=COLLAPSED))
-    assert of(noisy, Bars)[0].second.tolist() == COLLAPSED
-    assert of(PANELS["load"](view_of(plane_runs(PRESETS["healthy"]))), Bars)[0].y.tolist() == [0] * 8
-
-
-def test_the_film_has_every_step(view):
-    panel = PANELS["film"](view)
-    (stack,) = of(panel, Stack)
-    np.testing.assert_allclose(stack.y, [r.load[0] for r in view.main_run.records], rtol=1e-6)
-    assert stack.x.tolist() == list(range(1, STEPS + 1)) and panel.x.link == "step"
-    kinds = [(rule.kind, rule.y or rule.x) for rule in of(panel, Rule)]
-    assert kinds == [("even", e / 8) for e in range(1, 8)] + [("mark", 3)]
-    assert PANELS["film"](view_of(plane_runs(PRESETS["healthy"]), first_x=60)).x.high == 60
-
-
-def test_the_table_says_what_each_model_costs(view):
-    (table,) = PANELS["cost"](view).marks
-    assert table.columns == tuple(view.runs) and table.rows[:2] == ("parameters", "active/token")
-    for name, run in view.runs.items():
-        column = dict(zip(table.rows, (row[table.columns.index(name)] for row in table.cells)))
-        assert column["parameters"] == f"{count_parameters(run.model).total:,}"
-        assert column["accuracy"] == f"{run.evaluate(256)['accuracy']:.1%}"
-    (table,) = PANELS["cost"](view_of(plane_runs(PRESETS["healthy"]))).marks
-    assert table.cells[3] == ["–"] * 3
-
-
-def test_layers_are_rows_and_other_panels_say_which_one_they_show(text_run):
-    cells, crosses = PANELS["layers"](view_of({"MoE": text_run}, layer=1)).marks
-    np.testing.assert_allclose(cells.z, 4 * np.array(text_run.records[0].load), rtol=1e-5)
-    assert (cells.even, cells.rows, cells.selected) == (1, "layer", 1) and set(crosses.look) <= {2}
-    assert PANELS["film"](view_of({"MoE": text_run}, layer=1)).title == "Load share over time, layer 1"
-    fresh = Run(text_run.model, text_run.task)
-    assert np.isnan(PANELS["layers"](view_of({"MoE": fresh})).marks[0].z).all()
-
-
-def test_the_film_of_many_gradients_is_thinned_and_ends_with_the_last():
-    run = SimpleNamespace(expert_gradients=[np.full(8, float(i)) for i in range(1, 1001)], num_experts=[8])
-    (stack,) = of(PANELS["gradient film"](view_of({"MoE": run})), Stack)
-    assert len(stack.x) <= MOST_PLACES and stack.x[-1] == 1000 and len(set(np.diff(stack.x))) == 1
-
-
-@pytest.mark.parametrize("name", ["load", "film", "layers"])
-def test_a_dense_model_has_no_experts_to_show(name):
-    dense = plane_runs(PRESETS["healthy"])["equal-active twin"]
-    with pytest.raises(ValueError, match="need a mixture of experts, got PlaneClassifier without one"):
-        PANELS[name](view_of({"dense": dense}))
-
-
-def test_the_panels_of_every_picture_cost_a_small_part_of_a_training_step(view):
-    """Of runs that are long already; relative to a step, so that a slow machine may be slow."""
-
-    def least(action) -> float:
-        times = []
-        for _ in range(20):
-            start = time.thread_time()
-            action()
-            times.append(time.thread_time() - start)
-        return min(times)
-
-    runs = plane_runs(PRESETS["healthy"])
-    step = least(lambda: [run.step() for run in runs.values()])
-    for run in runs.values():
-        run.records.extend(run.records * 200)
-    long = view_of(runs)
-    panels = least(lambda: [PANELS[name](long) for name in ("loss", "load", "film")])
-    assert panels < 0.25 * step, f"{1000 * panels:.2f} ms beside {1000 * step:.2f} ms for a step of three models"
-
-
-@pytest.mark.parametrize("given", [{"load": COLLAPSED}, {"capacity": 2.0}, {"clean": COLLAPSED}])
-def test_the_axis_of_the_load_has_room_for_all(given):
-    panel = load_panel(**{"load": EVEN} | given)
-    assert panel.y.high >= max(np.max(value) for value in given.values()) and load_panel(EVEN).y.high == 0.5
-
-
-@pytest.mark.parametrize("x_axis, start", [("steps", 200), ("FLOPs", 1e7), ("seconds", 0.25)])
-def test_the_x_axis_of_the_loss_grows_and_names_its_unit(x_axis, start):
-    for factor, end in ((0.9, 1), (2.5, 3.375)):
-        panel = loss_panel({"MoE": ([start * factor], [1.0])}, x_axis=x_axis)
-        assert panel.x.high == pytest.approx(end * start) and x_axis.rstrip("s") in panel.x.label
-    assert film_panel([1, 500], [EVEN, EVEN]).x.high == 675
-
-
-@pytest.mark.parametrize("highest, limit", [(0.2, 0.5), (2.1, 2.5), (6.1, 7), (7.1, 10), (1e30, 10), (np.nan, 10)])
-def test_the_y_axis_fits_the_first_losses(highest, limit):
-    assert loss_panel({"MoE": (LOSS[0], np.linspace(highest, 0, 30))}).y.high == limit
-
-
-def test_a_long_ghost_does_not_squeeze_a_young_run_and_nothing_can_be_drawn():
-    steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
-    assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
-    assert loss_panel({"MoE": nothing}, (steps, steps / 5000)).x.high >= 5000
-    assert len(of(loss_panel({"MoE": nothing}, nothing), Line)) == 1
-
-
-def test_a_layer_of_loads_is_a_row_and_what_is_dropped_was_wanted(routing):
-    ax = layer_loads([routing, apply_capacity(routing, 1)])
-    idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
-    assert {tuple(point) for point in ax.lines[2].get_xydata().astype(int)} == idle
-    cells = layers_panel(np.array([routing.demand_per_expert / 12] * 2)).marks[0]
-    np.testing.assert_allclose(cells.z, [(routing.demand_per_expert / 3).tolist()] * 2, rtol=1e-6)
-    for given in ([], [routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]]):
-        with pytest.raises(ValueError, match="^routings must be one or more Routings with one number of experts, got"):
-            layer_loads(given)
-
-
-FRAME = pd.DataFrame({"model": "MoE", "seed": 0, "step": 1, "loss": [2.0, 1.0], "lr": 0.1, "batch": 1, "distinct": 2})
-FRAME = FRAME.assign(parameters=9, tokens_per_second=3, union_law=2, name="MoE", intensity=1, flops_per_second=1e9)
-PLOTS = {
-    "attention_heatmap": lambda **k: plots.attention_heatmap(np.eye(2), "ab", **k),
-    "bars_by_layer": lambda **k: bars_by_layer({"byte": FRAME[["loss"]]}, title="Bits", **k),
-    "byte_losses": lambda **k: plots.byte_losses("ab", [1, 2], **k),
-    "dense_family": lambda **k: plots.dense_family({1: [1], 2: [2]}, [1.5], "known", **k),
-    "distinct_by_batch": lambda **k: plots.distinct_by_batch(FRAME, **k),
-    "expert_shares_heatmap": lambda **k: plots.expert_shares_heatmap(pd.DataFrame([EVEN]), **k),
-    "gain_over_twin": lambda **k: plots.gain_over_twin(FRAME.assign(model=EQUAL_ACTIVE)[:1], "loss", "nats", **k),
-    "loss_curves": lambda **k: plots.loss_curves({"MoE": tuple(map(torch.tensor, LOSS))}, **k),
-    "parameter_bars": lambda **k: parameter_bars(MODEL_SHAPES["Mixtral 8x7B"].parameters(), **k),
-    "parameter_growth": lambda **k: parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 10)}, **k),
-    "rate_tolerance": lambda **k: plots.rate_tolerance(FRAME, **k),
-    "roofline": lambda **k: plots.roofline(1e10, 1e11, FRAME, **k),
-    "seed_sweep": lambda **k: plots.seed_sweep({1: [1, 2], 2: [2, 3]}, "Accuracy", "coefficient", **k),
-    "share_bars": lambda **k: share_bars({"parameters": {"FFN": 60, "attention": 30}}, **k),
-    "speed_by_batch": lambda **k: plots.speed_by_batch(FRAME, **k),
-}
-
-
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("name", PLOTS)
-def test_every_plot_draws_on_given_axes_and_on_its_own_in_its_theme(name, theme):
-    given = Figure().subplots()
-    assert PLOTS[name](ax=given, theme=theme) is given
-    ax = PLOTS[name](theme=theme)
-    assert isinstance(ax.figure, LessonFigure) and ax.figure.png()
-    colors = [ax.get_facecolor(), ax._left_title.get_color(), ax.xaxis.label.get_color()]
-    assert ax.get_title(loc="left") and [to_rgb(color) for color in colors] == [
-        to_rgb(color) for color in (THEMES[theme].background, THEMES[theme].foreground, THEMES[theme].foreground)
+    assert [model_looks(names)[name][0] for name in names if "twin" in name] == [
+        LIGHT.lines[ink] for name, ink in zip(names, inks) if "twin" in name
     ]
-    with pytest.raises(ValueError, match="theme must be one of 'light', 'dark', got 'pink'"):
-        PLOTS[name](theme="pink")
+    looks = model_looks([EQUAL_ACTIVE, *(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), EQUAL_TOTAL])
+    assert len(set(looks.values())) == 7 and all(contrast(look[0], LIGHT.background) >= 2.8 for look in looks.values())
 
 
-def test_a_dropped_choice_has_no_dot(routing):
-    full = apply_capacity(routing, 1)
-    dots = plots.token_expert_heatmap(full).lines[0].get_xydata()
-    assert len(dots) == len(full.expert_idx) == 24 - full.dropped < 24
+@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
+def test_words_and_lines_can_be_seen_on_the_page(theme):
+    assert all(contrast(color, theme.background) >= 4.5 for color in (theme.foreground, theme.muted))
+    assert all(contrast(color, theme.background) >= 2.8 for color in theme.lines)
 
 
-@pytest.mark.parametrize("theme", THEMES)
-def test_a_figure_shows_itself_as_a_picture_with_a_name(theme, monkeypatch):
-    data, metadata = plots.loss_curves({"MoE": LOSS}, theme=theme).figure._repr_mimebundle_()
-    name = "Loss (cross entropy, nats)"
-    assert data["text/plain"] == f"Figure: {name}" and metadata["image/png"] == {"alt": name, "width": 640}
-    assert data["text/html"].startswith(f'<img alt="{name}" width="640" src="data:image/png;base64,iVBORw0KGgo')
-    image = Image.open(io.BytesIO(data["image/png"]))
-    assert image.size == (640, 360)
-    assert image.convert("RGB").getpixel((0, 0)) == tuple(bytes.fromhex(THEMES[theme].background[1:]))
+def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
+    ax = parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 12)})
+    data, metadata = ax.figure._repr_mimebundle_()
+    name = "More experts, K unchanged: what grows"
+    assert data["text/plain"] == f"Figure: {name}" and metadata["image/png"] == {"alt": name, "width": 900}
+    assert data["text/html"].startswith(f'<img alt="{name}" width="900" src="data:image/png;base64,iVBORw0KGgo')
+    assert Image.open(io.BytesIO(data["image/png"])).size == (900, 400)
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")  # what is stored is the picture alone
-    assert set(plots.loss_curves({"MoE": LOSS}, theme=theme).figure._repr_mimebundle_()[0]) == set(data) - {"text/html"}
+    assert set(ax.figure._repr_mimebundle_()[0]) == set(data) - {"text/html"}
+    total, active = ax.lines
+    assert total.get_xydata().tolist() == [[2, 10], [4, 20]] and active.get_xydata().tolist() == [[2, 10], [4, 12]]
+
+
+# --- what a model costs ---
+
+
+@pytest.mark.parametrize("draw", [published_models_scatter, published_features])
+def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
+    frame = published_models()
+    ax = draw(frame)
+    points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
+    table = np.column_stack([frame.total_params, frame.active_params]) / 1e9
+    if draw is published_features:
+        points[:, 0] //= 1  # the place within a year
+        table = frame[["year", "num_experts"]].to_numpy()
+        assert "sigmoid, fine, shared" in texts(ax.get_legend().get_texts())
+        assert "DeepSeek-V3 (8 of 256)" in texts(ax.texts)
+    np.testing.assert_allclose(sorted(points.tolist()), sorted(table.tolist()))
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text().split(" (")[0] in set(frame.name)]
+    assert len(boxes) == 16
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+        assert ax.figure.bbox.x0 <= box.x0 and box.x1 <= ax.figure.bbox.x1
+
+
+@pytest.mark.parametrize("name", MODEL_SHAPES)
+def test_bars_add_up_and_a_name_in_a_bar_fits_into_it(name):
+    shape = MODEL_SHAPES[name]
+    ax = parameter_bars(shape.parameters())
+    assert sum(bar.get_width() for bar in ax.patches) == shape.count.total + shape.count.active
+    ax.figure.canvas.draw()
+    bars = [bar.get_window_extent() for bar in ax.patches]
+    inside = [text.get_window_extent() for text in ax.texts if text.get_ha() == "center" and text.get_text()]
+    assert inside and all(any(bar.x0 <= text.x0 and text.x1 <= bar.x1 for bar in bars) for text in inside)
+
+
+def test_shares_of_each_row_add_up():
+    rows = {"parameters": {"FFN": 60, "attention": 30, "embedding": 10, "head": 0}, "work": {"FFN": 97, "attention": 3}}
+    ax = share_bars(rows)
+    bars = [bar for bar in ax.patches if bar.get_width() > 0]
+    assert [round(bar.get_width(), 6) for bar in bars] == [0.6, 0.97, 0.3, 0.03, 0.1]
+    assert {text.get_text() for text in ax.texts} >= {"60%", "30%", "10%", "97%"}
+    legend = ax.get_legend()
+    assert texts(legend.get_texts()) == ["FFN", "attention", "embedding"]
+    colors = dict(zip(texts(legend.get_texts()), (handle.get_facecolor() for handle in legend.legend_handles)))
+    assert colors["FFN"] == bars[0].get_facecolor() == bars[1].get_facecolor() != colors["attention"]
+
+
+def test_costs_of_twins():
+    mixtral = MODEL_SHAPES["Mixtral 8x7B"]
+    shapes = {"moe": mixtral, "active": mixtral.dense_twin("active"), "total": mixtral.dense_twin("total")}
+    sizes = {name: sizes_of(shape) for name, shape in shapes.items()}
+    table = cost_table(sizes, 131072, "bfloat16", machines().loc["NVIDIA H100 SXM"])
+    rows = dict(zip(table.rows, table.cells))
+    assert table.columns == ("moe", "active", "total") and rows["total parameters"] == ["46.7 B", "12.9 B", "46.7 B"]
+    assert rows["weights in bfloat16"] == ["93.4 GB", "25.8 GB", "93.4 GB"]
+    assert rows["KV cache of 1 text of 131,072 tokens"] == ["17.2 GB"] * 3  # no expert has a part in it
+    assert rows["fits into 80 GB"] == ["no", "yes", "no"]
+    large = cost_table({"large": published_sizes()["DeepSeek-V3"]}, 8, "float32", machines().iloc[0])
+    assert large.cells[4] == ["2,684 GB"]
+    unknown = {"unknown": replace(sizes["moe"], cached=None)}
+    assert cost_table(unknown, 8, "fp8", machines().iloc[0]).cells[5] == ["not counted"]
+
+
+def test_speeds_are_bars_with_their_numbers():
+    ax = speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
+    assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
+
+
+# --- texts, layers and models ---
+
+
+def test_a_bar_over_each_character_and_a_row_for_each_token():
+    ax = byte_losses('{"a\n ', [0.5, 0, 2, 1, 0.1])
+    assert heights(ax.patches) == [0.5, 0, 2, 1, 0.1] and texts(ax.get_xticklabels()) == ["{", '"', "a", "↵", "␣"]
+    weights = np.array([[1.0, 0.0], [0.25, 0.75]])
+    ax = attention_heatmap(weights, "a ")
+    np.testing.assert_array_equal(ax.images[0].get_array(), weights)
+    assert texts(ax.get_yticklabels()) == ["a", "␣"]
+
+
+def test_each_number_of_a_layer_is_a_bar():
+    bits = pd.DataFrame({"trained": [2.0, 1.5, 1.0], "shuffled": [0.0, 0.1, -0.1]}, index=[0, 1, 2])
+    ax = bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
+    bars = sorted(ax.patches, key=lambda bar: bar.get_x())
+    assert heights(bars) == [*bits.to_numpy().ravel(), *(bits.iloc[:2] / 2).to_numpy().ravel()]
+    assert texts(ax.get_xticklabels()) == [f"layer {i}" for i in (0, 1, 2, 0, 1)]
+    assert texts(ax.get_legend().get_texts()) == ["trained", "shuffled"]
+    names = {text.get_text(): text.xy[0] for text in ax.texts}
+    middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
+    assert [names["byte"], names["domain"]] == pytest.approx([sum(middles[:6]) / 6, sum(middles[6:]) / 4])
+
+
+def test_what_is_not_as_in_the_first_row_is_coloured():
+    table = pd.DataFrame({"experts": [8, 64, 8], "shared": [0, 0, 1]}, index=["Mixtral", "OLMoE", "third"])
+    cells = changes(table, "Families").tables[0].get_celld()
+    assert [[cells[row, column].get_text().get_text() for column in range(3)] for row in range(4)] == [
+        ["", "experts", "shared"], ["Mixtral", "8", "0"], ["OLMoE", "64", "0"], ["third", "8", "1"],
+    ]  # fmt: skip
+    assert {place for place, cell in cells.items() if cell.get_facecolor()[3]} == {(2, 1), (3, 2)}
+
+
+def test_several_models_side_by_side():
+    with seeded(0):
+        routings = [TopKRouter(8, 4, 2)(torch.randn(32, 8)) for _ in range(3)]
+    figure = loads_of_models({"before": {"a": routings[:2], "b": routings}, "after": {"b": routings}})
+    titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
+    assert titles == ["a, before", "b, before", "b, after"] and figure.png()
+    assert layer_loads(routings, LessonFigure(3, 2).add_subplot(), "dark").get_ylabel() == "layer"
+    table = pd.DataFrame({"trained": [2.0, 1.0], "untrained": [0.5, 0.1]}, index=["a", "b"])
+    figure = bars_by_model({"byte": table, "domain": table / 2}, "bits")
+    assert [heights(ax.patches) for ax in figure.axes] == [[2.0, 1.0, 0.5, 0.1], [1.0, 0.5, 0.25, 0.05]]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+
+
+# --- a collapse, and full experts ---
+
+
+def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
+    x, y = np.random.default_rng(0).random((2, 4, 3))
+    ax = share_scatter(x, y, ("x", "y"), "Shares", given := LessonFigure(4, 3).add_subplot())
+    assert ax is given and texts(ax.get_legend().get_texts()) == ["E0", "E1", "E2"]
+    for expert, points in enumerate(ax.collections):
+        np.testing.assert_allclose(points.get_offsets(), np.stack([x[:, expert], y[:, expert]], axis=1))
+        assert to_hex(points.get_facecolor()[0]).upper() == expert_color(expert).upper()
+    ax = push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push")
+    assert heights(ax.patches)[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(heights(ax.patches))
+    ax = dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
+    assert ax.lines[0].get_ydata().tolist() == [0, 1.5, 3] and ax.lines[0].get_xdata().tolist() == [1, 2, 3]
+    assert heights(dead_histogram({"K = 1": [1, 1, 3]}).patches) == [0, 2, 0, 1, 0, 0, 0, 0]
+    ax = accuracy_dots({"a": [0.8, 0.9]}, "Accuracy")
+    assert ax.lines[0].get_ydata() == pytest.approx([0.8, 0.9]) and "85.0%" in texts(ax.texts)
+
+
+@pytest.mark.parametrize("tokens, experts, top_k, capacity", [(12, 4, 1, 2), (9, 3, 2, 4), (1, 2, 1, 1), (6, 2, 1, 6)])
+def test_each_token_stands_once_above_and_each_assignment_in_its_place(tokens, experts, top_k, capacity):
+    with seeded(1):
+        routing = TopKRouter(8, experts, top_k)(torch.randn(tokens, 8))
+    ax = buffers(apply_capacity(routing, capacity), capacity, "a title")
+    filled = [p for p in ax.patches if p.get_facecolor()[3] > 0]
+    above, below = [p for p in filled if p.get_y() < 0], [p for p in filled if p.get_y() >= 0]
+    assert len(above) == tokens and len(below) == tokens * top_k
+    demand = routing.demand_per_expert.tolist()
+    for expert in range(experts):
+        row = [p for p in below if p.get_y() == expert]
+        assert sorted(p.get_x() for p in row) == list(range(demand[expert]))
+        assert {to_hex(p.get_facecolor()) for p in row} <= {expert_color(expert).lower()}
+        framed = [p.get_x() for p in row if to_hex(p.get_edgecolor()) == RED]
+        assert sorted(framed) == list(range(capacity, demand[expert]))
+    assert len(ax.patches) - len(filled) == capacity * experts
+
+
+# --- many machines ---
+
+
+def test_each_cell_says_what_a_rank_sends_to_a_rank_in_colours_that_depart_from_an_even_share():
+    uneven = torch.tensor([[10, 30, 0], [20, 20, 0], [5, 30, 5]])
+    ax = plot_exchange(uneven, "step 1")
+    assert texts(ax.texts) == [str(rows) for rows in uneven.flatten().tolist()]
+    assert texts(ax.get_xticklabels()) == ["0\n35", "1\n80", "2\n5"]
+    assert ax.get_title(loc="left") == "step 1: busiest rank 2 × the mean" and ax.yaxis_inverted()
+    figure = plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4), "three": torch.ones(4, 4)}).figure
+    *axes, bar = figure.axes
+    assert {ax.collections[0].norm.vmax for ax in axes} == {4.0} and bar.get_yticklabels()[1].get_text() == "1 ×\neven"
+    figure.canvas.draw()
+    np.testing.assert_allclose(axes[0].collections[0].get_facecolor()[:, :3], [[1, 1, 1]] * 16, atol=0.01)
+    for box in (ax.get_tightbbox() for ax in axes):
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.x1 and 0 <= box.y0 and box.y1 <= figure.bbox.y1
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.5])
+def test_the_parts_of_a_bar_add_up_to_the_step(overlap):
+    made = {"devices": 8, "expert_parallel": 8, "tokens_per_device": 1024, "overlap": overlap}
+    given = {f"{node}": plan("DeepSeek-V3", node=node, **made) for node in (8, 1)}
+    ax = plot_plan(given, "devices of a node")
+    tops = [max(bar.get_y() + bar.get_height() for bar in ax.patches if round(bar.get_x() + 0.35) == i) for i in (0, 1)]
+    np.testing.assert_allclose(tops, [made.seconds for made in given.values()])
+    hidden = [bar.get_height() for bar in ax.patches if bar.get_hatch()]
+    np.testing.assert_allclose(hidden, [made.hidden for made in given.values()] if overlap else [])
+    names = texts(ax.get_legend().get_texts())
+    assert names[:3] == ["compute", "exchange, inside nodes", "exchange, between nodes"]
+    assert ("exchange beside it" in names) == (overlap > 0)
+    assert texts(ax.texts) == [f"{made.seconds:.2g} s" for made in given.values()]
+
+
+def test_each_published_figure_is_a_point_where_its_error_says():
+    checked = check_published()
+    ax = plot_published(checked)
+    points = np.concatenate([spots.get_offsets() for spots in ax.collections])
+    points = points[points[:, 1].argsort()]
+    np.testing.assert_allclose(points[:, 0], checked.planned / checked.published.astype(float))
+    assert texts(ax.get_yticklabels())[0] == "DeepSeek-V3, pre-training: device hours"
+    assert texts(ax.texts)[0] == f"{checked.error_percent[0]:+.0f} %".replace("-", "−")
+    left, right = ax.get_xlim()
+    assert (points[:, 0] > left).all() and (points[:, 0] < right).all()
+
+
+# --- many runs ---
+
+VALUES = {EQUAL_ACTIVE: 10, "MoE, E=4": 30, "MoE, E=16": 50, EQUAL_TOTAL: 80}
+RESULTS = pd.DataFrame(  # the later measurement is 10 times as much, that of seed 2 twice as much
+    {"model": model, "seed": seed, "step": step, "known": value * seed * step, "loss": 10 - value * seed / 100}
+    for model, value in VALUES.items()
+    for seed in (1, 2)
+    for step in (1, 10)
+).sample(frac=1, random_state=0, ignore_index=True)  # in no order
+RATES = pd.DataFrame(
+    {"model": model, "lr": lr, "seed": seed, "step": 2, "loss": 1 + (np.log10(lr) + 2) ** 2 + 0.1 * seed + 0.2 * i}
+    for i, model in enumerate(("MoE", EQUAL_ACTIVE))
+    for lr in (0.1, 0.001, 0.01)
+    for seed in (0, 1)
+)
+
+
+def band(ax) -> np.ndarray:
+    """(N, 2): the lower and upper edge of the first band, from left to right."""
+    vertices = pd.DataFrame(ax.collections[0].get_paths()[0].vertices)
+    return vertices.groupby(0)[1].agg(["min", "max"]).to_numpy()
+
+
+def test_the_dense_family_is_a_line_through_its_means_and_the_width_that_is_as_good_is_marked():
+    family = {64: [0.1, 0.2], 128: [0.3, 0.4], 512: [0.7, 0.8]}
+    ax = dense_family(family, [0.5, 0.6], "known")
+    drawn = lines(ax)
+    np.testing.assert_allclose(drawn["dense, mean of its seeds"].get_xydata(), [(64, 0.15), (128, 0.35), (512, 0.75)])
+    assert set(drawn["the mixture, mean of its seeds"].get_ydata()) == {0.55}
+    assert ax.lines[-1].get_xdata() == pytest.approx([256, 256]) and "256" in ax.get_title(loc="left")
+    above = dense_family(family, [0.9, 0.9], "known")
+    assert "above 512" in above.get_title(loc="left") and not above.patches
+
+
+@pytest.mark.parametrize("column, gains, total", [("known", (0, 300, 600), 1050), ("loss", (0, 0.3, 0.6), 1.05)])
+def test_gains_are_against_the_same_seed(column, gains, total):
+    ax = gain_over_twin(RESULTS, column, "gain")
+    drawn = lines(ax)
+    np.testing.assert_allclose(drawn["mixtures, mean of their seeds"].get_xydata(), list(zip((1, 4, 16), gains)))
+    assert drawn["equal-total twin"].get_ydata() == pytest.approx([total, total])
+    dots = sorted(tuple(point) for line in ax.lines if line.get_marker() == "o" for point in line.get_xydata())
+    np.testing.assert_allclose(dots, [(e, gain * s * 2 / 3) for e, gain in zip((1, 4, 16), gains) for s in (1, 2)])
+    assert "equal-total twin" not in lines(gain_over_twin(RESULTS[RESULTS.model != EQUAL_TOTAL], column, "gain"))
+    ax = gain_by_model(RESULTS, EQUAL_ACTIVE, column, "more")
+    means = dict(zip(texts(ax.get_yticklabels()), (bar.get_width() for bar in ax.patches)))
+    assert means == pytest.approx({"MoE, E=4": gains[1], "MoE, E=16": gains[2], EQUAL_TOTAL: total})
+    with pytest.raises(ValueError, match="one learning rate for each model"):
+        gain_over_twin(RESULTS.assign(lr=range(16)), "known", "")
+
+
+def test_loss_against_the_learning_rate_and_the_best_one():
+    often = pd.concat([RATES, RATES.assign(step=1, loss=9.0, diverged=False)])  # the last measurement counts
+    ax = rate_tolerance(often)
+    assert set(lines(ax)) == {"MoE", EQUAL_ACTIVE}
+    np.testing.assert_allclose(lines(ax)["MoE"].get_xydata(), [(0.001, 2.05), (0.01, 1.05), (0.1, 2.05)])
+    np.testing.assert_allclose(band(ax), [(2, 2.1), (1, 1.1), (2, 2.1)])
+    rings = [line.get_xydata()[0] for line in ax.lines if line.get_label().startswith("_")]
+    np.testing.assert_allclose(rings, [(0.01, 1.05), (0.01, 1.25)])
+
+
+@pytest.mark.parametrize("bad", [{"loss": np.nan}, {"loss": np.inf}, {"diverged": True}])
+def test_of_a_rate_at_which_a_run_diverged_nothing_is_drawn_and_it_is_not_the_best(bad):
+    frame = RATES.assign(diverged=False)
+    frame.loc[(frame.model == "MoE") & (frame.lr == 0.01) & (frame.seed == 1), list(bad)] = list(bad.values())
+    ax = rate_tolerance(frame)
+    np.testing.assert_allclose(lines(ax)["MoE"].get_xydata(), [(0.001, 2.05), (0.1, 2.05)])
+    rings = [line.get_xydata()[0] for line in ax.lines if line.get_label().startswith("_")]
+    np.testing.assert_allclose(rings, [(0.001, 2.05), (0.01, 1.25)])
+
+
+def test_speed_by_batch_and_distinct_experts_beside_the_law():
+    rows = [{"model": m, "batch": b, "speedup": s / b + more} for m, s in (("MoE", 200), (EQUAL_TOTAL, 60))
+            for b in (4, 1, 2) for more in (0, 7, 1)]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    ax = speed_by_batch(frame.assign(low=frame.speedup - 3, high=frame.speedup + 5))  # over the last model
+    assert set(lines(ax)) == {"MoE", EQUAL_TOTAL} and list(lines(ax)[EQUAL_TOTAL].get_ydata()) == [1, 1]
+    np.testing.assert_allclose(lines(ax)["MoE"].get_ydata(), [201, 101, 51])
+    np.testing.assert_allclose(band(ax), [(197, 212), (97, 112), (47, 62)])
+    assert texts(ax.get_xticklabels()) == ["1", "2", "4"] and ax.get_yscale() == "log"
+    table = pd.DataFrame({"batch": [4, 1, 2], "distinct": [4.6, 2, 3.3], "union_law": [5.5, 2, 3.5]})
+    drawn = distinct_by_batch(pd.concat([table.assign(model=name) for name in ("2 of 8", "2 of 16")])).lines
+    for law, points, name in zip(drawn[::2], drawn[1::2], ("2 of 8", "2 of 16"), strict=True):
+        assert law.get_xydata().tolist() == [[1, 2], [2, 3.5], [4, 5.5]] and law.get_linestyle() == "--"
+        assert points.get_xydata().tolist() == [[1, 2], [2, 3.3], [4, 4.6]] and points.get_label() == name
+
+
+def test_the_roof_is_the_lesser_of_memory_and_arithmetic():
+    names, intensity, reached = ["a", f"{EQUAL_TOTAL}, batch 64"], [0.5, 40], [4e9, 8e10]
+    ax = roofline(1e10, 2e11, pd.DataFrame({"name": names, "intensity": intensity, "flops_per_second": reached}))
+    x, y = ax.lines[0].get_data()
+    np.testing.assert_allclose(y, np.minimum(1e10 * x, 2e11))
+    left, right = ax.get_xlim()
+    assert x.tolist() == [left, 20, right] and ax.get_ylim()[1] > 2e11  # 20: the ridge
+    np.testing.assert_allclose([line.get_xydata()[0] for line in ax.lines[1:]], list(zip(intensity, reached)))
+    assert [line.get_color() for line in ax.lines[1:]] == [LIGHT.lines[0], LIGHT.lines[2]]
+    assert {*names, "200 GFLOP/s", "10 GB/s"} <= {text.get_text().strip() for text in ax.texts}
+
+
+def test_a_sweep_shows_the_mean_and_all_seeds():
+    values = {0.01: np.array([0.2, 0.4]), 0.1: np.array([0.5, 0.9]), 10.0: np.array([0.1, 0.1])}
+    ax = seed_sweep(values, "Accuracy", "coefficient", 0.3)
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
+    np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
+    assert list(ax.lines[1].get_ydata()) == [0.3, 0.3]
+    assert ax.get_xscale() == "log" and texts(ax.get_xticklabels()) == ["0.01", "0.1", "10"]

@@ -1,0 +1,375 @@
+"""Panels show the data of a view, at little cost; experts and models stay tellable."""
+
+import gc
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from moe_lessons.analysis import count_parameters, expert_shares, flops_per_token, trace_text
+from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
+from moe_lessons.plots import (
+    PANELS,
+    RECENT,
+    THEMES,
+    colored_trace,
+    figure,
+    layer_loads,
+    loss_curve,
+    recent_load,
+    spent,
+    tile,
+    token_expert_heatmap,
+    write,
+    writing,
+)
+from moe_lessons.plots.marks import Bars, Line, Rule, Stack
+from moe_lessons.plots.panels._history import MOST_PLACES, History, history
+from moe_lessons.plots.panels.curves import outcomes
+from moe_lessons.plots.panels.loss import loss_panel
+from moe_lessons.plots.panels.shares import film_panel, layers_panel, load_panel
+from moe_lessons.plots.panels.text import characters, shares_panel
+from moe_lessons.tasks import TextTask
+from moe_lessons.training import PRESETS, Run, plane_runs
+
+EVEN, COLLAPSED = [1 / 8] * 8, [0.0] * 7 + [1.0]
+LOSS = (np.arange(1, 31), np.linspace(2.1, 0.3, 30))
+STEPS = 25
+TEXT = 'if a<b & c: "τηε"\n  x'
+
+
+def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
+    """What a live view gives its panels."""
+    usual = {"layer": 0, "marks": [3], "ghost": None, "x_axis": "steps", "first_x": 200, "clean_load": None}
+    return SimpleNamespace(runs=runs, main_run=next(iter(runs.values())), selected=2, **usual | more)
+
+
+@pytest.fixture(scope="module")
+def view() -> SimpleNamespace:
+    runs = plane_runs(PRESETS["healthy"])
+    for run in runs.values():
+        for _ in range(STEPS):
+            run.step()
+    return view_of(runs, clean_load=EVEN)
+
+
+@pytest.fixture(scope="module")
+def text_run() -> Run:
+    with seeded(0):
+        model = LanguageModel(TransformerConfig(d_model=16, d_ff=8, num_layers=3, num_heads=2, num_experts=4, top_k=2))
+    run = Run(model, TextTask(["english", "code"]), lr=0.01, batch_size=4)
+    run.step()
+    return run
+
+
+@pytest.fixture(scope="module")
+def trace(text_run) -> pd.DataFrame:
+    return trace_text(text_run.model, TEXT)
+
+
+@pytest.fixture(scope="module")
+def routing():
+    with seeded(0):
+        return MoE(16, 4, num_experts=8, top_k=2)(torch.randn(12, 16))[1]
+
+
+def of(panel, kind: type) -> list:
+    return [mark for mark in panel.marks if isinstance(mark, kind)]
+
+
+# --- what was spent, and the loss ---
+
+
+def record(step: int) -> SimpleNamespace:
+    loads = [[step / 10_000, 1 - step / 10_000]]
+    return SimpleNamespace(ms_per_step=2.0, loss=1 / step, dead_experts=step % 3, load=loads)
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 3000])
+def test_a_history_is_thinned_evenly_and_ends_with_the_last_step(count):
+    records, past = [record(step) for step in range(1, count + 1)], History()
+    for end in [*range(0, count, 7), count]:
+        past.read(records[:end])
+    steps, loads = past.column("steps"), past.loads(0, 2)
+    assert min(count, MOST_PLACES // 2) <= len(steps) == len(loads) <= MOST_PLACES
+    assert count == 0 or steps[-1] == count and len(set(np.diff(steps[:-1]))) <= 1
+    places = steps.astype(int)
+    np.testing.assert_allclose(loads[:, 0], places / 10_000, rtol=1e-6)
+    np.testing.assert_allclose(past.column("seconds"), places * 0.002, rtol=1e-5)
+    for name, field, window in (("loss", "loss", 10), ("dead", "dead_experts", RECENT)):
+        means = [np.mean([getattr(r, field) for r in records[max(0, step - window) : step]]) for step in places]
+        np.testing.assert_allclose(past.column(name), means, rtol=1e-5)
+    for others in (records[: count // 2], [record(step) for step in range(1, 60)], []):  # taken back, or replaced
+        assert (
+            past.read(others).column("steps").tolist() == list(range(1, len(others) + 1))[-MOST_PLACES:] or count > 511
+        )
+
+
+def test_a_history_ends_with_its_run():
+    run = plane_runs(PRESETS["healthy"])["MoE"]
+    before = len(history.__globals__["_histories"])
+    loss_curve(run, "FLOPs")
+    del run
+    gc.collect()
+    assert len(history.__globals__["_histories"]) <= before
+
+
+def test_what_a_run_has_spent(view, text_run):
+    run = view.main_run
+    assert spent(run, "steps").tolist() == list(range(1, STEPS + 1)) and spent(run, "steps", [3, 9]).tolist() == [3, 9]
+    np.testing.assert_allclose(spent(run, "seconds"), np.cumsum([r.ms_per_step for r in run.records]) / 1000, rtol=1e-5)
+    assert spent(run, "FLOPs", [2])[0] == 2 * run.batch_size * flops_per_token(run.model, training=True)
+    tokens = text_run.batch_size * text_run.task.context
+    assert spent(text_run, "FLOPs").tolist() == [tokens * flops_per_token(text_run.model, training=True)]
+
+
+def test_the_loss_of_each_model(view):
+    panel = PANELS["loss"](view)
+    for line, (name, run) in zip(of(panel, Line), view.runs.items(), strict=True):
+        losses = [np.mean([r.loss for r in run.records[max(0, i - 9) : i + 1]]) for i in range(STEPS)]
+        np.testing.assert_allclose(line.y, losses, rtol=1e-5)
+        assert line.name == name and line.x.tolist() == list(range(1, STEPS + 1))
+    assert [line.ink for line in of(panel, Line)] == [0, 1, 2]
+    assert [rule.x for rule in of(panel, Rule)] == [3] and panel.x.link == "step" and panel.x.high == 200
+    against = PANELS["loss"](SimpleNamespace(**vars(view) | {"x_axis": "FLOPs", "ghost": view.runs["MoE"]}))
+    assert against.x.link == "" and "FLOPs" in against.x.label
+    assert of(against, Rule)[0].x == pytest.approx(spent(view.main_run, "FLOPs")[2])
+    assert (of(against, Line)[0].ink, of(against, Line)[0].name) == (-1, "previous run")
+
+
+@pytest.mark.parametrize("x_axis, start", [("steps", 200), ("FLOPs", 1e7), ("seconds", 0.25)])
+def test_the_axes_of_the_loss_grow_and_name_their_unit(x_axis, start):
+    for factor, end in ((0.9, 1), (2.5, 3.375)):
+        panel = loss_panel({"MoE": ([start * factor], [1.0])}, x_axis=x_axis)
+        assert panel.x.high == pytest.approx(end * start) and x_axis.rstrip("s") in panel.x.label
+    for highest, limit in ((0.2, 0.5), (2.1, 2.5), (7.1, 10), (1e30, 10), (np.nan, 10)):
+        assert loss_panel({"MoE": (LOSS[0], np.linspace(highest, 0, 30))}).y.high == limit
+
+
+def test_a_long_ghost_does_not_squeeze_a_young_run_and_nothing_can_be_drawn():
+    steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
+    assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
+    assert loss_panel({"MoE": nothing}, (steps, steps / 5000)).x.high >= 5000
+    assert len(of(loss_panel({"MoE": nothing}, nothing), Line)) == 1
+
+
+# --- the experts ---
+
+
+def test_the_load_is_that_of_the_last_steps_and_of_the_router_before_the_first(view):
+    loads = [r.load[0] for r in view.main_run.records]
+    np.testing.assert_allclose(of(PANELS["load"](view), Bars)[0].y, np.mean(loads[-RECENT:], axis=0), rtol=1e-5)
+    assert recent_load(view.main_run) == pytest.approx(np.mean(loads[-RECENT:], axis=0))
+    fresh = view_of(plane_runs(PRESETS["capacity"]), clean_load=COLLAPSED)
+    (bars,), rules = of(PANELS["load"](fresh), Bars), of(PANELS["load"](fresh), Rule)
+    assert bars.y.tolist() == COLLAPSED and bars.second is None
+    assert rules[1].y == bars.limit == fresh.main_run.knobs.capacity_factor / 8
+    noisy = PANELS["load"](view_of(plane_runs(PRESETS["noise"]), clean_load=COLLAPSED))
+    assert of(noisy, Bars)[0].second.tolist() == COLLAPSED
+    for given in ({"load": COLLAPSED}, {"capacity": 2.0}, {"clean": COLLAPSED}):  # there is room for all
+        assert load_panel(**{"load": EVEN} | given).y.high >= max(np.max(value) for value in given.values())
+
+
+def test_films_have_every_step_and_are_thinned(view):
+    panel = PANELS["film"](view)
+    (stack,) = of(panel, Stack)
+    np.testing.assert_allclose(stack.y, [r.load[0] for r in view.main_run.records], rtol=1e-6)
+    assert stack.x.tolist() == list(range(1, STEPS + 1)) and panel.x.link == "step"
+    kinds = [(rule.kind, rule.y or rule.x) for rule in of(panel, Rule)]
+    assert kinds == [("even", e / 8) for e in range(1, 8)] + [("mark", 3)]
+    assert film_panel([1, 500], [EVEN, EVEN]).x.high == 675
+    run = SimpleNamespace(expert_gradients=[np.full(8, float(i)) for i in range(1, 1001)], num_experts=[8])
+    (stack,) = of(PANELS["gradient film"](view_of({"MoE": run})), Stack)
+    assert len(stack.x) <= MOST_PLACES and stack.x[-1] == 1000 and len(set(np.diff(stack.x))) == 1
+
+
+def test_layers_are_rows_and_other_panels_say_which_one_they_show(text_run, routing):
+    cells, crosses = PANELS["layers"](view_of({"MoE": text_run}, layer=1)).marks
+    np.testing.assert_allclose(cells.z, 4 * np.array(text_run.records[0].load), rtol=1e-5)
+    assert (cells.even, cells.rows, cells.selected) == (1, "layer", 1) and set(crosses.look) <= {2}
+    assert PANELS["film"](view_of({"MoE": text_run}, layer=1)).title == "Load share over time, layer 1"
+    fresh = Run(text_run.model, text_run.task)
+    assert np.isnan(PANELS["layers"](view_of({"MoE": fresh})).marks[0].z).all()
+    ax = layer_loads([routing, apply_capacity(routing, 1)])  # what is dropped was wanted
+    idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
+    assert {tuple(point) for point in ax.lines[2].get_xydata().astype(int)} == idle
+    cells = layers_panel(np.array([routing.demand_per_expert / 12] * 2)).marks[0]
+    np.testing.assert_allclose(cells.z, [(routing.demand_per_expert / 3).tolist()] * 2, rtol=1e-6)
+    for given in ([], [routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]]):
+        with pytest.raises(ValueError, match="^routings must be one or more Routings with one number of experts, got"):
+            layer_loads(given)
+
+
+def test_a_dropped_choice_has_no_dot(routing):
+    full = apply_capacity(routing, 1)
+    dots = token_expert_heatmap(full).lines[0].get_xydata()
+    assert len(dots) == len(full.expert_idx) == 24 - full.dropped < 24
+
+
+@pytest.mark.parametrize("name", ["load", "film", "layers"])
+def test_a_dense_model_has_no_experts_to_show(name):
+    dense = plane_runs(PRESETS["healthy"])["equal-active twin"]
+    with pytest.raises(ValueError, match="need a mixture of experts, got PlaneClassifier without one"):
+        PANELS[name](view_of({"dense": dense}))
+
+
+def test_the_table_says_what_each_model_costs(view):
+    (table,) = PANELS["cost"](view).marks
+    assert table.columns == tuple(view.runs) and table.rows[:2] == ("parameters", "active/token")
+    for name, run in view.runs.items():
+        column = dict(zip(table.rows, (row[table.columns.index(name)] for row in table.cells)))
+        assert column["parameters"] == f"{count_parameters(run.model).total:,}"
+        assert column["accuracy"] == f"{run.evaluate(256)['accuracy']:.1%}"
+    (table,) = PANELS["cost"](view_of(plane_runs(PRESETS["healthy"]))).marks
+    assert table.cells[3] == ["–"] * 3
+
+
+def test_the_panels_of_every_picture_cost_a_small_part_of_a_training_step():
+    """Of runs that are long already; relative to a step, so that a slow machine may be slow."""
+
+    def least(action) -> float:
+        times = []
+        for _ in range(20):
+            start = time.thread_time()
+            action()
+            times.append(time.thread_time() - start)
+        return min(times)
+
+    runs = plane_runs(PRESETS["healthy"])
+    step = least(lambda: [run.step() for run in runs.values()])
+    for run in runs.values():
+        run.records.extend(run.records * 200)
+    panels = least(lambda: [PANELS[name](view_of(runs)) for name in ("loss", "load", "film")])
+    assert panels < 0.25 * step, f"{1000 * panels:.2f} ms beside {1000 * step:.2f} ms for a step of three models"
+
+
+# --- texts ---
+
+
+@pytest.mark.parametrize("data", [b"", "αβ€𝄞x".encode(), b"\xb1a", b"a\xce", b"\xe2\x82", bytes(range(256))])
+def test_text_is_cut_into_its_characters_and_what_is_none_into_its_bytes(data):
+    found = list(characters(data))
+    assert [start for _, start, _ in found] == np.cumsum([0, *(size for _, _, size in found)])[:-1].tolist()
+    assert sum(size for _, _, size in found) == len(data)
+    for char, start, size in found:
+        own = data[start : start + size]
+        assert own == char.encode() if char != "�" else size == 1 and own.decode(errors="ignore") == ""
+
+
+@pytest.mark.parametrize("layer", range(3))
+def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(trace, layer):
+    rows = trace[trace["layer"] == layer]
+    (mark,) = colored_trace(trace.sample(frac=1, random_state=0), layer, "A title").marks
+    assert mark.texts == [TEXT] and mark.experts.tolist() == rows["expert0"].tolist()
+    (mark,) = colored_trace(rows.assign(expert0=[2, 1, -1, *[0] * 21], expert1=-1, weight0=0.75), layer).marks
+    assert list(mark.says) == ["E2 0.75", "E1 0.75", "no expert", *["E0 0.75"] * 21]
+    with pytest.raises(ValueError, match="trace must be of one text, got several"):
+        colored_trace(pd.concat([trace, trace.assign(sequence=1)]), 0)
+    with pytest.raises(ValueError, match="layer must be one of 0, 1, 2, got 3"):
+        colored_trace(trace, 3)
+
+
+def test_shares_are_shown_in_two_directions_from_the_even_one_and_must_be_shares(trace):
+    for experts in (1, 2, 16):
+        table = pd.DataFrame(np.random.default_rng(0).dirichlet([0.5] * experts, 2), index=["english", "$b_$" * 10])
+        panel = shares_panel(table, "Shares")
+        np.testing.assert_allclose(panel.marks[0].z, table, rtol=1e-6)
+        assert panel.marks[0].even == 1 / experts and panel.marks[0].most == min(1, 4 / experts)
+        assert panel.y.ticks == [(0, "english"), (1, "$b_$" * 5 + "$b")]
+    panel = shares_panel(expert_shares(trace, by="layer"), "Layers")
+    assert [name for _, name in panel.y.ticks] == ["layer 0", "layer 1", "layer 2"]
+    for bad, message in (
+        (pd.DataFrame(), r"^shares must be a DataFrame .*, got Empty"),
+        (pd.DataFrame([[0.5, 0.6]]), r"sum to 1 in each row, got the sums \[1.1"),
+        (pd.DataFrame([[1.5, -0.5]]), "at least 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            shares_panel(bad, "Shares")
+
+
+def test_a_model_goes_on_from_prompts_of_a_view(text_run):
+    (text,) = writing({"a": "The ", "b": "def "}, num_bytes=6)(view_of({"LM": text_run})).marks
+    assert list(text.texts) == [write(text_run.model, prompt, 6) for prompt in ("The ", "def ")]
+    assert text.names == ("a", "b")
+    (text,) = PANELS["writing"](view_of({"LM": text_run})).marks
+    assert text.names == ("english", "code") and all(len(written) > 60 for written in text.texts)
+    for other in (
+        plane_runs(PRESETS["healthy"])["MoE"],
+        Run(text_run.model, SimpleNamespace(batch=text_run.task.batch)),
+    ):
+        with pytest.raises(ValueError, match="must be a LanguageModel with a TextTask where it writes, got"):
+            PANELS["writing"](view_of({"LM": other}))
+
+
+# --- the balancing laboratory ---
+
+DEAD = {"nothing": 4, "jitter": 2, "auxiliary loss": 0, "capacity": 5, "top-2": 0}  # of the last reading
+
+
+class FakeBand(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def make_tile(dead: int, steps: int, is_noisy: bool = False) -> SimpleNamespace:
+    random = np.random.default_rng(dead)
+    shares = random.dirichlet(np.full(8, 3), size=steps)
+    records = [SimpleNamespace(loss=1.0, dead_experts=3, ms_per_step=1.0, load=[row.tolist()]) for row in shares]
+    readings = [
+        SimpleNamespace(step=step, dead=np.full(3, dead), max_over_mean=np.array([1, 2.2, 1]), accuracy=np.full(3, 0.7))
+        for step in sorted({0, steps // 2, steps})
+    ]
+    clean, band = random.dirichlet(np.ones(8), size=3), FakeBand(records=records, num_experts=[8])
+    return SimpleNamespace(readings=readings, band=band, marks=[2], clean=clean, is_noisy=is_noisy, step=steps)
+
+
+def lab(steps: int = 40, selected: str = "jitter", dead=DEAD) -> SimpleNamespace:
+    tiles = {name: make_tile(count, steps, name == "jitter") for name, count in dead.items()}
+    facts = {"num_experts": 8, "seeds": 3, "step": steps, "caption": lambda tile: f"{tile.readings[-1].dead[0]} dead"}
+    return SimpleNamespace(tiles=tiles, selected=selected, curve="dead experts", **facts)
+
+
+def test_tiles_are_coloured_by_what_became_of_them():
+    view = lab()
+    view.tiles["new"] = make_tile(0, 0)  # it still starts, and does not take the colours of the others
+    assert outcomes(view)[0][:5] == outcomes(lab())[0] == [5, 1, 4, 5, 4]
+    assert list(PANELS["curves"](lab()).legend) == list(PANELS["balance"](lab()).legend) == [
+        (4, "no dead expert: auxiliary loss, top-2"),
+        (1, "fewer dead than nothing: jitter"),
+        (5, "as many dead or more: nothing, capacity"),
+    ]  # fmt: skip
+    assert set(outcomes(lab(0))[0]) == {5} and PANELS["curves"](lab(0)).legend == [(5, "all start alike")]
+    without = outcomes(lab(dead={"jitter": 2, "auxiliary loss": 0, "capacity": 5}))
+    assert without[0] == [1, 4, 5] and without[1][1] == (1, "fewer dead than the worst: jitter")
+
+
+def test_only_a_noisy_tile_has_a_second_reading():
+    assert all(line.model is not None for line in of(PANELS["curves"](lab(selected="capacity")), Line))
+    (second,) = [line for line in of(PANELS["curves"](lab()), Line) if line.model is None]
+    assert second.x.tolist() == list(range(1, 41)) and (second.y == 3).all()
+
+
+@pytest.mark.parametrize("widest, lowest", [(1.1, 0.97), (8.7, 0.05), (1.0, 0.5)])
+def test_spots_are_means_and_crosses_and_axes_reach_over_all_seeds(widest, lowest):
+    view = lab()
+    for shown in view.tiles.values():
+        shown.readings[-1].max_over_mean, shown.readings[-1].accuracy = np.array([1, widest]), np.array([lowest, 0.99])
+    panel = PANELS["balance"](view)
+    (spots,) = panel.marks
+    for mean, values in (("x", [1, widest]), ("y", [lowest, 0.99])):
+        found = [getattr(spots, part)[0] for part in (mean, f"{mean}_low", f"{mean}_high")]
+        np.testing.assert_allclose(found, [np.mean(values), min(values), max(values)], rtol=1e-6)
+    assert list(spots.names) == list(DEAD) and spots.selected == 1 and spots.ink.tolist() == outcomes(view)[0]
+    assert panel.x.low < 1 and panel.x.high >= widest and panel.y.low <= lowest and panel.y.high == 1
+
+
+@pytest.mark.parametrize("steps", [0, 1, 40])
+def test_the_whole_laboratory_is_drawn(steps):
+    view = lab(steps)
+    panels = [PANELS["curves"](view), PANELS["balance"](view), *(tile(view, name) for name in view.tiles)]
+    made = figure(panels, THEMES["dark"], caption="No dead expert: auxiliary loss.")
+    assert len(made.png()) > 10_000 and len(made.axes) == 7
+    shown = [(panel.title, panel.model, panel.selected, panel.width) for panel in panels[2:]]
+    assert shown == [(name, model, name == "jitter", 3) for model, name in enumerate(DEAD)]
