@@ -1,7 +1,6 @@
 """The figures of lessons show the numbers that they are given, in the colours of models and experts."""
 
 import io
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,37 +9,15 @@ import torch
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
+from moe_lessons import plots
 from moe_lessons.analysis import check_published, plan
 from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, published_models
-from moe_lessons.analysis.roofline import machines, published_sizes, sizes_of
+from moe_lessons.analysis.roofline import machines, sizes_of
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
-from moe_lessons.plots import THEMES, LessonFigure, attention_heatmap, byte_losses, expert_color, layer_loads
+from moe_lessons.plots import collapse, health, overflow, parameters, traffic
 from moe_lessons.plots.by_layer import bars_by_layer
-from moe_lessons.plots.collapse import accuracy_dots, dead_curves, dead_histogram, push_bars, share_scatter
-from moe_lessons.plots.health import bars_by_model, changes, loads_of_models
-from moe_lessons.plots.overflow import buffers
-from moe_lessons.plots.parameters import (
-    cost_table,
-    parameter_bars,
-    parameter_growth,
-    published_features,
-    published_models_scatter,
-    share_bars,
-    speed_bars,
-)
 from moe_lessons.plots.plan import plot_plan, plot_published
-from moe_lessons.plots.sweeps import (
-    dense_family,
-    distinct_by_batch,
-    gain_by_model,
-    gain_over_twin,
-    rate_tolerance,
-    roofline,
-    seed_sweep,
-    speed_by_batch,
-)
-from moe_lessons.plots.theme import LIGHT, RED, expert_hatch, ink_on, model_inks, model_looks
-from moe_lessons.plots.traffic import plot_exchange
+from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_looks
 
 
 def texts(labels) -> list[str]:
@@ -52,8 +29,8 @@ def heights(bars) -> list[float]:
 
 
 def lines(ax) -> dict:
-    """The named lines, by name."""
-    return {line.get_label(): line for line in ax.lines if not line.get_label().startswith("_")}
+    """The points of the named lines, by name."""
+    return {line.get_label(): line.get_xydata() for line in ax.lines if not line.get_label().startswith("_")}
 
 
 def contrast(one: str, other: str) -> float:
@@ -62,14 +39,6 @@ def contrast(one: str, other: str) -> float:
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722))
     return (light + 0.05) / (dark + 0.05)
-
-
-# --- one look ---
-
-
-def test_no_two_of_32_experts_look_alike_and_a_text_on_one_can_be_read():
-    assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
-    assert all(contrast(ink_on(expert_color(expert)), expert_color(expert)) >= 4.5 for expert in range(8))
 
 
 @pytest.mark.parametrize(
@@ -83,21 +52,22 @@ def test_no_two_of_32_experts_look_alike_and_a_text_on_one_can_be_read():
 )
 def test_a_model_has_one_colour_in_every_picture(names, inks):
     assert model_inks(names) == inks
-    assert [model_looks(names)[name][0] for name in names if "twin" in name] == [
-        LIGHT.lines[ink] for name, ink in zip(names, inks) if "twin" in name
-    ]
-    looks = model_looks([EQUAL_ACTIVE, *(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), EQUAL_TOTAL])
+    looks = model_looks([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), EQUAL_ACTIVE, EQUAL_TOTAL])
+    assert [looks[twin][0] for twin in (EQUAL_ACTIVE, EQUAL_TOTAL)] == list(LIGHT.lines[1:3])
     assert len(set(looks.values())) == 7 and all(contrast(look[0], LIGHT.background) >= 2.8 for look in looks.values())
 
 
-@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
-def test_words_and_lines_can_be_seen_on_the_page(theme):
-    assert all(contrast(color, theme.background) >= 4.5 for color in (theme.foreground, theme.muted))
-    assert all(contrast(color, theme.background) >= 2.8 for color in theme.lines)
+def test_experts_look_different_and_words_and_lines_can_be_seen():
+    assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
+    assert all(contrast(ink_on(expert_color(expert)), expert_color(expert)) >= 4.5 for expert in range(8))
+    for theme in THEMES.values():
+        assert all(contrast(color, theme.background) >= 4.5 for color in (theme.foreground, theme.muted))
+        assert all(contrast(color, theme.background) >= 2.8 for color in theme.lines)
 
 
 def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
-    ax = parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 12)})
+    ax = parameters.parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 12)})
+    assert [line.get_xydata().tolist() for line in ax.lines] == [[[2, 10], [4, 20]], [[2, 10], [4, 12]]]
     data, metadata = ax.figure._repr_mimebundle_()
     name = "More experts, K unchanged: what grows"
     assert data["text/plain"] == f"Figure: {name}" and metadata["image/png"] == {"alt": name, "width": 900}
@@ -105,20 +75,18 @@ def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
     assert Image.open(io.BytesIO(data["image/png"])).size == (900, 400)
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")  # what is stored is the picture alone
     assert set(ax.figure._repr_mimebundle_()[0]) == set(data) - {"text/html"}
-    total, active = ax.lines
-    assert total.get_xydata().tolist() == [[2, 10], [4, 20]] and active.get_xydata().tolist() == [[2, 10], [4, 12]]
 
 
-# --- what a model costs ---
+# --- what a model costs, and what was published ---
 
 
-@pytest.mark.parametrize("draw", [published_models_scatter, published_features])
+@pytest.mark.parametrize("draw", [parameters.published_models_scatter, parameters.published_features])
 def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
     frame = published_models()
     ax = draw(frame)
     points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
     table = np.column_stack([frame.total_params, frame.active_params]) / 1e9
-    if draw is published_features:
+    if draw is parameters.published_features:
         points[:, 0] //= 1  # the place within a year
         table = frame[["year", "num_experts"]].to_numpy()
         assert "sigmoid, fine, shared" in texts(ax.get_legend().get_texts())
@@ -135,7 +103,7 @@ def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
 @pytest.mark.parametrize("name", MODEL_SHAPES)
 def test_bars_add_up_and_a_name_in_a_bar_fits_into_it(name):
     shape = MODEL_SHAPES[name]
-    ax = parameter_bars(shape.parameters())
+    ax = parameters.parameter_bars(shape.parameters())
     assert sum(bar.get_width() for bar in ax.patches) == shape.count.total + shape.count.active
     ax.figure.canvas.draw()
     bars = [bar.get_window_extent() for bar in ax.patches]
@@ -143,52 +111,50 @@ def test_bars_add_up_and_a_name_in_a_bar_fits_into_it(name):
     assert inside and all(any(bar.x0 <= text.x0 and text.x1 <= bar.x1 for bar in bars) for text in inside)
 
 
-def test_shares_of_each_row_add_up():
-    rows = {"parameters": {"FFN": 60, "attention": 30, "embedding": 10, "head": 0}, "work": {"FFN": 97, "attention": 3}}
-    ax = share_bars(rows)
-    bars = [bar for bar in ax.patches if bar.get_width() > 0]
-    assert [round(bar.get_width(), 6) for bar in bars] == [0.6, 0.97, 0.3, 0.03, 0.1]
-    assert {text.get_text() for text in ax.texts} >= {"60%", "30%", "10%", "97%"}
-    legend = ax.get_legend()
-    assert texts(legend.get_texts()) == ["FFN", "attention", "embedding"]
-    colors = dict(zip(texts(legend.get_texts()), (handle.get_facecolor() for handle in legend.legend_handles)))
-    assert colors["FFN"] == bars[0].get_facecolor() == bars[1].get_facecolor() != colors["attention"]
+def test_shares_of_each_row_add_up_and_speeds_have_their_numbers():
+    ax = parameters.share_bars({"parameters": {"FFN": 60, "attention": 40, "head": 0}, "work": {"FFN": 97, "head": 3}})
+    assert [round(bar.get_width(), 6) for bar in ax.patches] == [0.6, 0.97, 0.4, 0, 0, 0.03]
+    assert {*texts(ax.texts)} >= {"60%", "40%", "97%"}
+    assert texts(ax.get_legend().get_texts()) == ["FFN", "attention", "head"]
+    ax = parameters.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
+    assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
 
 
 def test_costs_of_twins():
     mixtral = MODEL_SHAPES["Mixtral 8x7B"]
     shapes = {"moe": mixtral, "active": mixtral.dense_twin("active"), "total": mixtral.dense_twin("total")}
     sizes = {name: sizes_of(shape) for name, shape in shapes.items()}
-    table = cost_table(sizes, 131072, "bfloat16", machines().loc["NVIDIA H100 SXM"])
+    table = parameters.cost_table(sizes, 131072, "bfloat16", machines().loc["NVIDIA H100 SXM"])
     rows = dict(zip(table.rows, table.cells))
     assert table.columns == ("moe", "active", "total") and rows["total parameters"] == ["46.7 B", "12.9 B", "46.7 B"]
-    assert rows["weights in bfloat16"] == ["93.4 GB", "25.8 GB", "93.4 GB"]
+    assert rows["weights in bfloat16"] == ["93.4 GB", "25.8 GB", "93.4 GB"] and table.inks[0] == 0
     assert rows["KV cache of 1 text of 131,072 tokens"] == ["17.2 GB"] * 3  # no expert has a part in it
     assert rows["fits into 80 GB"] == ["no", "yes", "no"]
-    large = cost_table({"large": published_sizes()["DeepSeek-V3"]}, 8, "float32", machines().iloc[0])
-    assert large.cells[4] == ["2,684 GB"]
-    unknown = {"unknown": replace(sizes["moe"], cached=None)}
-    assert cost_table(unknown, 8, "fp8", machines().iloc[0]).cells[5] == ["not counted"]
 
 
-def test_speeds_are_bars_with_their_numbers():
-    ax = speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
-    assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
+def test_each_published_figure_is_a_point_where_its_error_says():
+    checked = check_published()
+    ax = plot_published(checked)
+    points = np.concatenate([spots.get_offsets() for spots in ax.collections])
+    points = points[points[:, 1].argsort()]
+    np.testing.assert_allclose(points[:, 0], checked.planned / checked.published.astype(float))
+    assert texts(ax.get_yticklabels())[0] == "DeepSeek-V3, pre-training: device hours"
+    assert texts(ax.texts)[0] == f"{checked.error_percent[0]:+.0f} %".replace("-", "−")
+    assert ax.get_xlim()[0] < points[:, 0].min() and points[:, 0].max() < ax.get_xlim()[1]
 
 
-# --- texts, layers and models ---
+# --- letters, layers, experts and ranks ---
 
 
 def test_a_bar_over_each_character_and_a_row_for_each_token():
-    ax = byte_losses('{"a\n ', [0.5, 0, 2, 1, 0.1])
+    ax = plots.byte_losses('{"a\n ', [0.5, 0, 2, 1, 0.1])
     assert heights(ax.patches) == [0.5, 0, 2, 1, 0.1] and texts(ax.get_xticklabels()) == ["{", '"', "a", "↵", "␣"]
-    weights = np.array([[1.0, 0.0], [0.25, 0.75]])
-    ax = attention_heatmap(weights, "a ")
+    ax = plots.attention_heatmap(weights := np.array([[1.0, 0.0], [0.25, 0.75]]), "a ")
     np.testing.assert_array_equal(ax.images[0].get_array(), weights)
     assert texts(ax.get_yticklabels()) == ["a", "␣"]
 
 
-def test_each_number_of_a_layer_is_a_bar():
+def test_each_number_of_a_layer_or_a_model_is_a_bar():
     bits = pd.DataFrame({"trained": [2.0, 1.5, 1.0], "shuffled": [0.0, 0.1, -0.1]}, index=[0, 1, 2])
     ax = bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
     bars = sorted(ax.patches, key=lambda bar: bar.get_x())
@@ -198,46 +164,38 @@ def test_each_number_of_a_layer_is_a_bar():
     names = {text.get_text(): text.xy[0] for text in ax.texts}
     middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
     assert [names["byte"], names["domain"]] == pytest.approx([sum(middles[:6]) / 6, sum(middles[6:]) / 4])
+    figure = health.bars_by_model({"byte": bits, "domain": bits / 2}, "bits")
+    assert [heights(ax.patches)[:3] for ax in figure.axes] == [[2, 1.5, 1], [1, 0.75, 0.5]]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
 
-def test_what_is_not_as_in_the_first_row_is_coloured():
+def test_models_are_a_row_and_what_is_not_as_in_the_first_is_coloured():
     table = pd.DataFrame({"experts": [8, 64, 8], "shared": [0, 0, 1]}, index=["Mixtral", "OLMoE", "third"])
-    cells = changes(table, "Families").tables[0].get_celld()
+    cells = health.changes(table, "Families").tables[0].get_celld()
     assert [[cells[row, column].get_text().get_text() for column in range(3)] for row in range(4)] == [
         ["", "experts", "shared"], ["Mixtral", "8", "0"], ["OLMoE", "64", "0"], ["third", "8", "1"],
     ]  # fmt: skip
     assert {place for place, cell in cells.items() if cell.get_facecolor()[3]} == {(2, 1), (3, 2)}
-
-
-def test_several_models_side_by_side():
     with seeded(0):
         routings = [TopKRouter(8, 4, 2)(torch.randn(32, 8)) for _ in range(3)]
-    figure = loads_of_models({"before": {"a": routings[:2], "b": routings}, "after": {"b": routings}})
+    figure = health.loads_of_models({"before": {"a": routings[:2], "b": routings}, "after": {"b": routings}})
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
     assert titles == ["a, before", "b, before", "b, after"] and figure.png()
-    assert layer_loads(routings, LessonFigure(3, 2).add_subplot(), "dark").get_ylabel() == "layer"
-    table = pd.DataFrame({"trained": [2.0, 1.0], "untrained": [0.5, 0.1]}, index=["a", "b"])
-    figure = bars_by_model({"byte": table, "domain": table / 2}, "bits")
-    assert [heights(ax.patches) for ax in figure.axes] == [[2.0, 1.0, 0.5, 0.1], [1.0, 0.5, 0.25, 0.05]]
-    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
-
-
-# --- a collapse, and full experts ---
 
 
 def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     x, y = np.random.default_rng(0).random((2, 4, 3))
-    ax = share_scatter(x, y, ("x", "y"), "Shares", given := LessonFigure(4, 3).add_subplot())
+    ax = collapse.share_scatter(x, y, ("x", "y"), "Shares", given := plots.LessonFigure(4, 3).add_subplot())
     assert ax is given and texts(ax.get_legend().get_texts()) == ["E0", "E1", "E2"]
     for expert, points in enumerate(ax.collections):
         np.testing.assert_allclose(points.get_offsets(), np.stack([x[:, expert], y[:, expert]], axis=1))
         assert to_hex(points.get_facecolor()[0]).upper() == expert_color(expert).upper()
-    ax = push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push")
-    assert heights(ax.patches)[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(heights(ax.patches))
-    ax = dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
-    assert ax.lines[0].get_ydata().tolist() == [0, 1.5, 3] and ax.lines[0].get_xdata().tolist() == [1, 2, 3]
-    assert heights(dead_histogram({"K = 1": [1, 1, 3]}).patches) == [0, 2, 0, 1, 0, 0, 0, 0]
-    ax = accuracy_dots({"a": [0.8, 0.9]}, "Accuracy")
+    pushes = heights(collapse.push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push").patches)
+    assert pushes[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(pushes)
+    ax = collapse.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
+    assert ax.lines[0].get_xydata().tolist() == [[1, 0], [2, 1.5], [3, 3]]
+    assert heights(collapse.dead_histogram({"K = 1": [1, 1, 3]}).patches) == [0, 2, 0, 1, 0, 0, 0, 0]
+    ax = collapse.accuracy_dots({"a": [0.8, 0.9]}, "Accuracy")
     assert ax.lines[0].get_ydata() == pytest.approx([0.8, 0.9]) and "85.0%" in texts(ax.texts)
 
 
@@ -245,30 +203,26 @@ def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
 def test_each_token_stands_once_above_and_each_assignment_in_its_place(tokens, experts, top_k, capacity):
     with seeded(1):
         routing = TopKRouter(8, experts, top_k)(torch.randn(tokens, 8))
-    ax = buffers(apply_capacity(routing, capacity), capacity, "a title")
+    ax = overflow.buffers(apply_capacity(routing, capacity), capacity, "a title")
     filled = [p for p in ax.patches if p.get_facecolor()[3] > 0]
-    above, below = [p for p in filled if p.get_y() < 0], [p for p in filled if p.get_y() >= 0]
-    assert len(above) == tokens and len(below) == tokens * top_k
-    demand = routing.demand_per_expert.tolist()
-    for expert in range(experts):
+    below = [p for p in filled if p.get_y() >= 0]
+    assert len(filled) - len(below) == tokens and len(below) == tokens * top_k
+    for expert, demand in enumerate(routing.demand_per_expert.tolist()):
         row = [p for p in below if p.get_y() == expert]
-        assert sorted(p.get_x() for p in row) == list(range(demand[expert]))
+        assert sorted(p.get_x() for p in row) == list(range(demand))
         assert {to_hex(p.get_facecolor()) for p in row} <= {expert_color(expert).lower()}
         framed = [p.get_x() for p in row if to_hex(p.get_edgecolor()) == RED]
-        assert sorted(framed) == list(range(capacity, demand[expert]))
+        assert sorted(framed) == list(range(capacity, demand))
     assert len(ax.patches) - len(filled) == capacity * experts
-
-
-# --- many machines ---
 
 
 def test_each_cell_says_what_a_rank_sends_to_a_rank_in_colours_that_depart_from_an_even_share():
     uneven = torch.tensor([[10, 30, 0], [20, 20, 0], [5, 30, 5]])
-    ax = plot_exchange(uneven, "step 1")
+    ax = traffic.plot_exchange(uneven, "step 1")
     assert texts(ax.texts) == [str(rows) for rows in uneven.flatten().tolist()]
     assert texts(ax.get_xticklabels()) == ["0\n35", "1\n80", "2\n5"]
     assert ax.get_title(loc="left") == "step 1: busiest rank 2 × the mean" and ax.yaxis_inverted()
-    figure = plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4), "three": torch.ones(4, 4)}).figure
+    figure = traffic.plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4), "three": torch.ones(4, 4)}).figure
     *axes, bar = figure.axes
     assert {ax.collections[0].norm.vmax for ax in axes} == {4.0} and bar.get_yticklabels()[1].get_text() == "1 ×\neven"
     figure.canvas.draw()
@@ -286,22 +240,9 @@ def test_the_parts_of_a_bar_add_up_to_the_step(overlap):
     np.testing.assert_allclose(tops, [made.seconds for made in given.values()])
     hidden = [bar.get_height() for bar in ax.patches if bar.get_hatch()]
     np.testing.assert_allclose(hidden, [made.hidden for made in given.values()] if overlap else [])
-    names = texts(ax.get_legend().get_texts())
-    assert names[:3] == ["compute", "exchange, inside nodes", "exchange, between nodes"]
-    assert ("exchange beside it" in names) == (overlap > 0)
+    names = ["compute", "exchange, inside nodes", "exchange, between nodes", *["exchange beside it"] * bool(overlap)]
+    assert texts(ax.get_legend().get_texts()) == names
     assert texts(ax.texts) == [f"{made.seconds:.2g} s" for made in given.values()]
-
-
-def test_each_published_figure_is_a_point_where_its_error_says():
-    checked = check_published()
-    ax = plot_published(checked)
-    points = np.concatenate([spots.get_offsets() for spots in ax.collections])
-    points = points[points[:, 1].argsort()]
-    np.testing.assert_allclose(points[:, 0], checked.planned / checked.published.astype(float))
-    assert texts(ax.get_yticklabels())[0] == "DeepSeek-V3, pre-training: device hours"
-    assert texts(ax.texts)[0] == f"{checked.error_percent[0]:+.0f} %".replace("-", "−")
-    left, right = ax.get_xlim()
-    assert (points[:, 0] > left).all() and (points[:, 0] < right).all()
 
 
 # --- many runs ---
@@ -329,83 +270,65 @@ def band(ax) -> np.ndarray:
 
 def test_the_dense_family_is_a_line_through_its_means_and_the_width_that_is_as_good_is_marked():
     family = {64: [0.1, 0.2], 128: [0.3, 0.4], 512: [0.7, 0.8]}
-    ax = dense_family(family, [0.5, 0.6], "known")
-    drawn = lines(ax)
-    np.testing.assert_allclose(drawn["dense, mean of its seeds"].get_xydata(), [(64, 0.15), (128, 0.35), (512, 0.75)])
-    assert set(drawn["the mixture, mean of its seeds"].get_ydata()) == {0.55}
+    ax = plots.dense_family(family, [0.5, 0.6], "known")
+    np.testing.assert_allclose(lines(ax)["dense, mean of its seeds"], [(64, 0.15), (128, 0.35), (512, 0.75)])
+    assert set(lines(ax)["the mixture, mean of its seeds"][:, 1]) == {0.55}
     assert ax.lines[-1].get_xdata() == pytest.approx([256, 256]) and "256" in ax.get_title(loc="left")
-    above = dense_family(family, [0.9, 0.9], "known")
-    assert "above 512" in above.get_title(loc="left") and not above.patches
+    assert not plots.dense_family(family, [0.9, 0.9], "known").patches  # wider than all
 
 
 @pytest.mark.parametrize("column, gains, total", [("known", (0, 300, 600), 1050), ("loss", (0, 0.3, 0.6), 1.05)])
 def test_gains_are_against_the_same_seed(column, gains, total):
-    ax = gain_over_twin(RESULTS, column, "gain")
-    drawn = lines(ax)
-    np.testing.assert_allclose(drawn["mixtures, mean of their seeds"].get_xydata(), list(zip((1, 4, 16), gains)))
-    assert drawn["equal-total twin"].get_ydata() == pytest.approx([total, total])
+    ax = plots.gain_over_twin(RESULTS, column, "gain")
+    np.testing.assert_allclose(lines(ax)["mixtures, mean of their seeds"], list(zip((1, 4, 16), gains)))
+    assert lines(ax)["equal-total twin"][:, 1] == pytest.approx([total, total])
     dots = sorted(tuple(point) for line in ax.lines if line.get_marker() == "o" for point in line.get_xydata())
     np.testing.assert_allclose(dots, [(e, gain * s * 2 / 3) for e, gain in zip((1, 4, 16), gains) for s in (1, 2)])
-    assert "equal-total twin" not in lines(gain_over_twin(RESULTS[RESULTS.model != EQUAL_TOTAL], column, "gain"))
-    ax = gain_by_model(RESULTS, EQUAL_ACTIVE, column, "more")
+    ax = plots.gain_by_model(RESULTS, EQUAL_ACTIVE, column, "more")
     means = dict(zip(texts(ax.get_yticklabels()), (bar.get_width() for bar in ax.patches)))
     assert means == pytest.approx({"MoE, E=4": gains[1], "MoE, E=16": gains[2], EQUAL_TOTAL: total})
     with pytest.raises(ValueError, match="one learning rate for each model"):
-        gain_over_twin(RESULTS.assign(lr=range(16)), "known", "")
+        plots.gain_over_twin(RESULTS.assign(lr=range(16)), "known", "")
 
 
-def test_loss_against_the_learning_rate_and_the_best_one():
-    often = pd.concat([RATES, RATES.assign(step=1, loss=9.0, diverged=False)])  # the last measurement counts
-    ax = rate_tolerance(often)
-    assert set(lines(ax)) == {"MoE", EQUAL_ACTIVE}
-    np.testing.assert_allclose(lines(ax)["MoE"].get_xydata(), [(0.001, 2.05), (0.01, 1.05), (0.1, 2.05)])
-    np.testing.assert_allclose(band(ax), [(2, 2.1), (1, 1.1), (2, 2.1)])
+@pytest.mark.parametrize("bad", [{}, {"loss": np.nan}, {"loss": np.inf}, {"diverged": True}])
+def test_loss_against_the_learning_rate_and_the_best_one_without_rates_at_which_a_run_diverged(bad):
+    frame = pd.concat([RATES.assign(diverged=False), RATES.assign(step=1, loss=9.0)])  # the last measurement counts
+    failed = (frame.model == "MoE") & (frame.lr == 0.01) & (frame.seed == 1) & (frame.step == 2)
+    frame.loc[failed, list(bad)] = list(bad.values())
+    ax = plots.rate_tolerance(frame)
+    left = [(0.001, 2.05), (0.01, 1.05), (0.1, 2.05)][:: 2 if bad else 1]
+    np.testing.assert_allclose(lines(ax)["MoE"], left)
+    np.testing.assert_allclose(band(ax), [(y - 0.05, y + 0.05) for _, y in left])
     rings = [line.get_xydata()[0] for line in ax.lines if line.get_label().startswith("_")]
-    np.testing.assert_allclose(rings, [(0.01, 1.05), (0.01, 1.25)])
+    np.testing.assert_allclose(rings, [(0.001, 2.05) if bad else (0.01, 1.05), (0.01, 1.25)])
 
 
-@pytest.mark.parametrize("bad", [{"loss": np.nan}, {"loss": np.inf}, {"diverged": True}])
-def test_of_a_rate_at_which_a_run_diverged_nothing_is_drawn_and_it_is_not_the_best(bad):
-    frame = RATES.assign(diverged=False)
-    frame.loc[(frame.model == "MoE") & (frame.lr == 0.01) & (frame.seed == 1), list(bad)] = list(bad.values())
-    ax = rate_tolerance(frame)
-    np.testing.assert_allclose(lines(ax)["MoE"].get_xydata(), [(0.001, 2.05), (0.1, 2.05)])
-    rings = [line.get_xydata()[0] for line in ax.lines if line.get_label().startswith("_")]
-    np.testing.assert_allclose(rings, [(0.001, 2.05), (0.01, 1.25)])
-
-
-def test_speed_by_batch_and_distinct_experts_beside_the_law():
-    rows = [{"model": m, "batch": b, "speedup": s / b + more} for m, s in (("MoE", 200), (EQUAL_TOTAL, 60))
-            for b in (4, 1, 2) for more in (0, 7, 1)]  # fmt: skip
-    frame = pd.DataFrame(rows)
-    ax = speed_by_batch(frame.assign(low=frame.speedup - 3, high=frame.speedup + 5))  # over the last model
-    assert set(lines(ax)) == {"MoE", EQUAL_TOTAL} and list(lines(ax)[EQUAL_TOTAL].get_ydata()) == [1, 1]
-    np.testing.assert_allclose(lines(ax)["MoE"].get_ydata(), [201, 101, 51])
+def test_speed_by_batch_distinct_experts_beside_the_law_and_a_sweep():
+    keys = [(m, b, s / b + more) for m, s in (("MoE", 200), (EQUAL_TOTAL, 60)) for b in (4, 1, 2) for more in (0, 7, 1)]
+    frame = pd.DataFrame(keys, columns=["model", "batch", "speedup"])
+    ax = plots.speed_by_batch(frame.assign(low=frame.speedup - 3, high=frame.speedup + 5))  # over the last model
+    np.testing.assert_allclose(lines(ax)["MoE"], [(1, 201), (2, 101), (4, 51)])
     np.testing.assert_allclose(band(ax), [(197, 212), (97, 112), (47, 62)])
-    assert texts(ax.get_xticklabels()) == ["1", "2", "4"] and ax.get_yscale() == "log"
+    assert list(lines(ax)[EQUAL_TOTAL][:, 1]) == [1, 1] and texts(ax.get_xticklabels()) == ["1", "2", "4"]
     table = pd.DataFrame({"batch": [4, 1, 2], "distinct": [4.6, 2, 3.3], "union_law": [5.5, 2, 3.5]})
-    drawn = distinct_by_batch(pd.concat([table.assign(model=name) for name in ("2 of 8", "2 of 16")])).lines
+    drawn = plots.distinct_by_batch(pd.concat([table.assign(model=name) for name in ("2 of 8", "2 of 16")])).lines
     for law, points, name in zip(drawn[::2], drawn[1::2], ("2 of 8", "2 of 16"), strict=True):
         assert law.get_xydata().tolist() == [[1, 2], [2, 3.5], [4, 5.5]] and law.get_linestyle() == "--"
         assert points.get_xydata().tolist() == [[1, 2], [2, 3.3], [4, 4.6]] and points.get_label() == name
+    ax = plots.seed_sweep({0.01: [0.2, 0.4], 0.1: [0.5, 0.9], 10.0: [0.1, 0.1]}, "Accuracy", "coefficient", 0.3)
+    np.testing.assert_allclose(lines(ax)["mean, and all seeds"], [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
+    np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
+    assert list(lines(ax)["without"][:, 1]) == [0.3, 0.3] and texts(ax.get_xticklabels()) == ["0.01", "0.1", "10"]
 
 
 def test_the_roof_is_the_lesser_of_memory_and_arithmetic():
     names, intensity, reached = ["a", f"{EQUAL_TOTAL}, batch 64"], [0.5, 40], [4e9, 8e10]
-    ax = roofline(1e10, 2e11, pd.DataFrame({"name": names, "intensity": intensity, "flops_per_second": reached}))
+    points = pd.DataFrame({"name": names, "intensity": intensity, "flops_per_second": reached})
+    ax = plots.roofline(1e10, 2e11, points)
     x, y = ax.lines[0].get_data()
     np.testing.assert_allclose(y, np.minimum(1e10 * x, 2e11))
-    left, right = ax.get_xlim()
-    assert x.tolist() == [left, 20, right] and ax.get_ylim()[1] > 2e11  # 20: the ridge
+    assert x.tolist() == [ax.get_xlim()[0], 20, ax.get_xlim()[1]] and ax.get_ylim()[1] > 2e11  # 20: the ridge
     np.testing.assert_allclose([line.get_xydata()[0] for line in ax.lines[1:]], list(zip(intensity, reached)))
     assert [line.get_color() for line in ax.lines[1:]] == [LIGHT.lines[0], LIGHT.lines[2]]
     assert {*names, "200 GFLOP/s", "10 GB/s"} <= {text.get_text().strip() for text in ax.texts}
-
-
-def test_a_sweep_shows_the_mean_and_all_seeds():
-    values = {0.01: np.array([0.2, 0.4]), 0.1: np.array([0.5, 0.9]), 10.0: np.array([0.1, 0.1])}
-    ax = seed_sweep(values, "Accuracy", "coefficient", 0.3)
-    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
-    np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
-    assert list(ax.lines[1].get_ydata()) == [0.3, 0.3]
-    assert ax.get_xscale() == "log" and texts(ax.get_xticklabels()) == ["0.01", "0.1", "10"]
