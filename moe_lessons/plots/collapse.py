@@ -21,9 +21,9 @@ def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = N
     for expert, points in enumerate(zip(x.T, y.T)):
         look = {"color": expert_color(expert), "ec": LIGHT.background, "lw": 0.4, "hatch": expert_hatch(expert)}
         ax.scatter(*points, s=26, label=f"E{expert}", clip_on=False, zorder=3, **look)
-    for line in (ax.axhline, ax.axvline):
-        line(1 / x.shape[1], ls="--", lw=0.8, color=LIGHT.muted)
-    ax.axline((0, 0), slope=1, ls=":", lw=0.8, color=LIGHT.muted)
+    even, look = 1 / x.shape[1], {"lw": 0.8, "color": LIGHT.muted}
+    for slope, ls in ((0, "--"), (np.inf, "--"), (1, ":")):
+        ax.axline((even, even), slope=slope, ls=ls, **look)
     top = 1.08 * max(x.max(), y.max())
     ax.set(xlim=(0, top), ylim=(0, top))
     return name_over(ax)
@@ -37,10 +37,8 @@ def push_bars(own, others, title: str) -> Axes:
     ax = axes_for(6.4, 3.2, title, ylabel="push (nats per unit of score)")
     places = np.arange(len(own))
     look = {"color": [expert_color(e) for e in places], "hatch": [expert_hatch(e) for e in places]}
-    for heights, side, name, alpha in (
-        (own, -0.2, "by its own tokens", 1),
-        (others, 0.2, "by the tokens of the others", 0.4),
-    ):
+    kinds = (own, -0.2, "by its own tokens", 1), (others, 0.2, "by the tokens of the others", 0.4)
+    for heights, side, name, alpha in kinds:
         ax.bar(places + side, heights, 0.4, edgecolor=LIGHT.background, lw=0.5, alpha=alpha, **look)
         ax.bar([0], [0], color=LIGHT.muted, alpha=alpha, label=name)
     ax.axhline(0, lw=1, color=LIGHT.foreground)
@@ -51,10 +49,9 @@ def push_bars(own, others, title: str) -> Axes:
 def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
     """Draw the dead experts over N steps: for each name (S, N), the mean over S seeds and the range of them all."""
     marks = []
-    for values, name, ink in zip(map(np.asarray, dead.values()), dead, model_inks(dead)):
-        steps = np.arange(1, values.shape[1] + 1)
-        marks.append(Band(steps, values.min(axis=0), values.max(axis=0), ink))
-        marks.append(Line(steps, values.mean(axis=0), name, ink))
+    for (name, values), ink in zip(dead.items(), model_inks(dead)):
+        steps = np.arange(1, len(values[0]) + 1)
+        marks += [Band(steps, np.min(values, 0), np.max(values, 0), ink), Line(steps, np.mean(values, 0), name, ink)]
     axes = Axis(0, float(steps[-1]), "step"), Axis(-0.1, 8, "dead experts of 8")
     return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
 

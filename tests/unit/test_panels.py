@@ -10,19 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
+from moe_lessons import plots
 from moe_lessons.analysis import count_parameters, expert_shares, flops_per_token, trace_text
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
-from moe_lessons.plots import (
-    PANELS,
-    RECENT,
-    colored_trace,
-    layer_loads,
-    recent_load,
-    spent,
-    token_expert_heatmap,
-    write,
-    writing,
-)
+from moe_lessons.plots import PANELS, RECENT, recent_load, spent
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
 from moe_lessons.plots.panels._history import MOST_PLACES, History, history
 from moe_lessons.plots.panels.curves import outcomes
@@ -99,10 +90,8 @@ def test_a_history_is_thinned_evenly_and_ends_with_the_last_step(count):
     for name, field, window in (("loss", "loss", 10), ("dead", "dead_experts", RECENT)):
         means = [np.mean([getattr(r, field) for r in records[max(0, step - window) : step]]) for step in places]
         np.testing.assert_allclose(past.column(name), means, rtol=1e-5)
-    for others in (records[: count // 2], [record(step) for step in range(1, 60)], []):  # taken back, or replaced
-        assert (
-            past.read(others).column("steps").tolist() == list(range(1, len(others) + 1))[-MOST_PLACES:] or count > 511
-        )
+    for others in (records[:50], [record(step) for step in range(1, 60)], []):  # taken back, or replaced
+        assert past.read(others).column("steps").tolist() == list(range(1, len(others) + 1))
 
 
 def test_a_history_ends_with_its_run():
@@ -150,7 +139,6 @@ def test_a_long_ghost_does_not_squeeze_a_young_run_and_nothing_can_be_drawn():
     steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
     assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
     assert loss_panel({"MoE": nothing}, (steps, steps / 5000)).x.high >= 5000
-    assert len(of(loss_panel({"MoE": nothing}, nothing), Line)) == 1
 
 
 # --- the experts ---
@@ -190,19 +178,19 @@ def test_layers_are_rows_and_other_panels_say_which_one_they_show(text_run, rout
     assert PANELS["film"](view_of({"MoE": text_run}, layer=1)).title == "Load share over time, layer 1"
     fresh = Run(text_run.model, text_run.task)
     assert np.isnan(PANELS["layers"](view_of({"MoE": fresh})).marks[0].z).all()
-    ax = layer_loads([routing, apply_capacity(routing, 1)])  # what is dropped was wanted
+    ax = plots.layer_loads([routing, apply_capacity(routing, 1)])  # what is dropped was wanted
     idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
     assert {tuple(point) for point in ax.lines[2].get_xydata().astype(int)} == idle
     cells = layers_panel(np.array([routing.demand_per_expert / 12] * 2)).marks[0]
     np.testing.assert_allclose(cells.z, [(routing.demand_per_expert / 3).tolist()] * 2, rtol=1e-6)
     for given in ([], [routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]]):
         with pytest.raises(ValueError, match="^routings must be one or more Routings with one number of experts, got"):
-            layer_loads(given)
+            plots.layer_loads(given)
 
 
 def test_a_dropped_choice_has_no_dot(routing):
     full = apply_capacity(routing, 1)
-    dots = token_expert_heatmap(full).lines[0].get_xydata()
+    dots = plots.token_expert_heatmap(full).lines[0].get_xydata()
     assert len(dots) == len(full.expert_idx) == 24 - full.dropped < 24
 
 
@@ -252,14 +240,14 @@ def test_text_is_cut_into_its_characters_and_what_is_none_into_its_bytes(data):
 @pytest.mark.parametrize("layer", range(3))
 def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(trace, layer):
     rows = trace[trace["layer"] == layer]
-    (mark,) = colored_trace(trace.sample(frac=1, random_state=0), layer, "A title").marks
+    (mark,) = plots.colored_trace(trace.sample(frac=1, random_state=0), layer, "A title").marks
     assert mark.texts == [TEXT] and mark.experts.tolist() == rows["expert0"].tolist()
-    (mark,) = colored_trace(rows.assign(expert0=[2, 1, -1, *[0] * 21], expert1=-1, weight0=0.75), layer).marks
+    (mark,) = plots.colored_trace(rows.assign(expert0=[2, 1, -1, *[0] * 21], expert1=-1, weight0=0.75), layer).marks
     assert list(mark.says) == ["E2 0.75", "E1 0.75", "no expert", *["E0 0.75"] * 21]
     with pytest.raises(ValueError, match="trace must be of one text, got several"):
-        colored_trace(pd.concat([trace, trace.assign(sequence=1)]), 0)
+        plots.colored_trace(pd.concat([trace, trace.assign(sequence=1)]), 0)
     with pytest.raises(ValueError, match="layer must be one of 0, 1, 2, got 3"):
-        colored_trace(trace, 3)
+        plots.colored_trace(trace, 3)
 
 
 def test_shares_are_shown_in_two_directions_from_the_even_one_and_must_be_shares(trace):
@@ -281,8 +269,8 @@ def test_shares_are_shown_in_two_directions_from_the_even_one_and_must_be_shares
 
 
 def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing_to_show(view, text_run):
-    (text,) = writing({"a": "The ", "b": "def "}, num_bytes=6)(view_of({"LM": text_run})).marks
-    assert list(text.texts) == [write(text_run.model, prompt, 6) for prompt in ("The ", "def ")]
+    (text,) = plots.writing({"a": "The ", "b": "def "}, num_bytes=6)(view_of({"LM": text_run})).marks
+    assert list(text.texts) == [plots.write(text_run.model, prompt, 6) for prompt in ("The ", "def ")]
     assert text.names == ("a", "b")
     (text,) = PANELS["writing"](view_of({"LM": text_run})).marks
     assert text.names == ("english", "code") and all(len(written) > 60 for written in text.texts)

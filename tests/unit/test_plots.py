@@ -12,7 +12,6 @@ from PIL import Image
 from moe_lessons import plots
 from moe_lessons.analysis import check_published, plan
 from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, published_models
-from moe_lessons.analysis.roofline import machines, sizes_of
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
 from moe_lessons.plots import collapse, health, overflow, parameters, traffic
 from moe_lessons.plots.by_layer import bars_by_layer
@@ -118,18 +117,6 @@ def test_shares_of_each_row_add_up_and_speeds_have_their_numbers():
     assert texts(ax.get_legend().get_texts()) == ["FFN", "attention", "head"]
     ax = parameters.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
     assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
-
-
-def test_costs_of_twins():
-    mixtral = MODEL_SHAPES["Mixtral 8x7B"]
-    shapes = {"moe": mixtral, "active": mixtral.dense_twin("active"), "total": mixtral.dense_twin("total")}
-    sizes = {name: sizes_of(shape) for name, shape in shapes.items()}
-    table = parameters.cost_table(sizes, 131072, "bfloat16", machines().loc["NVIDIA H100 SXM"])
-    rows = dict(zip(table.rows, table.cells))
-    assert table.columns == ("moe", "active", "total") and rows["total parameters"] == ["46.7 B", "12.9 B", "46.7 B"]
-    assert rows["weights in bfloat16"] == ["93.4 GB", "25.8 GB", "93.4 GB"] and table.inks[0] == 0
-    assert rows["KV cache of 1 text of 131,072 tokens"] == ["17.2 GB"] * 3  # no expert has a part in it
-    assert rows["fits into 80 GB"] == ["no", "yes", "no"]
 
 
 def test_each_published_figure_is_a_point_where_its_error_says():

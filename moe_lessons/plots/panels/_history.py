@@ -18,9 +18,7 @@ class History:
     """What the records of a run said, a row for each step: number, seconds so far, recent loss and dead experts."""
 
     def __init__(self):
-        self.flops = 0.0  # of a training step
-        self.records: list = []
-        self.rows: list[tuple[float, ...]] = []
+        self.flops, self.records, self.rows = 0.0, [], []  # flops: of a training step
 
     def read(self, records: list) -> "History":
         """Read the records that are new. Where the old ones were replaced or taken back, start again."""

@@ -54,7 +54,7 @@ def block(view) -> Panel:
 def block_panel(
     moe: nn.Module, x: Tensor, y: Tensor, routing: Routing, token: int, dense: FeedForward | None = None
 ) -> Panel:
-    """x (T, D), y (T, D) and the `Routing` of a block, as `draw_block` draws them; of more than 16 tokens the strip has
+    """Show x (T, D), y (T, D) and the `Routing` of a block as `draw_block` does; of more than 16 tokens the strip has
     those 16 among which the selected one is."""
     dense = dense_twin(moe, "total") if dense is None else dense
     if not isinstance(dense, FeedForward):
@@ -100,9 +100,7 @@ class Drawing:
     """Collects boxes and arrows. strong: bold letters."""
 
     def __init__(self, strong: bool = False):
-        self.boxes: list[tuple] = []
-        self.arrows: list[tuple] = []
-        self.strong = strong
+        self.boxes, self.arrows, self.strong = [], [], strong
 
     def box(self, x, y, w, h, text="", look=FRAME, expert=-1, token=-1, says="") -> None:
         """See `Boxes`."""
