@@ -31,6 +31,8 @@ def colored_trace(trace: pd.DataFrame, layer: int, title: str = "") -> Panel:
 
 def byte_losses(text: str, losses: Sequence[float]) -> Axes:
     """Draw the loss of each character of `text`, in nats: a bar over the character. Both have the same length."""
+    if len(text) != len(losses):
+        raise ValueError(f"losses must have one number for each of the {len(text)} characters, got {len(losses)}")
     ax = axes_for(9.5, 2.2, "How much each byte surprised the model", ylabel="loss (nats)")
     ax.bar(range(len(text)), losses, 0.85, color=LIGHT.lines[5])
     ax.set_xticks(range(len(text)), _signs(text), family=FONT, color=LIGHT.foreground)
@@ -40,8 +42,11 @@ def byte_losses(text: str, losses: Sequence[float]) -> Axes:
 
 def attention_heatmap(weights, text: str) -> Axes:
     """Draw who looks at whom: weights (T, T), a row for each token of `text`, a column for each that it may look at."""
+    weights = np.asarray(weights)
+    if weights.shape != (len(text), len(text)):
+        raise ValueError(f"weights must have the shape {(len(text), len(text))} of the text, got {weights.shape}")
     ax = axes_for(4.8, 4.2, "Attention weights of one head", "looks at", "token")
-    image = ax.imshow(np.asarray(weights), vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
+    image = ax.imshow(weights, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_ticks(range(len(text)), _signs(text), family=FONT, color=LIGHT.foreground)
     styled(ax.figure.colorbar, LIGHT, image, ax=ax, label="share of the attention")

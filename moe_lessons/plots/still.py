@@ -78,6 +78,8 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v < 1e5 else style.short_number(v)))
             axis.grid(not is_filled)
     for mark in panel.marks:
+        if not isinstance(mark, marks.MARKS):
+            raise TypeError(f"mark must be one of {', '.join(kind.__name__ for kind in marks.MARKS)}, got {mark!r}")
         globals()[f"draw_{type(mark).__name__.lower()}"](mark, ax, theme, panel)  # Bars are drawn by draw_bars
     for ink, text in panel.legend:
         ax.plot([], [], label=text, **_line_look(ink, theme))

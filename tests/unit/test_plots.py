@@ -139,6 +139,10 @@ def test_a_bar_over_each_character_and_a_row_for_each_token():
     ax = plots.attention_heatmap(weights := np.array([[1.0, 0.0], [0.25, 0.75]]), "a ")
     np.testing.assert_array_equal(ax.images[0].get_array(), weights)
     assert texts(ax.get_yticklabels()) == ["a", "␣"]
+    with pytest.raises(ValueError, match="losses must have one number for each of the 3 characters, got 2"):
+        plots.byte_losses("abc", [1, 2])
+    with pytest.raises(ValueError, match=r"weights must have the shape \(3, 3\) of the text, got \(2, 2\)"):
+        plots.attention_heatmap(weights, "abc")
 
 
 def test_each_number_of_a_layer_or_a_model_is_a_bar():

@@ -50,6 +50,11 @@ def test_every_mark_is_drawn_in_both_themes(mark, theme):
     assert ax.get_title(loc="left") == "title" and to_rgb(ax.get_facecolor()) == to_rgb(THEMES[theme].background)
 
 
+def test_what_is_no_mark_is_refused():
+    with pytest.raises(TypeError, match="mark must be one of Field, .*, got 7"):
+        drawn(7)
+
+
 def test_bars_are_pale_above_the_limit_and_hatched_from_expert_8_on():
     ax = drawn(Bars([0.4, 0.6] + [0] * 14, limit=0.5, second=np.full(16, 0.2), second_name="other"))
     served, dropped = ax.patches[:16], ax.patches[16:]
