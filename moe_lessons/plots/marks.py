@@ -1,13 +1,8 @@
-"""What a panel shows, said once: marks and axes, with no word on who draws them.
+"""What a panel shows, said once: marks and axes. `still` makes a matplotlib figure of them (code hosts, nbval, print),
+`widgets.canvas` sends them to the page. A small type of numbers is a small message.
 
-`still` makes a matplotlib figure of panels (code hosts, nbval, print), `widgets.canvas` sends them to the page. Numbers
-may be of any numpy type; a small type is a small message: float16 is enough for what is only looked at.
-
-Marks are linked: pointing at expert 3 in one panel shows it in all, wherever a mark has a column, bar, band or letter
-for each expert. So are tokens (rows, points) and models (lines, spots, bars, panels).
-
-Colours of lines are numbers, `ink`, see `theme.Theme.lines`: 0 the mixture, 1 and 2 its dense twins of the same active
-and the same total size, then others; -1 is a pale ghost.
+Marks are linked: pointing at expert 3 in one panel shows it in all. So are tokens and models. Colours of lines are
+numbers, `ink`, see `theme.Theme.lines`; -1 is a pale ghost.
 """
 
 from collections.abc import Sequence
@@ -18,8 +13,8 @@ import numpy as np
 
 
 class Field(NamedTuple):
-    """Both axes' rectangle, divided among the experts: z (rows, columns, E) are scores at the points of a regular grid,
-    bottom row first, bilinear in between. Each place has the colour of the largest; a number says whose it is."""
+    """A plane divided among the experts: z (rows, columns, E) are scores at the points of a regular grid, bottom row
+    first, bilinear in between. Each place has the colour of the largest; a number says whose it is."""
 
     z: Any
 
@@ -52,8 +47,7 @@ class Bars(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """Bands on top of each other, one for each expert: x (N,), y (N, E), each row with the sum 1. second (E,): another
-    reading, as a strip at the right edge."""
+    """A band for each expert: x (N,), y (N, E), each row with the sum 1. second (E,): a strip at the right edge."""
 
     x: Any
     y: Any
@@ -61,7 +55,7 @@ class Stack(NamedTuple):
 
 
 class Line(NamedTuple):
-    """x (N,), y (N,). model: which one it is, where it is linked. strong: thicker."""
+    """x, y (N,). model: which one it is, where it is linked. strong: thicker."""
 
     x: Any
     y: Any
@@ -81,9 +75,8 @@ class Band(NamedTuple):
 
 
 class Points(NamedTuple):
-    """x (N,), y (N,). look (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are. tokens:
-    whether the points are tokens, the i-th of them token i. Then selected is in a ring, and a tip says of a token of
-    look 0 and of look 1 what it is `named`."""
+    """x, y (N,). look (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are. tokens: the
+    i-th is token i; then selected is in a ring, and a tip says what looks 0 and 1 are `named`."""
 
     x: Any
     y: Any
@@ -95,8 +88,7 @@ class Points(NamedTuple):
 
 
 class Spots(NamedTuple):
-    """A spot for each model, with a cross over the range of its seeds: x, y, their ends x_low … y_high and ink, all
-    (N,), and its name; selected: the one that is strong and named."""
+    """A spot for each model, with a cross over the range of its seeds, all (N,); selected: strong and named."""
 
     x: Any
     y: Any
@@ -110,8 +102,8 @@ class Spots(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A horizontal bar for each of `rows`, made of parts: values (rows, parts), with names and colors ('#rrggbb', the
-    same in both themes). texts: what stands at the end of each. The x axis says what is counted."""
+    """A horizontal bar for each of `rows`, made of parts: values (rows, parts), with names and colors ('#rrggbb').
+    texts: what stands at the end of each. The x axis says what is counted."""
 
     rows: Sequence[str]
     names: Sequence[str]
@@ -121,8 +113,7 @@ class Parts(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A line across the panel at x or at y. kind: 'dash', 'even' (fine dashes), 'limit' (red) or 'mark' (thin). name:
-    for the legend."""
+    """A line across the panel at x or at y. kind: 'dash', 'even' (fine dashes), 'limit' (red) or 'mark' (thin)."""
 
     x: float | None = None
     y: float | None = None
@@ -132,11 +123,9 @@ class Rule(NamedTuple):
 
 class Boxes(NamedTuple):
     """Boxes with their middles at x, y, of the sizes w and h, all (N,), and a text in each, as far as there is room.
-    Where w is 0 there is no box, and the text begins at x.
-
-    look (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i that of the lines of ink i.
-    expert, token (N,): whose it is, -1: of none; the others can be pointed at, and a tip has the text and what it
-    `says`. selected: the token whose texts are in a red frame. strong: letters are bold."""
+    Where w is 0 the text begins at x. look (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i
+    that of ink i. expert, token (N,): whose it is, -1: of none; a tip has the text and what it `says`. selected: the
+    token whose texts are in a red frame. strong: bold."""
 
     x: Any
     y: Any
@@ -152,8 +141,8 @@ class Boxes(NamedTuple):
 
 
 class Arrows(NamedTuple):
-    """Arrows from x, y to x_to, y_to, all (N,), in the colour of their expert (N,), -1: that of letters. token (N,):
-    whose they are, -1: of none; those of a token that is not selected are thin and pale."""
+    """Arrows from x, y to x_to, y_to, all (N,), in the colour of their expert, -1: that of letters; those of a token
+    that is not selected are thin and pale."""
 
     x: Any
     y: Any
@@ -165,9 +154,8 @@ class Arrows(NamedTuple):
 
 
 class Lamps(NamedTuple):
-    """A lamp for each token, row by row from the top left: lit (N,), 1 in the ink or 0 dark, `columns` in a row. The
-    axes go from 0 to the number of columns, and from that of rows to 0. letters (N, length): what a tip says of each,
-    in ASCII."""
+    """A lamp of size 1 for each token, `columns` in a row, from the top left: lit (N,), 1 in the ink or 0 dark. letters
+    (N, length): what a tip says of each, in ASCII."""
 
     lit: Any
     columns: int
@@ -176,9 +164,8 @@ class Lamps(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Passages in a typewriter's letters, each under its name. With experts, each letter has the colour of the one that
-    served it: experts (B,) for all bytes of all passages one after the other, -1: none; sizes (N,): how many bytes each
-    letter has; says: what a tip says of each byte."""
+    """Passages, each under its name. experts (B,): who served each byte of all passages, -1: none, and colours its
+    letter; sizes (N,): how many bytes each letter has; says: what a tip says of each byte."""
 
     texts: Sequence[str]
     names: Sequence[str] = ()
@@ -197,8 +184,8 @@ class Table(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """From `low` to `high` (low may be the larger). ticks: values and their texts, None for round numbers, () for none.
-    link: x axes of the same link show the same vertical line under the pointer."""
+    """From `low` to `high` (low may be the larger). ticks: None for round numbers, () for none. link: x axes with the
+    same one show the same vertical line under the pointer."""
 
     low: float = 0.0
     high: float = 1.0
@@ -209,11 +196,11 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: a title, marks in the order in which they are drawn, two axes (a `Text` or `Table` has none).
+    """One picture: marks in the order in which they are drawn, and two axes (a `Text` or `Table` has none).
 
-    width: of 12 columns of the view; height: in pixels, of the axes with their labels. legend: inks and texts, beside
-    those of the marks that have names. caption: lines under the picture. model: the one that all of the panel belongs
-    to; a click selects it. selected: whether it is in a frame."""
+    width: of 12 columns of the view; height: in pixels. legend: inks and texts, beside those of the marks that have
+    names. caption: lines under the picture. model: the one that the panel belongs to; a click selects it. selected:
+    whether it is in a frame."""
 
     title: str
     marks: Sequence[Any]
@@ -228,18 +215,13 @@ class Panel:
 
 
 MARKS = (Field, Cells, Bars, Stack, Line, Band, Points, Spots, Parts, Rule, Boxes, Arrows, Lamps, Text, Table)
-ARRAYS = set("z y x second low high look expert x_low x_high y_low y_high ink values experts sizes".split())
-ARRAYS |= set("w h x_to y_to token lit letters".split())
+ARRAYS = "z y x second low high look expert x_low x_high y_low y_high ink values experts sizes w h x_to y_to".split()
+ARRAYS += ["token", "lit", "letters"]
 PAGE_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # what a page has no array for, or no use
 
 
 def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
-    """Split a panel into a header (what JSON can say) and its arrays by slot. In the header an array is {"slot": name}.
-
-    >>> header, arrays = encode(Panel("load", [Bars(np.array([0.5, 0.5], "f4"))]), place=3)
-    >>> header["marks"][0]["y"], header["marks"][0]["of"], arrays
-    ({'slot': '3.0.y'}, 'expert', {'3.0.y': array([0.5, 0.5], dtype=float32)})
-    """
+    """Split a panel into a header (what JSON can say) and its arrays by slot; in it an array is {"slot": name}."""
     said, arrays = [], {}
     for number, mark in enumerate(panel.marks):
         header = {name: value for name, value in mark._asdict().items() if value is not None}

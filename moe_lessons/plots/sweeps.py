@@ -1,4 +1,4 @@
-"""What many runs showed: which dense width is as good, what more experts bring, learning rates, speed by batch."""
+"""What many runs showed: which dense width is as good, what more experts bring, what dies, how fast they are."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,13 +9,16 @@ from matplotlib.axes import Axes
 from moe_lessons.analysis.effective import effective_width
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.theme import DASHES, LIGHT, MARKERS, annotate, axes_for, log_axis, model_looks, name_over
+from moe_lessons.plots.experts import grouped_bars
+from moe_lessons.plots.marks import Axis, Band, Line, Panel
+from moe_lessons.plots.still import plot
+from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, model_looks, name_over
 
 SEED = {"ls": "", "marker": "o", "ms": 4, "alpha": 0.5}  # the look of one seed
 
 
 def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, middle: str = "mean") -> None:
-    """Draw for each model of a frame a line through the middle of its y at each x, in a band from low to high."""
+    """Draw for each model a line through the middle of its y at each x, in a band from low to high."""
     for model, (color, dash, marker) in model_looks(frame["model"].unique()).items():
         rows = frame[frame["model"] == model].groupby(x)
         line = rows[y].agg(middle)
@@ -24,13 +27,13 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, m
 
 
 def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float], quality: str) -> Axes:
-    """Draw which width of a family of dense models is as good as a mixture: a dot for each seed, a line through the
-    means, a band and a dashed line at the width that is as good. family, mixture: see `analysis.effective_width`."""
+    """Draw which width of a family of dense models is as good as a mixture: see `analysis.effective_width`. A dot for
+    each seed, a line through the means; a band and a dashed line at the width that is as good."""
     found, widths = effective_width(family, mixture), sorted(family)
     ax = axes_for(7.4, 3.8, f"The dense width that is as good: {found}", "width of the dense FFN", quality)
     dense, color = np.array([family[width] for width in widths], float), LIGHT.lines[4]
     ax.plot(widths, dense, color=color, **SEED)
-    ax.plot(widths, dense.mean(axis=1), color=color, lw=1.8, marker=MARKERS[4], label="dense, mean of its seeds")
+    ax.plot(widths, dense.mean(axis=1), color=color, lw=1.8, marker=style.MARKERS[4], label="dense, mean of its seeds")
     ax.axhline(np.mean(mixture), color=LIGHT.lines[0], lw=1.8, label="the mixture, mean of its seeds")
     low, high = max(found.low, widths[0]), min(found.high, widths[-1])
     if low <= high:
@@ -46,19 +49,19 @@ def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
     """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts: a
     dot for each seed, a line through the means, and the mean of the equal-total twin, where there is one.
 
-    results: of `analysis.load_results`, one rate for each model; the last step counts. column: what is compared; more
-    is better, but of a loss less is.
+    results: of `analysis.load_results`; the last step counts. column: more is better, but of a loss less is. ValueError
+    where a model has several learning rates.
     """
     gain = _gains(results, EQUAL_ACTIVE, column)
     mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
+    values = gain[[name for _, name in sorted(mixtures.items())]]  # (S, E)
     experts = sorted(mixtures)
-    values = gain[[mixtures[e] for e in experts]]  # (S, E)
     ax = axes_for(7.4, 3.4, f"{label}, against the twin of the same seed", "experts, E", label)
     ax.axhline(0, lw=1.2, color=LIGHT.lines[1], label="equal-active twin")
     ax.plot(experts, values.T, color=LIGHT.lines[0], **SEED)
     ax.plot(experts, values.mean(), color=LIGHT.lines[0], lw=1.8, label="mixtures, mean of their seeds")
     if EQUAL_TOTAL in gain:
-        ax.axhline(gain[EQUAL_TOTAL].mean(), ls=DASHES[2], lw=1.4, color=LIGHT.lines[2], label="equal-total twin")
+        ax.axhline(gain[EQUAL_TOTAL].mean(), ls=style.DASHES[2], lw=1.4, color=LIGHT.lines[2], label="equal-total twin")
     log_axis(ax, "x", experts)
     ax.grid(axis="y")
     return name_over(ax)
@@ -88,15 +91,14 @@ def _gains(results: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
 
 def rate_tolerance(results: pd.DataFrame) -> Axes:
     """Draw the loss at the end against the learning rate: for each model the mean of its seeds in a band of them all,
-    and a ring at its best rate. Of a rate at which a run diverged nothing is drawn.
+    and a ring at its best rate; nothing of a rate at which a run diverged.
 
     results: with the columns model, lr, seed, step (the last one counts) and loss, perhaps diverged.
     """
     last = results.sort_values("step").groupby(["model", "lr", "seed"], sort=False).tail(1)
     failed = ~np.isfinite(last["loss"]) | ("diverged" in last and last["diverged"].eq(True))
     last = last[~failed.groupby([last["model"], last["lr"]]).transform("any")]
-    labels = "learning rate", "loss (nats per byte)"
-    ax = axes_for(8.4, 4, "Held-out loss against the learning rate", *labels)
+    ax = axes_for(8.4, 4, "Held-out loss against the learning rate", "learning rate", "loss (nats per byte)")
     curves(ax, last, "lr", *["loss"] * 3)
     for model, (color, _, _) in model_looks(last["model"].unique()).items():
         best = last[last["model"] == model].groupby("lr").loss.mean().nsmallest(1)
@@ -119,11 +121,10 @@ def speed_by_batch(frame: pd.DataFrame) -> Axes:
 
 
 def distinct_by_batch(frame: pd.DataFrame) -> Axes:
-    """Draw how many different experts a layer needs for a batch: what was measured, and what chance would need, where B
-    tokens choose K of E experts each, alike and independently. frame: with the columns of `analysis.distinct_experts`
-    and model."""
-    labels = "Different experts that one layer needs for a batch", "batch: tokens at once", "distinct experts"
-    ax, name = axes_for(7.4, 3.6, *labels), "E(1 − (1 − K/E)ᴮ)"
+    """Draw how many different experts a layer needs for a batch: measured, and by chance, `analysis.union_law`. frame:
+    with the columns of `analysis.distinct_experts` and model."""
+    title, name = "Different experts that one layer needs for a batch", "E(1 − (1 − K/E)ᴮ)"
+    ax = axes_for(7.4, 3.6, title, "batch: tokens at once", "distinct experts")
     for model, (color, _, marker) in model_looks(frame["model"].unique()).items():
         curve = frame[frame["model"] == model].groupby("batch").mean(numeric_only=True)
         ax.plot(curve.index, curve["union_law"], "--", lw=1.4, color=LIGHT.foreground, label=name)
@@ -136,13 +137,12 @@ def distinct_by_batch(frame: pd.DataFrame) -> Axes:
 
 def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
     """Draw what this machine can do at most, the lesser of bandwidth × intensity and flops (S. Williams, A. Waterman,
-    D. Patterson, Roofline, 2009), and what was reached.
+    D. Patterson, Roofline, 2009), and what was reached: `analysis.roofline_points`.
 
-    bandwidth: bytes per second from memory; flops: FLOP/s of the arithmetic. points: with the columns name, intensity
-    (FLOPs per byte) and flops_per_second; names that begin with that of a dense twin have its colour.
+    bandwidth: bytes per second from memory; flops: FLOP/s of the arithmetic.
     """
-    xlabel = "arithmetic intensity: FLOPs for each byte read"
-    ax = axes_for(8.4, 4.6, "The roofline of this machine", xlabel, "GFLOP/s")
+    labels = "arithmetic intensity: FLOPs for each byte read", "GFLOP/s"
+    ax = axes_for(8.4, 4.6, "The roofline of this machine", *labels)
     x, y, ridge = points["intensity"], points["flops_per_second"], flops / bandwidth
     left, right = min(x.min(), ridge) / 3, max(x.max(), ridge) * 6
     ax.plot([left, ridge, right], [bandwidth * left, flops, flops], color=LIGHT.foreground, lw=2, zorder=2)
@@ -164,8 +164,8 @@ def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
 
 
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | None = None) -> Axes:
-    """Draw what several seeds gave at several settings: `values` maps x (above 0, on a logarithmic axis) to values
-    (S,). The line is the mean, the band has all seeds. Dashed: a baseline."""
+    """Draw the mean of several seeds at several settings, in a band of them all: values: x above 0 -> (S,). Dashed: a
+    baseline."""
     ax = axes_for(6.4, 3.2, title, x_label, ax=ax)
     rows = [("mean, and all seeds", x, float(y)) for x, own in values.items() for y in own]
     curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", *["y"] * 3)
@@ -173,3 +173,37 @@ def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | Non
     log_axis(ax, "x", list(values))
     ax.grid(axis="y")
     return name_over(ax)
+
+
+def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
+    """Draw the dead experts over N steps: for each name (S, N), the mean over S seeds and the range of them all."""
+    marks = []
+    for (name, values), ink in zip(dead.items(), model_inks(dead)):
+        steps = np.arange(1, len(values[0]) + 1)
+        marks += [Band(steps, np.min(values, 0), np.max(values, 0), ink), Line(steps, np.mean(values, 0), name, ink)]
+    axes = Axis(0, float(steps[-1]), "step"), Axis(-0.1, 8, "dead experts of 8")
+    made = Panel("Dead experts: mean of the seeds, and their range", marks, *axes)
+    return plot(made, width=7.6, height=3.4)
+
+
+def dead_histogram(dead: Mapping[str, Sequence[int]]) -> Axes:
+    """Draw in how many of the routers there are 0, 1, 2, … dead experts of 8: for each name, a count of each router."""
+    ax = axes_for(6.4, 3.2, "Dead experts before the first step", "dead experts of 8", "routers")
+    heights = {name: np.bincount(counts, minlength=8)[:8] for name, counts in dead.items()}
+    grouped_bars(ax, range(8), heights, [LIGHT.lines[i] for i in model_inks(dead)])
+    ax.set_xticks(range(8))
+    return name_over(ax)
+
+
+def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes | None = None) -> Axes:
+    """Draw the accuracy of several settings: a dot for each seed, a line and a number for their mean."""
+    ax = axes_for(4.4, 3.2, title, ylabel="accuracy on held-out points", ax=ax)
+    for place, (values, color) in enumerate(zip(accuracies.values(), model_inks(accuracies))):
+        at, mean = place + np.linspace(-0.2, 0.2, len(values)), np.mean(values)
+        ax.plot(at, values, "o", ms=5, color=LIGHT.lines[color], alpha=0.7, mew=0)
+        ax.hlines(mean, place - 0.3, place + 0.3, color=LIGHT.foreground, lw=1.6)
+        annotate(ax, f"{mean:.1%}", (place + 0.33, mean))
+    ax.set_xticks(range(len(accuracies)), list(accuracies))
+    ax.set(xlim=(-0.5, len(accuracies) - 0.25), ylim=(0.6, 1))
+    ax.grid(axis="y")
+    return ax

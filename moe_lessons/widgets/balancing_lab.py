@@ -11,7 +11,7 @@ import numpy as np
 from moe_lessons.analysis.remedies import STRENGTHS, Tile, split_strength, tile_setting
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
-from moe_lessons.plots.panels import tile as panel_of_tile
+from moe_lessons.plots.panels.shares import tile as panel_of_tile
 from moe_lessons.support.errors import check_choice, is_whole
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, TrainingDiverged

@@ -13,8 +13,8 @@ from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.planner import Plan, plan
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.plots.costs import cost_table, parameter_panel, speed_panel
 from moe_lessons.plots.marks import Axis, Panel, Parts, Rule, Table
-from moe_lessons.plots.parameters import cost_table, parameter_panel, speed_panel
 from moe_lessons.plots.theme import PALETTE, short_number
 from moe_lessons.support.errors import check_choice, check_number
 from moe_lessons.training.knobs import KNOBS

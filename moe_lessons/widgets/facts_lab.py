@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, torch_threads
-from moe_lessons.plots.panels.facts import wall
+from moe_lessons.plots.panels.models import wall
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.laboratory import Lab

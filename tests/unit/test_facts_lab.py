@@ -7,7 +7,7 @@ from oracle import refused
 
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots.marks import Lamps, Line
-from moe_lessons.plots.panels.facts import wall_panel
+from moe_lessons.plots.panels.models import wall_panel
 from moe_lessons.training import facts_runs
 from moe_lessons.widgets import FactsLab
 

@@ -22,7 +22,7 @@ from moe_lessons.analysis.collapse import watched_run
 from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, TransformerConfig, seeded
 from moe_lessons.plots.marks import Bars, Line, Panel, Text
 from moe_lessons.plots.panels import PANELS
-from moe_lessons.plots.panels.writing import writing_of
+from moe_lessons.plots.panels.text import writing_of
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
 from moe_lessons.training import PRESETS, Run
 from moe_lessons.widgets import LiveRun, canvas, live, loop

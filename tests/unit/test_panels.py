@@ -13,11 +13,11 @@ import torch
 from moe_lessons import plots
 from moe_lessons.analysis import count_parameters, expert_shares, flops_per_token, trace_text
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
-from moe_lessons.plots import PANELS, RECENT, recent_load, spent
+from moe_lessons.plots import PANELS
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
-from moe_lessons.plots.panels._history import MOST_PLACES, History, history
+from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
 from moe_lessons.plots.panels.curves import outcomes
-from moe_lessons.plots.panels.loss import loss_panel
+from moe_lessons.plots.panels.models import loss_panel
 from moe_lessons.plots.panels.shares import film_panel, layers_panel, load_panel
 from moe_lessons.plots.panels.text import characters, shares_panel
 from moe_lessons.tasks import TextTask

@@ -13,9 +13,7 @@ from moe_lessons import plots
 from moe_lessons.analysis import check_published, plan
 from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, published_models
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
-from moe_lessons.plots import collapse, health, overflow, parameters, traffic
-from moe_lessons.plots.by_layer import bars_by_layer
-from moe_lessons.plots.plan import plot_plan, plot_published
+from moe_lessons.plots import costs, experts, sweeps
 from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_looks
 
 
@@ -65,7 +63,7 @@ def test_experts_look_different_and_words_and_lines_can_be_seen():
 
 
 def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
-    ax = parameters.parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 12)})
+    ax = costs.parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 12)})
     assert [line.get_xydata().tolist() for line in ax.lines] == [[[2, 10], [4, 20]], [[2, 10], [4, 12]]]
     data, metadata = ax.figure._repr_mimebundle_()
     name = "More experts, K unchanged: what grows"
@@ -79,13 +77,13 @@ def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
 # --- what a model costs, and what was published ---
 
 
-@pytest.mark.parametrize("draw", [parameters.published_models_scatter, parameters.published_features])
+@pytest.mark.parametrize("draw", [costs.published_models_scatter, costs.published_features])
 def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
     frame = published_models()
     ax = draw(frame)
     points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
     table = np.column_stack([frame.total_params, frame.active_params]) / 1e9
-    if draw is parameters.published_features:
+    if draw is costs.published_features:
         points[:, 0] //= 1  # the place within a year
         table = frame[["year", "num_experts"]].to_numpy()
         assert "sigmoid, fine, shared" in texts(ax.get_legend().get_texts())
@@ -102,7 +100,7 @@ def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
 @pytest.mark.parametrize("name", MODEL_SHAPES)
 def test_bars_add_up_and_a_name_in_a_bar_fits_into_it(name):
     shape = MODEL_SHAPES[name]
-    ax = parameters.parameter_bars(shape.parameters())
+    ax = costs.parameter_bars(shape.parameters())
     assert sum(bar.get_width() for bar in ax.patches) == shape.count.total + shape.count.active
     ax.figure.canvas.draw()
     bars = [bar.get_window_extent() for bar in ax.patches]
@@ -111,17 +109,17 @@ def test_bars_add_up_and_a_name_in_a_bar_fits_into_it(name):
 
 
 def test_shares_of_each_row_add_up_and_speeds_have_their_numbers():
-    ax = parameters.share_bars({"parameters": {"FFN": 60, "attention": 40, "head": 0}, "work": {"FFN": 97, "head": 3}})
+    ax = costs.share_bars({"parameters": {"FFN": 60, "attention": 40, "head": 0}, "work": {"FFN": 97, "head": 3}})
     assert [round(bar.get_width(), 6) for bar in ax.patches] == [0.6, 0.97, 0.4, 0, 0, 0.03]
     assert {*texts(ax.texts)} >= {"60%", "40%", "97%"}
     assert texts(ax.get_legend().get_texts()) == ["FFN", "attention", "head"]
-    ax = parameters.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
+    ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
     assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
 
 
 def test_each_published_figure_is_a_point_where_its_error_says():
     checked = check_published()
-    ax = plot_published(checked)
+    ax = costs.plot_published(checked)
     points = np.concatenate([spots.get_offsets() for spots in ax.collections])
     points = points[points[:, 1].argsort()]
     np.testing.assert_allclose(points[:, 0], checked.planned / checked.published.astype(float))
@@ -147,7 +145,7 @@ def test_a_bar_over_each_character_and_a_row_for_each_token():
 
 def test_each_number_of_a_layer_or_a_model_is_a_bar():
     bits = pd.DataFrame({"trained": [2.0, 1.5, 1.0], "shuffled": [0.0, 0.1, -0.1]}, index=[0, 1, 2])
-    ax = bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
+    ax = experts.bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
     bars = sorted(ax.patches, key=lambda bar: bar.get_x())
     assert heights(bars) == [*bits.to_numpy().ravel(), *(bits.iloc[:2] / 2).to_numpy().ravel()]
     assert texts(ax.get_xticklabels()) == [f"layer {i}" for i in (0, 1, 2, 0, 1)]
@@ -155,46 +153,48 @@ def test_each_number_of_a_layer_or_a_model_is_a_bar():
     names = {text.get_text(): text.xy[0] for text in ax.texts}
     middles = [bar.get_x() + bar.get_width() / 2 for bar in bars]
     assert [names["byte"], names["domain"]] == pytest.approx([sum(middles[:6]) / 6, sum(middles[6:]) / 4])
-    figure = health.bars_by_model({"byte": bits, "domain": bits / 2}, "bits")
+    figure = experts.bars_by_model({"byte": bits, "domain": bits / 2}, "bits")
     assert [heights(ax.patches)[:3] for ax in figure.axes] == [[2, 1.5, 1], [1, 0.75, 0.5]]
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
 
 
 def test_models_are_a_row_and_what_is_not_as_in_the_first_is_coloured():
     table = pd.DataFrame({"experts": [8, 64, 8], "shared": [0, 0, 1]}, index=["Mixtral", "OLMoE", "third"])
-    cells = health.changes(table, "Families").tables[0].get_celld()
+    cells = experts.changes(table, "Families").tables[0].get_celld()
     assert [[cells[row, column].get_text().get_text() for column in range(3)] for row in range(4)] == [
         ["", "experts", "shared"], ["Mixtral", "8", "0"], ["OLMoE", "64", "0"], ["third", "8", "1"],
     ]  # fmt: skip
     assert {place for place, cell in cells.items() if cell.get_facecolor()[3]} == {(2, 1), (3, 2)}
     with seeded(0):
         routings = [TopKRouter(8, 4, 2)(torch.randn(32, 8)) for _ in range(3)]
-    figure = health.loads_of_models({"before": {"a": routings[:2], "b": routings}, "after": {"b": routings}})
+    figure = experts.loads_of_models({"before": {"a": routings[:2], "b": routings}, "after": {"b": routings}})
     titles = [ax.get_title(loc="left") for ax in figure.axes if ax.get_title(loc="left")]
     assert titles == ["a, before", "b, before", "b, after"] and figure.png()
 
 
 def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     x, y = np.random.default_rng(0).random((2, 4, 3))
-    ax = collapse.share_scatter(x, y, ("x", "y"), "Shares", given := plots.LessonFigure(4, 3).add_subplot())
+    ax = experts.share_scatter(x, y, ("x", "y"), "Shares", given := plots.LessonFigure(4, 3).add_subplot())
     assert ax is given and texts(ax.get_legend().get_texts()) == ["E0", "E1", "E2"]
     for expert, points in enumerate(ax.collections):
         np.testing.assert_allclose(points.get_offsets(), np.stack([x[:, expert], y[:, expert]], axis=1))
         assert to_hex(points.get_facecolor()[0]).upper() == expert_color(expert).upper()
-    pushes = heights(collapse.push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push").patches)
+    pushes = heights(experts.push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push").patches)
     assert pushes[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(pushes)
-    ax = collapse.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
+    ax = sweeps.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
     assert ax.lines[0].get_xydata().tolist() == [[1, 0], [2, 1.5], [3, 3]]
-    assert heights(collapse.dead_histogram({"K = 1": [1, 1, 3]}).patches) == [0, 2, 0, 1, 0, 0, 0, 0]
-    ax = collapse.accuracy_dots({"a": [0.8, 0.9]}, "Accuracy")
+    assert heights(sweeps.dead_histogram({"K = 1": [1, 1, 3]}).patches) == [0, 2, 0, 1, 0, 0, 0, 0]
+    ax = sweeps.accuracy_dots({"a": [0.8, 0.9]}, "Accuracy")
     assert ax.lines[0].get_ydata() == pytest.approx([0.8, 0.9]) and "85.0%" in texts(ax.texts)
 
 
-@pytest.mark.parametrize("tokens, experts, top_k, capacity", [(12, 4, 1, 2), (9, 3, 2, 4), (1, 2, 1, 1), (6, 2, 1, 6)])
-def test_each_token_stands_once_above_and_each_assignment_in_its_place(tokens, experts, top_k, capacity):
+@pytest.mark.parametrize(
+    "tokens, num_experts, top_k, capacity", [(12, 4, 1, 2), (9, 3, 2, 4), (1, 2, 1, 1), (6, 2, 1, 6)]
+)
+def test_each_token_stands_once_above_and_each_assignment_in_its_place(tokens, num_experts, top_k, capacity):
     with seeded(1):
-        routing = TopKRouter(8, experts, top_k)(torch.randn(tokens, 8))
-    ax = overflow.buffers(apply_capacity(routing, capacity), capacity, "a title")
+        routing = TopKRouter(8, num_experts, top_k)(torch.randn(tokens, 8))
+    ax = experts.buffers(apply_capacity(routing, capacity), capacity, "a title")
     filled = [p for p in ax.patches if p.get_facecolor()[3] > 0]
     below = [p for p in filled if p.get_y() >= 0]
     assert len(filled) - len(below) == tokens and len(below) == tokens * top_k
@@ -204,16 +204,16 @@ def test_each_token_stands_once_above_and_each_assignment_in_its_place(tokens, e
         assert {to_hex(p.get_facecolor()) for p in row} <= {expert_color(expert).lower()}
         framed = [p.get_x() for p in row if to_hex(p.get_edgecolor()) == RED]
         assert sorted(framed) == list(range(capacity, demand))
-    assert len(ax.patches) - len(filled) == capacity * experts
+    assert len(ax.patches) - len(filled) == capacity * num_experts
 
 
 def test_each_cell_says_what_a_rank_sends_to_a_rank_in_colours_that_depart_from_an_even_share():
     uneven = torch.tensor([[10, 30, 0], [20, 20, 0], [5, 30, 5]])
-    ax = traffic.plot_exchange(uneven, "step 1")
+    ax = experts.plot_exchange(uneven, "step 1")
     assert texts(ax.texts) == [str(rows) for rows in uneven.flatten().tolist()]
     assert texts(ax.get_xticklabels()) == ["0\n35", "1\n80", "2\n5"]
     assert ax.get_title(loc="left") == "step 1: busiest rank 2 × the mean" and ax.yaxis_inverted()
-    figure = traffic.plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4), "three": torch.ones(4, 4)}).figure
+    figure = experts.plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4), "three": torch.ones(4, 4)}).figure
     *axes, bar = figure.axes
     assert {ax.collections[0].norm.vmax for ax in axes} == {4.0} and bar.get_yticklabels()[1].get_text() == "1 ×\neven"
     figure.canvas.draw()
@@ -226,7 +226,7 @@ def test_each_cell_says_what_a_rank_sends_to_a_rank_in_colours_that_depart_from_
 def test_the_parts_of_a_bar_add_up_to_the_step(overlap):
     made = {"devices": 8, "expert_parallel": 8, "tokens_per_device": 1024, "overlap": overlap}
     given = {f"{node}": plan("DeepSeek-V3", node=node, **made) for node in (8, 1)}
-    ax = plot_plan(given, "devices of a node")
+    ax = costs.plot_plan(given, "devices of a node")
     tops = [max(bar.get_y() + bar.get_height() for bar in ax.patches if round(bar.get_x() + 0.35) == i) for i in (0, 1)]
     np.testing.assert_allclose(tops, [made.seconds for made in given.values()])
     hidden = [bar.get_height() for bar in ax.patches if bar.get_hatch()]
@@ -261,25 +261,25 @@ def band(ax) -> np.ndarray:
 
 def test_the_dense_family_is_a_line_through_its_means_and_the_width_that_is_as_good_is_marked():
     family = {64: [0.1, 0.2], 128: [0.3, 0.4], 512: [0.7, 0.8]}
-    ax = plots.dense_family(family, [0.5, 0.6], "known")
+    ax = sweeps.dense_family(family, [0.5, 0.6], "known")
     np.testing.assert_allclose(lines(ax)["dense, mean of its seeds"], [(64, 0.15), (128, 0.35), (512, 0.75)])
     assert set(lines(ax)["the mixture, mean of its seeds"][:, 1]) == {0.55}
     assert ax.lines[-1].get_xdata() == pytest.approx([256, 256]) and "256" in ax.get_title(loc="left")
-    assert not plots.dense_family(family, [0.9, 0.9], "known").patches  # wider than all
+    assert not sweeps.dense_family(family, [0.9, 0.9], "known").patches  # wider than all
 
 
 @pytest.mark.parametrize("column, gains, total", [("known", (0, 300, 600), 1050), ("loss", (0, 0.3, 0.6), 1.05)])
 def test_gains_are_against_the_same_seed(column, gains, total):
-    ax = plots.gain_over_twin(RESULTS, column, "gain")
+    ax = sweeps.gain_over_twin(RESULTS, column, "gain")
     np.testing.assert_allclose(lines(ax)["mixtures, mean of their seeds"], list(zip((1, 4, 16), gains)))
     assert lines(ax)["equal-total twin"][:, 1] == pytest.approx([total, total])
     dots = sorted(tuple(point) for line in ax.lines if line.get_marker() == "o" for point in line.get_xydata())
     np.testing.assert_allclose(dots, [(e, gain * s * 2 / 3) for e, gain in zip((1, 4, 16), gains) for s in (1, 2)])
-    ax = plots.gain_by_model(RESULTS, EQUAL_ACTIVE, column, "more")
+    ax = sweeps.gain_by_model(RESULTS, EQUAL_ACTIVE, column, "more")
     means = dict(zip(texts(ax.get_yticklabels()), (bar.get_width() for bar in ax.patches)))
     assert means == pytest.approx({"MoE, E=4": gains[1], "MoE, E=16": gains[2], EQUAL_TOTAL: total})
     with pytest.raises(ValueError, match="one learning rate for each model"):
-        plots.gain_over_twin(RESULTS.assign(lr=range(16)), "known", "")
+        sweeps.gain_over_twin(RESULTS.assign(lr=range(16)), "known", "")
 
 
 @pytest.mark.parametrize("bad", [{}, {"loss": np.nan}, {"loss": np.inf}, {"diverged": True}])
@@ -287,7 +287,7 @@ def test_loss_against_the_learning_rate_and_the_best_one_without_rates_at_which_
     frame = pd.concat([RATES.assign(diverged=False), RATES.assign(step=1, loss=9.0)])  # the last measurement counts
     failed = (frame.model == "MoE") & (frame.lr == 0.01) & (frame.seed == 1) & (frame.step == 2)
     frame.loc[failed, list(bad)] = list(bad.values())
-    ax = plots.rate_tolerance(frame)
+    ax = sweeps.rate_tolerance(frame)
     left = [(0.001, 2.05), (0.01, 1.05), (0.1, 2.05)][:: 2 if bad else 1]
     np.testing.assert_allclose(lines(ax)["MoE"], left)
     np.testing.assert_allclose(band(ax), [(y - 0.05, y + 0.05) for _, y in left])
@@ -298,16 +298,16 @@ def test_loss_against_the_learning_rate_and_the_best_one_without_rates_at_which_
 def test_speed_by_batch_distinct_experts_beside_the_law_and_a_sweep():
     keys = [(m, b, s / b + more) for m, s in (("MoE", 200), (EQUAL_TOTAL, 60)) for b in (4, 1, 2) for more in (0, 7, 1)]
     frame = pd.DataFrame(keys, columns=["model", "batch", "speedup"])
-    ax = plots.speed_by_batch(frame.assign(low=frame.speedup - 3, high=frame.speedup + 5))  # over the last model
+    ax = sweeps.speed_by_batch(frame.assign(low=frame.speedup - 3, high=frame.speedup + 5))  # over the last model
     np.testing.assert_allclose(lines(ax)["MoE"], [(1, 201), (2, 101), (4, 51)])
     np.testing.assert_allclose(band(ax), [(197, 212), (97, 112), (47, 62)])
     assert list(lines(ax)[EQUAL_TOTAL][:, 1]) == [1, 1] and texts(ax.get_xticklabels()) == ["1", "2", "4"]
     table = pd.DataFrame({"batch": [4, 1, 2], "distinct": [4.6, 2, 3.3], "union_law": [5.5, 2, 3.5]})
-    drawn = plots.distinct_by_batch(pd.concat([table.assign(model=name) for name in ("2 of 8", "2 of 16")])).lines
+    drawn = sweeps.distinct_by_batch(pd.concat([table.assign(model=name) for name in ("2 of 8", "2 of 16")])).lines
     for law, points, name in zip(drawn[::2], drawn[1::2], ("2 of 8", "2 of 16"), strict=True):
         assert law.get_xydata().tolist() == [[1, 2], [2, 3.5], [4, 5.5]] and law.get_linestyle() == "--"
         assert points.get_xydata().tolist() == [[1, 2], [2, 3.3], [4, 4.6]] and points.get_label() == name
-    ax = plots.seed_sweep({0.01: [0.2, 0.4], 0.1: [0.5, 0.9], 10.0: [0.1, 0.1]}, "Accuracy", "coefficient", 0.3)
+    ax = sweeps.seed_sweep({0.01: [0.2, 0.4], 0.1: [0.5, 0.9], 10.0: [0.1, 0.1]}, "Accuracy", "coefficient", 0.3)
     np.testing.assert_allclose(lines(ax)["mean, and all seeds"], [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
     np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
     assert list(lines(ax)["without"][:, 1]) == [0.3, 0.3] and texts(ax.get_xticklabels()) == ["0.01", "0.1", "10"]
@@ -316,7 +316,7 @@ def test_speed_by_batch_distinct_experts_beside_the_law_and_a_sweep():
 def test_the_roof_is_the_lesser_of_memory_and_arithmetic():
     names, intensity, reached = ["a", f"{EQUAL_TOTAL}, batch 64"], [0.5, 40], [4e9, 8e10]
     points = pd.DataFrame({"name": names, "intensity": intensity, "flops_per_second": reached})
-    ax = plots.roofline(1e10, 2e11, points)
+    ax = sweeps.roofline(1e10, 2e11, points)
     x, y = ax.lines[0].get_data()
     np.testing.assert_allclose(y, np.minimum(1e10 * x, 2e11))
     assert x.tolist() == [ax.get_xlim()[0], 20, ax.get_xlim()[1]] and ax.get_ylim()[1] > 2e11  # 20: the ridge

@@ -30,8 +30,9 @@ from live_tools import MyMoE, assert_consistent
 from moe_lessons.analysis import remedies
 from moe_lessons.nn import SigmoidRouter
 from moe_lessons.plots.marks import encode
-from moe_lessons.plots.panels import _history, writing
-from moe_lessons.plots.panels import price as cost
+from moe_lessons.plots.panels import _history
+from moe_lessons.plots.panels import models as cost
+from moe_lessons.plots.panels import text as writing
 from moe_lessons.tasks import TextTask, make_text, text
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import TRAINING

@@ -12,8 +12,7 @@ from torch import nn
 from moe_lessons.analysis.traces import expert_shares, trace
 from moe_lessons.nn import LanguageModel, TopKRouter, TransformerConfig, seeded
 from moe_lessons.plots.marks import Cells, Points, Text
-from moe_lessons.plots.panels.text import first_lines, line_start
-from moe_lessons.plots.panels.writing import PROMPT
+from moe_lessons.plots.panels.text import PROMPT, first_lines, line_start
 from moe_lessons.tasks import PlaneTask, TextTask, make_text, text
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import idle_with

@@ -8,14 +8,13 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from test_marks import MARKS, NAMES
 
-from moe_lessons.plots import THEMES, LessonFigure, draw, expert_color, figure, marks
+from moe_lessons.plots import THEMES, LessonFigure, figure, marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Rule, Spots, Stack, Table, Text
-from moe_lessons.plots.panels.loss import loss_panel
+from moe_lessons.plots.panels.models import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
-from moe_lessons.plots.panels.text import text_panel
-from moe_lessons.plots.panels.writing import written_panel
-from moe_lessons.plots.still import DIRECTIONS
-from moe_lessons.plots.theme import LIGHT, RED
+from moe_lessons.plots.panels.text import text_panel, written_panel
+from moe_lessons.plots.still import DIRECTIONS, draw
+from moe_lessons.plots.theme import LIGHT, RED, expert_color
 
 PLANE = Axis(-1, 2), Axis(-1, 2)
 STEPS = np.arange(1, 101)

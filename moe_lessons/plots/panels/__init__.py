@@ -11,7 +11,6 @@ from pkgutil import iter_modules
 from typing import Any
 
 from moe_lessons.plots.marks import Panel
-from moe_lessons.plots.panels.shares import tile as tile  # of one tile of the balancing laboratory: tile(view, name)
 
 _modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
 PANELS: dict[str, Callable[[Any], Panel]] = {

@@ -72,11 +72,6 @@ def spent(run: Run, x_axis: str, steps=None) -> np.ndarray:
     return at.astype(float) * past.flops if x_axis == "FLOPs" else at
 
 
-def loss_curve(run: Run, x_axis: str) -> tuple[np.ndarray, np.ndarray]:
-    """Take the loss of a run, averaged over 10 steps, against what was `spent`: x (N,) and loss (N,)."""
-    return spent(run, x_axis), history(run).column("loss")
-
-
 def recent_load(run: Run, layer: int = 0) -> list[float]:
     """Average the load shares of an MoE layer over the last steps."""
     return np.mean([record.load[layer] for record in run.records[-RECENT:]], axis=0).tolist()

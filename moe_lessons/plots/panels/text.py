@@ -1,23 +1,30 @@
-"""Who serves which letter of a text, which domain and which kind of bytes."""
+"""Texts: who serves which letter, domain and kind of bytes; what a model writes, what surprises it, where it looks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 
 from moe_lessons.analysis.traces import expert_shares
+from moe_lessons.nn import LanguageModel, torch_threads
 from moe_lessons.plots.marks import Axis, Cells, Panel, Text, experts_axis
 from moe_lessons.plots.panels._history import num_experts, of_layer
-from moe_lessons.plots.still import plot
+from moe_lessons.plots.still import FONT, plot, visible
+from moe_lessons.plots.theme import LIGHT, axes_for, styled
+from moe_lessons.support.errors import check_choice
+from moe_lessons.tasks import decode, encode
 
 TITLE = "Text, coloured by the first choice"
 LINES, WIDTH = 3, 36  # of each domain: how much is shown at most, in lines of letters
 LONGEST_NAME = 22  # characters that the name of a group has room for
+PROMPT, LENGTH = 8, 120  # bytes that a model is given, to go on from; characters that are shown of each text
 
 
 def text(view) -> Panel:
-    """A passage of each domain, from the beginning of a line; each letter has the colour of its first choice."""
+    """Show a passage of each domain, from the beginning of a line; each letter has the colour of its first choice."""
     num_experts(view)  # refuses a model without experts
     table = view.traced[view.traced["layer"] == view.layer]
     ids, experts = (table[name].to_numpy().reshape(table["sequence"].nunique(), -1) for name in ("byte", "expert0"))
@@ -33,13 +40,13 @@ def text(view) -> Panel:
 
 
 def line_start(ids: np.ndarray, room: int) -> tuple[int, int]:
-    """Of bytes (N, T) a row and the place in it where a line begins, with `room` more bytes; 0, 0 where none does."""
+    """Find in bytes (N, T) a row and the place where a line begins, with `room` more bytes; 0, 0 where none does."""
     rows, places = np.nonzero(ids[:, : max(ids.shape[1] - room, 0)] == ord("\n"))
     return (int(rows[0]), int(places[0]) + 1) if len(rows) else (0, 0)
 
 
 def first_lines(data: bytes) -> int:
-    """How many bytes fill the first `LINES` lines."""
+    """Count the bytes that fill the first `LINES` lines."""
     lines = column = 0
     for char, start, _ in characters(data):
         if lines == LINES:
@@ -49,7 +56,7 @@ def first_lines(data: bytes) -> int:
 
 
 def text_panel(passages, names=(), title: str = TITLE, says=()) -> Panel:
-    """passages: of each one its bytes and the expert of each byte (N,), -1 where there is none. says: see `Text`."""
+    """Show passages, of each its bytes and the expert of each byte (N,), -1: none. says: see `Text`."""
     signs = [list(characters(data)) for data, _ in passages]
     texts = ["".join(char for char, _, _ in own) for own in signs]
     sizes = np.array([size for own in signs for _, _, size in own], "u1")
@@ -58,8 +65,7 @@ def text_panel(passages, names=(), title: str = TITLE, says=()) -> Panel:
 
 
 def characters(data: bytes) -> Iterator[tuple[str, int, int]]:
-    """Each character of UTF-8 with the place of its first byte and how many it has. What is none, such as half a
-    Greek letter, comes byte by byte as '�'.
+    """Yield each character of UTF-8, the place of its first byte and how many it has; '�' for a byte of none.
 
     >>> list(characters("aα".encode() + b"\\xce"))
     [('a', 0, 1), ('α', 1, 2), ('�', 3, 1)]
@@ -69,6 +75,20 @@ def characters(data: bytes) -> Iterator[tuple[str, int, int]]:
         size = len(char.encode(errors="surrogateescape"))
         yield "�" if "\ud800" <= char <= "\udfff" else char, start, size
         start += size
+
+
+def colored_trace(trace: pd.DataFrame, layer: int, title: str = "") -> Panel:
+    """Show a text in which each letter has the colour and the number of the expert that served it first; a tip has all
+    experts of a byte and their weights. `widgets.Picture` shows it. trace: of one text, by `analysis.trace_text`."""
+    check_choice("layer", layer, trace["layer"].unique().tolist())
+    rows = trace[trace["layer"] == layer].sort_values("position")
+    if rows["position"].duplicated().any():
+        raise ValueError("trace must be of one text, got several")
+    experts, weights = (rows.filter(regex=rf"^{kind}\d+$").to_numpy() for kind in ("expert", "weight"))  # (rows, K)
+    served = [[f"E{e} {w:.2f}" for e, w in zip(*row) if e >= 0] for row in zip(experts, weights)]
+    data, says = bytes(rows["byte"].tolist()), [", ".join(own) or "no expert" for own in served]
+    made = text_panel([(data, experts[:, 0])], (), title or f"{TITLE} in layer {layer}", says)
+    return replace(made, width=12, height=30 + 36 * (1 + len(data) // 88 + data.count(b"\n")))
 
 
 def shares_panel(shares: pd.DataFrame, title: str) -> Panel:
@@ -86,25 +106,91 @@ def shares_panel(shares: pd.DataFrame, title: str) -> Panel:
     return Panel(title, [cells], experts_axis(experts), y, width=6)
 
 
+def expert_shares_heatmap(shares: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+    """Draw the shares of `analysis.expert_shares`: a row for each group, a column for each expert."""
+    width, height = max(2.8 + 0.42 * shares.shape[1], 4.4), 1.1 + 0.3 * len(shares)
+    return plot(shares_panel(shares, title), ax, width=width, height=height)
+
+
 def shares_of(view, by: str, title: str) -> Panel:
-    """The shares of each 'domain' or 'byte_class' in the text that the view has traced; NaN where one had no expert."""
+    """Show the shares of each 'domain' or 'byte_class' in the text that the view has traced."""
     num_experts(view)  # refuses a model without experts
     groups = view.traced[by].cat.remove_unused_categories().cat.categories
     return shares_panel(expert_shares(view.traced, by, view.layer).reindex(groups), of_layer(title, view))
 
 
 def domains(view) -> Panel:
-    """A row for each domain of the held-out text."""
+    """Show a row for each domain of the held-out text."""
     return shares_of(view, "domain", "Domains, % of each row")
 
 
 def classes(view) -> Panel:
-    """A row for each kind of bytes in the held-out text."""
+    """Show a row for each kind of bytes in the held-out text."""
     return shares_of(view, "byte_class", "Kinds of bytes, % of each row")
 
 
-def expert_shares_heatmap(shares: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
-    """Draw the shares of `analysis.expert_shares`: a row for each group, a column for each expert: `shares_panel`."""
-    return plot(
-        shares_panel(shares, title), ax, "light", max(2.8 + 0.42 * shares.shape[1], 4.4), 1.1 + 0.3 * len(shares)
-    )
+def writing(view) -> Panel:
+    """Show how the model goes on from the beginning of a held-out line of each domain."""
+    run, task = view.main_run, view.main_run.task
+    if not isinstance(run.model, LanguageModel) or not hasattr(task, "held_out"):
+        got = f"{type(run.model).__name__} with {type(task).__name__}"
+        raise ValueError(f"model must be a LanguageModel with a TextTask where it writes, got {got}")
+    ids, _, domain = task.held_out(8)
+    prompts = []
+    for rows in (ids[domain == number] for number in range(len(task.domains))):
+        row, place = line_start(rows.numpy(), room=PROMPT)
+        prompts.append(rows[row, place : place + PROMPT])
+    prompts = torch.stack(prompts).to(run.device)  # of one length: all are continued at once
+    num_bytes = min(LENGTH, run.model.config.max_positions) - PROMPT
+    with torch_threads(1):  # single tokens of a small model: a second thread only costs
+        return written_panel(task.domains, map(decode, run.model.generate(prompts, num_bytes, temperature=0.7)))
+
+
+def writing_of(prompts: Mapping[str, str], num_bytes: int = 80) -> Callable[..., Panel]:
+    """Make a panel in which the model of the first run goes on from each of your prompts, by name: see `write`."""
+
+    def panel(view) -> Panel:
+        return written_panel(prompts, [write(view.main_run.model, text, num_bytes) for text in prompts.values()])
+
+    return panel
+
+
+def written_panel(names: Collection[str], texts: Iterable[str]) -> Panel:
+    """Show texts under their names."""
+    return Panel("What it writes", [Text(list(texts), tuple(names))], width=6, height=40 + 70 * len(names))
+
+
+def write(model: LanguageModel, prompt: str, num_bytes: int = 80, seed: int = 0) -> str:
+    """Write the prompt and how a model of bytes goes on from it: see `LanguageModel.generate`."""
+    ids = encode(prompt)[None].to(model.embed.weight.device)  # (1, T)
+    with torch_threads(1):
+        return decode(model.generate(ids, num_bytes, temperature=0.7, seed=seed)[0])
+
+
+def byte_losses(text: str, losses: Sequence[float]) -> Axes:
+    """Draw the loss of each character of `text`, in nats: a bar over the character. Both have the same length."""
+    if len(text) != len(losses):
+        raise ValueError(f"losses must have one number for each of the {len(text)} characters, got {len(losses)}")
+    ax = axes_for(9.5, 2.2, "How much each byte surprised the model", ylabel="loss (nats)")
+    ax.bar(range(len(text)), losses, 0.85, color=LIGHT.lines[5])
+    _name_letters(ax.xaxis, text)
+    ax.set_xlim(-0.7, len(text) - 0.3)
+    return ax
+
+
+def attention_heatmap(weights, text: str) -> Axes:
+    """Draw who looks at whom: weights (T, T), a row for each token of `text`, a column for each that it may look at."""
+    weights = np.asarray(weights)
+    if weights.shape != (len(text), len(text)):
+        raise ValueError(f"weights must have the shape {(len(text), len(text))} of the text, got {weights.shape}")
+    ax = axes_for(4.8, 4.2, "Attention weights of one head", "looks at", "token")
+    image = ax.imshow(weights, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
+    _name_letters(ax.xaxis, text)
+    _name_letters(ax.yaxis, text)
+    styled(ax.figure.colorbar, LIGHT, image, ax=ax, label="share of the attention")
+    return ax
+
+
+def _name_letters(axis, text: str) -> None:
+    signs = ["␣" if char == " " else visible(char) for char in text]
+    axis.set_ticks(range(len(text)), signs, family=FONT, color=LIGHT.foreground)

@@ -1,4 +1,4 @@
-"""Pictures of what a model costs: where its parameters are, how many are active, what a step takes."""
+"""Pictures of what models cost: where parameters are, how many are active, how fast it is, what a plan says."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from moe_lessons.analysis.counting import ParameterCount
 from moe_lessons.analysis.inference import union_law
+from moe_lessons.analysis.planner import Plan
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machine_for, on_machine, step_seconds
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel, Parts, Rule, Table
@@ -17,13 +18,11 @@ from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, annotate, axes_fo
 PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
 PART_COLORS = dict(zip(PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
 SHARES = {"all active (dense)": 1, "one half": 1 / 2, "one tenth": 1 / 10, "one in 30": 1 / 30}
+ALLOWED = 0.3  # of what was published: how far a plan may be from it
 
 
 def published_models_scatter(frame: pd.DataFrame) -> Axes:
-    """Draw active against total parameters, one point for each model of `published_models()`; both logarithmic.
-
-    Dashed lines: all parameters active (a dense model), one half, one tenth, one in thirty.
-    """
+    """Draw active against total parameters, a point for each model of `published_models()`. Dashed: `SHARES`."""
     labels = "total parameters: what memory must hold", "active parameters: what one token uses"
     ax = axes_for(9, 6, "Published mixtures: active against total parameters", *labels)
     x, y = frame.total_params / 1e9, frame.active_params / 1e9
@@ -49,10 +48,9 @@ def published_models_scatter(frame: pd.DataFrame) -> Axes:
 
 
 def published_features(frame: pd.DataFrame) -> Axes:
-    """Draw what published mixtures took, through time: the experts of a layer of each model of `published_models()`.
+    """Draw the experts of a layer of each model of `published_models()`, through time; within a year by their number.
 
-    Within a year they stand by their number of experts. Filled: experts narrower than a token (F < D); a diamond: with
-    shared experts; green: sigmoid scores. Beside the name: K of E.
+    Filled: experts narrower than a token (F < D); a diamond: with shared experts; green: sigmoid scores.
     """
     frame = frame.sort_values(["year", "num_experts"], ignore_index=True)
     x = frame.year + 0.08 + 0.84 * frame.groupby("year").cumcount() / frame.groupby("year").year.transform("size")
@@ -86,10 +84,7 @@ def parameter_bars(parts: Mapping[str, ParameterCount]) -> Axes:
 
 
 def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
-    """Draw a bar for each row, cut into the shares of its parts; a share is written into its part where it fits.
-
-    rows: what a row counts, and how much of it each part of a model has.
-    """
+    """Draw a bar for each row, cut into the shares of its parts. rows: what it counts -> how much each part has."""
     names = list(dict.fromkeys(name for parts in rows.values() for name, size in parts.items() if size > 0))
     values = [[parts.get(name, 0) / sum(parts.values()) for name in names] for parts in rows.values()]
     bars = Parts(tuple(rows), names, values, [PART_COLORS[name] for name in names])
@@ -99,17 +94,14 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
 
 
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
-    """Say what each model costs in weights of this type on a row of `roofline.machines`: a column for each.
-
-    It writes `batch` texts at once, each with `context` tokens; a step writes a token of each. No row
-    says what fits where memory_bytes of the machine is NaN, for not known.
-    """
-    fits = f"fits into {_size(machine.memory_bytes)}"
-    texts, columns = "1 text" if batch == 1 else f"{batch:,} texts", []
+    """Say what each model costs in weights of this type on a row of `roofline.machines`, while it writes `batch` texts
+    of `context` tokens at once. No row says what fits where memory_bytes of the machine is NaN, for not known."""
+    fits, texts = f"fits into {_size(machine.memory_bytes)}", "1 text" if batch == 1 else f"{batch:,} texts"
+    columns = []
     for m in models.values():
         there, cache = on_machine(m, machine, dtype, context, batch), CACHE_BYTES[dtype] * batch * m.cache(context)
-        from_batch = there["arithmetic_batch"]
         group = next((group for group in m.groups if group.is_met), None)
+        from_batch = there["arithmetic_batch"]
         touched = group and union_law(group.num_experts, group.top_k, batch)
         column = {
             "total parameters": short_number(m.total),
@@ -141,16 +133,15 @@ def _three_digits(value: float) -> str:
 def speed_panel(
     models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int, batches: Sequence[int]
 ) -> Panel:
-    """Show how many times as fast as the third model, the equally good dense one, each model writes each of `batches`
-    of texts; a thin line at `batch`."""
+    """Show how many times as fast as the third model, the equally good dense one, each writes each of `batches`."""
     roof = machine_for(machine, dtype)
     times = np.array([[step_seconds(m, roof, dtype, b, context) for b in batches] for m in models.values()])
     speeds = times[2] / times  # (models, batches)
-    each = enumerate(zip(models, model_inks(models), speeds))
-    lines = [Line(range(len(batches)), own, name, ink, model=i) for i, (name, ink, own) in each]
+    looks = zip(speeds, models, model_inks(models), range(len(models)))
+    lines = [Line(range(len(batches)), *look) for look in looks]
     x = Axis(0, len(batches) - 1, "batch B, tokens", [(i, f"{b:,}") for i, b in enumerate(batches)])
-    marks = [*lines, Rule(batches.index(batch), kind="mark")]
-    return Panel("How fast, in times of the equally good dense model", marks, x, Axis(0, 1.1 * float(speeds.max())))
+    marks, y = [*lines, Rule(batches.index(batch), kind="mark")], Axis(0, 1.1 * float(speeds.max()))
+    return Panel("How fast, in times of the equally good dense model", marks, x, y)
 
 
 def parameter_growth(counts: Mapping[int, ParameterCount]) -> Axes:
@@ -159,8 +150,8 @@ def parameter_growth(counts: Mapping[int, ParameterCount]) -> Axes:
     for name, color, line in (("total", LIGHT.lines[0], "-o"), ("active", LIGHT.lines[3], "-s")):
         values = [getattr(count, name) for count in counts.values()]
         ax.plot(list(counts), values, line, color=color, lw=2, ms=6)
-        said = f"{name} {short_number(values[-1])}"
-        annotate(ax, said, (max(counts), values[-1]), (8, 0), color=color, weight="bold")
+        text, place = f"{name} {short_number(values[-1])}", (max(counts), values[-1])
+        annotate(ax, text, place, (8, 0), color=color, weight="bold")
     ax.set_xlim(0.85 * min(counts), 2 * max(counts))
     log_axis(ax, "x", list(counts))
     log_axis(ax, "y", say=short_number)
@@ -176,3 +167,46 @@ def speed_bars(speeds: pd.DataFrame) -> Axes:
     ax.set_xlim(0, 1.15 * speeds["tokens_per_second"].max())
     ax.invert_yaxis()
     return ax
+
+
+def plot_plan(plans: Mapping[str, Plan], xlabel: str) -> Axes:
+    """Draw the time of a step, a bar for each plan, by the name under it: the arithmetic, and the exchange.
+
+    What of the exchange is hidden lies in the bar of the arithmetic, hatched; the rest stands on it, in the colour of
+    the links that it waits for.
+    """
+    ax = axes_for(max(4.8, 1.6 + 0.8 * len(plans)), 3.4, "Time of a step", xlabel, "seconds")
+    x, made = np.arange(len(plans)), list(plans.values())
+    computed, hidden = (np.array([getattr(one, name) for one in made]) for name in ("compute", "hidden"))
+    ax.bar(x, computed, 0.7, color=PALETTE[0], label="compute")
+    after = np.array([one.exchange for one in made]) - hidden
+    is_between = np.array([one.between > one.inside for one in made])
+    for kind, own, color in (("inside", ~is_between, PALETTE[2]), ("between", is_between, PALETTE[5])):
+        if (after * own).any():
+            ax.bar(x, after * own, 0.7, bottom=computed, color=color, label=f"exchange, {kind} nodes")
+    if hidden.any():
+        look = {"fc": PALETTE[0], "ec": LIGHT.background, "hatch": "////", "lw": 0}
+        ax.bar(x, hidden, 0.7, bottom=computed - hidden, label="exchange beside it", **look)
+    for place, one in zip(x, made):
+        annotate(ax, f"{one.seconds:.2g} s", (place, one.seconds), (0, 4), ha="center", va="bottom")
+    ax.set_xticks(x, list(plans))
+    ax.set_ylim(0, 1.12 * max(one.seconds for one in made))
+    return style.name_over(ax)
+
+
+def plot_published(checked: pd.DataFrame) -> Axes:
+    """Draw planned over published, a row for each figure of `check_published()`, and the band of what is `ALLOWED`."""
+    ratio, y = 1 + checked.error_percent.to_numpy(dtype=float) / 100, np.arange(len(checked))
+    ax = axes_for(8.8, 1.1 + 0.24 * len(checked), "The planner against published systems", "planned / published")
+    ax.axvspan(1 - ALLOWED, 1 + ALLOWED, color=LIGHT.grid, alpha=0.5, lw=0, label=f"±{100 * ALLOWED:g} %")
+    ax.axvline(1, color=LIGHT.foreground, lw=1, ls="--")
+    near = abs(ratio - 1) <= ALLOWED
+    for own, ink, marker, name in ((near, 2, "o", "within"), (~near, 1, "D", "beyond")):
+        look = {"color": LIGHT.lines[ink], "marker": marker, "label": f"{own.sum()} {name}"}
+        ax.scatter(ratio[own], y[own], s=30, zorder=3, **look)
+    for place, value in zip(y, ratio):
+        annotate(ax, f"{100 * (value - 1):+.0f} %".replace("-", "−"), (value, place), (9, 0), halo=True)
+    ax.set_yticks(y, checked.system + ": " + checked.quantity)
+    ax.set(xlim=(0.38, 2.8), ylim=(len(checked) - 0.4, -0.6))
+    log_axis(ax, "x", (0.5, 0.7, 1, 1.3, 2))
+    return style.name_over(ax)

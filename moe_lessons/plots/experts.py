@@ -1,0 +1,187 @@
+"""Pictures of experts: how busy each is, by layer and by model, who is pushed where, who is full, who sends what."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from moe_lessons.nn import Routing
+from moe_lessons.nn.balancing import rank_within
+from moe_lessons.plots import theme as style
+from moe_lessons.plots.panels.shares import layer_loads
+from moe_lessons.plots.still import two_ways
+from moe_lessons.plots.theme import LIGHT, PALETTE, RED, LessonFigure, annotate, axes_for, dress, ink_on, name_over
+
+INKS = [LIGHT.lines[i] for i in (0, 3, 5, 4)]  # of what is asked about, and of what it is compared with
+
+
+def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -> Axes:
+    """Draw a group of bars for each layer, next to each other for each of the tables.
+
+    tables: name -> a row for each layer, all with the same columns, each a bar. The first column is what is asked
+    about, the others are what it is compared with.
+    """
+    starts = np.cumsum([0, *(len(table) + 0.6 for table in tables.values())])
+    ax = axes_for(max(6.4, 1.6 + 0.95 * starts[-1]), 2.9, title, ylabel=ylabel)
+    places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
+    rows = pd.concat(tables.values())
+    grouped_bars(ax, places, rows)
+    ax.set_xticks(places, [f"layer {layer}" for layer in rows.index])
+    look = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "weight": "bold"}
+    for name, start, end in zip(tables, starts, starts[1:]):
+        annotate(ax, name, ((start + end - 1.6) / 2, 0), (0, -20), **look)
+    return name_over(ax)
+
+
+def bars_by_model(tables: Mapping[str, pd.DataFrame], ylabel: str) -> Figure:
+    """Draw a picture for each table, side by side on one scale: as `bars_by_layer`, with models for layers."""
+    figure = LessonFigure(11, 3)
+    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
+    for ax, (title, table) in zip(axes, tables.items()):
+        dress(ax, LIGHT, title, "", ylabel if ax is axes[0] else "")
+        grouped_bars(ax, range(len(table)), table)
+        ax.set_xticks(range(len(table)), list(table.index))
+        name_over(ax)
+    return figure
+
+
+def grouped_bars(ax: Axes, places: Sequence[float], columns: Mapping[str, Sequence], colors=INKS) -> None:
+    """Draw at each place a bar for each column, side by side."""
+    width = 0.8 / len(columns.keys())
+    for i, (name, color) in enumerate(zip(columns, colors)):
+        ax.bar(np.add(places, (i + 0.5) * width - 0.4), columns[name], width, color=color, label=name)
+    ax.axhline(0, lw=0.8, color=LIGHT.grid)
+
+
+def changes(table: pd.DataFrame, title: str) -> Axes:
+    """Draw a table: a row for each model, a column for each thing that they may do differently. What is not as in the
+    first row is in colour."""
+    cells = [["", *table], *([name, *row] for name, row in zip(table.index, table.astype(str).to_numpy()))]
+    widths = [max(len(row[column]) for row in cells) + 3 for column in range(len(cells[0]))]  # letters
+    ax = axes_for(0.5 + 0.075 * sum(widths), 0.6 + 0.3 * len(cells), title)
+    ax.set_axis_off()
+    drawn = ax.table(cells, cellLoc="center", colWidths=widths, bbox=(0, 0, 1, 1))
+    drawn.auto_set_font_size(False)
+    for (row, column), cell in drawn.get_celld().items():
+        differs = row > 1 and column and cells[row][column] != cells[1][column]
+        color = LIGHT.muted if row and column else LIGHT.foreground
+        cell.set(fc=PALETTE[1] if differs else "none", ec=LIGHT.background, lw=4)
+        cell.set_text_props(size=style.TEXT_SIZE, color=ink_on(PALETTE[1]) if differs else color)
+    return ax
+
+
+def loads_of_models(rows: Mapping[str, Mapping[str, Sequence[Routing]]]) -> Figure:
+    """Draw `layer_loads` of several models: a column for each model, a row for each moment or setting.
+
+    rows: its name -> the name of a model -> a `Routing` for each layer."""
+    names = list(dict.fromkeys(name for models in rows.values() for name in models))
+    figure = LessonFigure(11, 0.4 + 1.35 * len(rows))
+    for own, (moment, models) in zip(figure.subplots(len(rows), len(names), squeeze=False), rows.items()):
+        for ax, name in zip(own, names):
+            if name in models:
+                layer_loads(models[name], ax)
+                dress(ax, LIGHT, f"{name}, {moment}", "", "layer" if name == names[0] else "")
+            else:
+                ax.set_axis_off()
+    return figure
+
+
+def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None) -> Axes:
+    """Draw two shares of each expert against each other: x, y (N, E) from N steps or runs. Dashed: the even share.
+
+    Dotted: where both are equal.
+    """
+    ax = axes_for(4.2, 3.8, title, *labels, ax)
+    x, y = np.asarray(x), np.asarray(y)
+    for expert, points in enumerate(zip(x.T, y.T)):
+        look = {"color": style.expert_color(expert), "hatch": style.expert_hatch(expert), "ec": LIGHT.background}
+        ax.scatter(*points, s=26, lw=0.4, label=f"E{expert}", clip_on=False, zorder=3, **look)
+    even = 1 / x.shape[1]
+    for slope, ls in ((0, "--"), (np.inf, "--"), (1, ":")):
+        ax.axline((even, even), slope=slope, ls=ls, lw=0.8, color=LIGHT.muted)
+    top = 1.08 * max(x.max(), y.max())
+    ax.set(xlim=(0, top), ylim=(0, top))
+    return name_over(ax)
+
+
+def push_bars(own, others, title: str) -> Axes:
+    """Draw two bars for each expert: the push on its score by its own tokens (full) and by all others (pale).
+
+    own, others (E,): see `analysis.collapse.score_pushes`; up is up.
+    """
+    ax = axes_for(6.4, 3.2, title, ylabel="push (nats per unit of score)")
+    places = np.arange(len(own))
+    look = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
+    kinds = (own, -0.2, "by its own tokens", 1), (others, 0.2, "by the tokens of the others", 0.4)
+    for heights, side, name, alpha in kinds:
+        ax.bar(places + side, heights, 0.4, edgecolor=LIGHT.background, lw=0.5, alpha=alpha, **look)
+        ax.bar([0], [0], color=LIGHT.muted, alpha=alpha, label=name)
+    ax.axhline(0, lw=1, color=LIGHT.foreground)
+    ax.set_xticks(places, [f"E{e}" for e in places])
+    return name_over(ax)
+
+
+def buffers(routing: Routing, capacity: int, title: str, ax: Axes | None = None) -> Axes:
+    """Draw where each token ends when every expert has `capacity` (C) places; routing: from `apply_capacity`.
+
+    Above, the tokens in their order, each in the colour of its highest score. Below, a row for each expert: its C
+    places, outlined where they stay empty, and behind the red line, framed in red, what was dropped.
+    """
+    lost, num_experts = set(routing.dropped_token_idx.tolist()), routing.num_experts
+    boxes = [(t, e, t, -1.9, t in lost) for t, e in enumerate(routing.router_probs.argmax(dim=1).tolist())]
+    for tokens, experts, start in (
+        (routing.token_idx, routing.expert_idx, 0),
+        (routing.dropped_token_idx, routing.dropped_expert_idx, capacity),
+    ):
+        ranks = (rank_within(experts) + start).tolist()
+        boxes += [(t, e, r, e, start > 0) for t, e, r in zip(tokens.tolist(), experts.tolist(), ranks)]
+    width = max(capacity, *(x + 1 for _, _, x, _, _ in boxes))
+    ax = axes_for(1.2 + 0.24 * width, 0.8 + 0.24 * (num_experts + 2), title, ax=ax)
+    for place in np.ndindex(capacity, num_experts):
+        ax.add_patch(Rectangle(place, 0.92, 0.92, fc="none", ec=LIGHT.grid, lw=0.8))
+    for token, expert, x, y, is_lost in boxes:
+        color, frame = style.expert_color(expert), {"ec": RED, "lw": 2, "zorder": 3} if is_lost else {"ec": "none"}
+        ax.add_patch(Rectangle((x, y), 0.92, 0.92, fc=color, **frame))
+        annotate(ax, str(token), (x + 0.46, y + 0.5), ha="center", color=ink_on(color), zorder=4)
+    ax.plot([capacity - 0.04] * 2, [-0.2, num_experts + 0.1], color=RED, lw=1.8)
+    annotate(ax, f"C = {capacity} places", (capacity, -0.45), color=RED)
+    ax.set_yticks([-1.44, *(e + 0.46 for e in range(num_experts))], ["tokens", *(f"E{e}" for e in range(num_experts))])
+    ax.set(xlim=(-0.1, width + 0.1), ylim=(num_experts + 0.2, -2), xticks=[], aspect="equal")
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def plot_exchange(traffic: Tensor | Mapping[str, Tensor], title: str = "") -> Axes:
+    """Draw how many rows (tokens' copies) each rank sends to each, of a matrix or of several, side by side.
+
+    traffic: rows (N, N), from the first index to the second, as `parallel.exchange.rank_traffic` counts them, or title
+    -> such a matrix. The colours depart from an even share, which is white; what is framed stays on its rank. Under a
+    column: what that rank receives. Returns the last axes.
+    """
+    matrices = traffic if isinstance(traffic, Mapping) else {title: traffic}
+    rows = {name: np.asarray(matrix, dtype=float) for name, matrix in matrices.items()}
+    most = max(2, *(matrix.max() / matrix.mean() for matrix in rows.values()))
+    drawn = LessonFigure(4.8, 3.9) if len(rows) == 1 else LessonFigure(0.8 + 3.1 * len(rows), 3.75)
+    places = drawn.subplots(1, len(rows), squeeze=False)[0]
+    for ax, (name, matrix) in zip(places, rows.items()):
+        ranks, received = np.arange(len(matrix)), matrix.sum(axis=0)
+        busiest = f"busiest rank {received.max() / received.mean():.3g} × the mean"
+        dress(ax, LIGHT, f"{name}: {busiest}".removeprefix(": "), "to rank", "from rank")
+        share = matrix / matrix.mean()  # 1 is even
+        mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most, LIGHT)
+        for sender, receiver in np.ndindex(matrix.shape):
+            color, text = to_hex(mesh.to_rgba(share[sender, receiver])), style.short_number(matrix[sender, receiver])
+            annotate(ax, text, (receiver + 0.5, sender + 0.5), ha="center", color=ink_on(color))
+        for rank in ranks:
+            ax.add_patch(Rectangle((rank + 0.05, rank + 0.05), 0.9, 0.9, fill=False, ec=LIGHT.foreground, lw=1.4))
+        ax.set_xticks(ranks + 0.5, [f"{rank}\n{style.short_number(own)}" for rank, own in enumerate(received)])
+        ax.set_yticks(ranks + 0.5, ranks)
+        ax.set(aspect="equal", ylim=(len(matrix), 0))
+    bar = style.styled(drawn.colorbar, LIGHT, mesh, ax=places, aspect=30, pad=0.02, shrink=0.8)
+    bar.set_ticks([0, 1, most], labels=["0", "1 ×\neven", f"{most:.3g} ×"])
+    return ax

@@ -1,0 +1,92 @@
+"""The models of a view beside each other: their loss, what they know by heart, what they cost."""
+
+import math
+
+import numpy as np
+
+from moe_lessons.analysis.counting import count_parameters, flops_per_token
+from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Rule, Table, roomy
+from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
+from moe_lessons.plots.theme import model_inks, short_number
+from moe_lessons.support.errors import check_choice
+from moe_lessons.training import Run
+
+WIDE = 1.25  # a wall of lamps is so much wider than high
+NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
+
+
+def spent_axis(x_axis: str, reach: float, first: float) -> Axis:
+    """Make the axis of what is spent, with room for `reach`; at first it ends at `first`."""
+    return Axis(0, roomy(reach, first), X_AXES[x_axis], link="step" if x_axis == "steps" else "")
+
+
+def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: float = 200) -> Panel:
+    """Show the losses of several models: `curves` maps a name to (x, loss). ghost: x and loss of an earlier run;
+    marks: x of what was changed. The axis follows the curves; of a longer ghost it shows at most as much again."""
+    first = {"steps": first_x, "FLOPs": 1e7, "seconds": 0.25}[check_choice("x_axis", x_axis, X_AXES)]
+    lines = [Line(*map(as_array, curves[name]), name, ink) for name, ink in zip(curves, model_inks(curves))]
+    reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
+    if ghost is not None and len(ghost[0]):
+        lines.insert(0, Line(*map(as_array, ghost), "previous run", -1))
+        reach = max(reach, min(float(ghost[0][-1]), 2 * reach or float("inf")))
+    highest = max((float(line.y.max()) for line in lines if len(line.y)), default=0.0)
+    top = next((top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7) if top >= highest), 10)
+    rules = [Rule(x=float(x), kind="mark") for x in marks]
+    return Panel("Loss (cross entropy, nats)", [*rules, *lines], spent_axis(x_axis, reach, first), Axis(0, top))
+
+
+def loss(view) -> Panel:
+    """Show the loss of each model of the view, averaged over `LOSS_WINDOW` steps."""
+
+    def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
+        return spent(run, view.x_axis), history(run).column("loss")
+
+    curves, marks = {name: curve(run) for name, run in view.runs.items()}, spent(view.main_run, view.x_axis, view.marks)
+    return loss_panel(curves, view.ghost and curve(view.ghost), view.x_axis, marks, view.first_x)
+
+
+def facts_known(view) -> Panel:
+    """Show how many entries each model of the view knows by heart."""
+    steps, lines = [step for step, _ in view.readings], []
+    for model, (name, run) in enumerate(view.runs.items()):
+        counts = np.array([int(known[name].sum()) for _, known in view.readings], "f4")
+        x = np.asarray(spent(run, view.x_axis, steps), "f4")
+        lines.append(Line(x, counts, name, model_inks(view.runs)[model], model))
+    first = {"steps": view.first_x, "FLOPs": 1e9, "seconds": 1}[view.x_axis]
+    x = spent_axis(view.x_axis, max(float(line.x[-1]) for line in lines), first)
+    return Panel("Entries known by heart", lines, x, Axis(0, len(view.main_run.task.entries)))
+
+
+def wall(view, name: str) -> Panel:
+    """Show the lamps of one model of the view."""
+    _, known = view.readings[-1]
+    ink = model_inks(view.runs)[list(view.runs).index(name)]
+    return wall_panel(known[name], view.main_run.task.entries, name, ink)
+
+
+def wall_panel(known, entries=None, name: str = "known", ink: int = 0) -> Panel:
+    """Show a lamp for each entry, lit where it is known (N,). entries: their texts, all of one length."""
+    known = as_array(known, "u1")
+    columns = math.ceil(math.sqrt(WIDE * len(known)))
+    letters = None if entries is None else np.array([list(entry.encode()) for entry in entries], "u1")
+    axes = Axis(0, columns, ticks=()), Axis(-(-len(known) // columns), 0, ticks=())
+    return Panel(f"{name}: {known.sum():,} of {len(known):,}", [Lamps(known, columns, ink, letters)], *axes)
+
+
+def cost(view) -> Panel:
+    """Show a column for each model: its size, what a token and a step cost, and what it has learned."""
+    columns = {name: _costs(run) for name, run in view.runs.items()}
+    rows = tuple(next(iter(columns.values())))
+    cells = [[column[row] for column in columns.values()] for row in rows]
+    return Panel("What each model costs", [Table(tuple(columns), rows, cells, model_inks(columns))])
+
+
+def _costs(run: Run) -> dict[str, str]:
+    count = count_parameters(run.model)
+    sizes = {"parameters": count.total, "active/token": count.active, "FLOPs/token": flops_per_token(run.model)}
+    costs = {name: f"{size:,}" if size < 100_000 else short_number(size) for name, size in sizes.items()}
+    times = [record.ms_per_step for record in run.records[-50:]]
+    held_out = run.evaluate(NUM_HELD_OUT_SEQUENCES if hasattr(run.task, "context") else NUM_HELD_OUT)
+    loss = "loss" if hasattr(run.task, "known") else "held-out loss"  # of facts, none are held out
+    costs |= {"ms/step": f"{np.median(times):.2f}" if times else "–", loss: f"{held_out['loss']:.3g}"}
+    return costs | {"accuracy": f"{held_out['accuracy']:.1%}"}
