@@ -187,7 +187,7 @@ def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
 
 
 def dead_histogram(dead: Mapping[str, Sequence[int]]) -> Axes:
-    """Draw in how many of the routers there are 0, 1, 2, … dead experts of 8: for each name, a count of each router."""
+    """Draw in how many routers there are 0, 1, 2, … dead experts of 8: for each name, the count of each router."""
     ax = axes_for(6.4, 3.2, "Dead experts before the first step", "dead experts of 8", "routers")
     heights = {name: np.bincount(counts, minlength=8)[:8] for name, counts in dead.items()}
     grouped_bars(ax, range(8), heights, [LIGHT.lines[i] for i in model_inks(dead)])

@@ -43,20 +43,19 @@ STYLE = {  # letters of one size, no lines that say nothing
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours around the data, and those of models."""
+    """The colours around the data, and `lines`, by `ink`: the mixture, its dense twins (active, total), others."""
 
     name: str
     background: str
     foreground: str
     muted: str
     grid: str
-    lines: tuple[str, ...]  # by `ink`: the mixture, the dense twins of its active and its total size, and others
+    lines: tuple[str, ...]
 
-    @property
-    def style(self) -> dict[str, Any]:
-        """The colours and `STYLE`, for matplotlib's `rc_context`."""
+    def context(self):
+        """Draw in the colours and in `STYLE`."""
         inks = dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color"), self.foreground)
-        return STYLE | inks | {"axes.facecolor": self.background, "axes.edgecolor": self.grid}
+        return rc_context(STYLE | inks | {"axes.facecolor": self.background, "axes.edgecolor": self.grid})
 
 
 LIGHT = Theme(
@@ -71,7 +70,7 @@ THEMES = {"light": LIGHT, "dark": DARK}
 
 
 def model_inks(names: Iterable[str]) -> list[int]:
-    """Say the number of each model's colour in `Theme.lines`: 0 a mixture, 1 and 2 its dense twins, then others."""
+    """Choose each model's `ink`: 0 a mixture, 1 and 2 its dense twins of active and total size, then others."""
     inks: list[int] = []
     for name in names:
         wanted = (3, 4, 5) if name.startswith(DENSE) else (0, 3, 4, 5)
@@ -91,18 +90,18 @@ def model_looks(models: Sequence[str]) -> dict[str, tuple]:
 
 
 def expert_color(expert: int) -> str:
-    """The colour of an expert, the same in every picture of the course. It repeats after eight: see the hatch."""
+    """Say the colour of an expert, the same in every picture of the course; after eight experts it repeats."""
     return PALETTE[expert % len(PALETTE)]
 
 
 def expert_hatch(expert: int) -> str:
-    """The hatching that tells expert 8 from expert 0, 16 from 8, and so on."""
+    """Say the hatching that tells expert 8 from expert 0, 16 from 8, and so on."""
     return HATCHES[expert // len(PALETTE) % len(HATCHES)]
 
 
 @functools.cache
 def ink_on(color: str) -> str:
-    """Black or white, whichever is read better on `color` (WCAG 2.2, relative luminance)."""
+    """Choose black or white, whichever is read better on `color` (WCAG 2.2, relative luminance)."""
     rgb = np.array(to_rgb(color))
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     return "#000000" if linear @ (0.2126, 0.7152, 0.0722) > 0.179 else "#ffffff"
@@ -128,24 +127,23 @@ class LessonFigure(Figure):
         return styled(super().add_subplot, self.theme, *args, **kwargs)
 
     def png(self) -> bytes:
-        """The picture as PNG, always of the same size."""
-        buffer = BytesIO()
-        self.canvas.print_png(buffer, metadata={"Software": None})
+        """Make the picture as PNG, always of the same size."""
+        self.canvas.print_png(buffer := BytesIO(), metadata={"Software": None})
         return buffer.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None) -> tuple[dict[str, Any], dict[str, Any]]:
         titles = ", ".join(filter(None, (ax.get_title(loc="left") for ax in self.axes)))
-        png, width = self.png(), round(self.bbox.width)
-        data = {"image/png": png, "text/plain": f"Figure: {titles}"}
+        width = round(self.bbox.width)
+        data = {"image/png": self.png(), "text/plain": f"Figure: {titles}"}
         if not static_mode():  # JupyterLab gives a PNG no description, whatever its metadata say
-            source = f"data:image/png;base64,{b64encode(png).decode()}"
+            source = f"data:image/png;base64,{b64encode(data['image/png']).decode()}"
             data["text/html"] = f'<img alt="{escape(titles) or "Figure"}" width="{width}" src="{source}">'
         return data, {"image/png": {"alt": titles, "width": width}}
 
 
 def styled(add_axes: Callable[..., Any], theme: Theme, *args, **kwargs) -> Any:
     """Make axes, or a color bar, in the style of the theme."""
-    with rc_context(theme.style):
+    with theme.context():
         made = add_axes(*args, **kwargs)
     ticks = {"length": 2, "color": theme.grid, "labelcolor": theme.muted, "labelsize": TEXT_SIZE}  # made when drawn
     getattr(made, "ax", made).tick_params(which="both", grid_color=theme.grid, grid_linewidth=0.5, **ticks)
@@ -161,7 +159,7 @@ def axes_for(width=6.4, height=3.6, title="", xlabel="", ylabel="", ax: Axes | N
 
 def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
     """Say what the axes show, in the style of the theme."""
-    with rc_context(theme.style):
+    with theme.context():
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
 
 
@@ -197,7 +195,7 @@ def name_over(ax: Axes, theme: Theme = LIGHT) -> Axes:
         texts = [textwrap.fill(text, max(room, 12)) for text in texts]
         longest = max(len(line) for text in texts for line in text.splitlines())
         columns = max(1, min((room + 7) // (longest + 7), len(texts)))
-        with rc_context(theme.style):
+        with theme.context():
             legend = ax.legend(handles, texts, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
             ax.set_title(ax.get_title(loc="left"), pad=8 + 0.72 * legend.get_window_extent().height)
     return ax

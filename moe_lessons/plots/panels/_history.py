@@ -1,4 +1,4 @@
-"""What panels read of a run. Its records grow with every step, so each of them is read once."""
+"""Reads what panels show of a run. Its records grow with every step, so each of them is read once."""
 
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,7 @@ X_AXES = {"steps": "step", "FLOPs": "training FLOPs so far", "seconds": "seconds
 
 
 class History:
-    """What the records of a run said, a row for each step: number, seconds so far, recent loss and dead experts."""
+    """Keeps a row for each step of a run: its number, seconds so far, recent loss and dead experts."""
 
     def __init__(self):
         self.flops, self.records, self.rows = 0.0, [], []  # flops: of a training step
@@ -34,7 +34,7 @@ class History:
         return self
 
     def column(self, name: str) -> np.ndarray:
-        """Take 'steps', 'seconds' so far, or the recent mean of 'loss' or 'dead' experts: (N,), thinned."""
+        """Take 'steps', 'seconds', 'loss' or 'dead': (N,), thinned."""
         place = ("steps", "seconds", "loss", "dead").index(name)
         return np.array([self.rows[i][place] for i in thinned(len(self.rows))], dtype=np.float32)
 
@@ -78,19 +78,18 @@ def recent_load(run: Run, layer: int = 0) -> list[float]:
 
 
 def num_experts(view) -> int:
-    """E of the layer that a view shows; ValueError where there is none."""
-    run = view.main_run
-    if not run.num_experts:
+    """Say E of the layer that a view shows; ValueError where there is none."""
+    if not (run := view.main_run).num_experts:
         name = type(run.model).__name__
         raise ValueError(f"panels that show experts need a mixture of experts, got {name} without one")
     return run.num_experts[view.layer]
 
 
 def of_layer(title: str, view) -> str:
-    """The title, with the number of the layer where there are several."""
+    """Add the number of the layer to a title where there are several."""
     return f"{title}, layer {view.layer}" if len(view.main_run.num_experts) > 1 else title
 
 
 def as_array(values, dtype=None) -> np.ndarray:
-    """The numbers as an array of numpy, also those of a tensor with a gradient or on a GPU."""
+    """Make an array of numbers, also of a tensor with a gradient or on a GPU."""
     return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=dtype)

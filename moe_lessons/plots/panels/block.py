@@ -1,5 +1,4 @@
-"""The block, drawn with the numbers of one token: a dense FFN, in which every weight works, beside a mixture, in which
-K of E experts do; and a strip of the tokens, sorted to their experts and put back."""
+"""The block, drawn with the numbers of one token: a dense FFN beside a mixture, and the tokens sorted and put back."""
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +23,9 @@ TEXT, FRAME, GREY, EXPERT, INK = range(5)  # looks of `Boxes`
 def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None) -> LessonFigure:
     """Draw the block with the numbers of one of the tokens x (T, D), T at most 16, as a figure.
 
-    moe: an `MoE` or a learner's class that works as it does, of at most 16 experts, without a shared one. It is read
-    in eval mode. dense: the FFN beside it; None: its equal-total twin. ValueError for a router whose weights are no
-    softmax of its logits. Where the K probabilities are divided by their sum, the numbers are those of the softmax of
-    the logits with −∞ for the experts not chosen: this is drawn. Where they are not divided, the softmax comes first.
-
-    >>> from moe_lessons.nn import MoE
-    >>> draw_block(MoE(d_model=4, d_ff=8, num_experts=4, top_k=2), torch.randn(6, 4), token=3)
-    <LessonFigure size 980x520 with 1 Axes>
+    moe: an `MoE` or a learner's class that works as it does, of at most 16 experts, without a shared one; read in eval
+    mode. dense: the FFN beside it; None: its equal-total twin. ValueError for a router whose weights are no softmax of
+    its logits. Where the K probabilities are divided by their sum, the softmax is drawn after the mask, else before it.
     """
     if not is_moe(moe):
         raise ValueError(f"moe must be a mixture of experts such as nn.MoE, got {in_words(moe)}")
@@ -51,9 +45,7 @@ def block(view) -> Panel:
     return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, twin)
 
 
-def block_panel(
-    moe: nn.Module, x: Tensor, y: Tensor, routing: Routing, token: int, dense: FeedForward | None = None
-) -> Panel:
+def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense: FeedForward | None = None) -> Panel:
     """Show x (T, D), y (T, D) and the `Routing` of a block as `draw_block` does; of more than 16 tokens the strip has
     those 16 among which the selected one is."""
     dense = dense_twin(moe, "total") if dense is None else dense
@@ -65,19 +57,18 @@ def block_panel(
         raise ValueError("moe must have no shared expert and no weight_input to be drawn, got one that has")
     is_masked, wanted = order_of(routing)
     x, y = as_array(x[token]), as_array(y[token])  # (D,)
-    heads, marks, strip = Drawing(strong=True), Drawing(), Drawing()
-    draw_ffn(heads, marks, dense, moe, x)
-    draw_mixture(heads, marks, moe, routing, wanted[token].tolist(), is_masked, token, x, y)
-    draw_strip(heads, marks, strip, routing, token)
+    heads, boxes, arrows, strip = [], [], [], []
+    draw_ffn(heads, boxes, arrows, dense, moe, x)
+    draw_mixture(heads, boxes, arrows, moe, routing, wanted[token].tolist(), is_masked, token, x, y)
+    draw_strip(heads, boxes, arrows, strip, routing, token)
     caption = "Weights: softmax over all experts, then top-k. They are not divided by their sum."
     if is_masked:
         caption = "Weights: −∞ for the experts not chosen, then softmax. The same as softmax over all experts, then "
         caption += "top-k, then divided by their sum."
     axes = Axis(0, WIDTH, ticks=()), Axis(HEIGHT, 0, ticks=())
-    arrows = Arrows(*zip(*marks.arrows), token)
-    parts = [arrows, *(Boxes(*zip(*own.boxes), token, own.strong) for own in (heads, marks, strip))]
+    marks = [Arrows(*zip(*arrows), token), *(Boxes(*zip(*own), token, own is heads) for own in (heads, boxes, strip))]
     title = f"The block, with the numbers of token {token}"
-    return Panel(title, parts, *axes, width=12, height=HEIGHT, caption=caption)
+    return Panel(title, marks, *axes, width=12, height=HEIGHT, caption=caption)
 
 
 def order_of(routing: Routing) -> tuple[bool, Tensor]:
@@ -96,26 +87,17 @@ def order_of(routing: Routing) -> tuple[bool, Tensor]:
     raise ValueError("moe must have a router whose weights are a softmax of its K largest logits, got another to draw")
 
 
-class Drawing:
-    """Collects boxes and arrows. strong: bold letters."""
-
-    def __init__(self, strong: bool = False):
-        self.boxes, self.arrows, self.strong = [], [], strong
-
-    def box(self, x, y, w, h, text="", look=FRAME, expert=-1, token=-1, says="") -> None:
-        """See `Boxes`."""
-        self.boxes.append((x, y, w, h, text, look, expert, token, says))
-
-    def text(self, x, y, text) -> None:
-        """Begin a text at x."""
-        self.box(x, y, 0, 0, text, TEXT)
-
-    def arrow(self, x, y, x_to, y_to, expert=-1, token=-1) -> None:
-        """See `Arrows`."""
-        self.arrows.append((x, y, x_to, y_to, expert, token))
+def box(x, y, w, h, text="", look=FRAME, expert=-1, token=-1, says="") -> tuple:
+    """Make a row of `Boxes`."""
+    return x, y, w, h, text, look, expert, token, says
 
 
-def draw_ffn(heads: Drawing, drawing: Drawing, dense: FeedForward, moe: nn.Module, x) -> None:
+def words(x, y, text: str) -> tuple:
+    """Make a text that begins at x."""
+    return box(x, y, 0, 0, text, TEXT)
+
+
+def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn.Module, x) -> None:
     """Draw on the left the FFN, its token coming in from above, in the ink of what it is to the mixture."""
     count, middle, D, F = count_parameters(dense), FFN / 2, dense.d_model, dense.d_ff
     twins = ("total", "equal-total twin", 2), ("active", "equal-active twin", 1)
@@ -124,21 +106,18 @@ def draw_ffn(heads: Drawing, drawing: Drawing, dense: FeedForward, moe: nn.Modul
     up = f"gate and up: {D} → {F}" if dense.activation in GATED else f"up: {D} → {F}"
     rows = [(TOKEN, 24, f"x = {vector(x, 2)}", FRAME), (123, 58, up, INK + ink), (181, 28, dense.activation, INK + ink),
             (228, 38, f"down: {F} → {D}", INK + ink), (SUM, 24, f"y: {D} numbers", FRAME)]  # fmt: skip
-    for y, h, text, look in rows:
-        drawing.box(middle, y, FFN - 8, h, text, look)
+    boxes += [box(middle, y, FFN - 8, h, text, look) for y, h, text, look in rows]
+    boxes.append(words(4, 30, f"{name}, F = {F}".removeprefix(", ")))
     for (y, h, *_), (y_to, h_to, *_) in zip(rows, rows[1:]):
-        drawing.arrow(middle, y + h / 2, middle, y_to - h_to / 2)
-    heads.text(4, 12, "Dense: every weight works")
-    drawing.text(4, 30, f"{name}, F = {F}".removeprefix(", "))
-    heads.text(4, COUNTS, f"parameters: total {count.total:,}")
-    heads.text(4, COUNTS + 16, f"active for this token {count.active:,}")
+        arrows.append((middle, y + h / 2, middle, y_to - h_to / 2, -1, -1))
+    heads += [words(4, 12, "Dense: every weight works"), words(4, COUNTS, f"parameters: total {count.total:,}")]
+    heads.append(words(4, COUNTS + 16, f"active for this token {count.active:,}"))
 
 
-def draw_mixture(heads, drawing, moe, routing: Routing, wanted: list[bool], is_masked: bool, token: int, x, y) -> None:
+def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_masked: bool, token: int, x, y) -> None:
     """Draw on the right the token, its router logits, the mask, the weights, the experts and their sum."""
-    E, K, D = moe.num_experts, sum(wanted), moe.d_model
+    E, D, count = moe.num_experts, moe.d_model, count_parameters(moe)
     pitch, digits = min((RIGHT - COLUMNS) / E, 130), 2 if E <= 10 else 1  # of scores: there is little room
-    columns, whole = [COLUMNS + (e + 0.5) * pitch for e in range(E)], (COLUMNS + RIGHT - 5) / 2
     logits, probs = (values[token].tolist() for values in (routing.router_logits, routing.router_probs))
     mine = routing.token_idx == token
     weights = dict(zip(routing.expert_idx[mine].tolist(), routing.weight[mine].tolist()))
@@ -154,29 +133,32 @@ def draw_mixture(heads, drawing, moe, routing: Routing, wanted: list[bool], is_m
         LOGITS: ("logits", [number(logit, digits) for logit in logits], [FRAME] * E, "router logit"),
         SECOND: second, THIRD: third, EXPERTS: ("experts", named, lit, ""),
     }  # fmt: skip
-    for row, (label, texts, looks, says) in rows.items():
-        drawing.text(LABELS, row, label)
-        for e in range(E):
-            drawing.box(columns[e], row, pitch - 5, 38 if row == EXPERTS else 24, texts[e], looks[e], e, says=says)
     for e in range(E):
-        drawing.arrow(columns[e], TOKEN + 12, columns[e], LOGITS - 12)
-        for start, end in ((LOGITS + 12, SECOND - 12), (SECOND + 12, THIRD - 12)) if wanted[e] else ():
-            drawing.arrow(columns[e], start, columns[e], end, e)
-        for start, end in ((THIRD + 12, EXPERTS - 19), (EXPERTS + 19, SUM - 12)) if e in weights else ():
-            drawing.arrow(columns[e], start, columns[e], end, e)
-    drawing.text(LABELS, TOKEN, "token")
-    drawing.box(whole, TOKEN, RIGHT - COLUMNS - 5, 24, f"x = {vector(x, 6)}" + f", {D} numbers" * (D > 6), FRAME)
+        middle = COLUMNS + (e + 0.5) * pitch
+        for row, (_, texts, looks, says) in rows.items():
+            boxes.append(box(middle, row, pitch - 5, 38 if row == EXPERTS else 24, texts[e], looks[e], e, says=says))
+        arrows.append((middle, TOKEN + 12, middle, LOGITS - 12, -1, -1))
+        ends = [(LOGITS + 12, SECOND - 12), (SECOND + 12, THIRD - 12)] if wanted[e] else []
+        ends += [(THIRD + 12, EXPERTS - 19), (EXPERTS + 19, SUM - 12)] if e in weights else []
+        arrows += [(middle, start, middle, end, e, -1) for start, end in ends]
     terms = " + ".join(f"{number(w)} · E{e}(x)" for e, w in sorted(weights.items())) or "0: every expert was full"
     terms = terms if len(weights) <= 4 else f"Σ weight · expert(x) of {len(weights)} experts"
-    drawing.text(LABELS, SUM, "sum")
-    drawing.box(whole, SUM, RIGHT - COLUMNS - 5, 24, f"y = {terms} = {vector(y, 3)}", FRAME)
-    heads.text(LABELS, 12, f"Mixture of experts: {K} of {E} work for a token")
-    count = count_parameters(moe)
-    drawing.text(LABELS, 30, f"a router, {D} → {E}, and {E} FFNs")
-    heads.text(LABELS, COUNTS, f"parameters: total {count.total:,}, active for this token {count.active:,}")
+    whole = (COLUMNS + RIGHT - 5) / 2, RIGHT - COLUMNS - 5  # middle and width
+    for row, text in (
+        (TOKEN, f"x = {vector(x, 6)}" + f", {D} numbers" * (D > 6)),
+        (SUM, f"y = {terms} = {vector(y, 3)}"),
+    ):
+        boxes.append(box(whole[0], row, whole[1], 24, text))
+    labels = {30: f"a router, {D} → {E}, and {E} FFNs", TOKEN: "token", SUM: "sum"}
+    boxes += [words(LABELS, row, text) for row, text in (labels | {row: said[0] for row, said in rows.items()}).items()]
+    total = f"parameters: total {count.total:,}, active for this token {count.active:,}"
+    heads += [
+        words(LABELS, 12, f"Mixture of experts: {sum(wanted)} of {E} work for a token"),
+        words(LABELS, COUNTS, total),
+    ]
 
 
-def draw_strip(heads: Drawing, drawing: Drawing, strip: Drawing, routing: Routing, selected: int) -> None:
+def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Routing, selected: int) -> None:
     """Draw below the tokens in their order, sorted to their experts, and back in their order."""
     E, room = routing.num_experts, RIGHT - STRIP
     first = selected // MOST_TOKENS * MOST_TOKENS
@@ -186,29 +168,24 @@ def draw_strip(heads: Drawing, drawing: Drawing, strip: Drawing, routing: Routin
     middle = {t: STRIP + (i + 0.5) * pitch for i, t in enumerate(tokens)}
     of_token = {t: [e for e, token in served if token == t] for t in tokens}
     names = {t: ", ".join(f"E{e}" for e in of_token[t]) or "no expert: all were full" for t in tokens}
-    for t in tokens:
-        strip.box(middle[t], ORDER, pitch - 6, 20, str(t), token=t, says=f"goes to {names[t]}")
-    at = STRIP
+    strip += [box(middle[t], ORDER, pitch - 6, 20, str(t), token=t, says=f"goes to {names[t]}") for t in tokens]
+    at, half = STRIP, (pitch - 6) / 2
     for expert in range(E):
-        own = [t for e, t in served if e == expert]
-        drawing.text(at + 2, SORTED, f"E{expert}")
+        boxes.append(words(at + 2, SORTED, f"E{expert}"))
         at += 27
-        for t in own:
-            x, k = at + slot / 2, of_token[t].index(expert)
-            text, says = str(t) if slot > 18 else "", f"computed by E{expert}"
-            strip.box(x, SORTED, slot - min(2, slot / 4), 20, text, EXPERT, expert, t, says)
-            part = (pitch - 6) / 2 / len(of_token[t])
-            back = middle[t] + (k + 0.5) * part
-            strip.box(back, BACK, part, 20, "", EXPERT, expert, t, f"from E{expert}")
-            drawing.arrow(middle[t], ORDER + 10, x, SORTED - 10, expert, t)
-            drawing.arrow(x, SORTED + 10, back, BACK - 10, expert, t)
+        for t in (t for e, t in served if e == expert):
+            x, part, text = at + slot / 2, half / len(of_token[t]), str(t) if slot > 18 else ""
+            back, says = middle[t] + (of_token[t].index(expert) + 0.5) * part, f"computed by E{expert}"
+            strip.append(box(x, SORTED, slot - min(2, slot / 4), 20, text, EXPERT, expert, t, says))
+            strip.append(box(back, BACK, part, 20, "", EXPERT, expert, t, f"from E{expert}"))
+            arrows.append((middle[t], ORDER + 10, x, SORTED - 10, expert, t))
+            arrows.append((x, SORTED + 10, back, BACK - 10, expert, t))
             at += slot
         at += 2
-    for t in tokens:
-        strip.box(middle[t] - (pitch - 6) / 4, BACK, (pitch - 6) / 2, 20, str(t), token=t, says=f"sum of {names[t]}")
-    heads.text(4, ORDER - 24, "The tokens: sorted to their experts, computed, put back in their order and summed")
-    for row, label in ((ORDER, "in their order"), (SORTED, "sorted"), (BACK, "put back")):
-        drawing.text(4, row, label)
+    strip += [box(middle[t] - half / 2, BACK, half, 20, str(t), token=t, says=f"sum of {names[t]}") for t in tokens]
+    title = "The tokens: sorted to their experts, computed, put back in their order and summed"
+    heads.append(words(4, ORDER - 24, title))
+    boxes += [words(4, ORDER, "in their order"), words(4, SORTED, "sorted"), words(4, BACK, "put back")]
 
 
 def number(value: float, digits: int = 2) -> str:

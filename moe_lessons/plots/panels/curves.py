@@ -15,8 +15,8 @@ WITH_NOISE = 2  # an ink whose line is dotted
 
 
 def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
-    """The ink of each tile, by its last reading, and for the legend each outcome with the names of its tiles. A tile is
-    compared with 'nothing' or, where there is no such tile, with the worst. Before the first step all are grey."""
+    """Choose the ink of each tile, by its last reading beside that of 'nothing', else of the worst; and for the legend
+    name each outcome with its tiles. Before the first step all are grey."""
     if not any(tile.step for tile in view.tiles.values()):
         return [5] * len(view.tiles), [(5, "all start alike")]
     dead = {name: float(np.mean(tile.readings[-1].dead)) for name, tile in view.tiles.items()}
@@ -27,8 +27,8 @@ def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
 
 
 def curves(view) -> Panel:
-    """A line for each tile, the mean of its seeds. That of the selected tile is strong, its band reaches from the
-    lowest to the highest seed; dotted: the same in training, with noise."""
+    """Show a line for each tile, the mean of its seeds; of the selected one also the band of all seeds; dotted: the same
+    in training, with noise."""
     title, most, quantity = CURVES[view.curve]
     (inks, legend), marks = outcomes(view), []
     for name in sorted(view.tiles, key=lambda name: name == view.selected):  # the selected one on top
@@ -48,9 +48,8 @@ def curves(view) -> Panel:
 
 
 def balance(view) -> Panel:
-    """How evenly the load lies (across) against how often the model is right (up), with a cross from the lowest to the
-    highest seed. The axes reach from even to the busiest expert, and from the lowest accuracy to 1, in large steps.
-    """
+    """Show how evenly the load lies (across) against how often the model is right (up), with a cross from the lowest to
+    the highest seed."""
     last, names, (inks, legend) = [tile.readings[-1] for tile in view.tiles.values()], list(view.tiles), outcomes(view)
     x, y = np.array([r.max_over_mean for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
     ends = x.min(axis=1), x.max(axis=1), y.min(axis=1), y.max(axis=1)

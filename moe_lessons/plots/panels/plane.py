@@ -10,8 +10,8 @@ PLANE = Axis(-1, 1, ticks=[(-1, "−1"), (0, "0"), (1, "1")])
 
 
 def territory(view) -> Panel:
-    """Each place in the colour of the expert that the router of the view likes best there. Tokens are light where the
-    model names the right class, a dark cross where it does not; a ring marks the selected one."""
+    """Show each place in the colour of the expert that the router likes best there. Tokens are light where the model
+    names the right class, a dark cross where it does not; a ring marks the selected one."""
     plane = view.plane
     x, y = as_array(plane.points, "f4").T
     look, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
@@ -19,14 +19,8 @@ def territory(view) -> Panel:
     return Panel("Territory: first choices", [Field(as_array(plane.scores, "f2")), tokens], PLANE, PLANE)
 
 
-def heatmap(view) -> Panel:
-    """The tokens that the view shows."""
-    return heatmap_panel(view.plane.routing, view.selected)
-
-
 def heatmap_panel(routing, selected: int | None = None) -> Panel:
-    """A row for each token, a column for each expert: the stronger the colour, the higher the router's probability. A
-    dot says who serves."""
+    """Show a row for each token, a column for each expert, by the router's probability; a dot says who serves."""
     tokens, experts = routing.router_probs.shape
     token, expert = as_array(routing.token_idx, "i4"), as_array(routing.expert_idx, "u1")
     marks = Cells(as_array(routing.router_probs, "f2"), selected=selected), Points(expert, token, expert=expert)
@@ -34,6 +28,11 @@ def heatmap_panel(routing, selected: int | None = None) -> Panel:
     return Panel("Router probabilities, ○ served", marks, experts_axis(experts), y)
 
 
+def heatmap(view) -> Panel:
+    """Show the tokens of the view."""
+    return heatmap_panel(view.plane.routing, view.selected)
+
+
 def token_expert_heatmap(routing, ax: Axes | None = None) -> Axes:
-    """Draw the router probabilities (T, E) of a `Routing` and mark the experts that serve. See `heatmap_panel`."""
+    """Draw the router probabilities (T, E) of a `Routing` and mark the experts that serve."""
     return plot(heatmap_panel(routing), ax)

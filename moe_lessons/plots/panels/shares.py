@@ -17,11 +17,8 @@ HOTTEST = 3.0  # multiples of the even share: from here on all look alike
 
 
 def load_panel(load, capacity=None, clean=None, title=TITLE, of="assignments", clean_name="without noise") -> Panel:
-    """A bar for each expert: load (E,), its share of the assignments that the router wants. Dashed: the even share 1/E.
-
-    capacity: of an expert, as a share of all assignments: a red line; the part of a bar above it is pale, it is
-    dropped. clean (E,): another reading, such as that of the router without its noise: a tick on each bar.
-    """
+    """Show a bar for each expert: load (E,), its share of the assignments that the router wants. capacity: of an expert,
+    as a share of all: a red line, above which a bar is pale. clean (E,): another reading: a tick on each bar."""
     load, clean, even = as_array(load, "f4"), None if clean is None else as_array(clean, "f4"), 1 / len(load)
     marks = [Bars(load, capacity, clean, clean_name), Rule(y=even, name="even share")]
     marks += [] if capacity is None else [Rule(y=capacity, kind="limit", name="capacity")]
@@ -31,7 +28,7 @@ def load_panel(load, capacity=None, clean=None, title=TITLE, of="assignments", c
 
 
 def load(view) -> Panel:
-    """The load of the layer that the view shows, over its last steps."""
+    """Show the load of the layer that the view shows, over its last steps."""
     run, experts = view.main_run, num_experts(view)
     clean = view.clean_load if run.knobs.is_noisy or not run.records else None  # else training is as clean
     shares = recent_load(run, view.layer) if run.records else [0.0] * experts if clean is None else clean
@@ -40,8 +37,7 @@ def load(view) -> Panel:
 
 
 def gradient(view) -> Panel:
-    """The share of the gradient norms that each expert's weights got in the last steps; a tick: its share of the load.
-    The run must have `expert_gradients`, as a `WatchedRun`."""
+    """Show the share of the gradient norms that each expert of a `WatchedRun` got of late; a tick: that of the load."""
     run = view.main_run
     total = np.sum(run.expert_gradients[-RECENT:] or [np.zeros(num_experts(view))], axis=0)  # (E,)
     load = recent_load(run) if run.records else view.clean_load
@@ -49,10 +45,8 @@ def gradient(view) -> Panel:
 
 
 def layers_panel(wanted: np.ndarray, selected: int | None = None) -> Panel:
-    """A row for each MoE layer, a column for each expert, coloured by its load in multiples of the even share; a red
-    cross where it is dead. wanted (layers, E): which share of the tokens wants each.
-
-    Each row is read by itself: two layers that have collapsed onto different experts are not even together."""
+    """Show a row for each MoE layer, a column for each expert, coloured by its load in multiples of the even share of
+    the layer; a red cross where it is dead. wanted (layers, E): which share of the tokens wants each."""
     rows, experts = wanted.shape
     load = experts * wanted / np.maximum(wanted.sum(axis=1, keepdims=True), 1e-9)
     cells = Cells(load.astype("f4"), even=1.0, most=HOTTEST, rows="layer", selected=selected)
@@ -63,7 +57,7 @@ def layers_panel(wanted: np.ndarray, selected: int | None = None) -> Panel:
 
 
 def layers(view) -> Panel:
-    """The loads of the last steps; a frame around the layer that the other panels show."""
+    """Show the loads of the last steps; a frame around the layer that the other panels show."""
     run, wanted = view.main_run, np.full((len(view.main_run.num_experts), num_experts(view)), np.nan)
     if run.records:
         top_k = np.array([[module.top_k] for module in run.model.modules() if is_moe(module)])  # (layers, 1)
@@ -72,7 +66,8 @@ def layers(view) -> Panel:
 
 
 def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Draw the load of each expert in each layer: `routings` has one `Routing` for each. See `layers_panel`."""
+    """Draw the load of each expert in each layer over the even share, a red cross where it is dead. routings: one for
+    each layer. theme: 'light' or 'dark'."""
     if len({routing.num_experts for routing in routings}) != 1:
         got = [routing.num_experts for routing in routings]
         raise ValueError(f"routings must be one or more Routings with one number of experts, got {got}")
@@ -81,8 +76,8 @@ def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str 
 
 
 def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, of="assignments", clean=None) -> Panel:
-    """The share of each expert at every step, stacked to 1: steps (N,), loads (N, E). Fine dashes: where even shares
-    lie. marks: steps at which something was changed. clean (E,): another reading of now, a strip at the right edge."""
+    """Show the share of each expert at every step: steps (N,), loads (N, E). Fine dashes: even shares. marks: steps at
+    which something was changed. clean (E,): another reading of now, a strip at the right edge."""
     steps, loads = as_array(steps, "f4"), as_array(loads, "f4")
     experts, last = loads.shape[1], float(steps[-1]) if len(steps) else 0.0
     rules = [Rule(y=expert / experts, kind="even") for expert in range(1, experts)]
@@ -92,14 +87,14 @@ def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, of="assign
 
 
 def film(view) -> Panel:
-    """The load of the layer that the view shows, at every step."""
+    """Show the load of the layer that the view shows, at every step."""
     past = history(view.main_run)
     loads, title = past.loads(view.layer, num_experts(view)), of_layer(FILM_TITLE, view)
     return film_panel(past.column("steps"), loads, view.marks, view.first_x, title)
 
 
 def gradient_film(view) -> Panel:
-    """Which share of the gradient norms each expert's weights got, at every step; nothing where all stand still."""
+    """Show which share of the gradient norms each expert got, at every step; nothing where all stand still."""
     gradients = view.main_run.expert_gradients
     at = thinned(len(gradients))
     norms = np.array([gradients[i] for i in at]).reshape(len(at), num_experts(view))  # (N, E)
@@ -109,8 +104,8 @@ def gradient_film(view) -> Panel:
 
 
 def tile(view, name: str) -> Panel:
-    """The film of one tile of the balancing laboratory, of its first seed, with its numbers under it. The strip at the
-    right edge is the reading without noise, where there is any."""
+    """Show the film of one tile of the balancing laboratory, of its first seed, with its numbers under it and, in a
+    strip, its reading without noise, where there is any."""
     shown, past, model = view.tiles[name], history(view.tiles[name].band), list(view.tiles).index(name)
     clean = shown.clean[0] if shown.is_noisy and shown.clean is not None else None
     made = film_panel(past.column("steps"), past.loads(0, view.num_experts), shown.marks, title=name, clean=clean)
