@@ -1,8 +1,5 @@
-"""What is drawn. Plot functions take tensors or numbers and return the axes.
-
-Show a picture in a notebook with `ax.figure`. Panels of live views are functions of the view that return marks: see
-`marks` and `panels`; `still` draws the same marks.
-"""
+"""What is drawn. Plot functions take tensors or numbers and return the axes; show a picture with `ax.figure`. Panels of
+live views are functions of the view that return marks: see `marks` and `panels`; `still` draws the same marks."""
 
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels.block import draw_block

@@ -31,10 +31,9 @@ def published_models_scatter(frame: pd.DataFrame) -> Axes:
     for name in "xy":
         log_axis(ax, name, say="{:g} B".format)
     for has_shared, own in frame.groupby(frame.shared_experts > 0):
-        look = {"color": PALETTE[5], "marker": "D"} if has_shared else {"color": PALETTE[0], "marker": "o"}
-        look |= {"s": 44, "ec": LIGHT.background, "lw": 0.8, "zorder": 3}
-        name = "with shared experts" if has_shared else "routed experts only"
-        ax.scatter(x[own.index], y[own.index], label=name, **look)
+        kinds = (PALETTE[0], "o", "routed experts only"), (PALETTE[5], "D", "with shared experts")
+        look = dict(zip(("color", "marker", "label"), kinds[int(has_shared)]))
+        ax.scatter(x[own.index], y[own.index], s=44, ec=LIGHT.background, lw=0.8, zorder=3, **look)
     for name, share in SHARES.items():
         start, end = 0.56 * x.min(), min(right, top / share)
         ax.plot([start, end], [start * share, end * share], color=LIGHT.grid, lw=1.2, ls="--", zorder=1)
@@ -130,9 +129,7 @@ def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def speed_panel(
-    models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int, batches: Sequence[int]
-) -> Panel:
+def speed_panel(models, context: int, dtype: str, machine: pd.Series, batch: int, batches: Sequence[int]) -> Panel:
     """Show how many times as fast as the third model, the equally good dense one, each writes each of `batches`."""
     roof = machine_for(machine, dtype)
     times = np.array([[step_seconds(m, roof, dtype, b, context) for b in batches] for m in models.values()])
@@ -169,13 +166,13 @@ def speed_bars(speeds: pd.DataFrame) -> Axes:
     return ax
 
 
-def plot_plan(plans: Mapping[str, Plan], xlabel: str) -> Axes:
+def plot_plan(plans: Mapping[str, Plan]) -> Axes:
     """Draw the time of a step, a bar for each plan, by the name under it: the arithmetic, and the exchange.
 
     What of the exchange is hidden lies in the bar of the arithmetic, hatched; the rest stands on it, in the colour of
     the links that it waits for.
     """
-    ax = axes_for(max(4.8, 1.6 + 0.8 * len(plans)), 3.4, "Time of a step", xlabel, "seconds")
+    ax = axes_for(max(4.8, 1.6 + 0.8 * len(plans)), 3.4, "Time of a step", ylabel="seconds")
     x, made = np.arange(len(plans)), list(plans.values())
     computed, hidden = (np.array([getattr(one, name) for one in made]) for name in ("compute", "hidden"))
     ax.bar(x, computed, 0.7, color=PALETTE[0], label="compute")

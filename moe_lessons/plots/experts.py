@@ -156,22 +156,21 @@ def buffers(routing: Routing, capacity: int, title: str, ax: Axes | None = None)
     return ax
 
 
-def plot_exchange(traffic: Tensor | Mapping[str, Tensor], title: str = "") -> Axes:
-    """Draw how many rows (tokens' copies) each rank sends to each, of a matrix or of several, side by side.
+def plot_exchange(traffic: Mapping[str, Tensor]) -> Axes:
+    """Draw how many rows (tokens' copies) each rank sends to each, a picture for each title; return the last axes.
 
-    traffic: rows (N, N), from the first index to the second, as `parallel.exchange.rank_traffic` counts them, or title
-    -> such a matrix. The colours depart from an even share, which is white; what is framed stays on its rank. Under a
-    column: what that rank receives. Returns the last axes.
+    traffic: title -> rows (N, N), from the first index to the second, as `parallel.exchange.rank_traffic` counts them.
+    The colours depart from an even share, which is white; what is framed stays on its rank. Under a column: what that
+    rank receives.
     """
-    matrices = traffic if isinstance(traffic, Mapping) else {title: traffic}
-    rows = {name: np.asarray(matrix, dtype=float) for name, matrix in matrices.items()}
+    rows = {name: np.asarray(matrix, dtype=float) for name, matrix in traffic.items()}
     most = max(2, *(matrix.max() / matrix.mean() for matrix in rows.values()))
     drawn = LessonFigure(4.8, 3.9) if len(rows) == 1 else LessonFigure(0.8 + 3.1 * len(rows), 3.75)
     places = drawn.subplots(1, len(rows), squeeze=False)[0]
     for ax, (name, matrix) in zip(places, rows.items()):
         ranks, received = np.arange(len(matrix)), matrix.sum(axis=0)
         busiest = f"busiest rank {received.max() / received.mean():.3g} × the mean"
-        dress(ax, LIGHT, f"{name}: {busiest}".removeprefix(": "), "to rank", "from rank")
+        dress(ax, LIGHT, f"{name}: {busiest}", "to rank", "from rank")
         share = matrix / matrix.mean()  # 1 is even
         mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most, LIGHT)
         for sender, receiver in np.ndindex(matrix.shape):

@@ -47,7 +47,7 @@ def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float]
 
 def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
     """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts: a
-    dot for each seed, a line through the means, and the mean of the equal-total twin, where there is one.
+    dot for each seed, a line through the means, and the mean of the equal-total twin.
 
     results: of `analysis.load_results`; the last step counts. column: more is better, but of a loss less is. ValueError
     where a model has several learning rates.
@@ -60,8 +60,7 @@ def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
     ax.axhline(0, lw=1.2, color=LIGHT.lines[1], label="equal-active twin")
     ax.plot(experts, values.T, color=LIGHT.lines[0], **SEED)
     ax.plot(experts, values.mean(), color=LIGHT.lines[0], lw=1.8, label="mixtures, mean of their seeds")
-    if EQUAL_TOTAL in gain:
-        ax.axhline(gain[EQUAL_TOTAL].mean(), ls=style.DASHES[2], lw=1.4, color=LIGHT.lines[2], label="equal-total twin")
+    ax.axhline(gain[EQUAL_TOTAL].mean(), ls=style.DASHES[2], lw=1.4, color=LIGHT.lines[2], label="equal-total twin")
     log_axis(ax, "x", experts)
     ax.grid(axis="y")
     return name_over(ax)
@@ -93,10 +92,10 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
     """Draw the loss at the end against the learning rate: for each model the mean of its seeds in a band of them all,
     and a ring at its best rate; nothing of a rate at which a run diverged.
 
-    results: with the columns model, lr, seed, step (the last one counts) and loss, perhaps diverged.
+    results: with the columns model, lr, seed, step (the last one counts), loss and diverged.
     """
     last = results.sort_values("step").groupby(["model", "lr", "seed"], sort=False).tail(1)
-    failed = ~np.isfinite(last["loss"]) | ("diverged" in last and last["diverged"].eq(True))
+    failed = ~np.isfinite(last["loss"]) | last["diverged"].eq(True)
     last = last[~failed.groupby([last["model"], last["lr"]]).transform("any")]
     ax = axes_for(8.4, 4, "Held-out loss against the learning rate", "learning rate", "loss (nats per byte)")
     curves(ax, last, "lr", *["loss"] * 3)

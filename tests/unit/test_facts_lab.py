@@ -1,5 +1,7 @@
 """Facts by heart, live: the walls, the curve, how often all entries are read, and what starts afresh."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from live_tools import button, on_a_loop, settled, words
@@ -7,7 +9,7 @@ from oracle import refused
 
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots.marks import Lamps, Line
-from moe_lessons.plots.panels.models import wall_panel
+from moe_lessons.plots.panels.models import wall
 from moe_lessons.training import facts_runs
 from moe_lessons.widgets import FactsLab
 
@@ -115,7 +117,8 @@ def test_bad_sizes_are_refused_and_change_nothing():
 
 @pytest.mark.parametrize("num", [1, 2, 7, 250, 2000])
 def test_a_wall_has_room_for_all_its_lamps_and_is_drawn(num):
-    panel = wall_panel(np.arange(num) % 3 == 0)
+    known, task = {"known": np.arange(num) % 3 == 0}, SimpleNamespace(entries=["a = 1"] * num)
+    panel = wall(SimpleNamespace(readings=[(0, known)], runs=known, main_run=SimpleNamespace(task=task)), "known")
     (lamps,) = panel.marks
     assert lamps.columns * panel.y.low >= num > lamps.columns * (panel.y.low - 1)
     assert panel.title == f"known: {-(-num // 3):,} of {num:,}"

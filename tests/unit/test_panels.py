@@ -24,7 +24,6 @@ from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs
 
 EVEN, COLLAPSED = [1 / 8] * 8, [0.0] * 7 + [1.0]
-LOSS = (np.arange(1, 31), np.linspace(2.1, 0.3, 30))
 STEPS = 25
 TEXT = 'if a<b & c: "τηε"\n  x'
 
@@ -126,16 +125,12 @@ def test_the_loss_of_each_model(view):
     assert (of(against, Line)[0].ink, of(against, Line)[0].name) == (-1, "previous run")
 
 
-@pytest.mark.parametrize("x_axis, start", [("steps", 200), ("FLOPs", 1e7), ("seconds", 0.25)])
-def test_the_axes_of_the_loss_grow_and_name_their_unit(x_axis, start):
-    for factor, end in ((0.9, 1), (2.5, 3.375)):
-        panel = loss_panel({"MoE": ([start * factor], [1.0])}, x_axis=x_axis)
-        assert panel.x.high == pytest.approx(end * start) and x_axis.rstrip("s") in panel.x.label
-    for highest, limit in ((0.2, 0.5), (2.1, 2.5), (7.1, 10), (1e30, 10), (np.nan, 10)):
-        assert loss_panel({"MoE": (LOSS[0], np.linspace(highest, 0, 30))}).y.high == limit
-
-
-def test_a_long_ghost_does_not_squeeze_a_young_run_and_nothing_can_be_drawn():
+def test_the_axes_of_the_loss_grow_but_a_long_ghost_does_not_squeeze_a_young_run():
+    for x_axis, start in (("steps", 200), ("FLOPs", 1e7), ("seconds", 0.25)):
+        panel = loss_panel({"MoE": ([start * 2.5], [1.0])}, x_axis=x_axis)
+        assert panel.x.high == pytest.approx(3.375 * start) and x_axis.rstrip("s") in panel.x.label
+    for highest, limit in ((0.2, 0.5), (2.1, 2.5), (1e30, 10), (np.nan, 10)):
+        assert loss_panel({"MoE": (np.arange(1, 31), np.linspace(highest, 0, 30))}).y.high == limit
     steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
     assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
     assert loss_panel({"MoE": nothing}, (steps, steps / 5000)).x.high >= 5000
@@ -178,7 +173,9 @@ def test_layers_are_rows_and_other_panels_say_which_one_they_show(text_run, rout
     assert PANELS["film"](view_of({"MoE": text_run}, layer=1)).title == "Load share over time, layer 1"
     fresh = Run(text_run.model, text_run.task)
     assert np.isnan(PANELS["layers"](view_of({"MoE": fresh})).marks[0].z).all()
-    ax = plots.layer_loads([routing, apply_capacity(routing, 1)])  # what is dropped was wanted
+    full = apply_capacity(routing, 1)
+    assert len(plots.token_expert_heatmap(full).lines[0].get_xydata()) == 24 - full.dropped < 24
+    ax = plots.layer_loads([routing, full])  # what is dropped was wanted
     idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
     assert {tuple(point) for point in ax.lines[2].get_xydata().astype(int)} == idle
     cells = layers_panel(np.array([routing.demand_per_expert / 12] * 2)).marks[0]
@@ -188,12 +185,6 @@ def test_layers_are_rows_and_other_panels_say_which_one_they_show(text_run, rout
             plots.layer_loads(given)
 
 
-def test_a_dropped_choice_has_no_dot(routing):
-    full = apply_capacity(routing, 1)
-    dots = plots.token_expert_heatmap(full).lines[0].get_xydata()
-    assert len(dots) == len(full.expert_idx) == 24 - full.dropped < 24
-
-
 def test_the_table_says_what_each_model_costs(view):
     (table,) = PANELS["cost"](view).marks
     assert table.columns == tuple(view.runs) and table.rows[:2] == ("parameters", "active/token")
@@ -201,8 +192,6 @@ def test_the_table_says_what_each_model_costs(view):
         column = dict(zip(table.rows, (row[table.columns.index(name)] for row in table.cells)))
         assert column["parameters"] == f"{count_parameters(run.model).total:,}"
         assert column["accuracy"] == f"{run.evaluate(256)['accuracy']:.1%}"
-    (table,) = PANELS["cost"](view_of(plane_runs(PRESETS["healthy"]))).marks
-    assert table.cells[3] == ["–"] * 3
 
 
 def test_the_panels_of_every_picture_cost_a_small_part_of_a_training_step():
@@ -237,8 +226,7 @@ def test_text_is_cut_into_its_characters_and_what_is_none_into_its_bytes(data):
         assert own == char.encode() if char != "�" else size == 1 and own.decode(errors="ignore") == ""
 
 
-@pytest.mark.parametrize("layer", range(3))
-def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(trace, layer):
+def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(trace, layer=1):
     rows = trace[trace["layer"] == layer]
     (mark,) = plots.colored_trace(trace.sample(frac=1, random_state=0), layer, "A title").marks
     assert mark.texts == [TEXT] and mark.experts.tolist() == rows["expert0"].tolist()

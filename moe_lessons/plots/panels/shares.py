@@ -17,8 +17,8 @@ HOTTEST = 3.0  # multiples of the even share: from here on all look alike
 
 
 def load_panel(load, capacity=None, clean=None, title=TITLE, of="assignments", clean_name="without noise") -> Panel:
-    """Show a bar for each expert: load (E,), its share of the assignments that the router wants. capacity: of an expert,
-    as a share of all: a red line, above which a bar is pale. clean (E,): another reading: a tick on each bar."""
+    """Show a bar for each expert: load (E,), which share of all assignments wants it. capacity: as a share of
+    all: a red line, above which a bar is pale. clean (E,): another reading: a tick on each bar."""
     load, clean, even = as_array(load, "f4"), None if clean is None else as_array(clean, "f4"), 1 / len(load)
     marks = [Bars(load, capacity, clean, clean_name), Rule(y=even, name="even share")]
     marks += [] if capacity is None else [Rule(y=capacity, kind="limit", name="capacity")]
