@@ -23,7 +23,7 @@ class Tokens(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """What the router and the model make of the plane, without noise: see `plots.panels.plane` and `…block`."""
+    """What the router and the model make of the plane, without noise: see `plots.panels.shares` and `…block`."""
 
     points: Tensor  # (T, 2): the tokens that are shown
     scores: Tensor  # (R, R, E): log-probabilities of the router on a `tasks.grid`

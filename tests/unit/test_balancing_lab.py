@@ -10,7 +10,7 @@ from live_tools import button, click, losses, mark, on_a_loop, settled, until, w
 
 from moe_lessons.analysis.remedies import NUM_POINTS, STRENGTHS
 from moe_lessons.plots.marks import Band, Line, Spots, Stack
-from moe_lessons.plots.panels.curves import CURVES
+from moe_lessons.plots.panels.models import CURVES
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, remedy_setting
 from moe_lessons.training.knobs import KNOBS, TRAINING
 from moe_lessons.widgets import BalancingLab

@@ -1,17 +1,24 @@
-"""The models of a view beside each other: their loss, what they know by heart, what they cost."""
+"""The models or tiles of a view beside each other: their loss, what they know and cost, how balanced they are."""
 
 import math
 
 import numpy as np
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
-from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Rule, Table, roomy
+from moe_lessons.plots.marks import Axis, Band, Lamps, Line, Panel, Rule, Spots, Table, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import model_inks, short_number
 from moe_lessons.training import Run
 
 WIDE = 1.25  # a wall of lamps is so much wider than high
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
+CURVES = {  # name -> title, the most there can be with E experts, what of a reading
+    "dead experts": ("Dead experts", lambda num_experts: num_experts, "dead"),
+    "max over mean": ("Busiest expert over the mean", lambda num_experts: num_experts, "max_over_mean"),
+    "accuracy": ("Accuracy", lambda num_experts: 1, "accuracy"),
+}
+OUTCOMES = {4: "no dead expert", 1: "fewer dead than {}", 5: "as many dead or more"}  # by ink: green, orange, grey
+WITH_NOISE = 2  # an ink whose line is dotted
 
 
 def spent_axis(x_axis: str, reach: float, first: float) -> Axis:
@@ -67,18 +74,64 @@ def wall(view, name: str) -> Panel:
 
 def cost(view) -> Panel:
     """Show a column for each model: its size, what a token and a step cost, and what it has learned."""
-    columns = {name: _costs(run) for name, run in view.runs.items()}
+    columns = {}
+    for name, run in view.runs.items():
+        count = count_parameters(run.model)
+        sizes = {"parameters": count.total, "active/token": count.active, "FLOPs/token": flops_per_token(run.model)}
+        costs = {name: f"{size:,}" if size < 100_000 else short_number(size) for name, size in sizes.items()}
+        times = [record.ms_per_step for record in run.records[-50:]]
+        held_out = run.evaluate(NUM_HELD_OUT_SEQUENCES if hasattr(run.task, "context") else NUM_HELD_OUT)
+        loss = "loss" if hasattr(run.task, "known") else "held-out loss"  # of facts, none are held out
+        costs |= {"ms/step": f"{np.median(times):.2f}" if times else "–", loss: f"{held_out['loss']:.3g}"}
+        columns[name] = costs | {"accuracy": f"{held_out['accuracy']:.1%}"}
     rows = tuple(next(iter(columns.values())))
     cells = [[column[row] for column in columns.values()] for row in rows]
     return Panel("What each model costs", [Table(tuple(columns), rows, cells, model_inks(columns))])
 
 
-def _costs(run: Run) -> dict[str, str]:
-    count = count_parameters(run.model)
-    sizes = {"parameters": count.total, "active/token": count.active, "FLOPs/token": flops_per_token(run.model)}
-    costs = {name: f"{size:,}" if size < 100_000 else short_number(size) for name, size in sizes.items()}
-    times = [record.ms_per_step for record in run.records[-50:]]
-    held_out = run.evaluate(NUM_HELD_OUT_SEQUENCES if hasattr(run.task, "context") else NUM_HELD_OUT)
-    loss = "loss" if hasattr(run.task, "known") else "held-out loss"  # of facts, none are held out
-    costs |= {"ms/step": f"{np.median(times):.2f}" if times else "–", loss: f"{held_out['loss']:.3g}"}
-    return costs | {"accuracy": f"{held_out['accuracy']:.1%}"}
+def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
+    """Choose the ink of each tile, by its last reading beside that of 'nothing', else of the worst; and for the legend
+    name each outcome with its tiles. Before the first step all are grey."""
+    if not any(tile.step for tile in view.tiles.values()):
+        return [5] * len(view.tiles), [(5, "all start alike")]
+    dead = {name: float(np.mean(tile.readings[-1].dead)) for name, tile in view.tiles.items()}
+    plain, called = dead.get("nothing", max(dead.values())), "nothing" if "nothing" in dead else "the worst"
+    inks = [4 if mean == 0 else 1 if mean < plain else 5 for mean in dead.values()]
+    names = {ink: ", ".join(name for name, own in zip(dead, inks) if own == ink) for ink in OUTCOMES if ink in inks}
+    return inks, [(ink, f"{OUTCOMES[ink].format(called)}: {own}") for ink, own in names.items()]
+
+
+def curves(view) -> Panel:
+    """Show a line for each tile, the mean of its seeds; of the selected one also the band of its seeds and, dotted, the
+    same in training, with noise."""
+    title, most, quantity = CURVES[view.curve]
+    (inks, legend), marks = outcomes(view), []
+    for name in sorted(view.tiles, key=lambda name: name == view.selected):  # the selected one on top
+        tile, model, is_own = view.tiles[name], list(view.tiles).index(name), name == view.selected
+        steps = np.array([reading.step for reading in tile.readings], "f4")
+        values = np.array([getattr(reading, quantity) for reading in tile.readings], "f4")  # (N, S)
+        if is_own:
+            marks.append(Band(steps, values.min(axis=1), values.max(axis=1), inks[model]))
+        marks.append(Line(steps, values.mean(axis=1), "", inks[model], model, is_own))
+        if is_own and quantity == "dead" and tile.is_noisy and tile.step > 0:
+            past = history(tile.band)
+            marks.append(Line(*map(past.column, ("steps", "dead")), f"{name}, with noise", WITH_NOISE, strong=False))
+    title += f" without noise (mean of {view.seeds})" if view.seeds > 1 else " without noise"
+    x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
+    y = Axis(0, float(most(view.num_experts)))
+    return Panel(title, marks, x, y, width=6, legend=legend)
+
+
+def balance(view) -> Panel:
+    """Show how evenly the load lies (across) against how often the model is right (up), with a cross from the lowest to
+    the highest seed."""
+    last, names, (inks, legend) = [tile.readings[-1] for tile in view.tiles.values()], list(view.tiles), outcomes(view)
+    x, y = np.array([r.max_over_mean for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
+    ends = x.min(axis=1), x.max(axis=1), y.min(axis=1), y.max(axis=1)
+    selected = names.index(view.selected)
+    spots = Spots(x.mean(axis=1), y.mean(axis=1), *ends, np.array(inks, "u1"), names, selected)
+    right = next((stop for stop in (1.5, 2, 3, 4, 6, 8) if stop >= x.max()), 1.05 * float(x.max()))
+    bottom = next(stop for stop in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= y.min())
+    axes = Axis(0.5, right, "busiest expert over the mean (1: even)"), Axis(bottom, 1, "accuracy")
+    title = "Balance and quality: up and to the left is better"
+    return Panel(title, [spots], *axes, width=6, legend=legend)

@@ -1,4 +1,4 @@
-"""How busy the experts are, now and over time, and who gets the gradient."""
+"""How busy the experts are, now and over time, who gets the gradient, and which token goes to whom."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,12 +7,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from moe_lessons.nn import Routing, is_moe
-from moe_lessons.plots.marks import Axis, Bars, Cells, Panel, Points, Rule, Stack, experts_axis, roomy
+from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Rule, Stack, experts_axis, roomy
 from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load, thinned
 from moe_lessons.plots.still import plot
 from moe_lessons.training import is_dead
 
 TITLE, FILM_TITLE = "Load of each expert", "Load share over time"
+PLANE = Axis(-1, 1, ticks=[(-1, "−1"), (0, "0"), (1, "1")])
 HOTTEST = 3.0  # multiples of the even share: from here on all look alike
 
 
@@ -111,3 +112,32 @@ def tile(view, name: str) -> Panel:
     made = film_panel(past.column("steps"), past.loads(0, view.num_experts), shown.marks, title=name, clean=clean)
     axes = {"x": made.x._replace(label=""), "y": Axis(0, 1, ticks=()), "width": 3, "height": 150}
     return replace(made, **axes, caption=view.caption(shown), model=model, selected=name == view.selected)
+
+
+def territory(view) -> Panel:
+    """Show each place in the colour of the expert that the router likes best there. Tokens are light where the model
+    names the right class, a dark cross where it does not; a ring marks the selected one."""
+    plane = view.plane
+    x, y = as_array(plane.points, "f4").T
+    look, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
+    tokens = Points(x, y, look, first, True, view.selected, ("correct", "wrong"))
+    return Panel("Territory: first choices", [Field(as_array(plane.scores, "f2")), tokens], PLANE, PLANE)
+
+
+def heatmap_panel(routing, selected: int | None = None) -> Panel:
+    """Show a row for each token, a column for each expert, by the router's probability; a dot says who serves."""
+    tokens, experts = routing.router_probs.shape
+    token, expert = as_array(routing.token_idx, "i4"), as_array(routing.expert_idx, "u1")
+    marks = Cells(as_array(routing.router_probs, "f2"), selected=selected), Points(expert, token, expert=expert)
+    y = Axis(tokens - 0.5, -0.5, "token", [(row, str(row)) for row in range(0, tokens, max(1, tokens // 8))])
+    return Panel("Router probabilities, ○ served", marks, experts_axis(experts), y)
+
+
+def heatmap(view) -> Panel:
+    """Show the tokens of the view."""
+    return heatmap_panel(view.plane.routing, view.selected)
+
+
+def token_expert_heatmap(routing, ax: Axes | None = None) -> Axes:
+    """Draw the router probabilities (T, E) of a `Routing` and mark the experts that serve."""
+    return plot(heatmap_panel(routing), ax)
