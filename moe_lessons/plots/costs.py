@@ -47,10 +47,8 @@ def published_models_scatter(frame: pd.DataFrame) -> Axes:
 
 
 def published_features(frame: pd.DataFrame) -> Axes:
-    """Draw the experts of a layer of each model of `published_models()`, through time; within a year by their number.
-
-    Filled: experts narrower than a token (F < D); a diamond: with shared experts; green: sigmoid scores.
-    """
+    """Draw the experts of a layer of each model of `published_models()`, through time. Filled: narrower than a token
+    (F < D); a diamond: with shared experts; green: sigmoid scores."""
     frame = frame.sort_values(["year", "num_experts"], ignore_index=True)
     x = frame.year + 0.08 + 0.84 * frame.groupby("year").cumcount() / frame.groupby("year").year.transform("size")
     ax = axes_for(9.6, 5.2, "Experts in a layer of published mixtures", "year", "routed experts, E")
@@ -167,11 +165,8 @@ def speed_bars(speeds: pd.DataFrame) -> Axes:
 
 
 def plot_plan(plans: Mapping[str, Plan]) -> Axes:
-    """Draw the time of a step, a bar for each plan, by the name under it: the arithmetic, and the exchange.
-
-    What of the exchange is hidden lies in the bar of the arithmetic, hatched; the rest stands on it, in the colour of
-    the links that it waits for.
-    """
+    """Draw the time of a step, a bar for each plan, by name: the arithmetic, and the exchange that stands on it, in the
+    colour of the links that it waits for, or is hidden in it, hatched."""
     ax = axes_for(max(4.8, 1.6 + 0.8 * len(plans)), 3.4, "Time of a step", ylabel="seconds")
     x, made = np.arange(len(plans)), list(plans.values())
     computed, hidden = (np.array([getattr(one, name) for one in made]) for name in ("compute", "hidden"))

@@ -21,11 +21,8 @@ INKS = [LIGHT.lines[i] for i in (0, 3, 5, 4)]  # of what is asked about, and of 
 
 
 def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -> Axes:
-    """Draw a group of bars for each layer, next to each other for each of the tables.
-
-    tables: name -> a row for each layer, all with the same columns, each a bar. The first column is what is asked
-    about, the others are what it is compared with.
-    """
+    """Draw a group of bars for each layer of each table, tables: name -> a row for each layer, a column for each bar. The
+    first column is what is asked about, the others are what it is compared with."""
     starts = np.cumsum([0, *(len(table) + 0.6 for table in tables.values())])
     ax = axes_for(max(6.4, 1.6 + 0.95 * starts[-1]), 2.9, title, ylabel=ylabel)
     places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
@@ -59,8 +56,7 @@ def grouped_bars(ax: Axes, places: Sequence[float], columns: Mapping[str, Sequen
 
 
 def changes(table: pd.DataFrame, title: str) -> Axes:
-    """Draw a table: a row for each model, a column for each thing that they may do differently. What is not as in the
-    first row is in colour."""
+    """Draw a table with a row for each model, in colour where it is not as the first row."""
     cells = [["", *table], *([name, *row] for name, row in zip(table.index, table.astype(str).to_numpy()))]
     widths = [max(len(row[column]) for row in cells) + 3 for column in range(len(cells[0]))]  # letters
     ax = axes_for(0.5 + 0.075 * sum(widths), 0.6 + 0.3 * len(cells), title)
@@ -76,9 +72,7 @@ def changes(table: pd.DataFrame, title: str) -> Axes:
 
 
 def loads_of_models(rows: Mapping[str, Mapping[str, Sequence[Routing]]]) -> Figure:
-    """Draw `layer_loads` of several models: a column for each model, a row for each moment or setting.
-
-    rows: its name -> the name of a model -> a `Routing` for each layer."""
+    """Draw `layer_loads` for each moment (a row) and model (a column): name -> name -> a `Routing` for each layer."""
     names = list(dict.fromkeys(name for models in rows.values() for name in models))
     figure = LessonFigure(11, 0.4 + 1.35 * len(rows))
     for own, (moment, models) in zip(figure.subplots(len(rows), len(names), squeeze=False), rows.items()):
@@ -92,10 +86,7 @@ def loads_of_models(rows: Mapping[str, Mapping[str, Sequence[Routing]]]) -> Figu
 
 
 def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None) -> Axes:
-    """Draw two shares of each expert against each other: x, y (N, E) from N steps or runs. Dashed: the even share.
-
-    Dotted: where both are equal.
-    """
+    """Draw two shares of each expert, x, y (N, E) from N steps or runs. Dashed: even shares; dotted: where both are equal."""
     ax = axes_for(4.2, 3.8, title, *labels, ax)
     x, y = np.asarray(x), np.asarray(y)
     for expert, points in enumerate(zip(x.T, y.T)):
@@ -110,10 +101,7 @@ def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = N
 
 
 def push_bars(own, others, title: str) -> Axes:
-    """Draw two bars for each expert: the push on its score by its own tokens (full) and by all others (pale).
-
-    own, others (E,): see `analysis.collapse.score_pushes`; up is up.
-    """
+    """Draw the push on the score of each expert by its own tokens (full) and by all others (pale): own, others (E,)."""
     ax = axes_for(6.4, 3.2, title, ylabel="push (nats per unit of score)")
     places = np.arange(len(own))
     look = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
@@ -129,8 +117,8 @@ def push_bars(own, others, title: str) -> Axes:
 def buffers(routing: Routing, capacity: int, title: str, ax: Axes | None = None) -> Axes:
     """Draw where each token ends when every expert has `capacity` (C) places; routing: from `apply_capacity`.
 
-    Above, the tokens in their order, each in the colour of its highest score. Below, a row for each expert: its C
-    places, outlined where they stay empty, and behind the red line, framed in red, what was dropped.
+    Above, the tokens in their order, in the colour of their highest scores. Below, the places of each expert; framed in
+    red, what was dropped.
     """
     lost, num_experts = set(routing.dropped_token_idx.tolist()), routing.num_experts
     boxes = [(t, e, t, -1.9, t in lost) for t, e in enumerate(routing.router_probs.argmax(dim=1).tolist())]
@@ -160,8 +148,7 @@ def plot_exchange(traffic: Mapping[str, Tensor]) -> Axes:
     """Draw how many rows (tokens' copies) each rank sends to each, a picture for each title; return the last axes.
 
     traffic: title -> rows (N, N), from the first index to the second, as `parallel.exchange.rank_traffic` counts them.
-    The colours depart from an even share, which is white; what is framed stays on its rank. Under a column: what that
-    rank receives.
+    White is an even share; what is framed stays on its rank; under a column: what that rank receives.
     """
     rows = {name: np.asarray(matrix, dtype=float) for name, matrix in traffic.items()}
     most = max(2, *(matrix.max() / matrix.mean() for matrix in rows.values()))

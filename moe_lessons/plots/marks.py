@@ -20,11 +20,9 @@ class Field(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """A row for each token, layer or group (first one on top), a column for each expert: z (rows, E); NaN: empty.
-
-    even: None: z from 0 to 1 is the strength of the expert's colour. Else z is coloured in two directions from this
-    value, up to `most`. numbers: whether each cell says its z in percent. rows: 'token', 'layer' or 'group'; a click
-    selects a token or layer. selected: the row in a frame."""
+    """A row for each token, layer or group, a column for each expert: z (rows, E); NaN: empty. even: None: z from 0 to 1
+    is the strength of the expert's colour; else z is coloured in two directions from this value, up to `most`. numbers:
+    in percent. rows: 'token', 'layer' or 'group'; a click selects a token or layer. selected: the row in a frame."""
 
     z: Any
     even: float | None = None
@@ -141,8 +139,7 @@ class Boxes(NamedTuple):
 
 
 class Arrows(NamedTuple):
-    """Arrows from x, y to x_to, y_to, all (N,), in the colour of their expert, -1: that of letters; those of a token
-    that is not selected are thin and pale."""
+    """Arrows from x, y to x_to, y_to, all (N,), in the colour of their expert; pale unless their token is selected."""
 
     x: Any
     y: Any
@@ -196,11 +193,8 @@ class Axis(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture: marks in the order in which they are drawn, and two axes (a `Text` or `Table` has none).
-
-    width: of 12 columns of the view; height: in pixels. legend: inks and texts, beside those of the marks that have
-    names. caption: lines under the picture. model: the one that the panel belongs to; a click selects it. selected:
-    whether it is in a frame."""
+    """One picture: marks in the order in which they are drawn, and two axes (a `Text` or `Table` has none). width: of
+    12 columns; height: in pixels. legend: inks and texts, beside those of the marks. model: a click selects it."""
 
     title: str
     marks: Sequence[Any]

@@ -292,8 +292,7 @@ def draw_table(mark: Table, ax, theme, panel):
 
 
 def _lay_out(mark: Text, width: float) -> tuple[list, list, int, int]:
-    """Lay out a grid of places, one for each byte, in `width` pixels: names with their line; letters with column, line
-    and expert, an empty one for each further byte; the numbers of lines and of columns."""
+    """Place in `width` pixels: (name, line), (letter, column, line, expert) for each byte; count lines and columns."""
     experts = [-1] * sum(map(len, mark.texts)) if mark.experts is None else mark.experts
     columns = int(width / (8 if mark.experts is None else 12 if max(experts, default=0) < 10 else 16))
     sizes = iter([1] * len(experts) if mark.sizes is None else mark.sizes)

@@ -46,12 +46,9 @@ def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float]
 
 
 def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
-    """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts: a
-    dot for each seed, a line through the means, and the mean of the equal-total twin.
-
-    results: of `analysis.load_results`; the last step counts. column: more is better, but of a loss less is. ValueError
-    where a model has several learning rates.
-    """
+    """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts, and
+    the equal-total twin. results: of `analysis.load_results`; the last step counts. column: more is better, but of a
+    loss less is. ValueError where a model has several learning rates."""
     gain = _gains(results, EQUAL_ACTIVE, column)
     mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
     values = gain[[name for _, name in sorted(mixtures.items())]]  # (S, E)
@@ -89,11 +86,8 @@ def _gains(results: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
 
 
 def rate_tolerance(results: pd.DataFrame) -> Axes:
-    """Draw the loss at the end against the learning rate: for each model the mean of its seeds in a band of them all,
-    and a ring at its best rate; nothing of a rate at which a run diverged.
-
-    results: with the columns model, lr, seed, step (the last one counts), loss and diverged.
-    """
+    """Draw the loss of the last step against the learning rate, with a ring at the best of each model, of results with
+    model, lr, seed, step, loss and diverged; nothing of a rate at which a run diverged."""
     last = results.sort_values("step").groupby(["model", "lr", "seed"], sort=False).tail(1)
     failed = ~np.isfinite(last["loss"]) | last["diverged"].eq(True)
     last = last[~failed.groupby([last["model"], last["lr"]]).transform("any")]
@@ -108,8 +102,7 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
 
 
 def speed_by_batch(frame: pd.DataFrame) -> Axes:
-    """Draw how many times as fast as the last model, a dashed line, each model decodes a batch: a line through the
-    median of speedup, in a band from low to high; both axes logarithmic. frame: of `analysis.decode_speed`."""
+    """Draw how many times as fast as the last model each decodes a batch, by `analysis.decode_speed`: median, range."""
     last = frame["model"].iloc[-1]
     ax = axes_for(8.4, 3.8, f"Decoding: times the tokens/s of '{last}'", "batch: sequences at once", "times as fast")
     curves(ax, frame[frame["model"] != last], "batch", "speedup", "low", "high", "median")
@@ -120,8 +113,7 @@ def speed_by_batch(frame: pd.DataFrame) -> Axes:
 
 
 def distinct_by_batch(frame: pd.DataFrame) -> Axes:
-    """Draw how many different experts a layer needs for a batch: measured, and by chance, `analysis.union_law`. frame:
-    with the columns of `analysis.distinct_experts` and model."""
+    """Draw how many experts a layer needs for a batch, by `analysis.distinct_experts`, and by chance, `union_law`."""
     title, name = "Different experts that one layer needs for a batch", "E(1 − (1 − K/E)ᴮ)"
     ax = axes_for(7.4, 3.6, title, "batch: tokens at once", "distinct experts")
     for model, (color, _, marker) in model_looks(frame["model"].unique()).items():
@@ -135,11 +127,8 @@ def distinct_by_batch(frame: pd.DataFrame) -> Axes:
 
 
 def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
-    """Draw what this machine can do at most, the lesser of bandwidth × intensity and flops (S. Williams, A. Waterman,
-    D. Patterson, Roofline, 2009), and what was reached: `analysis.roofline_points`.
-
-    bandwidth: bytes per second from memory; flops: FLOP/s of the arithmetic.
-    """
+    """Draw the lesser of bandwidth (bytes/s) × intensity and flops (FLOP/s) of a machine (S. Williams, A. Waterman,
+    D. Patterson, Roofline, 2009), and what was reached: `analysis.roofline_points`."""
     labels = "arithmetic intensity: FLOPs for each byte read", "GFLOP/s"
     ax = axes_for(8.4, 4.6, "The roofline of this machine", *labels)
     x, y, ridge = points["intensity"], points["flops_per_second"], flops / bandwidth
@@ -163,8 +152,7 @@ def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
 
 
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | None = None) -> Axes:
-    """Draw the mean of several seeds at several settings, in a band of them all: values: x above 0 -> (S,). Dashed: a
-    baseline."""
+    """Draw the mean and all seeds at several settings: values: x above 0 -> (S,). Dashed: a baseline."""
     ax = axes_for(6.4, 3.2, title, x_label, ax=ax)
     rows = [("mean, and all seeds", x, float(y)) for x, own in values.items() for y in own]
     curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", *["y"] * 3)

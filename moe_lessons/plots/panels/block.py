@@ -23,9 +23,8 @@ TEXT, FRAME, GREY, EXPERT, INK = range(5)  # looks of `Boxes`
 def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None) -> LessonFigure:
     """Draw the block with the numbers of one of the tokens x (T, D), T at most 16, as a figure.
 
-    moe: an `MoE` or a learner's class that works as it does, of at most 16 experts, without a shared one; read in eval
-    mode. dense: the FFN beside it; None: its equal-total twin. ValueError for a router whose weights are no softmax of
-    its logits. Where the K probabilities are divided by their sum, the softmax is drawn after the mask, else before it.
+    moe: an `MoE` or a learner's class that works as it does, of at most 16 experts; read in eval mode. dense: the FFN
+    beside it; None: its equal-total twin. ValueError for a router whose weights are no softmax of its logits.
     """
     if not is_moe(moe):
         raise ValueError(f"moe must be a mixture of experts such as nn.MoE, got {in_words(moe)}")
@@ -46,8 +45,7 @@ def block(view) -> Panel:
 
 
 def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense: FeedForward | None = None) -> Panel:
-    """Show x (T, D), y (T, D) and the `Routing` of a block as `draw_block` does; of more than 16 tokens the strip has
-    those 16 among which the selected one is."""
+    """Show x, y (T, D) and the `Routing` of a block as `draw_block` does, with at most 16 tokens in the strip."""
     dense = dense_twin(moe, "total") if dense is None else dense
     if not isinstance(dense, FeedForward):
         raise ValueError(f"dense must be a FeedForward or None, got {in_words(dense)}")

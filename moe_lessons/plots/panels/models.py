@@ -27,8 +27,7 @@ def spent_axis(x_axis: str, reach: float, first: float) -> Axis:
 
 
 def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: float = 200) -> Panel:
-    """Show the losses of several models: `curves` maps a name to (x, loss). ghost: x and loss of an earlier run;
-    marks: x of what was changed. The axis follows the curves; of a longer ghost it shows at most as much again."""
+    """Show losses: `curves`: name -> (x, loss); ghost: that of an earlier run; marks: x of what was changed."""
     first = {"steps": first_x, "FLOPs": 1e7, "seconds": 0.25}[x_axis]
     lines = [Line(*map(as_array, curves[name]), name, ink) for name, ink in zip(curves, model_inks(curves))]
     reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
@@ -90,8 +89,7 @@ def cost(view) -> Panel:
 
 
 def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
-    """Choose the ink of each tile, by its last reading beside that of 'nothing', else of the worst; and for the legend
-    name each outcome with its tiles. Before the first step all are grey."""
+    """Choose the ink of each tile, by its dead experts beside those of 'nothing', else of the worst; name the outcomes."""
     if not any(tile.step for tile in view.tiles.values()):
         return [5] * len(view.tiles), [(5, "all start alike")]
     dead = {name: float(np.mean(tile.readings[-1].dead)) for name, tile in view.tiles.items()}
@@ -102,8 +100,7 @@ def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
 
 
 def curves(view) -> Panel:
-    """Show a line for each tile, the mean of its seeds; of the selected one also the band of its seeds and, dotted, the
-    same in training, with noise."""
+    """Show the mean of each tile; of the selected one also all seeds and, dotted, the same in training, with noise."""
     title, most, quantity = CURVES[view.curve]
     (inks, legend), marks = outcomes(view), []
     for name in sorted(view.tiles, key=lambda name: name == view.selected):  # the selected one on top
@@ -123,8 +120,7 @@ def curves(view) -> Panel:
 
 
 def balance(view) -> Panel:
-    """Show how evenly the load lies (across) against how often the model is right (up), with a cross from the lowest to
-    the highest seed."""
+    """Show how even the load is (across), how often the model is right (up), with a cross over the seeds of a tile."""
     last, names, (inks, legend) = [tile.readings[-1] for tile in view.tiles.values()], list(view.tiles), outcomes(view)
     x, y = np.array([r.max_over_mean for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
     ends = x.min(axis=1), x.max(axis=1), y.min(axis=1), y.max(axis=1)

@@ -46,8 +46,7 @@ def gradient(view) -> Panel:
 
 
 def layers_panel(wanted: np.ndarray, selected: int | None = None) -> Panel:
-    """Show a row for each MoE layer, a column for each expert, coloured by its load in multiples of the even share of
-    the layer; a red cross where it is dead. wanted (layers, E): which share of the tokens wants each."""
+    """Show which share of the tokens wants each expert of a layer, wanted (layers, E), over the even one; crosses: dead."""
     rows, experts = wanted.shape
     load = experts * wanted / np.maximum(wanted.sum(axis=1, keepdims=True), 1e-9)
     cells = Cells(load.astype("f4"), even=1.0, most=HOTTEST, rows="layer", selected=selected)
@@ -77,8 +76,7 @@ def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str 
 
 
 def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, of="assignments", clean=None) -> Panel:
-    """Show the share of each expert at every step: steps (N,), loads (N, E). Fine dashes: even shares. marks: steps at
-    which something was changed. clean (E,): another reading of now, a strip at the right edge."""
+    """Show the share of each expert at every step: steps (N,), loads (N, E); marks, clean: see `Rule` and `Stack`."""
     steps, loads = as_array(steps, "f4"), as_array(loads, "f4")
     experts, last = loads.shape[1], float(steps[-1]) if len(steps) else 0.0
     rules = [Rule(y=expert / experts, kind="even") for expert in range(1, experts)]
@@ -105,8 +103,7 @@ def gradient_film(view) -> Panel:
 
 
 def tile(view, name: str) -> Panel:
-    """Show the film of one tile of the balancing laboratory, of its first seed, with its numbers under it and, in a
-    strip, its reading without noise, where there is any."""
+    """Show the film of a tile of the balancing laboratory, of its first seed; in a strip, its reading without noise."""
     shown, past, model = view.tiles[name], history(view.tiles[name].band), list(view.tiles).index(name)
     clean = shown.clean[0] if shown.is_noisy and shown.clean is not None else None
     made = film_panel(past.column("steps"), past.loads(0, view.num_experts), shown.marks, title=name, clean=clean)
@@ -115,8 +112,7 @@ def tile(view, name: str) -> Panel:
 
 
 def territory(view) -> Panel:
-    """Show each place in the colour of the expert that the router likes best there. Tokens are light where the model
-    names the right class, a dark cross where it does not; a ring marks the selected one."""
+    """Show who is the first choice where, and tokens: light where their class is named, dark crosses where it is not."""
     plane = view.plane
     x, y = as_array(plane.points, "f4").T
     look, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")

@@ -65,11 +65,7 @@ def text_panel(passages, names=(), title: str = TITLE, says=()) -> Panel:
 
 
 def characters(data: bytes) -> Iterator[tuple[str, int, int]]:
-    """Yield each character of UTF-8, the place of its first byte and how many it has; '�' for a byte of none.
-
-    >>> list(characters("aα".encode() + b"\\xce"))
-    [('a', 0, 1), ('α', 1, 2), ('�', 3, 1)]
-    """
+    """Yield each character of UTF-8, the place of its first byte and how many it has; '�' for a byte of none."""
     start = 0
     for char in data.decode(errors="surrogateescape"):  # which makes a surrogate of each byte that fits nowhere
         size = len(char.encode(errors="surrogateescape"))
@@ -92,8 +88,7 @@ def colored_trace(trace: pd.DataFrame, layer: int, title: str = "") -> Panel:
 
 
 def shares_panel(shares: pd.DataFrame, title: str) -> Panel:
-    """Show a row for each group of tokens, a column for each expert: its share of the group's assignments, in percent.
-    Coloured in two directions from 1/E, where all experts serve the group alike."""
+    """Show in percent which share of each group of tokens goes to each expert, in two directions of colour from 1/E."""
     if not isinstance(shares, pd.DataFrame) or shares.empty:
         raise ValueError(f"shares must be a DataFrame with a row for each group of tokens, got {shares!r}")
     values, experts = shares.to_numpy(dtype=np.float32), shares.shape[1]
