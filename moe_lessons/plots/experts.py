@@ -21,8 +21,8 @@ INKS = [LIGHT.lines[i] for i in (0, 3, 5, 4)]  # of what is asked about, and of 
 
 
 def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -> Axes:
-    """Draw a group of bars for each layer of each table, tables: name -> a row for each layer, a column for each bar. The
-    first column is what is asked about, the others are what it is compared with."""
+    """Draw a group of bars for each layer of each table, tables: name -> a row for each layer, a column for each bar.
+    The first column is what is asked about, the others are what it is compared with."""
     starts = np.cumsum([0, *(len(table) + 0.6 for table in tables.values())])
     ax = axes_for(max(6.4, 1.6 + 0.95 * starts[-1]), 2.9, title, ylabel=ylabel)
     places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
@@ -86,7 +86,7 @@ def loads_of_models(rows: Mapping[str, Mapping[str, Sequence[Routing]]]) -> Figu
 
 
 def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None) -> Axes:
-    """Draw two shares of each expert, x, y (N, E) from N steps or runs. Dashed: even shares; dotted: where both are equal."""
+    """Draw two shares of each expert, x, y (N, E) from N steps or runs. Dashed: even shares; dotted: where x = y."""
     ax = axes_for(4.2, 3.8, title, *labels, ax)
     x, y = np.asarray(x), np.asarray(y)
     for expert, points in enumerate(zip(x.T, y.T)):

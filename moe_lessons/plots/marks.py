@@ -20,9 +20,9 @@ class Field(NamedTuple):
 
 
 class Cells(NamedTuple):
-    """A row for each token, layer or group, a column for each expert: z (rows, E); NaN: empty. even: None: z from 0 to 1
-    is the strength of the expert's colour; else z is coloured in two directions from this value, up to `most`. numbers:
-    in percent. rows: 'token', 'layer' or 'group'; a click selects a token or layer. selected: the row in a frame."""
+    """A row for each token, layer or group, a column for each expert: z (rows, E); NaN: empty. even: None: z from 0 to
+    1 is the strength of the expert's colour; else z is coloured in two directions from it, up to `most`. numbers: in
+    percent. rows: 'token', 'layer' or 'group'; a click selects a token or layer. selected: the row in a frame."""
 
     z: Any
     even: float | None = None

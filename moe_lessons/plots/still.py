@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from moe_lessons.plots import marks
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.marks import Axis, Cells, Field, Line, Panel, Parts, Table, Text
+from moe_lessons.plots.marks import Axis, Cells, Field, Panel, Parts, Table, Text
 from moe_lessons.plots.theme import LIGHT, LessonFigure, Theme, annotate, expert_color, expert_hatch, ink_on
 
 FONT = "monospace"
@@ -64,9 +64,7 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
     x, y, first = panel.x, panel.y, panel.marks[0]
     is_filled = any(isinstance(mark, Field | Cells | marks.Stack | marks.Boxes | marks.Lamps) for mark in panel.marks)
     style.dress(ax, theme, panel.title, x.label, y.label)
-    if isinstance(first, Text | Table):
-        ax.set_axis_off()
-    elif isinstance(first, Parts):
+    if isinstance(first, Parts):
         y = Axis(len(first.rows) - 0.5, -0.5, ticks=list(enumerate(first.rows)))
     ax.set(xlim=(x.low, x.high), ylim=(y.low, y.high), autoscale_on=False, axisbelow=True)
     for axis, said in ((ax.xaxis, x), (ax.yaxis, y)):
@@ -83,6 +81,8 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
         globals()[f"draw_{type(mark).__name__.lower()}"](mark, ax, theme, panel)  # Bars are drawn by draw_bars
     for ink, text in panel.legend:
         ax.plot([], [], label=text, **_line_look(ink, theme))
+    if isinstance(first, Text | Table):
+        ax.set_axis_off()
     if panel.caption:
         ax.set_xlabel(panel.caption, loc="left")
     if panel.selected:
@@ -162,10 +162,9 @@ def draw_bars(mark: marks.Bars, ax, theme, panel):
         ticks = np.asarray(mark.second, dtype=float), places - 0.42, places + 0.42
         ax.hlines(*ticks, color=theme.background, lw=4, zorder=2.5)
         ax.hlines(*ticks, color=theme.foreground, lw=2.2, zorder=2.5, label=mark.second_name)
-    if mark.texts:
-        tops = y if mark.second is None else np.fmax(y, np.asarray(mark.second, dtype=float))  # above the tick too
-        for *place, text in zip(places, tops, mark.texts):
-            annotate(ax, text, place, (0, 3), theme, ha="center", va="bottom")
+        y = np.fmax(y, ticks[0])  # texts stand above the tick too
+    for *place, text in zip(places, y, mark.texts):
+        annotate(ax, text, place, (0, 3), theme, ha="center", va="bottom")
 
 
 def draw_stack(mark: marks.Stack, ax, theme, panel):
@@ -181,7 +180,7 @@ def draw_stack(mark: marks.Stack, ax, theme, panel):
         ax.bar([1.04] * len(colors), mark.second, 0.05, **place, **look)
 
 
-def draw_line(mark: Line, ax, theme, panel):
+def draw_line(mark: marks.Line, ax, theme, panel):
     ax.plot(mark.x, np.asarray(mark.y, "f8"), label=mark.name or None, **_line_look(mark.ink, theme, mark.strong))
 
 
@@ -194,8 +193,8 @@ def draw_points(mark: marks.Points, ax, theme, panel):
     x, y = np.asarray(mark.x), np.asarray(mark.y)
     look = np.zeros(len(x)) if mark.look is None else np.asarray(mark.look)
     light = {"marker": "o", "ms": 4.5 if mark.tokens else 3.4, "color": "white", "mec": "black", "mew": 0.7}
-    dark, red = light | {"marker": "X", "ms": 6, "color": "black", "mec": "white"}, {"marker": "x", "ms": 6, "mew": 1.8}
-    for kind, points in enumerate((light, dark, red | {"color": style.RED})):
+    dark = light | {"marker": "X", "ms": 6, "color": "black", "mec": "white"}
+    for kind, points in enumerate((light, dark, {"marker": "x", "ms": 6, "mew": 1.8, "color": style.RED})):
         ax.plot(x[look == kind], y[look == kind], ls="", zorder=2.5, **points)
     if mark.selected is not None:
         ring = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
@@ -207,9 +206,8 @@ def draw_spots(mark: marks.Spots, ax, theme, panel):
     ax.hlines(mark.y, mark.x_low, mark.x_high, colors=colors, lw=np.where(is_selected, 2, 1))
     ax.vlines(mark.x, mark.y_low, mark.y_high, colors=colors, lw=np.where(is_selected, 2, 1))
     ax.scatter(mark.x, mark.y, np.where(is_selected, 90, 36), colors, ec=theme.background, zorder=3, clip_on=False)
-    if mark.selected is not None:
-        place = mark.x[mark.selected], mark.y[mark.selected]
-        annotate(ax, mark.names[mark.selected], place, (0, 10), theme, halo=True, ha="center", zorder=4)
+    if (i := mark.selected) is not None:
+        annotate(ax, mark.names[i], (mark.x[i], mark.y[i]), (0, 10), theme, halo=True, ha="center", zorder=4)
 
 
 def draw_parts(mark: Parts, ax, theme, panel):
@@ -226,10 +224,9 @@ def draw_parts(mark: Parts, ax, theme, panel):
 
 
 def draw_rule(mark: marks.Rule, ax, theme, panel):
-    ls, lw, alpha = RULES[mark.kind]
-    look = {"ls": ls, "lw": lw, "alpha": alpha, "color": style.RED if mark.kind == "limit" else theme.foreground}
-    line = ax.axvline(mark.x, **look) if mark.y is None else ax.axhline(mark.y, **look)
-    line.set_label(mark.name or "_")
+    look = dict(zip(("ls", "lw", "alpha"), RULES[mark.kind]), label=mark.name or "_")
+    look["color"] = style.RED if mark.kind == "limit" else theme.foreground
+    ax.axvline(mark.x, **look) if mark.y is None else ax.axhline(mark.y, **look)
 
 
 def draw_boxes(mark: marks.Boxes, ax, theme, panel):
@@ -272,9 +269,8 @@ def draw_lamps(mark: marks.Lamps, ax, theme, panel):
     states = np.full(rows * mark.columns, 2)  # no lamp
     states[: len(mark.lit)] = np.asarray(mark.lit)
     colors = np.array([to_rgb(c) for c in (_between(theme, 0.1), theme.lines[mark.ink % 6], theme.background)])
-    edges = np.arange(mark.columns + 1), np.arange(rows + 1)
-    lines = {"edgecolors": theme.background, "lw": 0.6}
-    ax.pcolormesh(*edges, colors[states].reshape(rows, mark.columns, 3), zorder=0.5, **lines)
+    edges, cells = (np.arange(mark.columns + 1), np.arange(rows + 1)), colors[states].reshape(rows, mark.columns, 3)
+    ax.pcolormesh(*edges, cells, zorder=0.5, edgecolors=theme.background, lw=0.6)
 
 
 def draw_table(mark: Table, ax, theme, panel):

@@ -46,9 +46,9 @@ def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float]
 
 
 def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
-    """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts, and
-    the equal-total twin. results: of `analysis.load_results`; the last step counts. column: more is better, but of a
-    loss less is. ValueError where a model has several learning rates."""
+    """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts,
+    and the equal-total twin. results: of `analysis.load_results`; the last step counts. column: more is better, but of
+    a loss less is. ValueError where a model has several learning rates."""
     gain = _gains(results, EQUAL_ACTIVE, column)
     mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
     values = gain[[name for _, name in sorted(mixtures.items())]]  # (S, E)

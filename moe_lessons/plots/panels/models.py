@@ -89,7 +89,7 @@ def cost(view) -> Panel:
 
 
 def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
-    """Choose the ink of each tile, by its dead experts beside those of 'nothing', else of the worst; name the outcomes."""
+    """Choose the ink of each tile, by its dead experts beside those of 'nothing', else of the worst, and a legend."""
     if not any(tile.step for tile in view.tiles.values()):
         return [5] * len(view.tiles), [(5, "all start alike")]
     dead = {name: float(np.mean(tile.readings[-1].dead)) for name, tile in view.tiles.items()}
@@ -124,8 +124,7 @@ def balance(view) -> Panel:
     last, names, (inks, legend) = [tile.readings[-1] for tile in view.tiles.values()], list(view.tiles), outcomes(view)
     x, y = np.array([r.max_over_mean for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
     ends = x.min(axis=1), x.max(axis=1), y.min(axis=1), y.max(axis=1)
-    selected = names.index(view.selected)
-    spots = Spots(x.mean(axis=1), y.mean(axis=1), *ends, np.array(inks, "u1"), names, selected)
+    spots = Spots(x.mean(axis=1), y.mean(axis=1), *ends, np.array(inks, "u1"), names, names.index(view.selected))
     right = next((stop for stop in (1.5, 2, 3, 4, 6, 8) if stop >= x.max()), 1.05 * float(x.max()))
     bottom = next(stop for stop in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= y.min())
     axes = Axis(0.5, right, "busiest expert over the mean (1: even)"), Axis(bottom, 1, "accuracy")

@@ -46,7 +46,7 @@ def gradient(view) -> Panel:
 
 
 def layers_panel(wanted: np.ndarray, selected: int | None = None) -> Panel:
-    """Show which share of the tokens wants each expert of a layer, wanted (layers, E), over the even one; crosses: dead."""
+    """Show which share of the tokens wants each expert, wanted (layers, E), over the even one; crosses: dead."""
     rows, experts = wanted.shape
     load = experts * wanted / np.maximum(wanted.sum(axis=1, keepdims=True), 1e-9)
     cells = Cells(load.astype("f4"), even=1.0, most=HOTTEST, rows="layer", selected=selected)
@@ -112,7 +112,7 @@ def tile(view, name: str) -> Panel:
 
 
 def territory(view) -> Panel:
-    """Show who is the first choice where, and tokens: light where their class is named, dark crosses where it is not."""
+    """Show who is the first choice where, and tokens: light where their class is named, else dark crosses."""
     plane = view.plane
     x, y = as_array(plane.points, "f4").T
     look, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
