@@ -64,21 +64,17 @@ def test_the_numbers_are_those_of_the_routing(num_experts, top_k, divided):
         assert values(panel, "router logit") == pytest.approx(routing.router_logits[token].tolist(), abs=near)
         assert values(panel, "weight") == pytest.approx([chosen.get(e, 0) for e in range(num_experts)], abs=0.0051)
         experts = [box for box in boxes(panel, 2) if re.match(r"E\d+( · idle)?$", box.texts) and box.w]
-        assert len(experts) == num_experts
         for drawn in (experts, row(panel, "weight")):
-            assert {box.expert for box in drawn if box.look == EXPERT} == set(chosen)
-            assert {box.expert for box in drawn if box.look == GREY} == set(range(num_experts)) - set(chosen)
+            assert [box.look for box in drawn] == [EXPERT if e in chosen else GREY for e in range(num_experts)]
         (total,) = [text for text in texts(panel) if text.startswith("y = ")]
         assert total.endswith(f"({', '.join(number(v) for v in y[token, :3].tolist())}, …)")
-        if top_k <= 4:
-            assert all(f"{number(weight)} · E{e}(x)" in total for e, weight in chosen.items())
+        assert top_k > 4 or all(f"{number(weight)} · E{e}(x)" in total for e, weight in chosen.items())
 
 
 def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_the_drawing_says_which_comes_first():
     panel = panel_of(*made())
-    masked, weights = (torch.tensor(values(panel, says)) for says in ("logit after the mask", "weight"))
-    assert (masked == -torch.inf).sum() == 6
-    torch.testing.assert_close(masked.softmax(dim=0), weights, atol=0.01, rtol=0)
+    masked = torch.tensor(values(panel, "logit after the mask")).softmax(dim=0).tolist()
+    assert masked.count(0) == 6 and values(panel, "weight") == pytest.approx(masked, abs=0.01)
     assert panel.caption.startswith("Weights: −∞ for the experts not chosen, then softmax")
     moe, x = made(norm_topk_prob=False)
     panel, probs = panel_of(moe, x), moe(x)[1].router_probs[0].tolist()
@@ -86,9 +82,8 @@ def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_the_drawing
     assert not row(panel, "logit after the mask") and panel.caption.startswith("Weights: softmax over all")
 
 
-@pytest.mark.parametrize("options", [{}, {"activation": "relu"}])
-def test_the_counters_are_those_of_the_analysis_and_the_ffn_is_named(options):
-    moe, x = made(**options)
+def test_the_counters_are_those_of_the_analysis_and_the_ffn_is_named():
+    moe, x = made(activation="relu")
     count, total, active = count_parameters(moe), dense_twin(moe, "total"), dense_twin(moe, "active")
     for dense, name in ((None, "equal-total twin"), (active, "equal-active twin"), (FeedForward(6, 7), "F = 7")):
         panel = panel_of(moe, x, dense=dense)

@@ -2,6 +2,7 @@
 
 import gc
 import time
+import timeit
 import weakref
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from moe_lessons.plots import PANELS
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
 from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
 from moe_lessons.plots.panels.models import loss_panel, outcomes
-from moe_lessons.plots.panels.shares import film_panel, layers_panel, load_panel
+from moe_lessons.plots.panels.shares import film_panel, load_panel
 from moe_lessons.plots.panels.text import characters, shares_panel
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs
@@ -85,23 +86,16 @@ def test_a_history_is_thinned_evenly_and_ends_with_the_last_step(count):
     places = steps.astype(int)
     np.testing.assert_allclose(loads[:, 0], places / 10_000, rtol=1e-6)
     np.testing.assert_allclose(past.column("seconds"), places * 0.002, rtol=1e-5)
-    for name, field, window in (("loss", "loss", 10), ("dead", "dead_experts", RECENT)):
-        means = [np.mean([getattr(r, field) for r in records[max(0, step - window) : step]]) for step in places]
-        np.testing.assert_allclose(past.column(name), means, rtol=1e-5)
+    means = [np.mean([r.loss for r in records[max(0, step - 10) : step]]) for step in places]
+    np.testing.assert_allclose(past.column("loss"), means, rtol=1e-5)
     for others in (records[:50], [record(step) for step in range(1, 60)], []):  # taken back, or replaced
         assert past.read(others).column("steps").tolist() == list(range(1, len(others) + 1))
 
 
-def test_a_history_ends_with_its_run():
-    run = plane_runs(PRESETS["healthy"])["MoE"]
-    kept = weakref.ref(history(run))
-    assert kept() is not None
-    del run
+def test_what_a_run_has_spent_and_its_history_ends_with_it(view, text_run):
+    kept = weakref.ref(history(plane_runs(PRESETS["healthy"])["MoE"]))
     gc.collect()
     assert kept() is None
-
-
-def test_what_a_run_has_spent(view, text_run):
     run = view.main_run
     assert spent(run, "steps").tolist() == list(range(1, STEPS + 1)) and spent(run, "steps", [3, 9]).tolist() == [3, 9]
     np.testing.assert_allclose(spent(run, "seconds"), np.cumsum([r.ms_per_step for r in run.records]) / 1000, rtol=1e-5)
@@ -116,10 +110,9 @@ def test_the_loss_of_each_model(view):
         losses = [np.mean([r.loss for r in run.records[max(0, i - 9) : i + 1]]) for i in range(STEPS)]
         np.testing.assert_allclose(line.y, losses, rtol=1e-5)
         assert line.name == name and line.x.tolist() == list(range(1, STEPS + 1))
-    assert [line.ink for line in of(panel, Line)] == [0, 1, 2]
     assert [rule.x for rule in of(panel, Rule)] == [3] and panel.x.link == "step" and panel.x.high == 200
     against = PANELS["loss"](SimpleNamespace(**vars(view) | {"x_axis": "FLOPs", "ghost": view.runs["MoE"]}))
-    assert against.x.link == "" and "FLOPs" in against.x.label
+    assert against.x.link == ""
     assert of(against, Rule)[0].x == pytest.approx(spent(view.main_run, "FLOPs")[2])
     assert (of(against, Line)[0].ink, of(against, Line)[0].name) == (-1, "previous run")
 
@@ -170,15 +163,11 @@ def test_layers_are_rows_and_other_panels_say_which_one_they_show(text_run, rout
     np.testing.assert_allclose(cells.z, 4 * np.array(text_run.records[0].load), rtol=1e-5)
     assert (cells.even, cells.rows, cells.selected) == (1, "layer", 1) and set(crosses.look) <= {2}
     assert PANELS["film"](view_of({"MoE": text_run}, layer=1)).title == "Load share over time, layer 1"
-    fresh = Run(text_run.model, text_run.task)
-    assert np.isnan(PANELS["layers"](view_of({"MoE": fresh})).marks[0].z).all()
     full = apply_capacity(routing, 1)
     assert len(plots.token_expert_heatmap(full).lines[0].get_xydata()) == 24 - full.dropped < 24
     ax = plots.layer_loads([routing, full])  # what is dropped was wanted
     idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
     assert {tuple(point) for point in ax.lines[2].get_xydata().astype(int)} == idle
-    cells = layers_panel(np.array([routing.demand_per_expert / 12] * 2)).marks[0]
-    np.testing.assert_allclose(cells.z, [(routing.demand_per_expert / 3).tolist()] * 2, rtol=1e-6)
     for given in ([], [routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]]):
         with pytest.raises(ValueError, match="^routings must be one or more Routings with one number of experts, got"):
             plots.layer_loads(given)
@@ -197,19 +186,13 @@ def test_the_panels_of_every_picture_cost_a_small_part_of_a_training_step():
     """Of runs that are long already; relative to a step, so that a slow machine may be slow."""
 
     def least(action) -> float:
-        times = []
-        for _ in range(20):
-            start = time.thread_time()
-            action()
-            times.append(time.thread_time() - start)
-        return min(times)
+        return min(timeit.repeat(action, timer=time.thread_time, repeat=20, number=1))
 
     runs = plane_runs(PRESETS["healthy"])
     step = least(lambda: [run.step() for run in runs.values()])
     for run in runs.values():
         run.records.extend(run.records * 200)
-    panels = least(lambda: [PANELS[name](view_of(runs)) for name in ("loss", "load", "film")])
-    assert panels < 0.25 * step, f"{1000 * panels:.2f} ms beside {1000 * step:.2f} ms for a step of three models"
+    assert least(lambda: [PANELS[name](view_of(runs)) for name in ("loss", "load", "film")]) < 0.25 * step
 
 
 # --- texts ---
@@ -244,15 +227,10 @@ def test_shares_are_shown_in_two_directions_from_the_even_one_and_must_be_shares
         np.testing.assert_allclose(panel.marks[0].z, table, rtol=1e-6)
         assert panel.marks[0].even == 1 / experts and panel.marks[0].most == min(1, 4 / experts)
         assert panel.y.ticks == [(0, "english"), (1, "$b_$" * 5 + "$b")]
-    panel = shares_panel(expert_shares(trace, by="layer"), "Layers")
-    assert [name for _, name in panel.y.ticks] == ["layer 0", "layer 1", "layer 2"]
-    for bad, message in (
-        (pd.DataFrame(), r"^shares must be a DataFrame .*, got Empty"),
-        (pd.DataFrame([[0.5, 0.6]]), r"sum to 1 in each row, got the sums \[1.1"),
-        (pd.DataFrame([[1.5, -0.5]]), "at least 0"),
-    ):
+    assert shares_panel(expert_shares(trace, by="layer"), "Layers").y.ticks[1] == (1, "layer 1")
+    for bad, message in (([], "^shares must be a DataFrame"), ([[0.5, 0.6]], "sums"), ([[1.5, -0.5]], "at least 0")):
         with pytest.raises(ValueError, match=message):
-            shares_panel(bad, "Shares")
+            shares_panel(pd.DataFrame(bad), "Shares")
 
 
 def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing_to_show(view, text_run):
@@ -272,18 +250,15 @@ def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing
 # --- the balancing laboratory ---
 
 
-@pytest.mark.parametrize("widest, lowest", [(1.1, 0.97), (8.7, 0.05), (1.0, 0.5)])
+@pytest.mark.parametrize("widest, lowest", [(1.1, 0.97), (8.7, 0.05)])
 def test_tiles_are_coloured_by_what_became_of_them_and_axes_reach_over_all_seeds(widest, lowest):
     x, y = np.array([1, widest]), np.array([lowest, 0.99])
     dead = {"nothing": 4, "jitter": 2, "auxiliary loss": 0, "capacity": 5, "top-2": 0}
     readings = {name: SimpleNamespace(dead=np.full(2, n), max_over_mean=x, accuracy=y) for name, n in dead.items()}
     tiles = {name: SimpleNamespace(readings=[reading], step=40) for name, reading in readings.items()}
     panel = PANELS["balance"](SimpleNamespace(tiles=tiles, selected="jitter"))
-    assert list(panel.legend) == [
-        (4, "no dead expert: auxiliary loss, top-2"),
-        (1, "fewer dead than nothing: jitter"),
-        (5, "as many dead or more: nothing, capacity"),
-    ]
+    good, fewer = (4, "no dead expert: auxiliary loss, top-2"), (1, "fewer dead than nothing: jitter")
+    assert list(panel.legend) == [good, fewer, (5, "as many dead or more: nothing, capacity")]
     (spots,) = panel.marks
     assert spots.ink.tolist() == [5, 1, 4, 5, 4] and list(spots.names) == list(dead) and spots.selected == 1
     for mean, values in (("x", x), ("y", y)):

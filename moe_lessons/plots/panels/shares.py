@@ -68,8 +68,8 @@ def layers(view) -> Panel:
 def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str = "light") -> Axes:
     """Draw the load of each expert in each layer over the even share, a red cross where it is dead. routings: one for
     each layer. theme: 'light' or 'dark'."""
-    if len({routing.num_experts for routing in routings}) != 1:
-        got = [routing.num_experts for routing in routings]
+    got = [routing.num_experts for routing in routings]
+    if len(set(got)) != 1:
         raise ValueError(f"routings must be one or more Routings with one number of experts, got {got}")
     wanted = np.array([(r.demand_per_expert / max(r.num_tokens, 1)).tolist() for r in routings])
     return plot(layers_panel(wanted), ax, theme, 5.6, 1.2 + 0.3 * len(routings))
