@@ -55,7 +55,8 @@ class BalancingLab(Lab):
 
     title = "Balancing laboratory"
     START, LOOK = ("task", "seeds", "first_seed", "apply_from"), ("highlight", "curve")
-    PICKED = {"model": "highlight"}
+    PICKED = "model", "highlight"
+    SETTINGS = FIELDS
     USUAL = {"remedies": tuple(REMEDIES), "play": 0, "max_steps": 600, "seeds": 3, "first_seed": 0, "apply_from": 0}
     USUAL |= {name: getattr(PRESETS["collapse"], name) for name in FIELDS}
     USUAL |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from moe_lessons.analysis.collapse import LEARNS, watched_run
-from moe_lessons.training import PRESETS, Run, load_share
+from moe_lessons.training import PRESETS, Run
 from moe_lessons.widgets.laboratory import Lab, names_of
+from moe_lessons.widgets.plane import clean_load
 
 PANELS_OF_A_COLLAPSE = ("film", "load", "loss", "gradient film", "gradient")
 
@@ -33,10 +32,8 @@ class CollapseLab(Lab):
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         return tuple(LEARNS) if name == "learns" else super().stops(name, values)
 
-    @torch.no_grad()
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         """See `Lab`. `clean_load` is the load before the first step."""
         run = watched_run(PRESETS["collapse"], values["seed"], values["learns"])
-        points, _ = run.task.batch(1024, torch.Generator().manual_seed(values["seed"] + 1_000_002))
-        self.clean_load = load_share(run.model(points)[1][0]).tolist()
+        self.clean_load = clean_load(run, 1024)
         return {"MoE": run}

@@ -39,9 +39,8 @@ class FactsLab(Lab):
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         """See `Lab`. `readings` has which entries each model knew, (N,) by name, and after which step."""
-        runs = facts_runs(*(values[name] for name in self.START))
         self.readings: list[tuple[int, dict[str, Tensor]]] = []
-        return runs
+        return facts_runs(*(values[name] for name in self.START))
 
     def train_one(self) -> None:
         """See `LiveRun`. All entries are read each N/80 steps: about a tenth of what the training computes."""
@@ -50,7 +49,6 @@ class FactsLab(Lab):
             self._read()
 
     def go_back(self) -> None:
-        """See `LiveRun`."""
         super().go_back()
         self.readings = [reading for reading in self.readings if reading[0] < self.step]
 
@@ -59,15 +57,13 @@ class FactsLab(Lab):
         if not self.readings or (not self.loop.playing and self.readings[-1][0] != self.step):
             self._read()
 
+    @torch_threads(1)
     def _read(self) -> None:
-        with torch_threads(1):
-            known = {name: run.task.known(run.model) for name, run in self.runs.items()}
-        self.readings.append((self.step, known))
+        self.readings.append((self.step, {name: run.task.known(run.model) for name, run in self.runs.items()}))
 
     def words(self) -> str:
-        """How many entries the mixture knows, and how many times as many as its twin, where that one knows some."""
+        """Say how many entries the mixture knows, and how many times as many as its twin, where that one knows some."""
         counts = {name: int(known.sum()) for name, known in self.readings[-1][1].items()}
         mixture, twin = counts["MoE"], counts[EQUAL_ACTIVE]
-        text = f"The mixture knows {mixture:,} of {self.main_run.task.num_entries:,} entries by heart"
         times = f", {mixture / twin:.1f} times as many as its equal-active twin" if twin >= 10 else ""
-        return f"{text}{times}."
+        return f"The mixture knows {mixture:,} of {self.main_run.task.num_entries:,} entries by heart{times}."

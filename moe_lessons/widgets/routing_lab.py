@@ -40,7 +40,8 @@ class RoutingLab(Lab):
 
     title = "Routing laboratory"
     START, LOOK = ("domains", *SIZES, "seed"), ("layer", "x_axis")
-    PICKED, SAME = {"layer": "layer"}, "domains"
+    PICKED, SAME = ("layer", "layer"), "domains"
+    SETTINGS = (*FIELDS, *TRAINING)
     USUAL = {"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600} | FIELDS | KNOBS_AT_FIRST
     USUAL |= {"layer": 0, "seed": 0, "threads": 2, "batch_size": 32}
 
@@ -48,12 +49,10 @@ class RoutingLab(Lab):
         self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer=0, seed=0, threads=2,
         batch_size=32, play=0, max_steps=600, **settings: Any,
     ):  # fmt: skip
-        for name in settings:
-            check_choice("setting", name, (*FIELDS, *TRAINING))
         if config is not None and not isinstance(config, TransformerConfig):
             raise ValueError(f"config must be a TransformerConfig, got {type(config).__name__}")
         config = config or TransformerConfig()
-        if config.capacity_factor:
+        if config.capacity_factor:  # it is a knob here
             settings = {"capacity_factor": config.capacity_factor} | settings
         self._config = replace(config, capacity_factor=None, **{n: settings[n] for n in FIELDS if n in settings})
         if len(self._moe_layers) == 0:
@@ -61,9 +60,9 @@ class RoutingLab(Lab):
         self._routers: dict[Any, None] = dict.fromkeys(NAMED_ROUTERS)  # and your own, once you have named it
         if hasattr(task, "held_out"):  # a text of your own stays what it is
             self.START = self.START[1:]
-        values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST | settings
+        values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST
         values |= {"domains": task, "seed": seed, "layer": layer, "threads": threads, "batch_size": batch_size}
-        super().__init__(values, panels, given=settings, play=play, max_steps=max_steps, columns=2)
+        super().__init__(values, panels, settings, play=play, max_steps=max_steps, columns=2)
 
     # --- the specification ---
 

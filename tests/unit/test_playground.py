@@ -140,14 +140,14 @@ def test_the_territory_is_the_first_choice_of_each_place_and_the_heatmap_the_rou
     favourites = routing_of(trained, grid(RESOLUTION))[1].router_probs.argmax(dim=-1)
     assert torch.equal(trained.plane.scores.argmax(dim=-1).flatten(), favourites)
     assert (territory(trained) == favourites).float().mean() > 0.99
-    logits, routing = routing_of(trained, trained.points)
+    logits, routing = routing_of(trained, trained.plane.points)
     tokens, dots = mark(trained, TERRITORY, Points), mark(trained, HEATMAP, Points)
     assert np.array_equal(tokens.expert, routing.router_probs.argmax(dim=-1))
-    assert np.array_equal(tokens.look == 0, logits.argmax(dim=-1) == trained.classes)
+    assert np.array_equal(tokens.look == 0, logits.argmax(dim=-1) == trained.plane.classes)
     assert np.allclose(mark(trained, HEATMAP, Cells).z, routing.router_probs, atol=1e-3)
     served = set(zip(routing.token_idx.tolist(), routing.expert_idx.tolist()))
     assert set(zip(dots.y.tolist(), dots.x.tolist())) == served and len(dots.x) == len(served) == 2 * NUM_TOKENS
-    assert torch.equal(trained.classes, trained.classes.sort().values)
+    assert torch.equal(trained.plane.classes, trained.plane.classes.sort().values)
 
 
 def test_the_pictures_read_the_router_without_its_noise():
@@ -184,14 +184,14 @@ def test_the_words_tell_of_the_load_of_dropped_assignments_and_of_a_loss_worse_t
 
 def test_the_reading_is_the_routing_of_the_selected_token(trained):
     trained.inputs["token"].value = 9
-    logits, routing = routing_of(trained, trained.points[9:10])
+    logits, routing = routing_of(trained, trained.plane.points[9:10])
     scores, best = routing.router_logits[0].sort(descending=True)
     probs, text = routing.router_probs[0][best], trained.canvas.words["reading"]
     assert text.startswith("Token 9 at ") and trained.canvas.words["token"] == 9
     assert ", ".join(f"E{e} {s:+.2f} ({p:.0%})" for e, s, p in zip(best[:4].tolist(), scores, probs)) in text
     weights = (probs[:2] / probs[:2].sum()).tolist()
     assert f"Served by: {weights[0]:.2f} × E{best[0]}, {weights[1]:.2f} × E{best[1]}." in text
-    assert (", correct." if logits.argmax() == trained.classes[9] else ", wrong.") in text
+    assert (", correct." if logits.argmax() == trained.plane.classes[9] else ", wrong.") in text
     dropping = Playground("capacity", capacity_factor=0.5)
     served = set(dropping.plane.routing.token_idx.tolist())
     dropping.set(token=next(t for t in range(NUM_TOKENS) if t not in served))
