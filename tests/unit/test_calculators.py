@@ -13,15 +13,16 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_seconds
 from moe_lessons.plots.marks import Line, Parts, Rule, Table
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets import CostCalculator, PlanCalculator, calculators
-from moe_lessons.widgets.calculators import SIZES
+from moe_lessons.hub import ConfigCalculator
+from moe_lessons.widgets import CostCalculator, PlanCalculator
+from moe_lessons.widgets.calculators import SIZES, SLIDERS
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 
 
 @pytest.fixture
 def cost():
-    return CostCalculator()
+    return ConfigCalculator()
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_preset_by_name_and_by_button(cost, name):
     assert mark(cost, 2, Table).columns == (name, "equal-active twin", good, "equal-total twin")
     assert_consistent(cost)
     settings = "context_length=4096, batch_size=1, machine='NVIDIA H100 SXM', weights='bfloat16'"
-    assert repr(cost) == f"CostCalculator({name!r}, {settings}, dense_width={width:.1f})"
+    assert repr(cost) == f"ConfigCalculator({name!r}, {settings}, dense_width={width:.1f})"
 
 
 def test_a_shape_beyond_the_sliders_is_shown_and_kept():
@@ -87,7 +88,7 @@ def test_the_top_k_never_exceeds_the_experts(cost):
 @given(st.lists(st.tuples(st.sampled_from((*SIZES, "context_length")), st.floats(0, 1)), min_size=1, max_size=4))
 @settings(max_examples=10)
 def test_any_moves_leave_a_possible_shape_and_its_repr_makes_the_same_view(moves):
-    cost = CostCalculator()
+    cost = ConfigCalculator()
     for name, place in moves:
         slider = cost.inputs[name]
         if hasattr(slider, "options"):
@@ -95,7 +96,7 @@ def test_any_moves_leave_a_possible_shape_and_its_repr_makes_the_same_view(moves
         else:
             slider.value = slider.min + round(place * (slider.max - slider.min) / slider.step) * slider.step
         assert_consistent(cost)
-    again = eval(repr(cost), {"CostCalculator": CostCalculator, "TransformerShape": TransformerShape})
+    again = eval(repr(cost), {"ConfigCalculator": ConfigCalculator, "TransformerShape": TransformerShape})
     assert (again.shape, repr(again)) == (cost.shape, repr(cost))
     assert again.canvas.words["words"] == cost.canvas.words["words"]
 
@@ -152,14 +153,14 @@ def test_a_published_model_by_name(cost, name):
     row = published_models().set_index("name").loc[name]
     assert [sum(values) for values in mark(cost, 0, Parts).values] == [row.total_params, row.active_params]
     assert mark(cost, 2, Table).columns[0] == name and cost.sizes == published_sizes()[name]
-    again = eval(repr(cost), {"CostCalculator": CostCalculator})
+    again = eval(repr(cost), {"ConfigCalculator": ConfigCalculator})
     assert (again.sizes, repr(again), again.sentence()) == (cost.sizes, repr(cost), cost.sentence())
     assert all(cost.inputs[size].disabled for size in SIZES)  # they show another model
-    move(cost, published=calculators.SLIDERS)
+    move(cost, published=SLIDERS)
     assert not any(cost.inputs[size].disabled for size in SIZES) and cost.name == "Mixtral 8x7B"
     move(cost, published=name)
     move(cost, num_layers=3)
-    assert cost.inputs["published"].value == calculators.SLIDERS and cost.name == "this model"
+    assert cost.inputs["published"].value == SLIDERS and cost.name == "this model"
     assert_consistent(cost)
 
 
@@ -290,7 +291,7 @@ def test_the_same_panels_as_a_figure(cost):
 )
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        CostCalculator(**arguments)
+        ConfigCalculator(**arguments)
 
 
 @pytest.mark.parametrize(
