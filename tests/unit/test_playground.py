@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from live_tools import MyMoE, assert_consistent, button, click, ended, losses, mark, on_a_loop, settled, until, words
+from live_tools import MyMoE, assert_consistent, button, ended, losses, mark, on_a_loop, settled, until, words
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
@@ -59,19 +59,18 @@ def test_with_a_few_controls_only_those_are_there():
     assert not playground._preset_buttons
 
 
-@pytest.mark.parametrize("preset", ["capacity", "one expert", "healthy"])
 @on_a_loop
-async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked(preset):
+async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked():
     playground = Playground("noise")
-    playground.advance(21)
-    old = playground.main_run
-    button(playground, preset).click()
-    await settled()
-    assert playground.setting == PRESETS[preset] and repr(playground) == f"Playground({preset!r})"
-    assert_consistent(playground)
-    same_task = PRESETS[preset].task == PRESETS["noise"].task
-    assert playground.step == 0 and playground.ghost is (old if same_task else None)
-    assert [name for name in PRESETS if button(playground, name).button_style] == [preset]
+    for preset in ("capacity", "healthy"):
+        playground.advance(21)
+        old = playground.main_run
+        button(playground, preset).click()
+        await settled()
+        assert playground.setting == PRESETS[preset] and repr(playground) == f"Playground({preset!r})"
+        assert_consistent(playground)
+        assert playground.step == 0 and playground.ghost is (old if preset == "capacity" else None)  # the same task
+        assert [name for name in PRESETS if button(playground, name).button_style] == [preset]
     playground.set(lr=0.05)
     assert not any(button(playground, name).button_style for name in PRESETS)
 
@@ -94,18 +93,16 @@ def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_r
 
 
 def test_what_has_no_control_stays_as_it_was_given():
-    playground = Playground("capacity", capacity_priority="weight")
+    playground = Playground("capacity", capacity_priority="weight", num_experts=np.int64(4))
+    assert "num_experts=4" in repr(playground)  # a number of NumPy, too
     playground.choose_preset("noise")
     assert playground.setting == replace(PRESETS["noise"], capacity_priority="weight")
 
 
-@on_a_loop
-async def test_a_knob_applies_to_the_next_step_of_all_models():
+def test_the_learning_rate_is_of_all_models():
     playground, reference = Playground(), plane_runs(PRESETS["healthy"])
-    playground.inputs["lr"].value = 0.5
-    button(playground, "Step").click()  # both are queued, and done in this order
-    await settled()
-    playground.advance(1)
+    playground.set(lr=0.5)
+    playground.advance(2)
     for run in reference.values():
         run.knobs.lr = 0.5
         run.step(), run.step()
@@ -211,20 +208,6 @@ def test_a_capacity_does_not_always_drop_the_last_classes():
 
 
 @on_a_loop
-async def test_a_click_on_a_token_selects_it_and_on_anything_else_nothing():
-    playground = Playground()
-    for token in (0, 17, 31):
-        click(playground, "token", token)
-        await settled()
-        assert playground.selected == playground.inputs["token"].value == playground.canvas.words["token"] == token
-        assert mark(playground, TERRITORY, Points).selected == mark(playground, HEATMAP, Cells).selected == token
-    for kind, index in (("token", NUM_TOKENS), ("token", 10**400), ("model", 0), ("layer", 0), ("expert", 3), ("?", 1)):
-        click(playground, kind, index)
-        await settled()
-        assert playground.selected == 31 and playground.loop.trouble == ""
-
-
-@on_a_loop
 async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch):
     monkeypatch.setattr(live, "READING_SHARE", 1e-9)  # of itself, nothing is read anew
     playground = Playground(max_steps=10**6)
@@ -244,7 +227,6 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
     playground.set(num_experts=busiest or 1)  # that expert is gone
     await ended(playground)
     assert playground.inputs["mute"].value == "none" and "muted" not in words(playground)
-    assert len(playground.inputs["mute"].options) == 1 + (busiest or 1) and playground.loop.trouble == ""
 
 
 # --- trouble ---------------------------------------------------------------------------------------------
@@ -281,12 +263,12 @@ async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
     assert mine.setting == replace(PRESETS["noise"], noise_std=0.0) and mine.step == 0
 
 
-def a_block(num_experts=None, top_k=None, change=lambda x, y, routing: (y, routing), without=None, listed=False):
+def a_block(top_k=None, change=lambda x, y, routing: (y, routing), without=None, listed=False):
     """A class that keeps the contract, but for what is named."""
 
     class Block(MyMoE):
-        def __init__(self, d_model, d_ff, **sizes):
-            super().__init__(d_model, d_ff, num_experts or sizes["num_experts"], top_k or sizes["top_k"])
+        def __init__(self, d_model, d_ff, num_experts, **sizes):
+            super().__init__(d_model, d_ff, num_experts, top_k or sizes["top_k"])
             if without:
                 delattr(self, without)
             if listed:
@@ -309,10 +291,8 @@ def a_block(num_experts=None, top_k=None, change=lambda x, y, routing: (y, routi
         (a_block(change=lambda x, y, routing: (y.sum(dim=-1), routing)), "return a finite y of the shape of x"),
         (a_block(change=lambda x, y, routing: (y.detach(), routing)), "return a y with a gradient"),
         (a_block(change=lambda x, y, routing: (y, routing, x.add_(1))[:2]), "leave x as it is, got Block"),
-        (a_block(num_experts=4), "keep num_experts as given .8., got 4 in Block"),
         (a_block(top_k=1), "keep top_k as given .2., got 1 in Block"),
         (MoE(16, 4, 8, 2), "be a class called with d_model, d_ff, num_experts, top_k, got MoE"),
-        ("x", "be a class called with d_model, d_ff, num_experts, top_k, got str"),
     ],
 )
 def test_a_block_that_breaks_the_contract_is_refused(block, message):
