@@ -54,7 +54,7 @@ class BalancingLab(Lab):
 
     title = "Balancing laboratory"
     START, LOOK = ("task", "seeds", "first_seed", "apply_from"), ("highlight", "curve")
-    PICKED = "model", "highlight"
+    PICKED, STOPS = ("model", "highlight"), {"task": PLANE_TASKS, "curve": CURVES}
     SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in FIELDS}
     SETTINGS |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
     USUAL = {"remedies": tuple(REMEDIES), "play": 0, "max_steps": 600, "seeds": 3, "first_seed": 0, "apply_from": 0}
@@ -72,8 +72,7 @@ class BalancingLab(Lab):
     # --- the specification ---
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
-        names = {"task": PLANE_TASKS, "highlight": values["remedies"], "curve": CURVES}
-        return names.get(name) or super().stops(name, values)
+        return values["remedies"] if name == "highlight" else super().stops(name, values)
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
         check_between("seeds", values["seeds"], 1, MOST_SEEDS)

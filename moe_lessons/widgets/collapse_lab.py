@@ -22,15 +22,12 @@ class CollapseLab(Lab):
     """
 
     title, first_x = "A collapse", 25
-    START, LIVE, LOOK = ("learns", "seed"), (), ()
+    START, LIVE, LOOK, STOPS = ("learns", "seed"), (), (), {"learns": tuple(LEARNS)}
     USUAL = {"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0}
 
     def __init__(self, panels: Sequence[str] = USUAL["panels"], *, learns="all", seed=0, play=0, max_steps=300):
         panels = names_of(panels, "panels", PANELS_OF_A_COLLAPSE)
         super().__init__({"learns": learns, "seed": seed}, panels, play=play, max_steps=max_steps)
-
-    def stops(self, name: str, values: dict[str, Any]) -> Any:
-        return tuple(LEARNS) if name == "learns" else super().stops(name, values)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         """See `Lab`. `clean_load` is the load before the first step."""

@@ -12,7 +12,6 @@ from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.laboratory import Lab
 
 WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL))
-STOPS = {"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)}
 
 
 class FactsLab(Lab):
@@ -28,14 +27,12 @@ class FactsLab(Lab):
 
     title, first_x, shows_experts = "Facts by heart", 500, False
     START, LIVE, SAME = ("num_experts", "top_k", "num_entries", "seed"), ("lr",), "num_entries"
+    STOPS = {"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)}
     USUAL = {"num_experts": 16, "top_k": 2, "num_entries": 2000, "seed": 0, "lr": FACTS_LR, "play": 0, "max_steps": 500}
 
     def __init__(self, num_experts=16, top_k=2, num_entries=2000, *, seed=0, lr=FACTS_LR, play=0, max_steps=500):
         values = {"num_experts": num_experts, "top_k": top_k, "num_entries": num_entries, "seed": seed, "lr": lr}
         super().__init__(values, (*WALLS, "facts known", "loss", "cost"), play=play, max_steps=max_steps)
-
-    def stops(self, name: str, values: dict[str, Any]) -> Any:
-        return STOPS.get(name) or super().stops(name, values)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         """See `Lab`. `readings` has which entries each model knew, (N,) by name, and after which step."""

@@ -22,7 +22,7 @@ from moe_lessons.widgets.live import LiveRun
 class Lab(LiveRun):
     """A `LiveRun` with controls. `values` has what is in force, by name; also what has no control.
 
-    A subclass says START, LIVE and LOOK (names of knobs), `stops(name)` for those that the table leaves open, `check`,
+    A subclass says START, LIVE and LOOK (names of knobs), STOPS for those that the table leaves open, `check`,
     `make_runs`, and what else it has of its own. What is refused changes nothing and moves the controls back.
 
     values: of all that has one; settings: of those in SETTINGS, what the caller gives. The others: see `LiveRun`.
@@ -33,6 +33,7 @@ class Lab(LiveRun):
     LOOK: tuple[str, ...] = ("x_axis",)  # these change nothing
     PICKED = "", ""  # what can be clicked in a panel, and the value that its number selects
     SAME = "task"  # losses are compared with those of an earlier run where this value is the same
+    STOPS: dict[str, Any] = {}  # what controls have to choose from, where it is not what the table says
     SETTINGS: Collection[str] = ()
     USUAL: dict[str, Any] = {}  # all arguments, for `repr`: the first is written without its name
 
@@ -40,8 +41,7 @@ class Lab(LiveRun):
         settings = settings or {}
         for name in settings:
             check_choice("setting", name, self.SETTINGS)
-        values = {"x_axis": "steps", "panels": panels} | values | settings
-        self.values = self.check(values, settings)
+        self.values = self.check({"x_axis": "steps", "panels": panels} | values | settings, settings)
         self.inputs: dict[str, W.Widget] = {}
         self._moved: set[str] = set()  # controls that have moved and are not applied yet
         self._touched: list[str] = []  # those that have moved since, each as often as it waits to be applied
@@ -55,7 +55,7 @@ class Lab(LiveRun):
         """What a control has to choose from, with these values."""
         if name == "top_k":
             return range(1, values["num_experts"] + 1)
-        return tuple(X_AXES) if name == "x_axis" else KNOBS[name].stops
+        return tuple(X_AXES) if name == "x_axis" else self.STOPS.get(name) or KNOBS[name].stops
 
     def check(self, values: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """The values, or ValueError. given: those that must apply, where the others may be idle."""
@@ -147,7 +147,7 @@ class Lab(LiveRun):
         return body.remove_class("moe-alone")
 
     def controls(self) -> list[W.Widget]:
-        """Make a control for each name that has none yet, under three headings, and a place to say why some are idle."""
+        """Make a control for each name that has none yet, under three headings, and a place to say why some idle."""
         titles = "Structure · starts afresh", "Live · applies to the next step", "Look · changes nothing"
         shown, self._idle = [], W.HTML()
         for title, names in zip(titles, (self.START, self.LIVE, self.LOOK)):

@@ -51,6 +51,7 @@ class Playground(Lab):
     START = ("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed")
     LOOK = ("token", "mute", "x_axis")
     PICKED = "token", "token"
+    STOPS = {"task": PLANE_TASKS, "router": tuple(ROUTERS), "router_start": tuple(ROUTER_STARTS)}
     SETTINGS = tuple(field.name for field in fields(PlaneSetting))
 
     def __init__(
@@ -78,8 +79,7 @@ class Playground(Lab):
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         if name == "mute":
             return ("none", *(f"E{e}" for e in range(values["num_experts"]) if "mute" not in self._block_idle))
-        names = {"task": PLANE_TASKS, "router": tuple(ROUTERS), "router_start": tuple(ROUTER_STARTS)}
-        return names.get(name) or super().stops(name, values)
+        return super().stops(name, values)
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
         if self.block is None:
