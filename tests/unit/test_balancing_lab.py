@@ -103,14 +103,6 @@ async def test_a_strength_moves_its_tiles_and_no_other_from_the_next_step_on(rem
     assert losses(lab)[remedy] == [record.loss for record in alone.records]
 
 
-def test_a_strength_that_is_off_is_nothing():
-    off = dict.fromkeys(STRENGTHS.values(), 0) | {"capacity_factor": None}
-    lab = BalancingLab(("nothing", "capacity", "auxiliary loss"), seeds=1, **off)
-    lab.advance(3)
-    assert losses(lab)["capacity"] == losses(lab)["nothing"] == losses(lab)["auxiliary loss"]
-    assert "(off)" in lab.reading()
-
-
 def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
     lab = BalancingLab("capacity", seeds=1)
     lab.advance(30)
@@ -119,6 +111,7 @@ def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
     earlier, after = lab.tiles["capacity"].readings[-2:]
     assert earlier.step < after.step == before.step == 30 and after.accuracy < before.accuracy
     slider.value = 0.0
+    assert "(off)" in lab.reading()
     assert lab.values["capacity_factor"] is None and repr(lab).endswith("seeds=1, capacity_factor=None)")
     assert_consistent(lab)
 
@@ -187,12 +180,11 @@ def test_readings_are_of_the_clean_router_on_held_out_points(lab):
 
 
 def test_dead_is_of_the_tokens_where_each_has_two_experts():
-    tile = BalancingLab("top-2", seeds=3).tiles["top-2"]
-    loads = np.array([[0.007, 0.004, 0.5, 0.489, 0, 0, 0, 0]] * 3)  # 0.7 % of all assignments: 1.4 % of the tokens
-    read = {"loads": loads, "accuracies": np.ones(3)}
-    tile.band.evaluate, tile.turned = lambda num: read, True
+    tile = BalancingLab("top-2", seeds=1).tiles["top-2"]
+    loads = np.array([[0.007, 0.004, 0.5, 0.489, 0, 0, 0, 0]])  # 0.7 % of all assignments: 1.4 % of the tokens
+    tile.band.evaluate, tile.turned = lambda num: {"loads": loads, "accuracies": np.ones(1)}, True
     tile.read()
-    assert tile.readings[-1].dead.tolist() == [5, 5, 5]
+    assert tile.readings[-1].dead.tolist() == [5]
 
 
 def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
@@ -246,8 +238,7 @@ async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its
     np.testing.assert_allclose(mark(lab, 0, Band).high, np.max(own, axis=1), rtol=1e-6)
 
 
-@pytest.mark.parametrize("remedies", [("nothing", "z-loss"), "expert choice"])
-def test_the_words_say_who_has_dead_experts_and_who_is_most_accurate(lab, remedies):
+def test_the_words_say_who_has_dead_experts_and_who_is_most_accurate(lab):
     last = {name: tile.readings[-1] for name, tile in lab.tiles.items()}
     none = [name for name, reading in last.items() if reading.dead.sum() == 0]
     worst = max(last, key=lambda name: last[name].dead.sum())
@@ -256,10 +247,11 @@ def test_the_words_say_who_has_dead_experts_and_who_is_most_accurate(lab, remedi
     assert f"No dead expert: {', '.join(none)}." in words(lab)
     assert f"Most dead: {worst} ({last[worst].dead.mean():.1f} of 8)." in words(lab)
     assert f"Highest accuracy: {best} ({last[best].accuracy.mean():.1%})." in words(lab)
-    alike = BalancingLab(remedies, seeds=1)
-    alike.advance(60)
-    plainly = "No dead expert in any tile. Highest " if remedies == "expert choice" else "Dead experts in every tile. "
-    assert alike.words().startswith(plainly)
+    plainly = {"expert choice": "No dead expert in any tile. Highest ", "nothing": "Dead experts in every tile. "}
+    for remedy, said in plainly.items():
+        alike = BalancingLab(remedy, seeds=1)
+        alike.advance(60)
+        assert alike.words().startswith(said)
 
 
 @on_a_loop
@@ -304,7 +296,5 @@ async def test_a_slider_is_answered_before_a_round_of_all_tiles_is_over():
 def test_the_collapse_itself_can_be_another():
     lab = BalancingLab(TWO, seeds=1, num_experts=4)
     assert lab.tiles["nothing"].setting == remedy_setting("nothing", num_experts=4) != PRESETS["collapse"]
-    lab.advance(2)
-    assert lab.canvas.panels[0].y.high == 4
     with pytest.raises(ValueError, match="setting must be one of .*, got 'num_experts'"):
         lab.set(num_experts=8)

@@ -89,11 +89,6 @@ BAD = [
     ("BalancingLab", {"remedies": ()}, "remedies must be 1 to 12 tiles, got 0"),
     ("BalancingLab", {"remedies": ("nothing", 2)}, r"remedies must be names such as 'top-2', got \('nothing', 2\)"),
     ("BalancingLab", {"remedies": ("top-2 3",)}, "remedy must be one of .*, got 'top-2 3'"),
-    (
-        "BalancingLab",
-        {"remedies": ("nothing + jitter",)},
-        r"in one tile must be different ones, got 'nothing \+ jitter",
-    ),
     ("BalancingLab", {"remedies": ("bias update + expert choice",)}, "expert choice do not go together"),
     ("BalancingLab", {"remedies": ("capacity -1",)}, "capacity_factor must be a finite number above 0, got -1"),
     ("BalancingLab", {"highlight": "x"}, "highlight must be one of 'nothing', 'z-loss', got 'x'|setting must"),
@@ -342,7 +337,6 @@ def test_the_run_before_stays_as_a_ghost_where_it_was_long_enough():
     lab.advance(RECENT + 1)
     first = lab.main_run
     lab.set(num_experts=6)
-    assert lab.ghost is first and lab.main_run is not first
     lab.advance(RECENT)
     lab.set(num_experts=1)
     assert lab.ghost is first and lab.inputs["top_k"].max == lab.values["top_k"] == 1

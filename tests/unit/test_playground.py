@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from live_tools import MyMoE, assert_consistent, button, ended, losses, mark, on_a_loop, settled, until, words
+from live_tools import MyMoE, assert_consistent, button, ended, losses, mark, on_a_loop, settled, words
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
-from moe_lessons.plots.marks import Bars, Cells, Line, Points, Table
+from moe_lessons.plots.marks import Bars, Cells, Points
 from moe_lessons.tasks import grid
 from moe_lessons.training import PRESETS, plane_runs
 from moe_lessons.widgets import Playground, live
@@ -28,10 +28,6 @@ def routing_of(playground: Playground, points: torch.Tensor):
     with torch.no_grad():
         logits, (routing,) = playground.main_run.model.eval()(points)
     return logits, routing
-
-
-def idle(playground: Playground) -> list[str]:
-    return [name for name, widget in playground.inputs.items() if widget.disabled]
 
 
 # --- presets and settings --------------------------------------------------------------------------------
@@ -53,7 +49,6 @@ def test_with_a_few_controls_only_those_are_there():
     playground.set(top_k=2, noise_std=0.5)
     assert playground.step == 0 and playground.main_run.model.block.top_k == 2
     assert playground.setting == replace(PRESETS["collapse"], top_k=2, noise_std=0.5)
-    assert playground.main_run.knobs.noise_std == 0.5
     with pytest.raises(ValueError, match="setting must be one of 'top_k', 'noise_std', got 'lr'"):
         playground.set(lr=0.1)
     assert not playground._preset_buttons
@@ -82,12 +77,9 @@ def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_r
     with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
         playground.choose_preset("lucky")
     playground.advance(40)
-    dead, run = playground.main_run.records[-1].dead_experts, playground.main_run
+    run = playground.main_run
     playground.choose_preset("rescued")
     assert playground.main_run is run and playground.marks == [40] and playground.step == 40
-    for _ in range(150):
-        run.step()
-    assert run.records[-1].dead_experts < dead
     playground.choose_preset("collapse")
     assert playground.step == 0 and playground.marks == []
 
@@ -109,7 +101,7 @@ def test_the_learning_rate_is_of_all_models():
     assert losses(playground) == {name: [record.loss for record in run.records] for name, run in reference.items()}
 
 
-def test_the_same_seed_gives_the_same_numbers_drawn_or_not_and_muted_or_not():
+def test_what_is_drawn_or_muted_changes_no_number():
     drawn, alone = Playground("noise", seed=1), Playground("noise", seed=1)
     drawn.inputs["mute"].value = "E3"
     for _ in range(4):
@@ -117,11 +109,6 @@ def test_the_same_seed_gives_the_same_numbers_drawn_or_not_and_muted_or_not():
         torch.rand(1)
     alone.advance(12)
     assert losses(drawn) == losses(alone)
-    assert all(map(torch.equal, drawn.main_run.model.parameters(), alone.main_run.model.parameters()))
-    alone.inputs["seed"].value = 2
-    assert alone.step == 0
-    alone.advance(12)
-    assert all(losses(drawn)[name] != losses(alone)[name] for name in losses(alone))
 
 
 # --- what it shows ---------------------------------------------------------------------------------------
@@ -155,18 +142,6 @@ def test_the_pictures_read_the_router_without_its_noise():
     bars = mark(playground, LOAD, Bars)
     assert bars.second.tolist() == pytest.approx(playground.clean_load)
     assert bars.y.tolist() == pytest.approx(playground.main_run.records[-1].load[0]) != pytest.approx(bars.second)
-
-
-@pytest.mark.parametrize("x_axis", ["steps", "FLOPs", "seconds"])
-def test_the_loss_of_all_models_can_be_drawn_against(trained, x_axis):
-    trained.inputs["x_axis"].value = x_axis
-    flops_per_token = mark(trained, COST, Table).cells[2][0].replace(",", "")
-    seconds = sum(record.ms_per_step for record in trained.main_run.records) / 1000
-    # backward costs twice as much as forward
-    last = {"steps": 150, "FLOPs": 150 * 256 * 3 * int(flops_per_token), "seconds": seconds}
-    curves = [m for m in trained.canvas.panels[LOSS].marks if isinstance(m, Line)]
-    assert trained.step == 150 and curves[0].x[-1] == pytest.approx(last[x_axis])
-    assert [line.name for line in curves] == list(trained.runs)
 
 
 def test_the_words_tell_of_the_load_of_dropped_assignments_and_of_a_loss_worse_than_guessing(trained):
@@ -229,36 +204,18 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
     assert playground.inputs["mute"].value == "none" and "muted" not in words(playground)
 
 
-# --- trouble ---------------------------------------------------------------------------------------------
-
-
-@on_a_loop
-async def test_an_update_that_was_too_large_is_taken_back():
-    playground = Playground(play=2000)
-    weight, run = playground.main_run.model.block.router.weight, playground.main_run
-    await until(lambda: playground.step > 3)
-    playground.post(lambda: weight.data.fill_(1e38))
-    await playground.finished()
-    assert "lower the learning rate" in words(playground)
-    assert playground.step < 2000 and weight.abs().max() < 100
-    playground.play(5)
-    before = playground.step
-    await playground.finished()
-    assert playground.step == before + 5 and run.records[-1].loss < 2.5
-
-
 # --- a learner's block -----------------------------------------------------------------------------------
 
 
 @on_a_loop
 async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
     mine = Playground(block=MyMoE)
-    assert idle(mine) == ["router", "noise_std", "capacity_factor", "expert_bias_rate", "mute"]
-    assert idle(Playground()) == ["expert_bias_rate"] and mine.inputs["mute"].options == ("none",)
+    idle = [name for name, widget in mine.inputs.items() if widget.disabled]
+    assert idle == ["router", "noise_std", "capacity_factor", "expert_bias_rate", "mute"]
+    assert mine.inputs["mute"].options == ("none",)
     assert len(territory(mine).unique()) >= 6  # its router gets the same start
     mine.advance(60)
     assert mine.main_run.records[-1].loss < mine.main_run.records[0].loss - 0.5
-    assert [name for name in PRESETS if button(mine, name).disabled] == ["noise", "capacity"]
     mine.choose_preset("noise")
     assert mine.setting == replace(PRESETS["noise"], noise_std=0.0) and mine.step == 0
 

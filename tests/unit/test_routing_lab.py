@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from live_tools import assert_consistent, click, losses, mark, on_a_loop, settled
 from matplotlib.text import Text as Letters
 from torch import nn
@@ -18,7 +17,7 @@ from moe_lessons.tasks import PlaneTask, TextTask, make_text, text
 from moe_lessons.training import Run
 from moe_lessons.widgets import LiveRun, RoutingLab, live, routing_lab
 from moe_lessons.widgets.picture import descendants
-from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, idle_of
+from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST
 
 SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
 TWO = ("english", "json")
@@ -72,17 +71,10 @@ def test_the_name_of_a_text_is_shown_as_text():
     task = TextTask({name: make_text("english", 3000)}, context=32)
     lab = RoutingLab(task, panels=("domains", "writing"), **SMALL)
     assert f"most of each domain goes: {name} → E" in lab.canvas.words["reading"]  # the page knows no HTML here
-    assert any("&lt;i&gt;a$b_1$" in child.value for child in descendants(lab) if type(child).__name__ == "HTML")
+    assert any("&lt;i&gt;a$b_1$" in getattr(child, "value", "") for child in descendants(lab))
     assert lab.canvas.panels[0].y.ticks[0][1].startswith(name[:21]) and mark(lab, 1, Text).names == (name,)
     shown = [letters for letters in lab.picture().findobj(Letters) if "<i>" in letters.get_text()]
     assert len(shown) > 1 and not any(letters.get_parse_math() for letters in shown)
-
-
-def test_what_does_not_apply_is_found_without_a_random_number_of_yours():
-    before = torch.get_rng_state()
-    idle_of.cache_clear()
-    idle_of(TransformerConfig(router="sigmoid"))
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 @on_a_loop
@@ -98,18 +90,6 @@ async def test_the_last_domain_cannot_be_unticked():
     boxes["english"].value = True
     await settled()
     assert lab.values["domains"] == ("english", "code") and lab.canvas.words["trouble"] == ""
-
-
-@on_a_loop
-async def test_controls_that_are_moved_together_are_applied_together(monkeypatch):
-    lab, made = small(), []
-    make = lab.make_runs
-    monkeypatch.setattr(lab, "make_runs", lambda values: (made.append(values), make(values))[1])
-    for name, value in {"num_experts": 2, "top_k": 1, "seed": 5}.items():
-        lab.inputs[name].value = value
-    await settled()
-    assert len(made) == 1
-    assert_consistent(lab)
 
 
 def test_loads_are_blank_until_the_first_step_of_each_start():
