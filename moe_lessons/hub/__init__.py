@@ -8,7 +8,6 @@ from moe_lessons.hub.engine_files import write_engine_configs
 from moe_lessons.hub.models import byte_tokenizer, convert_model, export_model
 from moe_lessons.hub.routing_lens import Lens
 
-
 LATE = {"LensCallback": "callback", "ConfigCalculator": "calculator"}  # whose modules import transformers or widgets
 
 
