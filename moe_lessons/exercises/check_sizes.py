@@ -135,8 +135,8 @@ card_design = Exercise(
     hints=(
         "First find K · F, then E · F. One expert in all layers has 24 · 3 · 2048 · F = 147,456 · F parameters; all "
         "the rest is about 0.4 B.",
-        "To try with sliders: `CostCalculator(TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=2048, num_experts=8, "
-        "top_k=2), context_length=32768)`",
+        "To try with sliders: `ConfigCalculator(TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=2048, "
+        "num_experts=8, top_k=2), context_length=32768)`",
         "2.6 B active in the experts are K · F ≤ 17,600. The cache takes 1.6 GB, which leaves 22.4 GB or 11.2 B "
         "parameters, 10.8 B of them in experts: E · F ≤ 73,000.",
     ),

@@ -22,7 +22,7 @@ from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged
 from moe_lessons.widgets.loop import Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
-from moe_lessons.widgets.plane import NUM_TOKENS, Plane, draw_tokens, read_plane
+from moe_lessons.widgets.plane import NUM_TOKENS, Plane, read_plane
 
 PANELS_SHARE, READING_SHARE = 0.06, 0.01  # what all panels, and one costly reading, may cost, as a part of training
 QUICK = 0.01  # CPU seconds: a panel that takes less is drawn anew for each action
@@ -64,6 +64,7 @@ class LiveRun(Picture):
     x_axis = "steps"  # what losses are drawn against
     clean_load: Sequence[float] | None = None  # the load measured without noise, where it is
     selected: Any = 0  # the token or the tile that is selected
+    muted: int | None = None  # the expert that is switched off where the router and the tokens are read
 
     def __init__(self, runs, panels=("loss", "load", "film"), *, play=0, max_steps=1500, columns: int | None = 3):
         self.runs = {"model": runs} if isinstance(runs, Run) else runs
@@ -236,7 +237,7 @@ class LiveRun(Picture):
         if not isinstance(run.task, PlaneTask):
             raise ValueError(f"panels that show the plane need a PlaneTask, got {type(run.task).__name__}")
         num_experts(self)  # refuses a model without experts
-        return self.read("plane", lambda: read_plane(run.model, draw_tokens(run.task, run.seed)))
+        return self.read("plane", lambda: read_plane(run, self.muted))
 
     def panels(self) -> list[Panel]:
         """All panels, as they are now."""
