@@ -61,10 +61,8 @@ TABLE = [
     ((SoftMoE,), "slots_per_expert", (0,), WHOLE),
     ((TopKRouter, NoisyTopKRouter), "jitter_noise", (-0.1, math.nan), AT_LEAST),
     ((NoisyTopKRouter,), "noise", ("uniform",), "one of 'learned', 'gaussian'"),
-    ((NoisyTopKRouter,), "noise_std", (-1,), AT_LEAST),
     ((SigmoidRouter,), "num_groups", (3,), r"divide num_experts \(8\)"),
     ((SigmoidRouter,), "topk_groups", (2,), r"between 1 and num_groups \(1\)"),
-    ((SigmoidRouter,), "routed_scaling_factor", (0,), ABOVE),
     ((HashRouter, TransformerConfig), "vocab_size", (0,), WHOLE),
     ((TransformerConfig,), "d_model", (20,), r"a multiple of 2·num_heads \(8\)"),
     ((TransformerConfig,), "num_kv_heads", (3, 8), r"divide num_heads \(4\)"),
@@ -119,16 +117,13 @@ def test_bad_arguments(calls, argument, values, allowed):
             "router_std .* None .*, got 1",
         ),
         (lambda: update_expert_bias(TopKRouter(8, 8, 2, bias=True), ROUTING), "router must .*; got a TopKRouter"),
+        (lambda: TopKRouter(4, 8, 2)(torch.zeros(2, 3, 4)), r"x must have the shape \(T, 4\), got \(2, 3, 4\)"),
+        (lambda: SoftMoE(4, 8, 3)(torch.zeros(4)), r"x must have the shape \(\.\.\., T, 4\), got \(4,\)"),
     ],
 )
 def test_bad_parts(call, message):
     with refused(message):
         call()
-
-
-def test_limits_that_are_allowed():
-    assert check_seed(0) == 0 and check_seed(2**62) == 2**62
-    assert MODEL.generate(GOOD["ids"], 15, top_k=9).shape == (1, 24)
 
 
 LAYERS = [FeedForward(4, 8), MoE(4, 8, 8, router="learned noise"), SoftMoE(4, 8, 3), TopKRouter(4, 8, 2)]
@@ -139,7 +134,6 @@ LAYERS = [FeedForward(4, 8), MoE(4, 8, 8, router="learned noise"), SoftMoE(4, 8,
     "x, message",
     [
         (torch.zeros(3, 5), r"the last dimension of x must be d_model \(4\), got shape \(3, 5\)"),
-        (torch.tensor(1.0), r"the last dimension of x must be d_model \(4\), got shape \(\)"),
         (torch.zeros(3, 4).long(), "x must be a floating-point tensor, got torch.int64.*"),
         ([0.0], "x must be a floating-point tensor, got list"),
     ],
@@ -156,13 +150,6 @@ def test_x_must_have_the_type_of_the_weights(layer, autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         with refused(r"x must have the type of the weights \(torch.float32\), got torch.float64"):
             layer(torch.zeros(2, 4).double())
-
-
-def test_routers_take_rows_and_soft_moe_sequences():
-    with refused(r"x must have the shape \(T, 4\), got \(2, 3, 4\)"):
-        TopKRouter(4, 8, 2)(torch.zeros(2, 3, 4))
-    with refused(r"x must have the shape \(\.\.\., T, 4\), got \(4,\)"):
-        SoftMoE(4, 8, 3)(torch.zeros(4))
 
 
 @pytest.mark.parametrize("ids", [None, [1, 2, 3], torch.ones(3), torch.ones(3).bool(), torch.ones(2).long()], ids=str)
@@ -202,7 +189,6 @@ class Changed(torch.nn.Module):
     [
         (torch.nn.Linear(4, 5), "router must return a Routing, got Tensor"),
         (Changed(6), r"router must return router_probs of shape \(3, 5\), got \(3, 6\)"),
-        (Changed(router_probs=lambda probs: probs[:2]), r"router must .* \(3, 5\), got \(2, 5\)"),
         (Changed(weight=lambda weight: weight[:5]), r"router must .* one shape \(A,\), got .*\(6,\), \(5,\)\]"),
     ],
 )

@@ -12,13 +12,11 @@ from torch import nn
 from moe_lessons.nn import (
     ExpertChoiceRouter,
     HashRouter,
-    MoE,
     NoisyTopKRouter,
     Routing,
     SigmoidRouter,
     TopKRouter,
     apply_capacity,
-    load_balancing_loss,
 )
 
 F64 = torch.float64
@@ -79,12 +77,6 @@ def test_equals_the_loop_over_tokens(kind, data):
         assert [(t, e) for choice in routing.topk_indices.T.tolist() for t, e in enumerate(choice)] == pairs(routing)
 
 
-@pytest.mark.parametrize("kind", [TopKRouter, SigmoidRouter])
-@pytest.mark.parametrize("top_k, norm, kept", [(1, None, False), (2, None, True), (1, True, True), (2, False, False)])
-def test_renormalising_is_the_default_for_more_than_one(kind, top_k, norm, kept):
-    assert kind(4, 8, top_k, norm_topk_prob=norm).norm_topk_prob is kept
-
-
 GROUPS = {"num_groups": 2, "topk_groups": 1}  # the two best of each: .9 + .1 against .6 + .5
 
 
@@ -118,39 +110,6 @@ def test_scores_that_vanish_give_no_nan():
     assert not routing.weight.any() and routing.router_probs.isfinite().all()
     routing.weight.sum().backward()
     assert router.weight.grad.isfinite().all()
-
-
-# --- learning ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "make, has_gradient",
-    [
-        (lambda: TopKRouter(4, 8, 1), True),
-        (lambda: TopKRouter(4, 8, 1, norm_topk_prob=True), False),
-        (lambda: SigmoidRouter(4, 8, 1), True),
-        (lambda: SigmoidRouter(4, 8, 1, norm_topk_prob=True), False),
-    ],
-)
-def test_one_chosen_expert_teaches_its_router_unless_it_renormalises(make, has_gradient):
-    torch.manual_seed(0)
-    moe = MoE(4, 8, 8, 1, router=make()).double()
-    moe(torch.randn(20, 4, dtype=F64))[0].square().sum().backward()
-    largest = moe.router.weight.grad.abs().max()
-    assert largest > 1e-4 if has_gradient else largest < 1e-14  # p / p is 1: what is left of zero is rounding
-
-
-def test_expert_bias_is_no_parameter_and_travels_with_the_state(device):
-    torch.manual_seed(0)
-    router, other = (SigmoidRouter(4, 8, 2, bias=True).to(device) for _ in range(2))
-    routing = router(torch.randn(5, 4, device=device))
-    (routing.topk_weights[:, 0].sum() + load_balancing_loss(routing)).backward()
-    assert router.weight.grad.abs().max() > 1e-6 and router.bias.grad.abs().max() > 1e-6
-    assert not router.expert_bias.requires_grad and router.expert_bias.grad is None
-    router.expert_bias.normal_()
-    other.load_state_dict(router.state_dict())
-    assert torch.equal(other.expert_bias, router.expert_bias) and other.expert_bias.device.type == device
-    assert set(router.state_dict()) == {"weight", "bias", "expert_bias"}
 
 
 # --- noise ---------------------------------------------------------------------------------------------------
@@ -193,11 +152,9 @@ def test_jitter_multiplies_by_what_lies_evenly_around_1(dtype, device):
     router.weight.data = torch.eye(4, device=device, dtype=router.weight.dtype)
     x = torch.ones(5000, 4, device=device, dtype=dtype)
     factors = router(x).router_logits.detach().double()
-    assert torch.equal(x, torch.ones_like(x)), "x itself has changed"
     assert 0.99 - 1e-6 <= factors.min() < 0.9901 and 1.0099 < factors.max() <= 1.01 + 1e-6
     assert float(factors.mean()) == pytest.approx(1, abs=2e-4)
     assert float(factors.std()) == pytest.approx(0.01 / 3**0.5, rel=0.02)
-    assert factors.unique().numel() > 1000 and not torch.equal(factors[:, 0], factors[:, 1])
 
 
 def test_learned_noise_is_shazeers_and_learns():

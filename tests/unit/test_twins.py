@@ -17,21 +17,6 @@ def size(module: nn.Module) -> int:
 
 
 @matches
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shared_d_ff, gate", [(0, False), (6, False), (6, True)])
-def test_twin_of_one_block(match, experts_at_work, activation, shared_d_ff, gate, device):
-    """K of E experts, or all, and the shared one; no router, and a gate counts as the router."""
-    options = {"activation": activation, "shared_d_ff": shared_d_ff, "shared_expert_gate": gate}
-    moe = MoE(4, 16, 5, 2, **options).to(device, torch.float64)
-    twin = dense_twin(moe, match)
-    assert isinstance(twin, FeedForward)
-    assert (twin.d_model, twin.d_ff, twin.activation) == (4, experts_at_work * 16 + shared_d_ff, activation)
-    assert twin.down_proj.dtype == torch.float64 and twin.down_proj.device.type == device
-    shared = size(moe.shared_expert) if shared_d_ff else 0
-    assert size(twin) == size(moe.experts) * experts_at_work // 5 + shared
-
-
-@matches
 def test_twin_of_a_model(match, experts_at_work):
     model = PlaneClassifier(MoE(4, 16, 5, 2, router=SigmoidRouter(4, 5, 2)), num_classes=3)
     twin = dense_twin(model, match)
