@@ -39,12 +39,6 @@ def test_a_family_builds_a_block_in_small_and_in_its_published_size(name):
     assert count.total < row.total_params and count.active < row.active_params
 
 
-def test_every_family_of_the_hub_is_here():
-    from moe_lessons import hub
-
-    assert {family for family, _ in hub.FAMILIES.values()} == set(FAMILIES) - {"DeepSeekMoE"}
-
-
 @given(st.integers(1, 6), st.data())
 def test_finer_experts_do_the_same_work(top_k, data):
     num_experts = data.draw(st.integers(top_k, 8))
@@ -64,7 +58,6 @@ def test_finer_experts_do_the_same_work(top_k, data):
 def test_bad_cuts_are_refused():
     for arguments, message in (
         ((8, 2, 32, 5), r"times must divide d_ff \(32\), got 5"),
-        ((8, 2, 32, 0), "times must be a whole number of at least 1, got 0"),
         ((8, 2, 32, 4, 8), r"shared must be below top_k · times \(8\), got 8"),
         ((8, 2, 32, 4, -1), "shared must be a whole number from 0 up, got -1"),
         ((2, 3, 32), r"top_k must be between 1 and num_experts \(2\), got 3"),

@@ -1,6 +1,5 @@
 """FeedForward and Experts: the formulas, row by row, their parameters, and how these start."""
 
-
 import pytest
 import torch
 from oracle import by_rows, ffn_row

@@ -72,7 +72,6 @@ def test_equals_the_loop_over_tokens(kind, data):
     if kind is ExpertChoiceRouter:
         assert counted == [math.ceil(router.top_k * len(x) / router.num_experts)] * router.num_experts  # even, always
     else:
-        top_k = router.top_k if len(x) else 0
         assert routing.topk_indices.shape == routing.topk_weights.shape == (len(x), router.top_k)
         assert [(t, e) for choice in routing.topk_indices.T.tolist() for t, e in enumerate(choice)] == pairs(routing)
 

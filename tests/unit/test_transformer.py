@@ -21,7 +21,6 @@ from moe_lessons.nn import (
     MoE,
     TransformerConfig,
     dense_twin,
-    evaluating,
     seeded,
 )
 from moe_lessons.nn.attention import rotary, rotate
@@ -129,7 +128,6 @@ def test_which_layers_are_mixtures(moe_layers, numbers):
     assert [type(layer.ffn) for layer in model.layers] == kinds
     logits, routings = model(some_ids(3, 5))
     assert logits.shape == (3, 5, 11) and [routing.num_tokens for routing in routings] == [15] * len(numbers)
-    assert "num_heads=4, num_kv_heads=2" in repr(model) and all(kind.__name__ in repr(model) for kind in kinds)
 
 
 def test_tied_and_untied():
@@ -232,8 +230,6 @@ def test_seeds_and_the_random_state():
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(first, model.generate(ids, 20, use_cache=False))
     assert torch.equal(first[:, :3], ids) and first.dtype == ids.dtype
-    with refused(r"seed must be a whole number from 0 to 2\*\*62, got 'a'"):
-        model.generate(ids, 1, seed="a")
 
 
 def test_draws_have_the_stated_probabilities():
@@ -253,10 +249,6 @@ def test_generate_is_without_noise_and_gradients_and_keeps_the_mode_of_every_par
     model.train().layers[0].eval()  # a part that is frozen stays so
     modes = [part.training for part in model.modules()]
     assert torch.equal(model.generate(some_ids(), 8), expected)
-    assert [part.training for part in model.modules()] == modes
-    with pytest.raises(RuntimeError, match="^stop$"), evaluating(model):
-        assert not any(part.training for part in model.modules())
-        raise RuntimeError("stop")
     assert [part.training for part in model.modules()] == modes
     model(model.generate(some_ids(), 1))[0].sum().backward()  # training may read what was generated
 
@@ -279,11 +271,9 @@ def test_gradients_reach_all_parameters(router, tied_embedding, device):
     "ids, message",
     [
         ([[1, 2]], r"ids must be a tensor of whole numbers .* \(B, T\), got list"),
-        (torch.zeros(1, 2), ".* got torch.float32 of shape .*"),
         (torch.zeros(2, dtype=torch.long), r".* of shape \(B, T\), got torch.int64 of shape \(2,\)"),
         (torch.zeros(1, 0, dtype=torch.long), r"ids must hold at least one token, got shape \(1, 0\)"),
         (torch.tensor([[0, 11]]), "ids must be between 0 and 10, got 0 to 11"),
-        (torch.tensor([[-1, 3]]), "ids must be between 0 and 10, got -1 to 3"),
         (torch.zeros(1, 25, dtype=torch.long), r"ids .* at most max_positions \(24\) tokens, got 25"),
     ],
 )
