@@ -130,7 +130,7 @@ grouped_choice = Exercise(
 @torch.no_grad()
 def by_package(x: Tensor, phi: Tensor, expert: nn.Module) -> Tensor:
     """`nn.SoftMoE` whose experts all work like `expert`: (T, D)."""
-    moe = SoftMoE(x.shape[1], 1, len(phi), dtype=x.dtype)
+    moe = SoftMoE(x.shape[1], 1, len(phi)).to(x.dtype)
     moe.phi.copy_(phi)
     moe.run_experts = lambda slots: torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
     return moe(x)

@@ -141,7 +141,7 @@ class SwitchMoE(MoE):
 
     expert_capacity: int
 
-    def _limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
+    def limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
         sequence = routing.token_idx // max(shape[-2] if len(shape) > 1 else 1, 1)  # (A,)
         queue = sequence * self.num_experts + routing.expert_idx  # (A,) one for each sequence and expert
         limited = apply_capacity(replace(routing, expert_idx=queue), self.expert_capacity)

@@ -247,6 +247,7 @@ def only(routing: Routing, counts: Tensor) -> Routing:
         routing.weight[kept],
         number[routing.dropped_token_idx[dropped]],
         routing.dropped_expert_idx[dropped],
+        routing.top_k,
     )
 
 
@@ -256,11 +257,14 @@ def joined(routings: Sequence[Routing]) -> Routing:
         raise ValueError(f"routings must have one number of experts to be joined, got {sorted(sizes)}")
     if len(routings) == 1:
         return routings[0]
-    columns = {field.name: [getattr(routing, field.name) for routing in routings] for field in fields(Routing)}
+    top_ks = {routing.top_k for routing in routings}
+    names = [field.name for field in fields(Routing) if field.name != "top_k"]
+    columns = {name: [getattr(routing, name) for routing in routings] for name in names}
     starts = np.cumsum([0, *(routing.num_tokens for routing in routings)]).tolist()
     for name in ("token_idx", "dropped_token_idx"):
         columns[name] = [idx + start for idx, start in zip(columns[name], starts)]
     device = routings[0].token_idx.device  # layers may be on several
     both = Routing(**{name: torch.cat([part.to(device) for part in parts]) for name, parts in columns.items()})
     order = rank_within(both.token_idx).argsort(stable=True)  # 0 for a token's first choice
-    return replace(both, **{name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")})
+    by_choice = {name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")}
+    return replace(both, **by_choice, top_k=top_ks.pop() if len(top_ks) == 1 else None)

@@ -100,8 +100,9 @@ def shard_experts(model: nn.Module, group=None, capacity: str = "local") -> nn.M
             raise ValueError("capacity must be 'local' where tokens do not come in order, got 'global'")
     for moe in blocks:
         whole, count = moe.experts, moe.num_experts // size
-        make = {"bias": whole.down_proj_bias is not None, "weight_input": whole.weight_input, "device": "meta"}
-        shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **make).train(whole.training)
+        make = {"bias": whole.down_proj_bias is not None, "weight_input": whole.weight_input}
+        with torch.device("meta"):  # the numbers are copied
+            shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **make).train(whole.training)
         for name, weight in whole.named_parameters():
             mine = weight.detach()[rank * count : (rank + 1) * count].clone()
             setattr(shard, name, nn.Parameter(mine, requires_grad=weight.requires_grad))
@@ -109,7 +110,7 @@ def shard_experts(model: nn.Module, group=None, capacity: str = "local") -> nn.M
                 getattr(shard, name).register_hook(lambda gradient: gradient / size)
         shard.group, moe.experts, moe.dispatch = group, shard, "exchange"
         if capacity == "global":
-            moe.limit = partial(limit_globally, group=group)
+            moe.limit = partial(limit_globally, moe, group=group)
     return model
 
 

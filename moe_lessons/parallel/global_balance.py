@@ -35,11 +35,13 @@ def update_global_expert_bias(router: nn.Module, routing: Routing, rate: float =
     update_expert_bias(router, replace(routing, expert_idx=everyone, dropped_expert_idx=none), rate)
 
 
-def limit_globally(moe: MoE, routing: Routing, group=None) -> Routing:
-    """What stands in the place of a block's own capacity, as if the tokens of all ranks were in one process.
+def limit_globally(moe: MoE, routing: Routing, shape: tuple[int, ...], group=None) -> Routing:
+    """What stands in the place of a block's own `limit`, as if the tokens of all ranks were in one process.
 
     They stand in order there, rank after rank, and C follows from the number of all.
     """
+    if moe.capacity_factor is None:
+        return routing
     K, E = moe.top_k, routing.num_experts
     queue = rank_within(routing.token_idx) * E + routing.expert_idx  # (A,) one for each choice and expert
     mine = torch.cat([torch.bincount(queue, minlength=K * E), queue.new_tensor([routing.num_tokens])])  # (K·E + 1,)

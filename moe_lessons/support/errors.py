@@ -84,13 +84,6 @@ def check_device(device: Any) -> torch.device:
     return found
 
 
-def check_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return `dtype` if it is a floating-point type that matrices can be multiplied in, else raise ValueError."""
-    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be a floating-point type (float16, bfloat16, float32 or float64), got {dtype!r}")
-    return dtype
-
-
 def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None) -> Tensor:
     """Return `x` if it is a floating-point tensor (..., d_model), else raise ValueError. Its values are not read.
 

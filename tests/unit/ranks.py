@@ -39,9 +39,9 @@ MODES = [("none", "local"), ("none", "global"), ("local", "local"), ("global", "
 
 
 def make(kind: str, capacity_factor: float | None = None) -> MoE:
-    options = {"top_k": K, "capacity_factor": capacity_factor, "dtype": torch.float64} | KINDS[kind]
+    options = {"top_k": K, "capacity_factor": capacity_factor} | KINDS[kind]
     with seeded(3):
-        moe = MoE(D, F, E, **options)
+        moe = MoE(D, F, E, **options).double()
         for parameter in moe.experts.parameters():  # biases start at zero
             torch.nn.init.normal_(parameter, std=0.5)
     return moe
