@@ -23,6 +23,8 @@ class WatchedRun(Run):
     expert_gradients: of each expert's weights. router_gradients: of its row of the router. 0 for what stands still.
     """
 
+    has_checkpoints = False
+
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.expert_gradients: list[np.ndarray] = []
@@ -108,7 +110,7 @@ def practise(run: Run, expert: int, steps: int = 20) -> None:
     alone = copy.deepcopy(run.model).requires_grad_(False)
     alone.block = FeedForward(experts.d_model, experts.d_ff, experts.activation)  # one expert alone is a dense FFN
     alone.block.load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
-    training = Run(alone, run.task, lr=run.knobs.lr, seed=run.seed + 500_009, device=run.device)
+    training = Run(alone, run.task, lr=run.knobs.lr, seed=run.seed + 500_009)
     for _ in range(steps):
         training.step()
     with torch.no_grad():

@@ -6,7 +6,7 @@ island s. The islands share nothing, so that each learns what it would learn alo
 
 import copy
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,11 +19,17 @@ from moe_lessons.tasks import PlaneClassifier
 from moe_lessons.training.run import Record, Run, copy_into, is_dead
 from moe_lessons.training.settings import PlaneSetting, plane_model
 
-# What one step of S seeds showed: the fields of a `Record`, as means over the seeds (but `load`: of the first one), and
-# arrays with a value for each seed (S,): dead experts, the share of the assignments that was dropped, the share of the
-# tokens that no expert served. loads (S, E): the shares of the assignments that were wanted.
-ARRAYS = ("losses", "accuracies", "loads", "dead", "dropped", "unserved")
-BandRecord = NamedTuple("BandRecord", [*Record.__annotations__.items(), *((name, np.ndarray) for name in ARRAYS)])
+
+@dataclass(frozen=True, kw_only=True)
+class BandRecord(Record):
+    """Says what one step of S seeds showed: means over the seeds (but `load`: of the first), and a value for each."""
+
+    losses: np.ndarray  # (S,)
+    accuracies: np.ndarray  # (S,)
+    loads: np.ndarray  # (S, E): the shares of the assignments that were wanted
+    dead: np.ndarray  # (S,) dead experts
+    dropped: np.ndarray  # (S,): the share of the assignments that was dropped
+    unserved: np.ndarray  # (S,): the share of the tokens that no expert served
 
 
 class SeedBand(Run):
@@ -37,20 +43,22 @@ class SeedBand(Run):
     ((3,), (3, 8))
     """
 
-    def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5), device=None):
+    has_checkpoints = False
+
+    def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5)):
         self.setting, self.seeds = setting, [check_seed(seed) for seed in seeds]
         if not self.seeds:
             raise ValueError(f"seeds must be one or more whole numbers from 0 up, got {seeds!r}")
         models, tasks = zip(*(plane_model(setting, seed) for seed in self.seeds), strict=True)
         band, self.tasks = BandClassifier(models), tasks
-        super().__init__(band, tasks[0], lr=setting.lr, seed=self.seeds[0], device=device)
+        super().__init__(band, tasks[0], lr=setting.lr, seed=self.seeds[0])
         self.num_experts = [setting.num_experts]
         for group in self.optimizer.param_groups:
             group["eps"] /= len(self.seeds)  # the loss is a mean over seeds: each gradient is S times smaller
         self.knobs.take(setting)
 
     def evaluate(self, num: int = 1024) -> dict:
-        """Loss and accuracy on `num` held-out points of each seed, without noise: their means, and `ARRAYS`."""
+        """Loss and accuracy on `num` held-out points of each seed, without noise: means, and arrays of a record."""
         losses, correct, (routing,) = self._measure(*self.held_out(num))
         arrays = arrays_of(losses, correct, routing)
         return {"loss": arrays["losses"].mean().item(), "accuracy": arrays["accuracies"].mean().item()} | arrays
@@ -66,7 +74,7 @@ class SeedBand(Run):
             now, asked = getattr(self.setting, name), getattr(setting, name)
             if asked != now:
                 raise ValueError(f"{name} must stay {now!r} in a branch, got {asked!r}")
-        branch = SeedBand(setting, self.seeds, self.device)
+        branch = SeedBand(setting, self.seeds)
         branch.model.load_state_dict(self.model.state_dict(), strict=False)
         old = dict(self.model.named_parameters())
         for name, parameter in branch.model.named_parameters():
@@ -91,19 +99,19 @@ class SeedBand(Run):
 
 
 def arrays_of(losses: Tensor, correct: Tensor, routing: Routing) -> dict[str, np.ndarray]:
-    """The `ARRAYS` of a batch: losses and correct (S, T), and the routing of all seeds."""
+    """The arrays of a `BandRecord`, of losses and correct (S, T), and the routing of all seeds."""
     num_seeds, num_tokens = losses.shape
     demand, dropped = (each.view(num_seeds, -1) for each in (routing.demand_per_expert, routing.dropped_per_expert))
     num_serving = count(routing.token_idx, losses.numel()).view(losses.shape)  # (S, T) experts
-    values = (
-        losses.mean(dim=1),
-        correct.float().mean(dim=1),
-        demand / demand.sum(dim=1, keepdim=True),
-        is_dead(demand, num_tokens).sum(dim=1),
-        dropped.sum(dim=1) / demand.sum(dim=1),
-        (num_serving == 0).float().mean(dim=1),
-    )
-    return {name: value.cpu().numpy() for name, value in zip(ARRAYS, values, strict=True)}
+    values = {
+        "losses": losses.mean(dim=1),
+        "accuracies": correct.float().mean(dim=1),
+        "loads": demand / demand.sum(dim=1, keepdim=True),
+        "dead": is_dead(demand, num_tokens).sum(dim=1),
+        "dropped": dropped.sum(dim=1) / demand.sum(dim=1),
+        "unserved": (num_serving == 0).float().mean(dim=1),
+    }
+    return {name: value.cpu().numpy() for name, value in values.items()}
 
 
 class BandClassifier(nn.Module):

@@ -51,14 +51,6 @@ def test_a_second_interrupt_ends_the_code():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_error_inside_passes_and_leaves_no_handler():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(ZeroDivisionError):
-        for _ in bar(range(2)):
-            raise ZeroDivisionError
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_on_another_thread():
     done = []
     thread = threading.Thread(target=lambda: done.extend(bar(range(3))))
