@@ -45,13 +45,7 @@ class WatchedRun(Run):
 
 
 def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None) -> WatchedRun:
-    """Make the mixture of `training.plane_runs`, watched. `learns`: a name of `LEARNS`; the other part stands still.
-
-    >>> run = watched_run(PlaneSetting(), learns="experts only")
-    >>> _ = run.step()
-    >>> float(run.router_gradients[0].max()), bool(run.expert_gradients[0].min() > 0)
-    (0.0, True)
-    """
+    """Make the mixture of `training.plane_runs`, watched. `learns`: a name of `LEARNS`; the other part stands still."""
     still = LEARNS[check_choice("learns", learns, LEARNS)]
     model, task = plane_model(setting, seed, block)
     if still:
@@ -75,12 +69,7 @@ class Pushes(NamedTuple):
 
 
 def score_pushes(run: Run) -> Pushes:
-    """Say where one step on held-out points would push the router's scores. Its noise is the same each time.
-
-    >>> own, others = score_pushes(watched_run(PlaneSetting()))
-    >>> own.shape, others.shape
-    ((8,), (8,))
-    """
+    """Say where one step on held-out points would push the router's scores. Its noise is the same each time."""
     x, y = run.task.batch(NUM_POINTS, torch.Generator().manual_seed(run.seed + 1_000_003))
     with seeded(run.seed + 1_000_005):
         logits, (routing,) = run.model(x.to(run.device))
@@ -95,8 +84,7 @@ def score_pushes(run: Run) -> Pushes:
 def practise(run: Run, expert: int, steps: int = 20) -> None:
     """Give one expert of a run a head start: it alone trains for `steps` steps, on points from everywhere.
 
-    It works as the only expert, with weight 1, on other batches than the run will see; embedding, head, router and all
-    other experts stand still.
+    It works as the only expert, with weight 1, on other batches than the run will see; all else stands still.
     """
     experts = run.model.block.experts
     if expert not in range(experts.num_experts):

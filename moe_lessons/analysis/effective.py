@@ -11,8 +11,7 @@ import numpy as np
 class EffectiveWidth:
     """Says the `width` of the dense FFN that is as good as a mixture, and the lowest and highest that one seed gives.
 
-    A mixture that is better than the widest dense model of the family has `inf`, one that is worse than the narrowest
-    has 0: nothing is said about widths that were not trained. `family`: the narrowest and the widest of these.
+    It is `inf` for a mixture better than the widest dense model of the `family`, 0 for one worse than the narrowest.
     """
 
     width: float
@@ -40,13 +39,10 @@ class EffectiveWidth:
 def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
     """Find the width at which the dense models of a family are as good as a mixture.
 
-    family: for each width of the dense FFN the quality that its seeds reached, each model at its own best rate.
-    mixture: the quality of the mixture with the same seeds, in the same order. More is better: of losses give the
-    negative.
-
-    The means of the seeds are joined by straight lines over the logarithm of the width (with their running maximum,
-    where a wider model is worse by chance); the width is where the mean of the mixture lies on them. The interval has
-    what each seed gives by itself: its mixture among its dense models, which saw the same data.
+    family: for each width of the dense FFN the quality that its seeds reached; mixture: its quality with the same
+    seeds. More is better. The means of the seeds are joined by straight lines over the logarithm of the width (with
+    their running maximum); the width is where the mean of the mixture lies on them. The interval has what each seed
+    gives by itself.
 
     >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32], 256: [0.7, 0.72]}, [0.5, 0.56]))
     187 (181 to 194)

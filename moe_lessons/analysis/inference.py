@@ -38,13 +38,10 @@ def decode_speed(
     """Measure the tokens per second of each model in decoding: a row for each batch size and model.
 
     batch: how many sequences are written at once, B. tokens_per_second: of all B together, the median over `repeats`.
-    speedup: how many times as many as the last model has, the median of the ratios within a round; `low` and `high`
-    are their quartiles.
+    speedup: how many times as many as the last model has, the median of the ratios within a round, with its quartiles.
 
     In a round each model reads num_tokens bytes, drawn from `seed`, in each sequence behind a prompt, one step after
     the other. The median step counts: the first may find the weights of another model in the processor's cache.
-
-    Raises ValueError for what is no dict of models, for one that cannot decode with a cache, and for other sizes.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
@@ -107,13 +104,8 @@ def distinct_experts(
 ) -> pd.DataFrame:
     """Count how many different experts a decoding step touches: a row for each batch size and MoE layer.
 
-    ids: sequences (N, T), N at least the largest batch size. A step of B takes B of them at one position; `distinct`
-    is the mean over 200 such steps, drawn from `seed`. `union_law`: what independent, uniform choices would make.
-
-    >>> from moe_lessons.nn import TransformerConfig
-    >>> model = LanguageModel(TransformerConfig(num_layers=1, num_experts=8, top_k=2))
-    >>> distinct_experts(model, torch.randint(256, (4, 16)), (1, 4)).batch.tolist()
-    [1, 4]
+    ids: sequences (N, T). A step of B takes B of them at one position; `distinct` is the mean over 200 such steps,
+    drawn from `seed`. `union_law`: what independent, uniform choices would make.
     """
     check_decodes(model)
     num_sequences, length = ids.shape
@@ -167,11 +159,8 @@ class Machine:
 
 def measure_machine(repeats: int = 8) -> Machine:
     """Measure what one thread of the CPU reaches in float32 with the two products that decoding is made of, the best of
-    `repeats`.
-
-    Reading: a large matrix times a vector: as in decoding at B = 1, each weight is used once. Arithmetic: the product
-    of two square matrices. Both have rows of 512 numbers; a processor reads longer rows faster.
-    """
+    `repeats`: of a large matrix and a vector, as in decoding at B = 1, and of two square matrices. Both have rows of
+    512 numbers; a processor reads longer rows faster."""
     weights = torch.ones(MEGABYTES * 2**18 // WIDTH, WIDTH)  # zeros may take no memory
     matrix, vector = torch.ones(WIDTH, WIDTH), torch.ones(WIDTH)
     with torch_threads(1):
@@ -183,8 +172,8 @@ def measure_machine(repeats: int = 8) -> Machine:
 def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:
     """Count the bytes of weights that a decoding step of B = batch_size tokens reads: each weight once.
 
-    Of a mixture's experts, as many as the `union_law` expects. Not counted: the KV cache, and an embedding, which is
-    looked up, unless the head uses the same weights.
+    Of a mixture's experts, as many as the `union_law` expects. Not counted: the KV cache, and an embedding that only
+    looks up.
 
     >>> from moe_lessons.nn import MoE
     >>> [bytes_per_step(MoE(d_model=4, d_ff=16, num_experts=8, top_k=2), batch) for batch in (1, 2)]
@@ -201,10 +190,7 @@ def arithmetic_intensity(model: nn.Module, batch_size: int = 1) -> float:
 
 
 def roofline_points(models: Mapping[str, nn.Module], speeds: pd.DataFrame) -> pd.DataFrame:
-    """Say where models lie under the roof: columns name, batch, intensity (FLOPs/byte), flops_per_second (attained).
-
-    speeds: what `decode_speed` returned for these models.
-    """
+    """Say where models lie under the roof (intensity in FLOPs/byte), by what `decode_speed` said of them."""
     rows = []
     for row in speeds.itertuples():
         model = models[row.model]

@@ -30,8 +30,6 @@ class Link:
 def fit_link(sent: Sequence[float], seconds: Sequence[float]) -> Link:
     """Find the link that explains measured exchanges of `sent` bytes each: least squares; no latency is below 0.
 
-    Raises ValueError for fewer than two sizes, and where larger exchanges do not take longer.
-
     >>> fit_link([1e6, 2e6, 4e6], [0.003, 0.004, 0.006])
     Link(bytes_per_second=1000000000.0, latency=0.002)
     """

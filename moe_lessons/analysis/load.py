@@ -34,8 +34,7 @@ class LoadStatistics:
 def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) -> LoadStatistics:
     """Take the statistics of a load: E counts or shares of the assignments, or a `Routing`, drops included.
 
-    Each token makes `top_k` assignments; a `Routing` knows that by itself. No tokens at all count as even. ValueError
-    for a load that is empty, negative or not finite, and for a top_k over the number of experts.
+    Each token makes `top_k` assignments; a `Routing` knows that by itself. No tokens at all count as even.
 
     >>> load_statistics([10, 10, 20, 0])
     LoadStatistics(max_over_mean=2.0, entropy=0.75, coefficient_of_variation=0.7071067811865476, dead=1)
@@ -60,10 +59,6 @@ def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
     """Make a row for each MoE layer, in order: its `LoadStatistics`, its load-balancing loss, and its share of drops.
 
     Layers are never pooled: where each has collapsed onto another expert, the sum of their loads is even.
-
-    >>> from moe_lessons.nn import TopKRouter
-    >>> balance_by_layer([TopKRouter(d_model=4, num_experts=8, top_k=2)(torch.randn(64, 4))] * 3).index.tolist()
-    ['layer 0', 'layer 1', 'layer 2']
     """
     if isinstance(routings, Routing):
         raise ValueError("routings must be a list with one Routing for each MoE layer, got a Routing")
@@ -74,9 +69,7 @@ def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
 
 
 def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share: float = 0.0) -> str:
-    """Say what a load shows, in one to three plain sentences.
-
-    load: E counts or shares of the assignments that the router wanted. dropped_share: how many of them were dropped.
+    """Say what a load (of the assignments that were wanted) shows, in one to three plain sentences.
 
     >>> describe_load([0.2, 0.2, 0.4, 0.2])
     'All 4 experts work; the busiest, E2, has 1.6 times the even share.'

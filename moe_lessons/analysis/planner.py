@@ -28,9 +28,8 @@ def copies_sent(top_k: int, group: int, node: int = 8, node_limit: int | None = 
     """Count how many times a layer sends a token one way: to devices of the same node, and to other nodes.
 
     The experts lie on `group` devices, all as likely; what stays on the device is not sent. Each of the K copies goes
-    by itself: K·(N−1)/N in all. With a node_limit a token goes once to each node it visits, at most so many, and from
-    there to its K experts (DeepSeek-V3, arXiv:2412.19437, section 3.2.2); K draws of M nodes meet 1 − (1 − 1/M)^K of
-    them.
+    by itself. With a node_limit a token goes once to each node it visits, at most so many, and from there to its K
+    experts (DeepSeek-V3, arXiv:2412.19437, section 3.2.2); K draws of M nodes meet 1 − (1 − 1/M)^K of them.
 
     >>> copies_sent(8, 64), copies_sent(8, 64, node_limit=4)
     ((0.875, 7.0), (7.0, 3.1496047973632812))

@@ -1,7 +1,6 @@
 """What a whole model costs on a machine: what must be in memory, what a step of decoding reads and computes.
 
-Everything follows from a few counts (`ModelSizes`), whether they come from a `TransformerShape` or from a published
-configuration (`published.count_config`). Times are those of the roofline: the best that a machine could do.
+Times are those of the roofline: the best that a machine could do.
 """
 
 import functools
@@ -103,11 +102,7 @@ class ModelSizes:
 
 
 def sizes_of(shape: TransformerShape) -> ModelSizes:
-    """Count the sizes of a shape.
-
-    >>> sizes_of(TransformerShape(32000, 4096, 32, 32, 8, 128, 14336, num_experts=8, top_k=2)).active
-    12879925248
-    """
+    """Count the sizes of a shape."""
     parts, layers = {name: count.total for name, count in shape.parameters().items()}, shape.num_layers
     expert = parts["experts"] // layers // shape.num_experts
     size = shape.num_experts * expert
@@ -174,8 +169,8 @@ def arithmetic_batch(sizes: ModelSizes, machine: Machine, dtype: str, context: i
 def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, batch: int = 1) -> dict[str, Any]:
     """Say what a row of `machines` does with a model in weights of this type, and `batch` texts of `context` tokens.
 
-    fits: whether the weights and the caches of the texts are no larger than its memory. tokens_per_second: of all texts
-    together. arithmetic_batch: of short texts, without their caches.
+    fits: whether weights and caches are no larger than its memory. arithmetic_batch: of short texts, without their
+    caches.
     """
     machine = machine_for(row, dtype)
     memory = WEIGHT_BYTES[dtype] * sizes.total + CACHE_BYTES[dtype] * batch * sizes.cache(context)
