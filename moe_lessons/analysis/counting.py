@@ -11,7 +11,7 @@ from torch import nn
 
 from moe_lessons.nn import SoftMoE, is_moe
 from moe_lessons.support.data import data_path
-from moe_lessons.support.errors import check_choice, check_count, check_positive_int, check_top_k
+from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_top_k
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ class TransformerShape:
         """Count the FLOPs of one token's forward pass with attention over `context_length` tokens: 2 for each active
         weight in a matrix, and for each layer, head and token of the context 2·head_dim for q·k, and as much for the
         values."""
+        check_number("context_length", context_length)
         parts = self.parameters()
         layers = sum(parts[name].active for name in ("attention", "router", "experts", "shared experts"))
         head = self.vocab_size * self.d_model  # a product even where the weights are those of the embedding
@@ -139,6 +140,7 @@ class TransformerShape:
 
     def kv_cache_gb(self, context_length: int) -> float:
         """Count the gigabytes for the keys and values of one text of `context_length` tokens, 2 bytes a number."""
+        check_number("context_length", context_length)
         return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim * context_length / 1e9
 
 

@@ -46,6 +46,8 @@ def trace_text(model: nn.Module, text: str) -> pd.DataFrame:
 @torch.no_grad()
 def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[str]) -> pd.DataFrame:
     """ids (B, T), and the domain of each sequence (B,), an index into `domains`."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a language model, got {type(model).__name__}")
     with evaluating(model):
         _, routings = check_output(model(ids.to(next(model.parameters()).device)))
     if not routings:

@@ -50,13 +50,6 @@ def test_the_frame_has_the_columns_and_is_sorted(frame):
     assert frame.note.map(type).eq(str).all()
 
 
-def test_every_row_is_possible(frame):
-    assert (frame.active_params < frame.total_params).all()
-    assert (frame.top_k <= frame.num_experts).all()
-    # more than the share of experts is active: attention and embedding always are
-    assert (frame.active_params / frame.total_params > frame.top_k / frame.num_experts).all()
-
-
 def test_counted_agrees_with_published_except_where_the_note_says_why(frame):
     assert (frame.total_params / 1e9 / frame.total_published_b - 1).abs().max() < 0.012
     active = frame.dropna(subset="active_published_b")

@@ -1,7 +1,6 @@
 """Long sweeps: what is stored, what an interrupt leaves, and what happens to a file of other settings."""
 
 import json
-import sys
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -154,14 +153,6 @@ def test_each_model_has_its_best_rate(name, rates):
         assert tried.min() < rate < tried.max() or at_the_edge
 
 
-def test_one_name_for_several_sweeps(monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep, "GROUPS", {"modern": ["rates", "flops"]})
-    for name in sweep.GROUPS["modern"]:
-        monkeypatch.setitem(sweep.SWEEPS, name, TINY)
-    assert cli.main(["sweep", "modern", "--output", str(tmp_path)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["flops.jsonl", "rates.jsonl"]
-
-
 @pytest.mark.parametrize("name", ["all three", "no auxiliary loss", sweep.SOFT])
 def test_a_change_is_trained_as_its_name_says(name, monkeypatch):
     runs, step = [], Run.step
@@ -237,13 +228,6 @@ def test_a_dask_cluster_gives_the_same_numbers(command, path):
     assert numbers(path) == alone
 
 
-def test_without_the_extra_dask_says_what_to_install(command, monkeypatch, path, capsys):
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(SystemExit):
-        cli.main(["sweep", "rates", "--output", str(path.parent), "--dask", "tcp://here:1"])
-    assert "--dask needs distributed: pip install 'moe_lessons[cluster]'" in capsys.readouterr().err
-
-
 def test_a_file_of_other_settings_or_of_something_else_is_left_alone(command, path, capsys):
     path.parent.mkdir()
     other = json.dumps(replace(TINY, steps=2).header("rates")) + "\n"
@@ -260,7 +244,6 @@ def test_a_file_of_other_settings_or_of_something_else_is_left_alone(command, pa
 @pytest.mark.parametrize(
     "options, error",
     [
-        (["capacities"], "invalid choice: 'capacities' (choose from"),
         (["rates", "--output", __file__], "test_sweep.py"),  # a file, not a folder
         (["rates", "--jobs", "0"], "--jobs must be a whole number of at least 1, got 0"),
     ],

@@ -25,19 +25,6 @@ def test_the_ratio_is_the_median_over_pairs_and_not_of_medians():
     assert str(Ratio(1.254, 1.0, 2.0)) == "1.25 (1.00–2.00)"
 
 
-def test_a_disturbance_of_both_or_of_few_rounds_leaves_the_ratio_alone(monkeypatch):
-    now = 0.0
-    durations = iter([5, 5, 5, 5, *[2, 1] * 3, 40, 20, 2, 1, 90, 1, *[2, 1] * 3])  # a, b, a, b, …
-
-    def run_for_the_next_duration():
-        nonlocal now
-        now += next(durations)
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(time, "thread_time", lambda: now)
-    assert paired_ratio(run_for_the_next_duration, run_for_the_next_duration, repeats=9) == Ratio(2, 2, 2)
-
-
 def test_milliseconds_are_milliseconds_and_wait_for_a_gpu_before_and_after(monkeypatch):
     order, ticks = [], iter([1.0, 1.25])
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
