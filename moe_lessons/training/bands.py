@@ -35,8 +35,7 @@ class BandRecord(Record):
 class SeedBand(Run):
     """Trains S plane classifiers of one setting as one batched model: the same numbers as S separate runs.
 
-    As `training.plane_runs(setting, seed)["MoE"]` for each of `seeds`: task, weights and data of a seed are the same.
-    Noise is drawn for all seeds together: as likely, not the same. It is a `Run`, and can be used wherever one can.
+    As `training.plane_runs(setting, seed)["MoE"]` for each of `seeds`; noise is drawn for all together: as likely.
 
     >>> band = SeedBand(PlaneSetting(), seeds=range(3))
     >>> band.step().losses.shape, band.clean_loads().shape
@@ -58,18 +57,18 @@ class SeedBand(Run):
         self.knobs.take(setting)
 
     def evaluate(self, num: int = 1024) -> dict:
-        """Loss and accuracy on `num` held-out points of each seed, without noise: means, and arrays of a record."""
+        """Measure loss and accuracy on `num` held-out points of each seed, without noise: means, and the arrays."""
         losses, correct, (routing,) = self._measure(*self.held_out(num))
         arrays = arrays_of(losses, correct, routing)
         return {"loss": arrays["losses"].mean().item(), "accuracy": arrays["accuracies"].mean().item()} | arrays
 
     def clean_loads(self, num: int = 1024) -> np.ndarray:
-        """(S, E): the load shares on `num` held-out points of each seed, in eval mode: no noise."""
+        """Measure the load shares (S, E) on `num` held-out points of each seed, without noise."""
         return self.evaluate(num)["loads"]
 
     def branch(self, setting: PlaneSetting) -> "SeedBand":
-        """Another band that goes on from here under another setting: these weights, records and averages of the
-        optimizer, and the data that would come next. A part that only the new setting has starts afresh."""
+        """Make another band that goes on from here under another setting: these weights, records, averages of the
+        optimizer, and data to come. A part that only the new setting has starts afresh."""
         for name in ("task", "num_experts", "d_ff"):
             now, asked = getattr(self.setting, name), getattr(setting, name)
             if asked != now:
@@ -99,7 +98,7 @@ class SeedBand(Run):
 
 
 def arrays_of(losses: Tensor, correct: Tensor, routing: Routing) -> dict[str, np.ndarray]:
-    """The arrays of a `BandRecord`, of losses and correct (S, T), and the routing of all seeds."""
+    """Compute the arrays of a `BandRecord` from losses and correct (S, T), and the routing of all seeds."""
     num_seeds, num_tokens = losses.shape
     demand, dropped = (each.view(num_seeds, -1) for each in (routing.demand_per_expert, routing.dropped_per_expert))
     num_serving = count(routing.token_idx, losses.numel()).view(losses.shape)  # (S, T) experts
@@ -115,7 +114,7 @@ def arrays_of(losses: Tensor, correct: Tensor, routing: Routing) -> dict[str, np
 
 
 class BandClassifier(nn.Module):
-    """S `PlaneClassifier`s as one: x (S, T, 2) -> logits (S, T, num_classes), and one routing in S islands."""
+    """Is S `PlaneClassifier`s as one: x (S, T, 2) -> logits (S, T, num_classes), and one routing in S islands."""
 
     def __init__(self, models: list[PlaneClassifier]):
         super().__init__()
@@ -139,7 +138,7 @@ class BandClassifier(nn.Module):
 
 
 class Linears(nn.Module):
-    """S linear layers as one: x (S, T, in) -> (S, T, out)."""
+    """Is S linear layers as one: x (S, T, in) -> (S, T, out)."""
 
     def __init__(self, layers: list[nn.Linear]):
         super().__init__()
@@ -151,11 +150,11 @@ class Linears(nn.Module):
 
 
 class IslandRouter(nn.Module):
-    """S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
+    """Sets S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
 
     Token t of router s is token s·T + t, its expert e is expert s·E + e. To the experts of other islands a token has
-    probability 0; their logits would be -inf and are left out: router_logits is (S·T, E). All islands have as many
-    tokens, so that capacity and even load are right for each, and the balancing losses are the means of theirs.
+    probability 0; their logits are left out: router_logits is (S·T, E). All islands have as many tokens: capacity and
+    even load are right for each, and the balancing losses are the means of theirs.
     """
 
     def __init__(self, routers: Iterable[nn.Module]):
@@ -175,7 +174,7 @@ class IslandRouter(nn.Module):
 
 
 def side_by_side(routings: list[Routing]) -> Routing:
-    """One routing of S·T tokens and S·E experts, made of S routings of T tokens and E experts."""
+    """Make one routing of S·T tokens and S·E experts of S routings of T tokens and E experts."""
     num_tokens, num_experts = routings[0].router_probs.shape
     return Routing.all_kept(
         router_logits=torch.cat([routing.router_logits for routing in routings]),

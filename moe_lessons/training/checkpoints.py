@@ -15,18 +15,7 @@ FORMAT = "moe_lessons checkpoint 3"
 
 
 def save_checkpoint(run, path: str | Path) -> None:
-    """Write all that a `Run` needs to go on. What was at `path` is replaced, or on an OSError still there, whole.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> from moe_lessons.training import PRESETS, plane_runs
-    >>> run, new = (plane_runs(PRESETS["healthy"])["MoE"] for _ in range(2))
-    >>> _ = run.step()
-    >>> with TemporaryDirectory() as folder:
-    ...     save_checkpoint(run, f"{folder}/run.pt")
-    ...     same = load_checkpoint(new, f"{folder}/run.pt")
-    >>> run.step().loss == same.step().loss
-    True
-    """
+    """Write all that a `Run` needs to go on. What was at `path` is replaced, or on an OSError still there, whole."""
     memory = io.BytesIO()
     torch.save({"format": FORMAT, **run.state_dict()}, memory)  # in a file, torch would hide that the disk is full
     write_whole(Path(path), memory.getbuffer())
@@ -35,8 +24,16 @@ def save_checkpoint(run, path: str | Path) -> None:
 def load_checkpoint(run, path: str | Path):
     """Put a `Run`, made as the saved one was, where that one stood, and return it: its next step is the same.
 
-    Raises ValueError where the file is no whole checkpoint, or of a run with another configuration; the run is then as
-    it was. A file cannot make this run code.
+    ValueError where the file is no whole checkpoint, or of a run with another configuration. A file cannot run code.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from moe_lessons.training import PRESETS, plane_runs
+    >>> run, new = (plane_runs(PRESETS["healthy"])["MoE"] for _ in range(2))
+    >>> with TemporaryDirectory() as folder:
+    ...     save_checkpoint(run, f"{folder}/run.pt")
+    ...     same = load_checkpoint(new, f"{folder}/run.pt")
+    >>> run.step().loss == same.step().loss
+    True
     """
     content, is_whole, saved = Path(path).read_bytes(), False, None
     with suppress(Exception):  # of many classes
@@ -53,10 +50,8 @@ def load_checkpoint(run, path: str | Path):
 
 
 def configuration(run) -> dict[str, str]:
-    """Say in words what must be the same in two runs for one to go on where the other stopped.
-
-    These are the classes of the task, the run and the modules, and the plain values that they keep, but for the knobs,
-    which change; shapes and types of the weights; and the first data of the task.
+    """Say in words what must be the same in two runs for one to go on where the other stopped: classes, plain values
+    (but for those of knobs), shapes and types of the weights, and the first data of the task.
     """
     words = {"run.knobs": ", ".join(TRAINING)}
     for name, part in {"task": run.task, "run": run, **dict(run.model.named_modules(prefix="model"))}.items():

@@ -161,10 +161,8 @@ KnobFields = make_dataclass("KnobFields", FIELDS, frozen=True, kw_only=True)
 
 
 class Knobs:
-    """What may change between any two steps: an attribute for each knob of `TRAINING`, where they are described.
-
-    A bad value raises ValueError and changes nothing, a name that is no knob AttributeError.
-    """
+    """Has what may change between any two steps: an attribute for each knob of `TRAINING`. A bad value raises
+    ValueError and changes nothing, a name that is no knob AttributeError."""
 
     def __init__(self, model: nn.Module, lr: float):
         modules = list(model.modules())

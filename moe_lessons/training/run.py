@@ -361,10 +361,8 @@ def copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
 
 
 def is_dead(wanted, num_tokens: int = 1, share: float = DEAD_SHARE):
-    """Tell which experts fewer than `share` of the tokens want. (…, E) -> (…, E), of tensors or arrays.
-
-    wanted: how many tokens want each expert, drops included; or the share of the tokens, where num_tokens is 1.
-    """
+    """Tell which experts (…, E) fewer than `share` of the tokens want. wanted: how many tokens want each, drops
+    included; or the share of the tokens, where num_tokens is 1."""
     return wanted < share * num_tokens
 
 

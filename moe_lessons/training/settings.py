@@ -35,9 +35,8 @@ ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not 
 class PlaneSetting(KnobFields):
     """Says everything that can be set about a mixture of experts in the plane, and refuses bad values.
 
-    The knobs (see `knobs`) may change while it trains; the others need a new model: num_experts (E), top_k (K), d_ff
-    (F), router (a name of `ROUTERS`), capacity_priority (see `nn.apply_capacity`), and router_start: 'spread' gives
-    each expert about an even share of the points and sure decisions, 'soft spread' unsure ones; 'random' is torch's own
+    The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'spread' gives each
+    expert about an even share of the points and sure decisions, 'soft spread' unsure ones; 'random' is torch's own
     start, which leaves some without any point. The clean logits start the same whichever router it is.
     """
 
@@ -97,11 +96,7 @@ REMEDIES: dict[str, dict] = {
 
 
 def remedy_setting(*names: str, base: PlaneSetting = _COLLAPSE, **fields) -> PlaneSetting:
-    """Put one or more `REMEDIES` on `base`, then `fields`. ValueError where two want one field differently.
-
-    >>> remedy_setting("top-2", "capacity", capacity_factor=1.0).capacity_factor
-    1.0
-    """
+    """Put one or more `REMEDIES` on `base`, then `fields`. ValueError where two want one field differently."""
     merged = {}
     for name in names:
         for field, value in REMEDIES[check_choice("remedy", name, REMEDIES)].items():
@@ -116,7 +111,7 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[Plane
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
     attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. Where it has
-    no `router.weight` (E, D), it starts as you wrote it. None: our `MoE`, with the router that the setting names.
+    no `router.weight` (E, D), it starts as you wrote it.
     """
     task = PlaneTask(setting.task, seed)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
@@ -182,11 +177,7 @@ FACTS_LR = 3e-3  # safe for all three models in the 300 steps of a lesson; the s
 
 
 def facts_model(seed: int = 0, **sizes) -> LanguageModel:
-    """Make a small transformer that learns `tasks.Facts`: `FACTS`, and what is given of other `sizes`.
-
-    >>> facts_model(moe_layers=(), d_ff=64).layers[0].ffn  # a dense one
-    FeedForward(d_model=32, d_ff=64, activation='swiglu')
-    """
+    """Make a small transformer that learns `tasks.Facts`: `FACTS`, and what is given of other `sizes`."""
     with seeded(seed):
         return LanguageModel(replace(FACTS, **sizes))
 
@@ -202,7 +193,6 @@ def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS
 
 
 def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0, **training) -> dict[str, Run]:
-    """Make a mixture and its two dense twins, which learn the same facts from the same batches. training: see
-    `facts_run`."""
+    """Make a mixture and its two dense twins, which learn the same facts; training: see `facts_run`."""
     task, model = Facts(num_entries, seed), facts_model(seed, num_experts=num_experts, top_k=top_k)
     return {name: facts_run(model, task, seed, **training) for name, model in with_twins(model, seed).items()}

@@ -74,14 +74,6 @@ def test_pushes_against_finite_differences(setting, monkeypatch):
                 assert push[expert] == pytest.approx(-slope, abs=1e-5)
 
 
-def test_pushes_cancel_and_train_nothing():
-    run = watched_run(COLLAPSE)
-    before = copies(run.model)
-    own, others = score_pushes(run)
-    assert (own + others).sum() == pytest.approx(0, abs=1e-6)  # a shift of all scores changes no probability
-    assert all(torch.equal(a, b) for a, b in zip(before, run.model.parameters(), strict=True))
-
-
 def test_pushes_of_a_noisy_router_are_the_same_twice_and_leave_the_random_numbers_alone():
     run = watched_run(PRESETS["noise"])
     run.step()

@@ -44,13 +44,6 @@ def test_outside_the_family_nothing_is_extrapolated():
     assert str(above.times(128)) == "above 4" and above.times(128).width == math.inf
 
 
-def test_times_and_words():
-    found = effective_width(curve(0.25), [1.5] * 2)
-    times = found.times(64)
-    assert times.width == pytest.approx(2**1.5) and times.low == pytest.approx(2**1.25)
-    assert str(found) == "181 (152 to 215)" and str(times) == "2.83 (2.38 to 3.36)"
-
-
 @pytest.mark.parametrize(
     "family, mixture, message",
     [

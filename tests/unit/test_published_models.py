@@ -69,20 +69,6 @@ def test_csv_equals_the_model_class(model):
     assert published_sizes()[model.name] == maker.count(model)
 
 
-@pytest.mark.parametrize("model", maker.MODELS, ids=lambda model: model.name)
-def test_the_width_of_an_expert_is_that_of_the_model_class(model):
-    """An expert has two or three matrices of D × F, and perhaps biases."""
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
-    if not hasattr(transformers, model.hf_class):
-        pytest.skip(f"transformers {transformers.__version__} has no {model.hf_class}")
-    sizes, group = maker.expert_sizes(model), maker.count(model).groups[0]
-    matrices = 2 if "Switch" in model.name else 3
-    assert group.expert == pytest.approx(matrices * sizes["d_model"] * sizes["d_ff"], rel=1e-3)
-    assert model.scores in ("softmax", "sigmoid")
-    stated, _, where = model.balancing.partition(": ")
-    assert stated == "not stated" or (stated in ("auxiliary loss", "bias update") and where.startswith("arXiv:"))
-
-
 @pytest.mark.parametrize("name", ["Mixtral 8x7B", "DeepSeek-V3", "gpt-oss-20b", "Llama 4 Scout"])
 def test_active_equals_a_model_that_has_only_the_chosen_experts(name):
     """Another road to the number: build it with top_k experts, add the rows that its routers lack."""

@@ -115,15 +115,6 @@ def test_the_models_are_what_their_names_say(setting, name):
         assert count.active == active + L * D * number
 
 
-def test_the_tables_of_the_sweeps():
-    for chosen in sweep.SWEEPS.values():
-        table = chosen.table()
-        assert len(set(table)) == len(table) == len(chosen.seeds) * sum(map(len, chosen.rates.values()))
-        assert set(chosen.rates) <= set(chosen.setting.models) and chosen.steps % chosen.measurements == 0
-    for chosen, judged in (("rates", "capacity"), ("facts_rates", "facts")):  # chosen by other seeds
-        assert not set(sweep.SWEEPS[chosen].seeds) & set(sweep.SWEEPS[judged].seeds)
-
-
 @pytest.mark.parametrize("name", sweep.SWEEPS)
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code(name):
     """All runs are there, with the settings of the code: else run the sweep again."""
@@ -239,16 +230,3 @@ def test_a_file_of_other_settings_or_of_something_else_is_left_alone(command, pa
         with pytest.raises(SystemExit):
             command()
         assert error in capsys.readouterr().err and path.read_text() == text
-
-
-@pytest.mark.parametrize(
-    "options, error",
-    [
-        (["rates", "--output", __file__], "test_sweep.py"),  # a file, not a folder
-        (["rates", "--jobs", "0"], "--jobs must be a whole number of at least 1, got 0"),
-    ],
-)
-def test_bad_options_are_refused(options, error, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["sweep", *options])
-    assert error in capsys.readouterr().err.replace("\n", " ")

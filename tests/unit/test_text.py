@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import runpy
 
 import pytest
@@ -13,7 +12,7 @@ from oracle import refused
 
 from moe_lessons.support.data import data_path
 from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, TextTask, byte_class, decode, encode, make_text
-from moe_lessons.tasks.text import HELD_OUT_BYTES, PEOPLE, TO_GREEK, VERBS, WRITERS
+from moe_lessons.tasks.text import HELD_OUT_BYTES, WRITERS
 
 domains = pytest.mark.parametrize("domain", DOMAINS)
 
@@ -34,17 +33,6 @@ def windows(text: bytes, length: int) -> set[bytes]:
 # the domains
 
 
-def test_english_verbs_agree_with_their_subject():
-    numbers = []
-    for sentence in pieces("english"):
-        assert re.fullmatch(r"[A-Z][A-Za-z ]+\.\n", sentence)
-        subject = re.search(rf"\b({'|'.join(PEOPLE)})(s?)\b", sentence)
-        verbs = re.findall(rf"\b({'|'.join(VERBS)})(s?)\b", sentence[subject.end() :])
-        assert verbs and all((s == "") == (subject[2] == "s") for _, s in verbs)
-        numbers.append(subject[2])
-    assert 100 < numbers.count("s") < 200
-
-
 def test_every_program_runs_and_returns_a_number():
     for program in pieces("code"):
         names = {}
@@ -58,26 +46,6 @@ def test_every_record_parses_and_every_sum_is_right():
     assert all(set(record) == {"id", "job", "city", "tags", "active"} for record in records)
     assert {type(record["active"]) for record in records} == {bool}
     assert all(eval(line.replace("=", "==")) for line in pieces("arithmetic"))
-
-
-def test_brackets_are_balanced_and_nested():
-    deepest = 0
-    for line in pieces("brackets"):
-        rest, depth = line.strip(), 0
-        while (shorter := re.sub(r"\(\)|\[\]|\{\}", "", rest)) != rest:
-            rest, depth = shorter, depth + 1
-        assert rest == "" and 10 <= len(line.strip()) <= 52
-        deepest = max(deepest, depth)
-    assert deepest >= 5
-
-
-def test_greek_is_the_english_grammar_letter_for_letter():
-    assert len(set(TO_GREEK.values())) == len(TO_GREEK) == 52
-    assert all(len(chr(letter).encode()) == 2 for letter in TO_GREEK.values())
-    back = {chr(letter): chr(latin) for latin, letter in TO_GREEK.items()}
-    for greek, english in zip(pieces("greek"), pieces("english")):
-        assert not re.search("[A-Za-z]", greek)
-        assert "".join(back.get(char, char) for char in greek) == english
 
 
 @domains
