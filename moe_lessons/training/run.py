@@ -176,7 +176,7 @@ class Run:
         for name, knob in TRAINING.items():
             if knob.loss:
                 value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
-                losses[knob.loss_name] = getattr(self.knobs, name), value
+                losses[name if knob.loss_name in losses else knob.loss_name] = getattr(self.knobs, name), value
         return losses
 
     def _update(self, norm: Tensor, lr: float, routings: list[Routing]) -> None:

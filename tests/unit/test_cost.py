@@ -79,6 +79,13 @@ def test_moe_and_twins_against_formula_and_numel(d_model, d_ff, num_experts, dat
             assert count_parameters(twin) == ParameterCount(size - router, size - router)
 
 
+def test_biases_of_the_experts_count_as_the_experts_do_and_are_no_matrix():
+    plain, biased = (MoE(8, 12, 4, 2, bias=bias) for bias in (False, True))
+    before, after = count_parameters(plain), count_parameters(biased)
+    assert (after.total - before.total, after.active - before.active) == (4 * (24 + 8), 2 * (24 + 8))
+    assert flops_per_token(plain) == flops_per_token(biased)
+
+
 def test_a_learners_class_and_a_model_that_contains_it():
     """It is a mixture in parameters, in FLOPs and in bytes, also without the sizes that nothing here needs."""
     block, tokens = MyMoE(8, 12, num_experts=4, top_k=2), torch.randint(0, 11, (16,))
@@ -103,7 +110,7 @@ def test_a_mixture_without_experts_is_refused_by_name(count):
 
 
 SHARED = {"shared_d_ff": 5}
-BLOCKS = [{"top_k": 1}, {"top_k": 4}, {"bias": True}, *({"activation": activation} for activation in ACTIVATIONS)]
+BLOCKS = [{"top_k": 1}, {"top_k": 4}, *({"activation": activation} for activation in ACTIVATIONS)]
 BLOCKS += [SHARED, SHARED | {"shared_expert_gate": True}, SHARED | {"weight_input": True}]
 BLOCKS += [{"router": router(8, 4, 2)} for router in (NoisyTopKRouter, SigmoidRouter, ExpertChoiceRouter)]
 
