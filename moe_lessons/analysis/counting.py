@@ -1,7 +1,4 @@
-"""What a model costs: parameters in memory, parameters at work for a token, and FLOPs.
-
-A FLOP is a floating-point operation: a multiply or an add.
-"""
+"""What a model costs: parameters in memory, parameters at work for a token, and FLOPs (multiplies and adds)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace

@@ -20,7 +20,7 @@ class EffectiveWidth:
     family: tuple[int, int]
 
     def times(self, width: float) -> "EffectiveWidth":
-        """Say it in multiples of `width`: of the active width K·F, what the idle experts are worth."""
+        """Say it in multiples of `width`: of K·F, what the idle experts are worth."""
         narrow, wide = self.family
         return EffectiveWidth(self.width / width, self.low / width, self.high / width, (narrow / width, wide / width))
 

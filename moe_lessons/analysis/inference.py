@@ -1,7 +1,6 @@
 """How fast language models write, and what limits them: the weights that are read, or the arithmetic.
 
-Decoding: each step takes one token of each of B sequences through the model, with the keys and values of the earlier
-ones in a cache. A step reads every weight that it needs once, however many tokens share it. All is timed on one thread.
+A step of decoding takes one token of each of B sequences through the model. All is timed on one thread.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,10 +85,8 @@ def check_decodes(model: LanguageModel) -> None:
 
 
 def union_law(num_experts: int, top_k: int, batch_size: int) -> float:
-    """Say how many different experts B tokens touch in a layer, on average: E·(1 - (1 - K/E)^B).
-
-    All B leave an expert alone with probability (1 - K/E)^B, if all experts are equally likely and the tokens choose
-    independently. Tokens that are alike agree more often, and a router may have favourites: both touch fewer experts.
+    """Say how many different experts B tokens touch in a layer, on average: E·(1 - (1 - K/E)^B), if all experts are
+    equally likely and the tokens choose independently. A router with favourites touches fewer.
 
     >>> [round(union_law(8, 2, batch), 1) for batch in (1, 2, 4, 8, 16)]
     [2.0, 3.5, 5.5, 7.2, 7.9]

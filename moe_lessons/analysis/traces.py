@@ -1,7 +1,4 @@
-"""Who served which token: a trace of the routing as a table, and what the choice of an expert has to do with the token.
-
-All is about a token's first choice; tokens that no expert serves are left out.
-"""
+"""Who served which token: a trace of the routing as a table, and what a token's first choice tells of the token."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -217,7 +214,7 @@ def _check(trace: pd.DataFrame, *columns: str) -> pd.DataFrame:
 
 
 def _by_layer(trace: pd.DataFrame, *columns: str) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Give the number of each layer and its rows, of the tokens that an expert serves."""
+    """Give the number of each layer and its rows, but for the tokens that no expert serves."""
     return iter(_check(trace, *columns).query("expert0 >= 0").groupby("layer"))
 
 

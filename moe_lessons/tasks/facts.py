@@ -52,11 +52,8 @@ class Facts:
 
     @torch.no_grad()
     def known(self, model: nn.Module | Tensor) -> Tensor:
-        """Tell which entries a model (or its logits of `x`, (N, T, V)) knows by heart: (N,) bool. Every digit is right
-        when it writes the number after 'NAME:', each time the likeliest token.
-
-        One pass over the right numbers says the same: as long as what the model writes is right, it reads these digits.
-        """
+        """Tell which entries a model (or its logits of `x`, (N, T, V)) knows by heart: (N,) bool. One pass over the
+        right numbers is enough: as long as what the model writes is right, it reads these digits."""
         if isinstance(model, nn.Module):
             device = next(model.parameters()).device
             with evaluating(model):

@@ -1,8 +1,4 @@
-"""Points in the plane, and the class of each: small enough to see every decision of a router.
-
-A task draws labelled points; `PlaneClassifier` puts a mixture of experts (or a dense FFN) to work on them. A
-point is a token, and where it lies is all that the router knows of it.
-"""
+"""Points in the plane, and the class of each: small enough to see every decision of a router."""
 
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,8 +1,4 @@
-"""Text to predict byte by byte: six small languages that our own code writes, or a file of your own.
-
-Each sequence comes from one domain. Two domains share a grammar and no letter (English, and the same spelled in Greek);
-the others share letters and no grammar.
-"""
+"""Text to predict byte by byte: six small languages that our own code writes, or a file of your own."""
 
 import json
 from collections.abc import Iterable, Mapping
