@@ -103,7 +103,7 @@ def make_text(domain: str, num_bytes: int, seed: int = 0) -> str:
     """Write text of a domain, at least `num_bytes` long: whole sentences, programs, records or lines.
 
     >>> make_text("arithmetic", 20)
-    '78-39=39\n5+14=19\n51-66=-15\n'
+    '78-39=39\\n5+14=19\\n51-66=-15\\n'
     """
     check_choice("domain", domain, DOMAINS)
     check_positive_int("num_bytes", num_bytes)
