@@ -182,12 +182,21 @@ def test_information_is_that_of_the_formula_symmetric_and_blind_to_names(counts)
 
 @given(tables)
 def test_the_correction_is_the_jackknife(counts):
-    a, b, _ = (labels[:40] for labels in of_counts(np.reshape(counts, (2, 3, 4))))
+    a, b, _ = (labels[::7] for labels in of_counts(np.reshape(counts, (2, 3, 4))))  # of all cells
     size = len(a)
     left = [(np.delete(a, i), np.delete(b, i)) for i in range(size)] if size > 1 else [([0], [0])]
     without = np.mean([mutual_information(*labels, corrected=False) for labels in left])
     expected = size * mutual_information(a, b, corrected=False) - (size - 1) * without
     assert mutual_information(a, b) == pytest.approx(expected, abs=1e-8)
+
+
+def test_the_correction_takes_the_scatter_away():
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(0, size, 6000) for size in (8, 60, 6))
+    scatter = (8 - 1) * (60 - 1) / (2 * 6000 * math.log(2))  # what Miller's formula expects
+    assert mutual_information(a, b, corrected=False) == pytest.approx(scatter, rel=0.25)
+    assert abs(mutual_information(a, b)) < 0.01 < scatter
+    assert abs(mutual_information(a, b, given=c)) < 0.07
 
 
 def test_information_of_a_trace(task):
