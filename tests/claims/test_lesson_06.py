@@ -73,7 +73,7 @@ def dead(band: SeedBand) -> np.ndarray:
 
 def recent(band: SeedBand, name: str) -> np.ndarray:
     """The mean over the last 20 steps of what the records have for each seed (S,), or for all (a number)."""
-    return np.mean([getattr(record, name) for record in band.records[-20:]], axis=0)
+    return np.mean([(vars(record) | record.auxiliary)[name] for record in band.records[-20:]], axis=0)
 
 
 def accuracies(band: SeedBand) -> np.ndarray:

@@ -94,7 +94,7 @@ def test_a_run_trains_it_and_its_knobs_act(task):
         losses = [run.step().loss for _ in range(8)]
         runs.append(run)
         assert losses[-1] < losses[0] and run.num_experts == [4, 4] and len(run.records[0].load) == 2
-    balance = [run.records[-1].load_balancing_loss for run in runs]
+    balance = [run.records[-1].auxiliary["load_balancing_loss"] for run in runs]
     assert balance[1] < balance[0] and "load L1 E3" in runs[0].history
     with pytest.raises(ValueError, match="the bias needs a sigmoid router"):
         runs[0].knobs.expert_bias_rate = 0.01
