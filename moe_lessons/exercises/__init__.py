@@ -9,58 +9,58 @@ from typing import Any
 
 MODULES = {  # name -> its module, in the order of the course; a module is imported when its exercise is
     # 00
-    "token_weights": "check_weights",
+    "token_weights": "lesson_00",
     # 01
-    "causal_attention": "check_dense",
-    "layer_parameters": "check_dense",
+    "causal_attention": "lesson_01",
+    "layer_parameters": "lesson_01",
     # 02
-    "masked_weights": "check_block",
-    "moe_block": "check_block",
-    "sort_tokens": "check_block",
-    "ties": "check_block",
+    "masked_weights": "lesson_02",
+    "moe_block": "lesson_02",
+    "sort_tokens": "lesson_02",
+    "ties": "lesson_02",
     # 03
-    "active_parameters": "check_sizes",
-    "cache_bytes": "check_sizes",
-    "card_design": "check_sizes",
+    "active_parameters": "lesson_03",
+    "cache_bytes": "lesson_03",
+    "card_design": "lesson_03",
     # 04
-    "times_even": "check_counts",
-    "information_bits": "check_counts",
-    "chance": "check_counts",
+    "times_even": "lesson_04",
+    "information_bits": "lesson_04",
+    "chance": "lesson_04",
     # 05
-    "slowdown": "check_load",
-    "push": "check_load",
+    "slowdown": "lesson_05",
+    "push": "lesson_05",
     "mended_router": "check_router",
     # 06
     "find_places": "check_capacity",
-    "balancing_loss": "check_balancing",
-    "biased_weights": "check_balancing",
-    "new_bias": "check_balancing",
+    "balancing_loss": "lesson_06",
+    "biased_weights": "lesson_06",
+    "new_bias": "lesson_06",
     # 06b
-    "causality": "check_causality",
+    "causality": "lesson_06b",
     "surest": "check_capacity",
     "bill": "check_bill",
     # 07
-    "token_speed": "check_decoding",
-    "touched_experts": "check_decoding",
-    "full_batch": "check_decoding",
+    "token_speed": "lesson_07",
+    "touched_experts": "lesson_07",
+    "full_batch": "lesson_07",
     "cache_step": "check_cache_step",
     # 08
-    "dense_width": "check_opponents",
-    "token_costs": "check_opponents",
+    "dense_width": "lesson_08",
+    "token_costs": "lesson_08",
     "exchange": "check_exchange",
     # 09
-    "finer_experts": "check_modern",
-    "grouped_choice": "check_modern",
-    "soft_moe": "check_modern",
+    "finer_experts": "lesson_09",
+    "grouped_choice": "lesson_09",
+    "soft_moe": "lesson_09",
     # 10
-    "router_health": "check_health",
-    "pooled_loss": "check_health",
+    "router_health": "lesson_10",
+    "pooled_loss": "lesson_10",
     # 11
-    "step_time": "check_machines",
-    "sent_bytes": "check_machines",
+    "step_time": "lesson_11",
+    "sent_bytes": "lesson_11",
     # 12
-    "lead": "check_interview",
-    "pick": "check_interview",
+    "lead": "lesson_12",
+    "pick": "lesson_12",
 }
 
 

@@ -8,9 +8,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.check_balancing import routing_of
 from moe_lessons.exercises.compare import Comparison
 from moe_lessons.exercises.exercise import Exercise
+from moe_lessons.exercises.lesson_06 import routing_of
 from moe_lessons.nn import apply_capacity, expert_capacity
 from moe_lessons.nn.dispatch import weight_matrix
 

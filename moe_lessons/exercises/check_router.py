@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from moe_lessons.exercises.check_block import SIZES
 from moe_lessons.exercises.compare import Comparison, kind_of
 from moe_lessons.exercises.exercise import Exercise, Problem, is_nothing
+from moe_lessons.exercises.lesson_02 import SIZES
 from moe_lessons.nn import Routing, TopKRouter
 
 

@@ -9,8 +9,11 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons import exercises
-from moe_lessons.exercises.check_balancing import my_biased_weights
-from moe_lessons.exercises.check_block import (
+from moe_lessons.exercises.check_cache_step import my_cache_step
+from moe_lessons.exercises.check_capacity import kept_by_package, surest_by_package
+from moe_lessons.exercises.check_exchange import exchange_by_loops
+from moe_lessons.exercises.check_router import MyRouter, NewRouter, router_with
+from moe_lessons.exercises.lesson_02 import (
     mask_by_loops,
     moe_by_loops,
     my_mask,
@@ -18,15 +21,12 @@ from moe_lessons.exercises.check_block import (
     sort_by_loops,
     ties_cases,
 )
-from moe_lessons.exercises.check_cache_step import my_cache_step
-from moe_lessons.exercises.check_capacity import kept_by_package, surest_by_package
-from moe_lessons.exercises.check_causality import NUM_TOKENS, by_change, causality_cases, redrawn, same
-from moe_lessons.exercises.check_counts import my_times_even
-from moe_lessons.exercises.check_exchange import exchange_by_loops
-from moe_lessons.exercises.check_machines import bytes_by_loops, bytes_cases
-from moe_lessons.exercises.check_modern import by_package, chosen_by_router, group_cases, soft_cases
-from moe_lessons.exercises.check_opponents import width_cases
-from moe_lessons.exercises.check_router import MyRouter, NewRouter, router_with
+from moe_lessons.exercises.lesson_04 import my_times_even
+from moe_lessons.exercises.lesson_06 import my_biased_weights
+from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases, redrawn, same
+from moe_lessons.exercises.lesson_08 import width_cases
+from moe_lessons.exercises.lesson_09 import by_package, chosen_by_router, group_cases, soft_cases
+from moe_lessons.exercises.lesson_11 import bytes_by_loops, bytes_cases
 from moe_lessons.nn import MoE, Routing, TopKRouter, seeded
 from moe_lessons.parallel import bytes_sent
 

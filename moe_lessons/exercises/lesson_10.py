@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from moe_lessons.analysis.load import load_statistics
-from moe_lessons.exercises.check_balancing import loss_by_package
-from moe_lessons.exercises.check_block import top_mask
 from moe_lessons.exercises.compare import Comparison
 from moe_lessons.exercises.exercise import Exercise
+from moe_lessons.exercises.lesson_02 import top_mask
+from moe_lessons.exercises.lesson_06 import loss_by_package
 from moe_lessons.training import DEAD_SHARE
 
 # --- a health check -------------------------------------------------------------------------------------------------

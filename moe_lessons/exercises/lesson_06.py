@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.check_block import top_mask
 from moe_lessons.exercises.compare import Comparison, agree
 from moe_lessons.exercises.exercise import Exercise, Problem
+from moe_lessons.exercises.lesson_02 import top_mask
 from moe_lessons.nn import Routing, SigmoidRouter, TopKRouter, load_balancing_loss, update_expert_bias
 from moe_lessons.nn.dispatch import weight_matrix
 

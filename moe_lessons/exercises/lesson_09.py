@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.exercises.check_block import marked, top_mask
 from moe_lessons.exercises.compare import Comparison
 from moe_lessons.exercises.exercise import Exercise
+from moe_lessons.exercises.lesson_02 import marked, top_mask
 from moe_lessons.nn import SigmoidRouter, SoftMoE
 from moe_lessons.nn.families import finer
 
