@@ -2,18 +2,7 @@
 
 import torch
 
-from moe_lessons.exercises.compare import Comparison
-from moe_lessons.exercises.exercise import Exercise
-
-
-def top_k_weights(probs: list[float], k: int) -> list[float]:
-    """For each expert its weight: its probability divided by the sum of the k largest, or 0 if it is not of these."""
-    chosen = sorted(probs)[-k:]
-    return [p / sum(chosen) if p in chosen else 0.0 for p in probs]
-
-
-def weights_cases() -> list[tuple]:
-    return [(torch.randn(E).softmax(dim=0).tolist(), k) for E, k in ((3, 2), (4, 1), (5, 3), (2, 2))]
+from moe_lessons.exercises.exercise import exercise
 
 
 def my_weights(probs, k):
@@ -23,24 +12,24 @@ def my_weights(probs, k):
 
 
 WEIGHTS_MISTAKES = {
-    lambda probs, k: [p if w else 0.0 for p, w in zip(probs, top_k_weights(probs, k))]: (
+    lambda probs, k: [p if w else 0.0 for p, w in zip(probs, my_weights(probs, k))]: (
         "The right experts are chosen, but their weights do not sum to 1. Divide each by the sum of the chosen ones."
     ),
     lambda probs, k: probs: "Every expert has a weight. All but the k largest must have 0.",
-    lambda probs, k: [1 / k if w else 0.0 for w in top_k_weights(probs, k)]: (
+    lambda probs, k: [1 / k if w else 0.0 for w in my_weights(probs, k)]: (
         "The right experts are chosen, but all have the same weight. The weights keep the ratio of the probabilities."
     ),
-    lambda probs, k: top_k_weights([1 - p for p in probs], k): "You chose the k experts of the smallest probabilities.",
-    lambda probs, k: [w for w in top_k_weights(probs, k) if w]: (
+    lambda probs, k: my_weights([1 - p for p in probs], k): "You chose the k experts of the smallest probabilities.",
+    lambda probs, k: [w for w in my_weights(probs, k) if w]: (
         "You return the chosen experts only. Return a number for each expert, 0 for those that do not work."
     ),
 }
+WEIGHTS_HINTS = (
+    "Find the k most probable experts first, and only then divide.",
+    "`sorted(range(len(probs)), key=lambda e: probs[e])[-k:]` has the numbers of the k most probable experts.",
+)
 
-token_weights = Exercise(
-    "token_weights", lesson="00", stars=1, solution=my_weights,
-    check=Comparison(top_k_weights, "the weights", weights_cases, WEIGHTS_MISTAKES, axes=("expert",)),
-    hints=(
-        "Find the k most probable experts first, and only then divide.",
-        "`sorted(range(len(probs)), key=lambda e: probs[e])[-k:]` has the numbers of the k most probable experts.",
-    ),
-)  # fmt: skip
+
+@exercise(1, my_weights, WEIGHTS_MISTAKES, WEIGHTS_HINTS, "the weights", axes=("expert",))
+def token_weights() -> list[tuple]:
+    return [(torch.randn(E).softmax(dim=0).tolist(), k) for E, k in ((3, 2), (4, 1), (5, 3), (2, 2))]

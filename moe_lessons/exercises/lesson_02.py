@@ -3,34 +3,20 @@
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.compare import Comparison
-from moe_lessons.exercises.exercise import Exercise
-from moe_lessons.nn import FeedForward, TopKRouter
-from moe_lessons.nn.dispatch import weight_matrix
+from moe_lessons.exercises.exercise import exercise
+from moe_lessons.nn import FeedForward
 
 SIZES = ((4, 6, 3, 2), (7, 6, 4, 1), (9, 4, 5, 3), (1, 5, 2, 2))  # tokens T, d_model D, num_experts E, top_k K
 
-# --- weights by a mask ---------------------------------------------------------------------------------------------
-
-
-def router_weights(router_logits: Tensor, top_k: int) -> Tensor:
-    """The weights (T, E) that the package's router gives, 0 where not chosen: softmax, top-k, divided by the sum."""
-    routing = TopKRouter(4, router_logits.shape[1], top_k, norm_topk_prob=True).choose(router_logits)
-    return weight_matrix(router_logits, routing, routing.weight).T
-
 
 def marked(indices: Tensor, table: Tensor) -> Tensor:
-    """As large as the table (…, E): True at the indices (…, K) of each row."""
+    """Make one as large as the table (…, E): True at the indices (…, K) of each row."""
     return torch.zeros_like(table, dtype=torch.bool).scatter(-1, indices, True)
 
 
 def top_mask(scores: Tensor, top_k: int) -> Tensor:
-    """(…, E): True for the K largest scores of each token."""
+    """Mark (…, E) the K largest scores of each token as True."""
     return marked(scores.topk(top_k).indices, scores)
-
-
-def logits_cases() -> list[tuple]:
-    return [(torch.randn(T, E), K) for T, _, E, K in SIZES]
 
 
 def my_weights(router_logits, top_k):
@@ -54,34 +40,16 @@ MASK_MISTAKES = {
         "You masked the chosen experts and kept the others. Turn the mask round."
     ),
 }
-
-masked_weights = Exercise(
-    "masked_weights", lesson="02", stars=2, solution=my_weights,
-    check=Comparison(router_weights, "the weights", logits_cases, MASK_MISTAKES, axes=("token", "expert")),
-    hints=(
-        "Put −∞ in the place of every score that is not among the K largest of its token, then take the softmax.",
-        "`router_logits.topk(top_k)` has `.values` and `.indices`. `torch.full_like(router_logits, -torch.inf)` is a "
-        "table of −∞, and its `.scatter(1, indices, values)` puts values back in their places.",
-    ),
-)  # fmt: skip
-
-# --- the block -----------------------------------------------------------------------------------------------------
+MASK_HINTS = (
+    "Put −∞ in the place of every score that is not among the K largest of its token, then take the softmax.",
+    "`router_logits.topk(top_k)` has `.values` and `.indices`. `torch.full_like(router_logits, -torch.inf)` is a "
+    "table of −∞, and its `.scatter(1, indices, values)` puts values back in their places.",
+)
 
 
-@torch.no_grad()
-def moe_by_loops(x: Tensor, router_weight: Tensor, experts: list, top_k: int) -> Tensor:
-    """The MoE block, one token and one expert at a time: x (T, D) -> y (T, D)."""
-    rows = []
-    for token in x:  # (D,)
-        probs = (router_weight @ token).softmax(dim=0)  # (E,)
-        chosen = sorted(range(len(experts)), key=lambda e: -probs[e].item())[:top_k]
-        total = sum(probs[e] for e in chosen)
-        rows.append(sum(probs[e] / total * experts[e](token) for e in chosen))
-    return torch.stack(rows)
-
-
-def block_cases() -> list[tuple]:
-    return [(torch.randn(T, D), torch.randn(E, D), [FeedForward(D, 8) for _ in range(E)], K) for T, D, E, K in SIZES]
+@exercise(2, my_weights, MASK_MISTAKES, MASK_HINTS, "the weights", axes=("token", "expert"))
+def masked_weights() -> list[tuple]:
+    return [(torch.randn(T, E), K) for T, _, E, K in SIZES]
 
 
 def my_moe(x, router_weight, experts, top_k):
@@ -97,58 +65,44 @@ def my_moe(x, router_weight, experts, top_k):
 
 
 def last_of(logits: Tensor, experts: list, top_k: int, token: Tensor) -> Tensor:
-    """What the last of its K experts adds for one token (D,)."""
+    """Give what the last of its K experts adds for one token (D,)."""
     best, chosen = logits.topk(top_k)
     return best.softmax(dim=0)[-1] * experts[chosen[-1]](token)
 
 
 BLOCK_MISTAKES = {
-    lambda x, w, experts, k: moe_by_loops(x, w, experts, k) * (x @ w.T).softmax(-1).topk(k).values.sum(-1, True): (
+    lambda x, w, experts, k: my_moe(x, w, experts, k) * (x @ w.T).softmax(-1).topk(k).values.sum(-1, True): (
         "The right experts ran, but their weights do not sum to 1: divide the K of them by their sum."
     ),
-    lambda x, w, experts, k: moe_by_loops(x, w, experts, len(experts)): (
+    lambda x, w, experts, k: my_moe(x, w, experts, len(experts)): (
         "Every expert ran. Keep only the top_k experts of each token, then divide by the sum of those."
     ),
     lambda x, w, experts, k: torch.stack([sum(experts[e](t) for e in (w @ t).topk(k).indices) for t in x]): (
         "The right experts ran, but unweighted: multiply each output by its weight before you add."
     ),
-    lambda x, w, experts, k: moe_by_loops(x, w, experts, 1): (
+    lambda x, w, experts, k: my_moe(x, w, experts, 1): (
         "Only the best expert of each token ran. Add the weighted outputs of all top_k."
     ),
     lambda x, w, experts, k: torch.stack([last_of(w @ t, experts, k, t) for t in x]): (
         "Only the last choice of each token is left: add to y[token], +=, instead of writing over it."
     ),
-    lambda x, w, experts, k: moe_by_loops(x, -w, experts, k): (
+    lambda x, w, experts, k: my_moe(x, -w, experts, k): (
         "The experts of the lowest scores ran. topk gives the largest ones; argsort begins with the smallest."
     ),
 }
-
-moe_block = Exercise(
-    "moe_block", lesson="02", stars=2, solution=my_moe,
-    check=Comparison(moe_by_loops, "the output y", block_cases, BLOCK_MISTAKES, axes=("token", "number")),
-    hints=(
-        "For each token and each of its K choices: run that expert on the token, multiply by the weight, add to y.",
-        "`weights, indices = probs.topk(top_k, dim=-1)`, and then `experts[indices[token, choice]](x[token])`.",
-    ),
-)  # fmt: skip
-
-# --- tokens sorted to their experts --------------------------------------------------------------------------------
+BLOCK_HINTS = (
+    "For each token and each of its K choices: run that expert on the token, multiply by the weight, add to y.",
+    "`weights, indices = probs.topk(top_k, dim=-1)`, and then `experts[indices[token, choice]](x[token])`.",
+)
 
 
-def sort_by_loops(topk_indices: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """topk_indices (T, K) -> the tokens (T·K,), those of expert 0 first, and how many each expert has (E,)."""
-    groups = [[t for t, chosen in enumerate(topk_indices.tolist()) if e in chosen] for e in range(num_experts)]
-    return torch.tensor(sum(groups, [])), torch.tensor([len(group) for group in groups])
-
-
-def choices_cases() -> list[tuple]:
-    """The last of them leaves experts without a token."""
-    drawn = [(torch.rand(T, E).topk(K).indices, E) for T, E, K in ((4, 3, 2), (9, 5, 3), (1, 4, 4))]
-    return [*drawn, (torch.rand(6, 5).topk(1).indices, 8)]
+@exercise(2, my_moe, BLOCK_MISTAKES, BLOCK_HINTS, "the output y", axes=("token", "number"))
+def moe_block() -> list[tuple]:
+    return [(torch.randn(T, D), torch.randn(E, D), [FeedForward(D, 8) for _ in range(E)], K) for T, D, E, K in SIZES]
 
 
 def in_groups(tokens: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Within the group of one expert the order of tokens is free: sort it."""
+    """Sort the tokens within the group of one expert, where their order is free."""
     if tokens.ndim != 1 or counts.ndim != 1 or (counts < 0).any() or counts.sum() != len(tokens):
         return tokens, counts
     return torch.cat([group.sort().values for group in tokens.split(counts.long().tolist())]), counts
@@ -161,50 +115,34 @@ def my_sort(topk_indices, num_experts):
 
 
 SORT_MISTAKES = {
-    lambda chosen, E: (chosen.flatten().argsort(stable=True), sort_by_loops(chosen, E)[1]): (
+    lambda chosen, E: (chosen.flatten().argsort(stable=True), my_sort(chosen, E)[1]): (
         "You return places in the flattened list of assignments, 0 to T·K − 1. Each token stands there K times: "
         "which token does place i belong to?"
     ),
-    lambda chosen, E: (chosen.flatten().argsort(stable=True) % len(chosen), sort_by_loops(chosen, E)[1]): (
+    lambda chosen, E: (chosen.flatten().argsort(stable=True) % len(chosen), my_sort(chosen, E)[1]): (
         "topk_indices.flatten() goes row by row: the K choices of token 0 come first. So place i is token i // K."
     ),
-    lambda chosen, E: (chosen.flatten().sort(stable=True).values, sort_by_loops(chosen, E)[1]): (
+    lambda chosen, E: (chosen.flatten().sort(stable=True).values, my_sort(chosen, E)[1]): (
         "You return the numbers of the experts, sorted. Return the tokens, in that order: argsort instead of sort."
     ),
-    lambda chosen, E: (sort_by_loops(chosen, E)[0], chosen.flatten().bincount()): (
+    lambda chosen, E: (my_sort(chosen, E)[0], chosen.flatten().bincount()): (
         "An expert with a high number and no tokens is missing from your counts: use bincount(minlength=num_experts)."
     ),
-    lambda chosen, E: (sort_by_loops(chosen, E)[0], chosen[:, 0].bincount(minlength=E)): (
+    lambda chosen, E: (my_sort(chosen, E)[0], chosen[:, 0].bincount(minlength=E)): (
         "Your counts hold first choices alone. Count all K choices of each token."
     ),
 }
-
-sort_tokens = Exercise(
-    "sort_tokens", lesson="02", stars=3, solution=my_sort,
-    check=Comparison(sort_by_loops, ("tokens", "counts"), choices_cases, SORT_MISTAKES, read=in_groups),
-    hints=(
-        "`topk_indices.flatten()` goes row by row: place i belongs to token `i // K`.",
-        "`argsort` says in which order the places must be taken. `bincount(minlength=num_experts)` counts.",
-    ),
-)  # fmt: skip
-
-# --- equal scores ----------------------------------------------------------------------------------------------------
+SORT_HINTS = (
+    "`topk_indices.flatten()` goes row by row: place i belongs to token `i // K`.",
+    "`argsort` says in which order the places must be taken. `bincount(minlength=num_experts)` counts.",
+)
 
 
-def mask_by_loops(scores: Tensor, top_k: int) -> Tensor:
-    """(T, E): True for the K largest of each row, of equal ones those with the lower number."""
-    kept = torch.zeros_like(scores, dtype=torch.bool)
-    for token, row in enumerate(scores.tolist()):
-        kept[token, sorted(range(len(row)), key=lambda e: (-row[e], e))[:top_k]] = True
-    return kept
-
-
-def ties_cases() -> list[tuple]:
-    """Scores with many equals. In the last case they are nearly equal, all equal, and partly forbidden (−inf)."""
-    sizes = (7, 6, 2), (9, 16, 3), (1, 5, 4), (6, 3, 1)
-    close = torch.tensor([0.5, 0.5, 0.5000002, 0.5, 0.25])  # the third is a little larger
-    rows = torch.stack([close, torch.zeros(5), torch.tensor([-torch.inf, 1, -torch.inf, 1, 1])])
-    return [(torch.randint(3, (T, E)).float(), K) for T, E, K in sizes] + [(rows, 2)]
+@exercise(3, my_sort, SORT_MISTAKES, SORT_HINTS, ("tokens", "counts"), read=in_groups)
+def sort_tokens() -> list[tuple]:
+    # The last of them leaves experts without a token.
+    drawn = [(torch.rand(T, E).topk(K).indices, E) for T, E, K in ((4, 3, 2), (9, 5, 3), (1, 4, 4))]
+    return [*drawn, (torch.rand(6, 5).topk(1).indices, 8)]
 
 
 def my_mask(scores, top_k):
@@ -240,16 +178,17 @@ TIES_MISTAKES = {
         "You keep the K smallest scores. Sort with descending=True."
     ),
 }
-
-ties = Exercise(
-    "ties",
-    lesson="02",
-    stars=2,
-    check=Comparison(mask_by_loops, "what is kept", ties_cases, TIES_MISTAKES, axes=("token", "expert")),
-    hints=(
-        "A comparison with the K-th largest score cannot tell equals apart. Their order can: which experts come first?",
-        "`scores.argsort(dim=1, descending=True, stable=True)` puts the best expert first, and equals in their order. "
-        "`.scatter(1, indices, True)` puts True where the first K of them point.",
-    ),
-    solution=my_mask,
+TIES_HINTS = (
+    "A comparison with the K-th largest score cannot tell equals apart. Their order can: which experts come first?",
+    "`scores.argsort(dim=1, descending=True, stable=True)` puts the best expert first, and equals in their order. "
+    "`.scatter(1, indices, True)` puts True where the first K of them point.",
 )
+
+
+@exercise(2, my_mask, TIES_MISTAKES, TIES_HINTS, "what is kept", axes=("token", "expert"))
+def ties() -> list[tuple]:
+    # Scores with many equals. In the last case they are nearly equal, all equal, and partly forbidden (−inf).
+    sizes = (7, 6, 2), (9, 16, 3), (1, 5, 4), (6, 3, 1)
+    close = torch.tensor([0.5, 0.5, 0.5000002, 0.5, 0.25])  # the third is a little larger
+    rows = torch.stack([close, torch.zeros(5), torch.tensor([-torch.inf, 1, -torch.inf, 1, 1])])
+    return [(torch.randint(3, (T, E)).float(), K) for T, E, K in sizes] + [(rows, 2)]

@@ -3,17 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters
-from moe_lessons.exercises.compare import Comparison
-from moe_lessons.exercises.exercise import Check, Exercise, Problem, attempt, judge
-from moe_lessons.nn import MoE
-
-# --- active parameters ---------------------------------------------------------------------------------------------
-
-
-def count_active(d_model: int, d_ff: int, num_experts: int, top_k: int) -> int:
-    """The parameters of an `MoE` block that a token uses."""
-    return count_parameters(MoE(d_model, d_ff, num_experts, top_k)).active
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
+from moe_lessons.exercises.compare import Check, Problem, attempt, judge
+from moe_lessons.exercises.exercise import exercise
 
 
 def my_active_parameters(d_model, d_ff, num_experts, top_k):
@@ -26,30 +18,15 @@ ACTIVE_MISTAKES = {
     lambda D, F, E, K: K * 3 * D * F + K * D: "The router scores all E experts before it can choose K of them.",
     lambda D, F, E, K: K * 2 * D * F + E * D: "SwiGLU has three matrices: gate, up and down.",
 }
-
-active_parameters = Exercise(
-    "active_parameters", lesson="03", stars=1, solution=my_active_parameters,
-    check=Comparison(
-        count_active,
-        "the number of active parameters",
-        lambda: [(64, 256, 8, 2), (64, 256, 8, 1), (32, 48, 64, 8), (16, 20, 4, 4)],
-        ACTIVE_MISTAKES,
-    ),
-    hints=("K experts of three matrices each. And who chooses them?", "The router has E rows of D numbers."),
-)  # fmt: skip
-
-# --- the KV cache --------------------------------------------------------------------------------------------------
+ACTIVE_HINTS = (
+    "K experts of three matrices each. And who chooses them?",
+    "The router has E rows of D numbers.",
+)
 
 
-def count_cache(num_layers: int, num_kv_heads: int, head_dim: int, num_tokens: int) -> int:
-    """The bytes of the keys and values of one text in bfloat16, as `TransformerShape` counts them."""
-    shape = TransformerShape(1, head_dim * num_kv_heads, num_layers, num_kv_heads, num_kv_heads, head_dim, d_ff=1)
-    return round(1e9 * shape.kv_cache_gb(num_tokens))
-
-
-def cache_cases() -> list[tuple]:
-    shapes = [(MODEL_SHAPES[name], length) for name, length in (("Mixtral 8x7B", 4096), ("OLMoE 1B-7B", 1000))]
-    return [(shape.num_layers, shape.num_kv_heads, shape.head_dim, length) for shape, length in shapes]
+@exercise(1, my_active_parameters, ACTIVE_MISTAKES, ACTIVE_HINTS, "the number of active parameters")
+def active_parameters() -> list[tuple]:
+    return [(64, 256, 8, 2), (64, 256, 8, 1), (32, 48, 64, 8), (16, 20, 4, 4)]
 
 
 def my_cache_bytes(num_layers, num_kv_heads, head_dim, num_tokens):
@@ -66,54 +43,21 @@ CACHE_MISTAKES = {
     lambda L, G, h, T: 4 * L * G * h: "This is one token. The cache holds all tokens of the text.",
     lambda L, G, h, T: 4 * L * G * h * T * T: "Each token is stored once, however many tokens look at it.",
 }
+CACHE_HINTS = (
+    "How many numbers does one token leave in one layer?",
+    "A key and a value for each of the G heads, `head_dim` numbers each; then all layers, all tokens, 2 bytes.",
+)
 
-cache_bytes = Exercise(
-    "cache_bytes", lesson="03", stars=1, solution=my_cache_bytes,
-    check=Comparison(count_cache, "the number of bytes", cache_cases, CACHE_MISTAKES),
-    hints=(
-        "How many numbers does one token leave in one layer?",
-        "A key and a value for each of the G heads, `head_dim` numbers each; then all layers, all tokens, 2 bytes.",
-    ),
-)  # fmt: skip
 
-# --- a mixture for a card ------------------------------------------------------------------------------------------
+@exercise(1, my_cache_bytes, CACHE_MISTAKES, CACHE_HINTS, "the number of bytes")
+def cache_bytes() -> list[tuple]:
+    shapes = [(MODEL_SHAPES[name], length) for name, length in (("Mixtral 8x7B", 4096), ("OLMoE 1B-7B", 1000))]
+    return [(shape.num_layers, shape.num_kv_heads, shape.head_dim, length) for shape, length in shapes]
 
-CARD = TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=1)  # what is given; E, K and F are free
+
+# What is given: E, K and F are free. In GB, and in parameters that are active.
+CARD = TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=1)
 CARD_GB, LEAST_GB, MOST_ACTIVE, LEAST_ACTIVE, TEXT = 24, 20, 3.0e9, 2.5e9, 32768
-
-
-def check_design(function: Callable[[], tuple[int, int, int] | None]) -> Check:
-    """Try `function`() -> num_experts, top_k, d_ff of a model as `CARD`, for a card of 24 GB and 3 B active parameters.
-
-    Any design passes which keeps within both and leaves little of them unused.
-
-    >>> check_design(lambda: (8, 2, 8192))
-    ✔ Right. 10.0 B parameters, 2.80 B active. 20.1 GB of weights and 1.6 GB of KV cache: 21.7 of 24 GB.
-    """
-    return judge([(function,)], _try_design, "", "Return three whole numbers: num_experts, top_k, d_ff")
-
-
-def _try_design(function: Callable[[], tuple[int, int, int] | None]) -> None:
-    num_experts, top_k, d_ff = attempt(function)
-    try:
-        shape = replace(CARD, num_experts=num_experts, top_k=top_k, d_ff=d_ff)
-    except ValueError as error:
-        raise Problem(f"There is no such model: {error}.") from None
-    total, active, weights, cache = shape.count.total, shape.count.active, shape.memory_gb(), shape.kv_cache_gb(TEXT)
-    counted = f"{total / 1e9:.1f} B parameters, {active / 1e9:.2f} B active."
-    needed = f"{weights:.1f} GB of weights and {cache:.1f} GB of KV cache: {weights + cache:.1f} of {CARD_GB} GB."
-    broken = (
-        num_experts == top_k,
-        active > MOST_ACTIVE,
-        weights > CARD_GB,
-        weights + cache > CARD_GB,
-        active < LEAST_ACTIVE,
-        weights + cache < LEAST_GB,
-    )
-    for is_broken, advice in zip(broken, DESIGN_MISTAKES.values()):
-        if is_broken:
-            raise Problem(f"{advice} You have {counted} {needed}", known=True)
-    raise Problem(f"{counted} {needed}", "right")
 
 
 def my_design():
@@ -128,17 +72,36 @@ DESIGN_MISTAKES = {  # an example of each, and what to say
     lambda: (8, 1, 9000): "A token could use more, 2.5 B at least: K · F may be larger.",
     lambda: (4, 2, 8192): "The card could hold more, 20 GB at least: E · F may be larger.",
 }
+DESIGN_HINTS = (
+    "First find K · F, then E · F. One expert in all layers has 24 · 3 · 2048 · F = 147,456 · F parameters; all "
+    "the rest is about 0.4 B.",
+    "To try with sliders: `CostCalculator(TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=2048, num_experts=8, "
+    "top_k=2), context_length=32768)`",
+    "2.6 B active in the experts are K · F ≤ 17,600. The cache takes 1.6 GB, which leaves 22.4 GB or 11.2 B "
+    "parameters, 10.8 B of them in experts: E · F ≤ 73,000.",
+)
 
-card_design = Exercise(
-    "card_design", lesson="03", stars=3, solution=my_design,
-    check=check_design,
-    hints=(
-        "First find K · F, then E · F. One expert in all layers has 24 · 3 · 2048 · F = 147,456 · F parameters; all "
-        "the rest is about 0.4 B.",
-        "To try with sliders: `CostCalculator(TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=2048, num_experts=8, "
-        "top_k=2), context_length=32768)`",
-        "2.6 B active in the experts are K · F ≤ 17,600. The cache takes 1.6 GB, which leaves 22.4 GB or 11.2 B "
-        "parameters, 10.8 B of them in experts: E · F ≤ 73,000.",
-    ),
-    mistakes=DESIGN_MISTAKES,
-)  # fmt: skip
+
+@exercise(3, my_design, DESIGN_MISTAKES, DESIGN_HINTS)
+def card_design(answer: Callable[[], tuple[int, int, int] | None]) -> Check:
+    """Pass any design that keeps within both limits and leaves little of them unused."""
+
+    def try_design() -> None:
+        num_experts, top_k, d_ff = attempt(answer)
+        try:
+            shape = replace(CARD, num_experts=num_experts, top_k=top_k, d_ff=d_ff)
+        except ValueError as error:
+            raise Problem(f"There is no such model: {error}.") from None
+        active, weights, cache = shape.count.active, shape.memory_gb(), shape.kv_cache_gb(TEXT)
+        found = (
+            f"{shape.count.total / 1e9:.1f} B parameters, {active / 1e9:.2f} B active. {weights:.1f} GB of weights and "
+            f"{cache:.1f} GB of KV cache: {weights + cache:.1f} of {CARD_GB} GB."
+        )
+        broken = num_experts == top_k, active > MOST_ACTIVE, weights > CARD_GB, weights + cache > CARD_GB
+        broken += active < LEAST_ACTIVE, weights + cache < LEAST_GB
+        for is_broken, advice in zip(broken, DESIGN_MISTAKES.values()):
+            if is_broken:
+                raise Problem(f"{advice} You have {found}", known=True)
+        raise Problem(found, "right")
+
+    return judge([()], try_design, "", "Return three whole numbers: num_experts, top_k, d_ff")

@@ -1,32 +1,63 @@
-"""Lesson 04: mutual information from counts, how often two draws have the same expert, and a table of counts."""
+"""Lesson 04: a table of counts, mutual information from counts, and how often two draws have the same expert."""
 
 import torch
 from torch import Tensor
 
-from moe_lessons.analysis import mutual_information
-from moe_lessons.exercises.compare import Comparison
-from moe_lessons.exercises.exercise import Exercise
+from moe_lessons.exercises.exercise import exercise
+
+
+def my_times_even(counts):
+    shares = counts / counts.sum(dim=1, keepdim=True)  # of the tokens of its domain: each row sums to 1
+    return shares * counts.shape[1]  # divided by the even share, 1 / E
+
+
+COLUMN = (
+    "You divided each column by its sum: of the tokens of an expert, how many are code? Asked is the row: of the "
+    "tokens of code, how many go to this expert?"
+)
+
+TABLE_MISTAKES = {
+    lambda c: (
+        c / c.sum(1, keepdim=True)
+    ): "These are shares, and a row sums to 1. Divide them by the even share, 1 / E.",
+    lambda c: 100 * c / c.sum(1, keepdim=True): (
+        "These are percents, as on the map. Here 1 is to be the even share: divide the shares by 1 / E."
+    ),
+    lambda c: c / c.sum(1, keepdim=True) / c.shape[1]: (
+        "You multiplied by the even share. Divide by it: 1/2 of the tokens is 4 times the even share of 8 experts."
+    ),
+    lambda c: c / c.sum(1, keepdim=True) - 1 / c.shape[1]: (
+        "You subtracted the even share. Divide by it: how many times as much?"
+    ),
+    lambda c: c / c.sum(0) * c.shape[1]: COLUMN,
+    lambda c: c / c.sum(0) * c.shape[0]: COLUMN,
+    lambda c: c / c.sum() * c.numel(): (
+        "You divided by all tokens, so a large domain has large numbers everywhere. Divide each row by its own sum."
+    ),
+    lambda c: c / c.sum(1, keepdim=True) * c.shape[0]: (
+        "You took the number of domains for that of experts. The even share is one of E, the columns."
+    ),
+}
+TABLE_HINTS = (
+    "First the shares: which part of the tokens of a domain goes to each expert? Then: what would be even?",
+    "`counts / counts.sum(dim=1, keepdim=True)` are the shares. The even share is `1 / counts.shape[1]`.",
+)
+
+
+@exercise(1, my_times_even, TABLE_MISTAKES, TABLE_HINTS, "the table", axes=("domain", "expert"))
+def times_even() -> list[tuple]:
+    # Domains of different sizes: each has more tokens than the one before.
+    sizes = (3, 8), (5, 4), (1, 6), (2, 2)
+    return [(torch.randint(1, 100, (rows, E)) * torch.arange(1.0, rows + 1)[:, None],) for rows, E in sizes]
+
 
 LOG2 = torch.tensor(2.0).log()
 
-# --- information ---------------------------------------------------------------------------------------------------
-
-
-def information_of(counts: Tensor) -> float:
-    """counts (E, B), the tokens of each expert and byte -> I(expert; byte) in bits, as the package measures it."""
-    tokens = counts.nonzero().repeat_interleave(counts[counts > 0].long(), dim=0)  # (T, 2): an expert and a byte
-    return mutual_information(*tokens.T, corrected=False)
-
 
 def terms(counts: Tensor) -> Tensor:
-    """(E, B): p log2(p / (p(e) p(b))), nan where p is 0."""
+    """Compute p log2(p / (p(e) p(b))) (E, B): nan where p is 0."""
     p = counts / counts.sum()
     return p * (p / (p.sum(dim=1, keepdim=True) * p.sum(dim=0))).log2()
-
-
-def counts_cases() -> list[tuple]:
-    drawn = [torch.randint(low, 9, (E, 6)) for low, E in ((1, 2), (0, 2), (0, 4))]
-    return [(counts.float(),) for counts in (*drawn, torch.tensor([[6, 2], [3, 1]]), torch.tensor([[2, 0], [0, 2]]))]
 
 
 def my_information(counts):
@@ -51,25 +82,16 @@ INFORMATION_MISTAKES = {
     ),
     lambda c: -my_information(c): "The sign is wrong: p(e, b) stands above, p(e) · p(b) below.",
 }
-
-information_bits = Exercise(
-    "information_bits", lesson="04", stars=2, solution=my_information,
-    check=Comparison(information_of, "the information in bits", counts_cases, INFORMATION_MISTAKES),
-    hints=(
-        "p(e) is the sum of a row of p, p(b) the sum of a column. With `keepdim=True` their product is a table again.",
-        "`seen = p > 0` picks the pairs that occur: `p[seen]`.",
-    ),
-)  # fmt: skip
-
-# --- chance --------------------------------------------------------------------------------------------------------
+INFORMATION_HINTS = (
+    "p(e) is the sum of a row of p, p(b) the sum of a column. With `keepdim=True` their product is a table again.",
+    "`seen = p > 0` picks the pairs that occur: `p[seen]`.",
+)
 
 
-def all_pairs(experts: list[int]) -> float:
-    return sum(a == b for a in experts for b in experts) / len(experts) ** 2
-
-
-def experts_cases() -> list[tuple]:
-    return [([0, 0, 0, 0, 1],), *((torch.randint(0, high, (12,)).tolist(),) for high in (2, 4, 8))]
+@exercise(2, my_information, INFORMATION_MISTAKES, INFORMATION_HINTS, "the information in bits")
+def information_bits() -> list[tuple]:
+    drawn = [torch.randint(low, 9, (E, 6)) for low, E in ((1, 2), (0, 2), (0, 4))]
+    return [(counts.float(),) for counts in (*drawn, torch.tensor([[6, 2], [3, 1]]), torch.tensor([[2, 0], [0, 2]]))]
 
 
 def my_chance(experts):
@@ -95,70 +117,12 @@ CHANCE_MISTAKES = {
         "This is without replacement: the second draw may be the first token again."
     ),
 }
-
-chance = Exercise(
-    "chance", lesson="04", stars=1, solution=my_chance,
-    check=Comparison(all_pairs, "the chance", experts_cases, CHANCE_MISTAKES),
-    hints=(
-        "How often is the first draw expert e? And how often is the second one e too?",
-        "`experts.count(e) / len(experts)` is the share of e. Square it, and sum over `set(experts)`.",
-    ),
-)  # fmt: skip
-
-# --- the table of a map ----------------------------------------------------------------------------------------------
-
-
-def times_even_by_loops(counts: Tensor) -> list[list[float]]:
-    """counts (domains, E) -> how many times the even share of its domain each expert has."""
-    return [[number / (sum(row) / len(row)) for number in row] for row in counts.tolist()]
-
-
-def table_cases() -> list[tuple]:
-    """Domains of different sizes: each has more tokens than the one before."""
-    sizes = (3, 8), (5, 4), (1, 6), (2, 2)
-    return [(torch.randint(1, 100, (rows, E)) * torch.arange(1.0, rows + 1)[:, None],) for rows, E in sizes]
-
-
-def my_times_even(counts):
-    shares = counts / counts.sum(dim=1, keepdim=True)  # of the tokens of its domain: each row sums to 1
-    return shares * counts.shape[1]  # divided by the even share, 1 / E
-
-
-COLUMN = (
-    "You divided each column by its sum: of the tokens of an expert, how many are code? Asked is the row: of the "
-    "tokens of code, how many go to this expert?"
+CHANCE_HINTS = (
+    "How often is the first draw expert e? And how often is the second one e too?",
+    "`experts.count(e) / len(experts)` is the share of e. Square it, and sum over `set(experts)`.",
 )
-TABLE_MISTAKES = {
-    lambda c: (
-        c / c.sum(1, keepdim=True)
-    ): "These are shares, and a row sums to 1. Divide them by the even share, 1 / E.",
-    lambda c: 100 * c / c.sum(1, keepdim=True): (
-        "These are percents, as on the map. Here 1 is to be the even share: divide the shares by 1 / E."
-    ),
-    lambda c: c / c.sum(1, keepdim=True) / c.shape[1]: (
-        "You multiplied by the even share. Divide by it: 1/2 of the tokens is 4 times the even share of 8 experts."
-    ),
-    lambda c: c / c.sum(1, keepdim=True) - 1 / c.shape[1]: (
-        "You subtracted the even share. Divide by it: how many times as much?"
-    ),
-    lambda c: c / c.sum(0) * c.shape[1]: COLUMN,
-    lambda c: c / c.sum(0) * c.shape[0]: COLUMN,
-    lambda c: c / c.sum() * c.numel(): (
-        "You divided by all tokens, so a large domain has large numbers everywhere. Divide each row by its own sum."
-    ),
-    lambda c: c / c.sum(1, keepdim=True) * c.shape[0]: (
-        "You took the number of domains for that of experts. The even share is one of E, the columns."
-    ),
-}
 
-times_even = Exercise(
-    "times_even",
-    lesson="04",
-    stars=1,
-    check=Comparison(times_even_by_loops, "the table", table_cases, TABLE_MISTAKES, axes=("domain", "expert")),
-    hints=(
-        "First the shares: which part of the tokens of a domain goes to each expert? Then: what would be even?",
-        "`counts / counts.sum(dim=1, keepdim=True)` are the shares. The even share is `1 / counts.shape[1]`.",
-    ),
-    solution=my_times_even,
-)
+
+@exercise(1, my_chance, CHANCE_MISTAKES, CHANCE_HINTS, "the chance")
+def chance() -> list[tuple]:
+    return [([0, 0, 0, 0, 1],), *((torch.randint(0, high, (12,)).tolist(),) for high in (2, 4, 8))]

@@ -1,25 +1,10 @@
 """Lesson 09: finer experts for the same work, a choice within groups, and Soft MoE."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_lessons.exercises.compare import Comparison
-from moe_lessons.exercises.exercise import Exercise
-from moe_lessons.exercises.lesson_02 import marked, top_mask
-from moe_lessons.nn import SigmoidRouter, SoftMoE
-from moe_lessons.nn.families import finer
-
-# --- as fine as you like ------------------------------------------------------------------------------------------
-
-
-def finer_sizes(num_experts: int, top_k: int, d_ff: int, times: int, shared: int) -> tuple[int, int, int, int]:
-    """What the package makes of a mixture: E, K, F and the width of the shared expert."""
-    spec = finer(num_experts, top_k, d_ff, times, shared)
-    return spec["num_experts"], spec["top_k"], spec["d_ff"], shared * spec["d_ff"]
-
-
-def finer_cases() -> list[tuple]:
-    return [(8, 2, 64, 8, 3), (16, 2, 32, 4, 2), (8, 1, 14336, 8, 1), (6, 3, 30, 5, 0), (4, 2, 8, 1, 1)]
+from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.lesson_02 import top_mask
 
 
 def my_finer_experts(num_experts, top_k, d_ff, times, shared):
@@ -44,32 +29,16 @@ FINER_MISTAKES = {
         "The shared expert is as wide as the old experts. It has the width of so many fine ones."
     ),
 }
-
-finer_experts = Exercise(
-    "finer_experts", lesson="09", stars=2, solution=my_finer_experts,
-    check=Comparison(
-        finer_sizes, ("num_experts", "top_k", "d_ff", "the shared width"), finer_cases, FINER_MISTAKES,
-    ),
-    hints=(
-        "Cut each expert into `times` pieces. How many pieces are there, how wide is one, how many does a token use?",
-        "K · F must stay what it was, with the shared width counted in; so must E · F.",
-        "`num_experts * times - shared`, `top_k * times - shared`, `d_ff // times`, and `shared` times that width.",
-    ),
-)  # fmt: skip
-
-# --- the choice within groups -------------------------------------------------------------------------------------
+FINER_HINTS = (
+    "Cut each expert into `times` pieces. How many pieces are there, how wide is one, how many does a token use?",
+    "K · F must stay what it was, with the shared width counted in; so must E · F.",
+    "`num_experts * times - shared`, `top_k * times - shared`, `d_ff // times`, and `shared` times that width.",
+)
 
 
-@torch.no_grad()
-def chosen_by_router(scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
-    """The experts that the package's router chooses by these scores: (T, E), True where chosen."""
-    router = SigmoidRouter(4, scores.shape[1], top_k, num_groups=num_groups, topk_groups=topk_groups)
-    return marked(router.choose(scores.logit()).topk_indices, scores)
-
-
-def group_cases() -> list[tuple]:
-    sizes = (6, 16, 4, 2, 3), (9, 12, 4, 2, 4), (5, 12, 3, 1, 2), (4, 8, 2, 2, 3)  # T, E, groups, groups kept, K
-    return [(0.05 + 0.9 * torch.rand(T, E), *rest) for T, E, *rest in sizes]
+@exercise(2, my_finer_experts, FINER_MISTAKES, FINER_HINTS, ("num_experts", "top_k", "d_ff", "the shared width"))
+def finer_experts() -> list[tuple]:
+    return [(8, 2, 64, 8, 3), (16, 2, 32, 4, 2), (8, 1, 14336, 8, 1), (6, 3, 30, 5, 0), (4, 2, 8, 1, 1)]
 
 
 def my_grouped_choice(scores, num_groups, topk_groups, top_k):
@@ -83,15 +52,10 @@ def my_grouped_choice(scores, num_groups, topk_groups, top_k):
 
 
 def grouped_by(score_of, scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
-    """The choice where a group is scored by `score_of`(its scores (T, groups, E / groups))."""
+    """Choose where a group is scored by `score_of`(its scores (T, groups, E / groups))."""
     grouped = scores.unflatten(1, (num_groups, -1))
     kept = top_mask(score_of(grouped), topk_groups)[:, :, None]
     return top_mask(grouped.where(kept, -torch.inf).flatten(1), top_k)
-
-
-def of_each_group(scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
-    """All groups, and the same number of experts from each, rounded up."""
-    return top_mask(scores.unflatten(1, (num_groups, -1)), -(-top_k // num_groups)).flatten(1)
 
 
 GROUP_MISTAKES = {
@@ -107,42 +71,25 @@ GROUP_MISTAKES = {
     lambda s, n, g, k: grouped_by(lambda x: -x.topk(2).values.sum(2), s, n, g, k): (
         "You kept the worst groups: the mask is the wrong way round."
     ),
-    of_each_group: "You chose the same number from every group. Choose the best groups, then the K best in them.",
-    lambda s, n, g, k: grouped_by(
-        lambda x: x.topk(2).values.sum(2), s.unflatten(1, (-1, n)).mT.flatten(1), n, g, k
-    ).unflatten(1, (n, -1)).mT.flatten(1): (
-        "Your groups take experts that lie apart. A group is a row of neighbours: `scores.unflatten(1, (groups, -1))`."
+    lambda s, n, g, k: top_mask(s.unflatten(1, (n, -1)), -(-k // n)).flatten(1): (
+        "You chose the same number from every group. Choose the best groups, then the K best in them."
     ),
-}  # fmt: skip
-
-grouped_choice = Exercise(
-    "grouped_choice", lesson="09", stars=2, solution=my_grouped_choice,
-    check=Comparison(chosen_by_router, "who is chosen", group_cases, GROUP_MISTAKES, axes=("token", "expert")),
-    hints=(
-        "`scores.unflatten(1, (num_groups, -1))` has the groups in a dimension of their own.",
-        "A group's score is `.topk(2, dim=2).values.sum(dim=2)`. Give all experts of the other groups the score −∞.",
-    ),
-)  # fmt: skip
-
-# --- Soft MoE -----------------------------------------------------------------------------------------------------
+    lambda s, n, g, k: (
+        grouped_by(lambda x: x.topk(2).values.sum(2), s.unflatten(1, (-1, n)).mT.flatten(1), n, g, k)
+        .unflatten(1, (n, -1))
+        .mT.flatten(1)
+    ): "Your groups take experts that lie apart. A group is a row of neighbours: `scores.unflatten(1, (groups, -1))`.",
+}
+GROUP_HINTS = (
+    "`scores.unflatten(1, (num_groups, -1))` has the groups in a dimension of their own.",
+    "A group's score is `.topk(2, dim=2).values.sum(dim=2)`. Give all experts of the other groups the score −∞.",
+)
 
 
-@torch.no_grad()
-def by_package(x: Tensor, phi: Tensor, expert: nn.Module) -> Tensor:
-    """`nn.SoftMoE` whose experts all work like `expert`: (T, D)."""
-    moe = SoftMoE(x.shape[1], 1, len(phi), dtype=x.dtype)
-    moe.phi.copy_(phi)
-    moe.run_experts = lambda slots: torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
-    return moe(x)
-
-
-def soft_cases() -> list[tuple]:
-    def case(num_tokens: int, num_slots: int, d_model: int) -> tuple:
-        x, phi = torch.randn(num_tokens, d_model), torch.randn(num_slots, d_model)
-        matrices = torch.randn(num_slots, d_model, d_model)
-        return x, phi, lambda e, slot: torch.tanh(matrices[e] @ slot)
-
-    return [case(5, 3, 4), case(7, 8, 2), case(1, 4, 3), case(6, 1, 5)]
+@exercise(2, my_grouped_choice, GROUP_MISTAKES, GROUP_HINTS, "who is chosen", axes=("token", "expert"))
+def grouped_choice() -> list[tuple]:
+    sizes = (6, 16, 4, 2, 3), (9, 12, 4, 2, 4), (5, 12, 3, 1, 2), (4, 8, 2, 2, 3)  # T, E, groups, groups kept, K
+    return [(0.05 + 0.9 * torch.rand(T, E), *rest) for T, E, *rest in sizes]
 
 
 def my_soft_moe(x, phi, expert):
@@ -153,22 +100,18 @@ def my_soft_moe(x, phi, expert):
     return combine @ outputs  # (T, D)
 
 
+def out_of(slots: Tensor, expert) -> Tensor:
+    return torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
+
+
 def soft_with(dispatch_dim: int, combine_dim: int, x: Tensor, phi: Tensor, expert) -> Tensor:
     logits = x @ phi.T
-    slots = logits.softmax(dispatch_dim).T @ x
-    return logits.softmax(combine_dim) @ torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
+    return logits.softmax(combine_dim) @ out_of(logits.softmax(dispatch_dim).T @ x, expert)
 
 
 def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
-    weights = (x @ phi.T).softmax(1)  # (T, E)
-    each = torch.stack([torch.stack([expert(e, token) for e in range(len(phi))]) for token in x])  # (T, E, D)
-    return (weights[:, :, None] * each).sum(1)
-
-
-def hard_slots(x: Tensor, phi: Tensor, expert) -> Tensor:
-    logits = x @ phi.T
-    slots = x[logits.argmax(0)]  # each slot its best token
-    return logits.softmax(1) @ torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
+    each = torch.stack([out_of(token.expand(len(phi), -1), expert) for token in x])  # (T, E, D)
+    return ((x @ phi.T).softmax(1)[:, :, None] * each).sum(1)
 
 
 SOFT_MISTAKES = {
@@ -184,18 +127,25 @@ SOFT_MISTAKES = {
     dense_mixture: (
         "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean."
     ),
-    hard_slots: "Each slot takes its best token whole. It holds a mean of all tokens, weighted by a softmax.",
-    lambda x, p, f: torch.stack([f(e, slot) for e, slot in enumerate((x @ p.T).softmax(0).T @ x)]): (
+    lambda x, p, f: (x @ p.T).softmax(1) @ out_of(x[(x @ p.T).argmax(0)], f): (
+        "Each slot takes its best token whole. It holds a mean of all tokens, weighted by a softmax."
+    ),
+    lambda x, p, f: out_of((x @ p.T).softmax(0).T @ x, f): (
         "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`."
     ),
 }
+SOFT_HINTS = (
+    "One table of scores, `x @ phi.T`, a row for each token and a column for each slot. It is used twice.",
+    "`dispatch = logits.softmax(dim=0)` and `combine = logits.softmax(dim=1)`; a slot is `dispatch.T @ x`.",
+    "`outputs = torch.stack([expert(e, slot) for e, slot in enumerate(slots)])`, then `combine @ outputs`.",
+)
 
-soft_moe = Exercise(
-    "soft_moe", lesson="09", stars=3, solution=my_soft_moe,
-    check=Comparison(by_package, "y", soft_cases, SOFT_MISTAKES, axes=("token", "place")),
-    hints=(
-        "One table of scores, `x @ phi.T`, a row for each token and a column for each slot. It is used twice.",
-        "`dispatch = logits.softmax(dim=0)` and `combine = logits.softmax(dim=1)`; a slot is `dispatch.T @ x`.",
-        "`outputs = torch.stack([expert(e, slot) for e, slot in enumerate(slots)])`, then `combine @ outputs`.",
-    ),
-)  # fmt: skip
+
+@exercise(3, my_soft_moe, SOFT_MISTAKES, SOFT_HINTS, "y", axes=("token", "place"))
+def soft_moe() -> list[tuple]:
+    def case(num_tokens: int, num_slots: int, d_model: int) -> tuple:
+        x, phi = torch.randn(num_tokens, d_model), torch.randn(num_slots, d_model)
+        matrices = torch.randn(num_slots, d_model, d_model)
+        return x, phi, lambda e, slot: torch.tanh(matrices[e] @ slot)
+
+    return [case(5, 3, 4), case(7, 8, 2), case(1, 4, 3), case(6, 1, 5)]

@@ -6,42 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moe_lessons.analysis.load import load_statistics
-from moe_lessons.exercises.compare import Comparison
-from moe_lessons.exercises.exercise import Exercise
+from moe_lessons.exercises.exercise import exercise
 from moe_lessons.exercises.lesson_02 import top_mask
-from moe_lessons.exercises.lesson_06 import loss_by_package
 from moe_lessons.training import DEAD_SHARE
-
-# --- a health check -------------------------------------------------------------------------------------------------
-
-BUSY = 3.0  # from this max over mean on a layer is called ill
-
-
-def is_ill(dead: Tensor, busiest: Tensor) -> Tensor:
-    return (dead > 0) | (busiest >= BUSY)
-
-
-def health_by_package(loads: Tensor, top_k: int) -> tuple[Tensor, ...]:
-    """loads (L, E), counts of assignments -> of each layer: dead, max over mean, entropy, whether it is ill."""
-    found = [load_statistics(load, top_k) for load in loads]
-    dead, busiest, entropy = (
-        torch.tensor([getattr(layer, name) for layer in found]) for name in ("dead", "max_over_mean", "entropy")
-    )
-    return dead, busiest, entropy, is_ill(dead, busiest)
-
-
-def health_cases() -> list[tuple]:
-    def some(layers: int, experts: int, **own: list[int]) -> Tensor:
-        loads = torch.randint(400, 900, (layers, experts)).float()
-        for layer, load in own.items():
-            loads[int(layer[1:]), : len(load)] = torch.tensor(load).float()
-        return loads
-
-    mixed = some(4, 8, l1=[0, 0, 2, 6], l2=[9000], l3=[40])  # of 40 assignments in some 5,000, K decides
-    exactly = [3072, 1024, 1024, 1024, 512, 512, 512, 512]  # three times the mean; powers of two do not round
-    near = some(4, 8, l0=[0], l1=[2000], l2=[3000], l3=exactly)
-    return [(mixed, 2), (some(3, 6, l0=[0, 0, 0]), 1), (some(5, 16, l3=[50, 30]), 4), (some(2, 4), 2), (near, 2)]
 
 
 def my_health(loads, top_k):
@@ -52,20 +19,17 @@ def my_health(loads, top_k):
     return dead, busiest, entropy, (dead > 0) | (busiest >= 3)
 
 
-def health_with(loads: Tensor, top_k: int, ill: Callable = is_ill, **other: Callable) -> tuple[Tensor, ...]:
-    """The right answer but for `ill`, or for another part: a function of the shares (L, E) and K."""
+def health_with(loads: Tensor, top_k: int, ill: Callable | None = None, **other: Callable) -> tuple[Tensor, ...]:
+    """Change `ill` of the right answer, or another part: a function of the shares (L, E) and K."""
     shares = loads / loads.sum(dim=1, keepdim=True)
-    parts = dict(zip(("dead", "busiest", "entropy"), health_by_package(loads, top_k)))
+    parts = dict(zip(("dead", "busiest", "entropy"), my_health(loads, top_k)))
     parts |= {name: part(shares, top_k) for name, part in other.items()}
+    ill = ill or (lambda dead, busiest: (dead > 0) | (busiest >= 3))
     return *parts.values(), ill(parts["dead"], parts["busiest"])
 
 
-def health_pooled(loads: Tensor, top_k: int) -> tuple[Tensor, ...]:
-    return tuple(part.expand(len(loads)) for part in health_by_package(loads.sum(dim=0, keepdim=True), top_k))
-
-
 HEALTH_MISTAKES = {
-    health_pooled: (
+    lambda loads, k: [part.expand(len(loads)) for part in my_health(loads.sum(dim=0, keepdim=True), k)]: (
         "You added the layers up. Expert 3 of one layer and expert 3 of the next have nothing but the number in common."
     ),
     lambda loads, k: health_with(loads, k, dead=lambda p, _: (p < DEAD_SHARE).sum(dim=1)): (
@@ -90,42 +54,32 @@ HEALTH_MISTAKES = {
     lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: dead > 0): (
         "A layer is also ill without a dead expert, where the busiest has three times the mean or more."
     ),
-    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) | (busiest > BUSY)): (
+    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) | (busiest > 3)): (
         "A layer whose busiest expert has exactly three times the mean is ill, too: >=."
     ),
-    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) & (busiest >= BUSY)): (
+    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) & (busiest >= 3)): (
         "One of the two is enough: a dead expert, or a busiest one with three times the mean."
     ),
 }
-
-router_health = Exercise(
-    "router_health", lesson="10", stars=2, solution=my_health,
-    check=Comparison(
-        health_by_package, ("dead", "max over mean", "the entropy", "ill"), health_cases, HEALTH_MISTAKES,
-        axes=("layer",),
-    ),
-    hints=(
-        "Everything is asked of each row by itself: `loads / loads.sum(dim=1, keepdim=True)` are shares (L, E).",
-        "A token makes K assignments. An expert's share of the tokens is K times its share of the assignments.",
-        "`torch.special.entr(p)` is −p·log p, and 0 at 0. An even load has the entropy log E.",
-    ),
-)  # fmt: skip
-
-# --- the pooled loss ------------------------------------------------------------------------------------------------
+HEALTH_HINTS = (
+    "Everything is asked of each row by itself: `loads / loads.sum(dim=1, keepdim=True)` are shares (L, E).",
+    "A token makes K assignments. An expert's share of the tokens is K times its share of the assignments.",
+    "`torch.special.entr(p)` is −p·log p, and 0 at 0. An even load has the entropy log E.",
+)
 
 
-def losses_by_package(probs: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """probs (L, T, E) -> the balancing loss of all layers' tokens at once, and the mean of the layers' own."""
-    pooled, *own = (loss_by_package(layer, layer.topk(top_k).indices) for layer in (probs.flatten(0, 1), *probs))
-    return pooled, torch.stack(own).mean()
+@exercise(2, my_health, HEALTH_MISTAKES, HEALTH_HINTS, ("dead", "max over mean", "the entropy", "ill"), axes=("layer",))
+def router_health() -> list[tuple]:
+    def some(layers: int, experts: int, **own: list[int]) -> Tensor:
+        loads = torch.randint(400, 900, (layers, experts)).float()
+        for layer, load in own.items():
+            loads[int(layer[1:]), : len(load)] = torch.tensor(load).float()
+        return loads
 
-
-def loss_cases() -> list[tuple]:
-    def one(layers: int, tokens: int, experts: int, top_k: int) -> tuple:
-        logits = torch.randn(layers, tokens, experts) + 2 * torch.randn(layers, 1, experts)
-        return logits.softmax(dim=-1), top_k
-
-    return [one(3, 20, 8, 2), one(2, 12, 4, 1), one(4, 9, 6, 3), one(1, 10, 8, 2)]
+    mixed = some(4, 8, l1=[0, 0, 2, 6], l2=[9000], l3=[40])  # of 40 assignments in some 5,000, K decides
+    exactly = [3072, 1024, 1024, 1024, 512, 512, 512, 512]  # three times the mean; powers of two do not round
+    near = some(4, 8, l0=[0], l1=[2000], l2=[3000], l3=exactly)
+    return [(mixed, 2), (some(3, 6, l0=[0, 0, 0]), 1), (some(5, 16, l3=[50, 30]), 4), (some(2, 4), 2), (near, 2)]
 
 
 def my_two_losses(probs, top_k):
@@ -137,45 +91,44 @@ def my_two_losses(probs, top_k):
     return pooled, mean
 
 
-def counted(probs: Tensor, top_k: int) -> Tensor:
-    """f (L, E)."""
-    return top_mask(probs, top_k).float().mean(dim=1) / top_k
-
-
 def of_squares(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Both losses where f and P are the same (L, E)."""
+    """Compute both losses where f and P are the same (L, E)."""
     return shares.shape[1] * shares.mean(dim=0).square().sum(), shares.shape[1] * shares.square().sum(dim=1).mean()
 
 
 LOSS_MISTAKES = {
-    lambda p, k: losses_by_package(p, k)[1:] * 2: (
+    lambda p, k: my_two_losses(p, k)[1:] * 2: (
         "Your pooled loss multiplies in each layer and then averages: that is the mean once more. Pool f and P first, "
         "over all layers' tokens, and then multiply."
     ),
-    lambda p, k: [k * loss for loss in losses_by_package(p, k)]: (
+    lambda p, k: [k * loss for loss in my_two_losses(p, k)]: (
         "This is Hugging Face's scale, K times ours: f is the share of the assignments, so divide by K."
     ),
-    lambda p, k: [loss / p.shape[2] for loss in losses_by_package(p, k)]: (
+    lambda p, k: [loss / p.shape[2] for loss in my_two_losses(p, k)]: (
         "The factor E is missing: an even load should give 1."
     ),
-    lambda p, k: losses_by_package(p, k)[::-1]: "These are the right two numbers, the wrong way round: pooled first.",
-    lambda p, k: (losses_by_package(p, k)[0], len(p) * losses_by_package(p, k)[1]): (
+    lambda p, k: my_two_losses(p, k)[::-1]: "These are the right two numbers, the wrong way round: pooled first.",
+    lambda p, k: (my_two_losses(p, k)[0], len(p) * my_two_losses(p, k)[1]): (
         "You added the layers' losses up. The second number is their mean."
     ),
     lambda p, k: of_squares(p.mean(dim=1)): (
         "You multiplied P with P. f is counted: how often each expert is among the K chosen."
     ),
-    lambda p, k: of_squares(counted(p, k)): (
+    lambda p, k: of_squares(top_mask(p, k).float().mean(dim=1) / k): (
         "You multiplied f with f. The other factor is P, the mean probability; the gradient needs it."
     ),
 }
+LOSS_HINTS = (
+    "The loss is E · Σ f · P (lesson 06). Only the order differs: pool and multiply, or multiply and average.",
+    "`torch.zeros_like(probs).scatter(2, probs.topk(top_k, dim=2).indices, 1)` is 1 where an expert is chosen.",
+    "f and P of each layer are (L, E). Pooled: their means over the layers first, since all have as many tokens.",
+)
 
-pooled_loss = Exercise(
-    "pooled_loss", lesson="10", stars=2, solution=my_two_losses,
-    check=Comparison(losses_by_package, ("the pooled loss", "the mean of the layers"), loss_cases, LOSS_MISTAKES),
-    hints=(
-        "The loss is E · Σ f · P (lesson 06). Only the order differs: pool and multiply, or multiply and average.",
-        "`torch.zeros_like(probs).scatter(2, probs.topk(top_k, dim=2).indices, 1)` is 1 where an expert is chosen.",
-        "f and P of each layer are (L, E). Pooled: their means over the layers first, since all have as many tokens.",
-    ),
-)  # fmt: skip
+
+@exercise(2, my_two_losses, LOSS_MISTAKES, LOSS_HINTS, ("the pooled loss", "the mean of the layers"))
+def pooled_loss() -> list[tuple]:
+    def one(layers: int, tokens: int, experts: int, top_k: int) -> tuple:
+        logits = torch.randn(layers, tokens, experts) + 2 * torch.randn(layers, 1, experts)
+        return logits.softmax(dim=-1), top_k
+
+    return [one(3, 20, 8, 2), one(2, 12, 4, 1), one(4, 9, 6, 3), one(1, 10, 8, 2)]

@@ -5,27 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.compare import Comparison
-from moe_lessons.exercises.exercise import Exercise
-
-# --- who waits for whom -------------------------------------------------------------------------------------------
-
-
-def time_by_loops(
-    loads: Tensor, num_ranks: int, seconds_per_row: float, of_ranks: Callable = max, home: Callable | None = None
-) -> float:
-    """Layer by layer. of_ranks: the rows that count, from those of all ranks; home: an expert's rank."""
-    seconds, share = 0.0, loads.shape[1] // num_ranks
-    home = home or (lambda e: e // share)
-    for layer in loads.tolist():
-        rows = [sum(load for e, load in enumerate(layer) if home(e) == rank) for rank in range(num_ranks)]
-        seconds += of_ranks(rows) * seconds_per_row
-    return seconds
-
-
-def time_cases() -> list[tuple]:
-    sizes = (3, 8, 4, 0.5), (2, 6, 2, 0.001), (1, 4, 2, 2.0), (4, 4, 4, 0.25), (2, 4, 1, 0.1)  # layers, E, N, seconds
-    return [(torch.randint(1, 60, (L, E)).float(), N, seconds) for L, E, N, seconds in sizes]
+from moe_lessons.exercises.exercise import exercise
 
 
 def my_step_time(loads, num_ranks, seconds_per_row):
@@ -45,45 +25,25 @@ TIME_MISTAKES = {
     lambda loads, n, s: loads.amax(dim=1).sum() * s: (
         "This is the busiest expert of each layer. A rank has several experts and works for all of them."
     ),
-    lambda loads, n, s: time_by_loops(loads, n, s, home=lambda e: e % n): (
+    lambda loads, n, s: my_step_time(loads.unflatten(1, (-1, n)).mT.flatten(1), n, s): (
         "You dealt the experts out like cards. They stand in blocks: rank 0 has the first E / num_ranks."
     ),
-    lambda loads, n, s: time_by_loops(loads, n, s, of_ranks=min): (
+    lambda loads, n, s: -my_step_time(-loads, n, s): (
         "You took the quickest rank of each layer. All wait for the slowest."
     ),
-    lambda loads, n, s: time_by_loops(loads, n, 1): "These are rows. Each takes seconds_per_row.",
+    lambda loads, n, s: my_step_time(loads, n, 1): "These are rows. Each takes seconds_per_row.",
 }
-
-step_time = Exercise(
-    "step_time",
-    lesson="11",
-    stars=2,
-    check=Comparison(time_by_loops, "the time", time_cases, TIME_MISTAKES),
-    hints=(
-        "Begin with the rows of each rank in each layer, (L, N). Which of them does one layer wait for?",
-        "`loads.unflatten(1, (num_ranks, -1)).sum(dim=2)` are the rows of the ranks. Take the largest of each layer "
-        "first, then add up the layers.",
-    ),
-    solution=my_step_time,
+TIME_HINTS = (
+    "Begin with the rows of each rank in each layer, (L, N). Which of them does one layer wait for?",
+    "`loads.unflatten(1, (num_ranks, -1)).sum(dim=2)` are the rows of the ranks. Take the largest of each layer "
+    "first, then add up the layers.",
 )
 
-# --- bytes --------------------------------------------------------------------------------------------------------
 
-
-def bytes_by_loops(traffic: Tensor, d_model: int, bytes_per_number: int) -> Tensor:
-    """Message by message: (N,) the bytes that each rank sends to another one."""
-    sent, row = torch.zeros(len(traffic), dtype=torch.long), d_model * bytes_per_number
-    for source, rows in enumerate(traffic.tolist()):
-        for home, count in enumerate(rows):
-            if source != home:
-                sent[source] += 2 * count * row  # a row to its expert; in the backward pass the gradient of its result
-                sent[home] += 2 * count * row  # its result; in the backward pass the gradient of the row
-    return sent
-
-
-def bytes_cases() -> list[tuple]:
-    sizes = (3, 8, 4), (2, 5, 2), (4, 3, 8), (1, 4, 4)  # N, D, bytes
-    return [(torch.randint(1, 40, (N, N)), D, size) for N, D, size in sizes]
+@exercise(2, my_step_time, TIME_MISTAKES, TIME_HINTS, "the time")
+def step_time() -> list[tuple]:
+    sizes = (3, 8, 4, 0.5), (2, 6, 2, 0.001), (1, 4, 2, 2.0), (4, 4, 4, 0.25), (2, 4, 1, 0.1)  # layers, E, N, seconds
+    return [(torch.randint(1, 60, (L, E)).float(), N, seconds) for L, E, N, seconds in sizes]
 
 
 def my_sent_bytes(traffic, d_model, bytes_per_number):
@@ -93,7 +53,7 @@ def my_sent_bytes(traffic, d_model, bytes_per_number):
 
 
 def of_rows(rows: Callable[[Tensor], Tensor]) -> Callable:
-    """The bytes of so many rows, from the traffic without what stays."""
+    """Make bytes of so many rows, from the traffic without what stays."""
     return lambda traffic, d, size: rows(traffic - traffic.diag().diag()) * d * size
 
 
@@ -115,22 +75,20 @@ BYTES_MISTAKES = {
     of_rows(lambda away: away.sum(dim=1) + away.sum(dim=0)): (
         "This is the forward pass. In the backward pass the gradients take the same ways: twice as many bytes."
     ),
-    lambda traffic, d, size: bytes_by_loops(traffic, d, 1): "You counted numbers. Each takes bytes_per_number bytes.",
-    lambda traffic, d, size: bytes_by_loops(traffic, 1, size): "A row has d_model numbers.",
-    lambda traffic, d, size: bytes_by_loops(traffic, d, size).sum(): (
+    lambda traffic, d, size: my_sent_bytes(traffic, d, 1): "You counted numbers. Each takes bytes_per_number bytes.",
+    lambda traffic, d, size: my_sent_bytes(traffic, 1, size): "A row has d_model numbers.",
+    lambda traffic, d, size: my_sent_bytes(traffic, d, size).sum(): (
         "This is what all ranks send together. Give a number for each rank."
     ),
 }
-
-sent_bytes = Exercise(
-    "sent_bytes",
-    lesson="11",
-    stars=2,
-    check=Comparison(bytes_by_loops, "the bytes", bytes_cases, BYTES_MISTAKES, axes=("rank",)),
-    hints=(
-        "Row i of the table is what rank i sends, column i what comes to it. Each row that came goes back as a result.",
-        "`away = traffic - traffic.diag().diag()` is what leaves. In the forward pass rank i sends "
-        "`away.sum(dim=1)[i] + away.sum(dim=0)[i]` rows; in the backward pass as many gradients.",
-    ),
-    solution=my_sent_bytes,
+BYTES_HINTS = (
+    "Row i of the table is what rank i sends, column i what comes to it. Each row that came goes back as a result.",
+    "`away = traffic - traffic.diag().diag()` is what leaves. In the forward pass rank i sends "
+    "`away.sum(dim=1)[i] + away.sum(dim=0)[i]` rows; in the backward pass as many gradients.",
 )
+
+
+@exercise(2, my_sent_bytes, BYTES_MISTAKES, BYTES_HINTS, "the bytes", axes=("rank",))
+def sent_bytes() -> list[tuple]:
+    sizes = (3, 8, 4), (2, 5, 2), (4, 3, 8), (1, 4, 4)  # N, D, bytes
+    return [(torch.randint(1, 40, (N, N)), D, size) for N, D, size in sizes]
