@@ -62,9 +62,7 @@ LAYER_MISTAKES = {
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - 2 * D: "The norms are missing: two, with D numbers each.",
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D: "There are two norms, with D numbers each.",
     lambda D, H, G, F: my_layer_parameters(D, H, H, F): "Keys and values have G heads, not H.",
-    lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * G * (D // H): (
-        "Keys and values: a matrix for each of them."
-    ),
+    lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D * G // H: "Keys and values: a matrix for each of them.",
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D: (
         "A matrix of D × D is missing: the queries' (H heads of D / H numbers), or the one after the heads."
     ),

@@ -174,9 +174,7 @@ TIES_MISTAKES = {
         "Place i of an argsort holds the expert that comes i-th, not the place of expert i. Put True where its first K "
         "numbers point: scatter."
     ),
-    lambda s, k: marked(s.argsort(dim=1, stable=True)[:, :k], s): (
-        "You keep the K smallest scores. Sort with descending=True."
-    ),
+    lambda s, k: marked(s.argsort(stable=True)[:, :k], s): "You keep the K smallest scores. Sort with descending=True.",
 }
 TIES_HINTS = (
     "A comparison with the K-th largest score cannot tell equals apart. Their order can: which experts come first?",

@@ -17,9 +17,7 @@ COLUMN = (
 )
 
 TABLE_MISTAKES = {
-    lambda c: (
-        c / c.sum(1, keepdim=True)
-    ): "These are shares, and a row sums to 1. Divide them by the even share, 1 / E.",
+    lambda c: c / c.sum(1)[:, None]: "These are shares, and a row sums to 1. Divide them by the even share, 1 / E.",
     lambda c: 100 * c / c.sum(1, keepdim=True): (
         "These are percents, as on the map. Here 1 is to be the even share: divide the shares by 1 / E."
     ),

@@ -57,9 +57,7 @@ PLACES_MISTAKES = {
         "The last tokens took the places. The tokens come in their order: token 0 first."
     ),
     lambda i, e, f: in_turn(i, places(i, e, f), anew=True): ANEW,
-    lambda i, e, f: ~in_turn(i, places(i, e, f)): (
-        "Turned round: return True for what finds a place, False for what is dropped."
-    ),
+    lambda i, e, f: ~my_places(i, e, f): "Turned round: return True for what finds a place, False for what is dropped.",
 }
 PLACES_HINTS = (
     "Keep a list of how many places are taken, one number for each expert. The outer loop runs over the choices.",
@@ -89,7 +87,7 @@ def same_gradient(loss: Tensor, router_probs: Tensor, topk_indices: Tensor) -> N
     """Raise Problem where the gradient of a right loss by the probabilities is not right."""
     (wanted,) = torch.autograd.grad(my_balancing_loss(router_probs, topk_indices), router_probs)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
-        raise Problem("The number is right, but no gradient reaches the router. Keep P as a tensor.", known=True)
+        raise Problem(NO_GRADIENT, known=True)
     if not agree(*torch.autograd.grad(loss, router_probs), wanted):
         raise Problem("The number is right, but its gradient by router_probs is not.")
 
@@ -102,6 +100,7 @@ def my_balancing_loss(router_probs, topk_indices):
     return num_experts * (f * P).sum()
 
 
+NO_GRADIENT = "The number is right, but no gradient reaches the router. Keep P as a tensor."
 LOSS_MISTAKES = {
     lambda p, i: p.shape[1] * p.mean(0).square().sum(): (
         "You used the mean probability for f, too. f is counted: the share of the assignments in topk_indices."
@@ -120,9 +119,7 @@ LOSS_MISTAKES = {
     lambda p, i: p.shape[1] * p.gather(1, i).mean(): (
         "You multiplied token by token. First average over all tokens, then multiply: f · P for each expert."
     ),
-    lambda p, i: my_balancing_loss(p.detach(), i): (
-        "The number is right, but no gradient reaches the router. Keep P as a tensor."
-    ),
+    lambda p, i: my_balancing_loss(p.detach(), i): NO_GRADIENT,
 }
 LOSS_HINTS = (
     "f and P have a number for each expert. Which is counted, which is a mean? An even load costs 1.",

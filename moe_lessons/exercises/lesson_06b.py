@@ -17,27 +17,17 @@ from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, S
 NUM_TOKENS = 13  # three groups of four, and a token alone
 TINY = "And tiny differences are rounding: compare with torch.allclose(a, b, atol=1e-5)."
 CHANGED = "Your function changed x itself, and so what it compares with. Use x.clone()."
-ADVICE = {  # for a layer that is judged wrongly
-    "top-k": f"A token may change itself: compare only the tokens before those you changed. {TINY}",
-    "Soft MoE": "Change late tokens of a copy of x (or cut them off), and look at the outputs of the tokens before.",
-    "mean of all tokens so far": (
-        f"It only looks back. Did you change an early token and look at later ones? Turn that round. {TINY}"
-    ),
-    "top-k with noise": "Its noise is drawn anew in each call, so two calls differ anyway. Call layer.eval() first.",
-    "expert choice": "An expert prefers a later token to an earlier one. Change more than a little, at several places.",
-    "top-2, capacity in order": (
-        "A later first choice takes the place of an earlier second choice. Try every place in the sequence."
-    ),
-    "top-1, capacity by weight": (
-        "A later token with a larger probability takes an earlier one's place. Try every place."
-    ),
-    "top-1, a fixed capacity in order": (
-        "Only earlier tokens can take a token's place here. Look at the tokens before those that you change."
-    ),
-    "expert choice in groups of 4": (
-        "The last of the 13 tokens is alone in its group, so a change there shows nothing. Try every place."
-    ),
-}
+ADVICE = (  # for each layer, where it is judged wrongly
+    f"A token may change itself: compare only the tokens before those you changed. {TINY}",
+    "Change late tokens of a copy of x (or cut them off), and look at the outputs of the tokens before.",
+    f"It only looks back. Did you change an early token and look at later ones? Turn that round. {TINY}",
+    "Its noise is drawn anew in each call, so two calls differ anyway. Call layer.eval() first.",
+    "An expert prefers a later token to an earlier one. Change more than a little, at several places.",
+    "A later first choice takes the place of an earlier second choice. Try every place in the sequence.",
+    "A later token with a larger probability takes an earlier one's place. Try every place.",
+    "Only earlier tokens can take a token's place here. Look at the tokens before those that you change.",
+    "The last of the 13 tokens is alone in its group, so a change there shows nothing. Try every place.",
+)
 
 
 class OutputOnly(nn.Module):
@@ -79,18 +69,18 @@ def causality_cases() -> dict[str, CausalityCase]:
         return torch.cat([moe(group)[0] for group in x.split(4)])
 
     with seeded(0):
-        layers = [
-            (OutputOnly(moe()), False),
-            (OutputOnly(SoftMoE(8, 16, 4)), True),
-            (OutputOnly(nn.Identity(), looking_back), False),
-            (OutputOnly(moe(router=NoisyTopKRouter)), False),
-            (OutputOnly(moe(router=ExpertChoiceRouter)), True),
-            (OutputOnly(moe(capacity_factor=1.0)), True),
-            (OutputOnly(moe(1, capacity_factor=1.0, capacity_priority="weight")), True),
-            (OutputOnly(moe(1), two_places), False),
-            (OutputOnly(moe(router=ExpertChoiceRouter), in_groups), True),
-        ]
-    return {name: CausalityCase(*case, advice) for case, (name, advice) in zip(layers, ADVICE.items())}
+        layers = {
+            "top-k": (OutputOnly(moe()), False),
+            "Soft MoE": (OutputOnly(SoftMoE(8, 16, 4)), True),
+            "mean of all tokens so far": (OutputOnly(nn.Identity(), looking_back), False),
+            "top-k with noise": (OutputOnly(moe(router=NoisyTopKRouter)), False),
+            "expert choice": (OutputOnly(moe(router=ExpertChoiceRouter)), True),
+            "top-2, capacity in order": (OutputOnly(moe(capacity_factor=1.0)), True),
+            "top-1, capacity by weight": (OutputOnly(moe(1, capacity_factor=1.0, capacity_priority="weight")), True),
+            "top-1, a fixed capacity in order": (OutputOnly(moe(1), two_places), False),
+            "expert choice in groups of 4": (OutputOnly(moe(router=ExpertChoiceRouter), in_groups), True),
+        }
+    return {name: CausalityCase(*layers[name], advice) for name, advice in zip(layers, ADVICE)}
 
 
 def my_sees_the_future(layer, x):
@@ -175,34 +165,35 @@ def my_surest(router_probs, top_k, factor):
     return weights
 
 
-def surest_with(p: Tensor, k: int, f: float, capacity=places, turn=None, anew=False) -> Tensor:
-    """Weigh with another capacity(chosen, E, factor), or turn(the K largest probabilities of a token, choice)."""
-    best, chosen = p.topk(k)
-    turn = turn or (lambda best, choice: (choice, -best[0]))
-    kept = in_turn(chosen, capacity(chosen, p.shape[1], f), lambda t, choice: turn(best[t].tolist(), choice), anew)
-    return torch.zeros_like(p).scatter(1, chosen, best * kept)
+def surest_with(capacity=places, turn=lambda best, choice: (choice, -best[0]), anew=False) -> Callable:
+    """Place with another capacity(chosen, E, factor), or turn(the K largest probabilities of a token, choice)."""
+
+    def wrong(p: Tensor, top_k: int, factor: float) -> Tensor:
+        best, chosen = p.topk(top_k)
+        in_line = in_turn(chosen, capacity(chosen, p.shape[1], factor), lambda t, c: turn(best[t].tolist(), c), anew)
+        return torch.zeros_like(p).scatter(1, chosen, best * in_line)
+
+    return wrong
 
 
 SUREST_MISTAKES = {
-    lambda p, k, f: surest_with(p, k, f, turn=lambda best, choice: choice): (
+    surest_with(turn=lambda best, choice: choice): (
         "The places go in the order of the tokens. The surest token comes first: sort by the largest probability."
     ),
-    lambda p, k, f: surest_with(p, k, f, turn=lambda best, choice: (choice, best[0])): (
-        "The least sure token comes first. Sort with descending=True."
-    ),
-    lambda p, k, f: surest_with(p, k, f, turn=lambda best, choice: -best[choice]): (
+    surest_with(turn=lambda best, c: (c, best[0])): "The least sure token comes first. Sort with descending=True.",
+    surest_with(turn=lambda best, choice: -best[choice]): (
         "A sure second choice took the place of an unsure first one. All first choices come before any second one."
     ),
-    lambda p, k, f: surest_with(p, k, f, turn=lambda best, choice: (choice, -best[choice])): (
+    surest_with(turn=lambda best, choice: (choice, -best[choice])): (
         "You sorted the second choices by their own probability. A token is as sure as its largest one, in every round."
     ),
-    lambda p, k, f: surest_with(p, k, f, turn=lambda best, choice: (-best[0], choice)): (
+    surest_with(turn=lambda best, choice: (-best[0], choice)): (
         "You placed all choices of the surest token before the next token came. All first choices come first."
     ),
-    lambda p, k, f: surest_with(p, k, f, lambda i, e, f: math.floor(f * i.numel() / e)): ROUNDED,
-    lambda p, k, f: surest_with(p, k, f, lambda i, e, f: places(i[:, 0], e, f)): NO_K,
-    lambda p, k, f: surest_with(p, k, f, lambda i, e, f: math.floor(f * i.numel() / e) + 1): ONE_MORE,
-    lambda p, k, f: surest_with(p, k, f, anew=True): ANEW,
+    surest_with(lambda i, e, f: math.floor(f * i.numel() / e)): ROUNDED,
+    surest_with(lambda i, e, f: places(i[:, 0], e, f)): NO_K,
+    surest_with(lambda i, e, f: math.floor(f * i.numel() / e) + 1): ONE_MORE,
+    surest_with(anew=True): ANEW,
     lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9): (
         "The right places, but you divided by what is left. Here a weight stays as it was, and a token that lost an "
         "expert has a smaller output."

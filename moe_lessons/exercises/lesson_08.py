@@ -1,7 +1,7 @@
 """Lesson 08: the dense width that is as good as a mixture, what a token costs three opponents, an exchange by hand."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
@@ -36,16 +36,13 @@ WIDTH_HINTS = (
 
 
 @exercise(2, my_width, WIDTH_MISTAKES, WIDTH_HINTS, "the width")
-def dense_width() -> list[tuple]:
+def dense_width() -> Iterator[tuple]:
     """Draw rising curves, the last of which the mixture leaves behind."""
-    cases = []
     for case in range(12):
         widths = [int(torch.randint(4, 8, ())) * 2 ** (i + 3) for i in range(4)]
         qualities = torch.rand(4).sort().values.tolist()
-        share = torch.rand(()).item()
-        inside = qualities[0] + share * (qualities[-1] - qualities[0])
-        cases.append((widths, qualities, 1.5 if case == 11 else inside))
-    return cases
+        inside = qualities[0] + torch.rand(()).item() * (qualities[-1] - qualities[0])
+        yield widths, qualities, 1.5 if case == 11 else inside
 
 
 def my_token_costs(d_model, d_ff, num_experts, top_k):
@@ -162,10 +159,8 @@ EXCHANGE_HINTS = (
 
 
 @exercise(3, my_exchange, EXCHANGE_MISTAKES, EXCHANGE_HINTS, ("counts", "arrived", "y", "sent"))
-def exchange() -> list[tuple]:
+def exchange() -> Iterator[tuple]:
     sizes = (3, 5, 6, 6), (2, 7, 3, 6), (4, 5, 2, 8), (1, 4, 3, 2)  # devices N, tokens of each T, D, experts E
-    cases = []
     for N, T, D, E in sizes:
         experts = [partial(torch.matmul, other=matrix) for matrix in torch.randn(E, D, D)]
-        cases.append((torch.randn(N, T, D), torch.randint(E, (N, T)), 0.1 + 0.8 * torch.rand(N, T), experts))
-    return cases
+        yield torch.randn(N, T, D), torch.randint(E, (N, T)), 0.1 + 0.8 * torch.rand(N, T), experts

@@ -1,5 +1,7 @@
 """Lesson 09: finer experts for the same work, a choice within groups, and Soft MoE."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -51,33 +53,29 @@ def my_grouped_choice(scores, num_groups, topk_groups, top_k):
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
 
 
-def grouped_by(score_of, scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
+def grouped_by(score_of: Callable[[Tensor], Tensor]) -> Callable:
     """Choose where a group is scored by `score_of`(its scores (T, groups, E / groups))."""
-    grouped = scores.unflatten(1, (num_groups, -1))
-    kept = top_mask(score_of(grouped), topk_groups)[:, :, None]
-    return top_mask(grouped.where(kept, -torch.inf).flatten(1), top_k)
+
+    def wrong(scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
+        grouped = scores.unflatten(1, (num_groups, -1))
+        kept = top_mask(score_of(grouped), topk_groups)[:, :, None]
+        return top_mask(grouped.where(kept, -torch.inf).flatten(1), top_k)
+
+    return wrong
 
 
 GROUP_MISTAKES = {
-    lambda s, n, g, k: grouped_by(lambda x: x.amax(2), s, n, g, k): (
-        "You score a group by its best expert alone. It is the sum of its two best."
-    ),
-    lambda s, n, g, k: grouped_by(lambda x: x.sum(2), s, n, g, k): (
-        "You score a group by the sum of all its experts. It is the sum of its two best."
-    ),
+    grouped_by(lambda x: x.amax(2)): "You score a group by its best expert alone. It is the sum of its two best.",
+    grouped_by(lambda x: x.sum(2)): "You score a group by the sum of all its experts. It is the sum of its two best.",
     lambda s, n, g, k: top_mask(s, k): (
         "You chose among all experts. First choose the groups, and then only among the experts of these."
     ),
-    lambda s, n, g, k: grouped_by(lambda x: -x.topk(2).values.sum(2), s, n, g, k): (
-        "You kept the worst groups: the mask is the wrong way round."
-    ),
+    grouped_by(lambda x: -x.topk(2).values.sum(2)): "You kept the worst groups: the mask is the wrong way round.",
     lambda s, n, g, k: top_mask(s.unflatten(1, (n, -1)), -(-k // n)).flatten(1): (
         "You chose the same number from every group. Choose the best groups, then the K best in them."
     ),
-    lambda s, n, g, k: (
-        grouped_by(lambda x: x.topk(2).values.sum(2), s.unflatten(1, (-1, n)).mT.flatten(1), n, g, k)
-        .unflatten(1, (n, -1))
-        .mT.flatten(1)
+    lambda s, n, *rest: (
+        my_grouped_choice(s.unflatten(1, (-1, n)).mT.flatten(1), n, *rest).unflatten(1, (n, -1)).mT.flatten(1)
     ): "Your groups take experts that lie apart. A group is a row of neighbours: `scores.unflatten(1, (groups, -1))`.",
 }
 GROUP_HINTS = (
@@ -104,9 +102,12 @@ def out_of(slots: Tensor, expert) -> Tensor:
     return torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
 
 
-def soft_with(dispatch_dim: int, combine_dim: int, x: Tensor, phi: Tensor, expert) -> Tensor:
-    logits = x @ phi.T
-    return logits.softmax(combine_dim) @ out_of(logits.softmax(dispatch_dim).T @ x, expert)
+def soft_with(dispatch_dim: int, combine_dim: int) -> Callable:
+    def wrong(x: Tensor, phi: Tensor, expert) -> Tensor:
+        logits = x @ phi.T
+        return logits.softmax(combine_dim) @ out_of(logits.softmax(dispatch_dim).T @ x, expert)
+
+    return wrong
 
 
 def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
@@ -115,15 +116,13 @@ def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
 
 
 SOFT_MISTAKES = {
-    lambda x, p, f: soft_with(0, 0, x, p, f): (
+    soft_with(0, 0): (
         "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each."
     ),
-    lambda x, p, f: soft_with(1, 1, x, p, f): (
+    soft_with(1, 1): (
         "Both of your softmaxes are over the slots. A slot holds a mean of tokens: `dispatch` is over the tokens."
     ),
-    lambda x, p, f: soft_with(1, 0, x, p, f): (
-        "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots."
-    ),
+    soft_with(1, 0): "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots.",
     dense_mixture: (
         "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean."
     ),
@@ -142,10 +141,7 @@ SOFT_HINTS = (
 
 
 @exercise(3, my_soft_moe, SOFT_MISTAKES, SOFT_HINTS, "y", axes=("token", "place"))
-def soft_moe() -> list[tuple]:
-    def case(num_tokens: int, num_slots: int, d_model: int) -> tuple:
-        x, phi = torch.randn(num_tokens, d_model), torch.randn(num_slots, d_model)
-        matrices = torch.randn(num_slots, d_model, d_model)
-        return x, phi, lambda e, slot: torch.tanh(matrices[e] @ slot)
-
-    return [case(5, 3, 4), case(7, 8, 2), case(1, 4, 3), case(6, 1, 5)]
+def soft_moe() -> Iterator[tuple]:
+    for T, S, D in ((5, 3, 4), (7, 8, 2), (1, 4, 3), (6, 1, 5)):
+        x, phi, matrices = torch.randn(T, D), torch.randn(S, D), torch.randn(S, D, D)
+        yield x, phi, lambda e, slot, matrices=matrices: torch.tanh(matrices[e] @ slot)

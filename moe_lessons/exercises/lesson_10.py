@@ -1,7 +1,7 @@
 """Lesson 10: is a router healthy, layer by layer, and what a loss sees that pools the layers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -104,9 +104,7 @@ LOSS_MISTAKES = {
     lambda p, k: [k * loss for loss in my_two_losses(p, k)]: (
         "This is Hugging Face's scale, K times ours: f is the share of the assignments, so divide by K."
     ),
-    lambda p, k: [loss / p.shape[2] for loss in my_two_losses(p, k)]: (
-        "The factor E is missing: an even load should give 1."
-    ),
+    lambda p, k: [x / p.shape[2] for x in my_two_losses(p, k)]: "The factor E is missing: an even load should give 1.",
     lambda p, k: my_two_losses(p, k)[::-1]: "These are the right two numbers, the wrong way round: pooled first.",
     lambda p, k: (my_two_losses(p, k)[0], len(p) * my_two_losses(p, k)[1]): (
         "You added the layers' losses up. The second number is their mean."
@@ -126,9 +124,6 @@ LOSS_HINTS = (
 
 
 @exercise(2, my_two_losses, LOSS_MISTAKES, LOSS_HINTS, ("the pooled loss", "the mean of the layers"))
-def pooled_loss() -> list[tuple]:
-    def one(layers: int, tokens: int, experts: int, top_k: int) -> tuple:
-        logits = torch.randn(layers, tokens, experts) + 2 * torch.randn(layers, 1, experts)
-        return logits.softmax(dim=-1), top_k
-
-    return [one(3, 20, 8, 2), one(2, 12, 4, 1), one(4, 9, 6, 3), one(1, 10, 8, 2)]
+def pooled_loss() -> Iterator[tuple]:
+    for L, T, E, K in ((3, 20, 8, 2), (2, 12, 4, 1), (4, 9, 6, 3), (1, 10, 8, 2)):
+        yield (torch.randn(L, T, E) + 2 * torch.randn(L, 1, E)).softmax(dim=-1), K

@@ -28,9 +28,7 @@ TIME_MISTAKES = {
     lambda loads, n, s: my_step_time(loads.unflatten(1, (-1, n)).mT.flatten(1), n, s): (
         "You dealt the experts out like cards. They stand in blocks: rank 0 has the first E / num_ranks."
     ),
-    lambda loads, n, s: -my_step_time(-loads, n, s): (
-        "You took the quickest rank of each layer. All wait for the slowest."
-    ),
+    lambda x, n, s: -my_step_time(-x, n, s): "You took the quickest rank of each layer. All wait for the slowest.",
     lambda loads, n, s: my_step_time(loads, n, 1): "These are rows. Each takes seconds_per_row.",
 }
 TIME_HINTS = (

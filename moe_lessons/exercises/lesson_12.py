@@ -40,25 +40,23 @@ def my_pick(models, memory, quality):
     return int(read.argmin()) if read.isfinite().any() else -1
 
 
-def _least(models: Tensor, column: int, keep: Tensor) -> int:
+def least(models: Tensor, column: int, keep: Tensor) -> int:
     values = models[:, column].where(keep, torch.inf)
     return int(values.argmin()) if keep.any() else -1
 
 
 PICK_MISTAKES = {
-    lambda m, memory, q: _least(m, 1, m[:, 2] >= q): (
+    lambda m, memory, q: least(m, 1, m[:, 2] >= q): (
         "This one does not fit. All its parameters must lie in memory, not only those that a token uses."
     ),
-    lambda m, memory, q: _least(m, 1, m[:, 0] <= memory): (
-        "This one fits and is the fastest, but it is not good enough."
-    ),
-    lambda m, memory, q: _least(m, 1, (m[:, 0] < memory) & (m[:, 2] > q)): (
+    lambda m, memory, q: least(m, 1, m[:, 0] <= memory): "This one fits and is the fastest, but it is not good enough.",
+    lambda m, memory, q: least(m, 1, (m[:, 0] < memory) & (m[:, 2] > q)): (
         "A model that has exactly this quality, or fills the memory, will do: >= and <=."
     ),
-    lambda m, memory, q: _least(m, 0, (m[:, 0] <= memory) & (m[:, 2] >= q)): (
+    lambda m, memory, q: least(m, 0, (m[:, 0] <= memory) & (m[:, 2] >= q)): (
         "You took the smallest. The speed follows the bytes that a token reads, not those that are kept."
     ),
-    lambda m, memory, q: _least(-m, 2, m[:, 0] <= memory): (
+    lambda m, memory, q: least(-m, 2, m[:, 0] <= memory): (
         "You took the best that fits. Asked for is the fastest of those that are good enough."
     ),
     lambda m, memory, q: int(m[(m[:, 0] <= memory) & (m[:, 2] >= q), 1].argmin()): (
