@@ -39,7 +39,6 @@ class Problem(Exception):
     """What to say of an answer that is not right, in whole sentences, and the status that it gives."""
 
     def __init__(self, message: str, status: str = "wrong", known: bool = False):
-        super().__init__(message)
         self.check = Check(status, message, known)
 
 
@@ -69,6 +68,10 @@ class Comparison:
     then: Callable[..., None] | None = None
     in_place: bool = False
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.what,) if isinstance(self.what, str) else self.what
+
     def __call__(self, answer: Callable) -> Check:
         with seeded(0):
             cases = list(self.cases())
@@ -90,7 +93,7 @@ class Comparison:
             if self._is(mistake, case, values):
                 raise Problem(advice, known=True)
         also = f" Your function also changed {changed[0]}: work on a copy." if changed else ""
-        for name, one, other in zip([self.what] if isinstance(self.what, str) else self.what, values, expected):
+        for name, one, other in zip(self.names, values, expected):
             if not agree(one, other):
                 raise Problem(f"{at}, {difference(name, one, other, self.axes)}{also}")
 
@@ -103,13 +106,11 @@ class Comparison:
 
     def _values(self, result: Any, at: str = "") -> list[Tensor]:
         """Give each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
-        if isinstance(self.what, str):
-            return list(self.read(numbers(result, self.what, at)))
         has_parts = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0)  # a tensor, or of numpy
-        parts = list(result) if has_parts else []
-        if len(parts) != len(self.what):
-            raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
-        return list(self.read(*(numbers(part, name, at) for part, name in zip(parts, self.what))))
+        parts = [result] if isinstance(self.what, str) else list(result) if has_parts else []
+        if len(parts) != len(self.names):
+            raise Problem(f"{at}, return {len(self.names)} values ({', '.join(self.names)}), not {kind_of(result)}.")
+        return list(self.read(*(numbers(part, name, at) for part, name in zip(parts, self.names))))
 
 
 def judge(cases: Iterable, try_case: Callable, right: str, unreadable: str = "Your answer cannot be read") -> Check:
@@ -214,9 +215,8 @@ def show(number: float | Tensor) -> str:
 
 def kind_of(value: Any) -> str:
     """Name it: 'a str', or 'a Tensor of shape (4, 2)'."""
-    size = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else size
-    name = type(value).__name__
+    name, size = type(value).__name__, f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+    size = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else size
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}{size}"
 
 
@@ -242,6 +242,6 @@ def copies(arguments: tuple) -> list:
 
 
 def moved(before: Any, after: Any) -> bool:
-    if isinstance(before, Tensor):
-        return before.shape != after.shape or not torch.equal(before, after)
-    return isinstance(before, list) and before != after
+    return (
+        not torch.equal(before, after) if isinstance(before, Tensor) else isinstance(before, list) and before != after
+    )

@@ -18,10 +18,7 @@ ACTIVE_MISTAKES = {
     lambda D, F, E, K: K * 3 * D * F + K * D: "The router scores all E experts before it can choose K of them.",
     lambda D, F, E, K: K * 2 * D * F + E * D: "SwiGLU has three matrices: gate, up and down.",
 }
-ACTIVE_HINTS = (
-    "K experts of three matrices each. And who chooses them?",
-    "The router has E rows of D numbers.",
-)
+ACTIVE_HINTS = "K experts of three matrices each. And who chooses them?", "The router has E rows of D numbers."
 
 
 @exercise(1, my_active_parameters, ACTIVE_MISTAKES, ACTIVE_HINTS, "the number of active parameters")
@@ -55,7 +52,7 @@ def cache_bytes() -> list[tuple]:
     return [(shape.num_layers, shape.num_kv_heads, shape.head_dim, length) for shape, length in shapes]
 
 
-# What is given: E, K and F are free. In GB, and in parameters that are active.
+# What is given: E, K and F are free. Any design is right that keeps within both limits and leaves little unused.
 CARD = TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=1)
 CARD_GB, LEAST_GB, MOST_ACTIVE, LEAST_ACTIVE, TEXT = 24, 20, 3.0e9, 2.5e9, 32768
 
@@ -84,8 +81,6 @@ DESIGN_HINTS = (
 
 @exercise(3, my_design, DESIGN_MISTAKES, DESIGN_HINTS)
 def card_design(answer: Callable[[], tuple[int, int, int] | None]) -> Check:
-    """Pass any design that keeps within both limits and leaves little of them unused."""
-
     def try_design() -> None:
         num_experts, top_k, d_ff = attempt(answer)
         try:

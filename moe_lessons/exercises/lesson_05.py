@@ -44,10 +44,6 @@ def slowdown() -> list[tuple]:
     return [(torch.randint(1, 30, (num_experts,)).float(), n) for num_experts, n in sizes]
 
 
-def one_hot(probs: Tensor, chosen: int) -> Tensor:
-    return torch.eye(len(probs))[chosen]
-
-
 def my_push(probs, chosen, gain):
     push = -gain * probs[chosen] * probs  # every score is pushed down …
     push[chosen] += gain * probs[chosen]  # … and the chosen one up
@@ -55,11 +51,13 @@ def my_push(probs, chosen, gain):
 
 
 PUSH_MISTAKES = {
-    lambda p, c, gain: gain * one_hot(p, c): "Not only the chosen score is pushed: a change of any score changes p(c).",
-    lambda p, c, gain: gain * p[c] * (1 - p[c]) * one_hot(p, c): (
+    lambda p, c, gain: (
+        gain * torch.eye(len(p))[c]
+    ): "Not only the chosen score is pushed: a change of any score changes p(c).",
+    lambda p, c, gain: gain * p[c] * (1 - p[c]) * torch.eye(len(p))[c]: (
         "The chosen score is right, and the others are pushed as well: by −gain · p(c) · p(e)."
     ),
-    lambda p, c, gain: gain * (one_hot(p, c) - p): (
+    lambda p, c, gain: gain * (torch.eye(len(p))[c] - p): (
         "This is the push of a cross entropy, on log p(c). Here p(c) itself is in the output: a factor p(c) is missing."
     ),
     lambda p, c, gain: -my_push(p, c, gain): "The sign is wrong: a gain pushes the chosen score upwards.",
@@ -89,8 +87,7 @@ class NewRouter(nn.Module):
         best, experts = logits.topk(self.top_k, dim=-1)  # (T, K)
         return Routing.from_topk(logits, logits.softmax(dim=-1), experts, self.weights(logits, best))
 
-    def weights(self, logits: Tensor, best: Tensor) -> Tensor:
-        return best.softmax(dim=-1)
+    weights = staticmethod(lambda logits, best: best.softmax(dim=-1))
 
 
 class MyRouter(NewRouter):
@@ -104,8 +101,8 @@ class MyRouter(NewRouter):
 
 
 def router_with(weights: Callable[[Tensor, Tensor], Tensor]) -> type[NewRouter]:
-    """A NewRouter with other weights (T, K), a function of the logits (T, E) and the K best of them (T, K)."""
-    return type("Router", (NewRouter,), {"weights": lambda self, logits, best: weights(logits, best)})
+    """Make a NewRouter with other weights (T, K), a function of the logits (T, E) and the K best of them (T, K)."""
+    return type("Router", (NewRouter,), {"weights": staticmethod(weights)})
 
 
 def decisions_of(router_class: Callable[[int, int, int], nn.Module]) -> Callable:

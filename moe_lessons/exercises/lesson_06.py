@@ -78,8 +78,7 @@ def uneven() -> list[tuple[Tensor, Tensor]]:
     return [(probs, probs.topk(K).indices) for probs, K in drawn]
 
 
-def shares(idx: Tensor, num_experts: int) -> Tensor:
-    """Count the share (E,) of all assignments (T, K) that each expert has."""
+def shares(idx: Tensor, num_experts: int) -> Tensor:  # (E,) of all assignments
     return torch.bincount(idx.flatten(), minlength=num_experts) / idx.numel()
 
 

@@ -43,7 +43,7 @@ class OutputOnly(nn.Module):
 
 
 def looking_back(block: nn.Module, x: Tensor) -> Tensor:
-    """The mean of a token and of all tokens before it: the later ones cancel, up to rounding."""
+    """Take the mean of a token and of all tokens before it: the later ones cancel, up to rounding."""
     rest = x.sum(dim=0) - x.cumsum(dim=0)
     return (x.sum(dim=0) - rest) / torch.arange(1, len(x) + 1)[:, None]
 
@@ -107,17 +107,15 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, atol=1e-5)
 
 
-def redrawn(x: Tensor, t: int) -> Tensor:
-    return torch.cat([x[:t], 3 * torch.randn_like(x[t:])])
-
-
 CAUSALITY_MISTAKES = {
     lambda f, x: any(not same(f(x[:t]), f(x)[:t]) for t in range(1, len(x))): "Call layer.eval() first.",
     lambda f, x: any(not torch.equal(f.eval()(x[:t]), f(x)[:t]) for t in range(1, len(x))): TINY,
     lambda f, x: not same(f.eval()(torch.cat([x[:1] + 1, x[1:]]))[1:], f(x)[1:]): "Did you change an early token",
     lambda f, x: not same(f.eval()(torch.cat([x[:-1], x[-1:] + 1])), f(x)): "A token may change itself",
     lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]): CHANGED,
-    by_change(redrawn, [12] * 10): "The last of the 13 tokens is alone in its group",
+    by_change(lambda x, t: torch.cat([x[:t], 3 * torch.randn_like(x[t:])]), [12] * 10): (
+        "The last of the 13 tokens is alone in its group"
+    ),
     by_change(lambda x, t: torch.cat([x[:t], x[t:] + 0.01])): "Change more than a little, at several places.",
 }
 CAUSALITY_HINTS = (

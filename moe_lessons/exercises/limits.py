@@ -4,6 +4,7 @@ import ctypes
 import io
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -19,13 +20,13 @@ def limited(call: Callable[[], Any]) -> Any:
 
     It runs in a thread, which is then interrupted. One that cannot be (it sleeps, or computes in C) is left behind.
     """
-    result, error = [], []
+    found = Future()
 
     def work() -> None:
         try:
-            result.append(call())
+            found.set_result(call())
         except BaseException as raised:
-            error.append(raised)
+            found.set_exception(raised)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
@@ -40,9 +41,7 @@ def limited(call: Callable[[], Any]) -> Any:
                 break
     if not in_time:
         raise TimeUp
-    if error:
-        raise error[0]
-    return result[0]
+    return found.result()
 
 
 class FirstLines(io.TextIOBase):
