@@ -93,19 +93,17 @@ def dealt(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tuple[Te
     return my_exchange(x, chosen % N * share + chosen // N, weights, in_blocks)
 
 
-def received(order: Callable = lambda expert, source, token: (source, token), own: bool = True) -> Callable:
-    """Make an exchange in which a device sorts its rows by order(…). own: whether its own tokens are among them."""
-
-    def wrong(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tuple[Tensor, ...]:
-        share = len(experts) // len(x)
-        rows = [(e, source, token) for source, row in enumerate(chosen.tolist()) for token, e in enumerate(row)]
-        rows = [row for row in rows if own or row[0] // share != row[1]]
-        rows.sort(key=lambda row: (row[0] // share, *order(*row)))
-        counts = torch.tensor([e // share for e, _, _ in rows]).bincount(minlength=len(x))
-        arrived = torch.stack([x[source, token] for _, source, token in rows])
-        return counts, arrived, *my_exchange(x, chosen, weights, experts)[2:]
-
-    return wrong
+def received(
+    x: Tensor, chosen: Tensor, weights: Tensor, experts: list, order=lambda _, *place: place, own=True
+) -> tuple[Tensor, ...]:
+    """Exchange where a device sorts its rows by order(…). own: whether its own tokens are among them."""
+    share = len(experts) // len(x)
+    rows = [(e, source, token) for source, row in enumerate(chosen.tolist()) for token, e in enumerate(row)]
+    rows = [row for row in rows if own or row[0] // share != row[1]]
+    rows.sort(key=lambda row: (row[0] // share, *order(*row)))
+    counts = torch.tensor([e // share for e, _, _ in rows]).bincount(minlength=len(x))
+    arrived = torch.stack([x[source, token] for _, source, token in rows])
+    return counts, arrived, *my_exchange(x, chosen, weights, experts)[2:]
 
 
 def instead(change_y: Callable = lambda y, *_: y, change_sent: Callable = lambda sent, x: sent) -> Callable:
@@ -126,13 +124,13 @@ def as_computed(y: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> Te
 
 EXCHANGE_MISTAKES = {
     dealt: "You dealt the experts out like cards, e % N. They stand in blocks: expert e is on device e // (E / N).",
-    received(own=False): (
+    partial(received, own=False): (
         "A device's own tokens are missing in what it receives. They need not travel, but its experts serve them, too."
     ),
-    received(lambda expert, source, token: (expert, source, token)): (
+    partial(received, order=lambda *row: row): (
         "You sorted the rows of a device by expert. That may come next: they arrive by source, then by token."
     ),
-    received(lambda expert, source, token: (token, source)): (
+    partial(received, order=lambda expert, source, token: (token, source)): (
         "You took token 0 of every device first. All tokens of device 0 come first, then those of device 1."
     ),
     instead(lambda y, chosen, weights, experts: y / weights[:, :, None]): (
