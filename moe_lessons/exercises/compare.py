@@ -51,12 +51,6 @@ class Comparison:
     called under a seed. axes: what the places of a tensor are, such as ('token', 'expert'). read: from the parts of a
     result to what is compared of them. then: called with a right result and its arguments, to raise Problem for what
     equal numbers do not show. in_place: whether arguments may be changed.
-
-    >>> mean = Comparison(lambda x: sum(x) / len(x), "the mean", lambda: [([1, 2, 4],)], {sum: "Divide by len(x)."})
-    >>> mean(sum)
-    ✘ Not yet. Divide by len(x).
-    >>> mean(max)
-    ✘ Not yet. With x = [1, 2, 4], the mean is 2.333, yours is 4.
     """
 
     solution: Callable

@@ -87,10 +87,3 @@ def test_no_other_cell_uses_what_the_learner_writes(path):
     for before, cell in zip([None, *cells], cells):
         if before is None or not exercise_of(before):  # a check cell
             assert not names_in(cell.source)[1] & own, cell.source
-
-
-def test_what_a_cell_needs_is_found():
-    sources = "import math\nimport torch", "x = 2", "y = x", "def f(x):\n    return math.pi + y + x", "z = f(1)"
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    assert [cell.source for cell in needed(cells, {"f"})] == [sources[0], sources[1], sources[2], sources[3]]
-    assert [cell.source for cell in needed(cells, {"y"})] == [sources[1], sources[2]]

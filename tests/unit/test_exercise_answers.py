@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from moe_lessons import exercises, nn
 from moe_lessons.analysis import load_statistics, mutual_information, union_law
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.exercises.lesson_05 import MyRouter, NewRouter, router_with
+from moe_lessons.exercises.lesson_05 import MyRouter, router_with
 from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases, same
 from moe_lessons.nn import MoE, Routing, SigmoidRouter, TopKRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
@@ -89,10 +89,11 @@ def loss_by_package(probs, idx):
     return nn.load_balancing_loss(routing_of(probs, idx))
 
 
-def bias_in_place(bias, idx, rate):
-    counts = torch.tensor([idx.flatten().tolist().count(expert) for expert in range(len(bias))])
-    bias[counts < idx.numel() / len(bias)] += rate
-    bias[counts > idx.numel() / len(bias)] -= rate
+@torch.no_grad()
+def bias_by_package(bias, idx, rate):
+    router = SigmoidRouter(4, len(bias), idx.shape[1])
+    router.expert_bias = bias  # which is then changed in place
+    nn.update_expert_bias(router, routing_of(torch.ones(len(idx), len(bias)), idx), rate)
     return bias
 
 
@@ -215,7 +216,7 @@ RIGHT = [
     ("mended_router", TopKRouter),
     ("find_places", kept_by_package),
     ("balancing_loss", loss_by_package),
-    ("new_bias", bias_in_place),
+    ("new_bias", bias_by_package),
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
     ("causality", lambda layer, x: torch.tensor(exercises.causality.answer(layer, x))),
@@ -225,7 +226,6 @@ RIGHT = [
     ("full_batch", lambda f, b, size, E, K: (size / b) / (2 * K / E / f)),
     ("dense_width", width_by_numpy),
     ("token_costs", costs_by_work),
-    ("token_costs", lambda *sizes: torch.tensor(costs_by_work(*sizes))),
     ("ties", mask_by_rank),
     ("ties", lambda s, k: mask_by_rank(s, k).float()),
     ("times_even", lambda counts: counts / counts.mean(dim=1, keepdim=True)),
@@ -277,9 +277,7 @@ WRONG = [
     ("token_weights", lambda p, k: [*weights_by_torch(p, k), 0.0], r"of shape \(3,\), not of shape \(4,\)"),
     ("causal_attention", lambda q, k: attention_by_rows(q, k) * 1.1, "most for query 0 and key 0: 1 is right"),
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k) + 0.1, "for token . and expert .* off by 0.1"),
-    ("masked_weights", lambda z, k: divided_by_the_sum(z, k).T, r"of shape \(4, 3\), not of shape \(3, 4\)"),
     ("masked_weights", lambda z, k: divided_by_the_sum(z.mul_(2), k), "your function also changed router_logits"),
-    ("moe_block", lambda *a: (block_by_matrix(*a), None), "output y must be numbers, not a tuple of 2"),
     ("moe_block", lambda x, *a: block_by_matrix(x, *a) + 0.01 * torch.eye(len(x))[1:2].T, "for token 1 .* off by 0.01"),
     ("moe_block", lambda *a: block_by_matrix(*a) * torch.nan, "24 of 24 numbers differ, most for token 0.* nan"),
     ("moe_block", lambda *a: block_by_matrix(*a[:3], 2), "With x of shape .7, 6.,.* 4 experts, top_k = 1, the output"),
@@ -296,17 +294,12 @@ WRONG = [
     ("mended_router", router(forward=lambda s, x: (x, x)), "must return a Routing, not a tuple"),
     ("mended_router", router_with(lambda z, best: best[:, :1]), r"cannot be read.* must be \(T, K\)"),
     ("mended_router", lambda *_: 0, "top_k = 2: AttributeError"),
-    ("mended_router", router(weights=0, forward=lambda self, x: NewRouter.forward(self, x)), "TypeError: 'int' object"),
     ("balancing_loss", lambda p, i: loss_by_package(p, i).item(), "no gradient reaches the router"),
     ("balancing_loss", lambda p, i: loss_by_package(p.detach(), i) + 0 * p.sum(), "its gradient by router_probs"),
-    ("causality", lambda f, x: True, "'top-k' does not see the future, and your function says otherwise"),
-    ("causality", lambda f, x: False, "'Soft MoE' sees the future.*Change late tokens"),
     ("causality", lambda f, x: f(x) > 0, "Return True or False, not a Tensor"),
     ("causality", lambda f, x: 1, "Return True or False, not an int"),
     ("dense_width", lambda w, q, x: 1.01 * width_by_numpy(w, q, x), r"widths = \[.*qualities = .* width is .*, yours"),
-]
-
-UNNAMED = [  # wrong in a way that is none of the known mistakes
+    # none of these is a known mistake
     ("ties", lambda s, k: ~mask_by_rank(s, k), "42 of 42 numbers differ, most for token 0 and expert 0"),
     ("times_even", lambda c: c / c.mean(1, keepdim=True) + 1, "counts of shape .3, 8., the table: 24 of 24 numbers"),
     ("biased_weights", lambda s, b, k: weights_by_router(s, b.mul_(2), k), "right, but your function changed bias"),
@@ -331,12 +324,6 @@ def test_what_differs_is_said(name, answer, said):
     assert check.status in ("wrong", "raised") and re.search(said, check.message, re.IGNORECASE), check
 
 
-@pytest.mark.parametrize("name, answer, said", UNNAMED)
-def test_what_differs_is_said_where_the_mistake_has_no_name(name, answer, said):
-    check = getattr(exercises, name).check(answer)
-    assert check.status == "wrong" and not check.known and re.search(said, check.message, re.IGNORECASE), check
-
-
 @pytest.mark.parametrize("name", causality_cases())
 def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
     """Every layer counts: an answer that is wrong on this one alone is given this layer's advice."""
@@ -344,9 +331,6 @@ def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
     verdicts = iter([case.truth != (other == name) for other, case in cases.items()])
     check = exercises.causality.check(lambda layer, x: next(verdicts))
     assert check.status == "wrong" and repr(name) in check.message and cases[name].advice in check.message
-
-
-# --- the solutions are right ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", causality_cases())
@@ -382,22 +366,3 @@ def test_equal_scores_are_in_the_cases_and_decided_by_their_order():
         assert not torch.equal(exercises.ties.answer(scores, top_k), scores >= scores.topk(top_k).values[:, -1:])
     kept = exercises.ties.answer(*cases[-1])
     assert kept.nonzero().tolist() == [[0, 0], [0, 2], [1, 0], [1, 1], [2, 1], [2, 3]]
-
-
-def test_places_by_hand():
-    kept = exercises.find_places.answer(torch.tensor([[1, 0], [0, 1], [0, 1]]), 2, 2 / 3)  # two places each
-    assert kept.tolist() == [[True, False], [True, True], [True, False]]  # first choices come first
-    probs = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.3, 0.7]])
-    one_place, two_rounds = torch.tensor([[0, 0], [1, 0], [0, 1]]), torch.tensor([[1, 0], [1, 1], [0, 1]])
-    torch.testing.assert_close(exercises.surest.answer(probs, 1, 0.5), probs * one_place)
-    torch.testing.assert_close(exercises.surest.answer(probs, 2, 2 / 3), probs * two_rounds)  # token 1 is the surest
-
-
-def test_an_exchange_by_hand():
-    """Two devices with two experts each, which multiply by 1, 2, 3 and 4."""
-    x = torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]])
-    experts = [lambda row, times=times: row * times for times in (1, 2, 3, 4)]
-    case = x, torch.tensor([[3, 0], [1, 2]]), torch.full((2, 2), 0.5), experts
-    counts, arrived, y, sent = exercises.exchange.answer(*case)
-    assert counts.tolist() == [2, 2] and arrived.flatten().tolist() == [2, 3, 1, 4]
-    assert y.flatten().tolist() == [2, 1, 3, 6] and sent == 2 * 2 * 4  # two tokens, there and back
