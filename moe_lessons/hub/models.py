@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def convert_model(hf_model: nn.Module) -> LanguageModel:
     for moe in filter(is_moe, model.modules()):
         moe.router.norm_topk_prob, moe.router.jitter_noise = True, theirs["router_jitter_noise"]
     given = hf_model.state_dict(keep_vars=True)
-    weights = {name: copied([given[part] for part in parts], torch.cat) for name, parts in names(model).items()}
+    weights = {name: copied([given[part] for part in parts]) for name, parts in names(model).items()}
     if model.config.tied_embedding:
         weights["head.weight"] = weights["embed.weight"]
     return filled(model, weights).train(hf_model.training)
@@ -105,10 +104,9 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     check_fit(ours, convert_model(model))
     weights, given = {}, ours.state_dict(keep_vars=True)
     for name, parts in names(ours).items():
-        start = 0
-        for part in parts:
-            end = start + len(model.get_parameter(part))
-            weights[part], start = copied(given[name], itemgetter(slice(start, end))), end
+        pieces = given[name].detach().split([len(model.get_parameter(part)) for part in parts])
+        made = [nn.Parameter(piece.clone(), given[name].requires_grad) for piece in pieces]
+        weights |= dict(zip(parts, made))
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(ours.embed.weight.device)  # meta has no angles
