@@ -22,10 +22,13 @@ from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
 from moe_lessons.support.errors import check_top_k
 
 MOST_BYTES = 10_000_000  # of a configuration file
-LIMITS = {r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000, r"expert": 100_000, r"": 100_000_000}  # most of these
-SIZES = re.compile("layers$|expert|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn")
-NEEDED = re.compile(r"^(text_config\.)?(vocab_size|hidden_size|d_model|num_hidden_layers|num_layers)$")  # none can be 0
-ESSENTIAL = re.compile(r"^(vocab_size|hidden_size|d_model|intermediate_size|d_ff|num_hidden_layers|num_layers)$|expert")
+LIMITS = {  # the most of a size, by the first that its name fits; other names are no sizes
+    r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000,
+    r"expert": 100_000,
+    r"layers$|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn": 100_000_000,
+}
+NEEDED = "vocab_size hidden_size d_model num_hidden_layers num_layers".split()  # none can be 0
+ESSENTIAL = re.compile(rf"^({'|'.join(NEEDED)}|intermediate_size|d_ff)$|expert")
 TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
     "moe_topk", "moe_k", "num_selected_experts",
@@ -98,16 +101,14 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
 def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
     """ValueError for a size that is negative, not finite or absurdly large, before anything is built."""
     for key, value in config.items():
-        name = f"{where}{key}"
         if isinstance(value, Mapping):
-            check_numbers(value, f"{name}.")
+            check_numbers(value, f"{where}{key}.")
+        most = next((limit for pattern, limit in LIMITS.items() if re.search(pattern, key)), None)
+        least = 1 if key in NEEDED and where in ("", "text_config.") else 0
         for number in value if isinstance(value, list) else [value]:
-            if not SIZES.search(key) or isinstance(number, bool) or not isinstance(number, int | float):
-                continue
-            least = 1 if NEEDED.search(name) else 0
-            most = next(limit for pattern, limit in LIMITS.items() if re.search(pattern, key))
-            if not least <= number <= most:
-                raise ValueError(f"{name} must be from {least} to {most:,}, got {number!r:.40}")
+            is_size = most and isinstance(number, int | float) and not isinstance(number, bool)
+            if is_size and not least <= number <= most:
+                raise ValueError(f"{where}{key} must be from {least} to {most:,}, got {number!r:.40}")
 
 
 def named_class(config: Mapping[str, Any]) -> type | None:
