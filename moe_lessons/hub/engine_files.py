@@ -35,11 +35,25 @@ def write_engine_configs(model: str | Path, folder: str | Path, ranks: int = 2) 
         if config["num_local_experts"] % ranks:
             raise ValueError(f"ranks must divide the {config['num_local_experts']} experts of the model, got {ranks}")
         sizes = {"model": str(model), "ranks": ranks, "seq_len": config["max_position_embeddings"]}
-        vllm = vllm_options(config, model, ranks)
+        deepspeed = {  # AutoEP takes the place of each block of experts
+            "train_micro_batch_size_per_gpu": BATCH_SIZE,
+            "gradient_clipping": 1.0,
+            "bf16": {"enabled": config["dtype"] == "bfloat16"},
+            "optimizer": {"type": "AdamW", "params": {"lr": LR}},
+            "zero_optimization": {"stage": 1},
+            "expert_parallel": {"enabled": True, "autoep_size": ranks, "preset_model": "mixtral"},
+        }
+        vllm = {  # N copies of attention, and the experts once, among them all
+            "model": str(model),
+            "dtype": config["dtype"],
+            "max-model-len": config["max_position_embeddings"],
+            "data-parallel-size": ranks,
+            "enable-expert-parallel": True,
+        }
         texts = {
             "moe_torchtitan.py": TORCHTITAN.format(**sizes, batch_size=BATCH_SIZE, lr=LR),
             "megatron.args": "".join(f"{line}\n" for line in megatron_arguments(config, model, ranks)),
-            "deepspeed.json": json.dumps(deepspeed_config(config, ranks), indent=2) + "\n",
+            "deepspeed.json": json.dumps(deepspeed, indent=2) + "\n",
             "vllm.yaml": "".join(f"{key}: {json.dumps(value)}\n" for key, value in vllm.items()),
         }
     except KeyError as error:
@@ -114,29 +128,6 @@ def megatron_arguments(config: Config, model: Path, ranks: int) -> list[str]:
     lines += [] if config["tie_word_embeddings"] else ["--untie-embeddings-and-output-weights"]
     lines += ["--tokenizer-type HuggingFaceTokenizer", f"--tokenizer-model {shlex.quote(str(model))}"]
     return [*lines, f"--micro-batch-size {BATCH_SIZE}", f"--global-batch-size {BATCH_SIZE * ranks}", f"--lr {LR}"]
-
-
-def deepspeed_config(config: Config, ranks: int) -> Config:
-    """The file of `deepspeed.initialize(config=…)`: AutoEP takes the place of each block of experts of the model."""
-    return {
-        "train_micro_batch_size_per_gpu": BATCH_SIZE,
-        "gradient_clipping": 1.0,
-        "bf16": {"enabled": config["dtype"] == "bfloat16"},
-        "optimizer": {"type": "AdamW", "params": {"lr": LR}},
-        "zero_optimization": {"stage": 1},
-        "expert_parallel": {"enabled": True, "autoep_size": ranks, "preset_model": "mixtral"},
-    }
-
-
-def vllm_options(config: Config, model: Path, ranks: int) -> Config:
-    """The options of `vllm serve`: N copies of attention, and the experts once, among them all."""
-    return {
-        "model": str(model),
-        "dtype": config["dtype"],
-        "max-model-len": config["max_position_embeddings"],
-        "data-parallel-size": ranks,
-        "enable-expert-parallel": True,
-    }
 
 
 TORCHTITAN = '''"""A Mixtral of Hugging Face, trained by torchtitan's backend for models of transformers."""
