@@ -211,7 +211,8 @@ class Block:
     def group(self, is_met: bool) -> ExpertGroup:
         """Its sizes. ValueError for a top_k that is none."""
         num_experts = min(rows for _, rows in self.weights)  # LongCat also has rows for experts that do nothing
-        top_k, deep = check_top_k(self.top_k, num_experts), max(w.ndim for w, _ in self.weights)  # less deep are biases
+        top_k = check_top_k(self.top_k, num_experts)
+        deep = max(weight.ndim for weight, _ in self.weights)  # less deep are biases
         each = [(weight.numel() // rows, weight.ndim == deep) for weight, rows in self.weights]
         expert, matrix = sum(size for size, _ in each), sum(size for size, is_deep in each if is_deep)
         total = sum(weight.numel() for weight, _ in self.weights)
