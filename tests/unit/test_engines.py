@@ -19,8 +19,8 @@ import torch
 import yaml
 
 from moe_lessons import __main__ as cli
-from moe_lessons.hub import export_model
 from moe_lessons.hub import engine_files as engines
+from moe_lessons.hub import export_model
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, load_balancing_loss, seeded
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
