@@ -150,7 +150,7 @@ def grouped_by_router(scores, num_groups, topk_groups, top_k):
 
 @torch.no_grad()
 def soft_by_package(x, phi, expert):
-    moe = nn.SoftMoE(x.shape[1], 1, len(phi), dtype=x.dtype)
+    moe = nn.SoftMoE(x.shape[1], 1, len(phi)).to(x.dtype)
     moe.phi.copy_(phi)
     moe.run_experts = lambda slots: torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
     return moe(x)

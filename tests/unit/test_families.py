@@ -39,6 +39,12 @@ def test_a_family_builds_a_block_in_small_and_in_its_published_size(name):
     assert count.total < row.total_params and count.active < row.active_params
 
 
+def test_every_family_of_the_hub_is_here():
+    from moe_lessons import hub
+
+    assert {family.name for family in hub.FAMILIES.values()} == set(FAMILIES) - {"DeepSeekMoE"}
+
+
 @given(st.integers(1, 6), st.data())
 def test_finer_experts_do_the_same_work(top_k, data):
     num_experts = data.draw(st.integers(top_k, 8))
