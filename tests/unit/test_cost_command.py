@@ -146,6 +146,7 @@ def test_the_figures_and_the_table(tmp_path, capsys):
     [
         ({"model_type": "deepseek_v3"}, 61 * (512 + 64), []),  # MLA: the compressed vector and the rotary key
         ({"model_type": "gpt_oss", "num_hidden_layers": 4}, 4 * 2 * 8 * 64, [128]),  # every second layer has a window
+        ({"model_type": "llama4_text", "num_hidden_layers": 4}, 4 * 2 * 8 * 128, [8192]),  # chunks
         ({"model_type": "jamba"}, 4 * 2 * 8 * 128, []),  # 4 of 32 layers have attention
         ({"model_type": "qwen3_next", "num_hidden_layers": 8}, 2 * 2 * 2 * 256, []),  # every fourth
     ],
@@ -153,7 +154,7 @@ def test_the_figures_and_the_table(tmp_path, capsys):
 def test_the_kv_cache(config, per_token, windows, tmp_path, capsys):
     report = report_of(config, tmp_path, capsys, "--context", "1000")
     assert report["kv_cache_bytes_per_token"]["bfloat16"] == 2 * per_token and report["kv_cache_windows"] == windows
-    kept = 1000 if not windows else (1000 + 128) / 2
+    kept = (1000 + 128) / 2 if windows == [128] else 1000
     assert report["kv_cache_bytes"]["bfloat16"] == 2 * per_token * kept
 
 

@@ -71,9 +71,10 @@ def hooks(model) -> int:
 def test_it_logs_the_balance_of_all_tokens_of_training_and_no_others(tmp_path):
     """The model stands still here (no learning rate), and two steps are an epoch: what is logged is of all rows,
     however they are cut into batches, computed again and evaluated between."""
-    logger, model = Logger(), small()
-    made = trainer(tmp_path, logger, LensCallback(every=2), model=model)
+    logger, model, callback = Logger(), small(), LensCallback(every=2)
+    made = trainer(tmp_path, logger, callback, model=model)
     made.train()
+    assert not callback.tallies  # each line begins anew
     lens = seen(model)
     wanted = {
         f"moe/{layer}/{column}": value
