@@ -41,12 +41,7 @@ def launch(function: Callable, ranks: int, *args, timeout: float = 10.0) -> Iter
     """
     check_positive_int("ranks", ranks)
     check_number("timeout", timeout, above=True)
-    try:
-        pickle.dumps(function)  # by its name
-        is_importable = function.__module__ != "__main__"
-    except (AttributeError, TypeError, pickle.PicklingError):
-        is_importable = False
-    if not is_importable:
+    if getattr(function, "__module__", "__main__") == "__main__" or "<" in function.__qualname__:  # a local or a lambda
         way = "write it to a file (%%writefile my_ranks.py) and import it from there"
         raise ValueError(f"function must be importable, so that other processes find it: {way}; got {function!r}")
     return _records(function, ranks, args, timeout)
