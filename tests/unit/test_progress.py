@@ -115,7 +115,7 @@ def test_reset_forgets_everything_and_keeps_a_dated_copy(path, new_session):
 LIGHT = """
 import os, random, signal, sys, time, types
 import moe_lessons
-sys.modules["moe_lessons.course"] = course = types.ModuleType("course")  # progress alone: the whole imports torch
+sys.modules["moe_lessons.course"] = course = types.ModuleType("moe_lessons.course")  # the whole has torch
 course.__path__ = [os.path.join(*moe_lessons.__path__, "course")]
 from moe_lessons.course import progress
 """

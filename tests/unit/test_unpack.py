@@ -76,7 +76,7 @@ def test_what_was_changed_stays_and_the_newer_comes_beside_it_once(lessons, fold
 
 def test_the_newer_one_may_be_changed_too(lessons, folder):
     write(folder / "05_collapse.ipynb", "mine")
-    for version, beside in enumerate(("05_collapse.new.ipynb", "05_collapse.new.ipynb", "05_collapse.new2.ipynb")):
+    for version, beside in enumerate(("05_collapse.new.ipynb", "05_collapse.new.ipynb", "05_collapse.new.new.ipynb")):
         write(lessons / "05_collapse.ipynb", f"version {version}")
         assert beside in unpack.unpack(lessons, folder)[0]
         assert source_of(folder / beside) == f"version {version}"
