@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(case: Case, device: torch.device, seconds: float) -> tuple[float, dict[str, Ratio | str]]:
-    """Time the functions of a case, `seconds` for each: the baseline in ms, of the others the ratio, or what is wrong."""
+    """Time the functions of a case, `seconds` for each: the baseline in ms; of the others the ratio, or the trouble."""
     with device:
         calls = case.make()
     baseline, found = calls.pop(case.baseline), {}
