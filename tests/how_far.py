@@ -10,7 +10,7 @@ OUT = os.fdopen(os.dup(1), "w")  # before pytest captures what tests print
 
 class HowFar:
     def __init__(self):
-        self.start, self.total, self.done, self.failed = time.monotonic(), 0, 0, 0
+        self.start, self.total, self.done, self.failed = time.monotonic(), 0, set(), 0
         self.running: dict[str, float] = {}  # tests, and when each began
         self.over = threading.Event()
 
@@ -31,10 +31,10 @@ class HowFar:
 
     def pytest_runtest_logfinish(self, nodeid):
         self.running.pop(nodeid, None)
-        self.done += 1
+        self.done.add(nodeid)
 
     def pytest_report_teststatus(self, report):
-        return (report.outcome, "", "") if report.when == "call" and not hasattr(report, "wasxfail") else None
+        return ("passed", "", "") if report.passed and report.when == "call" else None
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
@@ -46,7 +46,7 @@ class HowFar:
             now = time.monotonic()
             long = {name: now - began for name, began in list(self.running.items()) if now - began > LONG}
             names = [f"{name.rpartition('/')[2]} ({seconds:.0f} s)" for name, seconds in long.items()]
-            so_far = f"{self.done} of {self.total} done, {self.failed} failed" if self.total else "collecting"
+            so_far = f"{len(self.done)} of {self.total} done, {self.failed} failed" if self.total else "collecting"
             print("; ".join([f"{(now - self.start) / 60:.1f} min: {so_far}", *names]), file=OUT, flush=True)
 
 

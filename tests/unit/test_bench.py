@@ -71,22 +71,6 @@ def test_the_block_of_hugging_face_computes_the_same(layer, which):
             torch.testing.assert_close(a, b)
 
 
-@needs_hf
-def test_the_model_of_hugging_face_is_the_same(monkeypatch):
-    models, theirs = cases.make_models(MODEL, output_router_logits=True)
-    assert list(models) == [MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL]
-    ours, ids = models[MIXTURE].eval(), torch.randint(256, (1, 7))
-    logits = cases.in_each_way(theirs.eval(), lambda: lambda: theirs(input_ids=ids), cases.HF_WAYS_FEW_TOKENS)
-    assert list(logits) == HF_FEW
-    for name, call in logits.items():
-        out = call()
-        assert f"HF {theirs.get_experts_implementation()['']}" == name
-        torch.testing.assert_close(out.logits, ours(ids)[0], rtol=1e-4, atol=1e-5)
-        assert out.aux_loss > 0  # trained with the auxiliary loss, as ours is
-    written = theirs.generate(ids, max_new_tokens=5, min_new_tokens=5, do_sample=False, pad_token_id=0)
-    assert torch.equal(written, ours.generate(ids, 5, temperature=0))
-
-
 def test_a_model_is_timed_beside_its_twins_and_hugging_face():
     ours = [MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL]
     assert list(cases.training(MODEL, 2, 5)) == [*ours, *HF]

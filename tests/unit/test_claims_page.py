@@ -43,10 +43,6 @@ def test_the_nearest_of_several_runs_counts(measure):
     assert min(far, near) == near and near[0] == pytest.approx(0.1)
 
 
-def test_what_and_joins_is_said_apart(measure):
-    assert len(measure.parts("a > 1 and b < 2 and ok")) == 3
-
-
 def test_claims_that_were_not_measured_keep_what_is_written(measure):
     stored = (measure.ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
     assert measure.page({}, stored) == stored

@@ -22,13 +22,6 @@ def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, mon
     assert calls == [["--quick", "a"]]
 
 
-@pytest.mark.parametrize("command", ["lab", "app", "doctor"])
-def test_each_command_refuses_what_it_does_not_know(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, "--nonsense"])
-    assert ended.value.code == 2 and "--nonsense" in capsys.readouterr().err
-
-
 def test_alone_it_lists_each_command_with_a_line(capsys):
     for arguments in ([], ["--help"], ["-h"]):
         assert cli.main(arguments) == 0
@@ -54,15 +47,6 @@ def test_the_app_says_what_it_needs(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "voila.app", None)
     assert cli.main(["app"]) == 1
     assert capsys.readouterr().err == 'The app needs Voila: run `pip install "moe_lessons[app]"`.\n'
-
-
-def test_lab_opens_no_browser_without_a_display(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
-        monkeypatch.delenv(name, raising=False)
-    assert not lab.has_display()
-    monkeypatch.setenv("DISPLAY", ":0")
-    assert lab.has_display()
 
 
 @pytest.fixture
