@@ -33,7 +33,7 @@ class _Exchange(torch.autograd.Function):
 
 
 def exchange_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Each row travels to the rank of its expert and back: x (T, D) of this rank -> y (T, D).
+    """Run the experts where they are: each row travels to its rank and back. x (T, D) of this rank -> y (T, D).
 
     All ranks call it, also one without a token. `Experts` that are whole have nothing to exchange.
     """
@@ -61,7 +61,7 @@ DISPATCH["exchange"] = exchange_dispatch
 
 
 def one_each(rows: Tensor, expert_idx: Tensor, num_experts: int) -> Routing:
-    """The routing in which row r goes to expert_idx[r] with weight 1. Its probabilities are never read."""
+    """Make the routing in which row r goes to expert_idx[r] with weight 1. Its probabilities are never read."""
     probs, row_idx = rows.new_zeros(1, 1).expand(len(rows), num_experts), torch.arange(len(rows), device=rows.device)
     return Routing.all_kept(probs, probs, row_idx, expert_idx, rows.new_ones(len(rows)))
 
@@ -87,15 +87,13 @@ def shard_experts(model: nn.Module) -> nn.Module:
         if moe.num_experts % size:
             raise ValueError(f"num_experts ({moe.num_experts}) must be a multiple of the number of ranks ({size})")
     for moe in blocks:
-        whole, count = moe.experts, moe.num_experts // size
-        make = {"bias": whole.down_proj_bias is not None, "weight_input": whole.weight_input, "device": "meta"}
-        shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **make).train(whole.training)
-        for name, weight in whole.named_parameters():
+        experts, count = moe.experts, moe.num_experts // size
+        for name, weight in list(experts.named_parameters()):
             mine = weight.detach()[rank * count : (rank + 1) * count].clone()
-            setattr(shard, name, nn.Parameter(mine, requires_grad=weight.requires_grad))
+            setattr(experts, name, nn.Parameter(mine, requires_grad=weight.requires_grad))
             if weight.requires_grad:  # what arrives is the sum over the ranks' losses
-                getattr(shard, name).register_hook(lambda gradient: gradient / size)
-        moe.experts, moe.dispatch = shard, "exchange"
+                getattr(experts, name).register_hook(lambda gradient: gradient / size)
+        experts.__class__, experts.num_experts, moe.dispatch = ExpertShard, count, "exchange"
     return model
 
 
@@ -123,7 +121,7 @@ def global_load_balancing_loss(routing: Routing) -> Tensor:
 
 
 def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
-    """(N, N) how many rows rank i sends to rank j, those that stay (i = j) included. No ranks are needed to ask.
+    """Count (N, N) how many rows rank i sends to rank j, those that stay (i = j) included. No ranks are needed to ask.
 
     routing: the routing of all tokens in one process, of which each of `ranks` ranks would have T/N, one after the
     other; or the `tokens_per_expert` of each rank, (N, E).
@@ -140,14 +138,11 @@ def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
         owner = routing.token_idx // max(routing.num_tokens // ranks, 1)  # (A,)
         cell = owner * routing.num_experts + routing.expert_idx
         routing = torch.bincount(cell, minlength=ranks * routing.num_experts).view(ranks, -1)
-    num_ranks, num_experts = routing.shape
-    if num_experts % num_ranks:
-        raise ValueError(f"counts must be (N, E) with E a multiple of N, got {tuple(routing.shape)}")
-    return routing.view(num_ranks, num_ranks, -1).sum(dim=2)
+    return routing.view(len(routing), len(routing), -1).sum(dim=2)
 
 
 def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4, training: bool = True) -> Tensor:
-    """(N,) the bytes that each rank sends to others for one layer and step, from its `rank_traffic` (N, N).
+    """Count (N,) the bytes that each rank sends to others for one layer and step, from its `rank_traffic` (N, N).
 
     Rows of D numbers travel to their experts and back, and in training their gradients do too. With T tokens on each
     rank and even loads that is 4 · T · K · (N - 1)/N · D · itemsize.

@@ -17,7 +17,7 @@ from moe_lessons.parallel.exchange import expert_parameters
 KEPT = 2  # the last ones
 
 
-def complete_ones(folder: str | Path) -> list[Path]:
+def complete_ones(folder: str) -> list[Path]:
     """Return the checkpoints in a folder that were written to their end, oldest first."""
     found = [path.parent for path in Path(folder).glob("step*/.metadata")]  # it is written last
     return sorted((path for path in found if path.name[4:].isdecimal()), key=step_of)
@@ -57,8 +57,7 @@ def save(folder: str, step: int, state: dict[str, Tensor]) -> None:
         for old in [temporary] if trouble[0] else complete_ones(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
     if trouble[0]:
-        kept = ", ".join(path.name for path in complete_ones(folder)) or "none before it"
-        what = f"step {step} could not be saved in {folder} ({trouble[0]}); kept: {kept}"
+        what = f"step {step} could not be saved in {folder} ({trouble[0]}); those before it are kept"
         raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
 
 

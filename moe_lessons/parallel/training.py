@@ -67,7 +67,6 @@ class Settings:
     fault: str | None = None
     at: int = 0
     rank: int = 1
-    backend: str = "gloo"
     timeout: float = 10.0
 
     def check(self, ranks: int) -> None:
@@ -100,12 +99,11 @@ def train(settings: Settings) -> Iterator[dict]:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     settings.check(ranks)
     last = settings.checkpoint and restart.last_one(settings.checkpoint)
-    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
-    mesh = init_device_mesh(device.type, (ranks,))
+    mesh = init_device_mesh("cpu", (ranks,))
     with seeded(settings.seed):
-        model = LanguageModel(settings.model_config()).to(device, getattr(torch, settings.dtype))
+        model = LanguageModel(settings.model_config()).to(getattr(torch, settings.dtype))
     experts = exchange.expert_parameters(exchange.shard_experts(model))
-    dense = {name: p for name, p in model.named_parameters() if name not in experts}
+    dense = [p for name, p in model.named_parameters() if name not in experts]
     left_alone = [*experts, *(name for name, _ in model.named_buffers())]  # buffers are equal already
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
     net = nn.parallel.DistributedDataParallel(model)  # a copy of all but the experts on each rank
@@ -124,13 +122,13 @@ def train(settings: Settings) -> Iterator[dict]:
         seed = (settings.seed * 1_000_003 + step) % 2**50
         generator = torch.Generator().manual_seed(seed)  # whatever the number of ranks
         torch.manual_seed(seed * ranks + rank)  # for a router with noise: after a restart it is the same
-        x, y = (part[rank * size : (rank + 1) * size].to(device) for part in task.batch(settings.batch, generator))
+        x, y = (part[rank * size : (rank + 1) * size] for part in task.batch(settings.batch, generator))
         logits, routings = net(x)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
         balance = sum(map(exchange.global_load_balancing_loss, routings))
         optimizer.zero_grad()
         (loss + settings.balance_weight * balance).backward()
-        clip(dense.values(), experts.values())
+        clip(dense, list(experts.values()))
         optimizer.step()
         step += 1
         record = {"event": "step", "step": step, **over_all_ranks(loss.detach(), routings)}
@@ -148,15 +146,13 @@ def make_task(context: int) -> TextTask:
 
 
 @torch.no_grad()
-def clip(dense, experts) -> None:
+def clip(dense: list[Tensor], experts: list[Tensor]) -> None:
     """Scale down the gradients as one process does: by the norm over all weights, wherever they are."""
-    everywhere, mine = ([p.grad for p in part] for part in (dense, experts))
-    square = sum(grad.double().square().sum() for grad in mine)
-    dist.all_reduce(square)
-    norm = (square + sum(grad.double().square().sum() for grad in everywhere)).sqrt()
-    factor = float((MAX_NORM / (norm + 1e-6)).clamp(max=1))
-    for grad in (*mine, *everywhere):
-        grad.mul_(factor)
+    everywhere, mine = (sum(p.grad.double().square().sum() for p in part) for part in (dense, experts))
+    dist.all_reduce(mine)
+    factor = float((MAX_NORM / ((everywhere + mine).sqrt() + 1e-6)).clamp(max=1))
+    for p in (*dense, *experts):
+        p.grad.mul_(factor)
 
 
 def over_all_ranks(loss: Tensor, routings: list) -> dict:
@@ -175,20 +171,8 @@ def over_all_ranks(loss: Tensor, routings: list) -> dict:
 # --- the door, and the faults ------------------------------------------------------------------------------------
 
 
-def join(settings: Settings) -> None:
-    """Become a rank of the process group that torchrun, or another launcher, describes in the environment."""
-    if "RANK" not in os.environ:
-        raise ValueError(
-            "start it by torchrun: torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training"
-        )
-    check_choice("backend", settings.backend, ["gloo", *["nccl"] * torch.cuda.is_available()])
-    check_number("timeout", settings.timeout, above=True)
-    if settings.backend == "nccl":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    meet(*next(rendezvous("env://")), settings.backend, settings.timeout)
-
-
 def main() -> None:
+    """Become one of the ranks that torchrun starts, and say what happens as lines of JSON."""
     parser = argparse.ArgumentParser(prog="moe_lessons.parallel.training", description=Settings.__doc__)
     for field in fields(Settings):
         kind = (get_args(field.type) or (field.type,))[0]
@@ -196,7 +180,9 @@ def main() -> None:
     settings, step = Settings(**vars(parser.parse_args())), 0
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     try:
-        join(settings)
+        if "RANK" not in os.environ:
+            raise ValueError(f"start it by torchrun: torchrun --standalone --nproc-per-node 2 -m {__spec__.name}")
+        meet(*next(rendezvous("env://")), check_number("timeout", settings.timeout, above=True))
         for record in train(settings):
             step = record.get("step", record.get("from_step", step))
             if dist.get_rank() == 0 or record["event"] in ("start", "fault"):

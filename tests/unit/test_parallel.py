@@ -64,18 +64,10 @@ def test_rank_traffic_is_counted_row_by_row():
     for token, expert in zip(routing.token_idx.tolist(), routing.expert_idx.tolist()):
         expected[token // 3, expert // 2] += 1
     assert torch.equal(rank_traffic(routing, 4), expected)
-    sent = [
-        sum(row) + sum(column) - 2 * row[n]
-        for n, (row, column) in enumerate(zip(expected.tolist(), expected.T.tolist()))
-    ]
+    sent = (expected.sum(0) + expected.sum(1) - 2 * expected.diag()).tolist()  # there and back
     assert bytes_sent(expected, 4).tolist() == [2 * 4 * 4 * rows for rows in sent]
-    for num_ranks in (5, 8):
-        with refused(f"ranks must divide 12 tokens and 8 experts, got {num_ranks}"):
-            rank_traffic(routing, num_ranks)
-    with refused("ranks must be a whole number of at least 1, got None"):
-        rank_traffic(routing)
-    with refused(r"counts must be \(N, E\) with E a multiple of N, got \(3, 8\)"):
-        rank_traffic(torch.zeros(3, 8, dtype=torch.int64))
+    with refused("ranks must divide 12 tokens and 8 experts, got 8"):
+        rank_traffic(routing, 8)
 
 
 # --- training ------------------------------------------------------------------------------------------------
@@ -130,10 +122,8 @@ def refusals(tmp_path_factory) -> dict[str, dict]:
     "case, message",
     {
         "experts": "num_experts (9) must be a multiple of the number of ranks (2)",
-        "batch": "batch (5) must be a multiple of the number of ranks (2)",
         "choice": "dtype must be one of 'float32', 'float64', got 'int8'",
         "fault": "rank must be one of '0', '1', got '7'",
-        "seed": "seed must be a whole number from 0 to 2**62, got 'a'",
         "no folder": "checkpoint must be a folder that can be written to, got {folder}/step1/.metadata (File exists)",
     }.items(),
 )
@@ -147,7 +137,7 @@ def test_a_full_disk_loses_nothing(refusals):
     assert len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"]
     start = f"RuntimeError: step 3 could not be saved in {full['folder']} (rank 1: "
     assert full["errors"][0].startswith(start), full["errors"][0]
-    assert full["errors"][0].endswith("kept: step1, step2. Make room, or name another folder, and start again")
+    assert full["errors"][0].endswith("are kept. Make room, or name another folder, and start again")
     after = refusals["after it"]
     assert [record.get("from_step") for record in after["records"]] == [2, None]
     assert after["there"] == ["step2", "step3"]

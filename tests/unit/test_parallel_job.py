@@ -1,14 +1,16 @@
 """torchrun from Python: what its ranks say, what is said of one that fails, and that nobody is left behind."""
 
+import json
+import os
+import subprocess
 import sys
 import time
 
 import pytest
-import torch
 from oracle import refused
 from ranks import is_there
 
-from moe_lessons.parallel import Job, torchrun, training
+from moe_lessons.parallel import Job, torchrun
 from moe_lessons.parallel import job as job_module
 from moe_lessons.parallel.faults import what_happened
 from moe_lessons.widgets.torchrun import TorchRun
@@ -151,17 +153,8 @@ def test_bad_arguments():
         torchrun(TRAINING, 2, max_restarts=-1)
 
 
-# --- the door of training ------------------------------------------------------------------------------------
-
-
-def test_started_without_torchrun(monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-    with refused("start it by torchrun: torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training"):
-        training.join(training.Settings())
-
-
-def test_a_missing_backend(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with refused("backend must be one of 'gloo', got 'nccl'"):
-        training.join(training.Settings(backend="nccl"))
+def test_started_without_torchrun():
+    environment = {name: value for name, value in os.environ.items() if name != "RANK"}
+    done = subprocess.run([sys.executable, "-m", TRAINING], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and json.loads(done.stdout)["error"] == done.stderr.strip()
+    assert done.stderr == f"start it by torchrun: torchrun --standalone --nproc-per-node 2 -m {TRAINING}\n"
