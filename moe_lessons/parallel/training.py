@@ -31,7 +31,6 @@ from moe_lessons.parallel.launch import meet
 from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_seed
 from moe_lessons.tasks import TextTask, make_text
 
-DOMAINS, TEXT_BYTES = ("english", "code", "arithmetic"), 50_000
 SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
 MAX_NORM = 1.0  # of the gradient, over all ranks
 RESTART = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # how often torchrun has started all ranks again
@@ -141,8 +140,8 @@ def train(settings: Settings) -> Iterator[dict]:
 
 
 def make_task(context: int) -> TextTask:
-    """Short texts, which each rank makes in a moment."""
-    return TextTask({name: make_text(name, TEXT_BYTES) for name in DOMAINS}, context)
+    """Make short texts, on each rank in a moment."""
+    return TextTask({name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}, context)
 
 
 @torch.no_grad()
@@ -156,7 +155,7 @@ def clip(dense: list[Tensor], experts: list[Tensor]) -> None:
 
 
 def over_all_ranks(loss: Tensor, routings: list) -> dict:
-    """The mean loss, and who sent how many rows to whom, over all layers: traffic[i][j] from rank i to rank j."""
+    """Return the mean loss, and who sent how many rows to whom, over all layers: traffic[i][j] from rank i to rank j."""
     ranks = dist.get_world_size()
     dist.all_reduce(loss)
     mine = torch.stack([routing.tokens_per_expert for routing in routings])  # (L, E)

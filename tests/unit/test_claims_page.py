@@ -1,8 +1,8 @@
 """What `make claims` writes of an assert: its numbers, and how near it came to failing."""
 
-import ast
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -38,9 +38,13 @@ def test_a_comparison_is_said_with_its_numbers(measure, source, said):
 
 
 def test_the_nearest_of_several_runs_counts(measure):
-    nodes = [ast.parse("x < 1", mode="eval").body] * 2
-    near, far = (measure.say(node, {"x": x}) for node, x in zip(nodes, (0.9, 0.1)))
-    assert min(far, near) == near and near[0] == pytest.approx(0.1)
+    marks = [SimpleNamespace(args=("small",))]
+    item = SimpleNamespace(path=Path(__file__), name="test", originalname="test", iter_markers=lambda name: marks)
+    measured = measure.Measured()
+    for value in (0.5, 0.9, 0.1):
+        measured.pytest_assertion_pass(item, 1, "value < 1 and value > 0")
+    said = [text for _, text in measured.claims["small"][2].values()]
+    assert said == ["`value` 0.9 < 1; margin 0.1", "`value` 0.1 > 0; margin 0.1"]
 
 
 def test_claims_that_were_not_measured_keep_what_is_written(measure):
