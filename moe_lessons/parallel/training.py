@@ -155,7 +155,7 @@ def clip(dense: list[Tensor], experts: list[Tensor]) -> None:
 
 
 def over_all_ranks(loss: Tensor, routings: list) -> dict:
-    """Return the mean loss, and who sent how many rows to whom, over all layers: traffic[i][j] from rank i to rank j."""
+    """Return the mean loss, and how many rows, over all layers, were sent: traffic[i][j] from rank i to rank j."""
     ranks = dist.get_world_size()
     dist.all_reduce(loss)
     mine = torch.stack([routing.tokens_per_expert for routing in routings])  # (L, E)

@@ -42,6 +42,7 @@ def test_the_nearest_of_several_runs_counts(measure):
     item = SimpleNamespace(path=Path(__file__), name="test", originalname="test", iter_markers=lambda name: marks)
     measured = measure.Measured()
     for value in (0.5, 0.9, 0.1):
+        assert value  # where this frame has it, it is read
         measured.pytest_assertion_pass(item, 1, "value < 1 and value > 0")
     said = [text for _, text in measured.claims["small"][2].values()]
     assert said == ["`value` 0.9 < 1; margin 0.1", "`value` 0.1 > 0; margin 0.1"]
