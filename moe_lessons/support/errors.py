@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def is_whole(value: Any, low: float, high: float = math.inf) -> bool:
-    """Whether `value` is a whole number from `low` to `high`; True and False are none."""
+    """Tell whether `value` is a whole number from `low` to `high`, and neither True nor False."""
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether `value` is a finite number from `low` to `high`; True and False are none."""
+    """Tell whether `value` is a finite number from `low` to `high`, and neither True nor False."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
 
 
 def in_words(value: Any) -> str:
-    """A tensor by its type and shape, anything else by its class."""
+    """Name a tensor by its type and shape, anything else by its class."""
     return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 

@@ -14,19 +14,12 @@ from moe_lessons.commands import lab
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, monkeypatch):
-    assert importlib.util.find_spec(f"moe_lessons.{command}")
+    assert importlib.util.find_spec(f"moe_lessons.commands.{command}")
     calls = []
     fake = SimpleNamespace(main=lambda argv: calls.append(argv) or 3)
-    monkeypatch.setitem(sys.modules, f"moe_lessons.{command}", fake)
+    monkeypatch.setitem(sys.modules, f"moe_lessons.commands.{command}", fake)
     assert cli.main([command, "--quick", "a"]) == 3
     assert calls == [["--quick", "a"]]
-
-
-@pytest.mark.parametrize("command", ["lab", "app", "sweep", "doctor"])
-def test_each_command_refuses_what_it_does_not_know(command, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main([command, "--nonsense"])
-    assert ended.value.code == 2 and "--nonsense" in capsys.readouterr().err
 
 
 def test_alone_it_lists_each_command_with_a_line(capsys):
@@ -54,15 +47,6 @@ def test_the_app_says_what_it_needs(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "voila.app", None)
     assert cli.main(["app"]) == 1
     assert capsys.readouterr().err == 'The app needs Voila: run `pip install "moe_lessons[app]"`.\n'
-
-
-def test_lab_opens_no_browser_without_a_display(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
-        monkeypatch.delenv(name, raising=False)
-    assert not lab.has_display()
-    monkeypatch.setenv("DISPLAY", ":0")
-    assert lab.has_display()
 
 
 @pytest.fixture
