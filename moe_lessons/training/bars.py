@@ -1,9 +1,6 @@
 """Long work, under a bar that shows the time left, and which can be stopped."""
 
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 from IPython import get_ipython
@@ -11,6 +8,7 @@ from IPython.display import display
 from tqdm import tqdm
 from tqdm.notebook import tqdm_notebook
 
+from moe_lessons.support.interrupts import heeding
 from moe_lessons.support.static import static_mode
 from moe_lessons.training.run import Run
 
@@ -28,8 +26,14 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
     >>> [n * n for n in bar(range(3))]
     [0, 1, 4]
     """
-    things = list(things)
-    with _heeding_interrupts() as interrupts, make_bar(len(things), what) as drawn:
+    things, interrupts = list(things), []
+
+    def heed() -> None:
+        interrupts.append(True)
+        if len(interrupts) > 1:
+            raise KeyboardInterrupt
+
+    with heeding(heed), make_bar(len(things), what) as drawn:
         for done, thing in enumerate(things, start=1):
             yield thing
             drawn.update()
@@ -51,30 +55,6 @@ def train(runs: Run | Iterable[Run], steps: int) -> None:
     for _ in bar(range(steps), "steps"):
         for run in runs:
             run.step()
-
-
-@contextmanager
-def _heeding_interrupts() -> Iterator[list]:
-    """A list that each interrupt inside is added to. The second one is raised. A bar around this one heeds it, too."""
-    interrupts: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted
-        yield interrupts
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def heed(number: int, frame) -> None:
-        interrupts.append(number)
-        if hasattr(before, "interrupts"):
-            before(number, frame)
-        elif len(interrupts) > 1:
-            raise KeyboardInterrupt
-
-    heed.interrupts = interrupts
-    signal.signal(signal.SIGINT, heed)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class NotebookBar(tqdm_notebook):
