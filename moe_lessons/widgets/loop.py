@@ -6,13 +6,12 @@ they post what is to be done, and the loop does it between two steps.
 
 import asyncio
 import collections
-import signal
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
+from moe_lessons.nn import torch_threads
+from moe_lessons.support.interrupts import heeding
 from moe_lessons.training import TrainingDiverged
 
 FPS = 36  # pictures a second at most: a step may end a little after one is due
@@ -121,7 +120,7 @@ class Loop:
 
     async def finished(self) -> None:
         """Wait until it pauses. The kernel's interrupt pauses all training, and ends what waits."""
-        with self._interruptible(passed_on=True):
+        with heeding(_pause_all, keeps=False):
             try:
                 while self.running:
                     await asyncio.sleep(0.02)
@@ -136,7 +135,7 @@ class Loop:
     async def _train(self) -> None:
         try:
             while self.playing and self.view.step < self._until:
-                with self._interruptible():
+                with heeding(_pause_all), torch_threads(1):  # a second one waits long where the machine is busy
                     self._take_a_turn()
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
@@ -199,31 +198,11 @@ class Loop:
         if self._ended:
             raise RuntimeError("this view is closed: run its cell again")
 
-    @contextmanager
-    def _interruptible(self, passed_on: bool = False) -> Iterator[None]:
-        """An interrupt inside pauses all training: between cells the kernel would ignore it. passed_on: to the kernel
-        as well, which ends the cell that waits."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
-        def heed(*args) -> None:
-            for loop in () if heed.over else list(_loops):
-                loop._interrupt()
-            if (passed_on or heed.over) and callable(heed.before):
-                heed.before(*args)
-
-        heed.over, heed.before = False, signal.signal(signal.SIGINT, heed)
-        try:
-            yield
-        finally:
-            heed.over = True  # others may stand before it now, and go in any order
-            while getattr(before := signal.getsignal(signal.SIGINT), "over", False):
-                signal.signal(signal.SIGINT, before.before)
-
-    def _interrupt(self) -> None:
-        if self.running:
-            self.playing, self._interrupted, self.trouble = False, True, "Interrupted: the training is paused."
+def _pause_all() -> None:
+    """At an interrupt: between cells the kernel would ignore it."""
+    for loop in [loop for loop in _loops if loop.running]:
+        loop.playing, loop._interrupted, loop.trouble = False, True, "Interrupted: the training is paused."
 
 
 def _is_a_cell(task: asyncio.Task) -> bool:
