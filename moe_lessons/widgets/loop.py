@@ -14,7 +14,7 @@ from moe_lessons.nn import torch_threads
 from moe_lessons.support.interrupts import heeding
 from moe_lessons.training import TrainingDiverged
 
-FPS = 36  # pictures a second at most: a step may end a little after one is due
+FPS = 42  # pictures a second at most: a step ends a little after one is due, and a page draws two at once at times
 SENDING = 0.03  # what a picture costs before any panel is drawn, as a part of what training costs: at most so much
 TURN = 0.01  # seconds of training at once: then the kernel has a turn
 TURNS = 3  # of the event loop after it: one message from the page needs several
