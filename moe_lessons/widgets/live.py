@@ -176,9 +176,11 @@ class LiveRun(Picture):
 
     def train_one(self) -> None:
         """One step of each run. Where one fails, those before it take theirs back: all stay in step."""
-        done = []
+        done: list[Run] = []
         try:
             for run in self.runs.values():
+                if done:
+                    self.loop.show_if_due()
                 run.step()
                 done.append(run)
         except BaseException as error:

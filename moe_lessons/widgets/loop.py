@@ -40,7 +40,8 @@ class Loop:
         self._busy = self._interrupted = self._ended = False
         self._unseen = False  # unseen: actions were done that no picture shows yet
         self._began = (0, 0.0)  # the step and the time at which it was asked to train
-        self._last, self._paid, self._overhead = 0.0, 0.0, 0.001  # of the last picture: when, after how much training
+        # of the last picture: when it was, after how much CPU time, and what pictures cost before any panel is drawn
+        self._last, self._paid, self._overhead = 0.0, 0.0, 0.001
         try:
             self.events = asyncio.get_running_loop()  # the kernel's own: a callback may see another one
         except RuntimeError:
@@ -148,22 +149,25 @@ class Loop:
     def _take_a_turn(self) -> None:
         start = time.perf_counter()
         while self.playing and self.view.step < self._until:
-            cpu = time.thread_time()
+            cpu, shown = time.thread_time(), self.cost["showing"]
             self.view.train_one()
-            self.cost["training"] += time.thread_time() - cpu
+            self.cost["training"] += time.thread_time() - cpu - (self.cost["showing"] - shown)
             if self._actions or self._unseen or self._is_due() or time.perf_counter() - start > TURN:
                 break
         self.do_actions()
+        self.show_if_due()
+
+    def show_if_due(self) -> None:
+        """Show the view while it trains, if it is time. Between two steps, and in one that takes long."""
         if self.playing and (self._unseen or self._is_due()):
             asked, self._unseen, cpu = self._unseen, False, time.thread_time()
             self._overhead += 0.2 * (self.view.show(asked) - self._overhead)
-            self.cost["showing"] += time.thread_time() - cpu
+            self._last, self._paid = time.perf_counter(), time.thread_time()
+            self.cost["showing"] += self._paid - cpu
             self.cost["pictures"] += 1
-            self._last, self._paid = time.perf_counter(), self.cost["training"]
 
     def _is_due(self) -> bool:
-        waited, earned = time.perf_counter() - self._last, self.cost["training"] - self._paid
-        canvas = self.view.canvas
+        waited, earned, canvas = time.perf_counter() - self._last, time.thread_time() - self._paid, self.view.canvas
         return waited > 0.95 * canvas.behind / FPS and earned > self._overhead / SENDING and canvas.ready
 
     def _drain(self) -> None:
