@@ -1,4 +1,4 @@
-"""The interrupt of the kernel (■, or Ctrl-C in a terminal), heeded in several places at once."""
+"""Interrupts (■ in a notebook, Ctrl-C on a terminal) that are heeded by work in progress instead of ending the code."""
 
 import signal
 import threading
@@ -6,36 +6,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
-class Handler:
-    """Tells all who heed an interrupt and, unless one of them keeps it, the handler that was there before."""
-
-    def __init__(self):
-        self.heeders: list[tuple[Callable[[], None], bool]] = []
-        self.before = signal.signal(signal.SIGINT, self)
-
-    def __call__(self, *args) -> None:
-        kept = False
-        for heed, keeps in list(self.heeders):
-            heed()
-            kept |= keeps
-        if not kept and callable(self.before):
-            self.before(*args)
-
-
 @contextmanager
-def heeding(heed: Callable[[], None], keeps: bool = True) -> Iterator[None]:
-    """Have `heed()` called at each interrupt inside. keeps: it ends nothing else. Those that are inside at once may
-    leave in any order; a thread that is not the main one is never interrupted."""
+def heeding(hear: Callable[[], bool]) -> Iterator[None]:
+    """Call `hear` at each interrupt inside. Whoever heeds around this one hears it too; whatever else there was before
+    (the kernel, Python itself) gets it where `hear` returns True. Only the main thread is ever interrupted."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.getsignal(signal.SIGINT)
-    if not isinstance(handler, Handler):
-        handler = Handler()
-    handler.heeders.append((heed, keeps))
+    handler = Handler(hear)
+    handler.before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
-        handler.heeders.remove((heed, keeps))
-        while isinstance(last := signal.getsignal(signal.SIGINT), Handler) and not last.heeders:
-            signal.signal(signal.SIGINT, last.before)  # one that lies under another's is left for the next who leaves
+        handler.is_over = True  # others may stand before it now, and go in any order
+        while isinstance(now := signal.getsignal(signal.SIGINT), Handler) and now.is_over:
+            signal.signal(signal.SIGINT, now.before)
+
+
+class Handler:
+    """Handles SIGINT with `hear`, and knows what handled it `before`."""
+
+    before, is_over = None, False
+
+    def __init__(self, hear: Callable[[], bool]):
+        self.hear = hear
+
+    def __call__(self, *args) -> None:
+        is_passed_on = self.is_over or self.hear()
+        if isinstance(self.before, Handler) or (is_passed_on and callable(self.before)):
+            self.before(*args)

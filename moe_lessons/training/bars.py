@@ -28,12 +28,13 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
     """
     things, interrupts = list(things), []
 
-    def heed() -> None:
+    def hear() -> bool:
         interrupts.append(True)
         if len(interrupts) > 1:
             raise KeyboardInterrupt
+        return False
 
-    with heeding(heed), make_bar(len(things), what) as drawn:
+    with heeding(hear), make_bar(len(things), what) as drawn:
         for done, thing in enumerate(things, start=1):
             yield thing
             drawn.update()

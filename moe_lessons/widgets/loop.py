@@ -121,7 +121,7 @@ class Loop:
 
     async def finished(self) -> None:
         """Wait until it pauses. The kernel's interrupt pauses all training, and ends what waits."""
-        with heeding(_pause_all, keeps=False):
+        with heeding(lambda: not _pause_all()):
             try:
                 while self.running:
                     await asyncio.sleep(0.02)
@@ -203,10 +203,11 @@ class Loop:
             raise RuntimeError("this view is closed: run its cell again")
 
 
-def _pause_all() -> None:
-    """At an interrupt: between cells the kernel would ignore it."""
+def _pause_all() -> bool:
+    """Pause all training at an interrupt, which between cells the kernel would ignore; it need not hear of it."""
     for loop in [loop for loop in _loops if loop.running]:
         loop.playing, loop._interrupted, loop.trouble = False, True, "Interrupted: the training is paused."
+    return False
 
 
 def _is_a_cell(task: asyncio.Task) -> bool:
