@@ -71,12 +71,10 @@ class LiveRun(Picture):
         self.runs = {"model": runs} if isinstance(runs, Run) else runs
         if not isinstance(self.runs, dict) or not self.runs or not all(isinstance(r, Run) for r in self.runs.values()):
             raise ValueError(f"runs must be a Run or a dict of names and Runs, got {type(runs).__name__}")
-        self.functions = check_panels(panels)
+        self.functions, self.max_steps = check_panels(panels), check_positive_int("max_steps", max_steps)
         most = min(len(self.functions), 12)
         self.columns = None if columns is None else min(check_positive_int("columns", columns), most)
-        self.max_steps = check_positive_int("max_steps", max_steps)
-        play = check_positive_int("play", play) if play else 0
-        self.values = self.values | {"play": play, "max_steps": max_steps}
+        self.values = self.values | {"play": play and check_positive_int("play", play), "max_steps": max_steps}
         self.ghost: Run | None = None  # an earlier run, to compare with
         self.marks: list[int] = []  # steps after which a knob was moved
         self._kept: dict[Any, Kept] = {}  # readings by their names, panels by their places, the 'lines' of text
@@ -122,9 +120,9 @@ class LiveRun(Picture):
     @property
     def main_run(self) -> Run:
         """The run whose routing is shown."""
-        for run in self.runs.values():
-            return run
-        raise RuntimeError("this view is closed: run its cell again")
+        if not self.runs:
+            raise RuntimeError("this view is closed: run its cell again")
+        return next(iter(self.runs.values()))
 
     @property
     def step(self) -> int:
@@ -154,7 +152,17 @@ class LiveRun(Picture):
 
     def advance(self, steps: int) -> None:
         """Train `steps` steps now, before anything else happens, and show the last one."""
-        self.loop.advance(check_positive_int("steps", steps))
+        check_positive_int("steps", steps)
+
+        def train() -> None:
+            self.loop.trouble, until = "", self.step + steps
+            try:
+                while self.step < until:
+                    self.train_one()
+            except TrainingDiverged as error:
+                self.loop.trouble = str(error)
+
+        self.loop.now(train)
 
     async def finished(self) -> "LiveRun":
         """Wait until the training pauses; return the view. The kernel's interrupt pauses it, and is passed on."""
@@ -189,7 +197,7 @@ class LiveRun(Picture):
                     run.take_back()
                 elif isinstance(error, TrainingDiverged):
                     run.go_back()  # those that come after it may be about to diverge too
-            self._kept.clear()  # what was read of an update that is taken back
+            self._kept.clear()
             raise
 
     def go_back(self) -> None:
@@ -215,10 +223,10 @@ class LiveRun(Picture):
         return kept.state != state and (is_paid or not self.loop.playing)
 
     def _make(self, name: Any, make: Callable[[], Any], stamp: tuple, state: Any) -> Any:
-        start, before = time.thread_time(), self._spent
+        start, inside = time.thread_time(), self._spent
         with torch_threads(1):  # a second one waits long where the machine is busy
             value = make()
-        cost = time.thread_time() - start - (self._spent - before)  # without what was read inside
+        cost = time.thread_time() - start - (self._spent - inside)  # without what was read inside
         self._spent += cost
         self._kept[name] = Kept(value, stamp, state, cost, self.loop.cost["training"])
         return value
@@ -261,9 +269,8 @@ class LiveRun(Picture):
             if place not in self.canvas.panels:  # the page has none there
                 self._kept.pop(place, None)
             stamp, kept = (function, self.main_run), self._kept.get(place)
-            is_quick, waits = kept and kept.cost < QUICK, kept and asked and self.loop.events is not None
-            is_old = self._is_old(place, stamp, state, share)
-            if is_old and waits and not is_quick:
+            is_old, is_quick = self._is_old(place, stamp, state, share), kept and kept.cost < QUICK
+            if is_old and asked and kept and not is_quick and self.loop.events:
                 is_late = True
             elif is_old or (asked and is_quick):
                 panels[place] = self._make(place, functools.partial(self._draw, function), stamp, state)
@@ -292,8 +299,9 @@ class LiveRun(Picture):
                 panels, words = self._due(True), self.lines()
         start, self._shown = time.thread_time(), True
         if not static_mode():
-            state = "training" if self.loop.playing else "paused"
-            words |= {"trouble": self.loop.trouble, "step": self.step, "status": self._status(state), "state": state}
+            state, trouble = "training" if self.loop.playing else "paused", self.loop.trouble
+            words |= {"step": self.step, "state": state, "trouble": trouble}
+            words["status"] = f"step {self.step} · {state}{self.loop.outlook()}"
             experts = (self.main_run.num_experts or [0])[0] * self.shows_experts
             self.canvas.show(panels, len(self.functions), experts=experts, **words)
         self._show_buttons()
@@ -303,15 +311,7 @@ class LiveRun(Picture):
         """The texts under the picture, and what the controls say when pointed at."""
         return {"words": self.words(), "reading": self.reading(), "tips": tips(self)}
 
-    def _status(self, state: str) -> str:
-        steps = self.loop.ended_by_itself
-        more = f" after {steps} step{'s' * (steps > 1)}, press Play for more" * (steps > 0)
-        if (left := self.loop.seconds_left) >= 2:
-            more = f", {left:.0f} s left"
-        return f"step {self.step} · {state}{more}"
-
     def sentence(self) -> str:
-        """The step and the line under the picture."""
         return f"Step {self.step}. {self.words()}"
 
     # --- the widgets ---
@@ -393,7 +393,6 @@ def _running_cell() -> dict[str, Any]:
 
 
 def _before_cell(info: Any = None) -> None:
-    """Called before each cell: views that it has made earlier end, and those of cells that were deleted."""
     cell = _running_cell()
     for ended in (cell.get("cellId"), *cell.get("deletedCells", ())):
         for view in _views.pop(ended, ()):

@@ -31,79 +31,59 @@ class Loop:
     """
 
     def __init__(self, view):
-        self.view = view
+        self.view, self.events = view, event_loop()
         self.playing, self.trouble = False, ""
         self.cost = collections.Counter()  # CPU seconds: 'training', 'showing'; and 'pictures'
         self._budget = self._until = 0
         self._task: asyncio.Task | None = None
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self._busy = self._interrupted = self._ended = False
-        self._unseen = False  # unseen: actions were done that no picture shows yet
+        self._unseen = False  # actions were done that no picture shows yet
         self._began = (0, 0.0)  # the step and the time at which it was asked to train
         # of the last picture: when it was, after how much CPU time, and what pictures cost before any panel is drawn
         self._last, self._paid, self._overhead = 0.0, 0.0, 0.001
-        try:
-            self.events = asyncio.get_running_loop()  # the kernel's own: a callback may see another one
-        except RuntimeError:
-            self.events = None
 
     @property
     def running(self) -> bool:
         """Whether it trains now."""
         return self._task is not None and not self._task.done()
 
-    @property
-    def ended_by_itself(self) -> int:
-        """After how many steps it has paused since it had trained as many as it was asked for; 0 if it has not."""
-        return 0 if self.playing or not self._until or self.view.step < self._until else self._budget
-
-    @property
-    def seconds_left(self) -> float:
-        """How long it will train yet, at the speed it has had so far; 0 where that is not known yet."""
-        step, since = self._began
-        done, to_do = self.view.step - step, self._until - self.view.step
-        return to_do * (time.perf_counter() - since) / done if self.playing and done > 0 else 0.0
+    def outlook(self) -> str:
+        """How long it will train yet, at the speed it has had so far, or that it has paused by itself."""
+        (first, since), step = self._began, self.view.step
+        if not self.playing:
+            ended = self._until and step >= self._until
+            return f" after {self._budget} step{'s' * (self._budget > 1)}, press Play for more" if ended else ""
+        left = (self._until - step) * (time.perf_counter() - since) / max(step - first, 1)
+        return f", {left:.0f} s left" if step > first and left >= 2 else ""
 
     def play(self, steps: int) -> None:
         """Train `steps` steps from here, while the notebook stays usable."""
         self._check_open()
         self.playing, self.trouble, self._interrupted = True, "", False
-        self._budget, self._until = steps, self.view.step + steps
-        self._began = self.view.step, time.perf_counter()
+        self._budget = steps
+        self.restart_budget()
         _loops.add(self)
         if not self.running:  # else it goes on, even if it was about to pause
             self._task = self.events.create_task(self._train())
 
     def restart_budget(self) -> None:
-        """After a new start: count the steps that may be trained from here."""
+        """Count the steps that may be trained from here, if it trains."""
         self._until = self.view.step + self._budget if self.playing else 0
         self._began = self.view.step, time.perf_counter()
-
-    def advance(self, steps: int) -> None:
-        """Train `steps` steps now."""
-
-        def train() -> None:
-            self.trouble, until = "", self.view.step + steps
-            try:
-                while self.view.step < until:
-                    self.view.train_one()
-            except TrainingDiverged as error:
-                self.trouble = str(error)
-
-        self.now(train)
 
     def now(self, action: Callable[[], None]) -> None:
         """Do what was posted, then `action`, and show it. What `action` raises is raised."""
         self._check_open()
         if self._busy:  # this is posted itself: what was posted later comes later
             return action()
-        self.do_actions()
+        self._do_actions()
         self._busy = True
         try:
             action()
         finally:
             self._busy = False
-            self.do_actions()
+            self._do_actions()
             self._answer()
 
     def end(self) -> None:
@@ -114,10 +94,7 @@ class Loop:
     def post(self, *actions: Callable[[], None]) -> None:
         """Have `actions` done between two steps, whichever thread this is called on."""
         self._actions.extend(actions)
-        if self.events is None:
-            self._drain()
-        else:
-            self.events.call_soon_threadsafe(self._drain)
+        on_the_loop(self.events, self._drain)
 
     async def finished(self) -> None:
         """Wait until it pauses. The kernel's interrupt pauses all training, and ends what waits."""
@@ -130,8 +107,9 @@ class Loop:
                     raise
         if self._interrupted:
             self._interrupted = False
-            error = KeyboardInterrupt if _is_a_cell(asyncio.current_task()) else asyncio.CancelledError
-            raise error("the training is paused") from None
+            # in any task but the one in which the kernel runs a cell, a KeyboardInterrupt would end the kernel
+            is_cell = getattr(asyncio.current_task().get_coro(), "__name__", "") == "run_cell_async"
+            raise (KeyboardInterrupt if is_cell else asyncio.CancelledError)("the training is paused") from None
 
     async def _train(self) -> None:
         try:
@@ -154,7 +132,7 @@ class Loop:
             self.cost["training"] += time.thread_time() - cpu - (self.cost["showing"] - shown)
             if self._actions or self._unseen or self._is_due() or time.perf_counter() - start > TURN:
                 break
-        self.do_actions()
+        self._do_actions()
         self.show_if_due()
 
     def show_if_due(self) -> None:
@@ -172,7 +150,7 @@ class Loop:
 
     def _drain(self) -> None:
         if self._actions and not self._busy and not self._ended:
-            self.do_actions()
+            self._do_actions()
             self._answer()
 
     def _answer(self) -> None:
@@ -181,16 +159,16 @@ class Loop:
         if not self.running:
             self.view.show(True)
 
-    def do_actions(self) -> None:
+    def _do_actions(self) -> None:
         """Do what was posted, in its order; what goes wrong is said."""
-        anything, busy, self._busy = bool(self._actions), self._busy, True
+        self._unseen |= bool(self._actions)
+        busy, self._busy = self._busy, True
         try:
             while self._actions:
                 self._try(self._actions.popleft())
             self._try(self.view.settle)
         finally:
             self._busy = busy
-        self._unseen |= anything
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
@@ -210,9 +188,17 @@ def _pause_all() -> bool:
     return False
 
 
-def _is_a_cell(task: asyncio.Task) -> bool:
-    """Whether the kernel runs a notebook's cell in it. In any other task a KeyboardInterrupt would end the kernel."""
-    return getattr(task.get_coro(), "__name__", "") == "run_cell_async"
+def event_loop() -> asyncio.AbstractEventLoop | None:
+    """The kernel's own, in a cell: a callback may see another one. None where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def on_the_loop(events: asyncio.AbstractEventLoop | None, action: Callable[..., None], *arguments) -> None:
+    """Have `action` done on an event loop, whichever thread this is called on; without a loop at once."""
+    action(*arguments) if events is None else events.call_soon_threadsafe(action, *arguments)
 
 
 def error_sentence(error: Exception) -> str:
