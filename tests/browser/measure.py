@@ -131,7 +131,7 @@ def pace(notebook: NotebookPage, view: View, seconds: float) -> None:
     view.is_drawn()
 
 
-def measure(server: LabServer, browser, name: str, seconds: float = 10, keys: int = 60) -> None:
+def measure(server: LabServer, browser, name: str, seconds: float, keys: int) -> None:
     """Print all figures of one view, in a page of its own."""
     code, trains, controls = VIEWS[name]
     print(f"{name}, load of the machine {os.getloadavg()[0]:.1f}")
@@ -144,7 +144,7 @@ def measure(server: LabServer, browser, name: str, seconds: float = 10, keys: in
     if trains:
         pace(notebook, view, seconds)
     if name == "playground":
-        taken = fresh_starts(notebook.page, view, 1 + keys // 6)
+        taken = fresh_starts(notebook.page, view, 1 + keys // 6)  # 11 of the usual 60
         say("click on Reset to the new start", f"median {taken[len(taken) // 2]:.0f} ms, the click included")
     for state in ("training", "paused") if trains else ("",):
         if state == "paused":
@@ -174,11 +174,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="run N busy processes beside it")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=[*VIEWS], help="only these")
+    parser.add_argument("--seconds", type=float, default=10, help="over which pictures are counted")
+    parser.add_argument("--keys", type=int, default=60, help="how many are pressed on each control")
     options = parser.parse_args()
     with busy_processes(options.busy), TemporaryDirectory() as folder, closing(LabServer(Path(folder))) as server:
         with running_chromium() as browser:
             for name in options.views:
-                measure(server, browser, name)
+                measure(server, browser, name, options.seconds, options.keys)
 
 
 if __name__ == "__main__":
