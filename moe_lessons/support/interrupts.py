@@ -32,6 +32,8 @@ class Handler:
         self.hear = hear
 
     def __call__(self, *args) -> None:
-        is_passed_on = self.is_over or self.hear()
-        if isinstance(self.before, Handler) or (is_passed_on and callable(self.before)):
-            self.before(*args)
+        is_passed_on, before = self.is_over or self.hear(), self.before
+        while isinstance(before, Handler) and before.is_over:
+            before = before.before
+        if isinstance(before, Handler) or (is_passed_on and callable(before)):
+            before(*args)

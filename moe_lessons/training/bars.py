@@ -18,7 +18,7 @@ Thing = TypeVar("Thing")
 
 
 def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
-    """`things`, one after another. Where they take more than a second, a bar shows how many are done and the time left.
+    """Give `things`, one after another. Where they take more than a second, a bar shows how many are done.
 
     The interrupt of the kernel (■, or Ctrl-C in a terminal) ends it after the one in work, and the code goes on with
     what there is; a second interrupt ends the code.
@@ -44,14 +44,7 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
 
 
 def train(runs: Run | Iterable[Run], steps: int) -> None:
-    """Train a run, or each of several, `steps` steps, under a `bar`. Runs take turns: stopped, all have as many steps.
-
-    >>> from moe_lessons.training import PlaneSetting, plane_runs
-    >>> runs = plane_runs(PlaneSetting())
-    >>> train(runs.values(), steps=2)
-    >>> [len(run.records) for run in runs.values()]
-    [2, 2, 2]
-    """
+    """Train a run, or each of several in turn, `steps` steps, under a `bar`. Stopped, all have as many steps."""
     runs = [runs] if isinstance(runs, Run) else list(runs)
     for _ in bar(range(steps), "steps"):
         for run in runs:
@@ -59,7 +52,7 @@ def train(runs: Run | Iterable[Run], steps: int) -> None:
 
 
 class NotebookBar(tqdm_notebook):
-    """tqdm's bar of widgets, of which nothing is stored in the notebook, and nothing is left at the end."""
+    """Is tqdm's bar of widgets, of which nothing is stored in the notebook, and nothing is left at the end."""
 
     shown = None
 
@@ -78,7 +71,7 @@ class NotebookBar(tqdm_notebook):
 
 
 def make_bar(total: int, what: str) -> tqdm:
-    """A bar of widgets in a live notebook, of text on a terminal, and none elsewhere."""
+    """Make a bar of widgets in a live notebook, of text on a terminal, and none elsewhere."""
     if not hasattr(get_ipython(), "kernel"):
         return tqdm(total=total, desc=what, delay=SOON, leave=False, disable=None)  # None: only on a terminal
     return NotebookBar(total=total, desc=what, leave=False, display=False, disable=static_mode())
