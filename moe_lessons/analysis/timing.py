@@ -1,8 +1,4 @@
-"""How long things take, side by side.
-
-A machine is never idle, and never the same twice: functions take turns, those of one round make a ratio, and the median
-over the rounds is the answer.
-"""
+"""How long things take, side by side: functions take turns, since a machine is never idle, and never the same twice."""
 
 import os
 import platform
@@ -48,11 +44,7 @@ class Ratio:
 
 
 def paired_ratio(a: Callable[[], object], b: Callable[[], object], repeats: int = 20) -> Ratio:
-    """Measure how many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up.
-
-    >>> paired_ratio(lambda: sum(range(20_000)), lambda: sum(range(10))).median > 1
-    True
-    """
+    """Measure how many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up."""
     return Ratio.of(*take_turns([a, b], repeats))
 
 
@@ -75,11 +67,9 @@ def rounds_within(seconds: float, functions: Sequence[Callable[[], object]]) -> 
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """Measure how long one call takes, with the work that it leaves to a GPU.
-
-    Where one thread does all the work, only the time counts that it was at work: a long call is interrupted by other
-    programs more often than a short one, which would falsify a ratio. Windows counts that time too coarsely.
-    """
+    """Measure how long one call takes, with the work that it leaves to a GPU. Where one thread does all the work, only
+    the time counts that it was at work: a long call is interrupted by other programs more often than a short one.
+    (Windows counts that time too coarsely.)"""
     has_gpu = torch.accelerator.is_available()
     wait = torch.accelerator.synchronize if has_gpu else lambda: None
     is_alone = torch.get_num_threads() == 1 and not has_gpu and platform.system() != "Windows"
@@ -92,11 +82,7 @@ def milliseconds(function: Callable[[], object]) -> float:
 
 
 def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15) -> dict[str, list[float]]:
-    """Measure the milliseconds for forward and backward of each model on `x` (T, D), in turns, with one thread.
-
-    >>> len(step_times({"linear": nn.Linear(4, 4)}, torch.randn(8, 4), repeats=3)["linear"])
-    3
-    """
+    """Measure the milliseconds for forward and backward of each model on `x` (T, D), in turns, with one thread."""
 
     def step(model: nn.Module) -> None:
         model.zero_grad(set_to_none=True)
