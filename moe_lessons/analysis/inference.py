@@ -14,8 +14,9 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.analysis.busy import watching_others
 from moe_lessons.analysis.counting import flops_per_token, used_size
-from moe_lessons.analysis.timing import Ratio, in_turns, take_turns, watching_others
+from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.training import bar
@@ -65,7 +66,7 @@ def decode_speed(
                 cache, own_ids = model.new_cache(batch, length), ids.to(model.embed.weight.device)
                 model(own_ids[:, :prompt_length], cache)
                 steps += [partial(_step, model, own_ids, cache, place) for place in range(prompt_length, length)]
-            times = np.reshape(in_turns(steps, repeats), (len(models), num_tokens, repeats))
+            times = np.reshape(take_turns(steps, repeats), (len(models), num_tokens, repeats))
             times = np.median(times, axis=1)  # (models, repeats)
             for name, own in zip(models, times, strict=True):
                 ratio = Ratio.of(times[-1], own)

@@ -1,34 +1,30 @@
-"""How long things take, side by side: functions take turns, since a machine is never idle, and never the same twice."""
+"""How long things take, side by side.
 
-import os
+A machine is never idle, and never the same twice: functions take turns, those of one round make a ratio, and the median
+over the rounds is the answer.
+"""
+
 import platform
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
-from IPython import get_ipython
-from IPython.display import display
 from torch import Tensor, nn
 
+from moe_lessons.analysis.busy import watching_others
 from moe_lessons.nn import torch_threads
 from moe_lessons.support.errors import check_positive_int
-from moe_lessons.support.static import static_mode
 
 WARM_UP = 2  # rounds that are not measured
-BUSY = 0.25  # the part of a machine from which on it matters that others take it
-SHORT = 0.2  # seconds: in less, the system counts too coarsely
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Has the median of paired ratios, and their quartiles: half of the pairs lay between `low` and `high`."""
+    """The median of paired ratios, and their quartiles: half of the pairs lay between `low` and `high`."""
 
     median: float
     low: float
@@ -36,7 +32,7 @@ class Ratio:
 
     @classmethod
     def of(cls, a: Sequence[float], b: Sequence[float]) -> "Ratio":
-        """Take the ratios a[i] / b[i], where the two were measured in the same round i."""
+        """The ratio a[i] / b[i], where the two were measured in the same round i."""
         return cls(*np.percentile([x / y for x, y in zip(a, b, strict=True)], [50, 25, 75]).tolist())
 
     def __str__(self) -> str:
@@ -44,32 +40,33 @@ class Ratio:
 
 
 def paired_ratio(a: Callable[[], object], b: Callable[[], object], repeats: int = 20) -> Ratio:
-    """Measure how many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up."""
+    """How many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up.
+
+    >>> paired_ratio(lambda: sum(range(20_000)), lambda: sum(range(10))).median > 1
+    True
+    """
     return Ratio.of(*take_turns([a, b], repeats))
 
 
+@watching_others()
 def take_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Measure the milliseconds of each function in each of `repeats` rounds, in which each is called once, in order."""
-    with watching_others():
-        return in_turns(functions, repeats)
-
-
-def in_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Do the same, for who watches the others for longer."""
+    """For each function, its milliseconds in each of `repeats` rounds; in a round each is called once, in order."""
     check_positive_int("repeats", repeats)
     rounds = [[milliseconds(function) for function in functions] for _ in range(WARM_UP + repeats)]
     return [list(times) for times in zip(*rounds[WARM_UP:], strict=True)]
 
 
 def rounds_within(seconds: float, functions: Sequence[Callable[[], object]]) -> int:
-    """Say how many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
+    """How many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
     return max(5, min(200, int(1000 * seconds / sum(milliseconds(function) for function in functions))))
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """Measure how long one call takes, with the work that it leaves to a GPU. Where one thread does all the work, only
-    the time counts that it was at work: a long call is interrupted by other programs more often than a short one.
-    (Windows counts that time too coarsely.)"""
+    """How long one call takes, with the work that it leaves to a GPU.
+
+    Where one thread does all the work, only the time counts that it was at work: a long call is interrupted by other
+    programs more often than a short one, which would falsify a ratio. Windows counts that time too coarsely.
+    """
     has_gpu = torch.accelerator.is_available()
     wait = torch.accelerator.synchronize if has_gpu else lambda: None
     is_alone = torch.get_num_threads() == 1 and not has_gpu and platform.system() != "Windows"
@@ -82,48 +79,28 @@ def milliseconds(function: Callable[[], object]) -> float:
 
 
 def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15) -> dict[str, list[float]]:
-    """Measure the milliseconds for forward and backward of each model on `x` (T, D), in turns, with one thread."""
+    """Milliseconds for forward and backward of each model on `x` (T, D), `repeats` times each, with one thread.
 
-    def step(model: nn.Module) -> None:
-        model.zero_grad(set_to_none=True)
-        output = model(x)
-        y = output[0] if isinstance(output, tuple) else output  # a mixture returns its routing too
-        y.square().mean().backward()
+    The models take turns: compare medians within one call, not times of two calls.
 
+    >>> len(step_times({"linear": nn.Linear(4, 4)}, torch.randn(8, 4), repeats=3)["linear"])
+    3
+    """
     with torch_threads(1):
-        times = take_turns([partial(step, model) for model in models.values()], repeats)
+        times = take_turns([partial(_forward_backward, model, x) for model in models.values()], repeats)
     return dict(zip(models, times, strict=True))
 
 
+def _forward_backward(model: nn.Module, x: Tensor) -> None:
+    model.zero_grad(set_to_none=True)
+    output = model(x)
+    y = output[0] if isinstance(output, tuple) else output  # a mixture returns its routing too
+    y.square().mean().backward()
+
+
 def cpu_name() -> str:
-    """Name the processor, where the system does not tell it (Linux does) by its family."""
+    """The processor by its name where the system tells it (Linux does), else by its family."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-@contextmanager
-def watching_others() -> Iterator[None]:
-    """Say so where other programs take so much of the machine meanwhile that no time means much."""
-    start, before = time.monotonic(), _seconds_of_others()
-    yield
-    seconds = time.monotonic() - start
-    share = (_seconds_of_others() - before) / max(seconds, 1e-9) / (os.cpu_count() or 1)
-    if seconds > SHORT and share > BUSY:
-        _note(f"Another program takes {share:.0%} of this machine: do not trust these times.")
-
-
-def _seconds_of_others() -> float:
-    """Count the CPU seconds of all processes but this one, on all processors, since the machine has started."""
-    times = psutil.cpu_times()._asdict()
-    idle = sum(times.get(name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))  # guests count as user too
-    return sum(times.values()) - idle - time.process_time()
-
-
-def _note(sentence: str) -> None:
-    """Show a sentence below a live cell, as what comes after its outputs: those are compared; else on stderr."""
-    if not hasattr(get_ipython(), "kernel"):
-        print(sentence, file=sys.stderr)
-    elif not static_mode():
-        display({}, raw=True, display_id=True).update({"text/plain": sentence}, raw=True)

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from moe_lessons.analysis import timing
+from moe_lessons.analysis import busy
 from moe_lessons.analysis.inference import decode_speed
+from moe_lessons.analysis.timing import take_turns
 from moe_lessons.nn import LanguageModel, TransformerConfig
 
 SAID = "of this machine: do not trust these times."
@@ -38,7 +39,7 @@ def busy_processes():
 def test_beside_busy_programs_it_is_said_once(capsys):
     model = LanguageModel(TransformerConfig(num_layers=1, num_experts=2))
     with busy_processes():
-        timing.take_turns([lambda: time.sleep(0.1)], repeats=3)
+        take_turns([lambda: time.sleep(0.1)], repeats=3)
         said = capsys.readouterr().err
         assert said.startswith("Another program takes ") and said.count(SAID) == 1
         decode_speed({"model": model}, (1, 2, 4), repeats=20)  # in three rounds
@@ -47,8 +48,8 @@ def test_beside_busy_programs_it_is_said_once(capsys):
 
 def test_of_ones_own_work_nothing_is_said(monkeypatch, capsys):
     times = namedtuple("times", "user guest idle")  # a machine on which only this process works
-    monkeypatch.setattr(timing.psutil, "cpu_times", lambda: times(time.process_time(), 0.0, time.monotonic()))
-    with timing.watching_others():
+    monkeypatch.setattr(busy.psutil, "cpu_times", lambda: times(time.process_time(), 0.0, time.monotonic()))
+    with busy.watching_others():
         torch.randn(500, 500) @ torch.randn(500, 500)
         work(0.3)
     assert capsys.readouterr().err == ""
@@ -59,10 +60,10 @@ def test_in_a_notebook_it_stands_below_the_cell_and_in_no_output_that_is_compare
     shown, updates = [], []
     handle = namedtuple("handle", "update")(lambda data, raw: updates.append(data))
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if is_static else "")
-    monkeypatch.setattr(timing, "get_ipython", lambda: namedtuple("shell", "kernel")(1))
-    monkeypatch.setattr(timing, "display", lambda data, **options: shown.append(data) or handle)
-    monkeypatch.setattr(timing, "_seconds_of_others", iter([0.0, 1e6]).__next__)
-    with timing.watching_others():
-        time.sleep(timing.SHORT + 0.05)
+    monkeypatch.setattr(busy, "get_ipython", lambda: namedtuple("shell", "kernel")(1))
+    monkeypatch.setattr(busy, "display", lambda data, **options: shown.append(data) or handle)
+    monkeypatch.setattr(busy, "_seconds_of_others", iter([0.0, 1e6]).__next__)
+    with busy.watching_others():
+        time.sleep(busy.SHORT + 0.05)
     assert (shown, len(updates)) == (([], 0) if is_static else ([{}], 1))
     assert all(SAID in data["text/plain"] for data in updates)
