@@ -390,6 +390,13 @@ async def test_an_interrupt_pauses_all_and_ends_the_cell_that_waits_and_nothing_
 
 
 @on_a_loop
+async def test_an_interrupt_in_a_step_pauses_it_though_no_cell_waits():
+    view = make_view(Task({5: interrupt}), play=ENDLESS)
+    await until(lambda: not view.running)
+    assert view.step == 5 and "Interrupted" in words(view)
+
+
+@on_a_loop
 async def test_who_waits_with_a_time_limit_stops_waiting_and_the_training_goes_on():
     view = make_view(play=ENDLESS)
     assert await in_a_kernel(asyncio.wait_for(view.finished(), 0.1)) == "TimeoutError"
