@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.analysis.busy import watching_others
 from moe_lessons.analysis.counting import flops_per_token, used_size
 from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
@@ -55,7 +56,7 @@ def decode_speed(
     check_batch_sizes(batch_sizes)
     rows, vocab_size = [], min(model.config.vocab_size for model in values)
     generator = torch.Generator().manual_seed(check_seed(seed))
-    with torch_threads(1), evaluating(*values):
+    with torch_threads(1), evaluating(*values), watching_others():
         for batch in bar(batch_sizes, "batch sizes"):
             ids, steps = torch.randint(vocab_size, (batch, length), generator=generator), []
             for model in values:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.analysis.busy import watching_others
 from moe_lessons.nn import torch_threads
 from moe_lessons.support.errors import check_positive_int
 
@@ -39,6 +40,7 @@ def paired_ratio(a: Callable[[], object], b: Callable[[], object], repeats: int 
     return Ratio.of(*take_turns([a, b], repeats))
 
 
+@watching_others()
 def take_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
     """Measure the milliseconds of each function in each of `repeats` rounds, in which each is called once, in order."""
     check_positive_int("repeats", repeats)

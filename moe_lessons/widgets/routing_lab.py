@@ -44,10 +44,10 @@ class RoutingLab(Lab):
     STOPS = {"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)}
     SETTINGS = (*FIELDS, *TRAINING)
     USUAL = {"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600} | FIELDS | KNOBS_AT_FIRST
-    USUAL |= {"layer": 0, "seed": 0, "threads": 2, "batch_size": 32}
+    USUAL |= {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32}
 
     def __init__(
-        self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer=0, seed=0, threads=2,
+        self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer=0, seed=0, threads=1,
         batch_size=32, play=0, max_steps=600, **settings: Any,
     ):  # fmt: skip
         if config is not None and not isinstance(config, TransformerConfig):
@@ -116,7 +116,7 @@ class RoutingLab(Lab):
 
     def reading(self) -> str:
         """The expert that each domain goes to most."""
-        shares = expert_shares(self.traced, "domain", self.layer)
+        shares = self.read(f"shares {self.layer}", lambda: expert_shares(self.traced, "domain", self.layer))
         most = [f"{name} → {share.idxmax()} ({share.max():.0%})" for name, share in shares.iterrows()]
         return f"Where most of each domain goes: {', '.join(most)}."
 

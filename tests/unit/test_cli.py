@@ -1,6 +1,7 @@
 """``python -m moe_lessons`` and its lab command, without starting a server (tests/browser does that)."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -53,7 +54,7 @@ def test_the_app_says_what_it_needs(monkeypatch, capsys):
 def started(monkeypatch):
     """The arguments with which JupyterLab was started, each time."""
     calls = []
-    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "/mine")  # which is changed, and restored with this
+    monkeypatch.setattr(os, "environ", os.environ | {"JUPYTER_CONFIG_PATH": "/mine"})  # a copy, which is changed
     monkeypatch.setattr("jupyterlab.labapp.LabApp.launch_instance", calls.append)
     return calls
 
@@ -82,6 +83,13 @@ def test_without_a_checkout_lab_copies_the_lessons_and_opens_them(tmp_path, monk
     mine.unlink()
     assert lab.main() == 0 and f"--ServerApp.root_dir={mine.parent}" in started[-1]
     assert mine.is_file() and capsys.readouterr().out == f"{lab.FIRST} is a fresh copy: it was missing.\n"
+
+
+def test_kernels_keep_the_memory_of_a_step_unless_you_have_set_it(monkeypatch, tmp_path, started):
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000")
+    lab.main([str(tmp_path)])
+    assert (os.environ["MALLOC_TRIM_THRESHOLD_"], os.environ["MALLOC_MMAP_THRESHOLD_"]) == ("1000000000", "1000")
 
 
 def test_a_folder_that_is_named_is_the_learners_also_beside_a_checkout(tmp_path, started):
