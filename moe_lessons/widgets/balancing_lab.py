@@ -122,6 +122,10 @@ class BalancingLab(Lab):
         if self.behind > 1 and not self.loop.playing:
             self.play(self.behind)
 
+    def close(self) -> None:
+        super().close()
+        self.tiles, self._trunk = {}, None
+
     # --- training ---
 
     @property
