@@ -21,23 +21,19 @@ COMMANDS = {  # each is the main(argv) of the module of its name; --help after i
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 2 if there is none of that name."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    lines = [f"  {command:<8} {about}" for command, about in COMMANDS.items()]
+    overview = "\n".join(["python -m moe_lessons COMMAND (or --version, or COMMAND --help)", "", *lines])
     if name in ("--help", "-h"):
-        print(overview())
+        print(overview)
     elif name == "--version":
         print(f"moe_lessons {__version__}")
     elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
         return importlib.import_module(f"moe_lessons.commands.{name}").main(rest) or 0
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
-        print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview()}", file=sys.stderr)
+        print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview}", file=sys.stderr)
         return 2
     return 0
-
-
-def overview() -> str:
-    """Each command with its line."""
-    lines = [f"  {name:<8} {about}" for name, about in COMMANDS.items()]
-    return "\n".join(["python -m moe_lessons COMMAND (or --version, or COMMAND --help)", "", *lines])
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ GROUPS = {  # name -> where its tests are
     "notebooks": ("notebooks", "tests/notebooks"),  # each lesson runs, and shows what is stored
     "browser": ("tests/browser",),
 }
-PYTEST = ["pytest", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
+PYTEST = ["pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
+PYTEST += ["-p", "tests.how_far", "--durations=15"]  # a line now and then; at the end what took longest
 PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits of what is measured are not compared
 STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
@@ -68,7 +69,7 @@ def main(names: list[str]) -> int:
 
 
 def read_report() -> Iterator[tuple[str, str]]:
-    """Of each test: where it is, and 'passed', 'failed' or 'skipped'."""
+    """Read of each test where it is, and 'passed', 'failed' or 'skipped'."""
     for case in ElementTree.parse(REPORT).iter("testcase"):
         found = {child.tag for child in case}
         outcome = "failed" if found & {"failure", "error"} else "skipped" if "skipped" in found else "passed"
@@ -76,7 +77,7 @@ def read_report() -> Iterator[tuple[str, str]]:
 
 
 def run(*command: str, environment: dict[str, str] = ENVIRONMENT) -> int:
-    """The exit code of a module of Python. An interrupt ends it, too."""
+    """Run a module of Python and return its exit code. An interrupt ends it, too."""
     process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment)
     try:
         return process.wait()

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.hub import Lens
 from moe_lessons.hub.models import FIELDS, convert_model
 from moe_lessons.nn import (
     DISPATCH,
@@ -26,7 +25,6 @@ from moe_lessons.nn import (
 
 PASSES = FORWARD, TRAINING = "forward", "forward + backward"
 AUTO, MIXTURE = "MoE, auto", "MoE"
-BARE, WATCHED = "without a lens", "under the lens"
 HF_WAYS = ("eager", "grouped_mm")  # of transformers, to run the experts
 HF_WAYS_FEW_TOKENS = (*HF_WAYS, "batched_mm")  # which copies the weights of every assignment
 
@@ -52,7 +50,7 @@ class Case:
 
 
 def all_cases(quick: bool = False) -> list[Case]:
-    """The cases in the order of the table. quick: only small ones."""
+    """Return the cases in the order of the table. quick: only small ones."""
     layers = [PLAYGROUND, COARSE, FINE, SPARSE]
     growing = [COARSE._replace(E=E) for E in (8, 16, 32, 64)]
     blocks = [Layer(E, 2, T, 256, 128) for E in (8, 64) for T in (4, 64, 512, 4096)]
@@ -72,20 +70,17 @@ def all_cases(quick: bool = False) -> list[Case]:
         for c in configs:
             sizes = f"L={c.num_layers}, D={c.d_model}, F={c.d_ff}, E={c.num_experts}, K={c.top_k}"
             cases.append(Case(f"{make.__name__}, LanguageModel({sizes})", MIXTURE, partial(make, c)))
-    for num_tokens in (1, 1024) if transformers_version() else ():
-        name = f"forward, HF Mixtral(L=3, D=64), T={num_tokens}"
-        cases.append(Case(name, BARE, partial(beside_the_lens, SMALL_MODEL, num_tokens), 1))
     return cases
 
 
 def make_layer(layer: Layer) -> tuple[MoE, Tensor]:
-    """A layer and its tokens (T, D), the same on every call; the router sends about as many to each expert."""
+    """Make a layer and its tokens (T, D), the same on every call; the router sends about as many to each expert."""
     with seeded(0):
         return MoE(layer.D, layer.F, layer.E, layer.K), torch.randn(layer.T, layer.D)
 
 
 def each_way(layer: Layer, which: str) -> Calls:
-    """The layer with 'auto' and in each way of `DISPATCH`, beside the dense FFN of equal active size."""
+    """Run the layer with 'auto' and in each way of `DISPATCH`, beside the dense FFN of equal active size."""
     moe, x = make_layer(layer)
     calls = {EQUAL_ACTIVE: one_pass(dense_twin(moe, "active"), x, which), AUTO: one_pass(moe, x, which)}
     for way in DISPATCH:
@@ -96,12 +91,12 @@ def each_way(layer: Layer, which: str) -> Calls:
 
 
 def more_experts(layers: list[Layer], which: str) -> Calls:
-    """Layers of which only the number of experts grows, with 'auto'."""
+    """Run layers of which only the number of experts grows, with 'auto'."""
     return {f"E={layer.E}": one_pass(*make_layer(layer), which) for layer in layers}
 
 
 def beside_hf(layer: Layer, which: str) -> Calls:
-    """The layer with 'auto', and Hugging Face's block with the same weights."""
+    """Run the layer with 'auto', and Hugging Face's block with the same weights."""
     sizes = {"d_model": layer.D, "d_ff": layer.F, "num_experts": layer.E, "top_k": layer.K}
     models, theirs = make_models(TransformerConfig(num_layers=1, **sizes))
     x = make_layer(layer)[1][None]  # (1, T, D)
@@ -111,7 +106,7 @@ def beside_hf(layer: Layer, which: str) -> Calls:
 
 
 def one_pass(layer: nn.Module, x: Tensor, which: str) -> Callable[[], tuple[Tensor, ...]]:
-    """A function that runs the layer once: for y, without gradients, or for the gradients of x and of all weights."""
+    """Make a function that runs the layer once: for y, without gradients, or for the gradients of x and all weights."""
 
     def forward() -> Tensor:
         out = layer(x)
@@ -125,7 +120,7 @@ def one_pass(layer: nn.Module, x: Tensor, which: str) -> Callable[[], tuple[Tens
 
 
 def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageModel], nn.Module | None]:
-    """Our model and its dense twins, by name, and Hugging Face's with the same weights (None without transformers)."""
+    """Make our model and its twins, by name, and Hugging Face's with the same weights (None without transformers)."""
     with seeded(0):
         theirs = hf_model(config, **more) if transformers_version() else None
         moe = convert_model(theirs) if theirs else LanguageModel(config)
@@ -133,7 +128,7 @@ def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageMo
 
 
 def training(config: TransformerConfig, num_sequences: int = 32, num_tokens: int = 64) -> Calls:
-    """Training steps on B sequences of T tokens: the mixture, its dense twins, and Hugging Face's model."""
+    """Make training steps on B sequences of T tokens: the mixture, its dense twins, and Hugging Face's model."""
     models, theirs = make_models(config, output_router_logits=True)
     with seeded(0):
         ids = torch.randint(config.vocab_size, (num_sequences, num_tokens + 1))
@@ -142,7 +137,7 @@ def training(config: TransformerConfig, num_sequences: int = 32, num_tokens: int
 
 
 def training_step(model: nn.Module, ids: Tensor) -> Callable[[], None]:
-    """Forward, backward and AdamW, with the auxiliary loss where there is one."""
+    """Make a step: forward, backward and AdamW, with the auxiliary loss where there is one."""
     x, y = ids[:, :-1].contiguous(), ids[:, 1:].flatten()
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-6, fused=True)  # so small that routing stays
 
@@ -162,7 +157,7 @@ def training_step(model: nn.Module, ids: Tensor) -> Callable[[], None]:
 
 
 def decoding(config: TransformerConfig) -> Calls:
-    """Writing tokens, one by one behind a prompt of one, with a KV cache: the same models as in `training`.
+    """Write tokens, one by one behind a prompt of one, with a KV cache: the same models as in `training`.
 
     They are sampled, and the head has weights of its own: else an untrained model writes one token again and again,
     and finds its experts in the processor's cache.
@@ -175,18 +170,8 @@ def decoding(config: TransformerConfig) -> Calls:
     return calls | in_each_way(theirs, lambda: partial(theirs.eval().generate, ids, **how), HF_WAYS_FEW_TOKENS)
 
 
-def beside_the_lens(config: TransformerConfig, num_tokens: int) -> Calls:
-    """A forward of Hugging Face's model on one sequence of T tokens, and the same with a `Lens` on it."""
-    with seeded(0):
-        bare, ids = hf_model(replace(config, max_positions=num_tokens)).eval(), torch.arange(num_tokens)[None] % 256
-    watched = copy.deepcopy(bare)
-    Lens(watched, keep=1).__enter__()  # it stays on for as long as the model is there
-    models = {BARE: bare, WATCHED: watched}
-    return {name: torch.no_grad()(partial(model, ids, use_cache=False)) for name, model in models.items()}
-
-
 def transformers_version() -> str | None:
-    """The version of transformers, if one is installed that lets the experts run in several ways (5.18 or newer)."""
+    """Return the version of transformers, if one lets the experts run in several ways (5.18 or newer)."""
     try:
         import transformers.integrations.moe
     except ImportError:
@@ -195,7 +180,7 @@ def transformers_version() -> str | None:
 
 
 def hf_model(config: TransformerConfig, **more) -> nn.Module:
-    """`MixtralForCausalLM` of the same sizes. more: other fields of `MixtralConfig`."""
+    """Make a `MixtralForCausalLM` of the same sizes. more: other fields of `MixtralConfig`."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     sizes = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
@@ -203,7 +188,7 @@ def hf_model(config: TransformerConfig, **more) -> nn.Module:
 
 
 def in_each_way(model: nn.Module | None, make: Callable[[], Callable], ways: tuple[str, ...] = HF_WAYS) -> Calls:
-    """What `make` makes of a Hugging Face `model`, with each of these implementations of its experts."""
+    """Run what `make` makes of a Hugging Face `model` in each of these implementations of its experts."""
     call = make() if model else None
 
     def run(way: str) -> object:

@@ -1,7 +1,7 @@
 """``make render`` (``python -m tools.render``): execute the lessons afresh and store what a static page shows of them.
 
-Then draw the pictures of the README, unless lessons were named. A rendered notebook depends on its source and the
-versions installed, not on when or where it was made.
+Then draw the pictures of the README and write the tables of lessons, unless lessons were named. A rendered notebook
+depends on its source and the versions installed, not on when or where it was made.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
 from moe_lessons.support.data import PACKAGE
-from tools import pictures
+from tools import pictures, tables
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] = ()) -> int:
             print(f"is unchanged: {error}", flush=True)
     if paths and not notebooks:
         pictures.main()
+        tables.main()
     return 1 if refused or not paths else 0
 
 
@@ -72,3 +73,7 @@ def render(path: Path) -> None:
             raise ValueError(f"a live widget is shown although MOE_LESSONS_STATIC is 1, by the cell\n{cell.source}")
     notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -9,12 +9,11 @@ from moe_lessons.analysis.inference import (
     decode_speed,
     distinct_experts,
     measure_machine,
-    roofline_points,
     union_law,
 )
 from moe_lessons.analysis.links import Link, fit_link
-from moe_lessons.analysis.load import balance_by_layer, describe_load, load_statistics
-from moe_lessons.analysis.planner import Plan, plan
+from moe_lessons.analysis.load import balance_by_layer, load_statistics
+from moe_lessons.analysis.planner import plan
 from moe_lessons.analysis.results import load_results
 from moe_lessons.analysis.systems import check_published
 from moe_lessons.analysis.timing import Ratio, paired_ratio

@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.nn import FeedForward, seeded
-from moe_lessons.support.errors import check_choice, check_positive_int
+from moe_lessons.support.errors import check_choice
 from moe_lessons.training import PlaneSetting, Record, Run, plane_model
 
+NUM_POINTS = 2048  # that a push is summed over
 # what learns, and the part of the block that stands still meanwhile
 LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
 
 
 class WatchedRun(Run):
-    """A `Run` of a `PlaneClassifier` that also keeps, for each step (E,), the norms of the gradients.
+    """Is a `Run` of a `PlaneClassifier` that also keeps, for each step (E,), the norms of the gradients.
 
     expert_gradients: of each expert's weights. router_gradients: of its row of the router. 0 for what stands still.
     """
+
+    has_checkpoints = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -42,13 +45,7 @@ class WatchedRun(Run):
 
 
 def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None) -> WatchedRun:
-    """The mixture of `training.plane_runs`, watched. `learns`: a name of `LEARNS`; the other part stands still.
-
-    >>> run = watched_run(PlaneSetting(), learns="experts only")
-    >>> _ = run.step()
-    >>> float(run.router_gradients[0].max()), bool(run.expert_gradients[0].min() > 0)
-    (0.0, True)
-    """
+    """Make the mixture of `training.plane_runs`, watched. `learns`: a name of `LEARNS`; the other part stands still."""
     still = LEARNS[check_choice("learns", learns, LEARNS)]
     model, task = plane_model(setting, seed, block)
     if still:
@@ -59,32 +56,21 @@ def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block
 
 
 def gradient_norms(weights: Iterable[Tensor]) -> np.ndarray:
-    """(E,): the norm of each expert's gradient. Each of the weights has the experts along its first dimension."""
+    """Give the norm of each expert's gradient (E,). Each of the weights has the experts along its first dimension."""
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
     return sum(gradient.flatten(1).square().sum(dim=1) for gradient in gradients).sqrt().cpu().numpy()
 
 
 class Pushes(NamedTuple):
-    """How the task pulls at the score of each expert: minus the gradient of the loss, summed over tokens. Above 0: up.
+    """Says how the task pulls at the score of each expert (E,): minus the gradient of the loss, summed over tokens."""
 
-    own: by the tokens that the expert serves; others: by all the others, both (E,).
-    """
-
-    own: np.ndarray
-    others: np.ndarray
+    own: np.ndarray  # by the tokens that the expert serves; above 0: up
+    others: np.ndarray  # by all the others
 
 
-def score_pushes(run: Run, num: int = 2048) -> Pushes:
-    """Where one step on `num` held-out points would push the router's scores. Nothing is trained.
-
-    A noisy router is read with its noise, which is the same each time.
-
-    >>> own, others = score_pushes(watched_run(PlaneSetting()))
-    >>> own.shape, others.shape
-    ((8,), (8,))
-    """
-    check_positive_int("num", num)
-    x, y = run.task.batch(num, torch.Generator().manual_seed(run.seed + 1_000_003))
+def score_pushes(run: Run) -> Pushes:
+    """Say where one step on held-out points would push the router's scores. Its noise is the same each time."""
+    x, y = run.task.batch(NUM_POINTS, torch.Generator().manual_seed(run.seed + 1_000_003))
     with seeded(run.seed + 1_000_005):
         logits, (routing,) = run.model(x.to(run.device))
     loss = F.cross_entropy(logits, y.to(run.device))
@@ -98,17 +84,15 @@ def score_pushes(run: Run, num: int = 2048) -> Pushes:
 def practise(run: Run, expert: int, steps: int = 20) -> None:
     """Give one expert of a run a head start: it alone trains for `steps` steps, on points from everywhere.
 
-    It works as the only expert, with weight 1, on other batches than the run will see; embedding, head, router and all
-    other experts stand still.
+    It works as the only expert, with weight 1, on other batches than the run will see; all else stands still.
     """
     experts = run.model.block.experts
     if expert not in range(experts.num_experts):
         raise ValueError(f"expert must be between 0 and {experts.num_experts - 1}, got {expert!r}")
-    check_positive_int("steps", steps)
     alone = copy.deepcopy(run.model).requires_grad_(False)
     alone.block = FeedForward(experts.d_model, experts.d_ff, experts.activation)  # one expert alone is a dense FFN
     alone.block.load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
-    training = Run(alone, run.task, lr=run.knobs.lr, seed=run.seed + 500_009, device=run.device)
+    training = Run(alone, run.task, lr=run.knobs.lr, seed=run.seed + 500_009)
     for _ in range(steps):
         training.step()
     with torch.no_grad():

@@ -1,7 +1,4 @@
-"""What a model costs: parameters in memory, parameters at work for a token, and FLOPs.
-
-A FLOP is a floating-point operation: a multiply or an add.
-"""
+"""What a model costs: parameters in memory, parameters at work for a token, and FLOPs (multiplies and adds)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -16,7 +13,7 @@ from moe_lessons.support.errors import check_choice, check_count, check_number, 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """`total`: all parameters, what memory must hold. `active`: those that one token uses."""
+    """Counts all parameters (`total`), what memory must hold, and those that one token uses (`active`)."""
 
     total: int
     active: int
@@ -37,15 +34,11 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
 
 def flops_per_token(module: nn.Module, training: bool = False) -> int:
-    """FLOPs of the matrix products for one token: a multiply and an add for each active weight in a matrix.
+    """Count the FLOPs of the matrix products for one token: a multiply and an add for each active weight in a matrix.
 
-    With `training`, forward and backward: 3 × the forward, since the backward makes two products of the same size, for
-    the gradients of the weight and of the input. Counted though not always computed: the gradient of the first layer's
-    input, and a router's noise.
-
-    Left out: activations, norms, softmax, top-k, biases, the embedding look-up (no product), attention scores (no
-    weights: see `TransformerShape.flops_per_token`), and the optimizer. Raises ValueError for a `SoftMoE`, where the
-    cost of a token depends on how many share the slots.
+    With `training` 3 × as many: backward makes two products of the same size. Left out: activations, norms, softmax,
+    top-k, biases, the embedding look-up, attention scores (see `TransformerShape.flops_per_token`), and the optimizer.
+    ValueError for a `SoftMoE`, where the cost of a token depends on how many share the slots.
     """
     if any(isinstance(part, SoftMoE) for part in module.modules()):
         raise ValueError("module must have a cost for each token, got a SoftMoE, whose cost is one for each slot")
@@ -58,10 +51,7 @@ def flops_per_token(module: nn.Module, training: bool = False) -> int:
 
 
 def used_size(module: nn.Module, sizes: Mapping[int, int], experts_used: Callable[[nn.Module], float]) -> float:
-    """The sum of the sizes of weights, given by their id, of which a mixture uses the share `experts_used`(moe) / E.
-
-    Raises ValueError for a mixture that does not keep its experts in `experts`.
-    """
+    """Sum the sizes of weights, given by their id, of which a mixture uses the share `experts_used`(moe) / E."""
     used = sum(sizes.values())
     for moe in module.modules():
         if is_moe(moe):
@@ -74,12 +64,11 @@ def used_size(module: nn.Module, sizes: Mapping[int, int], experts_used: Callabl
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """The sizes of a decoder-only transformer in the style of Mixtral (arXiv:2401.04088, table 1).
+    """Has the sizes of a decoder-only transformer in the style of Mixtral (arXiv:2401.04088, table 1).
 
     Every layer has attention with grouped key/value heads and a feed-forward block: one FFN where num_experts is 1,
-    else a router and num_experts FFNs of width d_ff, of which a token uses top_k. `shared_experts` more FFNs of the
-    same width serve every token. An FFN has three matrices (SwiGLU: gate, up, down). No biases; two norms a layer and
-    one at the end. tied_embedding: the head uses the weights of the embedding. ValueError for sizes that cannot be.
+    else a router and num_experts FFNs of width d_ff, of which a token uses top_k. `shared_experts` more serve every
+    token. An FFN has three matrices (SwiGLU). No biases; two norms a layer and one at the end.
 
     >>> TransformerShape(32000, 4096, 32, 32, 8, 128, 14336, num_experts=8, top_k=2).count
     ParameterCount(total=46702792704, active=12879925248)
@@ -106,7 +95,7 @@ class TransformerShape:
             raise ValueError(f"num_kv_heads must divide num_heads ({self.num_heads}), got {self.num_kv_heads}")
 
     def parameters(self) -> dict[str, ParameterCount]:
-        """Where the parameters are. A dense FFN stands under 'experts': it is one expert, and always used."""
+        """Say where the parameters are. A dense FFN stands under 'experts': it is one expert, and always used."""
         D, L = self.d_model, self.num_layers
         expert = 3 * L * D * self.d_ff  # one in each layer
         sizes = {
@@ -128,11 +117,9 @@ class TransformerShape:
         return ParameterCount(sum(part.total for part in parts), sum(part.active for part in parts))
 
     def flops_per_token(self, context_length: int = 0) -> int:
-        """FLOPs of one token's forward pass with attention over `context_length` tokens.
-
-        2 for each active weight in a matrix: all but the norms and the embedding, a look-up. Then, for each layer, head
-        and token of the context, 2·head_dim for the score q·k, and as much for adding the values.
-        """
+        """Count the FLOPs of one token's forward pass with attention over `context_length` tokens: 2 for each active
+        weight in a matrix, and for each layer, head and token of the context 2·head_dim for q·k, and as much for the
+        values."""
         check_number("context_length", context_length)
         parts = self.parameters()
         layers = sum(parts[name].active for name in ("attention", "router", "experts", "shared experts"))
@@ -140,22 +127,16 @@ class TransformerShape:
         return 2 * (layers + head) + 4 * self.num_layers * self.num_heads * self.head_dim * context_length
 
     def dense_twin(self, match: str = "active") -> "TransformerShape":
-        """The same model with dense FFNs as wide as the experts that a token uses, or as all ('total')."""
+        """Make the same model with dense FFNs as wide as the experts that a token uses, or as all ('total')."""
         used = self.top_k if check_choice("match", match, ("active", "total")) == "active" else self.num_experts
         return replace(self, d_ff=(used + self.shared_experts) * self.d_ff, num_experts=1, top_k=1, shared_experts=0)
 
     def memory_gb(self) -> float:
-        """Gigabytes (10⁹ bytes) for all parameters and nothing else, 2 bytes for each (bfloat16)."""
+        """Count the gigabytes (10⁹ bytes) for all parameters, 2 bytes for each (bfloat16)."""
         return 2 * self.count.total / 1e9
 
     def kv_cache_gb(self, context_length: int) -> float:
-        """Gigabytes for the keys and values of one text of `context_length` tokens, 2 bytes for each number.
-
-        Of each token, layer and key/value head: a key and a value of head_dim numbers. The experts have none of it.
-
-        >>> round(MODEL_SHAPES["Mixtral 8x7B"].kv_cache_gb(131072), 1)
-        17.2
-        """
+        """Count the gigabytes for the keys and values of one text of `context_length` tokens, 2 bytes a number."""
         check_number("context_length", context_length)
         return 2 * 2 * self.num_layers * self.num_kv_heads * self.head_dim * context_length / 1e9
 
@@ -171,6 +152,6 @@ MODEL_SHAPES: dict[str, TransformerShape] = {
 
 
 def published_models() -> pd.DataFrame:
-    """Published mixtures of experts, largest total first; data/README.md says what is counted and how."""
+    """Read published mixtures of experts, largest total first; data/README.md says what is counted and how."""
     frame = pd.read_csv(data_path("published_models.csv")).fillna({"note": ""})
     return frame.sort_values("total_params", ascending=False, ignore_index=True)

@@ -9,10 +9,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class EffectiveWidth:
-    """The `width` of the dense FFN that is as good as a mixture, and the lowest and the highest that one seed gives.
+    """Says the `width` of the dense FFN that is as good as a mixture, and the lowest and highest that one seed gives.
 
-    A mixture that is better than the widest dense model of the family has `inf`, one that is worse than the narrowest
-    has 0: nothing is said about widths that were not trained. `family`: the narrowest and the widest of these.
+    It is `inf` for a mixture better than the widest dense model of the `family`, 0 for one worse than the narrowest.
     """
 
     width: float
@@ -21,12 +20,12 @@ class EffectiveWidth:
     family: tuple[int, int]
 
     def times(self, width: float) -> "EffectiveWidth":
-        """How many times as wide as `width`: of the active width K·F, what the idle experts are worth."""
+        """Say it in multiples of `width`: of K·F, what the idle experts are worth."""
         narrow, wide = self.family
         return EffectiveWidth(self.width / width, self.low / width, self.high / width, (narrow / width, wide / width))
 
     def __str__(self) -> str:
-        """As '490 (430 to 560)', as 'above 512' where nothing in the family is as good, or with both in one."""
+        """Say it as '490 (430 to 560)', or 'above 512' where nothing in the family is as good, or both in one."""
         if self.low == self.high:  # both outside, on the same side
             return self._say(self.width)
         return f"{self._say(self.width)} ({self._say(self.low)} to {self._say(self.high)})"
@@ -38,15 +37,12 @@ class EffectiveWidth:
 
 
 def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
-    """The width at which the dense models of a family are as good as a mixture.
+    """Find the width at which the dense models of a family are as good as a mixture.
 
-    family: for each width of the dense FFN the quality that its seeds reached, each model at its own best rate.
-    mixture: the quality of the mixture with the same seeds, in the same order. More is better: of losses give the
-    negative.
-
-    The means of the seeds are joined by straight lines over the logarithm of the width (with their running maximum,
-    where a wider model is worse by chance); the width is where the mean of the mixture lies on them. The interval has
-    what each seed gives by itself: its mixture among its dense models, which saw the same data.
+    family: for each width of the dense FFN the quality that its seeds reached; mixture: its quality with the same
+    seeds. More is better. The means of the seeds are joined by straight lines over the logarithm of the width (with
+    their running maximum); the width is where the mean of the mixture lies on them. The interval has what each seed
+    gives by itself.
 
     >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32], 256: [0.7, 0.72]}, [0.5, 0.56]))
     187 (181 to 194)
@@ -54,11 +50,9 @@ def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[flo
     above 128
     """
     widths = sorted(family)
-    if len(widths) < 2 or widths[0] <= 0:
-        raise ValueError(f"family must have at least two widths above 0, got {list(family)}")
     counts = [len(mixture), *(len(family[width]) for width in widths)]
-    if len(set(counts)) > 1 or not counts[0]:
-        raise ValueError(f"mixture and each width of the family must have as many seeds, one or more, got {counts}")
+    if len(widths) < 2 or len(set(counts)) > 1 or not counts[0]:
+        raise ValueError(f"family must have two widths or more, with as many seeds as the mixture, got {counts}")
     curves, reached = np.array([family[width] for width in widths], float), np.asarray(mixture, float)  # (W, S), (S,)
     if not (np.isfinite(curves).all() and np.isfinite(reached).all()):
         raise ValueError("family and mixture must have finite qualities, got others: leave out the runs that diverged")
@@ -68,12 +62,10 @@ def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[flo
 
 
 def _width_at(widths: Sequence[int], curve: np.ndarray, quality: float) -> float:
-    """The least width at which a curve (W,), made monotone, reaches this quality."""
+    """Find the least width at which a curve (W,), made monotone, reaches this quality."""
     curve = np.maximum.accumulate(curve)
     i = int(np.searchsorted(curve, quality))  # the first that is as good
-    if quality < curve[0] or i == len(curve):
-        return math.inf if i else 0.0
-    if i == 0:
-        return float(widths[0])
+    if i in (0, len(curve)):
+        return math.inf if i else float(widths[0]) * (quality == curve[0])
     share = (quality - curve[i - 1]) / (curve[i] - curve[i - 1])
     return float(widths[i - 1] ** (1 - share) * widths[i] ** share)

@@ -1,7 +1,6 @@
 """How fast language models write, and what limits them: the weights that are read, or the arithmetic.
 
-Decoding: each step takes one token of each of B sequences through the model, with the keys and values of the earlier
-ones in a cache. A step reads every weight that it needs once, however many tokens share it. All is timed on one thread.
+A step of decoding takes one token of each of B sequences through the model. All is timed on one thread.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.analysis.busy import watching_others
 from moe_lessons.analysis.counting import flops_per_token, used_size
 from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
-from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k, is_whole
+from moe_lessons.support.errors import check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.training import bar
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
-WIDTH = 512  # of the matrices that measure a machine, and of the models of lesson 07
+DRAWS = 200  # decoding steps over which different experts are counted
+WIDTH, MEGABYTES = 512, 256  # of the matrices that measure a machine: many more bytes than its caches hold
 
 
 @torch.inference_mode()
@@ -34,31 +35,28 @@ def decode_speed(
     repeats: int = 5,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Tokens per second of each model in decoding: a row for each batch size and model.
+    """Measure the tokens per second of each model in decoding: a row for each batch size and model.
 
     batch: how many sequences are written at once, B. tokens_per_second: of all B together, the median over `repeats`.
-    speedup: how many times as many as the last model has, the median of the ratios within a round; `low` and `high`
-    are their quartiles.
+    speedup: how many times as many as the last model has, the median of the ratios within a round, with its quartiles.
 
     In a round each model reads num_tokens bytes, drawn from `seed`, in each sequence behind a prompt, one step after
     the other. The median step counts: the first may find the weights of another model in the processor's cache.
-
-    Raises ValueError for models that are none or cannot decode with a cache, and for sizes that are none or too large.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
     [1.0, 1.0]
     """
-    values = models.values() if isinstance(models, Mapping) else [models]
-    if not values or not all(isinstance(model, LanguageModel) for model in values):
+    if not isinstance(models, Mapping) or not models:
         raise ValueError(f"models must be a dict of names and LanguageModels, got {models!r}")
+    values = models.values()
     for model in values:
         check_decodes(model)
     length = check_positive_int("prompt_length", prompt_length) + check_positive_int("num_tokens", num_tokens)
     check_batch_sizes(batch_sizes)
     rows, vocab_size = [], min(model.config.vocab_size for model in values)
     generator = torch.Generator().manual_seed(check_seed(seed))
-    with torch_threads(1), evaluating(*values):
+    with torch_threads(1), evaluating(*values), watching_others():
         for batch in bar(batch_sizes, "batch sizes"):
             ids, steps = torch.randint(vocab_size, (batch, length), generator=generator), []
             for model in values:
@@ -81,15 +79,15 @@ def _step(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> None
 
 def check_decodes(model: LanguageModel) -> None:
     """Raise ValueError where the logits of a token depend on tokens that a decoding step does not have."""
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f"a model must be a LanguageModel, got {type(model).__name__}")
     if not model.causal:
         raise ValueError("a model must decode with a cache, got one whose routing of a token depends on other tokens")
 
 
 def union_law(num_experts: int, top_k: int, batch_size: int) -> float:
-    """How many different experts B tokens touch in a layer, on average: E·(1 - (1 - K/E)^B).
-
-    All B leave an expert alone with probability (1 - K/E)^B, if all experts are equally likely and the tokens choose
-    independently. Tokens that are alike agree more often, and a router may have favourites: both touch fewer experts.
+    """Say how many different experts B tokens touch in a layer, on average: E·(1 - (1 - K/E)^B), if all experts are
+    equally likely and the tokens choose independently. A router with favourites touches fewer.
 
     >>> [round(union_law(8, 2, batch), 1) for batch in (1, 2, 4, 8, 16)]
     [2.0, 3.5, 5.5, 7.2, 7.9]
@@ -100,19 +98,12 @@ def union_law(num_experts: int, top_k: int, batch_size: int) -> float:
 
 @torch.inference_mode()
 def distinct_experts(
-    model: LanguageModel, ids: Tensor, batch_sizes: Sequence[int] = BATCH_SIZES, *, draws: int = 200, seed: int = 0
+    model: LanguageModel, ids: Tensor, batch_sizes: Sequence[int] = BATCH_SIZES, seed: int = 0
 ) -> pd.DataFrame:
-    """How many different experts a decoding step touches: a row for each batch size and MoE layer.
+    """Count how many different experts a decoding step touches: a row for each batch size and MoE layer.
 
-    ids: sequences (N, T), N at least the largest batch size. A step of B takes B of them at one position; `distinct`
-    is the mean over `draws` such steps, drawn from `seed`. `union_law`: what independent, uniform choices would make.
-
-    Raises ValueError for a model without experts or that cannot decode with a cache, and for other batch sizes.
-
-    >>> from moe_lessons.nn import TransformerConfig
-    >>> model = LanguageModel(TransformerConfig(num_layers=1, num_experts=8, top_k=2))
-    >>> distinct_experts(model, torch.randint(256, (4, 16)), (1, 4)).batch.tolist()
-    [1, 4]
+    ids: sequences (N, T). A step of B takes B of them at one position; `distinct` is the mean over 200 such steps,
+    drawn from `seed`. `union_law`: what independent, uniform choices would make.
     """
     check_decodes(model)
     num_sequences, length = ids.shape
@@ -123,13 +114,13 @@ def distinct_experts(
         raise ValueError("model must contain a mixture of experts, got one without")
     rows, generator = [], torch.Generator().manual_seed(seed)
     for batch in batch_sizes:
-        chosen = torch.stack([torch.randperm(num_sequences, generator=generator)[:batch] for _ in range(draws)])
-        place = torch.randint(length, (draws, 1), generator=generator)
-        tokens = chosen * length + place  # (draws, B), as the routings count them
+        chosen = torch.stack([torch.randperm(num_sequences, generator=generator)[:batch] for _ in range(DRAWS)])
+        place = torch.randint(length, (DRAWS, 1), generator=generator)
+        tokens = chosen * length + place  # (DRAWS, B), as the routings count them
         for layer, routing in enumerate(routings):
             used = torch.zeros(routing.num_tokens, routing.num_experts, dtype=torch.bool)
             used[routing.token_idx.cpu(), routing.expert_idx.cpu()] = True
-            distinct = used[tokens].any(dim=1).sum(dim=1).double().mean().item()  # (draws, B, E) -> (draws, E)
+            distinct = used[tokens].any(dim=1).sum(dim=1).double().mean().item()  # (DRAWS, B, E) -> (DRAWS, E)
             rows.append((batch, layer, distinct, union_law(routing.num_experts, model.config.top_k, batch)))
     return pd.DataFrame(rows, columns=["batch", "layer", "distinct", "union_law"])
 
@@ -142,14 +133,13 @@ def check_batch_sizes(batch_sizes: Sequence[int], num_sequences: int = 2**31) ->
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine can do at best: read bytes_per_second from memory, and compute flops_per_second.
+    """Says what a machine can do at best: read bytes_per_second from memory, and compute flops_per_second.
 
     The roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009): a program that does I FLOPs for each byte
     that it reads, its arithmetic intensity, can reach min(flops_per_second, I · bytes_per_second) and no more.
 
-    >>> machine = Machine(bytes_per_second=10e9, flops_per_second=80e9)
-    >>> machine.ridge, machine.attainable(0.5), machine.attainable(100)
-    (8.0, 5000000000.0, 80000000000.0)
+    >>> Machine(bytes_per_second=10e9, flops_per_second=80e9).ridge
+    8.0
     """
 
     bytes_per_second: float
@@ -161,23 +151,15 @@ class Machine:
 
     @property
     def ridge(self) -> float:
-        """The intensity, in FLOPs per byte, from which on arithmetic is the limit and not memory."""
+        """The intensity, in FLOPs per byte, from which on arithmetic is the limit."""
         return self.flops_per_second / self.bytes_per_second
 
-    def attainable(self, intensity: float) -> float:
-        """The most FLOP/s at this intensity."""
-        return min(self.flops_per_second, intensity * self.bytes_per_second)
 
-
-def measure_machine(megabytes: int = 256, repeats: int = 8) -> Machine:
-    """What one thread of the CPU reaches in float32 with the two products that decoding is made of, the best of
-    `repeats`.
-
-    Reading: a matrix of `megabytes`, many more than its caches hold, times a vector: as in decoding at B = 1, each
-    weight is used once. Arithmetic: the product of two square matrices. Both have rows of 512 numbers; a processor
-    reads longer rows faster.
-    """
-    weights = torch.ones(check_positive_int("megabytes", megabytes) * 2**18 // WIDTH, WIDTH)  # zeros may take no memory
+def measure_machine(repeats: int = 8) -> Machine:
+    """Measure what one thread of the CPU reaches in float32 with the two products that decoding is made of, the best of
+    `repeats`: of a large matrix and a vector, as in decoding at B = 1, and of two square matrices. Both have rows of
+    512 numbers; a processor reads longer rows faster."""
+    weights = torch.ones(MEGABYTES * 2**18 // WIDTH, WIDTH)  # zeros may take no memory
     matrix, vector = torch.ones(WIDTH, WIDTH), torch.ones(WIDTH)
     with torch_threads(1):
         turns = [partial(torch.mv, weights, vector), partial(torch.mm, matrix, matrix)]
@@ -186,37 +168,30 @@ def measure_machine(megabytes: int = 256, repeats: int = 8) -> Machine:
 
 
 def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:
-    """Bytes of weights that a decoding step of B = batch_size tokens reads: each weight once.
+    """Count the bytes of weights that a decoding step of B = batch_size tokens reads: each weight once.
 
-    Of a mixture's experts, as many as the `union_law` expects. Not counted: the KV cache, and an embedding, which is
-    looked up, unless the head uses the same weights.
+    Of a mixture's experts, as many as the `union_law` expects. Not counted: the KV cache, and an embedding that only
+    looks up.
 
     >>> from moe_lessons.nn import MoE
     >>> [bytes_per_step(MoE(d_model=4, d_ff=16, num_experts=8, top_k=2), batch) for batch in (1, 2)]
     [1664.0, 2816.0]
     """
-    check_positive_int("batch_size", batch_size)
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
     sizes = {id(weight): weight.nbytes for part in parts for weight in part.parameters(recurse=False)}
     return used_size(model, sizes, lambda moe: union_law(moe.num_experts, moe.top_k, batch_size))
 
 
 def arithmetic_intensity(model: nn.Module, batch_size: int = 1) -> float:
-    """FLOPs for each byte of weights in a decoding step of B tokens (`flops_per_token`, `bytes_per_step`).
-
-    For a dense model in float32 about B/2: two FLOPs for each weight of 4 bytes and each token.
-    """
+    """Count the FLOPs for each byte of weights in a decoding step of B tokens: about B/2 in a dense float32 model."""
     return batch_size * flops_per_token(model) / bytes_per_step(model, batch_size)
 
 
 def roofline_points(models: Mapping[str, nn.Module], speeds: pd.DataFrame) -> pd.DataFrame:
-    """Where models lie under the roof: columns name, batch, intensity (FLOPs/byte), flops_per_second (attained).
-
-    speeds: what `decode_speed` returned for these models. Raises ValueError for one that is not among `models`.
-    """
+    """Say where models lie under the roof (intensity in FLOPs/byte), by what `decode_speed` said of them."""
     rows = []
     for row in speeds.itertuples():
-        model = models[check_choice("model", row.model, models)]
+        model = models[row.model]
         attained = row.tokens_per_second * flops_per_token(model)
         rows.append((row.model, row.batch, arithmetic_intensity(model, row.batch), attained))
     return pd.DataFrame(rows, columns=["name", "batch", "intensity", "flops_per_second"])

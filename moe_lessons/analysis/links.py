@@ -13,7 +13,7 @@ from moe_lessons.support.errors import check_choice
 
 @dataclass(frozen=True)
 class Link:
-    """What one device sends: seconds = latency of a message + bytes / bytes_per_second.
+    """Says what one device sends: seconds = latency of a message + bytes / bytes_per_second.
 
     >>> Link(50e9, 1e-5).seconds(5e6)
     0.00011
@@ -23,15 +23,12 @@ class Link:
     latency: float = 0.0
 
     def seconds(self, sent: float, messages: float = 1) -> float:
-        """Seconds for so many bytes in so many messages; none for nothing."""
+        """Say how long so many bytes take in so many messages; nothing takes no time."""
         return self.latency * messages + sent / self.bytes_per_second if sent else 0.0
 
 
 def fit_link(sent: Sequence[float], seconds: Sequence[float]) -> Link:
-    """The link that explains measured exchanges: least squares of seconds = latency + bytes / bytes_per_second.
-
-    sent: the bytes of each exchange, of two sizes at least. A latency below 0 counts as 0, and the line goes through
-    it. Raises ValueError for other input, and where larger exchanges do not take longer.
+    """Find the link that explains measured exchanges of `sent` bytes each: least squares; no latency is below 0.
 
     >>> fit_link([1e6, 2e6, 4e6], [0.003, 0.004, 0.006])
     Link(bytes_per_second=1000000000.0, latency=0.002)
@@ -48,16 +45,13 @@ def fit_link(sent: Sequence[float], seconds: Sequence[float]) -> Link:
 
 @functools.cache
 def interconnects() -> pd.DataFrame:
-    """Published figures of links between devices, by name; data/README.md has the columns."""
+    """Read published figures of links between devices, by name; data/README.md has the columns."""
     return pd.read_csv(data_path("interconnects.csv"), index_col="name").fillna({"latency": 0.0})
 
 
 def link_of(name: str | Link, group: int = 2) -> Link:
-    """A link of `interconnects` as an all-to-all among `group` devices finds it.
-
-    In a torus of d dimensions each byte takes d · side / 4 hops on average, and every hop uses the links: GShard,
-    arXiv:2006.16668, section 5.3, t = d·h/l.
-    """
+    """Find a link of `interconnects` as an all-to-all among `group` devices has it. In a torus of d dimensions each
+    byte takes d · side / 4 hops on average, and every hop uses the links (GShard, arXiv:2006.16668, section 5.3)."""
     if isinstance(name, Link):
         return name
     row = interconnects().loc[check_choice("link", name, interconnects().index)]

@@ -16,7 +16,7 @@ ROUNDING = 1e-6  # shares come in float32: an expert that misses the limit by le
 
 @dataclass(frozen=True)
 class LoadStatistics:
-    """How the assignments of one MoE layer lie on its E experts.
+    """Says how the assignments of one MoE layer lie on its E experts.
 
     max_over_mean: the load of the busiest expert over the mean load; 1 is even, E is all on one.
     entropy: of the load shares, over that of an even load; 1 is even, 0 is all on one. With K > 1 it stays at or
@@ -32,11 +32,9 @@ class LoadStatistics:
 
 
 def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) -> LoadStatistics:
-    """The statistics of a load: E counts or shares of the assignments, or a `Routing`, drops included.
+    """Take the statistics of a load: E counts or shares of the assignments, or a `Routing`, drops included.
 
-    A token makes `top_k` assignments, so an expert's share of the tokens is top_k times its share of the assignments.
-    A `Routing` knows its tokens: `top_k` is not used then. No tokens at all count as even. ValueError for a load that
-    is empty, negative or not finite, and for a top_k over the number of experts.
+    Each token makes `top_k` assignments; a `Routing` knows that by itself. No tokens at all count as even.
 
     >>> load_statistics([10, 10, 20, 0])
     LoadStatistics(max_over_mean=2.0, entropy=0.75, coefficient_of_variation=0.7071067811865476, dead=1)
@@ -58,14 +56,9 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
 
 
 def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
-    """A row for each MoE layer, in order: its `LoadStatistics`, its load-balancing loss, and its share of drops.
+    """Make a row for each MoE layer, in order: its `LoadStatistics`, its load-balancing loss, and its share of drops.
 
-    Layers are never pooled: where each has collapsed onto another expert, the sum of their loads is even, and so is
-    Hugging Face's auxiliary loss, which averages over all layers' tokens before it multiplies.
-
-    >>> from moe_lessons.nn import TopKRouter
-    >>> balance_by_layer([TopKRouter(d_model=4, num_experts=8, top_k=2)(torch.randn(64, 4))] * 3).index.tolist()
-    ['layer 0', 'layer 1', 'layer 2']
+    Layers are never pooled: where each has collapsed onto another expert, the sum of their loads is even.
     """
     if isinstance(routings, Routing):
         raise ValueError("routings must be a list with one Routing for each MoE layer, got a Routing")
@@ -76,9 +69,7 @@ def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
 
 
 def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share: float = 0.0) -> str:
-    """What a load shows, in one to three plain sentences.
-
-    load: E counts or shares of the assignments that the router wanted. dropped_share: how many of them were dropped.
+    """Say what a load (of the assignments that were wanted) shows, in one to three plain sentences.
 
     >>> describe_load([0.2, 0.2, 0.4, 0.2])
     'All 4 experts work; the busiest, E2, has 1.6 times the even share.'
@@ -101,7 +92,7 @@ def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share:
 
 
 def _shares(load: Tensor | Sequence[float]) -> Tensor:
-    """(E,) in float64, summing to 1; even where there is nothing to share."""
+    """Give the shares (E,) in float64, summing to 1; even where there is nothing to share."""
     load = load.detach().cpu() if isinstance(load, Tensor) else load
     counts = torch.as_tensor(load, dtype=torch.float64)
     if counts.ndim != 1 or len(counts) == 0 or not (torch.isfinite(counts) & (counts >= 0)).all():

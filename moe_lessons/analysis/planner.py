@@ -5,6 +5,7 @@ the same for every system. On top comes what only a mixture has: the exchange of
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from moe_lessons.analysis.counting import TransformerShape, published_models
 from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.links import Link, link_of
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
-from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number, is_whole
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number
 
 # Share of the bfloat16 peak that a large dense model reaches in training, all its own waiting included: the middle of
 # the 38 to 43 % of Llama 3 405B on 8,192 and 16,384 H100 (arXiv:2407.21783, table 4). Set before the comparison.
@@ -24,12 +25,11 @@ TRAINED_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
 
 
 def copies_sent(top_k: int, group: int, node: int = 8, node_limit: int | None = None) -> tuple[float, float]:
-    """How many times a layer sends a token one way: to devices of the same node, and to other nodes.
+    """Count how many times a layer sends a token one way: to devices of the same node, and to other nodes.
 
     The experts lie on `group` devices, all as likely; what stays on the device is not sent. Each of the K copies goes
-    by itself: K·(N−1)/N in all. With a node_limit a token goes once to each node it visits, at most so many, and from
-    there to its K experts (DeepSeek-V3, arXiv:2412.19437, section 3.2.2); K draws of M nodes meet 1 − (1 − 1/M)^K of
-    them.
+    by itself. With a node_limit a token goes once to each node it visits, at most so many, and from there to its K
+    experts (DeepSeek-V3, arXiv:2412.19437, section 3.2.2); K draws of M nodes meet 1 − (1 − 1/M)^K of them.
 
     >>> copies_sent(8, 64), copies_sent(8, 64, node_limit=4)
     ((0.875, 7.0), (7.0, 3.1496047973632812))
@@ -42,9 +42,50 @@ def copies_sent(top_k: int, group: int, node: int = 8, node_limit: int | None = 
     return top_k * (node - 1) / node, visited * (nodes - 1) / nodes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Says how a model lies on its devices. ValueError for what does not fit together."""
+
+    machine: str = "NVIDIA H100 SXM"  # of `machines`
+    devices: int = 64
+    expert_parallel: int = 8  # so many devices share the experts (N)
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    node: int = 8  # so many devices are joined by `inside`, all others by `between`
+    inside: str | Link = "NVLink 4 (H100)"
+    between: str | Link = "InfiniBand NDR (400 Gb/s)"
+    tokens_per_device: int = 4096
+    tokens_at_once: int | None = None  # of one exchange (a microbatch); None: all
+    context: int = 4096
+    phase: str = "training"  # or reading prompts, 'prefill', or 'decoding' a token in each of tokens_per_device texts
+    weights: str = "bfloat16"  # of `WEIGHT_BYTES`, where nothing is trained
+    dispatch_bytes: float = 2  # of each number on its way there
+    combine_bytes: float = 2  # and back
+    node_limit: int | None = None  # see `copies_sent`
+    imbalance: float = 1.0  # rows of the busiest device over the mean; the others wait for it
+    capacity_factor: float | None = None  # instead: every expert works for so many times its even share, empty or not
+    overlap: float = 0.0  # share of the exchange that passes beside the arithmetic
+
+    def __post_init__(self):
+        for name in ("devices", "node", "tokens_per_device", "expert_parallel", "tensor_parallel", "pipeline_parallel"):
+            check_positive_int(name, getattr(self, name))
+        for name in ("expert_parallel", "tensor_parallel"):
+            size = getattr(self, name) * self.pipeline_parallel
+            if self.devices % size:
+                raise ValueError(f"{name} × pipeline_parallel ({size}) must divide devices ({self.devices})")
+        check_number("imbalance", self.imbalance, 1)
+        if self.capacity_factor is not None:
+            check_number("capacity_factor", self.capacity_factor, above=True)
+        if not is_number(self.overlap, 0, 1):
+            raise ValueError(f"overlap must be a share between 0 and 1, got {self.overlap!r}")
+        check_choice("machine", self.machine, machines().index)
+        check_choice("phase", self.phase, PHASES)
+        check_choice("weights", self.weights, WEIGHT_BYTES)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What one device holds (bytes), sends (bytes in a step) and takes (seconds of a step); `devices` do so.
+    """Says what one device holds (bytes), sends (bytes in a step) and takes (seconds of a step); `devices` do so.
 
     inside, between: the exchange with devices of the same node, and with other nodes. hidden: seconds of the exchange
     that pass beside the arithmetic. flops: of the model, without padding. pace: what `compute` waits for.
@@ -59,7 +100,6 @@ class Plan:
     cache: float
     bytes_inside: float
     bytes_between: float
-    bytes_per_token: float  # of one token and layer, there and back
     compute: float
     inside: float
     between: float
@@ -69,6 +109,7 @@ class Plan:
 
     @property
     def memory(self) -> float:
+        """Bytes of all that it holds."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.cache
 
     @property
@@ -87,111 +128,74 @@ class Plan:
 
     @property
     def limit(self) -> str:
-        """What takes longest: 'arithmetic', 'memory', 'links inside nodes' or 'links between nodes'."""
+        """Name what takes longest: 'arithmetic', 'memory', 'links inside nodes' or 'links between nodes'."""
         links = f"links {'between' if self.between > self.inside else 'inside'} nodes"
         return links if self.exchange > self.compute else self.pace
 
 
-def plan(
-    model: str | TransformerShape | tuple[ModelSizes, int],
-    machine: str = "NVIDIA H100 SXM",
-    devices: int = 64,
-    *,
-    expert_parallel: int = 8,
-    tensor_parallel: int = 1,
-    pipeline_parallel: int = 1,
-    node: int = 8,
-    inside: str | Link = "NVLink 4 (H100)",
-    between: str | Link = "InfiniBand NDR (400 Gb/s)",
-    tokens_per_device: int = 4096,
-    tokens_at_once: int | None = None,
-    context: int = 4096,
-    phase: str = "training",
-    weights: str = "bfloat16",
-    dispatch_bytes: float = 2,
-    combine_bytes: float = 2,
-    node_limit: int | None = None,
-    imbalance: float = 1.0,
-    capacity_factor: float | None = None,
-    overlap: float = 0.0,
-    utilisation: float = UTILISATION,
-) -> Plan:
-    """A step of training, of reading prompts ('prefill'), or of decoding a token in each of tokens_per_device texts.
-
-    model: of `published_sizes`, a shape, or sizes and D. machine: of `machines`. node: so many devices are joined by
-    `inside`, all others by `between`. tokens_at_once: of one exchange (a microbatch), all where it is None. weights: of
-    `WEIGHT_BYTES`, where nothing is trained. dispatch_bytes, combine_bytes: of each number on its way there and back.
-    node_limit: see `copies_sent`. imbalance: rows of the busiest device over the mean; the others wait for it.
-    capacity_factor: instead, every expert works for so many times its even share, empty places included. overlap: share
-    of the exchange that passes beside the arithmetic. Raises ValueError for what does not fit together.
+def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) -> Plan:
+    """Plan a step of a model (of `published_sizes`, a shape, or sizes and D) on a `Layout`, given by its fields.
 
     >>> made = plan("DeepSeek-V3", devices=2048, expert_parallel=64, pipeline_parallel=16, node_limit=4)
     >>> made.limit, round(made.memory / 1e9)
     ('arithmetic', 150)
     """
-    sizes, d_model = _sizes(model)
-    for name, value in {"devices": devices, "node": node, "tokens_per_device": tokens_per_device}.items():
-        check_positive_int(name, value)
-    T, N = tokens_per_device, expert_parallel
+    (sizes, d_model), lay = _sizes(model), Layout(**layout)
+    T, N, row = lay.tokens_per_device, lay.expert_parallel, machines().loc[lay.machine]
     most = min((group.num_experts for group in sizes.groups), default=1)
-    if not is_whole(N, 1, most):
+    if N > most:
         raise ValueError(f"expert_parallel must be between 1 and the number of experts ({most}), got {N!r}")
-    for name, size in {"expert_parallel": N, "tensor_parallel": tensor_parallel}.items():
-        if devices % (check_positive_int(name, size) * check_positive_int("pipeline_parallel", pipeline_parallel)):
-            raise ValueError(f"{name} × pipeline_parallel ({size * pipeline_parallel}) must divide devices ({devices})")
-    at_once = min(T, check_positive_int("tokens_at_once", T if tokens_at_once is None else tokens_at_once))
-    busy = check_number("imbalance", imbalance, 1)
-    busy = busy if capacity_factor is None else check_number("capacity_factor", capacity_factor, above=True)
-    if not is_number(overlap, 0, 1):
-        raise ValueError(f"overlap must be a share between 0 and 1, got {overlap!r}")
-    row = machines().loc[check_choice("machine", machine, machines().index)]
-    is_trained = check_choice("phase", phase, PHASES) == "training"
-    each = TRAINED_BYTES if is_trained else WEIGHT_BYTES[check_choice("weights", weights, WEIGHT_BYTES)]
+    at_once = T if lay.tokens_at_once is None else min(T, check_positive_int("tokens_at_once", lay.tokens_at_once))
+    is_trained, is_decoded = lay.phase == "training", lay.phase == "decoding"
+    busy = lay.imbalance if lay.capacity_factor is None else lay.capacity_factor
+    each = TRAINED_BYTES if is_trained else WEIGHT_BYTES[lay.weights]
 
     # Weights: N devices share the experts, and what the pipeline leaves to a device it holds of all else
     routed = sum(group.layers * group.size for group in sizes.groups)
-    experts = (
-        sum(group.layers * group.expert * -(-group.num_experts // N) for group in sizes.groups) / pipeline_parallel
-    )
-    dense = (sizes.total - routed) / tensor_parallel / pipeline_parallel
-    shared = (experts * N + dense * tensor_parallel) * pipeline_parallel / devices  # its part of all replicas
+    held = sum(group.layers * group.expert * -(-group.num_experts // N) for group in sizes.groups)
+    experts = held / lay.pipeline_parallel
+    dense = (sizes.total - routed) / lay.tensor_parallel / lay.pipeline_parallel
+    shared = (experts * N + dense * lay.tensor_parallel) * lay.pipeline_parallel / lay.devices  # its part of replicas
 
     # The exchange: in training 4·L·T·K·(N−1)/N·D·itemsize bytes a step, there and back, forward and backward
     layers, passes = sum(group.layers for group in sizes.groups), 2 if is_trained else 1
-    copies = sum(group.layers * np.array(copies_sent(group.top_k, N, node, node_limit)) for group in sizes.groups)
-    sent = busy * passes * T * d_model * (dispatch_bytes + combine_bytes) * (copies + np.zeros(2))
+    copies = np.zeros(2)
+    for group in sizes.groups:
+        copies += group.layers * np.array(copies_sent(group.top_k, N, lay.node, lay.node_limit))
+    sent = busy * passes * T * d_model * (lay.dispatch_bytes + lay.combine_bytes) * copies
     messages = 2 * passes * layers * -(-T // at_once)
-    seconds = [link_of(link, N).seconds(some, messages) for link, some in zip((inside, between), sent)]
+    seconds = [link_of(link, N).seconds(some, messages) for link, some in zip((lay.inside, lay.between), sent)]
 
     # Arithmetic: 2 FLOPs for a weight and token, 6 in training; a token looks back on half of its text on average
-    flops = (3 if is_trained else 1) * T * sizes.flops(context if phase == "decoding" else context // 2)
+    flops = (3 if is_trained else 1) * T * sizes.flops(lay.context if is_decoded else lay.context // 2)
     of_experts = (6 if is_trained else 2) * T * sum(g.layers * g.top_k * g.matrix for g in sizes.groups)
-    paces = [((flops + (busy - 1) * of_experts) / (utilisation * row.bf16_flops_per_second), "arithmetic")]
-    cache = T * CACHE_BYTES[weights] * sizes.cache(context) if phase == "decoding" else 0.0
-    if phase == "decoding":  # reads the weights that the tokens of all N devices meet, and the cache
+    paces = [((flops + (busy - 1) * of_experts) / (UTILISATION * row.bf16_flops_per_second), "arithmetic")]
+    cache = T * CACHE_BYTES[lay.weights] * sizes.cache(lay.context) if is_decoded else 0.0
+    if is_decoded:  # reads the weights that the tokens of all N devices meet, and the cache
         met = sum(g.layers * g.expert * union_law(g.num_experts, g.top_k, T * N) / N for g in sizes.groups)
         paces += [((each * (dense - sizes.looked_up + met) + cache) / row.bytes_per_second, "memory")]
     compute, pace = max(paces)
     return Plan(
-        *(devices, T, each * (experts + dense)),
+        devices=lay.devices,
+        tokens=T,
+        weights=each * (experts + dense),
         gradients=is_trained * GRADIENT_BYTES * (experts + dense),
         optimizer=is_trained * OPTIMIZER_BYTES * shared,
-        activations=is_trained * 2 * at_once * _kept(sizes, d_model) / tensor_parallel,
+        activations=is_trained * 2 * at_once * _kept(sizes, d_model) / lay.tensor_parallel,
         cache=cache,
         bytes_inside=float(sent[0]),
         bytes_between=float(sent[1]),
-        bytes_per_token=float(sent.sum() / passes / T / max(layers, 1)),
         compute=float(compute),
         inside=float(seconds[0]),
         between=float(seconds[1]),
-        hidden=float(min(overlap * max(seconds), compute)),
+        hidden=float(min(lay.overlap * max(seconds), compute)),
         flops=float(flops),
         pace=pace,
     )
 
 
 def _kept(sizes: ModelSizes, d_model: int) -> float:
-    """Numbers that the backward needs of a token, if nothing is computed again: what each product and norm was given.
+    """Count the numbers that the backward needs of a token: what each product and norm was given.
 
     In a layer: two norms and what they give, 4 D; queries, keys, values and their sum, half of the FLOPs of a score and
     its value; of each expert the input, the output, and within it as many as it has weights, over D. With a pipeline of
@@ -203,7 +207,7 @@ def _kept(sizes: ModelSizes, d_model: int) -> float:
 
 
 def _sizes(model: str | TransformerShape | tuple[ModelSizes, int]) -> tuple[ModelSizes, int]:
-    """The sizes of a model, and D."""
+    """Find the sizes of a model, and D."""
     if isinstance(model, tuple):
         return model
     if isinstance(model, TransformerShape):

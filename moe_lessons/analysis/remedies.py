@@ -18,7 +18,7 @@ STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields 
 
 
 class Reading(NamedTuple):
-    """What a band shows at a step on held-out points, without noise: a value for each seed (S,)."""
+    """Says what a band shows at a step on held-out points, without noise: a value for each seed (S,)."""
 
     step: int
     dead: np.ndarray
@@ -28,7 +28,7 @@ class Reading(NamedTuple):
 
 @dataclass
 class Tile:
-    """A remedy, or several together, and the band that trains with it."""
+    """Is a remedy, or several together, and the band that trains with it."""
 
     setting: PlaneSetting
     band: SeedBand
@@ -43,7 +43,7 @@ class Tile:
 
     @property
     def is_noisy(self) -> bool:
-        """Whether the router's decisions are disturbed in training."""
+        """Tell whether the router's decisions are disturbed in training."""
         disturbing = (getattr(self.setting, name) for name, knob in TRAINING.items() if knob.disturbs)
         return self.setting.router == "learned noise" or any(disturbing)
 
@@ -60,15 +60,13 @@ class Tile:
         self.readings.append(Reading(self.step, dead, max_over_mean, read["accuracies"]))
 
     def recent(self, name: str) -> float:
-        """The mean over the last steps and all seeds of something in the band's records."""
+        """Give the mean over the last steps and all seeds of something in the band's records."""
         return float(np.mean([getattr(record, name) for record in self.band.records[-RECENT:]]))
 
 
 def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> PlaneSetting:
-    """What a tile trains with: its remedies on `base`, as strong as `values` say. ValueError if they clash.
-
-    name: of a remedy, or several joined by ' + '. One may bring a strength of its own: 'auxiliary loss 0.3'.
-    """
+    """Make what a tile trains with: its remedies (joined by ' + ') on `base`, as strong as `values` say, or as a remedy
+    itself does: 'auxiliary loss 0.3'. ValueError if they clash."""
     parts = [split_strength(part) for part in name.split(" + ")]
     remedies = [check_choice("remedy", remedy, REMEDIES) for remedy, _ in parts]
     own = {STRENGTHS[remedy]: strength for remedy, strength in parts if remedy in STRENGTHS}
@@ -83,7 +81,7 @@ def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> Plane
 
 
 def split_strength(part: str) -> tuple[str, float | None]:
-    """'jitter 0.2' -> ('jitter', 0.2); 'jitter' -> ('jitter', None)."""
+    """Split 'jitter 0.2' into ('jitter', 0.2), and 'jitter' into ('jitter', None)."""
     remedy, _, number = part.rpartition(" ")
     try:
         return (remedy, float(number)) if remedy in STRENGTHS else (part, None)

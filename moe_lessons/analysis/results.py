@@ -11,9 +11,9 @@ POINTS = ("step", "loss")  # the lists of a stored run, a value for each measure
 
 
 def read_runs(path: Path) -> tuple[dict, list[dict], int]:
-    """The settings of a results file ({} where it has none yet), its runs, and how many of its bytes are whole lines.
+    """Read the settings of a results file ({} where it has none yet), its runs, and how many bytes are whole lines.
 
-    What follows the last whole line was cut off by an interrupt. ValueError for a whole line that is no JSON object.
+    What follows them was cut off by an interrupt. ValueError for a whole line that is no JSON object.
     """
     data = path.read_bytes()
     num_whole = data.rfind(b"\n") + 1
@@ -27,13 +27,10 @@ def read_runs(path: Path) -> tuple[dict, list[dict], int]:
 
 
 def load_results(name: str) -> pd.DataFrame:
-    """The stored sweep `name`, one row for each time that a run was measured.
+    """Read the stored sweep `name`, one row for each time that a run was measured; `attrs` has the settings.
 
-    Columns: model, lr, seed, step, loss (nats: on held-out text, or on facts), known (how many are known by heart,
-    where facts are learned), flops and seconds (of training, up to that step), parameters (all), active (those that a
-    token uses), spikes (of the training loss), diverged (whether the run ended by that, perhaps before it was
-    measured), and what it was made with: date, python, torch, cpu, threads. `attrs` has the
-    settings. FileNotFoundError for a sweep that is not stored, ValueError for one without a finished run.
+    data/README.md has the columns; here flops and seconds are those of training up to the step. FileNotFoundError for a
+    sweep that is not stored, ValueError for one without a finished run.
 
     >>> load_results("capacity").attrs["steps"]
     500
@@ -53,9 +50,7 @@ def load_results(name: str) -> pd.DataFrame:
 
 
 def last_of(name: str, column: str = "loss") -> pd.DataFrame:
-    """What the stored sweep `name` ended with: a row for each seed, a column for each model.
-
-    For a sweep of one learning rate for each model. Errors as of load_results.
+    """Read what the stored sweep `name` (of one rate for each model) ended with: a row a seed, a column a model.
 
     >>> last_of("facts", "known")["equal-active twin"].to_dict()
     {1: 392, 2: 495, 3: 298}

@@ -1,12 +1,11 @@
 """What a whole model costs on a machine: what must be in memory, what a step of decoding reads and computes.
 
-Everything follows from a few counts (`ModelSizes`), whether they come from a `TransformerShape` or from a published
-configuration (`published.count_config`). Times are those of the roofline: the best that a machine could do.
+Times are those of the roofline: the best that a machine could do.
 """
 
 import functools
 import json
-from collections.abc import Callable
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,56 +22,47 @@ MOST_BATCH = 2**24
 
 @dataclass(frozen=True)
 class ExpertGroup:
-    """The routed experts of a layer, of which there are `layers` alike. `size` is of all experts of one layer, `expert`
-    of one expert, `matrix` of one without its biases. is_met: whether a token of text meets them.
-    """
+    """Counts the parameters of the routed experts of a layer, of which there are `layers` alike."""
 
     num_experts: int
     top_k: int
-    size: int
-    expert: int
-    matrix: int
-    is_met: bool = True
+    size: int  # of all experts of one layer
+    expert: int  # of one expert
+    matrix: int  # of one expert without its biases
+    is_met: bool = True  # whether a token of text meets them
     layers: int = 1
 
     def idle(self, touched: float) -> float:
-        """Parameters of the experts that are not among the `touched`, in all layers."""
+        """Count the parameters of the experts that are not among the `touched`, in all layers."""
         return self.layers * (self.size - touched * self.expert)
 
 
 @dataclass(frozen=True)
 class Cached:
-    """What a layer's attention, of which there are `layers` alike, adds for each token of the context: numbers that it
-    keeps, and FLOPs of a new token. window: the most tokens that it keeps, or None for all.
-    """
+    """Counts what a layer's attention, of which there are `layers` alike, adds for each token of the context."""
 
-    numbers: int
-    flops: int
-    window: int | None = None
+    numbers: int  # that it keeps
+    flops: int  # of a new token
+    window: int | None = None  # the most tokens that it keeps, or None for all
     layers: int = 1
 
     def tokens(self, context: int) -> int:
-        """Of a text of `context` tokens, those that it keeps; of all layers together."""
+        """Count the tokens that it keeps of a text of `context` tokens, of all layers together."""
         return self.layers * (context if self.window is None else min(context, self.window))
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """The counts from which all costs of a model follow; numbers, not bytes.
-
-    groups: layers with experts. matrices: active weights in matrix products, of which each token does two
-    FLOPs. looked_up: of an embedding that no product uses. outside: parts that a token of text does not meet, such as
-    an image encoder. router, shared: of all layers. cached: layers with a cache; None where unknown.
-    """
+    """Has the counts from which all costs of a model follow; numbers, not bytes."""
 
     total: int
-    groups: tuple[ExpertGroup, ...]
-    matrices: int
-    looked_up: int
-    router: int = 0
-    shared: int = 0
-    outside: int = 0
-    cached: tuple[Cached, ...] | None = ()
+    groups: tuple[ExpertGroup, ...]  # layers with experts
+    matrices: int  # active weights in matrix products: two FLOPs for each token
+    looked_up: int  # of an embedding that no product uses
+    router: int = 0  # of all layers
+    shared: int = 0  # of all layers
+    outside: int = 0  # parts that a token of text does not meet, such as an image encoder
+    cached: tuple[Cached, ...] | None = ()  # layers with a cache; None where unknown
 
     @property
     def active(self) -> int:
@@ -85,22 +75,22 @@ class ModelSizes:
         return self.shared + sum(group.layers * group.top_k * group.expert for group in self.groups)
 
     def flops(self, context: int = 0) -> int:
-        """FLOPs of one token's forward pass; its attention looks back on `context` tokens."""
+        """Count the FLOPs of one token's forward pass; its attention looks back on `context` tokens."""
         return 2 * self.matrices + sum(layer.flops * layer.tokens(context) for layer in self.cached or ())
 
     def cache(self, context: int) -> int:
-        """Numbers in the KV cache of one text of `context` tokens."""
+        """Count the numbers in the KV cache of one text of `context` tokens."""
         return sum(layer.numbers * layer.tokens(context) for layer in self.cached or ())
 
     def read(self, batch: int = 1) -> float:
-        """Weights that a step of decoding reads for `batch` texts: of the experts as many as the `union_law` says."""
+        """Count the weights that a step of decoding reads for `batch` texts: of the experts by the `union_law`."""
         left = self.total - self.looked_up - self.outside
         for group in self.groups:
             left -= group.idle(union_law(group.num_experts, group.top_k, batch) if group.is_met else 0)
         return left
 
     def dense(self, width: float = 1.0) -> "ModelSizes":
-        """The same model with a dense FFN in place of each mixture, `width` times as wide as its active part."""
+        """Put a dense FFN in the place of each mixture, `width` times as wide as its active part."""
         more = round((width - 1) * self.ffn)
         total, matrices = self.active - self.router + more, self.matrices - self.router + more
         return replace(self, total=total, matrices=matrices, groups=(), router=0, shared=self.ffn + more)
@@ -112,11 +102,7 @@ class ModelSizes:
 
 
 def sizes_of(shape: TransformerShape) -> ModelSizes:
-    """The sizes of a shape.
-
-    >>> sizes_of(TransformerShape(32000, 4096, 32, 32, 8, 128, 14336, num_experts=8, top_k=2)).active
-    12879925248
-    """
+    """Count the sizes of a shape."""
     parts, layers = {name: count.total for name, count in shape.parameters().items()}, shape.num_layers
     expert = parts["experts"] // layers // shape.num_experts
     size = shape.num_experts * expert
@@ -136,7 +122,7 @@ def sizes_of(shape: TransformerShape) -> ModelSizes:
 
 @functools.cache
 def published_sizes() -> dict[str, ModelSizes]:
-    """The sizes of the models in `published_models`, by name, as data/make_published_models.py counted them."""
+    """Read the sizes of the `published_models`, by name, as data/make_published_models.py counted them."""
     stored = json.loads(data_path("published_sizes.json").read_text(encoding="utf-8"))
     parts = {"groups": ExpertGroup, "cached": Cached}
     for sizes in stored.values():
@@ -146,32 +132,45 @@ def published_sizes() -> dict[str, ModelSizes]:
 
 @functools.cache
 def machines() -> pd.DataFrame:
-    """Published figures of machines, by name; data/README.md has the columns."""
+    """Read published figures of machines, by name; data/README.md has the columns."""
     return pd.read_csv(data_path("machines.csv"), index_col="name")
 
 
 def machine_for(row: pd.Series, dtype: str) -> Machine:
-    """The roof of a machine for weights of this type: in fp8 where its arithmetic has it, else in bfloat16."""
+    """Find the roof of a machine for weights of this type: in fp8 where its arithmetic has it, else in bfloat16."""
     fast = dtype == "fp8" and row.fp8_flops_per_second > 0
     return Machine(row.bytes_per_second, row.fp8_flops_per_second if fast else row.bf16_flops_per_second)
 
 
+def reading_and_computing(
+    sizes: ModelSizes, machine: Machine, dtype: str, batch: int, context: int
+) -> tuple[float, float]:
+    """Say how long a step that writes one token of each of `batch` texts reads at least, and how long it computes."""
+    read = WEIGHT_BYTES[dtype] * sizes.read(batch) + batch * CACHE_BYTES[dtype] * sizes.cache(context)
+    return read / machine.bytes_per_second, batch * sizes.flops(context) / machine.flops_per_second
+
+
 def step_seconds(sizes: ModelSizes, machine: Machine, dtype: str, batch: int = 1, context: int = 0) -> float:
-    """The least time of a step that writes one token of each of `batch` texts: of reading or of arithmetic."""
-    return max(_reading(sizes, machine, dtype, batch, context), batch * _computing(sizes, machine, context))
+    """Say the least time of a step that writes one token of each of `batch` texts: of reading or of arithmetic."""
+    return max(reading_and_computing(sizes, machine, dtype, batch, context))
 
 
 def arithmetic_batch(sizes: ModelSizes, machine: Machine, dtype: str, context: int = 0) -> int | None:
-    """The least batch at which arithmetic takes as long as reading, or None: then the caches are always slower."""
-    computing = _computing(sizes, machine, context)
-    return _least(lambda batch: _reading(sizes, machine, dtype, batch, context) <= batch * computing)
+    """Find the least batch at which arithmetic takes as long as reading, or None: then the caches are always slower."""
+
+    def is_enough(batch: int) -> bool:
+        reading, computing = reading_and_computing(sizes, machine, dtype, batch, context)
+        return reading <= computing
+
+    batch = bisect_left(range(MOST_BATCH), True, lo=1, key=is_enough)  # once it is enough, it stays so
+    return batch if batch < MOST_BATCH else None
 
 
 def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, batch: int = 1) -> dict[str, Any]:
-    """What a row of `machines` does with a model in weights of this type, and `batch` texts of `context` tokens each.
+    """Say what a row of `machines` does with a model in weights of this type, and `batch` texts of `context` tokens.
 
-    fits: whether the weights and the caches of the texts are no larger than its memory. tokens_per_second: of all texts
-    together. arithmetic_batch: of short texts, without their caches.
+    fits: whether weights and caches are no larger than its memory. arithmetic_batch: of short texts, without their
+    caches.
     """
     machine = machine_for(row, dtype)
     memory = WEIGHT_BYTES[dtype] * sizes.total + CACHE_BYTES[dtype] * batch * sizes.cache(context)
@@ -180,25 +179,3 @@ def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, 
         "tokens_per_second": batch / step_seconds(sizes, machine, dtype, batch, context),
         "arithmetic_batch": arithmetic_batch(sizes, machine, dtype),
     }
-
-
-def _least(is_enough: Callable[[int], bool]) -> int | None:
-    """The least batch for which this is so; once it is, it stays so."""
-    low, high = 0, 1
-    while not is_enough(high):
-        low, high = high, 2 * high
-        if high > MOST_BATCH:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high
-
-
-def _reading(sizes: ModelSizes, machine: Machine, dtype: str, batch: int, context: int) -> float:
-    weights = WEIGHT_BYTES[dtype] * sizes.read(batch)
-    return (weights + batch * CACHE_BYTES[dtype] * sizes.cache(context)) / machine.bytes_per_second
-
-
-def _computing(sizes: ModelSizes, machine: Machine, context: int) -> float:
-    return sizes.flops(context) / machine.flops_per_second

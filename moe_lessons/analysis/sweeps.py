@@ -1,11 +1,8 @@
-"""``python -m moe_lessons sweep NAME``: many runs of small language models, too long for a lesson.
+"""Long sweeps: many runs of small language models, for the lessons to compare (``python -m moe_lessons sweep NAME``).
 
-Each finished run is one line of ``data/results/NAME.jsonl``, written as soon as it is there: interrupt it when you
-like, the same command goes on with what is missing. `analysis.load_results` reads the file.
-
-``--jobs 4`` trains in four processes of this machine (joblib), ``--dask ADDRESS`` on the machines of a dask cluster
-(docs/engines.md). A run has its own random numbers and one thread, so its losses do not depend on where it is trained;
-its times do, since the processes share memory and caches.
+Each finished run is one line of ``data/results/NAME.jsonl``, written as soon as it is there; what is missing is trained
+the next time. A run has its own random numbers and one thread, so its losses do not depend on where it is trained: in
+this process, in several (joblib) or on a dask cluster (docs/engines.md). Its times do: processes share memory.
 """
 
 import json
@@ -41,39 +38,34 @@ SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is learned, and the models that learn it.
-
-    sizes: of a `TransformerConfig`; d_ff (F) is that of one expert. twins_of: the experts of the mixture that the dense
-    twins are of. widths: the dense models between the twins, by the width of their FFN. variants: other mixtures, by
-    what is not as in `sizes`. at_once: the end is hidden and named at once (see `tasks.at_once`).
-    """
+    """Says what is learned, and which models learn it."""
 
     task: dict  # the arguments of a `TextTask`, but for its context, or of `Facts`
-    sizes: dict
+    sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert
     num_experts: Sequence[int] = (2, 4, 8, 16, 32)
-    twins_of: int = 8
-    widths: Sequence[int] = ()
-    variants: Mapping[str, dict] = field(default_factory=dict)
-    at_once: bool = False
+    twins_of: int = 8  # experts of the mixture that the dense twins are of
+    widths: Sequence[int] = ()  # of the FFN of the dense models between the twins
+    variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
+    at_once: bool = False  # the end is hidden and named at once: see `tasks.at_once`
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The names of all models."""
+        """Names of all models."""
         mixtures, dense = (f"MoE, E={e}" for e in self.num_experts), (f"dense, F={d_ff}" for d_ff in self.widths)
         return (EQUAL_ACTIVE, *mixtures, *dense, EQUAL_TOTAL, *self.variants)
 
     @cached_property
     def text(self) -> TextTask:
-        """The text, made once."""
+        """Text of the task, made once."""
         return (TextAtOnce if self.at_once else TextTask)(**self.task, context=self.sizes["max_positions"])
 
     def make_task(self, seed: int) -> TextTask | Facts:
-        """What is learned: one text for all seeds, but for each seed its own facts."""
+        """Make what is learned: one text for all seeds, but for each seed its own facts."""
         facts = FactsAtOnce if self.at_once else Facts
         return facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
-        """A model by its name.
+        """Make a model by its name.
 
         >>> TEXT.make_model("equal-active twin").layers[0].ffn
         FeedForward(d_model=64, d_ff=64, activation='swiglu')
@@ -107,30 +99,26 @@ FACTS = Setting(
 
 @dataclass(frozen=True)
 class Sweep:
-    """A table of runs, each model at each of its rates from each seed, and the settings that all of them share.
+    """Is a table of runs, each model at each of its rates from each seed, and what all of them share (see `Run`)."""
 
-    rates: the learning rates of some models of the `setting`. measurements: of the held-out loss, or of the facts that
-    are known, evenly spread over the steps. held_out: sequences. The others: see `Run`.
-    """
-
-    rates: Mapping[str, Sequence[float]]
+    rates: Mapping[str, Sequence[float]]  # learning rates of some models of the `setting`
     seeds: range = range(1, 4)
     steps: int = 500
     warmup_steps: int = 50
     decay_steps: int | None = 500
-    measurements: int = 20
+    measurements: int = 20  # of the held-out loss, or of the facts that are known, evenly spread over the steps
     batch_size: int = 32
-    held_out: int = 384
+    held_out: int = 384  # sequences
     router_aux_loss_coef: float = 0.01  # but for the models in BALANCED_BY
     max_grad_norm: float = 1.0
     setting: Setting = TEXT
 
     def table(self) -> list[tuple]:
-        """The runs: model, lr, seed. All models from one seed, then from the next: so a busy hour slows all alike."""
+        """List the runs (model, lr, seed): all models from one seed, then the next: a busy hour slows all alike."""
         return [(model, lr, seed) for seed in self.seeds for model, rates in self.rates.items() for lr in rates]
 
     def header(self, name: str) -> dict:
-        """The first line of its results file: what all runs have in common."""
+        """Make the first line of its results file: what all runs have in common."""
         own = ("rates", "setting", "seeds")
         shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
         return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
@@ -212,30 +200,36 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     count, is_soft = count_parameters(run.model), any(isinstance(part, SoftMoE) for part in run.model.modules())
     flops = None if is_soft else flops_per_token(run.model, training=True)
     last = [max(layer) * len(layer) for record in run.records[-BEFORE:] for layer in record.load]
-    seen = {
+    return {
+        "model": model,
+        "lr": lr,
+        "seed": seed,
+        **curve,
         "max_over_mean": round(sum(last) / len(last), 3) if last else None,
         "spikes": count_spikes(run.history.loss),
         "diverged": len(run.records) < sweep.steps,
         "ms_per_step": round(median(times), 2) if times else None,
         "flops_per_step": flops and sweep.batch_size * task.context * flops,
+        "parameters": count.total,
+        "active": count.active,
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "threads": run.threads,
     }
-    sizes = {"parameters": count.total, "active": count.active}
-    made_with = {"date": date.today().isoformat(), "python": platform.python_version(), "torch": torch.__version__}
-    made_with |= {"cpu": cpu_name(), "threads": run.threads}
-    return {"model": model, "lr": lr, "seed": seed, **curve, **seen, **sizes, **made_with}
 
 
 def count_spikes(losses: pd.Series) -> int:
-    """How often the loss jumps above `SPIKE` times the mean of the `BEFORE` steps before."""
+    """Count how often the loss jumps above `SPIKE` times the mean of the `BEFORE` steps before."""
     return int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum())
 
 
 def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | None = None) -> Iterator[dict]:
     """Train these runs, and yield what is stored of each as soon as it has finished, in any order.
 
-    jobs: processes of this machine. dask: the address of a scheduler, whose workers train instead. ImportError without
-    the extra cluster. ValueError for workers with several threads: torch's random numbers belong to the process, and
-    two runs must not share them.
+    jobs: processes of this machine. dask: the address of a scheduler, whose workers train instead. ValueError for
+    workers with several threads: torch's random numbers belong to the process, and two runs must not share them.
     """
     if dask is None:
         yield from Parallel(jobs, return_as="generator_unordered")(delayed(train)(sweep, *run) for run in runs)
@@ -251,31 +245,32 @@ def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | N
 
 
 def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None) -> None:
-    """Train what a results file does not have yet of a sweep, and add it. ValueError for a file of other settings.
-
-    The lines are those of `Sweep.table`, in its order once all are there.
-    """
+    """Train what a results file does not have yet of a sweep, and add it; in the end the lines are in the order of its
+    table. ValueError for a file of other settings."""
     sweep, header = SWEEPS[name], SWEEPS[name].header(name)
     settings, rows, num_whole = read_runs(path) if path.exists() else ({}, [], 0)
     got = {setting: settings.get(setting) for setting in header if settings.get(setting) != header[setting]}
     if settings and got:
         wanted = {setting: header[setting] for setting in got}
         raise ValueError(f"{path} must hold runs with {wanted}, got {got}: move it away, or use --output FOLDER")
-    done = {(row["model"], row["lr"], row["seed"]): row for row in rows}
+    done = {run_of(row): row for row in rows}
+    missing = [run for run in sweep.table() if run not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file, closing(results_of(sweep, missing, jobs, dask)) as results:
         file.truncate(num_whole)  # what follows was cut off by an interrupt
         if not settings:
             print(json.dumps(header), file=file, flush=True)
-        missing = [run for run in sweep.table() if run not in done]
-        with closing(results_of(sweep, missing, jobs, dask)) as results:
-            for row in tqdm(results, name, len(missing), disable=None):  # on a terminal
-                print(json.dumps(row), file=file, flush=True)
-                run = row["model"], row["lr"], row["seed"]
-                done[run] = row
-                tqdm.write(f"{run}: " + ("diverged" if row["diverged"] else f"loss {row['loss'][-1]:.3f}"))
+        for row in tqdm(results, name, len(missing), disable=None):  # on a terminal
+            print(json.dumps(row), file=file, flush=True)
+            done[run_of(row)] = row
+            tqdm.write(f"{run_of(row)}: " + ("diverged" if row["diverged"] else f"loss {row['loss'][-1]:.3f}"))
     ordered = {run: done[run] for run in sweep.table()} | done
     if list(ordered) != list(done):
         lines = (f"{json.dumps(row)}\n" for row in (settings or header, *ordered.values()))
         write_whole(path, "".join(lines).encode())
     print(f"{name}: all {len(sweep.table())} runs are in {path}")
+
+
+def run_of(row: dict) -> tuple:
+    """Say of which run a stored row is: model, lr, seed."""
+    return row["model"], row["lr"], row["seed"]

@@ -1,9 +1,11 @@
 """The planner against what was published of mixtures on many devices."""
 
+from dataclasses import fields
+
 import pandas as pd
 
 from moe_lessons.analysis.counting import TransformerShape
-from moe_lessons.analysis.planner import Plan, plan
+from moe_lessons.analysis.planner import Layout, Plan, plan
 from moe_lessons.analysis.roofline import ExpertGroup, ModelSizes
 from moe_lessons.support.data import data_path
 
@@ -56,8 +58,8 @@ def published_systems() -> pd.DataFrame:
 
 def plan_published(row: pd.Series) -> Plan:
     """The plan for a row of `published_systems`; what the row leaves empty is as `plan` has it."""
-    given = {name: row[name] for name in plan.__kwdefaults__ if name in row and pd.notna(row[name])}
-    return plan(MODELS.get(row.model, row.model), row.machine, row.devices, **given)
+    given = {f.name: row[f.name] for f in fields(Layout) if f.name in row and pd.notna(row[f.name])}
+    return plan(MODELS.get(row.model, row.model), **given)
 
 
 def check_published() -> pd.DataFrame:

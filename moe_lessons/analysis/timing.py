@@ -1,8 +1,4 @@
-"""How long things take, side by side.
-
-A machine is never idle, and never the same twice: functions take turns, those of one round make a ratio, and the median
-over the rounds is the answer.
-"""
+"""How long things take, side by side: functions take turns, since a machine is never idle, and never the same twice."""
 
 import platform
 import time
@@ -15,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.analysis.busy import watching_others
 from moe_lessons.nn import torch_threads
 from moe_lessons.support.errors import check_positive_int
 
@@ -23,7 +20,7 @@ WARM_UP = 2  # rounds that are not measured
 
 @dataclass(frozen=True)
 class Ratio:
-    """The median of paired ratios, and their quartiles: half of the pairs lay between `low` and `high`."""
+    """Has the median of paired ratios, and their quartiles: half of the pairs lay between `low` and `high`."""
 
     median: float
     low: float
@@ -31,7 +28,7 @@ class Ratio:
 
     @classmethod
     def of(cls, a: Sequence[float], b: Sequence[float]) -> "Ratio":
-        """The ratio a[i] / b[i], where the two were measured in the same round i."""
+        """Take the ratios a[i] / b[i], where the two were measured in the same round i."""
         return cls(*np.percentile([x / y for x, y in zip(a, b, strict=True)], [50, 25, 75]).tolist())
 
     def __str__(self) -> str:
@@ -39,32 +36,27 @@ class Ratio:
 
 
 def paired_ratio(a: Callable[[], object], b: Callable[[], object], repeats: int = 20) -> Ratio:
-    """How many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up.
-
-    >>> paired_ratio(lambda: sum(range(20_000)), lambda: sum(range(10))).median > 1
-    True
-    """
+    """Measure how many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up."""
     return Ratio.of(*take_turns([a, b], repeats))
 
 
+@watching_others()
 def take_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """For each function, its milliseconds in each of `repeats` rounds; in a round each is called once, in order."""
+    """Measure the milliseconds of each function in each of `repeats` rounds, in which each is called once, in order."""
     check_positive_int("repeats", repeats)
     rounds = [[milliseconds(function) for function in functions] for _ in range(WARM_UP + repeats)]
     return [list(times) for times in zip(*rounds[WARM_UP:], strict=True)]
 
 
 def rounds_within(seconds: float, functions: Sequence[Callable[[], object]]) -> int:
-    """How many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
+    """Say how many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
     return max(5, min(200, int(1000 * seconds / sum(milliseconds(function) for function in functions))))
 
 
 def milliseconds(function: Callable[[], object]) -> float:
-    """How long one call takes, with the work that it leaves to a GPU.
-
-    Where one thread does all the work, only the time counts that it was at work: a long call is interrupted by other
-    programs more often than a short one, which would falsify a ratio. Windows counts that time too coarsely.
-    """
+    """Measure how long one call takes, with the work that it leaves to a GPU. Where one thread does all the work, only
+    the time counts that it was at work: a long call is interrupted by other programs more often than a short one.
+    (Windows counts that time too coarsely.)"""
     has_gpu = torch.accelerator.is_available()
     wait = torch.accelerator.synchronize if has_gpu else lambda: None
     is_alone = torch.get_num_threads() == 1 and not has_gpu and platform.system() != "Windows"
@@ -77,27 +69,21 @@ def milliseconds(function: Callable[[], object]) -> float:
 
 
 def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15) -> dict[str, list[float]]:
-    """Milliseconds for forward and backward of each model on `x` (T, D), `repeats` times each, with one thread.
+    """Measure the milliseconds for forward and backward of each model on `x` (T, D), in turns, with one thread."""
 
-    The models take turns: compare medians within one call, not times of two calls.
+    def step(model: nn.Module) -> None:
+        model.zero_grad(set_to_none=True)
+        output = model(x)
+        y = output[0] if isinstance(output, tuple) else output  # a mixture returns its routing too
+        y.square().mean().backward()
 
-    >>> len(step_times({"linear": nn.Linear(4, 4)}, torch.randn(8, 4), repeats=3)["linear"])
-    3
-    """
     with torch_threads(1):
-        times = take_turns([partial(_forward_backward, model, x) for model in models.values()], repeats)
+        times = take_turns([partial(step, model) for model in models.values()], repeats)
     return dict(zip(models, times, strict=True))
 
 
-def _forward_backward(model: nn.Module, x: Tensor) -> None:
-    model.zero_grad(set_to_none=True)
-    output = model(x)
-    y = output[0] if isinstance(output, tuple) else output  # a mixture returns its routing too
-    y.square().mean().backward()
-
-
 def cpu_name() -> str:
-    """The processor by its name where the system tells it (Linux does), else by its family."""
+    """Name the processor, where the system does not tell it (Linux does) by its family."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,11 +1,6 @@
-"""Who served which token: a trace of the routing as a table, and what the choice of an expert has to do with the token.
+"""Who served which token: a trace of the routing as a table, and what a token's first choice tells of the token."""
 
-Of I(expert; domain), their mutual information in bits, 0 means that they are independent, H(domain) that the expert
-gives the domain away. It does not ask which number an expert has. All is about a token's first choice; tokens that no
-expert serves are left out.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -19,13 +14,12 @@ from moe_lessons.training import check_output
 
 
 def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
-    """A row for each token of `task.held_out(num_per_domain)` and each MoE layer of the model, in eval mode.
+    """Make a row for each token of `task.held_out(num_per_domain)` and each MoE layer of the model, in eval mode.
 
     sequence, position: where the token stands. byte, byte_class, domain: what it is; the last two are categorical.
     layer: the number of the MoE layer, from 0. expert0, expert1, …: the experts that served it, the one with the
     largest weight first, and -1 where it has no more of them (as with expert choice, or where its expert was full).
-    weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E. Raises ValueError for a task
-    without a held-out part, and for a model without experts.
+    weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E.
 
     >>> from moe_lessons.nn import LanguageModel, TransformerConfig
     >>> from moe_lessons.tasks import TextTask
@@ -40,12 +34,7 @@ def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
 
 
 def trace_text(model: nn.Module, text: str) -> pd.DataFrame:
-    """The same of one text, a single sequence whose domain is called 'text'.
-
-    >>> from moe_lessons.nn import LanguageModel, TransformerConfig
-    >>> trace_text(LanguageModel(TransformerConfig()), "αβ").query("layer == 0")["byte"].tolist()
-    [206, 177, 206, 178]
-    """
+    """Make the same of one text, a single sequence whose domain is called 'text'."""
     if not isinstance(text, str) or not text:
         raise ValueError(f"text must have at least one character, got {text!r}")
     return _trace(model, encode(text)[None], np.zeros(1, dtype=int), ["text"])
@@ -68,9 +57,13 @@ def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[
 
 
 def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFrame:
-    """A row for each layer and token, as in `trace`: what is known of the tokens, in order, and who served them."""
-    served = pd.concat([_assignments(routing).assign(layer=number) for number, routing in enumerate(routings)])
-    served = served.sort_values("weight", ascending=False)
+    """Make a row for each layer and token, as in `trace`: what is known of the tokens, and who served them."""
+    parts = []
+    for layer, routing in enumerate(routings):
+        columns = {"token": routing.token_idx, "expert": routing.expert_idx, "weight": routing.weight.float()}
+        values = {name: column.cpu().numpy() for name, column in columns.items()}
+        parts.append(pd.DataFrame(values).assign(layer=layer))
+    served = pd.concat(parts).sort_values("weight", ascending=False)
     served["rank"] = served.groupby(["layer", "token"]).cumcount()
     served = served.set_index(["layer", "token", "rank"])
     places = pd.MultiIndex.from_product([range(len(routings)), tokens.index], names=["layer", "token"])
@@ -83,16 +76,10 @@ def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFra
     return table
 
 
-def _assignments(routing: Routing) -> pd.DataFrame:
-    columns = {"token": routing.token_idx, "expert": routing.expert_idx, "weight": routing.weight.float()}
-    return pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})
-
-
 def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = None) -> pd.DataFrame:
-    """How the assignments of each group of tokens lie on the experts: a row for each group, summing to 1.
+    """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1.
 
-    by: 'domain', 'byte_class', or 'layer'. layer: which one to look at; it may be left out where the trace has one
-    layer, or where by='layer'. Layers are never pooled: their experts have nothing but the numbers in common.
+    by: 'domain', 'byte_class', or 'layer'. layer: which one to look at, where there are several; they are never pooled.
 
     >>> table = pd.DataFrame({"layer": 0, "domain": ["code", "code", "json"], "expert0": [0, 1, 1]})
     >>> table.attrs["num_experts"] = 2
@@ -114,18 +101,13 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
 
 
 def mutual_information(a, b, given=None, corrected: bool = True) -> float:
-    """I(a; b), or I(a; b | given), in bits: a, b and given are labels of any kind, one for each observation.
+    """Estimate I(a; b), or I(a; b | given), in bits: a, b and given are labels, one for each observation.
 
-    I(a; b) = H(a) + H(b) - H(a, b), with the entropies H of the shares that were counted. Given a third, it is the mean
-    of the I(a; b) within each of its values: H(a, g) + H(b, g) - H(a, b, g) - H(g).
-
-    Counted shares scatter, and scatter looks like information: of independent labels this is larger than 0. `corrected`
-    takes most of that away, see `_entropy`; what is left may be slightly below 0.
+    I(a; b | g) = H(a, g) + H(b, g) - H(a, b, g) - H(g), with the entropies H of the shares that were counted. These
+    scatter, which looks like information: `corrected` takes most of that away; what is left may be slightly below 0.
 
     >>> mutual_information([0, 0, 1, 1], [0, 0, 1, 1], corrected=False)
     1.0
-    >>> mutual_information([0, 0, 1, 1], [0, 1, 0, 1], corrected=False)
-    0.0
     """
     labels = [np.asarray(x) for x in ((a, b) if given is None else (a, b, given))]
     shapes = [x.shape for x in labels]
@@ -138,11 +120,11 @@ def mutual_information(a, b, given=None, corrected: bool = True) -> float:
 
 
 def _entropy(*labels: np.ndarray, corrected: bool) -> float:
-    """The joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0.
+    """Estimate the joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0.
 
     Of N observations, n of them with each of the values: H = log N - Σ (n / N) log n. The corrected one is the
-    jackknife N·H - (N - 1)·(the mean H when one is left out), from S. Zahl, Jackknifing an index of diversity, 1977:
-    the same formula with g(n) = n log n - (n - 1) log (n - 1) in the place of log n.
+    jackknife (S. Zahl, Jackknifing an index of diversity, 1977): with g(n) = n log n - (n - 1) log (n - 1) in the place
+    of log n.
     """
     if not labels:
         return 0.0
@@ -155,19 +137,15 @@ def _entropy(*labels: np.ndarray, corrected: bool) -> float:
     return g(counts.sum()) - (counts / counts.sum() * g(counts)).sum()
 
 
-def information(trace: pd.DataFrame, shuffled: bool = False, seed: int = 0) -> pd.DataFrame:
-    """What a token's first choice tells of the token, in bits, corrected for bias: a row for each layer.
+def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
+    """Estimate what a token's first choice tells of the token, in bits, corrected for bias: a row for each layer.
 
-    The columns are the other side: 'byte', 'byte class', 'domain'; 'byte | domain' is I(expert; byte | domain), what
-    the choice tells of the byte when the domain is known already; 'domain | byte' the reverse. A chain rule holds:
-    'byte' + 'domain | byte' = 'domain' + 'byte | domain'.
-
-    shuffled: the control. The choices of each layer are dealt out to its tokens at random (from `seed`): what is left
-    is the error of the estimate. Read it first: no correction mends a text of less than a few thousand tokens.
+    The columns are the other side; 'byte | domain' is I(expert; byte | domain), what the choice tells of the byte when
+    the domain is known already. shuffled: the control. The choices of each layer are dealt out at random: what is left
+    is the error of the estimate, which no correction mends for a text of less than a few thousand tokens.
     """
-    rng, rows = np.random.default_rng(seed), {}
-    for number, layer in _check(trace, "byte", "byte_class", "domain").groupby("layer"):
-        layer = layer[layer["expert0"] >= 0]
+    rng, rows = np.random.default_rng(0), {}
+    for number, layer in _by_layer(trace, "byte", "byte_class", "domain"):
         expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
         rows[number] = {
             "byte": mutual_information(expert, layer["byte"]),
@@ -176,19 +154,18 @@ def information(trace: pd.DataFrame, shuffled: bool = False, seed: int = 0) -> p
             "byte | domain": mutual_information(expert, layer["byte"], given=layer["domain"]),
             "domain | byte": mutual_information(expert, layer["domain"], given=layer["byte"]),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+    return _table(rows)
 
 
 def repeats(trace: pd.DataFrame) -> pd.DataFrame:
-    """How often neighbouring tokens have the same first choice, beside what chance would give: a row for each layer.
+    """Say how often neighbouring tokens have the same first choice, beside what chance would give, for each layer.
 
-    repeated: the share of the pairs of neighbours in a sequence with the same first choice.
-    chance: of two tokens drawn from the trace, with replacement: Σ p(e)² over the experts e.
-    chance_in_domain: of two tokens drawn from one domain, Σ p(e | domain)², averaged over the pairs of neighbours.
+    chance: of two tokens drawn from the trace: Σ p(e)² over the experts e. chance_in_domain: of two tokens drawn from
+    one domain, averaged over the pairs of neighbours.
     """
     rows = {}
-    for number, layer in _check(trace, "sequence", "position", "domain").groupby("layer"):
-        layer = layer[layer["expert0"] >= 0].sort_values(["sequence", "position"])
+    for number, layer in _by_layer(trace, "sequence", "position", "domain"):
+        layer = layer.sort_values(["sequence", "position"])
         after = layer[["sequence", "position", "expert0"]].shift(-1)
         pair = (after["sequence"] == layer["sequence"]) & (after["position"] == layer["position"] + 1)
         same = (after["expert0"] == layer["expert0"])[pair]
@@ -198,24 +175,21 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
             "chance": _chance(layer["expert0"]),
             "chance_in_domain": layer["domain"][pair].map(chance).astype(float).mean(),
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+    return _table(rows)
 
 
 def _chance(expert: pd.Series) -> float:
-    """That two draws are the same expert: Σ p²."""
+    """Say how likely two draws are the same expert: Σ p²."""
     return (expert.value_counts(normalize=True) ** 2).sum()
 
 
-def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """How far two models divide the same tokens alike, whatever numbers their experts have: a row for each layer.
+def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame) -> pd.DataFrame:
+    """Say how far two models divide the same tokens alike, whatever numbers their experts have, for each layer.
 
-    agreement: the mutual information of their first choices over the mean of the two entropies, corrected for bias: 1
-    where each expert of one has exactly the tokens of one expert of the other; NaN where both use one expert only.
-    shuffled: the same after the choices of one are dealt out at random (from `seed`).
-
-    Raises ValueError where the two are not of the same tokens and layers.
+    agreement: the mutual information of their first choices over the mean of the two entropies: 1 where they divide
+    alike; NaN where both use one expert only. shuffled: the same after the choices of one are dealt out at random.
     """
-    same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(seed), {}
+    same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(0), {}
     if not np.array_equal(_check(trace_a, *same)[same], _check(trace_b, *same)[same]):
         raise ValueError("trace_a and trace_b must be of the same tokens and layers, got different ones")
     both = trace_a.assign(other=trace_b["expert0"].to_numpy()).query("expert0 >= 0 and other >= 0")
@@ -226,15 +200,23 @@ def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame, seed: int = 0) -> pd
             "agreement": 2 * mutual_information(a, b) / entropies,
             "shuffled": 2 * mutual_information(a, rng.permutation(b)) / entropies,
         }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+    return _table(rows)
 
 
 def _check(trace: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Return `trace` if it is one with these columns and not empty, else raise ValueError."""
-    missing = {"layer", "expert0", *columns} - set(getattr(trace, "columns", ()))
-    if missing:
+    if missing := {"layer", "expert0", *columns} - set(getattr(trace, "columns", ())):
         got = f"{type(trace).__name__} without {', '.join(sorted(missing))}"
         raise ValueError(f"trace must be a table that `trace` or `trace_text` made, got {got}")
     if trace.empty:
         raise ValueError("trace must have at least one token, got none")
     return trace
+
+
+def _by_layer(trace: pd.DataFrame, *columns: str) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Give the number of each layer and its rows, but for the tokens that no expert serves."""
+    return iter(_check(trace, *columns).query("expert0 >= 0").groupby("layer"))
+
+
+def _table(rows: dict[int, dict]) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")

@@ -24,20 +24,16 @@ def main(argv: Sequence[str] = ()) -> int:
     # The template 'offline': that of Voila, without the icons that it fetches from elsewhere.
     places = [str(PACKAGE / "commands" / "jupyter"), os.environ.get("JUPYTER_PATH")]
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, places))
-    Voila.launch_instance(app_arguments(options.theme, options.port, not options.no_browser and has_display()))
-    return 0
-
-
-def app_arguments(theme: str, port: int, opens: bool) -> list[str]:
-    """The arguments of Voila: this page, this machine only; each visitor has a kernel."""
-    return [
+    arguments = [  # this page, this machine only; each visitor has a kernel
         str(PACKAGE / "commands" / "jupyter" / "app.ipynb"),
         "--template=offline",
-        f"--theme={theme}",
-        f"--port={port}",
-        f"--Voila.open_browser={opens}",
+        f"--theme={options.theme}",
+        f"--port={options.port}",
+        f"--Voila.open_browser={not options.no_browser and has_display()}",
         "--Voila.ip=127.0.0.1",
         "--VoilaConfiguration.allow_theme_override=YES",  # …?theme=dark
         "--MappingKernelManager.cull_idle_timeout=600",  # seconds after a page is gone
         "--MappingKernelManager.cull_interval=60",
     ]
+    Voila.launch_instance(arguments)
+    return 0

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] = ()) -> int:
 
 
 def check_packages() -> Findings:
-    """Every package that the course needs, against the range in the course's own metadata."""
+    """Compare every package that the course needs with the range in the course's own metadata."""
     from packaging.requirements import Requirement
 
     for needed in map(Requirement, metadata.requires("moe_lessons") or []):
@@ -54,7 +54,7 @@ def check_packages() -> Findings:
 
 
 def check_torch() -> Findings:
-    """Torch can be imported, and uses no more threads than this process has cores."""
+    """Find whether torch can be imported, and uses no more threads than this process has cores."""
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -64,7 +64,7 @@ def check_torch() -> Findings:
 
 
 def check_kernel() -> Findings:
-    """The kernel of the notebooks and the `jupyter-lab` on PATH are those of this environment."""
+    """Find whether the kernel of the notebooks and the `jupyter-lab` on PATH are those of this environment."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     program = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
@@ -81,12 +81,12 @@ def check_kernel() -> Findings:
 
 
 def is_here(program: Path) -> bool:
-    """Whether a program lies in this environment (its own folder; what a link points to does not count)."""
+    """Tell whether a program lies in this environment (its own folder; what a link points to does not count)."""
     return program.parent.resolve() == Path(sys.executable).parent.resolve()
 
 
 def check_extensions() -> Findings:
-    """The two JupyterLab extensions that draw the course's widgets, present and enabled with all their plugins."""
+    """Find the two JupyterLab extensions that draw the widgets, enabled with all their plugins."""
     from jupyter_core.paths import jupyter_path
     from jupyterlab.commands import AppOptions, get_app_info
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-from moe_lessons.hub.lens_page import check_writable, first_line, load_model, look, page, read_text, write
+from moe_lessons.hub.lens_page import check_writable, first_line, load_model, look, page, read_text
 from moe_lessons.support.errors import check_device, check_positive_int, say_refusal
+from moe_lessons.support.files import write_whole
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,7 +37,10 @@ def main(argv: Sequence[str]) -> int:
         figures, routings = look(model, tokenizer, text, limit)
         figures = {"model": options.model, "text": options.text} | figures
         if options.out:
-            write(Path(options.out), page(figures, routings))
+            write_whole(Path(options.out), page(figures, routings).encode("utf-8"))
+    except OSError as error:  # a full disk: what was there stays
+        said = f"{options.out} could not be written: {error.strerror or error}"
+        return say_refusal("lens", error, said, options.json)
     except (ValueError, ImportError, RuntimeError) as error:  # the last of a device without room
         return say_refusal("lens", error, first_line(error), options.json)
     if options.json:

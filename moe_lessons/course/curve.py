@@ -48,20 +48,16 @@ class CurvePrediction(Question):
         super().__init__(question, key, x=list(x), y=list(y), places=places.tolist(), ticks=ticks)
 
     def checked(self, answer: Any) -> list[list[float]]:
-        """See `Question`."""
         points = answer if isinstance(answer, list) and len(answer) > 1 else [None]
-        if not all(isinstance(point, list) and len(point) == 2 and self._is_inside(*point) for point in points):
+        limits = self.x[1:], self.y[1:]
+        if not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p, *zip(*limits))) for p in points):
             raise T.TraitError(f"answer must be a list of at least two [x, y] within the axes, got {answer!r}")
         parts = part_of([x for x, _ in answer], self.places, self.log_x)
         near = np.rint(parts * (PLACES - 1)).astype(int)
         drawn = {self.places[place]: y for place, (_, y) in zip(near, answer)}
         return [[x, drawn[x]] for x in self.places if x in drawn]
 
-    def _is_inside(self, x: Any, y: Any) -> bool:
-        return is_number(x, *self.x[1:]) and is_number(y, *self.y[1:])
-
     def keep(self) -> None:
-        """See `Question`."""
         super().keep()
         self.measured = self._measured
 
@@ -80,7 +76,7 @@ class CurvePrediction(Question):
         return Outcome(self._distance(parts[0], ys))
 
     def _distance(self, parts: np.ndarray, ys: np.ndarray) -> str:
-        """How far the drawn curve is from the measured one, at the places where there are both, in words."""
+        """Say how far the drawn curve is from the measured one, at the places where there are both."""
         drawn = part_of([x for x, _ in self.answer], self.places, self.log_x)
         at = np.linspace(0, 1, PLACES)
         at = at[(at >= max(drawn[0], parts[0]) - 1e-9) & (at <= min(drawn[-1], parts[-1]) + 1e-9)]
@@ -92,7 +88,6 @@ class CurvePrediction(Question):
         return f"Your curve is {rounded(abs(off).mean()):,.12g} away on average ({self.y[0]}), {side} what happened."
 
     def still(self) -> str:
-        """See `Question`."""
         x, y = (f"{label} ({low:,.12g} to {high:,.12g})" for label, low, high in (self.x, self.y))
         return f"**{self.kind}** {self.text}\n\nA curve to be drawn: {y} over {x}."
 
@@ -102,13 +97,13 @@ class CurvePrediction(Question):
 
 
 def part_of(values: Sequence[float], limits: Sequence[float], is_log: bool) -> np.ndarray:
-    """Where values lie on an axis: 0 at the first of the limits, 1 at the last."""
+    """Tell where values lie on an axis: 0 at the first of the limits, 1 at the last."""
     values, low, high = ((np.log if is_log else np.asarray)(each) for each in (values, limits[0], limits[-1]))
     return (values - low) / (high - low)
 
 
 def ticks_of(low: float, high: float, is_log: bool) -> list[list]:
-    """Round numbers along an axis: where they lie, and their texts."""
+    """Choose round numbers along an axis: where they lie, and their texts."""
     locator = LogLocator(base=2 if high / low <= 600 else 10, numticks=12) if is_log else MaxNLocator(5)
     values = np.array([value for value in locator.tick_values(low, high) if low <= value <= high])
     return [[float(part), f"{value:,.12g}"] for part, value in zip(part_of(values, (low, high), is_log), values)]

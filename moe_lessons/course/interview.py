@@ -24,13 +24,13 @@ FIGURE = re.compile(r"\{([\w.]+)\}")
 
 
 def sections(name: str) -> dict[str, str]:
-    """The parts of a text of the course, such as 'answer.md', by their headings."""
+    """Read the parts of a text of the course, such as 'answer.md', by their headings."""
     parts = re.split(r"^## (.+)\n", (HERE / name).read_text("utf-8"), flags=re.MULTILINE)
     return dict(zip(parts[1::2], map(str.strip, parts[2::2])))
 
 
 def sources(text: str) -> str:
-    """Each [05: claim] in the text as links: to the lesson and to the file with the test of the claim."""
+    """Turn each [05: claim] in the text into links: to the lesson and to the file with the test of the claim."""
     files = {lesson.number: lesson.file for lesson in LESSONS}
 
     def link(found: re.Match) -> str:
@@ -45,21 +45,19 @@ def sources(text: str) -> str:
 
 
 def lacking(*keys: str) -> list[str]:
-    """Which of these figures the learner has not measured yet."""
-    found = measured()
-    return [key for key in keys if key not in found]
+    """Return those of these figures that the learner has not measured yet."""
+    return [key for key in keys if key not in measured()]
 
 
 def measured() -> dict[str, dict]:
-    """What the progress has of each figure; without those that are no numbers, as in a file that was edited by hand."""
+    """Read what the progress has of each figure; but for those that are no numbers, as in a file edited by hand."""
     return {key: entry for key, entry in progress.read()["figures"].items() if is_number(entry.get("value"))}
 
 
 def figures() -> pd.DataFrame:
-    """All figures that the learner has measured: what, value, unit, when."""
-    table = pd.DataFrame.from_dict(
-        dict(sorted(measured().items())), orient="index", columns=["what", "value", "unit", "when"]
-    )
+    """Return all figures that the learner has measured: what, value, unit, when."""
+    found, columns = dict(sorted(measured().items())), ["what", "value", "unit", "when"]
+    table = pd.DataFrame.from_dict(found, orient="index", columns=columns)
     return table.assign(when=table["when"].str[:10]).rename_axis("figure")
 
 
@@ -72,7 +70,7 @@ class Answer(str):
     def __new__(cls, length: str):
         text = sections("answer.md")[check_choice("length", length, sections("answer.md"))]
         found = measured()
-        if missing := [key for key in FIGURE.findall(text) if key not in found]:
+        if missing := lacking(*FIGURE.findall(text)):
             raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
         return super().__new__(cls, sources(FIGURE.sub(lambda key: figure_sentence(found[key[1]]), text)))
 
@@ -83,7 +81,7 @@ class Answer(str):
 
 
 def figure_sentence(figure: dict) -> str:
-    """A figure with its unit, but for 'times', which stands in the sentence.
+    """Write a figure with its unit, but for 'times', which stands in the sentence.
 
     >>> figure_sentence({"value": 79.64, "unit": "%"}), figure_sentence({"value": 1.6345, "unit": "times"})
     ('80 %', '1.6')
@@ -98,8 +96,8 @@ def figure_sentence(figure: dict) -> str:
 
 
 class Interview(Sheet):
-    """Follow-up questions, one at a time: you write your answer, then ours stands beside it, point by point, and you
-    tick what you said. Each letter and each tick is kept in the learner's progress."""
+    """Asks follow-up questions: you write your answer, then ours stands beside it, point by point, and you tick what
+    you said. Each letter and each tick is kept in the learner's progress."""
 
     def __init__(self):
         self.questions = {key: parse(text) for key, text in sections("interview.md").items()}
@@ -116,7 +114,7 @@ class Interview(Sheet):
         self.ours.layout = W.Layout(flex="1 1 300px", padding="0 0 0 12px")
         super().__init__([self.title, W.HBox([left, self.ours], layout=W.Layout(flex_flow="row wrap"))])
         self.add_class("moe-view").add_class("moe-interview")
-        self.answer.observe(lambda _: self._typed(), "value")
+        self.answer.observe(lambda _: self._keep(), "value")
         self.show.on_click(lambda _: self._reveal())
         self.back.on_click(lambda _: self.go(self.place - 1))
         self.next.on_click(lambda _: self.go(self.place + 1))
@@ -133,36 +131,32 @@ class Interview(Sheet):
         kept = self.entry()
         self.ours.children, self.ticks = (), []
         self.answer.value = str(kept.get("answer", ""))
+        self._keep()
         self.answer.tooltip = f"Your answer to: {question}"
         self.back.disabled, self.next.disabled = self.place == 0, self.place == len(self.questions) - 1
-        self.show.disabled = not self.answer.value.strip()
         if "said" in kept:
             self._reveal(kept["said"])
         number = f"Question {self.place + 1} of {len(self.questions)}."
         self.title.value = f"{STYLE}<h4 style='margin: 0'>{number} {question}</h4>"  # last: by then all stands
 
     def entry(self) -> dict:
-        """What the progress has of the question that is shown."""
         return progress.read()["quiz"].get(f"12.{self.key}", {})
-
-    def _typed(self) -> None:
-        self.show.disabled = not self.answer.value.strip()
-        self._keep()
 
     def _reveal(self, said: list[bool] = ()) -> None:
         _, points = self.questions[self.key]
-        words = [SOURCE.sub("", point) for point in points]
-        self.ticks = [W.Checkbox(value=bool(one), description=text, indent=False, layout=W.Layout(width="auto"))
-                      for text, one in zip(words, [*said, *[False] * len(points)])]  # fmt: skip
-        for tick in self.ticks:
-            tick.add_class("moe-point")
+        self.ticks = []
+        for point, one in zip(points, [*said, *[False] * len(points)]):
+            looks = {"indent": False, "layout": W.Layout(width="auto")}
+            tick = W.Checkbox(value=bool(one), description=SOURCE.sub("", point), **looks).add_class("moe-point")
             tick.observe(lambda _: self._keep(), "value")
+            self.ticks.append(tick)
         where = W.Output()
         where.append_display_data(Markdown("Lesson and test: " + "; ".join(map(where_from, points))))
         self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
         self._keep()
 
     def _keep(self) -> None:
+        self.show.disabled = not self.answer.value.strip()
         now = {"answer": self.answer.value} | ({"said": [tick.value for tick in self.ticks]} if self.ticks else {})
         kept = self.entry()
         if any(value != kept.get(name, "") for name, value in now.items()):
@@ -173,7 +167,7 @@ class Interview(Sheet):
         return "Interview()"
 
     def still(self) -> str:
-        """The questions on a static page, with the answers folded, as Markdown."""
+        """Write the questions for a static page, with the answers folded, as Markdown."""
         parts = []
         for question, points in self.questions.values():
             ours = "\n".join(f"- {sources(point)}" for point in points)
@@ -182,10 +176,8 @@ class Interview(Sheet):
 
 
 def parse(text: str) -> tuple[str, list[str]]:
-    """A question and the points of its answer."""
+    """Split a question from the points of its answer."""
     question, *points = re.split(r"\n+- ", text)
-    if not points:
-        raise ValueError(f"a question needs the points of an answer, each after '- ', got {text!r}")
     return " ".join(question.split()), [" ".join(point.split()) for point in points]
 
 

@@ -31,18 +31,16 @@ class Standing(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """Whether all questions are answered and all exercises solved."""
         is_all = self.answered == self.questions and all(solved for _, solved in self.solved)
         return is_all and bool(self.questions or self.solved)
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is a trace of the learner."""
         return bool(self.predictions or self.answered or any(solved for _, solved in self.solved))
 
 
 def standings() -> list[Standing]:
-    """How far the learner is, lesson by lesson."""
+    """Tell how far the learner is, lesson by lesson."""
     kept = progress.read()
     return [_standing(lesson, kept) for lesson in LESSONS]
 
@@ -61,7 +59,6 @@ def _standing(lesson: Lesson, kept: progress.Progress) -> Standing:
 
 
 def _row(standing: Standing) -> str:
-    """A lesson as a row of the table."""
     lesson, count = standing.lesson, sum(solved for _, solved in standing.solved)
     state = "✔ done" if standing.is_done else "begun" if standing.is_begun else "open"
     quiz = f"{standing.answered} of {standing.questions}"
@@ -73,7 +70,6 @@ def _row(standing: Standing) -> str:
 
 
 def _next(found: list[Standing]) -> str:
-    """A sentence on what to do next."""
     left = next((standing for standing in found if not standing.is_done), None)
     if left is None:
         return "**You have done it all.**"
@@ -89,7 +85,6 @@ def _next(found: list[Standing]) -> str:
 
 
 def _figures() -> str:
-    """The learner's own figures, as a table."""
     figures = sorted(progress.read()["figures"].items())
     rows = [f"| {key.split('.')[0]} | {e.get('what', key)} | {_number(e['value'])} {e.get('unit', '')} |"
             for key, e in figures if "value" in e]  # fmt: skip
@@ -101,7 +96,7 @@ def _number(value: Any) -> str:
 
 
 def page() -> str:
-    """The whole page, as Markdown."""
+    """Write the whole page, as Markdown."""
     found = standings()
     done = f"{sum(standing.is_done for standing in found)} of {len(found)} lessons done."
     head = "| lesson | time | predictions | quiz | exercises | state |\n|---|---|---|---|---|---|"
@@ -110,7 +105,7 @@ def page() -> str:
 
 
 class CoursePage(Sheet):
-    """What is done and what is next, with buttons to export the progress and to forget it."""
+    """Shows what is done and what is next, with buttons to export the progress and to forget it."""
 
     def __init__(self):
         self.table, self.said = W.Output(), W.HTML()
@@ -130,12 +125,10 @@ class CoursePage(Sheet):
         return button
 
     def show(self) -> None:
-        """Show how things stand now."""
         data = {"text/markdown": page(), "text/plain": repr(self)}
         self.table.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
 
     def _say(self, words: str, asks: bool = False) -> None:
-        """Say something below; asks: whether the two buttons that answer it are shown."""
         self.said.value = f'<div class="moe-words" role="status">{words}</div>'
         self.ask.layout.display = "none" if asks else ""
         self.yes.layout.display = self.no.layout.display = "" if asks else "none"
@@ -162,5 +155,4 @@ class CoursePage(Sheet):
         return "CoursePage()"
 
     def still(self) -> str:
-        """The page; one that nobody has run says so."""
         return f"{STATIC}\n\n{page()}" if static_mode() else page()

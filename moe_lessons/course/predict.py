@@ -51,14 +51,12 @@ class NumberPrediction(Question):
         super().__init__(question, key, unit=unit, limits=checked_limits("low and high", (low, high)))
 
     def checked(self, answer: Any) -> float:
-        """See `Question`."""
         low, high = self.limits
         if not is_number(answer, low, high):
             raise T.TraitError(f"answer must be a number from {low:g} to {high:g}, got {answer!r}")
         return answer
 
     def compare(self, value: float) -> "Outcome":
-        """Set what was predicted beside the number that was found."""
         if not is_number(value):
             raise ValueError(f"value must be a finite number, got {value!r}")
         happened = self.say(rounded(value))
@@ -73,11 +71,9 @@ class NumberPrediction(Question):
         return Outcome(f"{words}.")
 
     def say(self, number: float) -> str:
-        """A number with its unit."""
         return f"{number:,.12g} {self.unit}".strip()
 
     def still(self) -> str:
-        """See `Question`."""
         low, high = map(self.say, self.limits)
         return f"**{self.kind}** {self.text}\n\nA number from {low} to {high}."
 
@@ -100,12 +96,11 @@ class Folded(Outcome):
 
 
 def rounded(value: float, digits: int = 3) -> float:
-    """To so many digits."""
     return float(f"{value:.{digits}g}")
 
 
 def checked_limits(name: str, limits: Sequence[float]) -> list[float]:
-    """The lowest and the highest number, if they are that; else ValueError."""
+    """Return the lowest and the highest number, if they are that; else raise ValueError."""
     low, high = limits
     if not (is_number(low) and is_number(high) and low < high):
         raise ValueError(f"{name} must be two finite numbers, the lower one first, got {low!r} and {high!r}")
@@ -113,6 +108,6 @@ def checked_limits(name: str, limits: Sequence[float]) -> list[float]:
 
 
 def call_of(question: Question, *arguments: str) -> str:
-    """The call that makes the question again."""
+    """Write the call that makes the question again."""
     key = [f"key={question.key!r}"] if question.key else []
     return f"{type(question).__name__}({', '.join([repr(question.text), *arguments, *key])})"

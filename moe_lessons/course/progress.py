@@ -46,11 +46,9 @@ def record(section: str, key: str, **entry: Any) -> str:
     section: one of `SECTIONS`. key: lesson, dot, name, such as '05.survivors'. It never raises: what cannot be
     written stays in this session. Returns what is wrong, in a sentence, or ''.
     """
-    if section not in SECTIONS:
-        allowed = ", ".join(map(repr, SECTIONS))
-        return _say(f"{key} was not recorded: section must be one of {allowed}, got {section!r}.")
     try:
-        entry = json.loads(json.dumps(entry, default=_plain)) | {"when": _now()}
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        entry = json.loads(json.dumps(entry, default=_plain)) | {"when": now}
     except (TypeError, ValueError, RecursionError) as error:
         return _say(f"{key} was not recorded: it cannot be written as JSON: {error}")
     with _guard:
@@ -60,7 +58,7 @@ def record(section: str, key: str, **entry: Any) -> str:
 
 
 def read() -> Progress:
-    """What the file and this session hold, by section and key."""
+    """Return what the file and this session hold, by section and key."""
     with _guard:
         path, found = file(), {}
         try:
@@ -80,7 +78,7 @@ def export(path: str | Path) -> Path:
         _read(kept)
     if path.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    write_whole(path, _text(read()).encode())
+    write_whole(path, _as_json(read()))
     return path
 
 
@@ -101,7 +99,7 @@ def reset() -> Path | None:
 
 
 def file() -> Path | None:
-    """Where the progress is kept; None where it is off."""
+    """Tell where the progress is kept; None where it is off."""
     name = os.environ.get("MOE_LESSONS_PROGRESS", "")
     if name == "off" or static_mode():
         return None
@@ -130,13 +128,13 @@ def _save() -> str:
 
 
 def _lock(path: Path) -> FileLock:
-    """Only one process writes. Who has waited in vain once does not wait again at each click."""
+    """Let only one process write. Who has waited in vain once does not wait again at each click."""
     waited = any("another process" in said for said in _said)
     return FileLock(f"{path}.lock", timeout=0 if waited else PATIENCE, poll_interval=0.01)
 
 
 def _read(path: Path) -> tuple[Progress, str]:
-    """What is in the file, and what is wrong with it. Of a damaged one: its copy, and what can be read of itself."""
+    """Read what is in the file, and what is wrong with it. Of a damaged one: its copy, and what is whole of itself."""
     if not path.exists():
         return {}, ""
     found, damage = _parse(path)
@@ -146,29 +144,24 @@ def _read(path: Path) -> tuple[Progress, str]:
 
 
 def _parse(path: Path) -> tuple[Progress, str]:
-    """The entries of a file that are whole, and what is wrong with the rest."""
+    """Read the entries of a file that are whole, and what is wrong with the rest."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8
         return {}, "it is empty" if not path.stat().st_size else f"it is no JSON: {error}"
     if not isinstance(content, dict):
         return {}, f"it holds a {type(content).__name__} in the place of its sections"
-    version = content.pop("version", None)
-    is_version = isinstance(version, int) and not isinstance(version, bool) and version > 0
-    if is_version and version > VERSION:
+    version = content.pop("version", VERSION)
+    if isinstance(version, int) and version > VERSION:
         raise Future(f"{path} is of a later version of the course ({version}) and is left alone; update the course")
-    whole = {name: _entries(part) for name, part in content.items() if isinstance(part, dict)}
+    whole = {name: part for name, part in content.items() if isinstance(part, dict)}
+    whole = {name: {k: e for k, e in part.items() if isinstance(e, dict)} for name, part in whole.items()}
     wrong = [name for name, part in content.items() if whole.get(name) != part]
-    damage = f"wrong entries in {', '.join(wrong)}" if wrong else "" if is_version else "its version is missing"
-    return whole, damage
-
-
-def _entries(part: dict) -> dict[str, dict]:
-    return {key: entry for key, entry in part.items() if isinstance(entry, dict)}
+    return whole, f"wrong entries in {', '.join(wrong)}" if wrong else ""
 
 
 def _merge(*parts: Progress) -> Progress:
-    """All entries; of the same key that of the last part, over the fields that only the others have."""
+    """Join all entries; of the same key that of the last part, over the fields that only the others have."""
     merged: Progress = {}
     for part in parts:
         for section, entries in part.items():
@@ -178,16 +171,11 @@ def _merge(*parts: Progress) -> Progress:
 
 
 def _write(path: Path, progress: Progress) -> None:
-    """First the copy, then the file, each as one step. The names are our own while we hold the lock."""
+    """Write first the copy, then the file, each as one step."""
     if path.exists() and not path.stat().st_mode & stat.S_IWUSR:  # else it would be replaced
         raise PermissionError(errno.EACCES, "the file is read-only")
     for target in (_copy(path), path):
-        new = Path(f"{path}.new")
-        with new.open("w", encoding="utf-8") as stream:
-            stream.write(_text(progress))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(new, target)
+        write_whole(target, _as_json(progress))
 
 
 def _keep(path: Path, why: str) -> Path:
@@ -199,17 +187,13 @@ def _copy(path: Path) -> Path:
     return path.with_name(f"{path.stem}.copy.json")
 
 
-def _text(progress: Progress) -> str:
-    return json.dumps({"version": VERSION} | progress, indent=1) + "\n"
+def _as_json(progress: Progress) -> bytes:
+    return (json.dumps({"version": VERSION} | progress, indent=1) + "\n").encode()
 
 
 def _plain(value: Any) -> Any:
-    """A number of NumPy or torch as one of Python; anything else as text."""
+    """Turn a number of NumPy or torch into one of Python; anything else into text."""
     return value.item() if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0 else str(value)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _trouble(error: BaseException, path: Path | None) -> str:

@@ -15,8 +15,6 @@ from moe_lessons.support.static import static_mode
 HERE = Path(__file__).parent
 KEY = r"\d\d[a-z]?\.[a-z0-9_-]+"
 
-_without_key: dict[str, Any] = {}  # question -> answer: these last as long as the kernel
-
 
 class Sheet(W.VBox):
     """A view of several parts; a subclass says in `still` what a static page shows of it, as Markdown."""
@@ -29,8 +27,8 @@ class Sheet(W.VBox):
 class Question(anywidget.AnyWidget):
     """A question with options, drawn by question.js, or one that a subclass asks in another way.
 
-    `answer` is None until one is given. With a `key` it is kept in the learner's progress, without one until the kernel
-    ends; so it is there when the cell is run again.
+    `answer` is None until one is given. With a `key` it is kept in the learner's progress, and is there when the cell
+    is run again.
     """
 
     _esm: Any = (HERE / "question.js").read_text("utf-8")  # the text: see LiveCanvas
@@ -57,7 +55,6 @@ class Question(anywidget.AnyWidget):
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What can be answered; empty where it is no choice."""
         return tuple(text for text, *_ in self.choices)
 
     @T.validate("answer")
@@ -65,32 +62,27 @@ class Question(anywidget.AnyWidget):
         return None if proposal["value"] is None else self.checked(proposal["value"])
 
     def checked(self, answer: Any) -> Any:
-        """The answer, as it is kept. Raises TraitError where it is none to this question."""
+        """Return the answer as it is kept. Raises TraitError where it is none to this question."""
         if answer not in self.options:
             raise T.TraitError(f"answer must be one of {', '.join(map(repr, self.options))}, got {answer!r}")
         return answer
 
     def entry(self) -> dict[str, Any]:
-        """What the progress keeps of this question so far; empty where it keeps nothing."""
-        return progress.read()[self.section].get(self.key, {})
+        """Read what the progress keeps of this question so far; empty where it keeps nothing."""
+        return progress.read()[self.section].get(self.key, {}) if self.key else {}
 
     def earlier(self) -> Any:
-        """The answer that was given before this cell was run."""
-        return self.entry().get("answer") if self.key else _without_key.get(self.text)
+        """Return the answer that was given before this cell was run."""
+        return self.entry().get("answer")
 
     def keep(self) -> None:
-        """Keep the answer."""
         if self.key:
             self.note = progress.record(self.section, self.key, question=self.text, answer=self.answer)
-        else:
-            _without_key[self.text] = self.answer
 
     def still(self) -> str:
-        """The question on a static page, as Markdown."""
+        """Write the question for a static page, as Markdown."""
         return f"**{self.kind}** {self.text}\n\n" + "\n".join(f"- {option}" for option in self.options)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        data, metadata = {}, {}
-        if not static_mode():
-            data, metadata = super()._repr_mimebundle_(**kwargs)
+        data, metadata = ({}, {}) if static_mode() else super()._repr_mimebundle_(**kwargs)
         return data | {"text/plain": repr(self), "text/markdown": self.still()}, metadata

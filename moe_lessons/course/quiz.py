@@ -25,23 +25,19 @@ FEWEST, MOST = 3, 5  # questions
 
 
 class Option(NamedTuple):
-    """One of the answers: what it says, why it is right or what is wrong with it, and which of the two."""
-
     text: str
-    why: str
+    why: str  # it is right, or what is wrong with it
     is_right: bool
 
 
 class Item(NamedTuple):
-    """A question of a quiz, and its options. `name` is its name in the learner's progress."""
-
-    name: str
+    name: str  # in the learner's progress
     question: str
     options: list[Option]
 
 
 def read_quiz(path: Path) -> list[Item]:
-    """The questions of a file. Raises ValueError, with the line, where it is malformed."""
+    """Read the questions of a file. Raises ValueError, with the line, where it is malformed."""
     items: list[Item] = []
     for number, line in enumerate([*path.read_text("utf-8").splitlines(), "## end"], 1):
         try:
@@ -75,7 +71,6 @@ def _read_line(line: str, items: list[Item]) -> None:
 
 
 def check_item(item: Item) -> None:
-    """Raise ValueError where a question cannot be asked."""
     texts = [option.text for option in item.options]
     right = [option for option in item.options if option.is_right]
     if not item.question:
@@ -96,7 +91,6 @@ class QuizQuestion(Question):
         super().__init__(item.question, f"{lesson}.{item.name}", kind=f"{number}.", choices=choices)
 
     def earlier(self) -> Any:
-        """See `Question`."""
         return self.entry().get("last")
 
     def keep(self) -> None:
@@ -107,7 +101,6 @@ class QuizQuestion(Question):
         self.note = progress.record(self.section, self.key, first=first, last=self.answer, **scores)
 
     def solution(self) -> Iterator[str]:
-        """Each option with what is right or wrong about it."""
         for text, why, is_right in self.choices:
             yield f"- {'✔' if is_right else '✘'} {text} — {why}"
 
@@ -135,7 +128,7 @@ class Quiz(Sheet):
         self.score.value = f'<div class="moe-words" role="status">{words if entries else "Nothing answered yet."}</div>'
 
     def still(self) -> str:
-        """The questions on a static page, with the answers folded, as Markdown."""
+        """Write the questions for a static page, with the answers folded, as Markdown."""
         answers = "\n\n".join(f"**{q.kind}**\n\n" + "\n".join(q.solution()) for q in self.questions)
         folded = f"<details><summary>Answers</summary>\n\n{answers}\n\n</details>"
         return "\n\n".join([*(question.still() for question in self.questions), folded])

@@ -1,60 +1,83 @@
-"""The check of most exercises: an answer and an oracle are called with the same arguments, and what differs is said."""
+"""An answer is tried and compared with the solution, case by case, and whatever it does is said in words."""
 
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.exercise import Check, Mistakes, Problem, attempt, judge
 from moe_lessons.nn import seeded
+
+Mistakes = Mapping[Callable, str]  # what is often written instead, and what to say about it
+NOT_THEIRS = str(Path(__file__).parent), str(Path(traceback.__file__).parent), "site-packages"  # no code of the learner
+WORDS = {
+    "right": "✔ Right",
+    "wrong": "✘ Not yet",
+    "raised": "✘ Your code stops",
+    "stopped": "✘ Stopped",
+    "not attempted": "… Not attempted yet",
+}
+
+
+class Check(NamedTuple):
+    """What became of an answer. `status`: one of `WORDS`; known: whether it is a mistake that is often made."""
+
+    status: str
+    message: str
+    known: bool = False
+
+    def __repr__(self) -> str:
+        return f"{WORDS[self.status]}. {self.message}"
+
+
+class Problem(Exception):
+    """What to say of an answer that is not right, in whole sentences, and the status that it gives."""
+
+    def __init__(self, message: str, status: str = "wrong", known: bool = False):
+        self.check = Check(status, message, known)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A check that compares an answer with `truth`, case by case, and recognises `mistakes`.
+    """A check that compares an answer with `solution`, case by case, and recognises `mistakes`.
 
-    truth: the oracle, a function of the same arguments (their names are used in sentences). It returns a number, a
-    tensor, or a tuple of these. what: the name of the result, or of each in a tuple. cases: makes the tuples of
-    arguments, the general ones first; it is called under a seed. axes: what the places of a tensor are, such as
-    ('token', 'expert'). read: from the parts of a result to what is compared of them. then: called with a right result
-    and its arguments, to raise Problem for what equal numbers do not show. in_place: whether arguments may be changed.
-
-    >>> mean = Comparison(lambda x: sum(x) / len(x), "the mean", lambda: [([1, 2, 4],)], {sum: "Divide by len(x)."})
-    >>> mean(sum)
-    ✘ Not yet. Divide by len(x).
-    >>> mean(max)
-    ✘ Not yet. With x = [1, 2, 4], the mean is 2.333, yours is 4.
+    solution: returns a number, a tensor, or a tuple of these; the names of its arguments are used in sentences. what:
+    the name of the result, or of each in a tuple. cases: makes the tuples of arguments, the general ones first; it is
+    called under a seed. axes: what the places of a tensor are, such as ('token', 'expert'). read: from the parts of a
+    result to what is compared of them. then: called with a right result and its arguments, to raise Problem for what
+    equal numbers do not show. in_place: whether arguments may be changed.
     """
 
-    truth: Callable
+    solution: Callable
     what: str | tuple[str, ...]
     cases: Callable[[], Iterable[tuple]]
-    mistakes: Mistakes = field(default_factory=dict)
+    mistakes: Mistakes
     axes: tuple[str, ...] = ()
     read: Callable[..., Iterable[Tensor]] = lambda *parts: parts
     then: Callable[..., None] | None = None
     in_place: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.what,) if isinstance(self.what, str) else self.what
 
     def __call__(self, answer: Callable) -> Check:
         with seeded(0):
             cases = list(self.cases())
         return judge(((case,) for case in cases), partial(self._try, answer), f"All {len(cases)} cases agree.")
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.what,) if isinstance(self.what, str) else self.what
-
     def _try(self, answer: Callable, case: tuple) -> None:
-        at = f"With {describe_call(self.truth, case)}"
+        names = list(inspect.signature(self.solution).parameters)
+        at = f"With {describe(names, case)}"
         given = copies(case)
         result = attempt(partial(answer, *given), at)
-        moves = zip(names_of(self.truth), map(moved, case, given))
-        changed = [name for name, is_moved in moves if is_moved and not self.in_place]
-        expected = self._values(self.truth(*copies(case)))
+        changed = [name for name, *pair in zip(names, case, given) if moved(*pair) and not self.in_place]
+        expected = self._values(self.solution(*copies(case)))
         values = self._values(result, at)
         if all(map(agree, values, expected)):
             if changed:
@@ -76,19 +99,65 @@ class Comparison:
         return all(map(agree, values, wrong))
 
     def _values(self, result: Any, at: str = "") -> list[Tensor]:
-        """Each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
-        if isinstance(self.what, str):
-            parts = [result]
-        else:
-            has_parts = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0)  # a tensor, or of numpy
-            parts = list(result) if has_parts else []
-            if len(parts) != len(self.what):
-                raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
+        """Give each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
+        has_parts = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0)  # a tensor, or of numpy
+        parts = [result] if isinstance(self.what, str) else list(result) if has_parts else []
+        if len(parts) != len(self.names):
+            raise Problem(f"{at}, return {len(self.names)} values ({', '.join(self.names)}), not {kind_of(result)}.")
         return list(self.read(*(numbers(part, name, at) for part, name in zip(parts, self.names))))
 
 
+def judge(cases: Iterable, try_case: Callable, right: str, unreadable: str = "Your answer cannot be read") -> Check:
+    """Call `try_case`(*case) for each case until one raises; where none does, say `right`. Never raises.
+
+    unreadable: what to say of an answer of another kind than was asked for, with which `try_case` itself fails.
+    """
+    num_right = 0
+    try:
+        for case in cases:
+            try_case(*case)
+            num_right += 1
+    except Problem as problem:
+        attempted = num_right and problem.check.status == "not attempted"
+        return problem.check._replace(status="wrong") if attempted else problem.check
+    except Exception as error:
+        return Check("wrong", f"{unreadable}: {type(error).__name__}: {error}")
+    return Check("right", right)
+
+
+def attempt(call: Callable[[], Any], at: str = "") -> Any:
+    """Give what `call`() of an answer gives. Raises Problem where it stops with an error, or returns nothing.
+
+    at: the case, such as 'with T = 4'.
+    """
+    try:
+        given = call()
+    except Problem:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        frames = [frame for frame in frames if not any(part in frame.filename for part in NOT_THEIRS)]
+        line = f", in the line '{shortened(frames[0].line, 120)}'" if frames and frames[0].line else ""
+        where = f"{at}{line}: ".lstrip(", :")
+        raise Problem(f"{where[:1].upper()}{where[1:]}{type(error).__name__}: {error}", "raised") from None
+    if is_nothing(given):
+        raise Problem(f"{at}, your function returns nothing.", "not attempted")
+    return given
+
+
+def is_nothing(value: Any) -> bool:
+    """Whether a function gave it whose body is still `...`."""
+    return value is None or value is Ellipsis
+
+
+def shortened(message: str, limit: int = 600) -> str:
+    """Put it on one line, and not too long."""
+    line = " ".join(message.split())
+    return line if len(line) <= limit else f"{line[:limit]} …"
+
+
 def numbers(value: Any, what: str, at: str) -> Tensor:
-    """In float64 or whole numbers, on the CPU, without a gradient. Raises Problem where these are no numbers."""
+    """Read in float64 or whole numbers, on the CPU, without a gradient. Raises Problem where these are no numbers."""
     parts = value if isinstance(value, (list, tuple)) else [value]
     if any(isinstance(part, Tensor) and part.is_meta for part in parts):
         raise Problem(f"{at}, {what} must not be on the device meta: there tensors have a shape and no numbers.")
@@ -115,7 +184,7 @@ def agree(given: Tensor, expected: Tensor) -> bool:
 
 
 def difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...] = ()) -> str:
-    """What differs, in a sentence: the shape, or where most and by how much."""
+    """Say what differs: the shape, or where most and by how much."""
     if given.shape != expected.shape:
         asked, got = (f"of shape {tuple(x.shape)}" if x.ndim else "one number" for x in (expected, given))
         return f"{what} must be {asked}, not {got}."
@@ -132,40 +201,22 @@ def difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...]
     return f"{what}: {wrong}, most for {where}: {show(one)} is right, yours is {show(other)}{by}."
 
 
-def show(value: Any) -> str:
-    """A number as a reader writes it: whole ones in full.
-
-    >>> show(1520.0), show(2 / 3), show(float("nan"))
-    ('1,520', '0.6667', 'nan')
-    """
-    number = value.item() if isinstance(value, Tensor) else value
+def show(number: float | Tensor) -> str:
+    """Write a number as a reader does, whole ones in full: 1,520 and 0.6667."""
+    number = number.item() if isinstance(number, Tensor) else number
     return f"{int(number):,}" if float(number).is_integer() else f"{number:.4g}"
 
 
 def kind_of(value: Any) -> str:
-    """'a str', or 'a Tensor of shape (4, 2)'.
-
-    >>> kind_of("two"), kind_of(torch.ones(2))
-    ('a str', 'a Tensor of shape (2,)')
-    """
-    size = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-    size = f" of {len(value)}" if isinstance(value, (tuple, list)) else size
-    name = type(value).__name__
+    """Name it: 'a str', or 'a Tensor of shape (4, 2)'."""
+    name, size = type(value).__name__, f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+    size = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else size
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}{size}"
 
 
-def names_of(function: Callable) -> list[str]:
-    return list(inspect.signature(function).parameters)
-
-
-def describe_call(function: Callable, arguments: tuple) -> str:
-    """The arguments of a call, short ones in full, without functions.
-
-    >>> describe_call(lambda x, top_k: 0, (torch.zeros(7, 4), 2))
-    'x of shape (7, 4), top_k = 2'
-    """
-    named = zip(names_of(function), arguments)
-    return ", ".join(_argument(name, value) for name, value in named if not callable(value))
+def describe(names: list[str], arguments: tuple) -> str:
+    """Name the arguments of a call, short ones in full, without functions: 'x of shape (7, 4), top_k = 2'."""
+    return ", ".join(_argument(name, value) for name, value in zip(names, arguments) if not callable(value))
 
 
 def _argument(name: str, value: Any) -> str:
@@ -180,12 +231,11 @@ def _argument(name: str, value: Any) -> str:
 
 
 def copies(arguments: tuple) -> list:
-    """What a function may change without harm. Tensors keep their gradient."""
+    """Copy what a function may change. Tensors keep their gradient."""
     return [a.clone() if isinstance(a, Tensor) else list(a) if isinstance(a, list) else a for a in arguments]
 
 
 def moved(before: Any, after: Any) -> bool:
-    """Whether an argument was changed."""
-    if isinstance(before, Tensor):
-        return before.shape != after.shape or not torch.equal(before, after)
-    return isinstance(before, list) and before != after
+    return (
+        not torch.equal(before, after) if isinstance(before, Tensor) else isinstance(before, list) and before != after
+    )

@@ -4,6 +4,7 @@ import ctypes
 import io
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
@@ -14,23 +15,23 @@ class TimeUp(BaseException):
     """The time is up: not an Exception, so that `except Exception` of an answer does not catch it."""
 
 
-def limited(call: Callable[[], Any], seconds: float) -> Any:
-    """What `call`() gives, or raises. Raises TimeUp after so many seconds.
+def limited(call: Callable[[], Any]) -> Any:
+    """Give what `call`() gives, or raise what it raises; after `SECONDS`, TimeUp.
 
     It runs in a thread, which is then interrupted. One that cannot be (it sleeps, or computes in C) is left behind.
     """
-    result, error = [], []
+    found = Future()
 
     def work() -> None:
         try:
-            result.append(call())
+            found.set_result(call())
         except BaseException as raised:
-            error.append(raised)
+            found.set_exception(raised)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     try:
-        thread.join(seconds)
+        thread.join(SECONDS)
     finally:  # also where the user interrupts
         in_time = not thread.is_alive()
         for _ in range(0 if in_time else 50):  # again, since a bare `except:` catches it
@@ -40,9 +41,7 @@ def limited(call: Callable[[], Any], seconds: float) -> Any:
                 break
     if not in_time:
         raise TimeUp
-    if error:
-        raise error[0]
-    return result[0]
+    return found.result()
 
 
 class FirstLines(io.TextIOBase):
@@ -65,7 +64,7 @@ class FirstLines(io.TextIOBase):
 
 @contextmanager
 def kept_short() -> Iterator[None]:
-    """Of what is printed within it the first lines are printed at its end."""
+    """Print, at its end, the first lines of what is printed within it."""
     lines = FirstLines()
     try:
         with redirect_stdout(lines), redirect_stderr(lines):

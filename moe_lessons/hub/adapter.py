@@ -24,9 +24,8 @@ class RunModel(nn.Module):
         ids = torch.zeros(1, 1, dtype=torch.int64, device=next(hf_model.parameters()).device)
         with Lens(hf_model, keep=1) as lens, evaluating(hf_model), torch.no_grad():
             hf_model(ids, use_cache=False)
-        blocks = {name: hf_model.get_submodule(name) for name in lens.layers}
-        routings = [(block, lens.routings[name]) for name, block in blocks.items() if not is_moe(block)]
-        self.mixtures = nn.ModuleList(MixtureOf(block, routing) for block, routing in routings)
+        blocks = [(hf_model.get_submodule(name), routing) for name, routing in lens.routings.items()]
+        self.mixtures = nn.ModuleList(MixtureOf(*own) for own in blocks if not is_moe(own[0]))
 
     def forward(self, ids: Tensor) -> tuple[Tensor, list[Routing]]:
         with GraphLens(self.hf_model, keep=1) as lens:

@@ -1,18 +1,5 @@
-"""A Hugging Face MoE block as our `MoE`, with its weights.
+"""A Hugging Face MoE block as our `MoE`, with its weights. What sets the families apart stands in `nn.families`.
 
-    family       scores    experts are chosen by         weight of a chosen expert    experts         beside them
-    Mixtral      softmax   score                         score / sum of K chosen      SwiGLU
-    OLMoE        softmax   score                         score, or as Mixtral (*)     SwiGLU
-    Qwen2-MoE    softmax   score                         score, or as Mixtral (*)     SwiGLU          a gated expert
-    Qwen3-MoE    softmax   score                         score, or as Mixtral (*)     SwiGLU
-    DeepSeek-V3  sigmoid   score + bias, in best groups  factor · score / sum (*)     SwiGLU          a shared expert
-    gpt-oss      softmax   score                         score / sum of K chosen      clamped, biases
-    Llama 4      sigmoid   logit                         score, on expert's input     SwiGLU          a shared expert
-    Switch       softmax   score, K = 1, capacity (**)   score                        ReLU
-
-(*) norm_topk_prob. (**) each expert takes C tokens of each sequence, the first ones.
-
-Each is built from its specification in `nn.families`.
 The blocks are known by their class, as in transformers 5.18 and later (5.x, tested up to 5.24), which is not imported.
 Where the same weights still give something else:
 
@@ -22,19 +9,104 @@ Where the same weights still give something else:
   does where its router's type is that of x. Here the router alone sees it. Switch's dropout is left out.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatchcase
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn.balancing import apply_capacity
 from moe_lessons.nn.families import FAMILIES as SPECS
-from moe_lessons.nn.families import Spec
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.routing import Routing
 
-SILU = {"SiLU": "swiglu", "SiLUActivation": "swiglu"}  # the activation of their gate: the name of ours
+
+class SwitchMoE(MoE):
+    """The capacity of Hugging Face's Switch: a fixed number of tokens for each expert and each sequence (T, D) of x."""
+
+    def __init__(self, *sizes: int, expert_capacity: int, **options):
+        super().__init__(*sizes, **options | {"capacity_factor": None})
+        self.expert_capacity = expert_capacity
+
+    def limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
+        sequence = routing.token_idx // max(shape[-2] if len(shape) > 1 else 1, 1)  # (A,)
+        queue = sequence * self.num_experts + routing.expert_idx  # (A,) one for each sequence and expert
+        limited = apply_capacity(replace(routing, expert_idx=queue), self.expert_capacity)
+        dropped = limited.dropped_expert_idx % self.num_experts
+        return replace(limited, expert_idx=limited.expert_idx % self.num_experts, dropped_expert_idx=dropped)
+
+
+def swapped(parts: list[Tensor]) -> Tensor:
+    return parts[0].mT  # (E, in, out) -> (E, out, in)
+
+
+def gate_first(parts: list[Tensor]) -> Tensor:
+    """gpt-oss stores gate and up interleaved, g u g u: (..., 2F) -> (..., 2F), all of gate before all of up."""
+    return torch.cat([parts[0][..., ::2], parts[0][..., 1::2]], dim=-1)
+
+
+def gate_first_swapped(parts: list[Tensor]) -> Tensor:
+    return gate_first(parts).mT  # (E, D, 2F) -> (E, 2F, D)
+
+
+class Family(NamedTuple):
+    """Where everything stands in the block of a family.
+
+    options: arguments of `MoE`, and where their values are. weights: ours, and those of theirs that make it (* is each
+    expert). layouts: how they make it, where they do not follow each other.
+    """
+
+    name: str
+    options: dict[str, str]
+    weights: dict[str, str]
+    layouts: dict[str, Callable[[list[Tensor]], Tensor]] = {}
+
+
+EXPERTS = {name: name for name in ("experts.gate_up_proj", "experts.down_proj")}
+BIASES = {name: name for name in ("router.bias", "experts.gate_up_proj_bias", "experts.down_proj_bias")}
+GATE, ROUTER = ({"router.weight": f"{name}.weight"} | EXPERTS for name in ("gate", "router"))
+SHARED, SHAREDS = (
+    {
+        "shared_expert.gate_up_proj": f"{name}.gate_proj.weight {name}.up_proj.weight",
+        "shared_expert.down_proj": f"{name}.down_proj.weight",
+    }
+    for name in ("shared_expert", "shared_experts")
+)
+NORMED = {"top_k": "gate.top_k", "norm_topk_prob": "gate.norm_topk_prob"}
+SWAPPED = {"experts.gate_up_proj": swapped, "experts.down_proj": swapped}
+FAMILIES = {
+    "MixtralSparseMoeBlock": Family("Mixtral", {"top_k": "gate.top_k", "jitter_noise": "jitter_noise"}, GATE),
+    "OlmoeSparseMoeBlock": Family("OLMoE", NORMED, GATE),
+    "Qwen2MoeSparseMoeBlock": Family(
+        "Qwen2-MoE", NORMED, GATE | SHARED | {"shared_expert_gate.weight": "shared_expert_gate.weight"}
+    ),
+    "Qwen3MoeSparseMoeBlock": Family("Qwen3-MoE", NORMED, GATE),
+    "DeepseekV3MoE": Family(
+        "DeepSeek-V3",
+        NORMED
+        | {"num_groups": "gate.num_group", "topk_groups": "gate.topk_group"}
+        | {"routed_scaling_factor": "gate.routed_scaling_factor"},
+        GATE | SHAREDS | {"router.expert_bias": "gate.e_score_correction_bias"},
+    ),
+    "GptOssMLP": Family(  # their softmax over the K chosen logits is that of all, over the sum of the K chosen
+        "gpt-oss",
+        {"top_k": "router.top_k"},
+        ROUTER | BIASES,
+        SWAPPED | {"experts.gate_up_proj": gate_first_swapped, "experts.gate_up_proj_bias": gate_first},
+    ),
+    "Llama4TextMoe": Family("Llama 4", {"top_k": "router.top_k"}, ROUTER | SHARED, SWAPPED),
+    "SwitchTransformersSparseMLP": Family(
+        "Switch",
+        {"jitter_noise": "router.jitter_noise", "expert_capacity": "router.expert_capacity"},
+        {"router.weight": "router.classifier.weight", "router.bias": "router.classifier.bias"}
+        | {"experts.up_proj": "experts.*.wi.weight", "experts.down_proj": "experts.*.wo.weight"},
+        {"experts.up_proj": torch.stack, "experts.down_proj": torch.stack},
+    ),
+}
 
 
 def convert_block(hf_block: nn.Module) -> MoE:
@@ -46,116 +118,42 @@ def convert_block(hf_block: nn.Module) -> MoE:
     Raises ValueError for a block of another family, for weights of another shape or quantised ones, and for an
     activation that `Experts` lacks. What remains different: see the head of this module.
     """
-    name = type(hf_block).__name__
-    if name not in FAMILIES or not type(hf_block).__module__.startswith("transformers."):
-        known = ", ".join(f"{family} ({block})" for block, (family, _) in FAMILIES.items())
-        raise ValueError(f"hf_block must be one MoE block from transformers: {known}; got {name}")
-    family, convert = FAMILIES[name]
+    kind = type(hf_block).__name__
+    if kind not in FAMILIES or not type(hf_block).__module__.startswith("transformers."):
+        known = ", ".join(f"{family.name} ({block})" for block, family in FAMILIES.items())
+        raise ValueError(f"hf_block must be one MoE block from transformers: {known}; got {kind}")
+    family, given, weights = FAMILIES[kind], hf_block.state_dict(keep_vars=True), {}
     try:
-        with torch.device("meta"):  # a new module has shapes only: the numbers are copied
-            return convert(hf_block, SPECS[family]).train(hf_block.training)
+        options = {name: attrgetter(path)(hf_block) for name, path in family.options.items()}
+        for name, paths in family.weights.items():
+            parts = [given[key] for path in paths.split() for key in given if fnmatchcase(key, path)]
+            if parts:
+                weights[name] = copied(parts, family.layouts.get(name, torch.cat))
+            elif name != "router.bias":  # which Switch may have
+                raise AttributeError(f"it has no {paths}")
     except AttributeError as error:
-        raise ValueError(f"hf_block must be the {family} block of transformers 5.18 or later: {error}") from error
-
-
-def mixtral(block: nn.Module, spec: Spec) -> MoE:
-    return swiglu(block, spec | {"jitter_noise": block.jitter_noise}, {})
-
-
-def olmoe(block: nn.Module, spec: Spec, **more: Tensor) -> MoE:
-    return swiglu(block, spec | {"norm_topk_prob": bool(block.gate.norm_topk_prob)}, more)
-
-
-def qwen2_moe(block: nn.Module, spec: Spec) -> MoE:
-    gate = {"shared_expert_gate.weight": copied(block.shared_expert_gate.weight)}
-    return olmoe(block, spec, **dense(block.shared_expert), **gate)
-
-
-def deepseek_v3(block: nn.Module, spec: Spec) -> MoE:
-    gate = block.gate
-    groups = {"num_groups": gate.num_group, "topk_groups": gate.topk_group}
-    scale = {"norm_topk_prob": bool(gate.norm_topk_prob), "routed_scaling_factor": gate.routed_scaling_factor}
-    bias = {"router.expert_bias": copied(gate.e_score_correction_bias)}
-    return swiglu(block, spec | groups | scale, dense(block.shared_experts) | bias)
-
-
-def llama4(block: nn.Module, spec: Spec) -> MoE:
-    return swiglu(block, spec, dense(block.shared_expert), lambda w: w.mT)  # (E, D, 2F) -> (E, 2F, D)
-
-
-def swiglu(block: nn.Module, spec: Spec, more: dict, layout: Callable = lambda w: w) -> MoE:
-    """A block whose experts are ours in this layout: (E, 2F, D), gate first, and (E, D, F). more: its other weights."""
-    experts, gate = block.experts, block.router if hasattr(block, "router") else block.gate
-    weights = {f"experts.{name}": copied(getattr(experts, name), layout) for name in ("gate_up_proj", "down_proj")}
-    weights |= {"router.weight": copied(gate.weight), **more}
-    return assembled(spec | {"top_k": gate.top_k, "activation": activation_of(experts.act_fn, SILU)}, weights)
-
-
-def gpt_oss(block: nn.Module, spec: Spec) -> MoE:
-    experts = block.experts
-    for name, value in {"alpha": 1.702, "limit": 7.0}.items():
-        if getattr(experts, name) != value:
-            raise ValueError(f"{name} of hf_block.experts must be {value}, got {getattr(experts, name)}")
-    # Theirs is a softmax over the K chosen logits: that of all, divided by the sum of the K chosen.
-    weights = {
-        "router.weight": copied(block.router.weight),
-        "router.bias": copied(block.router.bias),
-        "experts.gate_up_proj": copied(experts.gate_up_proj, lambda w: gate_first(w).mT),  # (E, D, 2F) -> (E, 2F, D)
-        "experts.gate_up_proj_bias": copied(experts.gate_up_proj_bias, gate_first),  # (E, 2F)
-        "experts.down_proj": copied(experts.down_proj, lambda w: w.mT),  # (E, F, D) -> (E, D, F)
-        "experts.down_proj_bias": copied(experts.down_proj_bias),  # (E, D)
-    }
-    return assembled(spec | {"top_k": block.router.top_k}, weights)
-
-
-def switch(block: nn.Module, spec: Spec) -> MoE:
-    linear, experts = block.router.classifier, list(block.experts.values())
-    bias = {} if linear.bias is None else {"router.bias": copied(linear.bias)}
-    weights = {
-        "router.weight": copied(linear.weight),
-        "experts.up_proj": copied([expert.wi.weight for expert in experts], torch.stack),  # E of (F, D) -> (E, F, D)
-        "experts.down_proj": copied([expert.wo.weight for expert in experts], torch.stack),  # E of (D, F) -> (E, D, F)
-        **bias,
-    }
-    own = {"activation": activation_of(experts[0].act, {"ReLU": "relu", "GELUActivation": "gelu"})}
-    own |= {"router_bias": bool(bias), "jitter_noise": block.router.jitter_noise, "capacity_factor": None}
-    moe = assembled(spec | own, weights, SwitchMoE)
-    moe.expert_capacity = block.router.expert_capacity
-    return moe
-
-
-FAMILIES: dict[str, tuple[str, Callable[[nn.Module, Spec], MoE]]] = {
-    "MixtralSparseMoeBlock": ("Mixtral", mixtral),
-    "OlmoeSparseMoeBlock": ("OLMoE", olmoe),
-    "Qwen2MoeSparseMoeBlock": ("Qwen2-MoE", qwen2_moe),
-    "Qwen3MoeSparseMoeBlock": ("Qwen3-MoE", olmoe),
-    "DeepseekV3MoE": ("DeepSeek-V3", deepseek_v3),
-    "GptOssMLP": ("gpt-oss", gpt_oss),
-    "Llama4TextMoe": ("Llama 4", llama4),
-    "SwitchTransformersSparseMLP": ("Switch", switch),
-}
-
-
-class SwitchMoE(MoE):
-    """The capacity of Hugging Face's Switch: a fixed number of tokens for each expert and each sequence (T, D) of x."""
-
-    expert_capacity: int
-
-    def _limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
-        sequence = routing.token_idx // max(shape[-2] if len(shape) > 1 else 1, 1)  # (A,)
-        queue = sequence * self.num_experts + routing.expert_idx  # (A,) one for each sequence and expert
-        limited = apply_capacity(replace(routing, expert_idx=queue), self.expert_capacity)
-        dropped = limited.dropped_expert_idx % self.num_experts
-        return replace(limited, expert_idx=limited.expert_idx % self.num_experts, dropped_expert_idx=dropped)
-
-
-def assembled(spec: Spec, weights: dict[str, Tensor], block: type[MoE] = MoE) -> MoE:
-    """A block of this specification, of the sizes of these weights, which are named as in its state_dict."""
+        raise ValueError(f"hf_block must be the {family.name} block of transformers 5.18 or later: {error}") from error
     (num_experts, d_model), d_ff = weights["router.weight"].shape, weights["experts.down_proj"].shape[-1]
-    own = {"num_experts": num_experts, "shared_experts": 0}
+    options |= {"num_experts": num_experts, "shared_experts": 0, "router_bias": "router.bias" in weights}
+    options |= activation_of(hf_block.experts)
     if "shared_expert.down_proj" in weights:
-        own["shared_d_ff"] = weights["shared_expert.down_proj"].shape[-1]
-    return filled(block(d_model, d_ff, **spec | own), weights)
+        options["shared_d_ff"] = weights["shared_expert.down_proj"].shape[-1]
+    with torch.device("meta"):  # a new module has shapes only: the numbers are copied
+        moe = (SwitchMoE if family.name == "Switch" else MoE)(d_model, d_ff, **SPECS[family.name] | options)
+    return filled(moe, weights).train(hf_block.training)
+
+
+def activation_of(experts: nn.Module) -> dict[str, Any]:
+    """The argument of `MoE`; none for gpt-oss, whose activation is no module and has numbers that ours has built in."""
+    for name, value in {"alpha": 1.702, "limit": 7.0}.items():
+        if getattr(experts, name, value) != value:
+            raise ValueError(f"{name} of hf_block.experts must be {value}, got {getattr(experts, name)}")
+    act = next((module for name, module in experts.named_modules() if re.search(r"\bact(_fn)?$", name)), None)
+    gated, plain = {"SiLU": "swiglu", "SiLUActivation": "swiglu"}, {"ReLU": "relu", "GELUActivation": "gelu"}
+    ours, name = gated if hasattr(experts, "gate_up_proj") else plain, type(act).__name__
+    if act is not None and name not in ours:
+        raise ValueError(f"the activation of hf_block must be {' or '.join(ours)}, got {name}")
+    return {} if act is None else {"activation": ours[name]}
 
 
 def filled(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
@@ -169,30 +167,11 @@ def filled(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     return module
 
 
-def copied(source: Tensor | list[Tensor], layout: Callable[..., Tensor] = lambda tensor: tensor) -> Tensor:
-    """A copy of one tensor, or of several as one, in our layout: a parameter if they are."""
-    parts = [source] if isinstance(source, Tensor) else source
+def copied(parts: list[Tensor], layout: Callable[[list[Tensor]], Tensor] = torch.cat) -> Tensor:
+    """A copy of several tensors as one, in our layout: a parameter if they are."""
     for part in parts:
         if not part.is_floating_point() or part.element_size() == 1:
             raise ValueError(f"weights to be copied must have 16 bits or more, not quantised ones, got {part.dtype}")
     with torch.no_grad():
-        copy = layout(source).clone(memory_format=torch.contiguous_format)
+        copy = layout(parts).clone(memory_format=torch.contiguous_format)
     return nn.Parameter(copy, any(p.requires_grad for p in parts)) if isinstance(parts[0], nn.Parameter) else copy
-
-
-def dense(mlp: nn.Module, name: str = "shared_expert") -> dict[str, Tensor]:
-    """A dense SwiGLU network: gate (F, D) and up (F, D) -> (2F, D), down (D, F)."""
-    gate_up_proj = copied([mlp.gate_proj.weight, mlp.up_proj.weight], torch.cat)
-    return {f"{name}.gate_up_proj": gate_up_proj, f"{name}.down_proj": copied(mlp.down_proj.weight)}
-
-
-def gate_first(interleaved: Tensor) -> Tensor:
-    """gpt-oss stores gate and up interleaved, g u g u: (..., 2F) -> (..., 2F), all of gate before all of up."""
-    return torch.cat([interleaved[..., ::2], interleaved[..., 1::2]], dim=-1)
-
-
-def activation_of(act_fn: nn.Module, ours: dict[str, str]) -> str:
-    """Our name of an activation, from the class of theirs."""
-    if type(act_fn).__name__ not in ours:
-        raise ValueError(f"the activation of hf_block must be {' or '.join(ours)}, got {type(act_fn).__name__}")
-    return ours[type(act_fn).__name__]

@@ -1,33 +1,18 @@
 """The lens in a `transformers.Trainer`: `LensCallback`. It needs transformers (extra: hf) and accelerate."""
 
-import sys
+import traceback
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from moe_lessons.analysis import load_statistics
 from moe_lessons.hub.routing_lens import Lens
+from moe_lessons.nn import Routing
 from moe_lessons.support.errors import check_number, check_positive_int
 from moe_lessons.training.run import is_dead
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What is kept of a layer's routings: demand (E,), the sum of its router_probs (E,), and how many tokens it had."""
-
-    demand: Tensor | float = 0.0
-    probs: Tensor | float = 0.0
-    tokens: int = 0
-
-    def __add__(self, other: "Tally") -> "Tally":
-        return Tally(self.demand + other.demand, self.probs + other.probs, self.tokens + other.tokens)
-
-    def balancing_loss(self) -> float:
-        """`load_balancing_loss` of all these tokens: E · Σ f P."""
-        return (len(self.demand) * (self.demand * self.probs).sum() / (self.demand.sum() * self.tokens)).item()
 
 
 class LensCallback(TrainerCallback):
@@ -48,7 +33,7 @@ class LensCallback(TrainerCallback):
         self.count_padding = count_padding
 
     def on_train_begin(self, args, state, control, model=None, **_) -> None:
-        self.lens, self.tallies = Lens(model, count_padding=self.count_padding), defaultdict(Tally)
+        self.lens, self.tallies = Lens(model, count_padding=self.count_padding), defaultdict(int)
         self.starving: set[tuple[str, int]] = set()
         self.trainer = calling_trainer()
         vars(self.trainer).pop("training_step", None)  # left by a training that failed
@@ -57,26 +42,27 @@ class LensCallback(TrainerCallback):
         def training_step(*args, **kwargs):
             with self.lens:
                 loss = step(*args, **kwargs)
-            for name, r in ((name, routing) for call in self.lens.calls for name, routing in call.items()):
-                self.tallies[name] += Tally(r.demand_per_expert, r.router_probs.sum(dim=0), r.num_tokens)
+            for call in self.lens.calls:
+                for name, routing in call.items():
+                    self.tallies[name] = self.tallies[name] + tally(routing)
             return loss
 
         self.trainer.training_step = training_step
 
     def on_step_end(self, args, state, control, **_) -> None:
-        tallies = {name: tally for name, tally in self.tallies.items() if tally.tokens}
+        tallies = {name: own for name, own in self.tallies.items() if own[2].any()}
         if state.global_step % self.every or not tallies:
             return
         logs, load = {}, {}
-        for name, tally in tallies.items():
-            statistics, dead = load_statistics(tally.demand), is_dead(tally.demand / tally.tokens)
+        for name, (demand, probs, tokens) in tallies.items():
+            statistics, dead = load_statistics(demand), is_dead(demand / tokens)
             values = {"max_over_mean": statistics.max_over_mean, "entropy": statistics.entropy, "dead": int(dead.sum())}
-            values["load_balancing_loss"] = tally.balancing_loss()
+            values["load_balancing_loss"] = balancing_loss(demand, probs, tokens)
             logs |= {f"moe/{name}/{key}": value for key, value in values.items()}
-            even_loads = (tally.demand / tally.demand.float().mean()).tolist()
+            even_loads = (demand / demand.mean()).tolist()
             load |= {(name, expert): share for expert, share in enumerate(even_loads)}
-        if len({len(tally.demand) for tally in tallies.values()}) == 1:
-            logs["moe/pooled_load_balancing_loss"] = sum(tallies.values(), Tally()).balancing_loss()
+        if len({own.shape for own in tallies.values()}) == 1:
+            logs["moe/pooled_load_balancing_loss"] = balancing_loss(*sum(tallies.values()))
         starving = {place for place, share in load.items() if share < self.warn_below}
         if new := sorted(starving - self.starving):
             names = ", ".join(f"E{expert} of {name} ({load[name, expert]:.2g})" for name, expert in new)
@@ -92,11 +78,20 @@ class LensCallback(TrainerCallback):
         vars(self.trainer).pop("training_step", None)
 
 
+def tally(routing: Routing) -> Tensor:
+    """(3, E) what is kept of a routing: its demand, the sum of its router_probs, and how many tokens it had."""
+    probs = routing.router_probs.sum(dim=0)
+    return torch.stack([routing.demand_per_expert.to(probs), probs, torch.full_like(probs, routing.num_tokens)])
+
+
+def balancing_loss(demand: Tensor, probs: Tensor, tokens: Tensor) -> float:
+    """`load_balancing_loss` of all these tokens: E · Σ f P."""
+    return (len(demand) * (demand / demand.sum() * probs / tokens).sum()).item()
+
+
 def calling_trainer() -> Trainer:
     """The Trainer whose callback runs. Callbacks are not told of it, but it is what calls them."""
-    frame = sys._getframe()
-    while frame is not None and not isinstance(frame.f_locals.get("self"), Trainer):
-        frame = frame.f_back
-    if frame is None:
-        raise ValueError("LensCallback must be called by a transformers.Trainer, got a call from elsewhere")
-    return frame.f_locals["self"]
+    for frame, _ in traceback.walk_stack(None):
+        if isinstance(trainer := frame.f_locals.get("self"), Trainer):
+            return trainer
+    raise ValueError("LensCallback must be called by a transformers.Trainer, got a call from elsewhere")

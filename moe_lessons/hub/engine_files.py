@@ -16,32 +16,45 @@ from pathlib import Path
 from typing import Any
 
 from moe_lessons.hub.published import read_config
-from moe_lessons.support.errors import check_number, check_positive_int
+from moe_lessons.support.errors import check_positive_int
 
 Config = dict[str, Any]
+BATCH_SIZE, LR = 8, 1e-3  # sequences of each rank in a step, and the learning rate: a start
 
 
-def write_engine_configs(
-    model: str | Path, folder: str | Path, ranks: int = 2, batch_size: int = 8, lr: float = 1e-3
-) -> dict[str, Path]:
+def write_engine_configs(model: str | Path, folder: str | Path, ranks: int = 2) -> dict[str, Path]:
     """Write a file for each engine, in `folder`; returns where each is.
 
     model: the folder of a Mixtral that Hugging Face can read, such as `export_model` writes. ranks: GPUs, N.
-    batch_size: sequences of each rank in a step. lr: the learning rate. ValueError for another model or none, for
-    weights in float64, and for experts that the ranks do not divide.
+    ValueError for another model or none, for weights in float64, and for experts that the ranks do not divide.
     """
     model, folder = Path(model).resolve(), Path(folder)
     config = read_mixtral(model)
-    batch_size, lr = check_positive_int("batch_size", batch_size), check_number("lr", lr, above=True)
     check_positive_int("ranks", ranks)
     try:
         if config["num_local_experts"] % ranks:
             raise ValueError(f"ranks must divide the {config['num_local_experts']} experts of the model, got {ranks}")
+        sizes = {"model": str(model), "ranks": ranks, "seq_len": config["max_position_embeddings"]}
+        deepspeed = {  # AutoEP takes the place of each block of experts
+            "train_micro_batch_size_per_gpu": BATCH_SIZE,
+            "gradient_clipping": 1.0,
+            "bf16": {"enabled": config["dtype"] == "bfloat16"},
+            "optimizer": {"type": "AdamW", "params": {"lr": LR}},
+            "zero_optimization": {"stage": 1},
+            "expert_parallel": {"enabled": True, "autoep_size": ranks, "preset_model": "mixtral"},
+        }
+        vllm = {  # N copies of attention, and the experts once, among them all
+            "model": str(model),
+            "dtype": config["dtype"],
+            "max-model-len": config["max_position_embeddings"],
+            "data-parallel-size": ranks,
+            "enable-expert-parallel": True,
+        }
         texts = {
-            "moe_torchtitan.py": torchtitan_module(config, model, ranks, batch_size, lr),
-            "megatron.args": "\n".join(megatron_arguments(config, model, ranks, batch_size, lr)) + "\n",
-            "deepspeed.json": json.dumps(deepspeed_config(config, ranks, batch_size, lr), indent=2) + "\n",
-            "vllm.yaml": "".join(f"{k}: {json.dumps(v)}\n" for k, v in vllm_options(config, model, ranks).items()),
+            "moe_torchtitan.py": TORCHTITAN.format(**sizes, batch_size=BATCH_SIZE, lr=LR),
+            "megatron.args": "".join(f"{line}\n" for line in megatron_arguments(config, model, ranks)),
+            "deepspeed.json": json.dumps(deepspeed, indent=2) + "\n",
+            "vllm.yaml": "".join(f"{key}: {json.dumps(value)}\n" for key, value in vllm.items()),
         }
     except KeyError as error:
         raise ValueError(f"{model / 'config.json'} must have all sizes of a Mixtral, and lacks {error}") from None
@@ -52,7 +65,7 @@ def write_engine_configs(
 
 
 def read_mixtral(model: Path) -> Config:
-    """Its config.json, with 'dtype' for the type of its weights, as transformers 5 has it."""
+    """Read its config.json, with 'dtype' for the type of its weights, as transformers 5 has it."""
     config = read_config(model / "config.json")
     if config.get("model_type") != "mixtral":
         raise ValueError(f"model must be the folder of a Mixtral, got one of type {config.get('model_type')!r}")
@@ -100,7 +113,7 @@ FLAGS = {  # of Megatron-LM, where the name is not that of the field
 }  # fmt: skip
 
 
-def megatron_arguments(config: Config, model: Path, ranks: int, batch_size: int, lr: float) -> list[str]:
+def megatron_arguments(config: Config, model: Path, ranks: int) -> list[str]:
     """A line for each argument of Megatron-LM's pretrain_gpt.py, which hands them on to Megatron Core."""
     lines = []
     for field, value in megatron_core_fields(config, ranks).items():
@@ -114,31 +127,7 @@ def megatron_arguments(config: Config, model: Path, ranks: int, batch_size: int,
     lines += [f"--{name} {config['max_position_embeddings']}" for name in ("max-position-embeddings", "seq-length")]
     lines += [] if config["tie_word_embeddings"] else ["--untie-embeddings-and-output-weights"]
     lines += ["--tokenizer-type HuggingFaceTokenizer", f"--tokenizer-model {shlex.quote(str(model))}"]
-    lines += [f"--micro-batch-size {batch_size}", f"--global-batch-size {batch_size * ranks}", f"--lr {lr}"]
-    return lines
-
-
-def deepspeed_config(config: Config, ranks: int, batch_size: int, lr: float) -> Config:
-    """The file of `deepspeed.initialize(config=…)`: AutoEP takes the place of each block of experts of the model."""
-    return {
-        "train_micro_batch_size_per_gpu": batch_size,
-        "gradient_clipping": 1.0,
-        "bf16": {"enabled": config["dtype"] == "bfloat16"},
-        "optimizer": {"type": "AdamW", "params": {"lr": lr}},
-        "zero_optimization": {"stage": 1},
-        "expert_parallel": {"enabled": True, "autoep_size": ranks, "preset_model": "mixtral"},
-    }
-
-
-def vllm_options(config: Config, model: Path, ranks: int) -> Config:
-    """The options of `vllm serve`: N copies of attention, and the experts once, among them all."""
-    return {
-        "model": str(model),
-        "dtype": config["dtype"],
-        "max-model-len": config["max_position_embeddings"],
-        "data-parallel-size": ranks,
-        "enable-expert-parallel": True,
-    }
+    return [*lines, f"--micro-batch-size {BATCH_SIZE}", f"--global-batch-size {BATCH_SIZE * ranks}", f"--lr {LR}"]
 
 
 TORCHTITAN = '''"""A Mixtral of Hugging Face, trained by torchtitan's backend for models of transformers."""
@@ -167,9 +156,3 @@ def mixtral() -> TransformersBackendConfig:
         parallelism=ParallelismConfig(expert_parallel_degree={ranks}),
     )
 '''
-
-
-def torchtitan_module(config: Config, model: Path, ranks: int, batch_size: int, lr: float) -> str:
-    """A module for torchtitan's --module: its configurations are functions of Python."""
-    sizes = {"batch_size": batch_size, "seq_len": config["max_position_embeddings"], "ranks": ranks, "lr": lr}
-    return TORCHTITAN.format(model=str(model), **sizes)

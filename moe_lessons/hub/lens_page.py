@@ -1,8 +1,4 @@
-"""Is the router of a published mixture healthy? One page of who worked, while the model read a text.
-
-The model reads the text, and one page shows who worked. Nothing leaves this machine, and no code of the model's own
-folder is run, but that of the installed transformers (extra: hf).
-"""
+"""One page of who worked while a published mixture read a text: what `python -m moe_lessons lens` writes."""
 
 import functools
 import inspect
@@ -28,7 +24,6 @@ from moe_lessons.nn import Routing
 from moe_lessons.plots import THEMES, LessonFigure, layer_loads
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.still import plot
-from moe_lessons.support.files import write_whole
 from moe_lessons.training.run import DEAD_SHARE
 
 TEMPLATE = Path(__file__).with_name("lens_page.html")
@@ -36,9 +31,6 @@ WINDOW, BATCH = 512, 4096  # tokens: of a sequence, and of a call, at most
 TYPICAL = 6  # tokens that are shown of each expert
 SHOWN = 12  # layers whose experts' tokens are shown
 OFTEN = 30  # times that an expert should be met
-
-
-# --- what goes in -------------------------------------------------------------------------------------------
 
 
 def read_text(path: str) -> str:
@@ -101,17 +93,6 @@ def check_writable(out: Path) -> None:
         raise ValueError(f"--out must be a file that can be written, got {out}")
 
 
-def write(out: Path, html: str) -> None:
-    """All of it, or nothing: what was there stays until the new page is whole."""
-    try:
-        write_whole(out, html.encode("utf-8"))
-    except OSError as error:
-        raise ValueError(f"{out} could not be written: {error.strerror or error}") from None
-
-
-# --- what is seen -------------------------------------------------------------------------------------------
-
-
 def look(model: nn.Module, tokenizer, text: str, limit: int) -> tuple[dict[str, Any], dict[str, Routing]]:
     """What the routers did with the first `limit` tokens of a text: the figures of --json, and the layers' routings."""
     ids = torch.tensor(tokenizer(text[: 20 * limit], add_special_tokens=False, verbose=False).input_ids[:limit])
@@ -148,7 +129,7 @@ def of_layer(table: pd.DataFrame, routing: Routing, tokenizer) -> dict[str, Any]
         "num_experts": num_experts,
         "top_k": top_k,
         "load": (wanted / wanted.sum().clamp(min=1)).tolist(),
-        "dead": int((wanted < few(top_k, num_experts) * num_tokens).sum()),
+        "dead": int((wanted < dead_share(top_k, num_experts) * num_tokens).sum()),
         "max_over_mean_by_chance": load_statistics(at_random.flatten().bincount(minlength=num_experts)).max_over_mean,
         **repeats(table).loc[0, ["repeated", "chance"]],
         "bits_of_token": mutual_information(first, read),
@@ -157,7 +138,7 @@ def of_layer(table: pd.DataFrame, routing: Routing, tokenizer) -> dict[str, Any]
     }
 
 
-def few(top_k: int, num_experts: int) -> float:
+def dead_share(top_k: int, num_experts: int) -> float:
     """An expert is dead under this share of the tokens: the course's, or half of the even share where that is less."""
     return min(DEAD_SHARE, top_k / num_experts / 2)
 
@@ -211,31 +192,25 @@ def verdict(layers: list[dict]) -> str:
         share = f"{worst['max_over_mean']:.1f} times the even share (by chance {worst['max_over_mean_by_chance']:.1f})"
         return f"All experts work, in each of {len(layers)} layers. The busiest, {busiest}, has {share}."
     worst = max(ill, key=lambda layer: layer["dead"] / layer["num_experts"])
-    receive = "receives" if worst["dead"] == 1 else "receive"
-    said = (
-        f"{worst['dead']} of {worst['num_experts']} experts in layer {worst['layer']} {receive} under {limit(worst)}."
-    )
-    if len(layers) == 1:
-        return said
-    if len(ill) == 1:
-        return f"{said} In the other layers all experts work."
-    return f"{said} In all, {sum(layer['dead'] for layer in ill)} experts in {len(ill)} of {len(layers)} layers do."
+    dead, receive = worst["dead"], "receives" if worst["dead"] == 1 else "receive"
+    said = f"{dead} of {worst['num_experts']} experts in layer {worst['layer']} {receive} under {limit(worst)}."
+    if len(ill) > 1:
+        said += f" In all, {sum(layer['dead'] for layer in ill)} experts in {len(ill)} of {len(layers)} layers do."
+    return said + " In the other layers all experts work." * (len(ill) == 1 < len(layers))
 
 
 def limit(layer: dict) -> str:
-    return f"{100 * few(layer['top_k'], layer['num_experts']):.2g} % of the tokens"
+    return f"{100 * dead_share(layer['top_k'], layer['num_experts']):.2g} % of the tokens"
 
 
 def notes(layers: list[dict], tokens: int) -> list[str]:
     """What limits the figures: with an even share, an expert should be met `OFTEN`; with 1 % of the tokens, 5 times."""
     kinds = {(layer["top_k"], layer["num_experts"]) for layer in layers}
-    wanted = math.ceil(max(max(OFTEN * e / k, 5 / few(k, e)) for k, e in kinds))
-    few_tokens = f"{tokens:,} tokens are few for this model: read {wanted:,} or more before you call an expert dead."
+    wanted = math.ceil(max(max(OFTEN * e / k, 5 / dead_share(k, e)) for k, e in kinds))
+    few = f"{tokens:,} tokens are few for this model: read {wanted:,} or more before you call an expert dead."
     finest = "The even share itself is near 1 % of the tokens here: the × of the picture, under 1 %, says little."
-    return [few_tokens] * (tokens < wanted) + [finest] * any(few(k, e) < DEAD_SHARE for k, e in kinds)
+    return [few] * (tokens < wanted) + [finest] * any(dead_share(k, e) < DEAD_SHARE for k, e in kinds)
 
-
-# --- what comes out -----------------------------------------------------------------------------------------
 
 BALANCE = {  # columns: the figure's name, what stands above it, how it is written
     "dead": ("dead experts", "{:d}"),
@@ -272,6 +247,8 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
         "worst": worst["layer"],
         "description": layer_sentence(worst),
     }
+    some = np.linspace(0, len(layers) - 1, min(SHOWN, len(layers))).round().astype(int)  # from first to last
+    shown = [layers[i] for i in sorted({*some.tolist(), worst["layer"]})]
     shares = ", ".join(f"E{expert} {share:.1%}" for expert, share in enumerate(worst["load"]))
     parts = {
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in figures["notes"]),
@@ -279,7 +256,7 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
         "loads": "".join(pictures(layers, routings)),
         "bars": picture(functools.partial(bars, worst["load"]), worst["num_experts"], 2.6, "Load", shares),
         "choice": by_layer(layers, CHOICE, "First choices by layer"),
-        "tokens": "".join(experts(layer, layer is worst) for layer in shown(layers, worst)),
+        "tokens": "".join(experts(layer, layer is worst) for layer in shown),
     }
     colors = {f"{name}_{key}": value for name, theme in THEMES.items() for key, value in vars(theme).items()}
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
@@ -287,7 +264,7 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
 
 
 def layer_sentence(layer: dict) -> str:
-    if few(layer["top_k"], layer["num_experts"]) == DEAD_SHARE:
+    if dead_share(layer["top_k"], layer["num_experts"]) == DEAD_SHARE:
         return describe_load(layer["load"], layer["top_k"], layer["dropped_share"])
     return f"the busiest, E{np.argmax(layer['load'])}, has {layer['max_over_mean']:.1f} times the even share."
 
@@ -338,12 +315,6 @@ def picture(draw: Callable[..., Any], num_experts: int, height: float, label: st
     dark = f'<source media="(prefers-color-scheme: dark)" srcset="{source["dark"]}">'
     image = f'<img width="{round(100 * figure.get_figwidth())}" alt="{escape(says)}" src="{source["light"]}">'
     return scrolling(f"<picture>{dark}{image}</picture>", label)
-
-
-def shown(layers: list[dict], worst: dict) -> list[dict]:
-    """Some layers from first to last, `SHOWN` or one more, and the worst among them."""
-    some = np.linspace(0, len(layers) - 1, min(SHOWN, len(layers))).round().astype(int)
-    return [layers[i] for i in sorted({*some.tolist(), worst["layer"]})]
 
 
 def experts(layer: dict, is_open: bool) -> str:

@@ -1,8 +1,8 @@
 """Whole models: a Mixtral or Llama as our `LanguageModel`, and ours as one of them. Two tables serve both ways."""
 
 import os
+import re
 import shutil
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,10 @@ FIELDS = {  # of `TransformerConfig`, and their names in the configuration of a 
     "max_positions": "max_position_embeddings", "rope_theta": "rope_theta",
 }  # fmt: skip
 
-WEIGHTS = {
+WEIGHTS = {  # ours, and theirs, of which ours has the rows one after the other; of a layer without its number
     "embed.weight": "model.embed_tokens.weight",
     "norm.weight": "model.norm.weight",
     "head.weight": "lm_head.weight",
-}
-LAYER = {  # the weights of a layer: ours, and theirs, of which ours has the rows one after the other
     "attention_norm.weight": "input_layernorm.weight",
     "attention.qkv_proj.weight": "self_attn.q_proj.weight self_attn.k_proj.weight self_attn.v_proj.weight",
     "attention.out_proj.weight": "self_attn.o_proj.weight",
@@ -62,7 +60,7 @@ def convert_model(hf_model: nn.Module) -> LanguageModel:
     for moe in filter(is_moe, model.modules()):
         moe.router.norm_topk_prob, moe.router.jitter_noise = True, theirs["router_jitter_noise"]
     given = hf_model.state_dict(keep_vars=True)
-    weights = {name: copied([given[part] for part in parts], torch.cat) for name, parts in names(model).items()}
+    weights = {name: copied([given[part] for part in parts]) for name, parts in names(model).items()}
     if model.config.tied_embedding:
         weights["head.weight"] = weights["embed.weight"]
     return filled(model, weights).train(hf_model.training)
@@ -105,10 +103,9 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     check_fit(ours, convert_model(model))
     weights, given = {}, ours.state_dict(keep_vars=True)
     for name, parts in names(ours).items():
-        start = 0
-        for part in parts:
-            end = start + len(model.get_parameter(part))
-            weights[part], start = copied(given[name], itemgetter(slice(start, end))), end
+        pieces = given[name].detach().split([len(model.get_parameter(part)) for part in parts])
+        made = [nn.Parameter(piece.clone(), given[name].requires_grad) for piece in pieces]
+        weights |= dict(zip(parts, made))
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(ours.embed.weight.device)  # meta has no angles
@@ -122,17 +119,18 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
 
 def names(ours: LanguageModel) -> dict[str, list[str]]:
     """The name of each weight of ours, and those of theirs."""
-    found = {name: [part] for name, part in WEIGHTS.items()}
-    for i in range(len(ours.layers)):
-        found |= {f"layers.{i}.{n}": [f"model.layers.{i}.{p}" for p in parts.split()] for n, parts in LAYER.items()}
-    return {name: found[name] for name in ours.state_dict()}
+    found = {}
+    for name in ours.state_dict():
+        layer, own = re.fullmatch(r"(layers\.\d+\.)?(.*)", name).groups()
+        found[name] = [f"model.{layer}{part}" if layer else part for part in WEIGHTS[own].split()]
+    return found
 
 
 def check_fit(ours: LanguageModel, back: LanguageModel) -> None:
     """Raise ValueError unless ours is, but for its weights, what is read back from theirs."""
     got, wanted = described(ours), described(back)
     for name in got | wanted:
-        found, needed = (described.get(name, "missing") for described in (got, wanted))
+        found, needed = got.get(name, "missing"), wanted.get(name, "missing")
         if found != needed:
             raise ValueError(
                 "ours must be like Mixtral (in each layer an MoE with SwiGLU experts and a TopKRouter that has "
@@ -147,8 +145,9 @@ def described(model: LanguageModel) -> dict[str, Any]:
     for name, module in model.named_modules():
         kind = TopKRouter if type(module) is NoisyTopKRouter else type(module)  # it has noise in training only
         found[name] = f"{kind.__module__}.{kind.__qualname__}"
-        settings = {key: v for key, v in vars(module).items() if isinstance(v, (int, float, str, type(None)))}
-        found |= {f"{name}.{key}": v for key, v in settings.items() if key[0] != "_" and key not in WHATEVER}
+        for key, value in vars(module).items():
+            if isinstance(value, int | float | str | None) and key[0] != "_" and key not in WHATEVER:
+                found[f"{name}.{key}"] = value
     return found | {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
@@ -163,11 +162,9 @@ def byte_tokenizer():
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    # Each byte is written as one sign: printable Latin-1 as itself, the others in their order from Ā on.
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in plain]
-    signs = {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
+    signs = {sign: byte for byte, sign in bytes_to_unicode().items()}  # each byte is written as one sign
     tokenizer = Tokenizer(models.BPE(signs, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -5,7 +5,6 @@ experts are found by structure, not by a list of families: weights with a row fo
 modules. transformers is imported when it is needed.
 """
 
-import importlib
 import json
 import re
 import warnings
@@ -22,15 +21,19 @@ from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
 from moe_lessons.support.errors import check_top_k
 
 MOST_BYTES = 10_000_000  # of a configuration file
-LIMITS = {r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000, r"expert": 100_000, r"": 100_000_000}  # most of these
-SIZES = re.compile("layers$|expert|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn")
-NEEDED = re.compile(r"^(text_config\.)?(vocab_size|hidden_size|d_model|num_hidden_layers|num_layers)$")  # none can be 0
-ESSENTIAL = re.compile(r"^(vocab_size|hidden_size|d_model|intermediate_size|d_ff|num_hidden_layers|num_layers)$|expert")
+LIMITS = {  # the most of a size, by the first that its name fits; other names are no sizes
+    r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000,
+    r"expert": 100_000,
+    r"layers$|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn": 100_000_000,
+}
+NEEDED = "vocab_size hidden_size d_model num_hidden_layers num_layers".split()  # none can be 0
+ESSENTIAL = re.compile(rf"^({'|'.join(NEEDED)}|intermediate_size|d_ff)$|expert")
 TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
     "moe_topk", "moe_k", "num_selected_experts",
 )  # fmt: skip
-AUTO = "CausalLM ImageTextToText Seq2SeqLM MultimodalLM TokenClassification PoseEstimation".split()
+AUTO = "ModelForCausalLM ModelForImageTextToText ModelForSeq2SeqLM ModelForMultimodalLM ModelForTokenClassification"
+AUTO = f"{AUTO} ModelForPoseEstimation Model Backbone".split()
 
 
 @dataclass(frozen=True)
@@ -98,16 +101,14 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
 def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
     """ValueError for a size that is negative, not finite or absurdly large, before anything is built."""
     for key, value in config.items():
-        name = f"{where}{key}"
         if isinstance(value, Mapping):
-            check_numbers(value, f"{name}.")
+            check_numbers(value, f"{where}{key}.")
+        most = next((limit for pattern, limit in LIMITS.items() if re.search(pattern, key)), None)
+        least = 1 if key in NEEDED and where in ("", "text_config.") else 0
         for number in value if isinstance(value, list) else [value]:
-            if not SIZES.search(key) or isinstance(number, bool) or not isinstance(number, int | float):
-                continue
-            least = 1 if NEEDED.search(name) else 0
-            most = next(limit for pattern, limit in LIMITS.items() if re.search(pattern, key))
-            if not least <= number <= most:
-                raise ValueError(f"{name} must be from {least} to {most:,}, got {number!r:.40}")
+            is_size = most and isinstance(number, int | float) and not isinstance(number, bool)
+            if is_size and not least <= number <= most:
+                raise ValueError(f"{where}{key} must be from {least} to {most:,}, got {number!r:.40}")
 
 
 def named_class(config: Mapping[str, Any]) -> type | None:
@@ -115,8 +116,7 @@ def named_class(config: Mapping[str, Any]) -> type | None:
     import transformers
 
     names = config.get("architectures")
-    name = names[0] if isinstance(names, list) and names else None
-    found = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    found = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
     is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class
     return found if is_model else None
 
@@ -125,7 +125,7 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
     """The model of a configuration on the meta device, and what is to be said about it."""
     given, notes = dict(config), []
     if quantised := given.pop("quantization_config", None):
-        method = quantised.get("quant_method", "?") if isinstance(quantised, Mapping) else "?"
+        method = quantised.get("quant_method", "?")
         notes.append(f"the file is of a quantised model ({method}): counted are the numbers, without their scales")
     made = config_class.from_dict(given)
     made._attn_implementation = None  # one that is not installed has the same weights
@@ -142,8 +142,7 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
 
 def keys_of(config: Mapping[str, Any]) -> set[str]:
     """All keys of a configuration and of those within it."""
-    inner = [keys_of(value) for value in config.values() if isinstance(value, Mapping)]
-    return set(config).union(*inner)
+    return set(config).union(*(keys_of(value) for value in config.values() if isinstance(value, Mapping)))
 
 
 def defaults_taken(config: Any, given: set[str]) -> str:
@@ -159,21 +158,12 @@ def find_class(config: Any, named: type | None) -> tuple[Any, type]:
 
     if named is not None and isinstance(config, named.config_class):
         return config, named
-    autos = [getattr(transformers, f"AutoModelFor{task}", None) for task in AUTO]
-    autos = [auto for auto in (*autos, transformers.AutoModel, transformers.AutoBackbone) if auto]
     for part in (config, config.get_text_config()):
-        for auto in autos:
+        for auto in filter(None, (getattr(transformers, f"Auto{kind}", None) for kind in AUTO)):
             found = auto._model_mapping.get(type(part), None)
             found = found[0] if isinstance(found, tuple | list) else found
             if found is not None and isinstance(part, found.config_class):
                 return part, found
-    try:  # a part of a larger model, by itself
-        module = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
-    except ImportError:
-        module = None
-    for name, found in sorted(vars(module).items() if module else (), key=lambda item: "For" not in item[0]):
-        if getattr(found, "config_class", None) is type(config) and not name.endswith("PreTrainedModel"):
-            return config, found
     raise ValueError(f"architectures must name a class that transformers has for {config.model_type!r}, got {named}")
 
 
@@ -214,21 +204,19 @@ class Block:
     """A block with routed experts: their weights, each with how many experts share it; its top_k; its router."""
 
     name: str
-    weights: tuple[tuple[Tensor, int], ...]
+    weights: list[tuple[Tensor, int]]
     top_k: int
-    router: tuple[Tensor, ...]
+    router: list[Tensor]
 
     def group(self, is_met: bool) -> ExpertGroup:
         """Its sizes. ValueError for a top_k that is none."""
         num_experts = min(rows for _, rows in self.weights)  # LongCat also has rows for experts that do nothing
-        try:
-            check_top_k(self.top_k, num_experts)
-        except ValueError as error:
-            raise ValueError(f"{error}, in {self.name}") from error
+        top_k = check_top_k(self.top_k, num_experts)
         deep = max(weight.ndim for weight, _ in self.weights)  # less deep are biases
-        expert = sum(weight.numel() // rows for weight, rows in self.weights)
-        matrix = sum(weight.numel() // rows for weight, rows in self.weights if weight.ndim == deep)
-        return ExpertGroup(num_experts, self.top_k, sum(w.numel() for w, _ in self.weights), expert, matrix, is_met)
+        each = [(weight.numel() // rows, weight.ndim == deep) for weight, rows in self.weights]
+        expert, matrix = sum(size for size, _ in each), sum(size for size, is_deep in each if is_deep)
+        total = sum(weight.numel() for weight, _ in self.weights)
+        return ExpertGroup(num_experts, top_k, total, expert, matrix, is_met)
 
 
 def find_blocks(model: nn.Module) -> list[Block]:
@@ -237,12 +225,11 @@ def find_blocks(model: nn.Module) -> list[Block]:
     for name, module in model.named_modules():
         found.setdefault(name.rpartition(".")[0], []).extend(routed_weights(name, module))
     blocks = []
-    for name, weights in found.items():
-        if weights:
-            block = model.get_submodule(name)
-            routers = [part for child, part in block.named_children() if re.fullmatch("gate|.*router.*", child)]
-            router = [weight for part in routers for weight in part.parameters()]
-            blocks.append(Block(name, tuple(weights), find_top_k([*routers, block, model]), tuple(router)))
+    for name, weights in ((name, weights) for name, weights in found.items() if weights):
+        block = model.get_submodule(name)
+        routers = [part for child, part in block.named_children() if re.fullmatch("gate|.*router.*", child)]
+        router = [weight for part in routers for weight in part.parameters()]
+        blocks.append(Block(name, weights, find_top_k([*routers, block, model]), router))
     return blocks
 
 

@@ -110,7 +110,7 @@ def routing_in(output) -> Routing | None:
 def detached(value):
     """The same tensor, tuple or `Routing`, without its graph; anything else as it is."""
     if isinstance(value, Routing):
-        return replace(value, **{field.name: getattr(value, field.name).detach() for field in fields(value)})
+        return replace(value, **{field.name: detached(getattr(value, field.name)) for field in fields(value)})
     if isinstance(value, tuple):
         return tuple(map(detached, value))
     return value.detach() if isinstance(value, Tensor) and value.requires_grad else value

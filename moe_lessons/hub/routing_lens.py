@@ -12,12 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.analysis import balance_by_layer
-from moe_lessons.analysis.traces import trace_table
 from moe_lessons.hub.routers import Mixture, detached, find_mixtures
-from moe_lessons.nn import Routing, evaluating, load_balancing_loss
+from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.nn.balancing import rank_within
 from moe_lessons.support.errors import check_positive_int, in_words
-from moe_lessons.tasks import BYTE_CLASSES, byte_class
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 ADVICE = "count all tokens, by count_padding=True"
@@ -56,8 +54,8 @@ class Lens:
     >>> lens.balance().index.tolist() == list(lens.layers)
     True
 
-    What is drawn of our models is drawn of these: `plots.layer_loads(list(lens.routings.values()))`, or
-    `analysis.expert_shares(lens.trace(ids), by="layer")` as a heat map.
+    What is drawn of our models is drawn of these: `plots.layer_loads(list(lens.routings.values()))`. A table of the
+    tokens: `analysis.trace_text(RunModel(model), text)`.
 
     Raises ValueError for a model without experts, with a router that cannot be found, or with experts that cannot be
     read; in a call of the model for a mask that does not tell padding; and when asked before anything was seen.
@@ -68,8 +66,7 @@ class Lens:
         self.model, self.count_padding = model, count_padding
         self.keep = None if keep is None else check_positive_int("keep", keep)
         self._two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        names = list(inspect.signature(model.forward).parameters)
-        self._places = [names.index(name) if name in names else None for name in MASKS]
+        self._arguments = list(inspect.signature(model.forward).parameters)
         self._calls: list[Call] = []
         self._open: Call | None = None  # the one that runs
         self._handles: list = []
@@ -96,11 +93,8 @@ class Lens:
             warnings.warn(NOTHING, stacklevel=2)
 
     def _begin(self, module, args: tuple, kwargs: dict) -> None:
-        masks = [None, None]
-        if not self.count_padding:
-            for side, (name, place) in enumerate(zip(MASKS, self._places)):
-                by_place = args[place] if place is not None and place < len(args) else None
-                masks[side] = check_mask(name, kwargs.get(name, by_place))
+        given = {} if self.count_padding else dict(zip(self._arguments, args)) | kwargs
+        masks = [check_mask(name, given.get(name)) for name in MASKS]
         self._open = Call(self.mixtures, masks, self._two_sided)
 
     def _end(self, module, args: tuple, output) -> None:
@@ -124,12 +118,11 @@ class Lens:
 
     @property
     def calls(self) -> list[dict[str, Routing]]:
-        return [{name: seen.routing for name, seen in call.seen.items()} for call in self._calls if call.seen]
+        return [call.routings for call in self._calls if call.seen]
 
     @property
     def routings(self) -> dict[str, Routing]:
-        calls = self.calls
-        if not calls:
+        if not (calls := self.calls):
             raise ValueError(NOTHING)
         return {name: joined([call[name] for call in calls if name in call]) for name in self.layers}
 
@@ -149,38 +142,10 @@ class Lens:
         """
         return load_balancing_loss(joined(list(self.routings.values()))).item()
 
-    def trace(self, input_ids: Tensor, domains: Sequence[str] | None = None, tokenizer=None, **inputs) -> pd.DataFrame:
-        """A table as `analysis.trace` makes it, for its questions and heat maps: a row for each token and layer.
-
-        The model runs once more, in eval mode, on input_ids (B, T) and other inputs such as attention_mask (padding has
-        no rows). domains: the name of each sequence's domain; None: all are 'text'. The column 'byte' has the token's
-        id; its byte_class is that of the first byte of what it stands for, which a tokenizer says, or of the byte that
-        it is where it is one.
-        """
-        domains = ["text"] * len(input_ids) if domains is None else list(domains)
-        if len(domains) != len(input_ids):
-            raise ValueError(f"domains must be {len(input_ids)} names, one for each sequence, got {len(domains)}")
-        with evaluating(self.model), torch.no_grad(), Lens(self.model, 1, self.count_padding) as lens:
-            self.model(input_ids, **inputs)
-        routings, mask = list(lens.routings.values()), lens._calls[-1].masks[0]
-        known = pd.MultiIndex.from_product(map(range, input_ids.shape), names=["sequence", "position"])
-        tokens = known.to_frame(index=False).assign(byte=input_ids.flatten().tolist())
-        if tokenizer is not None:
-            first = [(tokenizer.decode([token]).strip() or " ").encode()[0] for token in tokens["byte"]]
-        else:
-            first = tokens["byte"].where(tokens["byte"] < 256, 0).tolist()
-        tokens["byte_class"] = pd.Categorical.from_codes(byte_class(torch.tensor(first)).tolist(), BYTE_CLASSES)
-        tokens["domain"] = pd.Categorical(np.repeat(domains, input_ids.shape[1]))
-        if mask is not None:
-            tokens = tokens[(mask != 0).flatten().tolist()].reset_index(drop=True)
-        if sizes := {routing.num_tokens for routing in routings} - {len(tokens)}:
-            raise ValueError(f"layers must all route the {len(tokens)} tokens of input_ids, got {sorted(sizes)}")
-        return trace_table(tokens, routings)
-
 
 @dataclass
 class Call:
-    """What was noted in one call of the model, in its order: the layer, which part of `Seen`, and the value."""
+    """What was noted in one call of the model, in its order: the layer, 'output' of its router or 'topk', the value."""
 
     mixtures: dict[str, Mixture]
     masks: list[Tensor | None]  # of MASKS
@@ -188,43 +153,32 @@ class Call:
     notes: list[tuple] = field(default_factory=list)
 
     @cached_property
-    def seen(self) -> dict[str, "Seen"]:
-        """What each layer did. One that ran once more in the call has a name for each turn."""
-        layers: dict[str, Seen] = {}
+    def seen(self) -> dict[str, dict]:
+        """layer -> what was noted of it. One that ran once more in the call has a name for each turn."""
+        layers: dict[str, dict] = {}
         for name, part, value in self.notes:
             key, turn = name, 1
-            while key in layers and getattr(layers[key], part) is not None:
+            while part in layers.get(key, ()):
                 turn += 1
                 key = f"{name} (turn {turn})"
-            mask = self.masks[self.two_sided and "decoder" in name.split(".")]
-            setattr(layers.setdefault(key, Seen(key, self.mixtures[name], mask)), part, value)
-        return {name: seen for name, seen in layers.items() if seen.is_complete}
-
-
-@dataclass
-class Seen:
-    """What one layer did in one call, as it was seen. Its `routing` is made when it is asked for."""
-
-    name: str
-    mixture: Mixture
-    mask: Tensor | None  # (B, T), or longer where a cache holds earlier tokens
-    output: Tensor | tuple | Routing | None = None  # what was read of the router's
-    topk: tuple[Tensor, Tensor] | None = None  # what the experts were called with
-
-    @property
-    def is_complete(self) -> bool:
-        return self.output is not None and (self.topk is not None or self.mixture.experts is None)
+            layers.setdefault(key, {"name": name})[part] = value
+        alone = {name for name, mixture in self.mixtures.items() if mixture.experts is None}  # the router tells all
+        return {k: own for k, own in layers.items() if "output" in own and ("topk" in own or own["name"] in alone)}
 
     @cached_property
-    def routing(self) -> Routing:
-        routing = self.mixture.make(self.output, self.topk)
-        if self.mask is None:
+    def routings(self) -> dict[str, Routing]:
+        return {key: self._routing(key, **own) for key, own in self.seen.items()}
+
+    def _routing(self, key: str, name: str, output, topk: tuple[Tensor, Tensor] | None = None) -> Routing:
+        routing = self.mixtures[name].make(output, topk)
+        mask = self.masks[self.two_sided and "decoder" in name.split(".")]  # (B, T), longer where a cache holds tokens
+        if mask is None:
             return routing
-        (sequences, length), num_tokens = self.mask.shape, routing.num_tokens
+        (sequences, length), num_tokens = mask.shape, routing.num_tokens
         if num_tokens % sequences or num_tokens > sequences * length:
-            fits = f"must be (B, T), for the {num_tokens} tokens of {self.name}"
-            raise ValueError(f"attention_mask {fits}, got {tuple(self.mask.shape)}: {ADVICE}")
-        counts = self.mask[:, length - num_tokens // sequences :].reshape(-1) != 0  # (T,)
+            fits = f"must be (B, T), for the {num_tokens} tokens of {key}"
+            raise ValueError(f"attention_mask {fits}, got {tuple(mask.shape)}: {ADVICE}")
+        counts = mask[:, length - num_tokens // sequences :].reshape(-1) != 0  # (T,)
         return routing if bool(counts.all()) else only(routing, counts.to(routing.token_idx.device))
 
 
@@ -247,6 +201,7 @@ def only(routing: Routing, counts: Tensor) -> Routing:
         routing.weight[kept],
         number[routing.dropped_token_idx[dropped]],
         routing.dropped_expert_idx[dropped],
+        routing.top_k,
     )
 
 
@@ -256,11 +211,14 @@ def joined(routings: Sequence[Routing]) -> Routing:
         raise ValueError(f"routings must have one number of experts to be joined, got {sorted(sizes)}")
     if len(routings) == 1:
         return routings[0]
-    columns = {field.name: [getattr(routing, field.name) for routing in routings] for field in fields(Routing)}
+    top_ks = {routing.top_k for routing in routings}
+    names = [field.name for field in fields(Routing) if field.name != "top_k"]
+    columns = {name: [getattr(routing, name) for routing in routings] for name in names}
     starts = np.cumsum([0, *(routing.num_tokens for routing in routings)]).tolist()
     for name in ("token_idx", "dropped_token_idx"):
         columns[name] = [idx + start for idx, start in zip(columns[name], starts)]
     device = routings[0].token_idx.device  # layers may be on several
     both = Routing(**{name: torch.cat([part.to(device) for part in parts]) for name, parts in columns.items()})
     order = rank_within(both.token_idx).argsort(stable=True)  # 0 for a token's first choice
-    return replace(both, **{name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")})
+    by_choice = {name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")}
+    return replace(both, **by_choice, top_k=top_ks.pop() if len(top_ks) == 1 else None)

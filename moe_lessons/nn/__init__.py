@@ -1,7 +1,7 @@
 """What is taught: the dense FFN, the router, the experts, the mixture that they make, and a model of such mixtures.
 
-Read it in this order: ffn · routing · balancing · experts · dispatch · moe · twins · attention · norm · transformer,
-and soft_moe beside them. Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each
+Read it in this order: ffn · routing · balancing · experts · dispatch · moe · twins · attention · transformer, and
+soft_moe beside them. Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each
 token, D d_model, F d_ff, C capacity, A assignments.
 """
 

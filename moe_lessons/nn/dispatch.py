@@ -7,8 +7,8 @@
 what they cost:
 
     dense     every expert on every token: E/K times the arithmetic, in two large products; best where all is tiny
-    loop      one expert after the other, each on its own tokens: the plainest to read; best for a single token
-    recompute the same, with less kept for the backward pass: best on a CPU where each expert has much to do
+    loop      one expert after the other, each on its own tokens: the plainest to read; on a CPU best for a single
+              token, and where few experts have much to do
     padded    all experts in batched products, each with as many rows as the busiest: waste grows with imbalance
     grouped   rows sorted by expert, and the products of all groups in one call: best in between, and on a GPU
 """
@@ -22,8 +22,6 @@ from torch.nn import functional as F
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.routing import Routing
 
-Dispatch = Callable[[Experts, Tensor, Routing], Tensor]
-
 
 def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """Every expert computes every token; the weights of those not chosen are zero.
@@ -36,8 +34,7 @@ def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     num_experts, d_model, _ = experts.down_proj.shape
     pre = experts.in_proj.reshape(-1, d_model) @ x.T  # (E·2F, T): long rows, also where F is small
     pre = pre.unflatten(0, (num_experts, -1)).mT  # (E, T, 2F)
-    in_bias = None if experts.in_bias is None else experts.in_bias[:, None]  # (E, 1, 2F)
-    hidden = experts.hidden(pre, weight_matrix(x, routing, routing.weight), in_bias)  # (E, T, F)
+    hidden = experts.hidden(pre, weight_matrix(x, routing, routing.weight), (slice(None), None))  # (E, T, F)
     down_proj = experts.down_proj.mT.reshape(-1, d_model)  # (E·F, D)
     y = (hidden.mT.flatten(0, 1).T @ down_proj).to(x.dtype)  # (T, D)
     return add_down_bias(y, experts, x, routing)
@@ -48,78 +45,21 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     in_proj, down_proj, weight = experts.in_proj, experts.down_proj, routing.weight.to(x.dtype)
     if torch.is_grad_enabled():  # backward, each in_proj[e] would fill a whole gradient with zeros
         in_proj, down_proj = in_proj.unbind(0), down_proj.unbind(0)
+
+    def run(e: int, x: Tensor, weight: Tensor) -> Tensor:
+        pre = F.linear(x, in_proj[e])  # (its tokens, 2F) or (its tokens, F)
+        return F.linear(experts.hidden(pre, weight, e), down_proj[e]).to(x.dtype)  # autocast gives bfloat16
+
+    y = x.new_zeros(x.shape)  # (T, D)
     if len(x) == 1:  # as in decoding: there is nothing to sort
-        y = x.new_zeros(x.shape)  # (T, D)
-        for e, its_weight in zip(routing.expert_idx.tolist(), weight.split(1)):
-            y = y + run_expert(experts, e, x, its_weight, in_proj, down_proj)
-    else:  # of no tokens at all, y must still lead back to the weights
-        groups = [group for group in groups_of(routing) if len(group[1]) > 0 or len(x) == 0]
-        y = run_groups(experts, groups, x, weight, in_proj, down_proj)
-    return add_down_bias(y, experts, x, routing)
-
-
-def groups_of(routing: Routing) -> list[tuple[int, Tensor, Tensor]]:
-    """Each expert, with its assignments, as places in the routing's vectors, and their tokens."""
+        y = sum((run(e, x, its) for e, its in zip(routing.expert_idx.tolist(), weight.split(1))), start=y)
+        return add_down_bias(y, experts, x, routing)
     order, counts = routing.expert_idx.argsort(stable=True), routing.tokens_per_expert.tolist()
-    return list(zip(range(len(counts)), order.split(counts), routing.token_idx[order].split(counts)))
-
-
-def run_groups(experts: Experts, groups: list, x: Tensor, weight: Tensor, in_proj, down_proj, kept=None) -> Tensor:
-    """The sum over the `groups_of` a routing, without the last biases: x (T, D), weight (A,) -> (T, D)."""
-    y = x.new_zeros(x.shape)
-    for e, rows, tokens in groups:
-        its_x, its_weight = x.index_select(0, tokens), weight.index_select(0, rows)
-        y.index_add_(0, tokens, run_expert(experts, e, its_x, its_weight, in_proj, down_proj, kept))
-    return y
-
-
-def run_expert(experts: Experts, e: int, x: Tensor, weight: Tensor, in_proj, down_proj, kept=None) -> Tensor:
-    """Expert e on its tokens, without the last bias: x (its tokens, D), weight (its tokens,) -> (its tokens, D)."""
-    pre = F.linear(x, in_proj[e])  # (its tokens, 2F) or (its tokens, F)
-    if kept is not None:
-        kept.append(pre)
-    hidden = experts.hidden(pre, weight, None if experts.in_bias is None else experts.in_bias[e])  # (its tokens, F)
-    return F.linear(hidden, down_proj[e]).to(x.dtype)  # autocast gives bfloat16
-
-
-def recompute_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """'loop' with a backward pass by hand, which keeps the pre-activations alone and computes the rest again: in the
-    processor's cache that is faster than to read it back. It is 'loop' without a gradient, with biases, under autocast.
-    """
-    if not torch.is_grad_enabled() or experts.in_bias is not None or torch.is_autocast_enabled(x.device.type):
-        return loop_dispatch(experts, x, routing)
-    weight = routing.weight.to(x.dtype)
-    return _Recompute.apply(experts, groups_of(routing), x, weight, experts.in_proj, experts.down_proj)
-
-
-class _Recompute(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, experts, groups, x, weight, in_proj, down_proj):
-        ctx.experts, ctx.groups, kept = experts, groups, []
-        y = run_groups(experts, groups, x, weight, in_proj, down_proj, kept)
-        ctx.save_for_backward(x, weight, in_proj, down_proj, *kept)
-        return y
-
-    @staticmethod
-    def backward(ctx, d_y):
-        """d_… is the gradient of the loss for …"""
-        if torch.is_grad_enabled():
-            raise RuntimeError("'recompute' cannot be differentiated twice: take the dispatch 'loop'")
-        x, weight, in_proj, down_proj, *kept = ctx.saved_tensors
-        d_x, d_weight = torch.zeros_like(x), torch.empty_like(weight)
-        d_in_proj, d_down_proj = torch.empty_like(in_proj), torch.empty_like(down_proj)
-        for (e, rows, tokens), pre in zip(ctx.groups, kept):
-            d_out = d_y.index_select(0, tokens)  # (its tokens, D)
-            with torch.enable_grad():
-                inputs = pre.detach().requires_grad_(), weight.index_select(0, rows).detach().requires_grad_()
-                hidden = ctx.experts.hidden(*inputs)  # (its tokens, F)
-            d_pre, d_its_weight = torch.autograd.grad(hidden, inputs, d_out @ down_proj[e])
-            torch.mm(d_out.T, hidden.detach(), out=d_down_proj[e])  # Σ d_outᵀ·hidden
-            torch.mm(d_pre.T, x.index_select(0, tokens), out=d_in_proj[e])  # Σ d_preᵀ·x
-            if ctx.needs_input_grad[2]:  # the first layer's x is data
-                d_x.index_add_(0, tokens, d_pre @ in_proj[e])
-            d_weight.index_copy_(0, rows, d_its_weight)
-        return None, None, d_x, d_weight, d_in_proj, d_down_proj
+    for e, rows in enumerate(order.split(counts)):  # the places of its assignments
+        if len(rows) > 0 or len(x) == 0:  # of no tokens at all, y must still lead back to the weights
+            tokens = routing.token_idx[rows]
+            y.index_add_(0, tokens, run(e, x.index_select(0, tokens), weight.index_select(0, rows)))
+    return add_down_bias(y, experts, x, routing)
 
 
 def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
@@ -133,8 +73,7 @@ def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     rows = x.new_zeros(num_experts * capacity, x.shape[1]).index_copy(0, place, x.index_select(0, token_idx))
     weight = x.new_zeros(num_experts * capacity).index_copy(0, place, routing.weight.index_select(0, order).to(x.dtype))
     pre = torch.bmm(rows.view(num_experts, capacity, x.shape[1]), experts.in_proj.mT)  # (E, C, 2F) or (E, C, F)
-    in_bias = None if experts.in_bias is None else experts.in_bias[:, None]  # (E, 1, 2F)
-    hidden = experts.hidden(pre, weight.view(num_experts, capacity), in_bias)  # (E, C, F)
+    hidden = experts.hidden(pre, weight.view(num_experts, capacity), (slice(None), None))  # (E, C, F)
     out = torch.bmm(hidden, experts.down_proj.mT).to(x.dtype)  # (E, C, D)
     y = x.new_zeros(x.shape).index_add(0, token_idx, out.flatten(0, 1).index_select(0, place))
     return add_down_bias(y, experts, x, routing)
@@ -153,7 +92,6 @@ def grouped_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         return loop_dispatch(experts, x, routing)
     order = routing.expert_idx.argsort(stable=True)  # (A,) sorted by expert
     token_idx, weight = routing.token_idx[order], routing.weight.index_select(0, order).to(x.dtype)  # (A,)
-    in_bias = None if experts.in_bias is None else experts.in_bias.index_select(0, routing.expert_idx[order])  # (A, 2F)
     counts = routing.tokens_per_expert  # (E,)
     ends = counts.cumsum(0, dtype=torch.int32)  # (E,) where each group ends
     in_proj, down_proj = in_proj.mT, down_proj.mT  # (E, D, 2F) or (E, D, F), and (E, F, D)
@@ -161,7 +99,7 @@ def grouped_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         if weights.requires_grad and device != "cpu":  # some GPUs leave an empty group unwritten: pytorch issue 172439
             weights.register_hook(lambda gradient: gradient.masked_fill((counts == 0)[:, None, None], 0))
     pre = F.grouped_mm(x.index_select(0, token_idx).to(dtype), in_proj, offs=ends)  # (A, 2F) or (A, F)
-    hidden = experts.hidden(pre, weight, in_bias).to(dtype)  # (A, F)
+    hidden = experts.hidden(pre, weight, routing.expert_idx[order]).to(dtype)  # (A, F)
     out = F.grouped_mm(hidden, down_proj, offs=ends).to(x.dtype)  # (A, D)
     y = x.new_zeros(x.shape).index_add(0, token_idx, out)
     return add_down_bias(y, experts, x, routing)
@@ -191,29 +129,27 @@ def add_down_bias(y: Tensor, experts: Experts, x: Tensor, routing: Routing) -> T
     return y + (weight_matrix(x, routing, weight).T @ experts.down_proj_bias).to(y.dtype)
 
 
-DISPATCH: dict[str, Dispatch] = {
+DISPATCH: dict[str, Callable[[Experts, Tensor, Routing], Tensor]] = {
     "dense": dense_dispatch,
     "loop": loop_dispatch,
-    "recompute": recompute_dispatch,
     "padded": padded_dispatch,
     "grouped": grouped_dispatch,
 }
 SMALL_WASTE = 500_000  # multiplications by one weight matrix that 'dense' may waste on experts which were not chosen
-LARGE_GROUP = 50_000  # numbers in the rows of one expert, from which on they should stay in the processor's cache
+LARGE_GROUP = 300_000  # numbers in the rows of one expert, from which on a call for each costs next to nothing
 
 
 def choose_dispatch(experts: Experts, routing: Routing) -> str:
-    """The name of the way that 'auto' takes. It follows from the sizes alone, so that nothing waits for a GPU.
+    """Name the way that 'auto' takes. It follows from the sizes alone, so that nothing waits for a GPU.
 
     'dense' where it wastes so little that fewer calls count for more. On a CPU 'loop' for one token without a gradient,
-    as in decoding, and 'recompute' where each expert has much to do. Else 'grouped'. `make bench` times them all.
+    as in decoding, and where each expert has much to do. Else 'grouped'. `make bench` times them all.
     """
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
     if experts.down_proj.device.type == "cpu":
-        if routing.num_tokens == 1 and not torch.is_grad_enabled():
+        alone = routing.num_tokens == 1 and not torch.is_grad_enabled()
+        if alone or num_rows * (d_model + width) > LARGE_GROUP * num_experts:
             return "loop"
-        if num_rows * (d_model + width) > LARGE_GROUP * num_experts:
-            return "recompute"
     wasted = num_experts * routing.num_tokens - num_rows  # rows of experts that were not chosen
     return "dense" if wasted * d_model * d_ff <= SMALL_WASTE else "grouped"

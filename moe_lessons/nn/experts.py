@@ -31,8 +31,6 @@ class Experts(nn.Module):
         *,
         bias: bool = False,
         weight_input: bool = False,
-        device=None,
-        dtype=None,
     ):
         super().__init__()
         self.num_experts = check_positive_int("num_experts", num_experts)
@@ -40,13 +38,11 @@ class Experts(nn.Module):
         self.d_ff = check_positive_int("d_ff", d_ff)
         self.activation = check_choice("activation", activation, ACTIVATIONS)
         self.weight_input = weight_input
-        make = {"device": device, "dtype": dtype}
         self.in_name, width = ("gate_up_proj", 2 * d_ff) if activation in GATED else ("up_proj", d_ff)
-        self.register_parameter(self.in_name, make_weight(num_experts, width, d_model, **make))
-        self.down_proj = make_weight(num_experts, d_model, d_ff, **make)
+        self.register_parameter(self.in_name, make_weight(num_experts, width, d_model))
+        self.down_proj = make_weight(num_experts, d_model, d_ff)
         for name, size in ((f"{self.in_name}_bias", width), ("down_proj_bias", d_model)):
-            zeros = nn.Parameter(torch.zeros(num_experts, size, **make)) if bias else None
-            self.register_parameter(name, zeros)
+            self.register_parameter(name, nn.Parameter(torch.zeros(num_experts, size)) if bias else None)
 
     @property
     def in_proj(self) -> Tensor:
@@ -58,13 +54,13 @@ class Experts(nn.Module):
         """Its bias, (E, 2F) or (E, F), or None."""
         return getattr(self, f"{self.in_name}_bias")
 
-    def hidden(self, pre: Tensor, weight: Tensor, in_bias: Tensor | None = None) -> Tensor:
-        """What lies between an expert's two products: pre = x·W_inᵀ (..., 2F or F), weight (...) -> (..., F)."""
+    def hidden(self, pre: Tensor, weight: Tensor, which) -> Tensor:
+        """Go from pre = x·W_inᵀ (..., 2F or F) to (..., F), by weight (...) and the biases at the index `which`."""
         weight = weight[..., None]
         if self.weight_input:
             pre = pre * weight  # (weight · x)·W_inᵀ
-        if in_bias is not None:
-            pre = pre + in_bias
+        if self.in_bias is not None:
+            pre = pre + self.in_bias[which]
         hidden = ACTIVATIONS[self.activation](pre)
         return hidden if self.weight_input else hidden * weight  # before the product that makes it D wide
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.support.errors import check_choice, check_device, check_dtype, check_input, check_positive_int
+from moe_lessons.support.errors import check_choice, check_input, check_positive_int
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -35,12 +35,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 GATED = ("swiglu", "clamped_swiglu")  # these have two input matrices
 
 
-def make_weight(*shape: int, device=None, dtype=None) -> nn.Parameter:
+def make_weight(*shape: int) -> nn.Parameter:
     """A weight (..., out, in), uniform in ±1/√in, as `torch.nn.Linear` starts."""
-    device = None if device is None else check_device(device)
-    dtype = None if dtype is None else check_dtype(dtype)
     bound = 1 / math.sqrt(shape[-1])
-    return nn.Parameter(torch.empty(*shape, device=device, dtype=dtype).uniform_(-bound, bound))
+    return nn.Parameter(torch.empty(*shape).uniform_(-bound, bound))
 
 
 class FeedForward(nn.Module):
@@ -56,22 +54,19 @@ class FeedForward(nn.Module):
     torch.Size([3, 4])
     """
 
-    def __init__(self, d_model: int, d_ff: int, activation: str = "swiglu", *, device=None, dtype=None):
+    def __init__(self, d_model: int, d_ff: int, activation: str = "swiglu"):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.d_ff = check_positive_int("d_ff", d_ff)
         self.activation = check_choice("activation", activation, ACTIVATIONS)
-        make = {"device": device, "dtype": dtype}
-        if activation in GATED:
-            self.gate_up_proj = make_weight(2 * d_ff, d_model, **make)
-        else:
-            self.up_proj = make_weight(d_ff, d_model, **make)
-        self.down_proj = make_weight(d_model, d_ff, **make)
+        self.in_name, width = ("gate_up_proj", 2 * d_ff) if activation in GATED else ("up_proj", d_ff)
+        self.register_parameter(self.in_name, make_weight(width, d_model))
+        self.down_proj = make_weight(d_model, d_ff)
 
     @property
     def in_proj(self) -> Tensor:
         """The input weight, whichever the activation has: (2F, D) or (F, D)."""
-        return self.gate_up_proj if self.activation in GATED else self.up_proj
+        return getattr(self, self.in_name)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.d_model, self.down_proj.dtype)

@@ -7,16 +7,9 @@ from torch import Tensor, nn
 from moe_lessons.nn.balancing import PRIORITIES, apply_capacity, expert_capacity
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts
-from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
+from moe_lessons.nn.ffn import FeedForward
 from moe_lessons.nn.routing import Routing, make_router
-from moe_lessons.support.errors import (
-    check_choice,
-    check_count,
-    check_input,
-    check_number,
-    check_positive_int,
-    check_top_k,
-)
+from moe_lessons.support.errors import check_choice, check_count, check_input, check_number, check_top_k
 
 
 class MoE(nn.Module):
@@ -26,27 +19,25 @@ class MoE(nn.Module):
 
     router: any module x (T, D) -> `Routing`; or a name of `ROUTERS`, or a class or function called with (d_model,
         num_experts, top_k), which then has `router_options` such as norm_topk_prob too. None: `TopKRouter`.
-        router_bias: whether its logits have biases.
+        router_bias: the option `bias` of the router, whose name the experts have taken.
     capacity_factor: None for no limit (dropless), else each expert carries out at most
         ⌈capacity_factor · K · T / E⌉ assignments; the others are dropped. `capacity_priority`: see `apply_capacity`.
+        A class that limits in another way overrides `limit`.
     shared_d_ff: the width of a shared expert, which works for every token beside the chosen ones
         (DeepSeekMoE, arXiv:2401.06066, eq. 9); with `shared_expert_gate` its output is multiplied by
-        sigmoid(x·w), as in Qwen2-MoE. None: there is none. shared_experts: the same as that many times d_ff.
+        sigmoid(x·w), as in Qwen2-MoE. 0: there is none. shared_experts: each makes it wider by d_ff.
     bias, weight_input: see `Experts`.
     dispatch: how the experts run: a name of `DISPATCH`, or 'auto', which picks by size. The result is the same.
 
     Shapes: x (..., D) -> y (..., D), and the `Routing` of its T tokens. token_ids (...): for a `HashRouter`, and not
     used by others. Nothing is kept between calls. Raises ValueError for a size below 1, a top_k over num_experts, a
-    capacity_factor that is not above 0, an unknown dispatch, a device that is not there, and an x that is not
-    floating-point (..., D).
+    capacity_factor that is not above 0, an unknown dispatch, and an x that is not floating-point (..., D).
 
     >>> import torch
     >>> y, routing = MoE(d_model=4, d_ff=16, num_experts=8, top_k=2)(torch.randn(5, 4))
     >>> y.shape, int(routing.tokens_per_expert.sum())
     (torch.Size([5, 4]), 10)
     """
-
-    limit: Callable[["MoE", Routing], Routing] | None = None  # in the place of `apply_capacity`: see `parallel`
 
     def __init__(
         self,
@@ -61,43 +52,31 @@ class MoE(nn.Module):
         bias: bool = False,
         weight_input: bool = False,
         shared_experts: int = 0,
-        shared_d_ff: int | None = None,
+        shared_d_ff: int = 0,
         shared_expert_gate: bool = False,
         capacity_factor: float | None = None,
         capacity_priority: str = "order",
         dispatch: str = "auto",
-        device=None,
-        dtype=None,
         **router_options,
     ):
         super().__init__()
-        self.d_model = check_positive_int("d_model", d_model)
-        self.d_ff = check_positive_int("d_ff", d_ff)
-        self.num_experts = check_positive_int("num_experts", num_experts)
+        router_options |= {"bias": True} if router_bias else {}
+        self.router = make_router(router, d_model, num_experts, top_k, **router_options)
+        self.experts = Experts(num_experts, d_model, d_ff, activation, bias=bias, weight_input=weight_input)
+        self.d_model, self.d_ff, self.num_experts = d_model, d_ff, num_experts
         self.top_k = check_top_k(top_k, num_experts)
+        shared_d_ff = check_count("shared_d_ff", shared_d_ff) + check_count("shared_experts", shared_experts) * d_ff
+        if shared_expert_gate and shared_d_ff == 0:
+            raise ValueError(
+                "shared_experts or shared_d_ff must be given where shared_expert_gate is True, got neither"
+            )
+        self.shared_expert = FeedForward(d_model, shared_d_ff, activation) if shared_d_ff > 0 else None
+        self.shared_expert_gate = nn.Linear(d_model, 1, bias=False) if shared_expert_gate else None
         if capacity_factor is not None:
             check_number("capacity_factor", capacity_factor, above=True)
         self.capacity_factor = capacity_factor
         self.capacity_priority = check_choice("capacity_priority", capacity_priority, PRIORITIES)
         self.dispatch = check_choice("dispatch", dispatch, (*DISPATCH, "auto"))
-        check_choice("activation", activation, ACTIVATIONS)
-        if check_count("shared_experts", shared_experts) and shared_d_ff is not None:
-            raise ValueError(f"shared_d_ff must be None where shared_experts is {shared_experts}, got {shared_d_ff!r}")
-        shared_d_ff = shared_experts * d_ff or shared_d_ff
-        if shared_d_ff is not None:
-            check_positive_int("shared_d_ff", shared_d_ff)
-        elif shared_expert_gate:
-            raise ValueError("shared_d_ff must be given where shared_expert_gate is True, got None")
-        make = {"device": device, "dtype": dtype}
-        router_options |= {"bias": True} if router_bias else {}
-        if not isinstance(router, nn.Module):
-            router = make_router(router, d_model, num_experts, top_k, **router_options, **make)
-        elif router_options:
-            raise ValueError(f"router must not be a module where it is to have {router_options}, got one")
-        self.router = check_router(router, d_model, num_experts, top_k)
-        self.experts = Experts(num_experts, d_model, d_ff, activation, bias=bias, weight_input=weight_input, **make)
-        self.shared_expert = None if shared_d_ff is None else FeedForward(d_model, shared_d_ff, activation, **make)
-        self.shared_expert_gate = nn.Linear(d_model, 1, bias=False, **make) if shared_expert_gate else None
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Routing]:
         check_input(x, self.d_model, self.experts.down_proj.dtype)
@@ -105,11 +84,14 @@ class MoE(nn.Module):
             raise ValueError(f"token_ids must have the shape {tuple(x.shape[:-1])}, got {tuple(token_ids.shape)}")
         tokens = x.reshape(-1, self.d_model)  # (T, D)
         routing = check_routing(self._route(tokens, token_ids), len(tokens), self.num_experts)
-        routing = self._limit(routing, x.shape)
+        routing = self.limit(routing, x.shape)
         way = choose_dispatch(self.experts, routing) if self.dispatch == "auto" else self.dispatch
         y = DISPATCH[check_choice("dispatch", way, DISPATCH)](self.experts, tokens, routing)  # (T, D)
         if self.shared_expert is not None:
-            y = y + self._shared(tokens).to(y.dtype)
+            shared = self.shared_expert(tokens)  # (T, D)
+            if self.shared_expert_gate is not None:
+                shared = self.shared_expert_gate(tokens).sigmoid() * shared
+            y = y + shared.to(y.dtype)
         return y.view(x.shape), routing
 
     def _route(self, tokens: Tensor, token_ids: Tensor | None) -> Routing:
@@ -117,40 +99,21 @@ class MoE(nn.Module):
             return self.router(tokens, token_ids.reshape(-1) if isinstance(token_ids, Tensor) else token_ids)
         return self.router(tokens)
 
-    def _limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:  # (..., D), for who counts by sequence
-        if self.capacity_factor is not None and self.limit is not None:
-            return self.limit(self, routing)
+    def limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
+        """The assignments that are carried out. shape (..., D): that of x, for who counts by sequence."""
         if self.capacity_factor is None or routing.num_tokens == 0:
             return routing
         capacity = expert_capacity(self.capacity_factor, self.top_k, routing.num_tokens, self.num_experts)
         return apply_capacity(routing, capacity, self.capacity_priority)
 
-    def _shared(self, tokens: Tensor) -> Tensor:
-        shared = self.shared_expert(tokens)  # (T, D)
-        return shared if self.shared_expert_gate is None else self.shared_expert_gate(tokens).sigmoid() * shared
-
     def extra_repr(self) -> str:
         text = f"num_experts={self.num_experts}, top_k={self.top_k}, dispatch={self.dispatch!r}"
-        if self.capacity_factor is None:
-            return text
-        return f"{text}, capacity_factor={self.capacity_factor}, capacity_priority={self.capacity_priority!r}"
-
-
-def check_router(router: nn.Module, d_model: int, num_experts: int, top_k: int) -> nn.Module:
-    """Return `router` if it is a module of these sizes, as far as it says, else raise ValueError."""
-    if not isinstance(router, nn.Module):
-        raise ValueError(f"router must be a module that maps x (T, D) to a Routing, got {type(router).__name__}")
-    for name, value in {"d_model": d_model, "num_experts": num_experts, "top_k": top_k}.items():
-        if getattr(router, name, value) != value:
-            raise ValueError(f"router must have {name} {value}, got {getattr(router, name)}")
-    return router
+        limit = f", capacity_factor={self.capacity_factor}, capacity_priority={self.capacity_priority!r}"
+        return text + (limit if self.capacity_factor is not None else "")
 
 
 def check_routing(routing: Routing, num_tokens: int, num_experts: int) -> Routing:
-    """Return what a router gave if it is a `Routing` of these sizes, else raise ValueError.
-
-    Which tokens and experts it names is not looked at: on a GPU that would wait for the router.
-    """
+    """Return what a router gave if it is a `Routing` of these sizes. No value is read: a GPU would be waited for."""
     if not isinstance(routing, Routing):
         raise ValueError(f"router must return a Routing, got {type(routing).__name__}")
     wanted, got = (num_tokens, num_experts), tuple(routing.router_probs.shape)

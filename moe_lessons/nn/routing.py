@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from moe_lessons.nn.ffn import make_weight
 from moe_lessons.support.errors import (
     check_choice,
-    check_device,
-    check_dtype,
     check_input,
     check_number,
     check_positive_int,
@@ -36,6 +34,7 @@ class Routing:
         probabilities of a token sum to 1.
     token_idx, expert_idx, weight (A,): the assignments that are carried out.
     dropped_token_idx, dropped_expert_idx: those that found their expert full (see `apply_capacity`).
+    top_k: K, where each token was given K experts, as `from_topk` does; else None.
 
     >>> probs = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])
     >>> weights, indices = probs.topk(2)
@@ -50,6 +49,7 @@ class Routing:
     weight: Tensor
     dropped_token_idx: Tensor
     dropped_expert_idx: Tensor
+    top_k: int | None = None
 
     @classmethod
     def from_topk(
@@ -58,7 +58,8 @@ class Routing:
         """The routing in which every token goes to its `topk_indices` (T, K) with `topk_weights` (T, K)."""
         num_tokens, top_k = topk_indices.shape
         token_idx = torch.arange(num_tokens, device=topk_indices.device).repeat(top_k)  # (K·T,) first choices first
-        return cls.all_kept(router_logits, router_probs, token_idx, topk_indices.T.flatten(), topk_weights.T.flatten())
+        expert_idx, weight = topk_indices.T.flatten(), topk_weights.T.flatten()  # (K·T,)
+        return replace(cls.all_kept(router_logits, router_probs, token_idx, expert_idx, weight), top_k=top_k)
 
     @classmethod
     def all_kept(
@@ -114,14 +115,12 @@ class Routing:
         return self._by_token(self.weight)
 
     def _by_token(self, values: Tensor) -> Tensor:
-        top_k = len(self.token_idx) // max(self.num_tokens, 1)
-        tokens = torch.arange(self.num_tokens, device=self.token_idx.device)
-        if not torch.equal(self.token_idx, tokens.repeat(top_k)):
+        if self.top_k is None or len(self.token_idx) != self.top_k * self.num_tokens:  # some were dropped
             raise ValueError(
                 f"topk_indices and topk_weights need the same number of experts for each of the {self.num_tokens} "
                 f"tokens, got {len(self.token_idx)} assignments with {self.dropped} dropped; use token_idx, expert_idx"
             )
-        return values.view(top_k, self.num_tokens).T
+        return values.view(self.top_k, self.num_tokens).T
 
 
 def count(idx: Tensor, num: int) -> Tensor:
@@ -159,23 +158,21 @@ class TopKRouter(nn.Module):
         norm_topk_prob: bool | None = None,
         bias: bool = False,
         jitter_noise: float = 0.0,
-        device=None,
-        dtype=None,
     ):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.num_experts = check_positive_int("num_experts", num_experts)
         self.top_k = check_top_k(top_k, num_experts)
-        if norm_topk_prob not in (None, True, False):
-            raise ValueError(f"norm_topk_prob must be None, True or False, got {norm_topk_prob!r}")
         self.norm_topk_prob = top_k > 1 if norm_topk_prob is None else norm_topk_prob
         self.jitter_noise = check_number("jitter_noise", jitter_noise)
-        dtype = torch.promote_types(check_dtype(dtype or torch.get_default_dtype()), torch.float32)
-        self.weight = make_weight(num_experts, d_model, device=device, dtype=dtype)
+        self.weight = make_weight(num_experts, d_model)
         self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0])) if bias else None
 
     def forward(self, x: Tensor) -> Routing:
-        return self.choose(self.choice_logits(check_tokens(x, self.d_model)))
+        check_input(x, self.d_model)
+        if x.ndim != 2:
+            raise ValueError(f"x must have the shape (T, {self.d_model}), got {tuple(x.shape)}")
+        return self.choose(self.choice_logits(x))
 
     def choose(self, logits: Tensor) -> Routing:
         """The K best experts of each token, and their weights: logits (T, E) -> `Routing`."""
@@ -205,14 +202,6 @@ class TopKRouter(nn.Module):
         return text + (f", jitter_noise={self.jitter_noise}" if self.jitter_noise else "")
 
 
-def check_tokens(x: Tensor, d_model: int) -> Tensor:
-    """Return `x` if it is floating-point tokens (T, d_model), else raise ValueError."""
-    check_input(x, d_model)
-    if x.ndim != 2:
-        raise ValueError(f"x must have the shape (T, {d_model}), got {tuple(x.shape)}")
-    return x
-
-
 def no_autocast(x: Tensor) -> AbstractContextManager:
     """Within it, products are in the type of their inputs."""
     is_on = torch.is_autocast_enabled(x.device.type)
@@ -235,10 +224,9 @@ class NoisyTopKRouter(TopKRouter):
     def __init__(
         self, d_model: int, num_experts: int, top_k: int, *, noise: str = "learned", noise_std: float = 1.0, **kwargs
     ):
-        check_choice("noise", noise, ("learned", "gaussian"))
-        check_number("noise_std", noise_std)
         super().__init__(d_model, num_experts, top_k, **kwargs)
-        self.noise, self.noise_std = noise, noise_std
+        self.noise = check_choice("noise", noise, ("learned", "gaussian"))
+        self.noise_std = check_number("noise_std", noise_std)
         if noise == "learned":
             self.noise_weight = nn.Parameter(torch.zeros_like(self.weight))
 
@@ -287,18 +275,15 @@ class SigmoidRouter(TopKRouter):
         routed_scaling_factor: float = 1.0,
         **kwargs,
     ):
-        check_top_k(top_k, check_positive_int("num_experts", num_experts))
+        super().__init__(d_model, num_experts, top_k, **kwargs)
         if num_experts % check_positive_int("num_groups", num_groups):
             raise ValueError(f"num_groups must divide num_experts ({num_experts}), got {num_groups}")
         if check_positive_int("topk_groups", topk_groups) > num_groups:
             raise ValueError(f"topk_groups must be between 1 and num_groups ({num_groups}), got {topk_groups}")
-        if top_k > topk_groups * num_experts // num_groups:
-            room = topk_groups * num_experts // num_groups
+        if top_k > (room := topk_groups * num_experts // num_groups):
             raise ValueError(f"top_k must be at most {room}, the experts in {topk_groups} groups, got {top_k}")
-        check_number("routed_scaling_factor", routed_scaling_factor, above=True)
-        super().__init__(d_model, num_experts, top_k, **kwargs)
         self.num_groups, self.topk_groups = num_groups, topk_groups
-        self.routed_scaling_factor = routed_scaling_factor
+        self.routed_scaling_factor = check_number("routed_scaling_factor", routed_scaling_factor, above=True)
         self.register_buffer("expert_bias", torch.zeros_like(self.weight[:, 0]))
 
     def choose(self, logits: Tensor) -> Routing:
@@ -388,19 +373,16 @@ class HashRouter(nn.Module):
     no_use = dict.fromkeys(("router_aux_loss_coef", "router_z_loss_coef"), "a hash learns nothing, so no loss moves it")
     needs_token_ids = True
 
-    def __init__(self, num_experts: int, vocab_size: int, top_k: int = 1, *, seed: int = 0, device=None):
+    def __init__(self, num_experts: int, vocab_size: int, top_k: int = 1, *, seed: int = 0):
         super().__init__()
         self.num_experts = check_positive_int("num_experts", num_experts)
         self.vocab_size = check_positive_int("vocab_size", vocab_size)
         self.top_k = check_top_k(top_k, num_experts)
-        device = None if device is None else check_device(device)
         drawn = torch.rand(vocab_size, num_experts, generator=torch.Generator().manual_seed(check_seed(seed)))
-        self.register_buffer("table", drawn.topk(top_k, dim=1).indices.to(device))  # (vocab_size, K)
+        self.register_buffer("table", drawn.topk(top_k, dim=1).indices)  # (vocab_size, K)
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> Routing:
         """x (T, D) and token_ids (T,), whole numbers from 0 to vocab_size - 1 -> `Routing`. Of x only T counts."""
-        if not isinstance(x, Tensor) or x.ndim != 2:
-            raise ValueError(f"x must have the shape (T, D), got {in_words(x)}")
         if not isinstance(token_ids, Tensor) or token_ids.shape != x.shape[:1] or token_ids.dtype not in WHOLE_NUMBERS:
             wanted = f"one whole number for each of the {len(x)} tokens"
             raise ValueError(f"token_ids must be {wanted}, got {in_words(token_ids)}")
@@ -430,17 +412,26 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
 
 
 def make_router(
-    kind: str | Callable[..., nn.Module] | None, d_model: int, num_experts: int, top_k: int, *, device=None, **options
+    router: nn.Module | str | Callable[..., nn.Module] | None, d_model: int, num_experts: int, top_k: int, **options
 ) -> nn.Module:
-    """A router by a name of `ROUTERS` other than 'hash', or by a class or function; None is `TopKRouter`.
+    """The router of an `MoE` of these sizes: a module as it is, or what a name, class or function makes of the options.
+
+    The names are those of `ROUTERS` other than 'hash'; None is `TopKRouter`. ValueError where it has other sizes.
 
     >>> make_router("sigmoid", 4, 8, 2, routed_scaling_factor=2.5)
     SigmoidRouter(d_model=4, num_experts=8, top_k=2, norm_topk_prob=True, routed_scaling_factor=2.5)
     """
-    if isinstance(kind, str):
-        kind = ROUTERS[check_choice("router", kind, [name for name in ROUTERS if name != "hash"])]
-    elif kind is not None and not callable(kind):
-        wanted = "a module, a name, or a class or function called with (d_model, num_experts, top_k)"
-        raise ValueError(f"router must be {wanted}, got {in_words(kind)}")
-    given = {"device": device, **options}
-    return (kind or TopKRouter)(d_model, num_experts, top_k, **{k: v for k, v in given.items() if v is not None})
+    if isinstance(router, str):
+        router = ROUTERS[check_choice("router", router, [name for name in ROUTERS if name != "hash"])]
+    router = TopKRouter if router is None else router
+    if callable(router) and not isinstance(router, nn.Module):
+        router = router(d_model, num_experts, top_k, **options)
+    elif options:
+        raise ValueError(f"router must be a name, a class or a function where it is to have {options}, got a module")
+    if not isinstance(router, nn.Module):
+        wanted = "a module that maps x (T, D) to a Routing, or a name, a class or a function that makes one"
+        raise ValueError(f"router must be {wanted}, got {in_words(router)}")
+    for name, value in {"d_model": d_model, "num_experts": num_experts, "top_k": top_k}.items():
+        if getattr(router, name, value) != value:
+            raise ValueError(f"router must have {name} {value}, got {getattr(router, name)}")
+    return router

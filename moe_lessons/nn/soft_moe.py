@@ -1,13 +1,10 @@
 """Soft MoE: no token is assigned to anyone; every expert works on mixtures of all tokens."""
 
-import copy
-
 from torch import Tensor, nn
 
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
-from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.seeding import seeded
+from moe_lessons.nn.twins import replaced
 from moe_lessons.support.errors import check_input, check_positive_int
 
 
@@ -21,7 +18,7 @@ class SoftMoE(nn.Module):
     of a sequence depends on every other, later ones included, so it cannot generate text token by token.
 
     `phi` (S, D) holds the slots' parameters. Tokens mix within a sequence only, along the second-last dimension.
-    make: device, dtype. Shapes: x (..., T, D) -> y (..., T, D). Raises ValueError for a size below 1 and an x that is
+    Shapes: x (..., T, D) -> y (..., T, D). Raises ValueError for a size below 1 and an x that is
     not floating-point (..., T, D).
 
     >>> import torch
@@ -32,24 +29,20 @@ class SoftMoE(nn.Module):
     causal = False
 
     def __init__(
-        self, d_model: int, d_ff: int, num_experts: int, slots_per_expert: int = 1, *, activation="swiglu", **make
+        self, d_model: int, d_ff: int, num_experts: int, slots_per_expert: int = 1, activation: str = "swiglu"
     ):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.slots_per_expert = check_positive_int("slots_per_expert", slots_per_expert)
-        self.experts = Experts(num_experts, d_model, d_ff, activation, **make)
-        self.phi = make_weight(num_experts * slots_per_expert, d_model, **make)
-
-    def slot_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """dispatch and combine, both (..., T, S): the first sums to 1 over the tokens, the second over the slots."""
-        logits = x @ self.phi.T  # (..., T, S)
-        return logits.softmax(dim=-2), logits.softmax(dim=-1)
+        self.experts = Experts(num_experts, d_model, d_ff, activation)
+        self.phi = make_weight(num_experts * slots_per_expert, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.d_model, self.phi.dtype)
         if x.ndim < 2:
             raise ValueError(f"x must have the shape (..., T, {self.d_model}), got {tuple(x.shape)}")
-        dispatch, combine = self.slot_weights(x)  # (..., T, S)
+        logits = x @ self.phi.T  # (..., T, S)
+        dispatch, combine = logits.softmax(dim=-2), logits.softmax(dim=-1)  # over the tokens, over the slots
         slots = dispatch.mT @ x  # (..., S, D)
         return combine @ self.run_experts(slots)  # (..., T, D)
 
@@ -69,15 +62,12 @@ def soft_twin(model: nn.Module, length: int, seed: int = 0) -> nn.Module:
     length: T, the tokens of a sequence. Each expert has K · T / E slots, so that it works as much as on average in the
     mixture. The new weights start from `seed`. ValueError where E does not divide K · T.
     """
-    with seeded(seed):
-        twin = copy.deepcopy(model)
-        for module in list(twin.modules()):
-            for name, moe in module.named_children():
-                if isinstance(moe, MoE):
-                    slots, rest = divmod(moe.top_k * check_positive_int("length", length), moe.num_experts)
-                    if rest:
-                        wanted = f"a multiple of E / K, {moe.num_experts} / {moe.top_k}"
-                        raise ValueError(f"length must be {wanted}, got {length}")
-                    soft = SoftMoE(moe.d_model, moe.d_ff, moe.num_experts, slots, activation=moe.experts.activation)
-                    setattr(module, name, soft)
-    return twin
+    check_positive_int("length", length)
+
+    def soft(moe: nn.Module) -> SoftMoE:
+        slots, rest = divmod(moe.top_k * length, moe.num_experts)
+        if rest:
+            raise ValueError(f"length must be a multiple of E / K, {moe.num_experts} / {moe.top_k}, got {length}")
+        return SoftMoE(moe.d_model, moe.d_ff, moe.num_experts, slots, moe.experts.activation)
+
+    return replaced(model, soft, seed)

@@ -11,25 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn.attention import Attention, KVCache, check_heads, rotary
-from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
+from moe_lessons.nn.ffn import FeedForward
 from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.norm import RMSNorm
 from moe_lessons.nn.routing import ROUTERS, HashRouter, Routing
 from moe_lessons.nn.seeding import evaluating
-from moe_lessons.support.errors import (
-    check_choice,
-    check_count,
-    check_number,
-    check_positive_int,
-    check_seed,
-    check_top_k,
-    in_words,
-)
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k, in_words
 
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """The sizes of a `LanguageModel`, with bad values refused. The tokens are the 256 bytes unless you say otherwise.
+    """The sizes of a `LanguageModel`. The tokens are the 256 bytes unless you say otherwise.
 
     num_kv_heads: see `Attention`. max_positions: the longest sequence. rope_theta: see `rotary`.
     moe_layers: the numbers, from 0, of the layers whose feed-forward block is an `MoE`: None is all, () none. The
@@ -55,7 +46,7 @@ class TransformerConfig:
     router: str | Callable[[int, int, int], nn.Module] = "top-k"
     router_std: float | None = None
     shared_experts: int = 0
-    shared_d_ff: int | None = None
+    shared_d_ff: int = 0
     capacity_factor: float | None = None
     activation: str = "swiglu"
     tied_embedding: bool = True
@@ -74,13 +65,8 @@ class TransformerConfig:
             object.__setattr__(self, "moe_layers", tuple(self.moe_layers))
         if not callable(self.router):
             check_choice("router", self.router, ROUTERS)
-        for name in ("router_std", "capacity_factor"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name), above=True)
-        if self.shared_d_ff is not None:
-            check_positive_int("shared_d_ff", self.shared_d_ff)
-        check_count("shared_experts", self.shared_experts)
-        check_choice("activation", self.activation, ACTIVATIONS)
+        if self.router_std is not None:
+            check_number("router_std", self.router_std, above=True)
         check_number("rope_theta", self.rope_theta, above=True)
         check_number("norm_eps", self.norm_eps)
 
@@ -109,7 +95,7 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_layers))
-        self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.norm = nn.RMSNorm(config.d_model, config.norm_eps)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         nn.init.normal_(self.embed.weight, std=config.d_model**-0.5)  # a tied head then starts with logits around ±1
         if config.tied_embedding:  # arXiv:1608.05859
@@ -201,14 +187,15 @@ class LanguageModel(nn.Module):
 class Layer(nn.Module):
     """x = x + attention(norm(x)); x = x + ffn(norm(x)): (B, T, D) -> (B, T, D), and a `Routing` if `ffn` gives one.
 
-    norm is `RMSNorm`; `ffn` a `FeedForward`, an `MoE`, or any module (B, T, D) -> (B, T, D), or that and a `Routing`.
+    norm is that of torch: x / √(mean(x²) + norm_eps) · weight (arXiv:1910.07467, eq. 4). `ffn` is a `FeedForward`, an
+    `MoE`, or any module (B, T, D) -> (B, T, D), or that and a `Routing`.
     """
 
     def __init__(self, config: TransformerConfig, number: int):
         super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.attention_norm = nn.RMSNorm(config.d_model, config.norm_eps)
         self.attention = Attention(config.d_model, config.num_heads, config.num_kv_heads)
-        self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.ffn_norm = nn.RMSNorm(config.d_model, config.norm_eps)
         if config.moe_layers is None or number in config.moe_layers:
             self.ffn = make_moe(config, number)
         else:

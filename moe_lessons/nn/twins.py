@@ -1,6 +1,7 @@
 """Dense twins: the fair opponents of a mixture of experts."""
 
 import copy
+from collections.abc import Callable
 
 from torch import nn
 
@@ -35,13 +36,18 @@ def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Mod
     check_choice("match", match, ("active", "total"))
     if not any(is_moe(module) for module in model.modules()):
         raise ValueError(f"model must contain a mixture of experts, got {type(model).__name__} without one")
+    return replaced(model, lambda moe: _dense(moe, match), seed)
+
+
+def replaced(model: nn.Module, make: Callable[[nn.Module], nn.Module], seed: int) -> nn.Module:
+    """A copy of `model` with make(moe) in the place of each mixture of experts, whose weights start from `seed`."""
     with seeded(seed):
         twin = copy.deepcopy(model)  # as a whole: weights that are shared stay shared
-        dense = {moe: _dense(moe, match) for moe in twin.modules() if is_moe(moe)}
+        made = {moe: make(moe) for moe in twin.modules() if is_moe(moe)}
     for module in list(twin.modules()):
         for name, child in module._modules.items():
-            module._modules[name] = dense.get(child, child)
-    return dense.get(twin, twin)
+            module._modules[name] = made.get(child, child)
+    return made.get(twin, twin)
 
 
 def _dense(moe: nn.Module, match: str) -> FeedForward:
@@ -53,7 +59,7 @@ def _dense(moe: nn.Module, match: str) -> FeedForward:
     share = moe.top_k / moe.num_experts if match == "active" else 1
     routed, shared = _size(moe.experts), _size(getattr(moe, "shared_expert", None))
     width = round((share * routed + shared) / per_unit)
-    return FeedForward(moe.d_model, max(width, 1), activation, device=weight.device, dtype=weight.dtype)
+    return FeedForward(moe.d_model, max(width, 1), activation).to(weight.device, weight.dtype)
 
 
 def _size(module: nn.Module | None) -> int:

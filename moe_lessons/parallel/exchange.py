@@ -3,65 +3,57 @@
 Tokens travel to the ranks of their experts, and what comes out travels back (GShard, arXiv:2006.16668, section 3). To a
 block that is one more way to run the experts: importing this adds 'exchange' to `DISPATCH`. Router, shared expert and
 the products on each rank are those of `nn`.
-
-group: the ranks among which the experts are divided, as a process group or a device mesh of one dimension. None: all.
 """
-
-from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 
-from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, Experts, MoE, Routing, choose_dispatch
-from moe_lessons.parallel.global_balance import limit_globally
-from moe_lessons.support.errors import check_choice, check_positive_int
+from moe_lessons.nn import DISPATCH, Experts, MoE, Routing, choose_dispatch
+from moe_lessons.support.errors import check_positive_int
 
 
 class ExpertShard(Experts):
     """This rank's E/N experts of a block that has E."""
-
-    group = None
 
 
 class _Exchange(torch.autograd.Function):
     """The first send[0] rows go to rank 0, the next send[1] to rank 1, …; gradients travel the same way back."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, send: list[int], receive: list[int], group) -> Tensor:
-        ctx.send, ctx.receive, ctx.group = send, receive, group
+    def forward(ctx, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        ctx.send, ctx.receive = send, receive
         out = rows.new_empty(sum(receive), rows.shape[1])
-        dist.all_to_all_single(out, rows.contiguous(), receive, send, group=group)
+        dist.all_to_all_single(out, rows.contiguous(), receive, send)
         return out
 
     @staticmethod
     def backward(ctx, d_out: Tensor):
-        return _Exchange.apply(d_out, ctx.receive, ctx.send, ctx.group), None, None, None
+        return _Exchange.apply(d_out, ctx.receive, ctx.send), None, None
 
 
 def exchange_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Each row travels to the rank of its expert and back: x (T, D) of this rank -> y (T, D).
+    """Run the experts where they are: each row travels to its rank and back. x (T, D) of this rank -> y (T, D).
 
-    All ranks of the group call it, also one without a token. `Experts` that are whole have nothing to exchange.
+    All ranks call it, also one without a token. `Experts` that are whole have nothing to exchange.
     """
     if not isinstance(experts, ExpertShard):
         return DISPATCH["grouped"](experts, x, routing)
-    group, size = experts.group, dist.get_world_size(experts.group)  # N
+    size = dist.get_world_size()  # N
     order = routing.expert_idx.argsort(stable=True)  # (A,) by expert, and so by rank
     token_idx, weight = routing.token_idx[order], routing.weight[order, None].to(x.dtype)
     leaving = routing.tokens_per_expert  # (E,) rows that I send to each expert
     coming = torch.empty_like(leaving)  # (E,) = (N · E/N,) rows that each rank sends to each of my experts
-    dist.all_to_all_single(coming, leaving, group=group)
+    dist.all_to_all_single(coming, leaving)
     send, receive = torch.stack([leaving.view(size, -1).sum(1), coming.view(size, -1).sum(1)]).tolist()
     rows = x.index_select(0, token_idx)  # (A, D)
     if experts.weight_input:
         rows = rows * weight
-    rows = _Exchange.apply(rows, send, receive, group)  # (R, D) from all ranks
+    rows = _Exchange.apply(rows, send, receive)  # (R, D) from all ranks
     expert_idx = torch.arange(experts.num_experts, device=x.device).repeat(size).repeat_interleave(coming)  # (R,)
     local = one_each(rows, expert_idx, experts.num_experts)
     out = DISPATCH[choose_dispatch(experts, local)](experts, rows, local)  # (R, D)
-    out = _Exchange.apply(out, receive, send, group)  # (A, D) each result is back where its token is
+    out = _Exchange.apply(out, receive, send)  # (A, D) each result is back where its token is
     return x.new_zeros(x.shape).index_add(0, token_idx, out if experts.weight_input else out * weight)
 
 
@@ -69,61 +61,67 @@ DISPATCH["exchange"] = exchange_dispatch
 
 
 def one_each(rows: Tensor, expert_idx: Tensor, num_experts: int) -> Routing:
-    """The routing in which row r goes to expert_idx[r] with weight 1. Its probabilities are never read."""
+    """Make the routing in which row r goes to expert_idx[r] with weight 1. Its probabilities are never read."""
     probs, row_idx = rows.new_zeros(1, 1).expand(len(rows), num_experts), torch.arange(len(rows), device=rows.device)
     return Routing.all_kept(probs, probs, row_idx, expert_idx, rows.new_ones(len(rows)))
 
 
-def shard_experts(model: nn.Module, group=None, capacity: str = "local") -> nn.Module:
+def shard_experts(model: nn.Module) -> nn.Module:
     """Leave each `MoE` in `model` with this rank's share of its experts, in place. All ranks call it, of equal weights.
 
-    capacity: of a block with a capacity_factor. 'local': each rank's tokens have queues of their own, as in Megatron
-    Core and DeepSpeed, so that who is dropped depends on the number of ranks; 'global': see `limit_globally`.
+    A capacity_factor is counted by each rank for its own tokens, as in Megatron Core and DeepSpeed: who is dropped
+    depends on the number of ranks.
 
     The loss of each rank is its own tokens' mean; the mean over ranks is the loss of one process. So gradients are
     to be averaged over the ranks, as DDP does; those of the experts, which have met every rank's tokens, are already.
 
     Raises ValueError, before anything has changed, where a number of experts is not a multiple of the number of ranks.
     """
-    check_choice("capacity", capacity, ("local", "global"))
     if not dist.is_initialized():
         raise RuntimeError("shard_experts needs ranks: start it by parallel.launch or torchrun, and init_process_group")
-    group = group.get_group() if isinstance(group, DeviceMesh) else group
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    rank, size = dist.get_rank(), dist.get_world_size()
     blocks = [module for module in model.modules() if isinstance(module, MoE)]
     for moe in blocks:
         if isinstance(moe.experts, ExpertShard):
             raise ValueError("model must not be sharded yet, got one whose experts are")
         if moe.num_experts % size:
             raise ValueError(f"num_experts ({moe.num_experts}) must be a multiple of the number of ranks ({size})")
-        if capacity == "global" and (moe.capacity_priority != "order" or isinstance(moe.router, ExpertChoiceRouter)):
-            raise ValueError("capacity must be 'local' where tokens do not come in order, got 'global'")
     for moe in blocks:
-        whole, count = moe.experts, moe.num_experts // size
-        make = {"bias": whole.down_proj_bias is not None, "weight_input": whole.weight_input, "device": "meta"}
-        shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **make).train(whole.training)
-        for name, weight in whole.named_parameters():
+        experts, count = moe.experts, moe.num_experts // size
+        for name, weight in list(experts.named_parameters()):
             mine = weight.detach()[rank * count : (rank + 1) * count].clone()
-            setattr(shard, name, nn.Parameter(mine, requires_grad=weight.requires_grad))
+            setattr(experts, name, nn.Parameter(mine, requires_grad=weight.requires_grad))
             if weight.requires_grad:  # what arrives is the sum over the ranks' losses
-                getattr(shard, name).register_hook(lambda gradient: gradient / size)
-        shard.group, moe.experts, moe.dispatch = group, shard, "exchange"
-        if capacity == "global":
-            moe.limit = partial(limit_globally, group=group)
+                getattr(experts, name).register_hook(lambda gradient: gradient / size)
+        experts.__class__, experts.num_experts, moe.dispatch = ExpertShard, count, "exchange"
     return model
 
 
 def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that differ from rank to rank, by name."""
+    """Return the parameters that differ from rank to rank, by name."""
     shards = [name for name, module in model.named_modules() if isinstance(module, ExpertShard)]
     return {name: p for name, p in model.named_parameters() if name.rpartition(".")[0] in shards}
+
+
+def global_load_balancing_loss(routing: Routing) -> Tensor:
+    """Return this rank's part of `load_balancing_loss` over all ranks' tokens: its mean over the ranks is that loss.
+
+    All ranks call it, each with the routing of its own tokens. Only the demand f is summed over the ranks. It has no
+    gradient, so that nothing differentiable travels.
+    """
+    counts = torch.cat([routing.demand_per_expert, routing.token_idx.new_tensor([routing.num_tokens])])  # (E + 1,)
+    dist.all_reduce(counts)
+    probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
+    load_share = counts[:-1].to(probs.dtype) / counts[:-1].sum().clamp(min=1)  # f (E,)
+    mean_prob = probs.sum(dim=0) * dist.get_world_size() / counts[-1].clamp(min=1)  # the mean of these is P (E,)
+    return routing.num_experts * (load_share * mean_prob).sum()
 
 
 # --- what travels ----------------------------------------------------------------------------------------------
 
 
 def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
-    """(N, N) how many rows rank i sends to rank j, those that stay (i = j) included. No ranks are needed to ask.
+    """Count (N, N) how many rows rank i sends to rank j, those that stay (i = j) included. No ranks are needed to ask.
 
     routing: the routing of all tokens in one process, of which each of `ranks` ranks would have T/N, one after the
     other; or the `tokens_per_expert` of each rank, (N, E).
@@ -140,14 +138,11 @@ def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
         owner = routing.token_idx // max(routing.num_tokens // ranks, 1)  # (A,)
         cell = owner * routing.num_experts + routing.expert_idx
         routing = torch.bincount(cell, minlength=ranks * routing.num_experts).view(ranks, -1)
-    num_ranks, num_experts = routing.shape
-    if num_experts % num_ranks:
-        raise ValueError(f"counts must be (N, E) with E a multiple of N, got {tuple(routing.shape)}")
-    return routing.view(num_ranks, num_ranks, -1).sum(dim=2)
+    return routing.view(len(routing), len(routing), -1).sum(dim=2)
 
 
 def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4, training: bool = True) -> Tensor:
-    """(N,) the bytes that each rank sends to others for one layer and step, from its `rank_traffic` (N, N).
+    """Count (N,) the bytes that each rank sends to others for one layer and step, from its `rank_traffic` (N, N).
 
     Rows of D numbers travel to their experts and back, and in training their gradients do too. With T tokens on each
     rank and even loads that is 4 · T · K · (N - 1)/N · D · itemsize.

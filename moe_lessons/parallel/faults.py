@@ -11,7 +11,7 @@ ERROR = re.compile(r"(\[rank\d+\]: ?)?([\w.]*(Error|Exception)\b.*:|[\w.]+: erro
 
 
 def first_cause(failures: list[dict], silent: Iterable[int], after: str = "") -> str:
-    """Who failed first. The errors of the others follow from it: their connections were closed, or time ran out.
+    """Say who failed first. The errors of the others follow from it: their connections were closed, or time ran out.
 
     failures: of each rank that failed, its 'rank', 'time' and 'error', or, where it was ended, 'code' alone. silent:
     the ranks of which nothing is known.
@@ -29,7 +29,7 @@ def first_cause(failures: list[dict], silent: Iterable[int], after: str = "") ->
 
 
 def what_happened(records: list[dict], log: list[str]) -> str:
-    """The same of ranks that torchrun has started, from their records and all other lines."""
+    """Say the same of ranks that torchrun has started, from their records and all other lines."""
     failures = [record for record in records if record["event"] == "failed"]
     code, rank = map(int, next(iter(EXIT.findall("\n".join(log))), (0, 0)))
     errors = [line for line in log if ERROR.match(line) and "ChildFailedError" not in line]  # the latter is torchrun's

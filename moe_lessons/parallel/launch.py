@@ -41,12 +41,7 @@ def launch(function: Callable, ranks: int, *args, timeout: float = 10.0) -> Iter
     """
     check_positive_int("ranks", ranks)
     check_number("timeout", timeout, above=True)
-    try:
-        pickle.dumps(function)  # by its name
-        is_importable = function.__module__ != "__main__"
-    except (AttributeError, TypeError, pickle.PicklingError):
-        is_importable = False
-    if not is_importable:
+    if getattr(function, "__module__", "__main__") == "__main__" or "<" in function.__qualname__:  # a local or a lambda
         way = "write it to a file (%%writefile my_ranks.py) and import it from there"
         raise ValueError(f"function must be importable, so that other processes find it: {way}; got {function!r}")
     return _records(function, ranks, args, timeout)
@@ -72,7 +67,6 @@ def _records(function: Callable, ranks: int, args: tuple, timeout: float) -> Ite
         finally:
             for process in processes:
                 process.kill()
-            for process in processes:
                 process.join()
 
 
@@ -99,7 +93,7 @@ def _listen(pipes: dict[Connection, int], processes: list) -> Iterator[Any]:
 
 
 def _rank(function: Callable, rank: int, ranks: int, args: tuple, timeout: float, folder: str, pipe: Connection):
-    """What each process runs."""
+    """Run the function in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the caller's to handle
     parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()  # no rank outlives its caller
@@ -107,7 +101,7 @@ def _rank(function: Callable, rank: int, ranks: int, args: tuple, timeout: float
     if LOOPBACK is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK)
     try:
-        meet(dist.FileStore(f"{folder}/store", ranks), rank, ranks, "gloo", timeout)
+        meet(dist.FileStore(f"{folder}/store", ranks), rank, ranks, timeout)
         made = function(*args)
         for record in made if inspect.isgenerator(made) else [made]:
             if rank == 0:
@@ -121,8 +115,8 @@ def _rank(function: Callable, rank: int, ranks: int, args: tuple, timeout: float
     dist.destroy_process_group()
 
 
-def meet(store: dist.Store, rank: int, ranks: int, backend: str, timeout: float) -> None:
+def meet(store: dist.Store, rank: int, ranks: int, timeout: float) -> None:
     """Make the process group of all ranks. They have a minute to start, and `timeout` seconds for each answer."""
     store.set(f"rank {rank}", "is here")
     store.wait([f"rank {number}" for number in range(ranks)], timedelta(seconds=60))
-    dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))

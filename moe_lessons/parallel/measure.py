@@ -7,8 +7,10 @@ import torch
 import torch.distributed as dist
 
 from moe_lessons.nn import MoE, Routing, seeded
-from moe_lessons.parallel.exchange import exchange_dispatch, rank_traffic, shard_experts
+from moe_lessons.parallel.exchange import exchange_dispatch, shard_experts
 from moe_lessons.support.errors import check_number
+
+WARM_UP = 2  # the first ones are slower
 
 
 def given_routing(num_tokens: int, num_experts: int, ranks: int, share: float) -> Routing:
@@ -28,21 +30,18 @@ def given_routing(num_tokens: int, num_experts: int, ranks: int, share: float) -
     return Routing.all_kept(probs.log(), probs, torch.arange(num_tokens), expert_idx, torch.ones(num_tokens))
 
 
-def step_times(
-    share: float, num_tokens: int = 1024, d_model: int = 128, d_ff: int = 1024, num_experts: int = 8, steps: int = 7
-) -> Iterator[dict]:
-    """Forward and backward of one layer's experts on all ranks, of which each has `num_tokens` tokens, again and again.
+def step_times(share: float) -> Iterator[dict]:
+    """Measure forward and backward of one layer's experts, of which each rank has 1,024 tokens, seven times.
 
     share: of the tokens that the experts of rank 0 get. Yields of each step the 'seconds' that it took, and for each
     rank the 'rows' that it worked on and the seconds that it was at 'work'; the rest of the time it waited.
     """
     ranks = dist.get_world_size()
     with seeded(0):
-        moe = shard_experts(MoE(d_model, d_ff, num_experts, top_k=1))
-        x = torch.randn(num_tokens, d_model, requires_grad=True)
-    routing = given_routing(num_tokens, num_experts, ranks, share)
-    traffic = rank_traffic(routing.tokens_per_expert.repeat(ranks, 1))  # (N, N): all have the same
-    for step in range(steps + 2):
+        moe, x = shard_experts(MoE(128, 1024, 8, top_k=1)), torch.randn(1024, 128, requires_grad=True)
+    routing = given_routing(len(x), moe.num_experts, ranks, share)
+    rows = ranks * routing.tokens_per_expert.view(ranks, -1).sum(dim=1)  # (N,): all send the same
+    for step in range(WARM_UP + 7):
         dist.barrier()
         start, work = time.perf_counter(), time.thread_time()
         exchange_dispatch(moe.experts, x, routing).square().mean().backward()
@@ -50,14 +49,14 @@ def step_times(
         dist.barrier()  # the step is over when it is over for all
         seconds, works = time.perf_counter() - start, [torch.empty(1) for _ in range(ranks)]
         dist.all_gather(works, work)
-        if step >= 2:  # the first ones are slower
-            yield {"seconds": seconds, "rows": traffic.sum(dim=0).tolist(), "work": torch.cat(works).tolist()}
+        if step >= WARM_UP:
+            yield {"seconds": seconds, "rows": rows.tolist(), "work": torch.cat(works).tolist()}
 
 
-def exchange_times(sizes: Sequence[int], repeats: int = 7) -> Iterator[dict]:
-    """An all-to-all in which each rank sends so many bytes to the others: 'bytes', and the 'seconds' of each try."""
+def exchange_times(sizes: Sequence[int]) -> Iterator[dict]:
+    """Time an all-to-all in which each rank sends so many bytes to the others: 'bytes', and 'seconds', seven times."""
     others = dist.get_world_size() - 1
-    for repeat in range(repeats + 2):
+    for repeat in range(WARM_UP + 7):
         for size in sizes:  # in turns: no machine is the same all the time
             sent = torch.zeros(size // others * (others + 1), dtype=torch.uint8)  # its own part stays
             came = torch.empty_like(sent)
@@ -65,5 +64,5 @@ def exchange_times(sizes: Sequence[int], repeats: int = 7) -> Iterator[dict]:
             start = time.perf_counter()
             dist.all_to_all_single(came, sent)
             seconds = time.perf_counter() - start
-            if repeat >= 2:  # the first ones are slower
+            if repeat >= WARM_UP:
                 yield {"bytes": size // others * others, "seconds": seconds}

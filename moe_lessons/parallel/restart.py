@@ -1,9 +1,7 @@
 """Checkpoints by `torch.distributed.checkpoint`: each rank writes its part, and any number of ranks reads them."""
 
 import hashlib
-import json
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -17,87 +15,73 @@ from torch.distributed.tensor import DTensor, Shard
 from moe_lessons.parallel.exchange import expert_parameters
 
 KEPT = 2  # the last ones
-SETTINGS = "settings.json"  # what makes the model
 
 
-def complete_ones(folder: str | Path) -> list[Path]:
-    """The checkpoints in a folder that were written to their end, oldest first."""
+def complete_ones(folder: str) -> list[Path]:
+    """Return the checkpoints in a folder that were written to their end, oldest first."""
     found = [path.parent for path in Path(folder).glob("step*/.metadata")]  # it is written last
-    return sorted((path for path in found if path.name[4:].isdecimal()), key=lambda path: int(path.name[4:]))
+    return sorted((path for path in found if path.name[4:].isdecimal()), key=step_of)
 
 
-def last_one(folder: str | Path, model: dict[str, str]) -> Path | None:
-    """The checkpoint to go on from, if any. ValueError: it is damaged, or of another model. OSError: no such folder."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    if not (found := complete_ones(folder)):
-        return None
-    last = found[-1]
+def step_of(path: Path) -> int:
+    return int(path.name[4:])
+
+
+def last_one(folder: str) -> Path | None:
+    """Return the checkpoint to go on from, if any: rank 0 looks for all. ValueError where there cannot be a folder."""
     try:
-        dcp.FileSystemReader(last).read_metadata()
-        saved = dict(json.loads((last / SETTINGS).read_text()))
-    except Exception as error:  # there is little that unpickling does not raise
-        raise damaged(last, error) from None
-    there = {name: saved.get(name) for name in model}
-    differing = [f"{name} is {there[name]} there, {mine} here" for name, mine in model.items() if there[name] != mine]
-    if differing:
-        raise ValueError(f"{last} is a checkpoint of another model ({'; '.join(differing)}): name another folder")
-    return last
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = f"checkpoint must be a folder that can be written to, got {folder} ({error.strerror})"
+        raise ValueError(what) from None
+    last = [None, *complete_ones(folder)][-1:]
+    dist.broadcast_object_list(last)
+    return last[0]
 
 
-def save(folder: str | Path, step: int, state: dict[str, Tensor], model: dict[str, str]) -> None:
+def save(folder: str, step: int, state: dict[str, Tensor]) -> None:
     """Write all ranks' parts of `state`. Every rank calls it.
 
     They get their name when all are on the disk, and then those before the last two go: whatever goes wrong (a full
     disk, a rank that dies), a whole one is there. RuntimeError, on all ranks, where it cannot be written.
     """
-    path, temporary, trouble = Path(folder, f"step{step}"), Path(folder, f".step{step}"), None
+    temporary, trouble = Path(folder, f".step{step}"), [None]
     try:
-        dcp.save(state | {"step": torch.tensor(step)}, checkpoint_id=temporary)
+        dcp.save(state, checkpoint_id=temporary)
         if dist.get_rank() == 0:
-            (temporary / SETTINGS).write_text(json.dumps(model))
-            temporary.rename(path)
+            temporary.rename(Path(folder, f"step{step}"))
     except (CheckpointException, OSError) as error:
-        trouble = in_a_sentence(error)
-        with suppress(OSError):
-            trouble += f"; {shutil.disk_usage(folder).free / 1e6:.1f} MB are free there"
-    told = [trouble]
-    dist.broadcast_object_list(told, src=0)
+        trouble = [in_a_sentence(error)]
+    dist.broadcast_object_list(trouble)
     if dist.get_rank() == 0:
-        for old in [temporary] if told[0] else complete_ones(folder)[:-KEPT]:
+        for old in [temporary] if trouble[0] else complete_ones(folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
-    if told[0]:
-        kept = ", ".join(f"{name.name}" for name in complete_ones(folder)) or "none before it"
-        what = f"step {step} could not be saved in {folder} ({told[0]}); kept: {kept}"
+    if trouble[0]:
+        what = f"step {step} could not be saved in {folder} ({trouble[0]}); those before it are kept"
         raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
 
 
-def load_state(path: Path, state: dict[str, Tensor]) -> int:
-    """Fill the tensors of `state` from a checkpoint, and return its step. ValueError where it is damaged."""
-    state = state | {"step": torch.tensor(0)}
+def load(path: Path, state: dict[str, Tensor]) -> int:
+    """Fill the tensors of `state` from a checkpoint, and return its step. ValueError where they do not fit."""
     try:
         dcp.load(state, checkpoint_id=path)
     except CheckpointException as error:
-        raise damaged(path, error) from None
-    return int(state["step"])
-
-
-def damaged(path: Path, error: BaseException) -> ValueError:
-    why = in_a_sentence(error)
-    return ValueError(f"{path} is damaged ({why}): delete it, and the run goes on from the one before it")
+        what = f"{path} is damaged, or of another model ({in_a_sentence(error)})"
+        raise ValueError(
+            f"{what}: delete it, and the run goes on from the one before it, or name another folder"
+        ) from None
+    return step_of(path)
 
 
 def in_a_sentence(error: BaseException) -> str:
-    """What went wrong first, and on which rank."""
+    """Say what went wrong first, and on which rank."""
     for rank, (cause, _) in sorted(getattr(error, "failures", {}).items()):
         return f"rank {rank}: {in_a_sentence(cause)}"
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-# --- what a run goes on from -----------------------------------------------------------------------------------
-
-
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> dict[str, Tensor]:
-    """All tensors of the model and of AdamW, by name, as they are in memory: loading fills them.
+    """Return all tensors of the model and of AdamW, by name, as they are in memory: loading fills them.
 
     Experts stand as what all ranks hold together, so that a checkpoint fits any number of ranks.
     """
@@ -113,7 +97,7 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMes
 
 
 def weights_of(state: dict[str, Tensor]) -> dict:
-    """A checksum of all weights, the same on any number of ranks that hold the same ones, and their norm."""
+    """Return a checksum of all weights, the same on any number of ranks that hold the same ones, and their norm."""
     digest, square = hashlib.sha256(), 0.0
     for name, value in state.items():
         if name.startswith("weight."):

@@ -9,7 +9,7 @@ FOLDER, LESSONS = HOME / "data", HOME / "notebooks"
 
 
 def data_path(name: str) -> Path:
-    """The path of the data file `name`. Raises FileNotFoundError, with the names that do exist.
+    """Return the path of the data file `name`. Raises FileNotFoundError, with the names that do exist.
 
     >>> data_path("published_models.csv").name
     'published_models.csv'

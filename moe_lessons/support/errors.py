@@ -12,17 +12,17 @@ from torch import Tensor
 
 
 def is_whole(value: Any, low: float, high: float = math.inf) -> bool:
-    """Whether `value` is a whole number from `low` to `high`; True and False are none."""
+    """Tell whether `value` is a whole number from `low` to `high`, and neither True nor False."""
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Whether `value` is a finite number from `low` to `high`; True and False are none."""
+    """Tell whether `value` is a finite number from `low` to `high`, and neither True nor False."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
 
 
 def in_words(value: Any) -> str:
-    """A tensor by its type and shape, anything else by its class."""
+    """Name a tensor by its type and shape, anything else by its class."""
     return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -82,13 +82,6 @@ def check_device(device: Any) -> torch.device:
     if name not in {"meta", *present, *(name.split(":")[0] for name in present)}:
         raise ValueError(f"device must be one of {', '.join(map(repr, present))} on this machine, got {str(device)!r}")
     return found
-
-
-def check_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return `dtype` if it is a floating-point type that matrices can be multiplied in, else raise ValueError."""
-    if dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        raise ValueError(f"dtype must be a floating-point type (float16, bfloat16, float32 or float64), got {dtype!r}")
-    return dtype
 
 
 def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -15,7 +15,7 @@ class Source(str):
 
 
 def show_source(thing: Callable | type) -> Source:
-    """The source of a function, a method or a class, as it stands in the package.
+    """Return the source of a function, a method or a class, as it stands in the package.
 
     >>> show_source(show_source).splitlines()[0]
     'def show_source(thing: Callable | type) -> Source:'

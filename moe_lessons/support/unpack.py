@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from itertools import chain, count
 from pathlib import Path
 
 from moe_lessons.support.files import write_whole
@@ -18,29 +17,31 @@ def unpack(source: Path, folder: Path) -> list[str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     before, said = read_manifest(folder), []
-    laid, files = dict(before), sorted(path for path in source.rglob("*") if path.is_file())
-    for path in files:
+    laid = dict(before)
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
         name, new = path.relative_to(source).as_posix(), fingerprint(path)
-        target, last = folder / name, before.get(name)
-        now = fingerprint(target) if target.exists() else None
-        laid[name] = new
-        if now in (None, last) and now != new:
+        target, now = folder / name, fingerprint(folder / name)
+        if now and before.get(name) == new:
+            continue
+        while now not in ("", new, before.get(target.relative_to(folder).as_posix())):  # the learner has changed it
+            target = target.with_name(f"{target.stem}.new{target.suffix}")
+            now = fingerprint(target)
+        laid[name] = laid[target.relative_to(folder).as_posix()] = new
+        if now != new:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_whole(target, path.read_bytes())
-            what = "the newer one now" if now else "new" if last is None else "a fresh copy: it was missing"
-            said += [f"{name} is {what}."] if before else []
-        elif now != new != last:
-            beside = free_name(target, before)
-            write_whole(beside, path.read_bytes())
-            laid[beside.relative_to(folder).as_posix()] = new
-            said.append(f"{name} stays as you changed it; the newer one is {beside.name}, beside it.")
+            what = "the newer one now" if now else "a fresh copy: it was missing" if name in before else "new"
+            if target != folder / name:
+                said.append(f"{name} stays as you changed it; the newer one is {target.name}, beside it.")
+            elif before:
+                said.append(f"{name} is {what}.")
     if laid != before:
         write_whole(folder / MANIFEST, json.dumps(laid, indent=1).encode())
     return said if before else [f"The lessons are in {folder} now. What you change there stays.", *said]
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """What was copied last; nothing where that is unknown. Then every file that differs counts as changed."""
+    """Read what was copied last; nothing where that is unknown. Then every file that differs counts as changed."""
     try:
         laid = json.loads((folder / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, ValueError):
@@ -49,7 +50,9 @@ def read_manifest(folder: Path) -> dict[str, str]:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a file; of a notebook, of what a learner writes in it: who only runs a lesson does not change it."""
+    """Hash a file ('' if there is none); of a notebook what a learner writes: who only runs it does not change it."""
+    if not path.exists():
+        return ""
     content = path.read_bytes()
     if path.suffix == ".ipynb":
         try:
@@ -59,11 +62,3 @@ def fingerprint(path: Path) -> str:
         except (ValueError, KeyError, TypeError):
             pass  # it is no notebook any more
     return hashlib.sha256(content).hexdigest()
-
-
-def free_name(target: Path, laid: dict[str, str]) -> Path:
-    """A name beside `target`: 05.new.ipynb, or 05.new2.ipynb where a learner has changed that one, too."""
-    for number in chain([""], count(2)):
-        beside = target.with_name(f"{target.stem}.new{number}{target.suffix}")
-        if not beside.exists() or fingerprint(beside) in laid.values():
-            return beside

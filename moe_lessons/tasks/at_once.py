@@ -1,8 +1,4 @@
-"""The same tasks with their end hidden: all of it is named at once, so that a block may look at every token.
-
-Where a token is predicted from those before it, a block that looks at later tokens reads the answer. Here it is in none
-of the tokens.
-"""
+"""The same tasks with their end hidden: all of it is named at once, so that a block may look at every token."""
 
 from torch import Tensor
 
@@ -14,7 +10,7 @@ HIDDEN = ord("_")
 
 
 def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """x and y (B, T) of which the last `num` y are scored, and x shows none of them."""
+    """Score only the last `num` of y (B, T), and have x show none of them."""
     x, y = x.clone(), y.clone()
     x[:, len(x[0]) - num + 1 :] = HIDDEN
     y[:, : len(y[0]) - num] = NOT_SCORED
@@ -22,7 +18,7 @@ def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 
 class FactsAtOnce(Facts):
-    """`Facts` whose four digits are named at once, from the name alone.
+    """Is `Facts` whose four digits are named at once, from the name alone.
 
     >>> "".join(map(chr, FactsAtOnce().x[0]))
     'IUHQ:___'
@@ -34,7 +30,7 @@ class FactsAtOnce(Facts):
 
 
 class TextAtOnce(TextTask):
-    """`TextTask` of which the last `num_hidden` bytes of each sequence are named at once, from those before."""
+    """Is `TextTask` of which the last `num_hidden` bytes of each sequence are named at once, from those before."""
 
     def __init__(self, *args, num_hidden: int = 4, **kwargs):
         super().__init__(*args, **kwargs)

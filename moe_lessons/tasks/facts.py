@@ -1,7 +1,6 @@
 """Facts to be remembered: a phone book, in which nothing follows from anything else.
 
-An entry is a name and a number, both drawn at random. A model reads the name and writes the number. There is no rule
-to find: what it knows in the end is what its weights hold.
+A model reads a name and writes its number. What it knows in the end is what its weights hold.
 """
 
 from random import Random
@@ -20,19 +19,14 @@ NOT_SCORED = -100  # torch's ignore_index: a token that counts neither for the l
 
 
 class Facts:
-    """A phone book of `num_entries` (N) different names, each with a number, drawn from `seed`.
+    """Is a phone book of `num_entries` (N) different names, each with a number, drawn from `seed`.
 
-    A token is a byte in ASCII. x has the name, the colon and all digits but the last; y has the digit that follows, and
-    `NOT_SCORED` where a letter or the colon follows, which no model can know.
-
-    entries: the texts. x, y (N, T): all of them as tokens.
+    A token is a byte in ASCII. x (N, T) has the name, the colon and all digits but the last; y has the digit that
+    follows, and `NOT_SCORED` where a letter or the colon follows, which no model can know. entries: the texts.
 
     >>> facts = Facts(num_entries=2000)
-    >>> facts.entries[0]
-    'IUHQ:4869'
-    >>> x, y = facts.batch(32, torch.Generator().manual_seed(0))
-    >>> x.shape, facts.y[0].tolist()  # 52 is '4'
-    (torch.Size([32, 8]), [-100, -100, -100, -100, 52, 56, 54, 57])
+    >>> facts.entries[0], facts.y[0].tolist()  # 52 is '4'
+    ('IUHQ:4869', [-100, -100, -100, -100, 52, 56, 54, 57])
     """
 
     vocab_size = 128  # ASCII
@@ -52,19 +46,14 @@ class Facts:
         self.y[:, :NAME_LETTERS] = NOT_SCORED
 
     def batch(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`num` entries, every one as likely: x (num, T) int64 and y (num, T)."""
+        """Draw `num` entries, every one as likely: x (num, T) int64 and y (num, T)."""
         chosen = torch.randint(self.num_entries, (num,), generator=generator)
         return self.x[chosen], self.y[chosen]
 
     @torch.no_grad()
     def known(self, model: nn.Module | Tensor) -> Tensor:
-        """Which entries a model knows by heart: (N,) bool. Of an entry it knows, every digit is right when the model
-        writes the number after 'NAME:', each time the likeliest token.
-
-        One pass over the right numbers says the same: as long as what the model writes is right, it reads the same
-        digits; and at the first wrong one both have failed.
-        model: x (N, T) -> (logits (N, T, V), …), such as a `nn.LanguageModel`, read in eval mode; or its logits of `x`.
-        """
+        """Tell which entries a model (or its logits of `x`, (N, T, V)) knows by heart: (N,) bool. One pass over the
+        right numbers is enough: as long as what the model writes is right, it reads these digits."""
         if isinstance(model, nn.Module):
             device = next(model.parameters()).device
             with evaluating(model):

@@ -1,8 +1,4 @@
-"""Points in the plane, and the class of each: small enough to see every decision of a router.
-
-A task draws labelled points; `PlaneClassifier` puts a mixture of experts (or a dense FFN) to work on them. A
-point is a token, and where it lies is all that the router knows of it.
-"""
+"""Points in the plane, and the class of each: small enough to see every decision of a router."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +14,7 @@ PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")
 
 @dataclass(frozen=True)
 class PlaneTask:
-    """Points in the square from -1 to 1, in 8 classes.
+    """Draws points in the square from -1 to 1, in 8 classes.
 
     blobs:   24 Gaussian blobs, pressed into the square; every eighth has the same class.
     voronoi: the cells of 24 prototypes (a point belongs to the nearest), with classes as for the blobs.
@@ -27,10 +23,6 @@ class PlaneTask:
     uneven:  the blobs, of which the r-th is drawn with a probability proportional to 1/r (Zipf's law).
 
     `seed` places blobs and prototypes; points are drawn from a generator that the caller owns.
-
-    >>> x, y = PlaneTask("blobs").batch(5, torch.Generator().manual_seed(0))
-    >>> x.shape, y.shape
-    (torch.Size([5, 2]), torch.Size([5]))
     """
 
     name: str = "blobs"
@@ -61,7 +53,7 @@ class PlaneTask:
         return (column + 3 * row) % NUM_CLASSES
 
     def batch(self, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`num_points` (T) points and their classes: x (T, 2), y (T,)."""
+        """Draw `num_points` (T) points and their classes: x (T, 2), y (T,)."""
         if self.name == "blobs":
             blob = torch.randint(NUM_PROTOTYPES, (num_points,), generator=generator)
         elif self.name == "uneven":
@@ -75,16 +67,15 @@ class PlaneTask:
 
 
 def grid(resolution: int) -> Tensor:
-    """(resolution², 2): the points of a regular grid over the square, row by row from the bottom left."""
+    """Give the points of a regular grid over the square (resolution², 2), row by row from the bottom left."""
     ticks = torch.linspace(-1, 1, resolution)
     return torch.cartesian_prod(ticks, ticks).flip(1)  # x changes fastest
 
 
 class PlaneClassifier(nn.Module):
-    """One block of a transformer without attention: embed the point, add what the block says, read off the class.
+    """Is a block of a transformer without attention: embed the point, add what the block says, read off the class.
 
-    h = embed(x); logits = head(h + block(h)).  x (T, 2) -> logits (T, num_classes) and a list with the `Routing` of
-    the block. Of a `FeedForward`, which has none, the list is empty.
+    h = embed(x); logits = head(h + block(h)).  x (T, 2) -> logits (T, num_classes) and [`Routing`], [] for a dense FFN.
 
     >>> from moe_lessons.nn import MoE
     >>> logits, routings = PlaneClassifier(MoE(16, 8, num_experts=8, top_k=2), num_classes=8)(torch.zeros(5, 2))
@@ -119,7 +110,7 @@ class PlaneClassifier(nn.Module):
 
 
 def spread_prototypes(task: PlaneTask, num: int, seed: int = 0) -> Tensor:
-    """(num, 2): prototypes that share the points of a task about evenly (20 rounds of k-means)."""
+    """Place prototypes (num, 2) that share the points of a task about evenly (20 rounds of k-means)."""
     points, _ = task.batch(1024, torch.Generator().manual_seed(seed))
     centres = points[:num].clone()
     for _ in range(20):

@@ -1,9 +1,4 @@
-"""Text to predict byte by byte: six small languages that our own code writes, or a file of your own.
-
-A token is a byte, and each sequence comes from one domain, so that one can ask of an expert: which bytes, which
-domains does it serve? Two domains share a grammar and no letter (English, and the same spelled in Greek); the
-others share letters and no grammar.
-"""
+"""Text to predict byte by byte: six small languages that our own code writes, or a file of your own."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -33,7 +28,7 @@ TO_GREEK = str.maketrans(_LATIN + _LATIN.upper(), _GREEK + _GREEK.upper())
 
 
 def english(rng: Random) -> str:
-    """A sentence whose verb agrees with its subject: 'Every morning the old bakers carry a ladder to the river.'"""
+    """Write a sentence whose verb agrees with its subject: 'Every morning the old bakers carry a ladder.'"""
     look = rng.choice(("", f"{rng.choice(LOOKS)} "))
     plural = rng.random() < 0.5
     who = f"the {look}{rng.choice(PEOPLE)}" + "s" * plural
@@ -51,7 +46,7 @@ def english(rng: Random) -> str:
 
 
 def code(rng: Random) -> str:
-    """A function in Python of one to three statements that mean nothing and always end."""
+    """Write a function in Python of one to three statements that mean nothing and always end."""
     a, b, c = rng.sample(NAMES, 3)
     lines = [f"def {rng.choice(VERBS)}_{rng.choice(THINGS)}({a}, {b}):", f"    {c} = {rng.randrange(100)}"]
     for _ in range(rng.randint(1, 3)):
@@ -68,7 +63,7 @@ def code(rng: Random) -> str:
 
 
 def json_record(rng: Random) -> str:
-    """A record of one person, in JSON on one line."""
+    """Write a record of one person, in JSON on one line."""
     record = {
         "id": rng.randrange(1000),
         "job": rng.choice(PEOPLE),
@@ -80,13 +75,13 @@ def json_record(rng: Random) -> str:
 
 
 def arithmetic(rng: Random) -> str:
-    """A sum or a difference of two numbers below 100, with the right result."""
+    """Write a sum or a difference of two numbers below 100, with the right result."""
     a, b = rng.randrange(100), rng.randrange(100)
     return rng.choice((f"{a}+{b}={a + b}\n", f"{a}-{b}={a - b}\n"))
 
 
 def brackets(rng: Random) -> str:
-    """A line of nested brackets of three kinds, each closed by its own."""
+    """Write a line of nested brackets of three kinds, each closed by its own."""
     line, to_close, length = "", [], rng.randint(10, 50)
     while to_close or len(line) < length:
         room = len(line) + len(to_close) < length
@@ -105,7 +100,7 @@ DOMAINS = tuple(WRITERS)
 
 
 def make_text(domain: str, num_bytes: int, seed: int = 0) -> str:
-    """Text of a domain, at least `num_bytes` long: whole sentences, programs, records or lines.
+    """Write text of a domain, at least `num_bytes` long: whole sentences, programs, records or lines.
 
     >>> make_text("arithmetic", 20)
     '78-39=39\\n5+14=19\\n51-66=-15\\n'
@@ -121,16 +116,12 @@ def make_text(domain: str, num_bytes: int, seed: int = 0) -> str:
 
 
 def encode(text: str) -> Tensor:
-    """The bytes of `text` in UTF-8: (T,) int64, 0 to 255."""
+    """Give the bytes of `text` in UTF-8: (T,) int64, 0 to 255."""
     return torch.tensor(list(text.encode()), dtype=torch.int64)
 
 
 def decode(tokens: Tensor) -> str:
-    """The text of bytes (T,). Bytes that are no UTF-8, such as half a Greek letter, become the sign '�'.
-
-    >>> encode("aα"), decode(encode("aα")[:2])
-    (tensor([ 97, 206, 177]), 'a�')
-    """
+    """Give the text of bytes (T,). Bytes that are no UTF-8, such as half a Greek letter, become the sign '�'."""
     return bytes(tokens.tolist()).decode(errors="replace")
 
 
@@ -144,9 +135,7 @@ for _place, _chars in enumerate(_CHARS.values()):
 
 
 def byte_class(tokens: Tensor) -> Tensor:
-    """The class of each byte, as an index into `BYTE_CLASSES`, in the shape of `tokens`.
-
-    A Greek letter is a lead byte (0xCE or 0xCF) and a continuation byte. Full stop, comma and colon are 'other'.
+    """Give the class of each byte, as an index into `BYTE_CLASSES`, in the shape of `tokens`.
 
     >>> [BYTE_CLASSES[i] for i in byte_class(encode('x = "7"')).tolist()]
     ['letter', 'space', 'operator', 'space', 'quote', 'digit', 'quote']
@@ -155,16 +144,12 @@ def byte_class(tokens: Tensor) -> Tensor:
 
 
 class TextTask:
-    """Sequences of bytes, each from one domain, and for each byte the one that follows it.
+    """Draws sequences of bytes, each from one domain, and for each byte the one that follows it.
 
-    domains: some of `DOMAINS`, or a dict of your own texts, by name. context: bytes in a sequence (T). seed: of the
-    texts that are made.
+    domains: some of `DOMAINS`, or a dict of your own texts, by name. context: bytes in a sequence (T). The end of each
+    text is held out, and a sequence that occurs in it, at whatever position, is left out of training.
 
-    The end of each text is held out, and a sequence that occurs in it, at whatever position, is left out of training.
-    With a context of 64 these are under 1 %; below 32 the repetitive domains lose many.
-
-    >>> task = TextTask(["english", "code"], context=32)
-    >>> x, y = task.batch(4, torch.Generator().manual_seed(0))
+    >>> x, y = TextTask(["english", "code"], context=32).batch(4, torch.Generator().manual_seed(0))
     >>> x.shape, bool((x[:, 1:] == y[:, :-1]).all())
     (torch.Size([4, 32]), True)
     """
@@ -203,7 +188,7 @@ class TextTask:
 
     @classmethod
     def from_file(cls, path: str | Path, context: int = 64) -> "TextTask":
-        """A task of one domain: your own text file in UTF-8. Its last tenth is held out."""
+        """Make a task of one domain: your own text file in UTF-8. Its last tenth is held out."""
         name = Path(path).name
         try:
             return cls({name: Path(path).read_bytes().decode()}, context)
@@ -211,14 +196,14 @@ class TextTask:
             raise ValueError(f"{name} must be UTF-8 text, got one that is not: {error}") from None
 
     def batch(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """`num` sequences for training, every domain as likely: x (num, T) int64 and y, one byte further."""
+        """Draw `num` sequences for training, every domain as likely: x (num, T) int64 and y, one byte further."""
         domain = torch.randint(len(self.domains), (num,), generator=generator)
         where = torch.rand(num, generator=generator, dtype=torch.float64) * self._num_starts[domain]
         return self._sequences(self._starts[self._first[domain] + where.long()])
 
     def held_out(self, num_per_domain: int = 32) -> tuple[Tensor, Tensor, Tensor]:
-        """Sequences that training never shows: x (N, T), y (N, T) and the domain of each, an index (N,). They are
-        `num_per_domain` of each domain, or as many as it has, evenly spread and always the same."""
+        """Give x (N, T) and y (N, T) that training never shows, and the domain of each, an index (N,): `num_per_domain`
+        of each domain, or as many as it has, evenly spread and always the same."""
         check_positive_int("num_per_domain", num_per_domain)
         chosen = [s[torch.linspace(0, len(s) - 1, min(num_per_domain, len(s))).long()] for s in self._held_out_starts]
         domain = torch.repeat_interleave(torch.tensor([len(s) for s in chosen]))

@@ -6,7 +6,7 @@ island s. The islands share nothing, so that each learns what it would learn alo
 
 import copy
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,54 +19,61 @@ from moe_lessons.tasks import PlaneClassifier
 from moe_lessons.training.run import Record, Run, copy_into, is_dead
 from moe_lessons.training.settings import PlaneSetting, plane_model
 
-# What one step of S seeds showed: the fields of a `Record`, as means over the seeds (but `load`: of the first one), and
-# arrays with a value for each seed (S,): dead experts, the share of the assignments that was dropped, the share of the
-# tokens that no expert served. loads (S, E): the shares of the assignments that were wanted.
-ARRAYS = ("losses", "accuracies", "loads", "dead", "dropped", "unserved")
-BandRecord = NamedTuple("BandRecord", [*Record.__annotations__.items(), *((name, np.ndarray) for name in ARRAYS)])
+
+@dataclass(frozen=True, kw_only=True)
+class BandRecord(Record):
+    """Says what one step of S seeds showed: means over the seeds (but `load`: of the first), and a value for each."""
+
+    losses: np.ndarray  # (S,)
+    accuracies: np.ndarray  # (S,)
+    loads: np.ndarray  # (S, E): the shares of the assignments that were wanted
+    dead: np.ndarray  # (S,) dead experts
+    dropped: np.ndarray  # (S,): the share of the assignments that was dropped
+    unserved: np.ndarray  # (S,): the share of the tokens that no expert served
 
 
 class SeedBand(Run):
     """Trains S plane classifiers of one setting as one batched model: the same numbers as S separate runs.
 
-    As `training.plane_runs(setting, seed)["MoE"]` for each of `seeds`: task, weights and data of a seed are the same.
-    Noise is drawn for all seeds together: as likely, not the same. It is a `Run`, and can be used wherever one can.
+    As `training.plane_runs(setting, seed)["MoE"]` for each of `seeds`; noise is drawn for all together: as likely.
 
     >>> band = SeedBand(PlaneSetting(), seeds=range(3))
     >>> band.step().losses.shape, band.clean_loads().shape
     ((3,), (3, 8))
     """
 
-    def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5), device=None):
+    has_checkpoints = False
+
+    def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5)):
         self.setting, self.seeds = setting, [check_seed(seed) for seed in seeds]
         if not self.seeds:
             raise ValueError(f"seeds must be one or more whole numbers from 0 up, got {seeds!r}")
         models, tasks = zip(*(plane_model(setting, seed) for seed in self.seeds), strict=True)
         band, self.tasks = BandClassifier(models), tasks
-        super().__init__(band, tasks[0], lr=setting.lr, seed=self.seeds[0], device=device)
+        super().__init__(band, tasks[0], lr=setting.lr, seed=self.seeds[0])
         self.num_experts = [setting.num_experts]
         for group in self.optimizer.param_groups:
             group["eps"] /= len(self.seeds)  # the loss is a mean over seeds: each gradient is S times smaller
         self.knobs.take(setting)
 
     def evaluate(self, num: int = 1024) -> dict:
-        """Loss and accuracy on `num` held-out points of each seed, without noise: their means, and `ARRAYS`."""
+        """Measure loss and accuracy on `num` held-out points of each seed, without noise: means, and the arrays."""
         losses, correct, (routing,) = self._measure(*self.held_out(num))
         arrays = arrays_of(losses, correct, routing)
         return {"loss": arrays["losses"].mean().item(), "accuracy": arrays["accuracies"].mean().item()} | arrays
 
     def clean_loads(self, num: int = 1024) -> np.ndarray:
-        """(S, E): the load shares on `num` held-out points of each seed, in eval mode: no noise."""
+        """Measure the load shares (S, E) on `num` held-out points of each seed, without noise."""
         return self.evaluate(num)["loads"]
 
     def branch(self, setting: PlaneSetting) -> "SeedBand":
-        """Another band that goes on from here under another setting: these weights, records and averages of the
-        optimizer, and the data that would come next. A part that only the new setting has starts afresh."""
+        """Make another band that goes on from here under another setting: these weights, records, averages of the
+        optimizer, and data to come. A part that only the new setting has starts afresh."""
         for name in ("task", "num_experts", "d_ff"):
             now, asked = getattr(self.setting, name), getattr(setting, name)
             if asked != now:
                 raise ValueError(f"{name} must stay {now!r} in a branch, got {asked!r}")
-        branch = SeedBand(setting, self.seeds, self.device)
+        branch = SeedBand(setting, self.seeds)
         branch.model.load_state_dict(self.model.state_dict(), strict=False)
         old = dict(self.model.named_parameters())
         for name, parameter in branch.model.named_parameters():
@@ -91,23 +98,23 @@ class SeedBand(Run):
 
 
 def arrays_of(losses: Tensor, correct: Tensor, routing: Routing) -> dict[str, np.ndarray]:
-    """The `ARRAYS` of a batch: losses and correct (S, T), and the routing of all seeds."""
+    """Compute the arrays of a `BandRecord` from losses and correct (S, T), and the routing of all seeds."""
     num_seeds, num_tokens = losses.shape
     demand, dropped = (each.view(num_seeds, -1) for each in (routing.demand_per_expert, routing.dropped_per_expert))
     num_serving = count(routing.token_idx, losses.numel()).view(losses.shape)  # (S, T) experts
-    values = (
-        losses.mean(dim=1),
-        correct.float().mean(dim=1),
-        demand / demand.sum(dim=1, keepdim=True),
-        is_dead(demand, num_tokens).sum(dim=1),
-        dropped.sum(dim=1) / demand.sum(dim=1),
-        (num_serving == 0).float().mean(dim=1),
-    )
-    return {name: value.cpu().numpy() for name, value in zip(ARRAYS, values, strict=True)}
+    values = {
+        "losses": losses.mean(dim=1),
+        "accuracies": correct.float().mean(dim=1),
+        "loads": demand / demand.sum(dim=1, keepdim=True),
+        "dead": is_dead(demand, num_tokens).sum(dim=1),
+        "dropped": dropped.sum(dim=1) / demand.sum(dim=1),
+        "unserved": (num_serving == 0).float().mean(dim=1),
+    }
+    return {name: value.cpu().numpy() for name, value in values.items()}
 
 
 class BandClassifier(nn.Module):
-    """S `PlaneClassifier`s as one: x (S, T, 2) -> logits (S, T, num_classes), and one routing in S islands."""
+    """Is S `PlaneClassifier`s as one: x (S, T, 2) -> logits (S, T, num_classes), and one routing in S islands."""
 
     def __init__(self, models: list[PlaneClassifier]):
         super().__init__()
@@ -131,7 +138,7 @@ class BandClassifier(nn.Module):
 
 
 class Linears(nn.Module):
-    """S linear layers as one: x (S, T, in) -> (S, T, out)."""
+    """Is S linear layers as one: x (S, T, in) -> (S, T, out)."""
 
     def __init__(self, layers: list[nn.Linear]):
         super().__init__()
@@ -143,11 +150,11 @@ class Linears(nn.Module):
 
 
 class IslandRouter(nn.Module):
-    """S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
+    """Sets S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
 
     Token t of router s is token s·T + t, its expert e is expert s·E + e. To the experts of other islands a token has
-    probability 0; their logits would be -inf and are left out: router_logits is (S·T, E). All islands have as many
-    tokens, so that capacity and even load are right for each, and the balancing losses are the means of theirs.
+    probability 0; their logits are left out: router_logits is (S·T, E). All islands have as many tokens: capacity and
+    even load are right for each, and the balancing losses are the means of theirs.
     """
 
     def __init__(self, routers: Iterable[nn.Module]):
@@ -167,7 +174,7 @@ class IslandRouter(nn.Module):
 
 
 def side_by_side(routings: list[Routing]) -> Routing:
-    """One routing of S·T tokens and S·E experts, made of S routings of T tokens and E experts."""
+    """Make one routing of S·T tokens and S·E experts of S routings of T tokens and E experts."""
     num_tokens, num_experts = routings[0].router_probs.shape
     return Routing.all_kept(
         router_logits=torch.cat([routing.router_logits for routing in routings]),

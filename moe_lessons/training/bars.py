@@ -1,9 +1,6 @@
 """Long work, under a bar that shows the time left, and which can be stopped."""
 
-import signal
-import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 from IPython import get_ipython
@@ -11,6 +8,7 @@ from IPython.display import display
 from tqdm import tqdm
 from tqdm.notebook import tqdm_notebook
 
+from moe_lessons.support.interrupts import heeding
 from moe_lessons.support.static import static_mode
 from moe_lessons.training.run import Run
 
@@ -20,7 +18,7 @@ Thing = TypeVar("Thing")
 
 
 def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
-    """`things`, one after another. Where they take more than a second, a bar shows how many are done and the time left.
+    """Give `things`, one after another. Where they take more than a second, a bar shows how many are done.
 
     The interrupt of the kernel (■, or Ctrl-C in a terminal) ends it after the one in work, and the code goes on with
     what there is; a second interrupt ends the code.
@@ -28,8 +26,15 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
     >>> [n * n for n in bar(range(3))]
     [0, 1, 4]
     """
-    things = list(things)
-    with _heeding_interrupts() as interrupts, make_bar(len(things), what) as drawn:
+    things, interrupts = list(things), []
+
+    def hear() -> bool:
+        interrupts.append(True)
+        if len(interrupts) > 1:
+            raise KeyboardInterrupt
+        return False
+
+    with heeding(hear), make_bar(len(things), what) as drawn:
         for done, thing in enumerate(things, start=1):
             yield thing
             drawn.update()
@@ -39,46 +44,15 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
 
 
 def train(runs: Run | Iterable[Run], steps: int) -> None:
-    """Train a run, or each of several, `steps` steps, under a `bar`. Runs take turns: stopped, all have as many steps.
-
-    >>> from moe_lessons.training import PlaneSetting, plane_runs
-    >>> runs = plane_runs(PlaneSetting())
-    >>> train(runs.values(), steps=2)
-    >>> [len(run.records) for run in runs.values()]
-    [2, 2, 2]
-    """
+    """Train a run, or each of several in turn, `steps` steps, under a `bar`. Stopped, all have as many steps."""
     runs = [runs] if isinstance(runs, Run) else list(runs)
     for _ in bar(range(steps), "steps"):
         for run in runs:
             run.step()
 
 
-@contextmanager
-def _heeding_interrupts() -> Iterator[list]:
-    """A list that each interrupt inside is added to. The second one is raised. A bar around this one heeds it, too."""
-    interrupts: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # no other thread is interrupted
-        yield interrupts
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def heed(number: int, frame) -> None:
-        interrupts.append(number)
-        if hasattr(before, "interrupts"):
-            before(number, frame)
-        elif len(interrupts) > 1:
-            raise KeyboardInterrupt
-
-    heed.interrupts = interrupts
-    signal.signal(signal.SIGINT, heed)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 class NotebookBar(tqdm_notebook):
-    """tqdm's bar of widgets, of which nothing is stored in the notebook, and nothing is left at the end."""
+    """Is tqdm's bar of widgets, of which nothing is stored in the notebook, and nothing is left at the end."""
 
     shown = None
 
@@ -97,7 +71,7 @@ class NotebookBar(tqdm_notebook):
 
 
 def make_bar(total: int, what: str) -> tqdm:
-    """A bar of widgets in a live notebook, of text on a terminal, and none elsewhere."""
+    """Make a bar of widgets in a live notebook, of text on a terminal, and none elsewhere."""
     if not hasattr(get_ipython(), "kernel"):
         return tqdm(total=total, desc=what, delay=SOON, leave=False, disable=None)  # None: only on a terminal
     return NotebookBar(total=total, desc=what, leave=False, display=False, disable=static_mode())

@@ -1,38 +1,21 @@
 """Checkpoints: a run written to disk, from which it goes on to the same numbers as if it had never stopped."""
 
 import hashlib
-import inspect
 import io
 import zipfile
 from contextlib import suppress
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from moe_lessons.support.files import write_whole
 from moe_lessons.training.knobs import TRAINING
 
-FORMAT = "moe_lessons checkpoint 2"
+FORMAT = "moe_lessons checkpoint 3"
 
 
 def save_checkpoint(run, path: str | Path) -> None:
-    """Write all that a `Run` needs to go on: see `Run.state_dict`.
-
-    Whatever goes wrong (OSError: a full disk, a folder that is missing or must not be written to), what was at `path`
-    before is still there, whole.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> from moe_lessons.training import PRESETS, plane_runs
-    >>> run, new = (plane_runs(PRESETS["healthy"])["MoE"] for _ in range(2))
-    >>> _ = run.step()
-    >>> with TemporaryDirectory() as folder:
-    ...     save_checkpoint(run, f"{folder}/run.pt")
-    ...     same = load_checkpoint(new, f"{folder}/run.pt")
-    >>> run.step().loss == same.step().loss
-    True
-    """
+    """Write all that a `Run` needs to go on. What was at `path` is replaced, or on an OSError still there, whole."""
     memory = io.BytesIO()
     torch.save({"format": FORMAT, **run.state_dict()}, memory)  # in a file, torch would hide that the disk is full
     write_whole(Path(path), memory.getbuffer())
@@ -41,8 +24,16 @@ def save_checkpoint(run, path: str | Path) -> None:
 def load_checkpoint(run, path: str | Path):
     """Put a `Run`, made as the saved one was, where that one stood, and return it: its next step is the same.
 
-    Raises ValueError where the file is no checkpoint, is not whole, or is of a run with another configuration, and
-    OSError where it cannot be read; the run is then as it was. A file cannot make this run code.
+    ValueError where the file is no whole checkpoint, or of a run with another configuration. A file cannot run code.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from moe_lessons.training import PRESETS, plane_runs
+    >>> run, new = (plane_runs(PRESETS["healthy"])["MoE"] for _ in range(2))
+    >>> with TemporaryDirectory() as folder:
+    ...     save_checkpoint(run, f"{folder}/run.pt")
+    ...     same = load_checkpoint(new, f"{folder}/run.pt")
+    >>> run.step().loss == same.step().loss
+    True
     """
     content, is_whole, saved = Path(path).read_bytes(), False, None
     with suppress(Exception):  # of many classes
@@ -59,31 +50,19 @@ def load_checkpoint(run, path: str | Path):
 
 
 def configuration(run) -> dict[str, str]:
-    """What must be the same in two runs for one to go on where the other stopped: names and values, in words."""
-    parts = {"task": run.task, "run": run} | dict(run.model.named_modules(prefix="model"))
-    words = {}
-    for name, part in parts.items():
-        words |= arguments(part, name)
+    """Say in words what must be the same in two runs for one to go on where the other stopped: classes, plain values
+    (but for those of knobs), shapes and types of the weights, and the first data of the task.
+    """
+    words = {"run.knobs": ", ".join(TRAINING)}
+    for name, part in {"task": run.task, "run": run, **dict(run.model.named_modules(prefix="model"))}.items():
+        words[name] = type(part).__name__
+        for key, value in vars(part).items():
+            is_fixed = key not in ("training", *TRAINING) and not key.startswith("_")
+            if is_fixed and isinstance(value, int | float | str | None):
+                words[f"{name}.{key}"] = repr(value)
     for name, weight in (*run.model.named_parameters(), *run.model.named_buffers()):
         learned = "learned" if weight.requires_grad else "fixed"
         words[f"model.{name}"] = f"{tuple(weight.shape)} {weight.dtype} {learned}"
     _, y = run.task.batch(64, torch.Generator().manual_seed(0))
     checksum = hashlib.sha256(y.cpu().numpy().tobytes()).hexdigest()[:16]
     return words | {"checksum of the task's data": checksum, "run.device": run.device.type}
-
-
-def arguments(thing: Any, name: str) -> dict[str, str]:
-    """The class of a thing, and the values that it was made with, as far as it keeps them in plain attributes. Knobs
-    are left out: they change.
-
-    >>> arguments(torch.nn.Dropout(0.5), "dropout")
-    {'dropout': 'Dropout', 'dropout.p': '0.5', 'dropout.inplace': 'False'}
-    """
-    words = {name: type(thing).__name__}
-    for argument in inspect.signature(type(thing)).parameters:
-        value = ... if argument in TRAINING else getattr(thing, argument, ...)
-        if isinstance(value, bool | int | float | str | tuple | None):
-            words[f"{name}.{argument}"] = repr(value)
-        elif is_dataclass(value):
-            words |= arguments(value, f"{name}.{argument}")
-    return words

@@ -31,7 +31,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Knob:
-    """One row of the table.
+    """Is one row of the table.
 
     label, unit, tip: what stands beside the control, and what it says when pointed at.
     stops: numbers or names to choose from, a `range`, a `Reach` or a `Box`; a laboratory may give its own.
@@ -62,12 +62,13 @@ class Knob:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     @property
-    def of_training(self) -> bool:
-        """Whether it is applied to a run, between any two steps."""
-        return self.name == "lr" or self.attribute or self.loss is not None or self.update is not None
+    def loss_name(self) -> str:
+        """The name of its loss in `Run.history`: that of the function, or of the knob where that has none."""
+        name = getattr(self.loss, "__name__", "")
+        return name if name.isidentifier() else self.name
 
     def check(self, value: Any) -> float | None:
-        """The value of a knob `of_training`, or ValueError."""
+        """Return the value of a knob of `TRAINING` as it is applied, or raise ValueError."""
         if value is None and self.off is None:
             return None
         return check_number(self.name, value, above=self.off is None or self.name == "lr")
@@ -152,49 +153,41 @@ ROWS = (
     Knob("overlap", "Overlap", "", "Share of the exchange that passes beside the arithmetic", Reach(0, 1, 0.05)),
 )  # fmt: skip
 KNOBS = {knob.name: knob for knob in ROWS}
-TRAINING = {name: knob for name, knob in KNOBS.items() if knob.of_training}
-
-# A frozen dataclass with a field for each knob of training, at `off`: what a setting or preset inherits from.
-KnobFields = make_dataclass(
-    "KnobFields", [(name, float | None, knob.off) for name, knob in TRAINING.items()], frozen=True, kw_only=True
-)
+# those of training: they are applied to a run, between any two steps
+TRAINING = {n: knob for n, knob in KNOBS.items() if n == "lr" or knob.attribute or knob.loss or knob.update}
+# a frozen dataclass with a field for each of them, at `off`: what a setting or preset inherits from
+FIELDS = [(name, float | None, knob.off) for name, knob in TRAINING.items()]
+KnobFields = make_dataclass("KnobFields", FIELDS, frozen=True, kw_only=True)
 
 
 class Knobs:
-    """What may change between any two steps: an attribute for each knob of `TRAINING`, where they are described.
-
-    A bad value raises ValueError and changes nothing, a name that is no knob AttributeError.
-    """
+    """Has what may change between any two steps: an attribute for each knob of `TRAINING`. A bad value raises
+    ValueError and changes nothing, a name that is no knob AttributeError."""
 
     def __init__(self, model: nn.Module, lr: float):
         modules = list(model.modules())
-        vars(self).update({name: knob.off for name, knob in TRAINING.items() if not knob.attribute})
-        vars(self).update(
-            _modules={name: [m for m in modules if knob.needs(m)] for name, knob in TRAINING.items() if knob.needs},
-            _learns_noise=any(getattr(m, "noise", None) == "learned" for m in modules),
-        )
+        acts_on = {name: [m for m in modules if knob.needs(m)] for name, knob in TRAINING.items() if knob.needs}
+        learns_noise = any(getattr(module, "noise", None) == "learned" for module in modules)
+        vars(self).update({name: knob.off for name, knob in TRAINING.items()})
+        vars(self).update(_modules=acts_on, _learns_noise=learns_noise)
+        for name, modules in acts_on.items():
+            if modules and TRAINING[name].attribute:
+                vars(self)[name] = getattr(modules[0], name)
         self.lr = lr
-
-    def has(self, name: str) -> bool:
-        """Whether a knob can be set to more than off: whether the model has what it acts on."""
-        return bool(self._modules.get(name, True))
 
     @property
     def is_noisy(self) -> bool:
-        """Whether training now routes otherwise than evaluation: Gaussian or learned noise, or jitter."""
+        """Tell whether training now routes otherwise than evaluation: Gaussian or learned noise, or jitter."""
         return self._learns_noise or any(getattr(self, name) for name, knob in TRAINING.items() if knob.disturbs)
 
-    def __getattr__(self, name: str) -> float | None:  # of a knob that the modules keep
-        knob, modules = find_knob(name), self._modules[name]
-        return getattr(modules[0], name) if modules else knob.off
-
     def __setattr__(self, name: str, value: float | None) -> None:
-        knob = find_knob(name)
+        if name not in TRAINING:
+            raise AttributeError(f"there is no knob {name!r}, only {', '.join(TRAINING)}")
+        knob = TRAINING[name]
         checked = knob.check(value)
-        if checked != knob.off and not self.has(name):
+        if checked != knob.off and not self._modules.get(name, True):
             raise ValueError(f"{name} must be {knob.off} here, since {knob.idle}, got {value!r}")
-        if not knob.attribute:
-            vars(self)[name] = checked
+        vars(self)[name] = checked
         for module in self._modules[name] if knob.attribute else ():
             setattr(module, name, checked)
 
@@ -207,15 +200,8 @@ class Knobs:
         return f"Knobs({', '.join(f'{name}={getattr(self, name)}' for name in TRAINING)})"
 
 
-def find_knob(name: str) -> Knob:
-    """The knob of training with this name, or AttributeError."""
-    if name not in TRAINING:
-        raise AttributeError(f"there is no knob {name!r}, only {', '.join(TRAINING)}")
-    return TRAINING[name]
-
-
 def idle_knobs(model: nn.Module) -> dict[str, str]:
-    """The knobs of training that do nothing in a model, and why: no module takes them, or its router has no use."""
+    """Name the knobs of training that do nothing in a model, and why: no module, or the router, has a use for them."""
     modules = list(model.modules())
     idle = {n: knob.idle for n, knob in TRAINING.items() if knob.needs and not any(map(knob.needs, modules))}
     for module in modules:
@@ -225,6 +211,6 @@ def idle_knobs(model: nn.Module) -> dict[str, str]:
 
 @functools.cache
 def idle_with(router: str) -> dict[str, str]:
-    """The same for a mixture with one of the `ROUTERS`."""
+    """Do the same for a mixture with one of the `ROUTERS`."""
     with seeded(0):
         return idle_knobs(MoE(4, 4, 2, 1, router=ROUTERS[router](4, 2, 1)))

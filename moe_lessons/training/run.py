@@ -1,11 +1,11 @@
 """A run: one model, one task, one optimizer, one step at a time."""
 
-import copy
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import pandas as pd
 import torch
@@ -13,14 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.nn import Routing, evaluating, is_moe, torch_threads
-from moe_lessons.support.errors import (
-    check_choice,
-    check_count,
-    check_device,
-    check_number,
-    check_positive_int,
-    check_seed,
-)
+from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_seed
 from moe_lessons.tasks.facts import NOT_SCORED
 from moe_lessons.training.checkpoints import configuration
 from moe_lessons.training.finite import first_not_finite
@@ -34,14 +27,14 @@ class TrainingDiverged(RuntimeError):
     """The loss or a gradient is no longer finite."""
 
 
-class Record(NamedTuple):
-    """What one step showed. The loss is that of the task alone; the auxiliary losses stand beside it, unweighted."""
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Says what one step showed."""
 
     step: int
-    loss: float  # cross entropy, nats
+    loss: float  # of the task alone: cross entropy, nats
     accuracy: float  # 0 to 1, on the batch of this step, before the update
-    load_balancing_loss: float  # summed over the MoE layers
-    router_z_loss: float  # likewise
+    auxiliary: dict[str, float]  # each loss beside that of the task, by its name: see `Run.auxiliary_losses`
     load: list[list[float]]  # for each MoE layer, the share of the assignments that each expert was wanted for
     dead_experts: int  # over all MoE layers
     dropped_share: float  # of all assignments, 0 to 1
@@ -50,22 +43,20 @@ class Record(NamedTuple):
 
 
 class Run:
-    """Trains `model` on `task` with AdamW (arXiv:1711.05101), one `step()` at a time.
+    """Trains `model` on `task` with AdamW (arXiv:1711.05101) without decay, one `step()` at a time.
 
     model: maps a batch x to (logits, routings), with one `Routing` for each of its MoE layers.
     task: has `batch(num, generator) -> (x, y)`, y the correct classes, or -100 where nothing is scored. One that keeps
-        a part of its data to measure on has `held_out(num_per_domain) -> (x, y, domain)` and `domains` too, as a
-        `TextTask`.
+        a part of its data to measure on has `held_out(num_per_domain) -> (x, y, domain)` and `domains` too.
     seed: of the data and of the noise. The same seed gives the same numbers on the same machine: a run computes with
         `threads` threads and (on a CPU or with CUDA) random numbers of its own, whatever goes on around it.
-    weight_decay: of the matrices; norms and biases have none. With 0, AdamW is Adam (arXiv:1412.6980).
     warmup_steps, decay_steps: see `lr_scale`.
     max_grad_norm: a gradient whose norm over all weights is above this is scaled down to it.
     precision: 'bfloat16' computes the products in bfloat16; weights, routers and loss stay in float32.
 
     `knobs` may change between steps; `records` and `history` hold every step so far. Where the loss or a gradient is
     not finite, `step()` raises `TrainingDiverged` and says where that began. The weights are then those of the last
-    step whose loss was finite, and training can go on with another setting of the knobs.
+    good step, and training can go on with another setting of the knobs.
 
     >>> from moe_lessons.nn import MoE
     >>> from moe_lessons.tasks import PlaneClassifier, PlaneTask
@@ -73,6 +64,8 @@ class Run:
     >>> run.step().step, run.step().step
     (1, 2)
     """
+
+    has_checkpoints = True  # `state_dict` has all that it needs to go on
 
     def __init__(
         self,
@@ -82,9 +75,7 @@ class Run:
         lr: float = 0.01,
         batch_size: int = 256,
         seed: int = 0,
-        device=None,
         threads: int = 1,
-        weight_decay: float = 0.0,
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         max_grad_norm: float | None = None,
@@ -97,7 +88,6 @@ class Run:
         self.knobs, self.seed = Knobs(model, lr), check_seed(seed)
         self.batch_size = check_positive_int("batch_size", batch_size)
         self.threads = check_positive_int("threads", threads)
-        self.weight_decay = check_number("weight_decay", weight_decay)
         self.warmup_steps = check_count("warmup_steps", warmup_steps)
         if decay_steps is not None and check_positive_int("decay_steps", decay_steps) <= warmup_steps:
             raise ValueError(f"decay_steps must be above warmup_steps ({warmup_steps}), got {decay_steps}")
@@ -105,15 +95,15 @@ class Run:
             check_number("max_grad_norm", max_grad_norm, above=True)
         self.decay_steps, self.max_grad_norm = decay_steps, max_grad_norm
         self.precision = check_choice("precision", precision, ("float32", "bfloat16"))
-        self.device = check_device(device or next(model.parameters()).device)
-        self.model, self.task = model.to(self.device), task
-        self.optimizer = make_optimizer(model, lr, self.weight_decay)
+        self.model, self.task, self.device = model, task, next(model.parameters()).device
+        self._parameters = list(model.parameters())
+        # fused: twice as fast as foreach at every size of the lessons
+        self.optimizer = torch.optim.AdamW(self._parameters, lr=lr, weight_decay=0.0, fused=True)
         self.records: list[Record] = []
         mixtures = [module for module in model.modules() if is_moe(module)]
         self.num_experts = [moe.num_experts for moe in mixtures]  # E of each MoE layer
         self._routers = [getattr(moe, "router", None) for moe in mixtures]
         self._data = self._generators()
-        self._parameters = list(model.parameters())
         self._weights = [*self._parameters, *model.buffers()]
         self._last_good = [weight.detach().clone() for weight in self._weights]
 
@@ -127,7 +117,7 @@ class Run:
             self._return_to(before)
             raise
         self._before = before
-        self.records.append(record._replace(ms_per_step=1000 * (time.perf_counter() - start)))
+        self.records.append(replace(record, ms_per_step=1000 * (time.perf_counter() - start)))
         return self.records[-1]
 
     def take_back(self) -> None:
@@ -154,12 +144,10 @@ class Run:
             self._diverge(str(error), x)
         losses, correct = token_losses(logits, y)
         total = loss = losses.mean()
-        auxiliary = {}
-        for name, knob in TRAINING.items():
-            if knob.loss:
-                auxiliary[name] = sum((knob.loss(routing) for routing in routings), start=loss.new_zeros(()))
-                if getattr(self.knobs, name) > 0:  # what weighs nothing costs no backward
-                    total = total + getattr(self.knobs, name) * auxiliary[name]
+        auxiliary = self.auxiliary_losses(routings)
+        for weight, value in auxiliary.values():
+            if weight > 0:  # what weighs nothing costs no backward
+                total = total + weight * value
         if not math.isfinite(total.item()):  # on a GPU this waits for the step
             self._diverge(f"the loss is {total.item()}", x)
         self.optimizer.zero_grad()
@@ -171,8 +159,7 @@ class Run:
             "step": len(self.records) + 1,
             "loss": loss.item(),
             "accuracy": correct.float().mean().item(),
-            "load_balancing_loss": auxiliary["router_aux_loss_coef"].item(),
-            "router_z_loss": auxiliary["router_z_loss_coef"].item(),
+            "auxiliary": {name: value.item() for name, (_, value) in auxiliary.items()},
             "lr": self.knobs.lr * lr_scale(len(self.records) + 1, self.warmup_steps, self.decay_steps),
             "ms_per_step": 0.0,
         }
@@ -180,8 +167,20 @@ class Run:
         self._update(norm, record.lr, routings)  # last of all: an interrupt before it has changed no weight
         return record
 
+    def auxiliary_losses(self, routings: list[Routing]) -> dict[str, tuple[float, Tensor]]:
+        """Name each loss beside that of the task, with its weight and its value, summed over the MoE layers.
+
+        They are those of the knobs; a run with another one extends this.
+        """
+        losses = {}
+        for name, knob in TRAINING.items():
+            if knob.loss:
+                value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
+                losses[name if knob.loss_name in losses else knob.loss_name] = getattr(self.knobs, name), value
+        return losses
+
     def _update(self, norm: Tensor, lr: float, routings: list[Routing]) -> None:
-        """Move the weights by their gradients, whose norm is `norm`, and the expert biases by the routings."""
+        """Move the weights by their gradients, and the expert biases by the routings."""
         if self.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
@@ -189,8 +188,7 @@ class Run:
         copy_into(self._last_good, self._weights)
         for name, knob in TRAINING.items():
             if knob.update and getattr(self.knobs, name) > 0:
-                pairs = list(zip(self._routers, routings, strict=True))  # too few or too many: before any has moved
-                for router, routing in pairs:
+                for router, routing in list(zip(self._routers, routings, strict=True)):  # a miscount: before any moves
                     if knob.needs(router):
                         knob.update(router, routing, getattr(self.knobs, name))
         self.optimizer.step()
@@ -209,7 +207,7 @@ class Run:
         )
 
     def _record(self, numbers: dict, losses: Tensor, correct: Tensor, routings: list[Routing]) -> Record:
-        """A record of these numbers, and of what else a step shows."""
+        """Make a record of these numbers, and of what else a step shows."""
         wanted = sum(r.dropped + len(r.expert_idx) for r in routings)
         return Record(
             **numbers,
@@ -219,13 +217,12 @@ class Run:
         )
 
     def evaluate(self, num: int = 1024) -> dict[str, float]:
-        """Loss and accuracy on `num` examples that training has not seen (of `tasks.Facts`, which has no others, on
-        entries that it has seen), in eval mode: no noise."""
+        """Measure loss and accuracy on `held_out` examples, in eval mode: no noise."""
         losses, correct, _ = self._measure(*self.held_out(num))
         return {"loss": losses.mean().item(), "accuracy": correct.float().mean().item()}
 
     def evaluate_by_domain(self, num_per_domain: int = 32) -> pd.DataFrame:
-        """Loss (nats) and accuracy on each domain of a task that has some: `num_per_domain` held-out sequences each."""
+        """Measure loss (nats) and accuracy on `num_per_domain` held-out sequences of each domain of the task."""
         if not hasattr(self.task, "held_out"):
             raise ValueError(f"task must have domains and a held-out part, got {type(self.task).__name__}")
         x, y, domain = self.task.held_out(num_per_domain)
@@ -235,8 +232,8 @@ class Run:
         return frame.groupby("domain", sort=False).mean()
 
     def held_out(self, num: int) -> tuple[Tensor, Tensor]:
-        """x and y of `num` examples that training has not seen, always the same: of the task's held-out part where it
-        has one, as many of each domain (rounded up), else drawn with a seed of their own."""
+        """Give x and y of `num` examples, always the same, that training has not seen (of `Facts` there are no others):
+        as many of each domain of the task's held-out part (rounded up), else drawn from a seed of their own."""
         check_positive_int("num", num)
         if not hasattr(self.task, "held_out"):
             return self._batch(num, self._generators(HELD_OUT))
@@ -245,54 +242,45 @@ class Run:
 
     @torch.no_grad()
     def _measure(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[Routing]]:
-        """In eval mode: the loss of each token, whether it is classified correctly, and the routings."""
+        """Give the loss of each token, whether it is classified correctly, and the routings, in eval mode."""
         with self._own_random_numbers(), evaluating(self.model):
             logits, routings = self._forward(x)
             return *token_losses(logits, y), routings
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row for each step: the fields of `Record`, with a column for the load of each expert.
-
-        They are 'load E0', 'load E1', … for one MoE layer, and 'load L0 E0', … for several.
-        """
-        frame = pd.DataFrame([record._asdict() for record in self.records], columns=Record._fields)
+        """One row for each step: the fields of `Record`, with a column for each auxiliary loss, by its name, and for
+        the load of each expert: 'load E0', 'load E1', … for one MoE layer, and 'load L0 E0', … for several."""
+        columns = [field.name for field in fields(Record)]
+        frame = pd.DataFrame([vars(record) for record in self.records], columns=columns)
+        parts = [pd.DataFrame(list(frame.pop("auxiliary")), index=frame.index)]
         layers = list(zip(*frame.pop("load")))  # for each layer, a list of the loads at each step
         for i, loads in enumerate(layers):
             layer = f"L{i} " if len(layers) > 1 else ""
-            names = [f"load {layer}E{e}" for e in range(len(loads[0]))]
-            frame = pd.concat([frame, pd.DataFrame(list(loads), columns=names)], axis=1)
-        return frame
+            parts.append(pd.DataFrame(list(loads), columns=[f"load {layer}E{e}" for e in range(len(loads[0]))]))
+        return pd.concat([frame, *parts], axis=1)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it needs to go on, in tensors and plain values, and the configuration that they are of."""
-        if type(self) is not Run:
-            raise ValueError(f"run must be a Run and no other kind of one, got {type(self).__name__}")
+        """Give all that it needs to go on, in tensors and plain values, and the configuration that they are of."""
+        if not self.has_checkpoints:
+            raise ValueError(f"run must be a Run that a checkpoint can hold, got {type(self).__name__}")
         return {
             "configuration": configuration(self),
             "weights": [weight.detach() for weight in self._weights],
             "last_good": self._last_good,
             "optimizer": self.optimizer.state_dict()["state"],
             "knobs": {name: getattr(self.knobs, name) for name in TRAINING},
-            "records": [tuple(record) for record in self.records],
+            "records": [vars(record) for record in self.records],
             "position": self._position(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where a run of the same configuration stood: the next step is the same. ValueError with the name of
         what differs in the configuration; this run is then as it was."""
-        before = copy.deepcopy(self.state_dict())
-        here, there = before["configuration"], state["configuration"]
+        here, there = configuration(self), state["configuration"]
         for name in here | there:
             if here.get(name) != there.get(name):
                 raise ValueError(f"state must be of a run with {name} {here.get(name)}, got {there.get(name)}")
-        try:
-            self._restore(state)
-        except BaseException:  # all or nothing, also where you interrupt
-            self._restore(before)
-            raise
-
-    def _restore(self, state: dict[str, Any]) -> None:
         copy_into(self._weights, state["weights"])
         copy_into(self._last_good, state["last_good"])
         groups = self.optimizer.state_dict()["param_groups"]
@@ -300,11 +288,11 @@ class Run:
         for name, value in state["knobs"].items():
             if getattr(self.knobs, name) != value:  # layers that were made with different values keep them
                 setattr(self.knobs, name, value)
-        self.records = [Record(*record) for record in state["records"]]
+        self.records = [Record(**record) for record in state["records"]]
         self._return_to(state["position"])
 
     def _position(self) -> list[Tensor]:
-        """Where the run stands in the random numbers of its data."""
+        """Say where the run stands in the random numbers of its data."""
         return [generator.get_state() for generator in self._data]
 
     def _return_to(self, position: list[Tensor]) -> None:
@@ -313,7 +301,7 @@ class Run:
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """This run's threads inside, and the noise of this step, which follows from its number; outside, as before."""
+        """Have this run's threads inside, and the noise of this step, which follows from its number."""
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(cuda), torch_threads(self.threads):
             for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)):
@@ -334,8 +322,8 @@ class Run:
 
 
 def lr_scale(step: int, warmup_steps: int = 0, decay_steps: int | None = None) -> float:
-    """What the learning rate of a step (from 1) is multiplied by: it grows evenly over the first warmup_steps; with
-    decay_steps it then falls along half a cosine (arXiv:1608.03983), to a tenth at step decay_steps, and stays there.
+    """Give the factor of the learning rate at a step (from 1): it grows evenly over the first warmup_steps; with
+    decay_steps it then falls along half a cosine (arXiv:1608.03983, eq. 5), to a tenth at decay_steps, and stays there.
 
     >>> [round(lr_scale(step, warmup_steps=2, decay_steps=6), 3) for step in range(1, 8)]
     [0.5, 1.0, 0.868, 0.55, 0.232, 0.1, 0.1]
@@ -345,16 +333,7 @@ def lr_scale(step: int, warmup_steps: int = 0, decay_steps: int | None = None) -
     if decay_steps is None:
         return 1.0
     progress = min((step - warmup_steps) / (decay_steps - warmup_steps), 1.0)
-    return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2  # arXiv:1608.03983, eq. 5, from 1 to 0.1
-
-
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    """AdamW for all parameters of a model; only matrices decay."""
-    groups = {True: [], False: []}
-    for name, weight in model.named_parameters():
-        groups[weight.ndim > 1 and not name.endswith("bias")].append(weight)  # experts stack their biases
-    groups = [{"params": weights, "weight_decay": weight_decay * decays} for decays, weights in groups.items()]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)  # twice as fast as foreach at every size of the lessons
+    return 0.1 + 0.9 * (1 + math.cos(math.pi * progress)) / 2
 
 
 def check_output(out: Any) -> tuple[Tensor, list[Routing]]:
@@ -365,10 +344,8 @@ def check_output(out: Any) -> tuple[Tensor, list[Routing]]:
 
 
 def token_losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y.
-
-    Where y is `NOT_SCORED` in places, as in `tasks.Facts`, both have the scored tokens alone, in one dimension.
-    """
+    """Give the cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y, or,
+    where y is `NOT_SCORED` in places, of the scored tokens alone, in one dimension."""
     scored = y != NOT_SCORED
     if not scored.all():
         logits, y = logits[scored], y[scored]  # (S, V), (S,)
@@ -384,19 +361,17 @@ def copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
 
 
 def is_dead(wanted, num_tokens: int = 1, share: float = DEAD_SHARE):
-    """Which experts are dead: wanted by fewer than `share` of the tokens. (…, E) -> (…, E), of tensors or arrays.
-
-    wanted: how many tokens want each expert, drops included; or the share of the tokens, where num_tokens is 1.
-    """
+    """Tell which experts (…, E) fewer than `share` of the tokens want. wanted: how many tokens want each, drops
+    included; or the share of the tokens, where num_tokens is 1."""
     return wanted < share * num_tokens
 
 
 def dead_experts(routing: Routing) -> int:
-    """How many experts are dead: see `is_dead`."""
+    """Count the experts that are dead: see `is_dead`."""
     return int(is_dead(routing.demand_per_expert, routing.num_tokens).sum())
 
 
 def load_share(routing: Routing) -> Tensor:
-    """(E,) the share of all assignments that each expert was wanted for; they sum to 1."""
+    """Give the share of all assignments that each expert was wanted for: (E,), summing to 1."""
     demand = routing.demand_per_expert
     return demand / demand.sum().clamp(min=1)

@@ -1,7 +1,4 @@
-"""Settings of a mixture in the plane: what can be set, the presets and the remedies, and the models they stand for.
-
-And, at the end, the models that learn facts by heart.
-"""
+"""Settings of a mixture in the plane: what can be set, presets, remedies, and their models; and models for facts."""
 
 from dataclasses import KW_ONLY, dataclass, replace
 
@@ -36,11 +33,10 @@ ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not 
 
 @dataclass(frozen=True)
 class PlaneSetting(KnobFields):
-    """Everything that can be set about a mixture of experts in the plane, with bad values refused.
+    """Says everything that can be set about a mixture of experts in the plane, and refuses bad values.
 
-    The knobs (see `knobs`) may change while it trains; the others need a new model: num_experts (E), top_k (K), d_ff
-    (F), router (a name of `ROUTERS`), capacity_priority (see `nn.apply_capacity`), and router_start: 'spread' gives
-    each expert about an even share of the points and sure decisions, 'soft spread' unsure ones; 'random' is torch's own
+    The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'spread' gives each
+    expert about an even share of the points and sure decisions, 'soft spread' unsure ones; 'random' is torch's own
     start, which leaves some without any point. The clean logits start the same whichever router it is.
     """
 
@@ -100,11 +96,7 @@ REMEDIES: dict[str, dict] = {
 
 
 def remedy_setting(*names: str, base: PlaneSetting = _COLLAPSE, **fields) -> PlaneSetting:
-    """`base` with one or more `REMEDIES` put on it, then `fields`. ValueError where two want one field differently.
-
-    >>> remedy_setting("top-2", "capacity", capacity_factor=1.0).capacity_factor
-    1.0
-    """
+    """Put one or more `REMEDIES` on `base`, then `fields`. ValueError where two want one field differently."""
     merged = {}
     for name in names:
         for field, value in REMEDIES[check_choice("remedy", name, REMEDIES)].items():
@@ -115,11 +107,11 @@ def remedy_setting(*names: str, base: PlaneSetting = _COLLAPSE, **fields) -> Pla
 
 @torch_threads(1)  # at these sizes a second thread only waits; and the same numbers whatever the setting outside
 def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[PlaneClassifier, PlaneTask]:
-    """The classifier and the task of a setting, both from `seed`.
+    """Make the classifier and the task of a setting, both from `seed`.
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
     attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. Where it has
-    no `router.weight` (E, D), it starts as you wrote it. None: our `MoE`, with the router that the setting names.
+    no `router.weight` (E, D), it starts as you wrote it.
     """
     task = PlaneTask(setting.task, seed)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
@@ -138,7 +130,7 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[Plane
 
 
 def make_block(block, sizes: dict[str, int]) -> nn.Module:
-    """A mixture of experts of a learner's class, which must keep the contract of `plane_model`, else ValueError."""
+    """Make a mixture of experts of a learner's class. ValueError where it breaks the contract of `plane_model`."""
     if not callable(block) or isinstance(block, nn.Module):
         raise ValueError(f"block must be a class called with {', '.join(sizes)}, got {type(block).__name__}")
     block, x = block(**sizes), torch.randn(5, D_MODEL)
@@ -164,16 +156,18 @@ def make_block(block, sizes: dict[str, int]) -> nn.Module:
 
 
 def plane_runs(setting: PlaneSetting, seed: int = 0, block=None) -> dict[str, Run]:
-    """A mixture of experts and its two dense twins on the same points in the plane, ready to train in step.
-
-    The embedding and the head start equal in all three; the batches are the same. block: see `plane_model`.
-    """
+    """Make a mixture of experts and its two dense twins, which learn from the same points; block: see `plane_model`."""
     model, task = plane_model(setting, seed, block)
-    twins = {EQUAL_ACTIVE: dense_twin(model, "active", seed), EQUAL_TOTAL: dense_twin(model, "total", seed)}
-    models = {"MoE": model} | twins
+    models = with_twins(model, seed)
     runs = {name: Run(model, task, lr=setting.lr, seed=seed) for name, model in models.items()}
     runs["MoE"].knobs.take(setting)
     return runs
+
+
+def with_twins(model: nn.Module, seed: int) -> dict[str, nn.Module]:
+    """Set the two dense twins of a mixture beside it; all that is no mixture starts equal in the three."""
+    twins = {EQUAL_ACTIVE: dense_twin(model, "active", seed), EQUAL_TOTAL: dense_twin(model, "total", seed)}
+    return {"MoE": model} | twins
 
 
 FACTS = TransformerConfig(
@@ -182,25 +176,16 @@ FACTS = TransformerConfig(
 FACTS_LR = 3e-3  # safe for all three models in the 300 steps of a lesson; the sweep 'facts' has the best ones
 
 
-def facts_steps(num_entries: int) -> int:
-    """How many steps of 256 entries are planned for a phone book: as many as read each of 2,000 entries 64 times."""
-    return max(num_entries // 4, 250)
-
-
 def facts_model(seed: int = 0, **sizes) -> LanguageModel:
-    """A small transformer that learns `tasks.Facts`: `FACTS`, and what is given of other `sizes`.
-
-    >>> facts_model(moe_layers=(), d_ff=64).layers[0].ffn  # a dense one
-    FeedForward(d_model=32, d_ff=64, activation='swiglu')
-    """
+    """Make a small transformer that learns `tasks.Facts`: `FACTS`, and what is given of other `sizes`."""
     with seeded(seed):
         return LanguageModel(replace(FACTS, **sizes))
 
 
 def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR, steps: int | None = None) -> Run:
-    """A run in which `model` learns the facts by heart. steps: in which the learning rate falls to a tenth; None:
-    `facts_steps`."""
-    steps = facts_steps(task.num_entries) if steps is None else steps
+    """Make a run in which `model` learns the facts by heart. steps: in which the learning rate falls to a tenth; None:
+    as many as read each entry 64 times, and at least 250."""
+    steps = max(task.num_entries // 4, 250) if steps is None else steps  # of 256 entries each
     run = Run(model, task, lr=lr, seed=seed, warmup_steps=20, decay_steps=steps, max_grad_norm=1.0)
     if run.num_experts:
         run.knobs.router_aux_loss_coef = 0.01
@@ -208,10 +193,6 @@ def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS
 
 
 def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0, **training) -> dict[str, Run]:
-    """A mixture and its two dense twins, which learn the same facts from the same batches. training: see `facts_run`.
-
-    Embedding, attention and norms start equal in all three.
-    """
+    """Make a mixture and its two dense twins, which learn the same facts; training: see `facts_run`."""
     task, model = Facts(num_entries, seed), facts_model(seed, num_experts=num_experts, top_k=top_k)
-    twins = {EQUAL_ACTIVE: dense_twin(model, "active", seed), EQUAL_TOTAL: dense_twin(model, "total", seed)}
-    return {name: facts_run(model, task, seed, **training) for name, model in ({"MoE": model} | twins).items()}
+    return {name: facts_run(model, task, seed, **training) for name, model in with_twins(model, seed).items()}

@@ -12,19 +12,5 @@ from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.routing_lab import RoutingLab
 from moe_lessons.widgets.torchrun import TorchRun
 
-__all__ = [
-    "BalancingLab",
-    "CollapseLab",
-    "CostCalculator",
-    "FactsLab",
-    "Lab",
-    "LiveRun",
-    "Picture",
-    "PlanCalculator",
-    "Playground",
-    "RoutingLab",
-    "TorchRun",
-]
-
 answer_where_the_page_asks()
 ask_colab_for_widgets()

@@ -12,11 +12,10 @@ from moe_lessons.analysis.remedies import STRENGTHS, Tile, split_strength, tile_
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels.shares import tile as panel_of_tile
-from moe_lessons.support.errors import check_choice, is_whole
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, TrainingDiverged
 from moe_lessons.widgets.controls import CheckBoxes
-from moe_lessons.widgets.laboratory import Lab, names_of
+from moe_lessons.widgets.laboratory import Lab, check_between, names_of
 
 MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
@@ -55,38 +54,36 @@ class BalancingLab(Lab):
 
     title = "Balancing laboratory"
     START, LOOK = ("task", "seeds", "first_seed", "apply_from"), ("highlight", "curve")
-    PICKED = {"model": "highlight"}
+    PICKED, STOPS = ("model", "highlight"), {"task": PLANE_TASKS, "curve": CURVES}
+    SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in FIELDS}
+    SETTINGS |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
     USUAL = {"remedies": tuple(REMEDIES), "play": 0, "max_steps": 600, "seeds": 3, "first_seed": 0, "apply_from": 0}
-    USUAL |= {name: getattr(PRESETS["collapse"], name) for name in FIELDS}
-    USUAL |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
+    USUAL |= SETTINGS
 
     def __init__(
         self, remedies: Sequence[str] = tuple(REMEDIES), seeds=3, apply_from=0, *, first_seed=0, play=0, max_steps=600,
         **settings: Any,
     ):  # fmt: skip
-        for name in settings:
-            check_choice("setting", name, FIELDS)
         values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "remedies": remedies}
-        values |= {"highlight": "auxiliary loss", "curve": CURVES[0]}
+        values |= {"highlight": "auxiliary loss", "curve": CURVES[0]} | self.SETTINGS
         panels = panels_of(names_of(remedies, "remedies"))
-        super().__init__(self.USUAL | settings | values, panels, play=play, max_steps=max_steps, columns=None)
+        super().__init__(values, panels, settings, play=play, max_steps=max_steps, columns=None)
 
     # --- the specification ---
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
-        names = {"task": PLANE_TASKS, "highlight": values["remedies"], "curve": CURVES}
-        return names.get(name) or super().stops(name, values)
+        return values["remedies"] if name == "highlight" else super().stops(name, values)
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
-        for name, low, high in (("seeds", 1, MOST_SEEDS), ("apply_from", 0, 10**6)):
-            if not is_whole(values[name], low, high):
-                raise ValueError(f"{name} must be a whole number from {low} to {high}, got {values[name]!r}")
+        check_between("seeds", values["seeds"], 1, MOST_SEEDS)
+        check_between("apply_from", values["apply_from"], 0, 10**6)
         names = names_of(values["remedies"], "remedies")
         if not 1 <= len(names) <= MOST_TILES:
             raise ValueError(f"remedies must be 1 to {MOST_TILES} tiles, got {len(names)}")
-        self._settings(values | {"remedies": names})  # refuses what cannot be
+        values = values | {"remedies": names}
+        self._settings(values)  # refuses what cannot be
         is_gone = "highlight" not in given and values["highlight"] not in names
-        return super().check(values | {"remedies": names} | ({"highlight": names[-1]} if is_gone else {}), given)
+        return super().check(values | ({"highlight": names[-1]} if is_gone else {}), given)
 
     def _settings(self, values: dict[str, Any]) -> tuple[PlaneSetting, dict[str, PlaneSetting]]:
         """The settings of the plain collapse and of each tile."""
@@ -180,11 +177,8 @@ class BalancingLab(Lab):
         reading = tile.readings[-1]
         lines = [f"{_range(reading.dead, 1)} dead · {reading.accuracy.mean():.0%} accuracy"]
         if tile.step > 0:
-            second = [f"with noise: {tile.recent('dead_experts'):.1f} dead"] if tile.is_noisy else []
-            dropped, unserved = tile.recent("dropped_share"), tile.recent("unserved")
-            second += [f"dropped {dropped:.0%}"] if dropped > 0 else []
-            second += [f"no expert: {unserved:.0%} of tokens"] if unserved > 0 and not dropped else []
-            lines.append(" · ".join(second))
+            noisy = [f"with noise: {tile.recent('dead_experts'):.1f} dead"] if tile.is_noisy else []
+            lines.append(" · ".join(noisy + _unserved(tile)[:1]))
         return "\n".join(lines)
 
     def words(self) -> str:
@@ -193,31 +187,26 @@ class BalancingLab(Lab):
             return "The same weights and data in all tiles. Press Play to see what becomes of them."
         if self.step < self.values["apply_from"]:
             return f"The plain collapse; the remedies start at step {self.values['apply_from']}."
-        last = {name: tile.readings[-1] for name, tile in self.tiles.items()}
-        none = [name for name, reading in last.items() if not reading.dead.any()]
-        worst = max(last, key=lambda name: last[name].dead.mean())
-        best = max(last, key=lambda name: last[name].accuracy.mean())
+        dead = {name: tile.readings[-1].dead.mean() for name, tile in self.tiles.items()}
+        accuracy = {name: tile.readings[-1].accuracy.mean() for name, tile in self.tiles.items()}
+        none, worst, best = [n for n in dead if not dead[n]], max(dead, key=dead.get), max(accuracy, key=accuracy.get)
         words = f"No dead expert: {', '.join(none)}. "
-        if len(none) in (0, len(last)):
+        if len(none) in (0, len(dead)):
             words = "No dead expert in any tile. " if none else "Dead experts in every tile. "
-        if worst not in none:
-            words += f"Most dead: {worst} ({last[worst].dead.mean():.1f} of {self.num_experts}). "
-        words += f"Highest accuracy: {best} ({last[best].accuracy.mean():.1%})."
+        if dead[worst]:
+            words += f"Most dead: {worst} ({dead[worst]:.1f} of {self.num_experts}). "
+        words += f"Highest accuracy: {best} ({accuracy[best]:.1%})."
         return words + (f" A new tile catches up: {self.behind} steps to go." if self.behind > 1 else "")
 
     def reading(self) -> str:
         """The selected tile: what it is, and its numbers."""
         tile = self.tiles[self.selected]
-        reading, recent = tile.readings[-1], tile.recent if tile.step else lambda name: 0.0
+        reading = tile.readings[-1]
         dead = f"{_range(reading.dead, 1)} of {self.num_experts} experts dead"
         if tile.is_noisy and tile.step > 0:
-            dead += f" without noise (the strip), {recent('dead_experts'):.1f} with it (the film)"
+            dead += f" without noise (the strip), {tile.recent('dead_experts'):.1f} with it (the film)"
         numbers = [dead, f"busiest expert {_range(reading.max_over_mean, 2)} times the mean"]
-        numbers += [f"accuracy {_range(100 * reading.accuracy, 1)} %"]
-        if recent("dropped_share") > 0:
-            numbers.append(f"{recent('dropped_share'):.0%} of the assignments dropped")
-        if recent("unserved") > 0:
-            numbers.append(f"{recent('unserved'):.0%} of the tokens without an expert")
+        numbers += [f"accuracy {_range(100 * reading.accuracy, 1)} %", *_unserved(tile)]
         return f"{self.selected}: {_what(self.selected, tile.setting)}. Now: {', '.join(numbers)}."
 
     # --- tiles by hand ---
@@ -226,12 +215,10 @@ class BalancingLab(Lab):
         """Which tiles there are, and a way to make more."""
         self.inputs["remedies"] = CheckBoxes("remedies", [*dict.fromkeys((*REMEDIES, *self.tiles))], _what)
         single = tuple(name for name in REMEDIES if name != "nothing")
-        self._first = W.Dropdown(options=single, description="Add", tooltip="A tile with this remedy …")
-        tip = "… and this one; or alone, as strong as its slider says now"
-        self._second = W.Dropdown(options=(ALONE, *single), description="and", tooltip=tip)
-        for widget in (self._first, self._second):
-            widget.style.description_width, widget.layout.width = "30px", "180px"
-        self._first.value, self._second.value = "auxiliary loss", "capacity"
+        look = {"layout": W.Layout(width="180px"), "style": {"description_width": "30px"}}
+        first, second = "A tile with this remedy …", "… and this one; or alone, as strong as its slider says now"
+        self._first = W.Dropdown(value="auxiliary loss", options=single, description="Add", tooltip=first, **look)
+        self._second = W.Dropdown(value="capacity", options=(ALONE, *single), description="and", tooltip=second, **look)
         add = self.button("Add tile", "Train it up to where the others are", self._add, icon="plus")
         return [self.inputs["remedies"], W.Box([self._first, self._second, add]).add_class("moe-bar")]
 
@@ -266,6 +253,12 @@ def _what(name: str, setting: PlaneSetting | None = None) -> str:
             strength = getattr(setting, STRENGTHS[remedy])
             texts[-1] += f" ({strength:g})" if strength else " (off)"
     return "; ".join(texts)
+
+
+def _unserved(tile: Tile) -> list[str]:
+    """Say what is dropped and how many tokens have no expert, where there are any."""
+    shares = {"dropped {:.0%}": "dropped_share", "no expert: {:.0%} of tokens": "unserved"} if tile.step else {}
+    return [text.format(tile.recent(name)) for text, name in shares.items() if tile.recent(name) > 0]
 
 
 def _range(values: np.ndarray, digits: int) -> str:

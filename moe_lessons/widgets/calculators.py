@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
@@ -23,17 +22,32 @@ from moe_lessons.widgets.picture import Picture
 
 
 class Calculator(Picture):
-    """Controls over panels. A subclass makes `inputs`, says `panels` and `sentence`, and what else a control moves."""
+    """Controls over panels. A subclass calls `make_controls`, says `panels`, `sentence` and what else a control moves.
 
-    columns = "300px"  # the least width of a slider
-    inputs: dict[str, W.Widget]
+    For `repr`: `source` is the first argument of the constructor, `settings` has the others.
+    """
+
+    least_width = "300px"  # of a slider
+    source: Any
+    settings: dict[str, Any]
+
+    def make_controls(self, values: dict[str, Any], stops: dict[str, Any]) -> None:
+        """Make `inputs`: a control for each name, at its value where it has one. ValueError for one that is no stop."""
+        self.inputs = {name: control(name, stops.get(name)) for name in values}
+        for name, widget in self.inputs.items():
+            if values[name] is not None:
+                if options := getattr(widget, "options", None):
+                    check_choice(
+                        name, values[name], [stop[-1] if isinstance(stop, tuple) else stop for stop in options]
+                    )
+                move(widget, values[name])
 
     def __init__(self, bar: list[W.Widget]):
         self._changing = False
         for name, widget in self.inputs.items():
             widget.style.description_width = "165px"
             widget.observe(lambda _, name=name: self.change(self.moved, name), "value")
-        columns = f"repeat(auto-fill, minmax({self.columns}, 1fr))"
+        columns = f"repeat(auto-fill, minmax({self.least_width}, 1fr))"
         grid = W.Box(list(self.inputs.values()), layout=W.Layout(display="grid", grid_template_columns=columns))
         super().__init__(rows=[W.HBox(bar).add_class("moe-bar"), grid])
 
@@ -50,23 +64,16 @@ class Calculator(Picture):
     def moved(self, name: str) -> None:
         """The control of this name was moved by hand: move the others that depend on it."""
 
-
-def controls(values: dict[str, Any], stops: dict[str, Any]) -> dict[str, W.Widget]:
-    """A control for each name, at its value where it has one. ValueError for a value that is not among the stops."""
-    made = {name: control(name, stops.get(name)) for name in values}
-    for name, value in values.items():
-        if value is not None:
-            if options := getattr(made[name], "options", None):
-                check_choice(name, value, [stop[-1] if isinstance(stop, tuple) else stop for stop in options])
-            move(made[name], value)
-    return made
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"{type(self).__name__}({self.source!r}, {settings})"
 
 
 STOPS = {"num_experts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, 9), "d_ff": range(128, 32769, 128)}
 STOPS["num_kv_heads"] = (1,)  # until `take` knows which divide the number of heads
 STOPS["weights"] = tuple(WEIGHT_BYTES)
 SIZES = "num_experts top_k shared_experts d_ff d_model num_layers num_kv_heads vocab_size".split()
-SETTINGS = "context_length", "weights", "machine", "batch_size"
+SETTINGS = "context_length batch_size machine weights dense_width".split()
 SLIDERS, OWN = "as the sliders say", "this machine"
 
 
@@ -74,7 +81,7 @@ class CostCalculator(Calculator):
     """What a transformer costs on a machine, beside its dense opponents: by sliders, or as published.
 
     model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (its head_dim stays as it is, and its
-    num_heads follows d_model); a name of `published_sizes`; or the path of a config.json, which needs the extra hf.
+    num_heads follows d_model); or a name of `published_sizes`.
     context_length: how many tokens the attention sees. batch_size: how many texts are written at once. machine: of
     `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`.
     dense_width: how many times as wide as the active part the FFN of the equally good dense model is, an assumption;
@@ -84,7 +91,8 @@ class CostCalculator(Calculator):
     a name or value that there is not.
     """
 
-    columns = "380px"
+    least_width = "380px"
+    SOURCES = ("published",)  # controls that name a model
 
     def __init__(
         self,
@@ -95,19 +103,18 @@ class CostCalculator(Calculator):
         weights: str = "bfloat16",
         dense_width: float | None = None,
     ):
-        self.own = machine if isinstance(machine, Machine) else None
-        self.machines = machines()
-        if self.own is not None:  # of its memory nothing is known
+        self.machines, self.own = machines(), None
+        if isinstance(machine, Machine):  # of its memory nothing is known
             row = {"memory_bytes": float("nan"), "bytes_per_second": machine.bytes_per_second}
             row |= {"bf16_flops_per_second": machine.flops_per_second, "fp8_flops_per_second": 0.0}
-            self.machines, machine = pd.concat([pd.DataFrame(row, [OWN]), self.machines]), OWN
-        stops = STOPS | {"machine": tuple(self.machines.index), "published": (SLIDERS, *published_sizes())}
-        given = dict.fromkeys(("published", "config_file", *SIZES)) | {"context_length": context_length}
-        given |= {"batch_size": batch_size, "machine": machine, "weights": weights, "dense_width": None}
-        self.inputs = controls(given, stops)
-        self.problem, self.ratio = "", 0.0  # of the file in the field; E / K
+            self.machines, self.own, machine = pd.concat([pd.DataFrame(row, [OWN]), self.machines]), machine, OWN
+        given = dict.fromkeys((*self.SOURCES, *SIZES)) | {"context_length": context_length, "batch_size": batch_size}
+        given |= {"machine": machine, "weights": weights, "dense_width": None}
+        stops = {"machine": tuple(self.machines.index), "published": (SLIDERS, *published_sizes())}
+        self.make_controls(given, STOPS | stops)
+        self.ratio = 0.0  # E / K
         self.take(MODEL_SHAPES["Mixtral 8x7B"])
-        self._start(model)
+        self.begin(model)
         if dense_width is not None:
             move(self.inputs["dense_width"], check_number("dense_width", dense_width, minimum=1))
         self.presets = {name: W.Button(description=name, layout=W.Layout(width="auto")) for name in MODEL_SHAPES}
@@ -116,19 +123,56 @@ class CostCalculator(Calculator):
             button.on_click(lambda _, name=name: self.change(self.take, MODEL_SHAPES[name]))
         super().__init__([W.Label("Set to:"), *self.presets.values()])
 
-    def _start(self, model: str | TransformerShape) -> None:
+    def begin(self, model: str | TransformerShape) -> None:
         """Show what the constructor was given."""
         if isinstance(model, TransformerShape) or model in MODEL_SHAPES:
-            return self.take(MODEL_SHAPES.get(model, model))
-        is_path = isinstance(model, str | Path) and (str(model).endswith(".json") or Path(model).is_dir())
-        if is_path:
-            self.inputs["config_file"].value = str(model)
-            self._count(str(model))
+            self.take(MODEL_SHAPES.get(model, model))
         else:
             self.inputs["published"].value = check_choice("model", model, [*MODEL_SHAPES, *published_sizes()])
             self.moved("published")
-        if self.problem:
-            raise ValueError(self.problem)
+
+    def moved(self, name: str) -> None:
+        """The number of heads follows the width, the others what they may be."""
+        published = self.inputs["published"].value
+        if name == "published" and published != SLIDERS:
+            self.take_sizes(published, published_sizes()[published], published)
+        elif name in (*self.SOURCES, *SIZES):
+            self.take(self._slid())
+
+    def take(self, shape: TransformerShape) -> None:
+        """Set each slider to `shape`, with the limits that go with it (top_k never over E)."""
+        self.inputs["num_kv_heads"].options = named_stops(_divisors(shape.num_heads))
+        self.inputs["top_k"].max = shape.num_experts
+        for name in SIZES:
+            move(self.inputs[name], getattr(shape, name))
+        self.shape, self.inputs["published"].value = shape, SLIDERS
+        preset = next((name for name, preset in MODEL_SHAPES.items() if preset == shape), None)
+        self.take_sizes(preset or "this model", sizes_of(shape), preset or shape, is_slid=True)
+
+    def take_sizes(self, name: str, sizes: ModelSizes, source: str | TransformerShape, is_slid: bool = False) -> None:
+        """Take over what is to be shown; where E / K is another, the assumed width follows it. Of what is published
+        the sliders say nothing: they are pale."""
+        for size in SIZES:
+            self.inputs[size].disabled = not is_slid
+        ratio = max((group.num_experts / group.top_k for group in sizes.groups), default=1.0)
+        if ratio != self.ratio:
+            move(self.inputs["dense_width"], round(ratio**0.5, 1))
+        self.name, self.sizes, self.source, self.is_slid, self.ratio = name, sizes, source, is_slid, ratio
+
+    def _slid(self) -> TransformerShape:
+        """The shape that the sliders show."""
+        sizes, heads = {size: self.inputs[size].value for size in SIZES}, self.shape.num_heads
+        if sizes["d_model"] != self.shape.d_model:
+            heads = max(1, sizes["d_model"] // self.shape.head_dim)
+        sizes["top_k"] = min(sizes["top_k"], sizes["num_experts"])
+        sizes["num_kv_heads"] = max(n for n in _divisors(heads) if n <= sizes["num_kv_heads"])
+        return replace(self.shape, num_heads=heads, **sizes)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments after the model."""
+        settings = {name: self.inputs[name].value for name in SETTINGS}
+        return settings | ({"machine": self.own} if settings["machine"] == OWN else {})
 
     @property
     def models(self) -> dict[str, ModelSizes]:
@@ -140,11 +184,10 @@ class CostCalculator(Calculator):
 
     def panels(self) -> list[Panel]:
         machine = self.inputs["machine"].value
-        where, speeds = parameter_panel(self.parts()), speed_panel(*self._case(), KNOBS["batch_size"].stops)
-        costs = Panel(
-            f"What it costs on {'' if machine == OWN else 'one '}{machine}", [self.table()], width=12, height=330
-        )
-        return [*(replace(panel, width=6, height=220) for panel in (where, speeds)), costs]
+        upper = parameter_panel(self.parts()), speed_panel(*self._case(), KNOBS["batch_size"].stops)
+        title = f"What it costs on {'' if machine == OWN else 'one '}{machine}"
+        costs = Panel(title, [self.table()], width=12, height=330)
+        return [*(replace(panel, width=6, height=220) for panel in upper), costs]
 
     def table(self) -> Table:
         """What the model and its opponents cost."""
@@ -152,7 +195,7 @@ class CostCalculator(Calculator):
 
     def _case(self) -> tuple:
         """What the pictures of cost are of."""
-        context, weights, machine, batch = (self.inputs[name].value for name in SETTINGS)
+        context, batch, machine, weights, _ = (self.inputs[name].value for name in SETTINGS)
         return self.models, context, weights, self.machines.loc[machine], batch
 
     def parts(self) -> dict[str, ParameterCount]:
@@ -167,10 +210,8 @@ class CostCalculator(Calculator):
         return {"experts": experts} | {name: ParameterCount(count, count) for name, count in counts.items()}
 
     def sentence(self) -> str:
-        if self.problem:
-            return self.problem
         total, active, share, flops, weights, cache, *fits, _, _, speed, _ = (row[0] for row in self.table().cells)
-        batch, machine, kind = (self.inputs[name].value for name in ("batch_size", "machine", "weights"))
+        _, batch, machine, kind, _ = (self.inputs[name].value for name in SETTINGS)
         texts = f"{batch:,} texts" if batch > 1 else "one text"
         does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits)]
         return (
@@ -179,69 +220,6 @@ class CostCalculator(Calculator):
             f"{', which would write' if fits else ' they would write'} {speed} tokens per second at best. "
             f"The width of the equally good dense model is an assumption: set it."
         )
-
-    def take(self, shape: TransformerShape) -> None:
-        """Set each slider to `shape`, with the limits that go with it (top_k never over E)."""
-        self.inputs["num_kv_heads"].options = named_stops(_divisors(shape.num_heads))
-        self.inputs["top_k"].max = shape.num_experts
-        for name in SIZES:
-            move(self.inputs[name], getattr(shape, name))
-        self.inputs["published"].value, self.inputs["config_file"].value, self.problem = SLIDERS, "", ""
-        preset = next((name for name, preset in MODEL_SHAPES.items() if preset == shape), None)
-        self.shape, self.is_slid = shape, True
-        self._show(preset or "this model", sizes_of(shape), preset or shape)
-
-    def _show(self, name: str, sizes: ModelSizes, source: str | TransformerShape) -> None:
-        """Take over what is to be shown; where E / K is another, the assumed width follows it. Of what is published
-        the sliders say nothing: they are pale."""
-        for size in SIZES:
-            self.inputs[size].disabled = not self.is_slid
-        ratio = max((group.num_experts / group.top_k for group in sizes.groups), default=1.0)
-        if ratio != self.ratio:
-            move(self.inputs["dense_width"], round(ratio**0.5, 1))
-        self.name, self.sizes, self.source, self.ratio = name, sizes, source, ratio
-
-    def moved(self, name: str) -> None:
-        """The number of heads follows the width, the others what they may be."""
-        value = self.inputs[name].value
-        if name in SIZES or (name in ("published", "config_file") and value in (SLIDERS, "")):
-            self.take(self._slid())
-        elif name == "published":
-            self.inputs["config_file"].value, self.problem = "", ""
-            self.is_slid = False
-            self._show(value, published_sizes()[value], value)
-        elif name == "config_file":
-            self.show("Counting …")  # it may take seconds
-            self._count(value)
-
-    def _slid(self) -> TransformerShape:
-        """The shape that the sliders show."""
-        sizes, heads = {size: self.inputs[size].value for size in SIZES}, self.shape.num_heads
-        if sizes["d_model"] != self.shape.d_model:
-            heads = max(1, sizes["d_model"] // self.shape.head_dim)
-        sizes["top_k"] = min(sizes["top_k"], sizes["num_experts"])
-        sizes["num_kv_heads"] = max(n for n in _divisors(heads) if n <= sizes["num_kv_heads"])
-        return replace(self.shape, num_heads=heads, **sizes)
-
-    def _count(self, path: str) -> None:
-        """Show the model of a config.json, or say in a sentence what is wrong with the file."""
-        from moe_lessons.hub.published import count_config, read_config
-
-        try:
-            counted, self.problem = count_config(read_config(path)), ""
-        except (ValueError, ImportError) as error:
-            self.problem = str(error)
-        else:
-            self.inputs["published"].value, self.is_slid = SLIDERS, False
-            self._show(counted.class_name, counted.sizes, path)
-
-    def __repr__(self) -> str:
-        names = ("context_length", "batch_size", "machine", "weights", "dense_width")
-        values = {name: self.inputs[name].value for name in names}
-        if values["machine"] == OWN:
-            values["machine"] = self.own
-        settings = ", ".join(f"{name}={value!r}" for name, value in values.items())
-        return f"CostCalculator({self.source!r}, {settings})"
 
 
 def _divisors(n: int) -> list[int]:
@@ -262,12 +240,11 @@ class PlanCalculator(Calculator):
 
     def __init__(self, model: str = "DeepSeek-V3", **settings: Any):
         sizes = published_sizes()[check_choice("model", model, published_sizes())]
-        most = min(group.num_experts for group in sizes.groups)
-        shares = [2**n for n in range(most.bit_length())]
+        shares = [2**n for n in range(min(group.num_experts for group in sizes.groups).bit_length())]
         given = LAYOUT | {"expert_parallel": min(LAYOUT["expert_parallel"], shares[-1])}
         given |= {name: settings[name] or 0.0 for name in LAYOUT if name in settings}
-        self.inputs = controls(given, {"expert_parallel": shares})
-        self.model, self.fixed = model, {name: value for name, value in settings.items() if name not in LAYOUT}
+        self.make_controls(given, {"expert_parallel": shares})
+        self.source, self.fixed = model, {name: value for name, value in settings.items() if name not in LAYOUT}
         self.moved("overlap")
         self.plan()  # refuses what does not fit
         super().__init__([])
@@ -280,7 +257,7 @@ class PlanCalculator(Calculator):
 
     def plan(self) -> Plan:
         """What is shown."""
-        return plan(self.model, **self.settings)
+        return plan(self.source, **self.settings)
 
     def panels(self) -> list[Panel]:
         made, names = self.plan(), ("weights", "gradients", "optimizer", "activations")
@@ -316,7 +293,3 @@ class PlanCalculator(Calculator):
             move(experts, min(experts.value, devices.value))
             move(stages, min(stages.value, devices.value // experts.value))
         move(devices, max(devices.value, experts.value * stages.value))
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-        return f"PlanCalculator({self.model!r}, {settings})"

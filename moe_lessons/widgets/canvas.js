@@ -146,7 +146,7 @@ class View {
   constructor(model, el) {
     Object.assign(this, { el, panels: new Map(), arrays: new Map(), cards: new Map(), words: {}, parts: {} });
     Object.assign(this, { frame: 0, shown: 0, frames: 0, asked: 0, received: 0, drawn: 0 }); // pictures
-    Object.assign(this, { pointed: {}, pinned: null, at: null, turn: 0 });
+    Object.assign(this, { pointed: {}, pinned: null, at: null, turn: 0, told: 0, widths: new Map() });
     this.fades = { expert: { from: null, to: null, start: 0 }, model: { from: null, to: null, start: 0 } };
     const part = (name, attributes = {}) => (this.parts[name] = set(make("div", `moe-${name}`), attributes));
     const top = make("div", "moe-top", part("chips", { role: "toolbar", "aria-label": "Experts" }), part("status"));
@@ -207,6 +207,7 @@ class View {
     const isDark = inkOn(paper)[0] === 255, ink = mix(paper, full.slice(0, 3), full[3] ?? 1);
     const [quiet, faint] = [0.25, 0.86].map((part) => mix(ink, paper, part));
     Object.assign(this, { isDark, paper, ink, quiet, faint, font, inks: look[isDark ? "dark" : "light"].map(hex) });
+    this.widths.clear();
     el.classList.toggle("moe-dark", isDark);
     for (const card of this.cards.values()) card.isNew = true; // legends and axes are drawn anew
     this.touch();
@@ -224,8 +225,10 @@ class View {
     for (const [place, panel] of panels) if (!cards.has(place)) cards.set(place, new (kindOf(panel))(this, place));
     this.fade(now);
     for (const [place, card] of cards) if (card.dirty) quietly(() => card.show(panels.get(place)));
-    for (const name of ["status", "trouble", "words", "reading"])
+    const isSoon = state === "training" && now - this.told < 100; // to count in each picture costs a layout
+    for (const name of [...(isSoon ? [] : ["status"]), "trouble", "words", "reading"])
       if (parts[name].textContent !== (words[name] ?? "")) parts[name].textContent = words[name] ?? "";
+    if (!isSoon) this.told = now;
     this.showChips(experts);
     if (this.at) this.point({ at: this.at }); // what lies there now
     if (this.shown !== this.frame) this.frames++, this.drawn++;
@@ -252,11 +255,13 @@ class View {
     this.isFading = false;
     for (const [kind, fade] of Object.entries(this.fades)) {
       const hot = this.pointed[kind] ?? (kind === "expert" ? this.pinned : null);
-      if (hot !== fade.to) Object.assign(fade, { from: fade.to, to: hot, start: now });
+      const isNew = hot !== fade.to;
+      if (isNew) Object.assign(fade, { from: fade.to, to: hot, start: now });
       fade.part = calm.matches ? 1 : clamp((now - fade.start) / 140, 0, 1); // of 140 milliseconds
       this.isFading ||= fade.part < 1;
-      for (const element of this.el.querySelectorAll(`[data-${kind}]`)) // chips, letters, columns, whole panels
-        element.classList.toggle("moe-back", hot !== null && element.dataset[kind] !== String(hot));
+      if (isNew || hot !== null) // those that are new, too: chips, letters, columns, whole panels
+        for (const element of this.el.querySelectorAll(`[data-${kind}]`))
+          element.classList.toggle("moe-back", hot !== null && element.dataset[kind] !== String(hot));
     }
     if (this.isFading || wasFading) for (const card of this.cards.values()) card.dirty = true;
     if (this.isFading) this.touch();
@@ -277,6 +282,8 @@ class View {
       const button = make("button", "", styled(make("i"), this.cloth(expert)), `E${expert}`);
       return set(button, { type: "button", "data-expert": expert, title, tabindex });
     };
+    if (this.chips === `${count} ${pinned}`) return;
+    this.chips = `${count} ${pinned}`;
     if (chips.childElementCount !== count) chips.replaceChildren(...range(count).map(chip));
     chips.hidden = !count;
     for (const chip of chips.children) set(chip, { "aria-pressed": Number(chip.dataset.expert) === pinned });
@@ -496,7 +503,13 @@ class Chart extends Card {
     if (halo) Object.assign(context, { lineWidth: 3.5, lineJoin: "round" }).strokeText(text, x, y);
     context.fillText(text, x, y);
   }
-  measure(text) { return Object.assign(this.context, { font: `11px ${this.view.font}` }).measureText(text).width; }
+  measure(text) { // in pixels; the same texts come again in each picture
+    const { widths, font } = this.view, width = widths.get(text);
+    if (width !== undefined) return width;
+    if (widths.size > 1000) widths.clear();
+    const measured = Object.assign(this.context, { font: `11px ${font}` }).measureText(text).width;
+    return widths.set(text, measured) && measured;
+  }
   shorten(text, room) { // by letters at its end, to a width in pixels
     return text.length < 2 || this.measure(text) <= room ? text : this.shorten(text.replace(/.…?$/su, "…"), room);
   }
@@ -602,11 +615,15 @@ const MARKS = {
       const colors = range(count).map((e) => view.color(e)), key = [width, height, view.paper, ...colors].join();
       if (cache.z !== z || cache.key !== key) {
         const image = Object.assign((cache.image ??= make("canvas")), { width, height });
-        Object.assign(cache, { z, key, whose: owners(z) });
-        paintField(image, z, cache.whose, colors, view, scale);
+        const whose = owners(z);
+        Object.assign(cache, { z, key, middles: middlesOf(z, whose) });
+        paintField(image, z, whose, colors, view, scale);
       }
       context.drawImage(cache.image, box.left, box.top, box.width, box.height);
-      numberField(card, z, cache.whose, colors);
+      for (const [e, across, up] of cache.middles) {
+        const look = { color: css(inkOn(colors[e])), halo: css(colors[e]), weight: 700, size: 14 };
+        card.write(e, box.left + across * box.width, box.top + (1 - up) * box.height, look);
+      }
     },
     stops(card, { z }) {
       const tell = (_, px, py) => {
@@ -940,16 +957,14 @@ function paintField(image, z, whose, colors, { paper, palette }, scale) {
   image.getContext("2d").putImageData(pixels, 0, 0);
 }
 
-// The number of each expert, at that point of its territory which is nearest to the middle of it.
-function numberField(card, z, whose, colors) {
-  const { left, top, width, height } = card.box, [rows, columns] = z.shape;
+// For each expert with a territory that point of it which is nearest to its middle, in parts of the width and height.
+function middlesOf({ shape: [rows, columns, count] }, whose) {
   const part = (at, count) => clamp(at / (count - 1), 0.04, 0.96);
-  colors.forEach((color, e) => {
+  return range(count).flatMap((e) => {
     const own = [...whose.keys()].filter((i) => whose[i] === e).map((i) => [i % columns, Math.floor(i / columns)]);
-    if (own.length < 0.004 * whose.length) return;
+    if (own.length < 0.004 * whose.length) return [];
     const [x, y] = [0, 1].map((axis) => own.reduce((sum, place) => sum + place[axis], 0) / own.length);
     const [column, row] = own[nearest(own.length, (i) => Math.hypot(own[i][0] - x, own[i][1] - y))];
-    const look = { color: css(inkOn(color)), halo: css(color), weight: 700, size: 14 };
-    card.write(e, left + part(column, columns) * width, top + (1 - part(row, rows)) * height, look);
+    return [[e, part(column, columns), part(row, rows)]];
   });
 }

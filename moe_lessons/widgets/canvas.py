@@ -16,6 +16,7 @@ from moe_lessons.support.errors import is_whole
 HERE = Path(__file__).parent
 LOOK = {"palette": PALETTE, "red": RED} | {name: theme.lines for name, theme in THEMES.items()}
 IN_FLIGHT, EVERY = 8, 4  # pictures unanswered at most; every fourth asks for an answer, which costs as much
+NONE = np.array(None)  # in the place of an array that no page has yet
 FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the next picture is tried
 
 
@@ -62,7 +63,10 @@ class LiveCanvas(anywidget.AnyWidget):
                 header, its_arrays = encode(panel, place)
                 if header != self._headers.get(place):
                     headers[place] = header
-                arrays |= {slot: a for slot, a in its_arrays.items() if not is_same(a, self._arrays.get(slot))}
+                for slot, array in its_arrays.items():
+                    old = self._arrays.get(slot, NONE)
+                    if old.dtype != array.dtype or not np.array_equal(old, array):
+                        arrays[slot] = array
             words = {n: value for n, value in (words | {"count": count}).items() if self.words.get(n, self) != value}
             self.words |= words
             self.panels = {place: panel for place, panel in (self.panels | panels).items() if place < count}
@@ -98,8 +102,3 @@ class LiveCanvas(anywidget.AnyWidget):
                 self._send_frame(self._headers, self._arrays, self.words, look=LOOK, answer=True)
         elif isinstance(content.get("pick"), str) and is_whole(content.get("index"), 0):
             self.on_pick(content["pick"], content["index"])
-
-
-def is_same(one: np.ndarray, other: np.ndarray | None) -> bool:
-    """Whether a page that has the one needs no other."""
-    return other is not None and one.dtype == other.dtype and np.array_equal(one, other)

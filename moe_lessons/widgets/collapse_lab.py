@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from moe_lessons.analysis.collapse import LEARNS, watched_run
-from moe_lessons.training import PRESETS, Run, load_share
+from moe_lessons.training import PRESETS, Run
 from moe_lessons.widgets.laboratory import Lab, names_of
+from moe_lessons.widgets.plane import clean_load
 
 PANELS_OF_A_COLLAPSE = ("film", "load", "loss", "gradient film", "gradient")
 
@@ -23,20 +22,15 @@ class CollapseLab(Lab):
     """
 
     title, first_x = "A collapse", 25
-    START, LIVE, LOOK = ("learns", "seed"), (), ()
+    START, LIVE, LOOK, STOPS = ("learns", "seed"), (), (), {"learns": tuple(LEARNS)}
     USUAL = {"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0}
 
     def __init__(self, panels: Sequence[str] = USUAL["panels"], *, learns="all", seed=0, play=0, max_steps=300):
         panels = names_of(panels, "panels", PANELS_OF_A_COLLAPSE)
         super().__init__({"learns": learns, "seed": seed}, panels, play=play, max_steps=max_steps)
 
-    def stops(self, name: str, values: dict[str, Any]) -> Any:
-        return tuple(LEARNS) if name == "learns" else super().stops(name, values)
-
-    @torch.no_grad()
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         """See `Lab`. `clean_load` is the load before the first step."""
         run = watched_run(PRESETS["collapse"], values["seed"], values["learns"])
-        points, _ = run.task.batch(1024, torch.Generator().manual_seed(values["seed"] + 1_000_002))
-        self.clean_load = load_share(run.model(points)[1][0]).tolist()
+        self.clean_load = clean_load(run, 1024)
         return {"MoE": run}

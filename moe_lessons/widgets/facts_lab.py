@@ -12,7 +12,6 @@ from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.laboratory import Lab
 
 WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL))
-STOPS = {"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)}
 
 
 class FactsLab(Lab):
@@ -28,20 +27,17 @@ class FactsLab(Lab):
 
     title, first_x, shows_experts = "Facts by heart", 500, False
     START, LIVE, SAME = ("num_experts", "top_k", "num_entries", "seed"), ("lr",), "num_entries"
+    STOPS = {"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)}
     USUAL = {"num_experts": 16, "top_k": 2, "num_entries": 2000, "seed": 0, "lr": FACTS_LR, "play": 0, "max_steps": 500}
 
     def __init__(self, num_experts=16, top_k=2, num_entries=2000, *, seed=0, lr=FACTS_LR, play=0, max_steps=500):
         values = {"num_experts": num_experts, "top_k": top_k, "num_entries": num_entries, "seed": seed, "lr": lr}
         super().__init__(values, (*WALLS, "facts known", "loss", "cost"), play=play, max_steps=max_steps)
 
-    def stops(self, name: str, values: dict[str, Any]) -> Any:
-        return STOPS.get(name) or super().stops(name, values)
-
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         """See `Lab`. `readings` has which entries each model knew, (N,) by name, and after which step."""
-        runs = facts_runs(*(values[name] for name in self.START))
         self.readings: list[tuple[int, dict[str, Tensor]]] = []
-        return runs
+        return facts_runs(*(values[name] for name in self.START))
 
     def train_one(self) -> None:
         """See `LiveRun`. All entries are read each N/80 steps: about a tenth of what the training computes."""
@@ -50,7 +46,6 @@ class FactsLab(Lab):
             self._read()
 
     def go_back(self) -> None:
-        """See `LiveRun`."""
         super().go_back()
         self.readings = [reading for reading in self.readings if reading[0] < self.step]
 
@@ -59,15 +54,13 @@ class FactsLab(Lab):
         if not self.readings or (not self.loop.playing and self.readings[-1][0] != self.step):
             self._read()
 
+    @torch_threads(1)
     def _read(self) -> None:
-        with torch_threads(1):
-            known = {name: run.task.known(run.model) for name, run in self.runs.items()}
-        self.readings.append((self.step, known))
+        self.readings.append((self.step, {name: run.task.known(run.model) for name, run in self.runs.items()}))
 
     def words(self) -> str:
-        """How many entries the mixture knows, and how many times as many as its twin, where that one knows some."""
+        """Say how many entries the mixture knows, and how many times as many as its twin, where that one knows some."""
         counts = {name: int(known.sum()) for name, known in self.readings[-1][1].items()}
         mixture, twin = counts["MoE"], counts[EQUAL_ACTIVE]
-        text = f"The mixture knows {mixture:,} of {self.main_run.task.num_entries:,} entries by heart"
         times = f", {mixture / twin:.1f} times as many as its equal-active twin" if twin >= 10 else ""
-        return f"{text}{times}."
+        return f"The mixture knows {mixture:,} of {self.main_run.task.num_entries:,} entries by heart{times}."

@@ -5,7 +5,7 @@ what is looked at; which panels there are; how values are checked and runs are m
 """
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import ipywidgets as W
@@ -15,32 +15,39 @@ from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
 from moe_lessons.support.errors import check_choice, is_whole
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS, TRAINING, Box
-from moe_lessons.widgets.controls import control, heading, move
+from moe_lessons.widgets.controls import CheckBoxes, control, heading, move
 from moe_lessons.widgets.live import LiveRun
 
 
 class Lab(LiveRun):
     """A `LiveRun` with controls. `values` has what is in force, by name; also what has no control.
 
-    A subclass says START, LIVE and LOOK (names of knobs), `stops(name)` for those that the table leaves open, `check`,
+    A subclass says START, LIVE and LOOK (names of knobs), STOPS for those that the table leaves open, `check`,
     `make_runs`, and what else it has of its own. What is refused changes nothing and moves the controls back.
+
+    values: of all that has one; settings: of those in SETTINGS, what the caller gives. The others: see `LiveRun`.
     """
 
     START: tuple[str, ...] = ()  # a change of these starts afresh
     LIVE: tuple[str, ...] = tuple(TRAINING)  # these apply to the next step
     LOOK: tuple[str, ...] = ("x_axis",)  # these change nothing
-    PICKED: dict[str, str] = {}  # what can be clicked in a panel, and the value that its number selects
+    PICKED = "", ""  # what can be clicked in a panel, and the value that its number selects
     SAME = "task"  # losses are compared with those of an earlier run where this value is the same
+    STOPS: dict[str, Any] = {}  # what controls have to choose from, where it is not what the table says
+    SETTINGS: Collection[str] = ()
     USUAL: dict[str, Any] = {}  # all arguments, for `repr`: the first is written without its name
 
-    def __init__(self, values, panels, *, given: Collection[str] = (), play=0, max_steps=1500, columns=3):
-        self.values = self.check({"x_axis": "steps", "panels": panels} | values, given)
+    def __init__(self, values, panels, settings: Mapping[str, Any] | None = None, **of_live_run):
+        settings = settings or {}
+        for name in settings:
+            check_choice("setting", name, self.SETTINGS)
+        self.values = self.check({"x_axis": "steps", "panels": panels} | values | settings, settings)
         self.inputs: dict[str, W.Widget] = {}
         self._moved: set[str] = set()  # controls that have moved and are not applied yet
-        self._touched: list[str] = []  # those that have moved since, of which `_mark` has posted a note
+        self._touched: list[str] = []  # those that have moved since, each as often as it waits to be applied
         self._showing: int | None = None  # the thread on which controls are moved by us
         self._start(self.values)
-        super().__init__(self.runs, panels, play=play, max_steps=max_steps, columns=columns)
+        super().__init__(self.runs, panels, **of_live_run)
 
     # --- what a subclass says ---
 
@@ -48,16 +55,14 @@ class Lab(LiveRun):
         """What a control has to choose from, with these values."""
         if name == "top_k":
             return range(1, values["num_experts"] + 1)
-        return tuple(X_AXES) if name == "x_axis" else KNOBS[name].stops
+        return tuple(X_AXES) if name == "x_axis" else self.STOPS.get(name) or KNOBS[name].stops
 
     def check(self, values: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """The values, or ValueError. given: those that must apply, where the others may be idle."""
         for name in self.START + self.LOOK:
             value, stops = values[name], self.stops(name, values)
             if isinstance(stops, Box) or (isinstance(stops, range) and name in self.LOOK):
-                low, high = (0, stops.high) if isinstance(stops, Box) else (stops[0], stops[-1])
-                if not is_whole(value, low, high):
-                    raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+                check_between(name, value, *((0, stops.high) if isinstance(stops, Box) else (stops[0], stops[-1])))
             elif stops and isinstance(stops[0], str):
                 check_choice(name, value, stops)
         idle = self.idle(values)
@@ -78,11 +83,9 @@ class Lab(LiveRun):
 
     def turn(self, values: dict[str, Any]) -> None:
         """Apply what is live to the runs."""
-        knobs = self.in_force(values)
-        for name, value in knobs.items():
-            setattr(self.main_run.knobs, name, value)
-        for run in self.runs.values():
-            run.knobs.lr = knobs.get("lr", run.knobs.lr)
+        for name, value in self.in_force(values).items():
+            for run in self.runs.values() if name == "lr" else [self.main_run]:
+                setattr(run.knobs, name, value)
 
     def looked(self) -> None:
         """Called when other values are in force, before they are shown."""
@@ -91,11 +94,7 @@ class Lab(LiveRun):
 
     layer = property(lambda self: self.values.get("layer", 0), doc="The MoE layer that is shown.")
     x_axis = property(lambda self: self.values["x_axis"], doc="What losses are drawn against.")
-
-    @property
-    def selected(self) -> Any:
-        """The value that a click selects."""
-        return next((self.values[name] for name in self.PICKED.values()), None)
+    selected = property(lambda self: self.values.get(self.PICKED[1]), doc="The value that a click selects.")
 
     def in_force(self, values: dict[str, Any] | None = None) -> dict[str, float | None]:
         """The live knobs: each as it is asked for or, where the router has no use for it, off."""
@@ -117,17 +116,16 @@ class Lab(LiveRun):
 
     def reset(self) -> None:
         """Start afresh with the same settings."""
-        self._mark("afresh")
+        self.loop.post(lambda: self._moved.add("afresh"))
 
     def picked(self, kind: str, index: int) -> None:
         """See `LiveRun`: select what was clicked."""
-        name = self.PICKED.get(kind)
-        stops = () if name is None else self.stops(name, self.values)
-        if index < len(stops):
+        clickable, name = self.PICKED
+        if kind == clickable and index < len(stops := self.stops(name, self.values)):
             self._apply(self.check(self.values | {name: stops[index]}))
 
     def words(self) -> str:
-        """What the load shows, in words."""
+        """Say what the load shows."""
         recent = self.main_run.records[-RECENT:]
         load = recent_load(self.main_run, self.layer) if recent else self.clean_load
         dropped = sum(record.dropped_share for record in recent) / max(len(recent), 1)
@@ -149,16 +147,14 @@ class Lab(LiveRun):
         return body.remove_class("moe-alone")
 
     def controls(self) -> list[W.Widget]:
-        """A control for each name that has none yet, under three headings, and why some are idle."""
-        groups = {"Structure · starts afresh": self.START, "Live · applies to the next step": self.LIVE,
-                  "Look · changes nothing": self.LOOK}  # fmt: skip
+        """Make a control for each name that has none yet, under three headings, and a place to say why some idle."""
+        titles = "Structure · starts afresh", "Live · applies to the next step", "Look · changes nothing"
         shown, self._idle = [], W.HTML()
-        for title, names in groups.items():
+        for title, names in zip(titles, (self.START, self.LIVE, self.LOOK)):
             made = {name: control(name, self.stops(name, self.values)) for name in names if name not in self.inputs}
             self.inputs |= made
             shown += [heading(title), *made.values()] if made else []
             shown += [self._idle] * (names is self.LIVE)
-        self._tooltips = {name: getattr(widget, "tooltip", None) or "" for name, widget in self.inputs.items()}
         self.show_values()
         for name, widget in self.inputs.items():
             widget.observe(lambda change, name=name: self._by_hand(name), "value")
@@ -180,8 +176,8 @@ class Lab(LiveRun):
                     widget.options = stops
                 elif isinstance(widget, W.IntSlider):
                     widget.max = max(stops[-1], values[name])
-                widget.disabled = name in idle
-                widget.tooltip = self._tooltips[name] + (f". Off: {idle[name]}" if name in idle else "")
+                tip = "" if isinstance(widget, CheckBoxes) else KNOBS[name].tip  # each box has its own
+                widget.disabled, widget.tooltip = name in idle, tip + (f". Off: {idle[name]}" if name in idle else "")
                 if name not in self._touched:
                     move(widget, values[name])
             reasons = "; ".join(dict.fromkeys(idle[name] for name in self.LIVE if name in idle))
@@ -190,20 +186,16 @@ class Lab(LiveRun):
             self._showing = before
 
     def _by_hand(self, name: str) -> None:
-        """A control has moved, by us or by hand: then its value is read when it is applied, so that the last counts."""
-        if self._showing != threading.get_ident():
-            self._touched.append(name)
-            self._mark(name)
-
-    def _mark(self, name: str) -> None:
-        """Have a control applied, together with those that move before anything else is posted."""
+        """A control has moved. By hand, it is applied together with those that move before anything else is posted: its
+        value is read then, so that the last counts."""
 
         def mark() -> None:
             self._moved.add(name)
-            if name in self._touched:
-                self._touched.remove(name)
+            self._touched.remove(name)
 
-        self.loop.post(mark)
+        if self._showing != threading.get_ident():  # else it was moved by us
+            self._touched.append(name)
+            self.loop.post(mark)
 
     def settle(self) -> None:
         """Apply the controls that have moved."""
@@ -247,8 +239,14 @@ class Lab(LiveRun):
         self.turn(values)
 
 
+def check_between(name: str, value: Any, low: int, high: int) -> None:
+    """ValueError where `value` is no whole number from `low` to `high`."""
+    if not is_whole(value, low, high):
+        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
+
+
 def names_of(names: Any, what: str, allowed: Sequence[str] | None = None) -> tuple[str, ...]:
-    """One name or several, each once, or ValueError for what is none."""
+    """Return one name or several, each once, or raise ValueError for what is none."""
     found = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else (names,)
     if allowed is None and not all(isinstance(name, str) for name in found):
         raise ValueError(f"{what} must be names such as 'top-2', got {names!r}")

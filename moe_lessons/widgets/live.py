@@ -20,9 +20,10 @@ from moe_lessons.support.errors import check_positive_int
 from moe_lessons.support.static import static_mode
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.training.knobs import TRAINING
 from moe_lessons.widgets.loop import Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
-from moe_lessons.widgets.plane import NUM_TOKENS, Plane, draw_tokens, read_plane
+from moe_lessons.widgets.plane import NUM_TOKENS, Plane, read_plane
 
 PANELS_SHARE, READING_SHARE = 0.06, 0.01  # what all panels, and one costly reading, may cost, as a part of training
 QUICK = 0.01  # CPU seconds: a panel that takes less is drawn anew for each action
@@ -33,13 +34,14 @@ _views: dict[str, list[Picture]] = {}  # notebook cell -> the views that it made
 
 
 class Kept(NamedTuple):
-    """Something that was read from a run: what it depends on, its CPU seconds, and how much training it followed."""
+    """What was read of a run, or drawn. It is made anew where its `stamp` has changed; where only its `state` has, in a
+    pause at once, and while it trains when training has paid for the last time."""
 
     value: Any
-    run: Run
     stamp: tuple
-    cost: float
-    at: float
+    state: Any
+    cost: float  # CPU seconds
+    at: float  # CPU seconds of training before it
 
 
 class LiveRun(Picture):
@@ -64,23 +66,20 @@ class LiveRun(Picture):
     x_axis = "steps"  # what losses are drawn against
     clean_load: Sequence[float] | None = None  # the load measured without noise, where it is
     selected: Any = 0  # the token or the tile that is selected
+    muted: int | None = None  # the expert that is switched off where the router and the tokens are read
 
     def __init__(self, runs, panels=("loss", "load", "film"), *, play=0, max_steps=1500, columns: int | None = 3):
         self.runs = {"model": runs} if isinstance(runs, Run) else runs
         if not isinstance(self.runs, dict) or not self.runs or not all(isinstance(r, Run) for r in self.runs.values()):
             raise ValueError(f"runs must be a Run or a dict of names and Runs, got {type(runs).__name__}")
-        self.functions = check_panels(panels)
+        self.functions, self.max_steps = check_panels(panels), check_positive_int("max_steps", max_steps)
         most = min(len(self.functions), 12)
         self.columns = None if columns is None else min(check_positive_int("columns", columns), most)
-        self.max_steps = check_positive_int("max_steps", max_steps)
-        play = check_positive_int("play", play) if play else 0
-        self.values = self.values | {"play": play, "max_steps": max_steps}
+        self.values = self.values | {"play": play and check_positive_int("play", play), "max_steps": max_steps}
         self.ghost: Run | None = None  # an earlier run, to compare with
         self.marks: list[int] = []  # steps after which a knob was moved
-        self._kept: dict[Any, Kept] = {}
-        self._inside = 0.0  # CPU seconds of what is read inside of what is being read
-        self._lines_at, self._shown = 0.0, False
-        self._late = self._is_late = False  # whether costly panels of a new start come now, or next
+        self._kept: dict[Any, Kept] = {}  # readings by their names, panels by their places, the 'lines' of text
+        self._spent, self._shown = 0.0, False  # CPU seconds of all of them; whether there was a picture
         self.loop = Loop(self)
         end_with_its_cell(self)
         super().__init__(rows=[W.Box(self.bar()).add_class("moe-bar"), *self.rows()])
@@ -106,8 +105,8 @@ class LiveRun(Picture):
             self.selected = index
 
     def stamp(self) -> tuple:
-        """What a reading of the model depends on, beside the run and the step."""
-        return (self.main_run.knobs.capacity_factor,)
+        """What a reading of the model depends on, beside the run and the step: the knobs that its modules keep."""
+        return tuple(getattr(self.main_run.knobs, name) for name, knob in TRAINING.items() if knob.attribute)
 
     def words(self) -> str:
         """One line that says what is seen."""
@@ -122,9 +121,9 @@ class LiveRun(Picture):
     @property
     def main_run(self) -> Run:
         """The run whose routing is shown."""
-        for run in self.runs.values():
-            return run
-        raise RuntimeError("this view is closed: run its cell again")
+        if not self.runs:
+            raise RuntimeError("this view is closed: run its cell again")
+        return next(iter(self.runs.values()))
 
     @property
     def step(self) -> int:
@@ -154,7 +153,17 @@ class LiveRun(Picture):
 
     def advance(self, steps: int) -> None:
         """Train `steps` steps now, before anything else happens, and show the last one."""
-        self.loop.advance(check_positive_int("steps", steps))
+        check_positive_int("steps", steps)
+
+        def train() -> None:
+            self.loop.trouble, until = "", self.step + steps
+            try:
+                while self.step < until:
+                    self.train_one()
+            except TrainingDiverged as error:
+                self.loop.trouble = str(error)
+
+        self.loop.now(train)
 
     async def finished(self) -> "LiveRun":
         """Wait until the training pauses; return the view. The kernel's interrupt pauses it, and is passed on."""
@@ -176,9 +185,11 @@ class LiveRun(Picture):
 
     def train_one(self) -> None:
         """One step of each run. Where one fails, those before it take theirs back: all stay in step."""
-        done = []
+        done: list[Run] = []
         try:
             for run in self.runs.values():
+                if done:
+                    self.loop.show_if_due()
                 run.step()
                 done.append(run)
         except BaseException as error:
@@ -187,7 +198,7 @@ class LiveRun(Picture):
                     run.take_back()
                 elif isinstance(error, TrainingDiverged):
                     run.go_back()  # those that come after it may be about to diverge too
-            self._kept.clear()  # what was read of an update that is taken back
+            self._kept.clear()
             raise
 
     def go_back(self) -> None:
@@ -199,25 +210,26 @@ class LiveRun(Picture):
     # --- the picture ---
 
     def read(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make()` reads from the run that is shown: costly things, such as a trace. They are read anew when what
-        they depend on has changed; where that is only the step, and it trains, when training has paid for the last."""
-        kept, stamp = self._kept.get(name), (len(self.main_run.records), *self.stamp())
-        if kept is not None and kept.run is self.main_run and kept.stamp[1:] == stamp[1:]:
-            if kept.stamp == stamp or (self.loop.playing and not self._is_paid(kept, READING_SHARE)):
-                return kept.value
-        return self._keep(name, make, stamp)
+        """What `make()` reads from the run that is shown: costly things, such as a trace; see `Kept`."""
+        stamp, state = (self.main_run, *self.stamp()), len(self.main_run.records)
+        if self._is_old(name, stamp, state, READING_SHARE):
+            self._make(name, make, stamp, state)
+        return self._kept[name].value
 
-    def _is_paid(self, kept: Kept, share: float) -> bool:
-        return self.loop.cost["training"] - kept.at >= kept.cost / share
+    def _is_old(self, name: Any, stamp: tuple, state: Any, share: float) -> bool:
+        kept = self._kept.get(name)
+        if kept is None or kept.stamp != stamp:
+            return True
+        is_paid = self.loop.cost["training"] - kept.at >= kept.cost / share
+        return kept.state != state and (is_paid or not self.loop.playing)
 
-    def _keep(self, name: Any, make: Callable[[], Any], stamp: tuple) -> Any:
-        start, before, self._inside = time.thread_time(), self._inside, 0.0
-        try:
+    def _make(self, name: Any, make: Callable[[], Any], stamp: tuple, state: Any) -> Any:
+        start, inside = time.thread_time(), self._spent
+        with torch_threads(1):  # a second one waits long where the machine is busy
             value = make()
-        finally:
-            seconds = time.thread_time() - start
-            cost, self._inside = seconds - self._inside, before + seconds  # without what was read inside
-        self._kept[name] = Kept(value, self.main_run, stamp, cost, self.loop.cost["training"])
+        cost = time.thread_time() - start - (self._spent - inside)  # without what was read inside
+        self._spent += cost
+        self._kept[name] = Kept(value, stamp, state, cost, self.loop.cost["training"])
         return value
 
     @property
@@ -225,8 +237,7 @@ class LiveRun(Picture):
         """A table of who serves the tokens of a few held-out sequences, in the run that is shown: `analysis.trace`."""
         run = self.main_run
         num = max(NUM_TRACED // len(getattr(run.task, "domains", "x")), NUM_TRACED_PER_DOMAIN)
-        with torch_threads(1):  # a second one waits long where the machine is busy
-            return self.read("trace", lambda: trace(run.model, run.task, num))
+        return self.read("trace", lambda: trace(run.model, run.task, num))
 
     @property
     def plane(self) -> Plane:
@@ -236,7 +247,7 @@ class LiveRun(Picture):
         if not isinstance(run.task, PlaneTask):
             raise ValueError(f"panels that show the plane need a PlaneTask, got {type(run.task).__name__}")
         num_experts(self)  # refuses a model without experts
-        return self.read("plane", lambda: read_plane(run.model, draw_tokens(run.task, run.seed)))
+        return self.read("plane", lambda: read_plane(run, self.muted))
 
     def panels(self) -> list[Panel]:
         """All panels, as they are now."""
@@ -248,27 +259,24 @@ class LiveRun(Picture):
         return panel if self.columns is None or panel.width == 12 else replace(panel, width=12 // self.columns)
 
     def _due(self, asked: bool) -> dict[int, Panel]:
-        """The panels that are to be drawn anew. While it trains, each may cost its part of the training time. An action
-        has the quick ones drawn at once; costly ones, where they have changed, follow in a picture of their own."""
+        """The panels that are to be drawn anew. While it trains, each may cost its part of the training time. An answer
+        has the quick ones, and the costly ones follow in a picture of their own."""
         self.refresh()
-        panels, playing = {}, self.loop.playing
         # a panel that is drawn while it trains may show a reading of an earlier step: it is due in the pause
-        state = playing, self.step, self.layer, self.main_run.knobs.is_noisy, len(self.marks), self.values
-        stamp = *state, self.selected, self.stamp()
-        for place in [name for name in self._kept if isinstance(name, int) and name >= len(self.functions)]:
-            del self._kept[place]  # the page forgets it too
+        state = (self.loop.playing, self.step, self.layer, self.main_run.knobs.is_noisy, len(self.marks), self.values,
+                 self.selected, self.stamp())  # fmt: skip
+        panels, share, is_late = {}, PANELS_SHARE / len(self.functions), False
         for place, function in enumerate(self.functions):
-            kept = self._kept.get(place)
-            if kept is not None:
-                is_other = kept.run is not self.main_run or kept.stamp[0] is not function
-                has_changed = is_other or (not playing and kept.stamp[1:] != stamp)
-                is_quick, is_paid = kept.cost < QUICK, self._is_paid(kept, PANELS_SHARE / len(self.functions))
-                if has_changed and not (is_quick or self._late or self.loop.events is None):
-                    self._is_late = True
-                    continue
-                if not (has_changed or (asked and is_quick) or (playing and is_paid)):
-                    continue
-            panels[place] = self._keep(place, functools.partial(self._draw, function), (function, *stamp))
+            if place not in self.canvas.panels:  # the page has none there
+                self._kept.pop(place, None)
+            stamp, kept = (function, self.main_run), self._kept.get(place)
+            is_old, is_quick = self._is_old(place, stamp, state, share), kept and kept.cost < QUICK
+            if is_old and asked and kept and not is_quick and self.loop.events:
+                is_late = True
+            elif is_old or (asked and is_quick):
+                panels[place] = self._make(place, functools.partial(self._draw, function), stamp, state)
+        if is_late and not self.loop.playing:
+            self.loop.events.call_soon(self.show, False)
         return panels
 
     def show(self, asked: bool = True) -> float:
@@ -276,12 +284,11 @@ class LiveRun(Picture):
         action."""
         if not self.runs:  # closed meanwhile
             return 0.0
-        self._late, self._is_late = self._is_late, False
         words: dict[str, Any] = {}
         try:
-            panels = self._due(asked)
-            if asked or not self.loop.playing or time.monotonic() - self._lines_at > TEXT_INTERVAL:
-                words, self._lines_at = self.lines(), time.monotonic()
+            panels, now = self._due(asked), round(time.monotonic() / TEXT_INTERVAL)
+            if asked or self._is_old("lines", (), now, PANELS_SHARE / len(self.functions)):
+                words = self._make("lines", self.lines, (), now)
         except Exception as error:  # a learner's model may raise here too
             if not self._shown:
                 raise
@@ -293,28 +300,19 @@ class LiveRun(Picture):
                 panels, words = self._due(True), self.lines()
         start, self._shown = time.thread_time(), True
         if not static_mode():
-            state = "training" if self.loop.playing else "paused"
-            words |= {"trouble": self.loop.trouble, "step": self.step, "status": self._status(state), "state": state}
+            state, trouble = "training" if self.loop.playing else "paused", self.loop.trouble
+            words |= {"step": self.step, "state": state, "trouble": trouble}
+            words["status"] = f"step {self.step} · {state}{self.loop.outlook()}"
             experts = (self.main_run.num_experts or [0])[0] * self.shows_experts
             self.canvas.show(panels, len(self.functions), experts=experts, **words)
         self._show_buttons()
-        if self._is_late:
-            self.post(int)  # nothing but another picture
         return time.thread_time() - start
 
     def lines(self) -> dict[str, Any]:
         """The texts under the picture, and what the controls say when pointed at."""
         return {"words": self.words(), "reading": self.reading(), "tips": tips(self)}
 
-    def _status(self, state: str) -> str:
-        steps = self.loop.ended_by_itself
-        more = f" after {steps} step{'s' * (steps > 1)}, press Play for more" * (steps > 0)
-        if (left := self.loop.seconds_left) >= 2:
-            more = f", {left:.0f} s left"
-        return f"step {self.step} · {state}{more}"
-
     def sentence(self) -> str:
-        """The step and the line under the picture."""
         return f"Step {self.step}. {self.words()}"
 
     # --- the widgets ---
@@ -396,7 +394,6 @@ def _running_cell() -> dict[str, Any]:
 
 
 def _before_cell(info: Any = None) -> None:
-    """Called before each cell: views that it has made earlier end, and those of cells that were deleted."""
     cell = _running_cell()
     for ended in (cell.get("cellId"), *cell.get("deletedCells", ())):
         for view in _views.pop(ended, ()):

@@ -6,16 +6,15 @@ they post what is to be done, and the loop does it between two steps.
 
 import asyncio
 import collections
-import signal
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
+from moe_lessons.nn import torch_threads
+from moe_lessons.support.interrupts import heeding
 from moe_lessons.training import TrainingDiverged
 
-FPS = 36  # pictures a second at most: a step may end a little after one is due
+FPS = 42  # pictures a second at most: a step ends a little after one is due, and a page draws two at once at times
 SENDING = 0.03  # what a picture costs before any panel is drawn, as a part of what training costs: at most so much
 TURN = 0.01  # seconds of training at once: then the kernel has a turn
 TURNS = 3  # of the event loop after it: one message from the page needs several
@@ -32,78 +31,59 @@ class Loop:
     """
 
     def __init__(self, view):
-        self.view = view
+        self.view, self.events = view, event_loop()
         self.playing, self.trouble = False, ""
         self.cost = collections.Counter()  # CPU seconds: 'training', 'showing'; and 'pictures'
         self._budget = self._until = 0
         self._task: asyncio.Task | None = None
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self._busy = self._interrupted = self._ended = False
-        self._unseen = False  # unseen: actions were done that no picture shows yet
+        self._unseen = False  # actions were done that no picture shows yet
         self._began = (0, 0.0)  # the step and the time at which it was asked to train
-        self._last, self._paid, self._overhead = 0.0, 0.0, 0.001  # of the last picture: when, after how much training
-        try:
-            self.events = asyncio.get_running_loop()  # the kernel's own: a callback may see another one
-        except RuntimeError:
-            self.events = None
+        # of the last picture: when it was, after how much CPU time, and what pictures cost before any panel is drawn
+        self._last, self._paid, self._overhead = 0.0, 0.0, 0.001
 
     @property
     def running(self) -> bool:
         """Whether it trains now."""
         return self._task is not None and not self._task.done()
 
-    @property
-    def ended_by_itself(self) -> int:
-        """After how many steps it has paused since it had trained as many as it was asked for; 0 if it has not."""
-        return 0 if self.playing or not self._until or self.view.step < self._until else self._budget
-
-    @property
-    def seconds_left(self) -> float:
-        """How long it will train yet, at the speed it has had so far; 0 where that is not known yet."""
-        step, since = self._began
-        done, to_do = self.view.step - step, self._until - self.view.step
-        return to_do * (time.perf_counter() - since) / done if self.playing and done > 0 else 0.0
+    def outlook(self) -> str:
+        """How long it will train yet, at the speed it has had so far, or that it has paused by itself."""
+        (first, since), step = self._began, self.view.step
+        if not self.playing:
+            ended = self._until and step >= self._until
+            return f" after {self._budget} step{'s' * (self._budget > 1)}, press Play for more" if ended else ""
+        left = (self._until - step) * (time.perf_counter() - since) / max(step - first, 1)
+        return f", {left:.0f} s left" if step > first and left >= 2 else ""
 
     def play(self, steps: int) -> None:
         """Train `steps` steps from here, while the notebook stays usable."""
         self._check_open()
         self.playing, self.trouble, self._interrupted = True, "", False
-        self._budget, self._until = steps, self.view.step + steps
-        self._began = self.view.step, time.perf_counter()
+        self._budget = steps
+        self.restart_budget()
         _loops.add(self)
         if not self.running:  # else it goes on, even if it was about to pause
             self._task = self.events.create_task(self._train())
 
     def restart_budget(self) -> None:
-        """After a new start: count the steps that may be trained from here."""
+        """Count the steps that may be trained from here, if it trains."""
         self._until = self.view.step + self._budget if self.playing else 0
         self._began = self.view.step, time.perf_counter()
-
-    def advance(self, steps: int) -> None:
-        """Train `steps` steps now."""
-
-        def train() -> None:
-            self.trouble, until = "", self.view.step + steps
-            try:
-                while self.view.step < until:
-                    self.view.train_one()
-            except TrainingDiverged as error:
-                self.trouble = str(error)
-
-        self.now(train)
 
     def now(self, action: Callable[[], None]) -> None:
         """Do what was posted, then `action`, and show it. What `action` raises is raised."""
         self._check_open()
         if self._busy:  # this is posted itself: what was posted later comes later
             return action()
-        self.do_actions()
+        self._do_actions()
         self._busy = True
         try:
             action()
         finally:
             self._busy = False
-            self.do_actions()
+            self._do_actions()
             self._answer()
 
     def end(self) -> None:
@@ -114,14 +94,11 @@ class Loop:
     def post(self, *actions: Callable[[], None]) -> None:
         """Have `actions` done between two steps, whichever thread this is called on."""
         self._actions.extend(actions)
-        if self.events is None:
-            self._drain()
-        else:
-            self.events.call_soon_threadsafe(self._drain)
+        on_the_loop(self.events, self._drain)
 
     async def finished(self) -> None:
         """Wait until it pauses. The kernel's interrupt pauses all training, and ends what waits."""
-        with self._interruptible(passed_on=True):
+        with heeding(lambda: not _pause_all()):
             try:
                 while self.running:
                     await asyncio.sleep(0.02)
@@ -130,13 +107,14 @@ class Loop:
                     raise
         if self._interrupted:
             self._interrupted = False
-            error = KeyboardInterrupt if _is_a_cell(asyncio.current_task()) else asyncio.CancelledError
-            raise error("the training is paused") from None
+            # in any task but the one in which the kernel runs a cell, a KeyboardInterrupt would end the kernel
+            is_cell = getattr(asyncio.current_task().get_coro(), "__name__", "") == "run_cell_async"
+            raise (KeyboardInterrupt if is_cell else asyncio.CancelledError)("the training is paused") from None
 
     async def _train(self) -> None:
         try:
             while self.playing and self.view.step < self._until:
-                with self._interruptible():
+                with heeding(_pause_all), torch_threads(1):  # a second one waits long where the machine is busy
                     self._take_a_turn()
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
@@ -149,27 +127,30 @@ class Loop:
     def _take_a_turn(self) -> None:
         start = time.perf_counter()
         while self.playing and self.view.step < self._until:
-            cpu = time.thread_time()
+            cpu, shown = time.thread_time(), self.cost["showing"]
             self.view.train_one()
-            self.cost["training"] += time.thread_time() - cpu
+            self.cost["training"] += time.thread_time() - cpu - (self.cost["showing"] - shown)
             if self._actions or self._unseen or self._is_due() or time.perf_counter() - start > TURN:
                 break
-        self.do_actions()
+        self._do_actions()
+        self.show_if_due()
+
+    def show_if_due(self) -> None:
+        """Show the view while it trains, if it is time. Between two steps, and in one that takes long."""
         if self.playing and (self._unseen or self._is_due()):
             asked, self._unseen, cpu = self._unseen, False, time.thread_time()
             self._overhead += 0.2 * (self.view.show(asked) - self._overhead)
-            self.cost["showing"] += time.thread_time() - cpu
+            self._last, self._paid = time.perf_counter(), time.thread_time()
+            self.cost["showing"] += self._paid - cpu
             self.cost["pictures"] += 1
-            self._last, self._paid = time.perf_counter(), self.cost["training"]
 
     def _is_due(self) -> bool:
-        waited, earned = time.perf_counter() - self._last, self.cost["training"] - self._paid
-        canvas = self.view.canvas
+        waited, earned, canvas = time.perf_counter() - self._last, time.thread_time() - self._paid, self.view.canvas
         return waited > 0.95 * canvas.behind / FPS and earned > self._overhead / SENDING and canvas.ready
 
     def _drain(self) -> None:
         if self._actions and not self._busy and not self._ended:
-            self.do_actions()
+            self._do_actions()
             self._answer()
 
     def _answer(self) -> None:
@@ -178,16 +159,16 @@ class Loop:
         if not self.running:
             self.view.show(True)
 
-    def do_actions(self) -> None:
+    def _do_actions(self) -> None:
         """Do what was posted, in its order; what goes wrong is said."""
-        anything, busy, self._busy = bool(self._actions), self._busy, True
+        self._unseen |= bool(self._actions)
+        busy, self._busy = self._busy, True
         try:
             while self._actions:
                 self._try(self._actions.popleft())
             self._try(self.view.settle)
         finally:
             self._busy = busy
-        self._unseen |= anything
 
     def _try(self, action: Callable[[], None]) -> None:
         try:
@@ -199,36 +180,25 @@ class Loop:
         if self._ended:
             raise RuntimeError("this view is closed: run its cell again")
 
-    @contextmanager
-    def _interruptible(self, passed_on: bool = False) -> Iterator[None]:
-        """An interrupt inside pauses all training: between cells the kernel would ignore it. passed_on: to the kernel
-        as well, which ends the cell that waits."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
-        def heed(*args) -> None:
-            for loop in () if heed.over else list(_loops):
-                loop._interrupt()
-            if (passed_on or heed.over) and callable(heed.before):
-                heed.before(*args)
-
-        heed.over, heed.before = False, signal.signal(signal.SIGINT, heed)
-        try:
-            yield
-        finally:
-            heed.over = True  # others may stand before it now, and go in any order
-            while getattr(before := signal.getsignal(signal.SIGINT), "over", False):
-                signal.signal(signal.SIGINT, before.before)
-
-    def _interrupt(self) -> None:
-        if self.running:
-            self.playing, self._interrupted, self.trouble = False, True, "Interrupted: the training is paused."
+def _pause_all() -> bool:
+    """Pause all training at an interrupt, which between cells the kernel would ignore; it need not hear of it."""
+    for loop in [loop for loop in _loops if loop.running]:
+        loop.playing, loop._interrupted, loop.trouble = False, True, "Interrupted: the training is paused."
+    return False
 
 
-def _is_a_cell(task: asyncio.Task) -> bool:
-    """Whether the kernel runs a notebook's cell in it. In any other task a KeyboardInterrupt would end the kernel."""
-    return getattr(task.get_coro(), "__name__", "") == "run_cell_async"
+def event_loop() -> asyncio.AbstractEventLoop | None:
+    """The kernel's own, in a cell: a callback may see another one. None where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def on_the_loop(events: asyncio.AbstractEventLoop | None, action: Callable[..., None], *arguments) -> None:
+    """Have `action` done on an event loop, whichever thread this is called on; without a loop at once."""
+    action(*arguments) if events is None else events.call_soon_threadsafe(action, *arguments)
 
 
 def error_sentence(error: Exception) -> str:

@@ -8,35 +8,23 @@ import torch
 from torch import Tensor
 
 from moe_lessons.nn import Routing, evaluating, muted, torch_threads
-from moe_lessons.tasks import PlaneClassifier, PlaneTask, grid
+from moe_lessons.tasks import PlaneClassifier, grid
+from moe_lessons.training import Run, load_share
 
 RESOLUTION = 25  # points of the grid on which the router is read, in each direction: borders are exact in between
 NUM_TOKENS = 32  # whose routing is shown
 
 
-class Tokens(NamedTuple):
-    """Points as they were drawn, their classes, and the order in which they are shown: by class."""
-
-    points: Tensor  # (T, 2)
-    classes: Tensor  # (T,)
-    order: Tensor  # (T,)
-
-
 class Plane(NamedTuple):
     """What the router and the model make of the plane, without noise: see `plots.panels.shares` and `…block`."""
 
-    points: Tensor  # (T, 2): the tokens that are shown
+    points: Tensor  # (T, 2): the tokens that are shown, sorted by class
+    classes: Tensor  # (T,)
     scores: Tensor  # (R, R, E): log-probabilities of the router on a `tasks.grid`
     routing: Routing  # of the tokens
     correct: Tensor  # (T,): whether the model gives a token its class
     hidden: Tensor  # (T, D): what goes into the block
     out: Tensor  # (T, D): what comes out of it
-
-
-def draw_tokens(task: PlaneTask, seed: int) -> Tokens:
-    """The tokens that a view shows."""
-    points, classes = task.batch(NUM_TOKENS, torch.Generator().manual_seed(seed + 1_000_001))
-    return Tokens(points, classes, classes.argsort(stable=True))
 
 
 @torch.no_grad()
@@ -53,12 +41,20 @@ def route(model: PlaneClassifier, points: Tensor) -> tuple[Tensor, Routing, Tens
     return logits, routing, *seen
 
 
-def read_plane(model: PlaneClassifier, tokens: Tokens, without: int | None = None) -> Plane:
-    """without: an expert that is muted for the tokens."""
+def clean_load(run: Run, num_points: int) -> list[float]:
+    """The load on points of their own, without noise."""
+    points, _ = run.task.batch(num_points, torch.Generator().manual_seed(run.seed + 1_000_002))
+    return load_share(route(run.model, points)[1]).tolist()
+
+
+def read_plane(run: Run, without: int | None = None) -> Plane:
+    """Read a run of a `PlaneTask`. without: an expert that is muted for the tokens."""
+    model, generator = run.model, torch.Generator().manual_seed(run.seed + 1_000_001)
+    points, classes = run.task.batch(NUM_TOKENS, generator)
     scores = route(model, grid(RESOLUTION))[1].router_probs.clamp_min(1e-30).log()
     with nullcontext() if without is None else muted(model.block.experts, without):
-        logits, routing, hidden, out = route(model, tokens.points)  # as drawn, or a capacity would always drop the
-    order = tokens.order  # last classes
+        logits, routing, hidden, out = route(model, points)  # as drawn, or a capacity would always drop the last
+    order = classes.argsort(stable=True)  # classes
     place = order.argsort()
     routing = replace(
         routing,
@@ -67,6 +63,5 @@ def read_plane(model: PlaneClassifier, tokens: Tokens, without: int | None = Non
         token_idx=place[routing.token_idx],
         dropped_token_idx=place[routing.dropped_token_idx],
     )
-    correct = logits.argmax(dim=-1)[order] == tokens.classes[order]
-    scores = scores.view(RESOLUTION, RESOLUTION, -1)
-    return Plane(tokens.points[order], scores, routing, correct, hidden[order], out[order])
+    correct, scores = logits.argmax(dim=-1) == classes, scores.view(RESOLUTION, RESOLUTION, -1)
+    return Plane(points[order], classes[order], scores, routing, correct[order], hidden[order], out[order])

@@ -5,18 +5,17 @@ from dataclasses import asdict, fields
 from typing import Any
 
 import ipywidgets as W
-import torch
 from torch import nn
 
 from moe_lessons.nn import muted
 from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
-from moe_lessons.training import PRESETS, PlaneSetting, Run, load_share, plane_runs
-from moe_lessons.training.knobs import idle_knobs, idle_with
+from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
+from moe_lessons.training.knobs import TRAINING, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, ROUTER_STARTS, ROUTERS
 from moe_lessons.widgets.laboratory import Lab, names_of
-from moe_lessons.widgets.plane import Plane, draw_tokens, read_plane, route
+from moe_lessons.widgets.plane import clean_load
 
 NUM_MORE_POINTS = 512  # on which the load without noise is measured
 NUM_HELD_OUT = 256  # points on which the loss of muting an expert is measured
@@ -31,7 +30,6 @@ PRESET_TIPS = {
     "k = E": "Every expert works for every token: a dense mixture",
     "one expert": "A single expert: a dense network",
 }
-FIELDS = tuple(field.name for field in fields(PlaneSetting))
 PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
 
 
@@ -52,41 +50,36 @@ class Playground(Lab):
     title = "MoE playground"
     START = ("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed")
     LOOK = ("token", "mute", "x_axis")
-    PICKED = {"token": "token"}
+    PICKED = "token", "token"
+    STOPS = {"task": PLANE_TASKS, "router": tuple(ROUTERS), "router_start": tuple(ROUTER_STARTS)}
+    SETTINGS = tuple(field.name for field in fields(PlaneSetting))
 
     def __init__(
         self, preset="healthy", *, block: type[nn.Module] | None = None, seed=0, panels=PANELS, controls=None, play=0,
         max_steps=1500, **settings: Any
     ):  # fmt: skip
-        check_choice("preset", preset, PRESETS)
-        for name in settings:
-            check_choice("setting", name, FIELDS)
+        setting = asdict(PRESETS[check_choice("preset", preset, PRESETS)])
         if controls is not None:
-            every = self.START + self.LIVE + self.LOOK
-            controls = names_of(controls, "control", every) if controls else ()
-            self.START, self.LIVE, self.LOOK = (
-                tuple(name for name in names if name in controls) for names in (self.START, self.LIVE, self.LOOK)
-            )
+            controls = names_of(controls, "control", self.START + self.LIVE + self.LOOK) if controls else ()
+            for group in ("START", "LIVE", "LOOK"):
+                setattr(self, group, tuple(name for name in getattr(self, group) if name in controls))
         self.block = block
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
         values = {"preset": preset, "block": block, "seed": seed, "controls": controls, "token": 0, "mute": "none"}
-        values |= asdict(PRESETS[preset])
-        super().__init__(values | settings, panels, given=settings, play=play, max_steps=max_steps)
+        super().__init__(values | setting, panels, settings, play=play, max_steps=max_steps)
 
     # --- the specification ---
 
     @property
     def USUAL(self) -> dict[str, Any]:
         """See `Lab`: the fields of the preset, whose name is always written."""
-        usual = {"preset": None, "block": None, "seed": 0, "panels": PANELS, "controls": None}
-        usual |= {"play": 0, "max_steps": 1500}
-        return usual | asdict(PRESETS[self.values["preset"]])
+        usual = {"preset": None, "block": None, "seed": 0, "panels": PANELS, "controls": None, "play": 0}
+        return usual | {"max_steps": 1500} | asdict(PRESETS[self.values["preset"]])
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         if name == "mute":
             return ("none", *(f"E{e}" for e in range(values["num_experts"]) if "mute" not in self._block_idle))
-        names = {"task": PLANE_TASKS, "router": tuple(ROUTERS), "router_start": tuple(ROUTER_STARTS)}
-        return names.get(name) or super().stops(name, values)
+        return super().stops(name, values)
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
         if self.block is None:
@@ -101,7 +94,8 @@ class Playground(Lab):
 
     def setting_of(self, values: dict[str, Any]) -> PlaneSetting:
         """What these values put in force."""
-        return PlaneSetting(**{name: (values | self.in_force(values))[name] for name in FIELDS})
+        values = values | self.in_force(values)
+        return PlaneSetting(**{name: values[name] for name in self.SETTINGS})
 
     @property
     def setting(self) -> PlaneSetting:
@@ -112,20 +106,20 @@ class Playground(Lab):
         runs = plane_runs(self.setting_of(values), values["seed"], self.block)
         if self.block is not None:
             self._block_idle = idle_of_block(runs["MoE"].model)
-        self._draw_points(runs["MoE"].task, values["seed"])
         return runs
 
     # --- presets ---
 
     def rows(self) -> list[W.Widget]:
-        """A button for each preset, where all controls are there."""
+        """A button for each preset, where all controls are there; it is disabled where its knobs would be idle."""
         self._preset_buttons = {}
         if self.values["controls"] is not None:
             return []
         for name, setting in PRESETS.items():
-            button = self.button(name, PRESET_TIPS[name], lambda name=name: self._choose(name))
-            idle = self.idle(asdict(setting))
-            button.disabled = any(n in idle and getattr(setting, n) for n in ("noise_std", "capacity_factor"))
+            button = self.button(name, PRESET_TIPS[name], lambda name=name: self.choose_preset(name))
+            idle = [TRAINING[n] for n in self.idle(asdict(setting)) if n in TRAINING]
+            # a loss without use does no harm
+            button.disabled = any(getattr(setting, knob.name) != knob.off for knob in idle if knob.loss is None)
             self._preset_buttons[name] = button
         self.looked()
         return [W.Box([W.HTML("Presets:"), *self._preset_buttons.values()]).add_class("moe-bar")]
@@ -137,13 +131,14 @@ class Playground(Lab):
 
     def choose_preset(self, name: str) -> None:
         """Set all controls to a preset and start afresh. 'rescued' goes on with a collapsed run, if that is here."""
-        check_choice("preset", name, PRESETS)
-        self.loop.now(lambda: self._choose(name))
+        setting = asdict(PRESETS[check_choice("preset", name, PRESETS)])
 
-    def _choose(self, name: str) -> None:
-        goes_on = name == "rescued" and self.step > 0 and self.setting == PRESETS["collapse"]
-        controlled = {n: value for n, value in asdict(PRESETS[name]).items() if n in self.inputs}
-        self._apply(self.check(self.values | controlled | {"preset": name}), not goes_on)
+        def choose() -> None:
+            goes_on = name == "rescued" and self.step > 0 and self.setting == PRESETS["collapse"]
+            controlled = {n: value for n, value in setting.items() if n in self.inputs}
+            self._apply(self.check(self.values | controlled | {"preset": name}), not goes_on)
+
+        self.loop.now(choose)
 
     # --- what the panels show ---
 
@@ -155,21 +150,10 @@ class Playground(Lab):
     def stamp(self) -> tuple:
         return *super().stamp(), self.muted
 
-    def _draw_points(self, task, seed: int) -> None:
-        """The tokens that are shown, sorted by class, and more points to measure the load without noise on."""
-        self._tokens = draw_tokens(task, seed)
-        self.points, self.classes = (values[self._tokens.order] for values in self._tokens[:2])
-        self._more_points, _ = task.batch(NUM_MORE_POINTS, torch.Generator().manual_seed(seed + 1_000_002))
-
-    @property
-    def plane(self) -> Plane:
-        """The router without noise, over the plane and on the tokens that are shown."""
-        return self.read("plane", lambda: read_plane(self.main_run.model, self._tokens, self.muted))
-
     @property
     def clean_load(self) -> list[float]:
         """The load on many points, without noise."""
-        return self.read("clean load", lambda: load_share(route(self.main_run.model, self._more_points)[1]).tolist())
+        return self.read("clean load", lambda: clean_load(self.main_run, NUM_MORE_POINTS))
 
     def words(self) -> str:
         """See `Lab`; and whether the learning rate is too high."""
@@ -180,15 +164,15 @@ class Playground(Lab):
 
     def reading(self) -> str:
         """The routing of the selected token and, where an expert is muted, what is lost."""
-        plane, i, (x, y) = self.plane, self.selected, self.points[self.selected].tolist()
-        logits, probs = plane.routing.router_logits[i], plane.routing.router_probs[i]
+        plane, i = self.plane, self.selected
+        (x, y), logits, probs = plane.points[i].tolist(), plane.routing.router_logits[i], plane.routing.router_probs[i]
         best = probs.argsort(descending=True)[:4].tolist()
         read = ", ".join(f"E{e} {logits[e]:+.2f} ({probs[e]:.0%})" for e in best)
         mine = plane.routing.token_idx == i
         chosen = zip(plane.routing.weight[mine].tolist(), plane.routing.expert_idx[mine].tolist())
         served = ", ".join(f"{weight:.2f} × E{expert}" for weight, expert in chosen) or "no expert: it was dropped"
         verdict = "correct" if plane.correct[i] else "wrong"
-        text = f"Token {i} at ({x:.2f}, {y:.2f}), class {self.classes[i]}, {verdict}. "
+        text = f"Token {i} at ({x:.2f}, {y:.2f}), class {plane.classes[i]}, {verdict}. "
         text += f"Router logits (probabilities): {read}. Served by: {served}."
         if self.muted is not None:
             with_it, without = self.read("muted", self._read_muted)
@@ -207,7 +191,7 @@ class Playground(Lab):
 
 
 def idle_of_block(model: nn.Module) -> dict[str, str]:
-    """What a block of your own has no use for, and why."""
+    """Tell what a block of your own has no use for, and why."""
     idle, block = idle_knobs(model), model.block
     if getattr(getattr(block, "router", None), "weight", None) is None:
         idle["router_start"] = "the block has no router.weight"

@@ -2,7 +2,6 @@
 
 import functools
 import html
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +22,7 @@ USUAL_PANELS = ("loss", "layers", "domains", "classes", "text", "writing")
 SIZES = ("num_experts", "top_k", "d_ff", "router")  # fields of a `TransformerConfig` that have a control
 FIELDS = {f.name: getattr(TransformerConfig(), f.name) for f in fields(TransformerConfig) if f.name not in TRAINING}
 KNOBS_AT_FIRST = {name: knob.off for name, knob in TRAINING.items()} | {"lr": 0.005, "router_aux_loss_coef": 0.01}
+corpus = functools.cache(TextTask)  # the text of some domains
 NAMED_ROUTERS = tuple(name for name in ROUTERS if name != "gaussian noise")  # that is top-k, and the slider for noise
 
 
@@ -40,30 +40,32 @@ class RoutingLab(Lab):
 
     title = "Routing laboratory"
     START, LOOK = ("domains", *SIZES, "seed"), ("layer", "x_axis")
-    PICKED, SAME = {"layer": "layer"}, "domains"
+    PICKED, SAME = ("layer", "layer"), "domains"
+    STOPS = {"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)}
+    SETTINGS = (*FIELDS, *TRAINING)
     USUAL = {"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600} | FIELDS | KNOBS_AT_FIRST
-    USUAL |= {"layer": 0, "seed": 0, "threads": 2, "batch_size": 32}
+    USUAL |= {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32}
 
     def __init__(
-        self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer=0, seed=0, threads=2,
+        self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer=0, seed=0, threads=1,
         batch_size=32, play=0, max_steps=600, **settings: Any,
     ):  # fmt: skip
-        for name in settings:
-            check_choice("setting", name, (*FIELDS, *TRAINING))
         if config is not None and not isinstance(config, TransformerConfig):
             raise ValueError(f"config must be a TransformerConfig, got {type(config).__name__}")
         config = config or TransformerConfig()
-        if config.capacity_factor:
+        if config.capacity_factor:  # it is a knob here
             settings = {"capacity_factor": config.capacity_factor} | settings
         self._config = replace(config, capacity_factor=None, **{n: settings[n] for n in FIELDS if n in settings})
-        if len(self._moe_layers) == 0:
+        layers = self._config.moe_layers
+        self._num_layers = self._config.num_layers if layers is None else len(layers)  # with experts
+        if self._num_layers == 0:
             raise ValueError("moe_layers must name at least one layer, got none")
         self._routers: dict[Any, None] = dict.fromkeys(NAMED_ROUTERS)  # and your own, once you have named it
         if hasattr(task, "held_out"):  # a text of your own stays what it is
             self.START = self.START[1:]
-        values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST | settings
+        values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST
         values |= {"domains": task, "seed": seed, "layer": layer, "threads": threads, "batch_size": batch_size}
-        super().__init__(values, panels, given=settings, play=play, max_steps=max_steps, columns=2)
+        super().__init__(values, panels, settings, play=play, max_steps=max_steps, columns=2)
 
     # --- the specification ---
 
@@ -71,11 +73,10 @@ class RoutingLab(Lab):
         if name == "router":
             self._routers[values["router"]] = None
             return tuple((getattr(router, "__name__", router), router) for router in self._routers)
-        own = {"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128), "layer": range(len(self._moe_layers))}
-        return own.get(name) or super().stops(name, values)
+        return range(self._num_layers) if name == "layer" else super().stops(name, values)
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
-        one_layer = {"layer": "there is one layer with experts"} if len(self._moe_layers) == 1 else {}
+        one_layer = {"layer": "there is one layer with experts"} if self._num_layers == 1 else {}
         return idle_of(self._sized(values)) | one_layer
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
@@ -102,11 +103,6 @@ class RoutingLab(Lab):
 
     # --- what is seen ---
 
-    @property
-    def _moe_layers(self) -> Sequence[int]:
-        layers = self._config.moe_layers
-        return range(self._config.num_layers) if layers is None else layers
-
     def _sized(self, values: dict[str, Any]) -> TransformerConfig:
         return replace(self._config, **{name: values[name] for name in SIZES})
 
@@ -116,19 +112,13 @@ class RoutingLab(Lab):
         return expert_shares(self.traced, "layer").loc[self.layer].tolist()
 
     def words(self) -> str:
-        return f"Layer {self.layer}: " * (len(self._moe_layers) > 1) + super().words()
+        return f"Layer {self.layer}: " * (self._num_layers > 1) + super().words()
 
     def reading(self) -> str:
         """The expert that each domain goes to most."""
-        shares = expert_shares(self.traced, "domain", self.layer)
+        shares = self.read(f"shares {self.layer}", lambda: expert_shares(self.traced, "domain", self.layer))
         most = [f"{name} → {share.idxmax()} ({share.max():.0%})" for name, share in shares.iterrows()]
         return f"Where most of each domain goes: {', '.join(most)}."
-
-
-@functools.cache
-def corpus(domains: tuple[str, ...]) -> TextTask:
-    """The text of these domains."""
-    return TextTask(domains)
 
 
 @functools.cache

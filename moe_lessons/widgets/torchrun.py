@@ -6,12 +6,13 @@ import time
 from typing import Any
 
 import ipywidgets as W
+import numpy as np
 
 from moe_lessons.plots.marks import Axis, Boxes, Line, Panel, roomy
 from moe_lessons.support.errors import check_positive_int
 from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.live import end_with_its_cell
-from moe_lessons.widgets.loop import error_sentence
+from moe_lessons.widgets.loop import error_sentence, event_loop, on_the_loop
 from moe_lessons.widgets.picture import Picture
 
 
@@ -37,10 +38,7 @@ class TorchRun(Picture):
         self._button.on_click(lambda _: self.stop())
         title = W.HTML('<span class="moe-title">torchrun</span>')
         super().__init__(rows=[W.Box([title, self._bar, self._left, self._button]).add_class("moe-bar")])
-        try:
-            self._events = None if static_mode() else asyncio.get_running_loop()
-        except RuntimeError:
-            self._events = None
+        self._events = None if static_mode() else event_loop()
         if self._events is None:
             self._listen()
         else:
@@ -67,22 +65,18 @@ class TorchRun(Picture):
         """Read the records until the job is over, on a thread of its own where the notebook stays usable."""
         try:
             for record in self.job:
-                self._on_the_loop(self._hear, record)
+                on_the_loop(self._events, self._hear, record)
         except Exception as error:
             self.trouble = error_sentence(error)
-        self._on_the_loop(self._end)
-
-    def _on_the_loop(self, action, *arguments) -> None:
-        action(*arguments) if self._events is None else self._events.call_soon_threadsafe(action, *arguments)
+        on_the_loop(self._events, self._end)
 
     def _hear(self, record: dict) -> None:
         self.records.append(record)
         if record["event"] == "step":
-            now = record["step"], time.monotonic()
-            self._began = self._began or now
-            done, seconds = now[0] - self._began[0], now[1] - self._began[1]
-            left = f", {(self.steps - now[0]) * seconds / done:.0f} s left" if done else ""
-            self._bar.value, self._left.value = now[0], f"step {now[0]} of {self.steps}{left}"
+            step, now = record["step"], time.monotonic()
+            first, since = self._began = self._began or (step, now)
+            left = f", {(self.steps - step) * (now - since) / (step - first):.0f} s left" if step > first else ""
+            self._bar.value, self._left.value = step, f"step {step} of {self.steps}{left}"
         elif record["event"] == "restart":
             self._began, self._left.value = None, "starting again"
         self.show()
@@ -104,22 +98,19 @@ class TorchRun(Picture):
 
     def panels(self) -> list[Panel]:
         """The loss since each start, and the ranks."""
-        starts, states = [([], [])], self.states()  # of each start, the steps and their losses
+        starts, states = [[]], self.states()  # of each start, the steps and their losses
         for record in self.records:
             if record["event"] == "restart":
-                starts.append(([], []))
+                starts.append([])
             elif record["event"] == "step":
-                starts[-1][0].append(record["step"])
-                starts[-1][1].append(record["loss"])
+                starts[-1].append((record["step"], record["loss"]))
         names = ["loss", *["after the restart"] * (len(starts) - 1)]
-        lines = [Line(*points, name, 3 * (i > 0), strong=i == 0) for i, (points, name) in enumerate(zip(starts, names))]
-        top, num = roomy(max((loss for _, losses in starts for loss in losses), default=1), 1), len(states)
-        x, y, none = [0.5] * num, [rank + 0.5 for rank in range(num)], [-1] * num
-        texts, looks = (
-            [f"rank {rank}: {what}" for rank, what in states.items()],
-            [2 - (w == "trains") for w in states.values()],
-        )
-        boxes = Boxes(x, y, [0.9] * num, [0.7] * num, texts, looks, none, none, texts)
+        lines = [Line(*np.reshape(points, (-1, 2)).T, name, 3 * (i > 0), strong=i == 0)
+                 for i, (points, name) in enumerate(zip(starts, names))]  # fmt: skip
+        top, num = roomy(max((loss for points in starts for _, loss in points), default=1), 1), len(states)
+        texts = [f"rank {rank}: {what}" for rank, what in states.items()]
+        looks, none = [2 - (what == "trains") for what in states.values()], [-1] * num
+        boxes = Boxes([0.5] * num, np.arange(num) + 0.5, [0.9] * num, [0.7] * num, texts, looks, none, none, texts)
         size, axes = {"height": 190}, (Axis(0, 1, ticks=()), Axis(max(num, 1), 0, ticks=()))
         loss = Panel("Loss (cross entropy, nats)", lines, Axis(0, self.steps, "step"), Axis(0, top), width=8, **size)
         return [loss, Panel("Ranks", [boxes], *axes, width=4, **size)]

@@ -1,7 +1,7 @@
 """How fast live views are in a real browser: pictures a second, the share of training, and from a key to new pixels.
 
-    python tests/browser/measure.py            # on an otherwise idle machine
-    python tests/browser/measure.py --busy 2   # beside two busy processes
+    python tests/browser/measure.py                                  # on an otherwise idle machine
+    python tests/browser/measure.py --busy 2 --views "routing laboratory"   # one view, beside two busy processes
 
 It prints, and asserts nothing.
 """
@@ -11,14 +11,14 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from conftest import LabServer, NotebookPage, View, running_chromium
 
-SECONDS, KEYS = 10, 60
 COST = "cost = {0}.loop.cost\nprint(f\"{{cost['training'] / (cost['training'] + cost['showing']):.1%}}\")"
 LONG = "play=10**6, max_steps=10**6"
 
@@ -40,7 +40,7 @@ VIEWS = {
     "balancing laboratory": (
         f"BalancingLab({LONG})", True,
         [Key("Auxiliary loss", 8, "reading.includes(`minimised (${value})`)"),
-         Key("Highlight", 10, "reading.startsWith(value + ': ')", True)],
+         Key("Highlight", 10, "reading.startsWith(value + ': ')", is_list=True)],
     ),
     "routing laboratory": (
         f"RoutingLab({LONG})", True,
@@ -48,9 +48,11 @@ VIEWS = {
          Key("Layer", 3, "titles.every((title) => !/layer \\d/.test(title) || title.endsWith(`layer ${value}`))")],
     ),
     "collapse laboratory": (f"CollapseLab({LONG})", True, []),
+    "facts by heart": (f"FactsLab({LONG})", True, []),
     "cost calculator": (
         "CostCalculator()", False,
-        [Key("Layers", 30, "words !== before"), Key("Batch", 8, "words.includes(`${value} texts`)")],
+        [Key("Layers", 30, "words !== before"),
+         Key("Batch", 8, "words.includes(value === '1' ? 'for one text' : `for ${value} texts`)")],
     ),
 }  # fmt: skip
 IMPORTS = "from moe_lessons.widgets import *"
@@ -79,8 +81,8 @@ WATCH = """([control, isList, shows]) => {
 FRAMES = "Number(document.querySelector('.moe-canvas').dataset.frames)"
 
 
-def latencies(page, view: View, key: Key) -> list[float]:
-    """Milliseconds from a key on a control to the picture that shows its effect, sorted."""
+def latencies(page, view: View, key: Key, times: int) -> list[float]:
+    """Milliseconds from a key on a control to the picture that shows its effect, so many times, sorted."""
     page.evaluate(WATCH, [key.control, key.is_list, key.shows])
     control = view.view.get_by_label(key.control, exact=True) if key.is_list else view.handle(key.control)
     forth, back = ("ArrowDown", "ArrowUp") if key.is_list else ("ArrowRight", "ArrowLeft")
@@ -88,7 +90,7 @@ def latencies(page, view: View, key: Key) -> list[float]:
     page.keyboard.press("Home")
     page.wait_for_timeout(1500)
     taken = []
-    for i in range(KEYS):
+    for i in range(times):
         page.evaluate("expect()")
         page.keyboard.press(forth if i // (key.stops - 1) % 2 == 0 else back)
         page.wait_for_function("() => window.arrived", timeout=20_000)
@@ -97,10 +99,10 @@ def latencies(page, view: View, key: Key) -> list[float]:
     return sorted(taken)
 
 
-def fresh_starts(page, view: View) -> list[float]:
-    """Milliseconds from a click on Reset, while it trains, to the picture of the new start, sorted."""
+def fresh_starts(page, view: View, times: int) -> list[float]:
+    """Milliseconds from a click on Reset, while it trains, to the picture of the new start, so many times, sorted."""
     taken = []
-    for _ in range(11):
+    for _ in range(times):
         page.wait_for_timeout(600)
         start = time.monotonic()
         view.button("Reset").click()
@@ -113,12 +115,12 @@ def say(what: str, result: str) -> None:
     print(f"  {what:50} {result}", flush=True)
 
 
-def pace(notebook: NotebookPage, view: View) -> None:
-    """Pictures and steps a second, and the share of training."""
+def pace(notebook: NotebookPage, view: View, seconds: float) -> None:
+    """Pictures and steps a second, over so many seconds, and the share of training."""
     page = notebook.page
-    page.wait_for_timeout(3000)
+    page.wait_for_timeout(300 * seconds)
     frames, steps, start = page.evaluate(FRAMES), view.step, time.monotonic()
-    page.wait_for_timeout(1000 * SECONDS)
+    page.wait_for_timeout(1000 * seconds)
     seconds = time.monotonic() - start
     say("pictures a second seen in the browser", f"{(page.evaluate(FRAMES) - frames) / seconds:.1f}")
     say("steps a second", f"{(view.step - steps) / seconds:.0f}")
@@ -129,8 +131,9 @@ def pace(notebook: NotebookPage, view: View) -> None:
     view.is_drawn()
 
 
-def measure(server: LabServer, browser, name: str, code: str, trains: bool, keys: list[Key]) -> None:
+def measure(server: LabServer, browser, name: str, seconds: float, keys: int) -> None:
     """Print all figures of one view, in a page of its own."""
+    code, trains, controls = VIEWS[name]
     print(f"{name}, load of the machine {os.getloadavg()[0]:.1f}")
     server.write("measure.ipynb", IMPORTS, f"lab = {code}\nlab", COST.format("lab") if trains else "")
     context = browser.new_context(viewport={"width": 1280, "height": 1000})
@@ -139,36 +142,45 @@ def measure(server: LabServer, browser, name: str, code: str, trains: bool, keys
     notebook.run_all()
     view = View(notebook.page)
     if trains:
-        pace(notebook, view)
+        pace(notebook, view, seconds)
     if name == "playground":
-        middle = fresh_starts(notebook.page, view)[5]
-        say("click on Reset to the new start", f"median {middle:.0f} ms, the click included")
+        taken = fresh_starts(notebook.page, view, 1 + keys // 6)  # 11 of the usual 60
+        say("click on Reset to the new start", f"median {taken[len(taken) // 2]:.0f} ms, the click included")
     for state in ("training", "paused") if trains else ("",):
         if state == "paused":
             view.pause()
-        for key in keys:
-            taken = latencies(notebook.page, view, key)
+        for key in controls:
+            taken = latencies(notebook.page, view, key, keys)
             goal = "all panels" if "titles" in key.shows else "new pixels"
-            middle, late = taken[KEYS // 2], taken[int(0.95 * KEYS)]
+            middle, late = taken[keys // 2], taken[int(0.95 * keys)]
             what = f"{key.control} key to {goal}{state and ', '}{state}"
             say(what, f"median {middle:.0f} ms, 95th percentile {late:.0f} ms")
     context.close()
     server.end_kernels()
 
 
+@contextmanager
+def busy_processes(number: int) -> Iterator[None]:
+    """Processes that only loop, as long as it lasts."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--busy", type=int, default=0, metavar="N", help="run N busy processes beside it")
     parser.add_argument("--views", nargs="+", choices=VIEWS, default=[*VIEWS], help="only these")
+    parser.add_argument("--seconds", type=float, default=10, help="over which pictures are counted")
+    parser.add_argument("--keys", type=int, default=60, help="how many are pressed on each control")
     options = parser.parse_args()
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(options.busy)]
-    try:
-        with TemporaryDirectory() as folder, closing(LabServer(Path(folder))) as server, running_chromium() as browser:
+    with busy_processes(options.busy), TemporaryDirectory() as folder, closing(LabServer(Path(folder))) as server:
+        with running_chromium() as browser:
             for name in options.views:
-                measure(server, browser, name, *VIEWS[name])
-    finally:
-        for process in busy:
-            process.kill()
+                measure(server, browser, name, options.seconds, options.keys)
 
 
 if __name__ == "__main__":

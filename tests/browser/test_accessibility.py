@@ -1,13 +1,14 @@
 """What our views and outputs show in JupyterLab can be used by everyone (WCAG 2.1 AA, by axe-core), in both themes."""
 
 VIEWS = (
-    "from moe_lessons.course import *\nfrom moe_lessons.widgets import *\nimport pandas",
+    "from moe_lessons.course import *\nfrom moe_lessons.hub import ConfigCalculator\n"
+    "from moe_lessons.widgets import *\nimport pandas",
     "Playground(play=5)",
     "BalancingLab(('nothing', 'auxiliary loss'), seeds=1, play=3)",
     "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, threads=1, play=3)",
     "CollapseLab(('film', 'load', 'gradient film', 'gradient'), play=3)",
     "FactsLab(play=2)",
-    "CostCalculator()",
+    "ConfigCalculator()",
     "prediction = Prediction('How many?', ('all', 'one'))\nprediction",
     "prediction.compare('one')",
     "NumberPrediction('How many?', 'experts', 1, 8)",

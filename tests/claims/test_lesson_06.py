@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from moe_lessons.analysis.collapse import score_pushes, watched_run
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.analysis.load import balance_by_layer, load_statistics
-from moe_lessons.exercises.check_causality import OutputOnly, causality_cases, my_sees_the_future
+from moe_lessons.exercises.lesson_06b import OutputOnly, causality_cases, my_sees_the_future
 from moe_lessons.nn import LanguageModel, MoE, Routing, TopKRouter, TransformerConfig, load_balancing_loss, seeded
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import (
@@ -73,7 +73,7 @@ def dead(band: SeedBand) -> np.ndarray:
 
 def recent(band: SeedBand, name: str) -> np.ndarray:
     """The mean over the last 20 steps of what the records have for each seed (S,), or for all (a number)."""
-    return np.mean([getattr(record, name) for record in band.records[-20:]], axis=0)
+    return np.mean([(vars(record) | record.auxiliary)[name] for record in band.records[-20:]], axis=0)
 
 
 def accuracies(band: SeedBand) -> np.ndarray:

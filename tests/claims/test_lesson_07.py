@@ -25,7 +25,7 @@ from moe_lessons.analysis import (
     union_law,
 )
 from moe_lessons.analysis.counting import MODEL_SHAPES
-from moe_lessons.exercises.check_decoding import my_full_batch
+from moe_lessons.exercises.lesson_07 import my_full_batch
 from moe_lessons.nn import (
     EQUAL_ACTIVE,
     EQUAL_TOTAL,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Assignment = tuple[int, int, Tensor]  # token, expert, weight
 
@@ -166,18 +166,6 @@ def assert_same(y: Tensor, expected: Tensor, inputs: Iterable[Tensor], **toleran
     inputs, cotangent = list(inputs), torch.randn_like(y)
     ours, theirs = gradients(y, inputs, cotangent), gradients(expected, inputs, cotangent)
     torch.testing.assert_close(ours, theirs, **tolerance)
-
-
-def gradcheck_module(module: nn.Module, x: Tensor, fast_mode: bool = True) -> None:
-    """The gradients of x and of all parameters against differences of the outputs."""
-    parameters = dict(module.named_parameters())
-
-    def output(x: Tensor, *weights: Tensor) -> Tensor:
-        out = torch.func.functional_call(module, dict(zip(parameters, weights)), (x,))
-        return out[0] if isinstance(out, tuple) else out
-
-    x = x.requires_grad_(x.is_floating_point())
-    assert torch.autograd.gradcheck(output, (x, *parameters.values()), fast_mode=fast_mode)
 
 
 def refused(message: str):

@@ -21,12 +21,11 @@ async def test_it_trains_the_collapse_and_says_what_is_seen():
     assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 25  # a collapse is over by then
 
 
-@on_a_loop
-async def test_gradients_are_shown_as_shares_also_where_there_are_none():
-    for learns, total in (("all", 1), ("router only", 0)):
-        lab = CollapseLab(("gradient film", "gradient"), learns=learns)
-        lab.advance(8)
-        film, bars = mark(lab, 0, Stack), mark(lab, 1, Bars)
-        assert bars.y.sum() == pytest.approx(total) and bars.second_name == "its load"
-        assert bars.second == pytest.approx(np.mean([r.load[0] for r in lab.main_run.records], axis=0))
-        assert film.x.tolist() == (list(range(1, 9)) if total else []) and film.y.sum(axis=1) == pytest.approx(1)
+@pytest.mark.parametrize("learns, total", [("all", 1), ("router only", 0)])
+def test_gradients_are_shown_as_shares_also_where_there_are_none(learns, total):
+    lab = CollapseLab(("gradient film", "gradient"), learns=learns)
+    lab.advance(8)
+    film, bars = mark(lab, 0, Stack), mark(lab, 1, Bars)
+    assert bars.y.sum() == pytest.approx(total) and bars.second_name == "its load"
+    assert bars.second == pytest.approx(np.mean([r.load[0] for r in lab.main_run.records], axis=0))
+    assert film.x.tolist() == (list(range(1, 9)) if total else []) and film.y.sum(axis=1) == pytest.approx(1)

@@ -21,7 +21,6 @@ from moe_lessons.analysis.inference import bytes_per_step
 from moe_lessons.nn import (
     ExpertChoiceRouter,
     FeedForward,
-    HashRouter,
     LanguageModel,
     MoE,
     NoisyTopKRouter,
@@ -80,21 +79,11 @@ def test_moe_and_twins_against_formula_and_numel(d_model, d_ff, num_experts, dat
             assert count_parameters(twin) == ParameterCount(size - router, size - router)
 
 
-@pytest.mark.parametrize("activation, rows", [("swiglu", 24), ("relu", 12)])
-def test_biases_of_the_experts_count_as_the_experts_do_and_are_no_matrix(activation, rows):
-    plain, biased = (MoE(8, 12, 4, 2, activation=activation, bias=bias) for bias in (False, True))
+def test_biases_of_the_experts_count_as_the_experts_do_and_are_no_matrix():
+    plain, biased = (MoE(8, 12, 4, 2, bias=bias) for bias in (False, True))
     before, after = count_parameters(plain), count_parameters(biased)
-    assert (after.total - before.total, after.active - before.active) == (4 * (rows + 8), 2 * (rows + 8))
+    assert (after.total - before.total, after.active - before.active) == (4 * (24 + 8), 2 * (24 + 8))
     assert flops_per_token(plain) == flops_per_token(biased)
-
-
-def test_routers_count_with_what_is_learned():
-    def routers_share(router):
-        return count_parameters(MoE(8, 12, 4, 2, router=router)).active - 2 * 3 * 8 * 12
-
-    assert routers_share(SigmoidRouter(8, 4, 2)) == 4 * 8  # the expert_bias is not learned
-    assert routers_share(ExpertChoiceRouter(8, 4, 2)) == 4 * 8
-    assert routers_share(HashRouter(4, 50, 2)) == 0
 
 
 def test_a_learners_class_and_a_model_that_contains_it():
@@ -121,7 +110,7 @@ def test_a_mixture_without_experts_is_refused_by_name(count):
 
 
 SHARED = {"shared_d_ff": 5}
-BLOCKS = [{"top_k": top_k, "activation": activation} for top_k in (1, 2, 4) for activation in ACTIVATIONS]
+BLOCKS = [{"top_k": 1}, {"top_k": 4}, *({"activation": activation} for activation in ACTIVATIONS)]
 BLOCKS += [SHARED, SHARED | {"shared_expert_gate": True}, SHARED | {"weight_input": True}]
 BLOCKS += [{"router": router(8, 4, 2)} for router in (NoisyTopKRouter, SigmoidRouter, ExpertChoiceRouter)]
 
@@ -136,28 +125,6 @@ def test_flops_are_exact(arguments, num_tokens, training):
         assert measured_flops(module, x, backward=training) == num_tokens * flops_per_token(module, training)
 
 
-def test_training_flops_without_the_gradient_of_the_input():
-    """A first layer needs no gradient for its input: the product that would make it is not computed."""
-    x = torch.randn(16, 8)
-    dense = FeedForward(8, 12)
-    missing = 2 * (2 * 12 * 8)  # of gate and up
-    assert measured_flops(dense, x, backward=True) == 16 * (flops_per_token(dense, training=True) - missing)
-    block = MoE(8, 12, num_experts=4, top_k=2, dispatch="loop")
-    missing = 2 * (2 * (2 * 12 * 8) + 4 * 8)  # of gate and up in both experts, and of the router
-    assert measured_flops(block, x, backward=True) == 16 * (flops_per_token(block, training=True) - missing)
-
-
-def test_dense_dispatch_computes_every_expert():
-    x = torch.randn(16, 8)
-    block = MoE(8, 12, num_experts=4, top_k=1, dispatch="dense")
-    assert measured_flops(block, x) == 16 * flops_per_token(MoE(8, 12, num_experts=4, top_k=4))
-
-
-def test_flops_of_a_hash_router():
-    block = MoE(8, 12, 4, 2, router=HashRouter(4, 50, 2), dispatch="loop")
-    assert measured_flops(block, torch.randn(16, 8), torch.randint(0, 50, (16,))) == 16 * flops_per_token(block)
-
-
 def test_soft_moe_has_no_cost_for_one_token():
     with pytest.raises(ValueError, match="^module must have a cost for each token, got a SoftMoE"):
         flops_per_token(SoftMoE(8, 12, 4))
@@ -170,8 +137,6 @@ def test_the_kv_cache_is_as_large_as_that_of_a_model():
     cache = LanguageModel(config).to(torch.bfloat16).new_cache(batch_size=1, max_length=200)
     assert shape.kv_cache_gb(200) == pytest.approx((cache.keys.nbytes + cache.values.nbytes) / 1e9)
     assert shape.dense_twin("total").kv_cache_gb(200) == shape.kv_cache_gb(200) and shape.kv_cache_gb(0) == 0
-    with pytest.raises(ValueError, match="^context_length must be"):
-        shape.kv_cache_gb(-1)
 
 
 def test_presets_against_the_published_models():
@@ -212,21 +177,11 @@ def test_shape_against_hugging_face_parameters_and_flops(changes):
         assert measured_flops(model.forward, tokens) == length * shape.flops_per_token(context_length=length)
 
 
-def test_a_dense_shape_has_no_router_and_uses_all():
-    dense = dataclasses.replace(SMALL, num_experts=1, top_k=1)
-    assert dense.parameters()["router"].total == 0
-    assert dense.count.total == dense.count.active
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"top_k": 7}, r"top_k must be between 1 and num_experts \(6\), got 7"),
-        ({"top_k": 0}, r"top_k must be between 1 and num_experts \(6\), got 0"),
-        ({"num_experts": 0}, "num_experts must be a whole number of at least 1, got 0"),
-        ({"d_ff": 0}, "d_ff must be a whole number of at least 1, got 0"),
         ({"d_model": 32.0}, "d_model must be a whole number of at least 1, got 32.0"),
-        ({"vocab_size": True}, "vocab_size must be a whole number of at least 1, got True"),
         ({"num_kv_heads": 3}, r"num_kv_heads must divide num_heads \(4\), got 3"),
         ({"shared_experts": -1}, "shared_experts must be a whole number from 0 up, got -1"),
     ],
@@ -237,7 +192,8 @@ def test_bad_shapes_are_refused(changes, message):
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="context_length must be a finite number of at least 0, got -1"):
-        SMALL.flops_per_token(-1)
+    for count in (SMALL.flops_per_token, SMALL.kv_cache_gb):
+        with pytest.raises(ValueError, match="context_length must be a finite number of at least 0, got -1"):
+            count(-1)
     with pytest.raises(ValueError, match="match must be one of 'active', 'total', got 'equal'"):
         SMALL.dense_twin("equal")

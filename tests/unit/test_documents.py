@@ -7,6 +7,7 @@ import nbformat
 import pytest
 
 from moe_lessons.course.lessons import LESSONS
+from tools import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,7 +57,8 @@ def test_each_lesson_links_its_terms_to_the_glossary(lesson):
     assert len(links) >= 5 and set(links) <= set(anchors)
 
 
-def test_the_instructors_page_has_every_lesson_as_the_course_has_it():
-    page = (ROOT / "docs" / "instructors.md").read_text(encoding="utf-8")
-    for number, file, title, minutes, goal in LESSONS:
-        assert f"| {number} | [{title}](../notebooks/{file}) | {minutes} | {goal} |" in page, number
+@pytest.mark.parametrize("name", tables.ROWS)
+def test_the_documents_have_the_lessons_as_the_course_has_them(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert tables.with_table(name) == text, "python -m tools.tables writes it anew"
+    assert all(tables.ROWS[name](lesson) in text for lesson in LESSONS)

@@ -28,11 +28,6 @@ def test_the_interval_has_each_seed_against_its_own_dense_models():
     assert (found.low, found.high) == pytest.approx((64 * 2**1.35, 64 * 2**1.65))
 
 
-def test_of_losses_the_negative_is_given_and_the_order_of_widths_does_not_matter():
-    losses = {512: [-0.35], 64: [-0.39], 128: [-0.38]}
-    assert effective_width(losses, [-0.385]).width == pytest.approx(64 * 2**0.5)
-
-
 def test_where_a_wider_model_is_worse_by_chance_the_least_width_that_is_as_good_counts():
     family = {64: [0.0], 128: [2.0], 256: [1.0], 512: [3.0]}
     assert effective_width(family, [2.0]).width == 128
@@ -49,22 +44,12 @@ def test_outside_the_family_nothing_is_extrapolated():
     assert str(above.times(128)) == "above 4" and above.times(128).width == math.inf
 
 
-def test_times_and_words():
-    found = effective_width(curve(0.25), [1.5] * 2)
-    times = found.times(64)
-    assert times.width == pytest.approx(2**1.5) and times.low == pytest.approx(2**1.25)
-    assert str(found) == "181 (152 to 215)" and str(times) == "2.83 (2.38 to 3.36)"
-
-
 @pytest.mark.parametrize(
     "family, mixture, message",
     [
-        ({64: [1.0]}, [1.0], "at least two widths above 0, got .64."),
-        ({0: [1.0], 64: [1.0]}, [1.0], "at least two widths above 0"),
-        ({64: [1.0], 128: [1.0, 2.0]}, [1.0], "each width of the family must have as many seeds"),
-        ({64: [], 128: []}, [1.0], "as many seeds"),
-        ({64: [1.0], 128: [2.0]}, [], "one or more, got .0, 1, 1."),
-        ({64: [1.0], 128: [2.0]}, [1.0, 2.0], "as many seeds"),
+        ({64: [1.0]}, [1.0], "family must have two widths or more"),
+        ({64: [1.0], 128: [1.0, 2.0]}, [1.0], "with as many seeds as the mixture, got .1, 1, 2."),
+        ({64: [1.0], 128: [2.0]}, [], "as many seeds"),
         ({64: [1.0], 128: [np.nan]}, [1.0], "must have finite qualities"),
     ],
 )

@@ -1,7 +1,5 @@
 """Families as specifications: they build blocks that work, of the published sizes; finer experts keep work and size."""
 
-import inspect
-
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +8,7 @@ from oracle import refused
 
 from moe_lessons.analysis import count_parameters, flops_per_token, published_models
 from moe_lessons.nn import MoE, SigmoidRouter, SoftMoE, TopKRouter
-from moe_lessons.nn.families import FAMILIES, difference, finer, modern
+from moe_lessons.nn.families import FAMILIES, finer, modern
 from moe_lessons.nn.soft_moe import soft_twin
 from moe_lessons.tasks import FactsAtOnce, TextAtOnce
 from moe_lessons.tasks.facts import NOT_SCORED
@@ -32,7 +30,8 @@ def test_a_family_builds_a_block_in_small_and_in_its_published_size(name):
     small = MoE(d_model=8, d_ff=4, **spec)
     y, routing = small(torch.randn(6, 8))
     assert y.isfinite().all() and len(routing.expert_idx) + routing.dropped == 6 * row.top_k
-    real = MoE(d_model=int(row.d_model), d_ff=int(row.d_ff), **spec, device="meta")
+    with torch.device("meta"):
+        real = MoE(d_model=int(row.d_model), d_ff=int(row.d_ff), **spec)
     count = count_parameters(real)
     matrices = 2 if spec.get("activation") == "relu" else 3
     expert = matrices * row.d_model * row.d_ff * (1 + 1e-3)  # gpt-oss has biases too
@@ -43,14 +42,7 @@ def test_a_family_builds_a_block_in_small_and_in_its_published_size(name):
 def test_every_family_of_the_hub_is_here():
     from moe_lessons import hub
 
-    assert {family for family, _ in hub.FAMILIES.values()} == set(FAMILIES) - {"DeepSeekMoE"}
-
-
-def test_a_difference_is_what_turns_one_into_the_other():
-    for one in FAMILIES.values():
-        for other in FAMILIES.values():
-            here, there = difference(one, other)
-            assert {key: value for key, value in one.items() if key not in here} | there == other
+    assert {family.name for family in hub.FAMILIES.values()} == set(FAMILIES) - {"DeepSeekMoE"}
 
 
 @given(st.integers(1, 6), st.data())
@@ -72,7 +64,6 @@ def test_finer_experts_do_the_same_work(top_k, data):
 def test_bad_cuts_are_refused():
     for arguments, message in (
         ((8, 2, 32, 5), r"times must divide d_ff \(32\), got 5"),
-        ((8, 2, 32, 0), "times must be a whole number of at least 1, got 0"),
         ((8, 2, 32, 4, 8), r"shared must be below top_k · times \(8\), got 8"),
         ((8, 2, 32, 4, -1), "shared must be a whole number from 0 up, got -1"),
         ((2, 3, 32), r"top_k must be between 1 and num_experts \(2\), got 3"),
@@ -94,13 +85,9 @@ def test_a_router_by_name_class_or_function():
     assert MoE(4, 8, 4, router=SigmoidRouter, router_bias=True, num_groups=2).router.bias is not None
     made = MoE(4, 8, 4, 2, router=lambda d_model, num_experts, top_k: TopKRouter(d_model, num_experts, top_k)).router
     assert (made.d_model, made.num_experts, made.top_k) == (4, 4, 2)
-    assert MoE(4, 8, 4, router="expert choice", dtype=torch.float64).router.weight.dtype == torch.float64
-    assert MoE(4, 8, 4, shared_experts=3).shared_expert.d_model == 4
-    assert inspect.signature(MoE).parameters["shared_experts"].default == 0
+    assert MoE(4, 8, 4, shared_experts=2, shared_d_ff=5).shared_expert.d_ff == 21
     with pytest.raises(TypeError, match="num_grups"):
         MoE(4, 8, 4, router="sigmoid", num_grups=2)
-    with refused("shared_d_ff must be None where shared_experts is 2, got 5"):
-        MoE(4, 8, 4, shared_experts=2, shared_d_ff=5)
 
 
 # --- all at once -----------------------------------------------------------------------------------------------

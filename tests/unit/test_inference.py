@@ -4,14 +4,11 @@ import dataclasses
 import math
 from itertools import cycle
 
-import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
-from moe_lessons.analysis import count_parameters, flops_per_token, timing
+from moe_lessons.analysis import count_parameters, flops_per_token, inference, timing
 from moe_lessons.analysis.inference import (
     Machine,
     arithmetic_intensity,
@@ -55,30 +52,20 @@ def test_the_law_is_what_a_simulation_finds(num_experts, top_k, batch):
     assert abs(counts.mean() - union_law(num_experts, top_k, batch)) < 4 * standard_error
 
 
-@given(num_experts=st.integers(1, 300), share=st.floats(0, 1), batch=st.integers(1, 500))
-def test_the_law_at_its_ends_and_between(num_experts, share, batch):
-    top_k = max(1, round(share * num_experts))
-    distinct = union_law(num_experts, top_k, batch)
-    assert union_law(num_experts, top_k, 1) == pytest.approx(top_k)
-    assert union_law(num_experts, num_experts, batch) == num_experts
-    assert top_k * (1 - 1e-9) <= distinct <= min(num_experts, batch * top_k) * (1 + 1e-9)
-    assert union_law(num_experts, top_k, batch + 1) >= distinct
-
-
 def test_uniform_routing_follows_the_law():
     model = model_of(router=UniformRouter)
     with seeded(0):
-        frame = distinct_experts(model, torch.randint(256, (64, 32)), draws=400)
+        frame = distinct_experts(model, torch.randint(256, (64, 32)))
     assert frame.groupby("layer").batch.apply(list).tolist() == [[1, 2, 4, 8, 16, 32, 64]] * 2
     assert (frame.distinct[frame.batch == 1] == 2).all()
     error = (frame.distinct - frame.union_law).abs()
-    assert error.max() < 4 * 1.3 / 400**0.5  # a count of distinct experts varies by less than 1.3, here
+    assert error.max() < 4 * 1.3 / 200**0.5  # a count of distinct experts varies by less than 1.3, here
 
 
 def test_distinct_experts_are_those_of_the_routings():
     """With one position and all sequences in the batch there is one possible step: count it by hand."""
     model, ids = model_of(), torch.arange(5)[:, None]
-    frame = distinct_experts(model, ids, (5,), draws=3)
+    frame = distinct_experts(model, ids, (5,))
     counted = [routing.expert_idx.unique().numel() for routing in model(ids)[1]]
     assert frame.distinct.tolist() == counted
 
@@ -87,14 +74,6 @@ def test_one_token_repeated_touches_k_also_in_training_and_a_full_mixture_all():
     same, noisy = torch.full((16, 4), 7), model_of(router="gaussian noise").train()
     assert (distinct_experts(noisy, same, (1, 8, 16)).distinct == 2).all() and noisy.training
     assert (distinct_experts(model_of(top_k=8), same, (1, 8)).distinct == 8).all()
-
-
-def test_a_layer_is_an_moe_layer_and_the_seed_decides():
-    ids = torch.arange(8 * 16).view(8, 16)
-    model = model_of(moe_layers=(1,))
-    assert set(distinct_experts(model, ids, (4,)).layer) == {0}
-    first, again, other = (distinct_experts(model, ids, (4,), seed=seed) for seed in (0, 0, 1))
-    assert first.equals(again) and not first.equals(other)
 
 
 @pytest.fixture
@@ -163,16 +142,11 @@ def test_intensity_of_a_dense_model_is_half_the_batch():
     assert arithmetic_intensity(moe, 8) == pytest.approx(4 * 2 / union_law(8, 2, 8), rel=0.1)  # the router aside
 
 
-def test_the_roof():
-    machine = Machine(bytes_per_second=10.0, flops_per_second=80.0)
-    assert machine.ridge == 8
-    assert [machine.attainable(intensity) for intensity in (0.5, 8, 100)] == [5, 80, 80]
-
-
 def test_a_machine_is_the_best_of_its_tries(monkeypatch):
     times = cycle([4000.0, 8000.0, 2000.0, 5000.0])  # reading, arithmetic, reading, arithmetic
     monkeypatch.setattr(timing, "milliseconds", lambda function: next(times))
-    assert measure_machine(megabytes=1, repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
+    monkeypatch.setattr(inference, "MEGABYTES", 1)
+    assert measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
 
 
 def test_points_under_the_roof(clock):
@@ -185,7 +159,6 @@ def test_points_under_the_roof(clock):
 
 IDS = torch.zeros(4, 3, dtype=torch.long)
 BATCHES = "^batch_sizes must be whole numbers from 1 to the number of sequences, got "
-NO_MODELS = "^models must be a dict of names and LanguageModels, got "
 NO_CACHE = "^a model must decode with a cache, got one whose routing of a token"
 
 
@@ -193,27 +166,22 @@ NO_CACHE = "^a model must decode with a cache, got one whose routing of a token"
     "call, message",
     [
         (lambda: union_law(8, 9, 1), r"^top_k must be between 1 and num_experts \(8\), got 9$"),
-        (lambda: union_law(0, 1, 1), "^num_experts must be a whole number of at least 1, got 0$"),
         (lambda: union_law(8, 2, 0), "^batch_size must be a whole number of at least 1, got 0$"),
         (lambda: distinct_experts(model_of(moe_layers=()), IDS, (1,)), "^model must contain a mixture of experts"),
         (lambda: distinct_experts(model_of(), IDS, (1, 5)), BATCHES + r"\(1, 5\)$"),
-        (lambda: distinct_experts(model_of(), IDS, (0,)), BATCHES + r"\(0,\)$"),
         (lambda: distinct_experts(model_of(), IDS, ()), BATCHES + r"\(\)$"),
-        (lambda: distinct_experts(model_of(router="expert choice"), IDS, (1,)), NO_CACHE),
         (lambda: distinct_experts(model_of(capacity_factor=0.5), IDS, (1,)), NO_CACHE),
-        (lambda: decode_speed({}), NO_MODELS + "{}$"),
-        (lambda: decode_speed([model_of()]), NO_MODELS + r"\[LanguageModel"),
-        (lambda: decode_speed({"a": MoE(4, 4, 4)}), NO_MODELS + "{'a': MoE"),
-        (lambda: decode_speed({"a": model_of()}, seed="a"), "^seed must be a whole number"),
+        (
+            lambda: decode_speed([model_of()]),
+            r"^models must be a dict of names and LanguageModels, got \[LanguageModel",
+        ),
+        (lambda: decode_speed({"a": MoE(4, 4, 4)}), "^a model must be a LanguageModel, got MoE$"),
         (lambda: decode_speed({"a": model_of()}, (1, -2)), BATCHES),
         (lambda: decode_speed({"a": model_of()}, num_tokens=0), "^num_tokens must be"),
         (lambda: decode_speed({"a": model_of()}, prompt_length=30), r"at most max_positions \(32\), got 35$"),
         (lambda: decode_speed({"a": model_of(router="expert choice")}), NO_CACHE),
         (lambda: Machine(math.nan, 1.0), "^bytes_per_second must be a finite number above 0, got nan$"),
-        (lambda: Machine(1.0, 0), "^flops_per_second must be a finite number above 0, got 0$"),
-        (lambda: measure_machine(megabytes=0), "^megabytes must be a whole number of at least 1, got 0$"),
-        (lambda: measure_machine(1, repeats=0), "^repeats must be a whole number of at least 1, got 0$"),
-        (lambda: roofline_points({}, pd.DataFrame({"model": ["a"]})), "^model must be one of , got 'a'$"),
+        (lambda: measure_machine(repeats=0), "^repeats must be a whole number of at least 1, got 0$"),
     ],
 )
 def test_bad_input(call, message):

@@ -7,11 +7,13 @@ import types
 from pathlib import Path
 
 import pytest
+from oracle import refused
 from torch import nn
 
-from moe_lessons.nn import FeedForward, MoE, TopKRouter
-from moe_lessons.training import PlaneSetting, load_checkpoint, plane_runs, save_checkpoint
-from moe_lessons.training.knobs import KNOBS, TRAINING, idle_knobs, idle_with
+from moe_lessons.nn import FeedForward, LanguageModel, MoE, TopKRouter, TransformerConfig
+from moe_lessons.tasks import TextTask
+from moe_lessons.training import PlaneSetting, Run, load_checkpoint, plane_model, plane_runs, save_checkpoint
+from moe_lessons.training.knobs import KNOBS, TRAINING, Knob, idle_knobs, idle_with
 from moe_lessons.widgets import BalancingLab, Playground, RoutingLab
 from moe_lessons.widgets.controls import control
 
@@ -33,7 +35,7 @@ def test_every_knob_of_training_is_in_settings_runs_laboratories_and_checkpoints
         usual = {"lr": 0.02, "router_aux_loss_coef": 0.02}.get(name, knob.off)
         assert fields[name] == usual and all(name in lab.inputs for lab in labs)
         assert control(name).value is not None and knob.check(usual) == usual
-        if run.knobs.has(name):
+        if name not in idle_with("sigmoid"):
             setattr(run.knobs, name, 0.5)
     save_checkpoint(run, tmp_path / "run.pt")
     same = load_checkpoint(plane_runs(PlaneSetting(router="sigmoid"))["MoE"], tmp_path / "run.pt")
@@ -60,16 +62,65 @@ def test_a_model_without_a_mixture_has_no_use_for_what_acts_on_one():
     assert set(idle_knobs(both)) == set(idle_knobs(both[0]))  # of use in one layer is of use
 
 
+# --- a new one is an entry --------------------------------------------------------------------------------
+
+
+def surprise(routing):
+    """A loss that is lowest where the router is sure."""
+    return -routing.router_probs.square().sum(dim=-1).mean()
+
+
+@pytest.mark.parametrize("loss, name", [(surprise, "surprise"), (lambda routing: surprise(routing), "confidence")])
+def test_a_new_loss_is_a_row_and_is_in_history_and_in_checkpoints(loss, name, monkeypatch, tmp_path):
+    monkeypatch.setitem(TRAINING, "confidence", Knob("confidence", "Confidence", loss=loss))
+    text = TextTask(["json"], context=16)
+    runs = [Run(LanguageModel(TransformerConfig(**SMALL, max_positions=16)), text, batch_size=4) for _ in range(3)]
+    for run in runs[:2]:
+        run.model.load_state_dict(runs[2].model.state_dict())
+    plain, run, later = runs
+    run.knobs.confidence = 1.0
+    first, other = (each.step() for each in (run, plain))
+    assert first.auxiliary == other.auxiliary and first.auxiliary[name] < 0 and run.step().loss != plain.step().loss
+    save_checkpoint(run, tmp_path / "run.pt")
+    load_checkpoint(later, tmp_path / "run.pt")
+    assert later.history[name].tolist() == run.history[name].tolist() and later.knobs.confidence == 1
+    assert later.step().auxiliary == run.step().auxiliary
+    monkeypatch.delitem(TRAINING, "confidence")
+    with refused(".* must be of a run with run.knobs .*, got .*, confidence"):
+        load_checkpoint(plain, tmp_path / "run.pt")
+
+
+class SurerRun(Run):
+    """Adds a loss that no knob weighs."""
+
+    def auxiliary_losses(self, routings):
+        return super().auxiliary_losses(routings) | {"surprise": (0.5, surprise(routings[0]))}
+
+
+def test_a_run_may_add_a_loss_by_its_name(tmp_path):
+    runs = [SurerRun(*plane_model(PlaneSetting())) for _ in range(2)]
+    runs[0].step()
+    save_checkpoint(runs[0], tmp_path / "run.pt")
+    assert load_checkpoint(runs[1], tmp_path / "run.pt").history.surprise[0] < 0
+    assert runs[0].step().auxiliary["surprise"] == runs[1].step().auxiliary["surprise"]
+    plain = Run(*plane_model(PlaneSetting()))
+    plain.step()
+    assert plain.step().loss != runs[0].records[1].loss
+
+
 @pytest.fixture
 def afresh(monkeypatch):
-    """Imports the package afresh, with a change to one of its files; afterwards the old one is there again."""
+    """Imports the package afresh, with text put before a line of some modules; then the old one is there again."""
 
-    def change(module: str, old: str, new: str):
-        spec = importlib.util.find_spec(module)
-        source = Path(spec.origin).read_text(encoding="utf-8")
-        assert source.count(old) == 1
-        spec.loader.get_code = lambda name: compile(source.replace(old, new), spec.origin, "exec")
-        finder = types.SimpleNamespace(find_spec=lambda name, path, target=None: spec if name == module else None)
+    def change(**changes: tuple[str, str]):
+        specs = {}
+        for module, (line, more) in changes.items():
+            specs[name] = spec = importlib.util.find_spec(name := f"moe_lessons.{module.replace('__', '.')}")
+            source = Path(spec.origin).read_text(encoding="utf-8")
+            assert source.count(line) == 1
+            code = compile(source.replace(line, f"{more}\n{line}"), spec.origin, "exec")
+            spec.loader.get_code = lambda name, code=code: code
+        finder = types.SimpleNamespace(find_spec=lambda name, path, target=None: specs.get(name))
         monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
         for name in [name for name in sys.modules if name.split(".")[0] == "moe_lessons"]:
             monkeypatch.delitem(sys.modules, name)
@@ -80,37 +131,43 @@ def afresh(monkeypatch):
         del sys.modules[name]
 
 
-NEW_KNOB = """
-    Knob("confidence", "Confidence", "", "Coefficient of a loss on unsure scores", (0.0, 0.5, 1.0),
-         loss=lambda routing: -routing.router_probs.square().sum(dim=-1).mean()),
-    # these start afresh"""
+ROUTER = """
+class WarmRouter(TopKRouter):
+    temperature = 1.0
+
+    def choose(self, logits):
+        return super().choose(logits / self.temperature)
 
 
-def test_a_new_knob_is_one_entry(afresh, tmp_path):
-    widgets, training = afresh("moe_lessons.training.knobs", "\n    # these start afresh", NEW_KNOB)
-    labs = widgets.Playground(play=2), widgets.RoutingLab("json", panels="loss", **SMALL, play=2)
-    for lab in (*labs, widgets.BalancingLab("nothing", seeds=1)):
-        assert lab.inputs["confidence"].description == "Confidence" and lab.inputs["confidence"].value == 0
-    for lab in labs:
-        before = lab.main_run.records[-1].loss
-        lab.set(confidence=1.0)
-        lab.advance(1)
-        assert lab.main_run.knobs.confidence == 1 and "confidence=1.0" in repr(lab) and lab.marks == [2]
-        other = eval(repr(lab), vars(widgets))
-        assert other.main_run.records[1].loss != before  # it has trained with the knob
-    with pytest.raises(ValueError, match="confidence must be a finite number of at least 0, got -1"):
-        labs[0].set(confidence=-1)
-    training.save_checkpoint(labs[0].main_run, tmp_path / "run.pt")
-    same = training.load_checkpoint(widgets.Playground().main_run, tmp_path / "run.pt")
-    assert same.knobs.confidence == 1
+ROUTERS["warm"] = WarmRouter
+
+"""
+KNOB = """    Knob("temperature", "Temperature", "", "Of the softmax", Reach(0.5, 4, 0.5), off=1.0, attribute=True,
+         needs=lambda m: hasattr(m, "temperature"), idle="this router has no temperature"),"""
 
 
-def test_a_new_router_is_a_class_and_one_entry(afresh):
-    entry = '    "mirror": type("MirrorRouter", (TopKRouter,), {}),\n    "hash": HashRouter,'
-    widgets, _ = afresh("moe_lessons.nn.routing", '    "hash": HashRouter,', entry)
+def test_a_new_router_with_a_knob_of_its_own_is_a_class_and_two_entries(afresh, tmp_path):
+    widgets, training = afresh(
+        nn__routing=("def make_router(", ROUTER),
+        training__knobs=("    # these start afresh", KNOB),
+    )
+    setting = training.PlaneSetting(router="warm", temperature=2.0)
+    runs = [training.plane_runs(setting, seed)["MoE"] for seed in (0, 1, 0)]
+    losses = [run.step().loss for run in runs]
+    assert training.SeedBand(setting, (0, 1)).step().losses == pytest.approx(losses[:2], abs=1e-5)
+    assert training.plane_runs(dataclasses.replace(setting, temperature=1.0))["MoE"].step().loss != losses[0]
+    run, _, later = runs
+    run.knobs.temperature = 4.0
+    run.step()
+    training.save_checkpoint(run, tmp_path / "run.pt")
+    training.load_checkpoint(later, tmp_path / "run.pt")
+    assert later.knobs.temperature == later.model.block.router.temperature == 4
+    assert later.step().loss == run.step().loss
+    with pytest.raises(ValueError, match="temperature must be 1.0 where the router is 'top-k', got 2.0"):
+        training.PlaneSetting(temperature=2.0)
     for lab in (widgets.Playground(), widgets.RoutingLab("json", panels="loss", **SMALL)):
-        lab.set(router="mirror")
-        lab.advance(2)
-        routers = [type(module).__name__ for module in lab.main_run.model.modules()]
-        assert "MirrorRouter" in routers and "router='mirror'" in repr(lab)
-        assert lab.inputs["noise_std"].disabled and not lab.inputs["jitter_noise"].disabled
+        assert lab.inputs["temperature"].disabled
+        lab.set(router="warm")
+        lab.set(temperature=2.0)
+        lab.advance(1)
+        assert lab.main_run.knobs.temperature == 2 and "temperature=2.0" in repr(lab)

@@ -27,7 +27,9 @@ def allowed_in(path: Path) -> set[str]:
     part = path.parts[0].removesuffix(".py")
     if part in LAYERS:
         return {"support", *LAYERS[: LAYERS.index(part) + 1]}
-    return {"support"} if part == "support" else {"support", *LAYERS, *BESIDE}
+    if part == "exercises":  # these record progress, and draw nothing
+        return {"support", "course", part, "nn", "tasks", "training", "analysis"}
+    return {"support"} if part == "support" else {"support", "__version__", *LAYERS, *BESIDE}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
@@ -42,16 +44,3 @@ def test_imports_point_downwards(path):
 
 def test_every_part_was_found_and_nothing_else():
     assert {path.parts[0] for path in MODULES} == {*LAYERS, *BESIDE, "support", "__init__.py", "__main__.py"}
-
-
-@pytest.mark.parametrize(
-    "source, found",
-    [
-        ("import moe_lessons.plots.load", "moe_lessons.plots.load"),
-        ("from moe_lessons import plots", "moe_lessons.plots"),
-        ("from moe_lessons.plots import theme", "moe_lessons.plots.theme"),
-        ("def f():\n    import pandas as pd", "pandas"),
-    ],
-)
-def test_every_form_of_import_is_seen(source, found):
-    assert imported(source) == {found}

@@ -88,25 +88,22 @@ def check_routing(routing, num_tokens: int) -> None:
 
 def rows_that_change(model, inputs, lens) -> dict[str, dict[int, set[int]]]:
     """For each layer and expert: the tokens whose result changes where the weights of that expert do."""
-    places = {name: name.partition(" (turn ")[::2] for name in lens.layers}
-    blocks = {name: model.get_submodule(path) for name, (path, _) in places.items()}
-    owners = {  # the module that gives a row for each token: of experts within attention, the attention
-        name: model.get_submodule(places[name][0].rpartition(".")[0]) if type(block).__name__ == "JetMoeMoA" else block
-        for name, block in blocks.items()
-    }
-    calls = {owner: [] for owner in owners.values()}
-    handles = [
-        owner.register_forward_pre_hook(lambda owner, *inputs: calls[owner].append(inputs), with_kwargs=True)
-        for owner in calls
-    ]
+    calls, handles, owners = {}, [], {}
+    for name in lens.layers:
+        path, _, turn = name.partition(" (turn ")
+        block = owner = model.get_submodule(path)
+        if type(block).__name__ == "JetMoeMoA":  # of experts within attention, the attention has a row for each token
+            owner = model.get_submodule(path.rpartition(".")[0])
+        owners[name] = owner, int(turn[:-1] or 1) - 1, block
+        if owner not in calls:
+            note = lambda owner, *inputs: calls[owner].append(inputs)  # noqa: E731
+            calls[owner], hook = [], owner.register_forward_pre_hook(note, with_kwargs=True)
+            handles.append(hook)
     with torch.no_grad():
         output(model, inputs)
         for handle in handles:
             handle.remove()
-        turns = {name: int(turn[:-1] or 1) for name, (_, turn) in places.items()}
-        return {
-            name: changes(owners[name], *calls[owners[name]][turns[name] - 1], block) for name, block in blocks.items()
-        }
+        return {name: changes(owner, *calls[owner][turn], block) for name, (owner, turn, block) in owners.items()}
 
 
 def changes(owner, args: tuple, kwargs: dict, block) -> dict[int, set[int]]:
@@ -124,11 +121,9 @@ def changes(owner, args: tuple, kwargs: dict, block) -> dict[int, set[int]]:
 
 
 def rows(owner, args: tuple, kwargs: dict) -> torch.Tensor:
-    """(T, D) what a block makes of its tokens."""
+    """(T, D) what a block makes of its tokens. Without a cache, which would grow."""
     with seeded(1):
-        out = owner(
-            *args, **kwargs | {key: None for key in kwargs if key in ("cache", "past_key_values")}
-        )  # which would grow
+        out = owner(*args, **kwargs | {key: None for key in kwargs if key in ("cache", "past_key_values")})
     out = out[0] if isinstance(out, tuple) else out
     hidden = args[0] if args else kwargs["hidden_states"]
     return out.reshape(-1, hidden.shape[-1])

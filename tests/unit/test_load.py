@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lessons.analysis.load import LoadStatistics, balance_by_layer, describe_load, load_statistics
-from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity, load_balancing_loss, seeded
+from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity, seeded
 from moe_lessons.training import dead_experts, load_share
 
 
@@ -56,9 +56,9 @@ def test_counts_shares_tensors_and_a_routing_say_the_same(routing):
     assert load_statistics(apply_capacity(routing, 3)) == expected  # what is dropped counts as wanted
 
 
-@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
-@pytest.mark.parametrize("num_tokens", [1, 50, 100, 256, 300, 700, 1100])
-@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 4, 6, 7, 8, 10, 11])  # by so many tokens; from 1 % on alive
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize("num_tokens", [1, 100, 256, 300, 700])
+@pytest.mark.parametrize("wanted", [0, 1, 2, 3, 4, 7, 8])  # by so many tokens; from 1 % on alive
 def test_an_expert_is_dead_by_shares_exactly_where_it_is_by_tokens(num_tokens, top_k, wanted):
     num_experts, wanted = 5, min(wanted, num_tokens)
     others = torch.arange(num_tokens * top_k - wanted) % (num_experts - 1) + 1
@@ -77,11 +77,8 @@ def test_an_expert_is_dead_by_shares_exactly_where_it_is_by_tokens(num_tokens, t
     [
         (([],), r"^load must be one finite number of at least 0 for each expert, got \[\]$"),
         (([1, -1],), r"^load must be one finite number of at least 0 for each expert, got \[1.0, -1.0\]$"),
-        (([1, math.nan],), "^load must be one finite number"),
         (([[1, 2], [3, 4]],), "^load must be one finite number"),
-        ((3,), "^load must be one finite number"),
         (([1, 2], 3), r"^top_k must be between 1 and num_experts \(2\), got 3$"),
-        (([1, 2], 0), r"^top_k must be between 1 and num_experts \(2\), got 0$"),
     ],
 )
 def test_bad_input(arguments, message):
@@ -121,8 +118,8 @@ def test_layers_are_not_pooled():
         probs = logits.softmax(dim=1)
         weight, index = probs.topk(1)
         routings.append(Routing.from_topk(logits, probs, index, weight))
-    meter = balance_by_layer(routings)
-    assert meter["dead"].tolist() == [3] * 4
+    meter = balance_by_layer([apply_capacity(routings[0], 10), *routings[1:]])
+    assert meter["dead"].tolist() == [3] * 4 and meter["dropped_share"].tolist() == [0.75, 0, 0, 0]
     assert meter["max_over_mean"].tolist() == pytest.approx([4] * 4)
     assert meter["load_balancing_loss"].tolist() == pytest.approx([4] * 4)
     pooled = sum(routing.demand_per_expert for routing in routings)
@@ -130,14 +127,3 @@ def test_layers_are_not_pooled():
     assert len(balance_by_layer([])) == 0
     with pytest.raises(ValueError, match="^routings must be a list with one Routing for each MoE layer, got a Routing"):
         balance_by_layer(routings[0])
-
-
-def test_a_row_says_what_its_routing_says():
-    with seeded(0):
-        routings = [apply_capacity(TopKRouter(4, 8, 2)(torch.randn(64, 4)), capacity) for capacity in (10, 64)]
-    meter = balance_by_layer(routings)
-    for (_, row), routing in zip(meter.iterrows(), routings, strict=True):
-        assert row["dropped_share"] == routing.dropped_share
-        assert row["load_balancing_loss"] == pytest.approx(load_balancing_loss(routing).item())
-        assert row["coefficient_of_variation"] == load_statistics(routing).coefficient_of_variation
-    assert meter["dropped_share"].iloc[0] > 0 == meter["dropped_share"].iloc[1]

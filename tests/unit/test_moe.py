@@ -1,7 +1,6 @@
 """The MoE block against the loop over tokens and experts, against its own limits, and at its edges."""
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -13,9 +12,7 @@ from oracle import (
     by_rows,
     combine,
     ffn_row,
-    gradcheck_module,
     keep_within,
-    refused,
     surest_first,
 )
 from torch import nn
@@ -24,10 +21,8 @@ from moe_lessons.nn import (
     ACTIVATIONS,
     DISPATCH,
     ExpertChoiceRouter,
-    FeedForward,
     HashRouter,
     MoE,
-    NoisyTopKRouter,
     SigmoidRouter,
     TopKRouter,
     expert_capacity,
@@ -64,24 +59,23 @@ def test_equals_the_loop_over_tokens_and_experts(router, way, data):
     draw, size, one_of = data.draw, st.integers, st.sampled_from
     torch.manual_seed(draw(size(0, 99)))
     num_experts, d_model = draw(size(2 if router is ExpertChoiceRouter else 1, 6)), draw(size(1, 5))  # of one: all ties
-    top_k, shared_d_ff = draw(size(1, num_experts)), draw(one_of([None, 1, 3]))
+    top_k, shared_d_ff = draw(size(1, num_experts)), draw(one_of([0, 1, 3]))
     norm = {} if router is ExpertChoiceRouter else {"norm_topk_prob": draw(one_of([None, True, False]))}
     moe = MoE(
         d_model,
         draw(size(1, 5)),
         num_experts,
         top_k,
-        router=router(d_model, num_experts, top_k, **norm, dtype=F64),
+        router=router(d_model, num_experts, top_k, **norm),
         activation=draw(one_of(list(ACTIVATIONS))),
         bias=draw(st.booleans()),
         weight_input=draw(st.booleans()),
         shared_d_ff=shared_d_ff,
-        shared_expert_gate=shared_d_ff is not None and draw(st.booleans()),
+        shared_expert_gate=shared_d_ff > 0 and draw(st.booleans()),
         capacity_factor=draw(one_of([None, 0.3, 0.5, 1.0, 1.5])),
         capacity_priority=draw(one_of(["order", "weight"])),
         dispatch=way,
-        dtype=F64,
-    )
+    ).double()
     for parameter in moe.experts.parameters():  # biases start at zero
         nn.init.normal_(parameter)
     x = torch.randn(draw(size(0, 7)), d_model, dtype=F64, requires_grad=True)
@@ -90,46 +84,11 @@ def test_equals_the_loop_over_tokens_and_experts(router, way, data):
     assert routing.dropped_per_expert.tolist() == dropped
 
 
-@pytest.mark.parametrize("way", DISPATCH)
-@pytest.mark.parametrize("top_k, capacity_factor", [(1, None), (2, None), (4, None), (2, 0.5)])
-@pytest.mark.parametrize("more", [False, True])
-def test_gradients(way, top_k, capacity_factor, more, device):
-    torch.manual_seed(0)
-    options = {"shared_d_ff": 2, "shared_expert_gate": True, "bias": True, "weight_input": True} if more else {}
-    moe = MoE(3, 4, 4, top_k, **options, capacity_factor=capacity_factor, dispatch=way, dtype=F64, device=device)
-    gradcheck_module(moe, torch.randn(5, 3, dtype=F64, device=device))
-
-
-def expert_as_ffn(moe: MoE, expert: int) -> FeedForward:
-    ffn = FeedForward(moe.d_model, moe.d_ff, moe.experts.activation, device=moe.router.weight.device, dtype=F64)
-    ffn.load_state_dict({name: weight[expert] for name, weight in moe.experts.state_dict().items()})
-    return ffn
-
-
-@ways
-def test_all_experts_chosen_is_the_full_softmax_mixture(way, device):
-    moe = MoE(6, 5, 4, top_k=4, dispatch=way, dtype=F64, device=device)
-    x = torch.randn(9, 6, dtype=F64, device=device)
-    probs = (x @ moe.router.weight.T).softmax(dim=1)
-    torch.testing.assert_close(moe(x)[0], sum(probs[:, e, None] * expert_as_ffn(moe, e)(x) for e in range(4)))
-
-
-@ways
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("shared_d_ff, norm", [(None, None), (None, True), (None, False), (7, True)])
-def test_one_expert_is_the_dense_ffn(way, activation, shared_d_ff, norm, device):
-    options = {"activation": activation, "shared_d_ff": shared_d_ff, "norm_topk_prob": norm}
-    moe = MoE(6, 5, 1, 1, **options, dispatch=way, dtype=F64, device=device)
-    x = torch.randn(9, 6, dtype=F64, device=device)
-    shared = moe.shared_expert(x) if shared_d_ff else 0
-    torch.testing.assert_close(moe(x)[0], expert_as_ffn(moe, 0)(x) + shared)
-
-
-@ways
 @pytest.mark.parametrize("shape", [(4,), (0, 4), (1, 4), (2, 3, 4), (2, 0, 4), (2, 1, 3, 4)])
 @pytest.mark.parametrize("capacity_factor", [None, 1.0])
+@ways
 def test_any_leading_shape_and_layout(way, shape, capacity_factor, device):
-    moe = MoE(4, 8, 5, 2, capacity_factor=capacity_factor, dispatch=way, device=device)
+    moe = MoE(4, 8, 5, 2, capacity_factor=capacity_factor, dispatch=way).to(device)
     x = torch.randn(shape[::-1], device=device).permute(*range(len(shape))[::-1]).requires_grad_()
     y, routing = moe(x)
     assert y.shape == shape and routing.num_tokens == x.numel() // 4
@@ -138,61 +97,60 @@ def test_any_leading_shape_and_layout(way, shape, capacity_factor, device):
     assert x.grad.shape == shape
 
 
-# --- number types --------------------------------------------------------------------------------------------
-
-
-@ways
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, F64])
-def test_output_has_the_type_of_the_input(way, dtype, device):
-    torch.manual_seed(0)
-    options = {"shared_d_ff": 8, "shared_expert_gate": True, "device": device}
-    moe, exact = MoE(16, 8, 5, 2, **options, dispatch=way, dtype=dtype), MoE(16, 8, 5, 2, **options, dtype=F64)
-    exact.load_state_dict(moe.state_dict())
-    x = torch.randn(9, 16, device=device, dtype=dtype)
-    y, routing = moe(x)
-    assert y.dtype == dtype
-    assert routing.router_logits.dtype == routing.weight.dtype == moe.router.weight.dtype
-    assert moe.router.weight.dtype == torch.promote_types(dtype, torch.float32)
-    y.float().sum().backward()
-    torch.testing.assert_close(y.double(), exact(x.double())[0], rtol=0.05, atol=0.05)
-
-
 @pytest.mark.parametrize(
-    "way, dtype", [*itertools.product(WAYS, [torch.bfloat16, torch.float32]), ("auto", torch.float16)]
+    "dtype, autocast",
+    [(torch.bfloat16, False), (torch.float16, False), (F64, False), (torch.bfloat16, True), (torch.float32, True)],
 )
-def test_autocast_keeps_the_router_in_float32(way, dtype, device):
+@ways
+def test_types(way, dtype, autocast, device):
+    """The output has the type of the input; the router computes in float32 at least, under autocast too."""
     torch.manual_seed(0)
-    moe = MoE(16, 8, 5, 2, shared_d_ff=8, shared_expert_gate=True, dispatch=way, device=device)
-    x = torch.randn(9, 16, device=device)
-    expected, plain = moe(x)
-    with torch.autocast(device, torch.bfloat16):
-        y, routing = moe(x.to(dtype))
-    assert y.dtype == dtype and routing.router_logits.dtype == torch.float32
-    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
-    assert dtype != torch.float32 or torch.equal(routing.router_logits, plain.router_logits)
+    moe = MoE(16, 8, 5, 2, shared_d_ff=8, shared_expert_gate=True, dispatch=way).to(device)
+    x = torch.randn(9, 16, device=device).to(dtype)
+    moe = moe if autocast else moe.to(dtype)
+    exact = copy.deepcopy(moe).double()
+    with torch.autocast(device, torch.bfloat16, enabled=autocast):
+        y, routing = moe(x)
+    assert y.dtype == dtype and routing.weight.dtype == torch.promote_types(dtype, torch.float32)
+    expected, its_routing = exact(x.double())
+    torch.testing.assert_close(routing.router_logits.double(), its_routing.router_logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(y.double(), expected, rtol=0.05, atol=0.05)
     y.float().sum().backward()
-    assert all(p.grad.dtype == torch.float32 for p in moe.parameters())
+    assert all(p.grad.dtype == p.dtype for p in moe.parameters())
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, which works while the processor goes on")
 @pytest.mark.parametrize("way", ["auto", "grouped"])
 def test_no_wait_for_a_gpu(way):
-    make = {"device": "cuda", "dtype": torch.bfloat16}
-    moe, x = MoE(256, 512, 8, 2, dispatch=way, **make), torch.randn(512, 256, **make, requires_grad=True)
+    moe = MoE(256, 512, 8, 2, dispatch=way).to("cuda", torch.bfloat16)
+    x = torch.randn(512, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
     moe(x)[0].sum().backward()  # what is set up once may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        moe(x)[0].sum().backward()
+        y, routing = moe(x)
+        (y.sum() + routing.topk_weights.sum()).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_router_can_be_given():
-    moe, x = MoE(4, 8, 5, 2, router=NoisyTopKRouter(4, 5, 2, norm_topk_prob=False)), torch.randn(3, 4)
-    assert moe(x)[1].topk_weights.sum(dim=1).max() < 1
-    assert not torch.equal(moe(x)[1].router_logits, moe(x)[1].router_logits)
-    moe.eval()
-    assert torch.equal(moe(x)[0], moe(x)[0])
+class Chosen(nn.Module):
+    """The experts of each token, and their weights, beside the output."""
+
+    def __init__(self):
+        super().__init__()
+        self.moe = MoE(4, 8, 5, 2)
+
+    def forward(self, x):
+        y, routing = self.moe(x)
+        return y, routing.topk_indices, routing.topk_weights
+
+
+def test_a_tracer_sees_who_is_chosen():
+    """Nothing in a block, or in a routing, asks for the value of a tensor."""
+    model, x, other = Chosen().eval(), torch.randn(7, 4), torch.randn(7, 4)
+    exported = torch.export.export(model, (x,), strict=False).module()
+    for ours, theirs in zip(exported(other), model(other), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_token_ids_are_for_a_hash_router_alone():
@@ -206,18 +164,11 @@ def test_token_ids_are_for_a_hash_router_alone():
     assert hashed(x[:0], torch.zeros(0, 3).long())[0].shape == (0, 3, 4)
 
 
-def test_a_dispatch_set_later_is_checked_too():
-    moe = MoE(4, 8, 3)
-    moe.dispatch = "fast"
-    with refused(f"dispatch must be one of {', '.join(map(repr, DISPATCH))}.*, got 'fast'"):
-        moe(torch.zeros(2, 4))
-
-
 @pytest.mark.parametrize("way", DISPATCH)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_muted_expert_adds_nothing(way, bias):
     torch.manual_seed(0)
-    moe, x = MoE(4, 8, 5, 2, bias=bias, dispatch=way, dtype=F64), torch.randn(9, 4, dtype=F64)
+    moe, x = MoE(4, 8, 5, 2, bias=bias, dispatch=way).double(), torch.randn(9, 4, dtype=F64)
     for parameter in moe.experts.parameters():
         nn.init.normal_(parameter)
     before, others = copy.deepcopy(moe.state_dict()), [a for a in assignments_of(moe.router, x) if a[1] != 2]
@@ -226,11 +177,3 @@ def test_a_muted_expert_adds_nothing(way, bias):
     assert len(others) < 9 * 2
     torch.testing.assert_close(without, combine(x, others, moe.experts))
     assert all(torch.equal(moe.state_dict()[name], weight) for name, weight in before.items())
-
-
-def test_repr():
-    text = repr(MoE(4, 8, 8, 2, capacity_factor=1.5, capacity_priority="weight", dispatch="loop"))
-    assert "num_experts=8, top_k=2, dispatch='loop', capacity_factor=1.5, capacity_priority='weight'" in text
-    text = repr(MoE(4, 8, 8, 2, bias=True, weight_input=True, shared_d_ff=6, shared_expert_gate=True))
-    assert "capacity" not in text and "activation='swiglu', bias=True, weight_input=True" in text
-    assert "(shared_expert): FeedForward(d_model=4, d_ff=6" in text and "(shared_expert_gate): Linear" in text

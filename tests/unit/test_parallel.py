@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,6 @@ from moe_lessons.parallel import bytes_sent, launch, rank_traffic, shard_experts
 from moe_lessons.parallel.training import Settings, make_task, train
 
 SMALL = Settings(steps=100, batch=4, context=16, num_layers=1, d_model=16, d_ff=16, timeout=60)
-SAME = "all ranks must have the same settings and versions"
 
 
 def records(settings: Settings, num_ranks: int) -> list[dict]:
@@ -30,35 +30,23 @@ def losses(said: list[dict]) -> list[float]:
 # --- the exchange --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def said() -> list[dict]:
-    return list(launch(ranks.exact_and_measured, 4, timeout=60))
-
-
-def test_equal_to_one_process(said):
-    """Output, gradients of the input and of all weights, and what is dropped, on one, two and four ranks."""
-    cases = [record for record in said if "case" in record]
-    assert len(cases) == 58 and {len(case["case"][1]) for case in cases} == {1, 2, 4}
+@pytest.mark.parametrize("num_ranks", [1, 2, 4])
+def test_equal_to_one_process(num_ranks):
+    """Output, gradients of the input and of all weights, and what is dropped."""
+    cases = list(launch(ranks.exact, num_ranks, timeout=60))
+    assert len(cases) == 2 * (len(ranks.KINDS) + len(ranks.SPLITS[num_ranks]) - 1)
+    assert any(case["dropped"] for case in cases)
     worst = max(cases, key=lambda case: case["difference"])
-    assert worst["difference"] < 1e-10, worst
+    assert worst["difference"] < 1e-9, worst
 
 
-def test_bytes_sent_as_the_formula_says(said):
-    sent, formula = next((record["sent"], record["formula"]) for record in said if "sent" in record)
-    assert [list(column) for column in zip(*sent)] == formula and min(formula[0]) > 0
-
-
-def test_the_bias_of_a_router_follows_all_ranks(said):
-    biases, expected = next((record["biases"], record["expected"]) for record in said if "biases" in record)
-    assert biases == [expected] * 4 and len(set(expected)) > 1
-
-
-def test_what_cannot_be_sharded(said):
-    assert said[-1]["refused"] == [
+def test_bytes_sent_as_the_formula_says_and_what_cannot_be_sharded():
+    measured, refusals = launch(ranks.measured, 4, timeout=60)
+    formula = measured["formula"]
+    assert [list(column) for column in zip(*measured["sent"])] == formula and min(formula[0]) > 0
+    assert refusals["refused"] == [
         "ValueError: num_experts (6) must be a multiple of the number of ranks (4)",
         "ValueError: model must not be sharded yet, got one whose experts are",
-        "ValueError: capacity must be one of 'local', 'global', got 'whole'",
-        "ValueError: capacity must be 'local' where tokens do not come in order, got 'global'",
     ]
 
 
@@ -76,18 +64,10 @@ def test_rank_traffic_is_counted_row_by_row():
     for token, expert in zip(routing.token_idx.tolist(), routing.expert_idx.tolist()):
         expected[token // 3, expert // 2] += 1
     assert torch.equal(rank_traffic(routing, 4), expected)
-    sent = [
-        sum(row) + sum(column) - 2 * row[n]
-        for n, (row, column) in enumerate(zip(expected.tolist(), expected.T.tolist()))
-    ]
+    sent = (expected.sum(0) + expected.sum(1) - 2 * expected.diag()).tolist()  # there and back
     assert bytes_sent(expected, 4).tolist() == [2 * 4 * 4 * rows for rows in sent]
-    for num_ranks in (5, 8):
-        with refused(f"ranks must divide 12 tokens and 8 experts, got {num_ranks}"):
-            rank_traffic(routing, num_ranks)
-    with refused("ranks must be a whole number of at least 1, got None"):
-        rank_traffic(routing)
-    with refused(r"counts must be \(N, E\) with E a multiple of N, got \(3, 8\)"):
-        rank_traffic(torch.zeros(3, 8, dtype=torch.int64))
+    with refused("ranks must divide 12 tokens and 8 experts, got 8"):
+        rank_traffic(routing, 8)
 
 
 # --- training ------------------------------------------------------------------------------------------------
@@ -118,17 +98,13 @@ def test_the_curve_of_one_process(alone):
 
 
 def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
-    """Saved on two ranks under FSDP2, gone on with by one, two and four under DDP: the curve of one process."""
-    settings = Settings(
-        **vars(SMALL) | {"steps": 6, "every": 2, "checkpoint": str(tmp_path / "saved"), "dense": "fsdp"}
-    )
+    """Saved on two ranks, gone on with by one and four: the curve of one process."""
+    settings = replace(SMALL, steps=6, every=2, checkpoint=str(tmp_path / "saved"))
     curve = losses(records(settings, 2))
     assert sorted(path.name for path in Path(settings.checkpoint).iterdir()) == ["step4", "step6"]
     for num_ranks in (1, 4):
         folder = shutil.copytree(settings.checkpoint, tmp_path / f"for {num_ranks}")
-        again = records(
-            Settings(**vars(settings) | {"steps": 10, "checkpoint": str(folder), "dense": "ddp"}), num_ranks
-        )
+        again = records(replace(settings, steps=10, checkpoint=str(folder)), num_ranks)
         assert again[0]["from_step"] == 6 and again[-1]["event"] == "end"
         both = curve + losses(again)
         assert max(abs(loss - other) for loss, other in zip(both, alone[:10], strict=True)) < 1e-5
@@ -146,16 +122,9 @@ def refusals(tmp_path_factory) -> dict[str, dict]:
     "case, message",
     {
         "experts": "num_experts (9) must be a multiple of the number of ranks (2)",
-        "batch": "batch (5) must be a multiple of the number of ranks (2)",
-        "choice": "dense must be one of 'ddp', 'fsdp', got 'none'",
+        "choice": "dtype must be one of 'float32', 'float64', got 'int8'",
         "fault": "rank must be one of '0', '1', got '7'",
-        "seed": "seed must be a whole number from 0 to 2**62, got 'a'",
-        "settings differ": f"{SAME}: lr is 0.2 on rank 0, 0.1 on rank 1",
-        "one rank alone": f"{SAME}: batch is 4 on rank 0, 0 on rank 1",
-        "versions differ": f"{SAME}: moe_lessons is 0.1.0 on rank 0, 0.0.1 on rank 1",
         "no folder": "checkpoint must be a folder that can be written to, got {folder}/step1/.metadata (File exists)",
-        "another model": "{folder}/step2 is a checkpoint of another model (d_model is 16 there, 32 here): "
-        "name another folder",
     }.items(),
 )
 def test_bad_settings_are_refused_on_all_ranks_alike(refusals, case, message):
@@ -165,20 +134,21 @@ def test_bad_settings_are_refused_on_all_ranks_alike(refusals, case, message):
 
 def test_a_full_disk_loses_nothing(refusals):
     full = refusals["full disk"]
-    assert len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2", "step2 copy"]
+    assert len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"]
     start = f"RuntimeError: step 3 could not be saved in {full['folder']} (rank 1: "
     assert full["errors"][0].startswith(start), full["errors"][0]
-    assert full["errors"][0].endswith("kept: step1, step2. Make room, or name another folder, and start again")
+    assert full["errors"][0].endswith("are kept. Make room, or name another folder, and start again")
     after = refusals["after it"]
     assert [record.get("from_step") for record in after["records"]] == [2, None]
-    assert after["there"] == ["step2", "step2 copy", "step3"]
+    assert after["there"] == ["step2", "step3"]
 
 
-def test_a_damaged_checkpoint(refusals):
-    for part in ("__0_0.distcp", "settings.json", ".metadata"):
-        (error,) = set(refusals[f"damaged {part}"]["errors"])
-        assert error.startswith(f"ValueError: {refusals['the one before']['folder']}/step3 is damaged (")
-        assert error.endswith("): delete it, and the run goes on from the one before it")
+def test_a_damaged_checkpoint_and_one_of_another_model(refusals):
+    for case, step in {"damaged __0_0.distcp": 3, "damaged .metadata": 3, "another model": 2}.items():
+        (error,) = set(refusals[case]["errors"])
+        assert error.startswith(f"ValueError: {refusals[case]['folder']}/step{step} is damaged, or of another model (")
+        assert error.endswith("): delete it, and the run goes on from the one before it, or name another folder")
+    assert "Size mismatch" in refusals["another model"]["errors"][0]
     assert refusals["the one before"]["records"][0]["from_step"] == 2
 
 

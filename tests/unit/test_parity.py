@@ -14,7 +14,6 @@ from transformers.models.switch_transformers import modeling_switch_transformers
 SIZES = [  # d_model, d_ff, num_experts, top_k, tokens
     (16, 32, 8, 2, 40),
     (7, 9, 5, 3, 11),
-    (5, 3, 4, 1, 9),
     (4, 6, 3, 3, 1),
     (3, 1, 1, 1, 6),
 ]

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from live_tools import MyMoE, assert_consistent, button, click, ended, losses, mark, on_a_loop, settled, until, words
+from live_tools import MyMoE, assert_consistent, button, ended, losses, mark, on_a_loop, settled, words
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
-from moe_lessons.plots.marks import Bars, Cells, Line, Points, Table
+from moe_lessons.plots.marks import Bars, Cells, Points
 from moe_lessons.tasks import grid
 from moe_lessons.training import PRESETS, plane_runs
 from moe_lessons.widgets import Playground, live
@@ -28,10 +28,6 @@ def routing_of(playground: Playground, points: torch.Tensor):
     with torch.no_grad():
         logits, (routing,) = playground.main_run.model.eval()(points)
     return logits, routing
-
-
-def idle(playground: Playground) -> list[str]:
-    return [name for name, widget in playground.inputs.items() if widget.disabled]
 
 
 # --- presets and settings --------------------------------------------------------------------------------
@@ -53,25 +49,23 @@ def test_with_a_few_controls_only_those_are_there():
     playground.set(top_k=2, noise_std=0.5)
     assert playground.step == 0 and playground.main_run.model.block.top_k == 2
     assert playground.setting == replace(PRESETS["collapse"], top_k=2, noise_std=0.5)
-    assert playground.main_run.knobs.noise_std == 0.5
     with pytest.raises(ValueError, match="setting must be one of 'top_k', 'noise_std', got 'lr'"):
         playground.set(lr=0.1)
     assert not playground._preset_buttons
 
 
-@pytest.mark.parametrize("preset", ["capacity", "one expert", "healthy"])
 @on_a_loop
-async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked(preset):
+async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked():
     playground = Playground("noise")
-    playground.advance(21)
-    old = playground.main_run
-    button(playground, preset).click()
-    await settled()
-    assert playground.setting == PRESETS[preset] and repr(playground) == f"Playground({preset!r})"
-    assert_consistent(playground)
-    same_task = PRESETS[preset].task == PRESETS["noise"].task
-    assert playground.step == 0 and playground.ghost is (old if same_task else None)
-    assert [name for name in PRESETS if button(playground, name).button_style] == [preset]
+    for preset in ("capacity", "healthy"):
+        playground.advance(21)
+        old = playground.main_run
+        button(playground, preset).click()
+        await settled()
+        assert playground.setting == PRESETS[preset] and repr(playground) == f"Playground({preset!r})"
+        assert_consistent(playground)
+        assert playground.step == 0 and playground.ghost is (old if preset == "capacity" else None)  # the same task
+        assert [name for name in PRESETS if button(playground, name).button_style] == [preset]
     playground.set(lr=0.05)
     assert not any(button(playground, name).button_style for name in PRESETS)
 
@@ -83,36 +77,31 @@ def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_r
     with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
         playground.choose_preset("lucky")
     playground.advance(40)
-    dead, run = playground.main_run.records[-1].dead_experts, playground.main_run
+    run = playground.main_run
     playground.choose_preset("rescued")
     assert playground.main_run is run and playground.marks == [40] and playground.step == 40
-    for _ in range(150):
-        run.step()
-    assert run.records[-1].dead_experts < dead
     playground.choose_preset("collapse")
     assert playground.step == 0 and playground.marks == []
 
 
 def test_what_has_no_control_stays_as_it_was_given():
-    playground = Playground("capacity", capacity_priority="weight")
+    playground = Playground("capacity", capacity_priority="weight", num_experts=np.int64(4))
+    assert "num_experts=4" in repr(playground)  # a number of NumPy, too
     playground.choose_preset("noise")
     assert playground.setting == replace(PRESETS["noise"], capacity_priority="weight")
 
 
-@on_a_loop
-async def test_a_knob_applies_to_the_next_step_of_all_models():
+def test_the_learning_rate_is_of_all_models():
     playground, reference = Playground(), plane_runs(PRESETS["healthy"])
-    playground.inputs["lr"].value = 0.5
-    button(playground, "Step").click()  # both are queued, and done in this order
-    await settled()
-    playground.advance(1)
+    playground.set(lr=0.5)
+    playground.advance(2)
     for run in reference.values():
         run.knobs.lr = 0.5
         run.step(), run.step()
     assert losses(playground) == {name: [record.loss for record in run.records] for name, run in reference.items()}
 
 
-def test_the_same_seed_gives_the_same_numbers_drawn_or_not_and_muted_or_not():
+def test_what_is_drawn_or_muted_changes_no_number():
     drawn, alone = Playground("noise", seed=1), Playground("noise", seed=1)
     drawn.inputs["mute"].value = "E3"
     for _ in range(4):
@@ -120,11 +109,6 @@ def test_the_same_seed_gives_the_same_numbers_drawn_or_not_and_muted_or_not():
         torch.rand(1)
     alone.advance(12)
     assert losses(drawn) == losses(alone)
-    assert all(map(torch.equal, drawn.main_run.model.parameters(), alone.main_run.model.parameters()))
-    alone.inputs["seed"].value = 2
-    assert alone.step == 0
-    alone.advance(12)
-    assert all(losses(drawn)[name] != losses(alone)[name] for name in losses(alone))
 
 
 # --- what it shows ---------------------------------------------------------------------------------------
@@ -140,14 +124,14 @@ def test_the_territory_is_the_first_choice_of_each_place_and_the_heatmap_the_rou
     favourites = routing_of(trained, grid(RESOLUTION))[1].router_probs.argmax(dim=-1)
     assert torch.equal(trained.plane.scores.argmax(dim=-1).flatten(), favourites)
     assert (territory(trained) == favourites).float().mean() > 0.99
-    logits, routing = routing_of(trained, trained.points)
+    logits, routing = routing_of(trained, trained.plane.points)
     tokens, dots = mark(trained, TERRITORY, Points), mark(trained, HEATMAP, Points)
     assert np.array_equal(tokens.expert, routing.router_probs.argmax(dim=-1))
-    assert np.array_equal(tokens.look == 0, logits.argmax(dim=-1) == trained.classes)
+    assert np.array_equal(tokens.look == 0, logits.argmax(dim=-1) == trained.plane.classes)
     assert np.allclose(mark(trained, HEATMAP, Cells).z, routing.router_probs, atol=1e-3)
     served = set(zip(routing.token_idx.tolist(), routing.expert_idx.tolist()))
     assert set(zip(dots.y.tolist(), dots.x.tolist())) == served and len(dots.x) == len(served) == 2 * NUM_TOKENS
-    assert torch.equal(trained.classes, trained.classes.sort().values)
+    assert torch.equal(trained.plane.classes, trained.plane.classes.sort().values)
 
 
 def test_the_pictures_read_the_router_without_its_noise():
@@ -158,18 +142,6 @@ def test_the_pictures_read_the_router_without_its_noise():
     bars = mark(playground, LOAD, Bars)
     assert bars.second.tolist() == pytest.approx(playground.clean_load)
     assert bars.y.tolist() == pytest.approx(playground.main_run.records[-1].load[0]) != pytest.approx(bars.second)
-
-
-@pytest.mark.parametrize("x_axis", ["steps", "FLOPs", "seconds"])
-def test_the_loss_of_all_models_can_be_drawn_against(trained, x_axis):
-    trained.inputs["x_axis"].value = x_axis
-    flops_per_token = mark(trained, COST, Table).cells[2][0].replace(",", "")
-    seconds = sum(record.ms_per_step for record in trained.main_run.records) / 1000
-    # backward costs twice as much as forward
-    last = {"steps": 150, "FLOPs": 150 * 256 * 3 * int(flops_per_token), "seconds": seconds}
-    curves = [m for m in trained.canvas.panels[LOSS].marks if isinstance(m, Line)]
-    assert trained.step == 150 and curves[0].x[-1] == pytest.approx(last[x_axis])
-    assert [line.name for line in curves] == list(trained.runs)
 
 
 def test_the_words_tell_of_the_load_of_dropped_assignments_and_of_a_loss_worse_than_guessing(trained):
@@ -184,14 +156,14 @@ def test_the_words_tell_of_the_load_of_dropped_assignments_and_of_a_loss_worse_t
 
 def test_the_reading_is_the_routing_of_the_selected_token(trained):
     trained.inputs["token"].value = 9
-    logits, routing = routing_of(trained, trained.points[9:10])
+    logits, routing = routing_of(trained, trained.plane.points[9:10])
     scores, best = routing.router_logits[0].sort(descending=True)
     probs, text = routing.router_probs[0][best], trained.canvas.words["reading"]
     assert text.startswith("Token 9 at ") and trained.canvas.words["token"] == 9
     assert ", ".join(f"E{e} {s:+.2f} ({p:.0%})" for e, s, p in zip(best[:4].tolist(), scores, probs)) in text
     weights = (probs[:2] / probs[:2].sum()).tolist()
     assert f"Served by: {weights[0]:.2f} × E{best[0]}, {weights[1]:.2f} × E{best[1]}." in text
-    assert (", correct." if logits.argmax() == trained.classes[9] else ", wrong.") in text
+    assert (", correct." if logits.argmax() == trained.plane.classes[9] else ", wrong.") in text
     dropping = Playground("capacity", capacity_factor=0.5)
     served = set(dropping.plane.routing.token_idx.tolist())
     dropping.set(token=next(t for t in range(NUM_TOKENS) if t not in served))
@@ -208,20 +180,6 @@ def test_a_capacity_does_not_always_drop_the_last_classes():
         dropped += torch.tensor([i not in served for i in range(NUM_TOKENS)])
     first, last = dropped[:16].sum(), dropped[16:].sum()
     assert first > 10 and last > 10 and 0.5 < first / last < 2
-
-
-@on_a_loop
-async def test_a_click_on_a_token_selects_it_and_on_anything_else_nothing():
-    playground = Playground()
-    for token in (0, 17, 31):
-        click(playground, "token", token)
-        await settled()
-        assert playground.selected == playground.inputs["token"].value == playground.canvas.words["token"] == token
-        assert mark(playground, TERRITORY, Points).selected == mark(playground, HEATMAP, Cells).selected == token
-    for kind, index in (("token", NUM_TOKENS), ("token", 10**400), ("model", 0), ("layer", 0), ("expert", 3), ("?", 1)):
-        click(playground, kind, index)
-        await settled()
-        assert playground.selected == 31 and playground.loop.trouble == ""
 
 
 @on_a_loop
@@ -244,25 +202,6 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
     playground.set(num_experts=busiest or 1)  # that expert is gone
     await ended(playground)
     assert playground.inputs["mute"].value == "none" and "muted" not in words(playground)
-    assert len(playground.inputs["mute"].options) == 1 + (busiest or 1) and playground.loop.trouble == ""
-
-
-# --- trouble ---------------------------------------------------------------------------------------------
-
-
-@on_a_loop
-async def test_an_update_that_was_too_large_is_taken_back():
-    playground = Playground(play=2000)
-    weight, run = playground.main_run.model.block.router.weight, playground.main_run
-    await until(lambda: playground.step > 3)
-    playground.post(lambda: weight.data.fill_(1e38))
-    await playground.finished()
-    assert "lower the learning rate" in words(playground)
-    assert playground.step < 2000 and weight.abs().max() < 100
-    playground.play(5)
-    before = playground.step
-    await playground.finished()
-    assert playground.step == before + 5 and run.records[-1].loss < 2.5
 
 
 # --- a learner's block -----------------------------------------------------------------------------------
@@ -271,22 +210,22 @@ async def test_an_update_that_was_too_large_is_taken_back():
 @on_a_loop
 async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
     mine = Playground(block=MyMoE)
-    assert idle(mine) == ["router", "noise_std", "capacity_factor", "expert_bias_rate", "mute"]
-    assert idle(Playground()) == ["expert_bias_rate"] and mine.inputs["mute"].options == ("none",)
+    idle = [name for name, widget in mine.inputs.items() if widget.disabled]
+    assert idle == ["router", "noise_std", "capacity_factor", "expert_bias_rate", "mute"]
+    assert mine.inputs["mute"].options == ("none",)
     assert len(territory(mine).unique()) >= 6  # its router gets the same start
     mine.advance(60)
     assert mine.main_run.records[-1].loss < mine.main_run.records[0].loss - 0.5
-    assert [name for name in PRESETS if button(mine, name).disabled] == ["noise", "capacity"]
     mine.choose_preset("noise")
     assert mine.setting == replace(PRESETS["noise"], noise_std=0.0) and mine.step == 0
 
 
-def a_block(num_experts=None, top_k=None, change=lambda x, y, routing: (y, routing), without=None, listed=False):
+def a_block(top_k=None, change=lambda x, y, routing: (y, routing), without=None, listed=False):
     """A class that keeps the contract, but for what is named."""
 
     class Block(MyMoE):
-        def __init__(self, d_model, d_ff, **sizes):
-            super().__init__(d_model, d_ff, num_experts or sizes["num_experts"], top_k or sizes["top_k"])
+        def __init__(self, d_model, d_ff, num_experts, **sizes):
+            super().__init__(d_model, d_ff, num_experts, top_k or sizes["top_k"])
             if without:
                 delattr(self, without)
             if listed:
@@ -309,10 +248,8 @@ def a_block(num_experts=None, top_k=None, change=lambda x, y, routing: (y, routi
         (a_block(change=lambda x, y, routing: (y.sum(dim=-1), routing)), "return a finite y of the shape of x"),
         (a_block(change=lambda x, y, routing: (y.detach(), routing)), "return a y with a gradient"),
         (a_block(change=lambda x, y, routing: (y, routing, x.add_(1))[:2]), "leave x as it is, got Block"),
-        (a_block(num_experts=4), "keep num_experts as given .8., got 4 in Block"),
         (a_block(top_k=1), "keep top_k as given .2., got 1 in Block"),
         (MoE(16, 4, 8, 2), "be a class called with d_model, d_ff, num_experts, top_k, got MoE"),
-        ("x", "be a class called with d_model, d_ff, num_experts, top_k, got str"),
     ],
 )
 def test_a_block_that_breaks_the_contract_is_refused(block, message):

@@ -54,13 +54,12 @@ EXAMPLES = int(os.environ.get("RANDOM_ACTIONS", 0))
 ACTIONS = 14  # in a sequence, at most
 BUTTON_STEPS = 4  # that a button trains at most, so that an action is quick
 HIGH_LR = 1e30
-KINDS = {"f2", "f4", "u1", "i1", "u2", "i2", "i4"}  # of arrays, that canvas.js can read
 MOVABLE = (W.IntSlider, W.FloatSlider, W.SelectionSlider, W.Dropdown, W.BoundedIntText, W.Checkbox)
 complaints: list[str] = []  # what ipywidgets has logged: exceptions in what a message of the page calls
 
-# --- laboratories, and what their models must be when all is applied ---------------------------------------------
-
-TEXT = dict(d_model=8, num_heads=2, num_kv_heads=1, d_ff=8, threads=1, batch_size=2, max_steps=6)
+TEXT = dict(
+    num_experts=3, d_model=8, num_heads=2, num_kv_heads=1, d_ff=8, threads=1, batch_size=2, max_steps=6
+)  # fmt: skip
 STARTS = {
     "playground": (
         lambda: Playground(num_experts=3, max_steps=6),
@@ -73,13 +72,10 @@ STARTS = {
         lambda: BalancingLab(("bias update", "jitter 0.2", "top-2"), 2, 3, num_experts=3, d_ff=2, max_steps=3),
     ),
     "routing": (
+        lambda: RoutingLab(("code", "json"), panels=("loss", "layers", "text", "writing"), num_layers=2, **TEXT),
+        lambda: RoutingLab("greek", panels=("layers", "domains", "load"), num_layers=1, **TEXT),
         lambda: RoutingLab(
-            ("code", "json"), panels=("loss", "layers", "domains", "text", "writing"), num_layers=2, num_experts=4,
-            **TEXT,
-        ),
-        lambda: RoutingLab("greek", panels=("layers", "load"), num_layers=1, num_experts=2, **TEXT),
-        lambda: RoutingLab(
-            TextTask({"text": make_text("code", 4000)}), num_layers=3, moe_layers=(0, 2), layer=1, num_experts=3,
+            TextTask({"text": make_text("code", 4000)}), num_layers=3, moe_layers=(0, 2), layer=1,
             router=SigmoidRouter, **TEXT,
         ),
     ),
@@ -90,10 +86,6 @@ STARTS = {
 }  # fmt: skip
 
 
-def knobs_of(run) -> dict:
-    return {name: getattr(run.knobs, name) for name in TRAINING}
-
-
 def check_tiles(view: BalancingLab) -> None:
     """All tiles train what they say."""
     assert tuple(view.tiles) == tuple(view.runs) == view.values["remedies"] and view.selected in view.tiles
@@ -102,52 +94,36 @@ def check_tiles(view: BalancingLab) -> None:
         assert tile.band is view.runs[name] and tile.setting == wanted[name]
         has_begun, start = tile.band is not view._trunk.band, view.values["apply_from"]
         assert tile.step >= start if has_begun else tile.step <= start
-        assert knobs_of(tile.band) == {n: getattr(wanted[name] if has_begun else base, n) for n in TRAINING}
+        setting = wanted[name] if has_begun else base
+        assert all(getattr(tile.band.knobs, knob) == getattr(setting, knob) for knob in TRAINING)
         steps = [reading.step for reading in tile.readings]
         assert steps == sorted(set(steps)) and steps[-1] <= tile.step
-        assert all(0 < mark <= tile.step for mark in tile.marks) and tile.marks == sorted(tile.marks)
+        assert tile.marks == sorted(tile.marks) and all(0 < mark <= tile.step for mark in tile.marks)
 
 
 # --- the page ----------------------------------------------------------------------------------------------------
 
 
 class Page:
-    """What canvas.js keeps of the messages of a canvas. Each must be one that it can read."""
+    """What canvas.js keeps of the messages of a canvas: see test_canvas."""
 
     def __init__(self):
-        self.frame, self.panels, self.arrays, self.words = 0, {}, {}, {}
+        self.panels, self.arrays, self.words = {}, {}, {}
 
     def receive(self, content, buffers) -> None:
         content = json.loads(json.dumps(content, allow_nan=False))
-        assert content["frame"] > self.frame
-        self.frame = content["frame"]
         self.words |= content["words"]
         panels = self.panels | {int(place): header for place, header in content["panels"].items()}
         self.panels = {place: panel for place, panel in panels.items() if place < self.words["count"]}
-        self.arrays = {slot: array for slot, array in self.arrays.items() if int(slot.split(".")[0]) in self.panels}
-        (data,), end = buffers, 0
         for slot, kind, shape, start in content["slots"]:
-            assert int(slot.split(".")[0]) in self.panels and kind in KINDS and start == end
-            self.arrays[slot] = np.frombuffer(data, kind, math.prod(shape), start).reshape(shape)
-            end = start + self.arrays[slot].nbytes + -self.arrays[slot].nbytes % 8
-        assert end == len(data)
+            self.arrays[slot] = np.frombuffer(buffers[0], kind, math.prod(shape), start).reshape(shape)
 
     def check_shows(self, place: int, panel) -> None:
         """It draws this panel there."""
         header, arrays = encode(panel, place)
         assert self.panels[place] == json.loads(json.dumps(header))
         for slot, array in arrays.items():
-            assert self.arrays[slot].dtype == array.dtype
             np.testing.assert_array_equal(self.arrays[slot], array, err_msg=f"{slot} of {panel.title}")
-
-    def check_experts(self, num: int) -> None:
-        """All that it draws has as many experts."""
-        assert self.words["experts"] == num
-        for place, panel in self.panels.items():
-            for number, mark in enumerate(panel["marks"]):
-                slot = {"Field": "z", "Cells": "z", "Bars": "y", "Stack": "y"}.get(mark["mark"])
-                if slot and mark.get("of") != "model":
-                    assert self.arrays[f"{place}.{number}.{slot}"].shape[-1] == num, panel["title"]
 
 
 def by_page(widget: W.Widget, **state) -> None:
@@ -179,6 +155,7 @@ def in_thread(action) -> None:
 
 # --- actions -----------------------------------------------------------------------------------------------------
 
+turns = st.integers(1, 20)  # of the event loop
 numbers = st.integers(0, 60)  # of a control, a button, …: counted round
 places = st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0])  # of a control: from its first stop to its last
 moves = st.lists(st.tuples(numbers, places), min_size=1, max_size=4)
@@ -187,18 +164,13 @@ odd_values = st.sampled_from([
     len, "", "none", "E1", "E99", "sigmoid", "top-k", "all", "blobs", b"x", (), [], {}, ("code",), ["json", "json"],
     ("nothing", "jitter 0.2"), ("jitter", "jitter nan"), ("top-2 + capacity",), ("Gaussian noise + bias update",),
 ])  # fmt: skip
-numbers_of_json = st.integers(-3, 3) | st.sampled_from([10**400, -(10**400)]) | st.floats()
-scraps = st.recursive(
-    st.none() | st.booleans() | numbers_of_json | st.text(max_size=4),
-    lambda own: st.lists(own, max_size=2) | st.dictionaries(st.text(max_size=4), own, max_size=2),
-    max_leaves=4,
-)
 kinds = st.sampled_from(["expert", "token", "layer", "model", "x"])
 messages = (
-    scraps
-    | st.fixed_dictionaries({}, optional=dict.fromkeys(("drawn", "behind", "hello", "pick", "index"), scraps))
-    | st.fixed_dictionaries({"pick": kinds, "index": st.integers(0, 40)})
-    | st.fixed_dictionaries({"late": st.integers(-3, 12), "behind": st.floats(0, 20) | numbers_of_json})
+    st.sampled_from(
+        [None, [], {"pick": None, "index": "x"}, {"hello": 1, "drawn": "x"}, {"pick": "token", "index": -1}]
+    )
+    | st.fixed_dictionaries({"pick": kinds, "index": st.integers(0, 40) | st.sampled_from([10**400, -(10**400)])})
+    | st.fixed_dictionaries({"late": st.integers(-3, 12), "behind": st.floats() | st.floats(0, 20)})
 )
 
 
@@ -249,12 +221,7 @@ class Actions(RuleBasedStateMachine):
     def movable(self) -> list[W.Widget]:
         return [widget for widget in descendants(self.view) if isinstance(widget, MOVABLE)]
 
-    @rule(
-        moves=moves,
-        how=st.sampled_from(["here", "on a thread", "meanwhile"]),
-        turns=st.integers(1, 12),
-        now=st.booleans(),
-    )
+    @rule(moves=moves, how=st.sampled_from(["here", "on a thread", "meanwhile"]), turns=turns, now=st.booleans())
     def move(self, moves, how, turns, now):
         """By hand. meanwhile: on another thread, while it trains or is shown."""
 
@@ -264,11 +231,9 @@ class Actions(RuleBasedStateMachine):
                 by_page(widget, **state_at(widget, place))
                 time.sleep(0.0005)
 
-        if how == "here":
-            by_hand()
-        else:
-            thread = threading.Thread(target=by_hand)
-            thread.start()
+        thread = threading.Thread(target=by_hand)
+        thread.start() if how != "here" else by_hand()
+        if how != "here":
             self.spin(turns if how == "meanwhile" else 0)
             thread.join()
         self.afresh |= how == "meanwhile" or self.view.loop.events is None  # there and back
@@ -313,17 +278,12 @@ class Actions(RuleBasedStateMachine):
         self.afresh |= waits
         self.rest(True)
 
-    @rule(turns=st.integers(1, 20))
+    @rule(turns=turns)
     def wait(self, turns):
         self.spin(turns)
         self.rest(True)
 
-    @rule(steps=st.integers(1, 12), now=st.booleans())
-    def play(self, steps, now):
-        self.view.play(steps)
-        self.rest(now)
-
-    @rule(name=st.sampled_from(["pause", "reset"]), now=st.booleans())
+    @rule(name=st.sampled_from(["play", "pause", "reset"]), now=st.booleans())
     def call(self, name, now):
         getattr(self.view, name)()
         self.afresh |= name == "reset"
@@ -377,7 +337,7 @@ class Actions(RuleBasedStateMachine):
         if {"top_k", "num_experts"} <= set(view.inputs):
             k, experts = view.inputs["top_k"], view.inputs["num_experts"]
             assert k.value <= k.max <= max(experts.value, values["num_experts"])
-        assert view.check(values) == values
+        assert view.check(values) == values and "np." not in repr(view)
         assert not re.match(r"\w*(Error|Exception|Iteration): ", view.loop.trouble), view.loop.trouble
         assert 0 <= canvas.answered <= canvas.frame and 1 <= canvas.behind <= 10
         assert asyncio.all_tasks(self.events) <= {view.loop._task}
@@ -408,7 +368,7 @@ class Actions(RuleBasedStateMachine):
                 page.check_shows(place, panel)
             assert view.lines().items() <= page.words.items() and view.sentence()
         view._kept = kept
-        page.check_experts(view.values.get("num_experts", 8))
+        assert page.words["experts"] == view.values.get("num_experts", 8)
         if isinstance(view, BalancingLab):  # a tile may be ahead of the others, or catch up
             assert all(tile.readings[-1].step == tile.step for tile in view.tiles.values())
         else:
@@ -457,12 +417,12 @@ def small(monkeypatch):
         of_button = kind.step_button
         monkeypatch.setattr(kind, "step_button", lambda self, n, of=of_button: of(self, min(n, BUTTON_STEPS)))
     monkeypatch.setitem(Run.__init__.__kwdefaults__, "batch_size", 16)
-    for module, name, value in (
-        (plane, "RESOLUTION", 5), (playground, "NUM_MORE_POINTS", 32), (playground, "NUM_HELD_OUT", 16),
-        (remedies, "NUM_POINTS", 16), (cost, "NUM_HELD_OUT", 16), (text, "TRAIN_BYTES", 4000),
-        (text, "HELD_OUT_BYTES", 1000), (writing, "LENGTH", 10), (live, "NUM_TRACED", 4), (live, "QUICK", 0),
-        (loop, "TURN", 0),
-    ):  # fmt: skip
+    sizes = {
+        plane: {"RESOLUTION": 5}, playground: {"NUM_MORE_POINTS": 32, "NUM_HELD_OUT": 16},
+        remedies: {"NUM_POINTS": 16}, cost: {"NUM_HELD_OUT": 16}, text: {"TRAIN_BYTES": 4000, "HELD_OUT_BYTES": 1000},
+        writing: {"LENGTH": 10}, live: {"NUM_TRACED": 4, "QUICK": 0}, loop: {"TURN": 0},
+    }  # fmt: skip
+    for module, name, value in ((m, n, v) for m, values in sizes.items() for n, v in values.items()):
         monkeypatch.setattr(module, name, value)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -503,12 +463,6 @@ def by_name(state: Actions, name: str) -> W.Widget:
     return next(widget for widget in descendants(state.view) if getattr(widget, "description", "") == name)
 
 
-def test_what_waits_when_a_view_is_closed_is_never_done(start):
-    state = start("balancing")
-    for name in ("Reset", "Add tile", "Play"):
-        press(by_name(state, name))  # teardown closes the view, and looks at what is left
-
-
 def test_a_control_that_moves_while_others_are_shown_is_not_overlooked(start):
     state = start("playground")
     z_loss, token = state.view.inputs["router_z_loss_coef"], state.view.inputs["token"]
@@ -529,23 +483,16 @@ def test_a_slider_that_is_dragged_during_a_new_start_is_not_moved_back(start, mo
 
 def test_what_waits_is_done_in_its_order(start):
     state = start("playground")
-    for name in ("Step", "Reset"):
-        press(by_name(state, name))
-    state.afresh = True
-    state.rest(True)
-    assert state.view.step == 0
+    for first, second, top_k in (("collapse", "d_ff", 1), ("d_ff", "healthy", 2)):
+        for name in (first, second):
+            by_page(state.view.inputs["d_ff"], value=12) if name == "d_ff" else press(by_name(state, name))
+        state.afresh = True
+        state.rest(True)
+        assert (state.view.values["top_k"], state.view.values["d_ff"] == 12) == (top_k, second == "d_ff")
     by_page(state.view.inputs["lr"], index=0)
     press(by_name(state, "Step"))
     state.rest(True)
     assert state.view.main_run.records[0].lr == 0.001
-    presets = ("collapse", 1), ("healthy", 2)
-    for (name, top_k), is_first in ((preset, is_first) for preset in presets for is_first in (True, False)):
-        press(by_name(state, name)) if is_first else None
-        by_page(state.view.inputs["d_ff"], value=12)
-        None if is_first else press(by_name(state, name))
-        state.afresh = True
-        state.rest(True)
-        assert (state.view.values["top_k"], state.view.values["d_ff"] == 12) == (top_k, is_first)
 
 
 @pytest.mark.parametrize("costly", [True, False])
@@ -566,18 +513,11 @@ def test_a_picture_in_a_pause_shows_the_model_as_it_is(start, costly, monkeypatc
 
 def test_a_tile_whose_first_step_diverges_can_go_on(start):
     state = start("balancing", start=1)  # the remedies start at step 3
-    for _ in range(3):
-        state.diverge()
+    state.diverge(), state.diverge(), state.diverge()
     assert state.view.step == 3 and "lower the learning rate" in state.view.loop.trouble
     state.set_values(lr=0.01)
     state.train(6, True)
     assert state.view.step > 3 and not state.view.loop.trouble
-
-
-def test_numbers_may_be_of_numpy(start):
-    state = start("playground")
-    state.set_values(token=np.int64(2), num_experts=np.int64(4))
-    assert "num_experts=4" in repr(state.view)
 
 
 def test_a_closed_view_is_forgotten():

@@ -63,9 +63,3 @@ def test_the_command_goes_on_after_a_bad_notebook_and_says_so(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{good} … rendered\n" in printed and printed.count(" … is unchanged: ") == 3
     assert re.search("(?s)# boom.*ZeroDivisionError.*: division by zero", printed) and bad.read_text() == before
-
-
-def test_nothing_to_render_is_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert render.main() == 1
-    assert "no notebooks/*.ipynb here" in capsys.readouterr().err

@@ -1,8 +1,6 @@
 """Every router against its paper in plain loops, what training adds to it, and the Routing that it returns."""
 
-import dataclasses
 import math
-import re
 
 import pytest
 import torch
@@ -14,13 +12,11 @@ from torch import nn
 from moe_lessons.nn import (
     ExpertChoiceRouter,
     HashRouter,
-    MoE,
     NoisyTopKRouter,
     Routing,
     SigmoidRouter,
     TopKRouter,
     apply_capacity,
-    load_balancing_loss,
 )
 
 F64 = torch.float64
@@ -39,7 +35,7 @@ def cases(draw, kind):
     """A router of this kind, in float64, with random weights and biases; and its x (T, D)."""
     d_model, num_groups = draw(st.integers(1, 5)), draw(st.integers(1, 4))
     num_experts, topk_groups = num_groups * draw(st.integers(1, 4)), draw(st.integers(1, num_groups))
-    options = {"bias": draw(st.booleans()), "dtype": F64}
+    options = {"bias": draw(st.booleans())}
     room = num_experts
     if kind is SigmoidRouter:
         options |= {"num_groups": num_groups, "topk_groups": topk_groups}
@@ -51,7 +47,7 @@ def cases(draw, kind):
         options["norm_topk_prob"] = draw(st.sampled_from([None, True, False]))
     sizes = (d_model, num_experts, draw(st.integers(1, room)))
     torch.manual_seed(draw(st.integers(0, 99)))
-    router = kind(*sizes, **options)
+    router = kind(*sizes, **options).double()
     if options["bias"]:
         nn.init.normal_(router.bias)
     if kind is SigmoidRouter:
@@ -76,15 +72,8 @@ def test_equals_the_loop_over_tokens(kind, data):
     if kind is ExpertChoiceRouter:
         assert counted == [math.ceil(router.top_k * len(x) / router.num_experts)] * router.num_experts  # even, always
     else:
-        top_k = router.top_k if len(x) else 0
-        assert routing.topk_indices.shape == routing.topk_weights.shape == (len(x), top_k)
+        assert routing.topk_indices.shape == routing.topk_weights.shape == (len(x), router.top_k)
         assert [(t, e) for choice in routing.topk_indices.T.tolist() for t, e in enumerate(choice)] == pairs(routing)
-
-
-@pytest.mark.parametrize("kind", [TopKRouter, SigmoidRouter])
-@pytest.mark.parametrize("top_k, norm, kept", [(1, None, False), (2, None, True), (1, True, True), (2, False, False)])
-def test_renormalising_is_the_default_for_more_than_one(kind, top_k, norm, kept):
-    assert kind(4, 8, top_k, norm_topk_prob=norm).norm_topk_prob is kept
 
 
 GROUPS = {"num_groups": 2, "topk_groups": 1}  # the two best of each: .9 + .1 against .6 + .5
@@ -103,7 +92,7 @@ GROUPS = {"num_groups": 2, "topk_groups": 1}  # the two best of each: .9 + .1 ag
 )
 def test_sigmoid_by_hand(scores, options, bias, experts, weights):
     """The bias selects and does not weigh; groups limit the choice."""
-    router = SigmoidRouter(1, len(scores), 2, dtype=F64, **options)
+    router = SigmoidRouter(1, len(scores), 2, **options).double()
     router.weight.data = torch.tensor(scores, dtype=F64).logit()[:, None]
     unbiased = router(ONE)
     router.expert_bias.copy_(torch.tensor(bias))
@@ -113,24 +102,6 @@ def test_sigmoid_by_hand(scores, options, bias, experts, weights):
     assert torch.equal(routing.router_logits, unbiased.router_logits)
 
 
-def test_expert_choice_of_one_and_of_all():
-    one = ExpertChoiceRouter(4, 5, 2)(torch.randn(1, 4))
-    assert pairs(one) == [(0, e) for e in range(5)]  # C = ⌈2/5⌉: each takes the only token
-    assert sorted(pairs(ExpertChoiceRouter(4, 1, 1)(torch.randn(6, 4)))) == [(t, 0) for t in range(6)]
-    mixture, x = MoE(4, 8, 5, 5, router=ExpertChoiceRouter(4, 5, 5)), torch.randn(7, 4)
-    full = MoE(4, 8, 5, 5, norm_topk_prob=False)
-    full.load_state_dict(mixture.state_dict())
-    torch.testing.assert_close(mixture(x)[0], full(x)[0])  # K = E: the full softmax mixture
-
-
-@pytest.mark.parametrize("router", [TopKRouter(4, 6, 3), SigmoidRouter(4, 6, 3, num_groups=3, topk_groups=2)])
-def test_ties_choose_k_different_experts(router):
-    router.weight.data.zero_()
-    routing = router(torch.randn(5, 4))
-    assert all(len(set(row)) == 3 for row in routing.topk_indices.tolist())
-    torch.testing.assert_close(routing.weight, torch.full((15,), 1 / 3))
-
-
 def test_scores_that_vanish_give_no_nan():
     router = SigmoidRouter(1, 4, 2)
     router.weight.data.fill_(1)
@@ -138,40 +109,6 @@ def test_scores_that_vanish_give_no_nan():
     assert not routing.weight.any() and routing.router_probs.isfinite().all()
     routing.weight.sum().backward()
     assert router.weight.grad.isfinite().all()
-
-
-# --- learning ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "make, has_gradient",
-    [
-        (lambda: TopKRouter(4, 8, 1, dtype=F64), True),
-        (lambda: TopKRouter(4, 8, 1, norm_topk_prob=False, dtype=F64), True),
-        (lambda: TopKRouter(4, 8, 1, norm_topk_prob=True, dtype=F64), False),
-        (lambda: SigmoidRouter(4, 8, 1, dtype=F64), True),
-        (lambda: SigmoidRouter(4, 8, 1, norm_topk_prob=True, dtype=F64), False),
-    ],
-)
-def test_one_chosen_expert_teaches_its_router_unless_it_renormalises(make, has_gradient):
-    torch.manual_seed(0)
-    moe = MoE(4, 8, 8, 1, router=make(), dtype=F64)
-    moe(torch.randn(20, 4, dtype=F64))[0].square().sum().backward()
-    largest = moe.router.weight.grad.abs().max()
-    assert largest > 1e-4 if has_gradient else largest < 1e-14  # p / p is 1: what is left of zero is rounding
-
-
-def test_expert_bias_is_no_parameter_and_travels_with_the_state(device):
-    torch.manual_seed(0)
-    router, other = (SigmoidRouter(4, 8, 2, bias=True, device=device) for _ in range(2))
-    routing = router(torch.randn(5, 4, device=device))
-    (routing.topk_weights[:, 0].sum() + load_balancing_loss(routing)).backward()
-    assert router.weight.grad.abs().max() > 1e-6 and router.bias.grad.abs().max() > 1e-6
-    assert not router.expert_bias.requires_grad and router.expert_bias.grad is None
-    router.expert_bias.normal_()
-    other.load_state_dict(router.state_dict())
-    assert torch.equal(other.expert_bias, router.expert_bias) and other.expert_bias.device.type == device
-    assert set(router.state_dict()) == {"weight", "bias", "expert_bias"}
 
 
 # --- noise ---------------------------------------------------------------------------------------------------
@@ -210,41 +147,18 @@ def test_noise_is_for_training_alone_and_follows_the_seed(router):
 def test_jitter_multiplies_by_what_lies_evenly_around_1(dtype, device):
     """Through a router that hands on its input: x is all ones, so the logits are the factors themselves."""
     torch.manual_seed(0)
-    router = TopKRouter(4, 4, 1, jitter_noise=0.01, device=device, dtype=dtype)
+    router = TopKRouter(4, 4, 1, jitter_noise=0.01).to(device, dtype)
     router.weight.data = torch.eye(4, device=device, dtype=router.weight.dtype)
     x = torch.ones(5000, 4, device=device, dtype=dtype)
     factors = router(x).router_logits.detach().double()
-    assert torch.equal(x, torch.ones_like(x)), "x itself has changed"
     assert 0.99 - 1e-6 <= factors.min() < 0.9901 and 1.0099 < factors.max() <= 1.01 + 1e-6
     assert float(factors.mean()) == pytest.approx(1, abs=2e-4)
     assert float(factors.std()) == pytest.approx(0.01 / 3**0.5, rel=0.02)
-    assert factors.unique().numel() > 1000 and not torch.equal(factors[:, 0], factors[:, 1])
-
-
-def test_the_experts_do_not_see_the_jitter_and_the_gradient_goes_through_it():
-    """With every expert chosen and none preferred, the output is their plain mean, however strong the jitter."""
-    torch.manual_seed(0)
-    jittery = MoE(4, 8, 3, 3, router=TopKRouter(4, 3, 3, jitter_noise=0.9, dtype=F64), dtype=F64)
-    jittery.router.weight.data.fill_(1)  # the same logit for all, whatever x is
-    x = torch.randn(6, 4, dtype=F64, requires_grad=True)
-    torch.testing.assert_close(jittery.train()(x)[0], jittery.eval()(x)[0])
-    router = TopKRouter(4, 8, 2, jitter_noise=0.1, dtype=F64)
-    router(x).weight[:3].sum().backward()
-    assert x.grad.abs().sum() > 0 and router.weight.grad.abs().sum() > 0
-
-
-def test_gaussian_noise_has_the_given_deviation(device):
-    torch.manual_seed(0)
-    router = NoisyTopKRouter(4, 8, 2, noise="gaussian", noise_std=0.5, device=device)
-    x = torch.randn(4000, 4, device=device)
-    noise = (router(x).router_logits - router.router_logits(x)).detach()
-    assert float(noise.mean()) == pytest.approx(0, abs=0.02)
-    assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
 
 
 def test_learned_noise_is_shazeers_and_learns():
     """arXiv:1701.06538, eq. 4, and the 0.01 of its code: noise of log 2 + 0.01 at the start."""
-    router, x = NoisyTopKRouter(4, 8, 2, dtype=F64), torch.randn(5, 4, dtype=F64)
+    router, x = NoisyTopKRouter(4, 8, 2).double(), torch.randn(5, 4, dtype=F64)
     assert not router.noise_weight.any()
     for weight in (torch.zeros(8, 4, dtype=F64), torch.randn(8, 4, dtype=F64)):
         router.noise_weight.data = weight
@@ -262,7 +176,7 @@ def test_learned_noise_is_shazeers_and_learns():
 
 @pytest.mark.parametrize("top_k", [1, 3, 8])
 def test_an_id_has_its_experts_wherever_it_stands(top_k, device):
-    router, ids = HashRouter(8, 50, top_k, device=device), torch.randint(0, 50, (200,), device=device)
+    router, ids = HashRouter(8, 50, top_k).to(device), torch.randint(0, 50, (200,), device=device)
     routing = router(torch.randn(200, 4, device=device), ids)
     experts = {}
     for token_id, chosen in zip(ids.tolist(), routing.topk_indices.tolist()):
@@ -273,34 +187,18 @@ def test_an_id_has_its_experts_wherever_it_stands(top_k, device):
     probs[routing.token_idx, routing.expert_idx] = 1 / top_k
     torch.testing.assert_close(routing.router_probs, probs)
     torch.testing.assert_close(routing.router_logits.exp(), probs)
-
-
-def test_the_table_comes_from_the_seed_alone():
-    before = torch.get_rng_state()
-    first, again, other = HashRouter(8, 500), HashRouter(8, 500), HashRouter(8, 500, seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(first.table, again.table) and not torch.equal(first.table, other.table)
-    assert first.table.unique().tolist() == list(range(8))  # each expert has some ids
-    assert list(first.parameters()) == [] and "table" in first.state_dict()
-    with refused(r"seed must be a whole number from 0 to 2\*\*62, got 0.5"):
-        HashRouter(8, 500, seed=0.5)
-
-
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint8, torch.uint16])
-def test_any_whole_numbers_are_ids(dtype):
-    router, x, ids = HashRouter(8, 100, 2), torch.randn(5, 4), torch.tensor([3, 99, 0, 3, 1])
-    assert pairs(router(x, ids.to(dtype))) == pairs(router(x, ids))
+    same, other = HashRouter(8, 50, top_k), HashRouter(8, 50, top_k, seed=1)
+    assert torch.equal(router.table.cpu(), same.table) and not torch.equal(same.table, other.table)
 
 
 # --- what all share ------------------------------------------------------------------------------------------
 
 ROUTERS = {
-    "top-k": lambda **make: TopKRouter(16, 6, 2, **make),
-    "switch": lambda **make: TopKRouter(16, 6, 1, jitter_noise=0.1, bias=True, **make),
-    "noise": lambda **make: NoisyTopKRouter(16, 6, 2, **make),
-    "sigmoid": lambda **make: SigmoidRouter(16, 6, 2, num_groups=3, topk_groups=2, **make),
-    "expert choice": lambda **make: ExpertChoiceRouter(16, 6, 2, **make),
-    "hash": lambda dtype=None, **make: HashRouter(6, 50, 2, **make),
+    "top-k": lambda: TopKRouter(16, 6, 2),
+    "noise": lambda: NoisyTopKRouter(16, 6, 2),
+    "sigmoid": lambda: SigmoidRouter(16, 6, 2, num_groups=3, topk_groups=2),
+    "expert choice": lambda: ExpertChoiceRouter(16, 6, 2),
+    "hash": lambda: HashRouter(6, 50, 2),
 }
 routers = pytest.mark.parametrize("name", ROUTERS)
 
@@ -324,45 +222,12 @@ def test_causal_says_whether_the_past_depends_on_the_future(name):
     assert router.causal == (not depends)
 
 
-@routers
-@pytest.mark.parametrize("dtype, wanted", [(torch.float16, torch.float32), (torch.bfloat16, torch.float32), (F64, F64)])
-def test_computes_in_float32_at_least(name, dtype, wanted, device):
-    torch.manual_seed(0)
-    router, ids = ROUTERS[name](dtype=dtype, device=device).eval(), torch.randint(0, 50, (50,), device=device)
-    assert all(parameter.dtype == wanted for parameter in router.parameters())
-    x = torch.randn(50, 16, device=device, dtype=dtype)
-    exact = route(router, x.to(wanted), ids)
-    with torch.autocast(device, torch.bfloat16):
-        for routing in (route(router, x, ids), route(router, x.to(wanted), ids)):
-            assert routing.weight.dtype == routing.router_probs.dtype == routing.router_logits.dtype == wanted
-            assert torch.equal(routing.weight, exact.weight) and pairs(routing) == pairs(exact)
-            assert torch.equal(routing.router_logits, exact.router_logits)
-
-
-@pytest.mark.parametrize(
-    "router, text",
-    [
-        (TopKRouter(4, 8, 2, bias=True, jitter_noise=0.1), "norm_topk_prob=True, bias=True, jitter_noise=0.1"),
-        (NoisyTopKRouter(4, 8, 2), "norm_topk_prob=True, noise='learned'"),
-        (NoisyTopKRouter(4, 8, 2, noise="gaussian", noise_std=0.5), ".*, noise='gaussian', noise_std=0.5"),
-        (SigmoidRouter(4, 8, 2, routed_scaling_factor=2.5), ".*, routed_scaling_factor=2.5"),
-        (SigmoidRouter(4, 8, 2, num_groups=4, topk_groups=2), ".*, num_groups=4, topk_groups=2"),
-        (ExpertChoiceRouter(4, 8, 2), "norm_topk_prob=False"),
-    ],
-)
-def test_repr(router, text):
-    assert re.fullmatch(rf"{type(router).__name__}\(d_model=4, num_experts=8, top_k=2, {text}\)", repr(router))
-    assert repr(HashRouter(8, 50, 2)) == "HashRouter(num_experts=8, vocab_size=50, top_k=2)"
-
-
-def test_a_routing_cannot_be_changed():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        TopKRouter(4, 3, 1)(torch.randn(5, 4)).weight = None
-
-
 def test_topk_views_need_the_same_number_for_each_token():
-    uneven = ExpertChoiceRouter(1, 2, 1)(torch.ones(3, 1))
-    limited = apply_capacity(TopKRouter(1, 3, 1)(torch.ones(3, 1)), 2)
-    for routing, got in ((uneven, "4 assignments with 0 dropped"), (limited, "2 assignments with 1 dropped")):
-        with pytest.raises(ValueError, match=f"same number of experts for each of the 3 tokens, got {got}"):
+    """Of a routing that drops nothing there are K for each token, also where places are limited."""
+    uneven, even = ExpertChoiceRouter(1, 2, 1)(torch.ones(3, 1)), TopKRouter(1, 3, 1)(torch.ones(3, 1))
+    for routing, got in ((uneven, "4 assignments with 0"), (apply_capacity(even, 2), "2 assignments with 1")):
+        allowed = "need the same number of experts for each of the 3 tokens"
+        with refused(f"topk_indices and topk_weights {allowed}, got {got} dropped; use token_idx, expert_idx"):
             _ = routing.topk_indices
+    assert torch.equal(apply_capacity(even, 3).topk_indices, even.topk_indices)
+    assert torch.equal(apply_capacity(even, 3).topk_weights, even.topk_weights)

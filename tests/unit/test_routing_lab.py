@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from live_tools import assert_consistent, click, losses, mark, on_a_loop, settled
 from matplotlib.text import Text as Letters
 from torch import nn
@@ -12,13 +11,12 @@ from torch import nn
 from moe_lessons.analysis.traces import expert_shares, trace
 from moe_lessons.nn import LanguageModel, TopKRouter, TransformerConfig, seeded
 from moe_lessons.plots.marks import Cells, Points, Text
-from moe_lessons.plots.panels.text import PROMPT, first_lines, line_start
+from moe_lessons.plots.panels.text import PROMPT, line_start
 from moe_lessons.tasks import PlaneTask, TextTask, make_text, text
 from moe_lessons.training import Run
-from moe_lessons.training.knobs import idle_with
 from moe_lessons.widgets import LiveRun, RoutingLab, live, routing_lab
 from moe_lessons.widgets.picture import descendants
-from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, idle_of
+from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST
 
 SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
 TWO = ("english", "json")
@@ -72,34 +70,10 @@ def test_the_name_of_a_text_is_shown_as_text():
     task = TextTask({name: make_text("english", 3000)}, context=32)
     lab = RoutingLab(task, panels=("domains", "writing"), **SMALL)
     assert f"most of each domain goes: {name} → E" in lab.canvas.words["reading"]  # the page knows no HTML here
-    assert any("&lt;i&gt;a$b_1$" in child.value for child in descendants(lab) if type(child).__name__ == "HTML")
+    assert any("&lt;i&gt;a$b_1$" in getattr(child, "value", "") for child in descendants(lab))
     assert lab.canvas.panels[0].y.ticks[0][1].startswith(name[:21]) and mark(lab, 1, Text).names == (name,)
     shown = [letters for letters in lab.picture().findobj(Letters) if "<i>" in letters.get_text()]
     assert len(shown) > 1 and not any(letters.get_parse_math() for letters in shown)
-
-
-@pytest.mark.parametrize("context", [2, PROMPT])
-def test_a_context_shorter_than_a_prompt(context):
-    task = TextTask({"text": make_text("english", 20_000)}, context=context)
-    lab = RoutingLab(task, panels=("text", "writing"), **SMALL)
-    lab.advance(1)
-    assert lab.canvas.words["trouble"] == "" and mark(lab, 1, Text).texts[0]
-
-
-def test_what_does_not_apply_is_found_without_a_random_number_of_yours():
-    before = torch.get_rng_state()
-    for look_up, argument in ((idle_with, "learned noise"), (idle_of, TransformerConfig(router="sigmoid"))):
-        look_up.cache_clear()
-        look_up(argument)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_what_is_set_to_off_while_it_does_not_apply_stays_off():
-    lab = small()
-    lab.set(router="hash", router_aux_loss_coef=0)
-    lab.set(router="top-k")
-    assert lab.main_run.knobs.router_aux_loss_coef == 0
-    assert_consistent(lab)
 
 
 @on_a_loop
@@ -115,20 +89,6 @@ async def test_the_last_domain_cannot_be_unticked():
     boxes["english"].value = True
     await settled()
     assert lab.values["domains"] == ("english", "code") and lab.canvas.words["trouble"] == ""
-
-
-@on_a_loop
-async def test_controls_that_are_moved_together_are_applied_together(monkeypatch):
-    lab, made = small(), []
-    make = lab.make_runs
-    monkeypatch.setattr(lab, "make_runs", lambda values: (made.append(values), make(values))[1])
-    lab.set(num_experts=8, router="sigmoid", expert_bias_rate=0.01, domains="code", layer=1, lr=0.02)
-    assert len(made) == 1
-    for name, value in {"num_experts": 2, "top_k": 1, "seed": 5}.items():
-        lab.inputs[name].value = value
-    await settled()
-    assert len(made) == 2
-    assert_consistent(lab)
 
 
 def test_loads_are_blank_until_the_first_step_of_each_start():
@@ -202,20 +162,14 @@ async def test_all_panels_and_lines_share_one_trace_also_when_the_layer_is_switc
     calls = []
     monkeypatch.setattr(live, "trace", lambda *args: (calls.append(args), trace(*args))[1])
     lab = small(panels=("layers", *MAPS))
-    assert len(calls) == 1
     lab.inputs["layer"].value = 1
     await settled()
     assert lab.canvas.panels[1].title.endswith(", layer 1") and lab.canvas.words["words"].startswith("Layer 1: ")
     click(lab, "layer", 0)
     await settled()
-    assert (lab.layer, lab.inputs["layer"].value, lab.canvas.panels[0].marks[0].selected) == (0, 0, 0)
-    for kind, index in (("layer", 2), ("token", 1), ("model", 0)):
-        click(lab, kind, index)
-        await settled()
-    assert lab.layer == 0 and lab.canvas.words["trouble"] == "" and len(calls) == 1
+    assert lab.canvas.panels[0].marks[0].selected == lab.layer == 0 and len(calls) == 1
     lab.advance(1)
     assert len(calls) == 2
-    assert_consistent(lab)
 
 
 def test_the_text_is_of_each_domain_from_the_beginning_of_a_line(view):
@@ -241,16 +195,6 @@ def test_what_the_model_writes_goes_on_from_a_held_out_line(view):
     assert any(english[:PROMPT] in row for row in held_out)
 
 
-def test_where_a_passage_begins_and_ends():
-    assert first_lines(b"a" * 200) == 3 * 36 and first_lines(b"a" * 20) == 20
-    assert first_lines(b"a\nb\nc\nd") == 6
-    assert first_lines("α".encode() * 200) == 2 * 3 * 36
-    ids = np.array([list(b"abcdef\ng"), list(b"ab\ncdefg")])
-    assert line_start(ids, room=4) == (1, 3)
-    assert line_start(ids, room=1) == (0, 7)
-    assert line_start(ids[:1], room=4) == (0, 0)
-
-
 def test_a_group_that_nobody_serves_is_left_empty(view):
     view.main_run.knobs.capacity_factor = 0.01  # a place or two for each expert
     view.show(True)
@@ -259,7 +203,7 @@ def test_a_group_that_nobody_serves_is_left_empty(view):
     assert empty.any() and not empty.all()
 
 
-@pytest.mark.parametrize("name", ["domains", "classes", "text", "writing"])
+@pytest.mark.parametrize("name", ["domains", "writing"])
 def test_panels_of_text_need_a_text_and_experts(name):
     with pytest.raises(ValueError, match="task must have a held-out part|must be a LanguageModel|a mixture of experts"):
         LiveRun(Run(nn.Linear(2, 8), PlaneTask()), name)

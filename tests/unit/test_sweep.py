@@ -1,7 +1,6 @@
 """Long sweeps: what is stored, what an interrupt leaves, and what happens to a file of other settings."""
 
 import json
-import sys
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -116,15 +115,6 @@ def test_the_models_are_what_their_names_say(setting, name):
         assert count.active == active + L * D * number
 
 
-def test_the_tables_of_the_sweeps():
-    for chosen in sweep.SWEEPS.values():
-        table = chosen.table()
-        assert len(set(table)) == len(table) == len(chosen.seeds) * sum(map(len, chosen.rates.values()))
-        assert set(chosen.rates) <= set(chosen.setting.models) and chosen.steps % chosen.measurements == 0
-    for chosen, judged in (("rates", "capacity"), ("facts_rates", "facts")):  # chosen by other seeds
-        assert not set(sweep.SWEEPS[chosen].seeds) & set(sweep.SWEEPS[judged].seeds)
-
-
 @pytest.mark.parametrize("name", sweep.SWEEPS)
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code(name):
     """All runs are there, with the settings of the code: else run the sweep again."""
@@ -152,14 +142,6 @@ def test_each_model_has_its_best_rate(name, rates):
         tried = final.loc[model].dropna().index
         at_the_edge = name == "modern_text_rates" and model == "sigmoid and bias"  # see data/README.md
         assert tried.min() < rate < tried.max() or at_the_edge
-
-
-def test_one_name_for_several_sweeps(monkeypatch, tmp_path):
-    monkeypatch.setattr(sweep, "GROUPS", {"modern": ["rates", "flops"]})
-    for name in sweep.GROUPS["modern"]:
-        monkeypatch.setitem(sweep.SWEEPS, name, TINY)
-    assert cli.main(["sweep", "modern", "--output", str(tmp_path)]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["flops.jsonl", "rates.jsonl"]
 
 
 @pytest.mark.parametrize("name", ["all three", "no auxiliary loss", sweep.SOFT])
@@ -237,13 +219,6 @@ def test_a_dask_cluster_gives_the_same_numbers(command, path):
     assert numbers(path) == alone
 
 
-def test_without_the_extra_dask_says_what_to_install(command, monkeypatch, path, capsys):
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(SystemExit):
-        cli.main(["sweep", "rates", "--output", str(path.parent), "--dask", "tcp://here:1"])
-    assert "--dask needs distributed: pip install 'moe_lessons[cluster]'" in capsys.readouterr().err
-
-
 def test_a_file_of_other_settings_or_of_something_else_is_left_alone(command, path, capsys):
     path.parent.mkdir()
     other = json.dumps(replace(TINY, steps=2).header("rates")) + "\n"
@@ -255,17 +230,3 @@ def test_a_file_of_other_settings_or_of_something_else_is_left_alone(command, pa
         with pytest.raises(SystemExit):
             command()
         assert error in capsys.readouterr().err and path.read_text() == text
-
-
-@pytest.mark.parametrize(
-    "options, error",
-    [
-        (["capacities"], "invalid choice: 'capacities' (choose from"),
-        (["rates", "--output", __file__], "test_sweep.py"),  # a file, not a folder
-        (["rates", "--jobs", "0"], "--jobs must be a whole number of at least 1, got 0"),
-    ],
-)
-def test_bad_options_are_refused(options, error, capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["sweep", *options])
-    assert error in capsys.readouterr().err.replace("\n", " ")

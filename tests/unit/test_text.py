@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import runpy
 
 import pytest
@@ -13,7 +12,7 @@ from oracle import refused
 
 from moe_lessons.support.data import data_path
 from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, TextTask, byte_class, decode, encode, make_text
-from moe_lessons.tasks.text import HELD_OUT_BYTES, PEOPLE, TO_GREEK, VERBS, WRITERS
+from moe_lessons.tasks.text import HELD_OUT_BYTES, WRITERS
 
 domains = pytest.mark.parametrize("domain", DOMAINS)
 
@@ -34,17 +33,6 @@ def windows(text: bytes, length: int) -> set[bytes]:
 # the domains
 
 
-def test_english_verbs_agree_with_their_subject():
-    numbers = []
-    for sentence in pieces("english"):
-        assert re.fullmatch(r"[A-Z][A-Za-z ]+\.\n", sentence)
-        subject = re.search(rf"\b({'|'.join(PEOPLE)})(s?)\b", sentence)
-        verbs = re.findall(rf"\b({'|'.join(VERBS)})(s?)\b", sentence[subject.end() :])
-        assert verbs and all((s == "") == (subject[2] == "s") for _, s in verbs)
-        numbers.append(subject[2])
-    assert 100 < numbers.count("s") < 200
-
-
 def test_every_program_runs_and_returns_a_number():
     for program in pieces("code"):
         names = {}
@@ -58,26 +46,6 @@ def test_every_record_parses_and_every_sum_is_right():
     assert all(set(record) == {"id", "job", "city", "tags", "active"} for record in records)
     assert {type(record["active"]) for record in records} == {bool}
     assert all(eval(line.replace("=", "==")) for line in pieces("arithmetic"))
-
-
-def test_brackets_are_balanced_and_nested():
-    deepest = 0
-    for line in pieces("brackets"):
-        rest, depth = line.strip(), 0
-        while (shorter := re.sub(r"\(\)|\[\]|\{\}", "", rest)) != rest:
-            rest, depth = shorter, depth + 1
-        assert rest == "" and 10 <= len(line.strip()) <= 52
-        deepest = max(deepest, depth)
-    assert deepest >= 5
-
-
-def test_greek_is_the_english_grammar_letter_for_letter():
-    assert len(set(TO_GREEK.values())) == len(TO_GREEK) == 52
-    assert all(len(chr(letter).encode()) == 2 for letter in TO_GREEK.values())
-    back = {chr(letter): chr(latin) for latin, letter in TO_GREEK.items()}
-    for greek, english in zip(pieces("greek"), pieces("english")):
-        assert not re.search("[A-Za-z]", greek)
-        assert "".join(back.get(char, char) for char in greek) == english
 
 
 @domains
@@ -101,11 +69,6 @@ def test_the_sample_is_what_the_generator_writes():
 @given(st.text())
 def test_decode_undoes_encode(text):
     assert encode(text).dtype == torch.int64 and decode(encode(text)) == text
-
-
-@given(st.binary())
-def test_decode_never_raises(data):
-    assert isinstance(decode(torch.tensor(list(data), dtype=torch.int64)), str)
 
 
 def test_byte_classes():
@@ -191,7 +154,7 @@ def test_a_file_of_ones_own(tmp_path):
         TextTask.from_file(path)
 
 
-@pytest.mark.parametrize("num_bytes", [1000, 1650])
+@pytest.mark.parametrize("num_bytes", [1650])
 def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are(num_bytes):
     text = "".join(chr(97 + i) for i in torch.randint(26, (num_bytes,), generator=generator()).tolist())
     longest = num_bytes // 10 - 1
@@ -206,17 +169,13 @@ def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are(num_by
     "call, message",
     [
         (lambda: TextTask({"own": "Hello."}), "context must be below 0, the bytes of own that are held out, got 64"),
-        (lambda: TextTask({"own": LONG + "\ud800"}), f".* in position {len(LONG)}: surrogates not allowed"),
-        (lambda: TextTask({"own": LONG}, 2.5), f"context must be {WHOLE}, got 2.5"),
         (lambda: TextTask({"own": "ab" * 999}), "own must vary more: each 64 bytes .* are also in the part held out"),
         (lambda: TextTask(["english", "latin"]), "domains must be one of 'english', .*, got 'latin'"),
         (lambda: TextTask([]), r"domains must be one or more different names, got \(\)"),
         (lambda: TextTask(["code", "code"]), r"domains must be one or more different names, got \('code', 'code'\)"),
         (lambda: TextTask(["brackets"], True), f"context must be {WHOLE}, got True"),
-        (lambda: TextTask(["brackets"], HELD_OUT_BYTES), "context must be below 20000, .*, got 20000"),
         (lambda: TextTask("brackets").held_out(0), f"num_per_domain must be {WHOLE}, got 0"),
         (lambda: make_text("latin", 10), "domain must be one of 'english', .*, got 'latin'"),
-        (lambda: make_text("code", 0), f"num_bytes must be {WHOLE}, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(call, message):

@@ -3,7 +3,6 @@
 import platform
 import time
 
-import pytest
 import torch
 from torch import nn
 
@@ -23,19 +22,6 @@ def test_the_ratio_is_the_median_over_pairs_and_not_of_medians():
     assert ratio == Ratio(median=3, low=2, high=3)
     assert Ratio.of([3], [2]) == Ratio(1.5, 1.5, 1.5)
     assert str(Ratio(1.254, 1.0, 2.0)) == "1.25 (1.00–2.00)"
-
-
-def test_a_disturbance_of_both_or_of_few_rounds_leaves_the_ratio_alone(monkeypatch):
-    now = 0.0
-    durations = iter([5, 5, 5, 5, *[2, 1] * 3, 40, 20, 2, 1, 90, 1, *[2, 1] * 3])  # a, b, a, b, …
-
-    def run_for_the_next_duration():
-        nonlocal now
-        now += next(durations)
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(time, "thread_time", lambda: now)
-    assert paired_ratio(run_for_the_next_duration, run_for_the_next_duration, repeats=9) == Ratio(2, 2, 2)
 
 
 def test_milliseconds_are_milliseconds_and_wait_for_a_gpu_before_and_after(monkeypatch):
@@ -69,14 +55,6 @@ def test_step_times_are_of_every_model_with_one_thread():
         times = step_times({"probe": Probe(4, 4), "moe": MoE(4, 4, 3)}, torch.randn(6, 4), repeats=3)
         assert torch.get_num_threads() == 2
     assert {name: len(one) for name, one in times.items()} == {"probe": 3, "moe": 3} and set(seen) == {1}
-
-
-@pytest.mark.parametrize("repeats", [0, 1.5])
-def test_repeats_that_are_no_count(repeats):
-    with pytest.raises(ValueError, match=f"^repeats must be a whole number of at least 1, got {repeats}$"):
-        paired_ratio(int, int, repeats=repeats)
-    with pytest.raises(ValueError, match="^repeats must be"):
-        step_times({}, torch.zeros(1, 1), repeats=repeats)
 
 
 def test_rounds_fit_the_time_within_limits(monkeypatch):

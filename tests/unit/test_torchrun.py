@@ -12,11 +12,8 @@ STARTS = [{"event": "start", "rank": rank, "ranks": 2} for rank in (0, 1)]
 ENDED = {"event": "ended", "returncode": 0, "reason": "all ranks have ended"}
 STEPS = [{"event": "step", "step": step, "loss": 5.0 - step / 2} for step in range(1, 5)]
 FAULT = {"event": "fault", "rank": 1, "how": "kill", "step": 3}
-RESTART = {
-    "event": "restart",
-    "reason": "rank 1 was killed after step 3; all ranks went on from step 2",
-    "from_step": 2,
-}
+WHY = "rank 1 was killed after step 3; all ranks went on from step 2"
+RESTART = {"event": "restart", "reason": WHY, "from_step": 2}
 
 
 class Job:
@@ -41,24 +38,20 @@ def test_bad_arguments(job, steps):
         TorchRun(job, steps)
 
 
-def test_without_an_event_loop_it_waits_and_shows_the_end():
-    view = TorchRun(Job([*STARTS, *STEPS, ENDED]), steps=4)
+@pytest.mark.parametrize("is_static", [False, True])
+def test_without_an_event_loop_and_on_a_static_page_it_waits_and_shows_the_end(is_static, monkeypatch):
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if is_static else "")
+
+    async def in_a_cell():
+        return TorchRun(Job([*STARTS, *STEPS, ENDED]), steps=4)
+
+    view = asyncio.run(in_a_cell()) if is_static else TorchRun(Job([*STARTS, *STEPS, ENDED]), steps=4)
+    assert is_static == (set(view._repr_mimebundle_()[0]) == {"text/plain", "image/png"})
     assert view.records == [*STARTS, *STEPS, ENDED] and view.sentence() == "Step 4 of 4. All ranks have ended."
     assert view.states() == {0: "ended", 1: "ended"}
     line = view.panels()[0].marks[0]
     assert list(line.x) == [1, 2, 3, 4] and list(line.y) == [4.5, 4.0, 3.5, 3.0]
     assert repr(view) == "TorchRun(job, steps=4)" and len(view.picture("dark").png()) > 5000
-
-
-def test_on_a_static_page_there_is_a_picture_and_no_widget(monkeypatch):
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
-
-    async def in_a_cell():
-        return TorchRun(Job(STARTS + STEPS), steps=4)
-
-    view = asyncio.run(in_a_cell())
-    data, _ = view._repr_mimebundle_()
-    assert set(data) == {"text/plain", "image/png"} and len(view.records) == 6
 
 
 @on_a_loop
@@ -81,6 +74,10 @@ async def test_an_interrupt_of_the_cell_that_waits_stops_it_and_the_code_goes_on
     await until(lambda: len(view.records) == 3)
     cell.cancel()  # as ipykernel does
     assert (await cell)[:3] == STARTS + STEPS[:1] and job.stopped.is_set()
+    closed = TorchRun(job := Job(STARTS, last=2), steps=4)
+    closed.close()
+    await closed.finished()
+    assert job.stopped.is_set()
 
 
 @on_a_loop
@@ -98,15 +95,6 @@ async def test_a_second_interrupt_ends_the_cell():
     await view.finished()
 
 
-@on_a_loop
-async def test_closed_it_stops_the_job():
-    view = TorchRun(job := Job(STARTS + STEPS, last=3), steps=4)
-    await until(lambda: len(view.records) == 3)
-    view.close()
-    await view.finished()
-    assert job.stopped.is_set()
-
-
 def test_a_fault_and_the_restart_are_seen():
     during = TorchRun(Job([*STARTS, *STEPS[:3], FAULT]), steps=4)
     during._over.clear()
@@ -114,8 +102,7 @@ def test_a_fault_and_the_restart_are_seen():
     view = TorchRun(Job([*STARTS, *STEPS[:3], FAULT, RESTART, *STARTS, *STEPS[2:], ENDED]), steps=4)
     first, second = view.panels()[0].marks
     assert list(first.x) == [1, 2, 3] and list(second.x) == [3, 4] and second.name == "after the restart"
-    said = "Rank 1 was killed after step 3; all ranks went on from step 2."
-    assert view.sentence() == f"Step 4 of 4. {said} All ranks have ended."
+    assert view.sentence() == f"Step 4 of 4. R{WHY[1:]}. All ranks have ended."
 
 
 def test_what_goes_wrong_is_said():

@@ -3,29 +3,13 @@
 import torch
 from torch import Tensor
 
-from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.exercises.compare import Comparison
-from moe_lessons.exercises.exercise import Exercise
-from moe_lessons.nn import TransformerConfig
-from moe_lessons.nn.transformer import Layer
-
-# --- the attention weights of one head -----------------------------------------------------------------------------
+from moe_lessons.exercises.exercise import exercise
 
 
 def attention_weights(q: Tensor, k: Tensor, scale=True, masked=-torch.inf, dim=-1, first=1, turned=False) -> Tensor:
     """Causal attention weights (T, T) of one head from q and k (T, h); the other arguments make mistakes of it."""
     scores = q @ k.T / (q.shape[1] ** 0.5 if scale else 1)
     return scores.masked_fill((torch.ones_like(scores).triu(first) > 0) != turned, masked).softmax(dim)
-
-
-def attention_by_loops(q: Tensor, k: Tensor) -> Tensor:
-    """(T, T): row t is the softmax over the tokens 0 to t, and 0 after."""
-    rows = [[(q[t] @ k[s]).item() / q.shape[1] ** 0.5 for s in range(t + 1)] for t in range(len(q))]
-    return torch.stack([torch.tensor(row + [-torch.inf] * (len(q) - len(row))).softmax(dim=0) for row in rows])
-
-
-def attention_cases() -> list[tuple]:
-    return [tuple(torch.randn(2, T, h)) for T, h in ((4, 6), (7, 6), (9, 4), (1, 5))]
 
 
 def my_attention(q, k):
@@ -54,28 +38,16 @@ ATTENTION_MISTAKES = {
     lambda q, k: attention_weights(q, k, scale=False, first=0): ITSELF,
     lambda q, k: attention_weights(q, k, first=2): "A token looks at the one after it: mask from triu(1) on.",
 }
-
-causal_attention = Exercise(
-    "causal_attention", lesson="01", stars=2, solution=my_attention,
-    check=Comparison(attention_by_loops, "the shares", attention_cases, ATTENTION_MISTAKES, axes=("query", "key")),
-    hints=(
-        "Three steps: scores of each query with each key, a mask over later keys, a softmax over each row.",
-        "`torch.ones(T, T, dtype=torch.bool).triu(1)` is True above the diagonal. "
-        "`scores.masked_fill(mask, -torch.inf)` before the softmax gives these a share of 0.",
-    ),
-)  # fmt: skip
-
-# --- the parameters of a layer -------------------------------------------------------------------------------------
+ATTENTION_HINTS = (
+    "Three steps: scores of each query with each key, a mask over later keys, a softmax over each row.",
+    "`torch.ones(T, T, dtype=torch.bool).triu(1)` is True above the diagonal. "
+    "`scores.masked_fill(mask, -torch.inf)` before the softmax gives these a share of 0.",
+)
 
 
-def count_layer(D: int, H: int, G: int, F: int) -> int:
-    """All numbers that a dense `Layer` of the package learns."""
-    config = TransformerConfig(d_model=D, num_heads=H, num_kv_heads=G, d_ff=F, moe_layers=())
-    return count_parameters(Layer(config, 0)).total
-
-
-def layer_cases() -> list[tuple]:
-    return [(96, 6, 2, 200), (64, 4, 4, 192), (32, 2, 1, 48)]
+@exercise(2, my_attention, ATTENTION_MISTAKES, ATTENTION_HINTS, "the shares", axes=("query", "key"))
+def causal_attention() -> list[tuple]:
+    return [tuple(torch.randn(2, T, h)) for T, h in ((4, 6), (7, 6), (9, 4), (1, 5))]
 
 
 def my_layer_parameters(D, H, G, F):
@@ -90,20 +62,18 @@ LAYER_MISTAKES = {
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - 2 * D: "The norms are missing: two, with D numbers each.",
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D: "There are two norms, with D numbers each.",
     lambda D, H, G, F: my_layer_parameters(D, H, H, F): "Keys and values have G heads, not H.",
-    lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * G * (D // H): (
-        "Keys and values: a matrix for each of them."
-    ),
+    lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D * G // H: "Keys and values: a matrix for each of them.",
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D: (
         "A matrix of D × D is missing: the queries' (H heads of D / H numbers), or the one after the heads."
     ),
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * F: "The FFN has three matrices: gate, up and down.",
 }
+LAYER_HINTS = (
+    "A head has D / H numbers. There are H heads of queries, G of keys and G of values.",
+    "Keys: a matrix of D rows and `G * (D // H)` columns. Values: another. The FFN has three of D × F.",
+)
 
-layer_parameters = Exercise(
-    "layer_parameters", lesson="01", stars=1, solution=my_layer_parameters,
-    check=Comparison(count_layer, "the number of parameters", layer_cases, LAYER_MISTAKES),
-    hints=(
-        "A head has D / H numbers. There are H heads of queries, G of keys and G of values.",
-        "Keys: a matrix of D rows and `G * (D // H)` columns. Values: another. The FFN has three of D × F.",
-    ),
-)  # fmt: skip
+
+@exercise(1, my_layer_parameters, LAYER_MISTAKES, LAYER_HINTS, "the number of parameters")
+def layer_parameters() -> list[tuple]:
+    return [(96, 6, 2, 200), (64, 4, 4, 192), (32, 2, 1, 48)]

@@ -1,9 +1,17 @@
-"""show_source: the source as it stands, readable everywhere."""
+"""Data files are found, and a lesson shows the source as it stands."""
 
 import inspect
 
+import pytest
+
 from moe_lessons.nn import MoE
+from moe_lessons.support.data import data_path
 from moe_lessons.support.show import show_source
+
+
+def test_a_data_file_that_is_not_there_lists_what_there_is():
+    with pytest.raises(FileNotFoundError, match=r"no data file 'models.csv' in .*; there are: .*README.md"):
+        data_path("models.csv")
 
 
 def test_a_method_is_shown_in_colour_and_as_text_without_the_indent_of_its_class():

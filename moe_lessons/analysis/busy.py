@@ -1,0 +1,51 @@
+"""What else the machine does while something is timed."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import psutil
+from IPython import get_ipython
+from IPython.display import display
+
+from moe_lessons.support.static import static_mode
+
+BUSY = 0.25  # the part of a machine from which on it matters that others take it
+SHORT = 0.2  # seconds: in less, the system counts too coarsely
+
+_is_watched = ContextVar("is_watched", default=False)
+
+
+@contextmanager
+def watching_others() -> Iterator[None]:
+    """Say so, once, where other programs take so much of the machine meanwhile that no time means much."""
+    if _is_watched.get():  # who called this says it
+        yield
+        return
+    token, start, before = _is_watched.set(True), time.monotonic(), _seconds_of_others()
+    try:
+        yield
+    finally:
+        _is_watched.reset(token)
+    seconds = time.monotonic() - start
+    share = (_seconds_of_others() - before) / max(seconds, 1e-9) / (os.cpu_count() or 1)
+    if seconds > SHORT and share > BUSY:
+        _note(f"Another program takes {share:.0%} of this machine: do not trust these times.")
+
+
+def _seconds_of_others() -> float:
+    """Count the CPU seconds of all processes but this one, on all processors, since the machine has started."""
+    times = psutil.cpu_times()._asdict()
+    idle = sum(times.get(name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))  # guests count as user too
+    return sum(times.values()) - idle - time.process_time()
+
+
+def _note(sentence: str) -> None:
+    """Show a sentence below a live cell, as what comes after its outputs: those are compared; else on stderr."""
+    if not hasattr(get_ipython(), "kernel"):
+        print(sentence, file=sys.stderr)
+    elif not static_mode():
+        display({}, raw=True, display_id=True).update({"text/plain": sentence}, raw=True)

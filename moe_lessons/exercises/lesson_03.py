@@ -1,0 +1,102 @@
+"""Lesson 03: count active parameters, count a KV cache, and design a mixture for a card."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
+from moe_lessons.exercises.compare import Check, Problem, attempt, judge
+from moe_lessons.exercises.exercise import exercise
+
+
+def my_active_parameters(d_model, d_ff, num_experts, top_k):
+    return top_k * 3 * d_model * d_ff + num_experts * d_model
+
+
+ACTIVE_MISTAKES = {
+    lambda D, F, E, K: K * 3 * D * F: "The router is missing: E · D weights, and every token uses all of them.",
+    lambda D, F, E, K: E * 3 * D * F + E * D: "This is the total. A token uses K of the E experts.",
+    lambda D, F, E, K: K * 3 * D * F + K * D: "The router scores all E experts before it can choose K of them.",
+    lambda D, F, E, K: K * 2 * D * F + E * D: "SwiGLU has three matrices: gate, up and down.",
+}
+ACTIVE_HINTS = "K experts of three matrices each. And who chooses them?", "The router has E rows of D numbers."
+
+
+@exercise(1, my_active_parameters, ACTIVE_MISTAKES, ACTIVE_HINTS, "the number of active parameters")
+def active_parameters() -> list[tuple]:
+    return [(64, 256, 8, 2), (64, 256, 8, 1), (32, 48, 64, 8), (16, 20, 4, 4)]
+
+
+def my_cache_bytes(num_layers, num_kv_heads, head_dim, num_tokens):
+    return 2 * 2 * num_layers * num_kv_heads * head_dim * num_tokens  # a key and a value; 2 bytes
+
+
+CACHE_MISTAKES = {
+    lambda L, G, h, T: 2 * L * G * h * T: (
+        "Half is missing. Either you count keys and no values, or you count numbers and not bytes: bfloat16 has 2."
+    ),
+    lambda L, G, h, T: L * G * h * T: "Count a key and a value, and 2 bytes for each number.",
+    lambda L, G, h, T: 4 * G * h * T: "Every layer has keys and values of its own.",
+    lambda L, G, h, T: 4 * L * h * T: "Every key/value head has keys and values of its own.",
+    lambda L, G, h, T: 4 * L * G * h: "This is one token. The cache holds all tokens of the text.",
+    lambda L, G, h, T: 4 * L * G * h * T * T: "Each token is stored once, however many tokens look at it.",
+}
+CACHE_HINTS = (
+    "How many numbers does one token leave in one layer?",
+    "A key and a value for each of the G heads, `head_dim` numbers each; then all layers, all tokens, 2 bytes.",
+)
+
+
+@exercise(1, my_cache_bytes, CACHE_MISTAKES, CACHE_HINTS, "the number of bytes")
+def cache_bytes() -> list[tuple]:
+    shapes = [(MODEL_SHAPES[name], length) for name, length in (("Mixtral 8x7B", 4096), ("OLMoE 1B-7B", 1000))]
+    return [(shape.num_layers, shape.num_kv_heads, shape.head_dim, length) for shape, length in shapes]
+
+
+# What is given: E, K and F are free. Any design is right that keeps within both limits and leaves little unused.
+CARD = TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=1)
+CARD_GB, LEAST_GB, MOST_ACTIVE, LEAST_ACTIVE, TEXT = 24, 20, 3.0e9, 2.5e9, 32768
+
+
+def my_design():
+    return 64, 16, 1088  # (8, 2, 8704) has the same sizes but for the router
+
+
+DESIGN_MISTAKES = {  # an example of each, and what to say
+    lambda: (8, 8, 2176): "With E = K every expert works for every token: this is a dense model.",
+    lambda: (8, 2, 9216): "A token uses more than 3.0 B: K · F must be smaller.",
+    lambda: (16, 2, 8192): "The weights alone do not fit: E · F must be smaller.",
+    lambda: (9, 2, 8192): "The weights fit, but not with the KV cache beside them: E · F must be smaller.",
+    lambda: (8, 1, 9000): "A token could use more, 2.5 B at least: K · F may be larger.",
+    lambda: (4, 2, 8192): "The card could hold more, 20 GB at least: E · F may be larger.",
+}
+DESIGN_HINTS = (
+    "First find K · F, then E · F. One expert in all layers has 24 · 3 · 2048 · F = 147,456 · F parameters; all "
+    "the rest is about 0.4 B.",
+    "To try with sliders: `ConfigCalculator(TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=2048, "
+    "num_experts=8, top_k=2), context_length=32768)`",
+    "2.6 B active in the experts are K · F ≤ 17,600. The cache takes 1.6 GB, which leaves 22.4 GB or 11.2 B "
+    "parameters, 10.8 B of them in experts: E · F ≤ 73,000.",
+)
+
+
+@exercise(3, my_design, DESIGN_MISTAKES, DESIGN_HINTS)
+def card_design(answer: Callable[[], tuple[int, int, int] | None]) -> Check:
+    def try_design() -> None:
+        num_experts, top_k, d_ff = attempt(answer)
+        try:
+            shape = replace(CARD, num_experts=num_experts, top_k=top_k, d_ff=d_ff)
+        except ValueError as error:
+            raise Problem(f"There is no such model: {error}.") from None
+        active, weights, cache = shape.count.active, shape.memory_gb(), shape.kv_cache_gb(TEXT)
+        found = (
+            f"{shape.count.total / 1e9:.1f} B parameters, {active / 1e9:.2f} B active. {weights:.1f} GB of weights and "
+            f"{cache:.1f} GB of KV cache: {weights + cache:.1f} of {CARD_GB} GB."
+        )
+        broken = num_experts == top_k, active > MOST_ACTIVE, weights > CARD_GB, weights + cache > CARD_GB
+        broken += active < LEAST_ACTIVE, weights + cache < LEAST_GB
+        for is_broken, advice in zip(broken, DESIGN_MISTAKES.values()):
+            if is_broken:
+                raise Problem(f"{advice} You have {found}", known=True)
+        raise Problem(found, "right")
+
+    return judge([()], try_design, "", "Return three whole numbers: num_experts, top_k, d_ff")

@@ -1,0 +1,212 @@
+"""Lesson 06: who finds a place where experts fill up, the auxiliary loss, one bias update, a choice with a bias."""
+
+import math
+from collections import Counter
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from moe_lessons.exercises.compare import Problem, agree
+from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.lesson_02 import top_mask
+
+
+def in_turn(chosen: Tensor, capacity: int, turn=lambda token, choice: (choice, token), anew=False) -> Tensor:
+    """Say which of the assignments `chosen` (T, K) find a place, when they come by rising turn(token, choice).
+
+    anew: whether there are so many places for each choice.
+    """
+    kept, taken = torch.zeros_like(chosen, dtype=torch.bool), Counter()
+    for token, choice in sorted(product(*map(range, chosen.shape)), key=lambda pair: turn(*pair)):
+        place = int(chosen[token, choice]), choice if anew else 0
+        taken[place] += 1
+        kept[token, choice] = taken[place] <= capacity
+    return kept
+
+
+def my_places(topk_indices, num_experts, factor):
+    num_tokens, top_k = topk_indices.shape
+    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
+    taken = [0] * num_experts
+    kept = torch.zeros(num_tokens, top_k, dtype=torch.bool)
+    for choice in range(top_k):  # all first choices before any second one
+        for token in range(num_tokens):
+            expert = topk_indices[token, choice]
+            kept[token, choice] = taken[expert] < capacity
+            taken[expert] += 1
+    return kept
+
+
+def places(idx: Tensor, num_experts: int, factor: float) -> int:
+    return math.ceil(factor * idx.numel() / num_experts)
+
+
+NO_K = "K is missing in C: there are K · T assignments to place."
+ROUNDED = "C is rounded up, not down: ⌈factor · K · T / E⌉, math.ceil."
+ONE_MORE = "An expert takes one more than C. There is a place as long as fewer than C are taken."
+ANEW = "You counted anew for each choice. First and second choices fill the same C places."
+PLACES_MISTAKES = {
+    lambda i, e, f: in_turn(i, math.floor(f * i.numel() / e)): ROUNDED,
+    lambda i, e, f: in_turn(i, places(i[:, 0], e, f)): NO_K,
+    lambda i, e, f: in_turn(i, places(i, e, f) + 1): ONE_MORE,
+    lambda i, e, f: in_turn(i, places(i, e, f), lambda token, choice: (token, choice)): (
+        "You placed all choices of a token before the next token came. All first choices come before any second one."
+    ),
+    lambda i, e, f: in_turn(i, places(i, e, f), lambda token, choice: (choice, -token)): (
+        "The last tokens took the places. The tokens come in their order: token 0 first."
+    ),
+    lambda i, e, f: in_turn(i, places(i, e, f), anew=True): ANEW,
+    lambda i, e, f: ~my_places(i, e, f): "Turned round: return True for what finds a place, False for what is dropped.",
+}
+PLACES_HINTS = (
+    "Keep a list of how many places are taken, one number for each expert. The outer loop runs over the choices.",
+    "`taken = [0] * num_experts`. An assignment is kept where `taken[expert] < capacity`.",
+)
+
+
+@exercise(2, my_places, PLACES_MISTAKES, PLACES_HINTS, "what is kept", axes=("token", "choice"))
+def find_places() -> list[tuple]:
+    sizes = (13, 5, 2, 1.0), (20, 8, 1, 0.75), (4, 4, 1, 1.0), (30, 6, 3, 1.25)  # T, E, K, factor; the third is full
+    return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).topk(K).indices, E, f) for T, E, K, f in sizes]
+
+
+def uneven() -> list[tuple[Tensor, Tensor]]:
+    """Draw router_probs (T, E) and topk_indices (T, K). In the second the last experts have nothing."""
+    sizes = (13, 5, 2), (20, 8, 1), (4, 4, 1), (30, 6, 3)  # T, E, K
+    drawn = [((torch.randn(T, E) - torch.linspace(0, 1.5, E)).softmax(1), K) for T, E, K in sizes]
+    return [(probs, probs.topk(K).indices) for probs, K in drawn]
+
+
+def shares(idx: Tensor, num_experts: int) -> Tensor:  # (E,) of all assignments
+    return torch.bincount(idx.flatten(), minlength=num_experts) / idx.numel()
+
+
+def same_gradient(loss: Tensor, router_probs: Tensor, topk_indices: Tensor) -> None:
+    """Raise Problem where the gradient of a right loss by the probabilities is not right."""
+    (wanted,) = torch.autograd.grad(my_balancing_loss(router_probs, topk_indices), router_probs)
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise Problem(NO_GRADIENT, known=True)
+    if not agree(*torch.autograd.grad(loss, router_probs), wanted):
+        raise Problem("The number is right, but its gradient by router_probs is not.")
+
+
+def my_balancing_loss(router_probs, topk_indices):
+    num_experts = router_probs.shape[1]
+    counts = torch.bincount(topk_indices.flatten(), minlength=num_experts)  # (E,)
+    f = counts / topk_indices.numel()  # of all T · K assignments
+    P = router_probs.mean(dim=0)  # over the tokens
+    return num_experts * (f * P).sum()
+
+
+NO_GRADIENT = "The number is right, but no gradient reaches the router. Keep P as a tensor."
+LOSS_MISTAKES = {
+    lambda p, i: p.shape[1] * p.mean(0).square().sum(): (
+        "You used the mean probability for f, too. f is counted: the share of the assignments in topk_indices."
+    ),
+    lambda p, i: (shares(i, p.shape[1]) * p.mean(0)).sum(): "The factor E is missing: an even load should cost 1.",
+    lambda p, i: p.shape[1] * i.shape[1] * (shares(i, p.shape[1]) * p.mean(0)).sum(): (
+        "Yours is K times too large: divide the counts by T · K, all assignments, so that f sums to 1. (Hugging Face's "
+        "loss is K times this one: mind it when you take over a coefficient.)"
+    ),
+    lambda p, i: p.shape[1] * (shares(i, p.shape[1]) * p.mean(1)[: p.shape[1]]).sum(): (
+        "P is a mean over the wrong axis. It must have a number for each expert: the mean over the tokens, dim=0."
+    ),
+    lambda p, i: p.shape[1] * (shares(i, p.shape[1]) * p.sum(0)).sum(): (
+        "P is a sum over the tokens. Take their mean, so that the loss does not grow with T."
+    ),
+    lambda p, i: p.shape[1] * p.gather(1, i).mean(): (
+        "You multiplied token by token. First average over all tokens, then multiply: f · P for each expert."
+    ),
+    lambda p, i: my_balancing_loss(p.detach(), i): NO_GRADIENT,
+}
+LOSS_HINTS = (
+    "f and P have a number for each expert. Which is counted, which is a mean? An even load costs 1.",
+    "`torch.bincount(topk_indices.flatten(), minlength=num_experts)` counts.",
+)
+
+
+@exercise(2, my_balancing_loss, LOSS_MISTAKES, LOSS_HINTS, "the loss", then=same_gradient)
+def balancing_loss() -> list[tuple]:
+    return [(probs.requires_grad_(), indices) for probs, indices in uneven()]
+
+
+def my_biased_weights(scores, bias, top_k):
+    chosen = (scores + bias).topk(top_k, dim=1).indices  # (T, K): the bias counts here …
+    kept = torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen))  # (T, E): … and not here
+    return kept / kept.sum(dim=1, keepdim=True)
+
+
+def to_one(values: Tensor) -> Tensor:
+    return values / values.sum(1, keepdim=True)
+
+
+CHOICE_MISTAKES = {
+    lambda s, b, k: to_one((s + b) * top_mask(s + b, k)): (
+        "The right experts, but the bias is in their weights. It is there to choose: take the weights from the scores."
+    ),
+    lambda s, b, k: to_one(s * top_mask(s, k)): (
+        "You chose by the scores alone. Add the bias before you take the K largest."
+    ),
+    lambda s, b, k: to_one((s + b) * top_mask(s, k)): (
+        "The other way round: the bias counts for the choice, and the weights come from the scores."
+    ),
+    lambda s, b, k: to_one(s * top_mask(s - b, k)): (
+        "You subtracted the bias. A larger one must make its expert easier to choose."
+    ),
+    lambda s, b, k: s * top_mask(s + b, k): (
+        "The right experts, with their scores. Divide these by their sum, row by row."
+    ),
+    lambda s, b, k: to_one(s) * top_mask(s + b, k): (
+        "You divided by the sum of all E scores. Divide by the sum of the K that were chosen."
+    ),
+    lambda s, b, k: s.where(top_mask(s + b, k), -torch.inf).softmax(1): (
+        "The scores are between 0 and 1 already. No softmax: only divide them by their sum."
+    ),
+    lambda s, b, k: to_one(top_mask(s + b, k).float()): (
+        "The right experts, but all with the same weight. Weigh each by its score."
+    ),
+}
+CHOICE_HINTS = (
+    "Two tables of the same shape: one says who is chosen, the other what a chosen expert weighs.",
+    "`chosen = (scores + bias).topk(top_k).indices`, and `scores.gather(1, chosen)` are the scores of these.",
+)
+
+
+@exercise(2, my_biased_weights, CHOICE_MISTAKES, CHOICE_HINTS, "the weights", axes=("token", "expert"))
+def biased_weights() -> list[tuple]:
+    sizes = (5, 4, 2), (12, 8, 3), (1, 6, 2), (7, 16, 4)  # tokens T, experts E, top_k K
+    return [(0.1 + 0.8 * torch.rand(T, E), 0.5 * torch.randn(E), K) for T, E, K in sizes]
+
+
+def my_bias(bias, topk_indices, rate):
+    load = torch.bincount(topk_indices.flatten(), minlength=len(bias)).float()  # (E,)
+    return bias + rate * (load.mean() - load).sign()
+
+
+BIAS_MISTAKES = {
+    lambda b, i, rate: b + rate * (shares(i, len(b)) - 1 / len(b)).sign(): (
+        "The direction is turned round: an expert that had too little must become easier to choose."
+    ),
+    lambda b, i, rate: b + rate * (1 / len(b) - shares(i, len(b))): (
+        "You moved the bias by how much the share is off. Only its sign counts: each moves by rate, up or down."
+    ),
+    lambda b, i, rate: b + rate * (i.numel() / len(b) - shares(i, len(b)) * i.numel()): (
+        "You moved the bias by how many tokens the load is off. Only its sign counts: each moves by rate, up or down."
+    ),
+    lambda b, i, rate: b + rate * (len(i) / len(b) - shares(i, len(b)) * i.numel()).sign(): (
+        "The mean load is T · K / E: each of the T tokens makes K assignments."
+    ),
+    lambda b, i, rate: b + rate * torch.where(shares(i, len(b)) < 1 / len(b), 1, -1): (
+        "An expert with exactly the mean load goes down. It should stay as it was."
+    ),
+}
+BIAS_HINTS = (
+    "Count the load of each expert first, then compare with the mean load. Only the direction counts.",
+    "`torch.bincount(topk_indices.flatten(), minlength=len(bias))` counts; `.sign()` is 1, 0 or −1.",
+)
+
+
+@exercise(1, my_bias, BIAS_MISTAKES, BIAS_HINTS, "the bias", axes=("expert",), in_place=True)
+def new_bias() -> list[tuple]:
+    return [(torch.linspace(-0.2, 0.3, probs.shape[1]), indices, 0.01) for probs, indices in uneven()]

@@ -1,0 +1,249 @@
+"""Lesson 06b: which layers let a token see the future, places for the surest, and what a remedy costs."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_lessons.exercises.compare import Check, Problem, attempt, judge, kind_of
+from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.lesson_06 import ANEW, NO_K, ONE_MORE, ROUNDED, in_turn, places
+from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
+
+NUM_TOKENS = 13  # three groups of four, and a token alone
+TINY = "And tiny differences are rounding: compare with torch.allclose(a, b, atol=1e-5)."
+CHANGED = "Your function changed x itself, and so what it compares with. Use x.clone()."
+ADVICE = (  # for each layer, where it is judged wrongly
+    f"A token may change itself: compare only the tokens before those you changed. {TINY}",
+    "Change late tokens of a copy of x (or cut them off), and look at the outputs of the tokens before.",
+    f"It only looks back. Did you change an early token and look at later ones? Turn that round. {TINY}",
+    "Its noise is drawn anew in each call, so two calls differ anyway. Call layer.eval() first.",
+    "An expert prefers a later token to an earlier one. Change more than a little, at several places.",
+    "A later first choice takes the place of an earlier second choice. Try every place in the sequence.",
+    "A later token with a larger probability takes an earlier one's place. Try every place.",
+    "Only earlier tokens can take a token's place here. Look at the tokens before those that you change.",
+    "The last of the 13 tokens is alone in its group, so a change there shows nothing. Try every place.",
+)
+
+
+class OutputOnly(nn.Module):
+    """A block without its routing: x (T, D) -> y (T, D), for one sequence of tokens. run: how the block is called."""
+
+    def __init__(self, block: nn.Module, run: Callable[[nn.Module, Tensor], Any] = lambda block, x: block(x)):
+        super().__init__()
+        self.block, self.run = block, run
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.run(self.block, x)
+        return out[0] if isinstance(out, tuple) else out
+
+
+def looking_back(block: nn.Module, x: Tensor) -> Tensor:
+    """Take the mean of a token and of all tokens before it: the later ones cancel, up to rounding."""
+    rest = x.sum(dim=0) - x.cumsum(dim=0)
+    return (x.sum(dim=0) - rest) / torch.arange(1, len(x) + 1)[:, None]
+
+
+class CausalityCase(NamedTuple):
+    """A layer, whether a token of it sees the future, and what to say where an answer says otherwise."""
+
+    layer: nn.Module
+    truth: bool
+    advice: str
+
+
+def causality_cases() -> dict[str, CausalityCase]:
+    """Make the layers of the exercise by name, from the same random numbers each time. All are in training mode."""
+
+    def moe(top_k: int = 2, router: type[nn.Module] | None = None, **kwargs) -> MoE:
+        return MoE(8, 16, 4, top_k, router=router and router(8, 4, top_k), **kwargs)
+
+    def two_places(moe: MoE, x: Tensor) -> Tensor:  # for each expert, however long the sequence
+        return DISPATCH["loop"](moe.experts, x, apply_capacity(moe.router(x), 2))
+
+    def in_groups(moe: MoE, x: Tensor) -> Tensor:  # of four tokens, each apart, as large models do
+        return torch.cat([moe(group)[0] for group in x.split(4)])
+
+    with seeded(0):
+        layers = {
+            "top-k": (OutputOnly(moe()), False),
+            "Soft MoE": (OutputOnly(SoftMoE(8, 16, 4)), True),
+            "mean of all tokens so far": (OutputOnly(nn.Identity(), looking_back), False),
+            "top-k with noise": (OutputOnly(moe(router=NoisyTopKRouter)), False),
+            "expert choice": (OutputOnly(moe(router=ExpertChoiceRouter)), True),
+            "top-2, capacity in order": (OutputOnly(moe(capacity_factor=1.0)), True),
+            "top-1, capacity by weight": (OutputOnly(moe(1, capacity_factor=1.0, capacity_priority="weight")), True),
+            "top-1, a fixed capacity in order": (OutputOnly(moe(1), two_places), False),
+            "expert choice in groups of 4": (OutputOnly(moe(router=ExpertChoiceRouter), in_groups), True),
+        }
+    return {name: CausalityCase(*layers[name], advice) for name, advice in zip(layers, ADVICE)}
+
+
+def my_sees_the_future(layer, x):
+    layer.eval()  # no noise
+    y = layer(x)
+    for t in range(1, len(x)):
+        without_the_rest = layer(x[:t])  # the first t tokens, as if nothing came after them
+        if not torch.allclose(without_the_rest, y[:t], atol=1e-5):
+            return True
+    return False
+
+
+def by_change(change: Callable[[Tensor, int], Tensor], places=range(1, NUM_TOKENS)) -> Callable:
+    """Make an answer that changes x at and after each of the places t, and compares the tokens before."""
+
+    def sees(layer: nn.Module, x: Tensor) -> bool:
+        y = layer.eval()(x)
+        return any(not same(layer(change(x.clone(), t))[:t], y[:t]) for t in places)
+
+    return sees
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, atol=1e-5)
+
+
+CAUSALITY_MISTAKES = {
+    lambda f, x: any(not same(f(x[:t]), f(x)[:t]) for t in range(1, len(x))): "Call layer.eval() first.",
+    lambda f, x: any(not torch.equal(f.eval()(x[:t]), f(x)[:t]) for t in range(1, len(x))): TINY,
+    lambda f, x: not same(f.eval()(torch.cat([x[:1] + 1, x[1:]]))[1:], f(x)[1:]): "Did you change an early token",
+    lambda f, x: not same(f.eval()(torch.cat([x[:-1], x[-1:] + 1])), f(x)): "A token may change itself",
+    lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]): CHANGED,
+    by_change(lambda x, t: torch.cat([x[:t], 3 * torch.randn_like(x[t:])]), [12] * 10): (
+        "The last of the 13 tokens is alone in its group"
+    ),
+    by_change(lambda x, t: torch.cat([x[:t], x[t:] + 0.01])): "Change more than a little, at several places.",
+}
+CAUSALITY_HINTS = (
+    "Run the layer on the whole sequence, then change something *late* and look at what came out *early*.",
+    "You can cut the sequence off at a place t, or put other tokens from t on. One place is not enough: try each.",
+    "Three traps: noise that is still on (`layer.eval()`), `x` changed by accident (`x.clone()`), and differences "
+    "that are only rounding (`torch.allclose(a, b, atol=1e-5)`).",
+)
+
+
+@exercise(3, my_sees_the_future, CAUSALITY_MISTAKES, CAUSALITY_HINTS)
+@torch.no_grad()
+def causality(answer: Callable[[nn.Module, Tensor], bool | None]) -> Check:
+    def try_case(name: str, case: CausalityCase) -> None:
+        with seeded(1):
+            x = torch.randn(NUM_TOKENS, 8)
+            given = x.clone()
+            verdict = attempt(partial(answer, case.layer, x), f"At the layer {name!r}")
+        is_one = isinstance(verdict, Tensor) and verdict.numel() == 1 and not verdict.is_meta
+        value = verdict.item() if is_one else verdict
+        if not isinstance(value, bool | np.bool_):
+            raise Problem(f"Return True or False, not {kind_of(verdict)} (at {name!r}).")
+        if value == case.truth:
+            return
+        if not torch.equal(x, given):
+            raise Problem(CHANGED, known=True)
+        truth = "sees the future" if case.truth else "does not see the future"
+        raise Problem(f"{name!r} {truth}, and your function says otherwise. {case.advice}", known=True)
+
+    cases = causality_cases()
+    return judge(cases.items(), try_case, f"Your test tells all {len(cases)} layers apart.")
+
+
+def my_surest(router_probs, top_k, factor):
+    num_tokens, num_experts = router_probs.shape
+    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
+    chosen = router_probs.topk(top_k, dim=1).indices  # (T, K)
+    weights, taken = torch.zeros_like(router_probs), [0] * num_experts
+    for choice in range(top_k):  # all first choices before any second one
+        for token in router_probs.amax(dim=1).argsort(descending=True):  # the surest first
+            expert = chosen[token, choice]
+            if taken[expert] < capacity:
+                weights[token, expert] = router_probs[token, expert]
+            taken[expert] += 1
+    return weights
+
+
+def surest_with(capacity=places, turn=lambda best, choice: (choice, -best[0]), anew=False) -> Callable:
+    """Place with another capacity(chosen, E, factor), or turn(the K largest probabilities of a token, choice)."""
+
+    def wrong(p: Tensor, top_k: int, factor: float) -> Tensor:
+        best, chosen = p.topk(top_k)
+        in_line = in_turn(chosen, capacity(chosen, p.shape[1], factor), lambda t, c: turn(best[t].tolist(), c), anew)
+        return torch.zeros_like(p).scatter(1, chosen, best * in_line)
+
+    return wrong
+
+
+SUREST_MISTAKES = {
+    surest_with(turn=lambda best, choice: choice): (
+        "The places go in the order of the tokens. The surest token comes first: sort by the largest probability."
+    ),
+    surest_with(turn=lambda best, c: (c, best[0])): "The least sure token comes first. Sort with descending=True.",
+    surest_with(turn=lambda best, choice: -best[choice]): (
+        "A sure second choice took the place of an unsure first one. All first choices come before any second one."
+    ),
+    surest_with(turn=lambda best, choice: (choice, -best[choice])): (
+        "You sorted the second choices by their own probability. A token is as sure as its largest one, in every round."
+    ),
+    surest_with(turn=lambda best, choice: (-best[0], choice)): (
+        "You placed all choices of the surest token before the next token came. All first choices come first."
+    ),
+    surest_with(lambda i, e, f: math.floor(f * i.numel() / e)): ROUNDED,
+    surest_with(lambda i, e, f: places(i[:, 0], e, f)): NO_K,
+    surest_with(lambda i, e, f: math.floor(f * i.numel() / e) + 1): ONE_MORE,
+    surest_with(anew=True): ANEW,
+    lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9): (
+        "The right places, but you divided by what is left. Here a weight stays as it was, and a token that lost an "
+        "expert has a smaller output."
+    ),
+    lambda p, k, f: my_surest(p, k, p.shape[1]) - my_surest(p, k, f): (
+        "Turned round: you return what is dropped. Return what has a place."
+    ),
+    lambda p, k, f: my_surest(p, k, p.shape[1]): "Nothing was dropped. Each expert has C places and no more.",
+}
+SUREST_HINTS = (
+    "Two loops: over the choices, and in each over the tokens in their order. Count how many places are taken.",
+    "`router_probs.amax(dim=1).argsort(descending=True)` is the order of the tokens. `-(-a // b)` rounds up.",
+)
+
+
+@exercise(3, my_surest, SUREST_MISTAKES, SUREST_HINTS, "the weights", axes=("token", "expert"))
+def surest() -> list[tuple]:
+    # In the last an expert is full exactly.
+    sizes = (13, 5, 2, 0.75), (20, 8, 3, 1.0), (7, 4, 1, 1.0), (9, 4, 2, 1.25), (8, 4, 2, 1.0)  # T, E, K, factor
+    return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).softmax(1), K, factor) for T, E, K, factor in sizes]
+
+
+def my_bill(load, factor):
+    mean = load.mean()
+    served = load if factor is None else load.clamp(max=factor * mean)
+    return (served.max() / mean).item(), (1 - served.sum() / load.sum()).item()
+
+
+BILL_MISTAKES = {
+    lambda load, f: (my_bill(load, None)[0], my_bill(load, f)[1]): (
+        "The time is that of what is carried out: an expert works on at most factor · mean tokens."
+    ),
+    lambda load, f: (my_bill(load, f)[0], my_bill(load, f)[1] * load.sum().item()): (
+        "The second number is a share: divide what is dropped by all that was wanted."
+    ),
+    lambda load, f: (my_bill(load, f)[0] * load.mean().item(), my_bill(load, f)[1]): (
+        "The time is measured in that of an even load: divide the busiest expert by the mean of the load."
+    ),
+    lambda load, f: (my_bill(load, f)[0] / (1 - my_bill(load, f)[1]), my_bill(load, f)[1]): (
+        "You divided by the mean of what is served. Divide by the mean of what was wanted: the even share."
+    ),
+    lambda load, f: (my_bill(load, f)[0], 1 - my_bill(load, f)[1]): (
+        "The second number is the share that is served. Return the share that is dropped."
+    ),
+}
+BILL_HINTS = (
+    "First find what each expert carries out: its load, but at most factor · mean.",
+    "`load.clamp(max=factor * load.mean())` is what is carried out. Where factor is None, nothing is cut.",
+)
+
+
+@exercise(2, my_bill, BILL_MISTAKES, BILL_HINTS, ("time", "dropped share"))
+def bill() -> list[tuple]:
+    sizes = (5, 1.25), (8, None), (8, 1.0), (16, 2.0)  # E, factor
+    return [((torch.rand(E) ** 3 * 100).round() + 1, factor) for E, factor in sizes]

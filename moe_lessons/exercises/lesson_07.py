@@ -1,0 +1,151 @@
+"""Lesson 07: tokens per second on paper, the experts of a batch, the batch that fills a machine, a cached step."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moe_lessons.exercises.exercise import exercise
+
+
+def drawn(low: int, high: int) -> int:
+    """Draw a whole number from low to high."""
+    return int(torch.randint(low, high + 1, ()))
+
+
+def my_token_speed(total, active, bytes_per_weight, bytes_per_second):
+    return bytes_per_second / (active * bytes_per_weight)  # the total must only fit into memory
+
+
+SPEED_MISTAKES = {
+    lambda total, active, size, speed: speed / (total * size): "You read all weights. A token needs the active.",
+    lambda total, active, size, speed: active * size / speed: "These are seconds for a token. Turn it round.",
+    lambda total, active, size, speed: speed / active: "You count weights. How many bytes does each take?",
+    lambda total, active, size, speed: speed * size / active: "More bytes take longer: divide by them.",
+}
+SPEED_HINTS = (
+    "How many bytes must be read for one token? And how many such readings fit into a second?",
+    "The total decides what memory must hold, not what is read for a token.",
+)
+
+
+@exercise(1, my_token_speed, SPEED_MISTAKES, SPEED_HINTS, "the number of tokens per second")
+def token_speed() -> list[tuple]:
+    sizes = (1e6, 3e7, 2e8, 1e9, 7e9, 13e9, 32e9, 37e9)
+    return [(a * drawn(2, 9), a, size, drawn(1, 99) * 1e10) for a, size in zip(sizes, (2, 4, 1, 2, 2, 4, 1, 2))]
+
+
+def my_touched(E, K, B):
+    return E * (1 - (1 - K / E) ** B)
+
+
+TOUCHED_MISTAKES = {
+    lambda E, K, B: B * K: "This is how many choices there are. Two tokens may choose the same expert.",
+    lambda E, K, B: min(E, B * K): "Two tokens may choose the same expert, long before all E are in use.",
+    lambda E, K, B: E * (1 - K / E) ** B: "These are the experts that nobody chose. How many are left over?",
+    lambda E, K, B: 1 - (1 - K / E) ** B: "This is the chance for one expert. How many of all E are it?",
+    lambda E, K, B: E * (1 - (K / E) ** B): "K/E is the chance to be chosen. You need its opposite.",
+    lambda E, K, B: E * (1 - (1 - 1 / E) ** (B * K)): "The K experts of one token are different ones: use K/E.",
+}
+TOUCHED_HINTS = (
+    "One token leaves a given expert alone with probability `1 - K / E`. With which do all B tokens?",
+    "An expert is touched with probability `1 - (1 - K / E) ** B`, and there are E of them.",
+)
+
+
+@exercise(2, my_touched, TOUCHED_MISTAKES, TOUCHED_HINTS, "the number of experts")
+def touched_experts() -> list[tuple]:
+    fixed = [(8, 2, 5), (8, 2, 1), (8, 8, 3), (64, 8, 4)]
+    return fixed + [(E, drawn(1, E), drawn(2, 9)) for E in (3, 5, 8, 16, 24, 32)]
+
+
+def my_full_batch(flops_per_second, bytes_per_second, bytes_per_weight, E, K):
+    ridge = flops_per_second / bytes_per_second
+    return ridge * bytes_per_weight / 2 * E / K
+
+
+BATCH_MISTAKES = {
+    lambda f, b, size, E, K: f / b * size / 2: "This fits a dense model. An expert sees K/E of B.",
+    lambda f, b, size, E, K: f / b * size / 2 * K / E: "An expert sees K/E of B: make B larger, not smaller.",
+    lambda f, b, size, E, K: f / b * E / K: "A weight takes bytes_per_weight to read, and 2 FLOPs a token.",
+    lambda f, b, size, E, K: f / b * size * E / K: "A token costs a multiply and an add for each weight: 2 FLOPs.",
+    lambda f, b, size, E, K: b / f * size / 2 * E / K: "The ridge is FLOPs for a byte: turn your division round.",
+}
+BATCH_HINTS = (
+    "How long does it take to read one weight? And to compute with it for B · K/E tokens? Set them equal.",
+    "Reading takes bytes_per_weight / bytes_per_second, computing 2 · B · K/E / flops_per_second. Solve for B.",
+)
+
+
+@exercise(3, my_full_batch, BATCH_MISTAKES, BATCH_HINTS, "the batch")
+def full_batch() -> list[tuple]:
+    sizes = ((4, 15, 3), (1, 16, 2), (2, 2, 1), (4, 8, 4), (1, 6, 6), (2, 1, 1), (4, 1, 1), (2, 128, 8))
+    return [(drawn(1, 99) * 1e13, drawn(3, 99) * 1e11, size, E, K) for size, E, K in sizes]
+
+
+def my_cache_step(q, k, v, keys, values):
+    keys = torch.cat([keys, k[:, None]], dim=1)  # (H, S + 1, h)
+    values = torch.cat([values, v[:, None]], dim=1)
+    scores = (keys @ q[:, :, None])[:, :, 0] / q.shape[1] ** 0.5  # (H, S + 1): q · k / √h
+    shares = scores.softmax(dim=1)  # over the tokens; the last one may see all, so there is no mask
+    y = (shares[:, :, None] * values).sum(dim=1)  # (H, h)
+    return y, keys, values
+
+
+def reads(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+    """Make a step with the right cache and another y: change(q, the new keys, the new values)."""
+
+    def step(q: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+        _, keys, values = my_cache_step(q, *arguments)
+        return change(q, keys, values), keys, values
+
+    return step
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float | None = None) -> Tensor:
+    """Let q (H, h) read all S keys and values (H, S, h): (H, h). scale: None is 1 / √h."""
+    return F.scaled_dot_product_attention(q[:, None], keys, values, scale=scale)[:, 0]
+
+
+STEP_MISTAKES = {
+    reads(lambda q, K, V: attend(q, K, V, scale=1.0)): "The scores are not divided by √h, so the softmax is too sharp.",
+    reads(lambda q, K, V: attend(q, K, V, scale=1 / q.shape[1])): (
+        "You divided the scores by h. Divide them by its square root."
+    ),
+    reads(lambda q, K, V: attend(q, K, V, scale=K.shape[1] ** -0.5)): (
+        "You divided the scores by the root of the number of tokens. h is the last axis of q."
+    ),
+    reads(lambda q, K, V: attend(q, K[:, :-1], V[:, :-1])): (
+        "The new token reads of the tokens before it alone. It sees itself, too: extend the cache first, then read."
+    ),
+    reads(lambda q, K, V: V[:, 0]): (
+        "The new token sees the first one alone. A causal mask puts a single query at place 0, and this one stands at "
+        "place S. It may see all: no mask."
+    ),
+    reads(lambda q, K, V: ((K @ q[:, :, None]) / q.shape[1] ** 0.5).softmax(dim=0).mul(V).sum(dim=1)): (
+        "Your softmax runs over the heads. Each head shares its attention out over the tokens."
+    ),
+    reads(lambda q, K, V: attend(q, V, K)): "Keys and values have changed places: q meets keys, and reads values.",
+    lambda q, k, v, K, V: (my_cache_step(q, k, v, K, V)[0], K, V): (
+        "The output is right, but the cache is as it was: the next token would not find this one. Return the new one."
+    ),
+    lambda q, k, v, K, V: my_cache_step(q, q, v, K, V): (
+        "You put q into the cache. A query is used once, by its own token: keep k and v."
+    ),
+    lambda *a: tuple(
+        part.roll(own, 1) for part, own in zip(my_cache_step(*a), (0, 1, 1))
+    ): "The new token stands in front of the others. It is the last one: cat([cache, new]).",
+}
+STEP_HINTS = (
+    "First the cache: k and v of the new token come behind the others. Then attention, for a single row: which of "
+    "the tokens may the last one see?",
+    "`torch.cat([keys, k[:, None]], dim=1)` is the longer cache. `(keys @ q[:, :, None])[:, :, 0]` has the scores "
+    "(H, S + 1).",
+)
+
+
+@exercise(2, my_cache_step, STEP_MISTAKES, STEP_HINTS, ("y", "the new keys", "the new values"), axes=("head",))
+def cache_step() -> list[tuple]:
+    sizes = (2, 4, 6), (3, 1, 6), (4, 7, 2), (2, 0, 4)  # heads H, tokens S, h: the last cache is empty
+    return [(*torch.randn(3, H, h), *torch.randn(2, H, S, h)) for H, S, h in sizes]

@@ -1,0 +1,147 @@
+"""Lesson 09: finer experts for the same work, a choice within groups, and Soft MoE."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.lesson_02 import top_mask
+
+
+def my_finer_experts(num_experts, top_k, d_ff, times, shared):
+    fine = d_ff // times  # what one expert had, `times` have now
+    return num_experts * times - shared, top_k * times - shared, fine, shared * fine
+
+
+FINER_MISTAKES = {
+    lambda e, k, f, n, s: (e * n - s, k - s, f // n, s * f // n): (
+        "K must grow too: a token needs as many of the finer experts as have the width of the old ones."
+    ),
+    lambda e, k, f, n, s: (e * n - s, k * n - s, f, s * f): (
+        "These experts are as wide as before, so a token does more work. Each must be narrower."
+    ),
+    lambda e, k, f, n, s: (e * n - s, k * n, f // n, s * f // n): (
+        "The shared experts come on top of K here, which is more work. They take the place of as many chosen ones."
+    ),
+    lambda e, k, f, n, s: (e * n, k * n - s, f // n, s * f // n): (
+        "The work is right, but there are more parameters than before: a shared expert is one that is no longer routed."
+    ),
+    lambda e, k, f, n, s: (e * n - s, k * n - s, f // n, s * f): (
+        "The shared expert is as wide as the old experts. It has the width of so many fine ones."
+    ),
+}
+FINER_HINTS = (
+    "Cut each expert into `times` pieces. How many pieces are there, how wide is one, how many does a token use?",
+    "K · F must stay what it was, with the shared width counted in; so must E · F.",
+    "`num_experts * times - shared`, `top_k * times - shared`, `d_ff // times`, and `shared` times that width.",
+)
+
+
+@exercise(2, my_finer_experts, FINER_MISTAKES, FINER_HINTS, ("num_experts", "top_k", "d_ff", "the shared width"))
+def finer_experts() -> list[tuple]:
+    return [(8, 2, 64, 8, 3), (16, 2, 32, 4, 2), (8, 1, 14336, 8, 1), (6, 3, 30, 5, 0), (4, 2, 8, 1, 1)]
+
+
+def my_grouped_choice(scores, num_groups, topk_groups, top_k):
+    grouped = scores.unflatten(1, (num_groups, -1))  # (T, groups, E / groups)
+    of_group = grouped.topk(2, dim=2).values.sum(dim=2)  # (T, groups): the two best of each
+    best = of_group.topk(topk_groups, dim=1).indices
+    left_out = torch.ones_like(of_group, dtype=torch.bool).scatter(1, best, False)
+    allowed = grouped.masked_fill(left_out[:, :, None], -torch.inf).flatten(1)  # (T, E)
+    chosen = allowed.topk(top_k, dim=1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
+
+
+def grouped_by(score_of: Callable[[Tensor], Tensor]) -> Callable:
+    """Choose where a group is scored by `score_of`(its scores (T, groups, E / groups))."""
+
+    def wrong(scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
+        grouped = scores.unflatten(1, (num_groups, -1))
+        kept = top_mask(score_of(grouped), topk_groups)[:, :, None]
+        return top_mask(grouped.where(kept, -torch.inf).flatten(1), top_k)
+
+    return wrong
+
+
+GROUP_MISTAKES = {
+    grouped_by(lambda x: x.amax(2)): "You score a group by its best expert alone. It is the sum of its two best.",
+    grouped_by(lambda x: x.sum(2)): "You score a group by the sum of all its experts. It is the sum of its two best.",
+    lambda s, n, g, k: top_mask(s, k): (
+        "You chose among all experts. First choose the groups, and then only among the experts of these."
+    ),
+    grouped_by(lambda x: -x.topk(2).values.sum(2)): "You kept the worst groups: the mask is the wrong way round.",
+    lambda s, n, g, k: top_mask(s.unflatten(1, (n, -1)), -(-k // n)).flatten(1): (
+        "You chose the same number from every group. Choose the best groups, then the K best in them."
+    ),
+    lambda s, n, *rest: (
+        my_grouped_choice(s.unflatten(1, (-1, n)).mT.flatten(1), n, *rest).unflatten(1, (n, -1)).mT.flatten(1)
+    ): "Your groups take experts that lie apart. A group is a row of neighbours: `scores.unflatten(1, (groups, -1))`.",
+}
+GROUP_HINTS = (
+    "`scores.unflatten(1, (num_groups, -1))` has the groups in a dimension of their own.",
+    "A group's score is `.topk(2, dim=2).values.sum(dim=2)`. Give all experts of the other groups the score −∞.",
+)
+
+
+@exercise(2, my_grouped_choice, GROUP_MISTAKES, GROUP_HINTS, "who is chosen", axes=("token", "expert"))
+def grouped_choice() -> list[tuple]:
+    sizes = (6, 16, 4, 2, 3), (9, 12, 4, 2, 4), (5, 12, 3, 1, 2), (4, 8, 2, 2, 3)  # T, E, groups, groups kept, K
+    return [(0.05 + 0.9 * torch.rand(T, E), *rest) for T, E, *rest in sizes]
+
+
+def my_soft_moe(x, phi, expert):
+    logits = x @ phi.T  # (T, S)
+    dispatch, combine = logits.softmax(dim=0), logits.softmax(dim=1)  # over the tokens; over the slots
+    slots = dispatch.T @ x  # (S, D): each a mean of tokens
+    outputs = torch.stack([expert(e, slot) for e, slot in enumerate(slots)])  # (S, D)
+    return combine @ outputs  # (T, D)
+
+
+def out_of(slots: Tensor, expert) -> Tensor:
+    return torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
+
+
+def soft_with(dispatch_dim: int, combine_dim: int) -> Callable:
+    def wrong(x: Tensor, phi: Tensor, expert) -> Tensor:
+        logits = x @ phi.T
+        return logits.softmax(combine_dim) @ out_of(logits.softmax(dispatch_dim).T @ x, expert)
+
+    return wrong
+
+
+def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
+    each = torch.stack([out_of(token.expand(len(phi), -1), expert) for token in x])  # (T, E, D)
+    return ((x @ phi.T).softmax(1)[:, :, None] * each).sum(1)
+
+
+SOFT_MISTAKES = {
+    soft_with(0, 0): (
+        "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each."
+    ),
+    soft_with(1, 1): (
+        "Both of your softmaxes are over the slots. A slot holds a mean of tokens: `dispatch` is over the tokens."
+    ),
+    soft_with(1, 0): "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots.",
+    dense_mixture: (
+        "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean."
+    ),
+    lambda x, p, f: (x @ p.T).softmax(1) @ out_of(x[(x @ p.T).argmax(0)], f): (
+        "Each slot takes its best token whole. It holds a mean of all tokens, weighted by a softmax."
+    ),
+    lambda x, p, f: out_of((x @ p.T).softmax(0).T @ x, f): (
+        "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`."
+    ),
+}
+SOFT_HINTS = (
+    "One table of scores, `x @ phi.T`, a row for each token and a column for each slot. It is used twice.",
+    "`dispatch = logits.softmax(dim=0)` and `combine = logits.softmax(dim=1)`; a slot is `dispatch.T @ x`.",
+    "`outputs = torch.stack([expert(e, slot) for e, slot in enumerate(slots)])`, then `combine @ outputs`.",
+)
+
+
+@exercise(3, my_soft_moe, SOFT_MISTAKES, SOFT_HINTS, "y", axes=("token", "place"))
+def soft_moe() -> Iterator[tuple]:
+    for T, S, D in ((5, 3, 4), (7, 8, 2), (1, 4, 3), (6, 1, 5)):
+        x, phi, matrices = torch.randn(T, D), torch.randn(S, D), torch.randn(S, D, D)
+        yield x, phi, lambda e, slot, matrices=matrices: torch.tanh(matrices[e] @ slot)

@@ -1,0 +1,92 @@
+"""Lesson 11: how long a step takes where ranks wait for each other, and how many bytes a rank sends."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from moe_lessons.exercises.exercise import exercise
+
+
+def my_step_time(loads, num_ranks, seconds_per_row):
+    rows = loads.unflatten(1, (num_ranks, -1)).sum(dim=2)  # (L, N)
+    return rows.amax(dim=1).sum() * seconds_per_row  # each layer waits for its own slowest rank
+
+
+TIME_MISTAKES = {
+    lambda loads, n, s: loads.unflatten(1, (n, -1)).sum(dim=2).sum(dim=0).max() * s: (
+        "You added up the layers of each rank first. But every layer ends with an exchange: in each one, all wait for "
+        "the rank that is slowest there, and that may be another one."
+    ),
+    lambda loads, n, s: loads.sum() / n * s: "This is the mean over the ranks. A layer waits for its slowest one.",
+    lambda loads, n, s: loads.sum() * s: (
+        "You added up all ranks, as if one worked after the other. They work at the same time."
+    ),
+    lambda loads, n, s: loads.amax(dim=1).sum() * s: (
+        "This is the busiest expert of each layer. A rank has several experts and works for all of them."
+    ),
+    lambda loads, n, s: my_step_time(loads.unflatten(1, (-1, n)).mT.flatten(1), n, s): (
+        "You dealt the experts out like cards. They stand in blocks: rank 0 has the first E / num_ranks."
+    ),
+    lambda x, n, s: -my_step_time(-x, n, s): "You took the quickest rank of each layer. All wait for the slowest.",
+    lambda loads, n, s: my_step_time(loads, n, 1): "These are rows. Each takes seconds_per_row.",
+}
+TIME_HINTS = (
+    "Begin with the rows of each rank in each layer, (L, N). Which of them does one layer wait for?",
+    "`loads.unflatten(1, (num_ranks, -1)).sum(dim=2)` are the rows of the ranks. Take the largest of each layer "
+    "first, then add up the layers.",
+)
+
+
+@exercise(2, my_step_time, TIME_MISTAKES, TIME_HINTS, "the time")
+def step_time() -> list[tuple]:
+    sizes = (3, 8, 4, 0.5), (2, 6, 2, 0.001), (1, 4, 2, 2.0), (4, 4, 4, 0.25), (2, 4, 1, 0.1)  # layers, E, N, seconds
+    return [(torch.randint(1, 60, (L, E)).float(), N, seconds) for L, E, N, seconds in sizes]
+
+
+def my_sent_bytes(traffic, d_model, bytes_per_number):
+    away = traffic - traffic.diag().diag()  # what stays is not sent
+    rows = away.sum(dim=1) + away.sum(dim=0)  # its own rows, and the results of those that came
+    return 2 * rows * d_model * bytes_per_number  # forward, and the gradients of both
+
+
+def of_rows(rows: Callable[[Tensor], Tensor]) -> Callable:
+    """Make bytes of so many rows, from the traffic without what stays."""
+    return lambda traffic, d, size: rows(traffic - traffic.diag().diag()) * d * size
+
+
+BYTES_MISTAKES = {
+    lambda traffic, d, size: 2 * (traffic.sum(dim=1) + traffic.sum(dim=0)) * d * size: (
+        "You counted the diagonal, too: rows whose expert is on their own rank are not sent."
+    ),
+    of_rows(lambda away: 2 * away.sum(dim=1)): (
+        "A rank also sends back the results of the rows that came to it, the column of the table."
+    ),
+    of_rows(lambda away: 4 * away.sum(dim=1)): (
+        "You send back as many results as the rank has sent rows. It sends back those of the rows that it *received*: "
+        "the column of the table, not the row."
+    ),
+    of_rows(lambda away: 4 * away.sum(dim=0)): (
+        "You counted what the rank receives twice. It sends its own rows, the row of the table, and results of those "
+        "that came, the column."
+    ),
+    of_rows(lambda away: away.sum(dim=1) + away.sum(dim=0)): (
+        "This is the forward pass. In the backward pass the gradients take the same ways: twice as many bytes."
+    ),
+    lambda traffic, d, size: my_sent_bytes(traffic, d, 1): "You counted numbers. Each takes bytes_per_number bytes.",
+    lambda traffic, d, size: my_sent_bytes(traffic, 1, size): "A row has d_model numbers.",
+    lambda traffic, d, size: my_sent_bytes(traffic, d, size).sum(): (
+        "This is what all ranks send together. Give a number for each rank."
+    ),
+}
+BYTES_HINTS = (
+    "Row i of the table is what rank i sends, column i what comes to it. Each row that came goes back as a result.",
+    "`away = traffic - traffic.diag().diag()` is what leaves. In the forward pass rank i sends "
+    "`away.sum(dim=1)[i] + away.sum(dim=0)[i]` rows; in the backward pass as many gradients.",
+)
+
+
+@exercise(2, my_sent_bytes, BYTES_MISTAKES, BYTES_HINTS, "the bytes", axes=("rank",))
+def sent_bytes() -> list[tuple]:
+    sizes = (3, 8, 4), (2, 5, 2), (4, 3, 8), (1, 4, 4)  # N, D, bytes
+    return [(torch.randint(1, 40, (N, N)), D, size) for N, D, size in sizes]
