@@ -118,10 +118,6 @@ class BalancingLab(Lab):
         if self.behind > 1 and not self.loop.playing:
             self.play(self.behind)
 
-    @property
-    def behind(self) -> int:
-        return max(tile.step for tile in self.tiles.values()) - self.step
-
     def train_one(self) -> None:
         """Train the tile that is furthest behind by one step, and a slider counts between tiles. New ones catch up."""
         name = min(self.tiles, key=lambda name: self.tiles[name].step)
@@ -155,6 +151,7 @@ class BalancingLab(Lab):
 
     curve = property(lambda self: self.values["curve"], doc="What the first panel shows over the steps.")
     num_experts = property(lambda self: self.values["num_experts"], doc="E, of each tile.")
+    behind = property(lambda self: max(tile.step for tile in self.tiles.values()) - self.step, doc="Steps, at most.")
     seeds = property(lambda self: self.values["seeds"], doc="How many runs each tile trains.")
 
     def caption(self, tile: Tile) -> str:

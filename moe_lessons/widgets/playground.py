@@ -94,9 +94,7 @@ class Playground(Lab):
         values = values | self.in_force(values)
         return PlaneSetting(**{name: values[name] for name in self.SETTINGS})
 
-    @property
-    def setting(self) -> PlaneSetting:
-        return self.setting_of(self.values)
+    setting = property(lambda self: self.setting_of(self.values), doc="What is in force now.")
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         runs = plane_runs(self.setting_of(values), values["seed"], self.block)
