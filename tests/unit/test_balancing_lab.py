@@ -7,7 +7,7 @@ import pytest
 from live_tools import assert_consistent, button, click, losses, mark, on_a_loop, settled
 
 from moe_lessons.analysis.remedies import NUM_POINTS, STRENGTHS
-from moe_lessons.plots.marks import Band, Line, Spots, Stack
+from moe_lessons.plots.marks import Band, Line, Stack
 from moe_lessons.plots.panels.curves import CURVES
 from moe_lessons.training import REMEDIES, SeedBand, remedy_setting
 from moe_lessons.training.knobs import KNOBS
@@ -170,29 +170,11 @@ def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
     assert unserved > 0 and f"no expert: {unserved:.0%} of tokens" in lab.canvas.panels[6].caption
 
 
-def test_the_comparison_groups_the_tiles_by_outcome_and_has_its_legend_from_the_first_picture(lab):
-    first = BalancingLab(TWO, seeds=1)
-    assert [first.canvas.panels[place].legend for place in (0, 1)] == [[(5, "all start alike")]] * 2
-    last = {name: tile.readings[-1] for name, tile in lab.tiles.items()}
-    dead, groups = {name: reading.dead.mean() for name, reading in last.items()}, {4: [], 1: [], 5: []}
-    inks = [4 if mean == 0 else 1 if mean < dead["nothing"] else 5 for mean in dead.values()]
-    for name, ink in zip(dead, inks):
-        groups[ink].append(name)
-    texts = {4: "no dead expert", 1: "fewer dead than nothing", 5: "as many dead or more"}
-    legend = [(ink, f"{texts[ink]}: {', '.join(names)}") for ink, names in groups.items() if names]
-    assert len(legend) > 1 and [lab.canvas.panels[place].legend for place in (0, 1)] == [legend] * 2
-    lines = [line for line in lab.canvas.panels[0].marks if isinstance(line, Line)]
-    assert {line.model: line.ink for line in lines} == dict(enumerate(inks))
-    spots = mark(lab, 1, Spots)
-    assert spots.ink.tolist() == inks and list(spots.names) == list(lab.tiles)
-    np.testing.assert_allclose(spots.x, [reading.max_over_mean.mean() for reading in last.values()], rtol=1e-6)
-    np.testing.assert_allclose(spots.y_high, [reading.accuracy.max() for reading in last.values()], rtol=1e-6)
-
-
 @pytest.mark.parametrize("name, quantity", dict(zip(CURVES, ("dead", "max_over_mean", "accuracy"))).items())
 @on_a_loop
 async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its_band(name, quantity):
     lab = BalancingLab(TWO, seeds=2)
+    assert [lab.canvas.panels[place].legend for place in (0, 1)] == [[(5, "all start alike")]] * 2
     lab.advance(10)
     lab.inputs["curve"].value = name
     await settled()

@@ -100,14 +100,9 @@ def test_one_move_draws_once_also_after_something_went_wrong(cost):
     assert cost.canvas.frame == drawn + 3
 
 
-def test_the_sentence_has_the_figures(cost):
+def test_the_sentence_and_the_table_by_the_roofline_of_lesson_07(cost):
     for figure in ("46.7 B parameters", "12.9 B", "27.6%", "93.4 GB", "27.6 B FLOPs", "They do not fit", "129 tokens"):
         assert figure in cost.sentence()
-    move(cost, machine="NVIDIA H200 SXM")
-    assert "They fit into one NVIDIA H200 SXM" in cost.sentence()
-
-
-def test_the_table_by_the_roofline_of_lesson_07(cost):
     move(cost, context_length=0)
     read = 2 * (12_879_925_248 - 32000 * 4096)  # bytes: all active weights but the embedding, a look-up
     assert cells(cost, "tokens/s")[0] == f"{3.35e12 / read:.3g}"

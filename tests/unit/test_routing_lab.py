@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from live_tools import assert_consistent, click, losses, mark, on_a_loop, settled
 from matplotlib.text import Text as Letters
-from torch import nn
 
 from moe_lessons.analysis.traces import expert_shares, trace
 from moe_lessons.nn import LanguageModel, TopKRouter, TransformerConfig, seeded
-from moe_lessons.plots.marks import Cells, Points, Text
+from moe_lessons.plots.marks import Cells, Text
 from moe_lessons.plots.panels.text import line_start
 from moe_lessons.plots.panels.writing import PROMPT
-from moe_lessons.tasks import PlaneTask, TextTask, make_text, text
+from moe_lessons.tasks import TextTask, make_text, text
 from moe_lessons.training import Run
 from moe_lessons.widgets import LiveRun, RoutingLab, live, routing_lab
 from moe_lessons.widgets.picture import descendants
@@ -79,15 +78,6 @@ async def test_the_last_domain_cannot_be_unticked():
     boxes["english"].value = True
     await settled()
     assert lab.values["domains"] == ("english", "code") and lab.canvas.words["trouble"] == ""
-
-
-def test_loads_are_blank_until_the_first_step_of_each_start():
-    lab = small(panels="layers", router_aux_loss_coef=0.0)
-    for _ in range(2):
-        assert np.isnan(mark(lab, 0, Cells).z).all() and len(mark(lab, 0, Points).x) == 0
-        lab.advance(1)
-        assert not np.isnan(mark(lab, 0, Cells).z).any()
-        lab.reset()
 
 
 def test_a_router_of_your_own_can_be_chosen_again():
@@ -184,15 +174,3 @@ def test_a_group_that_nobody_serves_is_left_empty():
     lab = small(panels="classes", capacity_factor=0.01)  # a place or two for each expert
     empty = np.isnan(mark(lab, 0, Cells).z)
     assert empty.any() and not empty.all()
-
-
-@pytest.mark.parametrize("name", ["domains", "writing"])
-def test_panels_of_text_need_a_text_and_experts(name):
-    class Bigrams(nn.Embedding):
-        def forward(self, ids):
-            return super().forward(ids), []
-
-    with pytest.raises(ValueError, match="task must have a held-out part|must be a LanguageModel|a mixture of experts"):
-        LiveRun(Run(nn.Linear(2, 8), PlaneTask()), name)
-    with pytest.raises(ValueError, match="writes, got Bigrams" if name == "writing" else "experts"):
-        LiveRun(Run(Bigrams(256, 256), routing_lab.corpus(TWO)), name)
