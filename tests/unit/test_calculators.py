@@ -159,6 +159,7 @@ def test_a_configuration_from_a_file_and_what_is_wrong_with_one(cost, tmp_path):
     assert "must be JSON" in cost.canvas.words["words"] and cost.name == "MixtralForCausalLM"
     move(cost, top_k=1)
     assert cost.inputs["config_file"].value == "" and cost.sizes == sizes_of(replace(MIXTRAL, top_k=1))
+    assert "B parameters" in cost.sentence()  # what was wrong with the file is no longer said
     assert_consistent(cost)
     assert "config_file" not in CostCalculator().inputs
 
