@@ -34,7 +34,6 @@ class ConfigCalculator(CostCalculator):
             super().moved(name)
 
     def _count(self, path: str) -> None:
-        """Show the model of a file, or say what is wrong with it."""
         try:
             counted = count_config(read_config(path))
         except (ValueError, ImportError) as error:

@@ -69,8 +69,6 @@ class BalancingLab(Lab):
         panels = panels_of(names_of(remedies, "remedies"))
         super().__init__(values, panels, settings, play=play, max_steps=max_steps, columns=None)
 
-    # --- the specification ---
-
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         return values["remedies"] if name == "highlight" else super().stops(name, values)
 
@@ -86,13 +84,11 @@ class BalancingLab(Lab):
         return super().check(values | ({"highlight": names[-1]} if is_gone else {}), given)
 
     def _settings(self, values: dict[str, Any]) -> tuple[PlaneSetting, dict[str, PlaneSetting]]:
-        """The settings of the plain collapse and of each tile."""
         own = {name: values[name] for name in FIELDS if name not in STRENGTHS.values()}
         base = replace(PRESETS["collapse"], **own)
         return base, {name: tile_setting(name, base, values) for name in values["remedies"]}
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, SeedBand]:
-        """See `Lab`: all tiles share a trunk, the plain collapse, until they branch off."""
         base, _ = self._settings(values)
         first = values["first_seed"]
         self._trunk = Tile(base, SeedBand(base, range(first, first + values["seeds"])))
@@ -126,16 +122,8 @@ class BalancingLab(Lab):
         super().close()
         self.tiles, self._trunk = {}, None
 
-    # --- training ---
-
-    @property
-    def behind(self) -> int:
-        """How many steps the last tile is behind the first."""
-        return max(tile.step for tile in self.tiles.values()) - self.step
-
     def train_one(self) -> None:
-        """Train the tile that is furthest behind by one step: a round of all, in pieces between which a slider counts,
-        and the way in which a tile that is added later catches up."""
+        """Train the tile that is furthest behind by one step, and a slider counts between tiles. New ones catch up."""
         name = min(self.tiles, key=lambda name: self.tiles[name].step)
         tile = self.tiles[name]
         before = replace(tile)
@@ -162,18 +150,15 @@ class BalancingLab(Lab):
             self.play(steps)
 
     def refresh(self) -> None:
-        """See `LiveRun`: a picture that stays shows new readings; one in motion those of the last 20 steps."""
         for tile in () if self.loop.playing else self.tiles.values():
             tile.read()
 
-    # --- what is seen ---
-
     curve = property(lambda self: self.values["curve"], doc="What the first panel shows over the steps.")
     num_experts = property(lambda self: self.values["num_experts"], doc="E, of each tile.")
+    behind = property(lambda self: max(tile.step for tile in self.tiles.values()) - self.step, doc="Steps, at most.")
     seeds = property(lambda self: self.values["seeds"], doc="How many runs each tile trains.")
 
     def caption(self, tile: Tile) -> str:
-        """The lines under a tile."""
         reading = tile.readings[-1]
         lines = [f"{_range(reading.dead, 1)} dead · {reading.accuracy.mean():.0%} accuracy"]
         if tile.step > 0:
@@ -182,7 +167,6 @@ class BalancingLab(Lab):
         return "\n".join(lines)
 
     def words(self) -> str:
-        """Who has no dead expert, who has most, and who is most accurate."""
         if self.step == 0 and not self.behind:
             return "The same weights and data in all tiles. Press Play to see what becomes of them."
         if self.step < self.values["apply_from"]:
@@ -199,7 +183,6 @@ class BalancingLab(Lab):
         return words + (f" A new tile catches up: {self.behind} steps to go." if self.behind > 1 else "")
 
     def reading(self) -> str:
-        """The selected tile: what it is, and its numbers."""
         tile = self.tiles[self.selected]
         reading = tile.readings[-1]
         dead = f"{_range(reading.dead, 1)} of {self.num_experts} experts dead"
@@ -209,10 +192,7 @@ class BalancingLab(Lab):
         numbers += [f"accuracy {_range(100 * reading.accuracy, 1)} %", *_unserved(tile)]
         return f"{self.selected}: {_what(self.selected, tile.setting)}. Now: {', '.join(numbers)}."
 
-    # --- tiles by hand ---
-
     def rows(self) -> list[W.Widget]:
-        """Which tiles there are, and a way to make more."""
         self.inputs["remedies"] = CheckBoxes("remedies", [*dict.fromkeys((*REMEDIES, *self.tiles))], _what)
         single = tuple(name for name in REMEDIES if name != "nothing")
         look = {"layout": W.Layout(width="180px"), "style": {"description_width": "30px"}}
@@ -223,7 +203,6 @@ class BalancingLab(Lab):
         return [self.inputs["remedies"], W.Box([self._first, self._second, add]).add_class("moe-bar")]
 
     def _add(self) -> None:
-        """Add the tile that the two lists name."""
         first, second = self._first.value, self._second.value
         name = f"{first} + {second}"
         if second == ALONE:
@@ -240,7 +219,6 @@ def panel_of(name: str) -> Callable[[Any], Panel]:
 
 
 def panels_of(names: Sequence[str]) -> list[Callable[[Any], Panel]]:
-    """Two panels that compare, over a panel for each tile."""
     return [PANELS["curves"], PANELS["balance"], *map(panel_of, names)]
 
 

@@ -22,25 +22,20 @@ from moe_lessons.widgets.picture import Picture
 
 
 class Calculator(Picture):
-    """Controls over panels. A subclass calls `make_controls`, says `panels`, `sentence` and what else a control moves.
-
-    For `repr`: `source` is the first argument of the constructor, `settings` has the others.
+    """Controls over panels. A subclass calls `make_controls`, says `panels`, `sentence` and, in `moved`, which controls
+    follow one that was moved; for `repr`, `source` (the first argument of the constructor) and `settings` (the others).
     """
 
     least_width = "300px"  # of a slider
-    source: Any
-    settings: dict[str, Any]
 
     def make_controls(self, values: dict[str, Any], stops: dict[str, Any]) -> None:
         """Make `inputs`: a control for each name, at its value where it has one. ValueError for one that is no stop."""
         self.inputs = {name: control(name, stops.get(name)) for name in values}
-        for name, widget in self.inputs.items():
-            if values[name] is not None:
-                if options := getattr(widget, "options", None):
-                    check_choice(
-                        name, values[name], [stop[-1] if isinstance(stop, tuple) else stop for stop in options]
-                    )
-                move(widget, values[name])
+        for name, value in values.items():
+            if value is not None:
+                if options := getattr(self.inputs[name], "options", None):
+                    check_choice(name, value, [stop[-1] if isinstance(stop, tuple) else stop for stop in options])
+                move(self.inputs[name], value)
 
     def __init__(self, bar: list[W.Widget]):
         self._changing = False
@@ -60,9 +55,6 @@ class Calculator(Picture):
             finally:
                 self._changing = False
             self.show()
-
-    def moved(self, name: str) -> None:
-        """The control of this name was moved by hand: move the others that depend on it."""
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
@@ -85,10 +77,7 @@ class CostCalculator(Calculator):
     context_length: how many tokens the attention sees. batch_size: how many texts are written at once. machine: of
     `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`.
     dense_width: how many times as wide as the active part the FFN of the equally good dense model is, an assumption;
-    the root of E / K where none is given.
-
-    `calculator.sizes` is what is shown, `calculator.shape` what the sliders say. Raises ValueError for
-    a name or value that there is not.
+    the root of E / K where none is given. Raises ValueError for a name or value that there is not.
     """
 
     least_width = "380px"
@@ -124,7 +113,6 @@ class CostCalculator(Calculator):
         super().__init__([W.Label("Set to:"), *self.presets.values()])
 
     def begin(self, model: str | TransformerShape) -> None:
-        """Show what the constructor was given."""
         if isinstance(model, TransformerShape) or model in MODEL_SHAPES:
             self.take(MODEL_SHAPES.get(model, model))
         else:
@@ -132,7 +120,6 @@ class CostCalculator(Calculator):
             self.moved("published")
 
     def moved(self, name: str) -> None:
-        """The number of heads follows the width, the others what they may be."""
         published = self.inputs["published"].value
         if name == "published" and published != SLIDERS:
             self.take_sizes(published, published_sizes()[published], published)
@@ -150,8 +137,7 @@ class CostCalculator(Calculator):
         self.take_sizes(preset or "this model", sizes_of(shape), preset or shape, is_slid=True)
 
     def take_sizes(self, name: str, sizes: ModelSizes, source: str | TransformerShape, is_slid: bool = False) -> None:
-        """Take over what is to be shown; where E / K is another, the assumed width follows it. Of what is published
-        the sliders say nothing: they are pale."""
+        """Show these sizes; where E / K is another, the assumed width follows it. Sliders without a say are pale."""
         for size in SIZES:
             self.inputs[size].disabled = not is_slid
         ratio = max((group.num_experts / group.top_k for group in sizes.groups), default=1.0)
@@ -160,7 +146,6 @@ class CostCalculator(Calculator):
         self.name, self.sizes, self.source, self.is_slid, self.ratio = name, sizes, source, is_slid, ratio
 
     def _slid(self) -> TransformerShape:
-        """The shape that the sliders show."""
         sizes, heads = {size: self.inputs[size].value for size in SIZES}, self.shape.num_heads
         if sizes["d_model"] != self.shape.d_model:
             heads = max(1, sizes["d_model"] // self.shape.head_dim)
@@ -170,13 +155,11 @@ class CostCalculator(Calculator):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments after the model."""
         settings = {name: self.inputs[name].value for name in SETTINGS}
         return settings | ({"machine": self.own} if settings["machine"] == OWN else {})
 
     @property
     def models(self) -> dict[str, ModelSizes]:
-        """The model and its three dense opponents."""
         width = self.inputs["dense_width"].value
         good = f"equally good dense model ({width:g} ×)"
         dense = {EQUAL_ACTIVE: 1.0, good: width, EQUAL_TOTAL: self.sizes.total_width}
@@ -190,19 +173,17 @@ class CostCalculator(Calculator):
         return [*(replace(panel, width=6, height=220) for panel in upper), costs]
 
     def table(self) -> Table:
-        """What the model and its opponents cost."""
         return cost_table(*self._case())
 
     def _case(self) -> tuple:
-        """What the pictures of cost are of."""
         context, batch, machine, weights, _ = (self.inputs[name].value for name in SETTINGS)
         return self.models, context, weights, self.machines.loc[machine], batch
 
     def parts(self) -> dict[str, ParameterCount]:
         """Where the parameters are; of a published model in fewer parts."""
-        sizes = self.sizes
         if self.is_slid:
             return self.shape.parameters()
+        sizes = self.sizes
         routed = sum(group.layers * group.size for group in sizes.groups)
         counts = {"embedding": sizes.looked_up, "router": sizes.router, "shared experts": sizes.shared}
         counts["attention and other"] = sizes.total - routed - sum(counts.values())
@@ -251,12 +232,10 @@ class PlanCalculator(Calculator):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments of `plan`."""
         slid = {name: widget.value for name, widget in self.inputs.items()}
         return self.fixed | slid | {"node_limit": slid["node_limit"] or None}
 
     def plan(self) -> Plan:
-        """What is shown."""
         return plan(self.source, **self.settings)
 
     def panels(self) -> list[Panel]:
@@ -284,7 +263,6 @@ class PlanCalculator(Calculator):
         )
 
     def _device_memory(self) -> float:
-        """The bytes that a device has."""
         return machines().memory_bytes[self.fixed.get("machine", "NVIDIA H100 SXM")]
 
     def moved(self, name: str) -> None:

@@ -1,7 +1,6 @@
-"""The one laboratory: controls made from the table of knobs, and what happens when they are moved.
+"""The one laboratory, which all others specify: controls made from the table of knobs, and what happens when they move.
 
-A laboratory is a specification of it: which controls start afresh, which apply to the next step and which only change
-what is looked at; which panels there are; how values are checked and runs are made. The shortest is `CollapseLab`.
+The shortest specification is `CollapseLab`.
 """
 
 import threading
@@ -78,7 +77,7 @@ class Lab(LiveRun):
         raise NotImplementedError
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
-        """The controls that do nothing with these values, and why."""
+        """The controls that do nothing with these values, each with the reason."""
         return {}
 
     def turn(self, values: dict[str, Any]) -> None:
@@ -88,9 +87,7 @@ class Lab(LiveRun):
                 setattr(run.knobs, name, value)
 
     def looked(self) -> None:
-        """Called when other values are in force, before they are shown."""
-
-    # --- values ---
+        """Called when other values are in force."""
 
     layer = property(lambda self: self.values.get("layer", 0), doc="The MoE layer that is shown.")
     x_axis = property(lambda self: self.values["x_axis"], doc="What losses are drawn against.")
@@ -115,17 +112,14 @@ class Lab(LiveRun):
         self.loop.now(apply)
 
     def reset(self) -> None:
-        """Start afresh with the same settings."""
         self.loop.post(lambda: self._moved.add("afresh"))
 
     def picked(self, kind: str, index: int) -> None:
-        """See `LiveRun`: select what was clicked."""
         clickable, name = self.PICKED
         if kind == clickable and index < len(stops := self.stops(name, self.values)):
             self._apply(self.check(self.values | {name: stops[index]}))
 
     def words(self) -> str:
-        """Say what the load shows."""
         recent = self.main_run.records[-RECENT:]
         load = recent_load(self.main_run, self.layer) if recent else self.clean_load
         dropped = sum(record.dropped_share for record in recent) / max(len(recent), 1)
@@ -158,14 +152,10 @@ class Lab(LiveRun):
         self.show_values()
         for name, widget in self.inputs.items():
             widget.observe(lambda change, name=name: self._by_hand(name), "value")
-        if {"num_experts", "top_k"} <= set(self.inputs):  # k never exceeds E
-            experts, top_k = self.inputs["num_experts"], self.inputs["top_k"]
-            experts.observe(lambda change: setattr(top_k, "max", change["new"]), "value")
         return shown
 
     def show_values(self) -> None:
-        """Have the controls show what is in force; those without a use stand at 'off' and say why. One that was moved
-        again meanwhile, on another thread, stays where it is: its turn comes."""
+        """Have the controls show what is in force, but for those that were moved again meanwhile: their turn comes."""
         idle, before = self.idle(self.values), self._showing
         values = self.values | self.in_force()
         self._showing = threading.get_ident()
@@ -186,8 +176,7 @@ class Lab(LiveRun):
             self._showing = before
 
     def _by_hand(self, name: str) -> None:
-        """A control has moved. By hand, it is applied together with those that move before anything else is posted: its
-        value is read then, so that the last counts."""
+        """Have a control that was moved by hand applied with those that move meanwhile. Its last value counts."""
 
         def mark() -> None:
             self._moved.add(name)
@@ -198,7 +187,6 @@ class Lab(LiveRun):
             self.loop.post(mark)
 
     def settle(self) -> None:
-        """Apply the controls that have moved."""
         moved, self._moved = self._moved, set()
         if not moved:
             return
@@ -217,19 +205,19 @@ class Lab(LiveRun):
     def _apply(self, values: dict[str, Any], afresh: bool = False) -> None:
         """Put checked values in force: a new start for what is of the structure, else a turn of the knobs."""
         before = self.values
-        if afresh or any(values[name] != before[name] for name in self.START):
+        afresh = afresh or any(values[name] != before[name] for name in self.START)
+        if afresh:
             old, is_same = self.main_run, values.get(self.SAME) == before.get(self.SAME)
             self._start(values)
             self.ghost = None if not is_same else old if len(old.records) > RECENT else self.ghost
             self.values, self.marks = values, []
             self.loop.restart_budget()
-            self.loop.trouble = ""
         else:
             self.turn(values)
             self.values = values
             if self.in_force(values) != self.in_force(before) and self.step not in (0, *self.marks[-1:]):
                 self.marks.append(self.step)
-        if values != before:
+        if afresh or values != before:
             self.loop.trouble = ""
         self.looked()
         self.show_values()

@@ -16,7 +16,7 @@ NUM_TOKENS = 32  # whose routing is shown
 
 
 class Plane(NamedTuple):
-    """What the router and the model make of the plane, without noise: see `plots.panels.shares` and `…block`."""
+    """What the router and the model make of the plane, without noise."""
 
     points: Tensor  # (T, 2): the tokens that are shown, sorted by class
     classes: Tensor  # (T,)
@@ -42,7 +42,7 @@ def route(model: PlaneClassifier, points: Tensor) -> tuple[Tensor, Routing, Tens
 
 
 def clean_load(run: Run, num_points: int) -> list[float]:
-    """The load on points of their own, without noise."""
+    """The load on points of its own, without noise."""
     points, _ = run.task.batch(num_points, torch.Generator().manual_seed(run.seed + 1_000_002))
     return load_share(route(run.model, points)[1]).tolist()
 

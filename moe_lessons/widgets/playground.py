@@ -68,8 +68,6 @@ class Playground(Lab):
         values = {"preset": preset, "block": block, "seed": seed, "controls": controls, "token": 0, "mute": "none"}
         super().__init__(values | setting, panels, settings, play=play, max_steps=max_steps)
 
-    # --- the specification ---
-
     @property
     def USUAL(self) -> dict[str, Any]:
         """See `Lab`: the fields of the preset, whose name is always written."""
@@ -93,22 +91,21 @@ class Playground(Lab):
         return super().check(values, given)
 
     def setting_of(self, values: dict[str, Any]) -> PlaneSetting:
-        """What these values put in force."""
         values = values | self.in_force(values)
         return PlaneSetting(**{name: values[name] for name in self.SETTINGS})
 
-    @property
-    def setting(self) -> PlaneSetting:
-        """What is in force now."""
-        return self.setting_of(self.values)
+    setting = property(lambda self: self.setting_of(self.values), doc="What is in force now.")
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         runs = plane_runs(self.setting_of(values), values["seed"], self.block)
         if self.block is not None:
-            self._block_idle = idle_of_block(runs["MoE"].model)
+            model = runs["MoE"].model
+            self._block_idle = idle_knobs(model)
+            if getattr(getattr(model.block, "router", None), "weight", None) is None:
+                self._block_idle |= {"router_start": "the block has no router.weight"}
+            if not hasattr(model.block.experts, "down_proj"):
+                self._block_idle |= {"mute": "only our experts can be muted"}
         return runs
-
-    # --- presets ---
 
     def rows(self) -> list[W.Widget]:
         """A button for each preset, where all controls are there; it is disabled where its knobs would be idle."""
@@ -125,7 +122,6 @@ class Playground(Lab):
         return [W.Box([W.HTML("Presets:"), *self._preset_buttons.values()]).add_class("moe-bar")]
 
     def looked(self) -> None:
-        """See `Lab`: the preset that is in force is marked."""
         for name, button in self._preset_buttons.items():
             button.button_style = "info" if self.setting == PRESETS[name] else ""
 
@@ -140,11 +136,8 @@ class Playground(Lab):
 
         self.loop.now(choose)
 
-    # --- what the panels show ---
-
     @property
     def muted(self) -> int | None:
-        """The expert that is switched off where the router and the tokens are read."""
         return None if self.values["mute"] == "none" else int(self.values["mute"][1:])
 
     def stamp(self) -> tuple:
@@ -152,18 +145,15 @@ class Playground(Lab):
 
     @property
     def clean_load(self) -> list[float]:
-        """The load on many points, without noise."""
         return self.read("clean load", lambda: clean_load(self.main_run, NUM_MORE_POINTS))
 
     def words(self) -> str:
-        """See `Lab`; and whether the learning rate is too high."""
         losses, guessing = [record.loss for record in self.main_run.records[-RECENT:]], math.log(NUM_CLASSES)
         is_worse = self.step > RECENT and sum(losses) > 1.1 * guessing * len(losses)
         advice = f" The loss is worse than guessing ({guessing:.2f}): try a lower learning rate."
         return super().words() + advice * is_worse
 
     def reading(self) -> str:
-        """The routing of the selected token and, where an expert is muted, what is lost."""
         plane, i = self.plane, self.selected
         (x, y), logits, probs = plane.points[i].tolist(), plane.routing.router_logits[i], plane.routing.router_probs[i]
         best = probs.argsort(descending=True)[:4].tolist()
@@ -186,13 +176,4 @@ class Playground(Lab):
             return with_it, self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]
 
     def lines(self) -> dict[str, Any]:
-        """See `LiveRun`; and which token is selected."""
         return super().lines() | {"token": self.selected}
-
-
-def idle_of_block(model: nn.Module) -> dict[str, str]:
-    """Tell what a block of your own has no use for, and why."""
-    idle, block = idle_knobs(model), model.block
-    if getattr(getattr(block, "router", None), "weight", None) is None:
-        idle["router_start"] = "the block has no router.weight"
-    return idle if hasattr(block.experts, "down_proj") else idle | {"mute": "only our experts can be muted"}

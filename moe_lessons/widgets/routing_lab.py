@@ -67,8 +67,6 @@ class RoutingLab(Lab):
         values |= {"domains": task, "seed": seed, "layer": layer, "threads": threads, "batch_size": batch_size}
         super().__init__(values, panels, settings, play=play, max_steps=max_steps, columns=2)
 
-    # --- the specification ---
-
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         if name == "router":
             self._routers[values["router"]] = None
@@ -94,28 +92,23 @@ class RoutingLab(Lab):
         return {"MoE": Run(model, text, **{name: values[name] for name in ("batch_size", "seed", "threads")})}
 
     def rows(self) -> list[W.Widget]:
-        """The domains: a box for each, or the names of those of a task of your own."""
         if "domains" in self.START:
             self.inputs["domains"] = CheckBoxes("domains", DOMAINS)
             return [self.inputs["domains"]]
         names = html.escape(", ".join(self.main_run.task.domains))
         return [W.Box([W.HTML(f"Text: {names}")]).add_class("moe-bar")]
 
-    # --- what is seen ---
-
     def _sized(self, values: dict[str, Any]) -> TransformerConfig:
         return replace(self._config, **{name: values[name] for name in SIZES})
 
     @property
     def clean_load(self) -> list[float]:
-        """The load of the layer on a few held-out sequences, without noise."""
         return expert_shares(self.traced, "layer").loc[self.layer].tolist()
 
     def words(self) -> str:
         return f"Layer {self.layer}: " * (self._num_layers > 1) + super().words()
 
     def reading(self) -> str:
-        """The expert that each domain goes to most."""
         shares = self.read(f"shares {self.layer}", lambda: expert_shares(self.traced, "domain", self.layer))
         most = [f"{name} → {share.idxmax()} ({share.max():.0%})" for name, share in shares.iterrows()]
         return f"Where most of each domain goes: {', '.join(most)}."

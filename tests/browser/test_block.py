@@ -17,7 +17,8 @@ def notebook(open_notebook):
     ]
     notebook = open_notebook(NAME, *sources)
     notebook.run_all()
-    return notebook
+    yield notebook
+    assert notebook.errors == [] and notebook.cell_errors() == []
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,3 @@ def test_it_follows_the_training(view, lab):
     view.wait_step(90)
     view.wait_for(lambda: picture(view) != before)
     assert is_of(view, 31) and logits(view) == of_the_model(lab, 31)
-
-
-def test_no_error_in_the_console(notebook):
-    assert notebook.errors == [] and notebook.cell_errors() == []

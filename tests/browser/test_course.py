@@ -24,7 +24,8 @@ def book(lab, open_notebook):
     lab.write(NAME, *CELLS)
     book = open_notebook(NAME)
     book.run_all()
-    return book
+    yield book
+    assert book.errors == []
 
 
 @pytest.fixture
@@ -107,7 +108,7 @@ def test_a_curve_is_changed_by_a_finger(book, cell, lab):
     wait_kept(book, lab, "predictions", "08.curve", lambda entry: sum(y > 3 for _, y in entry["answer"]) > 8)
 
 
-def test_a_curve_is_changed_by_key(book, cell, lab):
+def test_a_curve_is_changed_by_key_and_all_are_compared(book, cell, lab):
     picture = cell(3).get_by_role("slider")
     picture.focus()
     before = kept(lab, "predictions", "08.curve")["answer"]
@@ -117,9 +118,6 @@ def test_a_curve_is_changed_by_key(book, cell, lab):
     wait_kept(book, lab, "predictions", "08.curve", lambda entry: len(entry["answer"]) > len(before) + 1)
     first, second, *others = kept(lab, "predictions", "08.curve")["answer"]
     assert first[0] == 1 and first[1] > second[1] and others == before
-
-
-def test_they_are_compared(book):
     said = book.run_cell(4)
     assert "As you predicted: some." in said and "4.7 times as much" in said and "Your curve is" in said
 
@@ -170,7 +168,7 @@ def test_after_a_restart_all_is_still_there(book, cell):
     cell(5).get_by_text(re.compile("3 of 5 answered")).wait_for()
 
 
-def test_the_course_page_shows_it_exports_it_and_forgets_it(book, cell, lab):
+def test_the_course_page_shows_it_exports_it_forgets_it_and_opens_a_lesson(book, cell, lab):
     row = cell(6).get_by_role("row").filter(has_text="05 · Expert collapse")
     row.filter(has_text=re.compile("3 of 5, . right at first")).wait_for()
     cell(6).get_by_role("button", name="Export").click()
@@ -185,12 +183,6 @@ def test_the_course_page_shows_it_exports_it_and_forgets_it(book, cell, lab):
     cell(6).get_by_text("Everything is forgotten.").wait_for()
     assert kept(lab, "predictions", "03.size") == {}
     row.filter(has_text=re.compile("0 of 5")).wait_for()
-
-
-def test_its_links_open_the_lesson_in_the_same_window(book, cell):
-    cell(6).get_by_role("link", name="00 · Welcome").first.click()
+    assert book.cell_errors() == []
+    cell(6).get_by_role("link", name="00 · Welcome").first.click()  # in the same window
     book.page.get_by_role("heading", name="00 · Welcome").wait_for()
-
-
-def test_no_error(book):
-    assert book.errors == [] and book.cell_errors() == []

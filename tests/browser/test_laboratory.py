@@ -12,7 +12,8 @@ def notebook(open_notebook):
     source = "from moe_lessons.widgets import BalancingLab\nBalancingLab(('nothing', 'auxiliary loss'), seeds=2)"
     notebook = open_notebook("laboratory.ipynb", source)
     notebook.run_all()
-    return notebook
+    yield notebook
+    assert notebook.errors == [] and notebook.cell_errors() == []
 
 
 def test_a_strength_is_answered_while_the_tiles_train(notebook, view_of):
@@ -66,7 +67,3 @@ def test_remedies_that_clash_are_said_under_the_picture(notebook, view_of):
     view.button("Add tile").click()
     view.view.get_by_text("bias update and learned noise do not go together").wait_for()
     assert view.view.get_by_role("checkbox", name="bias update + learned noise").count() == 0
-
-
-def test_no_error_in_the_console(notebook):
-    assert notebook.errors == [] and notebook.cell_errors() == []

@@ -55,7 +55,8 @@ LOOK = """root => {
 def notebook(open_notebook):
     notebook = open_notebook("pictures.ipynb", *SOURCES)
     notebook.run_all()
-    return notebook
+    yield notebook
+    assert notebook.errors == [] and notebook.cell_errors() == []
 
 
 @pytest.fixture
@@ -243,7 +244,3 @@ def test_the_theme_is_followed_while_the_kernel_is_busy(lab, notebook, playgroun
         assert page.locator(".jp-InputPrompt", has_text="[*]").count() == 1
     finally:
         busy.unlink()
-
-
-def test_no_error_in_the_console(notebook):
-    assert notebook.errors == [] and notebook.cell_errors() == []

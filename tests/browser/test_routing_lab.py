@@ -1,4 +1,4 @@
-"""The routing laboratory in a real browser, in both themes: it trains, answers, and starts afresh."""
+"""The routing laboratory in a real browser, on a dark page: it trains, answers, and starts afresh."""
 
 import pytest
 
@@ -11,9 +11,10 @@ SOURCES = (
 
 @pytest.fixture(scope="module")
 def notebook(open_notebook):
-    notebook = open_notebook("routing.ipynb", *SOURCES)
+    notebook = open_notebook("routing.ipynb", *SOURCES, theme="dark")
     notebook.run_all()
-    return notebook
+    yield notebook
+    assert notebook.errors == [] and notebook.cell_errors() == []
 
 
 def test_a_knob_is_turned_while_it_trains(notebook, view_of):
@@ -58,18 +59,3 @@ def test_the_last_domain_stays(notebook, view_of):
         view.view.get_by_role("checkbox", name=name).uncheck()
     view.view.get_by_text("domains must be one of 'english'").wait_for()
     view.wait_for(lambda: view.view.get_by_role("checkbox", name="json").is_checked())
-
-
-def test_no_error_in_the_console(notebook):
-    assert notebook.errors == [] and notebook.cell_errors() == []
-
-
-def test_dark_pages(open_notebook, view_of):
-    open_notebook.close()
-    notebook = open_notebook("routing_dark.ipynb", *SOURCES, theme="dark")
-    notebook.run_all()
-    view = view_of(notebook.page)
-    view.button("Play").click()
-    view.wait_step(5)
-    view.pause()
-    assert notebook.errors == [] and notebook.cell_errors() == []

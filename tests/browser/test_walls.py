@@ -18,7 +18,8 @@ def notebook(open_notebook):
     source = "from moe_lessons.widgets import FactsLab\nlab = FactsLab(4, num_entries=8, lr=0.01)\nlab"
     notebook = open_notebook("facts.ipynb", source)
     notebook.run_all()
-    return notebook
+    yield notebook
+    assert notebook.errors == [] and notebook.cell_errors() == []
 
 
 def test_lamps_light_in_the_ink_of_their_model_while_it_trains(notebook, view_of):
@@ -47,7 +48,3 @@ def test_another_number_of_entries_starts_afresh(notebook, view_of):
     notebook.page.keyboard.press("ArrowRight")
     view.view.locator("figure", has_text="MoE: 0 of 250").wait_for()
     view.wait_for(lambda: view.step == 0)
-
-
-def test_no_error_in_the_console(notebook):
-    assert notebook.errors == [] and notebook.cell_errors() == []

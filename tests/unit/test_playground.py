@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from live_tools import MyMoE, assert_consistent, button, ended, losses, mark, on_a_loop, settled, words
+from torch import nn
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
@@ -20,7 +21,6 @@ TERRITORY, HEATMAP, LOAD, _, LOSS, COST = range(6)
 
 
 def territory(playground: Playground) -> torch.Tensor:
-    """The favourite of each place, in the picture: in half precision."""
     return torch.from_numpy(mark(playground, TERRITORY, object).z.argmax(axis=-1)).flatten()
 
 
@@ -30,24 +30,19 @@ def routing_of(playground: Playground, points: torch.Tensor):
     return logits, routing
 
 
-# --- presets and settings --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_and_says_what_is_seen(preset):
     playground = Playground(preset, play=3)
     assert playground.setting == PRESETS[preset] and playground.step == 3
     assert_consistent(playground)
-    assert len(playground.words()) > 20 and "Router logits (probabilities)" in words(playground)
-    assert repr(playground) == f"Playground({preset!r}, play=3)"
+    assert len(playground.words()) > 20 and repr(playground) == f"Playground({preset!r}, play=3)"
 
 
 def test_with_a_few_controls_only_those_are_there():
-    playground = Playground("collapse", panels=("territory", "loss"), controls=("top_k", "noise_std"), play=2)
+    playground = Playground("collapse", panels=("territory", "loss"), controls=("top_k", "noise_std"))
     assert list(playground.inputs) == ["top_k", "noise_std"] and len(playground.panels()) == 2
-    assert playground.setting == PRESETS["collapse"]
     playground.set(top_k=2, noise_std=0.5)
-    assert playground.step == 0 and playground.main_run.model.block.top_k == 2
+    assert playground.main_run.model.block.top_k == 2
     assert playground.setting == replace(PRESETS["collapse"], top_k=2, noise_std=0.5)
     with pytest.raises(ValueError, match="setting must be one of 'top_k', 'noise_std', got 'lr'"):
         playground.set(lr=0.1)
@@ -71,9 +66,11 @@ async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked():
 
 
 def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_run():
-    playground = Playground("noise", play=2)
-    playground.choose_preset("collapse")
-    assert playground.setting == PRESETS["collapse"] and playground.canvas.words["step"] == 0
+    playground = Playground("capacity", capacity_priority="weight", num_experts=np.int64(4))
+    assert "num_experts=4" in repr(playground)  # a number of NumPy, too
+    playground.choose_preset("noise")
+    assert playground.setting == replace(PRESETS["noise"], capacity_priority="weight")  # which has no control
+    playground = Playground("collapse")
     with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
         playground.choose_preset("lucky")
     playground.advance(40)
@@ -84,34 +81,15 @@ def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_r
     assert playground.step == 0 and playground.marks == []
 
 
-def test_what_has_no_control_stays_as_it_was_given():
-    playground = Playground("capacity", capacity_priority="weight", num_experts=np.int64(4))
-    assert "num_experts=4" in repr(playground)  # a number of NumPy, too
-    playground.choose_preset("noise")
-    assert playground.setting == replace(PRESETS["noise"], capacity_priority="weight")
-
-
-def test_the_learning_rate_is_of_all_models():
-    playground, reference = Playground(), plane_runs(PRESETS["healthy"])
-    playground.set(lr=0.5)
-    playground.advance(2)
+def test_it_trains_as_runs_do_alone_whatever_is_drawn_or_muted_and_the_learning_rate_is_of_all_models():
+    playground, reference = Playground("noise", seed=1), plane_runs(PRESETS["noise"], 1)
+    playground.set(mute="E3", lr=0.5)
+    for _ in range(3):
+        playground.advance(2)
+        torch.rand(1)
     for run in reference.values():
         run.knobs.lr = 0.5
-        run.step(), run.step()
-    assert losses(playground) == {name: [record.loss for record in run.records] for name, run in reference.items()}
-
-
-def test_what_is_drawn_or_muted_changes_no_number():
-    drawn, alone = Playground("noise", seed=1), Playground("noise", seed=1)
-    drawn.inputs["mute"].value = "E3"
-    for _ in range(4):
-        drawn.advance(3)
-        torch.rand(1)
-    alone.advance(12)
-    assert losses(drawn) == losses(alone)
-
-
-# --- what it shows ---------------------------------------------------------------------------------------
+    assert losses(playground) == {name: [run.step().loss for _ in range(6)] for name, run in reference.items()}
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +126,7 @@ def test_the_words_tell_of_the_load_of_dropped_assignments_and_of_a_loss_worse_t
     mean = torch.tensor([record.load[0] for record in trained.main_run.records[-20:]]).mean(dim=0)
     assert trained.words() == describe_load(mean, 2) == trained.canvas.words["words"]
     assert "% of the assignments are dropped" in Playground("capacity", capacity_factor=0.5, play=3).words()
-    playground = Playground(lr=0.5, top_k=1, router_aux_loss_coef=0.0)
-    playground.main_run.knobs.lr = 30.0
-    playground.advance(60)
-    assert "worse than guessing (2.08)" in playground.words()
+    assert "worse than guessing (2.08)" in Playground(lr=30.0, top_k=1, router_aux_loss_coef=0.0, play=60).words()
 
 
 def test_the_reading_is_the_routing_of_the_selected_token(trained):
@@ -165,8 +140,7 @@ def test_the_reading_is_the_routing_of_the_selected_token(trained):
     assert f"Served by: {weights[0]:.2f} × E{best[0]}, {weights[1]:.2f} × E{best[1]}." in text
     assert (", correct." if logits.argmax() == trained.plane.classes[9] else ", wrong.") in text
     dropping = Playground("capacity", capacity_factor=0.5)
-    served = set(dropping.plane.routing.token_idx.tolist())
-    dropping.set(token=next(t for t in range(NUM_TOKENS) if t not in served))
+    dropping.set(token=(set(range(NUM_TOKENS)) - set(dropping.plane.routing.token_idx.tolist())).pop())
     assert "Served by: no expert: it was dropped." in words(dropping)
 
 
@@ -204,9 +178,6 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
     assert playground.inputs["mute"].value == "none" and "muted" not in words(playground)
 
 
-# --- a learner's block -----------------------------------------------------------------------------------
-
-
 @on_a_loop
 async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
     mine = Playground(block=MyMoE)
@@ -220,18 +191,15 @@ async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
     assert mine.setting == replace(PRESETS["noise"], noise_std=0.0) and mine.step == 0
 
 
-def a_block(top_k=None, change=lambda x, y, routing: (y, routing), without=None, listed=False):
+def a_block(change=lambda x, y, routing: (y, routing), **attributes):
     """A class that keeps the contract, but for what is named."""
 
     class Block(MyMoE):
-        def __init__(self, d_model, d_ff, num_experts, **sizes):
-            super().__init__(d_model, d_ff, num_experts, top_k or sizes["top_k"])
-            if without:
-                delattr(self, without)
-            if listed:
-                experts = list(self.experts)
-                del self.experts
-                self.experts = experts
+        def __init__(self, d_model, d_ff, num_experts, top_k):
+            super().__init__(d_model, d_ff, num_experts, top_k)
+            for name, value in attributes.items():
+                delattr(self, name)
+                setattr(self, name, value)
 
         def forward(self, x):
             return change(x, *super().forward(x))
@@ -242,8 +210,11 @@ def a_block(top_k=None, change=lambda x, y, routing: (y, routing), without=None,
 @pytest.mark.parametrize(
     "block, message",
     [
-        (a_block(without="d_ff"), "keep d_ff as given .4., got None in Block"),
-        (a_block(listed=True), "keep its experts in a module such as nn.ModuleList, got Block, which does not"),
+        (a_block(d_ff=None), "keep d_ff as given .4., got None in Block"),
+        (
+            a_block(experts=[nn.Linear(16, 16)]),
+            "keep its experts in a module such as nn.ModuleList, got Block",
+        ),
         (a_block(change=lambda x, y, routing: y), r"return \(y, Routing\), got Block, which does not"),
         (a_block(change=lambda x, y, routing: (y.sum(dim=-1), routing)), "return a finite y of the shape of x"),
         (a_block(change=lambda x, y, routing: (y.detach(), routing)), "return a y with a gradient"),

@@ -1,17 +1,45 @@
-"""Facts learned by heart, live: a wall of lamps for a mixture and for each of its dense twins."""
+"""The two smallest laboratories: a collapse, and facts learned by heart."""
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from moe_lessons.analysis.collapse import LEARNS, watched_run
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, torch_threads
 from moe_lessons.plots.panels.models import wall
-from moe_lessons.training import Run, facts_runs
+from moe_lessons.training import PRESETS, Run, facts_runs
 from moe_lessons.training.settings import FACTS_LR
-from moe_lessons.widgets.laboratory import Lab
+from moe_lessons.widgets.laboratory import Lab, names_of
+from moe_lessons.widgets.plane import clean_load
 
+PANELS_OF_A_COLLAPSE = ("film", "load", "loss", "gradient film", "gradient")
 WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL))
+
+
+class CollapseLab(Lab):
+    """Trains `training.PRESETS["collapse"]`, live. Reset starts the same run again.
+
+    panels: names from `PANELS_OF_A_COLLAPSE`. learns: a name of `analysis.collapse.LEARNS`; what does not learn stands
+    still. seed: of the task, the model and the data. play, max_steps: see `LiveRun`.
+
+    >>> CollapseLab(learns="router only", seed=3)
+    CollapseLab(learns='router only', seed=3)
+    """
+
+    title, first_x = "A collapse", 25
+    START, LIVE, LOOK, STOPS = ("learns", "seed"), (), (), {"learns": tuple(LEARNS)}
+    USUAL = {"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0}
+
+    def __init__(self, panels: Sequence[str] = USUAL["panels"], *, learns="all", seed=0, play=0, max_steps=300):
+        panels = names_of(panels, "panels", PANELS_OF_A_COLLAPSE)
+        super().__init__({"learns": learns, "seed": seed}, panels, play=play, max_steps=max_steps)
+
+    def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
+        run = watched_run(PRESETS["collapse"], values["seed"], values["learns"])
+        self.clean_load = clean_load(run, 1024)  # before the first step
+        return {"MoE": run}
 
 
 class FactsLab(Lab):
@@ -50,8 +78,7 @@ class FactsLab(Lab):
         self.readings = [reading for reading in self.readings if reading[0] < self.step]
 
     def refresh(self) -> None:
-        """See `LiveRun`: in a pause the lamps are those of the last step."""
-        if not self.readings or (not self.loop.playing and self.readings[-1][0] != self.step):
+        if not self.readings or (not self.loop.playing and self.readings[-1][0] != self.step):  # a pause
             self._read()
 
     @torch_threads(1)
@@ -59,7 +86,6 @@ class FactsLab(Lab):
         self.readings.append((self.step, {name: run.task.known(run.model) for name, run in self.runs.items()}))
 
     def words(self) -> str:
-        """Say how many entries the mixture knows, and how many times as many as its twin, where that one knows some."""
         counts = {name: int(known.sum()) for name, known in self.readings[-1][1].items()}
         mixture, twin = counts["MoE"], counts[EQUAL_ACTIVE]
         times = f", {mixture / twin:.1f} times as many as its equal-active twin" if twin >= 10 else ""

@@ -1,0 +1,81 @@
+"""The collapse and the facts by heart, live."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from live_tools import losses, mark, on_a_loop, words
+
+from moe_lessons.analysis.collapse import watched_run
+from moe_lessons.nn import EQUAL_ACTIVE
+from moe_lessons.plots.marks import Bars, Lamps, Line, Stack
+from moe_lessons.plots.panels.models import wall
+from moe_lessons.training import PRESETS, facts_runs
+from moe_lessons.widgets import CollapseLab, FactsLab
+from moe_lessons.widgets.small_labs import PANELS_OF_A_COLLAPSE
+
+
+@on_a_loop
+async def test_it_trains_the_collapse_and_says_what_is_seen():
+    lab = CollapseLab(PANELS_OF_A_COLLAPSE, play=25)
+    assert "All 8 experts work" in words(lab)  # of the clean load, before the first step
+    assert mark(lab, 1, Bars).y.tolist() == pytest.approx(lab.clean_load)
+    await lab.finished()
+    plain = watched_run(PRESETS["collapse"])
+    assert losses(lab) == {"MoE": [plain.step().loss for _ in range(25)]}
+    assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 25  # a collapse is over by then
+
+
+@pytest.mark.parametrize("learns, total", [("all", 1), ("router only", 0)])
+def test_gradients_are_shown_as_shares_also_where_there_are_none(learns, total):
+    lab = CollapseLab(("gradient film", "gradient"), learns=learns)
+    lab.advance(8)
+    film, bars = mark(lab, 0, Stack), mark(lab, 1, Bars)
+    assert bars.y.sum() == pytest.approx(total)
+    assert bars.second == pytest.approx(np.mean([r.load[0] for r in lab.main_run.records], axis=0))
+    assert film.x.tolist() == (list(range(1, 9)) if total else []) and film.y.sum(axis=1) == pytest.approx(1)
+
+
+def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
+    lab, plain = FactsLab(4, num_entries=8, lr=0.01), facts_runs(4, num_entries=8, lr=0.01)
+    lab.advance(20)
+    for place, (name, run) in enumerate(plain.items()):
+        for _ in range(20):
+            run.step()
+        known, lamps, line = run.task.known(run.model), mark(lab, place, Lamps), mark(lab, 3, Line, place)
+        assert lamps.lit.tolist() == known.tolist() and lamps.ink == place
+        assert lab.canvas.panels[place].title == f"{name}: {int(known.sum())} of 8"
+        assert bytes(lamps.letters[7]).decode() == run.task.entries[7]
+        assert line.name == name and line.x.tolist() == list(range(0, 21, 5))
+        assert line.y.tolist() == [int(known[name].sum()) for _, known in lab.readings]
+    assert lab.readings[-1][1]["MoE"].any()
+    for axis in ("seconds", "FLOPs"):
+        lab.set(x_axis=axis)
+        for line in (mark(lab, 3, Line, number) for number in range(3)):
+            assert (np.diff(line.x) > 0).all() and lab.canvas.panels[3].x.high >= line.x[-1]
+
+
+def test_in_a_pause_the_lamps_are_those_of_the_last_step_and_a_new_start_begins_anew():
+    lab = FactsLab(4, num_entries=500)
+    lab.advance(13)
+    lab.advance(1)
+    assert [step for step, _ in lab.readings] == [0, 6, 12, 13, 14]
+    lab.set(num_entries=1000)
+    assert lab.step == 0 and [step for step, _ in lab.readings] == [0] and len(mark(lab, 0, Lamps).lit) == 1000
+
+
+def test_it_says_how_many_times_as_many_the_mixture_knows():
+    lab = FactsLab(4, num_entries=250)
+    assert words(lab).startswith("The mixture knows 0 of 250 entries by heart.")
+    _, known = lab.readings[-1]
+    known["MoE"][:90], known[EQUAL_ACTIVE][:20] = True, True
+    assert lab.words() == "The mixture knows 90 of 250 entries by heart, 4.5 times as many as its equal-active twin."
+
+
+@pytest.mark.parametrize("num", [1, 7, 2000])
+def test_a_wall_has_room_for_all_its_lamps(num):
+    known, task = {"known": np.arange(num) % 3 == 0}, SimpleNamespace(entries=["a = 1"] * num)
+    panel = wall(SimpleNamespace(readings=[(0, known)], runs=known, main_run=SimpleNamespace(task=task)), "known")
+    (lamps,) = panel.marks
+    assert lamps.columns * panel.y.low >= num > lamps.columns * (panel.y.low - 1)
+    assert panel.title == f"known: {-(-num // 3):,} of {num:,}"
