@@ -112,7 +112,7 @@ class TransformerShape:
 
     @property
     def count(self) -> ParameterCount:
-        """All parts together."""
+        """Count all parts together."""
         parts = self.parameters().values()
         return ParameterCount(sum(part.total for part in parts), sum(part.active for part in parts))
 

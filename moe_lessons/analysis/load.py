@@ -11,8 +11,6 @@ from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.support.errors import check_number, check_top_k
 from moe_lessons.training.run import DEAD_SHARE, dead_experts, is_dead
 
-ROUNDING = 1e-6  # shares come in float32: an expert that misses the limit by less than this part of it is alive
-
 
 @dataclass(frozen=True)
 class LoadStatistics:
@@ -43,8 +41,7 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
         shares, dead = _shares(load.demand_per_expert), dead_experts(load)
     else:
         shares = _shares(load)
-        of_tokens = shares * check_top_k(top_k, len(shares))
-        dead = int(is_dead(of_tokens, share=DEAD_SHARE * (1 - ROUNDING)).sum())
+        dead = int(is_dead(shares * check_top_k(top_k, len(shares))).sum())
     even = torch.full_like(shares, 1 / len(shares))
     entropy = torch.special.entr(shares).sum() / torch.special.entr(even).sum()  # entr(p) = -p·log p
     return LoadStatistics(

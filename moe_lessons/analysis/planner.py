@@ -1,18 +1,29 @@
-"""A mixture on thousands of devices, on paper: memory, bytes, the time of a step.
+"""A mixture on thousands of devices, on paper: memory, bytes, the time of a step; and beside it what was published.
 
 What a dense model costs too (pipeline bubbles, summing the gradients, small kernels) is in one figure, `UTILISATION`,
 the same for every system. On top comes what only a mixture has: the exchange of tokens, and the busiest device.
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from moe_lessons.analysis.counting import TransformerShape, published_models
 from moe_lessons.analysis.inference import union_law
-from moe_lessons.analysis.links import Link, link_of
-from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
+from moe_lessons.analysis.roofline import (
+    CACHE_BYTES,
+    WEIGHT_BYTES,
+    ExpertGroup,
+    ModelSizes,
+    machines,
+    published_sizes,
+    sizes_of,
+)
+from moe_lessons.support.data import data_path
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number
 
 # Share of the bfloat16 peak that a large dense model reaches in training, all its own waiting included: the middle of
@@ -22,6 +33,53 @@ PHASES = ("training", "prefill", "decoding")
 # Bytes of a weight in training, mixed precision with Adam: the weight in bfloat16, its gradient in float32; a float32
 # copy and two moments, which the replicas of the weight share (ZeRO stage 1: arXiv:1910.02054, sections 3 and 5)
 TRAINED_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
+
+
+@dataclass(frozen=True)
+class Link:
+    """Says what one device sends: seconds = latency of a message + bytes / bytes_per_second.
+
+    >>> Link(50e9, 1e-5).seconds(5e6)
+    0.00011
+    """
+
+    bytes_per_second: float
+    latency: float = 0.0
+
+    def seconds(self, sent: float, messages: float = 1) -> float:
+        return self.latency * messages + sent / self.bytes_per_second if sent else 0.0
+
+
+def fit_link(sent: Sequence[float], seconds: Sequence[float]) -> Link:
+    """Find the link that explains measured exchanges of `sent` bytes each: least squares; no latency is below 0.
+
+    >>> fit_link([1e6, 2e6, 4e6], [0.003, 0.004, 0.006])
+    Link(bytes_per_second=1000000000.0, latency=0.002)
+    """
+    x, y = np.asarray(sent, dtype=float), np.asarray(seconds, dtype=float)
+    if x.shape != y.shape or x.ndim != 1 or len(set(x)) < 2 or not (np.isfinite(x * y) & (x >= 0) & (y > 0)).all():
+        raise ValueError("sent and seconds must be as many numbers, of two sizes at least, with seconds above 0")
+    slope, latency = np.polyfit(x, y, 1)
+    slope, latency = (x @ y / (x @ x), 0.0) if latency < 0 else (slope, latency)
+    if slope <= 0:
+        raise ValueError("seconds must grow with the bytes sent: measure larger exchanges, or an idle machine")
+    return Link(float(f"{1 / slope:.6g}"), float(f"{latency:.6g}"))
+
+
+@functools.cache
+def interconnects() -> pd.DataFrame:
+    """Read published figures of links between devices, by name; data/README.md has the columns."""
+    return pd.read_csv(data_path("interconnects.csv"), index_col="name").fillna({"latency": 0.0})
+
+
+def link_of(name: str | Link, group: int = 2) -> Link:
+    """Find a link of `interconnects` as an all-to-all among `group` devices has it. In a torus of d dimensions each
+    byte takes d · side / 4 hops on average, and every hop uses the links (GShard, arXiv:2006.16668, section 5.3)."""
+    if isinstance(name, Link):
+        return name
+    row = interconnects().loc[check_choice("link", name, interconnects().index)]
+    hops = max(1.0, row.torus * group ** (1 / row.torus) / 4) if row.torus else 1.0
+    return Link(row.bytes_per_second / hops, row.latency)
 
 
 def copies_sent(top_k: int, group: int, node: int = 8, node_limit: int | None = None) -> tuple[float, float]:
@@ -109,7 +167,6 @@ class Plan:
 
     @property
     def memory(self) -> float:
-        """Bytes of all that it holds."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.cache
 
     @property
@@ -123,7 +180,6 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices."""
         return self.tokens * self.devices / self.seconds
 
     @property
@@ -140,7 +196,14 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
     >>> made.limit, round(made.memory / 1e9)
     ('arithmetic', 150)
     """
-    (sizes, d_model), lay = _sizes(model), Layout(**layout)
+    lay = Layout(**layout)
+    if isinstance(model, TransformerShape):
+        sizes, d_model = sizes_of(model), model.d_model
+    elif isinstance(model, tuple):
+        sizes, d_model = model
+    else:
+        sizes = published_sizes()[check_choice("model", model, published_sizes())]
+        d_model = int(published_models().set_index("name").d_model[model])
     T, N, row = lay.tokens_per_device, lay.expert_parallel, machines().loc[lay.machine]
     most = min((group.num_experts for group in sizes.groups), default=1)
     if N > most:
@@ -206,11 +269,54 @@ def _kept(sizes: ModelSizes, d_model: int) -> float:
     return attention + experts + sizes.shared / d_model
 
 
-def _sizes(model: str | TransformerShape | tuple[ModelSizes, int]) -> tuple[ModelSizes, int]:
-    """Find the sizes of a model, and D."""
-    if isinstance(model, tuple):
-        return model
-    if isinstance(model, TransformerShape):
-        return sizes_of(model), model.d_model
-    sizes = published_sizes()[check_choice("model", model, published_sizes())]
-    return sizes, int(published_models().set_index("name").d_model[model])
+def _older(d_model: int, layers: int, num_experts: int, top_k: int, expert: int, rest: int) -> tuple[ModelSizes, int]:
+    """Count `layers` of experts, each of so many weights, and `rest` weights that every token uses."""
+    group = ExpertGroup(num_experts, top_k, num_experts * expert, expert, expert, True, layers)
+    return ModelSizes(layers * group.size + rest, (group,), layers * top_k * expert + rest, 0, cached=()), d_model
+
+
+def _gshard(num_experts: int, layers: int) -> tuple[ModelSizes, int]:
+    """Count half encoder, half decoder; every other FFN a mixture; D 1024, F 8192, 16 heads of 128, 32,000 words
+    (arXiv:2006.16668, section 4.3 and appendix A.2). A token is one of the source with one of the target."""
+    ffn, attention = 2 * 1024 * 8192, 4 * 1024 * 16 * 128  # a decoder's layer attends twice
+    return _older(1024, layers // 2, num_experts, 2, ffn, layers // 2 * (ffn + 3 * attention) + 1024 * 32000)
+
+
+MODELS = {  # that `published_models` lacks
+    "Mixtral 8x22B": TransformerShape(32000, 6144, 56, 48, 8, 128, 16384, num_experts=8, top_k=2),
+    "Mixtral 8x22B G8T8": TransformerShape(32000, 6144, 56, 48, 8, 128, 2048, num_experts=64, top_k=8),
+    "Qwen2-57B-A14B": TransformerShape(151936, 3584, 28, 28, 4, 128, 2560, num_experts=64, top_k=8, shared_experts=8),
+    "GShard 600B": _gshard(2048, 36),
+    "GShard 200B": _gshard(2048, 12),
+    "GShard 150B": _gshard(512, 36),
+    "GShard 37B": _gshard(128, 36),
+    # arXiv:2112.06905, section 4 and table 4: 64 layers, half with experts, half with a gated FFN; 128 heads of 128
+    "GLaM": _older(8192, 32, 64, 2, 2**29, 32 * 3 * 2**28 + 64 * 4 * 8192 * 16384 + 256000 * 8192),
+    # arXiv:2101.03961, table 9: 124 GFLOPs for 512 + 114 tokens; 6 layers with experts for each
+    "Switch-Base-128": _older(768, 6, 128, 1, 3 * 768 * 2048, 99_041_534 - 6 * 3 * 768 * 2048),
+}
+
+QUANTITIES = {
+    "device hours": lambda made, amount: amount / made.tokens_per_second * made.devices / 3600,  # amount: tokens
+    "seconds of a step": lambda made, _: made.seconds,
+    "seconds of an exchange": lambda made, amount: made.exchange / amount,  # amount: layers
+    "tokens a second and device": lambda made, _: made.tokens_per_second / made.devices,
+    "FLOP/s of a device": lambda made, _: made.flops / made.seconds,
+    "bytes of weights and gradients": lambda made, _: made.weights + made.gradients,
+    "bytes of optimizer state": lambda made, _: made.optimizer,
+    "bytes of activations": lambda made, _: made.activations,
+}
+
+
+def check_published() -> pd.DataFrame:
+    """Set the planner beside what was published of mixtures on many devices (data/README.md has the columns): planned,
+    published, the error in % and, where it is large, the reason. Nothing is fitted: one `UTILISATION`, and the links'
+    published rates, for all. What a row leaves empty is as `plan` has it."""
+    table, planned = pd.read_csv(data_path("published_systems.csv")).fillna({"reason": ""}).convert_dtypes(), []
+    for _, row in table.iterrows():
+        given = {f.name: row[f.name] for f in fields(Layout) if f.name in row and pd.notna(row[f.name])}
+        planned.append(QUANTITIES[row.quantity](plan(MODELS.get(row.model, row.model), **given), row.amount))
+    table = table[["system", "quantity", "published", "reason", "seen", "source"]]
+    table.insert(3, "planned", planned)
+    table.insert(4, "error_percent", 100 * (table.planned / table.published.astype(float) - 1))
+    return table

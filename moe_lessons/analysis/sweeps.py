@@ -16,7 +16,6 @@ from functools import cached_property
 from pathlib import Path
 from statistics import median
 
-import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
@@ -46,17 +45,15 @@ class Setting:
     twins_of: int = 8  # experts of the mixture that the dense twins are of
     widths: Sequence[int] = ()  # of the FFN of the dense models between the twins
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
-    at_once: bool = False  # the end is hidden and named at once: see `tasks.at_once`
+    at_once: bool = False  # the end is hidden and named at once: see `tasks.TextAtOnce`
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models."""
         mixtures, dense = (f"MoE, E={e}" for e in self.num_experts), (f"dense, F={d_ff}" for d_ff in self.widths)
         return (EQUAL_ACTIVE, *mixtures, *dense, EQUAL_TOTAL, *self.variants)
 
     @cached_property
     def text(self) -> TextTask:
-        """Text of the task, made once."""
         return (TextAtOnce if self.at_once else TextTask)(**self.task, context=self.sizes["max_positions"])
 
     def make_task(self, seed: int) -> TextTask | Facts:
@@ -114,13 +111,12 @@ class Sweep:
     setting: Setting = TEXT
 
     def table(self) -> list[tuple]:
-        """List the runs (model, lr, seed): all models from one seed, then the next: a busy hour slows all alike."""
+        """List the runs (model, lr, seed), seed by seed: a busy hour slows all models alike."""
         return [(model, lr, seed) for seed in self.seeds for model, rates in self.rates.items() for lr in rates]
 
     def header(self, name: str) -> dict:
         """Make the first line of its results file: what all runs have in common."""
-        own = ("rates", "setting", "seeds")
-        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("rates", "setting", "seeds")}
         return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
 
 
@@ -197,8 +193,9 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
                 curve["loss"].append(round(run.evaluate(sweep.held_out)["loss"], 5))
                 if "known" in curve:
                     curve["known"].append(int(task.known(run.model).sum()))
-    count, is_soft = count_parameters(run.model), any(isinstance(part, SoftMoE) for part in run.model.modules())
-    flops = None if is_soft else flops_per_token(run.model, training=True)
+    count, losses = count_parameters(run.model), run.history.loss
+    is_soft = any(isinstance(part, SoftMoE) for part in run.model.modules())  # it has no cost for one token
+    flops = None if is_soft else sweep.batch_size * task.context * flops_per_token(run.model, training=True)
     last = [max(layer) * len(layer) for record in run.records[-BEFORE:] for layer in record.load]
     return {
         "model": model,
@@ -206,10 +203,10 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
         "seed": seed,
         **curve,
         "max_over_mean": round(sum(last) / len(last), 3) if last else None,
-        "spikes": count_spikes(run.history.loss),
+        "spikes": int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum()),
         "diverged": len(run.records) < sweep.steps,
         "ms_per_step": round(median(times), 2) if times else None,
-        "flops_per_step": flops and sweep.batch_size * task.context * flops,
+        "flops_per_step": flops,
         "parameters": count.total,
         "active": count.active,
         "date": date.today().isoformat(),
@@ -218,11 +215,6 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
         "cpu": cpu_name(),
         "threads": run.threads,
     }
-
-
-def count_spikes(losses: pd.Series) -> int:
-    """Count how often the loss jumps above `SPIKE` times the mean of the `BEFORE` steps before."""
-    return int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum())
 
 
 def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | None = None) -> Iterator[dict]:
@@ -249,9 +241,8 @@ def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None)
     table. ValueError for a file of other settings."""
     sweep, header = SWEEPS[name], SWEEPS[name].header(name)
     settings, rows, num_whole = read_runs(path) if path.exists() else ({}, [], 0)
-    got = {setting: settings.get(setting) for setting in header if settings.get(setting) != header[setting]}
-    if settings and got:
-        wanted = {setting: header[setting] for setting in got}
+    if settings and (got := {key: settings.get(key) for key in header if settings.get(key) != header[key]}):
+        wanted = {key: header[key] for key in got}
         raise ValueError(f"{path} must hold runs with {wanted}, got {got}: move it away, or use --output FOLDER")
     done = {run_of(row): row for row in rows}
     missing = [run for run in sweep.table() if run not in done]

@@ -100,13 +100,13 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
     return shares.set_axis(pd.Index(shares.index, dtype=object), axis="index")
 
 
-def mutual_information(a, b, given=None, corrected: bool = True) -> float:
+def mutual_information(a, b, given=None) -> float:
     """Estimate I(a; b), or I(a; b | given), in bits: a, b and given are labels, one for each observation.
 
     I(a; b | g) = H(a, g) + H(b, g) - H(a, b, g) - H(g), with the entropies H of the shares that were counted. These
-    scatter, which looks like information: `corrected` takes most of that away; what is left may be slightly below 0.
+    scatter, which looks like information: a correction takes most of that away; what is left may be slightly below 0.
 
-    >>> mutual_information([0, 0, 1, 1], [0, 0, 1, 1], corrected=False)
+    >>> round(mutual_information([0, 1] * 500, [0, 1] * 500), 2)
     1.0
     """
     labels = [np.asarray(x) for x in ((a, b) if given is None else (a, b, given))]
@@ -115,26 +115,22 @@ def mutual_information(a, b, given=None, corrected: bool = True) -> float:
         raise ValueError(f"labels must be in rows of one length, at least one, got the shapes {shapes}")
     a, b, *third = (pd.factorize(x, use_na_sentinel=False)[0] for x in labels)
     joined = [(a, *third), (b, *third), (a, b, *third), third]
-    of_a, of_b, of_both, of_third = (_entropy(*labels, corrected=corrected) for labels in joined)
+    of_a, of_b, of_both, of_third = (_entropy(*labels) for labels in joined)
     return float(of_a + of_b - of_both - of_third)
 
 
-def _entropy(*labels: np.ndarray, corrected: bool) -> float:
+def _entropy(*labels: np.ndarray) -> float:
     """Estimate the joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0.
 
-    Of N observations, n of them with each of the values: H = log N - Σ (n / N) log n. The corrected one is the
-    jackknife (S. Zahl, Jackknifing an index of diversity, 1977): with g(n) = n log n - (n - 1) log (n - 1) in the place
-    of log n.
+    Of N observations, n of them with each of the values: H = log N - Σ (n / N) log n. The jackknife (S. Zahl,
+    Jackknifing an index of diversity, 1977) has g(n) = n log n - (n - 1) log (n - 1) in the place of log n.
     """
     if not labels:
         return 0.0
     joint = np.ravel_multi_index(labels, [label.max() + 1 for label in labels])
-    counts = np.unique(joint, return_counts=True)[1]
-
-    def g(n):
-        return n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1)) if corrected else np.log2(n)
-
-    return g(counts.sum()) - (counts / counts.sum() * g(counts)).sum()
+    n = np.array([len(joint), *np.unique(joint, return_counts=True)[1]])  # N, and each n
+    g = n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1))
+    return g[0] - (n[1:] / n[0] * g[1:]).sum()
 
 
 def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
@@ -147,12 +143,13 @@ def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
     rng, rows = np.random.default_rng(0), {}
     for number, layer in _by_layer(trace, "byte", "byte_class", "domain"):
         expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
+        byte, domain = layer["byte"], layer["domain"]
         rows[number] = {
-            "byte": mutual_information(expert, layer["byte"]),
+            "byte": mutual_information(expert, byte),
             "byte class": mutual_information(expert, layer["byte_class"]),
-            "domain": mutual_information(expert, layer["domain"]),
-            "byte | domain": mutual_information(expert, layer["byte"], given=layer["domain"]),
-            "domain | byte": mutual_information(expert, layer["domain"], given=layer["byte"]),
+            "domain": mutual_information(expert, domain),
+            "byte | domain": mutual_information(expert, byte, given=domain),
+            "domain | byte": mutual_information(expert, domain, given=byte),
         }
     return _table(rows)
 
@@ -163,24 +160,23 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
     chance: of two tokens drawn from the trace: Σ p(e)² over the experts e. chance_in_domain: of two tokens drawn from
     one domain, averaged over the pairs of neighbours.
     """
+
+    def chance(expert: pd.Series) -> float:
+        return (expert.value_counts(normalize=True) ** 2).sum()
+
     rows = {}
     for number, layer in _by_layer(trace, "sequence", "position", "domain"):
         layer = layer.sort_values(["sequence", "position"])
         after = layer[["sequence", "position", "expert0"]].shift(-1)
         pair = (after["sequence"] == layer["sequence"]) & (after["position"] == layer["position"] + 1)
         same = (after["expert0"] == layer["expert0"])[pair]
-        chance = layer.groupby("domain", observed=True)["expert0"].agg(_chance)
+        in_domain = layer.groupby("domain", observed=True)["expert0"].agg(chance)
         rows[number] = {
             "repeated": same.mean(),
-            "chance": _chance(layer["expert0"]),
-            "chance_in_domain": layer["domain"][pair].map(chance).astype(float).mean(),
+            "chance": chance(layer["expert0"]),
+            "chance_in_domain": layer["domain"][pair].map(in_domain).astype(float).mean(),
         }
     return _table(rows)
-
-
-def _chance(expert: pd.Series) -> float:
-    """Say how likely two draws are the same expert: Σ p²."""
-    return (expert.value_counts(normalize=True) ** 2).sum()
 
 
 def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame) -> pd.DataFrame:

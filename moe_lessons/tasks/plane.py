@@ -33,7 +33,7 @@ class PlaneTask:
 
     @cached_property
     def prototypes(self) -> Tensor:
-        """(24, 2): the centres of the blobs or cells, kept apart by taking the farthest of ten candidates."""
+        """Place the centres of the blobs or cells (24, 2), apart: each is the farthest of ten candidates."""
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.rand(1, 2, generator=generator) * 1.8 - 0.9
         while len(chosen) < NUM_PROTOTYPES:
@@ -43,7 +43,7 @@ class PlaneTask:
         return chosen
 
     def labels(self, x: Tensor) -> Tensor:
-        """The class of each point: x (T, 2) -> (T,). For blobs, of the nearest centre."""
+        """Give the class of each point: x (T, 2) -> (T,). For blobs, of the nearest centre."""
         if self.name in ("blobs", "uneven", "voronoi"):
             return torch.cdist(x, self.prototypes).argmin(dim=1) % NUM_CLASSES
         if self.name == "waves":

@@ -170,16 +170,12 @@ class IslandRouter(nn.Module):
         if hasattr(self, "expert_bias"):
             for router, bias in zip(self.routers, self.expert_bias.chunk(num), strict=True):
                 router.expert_bias = bias  # a view: what moves the whole moves the parts
-        return side_by_side([router(tokens) for router, tokens in zip(self.routers, x.chunk(num), strict=True)])
-
-
-def side_by_side(routings: list[Routing]) -> Routing:
-    """Make one routing of S·T tokens and S·E experts of S routings of T tokens and E experts."""
-    num_tokens, num_experts = routings[0].router_probs.shape
-    return Routing.all_kept(
-        router_logits=torch.cat([routing.router_logits for routing in routings]),
-        router_probs=torch.block_diag(*(routing.router_probs for routing in routings)),
-        token_idx=torch.cat([routing.token_idx + num_tokens * s for s, routing in enumerate(routings)]),
-        expert_idx=torch.cat([routing.expert_idx + num_experts * s for s, routing in enumerate(routings)]),
-        weight=torch.cat([routing.weight for routing in routings]),
-    )
+        routings = [router(tokens) for router, tokens in zip(self.routers, x.chunk(num), strict=True)]
+        num_tokens, num_experts = routings[0].router_probs.shape
+        return Routing.all_kept(
+            router_logits=torch.cat([routing.router_logits for routing in routings]),
+            router_probs=torch.block_diag(*(routing.router_probs for routing in routings)),
+            token_idx=torch.cat([routing.token_idx + num_tokens * s for s, routing in enumerate(routings)]),
+            expert_idx=torch.cat([routing.expert_idx + num_experts * s for s, routing in enumerate(routings)]),
+            weight=torch.cat([routing.weight for routing in routings]),
+        )
