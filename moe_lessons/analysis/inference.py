@@ -129,9 +129,6 @@ class Machine:
 
     The roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009): a program that does I FLOPs for each byte
     that it reads, its arithmetic intensity, can reach min(flops_per_second, I · bytes_per_second) and no more.
-
-    >>> Machine(bytes_per_second=10e9, flops_per_second=80e9).ridge
-    8.0
     """
 
     bytes_per_second: float

@@ -12,17 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moe_lessons.analysis import roofline
 from moe_lessons.analysis.counting import TransformerShape, published_models
 from moe_lessons.analysis.inference import union_law
-from moe_lessons.analysis.roofline import (
-    CACHE_BYTES,
-    WEIGHT_BYTES,
-    ExpertGroup,
-    ModelSizes,
-    machines,
-    published_sizes,
-    sizes_of,
-)
+from moe_lessons.analysis.roofline import ExpertGroup, ModelSizes, machines, published_sizes, sizes_of
 from moe_lessons.support.data import data_path
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number
 
@@ -37,11 +30,7 @@ TRAINED_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
 
 @dataclass(frozen=True)
 class Link:
-    """Says what one device sends: seconds = latency of a message + bytes / bytes_per_second.
-
-    >>> Link(50e9, 1e-5).seconds(5e6)
-    0.00011
-    """
+    """Says what one device sends: seconds = latency of a message + bytes / bytes_per_second."""
 
     bytes_per_second: float
     latency: float = 0.0
@@ -138,7 +127,7 @@ class Layout:
             raise ValueError(f"overlap must be a share between 0 and 1, got {self.overlap!r}")
         check_choice("machine", self.machine, machines().index)
         check_choice("phase", self.phase, PHASES)
-        check_choice("weights", self.weights, WEIGHT_BYTES)
+        check_choice("weights", self.weights, roofline.WEIGHT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -211,7 +200,7 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
     at_once = T if lay.tokens_at_once is None else min(T, check_positive_int("tokens_at_once", lay.tokens_at_once))
     is_trained, is_decoded = lay.phase == "training", lay.phase == "decoding"
     busy = lay.imbalance if lay.capacity_factor is None else lay.capacity_factor
-    each = TRAINED_BYTES if is_trained else WEIGHT_BYTES[lay.weights]
+    each = TRAINED_BYTES if is_trained else roofline.WEIGHT_BYTES[lay.weights]
 
     # Weights: N devices share the experts, and what the pipeline leaves to a device it holds of all else
     routed = sum(group.layers * group.size for group in sizes.groups)
@@ -233,7 +222,7 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
     flops = (3 if is_trained else 1) * T * sizes.flops(lay.context if is_decoded else lay.context // 2)
     of_experts = (6 if is_trained else 2) * T * sum(g.layers * g.top_k * g.matrix for g in sizes.groups)
     paces = [((flops + (busy - 1) * of_experts) / (UTILISATION * row.bf16_flops_per_second), "arithmetic")]
-    cache = T * CACHE_BYTES[lay.weights] * sizes.cache(lay.context) if is_decoded else 0.0
+    cache = T * roofline.CACHE_BYTES[lay.weights] * sizes.cache(lay.context) if is_decoded else 0.0
     if is_decoded:  # reads the weights that the tokens of all N devices meet, and the cache
         met = sum(g.layers * g.expert * union_law(g.num_experts, g.top_k, T * N) / N for g in sizes.groups)
         paces += [((each * (dense - sizes.looked_up + met) + cache) / row.bytes_per_second, "memory")]

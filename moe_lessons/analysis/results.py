@@ -34,9 +34,6 @@ def load_results(name: str) -> pd.DataFrame:
 
     data/README.md has the columns; here flops and seconds are those of training up to the step. FileNotFoundError for a
     sweep that is not stored, ValueError for one without a finished run.
-
-    >>> load_results("capacity").attrs["steps"]
-    500
     """
     path = data_path(f"results/{name}.jsonl")
     settings, runs, _ = read_runs(path)
@@ -65,10 +62,8 @@ def last_of(name: str, column: str = "loss") -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class EffectiveWidth:
-    """Says the `width` of the dense FFN that is as good as a mixture, and the lowest and highest that one seed gives.
-
-    It is `inf` for a mixture better than the widest dense model of the `family`, 0 for one worse than the narrowest.
-    """
+    """Says the `width` of the dense FFN that is as good as a mixture, and the lowest and highest that one seed gives:
+    `inf` for a mixture better than the widest of the `family`, 0 for one worse than the narrowest."""
 
     width: float
     low: float
@@ -91,9 +86,8 @@ def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[flo
     """Find the width at which the dense models of a family are as good as a mixture.
 
     family: for each width of the dense FFN the quality that its seeds reached; mixture: its quality with the same
-    seeds. More is better. The means of the seeds are joined by straight lines over the logarithm of the width (with
-    their running maximum); the width is where the mean of the mixture lies on them. The interval has what each seed
-    gives by itself.
+    seeds. More is better. The running maximum of the means is joined by straight lines over the logarithm of the width.
+    The interval has what each seed gives by itself.
 
     >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32], 256: [0.7, 0.72]}, [0.5, 0.56]))
     187 (181 to 194)

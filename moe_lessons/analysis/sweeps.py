@@ -13,6 +13,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
@@ -32,6 +33,7 @@ from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
 from moe_lessons.training import Run, TrainingDiverged, settings
 
 SOFT = "Soft MoE"
+run_of = itemgetter("model", "lr", "seed")  # of a stored row
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
 
 
@@ -62,11 +64,7 @@ class Setting:
         return facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
-        """Make a model by its name.
-
-        >>> TEXT.make_model("equal-active twin").layers[0].ffn
-        FeedForward(d_model=64, d_ff=64, activation='swiglu')
-        """
+        """Make one of the `models`."""
         kind, _, number = name.partition("=")
         with seeded(seed):
             if name in self.variants:
@@ -218,11 +216,9 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
 
 
 def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | None = None) -> Iterator[dict]:
-    """Train these runs, and yield what is stored of each as soon as it has finished, in any order.
-
-    jobs: processes of this machine. dask: the address of a scheduler, whose workers train instead. ValueError for
-    workers with several threads: torch's random numbers belong to the process, and two runs must not share them.
-    """
+    """Train these runs, and yield what is stored of each as soon as it has finished, in any order: in so many `jobs`
+    (processes), or by the workers of a dask scheduler at this address. ValueError for workers with several threads:
+    torch's random numbers belong to the process, and two runs must not share them."""
     if dask is None:
         yield from Parallel(jobs, return_as="generator_unordered")(delayed(train)(sweep, *run) for run in runs)
         return
@@ -260,8 +256,3 @@ def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None)
         lines = (f"{json.dumps(row)}\n" for row in (settings or header, *ordered.values()))
         write_whole(path, "".join(lines).encode())
     print(f"{name}: all {len(sweep.table())} runs are in {path}")
-
-
-def run_of(row: dict) -> tuple:
-    """Say of which run a stored row is: model, lr, seed."""
-    return row["model"], row["lr"], row["seed"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moe_lessons.nn import Routing, evaluating
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
-from moe_lessons.training import check_output
+from moe_lessons.training.run import check_output
 
 
 def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
@@ -20,12 +20,6 @@ def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
     layer: the number of the MoE layer, from 0. expert0, expert1, …: the experts that served it, the one with the
     largest weight first, and -1 where it has no more of them (as with expert choice, or where its expert was full).
     weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E.
-
-    >>> from moe_lessons.nn import LanguageModel, TransformerConfig
-    >>> from moe_lessons.tasks import TextTask
-    >>> table = trace(LanguageModel(TransformerConfig()), TextTask(["code"]), num_per_domain=2)
-    >>> len(table), list(table)[:7]  # 2 sequences of 64 tokens, 3 layers
-    (384, ['sequence', 'position', 'byte', 'byte_class', 'domain', 'layer', 'expert0'])
     """
     if not hasattr(task, "held_out"):
         raise ValueError(f"task must have a held-out part, as a TextTask, got {type(task).__name__} without one")
@@ -42,7 +36,7 @@ def trace_text(model: nn.Module, text: str) -> pd.DataFrame:
 
 @torch.no_grad()
 def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[str]) -> pd.DataFrame:
-    """ids (B, T), and the domain of each sequence (B,), an index into `domains`."""
+    """Trace ids (B, T), with the domain of each sequence (B,), an index into `domains`."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a language model, got {type(model).__name__}")
     with evaluating(model):
@@ -80,11 +74,6 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
     """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1.
 
     by: 'domain', 'byte_class', or 'layer'. layer: which one to look at, where there are several; they are never pooled.
-
-    >>> table = pd.DataFrame({"layer": 0, "domain": ["code", "code", "json"], "expert0": [0, 1, 1]})
-    >>> table.attrs["num_experts"] = 2
-    >>> expert_shares(table).loc["code"].to_dict()
-    {'E0': 0.5, 'E1': 0.5}
     """
     check_choice("by", by, ("domain", "byte_class", "layer"))
     layers = _check(trace, by)["layer"].unique().tolist()
@@ -120,25 +109,22 @@ def mutual_information(a, b, given=None) -> float:
 
 
 def _entropy(*labels: np.ndarray) -> float:
-    """Estimate the joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0.
-
-    Of N observations, n of them with each of the values: H = log N - Σ (n / N) log n. The jackknife (S. Zahl,
-    Jackknifing an index of diversity, 1977) has g(n) = n log n - (n - 1) log (n - 1) in the place of log n.
-    """
+    """Estimate the joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0."""
     if not labels:
         return 0.0
     joint = np.ravel_multi_index(labels, [label.max() + 1 for label in labels])
+    # H = log N - Σ (n / N) log n; the jackknife (S. Zahl, Jackknifing an index of diversity, 1977) has g(n) for log n
     n = np.array([len(joint), *np.unique(joint, return_counts=True)[1]])  # N, and each n
     g = n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1))
     return g[0] - (n[1:] / n[0] * g[1:]).sum()
 
 
 def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
-    """Estimate what a token's first choice tells of the token, in bits, corrected for bias: a row for each layer.
+    """Estimate what a token's first choice tells of the token, in bits: a row for each layer, a column for each other
+    side. 'byte | domain' is I(expert; byte | domain), what it tells of the byte when the domain is known already.
 
-    The columns are the other side; 'byte | domain' is I(expert; byte | domain), what the choice tells of the byte when
-    the domain is known already. shuffled: the control. The choices of each layer are dealt out at random: what is left
-    is the error of the estimate, which no correction mends for a text of less than a few thousand tokens.
+    shuffled: the control. The choices of each layer are dealt out at random: what is left is the error of the estimate,
+    which no correction mends for a text of less than a few thousand tokens.
     """
     rng, rows = np.random.default_rng(0), {}
     for number, layer in _by_layer(trace, "byte", "byte_class", "domain"):

@@ -60,9 +60,6 @@ class Facts:
             said = torch.cat([model(x.to(device))[0].argmax(dim=-1).cpu() for x in self.x.split(256)])  # (N, T)
         return ((said == self.y) | (self.y == NOT_SCORED)).all(dim=1)
 
-    def __repr__(self) -> str:
-        return f"Facts(num_entries={self.num_entries}, seed={self.seed})"
-
 
 def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
     """Score only the last `num` of y (B, T), and have x show none of them."""
@@ -73,11 +70,7 @@ def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 
 class FactsAtOnce(Facts):
-    """Is `Facts` whose four digits are named at once, from the name alone.
-
-    >>> "".join(map(chr, FactsAtOnce().x[0]))
-    'IUHQ:___'
-    """
+    """Is `Facts` whose four digits are named at once, from the name alone: x is 'IUHQ:___'."""
 
     def __init__(self, num_entries: int = 2000, seed: int = 0):
         super().__init__(num_entries, seed)

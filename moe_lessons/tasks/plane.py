@@ -99,11 +99,9 @@ class PlaneClassifier(nn.Module):
 
     @torch.no_grad()
     def start_router_at(self, prototypes: Tensor, sharpness: float = 4.0) -> None:
-        """Set the router so that each point goes first to the expert of the nearest prototype (E, 2).
-
-        -|x - c|² = 2 c·x - |c|² - |x|², and |x|² is the same for all experts: a linear router can say it exactly,
-        through the embedding h = M·(x, 1). `sharpness` multiplies the logits.
-        """
+        """Set the router so that each point goes first to the expert of the nearest prototype (E, 2): of -|x - c|² =
+        2 c·x - |c|² - |x|² the last is the same for all experts, and a linear router can say the rest exactly, through
+        the embedding h = M·(x, 1). `sharpness` multiplies the logits."""
         embedding = torch.cat([self.embed.weight * self.input_scale, self.embed.bias[:, None]], dim=1)  # M (D, 3)
         target = torch.cat([2 * prototypes, -prototypes.square().sum(dim=1, keepdim=True)], dim=1)  # (E, 3)
         self.block.router.weight.copy_(sharpness * target.to(embedding) @ torch.linalg.pinv(embedding))

@@ -36,10 +36,6 @@ class SeedBand(Run):
     """Trains S plane classifiers of one setting as one batched model: the same numbers as S separate runs.
 
     As `training.plane_runs(setting, seed)["MoE"]` for each of `seeds`; noise is drawn for all together: as likely.
-
-    >>> band = SeedBand(PlaneSetting(), seeds=range(3))
-    >>> band.step().losses.shape, band.clean_loads().shape
-    ((3,), (3, 8))
     """
 
     has_checkpoints = False

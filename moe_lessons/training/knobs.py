@@ -38,9 +38,9 @@ class Knob:
     off: the value at which it does nothing. needs: the modules that it acts on; without one, only `off` is allowed, and
     `idle` says why.
 
-    How it is applied to a run: as an `attribute` of those modules, as the weight of a `loss` of each routing (its `__name__` is
-    that of a column of `Run.history`), or by an `update` of each router after a step (router, routing, value). lr is
-    the optimizer's. What has none of these starts a view afresh, or changes only what is looked at. disturbs: whether
+    How it is applied to a run: as an `attribute` of those modules, as the weight of a `loss` of each routing (by its
+    `__name__` in `Run.history`), or by an `update` of each router after a step (router, routing, value). lr is the
+    optimizer's. What has none of these starts a view afresh, or changes only what is looked at. disturbs: whether
     training then routes otherwise than evaluation.
     """
 
@@ -59,7 +59,6 @@ class Knob:
 
     @property
     def description(self) -> str:
-        """The label with its unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def check(self, value: Any) -> float | None:

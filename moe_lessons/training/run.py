@@ -49,8 +49,7 @@ class Run:
         a part of its data to measure on has `held_out(num_per_domain) -> (x, y, domain)` and `domains` too.
     seed: of the data and of the noise. The same seed gives the same numbers on the same machine: a run computes with
         `threads` threads and (on a CPU or with CUDA) random numbers of its own, whatever goes on around it.
-    warmup_steps, decay_steps: see `lr_scale`.
-    max_grad_norm: a gradient whose norm over all weights is above this is scaled down to it.
+    warmup_steps, decay_steps: see `lr_scale`. max_grad_norm: a gradient of a larger norm is scaled down to it.
 
     `knobs` may change between steps; `records` and `history` hold every step so far. Where the loss or a gradient is
     not finite, `step()` raises `TrainingDiverged` and says where that began. The weights are then those of the last
@@ -250,7 +249,7 @@ class Run:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row for each step: the fields of `Record`, with a column for each auxiliary loss, by its name, and for
+        """Make a row for each step: the fields of `Record`, with a column for each auxiliary loss, by its name, and for
         the load of each expert: 'load E0', 'load E1', … for one MoE layer, and 'load L0 E0', … for several."""
         columns = [field.name for field in fields(Record)]
         frame = pd.DataFrame([vars(record) for record in self.records], columns=columns)

@@ -5,19 +5,10 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import nn
 
-from moe_lessons.nn import (
-    EQUAL_ACTIVE,
-    EQUAL_TOTAL,
-    LanguageModel,
-    MoE,
-    Routing,
-    TransformerConfig,
-    dense_twin,
-    seeded,
-    torch_threads,
-)
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, MoE, Routing, TransformerConfig, dense_twin
 from moe_lessons.nn import routing as all_routers
 from moe_lessons.nn.balancing import PRIORITIES
+from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
 from moe_lessons.tasks.facts import Facts
 from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, spread_prototypes
