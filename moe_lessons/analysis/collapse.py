@@ -26,10 +26,8 @@ STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields 
 
 
 class WatchedRun(Run):
-    """Is a `Run` of a `PlaneClassifier` that also keeps, for each step (E,), the norms of the gradients.
-
-    expert_gradients: of each expert's weights. router_gradients: of its row of the router. 0 for what stands still.
-    """
+    """Is a `Run` of a `PlaneClassifier` that keeps, for each step (E,), the norm of the gradient of each expert's
+    weights (`expert_gradients`) and of its row of the router (`router_gradients`). 0 for what stands still."""
 
     has_checkpoints = False
 
@@ -89,10 +87,8 @@ def score_pushes(run: Run) -> Pushes:
 
 
 def practise(run: Run, expert: int, steps: int = 20) -> None:
-    """Give one expert of a run a head start: it alone trains for `steps` steps, on points from everywhere.
-
-    It works as the only expert, with weight 1, on other batches than the run will see; all else stands still.
-    """
+    """Give one expert of a run a head start: it alone trains, with weight 1, on points from everywhere, in other
+    batches than the run will see; all else stands still."""
     experts = run.model.block.experts
     if expert not in range(experts.num_experts):
         raise ValueError(f"expert must be between 0 and {experts.num_experts - 1}, got {expert!r}")

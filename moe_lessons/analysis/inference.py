@@ -1,7 +1,4 @@
-"""How fast language models write, and what limits them: the weights that are read, or the arithmetic.
-
-A step of decoding takes one token of each of B sequences through the model. All is timed on one thread.
-"""
+"""How fast language models write (B sequences at once, on one thread), and what limits them: reading or arithmetic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -156,15 +153,8 @@ def measure_machine(repeats: int = 8) -> Machine:
 
 
 def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:
-    """Count the bytes of weights that a decoding step of B = batch_size tokens reads: each weight once.
-
-    Of a mixture's experts, as many as the `union_law` expects. Not counted: the KV cache, and an embedding that only
-    looks up.
-
-    >>> from moe_lessons.nn import MoE
-    >>> [bytes_per_step(MoE(d_model=4, d_ff=16, num_experts=8, top_k=2), batch) for batch in (1, 2)]
-    [1664.0, 2816.0]
-    """
+    """Count the bytes of weights that a decoding step of B = batch_size tokens reads: each weight once, and of the
+    experts as many as the `union_law` expects. Not counted: the KV cache, and an embedding that only looks up."""
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
     sizes = {id(weight): weight.nbytes for part in parts for weight in part.parameters(recurse=False)}
     return used_size(model, sizes, lambda moe: union_law(moe.num_experts, moe.top_k, batch_size))

@@ -57,11 +57,7 @@ def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
 
 
 def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share: float = 0.0) -> str:
-    """Say what a load (of the assignments that were wanted) shows, in one to three plain sentences.
-
-    >>> describe_load([0.2, 0.2, 0.4, 0.2])
-    'All 4 experts work; the busiest, E2, has 1.6 times the even share.'
-    """
+    """Say what a load (of the assignments that were wanted) shows, in one to three plain sentences."""
     dropped = 100 * check_number("dropped_share", dropped_share)
     statistics, shares = load_statistics(load, top_k), _shares(load)
     num_experts, dead = len(shares), statistics.dead

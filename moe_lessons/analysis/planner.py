@@ -77,9 +77,6 @@ def copies_sent(top_k: int, group: int, node: int = 8, node_limit: int | None = 
     The experts lie on `group` devices, all as likely; what stays on the device is not sent. Each of the K copies goes
     by itself. With a node_limit a token goes once to each node it visits, at most so many, and from there to its K
     experts (DeepSeek-V3, arXiv:2412.19437, section 3.2.2); K draws of M nodes meet 1 − (1 − 1/M)^K of them.
-
-    >>> copies_sent(8, 64), copies_sent(8, 64, node_limit=4)
-    ((0.875, 7.0), (7.0, 3.1496047973632812))
     """
     node = min(node, group)
     if node_limit is None:
@@ -227,13 +224,20 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
         met = sum(g.layers * g.expert * union_law(g.num_experts, g.top_k, T * N) / N for g in sizes.groups)
         paces += [((each * (dense - sizes.looked_up + met) + cache) / row.bytes_per_second, "memory")]
     compute, pace = max(paces)
+
+    # Activations: the backward needs what each product and norm of a token was given. In a layer: two norms and what
+    # they give, 4 D; queries, keys, values and their sum, half of the FLOPs of a score and its value; of each expert
+    # input, output, and within it as many as it has weights, over D. With a pipeline of P a device has 1/P of the
+    # layers and P microbatches on their way (arXiv:2104.04473, section 2.2): as many again
+    kept = sum(layer.layers * (4 * d_model + layer.flops) for layer in sizes.cached or ()) + sizes.shared / d_model
+    kept += sum(group.layers * group.top_k * (2 * d_model + group.expert / d_model) for group in sizes.groups)
     return Plan(
         devices=lay.devices,
         tokens=T,
         weights=each * (experts + dense),
         gradients=is_trained * GRADIENT_BYTES * (experts + dense),
         optimizer=is_trained * OPTIMIZER_BYTES * shared,
-        activations=is_trained * 2 * at_once * _kept(sizes, d_model) / lay.tensor_parallel,
+        activations=is_trained * 2 * at_once * kept / lay.tensor_parallel,
         cache=cache,
         bytes_inside=float(sent[0]),
         bytes_between=float(sent[1]),
@@ -244,18 +248,6 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
         flops=float(flops),
         pace=pace,
     )
-
-
-def _kept(sizes: ModelSizes, d_model: int) -> float:
-    """Count the numbers that the backward needs of a token: what each product and norm was given.
-
-    In a layer: two norms and what they give, 4 D; queries, keys, values and their sum, half of the FLOPs of a score and
-    its value; of each expert the input, the output, and within it as many as it has weights, over D. With a pipeline of
-    P a device has 1/P of the layers and P microbatches on their way (arXiv:2104.04473, section 2.2): as many again.
-    """
-    attention = sum(layer.layers * (4 * d_model + layer.flops) for layer in sizes.cached or ())
-    experts = sum(group.layers * group.top_k * (2 * d_model + group.expert / d_model) for group in sizes.groups)
-    return attention + experts + sizes.shared / d_model
 
 
 def _older(d_model: int, layers: int, num_experts: int, top_k: int, expert: int, rest: int) -> tuple[ModelSizes, int]:

@@ -33,8 +33,7 @@ def load_results(name: str) -> pd.DataFrame:
     """Read the stored sweep `name`, one row for each time that a run was measured; `attrs` has the settings.
 
     data/README.md has the columns; here flops and seconds are those of training up to the step. FileNotFoundError for a
-    sweep that is not stored, ValueError for one without a finished run.
-    """
+    sweep that is not stored, ValueError for one without a finished run."""
     path = data_path(f"results/{name}.jsonl")
     settings, runs, _ = read_runs(path)
     if not runs:
@@ -50,11 +49,7 @@ def load_results(name: str) -> pd.DataFrame:
 
 
 def last_of(name: str, column: str = "loss") -> pd.DataFrame:
-    """Read what the stored sweep `name` (of one rate for each model) ended with: a row a seed, a column a model.
-
-    >>> last_of("facts", "known")["equal-active twin"].to_dict()
-    {1: 392, 2: 495, 3: 298}
-    """
+    """Read what the stored sweep `name` (of one rate for each model) ended with: a row a seed, a column a model."""
     results = load_results(name)
     last = results[results.step == results.attrs["steps"]]
     return last.pivot(index="seed", columns="model", values=column)
@@ -91,8 +86,6 @@ def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[flo
 
     >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32], 256: [0.7, 0.72]}, [0.5, 0.56]))
     187 (181 to 194)
-    >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32]}, [0.5, 0.6]))
-    above 128
     """
     widths = sorted(family)
     counts = [len(mixture), *(len(family[width]) for width in widths)]

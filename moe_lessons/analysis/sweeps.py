@@ -135,8 +135,6 @@ BALANCED_BY: dict[str, dict] = {  # not by the auxiliary loss
     "no auxiliary loss": {}, "expert choice": {}, SOFT: {},
     "sigmoid and bias": {"expert_bias_rate": 0.01}, "all three": {"expert_bias_rate": 0.01},
 }  # fmt: skip
-ENDINGS = ("facts_rates", "text_rates", "facts", "text", "facts_at_once", "text_at_once")
-GROUPS = {"modern": [f"modern_{ending}" for ending in ENDINGS]}  # one name for several sweeps
 
 SWEEPS = {
     # which learning rate is the best for each model, from one seed; lower ones where the best was the lowest
@@ -169,6 +167,7 @@ SWEEPS = {
     "modern_facts_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.006,)), **FACTS_LIKE | {"setting": FACTS_AT_ONCE}),
     "modern_text_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.01,)), setting=TEXT_AT_ONCE),
 }  # fmt: skip
+GROUPS = {"modern": [name for name in SWEEPS if name.startswith("modern_")]}  # one name for several sweeps
 
 
 @torch_threads(1)  # the same numbers wherever it is trained

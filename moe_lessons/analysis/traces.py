@@ -71,10 +71,8 @@ def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFra
 
 
 def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = None) -> pd.DataFrame:
-    """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1.
-
-    by: 'domain', 'byte_class', or 'layer'. layer: which one to look at, where there are several; they are never pooled.
-    """
+    """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1. by:
+    'domain', 'byte_class' or 'layer'. layer: which one to look at, where there are several; they are never pooled."""
     check_choice("by", by, ("domain", "byte_class", "layer"))
     layers = _check(trace, by)["layer"].unique().tolist()
     if "num_experts" not in trace.attrs:
@@ -141,11 +139,8 @@ def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
 
 
 def repeats(trace: pd.DataFrame) -> pd.DataFrame:
-    """Say how often neighbouring tokens have the same first choice, beside what chance would give, for each layer.
-
-    chance: of two tokens drawn from the trace: Σ p(e)² over the experts e. chance_in_domain: of two tokens drawn from
-    one domain, averaged over the pairs of neighbours.
-    """
+    """Say how often neighbouring tokens have the same first choice, for each layer, beside what chance would give: of
+    two tokens drawn from the trace, Σ p(e)² over the experts e; and from one domain, averaged over the neighbours."""
 
     def chance(expert: pd.Series) -> float:
         return (expert.value_counts(normalize=True) ** 2).sum()
@@ -166,11 +161,9 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame) -> pd.DataFrame:
-    """Say how far two models divide the same tokens alike, whatever numbers their experts have, for each layer.
-
-    agreement: the mutual information of their first choices over the mean of the two entropies: 1 where they divide
-    alike; NaN where both use one expert only. shuffled: the same after the choices of one are dealt out at random.
-    """
+    """Say how far two models divide the same tokens alike, whatever numbers their experts have, for each layer:
+    the mutual information of their first choices over the mean of the two entropies, 1 where they divide alike, NaN
+    where both use one expert only. shuffled: the same after the choices of one are dealt out at random."""
     same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(0), {}
     if not np.array_equal(_check(trace_a, *same)[same], _check(trace_b, *same)[same]):
         raise ValueError("trace_a and trace_b must be of the same tokens and layers, got different ones")

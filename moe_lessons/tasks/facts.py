@@ -1,8 +1,5 @@
-"""Facts to be remembered: a phone book, in which nothing follows from anything else.
-
-A model reads a name and writes its number. What it knows in the end is what its weights hold. At the end of the file
-stand tasks with their end hidden: all of it is named at once, so that a block may look at every token.
-"""
+"""Facts to be remembered: a phone book, in which nothing follows from anything else; a model reads a name and writes
+its number. Below, tasks whose end is hidden: all of it is named at once, so that a block may look at every token."""
 
 from random import Random
 from string import ascii_uppercase

@@ -73,15 +73,8 @@ def grid(resolution: int) -> Tensor:
 
 
 class PlaneClassifier(nn.Module):
-    """Is a block of a transformer without attention: embed the point, add what the block says, read off the class.
-
-    h = embed(x); logits = head(h + block(h)).  x (T, 2) -> logits (T, num_classes) and [`Routing`], [] for a dense FFN.
-
-    >>> from moe_lessons.nn import MoE
-    >>> logits, routings = PlaneClassifier(MoE(16, 8, num_experts=8, top_k=2), num_classes=8)(torch.zeros(5, 2))
-    >>> logits.shape, len(routings)
-    (torch.Size([5, 8]), 1)
-    """
+    """Is a transformer block without attention: h = embed(x); logits = head(h + block(h)). x (T, 2) -> logits
+    (T, num_classes) and [`Routing`], [] for a dense FFN."""
 
     input_scale = 3.0  # multiplies the points before they are embedded
 

@@ -33,10 +33,8 @@ class BandRecord(Record):
 
 
 class SeedBand(Run):
-    """Trains S plane classifiers of one setting as one batched model: the same numbers as S separate runs.
-
-    As `training.plane_runs(setting, seed)["MoE"]` for each of `seeds`; noise is drawn for all together: as likely.
-    """
+    """Trains S plane classifiers of one setting as one batched model: the same numbers as `plane_runs(setting, seed)
+    ["MoE"]` for each of `seeds`, but that noise is drawn for all together: as likely."""
 
     has_checkpoints = False
 
@@ -119,10 +117,8 @@ class BandClassifier(nn.Module):
         self.head = Linears([model.head for model in models])
         router = IslandRouter(moe.router for moe in moes)
         with seeded(0):
-            self.block = MoE(
-                first.d_model, first.d_ff, router.num_experts, first.top_k,
-                router=router, capacity_priority=first.capacity_priority, dispatch="padded",
-            )  # fmt: skip
+            sizes = first.d_model, first.d_ff, router.num_experts, first.top_k
+            self.block = MoE(*sizes, router=router, dispatch="padded")
         with torch.no_grad():
             for name, weight in self.block.experts.named_parameters():
                 weight.copy_(torch.cat([moe.experts.get_parameter(name) for moe in moes]))

@@ -22,10 +22,8 @@ def save_checkpoint(run, path: str | Path) -> None:
 
 
 def load_checkpoint(run, path: str | Path):
-    """Put a `Run`, made as the saved one was, where that one stood, and return it: its next step is the same.
-
-    ValueError where the file is no whole checkpoint, or of a run with another configuration. A file cannot run code.
-    """
+    """Put a `Run`, made as the saved one was, where that one stood, and return it: its next step is the same. A file
+    cannot run code. ValueError where it is no whole checkpoint, or of a run with another configuration."""
     content, is_whole, saved = Path(path).read_bytes(), False, None
     with suppress(Exception):  # of many classes
         is_whole = zipfile.ZipFile(io.BytesIO(content)).testzip() is None  # torch does not look at the checksums

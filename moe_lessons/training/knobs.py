@@ -1,7 +1,4 @@
-"""The one table of knobs: how each is called, what it may be, what it needs and how it is applied.
-
-Sliders, presets (`PlaneSetting`), `Knobs`, checkpoints and calculators read it. A new knob is one entry.
-"""
+"""The one table of knobs, which sliders, settings, runs, checkpoints and calculators read: a new knob is one entry."""
 
 import functools
 from collections.abc import Callable

@@ -7,7 +7,6 @@ from torch import nn
 
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, MoE, Routing, TransformerConfig, dense_twin
 from moe_lessons.nn import routing as all_routers
-from moe_lessons.nn.balancing import PRIORITIES
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
 from moe_lessons.tasks.facts import Facts
@@ -37,7 +36,6 @@ class PlaneSetting(KnobFields):
     d_ff: int = 4
     router_start: str = "spread"
     router: str = "top-k"
-    capacity_priority: str = "order"
     _: KW_ONLY
     lr: float = 0.02
     router_aux_loss_coef: float = 0.02  # the other knobs are off: see `knobs.KnobFields`
@@ -49,7 +47,6 @@ class PlaneSetting(KnobFields):
         check_positive_int("d_ff", self.d_ff)
         check_choice("router_start", self.router_start, ROUTER_STARTS)
         check_choice("router", self.router, ROUTERS)
-        check_choice("capacity_priority", self.capacity_priority, PRIORITIES)
         idle = idle_with(self.router)
         for name, knob in TRAINING.items():
             value = knob.check(getattr(self, name))
@@ -102,14 +99,12 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[Plane
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
     attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. Where it has
-    no `router.weight` (E, D), it starts as you wrote it.
-    """
+    no `router.weight` (E, D), it starts as you wrote it."""
     task = PlaneTask(setting.task, seed)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
     with seeded(seed):
         if block is None:
-            router = ROUTERS[setting.router](D_MODEL, setting.num_experts, setting.top_k)
-            moe = MoE(**sizes, router=router, capacity_priority=setting.capacity_priority)
+            moe = MoE(**sizes, router=ROUTERS[setting.router](D_MODEL, setting.num_experts, setting.top_k))
         else:
             moe = make_block(block, sizes)
         model = PlaneClassifier(moe, NUM_CLASSES)
