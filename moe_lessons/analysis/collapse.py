@@ -136,7 +136,6 @@ class Tile:
 
     @property
     def is_noisy(self) -> bool:
-        """Tell whether the router's decisions are disturbed in training."""
         disturbing = (getattr(self.setting, name) for name, knob in TRAINING.items() if knob.disturbs)
         return self.setting.router == "learned noise" or any(disturbing)
 

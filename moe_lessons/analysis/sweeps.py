@@ -1,8 +1,7 @@
 """Long sweeps: many runs of small language models, for the lessons to compare (``python -m moe_lessons sweep NAME``).
 
-Each finished run is one line of ``data/results/NAME.jsonl``, written as soon as it is there; what is missing is trained
-the next time. A run has its own random numbers and one thread, so its losses do not depend on where it is trained: in
-this process, in several (joblib) or on a dask cluster (docs/engines.md). Its times do: processes share memory.
+Each finished run is at once a line of ``data/results/NAME.jsonl``; what is missing is trained the next time. Its losses
+do not depend on where it is trained (in this process, in several, on a dask cluster: docs/engines.md), its times do.
 """
 
 import json

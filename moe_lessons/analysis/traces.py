@@ -120,10 +120,8 @@ def _entropy(*labels: np.ndarray) -> float:
 def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
     """Estimate what a token's first choice tells of the token, in bits: a row for each layer, a column for each other
     side. 'byte | domain' is I(expert; byte | domain), what it tells of the byte when the domain is known already.
-
     shuffled: the control. The choices of each layer are dealt out at random: what is left is the error of the estimate,
-    which no correction mends for a text of less than a few thousand tokens.
-    """
+    which no correction mends for a text of less than a few thousand tokens."""
     rng, rows = np.random.default_rng(0), {}
     for number, layer in _by_layer(trace, "byte", "byte_class", "domain"):
         expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
