@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracle import refused
 
-from moe_lessons.nn import FeedForward, LanguageModel, MoE, NoisyTopKRouter, SigmoidRouter, TransformerConfig, seeded
+from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, SigmoidRouter, TransformerConfig, seeded
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask, make_text
 from moe_lessons.training import PlaneSetting, Record, Run, SeedBand, TrainingDiverged
 from moe_lessons.training.checkpoints import FORMAT, load_checkpoint, save_checkpoint
@@ -65,7 +65,6 @@ def torch_file(content) -> bytes:
 
 
 def same_state(a: Run | dict, b: Run | dict) -> bool:
-    """Whether two runs stand at the same point, to the bit."""
     states = [value.state_dict() if isinstance(value, Run) else value for value in (a, b)]
     first, second = (state | {"records": len(state["records"])} for state in states)  # but for the times
     return torch_file(copy.deepcopy(first)) == torch_file(copy.deepcopy(second))
@@ -76,10 +75,7 @@ RUNS = {
     "learned noise": lambda text: turned(plane_run("learned"), router_aux_loss_coef=0.1),
     "dropping": lambda text: turned(plane_run(), capacity_factor=0.5),
     "bias update": lambda text: turned(plane_run("sigmoid"), expert_bias_rate=0.05),
-    "dense": lambda text: Run(PlaneClassifier(FeedForward(16, 8), 8), PlaneTask()),
     "language model": lambda text: turned(text_run(text), noise_std=0.5, capacity_factor=1.0),
-    "language model, bias update": lambda text: turned(text_run(text, "sigmoid"), expert_bias_rate=0.05, lr=0.02),
-    "language model, bfloat16": lambda text: text_run(text, precision="bfloat16"),
 }
 
 
@@ -114,25 +110,17 @@ def test_after_loading_the_last_update_can_be_taken_back_and_a_run_that_has_dive
     assert records(later, 3) == records(run, 3)
 
 
-# --- another configuration -------------------------------------------------------------------------------
-
 OTHERS = {
     "run.batch_size 32, got 16": {"batch_size": 16},
-    "run.seed 0, got 5": {"seed": 5},
-    "run.threads 1, got 2": {"threads": 2},
     "run.warmup_steps 0, got 3": {"warmup_steps": 3},
     "run.decay_steps None, got 9": {"decay_steps": 9},
-    "run.max_grad_norm None, got 1.0": {"max_grad_norm": 1.0},
-    "run.precision 'float32', got 'bfloat16'": {"precision": "bfloat16"},
     "task.name 'blobs', got 'waves'": {"task": "waves"},
     "model.block.top_k 2, got 1": {"top_k": 1},
     "model.block.router NoisyTopKRouter, got SigmoidRouter": {"router": "sigmoid"},
-    "model.block.router.noise 'gaussian', got 'learned'": {"router": "learned"},
 }
 
 
 def refuses(run: Run, path, message: str) -> None:
-    """Loading raises ValueError with this message, a regular expression, and the run is as it was."""
     before = copy.deepcopy(run.state_dict())
     with refused(message):
         load_checkpoint(run, path)
@@ -150,8 +138,6 @@ def test_of_a_language_model_the_configuration_the_text_and_what_stands_still_ar
     run, other = text_run(text), text_run(code[0])
     save_checkpoint(text_run(text, sizes={"num_experts": 8}), path)
     refuses(run, path, r".* must be of a run with model\.layers\.0\.ffn\.num_experts 4, got 8")
-    save_checkpoint(text_run(text, sizes={"moe_layers": (1,)}), path)
-    refuses(run, path, r".* must be of a run with model\.layers\.0\.ffn MoE, got FeedForward")
     save_checkpoint(other, path)
     refuses(text_run(code[1]), path, ".* with checksum of the task's data [0-9a-f]{16}, got [0-9a-f]{16}")
     other.model.layers[0].ffn.router.requires_grad_(False)
@@ -161,9 +147,6 @@ def test_of_a_language_model_the_configuration_the_text_and_what_stands_still_ar
 def test_a_band_has_no_checkpoints(path):
     with pytest.raises(ValueError, match="run must be a Run that a checkpoint can hold, got SeedBand$"):
         save_checkpoint(SeedBand(PlaneSetting(), [0, 1]), path)
-
-
-# --- what is no checkpoint -------------------------------------------------------------------------------
 
 
 class Code:
@@ -205,11 +188,9 @@ def test_a_truncated_or_damaged_file_is_refused_and_changes_nothing(path):
     assert len(load_checkpoint(run, path).records) == 2
 
 
-# --- a disk that is full, a folder that is not there -----------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()], ids=type)
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    "call, error", [("fsync", OSError("No space left on device")), ("replace", KeyboardInterrupt())]
+)
 def test_a_full_disk_or_an_interrupt_keeps_the_last_checkpoint(call, error, path, monkeypatch):
     run = plane_run(steps=2)
     save_checkpoint(run, path)

@@ -28,16 +28,7 @@ def test_the_formulas(counts):
     assert statistics.max_over_mean == pytest.approx(max(counts) / mean)
     assert statistics.entropy == pytest.approx(entropy / math.log(len(counts)))
     assert statistics.coefficient_of_variation == pytest.approx(math.sqrt(variance) / mean, abs=1e-9)
-
-
-@pytest.mark.parametrize("num_experts", [2, 3, 8, 64])
-def test_an_even_load_and_all_on_one_expert(num_experts):
-    even, one = load_statistics([7] * num_experts), load_statistics([0] * (num_experts - 1) + [5])
-    assert (even.max_over_mean, even.entropy) == pytest.approx((1, 1)) and even.dead == 0
-    assert even.coefficient_of_variation == pytest.approx(0, abs=1e-12)
-    assert one.max_over_mean == pytest.approx(num_experts)
-    assert one.entropy == 0 and one.dead == num_experts - 1
-    assert one.coefficient_of_variation == pytest.approx(math.sqrt(num_experts - 1))
+    assert statistics.dead == sum(share < 0.01 for share in shares)
 
 
 def test_one_expert_and_no_tokens_are_even():
@@ -76,7 +67,6 @@ def test_an_expert_is_dead_by_shares_exactly_where_it_is_by_tokens(num_tokens, t
     "arguments, message",
     [
         (([],), r"^load must be one finite number of at least 0 for each expert, got \[\]$"),
-        (([1, -1],), r"^load must be one finite number of at least 0 for each expert, got \[1.0, -1.0\]$"),
         (([[1, 2], [3, 4]],), "^load must be one finite number"),
         (([1, 2], 3), r"^top_k must be between 1 and num_experts \(2\), got 3$"),
     ],
@@ -124,6 +114,5 @@ def test_layers_are_not_pooled():
     assert meter["load_balancing_loss"].tolist() == pytest.approx([4] * 4)
     pooled = sum(routing.demand_per_expert for routing in routings)
     assert load_statistics(pooled).dead == 0 and load_statistics(pooled).max_over_mean == 1
-    assert len(balance_by_layer([])) == 0
     with pytest.raises(ValueError, match="^routings must be a list with one Routing for each MoE layer, got a Routing"):
         balance_by_layer(routings[0])

@@ -27,8 +27,6 @@ def test_points_lie_in_the_square_every_class_occurs_and_labels_say_where_they_l
     assert x.shape == (5000, 2) and y.shape == (5000,) and y.dtype == torch.int64
     assert x.abs().max() <= 1 and set(y.tolist()) == set(range(8))
     assert (task.labels(x) == y).float().mean() > (0.9 if name in ("blobs", "uneven") else 0.9999)  # blobs overlap
-    corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
-    assert set(task.labels(corners).tolist()) <= set(range(8))
 
 
 @tasks
@@ -119,9 +117,6 @@ def test_whichever_router_it_is_all_clean_logits_and_weights_start_the_same(rout
     assert all(torch.equal(weights[name], weight) for name, weight in plain.named_parameters())
 
 
-# --- settings and remedies -------------------------------------------------------------------------------
-
-
 def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merged():
     assert remedy_setting() == remedy_setting("nothing") == PRESETS["collapse"]
     for name, fields in REMEDIES.items():
@@ -139,8 +134,6 @@ def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merge
         (PlaneSetting, {"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
         (PlaneSetting, {"router": "hash"}, "router must be one of 'top-k', .*, 'expert choice', got 'hash'"),
         (PlaneSetting, {"router_start": "even"}, "router_start must be one of 'spread', .*, got 'even'"),
-        (PlaneSetting, {"capacity_priority": "age"}, "capacity_priority must be one of 'order', 'weight', got 'age'"),
-        (PlaneSetting, {"expert_bias_rate": math.nan}, "expert_bias_rate must be a finite number .*, got nan"),
         (PlaneSetting, {"expert_bias_rate": 0.1}, "expert_bias_rate must be 0.0 where the router is 'top-k', got 0.1"),
         (PlaneSetting, {"router": "learned noise", "noise_std": 0.5}, "noise_std must be 0.0 where .* noise', got 0.5"),
         (partial(remedy_setting, "prayer"), {}, "remedy must be one of 'nothing', .*, got 'prayer'"),

@@ -14,23 +14,13 @@ from moe_lessons.support.data import data_path
 from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, TextTask, byte_class, decode, encode, make_text
 from moe_lessons.tasks.text import HELD_OUT_BYTES, WRITERS
 
-domains = pytest.mark.parametrize("domain", DOMAINS)
-
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def pieces(domain: str, num: int = 300) -> list[str]:
-    """Sentences, programs, records or lines of a domain."""
     return [WRITERS[domain](random.Random(seed)) for seed in range(num)]
-
-
-def windows(text: bytes, length: int) -> set[bytes]:
-    return {text[i : i + length] for i in range(len(text) - length + 1)}
-
-
-# the domains
 
 
 def test_every_program_runs_and_returns_a_number():
@@ -48,7 +38,7 @@ def test_every_record_parses_and_every_sum_is_right():
     assert all(eval(line.replace("=", "==")) for line in pieces("arithmetic"))
 
 
-@domains
+@pytest.mark.parametrize("domain", DOMAINS)
 def test_the_seed_decides_the_text(domain):
     before = random.getstate()
     text = make_text(domain, 2000, seed=3)
@@ -61,9 +51,6 @@ def test_the_seed_decides_the_text(domain):
 def test_the_sample_is_what_the_generator_writes():
     stored = data_path("text_sample.txt").read_bytes()
     assert stored == runpy.run_path(data_path("make_text_sample.py"))["sample"]().encode() and len(stored) < 20_000
-
-
-# bytes
 
 
 @given(st.text())
@@ -85,9 +72,6 @@ def test_byte_classes():
     assert byte_class(torch.arange(256)).unique().numel() == len(BYTE_CLASSES) == 9
 
 
-# the task
-
-
 def test_a_batch_has_sequences_of_each_domain_and_none_reaches_into_the_next():
     task = TextTask(["arithmetic", "brackets", "greek"], 1500)
     x, y = task.batch(300, generator())
@@ -101,12 +85,12 @@ def test_a_batch_has_sequences_of_each_domain_and_none_reaches_into_the_next():
     assert (found.sum(dim=1) == 1).all() and (found.sum(dim=0) > 70).all()
 
 
-@pytest.mark.parametrize("domain, context", [("brackets", 64), ("greek", 64), ("json", 20), ("code", 10)])
+@pytest.mark.parametrize("domain, context", [("greek", 64), ("code", 10)])
 def test_training_and_held_out_share_no_sequence(domain, context):
-    """Every sequence that training can draw, against every window of the held-out part."""
     task = TextTask([domain], context)
     text = make_text(domain, 220_000).encode()
-    held_out = windows(text[-HELD_OUT_BYTES:], context)
+    end = text[-HELD_OUT_BYTES:]
+    held_out = {end[i : i + context] for i in range(len(end) - context + 1)}
     raw, starts = bytes(task._bytes.tolist()), task._starts.tolist()
     assert raw == text
     trained = {raw[start + shift : start + shift + context] for start in starts for shift in (0, 1)}
@@ -133,8 +117,6 @@ def test_held_out_is_the_end_of_each_text_and_always_the_same():
         assert min(b - a for a, b in zip(places, places[1:])) > 4000  # spread evenly
 
 
-# a text of one's own, and bad arguments
-
 LONG = make_text("english", 2000)
 WHOLE = "a whole number of at least 1"
 
@@ -154,13 +136,12 @@ def test_a_file_of_ones_own(tmp_path):
         TextTask.from_file(path)
 
 
-@pytest.mark.parametrize("num_bytes", [1650])
-def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are(num_bytes):
-    text = "".join(chr(97 + i) for i in torch.randint(26, (num_bytes,), generator=generator()).tolist())
-    longest = num_bytes // 10 - 1
+def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are():
+    text = "".join(chr(97 + i) for i in torch.randint(26, (1650,), generator=generator()).tolist())
+    longest = 164
     assert TextTask({"own": text}, longest).held_out()[0].shape == (1, longest)
     x, _, domain = TextTask({"own": text}, 64).held_out(10_000)
-    assert len(x) == len(x.unique(dim=0)) == len(domain) == num_bytes // 10 - 64
+    assert len(x) == len(x.unique(dim=0)) == len(domain) == 165 - 64
     with refused(f"context must be below {longest + 1}, the bytes of own that are held out, got {longest + 1}"):
         TextTask({"own": text}, longest + 1)
 
@@ -168,10 +149,8 @@ def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are(num_by
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: TextTask({"own": "Hello."}), "context must be below 0, the bytes of own that are held out, got 64"),
         (lambda: TextTask({"own": "ab" * 999}), "own must vary more: each 64 bytes .* are also in the part held out"),
         (lambda: TextTask(["english", "latin"]), "domains must be one of 'english', .*, got 'latin'"),
-        (lambda: TextTask([]), r"domains must be one or more different names, got \(\)"),
         (lambda: TextTask(["code", "code"]), r"domains must be one or more different names, got \('code', 'code'\)"),
         (lambda: TextTask(["brackets"], True), f"context must be {WHOLE}, got True"),
         (lambda: TextTask("brackets").held_out(0), f"num_per_domain must be {WHOLE}, got 0"),
