@@ -64,10 +64,8 @@ def test_a_new_loss_is_a_row_and_is_in_history_and_in_checkpoints(monkeypatch, t
     plain, run, later = (Run(*each) for each in made)
     run.knobs.confidence = 1.0
     first, other = (each.step() for each in (run, plain))
-    assert (
-        first.auxiliary == other.auxiliary and first.auxiliary["surprise"] < 0
+    assert first.auxiliary == other.auxiliary and first.auxiliary["surprise"] < 0
     assert run.step().loss != plain.step().loss
-    )
     save_checkpoint(run, tmp_path / "run.pt")
     load_checkpoint(later, tmp_path / "run.pt")
     assert later.history.surprise.tolist() == run.history.surprise.tolist() and later.knobs.confidence == 1

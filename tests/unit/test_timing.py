@@ -3,6 +3,7 @@
 import platform
 import time
 
+import pytest
 import torch
 from torch import nn
 
@@ -53,8 +54,7 @@ def test_step_times_are_of_every_model_with_one_thread():
     assert {name: len(one) for name, one in times.items()} == {"probe": 3, "moe": 3} and set(seen) == {1}
 
 
-def test_rounds_fit_the_time_within_limits(monkeypatch):
+@pytest.mark.parametrize("seconds, rounds", [(1.0, 25), (0.001, 5), (1e9, 200)])
+def test_rounds_fit_the_time_within_limits(seconds, rounds, monkeypatch):
     monkeypatch.setattr(timing, "milliseconds", lambda call: call() or 10)
-    assert rounds_within(1.0, [lambda: None] * 4) == 25
-    assert rounds_within(0.001, [lambda: None]) == 5
-    assert rounds_within(1e9, [lambda: None]) == 200
+    assert rounds_within(seconds, [lambda: None] * 4) == rounds

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from moe_lessons.analysis.collapse import watched_run
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, FeedForward, LanguageModel, MoE, TransformerConfig, seeded
+from moe_lessons.nn import FeedForward, LanguageModel, MoE, TransformerConfig, seeded
 from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
@@ -353,19 +353,6 @@ def test_an_expert_is_dead_below_one_percent_of_the_tokens():
     assert load_share(routing).tolist() == pytest.approx([n / 199 for n in (196, 2, 1, 0)])
     nothing = SimpleNamespace(demand_per_expert=torch.zeros(3), num_tokens=0)
     assert dead_experts(nothing) == 0 and load_share(nothing).tolist() == [0, 0, 0]
-
-
-def test_the_mixture_and_its_twins_see_the_same_points_and_start_alike_around_the_block():
-    runs = plane_runs(PRESETS["healthy"], seed=5)
-    assert list(runs) == ["MoE", EQUAL_ACTIVE, EQUAL_TOTAL]
-    moe, *twins = runs.values()
-    setting, block = PRESETS["healthy"], moe.model.block
-    assert [twin.model.block.d_ff for twin in twins] == [block.top_k * block.d_ff, block.num_experts * block.d_ff]
-    for twin in twins:
-        assert torch.equal(twin.model.embed.weight, moe.model.embed.weight)
-        assert torch.equal(twin.model.head.weight, moe.model.head.weight)
-        assert same(twin._position(), moe._position())
-        assert twin.knobs.lr == moe.knobs.lr == setting.lr
 
 
 NOISY = ({"noise_std": 0.5}, {"jitter_noise": 0.1}, {"router": "learned noise"})
