@@ -8,16 +8,7 @@ import pytest
 import torch
 
 from moe_lessons.analysis import count_parameters, flops_per_token, inference, timing
-from moe_lessons.analysis.inference import (
-    Machine,
-    arithmetic_intensity,
-    bytes_per_step,
-    decode_speed,
-    distinct_experts,
-    measure_machine,
-    roofline_points,
-    union_law,
-)
+from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin, seeded
 
 CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top_k=2, max_positions=32)
@@ -101,25 +92,27 @@ def test_bytes_of_a_mixture_lie_between_active_and_total():
 
 def test_intensity_of_a_dense_model_is_half_the_batch():
     twin = dense_twin(MoE(16, 32, 8, 2), "total")
-    assert [arithmetic_intensity(twin, batch) for batch in (1, 8, 64)] == [0.5, 4, 32]
+    assert [inference.arithmetic_intensity(twin, batch) for batch in (1, 8, 64)] == [0.5, 4, 32]
     moe = MoE(16, 32, 8, 2)
-    assert arithmetic_intensity(moe, 1) == 0.5
-    assert arithmetic_intensity(moe, 8) == pytest.approx(4 * 2 / union_law(8, 2, 8), rel=0.1)  # the router aside
+    assert inference.arithmetic_intensity(moe, 1) == 0.5
+    assert inference.arithmetic_intensity(moe, 8) == pytest.approx(
+        4 * 2 / union_law(8, 2, 8), rel=0.1
+    )  # the router aside
 
 
 def test_a_machine_is_the_best_of_its_tries(monkeypatch):
     times = cycle([4000.0, 8000.0, 2000.0, 5000.0])  # reading, arithmetic, reading, arithmetic
     monkeypatch.setattr(timing, "milliseconds", lambda function: next(times))
     monkeypatch.setattr(inference, "MEGABYTES", 1)
-    assert measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
+    assert inference.measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
 
 
 def test_points_under_the_roof(clock):
     models = {"MoE": model_of(), "dense": model_of(d_ff=8, moe_layers=())}
-    points = roofline_points(models, decode_speed(models, (1, 8)))
+    points = inference.roofline_points(models, decode_speed(models, (1, 8)))
     assert points.name.tolist() == ["MoE", "dense"] * 2 and points.batch.tolist() == [1, 1, 8, 8]
     assert points.flops_per_second[2] == pytest.approx(8 * flops_per_token(models["MoE"]) / 0.004)
-    assert points.intensity.tolist() == [arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
+    assert points.intensity.tolist() == [inference.arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
 
 
 IDS = torch.zeros(4, 3, dtype=torch.long)

@@ -155,15 +155,9 @@ def test_the_planner_against_published_systems():
     assert set(checked.seen) == {"yes"} and checked.source.str.len().gt(15).all()
 
 
-@pytest.mark.parametrize(
-    "name, total, active",
-    [
-        ("Mixtral 8x22B", 141e9, 39e9),
-        ("Qwen2-57B-A14B", 57e9, 14e9),
-        ("GShard 600B", 619e9, 0.0025 * 619e9),  # arXiv:2104.10350, table 4
-        ("GLaM", 1.162e12, 96.6e9),
-    ],
-)
-def test_the_models_have_the_sizes_that_were_published(name, total, active):
-    sizes = MODELS[name][0] if isinstance(MODELS[name], tuple) else sizes_of(MODELS[name])
-    assert sizes.total == pytest.approx(total, rel=0.01) and sizes.active == pytest.approx(active, rel=0.12)
+def test_the_models_have_the_sizes_that_were_published():
+    published = {"Mixtral 8x22B": (141e9, 39e9), "Qwen2-57B-A14B": (57e9, 14e9), "GLaM": (1.162e12, 96.6e9)}
+    published["GShard 600B"] = 619e9, 0.0025 * 619e9  # arXiv:2104.10350, table 4
+    for name, (total, active) in published.items():
+        sizes = MODELS[name][0] if isinstance(MODELS[name], tuple) else sizes_of(MODELS[name])
+        assert sizes.total == pytest.approx(total, rel=0.01) and sizes.active == pytest.approx(active, rel=0.12)
