@@ -85,6 +85,4 @@ def test_the_runs_are_a_mixture_and_its_twins_on_the_same_batches():
 
 
 def test_the_rate_falls_over_the_steps_that_are_planned():
-    model = facts_model(num_layers=1, d_ff=4, num_experts=2)
-    plans = {num: facts_run(model, Facts(num)).decay_steps for num in (250, 2000, 4000)}
-    assert plans == {250: 250, 2000: 500, 4000: 1000}
+    assert [facts_run(facts_model(), Facts(num)).decay_steps for num in (250, 2000, 4000)] == [250, 500, 1000]

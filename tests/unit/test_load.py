@@ -65,8 +65,6 @@ def test_bad_input(arguments, message):
     for function in (load_statistics, describe_load):
         with pytest.raises(ValueError, match=message):
             function(*arguments)
-    with pytest.raises(ValueError, match="^dropped_share must be"):
-        describe_load([1, 1], dropped_share=-0.1)
 
 
 UNDER, EVEN = "under 1 % of the tokens. The busiest, E3, has", "times the even share."

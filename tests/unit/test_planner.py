@@ -108,7 +108,6 @@ def test_overlap_hides_no_more_than_there_is():
         ({"expert_parallel": 32, "devices": 32}, r"expert_parallel must be between 1 and .* experts \(16\), got 32"),
         ({"devices": 12}, r"expert_parallel × pipeline_parallel \(8\) must divide devices \(12\)"),
         ({"tensor_parallel": 3}, r"tensor_parallel × pipeline_parallel \(3\) must divide devices \(16\)"),
-        ({"tokens_at_once": 0}, "tokens_at_once must be a whole number"),
         ({"phase": "sleep"}, "phase must be one of 'training', 'prefill', 'decoding', got 'sleep'"),
         ({"inside": "string"}, "link must be one of 'NVLink 3"),
         ({"imbalance": 0.5}, "imbalance must be a finite number of at least 1, got 0.5"),
