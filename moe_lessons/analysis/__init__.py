@@ -1,21 +1,10 @@
 """What is measured: the load of the experts, what a model costs, how long things take, and what limits it."""
 
 from moe_lessons.analysis.counting import TransformerShape, count_parameters, flops_per_token, published_models
-from moe_lessons.analysis.effective import EffectiveWidth, effective_width
-from moe_lessons.analysis.inference import (
-    Machine,
-    arithmetic_intensity,
-    bytes_per_step,
-    decode_speed,
-    distinct_experts,
-    measure_machine,
-    union_law,
-)
-from moe_lessons.analysis.links import Link, fit_link
+from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.analysis.load import balance_by_layer, load_statistics
-from moe_lessons.analysis.planner import plan
-from moe_lessons.analysis.results import load_results
-from moe_lessons.analysis.systems import check_published
+from moe_lessons.analysis.planner import Link, check_published, fit_link, plan
+from moe_lessons.analysis.results import EffectiveWidth, effective_width, load_results
 from moe_lessons.analysis.timing import Ratio, paired_ratio
 from moe_lessons.analysis.traces import (
     agreement,

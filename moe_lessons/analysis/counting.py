@@ -38,8 +38,7 @@ def flops_per_token(module: nn.Module, training: bool = False) -> int:
 
     With `training` 3 × as many: backward makes two products of the same size. Left out: activations, norms, softmax,
     top-k, biases, the embedding look-up, attention scores (see `TransformerShape.flops_per_token`), and the optimizer.
-    ValueError for a `SoftMoE`, where the cost of a token depends on how many share the slots.
-    """
+    ValueError for a `SoftMoE`, where the cost of a token depends on how many share the slots."""
     if any(isinstance(part, SoftMoE) for part in module.modules()):
         raise ValueError("module must have a cost for each token, got a SoftMoE, whose cost is one for each slot")
     sizes = {}
@@ -112,7 +111,7 @@ class TransformerShape:
 
     @property
     def count(self) -> ParameterCount:
-        """All parts together."""
+        """Count all parts together."""
         parts = self.parameters().values()
         return ParameterCount(sum(part.total for part in parts), sum(part.active for part in parts))
 

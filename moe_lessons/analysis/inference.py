@@ -1,7 +1,4 @@
-"""How fast language models write, and what limits them: the weights that are read, or the arithmetic.
-
-A step of decoding takes one token of each of B sequences through the model. All is timed on one thread.
-"""
+"""How fast language models write (B sequences at once, on one thread), and what limits them: reading or arithmetic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,10 +35,9 @@ def decode_speed(
     """Measure the tokens per second of each model in decoding: a row for each batch size and model.
 
     batch: how many sequences are written at once, B. tokens_per_second: of all B together, the median over `repeats`.
-    speedup: how many times as many as the last model has, the median of the ratios within a round, with its quartiles.
-
-    In a round each model reads num_tokens bytes, drawn from `seed`, in each sequence behind a prompt, one step after
-    the other. The median step counts: the first may find the weights of another model in the processor's cache.
+    speedup: over the last model, the median of the ratios within a round, with its quartiles. In a round each model
+    reads num_tokens bytes, drawn from `seed`, in each sequence behind a prompt, one step after the other. The median
+    step counts: the first may find the weights of another model in the processor's cache.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
@@ -51,9 +47,8 @@ def decode_speed(
         raise ValueError(f"models must be a dict of names and LanguageModels, got {models!r}")
     values = models.values()
     for model in values:
-        check_decodes(model)
+        check_decodes(model, batch_sizes)
     length = check_positive_int("prompt_length", prompt_length) + check_positive_int("num_tokens", num_tokens)
-    check_batch_sizes(batch_sizes)
     rows, vocab_size = [], min(model.config.vocab_size for model in values)
     generator = torch.Generator().manual_seed(check_seed(seed))
     with torch_threads(1), evaluating(*values), watching_others():
@@ -62,7 +57,7 @@ def decode_speed(
             for model in values:
                 cache, own_ids = model.new_cache(batch, length), ids.to(model.embed.weight.device)
                 model(own_ids[:, :prompt_length], cache)
-                steps += [partial(_step, model, own_ids, cache, place) for place in range(prompt_length, length)]
+                steps += [partial(decode, model, own_ids, cache, place) for place in range(prompt_length, length)]
             times = np.reshape(take_turns(steps, repeats), (len(models), num_tokens, repeats))
             times = np.median(times, axis=1)  # (models, repeats)
             for name, own in zip(models, times, strict=True):
@@ -71,18 +66,20 @@ def decode_speed(
     return pd.DataFrame(rows, columns=["batch", "model", "tokens_per_second", "speedup", "low", "high"])
 
 
-def _step(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> None:
+def decode(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> None:
     """Decode the token at `place` of ids (B, T), behind the tokens before it in the cache."""
     cache.length = place  # forget what an earlier round added
     model(ids[:, place : place + 1], cache)
 
 
-def check_decodes(model: LanguageModel) -> None:
-    """Raise ValueError where the logits of a token depend on tokens that a decoding step does not have."""
+def check_decodes(model: LanguageModel, batch_sizes: Sequence[int], num_sequences: int = 2**31) -> None:
+    """Raise ValueError where a token's logits depend on tokens that a decoding step lacks, or for bad batch sizes."""
     if not isinstance(model, LanguageModel):
         raise ValueError(f"a model must be a LanguageModel, got {type(model).__name__}")
     if not model.causal:
         raise ValueError("a model must decode with a cache, got one whose routing of a token depends on other tokens")
+    if not batch_sizes or not all(is_whole(batch, 1, num_sequences) for batch in batch_sizes):
+        raise ValueError(f"batch_sizes must be whole numbers from 1 to the number of sequences, got {batch_sizes!r}")
 
 
 def union_law(num_experts: int, top_k: int, batch_size: int) -> float:
@@ -105,9 +102,8 @@ def distinct_experts(
     ids: sequences (N, T). A step of B takes B of them at one position; `distinct` is the mean over 200 such steps,
     drawn from `seed`. `union_law`: what independent, uniform choices would make.
     """
-    check_decodes(model)
     num_sequences, length = ids.shape
-    check_batch_sizes(batch_sizes, num_sequences)
+    check_decodes(model, batch_sizes, num_sequences)
     with evaluating(model):
         _, routings = model(ids)
     if not routings:
@@ -125,21 +121,12 @@ def distinct_experts(
     return pd.DataFrame(rows, columns=["batch", "layer", "distinct", "union_law"])
 
 
-def check_batch_sizes(batch_sizes: Sequence[int], num_sequences: int = 2**31) -> None:
-    """Raise ValueError unless all are whole numbers from 1 to `num_sequences`."""
-    if not batch_sizes or not all(is_whole(batch, 1, num_sequences) for batch in batch_sizes):
-        raise ValueError(f"batch_sizes must be whole numbers from 1 to the number of sequences, got {batch_sizes!r}")
-
-
 @dataclass(frozen=True)
 class Machine:
     """Says what a machine can do at best: read bytes_per_second from memory, and compute flops_per_second.
 
     The roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009): a program that does I FLOPs for each byte
     that it reads, its arithmetic intensity, can reach min(flops_per_second, I · bytes_per_second) and no more.
-
-    >>> Machine(bytes_per_second=10e9, flops_per_second=80e9).ridge
-    8.0
     """
 
     bytes_per_second: float
@@ -151,14 +138,13 @@ class Machine:
 
     @property
     def ridge(self) -> float:
-        """The intensity, in FLOPs per byte, from which on arithmetic is the limit."""
+        """Give the intensity, in FLOPs per byte, from which on arithmetic is the limit."""
         return self.flops_per_second / self.bytes_per_second
 
 
 def measure_machine(repeats: int = 8) -> Machine:
-    """Measure what one thread of the CPU reaches in float32 with the two products that decoding is made of, the best of
-    `repeats`: of a large matrix and a vector, as in decoding at B = 1, and of two square matrices. Both have rows of
-    512 numbers; a processor reads longer rows faster."""
+    """Measure what one thread of the CPU reaches in float32, the best of `repeats`: in the product of a large matrix
+    and a vector, as in decoding at B = 1, and in that of two square matrices. Both have rows of 512 numbers."""
     weights = torch.ones(MEGABYTES * 2**18 // WIDTH, WIDTH)  # zeros may take no memory
     matrix, vector = torch.ones(WIDTH, WIDTH), torch.ones(WIDTH)
     with torch_threads(1):
@@ -168,15 +154,8 @@ def measure_machine(repeats: int = 8) -> Machine:
 
 
 def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:
-    """Count the bytes of weights that a decoding step of B = batch_size tokens reads: each weight once.
-
-    Of a mixture's experts, as many as the `union_law` expects. Not counted: the KV cache, and an embedding that only
-    looks up.
-
-    >>> from moe_lessons.nn import MoE
-    >>> [bytes_per_step(MoE(d_model=4, d_ff=16, num_experts=8, top_k=2), batch) for batch in (1, 2)]
-    [1664.0, 2816.0]
-    """
+    """Count the bytes of weights that a decoding step of B = batch_size tokens reads: each weight once, and of the
+    experts as many as the `union_law` expects. Not counted: the KV cache, and an embedding that only looks up."""
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
     sizes = {id(weight): weight.nbytes for part in parts for weight in part.parameters(recurse=False)}
     return used_size(model, sizes, lambda moe: union_law(moe.num_experts, moe.top_k, batch_size))

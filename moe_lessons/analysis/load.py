@@ -11,24 +11,15 @@ from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.support.errors import check_number, check_top_k
 from moe_lessons.training.run import DEAD_SHARE, dead_experts, is_dead
 
-ROUNDING = 1e-6  # shares come in float32: an expert that misses the limit by less than this part of it is alive
-
 
 @dataclass(frozen=True)
 class LoadStatistics:
-    """Says how the assignments of one MoE layer lie on its E experts.
+    """Says how the assignments of one MoE layer lie on its E experts."""
 
-    max_over_mean: the load of the busiest expert over the mean load; 1 is even, E is all on one.
-    entropy: of the load shares, over that of an even load; 1 is even, 0 is all on one. With K > 1 it stays at or
-        above log K / log E, since the experts of a token differ. One expert alone is even: 1.
-    coefficient_of_variation: standard deviation over mean; 0 is even, √(E - 1) is all on one.
-    dead: how many experts fewer than 1 % of the tokens want (`DEAD_SHARE`).
-    """
-
-    max_over_mean: float
-    entropy: float
-    coefficient_of_variation: float
-    dead: int
+    max_over_mean: float  # the load of the busiest expert over the mean load; 1 is even, E is all on one
+    entropy: float  # of the load shares, over that of an even load; 1 is even, log K / log E is all on K
+    coefficient_of_variation: float  # standard deviation over mean; 0 is even, √(E - 1) is all on one
+    dead: int  # experts that fewer than 1 % of the tokens want (`DEAD_SHARE`)
 
 
 def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) -> LoadStatistics:
@@ -43,8 +34,7 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
         shares, dead = _shares(load.demand_per_expert), dead_experts(load)
     else:
         shares = _shares(load)
-        of_tokens = shares * check_top_k(top_k, len(shares))
-        dead = int(is_dead(of_tokens, share=DEAD_SHARE * (1 - ROUNDING)).sum())
+        dead = int(is_dead(shares * check_top_k(top_k, len(shares))).sum())
     even = torch.full_like(shares, 1 / len(shares))
     entropy = torch.special.entr(shares).sum() / torch.special.entr(even).sum()  # entr(p) = -p·log p
     return LoadStatistics(
@@ -57,9 +47,7 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
 
 def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
     """Make a row for each MoE layer, in order: its `LoadStatistics`, its load-balancing loss, and its share of drops.
-
-    Layers are never pooled: where each has collapsed onto another expert, the sum of their loads is even.
-    """
+    They are never pooled: where each has collapsed onto another expert, the sum of their loads is even."""
     if isinstance(routings, Routing):
         raise ValueError("routings must be a list with one Routing for each MoE layer, got a Routing")
     table = pd.DataFrame([asdict(load_statistics(routing)) for routing in routings])
@@ -69,11 +57,7 @@ def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
 
 
 def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share: float = 0.0) -> str:
-    """Say what a load (of the assignments that were wanted) shows, in one to three plain sentences.
-
-    >>> describe_load([0.2, 0.2, 0.4, 0.2])
-    'All 4 experts work; the busiest, E2, has 1.6 times the even share.'
-    """
+    """Say what a load (of the assignments that were wanted) shows, in one to three plain sentences."""
     dropped = 100 * check_number("dropped_share", dropped_share)
     statistics, shares = load_statistics(load, top_k), _shares(load)
     num_experts, dead = len(shares), statistics.dead
@@ -92,7 +76,7 @@ def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share:
 
 
 def _shares(load: Tensor | Sequence[float]) -> Tensor:
-    """Give the shares (E,) in float64, summing to 1; even where there is nothing to share."""
+    """Give the shares (E,) in float64; even where there is nothing to share."""
     load = load.detach().cpu() if isinstance(load, Tensor) else load
     counts = torch.as_tensor(load, dtype=torch.float64)
     if counts.ndim != 1 or len(counts) == 0 or not (torch.isfinite(counts) & (counts >= 0)).all():

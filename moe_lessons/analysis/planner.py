@@ -1,18 +1,22 @@
-"""A mixture on thousands of devices, on paper: memory, bytes, the time of a step.
+"""A mixture on thousands of devices, on paper: memory, bytes, the time of a step; and beside it what was published.
 
 What a dense model costs too (pipeline bubbles, summing the gradients, small kernels) is in one figure, `UTILISATION`,
 the same for every system. On top comes what only a mixture has: the exchange of tokens, and the busiest device.
 """
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from moe_lessons.analysis import roofline
 from moe_lessons.analysis.counting import TransformerShape, published_models
 from moe_lessons.analysis.inference import union_law
-from moe_lessons.analysis.links import Link, link_of
-from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
+from moe_lessons.analysis.roofline import ExpertGroup, ModelSizes, machines, published_sizes, sizes_of
+from moe_lessons.support.data import data_path
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number
 
 # Share of the bfloat16 peak that a large dense model reaches in training, all its own waiting included: the middle of
@@ -24,15 +28,48 @@ PHASES = ("training", "prefill", "decoding")
 TRAINED_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
 
 
+@dataclass(frozen=True)
+class Link:
+    """Says what one device sends: seconds = latency of a message + bytes / bytes_per_second."""
+
+    bytes_per_second: float
+    latency: float = 0.0
+
+    def seconds(self, sent: float, messages: float = 1) -> float:
+        return self.latency * messages + sent / self.bytes_per_second if sent else 0.0
+
+
+def fit_link(sent: Sequence[float], seconds: Sequence[float]) -> Link:
+    """Find the link that explains measured exchanges of `sent` bytes each: least squares; no latency is below 0."""
+    x, y = np.asarray(sent, dtype=float), np.asarray(seconds, dtype=float)
+    if x.shape != y.shape or x.ndim != 1 or len(set(x)) < 2 or not (np.isfinite(x * y) & (x >= 0) & (y > 0)).all():
+        raise ValueError("sent and seconds must be as many numbers, of two sizes at least, with seconds above 0")
+    slope, latency = np.polyfit(x, y, 1)
+    slope, latency = (x @ y / (x @ x), 0.0) if latency < 0 else (slope, latency)
+    if slope <= 0:
+        raise ValueError("seconds must grow with the bytes sent: measure larger exchanges, or an idle machine")
+    return Link(float(f"{1 / slope:.6g}"), float(f"{latency:.6g}"))
+
+
+@functools.cache
+def link_of(name: str | Link, group: int) -> Link:
+    """Find a link of data/interconnects.csv as an all-to-all among `group` devices has it. In a torus of d dimensions
+    each byte takes d · side / 4 hops on average, and every hop uses the links (GShard, arXiv:2006.16668, section 5.3).
+    """
+    if isinstance(name, Link):
+        return name
+    published = pd.read_csv(data_path("interconnects.csv"), index_col="name").fillna({"latency": 0.0})
+    row = published.loc[check_choice("link", name, published.index)]
+    hops = max(1.0, row.torus * group ** (1 / row.torus) / 4) if row.torus else 1.0
+    return Link(row.bytes_per_second / hops, row.latency)
+
+
 def copies_sent(top_k: int, group: int, node: int = 8, node_limit: int | None = None) -> tuple[float, float]:
     """Count how many times a layer sends a token one way: to devices of the same node, and to other nodes.
 
     The experts lie on `group` devices, all as likely; what stays on the device is not sent. Each of the K copies goes
     by itself. With a node_limit a token goes once to each node it visits, at most so many, and from there to its K
     experts (DeepSeek-V3, arXiv:2412.19437, section 3.2.2); K draws of M nodes meet 1 − (1 − 1/M)^K of them.
-
-    >>> copies_sent(8, 64), copies_sent(8, 64, node_limit=4)
-    ((0.875, 7.0), (7.0, 3.1496047973632812))
     """
     node = min(node, group)
     if node_limit is None:
@@ -80,7 +117,7 @@ class Layout:
             raise ValueError(f"overlap must be a share between 0 and 1, got {self.overlap!r}")
         check_choice("machine", self.machine, machines().index)
         check_choice("phase", self.phase, PHASES)
-        check_choice("weights", self.weights, WEIGHT_BYTES)
+        check_choice("weights", self.weights, roofline.WEIGHT_BYTES)
 
 
 @dataclass(frozen=True)
@@ -109,7 +146,6 @@ class Plan:
 
     @property
     def memory(self) -> float:
-        """Bytes of all that it holds."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.cache
 
     @property
@@ -123,7 +159,6 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all devices."""
         return self.tokens * self.devices / self.seconds
 
     @property
@@ -140,7 +175,14 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
     >>> made.limit, round(made.memory / 1e9)
     ('arithmetic', 150)
     """
-    (sizes, d_model), lay = _sizes(model), Layout(**layout)
+    lay = Layout(**layout)
+    if isinstance(model, TransformerShape):
+        sizes, d_model = sizes_of(model), model.d_model
+    elif isinstance(model, tuple):
+        sizes, d_model = model
+    else:
+        sizes = published_sizes()[check_choice("model", model, published_sizes())]
+        d_model = int(published_models().set_index("name").d_model[model])
     T, N, row = lay.tokens_per_device, lay.expert_parallel, machines().loc[lay.machine]
     most = min((group.num_experts for group in sizes.groups), default=1)
     if N > most:
@@ -148,7 +190,7 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
     at_once = T if lay.tokens_at_once is None else min(T, check_positive_int("tokens_at_once", lay.tokens_at_once))
     is_trained, is_decoded = lay.phase == "training", lay.phase == "decoding"
     busy = lay.imbalance if lay.capacity_factor is None else lay.capacity_factor
-    each = TRAINED_BYTES if is_trained else WEIGHT_BYTES[lay.weights]
+    each = TRAINED_BYTES if is_trained else roofline.WEIGHT_BYTES[lay.weights]
 
     # Weights: N devices share the experts, and what the pipeline leaves to a device it holds of all else
     routed = sum(group.layers * group.size for group in sizes.groups)
@@ -170,18 +212,25 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
     flops = (3 if is_trained else 1) * T * sizes.flops(lay.context if is_decoded else lay.context // 2)
     of_experts = (6 if is_trained else 2) * T * sum(g.layers * g.top_k * g.matrix for g in sizes.groups)
     paces = [((flops + (busy - 1) * of_experts) / (UTILISATION * row.bf16_flops_per_second), "arithmetic")]
-    cache = T * CACHE_BYTES[lay.weights] * sizes.cache(lay.context) if is_decoded else 0.0
+    cache = T * roofline.CACHE_BYTES[lay.weights] * sizes.cache(lay.context) if is_decoded else 0.0
     if is_decoded:  # reads the weights that the tokens of all N devices meet, and the cache
         met = sum(g.layers * g.expert * union_law(g.num_experts, g.top_k, T * N) / N for g in sizes.groups)
         paces += [((each * (dense - sizes.looked_up + met) + cache) / row.bytes_per_second, "memory")]
     compute, pace = max(paces)
+
+    # Activations: the backward needs what each product and norm of a token was given. In a layer: two norms and what
+    # they give, 4 D; queries, keys, values and their sum, half of the FLOPs of a score and its value; of each expert
+    # input, output, and within it as many as it has weights, over D. With a pipeline of P a device has 1/P of the
+    # layers and P microbatches on their way (arXiv:2104.04473, section 2.2): as many again
+    kept = sum(layer.layers * (4 * d_model + layer.flops) for layer in sizes.cached or ()) + sizes.shared / d_model
+    kept += sum(group.layers * group.top_k * (2 * d_model + group.expert / d_model) for group in sizes.groups)
     return Plan(
         devices=lay.devices,
         tokens=T,
         weights=each * (experts + dense),
         gradients=is_trained * GRADIENT_BYTES * (experts + dense),
         optimizer=is_trained * OPTIMIZER_BYTES * shared,
-        activations=is_trained * 2 * at_once * _kept(sizes, d_model) / lay.tensor_parallel,
+        activations=is_trained * 2 * at_once * kept / lay.tensor_parallel,
         cache=cache,
         bytes_inside=float(sent[0]),
         bytes_between=float(sent[1]),
@@ -194,23 +243,54 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
     )
 
 
-def _kept(sizes: ModelSizes, d_model: int) -> float:
-    """Count the numbers that the backward needs of a token: what each product and norm was given.
-
-    In a layer: two norms and what they give, 4 D; queries, keys, values and their sum, half of the FLOPs of a score and
-    its value; of each expert the input, the output, and within it as many as it has weights, over D. With a pipeline of
-    P a device has 1/P of the layers and P microbatches on their way (arXiv:2104.04473, section 2.2): as many again.
-    """
-    attention = sum(layer.layers * (4 * d_model + layer.flops) for layer in sizes.cached or ())
-    experts = sum(group.layers * group.top_k * (2 * d_model + group.expert / d_model) for group in sizes.groups)
-    return attention + experts + sizes.shared / d_model
+def _older(d_model: int, layers: int, num_experts: int, top_k: int, expert: int, rest: int) -> tuple[ModelSizes, int]:
+    """Count `layers` of experts, each of so many weights, and `rest` weights that every token uses."""
+    group = ExpertGroup(num_experts, top_k, num_experts * expert, expert, expert, True, layers)
+    return ModelSizes(layers * group.size + rest, (group,), layers * top_k * expert + rest, 0, cached=()), d_model
 
 
-def _sizes(model: str | TransformerShape | tuple[ModelSizes, int]) -> tuple[ModelSizes, int]:
-    """Find the sizes of a model, and D."""
-    if isinstance(model, tuple):
-        return model
-    if isinstance(model, TransformerShape):
-        return sizes_of(model), model.d_model
-    sizes = published_sizes()[check_choice("model", model, published_sizes())]
-    return sizes, int(published_models().set_index("name").d_model[model])
+def _gshard(num_experts: int, layers: int) -> tuple[ModelSizes, int]:
+    """Count half encoder, half decoder; every other FFN a mixture; D 1024, F 8192, 16 heads of 128, 32,000 words
+    (arXiv:2006.16668, section 4.3 and appendix A.2). A token is one of the source with one of the target."""
+    ffn, attention = 2 * 1024 * 8192, 4 * 1024 * 16 * 128  # a decoder's layer attends twice
+    return _older(1024, layers // 2, num_experts, 2, ffn, layers // 2 * (ffn + 3 * attention) + 1024 * 32000)
+
+
+MODELS = {  # that `published_models` lacks
+    "Mixtral 8x22B": TransformerShape(32000, 6144, 56, 48, 8, 128, 16384, num_experts=8, top_k=2),
+    "Mixtral 8x22B G8T8": TransformerShape(32000, 6144, 56, 48, 8, 128, 2048, num_experts=64, top_k=8),
+    "Qwen2-57B-A14B": TransformerShape(151936, 3584, 28, 28, 4, 128, 2560, num_experts=64, top_k=8, shared_experts=8),
+    "GShard 600B": _gshard(2048, 36),
+    "GShard 200B": _gshard(2048, 12),
+    "GShard 150B": _gshard(512, 36),
+    "GShard 37B": _gshard(128, 36),
+    # arXiv:2112.06905, section 4 and table 4: 64 layers, half with experts, half with a gated FFN; 128 heads of 128
+    "GLaM": _older(8192, 32, 64, 2, 2**29, 32 * 3 * 2**28 + 64 * 4 * 8192 * 16384 + 256000 * 8192),
+    # arXiv:2101.03961, table 9: 124 GFLOPs for 512 + 114 tokens; 6 layers with experts for each
+    "Switch-Base-128": _older(768, 6, 128, 1, 3 * 768 * 2048, 99_041_534 - 6 * 3 * 768 * 2048),
+}
+
+QUANTITIES = {
+    "device hours": lambda made, amount: amount / made.tokens_per_second * made.devices / 3600,  # amount: tokens
+    "seconds of a step": lambda made, _: made.seconds,
+    "seconds of an exchange": lambda made, amount: made.exchange / amount,  # amount: layers
+    "tokens a second and device": lambda made, _: made.tokens_per_second / made.devices,
+    "FLOP/s of a device": lambda made, _: made.flops / made.seconds,
+    "bytes of weights and gradients": lambda made, _: made.weights + made.gradients,
+    "bytes of optimizer state": lambda made, _: made.optimizer,
+    "bytes of activations": lambda made, _: made.activations,
+}
+
+
+def check_published() -> pd.DataFrame:
+    """Set the planner beside what was published of mixtures on many devices (data/README.md has the columns): planned,
+    published, the error in % and, where it is large, the reason. Nothing is fitted: one `UTILISATION`, and the links'
+    published rates, for all. What a row leaves empty is as `plan` has it."""
+    table, planned = pd.read_csv(data_path("published_systems.csv")).fillna({"reason": ""}).convert_dtypes(), []
+    for _, row in table.iterrows():
+        given = {f.name: row[f.name] for f in fields(Layout) if f.name in row and pd.notna(row[f.name])}
+        planned.append(QUANTITIES[row.quantity](plan(MODELS.get(row.model, row.model), **given), row.amount))
+    table = table[["system", "quantity", "published", "reason", "seen", "source"]]
+    table.insert(3, "planned", planned)
+    table.insert(4, "error_percent", 100 * (table.planned / table.published.astype(float) - 1))
+    return table

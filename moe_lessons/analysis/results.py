@@ -1,8 +1,13 @@
-"""The results of long sweeps, kept in ``data/results`` as lines of JSON: the settings first, then one line a run."""
+"""The results of long sweeps, kept in ``data/results`` as lines of JSON (the settings first, then one line a run), and
+what they say of a mixture: how wide a dense FFN must be to be as good."""
 
 import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from moe_lessons.support.data import data_path
@@ -11,10 +16,8 @@ POINTS = ("step", "loss")  # the lists of a stored run, a value for each measure
 
 
 def read_runs(path: Path) -> tuple[dict, list[dict], int]:
-    """Read the settings of a results file ({} where it has none yet), its runs, and how many bytes are whole lines.
-
-    What follows them was cut off by an interrupt. ValueError for a whole line that is no JSON object.
-    """
+    """Read the settings of a results file ({} where it has none yet), its runs, and how many bytes are whole lines:
+    what follows was cut off by an interrupt. ValueError for a whole line that is no JSON object."""
     data = path.read_bytes()
     num_whole = data.rfind(b"\n") + 1
     rows = []
@@ -30,11 +33,7 @@ def load_results(name: str) -> pd.DataFrame:
     """Read the stored sweep `name`, one row for each time that a run was measured; `attrs` has the settings.
 
     data/README.md has the columns; here flops and seconds are those of training up to the step. FileNotFoundError for a
-    sweep that is not stored, ValueError for one without a finished run.
-
-    >>> load_results("capacity").attrs["steps"]
-    500
-    """
+    sweep that is not stored, ValueError for one without a finished run."""
     path = data_path(f"results/{name}.jsonl")
     settings, runs, _ = read_runs(path)
     if not runs:
@@ -50,11 +49,61 @@ def load_results(name: str) -> pd.DataFrame:
 
 
 def last_of(name: str, column: str = "loss") -> pd.DataFrame:
-    """Read what the stored sweep `name` (of one rate for each model) ended with: a row a seed, a column a model.
-
-    >>> last_of("facts", "known")["equal-active twin"].to_dict()
-    {1: 392, 2: 495, 3: 298}
-    """
+    """Read what the stored sweep `name` (of one rate for each model) ended with: a row a seed, a column a model."""
     results = load_results(name)
     last = results[results.step == results.attrs["steps"]]
     return last.pivot(index="seed", columns="model", values=column)
+
+
+@dataclass(frozen=True)
+class EffectiveWidth:
+    """Says the `width` of the dense FFN that is as good as a mixture, and the lowest and highest that one seed gives:
+    `inf` for a mixture better than the widest of the `family`, 0 for one worse than the narrowest."""
+
+    width: float
+    low: float
+    high: float
+    family: tuple[int, int]
+
+    def times(self, width: float) -> "EffectiveWidth":
+        """Say it in multiples of `width`: of K·F, what the idle experts are worth."""
+        narrow, wide = self.family
+        return EffectiveWidth(self.width / width, self.low / width, self.high / width, (narrow / width, wide / width))
+
+    def __str__(self) -> str:
+        """Say it as '490 (430 to 560)', or 'above 512' where nothing in the family is as good, or both in one."""
+        outside = {0: f"below {self.family[0]:.3g}", math.inf: f"above {self.family[1]:.3g}"}
+        width, low, high = (outside.get(width, f"{width:.3g}") for width in (self.width, self.low, self.high))
+        return width if low == high else f"{width} ({low} to {high})"  # equal: both outside, on the same side
+
+
+def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
+    """Find the width at which the dense models of a family are as good as a mixture.
+
+    family: for each width of the dense FFN the quality that its seeds reached; mixture: its quality with the same
+    seeds. More is better. The running maximum of the means is joined by straight lines over the logarithm of the width.
+    The interval has what each seed gives by itself.
+
+    >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32], 256: [0.7, 0.72]}, [0.5, 0.56]))
+    187 (181 to 194)
+    """
+    widths = sorted(family)
+    counts = [len(mixture), *(len(family[width]) for width in widths)]
+    if len(widths) < 2 or len(set(counts)) > 1 or not counts[0]:
+        raise ValueError(f"family must have two widths or more, with as many seeds as the mixture, got {counts}")
+    curves, reached = np.array([family[width] for width in widths], float), np.asarray(mixture, float)  # (W, S), (S,)
+    if not (np.isfinite(curves).all() and np.isfinite(reached).all()):
+        raise ValueError("family and mixture must have finite qualities, got others: leave out the runs that diverged")
+    of_seeds = [_width_at(widths, curve, quality) for curve, quality in zip(curves.T, reached)]
+    width = _width_at(widths, curves.mean(axis=1), reached.mean())
+    return EffectiveWidth(width, min(*of_seeds, width), max(*of_seeds, width), (widths[0], widths[-1]))
+
+
+def _width_at(widths: Sequence[int], curve: np.ndarray, quality: float) -> float:
+    """Find the least width at which a curve (W,), made monotone, reaches this quality."""
+    curve = np.maximum.accumulate(curve)
+    i = int(np.searchsorted(curve, quality))  # the first that is as good
+    if i in (0, len(curve)):
+        return math.inf if i else float(widths[0]) * (quality == curve[0])
+    share = (quality - curve[i - 1]) / (curve[i] - curve[i - 1])
+    return float(widths[i - 1] ** (1 - share) * widths[i] ** share)

@@ -1,7 +1,5 @@
-"""What a whole model costs on a machine: what must be in memory, what a step of decoding reads and computes.
-
-Times are those of the roofline: the best that a machine could do.
-"""
+"""What a whole model costs on a machine: what must be in memory, what a step of decoding reads and computes, and how
+long that takes at best (the roofline)."""
 
 import functools
 import json
@@ -66,12 +64,12 @@ class ModelSizes:
 
     @property
     def active(self) -> int:
-        """All but the routed experts that a token does not visit."""
+        """Count all but the routed experts that a token does not visit."""
         return round(self.total - sum(group.idle(group.top_k) for group in self.groups))
 
     @property
     def ffn(self) -> int:
-        """The parameters of the experts, routed and shared, that work for a token."""
+        """Count the parameters of the experts, routed and shared, that work for a token."""
         return self.shared + sum(group.layers * group.top_k * group.expert for group in self.groups)
 
     def flops(self, context: int = 0) -> int:
@@ -97,7 +95,7 @@ class ModelSizes:
 
     @property
     def total_width(self) -> float:
-        """How many times as wide as the active part all experts together are."""
+        """Say how many times as wide as the active part all experts together are."""
         return (self.shared + sum(group.layers * group.size for group in self.groups)) / self.ffn if self.ffn else 1.0
 
 
@@ -142,9 +140,7 @@ def machine_for(row: pd.Series, dtype: str) -> Machine:
     return Machine(row.bytes_per_second, row.fp8_flops_per_second if fast else row.bf16_flops_per_second)
 
 
-def reading_and_computing(
-    sizes: ModelSizes, machine: Machine, dtype: str, batch: int, context: int
-) -> tuple[float, float]:
+def both_times(sizes: ModelSizes, machine: Machine, dtype: str, batch: int, context: int) -> tuple[float, float]:
     """Say how long a step that writes one token of each of `batch` texts reads at least, and how long it computes."""
     read = WEIGHT_BYTES[dtype] * sizes.read(batch) + batch * CACHE_BYTES[dtype] * sizes.cache(context)
     return read / machine.bytes_per_second, batch * sizes.flops(context) / machine.flops_per_second
@@ -152,30 +148,23 @@ def reading_and_computing(
 
 def step_seconds(sizes: ModelSizes, machine: Machine, dtype: str, batch: int = 1, context: int = 0) -> float:
     """Say the least time of a step that writes one token of each of `batch` texts: of reading or of arithmetic."""
-    return max(reading_and_computing(sizes, machine, dtype, batch, context))
-
-
-def arithmetic_batch(sizes: ModelSizes, machine: Machine, dtype: str, context: int = 0) -> int | None:
-    """Find the least batch at which arithmetic takes as long as reading, or None: then the caches are always slower."""
-
-    def is_enough(batch: int) -> bool:
-        reading, computing = reading_and_computing(sizes, machine, dtype, batch, context)
-        return reading <= computing
-
-    batch = bisect_left(range(MOST_BATCH), True, lo=1, key=is_enough)  # once it is enough, it stays so
-    return batch if batch < MOST_BATCH else None
+    return max(both_times(sizes, machine, dtype, batch, context))
 
 
 def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, batch: int = 1) -> dict[str, Any]:
-    """Say what a row of `machines` does with a model in weights of this type, and `batch` texts of `context` tokens.
-
-    fits: whether weights and caches are no larger than its memory. arithmetic_batch: of short texts, without their
-    caches.
-    """
+    """Say what a row of `machines` does with a model in weights of this type, and `batch` texts of `context` tokens:
+    fits: whether weights and caches are no larger than its memory. arithmetic_batch: the least at which arithmetic
+    takes as long as reading, of short texts, without their caches; None where there is none."""
     machine = machine_for(row, dtype)
+
+    def is_enough(batch: int) -> bool:
+        reading, computing = both_times(sizes, machine, dtype, batch, 0)
+        return reading <= computing
+
+    least = bisect_left(range(MOST_BATCH), True, lo=1, key=is_enough)  # once it is enough, it stays so
     memory = WEIGHT_BYTES[dtype] * sizes.total + CACHE_BYTES[dtype] * batch * sizes.cache(context)
     return {
         "fits": bool(memory <= row.memory_bytes),
         "tokens_per_second": batch / step_seconds(sizes, machine, dtype, batch, context),
-        "arithmetic_batch": arithmetic_batch(sizes, machine, dtype),
+        "arithmetic_batch": least if least < MOST_BATCH else None,
     }

@@ -1,8 +1,7 @@
 """Long sweeps: many runs of small language models, for the lessons to compare (``python -m moe_lessons sweep NAME``).
 
-Each finished run is one line of ``data/results/NAME.jsonl``, written as soon as it is there; what is missing is trained
-the next time. A run has its own random numbers and one thread, so its losses do not depend on where it is trained: in
-this process, in several (joblib) or on a dask cluster (docs/engines.md). Its times do: processes share memory.
+Each finished run is at once a line of ``data/results/NAME.jsonl``; what is missing is trained the next time. Its losses
+do not depend on where it is trained (in this process, in several, on a dask cluster: docs/engines.md), its times do.
 """
 
 import json
@@ -13,10 +12,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
-import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
@@ -33,6 +32,7 @@ from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
 from moe_lessons.training import Run, TrainingDiverged, settings
 
 SOFT = "Soft MoE"
+run_of = itemgetter("model", "lr", "seed")  # of a stored row
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
 
 
@@ -46,17 +46,15 @@ class Setting:
     twins_of: int = 8  # experts of the mixture that the dense twins are of
     widths: Sequence[int] = ()  # of the FFN of the dense models between the twins
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
-    at_once: bool = False  # the end is hidden and named at once: see `tasks.at_once`
+    at_once: bool = False  # the end is hidden and named at once: see `tasks.TextAtOnce`
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Names of all models."""
         mixtures, dense = (f"MoE, E={e}" for e in self.num_experts), (f"dense, F={d_ff}" for d_ff in self.widths)
         return (EQUAL_ACTIVE, *mixtures, *dense, EQUAL_TOTAL, *self.variants)
 
     @cached_property
     def text(self) -> TextTask:
-        """Text of the task, made once."""
         return (TextAtOnce if self.at_once else TextTask)(**self.task, context=self.sizes["max_positions"])
 
     def make_task(self, seed: int) -> TextTask | Facts:
@@ -65,11 +63,7 @@ class Setting:
         return facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
-        """Make a model by its name.
-
-        >>> TEXT.make_model("equal-active twin").layers[0].ffn
-        FeedForward(d_model=64, d_ff=64, activation='swiglu')
-        """
+        """Make one of the `models`."""
         kind, _, number = name.partition("=")
         with seeded(seed):
             if name in self.variants:
@@ -114,13 +108,12 @@ class Sweep:
     setting: Setting = TEXT
 
     def table(self) -> list[tuple]:
-        """List the runs (model, lr, seed): all models from one seed, then the next: a busy hour slows all alike."""
+        """List the runs (model, lr, seed), seed by seed: a busy hour slows all models alike."""
         return [(model, lr, seed) for seed in self.seeds for model, rates in self.rates.items() for lr in rates]
 
     def header(self, name: str) -> dict:
         """Make the first line of its results file: what all runs have in common."""
-        own = ("rates", "setting", "seeds")
-        shared = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in own}
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("rates", "setting", "seeds")}
         return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
 
 
@@ -141,8 +134,6 @@ BALANCED_BY: dict[str, dict] = {  # not by the auxiliary loss
     "no auxiliary loss": {}, "expert choice": {}, SOFT: {},
     "sigmoid and bias": {"expert_bias_rate": 0.01}, "all three": {"expert_bias_rate": 0.01},
 }  # fmt: skip
-ENDINGS = ("facts_rates", "text_rates", "facts", "text", "facts_at_once", "text_at_once")
-GROUPS = {"modern": [f"modern_{ending}" for ending in ENDINGS]}  # one name for several sweeps
 
 SWEEPS = {
     # which learning rate is the best for each model, from one seed; lower ones where the best was the lowest
@@ -175,6 +166,7 @@ SWEEPS = {
     "modern_facts_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.006,)), **FACTS_LIKE | {"setting": FACTS_AT_ONCE}),
     "modern_text_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.01,)), setting=TEXT_AT_ONCE),
 }  # fmt: skip
+GROUPS = {"modern": [name for name in SWEEPS if name.startswith("modern_")]}  # one name for several sweeps
 
 
 @torch_threads(1)  # the same numbers wherever it is trained
@@ -197,8 +189,9 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
                 curve["loss"].append(round(run.evaluate(sweep.held_out)["loss"], 5))
                 if "known" in curve:
                     curve["known"].append(int(task.known(run.model).sum()))
-    count, is_soft = count_parameters(run.model), any(isinstance(part, SoftMoE) for part in run.model.modules())
-    flops = None if is_soft else flops_per_token(run.model, training=True)
+    count, losses = count_parameters(run.model), run.history.loss
+    is_soft = any(isinstance(part, SoftMoE) for part in run.model.modules())  # it has no cost for one token
+    flops = None if is_soft else sweep.batch_size * task.context * flops_per_token(run.model, training=True)
     last = [max(layer) * len(layer) for record in run.records[-BEFORE:] for layer in record.load]
     return {
         "model": model,
@@ -206,10 +199,10 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
         "seed": seed,
         **curve,
         "max_over_mean": round(sum(last) / len(last), 3) if last else None,
-        "spikes": count_spikes(run.history.loss),
+        "spikes": int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum()),
         "diverged": len(run.records) < sweep.steps,
         "ms_per_step": round(median(times), 2) if times else None,
-        "flops_per_step": flops and sweep.batch_size * task.context * flops,
+        "flops_per_step": flops,
         "parameters": count.total,
         "active": count.active,
         "date": date.today().isoformat(),
@@ -220,17 +213,10 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     }
 
 
-def count_spikes(losses: pd.Series) -> int:
-    """Count how often the loss jumps above `SPIKE` times the mean of the `BEFORE` steps before."""
-    return int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum())
-
-
 def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | None = None) -> Iterator[dict]:
-    """Train these runs, and yield what is stored of each as soon as it has finished, in any order.
-
-    jobs: processes of this machine. dask: the address of a scheduler, whose workers train instead. ValueError for
-    workers with several threads: torch's random numbers belong to the process, and two runs must not share them.
-    """
+    """Train these runs, and yield what is stored of each as soon as it has finished, in any order: in so many `jobs`
+    (processes), or by the workers of a dask scheduler at this address. ValueError for workers with several threads:
+    torch's random numbers belong to the process, and two runs must not share them."""
     if dask is None:
         yield from Parallel(jobs, return_as="generator_unordered")(delayed(train)(sweep, *run) for run in runs)
         return
@@ -249,9 +235,8 @@ def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None)
     table. ValueError for a file of other settings."""
     sweep, header = SWEEPS[name], SWEEPS[name].header(name)
     settings, rows, num_whole = read_runs(path) if path.exists() else ({}, [], 0)
-    got = {setting: settings.get(setting) for setting in header if settings.get(setting) != header[setting]}
-    if settings and got:
-        wanted = {setting: header[setting] for setting in got}
+    if settings and (got := {key: settings.get(key) for key in header if settings.get(key) != header[key]}):
+        wanted = {key: header[key] for key in got}
         raise ValueError(f"{path} must hold runs with {wanted}, got {got}: move it away, or use --output FOLDER")
     done = {run_of(row): row for row in rows}
     missing = [run for run in sweep.table() if run not in done]
@@ -269,8 +254,3 @@ def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None)
         lines = (f"{json.dumps(row)}\n" for row in (settings or header, *ordered.values()))
         write_whole(path, "".join(lines).encode())
     print(f"{name}: all {len(sweep.table())} runs are in {path}")
-
-
-def run_of(row: dict) -> tuple:
-    """Say of which run a stored row is: model, lr, seed."""
-    return row["model"], row["lr"], row["seed"]

@@ -55,8 +55,7 @@ def rounds_within(seconds: float, functions: Sequence[Callable[[], object]]) -> 
 
 def milliseconds(function: Callable[[], object]) -> float:
     """Measure how long one call takes, with the work that it leaves to a GPU. Where one thread does all the work, only
-    the time counts that it was at work: a long call is interrupted by other programs more often than a short one.
-    (Windows counts that time too coarsely.)"""
+    the time counts that it was at work, since other programs interrupt it (but on Windows, which counts that badly)."""
     has_gpu = torch.accelerator.is_available()
     wait = torch.accelerator.synchronize if has_gpu else lambda: None
     is_alone = torch.get_num_threads() == 1 and not has_gpu and platform.system() != "Windows"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from moe_lessons.nn import Routing, evaluating
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
-from moe_lessons.training import check_output
+from moe_lessons.training.run import check_output
 
 
 def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
@@ -20,12 +20,6 @@ def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
     layer: the number of the MoE layer, from 0. expert0, expert1, …: the experts that served it, the one with the
     largest weight first, and -1 where it has no more of them (as with expert choice, or where its expert was full).
     weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E.
-
-    >>> from moe_lessons.nn import LanguageModel, TransformerConfig
-    >>> from moe_lessons.tasks import TextTask
-    >>> table = trace(LanguageModel(TransformerConfig()), TextTask(["code"]), num_per_domain=2)
-    >>> len(table), list(table)[:7]  # 2 sequences of 64 tokens, 3 layers
-    (384, ['sequence', 'position', 'byte', 'byte_class', 'domain', 'layer', 'expert0'])
     """
     if not hasattr(task, "held_out"):
         raise ValueError(f"task must have a held-out part, as a TextTask, got {type(task).__name__} without one")
@@ -42,7 +36,7 @@ def trace_text(model: nn.Module, text: str) -> pd.DataFrame:
 
 @torch.no_grad()
 def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[str]) -> pd.DataFrame:
-    """ids (B, T), and the domain of each sequence (B,), an index into `domains`."""
+    """Trace ids (B, T), with the domain of each sequence (B,), an index into `domains`."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a language model, got {type(model).__name__}")
     with evaluating(model):
@@ -77,15 +71,8 @@ def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFra
 
 
 def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = None) -> pd.DataFrame:
-    """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1.
-
-    by: 'domain', 'byte_class', or 'layer'. layer: which one to look at, where there are several; they are never pooled.
-
-    >>> table = pd.DataFrame({"layer": 0, "domain": ["code", "code", "json"], "expert0": [0, 1, 1]})
-    >>> table.attrs["num_experts"] = 2
-    >>> expert_shares(table).loc["code"].to_dict()
-    {'E0': 0.5, 'E1': 0.5}
-    """
+    """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1. by:
+    'domain', 'byte_class' or 'layer'. layer: which one to look at, where there are several; they are never pooled."""
     check_choice("by", by, ("domain", "byte_class", "layer"))
     layers = _check(trace, by)["layer"].unique().tolist()
     if "num_experts" not in trace.attrs:
@@ -100,13 +87,13 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
     return shares.set_axis(pd.Index(shares.index, dtype=object), axis="index")
 
 
-def mutual_information(a, b, given=None, corrected: bool = True) -> float:
+def mutual_information(a, b, given=None) -> float:
     """Estimate I(a; b), or I(a; b | given), in bits: a, b and given are labels, one for each observation.
 
     I(a; b | g) = H(a, g) + H(b, g) - H(a, b, g) - H(g), with the entropies H of the shares that were counted. These
-    scatter, which looks like information: `corrected` takes most of that away; what is left may be slightly below 0.
+    scatter, which looks like information: a correction takes most of that away; what is left may be slightly below 0.
 
-    >>> mutual_information([0, 0, 1, 1], [0, 0, 1, 1], corrected=False)
+    >>> round(mutual_information([0, 1] * 500, [0, 1] * 500), 2)
     1.0
     """
     labels = [np.asarray(x) for x in ((a, b) if given is None else (a, b, given))]
@@ -115,80 +102,66 @@ def mutual_information(a, b, given=None, corrected: bool = True) -> float:
         raise ValueError(f"labels must be in rows of one length, at least one, got the shapes {shapes}")
     a, b, *third = (pd.factorize(x, use_na_sentinel=False)[0] for x in labels)
     joined = [(a, *third), (b, *third), (a, b, *third), third]
-    of_a, of_b, of_both, of_third = (_entropy(*labels, corrected=corrected) for labels in joined)
+    of_a, of_b, of_both, of_third = (_entropy(*labels) for labels in joined)
     return float(of_a + of_b - of_both - of_third)
 
 
-def _entropy(*labels: np.ndarray, corrected: bool) -> float:
-    """Estimate the joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0.
-
-    Of N observations, n of them with each of the values: H = log N - Σ (n / N) log n. The corrected one is the
-    jackknife (S. Zahl, Jackknifing an index of diversity, 1977): with g(n) = n log n - (n - 1) log (n - 1) in the place
-    of log n.
-    """
+def _entropy(*labels: np.ndarray) -> float:
+    """Estimate the joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0."""
     if not labels:
         return 0.0
     joint = np.ravel_multi_index(labels, [label.max() + 1 for label in labels])
-    counts = np.unique(joint, return_counts=True)[1]
-
-    def g(n):
-        return n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1)) if corrected else np.log2(n)
-
-    return g(counts.sum()) - (counts / counts.sum() * g(counts)).sum()
+    # H = log N - Σ (n / N) log n; the jackknife (S. Zahl, Jackknifing an index of diversity, 1977) has g(n) for log n
+    n = np.array([len(joint), *np.unique(joint, return_counts=True)[1]])  # N, and each n
+    g = n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1))
+    return g[0] - (n[1:] / n[0] * g[1:]).sum()
 
 
 def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
-    """Estimate what a token's first choice tells of the token, in bits, corrected for bias: a row for each layer.
-
-    The columns are the other side; 'byte | domain' is I(expert; byte | domain), what the choice tells of the byte when
-    the domain is known already. shuffled: the control. The choices of each layer are dealt out at random: what is left
-    is the error of the estimate, which no correction mends for a text of less than a few thousand tokens.
-    """
+    """Estimate what a token's first choice tells of the token, in bits: a row for each layer, a column for each other
+    side. 'byte | domain' is I(expert; byte | domain), what it tells of the byte when the domain is known already.
+    shuffled: the control. The choices of each layer are dealt out at random: what is left is the error of the estimate,
+    which no correction mends for a text of less than a few thousand tokens."""
     rng, rows = np.random.default_rng(0), {}
     for number, layer in _by_layer(trace, "byte", "byte_class", "domain"):
         expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
+        byte, domain = layer["byte"], layer["domain"]
         rows[number] = {
-            "byte": mutual_information(expert, layer["byte"]),
+            "byte": mutual_information(expert, byte),
             "byte class": mutual_information(expert, layer["byte_class"]),
-            "domain": mutual_information(expert, layer["domain"]),
-            "byte | domain": mutual_information(expert, layer["byte"], given=layer["domain"]),
-            "domain | byte": mutual_information(expert, layer["domain"], given=layer["byte"]),
+            "domain": mutual_information(expert, domain),
+            "byte | domain": mutual_information(expert, byte, given=domain),
+            "domain | byte": mutual_information(expert, domain, given=byte),
         }
     return _table(rows)
 
 
 def repeats(trace: pd.DataFrame) -> pd.DataFrame:
-    """Say how often neighbouring tokens have the same first choice, beside what chance would give, for each layer.
+    """Say how often neighbouring tokens have the same first choice, for each layer, beside what chance would give: of
+    two tokens drawn from the trace, Σ p(e)² over the experts e; and from one domain, averaged over the neighbours."""
 
-    chance: of two tokens drawn from the trace: Σ p(e)² over the experts e. chance_in_domain: of two tokens drawn from
-    one domain, averaged over the pairs of neighbours.
-    """
+    def chance(expert: pd.Series) -> float:
+        return (expert.value_counts(normalize=True) ** 2).sum()
+
     rows = {}
     for number, layer in _by_layer(trace, "sequence", "position", "domain"):
         layer = layer.sort_values(["sequence", "position"])
         after = layer[["sequence", "position", "expert0"]].shift(-1)
         pair = (after["sequence"] == layer["sequence"]) & (after["position"] == layer["position"] + 1)
         same = (after["expert0"] == layer["expert0"])[pair]
-        chance = layer.groupby("domain", observed=True)["expert0"].agg(_chance)
+        in_domain = layer.groupby("domain", observed=True)["expert0"].agg(chance)
         rows[number] = {
             "repeated": same.mean(),
-            "chance": _chance(layer["expert0"]),
-            "chance_in_domain": layer["domain"][pair].map(chance).astype(float).mean(),
+            "chance": chance(layer["expert0"]),
+            "chance_in_domain": layer["domain"][pair].map(in_domain).astype(float).mean(),
         }
     return _table(rows)
 
 
-def _chance(expert: pd.Series) -> float:
-    """Say how likely two draws are the same expert: Σ p²."""
-    return (expert.value_counts(normalize=True) ** 2).sum()
-
-
 def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame) -> pd.DataFrame:
-    """Say how far two models divide the same tokens alike, whatever numbers their experts have, for each layer.
-
-    agreement: the mutual information of their first choices over the mean of the two entropies: 1 where they divide
-    alike; NaN where both use one expert only. shuffled: the same after the choices of one are dealt out at random.
-    """
+    """Say how far two models divide the same tokens alike, whatever numbers their experts have, for each layer:
+    the mutual information of their first choices over the mean of the two entropies, 1 where they divide alike, NaN
+    where both use one expert only. shuffled: the same after the choices of one are dealt out at random."""
     same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(0), {}
     if not np.array_equal(_check(trace_a, *same)[same], _check(trace_b, *same)[same]):
         raise ValueError("trace_a and trace_b must be of the same tokens and layers, got different ones")

@@ -1,7 +1,5 @@
-"""Facts to be remembered: a phone book, in which nothing follows from anything else.
-
-A model reads a name and writes its number. What it knows in the end is what its weights hold.
-"""
+"""Facts to be remembered: a phone book, in which nothing follows from anything else; a model reads a name and writes
+its number. Below, tasks whose end is hidden: all of it is named at once, so that a block may look at every token."""
 
 from random import Random
 from string import ascii_uppercase
@@ -10,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn import evaluating
-from moe_lessons.support.errors import check_positive_int, check_seed, in_words
-from moe_lessons.tasks.text import encode
+from moe_lessons.support.errors import check_positive_int, check_seed
+from moe_lessons.tasks.text import TextTask, encode
 
 NAME_LETTERS, NUMBER_DIGITS = 4, 4
 MOST_ENTRIES = len(ascii_uppercase) ** NAME_LETTERS // 10  # of 456,976 names: a new one is found at once
@@ -51,17 +49,39 @@ class Facts:
         return self.x[chosen], self.y[chosen]
 
     @torch.no_grad()
-    def known(self, model: nn.Module | Tensor) -> Tensor:
-        """Tell which entries a model (or its logits of `x`, (N, T, V)) knows by heart: (N,) bool. One pass over the
-        right numbers is enough: as long as what the model writes is right, it reads these digits."""
-        if isinstance(model, nn.Module):
-            device = next(model.parameters()).device
-            with evaluating(model):
-                model = torch.cat([model(x.to(device))[0] for x in self.x.split(256)])  # small: it stays in the cache
-        if not isinstance(model, Tensor) or model.shape[:-1] != self.x.shape:
-            wanted = f"a model, or its logits ({self.num_entries}, {self.context}, V)"
-            raise ValueError(f"model must be {wanted}, got {in_words(model)}")
-        return ((model.argmax(dim=-1).cpu() == self.y) | (self.y == NOT_SCORED)).all(dim=1)
+    def known(self, model: nn.Module) -> Tensor:
+        """Tell which entries a model knows by heart: (N,) bool. One pass over the right numbers is enough: as long as
+        what the model writes is right, it reads these digits."""
+        device = next(model.parameters()).device
+        with evaluating(model):  # in parts so small that they stay in the cache
+            said = torch.cat([model(x.to(device))[0].argmax(dim=-1).cpu() for x in self.x.split(256)])  # (N, T)
+        return ((said == self.y) | (self.y == NOT_SCORED)).all(dim=1)
 
-    def __repr__(self) -> str:
-        return f"Facts(num_entries={self.num_entries}, seed={self.seed})"
+
+def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """Score only the last `num` of y (B, T), and have x show none of them."""
+    x, y = x.clone(), y.clone()
+    x[:, len(x[0]) - num + 1 :] = ord("_")
+    y[:, : len(y[0]) - num] = NOT_SCORED
+    return x, y
+
+
+class FactsAtOnce(Facts):
+    """Is `Facts` whose four digits are named at once, from the name alone: x is 'IUHQ:___'."""
+
+    def __init__(self, num_entries: int = 2000, seed: int = 0):
+        super().__init__(num_entries, seed)
+        self.x, self.y = hide_end(self.x, self.y, NUMBER_DIGITS)
+
+
+class TextAtOnce(TextTask):
+    """Is `TextTask` of which the last `num_hidden` bytes of each sequence are named at once, from those before."""
+
+    def __init__(self, *args, num_hidden: int = 4, **kwargs):
+        super().__init__(*args, **kwargs)
+        if check_positive_int("num_hidden", num_hidden) > self.context:
+            raise ValueError(f"num_hidden must be at most the context ({self.context}), got {num_hidden}")
+        self.num_hidden = num_hidden
+
+    def _sequences(self, starts: Tensor) -> tuple[Tensor, Tensor]:
+        return hide_end(*super()._sequences(starts), self.num_hidden)

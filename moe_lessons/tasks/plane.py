@@ -33,7 +33,7 @@ class PlaneTask:
 
     @cached_property
     def prototypes(self) -> Tensor:
-        """(24, 2): the centres of the blobs or cells, kept apart by taking the farthest of ten candidates."""
+        """Place the centres of the blobs or cells (24, 2), apart: each is the farthest of ten candidates."""
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.rand(1, 2, generator=generator) * 1.8 - 0.9
         while len(chosen) < NUM_PROTOTYPES:
@@ -43,7 +43,7 @@ class PlaneTask:
         return chosen
 
     def labels(self, x: Tensor) -> Tensor:
-        """The class of each point: x (T, 2) -> (T,). For blobs, of the nearest centre."""
+        """Give the class of each point: x (T, 2) -> (T,). For blobs, of the nearest centre."""
         if self.name in ("blobs", "uneven", "voronoi"):
             return torch.cdist(x, self.prototypes).argmin(dim=1) % NUM_CLASSES
         if self.name == "waves":
@@ -73,15 +73,8 @@ def grid(resolution: int) -> Tensor:
 
 
 class PlaneClassifier(nn.Module):
-    """Is a block of a transformer without attention: embed the point, add what the block says, read off the class.
-
-    h = embed(x); logits = head(h + block(h)).  x (T, 2) -> logits (T, num_classes) and [`Routing`], [] for a dense FFN.
-
-    >>> from moe_lessons.nn import MoE
-    >>> logits, routings = PlaneClassifier(MoE(16, 8, num_experts=8, top_k=2), num_classes=8)(torch.zeros(5, 2))
-    >>> logits.shape, len(routings)
-    (torch.Size([5, 8]), 1)
-    """
+    """Is a transformer block without attention: h = embed(x); logits = head(h + block(h)). x (T, 2) -> logits
+    (T, num_classes) and [`Routing`], [] for a dense FFN."""
 
     input_scale = 3.0  # multiplies the points before they are embedded
 
@@ -99,11 +92,9 @@ class PlaneClassifier(nn.Module):
 
     @torch.no_grad()
     def start_router_at(self, prototypes: Tensor, sharpness: float = 4.0) -> None:
-        """Set the router so that each point goes first to the expert of the nearest prototype (E, 2).
-
-        -|x - c|² = 2 c·x - |c|² - |x|², and |x|² is the same for all experts: a linear router can say it exactly,
-        through the embedding h = M·(x, 1). `sharpness` multiplies the logits.
-        """
+        """Set the router so that each point goes first to the expert of the nearest prototype (E, 2): of -|x - c|² =
+        2 c·x - |c|² - |x|² the last is the same for all experts, and a linear router can say the rest exactly, through
+        the embedding h = M·(x, 1). `sharpness` multiplies the logits."""
         embedding = torch.cat([self.embed.weight * self.input_scale, self.embed.bias[:, None]], dim=1)  # M (D, 3)
         target = torch.cat([2 * prototypes, -prototypes.square().sum(dim=1, keepdim=True)], dim=1)  # (E, 3)
         self.block.router.weight.copy_(sharpness * target.to(embedding) @ torch.linalg.pinv(embedding))

@@ -33,14 +33,8 @@ class BandRecord(Record):
 
 
 class SeedBand(Run):
-    """Trains S plane classifiers of one setting as one batched model: the same numbers as S separate runs.
-
-    As `training.plane_runs(setting, seed)["MoE"]` for each of `seeds`; noise is drawn for all together: as likely.
-
-    >>> band = SeedBand(PlaneSetting(), seeds=range(3))
-    >>> band.step().losses.shape, band.clean_loads().shape
-    ((3,), (3, 8))
-    """
+    """Trains S plane classifiers of one setting as one batched model: the same numbers as `plane_runs(setting, seed)
+    ["MoE"]` for each of `seeds`, but that noise is drawn for all together: as likely."""
 
     has_checkpoints = False
 
@@ -123,10 +117,8 @@ class BandClassifier(nn.Module):
         self.head = Linears([model.head for model in models])
         router = IslandRouter(moe.router for moe in moes)
         with seeded(0):
-            self.block = MoE(
-                first.d_model, first.d_ff, router.num_experts, first.top_k,
-                router=router, capacity_priority=first.capacity_priority, dispatch="padded",
-            )  # fmt: skip
+            sizes = first.d_model, first.d_ff, router.num_experts, first.top_k
+            self.block = MoE(*sizes, router=router, dispatch="padded")
         with torch.no_grad():
             for name, weight in self.block.experts.named_parameters():
                 weight.copy_(torch.cat([moe.experts.get_parameter(name) for moe in moes]))
@@ -170,16 +162,12 @@ class IslandRouter(nn.Module):
         if hasattr(self, "expert_bias"):
             for router, bias in zip(self.routers, self.expert_bias.chunk(num), strict=True):
                 router.expert_bias = bias  # a view: what moves the whole moves the parts
-        return side_by_side([router(tokens) for router, tokens in zip(self.routers, x.chunk(num), strict=True)])
-
-
-def side_by_side(routings: list[Routing]) -> Routing:
-    """Make one routing of S·T tokens and S·E experts of S routings of T tokens and E experts."""
-    num_tokens, num_experts = routings[0].router_probs.shape
-    return Routing.all_kept(
-        router_logits=torch.cat([routing.router_logits for routing in routings]),
-        router_probs=torch.block_diag(*(routing.router_probs for routing in routings)),
-        token_idx=torch.cat([routing.token_idx + num_tokens * s for s, routing in enumerate(routings)]),
-        expert_idx=torch.cat([routing.expert_idx + num_experts * s for s, routing in enumerate(routings)]),
-        weight=torch.cat([routing.weight for routing in routings]),
-    )
+        routings = [router(tokens) for router, tokens in zip(self.routers, x.chunk(num), strict=True)]
+        num_tokens, num_experts = routings[0].router_probs.shape
+        return Routing.all_kept(
+            router_logits=torch.cat([routing.router_logits for routing in routings]),
+            router_probs=torch.block_diag(*(routing.router_probs for routing in routings)),
+            token_idx=torch.cat([routing.token_idx + num_tokens * s for s, routing in enumerate(routings)]),
+            expert_idx=torch.cat([routing.expert_idx + num_experts * s for s, routing in enumerate(routings)]),
+            weight=torch.cat([routing.weight for routing in routings]),
+        )

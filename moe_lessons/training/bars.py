@@ -26,7 +26,11 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
     >>> [n * n for n in bar(range(3))]
     [0, 1, 4]
     """
-    things, interrupts = list(things), []
+    things, interrupts, given = list(things), [], {"desc": what, "leave": False}
+    if hasattr(get_ipython(), "kernel"):  # a live notebook
+        made = NotebookBar(total=len(things), display=False, disable=static_mode(), **given)
+    else:
+        made = tqdm(total=len(things), delay=SOON, disable=None, **given)  # None: only on a terminal
 
     def hear() -> bool:
         interrupts.append(True)
@@ -34,7 +38,7 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
             raise KeyboardInterrupt
         return False
 
-    with heeding(hear), make_bar(len(things), what) as drawn:
+    with heeding(hear), made as drawn:
         for done, thing in enumerate(things, start=1):
             yield thing
             drawn.update()
@@ -68,10 +72,3 @@ class NotebookBar(tqdm_notebook):
         super().close()
         if is_open and self.shown is not None:
             self.shown.update({}, raw=True)
-
-
-def make_bar(total: int, what: str) -> tqdm:
-    """Make a bar of widgets in a live notebook, of text on a terminal, and none elsewhere."""
-    if not hasattr(get_ipython(), "kernel"):
-        return tqdm(total=total, desc=what, delay=SOON, leave=False, disable=None)  # None: only on a terminal
-    return NotebookBar(total=total, desc=what, leave=False, display=False, disable=static_mode())

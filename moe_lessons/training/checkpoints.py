@@ -22,19 +22,8 @@ def save_checkpoint(run, path: str | Path) -> None:
 
 
 def load_checkpoint(run, path: str | Path):
-    """Put a `Run`, made as the saved one was, where that one stood, and return it: its next step is the same.
-
-    ValueError where the file is no whole checkpoint, or of a run with another configuration. A file cannot run code.
-
-    >>> from tempfile import TemporaryDirectory
-    >>> from moe_lessons.training import PRESETS, plane_runs
-    >>> run, new = (plane_runs(PRESETS["healthy"])["MoE"] for _ in range(2))
-    >>> with TemporaryDirectory() as folder:
-    ...     save_checkpoint(run, f"{folder}/run.pt")
-    ...     same = load_checkpoint(new, f"{folder}/run.pt")
-    >>> run.step().loss == same.step().loss
-    True
-    """
+    """Put a `Run`, made as the saved one was, where that one stood, and return it: its next step is the same. A file
+    cannot run code. ValueError where it is no whole checkpoint, or of a run with another configuration."""
     content, is_whole, saved = Path(path).read_bytes(), False, None
     with suppress(Exception):  # of many classes
         is_whole = zipfile.ZipFile(io.BytesIO(content)).testzip() is None  # torch does not look at the checksums
@@ -51,8 +40,7 @@ def load_checkpoint(run, path: str | Path):
 
 def configuration(run) -> dict[str, str]:
     """Say in words what must be the same in two runs for one to go on where the other stopped: classes, plain values
-    (but for those of knobs), shapes and types of the weights, and the first data of the task.
-    """
+    (but for those of knobs), shapes and types of the weights, and the first data of the task."""
     words = {"run.knobs": ", ".join(TRAINING)}
     for name, part in {"task": run.task, "run": run, **dict(run.model.named_modules(prefix="model"))}.items():
         words[name] = type(part).__name__

@@ -1,7 +1,4 @@
-"""The one table of knobs: how each is called, what it may be, what it needs and how it is applied.
-
-Sliders, presets (`PlaneSetting`), `Knobs`, checkpoints and calculators read it. A new knob is one entry.
-"""
+"""The one table of knobs, which sliders, settings, runs, checkpoints and calculators read: a new knob is one entry."""
 
 import functools
 from collections.abc import Callable
@@ -38,9 +35,10 @@ class Knob:
     off: the value at which it does nothing. needs: the modules that it acts on; without one, only `off` is allowed, and
     `idle` says why.
 
-    How it is applied to a run: as an `attribute` of those modules, as the weight of a `loss` of each routing, or by an
-    `update` of each router after a step (router, routing, value). lr is the optimizer's. What has none of these starts
-    a view afresh, or changes only what is looked at. disturbs: whether training then routes otherwise than evaluation.
+    How it is applied to a run: as an `attribute` of those modules, as the weight of a `loss` of each routing (by its
+    `__name__` in `Run.history`), or by an `update` of each router after a step (router, routing, value). lr is the
+    optimizer's. What has none of these starts a view afresh, or changes only what is looked at. disturbs: whether
+    training then routes otherwise than evaluation.
     """
 
     name: str
@@ -58,14 +56,7 @@ class Knob:
 
     @property
     def description(self) -> str:
-        """The label with its unit."""
         return f"{self.label} ({self.unit})" if self.unit else self.label
-
-    @property
-    def loss_name(self) -> str:
-        """The name of its loss in `Run.history`: that of the function, or of the knob where that has none."""
-        name = getattr(self.loss, "__name__", "")
-        return name if name.isidentifier() else self.name
 
     def check(self, value: Any) -> float | None:
         """Return the value of a knob of `TRAINING` as it is applied, or raise ValueError."""

@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.nn import Routing, evaluating, is_moe, torch_threads
-from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_seed
+from moe_lessons.support.errors import check_count, check_number, check_positive_int, check_seed
 from moe_lessons.tasks.facts import NOT_SCORED
 from moe_lessons.training.checkpoints import configuration
-from moe_lessons.training.finite import first_not_finite
 from moe_lessons.training.knobs import TRAINING, Knobs
 
 DEAD_SHARE = 0.01  # an expert is called dead when fewer than 1 % of the tokens want it
@@ -34,7 +33,7 @@ class Record:
     step: int
     loss: float  # of the task alone: cross entropy, nats
     accuracy: float  # 0 to 1, on the batch of this step, before the update
-    auxiliary: dict[str, float]  # each loss beside that of the task, by its name: see `Run.auxiliary_losses`
+    auxiliary: dict[str, float]  # each loss beside that of the task, by its name, summed over the MoE layers
     load: list[list[float]]  # for each MoE layer, the share of the assignments that each expert was wanted for
     dead_experts: int  # over all MoE layers
     dropped_share: float  # of all assignments, 0 to 1
@@ -50,9 +49,7 @@ class Run:
         a part of its data to measure on has `held_out(num_per_domain) -> (x, y, domain)` and `domains` too.
     seed: of the data and of the noise. The same seed gives the same numbers on the same machine: a run computes with
         `threads` threads and (on a CPU or with CUDA) random numbers of its own, whatever goes on around it.
-    warmup_steps, decay_steps: see `lr_scale`.
-    max_grad_norm: a gradient whose norm over all weights is above this is scaled down to it.
-    precision: 'bfloat16' computes the products in bfloat16; weights, routers and loss stay in float32.
+    warmup_steps, decay_steps: see `lr_scale`. max_grad_norm: a gradient of a larger norm is scaled down to it.
 
     `knobs` may change between steps; `records` and `history` hold every step so far. Where the loss or a gradient is
     not finite, `step()` raises `TrainingDiverged` and says where that began. The weights are then those of the last
@@ -79,7 +76,6 @@ class Run:
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         max_grad_norm: float | None = None,
-        precision: str = "float32",
     ):
         if not callable(getattr(task, "batch", None)):
             raise ValueError(f"task must have batch(num, generator) -> (x, y), got {type(task).__name__} without it")
@@ -94,7 +90,6 @@ class Run:
         if max_grad_norm is not None:
             check_number("max_grad_norm", max_grad_norm, above=True)
         self.decay_steps, self.max_grad_norm = decay_steps, max_grad_norm
-        self.precision = check_choice("precision", precision, ("float32", "bfloat16"))
         self.model, self.task, self.device = model, task, next(model.parameters()).device
         self._parameters = list(model.parameters())
         # fused: twice as fast as foreach at every size of the lessons
@@ -143,11 +138,13 @@ class Run:
                 raise
             self._diverge(str(error), x)
         losses, correct = token_losses(logits, y)
-        total = loss = losses.mean()
-        auxiliary = self.auxiliary_losses(routings)
-        for weight, value in auxiliary.values():
-            if weight > 0:  # what weighs nothing costs no backward
-                total = total + weight * value
+        total, auxiliary = losses.mean(), {}
+        for name, knob in TRAINING.items():
+            if knob.loss:
+                value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
+                auxiliary[knob.loss.__name__] = value.item()
+                if (weight := getattr(self.knobs, name)) > 0:  # what weighs nothing costs no backward
+                    total = total + weight * value
         if not math.isfinite(total.item()):  # on a GPU this waits for the step
             self._diverge(f"the loss is {total.item()}", x)
         self.optimizer.zero_grad()
@@ -157,9 +154,9 @@ class Run:
             self._diverge("a gradient is not finite", x)
         numbers = {
             "step": len(self.records) + 1,
-            "loss": loss.item(),
+            "loss": losses.mean().item(),
             "accuracy": correct.float().mean().item(),
-            "auxiliary": {name: value.item() for name, (_, value) in auxiliary.items()},
+            "auxiliary": auxiliary,
             "lr": self.knobs.lr * lr_scale(len(self.records) + 1, self.warmup_steps, self.decay_steps),
             "ms_per_step": 0.0,
         }
@@ -167,20 +164,7 @@ class Run:
         self._update(norm, record.lr, routings)  # last of all: an interrupt before it has changed no weight
         return record
 
-    def auxiliary_losses(self, routings: list[Routing]) -> dict[str, tuple[float, Tensor]]:
-        """Name each loss beside that of the task, with its weight and its value, summed over the MoE layers.
-
-        They are those of the knobs; a run with another one extends this.
-        """
-        losses = {}
-        for name, knob in TRAINING.items():
-            if knob.loss:
-                value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
-                losses[name if knob.loss_name in losses else knob.loss_name] = getattr(self.knobs, name), value
-        return losses
-
     def _update(self, norm: Tensor, lr: float, routings: list[Routing]) -> None:
-        """Move the weights by their gradients, and the expert biases by the routings."""
         if self.max_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, norm)
         for group in self.optimizer.param_groups:
@@ -194,8 +178,26 @@ class Run:
         self.optimizer.step()
 
     def _first_not_finite(self, x: Tensor) -> str | None:
-        with self._own_random_numbers():  # the same noise again
-            return first_not_finite(self.model, self._forward, x)
+        """Name the first that is not finite, or None: x, a weight, the output of a module (in the order in which they
+        finish), a gradient (as backward goes)."""
+        weights, found = list(self.model.named_parameters()), []
+
+        def look(what: str, value: Any) -> None:
+            values = vars(value).values() if is_dataclass(value) else value if isinstance(value, tuple) else [value]
+            if not all(tensor.isfinite().all() for tensor in values if isinstance(tensor, Tensor)):
+                found.append(what)
+
+        for name, tensor in [("the input", x), *weights]:
+            look(name, tensor)
+        with ExitStack() as hooks, self._own_random_numbers(), suppress(Exception), torch.no_grad():
+            for name, module in self.model.named_modules():
+                what = f"the output of {name or 'the model'}"
+                hook = module.register_forward_hook(lambda _, __, output, what=what: look(what, output))
+                hooks.enter_context(hook)
+            self._forward(x)  # with the same noise; where it raises, what was seen until then says enough
+        for name, weight in reversed(weights):
+            look(f"the gradient of {name}", weight.grad)
+        return found[0] if found else None
 
     def _diverge(self, why: str, x: Tensor) -> None:
         first = self._first_not_finite(x)
@@ -207,7 +209,6 @@ class Run:
         )
 
     def _record(self, numbers: dict, losses: Tensor, correct: Tensor, routings: list[Routing]) -> Record:
-        """Make a record of these numbers, and of what else a step shows."""
         wanted = sum(r.dropped + len(r.expert_idx) for r in routings)
         return Record(
             **numbers,
@@ -242,14 +243,13 @@ class Run:
 
     @torch.no_grad()
     def _measure(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[Routing]]:
-        """Give the loss of each token, whether it is classified correctly, and the routings, in eval mode."""
         with self._own_random_numbers(), evaluating(self.model):
             logits, routings = self._forward(x)
             return *token_losses(logits, y), routings
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row for each step: the fields of `Record`, with a column for each auxiliary loss, by its name, and for
+        """Make a row for each step: the fields of `Record`, with a column for each auxiliary loss, by its name, and for
         the load of each expert: 'load E0', 'load E1', … for one MoE layer, and 'load L0 E0', … for several."""
         columns = [field.name for field in fields(Record)]
         frame = pd.DataFrame([vars(record) for record in self.records], columns=columns)
@@ -292,7 +292,6 @@ class Run:
         self._return_to(state["position"])
 
     def _position(self) -> list[Tensor]:
-        """Say where the run stands in the random numbers of its data."""
         return [generator.get_state() for generator in self._data]
 
     def _return_to(self, position: list[Tensor]) -> None:
@@ -309,8 +308,7 @@ class Run:
             yield
 
     def _forward(self, x: Tensor) -> tuple[Tensor, list[Routing]]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            logits, routings = check_output(self.model(x))
+        logits, routings = check_output(self.model(x))
         return logits.to(torch.promote_types(logits.dtype, torch.float32)), routings
 
     def _generators(self, more: int = 0) -> list[torch.Generator]:
@@ -360,10 +358,10 @@ def copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
         target.copy_(value)
 
 
-def is_dead(wanted, num_tokens: int = 1, share: float = DEAD_SHARE):
-    """Tell which experts (…, E) fewer than `share` of the tokens want. wanted: how many tokens want each, drops
+def is_dead(wanted, num_tokens: int = 1):
+    """Tell which experts (…, E) fewer than `DEAD_SHARE` of the tokens want. wanted: how many tokens want each, drops
     included; or the share of the tokens, where num_tokens is 1."""
-    return wanted < share * num_tokens
+    return wanted < DEAD_SHARE * num_tokens * (1 - 1e-6)  # a share in float32 may miss the limit by its rounding
 
 
 def dead_experts(routing: Routing) -> int:

@@ -5,19 +5,9 @@ from dataclasses import KW_ONLY, dataclass, replace
 import torch
 from torch import nn
 
-from moe_lessons.nn import (
-    EQUAL_ACTIVE,
-    EQUAL_TOTAL,
-    LanguageModel,
-    MoE,
-    Routing,
-    TransformerConfig,
-    dense_twin,
-    seeded,
-    torch_threads,
-)
+from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, MoE, Routing, TransformerConfig, dense_twin
 from moe_lessons.nn import routing as all_routers
-from moe_lessons.nn.balancing import PRIORITIES
+from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
 from moe_lessons.tasks.facts import Facts
 from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, spread_prototypes
@@ -46,7 +36,6 @@ class PlaneSetting(KnobFields):
     d_ff: int = 4
     router_start: str = "spread"
     router: str = "top-k"
-    capacity_priority: str = "order"
     _: KW_ONLY
     lr: float = 0.02
     router_aux_loss_coef: float = 0.02  # the other knobs are off: see `knobs.KnobFields`
@@ -58,7 +47,6 @@ class PlaneSetting(KnobFields):
         check_positive_int("d_ff", self.d_ff)
         check_choice("router_start", self.router_start, ROUTER_STARTS)
         check_choice("router", self.router, ROUTERS)
-        check_choice("capacity_priority", self.capacity_priority, PRIORITIES)
         idle = idle_with(self.router)
         for name, knob in TRAINING.items():
             value = knob.check(getattr(self, name))
@@ -111,20 +99,17 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[Plane
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
     attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. Where it has
-    no `router.weight` (E, D), it starts as you wrote it.
-    """
+    no `router.weight` (E, D), it starts as you wrote it."""
     task = PlaneTask(setting.task, seed)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
     with seeded(seed):
         if block is None:
-            router = ROUTERS[setting.router](D_MODEL, setting.num_experts, setting.top_k)
-            moe = MoE(**sizes, router=router, capacity_priority=setting.capacity_priority)
+            moe = MoE(**sizes, router=ROUTERS[setting.router](D_MODEL, setting.num_experts, setting.top_k))
         else:
             moe = make_block(block, sizes)
         model = PlaneClassifier(moe, NUM_CLASSES)
-    sharpness = ROUTER_STARTS[setting.router_start]
-    weight = getattr(getattr(model.block, "router", None), "weight", None)
-    if sharpness is not None and weight is not None and weight.shape == (setting.num_experts, D_MODEL):
+    sharpness, router = ROUTER_STARTS[setting.router_start], getattr(model.block, "router", None)
+    if sharpness and getattr(getattr(router, "weight", None), "shape", None) == (setting.num_experts, D_MODEL):
         model.start_router_at(spread_prototypes(task, setting.num_experts, seed), sharpness)
     return model, task
 
@@ -158,16 +143,15 @@ def make_block(block, sizes: dict[str, int]) -> nn.Module:
 def plane_runs(setting: PlaneSetting, seed: int = 0, block=None) -> dict[str, Run]:
     """Make a mixture of experts and its two dense twins, which learn from the same points; block: see `plane_model`."""
     model, task = plane_model(setting, seed, block)
-    models = with_twins(model, seed)
-    runs = {name: Run(model, task, lr=setting.lr, seed=seed) for name, model in models.items()}
+    runs = {name: Run(each, task, lr=setting.lr, seed=seed) for name, each in with_twins(model, seed).items()}
     runs["MoE"].knobs.take(setting)
     return runs
 
 
 def with_twins(model: nn.Module, seed: int) -> dict[str, nn.Module]:
     """Set the two dense twins of a mixture beside it; all that is no mixture starts equal in the three."""
-    twins = {EQUAL_ACTIVE: dense_twin(model, "active", seed), EQUAL_TOTAL: dense_twin(model, "total", seed)}
-    return {"MoE": model} | twins
+    active, total = (dense_twin(model, match, seed) for match in ("active", "total"))
+    return {"MoE": model, EQUAL_ACTIVE: active, EQUAL_TOTAL: total}
 
 
 FACTS = TransformerConfig(
@@ -182,17 +166,17 @@ def facts_model(seed: int = 0, **sizes) -> LanguageModel:
         return LanguageModel(replace(FACTS, **sizes))
 
 
-def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR, steps: int | None = None) -> Run:
-    """Make a run in which `model` learns the facts by heart. steps: in which the learning rate falls to a tenth; None:
-    as many as read each entry 64 times, and at least 250."""
-    steps = max(task.num_entries // 4, 250) if steps is None else steps  # of 256 entries each
+def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR) -> Run:
+    """Make a run in which `model` learns the facts by heart. Its rate falls to a tenth in as many steps as read each
+    entry 64 times, and at least 250."""
+    steps = max(task.num_entries // 4, 250)  # of 256 entries each
     run = Run(model, task, lr=lr, seed=seed, warmup_steps=20, decay_steps=steps, max_grad_norm=1.0)
     if run.num_experts:
         run.knobs.router_aux_loss_coef = 0.01
     return run
 
 
-def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0, **training) -> dict[str, Run]:
-    """Make a mixture and its two dense twins, which learn the same facts; training: see `facts_run`."""
+def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0) -> dict[str, Run]:
+    """Make a mixture and its two dense twins, which learn the same facts."""
     task, model = Facts(num_entries, seed), facts_model(seed, num_experts=num_experts, top_k=top_k)
-    return {name: facts_run(model, task, seed, **training) for name, model in with_twins(model, seed).items()}
+    return {name: facts_run(model, task, seed) for name, model in with_twins(model, seed).items()}

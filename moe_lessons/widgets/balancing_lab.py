@@ -8,7 +8,7 @@ from typing import Any
 import ipywidgets as W
 import numpy as np
 
-from moe_lessons.analysis.remedies import STRENGTHS, Tile, split_strength, tile_setting
+from moe_lessons.analysis.collapse import STRENGTHS, Tile, split_strength, tile_setting
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels.shares import tile as panel_of_tile

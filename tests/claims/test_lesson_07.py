@@ -14,17 +14,16 @@ from torch.nn import functional as F
 from moe_lessons.analysis import (
     Machine,
     TransformerShape,
-    arithmetic_intensity,
     bytes_per_step,
     count_parameters,
     decode_speed,
     distinct_experts,
     flops_per_token,
-    measure_machine,
     paired_ratio,
     union_law,
 )
 from moe_lessons.analysis.counting import MODEL_SHAPES
+from moe_lessons.analysis.inference import arithmetic_intensity, measure_machine
 from moe_lessons.exercises.lesson_07 import my_full_batch
 from moe_lessons.nn import (
     EQUAL_ACTIVE,

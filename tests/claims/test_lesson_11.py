@@ -5,8 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from moe_lessons.analysis.planner import plan
-from moe_lessons.analysis.systems import check_published
+from moe_lessons.analysis.planner import check_published, plan
 from moe_lessons.nn import SigmoidRouter, seeded
 from moe_lessons.parallel import launch, rank_traffic
 from moe_lessons.parallel.measure import step_times

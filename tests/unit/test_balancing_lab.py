@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from live_tools import assert_consistent, button, click, losses, mark, on_a_loop, settled
 
-from moe_lessons.analysis.remedies import NUM_POINTS, STRENGTHS
+from moe_lessons.analysis.collapse import READ_POINTS, STRENGTHS
 from moe_lessons.plots.marks import Band, Line, Stack
 from moe_lessons.plots.panels.models import CURVES
 from moe_lessons.training import REMEDIES, SeedBand, remedy_setting
@@ -141,10 +141,10 @@ async def test_what_is_refused_by_hand_is_said_and_changes_nothing():
 def test_readings_are_of_the_clean_router_on_held_out_points(lab):
     for name, tile in lab.tiles.items():
         assert [reading.step for reading in tile.readings] == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
-        last, loads = tile.readings[-1], tile.band.clean_loads(NUM_POINTS)
+        last, loads = tile.readings[-1], tile.band.clean_loads(READ_POINTS)
         assert last.dead.tolist() == [sum(share < 0.01 for share in load) for load in loads], name  # top-1
         np.testing.assert_allclose(last.max_over_mean, [max(load) / np.mean(load) for load in loads])
-        assert last.accuracy.tolist() == tile.band.evaluate(NUM_POINTS)["accuracies"].tolist()
+        assert last.accuracy.tolist() == tile.band.evaluate(READ_POINTS)["accuracies"].tolist()
 
 
 def test_dead_is_of_the_tokens_where_each_has_two_experts():

@@ -18,11 +18,6 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_all_things_in_their_order_and_nothing_is_printed(capsys):
-    assert list(bar(n for n in "abc")) == ["a", "b", "c"] and list(bar([])) == []
-    assert capsys.readouterr() == ("", "")
-
-
 def test_an_interrupt_ends_it_after_the_thing_in_work(capsys):
     done, before = [], signal.getsignal(signal.SIGINT)
     for n in bar(range(10)):
@@ -84,7 +79,7 @@ def test_runs_take_turns_and_stopped_all_have_as_many_steps(capsys):
 
 
 def run_in_a_kernel(source: str) -> list[list[str]]:
-    """For each cell of a notebook with the source between lines of dashes: the kinds of its outputs, text as it is."""
+    """The kinds of the outputs of each cell, text as it is."""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in source.split("---\n")])
     NotebookClient(book, timeout=60, kernel_name="python3").execute()
     return [[o.get("text") or "+".join(o["data"]) for o in cell.outputs] for cell in book.cells]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracle import refused
 
-from moe_lessons.nn import FeedForward, LanguageModel, MoE, NoisyTopKRouter, SigmoidRouter, TransformerConfig, seeded
+from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, SigmoidRouter, TransformerConfig, seeded
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask, make_text
 from moe_lessons.training import PlaneSetting, Record, Run, SeedBand, TrainingDiverged
 from moe_lessons.training.checkpoints import FORMAT, load_checkpoint, save_checkpoint
@@ -36,17 +36,11 @@ def path(tmp_path):
     return tmp_path / "run.pt"
 
 
-@pytest.fixture(scope="module")
-def text() -> TextTask:
-    return TextTask(["english", "json"], context=16)
-
-
-def text_run(task: TextTask, router: str = "top-k", sizes: dict | None = None, **options) -> Run:
-    usual = {"d_model": 32, "num_layers": 2, "num_heads": 2, "max_positions": 16, "d_ff": 8, "num_experts": 4}
+def text_run(task: TextTask) -> Run:
+    sizes = {"d_model": 32, "num_layers": 2, "num_heads": 2, "max_positions": 16, "d_ff": 8, "num_experts": 4}
     with seeded(0):
-        model = LanguageModel(TransformerConfig(**usual | (sizes or {}), router=router))
-    schedule = {"warmup_steps": 3, "decay_steps": 12, "max_grad_norm": 0.5}
-    return Run(model, task, **{"lr": 0.01, "batch_size": 8} | schedule | options)
+        model = LanguageModel(TransformerConfig(**sizes))
+    return Run(model, task, lr=0.01, batch_size=8, warmup_steps=3, decay_steps=12, max_grad_norm=0.5)
 
 
 def turned(run: Run, **knobs) -> Run:
@@ -65,33 +59,29 @@ def torch_file(content) -> bytes:
 
 
 def same_state(a: Run | dict, b: Run | dict) -> bool:
-    """Whether two runs stand at the same point, to the bit."""
     states = [value.state_dict() if isinstance(value, Run) else value for value in (a, b)]
     first, second = (state | {"records": len(state["records"])} for state in states)  # but for the times
     return torch_file(copy.deepcopy(first)) == torch_file(copy.deepcopy(second))
 
 
 RUNS = {
-    "noise": lambda text: turned(plane_run(), noise_std=1.0, jitter_noise=0.1, router_z_loss_coef=0.01),
-    "learned noise": lambda text: turned(plane_run("learned"), router_aux_loss_coef=0.1),
-    "dropping": lambda text: turned(plane_run(), capacity_factor=0.5),
-    "bias update": lambda text: turned(plane_run("sigmoid"), expert_bias_rate=0.05),
-    "dense": lambda text: Run(PlaneClassifier(FeedForward(16, 8), 8), PlaneTask()),
-    "language model": lambda text: turned(text_run(text), noise_std=0.5, capacity_factor=1.0),
-    "language model, bias update": lambda text: turned(text_run(text, "sigmoid"), expert_bias_rate=0.05, lr=0.02),
-    "language model, bfloat16": lambda text: text_run(text, precision="bfloat16"),
+    "noise": lambda: turned(plane_run(), noise_std=1.0, jitter_noise=0.1, router_z_loss_coef=0.01),
+    "learned noise": lambda: turned(plane_run("learned"), router_aux_loss_coef=0.1),
+    "dropping": lambda: turned(plane_run(), capacity_factor=0.5),
+    "bias update": lambda: turned(plane_run("sigmoid"), expert_bias_rate=0.05),
+    "language model": lambda: turned(text_run(TextTask("json", context=16)), noise_std=0.5, capacity_factor=1.0),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_was_saved_goes_on_to_the_same_numbers(name, text, path):
-    run = RUNS[name](text)
+def test_a_run_that_was_saved_goes_on_to_the_same_numbers(name, path):
+    run = RUNS[name]()
     records(run, 6)
     save_checkpoint(run, path)
     expected = records(run, 8)
     assert os.listdir(path.parent) == ["run.pt"]
 
-    later = turned(RUNS[name](text), router_aux_loss_coef=7.0, router_z_loss_coef=7.0)  # the saved ones count
+    later = turned(RUNS[name](), router_aux_loss_coef=7.0, router_z_loss_coef=7.0)  # the saved ones count
     later.model.load_state_dict({k: torch.zeros_like(v) for k, v in later.model.state_dict().items()})
     assert load_checkpoint(later, path) is later
     assert records(later, 8) == expected and repr(later.knobs) == repr(run.knobs)
@@ -114,25 +104,17 @@ def test_after_loading_the_last_update_can_be_taken_back_and_a_run_that_has_dive
     assert records(later, 3) == records(run, 3)
 
 
-# --- another configuration -------------------------------------------------------------------------------
-
 OTHERS = {
     "run.batch_size 32, got 16": {"batch_size": 16},
-    "run.seed 0, got 5": {"seed": 5},
-    "run.threads 1, got 2": {"threads": 2},
     "run.warmup_steps 0, got 3": {"warmup_steps": 3},
     "run.decay_steps None, got 9": {"decay_steps": 9},
-    "run.max_grad_norm None, got 1.0": {"max_grad_norm": 1.0},
-    "run.precision 'float32', got 'bfloat16'": {"precision": "bfloat16"},
     "task.name 'blobs', got 'waves'": {"task": "waves"},
     "model.block.top_k 2, got 1": {"top_k": 1},
     "model.block.router NoisyTopKRouter, got SigmoidRouter": {"router": "sigmoid"},
-    "model.block.router.noise 'gaussian', got 'learned'": {"router": "learned"},
 }
 
 
 def refuses(run: Run, path, message: str) -> None:
-    """Loading raises ValueError with this message, a regular expression, and the run is as it was."""
     before = copy.deepcopy(run.state_dict())
     with refused(message):
         load_checkpoint(run, path)
@@ -143,27 +125,16 @@ def refuses(run: Run, path, message: str) -> None:
 def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(message, path):
     save_checkpoint(plane_run(**OTHERS[message]), path)
     refuses(plane_run(steps=2), path, f"{path} is a checkpoint of another run: state must be of a run with {message}")
-
-
-def test_of_a_language_model_the_configuration_the_text_and_what_stands_still_are_compared(text, path):
-    code = [TextTask({"text": make_text("code", 5000, seed)}, context=16) for seed in (1, 2)]
-    run, other = text_run(text), text_run(code[0])
-    save_checkpoint(text_run(text, sizes={"num_experts": 8}), path)
-    refuses(run, path, r".* must be of a run with model\.layers\.0\.ffn\.num_experts 4, got 8")
-    save_checkpoint(text_run(text, sizes={"moe_layers": (1,)}), path)
-    refuses(run, path, r".* must be of a run with model\.layers\.0\.ffn MoE, got FeedForward")
-    save_checkpoint(other, path)
-    refuses(text_run(code[1]), path, ".* with checksum of the task's data [0-9a-f]{16}, got [0-9a-f]{16}")
-    other.model.layers[0].ffn.router.requires_grad_(False)
-    refuses(other, path, r".*ffn.router.weight .* fixed, got .* learned")
-
-
-def test_a_band_has_no_checkpoints(path):
     with pytest.raises(ValueError, match="run must be a Run that a checkpoint can hold, got SeedBand$"):
         save_checkpoint(SeedBand(PlaneSetting(), [0, 1]), path)
 
 
-# --- what is no checkpoint -------------------------------------------------------------------------------
+def test_the_text_and_what_stands_still_are_compared(path):
+    run, other = (text_run(TextTask({"text": make_text("code", 5000, seed)}, context=16)) for seed in (1, 2))
+    save_checkpoint(run, path)
+    refuses(other, path, ".* with checksum of the task's data [0-9a-f]{16}, got [0-9a-f]{16}")
+    run.model.layers[0].ffn.router.requires_grad_(False)
+    refuses(run, path, r".*ffn.router.weight .* fixed, got .* learned")
 
 
 class Code:
@@ -205,11 +176,9 @@ def test_a_truncated_or_damaged_file_is_refused_and_changes_nothing(path):
     assert len(load_checkpoint(run, path).records) == 2
 
 
-# --- a disk that is full, a folder that is not there -----------------------------------------------------
-
-
-@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()], ids=type)
-@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize(
+    "call, error", [("fsync", OSError("No space left on device")), ("replace", KeyboardInterrupt())]
+)
 def test_a_full_disk_or_an_interrupt_keeps_the_last_checkpoint(call, error, path, monkeypatch):
     run = plane_run(steps=2)
     save_checkpoint(run, path)
@@ -223,12 +192,3 @@ def test_a_full_disk_or_an_interrupt_keeps_the_last_checkpoint(call, error, path
         patch.setattr(os, call, fail)
         save_checkpoint(run, path)
     assert os.listdir(path.parent) == ["run.pt"] and path.read_bytes() == before
-
-
-@pytest.mark.parametrize("use", [save_checkpoint, load_checkpoint])
-def test_a_path_that_cannot_be_used_is_named(use, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"missing.*run\.pt"):
-        use(plane_run(), tmp_path / "missing" / "run.pt")
-    with pytest.raises(OSError, match=tmp_path.name):  # a folder
-        use(plane_run(), tmp_path)
-    assert os.listdir(tmp_path) == []

@@ -10,25 +10,11 @@ from live_tools import MyMoE
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from moe_lessons.analysis.counting import (
-    MODEL_SHAPES,
-    ParameterCount,
-    TransformerShape,
-    count_parameters,
-    flops_per_token,
-)
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters, flops_per_token
+from moe_lessons.analysis.counting import ParameterCount as Count
 from moe_lessons.analysis.inference import bytes_per_step
-from moe_lessons.nn import (
-    ExpertChoiceRouter,
-    FeedForward,
-    LanguageModel,
-    MoE,
-    NoisyTopKRouter,
-    SigmoidRouter,
-    SoftMoE,
-    TransformerConfig,
-    dense_twin,
-)
+from moe_lessons.nn import FeedForward, LanguageModel, MoE, SoftMoE, TransformerConfig, dense_twin
+from moe_lessons.nn.routing import ExpertChoiceRouter, NoisyTopKRouter, SigmoidRouter
 
 GATED = ["swiglu", "clamped_swiglu"]
 ACTIVATIONS = [*GATED, "gelu", "relu"]
@@ -45,7 +31,7 @@ def measured_flops(module, *inputs, backward=False) -> int:
 
 
 class Classifier(nn.Module):
-    """A mixture in a larger model: an embedding, a dense block, a norm and a head with the weights of the embedding."""
+    """A mixture between an embedding, a dense block, a norm and a tied head."""
 
     def __init__(self, block):
         super().__init__()
@@ -71,12 +57,12 @@ def test_moe_and_twins_against_formula_and_numel(d_model, d_ff, num_experts, dat
     always = matrices * d_model * shared + d_model * (gate and shared > 0)
     router = num_experts * d_model
     count = count_parameters(block)
-    assert count == ParameterCount(num_experts * expert + always + router, top_k * expert + always + router)
+    assert count == Count(num_experts * expert + always + router, top_k * expert + always + router)
     assert count.total == sum(p.numel() for p in block.parameters())
     if not shared:
         for match, size in dataclasses.asdict(count).items():
             twin = dense_twin(block, match)
-            assert count_parameters(twin) == ParameterCount(size - router, size - router)
+            assert count_parameters(twin) == Count(size - router, size - router)
 
 
 def test_biases_of_the_experts_count_as_the_experts_do_and_are_no_matrix():
@@ -87,15 +73,14 @@ def test_biases_of_the_experts_count_as_the_experts_do_and_are_no_matrix():
 
 
 def test_a_learners_class_and_a_model_that_contains_it():
-    """It is a mixture in parameters, in FLOPs and in bytes, also without the sizes that nothing here needs."""
     block, tokens = MyMoE(8, 12, num_experts=4, top_k=2), torch.randint(0, 11, (16,))
     del block.d_model, block.d_ff
     expert, router = 3 * 8 * 12, 4 * 8
-    assert count_parameters(block) == ParameterCount(4 * expert + router, 2 * expert + router)
+    assert count_parameters(block) == Count(4 * expert + router, 2 * expert + router)
     assert bytes_per_step(block) == 4 * count_parameters(block).active
     rest = 11 * 8 + 3 * 8 * 5 + 2 * 8  # the tied embedding once, the dense block, the norm
     model = Classifier(block)
-    assert count_parameters(model) == ParameterCount(4 * expert + router + rest, 2 * expert + router + rest)
+    assert count_parameters(model) == Count(4 * expert + router + rest, 2 * expert + router + rest)
     # the tied head counts, the look-up in the embedding does not
     assert measured_flops(model, tokens) == 16 * flops_per_token(model)
 
@@ -109,16 +94,14 @@ def test_a_mixture_without_experts_is_refused_by_name(count):
         count(nn.Sequential(Hidden()))
 
 
-SHARED = {"shared_d_ff": 5}
 BLOCKS = [{"top_k": 1}, {"top_k": 4}, *({"activation": activation} for activation in ACTIVATIONS)]
-BLOCKS += [SHARED, SHARED | {"shared_expert_gate": True}, SHARED | {"weight_input": True}]
+BLOCKS += [{"shared_d_ff": 5}, {"shared_d_ff": 5, "shared_expert_gate": True, "weight_input": True}]
 BLOCKS += [{"router": router(8, 4, 2)} for router in (NoisyTopKRouter, SigmoidRouter, ExpertChoiceRouter)]
 
 
 @pytest.mark.parametrize("arguments", BLOCKS)
 @pytest.mark.parametrize("num_tokens, training", [(8, False), (32, False), (16, True)])
 def test_flops_are_exact(arguments, num_tokens, training):
-    """In training, where the input needs a gradient."""
     block = MoE(8, 12, num_experts=4, **{"top_k": 2, "dispatch": "loop"} | arguments).train()
     x = torch.randn(num_tokens, 8, requires_grad=training)
     for module in (block, dense_twin(block)):
@@ -140,19 +123,21 @@ def test_the_kv_cache_is_as_large_as_that_of_a_model():
 
 
 def test_presets_against_the_published_models():
-    assert MIXTRAL.count == ParameterCount(46_702_792_704, 12_879_925_248)  # to the last digit
+    assert MIXTRAL.count == Count(46_702_792_704, 12_879_925_248)  # to the last digit
     assert MIXTRAL.memory_gb() == pytest.approx(93.405585408)
-    assert MODEL_SHAPES["Mistral 7B (dense)"].count == ParameterCount(7_241_732_096, 7_241_732_096)
+    assert MODEL_SHAPES["Mistral 7B (dense)"].count == Count(7_241_732_096, 7_241_732_096)
     norms, biases = 16 * 2 * 2048, 24 * (3 * 2048 + 2048)  # of queries and keys; of the attention, with a shared gate
-    olmoe, qwen = ParameterCount(6_919_161_856, 1_282_017_280), ParameterCount(14_315_784_192, 2_689_173_504)
+    olmoe, qwen = Count(6_919_161_856, 1_282_017_280), Count(14_315_784_192, 2_689_173_504)
     for name, published, missing in (("OLMoE 1B-7B", olmoe, norms), ("Qwen1.5-MoE", qwen, biases)):
-        assert MODEL_SHAPES[name].count == ParameterCount(published.total - missing, published.active - missing)
+        assert MODEL_SHAPES[name].count == Count(published.total - missing, published.active - missing)
 
 
 SMALL = TransformerShape(96, 32, 3, 4, 2, 8, 48, num_experts=6, top_k=2)
 
 
-def hugging_face_twin(shape: TransformerShape):
+@pytest.mark.parametrize("changes", [{}, {"tied_embedding": True}, {"head_dim": 16}, {"top_k": 5}])
+def test_shape_against_hugging_face_parameters_and_flops(changes):
+    shape = dataclasses.replace(SMALL, **changes)
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     config = transformers.MixtralConfig(
         vocab_size=shape.vocab_size, hidden_size=shape.d_model, num_hidden_layers=shape.num_layers,
@@ -160,16 +145,8 @@ def hugging_face_twin(shape: TransformerShape):
         intermediate_size=shape.d_ff, num_local_experts=shape.num_experts, num_experts_per_tok=shape.top_k,
         tie_word_embeddings=shape.tied_embedding, attn_implementation="eager", experts_implementation="eager",
     )  # fmt: skip
-    torch.manual_seed(0)
     model = transformers.MixtralForCausalLM(config).eval()
     model.tie_weights()
-    return model
-
-
-@pytest.mark.parametrize("changes", [{}, {"tied_embedding": True}, {"head_dim": 16}, {"top_k": 5}])
-def test_shape_against_hugging_face_parameters_and_flops(changes):
-    shape = dataclasses.replace(SMALL, **changes)
-    model = hugging_face_twin(shape)
     assert shape.count.total == sum(p.numel() for p in model.parameters())
     length = 10  # eager attention computes the whole square: every token sees all `length` tokens
     tokens = torch.arange(length)[None] % shape.vocab_size
@@ -181,7 +158,6 @@ def test_shape_against_hugging_face_parameters_and_flops(changes):
     "changes, message",
     [
         ({"top_k": 7}, r"top_k must be between 1 and num_experts \(6\), got 7"),
-        ({"d_model": 32.0}, "d_model must be a whole number of at least 1, got 32.0"),
         ({"num_kv_heads": 3}, r"num_kv_heads must divide num_heads \(4\), got 3"),
         ({"shared_experts": -1}, "shared_experts must be a whole number from 0 up, got -1"),
     ],
@@ -189,11 +165,6 @@ def test_shape_against_hugging_face_parameters_and_flops(changes):
 def test_bad_shapes_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(SMALL, **changes)
-
-
-def test_bad_arguments_are_refused():
     for count in (SMALL.flops_per_token, SMALL.kv_cache_gb):
         with pytest.raises(ValueError, match="context_length must be a finite number of at least 0, got -1"):
             count(-1)
-    with pytest.raises(ValueError, match="match must be one of 'active', 'total', got 'equal'"):
-        SMALL.dense_twin("equal")

@@ -11,7 +11,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 def curve(shift: float = 0.0) -> dict[int, list[float]]:
-    """Quality 0, 1, 2, 3 of the four widths, from two seeds that lie `shift` above and below."""
+    """Quality 0, 1, 2, 3 of the four widths, from two seeds."""
     return {width: [i - shift, i + shift] for i, width in enumerate(WIDTHS)}
 
 

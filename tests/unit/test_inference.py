@@ -6,20 +6,10 @@ from itertools import cycle
 
 import pytest
 import torch
-from torch import nn
 
 from moe_lessons.analysis import count_parameters, flops_per_token, inference, timing
-from moe_lessons.analysis.inference import (
-    Machine,
-    arithmetic_intensity,
-    bytes_per_step,
-    decode_speed,
-    distinct_experts,
-    measure_machine,
-    roofline_points,
-    union_law,
-)
-from moe_lessons.nn import LanguageModel, MoE, Routing, TransformerConfig, dense_twin, seeded
+from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
+from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin, seeded
 
 CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top_k=2, max_positions=32)
 
@@ -27,19 +17,6 @@ CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top
 def model_of(**changes) -> LanguageModel:
     with seeded(0):
         return LanguageModel(dataclasses.replace(CONFIG, **changes))
-
-
-class UniformRouter(nn.Module):
-    """Every token has K different experts, all sets equally likely: what the union law assumes."""
-
-    def __init__(self, d_model, num_experts, top_k):
-        super().__init__()
-        self.num_experts, self.top_k = num_experts, top_k
-
-    def forward(self, x):
-        logits = torch.randn(len(x), self.num_experts)
-        weights, indices = logits.softmax(dim=1).topk(self.top_k)
-        return Routing.from_topk(logits, logits.softmax(dim=1), indices, weights)
 
 
 @pytest.mark.parametrize("num_experts, top_k, batch", [(8, 2, 4), (8, 1, 8), (16, 4, 3), (5, 3, 2)])
@@ -52,19 +29,8 @@ def test_the_law_is_what_a_simulation_finds(num_experts, top_k, batch):
     assert abs(counts.mean() - union_law(num_experts, top_k, batch)) < 4 * standard_error
 
 
-def test_uniform_routing_follows_the_law():
-    model = model_of(router=UniformRouter)
-    with seeded(0):
-        frame = distinct_experts(model, torch.randint(256, (64, 32)))
-    assert frame.groupby("layer").batch.apply(list).tolist() == [[1, 2, 4, 8, 16, 32, 64]] * 2
-    assert (frame.distinct[frame.batch == 1] == 2).all()
-    error = (frame.distinct - frame.union_law).abs()
-    assert error.max() < 4 * 1.3 / 200**0.5  # a count of distinct experts varies by less than 1.3, here
-
-
 def test_distinct_experts_are_those_of_the_routings():
-    """With one position and all sequences in the batch there is one possible step: count it by hand."""
-    model, ids = model_of(), torch.arange(5)[:, None]
+    model, ids = model_of(), torch.arange(5)[:, None]  # one position, all sequences: one possible step
     frame = distinct_experts(model, ids, (5,))
     counted = [routing.expert_idx.unique().numel() for routing in model(ids)[1]]
     assert frame.distinct.tolist() == counted
@@ -107,17 +73,7 @@ def test_models_take_turns_and_decode_token_by_token(clock):
     assert models["slow"].training and not models["fast"].training
 
 
-def test_it_measures_a_real_model_and_leaves_it_alone():
-    model = model_of()
-    before = [weight.clone() for weight in model.parameters()]
-    frame = decode_speed({"MoE": model, "dense": dense_twin(model, "total")}, (1, 2), repeats=2, num_tokens=1)
-    assert (frame.tokens_per_second > 0).all() and (frame.low <= frame.speedup).all()
-    assert frame.speedup[frame.model == "dense"].tolist() == [1, 1]
-    assert all(torch.equal(*pair) for pair in zip(before, model.parameters()))
-
-
 def test_bytes_of_dense_twins_are_all_their_weights():
-    """Tied or not, the table of the head is read; an embedding that is only looked up is not."""
     tied, own = model_of(moe_layers=()), model_of(moe_layers=(), tied_embedding=False)
     assert bytes_per_step(tied) == bytes_per_step(own) == bytes_per_step(tied, 64) == 4 * count_parameters(tied).total
 
@@ -136,25 +92,24 @@ def test_bytes_of_a_mixture_lie_between_active_and_total():
 
 def test_intensity_of_a_dense_model_is_half_the_batch():
     twin = dense_twin(MoE(16, 32, 8, 2), "total")
-    assert [arithmetic_intensity(twin, batch) for batch in (1, 8, 64)] == [0.5, 4, 32]
-    moe = MoE(16, 32, 8, 2)
-    assert arithmetic_intensity(moe, 1) == 0.5
-    assert arithmetic_intensity(moe, 8) == pytest.approx(4 * 2 / union_law(8, 2, 8), rel=0.1)  # the router aside
+    assert [inference.arithmetic_intensity(twin, batch) for batch in (1, 8, 64)] == [0.5, 4, 32]
+    moe = inference.arithmetic_intensity(MoE(16, 32, 8, 2), 8)
+    assert moe == pytest.approx(4 * 2 / union_law(8, 2, 8), rel=0.1)  # the router aside
 
 
 def test_a_machine_is_the_best_of_its_tries(monkeypatch):
     times = cycle([4000.0, 8000.0, 2000.0, 5000.0])  # reading, arithmetic, reading, arithmetic
     monkeypatch.setattr(timing, "milliseconds", lambda function: next(times))
     monkeypatch.setattr(inference, "MEGABYTES", 1)
-    assert measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
+    assert inference.measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
 
 
 def test_points_under_the_roof(clock):
     models = {"MoE": model_of(), "dense": model_of(d_ff=8, moe_layers=())}
-    points = roofline_points(models, decode_speed(models, (1, 8)))
+    points = inference.roofline_points(models, decode_speed(models, (1, 8)))
     assert points.name.tolist() == ["MoE", "dense"] * 2 and points.batch.tolist() == [1, 1, 8, 8]
     assert points.flops_per_second[2] == pytest.approx(8 * flops_per_token(models["MoE"]) / 0.004)
-    assert points.intensity.tolist() == [arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
+    assert points.intensity.tolist() == [inference.arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
 
 
 IDS = torch.zeros(4, 3, dtype=torch.long)
@@ -169,19 +124,12 @@ NO_CACHE = "^a model must decode with a cache, got one whose routing of a token"
         (lambda: union_law(8, 2, 0), "^batch_size must be a whole number of at least 1, got 0$"),
         (lambda: distinct_experts(model_of(moe_layers=()), IDS, (1,)), "^model must contain a mixture of experts"),
         (lambda: distinct_experts(model_of(), IDS, (1, 5)), BATCHES + r"\(1, 5\)$"),
-        (lambda: distinct_experts(model_of(), IDS, ()), BATCHES + r"\(\)$"),
         (lambda: distinct_experts(model_of(capacity_factor=0.5), IDS, (1,)), NO_CACHE),
-        (
-            lambda: decode_speed([model_of()]),
-            r"^models must be a dict of names and LanguageModels, got \[LanguageModel",
-        ),
+        (lambda: decode_speed([model_of()]), r"^models must be a dict of names and LanguageModels, got"),
         (lambda: decode_speed({"a": MoE(4, 4, 4)}), "^a model must be a LanguageModel, got MoE$"),
-        (lambda: decode_speed({"a": model_of()}, (1, -2)), BATCHES),
         (lambda: decode_speed({"a": model_of()}, num_tokens=0), "^num_tokens must be"),
         (lambda: decode_speed({"a": model_of()}, prompt_length=30), r"at most max_positions \(32\), got 35$"),
-        (lambda: decode_speed({"a": model_of(router="expert choice")}), NO_CACHE),
         (lambda: Machine(math.nan, 1.0), "^bytes_per_second must be a finite number above 0, got nan$"),
-        (lambda: measure_machine(repeats=0), "^repeats must be a whole number of at least 1, got 0$"),
     ],
 )
 def test_bad_input(call, message):

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 from oracle import refused
-from torch import nn
 
-from moe_lessons.nn import FeedForward, LanguageModel, MoE, TopKRouter, TransformerConfig
-from moe_lessons.tasks import TextTask
 from moe_lessons.training import PlaneSetting, Run, load_checkpoint, plane_model, plane_runs, save_checkpoint
-from moe_lessons.training.knobs import KNOBS, TRAINING, Knob, idle_knobs, idle_with
+from moe_lessons.training.knobs import KNOBS, TRAINING, Knob, idle_with
 from moe_lessons.widgets import BalancingLab, Playground, RoutingLab
 from moe_lessons.widgets.controls import control
 
@@ -42,27 +39,14 @@ def test_every_knob_of_training_is_in_settings_runs_laboratories_and_checkpoints
     assert repr(same.knobs) == repr(run.knobs) and repr(run.knobs).count("=0.5") == len(TRAINING) - 1
 
 
-@pytest.mark.parametrize(
-    "router, idle",
-    [
-        ("top-k", {"expert_bias_rate"}),
-        ("gaussian noise", {"expert_bias_rate"}),
-        ("learned noise", {"noise_std", "expert_bias_rate"}),
-        ("sigmoid", {"noise_std"}),
-        ("expert choice", {"noise_std", "expert_bias_rate", "capacity_factor", "router_aux_loss_coef"}),
-    ],
-)
-def test_a_knob_is_idle_where_a_router_has_no_use_for_it(router, idle):
-    assert set(idle_with(router)) == idle and all(len(why) > 5 for why in idle_with(router).values())
+IDLE = {"top-k": {"expert_bias_rate"}, "gaussian noise": {"expert_bias_rate"}, "sigmoid": {"noise_std"}}
+IDLE["learned noise"] = {"noise_std", "expert_bias_rate"}
+IDLE["expert choice"] = {"noise_std", "expert_bias_rate", "capacity_factor", "router_aux_loss_coef"}
 
 
-def test_a_model_without_a_mixture_has_no_use_for_what_acts_on_one():
-    assert set(idle_knobs(FeedForward(4, 4))) == {"noise_std", "jitter_noise", "capacity_factor", "expert_bias_rate"}
-    both = nn.ModuleList([MoE(4, 4, 2, 1), MoE(4, 4, 2, 1, router=TopKRouter(4, 2, 1))])
-    assert set(idle_knobs(both)) == set(idle_knobs(both[0]))  # of use in one layer is of use
-
-
-# --- a new one is an entry --------------------------------------------------------------------------------
+@pytest.mark.parametrize("router", IDLE)
+def test_a_knob_is_idle_where_a_router_has_no_use_for_it(router):
+    assert set(idle_with(router)) == IDLE[router] and all(len(why) > 5 for why in idle_with(router).values())
 
 
 def surprise(routing):
@@ -70,42 +54,21 @@ def surprise(routing):
     return -routing.router_probs.square().sum(dim=-1).mean()
 
 
-@pytest.mark.parametrize("loss, name", [(surprise, "surprise"), (lambda routing: surprise(routing), "confidence")])
-def test_a_new_loss_is_a_row_and_is_in_history_and_in_checkpoints(loss, name, monkeypatch, tmp_path):
-    monkeypatch.setitem(TRAINING, "confidence", Knob("confidence", "Confidence", loss=loss))
-    text = TextTask(["json"], context=16)
-    runs = [Run(LanguageModel(TransformerConfig(**SMALL, max_positions=16)), text, batch_size=4) for _ in range(3)]
-    for run in runs[:2]:
-        run.model.load_state_dict(runs[2].model.state_dict())
-    plain, run, later = runs
+def test_a_new_loss_is_a_row_and_is_in_history_and_in_checkpoints(monkeypatch, tmp_path):
+    made = [plane_model(PlaneSetting()) for _ in range(3)]
+    monkeypatch.setitem(TRAINING, "confidence", Knob("confidence", "Confidence", loss=surprise))
+    plain, run, later = (Run(*each) for each in made)
     run.knobs.confidence = 1.0
     first, other = (each.step() for each in (run, plain))
-    assert first.auxiliary == other.auxiliary and first.auxiliary[name] < 0 and run.step().loss != plain.step().loss
+    assert first.auxiliary == other.auxiliary and first.auxiliary["surprise"] < 0
+    assert run.step().loss != plain.step().loss
     save_checkpoint(run, tmp_path / "run.pt")
     load_checkpoint(later, tmp_path / "run.pt")
-    assert later.history[name].tolist() == run.history[name].tolist() and later.knobs.confidence == 1
+    assert later.history.surprise.tolist() == run.history.surprise.tolist() and later.knobs.confidence == 1
     assert later.step().auxiliary == run.step().auxiliary
     monkeypatch.delitem(TRAINING, "confidence")
     with refused(".* must be of a run with run.knobs .*, got .*, confidence"):
         load_checkpoint(plain, tmp_path / "run.pt")
-
-
-class SurerRun(Run):
-    """Adds a loss that no knob weighs."""
-
-    def auxiliary_losses(self, routings):
-        return super().auxiliary_losses(routings) | {"surprise": (0.5, surprise(routings[0]))}
-
-
-def test_a_run_may_add_a_loss_by_its_name(tmp_path):
-    runs = [SurerRun(*plane_model(PlaneSetting())) for _ in range(2)]
-    runs[0].step()
-    save_checkpoint(runs[0], tmp_path / "run.pt")
-    assert load_checkpoint(runs[1], tmp_path / "run.pt").history.surprise[0] < 0
-    assert runs[0].step().auxiliary["surprise"] == runs[1].step().auxiliary["surprise"]
-    plain = Run(*plane_model(PlaneSetting()))
-    plain.step()
-    assert plain.step().loss != runs[0].records[1].loss
 
 
 @pytest.fixture

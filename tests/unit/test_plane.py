@@ -27,20 +27,14 @@ def test_points_lie_in_the_square_every_class_occurs_and_labels_say_where_they_l
     assert x.shape == (5000, 2) and y.shape == (5000,) and y.dtype == torch.int64
     assert x.abs().max() <= 1 and set(y.tolist()) == set(range(8))
     assert (task.labels(x) == y).float().mean() > (0.9 if name in ("blobs", "uneven") else 0.9999)  # blobs overlap
-    corners = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
-    assert set(task.labels(corners).tolist()) <= set(range(8))
 
 
 @tasks
 def test_the_seed_decides(name):
-    def same(a, b):
-        return all(torch.equal(left, right) for left, right in zip(a, b))
-
-    task, before = PlaneTask(name), torch.get_rng_state()
-    assert same(draw(task, seed=1), draw(PlaneTask(name), seed=1))
-    assert not same(draw(task, seed=1), draw(task, seed=2))
+    before, (one, again, other) = torch.get_rng_state(), (draw(PlaneTask(name), seed=seed) for seed in (1, 1, 2))
+    assert all(map(torch.equal, one, again)) and not torch.equal(one[0], other[0])
     placed = name in ("blobs", "uneven", "voronoi")  # only these have something to place
-    assert same(draw(task), draw(PlaneTask(name, seed=7))) != placed
+    assert all(map(torch.equal, one, draw(PlaneTask(name, seed=7), seed=1))) != placed
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -51,19 +45,14 @@ def test_uneven_blobs_are_drawn_as_often_as_one_over_their_rank():
     assert ((torch.bincount(y) - expected).abs() < 5 * expected.sqrt()).all()  # five standard deviations
 
 
-def test_voronoi_by_the_loop():
+def test_voronoi_by_the_loop_and_waves_by_hand():
     task = PlaneTask("voronoi", seed=3)
-    x, y = draw(task, 50)
-    for point, label in zip(x.tolist(), y.tolist()):
+    for point, label in zip(*(part.tolist() for part in draw(task, 50))):
         distances = [math.dist(point, centre) for centre in task.prototypes.tolist()]
         assert label == distances.index(min(distances)) % 8
-
-
-def test_waves_by_hand():
     task = PlaneTask("waves")  # stripes of height 2.5 / 8 from -1.25 to 1.25
     x = torch.tensor([[0.0, -1.0], [0.0, -0.1], [0.0, 0.1], [0.0, 1.0], [0.25, 0.5], [-0.25, 0.5]])
     assert task.labels(x).tolist() == [0, 3, 4, 7, 6, 4]
-    assert task.labels(torch.tensor([[0.25, 1.0], [-0.25, -1.0]])).tolist() == [7, 0]
 
 
 def test_no_two_neighbours_of_the_checker_are_alike_and_a_grid_goes_row_by_row_from_the_bottom_left():
@@ -119,9 +108,6 @@ def test_whichever_router_it_is_all_clean_logits_and_weights_start_the_same(rout
     assert all(torch.equal(weights[name], weight) for name, weight in plain.named_parameters())
 
 
-# --- settings and remedies -------------------------------------------------------------------------------
-
-
 def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merged():
     assert remedy_setting() == remedy_setting("nothing") == PRESETS["collapse"]
     for name, fields in REMEDIES.items():
@@ -139,8 +125,6 @@ def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merge
         (PlaneSetting, {"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
         (PlaneSetting, {"router": "hash"}, "router must be one of 'top-k', .*, 'expert choice', got 'hash'"),
         (PlaneSetting, {"router_start": "even"}, "router_start must be one of 'spread', .*, got 'even'"),
-        (PlaneSetting, {"capacity_priority": "age"}, "capacity_priority must be one of 'order', 'weight', got 'age'"),
-        (PlaneSetting, {"expert_bias_rate": math.nan}, "expert_bias_rate must be a finite number .*, got nan"),
         (PlaneSetting, {"expert_bias_rate": 0.1}, "expert_bias_rate must be 0.0 where the router is 'top-k', got 0.1"),
         (PlaneSetting, {"router": "learned noise", "noise_std": 0.5}, "noise_std must be 0.0 where .* noise', got 0.5"),
         (partial(remedy_setting, "prayer"), {}, "remedy must be one of 'nothing', .*, got 'prayer'"),

@@ -1,17 +1,13 @@
 """The planner: its bytes are those that ranks count, its memory adds up, its links are those that were measured."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from moe_lessons.analysis import Link, fit_link, plan, planner
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
-from moe_lessons.analysis.links import interconnects, link_of
-from moe_lessons.analysis.planner import UTILISATION, copies_sent
+from moe_lessons.analysis.planner import MODELS, UTILISATION, check_published, copies_sent, link_of
 from moe_lessons.analysis.roofline import machine_for, machines, published_sizes, sizes_of, step_seconds
-from moe_lessons.analysis.systems import MODELS, check_published
 from moe_lessons.parallel.exchange import bytes_sent, rank_traffic
 
 TINY = TransformerShape(256, 64, 3, 4, 4, 16, 32, num_experts=16, top_k=2)
@@ -51,6 +47,7 @@ def test_memory_holds_every_weight_once_and_the_optimizer_too():
     total = TINY.count.total
     whole = made(devices=1, expert_parallel=1)
     assert (whole.weights, whole.gradients, whole.optimizer) == (2 * total, 4 * total, 12 * total)
+    assert whole.exchange == whole.bytes_inside == 0 and whole.seconds == whole.compute
     split = made(devices=16, expert_parallel=8, pipeline_parallel=2)  # one replica of the experts, eight of all else
     routed = TINY.parameters()["experts"].total
     assert split.weights == routed / 8 + total - routed and split.optimizer == 12 * total / 16
@@ -104,25 +101,13 @@ def test_overlap_hides_no_more_than_there_is():
     assert open_.limit == "links inside nodes" and made(node=1, between=Link(1e9)).limit == "links between nodes"
 
 
-def test_a_node_limit_spares_the_links_between_nodes():
-    V3 = {"devices": 64, "expert_parallel": 64, "dispatch_bytes": 1}
-    free, limited, once = (plan("DeepSeek-V3", **V3, node_limit=limit) for limit in (None, 4, 8))
-    assert limited.bytes_between < once.bytes_between < free.bytes_between and limited.bytes_inside > free.bytes_inside
-
-
 @pytest.mark.parametrize(
     "settings, said",
     [
         ({"model": "GPT-9"}, "model must be one of 'Switch-Base-8'"),
-        ({"machine": "abacus"}, "machine must be one of"),
-        (
-            {"expert_parallel": 32, "devices": 32},
-            r"expert_parallel must be between 1 and the number of experts \(16\), got 32",
-        ),
+        ({"expert_parallel": 32, "devices": 32}, r"expert_parallel must be between 1 and .* experts \(16\), got 32"),
         ({"devices": 12}, r"expert_parallel × pipeline_parallel \(8\) must divide devices \(12\)"),
         ({"tensor_parallel": 3}, r"tensor_parallel × pipeline_parallel \(3\) must divide devices \(16\)"),
-        ({"tokens_per_device": 1.5}, "tokens_per_device must be a whole number"),
-        ({"tokens_at_once": 0}, "tokens_at_once must be a whole number"),
         ({"phase": "sleep"}, "phase must be one of 'training', 'prefill', 'decoding', got 'sleep'"),
         ({"inside": "string"}, "link must be one of 'NVLink 3"),
         ({"imbalance": 0.5}, "imbalance must be a finite number of at least 1, got 0.5"),
@@ -133,14 +118,6 @@ def test_a_node_limit_spares_the_links_between_nodes():
 def test_what_does_not_fit_is_refused(settings, said):
     with pytest.raises(ValueError, match=said):
         made(**settings)
-
-
-def test_a_dense_model_exchanges_nothing():
-    dense = made(dataclasses.replace(TINY, num_experts=1, top_k=1), expert_parallel=1)
-    assert dense.exchange == dense.bytes_inside == 0 and dense.seconds == dense.compute
-
-
-# --- links -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_link_is_found_again_in_noisy_seconds():
@@ -163,11 +140,8 @@ def test_too_few_exchanges_make_no_link(sent, seconds):
 def test_a_torus_by_walking_through_it(side):
     steps = np.minimum(np.arange(side), side - np.arange(side))
     hops = np.add.outer(steps, steps).mean()  # from one device to each, itself included
-    link = link_of("TPU v3 (2-D torus)", side**2)
-    assert link.bytes_per_second == pytest.approx(interconnects().bytes_per_second["TPU v3 (2-D torus)"] / hops)
-
-
-# --- published systems -----------------------------------------------------------------------------------------------
+    two, many = (link_of("TPU v3 (2-D torus)", group).bytes_per_second for group in (2, side**2))
+    assert many == pytest.approx(two / hops)
 
 
 def test_the_planner_against_published_systems():
@@ -180,15 +154,9 @@ def test_the_planner_against_published_systems():
     assert set(checked.seen) == {"yes"} and checked.source.str.len().gt(15).all()
 
 
-@pytest.mark.parametrize(
-    "name, total, active",
-    [
-        ("Mixtral 8x22B", 141e9, 39e9),
-        ("Qwen2-57B-A14B", 57e9, 14e9),
-        ("GShard 600B", 619e9, 0.0025 * 619e9),  # arXiv:2104.10350, table 4
-        ("GLaM", 1.162e12, 96.6e9),
-    ],
-)
-def test_the_models_have_the_sizes_that_were_published(name, total, active):
-    sizes = MODELS[name][0] if isinstance(MODELS[name], tuple) else sizes_of(MODELS[name])
-    assert sizes.total == pytest.approx(total, rel=0.01) and sizes.active == pytest.approx(active, rel=0.12)
+def test_the_models_have_the_sizes_that_were_published():
+    published = {"Mixtral 8x22B": (141e9, 39e9), "Qwen2-57B-A14B": (57e9, 14e9), "GLaM": (1.162e12, 96.6e9)}
+    published["GShard 600B"] = 619e9, 0.0025 * 619e9  # arXiv:2104.10350, table 4
+    for name, (total, active) in published.items():
+        sizes = MODELS[name][0] if isinstance(MODELS[name], tuple) else sizes_of(MODELS[name])
+        assert sizes.total == pytest.approx(total, rel=0.01) and sizes.active == pytest.approx(active, rel=0.12)

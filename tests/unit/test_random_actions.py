@@ -27,7 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from ipywidgets.widgets.widget import _instances
 from live_tools import MyMoE, assert_consistent, button
 
-from moe_lessons.analysis import remedies
+from moe_lessons.analysis import collapse
 from moe_lessons.nn import SigmoidRouter, torch_threads
 from moe_lessons.plots.marks import encode
 from moe_lessons.plots.panels import _history
@@ -405,7 +405,7 @@ def small(monkeypatch):
     monkeypatch.setitem(Run.__init__.__kwdefaults__, "batch_size", 16)
     sizes = {
         plane: {"RESOLUTION": 5}, playground: {"NUM_MORE_POINTS": 32, "NUM_HELD_OUT": 16},
-        remedies: {"NUM_POINTS": 16}, cost: {"NUM_HELD_OUT": 16}, text: {"TRAIN_BYTES": 4000, "HELD_OUT_BYTES": 1000},
+        collapse: {"READ_POINTS": 16}, cost: {"NUM_HELD_OUT": 16}, text: {"TRAIN_BYTES": 4000, "HELD_OUT_BYTES": 1000},
         writing: {"LENGTH": 10}, live: {"NUM_TRACED": 4, "QUICK": 0}, loop: {"TURN": 0},
     }  # fmt: skip
     for module, name, value in ((m, n, v) for m, values in sizes.items() for n, v in values.items()):

@@ -25,7 +25,6 @@ TABLE = [(EQUAL_ACTIVE, 0.01, 0), ("MoE, E=4", 0.01, 0), ("MoE, E=4", 0.02, 0)]
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
-    """Call the command line for a sweep of three tiny runs, in a folder of its own; returns the exit code."""
     monkeypatch.setitem(sweep.SWEEPS, "rates", TINY)
     return lambda: cli.main(["sweep", "rates", "--output", str(tmp_path / "results")])
 
@@ -81,28 +80,23 @@ def test_what_is_stored_is_what_the_loop_gives():
     assert row["flops_per_step"] == 2 * 64 * flops_per_token(model, training=True)
 
 
-def test_a_run_that_diverges_is_stored_as_far_as_it_came(monkeypatch):
-    step = Run.step
+def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeypatch):
+    step, losses = Run.step, [1.4, 1.6, 1.0, 1.7]
 
     def diverges(run):
-        if len(run.records) == 3:
+        if len(run.records) == sweep.BEFORE + len(losses):
             raise TrainingDiverged("the loss is nan")
-        return step(run)
+        loss = 1.0 if (late := len(run.records) - sweep.BEFORE) < 0 else losses[late]
+        run.records.append(replace(step(run), loss=loss))
+        return run.records.pop(-2)
 
     monkeypatch.setattr(Run, "step", diverges)
-    row = sweep.train(TINY, EQUAL_ACTIVE, 0.01, 0)
-    assert row["diverged"] and row["step"] == [2]
-
-
-def test_spikes_are_counted_against_the_steps_before():
-    flat = [1.0] * sweep.BEFORE
-    for losses, spikes in ((flat + [1.4], 0), (flat + [1.6, 1.0, 1.7], 2), ([9.0, 1.0], 0)):
-        assert sweep.count_spikes(pd.Series(losses)) == spikes
+    row = sweep.train(replace(TINY, steps=30, decay_steps=30, measurements=15), EQUAL_ACTIVE, 0.01, 0)
+    assert row["diverged"] and row["step"] == list(range(2, 25, 2)) and row["spikes"] == 2
 
 
 @pytest.mark.parametrize("setting, name", [(s, name) for s in (sweep.TEXT, sweep.FACTS) for name in s.models])
 def test_the_models_are_what_their_names_say(setting, name):
-    """Equal compute for each token but for the router; the last twin has the size of the mixture that it is of."""
     count, number = count_parameters(setting.make_model(name)), int(name.partition("=")[2] or 0)
     active = count_parameters(setting.make_model(EQUAL_ACTIVE)).total
     L, D, F, K = (setting.sizes[key] for key in ("num_layers", "d_model", "d_ff", "top_k"))
@@ -117,21 +111,17 @@ def test_the_models_are_what_their_names_say(setting, name):
 
 @pytest.mark.parametrize("name", sweep.SWEEPS)
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code(name):
-    """All runs are there, with the settings of the code: else run the sweep again."""
     header, *runs = rows(datafiles.data_path(f"results/{name}.jsonl"))
     assert header == json.loads(json.dumps(sweep.SWEEPS[name].header(name)))
     assert sorted(keys(runs)) == sorted(sweep.SWEEPS[name].table())
 
 
-RATES_OF = [
-    ("rates", sweep.BEST_RATE),
-    ("facts_rates", sweep.FACTS_RATE),
-    *((f"{name}_rates", {model: sweep.SWEEPS[name].rates[model][0] for model in sweep.MODERN_RATE})
-      for name in ("modern_facts", "modern_text")),
-]  # fmt: skip
+RATES_OF = {"rates": sweep.BEST_RATE, "facts_rates": sweep.FACTS_RATE}
+for name in ("modern_facts", "modern_text"):
+    RATES_OF[f"{name}_rates"] = {model: sweep.SWEEPS[name].rates[model][0] for model in sweep.MODERN_RATE}
 
 
-@pytest.mark.parametrize("name, rates", RATES_OF)
+@pytest.mark.parametrize("name, rates", RATES_OF.items())
 def test_each_model_has_its_best_rate(name, rates):
     """The least loss on held-out text, the most facts known; and none of them at the edge of what was tried."""
     results = load_results(name)
@@ -156,16 +146,9 @@ def test_a_change_is_trained_as_its_name_says(name, monkeypatch):
 
 
 def test_after_an_interrupt_the_same_command_goes_on(command, path, monkeypatch, capsys):
-    train, started = sweep.train, []
-
-    def interrupt(*args):
-        started.append(args)
-        if len(started) == 2:
-            raise KeyboardInterrupt
-        return train(*args)
-
+    first_row = sweep.train(TINY, *TABLE[0])
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "train", interrupt)
+        patch.setattr(sweep, "train", Mock(side_effect=[first_row, KeyboardInterrupt]))
         assert command() == 130 and "Interrupted" in capsys.readouterr().out
     first = rows(path)
     assert keys(first[1:]) == TABLE[:1]
@@ -199,8 +182,7 @@ def test_lines_in_any_order_are_read_and_stored_in_that_of_the_table(command, pa
     path.write_text("".join([whole[0], *whole[:1:-1]]))  # backwards, and the first run is missing
     assert command() == 0
     assert path.read_text().splitlines(keepends=True)[2:] == whole[2:] and keys(rows(path)[1:]) == TABLE
-    runs = [json.loads(whole[1]) | {"seed": seed} for seed in (3, 1, 2)]
-    path.write_text("".join([whole[0], *(json.dumps(run) + "\n" for run in runs)]))
+    path.write_text("".join([whole[0], *(json.dumps(json.loads(whole[1]) | {"seed": s}) + "\n" for s in (3, 1, 2))]))
     monkeypatch.setattr(datafiles, "FOLDER", path.parent.parent)
     assert load_results("rates").seed.tolist() == [1, 1, 2, 2, 3, 3]  # paired by their order, as in effective_width
 

@@ -6,15 +6,11 @@ import runpy
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from oracle import refused
 
 from moe_lessons.support.data import data_path
-from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, TextTask, byte_class, decode, encode, make_text
+from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, TextTask, byte_class, encode, make_text
 from moe_lessons.tasks.text import HELD_OUT_BYTES, WRITERS
-
-domains = pytest.mark.parametrize("domain", DOMAINS)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -22,15 +18,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def pieces(domain: str, num: int = 300) -> list[str]:
-    """Sentences, programs, records or lines of a domain."""
     return [WRITERS[domain](random.Random(seed)) for seed in range(num)]
-
-
-def windows(text: bytes, length: int) -> set[bytes]:
-    return {text[i : i + length] for i in range(len(text) - length + 1)}
-
-
-# the domains
 
 
 def test_every_program_runs_and_returns_a_number():
@@ -48,7 +36,7 @@ def test_every_record_parses_and_every_sum_is_right():
     assert all(eval(line.replace("=", "==")) for line in pieces("arithmetic"))
 
 
-@domains
+@pytest.mark.parametrize("domain", DOMAINS)
 def test_the_seed_decides_the_text(domain):
     before = random.getstate()
     text = make_text(domain, 2000, seed=3)
@@ -63,29 +51,13 @@ def test_the_sample_is_what_the_generator_writes():
     assert stored == runpy.run_path(data_path("make_text_sample.py"))["sample"]().encode() and len(stored) < 20_000
 
 
-# bytes
-
-
-@given(st.text())
-def test_decode_undoes_encode(text):
-    assert encode(text).dtype == torch.int64 and decode(encode(text)) == text
-
-
 def test_byte_classes():
-    examples = {
-        "letter": "azAZ", "digit": "059", "space": " \n\t\r", "bracket": "()[]{}", "quote": "\"'`",
-        "operator": "+-*/=<>%", "other": ".,:;_!?#\x00\x7f",
-    }  # fmt: skip
-    for name, chars in examples.items():
+    examples = {"letter": "azAZ", "digit": "059", "space": " \n\t\r", "bracket": "()[]{}", "quote": "\"'`"}
+    for name, chars in (examples | {"operator": "+-*/=<>%", "other": ".,:;_!?#\x00\x7f"}).items():
         assert {BYTE_CLASSES[i] for i in byte_class(encode(chars)).tolist()} == {name}
-    greek = byte_class(encode("αω€").reshape(7, 1))
-    assert greek.shape == (7, 1)
     lead, more = "lead byte", "continuation byte"
-    assert [BYTE_CLASSES[i] for i in greek[:, 0].tolist()] == [lead, more, lead, more, lead, more, more]
-    assert byte_class(torch.arange(256)).unique().numel() == len(BYTE_CLASSES) == 9
-
-
-# the task
+    greek = byte_class(encode("αω€").reshape(7, 1))[:, 0].tolist()
+    assert [BYTE_CLASSES[i] for i in greek] == [lead, more, lead, more, lead, more, more]
 
 
 def test_a_batch_has_sequences_of_each_domain_and_none_reaches_into_the_next():
@@ -94,19 +66,18 @@ def test_a_batch_has_sequences_of_each_domain_and_none_reaches_into_the_next():
     assert x.shape == y.shape == (300, 1500) and x.dtype == y.dtype == torch.int64
     assert torch.equal(x[:, 1:], y[:, :-1]) and torch.equal(x, task.batch(300, generator())[0])
     assert not torch.equal(x, task.batch(300, generator(1))[0])
-    assert not torch.equal(*(TextTask("greek", 64, seed).batch(9, generator())[0] for seed in (0, 1)))
     texts = [make_text(domain, 220_000).encode() for domain in ("arithmetic", "brackets", "greek")]
     sequences = [bytes(sequence.tolist()) for sequence in torch.cat([x, y[:, -1:]], dim=1)]
     found = torch.tensor([[sequence in text for text in texts] for sequence in sequences])  # (300, 3)
     assert (found.sum(dim=1) == 1).all() and (found.sum(dim=0) > 70).all()
 
 
-@pytest.mark.parametrize("domain, context", [("brackets", 64), ("greek", 64), ("json", 20), ("code", 10)])
+@pytest.mark.parametrize("domain, context", [("greek", 64), ("code", 10)])
 def test_training_and_held_out_share_no_sequence(domain, context):
-    """Every sequence that training can draw, against every window of the held-out part."""
     task = TextTask([domain], context)
     text = make_text(domain, 220_000).encode()
-    held_out = windows(text[-HELD_OUT_BYTES:], context)
+    end = text[-HELD_OUT_BYTES:]
+    held_out = {end[i : i + context] for i in range(len(end) - context + 1)}
     raw, starts = bytes(task._bytes.tolist()), task._starts.tolist()
     assert raw == text
     trained = {raw[start + shift : start + shift + context] for start in starts for shift in (0, 1)}
@@ -123,8 +94,7 @@ def test_training_and_held_out_share_no_sequence(domain, context):
 def test_held_out_is_the_end_of_each_text_and_always_the_same():
     task = TextTask(["english", "code"], context=128)
     x, y, domain = task.held_out(5)
-    assert x.shape == y.shape == (10, 128) and torch.equal(x[:, 1:], y[:, :-1])
-    assert all(torch.equal(a, b) for a, b in zip((x, y, domain), task.held_out(5)))
+    assert x.shape == y.shape == (10, 128) and torch.equal(x, task.held_out(5)[0])
     for i, name in enumerate(task.domains):
         end = make_text(name, 220_000).encode()[-HELD_OUT_BYTES:]
         sequences = [bytes(s.tolist()) for s in torch.cat([x, y[:, -1:]], dim=1)[domain == i]]
@@ -132,8 +102,6 @@ def test_held_out_is_the_end_of_each_text_and_always_the_same():
         assert places[0] == 0 and places[-1] == HELD_OUT_BYTES - 129
         assert min(b - a for a, b in zip(places, places[1:])) > 4000  # spread evenly
 
-
-# a text of one's own, and bad arguments
 
 LONG = make_text("english", 2000)
 WHOLE = "a whole number of at least 1"
@@ -154,13 +122,12 @@ def test_a_file_of_ones_own(tmp_path):
         TextTask.from_file(path)
 
 
-@pytest.mark.parametrize("num_bytes", [1650])
-def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are(num_bytes):
-    text = "".join(chr(97 + i) for i in torch.randint(26, (num_bytes,), generator=generator()).tolist())
-    longest = num_bytes // 10 - 1
+def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are():
+    text = "".join(chr(97 + i) for i in torch.randint(26, (1650,), generator=generator()).tolist())
+    longest = 164
     assert TextTask({"own": text}, longest).held_out()[0].shape == (1, longest)
     x, _, domain = TextTask({"own": text}, 64).held_out(10_000)
-    assert len(x) == len(x.unique(dim=0)) == len(domain) == num_bytes // 10 - 64
+    assert len(x) == len(x.unique(dim=0)) == len(domain) == 165 - 64
     with refused(f"context must be below {longest + 1}, the bytes of own that are held out, got {longest + 1}"):
         TextTask({"own": text}, longest + 1)
 
@@ -168,10 +135,8 @@ def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are(num_by
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: TextTask({"own": "Hello."}), "context must be below 0, the bytes of own that are held out, got 64"),
         (lambda: TextTask({"own": "ab" * 999}), "own must vary more: each 64 bytes .* are also in the part held out"),
         (lambda: TextTask(["english", "latin"]), "domains must be one of 'english', .*, got 'latin'"),
-        (lambda: TextTask([]), r"domains must be one or more different names, got \(\)"),
         (lambda: TextTask(["code", "code"]), r"domains must be one or more different names, got \('code', 'code'\)"),
         (lambda: TextTask(["brackets"], True), f"context must be {WHOLE}, got True"),
         (lambda: TextTask("brackets").held_out(0), f"num_per_domain must be {WHOLE}, got 0"),

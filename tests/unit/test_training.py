@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import fields, replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from moe_lessons.analysis.collapse import watched_run
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, FeedForward, LanguageModel, MoE, TransformerConfig, seeded
+from moe_lessons.nn import FeedForward, LanguageModel, MoE, TransformerConfig, seeded
 from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
@@ -47,9 +48,6 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-# --- the same seed, the same numbers ---------------------------------------------------------------------
-
-
 def test_the_same_seed_gives_the_same_numbers_whatever_goes_on_around_it():
     alone = numbers(make_run(seed=3, noise_std=1.0), 12)
     one, two = make_run(seed=3, noise_std=1.0), make_run(seed=4, noise_std=1.0)
@@ -68,26 +66,15 @@ def test_the_same_seed_gives_the_same_numbers_whatever_goes_on_around_it():
     assert seen == alone != others
 
 
-class Plain(nn.Module):
-    """A block that checks nothing, and remembers how many threads torch had."""
-
-    d_model, threads = 16, 0
-
-    def forward(self, x):
-        self.threads = torch.get_num_threads()
-        return torch.zeros_like(x)
-
-
 def test_a_run_has_its_own_threads_and_leaves_those_and_the_random_state_of_others_alone():
-    block, before, outside = Plain(), torch.get_rng_state(), torch.get_num_threads()
-    run, noisy = make_run(block=block, threads=2), make_run(noise_std=1.0)
+    seen, before, outside = [], torch.get_rng_state(), torch.get_num_threads()
+    run, noisy = make_run(threads=2), make_run(noise_std=1.0)
+    run.model.head.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     noisy.knobs.lr = 1e30
     try:
         torch.set_num_threads(3)
-        for use in (run.step, run.evaluate):
-            block.threads = 0
-            use()
-            assert block.threads == 2
+        run.step(), run.evaluate()
+        assert seen == [2, 2]
         with pytest.raises(TrainingDiverged):
             numbers(noisy, 10)
         assert torch.get_num_threads() == 3
@@ -96,11 +83,7 @@ def test_a_run_has_its_own_threads_and_leaves_those_and_the_random_state_of_othe
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# --- the loop of torch -----------------------------------------------------------------------------------
-
-
 def test_a_run_is_the_loop_of_torch_with_its_adamw_its_schedules_and_its_clipping():
-    """Warm-up, then half a cosine (arXiv:1608.03983); auxiliary losses."""
     with seeded(7):
         block = MoE(16, 4, 8, top_k=2, bias=True)
     run = make_run(block=block, warmup_steps=4, decay_steps=10, max_grad_norm=0.8)
@@ -135,9 +118,6 @@ def test_a_run_is_the_loop_of_torch_with_its_adamw_its_schedules_and_its_clippin
     assert [lr_scale(step) for step in (1, 1000)] == [1, 1] and [lr_scale(step, 2) for step in (1, 1000)] == [0.5, 1]
 
 
-# --- knobs -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_knob_works_from_the_next_step_on(name):
     reference, run = make_run(), make_run()
@@ -146,7 +126,6 @@ def test_a_knob_works_from_the_next_step_on(name):
         setattr(run.knobs, name, value)
     assert numbers(run, 3) == expected
     setattr(run.knobs, name, KNOBS[name])
-    assert getattr(run.knobs, name) == KNOBS[name]
     assert f"{name}={KNOBS[name]}" in repr(run.knobs)
     expected, seen = numbers(reference, 1)[0], numbers(run, 1)[0]
     assert not same(weights(run), weights(reference))
@@ -201,23 +180,10 @@ def test_the_bias_is_moved_against_the_load_after_each_step_and_never_in_evaluat
     assert torch.equal(bias, before) and before.any()
 
 
-# --- language models -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def text() -> TextTask:
-    return TextTask(["english", "json"], context=24)
-
-
-def text_run(task: TextTask, router: str = "top-k", seed: int = 0, **options) -> Run:
+def test_the_domains_of_a_task_are_evaluated_apart():
+    text = TextTask(["english", "json"], context=24)
     sizes = {"d_model": 32, "num_layers": 2, "num_heads": 2, "max_positions": 24, "d_ff": 16, "num_experts": 4}
-    with seeded(seed):
-        model = LanguageModel(TransformerConfig(**sizes, router=router))
-    return Run(model, task, **{"lr": 0.01, "batch_size": 16, "seed": seed, **options})
-
-
-def test_the_domains_of_a_task_are_evaluated_apart(text):
-    run = text_run(text)
+    run = Run(LanguageModel(TransformerConfig(**sizes)), text)
     frame = run.evaluate_by_domain(5)
     assert list(frame.index) == ["english", "json"] and list(frame.columns) == ["loss", "accuracy"]
     x, y, domain = text.held_out(5)
@@ -232,22 +198,6 @@ def test_the_domains_of_a_task_are_evaluated_apart(text):
         make_run().evaluate_by_domain()
 
 
-def test_in_bfloat16_the_router_the_loss_and_the_weights_stay_in_float32(text):
-    run, seen = text_run(text, precision="bfloat16"), {}
-    router, head = run.model.layers[1].ffn.router, run.model.head
-    router.register_forward_hook(lambda *args: seen.update(router=args[2].router_logits.dtype))
-    head.register_forward_hook(lambda *args: seen.update(head=args[2].dtype))
-    for use in (run.step, run.evaluate):
-        seen.clear()
-        use()
-        assert seen == {"router": torch.float32, "head": torch.bfloat16}
-    assert all(weight.dtype == weight.grad.dtype == torch.float32 for weight in run.model.parameters())
-    assert run._forward(text.held_out(1)[0])[0].dtype == torch.float32  # the logits that the loss is computed from
-
-
-# --- history ---------------------------------------------------------------------------------------------
-
-
 def test_history_has_a_row_for_each_step_and_a_column_for_each_loss_and_for_the_load_of_each_expert():
     run = make_run()
     columns = [field.name for field in fields(Record) if field.name not in ("auxiliary", "load")]
@@ -259,8 +209,6 @@ def test_history_has_a_row_for_each_step_and_a_column_for_each_loss_and_for_the_
         loads = {f"load E{e}": load for e, load in enumerate(record.load[0])}
         assert sum(loads.values()) == pytest.approx(1)
         assert row.to_dict() == {name: getattr(record, name) for name in columns} | record.auxiliary | loads
-    dense = make_run(block=FeedForward(16, 8))
-    assert dense.step().load == [] and list(dense.history.columns) == columns + list(records[0].auxiliary)
 
 
 class TwoLayers(nn.Module):
@@ -293,21 +241,14 @@ def test_several_layers_have_their_loads_and_biases_apart_and_the_rest_summed():
     assert torch.equal(run.model.second.block.router.expert_bias, bias)
 
 
-# --- a step that fails -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("make", [lambda: watched_run(PRESETS["noise"]), lambda: SeedBand(PRESETS["noise"], (4, 0))])
 def test_an_interrupted_step_draws_its_batch_and_noise_again_and_the_last_step_can_be_taken_back(make, monkeypatch):
     run, other = make(), make()
     for _ in range(3):
         run.step(), other.step()
     before = weights(run)
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_record", interrupted)  # as late as a record is made
+        patch.setattr(run, "_record", Mock(side_effect=KeyboardInterrupt))  # as late as a record is made
         run.step()
     assert same(before, weights(run)) and len(run.records) == 3
     fourth = other.step()
@@ -317,50 +258,18 @@ def test_an_interrupted_step_draws_its_batch_and_noise_again_and_the_last_step_c
     assert run.step().load == fourth.load and run.records[-1].loss == fourth.loss and run.records[-1].step == 4
 
 
-# --- divergence ------------------------------------------------------------------------------------------
-
-
-def test_a_learning_rate_that_is_too_high_stops_the_run_and_a_lower_one_goes_on():
-    run = make_run()
-    good = numbers(run, 5)
-    run.knobs.lr = 1e30
-    with pytest.raises(TrainingDiverged, match=r"^training stopped after step \d+: .*learning rate \(now 1e\+30\)"):
-        numbers(run, 20)
-    kept = len(run.records)
-    assert 5 <= kept < 25 and [replace(record, ms_per_step=0.0) for record in run.records[:5]] == good
-    assert all(torch.isfinite(w).all() for w in weights(run))
-    run.knobs.lr = 0.02
-    after = numbers(run, 60)
-    assert after[0].step == kept + 1 and after[-1].loss < after[0].loss
-    assert all(math.isfinite(record.loss) for record in run.records)
-
-
 def refusing(_, __, output):
     if not output.isfinite().all():
         raise IndexError("no expert has this number")
 
 
-def without_values(_, __, output):
-    return output / 0.0
-
-
-def without_gradient(_, args, __):
-    return ((args[0] - args[0].detach()) ** 2).sqrt()
-
-
-def no_numbers(num_points, generator):
-    x, y = TASK.batch(num_points, generator)
-    return x.index_fill(0, torch.tensor([5]), math.nan), y
-
-
 @pytest.mark.parametrize(
     "hook, bad, first",
     [
-        (None, "gate_up_proj", "block.gate_up_proj"),
         (None, "down_proj", "block.down_proj"),
         (refusing, "down_proj", "block.down_proj"),
-        (without_values, None, "the output of block"),
-        (without_gradient, None, "the gradient of embed.bias"),
+        (lambda _, __, output: output / 0.0, None, "the output of block"),
+        (lambda _, args, __: ((args[0] - args[0].detach()) ** 2).sqrt(), None, "the gradient of embed.bias"),
         (None, "task", "the input"),
     ],
 )
@@ -371,7 +280,7 @@ def test_what_is_not_finite_is_named_and_what_was_learned_until_the_last_good_st
     run.step()
     handle = run.model.block.register_forward_hook(hook or (lambda *_: None))
     if bad == "task":
-        run.task = SimpleNamespace(batch=no_numbers)
+        run.task = SimpleNamespace(batch=lambda *args: (torch.full((BATCH, 2), math.nan), TASK.batch(*args)[1]))
     elif bad:
         run.model.block.get_parameter(bad).data[0] = math.inf
     message = f"^training stopped after step 3: .*; the first that is not finite is {first}; .*learning rate"
@@ -391,9 +300,6 @@ def test_an_error_that_has_nothing_to_do_with_it_stays_what_it_is():
         run.step()
 
 
-# --- evaluate --------------------------------------------------------------------------------------------
-
-
 def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_back():
     noisy, calm = make_run(noise_std=5.0), make_run()
     for mode in (False, True):
@@ -405,33 +311,15 @@ def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_ba
     assert noisy.model.training
 
 
-# --- what is put in --------------------------------------------------------------------------------------
-
-WHOLE, LINEAR = "a whole number of at least 1", nn.Linear(2, 2)
-
-
-@pytest.mark.parametrize(
-    "argument, values, allowed",
-    [
-        ("seed", (-1, 2**70), r"a whole number from 0 to 2\*\*62"),
-        ("lr", (0,), "a finite number above 0"),
-        ("max_grad_norm", (0,), "a finite number above 0"),
-        ("precision", ("float16",), "one of 'float32', 'bfloat16'"),
-    ],
-)
-def test_bad_arguments_are_refused(argument, values, allowed):
-    for value in values:
-        with refused(f"{argument} must be {allowed}, got {value!r}"):
-            make_run(**{argument: value})
-
-
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: Run(LINEAR, "blobs"), r"task must have batch\(num, generator\) -> \(x, y\), got str without it"),
+        (lambda: Run(nn.Linear(2, 2), "blobs"), r"task must have batch\(num, generator\) .*, got str without it"),
         (lambda: Run(nn.Identity(), TASK), "model must be a module with parameters, got Identity"),
-        (lambda: Run(LINEAR, TASK).step(), r"model must return \(logits, \[Routing, ...\]\), got Tensor"),
-        (lambda: Run(LINEAR, TASK).evaluate(0), f"num must be {WHOLE}, got 0"),
+        (lambda: Run(nn.Linear(2, 2), TASK).step(), r"model must return \(logits, \[Routing, ...\]\), got Tensor"),
+        (lambda: Run(nn.Linear(2, 2), TASK).evaluate(0), "num must be a whole number of at least 1, got 0"),
+        (lambda: make_run(seed=2**70), f"seed must be a whole number from 0 to 2\\*\\*62, got {2**70}"),
+        (lambda: make_run(lr=0), "lr must be a finite number above 0, got 0"),
         (lambda: make_run(warmup_steps=5, decay_steps=5), r"decay_steps must be above warmup_steps \(5\), got 5"),
     ],
 )
@@ -440,29 +328,11 @@ def test_what_a_run_needs(call, message):
         call()
 
 
-# --- functions of a routing, and the three runs of the playground ----------------------------------------
-
-
 def test_an_expert_is_dead_below_one_percent_of_the_tokens():
     routing = SimpleNamespace(demand_per_expert=torch.tensor([196, 2, 1, 0]), num_tokens=200)
     assert is_dead(routing.demand_per_expert, 200).tolist() == [False, False, True, True]  # E1 stands at the limit
     assert is_dead(load_share(routing)).tolist() == [False, False, True, True] and dead_experts(routing) == 2
     assert load_share(routing).tolist() == pytest.approx([n / 199 for n in (196, 2, 1, 0)])
-    nothing = SimpleNamespace(demand_per_expert=torch.zeros(3), num_tokens=0)
-    assert dead_experts(nothing) == 0 and load_share(nothing).tolist() == [0, 0, 0]
-
-
-def test_the_mixture_and_its_twins_see_the_same_points_and_start_alike_around_the_block():
-    runs = plane_runs(PRESETS["healthy"], seed=5)
-    assert list(runs) == ["MoE", EQUAL_ACTIVE, EQUAL_TOTAL]
-    moe, *twins = runs.values()
-    setting, block = PRESETS["healthy"], moe.model.block
-    assert [twin.model.block.d_ff for twin in twins] == [block.top_k * block.d_ff, block.num_experts * block.d_ff]
-    for twin in twins:
-        assert torch.equal(twin.model.embed.weight, moe.model.embed.weight)
-        assert torch.equal(twin.model.head.weight, moe.model.head.weight)
-        assert same(twin._position(), moe._position())
-        assert twin.knobs.lr == moe.knobs.lr == setting.lr
 
 
 NOISY = ({"noise_std": 0.5}, {"jitter_noise": 0.1}, {"router": "learned noise"})
