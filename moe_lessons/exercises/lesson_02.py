@@ -15,7 +15,6 @@ def marked(indices: Tensor, table: Tensor) -> Tensor:
 
 
 def top_mask(scores: Tensor, top_k: int) -> Tensor:
-    """Mark (…, E) the K largest scores of each token as True."""
     return marked(scores.topk(top_k).indices, scores)
 
 

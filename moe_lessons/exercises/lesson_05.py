@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from moe_lessons.exercises.compare import Check, Comparison, Problem, is_nothing, kind_of
-from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.exercise import Check, Comparison, Problem, exercise, is_nothing, kind_of
 from moe_lessons.exercises.lesson_02 import SIZES
 from moe_lessons.nn import Routing
 
@@ -100,8 +99,7 @@ class MyRouter(NewRouter):
         return Routing.from_topk(logits, probs, experts, weights)
 
 
-def router_with(weights: Callable[[Tensor, Tensor], Tensor]) -> type[NewRouter]:
-    """Make a NewRouter with other weights (T, K), a function of the logits (T, E) and the K best of them (T, K)."""
+def router_with(weights: Callable[[Tensor, Tensor], Tensor]) -> type[NewRouter]:  # weights(logits, the K best)
     return type("Router", (NewRouter,), {"weights": staticmethod(weights)})
 
 

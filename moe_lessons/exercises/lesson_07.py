@@ -10,7 +10,6 @@ from moe_lessons.exercises.exercise import exercise
 
 
 def drawn(low: int, high: int) -> int:
-    """Draw a whole number from low to high."""
     return int(torch.randint(low, high + 1, ()))
 
 

@@ -87,7 +87,7 @@ def my_exchange(x, chosen, weights, experts):
 
 
 def dealt(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tuple[Tensor, ...]:
-    """Exchange as if expert e were on device e % N: the experts are numbered anew, device by device."""
+    """Exchange as if expert e were on device e % N."""
     N, share = len(x), len(experts) // len(x)
     in_blocks = [expert for device in range(N) for expert in experts[device::N]]
     return my_exchange(x, chosen % N * share + chosen // N, weights, in_blocks)
@@ -116,8 +116,7 @@ def instead(change_y: Callable = lambda y, *_: y, change_sent: Callable = lambda
     return wrong
 
 
-def as_computed(y: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> Tensor:
-    """Give the results in the order in which the devices compute them."""
+def as_computed(y: Tensor, chosen: Tensor, _, experts: list) -> Tensor:
     home = chosen // (len(experts) // len(y))
     return y.flatten(0, 1)[home.flatten().argsort(stable=True)].view_as(y)
 
