@@ -241,7 +241,7 @@ class TimeUp(BaseException):
 
 
 def limited(call: Callable[[], Any]) -> Any:
-    """Give what `call`() gives or raises; after `SECONDS` interrupt its thread, or leave it behind, and raise TimeUp."""
+    """Give what `call`() gives or raises; after `SECONDS` interrupt its thread, or leave it, and raise TimeUp."""
     found = Future()
 
     def work() -> None:

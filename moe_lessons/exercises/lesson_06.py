@@ -12,7 +12,7 @@ from moe_lessons.exercises.lesson_02 import top_mask
 
 
 def in_turn(chosen: Tensor, capacity: int, turn=lambda token, choice: (choice, token), anew=False) -> Tensor:
-    """Say which of the assignments `chosen` (T, K) find a place, by rising turn(token, choice); anew: for each choice."""
+    """Mark the assignments `chosen` (T, K) that find a place, by rising turn(token, choice); anew: for each choice."""
     kept, taken = torch.zeros_like(chosen, dtype=torch.bool), Counter()
     for token, choice in sorted(product(*map(range, chosen.shape)), key=lambda pair: turn(*pair)):
         place = int(chosen[token, choice]), choice if anew else 0

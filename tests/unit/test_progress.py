@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from platformdirs import user_data_path
 
 from moe_lessons.course import progress
 
@@ -21,7 +22,6 @@ KEYS = ("05.a", "05.b", "05.e")
 DAMAGED = {
     "empty": b"",
     "truncated": b'{"version": 1, "quiz": {"05.a": {"first"',
-    "no JSON": b"Dear diary",
     "no UTF-8": b"\xff\xfe\x00",
     "a list": b"[1, 2]",
     "nested without end": b"[" * 100_000,
@@ -41,6 +41,10 @@ def content(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
 
 
+def out_of_space(*_):
+    raise OSError(28, "No space left on device")
+
+
 # --- writing and reading ---
 
 
@@ -52,8 +56,8 @@ def test_what_is_recorded_is_there_in_the_next_session(path, new_session):
     found = progress.read()
     assert set(found) == set(progress.SECTIONS)
     assert found["figures"]["07.speed"]["value"] == 2.5
-    assert found["quiz"]["05.survivors"].pop("when").endswith("+00:00")
-    assert found["quiz"]["05.survivors"] == {"first": "a", "last": "c"}  # fields that are not given stay
+    entry = found["quiz"]["05.survivors"]
+    assert entry.pop("when").endswith("+00:00") and entry == {"first": "a", "last": "c"}  # what is not given stays
     assert content(path)["version"] == 1
 
 
@@ -76,10 +80,9 @@ def test_switched_off_it_lives_in_this_session_only(path, monkeypatch, new_sessi
     assert progress.reset() is None and progress.read()["quiz"] == {} and path.read_bytes() == before
 
 
-def test_without_the_variable_it_is_in_the_users_data_folder(monkeypatch, tmp_path):
+def test_without_the_variable_it_is_in_the_users_data_folder(monkeypatch):
     monkeypatch.delenv("MOE_LESSONS_PROGRESS")
-    monkeypatch.setattr(progress, "user_data_path", lambda name: tmp_path / name)
-    assert progress.file() == (tmp_path / "moe_lessons" / "progress.json").resolve()
+    assert progress.file() == (user_data_path("moe_lessons") / "progress.json").resolve()
 
 
 def test_export_writes_a_new_file_with_everything(path, tmp_path, monkeypatch):
@@ -191,10 +194,6 @@ def test_a_lock_that_is_never_let_go_delays_once_and_loses_nothing(path, monkeyp
 # --- a file that cannot be written ---
 
 
-def out_of_space(*_):
-    raise OSError(28, "No space left on device")
-
-
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_on_a_full_disk_the_file_stays_whole_and_the_answers_come_later(path, monkeypatch, capsys, name):
     progress.record("quiz", "05.a", last="a")
@@ -234,8 +233,7 @@ def test_a_place_where_no_file_can_be(path, capsys, kind):
         path.parent.write_text("")
     for answer in "abc":
         assert "Not saved yet" in progress.record("quiz", "05.a", last=answer)
-    assert progress.read()["quiz"]["05.a"]["last"] == "c"
-    assert capsys.readouterr().err.count("\n") == 1
+    assert progress.read()["quiz"]["05.a"]["last"] == "c" and capsys.readouterr().err.count("\n") == 1
 
 
 # --- a file that is damaged, or of another version ---
