@@ -72,10 +72,7 @@ class Answer(str):
             raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
         return super().__new__(cls, sources(FIGURE.sub(lambda key: figure_sentence(found[key[1]]), text)))
 
-    def _repr_markdown_(self) -> str:
-        return str(self)
-
-    __repr__ = str.__str__
+    _repr_markdown_ = __repr__ = str.__str__
 
 
 def figure_sentence(figure: dict) -> str:
@@ -96,8 +93,7 @@ class Interview(Sheet):
 
     def __init__(self):
         self.questions = {key: parse(text) for key, text in sections("interview.md").items()}
-        self.place = 0
-        self.title = W.HTML()
+        self.place, self.title = 0, W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
         self.answer = W.Textarea(placeholder=hint, layout=W.Layout(width="100%", height="9em"))
         self.show = W.Button(description="Show our answer", button_style="primary")
@@ -144,10 +140,8 @@ class Interview(Sheet):
             tick.observe(lambda _: self._keep(), "value")
             self.ticks.append(tick)
         where = W.Output()
-        links = ("".join(found.group() for found in SOURCE.finditer(point)) for point in points)
-        where.append_display_data(
-            Markdown("Lesson and test: " + "; ".join(sources(own).strip()[5:-6] for own in links))
-        )
+        links = (sources("".join(found.group() for found in SOURCE.finditer(point))).strip()[5:-6] for point in points)
+        where.append_display_data(Markdown(f"Lesson and test: {'; '.join(links)}"))
         self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
         self._keep()
 

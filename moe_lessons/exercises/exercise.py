@@ -44,9 +44,7 @@ class Check(NamedTuple):
         return f"{WORDS[self.status]}. {self.message}"
 
 
-class Problem(Exception):
-    """What to say of an answer that is not right, in whole sentences, and the status that it gives."""
-
+class Problem(Exception):  # with an answer
     def __init__(self, message: str, status: str = "wrong", known: bool = False):
         self.check = Check(status, message, known)
 
@@ -91,16 +89,15 @@ class Comparison:
 
     def _is(self, mistake: Callable, case: tuple, values: list[Tensor]) -> bool:
         try:
-            wrong = self._values(mistake(*copies(case)))
+            return all(map(agree, values, self._values(mistake(*copies(case)))))
         except Exception:  # what is no mistake that one can make in this case
             return False
-        return all(map(agree, values, wrong))
 
     def _values(self, result: Any, at: str = "") -> list[Tensor]:
         """Give each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
-        has_parts = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0)  # a tensor, or of numpy
         if isinstance(self.what, str):
             return list(self.read(numbers(result, self.what, at)))
+        has_parts = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0)  # a tensor, or of numpy
         parts = list(result) if has_parts else []
         if len(parts) != len(self.what):
             raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
@@ -140,12 +137,10 @@ def attempt(call: Callable[[], Any], at: str = "") -> Any:
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether a function gave it whose body is still `...`."""
-    return value is None or value is Ellipsis
+    return value is None or value is Ellipsis  # a body that is still `...`
 
 
 def shortened(message: str, limit: int = 600) -> str:
-    """Put it on one line, and not too long."""
     line = " ".join(message.split())
     return line if len(line) <= limit else f"{line[:limit]} …"
 
@@ -169,7 +164,6 @@ def numbers(value: Any, what: str, at: str) -> Tensor:
 
 
 def agree(given: Tensor, expected: Tensor) -> bool:
-    """Whether both have the same shape and, but for rounding, the same numbers; whole numbers must be exact."""
     if given.shape != expected.shape:
         return False
     if not expected.is_floating_point():
@@ -209,11 +203,11 @@ def kind_of(value: Any) -> str:
 
 
 def describe(names: list[str], arguments: tuple) -> str:
-    """Name the arguments of a call, short ones in full, without functions: 'x of shape (7, 4), top_k = 2'."""
     return ", ".join(argument(name, value) for name, value in zip(names, arguments) if not callable(value))
 
 
 def argument(name: str, value: Any) -> str:
+    """Name an argument, a short one in full: 'x of shape (7, 4)' or 'top_k = 2'."""
     if isinstance(value, Tensor) and (value.numel() > 12 or value.ndim > 1):
         return f"{name} of shape {tuple(value.shape)}"
     value = value.tolist() if isinstance(value, Tensor) else value
@@ -225,7 +219,6 @@ def argument(name: str, value: Any) -> str:
 
 
 def copies(arguments: tuple) -> list:
-    """Copy what a function may change. Tensors keep their gradient."""
     return [a.clone() if isinstance(a, Tensor) else list(a) if isinstance(a, list) else a for a in arguments]
 
 
@@ -267,10 +260,7 @@ def limited(call: Callable[[], Any]) -> Any:
 
 
 class FirstLines(io.TextIOBase):
-    """Keeps the first lines of what is written to it, and counts the others."""
-
-    def __init__(self):
-        self.kept, self.lines = "", 0
+    kept, lines = "", 0
 
     def write(self, text: str) -> int:
         if self.kept.count("\n") < LINES and len(self.kept) < LINES * WIDTH:

@@ -88,8 +88,6 @@ def my_sees_the_future(layer, x):
 
 
 def by_change(change: Callable[[Tensor, int], Tensor], places=range(1, NUM_TOKENS)) -> Callable:
-    """Make an answer that changes x at and after each of the places t, and compares the tokens before."""
-
     def sees(layer: nn.Module, x: Tensor) -> bool:
         y = layer.eval()(x)
         return any(not same(layer(change(x.clone(), t))[:t], y[:t]) for t in places)
@@ -158,8 +156,6 @@ def my_surest(router_probs, top_k, factor):
 
 
 def surest_with(capacity=places, turn=lambda best, choice: (choice, -best[0]), anew=False) -> Callable:
-    """Place with another capacity(chosen, E, factor), or turn(the K largest probabilities of a token, choice)."""
-
     def wrong(p: Tensor, top_k: int, factor: float) -> Tensor:
         best, chosen = p.topk(top_k)
         in_line = in_turn(chosen, capacity(chosen, p.shape[1], factor), lambda t, c: turn(best[t].tolist(), c), anew)

@@ -93,8 +93,6 @@ def my_cache_step(q, k, v, keys, values):
 
 
 def reads(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
-    """Make a step with the right cache and another y: change(q, the new keys, the new values)."""
-
     def step(q: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         _, keys, values = my_cache_step(q, *arguments)
         return change(q, keys, values), keys, values

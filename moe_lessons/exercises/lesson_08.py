@@ -37,7 +37,6 @@ WIDTH_HINTS = (
 
 @exercise(2, my_width, WIDTH_MISTAKES, WIDTH_HINTS, "the width")
 def dense_width() -> Iterator[tuple]:
-    """Draw rising curves, the last of which the mixture leaves behind."""
     for case in range(12):
         widths = [int(torch.randint(4, 8, ())) * 2 ** (i + 3) for i in range(4)]
         qualities = torch.rand(4).sort().values.tolist()
@@ -107,8 +106,6 @@ def received(
 
 
 def instead(change_y: Callable = lambda y, *_: y, change_sent: Callable = lambda sent, x: sent) -> Callable:
-    """Make an exchange that is right but for y or the bytes that are sent."""
-
     def wrong(x: Tensor, *rest) -> tuple[Tensor, ...]:
         counts, arrived, y, sent = my_exchange(x, *rest)
         return counts, arrived, change_y(y, *rest), change_sent(sent, x)

@@ -12,7 +12,7 @@ from moe_lessons import exercises, nn
 from moe_lessons.analysis import load_statistics, mutual_information, union_law
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.exercises.lesson_05 import MyRouter, router_with
-from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases, same
+from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases
 from moe_lessons.nn import MoE, Routing, SigmoidRouter, TopKRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.nn.families import finer
@@ -236,21 +236,10 @@ def test_right_answers_written_in_another_way(name, answer):
     assert check.status == "right", check
 
 
-def test_each_exercise_is_among_them():
-    assert {name for name, _ in RIGHT} == set(exercises.MODULES)
-
-
-# --- what is said of wrong ones ------------------------------------------------------------------------------------
-
-
 def one_expert_less(self, x):
     logits = x @ self.weight.T
     weights, chosen = logits[:, 1:].softmax(dim=-1).topk(self.top_k, dim=-1)
     return Routing.from_topk(logits, logits.softmax(dim=-1), chosen + 1, weights)
-
-
-def router(**methods) -> type:
-    return type("Router", (MyRouter,), methods)
 
 
 WRONG = [
@@ -268,8 +257,16 @@ WRONG = [
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
     ("slowdown", lambda loads, n: 7.25, "num_devices = 2, the slowdown is .*, yours is 7.25"),
     ("mended_router", router_with(lambda z, best: best.log().exp() * torch.nan), "the weights: .* yours is nan"),
-    ("mended_router", router(forward=one_expert_less), "the experts, best first: . of 8 numbers differ, most for row"),
-    ("mended_router", router(forward=lambda s, x: (x, x)), "must return a Routing, not a tuple"),
+    (
+        "mended_router",
+        type("Router", (MyRouter,), {"forward": one_expert_less}),
+        "the experts, best first: . of 8 numbers differ, most for row",
+    ),
+    (
+        "mended_router",
+        type("Router", (MyRouter,), {"forward": lambda s, x: (x, x)}),
+        "must return a Routing, not a tuple",
+    ),
     ("mended_router", router_with(lambda z, best: best[:, :1]), r"cannot be read.* must be \(T, K\)"),
     ("mended_router", lambda *_: 0, "top_k = 2: AttributeError"),
     ("balancing_loss", lambda p, i: loss_by_package(p, i).item(), "no gradient reaches the router"),
@@ -297,9 +294,12 @@ def test_what_differs_is_said(name, answer, said):
     assert check.status in ("wrong", "raised") and re.search(said, check.message, re.IGNORECASE), check
 
 
+def test_each_exercise_has_a_right_answer_above():
+    assert {name for name, _ in RIGHT} == set(exercises.MODULES)
+
+
 @pytest.mark.parametrize("name", causality_cases())
-def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
-    """Every layer counts: an answer that is wrong on this one alone is given this layer's advice."""
+def test_a_wrong_answer_at_one_layer_alone_is_given_the_advice_of_this_layer(name):
     cases = causality_cases()
     verdicts = iter([case.truth != (other == name) for other, case in cases.items()])
     check = exercises.causality.check(lambda layer, x: next(verdicts))
@@ -307,17 +307,11 @@ def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
 
 
 @pytest.mark.parametrize("name", causality_cases())
-@pytest.mark.parametrize("seed", range(2))
-def test_the_truth_of_a_layer(name, seed):
-    """Found by changing all that follows each place, six times."""
+def test_the_truth_of_a_layer(name):
     case = causality_cases()[name]
     layer = case.layer.eval()
-    with seeded(seed):
+    with seeded(1):
         x = torch.randn(NUM_TOKENS, 8)
-        y, seen = layer(x), False
-        torch.testing.assert_close(y, causality_cases()[name].layer.eval()(x))  # the same each time
-        for t in range(1, NUM_TOKENS):
-            for _ in range(6):
-                other = torch.cat([x[:t], 2 * torch.randn_like(x[t:])])
-                seen |= not same(layer(other)[:t], y[:t])
-    assert seen == case.truth
+        torch.testing.assert_close(layer(x), causality_cases()[name].layer.eval()(x))  # the same each time
+        places = [*range(1, NUM_TOKENS)] * 6
+        assert by_change(lambda x, t: torch.cat([x[:t], 2 * torch.randn_like(x[t:])]), places)(layer, x) == case.truth
