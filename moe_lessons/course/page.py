@@ -30,8 +30,7 @@ class Standing(NamedTuple):  # how far the learner is in a lesson
 
     @property
     def is_done(self) -> bool:
-        is_all = self.answered == self.questions and all(solved for _, solved in self.solved)
-        return is_all and bool(self.questions or self.solved)
+        return self.answered == self.questions and all(solved for _, solved in self.solved)
 
     @property
     def is_begun(self) -> bool:
@@ -46,7 +45,7 @@ def standings() -> list[Standing]:
 def _standing(lesson: Lesson, kept: progress.Progress) -> Standing:
     number, own = lesson.number, [exercise for exercise in exercises.EXERCISES if exercise.lesson == lesson.number]
     made = [key.split(".")[0] for key, entry in kept["predictions"].items() if entry.get("answer") is not None]
-    items = read_quiz(QUIZZES[number]) if number in QUIZZES else []
+    items = read_quiz(QUIZZES[number])
     answers = [kept["quiz"].get(f"{number}.{item.name}", {}) for item in items]
     answered = [answer for answer in answers if "last" in answer]
     solved = [(e.stars, kept["exercises"].get(e.key, {}).get("status") == "right") for e in own]
@@ -60,7 +59,7 @@ def _row(standing: Standing) -> str:
     quiz = f"{standing.answered} of {standing.questions}"
     quiz += f", {standing.right_first} right at first" if standing.answered else ""
     stars = " ".join(("★" if solved else "☆") * number for number, solved in standing.solved)
-    solved = f"{count} of {len(standing.solved)} {stars}" if standing.solved else "–"
+    solved = f"{count} of {len(standing.solved)} {stars}"
     return f"| {lesson.link} | {lesson.minutes} min | {standing.predictions} | {quiz} | {solved} | {state} |"
 
 

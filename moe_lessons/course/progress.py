@@ -97,8 +97,7 @@ def reset() -> Path | None:
         return copy
 
 
-def file() -> Path | None:
-    """Tell where the progress is kept; None where it is off."""
+def file() -> Path | None:  # None where it is off
     name = os.environ.get("MOE_LESSONS_PROGRESS", "")
     if name == "off" or static_mode():
         return None

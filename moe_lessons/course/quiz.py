@@ -68,19 +68,16 @@ def _read_line(line: str, items: list[Item]) -> None:
 
 
 def check_item(item: Item) -> None:
-    texts = [option.text for option in item.options]
-    right = [option for option in item.options if option.is_right]
+    texts, num_right = {option.text for option in item.options}, sum(option.is_right for option in item.options)
     if not item.question:
         raise ValueError(f"{item.name} asks nothing")
-    if len(right) != 1:
-        raise ValueError(f"one option of {item.name} must be right, found {len(right)}")
-    if len(texts) < 2 or len(set(texts)) < len(texts):
+    if num_right != 1:
+        raise ValueError(f"one option of {item.name} must be right, found {num_right}")
+    if len(texts) < max(2, len(item.options)):
         raise ValueError(f"{item.name} must have at least two options, all of them different")
 
 
-class QuizQuestion(Question):
-    """One question of a quiz. The first answer and the last one are kept."""
-
+class QuizQuestion(Question):  # its first answer and its last one are kept
     section = "quiz"
 
     def __init__(self, item: Item, number: int, lesson: str):
@@ -104,10 +101,9 @@ class Quiz(Sheet):
     """The quiz of a lesson: `Quiz("05")`. It blocks nothing; answers are kept, and may be changed."""
 
     def __init__(self, lesson: str):
-        path = QUIZZES[check_choice("lesson", lesson, QUIZZES)]
-        self.lesson = lesson
-        self.questions = [QuizQuestion(item, n, lesson) for n, item in enumerate(read_quiz(path), 1)]
-        self.score = W.HTML()
+        items = read_quiz(QUIZZES[check_choice("lesson", lesson, QUIZZES)])
+        self.lesson, self.score = lesson, W.HTML()
+        self.questions = [QuizQuestion(item, n, lesson) for n, item in enumerate(items, 1)]
         super().__init__([*self.questions, self.score])
         for question in self.questions:
             question.remove_class("moe-view")  # one frame around all
