@@ -226,9 +226,6 @@ def moved(before: Any, after: Any) -> bool:
     return not torch.equal(before, after) if isinstance(before, Tensor) else before != after
 
 
-# --- limits ---
-
-
 class TimeUp(BaseException):
     """The time is up: not an Exception, so that `except Exception` of an answer does not catch it."""
 
@@ -284,9 +281,6 @@ def kept_short() -> Iterator[None]:
     finally:
         if text := str(lines):
             print(text)
-
-
-# --- what the learner calls ---
 
 
 class Hint(str):

@@ -104,9 +104,6 @@ def test_on_a_static_page_the_answers_are_folded(static):
             assert f"- {'✔' if option.is_right else '✘'} {option.text} — {option.why}" in answers
 
 
-# --- the table of lessons ---
-
-
 def test_every_notebook_is_in_the_table_and_has_a_quiz():
     assert {path.name for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")} == {lesson.file for lesson in LESSONS}
     assert set(QUIZZES) == {lesson.number for lesson in LESSONS}
@@ -121,9 +118,6 @@ def test_a_notebook_says_of_itself_what_the_table_says(lesson):
     assert text.startswith(f"# {lesson.number} · {lesson.title}\n")
     (time,) = re.findall(r"\*\*How long\.\*\* (?:About (\d+) minutes|Half an hour)", text)
     assert int(time or 30) == lesson.minutes
-
-
-# --- the course page ---
 
 
 def do_everything(number: str) -> None:

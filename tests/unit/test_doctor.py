@@ -14,8 +14,9 @@ from moe_lessons.commands import doctor
 def test_a_healthy_installation_passes(capsys):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
-    assert "FAIL" not in printed
-    assert all(f"\nok    {name} " in printed for name in ("torch", "jupyterlab", "ipywidgets", "anywidget", "pandas"))
+    assert "FAIL" not in printed and all(
+        f"\nok    {name} " in printed for name in ("torch", "jupyterlab", "ipywidgets", "anywidget", "pandas")
+    )
 
 
 def test_a_missing_and_an_old_package_are_named_with_their_remedy(monkeypatch, capsys):

@@ -19,8 +19,6 @@ from moe_lessons.nn.families import finer
 from moe_lessons.nn.transformer import Layer
 from moe_lessons.parallel import bytes_sent
 
-# --- right answers: they prove that the solutions are right, since each is compared with them -----------------------
-
 
 def weights_of(routing, like):
     return weight_matrix(like, routing, routing.weight).T  # (T, E)

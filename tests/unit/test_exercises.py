@@ -56,9 +56,6 @@ def test_a_file_is_imported_only_when_its_exercise_is_asked_for():
     assert out.splitlines() == ["False []", "True ['02', '05']", "False"]
 
 
-# --- right and wrong -----------------------------------------------------------------------------------------------
-
-
 def test_the_solution_is_right_and_leaves_no_trace(exercise, capsys):
     def draws(*arguments):
         torch.rand(3)
@@ -218,9 +215,6 @@ def test_the_solution_can_be_pasted_and_once_solved_is_always_solved(exercise, o
     solution = exercise.solution()
     assert re.match(rf"(def|class) {exercise.answer_name}\(", solution) and len(solution.splitlines()) <= 15  # a cell
     assert progress.read()["exercises"][exercise.key] | {"when": ""} == entry | {"solution_seen": True, "when": ""}
-
-
-# --- comparisons ---------------------------------------------------------------------------------------------------
 
 
 def compare(solution, answer, *case, what="it", mistakes=(), **options) -> str:

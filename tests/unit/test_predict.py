@@ -76,9 +76,6 @@ def test_trouble_with_the_file_is_said_in_the_view(kind, monkeypatch, tmp_path):
     assert MAKERS[kind]("05.left").answer == ANSWERS[kind]
 
 
-# --- one of several options ---
-
-
 def test_it_says_what_was_predicted_and_what_happened():
     prediction = Prediction(QUESTION, OPTIONS)
     assert repr(prediction.compare("some")) == "What happened: some."
@@ -96,9 +93,6 @@ def test_options_that_are_no_choice_are_refused():
     for options in ((), ("all",), ("all", "some", "all"), "all"):
         with pytest.raises(ValueError, match="options must be two or more different texts, got"):
             Prediction(QUESTION, options)
-
-
-# --- a number ---
 
 
 @pytest.mark.parametrize(
@@ -132,9 +126,6 @@ def test_only_numbers_within_the_limits_are_answers():
     for value in (float("nan"), "20", None):
         with pytest.raises(ValueError, match="value must be a finite number, got"):
             prediction.compare(value)
-
-
-# --- a curve ---
 
 
 def test_a_curve_is_compared_where_both_are():

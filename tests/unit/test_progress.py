@@ -44,9 +44,6 @@ def out_of_space(*_):
     raise OSError(28, "No space left on device")
 
 
-# --- writing and reading ---
-
-
 def test_what_is_recorded_is_there_in_the_next_session(path, new_session):
     assert progress.record("quiz", "05.survivors", first="a", last="b") == ""
     progress.record("figures", "07.speed", value=2.5)
@@ -109,9 +106,6 @@ def test_reset_forgets_everything_and_keeps_a_dated_copy(path, new_session):
     path.write_bytes(b"")  # nor does it come back from the second copy
     new_session()
     assert not any(progress.read().values())
-
-
-# --- a process that is killed, and others that write ---
 
 
 LIGHT = """
@@ -187,9 +181,6 @@ def test_a_lock_that_is_never_let_go_delays_once_and_loses_nothing(path, monkeyp
     assert capsys.readouterr().err.count("\n") == 1
 
 
-# --- a file that cannot be written ---
-
-
 @pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_on_a_full_disk_the_file_stays_whole_and_the_answers_come_later(path, monkeypatch, capsys, name):
     progress.record("quiz", "05.a", last="a")
@@ -225,9 +216,6 @@ def test_a_place_where_no_file_can_be(path, capsys, taken):
     for answer in "abc":
         assert "Not saved yet" in progress.record("quiz", "05.a", last=answer)
     assert progress.read()["quiz"]["05.a"]["last"] == "c" and capsys.readouterr().err.count("\n") == 1
-
-
-# --- a file that is damaged, or of another version ---
 
 
 @pytest.mark.parametrize("damage", DAMAGED)

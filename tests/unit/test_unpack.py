@@ -34,7 +34,6 @@ def lessons(tmp_path):
 
 @pytest.fixture
 def folder(lessons, tmp_path):
-    """The learner's, with the lessons in it."""
     folder = tmp_path / "deep" / "course"
     (said,) = unpack(lessons, folder)
     assert f"The lessons are in {folder} now" in said
