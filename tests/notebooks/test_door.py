@@ -17,14 +17,7 @@ except ModuleNotFoundError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FROM_THE_NOTEBOOK = {
-    "jupyterlab",
-    "ipykernel",
-    "ipywidgets",
-    "numpy",
-    "pillow",
-    "psutil",
-}  # it has these, or they come along
+FROM_THE_NOTEBOOK = {"jupyterlab", "ipykernel", "ipywidgets", "numpy", "pillow", "psutil"}  # or these come along
 
 
 @pytest.fixture(params=LESSONS, ids=lambda path: path.stem)
