@@ -1,6 +1,6 @@
 """``python -m moe_lessons doctor``: what is wrong with this installation, and what to do.
 
-Everything beyond the standard library is imported inside a check: a missing package is a finding and not a crash.
+A check imports what is beyond the standard library itself: a missing package is a finding and not a crash.
 """
 
 import argparse
@@ -67,15 +67,13 @@ def check_kernel() -> Findings:
     """Find whether the kernel of the notebooks and the `jupyter-lab` on PATH are those of this environment."""
     from jupyter_client.kernelspec import KernelSpecManager
 
-    program = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])
-    # Jupyter itself replaces a bare `python` by the interpreter it runs in.
+    program = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])  # a bare `python` is this interpreter
     status = "FAIL" if program.is_absolute() and not is_here(program) else "ok"
     yield status, f"the kernel 'python3' is {program}", f"run `{sys.executable} -m ipykernel install --sys-prefix`"
     if metadata.version("ipykernel").startswith("6."):
         seen = "ipykernel 6: controls are answered only when the cell that waits has ended"
         yield "warn", seen, "make the environment again with Python 3.11 or newer, which brings ipykernel 7.4"
-    found = shutil.which("jupyter-lab")
-    if found and not is_here(Path(found)):
+    if (found := shutil.which("jupyter-lab")) and not is_here(Path(found)):
         seen = f"`jupyter-lab` on PATH is another installation, {found}"
         yield "warn", seen, "start the course with `make lab` or `python -m moe_lessons lab`"
 

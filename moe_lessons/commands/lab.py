@@ -9,14 +9,12 @@ from pathlib import Path
 from moe_lessons.support.data import LESSONS, PACKAGE
 from moe_lessons.support.unpack import MANIFEST, unpack
 
-CHECKOUT = PACKAGE.parent
-FIRST, COPY = "00_welcome.ipynb", "moe_lessons_course"
+CHECKOUT, FIRST, COPY = PACKAGE.parent, "00_welcome.ipynb", "moe_lessons_course"
 # glibc then keeps the memory of a training step for the next one: a step of text takes 15 to 30 % less time.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(10**9), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    """Start JupyterLab on the course; it prints its address and stays."""
     parser = argparse.ArgumentParser("python -m moe_lessons lab", description=open_course.__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help=f"of the course (outside one: {COPY}, here)")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open no browser")
@@ -36,7 +34,16 @@ def main(argv: Sequence[str] = ()) -> int:
 
     from jupyterlab.labapp import LabApp
 
-    LabApp.launch_instance(lab_arguments(folder, lesson, opens=not options.no_browser and has_display()))
+    arguments = [  # this course, this machine only, and a terminal without chatter
+        f"--ServerApp.root_dir={folder}",
+        "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.open_browser={not options.no_browser and has_display()}",
+        "--ServerApp.allow_root=True",
+        f"--LabApp.default_url=/doc/tree/{lesson}",
+        "--LabApp.extension_manager=readonly",  # the other kind asks a package index
+        "--Application.log_level=ERROR",
+    ]
+    LabApp.launch_instance(arguments)
     return 0
 
 
@@ -51,19 +58,6 @@ def open_course(asked: Path | None = None) -> tuple[Path, str]:
     for sentence in unpack(LESSONS, folder):
         print(sentence, flush=True)
     return folder, FIRST
-
-
-def lab_arguments(folder: Path, lesson: str, opens: bool) -> list[str]:
-    """Return the arguments of JupyterLab: this course, this machine only, and a terminal without chatter."""
-    return [
-        f"--ServerApp.root_dir={folder}",
-        "--ServerApp.ip=127.0.0.1",
-        f"--ServerApp.open_browser={opens}",
-        "--ServerApp.allow_root=True",
-        f"--LabApp.default_url=/doc/tree/{lesson}",
-        "--LabApp.extension_manager=readonly",  # the other kind asks a package index
-        "--Application.log_level=ERROR",
-    ]
 
 
 def has_display() -> bool:

@@ -1,5 +1,5 @@
 // A curve drawn by hand, with the pointer, a finger or the keyboard; the measured one is drawn over it. An SVG is sharp
-// at any size, and its colours are those of the page. See curve.py for what the model holds.
+// at any size, and its colours are those of the page. See question.py for what the model holds.
 
 const WIDTH = 600, HEIGHT = 290, LEFT = 66, RIGHT = 586, TOP = 26, BOTTOM = 240, SVG = "http://www.w3.org/2000/svg";
 const HEARD = ["answer", "measured", "note"]; // what of the model may change

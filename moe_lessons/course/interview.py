@@ -41,12 +41,10 @@ def sources(text: str) -> str:
     return SOURCE.sub(link, text)
 
 
-# --- the answer ----------------------------------------------------------------------------------------------------
-
-
 def lacking(*keys: str) -> list[str]:
     """Return those of these figures that the learner has not measured yet."""
-    return [key for key in keys if key not in measured()]
+    found = measured()
+    return [key for key in keys if key not in found]
 
 
 def measured() -> dict[str, dict]:
@@ -56,8 +54,8 @@ def measured() -> dict[str, dict]:
 
 def figures() -> pd.DataFrame:
     """Return all figures that the learner has measured: what, value, unit, when."""
-    found, columns = dict(sorted(measured().items())), ["what", "value", "unit", "when"]
-    table = pd.DataFrame.from_dict(found, orient="index", columns=columns)
+    found = dict(sorted(measured().items()))
+    table = pd.DataFrame.from_dict(found, orient="index", columns=["what", "value", "unit", "when"])
     return table.assign(when=table["when"].str[:10]).rename_axis("figure")
 
 
@@ -74,14 +72,11 @@ class Answer(str):
             raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
         return super().__new__(cls, sources(FIGURE.sub(lambda key: figure_sentence(found[key[1]]), text)))
 
-    def _repr_markdown_(self) -> str:
-        return str(self)
-
-    __repr__ = str.__str__
+    _repr_markdown_ = __repr__ = str.__str__
 
 
 def figure_sentence(figure: dict) -> str:
-    """Write a figure with its unit, but for 'times', which stands in the sentence.
+    """Write a figure with its unit, unless the sentence has it.
 
     >>> figure_sentence({"value": 79.64, "unit": "%"}), figure_sentence({"value": 1.6345, "unit": "times"})
     ('80 %', '1.6')
@@ -92,26 +87,21 @@ def figure_sentence(figure: dict) -> str:
     return number if unit in ("", "times", "experts") else f"{number} {unit}"
 
 
-# --- the questions -------------------------------------------------------------------------------------------------
-
-
 class Interview(Sheet):
     """Asks follow-up questions: you write your answer, then ours stands beside it, point by point, and you tick what
     you said. Each letter and each tick is kept in the learner's progress."""
 
     def __init__(self):
         self.questions = {key: parse(text) for key, text in sections("interview.md").items()}
-        self.place = 0
-        self.title = W.HTML()
+        self.place, self.title = 0, W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
-        self.answer = W.Textarea(placeholder=hint)
+        self.answer = W.Textarea(placeholder=hint, layout=W.Layout(width="100%", height="9em"))
         self.show = W.Button(description="Show our answer", button_style="primary")
         self.back, self.next = W.Button(description="Back"), W.Button(description="Next question")
-        self.ours, self.ticks, self.note = W.VBox(), [], W.HTML()
-        self.answer.layout = W.Layout(width="100%", height="9em")
+        self.ours = W.VBox(layout=W.Layout(flex="1 1 300px", padding="0 0 0 12px"))
+        self.ticks, self.note = [], W.HTML()
         buttons = W.HBox([self.show, self.back, self.next])
         left = W.VBox([self.answer, buttons, self.note], layout=W.Layout(flex="1 1 300px"))
-        self.ours.layout = W.Layout(flex="1 1 300px", padding="0 0 0 12px")
         super().__init__([self.title, W.HBox([left, self.ours], layout=W.Layout(flex_flow="row wrap"))])
         self.add_class("moe-view").add_class("moe-interview")
         self.answer.observe(lambda _: self._keep(), "value")
@@ -125,7 +115,6 @@ class Interview(Sheet):
         return list(self.questions)[self.place]
 
     def go(self, place: int) -> None:
-        """Show the question at a place, with what was answered before."""
         self.place = max(0, min(place, len(self.questions) - 1))
         question, _ = self.questions[self.key]
         kept = self.entry()
@@ -146,12 +135,13 @@ class Interview(Sheet):
         _, points = self.questions[self.key]
         self.ticks = []
         for point, one in zip(points, [*said, *[False] * len(points)]):
-            looks = {"indent": False, "layout": W.Layout(width="auto")}
-            tick = W.Checkbox(value=bool(one), description=SOURCE.sub("", point), **looks).add_class("moe-point")
+            words, layout = SOURCE.sub("", point), W.Layout(width="auto")
+            tick = W.Checkbox(value=bool(one), description=words, indent=False, layout=layout).add_class("moe-point")
             tick.observe(lambda _: self._keep(), "value")
             self.ticks.append(tick)
         where = W.Output()
-        where.append_display_data(Markdown("Lesson and test: " + "; ".join(map(where_from, points))))
+        links = (sources("".join(found.group() for found in SOURCE.finditer(point))).strip()[5:-6] for point in points)
+        where.append_display_data(Markdown(f"Lesson and test: {'; '.join(links)}"))
         self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
         self._keep()
 
@@ -167,7 +157,6 @@ class Interview(Sheet):
         return "Interview()"
 
     def still(self) -> str:
-        """Write the questions for a static page, with the answers folded, as Markdown."""
         parts = []
         for question, points in self.questions.values():
             ours = "\n".join(f"- {sources(point)}" for point in points)
@@ -176,11 +165,5 @@ class Interview(Sheet):
 
 
 def parse(text: str) -> tuple[str, list[str]]:
-    """Split a question from the points of its answer."""
     question, *points = re.split(r"\n+- ", text)
     return " ".join(question.split()), [" ".join(point.split()) for point in points]
-
-
-def where_from(point: str) -> str:
-    """The links of a point alone."""
-    return sources("".join(found.group() for found in SOURCE.finditer(point))).strip()[5:-6]  # without <sup>

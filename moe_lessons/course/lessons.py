@@ -4,13 +4,15 @@ from typing import NamedTuple
 
 
 class Lesson(NamedTuple):
-    """One notebook of the course."""
-
     number: str  # as the file's name begins, and the keys of its questions and exercises
     file: str
     title: str
     minutes: int
     goal: str  # afterwards you can say …
+
+    @property
+    def link(self) -> str:
+        return f"[{self.number} · {self.title}]({self.file})"
 
 
 # fmt: off

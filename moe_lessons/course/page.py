@@ -9,8 +9,9 @@ import ipywidgets as W
 from moe_lessons import exercises
 from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS, Lesson
-from moe_lessons.course.question import Sheet
+from moe_lessons.course.question import Sheet, rounded
 from moe_lessons.course.quiz import QUIZZES, read_quiz
+from moe_lessons.support.errors import is_number
 from moe_lessons.support.static import static_mode
 
 STATIC = """*On a static page, as here, you see the table of somebody who has not begun. Run this notebook, and it is
@@ -19,9 +20,7 @@ it.*"""
 NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
 
 
-class Standing(NamedTuple):
-    """How far the learner is in one lesson."""
-
+class Standing(NamedTuple):  # how far the learner is in a lesson
     lesson: Lesson
     predictions: int
     answered: int
@@ -31,8 +30,7 @@ class Standing(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        is_all = self.answered == self.questions and all(solved for _, solved in self.solved)
-        return is_all and bool(self.questions or self.solved)
+        return self.answered == self.questions and all(solved for _, solved in self.solved)
 
     @property
     def is_begun(self) -> bool:
@@ -40,22 +38,19 @@ class Standing(NamedTuple):
 
 
 def standings() -> list[Standing]:
-    """Tell how far the learner is, lesson by lesson."""
     kept = progress.read()
     return [_standing(lesson, kept) for lesson in LESSONS]
 
 
 def _standing(lesson: Lesson, kept: progress.Progress) -> Standing:
-    number = lesson.number
-    made = [key for key, entry in kept["predictions"].items() if entry.get("answer") is not None]
-    predictions = [key for key in made if key.split(".")[0] == number]
-    items = read_quiz(QUIZZES[number]) if number in QUIZZES else []
+    number, own = lesson.number, [exercise for exercise in exercises.EXERCISES if exercise.lesson == lesson.number]
+    made = [key.split(".")[0] for key, entry in kept["predictions"].items() if entry.get("answer") is not None]
+    items = read_quiz(QUIZZES[number])
     answers = [kept["quiz"].get(f"{number}.{item.name}", {}) for item in items]
     answered = [answer for answer in answers if "last" in answer]
-    own = [exercise for exercise in exercises.EXERCISES if exercise.lesson == number]
-    solved = [(e.stars, kept["exercises"].get(f"{number}.{e.name}", {}).get("status") == "right") for e in own]
+    solved = [(e.stars, kept["exercises"].get(e.key, {}).get("status") == "right") for e in own]
     right_first = sum(answer.get("right_first") is True for answer in answered)
-    return Standing(lesson, len(predictions), len(answered), right_first, len(items), tuple(solved))
+    return Standing(lesson, made.count(number), len(answered), right_first, len(items), tuple(solved))
 
 
 def _row(standing: Standing) -> str:
@@ -64,39 +59,31 @@ def _row(standing: Standing) -> str:
     quiz = f"{standing.answered} of {standing.questions}"
     quiz += f", {standing.right_first} right at first" if standing.answered else ""
     stars = " ".join(("★" if solved else "☆") * number for number, solved in standing.solved)
-    solved = f"{count} of {len(standing.solved)} {stars}" if standing.solved else "–"
-    link = f"[{lesson.number} · {lesson.title}]({lesson.file})"
-    return f"| {link} | {lesson.minutes} min | {standing.predictions} | {quiz} | {solved} | {state} |"
+    solved = f"{count} of {len(standing.solved)} {stars}"
+    return f"| {lesson.link} | {lesson.minutes} min | {standing.predictions} | {quiz} | {solved} | {state} |"
 
 
 def _next(found: list[Standing]) -> str:
     left = next((standing for standing in found if not standing.is_done), None)
     if left is None:
         return "**You have done it all.**"
-    link = f"[{left.lesson.number} · {left.lesson.title}]({left.lesson.file})"
-    open_parts = []
-    if left.answered < left.questions:
-        open_parts.append(f"{left.questions - left.answered} questions of the quiz")
-    if count := sum(not solved for _, solved in left.solved):
-        open_parts.append(f"{count} exercises")
-    if left.is_begun and open_parts:
-        return f"**Next: {link}.** Open there: {' and '.join(open_parts)}."
-    return f"**Next: {link}.** Afterwards you can say {left.lesson.goal}."
+    counts = left.questions - left.answered, sum(not solved for _, solved in left.solved)
+    parts = [f"{n} {what}" for n, what in zip(counts, ("questions of the quiz", "exercises")) if n]
+    after = f"Open there: {' and '.join(parts)}" if left.is_begun else f"Afterwards you can say {left.lesson.goal}"
+    return f"**Next: {left.lesson.link}.** {after}."
 
 
 def _figures() -> str:
     figures = sorted(progress.read()["figures"].items())
-    rows = [f"| {key.split('.')[0]} | {e.get('what', key)} | {_number(e['value'])} {e.get('unit', '')} |"
-            for key, e in figures if "value" in e]  # fmt: skip
-    return "\n".join(["| lesson | what you measured | figure |", "|---|---|---:|", *rows]) if rows else NO_FIGURES
-
-
-def _number(value: Any) -> str:
-    return f"{float(f'{value:.3g}'):,.12g}" if isinstance(value, int | float) else str(value)
+    rows = ["| lesson | what you measured | figure |", "|---|---|---:|"]
+    for key, entry in figures:
+        if "value" in entry:
+            number = f"{rounded(entry['value']):,.12g}" if is_number(entry["value"]) else entry["value"]
+            rows.append(f"| {key.split('.')[0]} | {entry.get('what', key)} | {number} {entry.get('unit', '')} |")
+    return "\n".join(rows) if rows[2:] else NO_FIGURES
 
 
 def page() -> str:
-    """Write the whole page, as Markdown."""
     found = standings()
     done = f"{sum(standing.is_done for standing in found)} of {len(found)} lessons done."
     head = "| lesson | time | predictions | quiz | exercises | state |\n|---|---|---|---|---|---|"
@@ -109,7 +96,10 @@ class CoursePage(Sheet):
 
     def __init__(self):
         self.table, self.said = W.Output(), W.HTML()
-        self.ask = self._button("Start over …", "Forget all answers; you are asked first", self._sure)
+        sure = "Forget all predictions, answers, solved exercises and figures?"
+        self.ask = self._button(
+            "Start over …", "Forget all answers; you are asked first", lambda: self._say(sure, True)
+        )
         self.yes = self._button("Yes, forget everything", "A dated copy is kept", self._reset, "warning")
         self.no = self._button("No, keep it", "Nothing is changed", lambda: self._say(""))
         bar = [self._button("Refresh", "Read again what is kept", self.show)]
@@ -132,9 +122,6 @@ class CoursePage(Sheet):
         self.said.value = f'<div class="moe-words" role="status">{words}</div>'
         self.ask.layout.display = "none" if asks else ""
         self.yes.layout.display = self.no.layout.display = "" if asks else "none"
-
-    def _sure(self) -> None:
-        self._say("Forget all predictions, answers, solved exercises and figures?", asks=True)
 
     def _export(self) -> None:
         try:

@@ -71,8 +71,7 @@ def read() -> Progress:
 
 
 def export(path: str | Path) -> Path:
-    """Write all that `read` gives to a new file. Raises OSError where that cannot be, or where what is kept cannot be
-    read; a file that exists is kept."""
+    """Write all to a new file. Raises OSError where that cannot be, where it exists, or what is kept cannot be read."""
     path, kept = Path(path).expanduser().resolve(), file()
     if kept:
         _read(kept)
@@ -98,8 +97,7 @@ def reset() -> Path | None:
         return copy
 
 
-def file() -> Path | None:
-    """Tell where the progress is kept; None where it is off."""
+def file() -> Path | None:  # None where it is off
     name = os.environ.get("MOE_LESSONS_PROGRESS", "")
     if name == "off" or static_mode():
         return None
@@ -128,23 +126,19 @@ def _save() -> str:
 
 
 def _lock(path: Path) -> FileLock:
-    """Let only one process write. Who has waited in vain once does not wait again at each click."""
-    waited = any("another process" in said for said in _said)
+    waited = any("another process" in said for said in _said)  # once in vain: not again at each click
     return FileLock(f"{path}.lock", timeout=0 if waited else PATIENCE, poll_interval=0.01)
 
 
 def _read(path: Path) -> tuple[Progress, str]:
     """Read what is in the file, and what is wrong with it. Of a damaged one: its copy, and what is whole of itself."""
-    if not path.exists():
-        return {}, ""
-    found, damage = _parse(path)
+    found, damage = _parse(path) if path.exists() else ({}, "")
     if damage and _copy(path).exists():
         found = _merge(_parse(_copy(path))[0], found)
     return found, damage
 
 
 def _parse(path: Path) -> tuple[Progress, str]:
-    """Read the entries of a file that are whole, and what is wrong with the rest."""
     try:
         content = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8
@@ -161,7 +155,6 @@ def _parse(path: Path) -> tuple[Progress, str]:
 
 
 def _merge(*parts: Progress) -> Progress:
-    """Join all entries; of the same key that of the last part, over the fields that only the others have."""
     merged: Progress = {}
     for part in parts:
         for section, entries in part.items():
@@ -171,7 +164,6 @@ def _merge(*parts: Progress) -> Progress:
 
 
 def _write(path: Path, progress: Progress) -> None:
-    """Write first the copy, then the file, each as one step."""
     if path.exists() and not path.stat().st_mode & stat.S_IWUSR:  # else it would be replaced
         raise PermissionError(errno.EACCES, "the file is read-only")
     for target in (_copy(path), path):
@@ -179,7 +171,6 @@ def _write(path: Path, progress: Progress) -> None:
 
 
 def _keep(path: Path, why: str) -> Path:
-    """Copy the file to a dated name beside it."""
     return Path(shutil.copyfile(path, path.with_name(f"{path.stem}.{why}-{datetime.now():%Y-%m-%dT%H-%M-%S-%f}.json")))
 
 
@@ -192,7 +183,6 @@ def _as_json(progress: Progress) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Turn a number of NumPy or torch into one of Python; anything else into text."""
     return value.item() if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0 else str(value)
 
 
@@ -206,7 +196,6 @@ def _trouble(error: BaseException, path: Path | None) -> str:
 
 
 def _say(trouble: str) -> str:
-    """Tell it, once."""
     if trouble not in _said:
         _said.add(trouble)
         print(trouble, file=sys.stderr)
@@ -215,7 +204,6 @@ def _say(trouble: str) -> str:
 
 @atexit.register
 def _last_try() -> None:
-    """Save what could not be written before, if it can be now."""
     if _session:
         _said.clear()
         _save()

@@ -1,19 +1,26 @@
-"""A question in the page; what is answered is kept."""
+"""A question in the page, whose answer is kept: say what you expect before you look. One of several options, a number,
+or a curve drawn by hand."""
 
+import html
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import ipywidgets as W
+import numpy as np
 import traitlets as T
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from moe_lessons.course import progress
+from moe_lessons.support.errors import check_choice, is_number
 from moe_lessons.support.static import static_mode
 
 HERE = Path(__file__).parent
 KEY = r"\d\d[a-z]?\.[a-z0-9_-]+"
+PLACES = 41  # along the x axis of a curve, at which it has a value
 
 
 class Sheet(W.VBox):
@@ -68,11 +75,10 @@ class Question(anywidget.AnyWidget):
         return answer
 
     def entry(self) -> dict[str, Any]:
-        """Read what the progress keeps of this question so far; empty where it keeps nothing."""
+        """Read what the progress keeps of this question so far."""
         return progress.read()[self.section].get(self.key, {}) if self.key else {}
 
     def earlier(self) -> Any:
-        """Return the answer that was given before this cell was run."""
         return self.entry().get("answer")
 
     def keep(self) -> None:
@@ -80,9 +86,198 @@ class Question(anywidget.AnyWidget):
             self.note = progress.record(self.section, self.key, question=self.text, answer=self.answer)
 
     def still(self) -> str:
-        """Write the question for a static page, as Markdown."""
         return f"**{self.kind}** {self.text}\n\n" + "\n".join(f"- {option}" for option in self.options)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, metadata = ({}, {}) if static_mode() else super()._repr_mimebundle_(**kwargs)
         return data | {"text/plain": repr(self), "text/markdown": self.still()}, metadata
+
+
+class Outcome(str):
+    __repr__ = str.__str__
+
+
+class Folded(Outcome):  # for a reader who has not predicted yet, as on a static page
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        words = f"<details><summary>What happened</summary>\n\n{html.escape(self)}\n\n</details>"
+        return {"text/plain": str(self), "text/markdown": words}
+
+
+class Prediction(Question):
+    """A question with options, to answer before the experiment. Afterwards `compare` says how it went.
+
+    >>> prediction = Prediction("How many experts will be left?", ("all", "some", "one"))
+    >>> prediction.answer = "all"
+    >>> prediction.compare("some")
+    You predicted: all.
+    What happened: some.
+    """
+
+    def __init__(self, question: str, options: Sequence[str], key: str | None = None):
+        if isinstance(options, str) or len(set(options)) < max(2, len(options)):
+            raise ValueError(f"options must be two or more different texts, got {options!r}")
+        super().__init__(question, key, choices=[[option, "", False] for option in options])
+
+    def compare(self, outcome: str) -> Outcome:
+        """Set what was predicted beside what happened: one of the options."""
+        check_choice("outcome", outcome, self.options)
+        if self.answer is None:
+            return Folded(f"What happened: {outcome}.")
+        verdict = "As you predicted" if self.answer == outcome else "What happened"
+        return Outcome(f"You predicted: {self.answer}.\n{verdict}: {outcome}.")
+
+    def __repr__(self) -> str:
+        return call_of(self, repr(self.options))
+
+
+class NumberPrediction(Question):
+    """A question whose answer is a number from `low` to `high`, in a unit. `compare` says how far off it was.
+
+    >>> prediction = NumberPrediction("How large is Mixtral 8x7B in 16 bits?", "GB", 1, 1000)
+    >>> prediction.answer = 20
+    >>> prediction.compare(93.4)
+    You predicted: 20 GB.
+    What happened: 93.4 GB. That is 73.4 GB more than you said, 4.7 times as much.
+    """
+
+    def __init__(self, question: str, unit: str, low: float, high: float, key: str | None = None):
+        super().__init__(question, key, unit=unit, limits=checked_limits("low and high", (low, high)))
+
+    def checked(self, answer: Any) -> float:
+        low, high = self.limits
+        if not is_number(answer, low, high):
+            raise T.TraitError(f"answer must be a number from {low:g} to {high:g}, got {answer!r}")
+        return answer
+
+    def compare(self, value: float) -> Outcome:
+        if not is_number(value):
+            raise ValueError(f"value must be a finite number, got {value!r}")
+        happened = self.say(rounded(value))
+        if self.answer is None:
+            return Folded(f"What happened: {happened}.")
+        off, words = value - self.answer, f"You predicted: {self.say(self.answer)}.\nWhat happened: {happened}. "
+        if rounded(value) == rounded(self.answer):
+            return Outcome(f"{words}As you predicted.")
+        words += f"That is {self.say(rounded(abs(off)))} {'more' if off > 0 else 'less'} than you said"
+        if self.unit != "%" and self.limits[0] >= 0 and self.answer > 0 and value > 0:
+            words += f", {rounded(value / self.answer, 2):,.12g} times as much"
+        return Outcome(f"{words}.")
+
+    def say(self, number: float) -> str:
+        return f"{number:,.12g} {self.unit}".strip()
+
+    def still(self) -> str:
+        low, high = map(self.say, self.limits)
+        return f"**{self.kind}** {self.text}\n\nA number from {low} to {high}."
+
+    def __repr__(self) -> str:
+        return call_of(self, *map(repr, (self.unit, *self.limits)))
+
+
+class CurvePrediction(Question):
+    """A question whose answer is drawn. `compare` draws the measured curve over it and says how far off it was.
+
+    x, y: (label, lowest, highest); the label has the unit. log_x: each step along x multiplies it by the same factor.
+    `answer` is a list of [x, y].
+
+    >>> prediction = CurvePrediction("How does the loss fall?", x=("step", 0, 100), y=("loss, nats", 0, 4))
+    >>> prediction.answer = [[0, 4], [100, 2]]
+    >>> prediction.compare([0, 50, 100], [4, 2, 2])
+    Your curve is 0.488 away on average (loss, nats), mostly above what happened.
+    """
+
+    _esm = (HERE / "curve.js").read_text("utf-8")
+
+    x = T.List().tag(sync=True)  # label, lowest, highest
+    y = T.List().tag(sync=True)
+    places = T.List().tag(sync=True)  # the values of x at which a curve can be drawn, evenly apart in the picture
+    ticks = T.List().tag(sync=True)  # of x and of y: [part of the axis, text]
+    measured = T.List().tag(sync=True)  # [part of the x axis, part of the y axis]; empty until there is an answer, too
+
+    def __init__(
+        self, question: str, x: tuple[str, float, float], y: tuple[str, float, float], key: str | None = None,
+        log_x: bool = False,
+    ):  # fmt: skip
+        for name, (_, *limits) in (("x", x), ("y", y)):
+            checked_limits(f"the limits of {name}", limits)
+        if log_x and x[1] <= 0:
+            raise ValueError(f"x must be above 0 where log_x is set, got {x[1]!r}")
+        self.log_x, self._measured = bool(log_x), []
+        places = (np.geomspace if log_x else np.linspace)(*x[1:], PLACES).tolist()
+        ticks = [ticks_of(*x[1:], self.log_x), ticks_of(*y[1:], False)]
+        super().__init__(question, key, x=list(x), y=list(y), places=places, ticks=ticks)
+
+    def checked(self, answer: Any) -> list[list[float]]:
+        points = answer if isinstance(answer, list) and len(answer) > 1 else [None]
+        limits = self.x[1:], self.y[1:]
+        if not all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p, *zip(*limits))) for p in points):
+            raise T.TraitError(f"answer must be a list of at least two [x, y] within the axes, got {answer!r}")
+        parts = part_of([x for x, _ in answer], self.places, self.log_x)
+        near = np.rint(parts * (PLACES - 1)).astype(int)
+        drawn = {self.places[place]: y for place, (_, y) in zip(near, answer)}
+        return [[x, drawn[x]] for x in self.places if x in drawn]
+
+    def keep(self) -> None:
+        super().keep()
+        self.measured = self._measured
+
+    def compare(self, xs: Sequence[float], ys: Sequence[float]) -> Outcome:
+        """Draw what was measured over the drawn curve, and say how far the two are apart. xs rise."""
+        xs, ys = np.asarray(xs, float), np.asarray(ys, float)
+        is_curve = xs.ndim == 1 and xs.shape == ys.shape and len(xs) > 1 and np.isfinite([xs, ys]).all()
+        if not is_curve or min(np.diff(xs)) <= 0 or (self.log_x and xs[0] <= 0):
+            raise ValueError(f"xs and ys must be two or more finite numbers each, and xs must rise, got {xs} and {ys}")
+        parts = part_of(xs, self.places, self.log_x), part_of(ys, self.y[1:], False)
+        self._measured = np.stack(parts, axis=1).round(4).tolist()
+        if self.answer is None:
+            ends = (f"{rounded(y):,.12g} at {rounded(x):,.12g}" for x, y in ((xs[0], ys[0]), (xs[-1], ys[-1])))
+            return Folded(f"What happened, {self.y[0]} over {self.x[0]}: from {' to '.join(ends)}.")
+        self.measured = self._measured
+        return Outcome(self._distance(parts[0], ys))
+
+    def _distance(self, parts: np.ndarray, ys: np.ndarray) -> str:
+        drawn = part_of([x for x, _ in self.answer], self.places, self.log_x)
+        at = np.linspace(0, 1, PLACES)
+        at = at[(at >= max(drawn[0], parts[0]) - 1e-9) & (at <= min(drawn[-1], parts[-1]) + 1e-9)]
+        if not len(at):
+            return "You drew nothing where it was measured."
+        off = (np.interp(at, drawn, [y for _, y in self.answer]) - np.interp(at, parts, ys)).round(9)
+        above, below = (off > 0).mean(), (off < 0).mean()
+        side = "mostly above" if above > 0.75 else "mostly below" if below > 0.75 else "partly above, partly below"
+        return f"Your curve is {rounded(abs(off).mean()):,.12g} away on average ({self.y[0]}), {side} what happened."
+
+    def still(self) -> str:
+        x, y = (f"{label} ({low:,.12g} to {high:,.12g})" for label, low, high in (self.x, self.y))
+        return f"**{self.kind}** {self.text}\n\nA curve to be drawn: {y} over {x}."
+
+    def __repr__(self) -> str:
+        return call_of(self, f"x={tuple(self.x)}", f"y={tuple(self.y)}", *["log_x=True"] * self.log_x)
+
+
+def rounded(value: float, digits: int = 3) -> float:
+    return float(f"{value:.{digits}g}")
+
+
+def checked_limits(name: str, limits: Sequence[float]) -> list[float]:
+    low, high = limits
+    if not (is_number(low) and is_number(high) and low < high):
+        raise ValueError(f"{name} must be two finite numbers, the lower one first, got {low!r} and {high!r}")
+    return [low, high]
+
+
+def call_of(question: Question, *arguments: str) -> str:
+    key = [f"key={question.key!r}"] if question.key else []
+    return f"{type(question).__name__}({', '.join([repr(question.text), *arguments, *key])})"
+
+
+def part_of(values: Sequence[float], limits: Sequence[float], is_log: bool) -> np.ndarray:
+    """Tell where values lie on an axis: 0 at the first of the limits, 1 at the last."""
+    values, low, high = ((np.log if is_log else np.asarray)(each) for each in (values, limits[0], limits[-1]))
+    return (values - low) / (high - low)
+
+
+def ticks_of(low: float, high: float, is_log: bool) -> list[list]:
+    """Choose round numbers along an axis: where they lie, and their texts."""
+    locator = LogLocator(base=2 if high / low <= 600 else 10, numticks=12) if is_log else MaxNLocator(5)
+    values = np.array([value for value in locator.tick_values(low, high) if low <= value <= high])
+    return [[float(part), f"{value:,.12g}"] for part, value in zip(part_of(values, (low, high), is_log), values)]

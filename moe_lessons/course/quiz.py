@@ -10,7 +10,6 @@ A file has 3 to 5 questions such as this, each option with what is right or wron
 """
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,6 @@ from moe_lessons.course.question import HERE, Question, Sheet
 from moe_lessons.support.errors import check_choice
 
 QUIZZES = {path.stem: path for path in sorted((HERE / "quizzes").glob("*.md"))}  # lesson -> file
-FEWEST, MOST = 3, 5  # questions
 
 
 class Option(NamedTuple):
@@ -48,14 +46,13 @@ def read_quiz(path: Path) -> list[Item]:
             raise ValueError(f"{path.name}, line {number}: {error}") from None
     items.pop()  # the end
     names = [item.name for item in items]
-    if not FEWEST <= len(names) <= MOST or len(set(names)) < len(names):
+    if not 3 <= len(names) <= 5 or len(set(names)) < len(names):
         found = ", ".join(names) or "none"
-        raise ValueError(f"{path.name}: there must be {FEWEST} to {MOST} questions of different names, found {found}")
+        raise ValueError(f"{path.name}: there must be 3 to 5 questions of different names, found {found}")
     return items
 
 
 def _read_line(line: str, items: list[Item]) -> None:
-    """Put what a line says into the last of the items, or begin a new one."""
     if heading := re.fullmatch(r"## ([a-z0-9_-]+)", line):
         items.append(Item(heading[1], "", []))
     elif not line:
@@ -71,19 +68,16 @@ def _read_line(line: str, items: list[Item]) -> None:
 
 
 def check_item(item: Item) -> None:
-    texts = [option.text for option in item.options]
-    right = [option for option in item.options if option.is_right]
+    texts, num_right = {option.text for option in item.options}, sum(option.is_right for option in item.options)
     if not item.question:
         raise ValueError(f"{item.name} asks nothing")
-    if len(right) != 1:
-        raise ValueError(f"one option of {item.name} must be right, found {len(right)}")
-    if len(texts) < 2 or len(set(texts)) < len(texts):
+    if num_right != 1:
+        raise ValueError(f"one option of {item.name} must be right, found {num_right}")
+    if len(texts) < max(2, len(item.options)):
         raise ValueError(f"{item.name} must have at least two options, all of them different")
 
 
-class QuizQuestion(Question):
-    """One question of a quiz. The first answer and the last one are kept."""
-
+class QuizQuestion(Question):  # its first answer and its last one are kept
     section = "quiz"
 
     def __init__(self, item: Item, number: int, lesson: str):
@@ -94,25 +88,22 @@ class QuizQuestion(Question):
         return self.entry().get("last")
 
     def keep(self) -> None:
-        """Keep the answer as the last, and as the first if there was none."""
         right = next(text for text, _, is_right in self.choices if is_right)
         first = self.entry().get("first", self.answer)
         scores = {"right_first": first == right, "right": self.answer == right}
         self.note = progress.record(self.section, self.key, first=first, last=self.answer, **scores)
 
-    def solution(self) -> Iterator[str]:
-        for text, why, is_right in self.choices:
-            yield f"- {'✔' if is_right else '✘'} {text} — {why}"
+    def solution(self) -> str:
+        return "\n".join(f"- {'✔' if is_right else '✘'} {text} — {why}" for text, why, is_right in self.choices)
 
 
 class Quiz(Sheet):
     """The quiz of a lesson: `Quiz("05")`. It blocks nothing; answers are kept, and may be changed."""
 
     def __init__(self, lesson: str):
-        path = QUIZZES[check_choice("lesson", lesson, QUIZZES)]
-        self.lesson = lesson
-        self.questions = [QuizQuestion(item, n, lesson) for n, item in enumerate(read_quiz(path), 1)]
-        self.score = W.HTML()
+        items = read_quiz(QUIZZES[check_choice("lesson", lesson, QUIZZES)])
+        self.lesson, self.score = lesson, W.HTML()
+        self.questions = [QuizQuestion(item, n, lesson) for n, item in enumerate(items, 1)]
         super().__init__([*self.questions, self.score])
         for question in self.questions:
             question.remove_class("moe-view")  # one frame around all
@@ -121,17 +112,14 @@ class Quiz(Sheet):
         self.count()
 
     def count(self) -> None:
-        """Say how many are answered, and how many rightly."""
         entries = [question.entry() for question in self.questions if question.answer is not None]
         right, first = (sum(bool(entry.get(name)) for entry in entries) for name in ("right", "right_first"))
         words = f"{len(entries)} of {len(self.questions)} answered, {right} right, {first} of them at the first try."
         self.score.value = f'<div class="moe-words" role="status">{words if entries else "Nothing answered yet."}</div>'
 
     def still(self) -> str:
-        """Write the questions for a static page, with the answers folded, as Markdown."""
-        answers = "\n\n".join(f"**{q.kind}**\n\n" + "\n".join(q.solution()) for q in self.questions)
-        folded = f"<details><summary>Answers</summary>\n\n{answers}\n\n</details>"
-        return "\n\n".join([*(question.still() for question in self.questions), folded])
+        asked, answers = zip(*((q.still(), f"**{q.kind}**\n\n{q.solution()}") for q in self.questions))
+        return "\n\n".join([*asked, "<details><summary>Answers</summary>", *answers, "</details>"])
 
     def __repr__(self) -> str:
         return f"Quiz({self.lesson!r})"

@@ -1,7 +1,6 @@
-"""What is checked: exercises that say of an answer what differs.
+"""The exercises, which say of an answer what differs. `EXERCISES` is all of them, in the order of the course.
 
-`from moe_lessons.exercises import slowdown` imports one; `EXERCISES` is all of them, in the order of the course. They
-are found by the names of their files, lesson_00.py to lesson_12.py, and imported when one of a file is asked for.
+They are found by the names of their files, lesson_00.py to lesson_12.py, and imported when one of a file is asked for.
 """
 
 import re

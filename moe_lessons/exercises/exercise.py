@@ -1,26 +1,295 @@
-"""An exercise: a function that the learner writes, checked within limits, with hints and a solution."""
+"""An exercise: a function that the learner writes. Its check tries an answer within limits, compares it with the
+solution, case by case, and says in words whatever it does."""
 
-from collections.abc import Callable
+import ctypes
+import inspect
+import io
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
 
 from moe_lessons.course import progress
-from moe_lessons.exercises import limits
-from moe_lessons.exercises.compare import Check, Comparison, Mistakes, is_nothing, shortened
 from moe_lessons.nn import seeded
 from moe_lessons.support.show import Source, show_source
 
+SECONDS, LINES, WIDTH = 10.0, 5, 200  # of an answer: how long it runs, and how much is shown of what it prints
+Mistakes = Mapping[Callable, str]  # what is often written instead, and what to say about it
+NOT_THEIRS = str(Path(__file__).parent), str(Path(traceback.__file__).parent), "site-packages"  # no code of the learner
+WORDS = {
+    "right": "✔ Right",
+    "wrong": "✘ Not yet",
+    "raised": "✘ Your code stops",
+    "stopped": "✘ Stopped",
+    "not attempted": "… Not attempted yet",
+}
+
+
+class Check(NamedTuple):
+    """What became of an answer. `status`: one of `WORDS`; known: whether it is a mistake that is often made."""
+
+    status: str
+    message: str
+    known: bool = False
+
+    def __repr__(self) -> str:
+        return f"{WORDS[self.status]}. {self.message}"
+
+
+class Problem(Exception):  # with an answer
+    def __init__(self, message: str, status: str = "wrong", known: bool = False):
+        self.check = Check(status, message, known)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A check that compares an answer with `solution`, case by case, and recognises `mistakes`."""
+
+    solution: Callable  # gives a number, a tensor, or a tuple of these; its arguments' names stand in sentences
+    what: str | tuple[str, ...]  # the name of the result, or of each in a tuple
+    cases: Callable[[], Iterable[tuple]]  # makes the arguments, the general ones first, under a seed
+    mistakes: Mistakes
+    axes: tuple[str, ...] = ()  # what the places of a tensor are, such as ('token', 'expert')
+    read: Callable[..., Iterable[Tensor]] = lambda *parts: parts  # what is compared of the parts of a result
+    then: Callable[..., None] | None = None  # gets a right result and its arguments; raises Problem
+    in_place: bool = False  # whether arguments may be changed
+
+    def __call__(self, answer: Callable) -> Check:
+        with seeded(0):
+            cases = list(self.cases())
+        return judge(((case,) for case in cases), partial(self._try, answer), f"All {len(cases)} cases agree.")
+
+    def _try(self, answer: Callable, case: tuple) -> None:
+        names = list(inspect.signature(self.solution).parameters)
+        at = f"With {describe(names, case)}"
+        given = copies(case)
+        result = attempt(partial(answer, *given), at)
+        changed = [name for name, *pair in zip(names, case, given) if moved(*pair) and not self.in_place]
+        expected = self._values(self.solution(*copies(case)))
+        values = self._values(result, at)
+        if all(map(agree, values, expected)):
+            if changed:
+                raise Problem(f"The result is right, but your function changed {changed[0]}. Work on a copy of it.")
+            return self.then and self.then(result, *given)
+        for mistake, advice in self.mistakes.items():
+            if self._is(mistake, case, values):
+                raise Problem(advice, known=True)
+        also = f" Your function also changed {changed[0]}: work on a copy." if changed else ""
+        names = [self.what] if isinstance(self.what, str) else self.what
+        name, *pair = next(part for part in zip(names, values, expected) if not agree(*part[1:]))
+        raise Problem(f"{at}, {difference(name, *pair, self.axes)}{also}")
+
+    def _is(self, mistake: Callable, case: tuple, values: list[Tensor]) -> bool:
+        try:
+            return all(map(agree, values, self._values(mistake(*copies(case)))))
+        except Exception:  # what is no mistake that one can make in this case
+            return False
+
+    def _values(self, result: Any, at: str = "") -> list[Tensor]:
+        """Give each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
+        if isinstance(self.what, str):
+            return list(self.read(numbers(result, self.what, at)))
+        has_parts = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0)  # a tensor, or of numpy
+        parts = list(result) if has_parts else []
+        if len(parts) != len(self.what):
+            raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
+        return list(self.read(*(numbers(part, name, at) for part, name in zip(parts, self.what))))
+
+
+def judge(cases: Iterable, try_case: Callable, right: str, unreadable: str = "Your answer cannot be read") -> Check:
+    """Call `try_case`(*case) for each case until one raises; where none does, say `right`. Never raises."""
+    num_right = 0
+    try:
+        for case in cases:
+            try_case(*case)
+            num_right += 1
+    except Problem as problem:
+        attempted = num_right and problem.check.status == "not attempted"
+        return problem.check._replace(status="wrong") if attempted else problem.check
+    except Exception as error:
+        return Check("wrong", f"{unreadable}: {type(error).__name__}: {error}")
+    return Check("right", right)
+
+
+def attempt(call: Callable[[], Any], at: str = "") -> Any:
+    """Give what `call`() of an answer gives. Raises Problem where it stops with an error, or returns nothing."""
+    try:
+        given = call()
+    except Problem:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        frames = [frame for frame in frames if not any(part in frame.filename for part in NOT_THEIRS)]
+        line = f", in the line '{shortened(frames[0].line, 120)}'" if frames and frames[0].line else ""
+        where = f"{at}{line}: ".lstrip(", :")
+        raise Problem(f"{where[:1].upper()}{where[1:]}{type(error).__name__}: {error}", "raised") from None
+    if is_nothing(given):
+        raise Problem(f"{at}, your function returns nothing.", "not attempted")
+    return given
+
+
+def is_nothing(value: Any) -> bool:
+    return value is None or value is Ellipsis  # a body that is still `...`
+
+
+def shortened(message: str, limit: int = 600) -> str:
+    line = " ".join(message.split())
+    return line if len(line) <= limit else f"{line[:limit]} …"
+
+
+def numbers(value: Any, what: str, at: str) -> Tensor:
+    """Read in float64 or whole numbers, on the CPU, without a gradient. Raises Problem where these are no numbers."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    if any(isinstance(part, Tensor) and part.is_meta for part in parts):
+        raise Problem(f"{at}, {what} must not be on the device meta: there tensors have a shape and no numbers.")
+    try:
+        if parts is value and any(isinstance(part, Tensor) for part in parts):
+            value = torch.stack([torch.as_tensor(part) for part in value])
+        value = torch.as_tensor(value).detach().cpu()
+    except Exception:
+        other = [part for part in parts if part is not value and not isinstance(part, (int, float, Tensor))]
+        within = f" with {kind_of(other[0])} in it" if other else ""
+        raise Problem(f"{at}, {what} must be numbers, not {kind_of(value)}{within}.") from None
+    if value.is_complex():
+        raise Problem(f"{at}, {what} must be real numbers, not complex ones.")
+    return value.double() if value.is_floating_point() else value.long()
+
+
+def agree(given: Tensor, expected: Tensor) -> bool:
+    if given.shape != expected.shape:
+        return False
+    if not expected.is_floating_point():
+        return bool((given == expected).all())
+    return torch.allclose(given.double(), expected.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...] = ()) -> str:
+    """Say what differs: the shape, or where most and by how much."""
+    if given.shape != expected.shape:
+        asked, got = (f"of shape {tuple(x.shape)}" if x.ndim else "one number" for x in (expected, given))
+        return f"{what} must be {asked}, not {got}."
+    if not expected.ndim:
+        return f"{what} is {show(expected)}, yours is {show(given)}."
+    off = (given.double() - expected.double()).abs().nan_to_num(nan=torch.inf, posinf=torch.inf)
+    off[(given == expected) | (given.isnan() & expected.isnan())] = 0
+    place = (off == off.max()).nonzero()[0].tolist()  # torch.unravel_index would load sympy first, for seconds
+    named = zip(axes or ["place"] * len(place), place)
+    one, other = expected[tuple(place)], given[tuple(place)]
+    by = f", off by {show(off.max())}" if off.max().isfinite() and expected.is_floating_point() else ""
+    where = " and ".join(f"{axis} {i}" for axis, i in named)
+    wrong = f"{int((off > 1e-5).sum())} of {off.numel()} numbers differ"
+    return f"{what}: {wrong}, most for {where}: {show(one)} is right, yours is {show(other)}{by}."
+
+
+def show(number: float | Tensor) -> str:
+    """Write a number as a reader does, whole ones in full: 1,520 and 0.6667."""
+    number = number.item() if isinstance(number, Tensor) else number
+    return f"{int(number):,}" if float(number).is_integer() else f"{number:.4g}"
+
+
+def kind_of(value: Any) -> str:
+    """Name it: 'a str', or 'a Tensor of shape (4, 2)'."""
+    name, size = type(value).__name__, f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
+    size = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else size
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}{size}"
+
+
+def describe(names: list[str], arguments: tuple) -> str:
+    return ", ".join(argument(name, value) for name, value in zip(names, arguments) if not callable(value))
+
+
+def argument(name: str, value: Any) -> str:
+    """Name an argument, a short one in full: 'x of shape (7, 4)' or 'top_k = 2'."""
+    if isinstance(value, Tensor) and (value.numel() > 12 or value.ndim > 1):
+        return f"{name} of shape {tuple(value.shape)}"
+    value = value.tolist() if isinstance(value, Tensor) else value
+    if isinstance(value, list):
+        short = len(value) <= 12 and all(isinstance(item, (int, float)) for item in value)
+        return f"{name} = [{', '.join(map(show, value))}]" if short else f"{len(value)} {name}"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{name} = {show(value) if is_number else value}"
+
+
+def copies(arguments: tuple) -> list:
+    return [a.clone() if isinstance(a, Tensor) else list(a) if isinstance(a, list) else a for a in arguments]
+
+
+def moved(before: Any, after: Any) -> bool:
+    return not torch.equal(before, after) if isinstance(before, Tensor) else before != after
+
+
+class TimeUp(BaseException):
+    """The time is up: not an Exception, so that `except Exception` of an answer does not catch it."""
+
+
+def limited(call: Callable[[], Any]) -> Any:
+    """Give what `call`() gives or raises; after `SECONDS` interrupt its thread, or leave it, and raise TimeUp."""
+    found = Future()
+
+    def work() -> None:
+        try:
+            found.set_result(call())
+        except BaseException as raised:
+            found.set_exception(raised)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        thread.join(SECONDS)
+    finally:  # also where the user interrupts
+        in_time = not thread.is_alive()
+        for _ in range(0 if in_time else 50):  # again, since a bare `except:` catches it
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeUp))
+            thread.join(0.02)
+            if not thread.is_alive():
+                break
+    if not in_time:
+        raise TimeUp
+    return found.result()
+
+
+class FirstLines(io.TextIOBase):
+    kept, lines = "", 0
+
+    def write(self, text: str) -> int:
+        if self.kept.count("\n") < LINES and len(self.kept) < LINES * WIDTH:
+            self.kept += text[: LINES * WIDTH]
+        self.lines += text.count("\n")
+        return len(text)
+
+    def __str__(self) -> str:
+        shown = [line[:WIDTH] for line in self.kept.splitlines()[:LINES]]
+        more = self.lines - len(shown)
+        return "\n".join([*shown, *([f"… and {more:,} more lines"] if more > 0 else [])])
+
+
+@contextmanager
+def kept_short() -> Iterator[None]:
+    """Print, at its end, the first lines of what is printed within it."""
+    lines = FirstLines()
+    try:
+        with redirect_stdout(lines), redirect_stderr(lines):
+            yield
+    finally:
+        if text := str(lines):
+            print(text)
+
 
 class Hint(str):
-    """A sentence or two that a notebook shows as text."""
-
     _repr_markdown_ = __repr__ = str.__str__
 
 
 @dataclass(eq=False)
 class Exercise:
-    """A function that the learner writes: `check` it, ask for a `hint`, see a `solution`. `exercise` makes one."""
+    """A function that the learner writes: `check` it, ask for a `hint`, see a `solution`."""
 
     name: str  # of the variable that holds the exercise, too
     lesson: str
@@ -59,10 +328,10 @@ class Exercise:
             kind = type(answer).__name__
             return Check("wrong", f"Give the function itself, {self.name}.check({self.answer_name}), not a {kind}.")
         try:
-            with seeded(0), limits.kept_short():
-                return limits.limited(partial(self.verdict, answer))
-        except limits.TimeUp:
-            return Check("stopped", f"It was not done after {limits.SECONDS:g} s: does a loop never end?")
+            with seeded(0), kept_short():
+                return limited(partial(self.verdict, answer))
+        except TimeUp:
+            return Check("stopped", f"It was not done after {SECONDS:g} s: does a loop never end?")
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # such as SystemExit
@@ -75,7 +344,7 @@ class Exercise:
         return Hint(f"Hint {number} of {len(self.hints)}: {self.hints[number - 1]}{more}")
 
     def solution(self) -> Source:
-        """Show a function that is right, to be read or pasted, and note in the progress that it was seen."""
+        """Show a function that is right, to be read or pasted; the progress notes that it was seen."""
         progress.record("exercises", self.key, solution_seen=True)
         return show_source(self.answer)
 

@@ -10,12 +10,11 @@ SIZES = ((4, 6, 3, 2), (7, 6, 4, 1), (9, 4, 5, 3), (1, 5, 2, 2))  # tokens T, d_
 
 
 def marked(indices: Tensor, table: Tensor) -> Tensor:
-    """Make one as large as the table (…, E): True at the indices (…, K) of each row."""
+    """Mark the indices (…, K) of each row of a table (…, E)."""
     return torch.zeros_like(table, dtype=torch.bool).scatter(-1, indices, True)
 
 
 def top_mask(scores: Tensor, top_k: int) -> Tensor:
-    """Mark (…, E) the K largest scores of each token as True."""
     return marked(scores.topk(top_k).indices, scores)
 
 
@@ -65,7 +64,6 @@ def my_moe(x, router_weight, experts, top_k):
 
 
 def last_of(logits: Tensor, experts: list, top_k: int, token: Tensor) -> Tensor:
-    """Give what the last of its K experts adds for one token (D,)."""
     best, chosen = logits.topk(top_k)
     return best.softmax(dim=0)[-1] * experts[chosen[-1]](token)
 

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
-from moe_lessons.exercises.compare import Check, Problem, attempt, judge
-from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.exercise import Check, Problem, attempt, exercise, judge
 
 
 def my_active_parameters(d_model, d_ff, num_experts, top_k):

@@ -52,8 +52,7 @@ def times_even() -> list[tuple]:
 LOG2 = torch.tensor(2.0).log()
 
 
-def terms(counts: Tensor) -> Tensor:
-    """Compute p log2(p / (p(e) p(b))) (E, B): nan where p is 0."""
+def terms(counts: Tensor) -> Tensor:  # p log2(p / (p(e) p(b))) (E, B): nan where p is 0
     p = counts / counts.sum()
     return p * (p / (p.sum(dim=1, keepdim=True) * p.sum(dim=0))).log2()
 

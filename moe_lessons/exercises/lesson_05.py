@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from moe_lessons.exercises.compare import Check, Comparison, Problem, is_nothing, kind_of
-from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.exercise import Check, Comparison, Problem, exercise, is_nothing, kind_of
 from moe_lessons.exercises.lesson_02 import SIZES
 from moe_lessons.nn import Routing
 
@@ -75,9 +74,7 @@ def push() -> list[tuple]:
     return [(torch.tensor([0.5, 0.2, 0.3]), 1, 2.0), *drawn]
 
 
-class NewRouter(nn.Module):
-    """The router that the lesson shows as new."""
-
+class NewRouter(nn.Module):  # the router that the lesson shows as new
     def __init__(self, d_model: int, num_experts: int, top_k: int):
         super().__init__()
         self.top_k, self.weight = top_k, nn.Parameter(torch.randn(num_experts, d_model) / d_model**0.5)
@@ -100,8 +97,7 @@ class MyRouter(NewRouter):
         return Routing.from_topk(logits, probs, experts, weights)
 
 
-def router_with(weights: Callable[[Tensor, Tensor], Tensor]) -> type[NewRouter]:
-    """Make a NewRouter with other weights (T, K), a function of the logits (T, E) and the K best of them (T, K)."""
+def router_with(weights: Callable[[Tensor, Tensor], Tensor]) -> type[NewRouter]:  # weights(logits, the K best)
     return type("Router", (NewRouter,), {"weights": staticmethod(weights)})
 
 
@@ -126,8 +122,9 @@ def decisions_of(router_class: Callable[[int, int, int], nn.Module]) -> Callable
     return decide
 
 
-def right_weights(logits: Tensor, best: Tensor) -> Tensor:
-    return logits.softmax(dim=-1).amax(dim=-1, keepdim=True) if best.shape[1] == 1 else best.softmax(dim=-1)
+def untouched(logits: Tensor, best: Tensor) -> Tensor:
+    weights = best.softmax(dim=-1) if best.shape[1] > 1 else logits.softmax(dim=-1).amax(dim=-1, keepdim=True)
+    return weights.detach()
 
 
 ROUTER_MISTAKES = {
@@ -144,9 +141,9 @@ ROUTER_MISTAKES = {
     router_with(lambda logits, best: best.sigmoid()): (
         "This is the sigmoid of each score by itself, and another router. For K = 1 use the probability among all E."
     ),
-    router_with(lambda logits, best: right_weights(logits, best).detach()): (
-        "The weights are right, but their gradient does not reach the router: no detach, no .item()."
-    ),
+    router_with(
+        untouched
+    ): "The weights are right, but their gradient does not reach the router: no detach, no .item().",
 }
 ROUTER_HINTS = (
     "The softmax of a single number is 1, whatever the number. For K = 1 use the expert's probability among *all* "

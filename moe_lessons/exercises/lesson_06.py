@@ -7,16 +7,12 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.compare import Problem, agree
-from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.exercise import Problem, agree, exercise
 from moe_lessons.exercises.lesson_02 import top_mask
 
 
 def in_turn(chosen: Tensor, capacity: int, turn=lambda token, choice: (choice, token), anew=False) -> Tensor:
-    """Say which of the assignments `chosen` (T, K) find a place, when they come by rising turn(token, choice).
-
-    anew: whether there are so many places for each choice.
-    """
+    """Mark the assignments `chosen` (T, K) that find a place, by rising turn(token, choice); anew: for each choice."""
     kept, taken = torch.zeros_like(chosen, dtype=torch.bool), Counter()
     for token, choice in sorted(product(*map(range, chosen.shape)), key=lambda pair: turn(*pair)):
         place = int(chosen[token, choice]), choice if anew else 0
@@ -72,7 +68,7 @@ def find_places() -> list[tuple]:
 
 
 def uneven() -> list[tuple[Tensor, Tensor]]:
-    """Draw router_probs (T, E) and topk_indices (T, K). In the second the last experts have nothing."""
+    """Draw router_probs (T, E) and topk_indices (T, K)."""
     sizes = (13, 5, 2), (20, 8, 1), (4, 4, 1), (30, 6, 3)  # T, E, K
     drawn = [((torch.randn(T, E) - torch.linspace(0, 1.5, E)).softmax(1), K) for T, E, K in sizes]
     return [(probs, probs.topk(K).indices) for probs, K in drawn]

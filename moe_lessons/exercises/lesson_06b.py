@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.exercises.compare import Check, Problem, attempt, judge, kind_of
-from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.exercise import Check, Problem, attempt, exercise, judge, kind_of
 from moe_lessons.exercises.lesson_06 import ANEW, NO_K, ONE_MORE, ROUNDED, in_turn, places
 from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
 
@@ -42,18 +41,10 @@ class OutputOnly(nn.Module):
         return out[0] if isinstance(out, tuple) else out
 
 
-def looking_back(block: nn.Module, x: Tensor) -> Tensor:
-    """Take the mean of a token and of all tokens before it: the later ones cancel, up to rounding."""
-    rest = x.sum(dim=0) - x.cumsum(dim=0)
-    return (x.sum(dim=0) - rest) / torch.arange(1, len(x) + 1)[:, None]
-
-
 class CausalityCase(NamedTuple):
-    """A layer, whether a token of it sees the future, and what to say where an answer says otherwise."""
-
     layer: nn.Module
-    truth: bool
-    advice: str
+    truth: bool  # whether a token sees the future
+    advice: str  # where an answer says otherwise
 
 
 def causality_cases() -> dict[str, CausalityCase]:
@@ -61,6 +52,9 @@ def causality_cases() -> dict[str, CausalityCase]:
 
     def moe(top_k: int = 2, router: type[nn.Module] | None = None, **kwargs) -> MoE:
         return MoE(8, 16, 4, top_k, router=router and router(8, 4, top_k), **kwargs)
+
+    def looking_back(_, x: Tensor) -> Tensor:  # the mean of the tokens so far: the later ones cancel, up to rounding
+        return (x.sum(dim=0) - (x.sum(dim=0) - x.cumsum(dim=0))) / torch.arange(1, len(x) + 1)[:, None]
 
     def two_places(moe: MoE, x: Tensor) -> Tensor:  # for each expert, however long the sequence
         return DISPATCH["loop"](moe.experts, x, apply_capacity(moe.router(x), 2))
@@ -94,8 +88,6 @@ def my_sees_the_future(layer, x):
 
 
 def by_change(change: Callable[[Tensor, int], Tensor], places=range(1, NUM_TOKENS)) -> Callable:
-    """Make an answer that changes x at and after each of the places t, and compares the tokens before."""
-
     def sees(layer: nn.Module, x: Tensor) -> bool:
         y = layer.eval()(x)
         return any(not same(layer(change(x.clone(), t))[:t], y[:t]) for t in places)
@@ -164,8 +156,6 @@ def my_surest(router_probs, top_k, factor):
 
 
 def surest_with(capacity=places, turn=lambda best, choice: (choice, -best[0]), anew=False) -> Callable:
-    """Place with another capacity(chosen, E, factor), or turn(the K largest probabilities of a token, choice)."""
-
     def wrong(p: Tensor, top_k: int, factor: float) -> Tensor:
         best, chosen = p.topk(top_k)
         in_line = in_turn(chosen, capacity(chosen, p.shape[1], factor), lambda t, c: turn(best[t].tolist(), c), anew)

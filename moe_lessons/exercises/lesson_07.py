@@ -10,7 +10,6 @@ from moe_lessons.exercises.exercise import exercise
 
 
 def drawn(low: int, high: int) -> int:
-    """Draw a whole number from low to high."""
     return int(torch.randint(low, high + 1, ()))
 
 
@@ -94,8 +93,6 @@ def my_cache_step(q, k, v, keys, values):
 
 
 def reads(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
-    """Make a step with the right cache and another y: change(q, the new keys, the new values)."""
-
     def step(q: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
         _, keys, values = my_cache_step(q, *arguments)
         return change(q, keys, values), keys, values

@@ -37,7 +37,6 @@ WIDTH_HINTS = (
 
 @exercise(2, my_width, WIDTH_MISTAKES, WIDTH_HINTS, "the width")
 def dense_width() -> Iterator[tuple]:
-    """Draw rising curves, the last of which the mixture leaves behind."""
     for case in range(12):
         widths = [int(torch.randint(4, 8, ())) * 2 ** (i + 3) for i in range(4)]
         qualities = torch.rand(4).sort().values.tolist()
@@ -87,7 +86,7 @@ def my_exchange(x, chosen, weights, experts):
 
 
 def dealt(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tuple[Tensor, ...]:
-    """Exchange as if expert e were on device e % N: the experts are numbered anew, device by device."""
+    """Exchange as if expert e were on device e % N."""
     N, share = len(x), len(experts) // len(x)
     in_blocks = [expert for device in range(N) for expert in experts[device::N]]
     return my_exchange(x, chosen % N * share + chosen // N, weights, in_blocks)
@@ -107,8 +106,6 @@ def received(
 
 
 def instead(change_y: Callable = lambda y, *_: y, change_sent: Callable = lambda sent, x: sent) -> Callable:
-    """Make an exchange that is right but for y or the bytes that are sent."""
-
     def wrong(x: Tensor, *rest) -> tuple[Tensor, ...]:
         counts, arrived, y, sent = my_exchange(x, *rest)
         return counts, arrived, change_y(y, *rest), change_sent(sent, x)
@@ -116,8 +113,7 @@ def instead(change_y: Callable = lambda y, *_: y, change_sent: Callable = lambda
     return wrong
 
 
-def as_computed(y: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> Tensor:
-    """Give the results in the order in which the devices compute them."""
+def as_computed(y: Tensor, chosen: Tensor, _, experts: list) -> Tensor:
     home = chosen // (len(experts) // len(y))
     return y.flatten(0, 1)[home.flatten().argsort(stable=True)].view_as(y)
 

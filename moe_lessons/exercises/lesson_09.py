@@ -1,6 +1,7 @@
 """Lesson 09: finer experts for the same work, a choice within groups, and Soft MoE."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,9 +54,7 @@ def my_grouped_choice(scores, num_groups, topk_groups, top_k):
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
 
 
-def grouped_by(score_of: Callable[[Tensor], Tensor]) -> Callable:
-    """Choose where a group is scored by `score_of`(its scores (T, groups, E / groups))."""
-
+def grouped_by(score_of: Callable[[Tensor], Tensor]) -> Callable:  # of the scores (T, groups, E / groups)
     def wrong(scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
         grouped = scores.unflatten(1, (num_groups, -1))
         kept = top_mask(score_of(grouped), topk_groups)[:, :, None]
@@ -102,12 +101,9 @@ def out_of(slots: Tensor, expert) -> Tensor:
     return torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
 
 
-def soft_with(dispatch_dim: int, combine_dim: int) -> Callable:
-    def wrong(x: Tensor, phi: Tensor, expert) -> Tensor:
-        logits = x @ phi.T
-        return logits.softmax(combine_dim) @ out_of(logits.softmax(dispatch_dim).T @ x, expert)
-
-    return wrong
+def soft_with(x: Tensor, phi: Tensor, expert, dispatch_dim: int, combine_dim: int) -> Tensor:
+    logits = x @ phi.T
+    return logits.softmax(combine_dim) @ out_of(logits.softmax(dispatch_dim).T @ x, expert)
 
 
 def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
@@ -116,13 +112,15 @@ def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
 
 
 SOFT_MISTAKES = {
-    soft_with(0, 0): (
+    partial(soft_with, dispatch_dim=0, combine_dim=0): (
         "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each."
     ),
-    soft_with(1, 1): (
+    partial(soft_with, dispatch_dim=1, combine_dim=1): (
         "Both of your softmaxes are over the slots. A slot holds a mean of tokens: `dispatch` is over the tokens."
     ),
-    soft_with(1, 0): "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots.",
+    partial(
+        soft_with, dispatch_dim=1, combine_dim=0
+    ): "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots.",
     dense_mixture: (
         "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean."
     ),

@@ -92,7 +92,6 @@ def my_two_losses(probs, top_k):
 
 
 def of_squares(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute both losses where f and P are the same (L, E)."""
     return shares.shape[1] * shares.mean(dim=0).square().sum(), shares.shape[1] * shares.square().sum(dim=1).mean()
 
 

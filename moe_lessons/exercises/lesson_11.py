@@ -50,8 +50,7 @@ def my_sent_bytes(traffic, d_model, bytes_per_number):
     return 2 * rows * d_model * bytes_per_number  # forward, and the gradients of both
 
 
-def of_rows(rows: Callable[[Tensor], Tensor]) -> Callable:
-    """Make bytes of so many rows, from the traffic without what stays."""
+def of_rows(rows: Callable[[Tensor], Tensor]) -> Callable:  # rows(the traffic without what stays)
     return lambda traffic, d, size: rows(traffic - traffic.diag().diag()) * d * size
 
 

@@ -1,4 +1,5 @@
-"""Checks at the door: one sentence that names the argument, its value and what is allowed."""
+"""Checks at the door. Each `check_…` returns the value, or raises ValueError in one sentence that names the argument,
+its value and what is allowed. True and False are no numbers."""
 
 import json
 import math
@@ -12,12 +13,10 @@ from torch import Tensor
 
 
 def is_whole(value: Any, low: float, high: float = math.inf) -> bool:
-    """Tell whether `value` is a whole number from `low` to `high`, and neither True nor False."""
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= value <= high
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    """Tell whether `value` is a finite number from `low` to `high`, and neither True nor False."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
 
 
@@ -27,28 +26,24 @@ def in_words(value: Any) -> str:
 
 
 def check_positive_int(name: str, value: Any) -> int:
-    """Return `value` if it is a whole number of at least 1, else raise ValueError."""
     if not is_whole(value, 1):
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return int(value)
 
 
 def check_count(name: str, value: Any) -> int:
-    """Return `value` if it is a whole number from 0 up, else raise ValueError."""
     if not is_whole(value, 0):
         raise ValueError(f"{name} must be a whole number from 0 up, got {value!r}")
     return int(value)
 
 
 def check_top_k(top_k: Any, num_experts: int) -> int:
-    """Return `top_k` if it is a whole number from 1 to `num_experts`, else raise ValueError."""
     if not is_whole(top_k, 1, num_experts):
         raise ValueError(f"top_k must be between 1 and num_experts ({num_experts}), got {top_k!r}")
     return int(top_k)
 
 
 def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = False) -> float:
-    """Return `value` as a float if it is finite and at least `minimum` (or above it), else raise ValueError."""
     if not is_number(value, minimum) or (above and value == minimum):
         allowed = f"above {minimum:g}" if above else f"of at least {minimum:g}"
         raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
@@ -56,14 +51,12 @@ def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = Fals
 
 
 def check_seed(seed: Any) -> int:
-    """Return `seed` as an int if a random generator can start from it, else raise ValueError."""
     if not is_whole(seed, 0, 2**62):
         raise ValueError(f"seed must be a whole number from 0 to 2**62, got {seed!r}")
     return int(seed)
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
-    """Return `value` if it is one of `allowed`, else raise ValueError."""
     allowed = list(allowed)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
@@ -71,7 +64,6 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
 
 
 def check_device(device: Any) -> torch.device:
-    """Return `device` as a torch.device if this machine has it, else raise ValueError."""
     present = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     present += ["mps"] if torch.backends.mps.is_available() else []
     try:
@@ -85,10 +77,7 @@ def check_device(device: Any) -> torch.device:
 
 
 def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Return `x` if it is a floating-point tensor (..., d_model), else raise ValueError. Its values are not read.
-
-    dtype: the type of the weights, where x has to have the same (autocast aside).
-    """
+    """Return the floating-point tensor x (..., d_model), of the weights' dtype (autocast aside). No value is read."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         raise ValueError(f"x must be a floating-point tensor, got {in_words(x)}")
     if x.ndim < 1 or x.shape[-1] != d_model:

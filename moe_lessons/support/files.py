@@ -6,11 +6,7 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to a file beside `path`, which then takes its place.
-
-    Whatever goes wrong (OSError: a full disk, a folder that is missing or must not be written to, a device or a pipe at
-    `path`), what was there before is still there, whole.
-    """
+    """Write `content` to a file beside `path`, which then takes its place. Raises OSError; then `path` is as it was."""
     path = path.resolve()  # of a link, the file that it leads to
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "what is there is no regular file", str(path))

@@ -24,8 +24,6 @@ def heeding(hear: Callable[[], bool]) -> Iterator[None]:
 
 
 class Handler:
-    """Handles SIGINT with `hear`, and knows what handled it `before`."""
-
     before, is_over = None, False
 
     def __init__(self, hear: Callable[[], bool]):

@@ -41,7 +41,7 @@ def unpack(source: Path, folder: Path) -> list[str]:
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
-    """Read what was copied last; nothing where that is unknown. Then every file that differs counts as changed."""
+    """Read what was copied last; nothing where that is unknown: every file that differs counts as changed."""
     try:
         laid = json.loads((folder / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, ValueError):

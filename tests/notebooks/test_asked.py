@@ -16,7 +16,6 @@ from moe_lessons.course.quiz import QUIZZES, read_quiz
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 LESSONS = {lesson.number: lesson.file for lesson in TABLE if (FOLDER / lesson.file).exists()}
 KINDS = [kind.__name__ for kind in (Prediction, NumberPrediction, CurvePrediction)]
-FEWEST = {"NumberPrediction": 4, "CurvePrediction": 3}  # in the whole course
 KEY = re.compile(r"\d\d[a-z]?\.[a-z0-9_]+")
 
 
@@ -27,57 +26,36 @@ def cells(number: str) -> list:
 
 @cache
 def calls(number: str) -> list[ast.Call]:
-    """All calls in a lesson's code."""
     trees = [ast.parse(re.sub("^ *[%!].*", "", cell.source, flags=re.M) or "0") for cell in cells(number)
              if cell.cell_type == "code" and "find_spec(" not in cell.source]  # fmt: skip
     return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 
-def name_of(call: ast.Call) -> str:
-    return ast.unparse(call.func)
-
-
 def predictions(number: str) -> list[tuple[str, str | None]]:
-    """The kind and the key of each prediction in a lesson."""
-    return [(name_of(call), key_of(call)) for call in calls(number) if name_of(call) in KINDS]
-
-
-def key_of(call: ast.Call) -> str | None:
-    return next((ast.literal_eval(word.value) for word in call.keywords if word.arg == "key"), None)
+    """Give the kind and the key of each prediction in a lesson."""
+    made = [(ast.unparse(call.func), {word.arg: word.value for word in call.keywords}) for call in calls(number)]
+    return [(name, ast.literal_eval(words["key"]) if "key" in words else None) for name, words in made if name in KINDS]
 
 
 def figures(number: str) -> list[str]:
-    """The keys of the figures that a lesson keeps: all that look like one in a cell that records figures.
-
-    Lesson 12 has none of its own: it measures what a learner skipped.
-    """
-    if number == "12":
-        return []
-    recording = [cell.source for cell in cells(number) if 'record("figures"' in cell.source]
+    """Give the keys of the figures that a lesson keeps. Lesson 12 has none: it measures what a learner skipped."""
+    recording = [cell.source for cell in cells(number) if 'record("figures"' in cell.source and number != "12"]
     return [text for source in recording for text in re.findall(r'"([^"]*)"', source) if KEY.fullmatch(text)]
 
 
 @pytest.mark.parametrize("number", LESSONS)
-def test_keys_begin_with_the_number_of_their_lesson(number):
+def test_each_prediction_has_a_key_of_its_lesson_and_is_set_against_what_happened(number):
     keys = [key for _, key in predictions(number)] + figures(number)
     assert all(key and KEY.fullmatch(key) and key.startswith(f"{number}.") for key in keys), keys
-
-
-@pytest.mark.parametrize("kept", [lambda number: [key for _, key in predictions(number)], figures])
-def test_no_key_is_used_twice(kept):
-    counts = Counter(key for number in LESSONS for key in kept(number))
-    assert counts and not [key for key, count in counts.items() if count > 1]
-
-
-def test_the_course_asks_for_numbers_and_for_curves():
-    counts = Counter(kind for number in LESSONS for kind, _ in predictions(number))
-    assert all(counts[kind] >= fewest for kind, fewest in FEWEST.items()), counts
-
-
-@pytest.mark.parametrize("number", LESSONS)
-def test_each_prediction_is_set_against_what_happened(number):
-    compared = [call for call in calls(number) if name_of(call).endswith(".compare")]
+    compared = [call for call in calls(number) if ast.unparse(call.func).endswith(".compare")]
     assert len(compared) == len(predictions(number))
+
+
+def test_no_key_is_used_twice_and_the_course_asks_for_numbers_and_for_curves():
+    kinds, keys = zip(*(prediction for number in LESSONS for prediction in predictions(number)))
+    kept = [key for number in LESSONS for key in figures(number)]
+    assert len(set(keys)) == len(keys) and kept and len(set(kept)) == len(kept)
+    assert kinds.count("NumberPrediction") >= 4 and kinds.count("CurvePrediction") >= 3
 
 
 @pytest.mark.parametrize("number", LESSONS)

@@ -38,38 +38,21 @@ def outputs(code_cells):
     return [output for cell in code_cells for output in cell.outputs]
 
 
-def test_every_code_cell_was_executed(code_cells):
+def test_every_code_cell_was_executed_and_none_is_long(code_cells):
     assert code_cells
     for cell in code_cells:
         assert cell.execution_count is not None, f"never executed, run `make render`:\n{cell.source}"
+        limit = MAX_CLASS_LINES if re.search("^class ", cell.source, re.M) else MAX_LINES
+        assert len(cell.source.splitlines()) <= limit, f"more than {limit} lines:\n{cell.source}"
 
 
-def test_no_cell_is_long(code_cells):
-    for cell in code_cells:
-        try:
-            has_class = any(isinstance(node, ast.ClassDef) for node in ast.parse(cell.source).body)
-        except SyntaxError:  # an IPython command
-            has_class = False
-        lines, limit = len(cell.source.splitlines()), MAX_CLASS_LINES if has_class else MAX_LINES
-        assert lines <= limit, f"{lines} lines, at most {limit}:\n{cell.source}"
-
-
-def test_a_static_page_shows_no_widget(lesson, outputs):
+def test_a_static_page_shows_no_widget_no_error_and_no_warning(lesson, outputs):
     assert WIDGET not in kinds(outputs) and "widgets" not in lesson.metadata
-
-
-@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
-def test_a_lesson_shows_pictures(path):
-    cells = nbformat.read(path, as_version=4).cells
-    assert "image/png" in kinds([output for cell in cells for output in cell.get("outputs", [])])
+    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
 
 
 def kinds(outputs) -> set[str]:
     return {kind for output in outputs for kind in output.get("data", {})}
-
-
-def test_no_error_and_no_warning_is_stored(outputs):
-    assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
 
 
 def test_what_to_notice_is_tagged_with_a_claim(lesson):
@@ -80,7 +63,7 @@ def test_what_to_notice_is_tagged_with_a_claim(lesson):
 
 
 def main_path(lesson) -> str:
-    """The words of the lesson: without what is folded, without the addresses of links, up to the quiz."""
+    """Give the words of the lesson: without what is folded and the addresses of links, up to the quiz."""
     text = "\n\n".join(cell.source for cell in lesson.cells if cell.cell_type == "markdown")
     text = re.split(r"^#+ .*(?:check yourself|going further)", text, flags=re.I | re.M)[0]
     text = re.sub(r"^\[!\[.*", "", text, flags=re.M)  # badges
@@ -94,14 +77,13 @@ def test_a_lesson_is_read_in_half_an_hour(lesson):
     assert len(re.findall(r"\w[\w'’.,-]*", main_path(lesson))) <= MAX_WORDS
 
 
-def test_each_exercise_stands_in_its_lesson_once():
-    found = [
-        (exercise.name, path.stem.split("_")[0])
-        for path in LESSONS
-        for cell in nbformat.read(path, as_version=4).cells
-        if (exercise := exercise_of(cell))
-    ]
-    assert sorted(found) == sorted((exercise.name, exercise.lesson) for exercise in EXERCISES)
+def test_each_exercise_stands_in_its_lesson_once_and_each_lesson_shows_pictures():
+    found = []
+    for path in LESSONS:
+        cells = nbformat.read(path, as_version=4).cells
+        found += [f"{path.stem.split('_')[0]}.{exercise.name}" for exercise in map(exercise_of, cells) if exercise]
+        assert "image/png" in kinds([output for cell in cells for output in cell.get("outputs", [])]), path
+    assert sorted(found) == sorted(exercise.key for exercise in EXERCISES)
 
 
 def test_an_exercise_can_be_written_checked_and_asked_about(lesson):
@@ -121,15 +103,11 @@ def test_an_exercise_can_be_written_checked_and_asked_about(lesson):
         assert re.findall(r"^### Exercise (★+)(?!★)", before, re.M)[-1] == "★" * exercise.stars, exercise
 
 
-def test_no_cell_takes_the_name_of_an_exercise(lesson, code_cells):
+def test_no_cell_takes_the_name_of_an_exercise_and_no_text_its_hints(lesson, code_cells):
     own = {exercise.name for cell in lesson.cells if (exercise := exercise_of(cell))}
     for cell in code_cells:
         assert "moe_lessons.exercises" in cell.source or not names_in(cell.source)[0] & own, cell.source
-
-
-def test_hints_and_solutions_are_not_folded_into_the_text(lesson):
-    folded = r"<summary>(<b>)?(Hint|Solution)"
-    assert not [cell.source for cell in lesson.cells if re.search(folded, cell.source)]
+    assert not [cell.source for cell in lesson.cells if re.search(r"<summary>(<b>)?(Hint|Solution)", cell.source)]
 
 
 def test_cells_print_numbers_and_no_verdicts():

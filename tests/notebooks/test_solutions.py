@@ -28,13 +28,12 @@ def no_print_options_are_left():
 
 
 def exercise_of(cell):
-    """The exercise that a cell is tagged with; None where it is of no exercise."""
     names = [tag.removeprefix(TAG) for tag in cell.metadata.get("tags", []) if tag.startswith(TAG)]
     return getattr(exercises, names[0]) if names else None
 
 
 def names_in(source: str) -> tuple[set[str], set[str]]:
-    """The global names that a cell binds, and those that it uses, also within its functions."""
+    """Give the global names that a cell binds, and those that it uses, also within its functions."""
     bound, used = set(), set()
     tables = [symtable.symtable(to_python(source), "cell", "exec")]  # without magics
     for table in tables:  # grows

@@ -29,21 +29,13 @@ def tiny(monkeypatch):
     monkeypatch.setattr(bench, "rounds_within", lambda seconds, calls: 2)
 
 
-@pytest.fixture
-def without_transformers(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)  # makes its import fail
-
-
 def test_what_the_documents_state_is_measured():
     names = [f"{case.name}: over {case.baseline}" for case in all_cases()]
     layers = ["E=8, K=2, T=2048, D=256, F=512", "E=64, K=8, T=2048, D=256, F=128", "E=8, K=2, T=256, D=16, F=4"]
     wanted = {f"{which}, Layer({sizes}): over equal-active twin" for which in PASSES for sizes in layers}
     wanted |= {f"training, LanguageModel(L=3, D={d}, F={d}, E=8, K=2): over MoE" for d in (64, 128)}
     wanted |= {f"decoding, LanguageModel(L=4, D=512, F=1024, E={e}, K=2): over MoE" for e in (8, 16)}
-    wanted |= {"decoding, LanguageModel(L=3, D=64, F=64, E=8, K=2): over MoE"}
-    assert wanted <= set(names) and len(set(names)) == len(names)
-    assert len(all_cases(quick=True)) < len(names)
-    assert [case.threads for case in all_cases() if "D=16" in case.name] == [1, 1]
+    assert wanted <= set(names) and len(set(names)) == len(names) > len(all_cases(quick=True))
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -111,25 +103,19 @@ def test_the_table_has_every_row_and_the_threads_are_given_back(tiny, capsys):
     assert capsys.readouterr().out.count("threads:") == 1
 
 
-def test_without_transformers_the_rows_say_so(tiny, capsys, without_transformers):
+def test_without_transformers_the_rows_say_so(tiny, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # makes its import fail
     assert bench.main([]) == 0
     out = capsys.readouterr().out
     assert "transformers missing" in out and "nan" not in out
     assert out.count("needs transformers 5.18 or newer") == len(HF)
-    assert list(cases.beside_hf(SMALL, FORWARD)) == [AUTO, *HF]
 
 
-@pytest.mark.parametrize(
-    "argv, message",
-    [
+def test_bad_options(capsys):
+    for argv, message in (
         (["--threads", "0"], "threads must be a whole number of at least 1, got 0"),
-        (["--threads", "two"], "invalid int value: 'two'"),
         (["--device", "abacus"], "device must be one of 'cpu'"),
-        (["--loud"], "unrecognized arguments: --loud"),
-    ],
-)
-def test_bad_options(argv, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        bench.main(argv)
-    assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            bench.main(argv)
+        assert message in capsys.readouterr().err

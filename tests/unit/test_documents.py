@@ -11,22 +11,20 @@ from tools import tables
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ANCHOR = re.compile(r'^<a id="([a-z0-9-]+)"></a>\*\*', re.M)
+GLOSSARY = (ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8")
+ANCHORS = re.findall(r'^<a id="([a-z0-9-]+)"></a>\*\*', GLOSSARY, re.M)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "README.md",
-        "CONTRIBUTING.md",
-        "notebooks/GLOSSARY.md",
-        "docs/claims.md",
-        "docs/engines.md",
-        "docs/instructors.md",
-    ],
-)
-def test_local_links_lead_somewhere(name):
-    document = ROOT / name
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "notebooks/GLOSSARY.md",
+    *(ROOT / "docs").glob("*.md"),
+]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_local_links_lead_somewhere(document):
     links = re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8"))
     broken = [link for link in links if "://" not in link and not (document.parent / link).exists()]
     assert not broken
@@ -42,19 +40,16 @@ def test_the_example_in_the_readme_runs():
 
 
 def test_every_term_of_the_glossary_has_an_anchor_of_its_own():
-    glossary = (ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8")
-    anchors = ANCHOR.findall(glossary)
-    assert len(anchors) == len(set(anchors)) > 70
-    assert re.findall(r"\n\n(\*\*[^*]+\*\*)", glossary) == []  # a term without one
+    assert len(ANCHORS) == len(set(ANCHORS)) > 70
+    assert re.findall(r"\n\n(\*\*[^*]+\*\*)", GLOSSARY) == []  # a term without one
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.number)
 def test_each_lesson_links_its_terms_to_the_glossary(lesson):
-    anchors = ANCHOR.findall((ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8"))
     cells = nbformat.read(ROOT / "notebooks" / lesson.file, as_version=4).cells
     text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
     links = re.findall(r"\]\(GLOSSARY\.md#([^)]+)\)", text)
-    assert len(links) >= 5 and set(links) <= set(anchors)
+    assert len(links) >= 5 and set(links) <= set(ANCHORS)
 
 
 @pytest.mark.parametrize("name", tables.ROWS)

@@ -12,14 +12,12 @@ from moe_lessons import exercises, nn
 from moe_lessons.analysis import load_statistics, mutual_information, union_law
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.exercises.lesson_05 import MyRouter, router_with
-from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases, same
+from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases
 from moe_lessons.nn import MoE, Routing, SigmoidRouter, TopKRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.nn.families import finer
 from moe_lessons.nn.transformer import Layer
 from moe_lessons.parallel import bytes_sent
-
-# --- right answers: they prove that the solutions are right, since each is compared with them -----------------------
 
 
 def weights_of(routing, like):
@@ -169,22 +167,8 @@ def time_in_lists(loads, num_ranks, seconds_per_row):
 
 def health_by_package(loads, top_k):
     found = [load_statistics(load, top_k) for load in loads]
-    dead, busiest, entropy = (
-        [getattr(layer, name) for layer in found] for name in ("dead", "max_over_mean", "entropy")
-    )
-    return dead, busiest, entropy, [number > 0 or times >= 3 for number, times in zip(dead, busiest)]
-
-
-def health_by_mean(loads, top_k):
-    """From shares in float32: three times the mean exactly must not be lost in rounding."""
-    shares = loads / loads.sum(dim=1, keepdim=True)
-    dead, busiest = (shares < 0.01 / top_k).sum(dim=1), shares.amax(dim=1) / shares.mean(dim=1)
-    return (
-        dead,
-        busiest,
-        -torch.xlogy(shares, shares).sum(dim=1) / math.log(loads.shape[1]),
-        dead.bool() | (busiest >= 3),
-    )
+    layers = [(s.dead, s.max_over_mean, s.entropy, s.dead > 0 or s.max_over_mean >= 3) for s in found]
+    return list(zip(*layers))
 
 
 def losses_by_package(probs, top_k):
@@ -193,9 +177,8 @@ def losses_by_package(probs, top_k):
 
 
 def pick_from_list(models, memory, quality):
-    found = [
-        (read, row) for row, (kept, read, good) in enumerate(models.tolist()) if kept <= memory and good >= quality
-    ]
+    rows = enumerate(models.tolist())
+    found = [(read, row) for row, (kept, read, good) in rows if kept <= memory and good >= quality]
     return min(found)[1] if found else -1
 
 
@@ -237,7 +220,6 @@ RIGHT = [
     ("grouped_choice", grouped_by_router),
     ("soft_moe", soft_by_package),
     ("router_health", health_by_package),
-    ("router_health", health_by_mean),
     ("pooled_loss", losses_by_package),
     ("step_time", time_in_lists),
     ("sent_bytes", bytes_sent),
@@ -252,25 +234,10 @@ def test_right_answers_written_in_another_way(name, answer):
     assert check.status == "right", check
 
 
-def test_each_exercise_is_among_them():
-    assert {name for name, _ in RIGHT} == set(exercises.MODULES)
-
-
-# --- what is said of wrong ones ------------------------------------------------------------------------------------
-
-
 def one_expert_less(self, x):
     logits = x @ self.weight.T
     weights, chosen = logits[:, 1:].softmax(dim=-1).topk(self.top_k, dim=-1)
     return Routing.from_topk(logits, logits.softmax(dim=-1), chosen + 1, weights)
-
-
-def router(**methods) -> type:
-    return type("Router", (MyRouter,), methods)
-
-
-def ill_where(is_ill):
-    return lambda *case: (*health_by_mean(*case)[:3], is_ill(*health_by_mean(*case)[:2]))
 
 
 WRONG = [
@@ -279,19 +246,25 @@ WRONG = [
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k) + 0.1, "for token . and expert .* off by 0.1"),
     ("masked_weights", lambda z, k: divided_by_the_sum(z.mul_(2), k), "your function also changed router_logits"),
     ("moe_block", lambda x, *a: block_by_matrix(x, *a) + 0.01 * torch.eye(len(x))[1:2].T, "for token 1 .* off by 0.01"),
-    ("moe_block", lambda *a: block_by_matrix(*a) * torch.nan, "24 of 24 numbers differ, most for token 0.* nan"),
     ("moe_block", lambda *a: block_by_matrix(*a[:3], 2), "With x of shape .7, 6.,.* 4 experts, top_k = 1, the output"),
     ("sort_tokens", lambda i, E: sort_by_expert(i.flip(0), E), "tokens: . of 8 numbers differ, most for place .: . is"),
     ("sort_tokens", lambda i, E: (exercises.sort_tokens.answer(i, E)[0], [0] * E), "counts: 3 of 3 numbers differ"),
-    ("sort_tokens", lambda i, E: (i, i), r"tokens must be of shape \(8,\), not of shape \(4, 2\)"),
     ("card_design", lambda: (8, 2, 9216), "You have 11.3 B parameters, 3.10 B active"),
     ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
     ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
     ("slowdown", lambda loads, n: 7.25, "num_devices = 2, the slowdown is .*, yours is 7.25"),
     ("mended_router", router_with(lambda z, best: best.log().exp() * torch.nan), "the weights: .* yours is nan"),
-    ("mended_router", router(forward=one_expert_less), "the experts, best first: . of 8 numbers differ, most for row"),
-    ("mended_router", router(forward=lambda s, x: (x, x)), "must return a Routing, not a tuple"),
+    (
+        "mended_router",
+        type("Router", (MyRouter,), {"forward": one_expert_less}),
+        "the experts, best first: . of 8 numbers differ, most for row",
+    ),
+    (
+        "mended_router",
+        type("Router", (MyRouter,), {"forward": lambda s, x: (x, x)}),
+        "must return a Routing, not a tuple",
+    ),
     ("mended_router", router_with(lambda z, best: best[:, :1]), r"cannot be read.* must be \(T, K\)"),
     ("mended_router", lambda *_: 0, "top_k = 2: AttributeError"),
     ("balancing_loss", lambda p, i: loss_by_package(p, i).item(), "no gradient reaches the router"),
@@ -301,20 +274,15 @@ WRONG = [
     ("dense_width", lambda w, q, x: 1.01 * width_by_numpy(w, q, x), r"widths = \[.*qualities = .* width is .*, yours"),
     # none of these is a known mistake
     ("ties", lambda s, k: ~mask_by_rank(s, k), "42 of 42 numbers differ, most for token 0 and expert 0"),
-    ("times_even", lambda c: c / c.mean(1, keepdim=True) + 1, "counts of shape .3, 8., the table: 24 of 24 numbers"),
-    ("biased_weights", lambda s, b, k: weights_by_router(s, b.mul_(2), k), "right, but your function changed bias"),
     ("surest", lambda p, k, f: surest_by_package(p, k, f) * 2, "factor = 0.75, the weights: .* numbers differ"),
     ("cache_step", lambda q, k, v, K, V: step_by_einsum(q, k, v, K, 0 * V), "y: 12 of 12 numbers differ"),
     ("cache_step", lambda q, k, v, K, V: step_by_einsum(q, k, v, K, V.mul_(1.0).add_(1) - 1), "changed values"),
     ("balancing_loss", lambda p, i: loss_by_package(p, i) * i.numel(), "the loss is .*, yours is"),
-    ("full_batch", lambda f, b, size, E, K: f / b / 2 * E / K, "the batch is .*, yours is"),  # bytes are missing
     ("full_batch", lambda f, b, size, E, K: f / b * size / 2 * E, "the batch is .*, yours is"),  # K is missing
-    ("router_health", ill_where(lambda dead, busiest: (dead > 1) | (busiest >= 3)), "ill: 1 of 4 numbers"),
-    ("router_health", ill_where(lambda dead, busiest: (dead > 0) | (busiest >= 2)), "ill: 1 of 4 numbers"),
+    ("router_health", lambda *a: (*health_by_package(*a)[:3], torch.ones(len(a[0]))), "ill: . of 4 numbers"),
     ("pick", lambda models, memory, quality: 0, "the row is 4, yours is 0"),  # the first that will do
     ("pick", lambda *a: None if pick_from_list(*a) < 0 else pick_from_list(*a), "quality = 70, .* returns nothing"),
     ("exchange", lambda x, *a: (*exchange_by_devices(x, *a)[:3], 5), "sent is 432, yours is 5"),
-    ("exchange", lambda x, *a: (*exchange_by_devices(x, *a)[:2], 0 * x, 0), "y: 90 of 90 numbers differ"),
 ]
 
 
@@ -324,9 +292,12 @@ def test_what_differs_is_said(name, answer, said):
     assert check.status in ("wrong", "raised") and re.search(said, check.message, re.IGNORECASE), check
 
 
+def test_each_exercise_has_a_right_answer_above():
+    assert {name for name, _ in RIGHT} == set(exercises.MODULES)
+
+
 @pytest.mark.parametrize("name", causality_cases())
-def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
-    """Every layer counts: an answer that is wrong on this one alone is given this layer's advice."""
+def test_a_wrong_answer_at_one_layer_alone_is_given_the_advice_of_this_layer(name):
     cases = causality_cases()
     verdicts = iter([case.truth != (other == name) for other, case in cases.items()])
     check = exercises.causality.check(lambda layer, x: next(verdicts))
@@ -334,35 +305,11 @@ def test_each_layer_can_be_the_one_that_is_judged_wrongly(name):
 
 
 @pytest.mark.parametrize("name", causality_cases())
-@pytest.mark.parametrize("seed", range(2))
-def test_the_truth_of_a_layer(name, seed):
-    """Found by changing all that follows each place, six times."""
+def test_the_truth_of_a_layer(name):
     case = causality_cases()[name]
     layer = case.layer.eval()
-    with seeded(seed):
+    with seeded(1):
         x = torch.randn(NUM_TOKENS, 8)
-        y, seen = layer(x), False
-        torch.testing.assert_close(y, causality_cases()[name].layer.eval()(x))  # the same each time
-        for t in range(1, NUM_TOKENS):
-            for _ in range(6):
-                other = torch.cat([x[:t], 2 * torch.randn_like(x[t:])])
-                seen |= not same(layer(other)[:t], y[:t])
-    assert seen == case.truth
-
-
-def test_the_block_is_that_of_the_package():
-    moe, x = MoE(4, 8, 5, 2), torch.randn(7, 4)
-    experts = [MoE(4, 8, 1, 1, norm_topk_prob=True) for _ in range(5)]
-    for e, expert in enumerate(experts):
-        expert.experts.load_state_dict({name: w[[e]] for name, w in moe.experts.state_dict().items()})
-    run = [lambda row, expert=expert: expert(row)[0] for expert in experts]
-    torch.testing.assert_close(exercises.moe_block.answer(x, moe.router.weight, run, 2), moe(x)[0])
-
-
-def test_equal_scores_are_in_the_cases_and_decided_by_their_order():
-    with seeded(0):
-        cases = exercises.ties.verdict.cases()
-    for scores, top_k in cases[:2]:
-        assert not torch.equal(exercises.ties.answer(scores, top_k), scores >= scores.topk(top_k).values[:, -1:])
-    kept = exercises.ties.answer(*cases[-1])
-    assert kept.nonzero().tolist() == [[0, 0], [0, 2], [1, 0], [1, 1], [2, 1], [2, 3]]
+        torch.testing.assert_close(layer(x), causality_cases()[name].layer.eval()(x))  # the same each time
+        places = [*range(1, NUM_TOKENS)] * 6
+        assert by_change(lambda x, t: torch.cat([x[:t], 2 * torch.randn_like(x[t:])]), places)(layer, x) == case.truth

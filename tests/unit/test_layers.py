@@ -14,7 +14,6 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
 def imported(source: str) -> set[str]:
-    """The dotted names that a module imports anywhere."""
     nodes = list(ast.walk(ast.parse(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -23,7 +22,6 @@ def imported(source: str) -> set[str]:
 
 
 def allowed_in(path: Path) -> set[str]:
-    """The parts of the package that a module may import."""
     part = path.parts[0].removesuffix(".py")
     if part in LAYERS:
         return {"support", *LAYERS[: LAYERS.index(part) + 1]}

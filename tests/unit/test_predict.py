@@ -22,15 +22,11 @@ def kept(monkeypatch, on_a_page, tmp_path):
     monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
 
 
-@pytest.fixture
-def prediction() -> Prediction:
-    return Prediction(QUESTION, OPTIONS)
+@pytest.fixture(params=MAKERS)
+def kind(request) -> str:
+    return request.param
 
 
-# --- all kinds ---
-
-
-@pytest.mark.parametrize("kind", MAKERS)
 def test_an_answer_with_a_key_is_there_in_the_next_session(kind, new_session):
     for key in ("05.left", None):
         assert MAKERS[kind](key).answer is None
@@ -41,7 +37,6 @@ def test_an_answer_with_a_key_is_there_in_the_next_session(kind, new_session):
     assert list(progress.read()["predictions"]) == ["05.left"]
 
 
-@pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("old", ["none of these", -1, [[0, 5], [1, 1]], [1, 2], {"a": 1}, float("nan"), True])
 def test_what_is_kept_but_no_longer_allowed_counts_as_not_answered(kind, old):
     progress.record("predictions", "05.left", answer=old)
@@ -52,7 +47,6 @@ def test_what_is_kept_but_no_longer_allowed_counts_as_not_answered(kind, old):
     assert prediction.answer is None
 
 
-@pytest.mark.parametrize("kind", MAKERS)
 def test_a_live_page_gets_the_widget_and_a_static_one_text(kind, monkeypatch):
     data, _ = MAKERS[kind]()._repr_mimebundle_()
     assert WIDGET in data
@@ -61,14 +55,12 @@ def test_a_live_page_gets_the_widget_and_a_static_one_text(kind, monkeypatch):
     assert set(data) == {"text/plain", "text/markdown"} and data["text/markdown"].startswith(f"**Predict.** {QUESTION}")
 
 
-@pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("key", ["left", "5.left", "05.", "05.Left!", "05 left", 5, ""])
 def test_a_key_that_is_none_is_refused(kind, key):
     with pytest.raises(ValueError, match="key must be lesson, dot and name, such as '05.survivors', got"):
         MAKERS[kind](key)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
 def test_its_repr_makes_it_again(kind):
     for key in (None, "05.left"):
         again, first = eval(repr(MAKERS[kind](key))), MAKERS[kind](key)
@@ -76,7 +68,6 @@ def test_its_repr_makes_it_again(kind):
             assert getattr(again, name) == getattr(first, name)
 
 
-@pytest.mark.parametrize("kind", MAKERS)
 def test_trouble_with_the_file_is_said_in_the_view(kind, monkeypatch, tmp_path):
     monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path))  # a folder
     prediction = MAKERS[kind]("05.left")
@@ -85,32 +76,23 @@ def test_trouble_with_the_file_is_said_in_the_view(kind, monkeypatch, tmp_path):
     assert MAKERS[kind]("05.left").answer == ANSWERS[kind]
 
 
-# --- one of several options ---
-
-
-def test_it_says_what_was_predicted_and_what_happened(prediction):
+def test_it_says_what_was_predicted_and_what_happened():
+    prediction = Prediction(QUESTION, OPTIONS)
     assert repr(prediction.compare("some")) == "What happened: some."
+    folded = "<details><summary>What happened</summary>\n\nWhat happened: some.\n\n</details>"
+    assert prediction.compare("some")._repr_mimebundle_()["text/markdown"] == folded
     for choice, second in (("some", "As you predicted"), ("all", "What happened")):
         prediction.answer = choice
+        assert not hasattr(prediction.compare("some"), "_repr_mimebundle_")
         assert repr(prediction.compare("some")) == f"You predicted: {choice}.\n{second}: some."
     with pytest.raises(ValueError, match="outcome must be one of 'all', 'some', 'one', got 'none'"):
         prediction.compare("none")
 
 
-@pytest.mark.parametrize("options", [(), ("all",), ("all", "some", "all"), "all"])
-def test_options_that_are_no_choice_are_refused(options):
-    with pytest.raises(ValueError, match="options must be two or more different texts, got"):
-        Prediction(QUESTION, options)
-
-
-def test_who_has_not_predicted_yet_unfolds_what_happened(prediction):
-    folded = "<details><summary>What happened</summary>\n\nWhat happened: some.\n\n</details>"
-    assert prediction.compare("some")._repr_mimebundle_()["text/markdown"] == folded
-    prediction.answer = "some"
-    assert not hasattr(prediction.compare("some"), "_repr_mimebundle_")
-
-
-# --- a number ---
+def test_options_that_are_no_choice_are_refused():
+    for options in ((), ("all",), ("all", "some", "all"), "all"):
+        with pytest.raises(ValueError, match="options must be two or more different texts, got"):
+            Prediction(QUESTION, options)
 
 
 @pytest.mark.parametrize(
@@ -135,19 +117,15 @@ def test_a_number_is_compared_by_difference_and_by_factor(answer, value, words):
 
 def test_only_numbers_within_the_limits_are_answers():
     prediction = NumberPrediction("How large?", "GB", 1, 100)
-    for answer in (0.9, 101, float("inf"), "20", None, [20]):
-        if answer is not None:
-            with pytest.raises(TraitError, match="answer must be a number from 1 to 100, got"):
-                prediction.answer = answer
+    for answer in (0.9, 101, float("inf"), "20", [20]):
+        with pytest.raises(TraitError, match="answer must be a number from 1 to 100, got"):
+            prediction.answer = answer
     for low, high in ((1, 1), (2, 1), (0, float("inf")), ("a", "b"), (None, 3)):
         with pytest.raises(ValueError, match="low and high must be two finite numbers, the lower one first"):
             NumberPrediction("How large?", "GB", low, high)
     for value in (float("nan"), "20", None):
         with pytest.raises(ValueError, match="value must be a finite number, got"):
             prediction.compare(value)
-
-
-# --- a curve ---
 
 
 def test_a_curve_is_compared_where_both_are():
@@ -178,10 +156,7 @@ def test_along_a_logarithmic_axis_each_doubling_counts_as_much():
         CurvePrediction("How many?", ("experts", 0, 64), ("share", 0, 6), log_x=True)
 
 
-NO_CURVES = [([1], [1]), ([1, 2], [1]), ([2, 1], [1, 1]), ([1, 2], [1, np.nan]), ([[1, 2]], [[1, 2]])]
-
-
-@pytest.mark.parametrize("xs, ys", NO_CURVES)
-def test_what_is_no_curve_is_refused(xs, ys):
-    with pytest.raises(ValueError, match="xs and ys must be two or more finite numbers each, and xs must rise"):
-        CurvePrediction("How does it fall?", X, Y).compare(xs, ys)
+def test_what_is_no_curve_is_refused():
+    for xs, ys in (([1], [1]), ([1, 2], [1]), ([2, 1], [1, 1]), ([1, 2], [1, np.nan]), ([[1, 2]], [[1, 2]])):
+        with pytest.raises(ValueError, match="xs and ys must be two or more finite numbers each, and xs must rise"):
+            CurvePrediction("How does it fall?", X, Y).compare(xs, ys)

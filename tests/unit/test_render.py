@@ -32,11 +32,9 @@ def test_it_stores_the_static_form_and_a_second_time_changes_nothing(tmp_path, m
     assert printing.outputs[0].text.split() == ["1", sys.executable, str(tmp_path)]
     assert "image/png" in plotting.outputs[0].data
     assert notebook.metadata.keys() == {"kernelspec", "language_info"}
-    assert notebook.metadata.language_info == {"name": "python"}
-    assert [cell.metadata for cell in notebook.cells] == [{}, {}, {}]
+    assert notebook.metadata.language_info == {"name": "python"} and not any(cell.metadata for cell in notebook.cells)
     render.render(path)
-    assert path.read_text() == first
-    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == first and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,15 @@
 """The lessons of the package come to a learner's folder, and what the learner writes there stays."""
 
-import errno
 import json
 import os
 import re
+from unittest.mock import Mock
 
 import nbformat
 import pytest
 
 from moe_lessons.commands import lab
-from moe_lessons.support import unpack
-from moe_lessons.support.unpack import MANIFEST
+from moe_lessons.support.unpack import MANIFEST, unpack
 
 
 def write(path, *sources, output=""):
@@ -35,9 +34,8 @@ def lessons(tmp_path):
 
 @pytest.fixture
 def folder(lessons, tmp_path):
-    """The learner's, with the lessons in it."""
     folder = tmp_path / "deep" / "course"
-    (said,) = unpack.unpack(lessons, folder)
+    (said,) = unpack(lessons, folder)
     assert f"The lessons are in {folder} now" in said
     return folder
 
@@ -49,46 +47,39 @@ def names(folder):
 def test_all_is_copied_once(lessons, folder):
     assert names(folder) == sorted([MANIFEST, *names(lessons)])
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert unpack.unpack(lessons, folder) == []
+    assert unpack(lessons, folder) == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
 
 
 def test_what_was_only_run_becomes_the_newer_lesson(lessons, folder):
     write(folder / "05_collapse.ipynb", "fifth", output="mine")
     write(lessons / "05_collapse.ipynb", "fifth, better")
-    assert unpack.unpack(lessons, folder) == ["05_collapse.ipynb is the newer one now."]
+    assert unpack(lessons, folder) == ["05_collapse.ipynb is the newer one now."]
     assert source_of(folder / "05_collapse.ipynb") == "fifth, better"
-    assert unpack.unpack(lessons, folder) == []
+    assert unpack(lessons, folder) == []
 
 
 def test_what_was_changed_stays_and_the_newer_comes_beside_it_once(lessons, folder):
     mine, new = folder / "05_collapse.ipynb", folder / "05_collapse.new.ipynb"
     write(mine, "fifth", "my own cell")
-    assert unpack.unpack(lessons, folder) == []  # there is no newer one
+    assert unpack(lessons, folder) == []  # there is no newer one
     before = mine.read_bytes()
-    write(lessons / "05_collapse.ipynb", "fifth, better")
-    (said,) = unpack.unpack(lessons, folder)
-    assert said == f"05_collapse.ipynb stays as you changed it; the newer one is {new.name}, beside it."
-    assert mine.read_bytes() == before and source_of(new) == "fifth, better"
-    new.unlink()
-    assert unpack.unpack(lessons, folder) == [] and not new.exists()
-
-
-def test_the_newer_one_may_be_changed_too(lessons, folder):
-    write(folder / "05_collapse.ipynb", "mine")
-    for version, beside in enumerate(("05_collapse.new.ipynb", "05_collapse.new.ipynb", "05_collapse.new.new.ipynb")):
+    for version, beside in enumerate((new, new, folder / "05_collapse.new.new.ipynb")):
         write(lessons / "05_collapse.ipynb", f"version {version}")
-        assert beside in unpack.unpack(lessons, folder)[0]
-        assert source_of(folder / beside) == f"version {version}"
+        (said,) = unpack(lessons, folder)
+        assert said == f"05_collapse.ipynb stays as you changed it; the newer one is {beside.name}, beside it."
+        assert mine.read_bytes() == before and source_of(beside) == f"version {version}"
         if version == 1:
-            write(folder / beside, "mine, too")
-    assert source_of(folder / "05_collapse.new.ipynb") == "mine, too"
+            write(new, "mine, too")
+    assert source_of(new) == "mine, too"
+    beside.unlink()
+    assert unpack(lessons, folder) == [] and not beside.exists()
 
 
 def test_what_is_missing_comes_back_and_it_says_so(lessons, folder):
     (folder / "05_collapse.ipynb").unlink()
     write(lessons / "09_modern.ipynb", "ninth")
-    fresh, new = unpack.unpack(lessons, folder)
+    fresh, new = unpack(lessons, folder)
     assert fresh == "05_collapse.ipynb is a fresh copy: it was missing." and new == "09_modern.ipynb is new."
 
 
@@ -96,31 +87,19 @@ def test_what_is_missing_comes_back_and_it_says_so(lessons, folder):
 def test_without_a_sound_manifest_nothing_is_overwritten(lessons, folder, manifest):
     (folder / MANIFEST).write_text(manifest, encoding="latin1")
     write(folder / "05_collapse.ipynb", "mine")
-    said = unpack.unpack(lessons, folder)
+    said = unpack(lessons, folder)
     assert source_of(folder / "05_collapse.ipynb") == "mine" and "05_collapse.new.ipynb" in said[-1]
     assert len(json.loads((folder / MANIFEST).read_text())) == 4
 
 
-def test_a_lesson_that_is_no_notebook_any_more_counts_as_changed(lessons, folder):
-    (folder / "05_collapse.ipynb").write_text("{}")
-    write(lessons / "05_collapse.ipynb", "fifth, better")
-    assert "stays as you changed it" in unpack.unpack(lessons, folder)[0]
-
-
 def test_an_interrupted_copy_leaves_whole_files_and_goes_on(lessons, tmp_path, monkeypatch):
-    folder, replace, count = tmp_path / "course", os.replace, []
-
-    def full(part, target):
-        count.append(target)
-        if len(count) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        replace(part, target)
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError):
-        unpack.unpack(lessons, folder)
+    folder, replace = tmp_path / "course", os.replace
+    full = Mock(side_effect=[lambda: None, OSError(28, "No space left on device")])
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(os, "replace", lambda part, target: full() and replace(part, target))
+        unpack(lessons, folder)
     assert names(folder) == ["00_welcome.ipynb"]
-    unpack.unpack(lessons, folder)
+    unpack(lessons, folder)
     assert names(folder) == sorted([MANIFEST, *names(lessons)])
 
 
