@@ -87,13 +87,16 @@ def shard_experts(model: nn.Module) -> nn.Module:
         if moe.num_experts % size:
             raise ValueError(f"num_experts ({moe.num_experts}) must be a multiple of the number of ranks ({size})")
     for moe in blocks:
-        experts, count = moe.experts, moe.num_experts // size
-        for name, weight in list(experts.named_parameters()):
+        whole, count = moe.experts, moe.num_experts // size
+        options = {"bias": whole.down_proj_bias is not None, "weight_input": whole.weight_input}
+        with torch.device("meta"):
+            shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **options)
+        for name, weight in whole.named_parameters():
             mine = weight.detach()[rank * count : (rank + 1) * count].clone()
-            setattr(experts, name, nn.Parameter(mine, requires_grad=weight.requires_grad))
+            setattr(shard, name, nn.Parameter(mine, weight.requires_grad))
             if weight.requires_grad:  # what arrives is the sum over the ranks' losses
-                getattr(experts, name).register_hook(lambda gradient: gradient / size)
-        experts.__class__, experts.num_experts, moe.dispatch = ExpertShard, count, "exchange"
+                getattr(shard, name).register_hook(lambda gradient: gradient / size)
+        moe.experts, moe.dispatch = shard, "exchange"
     return model
 
 
@@ -115,9 +118,6 @@ def global_load_balancing_loss(routing: Routing) -> Tensor:
     load_share = counts[:-1].to(probs.dtype) / counts[:-1].sum().clamp(min=1)  # f (E,)
     mean_prob = probs.sum(dim=0) * dist.get_world_size() / counts[-1].clamp(min=1)  # the mean of these is P (E,)
     return routing.num_experts * (load_share * mean_prob).sum()
-
-
-# --- what travels ----------------------------------------------------------------------------------------------
 
 
 def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:

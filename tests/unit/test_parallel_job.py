@@ -12,7 +12,6 @@ from ranks import is_there
 
 from moe_lessons.parallel import Job, torchrun
 from moe_lessons.parallel import job as job_module
-from moe_lessons.parallel.faults import what_happened
 from moe_lessons.widgets.torchrun import TorchRun
 
 TRAINING = "moe_lessons.parallel.training"
