@@ -17,20 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.analysis.roofline import (
-    CACHE_BYTES,
-    WEIGHT_BYTES,
-    Cached,
-    ExpertGroup,
-    ModelSizes,
-    machines,
-    on_machine,
-)
+from moe_lessons.analysis import roofline
+from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
 from moe_lessons.plots.theme import short_number
 from moe_lessons.support.errors import check_top_k
 
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
-CACHES = ("float32", "bfloat16", "fp8")
 MOST_BYTES = 10_000_000  # of a configuration file
 LIMITS = {  # the most of a size, by the first that its name fits; other names are no sizes
     r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000,
@@ -143,8 +135,11 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
     made, model_class = find_class(made, named)
     if not isinstance(made, config_class):
         notes.append(f"only the text part is counted, as {model_class.__name__}")
-    if missing := defaults_taken(made.get_text_config(decoder=True), keys_of(config)):
-        notes.append(f"not in the file, so taken from the defaults of transformers: {missing}")
+    text, told = made.get_text_config(decoder=True), keys_of(config)
+    told |= {text.attribute_map[name] for name in told if name in text.attribute_map}
+    sizes = {name: value for name, value in text.to_dict().items() if ESSENTIAL.search(name) and name not in told}
+    if missing := [f"{name} {value}" for name, value in sizes.items() if isinstance(value, int) and value > 1]:
+        notes.append(f"not in the file, so taken from the defaults of transformers: {', '.join(missing)}")
     with torch.device("meta"):
         model = model_class(made)
     model.tie_weights()
@@ -154,13 +149,6 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
 def keys_of(config: Mapping[str, Any]) -> set[str]:
     """All keys of a configuration and of those within it."""
     return set(config).union(*(keys_of(value) for value in config.values() if isinstance(value, Mapping)))
-
-
-def defaults_taken(config: Any, given: set[str]) -> str:
-    """The sizes that decide a count and are not among the `given` keys, with the values that stand in for them."""
-    given |= {other for name in given for other in (config.attribute_map.get(name),) if other}
-    wanted = {name: value for name, value in config.to_dict().items() if ESSENTIAL.search(name) and name not in given}
-    return ", ".join(f"{name} {value}" for name, value in wanted.items() if isinstance(value, int) and value > 1)
 
 
 def find_class(config: Any, named: type | None) -> tuple[Any, type]:
@@ -179,11 +167,8 @@ def find_class(config: Any, named: type | None) -> tuple[Any, type]:
 
 
 def count_model(model: nn.Module) -> ModelSizes:
-    """The sizes of a model of transformers; it may be on the meta device.
-
-    Where it has several kinds of experts (of encoder and decoder, of text and image), 'active' is what one token of
-    each kind uses.
-    """
+    """The sizes of a model of transformers, also on the meta device; with 'active' for one token of each kind, as of
+    encoder and decoder, or text and image."""
     blocks = find_blocks(model)
     sizes = {id(weight): weight.numel() for weight in model.parameters()}  # each tied weight once
     routed = {id(weight) for block in blocks for weight, _ in block.weights}
@@ -288,11 +273,7 @@ def outside_parts(model: nn.Module) -> list[nn.Module]:
 
 
 def cached_layers(model: nn.Module) -> Iterator[Cached]:
-    """What each layer's attention keeps of a token, by the sizes of its projections.
-
-    With latent attention (MLA) that is the compressed vector and the key's rotary part, as engines keep it. Layers with
-    a state that does not grow (Mamba, linear attention, convolutions) keep nothing for a token.
-    """
+    """What each layer's attention keeps of a token, by its projections; latent attention (MLA) as engines keep it."""
     left_out = {id(part) for outside in outside_parts(model) for part in outside.modules()}
     config = model.config.get_text_config(decoder=True)
     for part in model.modules():
@@ -346,15 +327,10 @@ def window_of(part: nn.Module, config: Any) -> int | None:
     return getattr(config, name, None) if is_used else None
 
 
-# --- the same as a report ---
-
-
 def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
     """All figures, under the keys of --json; bytes are bytes, and a FLOP is a multiply or an add."""
     sizes, notes = counted.sizes, list(counted.notes)
-    kinds = Counter()
-    for group in sizes.groups:
-        kinds[group.num_experts, group.top_k] += group.layers
+    kinds = Counter((g.num_experts, g.top_k) for g in sizes.groups for _ in range(g.layers))
     num_experts, top_k = kinds.most_common(1)[0][0] if kinds else (None, None)
     if sizes.cached is None:
         notes.append("its KV cache is compressed in a way that is not counted: times and memory are without it")
@@ -362,7 +338,7 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
         notes.append(f"active_params counts experts for other tokens than text too: {unmet:,} parameters")
     if sizes.outside:
         notes.append(f"{sizes.outside:,} parameters are of parts that a token of text does not meet (image, sound)")
-    known = sizes.cached is not None
+    known, caches = sizes.cached is not None, {t: roofline.CACHE_BYTES[t] for t in ("float32", "bfloat16", "fp8")}
     return {
         "class": counted.class_name,
         "model_type": counted.model_type,
@@ -373,17 +349,17 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
         "top_k": top_k,
         "moe_blocks": sum(kinds.values()),
         "experts": [{"num_experts": e, "top_k": k, "blocks": count} for (e, k), count in kinds.items()],
-        "weight_bytes": {dtype: round(size * sizes.total) for dtype, size in WEIGHT_BYTES.items()},
-        "kv_cache_bytes_per_token": {t: round(CACHE_BYTES[t] * sizes.cache(1)) for t in CACHES} if known else None,
+        "weight_bytes": {dtype: round(size * sizes.total) for dtype, size in roofline.WEIGHT_BYTES.items()},
+        "kv_cache_bytes_per_token": {t: round(n * sizes.cache(1)) for t, n in caches.items()} if known else None,
         "kv_cache_layers": sum(layer.layers for layer in sizes.cached) if known else None,
         "kv_cache_windows": sorted({c.window for c in sizes.cached or () if c.window}),
         "context_length": context,
-        "kv_cache_bytes": {t: round(CACHE_BYTES[t] * sizes.cache(context)) for t in CACHES} if known else None,
+        "kv_cache_bytes": {t: round(n * sizes.cache(context)) for t, n in caches.items()} if known else None,
         "flops_per_token": sizes.flops(),
         "flops_per_token_with_context": sizes.flops(context),
         "machines": {
-            name: {dtype: on_machine(sizes, row, dtype, context) for dtype in TYPES}
-            for name, row in machines().iterrows()
+            name: {dtype: roofline.on_machine(sizes, row, dtype, context) for dtype in TYPES}
+            for name, row in roofline.machines().iterrows()
         },
         "notes": notes,
     }
@@ -398,7 +374,7 @@ def as_tables(report: dict[str, Any]) -> str:
     lines += [f"active parameters   {active:>20,}  {short_number(active)}: what a token uses, {active / total:.1%}"]
     flops, longer = report["flops_per_token"], short_number(report["flops_per_token_with_context"])
     lines += [f"FLOPs for a token   {flops:>20,}  {short_number(flops)}; with {context:,} tokens of context {longer}"]
-    lines += ["", f"{'gigabytes in':28}" + "".join(f"{dtype:>10}" for dtype in WEIGHT_BYTES)]
+    lines += ["", f"{'gigabytes in':28}" + "".join(f"{dtype:>10}" for dtype in report["weight_bytes"])]
     lines += [f"{'weights':28}" + "".join(f"{size / 1e9:10,.4g}" for size in report["weight_bytes"].values())]
     caches = report["kv_cache_bytes"]
     said = "".join(f"{size / 1e9:10,.3g}" for size in caches.values()) if caches else "   unknown"
@@ -407,7 +383,7 @@ def as_tables(report: dict[str, Any]) -> str:
     heads = f"{'memory':>8}  {'fits in':22}{'tokens/s, batch 1, at best':>27}"
     lines += [f"{'on one machine':22}{heads}   arithmetic"]
     lines += [f"{'':22}{'GB':>8}  {', '.join(TYPES):22}{speeds}   rules from batch"]
-    memory = machines().memory_bytes
+    memory = roofline.machines().memory_bytes
     for name, row in report["machines"].items():
         fits = ", ".join("yes" if row[dtype]["fits"] else "no" for dtype in TYPES)
         speeds = "".join(f"{row[dtype]['tokens_per_second']:9,.0f}" for dtype in TYPES)

@@ -35,8 +35,8 @@ class Lens:
     count_padding: whether tokens count whose attention_mask is 0. Of an encoder–decoder each side has its own mask.
 
     layers: the names of the layers, in the order in which they ran; one that ran twice in a call is there twice.
-    calls: a dict, layer -> `Routing`, for each call, the oldest first; T·(E + 2·K) numbers a layer. `generate` makes a call for each new token, and
-        of an encoder–decoder it calls the encoder alone at first, which is not seen.
+    calls: a dict, layer -> `Routing`, for each call, the oldest first: T·(E + 2·K) numbers a layer. `generate` makes a
+        call for each new token; of an encoder–decoder it calls the encoder alone at first, which is not seen.
     routings: layer -> the `Routing` of the tokens of all these calls, joined. A lens that is entered again starts anew.
 
     router_probs are the router's scores over their sum, whichever function makes them: softmax, sigmoid, √softplus.
@@ -105,9 +105,7 @@ class Lens:
             self._calls.append(self._open)
         self._open = None
 
-    # What a layer does is noted here, while the model runs, and read when somebody asks.
-
-    hold = staticmethod(detached)
+    hold = staticmethod(detached)  # what a layer does is noted while the model runs, and read when somebody asks
 
     def _decided(self, name: str, mixture: Mixture, module, args: tuple, output) -> None:
         if self._open is not None:
@@ -206,10 +204,9 @@ def joined(routings: Sequence[Routing]) -> Routing:
         raise ValueError(f"routings must have one number of experts to be joined, got {sorted(sizes)}")
     if len(routings) == 1:
         return routings[0]
-    top_ks = {routing.top_k for routing in routings}
+    top_ks, starts = {routing.top_k for routing in routings}, np.cumsum([0, *(r.num_tokens for r in routings)]).tolist()
     names = [field.name for field in fields(Routing) if field.name != "top_k"]
     columns = {name: [getattr(routing, name) for routing in routings] for name in names}
-    starts = np.cumsum([0, *(routing.num_tokens for routing in routings)]).tolist()
     for name in ("token_idx", "dropped_token_idx"):
         columns[name] = [idx + start for idx, start in zip(columns[name], starts)]
     device = routings[0].token_idx.device  # layers may be on several
@@ -217,9 +214,6 @@ def joined(routings: Sequence[Routing]) -> Routing:
     order = rank_within(both.token_idx).argsort(stable=True)  # 0 for a token's first choice
     by_choice = {name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")}
     return replace(both, **by_choice, top_k=top_ks.pop() if len(top_ks) == 1 else None)
-
-
-# --- as a model to be trained: `training.Run` and `analysis.trace` want token ids in, logits and routings out ---
 
 
 class RunModel(nn.Module):
@@ -241,15 +235,11 @@ class RunModel(nn.Module):
         self.mixtures = nn.ModuleList(MixtureOf(*own) for own in blocks if not is_moe(own[0]))
 
     def forward(self, ids: Tensor) -> tuple[Tensor, list[Routing]]:
-        with GraphLens(self.hf_model) as lens:
+        lens = Lens(self.hf_model)
+        lens.hold = lambda value: value  # with its graph
+        with lens:
             logits = self.hf_model(ids, use_cache=False).logits
         return logits, list(lens.routings.values())
-
-
-class GraphLens(Lens):
-    """A lens whose routings have gradients."""
-
-    hold = staticmethod(lambda value: value)
 
 
 class MixtureOf(nn.Module):
