@@ -1,8 +1,6 @@
 """`hub.Lens`: what it tells, what it counts, that it leaves nothing behind, and what it says where it cannot."""
 
-import gc
 import re
-import weakref
 
 import pytest
 import torch
@@ -10,7 +8,6 @@ from torch import nn
 
 from moe_lessons.analysis import trace_text
 from moe_lessons.hub import Lens, RunModel, export_model
-from moe_lessons.hub.routers import keys_of
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, load_balancing_loss, seeded
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
@@ -192,18 +189,6 @@ def test_accumulated_batches_are_calls_and_recomputation_is_none(mixtral, checkp
         assert torch.equal(routing.topk_indices, lens.routings[name].topk_indices)
 
 
-def test_keep_is_how_many_calls_are_remembered(mixtral):
-    with torch.no_grad(), Lens(mixtral, keep=2) as lens:
-        for length in (2, 3, 4):
-            mixtral(IDS[:, :length])
-    assert [call[lens.layers[0]].num_tokens for call in lens.calls] == [6, 8]
-    with torch.no_grad(), lens:  # starts anew
-        mixtral(IDS)
-    assert len(lens.calls) == 1
-    with pytest.raises(ValueError, match="keep must be a whole number of at least 1, got 0"):
-        Lens(mixtral, keep=0)
-
-
 # --- nothing stays behind ---
 
 
@@ -223,27 +208,9 @@ def test_hooks_are_gone_after_an_exception_and_a_failed_call_is_none(mixtral):
     assert [call[lens.layers[0]].num_tokens for call in lens.calls] == [16, 8]
     mixtral(IDS)
     assert len(lens.calls) == 2
-
-
-class Saved(list):
-    """A list that can be referred to weakly."""
-
-
-def test_the_graph_is_not_kept(mixtral):
-    """What a graph has saved for its backward pass goes with the output, though the lens still has the routings."""
-    saved: list[weakref.ref] = []
-
-    def pack(tensor):
-        made = Saved([tensor.detach()])
-        saved.append(weakref.ref(made))
-        return made
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda made: made[0]), Lens(mixtral) as lens:
-        logits = mixtral(IDS).logits
-    assert any(ref() is not None for ref in saved)
-    del logits
-    gc.collect()
-    assert all(ref() is None for ref in saved) and len(lens.calls) == 1
+    with torch.no_grad(), lens:  # starts anew
+        mixtral(IDS)
+    assert len(lens.calls) == 1
 
 
 # --- what is made of it ---
@@ -298,13 +265,6 @@ class Called(nn.Module):
 def test_a_model_that_cannot_be_read_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         Lens(make())
-
-
-@pytest.mark.parametrize("name", ["finegrained_fp8.FP8Experts", "mxfp4.Mxfp4GptOssExperts"])
-def test_quantised_experts_are_found_by_the_same_structure(name):
-    module, _, kind = name.partition(".")
-    kind = getattr(pytest.importorskip(f"transformers.integrations.{module}"), kind)
-    assert keys_of(object.__new__(kind)) == ("top_k_index", "top_k_weights")
 
 
 def test_a_mask_that_does_not_tell_padding_is_refused(mixtral):
