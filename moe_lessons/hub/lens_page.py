@@ -244,12 +244,16 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
     }
     some = np.linspace(0, len(layers) - 1, min(SHOWN, len(layers))).round().astype(int)  # from first to last
     shown = [layers[i] for i in sorted({*some.tolist(), worst["layer"]})]
+
+    def bars(ax: Axes, theme: str) -> None:
+        plot(load_panel(worst["load"]), ax, theme).set_ylim(0, 1.15 * max(worst["load"]))
+
     shares = ", ".join(f"E{expert} {share:.1%}" for expert, share in enumerate(worst["load"]))
     parts = {
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in figures["notes"]),
         "balance": by_layer(layers, columns, "Balance by layer"),
         "loads": "".join(pictures(layers, routings)),
-        "bars": picture(functools.partial(bars, worst["load"]), worst["num_experts"], 2.6, "Load", shares),
+        "bars": picture(bars, worst["num_experts"], 2.6, "Load", shares),
         "choice": by_layer(layers, CHOICE, "First choices by layer"),
         "tokens": "".join(experts(layer, layer is worst) for layer in shown),
     }
@@ -287,10 +291,6 @@ def pictures(layers: list[dict], routings: dict[str, Routing]) -> Iterator[str]:
         chosen = [routings[layer["name"]] for layer in own]
         height = 1.2 + 0.3 * len(own)
         yield picture(functools.partial(layer_loads, chosen), size, height, f"Load of {size} experts", says + largest)
-
-
-def bars(load: list[float], ax: Axes, theme: str) -> None:
-    plot(load_panel(load), ax, theme).set_ylim(0, 1.15 * max(load))
 
 
 def picture(draw: Callable[..., Any], num_experts: int, height: float, label: str, says: str) -> str:

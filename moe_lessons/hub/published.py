@@ -46,7 +46,7 @@ class PublishedCount:
     class_name: str
     model_type: str
     sizes: ModelSizes
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -84,7 +84,10 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    kind, named = config.get("model_type"), named_class(config)
+    kind, names = config.get("model_type"), config.get("architectures")
+    named = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) and named.config_class):
+        named = None
     is_known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if not is_known and named is None:
         raise ValueError(f"model_type must be one that transformers {transformers.__version__} has, got {kind!r}")
@@ -98,7 +101,7 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
         raise ValueError(f"transformers cannot build this configuration: {said}") from error
     if not is_known:
         notes.append(f"transformers lacks the model_type {kind!r}: counted is the class that the file names")
-    return PublishedCount(type(model).__name__, str(kind), count_model(model), tuple(notes))
+    return PublishedCount(type(model).__name__, str(kind), count_model(model), notes)
 
 
 def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
@@ -112,16 +115,6 @@ def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
             is_size = most and isinstance(number, int | float) and not isinstance(number, bool)
             if is_size and not least <= number <= most:
                 raise ValueError(f"{where}{key} must be from {least} to {most:,}, got {number!r:.40}")
-
-
-def named_class(config: Mapping[str, Any]) -> type | None:
-    """The class of transformers that a configuration names first among its architectures, or None."""
-    import transformers
-
-    names = config.get("architectures")
-    found = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class
-    return found if is_model else None
 
 
 def build(config: Mapping[str, Any], config_class: type, named: type | None) -> tuple[nn.Module, list[str]]:
@@ -169,15 +162,14 @@ def find_class(config: Any, named: type | None) -> tuple[Any, type]:
 def count_model(model: nn.Module) -> ModelSizes:
     """The sizes of a model of transformers, also on the meta device; with 'active' for one token of each kind, as of
     encoder and decoder, or text and image."""
-    blocks = find_blocks(model)
     sizes = {id(weight): weight.numel() for weight in model.parameters()}  # each tied weight once
-    routed = {id(weight) for block in blocks for weight, _ in block.weights}
     outside = {id(weight) for part in outside_parts(model) for weight in part.parameters()}
+    blocks = list(find_blocks(model, outside))
+    routed, groups = {id(weight) for own, *_ in blocks for weight in own}, [group for *_, group in blocks]
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
     products = {id(weight): weight.ndim for part in parts for weight in part.parameters(recurse=False)}
     matrices = {weight for weight, ndim in products.items() if ndim > 1} - routed - outside
     shared = [part for name, part in model.named_modules() if re.search(r"shared_(expert|mlp)s?$", name)]
-    groups = [block.group(id(block.weights[0][0]) not in outside and "vision" not in block.name) for block in blocks]
     is_unknown = any("compressor" in name for name, _ in model.named_modules())  # of several tokens into one
 
     def numbers(ids: set[int]) -> int:
@@ -188,45 +180,29 @@ def count_model(model: nn.Module) -> ModelSizes:
         groups=tuple(replace(group, layers=count) for group, count in Counter(groups).items()),
         matrices=numbers(matrices) + sum(group.top_k * group.matrix for group in groups if group.is_met),
         looked_up=numbers(sizes.keys() - products.keys() - routed - outside),
-        router=sum(weight.numel() for block in blocks for weight in block.router),
+        router=sum(weight.numel() for _, router, _ in blocks for weight in router),
         shared=sum(weight.numel() for part in shared for weight in part.parameters()),
         outside=numbers(outside - routed),
         cached=None if is_unknown else tuple(replace(c, layers=n) for c, n in Counter(cached_layers(model)).items()),
     )
 
 
-@dataclass(frozen=True)
-class Block:
-    """A block with routed experts: their weights, each with how many experts share it; its top_k; its router."""
-
-    name: str
-    weights: list[tuple[Tensor, int]]
-    top_k: int
-    router: list[Tensor]
-
-    def group(self, is_met: bool) -> ExpertGroup:
-        """Its sizes. ValueError for a top_k that is none."""
-        num_experts = min(rows for _, rows in self.weights)  # LongCat also has rows for experts that do nothing
-        top_k = check_top_k(self.top_k, num_experts)
-        deep = max(weight.ndim for weight, _ in self.weights)  # less deep are biases
-        each = [(weight.numel() // rows, weight.ndim == deep) for weight, rows in self.weights]
-        expert, matrix = sum(size for size, _ in each), sum(size for size, is_deep in each if is_deep)
-        total = sum(weight.numel() for weight, _ in self.weights)
-        return ExpertGroup(num_experts, top_k, total, expert, matrix, is_met)
-
-
-def find_blocks(model: nn.Module) -> list[Block]:
-    """All blocks with routed experts, by structure."""
+def find_blocks(model: nn.Module, outside: set[int]) -> Iterator[tuple[list[Tensor], list[Tensor], ExpertGroup]]:
+    """All blocks with routed experts, by structure: the weights of experts and router, and the sizes."""
     found: dict[str, list[tuple[Tensor, int]]] = {}
     for name, module in model.named_modules():
         found.setdefault(name.rpartition(".")[0], []).extend(routed_weights(name, module))
-    blocks = []
     for name, weights in ((name, weights) for name, weights in found.items() if weights):
         block = model.get_submodule(name)
         routers = [part for child, part in block.named_children() if re.fullmatch("gate|.*router.*", child)]
-        router = [weight for part in routers for weight in part.parameters()]
-        blocks.append(Block(name, weights, find_top_k([*routers, block, model]), router))
-    return blocks
+        num_experts = min(rows for _, rows in weights)  # LongCat also has rows for experts that do nothing
+        top_k = check_top_k(find_top_k([*routers, block, model]), num_experts)
+        deep = max(weight.ndim for weight, _ in weights)  # less deep are biases
+        expert = sum(weight.numel() // rows for weight, rows in weights)
+        matrix = sum(weight.numel() // rows for weight, rows in weights if weight.ndim == deep)
+        own, is_met = [weight for weight, _ in weights], id(weights[0][0]) not in outside and "vision" not in name
+        group = ExpertGroup(num_experts, top_k, sum(weight.numel() for weight in own), expert, matrix, is_met)
+        yield own, [weight for part in routers for weight in part.parameters()], group
 
 
 def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
@@ -266,9 +242,9 @@ def outside_parts(model: nn.Module) -> list[nn.Module]:
 
     text = type(model.config.get_text_config(decoder=True))
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    if model.config.is_encoder_decoder or not any(isinstance(part.config, text) for part in parts):
-        return []
     of_text = [part for part in parts if isinstance(part.config, text)]
+    if model.config.is_encoder_decoder or not of_text:
+        return []
     return [part for part in parts if not any(inner is met for inner in part.modules() for met in of_text)]
 
 

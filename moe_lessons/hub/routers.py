@@ -38,11 +38,10 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     """The mixtures of experts within a model, by name. ValueError where there is none, or one that cannot be read."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch module, got {type(model).__name__}")
-    declared = declared_routers(model)
-    found = {name: mixture_of(name, module, declared) for name, module in model.named_modules()}
-    found = {name: mixture for name, mixture in found.items() if mixture is not None}
+    declared, named = declared_routers(model), dict(model.named_modules())
+    found = {name: made for name, module in named.items() if (made := mixture_of(name, module, declared))}
     if not found:
-        closed = [type(m).__name__ for name, m in model.named_modules() if name.rpartition(".")[2] == "experts"]
+        closed = [type(module).__name__ for name, module in named.items() if name.rpartition(".")[2] == "experts"]
         why = "which has none: it is dense, or weighs its experts itself, as doge does"
         if closed:
             why = f"whose {closed[0]} are not: load it without quantisation or kernels, in transformers' own class"
@@ -66,8 +65,7 @@ def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixtu
             wanted = "declared in the model's _can_record_outputs, or named gate or router"
             raise ValueError(f"router of {name} must stand beside its experts, {wanted}; got {', '.join(children)}")
         index = next((declared[type(part)] for part in router.modules() if type(part) in declared), 0)
-        read = partial(logits_in, index=index)
-        return Mixture(router, read, partial(of_experts, experts), experts, keys_of(experts))
+        return Mixture(router, partial(logits_in, index), partial(of_experts, experts), experts, keys_of(experts))
     if is_moe(module) and not type(module).__module__.startswith("transformers."):  # ours, or a learner's
         return Mixture(module, routing_in, lambda routing, _: routing)
     return None
@@ -95,7 +93,7 @@ def declared_routers(model: nn.Module) -> dict[type, int]:
     return found
 
 
-def logits_in(output: Tensor | tuple, index: int) -> Tensor:
+def logits_in(index: int, output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[index]  # DBRX's router returns nothing else
 
 
@@ -156,9 +154,7 @@ SPECIAL: dict[str, Callable[..., Routing]] = {
 }  # fmt: skip
 
 
-def listed(
-    logits: Tensor, indices: Tensor, weights: Tensor, carried_out: Tensor | None = None, drops: bool = False
-) -> Routing:
+def listed(logits: Tensor, indices: Tensor, weights: Tensor, carried_out=None, drops: bool = False) -> Routing:
     """The `Routing` of logits (T, E), indices and weights (T, K). Those not carried_out (T, K) are dropped, or none."""
     logits, probs = scored(logits, indices, weights)
     routing = Routing.from_topk(logits, probs, indices, weights)
@@ -166,8 +162,7 @@ def listed(
         return routing
     kept, names = carried_out.T.flatten(), ("token_idx", "expert_idx")
     parts = {name: getattr(routing, name)[kept] for name in (*names, "weight")}
-    lost = {f"dropped_{name}": getattr(routing, name)[~kept] for name in names if drops}
-    return replace(routing, **parts, **lost)
+    return replace(routing, **parts, **{f"dropped_{name}": getattr(routing, name)[~kept] for name in names if drops})
 
 
 def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -51,8 +51,6 @@ class Lens:
     ('layers.0.ffn', 'layers.1.ffn', 'layers.2.ffn')
     >>> int(lens.routings["layers.0.ffn"].tokens_per_expert.sum())  # 29 tokens, 2 experts each
     58
-    >>> lens.balance().index.tolist() == list(lens.layers)
-    True
 
     What is drawn of our models is drawn of these: `plots.layer_loads(list(lens.routings.values()))`. A table of the
     tokens: `analysis.trace_text(RunModel(model), text)`.
@@ -62,8 +60,7 @@ class Lens:
     """
 
     def __init__(self, model: nn.Module, count_padding: bool = False):
-        self.mixtures = find_mixtures(model)
-        self.model, self.count_padding = model, count_padding
+        self.mixtures, self.model, self.count_padding = find_mixtures(model), model, count_padding
         self._two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         self._arguments = list(inspect.signature(model.forward).parameters)
         self._calls: list[Call] = []

@@ -141,10 +141,10 @@ def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
     return routing.view(len(routing), len(routing), -1).sum(dim=2)
 
 
-def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4, training: bool = True) -> Tensor:
+def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4) -> Tensor:
     """Count (N,) the bytes that each rank sends to others for one layer and step, from its `rank_traffic` (N, N).
 
-    Rows of D numbers travel to their experts and back, and in training their gradients do too. With T tokens on each
+    Rows of D numbers travel to their experts and back, and their gradients do too. With T tokens on each
     rank and even loads that is 4 · T · K · (N - 1)/N · D · itemsize.
 
     >>> T, K, N, D = 100, 2, 4, 64
@@ -153,4 +153,4 @@ def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4, training: bool 
     True
     """
     away = traffic - torch.diag(traffic.diag())
-    return (away.sum(dim=1) + away.sum(dim=0)) * d_model * itemsize * (2 if training else 1)
+    return 2 * (away.sum(dim=1) + away.sum(dim=0)) * d_model * itemsize

@@ -162,13 +162,12 @@ def torchrun(target: str, ranks: int, *args, max_restarts: int = 0) -> "Job":
 class Job:
     """The ranks that `torchrun` has started. Iterating gives their records, dicts, as they come.
 
-    These are the lines of JSON that the ranks print, each with an 'event'. Beside them stand
+    These are the lines of JSON that the ranks print, each with an 'event'; `log` holds the other lines. Beside them are
         {"event": "restart", "reason": …, "from_step": …}   after a failure, when all ranks run again;
         {"event": "ended", "returncode": …, "reason": …}    the last one; returncode 0 where all went well.
     Once a rank has said {"event": "failed"}, those that are still there after 5 s are killed: torchrun would wait for
     half a minute where one is stopped. Iterating to the end, closing the iterator, an interrupt, `stop` and the end of
-    this process end all ranks. (Where this one is killed, they end at the next record that nobody reads.) `log` holds
-    the other lines.
+    this process end all ranks.
     """
 
     def __init__(self, command: list[str]):
