@@ -107,46 +107,29 @@ def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
         assert max(abs(loss - other) for loss, other in zip(both, alone[:10], strict=True)) < 1e-5
 
 
-@pytest.fixture(scope="module")
-def refusals(tmp_path_factory) -> dict[str, dict]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return {
-        record["case"]: record | {"folder": folder} for record in launch(ranks.refusals, 2, str(folder), timeout=60)
-    }
-
-
-@pytest.mark.parametrize(
-    "case, message",
-    {
+def test_what_is_refused_on_all_ranks_alike_and_checkpoints_that_fail(tmp_path):
+    """Bad settings; a full disk, which loses nothing; a damaged checkpoint, and one of another model."""
+    said = {record["case"]: record for record in launch(ranks.refusals, 2, str(tmp_path), timeout=60)}
+    for case, message in {
         "experts": "num_experts (9) must be a multiple of the number of ranks (2)",
         "choice": "dtype must be one of 'float32', 'float64', got 'int8'",
         "fault": "rank must be one of '0', '1', got '7'",
-        "no folder": "checkpoint must be a folder that can be written to, got {folder}/step1/.metadata (File exists)",
-    }.items(),
-)
-def test_bad_settings_are_refused_on_all_ranks_alike(refusals, case, message):
-    folder = refusals[case]["folder"]
-    assert refusals[case]["errors"] == [f"ValueError: {message.format(folder=folder)}"] * 2
-
-
-def test_a_full_disk_loses_nothing(refusals):
-    full = refusals["full disk"]
-    assert len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"]
-    start = f"RuntimeError: step 3 could not be saved in {full['folder']} (rank 1: "
-    assert full["errors"][0].startswith(start), full["errors"][0]
+        "no folder": "checkpoint must be a folder that can be written to, got {}/step1/.metadata (File exists)",
+    }.items():
+        assert said[case]["errors"] == [f"ValueError: {message.format(tmp_path)}"] * 2
+    full, after = said["full disk"], said["after it"]
+    assert (
+        len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"] and after["there"] == ["step2", "step3"]
+    )
+    assert full["errors"][0].startswith(f"RuntimeError: step 3 could not be saved in {tmp_path} (rank 1: ")
     assert full["errors"][0].endswith("are kept. Make room, or name another folder, and start again")
-    after = refusals["after it"]
     assert [record.get("from_step") for record in after["records"]] == [2, None]
-    assert after["there"] == ["step2", "step3"]
-
-
-def test_a_damaged_checkpoint_and_one_of_another_model(refusals):
     for case, step in {"damaged __0_0.distcp": 3, "damaged .metadata": 3, "another model": 2}.items():
-        (error,) = set(refusals[case]["errors"])
-        assert error.startswith(f"ValueError: {refusals[case]['folder']}/step{step} is damaged, or of another model (")
+        (error,) = set(said[case]["errors"])
+        assert error.startswith(f"ValueError: {tmp_path}/step{step} is damaged, or of another model (")
         assert error.endswith("): delete it, and the run goes on from the one before it, or name another folder")
-    assert "Size mismatch" in refusals["another model"]["errors"][0]
-    assert refusals["the one before"]["records"][0]["from_step"] == 2
+    assert "Size mismatch" in said["another model"]["errors"][0]
+    assert said["the one before"]["records"][0]["from_step"] == 2
 
 
 @pytest.mark.parametrize("share, rows", [(0.5, [512, 512]), (1.0, [1024, 0]), (0.75, [768, 256]), (0.0, [0, 1024])])
