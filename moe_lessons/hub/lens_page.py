@@ -148,8 +148,7 @@ def dead_share(top_k: int, num_experts: int) -> float:
 def typical(table: pd.DataFrame, num_experts: int, tokenizer) -> list[list[tuple[str, int, int]]]:
     """The tokens that tell most of each expert: what is written, how often it served them, how often they were read.
 
-    Of a token t and an expert e: n(t, e) · log (n(t, e) · N / (n(t) · n(e))), of N assignments; t's part of the mutual
-    information of token and expert. A token that the expert serves less often than others is none of it.
+    By a token's part in the mutual information: n(t, e) · log (n(t, e) · N / (n(t) · n(e))), of N assignments, if > 0.
     """
     read = table["byte"].value_counts()
     served = table.melt("byte", list(table.filter(regex=r"^expert\d+$")), value_name="expert").query("expert >= 0")

@@ -216,10 +216,8 @@ def joined(routings: Sequence[Routing]) -> Routing:
 class RunModel(nn.Module):
     """A causal language model of Hugging Face that is trained like ours: ids (B, T) -> (logits (B, T, V), routings).
 
-    hf_model: any that a `Lens` can read. It is trained itself, and is at hand as `hf_model`. What it routes stays part
-    of the graph, so that all knobs of a run act on it: the balancing losses, and for DeepSeek-V3 the bias update.
-
-    Raises ValueError for a model without experts, as `Lens` does.
+    hf_model: any that a `Lens` can read, else ValueError. It is trained itself, and is at hand as `hf_model`. What it
+    routes stays part of the graph: all knobs of a run act on it, balancing losses and DeepSeek-V3's bias update too.
     """
 
     def __init__(self, hf_model: nn.Module):

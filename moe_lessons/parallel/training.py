@@ -157,18 +157,14 @@ def clip(dense: list[Tensor], experts: list[Tensor]) -> None:
 
 def over_all_ranks(loss: Tensor, routings: list) -> dict:
     """Return the mean loss, and how many rows, over all layers, were sent: traffic[i][j] from rank i to rank j."""
-    ranks = dist.get_world_size()
-    dist.all_reduce(loss)
     mine = torch.stack([routing.tokens_per_expert for routing in routings])  # (L, E)
     dropped = mine.new_tensor(sum(routing.dropped for routing in routings))
+    counts = mine.new_empty(dist.get_world_size(), *mine.shape)  # (N, L, E)
+    dist.all_reduce(loss)
     dist.all_reduce(dropped)
-    counts = [torch.empty_like(mine) for _ in range(ranks)]
-    dist.all_gather(counts, mine)
-    traffic = sum(exchange.rank_traffic(layer) for layer in torch.stack(counts, dim=1))  # (N, N)
-    return {"loss": float(loss) / ranks, "dropped": int(dropped), "traffic": traffic.tolist()}
-
-
-# --- checkpoints: each rank writes its part, and any number of ranks reads them ---
+    dist.all_gather_into_tensor(counts, mine)
+    traffic = sum(map(exchange.rank_traffic, counts.unbind(dim=1)))  # (N, N)
+    return {"loss": float(loss) / len(counts), "dropped": int(dropped), "traffic": traffic.tolist()}
 
 
 def complete_ones(folder: str) -> list[Path]:
@@ -190,11 +186,8 @@ def last_checkpoint(folder: str) -> Path | None:
 
 
 def save(folder: str, step: int, state: dict[str, Tensor]) -> None:
-    """Write all ranks' parts of `state`. Every rank calls it.
-
-    They get their name when all are on the disk, and then those before the last two go: whatever goes wrong (a full
-    disk, a rank that dies), a whole one is there. RuntimeError, on all ranks, where it cannot be written.
-    """
+    """Write all ranks' parts of `state`: they get their name when all are on the disk, so that a whole one is there
+    whatever goes wrong. Every rank calls it. RuntimeError, on all ranks, where it cannot be written."""
     temporary, trouble = Path(folder, f".step{step}"), [None]
     try:
         dcp.save(state, checkpoint_id=temporary)
@@ -229,10 +222,7 @@ def in_a_sentence(error: BaseException) -> str:
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> dict[str, Tensor]:
-    """Return all tensors of the model and of AdamW, by name, as they are in memory: loading fills them.
-
-    Experts stand as what all ranks hold together, so that a checkpoint fits any number of ranks.
-    """
+    """Return all tensors of model and AdamW, for `load` to fill. Experts stand as what all ranks hold together."""
     experts, state = exchange.expert_parameters(model), dict(model.named_buffers(prefix="buffer"))
     for name, p in model.named_parameters():
         if not optimizer.state[p]:  # before the first step
