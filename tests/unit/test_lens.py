@@ -1,6 +1,7 @@
 """`hub.Lens`: what it tells and counts, that it leaves nothing behind, what it says where it cannot; `hub.RunModel`."""
 
 import re
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -235,16 +236,14 @@ def test_balance_is_by_layer_and_the_pooled_loss_is_hugging_faces_over_k(mixtral
 # --- what it says ---
 
 
-class Parts(nn.Module):
+class Parts(nn.Sequential):
     """A model of these parts, one after the other."""
 
     def __init__(self, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
+        super().__init__(OrderedDict(parts))
 
     def forward(self, x, attention_mask=None):
-        for part in self.children():
+        for part in self:
             x = part(x)[0]
         return x
 
