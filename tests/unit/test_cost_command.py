@@ -45,6 +45,7 @@ def test_a_family_is_counted_to_the_last_parameter(family, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     counted = count_config(read_config(tmp_path))
     assert counted.class_name == type(model).__name__
+    assert {group.num_experts for group in counted.sizes.groups} == {{"doge": 16, "vitpose_backbone": 2}.get(family, 8)}
     named = dict(model.named_parameters())
     assert counted.sizes.total == sum(p.numel() for p in named.values())
     share = {"doge": 2 / 16, "switch_transformers": 1 / 8, "zaya": 1 / 8, "vitpose_backbone": 1 / 2}.get(family, 2 / 8)
