@@ -159,11 +159,11 @@ def over_all_ranks(loss: Tensor, routings: list) -> dict:
     """Return the mean loss, and how many rows, over all layers, were sent: traffic[i][j] from rank i to rank j."""
     mine = torch.stack([routing.tokens_per_expert for routing in routings])  # (L, E)
     dropped = mine.new_tensor(sum(routing.dropped for routing in routings))
-    counts = mine.new_empty(dist.get_world_size(), *mine.shape)  # (N, L, E)
+    counts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_reduce(loss)
     dist.all_reduce(dropped)
-    dist.all_gather_into_tensor(counts, mine)
-    traffic = sum(map(exchange.rank_traffic, counts.unbind(dim=1)))  # (N, N)
+    dist.all_gather(counts, mine)
+    traffic = sum(map(exchange.rank_traffic, torch.stack(counts, dim=1)))  # (N, N)
     return {"loss": float(loss) / len(counts), "dropped": int(dropped), "traffic": traffic.tolist()}
 
 
