@@ -8,8 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 
-from moe_lessons.hub.cost_report import as_tables, cost_report
-from moe_lessons.hub.published import count_config, read_config
+from moe_lessons.hub.published import as_tables, cost_report, count_config, read_config
 from moe_lessons.support.errors import check_count, say_refusal
 
 

@@ -54,11 +54,8 @@ def gate_first_swapped(parts: list[Tensor]) -> Tensor:
 
 
 class Family(NamedTuple):
-    """Where everything stands in the block of a family.
-
-    options: arguments of `MoE`, and where their values are. weights: ours, and those of theirs that make it (* is each
-    expert). layouts: how they make it, where they do not follow each other.
-    """
+    """Where everything stands in a block: options of `MoE`, and our weights, made of theirs (* is each expert) by
+    `layouts`, or one after the other."""
 
     name: str
     options: dict[str, str]
@@ -172,6 +169,5 @@ def copied(parts: list[Tensor], layout: Callable[[list[Tensor]], Tensor] = torch
     for part in parts:
         if not part.is_floating_point() or part.element_size() == 1:
             raise ValueError(f"weights to be copied must have 16 bits or more, not quantised ones, got {part.dtype}")
-    with torch.no_grad():
-        copy = layout(parts).clone(memory_format=torch.contiguous_format)
+    copy = layout([part.detach() for part in parts]).clone(memory_format=torch.contiguous_format)
     return nn.Parameter(copy, any(p.requires_grad for p in parts)) if isinstance(parts[0], nn.Parameter) else copy

@@ -10,7 +10,6 @@ from transformers import Trainer, TrainerCallback
 
 from moe_lessons.analysis import load_statistics
 from moe_lessons.hub.routing_lens import Lens
-from moe_lessons.nn import Routing
 from moe_lessons.support.errors import check_number, check_positive_int
 from moe_lessons.training.run import is_dead
 
@@ -42,9 +41,10 @@ class LensCallback(TrainerCallback):
         def training_step(*args, **kwargs):
             with self.lens:
                 loss = step(*args, **kwargs)
-            for call in self.lens.calls:
-                for name, routing in call.items():
-                    self.tallies[name] = self.tallies[name] + tally(routing)
+            for name, routing in (item for call in self.lens.calls for item in call.items()):
+                probs = routing.router_probs.sum(dim=0)
+                own = [routing.demand_per_expert.to(probs), probs, torch.full_like(probs, routing.num_tokens)]
+                self.tallies[name] = self.tallies[name] + torch.stack(own)  # (3, E)
             return loss
 
         self.trainer.training_step = training_step
@@ -76,12 +76,6 @@ class LensCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **_) -> None:
         vars(self.trainer).pop("training_step", None)
-
-
-def tally(routing: Routing) -> Tensor:
-    """(3, E) what is kept of a routing: its demand, the sum of its router_probs, and how many tokens it had."""
-    probs = routing.router_probs.sum(dim=0)
-    return torch.stack([routing.demand_per_expert.to(probs), probs, torch.full_like(probs, routing.num_tokens)])
 
 
 def balancing_loss(demand: Tensor, probs: Tensor, tokens: Tensor) -> float:

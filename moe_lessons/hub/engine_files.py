@@ -1,10 +1,4 @@
-"""Files with which a Mixtral that `export_model` saved is trained or served by other engines; docs/engines.md has more.
-
-    engine         version   what it is for   its file              experts are spread, balance is kept by
-    torchtitan     0.3.0     training         moe_torchtitan.py     expert parallelism; a bias for each expert
-    Megatron Core  0.16.1    training         megatron.args         expert parallelism; the auxiliary loss of a layer
-    DeepSpeed      0.19.8    training         deepspeed.json        AutoEP; Hugging Face's auxiliary loss
-    vLLM           0.33.0    serving          vllm.yaml             expert parallelism; nothing: it does not train
+"""Files with which a Mixtral that `export_model` saved is trained or served by other engines: see docs/engines.md.
 
 Every size in them is read from config.json. With N ranks each has 1/N of the experts and all of the rest; each has its
 own tokens and sends them to where their experts are: as in `moe_lessons.parallel`.
@@ -18,7 +12,10 @@ from typing import Any
 from moe_lessons.hub.published import read_config
 from moe_lessons.support.errors import check_positive_int
 
-Config = dict[str, Any]
+FLAGS = {  # of Megatron-LM, where the name is not that of the field
+    "layernorm_epsilon": "norm-epsilon", "num_moe_experts": "num-experts", "add_bias_linear": "disable-bias-linear",
+    "gated_linear_unit": "swiglu", "num_query_groups": "group-query-attention --num-query-groups",
+}  # fmt: skip
 BATCH_SIZE, LR = 8, 1e-3  # sequences of each rank in a step, and the learning rate: a start
 
 
@@ -64,7 +61,7 @@ def write_engine_configs(model: str | Path, folder: str | Path, ranks: int = 2) 
     return {engine: folder / name for engine, name in zip(("torchtitan", "Megatron Core", "DeepSpeed", "vLLM"), texts)}
 
 
-def read_mixtral(model: Path) -> Config:
+def read_mixtral(model: Path) -> dict[str, Any]:
     """Read its config.json, with 'dtype' for the type of its weights, as transformers 5 has it."""
     config = read_config(model / "config.json")
     if config.get("model_type") != "mixtral":
@@ -75,7 +72,7 @@ def read_mixtral(model: Path) -> Config:
     return config
 
 
-def megatron_core_fields(config: Config, ranks: int) -> dict[str, Any]:
+def megatron_core_fields(config: dict[str, Any], ranks: int) -> dict[str, Any]:
     """The fields of Megatron Core's `TransformerConfig`, but for activation_func, which is SiLU.
 
     Its auxiliary loss is E · Σ f·P of each layer, added up, as ours; Hugging Face's is K times that of all L layers'
@@ -107,13 +104,7 @@ def megatron_core_fields(config: Config, ranks: int) -> dict[str, Any]:
     }
 
 
-FLAGS = {  # of Megatron-LM, where the name is not that of the field
-    "layernorm_epsilon": "norm-epsilon", "num_moe_experts": "num-experts", "add_bias_linear": "disable-bias-linear",
-    "gated_linear_unit": "swiglu", "num_query_groups": "group-query-attention --num-query-groups",
-}  # fmt: skip
-
-
-def megatron_arguments(config: Config, model: Path, ranks: int) -> list[str]:
+def megatron_arguments(config: dict[str, Any], model: Path, ranks: int) -> list[str]:
     """A line for each argument of Megatron-LM's pretrain_gpt.py, which hands them on to Megatron Core."""
     lines = []
     for field, value in megatron_core_fields(config, ranks).items():

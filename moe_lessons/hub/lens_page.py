@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
-from torch import Tensor, nn
+from torch import nn
 
 from moe_lessons.analysis.load import describe_load, load_statistics
 from moe_lessons.analysis.traces import mutual_information, repeats, trace_table
@@ -101,10 +101,12 @@ def look(model: nn.Module, tokenizer, text: str, limit: int) -> tuple[dict[str, 
         raise ValueError(f"the tokenizer must make tokens below {vocab_size}, which the model reads, of --text")
     config = model.config.get_text_config()
     window = min(WINDOW, getattr(config, "max_position_embeddings", None) or WINDOW, len(ids))
+    whole = len(ids) // window * window  # in sequences of `window`; what is left over is in one that is shorter
+    parts = [*ids[:whole].view(-1, window).split(BATCH // window), *([ids[None, whole:]] if whole < len(ids) else [])]
     more = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     with Lens(model) as lens, torch.no_grad():
-        for batch in batches(ids, window):
-            model(batch.to(model.device), use_cache=False, **more)
+        for part in parts:
+            model(part.to(model.device), use_cache=False, **more)
     routings, balance, place = lens.routings, lens.balance(), np.arange(len(ids))
     tokens = pd.DataFrame({"sequence": place // window, "position": place % window, "byte": ids, "domain": "text"})
     layers = []
@@ -143,19 +145,10 @@ def dead_share(top_k: int, num_experts: int) -> float:
     return min(DEAD_SHARE, top_k / num_experts / 2)
 
 
-def batches(ids: Tensor, window: int) -> Iterator[Tensor]:
-    """All tokens in sequences of `window`, several at once, and what is left over in one that is shorter."""
-    whole = len(ids) // window * window
-    yield from ids[:whole].view(-1, window).split(max(1, BATCH // window))
-    if whole < len(ids):
-        yield ids[None, whole:]
-
-
 def typical(table: pd.DataFrame, num_experts: int, tokenizer) -> list[list[tuple[str, int, int]]]:
     """The tokens that tell most of each expert: what is written, how often it served them, how often they were read.
 
-    Of a token t and an expert e: n(t, e) · log (n(t, e) · N / (n(t) · n(e))), of N assignments; t's part of the mutual
-    information of token and expert. A token that the expert serves less often than others is none of it.
+    By a token's part in the mutual information: n(t, e) · log (n(t, e) · N / (n(t) · n(e))), of N assignments, if > 0.
     """
     read = table["byte"].value_counts()
     served = table.melt("byte", list(table.filter(regex=r"^expert\d+$")), value_name="expert").query("expert >= 0")
@@ -174,13 +167,11 @@ def written(tokenizer, token: int) -> str:
     """What a token stands for: a space as ␣, half a letter by its bytes."""
     text, name = tokenizer.decode([token]), str(tokenizer.convert_ids_to_tokens(token))
     if text and "\ufffd" not in text:
-        return "".join(SIGNS.get(c, c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
+        known = {" ": "␣", "\n": "↵"}
+        return "".join(known.get(c, c if c.isprintable() else f"\\x{ord(c):02x}") for c in text)
     signs = byte_tokenizer().get_vocab()
     is_bytes = not name.startswith("<") and all(c in signs for c in name)
     return " ".join(f"0x{signs[c]:02X}" for c in name) if is_bytes else name
-
-
-SIGNS = {" ": "␣", "\n": "↵"}
 
 
 def verdict(layers: list[dict]) -> str:
@@ -236,6 +227,9 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
     least = max(layers, key=lambda layer: layer["load_balancing_loss"])
     worst = max(layers, key=lambda layer: (layer["dead"] / layer["num_experts"], layer["max_over_mean"]))
     columns = {key: BALANCE[key] for key in BALANCE if key != "dropped_share" or any(layer[key] for layer in layers)}
+    said = f"the busiest, E{np.argmax(worst['load'])}, has {worst['max_over_mean']:.1f} times the even share."
+    if dead_share(worst["top_k"], worst["num_experts"]) == DEAD_SHARE:
+        said = describe_load(worst["load"], worst["top_k"], worst["dropped_share"])
     texts = {
         "model": figures["model"],
         "class_name": figures["class"],
@@ -245,28 +239,26 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
         "pooled": "unknown" if pooled is None else f"{pooled:.3f}",
         "least": f"{least['load_balancing_loss']:.3f}, in layer {least['layer']}",
         "worst": worst["layer"],
-        "description": layer_sentence(worst),
+        "description": said,
     }
     some = np.linspace(0, len(layers) - 1, min(SHOWN, len(layers))).round().astype(int)  # from first to last
     shown = [layers[i] for i in sorted({*some.tolist(), worst["layer"]})]
+
+    def bars(ax: Axes, theme: str) -> None:
+        plot(load_panel(worst["load"]), ax, theme).set_ylim(0, 1.15 * max(worst["load"]))
+
     shares = ", ".join(f"E{expert} {share:.1%}" for expert, share in enumerate(worst["load"]))
     parts = {
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in figures["notes"]),
         "balance": by_layer(layers, columns, "Balance by layer"),
         "loads": "".join(pictures(layers, routings)),
-        "bars": picture(functools.partial(bars, worst["load"]), worst["num_experts"], 2.6, "Load", shares),
+        "bars": picture(bars, worst["num_experts"], 2.6, "Load", shares),
         "choice": by_layer(layers, CHOICE, "First choices by layer"),
         "tokens": "".join(experts(layer, layer is worst) for layer in shown),
     }
     colors = {f"{name}_{key}": value for name, theme in THEMES.items() for key, value in vars(theme).items()}
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute({key: escape(str(text)) for key, text in texts.items()} | parts | colors)
-
-
-def layer_sentence(layer: dict) -> str:
-    if dead_share(layer["top_k"], layer["num_experts"]) == DEAD_SHARE:
-        return describe_load(layer["load"], layer["top_k"], layer["dropped_share"])
-    return f"the busiest, E{np.argmax(layer['load'])}, has {layer['max_over_mean']:.1f} times the even share."
 
 
 def by_layer(layers: list[dict], columns: dict[str, tuple[str, str]], label: str) -> str:
@@ -298,10 +290,6 @@ def pictures(layers: list[dict], routings: dict[str, Routing]) -> Iterator[str]:
         chosen = [routings[layer["name"]] for layer in own]
         height = 1.2 + 0.3 * len(own)
         yield picture(functools.partial(layer_loads, chosen), size, height, f"Load of {size} experts", says + largest)
-
-
-def bars(load: list[float], ax: Axes, theme: str) -> None:
-    plot(load_panel(load), ax, theme).set_ylim(0, 1.15 * max(load))
 
 
 def picture(draw: Callable[..., Any], num_experts: int, height: float, label: str, says: str) -> str:

@@ -141,17 +141,14 @@ def check_fit(ours: LanguageModel, back: LanguageModel) -> None:
 
 def described(model: LanguageModel) -> dict[str, Any]:
     """What counts of a model beside its weights: the class of each module, its settings, and the shapes."""
-    found = {}
+    found, whatever = {}, ("training", "noise", "noise_std", "dispatch", "capacity_priority")  # no say in the logits
     for name, module in model.named_modules():
         kind = TopKRouter if type(module) is NoisyTopKRouter else type(module)  # it has noise in training only
         found[name] = f"{kind.__module__}.{kind.__qualname__}"
         for key, value in vars(module).items():
-            if isinstance(value, int | float | str | None) and key[0] != "_" and key not in WHATEVER:
+            if isinstance(value, int | float | str | None) and key[0] != "_" and key not in whatever:
                 found[f"{name}.{key}"] = value
     return found | {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-
-
-WHATEVER = ("training", "noise", "noise_std", "dispatch", "capacity_priority")  # settings without a say in the logits
 
 
 def byte_tokenizer():

@@ -17,9 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_lessons.analysis import roofline
 from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
+from moe_lessons.plots.theme import short_number
 from moe_lessons.support.errors import check_top_k
 
+TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
 MOST_BYTES = 10_000_000  # of a configuration file
 LIMITS = {  # the most of a size, by the first that its name fits; other names are no sizes
     r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000,
@@ -43,7 +46,7 @@ class PublishedCount:
     class_name: str
     model_type: str
     sizes: ModelSizes
-    notes: tuple[str, ...] = ()
+    notes: list[str]
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -81,7 +84,10 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    kind, named = config.get("model_type"), named_class(config)
+    kind, names = config.get("model_type"), config.get("architectures")
+    named = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
+    if not (isinstance(named, type) and issubclass(named, transformers.PreTrainedModel) and named.config_class):
+        named = None
     is_known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if not is_known and named is None:
         raise ValueError(f"model_type must be one that transformers {transformers.__version__} has, got {kind!r}")
@@ -95,7 +101,7 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
         raise ValueError(f"transformers cannot build this configuration: {said}") from error
     if not is_known:
         notes.append(f"transformers lacks the model_type {kind!r}: counted is the class that the file names")
-    return PublishedCount(type(model).__name__, str(kind), count_model(model), tuple(notes))
+    return PublishedCount(type(model).__name__, str(kind), count_model(model), notes)
 
 
 def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
@@ -111,16 +117,6 @@ def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
                 raise ValueError(f"{where}{key} must be from {least} to {most:,}, got {number!r:.40}")
 
 
-def named_class(config: Mapping[str, Any]) -> type | None:
-    """The class of transformers that a configuration names first among its architectures, or None."""
-    import transformers
-
-    names = config.get("architectures")
-    found = getattr(transformers, str(names[0]), None) if isinstance(names, list) and names else None
-    is_model = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel) and found.config_class
-    return found if is_model else None
-
-
 def build(config: Mapping[str, Any], config_class: type, named: type | None) -> tuple[nn.Module, list[str]]:
     """The model of a configuration on the meta device, and what is to be said about it."""
     given, notes = dict(config), []
@@ -132,8 +128,11 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
     made, model_class = find_class(made, named)
     if not isinstance(made, config_class):
         notes.append(f"only the text part is counted, as {model_class.__name__}")
-    if missing := defaults_taken(made.get_text_config(decoder=True), keys_of(config)):
-        notes.append(f"not in the file, so taken from the defaults of transformers: {missing}")
+    text, told = made.get_text_config(decoder=True), keys_of(config)
+    told |= {text.attribute_map[name] for name in told if name in text.attribute_map}
+    sizes = {name: value for name, value in text.to_dict().items() if ESSENTIAL.search(name) and name not in told}
+    if missing := [f"{name} {value}" for name, value in sizes.items() if isinstance(value, int) and value > 1]:
+        notes.append(f"not in the file, so taken from the defaults of transformers: {', '.join(missing)}")
     with torch.device("meta"):
         model = model_class(made)
     model.tie_weights()
@@ -143,13 +142,6 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
 def keys_of(config: Mapping[str, Any]) -> set[str]:
     """All keys of a configuration and of those within it."""
     return set(config).union(*(keys_of(value) for value in config.values() if isinstance(value, Mapping)))
-
-
-def defaults_taken(config: Any, given: set[str]) -> str:
-    """The sizes that decide a count and are not among the `given` keys, with the values that stand in for them."""
-    given |= {other for name in given for other in (config.attribute_map.get(name),) if other}
-    wanted = {name: value for name, value in config.to_dict().items() if ESSENTIAL.search(name) and name not in given}
-    return ", ".join(f"{name} {value}" for name, value in wanted.items() if isinstance(value, int) and value > 1)
 
 
 def find_class(config: Any, named: type | None) -> tuple[Any, type]:
@@ -168,20 +160,16 @@ def find_class(config: Any, named: type | None) -> tuple[Any, type]:
 
 
 def count_model(model: nn.Module) -> ModelSizes:
-    """The sizes of a model of transformers; it may be on the meta device.
-
-    Where it has several kinds of experts (of encoder and decoder, of text and image), 'active' is what one token of
-    each kind uses.
-    """
-    blocks = find_blocks(model)
+    """The sizes of a model of transformers, also on the meta device; with 'active' for one token of each kind, as of
+    encoder and decoder, or text and image."""
     sizes = {id(weight): weight.numel() for weight in model.parameters()}  # each tied weight once
-    routed = {id(weight) for block in blocks for weight, _ in block.weights}
     outside = {id(weight) for part in outside_parts(model) for weight in part.parameters()}
+    blocks = list(find_blocks(model, outside))
+    routed, groups = {id(weight) for own, *_ in blocks for weight in own}, [group for *_, group in blocks]
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
     products = {id(weight): weight.ndim for part in parts for weight in part.parameters(recurse=False)}
     matrices = {weight for weight, ndim in products.items() if ndim > 1} - routed - outside
     shared = [part for name, part in model.named_modules() if re.search(r"shared_(expert|mlp)s?$", name)]
-    groups = [block.group(id(block.weights[0][0]) not in outside and "vision" not in block.name) for block in blocks]
     is_unknown = any("compressor" in name for name, _ in model.named_modules())  # of several tokens into one
 
     def numbers(ids: set[int]) -> int:
@@ -192,45 +180,29 @@ def count_model(model: nn.Module) -> ModelSizes:
         groups=tuple(replace(group, layers=count) for group, count in Counter(groups).items()),
         matrices=numbers(matrices) + sum(group.top_k * group.matrix for group in groups if group.is_met),
         looked_up=numbers(sizes.keys() - products.keys() - routed - outside),
-        router=sum(weight.numel() for block in blocks for weight in block.router),
+        router=sum(weight.numel() for _, router, _ in blocks for weight in router),
         shared=sum(weight.numel() for part in shared for weight in part.parameters()),
         outside=numbers(outside - routed),
         cached=None if is_unknown else tuple(replace(c, layers=n) for c, n in Counter(cached_layers(model)).items()),
     )
 
 
-@dataclass(frozen=True)
-class Block:
-    """A block with routed experts: their weights, each with how many experts share it; its top_k; its router."""
-
-    name: str
-    weights: list[tuple[Tensor, int]]
-    top_k: int
-    router: list[Tensor]
-
-    def group(self, is_met: bool) -> ExpertGroup:
-        """Its sizes. ValueError for a top_k that is none."""
-        num_experts = min(rows for _, rows in self.weights)  # LongCat also has rows for experts that do nothing
-        top_k = check_top_k(self.top_k, num_experts)
-        deep = max(weight.ndim for weight, _ in self.weights)  # less deep are biases
-        each = [(weight.numel() // rows, weight.ndim == deep) for weight, rows in self.weights]
-        expert, matrix = sum(size for size, _ in each), sum(size for size, is_deep in each if is_deep)
-        total = sum(weight.numel() for weight, _ in self.weights)
-        return ExpertGroup(num_experts, top_k, total, expert, matrix, is_met)
-
-
-def find_blocks(model: nn.Module) -> list[Block]:
-    """All blocks with routed experts, by structure."""
+def find_blocks(model: nn.Module, outside: set[int]) -> Iterator[tuple[list[Tensor], list[Tensor], ExpertGroup]]:
+    """All blocks with routed experts, by structure: the weights of experts and router, and the sizes."""
     found: dict[str, list[tuple[Tensor, int]]] = {}
     for name, module in model.named_modules():
         found.setdefault(name.rpartition(".")[0], []).extend(routed_weights(name, module))
-    blocks = []
     for name, weights in ((name, weights) for name, weights in found.items() if weights):
         block = model.get_submodule(name)
         routers = [part for child, part in block.named_children() if re.fullmatch("gate|.*router.*", child)]
-        router = [weight for part in routers for weight in part.parameters()]
-        blocks.append(Block(name, weights, find_top_k([*routers, block, model]), router))
-    return blocks
+        num_experts = min(rows for _, rows in weights)  # LongCat also has rows for experts that do nothing
+        top_k = check_top_k(find_top_k([*routers, block, model]), num_experts)
+        deep = max(weight.ndim for weight, _ in weights)  # less deep are biases
+        expert = sum(weight.numel() // rows for weight, rows in weights)
+        matrix = sum(weight.numel() // rows for weight, rows in weights if weight.ndim == deep)
+        own, is_met = [weight for weight, _ in weights], id(weights[0][0]) not in outside and "vision" not in name
+        group = ExpertGroup(num_experts, top_k, sum(weight.numel() for weight in own), expert, matrix, is_met)
+        yield own, [weight for part in routers for weight in part.parameters()], group
 
 
 def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
@@ -270,18 +242,14 @@ def outside_parts(model: nn.Module) -> list[nn.Module]:
 
     text = type(model.config.get_text_config(decoder=True))
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    if model.config.is_encoder_decoder or not any(isinstance(part.config, text) for part in parts):
-        return []
     of_text = [part for part in parts if isinstance(part.config, text)]
+    if model.config.is_encoder_decoder or not of_text:
+        return []
     return [part for part in parts if not any(inner is met for inner in part.modules() for met in of_text)]
 
 
 def cached_layers(model: nn.Module) -> Iterator[Cached]:
-    """What each layer's attention keeps of a token, by the sizes of its projections.
-
-    With latent attention (MLA) that is the compressed vector and the key's rotary part, as engines keep it. Layers with
-    a state that does not grow (Mamba, linear attention, convolutions) keep nothing for a token.
-    """
+    """What each layer's attention keeps of a token, by its projections; latent attention (MLA) as engines keep it."""
     left_out = {id(part) for outside in outside_parts(model) for part in outside.modules()}
     config = model.config.get_text_config(decoder=True)
     for part in model.modules():
@@ -333,3 +301,70 @@ def window_of(part: nn.Module, config: Any) -> int | None:
     name = "attention_chunk_size" if "chunked" in kind else "sliding_window"
     is_used = getattr(config, "use_sliding_window", True) and ("sliding" in kind or "chunked" in kind)
     return getattr(config, name, None) if is_used else None
+
+
+def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
+    """All figures, under the keys of --json; bytes are bytes, and a FLOP is a multiply or an add."""
+    sizes, notes = counted.sizes, list(counted.notes)
+    kinds = Counter((g.num_experts, g.top_k) for g in sizes.groups for _ in range(g.layers))
+    num_experts, top_k = kinds.most_common(1)[0][0] if kinds else (None, None)
+    if sizes.cached is None:
+        notes.append("its KV cache is compressed in a way that is not counted: times and memory are without it")
+    if unmet := sum(group.layers * group.top_k * group.expert for group in sizes.groups if not group.is_met):
+        notes.append(f"active_params counts experts for other tokens than text too: {unmet:,} parameters")
+    if sizes.outside:
+        notes.append(f"{sizes.outside:,} parameters are of parts that a token of text does not meet (image, sound)")
+    known, caches = sizes.cached is not None, {t: roofline.CACHE_BYTES[t] for t in ("float32", "bfloat16", "fp8")}
+    return {
+        "class": counted.class_name,
+        "model_type": counted.model_type,
+        "total_params": sizes.total,
+        "active_params": sizes.active,
+        "is_dense": not kinds,
+        "num_experts": num_experts,
+        "top_k": top_k,
+        "moe_blocks": sum(kinds.values()),
+        "experts": [{"num_experts": e, "top_k": k, "blocks": count} for (e, k), count in kinds.items()],
+        "weight_bytes": {dtype: round(size * sizes.total) for dtype, size in roofline.WEIGHT_BYTES.items()},
+        "kv_cache_bytes_per_token": {t: round(n * sizes.cache(1)) for t, n in caches.items()} if known else None,
+        "kv_cache_layers": sum(layer.layers for layer in sizes.cached) if known else None,
+        "kv_cache_windows": sorted({c.window for c in sizes.cached or () if c.window}),
+        "context_length": context,
+        "kv_cache_bytes": {t: round(n * sizes.cache(context)) for t, n in caches.items()} if known else None,
+        "flops_per_token": sizes.flops(),
+        "flops_per_token_with_context": sizes.flops(context),
+        "machines": {
+            name: {dtype: roofline.on_machine(sizes, row, dtype, context) for dtype in TYPES}
+            for name, row in roofline.machines().iterrows()
+        },
+        "notes": notes,
+    }
+
+
+def as_tables(report: dict[str, Any]) -> str:
+    """The same as tables of text."""
+    total, active, context = report["total_params"], report["active_params"], report["context_length"]
+    kinds = [f"{k['top_k']} of {k['num_experts']} experts in {k['blocks']} blocks" for k in report["experts"]]
+    lines = [f"{report['class']}: " + ("; ".join(kinds) or "dense: a token uses every parameter"), ""]
+    lines += [f"total parameters    {total:>20,}  {short_number(total)}: what memory must hold"]
+    lines += [f"active parameters   {active:>20,}  {short_number(active)}: what a token uses, {active / total:.1%}"]
+    flops, longer = report["flops_per_token"], short_number(report["flops_per_token_with_context"])
+    lines += [f"FLOPs for a token   {flops:>20,}  {short_number(flops)}; with {context:,} tokens of context {longer}"]
+    lines += ["", f"{'gigabytes in':28}" + "".join(f"{dtype:>10}" for dtype in report["weight_bytes"])]
+    lines += [f"{'weights':28}" + "".join(f"{size / 1e9:10,.4g}" for size in report["weight_bytes"].values())]
+    caches = report["kv_cache_bytes"]
+    said = "".join(f"{size / 1e9:10,.3g}" for size in caches.values()) if caches else "   unknown"
+    lines += [f"{f'KV cache of {context:,} tokens':28}{said}", ""]
+    speeds = "".join(f"{dtype:>9}" for dtype in TYPES)
+    heads = f"{'memory':>8}  {'fits in':22}{'tokens/s, batch 1, at best':>27}"
+    lines += [f"{'on one machine':22}{heads}   arithmetic"]
+    lines += [f"{'':22}{'GB':>8}  {', '.join(TYPES):22}{speeds}   rules from batch"]
+    memory = roofline.machines().memory_bytes
+    for name, row in report["machines"].items():
+        fits = ", ".join("yes" if row[dtype]["fits"] else "no" for dtype in TYPES)
+        speeds = "".join(f"{row[dtype]['tokens_per_second']:9,.0f}" for dtype in TYPES)
+        batch = row["bfloat16"]["arithmetic_batch"]
+        lines += [f"{name:22}{memory[name] / 1e9:8.0f}  {fits:22}{speeds}   {f'{batch:,}' if batch else 'never'}"]
+    lines += ["", "Speeds are those of the roofline: what one machine would do at best, if the model fitted into it."]
+    lines += ["The last column is for bfloat16 and short texts: a long KV cache puts it off."]
+    return "\n".join([*lines, *(f"Note: {note}." for note in report["notes"])])

@@ -24,11 +24,8 @@ INDICES, WEIGHTS = ("top_k_index", "router_indices"), ("top_k_weights", "routing
 
 @dataclass(frozen=True)
 class Mixture:
-    """Where one layer's decision is seen, and how it is read.
-
-    router, and what to `read` of its output. experts, with the names of their second and third argument, `keys`; None
-    where the router tells all. make: (what was read, the two arguments) -> `Routing`.
-    """
+    """The router of a layer, and how its output is `read`; its experts, or None where the router tells all, with the
+    names of their second and third argument; and `make`: (what was read, the two arguments) -> `Routing`."""
 
     router: nn.Module
     read: Callable
@@ -41,11 +38,10 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     """The mixtures of experts within a model, by name. ValueError where there is none, or one that cannot be read."""
     if not isinstance(model, nn.Module):
         raise ValueError(f"model must be a torch module, got {type(model).__name__}")
-    declared = declared_routers(model)
-    found = {name: mixture_of(name, module, declared) for name, module in model.named_modules()}
-    found = {name: mixture for name, mixture in found.items() if mixture is not None}
+    declared, named = declared_routers(model), dict(model.named_modules())
+    found = {name: made for name, module in named.items() if (made := mixture_of(name, module, declared))}
     if not found:
-        closed = [type(m).__name__ for name, m in model.named_modules() if name.rpartition(".")[2] == "experts"]
+        closed = [type(module).__name__ for name, module in named.items() if name.rpartition(".")[2] == "experts"]
         why = "which has none: it is dense, or weighs its experts itself, as doge does"
         if closed:
             why = f"whose {closed[0]} are not: load it without quantisation or kernels, in transformers' own class"
@@ -69,16 +65,14 @@ def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixtu
             wanted = "declared in the model's _can_record_outputs, or named gate or router"
             raise ValueError(f"router of {name} must stand beside its experts, {wanted}; got {', '.join(children)}")
         index = next((declared[type(part)] for part in router.modules() if type(part) in declared), 0)
-        read = partial(logits_in, index=index)
-        return Mixture(router, read, partial(of_experts, experts), experts, keys_of(experts))
+        return Mixture(router, partial(logits_in, index), partial(of_experts, experts), experts, keys_of(experts))
     if is_moe(module) and not type(module).__module__.startswith("transformers."):  # ours, or a learner's
         return Mixture(module, routing_in, lambda routing, _: routing)
     return None
 
 
 def keys_of(module: nn.Module) -> tuple[str, str] | None:
-    """The names of indices and weights, where `forward` takes (self, hidden states, indices, weights, …), or passes all
-    that it takes on to such a module, as LoRA's does; else None."""
+    """The names of indices and weights, where `forward` takes them, or passes all on to such a module, as LoRA's."""
     parameters = signature(type(module).forward).parameters
     names = tuple(parameters)[2:4]
     if len(names) == 2 and names[0] in INDICES and names[1] in WEIGHTS:
@@ -99,7 +93,7 @@ def declared_routers(model: nn.Module) -> dict[type, int]:
     return found
 
 
-def logits_in(output: Tensor | tuple, index: int) -> Tensor:
+def logits_in(index: int, output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[index]  # DBRX's router returns nothing else
 
 
@@ -160,46 +154,35 @@ SPECIAL: dict[str, Callable[..., Routing]] = {
 }  # fmt: skip
 
 
-def listed(
-    logits: Tensor, indices: Tensor, weights: Tensor, carried_out: Tensor | None = None, drops: bool = False
-) -> Routing:
-    """The `Routing` of logits (T, E) and of indices and weights (T, K). carried_out (T, K): which of them are; the
-    others are dropped, or are no assignments at all."""
+def listed(logits: Tensor, indices: Tensor, weights: Tensor, carried_out=None, drops: bool = False) -> Routing:
+    """The `Routing` of logits (T, E), indices and weights (T, K). Those not carried_out (T, K) are dropped, or none."""
     logits, probs = scored(logits, indices, weights)
     routing = Routing.from_topk(logits, probs, indices, weights)
     if carried_out is None:
         return routing
     kept, names = carried_out.T.flatten(), ("token_idx", "expert_idx")
     parts = {name: getattr(routing, name)[kept] for name in (*names, "weight")}
-    lost = {f"dropped_{name}": getattr(routing, name)[~kept] for name in names if drops}
-    return replace(routing, **parts, **lost)
-
-
-SCORES: tuple[Callable[[Tensor], Tensor], ...] = (
-    partial(torch.softmax, dim=-1),
-    torch.sigmoid,
-    lambda z: F.softplus(z).sqrt(),  # DeepSeek-V4
-)
+    return replace(routing, **parts, **{f"dropped_{name}": getattr(routing, name)[~kept] for name in names if drops})
 
 
 def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities (T, E), in float32 at least: of the score that explains the weights (T, K), up to a
-    factor for each token and their rounding. Softmax where none does, and where that cannot be told.
+    """Logits and probabilities (T, E), of the score that explains the weights (T, K), up to a factor for each token.
 
-    Where the 'logits' are probabilities already (Gemma 4), their logarithm is returned.
+    Softmax where none does. Where the 'logits' are probabilities already (Gemma 4), their logarithm is returned.
     """
+    scores = (partial(torch.softmax, dim=-1), torch.sigmoid, lambda z: F.softplus(z).sqrt())  # the last: DeepSeek-V4
     eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, weights.dtype, torch.float32))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=-1) - 1).abs() < 1e-2).all()):
         return logits.log(), logits
-    score = SCORES[0]
+    score = scores[0]
     if len(logits) and (weights.shape[1] > 1 or bool((weights != weights[0]).any())):
         own = shares(weights.to(logits.dtype))
-        errors = [(shares(score(logits).gather(1, indices)) - own).abs().mean() for score in SCORES]
+        errors = [(shares(score(logits).gather(1, indices)) - own).abs().mean() for score in scores]
         least, best = torch.stack(errors).min(dim=0)
-        score = SCORES[int(best)] if least < 4 * eps else score
-    scores = score(logits)
-    return logits, scores / scores.sum(dim=-1, keepdim=True)
+        score = scores[int(best)] if least < 4 * eps else score
+    probs = score(logits)
+    return logits, probs / probs.sum(dim=-1, keepdim=True)
 
 
 def shares(weights: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the routers of a model decide while it runs: `Lens`. Where each of them is read: `hub.routers`."""
+"""See what the routers of a model decide while it runs, by `Lens`, and train it like ours, by `RunModel`."""
 
 import inspect
 import warnings
@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis import balance_by_layer
 from moe_lessons.hub.routers import Mixture, detached, find_mixtures
-from moe_lessons.nn import Routing, load_balancing_loss
+from moe_lessons.nn import Routing, evaluating, is_moe, load_balancing_loss
 from moe_lessons.nn.balancing import rank_within
-from moe_lessons.support.errors import check_positive_int, in_words
+from moe_lessons.support.errors import in_words
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 ADVICE = "count all tokens, by count_padding=True"
+BIAS = "e_score_correction_bias"  # as DeepSeek-V3 and its heirs call what the bias update moves
 NOTHING = (
     "the lens has seen no router at work: call the model itself within it. torch.compile, and kernels that replace a "
     "whole block (gpt-oss in MXFP4), go past its hooks: load the model without them, as by Mxfp4Config(dequantize=True)"
@@ -31,12 +32,11 @@ class Lens:
     model: any Hugging Face model with experts, with or without adapters (LoRA), or one of ours, in eval or in training,
         on any device. It computes bit by bit what it computes without: the hooks only read, and are gone when the lens
         is left. What a backward pass computes again (gradient checkpointing) is no call of the model.
-    keep: how many calls are remembered, the last ones; None is all. Each costs T·(E + 2·K) numbers a layer.
     count_padding: whether tokens count whose attention_mask is 0. Of an encoder–decoder each side has its own mask.
 
     layers: the names of the layers, in the order in which they ran; one that ran twice in a call is there twice.
-    calls: a dict, layer -> `Routing`, for each call, the oldest first. `generate` makes a call for each new token, and
-        of an encoder–decoder it calls the encoder alone at first, which is not seen.
+    calls: a dict, layer -> `Routing`, for each call, the oldest first: T·(E + 2·K) numbers a layer. `generate` makes a
+        call for each new token; of an encoder–decoder it calls the encoder alone at first, which is not seen.
     routings: layer -> the `Routing` of the tokens of all these calls, joined. A lens that is entered again starts anew.
 
     router_probs are the router's scores over their sum, whichever function makes them: softmax, sigmoid, √softplus.
@@ -51,8 +51,6 @@ class Lens:
     ('layers.0.ffn', 'layers.1.ffn', 'layers.2.ffn')
     >>> int(lens.routings["layers.0.ffn"].tokens_per_expert.sum())  # 29 tokens, 2 experts each
     58
-    >>> lens.balance().index.tolist() == list(lens.layers)
-    True
 
     What is drawn of our models is drawn of these: `plots.layer_loads(list(lens.routings.values()))`. A table of the
     tokens: `analysis.trace_text(RunModel(model), text)`.
@@ -61,10 +59,8 @@ class Lens:
     read; in a call of the model for a mask that does not tell padding; and when asked before anything was seen.
     """
 
-    def __init__(self, model: nn.Module, keep: int | None = None, count_padding: bool = False):
-        self.mixtures = find_mixtures(model)
-        self.model, self.count_padding = model, count_padding
-        self.keep = None if keep is None else check_positive_int("keep", keep)
+    def __init__(self, model: nn.Module, count_padding: bool = False):
+        self.mixtures, self.model, self.count_padding = find_mixtures(model), model, count_padding
         self._two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         self._arguments = list(inspect.signature(model.forward).parameters)
         self._calls: list[Call] = []
@@ -94,18 +90,19 @@ class Lens:
 
     def _begin(self, module, args: tuple, kwargs: dict) -> None:
         given = {} if self.count_padding else dict(zip(self._arguments, args)) | kwargs
-        masks = [check_mask(name, given.get(name)) for name in MASKS]
-        self._open = Call(self.mixtures, masks, self._two_sided)
+        masks = {name: given.get(name) for name in MASKS}
+        for name, mask in masks.items():
+            if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and len(mask))):
+                wanted = f"(B, T), with 0 for padding, got {in_words(mask)}"
+                raise ValueError(f"{name} must be {wanted}: give that one, or {ADVICE}")
+        self._open = Call(self.mixtures, list(masks.values()), self._two_sided)
 
     def _end(self, module, args: tuple, output) -> None:
         if self._open is not None and self._open.notes and output is not None:  # None where the call has failed
             self._calls.append(self._open)
-            del self._calls[: -self.keep if self.keep else 0]
         self._open = None
 
-    # What a layer does is noted here, while the model runs, and read when somebody asks.
-
-    hold = staticmethod(detached)
+    hold = staticmethod(detached)  # what a layer does is noted while the model runs, and read when somebody asks
 
     def _decided(self, name: str, mixture: Mixture, module, args: tuple, output) -> None:
         if self._open is not None:
@@ -182,13 +179,6 @@ class Call:
         return routing if bool(counts.all()) else only(routing, counts.to(routing.token_idx.device))
 
 
-def check_mask(name: str, mask) -> Tensor | None:
-    """Return `mask` if it is None or tells of each token whether it is padding, (B, T), else raise ValueError."""
-    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and len(mask)):
-        return mask
-    raise ValueError(f"{name} must be (B, T), with 0 for padding, got {in_words(mask)}: give that one, or {ADVICE}")
-
-
 def only(routing: Routing, counts: Tensor) -> Routing:
     """The routing of those of its tokens that count (T,), numbered anew."""
     number = counts.cumsum(0) - 1  # (T,)
@@ -211,10 +201,9 @@ def joined(routings: Sequence[Routing]) -> Routing:
         raise ValueError(f"routings must have one number of experts to be joined, got {sorted(sizes)}")
     if len(routings) == 1:
         return routings[0]
-    top_ks = {routing.top_k for routing in routings}
+    top_ks, starts = {routing.top_k for routing in routings}, np.cumsum([0, *(r.num_tokens for r in routings)]).tolist()
     names = [field.name for field in fields(Routing) if field.name != "top_k"]
     columns = {name: [getattr(routing, name) for routing in routings] for name in names}
-    starts = np.cumsum([0, *(routing.num_tokens for routing in routings)]).tolist()
     for name in ("token_idx", "dropped_token_idx"):
         columns[name] = [idx + start for idx, start in zip(columns[name], starts)]
     device = routings[0].token_idx.device  # layers may be on several
@@ -222,3 +211,46 @@ def joined(routings: Sequence[Routing]) -> Routing:
     order = rank_within(both.token_idx).argsort(stable=True)  # 0 for a token's first choice
     by_choice = {name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")}
     return replace(both, **by_choice, top_k=top_ks.pop() if len(top_ks) == 1 else None)
+
+
+class RunModel(nn.Module):
+    """A causal language model of Hugging Face that is trained like ours: ids (B, T) -> (logits (B, T, V), routings).
+
+    hf_model: any that a `Lens` can read, else ValueError. It is trained itself, and is at hand as `hf_model`. What it
+    routes stays part of the graph: all knobs of a run act on it, balancing losses and DeepSeek-V3's bias update too.
+    """
+
+    def __init__(self, hf_model: nn.Module):
+        super().__init__()
+        self.hf_model = hf_model
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=next(hf_model.parameters()).device)
+        with Lens(hf_model) as lens, evaluating(hf_model), torch.no_grad():
+            hf_model(ids, use_cache=False)
+        blocks = [(hf_model.get_submodule(name), routing) for name, routing in lens.routings.items()]
+        self.mixtures = nn.ModuleList(MixtureOf(*own) for own in blocks if not is_moe(own[0]))
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, list[Routing]]:
+        lens = Lens(self.hf_model)
+        lens.hold = lambda value: value  # with its graph
+        with lens:
+            logits = self.hf_model(ids, use_cache=False).logits
+        return logits, list(lens.routings.values())
+
+
+class MixtureOf(nn.Module):
+    """What a run and its panels ask of a mixture: its E and K, and a router, with an `expert_bias` where it has one."""
+
+    def __init__(self, block: nn.Module, routing: Routing):
+        super().__init__()
+        self.num_experts, self.top_k, self.experts = routing.num_experts, len(routing.expert_idx), ()
+        self._owner = [module for module in block.modules() if hasattr(module, BIAS)]  # a list: no child of this module
+
+    @property
+    def router(self) -> "MixtureOf":
+        return self
+
+    @property
+    def expert_bias(self) -> Tensor:
+        if not self._owner:
+            raise AttributeError("expert_bias")
+        return getattr(self._owner[0], BIAS)

@@ -1,8 +1,7 @@
 """Experts on many machines: the exchange of tokens, a training script for torchrun, and two ways to start ranks.
 
 A rank is one process of several that train one model together. Read `exchange` first: it is what is taught. `launch`
-starts ranks from a cell, `job` by torchrun, and `faults` says why they ended; `training`, with `restart`, is what they
-run, and `measure` times them.
+starts ranks from a cell, or by torchrun; `training` is what they run, and `measure` times them.
 """
 
 from moe_lessons.parallel.exchange import (
@@ -12,5 +11,4 @@ from moe_lessons.parallel.exchange import (
     rank_traffic,
     shard_experts,
 )
-from moe_lessons.parallel.job import Job, torchrun
-from moe_lessons.parallel.launch import launch
+from moe_lessons.parallel.launch import Job, launch, torchrun

@@ -87,13 +87,16 @@ def shard_experts(model: nn.Module) -> nn.Module:
         if moe.num_experts % size:
             raise ValueError(f"num_experts ({moe.num_experts}) must be a multiple of the number of ranks ({size})")
     for moe in blocks:
-        experts, count = moe.experts, moe.num_experts // size
-        for name, weight in list(experts.named_parameters()):
+        whole, count = moe.experts, moe.num_experts // size
+        options = {"bias": whole.down_proj_bias is not None, "weight_input": whole.weight_input}
+        with torch.device("meta"):
+            shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **options)
+        for name, weight in whole.named_parameters():
             mine = weight.detach()[rank * count : (rank + 1) * count].clone()
-            setattr(experts, name, nn.Parameter(mine, requires_grad=weight.requires_grad))
+            setattr(shard, name, nn.Parameter(mine, weight.requires_grad))
             if weight.requires_grad:  # what arrives is the sum over the ranks' losses
-                getattr(experts, name).register_hook(lambda gradient: gradient / size)
-        experts.__class__, experts.num_experts, moe.dispatch = ExpertShard, count, "exchange"
+                getattr(shard, name).register_hook(lambda gradient: gradient / size)
+        moe.experts, moe.dispatch = shard, "exchange"
     return model
 
 
@@ -117,9 +120,6 @@ def global_load_balancing_loss(routing: Routing) -> Tensor:
     return routing.num_experts * (load_share * mean_prob).sum()
 
 
-# --- what travels ----------------------------------------------------------------------------------------------
-
-
 def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
     """Count (N, N) how many rows rank i sends to rank j, those that stay (i = j) included. No ranks are needed to ask.
 
@@ -141,10 +141,10 @@ def rank_traffic(routing: Routing | Tensor, ranks: int | None = None) -> Tensor:
     return routing.view(len(routing), len(routing), -1).sum(dim=2)
 
 
-def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4, training: bool = True) -> Tensor:
+def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4) -> Tensor:
     """Count (N,) the bytes that each rank sends to others for one layer and step, from its `rank_traffic` (N, N).
 
-    Rows of D numbers travel to their experts and back, and in training their gradients do too. With T tokens on each
+    Rows of D numbers travel to their experts and back, and their gradients do too. With T tokens on each
     rank and even loads that is 4 · T · K · (N - 1)/N · D · itemsize.
 
     >>> T, K, N, D = 100, 2, 4, 64
@@ -153,4 +153,4 @@ def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4, training: bool 
     True
     """
     away = traffic - torch.diag(traffic.diag())
-    return (away.sum(dim=1) + away.sum(dim=0)) * d_model * itemsize * (2 if training else 1)
+    return 2 * (away.sum(dim=1) + away.sum(dim=0)) * d_model * itemsize

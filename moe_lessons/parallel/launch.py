@@ -1,28 +1,45 @@
-"""Start ranks from a notebook: as processes of this machine, by a server that has imported torch once."""
+"""Start ranks on this machine, by a server that has imported torch or as an engineer does, and say why they ended."""
 
+import atexit
 import inspect
+import json
 import multiprocessing
 import os
 import pickle
+import queue
+import re
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from datetime import timedelta
+from importlib.util import find_spec
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
-from moe_lessons.parallel.faults import first_cause
-from moe_lessons.support.errors import check_number, check_positive_int
+from moe_lessons.support.errors import check_count, check_number, check_positive_int
 
 PRELOADED = ["moe_lessons.parallel.training", "torch._dynamo"]  # what ranks need; AdamW imports the latter
 LOOPBACK = {"linux": "lo", "darwin": "lo0"}.get(sys.platform)  # where gloo finds the ranks of one machine
+EXIT = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+) ")  # torchrun's own words
+LOST = re.compile(r"[Cc]onnection (closed|reset|refused)|Broken pipe")  # gloo's, where another rank is gone
+LATE = re.compile(r"[Tt]imed out waiting (\d+)ms")  # where another rank does not answer
+ERROR = re.compile(r"(\[rank\d+\]: ?)?([\w.]*(Error|Exception)\b.*:|[\w.]+: error:)")  # the last line of a traceback
+GRACE = 5.0  # seconds that ranks have to end by themselves, before they are killed
+ENVIRONMENT = {
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks may meet, after a restart, where those before them did
+    "OMP_NUM_THREADS": "1",
+}
 
 
 def launch(function: Callable, ranks: int, *args, timeout: float = 10.0) -> Iterator[Any]:
@@ -120,3 +137,147 @@ def meet(store: dist.Store, rank: int, ranks: int, timeout: float) -> None:
     store.set(f"rank {rank}", "is here")
     store.wait([f"rank {number}" for number in range(ranks)], timedelta(seconds=60))
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
+
+
+def torchrun(target: str, ranks: int, *args, max_restarts: int = 0) -> "Job":
+    """Start `ranks` ranks of a module or a script on this machine, by torchrun on a free port; return them as a `Job`.
+
+    target: a dotted name, as 'moe_lessons.parallel.training', or a .py file. args: its arguments.
+    max_restarts: how often all ranks are started again after one has failed.
+
+    Raises ValueError where the target is not there.
+    """
+    check_positive_int("ranks", ranks)
+    check_count("max_restarts", max_restarts)
+    is_file, is_there = target.endswith(".py"), False
+    with suppress(ImportError):
+        is_there = Path(target).is_file() if is_file else find_spec(target) is not None
+    if not is_there:
+        raise ValueError(f"target must be a module or a .py file that is there, got {target!r}")
+    options = ["--standalone", "--nproc-per-node", ranks, "--max-restarts", max_restarts, *(() if is_file else ("-m",))]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, target, *args]
+    return Job([str(word) for word in command])
+
+
+class Job:
+    """The ranks that `torchrun` has started. Iterating gives their records, dicts, as they come.
+
+    These are the lines of JSON that the ranks print, each with an 'event'; `log` holds the other lines. Beside them are
+        {"event": "restart", "reason": …, "from_step": …}   after a failure, when all ranks run again;
+        {"event": "ended", "returncode": …, "reason": …}    the last one; returncode 0 where all went well.
+    Once a rank has said {"event": "failed"}, those that are still there after 5 s are killed: torchrun would wait for
+    half a minute where one is stopped. Iterating to the end, closing the iterator, an interrupt, `stop` and the end of
+    this process end all ranks.
+    """
+
+    def __init__(self, command: list[str]):
+        self.log, self._why = [], ""
+        self._said: queue.Queue[dict | str | None] = queue.Queue()
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        text = {"text": True, "encoding": "utf-8", "errors": "replace"}
+        self.process = subprocess.Popen(command, **pipes, **text, env=os.environ | ENVIRONMENT, start_new_session=True)
+        atexit.register(self.stop)
+        threading.Thread(target=self._listen, daemon=True).start()  # who reads slowly must not hold up the ranks
+
+    def _listen(self) -> None:
+        ranks: dict[int | None, list] = {}  # the processes, by how many restarts there had been
+        for said in map(record_of, self.process.stdout):
+            record = said if isinstance(said, dict) else {"event": None}
+            same = ranks.setdefault(record.get("restart"), [])
+            if record["event"] == "start" and "pid" in record:
+                with suppress(psutil.NoSuchProcess):
+                    same.append(psutil.Process(record["pid"]))
+            elif record["event"] == "failed":
+                timer = threading.Timer(GRACE, kill, [same])
+                timer.daemon = True
+                timer.start()
+            self._said.put(said)
+        self._said.put(None)
+
+    def __iter__(self) -> Iterator[dict]:
+        since: list[dict] = []  # the records since the last start of all ranks
+        read = len(self.log)  # the lines before it
+        try:
+            while (said := self._said.get()) is not None:
+                if isinstance(said, str):
+                    self.log.append(said)
+                    continue
+                if said["event"] == "start" and since and said.get("restart") != since[0].get("restart"):
+                    reason, from_step = what_happened(since, self.log[read:]), said.get("from_step")
+                    since, read = [], len(self.log)
+                    reason = f"{reason}; all ranks went on from step {from_step}"
+                    yield {"event": "restart", "reason": reason, "from_step": from_step}
+                since.append(said)
+                yield said
+            self._said.put(None)  # for who iterates again
+            code = self.process.wait()
+            if not self._why:  # else it was stopped, or heard to its end before
+                self._why = "all ranks have ended" if code == 0 else what_happened(since, self.log[read:])
+            yield {"event": "ended", "returncode": code, "reason": self._why}
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """End all ranks, and wait until they are gone: 5 s at most where one does not heed it."""
+        atexit.unregister(self.stop)
+        if self.process.poll() is None:
+            self._why = self._why or "stopped"
+            ranks = self._ranks()
+            self.process.terminate()  # torchrun tells its ranks
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(GRACE)
+            kill([*ranks, *self._ranks()])
+            self.process.kill()
+        self.process.wait()
+
+    def _ranks(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).children(recursive=True)
+        return []
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def record_of(line: str) -> dict | str:
+    """Read a record from a line that a rank has printed; other words stay as they are."""
+    with suppress(ValueError):
+        record = json.loads(line)
+        if isinstance(record, dict) and "event" in record:
+            return record
+    return line.strip()
+
+
+def first_cause(failures: list[dict], silent: Iterable[int], after: str = "") -> str:
+    """Say who failed first. The errors of the others follow from it: their connections were closed, or time ran out.
+
+    failures: of each rank that failed, its 'rank', 'time' and 'error', or, where it was ended, 'code' alone. silent:
+    the ranks of which nothing is known.
+    """
+    names = " and ".join(f"rank {rank}" for rank in sorted(silent))
+    first = min(failures, key=lambda failure: failure.get("time", 0))
+    if (code := first.get("code")) is not None:
+        signalled = code < 0 and f"was killed by signal {-code} ({signal.Signals(-code).name})"
+        return f"rank {first['rank']} {signalled or f'ended with exit code {code}'}{after}"
+    if names and (late := LATE.search(first["error"])):
+        return f"{names} did not answer for {int(late[1]) / 1000:g} s{after}"
+    if names and LOST.search(first["error"]):
+        return f"{names} ended without a word{after}"
+    return first["error"] if first.get("refused") else f"rank {first['rank']} failed{after}: {first['error']}"
+
+
+def what_happened(records: list[dict], log: list[str]) -> str:
+    """Say the same of ranks that torchrun has started, from their records and all other lines."""
+    failures = [record for record in records if record["event"] == "failed"]
+    code, rank = map(int, next(iter(EXIT.findall("\n".join(log))), (0, 0)))
+    errors = [line for line in log if ERROR.match(line) and "ChildFailedError" not in line]  # the latter is torchrun's
+    if errors and not failures and code >= 0:
+        return errors[0]
+    if code < 0 or not failures:
+        failures = [{"rank": rank, "code": code}]
+    silent = {record.get("rank") for record in records if record["event"] == "start"} - {f["rank"] for f in failures}
+    steps = [record["step"] for record in records if "step" in record]
+    return first_cause(failures, silent, f" after step {max(steps)}" if steps else "")

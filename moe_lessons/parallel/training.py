@@ -1,4 +1,4 @@
-"""A small language model on several ranks: its experts divided among them, the rest in DDP, with restart.
+"""A small language model on several ranks: its experts divided among them, the rest in DDP, with
 
     torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training --steps 40 --checkpoint FOLDER
 
@@ -7,8 +7,10 @@ divide the experts. `Settings` has the options, faults on demand among them.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -16,23 +18,28 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import get_args
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
-from moe_lessons.parallel import exchange, restart
+from moe_lessons.parallel import exchange
 from moe_lessons.parallel.launch import meet
 from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_seed
 from moe_lessons.tasks import TextTask, make_text
 
 SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
 MAX_NORM = 1.0  # of the gradient, over all ranks
+KEPT = 2  # checkpoints, the last ones
 RESTART = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # how often torchrun has started all ranks again
 
 
@@ -43,7 +50,7 @@ class Settings:
     batch: sequences in a step, of all ranks together. capacity_factor: counted by each rank for its own tokens.
     balance_weight: of the auxiliary loss, over the tokens of all ranks.
     checkpoint: a folder, written to every `every` steps. What is there already is gone on from.
-    fault: what happens to the rank `rank` in step `at`, for a try. After a restart it does not happen again.
+    fault: 'kill' ends the rank `rank` in step `at`, for a try. After a restart it does not happen again.
     timeout: seconds that a rank waits for another.
     """
 
@@ -77,7 +84,7 @@ class Settings:
         check_seed(self.seed)
         check_choice("dtype", self.dtype, ("float32", "float64"))
         if self.fault is not None:
-            check_choice("fault", self.fault, ("kill", "hang", "stop"))
+            check_choice("fault", self.fault, ("kill",))
             check_choice("rank", str(self.rank), map(str, range(ranks)))
             check_count("at", self.at)
         for name in ("num_experts", "batch"):
@@ -97,7 +104,7 @@ def train(settings: Settings) -> Iterator[dict]:
     """
     rank, ranks = dist.get_rank(), dist.get_world_size()
     settings.check(ranks)
-    last = settings.checkpoint and restart.last_one(settings.checkpoint)
+    last = settings.checkpoint and last_checkpoint(settings.checkpoint)
     mesh = init_device_mesh("cpu", (ranks,))
     with seeded(settings.seed):
         model = LanguageModel(settings.model_config()).to(getattr(torch, settings.dtype))
@@ -107,17 +114,16 @@ def train(settings: Settings) -> Iterator[dict]:
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
     net = nn.parallel.DistributedDataParallel(model)  # a copy of all but the experts on each rank
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
-    step = restart.load(last, restart.state_of(model, optimizer, mesh)) if last else 0
+    step = load(last, state_of(model, optimizer, mesh)) if last else 0
     start = {"event": "start", "rank": rank, "ranks": ranks, "pid": os.getpid(), "restart": RESTART}
     yield start | {"from_step": step}
-    task, size = make_task(settings.context), settings.batch // ranks
+    texts = {name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}  # made in a moment
+    task, size = TextTask(texts, settings.context), settings.batch // ranks
     while step < settings.steps:
         begin = time.perf_counter()
         if settings.fault and (step, rank, RESTART) == (settings.at, settings.rank, 0):
             yield {"event": "fault", "how": settings.fault, "rank": rank, "step": step}
-            while settings.fault == "hang":
-                time.sleep(1)
-            os.kill(os.getpid(), signal.SIGKILL if settings.fault == "kill" else signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGKILL)
         seed = (settings.seed * 1_000_003 + step) % 2**50
         generator = torch.Generator().manual_seed(seed)  # whatever the number of ranks
         torch.manual_seed(seed * ranks + rank)  # for a router with noise: after a restart it is the same
@@ -133,15 +139,10 @@ def train(settings: Settings) -> Iterator[dict]:
         record = {"event": "step", "step": step, **over_all_ranks(loss.detach(), routings)}
         yield record | {"seconds": round(time.perf_counter() - begin, 4)}
         if settings.checkpoint and (step % settings.every == 0 or step == settings.steps):
-            restart.save(settings.checkpoint, step, restart.state_of(model, optimizer, mesh))
+            save(settings.checkpoint, step, state_of(model, optimizer, mesh))
             yield {"event": "saved", "step": step}
-    yield {"event": "end", "step": step, **restart.weights_of(restart.state_of(model, optimizer, mesh))}
+    yield {"event": "end", "step": step, **weights_of(state_of(model, optimizer, mesh))}
     del net  # DDP's reducer must not be the last that holds the process group: it would end it with Python's lock held
-
-
-def make_task(context: int) -> TextTask:
-    """Make short texts, on each rank in a moment."""
-    return TextTask({name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}, context)
 
 
 @torch.no_grad()
@@ -156,18 +157,92 @@ def clip(dense: list[Tensor], experts: list[Tensor]) -> None:
 
 def over_all_ranks(loss: Tensor, routings: list) -> dict:
     """Return the mean loss, and how many rows, over all layers, were sent: traffic[i][j] from rank i to rank j."""
-    ranks = dist.get_world_size()
-    dist.all_reduce(loss)
     mine = torch.stack([routing.tokens_per_expert for routing in routings])  # (L, E)
     dropped = mine.new_tensor(sum(routing.dropped for routing in routings))
+    counts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_reduce(loss)
     dist.all_reduce(dropped)
-    counts = [torch.empty_like(mine) for _ in range(ranks)]
     dist.all_gather(counts, mine)
-    traffic = sum(exchange.rank_traffic(layer) for layer in torch.stack(counts, dim=1))  # (N, N)
-    return {"loss": float(loss) / ranks, "dropped": int(dropped), "traffic": traffic.tolist()}
+    traffic = sum(map(exchange.rank_traffic, torch.stack(counts, dim=1)))  # (N, N)
+    return {"loss": float(loss) / len(counts), "dropped": int(dropped), "traffic": traffic.tolist()}
 
 
-# --- the door, and the faults ------------------------------------------------------------------------------------
+def complete_ones(folder: str) -> list[Path]:
+    """Return the checkpoints in a folder that were written to their end, oldest first."""
+    found = [path.parent for path in Path(folder).glob("step*/.metadata")]  # it is written last
+    return sorted((path for path in found if path.name[4:].isdecimal()), key=lambda path: int(path.name[4:]))
+
+
+def last_checkpoint(folder: str) -> Path | None:
+    """Return the checkpoint to go on from, if any: rank 0 looks for all. ValueError where there cannot be a folder."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        what = "checkpoint must be a folder that can be written to"
+        raise ValueError(f"{what}, got {folder} ({error.strerror})") from None
+    last = [None, *complete_ones(folder)][-1:]
+    dist.broadcast_object_list(last)
+    return last[0]
+
+
+def save(folder: str, step: int, state: dict[str, Tensor]) -> None:
+    """Write all ranks' parts of `state`: they get their name when all are on the disk, so that a whole one is there
+    whatever goes wrong. Every rank calls it. RuntimeError, on all ranks, where it cannot be written."""
+    temporary, trouble = Path(folder, f".step{step}"), [None]
+    try:
+        dcp.save(state, checkpoint_id=temporary)
+        if dist.get_rank() == 0:
+            temporary.rename(Path(folder, f"step{step}"))
+    except (CheckpointException, OSError) as error:
+        trouble = [in_a_sentence(error)]
+    dist.broadcast_object_list(trouble)
+    if dist.get_rank() == 0:
+        for old in [temporary] if trouble[0] else complete_ones(folder)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+    if trouble[0]:
+        what = f"step {step} could not be saved in {folder} ({trouble[0]}); those before it are kept"
+        raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
+
+
+def load(path: Path, state: dict[str, Tensor]) -> int:
+    """Fill the tensors of `state` from a checkpoint, and return its step. ValueError where they do not fit."""
+    try:
+        dcp.load(state, checkpoint_id=path)
+    except CheckpointException as error:
+        what = f"{path} is damaged, or of another model ({in_a_sentence(error)}): delete it, and the run goes on from"
+        raise ValueError(f"{what} the one before it, or name another folder") from None
+    return int(path.name[4:])
+
+
+def in_a_sentence(error: BaseException) -> str:
+    """Say what went wrong first, and on which rank."""
+    for rank, (cause, _) in sorted(getattr(error, "failures", {}).items()):
+        return f"rank {rank}: {in_a_sentence(cause)}"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> dict[str, Tensor]:
+    """Return all tensors of model and AdamW, for `load` to fill. Experts stand as what all ranks hold together."""
+    experts, state = exchange.expert_parameters(model), dict(model.named_buffers(prefix="buffer"))
+    for name, p in model.named_parameters():
+        if not optimizer.state[p]:  # before the first step
+            zeros = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.tensor(0.0), **zeros}
+        for key, value in {"weight": p.detach(), **optimizer.state[p]}.items():
+            is_part = name in experts and key != "step"
+            state[f"{key}.{name}"] = DTensor.from_local(value, mesh, [Shard(0)], run_check=False) if is_part else value
+    return state
+
+
+def weights_of(state: dict[str, Tensor]) -> dict:
+    """Return a checksum of all weights, the same on any number of ranks that hold the same ones, and their norm."""
+    digest, square = hashlib.sha256(), 0.0
+    for name, value in state.items():
+        if name.startswith("weight."):
+            whole = (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
+            digest.update(whole.numpy().tobytes())
+            square += float(whole.double().square().sum())
+    return {"weights": digest.hexdigest()[:16], "norm": square**0.5}
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +143,13 @@ def _shrink(config: Any, changes: dict[str, Any]) -> Any:
     for value in list(vars(config).values()):
         if isinstance(value, transformers.PreTrainedConfig):
             _shrink(value, changes)
-    for key, value in changes.items():
+    lists = {key: getattr(config, key, None) for key in LISTS if key not in changes}
+    lists = {
+        key: v for key, v in lists.items() if isinstance(v, list | tuple) and len(v) != changes["num_hidden_layers"]
+    }
+    lists = {key: (list(dict.fromkeys(v)) * 4)[-4:] for key, v in lists.items()}
+    for key, value in (changes | lists).items():
         if hasattr(config, key):
-            _set(config, key, value)
-    for key in LISTS:
-        value = getattr(config, key, None)
-        if isinstance(value, list | tuple) and len(value) != changes["num_hidden_layers"] and key not in changes:
-            kinds = list(dict.fromkeys(value))
-            _set(config, key, (kinds * 4)[-4:])
+            with suppress(Exception):  # what cannot be set stays
+                setattr(config, key, value)
     return config
-
-
-def _set(config: Any, key: str, value: Any) -> None:
-    try:
-        setattr(config, key, value)
-    except Exception:  # what cannot be set stays
-        pass

@@ -93,27 +93,8 @@ def exact() -> Iterator[dict]:
         yield {"case": (kind, sizes, factor), "difference": float(worst), "dropped": sum(dropped)}
 
 
-def measured() -> Iterator[dict]:
-    """What is sent, against the formula; what `shard_experts` refuses."""
-    rank, sizes, sent = dist.get_rank(), SPLITS[4][0], []
-    all_to_all = dist.all_to_all_single
-
-    def counted(out, rows, receive=None, send=None):
-        if send is not None:  # rows, not their numbers
-            sent.append(sum(n for other, n in enumerate(send) if other != rank) * rows[0:1].numel() * rows.itemsize)
-        return all_to_all(out, rows, receive, send)
-
-    whole, x = make("plain"), tokens(sum(sizes))
-    moe, mine = exchange.shard_experts(make("plain")), x.split(sizes)[rank].clone().requires_grad_()
-    dist.all_to_all_single = counted
-    y, _ = moe(mine)
-    forward = sum(sent)
-    y.sum().backward()
-    dist.all_to_all_single = all_to_all
-    traffic = exchange.rank_traffic(torch.stack([whole.router(part).tokens_per_expert for part in x.split(sizes)]))
-    formula = [exchange.bytes_sent(traffic, D, 8, training=training).tolist() for training in (False, True)]
-    yield {"sent": everyone([forward, sum(sent)]), "formula": formula}
-    yield {"refused": [message(exchange.shard_experts, bad) for bad in (MoE(4, 4, 6), moe)]}
+def not_sharded() -> Iterator[list[str]]:
+    yield [message(exchange.shard_experts, bad) for bad in (MoE(4, 4, 6), exchange.shard_experts(make("plain")))]
 
 
 def everyone(value) -> list:

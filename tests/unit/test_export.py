@@ -70,9 +70,13 @@ def test_what_is_kept():
     theirs = export_model(ours)
     assert theirs.training and theirs.lm_head.weight is theirs.model.embed_tokens.weight
     assert {p.dtype for p in theirs.parameters()} == {torch.bfloat16} and theirs.config.dtype == torch.bfloat16
-    frozen = [name for name, p in theirs.named_parameters() if not p.requires_grad]
+    back, frozen = convert_model(theirs), [name for name, p in theirs.named_parameters() if not p.requires_grad]
     assert frozen == [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
-    assert theirs.config.router_jitter_noise == convert_model(theirs).layers[1].ffn.router.jitter_noise == 0.1
+    assert [name for name, p in back.named_parameters() if not p.requires_grad] == [
+        "layers.0.attention.qkv_proj.weight"
+    ]
+    assert back.training and back.head.weight is back.embed.weight and not convert_model(theirs.eval()).training
+    assert theirs.config.router_jitter_noise == back.layers[1].ffn.router.jitter_noise == 0.1
     kept = {name: weight.clone() for name, weight in ours.state_dict().items()}
     with torch.no_grad():
         for weight in theirs.parameters():
@@ -109,38 +113,50 @@ class OwnMoE(MoE):
     pass
 
 
-def changed(path: str, value):
-    """Sets an attribute somewhere in a model."""
-    owner, _, name = path.rpartition(".")
-    return lambda model: setattr(model.get_submodule(owner), name, value)
-
-
-def nothing(model):
-    pass
-
-
 @pytest.mark.parametrize(
-    "changes, change, message",
+    "changes, path, value, message",
     [
-        ({"router": "sigmoid"}, nothing, r"layers.0.ffn.router is .*SigmoidRouter, not .*TopKRouter"),
-        ({"router": NoisyTopKRouter}, nothing, r"layers.0.ffn.router.noise_weight is \(8, 32\), not missing"),
-        ({"top_k": 1}, nothing, "layers.0.ffn.router.norm_topk_prob is False, not True"),
-        ({"shared_experts": 1}, nothing, "layers.0.ffn.shared_expert is .*FeedForward, not None"),
-        ({"capacity_factor": 1.25}, nothing, "layers.0.ffn.capacity_factor is 1.25, not None"),
-        ({"activation": "relu", "moe_layers": ()}, nothing, "layers.0.ffn.activation is relu, not swiglu"),
-        ({"moe_layers": (1,)}, nothing, "layers.1.ffn is .*MoE, not .*FeedForward"),
-        ({}, changed("layers.1.ffn", OwnMoE(32, 24, 8, 2)), "layers.1.ffn is .*OwnMoE, not moe_lessons.nn.moe.MoE"),
-        ({}, changed("layers.1.ffn.router.jitter_noise", 0.1), "jitter_noise is 0.1, not 0.0"),
-        ({}, changed("norm.eps", 0.1), "norm.eps is 0.1, not 1e-05"),
-        ({}, lambda model: model.embed.to(torch.float64), "weights of one type, got torch.float32, torch.float64"),
+        ({"router": "sigmoid"}, "", 0, r"layers.0.ffn.router is .*SigmoidRouter, not .*TopKRouter"),
+        ({"router": NoisyTopKRouter}, "", 0, r"layers.0.ffn.router.noise_weight is \(8, 32\), not missing"),
+        ({"top_k": 1}, "", 0, "layers.0.ffn.router.norm_topk_prob is False, not True"),
+        ({"shared_experts": 1}, "", 0, "layers.0.ffn.shared_expert is .*FeedForward, not None"),
+        ({"capacity_factor": 1.25}, "", 0, "layers.0.ffn.capacity_factor is 1.25, not None"),
+        ({"activation": "relu", "moe_layers": ()}, "", 0, "layers.0.ffn.activation is relu, not swiglu"),
+        ({"moe_layers": (1,)}, "", 0, "layers.1.ffn is .*MoE, not .*FeedForward"),
+        ({}, "layers.1.ffn", OwnMoE(32, 24, 8, 2), "layers.1.ffn is .*OwnMoE, not moe_lessons.nn.moe.MoE"),
+        ({}, "layers.1.ffn.router.jitter_noise", 0.1, "jitter_noise is 0.1, not 0.0"),
+        ({}, "norm.eps", 0.1, "norm.eps is 0.1, not 1e-05"),
+        ({}, "embed", nn.Embedding(256, 32).double(), "weights of one type, got torch.float32, torch.float64"),
     ],
 )
-def test_what_neither_of_them_can_be(changes, change, message, tmp_path):
+def test_what_neither_of_them_can_be(changes, path, value, message, tmp_path):
     model = our_model(**changes)
-    change(model)
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner), name or "nothing", value)
     with pytest.raises(ValueError, match=f"^ours must .*{message}"):
         export_model(model, tmp_path / "model")
     assert not list(tmp_path.iterdir())
+
+
+SHAPE = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 4}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    "kind, changes, message",
+    [
+        ("Llama", {"attention_bias": True}, "attention_bias of hf_model must be False, got True"),
+        ("Llama", {"hidden_act": "gelu"}, "hidden_act of hf_model must be 'silu', got 'gelu'"),
+        ("Llama", {"head_dim": 8}, "head_dim of hf_model must be 4, got 8"),
+        ("Mixtral", {"sliding_window": 16}, "sliding_window of hf_model must be None, got 16"),
+        ("Llama", {"rope_parameters": LINEAR}, "rope_type of hf_model must be 'default', got 'linear'"),
+        ("Olmoe", {}, "hf_model must be a MixtralForCausalLM or LlamaForCausalLM from .*, got OlmoeForCausalLM"),
+    ],
+)
+def test_what_our_model_lacks(kind, changes, message):
+    config = getattr(transformers, f"{kind}Config")(**SHAPE, **changes)
+    with torch.device("meta"), pytest.raises(ValueError, match=message):
+        convert_model(getattr(transformers, f"{kind}ForCausalLM")(config))
 
 
 def test_a_folder_that_is_taken_is_left_alone(folder, tmp_path):

@@ -1,25 +1,20 @@
-"""Hugging Face blocks and models, converted: the same output and gradients, for every family and every dispatch."""
+"""Hugging Face blocks, converted: the same output and gradients, for every family and every dispatch."""
 
 import copy
 import importlib
-import re
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
-from packaging.requirements import Requirement
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from moe_lessons import hub
-from moe_lessons.hub import FAMILIES, convert_block, convert_model
+from moe_lessons.hub import FAMILIES, convert_block
 from moe_lessons.nn import DISPATCH, MoE
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative to the largest number of a tensor
 SIZES = [(16, 32, 8, 2, 40), (7, 9, 5, 3, 11), (5, 3, 4, 1, 9), (4, 6, 3, 3, 1)]  # D, F, E, K, tokens
 ONE_GROUP = {"n_group": 1, "topk_group": 1}
@@ -70,14 +65,9 @@ class InFloat64(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def exact(dtype: torch.dtype):
-    """Within it their model computes in this type."""
-    return InFloat64() if dtype == torch.float64 else nullcontext()
-
-
 def output_of(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """y of their block, shaped like x (B, T, D)."""
-    with exact(x.dtype):
+    with InFloat64() if x.dtype == torch.float64 else nullcontext():
         out = block(x)
     return (out[0] if isinstance(out, tuple) else out).view(x.shape)
 
@@ -132,17 +122,6 @@ def test_a_block_has_the_same_output_and_gradients(kind, size, device):
     assert {tensor.device.type for tensor in [*ours.parameters(), *ours.buffers()]} == {device}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_of_sequences_in_float32_where_scores_saturate(kind):
-    """Logits of many tens: in float32 sigmoids are then 0 or 1, and most softmax probabilities 0."""
-    torch.manual_seed(4)
-    theirs = hf_block(kind, std=0.1)
-    router = getattr(theirs, "router", None) or theirs.gate
-    with torch.no_grad():
-        (router.classifier if "switch" in kind else router).weight.mul_(100)
-    assert_same_output_and_gradients(theirs, torch.randn(3, 13, 16))
-
-
 @pytest.mark.parametrize("capacity", [1, 3, 64])
 def test_switch_counts_its_capacity_in_each_sequence(capacity):
     """Their experts take `capacity` tokens of each sequence, first come, first served: (E,) a sequence, as counted."""
@@ -158,12 +137,11 @@ def test_switch_counts_its_capacity_in_each_sequence(capacity):
     assert ours(x[:, :0])[0].shape == (3, 0, 16) and ours(x[0, 0])[0].shape == (16,)
 
 
-@pytest.mark.parametrize("mean, num_groups, topk_groups, top_k", [(-2, 3, 2, 5), (2, 4, 1, 3), (-2, 6, 6, 12)])
-def test_deepseek_with_every_kind_of_bias_and_groups(mean, num_groups, topk_groups, top_k):
-    """Scores are between 0 and 1: a bias around -2 makes all choices among negative numbers."""
+@pytest.mark.parametrize("num_groups, topk_groups, top_k", [(3, 2, 5), (6, 6, 12)])
+def test_deepseek_chooses_among_negative_scores(num_groups, topk_groups, top_k):
     torch.manual_seed(3)
     theirs = hf_block("deepseek", (6, 5, 12, top_k, 0), torch.float64, n_group=num_groups, topk_group=topk_groups)
-    theirs.gate.e_score_correction_bias += mean
+    theirs.gate.e_score_correction_bias -= 2  # scores are between 0 and 1
     assert_same_output_and_gradients(theirs, torch.randn(1, 50, 6, dtype=torch.float64))
 
 
@@ -218,88 +196,3 @@ def test_the_error_for_another_family_names_those_that_are_known(bad):
         convert_block(bad)
     assert all(f"{family.name} ({name})" in str(error.value) for name, family in FAMILIES.items())
     assert {block for block, _, _ in KINDS.values()} == set(FAMILIES)
-
-
-def test_transformers_is_of_a_version_that_is_stated():
-    (stated,) = re.findall(r'^hf = \["(.+)"\]', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
-    assert transformers.__version__ in Requirement(stated).specifier
-    (lowest,) = [spec.version for spec in Requirement(stated).specifier if spec.operator == ">="]
-    assert f"transformers {lowest} and later" in hub.blocks.__doc__
-
-
-# --- a whole model ---
-
-SHAPE = {
-    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 40, "attn_implementation": "eager",
-}  # fmt: skip
-FAST_ROPE = {"rope_type": "default", "rope_theta": 50.0}
-LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
-MODELS = {
-    "llama": {},
-    "llama tied, all heads": {"tie_word_embeddings": True, "num_key_value_heads": 4, "rms_norm_eps": 0.1},
-    "mixtral": {},
-    "mixtral tied, one group": {"tie_word_embeddings": True, "num_key_value_heads": 1},
-    "mixtral top-1": {"num_experts_per_tok": 1, "rope_parameters": FAST_ROPE},
-    "mixtral 3 of 5": {"num_experts_per_tok": 3, "num_local_experts": 5, "head_dim": 4},
-}
-
-
-def hf_model(kind: str, dtype=torch.float32, **special) -> nn.Module:
-    """With large weights, so that neither attention nor routing is near uniform."""
-    name, own = ("Mixtral", {"experts_implementation": "eager"}) if "mixtral" in kind else ("Llama", {})
-    config = getattr(transformers, f"{name}Config")(**SHAPE | own | MODELS[kind] | special)
-    torch.manual_seed(0)
-    with exact(dtype):  # the angles too
-        model = getattr(transformers, f"{name}ForCausalLM")(config).to(dtype)
-    for name, parameter in model.named_parameters():
-        nn.init.uniform_(parameter, 0.5, 1.5) if "norm" in name else nn.init.normal_(parameter, std=0.4)
-    return model.eval()
-
-
-@pytest.mark.parametrize("kind", MODELS)
-def test_a_model_has_the_same_logits_gradients_and_continuation(kind, device):
-    theirs = hf_model(kind, torch.float64).to(device)
-    ours, ids = convert_model(theirs), torch.randint(50, (3, 40), device=device)
-    with exact(torch.float64):
-        expected = theirs(ids).logits
-    logits, routings = ours(ids)
-    assert_same(logits, expected, "logits")
-    assert len(routings) == (3 if "mixtral" in kind else 0)
-    cotangent = torch.randn_like(logits)
-    logits.backward(cotangent)
-    expected.backward(cotangent)
-    assert_same(ours.embed.weight.grad, theirs.model.embed_tokens.weight.grad, "gradient of the embedding")
-    qkv = [getattr(theirs.model.layers[0].self_attn, f"{name}_proj").weight.grad for name in "qkv"]
-    assert_same(ours.layers[0].attention.qkv_proj.weight.grad, torch.cat(qkv), "gradient of q, k and v")
-    assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in theirs.parameters())
-    with exact(torch.float64):
-        start = {"inputs": ids[:, :5], "attention_mask": torch.ones_like(ids[:, :5])}
-        written = theirs.generate(**start, max_new_tokens=6, do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert torch.equal(ours.generate(ids[:, :5], 6, temperature=0), written)
-
-
-def test_a_model_keeps_mode_type_and_ties():
-    theirs = hf_model("mixtral tied, one group", torch.bfloat16).train()
-    theirs.model.norm.requires_grad_(False)
-    ours = convert_model(theirs)
-    assert ours.training and ours.head.weight is ours.embed.weight
-    assert {p.dtype for p in ours.parameters()} == {torch.bfloat16}
-    assert [name for name, p in ours.named_parameters() if not p.requires_grad] == ["norm.weight"]
-    assert convert_model(theirs.to("meta")).embed.weight.device.type == "meta"
-
-
-@pytest.mark.parametrize(
-    "make, message",
-    [
-        (lambda: hf_model("llama", attention_bias=True), "attention_bias of hf_model must be False, got True"),
-        (lambda: hf_model("llama", hidden_act="gelu"), "hidden_act of hf_model must be 'silu', got 'gelu'"),
-        (lambda: hf_model("llama", head_dim=8), "head_dim of hf_model must be 4, got 8"),
-        (lambda: hf_model("mixtral", sliding_window=16), "sliding_window of hf_model must be None, got 16"),
-        (lambda: hf_model("llama", rope_parameters=LINEAR), "rope_type of hf_model must be 'default', got 'linear'"),
-        (lambda: nn.Linear(3, 4), "hf_model must be a MixtralForCausalLM or LlamaForCausalLM from .*, got Linear"),
-    ],
-)
-def test_what_our_model_lacks(make, message):
-    with pytest.raises(ValueError, match=message):
-        convert_model(make())

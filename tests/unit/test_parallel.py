@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import DISPATCH, LanguageModel, MoE, Routing, load_balancing_loss, seeded
 from moe_lessons.parallel import bytes_sent, launch, rank_traffic, shard_experts
-from moe_lessons.parallel.training import Settings, make_task, train
+from moe_lessons.parallel.measure import exchange_times, given_routing
+from moe_lessons.parallel.training import Settings, train
+from moe_lessons.tasks import TextTask, make_text
 
 SMALL = Settings(steps=100, batch=4, context=16, num_layers=1, d_model=16, d_ff=16, timeout=60)
 
@@ -40,17 +42,11 @@ def test_equal_to_one_process(num_ranks):
     assert worst["difference"] < 1e-9, worst
 
 
-def test_bytes_sent_as_the_formula_says_and_what_cannot_be_sharded():
-    measured, refusals = launch(ranks.measured, 4, timeout=60)
-    formula = measured["formula"]
-    assert [list(column) for column in zip(*measured["sent"])] == formula and min(formula[0]) > 0
-    assert refusals["refused"] == [
+def test_what_cannot_be_sharded_and_whole_experts():
+    assert next(launch(ranks.not_sharded, 4, timeout=60)) == [
         "ValueError: num_experts (6) must be a multiple of the number of ranks (4)",
         "ValueError: model must not be sharded yet, got one whose experts are",
     ]
-
-
-def test_without_ranks():
     with pytest.raises(RuntimeError, match="^shard_experts needs ranks: start it by parallel.launch or torchrun"):
         shard_experts(MoE(4, 4, 4))
     moe, x = MoE(4, 4, 4, dispatch="exchange"), torch.randn(5, 4)
@@ -78,7 +74,8 @@ def alone() -> list[float]:
     """The losses of one process, written without anything of `parallel` but the sizes."""
     with seeded(0):
         model = LanguageModel(SMALL.model_config())
-    optimizer, task, curve = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0), make_task(16), []
+    task = TextTask({name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}, 16)
+    optimizer, curve = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0), []
     for step in range(SMALL.steps):
         x, y = task.batch(4, torch.Generator().manual_seed(step))
         logits, routings = model(x)
@@ -110,46 +107,42 @@ def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
         assert max(abs(loss - other) for loss, other in zip(both, alone[:10], strict=True)) < 1e-5
 
 
-@pytest.fixture(scope="module")
-def refusals(tmp_path_factory) -> dict[str, dict]:
-    folder = tmp_path_factory.mktemp("checkpoints")
-    return {
-        record["case"]: record | {"folder": folder} for record in launch(ranks.refusals, 2, str(folder), timeout=60)
-    }
-
-
-@pytest.mark.parametrize(
-    "case, message",
-    {
+def test_what_is_refused_on_all_ranks_alike_and_checkpoints_that_fail(tmp_path):
+    """Bad settings; a full disk, which loses nothing; a damaged checkpoint, and one of another model."""
+    said = {record["case"]: record for record in launch(ranks.refusals, 2, str(tmp_path), timeout=60)}
+    for case, message in {
         "experts": "num_experts (9) must be a multiple of the number of ranks (2)",
         "choice": "dtype must be one of 'float32', 'float64', got 'int8'",
         "fault": "rank must be one of '0', '1', got '7'",
-        "no folder": "checkpoint must be a folder that can be written to, got {folder}/step1/.metadata (File exists)",
-    }.items(),
-)
-def test_bad_settings_are_refused_on_all_ranks_alike(refusals, case, message):
-    folder = refusals[case]["folder"]
-    assert refusals[case]["errors"] == [f"ValueError: {message.format(folder=folder)}"] * 2
-
-
-def test_a_full_disk_loses_nothing(refusals):
-    full = refusals["full disk"]
-    assert len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"]
-    start = f"RuntimeError: step 3 could not be saved in {full['folder']} (rank 1: "
-    assert full["errors"][0].startswith(start), full["errors"][0]
+        "no folder": "checkpoint must be a folder that can be written to, got {}/step1/.metadata (File exists)",
+    }.items():
+        assert said[case]["errors"] == [f"ValueError: {message.format(tmp_path)}"] * 2
+    full, after = said["full disk"], said["after it"]
+    assert (
+        len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"] and after["there"] == ["step2", "step3"]
+    )
+    assert full["errors"][0].startswith(f"RuntimeError: step 3 could not be saved in {tmp_path} (rank 1: ")
     assert full["errors"][0].endswith("are kept. Make room, or name another folder, and start again")
-    after = refusals["after it"]
     assert [record.get("from_step") for record in after["records"]] == [2, None]
-    assert after["there"] == ["step2", "step3"]
-
-
-def test_a_damaged_checkpoint_and_one_of_another_model(refusals):
     for case, step in {"damaged __0_0.distcp": 3, "damaged .metadata": 3, "another model": 2}.items():
-        (error,) = set(refusals[case]["errors"])
-        assert error.startswith(f"ValueError: {refusals[case]['folder']}/step{step} is damaged, or of another model (")
+        (error,) = set(said[case]["errors"])
+        assert error.startswith(f"ValueError: {tmp_path}/step{step} is damaged, or of another model (")
         assert error.endswith("): delete it, and the run goes on from the one before it, or name another folder")
-    assert "Size mismatch" in refusals["another model"]["errors"][0]
-    assert refusals["the one before"]["records"][0]["from_step"] == 2
+    assert "Size mismatch" in said["another model"]["errors"][0]
+    assert said["the one before"]["records"][0]["from_step"] == 2
+
+
+@pytest.mark.parametrize("share, rows", [(0.5, [512, 512]), (1.0, [1024, 0]), (0.75, [768, 256]), (0.0, [0, 1024])])
+def test_a_given_routing_gives_each_rank_its_share(share, rows):
+    load = given_routing(1024, 8, 2, share).tokens_per_expert
+    assert load.view(2, -1).sum(dim=1).tolist() == rows
+    with refused("share must be from 0 to 1, got 1.5"):
+        given_routing(1024, 8, 2, 1.5)
+
+
+def test_each_size_is_sent_in_turns():
+    tries = list(launch(exchange_times, 2, (1000, 30_000)))
+    assert [one["bytes"] for one in tries] == [1000, 30_000] * 7 and all(one["seconds"] > 0 for one in tries)
 
 
 # --- launch --------------------------------------------------------------------------------------------------

@@ -11,8 +11,7 @@ from oracle import refused
 from ranks import is_there
 
 from moe_lessons.parallel import Job, torchrun
-from moe_lessons.parallel import job as job_module
-from moe_lessons.parallel.faults import what_happened
+from moe_lessons.parallel.launch import what_happened
 from moe_lessons.widgets.torchrun import TorchRun
 
 TRAINING = "moe_lessons.parallel.training"
@@ -57,7 +56,7 @@ def test_a_rank_that_is_killed_and_the_run_goes_on(tmp_path):
 
 def test_a_rank_that_is_stopped_holds_up_nobody(tmp_path, monkeypatch):
     """torchrun by itself would wait for half a minute, and then for the half of another."""
-    monkeypatch.setattr(job_module, "GRACE", 1.5)
+    monkeypatch.setattr(sys.modules[Job.__module__], "GRACE", 1.5)
     script = tmp_path / "stopped.py"
     script.write_text(STOPPED)
     job = torchrun(str(script), 2, max_restarts=1)
