@@ -114,7 +114,7 @@ def train(settings: Settings) -> Iterator[dict]:
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
     net = nn.parallel.DistributedDataParallel(model)  # a copy of all but the experts on each rank
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
-    step = load(last, state_of(model, optimizer, mesh)) if last else 0
+    step = load_state(last, state_of(model, optimizer, mesh)) if last else 0
     start = {"event": "start", "rank": rank, "ranks": ranks, "pid": os.getpid(), "restart": RESTART}
     yield start | {"from_step": step}
     texts = {name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}  # made in a moment
@@ -204,7 +204,7 @@ def save(folder: str, step: int, state: dict[str, Tensor]) -> None:
         raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
 
 
-def load(path: Path, state: dict[str, Tensor]) -> int:
+def load_state(path: Path, state: dict[str, Tensor]) -> int:
     """Fill the tensors of `state` from a checkpoint, and return its step. ValueError where they do not fit."""
     try:
         dcp.load(state, checkpoint_id=path)

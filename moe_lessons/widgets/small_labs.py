@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moe_lessons.analysis.collapse import LEARNS, watched_run
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, torch_threads
-from moe_lessons.plots.panels.models import wall
+from moe_lessons.plots.panels.quality import wall
 from moe_lessons.training import PRESETS, Run, facts_runs
 from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.laboratory import Lab, names_of

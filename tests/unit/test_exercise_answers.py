@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons import exercises, nn
-from moe_lessons.analysis import load_statistics, mutual_information, union_law
+from moe_lessons.analysis import load_statistics, union_law
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.exercises.lesson_05 import MyRouter, router_with
 from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases
@@ -65,9 +65,10 @@ def layer_by_package(D, H, G, F):
     return count_parameters(Layer(config, 0)).total
 
 
-def information_by_package(counts):
-    tokens = counts.nonzero().repeat_interleave(counts[counts > 0].long(), dim=0)  # (T, 2): an expert and a byte
-    return mutual_information(*tokens.T, corrected=False)
+def information_by_entropies(counts):
+    tables = counts.sum(dim=1), counts.sum(dim=0), counts.flatten()
+    rows, columns, both = (torch.distributions.Categorical(table).entropy() for table in tables)
+    return (rows + columns - both) / math.log(2)
 
 
 def push_by_list(probs, chosen, gain):
@@ -192,7 +193,7 @@ RIGHT = [
     ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes)).active),
     ("cache_bytes", lambda L, G, h, T: T * L * G * (2 * h + 2 * h)),
     *(("card_design", lambda own=own: own) for own in ((8, 2, 8704), (64, 16, 1088), (128, 32, 520), [32, 8, 2176])),
-    ("information_bits", information_by_package),
+    ("information_bits", information_by_entropies),
     ("chance", lambda experts: (np.bincount(experts) ** 2).sum() / len(experts) ** 2),
     ("slowdown", lambda loads, n: max(part.sum() for part in loads.chunk(n)) * n / sum(loads)),
     ("push", push_by_list),

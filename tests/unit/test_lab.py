@@ -24,7 +24,7 @@ def small_batches(monkeypatch):
 
 MADE = [
     lambda: Playground("collapse", seed=3, lr=0.05, num_experts=16, top_k=3),
-    lambda: Playground("capacity", capacity_factor=None, capacity_priority="weight", noise_std=0.3, play=2),
+    lambda: Playground("capacity", capacity_factor=None, noise_std=0.3, play=2),
     lambda: Playground(block=MyMoE, task="waves"),
     lambda: Playground(panels=("territory", "loss"), controls=("num_experts", "top_k"), noise_std=0.3),
     lambda: Playground(panels="loss", controls=()),

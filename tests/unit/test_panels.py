@@ -17,7 +17,7 @@ from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity
 from moe_lessons.plots import PANELS
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
 from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
-from moe_lessons.plots.panels.models import loss_panel, outcomes
+from moe_lessons.plots.panels.quality import loss_panel, outcomes
 from moe_lessons.plots.panels.shares import film_panel, load_panel
 from moe_lessons.plots.panels.text import characters, shares_panel
 from moe_lessons.tasks import TextTask

@@ -66,10 +66,10 @@ async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked():
 
 
 def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_run():
-    playground = Playground("capacity", capacity_priority="weight", num_experts=np.int64(4))
+    playground = Playground("capacity", num_experts=np.int64(4))
     assert "num_experts=4" in repr(playground)  # a number of NumPy, too
     playground.choose_preset("noise")
-    assert playground.setting == replace(PRESETS["noise"], capacity_priority="weight")  # which has no control
+    assert playground.setting == PRESETS["noise"]
     playground = Playground("collapse")
     with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
         playground.choose_preset("lucky")

@@ -31,7 +31,7 @@ from moe_lessons.analysis import collapse
 from moe_lessons.nn import SigmoidRouter, torch_threads
 from moe_lessons.plots.marks import encode
 from moe_lessons.plots.panels import _history
-from moe_lessons.plots.panels import models as cost
+from moe_lessons.plots.panels import quality as cost
 from moe_lessons.plots.panels import text as writing
 from moe_lessons.tasks import TextTask, make_text, text
 from moe_lessons.training import Run

@@ -9,7 +9,7 @@ from live_tools import losses, mark, on_a_loop, words
 from moe_lessons.analysis.collapse import watched_run
 from moe_lessons.nn import EQUAL_ACTIVE
 from moe_lessons.plots.marks import Bars, Lamps, Line, Stack
-from moe_lessons.plots.panels.models import wall
+from moe_lessons.plots.panels.quality import wall
 from moe_lessons.training import PRESETS, facts_runs
 from moe_lessons.widgets import CollapseLab, FactsLab
 from moe_lessons.widgets.small_labs import PANELS_OF_A_COLLAPSE
@@ -37,9 +37,10 @@ def test_gradients_are_shown_as_shares_also_where_there_are_none(learns, total):
 
 
 def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
-    lab, plain = FactsLab(4, num_entries=8, lr=0.01), facts_runs(4, num_entries=8, lr=0.01)
+    lab, plain = FactsLab(4, num_entries=8, lr=0.01), facts_runs(4, num_entries=8)
     lab.advance(20)
     for place, (name, run) in enumerate(plain.items()):
+        run.knobs.lr = 0.01
         for _ in range(20):
             run.step()
         known, lamps, line = run.task.known(run.model), mark(lab, place, Lamps), mark(lab, 3, Line, place)

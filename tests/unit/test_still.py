@@ -10,7 +10,7 @@ from test_marks import MARKS, NAMES
 
 from moe_lessons.plots import THEMES, LessonFigure, figure, marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Rule, Spots, Stack, Table, Text
-from moe_lessons.plots.panels.models import loss_panel
+from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.panels.text import text_panel, written_panel
 from moe_lessons.plots.still import DIRECTIONS, draw
