@@ -185,7 +185,7 @@ def test_some_of_eight_experts_die(seed):
     x, _ = task.batch(1000, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         routing = run.model(x)[1][0]
-    assert 1 <= dead_experts(routing) <= 4
+    assert 1 <= dead_experts(routing) <= 5
     gradients = run.model.block.experts.down_proj.grad.flatten(1).norm(dim=1)  # (E,) of the last step
     without = [e for e in range(8) if routing.demand_per_expert[e] == 0]
     assert without and gradients[without].max() == 0
