@@ -16,6 +16,8 @@ from pathlib import Path
 
 from kernels import quick_kernels
 
+from moe_lessons.commands.lab import KEEP_MEMORY
+
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "test-report.xml"
 GROUPS = {  # name -> where its tests are
@@ -39,9 +41,6 @@ STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. 
 # What is set outside must not change what a notebook shows.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MOE_LESSONS_STATIC": "", "MPLBACKEND": ""}
 ENVIRONMENT["MOE_LESSONS_PROGRESS"] = "off"
-# glibc then keeps the memory of a training step for the next one, which takes up to a third less time. Claims of time
-# do without it, as the kernel of a learner does.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(10**9), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
 
 def main(names: list[str]) -> int:
@@ -54,7 +53,7 @@ def main(names: list[str]) -> int:
     for groups, *options in STAGES:
         if places := [place for group in groups.split() if group in names for place in GROUPS[group]]:
             print("\n===", groups, *options, flush=True)
-            environment = ENVIRONMENT if "alone" in options else ENVIRONMENT | KEEP_MEMORY
+            environment = ENVIRONMENT if "alone" in options else ENVIRONMENT | KEEP_MEMORY  # claims of time do without
             # in the browser many kernels start, and train little: forked ones start at once, but train more slowly
             with quick_kernels(environment) if groups == "browser" else nullcontext(environment) as environment:
                 code = run(*PYTEST, *options, *places, environment=environment)

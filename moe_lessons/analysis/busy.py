@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 import psutil
-from IPython import get_ipython
 from IPython.display import display
 
-from moe_lessons.support.static import static_mode
+from moe_lessons.support.static import in_notebook, static_mode
 
 BUSY = 0.25  # the part of a machine from which on it matters that others take it
 SHORT = 0.2  # seconds: in less, the system counts too coarsely
@@ -45,7 +44,7 @@ def _seconds_of_others() -> float:
 
 def _note(sentence: str) -> None:
     """Show a sentence below a live cell, as what comes after its outputs: those are compared; else on stderr."""
-    if not hasattr(get_ipython(), "kernel"):
+    if not in_notebook():
         print(sentence, file=sys.stderr)
     elif not static_mode():
         display({}, raw=True, display_id=True).update({"text/plain": sentence}, raw=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from moe_lessons.hub.lens_page import check_writable, first_line, load_model, look, page, read_text
-from moe_lessons.support.errors import check_device, check_positive_int, say_refusal
+from moe_lessons.hub.lens_page import check_writable, load_model, look, page, read_text
+from moe_lessons.support.errors import check_device, check_positive_int, first_line, say_refusal
 from moe_lessons.support.files import write_whole
 
 

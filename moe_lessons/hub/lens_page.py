@@ -24,6 +24,7 @@ from moe_lessons.nn import Routing
 from moe_lessons.plots import THEMES, LessonFigure, layer_loads
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.still import plot
+from moe_lessons.support.errors import first_line
 from moe_lessons.training.run import DEAD_SHARE
 
 TEMPLATE = Path(__file__).with_name("lens_page.html")
@@ -78,10 +79,6 @@ def load_model(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     if model.dtype == torch.float64:
         model.set_experts_implementation("eager")  # the others know no float64
     return model.eval().to(device), tokenizer
-
-
-def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def check_writable(out: Path) -> None:

@@ -90,7 +90,7 @@ def shard_experts(model: nn.Module) -> nn.Module:
         whole, count = moe.experts, moe.num_experts // size
         options = {"bias": whole.down_proj_bias is not None, "weight_input": whole.weight_input}
         with torch.device("meta"):
-            shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **options)
+            shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **options).train(whole.training)
         for name, weight in whole.named_parameters():
             mine = weight.detach()[rank * count : (rank + 1) * count].clone()
             setattr(shard, name, nn.Parameter(mine, weight.requires_grad))

@@ -34,7 +34,14 @@ from torch.nn import functional as F
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.parallel import exchange
 from moe_lessons.parallel.launch import meet
-from moe_lessons.support.errors import check_choice, check_count, check_number, check_positive_int, check_seed
+from moe_lessons.support.errors import (
+    check_choice,
+    check_count,
+    check_number,
+    check_positive_int,
+    check_seed,
+    first_line,
+)
 from moe_lessons.tasks import TextTask, make_text
 
 SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
@@ -222,7 +229,7 @@ def in_a_sentence(error: BaseException) -> str:
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> dict[str, Tensor]:
-    """Return all tensors of model and AdamW, for `load` to fill. Experts stand as what all ranks hold together."""
+    """Return all tensors of model and AdamW, for `load_state` to fill. Experts stand as what all ranks hold."""
     experts, state = exchange.expert_parameters(model), dict(model.named_buffers(prefix="buffer"))
     for name, p in model.named_parameters():
         if not optimizer.state[p]:  # before the first step
@@ -264,7 +271,7 @@ def main() -> None:
         dist.barrier()
         dist.destroy_process_group()
     except Exception as error:
-        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        what = first_line(error)
         record = {"event": "failed", "rank": int(os.environ.get("RANK", 0)), "step": step, "error": what}
         record |= {"restart": RESTART, "refused": isinstance(error, ValueError), "time": time.time()}
         with suppress(BrokenPipeError):  # nobody listens any more

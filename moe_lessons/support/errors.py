@@ -20,6 +20,11 @@ def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> boo
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says first, or else its name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def in_words(value: Any) -> str:
     """Name a tensor by its type and shape, anything else by its class."""
     return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,4 +1,4 @@
-"""A static page: nothing runs behind it."""
+"""Where what is shown is seen: on a static page, behind which nothing runs, in a notebook, or on a terminal."""
 
 import os
 
@@ -6,3 +6,10 @@ import os
 def static_mode() -> bool:
     """Tell whether MOE_LESSONS_STATIC=1 asks for pictures in the place of widgets and HTML, as a static page needs."""
     return os.environ.get("MOE_LESSONS_STATIC", "") not in ("", "0")
+
+
+def in_notebook() -> bool:
+    """Tell whether a Jupyter kernel runs this."""
+    from IPython import get_ipython  # only here: progress, which asks for the mode alone, stays light
+
+    return hasattr(get_ipython(), "kernel")

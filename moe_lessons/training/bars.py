@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
-from IPython import get_ipython
 from IPython.display import display
 from tqdm import tqdm
 from tqdm.notebook import tqdm_notebook
 
 from moe_lessons.support.interrupts import heeding
-from moe_lessons.support.static import static_mode
+from moe_lessons.support.static import in_notebook, static_mode
 from moe_lessons.training.run import Run
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -27,7 +26,7 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
     [0, 1, 4]
     """
     things, interrupts, given = list(things), [], {"desc": what, "leave": False}
-    if hasattr(get_ipython(), "kernel"):  # a live notebook
+    if in_notebook():
         made = NotebookBar(total=len(things), display=False, disable=static_mode(), **given)
     else:
         made = tqdm(total=len(things), delay=SOON, disable=None, **given)  # None: only on a terminal

@@ -60,7 +60,7 @@ def test_in_a_notebook_it_stands_below_the_cell_and_in_no_output_that_is_compare
     shown, updates = [], []
     handle = namedtuple("handle", "update")(lambda data, raw: updates.append(data))
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if is_static else "")
-    monkeypatch.setattr(busy, "get_ipython", lambda: namedtuple("shell", "kernel")(1))
+    monkeypatch.setattr(busy, "in_notebook", lambda: True)
     monkeypatch.setattr(busy, "display", lambda data, **options: shown.append(data) or handle)
     monkeypatch.setattr(busy, "_seconds_of_others", iter([0.0, 1e6]).__next__)
     with busy.watching_others():
