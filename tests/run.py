@@ -25,7 +25,7 @@ GROUPS = {  # name -> where its tests are
     "unit": ("tests/unit", "moe_lessons"),  # moe_lessons: the examples in its docstrings
     "claims": ("tests/claims",),
     "notebooks": ("notebooks", "tests/notebooks"),  # each lesson runs, and shows what is stored
-    "browser": ("tests/browser",),
+    "browser": ("tests/browser/test_site.py", "tests/browser"),  # the site takes longest
 }
 PYTEST = ["pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
 PYTEST += ["-p", "tests.how_far", "--durations=15"]  # a line now and then; at the end what took longest
@@ -36,7 +36,7 @@ STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. 
     ("claims", "-m", "alone", "--reruns", "2"),  # they measure time, which other programs of the machine can spoil
     # They wait often: one worker more than there are cores. A page on a busy machine is late at times: what fails there
     # is tried once more.
-    ("browser", "-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--reruns", "1"),
+    ("browser", "-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder", "--reruns", "1"),
 )
 # What is set outside must not change what a notebook shows.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MOE_LESSONS_STATIC": "", "MPLBACKEND": ""}

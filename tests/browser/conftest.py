@@ -421,11 +421,11 @@ def open_notebook(lab, browser, idle_pages):
 
 @pytest.fixture(scope="session")
 def violations():
-    """violations(page, "css selector"): what axe-core finds wrong by WCAG 2.1 AA in these parts of a page, or in it."""
+    """violations(page, "css selector"): what axe-core finds wrong by WCAG 2.1 AA, or by other rules, in these parts."""
     axe = Axe()
-    options = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"], "resultTypes": ["violations"], "preload": False}
 
-    def scan(page, parts: str = "html") -> list[str]:
+    def scan(page, parts: str = "html", rules: tuple[str, ...] = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa")):
+        options = {"runOnly": rules, "resultTypes": ["violations"], "preload": False}
         # Else what scrolls counts as hidden, and what fades after a change of theme as pale.
         style = page.add_style_tag(content="body { overflow: visible !important } * { transition: none !important }")
         answer = axe.run(page, {"include": [parts], "exclude": [CODE]}, options).response
