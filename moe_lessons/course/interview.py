@@ -5,12 +5,12 @@ import re
 
 import ipywidgets as W
 import pandas as pd
-from IPython.display import Markdown
 
 from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.course.question import HERE, Sheet
 from moe_lessons.support.errors import check_choice, is_number
+from moe_lessons.support.show import Markdown, read_parts, split_points
 
 TESTS = "https://github.com/moe-lessons/moe_lessons/blob/main/tests/claims/test_lesson_{}.py"
 SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [05: claim] or [05]
@@ -21,12 +21,7 @@ STYLE = """<style>
 .moe-point label { line-height: 1.4; padding-left: 22px; text-indent: -22px }
 </style>"""
 FIGURE = re.compile(r"\{([\w.]+)\}")
-
-
-def sections(name: str) -> dict[str, str]:
-    """Read the parts of a text of the course, such as 'answer.md', by their headings."""
-    parts = re.split(r"^## (.+)\n", (HERE / name).read_text("utf-8"), flags=re.MULTILINE)
-    return dict(zip(parts[1::2], map(str.strip, parts[2::2])))
+ANSWERS, QUESTIONS = (dict(read_parts(HERE / name)) for name in ("answer.md", "interview.md"))
 
 
 def sources(text: str) -> str:
@@ -59,20 +54,18 @@ def figures() -> pd.DataFrame:
     return table.assign(when=table["when"].str[:10]).rename_axis("figure")
 
 
-class Answer(str):
+class Answer(Markdown):
     """The answer at one of three lengths, with the learner's figures. Raises ValueError where one is missing.
 
     length: 'one sentence', 'one minute' or 'five minutes'.
     """
 
     def __new__(cls, length: str):
-        text = sections("answer.md")[check_choice("length", length, sections("answer.md"))]
+        text = ANSWERS[check_choice("length", length, ANSWERS)]
         found = measured()
         if missing := lacking(*FIGURE.findall(text)):
             raise ValueError(f"the answer needs figures that are not measured yet, got none for {', '.join(missing)}")
         return super().__new__(cls, sources(FIGURE.sub(lambda key: figure_sentence(found[key[1]]), text)))
-
-    _repr_markdown_ = __repr__ = str.__str__
 
 
 def figure_sentence(figure: dict) -> str:
@@ -92,7 +85,7 @@ class Interview(Sheet):
     you said. Each letter and each tick is kept in the learner's progress."""
 
     def __init__(self):
-        self.questions = {key: parse(text) for key, text in sections("interview.md").items()}
+        self.questions = {key: split_points(text) for key, text in QUESTIONS.items()}
         self.place, self.title = 0, W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
         self.answer = W.Textarea(placeholder=hint, layout=W.Layout(width="100%", height="9em"))
@@ -162,8 +155,3 @@ class Interview(Sheet):
             ours = "\n".join(f"- {sources(point)}" for point in points)
             parts.append(f"**{question}**\n\n<details><summary>Our answer</summary>\n\n{ours}\n\n</details>")
         return "\n\n".join(parts)
-
-
-def parse(text: str) -> tuple[str, list[str]]:
-    question, *points = re.split(r"\n+- ", text)
-    return " ".join(question.split()), [" ".join(point.split()) for point in points]

@@ -23,52 +23,50 @@ NO_FIGURES = "You have measured no figure yet: the lessons keep them here while 
 class Standing(NamedTuple):  # how far the learner is in a lesson
     lesson: Lesson
     predictions: int
-    answered: int
-    right_first: int
-    questions: int
-    solved: tuple[tuple[int, bool], ...]  # of each exercise its stars, and whether it is solved
+    answers: list[dict]  # to each question of the quiz, as the progress has it
+    solved: list[tuple[int, bool]]  # of each exercise its stars, and whether it is solved
+
+    @property
+    def left(self) -> tuple[int, int]:  # questions and exercises
+        return sum("last" not in answer for answer in self.answers), sum(not solved for _, solved in self.solved)
 
     @property
     def is_done(self) -> bool:
-        return self.answered == self.questions and all(solved for _, solved in self.solved)
+        return self.left == (0, 0)
 
     @property
     def is_begun(self) -> bool:
-        return bool(self.predictions or self.answered or any(solved for _, solved in self.solved))
+        return self.predictions > 0 or self.left != (len(self.answers), len(self.solved))
 
 
 def standings() -> list[Standing]:
-    kept = progress.read()
-    return [_standing(lesson, kept) for lesson in LESSONS]
-
-
-def _standing(lesson: Lesson, kept: progress.Progress) -> Standing:
-    number, own = lesson.number, [exercise for exercise in exercises.EXERCISES if exercise.lesson == lesson.number]
+    kept, found = progress.read(), []
     made = [key.split(".")[0] for key, entry in kept["predictions"].items() if entry.get("answer") is not None]
-    items = read_quiz(QUIZZES[number])
-    answers = [kept["quiz"].get(f"{number}.{item.name}", {}) for item in items]
-    answered = [answer for answer in answers if "last" in answer]
-    solved = [(e.stars, kept["exercises"].get(e.key, {}).get("status") == "right") for e in own]
-    right_first = sum(answer.get("right_first") is True for answer in answered)
-    return Standing(lesson, made.count(number), len(answered), right_first, len(items), tuple(solved))
+    for lesson in LESSONS:
+        number, own = lesson.number, [exercise for exercise in exercises.EXERCISES if exercise.lesson == lesson.number]
+        answers = [kept["quiz"].get(f"{number}.{item.name}", {}) for item in read_quiz(QUIZZES[number])]
+        solved = [(e.stars, kept["exercises"].get(e.key, {}).get("status") == "right") for e in own]
+        found.append(Standing(lesson, made.count(number), answers, solved))
+    return found
 
 
 def _row(standing: Standing) -> str:
-    lesson, count = standing.lesson, sum(solved for _, solved in standing.solved)
+    lesson, predictions, answers, solved = standing
+    questions_left, exercises_left = standing.left
     state = "✔ done" if standing.is_done else "begun" if standing.is_begun else "open"
-    quiz = f"{standing.answered} of {standing.questions}"
-    quiz += f", {standing.right_first} right at first" if standing.answered else ""
-    stars = " ".join(("★" if solved else "☆") * number for number, solved in standing.solved)
-    solved = f"{count} of {len(standing.solved)} {stars}"
-    return f"| {lesson.link} | {lesson.minutes} min | {standing.predictions} | {quiz} | {solved} | {state} |"
+    quiz = f"{len(answers) - questions_left} of {len(answers)}"
+    right_first = sum(answer.get("right_first") is True for answer in answers)
+    quiz += f", {right_first} right at first" if questions_left < len(answers) else ""
+    stars = " ".join(("★" if is_solved else "☆") * number for number, is_solved in solved)
+    count = f"{len(solved) - exercises_left} of {len(solved)}"
+    return f"| {lesson.link} | {lesson.minutes} min | {predictions} | {quiz} | {count} {stars} | {state} |"
 
 
 def _next(found: list[Standing]) -> str:
     left = next((standing for standing in found if not standing.is_done), None)
     if left is None:
         return "**You have done it all.**"
-    counts = left.questions - left.answered, sum(not solved for _, solved in left.solved)
-    parts = [f"{n} {what}" for n, what in zip(counts, ("questions of the quiz", "exercises")) if n]
+    parts = [f"{n} {what}" for n, what in zip(left.left, ("questions of the quiz", "exercises")) if n]
     after = f"Open there: {' and '.join(parts)}" if left.is_begun else f"Afterwards you can say {left.lesson.goal}"
     return f"**Next: {left.lesson.link}.** {after}."
 

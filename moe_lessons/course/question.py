@@ -40,7 +40,7 @@ class Question(anywidget.AnyWidget):
 
     _esm: Any = (HERE / "question.js").read_text("utf-8")  # the text: see LiveCanvas
     _css = (HERE.parent / "widgets" / "canvas.css").read_text("utf-8")
-    section = "predictions"
+    section, kept_as = "predictions", "answer"  # in the learner's progress
 
     kind = T.Unicode("Predict.").tag(sync=True)  # stands before the question
     text = T.Unicode().tag(sync=True)
@@ -57,7 +57,7 @@ class Question(anywidget.AnyWidget):
         self.key = key
         self.add_class("moe-view")
         with suppress(T.TraitError):  # what is no longer offered counts as not answered
-            self.answer = self.earlier()
+            self.answer = self.entry().get(self.kept_as)
         self.observe(lambda change: change["new"] is None or self.keep(), "answer")
 
     @property
@@ -77,9 +77,6 @@ class Question(anywidget.AnyWidget):
     def entry(self) -> dict[str, Any]:
         """Read what the progress keeps of this question so far."""
         return progress.read()[self.section].get(self.key, {}) if self.key else {}
-
-    def earlier(self) -> Any:
-        return self.entry().get("answer")
 
     def keep(self) -> None:
         if self.key:

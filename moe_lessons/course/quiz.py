@@ -11,13 +11,14 @@ A file has 3 to 5 questions such as this, each option with what is right or wron
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ipywidgets as W
 
 from moe_lessons.course import progress
 from moe_lessons.course.question import HERE, Question, Sheet
 from moe_lessons.support.errors import check_choice
+from moe_lessons.support.show import read_parts, split_points
 
 QUIZZES = {path.stem: path for path in sorted((HERE / "quizzes").glob("*.md"))}  # lesson -> file
 
@@ -35,57 +36,39 @@ class Item(NamedTuple):
 
 
 def read_quiz(path: Path) -> list[Item]:
-    """Read the questions of a file. Raises ValueError, with the line, where it is malformed."""
-    items: list[Item] = []
-    for number, line in enumerate([*path.read_text("utf-8").splitlines(), "## end"], 1):
-        try:
-            if line.startswith("## ") and items:
-                check_item(items[-1])
-            _read_line(line.rstrip(), items)
-        except ValueError as error:
-            raise ValueError(f"{path.name}, line {number}: {error}") from None
-    items.pop()  # the end
+    """Read the questions of a file. Raises ValueError, with the name of the question, where it is malformed."""
+    items = [read_item(path.name, *part) for part in read_parts(path)]
     names = [item.name for item in items]
-    if not 3 <= len(names) <= 5 or len(set(names)) < len(names):
+    if not 3 <= len(set(names)) == len(names) <= 5:
         found = ", ".join(names) or "none"
         raise ValueError(f"{path.name}: there must be 3 to 5 questions of different names, found {found}")
     return items
 
 
-def _read_line(line: str, items: list[Item]) -> None:
-    if heading := re.fullmatch(r"## ([a-z0-9_-]+)", line):
-        items.append(Item(heading[1], "", []))
-    elif not line:
-        return
-    elif not items or line.startswith("#"):
-        raise ValueError(f"a question begins with '## name', of a to z, 0 to 9, - and _, got {line!r}")
-    elif option := re.fullmatch(r"- \[([ x])\] (.+?) — (.+)", line):
-        items[-1].options.append(Option(option[2].strip(), option[3].strip(), option[1] == "x"))
-    elif items[-1].options or line.startswith("-"):
-        raise ValueError(f"an option is '- [ ] text — what is wrong' or '- [x] text — why it is right', got {line!r}")
-    else:
-        items[-1] = items[-1]._replace(question=f"{items[-1].question} {line}".strip())
-
-
-def check_item(item: Item) -> None:
-    texts, num_right = {option.text for option in item.options}, sum(option.is_right for option in item.options)
-    if not item.question:
-        raise ValueError(f"{item.name} asks nothing")
-    if num_right != 1:
-        raise ValueError(f"one option of {item.name} must be right, found {num_right}")
-    if len(texts) < max(2, len(item.options)):
-        raise ValueError(f"{item.name} must have at least two options, all of them different")
+def read_item(file: str, name: str, text: str) -> Item:
+    question, points = split_points(text)
+    found = [re.fullmatch(r"\[([ x])\] (.+?) — (.+)", point) for point in points]
+    options = [Option(option[2], option[3], option[1] == "x") for option in found if option]
+    are_sound = all(found) and sum(option.is_right for option in options) == 1
+    if not (
+        re.fullmatch("[a-z0-9_-]+", name)
+        and question
+        and are_sound
+        and 2 <= len({o.text for o in options}) == len(options)
+    ):
+        raise ValueError(
+            f"{file}, {name}: a question has a name of a to z, 0 to 9, - and _, a text, and two or more different "
+            f"options '- [ ] text — what is wrong', one of them '- [x] text — why it is right', got {text!r}"
+        )
+    return Item(name, question, options)
 
 
 class QuizQuestion(Question):  # its first answer and its last one are kept
-    section = "quiz"
+    section, kept_as = "quiz", "last"
 
     def __init__(self, item: Item, number: int, lesson: str):
         choices = [list(option) for option in item.options]
         super().__init__(item.question, f"{lesson}.{item.name}", kind=f"{number}.", choices=choices)
-
-    def earlier(self) -> Any:
-        return self.entry().get("last")
 
     def keep(self) -> None:
         right = next(text for text, _, is_right in self.choices if is_right)

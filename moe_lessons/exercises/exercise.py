@@ -19,10 +19,11 @@ from torch import Tensor
 
 from moe_lessons.course import progress
 from moe_lessons.nn import seeded
-from moe_lessons.support.show import Source, show_source
+from moe_lessons.support.show import Markdown, Source, read_parts, show_source, split_points
 
 SECONDS, LINES, WIDTH = 10.0, 5, 200  # of an answer: how long it runs, and how much is shown of what it prints
 Mistakes = Mapping[Callable, str]  # what is often written instead, and what to say about it
+HINTS = {name: split_points(text)[1] for name, text in read_parts(Path(__file__).with_name("hints.md"))}
 NOT_THEIRS = str(Path(__file__).parent), str(Path(traceback.__file__).parent), "site-packages"  # no code of the learner
 WORDS = {
     "right": "✔ Right",
@@ -69,7 +70,7 @@ class Comparison:
 
     def _try(self, answer: Callable, case: tuple) -> None:
         names = list(inspect.signature(self.solution).parameters)
-        at = f"With {describe(names, case)}"
+        at = "With " + ", ".join(argument(name, value) for name, value in zip(names, case) if not callable(value))
         given = copies(case)
         result = attempt(partial(answer, *given), at)
         changed = [name for name, *pair in zip(names, case, given) if moved(*pair) and not self.in_place]
@@ -202,10 +203,6 @@ def kind_of(value: Any) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}{size}"
 
 
-def describe(names: list[str], arguments: tuple) -> str:
-    return ", ".join(argument(name, value) for name, value in zip(names, arguments) if not callable(value))
-
-
 def argument(name: str, value: Any) -> str:
     """Name an argument, a short one in full: 'x of shape (7, 4)' or 'top_k = 2'."""
     if isinstance(value, Tensor) and (value.numel() > 12 or value.ndim > 1):
@@ -256,35 +253,26 @@ def limited(call: Callable[[], Any]) -> Any:
     return found.result()
 
 
-class FirstLines(io.TextIOBase):
-    kept, lines = "", 0
+class FirstLines(io.StringIO):
+    num_lines = 0
 
     def write(self, text: str) -> int:
-        if self.kept.count("\n") < LINES and len(self.kept) < LINES * WIDTH:
-            self.kept += text[: LINES * WIDTH]
-        self.lines += text.count("\n")
-        return len(text)
-
-    def __str__(self) -> str:
-        shown = [line[:WIDTH] for line in self.kept.splitlines()[:LINES]]
-        more = self.lines - len(shown)
-        return "\n".join([*shown, *([f"… and {more:,} more lines"] if more > 0 else [])])
+        self.num_lines += text.count("\n")
+        return super().write(text[: LINES * WIDTH]) if self.tell() < LINES * WIDTH else len(text)
 
 
 @contextmanager
 def kept_short() -> Iterator[None]:
     """Print, at its end, the first lines of what is printed within it."""
-    lines = FirstLines()
+    printed = FirstLines()
     try:
-        with redirect_stdout(lines), redirect_stderr(lines):
+        with redirect_stdout(printed), redirect_stderr(printed):
             yield
     finally:
-        if text := str(lines):
-            print(text)
-
-
-class Hint(str):
-    _repr_markdown_ = __repr__ = str.__str__
+        shown = [line[:WIDTH] for line in printed.getvalue().splitlines()[:LINES]]
+        more = printed.num_lines - len(shown)
+        if shown:
+            print(*shown, *[f"… and {more:,} more lines"] * (more > 0), sep="\n")
 
 
 @dataclass(eq=False)
@@ -297,7 +285,7 @@ class Exercise:
     verdict: Callable[[Any], Check]  # on an answer; most are a `Comparison`
     answer: Callable  # the solution
     mistakes: Mistakes
-    hints: tuple[str, ...]
+    hints: list[str]
     hints_seen: int = 0
 
     def check(self, answer: Any = None) -> Check:
@@ -337,11 +325,11 @@ class Exercise:
         except BaseException as error:  # such as SystemExit
             return Check("raised", f"It ends with {type(error).__name__}.")
 
-    def hint(self) -> Hint:
+    def hint(self) -> Markdown:
         """Give the next hint; after the last one, the last again."""
         number = self.hints_seen = min(self.hints_seen + 1, len(self.hints))
         more = "" if number < len(self.hints) else f" (The last hint. Next is {self.name}.solution().)"
-        return Hint(f"Hint {number} of {len(self.hints)}: {self.hints[number - 1]}{more}")
+        return Markdown(f"Hint {number} of {len(self.hints)}: {self.hints[number - 1]}{more}")
 
     def solution(self) -> Source:
         """Show a function that is right, to be read or pasted; the progress notes that it was seen."""
@@ -353,10 +341,8 @@ class Exercise:
         return f"{self.lesson} {'★' * self.stars} {calls}"
 
 
-def exercise(
-    stars: int, solution: Callable, mistakes: Mistakes, hints: tuple[str, ...], what: Any = None, **options
-) -> Callable[[Callable], Exercise]:
-    """Make an exercise of the function that stands below, whose name is the exercise's.
+def exercise(stars: int, solution: Callable, mistakes: Mistakes, what: Any = None, **options: Any) -> Callable:
+    """Make an exercise of the function that stands below, whose name is the exercise's; its hints are in hints.md.
 
     stars: 1 to 3. solution: the function that the learner could have written, with the name of theirs. mistakes: what
     is often written instead, and what to say about it. The function below draws the cases for a `Comparison` of answer
@@ -365,6 +351,7 @@ def exercise(
 
     def make(own: Callable) -> Exercise:
         verdict = Comparison(solution, what, own, mistakes, **options) if what else own
-        return Exercise(own.__name__, own.__module__.split("lesson_")[-1], stars, verdict, solution, mistakes, hints)
+        lesson, name = own.__module__.split("lesson_")[-1], own.__name__
+        return Exercise(name, lesson, stars, verdict, solution, mistakes, HINTS[name])
 
     return make

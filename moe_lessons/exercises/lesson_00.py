@@ -24,12 +24,8 @@ WEIGHTS_MISTAKES = {
         "You return the chosen experts only. Return a number for each expert, 0 for those that do not work."
     ),
 }
-WEIGHTS_HINTS = (
-    "Find the k most probable experts first, and only then divide.",
-    "`sorted(range(len(probs)), key=lambda e: probs[e])[-k:]` has the numbers of the k most probable experts.",
-)
 
 
-@exercise(1, my_weights, WEIGHTS_MISTAKES, WEIGHTS_HINTS, "the weights", axes=("expert",))
+@exercise(1, my_weights, WEIGHTS_MISTAKES, "the weights", axes=("expert",))
 def token_weights() -> list[tuple]:
     return [(torch.randn(E).softmax(dim=0).tolist(), k) for E, k in ((3, 2), (4, 1), (5, 3), (2, 2))]

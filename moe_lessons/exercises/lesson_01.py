@@ -38,14 +38,9 @@ ATTENTION_MISTAKES = {
     lambda q, k: attention_weights(q, k, scale=False, first=0): ITSELF,
     lambda q, k: attention_weights(q, k, first=2): "A token looks at the one after it: mask from triu(1) on.",
 }
-ATTENTION_HINTS = (
-    "Three steps: scores of each query with each key, a mask over later keys, a softmax over each row.",
-    "`torch.ones(T, T, dtype=torch.bool).triu(1)` is True above the diagonal. "
-    "`scores.masked_fill(mask, -torch.inf)` before the softmax gives these a share of 0.",
-)
 
 
-@exercise(2, my_attention, ATTENTION_MISTAKES, ATTENTION_HINTS, "the shares", axes=("query", "key"))
+@exercise(2, my_attention, ATTENTION_MISTAKES, "the shares", axes=("query", "key"))
 def causal_attention() -> list[tuple]:
     return [tuple(torch.randn(2, T, h)) for T, h in ((4, 6), (7, 6), (9, 4), (1, 5))]
 
@@ -68,12 +63,8 @@ LAYER_MISTAKES = {
     ),
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * F: "The FFN has three matrices: gate, up and down.",
 }
-LAYER_HINTS = (
-    "A head has D / H numbers. There are H heads of queries, G of keys and G of values.",
-    "Keys: a matrix of D rows and `G * (D // H)` columns. Values: another. The FFN has three of D × F.",
-)
 
 
-@exercise(1, my_layer_parameters, LAYER_MISTAKES, LAYER_HINTS, "the number of parameters")
+@exercise(1, my_layer_parameters, LAYER_MISTAKES, "the number of parameters")
 def layer_parameters() -> list[tuple]:
     return [(96, 6, 2, 200), (64, 4, 4, 192), (32, 2, 1, 48)]

@@ -39,14 +39,9 @@ MASK_MISTAKES = {
         "You masked the chosen experts and kept the others. Turn the mask round."
     ),
 }
-MASK_HINTS = (
-    "Put −∞ in the place of every score that is not among the K largest of its token, then take the softmax.",
-    "`router_logits.topk(top_k)` has `.values` and `.indices`. `torch.full_like(router_logits, -torch.inf)` is a "
-    "table of −∞, and its `.scatter(1, indices, values)` puts values back in their places.",
-)
 
 
-@exercise(2, my_weights, MASK_MISTAKES, MASK_HINTS, "the weights", axes=("token", "expert"))
+@exercise(2, my_weights, MASK_MISTAKES, "the weights", axes=("token", "expert"))
 def masked_weights() -> list[tuple]:
     return [(torch.randn(T, E), K) for T, _, E, K in SIZES]
 
@@ -88,13 +83,9 @@ BLOCK_MISTAKES = {
         "The experts of the lowest scores ran. topk gives the largest ones; argsort begins with the smallest."
     ),
 }
-BLOCK_HINTS = (
-    "For each token and each of its K choices: run that expert on the token, multiply by the weight, add to y.",
-    "`weights, indices = probs.topk(top_k, dim=-1)`, and then `experts[indices[token, choice]](x[token])`.",
-)
 
 
-@exercise(2, my_moe, BLOCK_MISTAKES, BLOCK_HINTS, "the output y", axes=("token", "number"))
+@exercise(2, my_moe, BLOCK_MISTAKES, "the output y", axes=("token", "number"))
 def moe_block() -> list[tuple]:
     return [(torch.randn(T, D), torch.randn(E, D), [FeedForward(D, 8) for _ in range(E)], K) for T, D, E, K in SIZES]
 
@@ -130,13 +121,9 @@ SORT_MISTAKES = {
         "Your counts hold first choices alone. Count all K choices of each token."
     ),
 }
-SORT_HINTS = (
-    "`topk_indices.flatten()` goes row by row: place i belongs to token `i // K`.",
-    "`argsort` says in which order the places must be taken. `bincount(minlength=num_experts)` counts.",
-)
 
 
-@exercise(3, my_sort, SORT_MISTAKES, SORT_HINTS, ("tokens", "counts"), read=in_groups)
+@exercise(3, my_sort, SORT_MISTAKES, ("tokens", "counts"), read=in_groups)
 def sort_tokens() -> list[tuple]:
     # The last of them leaves experts without a token.
     drawn = [(torch.rand(T, E).topk(K).indices, E) for T, E, K in ((4, 3, 2), (9, 5, 3), (1, 4, 4))]
@@ -174,14 +161,9 @@ TIES_MISTAKES = {
     ),
     lambda s, k: marked(s.argsort(stable=True)[:, :k], s): "You keep the K smallest scores. Sort with descending=True.",
 }
-TIES_HINTS = (
-    "A comparison with the K-th largest score cannot tell equals apart. Their order can: which experts come first?",
-    "`scores.argsort(dim=1, descending=True, stable=True)` puts the best expert first, and equals in their order. "
-    "`.scatter(1, indices, True)` puts True where the first K of them point.",
-)
 
 
-@exercise(2, my_mask, TIES_MISTAKES, TIES_HINTS, "what is kept", axes=("token", "expert"))
+@exercise(2, my_mask, TIES_MISTAKES, "what is kept", axes=("token", "expert"))
 def ties() -> list[tuple]:
     # Scores with many equals. In the last case they are nearly equal, all equal, and partly forbidden (−inf).
     sizes = (7, 6, 2), (9, 16, 3), (1, 5, 4), (6, 3, 1)

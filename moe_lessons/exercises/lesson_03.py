@@ -17,10 +17,9 @@ ACTIVE_MISTAKES = {
     lambda D, F, E, K: K * 3 * D * F + K * D: "The router scores all E experts before it can choose K of them.",
     lambda D, F, E, K: K * 2 * D * F + E * D: "SwiGLU has three matrices: gate, up and down.",
 }
-ACTIVE_HINTS = "K experts of three matrices each. And who chooses them?", "The router has E rows of D numbers."
 
 
-@exercise(1, my_active_parameters, ACTIVE_MISTAKES, ACTIVE_HINTS, "the number of active parameters")
+@exercise(1, my_active_parameters, ACTIVE_MISTAKES, "the number of active parameters")
 def active_parameters() -> list[tuple]:
     return [(64, 256, 8, 2), (64, 256, 8, 1), (32, 48, 64, 8), (16, 20, 4, 4)]
 
@@ -39,13 +38,9 @@ CACHE_MISTAKES = {
     lambda L, G, h, T: 4 * L * G * h: "This is one token. The cache holds all tokens of the text.",
     lambda L, G, h, T: 4 * L * G * h * T * T: "Each token is stored once, however many tokens look at it.",
 }
-CACHE_HINTS = (
-    "How many numbers does one token leave in one layer?",
-    "A key and a value for each of the G heads, `head_dim` numbers each; then all layers, all tokens, 2 bytes.",
-)
 
 
-@exercise(1, my_cache_bytes, CACHE_MISTAKES, CACHE_HINTS, "the number of bytes")
+@exercise(1, my_cache_bytes, CACHE_MISTAKES, "the number of bytes")
 def cache_bytes() -> list[tuple]:
     shapes = [(MODEL_SHAPES[name], length) for name, length in (("Mixtral 8x7B", 4096), ("OLMoE 1B-7B", 1000))]
     return [(shape.num_layers, shape.num_kv_heads, shape.head_dim, length) for shape, length in shapes]
@@ -68,17 +63,9 @@ DESIGN_MISTAKES = {  # an example of each, and what to say
     lambda: (8, 1, 9000): "A token could use more, 2.5 B at least: K · F may be larger.",
     lambda: (4, 2, 8192): "The card could hold more, 20 GB at least: E · F may be larger.",
 }
-DESIGN_HINTS = (
-    "First find K · F, then E · F. One expert in all layers has 24 · 3 · 2048 · F = 147,456 · F parameters; all "
-    "the rest is about 0.4 B.",
-    "To try with sliders: `ConfigCalculator(TransformerShape(32000, 2048, 24, 16, 4, 128, d_ff=2048, "
-    "num_experts=8, top_k=2), context_length=32768)`",
-    "2.6 B active in the experts are K · F ≤ 17,600. The cache takes 1.6 GB, which leaves 22.4 GB or 11.2 B "
-    "parameters, 10.8 B of them in experts: E · F ≤ 73,000.",
-)
 
 
-@exercise(3, my_design, DESIGN_MISTAKES, DESIGN_HINTS)
+@exercise(3, my_design, DESIGN_MISTAKES)
 def card_design(answer: Callable[[], tuple[int, int, int] | None]) -> Check:
     def try_design() -> None:
         num_experts, top_k, d_ff = attempt(answer)

@@ -15,7 +15,6 @@ COLUMN = (
     "You divided each column by its sum: of the tokens of an expert, how many are code? Asked is the row: of the "
     "tokens of code, how many go to this expert?"
 )
-
 TABLE_MISTAKES = {
     lambda c: c / c.sum(1)[:, None]: "These are shares, and a row sums to 1. Divide them by the even share, 1 / E.",
     lambda c: 100 * c / c.sum(1, keepdim=True): (
@@ -36,13 +35,9 @@ TABLE_MISTAKES = {
         "You took the number of domains for that of experts. The even share is one of E, the columns."
     ),
 }
-TABLE_HINTS = (
-    "First the shares: which part of the tokens of a domain goes to each expert? Then: what would be even?",
-    "`counts / counts.sum(dim=1, keepdim=True)` are the shares. The even share is `1 / counts.shape[1]`.",
-)
 
 
-@exercise(1, my_times_even, TABLE_MISTAKES, TABLE_HINTS, "the table", axes=("domain", "expert"))
+@exercise(1, my_times_even, TABLE_MISTAKES, "the table", axes=("domain", "expert"))
 def times_even() -> list[tuple]:
     # Domains of different sizes: each has more tokens than the one before.
     sizes = (3, 8), (5, 4), (1, 6), (2, 2)
@@ -79,13 +74,9 @@ INFORMATION_MISTAKES = {
     ),
     lambda c: -my_information(c): "The sign is wrong: p(e, b) stands above, p(e) · p(b) below.",
 }
-INFORMATION_HINTS = (
-    "p(e) is the sum of a row of p, p(b) the sum of a column. With `keepdim=True` their product is a table again.",
-    "`seen = p > 0` picks the pairs that occur: `p[seen]`.",
-)
 
 
-@exercise(2, my_information, INFORMATION_MISTAKES, INFORMATION_HINTS, "the information in bits")
+@exercise(2, my_information, INFORMATION_MISTAKES, "the information in bits")
 def information_bits() -> list[tuple]:
     drawn = [torch.randint(low, 9, (E, 6)) for low, E in ((1, 2), (0, 2), (0, 4))]
     return [(counts.float(),) for counts in (*drawn, torch.tensor([[6, 2], [3, 1]]), torch.tensor([[2, 0], [0, 2]]))]
@@ -114,12 +105,8 @@ CHANCE_MISTAKES = {
         "This is without replacement: the second draw may be the first token again."
     ),
 }
-CHANCE_HINTS = (
-    "How often is the first draw expert e? And how often is the second one e too?",
-    "`experts.count(e) / len(experts)` is the share of e. Square it, and sum over `set(experts)`.",
-)
 
 
-@exercise(1, my_chance, CHANCE_MISTAKES, CHANCE_HINTS, "the chance")
+@exercise(1, my_chance, CHANCE_MISTAKES, "the chance")
 def chance() -> list[tuple]:
     return [([0, 0, 0, 0, 1],), *((torch.randint(0, high, (12,)).tolist(),) for high in (2, 4, 8))]

@@ -31,13 +31,9 @@ SLOWDOWN_MISTAKES = {
     ),
     lambda loads, n: loads.view(n, -1).sum(dim=1).max(): "These are the busiest device's tokens. Divide by the mean.",
 }
-SLOWDOWN_HINTS = (
-    "The layer waits for its busiest device. What would each device do if the load were even?",
-    "loads.view(num_devices, -1) has a row for each device. Sum the rows, then compare the largest with the mean.",
-)
 
 
-@exercise(1, my_slowdown, SLOWDOWN_MISTAKES, SLOWDOWN_HINTS, "the slowdown")
+@exercise(1, my_slowdown, SLOWDOWN_MISTAKES, "the slowdown")
 def slowdown() -> list[tuple]:
     sizes = (6, 2), (4, 4), (8, 2), (12, 4), (6, 1)
     return [(torch.randint(1, 30, (num_experts,)).float(), n) for num_experts, n in sizes]
@@ -61,13 +57,9 @@ PUSH_MISTAKES = {
     ),
     lambda p, c, gain: -my_push(p, c, gain): "The sign is wrong: a gain pushes the chosen score upwards.",
 }
-PUSH_HINTS = (
-    "The loss falls by gain times the change of p(c). How does p(c) change with its own score, and with another?",
-    "The derivative of p(c) by its own score is p(c) · (1 − p(c)), by the score of another e it is −p(c) · p(e).",
-)
 
 
-@exercise(3, my_push, PUSH_MISTAKES, PUSH_HINTS, "the push", axes=("score",))
+@exercise(3, my_push, PUSH_MISTAKES, "the push", axes=("score",))
 def push() -> list[tuple]:
     sizes = (2, 0, 1.0), (8, 5, -1.5), (4, 1, 3.0)
     drawn = [((2 * torch.randn(num_experts)).softmax(dim=0), chosen, gain) for num_experts, chosen, gain in sizes]
@@ -122,7 +114,7 @@ def decisions_of(router_class: Callable[[int, int, int], nn.Module]) -> Callable
     return decide
 
 
-def untouched(logits: Tensor, best: Tensor) -> Tensor:
+def fixed(logits: Tensor, best: Tensor) -> Tensor:
     weights = best.softmax(dim=-1) if best.shape[1] > 1 else logits.softmax(dim=-1).amax(dim=-1, keepdim=True)
     return weights.detach()
 
@@ -141,18 +133,11 @@ ROUTER_MISTAKES = {
     router_with(lambda logits, best: best.sigmoid()): (
         "This is the sigmoid of each score by itself, and another router. For K = 1 use the probability among all E."
     ),
-    router_with(
-        untouched
-    ): "The weights are right, but their gradient does not reach the router: no detach, no .item().",
+    router_with(fixed): "The weights are right, but their gradient does not reach the router: no detach, no .item().",
 }
-ROUTER_HINTS = (
-    "The softmax of a single number is 1, whatever the number. For K = 1 use the expert's probability among *all* "
-    "experts.",
-    "For K above 1, the softmax over the K best scores is the same as their K probabilities divided by their sum.",
-)
 
 
-@exercise(3, MyRouter, ROUTER_MISTAKES, ROUTER_HINTS)
+@exercise(3, MyRouter, ROUTER_MISTAKES)
 def mended_router(answer: Callable[[int, int, int], nn.Module]) -> Check:
     def cases() -> list[tuple]:
         return [(torch.randn(T, D), (torch.randn(E, D) / D**0.5).requires_grad_(), K) for T, D, E, K in SIZES]

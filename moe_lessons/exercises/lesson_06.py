@@ -55,13 +55,9 @@ PLACES_MISTAKES = {
     lambda i, e, f: in_turn(i, places(i, e, f), anew=True): ANEW,
     lambda i, e, f: ~my_places(i, e, f): "Turned round: return True for what finds a place, False for what is dropped.",
 }
-PLACES_HINTS = (
-    "Keep a list of how many places are taken, one number for each expert. The outer loop runs over the choices.",
-    "`taken = [0] * num_experts`. An assignment is kept where `taken[expert] < capacity`.",
-)
 
 
-@exercise(2, my_places, PLACES_MISTAKES, PLACES_HINTS, "what is kept", axes=("token", "choice"))
+@exercise(2, my_places, PLACES_MISTAKES, "what is kept", axes=("token", "choice"))
 def find_places() -> list[tuple]:
     sizes = (13, 5, 2, 1.0), (20, 8, 1, 0.75), (4, 4, 1, 1.0), (30, 6, 3, 1.25)  # T, E, K, factor; the third is full
     return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).topk(K).indices, E, f) for T, E, K, f in sizes]
@@ -116,13 +112,9 @@ LOSS_MISTAKES = {
     ),
     lambda p, i: my_balancing_loss(p.detach(), i): NO_GRADIENT,
 }
-LOSS_HINTS = (
-    "f and P have a number for each expert. Which is counted, which is a mean? An even load costs 1.",
-    "`torch.bincount(topk_indices.flatten(), minlength=num_experts)` counts.",
-)
 
 
-@exercise(2, my_balancing_loss, LOSS_MISTAKES, LOSS_HINTS, "the loss", then=same_gradient)
+@exercise(2, my_balancing_loss, LOSS_MISTAKES, "the loss", then=same_gradient)
 def balancing_loss() -> list[tuple]:
     return [(probs.requires_grad_(), indices) for probs, indices in uneven()]
 
@@ -163,13 +155,9 @@ CHOICE_MISTAKES = {
         "The right experts, but all with the same weight. Weigh each by its score."
     ),
 }
-CHOICE_HINTS = (
-    "Two tables of the same shape: one says who is chosen, the other what a chosen expert weighs.",
-    "`chosen = (scores + bias).topk(top_k).indices`, and `scores.gather(1, chosen)` are the scores of these.",
-)
 
 
-@exercise(2, my_biased_weights, CHOICE_MISTAKES, CHOICE_HINTS, "the weights", axes=("token", "expert"))
+@exercise(2, my_biased_weights, CHOICE_MISTAKES, "the weights", axes=("token", "expert"))
 def biased_weights() -> list[tuple]:
     sizes = (5, 4, 2), (12, 8, 3), (1, 6, 2), (7, 16, 4)  # tokens T, experts E, top_k K
     return [(0.1 + 0.8 * torch.rand(T, E), 0.5 * torch.randn(E), K) for T, E, K in sizes]
@@ -197,12 +185,8 @@ BIAS_MISTAKES = {
         "An expert with exactly the mean load goes down. It should stay as it was."
     ),
 }
-BIAS_HINTS = (
-    "Count the load of each expert first, then compare with the mean load. Only the direction counts.",
-    "`torch.bincount(topk_indices.flatten(), minlength=len(bias))` counts; `.sign()` is 1, 0 or −1.",
-)
 
 
-@exercise(1, my_bias, BIAS_MISTAKES, BIAS_HINTS, "the bias", axes=("expert",), in_place=True)
+@exercise(1, my_bias, BIAS_MISTAKES, "the bias", axes=("expert",), in_place=True)
 def new_bias() -> list[tuple]:
     return [(torch.linspace(-0.2, 0.3, probs.shape[1]), indices, 0.01) for probs, indices in uneven()]

@@ -110,15 +110,9 @@ CAUSALITY_MISTAKES = {
     ),
     by_change(lambda x, t: torch.cat([x[:t], x[t:] + 0.01])): "Change more than a little, at several places.",
 }
-CAUSALITY_HINTS = (
-    "Run the layer on the whole sequence, then change something *late* and look at what came out *early*.",
-    "You can cut the sequence off at a place t, or put other tokens from t on. One place is not enough: try each.",
-    "Three traps: noise that is still on (`layer.eval()`), `x` changed by accident (`x.clone()`), and differences "
-    "that are only rounding (`torch.allclose(a, b, atol=1e-5)`).",
-)
 
 
-@exercise(3, my_sees_the_future, CAUSALITY_MISTAKES, CAUSALITY_HINTS)
+@exercise(3, my_sees_the_future, CAUSALITY_MISTAKES)
 @torch.no_grad()
 def causality(answer: Callable[[nn.Module, Tensor], bool | None]) -> Check:
     def try_case(name: str, case: CausalityCase) -> None:
@@ -191,13 +185,9 @@ SUREST_MISTAKES = {
     ),
     lambda p, k, f: my_surest(p, k, p.shape[1]): "Nothing was dropped. Each expert has C places and no more.",
 }
-SUREST_HINTS = (
-    "Two loops: over the choices, and in each over the tokens in their order. Count how many places are taken.",
-    "`router_probs.amax(dim=1).argsort(descending=True)` is the order of the tokens. `-(-a // b)` rounds up.",
-)
 
 
-@exercise(3, my_surest, SUREST_MISTAKES, SUREST_HINTS, "the weights", axes=("token", "expert"))
+@exercise(3, my_surest, SUREST_MISTAKES, "the weights", axes=("token", "expert"))
 def surest() -> list[tuple]:
     # In the last an expert is full exactly.
     sizes = (13, 5, 2, 0.75), (20, 8, 3, 1.0), (7, 4, 1, 1.0), (9, 4, 2, 1.25), (8, 4, 2, 1.0)  # T, E, K, factor
@@ -227,13 +217,9 @@ BILL_MISTAKES = {
         "The second number is the share that is served. Return the share that is dropped."
     ),
 }
-BILL_HINTS = (
-    "First find what each expert carries out: its load, but at most factor · mean.",
-    "`load.clamp(max=factor * load.mean())` is what is carried out. Where factor is None, nothing is cut.",
-)
 
 
-@exercise(2, my_bill, BILL_MISTAKES, BILL_HINTS, ("time", "dropped share"))
+@exercise(2, my_bill, BILL_MISTAKES, ("time", "dropped share"))
 def bill() -> list[tuple]:
     sizes = (5, 1.25), (8, None), (8, 1.0), (16, 2.0)  # E, factor
     return [((torch.rand(E) ** 3 * 100).round() + 1, factor) for E, factor in sizes]

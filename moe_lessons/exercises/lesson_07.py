@@ -23,13 +23,9 @@ SPEED_MISTAKES = {
     lambda total, active, size, speed: speed / active: "You count weights. How many bytes does each take?",
     lambda total, active, size, speed: speed * size / active: "More bytes take longer: divide by them.",
 }
-SPEED_HINTS = (
-    "How many bytes must be read for one token? And how many such readings fit into a second?",
-    "The total decides what memory must hold, not what is read for a token.",
-)
 
 
-@exercise(1, my_token_speed, SPEED_MISTAKES, SPEED_HINTS, "the number of tokens per second")
+@exercise(1, my_token_speed, SPEED_MISTAKES, "the number of tokens per second")
 def token_speed() -> list[tuple]:
     sizes = (1e6, 3e7, 2e8, 1e9, 7e9, 13e9, 32e9, 37e9)
     return [(a * drawn(2, 9), a, size, drawn(1, 99) * 1e10) for a, size in zip(sizes, (2, 4, 1, 2, 2, 4, 1, 2))]
@@ -47,13 +43,9 @@ TOUCHED_MISTAKES = {
     lambda E, K, B: E * (1 - (K / E) ** B): "K/E is the chance to be chosen. You need its opposite.",
     lambda E, K, B: E * (1 - (1 - 1 / E) ** (B * K)): "The K experts of one token are different ones: use K/E.",
 }
-TOUCHED_HINTS = (
-    "One token leaves a given expert alone with probability `1 - K / E`. With which do all B tokens?",
-    "An expert is touched with probability `1 - (1 - K / E) ** B`, and there are E of them.",
-)
 
 
-@exercise(2, my_touched, TOUCHED_MISTAKES, TOUCHED_HINTS, "the number of experts")
+@exercise(2, my_touched, TOUCHED_MISTAKES, "the number of experts")
 def touched_experts() -> list[tuple]:
     fixed = [(8, 2, 5), (8, 2, 1), (8, 8, 3), (64, 8, 4)]
     return fixed + [(E, drawn(1, E), drawn(2, 9)) for E in (3, 5, 8, 16, 24, 32)]
@@ -71,13 +63,9 @@ BATCH_MISTAKES = {
     lambda f, b, size, E, K: f / b * size * E / K: "A token costs a multiply and an add for each weight: 2 FLOPs.",
     lambda f, b, size, E, K: b / f * size / 2 * E / K: "The ridge is FLOPs for a byte: turn your division round.",
 }
-BATCH_HINTS = (
-    "How long does it take to read one weight? And to compute with it for B · K/E tokens? Set them equal.",
-    "Reading takes bytes_per_weight / bytes_per_second, computing 2 · B · K/E / flops_per_second. Solve for B.",
-)
 
 
-@exercise(3, my_full_batch, BATCH_MISTAKES, BATCH_HINTS, "the batch")
+@exercise(3, my_full_batch, BATCH_MISTAKES, "the batch")
 def full_batch() -> list[tuple]:
     sizes = ((4, 15, 3), (1, 16, 2), (2, 2, 1), (4, 8, 4), (1, 6, 6), (2, 1, 1), (4, 1, 1), (2, 128, 8))
     return [(drawn(1, 99) * 1e13, drawn(3, 99) * 1e11, size, E, K) for size, E, K in sizes]
@@ -134,15 +122,9 @@ STEP_MISTAKES = {
         part.roll(own, 1) for part, own in zip(my_cache_step(*a), (0, 1, 1))
     ): "The new token stands in front of the others. It is the last one: cat([cache, new]).",
 }
-STEP_HINTS = (
-    "First the cache: k and v of the new token come behind the others. Then attention, for a single row: which of "
-    "the tokens may the last one see?",
-    "`torch.cat([keys, k[:, None]], dim=1)` is the longer cache. `(keys @ q[:, :, None])[:, :, 0]` has the scores "
-    "(H, S + 1).",
-)
 
 
-@exercise(2, my_cache_step, STEP_MISTAKES, STEP_HINTS, ("y", "the new keys", "the new values"), axes=("head",))
+@exercise(2, my_cache_step, STEP_MISTAKES, ("y", "the new keys", "the new values"), axes=("head",))
 def cache_step() -> list[tuple]:
     sizes = (2, 4, 6), (3, 1, 6), (4, 7, 2), (2, 0, 4)  # heads H, tokens S, h: the last cache is empty
     return [(*torch.randn(3, H, h), *torch.randn(2, H, S, h)) for H, S, h in sizes]

@@ -29,13 +29,9 @@ WIDTH_MISTAKES = {
     lambda w, q, x: min(w, key=lambda width: abs(q[w.index(width)] - x)): ONE,
     lambda w, q, x: next((width for width, own in zip(w, q) if own >= x), math.inf): ONE,
 }
-WIDTH_HINTS = (
-    "Find the two neighbours between whose qualities it lies. Which share of the way from one to the other is it?",
-    "Straight over log(width): `widths[i - 1] * (widths[i] / widths[i - 1]) ** share`.",
-)
 
 
-@exercise(2, my_width, WIDTH_MISTAKES, WIDTH_HINTS, "the width")
+@exercise(2, my_width, WIDTH_MISTAKES, "the width")
 def dense_width() -> Iterator[tuple]:
     for case in range(12):
         widths = [int(torch.randint(4, 8, ())) * 2 ** (i + 3) for i in range(4)]
@@ -63,10 +59,9 @@ COSTS_MISTAKES = {
     lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 3 * K * D * F): f"{BYTES} And it costs 2 FLOPs.",
     lambda D, F, E, K: (6 * K * D * F, 6 * K * D * F, 6 * K * D * F): "All E experts are kept, not only K of them.",
 }
-COSTS_HINTS = ("How many numbers has one expert? All E are kept. How many of them does one token read?",)
 
 
-@exercise(1, my_token_costs, COSTS_MISTAKES, COSTS_HINTS, ("bytes kept", "bytes read", "FLOPs"))
+@exercise(1, my_token_costs, COSTS_MISTAKES, ("bytes kept", "bytes read", "FLOPs"))
 def token_costs() -> list[tuple]:
     return [(6, 10, 5, 3), (4, 6, 8, 2), (8, 4, 16, 1), (64, 256, 1, 1)]
 
@@ -145,14 +140,9 @@ EXCHANGE_MISTAKES = {
         "You counted tokens. Each has D numbers of 4 bytes, and goes there and back."
     ),
 }
-EXCHANGE_HINTS = (
-    "Begin with a table (N, T): the device of each expert. A token travels where this is not its own device.",
-    "`home = chosen // (len(experts) // len(x))`. `home.flatten().argsort(stable=True)` sorts all by device. "
-    "Keep this order: it says where each row came from, and so where its result must go.",
-)
 
 
-@exercise(3, my_exchange, EXCHANGE_MISTAKES, EXCHANGE_HINTS, ("counts", "arrived", "y", "sent"))
+@exercise(3, my_exchange, EXCHANGE_MISTAKES, ("counts", "arrived", "y", "sent"))
 def exchange() -> Iterator[tuple]:
     sizes = (3, 5, 6, 6), (2, 7, 3, 6), (4, 5, 2, 8), (1, 4, 3, 2)  # devices N, tokens of each T, D, experts E
     for N, T, D, E in sizes:

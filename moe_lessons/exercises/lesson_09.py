@@ -32,14 +32,9 @@ FINER_MISTAKES = {
         "The shared expert is as wide as the old experts. It has the width of so many fine ones."
     ),
 }
-FINER_HINTS = (
-    "Cut each expert into `times` pieces. How many pieces are there, how wide is one, how many does a token use?",
-    "K · F must stay what it was, with the shared width counted in; so must E · F.",
-    "`num_experts * times - shared`, `top_k * times - shared`, `d_ff // times`, and `shared` times that width.",
-)
 
 
-@exercise(2, my_finer_experts, FINER_MISTAKES, FINER_HINTS, ("num_experts", "top_k", "d_ff", "the shared width"))
+@exercise(2, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the shared width"))
 def finer_experts() -> list[tuple]:
     return [(8, 2, 64, 8, 3), (16, 2, 32, 4, 2), (8, 1, 14336, 8, 1), (6, 3, 30, 5, 0), (4, 2, 8, 1, 1)]
 
@@ -77,13 +72,9 @@ GROUP_MISTAKES = {
         my_grouped_choice(s.unflatten(1, (-1, n)).mT.flatten(1), n, *rest).unflatten(1, (n, -1)).mT.flatten(1)
     ): "Your groups take experts that lie apart. A group is a row of neighbours: `scores.unflatten(1, (groups, -1))`.",
 }
-GROUP_HINTS = (
-    "`scores.unflatten(1, (num_groups, -1))` has the groups in a dimension of their own.",
-    "A group's score is `.topk(2, dim=2).values.sum(dim=2)`. Give all experts of the other groups the score −∞.",
-)
 
 
-@exercise(2, my_grouped_choice, GROUP_MISTAKES, GROUP_HINTS, "who is chosen", axes=("token", "expert"))
+@exercise(2, my_grouped_choice, GROUP_MISTAKES, "who is chosen", axes=("token", "expert"))
 def grouped_choice() -> list[tuple]:
     sizes = (6, 16, 4, 2, 3), (9, 12, 4, 2, 4), (5, 12, 3, 1, 2), (4, 8, 2, 2, 3)  # T, E, groups, groups kept, K
     return [(0.05 + 0.9 * torch.rand(T, E), *rest) for T, E, *rest in sizes]
@@ -131,14 +122,9 @@ SOFT_MISTAKES = {
         "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`."
     ),
 }
-SOFT_HINTS = (
-    "One table of scores, `x @ phi.T`, a row for each token and a column for each slot. It is used twice.",
-    "`dispatch = logits.softmax(dim=0)` and `combine = logits.softmax(dim=1)`; a slot is `dispatch.T @ x`.",
-    "`outputs = torch.stack([expert(e, slot) for e, slot in enumerate(slots)])`, then `combine @ outputs`.",
-)
 
 
-@exercise(3, my_soft_moe, SOFT_MISTAKES, SOFT_HINTS, "y", axes=("token", "place"))
+@exercise(3, my_soft_moe, SOFT_MISTAKES, "y", axes=("token", "place"))
 def soft_moe() -> Iterator[tuple]:
     for T, S, D in ((5, 3, 4), (7, 8, 2), (1, 4, 3), (6, 1, 5)):
         x, phi, matrices = torch.randn(T, D), torch.randn(S, D), torch.randn(S, D, D)

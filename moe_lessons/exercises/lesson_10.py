@@ -61,14 +61,9 @@ HEALTH_MISTAKES = {
         "One of the two is enough: a dead expert, or a busiest one with three times the mean."
     ),
 }
-HEALTH_HINTS = (
-    "Everything is asked of each row by itself: `loads / loads.sum(dim=1, keepdim=True)` are shares (L, E).",
-    "A token makes K assignments. An expert's share of the tokens is K times its share of the assignments.",
-    "`torch.special.entr(p)` is −p·log p, and 0 at 0. An even load has the entropy log E.",
-)
 
 
-@exercise(2, my_health, HEALTH_MISTAKES, HEALTH_HINTS, ("dead", "max over mean", "the entropy", "ill"), axes=("layer",))
+@exercise(2, my_health, HEALTH_MISTAKES, ("dead", "max over mean", "the entropy", "ill"), axes=("layer",))
 def router_health() -> list[tuple]:
     def some(layers: int, experts: int, **own: list[int]) -> Tensor:
         loads = torch.randint(400, 900, (layers, experts)).float()
@@ -115,14 +110,9 @@ LOSS_MISTAKES = {
         "You multiplied f with f. The other factor is P, the mean probability; the gradient needs it."
     ),
 }
-LOSS_HINTS = (
-    "The loss is E · Σ f · P (lesson 06). Only the order differs: pool and multiply, or multiply and average.",
-    "`torch.zeros_like(probs).scatter(2, probs.topk(top_k, dim=2).indices, 1)` is 1 where an expert is chosen.",
-    "f and P of each layer are (L, E). Pooled: their means over the layers first, since all have as many tokens.",
-)
 
 
-@exercise(2, my_two_losses, LOSS_MISTAKES, LOSS_HINTS, ("the pooled loss", "the mean of the layers"))
+@exercise(2, my_two_losses, LOSS_MISTAKES, ("the pooled loss", "the mean of the layers"))
 def pooled_loss() -> Iterator[tuple]:
     for L, T, E, K in ((3, 20, 8, 2), (2, 12, 4, 1), (4, 9, 6, 3), (1, 10, 8, 2)):
         yield (torch.randn(L, T, E) + 2 * torch.randn(L, 1, E)).softmax(dim=-1), K

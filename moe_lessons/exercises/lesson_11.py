@@ -31,14 +31,9 @@ TIME_MISTAKES = {
     lambda x, n, s: -my_step_time(-x, n, s): "You took the quickest rank of each layer. All wait for the slowest.",
     lambda loads, n, s: my_step_time(loads, n, 1): "These are rows. Each takes seconds_per_row.",
 }
-TIME_HINTS = (
-    "Begin with the rows of each rank in each layer, (L, N). Which of them does one layer wait for?",
-    "`loads.unflatten(1, (num_ranks, -1)).sum(dim=2)` are the rows of the ranks. Take the largest of each layer "
-    "first, then add up the layers.",
-)
 
 
-@exercise(2, my_step_time, TIME_MISTAKES, TIME_HINTS, "the time")
+@exercise(2, my_step_time, TIME_MISTAKES, "the time")
 def step_time() -> list[tuple]:
     sizes = (3, 8, 4, 0.5), (2, 6, 2, 0.001), (1, 4, 2, 2.0), (4, 4, 4, 0.25), (2, 4, 1, 0.1)  # layers, E, N, seconds
     return [(torch.randint(1, 60, (L, E)).float(), N, seconds) for L, E, N, seconds in sizes]
@@ -78,14 +73,9 @@ BYTES_MISTAKES = {
         "This is what all ranks send together. Give a number for each rank."
     ),
 }
-BYTES_HINTS = (
-    "Row i of the table is what rank i sends, column i what comes to it. Each row that came goes back as a result.",
-    "`away = traffic - traffic.diag().diag()` is what leaves. In the forward pass rank i sends "
-    "`away.sum(dim=1)[i] + away.sum(dim=0)[i]` rows; in the backward pass as many gradients.",
-)
 
 
-@exercise(2, my_sent_bytes, BYTES_MISTAKES, BYTES_HINTS, "the bytes", axes=("rank",))
+@exercise(2, my_sent_bytes, BYTES_MISTAKES, "the bytes", axes=("rank",))
 def sent_bytes() -> list[tuple]:
     sizes = (3, 8, 4), (2, 5, 2), (4, 3, 8), (1, 4, 4)  # N, D, bytes
     return [(torch.randint(1, 40, (N, N)), D, size) for N, D, size in sizes]

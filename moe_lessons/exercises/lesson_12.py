@@ -22,14 +22,9 @@ LEAD_MISTAKES = {
     ),
     lambda e, k, w, b: 1 / my_lead(e, k, w, b): "Upside down: less to read is faster.",
 }
-LEAD_HINTS = (
-    "Count in experts: how many does the mixture read for a step of B tokens? To how many is the dense FFN equal?",
-    "A given token leaves an expert alone with the chance 1 − K/E, B tokens with (1 − K/E)^B. The dense FFN "
-    "equals width · K experts.",
-)
 
 
-@exercise(2, my_lead, LEAD_MISTAKES, LEAD_HINTS, "the lead")
+@exercise(2, my_lead, LEAD_MISTAKES, "the lead")
 def lead() -> list[tuple]:
     return [(16, 2, 2.5, 3), (16, 2, 2.5, 1), (8, 2, 3.0, 64), (64, 6, 4.0, 10), (4, 1, 1.5, 2)]
 
@@ -63,13 +58,9 @@ PICK_MISTAKES = {
         "This is the place among those that are left. Give the row in the whole table."
     ),
 }
-PICK_HINTS = (
-    "Three numbers, three roles: one decides what is possible, one what is good enough, one what is fastest.",
-    "Put infinity in the place of the bytes read of every model that does not fit or is not good enough; argmin.",
-)
 
 
-@exercise(2, my_pick, PICK_MISTAKES, PICK_HINTS, "the row")
+@exercise(2, my_pick, PICK_MISTAKES, "the row")
 def pick() -> list[tuple]:
     # The first has another answer for each way to go wrong. In the last there is none.
     rows = [

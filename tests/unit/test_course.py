@@ -55,25 +55,23 @@ def test_a_file_is_read(tmp_path):
 @pytest.mark.parametrize(
     "old, new, words",
     [
-        ("## first\n", "", "line 1: a question begins with '## name', of a to z, 0 to 9, - and _, got 'Which one,'"),
-        ("## second", "## Second One", "line 8: a question begins with '## name', of a to z"),
+        ("## first\n", "", "must be 3 to 5 questions of different names, found second, third"),
+        ("## second", "## Second One", "Second One: a question has a name of a to z"),
         ("## second", "## first", "must be 3 to 5 questions of different names, found first, first, third"),
-        ("- [ ] this — No: it is that.", "- [ ] this", "why it is right', got '- [ ] this'"),
-        ("- [ ] this — No: it is that.", "- [x] this — Yes", "line 8: one option of first must be right, found 2"),
-        ("- [x] that — Yes: it is.", "- [x] that — Yes: it is.\nand so on", "line 7: an option is"),
-        ("- [ ] this — No: it is that.\n", "", "line 7: first must have at least two options, all of them different"),
-        ("- [ ] this", "- [ ] that", "line 8: first must have at least two options, all of them different"),
-        ("And now?\n", "", "line 13: second asks nothing"),
-        ("- [x] c — Yes — really.\n", "", "line 17: one option of third must be right, found 0"),
+        ("- [ ] this — No: it is that.", "- [ ] this", "first: a question has .* '- .x. text — why it is right', got"),
+        ("- [ ] this — No: it is that.", "- [x] this — Yes", "first: a question has .* one of them '- .x. text"),
+        ("- [ ] this — No: it is that.\n", "", "first: a question has .* two or more different options"),
+        ("- [ ] this", "- [ ] that", "first: a question has .* two or more different options"),
+        ("And now?\n", "", "second: a question has .* a text"),
+        ("- [x] c — Yes — really.\n", "", "third: a question has"),
         (GOOD[GOOD.index("## third") :], "", "must be 3 to 5 questions of different names, found first, second"),
         (GOOD, "", "found none"),
     ],
 )
-def test_a_malformed_file_is_refused_with_its_line(tmp_path, old, new, words):
+def test_a_malformed_file_is_refused_with_the_name_of_the_question(tmp_path, old, new, words):
     assert GOOD.count(old) == 1
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=rf"05\.md.*{words}"):
         quiz_of(tmp_path, GOOD.replace(old, new))
-    assert words in str(error.value) and str(error.value).startswith("05.md")
 
 
 def test_the_first_and_the_last_answer_are_kept_and_shown_again(new_session):

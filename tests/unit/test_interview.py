@@ -7,11 +7,12 @@ import nbformat
 import pytest
 
 from moe_lessons.course import Answer, Interview, figures, lacking, progress
-from moe_lessons.course.interview import FIGURE, SOURCE, figure_sentence, parse, sections
+from moe_lessons.course.interview import ANSWERS, FIGURE, QUESTIONS, SOURCE, figure_sentence
 from moe_lessons.course.lessons import LESSONS
+from moe_lessons.support.show import split_points
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = sections("answer.md") | sections("interview.md")
+TEXTS = ANSWERS | QUESTIONS
 LENGTHS = ("one sentence", "one minute", "five minutes")
 FIGURES = sorted({key for text in TEXTS.values() for key in FIGURE.findall(text)})
 
@@ -35,8 +36,8 @@ def test_each_source_is_a_lesson_and_a_claim_that_is_tested_there(name):
 def test_each_statement_of_the_answer_and_each_point_has_a_source():
     for length in LENGTHS:
         assert all(SOURCE.search(paragraph) for paragraph in TEXTS[length].split("\n\n")), length
-    for name in sections("interview.md"):
-        question, points = parse(TEXTS[name])
+    for name in QUESTIONS:
+        question, points = split_points(TEXTS[name])
         assert "?" in question and 2 <= len(points) <= 4 and all(map(SOURCE.search, points)), name
 
 
@@ -106,4 +107,4 @@ def test_a_static_page_has_the_questions_and_folded_answers(monkeypatch):
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
     data = Interview()._repr_mimebundle_()
     assert set(data) == {"text/plain", "text/markdown"}
-    assert data["text/markdown"].count("<details>") == len(sections("interview.md"))
+    assert data["text/markdown"].count("<details>") == len(QUESTIONS)
