@@ -23,7 +23,8 @@ from moe_lessons.support.show import Markdown, Source, read_parts, show_source, 
 
 SECONDS, LINES, WIDTH = 10.0, 5, 200  # of an answer: how long it runs, and how much is shown of what it prints
 Mistakes = Mapping[Callable, str]  # what is often written instead, and what to say about it
-HINTS = {name: split_points(text)[1] for name, text in read_parts(Path(__file__).with_name("hints.md"))}
+HINT_FILES = Path(__file__).with_name("hints").glob("*.md")  # one for each lesson
+HINTS = {name: split_points(text)[1] for path in HINT_FILES for name, text in read_parts(path)}
 NOT_THEIRS = str(Path(__file__).parent), str(Path(traceback.__file__).parent), "site-packages"  # no code of the learner
 WORDS = {
     "right": "✔ Right",
@@ -342,7 +343,7 @@ class Exercise:
 
 
 def exercise(stars: int, solution: Callable, mistakes: Mistakes, what: Any = None, **options: Any) -> Callable:
-    """Make an exercise of the function that stands below, whose name is the exercise's; its hints are in hints.md.
+    """Make an exercise of the function that stands below, whose name is the exercise's; its hints are in hints/NN.md.
 
     stars: 1 to 3. solution: the function that the learner could have written, with the name of theirs. mistakes: what
     is often written instead, and what to say about it. The function below draws the cases for a `Comparison` of answer
