@@ -2,7 +2,7 @@
 
 from moe_lessons.widgets.balancing_lab import BalancingLab
 from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator
-from moe_lessons.widgets.kernel import answer_where_the_page_asks, ask_colab_for_widgets
+from moe_lessons.widgets.kernel import prepare_kernel
 from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.picture import Picture
@@ -11,5 +11,4 @@ from moe_lessons.widgets.routing_lab import RoutingLab
 from moe_lessons.widgets.small_labs import CollapseLab, FactsLab
 from moe_lessons.widgets.torchrun import TorchRun
 
-answer_where_the_page_asks()
-ask_colab_for_widgets()
+prepare_kernel()

@@ -14,7 +14,7 @@ from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels.shares import tile as panel_of_tile
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, TrainingDiverged
-from moe_lessons.widgets.controls import CheckBoxes
+from moe_lessons.widgets.controls import TIPS, CheckBoxes
 from moe_lessons.widgets.laboratory import Lab, check_between, names_of
 
 MOST_TILES, MOST_SEEDS = 12, 10
@@ -23,29 +23,15 @@ READ_EVERY, READ_EVERY_EARLY, EARLY = 20, 5, 40  # steps: a collapse takes some 
 CURVES = ("dead experts", "max over mean", "accuracy")
 FIELDS = tuple(field.name for field in fields(PlaneSetting))
 
-WHAT = {
-    "nothing": "the collapse as it is",
-    "Gaussian noise": "normal noise on the router's logits, in training only",
-    "learned noise": "noise whose size the router learns for each token and expert, in training only",
-    "jitter": "the router's input is scaled up and down at random, in training only",
-    "top-2": "two experts work for each token instead of one",
-    "capacity": "each expert has a limited number of places; what is over it is dropped",
-    "auxiliary loss": "a loss that is lowest where the load is even is added to what is minimised",
-    "z-loss": "a loss that keeps the router's logits small is added to what is minimised",
-    "bias update": "sigmoid scores, and for each expert a bias that selects: up where it had too little, else down",
-    "expert choice": "each expert takes its best tokens, and all take as many",
-}
-
 
 class BalancingLab(Lab):
     """Trains one collapse with several remedies side by side, live, each from the same seeds and on the same data.
 
-    remedies: the tiles: names of `training.REMEDIES`, pairs such as 'auxiliary loss + capacity', or remedies with a
-        strength that no slider moves, such as 'auxiliary loss 0.3'.
+    remedies: names of `training.REMEDIES`, pairs such as 'auxiliary loss + capacity', or remedies with a strength that
+        no slider moves, such as 'auxiliary loss 0.3'.
     seeds: how many runs each tile trains, 1 to 10. first_seed: of them; the films show this one.
-    apply_from: the step at which the remedies start; until then all tiles share the plain collapse. 0: prevention.
-    settings: fields of `training.PlaneSetting`. Those that are the strength of a remedy set it; the others are of the
-        collapse itself, `training.PRESETS["collapse"]`, such as task="uneven" or num_experts=16.
+    apply_from: the step at which the remedies start; until then all tiles share the plain collapse.
+    settings: fields of `training.PlaneSetting`: strengths of remedies, or of the collapse, such as task="uneven".
     play, max_steps: see `LiveRun`.
 
     >>> BalancingLab(("nothing", "auxiliary loss"), seeds=2, router_aux_loss_coef=1.0)
@@ -97,7 +83,7 @@ class BalancingLab(Lab):
         return {}
 
     def turn(self, values: dict[str, Any]) -> None:
-        """See `Lab`: other strengths, other tiles. New ones show the collapse until they branch off."""
+        """Set other strengths, other tiles. New ones show the collapse until they branch off."""
         (base, settings), trunk = self._settings(values), self._trunk
         if base.lr != trunk.setting.lr and trunk.step > 0:
             trunk.marks.append(trunk.step)
@@ -114,8 +100,7 @@ class BalancingLab(Lab):
         self.functions = panels_of(self.tiles)
 
     def looked(self) -> None:
-        """See `Lab`. A tile that was added to trained ones trains by itself up to where they are."""
-        if self.behind > 1 and not self.loop.playing:
+        if self.behind > 1 and not self.loop.playing:  # a tile that was added: up to where the others are
             self.play(self.behind)
 
     def close(self) -> None:
@@ -160,11 +145,9 @@ class BalancingLab(Lab):
 
     def caption(self, tile: Tile) -> str:
         reading = tile.readings[-1]
-        lines = [f"{_range(reading.dead, 1)} dead · {reading.accuracy.mean():.0%} accuracy"]
-        if tile.step > 0:
-            noisy = [f"with noise: {tile.recent('dead_experts'):.1f} dead"] if tile.is_noisy else []
-            lines.append(" · ".join(noisy + _unserved(tile)[:1]))
-        return "\n".join(lines)
+        first = f"{_range(reading.dead, 1)} dead · {reading.accuracy.mean():.0%} accuracy"
+        noisy = [f"with noise: {tile.recent('dead_experts'):.1f} dead"] if tile.is_noisy and tile.step else []
+        return f"{first}\n{' · '.join(noisy + _unserved(tile)[:1])}" if tile.step else first
 
     def words(self) -> str:
         if self.step == 0 and not self.behind:
@@ -212,9 +195,8 @@ class BalancingLab(Lab):
         self._apply(self.check(self.values | {"remedies": (*self.tiles, name)}))
 
 
-@cache
+@cache  # for a name always the same function: what is drawn is kept by it
 def panel_of(name: str) -> Callable[[Any], Panel]:
-    """The panel of a tile: for a name always the same function, since what is drawn is kept by it."""
     return partial(panel_of_tile, name=name)
 
 
@@ -226,7 +208,7 @@ def _what(name: str, setting: PlaneSetting | None = None) -> str:
     """The remedies of a tile in words; with its setting, as strong as they are."""
     texts = []
     for remedy in (split_strength(part)[0] for part in name.split(" + ")):
-        texts.append(WHAT[remedy])
+        texts.append(TIPS["remedies"][remedy])
         if setting is not None and remedy in STRENGTHS:
             strength = getattr(setting, STRENGTHS[remedy])
             texts[-1] += f" ({strength:g})" if strength else " (off)"

@@ -23,8 +23,7 @@ from moe_lessons.widgets.picture import Picture
 
 class Calculator(Picture):
     """Controls over panels. A subclass calls `make_controls`, says `panels`, `sentence` and, in `moved`, which controls
-    follow one that was moved; for `repr`, `source` (the first argument of the constructor) and `settings` (the others).
-    """
+    follow one that was moved; for `repr`, `source` (the first argument) and `settings` (the others)."""
 
     least_width = "300px"  # of a slider
 
@@ -72,26 +71,19 @@ SLIDERS, OWN = "as the sliders say", "this machine"
 class CostCalculator(Calculator):
     """What a transformer costs on a machine, beside its dense opponents: by sliders, or as published.
 
-    model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (its head_dim stays as it is, and its
-    num_heads follows d_model); or a name of `published_sizes`.
-    context_length: how many tokens the attention sees. batch_size: how many texts are written at once. machine: of
-    `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`.
-    dense_width: how many times as wide as the active part the FFN of the equally good dense model is, an assumption;
-    the root of E / K where none is given. Raises ValueError for a name or value that there is not.
+    model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (num_heads follows d_model); or of
+    `published_sizes`. context_length: tokens that the attention sees. batch_size: texts written at once. machine: of
+    `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`. dense_width: of the equally
+    good dense model, in times of the active part; the root of E / K where none is given, an assumption.
     """
 
     least_width = "380px"
     SOURCES = ("published",)  # controls that name a model
 
     def __init__(
-        self,
-        model: str | TransformerShape = "Mixtral 8x7B",
-        context_length: int = 4096,
-        batch_size: int = 1,
-        machine: str | Machine = "NVIDIA H100 SXM",
-        weights: str = "bfloat16",
+        self, model="Mixtral 8x7B", context_length=4096, batch_size=1, machine="NVIDIA H100 SXM", weights="bfloat16",
         dense_width: float | None = None,
-    ):
+    ):  # fmt: skip
         self.machines, self.own = machines(), None
         if isinstance(machine, Machine):  # of its memory nothing is known
             row = {"memory_bytes": float("nan"), "bytes_per_second": machine.bytes_per_second}
@@ -137,7 +129,7 @@ class CostCalculator(Calculator):
         self.take_sizes(preset or "this model", sizes_of(shape), preset or shape, is_slid=True)
 
     def take_sizes(self, name: str, sizes: ModelSizes, source: str | TransformerShape, is_slid: bool = False) -> None:
-        """Show these sizes; where E / K is another, the assumed width follows it. Sliders without a say are pale."""
+        """Show these sizes; where E / K is another, the assumed width follows it."""
         for size in SIZES:
             self.inputs[size].disabled = not is_slid
         ratio = max((group.num_experts / group.top_k for group in sizes.groups), default=1.0)
@@ -214,9 +206,8 @@ LAYOUT |= {"imbalance": 1.0, "overlap": 0.0}
 class PlanCalculator(Calculator):
     """Sliders for a training on many devices: what a step takes, and what a device holds, by `analysis.plan`.
 
-    model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with the
-    layout of DeepSeek-V3, without overlap, and with no more shares than there are experts. There are at least as many
-    devices as the layout needs. Raises ValueError for values that there are not.
+    model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with that of
+    DeepSeek-V3, without overlap, and as many devices as it needs. Raises ValueError for values that there are not.
     """
 
     def __init__(self, model: str = "DeepSeek-V3", **settings: Any):

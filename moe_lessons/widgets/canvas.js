@@ -217,7 +217,8 @@ class View {
     this.request ||= requestAnimationFrame((now) => this.draw(now));
   }
   draw(now) {
-    const { cards, panels, parts, words: { step = 0, state = "", token = "", experts = 0, ...words } } = this;
+    const { cards, panels, parts, words: { step = 0, state = "", token, experts = 0 } } = this;
+    const words = { ...this.words, status: this.status() };
     this.request = 0;
     if (!this.isSeen || !this.inks) return; // and so without an answer: the kernel soon sends hardly anything
     for (const [place, card] of cards)
@@ -233,10 +234,18 @@ class View {
     if (this.at) this.point({ at: this.at }); // what lies there now
     if (this.shown !== this.frame) this.frames++, this.drawn++;
     this.shown = this.frame;
-    set(this.el, { "data-step": step, "data-state": state, "data-token": token, "data-frames": this.frames });
+    set(this.el, { "data-step": step, "data-state": state, "data-token": token ?? "", "data-frames": this.frames });
     if (!this.asked) return;
     this.send({ drawn: this.asked, behind: Math.max(this.received / Math.max(this.drawn, 1), 1) });
     Object.assign(this, { asked: 0, received: 0, drawn: 0 });
+  }
+  status({ step, state, budget, until } = this.words) { // and how long it will train yet, at the speed it has had
+    if (until === undefined) return "";
+    const ended = budget && until && step >= until ? ` after ${budget} step${budget > 1 ? "s" : ""}, press Play for more` : "";
+    if (state !== "training") return (this.began = null) ?? `step ${step} · ${state}${ended}`;
+    if (this.began?.until !== until || step < this.began.step) this.began = { until, step, at: performance.now() };
+    const left = ((until - step) * (performance.now() - this.began.at)) / (step - this.began.step) / 1000;
+    return `step ${step} · training${left >= 2 && left < 1e5 ? `, ${left.toFixed()} s left` : ""}`;
   }
   // Sizes come from the observer: to ask an element for its size would have the page laid out in every frame.
   resize({ target, contentRect: { width, height }, devicePixelContentBoxSize: [size] = [] }) {

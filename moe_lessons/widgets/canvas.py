@@ -12,6 +12,7 @@ import numpy as np
 from moe_lessons.plots.marks import Panel, encode
 from moe_lessons.plots.theme import PALETTE, RED, THEMES
 from moe_lessons.support.errors import is_whole
+from moe_lessons.support.static import static_mode
 
 HERE = Path(__file__).parent
 LOOK = {"palette": PALETTE, "red": RED} | {name: theme.lines for name, theme in THEMES.items()}
@@ -23,11 +24,10 @@ FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the n
 class LiveCanvas(anywidget.AnyWidget):
     """Draws `Panel`s in the page. `show(panels)` sends what has changed since the last picture, in one message: a
     header (of panels whose description has changed, the description; where each array lies) and one buffer with the
-    arrays that have changed.
+    arrays that have changed. A page that opens later (a second view, a reload) says hello and gets everything.
 
     `ready` is false while `IN_FLIGHT` pictures are unanswered: a page that is hidden, frozen or closed does not draw,
     so it does not answer, and then single pictures are tried, after 1/4, 1/2, 1, … 30 seconds. Nothing piles up.
-    A page that opens later (a second view, a reload) says hello and gets everything.
 
     on_pick(kind, index): an 'expert', 'token', 'layer' or 'model' was clicked. It is called on the thread on which the
     kernel handles widgets.
@@ -55,8 +55,7 @@ class LiveCanvas(anywidget.AnyWidget):
         return self.frame - self.answered < IN_FLIGHT or time.monotonic() - self._sent_at > self._patience
 
     def show(self, panels: dict[int, Panel], count: int, **words: Any) -> None:
-        """Send panels by their place (the others stay), and whatever else the page says in text. count: how many
-        panels there are from now on."""
+        """Send panels by their place (the others stay), and texts. count: how many panels there are from now on."""
         with self._lock:
             headers, arrays = {}, {}
             for place, panel in panels.items():
@@ -79,16 +78,15 @@ class LiveCanvas(anywidget.AnyWidget):
         if is_a_try:  # after silence
             self._patience = min(2 * self._patience, LONGEST_PATIENCE)
         self.frame, self._sent_at = self.frame + 1, time.monotonic()
-        slots, parts, size = [], [], 0
+        slots, data = [], bytearray()
         for slot, array in arrays.items():
-            part = array.tobytes()
-            slots.append([slot, array.dtype.str[1:], array.shape, size])
-            parts += [part, bytes(-len(part) % 8)]  # every array begins at a multiple of 8
-            size += len(part) + len(parts[-1])
+            slots.append([slot, array.dtype.str[1:], array.shape, len(data)])
+            data += array.tobytes() + bytes(-array.nbytes % 8)  # every array begins at a multiple of 8
         content = {"frame": self.frame, "panels": headers, "slots": slots, "words": words, **more}
         if is_a_try or self.frame % EVERY == 0:
             content["answer"] = True
-        self.send(content, [b"".join(parts)])
+        if not static_mode():
+            self.send(content, [bytes(data)])
 
     def _hear(self, _, content: Any, buffers) -> None:
         """What a page says; anything else than it can say is ignored."""

@@ -1,12 +1,16 @@
 """Controls, made from the table of knobs."""
 
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 import traitlets
 
 from moe_lessons.training.knobs import KNOBS, Box, Reach
+
+TIPS = json.loads(Path(__file__).with_name("tips.json").read_text("utf-8"))  # of presets and remedies
 
 
 def control(name: str, stops: Any = None) -> W.Widget:
@@ -33,7 +37,7 @@ def control(name: str, stops: Any = None) -> W.Widget:
 
 
 def named_stops(stops: Iterable[float]) -> list[tuple[str, float]]:
-    """Numbers with what a slider says of them: whole ones with commas, and of the others 0 as 'off'."""
+    """Numbers with what a slider says of them; 0.0 is 'off'."""
     names = (f"{s:,}" if isinstance(s, int) else "off" if s == 0 else f"{s:g}" for s in stops)
     return list(zip(names, stops))
 
@@ -50,15 +54,8 @@ def move(widget: W.Widget, value: Any) -> None:
         widget.value = value
 
 
-def heading(text: str) -> W.HTML:
-    """What the controls under it have in common."""
-    return W.HTML(f'<div class="moe-group">{text}</div>')
-
-
 class CheckBoxes(W.Box):
-    """A row of boxes to tick, one for each name; `value` has the names of those that are ticked, in their order.
-
-    what: says of a name what is shown when its box is pointed at."""
+    """A row of boxes to tick; `value` has the names of those that are ticked, in their order. what: name -> its tip."""
 
     value = traitlets.Tuple()
 
@@ -73,9 +70,8 @@ class CheckBoxes(W.Box):
         """Make boxes for names that have none yet."""
         for name in names:
             if name not in self.boxes:
-                tip, layout = self.tip.format(self.what(name)), W.Layout(width="auto")
-                self.boxes[name] = W.Checkbox(False, description=name, indent=False, layout=layout)
-                self.boxes[name].tooltip = tip
+                self.boxes[name] = W.Checkbox(False, description=name, indent=False, layout=W.Layout(width="auto"))
+                self.boxes[name].tooltip = self.tip.format(self.what(name))
                 self.boxes[name].observe(self._ticked, "value")
         self.children = (self.children[0], *self.boxes.values())
 

@@ -1,7 +1,4 @@
-"""The one laboratory, which all others specify: controls made from the table of knobs, and what happens when they move.
-
-The shortest specification is `CollapseLab`.
-"""
+"""The one laboratory, which all others specify; the shortest specification is `CollapseLab`."""
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
@@ -14,7 +11,7 @@ from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
 from moe_lessons.support.errors import check_choice, is_whole
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS, TRAINING, Box
-from moe_lessons.widgets.controls import CheckBoxes, control, heading, move
+from moe_lessons.widgets.controls import CheckBoxes, control, move
 from moe_lessons.widgets.live import LiveRun
 
 
@@ -23,8 +20,7 @@ class Lab(LiveRun):
 
     A subclass says START, LIVE and LOOK (names of knobs), STOPS for those that the table leaves open, `check`,
     `make_runs`, and what else it has of its own. What is refused changes nothing and moves the controls back.
-
-    values: of all that has one; settings: of those in SETTINGS, what the caller gives. The others: see `LiveRun`.
+    settings: of those in SETTINGS, what the caller gives.
     """
 
     START: tuple[str, ...] = ()  # a change of these starts afresh
@@ -45,10 +41,9 @@ class Lab(LiveRun):
         self._moved: set[str] = set()  # controls that have moved and are not applied yet
         self._touched: list[str] = []  # those that have moved since, each as often as it waits to be applied
         self._showing: int | None = None  # the thread on which controls are moved by us
-        self._start(self.values)
+        self.runs = self.make_runs(self.values)
+        self.turn(self.values)
         super().__init__(self.runs, panels, **of_live_run)
-
-    # --- what a subclass says ---
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         """What a control has to choose from, with these values."""
@@ -111,9 +106,6 @@ class Lab(LiveRun):
 
         self.loop.now(apply)
 
-    def reset(self) -> None:
-        self.loop.post(lambda: self._moved.add("afresh"))
-
     def picked(self, kind: str, index: int) -> None:
         clickable, name = self.PICKED
         if kind == clickable and index < len(stops := self.stops(name, self.values)):
@@ -130,10 +122,9 @@ class Lab(LiveRun):
         of = {n: getattr(values[n], "__name__", repr(values[n])) for n in self.USUAL if values[n] != self.USUAL[n]}
         return ([of[first]] if first in of else []) + [f"{name}={of[name]}" for name in names if name in of]
 
-    # --- controls ---
-
     def bar(self) -> list[W.Widget]:
-        return [*super().bar(), self.button("Reset", "Start afresh with the same settings", self.reset, icon="undo")]
+        tip = "Start afresh with the same settings"
+        return [*super().bar(), self.button("Reset", tip, lambda: self._moved.add("afresh"), icon="undo")]
 
     def body(self) -> W.Widget:
         body, controls = super().body(), W.Box(self.controls()).add_class("moe-controls")
@@ -147,11 +138,11 @@ class Lab(LiveRun):
         for title, names in zip(titles, (self.START, self.LIVE, self.LOOK)):
             made = {name: control(name, self.stops(name, self.values)) for name in names if name not in self.inputs}
             self.inputs |= made
-            shown += [heading(title), *made.values()] if made else []
+            shown += [W.HTML(f'<div class="moe-group">{title}</div>'), *made.values()] if made else []
             shown += [self._idle] * (names is self.LIVE)
         self.show_values()
         for name, widget in self.inputs.items():
-            widget.observe(lambda change, name=name: self._by_hand(name), "value")
+            widget.observe(lambda _, name=name: self._by_hand(name), "value")
         return shown
 
     def show_values(self) -> None:
@@ -176,7 +167,7 @@ class Lab(LiveRun):
             self._showing = before
 
     def _by_hand(self, name: str) -> None:
-        """Have a control that was moved by hand applied with those that move meanwhile. Its last value counts."""
+        """Have the last value of a control that was moved by hand applied, with those that move meanwhile."""
 
         def mark() -> None:
             self._moved.add(name)
@@ -208,7 +199,8 @@ class Lab(LiveRun):
         afresh = afresh or any(values[name] != before[name] for name in self.START)
         if afresh:
             old, is_same = self.main_run, values.get(self.SAME) == before.get(self.SAME)
-            self._start(values)
+            self.runs = self.make_runs(values)
+            self.turn(values)
             self.ghost = None if not is_same else old if len(old.records) > RECENT else self.ghost
             self.values, self.marks = values, []
             self.loop.restart_budget()
@@ -221,10 +213,6 @@ class Lab(LiveRun):
             self.loop.trouble = ""
         self.looked()
         self.show_values()
-
-    def _start(self, values: dict[str, Any]) -> None:
-        self.runs = self.make_runs(values)
-        self.turn(values)
 
 
 def check_between(name: str, value: Any, low: int, high: int) -> None:

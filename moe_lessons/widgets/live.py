@@ -17,7 +17,6 @@ from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels._history import num_experts
 from moe_lessons.support.errors import check_positive_int
-from moe_lessons.support.static import static_mode
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged
 from moe_lessons.training.knobs import TRAINING
@@ -34,8 +33,8 @@ _views: dict[str, list[Picture]] = {}  # notebook cell -> the views that it made
 
 
 class Kept(NamedTuple):
-    """What was read of a run, or drawn. It is made anew where its `stamp` has changed; where only its `state` has, in a
-    pause at once, and while it trains when training has paid for the last time."""
+    """What was read or drawn. It is made anew where its `stamp` has changed; where only its `state` has, when training
+    has paid for the last time, and in a pause."""
 
     value: Any
     stamp: tuple
@@ -49,12 +48,11 @@ class LiveRun(Picture):
 
     runs: a `Run`, or names and runs; the first is the one whose routing the panels show.
     panels: names from `plots.PANELS`, or functions of your own, view -> `plots.marks.Panel`.
-    play: how many steps to train as soon as the view is made. On a static page they are trained before the picture.
-    max_steps: how many steps ▶ trains before it stops by itself, so that a closed tab does not train for ever.
+    play: how many steps to train as soon as the view is made; on a static page, before the picture.
+    max_steps: how many steps ▶ trains before it stops by itself.
     columns: how many panels stand in a row. One that needs a row, such as 'block', has it; None: each as it is made.
 
-    `await view.finished()` waits in a notebook cell for the training to pause. Running a cell again ends the views
-    that it made before, and so does deleting it, when the next cell runs.
+    `await view.finished()` waits in a cell for the training to pause. A view ends when its cell runs again.
     """
 
     title = "Live training"
@@ -72,22 +70,25 @@ class LiveRun(Picture):
         self.runs = {"model": runs} if isinstance(runs, Run) else runs
         if not isinstance(self.runs, dict) or not self.runs or not all(isinstance(r, Run) for r in self.runs.values()):
             raise ValueError(f"runs must be a Run or a dict of names and Runs, got {type(runs).__name__}")
-        self.functions, self.max_steps = check_panels(panels), check_positive_int("max_steps", max_steps)
+        panels = panels if isinstance(panels, Sequence) and not isinstance(panels, str) else [panels]
+        for panel in panels or ["none"]:
+            if not callable(panel) and panel not in PANELS:
+                raise ValueError(f"panels must be functions or of {', '.join(map(repr, PANELS))}, got {panel!r}")
+        self.functions = [panel if callable(panel) else PANELS[panel] for panel in panels]
+        self.max_steps = check_positive_int("max_steps", max_steps)
         most = min(len(self.functions), 12)
         self.columns = None if columns is None else min(check_positive_int("columns", columns), most)
         self.values = self.values | {"play": play and check_positive_int("play", play), "max_steps": max_steps}
         self.ghost: Run | None = None  # an earlier run, to compare with
         self.marks: list[int] = []  # steps after which a knob was moved
         self._kept: dict[Any, Kept] = {}  # readings by their names, panels by their places, the 'lines' of text
-        self._spent, self._shown = 0.0, False  # CPU seconds of all of them; whether there was a picture
+        self._spent = 0.0  # CPU seconds of all of them
         self.loop = Loop(self)
         end_with_its_cell(self)
         super().__init__(rows=[W.Box(self.bar()).add_class("moe-bar"), *self.rows()])
         _spare_what_is_loaded()
         if play:
             self.play(play)
-
-    # --- what a subclass may change ---
 
     def rows(self) -> list[W.Widget]:
         """Rows of widgets between the buttons and the picture."""
@@ -116,8 +117,6 @@ class LiveRun(Picture):
         """A second line, on what is selected."""
         return ""
 
-    # --- what a caller may do ---
-
     @property
     def main_run(self) -> Run:
         """The run whose routing is shown."""
@@ -130,18 +129,12 @@ class LiveRun(Picture):
         """How many steps all runs were trained."""
         return min((len(run.records) for run in self.runs.values()), default=0)
 
-    @property
-    def running(self) -> bool:
-        """Whether it trains now."""
-        return self.loop.running
+    running = property(lambda self: self.loop.running, doc="Whether it trains now.")
 
     def play(self, steps: int | None = None) -> None:
-        """Train, at most `steps` more steps (default: max_steps), while the notebook stays usable.
-
-        On a static page, and where no event loop runs, they are trained before it returns.
-        """
+        """Train `steps` more steps (max_steps) while the notebook stays usable; without an event loop, at once."""
         steps = self.max_steps if steps is None else check_positive_int("steps", steps)
-        if self.loop.events is None or static_mode():
+        if self.loop.events is None:
             self.advance(steps)
         else:
             self.loop.play(steps)
@@ -181,8 +174,6 @@ class LiveRun(Picture):
             self.runs, self.ghost, self._kept = {}, None, {}
             super().close()
 
-    # --- training ---
-
     def train_one(self) -> None:
         """One step of each run. Where one fails, those before it take theirs back: all stay in step."""
         done: list[Run] = []
@@ -206,8 +197,6 @@ class LiveRun(Picture):
         for run in self.runs.values():
             run.go_back()
         self._kept.clear()
-
-    # --- the picture ---
 
     def read(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make()` reads from the run that is shown: costly things, such as a trace; see `Kept`."""
@@ -241,8 +230,7 @@ class LiveRun(Picture):
 
     @property
     def plane(self) -> Plane:
-        """The router of the run that is shown, without noise, over the plane and on some tokens; ValueError for
-        another task."""
+        """The router of the run that is shown, without noise, over the plane; ValueError for another task."""
         run = self.main_run
         if not isinstance(run.task, PlaneTask):
             raise ValueError(f"panels that show the plane need a PlaneTask, got {type(run.task).__name__}")
@@ -259,8 +247,7 @@ class LiveRun(Picture):
         return panel if self.columns is None or panel.width == 12 else replace(panel, width=12 // self.columns)
 
     def _due(self, asked: bool) -> dict[int, Panel]:
-        """The panels that are to be drawn anew. While it trains, each may cost its part of the training time. An answer
-        has the quick ones, and the costly ones follow in a picture of their own."""
+        """The panels that are to be drawn anew. An answer has the quick ones; the costly ones follow."""
         self.refresh()
         # a panel that is drawn while it trains may show a reading of an earlier step: it is due in the pause
         state = (self.loop.playing, self.step, self.layer, self.main_run.knobs.is_noisy, len(self.marks), self.values,
@@ -280,8 +267,7 @@ class LiveRun(Picture):
         return panels
 
     def show(self, asked: bool = True) -> float:
-        """Send what is to be seen to the page; return the CPU seconds without those of the panels. asked: it answers an
-        action."""
+        """Send what is to be seen; return the CPU seconds without those of the panels. asked: it answers an action."""
         if not self.runs:  # closed meanwhile
             return 0.0
         words: dict[str, Any] = {}
@@ -290,7 +276,7 @@ class LiveRun(Picture):
             if asked or self._is_old("lines", (), now, PANELS_SHARE / len(self.functions)):
                 words = self._make("lines", self.lines, (), now)
         except Exception as error:  # a learner's model may raise here too
-            if not self._shown:
+            if not self.canvas.frame:  # there was no picture yet
                 raise
             self.pause()
             self.loop.trouble, panels = error_sentence(error), {}
@@ -298,24 +284,19 @@ class LiveRun(Picture):
                 self.go_back()
                 self.loop.trouble = "The last step was too large and is taken back: lower the learning rate to go on."
                 panels, words = self._due(True), self.lines()
-        start, self._shown = time.thread_time(), True
-        if not static_mode():
-            state, trouble = "training" if self.loop.playing else "paused", self.loop.trouble
-            words |= {"step": self.step, "state": state, "trouble": trouble}
-            words["status"] = f"step {self.step} · {state}{self.loop.outlook()}"
-            experts = (self.main_run.num_experts or [0])[0] * self.shows_experts
-            self.canvas.show(panels, len(self.functions), experts=experts, **words)
+        start, experts = time.thread_time(), (self.main_run.num_experts or [0])[0] * self.shows_experts
+        words |= {"step": self.step, "state": "training" if self.loop.playing else "paused", "experts": experts}
+        words |= {"trouble": self.loop.trouble, "budget": self.loop.budget, "until": self.loop.until}
+        self.canvas.show(panels, len(self.functions), **words)
         self._show_buttons()
         return time.thread_time() - start
 
     def lines(self) -> dict[str, Any]:
         """The texts under the picture, and what the controls say when pointed at."""
-        return {"words": self.words(), "reading": self.reading(), "tips": tips(self)}
+        return {"words": self.words(), "reading": self.reading(), "tips": tips(self), "token": self.selected}
 
     def sentence(self) -> str:
         return f"Step {self.step}. {self.words()}"
-
-    # --- the widgets ---
 
     def button(self, text: str, tip: str, action: Callable[[], None], **look) -> W.Button:
         """A button that has `action` done between two steps."""
@@ -326,7 +307,8 @@ class LiveRun(Picture):
     def bar(self) -> list[W.Widget]:
         """The title and the buttons."""
         tip = f"Start or pause the training; it pauses by itself after {self.max_steps} steps"
-        self._play_button = self.button("Play", tip, self._toggle, icon="play", button_style="primary")
+        look = {"icon": "play", "button_style": "primary"}
+        self._play_button = self.button("Play", tip, lambda: self.pause() if self.loop.playing else self.play(), **look)
         self._step_buttons = [
             self.button("Step", "Train one step", lambda: self.step_button(1)),
             self.button("+50", "Train 50 steps", lambda: self.step_button(50)),
@@ -336,9 +318,6 @@ class LiveRun(Picture):
     def body(self) -> W.Widget:
         self.canvas.on_pick = lambda kind, index: self.post(lambda: self.picked(kind, index))
         return W.Box([self.canvas]).add_class("moe-body").add_class("moe-alone")
-
-    def _toggle(self) -> None:
-        self.pause() if self.loop.playing else self.play()
 
     def step_button(self, steps: int) -> None:
         """The buttons 'Step' and '+50', which train only in a pause."""
@@ -368,15 +347,6 @@ def has_diverged(run: Run) -> bool:
         return False
 
 
-def check_panels(panels: Any) -> list[Callable[[Any], Panel]]:
-    """The panels of those names, or ValueError for a name that is not known."""
-    panels = panels if isinstance(panels, Sequence) and not isinstance(panels, str) else [panels]
-    for panel in panels or ["none"]:
-        if not callable(panel) and panel not in PANELS:
-            raise ValueError(f"panels must be functions or of {', '.join(map(repr, PANELS))}, got {panel!r}")
-    return [panel if callable(panel) else PANELS[panel] for panel in panels]
-
-
 def end_with_its_cell(view: Picture) -> None:
     """Have a view ended when its cell runs again, or is deleted."""
     cell = _running_cell().get("cellId")
@@ -389,8 +359,7 @@ def end_with_its_cell(view: Picture) -> None:
 
 def _running_cell() -> dict[str, Any]:
     """What the page says of the notebook cell that runs now."""
-    parent = getattr(get_ipython(), "get_parent", dict)()
-    return (parent or {}).get("metadata", {})
+    return (getattr(get_ipython(), "get_parent", dict)() or {}).get("metadata", {})
 
 
 def _before_cell(info: Any = None) -> None:
@@ -402,7 +371,6 @@ def _before_cell(info: Any = None) -> None:
 
 @functools.cache
 def _spare_what_is_loaded() -> None:
-    """Tell the garbage collector, once, that what is loaded by now stays: else its full searches, through a million
-    objects of torch and matplotlib, stop the picture for a fifth of a second now and then."""
+    """Spare the garbage collector a million objects of torch: each full search stops the picture for .2 seconds."""
     gc.collect()
     gc.freeze()

@@ -1,8 +1,5 @@
-"""Training and pictures take turns on the kernel's own event loop.
-
-Callbacks of widgets may arrive on another thread (JupyterLab handles them on subshells), so they never touch a model:
-they post what is to be done, and the loop does it between two steps.
-"""
+"""Training and pictures take turns on the kernel's own event loop. Callbacks of widgets may arrive on another thread
+(JupyterLab handles them on subshells): they post what is to be done, and the loop does it between two steps."""
 
 import asyncio
 import collections
@@ -12,6 +9,7 @@ from collections.abc import Callable
 
 from moe_lessons.nn import torch_threads
 from moe_lessons.support.interrupts import heeding
+from moe_lessons.support.static import static_mode
 from moe_lessons.training import TrainingDiverged
 
 FPS = 42  # pictures a second at most: a step ends a little after one is due, and a page draws two at once at times
@@ -25,43 +23,28 @@ _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()  # all that have trained: an
 class Loop:
     """Has a view trained while it plays, and shown when a picture is due and its page is ready.
 
-    What it wants of a view: `train_one()`; `step`, how many steps there are; `settle()`, after posted actions; a
-    `canvas`; and `show(asked)` -> CPU seconds of sending. asked: it answers an action, and comes at once. What goes
-    wrong pauses the training, and is said in `trouble`.
+    It uses the view's `train_one()`, `step`, `settle()` (after actions), `canvas`, and `show(asked)` -> CPU seconds of
+    sending; asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`.
     """
 
     def __init__(self, view):
         self.view, self.events = view, event_loop()
         self.playing, self.trouble = False, ""
         self.cost = collections.Counter()  # CPU seconds: 'training', 'showing'; and 'pictures'
-        self._budget = self._until = 0
+        self.budget = self.until = 0  # how many steps it was asked to train, and up to which
         self._task: asyncio.Task | None = None
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self._busy = self._interrupted = self._ended = False
         self._unseen = False  # actions were done that no picture shows yet
-        self._began = (0, 0.0)  # the step and the time at which it was asked to train
         # of the last picture: when it was, after how much CPU time, and what pictures cost before any panel is drawn
         self._last, self._paid, self._overhead = 0.0, 0.0, 0.001
 
-    @property
-    def running(self) -> bool:
-        """Whether it trains now."""
-        return self._task is not None and not self._task.done()
-
-    def outlook(self) -> str:
-        """How long it will train yet, at the speed it has had so far, or that it has paused by itself."""
-        (first, since), step = self._began, self.view.step
-        if not self.playing:
-            ended = self._until and step >= self._until
-            return f" after {self._budget} step{'s' * (self._budget > 1)}, press Play for more" if ended else ""
-        left = (self._until - step) * (time.perf_counter() - since) / max(step - first, 1)
-        return f", {left:.0f} s left" if step > first and left >= 2 else ""
+    running = property(lambda self: self._task is not None and not self._task.done(), doc="Whether it trains now.")
 
     def play(self, steps: int) -> None:
         """Train `steps` steps from here, while the notebook stays usable."""
         self._check_open()
-        self.playing, self.trouble, self._interrupted = True, "", False
-        self._budget = steps
+        self.playing, self.trouble, self._interrupted, self.budget = True, "", False, steps
         self.restart_budget()
         _loops.add(self)
         if not self.running:  # else it goes on, even if it was about to pause
@@ -69,11 +52,10 @@ class Loop:
 
     def restart_budget(self) -> None:
         """Count the steps that may be trained from here, if it trains."""
-        self._until = self.view.step + self._budget if self.playing else 0
-        self._began = self.view.step, time.perf_counter()
+        self.until = self.view.step + self.budget if self.playing else 0
 
     def now(self, action: Callable[[], None]) -> None:
-        """Do what was posted, then `action`, and show it. What `action` raises is raised."""
+        """Do what was posted, then `action`, and show it."""
         self._check_open()
         if self._busy:  # this is posted itself: what was posted later comes later
             return action()
@@ -87,7 +69,7 @@ class Loop:
             self._answer()
 
     def end(self) -> None:
-        """Stop for good: what waits to be done, or is posted later, was meant for a view that is gone."""
+        """Stop for good; what waits to be done, or is posted later, is forgotten."""
         self.playing, self._ended = False, True
         self._actions.clear()
 
@@ -113,7 +95,7 @@ class Loop:
 
     async def _train(self) -> None:
         try:
-            while self.playing and self.view.step < self._until:
+            while self.playing and self.view.step < self.until:
                 with heeding(_pause_all), torch_threads(1):  # a second one waits long where the machine is busy
                     self._take_a_turn()
                 for _ in range(TURNS):
@@ -126,7 +108,7 @@ class Loop:
 
     def _take_a_turn(self) -> None:
         start = time.perf_counter()
-        while self.playing and self.view.step < self._until:
+        while self.playing and self.view.step < self.until:
             cpu, shown = time.thread_time(), self.cost["showing"]
             self.view.train_one()
             self.cost["training"] += time.thread_time() - cpu - (self.cost["showing"] - shown)
@@ -136,7 +118,7 @@ class Loop:
         self.show_if_due()
 
     def show_if_due(self) -> None:
-        """Show the view while it trains, if it is time. Between two steps, and in one that takes long."""
+        """Show the view while it trains, if it is time."""
         if self.playing and (self._unseen or self._is_due()):
             asked, self._unseen, cpu = self._unseen, False, time.thread_time()
             self._overhead += 0.2 * (self.view.show(asked) - self._overhead)
@@ -189,9 +171,9 @@ def _pause_all() -> bool:
 
 
 def event_loop() -> asyncio.AbstractEventLoop | None:
-    """The kernel's own, in a cell: a callback may see another one. None where there is none."""
+    """The kernel's own, in a cell: a callback may see another one. None where there is none, and on a static page."""
     try:
-        return asyncio.get_running_loop()
+        return None if static_mode() else asyncio.get_running_loop()
     except RuntimeError:
         return None
 

@@ -20,6 +20,8 @@ class Picture(W.VBox):
     Picture of 'Load of each expert'
     """
 
+    status: dict[str, Any] = {"state": "paused"}  # and, of what trains, `step` and `until`
+
     def __init__(self, panels: Panel | Sequence[Panel] = (), words: str = "", rows: Sequence[W.Widget] = ()):
         self._panels, self._words = [panels] if isinstance(panels, Panel) else list(panels), words
         self.canvas = LiveCanvas()
@@ -43,7 +45,7 @@ class Picture(W.VBox):
         """Send it all to the page."""
         panels = dict(enumerate(self.panels()))
         words = words or self.sentence()
-        self.canvas.show(panels, count=len(panels), words=words, tips=tips(self), state="paused")
+        self.canvas.show(panels, count=len(panels), words=words, tips=tips(self), **self.status)
 
     def picture(self, theme: str = "light") -> still.LessonFigure:
         """The same as a figure of matplotlib."""
@@ -76,7 +78,6 @@ def descendants(widget: W.Widget) -> Iterator[W.Widget]:
 
 
 def tips(widget: W.Widget) -> dict[str, str]:
-    """What the controls inside a widget do, by their labels; for a box to tick after a ☐: a slider may have the same.
-    Buttons show theirs by themselves."""
+    """What the controls inside a widget do, by their labels, of a box to tick after a ☐; buttons show it themselves."""
     controls = [c for c in descendants(widget) if getattr(c, "tooltip", None) and not isinstance(c, W.Button)]
     return {"☐ " * isinstance(c, W.Checkbox) + c.description: c.tooltip for c in controls}

@@ -14,34 +14,23 @@ from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from moe_lessons.training.knobs import TRAINING, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, ROUTER_STARTS, ROUTERS
+from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import Lab, names_of
 from moe_lessons.widgets.plane import clean_load
 
 NUM_MORE_POINTS = 512  # on which the load without noise is measured
 NUM_HELD_OUT = 256  # points on which the loss of muting an expert is measured
 
-PRESET_TIPS = {
-    "healthy": "Two of eight experts for each token, a little auxiliary loss: every expert has work",
-    "collapse": "One expert for each token, an unsure router, nothing that balances: experts starve",
-    "rescued": "The collapsed run goes on with the auxiliary loss: the dead experts come back (else: starts so)",
-    "too much balance": "The auxiliary loss so strong that the task suffers",
-    "noise": "The collapse with noise on the router: bars with noise, ticks without",
-    "capacity": "The collapse with a limit for each expert: what is over it is dropped",
-    "k = E": "Every expert works for every token: a dense mixture",
-    "one expert": "A single expert: a dense network",
-}
 PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
 
 
 class Playground(Lab):
     """Trains a mixture of experts and its two dense twins on points in the plane, live, with all controls.
 
-    preset: a name from `training.PRESETS`. settings: any field of `training.PlaneSetting`, which then replaces the
-    preset's; one that has no control stays as it is given here.
+    preset: a name from `training.PRESETS`. settings: fields of `training.PlaneSetting` that replace the preset's.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
-    seed: of the task, the models, the data and the noise.
-    panels: which are shown. controls: which there are, by name; with fewer than all there are no buttons of presets.
-    play, max_steps: see `LiveRun`.
+    controls: which there are, by name; with fewer than all there are no buttons of presets.
+    panels, play, max_steps: see `LiveRun`. seed: of the task, the models, the data and the noise.
 
     >>> Playground("collapse", seed=3, lr=0.05)
     Playground('collapse', seed=3, lr=0.05)
@@ -113,7 +102,7 @@ class Playground(Lab):
         if self.values["controls"] is not None:
             return []
         for name, setting in PRESETS.items():
-            button = self.button(name, PRESET_TIPS[name], lambda name=name: self.choose_preset(name))
+            button = self.button(name, TIPS["presets"][name], lambda name=name: self.choose_preset(name))
             idle = [TRAINING[n] for n in self.idle(asdict(setting)) if n in TRAINING]
             # a loss without use does no harm
             button.disabled = any(getattr(setting, knob.name) != knob.off for knob in idle if knob.loss is None)
@@ -136,16 +125,12 @@ class Playground(Lab):
 
         self.loop.now(choose)
 
-    @property
-    def muted(self) -> int | None:
-        return None if self.values["mute"] == "none" else int(self.values["mute"][1:])
+    muted = property(lambda self: None if self.values["mute"] == "none" else int(self.values["mute"][1:]))
 
     def stamp(self) -> tuple:
         return *super().stamp(), self.muted
 
-    @property
-    def clean_load(self) -> list[float]:
-        return self.read("clean load", lambda: clean_load(self.main_run, NUM_MORE_POINTS))
+    clean_load = property(lambda self: self.read("clean load", lambda: clean_load(self.main_run, NUM_MORE_POINTS)))
 
     def words(self) -> str:
         losses, guessing = [record.loss for record in self.main_run.records[-RECENT:]], math.log(NUM_CLASSES)
@@ -174,6 +159,3 @@ class Playground(Lab):
         with_it = self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]
         with muted(self.main_run.model.block.experts, self.muted):
             return with_it, self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]
-
-    def lines(self) -> dict[str, Any]:
-        return super().lines() | {"token": self.selected}

@@ -30,9 +30,8 @@ class RoutingLab(Lab):
     """Trains a language model of experts on bytes, live, and shows which expert serves which.
 
     task: names of `tasks.DOMAINS`, all of them by default, or a `TextTask`, such as one from a file of your own.
-    config: the sizes of the model; panels: as in `LiveRun`; layer: the MoE layer that they show.
-    seed: of the model, the data and the noise. threads, batch_size: see `Run`. play, max_steps: see `LiveRun`.
-    settings: any field of `nn.TransformerConfig`, and any knob of `training.Knobs`.
+    config: the sizes of the model; layer: the MoE layer that panels show. threads, batch_size: see `Run`.
+    settings: fields of `nn.TransformerConfig`, and knobs. panels, play, max_steps: see `LiveRun`.
 
     >>> RoutingLab(("code", "json"), panels=("layers",), num_layers=2, router="sigmoid", lr=0.01)
     RoutingLab(('code', 'json'), panels=('layers',), num_layers=2, router='sigmoid', lr=0.01)
@@ -101,9 +100,7 @@ class RoutingLab(Lab):
     def _sized(self, values: dict[str, Any]) -> TransformerConfig:
         return replace(self._config, **{name: values[name] for name in SIZES})
 
-    @property
-    def clean_load(self) -> list[float]:
-        return expert_shares(self.traced, "layer").loc[self.layer].tolist()
+    clean_load = property(lambda self: expert_shares(self.traced, "layer").loc[self.layer].tolist())
 
     def words(self) -> str:
         return f"Layer {self.layer}: " * (self._num_layers > 1) + super().words()

@@ -21,8 +21,7 @@ WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_T
 class CollapseLab(Lab):
     """Trains `training.PRESETS["collapse"]`, live. Reset starts the same run again.
 
-    panels: names from `PANELS_OF_A_COLLAPSE`. learns: a name of `analysis.collapse.LEARNS`; what does not learn stands
-    still. seed: of the task, the model and the data. play, max_steps: see `LiveRun`.
+    panels: of `PANELS_OF_A_COLLAPSE`. learns: of `analysis.collapse.LEARNS`. play, max_steps: see `LiveRun`.
 
     >>> CollapseLab(learns="router only", seed=3)
     CollapseLab(learns='router only', seed=3)
@@ -44,10 +43,7 @@ class CollapseLab(Lab):
 
 class FactsLab(Lab):
     """Trains a mixture and its two dense twins on a phone book (`tasks.Facts`), live. A lamp is an entry: it is lit
-    while the model knows that entry by heart.
-
-    num_experts (E), top_k (K), num_entries (N), seed: of a new start; lr: of the next step, for all models.
-    play, max_steps: see `LiveRun`.
+    while the model knows that entry by heart. play, max_steps: see `LiveRun`.
 
     >>> FactsLab(8, num_entries=500, seed=3)
     FactsLab(8, num_entries=500, seed=3)
@@ -63,12 +59,12 @@ class FactsLab(Lab):
         super().__init__(values, (*WALLS, "facts known", "loss", "cost"), play=play, max_steps=max_steps)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
-        """See `Lab`. `readings` has which entries each model knew, (N,) by name, and after which step."""
+        """See `Lab`. `readings` has after which step each model knew which entries, (N,) by name."""
         self.readings: list[tuple[int, dict[str, Tensor]]] = []
         return facts_runs(*(values[name] for name in self.START))
 
     def train_one(self) -> None:
-        """See `LiveRun`. All entries are read each N/80 steps: about a tenth of what the training computes."""
+        """See `LiveRun`. To read all entries, each N/80 steps, is about a tenth of what the training computes."""
         super().train_one()
         if self.step % max(self.main_run.task.num_entries // 80, 5) == 0:
             self._read()

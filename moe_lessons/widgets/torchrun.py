@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from typing import Any
 
 import ipywidgets as W
@@ -10,7 +9,6 @@ import numpy as np
 
 from moe_lessons.plots.marks import Axis, Boxes, Line, Panel, roomy
 from moe_lessons.support.errors import check_positive_int
-from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.live import end_with_its_cell
 from moe_lessons.widgets.loop import error_sentence, event_loop, on_the_loop
 from moe_lessons.widgets.picture import Picture
@@ -20,9 +18,8 @@ class TorchRun(Picture):
     """Shows what the ranks of a job say, while they run.
 
     job: what `parallel.torchrun` returns: an iterable of records, dicts with an 'event', and a `stop()`. steps: how
-    many they train. The notebook stays usable; `await view.finished()` waits in a cell and returns the `records`.
-    The button Stop, the interrupt of the kernel (■) while a cell waits, and running the cell again end all ranks;
-    what they said is kept. On a static page, and where no event loop runs, the job is waited for before the picture.
+    many they train. `await view.finished()` waits in a cell and returns the `records`. The button Stop, the kernel's
+    interrupt (■) while a cell waits, and running the cell again end all ranks; what they said is kept.
     """
 
     def __init__(self, job: Any, steps: int):
@@ -31,14 +28,13 @@ class TorchRun(Picture):
         self.job, self.steps = job, check_positive_int("steps", steps)
         self.records: list[dict] = []
         self.trouble, self._stopped, self._over = "", False, threading.Event()
-        self._began: tuple[int, float] | None = None  # the first step since the last start, and when it was done
+        self.status = {"state": "starting", "step": 0, "until": steps}
         self._bar = W.IntProgress(max=steps, layout=W.Layout(width="auto", flex="1"))
-        self._left = W.HTML("starting")
         self._button = W.Button(description="Stop", icon="stop", tooltip="End all ranks and keep what they have said")
         self._button.on_click(lambda _: self.stop())
         title = W.HTML('<span class="moe-title">torchrun</span>')
-        super().__init__(rows=[W.Box([title, self._bar, self._left, self._button]).add_class("moe-bar")])
-        self._events = None if static_mode() else event_loop()
+        super().__init__(rows=[W.Box([title, self._bar, self._button]).add_class("moe-bar")])
+        self._events = event_loop()
         if self._events is None:
             self._listen()
         else:
@@ -46,12 +42,12 @@ class TorchRun(Picture):
             threading.Thread(target=self._listen, daemon=True).start()
 
     def stop(self) -> None:
-        """End all ranks. It returns at once; `finished` waits until they are gone."""
+        """End all ranks, without waiting for it."""
         self._stopped = self._button.disabled = True
         threading.Thread(target=self.job.stop).start()  # it may have to wait for them
 
     async def finished(self) -> list[dict]:
-        """Wait until all ranks are gone; return the records. The kernel's interrupt stops them; a second one raises."""
+        """Wait until all ranks are gone; return the records."""
         while not self._over.is_set():
             try:
                 await asyncio.sleep(0.05)
@@ -73,17 +69,15 @@ class TorchRun(Picture):
     def _hear(self, record: dict) -> None:
         self.records.append(record)
         if record["event"] == "step":
-            step, now = record["step"], time.monotonic()
-            first, since = self._began = self._began or (step, now)
-            left = f", {(self.steps - step) * (now - since) / (step - first):.0f} s left" if step > first else ""
-            self._bar.value, self._left.value = step, f"step {step} of {self.steps}{left}"
+            self._bar.value = record["step"]
+            self.status |= {"state": "training", "step": record["step"]}
         elif record["event"] == "restart":
-            self._began, self._left.value = None, "starting again"
+            self.status["state"] = "starting again"
         self.show()
 
     def _end(self) -> None:
         self._over.set()
-        self._button.disabled, self._left.value = True, "stopped" if self._stopped else "ended"
+        self._button.disabled, self.status["state"] = True, "stopped" if self._stopped else "ended"
         self.show()
 
     def states(self) -> dict[int, str]:
@@ -97,16 +91,14 @@ class TorchRun(Picture):
         return {rank: "ended" if self._over.is_set() else states[rank] for rank in sorted(states)}
 
     def panels(self) -> list[Panel]:
-        """The loss since each start, and the ranks."""
         starts, states = [[]], self.states()  # of each start, the steps and their losses
         for record in self.records:
             if record["event"] == "restart":
                 starts.append([])
             elif record["event"] == "step":
                 starts[-1].append((record["step"], record["loss"]))
-        names = ["loss", *["after the restart"] * (len(starts) - 1)]
-        lines = [Line(*np.reshape(points, (-1, 2)).T, name, 3 * (i > 0), strong=i == 0)
-                 for i, (points, name) in enumerate(zip(starts, names))]  # fmt: skip
+        lines = [Line(*np.reshape(points, (-1, 2)).T, "after the restart" if i else "loss", 3 * (i > 0), strong=i == 0)
+                 for i, points in enumerate(starts)]  # fmt: skip
         top, num = roomy(max((loss for points in starts for _, loss in points), default=1), 1), len(states)
         texts = [f"rank {rank}: {what}" for rank, what in states.items()]
         looks, none = [2 - (what == "trains") for what in states.values()], [-1] * num
@@ -116,14 +108,12 @@ class TorchRun(Picture):
         return [loss, Panel("Ranks", [boxes], *axes, width=4, **size)]
 
     def sentence(self) -> str:
-        """How far it is, what went wrong on the way, and how it ended."""
         steps = [record["step"] for record in self.records if record["event"] == "step"]
         said = [f"Step {steps[-1] if steps else 0} of {self.steps}"]
         said += [record["reason"] for record in self.records if record["event"] in ("restart", "ended")]
         return ". ".join(part[:1].upper() + part[1:] for part in (*said, self.trouble) if part) + "."
 
     def close(self) -> None:
-        """End all ranks, and remove the view with all its widgets."""
         if hasattr(self, "_over") and not self._over.is_set():  # else it was refused when it was made
             self.stop()
         super().close()

@@ -34,7 +34,7 @@ from playwright.sync_api import Error, sync_playwright
 
 from tools.render import KERNEL
 
-collect_ignore = ["measure.py", "soak.py"]  # programs, not tests
+collect_ignore = ["measure.py"]  # a program, no test
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60_000  # milliseconds; only what hangs waits so long

@@ -90,8 +90,8 @@ def words(view) -> str:
 
 
 def status(view) -> str:
-    """The step and whether it trains, as the page says it."""
-    return view.canvas.words["status"]
+    """Whether it trains, as the page says it."""
+    return view.canvas.words["state"]
 
 
 def mark(view, place: int, kind: type, number: int = 0):

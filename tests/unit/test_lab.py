@@ -365,6 +365,6 @@ async def test_a_closed_view_says_so_when_it_is_asked_to_train(name):
     for ask in (lab.play, lambda: lab.advance(1), lambda: lab.set(**{a_control: 1}), lambda: lab.main_run):
         with pytest.raises(RuntimeError, match="this view is closed: run its cell again"):
             ask()
-    lab.pause(), lab.reset(), lab.post(lab.advance), lab.show()
+    lab.pause(), button(lab, "Reset").click(), lab.post(lab.advance), lab.show()
     await settled()
     assert await lab.finished() is lab and lab.step == 0 and not lab.running
