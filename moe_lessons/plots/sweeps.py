@@ -10,7 +10,7 @@ from moe_lessons.analysis.results import effective_width
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.experts import grouped_bars
-from moe_lessons.plots.marks import Axis, Band, Line, Panel
+from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, model_looks, name_over
 
@@ -27,8 +27,7 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, m
 
 
 def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float], quality: str) -> Axes:
-    """Draw which width of a family of dense models is as good as a mixture: see `analysis.effective_width`. A dot for
-    each seed, a line through the means; a band and a dashed line at the width that is as good."""
+    """Draw which width of a family of dense models is as good as a mixture, by `analysis.effective_width`."""
     found, widths = effective_width(family, mixture), sorted(family)
     ax = axes_for(7.4, 3.8, f"The dense width that is as good: {found}", "width of the dense FFN", quality)
     dense, color = np.array([family[width] for width in widths], float), LIGHT.lines[4]
@@ -46,9 +45,8 @@ def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float]
 
 
 def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
-    """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts,
-    and the equal-total twin. results: of `analysis.load_results`; the last step counts. column: more is better, but of
-    a loss less is. ValueError where a model has several learning rates."""
+    """Draw how much better mixtures are than the equal-active twin of the same seed, by their number of experts, and
+    the equal-total twin. column: of `analysis.load_results`. ValueError where a model has several learning rates."""
     gain = _gains(results, EQUAL_ACTIVE, column)
     mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
     values = gain[[name for _, name in sorted(mixtures.items())]]  # (S, E)
@@ -86,8 +84,7 @@ def _gains(results: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
 
 
 def rate_tolerance(results: pd.DataFrame) -> Axes:
-    """Draw the loss of the last step against the learning rate, with a ring at the best of each model, of results with
-    model, lr, seed, step, loss and diverged; nothing of a rate at which a run diverged."""
+    """Draw the last loss of results with model, lr, seed, step, loss, diverged, where none did; a ring: the best."""
     last = results.sort_values("step").groupby(["model", "lr", "seed"], sort=False).tail(1)
     failed = ~np.isfinite(last["loss"]) | last["diverged"].eq(True)
     last = last[~failed.groupby([last["model"], last["lr"]]).transform("any")]
@@ -167,7 +164,8 @@ def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
     marks = []
     for (name, values), ink in zip(dead.items(), model_inks(dead)):
         steps = np.arange(1, len(values[0]) + 1)
-        marks += [Band(steps, np.min(values, 0), np.max(values, 0), ink), Line(steps, np.mean(values, 0), name, ink)]
+        ends = {"low": np.min(values, 0), "high": np.max(values, 0)}
+        marks.append(Line(steps, np.mean(values, 0), name, ink, **ends))
     axes = Axis(0, float(steps[-1]), "step"), Axis(-0.1, 8, "dead experts of 8")
     made = Panel("Dead experts: mean of the seeds, and their range", marks, *axes)
     return plot(made, width=7.6, height=3.4)

@@ -171,7 +171,7 @@ def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), theme: Theme = LIGHT,
     return written
 
 
-def label_points(ax: Axes, x, y, names: Sequence[str]) -> None:
+def label_points(ax: Axes, x, y, names: Sequence[str]) -> Axes:
     """Name each point beside it, at the first of `LABEL_PLACES` within the axes that covers no point and no name."""
     ax.figure.draw_without_rendering()  # settles the layout, and with it where a point lies in pixels
     taken = [Bbox([spot - 6, spot + 6]) for spot in ax.transData.transform(np.column_stack([x, y]))]
@@ -185,6 +185,7 @@ def label_points(ax: Axes, x, y, names: Sequence[str]) -> None:
             if is_inside and not box.count_overlaps(taken[:i] + taken[i + 1 :]):
                 break
         taken.append(box)
+    return ax
 
 
 def name_over(ax: Axes, theme: Theme = LIGHT) -> Axes:

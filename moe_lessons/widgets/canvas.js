@@ -671,32 +671,31 @@ const MARKS = {
   Bars: {
     legend: ({ ink }, { second, second_name: name }) =>
       second && name ? [[name, { background: css(ink), height: "3px" }]] : [],
-    draw(card, { y, limit = Infinity, second, of, texts }) {
-      const { context, view, box, wide } = card, room = Math.abs(card.x(1) - card.x(0)), half = 0.38 * room;
-      const hot = view.fades[of].to, [paper, ink] = [view.paper, view.ink].map((color) => css(color));
+    draw(card, { y, limit = Infinity, second }) {
+      const { context, view, box, wide } = card, half = 0.38 * Math.abs(card.x(1) - card.x(0));
+      const hot = view.fades.expert.to, [paper, ink] = [view.paper, view.ink].map((color) => css(color));
       y.forEach((value, i) => {
         const left = card.x(i) - half, [top, cut, ground] = [value, Math.min(value, limit), 0].map(card.y);
         for (const [from, to, alpha] of [[cut, ground, 1], [top, cut, 0.4]]) {
           const bar = new Path2D(`M${left} ${from}h${2 * half}V${to}h${-2 * half}z`);
-          context.globalAlpha = of === "model" ? alpha * paleness(view, i) : alpha;
-          if (of === "expert") card.fillExpert(bar, i);
-          else card.fill(bar, lineLook(view, i).color);
+          context.globalAlpha = alpha;
+          card.fillExpert(bar, i);
         }
         context.globalAlpha = 1;
         const tick = second && new Path2D(`M${left} ${Math.round(card.y(second[i]))}h${2 * half}`), lineCap = "butt";
         for (const [color, width] of tick ? [[paper, 5], [ink, 3]] : []) card.stroke(tick, { color, width, lineCap });
-        const text = texts[i] ?? (hot === i ? said(card.yAxis, value) : ""), need = card.measure(text) / 2 + 2;
+        if (hot !== i) return;
+        const text = said(card.yAxis, value), need = card.measure(text) / 2 + 2;
         const over = second ? Math.min(top, card.y(second[i]) - 2) : top; // above the tick too
         const place = [clamp(left + half, box.left + need, wide - need), Math.max(over - 8, 7)];
-        if (hot === i || 2 * need < room) card.write(text, ...place, { halo: paper, weight: hot === i ? 700 : 400 });
+        card.write(text, ...place, { halo: paper, weight: 700 });
       });
     },
-    stops(card, { y, second, second_name: name, of, texts }) {
-      const { xAxis, yAxis, header } = card, isExpert = of === "expert", tell = (i) => {
-        const rows = [[isExpert ? i : null, yAxis.label || header.title, said(yAxis, y[i])]];
+    stops(card, { y, second, second_name: name }) {
+      const { yAxis, header } = card, tell = (i) => {
+        const rows = [[i, yAxis.label || header.title, said(yAxis, y[i])]];
         if (second) rows.push([null, name || "other reading", said(yAxis, second[i])]);
-        if (texts[i]) rows.push([null, "", texts[i]]);
-        return { [of]: i, title: isExpert ? `E${i}` : tickText(xAxis, i, `Model ${i}`), rows };
+        return { expert: i, title: `E${i}`, rows };
       };
       return { ...points(card, range(y.length), y, Math.abs), tell };
     },
@@ -734,8 +733,9 @@ const MARKS = {
   },
   Line: {
     legend: (view, { name, ink, strong }) => (name ? [[name, swatch(lineLook(view, ink, strong))]] : []),
-    draw(card, { x, y, ink, strong, model }) {
+    draw(card, { x, y, ink, strong, model, low, high }) {
       const path = card.path(x, y);
+      if (low) card.fill(card.between(x, low, high), css(inkOf(card.view, ink), 0.2));
       if (x.length === 1) path.arc(card.x(x[0]), card.y(y[0]), 1, 0, 7);
       card.context.globalAlpha = paleness(card.view, model);
       card.stroke(path, lineLook(card.view, ink, strong));
@@ -748,9 +748,6 @@ const MARKS = {
       };
       return { ...points(card, x, y, Math.abs), isHistory: true, tell };
     },
-  },
-  Band: {
-    draw: (card, { x, low, high, ink }) => card.fill(card.between(x, low, high), css(inkOf(card.view, ink), 0.2)),
   },
   Points: {
     draw(card, { x, y, look, expert, tokens, selected }) {
@@ -779,12 +776,12 @@ const MARKS = {
     },
   },
   Spots: {
-    draw(card, { x, y, x_low, x_high, y_low, y_high, ink, names, selected }) {
-      const { context, view } = card, hot = view.fades.model.to;
-      for (let i = 0; i < x.length; i++) {
+    draw(card, { x, y, ink, names, selected }) {
+      const { context, view } = card, hot = view.fades.model.to, count = names.length;
+      for (let i = 0; i < count; i++) {
         const isStrong = i === selected || i === hot, { color } = lineLook(view, ink[i]), width = isStrong ? 2.4 : 1.2;
-        const [left, px, right] = [x_low[i], x[i], x_high[i]].map(card.x);
-        const [top, py, bottom] = [y_high[i], y[i], y_low[i]].map(card.y), spot = new Path2D(disc(px, py, 2.5 * width));
+        const [[px, left, right], [py, bottom, top]] = [[x, card.x], [y, card.y]].map(([ends, place]) =>
+          [ends[i], ends[i + count], ends[i + 2 * count]].map(place)), spot = new Path2D(disc(px, py, 2.5 * width));
         context.globalAlpha = paleness(view, i);
         card.stroke(new Path2D(`M${left} ${py}H${right}M${px} ${top}V${bottom}`), { color, width });
         card.fill(spot, color);
@@ -800,7 +797,7 @@ const MARKS = {
       const { xAxis, yAxis, view } = card, up = (i) => [null, yAxis.label, said(yAxis, y[i])];
       const across = (i) => [lineLook(view, ink[i]).color, xAxis.label, said(xAxis, x[i])];
       const tell = (model) => ({ model, title: names[model], rows: [across(model), up(model)] });
-      return { ...points(card, x, y, Math.hypot, 16), tell };
+      return { ...points(card, x.subarray(0, names.length), y, Math.hypot, 16), tell };
     },
   },
   Parts: {

@@ -49,9 +49,7 @@ _histories: WeakKeyDictionary[Run, History] = WeakKeyDictionary()
 
 def thinned(count: int) -> np.ndarray:
     """Choose of `count` places at most `MOST_PLACES`, evenly spread, and the last one."""
-    every = 1
-    while count >= every * MOST_PLACES:
-        every *= 2
+    every = 1 << (count // MOST_PLACES).bit_length()
     return np.union1d(np.arange(every - 1, count, every), np.arange(count)[-1:])
 
 

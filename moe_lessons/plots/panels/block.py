@@ -142,18 +142,13 @@ def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_m
     terms = " + ".join(f"{number(w)} · E{e}(x)" for e, w in sorted(weights.items())) or "0: every expert was full"
     terms = terms if len(weights) <= 4 else f"Σ weight · expert(x) of {len(weights)} experts"
     whole = (COLUMNS + RIGHT - 5) / 2, RIGHT - COLUMNS - 5  # middle and width
-    for row, text in (
-        (TOKEN, f"x = {vector(x, 6)}" + f", {D} numbers" * (D > 6)),
-        (SUM, f"y = {terms} = {vector(y, 3)}"),
-    ):
-        boxes.append(box(whole[0], row, whole[1], 24, text))
+    ends = {TOKEN: f"x = {vector(x, 6)}" + f", {D} numbers" * (D > 6), SUM: f"y = {terms} = {vector(y, 3)}"}
+    boxes += [box(whole[0], row, whole[1], 24, text) for row, text in ends.items()]
     labels = {30: f"a router, {D} → {E}, and {E} FFNs", TOKEN: "token", SUM: "sum"}
     boxes += [words(LABELS, row, text) for row, text in (labels | {row: said[0] for row, said in rows.items()}).items()]
     total = f"parameters: total {count.total:,}, active for this token {count.active:,}"
-    heads += [
-        words(LABELS, 12, f"Mixture of experts: {sum(wanted)} of {E} work for a token"),
-        words(LABELS, COUNTS, total),
-    ]
+    title = f"Mixture of experts: {sum(wanted)} of {E} work for a token"
+    heads += [words(LABELS, 12, title), words(LABELS, COUNTS, total)]
 
 
 def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Routing, selected: int) -> None:
