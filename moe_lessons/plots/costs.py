@@ -144,9 +144,7 @@ def parameter_growth(counts: Mapping[int, ParameterCount]) -> Axes:
         place = max(counts), values[-1]
         annotate(ax, f"{name} {short_number(values[-1])}", place, (8, 0), color=color, weight="bold")
     ax.set_xlim(0.85 * min(counts), 2 * max(counts))
-    log_axis(ax, "x", list(counts))
-    log_axis(ax, "y", say=short_number)
-    return ax
+    return log_axis(log_axis(ax, "x", list(counts)), "y", say=short_number)
 
 
 def speed_bars(speeds: pd.DataFrame) -> Axes:
@@ -195,5 +193,4 @@ def plot_published(checked: pd.DataFrame) -> Axes:
         annotate(ax, f"{100 * (value - 1):+.0f} %".replace("-", "−"), (value, place), (9, 0), halo=True)
     ax.set_yticks(y, checked.system + ": " + checked.quantity)
     ax.set(xlim=(0.38, 2.8), ylim=(len(checked) - 0.4, -0.6))
-    log_axis(ax, "x", (0.5, 0.7, 1, 1.3, 2))
-    return style.name_over(ax)
+    return style.name_over(log_axis(ax, "x", (0.5, 0.7, 1, 1.3, 2)))

@@ -102,14 +102,11 @@ class Rule(NamedTuple):
 
 
 class Boxes(NamedTuple):
-    """Boxes with their middles at x, y, of the sizes w, h, all (N,), and a text in each; it begins at x where w is 0.
+    """Boxes with a text in each. places (N, 4): their middles x, y and sizes; where the width is 0 a text begins at x.
     look (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i that of ink i. expert, token (N,):
     whose it is, -1: of none; a tip has the text and what it `says`. selected: a token, framed in red. strong: bold."""
 
-    x: Any
-    y: Any
-    w: Any
-    h: Any
+    places: Any
     texts: Sequence[str]
     look: Any
     expert: Any
@@ -120,12 +117,9 @@ class Boxes(NamedTuple):
 
 
 class Arrows(NamedTuple):
-    """Arrows from x, y to x_to, y_to, all (N,), in the colour of their expert; pale unless their token is selected."""
+    """Arrows in the colour of their expert, pale unless their token is selected. ends (N, 4): x and y, from and to."""
 
-    x: Any
-    y: Any
-    x_to: Any
-    y_to: Any
+    ends: Any
     expert: Any
     token: Any
     selected: int | None = None

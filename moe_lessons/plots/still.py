@@ -221,7 +221,7 @@ def draw_rule(mark: marks.Rule, ax, theme, panel):
 
 
 def draw_boxes(mark: marks.Boxes, ax, theme, panel):
-    x, y, w, h = (np.asarray(values, dtype=float) for values in (mark.x, mark.y, mark.w, mark.h))
+    x, y, w, h = np.reshape(np.asarray(mark.places, dtype=float), (-1, 4)).T
     room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width / style.LETTER
     grey = _between(theme, 0.1)
     for i, (text, look, expert) in enumerate(zip(mark.texts, mark.look, mark.expert)):
@@ -247,7 +247,7 @@ def _between(theme: Theme, part: float) -> str:
 
 
 def draw_arrows(mark: marks.Arrows, ax, theme, panel):
-    for x, y, x_to, y_to, expert, token in zip(mark.x, mark.y, mark.x_to, mark.y_to, mark.expert, mark.token):
+    for (x, y, x_to, y_to), expert, token in zip(mark.ends, mark.expert, mark.token):
         color = theme.foreground if expert < 0 else expert_color(expert)
         is_strong = token < 0 or token == mark.selected
         look = {"arrowstyle": "-|>" if is_strong else "-", "lw": 1.6 if is_strong else 0.8, "color": color}

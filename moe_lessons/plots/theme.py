@@ -202,7 +202,7 @@ def name_over(ax: Axes, theme: Theme = LIGHT) -> Axes:
     return ax
 
 
-def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say="{:g}".format) -> None:
+def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say="{:g}".format, grid="") -> Axes:
     """Make the axis 'x' or 'y' logarithmic, with these ticks, or with as many round ones as there is room for."""
     ax.set(**{f"{name}scale": "log"})
     axis, (low, high) = getattr(ax, f"{name}axis"), getattr(ax, f"get_{name}lim")()
@@ -210,4 +210,5 @@ def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say="{:g
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
     axis.set_minor_locator(NullLocator())
-    axis.grid(True)
+    ax.grid(axis=grid or name)
+    return ax

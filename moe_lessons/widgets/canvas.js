@@ -596,8 +596,10 @@ const points = (card, x, y, distance, most) => {
   const at = (px, py) => nearest(count, (i) => distance(card.x(x[i]) - px, card.y(y[i]) - py), most);
   return { columns: count, count, place, at };
 };
-const boxAt = ({ x: toX, y: toY }, { x, y, w, h }, i) => // its middle, or where its text begins, and its size
-  ({ px: toX(x[i]), py: toY(y[i]), wide: Math.abs(toX(w[i]) - toX(0)), high: Math.abs(toY(h[i]) - toY(0)) });
+const boxAt = ({ x: toX, y: toY }, places, i) => { // its middle, or where its text begins, and its size
+  const [x, y, w, h] = places.subarray(4 * i, 4 * i + 4);
+  return { px: toX(x), py: toY(y), wide: Math.abs(toX(w) - toX(0)), high: Math.abs(toY(h) - toY(0)) };
+};
 const arc = (radius, side) => `a${radius} ${radius} 0 1 0 ${side * 2 * radius} 0`;
 const disc = (x, y, radius) => `M${x - radius} ${y}${arc(radius, 1)}${arc(radius, -1)}`;
 const cross = (x, y) => `M${x - 3.2} ${y - 3.2}l6.4 6.4m0-6.4l-6.4 6.4`;
@@ -832,10 +834,10 @@ const MARKS = {
     draw: (card, { x, y, kind }) => card.rule(isNumber(x) ? card.x(x) : null, card.y(y), ruleLook(card.view, kind)),
   },
   Boxes: {
-    draw(card, { look, texts, expert, token, selected, strong, ...sizes }) {
+    draw(card, { places, look, texts, expert, token, selected, strong }) {
       const { view } = card, { ink, paper, quiet } = view;
       texts.forEach((text, i) => {
-        const kind = look[i], { px, py, wide, high } = boxAt(card, sizes, i), room = wide ? wide - 2 : Infinity;
+        const kind = look[i], { px, py, wide, high } = boxAt(card, places, i), room = wide ? wide - 2 : Infinity;
         const box = new Path2D(`M${px - wide / 2} ${py - high / 2}h${wide}v${high}h${-wide}z`);
         const fill = kind > 3 ? inkOf(view, kind - 4) : kind === 3 ? view.color(expert[i]) : mix(paper, ink, 0.1);
         if (kind === 3) card.fillExpert(box, expert[i]);
@@ -848,9 +850,9 @@ const MARKS = {
         if (room > 24 || card.measure(text) < room) card.write(card.shorten(text, room), px, py, letters);
       });
     },
-    stops(card, { texts, expert, token, says, ...sizes }) {
+    stops(card, { places, texts, expert, token, says }) {
       const parts = range(texts.length).filter((i) => expert[i] >= 0 || token[i] >= 0)
-        .map((i) => ({ ...boxAt(card, sizes, i), whose: [expert[i], token[i]].map((n) => (n < 0 ? undefined : n)), i }));
+        .map((i) => ({ ...boxAt(card, places, i), whose: [expert[i], token[i]].map((n) => (n < 0 ? undefined : n)), i }));
       const isIn = (x, y) => ({ px, py, wide, high }) => 2 * Math.abs(x - px) < wide && 2 * Math.abs(y - py) < high;
       const at = (px, py) => parts.findIndex(isIn(px, py)), place = (i) => [parts[i].px, parts[i].py];
       const tell = (part, x, y, { i, whose: [expert, token] } = parts[part]) => token === undefined
@@ -860,10 +862,11 @@ const MARKS = {
     },
   },
   Arrows: {
-    draw(card, { x, y, x_to, y_to, expert, token, selected }) {
+    draw(card, { ends, expert, token, selected }) {
       const { view } = card, isStrong = (i) => token[i] < 0 || token[i] === (view.pointed.token ?? selected);
-      for (const i of range(x.length).sort((one, other) => isStrong(one) - isStrong(other))) {
-        const [left, right] = [x[i], x_to[i]].map(card.x), [top, low] = [y[i], y_to[i]].map(card.y);
+      for (const i of range(token.length).sort((one, other) => isStrong(one) - isStrong(other))) {
+        const [left, right] = [ends[4 * i], ends[4 * i + 2]].map(card.x);
+        const [top, low] = [ends[4 * i + 1], ends[4 * i + 3]].map(card.y);
         const angle = Math.atan2(low - top, right - left), [dx, dy] = [Math.cos(angle), Math.sin(angle)];
         const color = css(expert[i] < 0 ? view.ink : view.color(expert[i]), isStrong(i) ? 1 : 0.4);
         const width = isStrong(i) ? 1.8 : 0.8, line = new Path2D(`M${left} ${top}L${right - 5 * dx} ${low - 5 * dy}`);
