@@ -40,9 +40,8 @@ def bars_by_model(tables: Mapping[str, pd.DataFrame], ylabel: str) -> Figure:
     figure = LessonFigure(11, 3)
     axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for ax, (title, table) in zip(axes, tables.items()):
-        dress(ax, LIGHT, title, "", ylabel if ax is axes[0] else "")
-        grouped_bars(ax, range(len(table)), table)
         ax.set_xticks(range(len(table)), list(table.index))
+        grouped_bars(dress(ax, LIGHT, title, "", ylabel if ax is axes[0] else ""), range(len(table)), table)
         name_over(ax)
     return figure
 
@@ -78,8 +77,8 @@ def loads_of_models(rows: Mapping[str, Mapping[str, Sequence[Routing]]]) -> Figu
     for own, (moment, models) in zip(figure.subplots(len(rows), len(names), squeeze=False), rows.items()):
         for ax, name in zip(own, names):
             if name in models:
-                layer_loads(models[name], ax)
-                dress(ax, LIGHT, f"{name}, {moment}", "", "layer" if name == names[0] else "")
+                ylabel = "layer" if name == names[0] else ""
+                dress(layer_loads(models[name], ax), LIGHT, f"{name}, {moment}", "", ylabel)
             else:
                 ax.set_axis_off()
     return figure

@@ -41,11 +41,9 @@ def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, capt
     made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100, theme)
     grid = made.add_gridspec(len(rows), 12, height_ratios=heights)
     for place, row in enumerate(rows):
-        column = 0
-        for panel in row:
-            part = made.add_subfigure(grid[place, column : column + panel.width])  # it is laid out on its own
+        for panel, end in zip(row, np.cumsum([panel.width for panel in row])):
+            part = made.add_subfigure(grid[place, end - panel.width : end])  # it is laid out on its own
             draw(panel, style.styled(part.add_subplot, theme), theme)
-            column += panel.width
     if lines:
         made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=theme.foreground)
     return made

@@ -153,14 +153,14 @@ def styled(add_axes: Callable[..., Any], theme: Theme, *args, **kwargs) -> Any:
 def axes_for(width=6.4, height=3.6, title="", xlabel="", ylabel="", ax: Axes | None = None) -> Axes:
     """Dress the given axes, or those of a new light figure of this size in inches."""
     ax = LessonFigure(width, height).add_subplot() if ax is None else ax
-    dress(ax, LIGHT, title, xlabel, ylabel)
-    return ax
+    return dress(ax, LIGHT, title, xlabel, ylabel)
 
 
-def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> Axes:
     """Say what the axes show, in the style of the theme."""
     with theme.context():
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return ax
 
 
 def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), theme: Theme = LIGHT, halo=False, **look) -> Annotation:
