@@ -30,25 +30,23 @@ def published_models_scatter(frame: pd.DataFrame) -> Axes:
     ax.set(xlim=(0.56 * x.min(), right), ylim=(0.56 * y.min(), top))
     for name in "xy":
         log_axis(ax, name, say="{:g} B".format)
+    kinds = (0, "o", "routed experts only"), (5, "D", "with shared experts")
     for has_shared, own in frame.groupby(frame.shared_experts > 0):
-        kinds = (PALETTE[0], "o", "routed experts only"), (PALETTE[5], "D", "with shared experts")
-        look = dict(zip(("color", "marker", "label"), kinds[int(has_shared)]))
-        ax.scatter(x[own.index], y[own.index], s=44, ec=LIGHT.background, lw=0.8, zorder=3, **look)
+        color, marker, kind = kinds[int(has_shared)]
+        look = {"color": PALETTE[color], "marker": marker, "label": kind, "ec": LIGHT.background}
+        ax.scatter(x[own.index], y[own.index], s=44, lw=0.8, zorder=3, **look)
+    look = {"color": LIGHT.muted, "fontsize": TEXT_SIZE, "ha": "right", "va": "center", "zorder": 2}
+    look |= {"transform_rotates_text": True, "rotation_mode": "anchor"}
+    look |= {"bbox": {"fc": LIGHT.background, "lw": 0, "pad": 0.5}}
     for name, share in SHARES.items():
         start, end = 0.56 * x.min(), min(right, top / share)
         ax.plot([start, end], [start * share, end * share], color=LIGHT.grid, lw=1.2, ls="--", zorder=1)
-        look = {"color": LIGHT.muted, "fontsize": TEXT_SIZE, "ha": "right", "va": "center", "zorder": 2}
-        look |= {"rotation": np.degrees(np.arctan(share)), "transform_rotates_text": True, "rotation_mode": "anchor"}
-        look |= {"bbox": {"fc": LIGHT.background, "lw": 0, "pad": 0.5}}
-        ax.text(0.88 * end, 0.88 * end * share, name, **look)
-    style.name_over(ax)
-    style.label_points(ax, x, y, frame.name)
-    return ax
+        ax.text(0.88 * end, 0.88 * end * share, name, rotation=np.degrees(np.arctan(share)), **look)
+    return style.label_points(style.name_over(ax), x, y, frame.name)
 
 
 def published_features(frame: pd.DataFrame) -> Axes:
-    """Draw the experts of a layer of each model of `published_models()`, through time. Filled: narrower than a token
-    (F < D); a diamond: with shared experts; green: sigmoid scores."""
+    """Draw the experts in a layer of each model of `published_models()`, through time. Fine: F < D."""
     frame = frame.sort_values(["year", "num_experts"], ignore_index=True)
     x = frame.year + 0.08 + 0.84 * frame.groupby("year").cumcount() / frame.groupby("year").year.transform("size")
     ax = axes_for(9.6, 5.2, "Experts in a layer of published mixtures", "year", "routed experts, E")
@@ -60,10 +58,8 @@ def published_features(frame: pd.DataFrame) -> Axes:
         look = {"marker": "D" if is_shared else "o", "ec": color, "fc": color if is_fine else LIGHT.background}
         kind = f"{scores}, {'fine' if is_fine else 'wide'}{', shared' if is_shared else ''}"
         ax.scatter(x[own.index], own.num_experts, label=kind, s=48, lw=1.6, zorder=3, **look)
-    style.name_over(ax)
     names = [f"{name} ({k} of {e})" for name, k, e in zip(frame.name, frame.top_k, frame.num_experts)]
-    style.label_points(ax, x, frame.num_experts, names)
-    return ax
+    return style.label_points(style.name_over(ax), x, frame.num_experts, names)
 
 
 def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
@@ -85,8 +81,8 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
     names = list(dict.fromkeys(name for parts in rows.values() for name, size in parts.items() if size > 0))
     values = [[parts.get(name, 0) / sum(parts.values()) for name in names] for parts in rows.values()]
     bars = Parts(tuple(rows), names, values, [PART_COLORS[name] for name in names])
-    x = Axis(0, 1, ticks=[(part / 5, f"{part / 5:.0%}") for part in range(6)])
-    made = Panel("What each part costs, as a share of the whole", [bars], x)
+    shares = Axis(0, 1, ticks=[(part / 5, f"{part / 5:.0%}") for part in range(6)])
+    made = Panel("What each part costs, as a share of the whole", [bars], shares)
     return plot(made, width=9, height=1.1 + 0.45 * len(rows))
 
 
@@ -145,12 +141,10 @@ def parameter_growth(counts: Mapping[int, ParameterCount]) -> Axes:
     for name, color, line in (("total", LIGHT.lines[0], "-o"), ("active", LIGHT.lines[3], "-s")):
         values = [getattr(count, name) for count in counts.values()]
         ax.plot(list(counts), values, line, color=color, lw=2, ms=6)
-        text, place = f"{name} {short_number(values[-1])}", (max(counts), values[-1])
-        annotate(ax, text, place, (8, 0), color=color, weight="bold")
+        place = max(counts), values[-1]
+        annotate(ax, f"{name} {short_number(values[-1])}", place, (8, 0), color=color, weight="bold")
     ax.set_xlim(0.85 * min(counts), 2 * max(counts))
-    log_axis(ax, "x", list(counts))
-    log_axis(ax, "y", say=short_number)
-    return ax
+    return log_axis(log_axis(ax, "x", list(counts)), "y", say=short_number)
 
 
 def speed_bars(speeds: pd.DataFrame) -> Axes:
@@ -165,8 +159,7 @@ def speed_bars(speeds: pd.DataFrame) -> Axes:
 
 
 def plot_plan(plans: Mapping[str, Plan]) -> Axes:
-    """Draw the time of a step, a bar for each plan, by name: the arithmetic, and the exchange that stands on it, in the
-    colour of the links that it waits for, or is hidden in it, hatched."""
+    """Draw the time of a step, a bar for each plan: arithmetic, and on it the exchange; what is hidden is hatched."""
     ax = axes_for(max(4.8, 1.6 + 0.8 * len(plans)), 3.4, "Time of a step", ylabel="seconds")
     x, made = np.arange(len(plans)), list(plans.values())
     computed, hidden = (np.array([getattr(one, name) for one in made]) for name in ("compute", "hidden"))
@@ -200,5 +193,4 @@ def plot_published(checked: pd.DataFrame) -> Axes:
         annotate(ax, f"{100 * (value - 1):+.0f} %".replace("-", "−"), (value, place), (9, 0), halo=True)
     ax.set_yticks(y, checked.system + ": " + checked.quantity)
     ax.set(xlim=(0.38, 2.8), ylim=(len(checked) - 0.4, -0.6))
-    log_axis(ax, "x", (0.5, 0.7, 1, 1.3, 2))
-    return style.name_over(ax)
+    return style.name_over(log_axis(ax, "x", (0.5, 0.7, 1, 1.3, 2)))

@@ -40,9 +40,8 @@ def bars_by_model(tables: Mapping[str, pd.DataFrame], ylabel: str) -> Figure:
     figure = LessonFigure(11, 3)
     axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
     for ax, (title, table) in zip(axes, tables.items()):
-        dress(ax, LIGHT, title, "", ylabel if ax is axes[0] else "")
-        grouped_bars(ax, range(len(table)), table)
         ax.set_xticks(range(len(table)), list(table.index))
+        grouped_bars(dress(ax, LIGHT, title, "", ylabel if ax is axes[0] else ""), range(len(table)), table)
         name_over(ax)
     return figure
 
@@ -78,8 +77,8 @@ def loads_of_models(rows: Mapping[str, Mapping[str, Sequence[Routing]]]) -> Figu
     for own, (moment, models) in zip(figure.subplots(len(rows), len(names), squeeze=False), rows.items()):
         for ax, name in zip(own, names):
             if name in models:
-                layer_loads(models[name], ax)
-                dress(ax, LIGHT, f"{name}, {moment}", "", "layer" if name == names[0] else "")
+                ylabel = "layer" if name == names[0] else ""
+                dress(layer_loads(models[name], ax), LIGHT, f"{name}, {moment}", "", ylabel)
             else:
                 ax.set_axis_off()
     return figure
@@ -115,17 +114,12 @@ def push_bars(own, others, title: str) -> Axes:
 
 
 def buffers(routing: Routing, capacity: int, title: str, ax: Axes | None = None) -> Axes:
-    """Draw where each token ends when every expert has `capacity` (C) places; routing: from `apply_capacity`.
-
-    Above, the tokens in their order, in the colour of their highest scores. Below, the places of each expert; framed in
-    red, what was dropped.
-    """
+    """Draw the tokens in their order, in the colour of their highest scores, below them the `capacity` (C) places of
+    each expert, and in red frames what was dropped. routing: from `apply_capacity`."""
     lost, num_experts = set(routing.dropped_token_idx.tolist()), routing.num_experts
     boxes = [(t, e, t, -1.9, t in lost) for t, e in enumerate(routing.router_probs.argmax(dim=1).tolist())]
-    for tokens, experts, start in (
-        (routing.token_idx, routing.expert_idx, 0),
-        (routing.dropped_token_idx, routing.dropped_expert_idx, capacity),
-    ):
+    for start, kind in ((0, ""), (capacity, "dropped_")):
+        tokens, experts = (getattr(routing, f"{kind}{name}_idx") for name in ("token", "expert"))
         ranks = (rank_within(experts) + start).tolist()
         boxes += [(t, e, r, e, start > 0) for t, e, r in zip(tokens.tolist(), experts.tolist(), ranks)]
     width = max(capacity, *(x + 1 for _, _, x, _, _ in boxes))
@@ -146,19 +140,16 @@ def buffers(routing: Routing, capacity: int, title: str, ax: Axes | None = None)
 
 def plot_exchange(traffic: Mapping[str, Tensor]) -> Axes:
     """Draw how many rows (tokens' copies) each rank sends to each, a picture for each title; return the last axes.
-
-    traffic: title -> rows (N, N), from the first index to the second, as `parallel.exchange.rank_traffic` counts them.
-    White is an even share; what is framed stays on its rank; under a column: what that rank receives.
-    """
+    traffic: title -> rows (N, N), as `parallel.exchange.rank_traffic` counts them. White: an even share; framed: stays
+    on its rank; under a column: what that rank receives."""
     rows = {name: np.asarray(matrix, dtype=float) for name, matrix in traffic.items()}
     most = max(2, *(matrix.max() / matrix.mean() for matrix in rows.values()))
     drawn = LessonFigure(4.8, 3.9) if len(rows) == 1 else LessonFigure(0.8 + 3.1 * len(rows), 3.75)
     places = drawn.subplots(1, len(rows), squeeze=False)[0]
     for ax, (name, matrix) in zip(places, rows.items()):
-        ranks, received = np.arange(len(matrix)), matrix.sum(axis=0)
+        ranks, received, share = np.arange(len(matrix)), matrix.sum(axis=0), matrix / matrix.mean()  # 1: even
         busiest = f"busiest rank {received.max() / received.mean():.3g} × the mean"
         dress(ax, LIGHT, f"{name}: {busiest}", "to rank", "from rank")
-        share = matrix / matrix.mean()  # 1 is even
         mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most, LIGHT)
         for sender, receiver in np.ndindex(matrix.shape):
             color, text = to_hex(mesh.to_rgba(share[sender, receiver])), style.short_number(matrix[sender, receiver])

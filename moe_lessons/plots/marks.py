@@ -1,9 +1,6 @@
 """What a panel shows, said once: marks and axes. `still` makes a matplotlib figure of them (code hosts, nbval, print),
-`widgets.canvas` sends them to the page. A small type of numbers is a small message.
-
-Marks are linked: pointing at expert 3 in one panel shows it in all. So are tokens and models. Colours of lines are
-numbers, `ink`, see `theme.Theme.lines`; -1 is a pale ghost.
-"""
+`widgets.canvas` sends them to the page, where pointing at an expert, a token or a model in one panel shows it in all.
+Colours of lines are numbers, `ink`: see `theme.Theme.lines`; -1 is a pale ghost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +10,15 @@ import numpy as np
 
 
 class Field(NamedTuple):
-    """A plane divided among the experts: z (rows, columns, E) are scores at the points of a regular grid, bottom row
-    first, bilinear in between. Each place has the colour of the largest; a number says whose it is."""
+    """A plane divided among the experts by their scores z (rows, columns, E) on a grid, bottom row first, bilinear."""
 
     z: Any
 
 
 class Cells(NamedTuple):
-    """A row for each token, layer or group, a column for each expert: z (rows, E); NaN: empty. even: None: z from 0 to
-    1 is the strength of the expert's colour; else z is coloured in two directions from it, up to `most`. numbers: in
-    percent. rows: 'token', 'layer' or 'group'; a click selects a token or layer. selected: the row in a frame."""
+    """A row for each token, layer or group (`rows`), a column for each expert: z (rows, E); NaN: empty. even: None: z
+    is the strength of the expert's colour; else z departs from it, up to `most`. numbers: in percent. selected: the row
+    in a frame; a click selects a token or layer."""
 
     z: Any
     even: float | None = None
@@ -33,15 +29,12 @@ class Cells(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """A bar for each expert, or where of='model' for each model: y (N,). What is above `limit` is pale. second (N,):
-    another reading, a tick on each bar, called second_name. texts: what stands over the bars."""
+    """A bar for each expert: y (E,), pale above `limit`. second (E,): another reading, a tick, called second_name."""
 
     y: Any
     limit: float | None = None
     second: Any = None
     second_name: str = ""
-    of: str = "expert"
-    texts: Sequence[str] = ()
 
 
 class Stack(NamedTuple):
@@ -53,7 +46,7 @@ class Stack(NamedTuple):
 
 
 class Line(NamedTuple):
-    """x, y (N,). model: which one it is, where it is linked. strong: thicker."""
+    """x, y (N,), in a pale band from low to high (N,). model: of which it is, where it is linked. strong: thicker."""
 
     x: Any
     y: Any
@@ -61,15 +54,8 @@ class Line(NamedTuple):
     ink: int = 0
     model: int | None = None
     strong: bool = True
-
-
-class Band(NamedTuple):
-    """The range from low (N,) to high (N,) at x (N,), in a pale ink."""
-
-    x: Any
-    low: Any
-    high: Any
-    ink: int = 0
+    low: Any = None
+    high: Any = None
 
 
 class Points(NamedTuple):
@@ -86,14 +72,10 @@ class Points(NamedTuple):
 
 
 class Spots(NamedTuple):
-    """A spot for each model, with a cross over the range of its seeds, all (N,); selected: strong and named."""
+    """A spot for each model, with a cross: x, y (3, N), the mean, lowest and highest of its seeds. selected: named."""
 
     x: Any
     y: Any
-    x_low: Any
-    x_high: Any
-    y_low: Any
-    y_high: Any
     ink: Any
     names: Sequence[str]
     selected: int | None = None
@@ -120,15 +102,11 @@ class Rule(NamedTuple):
 
 
 class Boxes(NamedTuple):
-    """Boxes with their middles at x, y, of the sizes w and h, all (N,), and a text in each, as far as there is room.
-    Where w is 0 the text begins at x. look (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i
-    that of ink i. expert, token (N,): whose it is, -1: of none; a tip has the text and what it `says`. selected: the
-    token whose texts are in a red frame. strong: bold."""
+    """Boxes with a text in each. places (N, 4): their middles x, y and sizes; where the width is 0 a text begins at x.
+    look (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i that of ink i. expert, token (N,):
+    whose it is, -1: of none; a tip has the text and what it `says`. selected: a token, framed in red. strong: bold."""
 
-    x: Any
-    y: Any
-    w: Any
-    h: Any
+    places: Any
     texts: Sequence[str]
     look: Any
     expert: Any
@@ -139,20 +117,16 @@ class Boxes(NamedTuple):
 
 
 class Arrows(NamedTuple):
-    """Arrows from x, y to x_to, y_to, all (N,), in the colour of their expert; pale unless their token is selected."""
+    """Arrows in the colour of their expert, pale unless their token is selected. ends (N, 4): x and y, from and to."""
 
-    x: Any
-    y: Any
-    x_to: Any
-    y_to: Any
+    ends: Any
     expert: Any
     token: Any
     selected: int | None = None
 
 
 class Lamps(NamedTuple):
-    """A lamp of size 1 for each token, `columns` in a row, from the top left: lit (N,), 1 in the ink or 0 dark. letters
-    (N, length): what a tip says of each, in ASCII."""
+    """A lamp for each token, `columns` in a row from the top left: lit (N,), 1 or 0. letters (N, length): its tip."""
 
     lit: Any
     columns: int
@@ -161,8 +135,8 @@ class Lamps(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Passages, each under its name. experts (B,): who served each byte of all passages, -1: none, and colours its
-    letter; sizes (N,): how many bytes each letter has; says: what a tip says of each byte."""
+    """Passages under their names. experts (B,): whose colour each byte has, -1: none; sizes (N,): bytes of each letter;
+    says: what a tip says of each byte."""
 
     texts: Sequence[str]
     names: Sequence[str] = ()
@@ -208,9 +182,7 @@ class Panel:
     selected: bool = False
 
 
-MARKS = (Field, Cells, Bars, Stack, Line, Band, Points, Spots, Parts, Rule, Boxes, Arrows, Lamps, Text, Table)
-ARRAYS = "z y x second low high look expert x_low x_high y_low y_high ink values experts sizes w h x_to y_to".split()
-ARRAYS += ["token", "lit", "letters"]
+MARKS = (Field, Cells, Bars, Stack, Line, Points, Spots, Parts, Rule, Boxes, Arrows, Lamps, Text, Table)
 PAGE_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # what a page has no array for, or no use
 
 
@@ -220,7 +192,7 @@ def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
     for number, mark in enumerate(panel.marks):
         header = {name: value for name, value in mark._asdict().items() if value is not None}
         for name, value in header.items():
-            if name in ARRAYS and not isinstance(value, int | float):
+            if mark.__annotations__[name] is Any:
                 slot = f"{place}.{number}.{name}"
                 array = np.ascontiguousarray(value, "f4" if name == "values" else None)  # some are large
                 arrays[slot] = array.astype(PAGE_TYPES.get(array.dtype.str[1:], array.dtype), copy=False)

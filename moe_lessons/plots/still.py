@@ -41,11 +41,9 @@ def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, capt
     made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100, theme)
     grid = made.add_gridspec(len(rows), 12, height_ratios=heights)
     for place, row in enumerate(rows):
-        column = 0
-        for panel in row:
-            part = made.add_subfigure(grid[place, column : column + panel.width])  # it is laid out on its own
+        for panel, end in zip(row, np.cumsum([panel.width for panel in row])):
+            part = made.add_subfigure(grid[place, end - panel.width : end])  # it is laid out on its own
             draw(panel, style.styled(part.add_subplot, theme), theme)
-            column += panel.width
     if lines:
         made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=theme.foreground)
     return made
@@ -69,7 +67,9 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
     ax.set(xlim=(x.low, x.high), ylim=(y.low, y.high), autoscale_on=False, axisbelow=True)
     for axis, said in ((ax.xaxis, x), (ax.yaxis, y)):
         if said.ticks is not None:
-            ticks = _apart(said.ticks, ax.bbox.width) if said is x else said.ticks
+            ticks, longest = said.ticks, style.LETTER * max((len(text) for _, text in said.ticks), default=0)
+            while said is x and longest * (len(ticks) - 1) >= ax.bbox.width:  # as many as do not touch
+                ticks = ticks[::2]
             axis.set_ticks([value for value, _ in ticks], [text for _, text in ticks], parse_math=False)
         else:
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
@@ -90,12 +90,6 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
     elif is_filled:
         ax.spines[:].set_visible(False)
     return style.name_over(ax, theme)
-
-
-def _apart(ticks: Sequence[tuple[float, str]], width: float) -> Sequence[tuple[float, str]]:
-    """Take all ticks, or every second, fourth, …: as many as do not touch in `width` pixels."""
-    longest = style.LETTER * max((len(text) for _, text in ticks), default=0)
-    return ticks if longest * (len(ticks) - 1) < width else _apart(ticks[::2], width)
 
 
 def _line_look(ink: int, theme: Theme, strong: bool = True) -> dict:
@@ -152,19 +146,15 @@ def draw_cells(mark: Cells, ax, theme, panel):
 
 def draw_bars(mark: marks.Bars, ax, theme, panel):
     y, places = np.asarray(mark.y, dtype=float), np.arange(len(mark.y))
-    inks = [expert_color(i) if mark.of == "expert" else theme.lines[i % 6] for i in places]
-    hatches = [expert_hatch(i) if mark.of == "expert" else "" for i in places]
+    colors, hatches = [*map(expert_color, places)], [*map(expert_hatch, places)]
     served = y if mark.limit is None else y.clip(max=mark.limit)
-    ax.bar(places, served, 0.76, color=inks, edgecolor=theme.background, hatch=hatches, lw=0)
+    ax.bar(places, served, 0.76, color=colors, edgecolor=theme.background, hatch=hatches, lw=0)
     if mark.limit is not None:
-        ax.bar(places, y - served, 0.76, bottom=served, color=inks, alpha=0.35, lw=0)
+        ax.bar(places, y - served, 0.76, bottom=served, color=colors, alpha=0.35, lw=0)
     if mark.second is not None:
         ticks = np.asarray(mark.second, dtype=float), places - 0.42, places + 0.42
         ax.hlines(*ticks, color=theme.background, lw=4, zorder=2.5)
         ax.hlines(*ticks, color=theme.foreground, lw=2.2, zorder=2.5, label=mark.second_name)
-        y = np.fmax(y, ticks[0])  # texts stand above the tick too
-    for *place, text in zip(places, y, mark.texts):
-        annotate(ax, text, place, (0, 3), theme, ha="center", va="bottom")
 
 
 def draw_stack(mark: marks.Stack, ax, theme, panel):
@@ -181,12 +171,10 @@ def draw_stack(mark: marks.Stack, ax, theme, panel):
 
 
 def draw_line(mark: marks.Line, ax, theme, panel):
+    if mark.low is not None:
+        ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
+        ax.fill_between(mark.x, *ends, color=theme.lines[mark.ink % 6], alpha=0.2, lw=0)
     ax.plot(mark.x, np.asarray(mark.y, "f8"), label=mark.name or None, **_line_look(mark.ink, theme, mark.strong))
-
-
-def draw_band(mark: marks.Band, ax, theme, panel):
-    ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
-    ax.fill_between(mark.x, *ends, color=theme.muted if mark.ink < 0 else theme.lines[mark.ink % 6], alpha=0.2, lw=0)
 
 
 def draw_points(mark: marks.Points, ax, theme, panel):
@@ -202,12 +190,13 @@ def draw_points(mark: marks.Points, ax, theme, panel):
 
 
 def draw_spots(mark: marks.Spots, ax, theme, panel):
-    colors, is_selected = [theme.lines[ink % 6] for ink in mark.ink], np.arange(len(mark.x)) == mark.selected
-    ax.hlines(mark.y, mark.x_low, mark.x_high, colors=colors, lw=np.where(is_selected, 2, 1))
-    ax.vlines(mark.x, mark.y_low, mark.y_high, colors=colors, lw=np.where(is_selected, 2, 1))
-    ax.scatter(mark.x, mark.y, np.where(is_selected, 90, 36), colors, ec=theme.background, zorder=3, clip_on=False)
+    colors, is_selected = [theme.lines[ink % 6] for ink in mark.ink], np.arange(len(mark.names)) == mark.selected
+    (x, *x_ends), (y, *y_ends) = mark.x, mark.y
+    ax.hlines(y, *x_ends, colors=colors, lw=np.where(is_selected, 2, 1))
+    ax.vlines(x, *y_ends, colors=colors, lw=np.where(is_selected, 2, 1))
+    ax.scatter(x, y, np.where(is_selected, 90, 36), colors, ec=theme.background, zorder=3, clip_on=False)
     if (i := mark.selected) is not None:
-        annotate(ax, mark.names[i], (mark.x[i], mark.y[i]), (0, 10), theme, halo=True, ha="center", zorder=4)
+        annotate(ax, mark.names[i], (x[i], y[i]), (0, 10), theme, halo=True, ha="center", zorder=4)
 
 
 def draw_parts(mark: Parts, ax, theme, panel):
@@ -230,7 +219,7 @@ def draw_rule(mark: marks.Rule, ax, theme, panel):
 
 
 def draw_boxes(mark: marks.Boxes, ax, theme, panel):
-    x, y, w, h = (np.asarray(values, dtype=float) for values in (mark.x, mark.y, mark.w, mark.h))
+    x, y, w, h = np.reshape(np.asarray(mark.places, dtype=float), (-1, 4)).T
     room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width / style.LETTER
     grey = _between(theme, 0.1)
     for i, (text, look, expert) in enumerate(zip(mark.texts, mark.look, mark.expert)):
@@ -256,7 +245,7 @@ def _between(theme: Theme, part: float) -> str:
 
 
 def draw_arrows(mark: marks.Arrows, ax, theme, panel):
-    for x, y, x_to, y_to, expert, token in zip(mark.x, mark.y, mark.x_to, mark.y_to, mark.expert, mark.token):
+    for (x, y, x_to, y_to), expert, token in zip(mark.ends, mark.expert, mark.token):
         color = theme.foreground if expert < 0 else expert_color(expert)
         is_strong = token < 0 or token == mark.selected
         look = {"arrowstyle": "-|>" if is_strong else "-", "lw": 1.6 if is_strong else 0.8, "color": color}

@@ -10,7 +10,7 @@ from moe_lessons.analysis.results import effective_width
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.experts import grouped_bars
-from moe_lessons.plots.marks import Axis, Band, Line, Panel
+from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, model_looks, name_over
 
@@ -27,8 +27,7 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, m
 
 
 def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float], quality: str) -> Axes:
-    """Draw which width of a family of dense models is as good as a mixture: see `analysis.effective_width`. A dot for
-    each seed, a line through the means; a band and a dashed line at the width that is as good."""
+    """Draw which width of a family of dense models is as good as a mixture, by `analysis.effective_width`."""
     found, widths = effective_width(family, mixture), sorted(family)
     ax = axes_for(7.4, 3.8, f"The dense width that is as good: {found}", "width of the dense FFN", quality)
     dense, color = np.array([family[width] for width in widths], float), LIGHT.lines[4]
@@ -40,27 +39,22 @@ def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float]
         ax.axvspan(low, high, fc=LIGHT.lines[3], alpha=0.2, label="as good: from the lowest to the highest seed")
     if widths[0] <= found.width <= widths[-1]:
         ax.axvline(found.width, ls="--", lw=1.2, color=LIGHT.lines[3])
-    log_axis(ax, "x", widths)
-    ax.grid(axis="y")
-    return name_over(ax)
+    return name_over(log_axis(ax, "x", widths, grid="both"))
 
 
 def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
-    """Draw how much better mixtures are than the equal-active twin of the same seed, against their number of experts,
-    and the equal-total twin. results: of `analysis.load_results`; the last step counts. column: more is better, but of
-    a loss less is. ValueError where a model has several learning rates."""
+    """Draw how much better mixtures are than the equal-active twin of the same seed, by their number of experts, and
+    the equal-total twin. column: of `analysis.load_results`. ValueError where a model has several learning rates."""
     gain = _gains(results, EQUAL_ACTIVE, column)
     mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
-    values = gain[[name for _, name in sorted(mixtures.items())]]  # (S, E)
     experts = sorted(mixtures)
+    values = gain[[mixtures[e] for e in experts]]  # (S, E)
     ax = axes_for(7.4, 3.4, f"{label}, against the twin of the same seed", "experts, E", label)
     ax.axhline(0, lw=1.2, color=LIGHT.lines[1], label="equal-active twin")
     ax.plot(experts, values.T, color=LIGHT.lines[0], **SEED)
     ax.plot(experts, values.mean(), color=LIGHT.lines[0], lw=1.8, label="mixtures, mean of their seeds")
     ax.axhline(gain[EQUAL_TOTAL].mean(), ls=style.DASHES[2], lw=1.4, color=LIGHT.lines[2], label="equal-total twin")
-    log_axis(ax, "x", experts)
-    ax.grid(axis="y")
-    return name_over(ax)
+    return name_over(log_axis(ax, "x", experts, grid="both"))
 
 
 def gain_by_model(results: pd.DataFrame, base: str, column: str, label: str) -> Axes:
@@ -86,8 +80,7 @@ def _gains(results: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
 
 
 def rate_tolerance(results: pd.DataFrame) -> Axes:
-    """Draw the loss of the last step against the learning rate, with a ring at the best of each model, of results with
-    model, lr, seed, step, loss and diverged; nothing of a rate at which a run diverged."""
+    """Draw the last loss of results with model, lr, seed, step, loss, diverged, where none did; a ring: the best."""
     last = results.sort_values("step").groupby(["model", "lr", "seed"], sort=False).tail(1)
     failed = ~np.isfinite(last["loss"]) | last["diverged"].eq(True)
     last = last[~failed.groupby([last["model"], last["lr"]]).transform("any")]
@@ -97,8 +90,7 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
         best = last[last["model"] == model].groupby("lr").loss.mean().nsmallest(1)
         ax.plot(best.index, best, "o", ms=12, mfc="none", mec=color, mew=1.5)
     log_axis(ax, "y")
-    log_axis(ax, "x", sorted(last["lr"].unique()))
-    return name_over(ax)
+    return name_over(log_axis(ax, "x", sorted(last["lr"].unique())))
 
 
 def speed_by_batch(frame: pd.DataFrame) -> Axes:
@@ -108,8 +100,7 @@ def speed_by_batch(frame: pd.DataFrame) -> Axes:
     curves(ax, frame[frame["model"] != last], "batch", "speedup", "low", "high", "median")
     ax.axhline(1, ls="--", lw=1.4, color=model_looks([last])[last][0], label=last)
     log_axis(ax, "y", say="{:,g}".format)
-    log_axis(ax, "x", sorted(frame["batch"].unique()), style.short_number)
-    return name_over(ax)
+    return name_over(log_axis(ax, "x", sorted(frame["batch"].unique()), style.short_number))
 
 
 def distinct_by_batch(frame: pd.DataFrame) -> Axes:
@@ -122,15 +113,14 @@ def distinct_by_batch(frame: pd.DataFrame) -> Axes:
         ax.plot(curve.index, curve["distinct"], marker, color=color, ms=6, label=model)
         name = "_"  # one law is named
     ax.set_ylim(0, None)
-    log_axis(ax, "x", sorted(frame["batch"].unique()), style.short_number)
-    return name_over(ax)
+    return name_over(log_axis(ax, "x", sorted(frame["batch"].unique()), style.short_number))
 
 
 def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
     """Draw the lesser of bandwidth (bytes/s) × intensity and flops (FLOP/s) of a machine (S. Williams, A. Waterman,
     D. Patterson, Roofline, 2009), and what was reached: `analysis.roofline_points`."""
-    labels = "arithmetic intensity: FLOPs for each byte read", "GFLOP/s"
-    ax = axes_for(8.4, 4.6, "The roofline of this machine", *labels)
+    title = "The roofline of this machine"
+    ax = axes_for(8.4, 4.6, title, "arithmetic intensity: FLOPs for each byte read", "GFLOP/s")
     x, y, ridge = points["intensity"], points["flops_per_second"], flops / bandwidth
     left, right = min(x.min(), ridge) / 3, max(x.max(), ridge) * 6
     ax.plot([left, ridge, right], [bandwidth * left, flops, flops], color=LIGHT.foreground, lw=2, zorder=2)
@@ -147,8 +137,7 @@ def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
     log_axis(ax, "y", say=lambda value: f"{value / 1e9:,g}")
     annotate(ax, f"{flops / 1e9:,.3g} GFLOP/s ", (right, flops), (0, 7), ha="right")
     annotate(ax, f"  {bandwidth / 1e9:,.3g} GB/s", (left, bandwidth * left * 2.2))
-    style.label_points(ax, x, y, points["name"])
-    return ax
+    return style.label_points(ax, x, y, points["name"])
 
 
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | None = None) -> Axes:
@@ -157,9 +146,7 @@ def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | Non
     rows = [("mean, and all seeds", x, float(y)) for x, own in values.items() for y in own]
     curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", *["y"] * 3)
     ax.axhline(baseline, ls="--", lw=1.2, color=LIGHT.foreground, label="without")
-    log_axis(ax, "x", list(values))
-    ax.grid(axis="y")
-    return name_over(ax)
+    return name_over(log_axis(ax, "x", list(values), grid="both"))
 
 
 def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
@@ -167,10 +154,9 @@ def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
     marks = []
     for (name, values), ink in zip(dead.items(), model_inks(dead)):
         steps = np.arange(1, len(values[0]) + 1)
-        marks += [Band(steps, np.min(values, 0), np.max(values, 0), ink), Line(steps, np.mean(values, 0), name, ink)]
+        marks.append(Line(steps, np.mean(values, 0), name, ink, low=np.min(values, 0), high=np.max(values, 0)))
     axes = Axis(0, float(steps[-1]), "step"), Axis(-0.1, 8, "dead experts of 8")
-    made = Panel("Dead experts: mean of the seeds, and their range", marks, *axes)
-    return plot(made, width=7.6, height=3.4)
+    return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
 
 
 def dead_histogram(dead: Mapping[str, Sequence[int]]) -> Axes:

@@ -153,14 +153,14 @@ def styled(add_axes: Callable[..., Any], theme: Theme, *args, **kwargs) -> Any:
 def axes_for(width=6.4, height=3.6, title="", xlabel="", ylabel="", ax: Axes | None = None) -> Axes:
     """Dress the given axes, or those of a new light figure of this size in inches."""
     ax = LessonFigure(width, height).add_subplot() if ax is None else ax
-    dress(ax, LIGHT, title, xlabel, ylabel)
-    return ax
+    return dress(ax, LIGHT, title, xlabel, ylabel)
 
 
-def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> Axes:
     """Say what the axes show, in the style of the theme."""
     with theme.context():
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return ax
 
 
 def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), theme: Theme = LIGHT, halo=False, **look) -> Annotation:
@@ -171,7 +171,7 @@ def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), theme: Theme = LIGHT,
     return written
 
 
-def label_points(ax: Axes, x, y, names: Sequence[str]) -> None:
+def label_points(ax: Axes, x, y, names: Sequence[str]) -> Axes:
     """Name each point beside it, at the first of `LABEL_PLACES` within the axes that covers no point and no name."""
     ax.figure.draw_without_rendering()  # settles the layout, and with it where a point lies in pixels
     taken = [Bbox([spot - 6, spot + 6]) for spot in ax.transData.transform(np.column_stack([x, y]))]
@@ -185,6 +185,7 @@ def label_points(ax: Axes, x, y, names: Sequence[str]) -> None:
             if is_inside and not box.count_overlaps(taken[:i] + taken[i + 1 :]):
                 break
         taken.append(box)
+    return ax
 
 
 def name_over(ax: Axes, theme: Theme = LIGHT) -> Axes:
@@ -201,7 +202,7 @@ def name_over(ax: Axes, theme: Theme = LIGHT) -> Axes:
     return ax
 
 
-def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say="{:g}".format) -> None:
+def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say="{:g}".format, grid="") -> Axes:
     """Make the axis 'x' or 'y' logarithmic, with these ticks, or with as many round ones as there is room for."""
     ax.set(**{f"{name}scale": "log"})
     axis, (low, high) = getattr(ax, f"{name}axis"), getattr(ax, f"get_{name}lim")()
@@ -209,4 +210,5 @@ def log_axis(ax: Axes, name: str, ticks: Iterable[float] | None = None, say="{:g
     axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
     axis.set_minor_locator(NullLocator())
-    axis.grid(True)
+    ax.grid(axis=grid or name)
+    return ax

@@ -605,8 +605,10 @@ const points = (card, x, y, distance, most) => {
   const at = (px, py) => nearest(count, (i) => distance(card.x(x[i]) - px, card.y(y[i]) - py), most);
   return { columns: count, count, place, at };
 };
-const boxAt = ({ x: toX, y: toY }, { x, y, w, h }, i) => // its middle, or where its text begins, and its size
-  ({ px: toX(x[i]), py: toY(y[i]), wide: Math.abs(toX(w[i]) - toX(0)), high: Math.abs(toY(h[i]) - toY(0)) });
+const boxAt = ({ x: toX, y: toY }, places, i) => { // its middle, or where its text begins, and its size
+  const [x, y, w, h] = places.subarray(4 * i, 4 * i + 4);
+  return { px: toX(x), py: toY(y), wide: Math.abs(toX(w) - toX(0)), high: Math.abs(toY(h) - toY(0)) };
+};
 const arc = (radius, side) => `a${radius} ${radius} 0 1 0 ${side * 2 * radius} 0`;
 const disc = (x, y, radius) => `M${x - radius} ${y}${arc(radius, 1)}${arc(radius, -1)}`;
 const cross = (x, y) => `M${x - 3.2} ${y - 3.2}l6.4 6.4m0-6.4l-6.4 6.4`;
@@ -680,32 +682,31 @@ const MARKS = {
   Bars: {
     legend: ({ ink }, { second, second_name: name }) =>
       second && name ? [[name, { background: css(ink), height: "3px" }]] : [],
-    draw(card, { y, limit = Infinity, second, of, texts }) {
-      const { context, view, box, wide } = card, room = Math.abs(card.x(1) - card.x(0)), half = 0.38 * room;
-      const hot = view.fades[of].to, [paper, ink] = [view.paper, view.ink].map((color) => css(color));
+    draw(card, { y, limit = Infinity, second }) {
+      const { context, view, box, wide } = card, half = 0.38 * Math.abs(card.x(1) - card.x(0));
+      const hot = view.fades.expert.to, [paper, ink] = [view.paper, view.ink].map((color) => css(color));
       y.forEach((value, i) => {
         const left = card.x(i) - half, [top, cut, ground] = [value, Math.min(value, limit), 0].map(card.y);
         for (const [from, to, alpha] of [[cut, ground, 1], [top, cut, 0.4]]) {
           const bar = new Path2D(`M${left} ${from}h${2 * half}V${to}h${-2 * half}z`);
-          context.globalAlpha = of === "model" ? alpha * paleness(view, i) : alpha;
-          if (of === "expert") card.fillExpert(bar, i);
-          else card.fill(bar, lineLook(view, i).color);
+          context.globalAlpha = alpha;
+          card.fillExpert(bar, i);
         }
         context.globalAlpha = 1;
         const tick = second && new Path2D(`M${left} ${Math.round(card.y(second[i]))}h${2 * half}`), lineCap = "butt";
         for (const [color, width] of tick ? [[paper, 5], [ink, 3]] : []) card.stroke(tick, { color, width, lineCap });
-        const text = texts[i] ?? (hot === i ? said(card.yAxis, value) : ""), need = card.measure(text) / 2 + 2;
+        if (hot !== i) return;
+        const text = said(card.yAxis, value), need = card.measure(text) / 2 + 2;
         const over = second ? Math.min(top, card.y(second[i]) - 2) : top; // above the tick too
         const place = [clamp(left + half, box.left + need, wide - need), Math.max(over - 8, 7)];
-        if (hot === i || 2 * need < room) card.write(text, ...place, { halo: paper, weight: hot === i ? 700 : 400 });
+        card.write(text, ...place, { halo: paper, weight: 700 });
       });
     },
-    stops(card, { y, second, second_name: name, of, texts }) {
-      const { xAxis, yAxis, header } = card, isExpert = of === "expert", tell = (i) => {
-        const rows = [[isExpert ? i : null, yAxis.label || header.title, said(yAxis, y[i])]];
+    stops(card, { y, second, second_name: name }) {
+      const { yAxis, header } = card, tell = (i) => {
+        const rows = [[i, yAxis.label || header.title, said(yAxis, y[i])]];
         if (second) rows.push([null, name || "other reading", said(yAxis, second[i])]);
-        if (texts[i]) rows.push([null, "", texts[i]]);
-        return { [of]: i, title: isExpert ? `E${i}` : tickText(xAxis, i, `Model ${i}`), rows };
+        return { expert: i, title: `E${i}`, rows };
       };
       return { ...points(card, range(y.length), y, Math.abs), tell };
     },
@@ -743,8 +744,9 @@ const MARKS = {
   },
   Line: {
     legend: (view, { name, ink, strong }) => (name ? [[name, swatch(lineLook(view, ink, strong))]] : []),
-    draw(card, { x, y, ink, strong, model }) {
+    draw(card, { x, y, ink, strong, model, low, high }) {
       const path = card.path(x, y);
+      if (low) card.fill(card.between(x, low, high), css(inkOf(card.view, ink), 0.2));
       if (x.length === 1) path.arc(card.x(x[0]), card.y(y[0]), 1, 0, 7);
       card.context.globalAlpha = paleness(card.view, model);
       card.stroke(path, lineLook(card.view, ink, strong));
@@ -757,9 +759,6 @@ const MARKS = {
       };
       return { ...points(card, x, y, Math.abs), isHistory: true, tell };
     },
-  },
-  Band: {
-    draw: (card, { x, low, high, ink }) => card.fill(card.between(x, low, high), css(inkOf(card.view, ink), 0.2)),
   },
   Points: {
     draw(card, { x, y, look, expert, tokens, selected }) {
@@ -788,12 +787,12 @@ const MARKS = {
     },
   },
   Spots: {
-    draw(card, { x, y, x_low, x_high, y_low, y_high, ink, names, selected }) {
-      const { context, view } = card, hot = view.fades.model.to;
-      for (let i = 0; i < x.length; i++) {
+    draw(card, { x, y, ink, names, selected }) {
+      const { context, view } = card, hot = view.fades.model.to, count = names.length;
+      for (let i = 0; i < count; i++) {
         const isStrong = i === selected || i === hot, { color } = lineLook(view, ink[i]), width = isStrong ? 2.4 : 1.2;
-        const [left, px, right] = [x_low[i], x[i], x_high[i]].map(card.x);
-        const [top, py, bottom] = [y_high[i], y[i], y_low[i]].map(card.y), spot = new Path2D(disc(px, py, 2.5 * width));
+        const [[px, left, right], [py, bottom, top]] = [[x, card.x], [y, card.y]].map(([ends, place]) =>
+          [ends[i], ends[i + count], ends[i + 2 * count]].map(place)), spot = new Path2D(disc(px, py, 2.5 * width));
         context.globalAlpha = paleness(view, i);
         card.stroke(new Path2D(`M${left} ${py}H${right}M${px} ${top}V${bottom}`), { color, width });
         card.fill(spot, color);
@@ -809,7 +808,7 @@ const MARKS = {
       const { xAxis, yAxis, view } = card, up = (i) => [null, yAxis.label, said(yAxis, y[i])];
       const across = (i) => [lineLook(view, ink[i]).color, xAxis.label, said(xAxis, x[i])];
       const tell = (model) => ({ model, title: names[model], rows: [across(model), up(model)] });
-      return { ...points(card, x, y, Math.hypot, 16), tell };
+      return { ...points(card, x.subarray(0, names.length), y, Math.hypot, 16), tell };
     },
   },
   Parts: {
@@ -844,10 +843,10 @@ const MARKS = {
     draw: (card, { x, y, kind }) => card.rule(isNumber(x) ? card.x(x) : null, card.y(y), ruleLook(card.view, kind)),
   },
   Boxes: {
-    draw(card, { look, texts, expert, token, selected, strong, ...sizes }) {
+    draw(card, { places, look, texts, expert, token, selected, strong }) {
       const { view } = card, { ink, paper, quiet } = view;
       texts.forEach((text, i) => {
-        const kind = look[i], { px, py, wide, high } = boxAt(card, sizes, i), room = wide ? wide - 2 : Infinity;
+        const kind = look[i], { px, py, wide, high } = boxAt(card, places, i), room = wide ? wide - 2 : Infinity;
         const box = new Path2D(`M${px - wide / 2} ${py - high / 2}h${wide}v${high}h${-wide}z`);
         const fill = kind > 3 ? inkOf(view, kind - 4) : kind === 3 ? view.color(expert[i]) : mix(paper, ink, 0.1);
         if (kind === 3) card.fillExpert(box, expert[i]);
@@ -860,9 +859,9 @@ const MARKS = {
         if (room > 24 || card.measure(text) < room) card.write(card.shorten(text, room), px, py, letters);
       });
     },
-    stops(card, { texts, expert, token, says, ...sizes }) {
+    stops(card, { places, texts, expert, token, says }) {
       const parts = range(texts.length).filter((i) => expert[i] >= 0 || token[i] >= 0)
-        .map((i) => ({ ...boxAt(card, sizes, i), whose: [expert[i], token[i]].map((n) => (n < 0 ? undefined : n)), i }));
+        .map((i) => ({ ...boxAt(card, places, i), whose: [expert[i], token[i]].map((n) => (n < 0 ? undefined : n)), i }));
       const isIn = (x, y) => ({ px, py, wide, high }) => 2 * Math.abs(x - px) < wide && 2 * Math.abs(y - py) < high;
       const at = (px, py) => parts.findIndex(isIn(px, py)), place = (i) => [parts[i].px, parts[i].py];
       const tell = (part, x, y, { i, whose: [expert, token] } = parts[part]) => token === undefined
@@ -872,10 +871,11 @@ const MARKS = {
     },
   },
   Arrows: {
-    draw(card, { x, y, x_to, y_to, expert, token, selected }) {
+    draw(card, { ends, expert, token, selected }) {
       const { view } = card, isStrong = (i) => token[i] < 0 || token[i] === (view.pointed.token ?? selected);
-      for (const i of range(x.length).sort((one, other) => isStrong(one) - isStrong(other))) {
-        const [left, right] = [x[i], x_to[i]].map(card.x), [top, low] = [y[i], y_to[i]].map(card.y);
+      for (const i of range(token.length).sort((one, other) => isStrong(one) - isStrong(other))) {
+        const [left, right] = [ends[4 * i], ends[4 * i + 2]].map(card.x);
+        const [top, low] = [ends[4 * i + 1], ends[4 * i + 3]].map(card.y);
         const angle = Math.atan2(low - top, right - left), [dx, dy] = [Math.cos(angle), Math.sin(angle)];
         const color = css(expert[i] < 0 ? view.ink : view.color(expert[i]), isStrong(i) ? 1 : 0.4);
         const width = isStrong(i) ? 1.8 : 0.8, line = new Path2D(`M${left} ${top}L${right - 5 * dx} ${low - 5 * dy}`);

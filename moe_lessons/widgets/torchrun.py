@@ -102,7 +102,7 @@ class TorchRun(Picture):
         top, num = roomy(max((loss for points in starts for _, loss in points), default=1), 1), len(states)
         texts = [f"rank {rank}: {what}" for rank, what in states.items()]
         looks, none = [2 - (what == "trains") for what in states.values()], [-1] * num
-        boxes = Boxes([0.5] * num, np.arange(num) + 0.5, [0.9] * num, [0.7] * num, texts, looks, none, none, texts)
+        boxes = Boxes([(0.5, rank + 0.5, 0.9, 0.7) for rank in range(num)], texts, looks, none, none, texts)
         size, axes = {"height": 190}, (Axis(0, 1, ticks=()), Axis(max(num, 1), 0, ticks=()))
         loss = Panel("Loss (cross entropy, nats)", lines, Axis(0, self.steps, "step"), Axis(0, top), width=8, **size)
         return [loss, Panel("Ranks", [boxes], *axes, width=4, **size)]

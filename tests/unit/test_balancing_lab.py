@@ -7,7 +7,7 @@ import pytest
 from live_tools import assert_consistent, button, click, losses, mark, on_a_loop, settled
 
 from moe_lessons.analysis.collapse import READ_POINTS, STRENGTHS
-from moe_lessons.plots.marks import Band, Line, Stack
+from moe_lessons.plots.marks import Line, Stack
 from moe_lessons.plots.panels.quality import CURVES
 from moe_lessons.training import REMEDIES, SeedBand, remedy_setting
 from moe_lessons.training.knobs import KNOBS
@@ -184,7 +184,7 @@ async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its
         own = [getattr(reading, quantity) for reading in list(lab.tiles.values())[line.model].readings]
         np.testing.assert_allclose(line.y, np.mean(own, axis=1), rtol=1e-6)
         assert line.strong == (line.model == 1)
-    np.testing.assert_allclose(mark(lab, 0, Band).high, np.max(own, axis=1), rtol=1e-6)
+    np.testing.assert_allclose(mark(lab, 0, Line, 1).high, np.max(own, axis=1), rtol=1e-6)
 
 
 def test_the_words_say_who_has_dead_experts_and_who_is_most_accurate(lab):

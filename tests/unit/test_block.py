@@ -36,7 +36,7 @@ def panel_of(moe, x, token=0, dense=None) -> Panel:
 def boxes(panel: Panel, place: int) -> list[SimpleNamespace]:
     """The boxes of one of its marks: 1 what is bold, 2 the block, 3 the strip."""
     said = panel.marks[place]
-    return [SimpleNamespace(**dict(zip(Boxes._fields, values))) for values in zip(*said[:9])]
+    return [SimpleNamespace(**dict(zip(Boxes._fields, values))) for values in zip(*said[:6])]
 
 
 def row(panel: Panel, says: str) -> list[SimpleNamespace]:
@@ -63,7 +63,7 @@ def test_the_numbers_are_those_of_the_routing(num_experts, top_k, divided):
         chosen = dict(zip(routing.topk_indices[token].tolist(), routing.topk_weights[token].tolist()))
         assert values(panel, "router logit") == pytest.approx(routing.router_logits[token].tolist(), abs=near)
         assert values(panel, "weight") == pytest.approx([chosen.get(e, 0) for e in range(num_experts)], abs=0.0051)
-        experts = [box for box in boxes(panel, 2) if re.match(r"E\d+( · idle)?$", box.texts) and box.w]
+        experts = [box for box in boxes(panel, 2) if re.match(r"E\d+( · idle)?$", box.texts) and box.places[2]]
         for drawn in (experts, row(panel, "weight")):
             assert [box.look for box in drawn] == [EXPERT if e in chosen else GREY for e in range(num_experts)]
         (total,) = [text for text in texts(panel) if text.startswith("y = ")]
@@ -102,11 +102,12 @@ def test_the_strip_has_each_assignment_once_and_no_box_lies_over_another(num_exp
     pairs = set(zip(routing.expert_idx.tolist(), routing.token_idx.tolist()))
     sorted_, back = ([box for box in strip if box.says.startswith(says)] for says in ("computed by", "from"))
     assert [(box.expert, box.token) for box in sorted_] == sorted(pairs)  # from left to right
-    assert np.all(np.diff([box.x for box in sorted_]) > 0) and {(box.expert, box.token) for box in back} == pairs
+    assert np.all(np.diff([box.places[0] for box in sorted_]) > 0)
+    assert {(box.expert, box.token) for box in back} == pairs
     for says in ("goes to", "sum of"):
         assert [box.token for box in strip if box.says.startswith(says)] == list(range(tokens))
     assert sum(token >= 0 for token in arrows.token) == 2 * len(pairs) and panel.marks[3].selected == tokens - 1
-    x, y, w, h = np.array([(box.x, box.y, box.w, box.h) for place in (2, 3) for box in boxes(panel, place) if box.w]).T
+    x, y, w, h = np.array([box.places for place in (2, 3) for box in boxes(panel, place) if box.places[2]]).T
     left, right, top, low = x - w / 2, x + w / 2, y - h / 2, y + h / 2
     assert left.min() >= 0 and right.max() <= WIDTH and top.min() >= 0 and low.max() <= HEIGHT
     over = (left[:, None] < right - 1e-6) & (left < right[:, None] - 1e-6)
@@ -175,7 +176,7 @@ async def test_a_click_on_a_token_shows_its_numbers_while_it_trains():
         logits = view.plane.routing.router_logits[seen].tolist()
         assert values(shown, "router logit") == pytest.approx(logits, abs=0.0051)
         tokens = {t for t in mark(view, 2, Boxes, 2).token if t >= 0}
-        assert tokens == set(range(16, 32) if seen > 15 else range(16)) and len(mark(view, 2, Arrows).x) > 60
+        assert tokens == set(range(16, 32) if seen > 15 else range(16)) and len(mark(view, 2, Arrows).ends) > 60
 
 
 def test_the_playground_shows_the_same_block_with_its_own_twin_and_a_dense_model_has_none():

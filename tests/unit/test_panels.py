@@ -261,9 +261,9 @@ def test_tiles_are_coloured_by_what_became_of_them_and_axes_reach_over_all_seeds
     assert list(panel.legend) == [good, fewer, (5, "as many dead or more: nothing, capacity")]
     (spots,) = panel.marks
     assert spots.ink.tolist() == [5, 1, 4, 5, 4] and list(spots.names) == list(dead) and spots.selected == 1
-    for mean, values in (("x", x), ("y", y)):
-        found = [getattr(spots, part)[0] for part in (mean, f"{mean}_low", f"{mean}_high")]
-        np.testing.assert_allclose(found, [np.mean(values), min(values), max(values)], rtol=1e-6)
+    for found, values in ((spots.x, x), (spots.y, y)):
+        own = [part[0] for part in found]
+        np.testing.assert_allclose(own, [np.mean(values), min(values), max(values)], rtol=1e-6)
     assert panel.x.low < 1 and panel.x.high >= widest and panel.y.low <= lowest and panel.y.high == 1
     del tiles["nothing"]
     assert outcomes(SimpleNamespace(tiles=tiles))[1][1] == (1, "fewer dead than the worst: jitter")

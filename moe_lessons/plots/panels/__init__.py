@@ -1,8 +1,5 @@
-"""The panels of live views, by name: each function view -> Panel in a module of this folder is one.
-
-What a view is: see `widgets.loop`. A panel is asked for up to 30 times a second while a model trains, so it never walks
-over all records: see `_history`.
-"""
+"""The panels of live views (`widgets.loop`), by name: each function view -> Panel in a module of this folder is one. It
+is called up to 30 times a second while a model trains, so it never walks over all records: see `_history`."""
 
 from collections.abc import Callable
 from importlib import import_module

@@ -18,7 +18,7 @@ class History:
     """Keeps a row for each step of a run: its number, seconds so far, recent loss and dead experts."""
 
     def __init__(self):
-        self.flops, self.records, self.rows = 0.0, [], []  # flops: of a training step
+        self.records, self.rows = [], []
 
     def read(self, records: list) -> "History":
         """Read the records that are new. Where the old ones were replaced or taken back, start again."""
@@ -49,9 +49,7 @@ _histories: WeakKeyDictionary[Run, History] = WeakKeyDictionary()
 
 def thinned(count: int) -> np.ndarray:
     """Choose of `count` places at most `MOST_PLACES`, evenly spread, and the last one."""
-    every = 1
-    while count >= every * MOST_PLACES:
-        every *= 2
+    every = 1 << (count // MOST_PLACES).bit_length()
     return np.union1d(np.arange(every - 1, count, every), np.arange(count)[-1:])
 
 
@@ -66,10 +64,8 @@ def spent(run: Run, x_axis: str, steps=None) -> np.ndarray:
     at = past.column("steps") if steps is None else np.asarray(steps, dtype=float)
     if x_axis == "seconds":
         return np.interp(at, np.append(0, past.column("steps")), np.append(0, past.column("seconds")))
-    if x_axis == "FLOPs" and not past.flops:
-        tokens = run.batch_size * getattr(run.task, "context", 1)  # of a step: an example is a point, or a sequence
-        past.flops = tokens * flops_per_token(run.model, training=True)
-    return at.astype(float) * past.flops if x_axis == "FLOPs" else at
+    tokens = run.batch_size * getattr(run.task, "context", 1)  # of a step: an example is a point, or a sequence
+    return at * float(tokens * flops_per_token(run.model, training=True)) if x_axis == "FLOPs" else at
 
 
 def recent_load(run: Run, layer: int = 0) -> list[float]:

@@ -18,14 +18,15 @@ FFN, RIGHT, LABELS, COLUMNS, STRIP = 204, 974, 240, 318, 128  # where the FFN an
 TOKEN, LOGITS, SECOND, THIRD, EXPERTS, SUM, COUNTS = 56, 106, 140, 174, 228, 282, 314  # the rows of the block
 ORDER, SORTED, BACK = 376, 420, 464  # and of the strip
 TEXT, FRAME, GREY, EXPERT, INK = range(5)  # looks of `Boxes`
+UNMASKED = "Weights: softmax over all experts, then top-k. They are not divided by their sum."
+MASKED = "Weights: −∞ for the experts not chosen, then softmax. The same as softmax over all experts, then top-k, then "
+MASKED += "divided by their sum."
 
 
 def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None) -> LessonFigure:
-    """Draw the block with the numbers of one of the tokens x (T, D), T at most 16, as a figure.
-
-    moe: an `MoE` or a learner's class that works as it does, of at most 16 experts; read in eval mode. dense: the FFN
-    beside it; None: its equal-total twin. ValueError for a router whose weights are no softmax of its logits.
-    """
+    """Draw an `MoE`, or a class that works as it does, of at most 16 experts, with the numbers of one of the tokens x
+    (T, D), T at most 16, in eval mode. dense: the FFN beside it; None: its equal-total twin. ValueError for a router
+    whose weights are no softmax of its logits."""
     if not is_moe(moe):
         raise ValueError(f"moe must be a mixture of experts such as nn.MoE, got {in_words(moe)}")
     if not isinstance(x, Tensor) or x.ndim != 2 or not 1 <= len(x) <= MOST_TOKENS:
@@ -59,14 +60,10 @@ def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense: 
     draw_ffn(heads, boxes, arrows, dense, moe, x)
     draw_mixture(heads, boxes, arrows, moe, routing, wanted[token].tolist(), is_masked, token, x, y)
     draw_strip(heads, boxes, arrows, strip, routing, token)
-    caption = "Weights: softmax over all experts, then top-k. They are not divided by their sum."
-    if is_masked:
-        caption = "Weights: −∞ for the experts not chosen, then softmax. The same as softmax over all experts, then "
-        caption += "top-k, then divided by their sum."
     axes = Axis(0, WIDTH, ticks=()), Axis(HEIGHT, 0, ticks=())
     marks = [Arrows(*zip(*arrows), token), *(Boxes(*zip(*own), token, own is heads) for own in (heads, boxes, strip))]
     title = f"The block, with the numbers of token {token}"
-    return Panel(title, marks, *axes, width=12, height=HEIGHT, caption=caption)
+    return Panel(title, marks, *axes, width=12, height=HEIGHT, caption=MASKED if is_masked else UNMASKED)
 
 
 def order_of(routing: Routing) -> tuple[bool, Tensor]:
@@ -87,7 +84,7 @@ def order_of(routing: Routing) -> tuple[bool, Tensor]:
 
 def box(x, y, w, h, text="", look=FRAME, expert=-1, token=-1, says="") -> tuple:
     """Make a row of `Boxes`."""
-    return x, y, w, h, text, look, expert, token, says
+    return (x, y, w, h), text, look, expert, token, says
 
 
 def words(x, y, text: str) -> tuple:
@@ -107,7 +104,7 @@ def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn
     boxes += [box(middle, y, FFN - 8, h, text, look) for y, h, text, look in rows]
     boxes.append(words(4, 30, f"{name}, F = {F}".removeprefix(", ")))
     for (y, h, *_), (y_to, h_to, *_) in zip(rows, rows[1:]):
-        arrows.append((middle, y + h / 2, middle, y_to - h_to / 2, -1, -1))
+        arrows.append(((middle, y + h / 2, middle, y_to - h_to / 2), -1, -1))
     heads += [words(4, 12, "Dense: every weight works"), words(4, COUNTS, f"parameters: total {count.total:,}")]
     heads.append(words(4, COUNTS + 16, f"active for this token {count.active:,}"))
 
@@ -135,25 +132,20 @@ def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_m
         middle = COLUMNS + (e + 0.5) * pitch
         for row, (_, texts, looks, says) in rows.items():
             boxes.append(box(middle, row, pitch - 5, 38 if row == EXPERTS else 24, texts[e], looks[e], e, says=says))
-        arrows.append((middle, TOKEN + 12, middle, LOGITS - 12, -1, -1))
+        arrows.append(((middle, TOKEN + 12, middle, LOGITS - 12), -1, -1))
         ends = [(LOGITS + 12, SECOND - 12), (SECOND + 12, THIRD - 12)] if wanted[e] else []
         ends += [(THIRD + 12, EXPERTS - 19), (EXPERTS + 19, SUM - 12)] if e in weights else []
-        arrows += [(middle, start, middle, end, e, -1) for start, end in ends]
+        arrows += [((middle, start, middle, end), e, -1) for start, end in ends]
     terms = " + ".join(f"{number(w)} · E{e}(x)" for e, w in sorted(weights.items())) or "0: every expert was full"
     terms = terms if len(weights) <= 4 else f"Σ weight · expert(x) of {len(weights)} experts"
     whole = (COLUMNS + RIGHT - 5) / 2, RIGHT - COLUMNS - 5  # middle and width
-    for row, text in (
-        (TOKEN, f"x = {vector(x, 6)}" + f", {D} numbers" * (D > 6)),
-        (SUM, f"y = {terms} = {vector(y, 3)}"),
-    ):
-        boxes.append(box(whole[0], row, whole[1], 24, text))
+    ends = {TOKEN: f"x = {vector(x, 6)}" + f", {D} numbers" * (D > 6), SUM: f"y = {terms} = {vector(y, 3)}"}
+    boxes += [box(whole[0], row, whole[1], 24, text) for row, text in ends.items()]
     labels = {30: f"a router, {D} → {E}, and {E} FFNs", TOKEN: "token", SUM: "sum"}
     boxes += [words(LABELS, row, text) for row, text in (labels | {row: said[0] for row, said in rows.items()}).items()]
     total = f"parameters: total {count.total:,}, active for this token {count.active:,}"
-    heads += [
-        words(LABELS, 12, f"Mixture of experts: {sum(wanted)} of {E} work for a token"),
-        words(LABELS, COUNTS, total),
-    ]
+    title = f"Mixture of experts: {sum(wanted)} of {E} work for a token"
+    heads += [words(LABELS, 12, title), words(LABELS, COUNTS, total)]
 
 
 def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Routing, selected: int) -> None:
@@ -176,8 +168,8 @@ def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Rou
             back, says = middle[t] + (of_token[t].index(expert) + 0.5) * part, f"computed by E{expert}"
             strip.append(box(x, SORTED, slot - min(2, slot / 4), 20, text, EXPERT, expert, t, says))
             strip.append(box(back, BACK, part, 20, "", EXPERT, expert, t, f"from E{expert}"))
-            arrows.append((middle[t], ORDER + 10, x, SORTED - 10, expert, t))
-            arrows.append((x, SORTED + 10, back, BACK - 10, expert, t))
+            arrows.append(((middle[t], ORDER + 10, x, SORTED - 10), expert, t))
+            arrows.append(((x, SORTED + 10, back, BACK - 10), expert, t))
             at += slot
         at += 2
     strip += [box(middle[t] - half / 2, BACK, half, 20, str(t), token=t, says=f"sum of {names[t]}") for t in tokens]

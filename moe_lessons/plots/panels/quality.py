@@ -5,17 +5,16 @@ import math
 import numpy as np
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
-from moe_lessons.plots.marks import Axis, Band, Lamps, Line, Panel, Rule, Spots, Table, roomy
+from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Rule, Spots, Table, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import model_inks, short_number
-from moe_lessons.training import Run
 
 WIDE = 1.25  # a wall of lamps is so much wider than high
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
-CURVES = {  # name -> title, the most there can be with E experts, what of a reading
-    "dead experts": ("Dead experts", lambda num_experts: num_experts, "dead"),
-    "max over mean": ("Busiest expert over the mean", lambda num_experts: num_experts, "max_over_mean"),
-    "accuracy": ("Accuracy", lambda num_experts: 1, "accuracy"),
+CURVES = {  # name -> title, what of a reading
+    "dead experts": ("Dead experts", "dead"),
+    "max over mean": ("Busiest expert over the mean", "max_over_mean"),
+    "accuracy": ("Accuracy", "accuracy"),
 }
 OUTCOMES = {4: "no dead expert", 1: "fewer dead than {}", 5: "as many dead or more"}  # by ink: green, orange, grey
 WITH_NOISE = 2  # an ink whose line is dotted
@@ -42,12 +41,9 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
 
 def loss(view) -> Panel:
     """Show the loss of each model of the view, averaged over `LOSS_WINDOW` steps."""
-
-    def curve(run: Run) -> tuple[np.ndarray, np.ndarray]:
-        return spent(run, view.x_axis), history(run).column("loss")
-
-    curves, marks = {name: curve(run) for name, run in view.runs.items()}, spent(view.main_run, view.x_axis, view.marks)
-    return loss_panel(curves, view.ghost and curve(view.ghost), view.x_axis, marks, view.first_x)
+    curves = {name: (spent(run, view.x_axis), history(run).column("loss")) for name, run in view.runs.items()}
+    ghost = view.ghost and (spent(view.ghost, view.x_axis), history(view.ghost).column("loss"))
+    return loss_panel(curves, ghost, view.x_axis, spent(view.main_run, view.x_axis, view.marks), view.first_x)
 
 
 def facts_known(view) -> Panel:
@@ -101,21 +97,20 @@ def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
 
 def curves(view) -> Panel:
     """Show the mean of each tile; of the selected one also all seeds and, dotted, the same in training, with noise."""
-    title, most, quantity = CURVES[view.curve]
+    title, quantity = CURVES[view.curve]
     (inks, legend), marks = outcomes(view), []
     for name in sorted(view.tiles, key=lambda name: name == view.selected):  # the selected one on top
         tile, model, is_own = view.tiles[name], list(view.tiles).index(name), name == view.selected
         steps = np.array([reading.step for reading in tile.readings], "f4")
         values = np.array([getattr(reading, quantity) for reading in tile.readings], "f4")  # (N, S)
-        if is_own:
-            marks.append(Band(steps, values.min(axis=1), values.max(axis=1), inks[model]))
-        marks.append(Line(steps, values.mean(axis=1), "", inks[model], model, is_own))
+        ends = {"low": values.min(axis=1), "high": values.max(axis=1)} if is_own else {}
+        marks.append(Line(steps, values.mean(axis=1), "", inks[model], model, is_own, **ends))
         if is_own and quantity == "dead" and tile.is_noisy and tile.step > 0:
             past = history(tile.band)
             marks.append(Line(*map(past.column, ("steps", "dead")), f"{name}, with noise", WITH_NOISE, strong=False))
     title += f" without noise (mean of {view.seeds})" if view.seeds > 1 else " without noise"
     x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
-    y = Axis(0, float(most(view.num_experts)))
+    y = Axis(0, 1.0 if quantity == "accuracy" else float(view.num_experts))
     return Panel(title, marks, x, y, width=6, legend=legend)
 
 
@@ -123,8 +118,8 @@ def balance(view) -> Panel:
     """Show how even the load is (across), how often the model is right (up), with a cross over the seeds of a tile."""
     last, names, (inks, legend) = [tile.readings[-1] for tile in view.tiles.values()], list(view.tiles), outcomes(view)
     x, y = np.array([r.max_over_mean for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
-    ends = x.min(axis=1), x.max(axis=1), y.min(axis=1), y.max(axis=1)
-    spots = Spots(x.mean(axis=1), y.mean(axis=1), *ends, np.array(inks, "u1"), names, names.index(view.selected))
+    places = ([values.mean(axis=1), values.min(axis=1), values.max(axis=1)] for values in (x, y))
+    spots = Spots(*places, np.array(inks, "u1"), names, names.index(view.selected))
     right = next((stop for stop in (1.5, 2, 3, 4, 6, 8) if stop >= x.max()), 1.05 * float(x.max()))
     bottom = next(stop for stop in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= y.min())
     axes = Axis(0.5, right, "busiest expert over the mean (1: even)"), Axis(bottom, 1, "accuracy")

@@ -143,11 +143,7 @@ def writing(view) -> Panel:
 
 def writing_of(prompts: Mapping[str, str], num_bytes: int = 80) -> Callable[..., Panel]:
     """Make a panel in which the model of the first run goes on from each of your prompts, by name: see `write`."""
-
-    def panel(view) -> Panel:
-        return written_panel(prompts, [write(view.main_run.model, text, num_bytes) for text in prompts.values()])
-
-    return panel
+    return lambda view: written_panel(prompts, [write(view.main_run.model, p, num_bytes) for p in prompts.values()])
 
 
 def written_panel(names: Collection[str], texts: Iterable[str]) -> Panel:
