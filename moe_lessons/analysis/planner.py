@@ -53,9 +53,8 @@ def fit_link(sent: Sequence[float], seconds: Sequence[float]) -> Link:
 
 @functools.cache
 def link_of(name: str | Link, group: int) -> Link:
-    """Find a link of data/interconnects.csv as an all-to-all among `group` devices has it. In a torus of d dimensions
-    each byte takes d · side / 4 hops on average, and every hop uses the links (GShard, arXiv:2006.16668, section 5.3).
-    """
+    """Find a link of data/interconnects.csv as an all-to-all among `group` devices has it: in a torus of d dimensions
+    each byte takes d · side / 4 hops on average (GShard, arXiv:2006.16668, section 5.3)."""
     if isinstance(name, Link):
         return name
     published = pd.read_csv(data_path("interconnects.csv"), index_col="name").fillna({"latency": 0.0})
@@ -283,9 +282,8 @@ QUANTITIES = {
 
 
 def check_published() -> pd.DataFrame:
-    """Set the planner beside what was published of mixtures on many devices (data/README.md has the columns): planned,
-    published, the error in % and, where it is large, the reason. Nothing is fitted: one `UTILISATION`, and the links'
-    published rates, for all. What a row leaves empty is as `plan` has it."""
+    """Set the planner beside what was published of mixtures on many devices; data/README.md has the columns. Nothing is
+    fitted: one `UTILISATION`, and the links' published rates, for all."""
     table, planned = pd.read_csv(data_path("published_systems.csv")).fillna({"reason": ""}).convert_dtypes(), []
     for _, row in table.iterrows():
         given = {f.name: row[f.name] for f in fields(Layout) if f.name in row and pd.notna(row[f.name])}

@@ -52,8 +52,7 @@ class Run:
     warmup_steps, decay_steps: see `lr_scale`. max_grad_norm: a gradient of a larger norm is scaled down to it.
 
     `knobs` may change between steps; `records` and `history` hold every step so far. Where the loss or a gradient is
-    not finite, `step()` raises `TrainingDiverged` and says where that began. The weights are then those of the last
-    good step, and training can go on with another setting of the knobs.
+    not finite, `step()` raises `TrainingDiverged`: the weights are those of the last good step, and training can go on.
 
     >>> from moe_lessons.nn import MoE
     >>> from moe_lessons.tasks import PlaneClassifier, PlaneTask
@@ -322,9 +321,6 @@ class Run:
 def lr_scale(step: int, warmup_steps: int = 0, decay_steps: int | None = None) -> float:
     """Give the factor of the learning rate at a step (from 1): it grows evenly over the first warmup_steps; with
     decay_steps it then falls along half a cosine (arXiv:1608.03983, eq. 5), to a tenth at decay_steps, and stays there.
-
-    >>> [round(lr_scale(step, warmup_steps=2, decay_steps=6), 3) for step in range(1, 8)]
-    [0.5, 1.0, 0.868, 0.55, 0.232, 0.1, 0.1]
     """
     if step < warmup_steps:
         return step / warmup_steps
@@ -342,8 +338,8 @@ def check_output(out: Any) -> tuple[Tensor, list[Routing]]:
 
 
 def token_losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y, or,
-    where y is `NOT_SCORED` in places, of the scored tokens alone, in one dimension."""
+    """Give the cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y, or
+    of its scored tokens alone, in one dimension."""
     scored = y != NOT_SCORED
     if not scored.all():
         logits, y = logits[scored], y[scored]  # (S, V), (S,)
@@ -359,13 +355,12 @@ def copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
 
 
 def is_dead(wanted, num_tokens: int = 1):
-    """Tell which experts (…, E) fewer than `DEAD_SHARE` of the tokens want. wanted: how many tokens want each, drops
-    included; or the share of the tokens, where num_tokens is 1."""
+    """Tell which experts (…, E) fewer than `DEAD_SHARE` of the tokens want. wanted: how many do, or which share."""
     return wanted < DEAD_SHARE * num_tokens * (1 - 1e-6)  # a share in float32 may miss the limit by its rounding
 
 
 def dead_experts(routing: Routing) -> int:
-    """Count the experts that are dead: see `is_dead`."""
+    """Count the experts that `is_dead` tells of."""
     return int(is_dead(routing.demand_per_expert, routing.num_tokens).sum())
 
 
