@@ -166,15 +166,19 @@ class Knobs:
         return self._learns_noise or any(getattr(self, name) for name, knob in TRAINING.items() if knob.disturbs)
 
     def __setattr__(self, name: str, value: float | None) -> None:
+        vars(self)[name] = checked = self.check(name, value)
+        for module in self._modules[name] if TRAINING[name].attribute else ():
+            setattr(module, name, checked)
+
+    def check(self, name: str, value: Any) -> float | None:
+        """Return a value as it would be applied, or raise what setting it would raise."""
         if name not in TRAINING:
             raise AttributeError(f"there is no knob {name!r}, only {', '.join(TRAINING)}")
         knob = TRAINING[name]
         checked = knob.check(value)
         if checked != knob.off and not self._modules.get(name, True):
             raise ValueError(f"{name} must be {knob.off} here, since {knob.idle}, got {value!r}")
-        vars(self)[name] = checked
-        for module in self._modules[name] if knob.attribute else ():
-            setattr(module, name, checked)
+        return checked
 
     def take(self, setting: Any) -> None:
         """Turn every knob to what a setting says."""

@@ -124,7 +124,7 @@ def refuses(run: Run, path, message: str) -> None:
 @pytest.mark.parametrize("message", OTHERS)
 def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(message, path):
     save_checkpoint(plane_run(**OTHERS[message]), path)
-    refuses(plane_run(steps=2), path, f"{path} is a checkpoint of another run: state must be of a run with {message}")
+    refuses(plane_run(steps=2), path, f"{path} is no checkpoint of this run: state must be of a run with {message}")
     with pytest.raises(ValueError, match="run must be a Run that a checkpoint can hold, got SeedBand$"):
         save_checkpoint(SeedBand(PlaneSetting(), [0, 1]), path)
 
@@ -167,7 +167,7 @@ def test_a_truncated_or_damaged_file_is_refused_and_changes_nothing(path):
     whole = path.read_bytes()
     records(run, 2)
     cut = [whole[:-1], whole[: len(whole) // 2], whole[:5]]
-    at = whole.index(zipfile.ZipFile(path).read("archive/data/0"))
+    at = whole.index(zipfile.ZipFile(path).read("1"))
     flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     for content in (*cut, flipped):
         path.write_bytes(content)
