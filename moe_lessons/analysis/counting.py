@@ -32,11 +32,9 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
 
 def flops_per_token(module: nn.Module, training: bool = False) -> int:
-    """Count the FLOPs of the matrix products for one token: a multiply and an add for each active weight in a matrix.
-
-    With `training` 3 × as many: backward makes two products of the same size. Left out: activations, norms, softmax,
-    top-k, biases, the embedding look-up, attention scores (see `TransformerShape.flops_per_token`), and the optimizer.
-    ValueError for a `SoftMoE`, where the cost of a token depends on how many share the slots."""
+    """Count the FLOPs of the matrix products for one token: a multiply and an add for each active weight in a matrix;
+    with `training` 3 × as many: backward makes two products of the same size. All else is left out, attention scores
+    too (see `TransformerShape.flops_per_token`). ValueError for a `SoftMoE`, which has no cost for each token."""
     if any(isinstance(part, SoftMoE) for part in module.modules()):
         raise ValueError("module must have a cost for each token, got a SoftMoE, whose cost is one for each slot")
     sizes = {}

@@ -18,8 +18,7 @@ def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
 
     sequence, position: where the token stands. byte, byte_class, domain: what it is. layer: the MoE layer, from 0.
     expert0, expert1, …: the experts that served it, the one with the largest weight first, and -1 where it has no more
-    of them. weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E.
-    """
+    of them. weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E."""
     if not hasattr(task, "held_out"):
         raise ValueError(f"task must have a held-out part, as a TextTask, got {type(task).__name__} without one")
     ids, _, domain = task.held_out(num_per_domain)

@@ -84,12 +84,9 @@ class KVCache:
     """The keys and values of the tokens so far, so that each is computed once: see `LanguageModel.new_cache`.
 
     There is room for `max_length` tokens in each of `batch_size` (B) sequences; the first `length` places are taken:
-    2·L·G·h numbers for a token, in L layers. For decoding under `torch.no_grad()`, not for training.
-    """
+    2·L·G·h numbers for a token, in L layers. For decoding under `torch.no_grad()`, not for training."""
 
-    def __init__(
-        self, num_layers: int, batch_size: int, num_kv_heads: int, max_length: int, head_dim: int, *, cos_sin, **make
-    ):
+    def __init__(self, num_layers, batch_size, num_kv_heads, max_length, head_dim, *, cos_sin, **make):
         shape = (num_layers, check_positive_int("batch_size", batch_size), num_kv_heads, max_length, head_dim)
         self.keys, self.values = torch.zeros(shape, **make), torch.zeros(shape, **make)  # (L, B, G, max_length, h)
         self.batch_size, self.max_length, self.length, self.cos_sin = batch_size, max_length, 0, cos_sin

@@ -21,8 +21,7 @@ def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
     all tokens go to one expert with probability 1. Hugging Face's is K times this.
 
     mask (T,): True for the tokens that count; padding does not. Do not pool layers: two that have collapsed onto
-    different experts would look balanced.
-    """
+    different experts would look balanced."""
     probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
     expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
     if mask is not None:
@@ -58,8 +57,7 @@ def apply_capacity(routing: Routing, capacity: int, priority: str = "order") -> 
     A dropped assignment contributes nothing to the output. The weights that remain are not renormalised.
 
     Who is served depends on the other tokens. So a token may come to depend on later ones: always by weight; in
-    order where K > 1 (a later first choice goes before an earlier second one), and through C, which grows with T.
-    """
+    order where K > 1 (a later first choice goes before an earlier second one), and through C, which grows with T."""
     capacity = min(check_positive_int("capacity", capacity), max(len(routing.expert_idx), 1))  # may be over 64 bits
     check_choice("priority", priority, PRIORITIES)
     queue = torch.arange(len(routing.expert_idx), device=routing.expert_idx.device)  # (A,) who comes first
@@ -101,8 +99,7 @@ def update_expert_bias(router: nn.Module, routing: Routing, rate: float = 1e-3) 
     choose, one that was wanted more harder. Call it once after each step, with the routing of that step. The bias
     selects but does not weigh, so it does not pull at the task's loss.
 
-    router: one with an `expert_bias` (E,), such as `SigmoidRouter`, in float32 at least.
-    """
+    router: one with an `expert_bias` (E,), such as `SigmoidRouter`, in float32 at least."""
     check_number("rate", rate)
     if not hasattr(router, "expert_bias"):
         raise ValueError(f"router must have an expert_bias, as SigmoidRouter has; got a {type(router).__name__}")

@@ -184,8 +184,7 @@ class LanguageModel(nn.Module):
 class Layer(nn.Module):
     """x = x + attention(norm(x)); x = x + ffn(norm(x)): (B, T, D) -> (B, T, D), and a `Routing` if `ffn` gives one.
 
-    norm is x / √(mean(x²) + norm_eps) · weight (arXiv:1910.07467, eq. 4). `ffn` may be any module.
-    """
+    norm is x / √(mean(x²) + norm_eps) · weight (arXiv:1910.07467, eq. 4). `ffn` may be any module."""
 
     def __init__(self, config: TransformerConfig, number: int):
         super().__init__()

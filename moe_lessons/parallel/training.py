@@ -29,14 +29,7 @@ from torch.nn import functional as F
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.parallel import exchange
 from moe_lessons.parallel.launch import meet
-from moe_lessons.support.errors import (
-    check_choice,
-    check_count,
-    check_number,
-    check_positive_int,
-    check_seed,
-    first_line,
-)
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, first_line
 from moe_lessons.support.saved import check_like, read_saved, write_saved
 from moe_lessons.tasks import TextTask, make_text
 
@@ -51,11 +44,9 @@ class Settings:
     """What to train, and how.
 
     batch: sequences in a step, of all ranks together. capacity_factor: counted by each rank for its own tokens.
-    balance_weight: of the auxiliary loss, over the tokens of all ranks.
+    balance_weight: of the auxiliary loss, over the tokens of all ranks. timeout: seconds that a rank waits for another.
     checkpoint: a folder, written to every `every` steps. What is there already is gone on from.
-    fault: 'kill' ends the rank `rank` in step `at`, for a try. After a restart it does not happen again.
-    timeout: seconds that a rank waits for another.
-    """
+    fault: 'kill' ends the rank `rank` in step `at`, for a try. After a restart it does not happen again."""
 
     steps: int = 40
     batch: int = 16
@@ -89,7 +80,6 @@ class Settings:
         if self.fault is not None:
             check_choice("fault", self.fault, ("kill",))
             check_choice("rank", str(self.rank), map(str, range(ranks)))
-            check_count("at", self.at)
         for name in ("num_experts", "batch"):
             if getattr(self, name) % ranks:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be a multiple of the number of ranks ({ranks})")
@@ -100,11 +90,8 @@ class Settings:
 
 
 def train(settings: Settings) -> Iterator[dict]:
-    """Train on this rank of the process group, and yield what happens: start, step, saved, fault and end.
-
-    Every rank calls it; `launch(train, 2, settings)` does. Bad settings are refused on all ranks alike, before any
-    training.
-    """
+    """Train on this rank of the process group, and yield what happens: start, step, saved, fault and end. Every rank
+    calls it, as `launch(train, 2, settings)` does. Bad settings are refused on all alike, before any training."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     settings.check(ranks)
     last = settings.checkpoint and last_checkpoint(settings.checkpoint)

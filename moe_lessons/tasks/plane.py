@@ -20,8 +20,7 @@ class PlaneTask:
     voronoi: the cells of 24 prototypes (a point belongs to the nearest), with classes as for the blobs.
     waves:   each class is one of 8 wavy stripes.
     checker: 6 × 6 squares, no two neighbours alike.
-    uneven:  the blobs, of which the r-th is drawn with a probability proportional to 1/r (Zipf's law).
-    """
+    uneven:  the blobs, of which the r-th is drawn with a probability proportional to 1/r (Zipf's law)."""
 
     name: str = "blobs"
     seed: int = 0

@@ -144,8 +144,7 @@ class IslandRouter(nn.Module):
     """Sets S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
 
     Token t of router s is token s·T + t, its expert e is expert s·E + e. The logits of other islands are left out:
-    router_logits is (S·T, E). All have as many tokens: capacity and load are right for each, and losses are means.
-    """
+    router_logits is (S·T, E). All have as many tokens: capacity and load are right for each, and losses are means."""
 
     def __init__(self, routers: Iterable[nn.Module]):
         super().__init__()

@@ -37,8 +37,7 @@ class Knob:
 
     How it is applied to a run: as an `attribute` of those modules, as the weight of a `loss` of each routing (by its
     `__name__` in `Run.history`), or by an `update` of each router after a step (router, routing, value). lr is the
-    optimizer's. What has none of these starts a view afresh, or changes only what is looked at.
-    """
+    optimizer's. What has none of these starts a view afresh, or changes only what is looked at."""
 
     name: str
     label: str
