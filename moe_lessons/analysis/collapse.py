@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import FeedForward, seeded
 from moe_lessons.support.errors import check_choice
-from moe_lessons.training import REMEDIES, PlaneSetting, Record, Run, SeedBand, is_dead, plane_model, remedy_setting
+from moe_lessons.support.interrupts import held_back
+from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
 from moe_lessons.training.knobs import TRAINING
 
 NUM_POINTS = 2048  # that a push is summed over
@@ -36,13 +37,12 @@ class WatchedRun(Run):
         self.expert_gradients: list[np.ndarray] = []
         self.router_gradients: list[np.ndarray] = []
 
-    def step(self) -> Record:
-        record = super().step()
-        block = self.model.block
-        self.expert_gradients.append(gradient_norms(block.experts.parameters()))
-        self.router_gradients.append(gradient_norms([block.router.weight]))
-        return record
+    def _update(self, *args) -> None:
+        super()._update(*args)
+        self.expert_gradients.append(gradient_norms(self.model.block.experts.parameters()))
+        self.router_gradients.append(gradient_norms([self.model.block.router.weight]))
 
+    @held_back()
     def take_back(self) -> None:
         super().take_back()
         self.expert_gradients.pop()

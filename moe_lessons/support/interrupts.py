@@ -38,7 +38,7 @@ class Handler:
             before(*args)
 
 
-SIGNALS = tuple(signal.valid_signals())
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
 
 
 @contextmanager

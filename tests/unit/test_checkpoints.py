@@ -3,9 +3,11 @@
 import copy
 import io
 import os
+import re
 import zipfile
 from dataclasses import replace
 
+import fuzz_checkpoints
 import pytest
 import torch
 from oracle import refused
@@ -174,6 +176,32 @@ def test_a_truncated_or_damaged_file_is_refused_and_changes_nothing(path):
         refuses(run, path, f"{path} must be a {FORMAT}, got a damaged one")
     path.write_bytes(whole)
     assert len(load_checkpoint(run, path).records) == 2
+
+
+def test_the_one_before_is_kept_and_a_damaged_one_says_how_to_go_on_from_it(path):
+    run = plane_run(steps=1)
+    save_checkpoint(run, path)
+    records(run, 1)
+    save_checkpoint(run, path)
+    path.write_bytes(path.read_bytes()[:-9])
+    before = path.with_name("run.before.pt")
+    way = f"the one before it is there: load_checkpoint(run, '{before}')"
+    refuses(run, path, re.escape(f"{path} must be a {FORMAT}, got a damaged one; {way}"))
+    assert len(load_checkpoint(run, before).records) == 1 and sorted(os.listdir(path.parent)) == [
+        before.name,
+        path.name,
+    ]
+
+
+@pytest.mark.parametrize("make", [fuzz_checkpoints.of_a_run, fuzz_checkpoints.of_ranks])
+def test_garbled_checkpoints_are_refused_in_one_sentence_or_loaded_as_they_stand(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        count = fuzz_checkpoints.fuzz(make, tmp_path, cases=300)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert count["refused"] > 200 and count["loaded"] > 5
 
 
 @pytest.mark.parametrize(
