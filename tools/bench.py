@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from moe_lessons.analysis.timing import Ratio, cpu_name, milliseconds, rounds_within, take_turns
+from moe_lessons.analysis.timing import Ratio, cpu_name, milliseconds, take_turns
 from moe_lessons.nn import torch_threads
 from moe_lessons.support.errors import check_device, check_positive_int
 from tools.bench_cases import Case, all_cases, transformers_version
@@ -57,6 +57,11 @@ def measure(case: Case, device: torch.device, seconds: float) -> tuple[float, di
         except RuntimeError as error:
             found[what] = str(error).splitlines()[0]
     return median(of_baseline), found
+
+
+def rounds_within(seconds: float, functions: Sequence) -> int:
+    """How many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
+    return max(5, min(200, int(1000 * seconds / sum(milliseconds(function) for function in functions))))
 
 
 if __name__ == "__main__":

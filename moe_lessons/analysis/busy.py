@@ -31,8 +31,12 @@ def watching_others() -> Iterator[None]:
         _is_watched.reset(token)
     seconds = time.monotonic() - start
     share = (_seconds_of_others() - before) / max(seconds, 1e-9) / (os.cpu_count() or 1)
-    if seconds > SHORT and share > BUSY:
-        _note(f"Another program takes {share:.0%} of this machine: do not trust these times.")
+    if seconds > SHORT and share > BUSY:  # in a notebook it comes after the outputs, which are compared
+        sentence = f"Another program takes {share:.0%} of this machine: do not trust these times."
+        if not in_notebook():
+            print(sentence, file=sys.stderr)
+        elif not static_mode():
+            display({}, raw=True, display_id=True).update({"text/plain": sentence}, raw=True)
 
 
 def _seconds_of_others() -> float:
@@ -40,11 +44,3 @@ def _seconds_of_others() -> float:
     times = psutil.cpu_times()._asdict()
     idle = sum(times.get(name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))  # guests count as user too
     return sum(times.values()) - idle - time.process_time()
-
-
-def _note(sentence: str) -> None:
-    """Show a sentence below a live cell, as what comes after its outputs: those are compared; else on stderr."""
-    if not in_notebook():
-        print(sentence, file=sys.stderr)
-    elif not static_mode():
-        display({}, raw=True, display_id=True).update({"text/plain": sentence}, raw=True)

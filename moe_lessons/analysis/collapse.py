@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import FeedForward, seeded
 from moe_lessons.support.errors import check_choice
-from moe_lessons.training import REMEDIES, PlaneSetting, Record, Run, SeedBand, is_dead, plane_model, remedy_setting
+from moe_lessons.support.interrupts import held_back
+from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
 from moe_lessons.training.knobs import TRAINING
 
 NUM_POINTS = 2048  # that a push is summed over
@@ -26,8 +27,8 @@ STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields 
 
 
 class WatchedRun(Run):
-    """Is a `Run` of a `PlaneClassifier` that keeps, for each step (E,), the norm of the gradient of each expert's
-    weights (`expert_gradients`) and of its row of the router (`router_gradients`). 0 for what stands still."""
+    """Is a `Run` of a `PlaneClassifier` that keeps, for each step, the norms of the gradients (E,) of the experts'
+    weights (`expert_gradients`) and of their rows of the router (`router_gradients`)."""
 
     has_checkpoints = False
 
@@ -36,13 +37,12 @@ class WatchedRun(Run):
         self.expert_gradients: list[np.ndarray] = []
         self.router_gradients: list[np.ndarray] = []
 
-    def step(self) -> Record:
-        record = super().step()
-        block = self.model.block
-        self.expert_gradients.append(gradient_norms(block.experts.parameters()))
-        self.router_gradients.append(gradient_norms([block.router.weight]))
-        return record
+    def _update(self, *args) -> None:
+        super()._update(*args)
+        self.expert_gradients.append(gradient_norms(self.model.block.experts.parameters()))
+        self.router_gradients.append(gradient_norms([self.model.block.router.weight]))
 
+    @held_back()
     def take_back(self) -> None:
         super().take_back()
         self.expert_gradients.pop()
@@ -87,8 +87,7 @@ def score_pushes(run: Run) -> Pushes:
 
 
 def practise(run: Run, expert: int, steps: int = 20) -> None:
-    """Give one expert of a run a head start: it alone trains, with weight 1, on points from everywhere, in other
-    batches than the run will see; all else stands still."""
+    """Give one expert of a run a head start: it alone trains, with weight 1, on points that the run will not see."""
     experts = run.model.block.experts
     if expert not in range(experts.num_experts):
         raise ValueError(f"expert must be between 0 and {experts.num_experts - 1}, got {expert!r}")
@@ -158,7 +157,7 @@ class Tile:
 
 def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> PlaneSetting:
     """Make what a tile trains with: its remedies (joined by ' + ') on `base`, as strong as `values` say, or as a remedy
-    itself does: 'auxiliary loss 0.3'. ValueError if they clash."""
+    itself does: 'auxiliary loss 0.3'."""
     parts = [split_strength(part) for part in name.split(" + ")]
     remedies = [check_choice("remedy", remedy, REMEDIES) for remedy, _ in parts]
     own = {STRENGTHS[remedy]: strength for remedy, strength in parts if remedy in STRENGTHS}

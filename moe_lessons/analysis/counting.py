@@ -20,10 +20,8 @@ class ParameterCount:
 
 
 def count_parameters(module: nn.Module) -> ParameterCount:
-    """Count any module: an `MoE`, a model that contains some, or a learner's class that works as `MoE` does.
-
-    Of the experts of a mixture (see `nn.is_moe`) a token uses top_k in num_experts, of all else everything. A weight
-    that is shared is counted once.
+    """Count any module. Of the experts of a mixture (see `nn.is_moe`) a token uses top_k in num_experts, of all else
+    everything. A weight that is shared is counted once.
 
     >>> from moe_lessons.nn import MoE
     >>> count_parameters(MoE(d_model=4, d_ff=16, num_experts=8, top_k=2))
@@ -34,11 +32,9 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
 
 def flops_per_token(module: nn.Module, training: bool = False) -> int:
-    """Count the FLOPs of the matrix products for one token: a multiply and an add for each active weight in a matrix.
-
-    With `training` 3 × as many: backward makes two products of the same size. Left out: activations, norms, softmax,
-    top-k, biases, the embedding look-up, attention scores (see `TransformerShape.flops_per_token`), and the optimizer.
-    ValueError for a `SoftMoE`, where the cost of a token depends on how many share the slots."""
+    """Count the FLOPs of the matrix products for one token: a multiply and an add for each active weight in a matrix;
+    with `training` 3 × as many: backward makes two products of the same size. All else is left out, attention scores
+    too (see `TransformerShape.flops_per_token`). ValueError for a `SoftMoE`, which has no cost for each token."""
     if any(isinstance(part, SoftMoE) for part in module.modules()):
         raise ValueError("module must have a cost for each token, got a SoftMoE, whose cost is one for each slot")
     sizes = {}
@@ -65,9 +61,9 @@ def used_size(module: nn.Module, sizes: Mapping[int, int], experts_used: Callabl
 class TransformerShape:
     """Has the sizes of a decoder-only transformer in the style of Mixtral (arXiv:2401.04088, table 1).
 
-    Every layer has attention with grouped key/value heads and a feed-forward block: one FFN where num_experts is 1,
-    else a router and num_experts FFNs of width d_ff, of which a token uses top_k. `shared_experts` more serve every
-    token. An FFN has three matrices (SwiGLU). No biases; two norms a layer and one at the end.
+    Every layer has attention with grouped key/value heads and one FFN of width d_ff or, where num_experts is above 1, a
+    router and num_experts of them. `shared_experts` more serve every token. An FFN has three matrices (SwiGLU). No
+    biases; two norms a layer and one at the end.
 
     >>> TransformerShape(32000, 4096, 32, 32, 8, 128, 14336, num_experts=8, top_k=2).count
     ParameterCount(total=46702792704, active=12879925248)
@@ -116,9 +112,8 @@ class TransformerShape:
         return ParameterCount(sum(part.total for part in parts), sum(part.active for part in parts))
 
     def flops_per_token(self, context_length: int = 0) -> int:
-        """Count the FLOPs of one token's forward pass with attention over `context_length` tokens: 2 for each active
-        weight in a matrix, and for each layer, head and token of the context 2·head_dim for q·k, and as much for the
-        values."""
+        """Count the FLOPs of one token's forward pass: 2 for each active weight in a matrix, and for each layer, head
+        and token of the context 2·head_dim for q·k, and as much for the values."""
         check_number("context_length", context_length)
         parts = self.parameters()
         layers = sum(parts[name].active for name in ("attention", "router", "experts", "shared experts"))

@@ -36,8 +36,7 @@ def decode_speed(
 
     batch: how many sequences are written at once, B. tokens_per_second: of all B together, the median over `repeats`.
     speedup: over the last model, the median of the ratios within a round, with its quartiles. In a round each model
-    reads num_tokens bytes, drawn from `seed`, in each sequence behind a prompt, one step after the other. The median
-    step counts: the first may find the weights of another model in the processor's cache.
+    reads num_tokens bytes, drawn from `seed`, behind a prompt; the median step counts.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
@@ -83,8 +82,8 @@ def check_decodes(model: LanguageModel, batch_sizes: Sequence[int], num_sequence
 
 
 def union_law(num_experts: int, top_k: int, batch_size: int) -> float:
-    """Say how many different experts B tokens touch in a layer, on average: E·(1 - (1 - K/E)^B), if all experts are
-    equally likely and the tokens choose independently. A router with favourites touches fewer.
+    """Say how many different experts B tokens touch in a layer, on average, if all are as likely and the tokens choose
+    independently: E·(1 - (1 - K/E)^B).
 
     >>> [round(union_law(8, 2, batch), 1) for batch in (1, 2, 4, 8, 16)]
     [2.0, 3.5, 5.5, 7.2, 7.9]
@@ -97,11 +96,8 @@ def union_law(num_experts: int, top_k: int, batch_size: int) -> float:
 def distinct_experts(
     model: LanguageModel, ids: Tensor, batch_sizes: Sequence[int] = BATCH_SIZES, seed: int = 0
 ) -> pd.DataFrame:
-    """Count how many different experts a decoding step touches: a row for each batch size and MoE layer.
-
-    ids: sequences (N, T). A step of B takes B of them at one position; `distinct` is the mean over 200 such steps,
-    drawn from `seed`. `union_law`: what independent, uniform choices would make.
-    """
+    """Count how many different experts a decoding step touches: a row for each batch size and MoE layer. A step takes B
+    of the sequences ids (N, T) at one position; `distinct` is the mean over 200 such steps, drawn from `seed`."""
     num_sequences, length = ids.shape
     check_decodes(model, batch_sizes, num_sequences)
     with evaluating(model):
@@ -123,11 +119,8 @@ def distinct_experts(
 
 @dataclass(frozen=True)
 class Machine:
-    """Says what a machine can do at best: read bytes_per_second from memory, and compute flops_per_second.
-
-    The roofline model (Williams, Waterman and Patterson, CACM 52(4), 2009): a program that does I FLOPs for each byte
-    that it reads, its arithmetic intensity, can reach min(flops_per_second, I · bytes_per_second) and no more.
-    """
+    """Says what a machine can read from memory and compute at best. A program that does I FLOPs for each byte that it
+    reads can reach min(flops_per_second, I · bytes_per_second) (the roofline model: Williams, CACM 52(4), 2009)."""
 
     bytes_per_second: float
     flops_per_second: float

@@ -23,9 +23,8 @@ class LoadStatistics:
 
 
 def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) -> LoadStatistics:
-    """Take the statistics of a load: E counts or shares of the assignments, or a `Routing`, drops included.
-
-    Each token makes `top_k` assignments; a `Routing` knows that by itself. No tokens at all count as even.
+    """Take the statistics of a load: E counts or shares of the assignments, or a `Routing`, drops included. Each token
+    makes `top_k` assignments; a `Routing` knows that by itself. No tokens at all count as even.
 
     >>> load_statistics([10, 10, 20, 0])
     LoadStatistics(max_over_mean=2.0, entropy=0.75, coefficient_of_variation=0.7071067811865476, dead=1)
@@ -46,8 +45,7 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
 
 
 def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
-    """Make a row for each MoE layer, in order: its `LoadStatistics`, its load-balancing loss, and its share of drops.
-    They are never pooled: where each has collapsed onto another expert, the sum of their loads is even."""
+    """Make a row for each MoE layer, in order: its `LoadStatistics`, load-balancing loss, and share of drops."""
     if isinstance(routings, Routing):
         raise ValueError("routings must be a list with one Routing for each MoE layer, got a Routing")
     table = pd.DataFrame([asdict(load_statistics(routing)) for routing in routings])

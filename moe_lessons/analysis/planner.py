@@ -5,6 +5,7 @@ the same for every system. On top comes what only a mixture has: the exchange of
 """
 
 import functools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 from moe_lessons.analysis import roofline
 from moe_lessons.analysis.counting import TransformerShape, published_models
 from moe_lessons.analysis.inference import union_law
-from moe_lessons.analysis.roofline import ExpertGroup, ModelSizes, machines, published_sizes, sizes_of
+from moe_lessons.analysis.roofline import ModelSizes, machines, published_sizes, sizes_from, sizes_of
 from moe_lessons.support.data import data_path
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number
 
@@ -53,9 +54,8 @@ def fit_link(sent: Sequence[float], seconds: Sequence[float]) -> Link:
 
 @functools.cache
 def link_of(name: str | Link, group: int) -> Link:
-    """Find a link of data/interconnects.csv as an all-to-all among `group` devices has it. In a torus of d dimensions
-    each byte takes d · side / 4 hops on average, and every hop uses the links (GShard, arXiv:2006.16668, section 5.3).
-    """
+    """Find a link of data/interconnects.csv as an all-to-all among `group` devices has it: in a torus of d dimensions
+    each byte takes d · side / 4 hops on average (GShard, arXiv:2006.16668, section 5.3)."""
     if isinstance(name, Link):
         return name
     published = pd.read_csv(data_path("interconnects.csv"), index_col="name").fillna({"latency": 0.0})
@@ -67,10 +67,8 @@ def link_of(name: str | Link, group: int) -> Link:
 def copies_sent(top_k: int, group: int, node: int = 8, node_limit: int | None = None) -> tuple[float, float]:
     """Count how many times a layer sends a token one way: to devices of the same node, and to other nodes.
 
-    The experts lie on `group` devices, all as likely; what stays on the device is not sent. Each of the K copies goes
-    by itself. With a node_limit a token goes once to each node it visits, at most so many, and from there to its K
-    experts (DeepSeek-V3, arXiv:2412.19437, section 3.2.2); K draws of M nodes meet 1 − (1 − 1/M)^K of them.
-    """
+    The experts lie on `group` devices, all as likely. Each of the K copies goes by itself or, with a node_limit, once
+    to each node it visits, at most so many (DeepSeek-V3, arXiv:2412.19437, section 3.2.2)."""
     node = min(node, group)
     if node_limit is None:
         return top_k * (node - 1) / group, top_k * (group - node) / group
@@ -122,11 +120,9 @@ class Layout:
 
 @dataclass(frozen=True)
 class Plan:
-    """Says what one device holds (bytes), sends (bytes in a step) and takes (seconds of a step); `devices` do so.
-
-    inside, between: the exchange with devices of the same node, and with other nodes. hidden: seconds of the exchange
-    that pass beside the arithmetic. flops: of the model, without padding. pace: what `compute` waits for.
-    """
+    """Says what one device holds (bytes), sends (bytes in a step) and takes (seconds of a step). inside, between: the
+    exchange with the same node and with others; hidden: its seconds beside the arithmetic. pace: what `compute` waits
+    for."""
 
     devices: int
     tokens: int
@@ -243,32 +239,12 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
     )
 
 
-def _older(d_model: int, layers: int, num_experts: int, top_k: int, expert: int, rest: int) -> tuple[ModelSizes, int]:
-    """Count `layers` of experts, each of so many weights, and `rest` weights that every token uses."""
-    group = ExpertGroup(num_experts, top_k, num_experts * expert, expert, expert, True, layers)
-    return ModelSizes(layers * group.size + rest, (group,), layers * top_k * expert + rest, 0, cached=()), d_model
+@functools.cache
+def planned_models() -> dict[str, tuple[ModelSizes, int]]:
+    """Read the sizes and D of models that `published_models` lacks, as data/make_planned_models.py counted them."""
+    stored = json.loads(data_path("planned_models.json").read_text(encoding="utf-8"))
+    return {name: (sizes_from(made), made.pop("d_model")) for name, made in stored.items()}
 
-
-def _gshard(num_experts: int, layers: int) -> tuple[ModelSizes, int]:
-    """Count half encoder, half decoder; every other FFN a mixture; D 1024, F 8192, 16 heads of 128, 32,000 words
-    (arXiv:2006.16668, section 4.3 and appendix A.2). A token is one of the source with one of the target."""
-    ffn, attention = 2 * 1024 * 8192, 4 * 1024 * 16 * 128  # a decoder's layer attends twice
-    return _older(1024, layers // 2, num_experts, 2, ffn, layers // 2 * (ffn + 3 * attention) + 1024 * 32000)
-
-
-MODELS = {  # that `published_models` lacks
-    "Mixtral 8x22B": TransformerShape(32000, 6144, 56, 48, 8, 128, 16384, num_experts=8, top_k=2),
-    "Mixtral 8x22B G8T8": TransformerShape(32000, 6144, 56, 48, 8, 128, 2048, num_experts=64, top_k=8),
-    "Qwen2-57B-A14B": TransformerShape(151936, 3584, 28, 28, 4, 128, 2560, num_experts=64, top_k=8, shared_experts=8),
-    "GShard 600B": _gshard(2048, 36),
-    "GShard 200B": _gshard(2048, 12),
-    "GShard 150B": _gshard(512, 36),
-    "GShard 37B": _gshard(128, 36),
-    # arXiv:2112.06905, section 4 and table 4: 64 layers, half with experts, half with a gated FFN; 128 heads of 128
-    "GLaM": _older(8192, 32, 64, 2, 2**29, 32 * 3 * 2**28 + 64 * 4 * 8192 * 16384 + 256000 * 8192),
-    # arXiv:2101.03961, table 9: 124 GFLOPs for 512 + 114 tokens; 6 layers with experts for each
-    "Switch-Base-128": _older(768, 6, 128, 1, 3 * 768 * 2048, 99_041_534 - 6 * 3 * 768 * 2048),
-}
 
 QUANTITIES = {
     "device hours": lambda made, amount: amount / made.tokens_per_second * made.devices / 3600,  # amount: tokens
@@ -283,13 +259,12 @@ QUANTITIES = {
 
 
 def check_published() -> pd.DataFrame:
-    """Set the planner beside what was published of mixtures on many devices (data/README.md has the columns): planned,
-    published, the error in % and, where it is large, the reason. Nothing is fitted: one `UTILISATION`, and the links'
-    published rates, for all. What a row leaves empty is as `plan` has it."""
+    """Set the planner beside what was published of mixtures on many devices; data/README.md has the columns. Nothing is
+    fitted: one `UTILISATION`, and the links' published rates, for all."""
     table, planned = pd.read_csv(data_path("published_systems.csv")).fillna({"reason": ""}).convert_dtypes(), []
     for _, row in table.iterrows():
         given = {f.name: row[f.name] for f in fields(Layout) if f.name in row and pd.notna(row[f.name])}
-        planned.append(QUANTITIES[row.quantity](plan(MODELS.get(row.model, row.model), **given), row.amount))
+        planned.append(QUANTITIES[row.quantity](plan(planned_models().get(row.model, row.model), **given), row.amount))
     table = table[["system", "quantity", "published", "reason", "seen", "source"]]
     table.insert(3, "planned", planned)
     table.insert(4, "error_percent", 100 * (table.planned / table.published.astype(float) - 1))

@@ -30,10 +30,8 @@ def read_runs(path: Path) -> tuple[dict, list[dict], int]:
 
 
 def load_results(name: str) -> pd.DataFrame:
-    """Read the stored sweep `name`, one row for each time that a run was measured; `attrs` has the settings.
-
-    data/README.md has the columns; here flops and seconds are those of training up to the step. FileNotFoundError for a
-    sweep that is not stored, ValueError for one without a finished run."""
+    """Read the stored sweep `name`, one row for each time that a run was measured; `attrs` has the settings. Columns as
+    in data/README.md; flops and seconds are those of training up to the step. ValueError without a finished run."""
     path = data_path(f"results/{name}.jsonl")
     settings, runs, _ = read_runs(path)
     if not runs:
@@ -80,9 +78,8 @@ class EffectiveWidth:
 def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
     """Find the width at which the dense models of a family are as good as a mixture.
 
-    family: for each width of the dense FFN the quality that its seeds reached; mixture: its quality with the same
-    seeds. More is better. The running maximum of the means is joined by straight lines over the logarithm of the width.
-    The interval has what each seed gives by itself.
+    family: for each width of the dense FFN the quality (more is better) that its seeds reached; mixture: its own with
+    the same seeds. The running maximum of the means is joined by straight lines over the logarithm of the width.
 
     >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32], 256: [0.7, 0.72]}, [0.5, 0.56]))
     187 (181 to 194)

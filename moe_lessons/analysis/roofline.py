@@ -4,7 +4,7 @@ long that takes at best (the roofline)."""
 import functools
 import json
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pandas as pd
@@ -118,14 +118,18 @@ def sizes_of(shape: TransformerShape) -> ModelSizes:
     )
 
 
+def sizes_from(stored: dict[str, Any]) -> ModelSizes:
+    """Take the sizes out of what JSON has of them."""
+    parts = {"groups": ExpertGroup, "cached": Cached}
+    made = {field.name: stored[field.name] for field in fields(ModelSizes)}
+    return ModelSizes(**made | {name: tuple(part(**values) for values in made[name]) for name, part in parts.items()})
+
+
 @functools.cache
 def published_sizes() -> dict[str, ModelSizes]:
     """Read the sizes of the `published_models`, by name, as data/make_published_models.py counted them."""
     stored = json.loads(data_path("published_sizes.json").read_text(encoding="utf-8"))
-    parts = {"groups": ExpertGroup, "cached": Cached}
-    for sizes in stored.values():
-        sizes |= {name: tuple(part(**values) for values in sizes[name]) for name, part in parts.items()}
-    return {name: ModelSizes(**sizes) for name, sizes in stored.items()}
+    return {name: sizes_from(sizes) for name, sizes in stored.items()}
 
 
 @functools.cache

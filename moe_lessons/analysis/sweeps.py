@@ -214,9 +214,8 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
 
 
 def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | None = None) -> Iterator[dict]:
-    """Train these runs, and yield what is stored of each as soon as it has finished, in any order: in so many `jobs`
-    (processes), or by the workers of a dask scheduler at this address. ValueError for workers with several threads:
-    torch's random numbers belong to the process, and two runs must not share them."""
+    """Train these runs, and yield what is stored of each as soon as it has finished: in so many `jobs` (processes), or
+    by the workers of a dask scheduler, of one thread each: torch's random numbers belong to the process."""
     if dask is None:
         yield from Parallel(jobs, return_as="generator_unordered")(delayed(train)(sweep, *run) for run in runs)
         return
@@ -231,8 +230,7 @@ def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | N
 
 
 def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None) -> None:
-    """Train what a results file does not have yet of a sweep, and add it; in the end the lines are in the order of its
-    table. ValueError for a file of other settings."""
+    """Train what a results file lacks of a sweep, and add it; in the end the lines are in the order of its table."""
     sweep, header = SWEEPS[name], SWEEPS[name].header(name)
     settings, rows, num_whole = read_runs(path) if path.exists() else ({}, [], 0)
     if settings and (got := {key: settings.get(key) for key in header if settings.get(key) != header[key]}):

@@ -48,14 +48,9 @@ def take_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[
     return [list(times) for times in zip(*rounds[WARM_UP:], strict=True)]
 
 
-def rounds_within(seconds: float, functions: Sequence[Callable[[], object]]) -> int:
-    """Say how many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
-    return max(5, min(200, int(1000 * seconds / sum(milliseconds(function) for function in functions))))
-
-
 def milliseconds(function: Callable[[], object]) -> float:
-    """Measure how long one call takes, with the work that it leaves to a GPU. Where one thread does all the work, only
-    the time counts that it was at work, since other programs interrupt it (but on Windows, which counts that badly)."""
+    """Measure how long one call takes, with the work that it leaves to a GPU. Where one thread does all of it, only the
+    time counts that it was at work (but on Windows, which counts that badly)."""
     has_gpu = torch.accelerator.is_available()
     wait = torch.accelerator.synchronize if has_gpu else lambda: None
     is_alone = torch.get_num_threads() == 1 and not has_gpu and platform.system() != "Windows"

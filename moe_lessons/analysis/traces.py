@@ -16,11 +16,9 @@ from moe_lessons.training.run import check_output
 def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
     """Make a row for each token of `task.held_out(num_per_domain)` and each MoE layer of the model, in eval mode.
 
-    sequence, position: where the token stands. byte, byte_class, domain: what it is; the last two are categorical.
-    layer: the number of the MoE layer, from 0. expert0, expert1, …: the experts that served it, the one with the
-    largest weight first, and -1 where it has no more of them (as with expert choice, or where its expert was full).
-    weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E.
-    """
+    sequence, position: where the token stands. byte, byte_class, domain: what it is. layer: the MoE layer, from 0.
+    expert0, expert1, …: the experts that served it, the one with the largest weight first, and -1 where it has no more
+    of them. weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E."""
     if not hasattr(task, "held_out"):
         raise ValueError(f"task must have a held-out part, as a TextTask, got {type(task).__name__} without one")
     ids, _, domain = task.held_out(num_per_domain)
@@ -90,8 +88,8 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
 def mutual_information(a, b, given=None) -> float:
     """Estimate I(a; b), or I(a; b | given), in bits: a, b and given are labels, one for each observation.
 
-    I(a; b | g) = H(a, g) + H(b, g) - H(a, b, g) - H(g), with the entropies H of the shares that were counted. These
-    scatter, which looks like information: a correction takes most of that away; what is left may be slightly below 0.
+    I(a; b | g) = H(a, g) + H(b, g) - H(a, b, g) - H(g), with the entropies H of the shares that were counted, corrected
+    for their scatter; what is left may be slightly below 0.
 
     >>> round(mutual_information([0, 1] * 500, [0, 1] * 500), 2)
     1.0
@@ -118,10 +116,9 @@ def _entropy(*labels: np.ndarray) -> float:
 
 
 def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
-    """Estimate what a token's first choice tells of the token, in bits: a row for each layer, a column for each other
-    side. 'byte | domain' is I(expert; byte | domain), what it tells of the byte when the domain is known already.
-    shuffled: the control. The choices of each layer are dealt out at random: what is left is the error of the estimate,
-    which no correction mends for a text of less than a few thousand tokens."""
+    """Estimate what a token's first choice tells of the token, in bits: a row for each layer. 'byte | domain' is
+    I(expert; byte | domain), what it tells of the byte when the domain is known. shuffled: the control, with the
+    choices of each layer dealt out at random: what is left is the error of the estimate."""
     rng, rows = np.random.default_rng(0), {}
     for number, layer in _by_layer(trace, "byte", "byte_class", "domain"):
         expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
@@ -159,9 +156,8 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
 
 
 def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame) -> pd.DataFrame:
-    """Say how far two models divide the same tokens alike, whatever numbers their experts have, for each layer:
-    the mutual information of their first choices over the mean of the two entropies, 1 where they divide alike, NaN
-    where both use one expert only. shuffled: the same after the choices of one are dealt out at random."""
+    """Say how far two models divide the same tokens alike, for each layer: the mutual information of their first
+    choices over the mean of the two entropies, NaN where both use one expert only. shuffled: that of dealt choices."""
     same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(0), {}
     if not np.array_equal(_check(trace_a, *same)[same], _check(trace_b, *same)[same]):
         raise ValueError("trace_a and trace_b must be of the same tokens and layers, got different ones")

@@ -16,11 +16,11 @@ from moe_lessons.support.errors import check_positive_int
 class Attention(nn.Module):
     """Each token looks at itself and those before it: softmax(q·kᵀ / √h)·v in each head (arXiv:1706.03762, eq. 1).
 
-    The H heads of the queries are in G groups, and each group shares one head of keys and values (arXiv:2305.13245).
-    One matrix, `qkv_proj` ((H + 2G)·h, D) with h = D / H, makes queries, keys and values: in this order, head by head.
+    The H heads of the queries are in G groups; each group shares one head of keys and values (arXiv:2305.13245). One
+    matrix, `qkv_proj` ((H + 2G)·h, D) with h = D / H, makes queries, keys and values: in this order, head by head.
 
-    Shapes: x (B, T, D) -> (B, T, D). cos_sin: cos and sin of the T positions, from `rotary`. extend: takes the new keys
-    and values (B, G, T, h) and returns all, (B, G, S, h), as a `KVCache` does; None is only the new ones.
+    Shapes: x (B, T, D) -> (B, T, D). cos_sin: those of the T positions, from `rotary`. extend: takes the new keys and
+    values (B, G, T, h) and returns all, (B, G, S, h), as a `KVCache` does.
 
     >>> attention = Attention(d_model=16, num_heads=4, num_kv_heads=2)
     >>> attention(torch.randn(2, 5, 16), rotary(torch.arange(5), head_dim=4)).shape
@@ -62,10 +62,8 @@ def check_heads(d_model: int, num_heads: int, num_kv_heads: int) -> None:
 
 
 def rotary(positions: Tensor, head_dim: int, theta: float = 10_000.0, dtype=torch.float32) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, 1, h) of how far `rotate` turns pair i of a token: by position · theta^(-2i/h).
-
-    RoFormer (arXiv:2104.09864, eq. 15). sin has its sign for the first and for the second number of a pair.
-    """
+    """cos and sin (T, 1, h) of how far `rotate` turns pair i: by position · theta^(-2i/h) (arXiv:2104.09864, eq. 15).
+    sin has its sign for the first and for the second number of a pair."""
     precise = torch.promote_types(dtype, torch.float32)  # bfloat16 cannot count beyond 256
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=positions.device).to(precise) / head_dim)  # (h / 2,)
     angles = positions.to(precise)[:, None, None] * frequencies  # (T, 1, h / 2)
@@ -74,11 +72,10 @@ def rotary(positions: Tensor, head_dim: int, theta: float = 10_000.0, dtype=torc
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + h/2]) by its angle: x (B, T, heads, h) -> the same shape.
+    """Turn each pair (x[i], x[i + h/2]) by its angle, as (x[i] + j·x[i + h/2]) · exp(j·angle): x (B, T, heads, h).
 
-    As a complex number: (x[i] + j·x[i + h/2]) · exp(j·angle). The score q·k of two tokens then depends on how far they
-    are apart, not on where they stand. RoFormer pairs neighbours; this is the order of Hugging Face's Llama.
-    """
+    The score q·k of two tokens then depends on how far they are apart, not on where they stand. RoFormer pairs
+    neighbours; this is the order of Hugging Face's Llama."""
     partner = x.roll(x.shape[-1] // 2, dims=-1)  # the other number of each pair
     return torch.addcmul(x * cos, partner, sin)
 
@@ -86,23 +83,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """The keys and values of the tokens so far, so that each is computed once: see `LanguageModel.new_cache`.
 
-    There is room for `max_length` tokens in each of `batch_size` (B) sequences, and the first `length` places are
-    taken: 2·L·G·h numbers for a token, in L layers. `cos_sin`: of all positions, from `rotary`. For decoding under
-    `torch.no_grad()`, not for training.
-    """
+    There is room for `max_length` tokens in each of `batch_size` (B) sequences; the first `length` places are taken:
+    2·L·G·h numbers for a token, in L layers. For decoding under `torch.no_grad()`, not for training."""
 
-    def __init__(
-        self, num_layers: int, batch_size: int, num_kv_heads: int, max_length: int, head_dim: int, *, cos_sin, **make
-    ):
+    def __init__(self, num_layers, batch_size, num_kv_heads, max_length, head_dim, *, cos_sin, **make):
         shape = (num_layers, check_positive_int("batch_size", batch_size), num_kv_heads, max_length, head_dim)
         self.keys, self.values = torch.zeros(shape, **make), torch.zeros(shape, **make)  # (L, B, G, max_length, h)
         self.batch_size, self.max_length, self.length, self.cos_sin = batch_size, max_length, 0, cos_sin
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep the new keys and values (B, G, T, h) of a layer, and return all that it has: (B, G, S, h) each.
-
-        `length` stays: the model moves it after all layers.
-        """
+        """Keep the new keys and values (B, G, T, h) of a layer, and return all that it has: (B, G, S, h) each."""
         end = self.length + keys.shape[2]
         self.keys[layer, :, :, self.length : end] = keys
         self.values[layer, :, :, self.length : end] = values

@@ -17,13 +17,11 @@ def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
     """The auxiliary loss of Switch Transformer (arXiv:2101.03961, eq. 4): E · Σ_e f_e · P_e, a scalar.
 
     f_e is the share of all assignments that the router wanted for expert e (dropped ones included), P_e the mean
-    of its router probability. Gradients flow through P alone. It is 1 where either of the two is uniform, and E
-    where K = 1 and all tokens go to one expert with probability 1. Zero for no tokens. Hugging Face's is K times
-    this, which matters when you take over a coefficient.
+    of its router probability. Gradients flow through P alone. It is 1 where either is uniform, and E where K = 1 and
+    all tokens go to one expert with probability 1. Hugging Face's is K times this.
 
-    mask (T,): True for the tokens that count; padding does not. It is the loss of one layer: do not pool layers, or two
-    that have collapsed onto different experts look balanced.
-    """
+    mask (T,): True for the tokens that count; padding does not. Do not pool layers: two that have collapsed onto
+    different experts would look balanced."""
     probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
     expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
     if mask is not None:
@@ -37,18 +35,13 @@ def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
 
 
 def router_z_loss(routing: Routing) -> Tensor:
-    """The z-loss of ST-MoE (arXiv:2202.08906, eq. 5): mean over tokens of logsumexp(logits)², a scalar.
-
-    It keeps the logits small, so that the softmax stays exact in low precision. Zero for no tokens.
-    """
+    """The z-loss of ST-MoE (arXiv:2202.08906, eq. 5): mean over tokens of logsumexp(logits)², a scalar. It keeps the
+    logits small, so that the softmax stays exact in low precision."""
     return routing.router_logits.logsumexp(dim=-1).square().sum() / max(routing.num_tokens, 1)
 
 
 def expert_capacity(capacity_factor: float, top_k: int, num_tokens: int, num_experts: int) -> int:
-    """How many assignments an expert may carry out: C = ⌈capacity_factor · K · T / E⌉ (arXiv:2101.03961, eq. 3).
-
-    A capacity_factor of 1 is just enough when all experts are equally busy.
-    """
+    """How many assignments an expert may carry out: C = ⌈capacity_factor · K · T / E⌉ (arXiv:2101.03961, eq. 3)."""
     check_number("capacity_factor", capacity_factor, above=True)
     exact = Fraction(str(capacity_factor))  # in floating point 1.1 · 2 · 50 / 10 is a little over 11
     return math.ceil(exact * top_k * num_tokens / num_experts)
@@ -64,8 +57,7 @@ def apply_capacity(routing: Routing, capacity: int, priority: str = "order") -> 
     A dropped assignment contributes nothing to the output. The weights that remain are not renormalised.
 
     Who is served depends on the other tokens. So a token may come to depend on later ones: always by weight; in
-    order where K > 1 (a later first choice goes before an earlier second one), and through C, which grows with T.
-    """
+    order where K > 1 (a later first choice goes before an earlier second one), and through C, which grows with T."""
     capacity = min(check_positive_int("capacity", capacity), max(len(routing.expert_idx), 1))  # may be over 64 bits
     check_choice("priority", priority, PRIORITIES)
     queue = torch.arange(len(routing.expert_idx), device=routing.expert_idx.device)  # (A,) who comes first
@@ -104,12 +96,10 @@ def update_expert_bias(router: nn.Module, routing: Routing, rate: float = 1e-3) 
     """Balance without a loss (DeepSeek-V3, arXiv:2412.19437, section 2.1.2; arXiv:2408.15664, algorithm 1).
 
     expert_bias += rate · sign(mean load - load): an expert that was wanted less than the mean becomes easier to
-    choose, one that was wanted more harder. Call it once after each step, with the routing of that step. No gradient
-    is involved, and since the bias selects but does not weigh, it does not pull at the task's loss.
+    choose, one that was wanted more harder. Call it once after each step, with the routing of that step. The bias
+    selects but does not weigh, so it does not pull at the task's loss.
 
-    router: one with an `expert_bias` (E,), such as `SigmoidRouter`. Keep the bias in float32 when you train in
-    bfloat16, which has no number between 0.5 and 0.504.
-    """
+    router: one with an `expert_bias` (E,), such as `SigmoidRouter`, in float32 at least."""
     check_number("rate", rate)
     if not hasattr(router, "expert_bias"):
         raise ValueError(f"router must have an expert_bias, as SigmoidRouter has; got a {type(router).__name__}")

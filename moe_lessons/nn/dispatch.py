@@ -24,11 +24,8 @@ from moe_lessons.nn.routing import Routing
 
 
 def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Every expert computes every token; the weights of those not chosen are zero.
-
-    What overflows in one expert spoils all tokens here. With `experts.weight_input` a weight of zero would not silence
-    an expert: then this is 'loop'.
-    """
+    """Every expert computes every token; the weights of those not chosen are zero. What overflows in one expert spoils
+    all tokens here. With `experts.weight_input` a weight of zero would not silence an expert: then this is 'loop'."""
     if experts.weight_input:
         return loop_dispatch(experts, x, routing)
     num_experts, d_model, _ = experts.down_proj.shape
@@ -80,10 +77,8 @@ def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 
 
 def grouped_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Rows sorted by expert, and the products of all groups of rows that share an expert in one call.
-
-    That is `torch.nn.functional.grouped_mm`; where it does not take the weights, this is 'loop'.
-    """
+    """Rows sorted by expert, and the products of all groups of rows that share an expert in one call of torch's
+    `grouped_mm`; where that does not take the weights, this is 'loop'."""
     dtype, device = x.dtype, x.device.type
     if torch.is_autocast_enabled(device) and dtype != torch.float64:  # grouped_mm does not know of autocast
         dtype = torch.get_autocast_dtype(device)
@@ -140,11 +135,9 @@ LARGE_GROUP = 300_000  # numbers in the rows of one expert, from which on a call
 
 
 def choose_dispatch(experts: Experts, routing: Routing) -> str:
-    """Name the way that 'auto' takes. It follows from the sizes alone, so that nothing waits for a GPU.
-
-    'dense' where it wastes so little that fewer calls count for more. On a CPU 'loop' for one token without a gradient,
-    as in decoding, and where each expert has much to do. Else 'grouped'. `make bench` times them all.
-    """
+    """Name the way that 'auto' takes, by the sizes alone: 'dense' where it wastes so little that fewer calls count for
+    more; on a CPU 'loop' for one token without a gradient, as in decoding, and where each expert has much to do; else
+    'grouped'. `make bench` times them all."""
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
     if experts.down_proj.device.type == "cpu":

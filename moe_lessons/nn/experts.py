@@ -72,10 +72,7 @@ class Experts(nn.Module):
 
 @contextmanager
 def muted(experts: nn.Module, expert: int) -> Iterator[None]:
-    """Within it, the output of one expert is zero: what is lost without it? The weights come back afterwards.
-
-    It is for measurements: nothing within it has a gradient.
-    """
+    """Within it, the output of one expert is zero, and nothing has a gradient: what is lost without it?"""
     if not is_whole(expert, 0, len(experts.down_proj) - 1):
         raise ValueError(f"expert must be between 0 and {len(experts.down_proj) - 1}, got {expert!r}")
     last = [w for w in (experts.down_proj, getattr(experts, "down_proj_bias", None)) if w is not None]

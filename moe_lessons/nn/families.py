@@ -45,8 +45,8 @@ def difference(one: Spec, other: Spec) -> tuple[Spec, Spec]:
 
 
 def finer(num_experts: int, top_k: int, d_ff: int, times: int = 1, shared: int = 0) -> Spec:
-    """Experts that are `times` as fine, of which `shared` serve every token: as many parameters, and as many at work
-    for a token, but for the router (DeepSeekMoE, arXiv:2401.06066, section 3).
+    """Experts that are `times` as fine, of which `shared` serve every token: as many parameters in all and at work for
+    a token, but for the router (DeepSeekMoE, arXiv:2401.06066, section 3).
 
     >>> finer(16, 2, 32, times=4, shared=2)
     {'num_experts': 62, 'top_k': 6, 'd_ff': 8, 'shared_experts': 2}

@@ -17,10 +17,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def clamped_swiglu(gate_up: Tensor) -> Tensor:
-    """(up + 1) · gate · σ(1.702 gate), with gate at most 7 and up in ±7: (..., 2F) -> (..., F).
-
-    The SwiGLU of gpt-oss (arXiv:2508.10925, section 2.2, as in its public code).
-    """
+    """(up + 1) · gate · σ(1.702 gate), with gate at most 7 and up in ±7, as gpt-oss has it (arXiv:2508.10925)."""
     gate, up = gate_up.chunk(2, dim=-1)
     gate, up = gate.clamp(max=7), up.clamp(-7, 7)
     return (up + 1) * gate * torch.sigmoid(1.702 * gate)
@@ -47,8 +44,7 @@ class FeedForward(nn.Module):
     SwiGLU (the default) and clamped SwiGLU have two input matrices, gate and up, stacked in `gate_up_proj` (2F, D):
     gate first. GELU and ReLU have one, `up_proj` (F, D). `down_proj` is (D, F).
 
-    Shapes: x (..., D) -> y (..., D). Raises ValueError for a size below 1, an unknown activation, and an x
-    that is not floating-point (..., D). Source: arXiv:1706.03762, section 3.3; SwiGLU: arXiv:2002.05202.
+    Shapes: x (..., D) -> y (..., D). Source: arXiv:1706.03762, section 3.3; SwiGLU: arXiv:2002.05202.
 
     >>> FeedForward(d_model=4, d_ff=16)(torch.zeros(3, 4)).shape
     torch.Size([3, 4])

@@ -20,18 +20,16 @@ class MoE(nn.Module):
     router: any module x (T, D) -> `Routing`; or a name of `ROUTERS`, or a class or function called with (d_model,
         num_experts, top_k), which then has `router_options` such as norm_topk_prob too. None: `TopKRouter`.
         router_bias: the option `bias` of the router, whose name the experts have taken.
-    capacity_factor: None for no limit (dropless), else each expert carries out at most
-        ⌈capacity_factor · K · T / E⌉ assignments; the others are dropped. `capacity_priority`: see `apply_capacity`.
-        A class that limits in another way overrides `limit`.
-    shared_d_ff: the width of a shared expert, which works for every token beside the chosen ones
-        (DeepSeekMoE, arXiv:2401.06066, eq. 9); with `shared_expert_gate` its output is multiplied by
-        sigmoid(x·w), as in Qwen2-MoE. 0: there is none. shared_experts: each makes it wider by d_ff.
+    capacity_factor: None for no limit (dropless), else each expert carries out at most ⌈capacity_factor · K · T / E⌉
+        assignments; the others are dropped: see `apply_capacity`. To limit in another way, override `limit`.
+    shared_d_ff: the width of a shared expert, which works for every token (DeepSeekMoE, arXiv:2401.06066, eq. 9);
+        with `shared_expert_gate` its output is multiplied by sigmoid(x·w), as in Qwen2-MoE. shared_experts: each
+        makes it wider by d_ff.
     bias, weight_input: see `Experts`.
     dispatch: how the experts run: a name of `DISPATCH`, or 'auto', which picks by size. The result is the same.
 
-    Shapes: x (..., D) -> y (..., D), and the `Routing` of its T tokens. token_ids (...): for a `HashRouter`, and not
-    used by others. Nothing is kept between calls. Raises ValueError for a size below 1, a top_k over num_experts, a
-    capacity_factor that is not above 0, an unknown dispatch, and an x that is not floating-point (..., D).
+    Shapes: x (..., D) -> y (..., D), and the `Routing` of its T tokens. token_ids (...): for a `HashRouter` alone.
+    Nothing is kept between calls. Raises ValueError for bad sizes, and an x that is not floating-point (..., D).
 
     >>> import torch
     >>> y, routing = MoE(d_model=4, d_ff=16, num_experts=8, top_k=2)(torch.randn(5, 4))
@@ -67,9 +65,7 @@ class MoE(nn.Module):
         self.top_k = check_top_k(top_k, num_experts)
         shared_d_ff = check_count("shared_d_ff", shared_d_ff) + check_count("shared_experts", shared_experts) * d_ff
         if shared_expert_gate and shared_d_ff == 0:
-            raise ValueError(
-                "shared_experts or shared_d_ff must be given where shared_expert_gate is True, got neither"
-            )
+            raise ValueError("shared_experts or shared_d_ff must be given with shared_expert_gate, got neither")
         self.shared_expert = FeedForward(d_model, shared_d_ff, activation) if shared_d_ff > 0 else None
         self.shared_expert_gate = nn.Linear(d_model, 1, bias=False) if shared_expert_gate else None
         if capacity_factor is not None:

@@ -26,12 +26,11 @@ from moe_lessons.support.errors import (
 class Routing:
     """What a router decided for T tokens and E experts.
 
-    The decision is a list of A assignments, as three vectors of equal length: token `token_idx[a]` goes to expert
-    `expert_idx[a]`, whose output is multiplied by `weight[a]`. They stand in order of priority: all first
-    choices, then all second choices, and so on. Top-k routing has A = T·K of them.
+    The decision is a list of A assignments, in order of priority (all first choices, then all second choices, …): token
+    `token_idx[a]` goes to expert `expert_idx[a]`, whose output is multiplied by `weight[a]`.
 
-    router_logits (T, E) and router_probs (T, E): the scores that the choice was made from, noise included; the
-        probabilities of a token sum to 1.
+    router_logits, router_probs (T, E): the scores that the choice was made from, noise included; the probabilities of a
+        token sum to 1.
     token_idx, expert_idx, weight (A,): the assignments that are carried out.
     dropped_token_idx, dropped_expert_idx: those that found their expert full (see `apply_capacity`).
     top_k: K, where each token was given K experts, as `from_topk` does; else None.
@@ -137,10 +136,10 @@ class TopKRouter(nn.Module):
         Switch (arXiv:2101.03961) and OLMoE. None divides for K > 1 only: for K = 1 the divided weight is always 1, and
         the router would receive no gradient from the task.
     jitter_noise: ε. In training the router sees each number of x multiplied by a random one from 1 - ε to 1 + ε
-        (arXiv:2101.03961, appendix C); the experts see x as it is. It may be changed at any time.
+        (arXiv:2101.03961, appendix C). It may be changed at any time.
 
-    It computes in float32 at least, whatever the type of x: near-ties flip in bfloat16. Noise comes from torch's global
-    random state. `causal`: whether a token's experts depend on no other token.
+    It computes in float32 at least: near-ties flip in bfloat16. Noise comes from torch's global random state. `causal`:
+    whether a token's experts depend on no other token.
 
     >>> routing = TopKRouter(d_model=4, num_experts=8, top_k=2)(torch.randn(3, 4))
     >>> routing.topk_indices.shape
@@ -213,7 +212,7 @@ class NoisyTopKRouter(TopKRouter):
 
     noise='learned':  logits + N(0, 1)·(softplus(x·W_noiseᵀ) + 0.01), with W_noise (E, D) learned and started
                       at zero (arXiv:1701.06538, eq. 4; the added 0.01 as in its public code).
-    noise='gaussian': logits + noise_std·N(0, 1). `noise_std` may be changed at any time; 0 is no noise.
+    noise='gaussian': logits + noise_std·N(0, 1). `noise_std` may be changed at any time.
 
     >>> router = NoisyTopKRouter(d_model=4, num_experts=8, top_k=2, noise="gaussian", noise_std=0.5)
     >>> x = torch.randn(3, 4)
@@ -256,8 +255,7 @@ class SigmoidRouter(TopKRouter):
         `topk_groups` best groups only (a group's score is the sum of its two largest s + expert_bias), so that a
         token visits few machines. One group is no limit.
 
-    router_probs are s / Σ s, which the balancing loss reads (eq. 19). For K = 1 do not divide (`norm_topk_prob`
-    False): a weight that is always 1 gives the router no gradient; None, the default, divides for K > 1 only.
+    router_probs are s / Σ s, which the balancing loss reads (eq. 19). `norm_topk_prob`: see `TopKRouter`.
 
     >>> router = SigmoidRouter(d_model=4, num_experts=8, top_k=2, routed_scaling_factor=2.5)
     >>> router(torch.randn(3, 4)).topk_weights.sum(dim=1)
@@ -312,10 +310,7 @@ class SigmoidRouter(TopKRouter):
 
 
 class Llama4Router(TopKRouter):
-    """The router of Llama 4: the K best logits, each weighed by its own sigmoid.
-
-    By logits, since in float32 all sigmoids above 17 are 1. router_probs are s / Σ s, as in `SigmoidRouter`.
-    """
+    """The router of Llama 4: the K best logits, each weighed by its sigmoid (in float32 all those above 17 are 1)."""
 
     def choose(self, logits: Tensor) -> Routing:
         topk_logits, topk_indices = logits.topk(self.top_k, dim=-1)  # (T, K)
@@ -328,10 +323,8 @@ class ExpertChoiceRouter(TopKRouter):
     """The experts choose (arXiv:2202.09368, section 3.2): each takes the C tokens that like it best.
 
     C = ⌈K·T / E⌉, so that a token has `top_k` (K) experts on average; one token may have many, another none. The
-    load is even by construction. An assignment's weight is the token's probability of that expert.
-
-    It is not `causal`: whether an expert takes a token depends on all other tokens, later ones included, so a
-    language model that generates token by token cannot use it as it was trained.
+    load is even by construction. An assignment's weight is the token's probability of that expert. It is not `causal`:
+    whether an expert takes a token depends on later tokens too, so it cannot generate text as it was trained.
 
     >>> ExpertChoiceRouter(d_model=4, num_experts=8, top_k=2)(torch.randn(12, 4)).tokens_per_expert
     tensor([3, 3, 3, 3, 3, 3, 3, 3])
@@ -360,8 +353,7 @@ WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint
 class HashRouter(nn.Module):
     """No decision at all (arXiv:2106.04426): a token's id names its experts, by a table drawn once from `seed`.
 
-    Each id has `top_k` different experts of equal weight 1 / K. Nothing is learned and nothing collapses, but the
-    load is as uneven as the ids are frequent.
+    Each id has `top_k` different experts of equal weight 1 / K. The load is as uneven as the ids are frequent.
 
     >>> router = HashRouter(num_experts=8, vocab_size=256)
     >>> routing = router(torch.randn(3, 4), token_ids=torch.tensor([65, 66, 65]))
@@ -415,8 +407,6 @@ def make_router(
     router: nn.Module | str | Callable[..., nn.Module] | None, d_model: int, num_experts: int, top_k: int, **options
 ) -> nn.Module:
     """The router of an `MoE` of these sizes: a module as it is, or what a name, class or function makes of the options.
-
-    The names are those of `ROUTERS` other than 'hash'; None is `TopKRouter`. ValueError where it has other sizes.
 
     >>> make_router("sigmoid", 4, 8, 2, routed_scaling_factor=2.5)
     SigmoidRouter(d_model=4, num_experts=8, top_k=2, norm_topk_prob=True, routed_scaling_factor=2.5)

@@ -17,9 +17,7 @@ class SoftMoE(nn.Module):
     All of it is smooth: nothing is dropped, no expert starves, and no balancing loss is needed. The price: every token
     of a sequence depends on every other, later ones included, so it cannot generate text token by token.
 
-    `phi` (S, D) holds the slots' parameters. Tokens mix within a sequence only, along the second-last dimension.
-    Shapes: x (..., T, D) -> y (..., T, D). Raises ValueError for a size below 1 and an x that is
-    not floating-point (..., T, D).
+    `phi` (S, D) holds the slots' parameters. Shapes: x (..., T, D) -> y (..., T, D).
 
     >>> import torch
     >>> SoftMoE(d_model=4, d_ff=16, num_experts=8)(torch.randn(2, 5, 4)).shape
@@ -28,9 +26,7 @@ class SoftMoE(nn.Module):
 
     causal = False
 
-    def __init__(
-        self, d_model: int, d_ff: int, num_experts: int, slots_per_expert: int = 1, activation: str = "swiglu"
-    ):
+    def __init__(self, d_model: int, d_ff: int, num_experts: int, slots_per_expert: int = 1, activation="swiglu"):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.slots_per_expert = check_positive_int("slots_per_expert", slots_per_expert)
@@ -58,10 +54,7 @@ class SoftMoE(nn.Module):
 
 def soft_twin(model: nn.Module, length: int, seed: int = 0) -> nn.Module:
     """A copy of a model in which a `SoftMoE` stands in the place of each `MoE`, with as many experts of the same size.
-
-    length: T, the tokens of a sequence. Each expert has K · T / E slots, so that it works as much as on average in the
-    mixture. The new weights start from `seed`. ValueError where E does not divide K · T.
-    """
+    Each has K · T / E slots for the T = length tokens of a sequence: as much work as on average in the mixture."""
     check_positive_int("length", length)
 
     def soft(moe: nn.Module) -> SoftMoE:

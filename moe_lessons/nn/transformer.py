@@ -25,9 +25,8 @@ class TransformerConfig:
     num_kv_heads: see `Attention`. max_positions: the longest sequence. rope_theta: see `rotary`.
     moe_layers: the numbers, from 0, of the layers whose feed-forward block is an `MoE`: None is all, () none. The
         others have a `FeedForward` of width d_ff.
-    router: a name of `ROUTERS`, or a class or function that is called with (d_model, num_experts, top_k).
-    router_std: its weight starts at N(0, router_std²); None leaves it the start that it has.
-    shared_experts, shared_d_ff, capacity_factor: see `MoE`. tied_embedding: the head has the weight of the embedding.
+    router, shared_experts, shared_d_ff, capacity_factor: see `MoE`. router_std: the router's weight starts at
+        N(0, router_std²); None leaves it its start. tied_embedding: the head has the weight of the embedding.
 
     >>> TransformerConfig(d_model=32, num_heads=4).head_dim
     8
@@ -80,10 +79,8 @@ class LanguageModel(nn.Module):
     """Predicts the next token, at every position: ids (B, T) -> logits (B, T, V) and one `Routing` for each MoE layer.
 
     x = embed(ids); x = layer(x) for each of the L layers; logits = head(norm(x)). A routing has the tokens of all
-    sequences, one sequence after the other. With a cache, ids are those that follow the tokens in it.
-
-    The weights start from torch's global random state (see `seeded`). Raises ValueError for ids that are not whole
-    numbers (B, T) from 0 to V - 1, and where more tokens come than max_positions, or the cache, has room for.
+    sequences, one sequence after the other. With a cache, ids are those that follow the tokens in it. ValueError for
+    ids that are not whole numbers from 0 to V - 1, and for more than max_positions, or the cache, has room for.
 
     >>> logits, routings = LanguageModel(TransformerConfig())(torch.tensor([list(b"What is a mixture of experts?")]))
     >>> logits.shape, len(routings), routings[0].num_tokens
@@ -187,9 +184,7 @@ class LanguageModel(nn.Module):
 class Layer(nn.Module):
     """x = x + attention(norm(x)); x = x + ffn(norm(x)): (B, T, D) -> (B, T, D), and a `Routing` if `ffn` gives one.
 
-    norm is that of torch: x / √(mean(x²) + norm_eps) · weight (arXiv:1910.07467, eq. 4). `ffn` is a `FeedForward`, an
-    `MoE`, or any module (B, T, D) -> (B, T, D), or that and a `Routing`.
-    """
+    norm is x / √(mean(x²) + norm_eps) · weight (arXiv:1910.07467, eq. 4). `ffn` may be any module."""
 
     def __init__(self, config: TransformerConfig, number: int):
         super().__init__()

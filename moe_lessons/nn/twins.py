@@ -22,10 +22,8 @@ def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Mod
 
     match='active': its width is K·F, so that a token meets as many parameters as in the mixture.
     match='total':  its width is E·F, so that it has as many parameters as the mixture.
-    A shared expert adds its width to either, and biases count. For a learner's class the width follows from the
-    parameters of its experts, with the activation that they name.
-    The router's parameters (E·D) have no counterpart and are not replaced. All other weights are copied; the new
-    ones start from `seed`, and torch's global random state is left as it was.
+    A shared expert adds its width to either, and biases count; the router's parameters (E·D) have no counterpart. All
+    other weights are copied; the new ones start from `seed`.
 
     `model` may be an `MoE` or any module that contains some. ValueError where it contains none.
 

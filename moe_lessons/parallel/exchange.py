@@ -33,10 +33,8 @@ class _Exchange(torch.autograd.Function):
 
 
 def exchange_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Run the experts where they are: each row travels to its rank and back. x (T, D) of this rank -> y (T, D).
-
-    All ranks call it, also one without a token. `Experts` that are whole have nothing to exchange.
-    """
+    """Run the experts where they are: each row travels to its rank and back. x (T, D) of this rank -> y (T, D). All
+    ranks call it, also one without a token. `Experts` that are whole have nothing to exchange."""
     if not isinstance(experts, ExpertShard):
         return DISPATCH["grouped"](experts, x, routing)
     size = dist.get_world_size()  # N
@@ -69,13 +67,10 @@ def one_each(rows: Tensor, expert_idx: Tensor, num_experts: int) -> Routing:
 def shard_experts(model: nn.Module) -> nn.Module:
     """Leave each `MoE` in `model` with this rank's share of its experts, in place. All ranks call it, of equal weights.
 
-    A capacity_factor is counted by each rank for its own tokens, as in Megatron Core and DeepSpeed: who is dropped
-    depends on the number of ranks.
+    A capacity_factor is counted by each rank for its own tokens: who is dropped depends on the number of ranks.
 
     The loss of each rank is its own tokens' mean; the mean over ranks is the loss of one process. So gradients are
     to be averaged over the ranks, as DDP does; those of the experts, which have met every rank's tokens, are already.
-
-    Raises ValueError, before anything has changed, where a number of experts is not a multiple of the number of ranks.
     """
     if not dist.is_initialized():
         raise RuntimeError("shard_experts needs ranks: start it by parallel.launch or torchrun, and init_process_group")
@@ -108,10 +103,7 @@ def expert_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def global_load_balancing_loss(routing: Routing) -> Tensor:
     """Return this rank's part of `load_balancing_loss` over all ranks' tokens: its mean over the ranks is that loss.
-
-    All ranks call it, each with the routing of its own tokens. Only the demand f is summed over the ranks. It has no
-    gradient, so that nothing differentiable travels.
-    """
+    All ranks call it, each with the routing of its own tokens. Only the demand f, which has no gradient, travels."""
     counts = torch.cat([routing.demand_per_expert, routing.token_idx.new_tensor([routing.num_tokens])])  # (E + 1,)
     dist.all_reduce(counts)
     probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
@@ -145,12 +137,6 @@ def bytes_sent(traffic: Tensor, d_model: int, itemsize: int = 4) -> Tensor:
     """Count (N,) the bytes that each rank sends to others for one layer and step, from its `rank_traffic` (N, N).
 
     Rows of D numbers travel to their experts and back, and their gradients do too. With T tokens on each
-    rank and even loads that is 4 · T · K · (N - 1)/N · D · itemsize.
-
-    >>> T, K, N, D = 100, 2, 4, 64
-    >>> even = torch.full((N, N), T * K // N)
-    >>> bytes_sent(even, D).tolist() == [4 * T * K * (N - 1) // N * D * 4] * N
-    True
-    """
+    rank and even loads that is 4 · T · K · (N - 1)/N · D · itemsize."""
     away = traffic - torch.diag(traffic.diag())
     return 2 * (away.sum(dim=1) + away.sum(dim=0)) * d_model * itemsize

@@ -49,9 +49,8 @@ def launch(function: Callable, ranks: int, *args, timeout: float = 10.0) -> Iter
         yields: a function of a module, or of a file that the notebook has written.
     timeout: seconds that a rank waits for another one, or for you to take its records.
 
-    Raises RuntimeError where a rank fails, dies or does not answer, with the rank's own error, and ends the others; the
-    tracebacks are its cause. All ranks are ended when the iterator is closed, too, or its caller interrupted. The first
-    call takes a few seconds.
+    Raises RuntimeError where a rank fails, dies or does not answer, with the rank's own error; the tracebacks are its
+    cause. Then, when the iterator is closed, and when its caller is interrupted, all ranks are ended.
 
     >>> list(launch(dist.get_world_size, 2))
     [2]
@@ -143,10 +142,7 @@ def torchrun(target: str, ranks: int, *args, max_restarts: int = 0) -> "Job":
     """Start `ranks` ranks of a module or a script on this machine, by torchrun on a free port; return them as a `Job`.
 
     target: a dotted name, as 'moe_lessons.parallel.training', or a .py file. args: its arguments.
-    max_restarts: how often all ranks are started again after one has failed.
-
-    Raises ValueError where the target is not there.
-    """
+    max_restarts: how often all ranks are started again after one has failed."""
     check_positive_int("ranks", ranks)
     check_count("max_restarts", max_restarts)
     is_file, is_there = target.endswith(".py"), False
@@ -165,10 +161,8 @@ class Job:
     These are the lines of JSON that the ranks print, each with an 'event'; `log` holds the other lines. Beside them are
         {"event": "restart", "reason": …, "from_step": …}   after a failure, when all ranks run again;
         {"event": "ended", "returncode": …, "reason": …}    the last one; returncode 0 where all went well.
-    Once a rank has said {"event": "failed"}, those that are still there after 5 s are killed: torchrun would wait for
-    half a minute where one is stopped. Iterating to the end, closing the iterator, an interrupt, `stop` and the end of
-    this process end all ranks.
-    """
+    Once a rank has said {"event": "failed"}, those that are still there after 5 s are killed. Iterating to the end,
+    closing the iterator, an interrupt, `stop` and the end of this process end all ranks."""
 
     def __init__(self, command: list[str]):
         self.log, self._why = [], ""
@@ -252,11 +246,8 @@ def record_of(line: str) -> dict | str:
 
 
 def first_cause(failures: list[dict], silent: Iterable[int], after: str = "") -> str:
-    """Say who failed first. The errors of the others follow from it: their connections were closed, or time ran out.
-
-    failures: of each rank that failed, its 'rank', 'time' and 'error', or, where it was ended, 'code' alone. silent:
-    the ranks of which nothing is known.
-    """
+    """Say who failed first; the errors of the others follow from it. failures: of each rank that failed, its 'rank',
+    'time' and 'error', or, where it was ended, 'code'. silent: the ranks of which nothing is known."""
     names = " and ".join(f"rank {rank}" for rank in sorted(silent))
     first = min(failures, key=lambda failure: failure.get("time", 0))
     if (code := first.get("code")) is not None:

@@ -31,11 +31,8 @@ def given_routing(num_tokens: int, num_experts: int, ranks: int, share: float) -
 
 
 def step_times(share: float) -> Iterator[dict]:
-    """Measure forward and backward of one layer's experts, of which each rank has 1,024 tokens, seven times.
-
-    share: of the tokens that the experts of rank 0 get. Yields of each step the 'seconds' that it took, and for each
-    rank the 'rows' that it worked on and the seconds that it was at 'work'; the rest of the time it waited.
-    """
+    """Measure forward and backward of one layer's experts, seven times. Each rank has 1,024 tokens, and the experts of
+    rank 0 get `share` of all. Yields of each its 'seconds', and for each rank its 'rows' and its seconds at 'work'."""
     ranks = dist.get_world_size()
     with seeded(0):
         moe, x = shard_experts(MoE(128, 1024, 8, top_k=1)), torch.randn(1024, 128, requires_grad=True)

@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -23,30 +22,20 @@ from typing import get_args
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.parallel import exchange
 from moe_lessons.parallel.launch import meet
-from moe_lessons.support.errors import (
-    check_choice,
-    check_count,
-    check_number,
-    check_positive_int,
-    check_seed,
-    first_line,
-)
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, first_line
+from moe_lessons.support.saved import check_like, read_saved, write_saved
 from moe_lessons.tasks import TextTask, make_text
 
 SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
 MAX_NORM = 1.0  # of the gradient, over all ranks
-KEPT = 2  # checkpoints, the last ones
+FORMAT, KEPT = "moe_lessons checkpoint of ranks 1", 2  # so many, the last ones, are there
 RESTART = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # how often torchrun has started all ranks again
 
 
@@ -55,11 +44,9 @@ class Settings:
     """What to train, and how.
 
     batch: sequences in a step, of all ranks together. capacity_factor: counted by each rank for its own tokens.
-    balance_weight: of the auxiliary loss, over the tokens of all ranks.
+    balance_weight: of the auxiliary loss, over the tokens of all ranks. timeout: seconds that a rank waits for another.
     checkpoint: a folder, written to every `every` steps. What is there already is gone on from.
-    fault: 'kill' ends the rank `rank` in step `at`, for a try. After a restart it does not happen again.
-    timeout: seconds that a rank waits for another.
-    """
+    fault: 'kill' ends the rank `rank` in step `at`, for a try. After a restart it does not happen again."""
 
     steps: int = 40
     batch: int = 16
@@ -93,7 +80,6 @@ class Settings:
         if self.fault is not None:
             check_choice("fault", self.fault, ("kill",))
             check_choice("rank", str(self.rank), map(str, range(ranks)))
-            check_count("at", self.at)
         for name in ("num_experts", "batch"):
             if getattr(self, name) % ranks:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be a multiple of the number of ranks ({ranks})")
@@ -104,15 +90,11 @@ class Settings:
 
 
 def train(settings: Settings) -> Iterator[dict]:
-    """Train on this rank of the process group, and yield what happens: start, step, saved, fault and end.
-
-    Every rank calls it; `launch(train, 2, settings)` does. Bad settings are refused on all ranks alike, before any
-    training.
-    """
+    """Train on this rank of the process group, and yield what happens: start, step, saved, fault and end. Every rank
+    calls it, as `launch(train, 2, settings)` does. Bad settings are refused on all alike, before any training."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
     settings.check(ranks)
     last = settings.checkpoint and last_checkpoint(settings.checkpoint)
-    mesh = init_device_mesh("cpu", (ranks,))
     with seeded(settings.seed):
         model = LanguageModel(settings.model_config()).to(getattr(torch, settings.dtype))
     experts = exchange.expert_parameters(exchange.shard_experts(model))
@@ -121,7 +103,7 @@ def train(settings: Settings) -> Iterator[dict]:
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
     net = nn.parallel.DistributedDataParallel(model)  # a copy of all but the experts on each rank
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
-    step = load_state(last, state_of(model, optimizer, mesh)) if last else 0
+    step = load(last, model, optimizer) if last else 0
     start = {"event": "start", "rank": rank, "ranks": ranks, "pid": os.getpid(), "restart": RESTART}
     yield start | {"from_step": step}
     texts = {name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}  # made in a moment
@@ -146,9 +128,9 @@ def train(settings: Settings) -> Iterator[dict]:
         record = {"event": "step", "step": step, **over_all_ranks(loss.detach(), routings)}
         yield record | {"seconds": round(time.perf_counter() - begin, 4)}
         if settings.checkpoint and (step % settings.every == 0 or step == settings.steps):
-            save(settings.checkpoint, step, state_of(model, optimizer, mesh))
+            save(settings.checkpoint, step, model, optimizer)
             yield {"event": "saved", "step": step}
-    yield {"event": "end", "step": step, **weights_of(state_of(model, optimizer, mesh))}
+    yield {"event": "end", "step": step, **weights_of(whole(model, state_of(model, optimizer)))}
     del net  # DDP's reducer must not be the last that holds the process group: it would end it with Python's lock held
 
 
@@ -174,10 +156,10 @@ def over_all_ranks(loss: Tensor, routings: list) -> dict:
     return {"loss": float(loss) / len(counts), "dropped": int(dropped), "traffic": traffic.tolist()}
 
 
-def complete_ones(folder: str) -> list[Path]:
-    """Return the checkpoints in a folder that were written to their end, oldest first."""
-    found = [path.parent for path in Path(folder).glob("step*/.metadata")]  # it is written last
-    return sorted((path for path in found if path.name[4:].isdecimal()), key=lambda path: int(path.name[4:]))
+def checkpoints_in(folder: str | Path) -> list[Path]:
+    """Return the checkpoints in a folder, oldest first."""
+    found = [path for path in Path(folder).glob("step*.checkpoint") if path.stem[4:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem[4:]))
 
 
 def last_checkpoint(folder: str) -> Path | None:
@@ -187,69 +169,76 @@ def last_checkpoint(folder: str) -> Path | None:
     except OSError as error:
         what = "checkpoint must be a folder that can be written to"
         raise ValueError(f"{what}, got {folder} ({error.strerror})") from None
-    last = [None, *complete_ones(folder)][-1:]
+    last = [None, *checkpoints_in(folder)][-1:]
     dist.broadcast_object_list(last)
     return last[0]
 
 
-def save(folder: str, step: int, state: dict[str, Tensor]) -> None:
-    """Write all ranks' parts of `state`: they get their name when all are on the disk, so that a whole one is there
-    whatever goes wrong. Every rank calls it. RuntimeError, on all ranks, where it cannot be written."""
-    temporary, trouble = Path(folder, f".step{step}"), [None]
-    try:
-        dcp.save(state, checkpoint_id=temporary)
-        if dist.get_rank() == 0:
-            temporary.rename(Path(folder, f"step{step}"))
-    except (CheckpointException, OSError) as error:
-        trouble = [in_a_sentence(error)]
-    dist.broadcast_object_list(trouble)
+def save(folder: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write all ranks' parts into one file, and keep the `KEPT` last ones. Every rank calls it. RuntimeError, on all
+    ranks, where it cannot be written."""
+    state, trouble = whole(model, state_of(model, optimizer)), [None]
     if dist.get_rank() == 0:
-        for old in [temporary] if trouble[0] else complete_ones(folder)[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        try:
+            write_saved(Path(folder, f"step{step}.checkpoint"), FORMAT, {"step": step, "state": state})
+            for old in checkpoints_in(folder)[:-KEPT]:
+                old.unlink()
+        except OSError as error:
+            trouble = [error.strerror or first_line(error)]
+    dist.broadcast_object_list(trouble)
     if trouble[0]:
         what = f"step {step} could not be saved in {folder} ({trouble[0]}); those before it are kept"
         raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
 
 
-def load_state(path: Path, state: dict[str, Tensor]) -> int:
-    """Fill the tensors of `state` from a checkpoint, and return its step. ValueError where they do not fit."""
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Take this rank's part of a checkpoint, and return its step. Every rank calls it. ValueError, before anything has
+    changed, for one that is damaged or of another model."""
+    mine, step = state_of(model, optimizer), int(path.stem[4:])
     try:
-        dcp.load(state, checkpoint_id=path)
-    except CheckpointException as error:
-        what = f"{path} is damaged, or of another model ({in_a_sentence(error)}): delete it, and the run goes on from"
-        raise ValueError(f"{what} the one before it, or name another folder") from None
-    return int(path.name[4:])
+        saved, example = read_saved(path, FORMAT), {"step": step, "state": whole(model, mine)}
+        check_like(saved, example, path.stem)
+        if saved["step"] != step:
+            raise ValueError(f"{path} must be of step {step}, got one of step {saved['step']}")
+    except ValueError as error:
+        before = [old.stem for old in checkpoints_in(path.parent) if int(old.stem[4:]) < step]
+        way = f"the same command goes on from {before[-1]}" if before else "the same command starts afresh"
+        raise ValueError(f"{error}. Delete {path}, and {way}; or name another folder") from None
+    for name, value in saved["state"].items():
+        is_part = value.shape != mine[name].shape  # of the experts of all ranks, those of this one
+        mine[name].copy_(value.chunk(dist.get_world_size())[dist.get_rank()] if is_part else value)
+    return step
 
 
-def in_a_sentence(error: BaseException) -> str:
-    """Say what went wrong first, and on which rank."""
-    for rank, (cause, _) in sorted(getattr(error, "failures", {}).items()):
-        return f"rank {rank}: {in_a_sentence(cause)}"
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def state_of(model: nn.Module, optimizer: torch.optim.Optimizer, mesh: DeviceMesh) -> dict[str, Tensor]:
-    """Return all tensors of model and AdamW, for `load_state` to fill. Experts stand as what all ranks hold."""
-    experts, state = exchange.expert_parameters(model), dict(model.named_buffers(prefix="buffer"))
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return all tensors of this rank's model and AdamW, which may be written to."""
+    state = dict(model.named_buffers(prefix="buffer"))
     for name, p in model.named_parameters():
         if not optimizer.state[p]:  # before the first step
             zeros = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[p] = {"step": torch.tensor(0.0), **zeros}
-        for key, value in {"weight": p.detach(), **optimizer.state[p]}.items():
-            is_part = name in experts and key != "step"
-            state[f"{key}.{name}"] = DTensor.from_local(value, mesh, [Shard(0)], run_check=False) if is_part else value
+        averages = optimizer.state[p].items()
+        state |= {f"weight.{name}": p.detach(), **{f"{key}.{name}": value for key, value in averages}}
+    return state
+
+
+def whole(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the experts of all ranks in the place of this one's, in what `state_of` gave. Every rank calls it."""
+    experts, state = exchange.expert_parameters(model), dict(state)
+    for name, value in state.items():
+        if value.ndim and name.partition(".")[2] in experts:
+            parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
+            dist.all_gather(parts, value)
+            state[name] = torch.cat(parts)
     return state
 
 
 def weights_of(state: dict[str, Tensor]) -> dict:
     """Return a checksum of all weights, the same on any number of ranks that hold the same ones, and their norm."""
-    digest, square = hashlib.sha256(), 0.0
-    for name, value in state.items():
-        if name.startswith("weight."):
-            whole = (value.full_tensor() if isinstance(value, DTensor) else value).cpu()
-            digest.update(whole.numpy().tobytes())
-            square += float(whole.double().square().sum())
-    return {"weights": digest.hexdigest()[:16], "norm": square**0.5}
+    weights = [value for name, value in state.items() if name.startswith("weight.")]
+    digest = hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights))
+    norm = sum(float(weight.double().square().sum()) for weight in weights) ** 0.5
+    return {"weights": digest.hexdigest()[:16], "norm": norm}
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 
 @contextmanager
@@ -35,3 +36,54 @@ class Handler:
             before = before.before
         if isinstance(before, Handler) or (is_passed_on and callable(before)):
             before(*args)
+
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]
+
+
+@contextmanager
+def held_back() -> Iterator["Held"]:
+    """Hold back what signals would do inside, such as raise KeyboardInterrupt at any moment, until the end. Only the
+    main thread is ever interrupted."""
+    held, before = Held(), {}
+    try:
+        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
+            if callable(handler := signal.getsignal(number)):
+                before[number] = handler
+                signal.signal(number, partial(held.take, handler))
+        yield held
+    finally:
+        held.is_over = True
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        held.give()
+
+
+class Held:
+    """Has what signals would have done meanwhile."""
+
+    def __init__(self):
+        self.waiting, self.is_open, self.is_over = [], False, False
+
+    def take(self, handler: Callable, *args) -> None:
+        if not (self.is_open or self.is_over):
+            self.waiting.append(partial(handler, *args))
+            return
+        self.is_open = False  # what follows from an exception is held back again
+        handler(*args)
+        self.is_open = True
+
+    def give(self) -> None:
+        waiting, self.waiting = self.waiting, []
+        for handle in waiting:
+            handle()
+
+    @contextmanager
+    def let_through(self) -> Iterator[None]:
+        """Let signals act inside, those that wait first."""
+        self.is_open = True
+        try:
+            self.give()
+            yield
+        finally:
+            self.is_open = False

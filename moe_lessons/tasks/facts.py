@@ -50,8 +50,7 @@ class Facts:
 
     @torch.no_grad()
     def known(self, model: nn.Module) -> Tensor:
-        """Tell which entries a model knows by heart: (N,) bool. One pass over the right numbers is enough: as long as
-        what the model writes is right, it reads these digits."""
+        """Tell which entries a model knows by heart: (N,) bool. One pass is enough: what it writes right, it reads."""
         device = next(model.parameters()).device
         with evaluating(model):  # in parts so small that they stay in the cache
             said = torch.cat([model(x.to(device))[0].argmax(dim=-1).cpu() for x in self.x.split(256)])  # (N, T)

@@ -14,16 +14,13 @@ PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")
 
 @dataclass(frozen=True)
 class PlaneTask:
-    """Draws points in the square from -1 to 1, in 8 classes.
+    """Draws points in the square from -1 to 1, in 8 classes. `seed` places blobs and prototypes.
 
     blobs:   24 Gaussian blobs, pressed into the square; every eighth has the same class.
     voronoi: the cells of 24 prototypes (a point belongs to the nearest), with classes as for the blobs.
     waves:   each class is one of 8 wavy stripes.
     checker: 6 × 6 squares, no two neighbours alike.
-    uneven:  the blobs, of which the r-th is drawn with a probability proportional to 1/r (Zipf's law).
-
-    `seed` places blobs and prototypes; points are drawn from a generator that the caller owns.
-    """
+    uneven:  the blobs, of which the r-th is drawn with a probability proportional to 1/r (Zipf's law)."""
 
     name: str = "blobs"
     seed: int = 0
@@ -92,9 +89,8 @@ class PlaneClassifier(nn.Module):
 
     @torch.no_grad()
     def start_router_at(self, prototypes: Tensor, sharpness: float = 4.0) -> None:
-        """Set the router so that each point goes first to the expert of the nearest prototype (E, 2): of -|x - c|² =
-        2 c·x - |c|² - |x|² the last is the same for all experts, and a linear router can say the rest exactly, through
-        the embedding h = M·(x, 1). `sharpness` multiplies the logits."""
+        """Set the router so that each point goes first to the expert of the nearest prototype (E, 2): a linear router
+        can say -|x - c|² + |x|² = 2 c·x - |c|² exactly, of h = M·(x, 1). `sharpness` multiplies the logits."""
         embedding = torch.cat([self.embed.weight * self.input_scale, self.embed.bias[:, None]], dim=1)  # M (D, 3)
         target = torch.cat([2 * prototypes, -prototypes.square().sum(dim=1, keepdim=True)], dim=1)  # (E, 3)
         self.block.router.weight.copy_(sharpness * target.to(embedding) @ torch.linalg.pinv(embedding))

@@ -100,11 +100,7 @@ DOMAINS = tuple(WRITERS)
 
 
 def make_text(domain: str, num_bytes: int, seed: int = 0) -> str:
-    """Write text of a domain, at least `num_bytes` long: whole sentences, programs, records or lines.
-
-    >>> make_text("arithmetic", 20)
-    '78-39=39\\n5+14=19\\n51-66=-15\\n'
-    """
+    """Write text of a domain, at least `num_bytes` long: whole sentences, programs, records or lines."""
     check_choice("domain", domain, DOMAINS)
     check_positive_int("num_bytes", num_bytes)
     rng = Random(f"{domain} {seed}")  # a string seeds the same on every machine
@@ -121,7 +117,7 @@ def encode(text: str) -> Tensor:
 
 
 def decode(tokens: Tensor) -> str:
-    """Give the text of bytes (T,). Bytes that are no UTF-8, such as half a Greek letter, become the sign '�'."""
+    """Give the text of bytes (T,), with the sign '�' for what is no UTF-8, such as half a Greek letter."""
     return bytes(tokens.tolist()).decode(errors="replace")
 
 
@@ -202,8 +198,8 @@ class TextTask:
         return self._sequences(self._starts[self._first[domain] + where.long()])
 
     def held_out(self, num_per_domain: int = 32) -> tuple[Tensor, Tensor, Tensor]:
-        """Give x (N, T) and y (N, T) that training never shows, and the domain of each, an index (N,): `num_per_domain`
-        of each domain, or as many as it has, evenly spread and always the same."""
+        """Give x and y (N, T) that training never shows, and the domain of each, an index (N,): `num_per_domain` of
+        each, or as many as there are, always the same."""
         check_positive_int("num_per_domain", num_per_domain)
         chosen = [s[torch.linspace(0, len(s) - 1, min(num_per_domain, len(s))).long()] for s in self._held_out_starts]
         domain = torch.repeat_interleave(torch.tensor([len(s) for s in chosen]))

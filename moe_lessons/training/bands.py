@@ -34,7 +34,7 @@ class BandRecord(Record):
 
 class SeedBand(Run):
     """Trains S plane classifiers of one setting as one batched model: the same numbers as `plane_runs(setting, seed)
-    ["MoE"]` for each of `seeds`, but that noise is drawn for all together: as likely."""
+    ["MoE"]` for each of `seeds`, but that noise is drawn for all together."""
 
     has_checkpoints = False
 
@@ -61,8 +61,7 @@ class SeedBand(Run):
         return self.evaluate(num)["loads"]
 
     def branch(self, setting: PlaneSetting) -> "SeedBand":
-        """Make another band that goes on from here under another setting: these weights, records, averages of the
-        optimizer, and data to come. A part that only the new setting has starts afresh."""
+        """Make another band that goes on from here under another setting; what only that one has starts afresh."""
         for name in ("task", "num_experts", "d_ff"):
             now, asked = getattr(self.setting, name), getattr(setting, name)
             if asked != now:
@@ -144,10 +143,8 @@ class Linears(nn.Module):
 class IslandRouter(nn.Module):
     """Sets S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
 
-    Token t of router s is token s·T + t, its expert e is expert s·E + e. To the experts of other islands a token has
-    probability 0; their logits are left out: router_logits is (S·T, E). All islands have as many tokens: capacity and
-    even load are right for each, and the balancing losses are the means of theirs.
-    """
+    Token t of router s is token s·T + t, its expert e is expert s·E + e. The logits of other islands are left out:
+    router_logits is (S·T, E). All have as many tokens: capacity and load are right for each, and losses are means."""
 
     def __init__(self, routers: Iterable[nn.Module]):
         super().__init__()

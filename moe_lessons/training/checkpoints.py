@@ -1,41 +1,44 @@
 """Checkpoints: a run written to disk, from which it goes on to the same numbers as if it had never stopped."""
 
 import hashlib
-import io
-import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from moe_lessons.support.files import write_whole
+from moe_lessons.support.saved import read_saved, write_saved
 from moe_lessons.training.knobs import TRAINING
 
-FORMAT = "moe_lessons checkpoint 3"
+FORMAT = "moe_lessons checkpoint 4"
 
 
 def save_checkpoint(run, path: str | Path) -> None:
-    """Write all that a `Run` needs to go on. What was at `path` is replaced, or on an OSError still there, whole."""
-    memory = io.BytesIO()
-    torch.save({"format": FORMAT, **run.state_dict()}, memory)  # in a file, torch would hide that the disk is full
-    write_whole(Path(path), memory.getbuffer())
+    """Write all that a `Run` needs to go on. What was at `path` is kept beside it, or on an OSError still there."""
+    path, state = Path(path), run.state_dict()
+    if path.is_file():
+        write_whole(before(path), path.read_bytes())
+    write_saved(path, FORMAT, state)
 
 
 def load_checkpoint(run, path: str | Path):
     """Put a `Run`, made as the saved one was, where that one stood, and return it: its next step is the same. A file
-    cannot run code. ValueError where it is no whole checkpoint, or of a run with another configuration."""
-    content, is_whole, saved = Path(path).read_bytes(), False, None
-    with suppress(Exception):  # of many classes
-        is_whole = zipfile.ZipFile(io.BytesIO(content)).testzip() is None  # torch does not look at the checksums
-        saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True) if is_whole else None
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        got = "a damaged one" if content.startswith(b"PK") and not is_whole else "another file"
-        raise ValueError(f"{path} must be a {FORMAT}, got {got}")
+    cannot run code. ValueError where it is damaged, crafted, or of a run with another configuration."""
+    path = Path(path)
     try:
-        run.load_state_dict(saved)
+        state = read_saved(path, FORMAT)
+        try:
+            run.load_state_dict(state)
+        except ValueError as error:
+            raise ValueError(f"{path} is no checkpoint of this run: {error}") from None
     except ValueError as error:
-        raise ValueError(f"{path} is a checkpoint of another run: {error}") from None
+        way = f"; the one before it is there: load_checkpoint(run, {str(before(path))!r})"
+        raise ValueError(f"{error}{way * before(path).is_file()}") from None
     return run
+
+
+def before(path: Path) -> Path:
+    """Name the file in which the checkpoint before the one at `path` is kept: run.before.pt for run.pt."""
+    return path.with_name(f"{path.stem}.before{path.suffix}")
 
 
 def configuration(run) -> dict[str, str]:

@@ -33,13 +33,11 @@ class Knob:
     label, unit, tip: what stands beside the control, and what it says when pointed at.
     stops: numbers or names to choose from, a `range`, a `Reach` or a `Box`; a laboratory may give its own.
     off: the value at which it does nothing. needs: the modules that it acts on; without one, only `off` is allowed, and
-    `idle` says why.
+    `idle` says why. disturbs: whether training then routes otherwise than evaluation.
 
     How it is applied to a run: as an `attribute` of those modules, as the weight of a `loss` of each routing (by its
     `__name__` in `Run.history`), or by an `update` of each router after a step (router, routing, value). lr is the
-    optimizer's. What has none of these starts a view afresh, or changes only what is looked at. disturbs: whether
-    training then routes otherwise than evaluation.
-    """
+    optimizer's. What has none of these starts a view afresh, or changes only what is looked at."""
 
     name: str
     label: str
@@ -67,9 +65,8 @@ class Knob:
 
 ROWS = (
     # applied to the next step
-    Knob("router_aux_loss_coef", "Auxiliary loss", "",
-         "Coefficient of the load-balancing loss in what is minimised; no unit",
-         (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), loss=load_balancing_loss),
+    Knob("router_aux_loss_coef", "Auxiliary loss", "", "Coefficient of the load-balancing loss in what is minimised; "
+         "no unit", (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), loss=load_balancing_loss),
     Knob("noise_std", "Noise", "std",
          "Standard deviation of the Gaussian noise on the router's logits, in training only", Reach(0, 3, 0.05),
          needs=lambda m: hasattr(m, "noise_std") and getattr(m, "noise", "gaussian") == "gaussian",
@@ -81,9 +78,8 @@ ROWS = (
          "Capacity factor: places of each expert, in multiples of its even share; what is over is dropped",
          (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0), off=None,
          needs=lambda m: hasattr(m, "capacity_factor"), idle="the block has no capacity", attribute=True),
-    Knob("router_z_loss_coef", "z-loss", "",
-         "Coefficient of the router z-loss, which keeps the router's logits small; no unit",
-         (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0), loss=router_z_loss),
+    Knob("router_z_loss_coef", "z-loss", "", "Coefficient of the router z-loss, which keeps the router's logits small; "
+         "no unit", (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0), loss=router_z_loss),
     Knob("expert_bias_rate", "Bias rate", "",
          "How far each step moves the bias of an expert that had too little or too much; no unit",
          (0.0, 0.0001, 0.001, 0.003, 0.01, 0.03, 0.1),
@@ -101,12 +97,10 @@ ROWS = (
     Knob("seed", "Seed", tip="Of the task, the models, the data and the noise", stops=Box()),
     Knob("first_seed", "First seed", tip="Of these runs; the films show this one", stops=Box()),
     Knob("seeds", "Seeds", tip="How many runs each tile trains, for the spread", stops=range(1, 11)),
-    Knob("apply_from", "Remedy from", "",
-         "The step at which the remedies start. 0: they prevent the collapse; later: they must cure it",
-         range(0, 301, 10)),
+    Knob("apply_from", "Remedy from", "", "The step at which the remedies start. 0: they prevent the collapse; later: "
+         "they must cure it", range(0, 301, 10)),
     Knob("learns", "Learns", tip="What does not learn stands still at its random start"),
-    Knob("num_entries", "Entries N", tip="How many entries the phone book has",
-         stops=(250, 500, 1000, 2000, 4000, 8000)),
+    Knob("num_entries", "Entries N", "", "How many entries the phone book has", (250, 500, 1000, 2000, 4000, 8000)),
     Knob("domains", "Text", tip="Train on {} too; a change starts afresh"),
     Knob("remedies", "Tiles", tip="Show the tile: {}"),
     # these change nothing
@@ -136,8 +130,7 @@ ROWS = (
     # of many machines
     Knob("devices", "Devices", tip="How many work on one model", stops=tuple(2**n for n in range(15))),
     Knob("expert_parallel", "Expert parallel", "devices", "Devices that share the experts of a layer"),
-    Knob("pipeline_parallel", "Pipeline", "stages", "Groups of devices that have some of the layers each",
-         (1, 2, 4, 8, 16)),
+    Knob("pipeline_parallel", "Pipeline", "stages", "Groups of devices with some of the layers each", (1, 2, 4, 8, 16)),
     Knob("node_limit", "Nodes of a token", "", "A token goes once to each of at most so many nodes; off: every copy by "
          "itself", (0.0, 1, 2, 4, 8)),
     Knob("imbalance", "Imbalance", "×", "Rows of the busiest device over the mean: all others wait", Reach(1, 8, 0.1)),
@@ -172,15 +165,19 @@ class Knobs:
         return self._learns_noise or any(getattr(self, name) for name, knob in TRAINING.items() if knob.disturbs)
 
     def __setattr__(self, name: str, value: float | None) -> None:
+        vars(self)[name] = checked = self.check(name, value)
+        for module in self._modules[name] if TRAINING[name].attribute else ():
+            setattr(module, name, checked)
+
+    def check(self, name: str, value: Any) -> float | None:
+        """Return a value as it would be applied, or raise what setting it would raise."""
         if name not in TRAINING:
             raise AttributeError(f"there is no knob {name!r}, only {', '.join(TRAINING)}")
         knob = TRAINING[name]
         checked = knob.check(value)
         if checked != knob.off and not self._modules.get(name, True):
             raise ValueError(f"{name} must be {knob.off} here, since {knob.idle}, got {value!r}")
-        vars(self)[name] = checked
-        for module in self._modules[name] if knob.attribute else ():
-            setattr(module, name, checked)
+        return checked
 
     def take(self, setting: Any) -> None:
         """Turn every knob to what a setting says."""

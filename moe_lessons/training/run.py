@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields, is_dataclass, replace
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.nn import Routing, evaluating, is_moe, torch_threads
-from moe_lessons.support.errors import check_count, check_number, check_positive_int, check_seed
+from moe_lessons.support.errors import check_count, check_number, check_positive_int, check_seed, first_line
+from moe_lessons.support.interrupts import held_back
+from moe_lessons.support.saved import check_like
 from moe_lessons.tasks.facts import NOT_SCORED
 from moe_lessons.training.checkpoints import configuration
 from moe_lessons.training.knobs import TRAINING, Knobs
@@ -52,8 +55,7 @@ class Run:
     warmup_steps, decay_steps: see `lr_scale`. max_grad_norm: a gradient of a larger norm is scaled down to it.
 
     `knobs` may change between steps; `records` and `history` hold every step so far. Where the loss or a gradient is
-    not finite, `step()` raises `TrainingDiverged` and says where that began. The weights are then those of the last
-    good step, and training can go on with another setting of the knobs.
+    not finite, `step()` raises `TrainingDiverged`: the weights are those of the last good step, and training can go on.
 
     >>> from moe_lessons.nn import MoE
     >>> from moe_lessons.tasks import PlaneClassifier, PlaneTask
@@ -103,34 +105,41 @@ class Run:
         self._last_good = [weight.detach().clone() for weight in self._weights]
 
     def step(self) -> Record:
-        """Train on one fresh batch and return what it showed. A step that fails draws its batch again next time."""
-        before, start = self._position(), time.perf_counter()
-        try:
-            with self._own_random_numbers():
-                record = self._train()
-        except BaseException:
-            self._return_to(before)
-            raise
-        self._before = before
-        self.records.append(replace(record, ms_per_step=1000 * (time.perf_counter() - start)))
-        return self.records[-1]
+        """Train on one fresh batch and return what it showed. A step that fails, or is interrupted before its update,
+        draws its batch again next time; an interrupt of the update waits until the step is done."""
+        start = time.perf_counter()
+        with held_back() as signals, self._own_random_numbers(), torch.enable_grad():
+            before = self._position()
+            if not self.model.training:
+                self.model.train()
+            try:
+                with signals.let_through():
+                    record, norm, routings = self._compute()
+                self._update(norm, record.lr, routings)
+            except BaseException:
+                self._return_to(before)
+                raise
+            self._before = before
+            self.records.append(replace(record, ms_per_step=1000 * (time.perf_counter() - start)))
+            return self.records[-1]
 
+    @held_back()
     def take_back(self) -> None:
         """Undo the last step, once: its record, its batch and its update. The optimizer forgets its averages."""
         self.records.pop()
         self._return_to(self._before)
         self.go_back()
 
+    @held_back()
     def go_back(self) -> None:
         """Take back the last update: the weights that the last step began with; the optimizer forgets its averages."""
         copy_into(self._weights, self._last_good)
         self.optimizer.state.clear()
         self.optimizer.zero_grad()
 
-    def _train(self) -> Record:
+    def _compute(self) -> tuple[Record, Tensor, list[Routing]]:
+        """Compute all of a step but the update: no weight changes."""
         x, y = self._batch(self.batch_size, self._data)
-        if not self.model.training:
-            self.model.train()
         try:
             logits, routings = self._forward(x)
         except Exception as error:  # the model itself may refuse what is not finite
@@ -160,9 +169,7 @@ class Run:
             "lr": self.knobs.lr * lr_scale(len(self.records) + 1, self.warmup_steps, self.decay_steps),
             "ms_per_step": 0.0,
         }
-        record = self._record(numbers, losses.detach(), correct, routings)
-        self._update(norm, record.lr, routings)  # last of all: an interrupt before it has changed no weight
-        return record
+        return self._record(numbers, losses.detach(), correct, routings), norm, routings
 
     def _update(self, norm: Tensor, lr: float, routings: list[Routing]) -> None:
         if self.max_grad_norm is not None:
@@ -199,6 +206,7 @@ class Run:
             look(f"the gradient of {name}", weight.grad)
         return found[0] if found else None
 
+    @held_back()
     def _diverge(self, why: str, x: Tensor) -> None:
         first = self._first_not_finite(x)
         self.go_back()
@@ -241,11 +249,11 @@ class Run:
         x, y, *_ = self.task.held_out(math.ceil(num / len(self.task.domains)))
         return x.to(self.device), y.to(self.device)
 
-    @torch.no_grad()
     def _measure(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[Routing]]:
-        with self._own_random_numbers(), evaluating(self.model):
-            logits, routings = self._forward(x)
-            return *token_losses(logits, y), routings
+        with held_back() as signals, self._own_random_numbers(), torch.no_grad(), evaluating(self.model):
+            with signals.let_through():
+                logits, routings = self._forward(x)
+                return *token_losses(logits, y), routings
 
     @property
     def history(self) -> pd.DataFrame:
@@ -268,28 +276,61 @@ class Run:
             "configuration": configuration(self),
             "weights": [weight.detach() for weight in self._weights],
             "last_good": self._last_good,
-            "optimizer": self.optimizer.state_dict()["state"],
-            "knobs": {name: getattr(self.knobs, name) for name in TRAINING},
+            "optimizer": {str(i): own for i, p in enumerate(self._parameters) if (own := self.optimizer.state.get(p))},
+            "knobs": {name: knob.check(getattr(self.knobs, name)) for name, knob in TRAINING.items()},
             "records": [vars(record) for record in self.records],
             "position": self._position(),
         }
 
+    @held_back()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where a run of the same configuration stood: the next step is the same. ValueError with the name of
-        what differs in the configuration; this run is then as it was."""
-        here, there = configuration(self), state["configuration"]
-        for name in here | there:
-            if here.get(name) != there.get(name):
-                raise ValueError(f"state must be of a run with {name} {here.get(name)}, got {there.get(name)}")
+        what differs in the configuration, or is not as it must be; this run is then as it was."""
+        self._check_state(state)
         copy_into(self._weights, state["weights"])
         copy_into(self._last_good, state["last_good"])
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        self.optimizer.state.clear()
+        for i, averages in state["optimizer"].items():
+            p = self._parameters[int(i)]
+            self.optimizer.state[p] = {name: value.to(p.device, copy=True) for name, value in averages.items()}
         for name, value in state["knobs"].items():
             if getattr(self.knobs, name) != value:  # layers that were made with different values keep them
                 setattr(self.knobs, name, value)
         self.records = [Record(**record) for record in state["records"]]
         self._return_to(state["position"])
+
+    def _check_state(self, state: Any) -> None:
+        own = self.state_dict()
+        check_like(state, {name: type(part)() for name, part in own.items()})
+        here, there = own["configuration"], state["configuration"]
+        for name in here | there:
+            if here.get(name) != there.get(name):
+                wanted, got = (shorten(str(words.get(name)), 500) for words in (here, there))
+                raise ValueError(f"state must be of a run with {shorten(name, 80)} {wanted}, got {got}")
+        step = torch.tensor(0.0)
+        averages = {str(i): {"step": step, "exp_avg": p, "exp_avg_sq": p} for i, p in enumerate(self._parameters)}
+        losses = {knob.loss.__name__: 0.0 for knob in TRAINING.values() if knob.loss}
+        record = {field.name: field.type() for field in fields(Record)} | {"auxiliary": losses}
+        examples = {
+            "optimizer": {i: averages[i] for i in averages if i in state["optimizer"]},
+            "records": [record] * len(state["records"]),
+            "knobs": {name: 0.0 if state["knobs"].get(name) is not None else None for name in TRAINING},
+        }
+        check_like(state, own | examples)
+        loads = [record["load"] for record in state["records"]]
+        for load in loads[:1]:
+            check_like(load, [[]] * len(load), "state.load")
+            check_like(loads, [[[0.0] * max(len(layer), 1) for layer in load]] * len(loads), "state.load")
+        steps = [record["step"] for record in state["records"]]
+        if steps != list(range(1, len(steps) + 1)):
+            raise ValueError("state.records must have all steps from 1 on, got others")
+        for name, value in state["knobs"].items():
+            self.knobs.check(name, value)
+        try:
+            for position in state["position"]:
+                torch.Generator().set_state(position)
+        except RuntimeError as error:
+            raise ValueError(f"state.position must be of a generator, got {first_line(error)}") from None
 
     def _position(self) -> list[Tensor]:
         return [generator.get_state() for generator in self._data]
@@ -322,9 +363,6 @@ class Run:
 def lr_scale(step: int, warmup_steps: int = 0, decay_steps: int | None = None) -> float:
     """Give the factor of the learning rate at a step (from 1): it grows evenly over the first warmup_steps; with
     decay_steps it then falls along half a cosine (arXiv:1608.03983, eq. 5), to a tenth at decay_steps, and stays there.
-
-    >>> [round(lr_scale(step, warmup_steps=2, decay_steps=6), 3) for step in range(1, 8)]
-    [0.5, 1.0, 0.868, 0.55, 0.232, 0.1, 0.1]
     """
     if step < warmup_steps:
         return step / warmup_steps
@@ -342,8 +380,8 @@ def check_output(out: Any) -> tuple[Tensor, list[Routing]]:
 
 
 def token_losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Give the cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y, or,
-    where y is `NOT_SCORED` in places, of the scored tokens alone, in one dimension."""
+    """Give the cross entropy (nats) of each token, and whether it is classified correctly: both of the shape of y, or
+    of its scored tokens alone, in one dimension."""
     scored = y != NOT_SCORED
     if not scored.all():
         logits, y = logits[scored], y[scored]  # (S, V), (S,)
@@ -359,13 +397,12 @@ def copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
 
 
 def is_dead(wanted, num_tokens: int = 1):
-    """Tell which experts (…, E) fewer than `DEAD_SHARE` of the tokens want. wanted: how many tokens want each, drops
-    included; or the share of the tokens, where num_tokens is 1."""
+    """Tell which experts (…, E) fewer than `DEAD_SHARE` of the tokens want. wanted: how many do, or which share."""
     return wanted < DEAD_SHARE * num_tokens * (1 - 1e-6)  # a share in float32 may miss the limit by its rounding
 
 
 def dead_experts(routing: Routing) -> int:
-    """Count the experts that are dead: see `is_dead`."""
+    """Count the experts that `is_dead` tells of."""
     return int(is_dead(routing.demand_per_expert, routing.num_tokens).sum())
 
 

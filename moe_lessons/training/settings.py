@@ -26,8 +26,7 @@ class PlaneSetting(KnobFields):
     """Says everything that can be set about a mixture of experts in the plane, and refuses bad values.
 
     The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'spread' gives each
-    expert about an even share of the points and sure decisions, 'soft spread' unsure ones; 'random' is torch's own
-    start, which leaves some without any point. The clean logits start the same whichever router it is.
+    expert about an even share of the points and sure decisions, 'soft spread' unsure ones, 'random' is torch's start.
     """
 
     task: str = "checker"
@@ -98,8 +97,7 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[Plane
     """Make the classifier and the task of a setting, both from `seed`.
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
-    attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`. Where it has
-    no `router.weight` (E, D), it starts as you wrote it."""
+    attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`."""
     task = PlaneTask(setting.task, seed)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
     with seeded(seed):
@@ -167,8 +165,7 @@ def facts_model(seed: int = 0, **sizes) -> LanguageModel:
 
 
 def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR) -> Run:
-    """Make a run in which `model` learns the facts by heart. Its rate falls to a tenth in as many steps as read each
-    entry 64 times, and at least 250."""
+    """Make a run in which `model` learns the facts by heart, in steps that read each 64 times, and at least 250."""
     steps = max(task.num_entries // 4, 250)  # of 256 entries each
     run = Run(model, task, lr=lr, seed=seed, warmup_steps=20, decay_steps=steps, max_grad_norm=1.0)
     if run.num_experts:

@@ -3,7 +3,6 @@
 import itertools
 import os
 import resource
-import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -120,11 +119,11 @@ def refusals(folder: str) -> Iterator[dict]:
         "choice": replace(good, dtype="int8"),
         "fault": replace(good, fault="kill", rank=7),
         "another model": replace(good, d_model=32),
-        "no folder": replace(good, checkpoint=str(Path(folder, "step1", ".metadata"))),
+        "no folder": replace(good, checkpoint=str(Path(folder, "step1.checkpoint"))),
     }
     for name, settings in cases.items():
         yield {"case": name, "errors": everyone(message(list, train(settings)))}
-    if rank == 1:  # each file of this rank may be as long as this
+    if rank == 0:  # each file of this rank may be as long as this
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
     errors = everyone(message(list, train(replace(good, steps=3))))
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -132,14 +131,13 @@ def refusals(folder: str) -> Iterator[dict]:
     went_on = [record for record in train(replace(good, steps=3)) if record["event"] in ("start", "end")]
     dist.barrier()
     yield {"case": "after it", "records": went_on, "there": sorted(path.name for path in Path(folder).iterdir())}
-    for part in ("__0_0.distcp", ".metadata"):
-        if rank == 0:
-            path = Path(folder, "step3", part)
-            path.write_bytes(path.read_bytes()[:100])
-        dist.barrier()
-        yield {"case": f"damaged {part}", "errors": everyone(message(list, train(replace(good, steps=4))))}
+    last = Path(folder, "step3.checkpoint")
     if rank == 0:
-        shutil.rmtree(Path(folder, "step3"))
+        last.write_bytes(last.read_bytes()[:100])
+    dist.barrier()
+    yield {"case": "damaged", "errors": everyone(message(list, train(replace(good, steps=4))))}
+    if rank == 0:
+        last.unlink()
     dist.barrier()
     yield {"case": "the one before", "records": [next(train(replace(good, steps=4)))]}
 

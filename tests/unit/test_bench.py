@@ -119,3 +119,9 @@ def test_bad_options(capsys):
         with pytest.raises(SystemExit, match="2"):
             bench.main(argv)
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds, rounds", [(1.0, 25), (0.001, 5), (1e9, 200)])
+def test_rounds_fit_the_time_within_limits(seconds, rounds, monkeypatch):
+    monkeypatch.setattr(bench, "milliseconds", lambda call: call() or 10)
+    assert bench.rounds_within(seconds, [lambda: None] * 4) == rounds

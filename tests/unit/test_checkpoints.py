@@ -3,9 +3,11 @@
 import copy
 import io
 import os
+import re
 import zipfile
 from dataclasses import replace
 
+import fuzz_checkpoints
 import pytest
 import torch
 from oracle import refused
@@ -124,7 +126,7 @@ def refuses(run: Run, path, message: str) -> None:
 @pytest.mark.parametrize("message", OTHERS)
 def test_a_checkpoint_of_another_run_is_refused_and_the_first_difference_named(message, path):
     save_checkpoint(plane_run(**OTHERS[message]), path)
-    refuses(plane_run(steps=2), path, f"{path} is a checkpoint of another run: state must be of a run with {message}")
+    refuses(plane_run(steps=2), path, f"{path} is no checkpoint of this run: state must be of a run with {message}")
     with pytest.raises(ValueError, match="run must be a Run that a checkpoint can hold, got SeedBand$"):
         save_checkpoint(SeedBand(PlaneSetting(), [0, 1]), path)
 
@@ -167,13 +169,39 @@ def test_a_truncated_or_damaged_file_is_refused_and_changes_nothing(path):
     whole = path.read_bytes()
     records(run, 2)
     cut = [whole[:-1], whole[: len(whole) // 2], whole[:5]]
-    at = whole.index(zipfile.ZipFile(path).read("archive/data/0"))
+    at = whole.index(zipfile.ZipFile(path).read("1"))
     flipped = whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :]
     for content in (*cut, flipped):
         path.write_bytes(content)
         refuses(run, path, f"{path} must be a {FORMAT}, got a damaged one")
     path.write_bytes(whole)
     assert len(load_checkpoint(run, path).records) == 2
+
+
+def test_the_one_before_is_kept_and_a_damaged_one_says_how_to_go_on_from_it(path):
+    run = plane_run(steps=1)
+    save_checkpoint(run, path)
+    records(run, 1)
+    save_checkpoint(run, path)
+    path.write_bytes(path.read_bytes()[:-9])
+    before = path.with_name("run.before.pt")
+    way = f"the one before it is there: load_checkpoint(run, '{before}')"
+    refuses(run, path, re.escape(f"{path} must be a {FORMAT}, got a damaged one; {way}"))
+    assert len(load_checkpoint(run, before).records) == 1 and sorted(os.listdir(path.parent)) == [
+        before.name,
+        path.name,
+    ]
+
+
+@pytest.mark.parametrize("make", [fuzz_checkpoints.of_a_run, fuzz_checkpoints.of_ranks])
+def test_garbled_checkpoints_are_refused_in_one_sentence_or_loaded_as_they_stand(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        count = fuzz_checkpoints.fuzz(make, tmp_path, cases=300)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    assert count["refused"] > 200 and count["loaded"] > 5
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
     """Saved on two ranks, gone on with by one and four: the curve of one process."""
     settings = replace(SMALL, steps=6, every=2, checkpoint=str(tmp_path / "saved"))
     curve = losses(records(settings, 2))
-    assert sorted(path.name for path in Path(settings.checkpoint).iterdir()) == ["step4", "step6"]
+    assert sorted(path.name for path in Path(settings.checkpoint).iterdir()) == ["step4.checkpoint", "step6.checkpoint"]
     for num_ranks in (1, 4):
         folder = shutil.copytree(settings.checkpoint, tmp_path / f"for {num_ranks}")
         again = records(replace(settings, steps=10, checkpoint=str(folder)), num_ranks)
@@ -114,21 +114,27 @@ def test_what_is_refused_on_all_ranks_alike_and_checkpoints_that_fail(tmp_path):
         "experts": "num_experts (9) must be a multiple of the number of ranks (2)",
         "choice": "dtype must be one of 'float32', 'float64', got 'int8'",
         "fault": "rank must be one of '0', '1', got '7'",
-        "no folder": "checkpoint must be a folder that can be written to, got {}/step1/.metadata (File exists)",
+        "no folder": "checkpoint must be a folder that can be written to, got {}/step1.checkpoint (File exists)",
     }.items():
         assert said[case]["errors"] == [f"ValueError: {message.format(tmp_path)}"] * 2
     full, after = said["full disk"], said["after it"]
-    assert (
-        len(set(full["errors"])) == 1 and full["there"] == ["step1", "step2"] and after["there"] == ["step2", "step3"]
+    assert len(set(full["errors"])) == 1
+    assert [case["there"] for case in (full, after)] == [
+        [f"step{n}.checkpoint" for n in pair] for pair in ((1, 2), (2, 3))
+    ]
+    assert full["errors"][0] == (
+        f"RuntimeError: step 3 could not be saved in {tmp_path} (File too large); those before it are kept. "
+        "Make room, or name another folder, and start again"
     )
-    assert full["errors"][0].startswith(f"RuntimeError: step 3 could not be saved in {tmp_path} (rank 1: ")
-    assert full["errors"][0].endswith("are kept. Make room, or name another folder, and start again")
     assert [record.get("from_step") for record in after["records"]] == [2, None]
-    for case, step in {"damaged __0_0.distcp": 3, "damaged .metadata": 3, "another model": 2}.items():
+    shapes = [f"torch.float32 of shape (256, {d_model})" for d_model in (32, 16)]
+    other = f"step2.state.weight.embed.weight must be as in this run ({shapes[0]}, finite), got {shapes[1]}"
+    damaged = f"{tmp_path}/step3.checkpoint must be a moe_lessons checkpoint of ranks 1, got a damaged one"
+    for case, step, why in (("damaged", 3, damaged), ("another model", 2, other)):
         (error,) = set(said[case]["errors"])
-        assert error.startswith(f"ValueError: {tmp_path}/step{step} is damaged, or of another model (")
-        assert error.endswith("): delete it, and the run goes on from the one before it, or name another folder")
-    assert "Size mismatch" in said["another model"]["errors"][0]
+        path = f"{tmp_path}/step{step}.checkpoint"
+        way = f"Delete {path}, and the same command goes on from step{step - 1}; or name another folder"
+        assert error == f"ValueError: {why}. {way}"
     assert said["the one before"]["records"][0]["from_step"] == 2
 
 

@@ -1,14 +1,17 @@
 """The planner: its bytes are those that ranks count, its memory adds up, its links are those that were measured."""
 
+import runpy
+
 import numpy as np
 import pytest
 import torch
 
 from moe_lessons.analysis import Link, fit_link, plan, planner
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
-from moe_lessons.analysis.planner import MODELS, UTILISATION, check_published, copies_sent, link_of
+from moe_lessons.analysis.planner import UTILISATION, check_published, copies_sent, link_of, planned_models
 from moe_lessons.analysis.roofline import machine_for, machines, published_sizes, sizes_of, step_seconds
 from moe_lessons.parallel.exchange import bytes_sent, rank_traffic
+from moe_lessons.support.data import data_path
 
 TINY = TransformerShape(256, 64, 3, 4, 4, 16, 32, num_experts=16, top_k=2)
 FREE = Link(1e30)
@@ -158,5 +161,10 @@ def test_the_models_have_the_sizes_that_were_published():
     published = {"Mixtral 8x22B": (141e9, 39e9), "Qwen2-57B-A14B": (57e9, 14e9), "GLaM": (1.162e12, 96.6e9)}
     published["GShard 600B"] = 619e9, 0.0025 * 619e9  # arXiv:2104.10350, table 4
     for name, (total, active) in published.items():
-        sizes = MODELS[name][0] if isinstance(MODELS[name], tuple) else sizes_of(MODELS[name])
+        sizes, _ = planned_models()[name]
         assert sizes.total == pytest.approx(total, rel=0.01) and sizes.active == pytest.approx(active, rel=0.12)
+
+
+def test_the_stored_sizes_are_those_of_the_papers():
+    maker = runpy.run_path(str(data_path("make_planned_models.py")))
+    assert data_path("planned_models.json").read_text() == maker["text"]()
