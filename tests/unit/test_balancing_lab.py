@@ -9,7 +9,7 @@ from live_tools import assert_consistent, button, click, losses, mark, on_a_loop
 from moe_lessons.analysis.collapse import READ_POINTS, STRENGTHS
 from moe_lessons.plots.marks import Band, Line, Stack
 from moe_lessons.plots.panels.quality import CURVES
-from moe_lessons.training import REMEDIES, SeedBand, remedy_setting
+from moe_lessons.training import SeedBand, remedy_setting
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import BalancingLab
 from moe_lessons.widgets.balancing_lab import ALONE
@@ -34,14 +34,6 @@ def lab() -> BalancingLab:
     made = BalancingLab(("nothing", "Gaussian noise", "capacity", "auxiliary loss", "expert choice"), seeds=2)
     made.advance(45)
     return made
-
-
-@pytest.mark.parametrize("name", REMEDIES)
-def test_a_tile_trains_as_its_remedy_does_alone(name):
-    lab = BalancingLab((name, "nothing") if name != "nothing" else name, seeds=2, first_seed=5, num_experts=4)
-    lab.advance(4)
-    assert losses(lab)[name] == trained(remedy_setting(name, num_experts=4), 4, seeds=(5, 6))
-    assert_consistent(lab)
 
 
 @on_a_loop

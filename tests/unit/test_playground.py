@@ -6,14 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from live_tools import MyMoE, assert_consistent, button, ended, losses, mark, on_a_loop, settled, words
+from live_tools import MyMoE, assert_consistent, button, ended, mark, on_a_loop, settled, words
 from torch import nn
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
 from moe_lessons.plots.marks import Bars, Cells, Points
 from moe_lessons.tasks import grid
-from moe_lessons.training import PRESETS, plane_runs
+from moe_lessons.training import PRESETS
 from moe_lessons.widgets import Playground, live
 from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
 
@@ -79,17 +79,6 @@ def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_r
     assert playground.main_run is run and playground.marks == [40] and playground.step == 40
     playground.choose_preset("collapse")
     assert playground.step == 0 and playground.marks == []
-
-
-def test_it_trains_as_runs_do_alone_whatever_is_drawn_or_muted_and_the_learning_rate_is_of_all_models():
-    playground, reference = Playground("noise", seed=1), plane_runs(PRESETS["noise"], 1)
-    playground.set(mute="E3", lr=0.5)
-    for _ in range(3):
-        playground.advance(2)
-        torch.rand(1)
-    for run in reference.values():
-        run.knobs.lr = 0.5
-    assert losses(playground) == {name: [run.step().loss for _ in range(6)] for name, run in reference.items()}
 
 
 @pytest.fixture(scope="module")

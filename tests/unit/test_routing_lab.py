@@ -9,14 +9,12 @@ from live_tools import assert_consistent, click, losses, mark, on_a_loop, settle
 from matplotlib.text import Text as Letters
 
 from moe_lessons.analysis.traces import expert_shares, trace
-from moe_lessons.nn import LanguageModel, TopKRouter, TransformerConfig, seeded
+from moe_lessons.nn import TopKRouter, TransformerConfig
 from moe_lessons.plots.marks import Cells, Text
 from moe_lessons.plots.panels.text import PROMPT, line_start
 from moe_lessons.tasks import TextTask, make_text, text
-from moe_lessons.training import Run
 from moe_lessons.widgets import LiveRun, RoutingLab, live, routing_lab
 from moe_lessons.widgets.picture import descendants
-from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST
 
 SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
 TWO = ("english", "json")
@@ -34,18 +32,6 @@ def _texts_are_short():
 
 def small(**options) -> RoutingLab:
     return RoutingLab(**{"task": TWO, "panels": "loss"} | SMALL | options)
-
-
-def test_it_trains_as_a_run_does_alone_whatever_is_drawn():
-    lab = small(panels=("loss", *MAPS, "writing"), seed=3, lr=0.01)
-    sizes = {name: SMALL[name] for name in SMALL if name not in ("batch_size", "threads")}
-    with seeded(3):
-        model = LanguageModel(TransformerConfig(**sizes))
-    alone = Run(model, routing_lab.corpus(TWO), lr=0.01, batch_size=4, seed=3)
-    alone.knobs.router_aux_loss_coef = KNOBS_AT_FIRST["router_aux_loss_coef"]
-    lab.advance(2)
-    lab.advance(2)
-    assert losses(lab) == {"MoE": [alone.step().loss for _ in range(4)]}
 
 
 def test_a_text_of_your_own_whose_name_is_shown_as_text():

@@ -4,25 +4,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from live_tools import losses, mark, on_a_loop, words
+from live_tools import mark, on_a_loop, words
 
-from moe_lessons.analysis.collapse import watched_run
 from moe_lessons.nn import EQUAL_ACTIVE
 from moe_lessons.plots.marks import Bars, Lamps, Line, Stack
 from moe_lessons.plots.panels.quality import wall
-from moe_lessons.training import PRESETS, facts_runs
+from moe_lessons.training import facts_runs
 from moe_lessons.widgets import CollapseLab, FactsLab
 from moe_lessons.widgets.small_labs import PANELS_OF_A_COLLAPSE
 
 
 @on_a_loop
-async def test_it_trains_the_collapse_and_says_what_is_seen():
+async def test_a_collapse_says_what_is_seen():
     lab = CollapseLab(PANELS_OF_A_COLLAPSE, play=25)
     assert "All 8 experts work" in words(lab)  # of the clean load, before the first step
     assert mark(lab, 1, Bars).y.tolist() == pytest.approx(lab.clean_load)
     await lab.finished()
-    plain = watched_run(PRESETS["collapse"])
-    assert losses(lab) == {"MoE": [plain.step().loss for _ in range(25)]}
     assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 25  # a collapse is over by then
 
 
