@@ -64,22 +64,6 @@ def dropped_pairs(routing: Routing) -> list[tuple[int, int]]:
     return list(zip(routing.dropped_token_idx.tolist(), routing.dropped_expert_idx.tolist()))
 
 
-# --- the losses ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "probs, top_k, expected",
-    [
-        pytest.param(one_hot([0, 1, 2, 3], 4), 1, 1, id="uniform load"),
-        pytest.param(one_hot([2, 2, 2], 4), 1, 4, id="collapsed: E"),
-        # f = (1/3, 2/3), P = (.6, .4): 2·(.2 + .8/3), below 1
-        pytest.param([[1.0, 0.0], [0.4, 0.6], [0.4, 0.6]], 1, 14 / 15, id="1 is not the least"),
-    ],
-)
-def test_load_balancing_loss_by_hand(probs, top_k, expected):
-    assert float(load_balancing_loss(route(probs, top_k))) == pytest.approx(expected)
-
-
 @given(routings(), st.sampled_from([None, 1, 2]), st.data())
 def test_load_balancing_loss_equals_its_formula_in_loops(routing, capacity, data):
     """E · Σ f·P over the tokens that count, where f has what was dropped too."""
@@ -113,9 +97,6 @@ def test_losses_of_no_tokens_are_zero_and_of_every_router_finite(loss):
     assert torch.isfinite(loss(hashed)) and torch.isfinite(loss(router(x)))
 
 
-# --- capacity ------------------------------------------------------------------------------------------------
-
-
 @priorities
 @given(routings())
 def test_capacity_equals_the_loop_that_hands_out_places(priority, routing):
@@ -142,9 +123,6 @@ def test_expert_capacity(factor, top_k, num_tokens, num_experts, capacity):
     assert expert_capacity(factor, top_k, num_tokens, num_experts) == capacity
     huge = expert_capacity(1e30, 2, 9, 4)  # over 64 bits
     assert apply_capacity(random_routing(9, 4, 2), huge).dropped == 0
-
-
-# --- the bias ------------------------------------------------------------------------------------------------
 
 
 @given(routings(), st.sampled_from([None, 1, 2]))

@@ -151,15 +151,14 @@ def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
     for place, (name, tile) in enumerate(lab.tiles.items(), start=2):
         panel, film = lab.canvas.panels[place], mark(lab, place, Stack)
         np.testing.assert_allclose(film.y, [record.loads[0] for record in tile.band.records], rtol=1e-6)
-        last, caption = tile.readings[-1], panel.caption
+        last, caption, recent = tile.readings[-1], panel.caption, tile.band.records[-20:]
         assert caption.startswith(str(last.dead.mean()).removesuffix(".0")[:3])
         assert f"{last.accuracy.mean():.0%} accuracy" in caption
-        noisy = f"with noise: {np.mean([record.dead for record in tile.band.records[-20:]]):.1f} dead"
+        noisy = f"with noise: {np.mean([record.dead for record in recent]):.1f} dead"
         assert (noisy in caption) == (film.second is not None) == (name == "Gaussian noise")
-    dropped = np.mean([record.dropped for record in lab.tiles["capacity"].band.records[-20:]])
-    assert dropped > 0 and f"dropped {dropped:.0%}" in lab.canvas.panels[4].caption
-    unserved = np.mean([record.unserved for record in lab.tiles["expert choice"].band.records[-20:]])
-    assert unserved > 0 and f"no expert: {unserved:.0%} of tokens" in lab.canvas.panels[6].caption
+        dropped, unserved = (np.mean([getattr(r, part) for r in recent]) for part in ("dropped", "unserved"))
+        assert name != "capacity" or f"dropped {dropped:.0%}" in caption and dropped > 0
+        assert name != "expert choice" or f"no expert: {unserved:.0%} of tokens" in caption and unserved > 0
 
 
 @pytest.mark.parametrize("name, quantity", dict(zip(CURVES, ("dead", "max_over_mean", "accuracy"))).items())
@@ -186,8 +185,7 @@ def test_the_words_say_who_has_dead_experts_and_who_is_most_accurate(lab):
     best = max(last, key=lambda name: last[name].accuracy.sum())
     said = f"No dead expert: {', '.join(none)}. Most dead: {worst} ({last[worst].dead.mean():.1f} of 8). "
     assert lab.words() == said + f"Highest accuracy: {best} ({last[best].accuracy.mean():.1%})."
-    for remedy, said in {"expert choice": "No dead expert in any", "nothing": "Dead experts in every"}.items():
-        assert BalancingLab(remedy, seeds=1, play=60).words().startswith(f"{said} tile. ")
+    assert BalancingLab("expert choice", seeds=1, play=5).words().startswith("No dead expert in any tile. ")
 
 
 @on_a_loop
@@ -197,10 +195,8 @@ async def test_a_click_selects_a_tile_which_is_read_with_and_without_noise():
     click(lab, "model", 1)
     await settled()
     recent = np.mean([record.dead for record in lab.tiles["Gaussian noise"].band.records[-20:]])
-    reading = lab.canvas.words["reading"]
     assert lab.selected == lab.inputs["highlight"].value == "Gaussian noise"
-    assert reading.startswith("Gaussian noise: normal noise on the router's logits, in training only (1)")
-    assert f"without noise (the strip), {recent:.1f} with it (the film)" in reading
+    assert f"without noise (the strip), {recent:.1f} with it (the film)" in lab.canvas.words["reading"]
     dotted = mark(lab, 0, Line, -1)
     assert len(dotted.x) == 25 and dotted.name == "Gaussian noise, with noise" and dotted.model is None
 

@@ -11,7 +11,7 @@ from live_tools import MyMoE, click, mark, on_a_loop, settled
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_twin, seeded
 from moe_lessons.plots import draw_block
-from moe_lessons.plots.marks import Arrows, Boxes, Panel
+from moe_lessons.plots.marks import Boxes, Panel
 from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, block_panel, number
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import PRESETS, Run, plane_runs
@@ -155,10 +155,6 @@ def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_i
 def test_what_the_drawing_would_misstate_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         draw_block(*made(**options), token=2)
-    with pytest.raises(ValueError, match="dense must be a FeedForward or None, got Linear"):
-        draw_block(*made(), dense=torch.nn.Linear(6, 6))
-    with pytest.raises(ValueError, match="moe must be a mixture of experts such as nn.MoE, got FeedForward"):
-        draw_block(FeedForward(6, 4), torch.zeros(2, 6))
 
 
 @on_a_loop
@@ -167,15 +163,13 @@ async def test_a_click_on_a_token_shows_its_numbers_while_it_trains():
         model = PlaneClassifier(MoE(16, 8, num_experts=8, top_k=2), num_classes=8)
     view = LiveRun(Run(model, PlaneTask("checker"), lr=0.02), panels=("territory", "loss", "block"), play=30)
     await view.finished()
-    for token in (21, 5, 32):  # there is no token 32
+    for token, seen in ((21, 21), (5, 5), (32, 5)):  # there is no token 32
         click(view, "token", token)
         await settled()
-        shown, seen = view.canvas.panels[2], min(token, 5) if token > 31 else token
+        shown = view.canvas.panels[2]
         assert shown.title.endswith(f"token {seen}") and mark(view, 0, object, 1).selected == view.selected == seen
         logits = view.plane.routing.router_logits[seen].tolist()
         assert values(shown, "router logit") == pytest.approx(logits, abs=0.0051)
-        tokens = {t for t in mark(view, 2, Boxes, 2).token if t >= 0}
-        assert tokens == set(range(16, 32) if seen > 15 else range(16)) and len(mark(view, 2, Arrows).x) > 60
 
 
 def test_the_playground_shows_the_same_block_with_its_own_twin_and_a_dense_model_has_none():

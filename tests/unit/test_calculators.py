@@ -215,12 +215,8 @@ def test_every_control_says_what_it_does_and_a_static_page_has_no_widget(make, m
 BAD = [
     (ConfigCalculator, {"model": "nowhere/config.json"}, "^there is no file nowhere/config.json$"),
     (CostCalculator, {"model": "nowhere/config.json"}, "model must be one of 'Mixtral 8x7B'.*got 'nowhere/conf"),
-    (CostCalculator, {"machine": "abacus"}, "^machine must be one of 'NVIDIA A100 80GB SXM'.*got 'abacus'$"),
-    (CostCalculator, {"dense_width": 0.5}, "^dense_width must be a finite number of at least 1, got 0.5$"),
     (CostCalculator, {"batch_size": 3}, "^batch_size must be one of 1, 2, 4, .*, got 3$"),
-    (PlanCalculator, {"model": "GPT-5"}, "^model must be one of 'Switch-Base-8'.*got 'GPT-5'$"),
     (PlanCalculator, {"model": "Mixtral 8x7B", "expert_parallel": 64}, "^expert_parallel must be one of 1, .*, got 64"),
-    (PlanCalculator, {"imbalance": 0.5}, "^imbalance must be a finite number of at least 1, got 0.5$"),
 ]
 
 

@@ -103,14 +103,6 @@ def test_practice_changes_one_expert_and_makes_it_better():
     assert torch.equal(x, untouched._batch(4, untouched._data)[0])  # the data to come are as they were
 
 
-def test_bad_arguments():
-    with pytest.raises(ValueError, match="learns must be .*'router only', got 'nobody'"):
-        watched_run(COLLAPSE, learns="nobody")
-    for expert in (-1, 8):
-        with pytest.raises(ValueError, match=f"expert must be between 0 and 7, got {expert}"):
-            practise(watched_run(COLLAPSE), expert)
-
-
 def test_alike():
     experts = watched_run(COLLAPSE).model.block.experts
     before = copies(experts)

@@ -242,19 +242,12 @@ def one_expert_less(self, x):
 
 
 WRONG = [
-    ("token_weights", lambda p, k: [*weights_by_torch(p, k), 0.0], r"of shape \(3,\), not of shape \(4,\)"),
-    ("causal_attention", lambda q, k: attention_by_rows(q, k) * 1.1, "most for query 0 and key 0: 1 is right"),
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k) + 0.1, "for token . and expert .* off by 0.1"),
     ("masked_weights", lambda z, k: divided_by_the_sum(z.mul_(2), k), "your function also changed router_logits"),
-    ("moe_block", lambda x, *a: block_by_matrix(x, *a) + 0.01 * torch.eye(len(x))[1:2].T, "for token 1 .* off by 0.01"),
-    ("moe_block", lambda *a: block_by_matrix(*a[:3], 2), "With x of shape .7, 6.,.* 4 experts, top_k = 1, the output"),
-    ("sort_tokens", lambda i, E: sort_by_expert(i.flip(0), E), "tokens: . of 8 numbers differ, most for place .: . is"),
-    ("sort_tokens", lambda i, E: (exercises.sort_tokens.answer(i, E)[0], [0] * E), "counts: 3 of 3 numbers differ"),
     ("card_design", lambda: (8, 2, 9216), "You have 11.3 B parameters, 3.10 B active"),
     ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
     ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
-    ("slowdown", lambda loads, n: 7.25, "num_devices = 2, the slowdown is .*, yours is 7.25"),
     ("mended_router", router_with(lambda z, best: best.log().exp() * torch.nan), "the weights: .* yours is nan"),
     (
         "mended_router",
@@ -272,16 +265,8 @@ WRONG = [
     ("balancing_loss", lambda p, i: loss_by_package(p.detach(), i) + 0 * p.sum(), "its gradient by router_probs"),
     ("causality", lambda f, x: f(x) > 0, "Return True or False, not a Tensor"),
     ("causality", lambda f, x: 1, "Return True or False, not an int"),
-    ("dense_width", lambda w, q, x: 1.01 * width_by_numpy(w, q, x), r"widths = \[.*qualities = .* width is .*, yours"),
-    # none of these is a known mistake
     ("ties", lambda s, k: ~mask_by_rank(s, k), "42 of 42 numbers differ, most for token 0 and expert 0"),
-    ("surest", lambda p, k, f: surest_by_package(p, k, f) * 2, "factor = 0.75, the weights: .* numbers differ"),
-    ("cache_step", lambda q, k, v, K, V: step_by_einsum(q, k, v, K, 0 * V), "y: 12 of 12 numbers differ"),
     ("cache_step", lambda q, k, v, K, V: step_by_einsum(q, k, v, K, V.mul_(1.0).add_(1) - 1), "changed values"),
-    ("balancing_loss", lambda p, i: loss_by_package(p, i) * i.numel(), "the loss is .*, yours is"),
-    ("full_batch", lambda f, b, size, E, K: f / b * size / 2 * E, "the batch is .*, yours is"),  # K is missing
-    ("router_health", lambda *a: (*health_by_package(*a)[:3], torch.ones(len(a[0]))), "ill: . of 4 numbers"),
-    ("pick", lambda models, memory, quality: 0, "the row is 4, yours is 0"),  # the first that will do
     ("pick", lambda *a: None if pick_from_list(*a) < 0 else pick_from_list(*a), "quality = 70, .* returns nothing"),
     ("exchange", lambda x, *a: (*exchange_by_devices(x, *a)[:3], 5), "sent is 432, yours is 5"),
 ]

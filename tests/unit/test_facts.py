@@ -4,12 +4,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import refused
 from torch.nn import functional as F
 
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, is_moe
 from moe_lessons.tasks import NOT_SCORED, Facts, decode
-from moe_lessons.tasks.facts import MOST_ENTRIES
 from moe_lessons.training import Run, facts_model, facts_run, facts_runs
 from moe_lessons.training.run import token_losses
 
@@ -28,12 +26,6 @@ def test_entries_are_different_names_and_numbers_in_ascii(num, seed):
     assert facts.x.shape == facts.y.shape == (num, facts.context) and int(facts.x.max()) < facts.vocab_size
     for entry, x, y in zip(facts.entries, facts.x, facts.y):
         assert decode(x) == entry[:-1] and decode(y[4:]) == entry[5:] and (y[:4] == NOT_SCORED).all()
-
-
-@pytest.mark.parametrize("num, allowed", [(0, "a whole number of at least 1"), (MOST_ENTRIES + 1, "at most .*")])
-def test_a_bad_number_of_entries_is_refused(num, allowed):
-    with refused(f"num_entries must be {allowed}, got {num}"):
-        Facts(num)
 
 
 def test_a_batch_is_of_entries_each_as_likely():

@@ -65,8 +65,6 @@ def test_bad_cuts_are_refused():
     for arguments, message in (
         ((8, 2, 32, 5), r"times must divide d_ff \(32\), got 5"),
         ((8, 2, 32, 4, 8), r"shared must be below top_k · times \(8\), got 8"),
-        ((8, 2, 32, 4, -1), "shared must be a whole number from 0 up, got -1"),
-        ((2, 3, 32), r"top_k must be between 1 and num_experts \(2\), got 3"),
     ):
         with refused(message):
             finer(*arguments)
@@ -77,9 +75,6 @@ def test_every_change_of_the_lesson_has_the_active_experts_of_the_classical_one(
     assert {spec["d_ff"] * (spec["top_k"] + spec.get("shared_experts", 0)) for spec in specs} == {64}
 
 
-# --- what a router may be ----------------------------------------------------------------------------------------
-
-
 def test_a_router_by_name_class_or_function():
     assert isinstance(MoE(4, 8, 4, router="sigmoid", routed_scaling_factor=2.0).router, SigmoidRouter)
     assert MoE(4, 8, 4, router=SigmoidRouter, router_bias=True, num_groups=2).router.bias is not None
@@ -88,9 +83,6 @@ def test_a_router_by_name_class_or_function():
     assert MoE(4, 8, 4, shared_experts=2, shared_d_ff=5).shared_expert.d_ff == 21
     with pytest.raises(TypeError, match="num_grups"):
         MoE(4, 8, 4, router="sigmoid", num_grups=2)
-
-
-# --- all at once -----------------------------------------------------------------------------------------------
 
 
 def test_what_is_named_at_once_is_in_no_token():

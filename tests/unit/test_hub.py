@@ -11,9 +11,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from moe_lessons.hub import FAMILIES, convert_block
-from moe_lessons.nn import DISPATCH, MoE
+from moe_lessons.nn import DISPATCH, MoE, TopKRouter, load_balancing_loss, router_z_loss
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
+from transformers.models.switch_transformers import modeling_switch_transformers as switch  # noqa: E402
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative to the largest number of a tensor
 SIZES = [(16, 32, 8, 2, 40), (7, 9, 5, 3, 11), (5, 3, 4, 1, 9), (4, 6, 3, 3, 1)]  # D, F, E, K, tokens
@@ -196,3 +198,32 @@ def test_the_error_for_another_family_names_those_that_are_known(bad):
         convert_block(bad)
     assert all(f"{family.name} ({name})" in str(error.value) for name, family in FAMILIES.items())
     assert {block for block, _, _ in KINDS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+def test_their_weights_load_without_reshaping(kind, size):
+    """Under the names that theirs have, but for `gate`, which is `router` here."""
+    theirs, ours = hf_block(kind, size), MoE(*size[:4], norm_topk_prob=kind == "mixtral")
+    ours.load_state_dict({name.replace("gate.", "router."): p for name, p in theirs.state_dict().items()})
+    x = torch.randn(1, size[4], size[0])
+    torch.testing.assert_close(ours(x)[0], theirs(x))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_load_balancing_loss_is_theirs_over_k(size, padded):
+    """Mixtral's counts each of the K choices as a whole one. With padding, only the tokens of the mask count."""
+    torch.manual_seed(0)
+    _, routing = MoE(*size[:4])(torch.randn(size[4], size[0]))
+    mask = torch.arange(size[4]) % 3 != 1 if padded else None
+    theirs = mixtral.load_balancing_loss_func((routing.router_logits,), size[2], size[3], mask)
+    torch.testing.assert_close(load_balancing_loss(routing, mask), theirs / size[3])
+
+
+def test_losses_of_switch():
+    torch.manual_seed(0)
+    _, routing = MoE(4, 8, 5, 1, router=TopKRouter(4, 5, 1))(torch.randn(30, 4))
+    theirs = switch.load_balancing_loss_func(routing.router_probs[None], routing.topk_indices[None, :, 0])
+    torch.testing.assert_close(load_balancing_loss(routing), theirs)
+    torch.testing.assert_close(router_z_loss(routing), switch.router_z_loss_func(routing.router_logits[None]))

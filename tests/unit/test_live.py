@@ -50,9 +50,6 @@ class Task(PlaneTask):
         return super().batch(num_points, generator)
 
 
-# --- playing and pausing ---------------------------------------------------------------------------------
-
-
 @on_a_loop
 async def test_it_trains_as_many_steps_as_asked_and_by_itself_max_steps():
     view, alone = make_view(Task({"each": lambda: work(0.005)}), play=30, max_steps=12), make_run()
@@ -144,8 +141,6 @@ async def test_when_one_of_several_runs_fails_all_stay_in_step_and_can_go_on(why
     states = [run._position() for run in runs]
     assert all(torch.equal(*pair) for other in states[1:] for pair in zip(states[0], other))  # the data to come
 
-
-# --- how often it draws ----------------------------------------------------------------------------------
 
 FIXED = Panel("fixed", [Bars(np.ones(2))])
 
@@ -266,9 +261,6 @@ async def test_a_knob_that_is_turned_in_a_pause_changes_the_reading_at_once():
     assert view.step == 3 and len(mark(view, 0, Points).x) < served
 
 
-# --- what other threads and the page ask for -------------------------------------------------------------
-
-
 @on_a_loop
 async def test_an_action_from_another_thread_is_done_between_steps_on_the_thread_of_the_loop():
     view, seen = LiveRun({"a": make_run(seed=1), "b": make_run(seed=2)}, ("loss",), play=ENDLESS), []
@@ -303,9 +295,6 @@ async def test_actions_are_done_in_their_order_and_one_that_fails_is_said_in_wor
     await until(lambda: "ZeroDivisionError: division by zero" in words(view))
     await view.finished()
     assert view.step == 20
-
-
-# --- interrupts ------------------------------------------------------------------------------------------
 
 
 async def run_cell_async(cell) -> str:
@@ -408,9 +397,6 @@ def test_a_static_page_gets_a_picture_and_no_message_and_a_live_one_the_view_too
     assert data["text/plain"] == "LiveRun(play=9)"
     monkeypatch.delenv("MOE_LESSONS_STATIC")
     assert set(make_view()._repr_mimebundle_()[0]) == set(data) | {"application/vnd.jupyter.widget-view+json"}
-
-
-# --- making and ending views -----------------------------------------------------------------------------
 
 
 class Shell:

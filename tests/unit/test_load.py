@@ -53,20 +53,6 @@ def test_an_expert_is_dead_by_shares_exactly_where_it_is_by_tokens(num_tokens, t
         assert load_statistics(load, top_k).dead == expected
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
-        (([],), r"^load must be one finite number of at least 0 for each expert, got \[\]$"),
-        (([[1, 2], [3, 4]],), "^load must be one finite number"),
-        (([1, 2], 3), r"^top_k must be between 1 and num_experts \(2\), got 3$"),
-    ],
-)
-def test_bad_input(arguments, message):
-    for function in (load_statistics, describe_load):
-        with pytest.raises(ValueError, match=message):
-            function(*arguments)
-
-
 UNDER, EVEN = "under 1 % of the tokens. The busiest, E3, has", "times the even share."
 DROPPED = "of the assignments are dropped: their experts are full."
 

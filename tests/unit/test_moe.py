@@ -1,20 +1,13 @@
 """The MoE block against the loop over tokens and experts, against its own limits, and at its edges."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import (
-    assert_same,
-    assignments_of,
-    by_rows,
-    combine,
-    ffn_row,
-    keep_within,
-    surest_first,
-)
+from oracle import assert_same, assignments_of, by_rows, combine, ffn_row, keep_within, mix_softly, surest_first
 from torch import nn
 
 from moe_lessons.nn import (
@@ -27,7 +20,8 @@ from moe_lessons.nn import (
     TopKRouter,
     expert_capacity,
     muted,
-)
+)  # fmt: skip
+from moe_lessons.nn.soft_moe import SoftMoE
 
 F64 = torch.float64
 WAYS = [*DISPATCH, "auto"]
@@ -177,3 +171,29 @@ def test_a_muted_expert_adds_nothing(way, bias):
     assert len(others) < 9 * 2
     torch.testing.assert_close(without, combine(x, others, moe.experts))
     assert all(torch.equal(moe.state_dict()[name], weight) for name, weight in before.items())
+
+
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3), st.sampled_from(list(ACTIVATIONS)), st.integers(0, 99))
+def test_equals_the_loop_over_slots_and_tokens(num_tokens, num_experts, slots_per_expert, activation, seed):
+    torch.manual_seed(seed)
+    moe = SoftMoE(3, 4, num_experts, slots_per_expert, activation=activation).double()
+    x = torch.randn(num_tokens, 3, dtype=F64, requires_grad=True)
+    assert_same(moe(x), mix_softly(moe, x), (x, *moe.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (0, 4), (2, 0, 4), (0, 3, 4), (2, 3, 5, 4)])
+def test_any_leading_shape_and_layout_and_sequences_do_not_mix(shape, device):
+    moe = SoftMoE(4, 8, 3, 2).to(device)
+    x = torch.randn(shape[::-1], device=device).permute(*range(len(shape))[::-1]).requires_grad_()
+    y = moe(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape and x.grad.isfinite().all()
+    for index in itertools.product(*map(range, shape[:-2])):
+        torch.testing.assert_close(y[index], moe(x[index]))
+
+
+def test_a_token_sees_the_future():
+    torch.manual_seed(0)
+    moe, x = SoftMoE(4, 8, 3), torch.randn(6, 4)
+    changed = torch.cat([x[:-1], torch.randn(1, 4)])
+    assert not moe.causal and not torch.allclose(moe(x)[0], moe(changed)[0], rtol=1e-3)

@@ -29,9 +29,6 @@ def losses(said: list[dict]) -> list[float]:
     return [record["loss"] for record in said if record["event"] == "step"]
 
 
-# --- the exchange --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_equal_to_one_process(num_ranks):
     """Output, gradients of the input and of all weights, and what is dropped."""
@@ -64,9 +61,6 @@ def test_rank_traffic_is_counted_row_by_row():
     assert bytes_sent(expected, 4).tolist() == [2 * 4 * 4 * rows for rows in sent]
     with refused("ranks must divide 12 tokens and 8 experts, got 8"):
         rank_traffic(routing, 8)
-
-
-# --- training ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +137,6 @@ def test_a_given_routing_gives_each_rank_its_share(share, rows):
 def test_each_size_is_sent_in_turns():
     tries = list(launch(exchange_times, 2, (1000, 30_000)))
     assert [one["bytes"] for one in tries] == [1000, 30_000] * 7 and all(one["seconds"] > 0 for one in tries)
-
-
-# --- launch --------------------------------------------------------------------------------------------------
 
 
 def test_records_of_rank_0_come_as_they_are_made():

@@ -66,9 +66,6 @@ def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
     assert set(ax.figure._repr_mimebundle_()[0]) == set(data) - {"text/html"}
 
 
-# --- what a model costs, and what was published ---
-
-
 @pytest.mark.parametrize("draw", [costs.published_models_scatter, costs.published_features])
 def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
     frame = published_models()
@@ -100,9 +97,6 @@ def test_each_published_figure_is_a_point_where_its_error_says():
     points = np.concatenate([spots.get_offsets() for spots in costs.plot_published(checked).collections])
     points = points[points[:, 1].argsort(), 0]
     np.testing.assert_allclose(points, checked.planned / checked.published.astype(float))
-
-
-# --- letters, layers, experts and ranks ---
 
 
 def test_a_bar_over_each_character_and_a_row_for_each_token():
@@ -181,8 +175,6 @@ def test_the_parts_of_a_bar_add_up_to_the_step():
     np.testing.assert_allclose(tops, [made.seconds for made in given.values()])
     np.testing.assert_allclose([b.get_height() for b in bars if b.get_hatch()], [m.hidden for m in given.values()])
 
-
-# --- many runs ---
 
 VALUES = {EQUAL_ACTIVE: 10, "MoE, E=4": 30, "MoE, E=16": 50, EQUAL_TOTAL: 80}
 RESULTS = pd.DataFrame(  # the later measurement is 10 times as much, that of seed 2 twice as much

@@ -113,8 +113,7 @@ def test_maps_are_the_shares_of_the_layer(view, layer):
         expected = expert_shares(table, by, layer)
         np.testing.assert_allclose(mark(view, place, Cells).z, expected, rtol=1e-6)
         assert [name for _, name in view.canvas.panels[place].y.ticks] == expected.index.tolist()
-    ends = [panel.title.endswith(f", layer {layer}") for panel in view.canvas.panels.values()]
-    assert ends == [False, True, True, True, True, False]
+        assert view.canvas.panels[place].title.endswith(f", layer {layer}")
 
 
 @on_a_loop

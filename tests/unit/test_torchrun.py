@@ -32,12 +32,6 @@ class Job:
         self.stopped.set()
 
 
-@pytest.mark.parametrize("job, steps", [([], 4), (None, 4), (Job([]), 0), (Job([]), "four")])
-def test_bad_arguments(job, steps):
-    with pytest.raises(ValueError, match="job must be what parallel.torchrun returns|steps must be a whole number"):
-        TorchRun(job, steps)
-
-
 @pytest.mark.parametrize("is_static", [False, True])
 def test_without_an_event_loop_and_on_a_static_page_it_waits_and_shows_the_end(is_static, monkeypatch):
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if is_static else "")

@@ -317,9 +317,6 @@ def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_ba
         (lambda: Run(nn.Linear(2, 2), "blobs"), r"task must have batch\(num, generator\) .*, got str without it"),
         (lambda: Run(nn.Identity(), TASK), "model must be a module with parameters, got Identity"),
         (lambda: Run(nn.Linear(2, 2), TASK).step(), r"model must return \(logits, \[Routing, ...\]\), got Tensor"),
-        (lambda: Run(nn.Linear(2, 2), TASK).evaluate(0), "num must be a whole number of at least 1, got 0"),
-        (lambda: make_run(seed=2**70), f"seed must be a whole number from 0 to 2\\*\\*62, got {2**70}"),
-        (lambda: make_run(lr=0), "lr must be a finite number above 0, got 0"),
         (lambda: make_run(warmup_steps=5, decay_steps=5), r"decay_steps must be above warmup_steps \(5\), got 5"),
     ],
 )

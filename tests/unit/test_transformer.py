@@ -88,15 +88,6 @@ def attention_by_loops(attention: Attention, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("num_heads, num_kv_heads", [(1, 1), (4, 4), (4, 2), (4, 1), (6, 3)])
-@pytest.mark.parametrize("length", [1, 2, 7])
-def test_attention_against_loops(num_heads, num_kv_heads, length):
-    torch.manual_seed(0)
-    attention, x = Attention(24, num_heads, num_kv_heads).to(F64), torch.randn(2, length, 24, dtype=F64)
-    y = attention(x, rotary(torch.arange(length), 24 // num_heads, dtype=F64))
-    close(y, attention_by_loops(attention, x))
-
-
 # --- the whole -----------------------------------------------------------------------------------------------
 
 
@@ -114,7 +105,10 @@ def logits_by_hand(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     return norm(x, model.norm) @ model.head.weight.T
 
 
-@pytest.mark.parametrize("changes", [{}, {"moe_layers": ()}, {"moe_layers": (1,)}, {"shared_d_ff": 5}])
+HEADS = [{"num_kv_heads": 1}, {"num_kv_heads": 4}, {"num_heads": 2}]
+
+
+@pytest.mark.parametrize("changes", [{}, {"moe_layers": ()}, {"moe_layers": (1,)}, {"shared_d_ff": 5}, *HEADS])
 @pytest.mark.parametrize("norm_eps", [1e-5, 0.5])
 def test_the_whole_against_its_formulas(changes, norm_eps):
     model = model_of(norm_eps=norm_eps, **changes)
