@@ -49,7 +49,6 @@ def on_a_loop(test):
 
 
 async def until(condition) -> None:
-    """Let the loop run until `condition()` holds."""
     for _ in range(2000):
         if condition():
             return
@@ -58,19 +57,16 @@ async def until(condition) -> None:
 
 
 async def settled() -> None:
-    """Let the loop do what was queued."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 async def ended(view) -> None:
-    """Pause a view and wait for it."""
     view.pause()
     await view.finished()
 
 
 def work(seconds: float) -> None:
-    """Use the processor for so long."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -100,12 +96,10 @@ def mark(view, place: int, kind: type, number: int = 0):
 
 
 def hear(canvas, content) -> None:
-    """What a page says to a canvas."""
     canvas._handle_custom_msg(content, [])
 
 
 def click(view, kind: str, index) -> None:
-    """What the page says when something in the picture was clicked."""
     hear(view.canvas, {"pick": kind, "index": index})
 
 
@@ -124,7 +118,6 @@ def a_page(canvas, behind: float = 1.0) -> list:
 
 
 def losses(lab) -> dict[str, list[float]]:
-    """The loss of each step of each run."""
     return {name: [record.loss for record in run.records] for name, run in lab.runs.items()}
 
 

@@ -8,18 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import keep_within, surest_first
 
-from moe_lessons.nn import (
-    ExpertChoiceRouter,
-    HashRouter,
-    Routing,
-    SigmoidRouter,
-    TopKRouter,
-    apply_capacity,
-    expert_capacity,
-    load_balancing_loss,
-    router_z_loss,
-    update_expert_bias,
-)
+from moe_lessons.nn import ExpertChoiceRouter, HashRouter, Routing, SigmoidRouter, TopKRouter, apply_capacity
+from moe_lessons.nn.balancing import expert_capacity, load_balancing_loss, router_z_loss, update_expert_bias
 
 F64 = torch.float64
 priorities = pytest.mark.parametrize("priority", ["order", "weight"])
@@ -66,7 +56,6 @@ def dropped_pairs(routing: Routing) -> list[tuple[int, int]]:
 
 @given(routings(), st.sampled_from([None, 1, 2]), st.data())
 def test_load_balancing_loss_equals_its_formula_in_loops(routing, capacity, data):
-    """E · Σ f·P over the tokens that count, where f has what was dropped too."""
     num_tokens, num_experts, wanted = routing.num_tokens, routing.num_experts, pairs(routing)
     mask = data.draw(st.none() | st.lists(st.booleans(), min_size=num_tokens, max_size=num_tokens))
     limited = routing if capacity is None else apply_capacity(routing, capacity)
@@ -142,7 +131,6 @@ def test_bias_moves_against_the_demand_as_in_the_loop(routing, capacity):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("each", [1, 257, 5001])
 def test_an_even_load_moves_nothing_and_one_more_does(each, dtype):
-    """Counts that bfloat16 cannot tell apart are still told apart."""
     router = SigmoidRouter(4, 3, 1)
     router.expert_bias = router.expert_bias.to(dtype)
     experts = [0, 1, 2] * each

@@ -19,7 +19,6 @@ from moe_lessons.widgets import LiveRun, Playground
 
 
 def made(num_experts=8, top_k=2, tokens=12, seed=0, block=MoE, **options):
-    """A block whose router is sure, and tokens."""
     with seeded(seed):
         moe = block(d_model=6, d_ff=4, num_experts=num_experts, top_k=top_k, **options)
         if hasattr(moe.router, "weight"):
@@ -40,7 +39,6 @@ def boxes(panel: Panel, place: int) -> list[SimpleNamespace]:
 
 
 def row(panel: Panel, says: str) -> list[SimpleNamespace]:
-    """The boxes of a row of the block, one for each expert."""
     return [box for box in boxes(panel, 2) if box.says == says]
 
 

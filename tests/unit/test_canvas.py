@@ -28,7 +28,6 @@ def panel(*heights: float, title: str = "load") -> Panel:
 
 
 def arrays(message) -> dict[str, np.ndarray]:
-    """What the page makes of a message."""
     content, data = message
     return {
         slot: np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)

@@ -23,26 +23,23 @@ def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, mon
     assert calls == [["--quick", "a"]]
 
 
-def test_alone_it_lists_each_command_with_a_line(capsys):
+def test_alone_it_lists_each_command_with_a_line_and_does_not_wait_for_torch(capsys):
     for arguments in ([], ["--help"], ["-h"]):
         assert cli.main(arguments) == 0
         printed = capsys.readouterr().out
         assert all(f"  {name:<8} {about}\n" in printed for name, about in cli.COMMANDS.items())
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"moe_lessons {moe_lessons.__version__}\n"
+    loaded = (
+        "import sys, moe_lessons.__main__ as m, moe_lessons.commands.lab; m.main([]); print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
 
 
 @pytest.mark.parametrize("wrong, nearest", [("lap", "lab"), ("swep", "sweep"), ("Doctor", "doctor")])
 def test_a_command_that_is_not_there_names_the_nearest(wrong, nearest, capsys):
     assert cli.main([wrong]) == 2
     assert f"There is no command {wrong!r}. Did you mean {nearest}?" in capsys.readouterr().err
-
-
-def test_the_list_does_not_wait_for_torch():
-    loaded = (
-        "import sys, moe_lessons.__main__ as m, moe_lessons.commands.lab; m.main([]); print('torch' in sys.modules)"
-    )
-    assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
 
 
 def test_the_app_says_what_it_needs(monkeypatch, capsys):

@@ -86,7 +86,7 @@ def loss_with_one_expert(run, expert: int) -> float:
     return Run(model, run.task).evaluate()["loss"]
 
 
-def test_practice_changes_one_expert_and_makes_it_better():
+def test_practice_changes_one_expert_and_makes_it_better_and_alike_makes_all_the_same():
     run, untouched = watched_run(COLLAPSE), watched_run(COLLAPSE)
     practise(run, 2, steps=1)
     before = loss_with_one_expert(run, 2)
@@ -101,9 +101,6 @@ def test_practice_changes_one_expert_and_makes_it_better():
     assert not run.records and run.expert_gradients == []
     x, _ = run._batch(4, run._data)
     assert torch.equal(x, untouched._batch(4, untouched._data)[0])  # the data to come are as they were
-
-
-def test_alike():
     experts = watched_run(COLLAPSE).model.block.experts
     before = copies(experts)
     make_alike(experts)

@@ -31,8 +31,6 @@ def measured_flops(module, *inputs, backward=False) -> int:
 
 
 class Classifier(nn.Module):
-    """A mixture between an embedding, a dense block, a norm and a tied head."""
-
     def __init__(self, block):
         super().__init__()
         self.embedding, self.head = nn.Embedding(11, 8), nn.Linear(8, 11, bias=False)
@@ -65,11 +63,14 @@ def test_moe_and_twins_against_formula_and_numel(d_model, d_ff, num_experts, dat
             assert count_parameters(twin) == Count(size - router, size - router)
 
 
-def test_biases_of_the_experts_count_as_the_experts_do_and_are_no_matrix():
+def test_biases_are_no_matrix_and_soft_moe_has_no_cost_for_one_token():
     plain, biased = (MoE(8, 12, 4, 2, bias=bias) for bias in (False, True))
     before, after = count_parameters(plain), count_parameters(biased)
     assert (after.total - before.total, after.active - before.active) == (4 * (24 + 8), 2 * (24 + 8))
     assert flops_per_token(plain) == flops_per_token(biased)
+    with pytest.raises(ValueError, match="^module must have a cost for each token, got a SoftMoE"):
+        flops_per_token(SoftMoE(8, 12, 4))
+    assert count_parameters(SoftMoE(8, 12, 4)).total == 4 * 3 * 8 * 12 + 4 * 8
 
 
 def test_a_learners_class_and_a_model_that_contains_it():
@@ -106,12 +107,6 @@ def test_flops_are_exact(arguments, num_tokens, training):
     x = torch.randn(num_tokens, 8, requires_grad=training)
     for module in (block, dense_twin(block)):
         assert measured_flops(module, x, backward=training) == num_tokens * flops_per_token(module, training)
-
-
-def test_soft_moe_has_no_cost_for_one_token():
-    with pytest.raises(ValueError, match="^module must have a cost for each token, got a SoftMoE"):
-        flops_per_token(SoftMoE(8, 12, 4))
-    assert count_parameters(SoftMoE(8, 12, 4)).total == 4 * 3 * 8 * 12 + 4 * 8
 
 
 def test_the_kv_cache_is_as_large_as_that_of_a_model():

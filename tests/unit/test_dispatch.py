@@ -39,7 +39,6 @@ PAIRS = [(0, 2), (1, 0), (3, 2), (0, 0), (3, 2), (4, 3)]  # of 5 tokens and 4 ex
 
 @st.composite
 def cases(draw):
-    """The arguments of `make_case` but the device."""
     num_tokens, num_experts = draw(st.integers(0, 6)), draw(st.integers(1, 5))
     pair = st.tuples(st.integers(0, num_tokens - 1), st.integers(0, num_experts - 1))
     pairs = draw(st.lists(pair, max_size=15)) if num_tokens else []

@@ -60,7 +60,7 @@ def test_extensions_of_jupyterlab(disabled, found, monkeypatch):
     assert (status, seen.replace("JupyterLab extension anywidget is", "…"), advice) == found
 
 
-def test_a_kernel_of_another_environment(tmp_path, monkeypatch):
+def test_a_kernel_of_another_environment_fails_and_a_foreign_lab_is_a_warning(tmp_path, monkeypatch):
     kernel = tmp_path / "kernels" / "python3"
     kernel.mkdir(parents=True)
     (kernel / "kernel.json").write_text('{"argv": ["/opt/other/bin/python", "-m", "x"], "display_name": "x"}')
@@ -68,9 +68,6 @@ def test_a_kernel_of_another_environment(tmp_path, monkeypatch):
     status, seen, advice = next(doctor.check_kernel())
     assert (status, seen) == ("FAIL", "the kernel 'python3' is /opt/other/bin/python")
     assert "-m ipykernel install --sys-prefix" in advice
-
-
-def test_a_foreign_lab_on_the_path_and_more_threads_than_cores_are_warnings(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / name))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
     for check, word in ((doctor.check_kernel, "make lab"), (doctor.check_torch, "OMP_NUM_THREADS=")):

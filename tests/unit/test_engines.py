@@ -31,7 +31,6 @@ SIZES = {"num_layers": 2, "d_model": 32, "d_ff": 48, "num_heads": 4, "num_kv_hea
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
-    """Ours with 8 experts, exported."""
     with seeded(0):
         ours = LanguageModel(TransformerConfig(**SIZES, num_experts=8, top_k=2, router_std=0.5))
     folder = tmp_path_factory.mktemp("engines") / "model"

@@ -17,7 +17,7 @@ CONDA_NAMES = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_conda_asks_for_the_same_packages_in_the_same_ranges_and_installs_the_checkout():
+def test_conda_asks_for_the_same_packages_in_the_same_ranges_and_there_is_one_version():
     wanted = {r.name: str(r.specifier) for r in map(Requirement, PROJECT["dependencies"])}
     assert all(">=" in bounds and "+" not in bounds for bounds in wanted.values())  # '+': a build of one machine
     wanted = {CONDA_NAMES.get(name, name): bounds for name, bounds in wanted.items()}
@@ -26,8 +26,5 @@ def test_conda_asks_for_the_same_packages_in_the_same_ranges_and_installs_the_ch
     conda = {r.name: str(r.specifier) for r in map(Requirement, packages)}
     assert conda == wanted | {"python": PROJECT["requires-python"], "pip": ""}
     assert pip == {"pip": ["-e ."]} and environment["channels"] == ["conda-forge", "nodefaults"]
-
-
-def test_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert moe_lessons.__version__ == PROJECT["version"] == citation["version"]

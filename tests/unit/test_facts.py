@@ -74,7 +74,4 @@ def test_the_runs_are_a_mixture_and_its_twins_on_the_same_batches():
     assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
     assert len({run.task for run in runs.values()}) == 1 and {run.seed for run in runs.values()} == {3}
     assert [run.knobs.router_aux_loss_coef for run in runs.values()] == [0.01, 0, 0]
-
-
-def test_the_rate_falls_over_the_steps_that_are_planned():
     assert [facts_run(facts_model(), Facts(num)).decay_steps for num in (250, 2000, 4000)] == [250, 500, 1000]

@@ -39,10 +39,12 @@ def test_a_family_builds_a_block_in_small_and_in_its_published_size(name):
     assert count.total < row.total_params and count.active < row.active_params
 
 
-def test_every_family_of_the_hub_is_here():
+def test_every_family_of_the_hub_and_every_change_of_the_lesson_is_here():
     from moe_lessons import hub
 
     assert {family.name for family in hub.FAMILIES.values()} == set(FAMILIES) - {"DeepSeekMoE"}
+    specs = modern(num_experts=16, d_ff=32).values()
+    assert {spec["d_ff"] * (spec["top_k"] + spec.get("shared_experts", 0)) for spec in specs} == {64}
 
 
 @given(st.integers(1, 6), st.data())
@@ -68,11 +70,6 @@ def test_bad_cuts_are_refused():
     ):
         with refused(message):
             finer(*arguments)
-
-
-def test_every_change_of_the_lesson_has_the_active_experts_of_the_classical_one():
-    specs = modern(num_experts=16, d_ff=32).values()
-    assert {spec["d_ff"] * (spec["top_k"] + spec.get("shared_experts", 0)) for spec in specs} == {64}
 
 
 def test_a_router_by_name_class_or_function():

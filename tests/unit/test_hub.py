@@ -68,7 +68,6 @@ class InFloat64(TorchFunctionMode):
 
 
 def output_of(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """y of their block, shaped like x (B, T, D)."""
     with InFloat64() if x.dtype == torch.float64 else nullcontext():
         out = block(x)
     return (out[0] if isinstance(out, tuple) else out).view(x.shape)
@@ -149,7 +148,6 @@ def test_deepseek_chooses_among_negative_scores(num_groups, topk_groups, top_k):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_weights_keep(kind):
-    """Values, type, requires_grad and mode are theirs, but none of the memory; no random number is drawn."""
     theirs = hf_block(kind, dtype=torch.bfloat16, router_jitter_noise=0.3).eval()
     kept, state = copy.deepcopy(theirs.state_dict()), torch.get_rng_state()
     list(theirs.experts.parameters())[0].requires_grad_(False)

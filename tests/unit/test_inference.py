@@ -33,9 +33,6 @@ def test_distinct_experts_are_those_of_the_routings():
     frame = distinct_experts(model, ids, (5,))
     counted = [routing.expert_idx.unique().numel() for routing in model(ids)[1]]
     assert frame.distinct.tolist() == counted
-
-
-def test_one_token_repeated_touches_k_also_in_training_and_a_full_mixture_all():
     same, noisy = torch.full((16, 4), 7), model_of(router="gaussian noise").train()
     assert (distinct_experts(noisy, same, (1, 8, 16)).distinct == 2).all() and noisy.training
     assert (distinct_experts(model_of(top_k=8), same, (1, 8)).distinct == 8).all()
@@ -56,12 +53,17 @@ def clock(monkeypatch):
     return steps
 
 
-def test_speed_and_speed_up(clock):
+def test_speed_and_speed_up_and_points_under_the_roof(clock):
     models = {"slow": model_of(), "fast": model_of(d_ff=8)}
     frame = decode_speed(models, (1, 4), repeats=3, num_tokens=2)
     assert frame.batch.tolist() == [1, 1, 4, 4] and frame.model.tolist() == ["slow", "fast"] * 2
     assert frame.tokens_per_second.tolist() == [250, 1000, 1000, 4000]
     assert frame.speedup.tolist() == frame.low.tolist() == frame.high.tolist() == [0.25, 1] * 2
+    models = {"MoE": model_of(), "dense": model_of(d_ff=8, moe_layers=())}
+    points = inference.roofline_points(models, decode_speed(models, (1, 8)))
+    assert points.name.tolist() == ["MoE", "dense"] * 2 and points.batch.tolist() == [1, 1, 8, 8]
+    assert points.flops_per_second[2] == pytest.approx(8 * flops_per_token(models["MoE"]) / 0.004)
+    assert points.intensity.tolist() == [inference.arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
 
 
 def test_models_take_turns_and_decode_token_by_token(clock):
@@ -72,12 +74,9 @@ def test_models_take_turns_and_decode_token_by_token(clock):
     assert models["slow"].training and not models["fast"].training
 
 
-def test_bytes_of_dense_twins_are_all_their_weights():
+def test_bytes_of_dense_twins_are_all_their_weights_and_of_a_mixture_between_active_and_total():
     tied, own = model_of(moe_layers=()), model_of(moe_layers=(), tied_embedding=False)
     assert bytes_per_step(tied) == bytes_per_step(own) == bytes_per_step(tied, 64) == 4 * count_parameters(tied).total
-
-
-def test_bytes_of_a_mixture_lie_between_active_and_total():
     model = model_of()
     count = count_parameters(model)
     assert bytes_per_step(model, 1) == pytest.approx(4 * count.active)
@@ -101,14 +100,6 @@ def test_a_machine_is_the_best_of_its_tries(monkeypatch):
     monkeypatch.setattr(timing, "milliseconds", lambda function: next(times))
     monkeypatch.setattr(inference, "MEGABYTES", 1)
     assert inference.measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
-
-
-def test_points_under_the_roof(clock):
-    models = {"MoE": model_of(), "dense": model_of(d_ff=8, moe_layers=())}
-    points = inference.roofline_points(models, decode_speed(models, (1, 8)))
-    assert points.name.tolist() == ["MoE", "dense"] * 2 and points.batch.tolist() == [1, 1, 8, 8]
-    assert points.flops_per_second[2] == pytest.approx(8 * flops_per_token(models["MoE"]) / 0.004)
-    assert points.intensity.tolist() == [inference.arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
 
 
 IDS = torch.zeros(4, 3, dtype=torch.long)

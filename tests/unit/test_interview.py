@@ -33,15 +33,12 @@ def test_each_source_is_a_lesson_and_a_claim_that_is_tested_there(name):
         assert not claim or (f"claim:{claim}" in tags and f'claim("{claim}")' in tests), f"{name}: {lesson}: {claim}"
 
 
-def test_each_statement_of_the_answer_and_each_point_has_a_source():
+def test_each_statement_has_a_source_and_the_lesson_measures_every_figure_that_the_answer_needs():
     for length in LENGTHS:
         assert all(SOURCE.search(paragraph) for paragraph in TEXTS[length].split("\n\n")), length
     for name in QUESTIONS:
         question, points = split_points(TEXTS[name])
         assert "?" in question and 2 <= len(points) <= 4 and all(map(SOURCE.search, points)), name
-
-
-def test_the_lesson_measures_every_figure_that_the_answer_needs():
     cells = nbformat.read(ROOT / "notebooks" / LESSONS[-1].file, as_version=4).cells
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     assert FIGURES and set(FIGURES) <= set(re.findall(r'"(\d\d\w?\.\w+)"', code))

@@ -50,7 +50,6 @@ def test_a_knob_is_idle_where_a_router_has_no_use_for_it(router):
 
 
 def surprise(routing):
-    """A loss that is lowest where the router is sure."""
     return -routing.router_probs.square().sum(dim=-1).mean()
 
 

@@ -28,14 +28,11 @@ def small_batches(monkeypatch):
 
 MADE = [
     lambda: Playground("collapse", seed=3, lr=0.05, num_experts=16, top_k=3),
-    lambda: Playground("capacity", capacity_factor=None, noise_std=0.3, play=2),
     lambda: Playground(block=MyMoE, task="waves"),
     lambda: Playground(panels=("territory", "loss"), controls=("num_experts", "top_k"), noise_std=0.3),
-    lambda: Playground(panels="loss", controls=()),
     lambda: Playground(num_experts=24, top_k=22, d_ff=50, noise_std=5.0, lr=0.7, capacity_factor=9.0),  # beyond
     lambda: LABS["RoutingLab"](layer=1, router_aux_loss_coef=0.5, capacity_factor=0.3, shared_d_ff=3, max_steps=7),
     lambda: BalancingLab(("jitter 0.5", "auxiliary loss + capacity"), 2, 400, first_seed=9, task="uneven", lr=0.3),
-    lambda: BalancingLab("top-2", seeds=1, num_experts=3, router_start="random", capacity_factor=None, max_steps=5),
     lambda: CollapseLab(("gradient", "film"), learns="router only", seed=5, max_steps=7),
     lambda: LABS["FactsLab"](8, top_k=1, lr=0.01, seed=2),
 ]
@@ -230,7 +227,6 @@ async def test_what_a_router_has_no_use_for_is_off_until_another_has(lab, router
 
 
 def test_a_preset_whose_knob_has_no_use_cannot_be_chosen(monkeypatch):
-    """Whichever knob of the table it is."""
     monkeypatch.setitem(PRESETS, "capacity", replace(PRESETS["collapse"], jitter_noise=0.1))
     assert not any(button(Playground(), name).disabled for name in PRESETS)
     monkeypatch.setitem(TRAINING, "jitter_noise", Knob("jitter_noise", "", needs=lambda m: False, attribute=True))

@@ -116,8 +116,6 @@ def test_what_is_full_in_switch_is_dropped():
 
 
 class Adapter(nn.Module):
-    """As LoRA wraps a module."""
-
     def __init__(self, base_layer):
         super().__init__()
         self.base_layer, self.lora = base_layer, nn.Linear(2, 2)
@@ -237,8 +235,6 @@ def test_balance_is_by_layer_and_the_pooled_loss_is_hugging_faces_over_k(mixtral
 
 
 class Parts(nn.Sequential):
-    """A model of these parts, one after the other."""
-
     def __init__(self, **parts):
         super().__init__(OrderedDict(parts))
 
@@ -249,8 +245,6 @@ class Parts(nn.Sequential):
 
 
 class Called(nn.Module):
-    """As experts are."""
-
     def forward(self, hidden_states, top_k_index, top_k_weights):
         return hidden_states
 

@@ -62,7 +62,6 @@ def folder(tmp_path_factory, ours):
 
 
 def lens(folder, capsys, model, *options, text="text.txt"):
-    """What the command returns, prints, and says on stderr."""
     code = command_line.main(["lens", str(folder / model), "--text", str(folder / text), *options])
     return code, *capsys.readouterr()
 
@@ -128,7 +127,6 @@ def test_one_page_that_needs_nothing_else(folder, capsys, tmp_path):
 
 @pytest.fixture
 def broken(folder, tmp_path):
-    """Models and texts that cannot be read."""
     for name, of in {"cut": "mixtral", "deeper": "mixtral", "mute": "qwen3", "llama": "llama"}.items():
         shutil.copytree(folder / of, tmp_path / name, ignore=shutil.ignore_patterns("tokenizer*"))
     os.truncate(tmp_path / "cut" / "model.safetensors", 5000)

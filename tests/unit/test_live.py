@@ -104,8 +104,6 @@ async def test_buttons_play_pause_and_train_steps_in_a_pause():
 
 
 class Faulty(PlaneClassifier):
-    """A model that raises as long as it is `broken`."""
-
     broken = False
 
     def forward(self, x):
@@ -146,7 +144,6 @@ FIXED = Panel("fixed", [Bars(np.ones(2))])
 
 
 def steps_of(seconds: float, **options) -> LiveRun:
-    """A view whose steps take so much CPU time at least."""
     return make_view(Task({"each": functools.partial(work, seconds)}), **options)
 
 
@@ -321,7 +318,6 @@ def interrupt():
 
 @pytest.fixture(autouse=True)
 def handler():
-    """No test leaves the handler of interrupts changed."""
     before = signal.getsignal(signal.SIGINT)
     yield
     assert signal.getsignal(signal.SIGINT) is before
@@ -354,29 +350,6 @@ async def test_who_waits_with_a_time_limit_stops_waiting_and_the_training_goes_o
     await until(lambda: view.step > step + 5)
     assert view.running and words(view).strip() == ""
     await ended(view)
-
-
-@on_a_loop
-async def test_a_later_cell_can_be_interrupted_when_an_earlier_one_has_left_a_task_that_waits():
-    view, between_cells, lost = make_view(play=ENDLESS), lambda *_: lost.append(1), []
-    before = signal.signal(signal.SIGINT, between_cells)
-
-    async def waits() -> None:
-        await asyncio.sleep(0.01)
-        await view.finished()
-
-    async def later() -> None:
-        view.pause()
-        await left
-        interrupt()
-        await asyncio.sleep(10)
-
-    left = asyncio.ensure_future(waits())
-    await until(lambda: view.step > 5)
-    assert await in_a_kernel(later()) == "CancelledError"
-    view.play(1)  # whoever comes next tidies up
-    await view.finished()
-    assert signal.signal(signal.SIGINT, before) is between_cells and lost == []
 
 
 @on_a_loop

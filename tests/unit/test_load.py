@@ -25,12 +25,9 @@ def test_the_formulas(counts):
     assert statistics.dead == sum(share < 0.01 for share in shares)
 
 
-def test_one_expert_and_no_tokens_are_even():
+def test_counts_shares_tensors_and_a_routing_say_the_same_and_no_tokens_are_even():
     assert load_statistics([12]) == load_statistics([0, 0, 0, 0]) == LoadStatistics(1.0, 1.0, 0.0, 0)
     assert load_statistics(TopKRouter(4, 3, 2)(torch.zeros(0, 4))).dead == 0
-
-
-def test_counts_shares_tensors_and_a_routing_say_the_same():
     routing = MoE(8, 4, 6, top_k=2)(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))[1]
     counts = routing.demand_per_expert
     expected = load_statistics(routing)

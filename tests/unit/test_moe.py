@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 from oracle import assert_same, assignments_of, by_rows, combine, ffn_row, keep_within, mix_softly, surest_first
 from torch import nn
 
-from moe_lessons.nn import (
-    ACTIVATIONS,
-    DISPATCH,
-    ExpertChoiceRouter,
-    HashRouter,
-    MoE,
-    SigmoidRouter,
-    TopKRouter,
-    expert_capacity,
-    muted,
-)  # fmt: skip
+from moe_lessons.nn import ACTIVATIONS, DISPATCH, ExpertChoiceRouter, HashRouter, MoE, SigmoidRouter, TopKRouter
+from moe_lessons.nn.balancing import expert_capacity
+from moe_lessons.nn.experts import muted
 from moe_lessons.nn.soft_moe import SoftMoE
 
 F64 = torch.float64
@@ -49,7 +41,6 @@ def reference(moe: MoE, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
 @pytest.mark.parametrize("router", [TopKRouter, SigmoidRouter, ExpertChoiceRouter])
 @given(data=st.data())
 def test_equals_the_loop_over_tokens_and_experts(router, way, data):
-    """Whatever the sizes, the activation, the biases, where the weight stands, the shared expert and the capacity."""
     draw, size, one_of = data.draw, st.integers, st.sampled_from
     torch.manual_seed(draw(size(0, 99)))
     num_experts, d_model = draw(size(2 if router is ExpertChoiceRouter else 1, 6)), draw(size(1, 5))  # of one: all ties
@@ -128,8 +119,6 @@ def test_no_wait_for_a_gpu(way):
 
 
 class Chosen(nn.Module):
-    """The experts of each token, and their weights, beside the output."""
-
     def __init__(self):
         super().__init__()
         self.moe = MoE(4, 8, 5, 2)

@@ -29,7 +29,6 @@ TEXT = 'if a<b & c: "τηε"\n  x'
 
 
 def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
-    """What a live view gives its panels."""
     usual = {"layer": 0, "marks": [3], "ghost": None, "x_axis": "steps", "first_x": 200, "clean_load": None}
     return SimpleNamespace(runs=runs, main_run=next(iter(runs.values())), selected=2, **usual | more)
 

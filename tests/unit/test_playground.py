@@ -175,8 +175,6 @@ async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
 
 
 def a_block(change=lambda x, y, routing: (y, routing), **attributes):
-    """A class that keeps the contract, but for what is named."""
-
     class Block(MyMoE):
         def __init__(self, d_model, d_ff, num_experts, top_k):
             super().__init__(d_model, d_ff, num_experts, top_k)

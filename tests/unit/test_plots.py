@@ -27,7 +27,6 @@ def heights(bars) -> list[float]:
 
 
 def lines(ax) -> dict:
-    """The points of the named lines, by name."""
     return {line.get_label(): line.get_xydata() for line in ax.lines if not line.get_label().startswith("_")}
 
 
@@ -39,15 +38,12 @@ def contrast(one: str, other: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_a_model_has_one_colour_in_every_picture():
+def test_models_and_experts_look_different_and_words_and_lines_can_be_seen():
     assert model_inks(["MoE", "equally good dense", "equal-active twin"]) == [0, 3, 1]
     assert model_inks(["equal-total twin, 64", "nothing", "noise", "aux. loss", "more"]) == [2, 0, 3, 4, 5]
     looks = model_looks([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), EQUAL_ACTIVE, EQUAL_TOTAL])
     assert [looks[twin][0] for twin in (EQUAL_ACTIVE, EQUAL_TOTAL)] == list(LIGHT.lines[1:3])
     assert len(set(looks.values())) == 7 and all(contrast(look[0], LIGHT.background) >= 2.8 for look in looks.values())
-
-
-def test_experts_look_different_and_words_and_lines_can_be_seen():
     assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
     assert all(contrast(ink_on(expert_color(expert)), expert_color(expert)) >= 4.5 for expert in range(8))
     for theme in THEMES.values():
@@ -82,7 +78,7 @@ def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
     assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
 
 
-def test_the_parts_of_each_row_add_up_and_speeds_have_their_numbers():
+def test_the_parts_of_each_row_add_up_and_each_published_figure_stands_where_its_error_says():
     for shape in MODEL_SHAPES.values():
         bars = costs.parameter_bars(shape.parameters()).patches
         assert sum(bar.get_width() for bar in bars) == shape.count.total + shape.count.active
@@ -90,9 +86,6 @@ def test_the_parts_of_each_row_add_up_and_speeds_have_their_numbers():
     assert [round(bar.get_width(), 6) for bar in ax.patches] == [0.6, 0.97, 0.4, 0, 0, 0.03]
     ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
     assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
-
-
-def test_each_published_figure_is_a_point_where_its_error_says():
     checked = check_published()
     points = np.concatenate([spots.get_offsets() for spots in costs.plot_published(checked).collections])
     points = points[points[:, 1].argsort(), 0]
@@ -110,7 +103,7 @@ def test_a_bar_over_each_character_and_a_row_for_each_token():
         plots.attention_heatmap(weights, "abc")
 
 
-def test_each_number_of_a_layer_or_a_model_is_a_bar():
+def test_each_number_of_a_layer_is_a_bar_and_what_is_not_as_in_the_first_model_is_coloured():
     bits = pd.DataFrame({"trained": [2.0, 1.5, 1.0], "shuffled": [0.0, 0.1, -0.1]}, index=[0, 1, 2])
     ax = experts.bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
     given = [*bits.to_numpy().ravel(), *(bits.iloc[:2] / 2).to_numpy().ravel()]
@@ -118,9 +111,6 @@ def test_each_number_of_a_layer_or_a_model_is_a_bar():
     figure = experts.bars_by_model({"byte": bits, "domain": bits / 2}, "bits")
     assert [heights(ax.patches)[:3] for ax in figure.axes] == [[2, 1.5, 1], [1, 0.75, 0.5]]
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
-
-
-def test_models_are_a_row_and_what_is_not_as_in_the_first_is_coloured():
     table = pd.DataFrame({"experts": [8, 64, 8], "shared": [0, 0, 1]}, index=["Mixtral", "OLMoE", "third"])
     cells = experts.changes(table, "Families").tables[0].get_celld()
     assert [cells[2, column].get_text().get_text() for column in range(3)] == ["OLMoE", "64", "0"]
@@ -157,7 +147,7 @@ def test_each_token_stands_once_above_and_each_assignment_in_its_place(tokens, n
     assert len(ax.patches) - len(filled) == capacity * num_experts
 
 
-def test_each_cell_says_what_a_rank_sends_to_a_rank_in_colours_that_depart_from_an_even_share():
+def test_each_cell_says_what_a_rank_sends_and_the_parts_of_a_bar_add_up_to_the_step():
     uneven = torch.tensor([[10, 30, 0], [20, 20, 0], [5, 30, 5]])
     ax = experts.plot_exchange({"step 1": uneven})
     assert texts(ax.texts) == [str(rows) for rows in uneven.flatten().tolist()]
@@ -165,9 +155,6 @@ def test_each_cell_says_what_a_rank_sends_to_a_rank_in_colours_that_depart_from_
     figure = experts.plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4)}).figure
     figure.canvas.draw()
     np.testing.assert_allclose(figure.axes[0].collections[0].get_facecolor()[:, :3], [[1, 1, 1]] * 16, atol=0.01)
-
-
-def test_the_parts_of_a_bar_add_up_to_the_step():
     made = {"devices": 8, "expert_parallel": 8, "tokens_per_device": 1024, "overlap": 0.5}
     given = {f"{node}": plan("DeepSeek-V3", node=node, **made) for node in (8, 1)}
     bars = costs.plot_plan(given).patches
@@ -197,13 +184,19 @@ def band(ax) -> np.ndarray:
     return vertices.groupby(0)[1].agg(["min", "max"]).to_numpy()
 
 
-def test_the_dense_family_is_a_line_through_its_means_and_the_width_that_is_as_good_is_marked():
+def test_the_dense_family_and_the_roof_have_their_points_and_the_width_that_is_as_good():
     family = {64: [0.1, 0.2], 128: [0.3, 0.4], 512: [0.7, 0.8]}
     ax = sweeps.dense_family(family, [0.5, 0.6], "known")
     np.testing.assert_allclose(lines(ax)["dense, mean of its seeds"], [(64, 0.15), (128, 0.35), (512, 0.75)])
     assert set(lines(ax)["the mixture, mean of its seeds"][:, 1]) == {0.55}
     assert ax.lines[-1].get_xdata() == pytest.approx([256, 256])
     assert not sweeps.dense_family(family, [0.9, 0.9], "known").patches  # wider than all
+    points = pd.DataFrame({"name": ["a", "b"], "intensity": [0.5, 40], "flops_per_second": [4e9, 8e10]})
+    roof, *reached = sweeps.roofline(1e10, 2e11, points).lines
+    x, y = roof.get_data()
+    np.testing.assert_allclose(y, np.minimum(1e10 * x, 2e11))
+    assert 20 in x  # the ridge
+    np.testing.assert_allclose([line.get_xydata()[0] for line in reached], [(0.5, 4e9), (40, 8e10)])
 
 
 @pytest.mark.parametrize("column, gains, total", [("known", (0, 300, 600), 1050), ("loss", (0, 0.3, 0.6), 1.05)])
@@ -247,12 +240,3 @@ def test_speed_by_batch_distinct_experts_beside_the_law_and_a_sweep():
     np.testing.assert_allclose(lines(ax)["mean, and all seeds"], [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
     np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
     assert list(lines(ax)["without"][:, 1]) == [0.3, 0.3]
-
-
-def test_the_roof_is_the_lesser_of_memory_and_arithmetic():
-    points = pd.DataFrame({"name": ["a", "b"], "intensity": [0.5, 40], "flops_per_second": [4e9, 8e10]})
-    roof, *reached = sweeps.roofline(1e10, 2e11, points).lines
-    x, y = roof.get_data()
-    np.testing.assert_allclose(y, np.minimum(1e10 * x, 2e11))
-    assert 20 in x  # the ridge
-    np.testing.assert_allclose([line.get_xydata()[0] for line in reached], [(0.5, 4e9), (40, 8e10)])

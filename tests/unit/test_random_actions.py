@@ -76,7 +76,6 @@ STARTS = {
 
 
 def check_tiles(view: BalancingLab) -> None:
-    """All tiles train what they say."""
     assert tuple(view.tiles) == tuple(view.runs) == view.values["remedies"] and view.selected in view.tiles
     base, wanted = view._settings(view.values)
     for name, tile in view.tiles.items():
@@ -105,7 +104,6 @@ class Page:
             self.arrays[slot] = np.frombuffer(buffers[0], kind, math.prod(shape), start).reshape(shape)
 
     def check_shows(self, place: int, panel) -> None:
-        """It draws this panel there."""
         header, arrays = encode(panel, place)
         assert self.panels[place] == json.loads(json.dumps(header))
         for slot, array in arrays.items():
@@ -309,7 +307,6 @@ class Actions(RuleBasedStateMachine):
     # --- what must be true ---
 
     def is_sane(self) -> None:
-        """At any time."""
         view, values, canvas = self.view, self.view.values, self.view.canvas
         assert not self.failures and not complaints
         assert 1 <= values.get("top_k", 1) <= values.get("num_experts", 8)
@@ -424,16 +421,13 @@ def start():
         one.teardown()
 
 
-def test_a_control_that_moves_while_others_are_shown_is_not_overlooked(start):
+def test_a_control_that_moves_while_others_are_shown_or_in_a_new_start_is_not_overlooked(start, monkeypatch):
     state = start("playground")
     z_loss, token = state.view.inputs["router_z_loss_coef"], state.view.inputs["token"]
     token.observe(lambda _: in_thread(lambda: by_page(z_loss, index=5)), "value")
     state.view.set(token=3)  # while this control is moved by us, on this thread
     state.rest(True)
     assert state.view.values["router_z_loss_coef"] == z_loss.value == 1.0
-
-
-def test_a_slider_that_is_dragged_during_a_new_start_is_not_moved_back(start, monkeypatch):
     state, make_runs = start("playground"), Playground.make_runs
     experts = state.view.inputs["num_experts"]
     monkeypatch.setattr(Playground, "make_runs", lambda *args: (by_page(experts, value=7), make_runs(*args))[1])

@@ -9,15 +9,8 @@ from hypothesis import strategies as st
 from oracle import assert_same, assignments_of, refused
 from torch import nn
 
-from moe_lessons.nn import (
-    ExpertChoiceRouter,
-    HashRouter,
-    NoisyTopKRouter,
-    Routing,
-    SigmoidRouter,
-    TopKRouter,
-    apply_capacity,
-)
+from moe_lessons.nn import ExpertChoiceRouter, HashRouter, NoisyTopKRouter, Routing, SigmoidRouter, TopKRouter
+from moe_lessons.nn.balancing import apply_capacity
 
 F64 = torch.float64
 
@@ -54,7 +47,6 @@ def cases(draw, kind):
 @pytest.mark.parametrize("kind", [TopKRouter, SigmoidRouter, ExpertChoiceRouter])
 @given(data=st.data())
 def test_equals_the_loop_over_tokens(kind, data):
-    """The same assignments in the same order, the same weights, and the same gradients of the weights."""
     router, x = data.draw(cases(kind))
     routing, expected = router(x), assignments_of(router, x)
     assert pairs(routing) == [assignment[:2] for assignment in expected]
@@ -185,7 +177,6 @@ def test_causal_says_whether_the_past_depends_on_the_future(name):
 
 
 def test_topk_views_need_the_same_number_for_each_token():
-    """Of a routing that drops nothing there are K for each token, also where places are limited."""
     uneven, even = ExpertChoiceRouter(1, 2, 1)(torch.ones(3, 1)), TopKRouter(1, 3, 1)(torch.ones(3, 1))
     for routing, got in ((uneven, "4 assignments with 0"), (apply_capacity(even, 2), "2 assignments with 1")):
         allowed = "need the same number of experts for each of the 3 tokens"

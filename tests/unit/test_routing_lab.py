@@ -131,7 +131,7 @@ async def test_all_panels_and_lines_share_one_trace_also_when_the_layer_is_switc
     assert len(calls) == 2
 
 
-def test_the_text_is_of_each_domain_from_the_beginning_of_a_line(view):
+def test_the_text_is_of_each_domain_from_the_beginning_of_a_line_and_what_is_written_goes_on_from_one(view):
     view.layer = 1
     view.show(True)
     shown, table = mark(view, 3, Text), trace(view.main_run.model, view.main_run.task, 12)
@@ -145,9 +145,6 @@ def test_the_text_is_of_each_domain_from_the_beginning_of_a_line(view):
         assert shown.experts[at : at + len(passage)].tolist() == served["expert0"].tolist()
         assert place == 0 or rows[row]["byte"].iloc[place - 1] == ord("\n")
         at += len(passage)
-
-
-def test_what_the_model_writes_goes_on_from_a_held_out_line(view):
     english, json = mark(view, 5, Text).texts
     assert json.startswith('{"id"') and len(json) > 5 * PROMPT
     held_out = [bytes(row).decode() for row in view.main_run.task.held_out(8)[0].tolist()]

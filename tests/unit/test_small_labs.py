@@ -50,7 +50,7 @@ def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
             assert (np.diff(line.x) > 0).all() and lab.canvas.panels[3].x.high >= line.x[-1]
 
 
-def test_in_a_pause_the_lamps_are_those_of_the_last_step_and_a_new_start_begins_anew():
+def test_the_lamps_are_those_of_the_last_step_and_it_says_how_many_times_as_many_the_mixture_knows():
     lab = FactsLab(4, num_entries=500)
     lab.advance(13)
     lab.advance(1)
@@ -59,9 +59,6 @@ def test_in_a_pause_the_lamps_are_those_of_the_last_step_and_a_new_start_begins_
     assert lab.step == 0 and [step for step, _ in lab.readings] == [0]
     (lamps,), low = lab.canvas.panels[0].marks, lab.canvas.panels[0].y.low  # there is room for all, and no row too many
     assert len(lamps.lit) == 1000 and lamps.columns * low >= 1000 > lamps.columns * (low - 1)
-
-
-def test_it_says_how_many_times_as_many_the_mixture_knows():
     lab = FactsLab(4, num_entries=250)
     assert words(lab).startswith("The mixture knows 0 of 250 entries by heart.")
     _, known = lab.readings[-1]

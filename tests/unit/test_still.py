@@ -44,7 +44,6 @@ LOSSES = {name: (STEPS, 2 - STEPS / 100 + i) for i, name in enumerate(MODELS[:3]
 
 
 def drawn(*content, theme="light", x=PLANE[0], y=PLANE[1], **more):
-    """Marks in the axes of a small figure."""
     return draw(Panel("title", content, x, y, **more), LessonFigure(4, 3, THEMES[theme]).add_subplot(), THEMES[theme])
 
 
@@ -205,7 +204,7 @@ def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
         assert array.flags.c_contiguous and array.dtype.str[1:] in ("f2", "f4", "u1", "i1", "u2", "i2", "i4")
 
 
-def test_numbers_are_sent_as_they_are_in_a_type_that_a_page_has_and_what_is_not_there_is_left_out():
+def test_numbers_are_sent_in_a_type_that_a_page_has_and_axes_name_experts_where_there_is_room():
     for given, sent in (("f8", "f4"), ("i8", "i4"), ("u8", "i4"), ("?", "u1"), ("f2", "f2"), ("u1", "u1")):
         header, arrays = marks.encode(Panel("", [marks.Bars(np.ones(3, given))]), 0)
         assert arrays["0.0.y"].dtype == np.dtype(sent) and not {"second", "limit"} & set(header["marks"][0])
@@ -213,9 +212,6 @@ def test_numbers_are_sent_as_they_are_in_a_type_that_a_page_has_and_what_is_not_
     header, arrays = marks.encode(Panel("", [marks.Line(torch.arange(3), np.arange(6.0)[::2], ink=-1), parts]), 0)
     assert arrays["0.0.x"].tolist() == [0, 1, 2] and arrays["0.0.y"].tolist() == [0, 2, 4]
     assert header["marks"][0]["ink"] == -1 and arrays["0.1.values"].item() == pytest.approx(46e9)
-
-
-def test_axes_name_experts_where_there_is_room_and_grow_by_halves():
     for count, names in ((1, ["E0"]), (8, [f"E{e}" for e in range(8)]), (12, ["E0", "E2"]), (32, ["E0", "E4"])):
         axis = marks.experts_axis(count)
         assert [text for _, text in axis.ticks][: len(names)] == names and (axis.low, axis.high) == (-0.5, count - 0.5)

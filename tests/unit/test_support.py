@@ -9,12 +9,9 @@ from moe_lessons.support.data import data_path
 from moe_lessons.support.show import show_source
 
 
-def test_a_data_file_that_is_not_there_lists_what_there_is():
+def test_a_missing_data_file_lists_what_there_is_and_a_method_is_shown_without_the_indent_of_its_class():
     with pytest.raises(FileNotFoundError, match=r"no data file 'models.csv' in .*; there are: .*README.md"):
         data_path("models.csv")
-
-
-def test_a_method_is_shown_in_colour_and_as_text_without_the_indent_of_its_class():
     source = show_source(MoE.forward)
     lines = source.splitlines()
     assert lines[0].startswith("def forward(self, x") and lines[1].startswith("    ")

@@ -124,7 +124,6 @@ for name in ("modern_facts", "modern_text"):
 
 @pytest.mark.parametrize("name, rates", RATES_OF.items())
 def test_each_model_has_its_best_rate(name, rates):
-    """The least loss on held-out text, the most facts known; and none of them at the edge of what was tried."""
     results = load_results(name)
     quality = results.known if "known" in results else -results.loss
     final = quality.groupby([results.model, results.lr]).last().unstack()
@@ -230,20 +229,14 @@ def test_on_a_line_over_the_logarithm_it_is_exact(quality, width):
     assert found.family == (64, 512)
 
 
-def test_the_interval_has_each_seed_against_its_own_dense_models():
+def test_the_interval_is_of_seeds_the_least_width_counts_and_nothing_is_extrapolated():
     found = effective_width(curve(0.25), [1.5 - 0.1, 1.5 + 0.1])
     assert found.width == pytest.approx(64 * 2**1.5)
     assert (found.low, found.high) == pytest.approx((64 * 2**1.35, 64 * 2**1.65))
-
-
-def test_where_a_wider_model_is_worse_by_chance_the_least_width_that_is_as_good_counts():
     family = {64: [0.0], 128: [2.0], 256: [1.0], 512: [3.0]}
     assert effective_width(family, [2.0]).width == 128
     assert effective_width(family, [1.0]).width == pytest.approx(64 * 2**0.5)
     assert effective_width(family, [2.5]).width == pytest.approx(256 * 2**0.5)
-
-
-def test_outside_the_family_nothing_is_extrapolated():
     above, below = effective_width(curve(), [4.0] * 2), effective_width(curve(), [-1.0] * 2)
     assert above.width == math.inf and str(above) == "above 512"
     assert below.width == 0 and str(below) == "below 64"

@@ -21,15 +21,12 @@ def pieces(domain: str, num: int = 300) -> list[str]:
     return [WRITERS[domain](random.Random(seed)) for seed in range(num)]
 
 
-def test_every_program_runs_and_returns_a_number():
+def test_every_program_runs_every_record_parses_and_every_sum_is_right():
     for program in pieces("code"):
         names = {}
         exec(compile(program, "program", "exec"), names)
         (function,) = (value for name, value in names.items() if name != "__builtins__")
         assert isinstance(function(2, 3), int)
-
-
-def test_every_record_parses_and_every_sum_is_right():
     records = [json.loads(line) for line in pieces("json")]
     assert all(set(record) == {"id", "job", "city", "tags", "active"} for record in records)
     assert {type(record["active"]) for record in records} == {bool}
@@ -46,12 +43,9 @@ def test_the_seed_decides_the_text(domain):
     assert random.getstate() == before and len(set(pieces(domain))) > 280  # nearly nothing is said twice
 
 
-def test_the_sample_is_what_the_generator_writes():
+def test_the_sample_is_what_the_generator_writes_and_bytes_have_their_classes():
     stored = data_path("text_sample.txt").read_bytes()
     assert stored == runpy.run_path(data_path("make_text_sample.py"))["sample"]().encode() and len(stored) < 20_000
-
-
-def test_byte_classes():
     examples = {"letter": "azAZ", "digit": "059", "space": " \n\t\r", "bracket": "()[]{}", "quote": "\"'`"}
     for name, chars in (examples | {"operator": "+-*/=<>%", "other": ".,:;_!?#\x00\x7f"}).items():
         assert {BYTE_CLASSES[i] for i in byte_class(encode(chars)).tolist()} == {name}

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from live_tools import work
 from torch import nn
 
 from moe_lessons.analysis import busy, timing
@@ -27,16 +28,13 @@ def test_the_two_take_turns_and_the_ratio_is_the_median_over_pairs_and_not_of_me
     assert str(Ratio(1.254, 1.0, 2.0)) == "1.25 (1.00–2.00)"
 
 
-def test_milliseconds_are_milliseconds_and_wait_for_a_gpu_before_and_after(monkeypatch):
+def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_the_wall(monkeypatch):
     order, ticks = [], iter([1.0, 1.25])
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: order.append("wait"))
     assert milliseconds(lambda: order.append("call")) == 250
     assert order == ["wait", "call", "wait"]
-
-
-def test_one_thread_is_timed_while_it_works_and_several_by_the_clock_on_the_wall(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     monkeypatch.setattr(time, "thread_time", iter([1.0, 1.25]).__next__)
     monkeypatch.setattr(time, "perf_counter", iter([1.0, 1.5] * 2).__next__)
@@ -69,15 +67,8 @@ def test_rounds_fit_the_time_within_limits(seconds, rounds, monkeypatch):
 SAID = "of this machine: do not trust these times."
 
 
-def work(seconds: float) -> None:
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        pass
-
-
 @contextmanager
 def busy_processes():
-    """One for each core."""
     started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
     try:
         yield time.sleep(0.3)

@@ -36,7 +36,6 @@ def make_run(seed: int = 0, noise_std: float = 0.0, block: nn.Module | None = No
 
 
 def numbers(run: Run, steps: int) -> list[Record]:
-    """The records of further steps, without their times."""
     return [replace(run.step(), ms_per_step=0.0) for _ in range(steps)]
 
 

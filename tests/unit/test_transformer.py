@@ -13,17 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.nn import (
-    DISPATCH,
-    Attention,
-    FeedForward,
-    LanguageModel,
-    MoE,
-    TransformerConfig,
-    dense_twin,
-    seeded,
-)
-from moe_lessons.nn.attention import rotary, rotate
+from moe_lessons.nn import DISPATCH, FeedForward, LanguageModel, MoE, TransformerConfig, dense_twin, seeded
+from moe_lessons.nn.attention import Attention, rotary, rotate
 from moe_lessons.nn.transformer import ROUTERS, draw
 
 F64 = torch.float64
@@ -58,7 +49,6 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 @given(st.integers(1, 8), st.lists(st.integers(0, 10_000), min_size=1, max_size=5), st.sampled_from([10.0, 1e4, 1e6]))
 def test_rotation_is_a_product_of_complex_numbers(pairs, positions, theta):
-    """So that a score depends on the distance alone."""
     x = torch.randn(2, len(positions), 3, 2 * pairs, dtype=F64, generator=torch.Generator().manual_seed(pairs))
     y = rotate(x, *rotary(torch.tensor(positions), 2 * pairs, theta, F64))
     for t, position in enumerate(positions):
@@ -272,7 +262,6 @@ def test_gradients_reach_all_parameters(router, tied_embedding, device):
     ],
 )
 def test_bad_ids(ids, message):
-    """The same door for a forward and for a prompt; the good ones beside them pass."""
     model = model_of()
     for call in (model, lambda bad: model.generate(bad, 1)):
         with refused(message):
