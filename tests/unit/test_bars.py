@@ -55,16 +55,13 @@ def test_handlers_may_end_in_any_order_and_that_of_a_later_cell_stays():
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_interrupt_ends_the_code():
+def test_a_second_interrupt_ends_the_code_and_on_another_thread_there_is_none():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         for _ in bar(range(2)):
             interrupt()
             interrupt()
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_on_another_thread():
     done = []
     thread = threading.Thread(target=lambda: done.extend(bar(range(3))))
     thread.start()

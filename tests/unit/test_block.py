@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_the_routing(num_experts, top_k, divided):
         assert top_k > 4 or all(f"{number(weight)} · E{e}(x)" in total for e, weight in chosen.items())
 
 
-def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_the_drawing_says_which_comes_first():
+def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_a_full_expert_is_idle():
     panel = panel_of(*made())
     masked = torch.tensor(values(panel, "logit after the mask")).softmax(dim=0).tolist()
     assert masked.count(0) == 6 and values(panel, "weight") == pytest.approx(masked, abs=0.01)
@@ -78,6 +78,13 @@ def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_the_drawing
     panel, probs = panel_of(moe, x), moe(x)[1].router_probs[0].tolist()
     assert values(panel, "probability") == pytest.approx(probs, abs=0.0051)
     assert not row(panel, "logit after the mask") and panel.caption.startswith("Weights: softmax over all")
+    moe, x = made(4, 1, 16, capacity_factor=0.5)
+    _, routing = moe(x)
+    token = int(routing.dropped_token_idx[0])
+    panel = panel_of(moe, x, token)
+    assert [box.expert for box in row(panel, "weight") if box.texts == "full"] == [int(routing.dropped_expert_idx[0])]
+    assert any(text.startswith("y = 0: every expert was full") for text in texts(panel))
+    assert not [box for box in boxes(panel, 3) if box.token == token and box.expert >= 0]
 
 
 def test_the_counters_are_those_of_the_analysis_and_the_ffn_is_named():
@@ -117,16 +124,6 @@ def test_in_the_figure_no_text_is_shortened(num_experts):
     moe, x = made(num_experts, tokens=16)
     written = {text.get_text() for text in draw_block(moe, x, 3).axes[0].texts}
     assert {box.texts for place in (1, 2, 3) for box in boxes(panel_of(moe, x, 3), place)} <= written
-
-
-def test_a_full_expert_is_idle_and_says_so():
-    moe, x = made(4, 1, 16, capacity_factor=0.5)
-    _, routing = moe(x)
-    token = int(routing.dropped_token_idx[0])
-    panel = panel_of(moe, x, token)
-    assert [box.expert for box in row(panel, "weight") if box.texts == "full"] == [int(routing.dropped_expert_idx[0])]
-    assert any(text.startswith("y = 0: every expert was full") for text in texts(panel))
-    assert not [box for box in boxes(panel, 3) if box.token == token and box.expert >= 0]
 
 
 def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_is_too_sure():

@@ -109,15 +109,12 @@ def test_flops_are_exact(arguments, num_tokens, training):
         assert measured_flops(module, x, backward=training) == num_tokens * flops_per_token(module, training)
 
 
-def test_the_kv_cache_is_as_large_as_that_of_a_model():
+def test_the_kv_cache_is_that_of_a_model_and_presets_are_the_published_ones():
     config = TransformerConfig(d_model=64, num_layers=3, num_heads=4, num_kv_heads=2)
     shape = TransformerShape(256, 64, 3, 4, 2, config.head_dim, 64, num_experts=8, top_k=2)
     cache = LanguageModel(config).to(torch.bfloat16).new_cache(batch_size=1, max_length=200)
     assert shape.kv_cache_gb(200) == pytest.approx((cache.keys.nbytes + cache.values.nbytes) / 1e9)
     assert shape.dense_twin("total").kv_cache_gb(200) == shape.kv_cache_gb(200) and shape.kv_cache_gb(0) == 0
-
-
-def test_presets_against_the_published_models():
     assert MIXTRAL.count == Count(46_702_792_704, 12_879_925_248)  # to the last digit
     assert MIXTRAL.memory_gb() == pytest.approx(93.405585408)
     assert MODEL_SHAPES["Mistral 7B (dense)"].count == Count(7_241_732_096, 7_241_732_096)

@@ -11,15 +11,12 @@ import torch
 from moe_lessons.commands import doctor
 
 
-def test_a_healthy_installation_passes(capsys):
+def test_a_healthy_installation_passes_and_a_missing_and_an_old_package_are_named(capsys, monkeypatch):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
     assert "FAIL" not in printed and all(
         f"\nok    {name} " in printed for name in ("torch", "jupyterlab", "ipywidgets", "anywidget", "pandas")
     )
-
-
-def test_a_missing_and_an_old_package_are_named_with_their_remedy(monkeypatch, capsys):
     real = metadata.version
 
     def version(name):

@@ -140,13 +140,10 @@ def test_the_first_cause_is_named(records, log, expected):
     assert what_happened(records, log) == expected
 
 
-def test_a_target_that_is_not_there_is_refused():
+def test_a_target_that_is_not_there_is_refused_and_a_start_without_torchrun():
     for target in ("no_such_module.at_all", "no_such_file.py"):
         with refused(f"target must be a module or a .py file that is there, got '{target}'"):
             torchrun(target, 2)
-
-
-def test_started_without_torchrun():
     environment = {name: value for name, value in os.environ.items() if name != "RANK"}
     done = subprocess.run([sys.executable, "-m", TRAINING], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and json.loads(done.stdout)["error"] == done.stderr.strip()

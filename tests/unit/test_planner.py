@@ -43,7 +43,7 @@ def test_copies_against_tokens_that_are_sent_one_by_one(top_k, node_limit):
     np.testing.assert_allclose(copies_sent(top_k, group, node, node_limit), (inside, between), rtol=0.03, atol=0.03)
 
 
-def test_memory_holds_every_weight_once_and_the_optimizer_too():
+def test_memory_holds_every_weight_once_and_arithmetic_is_six_flops_for_an_active_one():
     total = TINY.count.total
     whole = made(devices=1, expert_parallel=1)
     assert (whole.weights, whole.gradients, whole.optimizer) == (2 * total, 4 * total, 12 * total)
@@ -53,9 +53,6 @@ def test_memory_holds_every_weight_once_and_the_optimizer_too():
     assert split.weights == routed / 8 + total - routed and split.optimizer == 12 * total / 16
     assert split.memory == pytest.approx(split.weights + split.gradients + split.optimizer + split.activations)
     assert made(phase="prefill").optimizer == made(phase="prefill").gradients == 0
-
-
-def test_arithmetic_is_six_flops_for_an_active_weight_at_the_stated_share_of_the_peak():
     flat = made(inside=FREE, between=FREE, context=0)
     peak = machines().bf16_flops_per_second["NVIDIA H100 SXM"]
     assert flat.flops == 3 * 512 * TINY.flops_per_token() and flat.exchange < 1e-20
@@ -63,7 +60,7 @@ def test_arithmetic_is_six_flops_for_an_active_weight_at_the_stated_share_of_the
     assert flat.tokens_per_second == pytest.approx(16 * 512 / flat.seconds) and flat.limit == "arithmetic"
 
 
-def test_decoding_on_one_device_is_the_roofline(monkeypatch):
+def test_decoding_on_one_device_is_the_roofline_and_many_read_the_experts_that_all_tokens_meet(monkeypatch):
     monkeypatch.setattr(planner, "UTILISATION", 1.0)
     row, sizes = machines().loc["NVIDIA H100 SXM"], sizes_of(MODEL_SHAPES["Mixtral 8x7B"])
     alone = {"devices": 1, "expert_parallel": 1, "phase": "decoding", "context": 4096}
@@ -71,9 +68,6 @@ def test_decoding_on_one_device_is_the_roofline(monkeypatch):
         decoded = plan("Mixtral 8x7B", **alone, tokens_per_device=batch)
         expected = step_seconds(sizes, machine_for(row, "bfloat16"), "bfloat16", batch, 4096)
         assert decoded.seconds == pytest.approx(expected, rel=1e-6) and decoded.limit == "memory"
-
-
-def test_in_decoding_the_devices_together_read_the_experts_that_all_their_tokens_meet(monkeypatch):
     monkeypatch.setattr(planner, "UTILISATION", 1e3)
     sizes, N, T = published_sizes()["DeepSeek-V3"], 64, 4
     shared = {"devices": N, "expert_parallel": N, "inside": FREE, "between": FREE, "context": 0}

@@ -107,13 +107,10 @@ def test_the_pictures_read_the_router_without_its_noise():
     assert bars.y.tolist() == pytest.approx(playground.main_run.records[-1].load[0]) != pytest.approx(bars.second)
 
 
-def test_the_words_tell_of_the_load_and_of_a_loss_worse_than_guessing(trained):
+def test_the_words_tell_of_the_load_and_the_reading_is_the_routing_of_the_selected_token(trained):
     mean = torch.tensor([record.load[0] for record in trained.main_run.records[-20:]]).mean(dim=0)
     assert trained.words() == describe_load(mean, 2) == trained.canvas.words["words"]
     assert "worse than guessing (2.08)" in Playground(lr=30.0, top_k=1, router_aux_loss_coef=0.0, play=60).words()
-
-
-def test_the_reading_is_the_routing_of_the_selected_token(trained):
     trained.inputs["token"].value = 9
     logits, routing = routing_of(trained, trained.plane.points[9:10])
     scores, best = routing.router_logits[0].sort(descending=True)

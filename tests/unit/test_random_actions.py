@@ -421,7 +421,7 @@ def start():
         one.teardown()
 
 
-def test_a_control_that_moves_while_others_are_shown_or_in_a_new_start_is_not_overlooked(start, monkeypatch):
+def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done_in_order(start, monkeypatch):
     state = start("playground")
     z_loss, token = state.view.inputs["router_z_loss_coef"], state.view.inputs["token"]
     token.observe(lambda _: in_thread(lambda: by_page(z_loss, index=5)), "value")
@@ -434,9 +434,6 @@ def test_a_control_that_moves_while_others_are_shown_or_in_a_new_start_is_not_ov
     by_page(experts, value=5)
     state.rest(True)
     assert state.view.values["num_experts"] == experts.value == 7
-
-
-def test_what_waits_is_done_in_its_order(start):
     state = start("playground")
     for first, second, top_k in (("collapse", "d_ff", 1), ("d_ff", "healthy", 2)):
         for name in (first, second):

@@ -81,7 +81,7 @@ def test_bars_are_pale_above_the_limit_and_hatched_from_expert_8_on():
     assert [(text.get_text(), text.xy[1]) for text in of_models.texts] == [("one", 3), ("two", 2)]  # above the tick too
 
 
-def test_a_stack_has_each_expert_as_high_as_its_share_and_the_strip_too():
+def test_a_stack_has_each_expert_as_high_as_its_share_and_a_field_is_divided_where_scores_are_equal():
     shares = np.array([[0.25, 0.0, 0.75], [0.5, 0.25, 0.25]])
     ax = drawn(Stack([1, 2], shares, second=[0.2, 0.3, 0.5]), x=Axis(0, 2), y=Axis(0, 1))
     assert hexes(band.get_facecolor()[0] for band in ax.collections) == colors_of(range(3))
@@ -89,6 +89,13 @@ def test_a_stack_has_each_expert_as_high_as_its_share_and_the_strip_too():
         corners = {tuple(np.round(corner, 9)) for corner in band.get_paths()[0].vertices}
         assert {(0, tops[0]), (1, tops[0]), (2, tops[1])} <= corners  # a step counts from where the last one ended
     np.testing.assert_allclose([(s.get_y(), s.get_height()) for s in ax.patches], [(0, 0.2), (0.2, 0.3), (0.5, 0.5)])
+    x, y = np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5))
+    z = np.stack([x - 0.3, 0 * x, y - 9, y - 9], axis=-1)  # expert 0 from x = 0.3 on, 1 before it, 2 and 3 nowhere
+    ax = drawn(marks.Field(z), x=Axis(-1, 1), y=Axis(-1, 1))
+    ends = [own.get_paths()[0].get_extents().extents for own in ax.collections[:2]]
+    np.testing.assert_allclose(ends, [(0.3, -1, 1, 1), (-1, -1, 0.3, 1)], atol=1e-6)
+    assert hexes(own.get_facecolor()[0] for own in ax.collections) == colors_of(range(4))
+    assert {text.get_text(): text.xy[0] > 0.3 for text in ax.texts} == {"0": True, "1": False}
 
 
 @pytest.mark.parametrize("theme", THEMES)
@@ -116,27 +123,6 @@ def test_points_spots_lines_and_rules_lie_where_they_are_said_to():
     ax = drawn(*(Line(STEPS, STEPS, ink=ink) for ink in range(-1, 6)))
     looks = {(line.get_linestyle(), tuple(line._unscaled_dash_pattern[1] or ())) for line in ax.lines[1:]}
     assert len(looks) == 6 and ax.lines[0].get_alpha() < 0.5  # in more than colour; a ghost is pale
-
-
-def test_a_field_is_divided_where_the_scores_are_equal_and_each_territory_has_its_number():
-    x, y = np.meshgrid(np.linspace(-1, 1, 5), np.linspace(-1, 1, 5))
-    z = np.stack([x - 0.3, 0 * x, y - 9, y - 9], axis=-1)  # expert 0 from x = 0.3 on, 1 before it, 2 and 3 nowhere
-    ax = drawn(marks.Field(z), x=Axis(-1, 1), y=Axis(-1, 1))
-    ends = [own.get_paths()[0].get_extents().extents for own in ax.collections[:2]]
-    np.testing.assert_allclose(ends, [(0.3, -1, 1, 1), (-1, -1, 0.3, 1)], atol=1e-6)
-    assert hexes(own.get_facecolor()[0] for own in ax.collections) == colors_of(range(4))
-    assert {text.get_text(): text.xy[0] > 0.3 for text in ax.texts} == {"0": True, "1": False}
-
-
-@pytest.mark.parametrize("width", [2.6, 9])
-def test_the_legend_lies_between_title_and_data(width):
-    ax = draw(
-        replace(loss_panel(LOSSES, LOSSES["MoE"]), legend=[(4, "no dead expert: " + "top-2, " * 12)]),
-        LessonFigure(width, 4).add_subplot(),
-    )
-    ax.figure.canvas.draw()
-    legend, title = ax.get_legend().get_window_extent(), ax._left_title.get_window_extent()
-    assert legend.y0 >= ax.bbox.y1 and title.y0 >= legend.y1 - 2 and legend.x1 <= ax.figure.bbox.x1 + 20
 
 
 def test_letters_stand_in_boxes_of_their_experts_colour_and_none_over_another(experts=32):

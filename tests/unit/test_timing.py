@@ -19,13 +19,24 @@ from moe_lessons.analysis.timing import Ratio, milliseconds, paired_ratio, round
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, torch_threads
 
 
-def test_the_two_take_turns_and_the_ratio_is_the_median_over_pairs_and_not_of_medians():
+def test_the_two_take_turns_the_ratio_is_the_median_over_pairs_and_step_times_are_of_one_thread():
     calls = []
     paired_ratio(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3)
     assert calls == ["a", "b"] * (timing.WARM_UP + 3)
     ratio = Ratio.of([2, 4, 60, 4, 3], [1, 2, 20, 1, 1])  # 2, 2, 3, 4, 3
     assert ratio == Ratio(median=3, low=2, high=3)
     assert str(Ratio(1.254, 1.0, 2.0)) == "1.25 (1.00–2.00)"
+    seen = []
+
+    class Probe(nn.Linear):
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    with torch_threads(2):
+        times = step_times({"probe": Probe(4, 4), "moe": MoE(4, 4, 3)}, torch.randn(6, 4), repeats=3)
+        assert torch.get_num_threads() == 2
+    assert {name: len(one) for name, one in times.items()} == {"probe": 3, "moe": 3} and set(seen) == {1}
 
 
 def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_the_wall(monkeypatch):
@@ -42,20 +53,6 @@ def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_th
         monkeypatch.setattr(platform, "system", lambda system=system: system)
         with torch_threads(threads):
             assert milliseconds(lambda: None) == expected
-
-
-def test_step_times_are_of_every_model_with_one_thread():
-    seen = []
-
-    class Probe(nn.Linear):
-        def forward(self, x):
-            seen.append(torch.get_num_threads())
-            return super().forward(x)
-
-    with torch_threads(2):
-        times = step_times({"probe": Probe(4, 4), "moe": MoE(4, 4, 3)}, torch.randn(6, 4), repeats=3)
-        assert torch.get_num_threads() == 2
-    assert {name: len(one) for name, one in times.items()} == {"probe": 3, "moe": 3} and set(seen) == {1}
 
 
 @pytest.mark.parametrize("seconds, rounds", [(1.0, 25), (0.001, 5), (1e9, 200)])

@@ -292,13 +292,6 @@ def test_what_is_not_finite_is_named_and_what_was_learned_until_the_last_good_st
     assert [record.step for record in numbers(run, 2) + run.records] == [4, 5, 1, 2, 3, 4, 5]
 
 
-def test_an_error_that_has_nothing_to_do_with_it_stays_what_it_is():
-    run = make_run()
-    run.model.head.register_forward_hook(lambda *_: [][1])
-    with pytest.raises(IndexError, match="list index out of range"):
-        run.step()
-
-
 def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_back():
     noisy, calm = make_run(noise_std=5.0), make_run()
     for mode in (False, True):

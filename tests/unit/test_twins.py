@@ -45,7 +45,7 @@ def test_a_twin_misses_the_size_by_less_than_a_unit(d_model, d_ff, num_experts, 
         assert bias or miss == 0
 
 
-def test_every_block_is_replaced_wherever_it_stands_and_what_is_shared_stays_shared():
+def test_every_block_is_replaced_what_is_shared_stays_shared_and_the_seed_decides_the_new_weights():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -56,9 +56,6 @@ def test_every_block_is_replaced_wherever_it_stands_and_what_is_shared_stays_sha
     twin = dense_twin(Tied())
     assert [m.d_ff for m in twin.modules() if isinstance(m, FeedForward)] == [16, 16]
     assert twin.again is twin.body[1]["moe"] and twin.head.weight is twin.body[0].weight
-
-
-def test_seed_decides_the_new_weights_and_the_random_state_is_left_alone():
     moe, before = MoE(4, 16, 5, 2), torch.get_rng_state()
     twins = [dense_twin(moe, seed=seed) for seed in (0, 0, 1)]
     assert torch.equal(twins[0].down_proj, twins[1].down_proj)
