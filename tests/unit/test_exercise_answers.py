@@ -223,6 +223,11 @@ def test_right_answers_written_in_another_way(name, answer):
     assert check.status == "right" and {name for name, _ in RIGHT} == set(exercises.MODULES), check
 
 
+def a_router(forward):
+    return type("Router", (MyRouter,), {"forward": forward})
+
+
+@a_router
 def one_expert_less(self, x):
     logits = x @ self.weight.T
     weights, chosen = logits[:, 1:].softmax(dim=-1).topk(self.top_k, dim=-1)
@@ -237,16 +242,8 @@ WRONG = [
     ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
     ("mended_router", router_with(lambda z, best: best.log().exp() * torch.nan), "the weights: .* yours is nan"),
-    (
-        "mended_router",
-        type("Router", (MyRouter,), {"forward": one_expert_less}),
-        "the experts, best first: . of 8 numbers differ, most for row",
-    ),
-    (
-        "mended_router",
-        type("Router", (MyRouter,), {"forward": lambda s, x: (x, x)}),
-        "must return a Routing, not a tuple",
-    ),
+    ("mended_router", one_expert_less, "the experts, best first: . of 8 numbers differ, most for row"),
+    ("mended_router", a_router(lambda self, x: (x, x)), "must return a Routing, not a tuple"),
     ("mended_router", router_with(lambda z, best: best[:, :1]), r"cannot be read.* must be \(T, K\)"),
     ("mended_router", lambda *_: 0, "top_k = 2: AttributeError"),
     ("balancing_loss", lambda p, i: loss_by_package(p, i).item(), "no gradient reaches the router"),

@@ -20,6 +20,7 @@ from transformers.models.switch_transformers import modeling_switch_transformers
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative to the largest number of a tensor
 SIZES = [(16, 32, 8, 2, 40), (7, 9, 5, 3, 11), (5, 3, 4, 1, 9), (4, 6, 3, 3, 1)]  # D, F, E, K, tokens
 ONE_GROUP = {"n_group": 1, "topk_group": 1}
+SWITCH_FULL = {"expert_capacity": 2, "router_bias": True, "dense_act_fn": "gelu"}
 KINDS = {  # a family in one of its configurations: block, configuration, what is special
     "mixtral": ("MixtralSparseMoeBlock", "MixtralConfig", {}),
     "olmoe": ("OlmoeSparseMoeBlock", "OlmoeConfig", {"norm_topk_prob": False}),
@@ -32,11 +33,7 @@ KINDS = {  # a family in one of its configurations: block, configuration, what i
     "gpt-oss": ("GptOssMLP", "GptOssConfig", {}),
     "llama4": ("Llama4TextMoe", "Llama4TextConfig", {}),
     "switch": ("SwitchTransformersSparseMLP", "SwitchTransformersConfig", {}),
-    "switch full": (
-        "SwitchTransformersSparseMLP",
-        "SwitchTransformersConfig",
-        {"expert_capacity": 2, "router_bias": True, "dense_act_fn": "gelu"},
-    ),
+    "switch full": ("SwitchTransformersSparseMLP", "SwitchTransformersConfig", SWITCH_FULL),
 }
 
 

@@ -250,20 +250,18 @@ async def test_of_several_moves_the_last_one_counts_and_moves_there_and_back_cos
 
 @on_a_loop
 async def test_what_is_refused_changes_nothing_and_moves_the_controls_back(monkeypatch):
-    check, make_runs = Playground.check, Playground.make_runs
+    def refuse(name: str, number: int, error: Exception) -> None:
+        whole = getattr(Playground, name)
 
-    def check_luck(self, values, given=()):
-        if values["num_experts"] == 13:
-            raise ValueError("num_experts must bring luck, got 13")
-        return check(self, values, given)
+        def refusing(self, values, *given):
+            if values["num_experts"] == number:
+                raise error
+            return whole(self, values, *given)
 
-    def make_few(self, values):
-        if values["num_experts"] == 14:
-            raise RuntimeError("too many")
-        return make_runs(self, values)
+        monkeypatch.setattr(Playground, name, refusing)
 
-    monkeypatch.setattr(Playground, "check", check_luck)
-    monkeypatch.setattr(Playground, "make_runs", make_few)
+    refuse("check", 13, ValueError("num_experts must bring luck, got 13"))
+    refuse("make_runs", 14, RuntimeError("too many"))
     lab = Playground()
     lab.advance(3)
     lab.inputs["num_experts"].value, lab.inputs["lr"].value = 13, 0.05

@@ -17,7 +17,7 @@ from moe_lessons.plots.marks import Bars, Line, Rule, Stack
 from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
 from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
-from moe_lessons.plots.panels.text import characters, shares_panel
+from moe_lessons.plots.panels.text import shares_panel
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs
 
@@ -163,16 +163,6 @@ def test_the_table_says_what_each_model_costs(view):
         column = dict(zip(table.rows, (row[table.columns.index(name)] for row in table.cells)))
         assert column["parameters"] == f"{count_parameters(run.model).total:,}"
         assert column["accuracy"] == f"{run.evaluate(256)['accuracy']:.1%}"
-
-
-@pytest.mark.parametrize("data", [b"", "αβ€𝄞x".encode(), b"\xb1a", b"a\xce", b"\xe2\x82", bytes(range(256))])
-def test_text_is_cut_into_its_characters_and_what_is_none_into_its_bytes(data):
-    found = list(characters(data))
-    assert [start for _, start, _ in found] == np.cumsum([0, *(size for _, _, size in found)])[:-1].tolist()
-    assert sum(size for _, _, size in found) == len(data)
-    for char, start, size in found:
-        own = data[start : start + size]
-        assert own == char.encode() if char != "�" else size == 1 and own.decode(errors="ignore") == ""
 
 
 def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(trace, layer=1):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from moe_lessons.analysis.collapse import watched_run
-from moe_lessons.nn import FeedForward, LanguageModel, MoE, TransformerConfig, seeded
+from moe_lessons.nn import FeedForward, LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
@@ -49,36 +49,27 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 def test_the_same_seed_gives_the_same_numbers_whatever_goes_on_around_it():
     alone = numbers(make_run(seed=3, noise_std=1.0), 12)
-    one, two = make_run(seed=3, noise_std=1.0), make_run(seed=4, noise_std=1.0)
-    threads = torch.get_num_threads()
-    seen, others = [], []
-    try:
-        for step in range(12):
+    one, two, seen, others = make_run(seed=3, noise_std=1.0), make_run(seed=4, noise_std=1.0), [], []
+    for step in range(12):
+        with torch_threads(1 + step % 3):
             seen += numbers(one, 1)
             torch.manual_seed(step)
-            torch.rand(step)
-            torch.set_num_threads(1 + step % 3)
             others += numbers(two, 1)
             one.evaluate(100)
-    finally:
-        torch.set_num_threads(threads)
     assert seen == alone != others
 
 
 def test_a_run_has_its_own_threads_and_leaves_those_and_the_random_state_of_others_alone():
-    seen, before, outside = [], torch.get_rng_state(), torch.get_num_threads()
+    seen, before = [], torch.get_rng_state()
     run, noisy = make_run(threads=2), make_run(noise_std=1.0)
     run.model.head.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     noisy.knobs.lr = 1e30
-    try:
-        torch.set_num_threads(3)
+    with torch_threads(3):
         run.step(), run.evaluate()
         assert seen == [2, 2]
         with pytest.raises(TrainingDiverged):
             numbers(noisy, 10)
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(outside)
     assert torch.equal(torch.get_rng_state(), before)
 
 
