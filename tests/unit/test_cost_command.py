@@ -158,19 +158,7 @@ def test_a_bad_file_gets_one_sentence(name, tmp_path, capsys):
     assert printed.err == f"cost: {said}\n"
 
 
-def test_what_else_is_refused(tmp_path, capsys, monkeypatch):
-    def said(*options) -> str:
-        assert main(["cost", *map(str, options)]) == 1
-        return capsys.readouterr().err
-
-    assert all(said(path).startswith("cost: there is no file") for path in (tmp_path, "/dev/null"))
-    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
-    assert "context must be a whole number from 0 up, got -1" in said(tmp_path, "--context", -1)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "cost needs transformers: pip install 'moe_lessons[hf]'" in said(tmp_path)
-
-
-def test_it_runs_no_code_of_the_model_and_opens_no_connection(tmp_path, capsys, monkeypatch):
+def test_it_runs_no_code_of_the_model_opens_no_connection_and_what_else_is_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "evil.py").write_text("raise SystemExit('evil')")
 
     def refuse(*_):
@@ -181,6 +169,16 @@ def test_it_runs_no_code_of_the_model_and_opens_no_connection(tmp_path, capsys, 
     monkeypatch.setattr("socket.socket.connect", refuse)
     report = report_of(MIXTRAL | {"auto_map": {"AutoConfig": "evil.Evil"}}, tmp_path, capsys)
     assert report["total_params"] == 46_702_792_704
+
+    def said(*options) -> str:
+        assert main(["cost", *map(str, options)]) == 1
+        return capsys.readouterr().err
+
+    assert all(said(path).startswith("cost: there is no file") for path in (tmp_path, "/dev/null"))
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    assert "context must be a whole number from 0 up, got -1" in said(tmp_path, "--context", -1)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "cost needs transformers: pip install 'moe_lessons[hf]'" in said(tmp_path)
 
 
 def test_the_machines_are_plausible():

@@ -1,8 +1,6 @@
 """A model of ours on the engines: transformers' expert parallelism runs here; of the others each key is one they know.
 
-Megatron Core is in the extra dev. For the others, in an environment of their own (vLLM: its wheel unpacked will do):
-
-    pip install torchtitan deepspeed && PYTHONPATH=UNPACKED_VLLM python -m pytest tests/unit/test_engines.py
+In an environment of their own: pip install torchtitan deepspeed && PYTHONPATH=UNPACKED_VLLM_WHEEL python -m pytest …
 """
 
 import ast

@@ -61,7 +61,7 @@ def test_the_same_logits_and_weights(kind):
             torch.testing.assert_close(theirs(ids).logits, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_kept():
+def test_what_is_kept_and_a_dense_twin_has_its_own_width():
     ours = our_model(torch.bfloat16).train()
     ours.layers[0].attention.qkv_proj.requires_grad_(False)
     for layer in ours.layers:
@@ -81,9 +81,6 @@ def test_what_is_kept():
         for weight in theirs.parameters():
             weight.zero_()
     assert all(torch.equal(weight, kept[name]) for name, weight in ours.state_dict().items())
-
-
-def test_a_dense_twin_has_its_own_width():
     twin = dense_twin(our_model(), "active")
     theirs = export_model(twin)
     assert theirs.config.intermediate_size == 2 * SIZES["d_ff"]

@@ -102,7 +102,7 @@ def test_tokens_that_skip_the_experts_of_zaya_have_none():
     assert sum(len(routing.expert_idx) for routing in lens.routings.values()) < 16 * len(lens.layers)
 
 
-def test_what_is_full_in_switch_is_dropped():
+def test_what_is_full_in_switch_is_dropped_and_each_side_has_its_own_mask():
     model, inputs = hf_families.runnable("switch_transformers")
     wanted = seen(model, **inputs).routings
     for module in model.modules():
@@ -113,6 +113,12 @@ def test_what_is_full_in_switch_is_dropped():
     assert torch.equal(routing.demand_per_expert, whole.tokens_per_expert) and whole.dropped == 0 < routing.dropped
     choices = [(token // 8, expert) for token, expert in enumerate(whole.topk_indices.flatten().tolist())]
     assert routing.token_idx.tolist() == [token for token in range(16) if choices.index(choices[token]) == token]
+    model, inputs = hf_families.runnable("switch_transformers")
+    masks = {"attention_mask": torch.ones(2, 8), "decoder_attention_mask": torch.ones(2, 5)}
+    masks["attention_mask"][0, 6:] = 0
+    masks["decoder_attention_mask"][1, 2:] = 0
+    lens = seen(model, **inputs, **masks)
+    assert [routing.num_tokens for routing in lens.routings.values()] == [14, 7]
 
 
 class Adapter(nn.Module):
@@ -165,15 +171,6 @@ def test_generation_makes_a_call_for_each_token_and_its_mask_is_longer_by_the_ca
     steps = [call["model.layers.1.mlp"].topk_indices for call in lens.calls]
     assert torch.equal(torch.cat([steps[0][5:], *(step[1:] for step in steps[1:])]), once)
     assert lens.routings["model.layers.1.mlp"].topk_indices.shape == (19, 2)
-
-
-def test_each_side_of_an_encoder_decoder_has_its_own_mask():
-    model, inputs = hf_families.runnable("switch_transformers")
-    masks = {"attention_mask": torch.ones(2, 8), "decoder_attention_mask": torch.ones(2, 5)}
-    masks["attention_mask"][0, 6:] = 0
-    masks["decoder_attention_mask"][1, 2:] = 0
-    lens = seen(model, **inputs, **masks)
-    assert [routing.num_tokens for routing in lens.routings.values()] == [14, 7]
 
 
 @pytest.mark.parametrize("checkpointing", [None, False, True])
