@@ -13,8 +13,6 @@ from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground,
 from moe_lessons.widgets.picture import descendants
 
 ENDLESS = 10**6  # steps; a test that trains so many has forgotten to stop
-
-
 TEXT = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
 LABS = {
     "Playground": Playground,
@@ -103,18 +101,15 @@ def click(view, kind: str, index) -> None:
     hear(view.canvas, {"pick": kind, "index": index})
 
 
-def a_page(canvas, behind: float = 1.0) -> list:
-    """A page that draws one picture of `behind` at once and says so; what it is sent is kept in the list."""
-    sent = []
+def a_page(canvas, behind: float) -> None:
+    """Have a canvas a page that draws one picture of `behind` at once and says so."""
 
     def send(content, buffers=None):
-        sent.append((content, buffers))
         if content.get("answer"):
             hear(canvas, {"drawn": content["frame"], "behind": behind})
 
     canvas.send = send
     hear(canvas, {"hello": True})
-    return sent
 
 
 def losses(lab) -> dict[str, list[float]]:

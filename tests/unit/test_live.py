@@ -373,20 +373,19 @@ def test_a_static_page_gets_a_picture_and_no_message_and_a_live_one_the_view_too
 
 
 class Shell:
-    """As much of a notebook's kernel as a view asks for: which cell runs, for which time, and which are deleted."""
+    """As much of a notebook's kernel as a view asks for: which cell runs, and which are deleted."""
 
     def __init__(self):
-        self.execution_count, self.cell, self.deleted, self.callbacks = 1, "a", (), {"pre_run_cell": []}
-        self.events = types.SimpleNamespace(callbacks=self.callbacks)
-        self.events.register = lambda event, function: self.callbacks[event].append(function)
+        self.cell, self.deleted, self.functions = "a", (), []
+        register = lambda event, function: self.functions.append(function)  # noqa: E731
+        self.events = types.SimpleNamespace(callbacks={"pre_run_cell": self.functions}, register=register)
 
     def get_parent(self):
         return {"metadata": {"cellId": self.cell, "deletedCells": list(self.deleted)}}
 
     def run(self, cell, deleted=()):
-        """What the kernel does before a cell."""
-        self.cell, self.deleted, self.execution_count = cell, deleted, self.execution_count + 1
-        for function in self.callbacks["pre_run_cell"]:
+        self.cell, self.deleted = cell, deleted
+        for function in self.functions:
             function(None)
 
 

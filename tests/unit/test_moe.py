@@ -44,23 +44,18 @@ def test_equals_the_loop_over_tokens_and_experts(router, way, data):
     draw, size, one_of = data.draw, st.integers, st.sampled_from
     torch.manual_seed(draw(size(0, 99)))
     num_experts, d_model = draw(size(2 if router is ExpertChoiceRouter else 1, 6)), draw(size(1, 5))  # of one: all ties
-    top_k, shared_d_ff = draw(size(1, num_experts)), draw(one_of([0, 1, 3]))
+    top_k, options = draw(size(1, num_experts)), {"activation": draw(one_of(list(ACTIVATIONS)))}
+    options |= {
+        "bias": draw(st.booleans()),
+        "weight_input": draw(st.booleans()),
+        "shared_d_ff": draw(one_of([0, 1, 3])),
+    }
+    options |= {"shared_expert_gate": options["shared_d_ff"] > 0 and draw(st.booleans())}
+    options |= {"capacity_factor": draw(one_of([None, 0.3, 0.5, 1.0, 1.5]))}
+    options |= {"capacity_priority": draw(one_of(["order", "weight"])), "dispatch": way}
     norm = {} if router is ExpertChoiceRouter else {"norm_topk_prob": draw(one_of([None, True, False]))}
-    moe = MoE(
-        d_model,
-        draw(size(1, 5)),
-        num_experts,
-        top_k,
-        router=router(d_model, num_experts, top_k, **norm),
-        activation=draw(one_of(list(ACTIVATIONS))),
-        bias=draw(st.booleans()),
-        weight_input=draw(st.booleans()),
-        shared_d_ff=shared_d_ff,
-        shared_expert_gate=shared_d_ff > 0 and draw(st.booleans()),
-        capacity_factor=draw(one_of([None, 0.3, 0.5, 1.0, 1.5])),
-        capacity_priority=draw(one_of(["order", "weight"])),
-        dispatch=way,
-    ).double()
+    made = router(d_model, num_experts, top_k, **norm)
+    moe = MoE(d_model, draw(size(1, 5)), num_experts, top_k, router=made, **options).double()
     for parameter in moe.experts.parameters():  # biases start at zero
         nn.init.normal_(parameter)
     x = torch.randn(draw(size(0, 7)), d_model, dtype=F64, requires_grad=True)

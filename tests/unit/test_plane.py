@@ -13,7 +13,7 @@ from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, gri
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, plane_model, remedy_setting
 from moe_lessons.training.settings import ROUTERS
 
-tasks, TASKS = pytest.mark.parametrize("name", PLANE_TASKS), ", ".join(map(repr, PLANE_TASKS))
+tasks = pytest.mark.parametrize("name", PLANE_TASKS)
 
 
 def draw(task: PlaneTask, num_points: int = 500, seed: int = 0):

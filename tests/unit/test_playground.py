@@ -17,7 +17,7 @@ from moe_lessons.training import PRESETS
 from moe_lessons.widgets import Playground, live
 from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
 
-TERRITORY, HEATMAP, LOAD, _, LOSS, COST = range(6)
+TERRITORY, HEATMAP, LOAD = range(3)
 
 
 def territory(playground: Playground) -> torch.Tensor:

@@ -104,7 +104,6 @@ def test_held_out_is_the_end_of_each_text_and_always_the_same():
 
 
 LONG = make_text("english", 2000)
-WHOLE = "a whole number of at least 1"
 
 
 def test_a_file_of_ones_own(tmp_path):
