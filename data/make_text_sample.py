@@ -1,6 +1,6 @@
 """Writes text_sample.txt: a few lines of each domain that `moe_lessons.tasks.text` generates.
 
-    python data/make_text_sample.py
+python data/make_text_sample.py
 """
 
 from pathlib import Path

@@ -2,25 +2,47 @@
 
 import ast
 import re
-import sys
+import symtable
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
+from IPython.core.inputtransformer2 import TransformerManager
 from nbval.plugin import get_sanitize_patterns
 
+from moe_lessons import exercises
 from moe_lessons.exercises import EXERCISES
 from moe_lessons.support.show import show_source
 from tools.render import WIDGET
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_solutions import exercise_of, names_in  # noqa: E402
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.name[0].isdigit()]  # the course page is none
 MAX_LINES, MAX_CLASS_LINES = 15, 30
 MAX_CELLS, MAX_WORDS, MAX_VERDICTS = 50, 1500, 5
+TAG = "exercise:"
+to_python = TransformerManager().transform_cell
 assert LESSONS, "there is no lesson"
+
+
+def exercise_of(cell):
+    names = [tag.removeprefix(TAG) for tag in cell.metadata.get("tags", []) if tag.startswith(TAG)]
+    return getattr(exercises, names[0]) if names else None
+
+
+def names_in(source: str) -> tuple[set[str], set[str]]:
+    """Give the global names that a cell binds, and those that it uses, also within its functions."""
+    bound, used = set(), set()
+    tables = [symtable.symtable(to_python(source), "cell", "exec")]  # without magics
+    for table in tables:  # grows
+        tables += table.get_children()
+        is_module = table.get_type() == "module"
+        for symbol in table.get_symbols():
+            if is_module and (symbol.is_assigned() or symbol.is_imported()):
+                bound.add(symbol.get_name())
+            if symbol.is_referenced() and (is_module or symbol.is_global()):
+                used.add(symbol.get_name())
+    return bound, used
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -33,11 +55,6 @@ def code_cells(lesson):
     return [cell for cell in lesson.cells if cell.cell_type == "code"]
 
 
-@pytest.fixture
-def outputs(code_cells):
-    return [output for cell in code_cells for output in cell.outputs]
-
-
 def test_every_code_cell_was_executed_and_none_is_long(code_cells):
     assert code_cells
     for cell in code_cells:
@@ -46,7 +63,8 @@ def test_every_code_cell_was_executed_and_none_is_long(code_cells):
         assert len(cell.source.splitlines()) <= limit, f"more than {limit} lines:\n{cell.source}"
 
 
-def test_a_static_page_shows_no_widget_no_error_and_no_warning(lesson, outputs):
+def test_a_static_page_shows_no_widget_no_error_and_no_warning(lesson, code_cells):
+    outputs = [output for cell in code_cells for output in cell.outputs]
     assert WIDGET not in kinds(outputs) and "widgets" not in lesson.metadata
     assert not [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"]
 
@@ -111,12 +129,8 @@ def test_no_cell_takes_the_name_of_an_exercise_and_no_text_its_hints(lesson, cod
 
 
 def test_cells_print_numbers_and_no_verdicts():
-    texts = [
-        output.get("text") or output.get("data", {}).get("text/plain", "")
-        for path in LESSONS
-        for cell in nbformat.read(path, as_version=4).cells
-        for output in cell.get("outputs", [])
-    ]
+    outputs = [o for path in LESSONS for cell in nbformat.read(path, 4).cells for o in cell.get("outputs", [])]
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs]
     assert sum(bool(re.search(r"(?<!=)\b(True|False)\b", text)) for text in texts) <= MAX_VERDICTS
 
 
@@ -130,3 +144,55 @@ def test_nbval_overlooks_the_digits_of_a_measurement_and_nothing_else():
         assert sanitized(one) == sanitized(other)
     for one, other in (("4 experts", "5 experts"), ("loss 0.87", "rate 0.87"), ("E0", "E1"), ("(4, 8)", "(4, 6)")):
         assert sanitized(one) != sanitized(other)
+
+
+# Its solutions put in: run are the cells of the exercises and those that they need, in their order. All other cells use
+# nothing that the learner writes, so they do what they do in the open lesson, which nbval runs.
+
+
+@pytest.fixture(autouse=True)
+def no_print_options_are_left():
+    """A lesson sets how tensors are printed; here it runs in the process of the tests."""
+    yield
+    torch.set_printoptions(profile="default")
+
+
+def needed(cells: list, names: set[str]) -> list:
+    """Of the code cells those that bind the names, and what these need in turn, in their order."""
+    found = []
+    for cell in reversed(cells):
+        bound, used = names_in(cell.source)
+        if bound & names:
+            names |= used
+            found.insert(0, cell)
+    return found
+
+
+def code_of(path: Path) -> list:
+    """Give the code cells of a lesson whose learner has written each solution."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    for cell in cells:
+        if exercise := exercise_of(cell):
+            cell.source = str(show_source(exercise.answer))
+    return cells
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_solution_is_right(path):
+    cells, found, names = code_of(path), [], {}
+    for i, cell in enumerate(cells):
+        if exercise := exercise_of(cell):
+            used = names_in(cell.source)[1] | {exercise.name}
+            for own in [*needed(cells[:i], used), cell]:
+                exec(to_python(own.source), names)
+            found.append(eval(cells[i + 1].source.splitlines()[0], names))
+    assert [check.status for check in found] == ["right"] * len(found), found
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_no_other_cell_uses_what_the_learner_writes(path):
+    cells = code_of(path)
+    own = {exercise.answer_name for cell in cells if (exercise := exercise_of(cell))}
+    for before, cell in zip([None, *cells], cells):
+        if before is None or not exercise_of(before):  # a check cell
+            assert not names_in(cell.source)[1] & own, cell.source

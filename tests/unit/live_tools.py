@@ -13,8 +13,6 @@ from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground,
 from moe_lessons.widgets.picture import descendants
 
 ENDLESS = 10**6  # steps; a test that trains so many has forgotten to stop
-
-
 TEXT = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
 LABS = {
     "Playground": Playground,
@@ -49,7 +47,6 @@ def on_a_loop(test):
 
 
 async def until(condition) -> None:
-    """Let the loop run until `condition()` holds."""
     for _ in range(2000):
         if condition():
             return
@@ -58,19 +55,16 @@ async def until(condition) -> None:
 
 
 async def settled() -> None:
-    """Let the loop do what was queued."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 async def ended(view) -> None:
-    """Pause a view and wait for it."""
     view.pause()
     await view.finished()
 
 
 def work(seconds: float) -> None:
-    """Use the processor for so long."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -100,31 +94,25 @@ def mark(view, place: int, kind: type, number: int = 0):
 
 
 def hear(canvas, content) -> None:
-    """What a page says to a canvas."""
     canvas._handle_custom_msg(content, [])
 
 
 def click(view, kind: str, index) -> None:
-    """What the page says when something in the picture was clicked."""
     hear(view.canvas, {"pick": kind, "index": index})
 
 
-def a_page(canvas, behind: float = 1.0) -> list:
-    """A page that draws one picture of `behind` at once and says so; what it is sent is kept in the list."""
-    sent = []
+def a_page(canvas, behind: float) -> None:
+    """Have a canvas a page that draws one picture of `behind` at once and says so."""
 
     def send(content, buffers=None):
-        sent.append((content, buffers))
         if content.get("answer"):
             hear(canvas, {"drawn": content["frame"], "behind": behind})
 
     canvas.send = send
     hear(canvas, {"hello": True})
-    return sent
 
 
 def losses(lab) -> dict[str, list[float]]:
-    """The loss of each step of each run."""
     return {name: [record.loss for record in run.records] for name, run in lab.runs.items()}
 
 

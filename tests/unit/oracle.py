@@ -123,6 +123,19 @@ def experts_choose(x: Tensor, router) -> list[Assignment]:
     return [(taken[e][rank], e, probs[taken[e][rank]][e]) for rank in range(capacity) for e in range(num_experts)]
 
 
+def mix_softly(moe, x: Tensor) -> Tensor:
+    """Soft MoE (arXiv:2308.00951, eq. 1 to 3) of one sequence x (T, D), slot by slot and token by token."""
+    outputs, rows = [], []
+    for slot, phi in enumerate(moe.phi if len(x) else ()):
+        weights = softmax_row(torch.stack([row @ phi for row in x]))  # over the tokens
+        mixture = sum(weight * row for weight, row in zip(weights, x))
+        outputs.append(expert_row(mixture, moe.experts, slot // moe.slots_per_expert))
+    for row in x:
+        weights = softmax_row(torch.stack([row @ phi for phi in moe.phi]))  # over the slots
+        rows.append(sum(weight * output for weight, output in zip(weights, outputs)))
+    return torch.stack(rows) if rows else x.clone()
+
+
 # --- capacity ------------------------------------------------------------------------------------------------
 
 

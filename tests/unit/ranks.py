@@ -49,7 +49,6 @@ def tokens(num: int) -> torch.Tensor:
 
 
 def loss_of(y: torch.Tensor) -> torch.Tensor:
-    """A sum over tokens."""
     return (y * torch.arange(1, D + 1)).square().sum()
 
 
@@ -63,7 +62,6 @@ def in_one_process(kind: str, sizes: tuple, capacity_factor: float | None) -> tu
 
 
 def on_ranks(kind: str, sizes: tuple, capacity_factor: float | None) -> tuple:
-    """The same on ranks: this one's part of it."""
     moe, size = exchange.shard_experts(make(kind, capacity_factor)), len(sizes)
     x = tokens(sum(sizes)).split(sizes)[dist.get_rank()].clone().requires_grad_()
     y, routing = moe(x)
@@ -143,7 +141,6 @@ def refusals(folder: str) -> Iterator[dict]:
 
 
 def breaks(how: str) -> Iterator:
-    """Rank 1 fails after a first record."""
     yield torch.ones(2)
     if dist.get_rank() == 1:
         if how == "raise":

@@ -8,18 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import keep_within, surest_first
 
-from moe_lessons.nn import (
-    ExpertChoiceRouter,
-    HashRouter,
-    Routing,
-    SigmoidRouter,
-    TopKRouter,
-    apply_capacity,
-    expert_capacity,
-    load_balancing_loss,
-    router_z_loss,
-    update_expert_bias,
-)
+from moe_lessons.nn import ExpertChoiceRouter, HashRouter, Routing, SigmoidRouter, TopKRouter, apply_capacity
+from moe_lessons.nn.balancing import expert_capacity, load_balancing_loss, router_z_loss, update_expert_bias
 
 F64 = torch.float64
 priorities = pytest.mark.parametrize("priority", ["order", "weight"])
@@ -64,25 +54,8 @@ def dropped_pairs(routing: Routing) -> list[tuple[int, int]]:
     return list(zip(routing.dropped_token_idx.tolist(), routing.dropped_expert_idx.tolist()))
 
 
-# --- the losses ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "probs, top_k, expected",
-    [
-        pytest.param(one_hot([0, 1, 2, 3], 4), 1, 1, id="uniform load"),
-        pytest.param(one_hot([2, 2, 2], 4), 1, 4, id="collapsed: E"),
-        # f = (1/3, 2/3), P = (.6, .4): 2·(.2 + .8/3), below 1
-        pytest.param([[1.0, 0.0], [0.4, 0.6], [0.4, 0.6]], 1, 14 / 15, id="1 is not the least"),
-    ],
-)
-def test_load_balancing_loss_by_hand(probs, top_k, expected):
-    assert float(load_balancing_loss(route(probs, top_k))) == pytest.approx(expected)
-
-
 @given(routings(), st.sampled_from([None, 1, 2]), st.data())
 def test_load_balancing_loss_equals_its_formula_in_loops(routing, capacity, data):
-    """E · Σ f·P over the tokens that count, where f has what was dropped too."""
     num_tokens, num_experts, wanted = routing.num_tokens, routing.num_experts, pairs(routing)
     mask = data.draw(st.none() | st.lists(st.booleans(), min_size=num_tokens, max_size=num_tokens))
     limited = routing if capacity is None else apply_capacity(routing, capacity)
@@ -113,9 +86,6 @@ def test_losses_of_no_tokens_are_zero_and_of_every_router_finite(loss):
     assert torch.isfinite(loss(hashed)) and torch.isfinite(loss(router(x)))
 
 
-# --- capacity ------------------------------------------------------------------------------------------------
-
-
 @priorities
 @given(routings())
 def test_capacity_equals_the_loop_that_hands_out_places(priority, routing):
@@ -144,9 +114,6 @@ def test_expert_capacity(factor, top_k, num_tokens, num_experts, capacity):
     assert apply_capacity(random_routing(9, 4, 2), huge).dropped == 0
 
 
-# --- the bias ------------------------------------------------------------------------------------------------
-
-
 @given(routings(), st.sampled_from([None, 1, 2]))
 def test_bias_moves_against_the_demand_as_in_the_loop(routing, capacity):
     num_experts, wanted = routing.num_experts, [expert for _, expert in pairs(routing)]
@@ -164,7 +131,6 @@ def test_bias_moves_against_the_demand_as_in_the_loop(routing, capacity):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("each", [1, 257, 5001])
 def test_an_even_load_moves_nothing_and_one_more_does(each, dtype):
-    """Counts that bfloat16 cannot tell apart are still told apart."""
     router = SigmoidRouter(4, 3, 1)
     router.expert_bias = router.expert_bias.to(dtype)
     experts = [0, 1, 2] * each

@@ -94,9 +94,6 @@ def test_clean_loads_are_those_of_the_router_without_noise_and_do_not_disturb_th
     assert np.array_equal(band.step().losses, alone.step().losses)
 
 
-# --- branches --------------------------------------------------------------------------------------------
-
-
 def test_a_branch_with_the_same_setting_goes_on_as_if_nothing_had_happened():
     for name in ("nothing", "Gaussian noise", "bias update"):
         trunk = SeedBand(remedy_setting(name), SEEDS)

@@ -18,7 +18,7 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_an_interrupt_ends_it_after_the_thing_in_work(capsys):
+def test_an_interrupt_ends_it_and_bars_around_it_after_the_thing_in_work(capsys):
     done, before = [], signal.getsignal(signal.SIGINT)
     for n in bar(range(10)):
         if n == 3:
@@ -26,9 +26,6 @@ def test_an_interrupt_ends_it_after_the_thing_in_work(capsys):
         done.append(n)
     assert done == [0, 1, 2, 3] and signal.getsignal(signal.SIGINT) is before
     assert capsys.readouterr().out == "Stopped after 4 of 10: what there is, is kept.\n"
-
-
-def test_bars_around_it_end_too(capsys):
     done = []
     for outer in bar(range(3)):
         for inner in bar(range(5)):
@@ -38,27 +35,33 @@ def test_bars_around_it_end_too(capsys):
     assert done == [(0, 0), (0, 1)] and capsys.readouterr().out.count("Stopped after") == 2
 
 
-def test_handlers_may_end_in_any_order():
+def test_handlers_may_end_in_any_order_and_that_of_a_later_cell_stays():
     heard, before = [], signal.getsignal(signal.SIGINT)
-    first, second = (heeding(lambda name=name: heard.append(name)) for name in ("first", "second"))
+    first, second, left = (heeding(lambda name=name: heard.append(name)) for name in ("first", "second", "left"))
     first.__enter__(), second.__enter__()
     interrupt()
     first.__exit__(None, None, None)
     interrupt()  # told to the second alone, and to nobody before it
     second.__exit__(None, None, None)
     assert heard == ["second", "first", "second"] and signal.getsignal(signal.SIGINT) is before
+    left.__enter__()
+    over = signal.signal(signal.SIGINT, lambda *_: heard.append("cell"))  # as ipykernel does for a cell
+    left.__exit__(None, None, None)
+    interrupt()
+    assert heard[3:] == ["cell"]
+    signal.signal(signal.SIGINT, over)  # at the end of that cell: whoever comes next tidies up
+    with heeding(int):
+        pass
+    assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_second_interrupt_ends_the_code():
+def test_a_second_interrupt_ends_the_code_and_on_another_thread_there_is_none():
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         for _ in bar(range(2)):
             interrupt()
             interrupt()
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_on_another_thread():
     done = []
     thread = threading.Thread(target=lambda: done.extend(bar(range(3))))
     thread.start()
@@ -79,7 +82,6 @@ def test_runs_take_turns_and_stopped_all_have_as_many_steps(capsys):
 
 
 def run_in_a_kernel(source: str) -> list[list[str]]:
-    """The kinds of the outputs of each cell, text as it is."""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in source.split("---\n")])
     NotebookClient(book, timeout=60, kernel_name="python3").execute()
     return [[o.get("text") or "+".join(o["data"]) for o in cell.outputs] for cell in book.cells]

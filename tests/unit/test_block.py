@@ -11,7 +11,7 @@ from live_tools import MyMoE, click, mark, on_a_loop, settled
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_twin, seeded
 from moe_lessons.plots import draw_block
-from moe_lessons.plots.marks import Arrows, Boxes, Panel
+from moe_lessons.plots.marks import Boxes, Panel
 from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, block_panel, number
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import PRESETS, Run, plane_runs
@@ -19,7 +19,6 @@ from moe_lessons.widgets import LiveRun, Playground
 
 
 def made(num_experts=8, top_k=2, tokens=12, seed=0, block=MoE, **options):
-    """A block whose router is sure, and tokens."""
     with seeded(seed):
         moe = block(d_model=6, d_ff=4, num_experts=num_experts, top_k=top_k, **options)
         if hasattr(moe.router, "weight"):
@@ -40,7 +39,6 @@ def boxes(panel: Panel, place: int) -> list[SimpleNamespace]:
 
 
 def row(panel: Panel, says: str) -> list[SimpleNamespace]:
-    """The boxes of a row of the block, one for each expert."""
     return [box for box in boxes(panel, 2) if box.says == says]
 
 
@@ -71,7 +69,7 @@ def test_the_numbers_are_those_of_the_routing(num_experts, top_k, divided):
         assert top_k > 4 or all(f"{number(weight)} · E{e}(x)" in total for e, weight in chosen.items())
 
 
-def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_the_drawing_says_which_comes_first():
+def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_a_full_expert_is_idle():
     panel = panel_of(*made())
     masked = torch.tensor(values(panel, "logit after the mask")).softmax(dim=0).tolist()
     assert masked.count(0) == 6 and values(panel, "weight") == pytest.approx(masked, abs=0.01)
@@ -80,6 +78,13 @@ def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_the_drawing
     panel, probs = panel_of(moe, x), moe(x)[1].router_probs[0].tolist()
     assert values(panel, "probability") == pytest.approx(probs, abs=0.0051)
     assert not row(panel, "logit after the mask") and panel.caption.startswith("Weights: softmax over all")
+    moe, x = made(4, 1, 16, capacity_factor=0.5)
+    _, routing = moe(x)
+    token = int(routing.dropped_token_idx[0])
+    panel = panel_of(moe, x, token)
+    assert [box.expert for box in row(panel, "weight") if box.texts == "full"] == [int(routing.dropped_expert_idx[0])]
+    assert any(text.startswith("y = 0: every expert was full") for text in texts(panel))
+    assert not [box for box in boxes(panel, 3) if box.token == token and box.expert >= 0]
 
 
 def test_the_counters_are_those_of_the_analysis_and_the_ffn_is_named():
@@ -122,16 +127,6 @@ def test_in_the_figure_no_text_is_shortened(num_experts):
     assert {box.texts for place in (1, 2, 3) for box in boxes(panel_of(moe, x, 3), place)} <= written
 
 
-def test_a_full_expert_is_idle_and_says_so():
-    moe, x = made(4, 1, 16, capacity_factor=0.5)
-    _, routing = moe(x)
-    token = int(routing.dropped_token_idx[0])
-    panel = panel_of(moe, x, token)
-    assert [box.expert for box in row(panel, "weight") if box.texts == "full"] == [int(routing.dropped_expert_idx[0])]
-    assert any(text.startswith("y = 0: every expert was full") for text in texts(panel))
-    assert not [box for box in boxes(panel, 3) if box.token == token and box.expert >= 0]
-
-
 def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_is_too_sure():
     assert isinstance(panel_of(*made(4, 2, block=MyMoE)), Panel)
     hashed, (_, x) = MoE(6, 4, 4, 2, router=HashRouter(4, vocab_size=9, top_k=2)), made()
@@ -156,10 +151,6 @@ def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_i
 def test_what_the_drawing_would_misstate_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         draw_block(*made(**options), token=2)
-    with pytest.raises(ValueError, match="dense must be a FeedForward or None, got Linear"):
-        draw_block(*made(), dense=torch.nn.Linear(6, 6))
-    with pytest.raises(ValueError, match="moe must be a mixture of experts such as nn.MoE, got FeedForward"):
-        draw_block(FeedForward(6, 4), torch.zeros(2, 6))
 
 
 @on_a_loop
@@ -168,15 +159,13 @@ async def test_a_click_on_a_token_shows_its_numbers_while_it_trains():
         model = PlaneClassifier(MoE(16, 8, num_experts=8, top_k=2), num_classes=8)
     view = LiveRun(Run(model, PlaneTask("checker"), lr=0.02), panels=("territory", "loss", "block"), play=30)
     await view.finished()
-    for token in (21, 5, 32):  # there is no token 32
+    for token, seen in ((21, 21), (5, 5), (32, 5)):  # there is no token 32
         click(view, "token", token)
         await settled()
-        shown, seen = view.canvas.panels[2], min(token, 5) if token > 31 else token
+        shown = view.canvas.panels[2]
         assert shown.title.endswith(f"token {seen}") and mark(view, 0, object, 1).selected == view.selected == seen
         logits = view.plane.routing.router_logits[seen].tolist()
         assert values(shown, "router logit") == pytest.approx(logits, abs=0.0051)
-        tokens = {t for t in mark(view, 2, Boxes, 2).token if t >= 0}
-        assert tokens == set(range(16, 32) if seen > 15 else range(16)) and len(mark(view, 2, Arrows).ends) > 60
 
 
 def test_the_playground_shows_the_same_block_with_its_own_twin_and_a_dense_model_has_none():

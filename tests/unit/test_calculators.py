@@ -36,7 +36,6 @@ def cells(calculator, row: str) -> list[str]:
 
 
 def made_again(calculator):
-    """What the repr makes, which must say the same."""
     again = eval(repr(calculator), globals())
     assert (repr(again), again.sentence()) == (repr(calculator), calculator.sentence())
     return again
@@ -174,7 +173,7 @@ def test_a_machine_of_your_own():
     assert "They fit into one NVIDIA H200 SXM" in cost.sentence() and "machine='NVIDIA H200 SXM'" in repr(cost)
 
 
-def test_a_plan_is_that_of_its_sliders():
+def test_a_plan_is_that_of_its_sliders_and_says_what_does_not_fit():
     planned = PlanCalculator(dispatch_bytes=1)
     move(planned, imbalance=1.5, overlap=0.0, node_limit=0.0)
     made = plan("DeepSeek-V3", devices=2048, expert_parallel=64, pipeline_parallel=16, imbalance=1.5, dispatch_bytes=1)
@@ -182,6 +181,10 @@ def test_a_plan_is_that_of_its_sliders():
     times, held = mark(planned, 0, Parts), mark(planned, 1, Parts)
     assert times.values[-1] == pytest.approx((made.compute, made.exchange))
     assert sum(held.values[0]) == pytest.approx(made.memory / 1e9)
+    planned = PlanCalculator("Mixtral 8x7B")
+    assert planned.settings["expert_parallel"] == 8 and "GB, of the 80 that it has" in planned.sentence()
+    move(planned, pipeline_parallel=1, expert_parallel=1)
+    assert "GB, more than it has" in planned.sentence()
 
 
 def test_there_are_as_many_devices_as_a_layout_needs():
@@ -193,13 +196,6 @@ def test_there_are_as_many_devices_as_a_layout_needs():
     frame = planned.canvas.frame
     move(planned, pipeline_parallel=4)
     assert planned.plan().devices == 1024 and planned.canvas.frame == frame + 1
-
-
-def test_a_plan_of_a_model_with_few_experts_and_what_does_not_fit():
-    planned = PlanCalculator("Mixtral 8x7B")
-    assert planned.settings["expert_parallel"] == 8 and "GB, of the 80 that it has" in planned.sentence()
-    move(planned, pipeline_parallel=1, expert_parallel=1)
-    assert "GB, more than it has" in planned.sentence()
 
 
 @pytest.mark.parametrize("make", [ConfigCalculator, PlanCalculator])
@@ -215,12 +211,8 @@ def test_every_control_says_what_it_does_and_a_static_page_has_no_widget(make, m
 BAD = [
     (ConfigCalculator, {"model": "nowhere/config.json"}, "^there is no file nowhere/config.json$"),
     (CostCalculator, {"model": "nowhere/config.json"}, "model must be one of 'Mixtral 8x7B'.*got 'nowhere/conf"),
-    (CostCalculator, {"machine": "abacus"}, "^machine must be one of 'NVIDIA A100 80GB SXM'.*got 'abacus'$"),
-    (CostCalculator, {"dense_width": 0.5}, "^dense_width must be a finite number of at least 1, got 0.5$"),
     (CostCalculator, {"batch_size": 3}, "^batch_size must be one of 1, 2, 4, .*, got 3$"),
-    (PlanCalculator, {"model": "GPT-5"}, "^model must be one of 'Switch-Base-8'.*got 'GPT-5'$"),
     (PlanCalculator, {"model": "Mixtral 8x7B", "expert_parallel": 64}, "^expert_parallel must be one of 1, .*, got 64"),
-    (PlanCalculator, {"imbalance": 0.5}, "^imbalance must be a finite number of at least 1, got 0.5$"),
 ]
 
 

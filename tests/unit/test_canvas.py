@@ -1,6 +1,7 @@
 """The kernel's side of the canvas: it sends what has changed, stops when no page draws, and believes no message."""
 
-import types
+import sys
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from live_tools import hear
 from moe_lessons.plots.marks import Bars, Line, Panel
 from moe_lessons.widgets import canvas as module
 from moe_lessons.widgets.canvas import FIRST_PATIENCE, IN_FLIGHT, LONGEST_PATIENCE, LiveCanvas
+from moe_lessons.widgets.kernel import prepare_kernel
 
 
 def a_canvas(*on_pick) -> LiveCanvas:
@@ -26,7 +28,6 @@ def panel(*heights: float, title: str = "load") -> Panel:
 
 
 def arrays(message) -> dict[str, np.ndarray]:
-    """What the page makes of a message."""
     content, data = message
     return {
         slot: np.frombuffer(data, dtype, int(np.prod(shape)), start).reshape(shape)
@@ -67,8 +68,8 @@ def test_when_panels_go_nothing_of_them_stays():
 
 
 def test_a_page_that_does_not_answer_gets_fewer_and_fewer_pictures_until_it_answers(monkeypatch):
-    clock = types.SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: clock.now))
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     canvas, tries = a_canvas(), []
     for _ in range(2 * IN_FLIGHT):
         if canvas.ready:
@@ -125,3 +126,14 @@ def test_no_message_from_a_page_does_harm_and_what_is_clicked_is_passed_on(messa
     assert picks[-1] == ("token", 3) and canvas.words == {"words": "even", "count": 1} and set(canvas.panels) == {0}
     canvas.show({0: panel(0.25)}, 1)
     assert arrays(canvas.sent[-1])["0.0.y"] == 0.25
+
+
+def test_colab_is_asked_once_per_import_and_nothing_else_is(monkeypatch):
+    prepare_kernel()
+    assert "google.colab" not in sys.modules
+    asked, colab = [], ModuleType("google.colab")
+    colab.output = SimpleNamespace(enable_custom_widget_manager=lambda: asked.append(True))
+    monkeypatch.setitem(sys.modules, "google", ModuleType("google"))
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    prepare_kernel()
+    assert asked == [True]

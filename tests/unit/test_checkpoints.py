@@ -140,8 +140,6 @@ def test_the_text_and_what_stands_still_are_compared(path):
 
 
 class Code:
-    """Pickled, it says what to call when it is read."""
-
     def __reduce__(self):
         return os.mkdir, ("called",)
 

@@ -4,13 +4,16 @@ import importlib.util
 import os
 import subprocess
 import sys
+from importlib import metadata
 from types import SimpleNamespace
 
+import jupyterlab.commands
 import pytest
+import torch
 
 import moe_lessons
 from moe_lessons import __main__ as cli
-from moe_lessons.commands import lab
+from moe_lessons.commands import doctor, lab
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -23,26 +26,23 @@ def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, mon
     assert calls == [["--quick", "a"]]
 
 
-def test_alone_it_lists_each_command_with_a_line(capsys):
+def test_alone_it_lists_each_command_with_a_line_and_does_not_wait_for_torch(capsys):
     for arguments in ([], ["--help"], ["-h"]):
         assert cli.main(arguments) == 0
         printed = capsys.readouterr().out
         assert all(f"  {name:<8} {about}\n" in printed for name, about in cli.COMMANDS.items())
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"moe_lessons {moe_lessons.__version__}\n"
+    loaded = (
+        "import sys, moe_lessons.__main__ as m, moe_lessons.commands.lab; m.main([]); print('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
 
 
 @pytest.mark.parametrize("wrong, nearest", [("lap", "lab"), ("swep", "sweep"), ("Doctor", "doctor")])
 def test_a_command_that_is_not_there_names_the_nearest(wrong, nearest, capsys):
     assert cli.main([wrong]) == 2
     assert f"There is no command {wrong!r}. Did you mean {nearest}?" in capsys.readouterr().err
-
-
-def test_the_list_does_not_wait_for_torch():
-    loaded = (
-        "import sys, moe_lessons.__main__ as m, moe_lessons.commands.lab; m.main([]); print('torch' in sys.modules)"
-    )
-    assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
 
 
 def test_the_app_says_what_it_needs(monkeypatch, capsys):
@@ -91,3 +91,64 @@ def test_kernels_keep_the_memory_of_a_step_unless_you_have_set_it(monkeypatch, t
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000")
     lab.main([str(tmp_path)])
     assert (os.environ["MALLOC_TRIM_THRESHOLD_"], os.environ["MALLOC_MMAP_THRESHOLD_"]) == ("1000000000", "1000")
+
+
+def test_a_healthy_installation_passes_and_a_missing_and_an_old_package_are_named(capsys, monkeypatch):
+    assert doctor.main() == 0
+    printed = capsys.readouterr().out
+    assert "FAIL" not in printed and all(
+        f"\nok    {name} " in printed for name in ("torch", "jupyterlab", "ipywidgets", "anywidget", "pandas")
+    )
+    real = metadata.version
+
+    def version(name):
+        if name == "anywidget":
+            raise metadata.PackageNotFoundError(name)
+        return "1.0" if name == "torch" else real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert doctor.main() == 1
+    printed = capsys.readouterr().out
+    assert 'FAIL  anywidget is not installed: run `pip install "anywidget' in printed
+    assert 'FAIL  torch 1.0: run `pip install "torch' in printed
+
+
+def test_it_runs_where_torch_cannot_be_imported():
+    code = "import sys; sys.modules['torch'] = None; from moe_lessons.__main__ import main; sys.exit(main(['doctor']))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert "FAIL  torch (ModuleNotFoundError: " in result.stdout and "run `pip install -e .`" in result.stdout
+    assert "ok    jupyterlab " in result.stdout
+
+
+@pytest.mark.parametrize(
+    "disabled, found",
+    [
+        ({}, ("ok", "… enabled", "")),
+        ({"anywidget": True}, ("FAIL", "… disabled", "run `jupyter labextension enable anywidget`")),
+        ({"anywidget:plugin": True}, ("FAIL", "… disabled", "run `jupyter labextension enable anywidget:plugin`")),
+        ({"anywidget": False, "anywidget-other": True}, ("ok", "… enabled", "")),
+        (None, ("FAIL", "… missing", "run `pip install --force-reinstall --no-deps anywidget`")),
+    ],
+)
+def test_extensions_of_jupyterlab(disabled, found, monkeypatch):
+    extensions = {} if disabled is None else doctor.EXTENSIONS
+    info = {"federated_extensions": extensions, "disabled": disabled or {}}
+    monkeypatch.setattr(jupyterlab.commands, "get_app_info", lambda options: info)
+    status, seen, advice = list(doctor.check_extensions())[1]
+    assert (status, seen.replace("JupyterLab extension anywidget is", "…"), advice) == found
+
+
+def test_a_kernel_of_another_environment_fails_and_a_foreign_lab_is_a_warning(tmp_path, monkeypatch):
+    kernel = tmp_path / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text('{"argv": ["/opt/other/bin/python", "-m", "x"], "display_name": "x"}')
+    monkeypatch.setattr("jupyter_client.kernelspec.jupyter_path", lambda *parts: [str(tmp_path / parts[0])])
+    status, seen, advice = next(doctor.check_kernel())
+    assert (status, seen) == ("FAIL", "the kernel 'python3' is /opt/other/bin/python")
+    assert "-m ipykernel install --sys-prefix" in advice
+    monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / name))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
+    for check, word in ((doctor.check_kernel, "make lab"), (doctor.check_torch, "OMP_NUM_THREADS=")):
+        status, _, advice = list(check())[-1]
+        assert status == "warn" and word in advice

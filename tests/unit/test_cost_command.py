@@ -19,7 +19,6 @@ MIXTRAL = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}  # 
 
 
 def report_of(config, tmp_path, capsys, *options) -> dict:
-    """What --json prints of a configuration."""
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert main(["cost", str(tmp_path), "--json", *options]) == 0
     return json.loads(capsys.readouterr().out)
@@ -57,12 +56,6 @@ def test_a_family_is_counted_to_the_last_parameter(family, tmp_path):
     assert routed and counted.sizes.active == sum(p.numel() for p in named.values()) - round(idle)
 
 
-QWEN3 = {
-    "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 151936, "hidden_size": 4096,
-    "intermediate_size": 12288, "moe_intermediate_size": 1536, "num_hidden_layers": 94, "num_attention_heads": 64,
-    "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1,
-    "mlp_only_layers": [], "tie_word_embeddings": False,
-}  # fmt: skip
 GPT_OSS = {
     "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880,
     "num_hidden_layers": 36, "num_attention_heads": 64, "num_key_value_heads": 8, "head_dim": 64,
@@ -79,15 +72,13 @@ KIMI = {
 @pytest.mark.parametrize(
     "config, total, active, note",
     [
-        (QWEN3, 235.1, 22.2, ""),
         (GPT_OSS, 116.8, 5.7, "quantised model (mxfp4)"),
         (KIMI, 1026.4, 32.9, "transformers lacks the model_type 'kimi_k2'"),
         (MIXTRAL, 46.7, 12.9, "defaults of transformers: "),
     ],
-    ids=["Qwen3-235B-A22B", "gpt-oss-120b", "Kimi K2", "Mixtral 8x7B"],
+    ids=["gpt-oss-120b", "Kimi K2", "Mixtral 8x7B"],
 )
 def test_published_configurations(config, total, active, note, tmp_path, capsys):
-    """What their makers' config.json says, and what they publish of their size."""
     report = report_of(config, tmp_path, capsys)
     assert report["total_params"] / 1e9 == pytest.approx(total, abs=0.06)
     assert report["active_params"] / 1e9 == pytest.approx(active, abs=0.06)
@@ -144,20 +135,14 @@ def test_a_model_of_several_parts_says_what_is_counted(tmp_path, capsys):
 
 BAD = {
     "broken": ("{", "must be JSON, and is not"),
-    "deep": ("[" * 100_000, "must be JSON, and is not"),
     "a float": ('{"model_type": "mixtral", "x": {"__float__": []}}', "must be JSON, and is not: float"),
     "large": (" " * 10_000_001, "must have at most 10,000,000 bytes, got 10,000,001"),
-    "a list": ([1], "must hold one JSON object, got list"),
     "empty": ({}, "model_type must be one that transformers .* has, got None"),
     "unknown class": ({"model_type": "gpt-7", "architectures": ["Gpt7"]}, "model_type must be one .*, got 'gpt-7'"),
     "negative": (MIXTRAL | {"num_local_experts": -3}, "num_local_experts must be from 0 to 100,000, got -3"),
     "layers": (MIXTRAL | {"num_hidden_layers": 10**12}, "num_hidden_layers must be from 1 to 2,000, got 10000000000"),
-    "no layers": (MIXTRAL | {"num_hidden_layers": 0}, "num_hidden_layers must be from 1 to 2,000, got 0"),
-    "not a number": ('{"model_type": "mixtral", "hidden_size": NaN}', "hidden_size must be from 1 .*, got nan"),
     "top_k": (MIXTRAL | {"num_experts_per_tok": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
-    "no experts": (MIXTRAL | {"num_local_experts": 0}, r"num_experts \(0\)|cannot build"),
     "words": (MIXTRAL | {"hidden_size": "four"}, "cannot build this configuration: .*hidden_size"),
-    "zero heads": (MIXTRAL | {"num_attention_heads": 0}, "cannot build this configuration"),
     "inside": ({"model_type": "llama4", "text_config": {"hidden_size": -1}}, r"text_config.hidden_size must be from 1"),
 }
 
@@ -173,19 +158,7 @@ def test_a_bad_file_gets_one_sentence(name, tmp_path, capsys):
     assert printed.err == f"cost: {said}\n"
 
 
-def test_what_else_is_refused(tmp_path, capsys, monkeypatch):
-    def said(*options) -> str:
-        assert main(["cost", *map(str, options)]) == 1
-        return capsys.readouterr().err
-
-    assert all(said(path).startswith("cost: there is no file") for path in (tmp_path, "/dev/null"))
-    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
-    assert "context must be a whole number from 0 up, got -1" in said(tmp_path, "--context", -1)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "cost needs transformers: pip install 'moe_lessons[hf]'" in said(tmp_path)
-
-
-def test_it_runs_no_code_of_the_model_and_opens_no_connection(tmp_path, capsys, monkeypatch):
+def test_it_runs_no_code_of_the_model_opens_no_connection_and_what_else_is_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "evil.py").write_text("raise SystemExit('evil')")
 
     def refuse(*_):
@@ -196,6 +169,16 @@ def test_it_runs_no_code_of_the_model_and_opens_no_connection(tmp_path, capsys, 
     monkeypatch.setattr("socket.socket.connect", refuse)
     report = report_of(MIXTRAL | {"auto_map": {"AutoConfig": "evil.Evil"}}, tmp_path, capsys)
     assert report["total_params"] == 46_702_792_704
+
+    def said(*options) -> str:
+        assert main(["cost", *map(str, options)]) == 1
+        return capsys.readouterr().err
+
+    assert all(said(path).startswith("cost: there is no file") for path in (tmp_path, "/dev/null"))
+    (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
+    assert "context must be a whole number from 0 up, got -1" in said(tmp_path, "--context", -1)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert "cost needs transformers: pip install 'moe_lessons[hf]'" in said(tmp_path)
 
 
 def test_the_machines_are_plausible():

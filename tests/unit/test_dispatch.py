@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import assert_same, combine, gradients
+from oracle import assert_same, by_rows, combine, ffn_row, gradients
 from torch.nn import functional as F
 
-from moe_lessons.nn import ACTIVATIONS, DISPATCH, Experts, MoE, Routing, choose_dispatch
+from moe_lessons.nn import ACTIVATIONS, DISPATCH, Experts, FeedForward, MoE, Routing, choose_dispatch
 
 F64 = torch.float64
 ways = pytest.mark.parametrize("way", DISPATCH)
@@ -39,7 +39,6 @@ PAIRS = [(0, 2), (1, 0), (3, 2), (0, 0), (3, 2), (4, 3)]  # of 5 tokens and 4 ex
 
 @st.composite
 def cases(draw):
-    """The arguments of `make_case` but the device."""
     num_tokens, num_experts = draw(st.integers(0, 6)), draw(st.integers(1, 5))
     pair = st.tuples(st.integers(0, num_tokens - 1), st.integers(0, num_experts - 1))
     pairs = draw(st.lists(pair, max_size=15)) if num_tokens else []
@@ -139,3 +138,39 @@ def test_auto_takes_what_suits_the_size(num_tokens, sizes, top_k, device, grad, 
     with torch.set_grad_enabled(grad):
         experts = Experts(*sizes).to(device)
         assert choose_dispatch(experts, free_routing(pairs, num_tokens, sizes[0])) == way
+
+
+activations = pytest.mark.parametrize("activation", ACTIVATIONS)
+
+
+@activations
+def test_equals_the_formula_row_by_row(activation, device):
+    ffn = FeedForward(5, 7, activation).to(device, F64)
+    for scale in (1, 100):  # large enough to be clamped
+        x = scale * torch.randn(6, 5, dtype=F64, device=device)
+        torch.testing.assert_close(ffn(x), by_rows(lambda row: ffn_row(row, ffn), x))
+
+
+@activations
+def test_parameters_and_their_layout(activation):
+    name, rows = ("gate_up_proj", 32) if "swiglu" in activation else ("up_proj", 16)
+
+    def shapes(module):
+        return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+
+    assert shapes(FeedForward(4, 16, activation)) == {name: (rows, 4), "down_proj": (4, 16)}
+    plain, biased = Experts(3, 4, 16, activation), Experts(3, 4, 16, activation, bias=True)
+    stacked = {name: (3, rows, 4), "down_proj": (3, 4, 16)}
+    assert shapes(plain) == stacked
+    assert shapes(biased) == {**stacked, f"{name}_bias": (3, rows), "down_proj_bias": (3, 4)}
+    assert plain.in_proj is getattr(plain, name) and plain.in_bias is None and plain.down_proj_bias is None
+    assert biased.in_bias is getattr(biased, f"{name}_bias") and set(plain.state_dict()) == set(stacked)
+    assert not biased.in_bias.any() and not biased.down_proj_bias.any()  # they start at zero
+
+
+def test_weights_start_as_those_of_nn_linear():
+    """Uniform in ±1/√in: the largest of many comes close to the bound, and the standard deviation is bound/√3."""
+    torch.manual_seed(0)
+    for weight, bound in [(FeedForward(16, 400).gate_up_proj, 1 / 4), (Experts(5, 9, 100).gate_up_proj, 1 / 3)]:
+        assert 0.99 * bound < weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.03)

@@ -1,5 +1,6 @@
 """What the documents point at exists, and what they show runs."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,6 +8,9 @@ import nbformat
 import pytest
 
 from moe_lessons.course.lessons import LESSONS
+from moe_lessons.nn import MoE
+from moe_lessons.support.data import data_path
+from moe_lessons.support.show import show_source
 from tools import tables
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,3 +61,14 @@ def test_the_documents_have_the_lessons_as_the_course_has_them(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert tables.with_table(name) == text, "python -m tools.tables writes it anew"
     assert all(tables.ROWS[name](lesson) in text for lesson in LESSONS)
+
+
+def test_a_missing_data_file_lists_what_there_is_and_a_method_is_shown_without_the_indent_of_its_class():
+    with pytest.raises(FileNotFoundError, match=r"no data file 'models.csv' in .*; there are: .*README.md"):
+        data_path("models.csv")
+    source = show_source(MoE.forward)
+    lines = source.splitlines()
+    assert lines[0].startswith("def forward(self, x") and lines[1].startswith("    ")
+    assert [line.strip() for line in lines] == [line.strip() for line in inspect.getsource(MoE.forward).splitlines()]
+    assert repr(source) == str(source)
+    assert source._repr_markdown_() == f"```python\n{source}\n```"

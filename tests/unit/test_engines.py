@@ -1,8 +1,6 @@
 """A model of ours on the engines: transformers' expert parallelism runs here; of the others each key is one they know.
 
-Megatron Core is in the extra dev. For the others, in an environment of their own (vLLM: its wheel unpacked will do):
-
-    pip install torchtitan deepspeed && PYTHONPATH=UNPACKED_VLLM python -m pytest tests/unit/test_engines.py
+In an environment of their own: pip install torchtitan deepspeed && PYTHONPATH=UNPACKED_VLLM_WHEEL python -m pytest …
 """
 
 import ast
@@ -31,7 +29,6 @@ SIZES = {"num_layers": 2, "d_model": 32, "d_ff": 48, "num_heads": 4, "num_kv_hea
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
-    """Ours with 8 experts, exported."""
     with seeded(0):
         ours = LanguageModel(TransformerConfig(**SIZES, num_experts=8, top_k=2, router_std=0.5))
     folder = tmp_path_factory.mktemp("engines") / "model"

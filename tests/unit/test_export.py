@@ -61,8 +61,7 @@ def test_the_same_logits_and_weights(kind):
             torch.testing.assert_close(theirs(ids).logits, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_kept():
-    """Type, mode, ties, requires_grad and jitter; none of the memory."""
+def test_what_is_kept_and_a_dense_twin_has_its_own_width():
     ours = our_model(torch.bfloat16).train()
     ours.layers[0].attention.qkv_proj.requires_grad_(False)
     for layer in ours.layers:
@@ -82,9 +81,6 @@ def test_what_is_kept():
         for weight in theirs.parameters():
             weight.zero_()
     assert all(torch.equal(weight, kept[name]) for name, weight in ours.state_dict().items())
-
-
-def test_a_dense_twin_has_its_own_width():
     twin = dense_twin(our_model(), "active")
     theirs = export_model(twin)
     assert theirs.config.intermediate_size == 2 * SIZES["d_ff"]
@@ -118,14 +114,11 @@ class OwnMoE(MoE):
     [
         ({"router": "sigmoid"}, "", 0, r"layers.0.ffn.router is .*SigmoidRouter, not .*TopKRouter"),
         ({"router": NoisyTopKRouter}, "", 0, r"layers.0.ffn.router.noise_weight is \(8, 32\), not missing"),
-        ({"top_k": 1}, "", 0, "layers.0.ffn.router.norm_topk_prob is False, not True"),
         ({"shared_experts": 1}, "", 0, "layers.0.ffn.shared_expert is .*FeedForward, not None"),
-        ({"capacity_factor": 1.25}, "", 0, "layers.0.ffn.capacity_factor is 1.25, not None"),
         ({"activation": "relu", "moe_layers": ()}, "", 0, "layers.0.ffn.activation is relu, not swiglu"),
         ({"moe_layers": (1,)}, "", 0, "layers.1.ffn is .*MoE, not .*FeedForward"),
         ({}, "layers.1.ffn", OwnMoE(32, 24, 8, 2), "layers.1.ffn is .*OwnMoE, not moe_lessons.nn.moe.MoE"),
         ({}, "layers.1.ffn.router.jitter_noise", 0.1, "jitter_noise is 0.1, not 0.0"),
-        ({}, "norm.eps", 0.1, "norm.eps is 0.1, not 1e-05"),
         ({}, "embed", nn.Embedding(256, 32).double(), "weights of one type, got torch.float32, torch.float64"),
     ],
 )
@@ -147,8 +140,6 @@ LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
     "kind, changes, message",
     [
         ("Llama", {"attention_bias": True}, "attention_bias of hf_model must be False, got True"),
-        ("Llama", {"hidden_act": "gelu"}, "hidden_act of hf_model must be 'silu', got 'gelu'"),
-        ("Llama", {"head_dim": 8}, "head_dim of hf_model must be 4, got 8"),
         ("Mixtral", {"sliding_window": 16}, "sliding_window of hf_model must be None, got 16"),
         ("Llama", {"rope_parameters": LINEAR}, "rope_type of hf_model must be 'default', got 'linear'"),
         ("Olmoe", {}, "hf_model must be a MixtralForCausalLM or LlamaForCausalLM from .*, got OlmoeForCausalLM"),

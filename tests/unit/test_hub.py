@@ -11,13 +11,16 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from moe_lessons.hub import FAMILIES, convert_block
-from moe_lessons.nn import DISPATCH, MoE
+from moe_lessons.nn import DISPATCH, MoE, TopKRouter, load_balancing_loss, router_z_loss
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
+from transformers.models.switch_transformers import modeling_switch_transformers as switch  # noqa: E402
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative to the largest number of a tensor
 SIZES = [(16, 32, 8, 2, 40), (7, 9, 5, 3, 11), (5, 3, 4, 1, 9), (4, 6, 3, 3, 1)]  # D, F, E, K, tokens
 ONE_GROUP = {"n_group": 1, "topk_group": 1}
+SWITCH_FULL = {"expert_capacity": 2, "router_bias": True, "dense_act_fn": "gelu"}
 KINDS = {  # a family in one of its configurations: block, configuration, what is special
     "mixtral": ("MixtralSparseMoeBlock", "MixtralConfig", {}),
     "olmoe": ("OlmoeSparseMoeBlock", "OlmoeConfig", {"norm_topk_prob": False}),
@@ -30,11 +33,7 @@ KINDS = {  # a family in one of its configurations: block, configuration, what i
     "gpt-oss": ("GptOssMLP", "GptOssConfig", {}),
     "llama4": ("Llama4TextMoe", "Llama4TextConfig", {}),
     "switch": ("SwitchTransformersSparseMLP", "SwitchTransformersConfig", {}),
-    "switch full": (
-        "SwitchTransformersSparseMLP",
-        "SwitchTransformersConfig",
-        {"expert_capacity": 2, "router_bias": True, "dense_act_fn": "gelu"},
-    ),
+    "switch full": ("SwitchTransformersSparseMLP", "SwitchTransformersConfig", SWITCH_FULL),
 }
 
 
@@ -66,7 +65,6 @@ class InFloat64(TorchFunctionMode):
 
 
 def output_of(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """y of their block, shaped like x (B, T, D)."""
     with InFloat64() if x.dtype == torch.float64 else nullcontext():
         out = block(x)
     return (out[0] if isinstance(out, tuple) else out).view(x.shape)
@@ -147,7 +145,6 @@ def test_deepseek_chooses_among_negative_scores(num_groups, topk_groups, top_k):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_the_weights_keep(kind):
-    """Values, type, requires_grad and mode are theirs, but none of the memory; no random number is drawn."""
     theirs = hf_block(kind, dtype=torch.bfloat16, router_jitter_noise=0.3).eval()
     kept, state = copy.deepcopy(theirs.state_dict()), torch.get_rng_state()
     list(theirs.experts.parameters())[0].requires_grad_(False)
@@ -196,3 +193,32 @@ def test_the_error_for_another_family_names_those_that_are_known(bad):
         convert_block(bad)
     assert all(f"{family.name} ({name})" in str(error.value) for name, family in FAMILIES.items())
     assert {block for block, _, _ in KINDS.values()} == set(FAMILIES)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
+def test_their_weights_load_without_reshaping(kind, size):
+    """Under the names that theirs have, but for `gate`, which is `router` here."""
+    theirs, ours = hf_block(kind, size), MoE(*size[:4], norm_topk_prob=kind == "mixtral")
+    ours.load_state_dict({name.replace("gate.", "router."): p for name, p in theirs.state_dict().items()})
+    x = torch.randn(1, size[4], size[0])
+    torch.testing.assert_close(ours(x)[0], theirs(x))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_load_balancing_loss_is_theirs_over_k(size, padded):
+    """Mixtral's counts each of the K choices as a whole one. With padding, only the tokens of the mask count."""
+    torch.manual_seed(0)
+    _, routing = MoE(*size[:4])(torch.randn(size[4], size[0]))
+    mask = torch.arange(size[4]) % 3 != 1 if padded else None
+    theirs = mixtral.load_balancing_loss_func((routing.router_logits,), size[2], size[3], mask)
+    torch.testing.assert_close(load_balancing_loss(routing, mask), theirs / size[3])
+
+
+def test_losses_of_switch():
+    torch.manual_seed(0)
+    _, routing = MoE(4, 8, 5, 1, router=TopKRouter(4, 5, 1))(torch.randn(30, 4))
+    theirs = switch.load_balancing_loss_func(routing.router_probs[None], routing.topk_indices[None, :, 0])
+    torch.testing.assert_close(load_balancing_loss(routing), theirs)
+    torch.testing.assert_close(router_z_loss(routing), switch.router_z_loss_func(routing.router_logits[None]))

@@ -1,15 +1,24 @@
-"""Decoding: who takes turns, what is counted, and what the laws say. No duration is asserted."""
+"""Timing side by side and decoding: who takes turns, what is counted, what the laws say. No duration is asserted."""
 
 import dataclasses
-import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from contextlib import contextmanager
 from itertools import cycle
 
 import pytest
 import torch
+from live_tools import work
+from torch import nn
 
-from moe_lessons.analysis import count_parameters, flops_per_token, inference, timing
+from moe_lessons.analysis import busy, count_parameters, flops_per_token, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
-from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin, seeded
+from moe_lessons.analysis.timing import Ratio, milliseconds, paired_ratio, step_times, take_turns
+from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin, seeded, torch_threads
 
 CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top_k=2, max_positions=32)
 
@@ -34,9 +43,6 @@ def test_distinct_experts_are_those_of_the_routings():
     frame = distinct_experts(model, ids, (5,))
     counted = [routing.expert_idx.unique().numel() for routing in model(ids)[1]]
     assert frame.distinct.tolist() == counted
-
-
-def test_one_token_repeated_touches_k_also_in_training_and_a_full_mixture_all():
     same, noisy = torch.full((16, 4), 7), model_of(router="gaussian noise").train()
     assert (distinct_experts(noisy, same, (1, 8, 16)).distinct == 2).all() and noisy.training
     assert (distinct_experts(model_of(top_k=8), same, (1, 8)).distinct == 8).all()
@@ -57,12 +63,17 @@ def clock(monkeypatch):
     return steps
 
 
-def test_speed_and_speed_up(clock):
+def test_speed_and_speed_up_and_points_under_the_roof(clock):
     models = {"slow": model_of(), "fast": model_of(d_ff=8)}
     frame = decode_speed(models, (1, 4), repeats=3, num_tokens=2)
     assert frame.batch.tolist() == [1, 1, 4, 4] and frame.model.tolist() == ["slow", "fast"] * 2
     assert frame.tokens_per_second.tolist() == [250, 1000, 1000, 4000]
     assert frame.speedup.tolist() == frame.low.tolist() == frame.high.tolist() == [0.25, 1] * 2
+    models = {"MoE": model_of(), "dense": model_of(d_ff=8, moe_layers=())}
+    points = inference.roofline_points(models, decode_speed(models, (1, 8)))
+    assert points.name.tolist() == ["MoE", "dense"] * 2 and points.batch.tolist() == [1, 1, 8, 8]
+    assert points.flops_per_second[2] == pytest.approx(8 * flops_per_token(models["MoE"]) / 0.004)
+    assert points.intensity.tolist() == [inference.arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
 
 
 def test_models_take_turns_and_decode_token_by_token(clock):
@@ -73,12 +84,9 @@ def test_models_take_turns_and_decode_token_by_token(clock):
     assert models["slow"].training and not models["fast"].training
 
 
-def test_bytes_of_dense_twins_are_all_their_weights():
+def test_bytes_of_dense_twins_are_all_their_weights_and_of_a_mixture_between_active_and_total():
     tied, own = model_of(moe_layers=()), model_of(moe_layers=(), tied_embedding=False)
     assert bytes_per_step(tied) == bytes_per_step(own) == bytes_per_step(tied, 64) == 4 * count_parameters(tied).total
-
-
-def test_bytes_of_a_mixture_lie_between_active_and_total():
     model = model_of()
     count = count_parameters(model)
     assert bytes_per_step(model, 1) == pytest.approx(4 * count.active)
@@ -90,26 +98,15 @@ def test_bytes_of_a_mixture_lie_between_active_and_total():
     assert bytes_per_step(shared) == 4 * count_parameters(shared).active
 
 
-def test_intensity_of_a_dense_model_is_half_the_batch():
+def test_intensity_of_a_dense_model_is_half_the_batch_and_a_machine_is_the_best_of_its_tries(monkeypatch):
     twin = dense_twin(MoE(16, 32, 8, 2), "total")
     assert [inference.arithmetic_intensity(twin, batch) for batch in (1, 8, 64)] == [0.5, 4, 32]
     moe = inference.arithmetic_intensity(MoE(16, 32, 8, 2), 8)
     assert moe == pytest.approx(4 * 2 / union_law(8, 2, 8), rel=0.1)  # the router aside
-
-
-def test_a_machine_is_the_best_of_its_tries(monkeypatch):
     times = cycle([4000.0, 8000.0, 2000.0, 5000.0])  # reading, arithmetic, reading, arithmetic
     monkeypatch.setattr(timing, "milliseconds", lambda function: next(times))
     monkeypatch.setattr(inference, "MEGABYTES", 1)
     assert inference.measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
-
-
-def test_points_under_the_roof(clock):
-    models = {"MoE": model_of(), "dense": model_of(d_ff=8, moe_layers=())}
-    points = inference.roofline_points(models, decode_speed(models, (1, 8)))
-    assert points.name.tolist() == ["MoE", "dense"] * 2 and points.batch.tolist() == [1, 1, 8, 8]
-    assert points.flops_per_second[2] == pytest.approx(8 * flops_per_token(models["MoE"]) / 0.004)
-    assert points.intensity.tolist() == [inference.arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
 
 
 IDS = torch.zeros(4, 3, dtype=torch.long)
@@ -120,18 +117,95 @@ NO_CACHE = "^a model must decode with a cache, got one whose routing of a token"
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: union_law(8, 9, 1), r"^top_k must be between 1 and num_experts \(8\), got 9$"),
-        (lambda: union_law(8, 2, 0), "^batch_size must be a whole number of at least 1, got 0$"),
         (lambda: distinct_experts(model_of(moe_layers=()), IDS, (1,)), "^model must contain a mixture of experts"),
         (lambda: distinct_experts(model_of(), IDS, (1, 5)), BATCHES + r"\(1, 5\)$"),
         (lambda: distinct_experts(model_of(capacity_factor=0.5), IDS, (1,)), NO_CACHE),
-        (lambda: decode_speed([model_of()]), r"^models must be a dict of names and LanguageModels, got"),
-        (lambda: decode_speed({"a": MoE(4, 4, 4)}), "^a model must be a LanguageModel, got MoE$"),
-        (lambda: decode_speed({"a": model_of()}, num_tokens=0), "^num_tokens must be"),
         (lambda: decode_speed({"a": model_of()}, prompt_length=30), r"at most max_positions \(32\), got 35$"),
-        (lambda: Machine(math.nan, 1.0), "^bytes_per_second must be a finite number above 0, got nan$"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_two_take_turns_the_ratio_is_the_median_over_pairs_and_step_times_are_of_one_thread():
+    calls = []
+    paired_ratio(lambda: calls.append("a"), lambda: calls.append("b"), repeats=3)
+    assert calls == ["a", "b"] * (timing.WARM_UP + 3)
+    ratio = Ratio.of([2, 4, 60, 4, 3], [1, 2, 20, 1, 1])  # 2, 2, 3, 4, 3
+    assert ratio == Ratio(median=3, low=2, high=3)
+    assert str(Ratio(1.254, 1.0, 2.0)) == "1.25 (1.00–2.00)"
+    seen = []
+
+    class Probe(nn.Linear):
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return super().forward(x)
+
+    with torch_threads(2):
+        times = step_times({"probe": Probe(4, 4), "moe": MoE(4, 4, 3)}, torch.randn(6, 4), repeats=3)
+        assert torch.get_num_threads() == 2
+    assert {name: len(one) for name, one in times.items()} == {"probe": 3, "moe": 3} and set(seen) == {1}
+
+
+def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_the_wall(monkeypatch):
+    order, ticks = [], iter([1.0, 1.25])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: order.append("wait"))
+    assert milliseconds(lambda: order.append("call")) == 250
+    assert order == ["wait", "call", "wait"]
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(time, "thread_time", iter([1.0, 1.25]).__next__)
+    monkeypatch.setattr(time, "perf_counter", iter([1.0, 1.5] * 2).__next__)
+    for threads, system, expected in ((1, "Linux", 250), (2, "Linux", 500), (1, "Windows", 500)):
+        monkeypatch.setattr(platform, "system", lambda system=system: system)
+        with torch_threads(threads):
+            assert milliseconds(lambda: None) == expected
+
+
+SAID = "of this machine: do not trust these times."
+
+
+@contextmanager
+def busy_processes():
+    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        yield time.sleep(0.3)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def test_beside_busy_programs_it_is_said_once(capsys):
+    model = LanguageModel(TransformerConfig(num_layers=1, num_experts=2))
+    with busy_processes():
+        take_turns([lambda: time.sleep(0.1)], repeats=3)
+        said = capsys.readouterr().err
+        assert said.startswith("Another program takes ") and said.count(SAID) == 1
+        decode_speed({"model": model}, (1, 2, 4), repeats=20)  # in three rounds
+        assert capsys.readouterr().err.count(SAID) == 1
+
+
+def test_of_ones_own_work_nothing_is_said(monkeypatch, capsys):
+    times = namedtuple("times", "user guest idle")  # a machine on which only this process works
+    monkeypatch.setattr(busy.psutil, "cpu_times", lambda: times(time.process_time(), 0.0, time.monotonic()))
+    with busy.watching_others():
+        torch.randn(500, 500) @ torch.randn(500, 500)
+        work(0.3)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_in_a_notebook_it_stands_below_the_cell_and_in_no_output_that_is_compared(is_static, monkeypatch):
+    shown, updates = [], []
+    handle = namedtuple("handle", "update")(lambda data, raw: updates.append(data))
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if is_static else "")
+    monkeypatch.setattr(busy, "in_notebook", lambda: True)
+    monkeypatch.setattr(busy, "display", lambda data, **options: shown.append(data) or handle)
+    monkeypatch.setattr(busy, "_seconds_of_others", iter([0.0, 1e6]).__next__)
+    with busy.watching_others():
+        time.sleep(busy.SHORT + 0.05)
+    assert (shown, len(updates)) == (([], 0) if is_static else ([{}], 1))
+    assert all(SAID in data["text/plain"] for data in updates)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from oracle import refused
 
-from moe_lessons.training import PlaneSetting, Run, load_checkpoint, plane_model, plane_runs, save_checkpoint
+from moe_lessons.training import PlaneSetting, Run, load_checkpoint, plane_model, save_checkpoint
 from moe_lessons.training.knobs import KNOBS, TRAINING, Knob, idle_with
 from moe_lessons.widgets import BalancingLab, Playground, RoutingLab
 from moe_lessons.widgets.controls import control
@@ -24,19 +24,13 @@ def test_every_knob_has_a_name_says_what_it_does_and_when_it_cannot():
         assert bool(knob.needs) == bool(knob.idle) and not (knob.attribute and not knob.needs)
 
 
-def test_every_knob_of_training_is_in_settings_runs_laboratories_and_checkpoints(tmp_path):
+def test_every_knob_of_training_is_in_settings_and_laboratories():
     fields = {field.name: field.default for field in dataclasses.fields(PlaneSetting)}
     labs = Playground(), RoutingLab("json", panels="loss", **SMALL), BalancingLab("nothing", seeds=1)
-    run = plane_runs(PlaneSetting(router="sigmoid"))["MoE"]
     for name, knob in TRAINING.items():
         usual = {"lr": 0.02, "router_aux_loss_coef": 0.02}.get(name, knob.off)
-        assert fields[name] == usual and all(name in lab.inputs for lab in labs)
-        assert control(name).value is not None and knob.check(usual) == usual
-        if name not in idle_with("sigmoid"):
-            setattr(run.knobs, name, 0.5)
-    save_checkpoint(run, tmp_path / "run.pt")
-    same = load_checkpoint(plane_runs(PlaneSetting(router="sigmoid"))["MoE"], tmp_path / "run.pt")
-    assert repr(same.knobs) == repr(run.knobs) and repr(run.knobs).count("=0.5") == len(TRAINING) - 1
+        assert fields[name] == knob.check(usual) == usual and all(name in lab.inputs for lab in labs)
+        assert control(name).value is not None
 
 
 IDLE = {"top-k": {"expert_bias_rate"}, "gaussian noise": {"expert_bias_rate"}, "sigmoid": {"noise_std"}}
@@ -50,7 +44,6 @@ def test_a_knob_is_idle_where_a_router_has_no_use_for_it(router):
 
 
 def surprise(routing):
-    """A loss that is lowest where the router is sure."""
     return -routing.router_probs.square().sum(dim=-1).mean()
 
 

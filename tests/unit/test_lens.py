@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from moe_lessons.analysis import trace_text
-from moe_lessons.hub import Lens, RunModel, export_model
+from moe_lessons.hub import Lens, LensCallback, RunModel, export_model
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, load_balancing_loss, seeded
 from moe_lessons.plots.panels.shares import layers
 from moe_lessons.tasks import TextTask
@@ -102,7 +102,7 @@ def test_tokens_that_skip_the_experts_of_zaya_have_none():
     assert sum(len(routing.expert_idx) for routing in lens.routings.values()) < 16 * len(lens.layers)
 
 
-def test_what_is_full_in_switch_is_dropped():
+def test_what_is_full_in_switch_is_dropped_and_each_side_has_its_own_mask():
     model, inputs = hf_families.runnable("switch_transformers")
     wanted = seen(model, **inputs).routings
     for module in model.modules():
@@ -113,11 +113,15 @@ def test_what_is_full_in_switch_is_dropped():
     assert torch.equal(routing.demand_per_expert, whole.tokens_per_expert) and whole.dropped == 0 < routing.dropped
     choices = [(token // 8, expert) for token, expert in enumerate(whole.topk_indices.flatten().tolist())]
     assert routing.token_idx.tolist() == [token for token in range(16) if choices.index(choices[token]) == token]
+    model, inputs = hf_families.runnable("switch_transformers")
+    masks = {"attention_mask": torch.ones(2, 8), "decoder_attention_mask": torch.ones(2, 5)}
+    masks["attention_mask"][0, 6:] = 0
+    masks["decoder_attention_mask"][1, 2:] = 0
+    lens = seen(model, **inputs, **masks)
+    assert [routing.num_tokens for routing in lens.routings.values()] == [14, 7]
 
 
 class Adapter(nn.Module):
-    """As LoRA wraps a module."""
-
     def __init__(self, base_layer):
         super().__init__()
         self.base_layer, self.lora = base_layer, nn.Linear(2, 2)
@@ -167,15 +171,6 @@ def test_generation_makes_a_call_for_each_token_and_its_mask_is_longer_by_the_ca
     steps = [call["model.layers.1.mlp"].topk_indices for call in lens.calls]
     assert torch.equal(torch.cat([steps[0][5:], *(step[1:] for step in steps[1:])]), once)
     assert lens.routings["model.layers.1.mlp"].topk_indices.shape == (19, 2)
-
-
-def test_each_side_of_an_encoder_decoder_has_its_own_mask():
-    model, inputs = hf_families.runnable("switch_transformers")
-    masks = {"attention_mask": torch.ones(2, 8), "decoder_attention_mask": torch.ones(2, 5)}
-    masks["attention_mask"][0, 6:] = 0
-    masks["decoder_attention_mask"][1, 2:] = 0
-    lens = seen(model, **inputs, **masks)
-    assert [routing.num_tokens for routing in lens.routings.values()] == [14, 7]
 
 
 @pytest.mark.parametrize("checkpointing", [None, False, True])
@@ -237,8 +232,6 @@ def test_balance_is_by_layer_and_the_pooled_loss_is_hugging_faces_over_k(mixtral
 
 
 class Parts(nn.Sequential):
-    """A model of these parts, one after the other."""
-
     def __init__(self, **parts):
         super().__init__(OrderedDict(parts))
 
@@ -249,8 +242,6 @@ class Parts(nn.Sequential):
 
 
 class Called(nn.Module):
-    """As experts are."""
-
     def forward(self, hidden_states, top_k_index, top_k_weights):
         return hidden_states
 
@@ -351,3 +342,88 @@ def test_the_bias_update_moves_the_bias_of_the_real_router():
     run.knobs.expert_bias_rate = 0.01
     load = run.step().load[0]
     assert torch.equal(bias.sign(), (1 / 8 - torch.tensor(load)).sign())
+
+
+# --- in a Trainer ---
+
+TEXTS = torch.randint(3, 100, (8, 16), generator=torch.Generator().manual_seed(0))
+MASKS = (torch.arange(16) < torch.tensor([16, 9, 12, 16, 5, 16, 10, 16])[:, None]).long()
+ROWS = [{"input_ids": ids, "labels": ids, "attention_mask": mask} for ids, mask in zip(TEXTS, MASKS)]
+
+
+class Watching(transformers.Trainer):
+    """Keeps what reaches its loggers. With `fails`, the second step fails after its forward pass."""
+
+    fails = False
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if self.fails and self.state.global_step == 1:
+            raise ZeroDivisionError
+        return loss
+
+
+def trainer(folder, *callbacks, model=None, **options) -> Watching:
+    """One for 4 steps, of 2 batches of 2 rows each: 2 epochs."""
+    given = {"max_steps": 4, "logging_steps": 2, "learning_rate": 0.0, "eval_strategy": "steps", "eval_steps": 1}
+    given |= {"gradient_checkpointing": True, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
+    given |= {"report_to": [], "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
+    args = transformers.TrainingArguments(str(folder), **given | options)
+    model = model or small("mixtral")
+    return Watching(model, args, train_dataset=ROWS, eval_dataset=ROWS[:2], callbacks=list(callbacks))
+
+
+def test_it_logs_the_balance_of_all_tokens_of_training_and_no_others(tmp_path):
+    """The model stands still here (no learning rate), and two steps are an epoch: what is logged is of all rows,
+    however they are cut into batches, computed again and evaluated between."""
+    model, callback = small("mixtral"), LensCallback(every=2)
+    made = trainer(tmp_path, callback, model=model)
+    made.train()
+    assert not callback.tallies  # each line begins anew
+    lens = seen(model.eval(), TEXTS, MASKS)
+    wanted = {
+        f"moe/{layer}/{column}": value
+        for layer, values in lens.balance().iterrows()
+        for column, value in values.items()
+        if column in ("max_over_mean", "entropy", "dead", "load_balancing_loss")
+    } | {"moe/pooled_load_balancing_loss": lens.pooled_loss()}
+    lines = [{key: line[key] for key in line if key.startswith("moe/")} for line in made.state.log_history]
+    assert [pytest.approx(wanted, rel=1e-5)] * 2 == [line for line in lines if line]
+    assert [line["step"] for line in made.state.log_history if "moe/pooled_load_balancing_loss" in line] == [2, 4]
+    assert [line["step"] for line in made.state.log_history if "loss" in line] == [2, 4]  # the trainer's own
+
+
+def test_the_model_is_trained_as_without_and_a_starving_expert_is_named_once(tmp_path):
+    weights, model = [], small("mixtral")
+    loads = {name: r.tokens_per_expert.double() for name, r in seen(model.eval(), TEXTS, MASKS).routings.items()}
+    shares = sorted((s, e, name) for name, load in loads.items() for e, s in enumerate((load / load.mean()).tolist()))
+    (least, expert, layer), (next_one, *_) = shares[:2]
+    with pytest.warns(UserWarning, match="experts starve") as said:
+        trainer(tmp_path, LensCallback(every=2, warn_below=(least + next_one) / 2), model=model).train()
+    said = [str(warning.message) for warning in said if "starve" in str(warning.message)]
+    assert len(said) == 1 and said[0].endswith(f"in the 2 steps up to 2: E{expert} of {layer} ({least:.2g})")
+    for callbacks in ([], [LensCallback(every=1, warn_below=0)]):
+        made = trainer(tmp_path, *callbacks, learning_rate=1e-2, eval_strategy="no")
+        made.train()
+        weights.append(torch.cat([p.detach().flatten() for p in made.model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_nothing_is_on_the_model_after_a_failure_and_it_can_be_trained_again(tmp_path):
+    model = small("mixtral")
+    made, before = trainer(tmp_path, LensCallback(every=1), model=model, eval_strategy="no"), hooks(model)
+    made.fails = True
+    with pytest.raises(ZeroDivisionError):
+        made.train()
+    assert hooks(model) <= before + 1  # the Trainer adds one of its own for checkpointing
+    made.fails = False
+    made.train()
+    assert "training_step" not in vars(made) and len(made.state.log_history) > 3
+
+
+def test_a_dense_model_and_no_trainer_are_refused(tmp_path):
+    dense = transformers.LlamaForCausalLM(hf_families.small("llama", "LlamaForCausalLM")[0])
+    with pytest.raises(ValueError, match="model must have .*, got LlamaForCausalLM, which has none: it is dense"):
+        trainer(tmp_path, LensCallback(), model=dense).train()
+    with pytest.raises(ValueError, match="must be called by a transformers.Trainer, got a call from elsewhere"):
+        LensCallback().on_train_begin(None, None, None, model=small("mixtral"))

@@ -20,7 +20,6 @@ NOT_READ = {"doge", "vitpose_backbone"}
 
 @pytest.fixture(autouse=True, scope="module")
 def quiet():
-    """Tiny sizes make some families warn."""
     before = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     with warnings.catch_warnings():

@@ -1,33 +1,19 @@
 """The MoE block against the loop over tokens and experts, against its own limits, and at its edges."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import (
-    assert_same,
-    assignments_of,
-    by_rows,
-    combine,
-    ffn_row,
-    keep_within,
-    surest_first,
-)
+from oracle import assert_same, assignments_of, by_rows, combine, ffn_row, keep_within, mix_softly, surest_first
 from torch import nn
 
-from moe_lessons.nn import (
-    ACTIVATIONS,
-    DISPATCH,
-    ExpertChoiceRouter,
-    HashRouter,
-    MoE,
-    SigmoidRouter,
-    TopKRouter,
-    expert_capacity,
-    muted,
-)
+from moe_lessons.nn import ACTIVATIONS, DISPATCH, ExpertChoiceRouter, HashRouter, MoE, SigmoidRouter, TopKRouter
+from moe_lessons.nn.balancing import expert_capacity
+from moe_lessons.nn.experts import muted
+from moe_lessons.nn.soft_moe import SoftMoE
 
 F64 = torch.float64
 WAYS = [*DISPATCH, "auto"]
@@ -55,27 +41,21 @@ def reference(moe: MoE, x: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
 @pytest.mark.parametrize("router", [TopKRouter, SigmoidRouter, ExpertChoiceRouter])
 @given(data=st.data())
 def test_equals_the_loop_over_tokens_and_experts(router, way, data):
-    """Whatever the sizes, the activation, the biases, where the weight stands, the shared expert and the capacity."""
     draw, size, one_of = data.draw, st.integers, st.sampled_from
     torch.manual_seed(draw(size(0, 99)))
     num_experts, d_model = draw(size(2 if router is ExpertChoiceRouter else 1, 6)), draw(size(1, 5))  # of one: all ties
-    top_k, shared_d_ff = draw(size(1, num_experts)), draw(one_of([0, 1, 3]))
+    top_k, options = draw(size(1, num_experts)), {"activation": draw(one_of(list(ACTIVATIONS)))}
+    options |= {
+        "bias": draw(st.booleans()),
+        "weight_input": draw(st.booleans()),
+        "shared_d_ff": draw(one_of([0, 1, 3])),
+    }
+    options |= {"shared_expert_gate": options["shared_d_ff"] > 0 and draw(st.booleans())}
+    options |= {"capacity_factor": draw(one_of([None, 0.3, 0.5, 1.0, 1.5]))}
+    options |= {"capacity_priority": draw(one_of(["order", "weight"])), "dispatch": way}
     norm = {} if router is ExpertChoiceRouter else {"norm_topk_prob": draw(one_of([None, True, False]))}
-    moe = MoE(
-        d_model,
-        draw(size(1, 5)),
-        num_experts,
-        top_k,
-        router=router(d_model, num_experts, top_k, **norm),
-        activation=draw(one_of(list(ACTIVATIONS))),
-        bias=draw(st.booleans()),
-        weight_input=draw(st.booleans()),
-        shared_d_ff=shared_d_ff,
-        shared_expert_gate=shared_d_ff > 0 and draw(st.booleans()),
-        capacity_factor=draw(one_of([None, 0.3, 0.5, 1.0, 1.5])),
-        capacity_priority=draw(one_of(["order", "weight"])),
-        dispatch=way,
-    ).double()
+    made = router(d_model, num_experts, top_k, **norm)
+    moe = MoE(d_model, draw(size(1, 5)), num_experts, top_k, router=made, **options).double()
     for parameter in moe.experts.parameters():  # biases start at zero
         nn.init.normal_(parameter)
     x = torch.randn(draw(size(0, 7)), d_model, dtype=F64, requires_grad=True)
@@ -134,8 +114,6 @@ def test_no_wait_for_a_gpu(way):
 
 
 class Chosen(nn.Module):
-    """The experts of each token, and their weights, beside the output."""
-
     def __init__(self):
         super().__init__()
         self.moe = MoE(4, 8, 5, 2)
@@ -177,3 +155,29 @@ def test_a_muted_expert_adds_nothing(way, bias):
     assert len(others) < 9 * 2
     torch.testing.assert_close(without, combine(x, others, moe.experts))
     assert all(torch.equal(moe.state_dict()[name], weight) for name, weight in before.items())
+
+
+@given(st.integers(0, 5), st.integers(1, 4), st.integers(1, 3), st.sampled_from(list(ACTIVATIONS)), st.integers(0, 99))
+def test_equals_the_loop_over_slots_and_tokens(num_tokens, num_experts, slots_per_expert, activation, seed):
+    torch.manual_seed(seed)
+    moe = SoftMoE(3, 4, num_experts, slots_per_expert, activation=activation).double()
+    x = torch.randn(num_tokens, 3, dtype=F64, requires_grad=True)
+    assert_same(moe(x), mix_softly(moe, x), (x, *moe.parameters()))
+
+
+@pytest.mark.parametrize("shape", [(1, 4), (0, 4), (2, 0, 4), (0, 3, 4), (2, 3, 5, 4)])
+def test_any_leading_shape_and_layout_and_sequences_do_not_mix(shape, device):
+    moe = SoftMoE(4, 8, 3, 2).to(device)
+    x = torch.randn(shape[::-1], device=device).permute(*range(len(shape))[::-1]).requires_grad_()
+    y = moe(x)
+    y.sum().backward()
+    assert y.shape == x.grad.shape == shape and x.grad.isfinite().all()
+    for index in itertools.product(*map(range, shape[:-2])):
+        torch.testing.assert_close(y[index], moe(x[index]))
+
+
+def test_a_token_sees_the_future():
+    torch.manual_seed(0)
+    moe, x = SoftMoE(4, 8, 3), torch.randn(6, 4)
+    changed = torch.cat([x[:-1], torch.randn(1, 4)])
+    assert not moe.causal and not torch.allclose(moe(x)[0], moe(changed)[0], rtol=1e-3)

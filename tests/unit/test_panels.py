@@ -1,8 +1,6 @@
 """Panels show the data of a view, at little cost; experts and models stay tellable."""
 
 import gc
-import time
-import timeit
 import weakref
 from types import SimpleNamespace
 
@@ -17,9 +15,9 @@ from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity
 from moe_lessons.plots import PANELS
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
 from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
-from moe_lessons.plots.panels.quality import loss_panel, outcomes
-from moe_lessons.plots.panels.shares import film_panel, load_panel
-from moe_lessons.plots.panels.text import characters, shares_panel
+from moe_lessons.plots.panels.quality import loss_panel
+from moe_lessons.plots.panels.shares import load_panel
+from moe_lessons.plots.panels.text import shares_panel
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs
 
@@ -29,7 +27,6 @@ TEXT = 'if a<b & c: "τηε"\n  x'
 
 
 def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
-    """What a live view gives its panels."""
     usual = {"layer": 0, "marks": [3], "ghost": None, "x_axis": "steps", "first_x": 200, "clean_load": None}
     return SimpleNamespace(runs=runs, main_run=next(iter(runs.values())), selected=2, **usual | more)
 
@@ -65,9 +62,6 @@ def routing():
 
 def of(panel, kind: type) -> list:
     return [mark for mark in panel.marks if isinstance(mark, kind)]
-
-
-# --- what was spent, and the loss ---
 
 
 def record(step: int) -> SimpleNamespace:
@@ -110,25 +104,20 @@ def test_the_loss_of_each_model(view):
         losses = [np.mean([r.loss for r in run.records[max(0, i - 9) : i + 1]]) for i in range(STEPS)]
         np.testing.assert_allclose(line.y, losses, rtol=1e-5)
         assert line.name == name and line.x.tolist() == list(range(1, STEPS + 1))
-    assert [rule.x for rule in of(panel, Rule)] == [3] and panel.x.link == "step" and panel.x.high == 200
+    assert [rule.x for rule in of(panel, Rule)] == [3] and panel.x.link == "step"
     against = PANELS["loss"](SimpleNamespace(**vars(view) | {"x_axis": "FLOPs", "ghost": view.runs["MoE"]}))
-    assert against.x.link == ""
+    assert against.x.link == "" and of(against, Line)[0].name == "previous run"
     assert of(against, Rule)[0].x == pytest.approx(spent(view.main_run, "FLOPs")[2])
-    assert (of(against, Line)[0].ink, of(against, Line)[0].name) == (-1, "previous run")
 
 
 def test_the_axes_of_the_loss_grow_but_a_long_ghost_does_not_squeeze_a_young_run():
     for x_axis, start in (("steps", 200), ("FLOPs", 1e7), ("seconds", 0.25)):
-        panel = loss_panel({"MoE": ([start * 2.5], [1.0])}, x_axis=x_axis)
-        assert panel.x.high == pytest.approx(3.375 * start) and x_axis.rstrip("s") in panel.x.label
+        assert loss_panel({"MoE": ([start * 2.5], [1.0])}, x_axis=x_axis).x.high == pytest.approx(3.375 * start)
     for highest, limit in ((0.2, 0.5), (2.1, 2.5), (1e30, 10), (np.nan, 10)):
         assert loss_panel({"MoE": (np.arange(1, 31), np.linspace(highest, 0, 30))}).y.high == limit
     steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
     assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
     assert loss_panel({"MoE": nothing}, (steps, steps / 5000)).x.high >= 5000
-
-
-# --- the experts ---
 
 
 def test_the_load_is_that_of_the_last_steps_and_of_the_router_before_the_first(view):
@@ -146,31 +135,25 @@ def test_the_load_is_that_of_the_last_steps_and_of_the_router_before_the_first(v
 
 
 def test_films_have_every_step_and_are_thinned(view):
-    panel = PANELS["film"](view)
-    (stack,) = of(panel, Stack)
+    (stack,) = of(PANELS["film"](view), Stack)
     np.testing.assert_allclose(stack.y, [r.load[0] for r in view.main_run.records], rtol=1e-6)
-    assert stack.x.tolist() == list(range(1, STEPS + 1)) and panel.x.link == "step"
-    kinds = [(rule.kind, rule.y or rule.x) for rule in of(panel, Rule)]
-    assert kinds == [("even", e / 8) for e in range(1, 8)] + [("mark", 3)]
-    assert film_panel([1, 500], [EVEN, EVEN]).x.high == 675
+    assert stack.x.tolist() == list(range(1, STEPS + 1))
     run = SimpleNamespace(expert_gradients=[np.full(8, float(i)) for i in range(1, 1001)], num_experts=[8])
     (stack,) = of(PANELS["gradient film"](view_of({"MoE": run})), Stack)
     assert len(stack.x) <= MOST_PLACES and stack.x[-1] == 1000 and len(set(np.diff(stack.x))) == 1
 
 
-def test_layers_are_rows_and_other_panels_say_which_one_they_show(text_run, routing):
-    cells, crosses = PANELS["layers"](view_of({"MoE": text_run}, layer=1)).marks
+def test_layers_are_rows(text_run, routing):
+    cells, _ = PANELS["layers"](view_of({"MoE": text_run}, layer=1)).marks
     np.testing.assert_allclose(cells.z, 4 * np.array(text_run.records[0].load), rtol=1e-5)
-    assert (cells.even, cells.rows, cells.selected) == (1, "layer", 1) and set(crosses.look) <= {2}
-    assert PANELS["film"](view_of({"MoE": text_run}, layer=1)).title == "Load share over time, layer 1"
+    assert (cells.even, cells.rows, cells.selected) == (1, "layer", 1)
     full = apply_capacity(routing, 1)
     assert len(plots.token_expert_heatmap(full).lines[0].get_xydata()) == 24 - full.dropped < 24
     ax = plots.layer_loads([routing, full])  # what is dropped was wanted
     idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
     assert {tuple(point) for point in ax.lines[2].get_xydata().astype(int)} == idle
-    for given in ([], [routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]]):
-        with pytest.raises(ValueError, match="^routings must be one or more Routings with one number of experts, got"):
-            plots.layer_loads(given)
+    with pytest.raises(ValueError, match="^routings must be one or more Routings with one number of experts, got"):
+        plots.layer_loads([routing, MoE(4, 4, 3, 1)(torch.ones(2, 4))[1]])
 
 
 def test_the_table_says_what_each_model_costs(view):
@@ -180,32 +163,6 @@ def test_the_table_says_what_each_model_costs(view):
         column = dict(zip(table.rows, (row[table.columns.index(name)] for row in table.cells)))
         assert column["parameters"] == f"{count_parameters(run.model).total:,}"
         assert column["accuracy"] == f"{run.evaluate(256)['accuracy']:.1%}"
-
-
-def test_the_panels_of_every_picture_cost_a_small_part_of_a_training_step():
-    """Of runs that are long already; relative to a step, so that a slow machine may be slow."""
-
-    def least(action) -> float:
-        return min(timeit.repeat(action, timer=time.thread_time, repeat=20, number=1))
-
-    runs = plane_runs(PRESETS["healthy"])
-    step = least(lambda: [run.step() for run in runs.values()])
-    for run in runs.values():
-        run.records.extend(run.records * 200)
-    assert least(lambda: [PANELS[name](view_of(runs)) for name in ("loss", "load", "film")]) < 0.25 * step
-
-
-# --- texts ---
-
-
-@pytest.mark.parametrize("data", [b"", "αβ€𝄞x".encode(), b"\xb1a", b"a\xce", b"\xe2\x82", bytes(range(256))])
-def test_text_is_cut_into_its_characters_and_what_is_none_into_its_bytes(data):
-    found = list(characters(data))
-    assert [start for _, start, _ in found] == np.cumsum([0, *(size for _, _, size in found)])[:-1].tolist()
-    assert sum(size for _, _, size in found) == len(data)
-    for char, start, size in found:
-        own = data[start : start + size]
-        assert own == char.encode() if char != "�" else size == 1 and own.decode(errors="ignore") == ""
 
 
 def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(trace, layer=1):
@@ -236,18 +193,12 @@ def test_shares_are_shown_in_two_directions_from_the_even_one_and_must_be_shares
 def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing_to_show(view, text_run):
     (text,) = plots.writing({"a": "The ", "b": "def "}, num_bytes=6)(view_of({"LM": text_run})).marks
     assert list(text.texts) == [plots.write(text_run.model, prompt, 6) for prompt in ("The ", "def ")]
-    assert text.names == ("a", "b")
-    (text,) = PANELS["writing"](view_of({"LM": text_run})).marks
-    assert text.names == ("english", "code") and all(len(written) > 60 for written in text.texts)
+    assert text.names == ("a", "b") and PANELS["writing"](view_of({"LM": text_run})).marks[0].names[1] == "code"
     with pytest.raises(ValueError, match="must be a LanguageModel with a TextTask where it writes, got"):
         PANELS["writing"](view)
-    dense = view_of({"dense": view.runs["equal-active twin"]})
     for name in ("load", "film", "layers"):
         with pytest.raises(ValueError, match="need a mixture of experts, got PlaneClassifier without one"):
-            PANELS[name](dense)
-
-
-# --- the balancing laboratory ---
+            PANELS[name](view_of({"dense": view.runs["equal-active twin"]}))
 
 
 @pytest.mark.parametrize("widest, lowest", [(1.1, 0.97), (8.7, 0.05)])
@@ -265,5 +216,3 @@ def test_tiles_are_coloured_by_what_became_of_them_and_axes_reach_over_all_seeds
         own = [part[0] for part in found]
         np.testing.assert_allclose(own, [np.mean(values), min(values), max(values)], rtol=1e-6)
     assert panel.x.low < 1 and panel.x.high >= widest and panel.y.low <= lowest and panel.y.high == 1
-    del tiles["nothing"]
-    assert outcomes(SimpleNamespace(tiles=tiles))[1][1] == (1, "fewer dead than the worst: jitter")

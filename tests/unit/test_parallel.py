@@ -29,12 +29,8 @@ def losses(said: list[dict]) -> list[float]:
     return [record["loss"] for record in said if record["event"] == "step"]
 
 
-# --- the exchange --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("num_ranks", [1, 2, 4])
 def test_equal_to_one_process(num_ranks):
-    """Output, gradients of the input and of all weights, and what is dropped."""
     cases = list(launch(ranks.exact, num_ranks, timeout=60))
     assert len(cases) == 2 * (len(ranks.KINDS) + len(ranks.SPLITS[num_ranks]) - 1)
     assert any(case["dropped"] for case in cases)
@@ -66,9 +62,6 @@ def test_rank_traffic_is_counted_row_by_row():
         rank_traffic(routing, 8)
 
 
-# --- training ------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def alone() -> list[float]:
     """The losses of one process, written without anything of `parallel` but the sizes."""
@@ -95,7 +88,6 @@ def test_the_curve_of_one_process(alone):
 
 
 def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
-    """Saved on two ranks, gone on with by one and four: the curve of one process."""
     settings = replace(SMALL, steps=6, every=2, checkpoint=str(tmp_path / "saved"))
     curve = losses(records(settings, 2))
     assert sorted(path.name for path in Path(settings.checkpoint).iterdir()) == ["step4.checkpoint", "step6.checkpoint"]
@@ -108,7 +100,6 @@ def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
 
 
 def test_what_is_refused_on_all_ranks_alike_and_checkpoints_that_fail(tmp_path):
-    """Bad settings; a full disk, which loses nothing; a damaged checkpoint, and one of another model."""
     said = {record["case"]: record for record in launch(ranks.refusals, 2, str(tmp_path), timeout=60)}
     for case, message in {
         "experts": "num_experts (9) must be a multiple of the number of ranks (2)",
@@ -146,15 +137,9 @@ def test_a_given_routing_gives_each_rank_its_share(share, rows):
         given_routing(1024, 8, 2, 1.5)
 
 
-def test_each_size_is_sent_in_turns():
+def test_records_of_rank_0_come_as_they_are_made_and_each_size_is_sent_in_turns():
     tries = list(launch(exchange_times, 2, (1000, 30_000)))
     assert [one["bytes"] for one in tries] == [1000, 30_000] * 7 and all(one["seconds"] > 0 for one in tries)
-
-
-# --- launch --------------------------------------------------------------------------------------------------
-
-
-def test_records_of_rank_0_come_as_they_are_made():
     first, last = launch(ranks.breaks, 1, "no way")
     assert torch.equal(first, torch.ones(2)) and last == "no fault"
 
@@ -200,5 +185,3 @@ def test_functions_that_other_processes_do_not_find():
     for function, name in ((inside, ".*inside at .*"), (lambda: 1, ".*<lambda> at .*"), (time, "<module 'time'.*")):
         with refused(f"function must be importable, so that other processes find it: write it to .*; got {name}"):
             launch(function, 2)
-    with refused("ranks must be a whole number of at least 1, got 0"):
-        launch(ranks.breaks, 0)

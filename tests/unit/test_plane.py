@@ -13,7 +13,7 @@ from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, gri
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, plane_model, remedy_setting
 from moe_lessons.training.settings import ROUTERS
 
-tasks, TASKS = pytest.mark.parametrize("name", PLANE_TASKS), ", ".join(map(repr, PLANE_TASKS))
+tasks = pytest.mark.parametrize("name", PLANE_TASKS)
 
 
 def draw(task: PlaneTask, num_points: int = 500, seed: int = 0):
@@ -38,14 +38,11 @@ def test_the_seed_decides(name):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_uneven_blobs_are_drawn_as_often_as_one_over_their_rank():
+def test_uneven_blobs_voronoi_waves_and_the_checker_by_their_rules():
     _, y = draw(PlaneTask("uneven"), 50_000)
     shares = torch.tensor([1 / rank for rank in range(1, 25)]).view(3, 8).sum(dim=0)  # every eighth blob has a class
     expected = 50_000 * shares / shares.sum()
     assert ((torch.bincount(y) - expected).abs() < 5 * expected.sqrt()).all()  # five standard deviations
-
-
-def test_voronoi_by_the_loop_and_waves_by_hand():
     task = PlaneTask("voronoi", seed=3)
     for point, label in zip(*(part.tolist() for part in draw(task, 50))):
         distances = [math.dist(point, centre) for centre in task.prototypes.tolist()]
@@ -53,9 +50,6 @@ def test_voronoi_by_the_loop_and_waves_by_hand():
     task = PlaneTask("waves")  # stripes of height 2.5 / 8 from -1.25 to 1.25
     x = torch.tensor([[0.0, -1.0], [0.0, -0.1], [0.0, 0.1], [0.0, 1.0], [0.25, 0.5], [-0.25, 0.5]])
     assert task.labels(x).tolist() == [0, 3, 4, 7, 6, 4]
-
-
-def test_no_two_neighbours_of_the_checker_are_alike_and_a_grid_goes_row_by_row_from_the_bottom_left():
     board = PlaneTask("checker").labels(grid(6) * 5 / 6).view(6, 6)  # the centres of the squares
     assert not (board[1:] == board[:-1]).any() and not (board[:, 1:] == board[:, :-1]).any()
     assert grid(3).tolist() == [[x, y] for y in (-1, 0, 1) for x in (-1, 0, 1)]
@@ -121,13 +115,8 @@ def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merge
 @pytest.mark.parametrize(
     "make, fields, message",
     [
-        (PlaneTask, {"name": "spiral"}, f"name must be one of {TASKS}, got 'spiral'"),
-        (PlaneSetting, {"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
-        (PlaneSetting, {"router": "hash"}, "router must be one of 'top-k', .*, 'expert choice', got 'hash'"),
-        (PlaneSetting, {"router_start": "even"}, "router_start must be one of 'spread', .*, got 'even'"),
         (PlaneSetting, {"expert_bias_rate": 0.1}, "expert_bias_rate must be 0.0 where the router is 'top-k', got 0.1"),
         (PlaneSetting, {"router": "learned noise", "noise_std": 0.5}, "noise_std must be 0.0 where .* noise', got 0.5"),
-        (partial(remedy_setting, "prayer"), {}, "remedy must be one of 'nothing', .*, got 'prayer'"),
         (partial(remedy_setting, "bias update", "expert choice"), {}, "remedies must agree on router, got .* choice'"),
         (partial(remedy_setting, "capacity", "expert choice"), {}, "capacity_factor must be None where .*"),
     ],

@@ -46,7 +46,7 @@ def test_copies_against_tokens_that_are_sent_one_by_one(top_k, node_limit):
     np.testing.assert_allclose(copies_sent(top_k, group, node, node_limit), (inside, between), rtol=0.03, atol=0.03)
 
 
-def test_memory_holds_every_weight_once_and_the_optimizer_too():
+def test_memory_holds_every_weight_once_and_arithmetic_is_six_flops_for_an_active_one():
     total = TINY.count.total
     whole = made(devices=1, expert_parallel=1)
     assert (whole.weights, whole.gradients, whole.optimizer) == (2 * total, 4 * total, 12 * total)
@@ -56,9 +56,6 @@ def test_memory_holds_every_weight_once_and_the_optimizer_too():
     assert split.weights == routed / 8 + total - routed and split.optimizer == 12 * total / 16
     assert split.memory == pytest.approx(split.weights + split.gradients + split.optimizer + split.activations)
     assert made(phase="prefill").optimizer == made(phase="prefill").gradients == 0
-
-
-def test_arithmetic_is_six_flops_for_an_active_weight_at_the_stated_share_of_the_peak():
     flat = made(inside=FREE, between=FREE, context=0)
     peak = machines().bf16_flops_per_second["NVIDIA H100 SXM"]
     assert flat.flops == 3 * 512 * TINY.flops_per_token() and flat.exchange < 1e-20
@@ -66,7 +63,7 @@ def test_arithmetic_is_six_flops_for_an_active_weight_at_the_stated_share_of_the
     assert flat.tokens_per_second == pytest.approx(16 * 512 / flat.seconds) and flat.limit == "arithmetic"
 
 
-def test_decoding_on_one_device_is_the_roofline(monkeypatch):
+def test_decoding_on_one_device_is_the_roofline_and_many_read_the_experts_that_all_tokens_meet(monkeypatch):
     monkeypatch.setattr(planner, "UTILISATION", 1.0)
     row, sizes = machines().loc["NVIDIA H100 SXM"], sizes_of(MODEL_SHAPES["Mixtral 8x7B"])
     alone = {"devices": 1, "expert_parallel": 1, "phase": "decoding", "context": 4096}
@@ -74,9 +71,6 @@ def test_decoding_on_one_device_is_the_roofline(monkeypatch):
         decoded = plan("Mixtral 8x7B", **alone, tokens_per_device=batch)
         expected = step_seconds(sizes, machine_for(row, "bfloat16"), "bfloat16", batch, 4096)
         assert decoded.seconds == pytest.approx(expected, rel=1e-6) and decoded.limit == "memory"
-
-
-def test_in_decoding_the_devices_together_read_the_experts_that_all_their_tokens_meet(monkeypatch):
     monkeypatch.setattr(planner, "UTILISATION", 1e3)
     sizes, N, T = published_sizes()["DeepSeek-V3"], 64, 4
     shared = {"devices": N, "expert_parallel": N, "inside": FREE, "between": FREE, "context": 0}
@@ -86,7 +80,7 @@ def test_in_decoding_the_devices_together_read_the_experts_that_all_their_tokens
     assert read == pytest.approx(N * dense + sizes.read(N * T) - dense) and step.limit == "memory"
 
 
-def test_the_busiest_device_and_full_places_are_waited_for():
+def test_the_busiest_device_is_waited_for_and_overlap_hides_no_more_than_there_is():
     even, uneven, padded = made(), made(imbalance=1.5), made(capacity_factor=1.25)
     assert uneven.bytes_inside == 1.5 * even.bytes_inside and padded.bytes_inside == 1.25 * even.bytes_inside
     assert uneven.inside > even.inside
@@ -94,9 +88,6 @@ def test_the_busiest_device_and_full_places_are_waited_for():
     assert uneven.compute == pytest.approx(even.compute * (1 + 0.5 * of_experts))
     assert uneven.flops == even.flops == padded.flops and uneven.memory == even.memory
     assert made(capacity_factor=1.0, imbalance=3.0) == even  # no device has more than its places
-
-
-def test_overlap_hides_no_more_than_there_is():
     slow = {"inside": Link(1e9), "devices": 8}
     open_, half, full = (made(**slow, overlap=overlap) for overlap in (0, 0.5, 1))
     assert open_.hidden == 0 and half.hidden == pytest.approx(min(open_.exchange / 2, open_.compute))
@@ -107,15 +98,9 @@ def test_overlap_hides_no_more_than_there_is():
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"model": "GPT-9"}, "model must be one of 'Switch-Base-8'"),
         ({"expert_parallel": 32, "devices": 32}, r"expert_parallel must be between 1 and .* experts \(16\), got 32"),
         ({"devices": 12}, r"expert_parallel × pipeline_parallel \(8\) must divide devices \(12\)"),
         ({"tensor_parallel": 3}, r"tensor_parallel × pipeline_parallel \(3\) must divide devices \(16\)"),
-        ({"phase": "sleep"}, "phase must be one of 'training', 'prefill', 'decoding', got 'sleep'"),
-        ({"inside": "string"}, "link must be one of 'NVLink 3"),
-        ({"imbalance": 0.5}, "imbalance must be a finite number of at least 1, got 0.5"),
-        ({"node_limit": 0}, "node_limit must be a whole number of at least 1, got 0"),
-        ({"overlap": 1.5}, "overlap must be a share between 0 and 1, got 1.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(settings, said):
@@ -129,12 +114,9 @@ def test_a_link_is_found_again_in_noisy_seconds():
     assert found.bytes_per_second == pytest.approx(3e9, rel=0.03) and found.latency == pytest.approx(2e-4, rel=0.5)
     assert fit_link([1e6, 2e6], [0.9e-3, 2.1e-3]).latency == 0  # the line would begin below 0
     assert found.seconds(0) == 0 and found.seconds(3e9) == pytest.approx(1, rel=0.03)
-
-
-@pytest.mark.parametrize("sent, seconds", [([1], [1]), ([1, 1], [1, 2]), ([1, 2], [2, 0]), ([1, 2], [1]), ([], [])])
-def test_too_few_exchanges_make_no_link(sent, seconds):
-    with pytest.raises(ValueError, match="sent and seconds must be as many numbers, of two sizes at least"):
-        fit_link(sent, seconds)
+    for sent, seconds in (([1, 1], [1, 2]), ([1, 2], [2, 0]), ([1, 2], [1])):
+        with pytest.raises(ValueError, match="sent and seconds must be as many numbers, of two sizes at least"):
+            fit_link(sent, seconds)
     with pytest.raises(ValueError, match="seconds must grow with the bytes sent"):
         fit_link([1e6, 2e6, 3e6], [3, 2, 1])
 
@@ -147,7 +129,7 @@ def test_a_torus_by_walking_through_it(side):
     assert many == pytest.approx(two / hops)
 
 
-def test_the_planner_against_published_systems():
+def test_the_planner_against_published_systems_and_sizes():
     checked = check_published()
     near = checked.error_percent.abs() <= 30
     assert near.sum() >= 16 and len(checked) == 22
@@ -155,9 +137,6 @@ def test_the_planner_against_published_systems():
     assert within >= {"DeepSeek-V3", "DeepEP", "Megatron Core", "GLaM", "GShard 150B"}
     assert (checked.reason[~near].str.len() > 60).all() and (checked.reason[near] == "").all()
     assert set(checked.seen) == {"yes"} and checked.source.str.len().gt(15).all()
-
-
-def test_the_models_have_the_sizes_that_were_published():
     published = {"Mixtral 8x22B": (141e9, 39e9), "Qwen2-57B-A14B": (57e9, 14e9), "GLaM": (1.162e12, 96.6e9)}
     published["GShard 600B"] = 619e9, 0.0025 * 619e9  # arXiv:2104.10350, table 4
     for name, (total, active) in published.items():

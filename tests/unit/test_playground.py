@@ -6,18 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from live_tools import MyMoE, assert_consistent, button, ended, losses, mark, on_a_loop, settled, words
+from live_tools import MyMoE, assert_consistent, button, ended, mark, on_a_loop, settled, words
 from torch import nn
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
 from moe_lessons.plots.marks import Bars, Cells, Points
 from moe_lessons.tasks import grid
-from moe_lessons.training import PRESETS, plane_runs
+from moe_lessons.training import PRESETS
 from moe_lessons.widgets import Playground, live
 from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
 
-TERRITORY, HEATMAP, LOAD, _, LOSS, COST = range(6)
+TERRITORY, HEATMAP, LOAD = range(3)
 
 
 def territory(playground: Playground) -> torch.Tensor:
@@ -33,9 +33,8 @@ def routing_of(playground: Playground, points: torch.Tensor):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_and_says_what_is_seen(preset):
     playground = Playground(preset, play=3)
-    assert playground.setting == PRESETS[preset] and playground.step == 3
+    assert playground.setting == PRESETS[preset] and len(playground.words()) > 20
     assert_consistent(playground)
-    assert len(playground.words()) > 20 and repr(playground) == f"Playground({preset!r}, play=3)"
 
 
 def test_with_a_few_controls_only_those_are_there():
@@ -65,31 +64,17 @@ async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked():
     assert not any(button(playground, name).button_style for name in PRESETS)
 
 
-def test_a_preset_can_be_chosen_from_code_and_rescued_goes_on_with_a_collapsed_run():
-    playground = Playground("capacity", num_experts=np.int64(4))
-    assert "num_experts=4" in repr(playground)  # a number of NumPy, too
-    playground.choose_preset("noise")
-    assert playground.setting == PRESETS["noise"]
-    playground = Playground("collapse")
-    with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
-        playground.choose_preset("lucky")
+def test_rescued_goes_on_with_a_collapsed_run():
+    playground = Playground("collapse", num_experts=np.int64(8))
+    assert repr(playground) == "Playground('collapse')"  # a number of NumPy, too
     playground.advance(40)
     run = playground.main_run
     playground.choose_preset("rescued")
     assert playground.main_run is run and playground.marks == [40] and playground.step == 40
     playground.choose_preset("collapse")
     assert playground.step == 0 and playground.marks == []
-
-
-def test_it_trains_as_runs_do_alone_whatever_is_drawn_or_muted_and_the_learning_rate_is_of_all_models():
-    playground, reference = Playground("noise", seed=1), plane_runs(PRESETS["noise"], 1)
-    playground.set(mute="E3", lr=0.5)
-    for _ in range(3):
-        playground.advance(2)
-        torch.rand(1)
-    for run in reference.values():
-        run.knobs.lr = 0.5
-    assert losses(playground) == {name: [run.step().loss for _ in range(6)] for name, run in reference.items()}
+    with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
+        playground.choose_preset("lucky")
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +107,10 @@ def test_the_pictures_read_the_router_without_its_noise():
     assert bars.y.tolist() == pytest.approx(playground.main_run.records[-1].load[0]) != pytest.approx(bars.second)
 
 
-def test_the_words_tell_of_the_load_of_dropped_assignments_and_of_a_loss_worse_than_guessing(trained):
+def test_the_words_tell_of_the_load_and_the_reading_is_the_routing_of_the_selected_token(trained):
     mean = torch.tensor([record.load[0] for record in trained.main_run.records[-20:]]).mean(dim=0)
     assert trained.words() == describe_load(mean, 2) == trained.canvas.words["words"]
-    assert "% of the assignments are dropped" in Playground("capacity", capacity_factor=0.5, play=3).words()
     assert "worse than guessing (2.08)" in Playground(lr=30.0, top_k=1, router_aux_loss_coef=0.0, play=60).words()
-
-
-def test_the_reading_is_the_routing_of_the_selected_token(trained):
     trained.inputs["token"].value = 9
     logits, routing = routing_of(trained, trained.plane.points[9:10])
     scores, best = routing.router_logits[0].sort(descending=True)
@@ -150,8 +131,7 @@ def test_a_capacity_does_not_always_drop_the_last_classes():
         playground = Playground("capacity", seed=seed)
         for _ in range(30):
             playground.main_run.step()  # the dense twins drop nothing
-        served = playground.plane.routing.token_idx
-        dropped += torch.tensor([i not in served for i in range(NUM_TOKENS)])
+        dropped += torch.tensor([i not in playground.plane.routing.token_idx for i in range(NUM_TOKENS)])
     first, last = dropped[:16].sum(), dropped[16:].sum()
     assert first > 10 and last > 10 and 0.5 < first / last < 2
 
@@ -192,8 +172,6 @@ async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
 
 
 def a_block(change=lambda x, y, routing: (y, routing), **attributes):
-    """A class that keeps the contract, but for what is named."""
-
     class Block(MyMoE):
         def __init__(self, d_model, d_ff, num_experts, top_k):
             super().__init__(d_model, d_ff, num_experts, top_k)
@@ -211,15 +189,11 @@ def a_block(change=lambda x, y, routing: (y, routing), **attributes):
     "block, message",
     [
         (a_block(d_ff=None), "keep d_ff as given .4., got None in Block"),
-        (
-            a_block(experts=[nn.Linear(16, 16)]),
-            "keep its experts in a module such as nn.ModuleList, got Block",
-        ),
+        (a_block(experts=[nn.Linear(16, 16)]), "keep its experts in a module such as nn.ModuleList, got Block"),
         (a_block(change=lambda x, y, routing: y), r"return \(y, Routing\), got Block, which does not"),
         (a_block(change=lambda x, y, routing: (y.sum(dim=-1), routing)), "return a finite y of the shape of x"),
         (a_block(change=lambda x, y, routing: (y.detach(), routing)), "return a y with a gradient"),
         (a_block(change=lambda x, y, routing: (y, routing, x.add_(1))[:2]), "leave x as it is, got Block"),
-        (a_block(top_k=1), "keep top_k as given .2., got 1 in Block"),
         (MoE(16, 4, 8, 2), "be a class called with d_model, d_ff, num_experts, top_k, got MoE"),
     ],
 )

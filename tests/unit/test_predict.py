@@ -47,25 +47,22 @@ def test_what_is_kept_but_no_longer_allowed_counts_as_not_answered(kind, old):
     assert prediction.answer is None
 
 
-def test_a_live_page_gets_the_widget_and_a_static_one_text(kind, monkeypatch):
+def test_a_live_page_gets_the_widget_a_static_one_text_and_its_repr_makes_it_again(kind, monkeypatch):
     data, _ = MAKERS[kind]()._repr_mimebundle_()
     assert WIDGET in data
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
     data, _ = MAKERS[kind]()._repr_mimebundle_()
     assert set(data) == {"text/plain", "text/markdown"} and data["text/markdown"].startswith(f"**Predict.** {QUESTION}")
+    for key in (None, "05.left"):
+        again, first = eval(repr(MAKERS[kind](key))), MAKERS[kind](key)
+        for name in ("text", "key", "options", "unit", "limits", *(["x", "y", "places"] if kind == "curve" else [])):
+            assert getattr(again, name) == getattr(first, name)
 
 
 @pytest.mark.parametrize("key", ["left", "5.left", "05.", "05.Left!", "05 left", 5, ""])
 def test_a_key_that_is_none_is_refused(kind, key):
     with pytest.raises(ValueError, match="key must be lesson, dot and name, such as '05.survivors', got"):
         MAKERS[kind](key)
-
-
-def test_its_repr_makes_it_again(kind):
-    for key in (None, "05.left"):
-        again, first = eval(repr(MAKERS[kind](key))), MAKERS[kind](key)
-        for name in ("text", "key", "options", "unit", "limits", *(["x", "y", "places"] if kind == "curve" else [])):
-            assert getattr(again, name) == getattr(first, name)
 
 
 def test_trouble_with_the_file_is_said_in_the_view(kind, monkeypatch, tmp_path):
@@ -89,21 +86,22 @@ def test_it_says_what_was_predicted_and_what_happened():
         prediction.compare("none")
 
 
-def test_options_that_are_no_choice_are_refused():
+def test_options_that_are_no_choice_and_what_is_no_curve_are_refused():
     for options in ((), ("all",), ("all", "some", "all"), "all"):
         with pytest.raises(ValueError, match="options must be two or more different texts, got"):
             Prediction(QUESTION, options)
+    for xs, ys in (([1], [1]), ([1, 2], [1]), ([2, 1], [1, 1]), ([1, 2], [1, np.nan]), ([[1, 2]], [[1, 2]])):
+        with pytest.raises(ValueError, match="xs and ys must be two or more finite numbers each, and xs must rise"):
+            CurvePrediction("How does it fall?", X, Y).compare(xs, ys)
 
 
 @pytest.mark.parametrize(
     "answer, value, words",
     [
         (20, 93.4, "20 GB.\nWhat happened: 93.4 GB. That is 73.4 GB more than you said, 4.7 times as much."),
-        (20, 5, "20 GB.\nWhat happened: 5 GB. That is 15 GB less than you said, 0.25 times as much."),
         (93.4, 93.412, "93.4 GB.\nWhat happened: 93.4 GB. As you predicted."),
         (1500, 46_702, "1,500 GB.\nWhat happened: 46,700 GB. That is 45,200 GB more than you said, 31 times as much."),
         (0, 5, "0 GB.\nWhat happened: 5 GB. That is 5 GB more than you said."),
-        (5, -1, "5 GB.\nWhat happened: -1 GB. That is 6 GB less than you said."),
         (5, np.float32(6), "5 GB.\nWhat happened: 6 GB. That is 1 GB more than you said, 1.2 times as much."),
     ],
 )
@@ -113,19 +111,6 @@ def test_a_number_is_compared_by_difference_and_by_factor(answer, value, words):
     assert "_repr_mimebundle_" in dir(prediction.compare(value))
     prediction.answer = answer
     assert repr(prediction.compare(value)) == f"You predicted: {words}"
-
-
-def test_only_numbers_within_the_limits_are_answers():
-    prediction = NumberPrediction("How large?", "GB", 1, 100)
-    for answer in (0.9, 101, float("inf"), "20", [20]):
-        with pytest.raises(TraitError, match="answer must be a number from 1 to 100, got"):
-            prediction.answer = answer
-    for low, high in ((1, 1), (2, 1), (0, float("inf")), ("a", "b"), (None, 3)):
-        with pytest.raises(ValueError, match="low and high must be two finite numbers, the lower one first"):
-            NumberPrediction("How large?", "GB", low, high)
-    for value in (float("nan"), "20", None):
-        with pytest.raises(ValueError, match="value must be a finite number, got"):
-            prediction.compare(value)
 
 
 def test_a_curve_is_compared_where_both_are():
@@ -154,9 +139,3 @@ def test_along_a_logarithmic_axis_each_doubling_counts_as_much():
         prediction.compare([0, 1], [1, 1])
     with pytest.raises(ValueError, match="x must be above 0 where log_x is set, got 0"):
         CurvePrediction("How many?", ("experts", 0, 64), ("share", 0, 6), log_x=True)
-
-
-def test_what_is_no_curve_is_refused():
-    for xs, ys in (([1], [1]), ([1, 2], [1]), ([2, 1], [1, 1]), ([1, 2], [1, np.nan]), ([[1, 2]], [[1, 2]])):
-        with pytest.raises(ValueError, match="xs and ys must be two or more finite numbers each, and xs must rise"):
-            CurvePrediction("How does it fall?", X, Y).compare(xs, ys)

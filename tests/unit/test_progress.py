@@ -44,7 +44,7 @@ def out_of_space(*_):
     raise OSError(28, "No space left on device")
 
 
-def test_what_is_recorded_is_there_in_the_next_session(path, new_session):
+def test_what_is_recorded_is_there_in_the_next_session_and_what_cannot_be_kept_is_said(path, new_session, capsys):
     assert progress.record("quiz", "05.survivors", first="a", last="b") == ""
     progress.record("figures", "07.speed", value=2.5)
     new_session()
@@ -55,9 +55,6 @@ def test_what_is_recorded_is_there_in_the_next_session(path, new_session):
     entry = found["quiz"]["05.survivors"]
     assert entry.pop("when").endswith("+00:00") and entry == {"first": "a", "last": "c"}  # what is not given stays
     assert content(path)["version"] == 1
-
-
-def test_numbers_of_numpy_and_torch_become_numbers_and_what_cannot_be_kept_is_said(path, capsys):
     progress.record("figures", "07.all", a=np.float32(0.5), b=torch.tensor(3), c=np.arange(2), d=Path("x"))
     entry = content(path)["figures"]["07.all"]
     assert (entry["a"], entry["b"], entry["c"], entry["d"]) == (0.5, 3, "[0 1]", "x")

@@ -29,7 +29,6 @@ build, built = maker.build, {}
 
 
 def build_once(model):
-    """The tests here only read a model."""
     if (key := repr(model)) not in built:
         built[key] = build(model)
     return built[key]

@@ -7,7 +7,6 @@ In `make test` a short run that is always the same. A long one, of new sequences
 
 import asyncio
 import functools
-import gc
 import json
 import logging
 import math
@@ -27,26 +26,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from ipywidgets.widgets.widget import _instances
 from live_tools import MyMoE, assert_consistent, button
 
-from moe_lessons.analysis import collapse
+from moe_lessons import widgets
 from moe_lessons.nn import SigmoidRouter, torch_threads
 from moe_lessons.plots.marks import encode
 from moe_lessons.plots.panels import _history
-from moe_lessons.plots.panels import quality as cost
-from moe_lessons.plots.panels import text as writing
-from moe_lessons.tasks import TextTask, make_text, text
+from moe_lessons.tasks import TextTask, make_text
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import TRAINING
-from moe_lessons.widgets import (
-    BalancingLab,
-    CollapseLab,
-    Playground,
-    RoutingLab,
-    live,
-    loop,
-    plane,
-    playground,
-    routing_lab,
-)
+from moe_lessons.widgets import BalancingLab, CollapseLab, Playground, RoutingLab, live
 from moe_lessons.widgets.canvas import LiveCanvas
 from moe_lessons.widgets.picture import descendants
 
@@ -57,10 +44,14 @@ HIGH_LR = 1e30
 MOVABLE = (W.IntSlider, W.FloatSlider, W.SelectionSlider, W.Dropdown, W.BoundedIntText, W.Checkbox)
 complaints: list[str] = []  # what ipywidgets has logged: exceptions in what a message of the page calls
 
-TEXT = dict(
-    num_experts=3, d_model=8, num_heads=2, num_kv_heads=1, d_ff=8, threads=1, batch_size=2, max_steps=6
-)  # fmt: skip
-TEXT_OF_MINE, MINE = make_text("code", 4000), TEXT | {"router": SigmoidRouter}
+SIZES = {
+    "widgets.plane.RESOLUTION": 5, "widgets.playground.NUM_MORE_POINTS": 32, "widgets.playground.NUM_HELD_OUT": 16,
+    "analysis.collapse.READ_POINTS": 16, "plots.panels.quality.NUM_HELD_OUT": 16, "tasks.text.TRAIN_BYTES": 4000,
+    "tasks.text.HELD_OUT_BYTES": 1000, "plots.panels.text.LENGTH": 10, "widgets.live.NUM_TRACED": 4,
+    "widgets.live.QUICK": 0, "widgets.loop.TURN": 0,
+}  # fmt: skip
+TEXT = {"d_model": 8, "num_heads": 2, "num_kv_heads": 1, "d_ff": 8, "num_experts": 3, "batch_size": 2, "threads": 1}
+TEXT, MINE = TEXT | {"max_steps": 6}, TextTask({"text": make_text("code", 4000)})
 STARTS = {
     "playground": (
         lambda: Playground(num_experts=3, max_steps=6),
@@ -75,7 +66,7 @@ STARTS = {
     "routing": (
         lambda: RoutingLab(("code", "json"), panels=("loss", "layers", "text", "writing"), num_layers=2, **TEXT),
         lambda: RoutingLab("greek", panels=("layers", "domains", "load"), num_layers=1, **TEXT),
-        lambda: RoutingLab(TextTask({"text": TEXT_OF_MINE}), num_layers=3, moe_layers=(0, 2), layer=1, **MINE),
+        lambda: RoutingLab(MINE, num_layers=3, moe_layers=(0, 2), layer=1, router=SigmoidRouter, **TEXT),
     ),
     "collapse": (
         lambda: CollapseLab(max_steps=6),
@@ -85,7 +76,6 @@ STARTS = {
 
 
 def check_tiles(view: BalancingLab) -> None:
-    """All tiles train what they say."""
     assert tuple(view.tiles) == tuple(view.runs) == view.values["remedies"] and view.selected in view.tiles
     base, wanted = view._settings(view.values)
     for name, tile in view.tiles.items():
@@ -114,7 +104,6 @@ class Page:
             self.arrays[slot] = np.frombuffer(buffers[0], kind, math.prod(shape), start).reshape(shape)
 
     def check_shows(self, place: int, panel) -> None:
-        """It draws this panel there."""
         header, arrays = encode(panel, place)
         assert self.panels[place] == json.loads(json.dumps(header))
         for slot, array in arrays.items():
@@ -126,8 +115,7 @@ def by_page(widget: W.Widget, **state) -> None:
 
 
 def press(button: W.Button) -> None:
-    data = {"method": "custom", "content": {"event": "click"}}
-    button._handle_msg({"content": {"data": data}, "buffers": []})
+    button._handle_msg({"content": {"data": {"method": "custom", "content": {"event": "click"}}}, "buffers": []})
 
 
 def state_at(widget: W.Widget, place: float) -> dict:
@@ -319,7 +307,6 @@ class Actions(RuleBasedStateMachine):
     # --- what must be true ---
 
     def is_sane(self) -> None:
-        """At any time."""
         view, values, canvas = self.view, self.view.values, self.view.canvas
         assert not self.failures and not complaints
         assert 1 <= values.get("top_k", 1) <= values.get("num_experts", 8)
@@ -369,7 +356,7 @@ class Actions(RuleBasedStateMachine):
             return
         view = self.view
         if "TextTask" not in repr(view):  # it makes the same view, but for what is only looked at
-            again, in_force = eval(repr(view), globals()), view.values | view.in_force()
+            again, in_force = eval(repr(view), vars(widgets) | globals()), view.values | view.in_force()
             assert {name: again.values[name] for name in view.USUAL} == {name: in_force[name] for name in view.USUAL}
             again.close()
         controls, buttons = self.movable(), [w for w in descendants(view) if isinstance(w, W.Button)]
@@ -403,14 +390,9 @@ def small(monkeypatch):
         of_button = kind.step_button
         monkeypatch.setattr(kind, "step_button", lambda self, n, of=of_button: of(self, min(n, BUTTON_STEPS)))
     monkeypatch.setitem(Run.__init__.__kwdefaults__, "batch_size", 16)
-    sizes = {
-        plane: {"RESOLUTION": 5}, playground: {"NUM_MORE_POINTS": 32, "NUM_HELD_OUT": 16},
-        collapse: {"READ_POINTS": 16}, cost: {"NUM_HELD_OUT": 16}, text: {"TRAIN_BYTES": 4000, "HELD_OUT_BYTES": 1000},
-        writing: {"LENGTH": 10}, live: {"NUM_TRACED": 4, "QUICK": 0}, loop: {"TURN": 0},
-    }  # fmt: skip
-    for module, name, value in ((m, n, v) for m, values in sizes.items() for n, v in values.items()):
-        monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(routing_lab, "corpus", functools.cache(TextTask))
+    for name, value in SIZES.items():
+        monkeypatch.setattr(f"moe_lessons.{name}", value)
+    monkeypatch.setattr("moe_lessons.widgets.routing_lab.corpus", functools.cache(TextTask))
     with torch_threads(1):
         yield
 
@@ -418,7 +400,7 @@ def small(monkeypatch):
 @pytest.mark.parametrize("laboratory", MACHINES)
 def test_random_actions(laboratory):
     how = settings(
-        max_examples=EXAMPLES or 5, stateful_step_count=ACTIONS, derandomize=not EXAMPLES, database=None,
+        max_examples=EXAMPLES or 4, stateful_step_count=ACTIONS, derandomize=not EXAMPLES, database=None,
         deadline=None, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     run_state_machine_as_test(MACHINES[laboratory], settings=how)
@@ -439,25 +421,19 @@ def start():
         one.teardown()
 
 
-def test_a_control_that_moves_while_others_are_shown_is_not_overlooked(start):
+def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done_in_order(start, monkeypatch):
     state = start("playground")
     z_loss, token = state.view.inputs["router_z_loss_coef"], state.view.inputs["token"]
     token.observe(lambda _: in_thread(lambda: by_page(z_loss, index=5)), "value")
     state.view.set(token=3)  # while this control is moved by us, on this thread
     state.rest(True)
     assert state.view.values["router_z_loss_coef"] == z_loss.value == 1.0
-
-
-def test_a_slider_that_is_dragged_during_a_new_start_is_not_moved_back(start, monkeypatch):
     state, make_runs = start("playground"), Playground.make_runs
     experts = state.view.inputs["num_experts"]
     monkeypatch.setattr(Playground, "make_runs", lambda *args: (by_page(experts, value=7), make_runs(*args))[1])
     by_page(experts, value=5)
     state.rest(True)
     assert state.view.values["num_experts"] == experts.value == 7
-
-
-def test_what_waits_is_done_in_its_order(start):
     state = start("playground")
     for first, second, top_k in (("collapse", "d_ff", 1), ("d_ff", "healthy", 2)):
         for name in (first, second):
@@ -490,13 +466,3 @@ def test_a_tile_whose_first_step_diverges_can_go_on(start):
     state.set_values(lr=0.01)
     state.train(6, True)
     assert state.view.step > 3 and not state.view.loop.trouble
-
-
-def test_a_closed_view_is_forgotten():
-    CollapseLab().close()  # the first view of all is kept: see `live._spare_what_is_loaded`
-    view = CollapseLab()
-    gone = weakref.ref(view), weakref.ref(view.canvas), weakref.ref(view.main_run)
-    view.close()
-    del view
-    gc.collect()
-    assert [one() for one in gone] == [None, None, None]

@@ -9,25 +9,14 @@ from hypothesis import strategies as st
 from oracle import assert_same, assignments_of, refused
 from torch import nn
 
-from moe_lessons.nn import (
-    ExpertChoiceRouter,
-    HashRouter,
-    NoisyTopKRouter,
-    Routing,
-    SigmoidRouter,
-    TopKRouter,
-    apply_capacity,
-)
+from moe_lessons.nn import ExpertChoiceRouter, HashRouter, NoisyTopKRouter, Routing, SigmoidRouter, TopKRouter
+from moe_lessons.nn.balancing import apply_capacity
 
 F64 = torch.float64
-ONE = torch.ones(1, 1, dtype=F64)  # x for a router of one number
 
 
 def pairs(routing: Routing) -> list[tuple[int, int]]:
     return list(zip(routing.token_idx.tolist(), routing.expert_idx.tolist()))
-
-
-# --- the decision --------------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -58,7 +47,6 @@ def cases(draw, kind):
 @pytest.mark.parametrize("kind", [TopKRouter, SigmoidRouter, ExpertChoiceRouter])
 @given(data=st.data())
 def test_equals_the_loop_over_tokens(kind, data):
-    """The same assignments in the same order, the same weights, and the same gradients of the weights."""
     router, x = data.draw(cases(kind))
     routing, expected = router(x), assignments_of(router, x)
     assert pairs(routing) == [assignment[:2] for assignment in expected]
@@ -76,32 +64,6 @@ def test_equals_the_loop_over_tokens(kind, data):
         assert [(t, e) for choice in routing.topk_indices.T.tolist() for t, e in enumerate(choice)] == pairs(routing)
 
 
-GROUPS = {"num_groups": 2, "topk_groups": 1}  # the two best of each: .9 + .1 against .6 + .5
-
-
-@pytest.mark.parametrize(
-    "scores, options, bias, experts, weights",
-    [
-        ([0.8, 0.4, 0.2], {}, [0, 0, 0], [0, 1], [2 / 3, 1 / 3]),
-        ([0.8, 0.4, 0.2], {}, [-1, 0, 0.5], [2, 1], [1 / 3, 2 / 3]),  # .2 + .5 before .4; the weights .2 and .4 over .6
-        ([0.8, 0.4, 0.2], {"norm_topk_prob": False, "routed_scaling_factor": 3}, [0, 0, 0], [0, 1], [2.4, 1.2]),
-        ([0.9, 0.1, 0.6, 0.5], GROUPS, [0, 0, 0, 0], [2, 3], [6 / 11, 5 / 11]),
-        ([0.9, 0.1, 0.6, 0.5], GROUPS, [-9, -9, -9, -9], [2, 3], [6 / 11, 5 / 11]),  # closed groups lose to -9, too
-        ([0.9, 0.1, 0.6, 0.5], GROUPS, [0.2, 0, 0, 0], [0, 1], [0.9, 0.1]),  # the bias counts for the groups too
-    ],
-)
-def test_sigmoid_by_hand(scores, options, bias, experts, weights):
-    """The bias selects and does not weigh; groups limit the choice."""
-    router = SigmoidRouter(1, len(scores), 2, **options).double()
-    router.weight.data = torch.tensor(scores, dtype=F64).logit()[:, None]
-    unbiased = router(ONE)
-    router.expert_bias.copy_(torch.tensor(bias))
-    routing = router(ONE)
-    assert routing.expert_idx.tolist() == experts and routing.weight.tolist() == pytest.approx(weights)
-    assert torch.equal(routing.router_probs, unbiased.router_probs)
-    assert torch.equal(routing.router_logits, unbiased.router_logits)
-
-
 def test_scores_that_vanish_give_no_nan():
     router = SigmoidRouter(1, 4, 2)
     router.weight.data.fill_(1)
@@ -109,9 +71,6 @@ def test_scores_that_vanish_give_no_nan():
     assert not routing.weight.any() and routing.router_probs.isfinite().all()
     routing.weight.sum().backward()
     assert router.weight.grad.isfinite().all()
-
-
-# --- noise ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,9 +130,6 @@ def test_learned_noise_is_shazeers_and_learns():
     assert router.noise_weight.grad.abs().sum() > 0
 
 
-# --- hash ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("top_k", [1, 3, 8])
 def test_an_id_has_its_experts_wherever_it_stands(top_k, device):
     router, ids = HashRouter(8, 50, top_k).to(device), torch.randint(0, 50, (200,), device=device)
@@ -190,8 +146,6 @@ def test_an_id_has_its_experts_wherever_it_stands(top_k, device):
     same, other = HashRouter(8, 50, top_k), HashRouter(8, 50, top_k, seed=1)
     assert torch.equal(router.table.cpu(), same.table) and not torch.equal(same.table, other.table)
 
-
-# --- what all share ------------------------------------------------------------------------------------------
 
 ROUTERS = {
     "top-k": lambda: TopKRouter(16, 6, 2),
@@ -223,7 +177,6 @@ def test_causal_says_whether_the_past_depends_on_the_future(name):
 
 
 def test_topk_views_need_the_same_number_for_each_token():
-    """Of a routing that drops nothing there are K for each token, also where places are limited."""
     uneven, even = ExpertChoiceRouter(1, 2, 1)(torch.ones(3, 1)), TopKRouter(1, 3, 1)(torch.ones(3, 1))
     for routing, got in ((uneven, "4 assignments with 0"), (apply_capacity(even, 2), "2 assignments with 1")):
         allowed = "need the same number of experts for each of the 3 tokens"

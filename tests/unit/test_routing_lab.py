@@ -9,14 +9,12 @@ from live_tools import assert_consistent, click, losses, mark, on_a_loop, settle
 from matplotlib.text import Text as Letters
 
 from moe_lessons.analysis.traces import expert_shares, trace
-from moe_lessons.nn import LanguageModel, TopKRouter, TransformerConfig, seeded
+from moe_lessons.nn import TopKRouter, TransformerConfig
 from moe_lessons.plots.marks import Cells, Text
 from moe_lessons.plots.panels.text import PROMPT, line_start
 from moe_lessons.tasks import TextTask, make_text, text
-from moe_lessons.training import Run
 from moe_lessons.widgets import LiveRun, RoutingLab, live, routing_lab
 from moe_lessons.widgets.picture import descendants
-from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST
 
 SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
 TWO = ("english", "json")
@@ -34,18 +32,6 @@ def _texts_are_short():
 
 def small(**options) -> RoutingLab:
     return RoutingLab(**{"task": TWO, "panels": "loss"} | SMALL | options)
-
-
-def test_it_trains_as_a_run_does_alone_whatever_is_drawn():
-    lab = small(panels=("loss", *MAPS, "writing"), seed=3, lr=0.01)
-    sizes = {name: SMALL[name] for name in SMALL if name not in ("batch_size", "threads")}
-    with seeded(3):
-        model = LanguageModel(TransformerConfig(**sizes))
-    alone = Run(model, routing_lab.corpus(TWO), lr=0.01, batch_size=4, seed=3)
-    alone.knobs.router_aux_loss_coef = KNOBS_AT_FIRST["router_aux_loss_coef"]
-    lab.advance(2)
-    lab.advance(2)
-    assert losses(lab) == {"MoE": [alone.step().loss for _ in range(4)]}
 
 
 def test_a_text_of_your_own_whose_name_is_shown_as_text():
@@ -127,8 +113,7 @@ def test_maps_are_the_shares_of_the_layer(view, layer):
         expected = expert_shares(table, by, layer)
         np.testing.assert_allclose(mark(view, place, Cells).z, expected, rtol=1e-6)
         assert [name for _, name in view.canvas.panels[place].y.ticks] == expected.index.tolist()
-    ends = [panel.title.endswith(f", layer {layer}") for panel in view.canvas.panels.values()]
-    assert ends == [False, True, True, True, True, False]
+        assert view.canvas.panels[place].title.endswith(f", layer {layer}")
 
 
 @on_a_loop
@@ -146,7 +131,7 @@ async def test_all_panels_and_lines_share_one_trace_also_when_the_layer_is_switc
     assert len(calls) == 2
 
 
-def test_the_text_is_of_each_domain_from_the_beginning_of_a_line(view):
+def test_the_text_is_of_each_domain_from_the_beginning_of_a_line_and_what_is_written_goes_on_from_one(view):
     view.layer = 1
     view.show(True)
     shown, table = mark(view, 3, Text), trace(view.main_run.model, view.main_run.task, 12)
@@ -160,9 +145,6 @@ def test_the_text_is_of_each_domain_from_the_beginning_of_a_line(view):
         assert shown.experts[at : at + len(passage)].tolist() == served["expert0"].tolist()
         assert place == 0 or rows[row]["byte"].iloc[place - 1] == ord("\n")
         at += len(passage)
-
-
-def test_what_the_model_writes_goes_on_from_a_held_out_line(view):
     english, json = mark(view, 5, Text).texts
     assert json.startswith('{"id"') and len(json) > 5 * PROMPT
     held_out = [bytes(row).decode() for row in view.main_run.task.held_out(8)[0].tolist()]

@@ -1,6 +1,7 @@
 """Long sweeps: what is stored, what an interrupt leaves, and what happens to a file of other settings."""
 
 import json
+import math
 from dataclasses import replace
 from unittest.mock import Mock
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from moe_lessons import __main__ as cli
-from moe_lessons.analysis import count_parameters, flops_per_token, load_results
+from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results
 from moe_lessons.analysis import sweeps as sweep
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.support import data as datafiles
@@ -123,7 +124,6 @@ for name in ("modern_facts", "modern_text"):
 
 @pytest.mark.parametrize("name, rates", RATES_OF.items())
 def test_each_model_has_its_best_rate(name, rates):
-    """The least loss on held-out text, the most facts known; and none of them at the edge of what was tried."""
     results = load_results(name)
     quality = results.known if "known" in results else -results.loss
     final = quality.groupby([results.model, results.lr]).last().unstack()
@@ -212,3 +212,34 @@ def test_a_file_of_other_settings_or_of_something_else_is_left_alone(command, pa
         with pytest.raises(SystemExit):
             command()
         assert error in capsys.readouterr().err and path.read_text() == text
+
+
+WIDTHS = (64, 128, 256, 512)
+
+
+def curve(shift: float = 0.0) -> dict[int, list[float]]:
+    """Quality 0, 1, 2, 3 of the four widths, from two seeds."""
+    return {width: [i - shift, i + shift] for i, width in enumerate(WIDTHS)}
+
+
+@pytest.mark.parametrize("quality, width", [(0, 64), (1, 128), (0.5, 64 * 2**0.5), (2.25, 256 * 2**0.25), (3, 512)])
+def test_on_a_line_over_the_logarithm_it_is_exact(quality, width):
+    found = effective_width(curve(), [quality, quality])
+    assert (found.width, found.low, found.high) == pytest.approx((width,) * 3)
+    assert found.family == (64, 512)
+
+
+def test_the_interval_is_of_seeds_the_least_width_counts_and_nothing_is_extrapolated():
+    found = effective_width(curve(0.25), [1.5 - 0.1, 1.5 + 0.1])
+    assert found.width == pytest.approx(64 * 2**1.5)
+    assert (found.low, found.high) == pytest.approx((64 * 2**1.35, 64 * 2**1.65))
+    family = {64: [0.0], 128: [2.0], 256: [1.0], 512: [3.0]}
+    assert effective_width(family, [2.0]).width == 128
+    assert effective_width(family, [1.0]).width == pytest.approx(64 * 2**0.5)
+    assert effective_width(family, [2.5]).width == pytest.approx(256 * 2**0.5)
+    above, below = effective_width(curve(), [4.0] * 2), effective_width(curve(), [-1.0] * 2)
+    assert above.width == math.inf and str(above) == "above 512"
+    assert below.width == 0 and str(below) == "below 64"
+    partly = effective_width(curve(0.5), [2.75] * 2)
+    assert partly.high == math.inf and str(partly).endswith("to above 512)")
+    assert str(above.times(128)) == "above 4" and above.times(128).width == math.inf

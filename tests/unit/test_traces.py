@@ -73,9 +73,7 @@ def test_the_trace_of_a_text():
     "call, message",
     [
         (lambda task: trace(model_of(moe_layers=()), task), "^model must have at least one layer of experts, got"),
-        (lambda task: trace(5, task), "^model must be a language model, got int$"),
         (lambda task: trace(model_of(), PlaneTask()), "^task must have a held-out part, as a TextTask, got PlaneTask"),
-        (lambda task: trace_text(model_of(), ""), "^text must have at least one character, got ''$"),
     ],
 )
 def test_bad_input_of_a_trace(call, message, task):
@@ -83,22 +81,19 @@ def test_bad_input_of_a_trace(call, message, task):
         call(task)
 
 
-READERS = {
-    "domain": expert_shares,
-    "byte_class": lambda table: expert_shares(table, by="byte_class"),
-    "byte": information,
-    "sequence": repeats,
-    "position": lambda table: agreement(table, table),
-}
+READERS = [
+    ("domain", expert_shares),
+    ("byte_class", lambda table: expert_shares(table, by="byte_class")),
+    ("byte", information),
+    ("sequence", repeats),
+    ("position", lambda table: agreement(table, table)),
+]
 
 
-@pytest.mark.parametrize("column", READERS)
-def test_bad_input_of_what_reads_a_trace(column):
-    function, table = READERS[column], table_of([0, 1])
-    with pytest.raises(ValueError, match="^trace must have at least one token, got none$"):
-        function(table.iloc[:0])
+@pytest.mark.parametrize("column, function", READERS)
+def test_bad_input_of_what_reads_a_trace(column, function):
     with pytest.raises(ValueError, match=f"^trace must be a table that .* made, got DataFrame without {column}$"):
-        function(table.drop(columns=column))
+        function(table_of([0, 1]).drop(columns=column))
 
 
 @pytest.mark.parametrize("by", ["domain", "byte_class", "layer"])
@@ -155,13 +150,10 @@ def test_information_is_symmetric_blind_to_names_and_a_sum(counts):
     assert once + mutual_information(a, c) == pytest.approx(mutual_information(a, both))  # the chain rule
 
 
-def test_of_what_has_nothing_to_do_with_it_there_is_no_information():
+def test_information_of_a_trace_and_none_of_what_has_nothing_to_do_with_it(task):
     rng = np.random.default_rng(0)
     a, b, c = (rng.integers(0, size, 6000) for size in (8, 60, 6))
     assert abs(mutual_information(a, b)) < 0.01 < plain(a, b) and abs(mutual_information(a, b, given=c)) < 0.07
-
-
-def test_information_of_a_trace(task):
     table = trace(model_of(), task, 6)
     bits, control = information(table), information(table, shuffled=True)
     assert list(bits) == ["byte", "byte class", "domain", "byte | domain", "domain | byte"]
@@ -173,7 +165,14 @@ def test_information_of_a_trace(task):
     assert control.abs().max().max() < 0.2 < bits["byte"].min()
 
 
-def test_tokens_without_an_expert_are_left_out():
+def test_repeats_by_hand_and_tokens_without_an_expert_are_left_out():
+    expert = [0, 0, 1, 1, 1, 1, 1, 0]
+    table = table_of(expert, domain=["a"] * 4 + ["b"] * 4, sequence=[0] * 4 + [1] * 4)
+    row = repeats(table).loc[0]
+    assert row["repeated"] == 4 / 6  # 3 and 4 are no neighbours: another sequence begins
+    assert row["chance"] == pytest.approx((3 / 8) ** 2 + (5 / 8) ** 2)
+    assert row["chance_in_domain"] == pytest.approx((0.5 + (0.75**2 + 0.25**2)) / 2)
+    pd.testing.assert_frame_equal(repeats(table.sample(frac=1, random_state=0)), repeats(table))  # in any order
     expert, domain = np.array([0, 0, 1, 1] * 20), np.array(["a", "a", "b", "b"] * 20)
     whole = table_of([*expert, *[-1] * 40], [*domain, *["a"] * 40])
     pd.testing.assert_frame_equal(information(whole), information(table_of(expert, domain)))
@@ -182,31 +181,15 @@ def test_tokens_without_an_expert_are_left_out():
     assert expert_shares(whole).loc["a"].tolist() == [1, 0]
 
 
-def test_repeats_by_hand():
-    expert = [0, 0, 1, 1, 1, 1, 1, 0]
-    table = table_of(expert, domain=["a"] * 4 + ["b"] * 4, sequence=[0] * 4 + [1] * 4)
-    row = repeats(table).loc[0]
-    assert row["repeated"] == 4 / 6  # 3 and 4 are no neighbours: another sequence begins
-    assert row["chance"] == pytest.approx((3 / 8) ** 2 + (5 / 8) ** 2)
-    assert row["chance_in_domain"] == pytest.approx((0.5 + (0.75**2 + 0.25**2)) / 2)
-    pd.testing.assert_frame_equal(repeats(table.sample(frac=1, random_state=0)), repeats(table))  # in any order
-
-
-def test_agreement_does_not_ask_for_numbers():
+def test_agreement_does_not_ask_for_numbers_but_for_the_same_tokens(task):
     rng = np.random.default_rng(0)
     expert = rng.integers(0, 4, 4000)
     for other, expected in (((expert + 1) % 4, 1), (expert // 2, 2 / 3), (rng.integers(0, 4, 4000), 0)):  # 1 bit of 2
         row = agreement(table_of(expert), table_of(other)).loc[0]
         assert row["agreement"] == pytest.approx(expected, abs=0.01) and abs(row["shuffled"]) < 0.01
-
-
-def test_where_both_have_collapsed_there_is_nothing_to_agree_on():
     collapsed, split = table_of([0] * 40), table_of([0, 1] * 20)
     assert agreement(collapsed, collapsed).loc[0].isna().all()
     assert agreement(collapsed, split).loc[0].tolist() == pytest.approx([0, 0])
-
-
-def test_agreement_wants_the_same_tokens(task):
     one = trace(model_of(), task, 2)
     for other in (trace(model_of(), task, 3), trace_text(model_of(), "abc"), one[one["layer"] == 0]):
         with pytest.raises(ValueError, match="^trace_a and trace_b must be of the same tokens and layers, got"):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from moe_lessons.analysis.collapse import watched_run
-from moe_lessons.nn import FeedForward, LanguageModel, MoE, TransformerConfig, seeded
+from moe_lessons.nn import FeedForward, LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
@@ -39,7 +39,6 @@ def make_run(seed: int = 0, noise_std: float = 0.0, block: nn.Module | None = No
 
 
 def numbers(run: Run, steps: int) -> list[Record]:
-    """The records of further steps, without their times."""
     return [replace(run.step(), ms_per_step=0.0) for _ in range(steps)]
 
 
@@ -53,36 +52,27 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 
 def test_the_same_seed_gives_the_same_numbers_whatever_goes_on_around_it():
     alone = numbers(make_run(seed=3, noise_std=1.0), 12)
-    one, two = make_run(seed=3, noise_std=1.0), make_run(seed=4, noise_std=1.0)
-    threads = torch.get_num_threads()
-    seen, others = [], []
-    try:
-        for step in range(12):
+    one, two, seen, others = make_run(seed=3, noise_std=1.0), make_run(seed=4, noise_std=1.0), [], []
+    for step in range(12):
+        with torch_threads(1 + step % 3):
             seen += numbers(one, 1)
             torch.manual_seed(step)
-            torch.rand(step)
-            torch.set_num_threads(1 + step % 3)
             others += numbers(two, 1)
             one.evaluate(100)
-    finally:
-        torch.set_num_threads(threads)
     assert seen == alone != others
 
 
 def test_a_run_has_its_own_threads_and_leaves_those_and_the_random_state_of_others_alone():
-    seen, before, outside = [], torch.get_rng_state(), torch.get_num_threads()
+    seen, before = [], torch.get_rng_state()
     run, noisy = make_run(threads=2), make_run(noise_std=1.0)
     run.model.head.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))
     noisy.knobs.lr = 1e30
-    try:
-        torch.set_num_threads(3)
+    with torch_threads(3):
         run.step(), run.evaluate()
         assert seen == [2, 2]
         with pytest.raises(TrainingDiverged):
             numbers(noisy, 10)
         assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(outside)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -319,13 +309,6 @@ def test_what_is_not_finite_is_named_and_what_was_learned_until_the_last_good_st
     assert [record.step for record in numbers(run, 2) + run.records] == [4, 5, 1, 2, 3, 4, 5]
 
 
-def test_an_error_that_has_nothing_to_do_with_it_stays_what_it_is():
-    run = make_run()
-    run.model.head.register_forward_hook(lambda *_: [][1])
-    with pytest.raises(IndexError, match="list index out of range"):
-        run.step()
-
-
 def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_back():
     noisy, calm = make_run(noise_std=5.0), make_run()
     for mode in (False, True):
@@ -343,9 +326,6 @@ def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_ba
         (lambda: Run(nn.Linear(2, 2), "blobs"), r"task must have batch\(num, generator\) .*, got str without it"),
         (lambda: Run(nn.Identity(), TASK), "model must be a module with parameters, got Identity"),
         (lambda: Run(nn.Linear(2, 2), TASK).step(), r"model must return \(logits, \[Routing, ...\]\), got Tensor"),
-        (lambda: Run(nn.Linear(2, 2), TASK).evaluate(0), "num must be a whole number of at least 1, got 0"),
-        (lambda: make_run(seed=2**70), f"seed must be a whole number from 0 to 2\\*\\*62, got {2**70}"),
-        (lambda: make_run(lr=0), "lr must be a finite number above 0, got 0"),
         (lambda: make_run(warmup_steps=5, decay_steps=5), r"decay_steps must be above warmup_steps \(5\), got 5"),
     ],
 )

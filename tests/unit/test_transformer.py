@@ -13,17 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.nn import (
-    DISPATCH,
-    Attention,
-    FeedForward,
-    LanguageModel,
-    MoE,
-    TransformerConfig,
-    dense_twin,
-    seeded,
-)
-from moe_lessons.nn.attention import rotary, rotate
+from moe_lessons.nn import DISPATCH, FeedForward, LanguageModel, MoE, TransformerConfig, dense_twin, seeded
+from moe_lessons.nn.attention import Attention, rotary, rotate
 from moe_lessons.nn.transformer import ROUTERS, draw
 
 F64 = torch.float64
@@ -58,7 +49,6 @@ def close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 @given(st.integers(1, 8), st.lists(st.integers(0, 10_000), min_size=1, max_size=5), st.sampled_from([10.0, 1e4, 1e6]))
 def test_rotation_is_a_product_of_complex_numbers(pairs, positions, theta):
-    """So that a score depends on the distance alone."""
     x = torch.randn(2, len(positions), 3, 2 * pairs, dtype=F64, generator=torch.Generator().manual_seed(pairs))
     y = rotate(x, *rotary(torch.tensor(positions), 2 * pairs, theta, F64))
     for t, position in enumerate(positions):
@@ -88,15 +78,6 @@ def attention_by_loops(attention: Attention, x: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("num_heads, num_kv_heads", [(1, 1), (4, 4), (4, 2), (4, 1), (6, 3)])
-@pytest.mark.parametrize("length", [1, 2, 7])
-def test_attention_against_loops(num_heads, num_kv_heads, length):
-    torch.manual_seed(0)
-    attention, x = Attention(24, num_heads, num_kv_heads).to(F64), torch.randn(2, length, 24, dtype=F64)
-    y = attention(x, rotary(torch.arange(length), 24 // num_heads, dtype=F64))
-    close(y, attention_by_loops(attention, x))
-
-
 # --- the whole -----------------------------------------------------------------------------------------------
 
 
@@ -114,7 +95,10 @@ def logits_by_hand(model: LanguageModel, ids: torch.Tensor) -> torch.Tensor:
     return norm(x, model.norm) @ model.head.weight.T
 
 
-@pytest.mark.parametrize("changes", [{}, {"moe_layers": ()}, {"moe_layers": (1,)}, {"shared_d_ff": 5}])
+HEADS = [{"num_kv_heads": 1}, {"num_kv_heads": 4}, {"num_heads": 2}]
+
+
+@pytest.mark.parametrize("changes", [{}, {"moe_layers": ()}, {"moe_layers": (1,)}, {"shared_d_ff": 5}, *HEADS])
 @pytest.mark.parametrize("norm_eps", [1e-5, 0.5])
 def test_the_whole_against_its_formulas(changes, norm_eps):
     model = model_of(norm_eps=norm_eps, **changes)
@@ -278,7 +262,6 @@ def test_gradients_reach_all_parameters(router, tied_embedding, device):
     ],
 )
 def test_bad_ids(ids, message):
-    """The same door for a forward and for a prompt; the good ones beside them pass."""
     model = model_of()
     for call in (model, lambda bad: model.generate(bad, 1)):
         with refused(message):

@@ -44,19 +44,20 @@ def names(folder):
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-def test_all_is_copied_once(lessons, folder):
+def test_all_is_copied_once_what_was_only_run_becomes_newer_and_what_is_missing_comes_back(lessons, folder):
     assert names(folder) == sorted([MANIFEST, *names(lessons)])
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert unpack(lessons, folder) == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
-
-
-def test_what_was_only_run_becomes_the_newer_lesson(lessons, folder):
     write(folder / "05_collapse.ipynb", "fifth", output="mine")
     write(lessons / "05_collapse.ipynb", "fifth, better")
     assert unpack(lessons, folder) == ["05_collapse.ipynb is the newer one now."]
     assert source_of(folder / "05_collapse.ipynb") == "fifth, better"
     assert unpack(lessons, folder) == []
+    (folder / "05_collapse.ipynb").unlink()
+    write(lessons / "09_modern.ipynb", "ninth")
+    fresh, new = unpack(lessons, folder)
+    assert fresh == "05_collapse.ipynb is a fresh copy: it was missing." and new == "09_modern.ipynb is new."
 
 
 def test_what_was_changed_stays_and_the_newer_comes_beside_it_once(lessons, folder):
@@ -74,13 +75,6 @@ def test_what_was_changed_stays_and_the_newer_comes_beside_it_once(lessons, fold
     assert source_of(new) == "mine, too"
     beside.unlink()
     assert unpack(lessons, folder) == [] and not beside.exists()
-
-
-def test_what_is_missing_comes_back_and_it_says_so(lessons, folder):
-    (folder / "05_collapse.ipynb").unlink()
-    write(lessons / "09_modern.ipynb", "ninth")
-    fresh, new = unpack(lessons, folder)
-    assert fresh == "05_collapse.ipynb is a fresh copy: it was missing." and new == "09_modern.ipynb is new."
 
 
 @pytest.mark.parametrize("manifest", ["", "{", "[]", "\xff"])

@@ -1,0 +1,215 @@
+"""What a maintainer runs: rendering, pictures, the benchmark at tiny sizes, and the page of claims."""
+
+import importlib.util
+import re
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from PIL import Image
+
+from moe_lessons.nn import DISPATCH, EQUAL_ACTIVE, EQUAL_TOTAL, TransformerConfig
+from tools import bench, pictures, render
+from tools import bench_cases as cases
+from tools.bench_cases import AUTO, FORWARD, MIXTURE, PASSES, Case, Layer
+
+
+def write(path, *sources):
+    notebook = new_notebook(cells=[new_markdown_cell("# A lesson"), *map(new_code_cell, sources)])
+    notebook.metadata["widgets"] = {"application/vnd.jupyter.widget-state+json": {"state": {}}}
+    path.write_text(nbformat.writes(notebook), encoding="utf-8")
+    return path
+
+
+def test_it_stores_the_static_form_and_a_second_time_changes_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    path = write(
+        tmp_path / "a.ipynb",
+        "import os, sys\nprint(os.environ['MOE_LESSONS_STATIC'])\nprint(sys.executable)\nprint(os.getcwd())",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
+    )
+    render.render(path)
+    first = path.read_text()
+    notebook = nbformat.reads(first, as_version=4)
+    _, printing, plotting = notebook.cells
+    assert printing.outputs[0].text.split() == ["1", sys.executable, str(tmp_path)]
+    assert "image/png" in plotting.outputs[0].data
+    assert notebook.metadata.keys() == {"kernelspec", "language_info"}
+    assert notebook.metadata.language_info == {"name": "python"} and not any(cell.metadata for cell in notebook.cells)
+    render.render(path)
+    assert path.read_text() == first and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "bad, complaint",
+    [
+        ("import os\nos._exit(1)", "Kernel died"),
+        ("import ipywidgets\nipywidgets.IntSlider()", "a live widget is shown .*IntSlider"),
+    ],
+)
+def test_a_cell_that_fails_leaves_the_file_as_it_was(bad, complaint, tmp_path):
+    path = write(tmp_path / "a.ipynb", "x = 1", bad, "x = 2")
+    before = path.read_text()
+    with pytest.raises(Exception, match=f"(?s){complaint}"):
+        render.render(path)
+    assert path.read_text() == before
+
+
+def test_the_command_goes_on_after_a_bad_notebook_and_says_so(tmp_path, capsys):
+    bad, good = write(tmp_path / "a.ipynb", "x = 1", "# boom\n1 / 0"), write(tmp_path / "b.ipynb", "1")
+    before = bad.read_text()
+    no_notebook = tmp_path / "c.ipynb"
+    no_notebook.write_text("{}")
+    assert render.main([str(bad), str(no_notebook), str(tmp_path / "d.ipynb"), str(good)]) == 1
+    printed = capsys.readouterr().out
+    assert f"{good} … rendered\n" in printed and printed.count(" … is unchanged: ") == 3
+    assert re.search("(?s)# boom.*ZeroDivisionError.*: division by zero", printed) and bad.read_text() == before
+
+
+DOCS = Path(__file__).resolve().parents[2] / pictures.FOLDER
+
+
+@pytest.mark.parametrize("name, least", [("rescue.gif", 640), ("playground.png", 900), ("facts.png", 900)])
+def test_each_is_an_image_of_at_most_500_kilobytes(name, least):
+    assert (DOCS / name).stat().st_size < 500_000
+    with Image.open(DOCS / name) as picture:
+        assert picture.width >= least and getattr(picture, "n_frames", 1) == (50 if name == "rescue.gif" else 1)
+        picture.load()
+
+
+def test_the_animation_shows_the_auxiliary_loss_switched_on_and_is_the_same_each_time(tmp_path):
+    for name in ("one.gif", "other.gif"):
+        pictures.animate(tmp_path / name, collapse=8, rescue=16)
+    assert (tmp_path / "one.gif").read_bytes() == (tmp_path / "other.gif").read_bytes()
+    with Image.open(tmp_path / "one.gif") as film:
+        assert film.n_frames == 4 and film.width == pictures.WIDTH
+
+
+CPU = torch.device("cpu")
+SMALL = Layer(E=4, K=2, T=24, D=8, F=4)
+MODEL = TransformerConfig(d_model=8, d_ff=4, num_layers=2, num_heads=2, num_kv_heads=1, num_experts=4)
+HAS_HF = cases.transformers_version() is not None
+HF, HF_FEW = ["HF eager", "HF grouped_mm"], ["HF eager", "HF grouped_mm", "HF batched_mm"]
+needs_hf = pytest.mark.skipif(not HAS_HF, reason="needs the extra hf")
+TINY = [
+    Case(f"forward, {SMALL}", EQUAL_ACTIVE, partial(cases.each_way, SMALL, FORWARD), threads=1),
+    Case("training", MIXTURE, partial(cases.training, MODEL, 2, 5)),
+]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(bench, "all_cases", lambda quick: TINY[: 1 if quick else 2])
+    monkeypatch.setattr(bench, "rounds_within", lambda seconds, calls: 2)
+
+
+@needs_hf
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("layer", [SMALL, SMALL._replace(T=4), Layer(8, 1, 24, 8, 64)])
+def test_the_block_of_hugging_face_computes_the_same(layer, which):
+    calls = cases.beside_hf(layer, which)
+    assert list(calls) == [AUTO, *(HF_FEW if layer.T == 4 else HF)]
+    ours = calls.pop(AUTO)()
+    for call in calls.values():
+        for a, b in zip(call(), ours, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_model_is_timed_beside_its_twins_and_hugging_face():
+    ours = [MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL]
+    assert list(cases.training(MODEL, 2, 5)) == [*ours, *HF]
+    calls = cases.decoding(MODEL)
+    assert list(calls) == [*ours, *HF_FEW]
+    for name in calls if HAS_HF else ours:
+        ids = calls[name]()
+        assert ids.shape == (1, 49) and ids.unique().numel() > 30  # other tokens need other experts
+
+
+def test_each_is_divided_by_what_ran_in_the_same_rounds(monkeypatch):
+    """From turn to turn the machine gets twice as slow; what is timed takes 3 times its baseline."""
+    turns = []
+
+    def slower_and_slower(calls, rounds):
+        turns.append(len(calls))
+        return [[3.0 * 2 ** len(turns)] * rounds, [2.0 ** len(turns)] * rounds]
+
+    def refuse():
+        raise RuntimeError("strides should be multiple of 16 bytes\nand more")
+
+    monkeypatch.setattr(bench, "take_turns", slower_and_slower)
+    calls = {"base": int, "one": int, "picky": refuse, "two": int}
+    baseline_ms, found = bench.measure(Case("name", "base", lambda: calls), CPU, seconds=0.01)
+    assert baseline_ms == 4 and turns == [2, 2] and [found[name].median for name in ("one", "two")] == [3, 3]
+    assert found["picky"] == "strides should be multiple of 16 bytes"
+
+
+def test_the_table_has_every_row_and_the_threads_are_given_back(tiny, capsys):
+    before = torch.get_num_threads()
+    assert bench.main(["--threads", str(before + 1)]) == 0
+    out = capsys.readouterr().out
+    for name in (AUTO, *(f"MoE, {way}" for way in DISPATCH), EQUAL_ACTIVE, EQUAL_TOTAL, *HF):
+        assert f"\n  {name:<20}" in out
+    assert [line[-2:] for line in out.splitlines() if "threads:" in line] == ["1)", f"{before + 1})"]
+    assert torch.get_num_threads() == before and max(map(len, out.splitlines())) <= 120
+    bench.main(["--quick"])
+    assert capsys.readouterr().out.count("threads:") == 1
+
+
+SPEC = importlib.util.spec_from_file_location("measure", Path(__file__).parents[2] / "tools" / "claims.py")
+
+
+@pytest.fixture(scope="module")
+def measure():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.pycache_prefix", None)  # it sets it
+        module = importlib.util.module_from_spec(SPEC)
+        SPEC.loader.exec_module(module)
+        yield module
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ("a > b + 0.02", "`a` 0.87 > `b + 0.02` 0.81; margin 0.06"),
+        ("b < 0.8 < 0.8 + 1e-9 < 2 * a", "`b` 0.79 < 0.8 < 0.8 < `2 * a` 1.74; margin 0.01"),
+        ("len(names) == 2", "`len(names)` 2 = 2"),
+        ("a == approx(0.871)", "`a` 0.87 = `approx(0.871)` 0.871"),
+        ("1 < 2", None),
+    ],
+)
+def test_a_comparison_is_said_with_its_numbers(measure, source, said):
+    (node,) = measure.parts(source)
+    found = measure.say(node, {"a": 0.87, "b": 0.79, "names": ["x", "y"], "approx": pytest.approx})
+    assert said is None if found is None else found[1] == said
+
+
+def test_the_nearest_of_several_runs_counts(measure):
+    marks = [SimpleNamespace(args=("small",))]
+    item = SimpleNamespace(path=Path(__file__), name="test", originalname="test", iter_markers=lambda name: marks)
+    measured = measure.Measured()
+    for value in (0.5, 0.9, 0.1):
+        assert value  # where this frame has it, it is read
+        measured.pytest_assertion_pass(item, 1, "value < 1 and value > 0")
+    said = [text for _, text in measured.claims["small"][2].values()]
+    assert said == ["`value` 0.9 < 1; margin 0.1", "`value` 0.1 > 0; margin 0.1"]
+
+
+def test_claims_that_were_not_measured_keep_what_is_written(measure):
+    stored = (measure.ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert measure.page({}, stored) == stored
+    file, test = "test_lesson_00.py", "test_every_expert_keeps_work"
+    anew = measure.page({"healthy-keeps-every-expert": (file, test, {(1, 0): (0.5, "`x` 2 > 1; margin 1")})}, stored)
+    changed = set(anew.splitlines()) ^ set(stored.splitlines())
+    assert len(changed) == 2 and "- `x` 2 > 1; margin 1" in changed
+
+
+@pytest.mark.parametrize("seconds, rounds", [(1.0, 25), (0.001, 5), (1e9, 200)])
+def test_rounds_fit_the_time_within_limits(seconds, rounds, monkeypatch):
+    monkeypatch.setattr(bench, "milliseconds", lambda call: call() or 10)
+    assert bench.rounds_within(seconds, [lambda: None] * 4) == rounds
