@@ -1,12 +1,12 @@
 """A Hugging Face MoE block as our `MoE`, with its weights. What sets the families apart stands in `nn.families`.
 
-The blocks are known by their class, as in transformers 5.18 and later (5.x, tested up to 5.24), which is not imported.
-Where the same weights still give something else:
+The blocks are known by their class in transformers 5.18 to 5.24, which is not imported. Where the same weights still
+give something else:
 
 - The router computes in float32, or float64 for float64. Theirs rounds to float32 in float64 too, and in bfloat16
   most round the logits (Switch the scores, DeepSeek-V3 neither) to bfloat16, where a near-tie may fall the other way.
-- In training, Mixtral multiplies x itself by the jitter, in place, so that experts and caller see it as well; Switch
-  does where its router's type is that of x. Here the router alone sees it. Switch's dropout is left out.
+- In training, the router alone sees the jitter; Mixtral multiplies x itself, in place, and so does Switch where its
+  router's type is that of x. Switch's dropout is left out.
 """
 
 import re
@@ -45,17 +45,13 @@ def swapped(parts: list[Tensor]) -> Tensor:
 
 
 def gate_first(parts: list[Tensor]) -> Tensor:
-    """gpt-oss stores gate and up interleaved, g u g u: (..., 2F) -> (..., 2F), all of gate before all of up."""
-    return torch.cat([parts[0][..., ::2], parts[0][..., 1::2]], dim=-1)
-
-
-def gate_first_swapped(parts: list[Tensor]) -> Tensor:
-    return gate_first(parts).mT  # (E, D, 2F) -> (E, 2F, D)
+    """gpt-oss has gate and up interleaved, g u g u, in the last dimension; here all of gate comes first."""
+    sorted_out = torch.cat([parts[0][..., ::2], parts[0][..., 1::2]], dim=-1)  # (E, D, 2F), of biases (E, 2F)
+    return sorted_out.mT if sorted_out.ndim == 3 else sorted_out
 
 
 class Family(NamedTuple):
-    """Where everything stands in a block: options of `MoE`, and our weights, made of theirs (* is each expert) by
-    `layouts`, or one after the other."""
+    """Options of `MoE` by their place in a block, and our weights by theirs (* is each expert), in these layouts."""
 
     name: str
     options: dict[str, str]
@@ -93,7 +89,7 @@ FAMILIES = {
         "gpt-oss",
         {"top_k": "router.top_k"},
         ROUTER | BIASES,
-        SWAPPED | {"experts.gate_up_proj": gate_first_swapped, "experts.gate_up_proj_bias": gate_first},
+        SWAPPED | {"experts.gate_up_proj": gate_first, "experts.gate_up_proj_bias": gate_first},
     ),
     "Llama4TextMoe": Family("Llama 4", {"top_k": "router.top_k"}, ROUTER | SHARED, SWAPPED),
     "SwitchTransformersSparseMLP": Family(
@@ -110,10 +106,9 @@ def convert_block(hf_block: nn.Module) -> MoE:
     """Our `MoE` with the weights of one Hugging Face MoE block: for the same x the same output and gradients.
 
     hf_block: of one of `FAMILIES`, such as `model.model.layers[0].mlp` of an OLMoE. The weights are copied; their type,
-        device, requires_grad and training mode are kept. One made of several can be trained where one of them can.
+        device, requires_grad and training mode are kept.
 
-    Raises ValueError for a block of another family, for weights of another shape or quantised ones, and for an
-    activation that `Experts` lacks. What remains different: see the head of this module.
+    Raises ValueError for another block, other shapes, quantised weights, or an activation that `Experts` lacks.
     """
     kind = type(hf_block).__name__
     if kind not in FAMILIES or not type(hf_block).__module__.startswith("transformers."):
@@ -141,7 +136,7 @@ def convert_block(hf_block: nn.Module) -> MoE:
 
 
 def activation_of(experts: nn.Module) -> dict[str, Any]:
-    """The argument of `MoE`; none for gpt-oss, whose activation is no module and has numbers that ours has built in."""
+    """The argument of `MoE`; none for gpt-oss, whose activation is no module and has fixed numbers."""
     for name, value in {"alpha": 1.702, "limit": 7.0}.items():
         if getattr(experts, name, value) != value:
             raise ValueError(f"{name} of hf_block.experts must be {value}, got {getattr(experts, name)}")

@@ -17,13 +17,12 @@ from moe_lessons.training.run import is_dead
 class LensCallback(TrainerCallback):
     """Logs how the load lies on the experts of a model in training, and warns when an expert starves.
 
-    every: after how many steps a line goes to `trainer.log`, and so to `state.log_history` and the trainer's loggers:
-        moe/<layer>/max_over_mean, entropy, dead and load_balancing_loss (see `analysis.balance_by_layer`), and
-        moe/pooled_load_balancing_loss, which Hugging Face's own loss sees. It is of all tokens since the last line.
+    every: steps between two lines of `trainer.log`: moe/<layer>/max_over_mean, entropy, dead and load_balancing_loss
+        (see `analysis.balance_by_layer`), and moe/pooled_load_balancing_loss, as Hugging Face's own loss sees it. Each
+        is of all tokens that this process has trained on since the last line.
     warn_below: in even loads (1 / E of all): an expert with less starves. A warning names it, once until it recovers.
-    count_padding: see `Lens`. It counts what training steps compute, each micro-batch once; each process its own.
+    count_padding: see `Lens`, which is on the model during a training step only.
 
-    The lens is on the model during a training step only: whatever ends the training leaves nothing behind.
     `Trainer(model, args, train_dataset=data, callbacks=[LensCallback(every=10)])`
     """
 

@@ -1,7 +1,6 @@
-"""Files with which a Mixtral that `export_model` saved is trained or served by other engines: see docs/engines.md.
+"""Files with which other engines train or serve a Mixtral, all sizes read from its config.json: see docs/engines.md.
 
-Every size in them is read from config.json. With N ranks each has 1/N of the experts and all of the rest; each has its
-own tokens and sends them to where their experts are: as in `moe_lessons.parallel`.
+Of N ranks each has 1/N of the experts, all of the rest, and its own tokens: as in `moe_lessons.parallel`.
 """
 
 import json
@@ -16,14 +15,15 @@ FLAGS = {  # of Megatron-LM, where the name is not that of the field
     "layernorm_epsilon": "norm-epsilon", "num_moe_experts": "num-experts", "add_bias_linear": "disable-bias-linear",
     "gated_linear_unit": "swiglu", "num_query_groups": "group-query-attention --num-query-groups",
 }  # fmt: skip
+TORCHTITAN = Path(__file__).with_name("moe_torchtitan.txt")
 BATCH_SIZE, LR = 8, 1e-3  # sequences of each rank in a step, and the learning rate: a start
 
 
 def write_engine_configs(model: str | Path, folder: str | Path, ranks: int = 2) -> dict[str, Path]:
     """Write a file for each engine, in `folder`; returns where each is.
 
-    model: the folder of a Mixtral that Hugging Face can read, such as `export_model` writes. ranks: GPUs, N.
-    ValueError for another model or none, for weights in float64, and for experts that the ranks do not divide.
+    model: the folder of a Mixtral, such as `export_model` writes. ranks: GPUs, N, which must divide the experts.
+    ValueError for another model or none, and for weights in float64.
     """
     model, folder = Path(model).resolve(), Path(folder)
     config = read_mixtral(model)
@@ -48,7 +48,7 @@ def write_engine_configs(model: str | Path, folder: str | Path, ranks: int = 2) 
             "enable-expert-parallel": True,
         }
         texts = {
-            "moe_torchtitan.py": TORCHTITAN.format(**sizes, batch_size=BATCH_SIZE, lr=LR),
+            "moe_torchtitan.py": TORCHTITAN.read_text(encoding="utf-8").format(**sizes, batch_size=BATCH_SIZE, lr=LR),
             "megatron.args": "".join(f"{line}\n" for line in megatron_arguments(config, model, ranks)),
             "deepspeed.json": json.dumps(deepspeed, indent=2) + "\n",
             "vllm.yaml": "".join(f"{key}: {json.dumps(value)}\n" for key, value in vllm.items()),
@@ -73,11 +73,7 @@ def read_mixtral(model: Path) -> dict[str, Any]:
 
 
 def megatron_core_fields(config: dict[str, Any], ranks: int) -> dict[str, Any]:
-    """The fields of Megatron Core's `TransformerConfig`, but for activation_func, which is SiLU.
-
-    Its auxiliary loss is E · Σ f·P of each layer, added up, as ours; Hugging Face's is K times that of all L layers'
-    tokens at once. So its coefficient is K / L of theirs: equal where the layers are alike.
-    """
+    """The fields of Megatron Core's `TransformerConfig`, but for activation_func, which is SiLU."""
     layers, top_k = config["num_hidden_layers"], config["num_experts_per_tok"]
     return {
         "num_layers": layers,
@@ -96,6 +92,7 @@ def megatron_core_fields(config: dict[str, Any], ranks: int) -> dict[str, Any]:
         "num_moe_experts": config["num_local_experts"],
         "moe_router_topk": top_k,
         "moe_router_load_balancing_type": "aux_loss",
+        # of E · Σ f·P, added up over the layers; Hugging Face has K times that of all layers' tokens at once
         "moe_aux_loss_coeff": config["router_aux_loss_coef"] * top_k / layers,
         "moe_router_dtype": "fp32",
         "moe_token_dispatcher_type": "alltoall",
@@ -119,31 +116,3 @@ def megatron_arguments(config: dict[str, Any], model: Path, ranks: int) -> list[
     lines += [] if config["tie_word_embeddings"] else ["--untie-embeddings-and-output-weights"]
     lines += ["--tokenizer-type HuggingFaceTokenizer", f"--tokenizer-model {shlex.quote(str(model))}"]
     return [*lines, f"--micro-batch-size {BATCH_SIZE}", f"--global-batch-size {BATCH_SIZE * ranks}", f"--lr {LR}"]
-
-
-TORCHTITAN = '''"""A Mixtral of Hugging Face, trained by torchtitan's backend for models of transformers."""
-
-from dataclasses import replace
-
-from torchtitan.components.loss import CrossEntropyLoss
-from torchtitan.components.optimizer import default_adamw
-from torchtitan.config import ParallelismConfig, TrainingConfig
-from torchtitan.experiments.transformers_modeling_backend import HFTransformerModel, TitanMoeModelConfig, model_registry
-from torchtitan.experiments.transformers_modeling_backend.configs import TransformersBackendConfig
-from torchtitan.hf_datasets.text_datasets import HuggingFaceTextDataLoader
-
-
-def mixtral() -> TransformersBackendConfig:
-    """Its sizes are those of config.json: the registered flavours would put their own in their place."""
-    spec = replace(model_registry("full_moe"), model=HFTransformerModel.Config(model_config=TitanMoeModelConfig()))
-    return TransformersBackendConfig(
-        hf_model={model!r},
-        hf_assets_path={model!r},  # the tokenizer
-        model_spec=spec,
-        loss=CrossEntropyLoss.Config(),
-        optimizer=default_adamw(lr={lr}),
-        training=TrainingConfig(local_batch_size={batch_size}, seq_len={seq_len}, steps=1000),
-        dataloader=HuggingFaceTextDataLoader.Config(dataset="c4_test", dataset_path="corpus"),  # corpus/*.jsonl
-        parallelism=ParallelismConfig(expert_parallel_degree={ranks}),
-    )
-'''

@@ -40,8 +40,8 @@ WEIGHTS = {  # ours, and theirs, of which ours has the rows one after the other;
 def convert_model(hf_model: nn.Module) -> LanguageModel:
     """Our `LanguageModel` with the weights of a Hugging Face MixtralForCausalLM or LlamaForCausalLM: equal logits.
 
-    The weights are copied, as by `convert_block`; dropout is left out. Raises ValueError for another class, and for
-    what ours lacks: biases, a sliding window, scaled rotary positions, another activation, a head_dim that is not D/H.
+    The weights are copied, as by `convert_block`; dropout is left out. Raises ValueError for another class and for what
+    ours lacks: biases, a sliding window, scaled rotary positions, another activation, a head_dim that is not D/H.
     """
     name = type(hf_model).__name__
     if name not in ("MixtralForCausalLM", "LlamaForCausalLM") or "transformers." not in type(hf_model).__module__:
@@ -69,13 +69,12 @@ def convert_model(hf_model: nn.Module) -> LanguageModel:
 def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Module:
     """The inverse of `convert_model`: ours as a MixtralForCausalLM, or as a LlamaForCausalLM where it has no experts.
 
-    The weights are copied bit by bit; their type, device, requires_grad and training mode are kept. Logits differ by
-    rounding: in float64 too by some 1e-7, since theirs has angles and routers in float32; in bfloat16 a near-tie may
-    fall the other way. Noise that the router had in training is left out.
+    The weights are copied, as by `convert_block`. Logits differ by rounding: in float64 too by some 1e-7, since theirs
+    has angles and routers in float32; in bfloat16 a near-tie may fall the other way. A router's noise is left out.
 
     folder: a new or empty one, where the model is saved too, whole or not at all; `from_pretrained(folder)` reads it,
-        in float64 with experts_implementation="eager". A model of bytes comes with its `byte_tokenizer`: its tokens
-        are the bytes. No token is special, so `generate` ends after max_new_tokens.
+        in float64 with experts_implementation="eager". A model of bytes comes with its `byte_tokenizer`. No token is
+        special, so `generate` ends after max_new_tokens.
 
     Raises ValueError for what is neither of the two, saying what does not fit, and for weights of several types;
     OSError where the folder holds something or cannot be written.
@@ -93,7 +92,7 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     fields["tie_word_embeddings"] = ours.head.weight is ours.embed.weight
     fields["rope_parameters"] = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
     if is_moe(ffn):
-        fields["router_jitter_noise"] = getattr(getattr(ffn, "router", None), "jitter_noise", 0.0)
+        fields["router_jitter_noise"] = getattr(ffn.router, "jitter_noise", 0.0)
         config, model_class = transformers.MixtralConfig(**fields), transformers.MixtralForCausalLM
     else:
         fields = {name: value for name, value in fields.items() if "expert" not in name}
@@ -104,8 +103,7 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     weights, given = {}, ours.state_dict(keep_vars=True)
     for name, parts in names(ours).items():
         pieces = given[name].detach().split([len(model.get_parameter(part)) for part in parts])
-        made = [nn.Parameter(piece.clone(), given[name].requires_grad) for piece in pieces]
-        weights |= dict(zip(parts, made))
+        weights |= {part: nn.Parameter(own.clone(), given[name].requires_grad) for part, own in zip(parts, pieces)}
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(ours.embed.weight.device)  # meta has no angles
@@ -130,8 +128,7 @@ def check_fit(ours: LanguageModel, back: LanguageModel) -> None:
     """Raise ValueError unless ours is, but for its weights, what is read back from theirs."""
     got, wanted = described(ours), described(back)
     for name in got | wanted:
-        found, needed = got.get(name, "missing"), wanted.get(name, "missing")
-        if found != needed:
+        if (found := got.get(name, "missing")) != (needed := wanted.get(name, "missing")):
             raise ValueError(
                 "ours must be like Mixtral (in each layer an MoE with SwiGLU experts and a TopKRouter that has "
                 "norm_topk_prob; no biases, shared expert or capacity) or like Llama (in each a SwiGLU FeedForward), "

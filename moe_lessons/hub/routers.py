@@ -2,9 +2,8 @@
 
 A mixture is a module with a child, its experts, whose `forward` takes (hidden states, indices (T, K), weights (T, K)):
 what they are called with is what is carried out. The logits come from the router beside them, which the model itself
-declares for `output_router_logits`. Four families are built otherwise: see `SPECIAL`. Two of transformers 5.24 cannot
-be read, since they call no module with their choices: doge, whose experts are rows of a table, and vitpose_backbone,
-which has no router.
+declares for `output_router_logits`. Others are `SPECIAL`. Two of transformers 5.24 call no module with their choices
+and cannot be read: doge, whose experts are rows of a table, and vitpose_backbone, which has no router.
 """
 
 import inspect
@@ -15,6 +14,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
 
 from moe_lessons.nn import Routing, is_moe
 
@@ -24,8 +24,8 @@ INDICES, WEIGHTS = ("top_k_index", "router_indices"), ("top_k_weights", "routing
 
 @dataclass(frozen=True)
 class Mixture:
-    """The router of a layer, and how its output is `read`; its experts, or None where the router tells all, with the
-    names of their second and third argument; and `make`: (what was read, the two arguments) -> `Routing`."""
+    """The router of a layer, how its output is `read`, its experts (None where the router tells all) with the names of
+    their second and third argument, and `make`: (what was read, the two arguments) -> `Routing`."""
 
     router: nn.Module
     read: Callable
@@ -105,9 +105,7 @@ def detached(value):
     """The same tensor, tuple or `Routing`, without its graph; anything else as it is."""
     if isinstance(value, Routing):
         return replace(value, **{field.name: detached(getattr(value, field.name)) for field in fields(value)})
-    if isinstance(value, tuple):
-        return tuple(map(detached, value))
-    return value.detach() if isinstance(value, Tensor) and value.requires_grad else value
+    return tree_map_only(Tensor, Tensor.detach, value)
 
 
 def of_experts(experts: nn.Module, logits: Tensor, topk: tuple[Tensor, Tensor]) -> Routing:
@@ -166,10 +164,8 @@ def listed(logits: Tensor, indices: Tensor, weights: Tensor, carried_out=None, d
 
 
 def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and probabilities (T, E), of the score that explains the weights (T, K), up to a factor for each token.
-
-    Softmax where none does. Where the 'logits' are probabilities already (Gemma 4), their logarithm is returned.
-    """
+    """Logits and probabilities (T, E), of the score that explains the weights (T, K) up to a factor for each token, or
+    of softmax. Where the 'logits' are probabilities already (Gemma 4), their logarithm is returned."""
     scores = (partial(torch.softmax, dim=-1), torch.sigmoid, lambda z: F.softplus(z).sqrt())  # the last: DeepSeek-V4
     eps = max(torch.finfo(dtype).eps for dtype in (logits.dtype, weights.dtype, torch.float32))
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -179,8 +175,8 @@ def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Te
     if len(logits) and (weights.shape[1] > 1 or bool((weights != weights[0]).any())):
         own = shares(weights.to(logits.dtype))
         errors = [(shares(score(logits).gather(1, indices)) - own).abs().mean() for score in scores]
-        least, best = torch.stack(errors).min(dim=0)
-        score = scores[int(best)] if least < 4 * eps else score
+        if min(errors) < 4 * eps:
+            score = scores[errors.index(min(errors))]
     probs = score(logits)
     return logits, probs / probs.sum(dim=-1, keepdim=True)
 

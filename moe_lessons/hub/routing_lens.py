@@ -35,13 +35,12 @@ class Lens:
     count_padding: whether tokens count whose attention_mask is 0. Of an encoder–decoder each side has its own mask.
 
     layers: the names of the layers, in the order in which they ran; one that ran twice in a call is there twice.
-    calls: a dict, layer -> `Routing`, for each call, the oldest first: T·(E + 2·K) numbers a layer. `generate` makes a
-        call for each new token; of an encoder–decoder it calls the encoder alone at first, which is not seen.
+    calls: layer -> `Routing`, for each call, the oldest first: T·(E + 2·K) numbers a layer. `generate` makes a call for
+        each new token, and of an encoder–decoder one of the encoder alone, which is not seen.
     routings: layer -> the `Routing` of the tokens of all these calls, joined. A lens that is entered again starts anew.
 
-    router_probs are the router's scores over their sum, whichever function makes them: softmax, sigmoid, √softplus.
-    Where an expert of Switch or NLLB is full, the assignment is a dropped one; where a token of Zaya skips the experts,
-    it has none.
+    router_probs are the router's scores over their sum: softmax, sigmoid or √softplus. Where an expert of Switch or
+    NLLB is full, the assignment is a dropped one; a token of Zaya that skips the experts has none.
 
     >>> from moe_lessons.nn import LanguageModel, TransformerConfig
     >>> model, ids = LanguageModel(TransformerConfig()), torch.tensor([list(b"What is a mixture of experts?")])
@@ -52,11 +51,11 @@ class Lens:
     >>> int(lens.routings["layers.0.ffn"].tokens_per_expert.sum())  # 29 tokens, 2 experts each
     58
 
-    What is drawn of our models is drawn of these: `plots.layer_loads(list(lens.routings.values()))`. A table of the
-    tokens: `analysis.trace_text(RunModel(model), text)`.
+    To be drawn as ours: `plots.layer_loads(list(lens.routings.values()))`. As a table of the tokens:
+    `analysis.trace_text(RunModel(model), text)`.
 
-    Raises ValueError for a model without experts, with a router that cannot be found, or with experts that cannot be
-    read; in a call of the model for a mask that does not tell padding; and when asked before anything was seen.
+    Raises ValueError for a model without experts, or whose router or experts cannot be read; in a call of the model for
+    a mask that does not tell padding; and when asked before anything was seen.
     """
 
     def __init__(self, model: nn.Module, count_padding: bool = False):
@@ -90,12 +89,12 @@ class Lens:
 
     def _begin(self, module, args: tuple, kwargs: dict) -> None:
         given = {} if self.count_padding else dict(zip(self._arguments, args)) | kwargs
-        masks = {name: given.get(name) for name in MASKS}
-        for name, mask in masks.items():
+        masks = [given.get(name) for name in MASKS]
+        for name, mask in zip(MASKS, masks):
             if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and len(mask))):
                 wanted = f"(B, T), with 0 for padding, got {in_words(mask)}"
                 raise ValueError(f"{name} must be {wanted}: give that one, or {ADVICE}")
-        self._open = Call(self.mixtures, list(masks.values()), self._two_sided)
+        self._open = Call(self.mixtures, masks, self._two_sided)
 
     def _end(self, module, args: tuple, output) -> None:
         if self._open is not None and self._open.notes and output is not None:  # None where the call has failed
@@ -133,10 +132,8 @@ class Lens:
         return balance_by_layer(list(routings.values())).set_axis(list(routings))
 
     def pooled_loss(self) -> float:
-        """What Hugging Face's own loss sees: the balancing loss of all layers' tokens at once, in our scale.
-
-        1 is even; theirs is K times this. Two layers that have collapsed onto different experts look balanced in it.
-        """
+        """The balancing loss of all layers' tokens at once: Hugging Face's own loss, over K. Two layers that have
+        collapsed onto different experts look balanced in it."""
         return load_balancing_loss(joined(list(self.routings.values()))).item()
 
 
@@ -173,8 +170,8 @@ class Call:
             return routing
         (sequences, length), num_tokens = mask.shape, routing.num_tokens
         if num_tokens % sequences or num_tokens > sequences * length:
-            fits = f"must be (B, T), for the {num_tokens} tokens of {key}"
-            raise ValueError(f"attention_mask {fits}, got {tuple(mask.shape)}: {ADVICE}")
+            wanted = f"(B, T), for the {num_tokens} tokens of {key}, got {tuple(mask.shape)}"
+            raise ValueError(f"attention_mask must be {wanted}: {ADVICE}")
         counts = mask[:, length - num_tokens // sequences :].reshape(-1) != 0  # (T,)
         return routing if bool(counts.all()) else only(routing, counts.to(routing.token_idx.device))
 
@@ -216,8 +213,8 @@ def joined(routings: Sequence[Routing]) -> Routing:
 class RunModel(nn.Module):
     """A causal language model of Hugging Face that is trained like ours: ids (B, T) -> (logits (B, T, V), routings).
 
-    hf_model: any that a `Lens` can read, else ValueError. It is trained itself, and is at hand as `hf_model`. What it
-    routes stays part of the graph: all knobs of a run act on it, balancing losses and DeepSeek-V3's bias update too.
+    hf_model: any that a `Lens` can read, else ValueError. It is trained itself. What it routes stays part of the graph:
+        all knobs of a run act on it, balancing losses and DeepSeek-V3's bias update too.
     """
 
     def __init__(self, hf_model: nn.Module):
@@ -245,9 +242,7 @@ class MixtureOf(nn.Module):
         self.num_experts, self.top_k, self.experts = routing.num_experts, len(routing.expert_idx), ()
         self._owner = [module for module in block.modules() if hasattr(module, BIAS)]  # a list: no child of this module
 
-    @property
-    def router(self) -> "MixtureOf":
-        return self
+    router = property(lambda self: self)
 
     @property
     def expert_bias(self) -> Tensor:
