@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from moe_lessons.analysis.roofline import ModelSizes
+from moe_lessons.hub.kv_cache import cached_layers
 from moe_lessons.hub.published import count_model
 
 CSV = Path(__file__).with_name("published_models.csv")
@@ -62,7 +63,8 @@ def build(model: PublishedModel) -> nn.Module:
 
 def count(model: PublishedModel) -> ModelSizes:
     """The sizes of its configuration. ValueError where the class has other experts than this table says."""
-    sizes = count_model(build(model))
+    built = build(model)
+    sizes = count_model(built, cached_layers(built))
     if {(group.num_experts, group.top_k) for group in sizes.groups} != {(model.num_experts, model.top_k)}:
         raise ValueError(f"{model.name} must have {model.top_k} of {model.num_experts} experts, got {sizes.groups}")
     return sizes

@@ -5,8 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from moe_lessons.commands.lab import has_display
-from moe_lessons.support.data import PACKAGE
+from moe_lessons.commands.lab import JUPYTER, has_display
 
 
 def main(argv: Sequence[str] = ()) -> int:
@@ -22,10 +21,9 @@ def main(argv: Sequence[str] = ()) -> int:
         print('The app needs Voila: run `pip install "moe_lessons[app]"`.', file=sys.stderr)
         return 1
     # The template 'offline': that of Voila, without the icons that it fetches from elsewhere.
-    places = [str(PACKAGE / "commands" / "jupyter"), os.environ.get("JUPYTER_PATH")]
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, places))
+    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [str(JUPYTER), os.environ.get("JUPYTER_PATH")]))
     arguments = [  # this page, this machine only; each visitor has a kernel
-        str(PACKAGE / "commands" / "jupyter" / "app.ipynb"),
+        str(JUPYTER / "app.ipynb"),
         "--template=offline",
         f"--theme={options.theme}",
         f"--port={options.port}",

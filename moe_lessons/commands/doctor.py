@@ -14,9 +14,9 @@ from pathlib import Path
 
 from moe_lessons.support.data import IS_CHECKOUT
 
-IN_CHECKOUT = "run `pip install -e .` in the course's folder (or `make lab`, which does it)"
-AFRESH = "run `pip install --force-reinstall git+https://github.com/moe-lessons/moe_lessons`"
-INSTALL = IN_CHECKOUT if IS_CHECKOUT else AFRESH
+INSTALL = "run `pip install --force-reinstall git+https://github.com/moe-lessons/moe_lessons`"
+if IS_CHECKOUT:
+    INSTALL = "run `pip install -e .` in the course's folder (or `make lab`, which does it)"
 EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
 Findings = Iterator[tuple[str, str, str]]  # 'ok', 'warn' or 'FAIL'; what was seen; what to do unless it is ok
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from moe_lessons.support.data import LESSONS, PACKAGE
 from moe_lessons.support.unpack import MANIFEST, unpack
 
+JUPYTER = PACKAGE / "commands" / "jupyter"  # settings, templates and the page of the app
 CHECKOUT, FIRST, COPY = PACKAGE.parent, "00_welcome.ipynb", "moe_lessons_course"
 # glibc then keeps the memory of a training step for the next one: a step of text takes 15 to 30 % less time.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(10**9), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
@@ -27,10 +28,8 @@ def main(argv: Sequence[str] = ()) -> int:
         print(f"{what} Another place: python -m moe_lessons lab FOLDER", file=sys.stderr)
         return 1
     # Settings of the course, below the learner's own: JupyterLab asks for no news and looks for no updates.
-    settings = [str(PACKAGE / "commands" / "jupyter"), os.environ.get("JUPYTER_CONFIG_PATH")]
-    os.environ["JUPYTER_CONFIG_PATH"] = os.pathsep.join(filter(None, settings))
-    for name, value in KEEP_MEMORY.items():
-        os.environ.setdefault(name, value)  # of the kernels: they inherit it
+    settings = filter(None, [str(JUPYTER), os.environ.get("JUPYTER_CONFIG_PATH")])
+    os.environ |= KEEP_MEMORY | dict(os.environ) | {"JUPYTER_CONFIG_PATH": os.pathsep.join(settings)}
 
     from jupyterlab.labapp import LabApp
 

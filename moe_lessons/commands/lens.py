@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from moe_lessons.hub.lens_page import check_writable, load_model, look, page, read_text
+from moe_lessons.hub.lens_page import load_model, look, page, read_text
 from moe_lessons.support.errors import check_device, check_positive_int, first_line, say_refusal
-from moe_lessons.support.files import write_whole
+from moe_lessons.support.files import can_be_written, write_whole
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
     if not options.out and not options.json:
         parser.error("give --out PAGE.html, or --json, or both")
     try:
-        if options.out:
-            check_writable(Path(options.out))
+        if options.out and not can_be_written(Path(options.out)):  # asked before a model is loaded, for minutes
+            raise ValueError(f"--out must be a file that can be written, in a folder that is there, got {options.out}")
         text, limit = read_text(options.text), check_positive_int("tokens", options.tokens)
         device = check_device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         model, tokenizer = load_model(options.model, device)

@@ -33,7 +33,12 @@ class LensCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **_) -> None:
         self.lens, self.tallies = Lens(model, count_padding=self.count_padding), defaultdict(int)
         self.starving: set[tuple[str, int]] = set()
-        self.trainer = calling_trainer()
+        callers = (
+            frame.f_locals.get("self") for frame, _ in traceback.walk_stack(None)
+        )  # a callback is not told of it
+        self.trainer = next((caller for caller in callers if isinstance(caller, Trainer)), None)
+        if self.trainer is None:
+            raise ValueError("LensCallback must be called by a transformers.Trainer, got a call from elsewhere")
         vars(self.trainer).pop("training_step", None)  # left by a training that failed
         step = self.trainer.training_step
 
@@ -49,10 +54,9 @@ class LensCallback(TrainerCallback):
         self.trainer.training_step = training_step
 
     def on_step_end(self, args, state, control, **_) -> None:
-        tallies = {name: own for name, own in self.tallies.items() if own[2].any()}
+        tallies, logs, load = {name: own for name, own in self.tallies.items() if own[2].any()}, {}, {}
         if state.global_step % self.every or not tallies:
             return
-        logs, load = {}, {}
         for name, (demand, probs, tokens) in tallies.items():
             statistics, dead = load_statistics(demand), is_dead(demand / tokens)
             values = {"max_over_mean": statistics.max_over_mean, "entropy": statistics.entropy, "dead": int(dead.sum())}
@@ -80,11 +84,3 @@ class LensCallback(TrainerCallback):
 def balancing_loss(demand: Tensor, probs: Tensor, tokens: Tensor) -> float:
     """`load_balancing_loss` of all these tokens: E · Σ f P."""
     return (len(demand) * (demand / demand.sum() * probs / tokens).sum()).item()
-
-
-def calling_trainer() -> Trainer:
-    """The Trainer whose callback runs. Callbacks are not told of it, but it is what calls them."""
-    for frame, _ in traceback.walk_stack(None):
-        if isinstance(trainer := frame.f_locals.get("self"), Trainer):
-            return trainer
-    raise ValueError("LensCallback must be called by a transformers.Trainer, got a call from elsewhere")

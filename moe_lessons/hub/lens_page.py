@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.axes import Axes
 from torch import nn
 
 from moe_lessons.analysis.load import describe_load, load_statistics
@@ -36,22 +35,18 @@ OFTEN = 30  # times that an expert should be met
 
 def read_text(path: str) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--text must be a file in UTF-8, got {path}: {error}") from None
-    except OSError as error:
-        raise ValueError(f"--text must be a file that can be read, got {path}: {error.strerror or error}") from None
-    if not text.strip():
-        raise ValueError(f"--text must have something to read in it, got {path}, which is empty")
-    return text
+        if (text := Path(path).read_text(encoding="utf-8")).strip():
+            return text
+        error = "it is empty"
+    except (OSError, UnicodeDecodeError) as caught:
+        error = getattr(caught, "strerror", None) or caught
+    raise ValueError(f"--text must be a file in UTF-8 with something to read in it, got {path}: {error}")
 
 
 def load_model(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     """The model and its tokenizer: that of the bytes where it has none and reads 256 tokens."""
     if Path(name).is_dir():
         os.environ["HF_HUB_OFFLINE"] = "1"
-        if not (Path(name) / "config.json").exists():
-            raise ValueError(f"MODEL must be a folder that save_pretrained wrote, got {name}, without a config.json")
     elif Path(name).exists() or Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise ValueError(f"MODEL must be a folder that save_pretrained wrote, got {name}, which is none")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -79,15 +74,6 @@ def load_model(name: str, device: torch.device) -> tuple[nn.Module, Any]:
     if model.dtype == torch.float64:
         model.set_experts_implementation("eager")  # the others know no float64
     return model.eval().to(device), tokenizer
-
-
-def check_writable(out: Path) -> None:
-    """Before the model is loaded, which may take minutes."""
-    folder = out.absolute().parent
-    if not folder.is_dir():
-        raise ValueError(f"--out must be in a folder that is there, got {out}")
-    if (out.exists() and not out.is_file()) or not os.access(folder, os.W_OK):  # a folder, a pipe, a device
-        raise ValueError(f"--out must be a file that can be written, got {out}")
 
 
 def look(model: nn.Module, tokenizer, text: str, limit: int) -> tuple[dict[str, Any], dict[str, Routing]]:
@@ -138,7 +124,7 @@ def of_layer(table: pd.DataFrame, routing: Routing, tokenizer) -> dict[str, Any]
 
 
 def dead_share(top_k: int, num_experts: int) -> float:
-    """An expert is dead under this share of the tokens: the course's, or half of the even share where that is less."""
+    """An expert is dead under this share of the tokens: the course's, or half of the even share if less."""
     return min(DEAD_SHARE, top_k / num_experts / 2)
 
 
@@ -172,19 +158,24 @@ def written(tokenizer, token: int) -> str:
 
 
 def verdict(layers: list[dict]) -> str:
-    """The main thing, in two sentences."""
+    """The main thing, in two sentences; after few tokens, that they are few."""
     ill = [layer for layer in layers if layer["dead"]]
     if not ill:
-        worst = max(layers, key=lambda layer: layer["max_over_mean"])
-        busiest = f"expert {np.argmax(worst['load'])} of layer {worst['layer']}"
-        share = f"{worst['max_over_mean']:.1f} times the even share (by chance {worst['max_over_mean_by_chance']:.1f})"
-        return f"All experts work, in each of {len(layers)} layers. The busiest, {busiest}, has {share}."
+        return f"All experts work, in each of {len(layers)} layers. {busiest(layers)}"
     worst = max(ill, key=lambda layer: layer["dead"] / layer["num_experts"])
-    dead, receive = worst["dead"], "receives" if worst["dead"] == 1 else "receive"
-    said = f"{dead} of {worst['num_experts']} experts in layer {worst['layer']} {receive} under {limit(worst)}."
+    receive = "receives" if worst["dead"] == 1 else "receive"
+    said = (
+        f"{worst['dead']} of {worst['num_experts']} experts in layer {worst['layer']} {receive} under {limit(worst)}."
+    )
     if len(ill) > 1:
         said += f" In all, {sum(layer['dead'] for layer in ill)} experts in {len(ill)} of {len(layers)} layers do."
     return said + " In the other layers all experts work." * (len(ill) == 1 < len(layers))
+
+
+def busiest(layers: list[dict]) -> str:
+    worst = max(layers, key=lambda layer: layer["max_over_mean"])
+    share = f"{worst['max_over_mean']:.1f} times the even share (by chance {worst['max_over_mean_by_chance']:.1f})"
+    return f"The busiest, expert {np.argmax(worst['load'])} of layer {worst['layer']}, has {share}."
 
 
 def limit(layer: dict) -> str:
@@ -221,29 +212,24 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
     layers, pooled = figures["layers"], figures["pooled_loss"]
     sizes = " or ".join(sorted({f"{layer['top_k']} of {layer['num_experts']}" for layer in layers}))
     read = f"It read the first {figures['tokens']:,} tokens of {figures['text']}, in sequences of {figures['window']}."
-    least = max(layers, key=lambda layer: layer["load_balancing_loss"])
+    lossy = max(layers, key=lambda layer: layer["load_balancing_loss"])
     worst = max(layers, key=lambda layer: (layer["dead"] / layer["num_experts"], layer["max_over_mean"]))
     columns = {key: BALANCE[key] for key in BALANCE if key != "dropped_share" or any(layer[key] for layer in layers)}
-    said = f"the busiest, E{np.argmax(worst['load'])}, has {worst['max_over_mean']:.1f} times the even share."
-    if dead_share(worst["top_k"], worst["num_experts"]) == DEAD_SHARE:
-        said = describe_load(worst["load"], worst["top_k"], worst["dropped_share"])
-    texts = {
-        "model": figures["model"],
-        "class_name": figures["class"],
-        "verdict": figures["verdict"],
+    is_usual = dead_share(worst["top_k"], worst["num_experts"]) == DEAD_SHARE
+    texts = {key: figures[key] for key in ("model", "class", "verdict")} | {
         "about": f"{len(layers)} layers of experts, here counted from 0; {sizes} for each token. {read}",
         "dead": limit(worst),
         "pooled": "unknown" if pooled is None else f"{pooled:.3f}",
-        "least": f"{least['load_balancing_loss']:.3f}, in layer {least['layer']}",
+        "most": f"{lossy['load_balancing_loss']:.3f}, in layer {lossy['layer']}",
         "worst": worst["layer"],
-        "description": said,
+        "description": describe_load(*map(worst.get, ("load", "top_k", "dropped_share")))
+        if is_usual
+        else busiest([worst]),
     }
     some = np.linspace(0, len(layers) - 1, min(SHOWN, len(layers))).round().astype(int)  # from first to last
     shown = [layers[i] for i in sorted({*some.tolist(), worst["layer"]})]
 
-    def bars(ax: Axes, theme: str) -> None:
-        plot(load_panel(worst["load"]), ax, theme).set_ylim(0, 1.15 * max(worst["load"]))
-
+    bars = functools.partial(plot, load_panel(worst["load"]))
     shares = ", ".join(f"E{expert} {share:.1%}" for expert, share in enumerate(worst["load"]))
     parts = {
         "notes": "".join(f'<p class="note">{escape(note)}</p>' for note in figures["notes"]),
@@ -253,17 +239,17 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
         "choice": by_layer(layers, CHOICE, "First choices by layer"),
         "tokens": "".join(experts(layer, layer is worst) for layer in shown),
     }
-    colors = {f"{name}_{key}": value for name, theme in THEMES.items() for key, value in vars(theme).items()}
+    parts |= {f"{name}_{key}": value for name, theme in THEMES.items() for key, value in vars(theme).items()}
     template = Template(TEMPLATE.read_text(encoding="utf-8"))
-    return template.substitute({key: escape(str(text)) for key, text in texts.items()} | parts | colors)
+    return template.substitute({key: escape(str(text)) for key, text in texts.items()} | parts)
 
 
 def by_layer(layers: list[dict], columns: dict[str, tuple[str, str]], label: str) -> str:
-    said = {
-        name: ["–" if layer[key] is None else form.format(layer[key]).replace("-0.00", "0.00") for layer in layers]
-        for key, (name, form) in columns.items()
-    }
-    return table(pd.DataFrame(said, [str(layer["layer"]) for layer in layers]), label, "layer")
+    frame = pd.DataFrame(layers, [layer["layer"] for layer in layers], list(columns)).clip(
+        lower=0
+    )  # what rounding left
+    said = {name: frame[key].map(form.format).where(frame[key].notna(), "–") for key, (name, form) in columns.items()}
+    return table(pd.DataFrame(said), label, "layer")
 
 
 def table(frame: pd.DataFrame, label: str, corner: str, kind: str = "") -> str:
@@ -273,7 +259,7 @@ def table(frame: pd.DataFrame, label: str, corner: str, kind: str = "") -> str:
 
 
 def scrolling(content: str, label: str) -> str:
-    """What is too wide for a phone is moved by a finger, or by the arrow keys."""
+    """Too wide for a phone: moved by a finger, or by the arrow keys."""
     return f'<div class="wide" role="region" aria-label="{escape(label)}" tabindex="0">{content}</div>'
 
 
@@ -281,12 +267,11 @@ def pictures(layers: list[dict], routings: dict[str, Routing]) -> Iterator[str]:
     """A row for each layer: those with the same number of experts are in one picture."""
     for size in dict.fromkeys(layer["num_experts"] for layer in layers):
         own = [layer for layer in layers if layer["num_experts"] == size]
-        most = max(own, key=lambda layer: layer["max_over_mean"])
-        largest = f"{most['max_over_mean']:.1f}, of expert {np.argmax(most['load'])} in layer {most['layer']}"
-        says = f"A row for each layer, a column for each of {size} experts: its load over the even share, up to "
-        chosen = [routings[layer["name"]] for layer in own]
-        height = 1.2 + 0.3 * len(own)
-        yield picture(functools.partial(layer_loads, chosen), size, height, f"Load of {size} experts", says + largest)
+        draw = functools.partial(layer_loads, [routings[layer["name"]] for layer in own])
+        says = (
+            f"A row for each layer, a column for each of {size} experts: its load over the even share. {busiest(own)}"
+        )
+        yield picture(draw, size, 1.2 + 0.3 * len(own), f"Load of {size} experts", says)
 
 
 def picture(draw: Callable[..., Any], num_experts: int, height: float, label: str, says: str) -> str:

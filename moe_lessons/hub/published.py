@@ -1,8 +1,7 @@
 """Exact counts of published models: their configuration, built by the class of Hugging Face transformers (extra: hf).
 
-A model is built on torch's meta device: all shapes, no weights, no download, no code but that of transformers. The
-experts are found by structure, not by a list of families: weights with a row for each expert, or a list of equal
-modules. transformers is imported when it is needed.
+A model is built on torch's meta device: all shapes, no weights, no download, no code but that of transformers. Experts
+are found by structure: weights with a row for each expert, or a list of equal modules.
 """
 
 import json
@@ -14,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from moe_lessons.analysis import roofline
 from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
+from moe_lessons.hub.kv_cache import cached_layers, writes_text
 from moe_lessons.plots.theme import short_number
 from moe_lessons.support.errors import check_top_k
 
@@ -47,6 +48,7 @@ class PublishedCount:
     model_type: str
     sizes: ModelSizes
     notes: list[str]
+    writes: bool  # text, token by token
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -62,17 +64,13 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        config = json.loads(content, object_hook=_decoded)
+        # transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}
+        config = json.loads(content, object_hook=lambda p: float(p["__float__"]) if "__float__" in p else p)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON, and is not: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold one JSON object, got {type(config).__name__}")
     return config
-
-
-def _decoded(part: dict[str, Any]) -> Any:
-    """transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}."""
-    return float(part["__float__"]) if set(part) == {"__float__"} else part
 
 
 def count_config(config: Mapping[str, Any]) -> PublishedCount:
@@ -101,7 +99,14 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
         raise ValueError(f"transformers cannot build this configuration: {said}") from error
     if not is_known:
         notes.append(f"transformers lacks the model_type {kind!r}: counted is the class that the file names")
-    return PublishedCount(type(model).__name__, str(kind), count_model(model), notes)
+    cached, writes = None, writes_text(model)
+    try:
+        cached = cached_layers(model)
+    except ValueError as error:
+        notes.append(f"its KV cache is unknown, and times and memory are without it: {error}")
+    if not writes:
+        notes.append("this class writes no text, token by token: it has no speed of writing")
+    return PublishedCount(type(model).__name__, str(kind), count_model(model, cached), notes, writes)
 
 
 def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
@@ -159,9 +164,9 @@ def find_class(config: Any, named: type | None) -> tuple[Any, type]:
     raise ValueError(f"architectures must name a class that transformers has for {config.model_type!r}, got {named}")
 
 
-def count_model(model: nn.Module) -> ModelSizes:
-    """The sizes of a model of transformers, also on the meta device; with 'active' for one token of each kind, as of
-    encoder and decoder, or text and image."""
+def count_model(model: nn.Module, cached: list[Cached] | None) -> ModelSizes:
+    """The sizes of a model of transformers; 'active' is for one token of each kind: of encoder and decoder, or text
+    and image. cached: see `cached_layers`; None where that is unknown."""
     sizes = {id(weight): weight.numel() for weight in model.parameters()}  # each tied weight once
     outside = {id(weight) for part in outside_parts(model) for weight in part.parameters()}
     blocks = list(find_blocks(model, outside))
@@ -170,7 +175,6 @@ def count_model(model: nn.Module) -> ModelSizes:
     products = {id(weight): weight.ndim for part in parts for weight in part.parameters(recurse=False)}
     matrices = {weight for weight, ndim in products.items() if ndim > 1} - routed - outside
     shared = [part for name, part in model.named_modules() if re.search(r"shared_(expert|mlp)s?$", name)]
-    is_unknown = any("compressor" in name for name, _ in model.named_modules())  # of several tokens into one
 
     def numbers(ids: set[int]) -> int:
         return sum(sizes[weight] for weight in ids)
@@ -183,7 +187,7 @@ def count_model(model: nn.Module) -> ModelSizes:
         router=sum(weight.numel() for _, router, _ in blocks for weight in router),
         shared=sum(weight.numel() for part in shared for weight in part.parameters()),
         outside=numbers(outside - routed),
-        cached=None if is_unknown else tuple(replace(c, layers=n) for c, n in Counter(cached_layers(model)).items()),
+        cached=None if cached is None else tuple(replace(c, layers=n) for c, n in Counter(cached).items()),
     )
 
 
@@ -198,8 +202,8 @@ def find_blocks(model: nn.Module, outside: set[int]) -> Iterator[tuple[list[Tens
         num_experts = min(rows for _, rows in weights)  # LongCat also has rows for experts that do nothing
         top_k = check_top_k(find_top_k([*routers, block, model]), num_experts)
         deep = max(weight.ndim for weight, _ in weights)  # less deep are biases
-        expert = sum(weight.numel() // rows for weight, rows in weights)
-        matrix = sum(weight.numel() // rows for weight, rows in weights if weight.ndim == deep)
+        expert = round(sum(weight.numel() / rows for weight, rows in weights))  # a weight may be of one expert alone
+        matrix = round(sum(weight.numel() / rows for weight, rows in weights if weight.ndim == deep))
         own, is_met = [weight for weight, _ in weights], id(weights[0][0]) not in outside and "vision" not in name
         group = ExpertGroup(num_experts, top_k, sum(weight.numel() for weight in own), expert, matrix, is_met)
         yield own, [weight for part in routers for weight in part.parameters()], group
@@ -248,72 +252,16 @@ def outside_parts(model: nn.Module) -> list[nn.Module]:
     return [part for part in parts if not any(inner is met for inner in part.modules() for met in of_text)]
 
 
-def cached_layers(model: nn.Module) -> Iterator[Cached]:
-    """What each layer's attention keeps of a token, by its projections; latent attention (MLA) as engines keep it."""
-    left_out = {id(part) for outside in outside_parts(model) for part in outside.modules()}
-    config = model.config.get_text_config(decoder=True)
-    for part in model.modules():
-        if hasattr(part, "layer_idx") and id(part) not in left_out and getattr(part, "is_decoder", True):
-            if numbers := cached_numbers(part):
-                left_out |= {id(inner) for inner in part.modules()}
-                yield Cached(numbers, score_flops(part), window_of(part, config))
-
-
-def cached_numbers(part: nn.Module) -> int:
-    """Numbers that one attention keeps of each token; 0 for what is none or keeps a state of fixed size."""
-    is_linear = "linear" in str(getattr(part, "layer_type", ""))
-    if is_linear or any(hasattr(part, name) for name in ("conv1d", "conv", "A_log")):
-        return 0
-    width = {name: rows_of(child) for name, child in part.named_children()}
-    index = rows_of(part.indexer.wk) if hasattr(getattr(part, "indexer", None), "wk") else 0
-    for latent in ("kv_a_proj_with_mqa", "kv_proj"):
-        if latent in width:
-            return width[latent] + index
-    for key, value in (("k_proj", "v_proj"), ("k", "v")):
-        if key in width:
-            return width[key] + (width.get(value) or width[key]) + index
-    heads = getattr(part, "num_key_value_heads", None)
-    return 2 * heads * part.head_dim if heads and {"Wqkv", "qkv_proj", "query_key_value"} & set(width) else 0
-
-
-def score_flops(part: nn.Module) -> int:
-    """FLOPs for each token that one attention looks back on: a score and a sum of values, in each of its heads."""
-    width = {name: getattr(child, "out_features", 0) for name, child in part.named_children()}
-    outputs = [getattr(part, name) for name in ("o_proj", "out_proj", "o", "dense") if name in width]
-    values = sum(getattr(output, "in_features", 0) for output in outputs)
-    keys = width.get("q_b_proj") or width.get("q_proj", 0) if "kv_a_proj_with_mqa" in width else values
-    return 2 * (keys + values)
-
-
-def rows_of(module: nn.Module) -> int:
-    """How many numbers a projection puts out."""
-    return sum(weight.shape[0] for weight in module.parameters() if weight.ndim == 2)
-
-
-def window_of(part: nn.Module, config: Any) -> int | None:
-    """The sliding window of one attention, or None where it sees the whole context."""
-    if getattr(part, "is_sliding", getattr(part, "is_local_attention", True)) is False:
-        return None
-    if hasattr(part, "sliding_window"):
-        return part.sliding_window
-    kinds = getattr(config, "layer_types", None) or []
-    kind = kinds[part.layer_idx] if part.layer_idx is not None and part.layer_idx < len(kinds) else "sliding"
-    name = "attention_chunk_size" if "chunked" in kind else "sliding_window"
-    is_used = getattr(config, "use_sliding_window", True) and ("sliding" in kind or "chunked" in kind)
-    return getattr(config, name, None) if is_used else None
-
-
 def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
     """All figures, under the keys of --json; bytes are bytes, and a FLOP is a multiply or an add."""
     sizes, notes = counted.sizes, list(counted.notes)
     kinds = Counter((g.num_experts, g.top_k) for g in sizes.groups for _ in range(g.layers))
-    num_experts, top_k = kinds.most_common(1)[0][0] if kinds else (None, None)
-    if sizes.cached is None:
-        notes.append("its KV cache is compressed in a way that is not counted: times and memory are without it")
+    ((num_experts, top_k), _), *_ = kinds.most_common() or [((None, None), 0)]
     if unmet := sum(group.layers * group.top_k * group.expert for group in sizes.groups if not group.is_met):
         notes.append(f"active_params counts experts for other tokens than text too: {unmet:,} parameters")
     if sizes.outside:
         notes.append(f"{sizes.outside:,} parameters are of parts that a token of text does not meet (image, sound)")
+    speed = {} if counted.writes else {"tokens_per_second": None}
     known, caches = sizes.cached is not None, {t: roofline.CACHE_BYTES[t] for t in ("float32", "bfloat16", "fp8")}
     return {
         "class": counted.class_name,
@@ -332,9 +280,9 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
         "context_length": context,
         "kv_cache_bytes": {t: round(n * sizes.cache(context)) for t, n in caches.items()} if known else None,
         "flops_per_token": sizes.flops(),
-        "flops_per_token_with_context": sizes.flops(context),
+        "flops_per_token_with_context": sizes.flops(context) if known and counted.writes else None,
         "machines": {
-            name: {dtype: roofline.on_machine(sizes, row, dtype, context) for dtype in TYPES}
+            name: {t: roofline.on_machine(sizes, row, t, context) | speed for t in TYPES}
             for name, row in roofline.machines().iterrows()
         },
         "notes": notes,
@@ -348,23 +296,23 @@ def as_tables(report: dict[str, Any]) -> str:
     lines = [f"{report['class']}: " + ("; ".join(kinds) or "dense: a token uses every parameter"), ""]
     lines += [f"total parameters    {total:>20,}  {short_number(total)}: what memory must hold"]
     lines += [f"active parameters   {active:>20,}  {short_number(active)}: what a token uses, {active / total:.1%}"]
-    flops, longer = report["flops_per_token"], short_number(report["flops_per_token_with_context"])
+    flops, longer = report["flops_per_token"], report["flops_per_token_with_context"]
+    longer = "unknown" if longer is None else short_number(longer)
     lines += [f"FLOPs for a token   {flops:>20,}  {short_number(flops)}; with {context:,} tokens of context {longer}"]
     lines += ["", f"{'gigabytes in':28}" + "".join(f"{dtype:>10}" for dtype in report["weight_bytes"])]
     lines += [f"{'weights':28}" + "".join(f"{size / 1e9:10,.4g}" for size in report["weight_bytes"].values())]
-    caches = report["kv_cache_bytes"]
-    said = "".join(f"{size / 1e9:10,.3g}" for size in caches.values()) if caches else "   unknown"
+    caches = (report["kv_cache_bytes"] or {}).values()
+    said = "".join(f"{size / 1e9:10,.3g}" for size in caches) or "   unknown"
     lines += [f"{f'KV cache of {context:,} tokens':28}{said}", ""]
-    speeds = "".join(f"{dtype:>9}" for dtype in TYPES)
-    heads = f"{'memory':>8}  {'fits in':22}{'tokens/s, batch 1, at best':>27}"
-    lines += [f"{'on one machine':22}{heads}   arithmetic"]
-    lines += [f"{'':22}{'GB':>8}  {', '.join(TYPES):22}{speeds}   rules from batch"]
-    memory = roofline.machines().memory_bytes
-    for name, row in report["machines"].items():
-        fits = ", ".join("yes" if row[dtype]["fits"] else "no" for dtype in TYPES)
-        speeds = "".join(f"{row[dtype]['tokens_per_second']:9,.0f}" for dtype in TYPES)
-        batch = row["bfloat16"]["arithmetic_batch"]
-        lines += [f"{name:22}{memory[name] / 1e9:8.0f}  {fits:22}{speeds}   {f'{batch:,}' if batch else 'never'}"]
-    lines += ["", "Speeds are those of the roofline: what one machine would do at best, if the model fitted into it."]
+    rows, memory = {}, roofline.machines().memory_bytes
+    for name, on in report["machines"].items():
+        rows[name] = {("memory", "GB"): f"{memory[name] / 1e9:.0f}"}
+        rows[name] |= {("fits in", t): "yes" if row["fits"] else "no" for t, row in on.items()}
+        speeds = {t: row["tokens_per_second"] for t, row in on.items() if row["tokens_per_second"]}
+        rows[name] |= {("tokens/s, batch 1", t): f"{speed:,.0f}" for t, speed in speeds.items()}
+        batch = on["bfloat16"]["arithmetic_batch"]
+        rows[name]["arithmetic rules", "from batch"] = f"{batch:,}" if batch else "never"
+    lines += [pd.DataFrame(rows).T.to_string(), ""]
+    lines += ["Speeds are those of the roofline: what one machine would do at best, if the model fitted into it."]
     lines += ["The last column is for bfloat16 and short texts: a long KV cache puts it off."]
     return "\n".join([*lines, *(f"Note: {note}." for note in report["notes"])])

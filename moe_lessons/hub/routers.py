@@ -40,21 +40,21 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
         raise ValueError(f"model must be a torch module, got {type(model).__name__}")
     declared, named = declared_routers(model), dict(model.named_modules())
     found = {name: made for name, module in named.items() if (made := mixture_of(name, module, declared))}
-    if not found:
-        closed = [type(module).__name__ for name, module in named.items() if name.rpartition(".")[2] == "experts"]
-        why = "which has none: it is dense, or weighs its experts itself, as doge does"
-        if closed:
-            why = f"whose {closed[0]} are not: load it without quantisation or kernels, in transformers' own class"
-        wanted = "must have experts that are called with the choices of a router"
-        raise ValueError(f"model {wanted}, got {type(model).__name__}, {why}")
-    return found
+    if found:
+        return found
+    closed = [type(module).__name__ for name, module in named.items() if name.rpartition(".")[2] == "experts"]
+    why = "which has none: it is dense, or weighs its experts itself, as doge does"
+    if closed:
+        why = f"whose {closed[0]} are not: load it without quantisation or kernels, in transformers' own class"
+    wanted = f"have experts that are called with the choices of a router, got {type(model).__name__}, {why}"
+    raise ValueError(f"model must {wanted}")
 
 
 def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixture | None:
     """The `Mixture` of a module that is one, else None. declared: see `declared_routers`."""
-    kind, children = type(module).__name__, dict(module.named_children())
-    if kind in SPECIAL:
-        return Mixture(module.router, lambda output: output, partial(SPECIAL[kind], module))
+    children = dict(module.named_children())
+    if special := SPECIAL.get(type(module).__name__):
+        return Mixture(module.router, lambda output: output, partial(special, module))
     if keys_of(module):  # experts, or what wraps them: no block
         return None
     experts = next((child for child in children.values() if keys_of(child)), None)
@@ -65,7 +65,11 @@ def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixtu
             wanted = "declared in the model's _can_record_outputs, or named gate or router"
             raise ValueError(f"router of {name} must stand beside its experts, {wanted}; got {', '.join(children)}")
         index = next((declared[type(part)] for part in router.modules() if type(part) in declared), 0)
-        return Mixture(router, partial(logits_in, index), partial(of_experts, experts), experts, keys_of(experts))
+
+        def read(output: Tensor | tuple) -> Tensor:
+            return output if isinstance(output, Tensor) else output[index]  # DBRX's router returns nothing else
+
+        return Mixture(router, read, partial(of_experts, experts), experts, keys_of(experts))
     if is_moe(module) and not type(module).__module__.startswith("transformers."):  # ours, or a learner's
         return Mixture(module, routing_in, lambda routing, _: routing)
     return None
@@ -91,10 +95,6 @@ def declared_routers(model: nn.Module) -> dict[type, int]:
         for spec in specs if isinstance(specs, list | tuple) else [specs]:
             found[getattr(spec, "target_class", spec)] = getattr(spec, "index", 1)
     return found
-
-
-def logits_in(index: int, output: Tensor | tuple) -> Tensor:
-    return output if isinstance(output, Tensor) else output[index]  # DBRX's router returns nothing else
 
 
 def routing_in(output) -> Routing | None:

@@ -128,8 +128,7 @@ class Lens:
 
     def balance(self) -> pd.DataFrame:
         """`analysis.balance_by_layer` of all calls: a row for each layer, by its name."""
-        routings = self.routings
-        return balance_by_layer(list(routings.values())).set_axis(list(routings))
+        return balance_by_layer(list(self.routings.values())).set_axis(list(self.layers))
 
     def pooled_loss(self) -> float:
         """The balancing loss of all layers' tokens at once: Hugging Face's own loss, over K. Two layers that have
@@ -199,12 +198,11 @@ def joined(routings: Sequence[Routing]) -> Routing:
     if len(routings) == 1:
         return routings[0]
     top_ks, starts = {routing.top_k for routing in routings}, np.cumsum([0, *(r.num_tokens for r in routings)]).tolist()
-    names = [field.name for field in fields(Routing) if field.name != "top_k"]
-    columns = {name: [getattr(routing, name) for routing in routings] for name in names}
-    for name in ("token_idx", "dropped_token_idx"):
-        columns[name] = [idx + start for idx, start in zip(columns[name], starts)]
-    device = routings[0].token_idx.device  # layers may be on several
-    both = Routing(**{name: torch.cat([part.to(device) for part in parts]) for name, parts in columns.items()})
+    device, columns = routings[0].token_idx.device, {}  # layers may be on several
+    for name in (own.name for own in fields(Routing) if own.name != "top_k"):
+        shifts = starts if name.endswith("token_idx") else [0] * len(routings)
+        columns[name] = torch.cat([getattr(r, name).to(device) + shift for r, shift in zip(routings, shifts)])
+    both = Routing(**columns)
     order = rank_within(both.token_idx).argsort(stable=True)  # 0 for a token's first choice
     by_choice = {name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")}
     return replace(both, **by_choice, top_k=top_ks.pop() if len(top_ks) == 1 else None)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from moe_lessons.support.files import write_whole
@@ -16,8 +17,11 @@ def unpack(source: Path, folder: Path) -> list[str]:
     comes beside it, once. Raises OSError where that cannot be written; the next call goes on from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    before, said = read_manifest(folder), []
-    laid = dict(before)
+    try:
+        before = dict(json.loads((folder / MANIFEST).read_text("utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        before = {}  # unknown: every file that differs counts as changed
+    laid, said = dict(before), []
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         name, new = path.relative_to(source).as_posix(), fingerprint(path)
         target, now = folder / name, fingerprint(folder / name)
@@ -40,25 +44,14 @@ def unpack(source: Path, folder: Path) -> list[str]:
     return said if before else [f"The lessons are in {folder} now. What you change there stays.", *said]
 
 
-def read_manifest(folder: Path) -> dict[str, str]:
-    """Read what was copied last; nothing where that is unknown: every file that differs counts as changed."""
-    try:
-        laid = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return laid if isinstance(laid, dict) else {}
-
-
 def fingerprint(path: Path) -> str:
     """Hash a file ('' if there is none); of a notebook what a learner writes: who only runs it does not change it."""
     if not path.exists():
         return ""
     content = path.read_bytes()
     if path.suffix == ".ipynb":
-        try:
+        with suppress(ValueError, KeyError, TypeError):  # of what is no notebook any more
             cells = json.loads(content)["cells"]
             written = [(cell["cell_type"], "".join(cell["source"]), cell.get("attachments")) for cell in cells]
             content = json.dumps(written, sort_keys=True).encode()
-        except (ValueError, KeyError, TypeError):
-            pass  # it is no notebook any more
     return hashlib.sha256(content).hexdigest()
