@@ -1,5 +1,6 @@
 """Whole models: a Mixtral or Llama as our `LanguageModel`, and ours as one of them. Two tables serve both ways."""
 
+import json
 import os
 import re
 import shutil
@@ -72,9 +73,8 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     The weights are copied, as by `convert_block`. Logits differ by rounding: in float64 too by some 1e-7, since theirs
     has angles and routers in float32; in bfloat16 a near-tie may fall the other way. A router's noise is left out.
 
-    folder: a new or empty one, where the model is saved too, whole or not at all; `from_pretrained(folder)` reads it,
-        in float64 with experts_implementation="eager". A model of bytes comes with its `byte_tokenizer`. No token is
-        special, so `generate` ends after max_new_tokens.
+    folder: a new or empty one, where the model is saved too, whole or not at all; `from_pretrained(folder)` reads it. A
+        model of bytes comes with its `byte_tokenizer`. No token is special, so `generate` ends after max_new_tokens.
 
     Raises ValueError for what is neither of the two, saying what does not fit, and for weights of several types;
     OSError where the folder holds something or cannot be written.
@@ -107,8 +107,8 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(ours.embed.weight.device)  # meta has no angles
-    if dtype == torch.float64:
-        model.set_experts_implementation("eager")  # the others know no float64
+    if dtype == torch.float64 or (ffn.d_model * dtype.itemsize) % 16 or (ffn.d_ff * dtype.itemsize) % 16:
+        model.set_experts_implementation("eager")  # the others know neither this type nor rows of other lengths
     filled(model, weights).train(ours.training)
     if folder is not None:
         save(model, Path(folder).resolve())
@@ -173,6 +173,9 @@ def save(model: nn.Module, folder: Path) -> None:
             raise FileExistsError("there is something else already; name a new folder")
         new.mkdir(parents=True)
         model.save_pretrained(new)
+        if model.config._experts_implementation == "eager":  # which that does not write
+            config = json.loads((new / "config.json").read_text()) | {"experts_implementation": "eager"}
+            (new / "config.json").write_text(json.dumps(config, indent=2))
         if model.config.vocab_size == 256:
             byte_tokenizer().save_pretrained(new)
         os.replace(new, folder)

@@ -105,8 +105,11 @@ def takes_grouped_mm(weight: Tensor) -> bool:
     types = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.bfloat16, torch.float16)
     if not hasattr(F, "grouped_mm") or weight.dtype not in types or not weight.is_contiguous():
         return False
-    row_bytes = [width * weight.itemsize for width in weight.shape[1:]]
-    return all(number % 16 == 0 for number in (*row_bytes, weight.data_ptr()))
+    try:
+        numbers = [weight.data_ptr(), *(width * weight.itemsize for width in weight.shape[1:])]
+    except RuntimeError:  # within torch.func it has no memory of its own
+        return False
+    return all(number % 16 == 0 for number in numbers)
 
 
 def weight_matrix(x: Tensor, routing: Routing, weight: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""A small language model on several ranks: its experts divided among them, the rest in DDP, with
+"""A small language model on several ranks: its experts divided among them, the rest on each, with
 
     torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training --steps 40 --checkpoint FOLDER
 
-Each rank says its records as lines of JSON. After a fault, a run goes on from its last checkpoint, on as many ranks as
-divide the experts. `Settings` has the options, faults on demand among them.
+Each rank says its records as lines of JSON. After a fault, a run goes on from its last checkpoint: to the same bits on
+as many ranks, or on another number that divides the experts. `Settings` has the options, faults on demand among them.
 """
 
 import argparse
@@ -45,7 +45,8 @@ class Settings:
 
     batch: sequences in a step, of all ranks together. capacity_factor: counted by each rank for its own tokens.
     balance_weight: of the auxiliary loss, over the tokens of all ranks. timeout: seconds that a rank waits for another.
-    checkpoint: a folder, written to every `every` steps. What is there already is gone on from.
+    checkpoint: a folder, written to every `every` steps. What is there already is gone on from, on as many ranks to the
+        same bits.
     fault: 'kill' ends the rank `rank` in step `at`, for a try. After a restart it does not happen again."""
 
     steps: int = 40
@@ -99,9 +100,6 @@ def train(settings: Settings) -> Iterator[dict]:
         model = LanguageModel(settings.model_config()).to(getattr(torch, settings.dtype))
     experts = exchange.expert_parameters(exchange.shard_experts(model))
     dense = [p for name, p in model.named_parameters() if name not in experts]
-    left_alone = [*experts, *(name for name, _ in model.named_buffers())]  # buffers are equal already
-    nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, left_alone)
-    net = nn.parallel.DistributedDataParallel(model)  # a copy of all but the experts on each rank
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
     step = load(last, model, optimizer) if last else 0
     start = {"event": "start", "rank": rank, "ranks": ranks, "pid": os.getpid(), "restart": RESTART}
@@ -117,11 +115,12 @@ def train(settings: Settings) -> Iterator[dict]:
         generator = torch.Generator().manual_seed(seed)  # whatever the number of ranks
         torch.manual_seed(seed * ranks + rank)  # for a router with noise: after a restart it is the same
         x, y = (part[rank * size : (rank + 1) * size] for part in task.batch(settings.batch, generator))
-        logits, routings = net(x)
+        logits, routings = model(x)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
         balance = sum(map(exchange.global_load_balancing_loss, routings))
         optimizer.zero_grad()
         (loss + settings.balance_weight * balance).backward()
+        average(dense)
         clip(dense, list(experts.values()))
         optimizer.step()
         step += 1
@@ -131,7 +130,15 @@ def train(settings: Settings) -> Iterator[dict]:
             save(settings.checkpoint, step, model, optimizer)
             yield {"event": "saved", "step": step}
     yield {"event": "end", "step": step, **weights_of(whole(model, state_of(model, optimizer)))}
-    del net  # DDP's reducer must not be the last that holds the process group: it would end it with Python's lock held
+
+
+def average(weights: list[Tensor]) -> None:
+    """Give all ranks the mean of their gradients, as DDP does. That one orders them anew after its first step, so that
+    of three ranks or more a run that was started again would sum in another order, and differ in the last digits."""
+    gradients = [p.grad for p in weights]
+    mean = nn.utils.parameters_to_vector(gradients)
+    dist.all_reduce(mean)
+    nn.utils.vector_to_parameters(mean / dist.get_world_size(), gradients)
 
 
 @torch.no_grad()

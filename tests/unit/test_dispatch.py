@@ -112,6 +112,20 @@ def test_an_expert_that_overflows_spoils_its_own_tokens_alone(way, device):
     assert moe.experts.in_proj.grad[:3].isfinite().all()
 
 
+@ways
+def test_torch_func_gives_the_same_gradients(way):
+    torch.manual_seed(0)
+    moe, x = MoE(16, 32, 4, 2, dispatch=way), torch.randn(9, 16)
+    weights = dict(moe.named_parameters())
+
+    def loss(weights: dict) -> torch.Tensor:
+        return torch.func.functional_call(moe, weights, (x,))[0].square().mean()
+
+    made = torch.func.grad(loss)({name: weight.detach() for name, weight in weights.items()})
+    expected = torch.autograd.grad(loss(weights), list(weights.values()))
+    torch.testing.assert_close(list(made.values()), list(expected))
+
+
 def test_grouped_under_torch_compile():
     """Its tracer has no grouped_mm for float32."""
     torch.manual_seed(0)

@@ -105,6 +105,17 @@ def test_a_model_is_read_from_its_folder_with_its_tokenizer(folder):
         assert len(tokenizer) == 256 and not tokenizer.all_special_ids
 
 
+ODD = {"d_model": 6, "num_heads": 1, "num_kv_heads": 1, "d_ff": 7}
+
+
+@pytest.mark.parametrize("dtype, sizes", [(torch.float32, {"d_ff": 7}), (torch.float32, ODD), (torch.float64, {})])
+def test_what_grouped_products_cannot_take_is_read_with_experts_that_can(dtype, sizes, tmp_path):
+    ours, ids = our_model(dtype, **sizes), torch.randint(256, (2, 9))
+    export_model(ours, tmp_path / "new")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "new")
+    torch.testing.assert_close(theirs(ids).logits, ours(ids)[0], rtol=1e-4, atol=1e-4)
+
+
 class OwnMoE(MoE):
     pass
 

@@ -139,7 +139,8 @@ def test_token_ids_are_for_a_hash_router_alone():
     hashed.capacity_factor = None
     y, _ = hashed(x, torch.arange(94, 100).view(2, 3))
     torch.testing.assert_close(hashed(x[1, 2], torch.tensor(99))[0], y[1, 2])  # one token, its id a single number
-    assert hashed(x[:0], torch.zeros(0, 3).long())[0].shape == (0, 3, 4)
+    y, routing = hashed(x[:0], torch.zeros(0, 3).long())
+    assert y.shape == (0, 3, 4) and routing.topk_indices.shape == routing.topk_weights.shape == (0, 2)
 
 
 @pytest.mark.parametrize("way", DISPATCH)

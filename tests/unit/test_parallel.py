@@ -99,6 +99,14 @@ def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
         assert max(abs(loss - other) for loss, other in zip(both, alone[:10], strict=True)) < 1e-5
 
 
+def test_three_ranks_go_on_to_the_same_bits(tmp_path):
+    """With more than two, the order of a sum counts."""
+    whole = replace(SMALL, steps=8, batch=6, num_experts=6, dtype="float64")
+    half = replace(whole, steps=4, checkpoint=str(tmp_path))
+    ends = [records(settings, 3)[-1]["weights"] for settings in (whole, half, replace(half, steps=8))]
+    assert ends[0] == ends[2] != ends[1]
+
+
 def test_what_is_refused_on_all_ranks_alike_and_checkpoints_that_fail(tmp_path):
     said = {record["case"]: record for record in launch(ranks.refusals, 2, str(tmp_path), timeout=60)}
     for case, message in {
