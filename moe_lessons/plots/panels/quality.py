@@ -64,7 +64,8 @@ def wall(view, name: str) -> Panel:
     columns = math.ceil(math.sqrt(WIDE * len(known)))
     letters = np.array([list(entry.encode()) for entry in view.main_run.task.entries], "u1")
     axes = Axis(0, columns, ticks=()), Axis(-(-len(known) // columns), 0, ticks=())
-    return Panel(f"{name}: {known.sum():,} of {len(known):,}", [Lamps(known, columns, ink, letters)], *axes)
+    lamps = Lamps(known, columns, ink, letters, (f"{name} does not know it", f"{name} knows it by heart"))
+    return Panel(f"{name}: {known.sum():,} of {len(known):,}", [lamps], *axes)
 
 
 def cost(view) -> Panel:
@@ -104,10 +105,11 @@ def curves(view) -> Panel:
         steps = np.array([reading.step for reading in tile.readings], "f4")
         values = np.array([getattr(reading, quantity) for reading in tile.readings], "f4")  # (N, S)
         ends = {"low": values.min(axis=1), "high": values.max(axis=1)} if is_own else {}
-        marks.append(Line(steps, values.mean(axis=1), "", inks[model], model, is_own, **ends))
+        marks.append(Line(steps, values.mean(axis=1), name, inks[model], model, is_own, **ends))
         if is_own and quantity == "dead" and tile.is_noisy and tile.step > 0:
             past = history(tile.band)
-            marks.append(Line(*map(past.column, ("steps", "dead")), f"{name}, with noise", WITH_NOISE, strong=False))
+            legend = [*legend, (WITH_NOISE, f"{name}, with noise")]
+            marks.append(Line(*map(past.column, ("steps", "dead")), legend[-1][1], WITH_NOISE, strong=False))
     title += f" without noise (mean of {view.seeds})" if view.seeds > 1 else " without noise"
     x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
     y = Axis(0, 1.0 if quantity == "accuracy" else float(view.num_experts))
