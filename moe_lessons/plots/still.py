@@ -39,7 +39,7 @@ def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, capt
     heights = [max(_height(panel, panel.width * width / 12) for panel in row) for row in rows]
     lines = textwrap.wrap(caption, int(width / style.LETTER))
     made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100, theme)
-    grid = made.add_gridspec(len(rows), 12, height_ratios=heights)
+    grid = made.add_gridspec(len(rows) or 1, 12, height_ratios=heights or None)
     for place, row in enumerate(rows):
         for panel, end in zip(row, np.cumsum([panel.width for panel in row])):
             part = made.add_subfigure(grid[place, end - panel.width : end])  # it is laid out on its own
