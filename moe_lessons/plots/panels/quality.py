@@ -30,10 +30,11 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
     first = {"steps": first_x, "FLOPs": 1e7, "seconds": 0.25}[x_axis]
     lines = [Line(*map(as_array, curves[name]), name, ink) for name, ink in zip(curves, model_inks(curves))]
     reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
+    highest = max((float(line.y.max()) for line in lines if len(line.y)), default=0.0)
     if ghost is not None and len(ghost[0]):
         lines.insert(0, Line(*map(as_array, ghost), "previous run", -1))
         reach = max(reach, min(float(ghost[0][-1]), 2 * reach or float("inf")))
-    highest = max((float(line.y.max()) for line in lines if len(line.y)), default=0.0)
+        highest = max(highest, float(ghost[1][0]))  # where it began: later it may have diverged
     top = next((top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7) if top >= highest), 10)
     rules = [Rule(x=float(x), kind="mark") for x in marks]
     return Panel("Loss (cross entropy, nats)", [*rules, *lines], spent_axis(x_axis, reach, first), Axis(0, top))
