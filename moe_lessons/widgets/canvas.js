@@ -317,7 +317,8 @@ class View {
       tip.replaceChildren(make("b", "", title), make("table", "", ...lines));
     }
     if (!rows || !at || !isNew) return; // sizes need a layout: only when the place is new
-    const { offsetLeft, offsetTop } = at.card.canvas, left = offsetLeft + at.x, top = offsetTop + at.y;
+    const { canvas: { offsetLeft, offsetTop }, figure: { scrollLeft } } = at.card;
+    const left = offsetLeft + at.x - scrollLeft, top = offsetTop + at.y;
     const { offsetWidth, offsetHeight } = tip, room = this.el.getBoundingClientRect().top + top - ROOF;
     const x = clamp(left > this.wide / 2 ? left - 14 - offsetWidth : left + 14, 0, this.wide - offsetWidth);
     tip.style.transform = `translate(${x}px, ${room > offsetHeight ? `calc(${top - 10}px - 100%)` : `${top + 16}px`})`;
@@ -470,7 +471,8 @@ class Chart extends Card {
     const rows = header.marks.find(({ mark }) => mark === "Parts")?.rows; // they name the y axis
     const named = rows && { low: rows.length - 0.5, high: -0.5, ticks: rows.map((name, i) => [i, name]) };
     Object.assign(this, { xAxis: header.x, yAxis: { ...header.y, ...named }, old: true });
-    this.canvas.style.height = `${header.height}px`;
+    Object.assign(this.canvas.style, { height: `${header.height}px`, minWidth: `${header.least_width}px` });
+    this.figure.classList.toggle("moe-sideways", header.least_width > 0);
   }
   draw() {
     const { canvas, context, wide, across, down, marks, xAxis } = this, { link, value } = this.view.pointed;
