@@ -3,7 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import ipywidgets as W
+
 from moe_lessons.hub.published import count_config, read_config
+from moe_lessons.plots.marks import Panel
 from moe_lessons.widgets.calculators import SLIDERS, CostCalculator
 
 
@@ -17,6 +20,7 @@ class ConfigCalculator(CostCalculator):
     problem = ""  # with the file in the box, in a sentence
 
     def begin(self, model: Any) -> None:
+        self.notes = [W.Label().add_class("moe-trouble")]
         if isinstance(model, str | Path) and (str(model).endswith(".json") or Path(model).is_dir()):
             self.inputs["config_file"].value = str(model)
             self._count(str(model))
@@ -47,6 +51,13 @@ class ConfigCalculator(CostCalculator):
         self.problem = ""
         if source != self.inputs["config_file"].value:
             self.inputs["config_file"].value = ""
+
+    def show(self, words: str | None = None) -> None:
+        self.notes[0].value = self.problem
+        super().show(words or "There are no figures of this file." * bool(self.problem))
+
+    def panels(self) -> list[Panel]:
+        return [] if self.problem else super().panels()
 
     def sentence(self) -> str:
         return self.problem or super().sentence()

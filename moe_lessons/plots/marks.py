@@ -126,12 +126,14 @@ class Arrows(NamedTuple):
 
 
 class Lamps(NamedTuple):
-    """A lamp for each token, `columns` in a row from the top left: lit (N,), 1 or 0. letters (N, length): its tip."""
+    """A lamp for each token, `columns` in a row from the top left: lit (N,), 1 or 0. letters (N, length): what a tip
+    calls it; says: what it says of one that is dark, and of one that is lit."""
 
     lit: Any
     columns: int
     ink: int = 0
     letters: Any = None
+    says: Sequence[str] = ("dark", "lit")
 
 
 class Text(NamedTuple):
@@ -168,13 +170,15 @@ class Axis(NamedTuple):
 @dataclass(frozen=True)
 class Panel:
     """One picture: marks in the order in which they are drawn, and two axes (a `Text` or `Table` has none). width: of
-    12 columns; height: in pixels. legend: inks and texts, beside those of the marks. model: a click selects it."""
+    12 columns, and at least so many pixels; height: in pixels. legend: inks and texts; then the names of lines stand at
+    their ends. model: a click selects it."""
 
     title: str
     marks: Sequence[Any]
     x: Axis = Axis()
     y: Axis = Axis()
     width: int = 4
+    least_width: int = 0
     height: int = 250
     legend: Sequence[tuple[int, str]] = ()
     caption: str = ""

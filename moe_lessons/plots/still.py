@@ -39,7 +39,7 @@ def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, capt
     heights = [max(_height(panel, panel.width * width / 12) for panel in row) for row in rows]
     lines = textwrap.wrap(caption, int(width / style.LETTER))
     made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100, theme)
-    grid = made.add_gridspec(len(rows), 12, height_ratios=heights)
+    grid = made.add_gridspec(len(rows) or 1, 12, height_ratios=heights or None)
     for place, row in enumerate(rows):
         for panel, end in zip(row, np.cumsum([panel.width for panel in row])):
             part = made.add_subfigure(grid[place, end - panel.width : end])  # it is laid out on its own
@@ -81,6 +81,8 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
         globals()[f"draw_{type(mark).__name__.lower()}"](mark, ax, theme, panel)  # Bars are drawn by draw_bars
     for ink, text in panel.legend:
         ax.plot([], [], label=text, **_line_look(ink, theme))
+    if panel.legend:
+        _name_ends(panel.marks, ax, theme)
     if isinstance(first, Text | Table):
         ax.set_axis_off()
     if panel.caption:
@@ -96,6 +98,17 @@ def _line_look(ink: int, theme: Theme, strong: bool = True) -> dict:
     if ink < 0:
         return {"color": theme.muted, "alpha": 0.45, "lw": 3.5}
     return {"color": theme.lines[ink % 6], "ls": style.DASHES[ink % 6], "lw": 2 if strong else 1.2}
+
+
+def _name_ends(drawn: Sequence, ax: Axes, theme: Theme) -> None:
+    lines = [mark for mark in drawn if isinstance(mark, marks.Line) and mark.model is not None and len(mark.x)]
+    lines, places = sorted(lines, key=lambda line: line.y[-1]), np.arange(len(lines))
+    (low, high), height = ax.get_ylim(), 0.8 * ax.bbox.height  # pixels, when all is laid out
+    ends = np.array([(line.y[-1] - low) / (high - low) * height for line in lines])
+    at = np.maximum.accumulate(ends - 13 * places) + 13 * places
+    for line, end, up in zip(lines, ends, np.minimum(at, height - 13 * places[::-1])):
+        look = {"color": theme.lines[line.ink % 6], "weight": "bold" if line.strong else "normal", "halo": True}
+        annotate(ax, line.name, (line.x[-1], line.y[-1]), (6, 0.72 * (up - end)), theme, **look)
 
 
 def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float, theme: Theme) -> QuadMesh:
@@ -174,7 +187,8 @@ def draw_line(mark: marks.Line, ax, theme, panel):
     if mark.low is not None:
         ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
         ax.fill_between(mark.x, *ends, color=theme.lines[mark.ink % 6], alpha=0.2, lw=0)
-    ax.plot(mark.x, np.asarray(mark.y, "f8"), label=mark.name or None, **_line_look(mark.ink, theme, mark.strong))
+    name = None if panel.legend else mark.name or None
+    ax.plot(mark.x, np.asarray(mark.y, "f8"), label=name, **_line_look(mark.ink, theme, mark.strong))
 
 
 def draw_points(mark: marks.Points, ax, theme, panel):

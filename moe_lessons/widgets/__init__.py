@@ -5,7 +5,7 @@ from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator
 from moe_lessons.widgets.kernel import prepare_kernel
 from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.live import LiveRun
-from moe_lessons.widgets.picture import Picture
+from moe_lessons.widgets.picture import Picture, draw_block
 from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.routing_lab import RoutingLab
 from moe_lessons.widgets.small_labs import CollapseLab, FactsLab

@@ -1,6 +1,6 @@
 """Calculators: sliders in, what a model costs out. Nothing is trained or measured."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -36,14 +36,16 @@ class Calculator(Picture):
                     check_choice(name, value, [stop[-1] if isinstance(stop, tuple) else stop for stop in options])
                 move(self.inputs[name], value)
 
-    def __init__(self, bar: list[W.Widget]):
+    def __init__(self, bar: list[W.Widget], *groups: Iterable[W.Widget]):
+        """Put a bar over groups of controls, each in a grid of its own."""
         self._changing = False
         for name, widget in self.inputs.items():
             widget.style.description_width = "165px"
             widget.observe(lambda _, name=name: self.change(self.moved, name), "value")
-        columns = f"repeat(auto-fill, minmax({self.least_width}, 1fr))"
-        grid = W.Box(list(self.inputs.values()), layout=W.Layout(display="grid", grid_template_columns=columns))
-        super().__init__(rows=[W.HBox(bar).add_class("moe-bar"), grid])
+        columns = f"repeat(auto-fill, minmax(min(100%, {self.least_width}), 1fr))"
+        look = {"display": "grid", "grid_template_columns": columns}
+        grids = [W.Box(list(group), layout=W.Layout(**look)).add_class("moe-sliders") for group in groups]
+        super().__init__(rows=[W.HBox(bar).add_class("moe-bar"), *grids])
 
     def change(self, do: Callable[..., None], *arguments: Any) -> None:
         """Do something that may move controls, and draw once."""
@@ -79,6 +81,7 @@ class CostCalculator(Calculator):
 
     least_width = "380px"
     SOURCES = ("published",)  # controls that name a model
+    notes: Iterable[W.Widget] = ()  # under them
 
     def __init__(
         self, model="Mixtral 8x7B", context_length=4096, batch_size=1, machine="NVIDIA H100 SXM", weights="bfloat16",
@@ -102,7 +105,8 @@ class CostCalculator(Calculator):
         for name, button in self.presets.items():
             button.tooltip = f"Set the sliders to {name}: {short_number(MODEL_SHAPES[name].count.total)} parameters"
             button.on_click(lambda _, name=name: self.change(self.take, MODEL_SHAPES[name]))
-        super().__init__([W.Label("Set to:"), *self.presets.values()])
+        sources, *others = ([self.inputs[name] for name in names] for names in (self.SOURCES, SIZES, SETTINGS))
+        super().__init__([W.Label("Set to:"), *self.presets.values()], [*sources, *self.notes], *others)
 
     def begin(self, model: str | TransformerShape) -> None:
         if isinstance(model, TransformerShape) or model in MODEL_SHAPES:
@@ -129,9 +133,9 @@ class CostCalculator(Calculator):
         self.take_sizes(preset or "this model", sizes_of(shape), preset or shape, is_slid=True)
 
     def take_sizes(self, name: str, sizes: ModelSizes, source: str | TransformerShape, is_slid: bool = False) -> None:
-        """Show these sizes; where E / K is another, the assumed width follows it."""
+        """Show these sizes, and sliders where they say them; where E / K is another, the assumed width follows it."""
         for size in SIZES:
-            self.inputs[size].disabled = not is_slid
+            self.inputs[size].layout.display = None if is_slid else "none"
         ratio = max((group.num_experts / group.top_k for group in sizes.groups), default=1.0)
         if ratio != self.ratio:
             move(self.inputs["dense_width"], round(ratio**0.5, 1))
@@ -207,7 +211,8 @@ class PlanCalculator(Calculator):
     """Sliders for a training on many devices: what a step takes, and what a device holds, by `analysis.plan`.
 
     model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with that of
-    DeepSeek-V3, without overlap, and as many devices as it needs. Raises ValueError for values that there are not.
+    DeepSeek-V3, without overlap, and as many devices as it needs; tokens_at_once begins with 1024. Raises ValueError
+    for values that there are not.
     """
 
     def __init__(self, model: str = "DeepSeek-V3", **settings: Any):
@@ -216,10 +221,11 @@ class PlanCalculator(Calculator):
         given = LAYOUT | {"expert_parallel": min(LAYOUT["expert_parallel"], shares[-1])}
         given |= {name: settings[name] or 0.0 for name in LAYOUT if name in settings}
         self.make_controls(given, {"expert_parallel": shares})
-        self.source, self.fixed = model, {name: value for name, value in settings.items() if name not in LAYOUT}
+        self.source, self.asked = model, given["devices"]
+        self.fixed = {"tokens_at_once": 1024} | {name: own for name, own in settings.items() if name not in LAYOUT}
         self.moved("overlap")
         self.plan()  # refuses what does not fit
-        super().__init__([])
+        super().__init__([], self.inputs.values())
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -236,21 +242,28 @@ class PlanCalculator(Calculator):
         texts = [f"{sum(own):.3g} s" for own in times.values()]
         step = Parts(tuple(times), ("arithmetic", "exchange"), list(times.values()), PALETTE[:2], texts)
         held, memory = [getattr(made, name) / 1e9 for name in names], self._device_memory() / 1e9
-        marks = [Parts(("held",), names, [held], PALETTE[2:6], [f"{sum(held):.0f} GB"]), Rule(memory, kind="limit")]
+        bar = Parts(("held",), names, [held], PALETTE[2:6], [f"{sum(held):,.0f} GB"])
+        marks = [bar, Rule(memory, kind="limit", name=f"what it has: {memory:.0f} GB")]
         ends = 1.25 * max(map(sum, times.values())), 1.25 * max(sum(held), memory)
+        title = "Time of a step, if it had the memory" if sum(held) > memory else "Time of a step"
         return [
-            Panel("Time of a step", [step], Axis(0, ends[0], "seconds"), width=6),
+            Panel(title, [step], Axis(0, ends[0], "seconds"), width=6),
             Panel("Memory of a device, and how much it has", marks, Axis(0, ends[1], "gigabytes"), width=6),
         ]
 
     def sentence(self) -> str:
         made, has = self.plan(), self._device_memory()
-        more = "more than it has" if made.memory > has else f"of the {has / 1e9:.0f} that it has"
+        devices = f"{made.devices:,} device{'s' * (made.devices > 1)}"
+        if made.memory > has:
+            return (
+                f"This does not fit on {devices}: each would hold {made.memory / 1e9:,.0f} GB, and has "
+                f"{has / 1e9:.0f}. Share the experts or the layers among more of them."
+            )
         return (
-            f"{made.devices:,} devices read {short_number(made.tokens_per_second)} tokens per second. A step takes "
-            f"{made.seconds:.3g} s, and what sets its pace is: {made.limit}. Each device holds "
-            f"{made.memory / 1e9:.0f} GB, {more}. In a step it sends {made.bytes_inside / 1e9:.3g} GB within its node, "
-            f"and {made.bytes_between / 1e9:.3g} GB to others."
+            f"{devices} read {short_number(made.tokens_per_second)} tokens per second. A step takes "
+            f"{made.seconds:.3g} s, and what sets its pace is: {made.limit}. Each device holds {made.memory / 1e9:.0f} "
+            f"GB, of the {has / 1e9:.0f} that it has. In a step it sends {made.bytes_inside / 1e9:.3g} GB within its "
+            f"node, and {made.bytes_between / 1e9:.3g} GB to others."
         )
 
     def _device_memory(self) -> float:
@@ -259,6 +272,7 @@ class PlanCalculator(Calculator):
     def moved(self, name: str) -> None:
         devices, experts, stages = (self.inputs[n] for n in ("devices", "expert_parallel", "pipeline_parallel"))
         if name == "devices":
+            self.asked = devices.value  # a layout that needs more has more, as long as it does
             move(experts, min(experts.value, devices.value))
             move(stages, min(stages.value, devices.value // experts.value))
-        move(devices, max(devices.value, experts.value * stages.value))
+        move(devices, max(self.asked, experts.value * stages.value))

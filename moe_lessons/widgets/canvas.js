@@ -7,6 +7,8 @@
 
 const ARRAYS = { u1: Uint8Array, i1: Int8Array, u2: Uint16Array, i2: Int16Array, i4: Int32Array, f4: Float32Array };
 const NOTHING = Object.assign(new Float32Array(0), { shape: [0, 0, 0] }); // in the place of an array that is missing
+const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointer
+const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const calm = matchMedia("(prefers-reduced-motion: reduce)"), scheme = matchMedia("(prefers-color-scheme: dark)");
 export default { render: ({ model, el }) => new View(model, el).end };
 
@@ -160,7 +162,7 @@ class View {
   listen(model) {
     const { el } = this, ended = new AbortController(), dress = () => this.dress();
     const on = (target, name, action) => target.addEventListener(name, action, ended);
-    on(el, "pointermove", (event) => this.point(this.under(event), event.clientY > 180));
+    on(el, "pointermove", (event) => this.point(this.under(event), true));
     on(el, "click", (event) => this.pick(this.under(event)));
     on(el, "keydown", (event) => this.keyPressed(event));
     on(el, "focusin", ({ target }) => target.matches("button") && this.point({ hit: named(target) }));
@@ -301,24 +303,25 @@ class View {
     const card = this.cardOf(target);
     return card?.canvas === target ? { card, at: { card, x, y } } : { card, hit: named(target) };
   }
-  // Show what lies at a place, or is given, in all panels; and a tip beside the place, above it where isLow.
-  point({ at = null, hit = at && quietly(() => at.card.hit(at.x, at.y)) }, isLow) {
+  // Show what lies at a place, or is given, in all panels; and a tip beside the place.
+  point({ at = null, hit = at && quietly(() => at.card.hit(at.x, at.y)) }, isNew) {
     const { title, rows, ...links } = hit ?? {}, text = rows && spoken(hit), { tip } = this.parts;
     if (JSON.stringify(links) !== JSON.stringify(this.pointed)) Object.assign(this, { pointed: links }).touch();
     [this.at, tip.hidden] = [at, !rows];
-    if (at && isLow !== undefined) { // where the canvas is needs a layout: only when the place is new
-      const { offsetLeft, offsetTop } = at.card.canvas, left = offsetLeft + at.x, top = offsetTop + at.y;
-      const isRight = left > this.wide / 2;
-      tip.style.transform = `translate(${left + (isRight ? -14 : 14)}px, ${top + (isLow ? -10 : 16)}px)
-        translate(${isRight ? "-100%" : "0"}, ${isLow ? "-100%" : "0"})`;
+    if (rows && tip.text !== text) {
+      tip.text = text;
+      const lines = rows.map(([color, name, value]) => {
+        const mark = color === null ? "" : styled(make("i"), color >= 0 ? this.cloth(color) : { background: color });
+        return make("tr", "", ...[mark, name, value].map((content) => make("td", "", content)));
+      });
+      tip.replaceChildren(make("b", "", title), make("table", "", ...lines));
     }
-    if (!rows || tip.text === text) return;
-    tip.text = text;
-    const lines = rows.map(([color, name, value]) => {
-      const mark = color === null ? "" : styled(make("i"), color >= 0 ? this.cloth(color) : { background: color });
-      return make("tr", "", ...[mark, name, value].map((content) => make("td", "", content)));
-    });
-    tip.replaceChildren(make("b", "", title), make("table", "", ...lines));
+    if (!rows || !at || !isNew) return; // sizes need a layout: only when the place is new
+    const { canvas: { offsetLeft, offsetTop }, figure: { scrollLeft } } = at.card;
+    const left = offsetLeft + at.x - scrollLeft, top = offsetTop + at.y;
+    const { offsetWidth, offsetHeight } = tip, room = this.el.getBoundingClientRect().top + top - ROOF;
+    const x = clamp(left > this.wide / 2 ? left - 14 - offsetWidth : left + 14, 0, this.wide - offsetWidth);
+    tip.style.transform = `translate(${x}px, ${room > offsetHeight ? `calc(${top - 10}px - 100%)` : `${top + 16}px`})`;
   }
   pick({ card, at, hit = at && quietly(() => card.hit(at.x, at.y)) }) { // in the kernel; an expert is pinned here
     const model = card?.header?.model, found = isNumber(model) ? { model } : hit ?? {};
@@ -401,8 +404,8 @@ class Card {
     figure.toggleAttribute("data-model", isNumber(model));
     if (isNumber(model)) figure.dataset.model = model;
     const sorted = [...marks].sort((one, other) => order(one) - order(other));
-    const items = sorted.flatMap((mark) => MARKS[mark.mark]?.legend?.(view, mark) ?? []);
-    items.push(...legend.map(([ink, text]) => [text, swatch(lineLook(view, ink))]));
+    const items = legend.length ? legend.map(([ink, text]) => [text, swatch(lineLook(view, ink))])
+      : sorted.flatMap((mark) => MARKS[mark.mark]?.legend?.(view, mark) ?? []);
     this.legend.replaceChildren(...items.map(([text, style]) => make("span", "", styled(make("i"), style), text)));
     const bars = marks.filter(({ even }) => isNumber(even)).map((mark) => colorBar(view, mark));
     this.caption.replaceChildren(...bars, caption);
@@ -410,10 +413,11 @@ class Card {
 }
 
 // What the colours of cells mean that go in two directions.
-function colorBar(view, { even, most }) {
+function colorBar(view, { even, most, numbers }) {
+  const say = (value) => (numbers ? percent(value) : `${short(value)} ×`);
   const colors = (...ends) => ends.map((value) => css(twoWays(view, { even, most }, value)));
   const half = (...ends) => styled(make("i"), { background: `linear-gradient(to right, ${colors(...ends)})` });
-  return make("div", "moe-scale", "0 %", half(0, even), `${percent(even)} even`, half(even, most), percent(most));
+  return make("div", "moe-scale", say(0), half(0, even), `${say(even)} even`, half(even, most), say(most));
 }
 
 // Each letter in a box of its expert's colour, with the expert's number under it; each further byte in a narrow box.
@@ -467,7 +471,8 @@ class Chart extends Card {
     const rows = header.marks.find(({ mark }) => mark === "Parts")?.rows; // they name the y axis
     const named = rows && { low: rows.length - 0.5, high: -0.5, ticks: rows.map((name, i) => [i, name]) };
     Object.assign(this, { xAxis: header.x, yAxis: { ...header.y, ...named }, old: true });
-    this.canvas.style.height = `${header.height}px`;
+    Object.assign(this.canvas.style, { height: `${header.height}px`, minWidth: `${header.least_width}px` });
+    this.figure.classList.toggle("moe-sideways", header.least_width > 0);
   }
   draw() {
     const { canvas, context, wide, across, down, marks, xAxis } = this, { link, value } = this.view.pointed;
@@ -483,6 +488,7 @@ class Chart extends Card {
       context.globalAlpha = 1;
       quietly(() => MARKS[mark.mark].draw(this, mark));
     }
+    if (this.header.legend.length) this.nameEnds();
     context.restore();
     if (link && link === xAxis.link) this.rule(this.x(value), null, { color: css(this.view.ink, 0.6), width: 1 });
     this.isNews = true;
@@ -491,6 +497,17 @@ class Chart extends Card {
   path(x, y, path = new Path2D()) {
     x.forEach((value, i) => path.lineTo(this.x(value), this.y(y[i])));
     return path;
+  }
+  nameEnds() { // of lines, each beside its end, so far apart that they can be read
+    const { box: { top, height }, marks, view } = this, high = 12, lines = marks.filter(isTold).map((line) =>
+      ({ ...line, px: this.x(line.x.at(-1)), py: this.y(line.y.at(-1)) })).sort((one, other) => other.py - one.py);
+    let floor = Infinity;
+    lines.forEach(({ name, ink, model, strong, px, py }, i) => { // from the lowest up
+      floor = Math.max(Math.min(py, floor - high), top + high * (lines.length - 1 - i));
+      this.context.globalAlpha = paleness(view, model);
+      const look = { color: css(inkOf(view, ink)), weight: strong ? 700 : 400, halo: css(view.paper) };
+      this.write(name, px + 7, floor, { align: "left", ...look });
+    });
   }
   between(x, low, high) { return this.path([...x].reverse(), [...low].reverse(), this.path(x, high)); }
   stroke(path, { color, width, dash = [], lineCap = dash.length ? "butt" : "round" }) {
@@ -559,11 +576,13 @@ class Chart extends Card {
   hit(px, py) {
     const { header: { model }, box: { left, top, width, height } } = this;
     const isInside = px > left - 5 && px < left + width + 5 && py > top - 5 && py < top + height + 5;
+    const told = (isInside ? this.stops() : []).flatMap(({ at, tell }, i, _, place = at(px, py)) =>
+      place >= 0 ? [{ away: 0, i, ...tell(place, px, py) }] : []);
+    const near = told.length > MOST_LINES ? told.sort((one, other) => one.away - other.away).slice(0, MOST_LINES) : told;
     let found = isNumber(model) ? { model } : null;
-    for (const { at, tell } of isInside ? this.stops() : []) {
-      const more = at(px, py) >= 0 && tell(at(px, py), px, py);
-      if (more) found = { ...found, ...more, rows: [...(found?.rows ?? []), ...more.rows] };
-    }
+    for (const { away, i, ...more } of near.sort((one, other) => one.i - other.i))
+      found = { ...found, ...more, rows: [...(found?.rows ?? []), ...more.rows] };
+    if (told.length > near.length) found.rows.push([null, `and ${told.length - near.length} more`, ""]);
     return found;
   }
   walk(key) { // to the next bar, cell, point or step of the uppermost mark, and say what is there
@@ -613,6 +632,7 @@ const arc = (radius, side) => `a${radius} ${radius} 0 1 0 ${side * 2 * radius} 0
 const disc = (x, y, radius) => `M${x - radius} ${y}${arc(radius, 1)}${arc(radius, -1)}`;
 const cross = (x, y) => `M${x - 3.2} ${y - 3.2}l6.4 6.4m0-6.4l-6.4 6.4`;
 const tickText = ({ ticks }, at, other) => ticks?.find(([value]) => value === at)?.[1] ?? other;
+const isTold = ({ mark, name, model, x }) => mark === "Line" && name && isNumber(model) && x.length;
 const paleness = (view, model) => (isNumber(model) ? 0.2 + 0.8 * view.strength("model", model) : 1);
 
 const MARKS = {
@@ -669,11 +689,13 @@ const MARKS = {
       for (const [row, color] of [[selected, view.look.red], [view.pointed[kind], css(view.ink)]])
         if (row >= 0 && row < rows) frame(row, 0, columns, color, 2);
     },
-    stops(card, { z, z: { shape: [rows, columns] }, rows: kind, even }) {
+    stops(card, { z, z: { shape: [rows, columns] }, rows: kind, even, numbers }) {
       const tell = (i) => {
-        const expert = i % columns, row = Math.floor(i / columns), found = [[expert, `E${expert}`, percent(z[i])]];
-        if (isNumber(even)) found.push([null, "even share", percent(even)]);
-        const title = kind === "token" ? `Token ${row}` : tickText(card.yAxis, row, `${kind} ${row}`);
+        const expert = i % columns, row = Math.floor(i / columns), isTimes = isNumber(even) && !numbers;
+        const name = isTimes ? "load" : numbers ? "share of its tokens" : "router probability";
+        const found = [[expert, `E${expert}, ${name}`, isTimes ? `${short(z[i])} × the even share` : percent(z[i])]];
+        if (numbers) found.push([null, "even share", percent(even)]);
+        const title = kind === "group" ? tickText(card.yAxis, row, "") : `${kind[0].toUpperCase()}${kind.slice(1)} ${row}`;
         return { expert, ...(kind !== "group" && { [kind]: row }), title, rows: found };
       };
       return { ...grid(card, columns, rows), tell };
@@ -729,21 +751,22 @@ const MARKS = {
       if (second) bands([right + 7, right + 21].map(card.xAt), (_, e) => second[e]);
     },
     stops(card, { x, y, y: { shape: [, count] } }) { // a row for each expert, the last one on top
-      const steps = x.length, { label, link } = card.xAxis, of = (i) => [i % steps, count - 1 - Math.floor(i / steps)];
+      const steps = x.length, { label, link } = card.xAxis, share = card.yAxis.label || "share of assignments", of = (i) => [i % steps, count - 1 - Math.floor(i / steps)];
       const under = (step, e) => y.subarray(step * count, step * count + e).reduce((a, b) => a + b, 0);
       const place = (i, [step, e] = of(i)) => [card.x(x[step]), card.y((under(step, e) + under(step, e + 1)) / 2)];
       const at = (px, py) => {
         const step = nearest(steps, (i) => Math.abs(card.x(x[i]) - px)), up = card.yAt(py);
         return Math.min(range(count).filter((e) => under(step, e) > up).length, count - 1) * steps + step;
       };
-      const row = (step, expert) => [expert, `E${expert}`, percent(y[step * count + expert])];
-      const title = (step) => `${label} ${short(x[step])}`, tell = (i, px, py, [step, expert] = of(i)) =>
+      const row = (step, expert) => [expert, `E${expert}, ${share}`, percent(y[step * count + expert])];
+      const title = (step) => `${label || link} ${short(x[step])}`, tell = (i, px, py, [step, expert] = of(i)) =>
         ({ expert, title: title(step), rows: [row(step, expert)], link, value: x[step] });
       return { columns: steps, count: steps * count, isHistory: true, place, at, tell };
     },
   },
   Line: {
     legend: (view, { name, ink, strong }) => (name ? [[name, swatch(lineLook(view, ink, strong))]] : []),
+    right: (card, line) => (card.header.legend.length && isTold(line) ? 14 + 1.1 * card.measure(line.name) : 0),
     draw(card, { x, y, ink, strong, model, low, high }) {
       const path = card.path(x, y);
       if (low) card.fill(card.between(x, low, high), css(inkOf(card.view, ink), 0.2));
@@ -754,8 +777,8 @@ const MARKS = {
     stops(card, { x, y, name, ink, model }) {
       const { xAxis, xAxis: { label, link }, yAxis, header, view } = card, tell = (i, px, py) => {
         const rows = [[lineLook(view, ink).color, name || yAxis.label || header.title, said(yAxis, y[i])]];
-        const found = { title: `${label} ${tickText(xAxis, x[i], short(x[i]))}`.trim(), rows, link, value: x[i] };
-        return isNumber(model) && Math.abs(card.y(y[i]) - py) < 8 ? { ...found, model } : found;
+        const title = `${label} ${tickText(xAxis, x[i], short(x[i]))}`.trim(), away = Math.abs(card.y(y[i]) - py);
+        return { title, rows, link, value: x[i], away, ...(isNumber(model) && away < 8 && { model }) };
       };
       return { ...points(card, x, y, Math.abs), isHistory: true, tell };
     },
@@ -832,8 +855,9 @@ const MARKS = {
     },
     stops({ box: { left }, xAxis, y, yAt }, { rows, names, values, colors, texts }) {
       const at = (px, py) => clamp(Math.round(yAt(py)), 0, rows.length - 1), tell = (row) => {
-        const found = names.map((name, i) => [colors[i], name, said(xAxis, values[row * names.length + i])]);
-        return { title: rows[row], rows: texts[row] ? [...found, [null, "", texts[row]]] : found };
+        const say = (value) => (xAxis.label ? `${said(xAxis, value)} ${xAxis.label}` : said(xAxis, value));
+        const found = names.map((name, i) => [colors[i], name, say(values[row * names.length + i])]);
+        return { title: rows[row], rows: texts[row] ? [...found, [null, "in all", texts[row]]] : found };
       };
       return { columns: 1, count: rows.length, place: (row) => [left + 8, y(row)], at, tell };
     },
@@ -898,12 +922,12 @@ const MARKS = {
       const frame = new Path2D(`M${x - 2} ${y - 2}h${w}v${h}h${-w}z`);
       if (token < lit.length) card.stroke(frame, { color: view.look.red, width: 2 });
     },
-    stops(card, { lit, columns, letters }) {
+    stops(card, { lit, columns, letters, says }) {
       const cells = grid(card, columns, Math.ceil(lit.length / columns)), length = letters?.shape[1];
       const text = (i) => String.fromCharCode(...letters.subarray(i * length, (i + 1) * length));
       const at = (px, py, i = cells.at(px, py)) => (i < lit.length ? i : -1);
       const tell = (token) => {
-        const title = letters ? text(token) : `Lamp ${token}`, rows = [[null, lit[token] ? "known" : "not known", ""]];
+        const title = letters ? text(token) : `Lamp ${token}`, rows = [[null, says[lit[token]], ""]];
         return { token, title, rows };
       };
       return { ...cells, count: lit.length, noun: "lamps", at, tell };

@@ -4,9 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ipywidgets as W
+from torch import Tensor, nn
 
+from moe_lessons.nn import FeedForward
 from moe_lessons.plots import still
 from moe_lessons.plots.marks import Panel
+from moe_lessons.plots.panels.block import block_of
 from moe_lessons.plots.theme import THEMES
 from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.canvas import LiveCanvas
@@ -68,6 +71,13 @@ class Picture(W.VBox):
         if not static_mode():
             data = super()._repr_mimebundle_() | data
         return data, {"image/png": {"alt": self.sentence() or repr(self)}}
+
+
+def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None) -> Picture:
+    """Draw an `MoE`, or a class that works as it does, of at most 16 experts, with the numbers of one of the tokens x
+    (T, D), T at most 16, in eval mode. dense: the FFN beside it; None: its equal-total twin. ValueError for a router
+    whose weights are no softmax of its logits."""
+    return Picture(block_of(moe, x, token, dense))
 
 
 def descendants(widget: W.Widget) -> Iterator[W.Widget]:

@@ -21,7 +21,7 @@ VIEWS = (
     "from moe_lessons.exercises import slowdown\nslowdown.check(None)",
     "slowdown.hint()",
     "slowdown.solution()",
-    "from moe_lessons.plots import draw_block\nfrom moe_lessons.plots.theme import LessonFigure\nLessonFigure()",
+    "from moe_lessons.plots import LessonFigure\nfrom moe_lessons.widgets import draw_block\nLessonFigure()",
     "pandas.DataFrame({'loss': [1.5, 2]}, index=['mixture', 'its twin'])",
 )
 

@@ -125,7 +125,7 @@ def test_facts_light_lamps_in_the_ink_of_their_model_and_name_them(view):
     view.pause()
     view.wait_for(lambda: all(lit(view, name, ink) for name, ink in zip(WALLS, DARK.lines)))
     view.point("MoE: ", 0.5, 0.5)
-    tip = view.view.locator(".moe-tip", has_text="known")
+    tip = view.view.locator(".moe-tip", has_text="MoE ")
     tip.wait_for()
     assert len(tip.inner_text().split(":")[0].strip()) == 4
     view.wait_for(lambda: all(lit(view, name, RED) > 0 for name in WALLS))

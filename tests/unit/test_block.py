@@ -10,12 +10,11 @@ from live_tools import MyMoE, click, mark, on_a_loop, settled
 
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_twin, seeded
-from moe_lessons.plots import draw_block
 from moe_lessons.plots.marks import Boxes, Panel
 from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, block_panel, number
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import PRESETS, Run, plane_runs
-from moe_lessons.widgets import LiveRun, Playground
+from moe_lessons.widgets import LiveRun, Playground, draw_block
 
 
 def made(num_experts=8, top_k=2, tokens=12, seed=0, block=MoE, **options):
@@ -123,7 +122,7 @@ def test_the_strip_has_each_assignment_once_and_no_box_lies_over_another(num_exp
 @pytest.mark.parametrize("num_experts", [2, 16])
 def test_in_the_figure_no_text_is_shortened(num_experts):
     moe, x = made(num_experts, tokens=16)
-    written = {text.get_text() for text in draw_block(moe, x, 3).axes[0].texts}
+    written = {text.get_text() for text in draw_block(moe, x, 3).picture().axes[0].texts}
     assert {box.texts for place in (1, 2, 3) for box in boxes(panel_of(moe, x, 3), place)} <= written
 
 

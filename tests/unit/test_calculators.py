@@ -135,12 +135,12 @@ def test_a_published_model_by_name(cost, name):
     row = published_models().set_index("name").loc[name]
     assert [sum(values) for values in mark(cost, 0, Parts).values] == [row.total_params, row.active_params]
     assert mark(cost, 2, Table).columns[0] == name and made_again(cost).sizes == cost.sizes == published_sizes()[name]
-    assert all(cost.inputs[size].disabled for size in SIZES)  # they show another model
+    assert all(cost.inputs[size].layout.display == "none" for size in SIZES)  # they say another model
     move(cost, published=SLIDERS)
     assert cost.name == "Mixtral 8x7B"
     move(cost, published=name)
     move(cost, num_layers=3)
-    assert not any(cost.inputs[size].disabled for size in SIZES)
+    assert not any(cost.inputs[size].layout.display for size in SIZES)
     assert cost.inputs["published"].value == SLIDERS and cost.name == "this model"
     assert_consistent(cost)
 
@@ -155,10 +155,12 @@ def test_a_configuration_from_a_file_and_what_is_wrong_with_one(cost, tmp_path):
     assert cost.inputs["published"].value == SLIDERS and made_again(cost).sizes == cost.sizes
     file.write_text("{")
     move(cost, config_file=str(tmp_path))  # the folder
-    assert "must be JSON" in cost.canvas.words["words"] and cost.name == "MixtralForCausalLM"
+    assert "must be JSON" in cost.notes[0].value and cost.notes[0].value == cost.sentence()
+    assert cost.canvas.panels == {} and "B parameters" not in cost.canvas.words["words"]
+    assert cost.picture().png()
     move(cost, top_k=1)
     assert cost.inputs["config_file"].value == "" and cost.sizes == sizes_of(replace(MIXTRAL, top_k=1))
-    assert "B parameters" in cost.sentence()  # what was wrong with the file is no longer said
+    assert "B parameters" in cost.sentence() and cost.notes[0].value == ""  # what was wrong is no longer said
     assert_consistent(cost)
     assert "config_file" not in CostCalculator().inputs
 
@@ -176,7 +178,8 @@ def test_a_machine_of_your_own():
 def test_a_plan_is_that_of_its_sliders_and_says_what_does_not_fit():
     planned = PlanCalculator(dispatch_bytes=1)
     move(planned, imbalance=1.5, overlap=0.0, node_limit=0.0)
-    made = plan("DeepSeek-V3", devices=2048, expert_parallel=64, pipeline_parallel=16, imbalance=1.5, dispatch_bytes=1)
+    layout = {"devices": 2048, "expert_parallel": 64, "pipeline_parallel": 16, "imbalance": 1.5, "dispatch_bytes": 1}
+    made = plan("DeepSeek-V3", **layout, tokens_at_once=1024)
     assert planned.plan() == made == made_again(planned).plan() and made.limit in planned.canvas.words["words"]
     times, held = mark(planned, 0, Parts), mark(planned, 1, Parts)
     assert times.values[-1] == pytest.approx((made.compute, made.exchange))
@@ -196,6 +199,18 @@ def test_there_are_as_many_devices_as_a_layout_needs():
     frame = planned.canvas.frame
     move(planned, pipeline_parallel=4)
     assert planned.plan().devices == 1024 and planned.canvas.frame == frame + 1
+    move(planned, pipeline_parallel=1, expert_parallel=1)
+    assert planned.plan().devices == 32  # as many as were asked for
+
+
+def test_a_plan_of_a_model_with_few_experts_and_what_does_not_fit():
+    planned = PlanCalculator("Mixtral 8x7B")
+    assert planned.settings["expert_parallel"] == 8 and "GB, of the 80 that it has" in planned.sentence()
+    move(planned, pipeline_parallel=1, expert_parallel=1)
+    assert "This does not fit on 2,048 devices: each would hold" in planned.sentence()
+    assert "per second" not in planned.sentence() and mark(planned, 1, Rule).name == "what it has: 80 GB"
+    move(planned, devices=1)
+    assert planned.sentence().startswith("This does not fit on 1 device: ")
 
 
 @pytest.mark.parametrize("make", [ConfigCalculator, PlanCalculator])

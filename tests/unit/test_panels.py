@@ -118,6 +118,8 @@ def test_the_axes_of_the_loss_grow_but_a_long_ghost_does_not_squeeze_a_young_run
     steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
     assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
     assert loss_panel({"MoE": nothing}, (steps, steps / 5000)).x.high >= 5000
+    for own in (nothing, (steps, np.full(5000, 0.4))):  # a ghost that diverged
+        assert loss_panel({"MoE": own}, (steps, 2.1 + steps)).y.high == 4
 
 
 def test_the_load_is_that_of_the_last_steps_and_of_the_router_before_the_first(view):

@@ -8,8 +8,6 @@ from moe_lessons.nn import EQUAL_TOTAL, FeedForward, Routing, dense_twin, evalua
 from moe_lessons.nn.ffn import GATED
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel
 from moe_lessons.plots.panels._history import as_array
-from moe_lessons.plots.still import figure
-from moe_lessons.plots.theme import LessonFigure
 from moe_lessons.support.errors import in_words, is_whole
 
 MOST_EXPERTS = MOST_TOKENS = 16  # that have room for their numbers
@@ -23,10 +21,8 @@ MASKED = "Weights: −∞ for the experts not chosen, then softmax. The same as 
 MASKED += "divided by their sum."
 
 
-def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None) -> LessonFigure:
-    """Draw an `MoE`, or a class that works as it does, of at most 16 experts, with the numbers of one of the tokens x
-    (T, D), T at most 16, in eval mode. dense: the FFN beside it; None: its equal-total twin. ValueError for a router
-    whose weights are no softmax of its logits."""
+def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None) -> Panel:
+    """Make the panel of `widgets.draw_block`."""
     if not is_moe(moe):
         raise ValueError(f"moe must be a mixture of experts such as nn.MoE, got {in_words(moe)}")
     if not isinstance(x, Tensor) or x.ndim != 2 or not 1 <= len(x) <= MOST_TOKENS:
@@ -35,7 +31,7 @@ def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | N
         raise ValueError(f"token must be between 0 and {len(x) - 1}, got {token!r}")
     with torch.no_grad(), evaluating(moe):
         y, routing = moe(x)
-    return figure([block_panel(moe, x, y, routing, token, dense)])
+    return block_panel(moe, x, y, routing, token, dense)
 
 
 def block(view) -> Panel:
@@ -46,7 +42,7 @@ def block(view) -> Panel:
 
 
 def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense: FeedForward | None = None) -> Panel:
-    """Show x, y (T, D) and the `Routing` of a block as `draw_block` does, with at most 16 tokens in the strip."""
+    """Show x, y (T, D) and the `Routing` of a block, with at most 16 tokens in the strip."""
     dense = dense_twin(moe, "total") if dense is None else dense
     if not isinstance(dense, FeedForward):
         raise ValueError(f"dense must be a FeedForward or None, got {in_words(dense)}")
@@ -63,7 +59,8 @@ def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense: 
     axes = Axis(0, WIDTH, ticks=()), Axis(HEIGHT, 0, ticks=())
     marks = [Arrows(*zip(*arrows), token), *(Boxes(*zip(*own), token, own is heads) for own in (heads, boxes, strip))]
     title = f"The block, with the numbers of token {token}"
-    return Panel(title, marks, *axes, width=12, height=HEIGHT, caption=MASKED if is_masked else UNMASKED)
+    size = {"width": 12, "least_width": 760, "height": HEIGHT}  # in less its letters would lie over each other
+    return Panel(title, marks, *axes, **size, caption=MASKED if is_masked else UNMASKED)
 
 
 def order_of(routing: Routing) -> tuple[bool, Tensor]:

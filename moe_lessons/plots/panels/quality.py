@@ -30,10 +30,11 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
     first = {"steps": first_x, "FLOPs": 1e7, "seconds": 0.25}[x_axis]
     lines = [Line(*map(as_array, curves[name]), name, ink) for name, ink in zip(curves, model_inks(curves))]
     reach = max((float(line.x[-1]) for line in lines if len(line.x)), default=0.0)
+    highest = max((float(line.y.max()) for line in lines if len(line.y)), default=0.0)
     if ghost is not None and len(ghost[0]):
         lines.insert(0, Line(*map(as_array, ghost), "previous run", -1))
         reach = max(reach, min(float(ghost[0][-1]), 2 * reach or float("inf")))
-    highest = max((float(line.y.max()) for line in lines if len(line.y)), default=0.0)
+        highest = max(highest, float(ghost[1][0]))  # where it began: later it may have diverged
     top = next((top for top in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7) if top >= highest), 10)
     rules = [Rule(x=float(x), kind="mark") for x in marks]
     return Panel("Loss (cross entropy, nats)", [*rules, *lines], spent_axis(x_axis, reach, first), Axis(0, top))
@@ -64,7 +65,8 @@ def wall(view, name: str) -> Panel:
     columns = math.ceil(math.sqrt(WIDE * len(known)))
     letters = np.array([list(entry.encode()) for entry in view.main_run.task.entries], "u1")
     axes = Axis(0, columns, ticks=()), Axis(-(-len(known) // columns), 0, ticks=())
-    return Panel(f"{name}: {known.sum():,} of {len(known):,}", [Lamps(known, columns, ink, letters)], *axes)
+    lamps = Lamps(known, columns, ink, letters, (f"{name} does not know it", f"{name} knows it by heart"))
+    return Panel(f"{name}: {known.sum():,} of {len(known):,}", [lamps], *axes)
 
 
 def cost(view) -> Panel:
@@ -104,10 +106,11 @@ def curves(view) -> Panel:
         steps = np.array([reading.step for reading in tile.readings], "f4")
         values = np.array([getattr(reading, quantity) for reading in tile.readings], "f4")  # (N, S)
         ends = {"low": values.min(axis=1), "high": values.max(axis=1)} if is_own else {}
-        marks.append(Line(steps, values.mean(axis=1), "", inks[model], model, is_own, **ends))
+        marks.append(Line(steps, values.mean(axis=1), name, inks[model], model, is_own, **ends))
         if is_own and quantity == "dead" and tile.is_noisy and tile.step > 0:
             past = history(tile.band)
-            marks.append(Line(*map(past.column, ("steps", "dead")), f"{name}, with noise", WITH_NOISE, strong=False))
+            legend = [*legend, (WITH_NOISE, f"{name}, with noise")]
+            marks.append(Line(*map(past.column, ("steps", "dead")), legend[-1][1], WITH_NOISE, strong=False))
     title += f" without noise (mean of {view.seeds})" if view.seeds > 1 else " without noise"
     x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
     y = Axis(0, 1.0 if quantity == "accuracy" else float(view.num_experts))
