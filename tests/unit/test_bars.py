@@ -10,7 +10,6 @@ from nbclient import NotebookClient
 
 from moe_lessons.support.interrupts import heeding
 from moe_lessons.training import PlaneSetting, bar, plane_runs, train
-from moe_lessons.training.bars import SOON
 from tools.render import WIDGET
 
 
@@ -81,29 +80,23 @@ def test_runs_take_turns_and_stopped_all_have_as_many_steps(capsys):
     assert "Stopped after 6 of 100" in capsys.readouterr().out
 
 
-def run_in_a_kernel(source: str) -> list[list[str]]:
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in source.split("---\n")])
-    NotebookClient(book, timeout=60, kernel_name="python3").execute()
-    return [[o.get("text") or "+".join(o["data"]) for o in cell.outputs] for cell in book.cells]
-
-
-LONG = f"for _ in bar(range(4)): time.sleep({SOON / 2.5})"
-CELLS = f"""import os, signal, threading, time
+LONG = "for n in bar(range(4)): time.sleep(0.15)"
+CELLS = f"""import os, signal, time
+import moe_lessons.training.bars as module
 from moe_lessons.training import bar
+module.SOON = 0.4
 ---
 for _ in bar(range(100)): pass
 ---
 {LONG}
 ---
 from IPython.display import display as shown
-import moe_lessons.training.bars as module
 class Kept:
     def update(self, *args, **options): pass
 module.display = lambda *args, **options: shown(*args, raw=True) or Kept()
 {LONG}
 ---
-threading.Timer({1.5 * SOON / 2.5}, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-{LONG}
+{LONG}; n == 1 and os.kill(os.getpid(), signal.SIGINT)
 ---
 os.environ["MOE_LESSONS_STATIC"] = "1"
 {LONG}
@@ -111,5 +104,7 @@ os.environ["MOE_LESSONS_STATIC"] = "1"
 
 
 def test_in_a_notebook_it_is_shown_when_it_takes_long_and_nothing_is_left_and_on_a_static_page_there_is_none():
-    stopped = "Stopped after 2 of 4: what there is, is kept.\n"
-    assert run_in_a_kernel(CELLS) == [[], [], [""], [WIDGET], [stopped], []]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS.split("---\n")])
+    NotebookClient(book, timeout=60, kernel_name="python3").execute()
+    shown = [[o.get("text") or "+".join(o["data"]) for o in cell.outputs] for cell in book.cells]
+    assert shown == [[], [], [""], [WIDGET], ["Stopped after 2 of 4: what there is, is kept.\n"], []]

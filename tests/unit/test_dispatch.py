@@ -126,14 +126,6 @@ def test_torch_func_gives_the_same_gradients(way):
     torch.testing.assert_close(list(made.values()), list(expected))
 
 
-def test_grouped_under_torch_compile():
-    """Its tracer has no grouped_mm for float32."""
-    torch.manual_seed(0)
-    moe, x = MoE(16, 32, 4, 2, dispatch="grouped"), torch.randn(9, 16, requires_grad=True)
-    assert_same(torch.compile(moe, backend="aot_eager")(x)[0], moe(x)[0], [x, *moe.parameters()])
-    torch.compiler.reset()
-
-
 @pytest.mark.parametrize(
     "num_tokens, sizes, top_k, device, grad, way",
     [

@@ -131,6 +131,14 @@ def test_a_tracer_sees_who_is_chosen():
         torch.testing.assert_close(ours, theirs)
 
 
+def test_grouped_under_torch_compile():
+    """Its tracer has no grouped_mm for float32."""
+    torch.manual_seed(0)
+    moe, x = MoE(16, 32, 4, 2, dispatch="grouped"), torch.randn(9, 16, requires_grad=True)
+    assert_same(torch.compile(moe, backend="aot_eager")(x)[0], moe(x)[0], [x, *moe.parameters()])
+    torch.compiler.reset()
+
+
 def test_token_ids_are_for_a_hash_router_alone():
     moe, x = MoE(4, 8, 5, 2), torch.randn(2, 3, 4)
     assert torch.equal(moe(x, torch.full((2, 3), 99))[0], moe(x)[0])

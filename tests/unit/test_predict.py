@@ -37,7 +37,7 @@ def test_an_answer_with_a_key_is_there_in_the_next_session(kind, new_session):
     assert list(progress.read()["predictions"]) == ["05.left"]
 
 
-@pytest.mark.parametrize("old", ["none of these", -1, [[0, 5], [1, 1]], [1, 2], {"a": 1}, float("nan"), True])
+@pytest.mark.parametrize("old", ["none of these", -1, 9, [[0, 5], [1, 1]], [1, 2], {"a": 1}, float("nan"), True])
 def test_what_is_kept_but_no_longer_allowed_counts_as_not_answered(kind, old):
     progress.record("predictions", "05.left", answer=old)
     prediction = MAKERS[kind]("05.left")
