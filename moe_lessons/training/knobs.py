@@ -1,9 +1,12 @@
-"""The one table of knobs, which sliders, settings, runs, checkpoints and calculators read: a new knob is one entry."""
+"""The one table of knobs, which sliders, settings, runs, checkpoints and calculators read; its words: knobs.json."""
 
 import functools
+import json
+from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -11,19 +14,9 @@ from moe_lessons.nn import MoE, Routing, load_balancing_loss, router_z_loss, see
 from moe_lessons.nn.routing import ROUTERS
 from moe_lessons.support.errors import check_number
 
-
-class Reach(NamedTuple):
-    """A slider's range of real numbers."""
-
-    low: float
-    high: float
-    step: float
-
-
-class Box(NamedTuple):
-    """A box for whole numbers from 0."""
-
-    high: int = 9999
+Reach = namedtuple("Reach", "low high step")  # a slider of real numbers
+Box = namedtuple("Box", "high")  # a box for whole numbers from 0
+KINDS = {"range": range, "reach": Reach, "box": Box}  # of stops, by the word before their numbers in knobs.json
 
 
 @dataclass(frozen=True)
@@ -52,6 +45,10 @@ class Knob:
     update: Callable[[nn.Module, Routing, float], None] | None = None
     disturbs: bool = False
 
+    def __post_init__(self):
+        if self.stops and self.stops[0] in KINDS:
+            object.__setattr__(self, "stops", KINDS[self.stops[0]](*self.stops[1:]))
+
     @property
     def description(self) -> str:
         return f"{self.label} ({self.unit})" if self.unit else self.label
@@ -63,83 +60,23 @@ class Knob:
         return check_number(self.name, value, above=self.off is None or self.name == "lr")
 
 
-ROWS = (
-    # applied to the next step
-    Knob("router_aux_loss_coef", "Auxiliary loss", "", "Coefficient of the load-balancing loss in what is minimised; "
-         "no unit", (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0), loss=load_balancing_loss),
-    Knob("noise_std", "Noise", "std",
-         "Standard deviation of the Gaussian noise on the router's logits, in training only", Reach(0, 3, 0.05),
-         needs=lambda m: hasattr(m, "noise_std") and getattr(m, "noise", "gaussian") == "gaussian",
-         idle="the noise needs a top-k router", attribute=True, disturbs=True),
-    Knob("jitter_noise", "Jitter ε", "",
-         "The router's input is scaled at random, by 1 − ε to 1 + ε, in training only; no unit", Reach(0, 1, 0.05),
-         needs=lambda m: hasattr(m, "jitter_noise"), idle="this router cannot jitter", attribute=True, disturbs=True),
-    Knob("capacity_factor", "Capacity", "×",
-         "Capacity factor: places of each expert, in multiples of its even share; what is over is dropped",
-         (0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0), off=None,
-         needs=lambda m: hasattr(m, "capacity_factor"), idle="the block has no capacity", attribute=True),
-    Knob("router_z_loss_coef", "z-loss", "", "Coefficient of the router z-loss, which keeps the router's logits small; "
-         "no unit", (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0), loss=router_z_loss),
-    Knob("expert_bias_rate", "Bias rate", "",
-         "How far each step moves the bias of an expert that had too little or too much; no unit",
-         (0.0, 0.0001, 0.001, 0.003, 0.01, 0.03, 0.1),
-         needs=lambda m: hasattr(m, "expert_bias"), idle="the bias needs a sigmoid router", update=update_expert_bias),
-    Knob("lr", "Learning rate", "", "Of Adam, for all models; no unit",
-         (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)),
-    # these start afresh
-    Knob("task", "Task", tip="What is learned: which points belong to which class"),
-    Knob("num_experts", "Experts E", tip="How many experts the router chooses from", stops=range(1, 17)),
-    Knob("top_k", "Top-k", tip="How many experts work for each token", stops=range(1, 17)),
-    Knob("d_ff", "F", "units", "Width of each expert, d_ff: its hidden units", range(2, 33, 2)),
-    Knob("router", "Router", tip="How the experts of a token are chosen"),
-    Knob("router_start", "Router start", "",
-         "Spread: even territories, sure decisions. Soft spread: even, unsure. Random: torch's own start"),
-    Knob("seed", "Seed", tip="Of the task, the models, the data and the noise", stops=Box()),
-    Knob("first_seed", "First seed", tip="Of these runs; the films show this one", stops=Box()),
-    Knob("seeds", "Seeds", tip="How many runs each tile trains, for the spread", stops=range(1, 11)),
-    Knob("apply_from", "Remedy from", "", "The step at which the remedies start. 0: they prevent the collapse; later: "
-         "they must cure it", range(0, 301, 10)),
-    Knob("learns", "Learns", tip="What does not learn stands still at its random start"),
-    Knob("num_entries", "Entries N", "", "How many entries the phone book has", (250, 500, 1000, 2000, 4000, 8000)),
-    Knob("domains", "Text", tip="Train on {} too; a change starts afresh"),
-    Knob("remedies", "Tiles", tip="Show the tile: {}"),
-    # these change nothing
-    Knob("token", "Token", tip="Whose routing is read below; or click a point", stops=range(32)),
-    Knob("mute", "Mute", tip="Switch one expert off, to see what is lost without it"),
-    Knob("layer", "Layer", tip="Which of the layers with experts is shown; or click its row"),
-    Knob("x_axis", "Loss against", tip="The horizontal axis of the loss curves"),
-    Knob("highlight", "Highlight", tip="The tile that is read below; or click on it"),
-    Knob("curve", "Curves of", tip="What the panel at the top left shows over the steps"),
-    # of a whole model, for the calculators
-    Knob("shared_experts", "Shared experts", tip="Experts in each layer that every token uses", stops=range(9)),
-    Knob("d_model", "Width of a token D", tip="Numbers that stand for one token", stops=range(128, 16385, 128)),
-    Knob("num_layers", "Layers", tip="Blocks of attention and experts, one after the other", stops=range(1, 129)),
-    Knob("num_kv_heads", "Key/value heads", tip="Fewer than the query heads: several of those share one"),
-    Knob("vocab_size", "Vocabulary", "tokens", "Tokens that the model knows", range(1024, 262145, 64)),
-    Knob("context_length", "Context", "tokens", "Tokens that the attention looks back on, and the KV cache holds",
-         (0, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)),
-    Knob("batch_size", "Batch B", "tokens", "Sequences that are written at once: one token of each",
-         tuple(2**n for n in range(13))),
-    Knob("published", "Model", tip="A published model, or what the sliders say"),
-    Knob("config_file", "or its config.json", tip="The path of a model's config.json: it is counted by its own class"),
-    Knob("machine", "Machine", tip="On which the model runs; the figures are its maker's"),
-    Knob("weights", "Weights", tip="The type in which the weights are stored"),
-    Knob("dense_width", "Equally good", "×",
-         "An assumption: how many times as wide as the active part a dense FFN must be to be as good. Lesson 08 "
-         "measures 2.7 for 2 of 16 experts and 3.9 for 2 of 32: about the root of E / K", Reach(1, 16, 0.1)),
-    # of many machines
-    Knob("devices", "Devices", tip="How many work on one model", stops=tuple(2**n for n in range(15))),
-    Knob("expert_parallel", "Expert parallel", "devices", "Devices that share the experts of a layer"),
-    Knob("pipeline_parallel", "Pipeline", "stages", "Groups of devices with some of the layers each", (1, 2, 4, 8, 16)),
-    Knob("node_limit", "Nodes of a token", "", "A token goes once to each of at most so many nodes; off: every copy by "
-         "itself", (0.0, 1, 2, 4, 8)),
-    Knob("imbalance", "Imbalance", "×", "Rows of the busiest device over the mean: all others wait", Reach(1, 8, 0.1)),
-    Knob("overlap", "Overlap", "", "Share of the exchange that passes beside the arithmetic", Reach(0, 1, 0.05)),
-)  # fmt: skip
-KNOBS = {knob.name: knob for knob in ROWS}
-# those of training: they are applied to a run, between any two steps
-TRAINING = {n: knob for n, knob in KNOBS.items() if n == "lr" or knob.attribute or knob.loss or knob.update}
-# a frozen dataclass with a field for each of them, at `off`: what a setting or preset inherits from
+# How those of training are applied to the next step. A new one is an entry here and a row of knobs.json.
+APPLIED: dict[str, dict[str, Any]] = {
+    "router_aux_loss_coef": {"loss": load_balancing_loss},
+    "noise_std": {
+        "needs": lambda m: hasattr(m, "noise_std") and getattr(m, "noise", "gaussian") == "gaussian",
+        "attribute": True, "disturbs": True,
+    },
+    "jitter_noise": {"needs": lambda m: hasattr(m, "jitter_noise"), "attribute": True, "disturbs": True},
+    "capacity_factor": {"needs": lambda m: hasattr(m, "capacity_factor"), "attribute": True, "off": None},
+    "router_z_loss_coef": {"loss": router_z_loss},
+    "expert_bias_rate": {"needs": lambda m: hasattr(m, "expert_bias"), "update": update_expert_bias},
+    "lr": {},
+}  # fmt: skip
+ROWS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+KNOBS = {name: Knob(name, **row | APPLIED.get(name, {})) for name, row in ROWS.items()}
+TRAINING = {name: KNOBS[name] for name in APPLIED}
+# a frozen dataclass with a field for each of these, at `off`: what a setting or preset inherits from
 FIELDS = [(name, float | None, knob.off) for name, knob in TRAINING.items()]
 KnobFields = make_dataclass("KnobFields", FIELDS, frozen=True, kw_only=True)
 

@@ -98,14 +98,17 @@ class WarmRouter(TopKRouter):
 ROUTERS["warm"] = WarmRouter
 
 """
-KNOB = """    Knob("temperature", "Temperature", "", "Of the softmax", Reach(0.5, 4, 0.5), off=1.0, attribute=True,
-         needs=lambda m: hasattr(m, "temperature"), idle="this router has no temperature"),"""
+KNOB = """
+APPLIED["temperature"] = {"attribute": True, "off": 1.0, "needs": lambda m: hasattr(m, "temperature")}
+ROWS["temperature"] = {"label": "Temperature", "tip": "Of the softmax", "stops": ["reach", 0.5, 4, 0.5]}
+ROWS["temperature"]["idle"] = "this router has no temperature"
+"""
 
 
-def test_a_new_router_with_a_knob_of_its_own_is_a_class_and_two_entries(afresh, tmp_path):
+def test_a_new_router_with_a_knob_of_its_own_is_a_class_two_entries_and_a_row(afresh, tmp_path):
     widgets, training = afresh(
         nn__routing=("def make_router(", ROUTER),
-        training__knobs=("    # these start afresh", KNOB),
+        training__knobs=("KNOBS = {name: ", KNOB),
     )
     setting = training.PlaneSetting(router="warm", temperature=2.0)
     runs = [training.plane_runs(setting, seed)["MoE"] for seed in (0, 1, 0)]
