@@ -17,6 +17,7 @@ from moe_lessons.support.errors import check_number
 Reach = namedtuple("Reach", "low high step")  # a slider of real numbers
 Box = namedtuple("Box", "high")  # a box for whole numbers from 0
 KINDS = {"range": range, "reach": Reach, "box": Box}  # of stops, by the word before their numbers in knobs.json
+MOST = 1e30  # of a knob: float32 holds it
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,10 @@ class Knob:
         """Return the value of a knob of `TRAINING` as it is applied, or raise ValueError."""
         if value is None and self.off is None:
             return None
-        return check_number(self.name, value, above=self.off is None or self.name == "lr")
+        checked = check_number(self.name, value, above=self.off is None or self.name == "lr")
+        if checked > MOST:
+            raise ValueError(f"{self.name} must be at most {MOST:g}, got {value!r}")
+        return checked
 
 
 # How those of training are applied to the next step. A new one is an entry here and a row of knobs.json.
