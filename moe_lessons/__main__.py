@@ -2,10 +2,13 @@
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from moe_lessons import __version__
+from moe_lessons.support.waiting import saying
 
 COMMANDS = {  # each is the main(argv) of the module of its name; --help after it says more
     "lab": "open the course in JupyterLab at the first lesson",
@@ -15,6 +18,11 @@ COMMANDS = {  # each is the main(argv) of the module of its name; --help after i
     "engines": "write the files with which other engines train or serve a model of yours",
     "sweep": "train many small models, for the lessons to compare",
     "doctor": "say what is wrong with this installation and what to do",
+}
+WAITING = {  # what is said where it takes time
+    "cost": "cost: making the model's shapes, and running them",
+    "lens": "lens: loading the model, which then reads the text",
+    "engines": "engines: reading the model",
 }
 
 
@@ -27,8 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(overview)
     elif name == "--version":
         print(f"moe_lessons {__version__}")
-    elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
-        return importlib.import_module(f"moe_lessons.commands.{name}").main(rest) or 0
+    elif name in COMMANDS:
+        try:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
+            with saying(WAITING[name]) if name in WAITING else nullcontext():
+                code = importlib.import_module(f"moe_lessons.commands.{name}").main(rest) or 0
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # its reader, such as `head`, has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except KeyboardInterrupt:
+            print("\nInterrupted.", file=sys.stderr)
+            return 130
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
         print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview}", file=sys.stderr)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
-from moe_lessons.course.question import HERE, Sheet
+from moe_lessons.course.question import HERE, Sheet, as_words
 from moe_lessons.support.errors import check_choice, is_number
 from moe_lessons.support.show import Markdown, read_parts, split_points
 
@@ -77,7 +77,7 @@ def figure_sentence(figure: dict) -> str:
     value, unit = figure["value"], figure.get("unit", "")
     number = f"{value:,.1f}" if abs(value) < 20 or unit == "billion" else f"{value:,.0f}"
     number = number.removesuffix(".0")
-    return number if unit in ("", "times", "experts") else f"{number} {unit}"
+    return number if unit in ("", "times", "experts") else f"{number} {as_words(unit)}"
 
 
 class Interview(Sheet):

@@ -1,5 +1,6 @@
 """The course page: what is done, what is next, and the figures that the learner has measured."""
 
+import html
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ import ipywidgets as W
 from moe_lessons import exercises
 from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS, Lesson
-from moe_lessons.course.question import Sheet, rounded
+from moe_lessons.course.question import Sheet, as_words, rounded
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 from moe_lessons.support.errors import is_number
 from moe_lessons.support.static import static_mode
@@ -77,7 +78,8 @@ def _figures() -> str:
     for key, entry in figures:
         if "value" in entry:
             number = f"{rounded(entry['value']):,.12g}" if is_number(entry["value"]) else entry["value"]
-            rows.append(f"| {key.split('.')[0]} | {entry.get('what', key)} | {number} {entry.get('unit', '')} |")
+            cells = key.split(".")[0], entry.get("what", key), f"{number} {entry.get('unit', '')}"
+            rows.append(f"| {' | '.join(map(as_words, cells))} |")
     return "\n".join(rows) if rows[2:] else NO_FIGURES
 
 
@@ -117,7 +119,7 @@ class CoursePage(Sheet):
         self.table.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
 
     def _say(self, words: str, asks: bool = False) -> None:
-        self.said.value = f'<div class="moe-words" role="status">{words}</div>'
+        self.said.value = f'<div class="moe-words" role="status">{html.escape(words)}</div>'
         self.ask.layout.display = "none" if asks else ""
         self.yes.layout.display = self.no.layout.display = "" if asks else "none"
 

@@ -72,12 +72,12 @@ def read() -> Progress:
 
 def export(path: str | Path) -> Path:
     """Write all to a new file. Raises OSError where that cannot be, where it exists, or what is kept cannot be read."""
-    path, kept = Path(path).expanduser().resolve(), file()
+    path, kept = Path(path).expanduser().absolute(), file()
     if kept:
         _read(kept)
-    if path.exists():
+    if os.path.lexists(path):  # a link too
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    write_whole(path, _as_json(read()))
+    write_whole(path, _as_json(read()), follow=False)
     return path
 
 

@@ -251,6 +251,11 @@ class CurvePrediction(Question):
         return call_of(self, f"x={tuple(self.x)}", f"y={tuple(self.y)}", *["log_x=True"] * self.log_x)
 
 
+def as_words(text: Any) -> str:
+    """Any text as words of a line of Markdown: no sign of it is one to Markdown or HTML."""
+    return re.sub(r"[\\`*_{}\[\]<>|#&$~!]", lambda sign: f"&#{ord(sign[0])};", " ".join(str(text).split()))
+
+
 def rounded(value: float, digits: int = 3) -> float:
     return float(f"{value:.{digits}g}")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from moe_lessons.hub.published import read_config
 from moe_lessons.support.errors import check_positive_int
+from moe_lessons.support.files import write_inside
 
 FLAGS = {  # of Megatron-LM, where the name is not that of the field
     "layernorm_epsilon": "norm-epsilon", "num_moe_experts": "num-experts", "add_bias_linear": "disable-bias-linear",
@@ -55,9 +56,8 @@ def write_engine_configs(model: str | Path, folder: str | Path, ranks: int = 2) 
         }
     except KeyError as error:
         raise ValueError(f"{model / 'config.json'} must have all sizes of a Mixtral, and lacks {error}") from None
-    folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_inside(folder, name, text.encode())
     return {engine: folder / name for engine, name in zip(("torchtitan", "Megatron Core", "DeepSpeed", "vLLM"), texts)}
 
 

@@ -51,8 +51,14 @@ def load_model(name: str, device: torch.device) -> tuple[nn.Module, Any]:
         raise ValueError(f"MODEL must be a folder that save_pretrained wrote, got {name}, which is none")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     import transformers
+    from huggingface_hub import constants, utils
 
     transformers.logging.disable_progress_bar()
+    try:
+        if not constants.HF_HUB_OFFLINE:
+            utils.get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # without a network: what is not on this machine would be asked for again and again
+        constants.HF_HUB_OFFLINE = True
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         kinds = transformers.AutoModelForCausalLM, transformers.AutoModelForImageTextToText  # of text alone, or with it

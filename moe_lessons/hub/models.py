@@ -111,7 +111,7 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
         model.set_experts_implementation("eager")  # the others know neither this type nor rows of other lengths
     filled(model, weights).train(ours.training)
     if folder is not None:
-        save(model, Path(folder).resolve())
+        save(model, Path(folder).absolute())
     return model
 
 

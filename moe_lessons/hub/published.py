@@ -25,11 +25,16 @@ from moe_lessons.support.errors import check_top_k
 
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
 MOST_BYTES = 10_000_000  # of a configuration file
-LIMITS = {  # the most of a size, by the first that its name fits; other names are no sizes
-    r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$": 2_000,
-    r"expert": 100_000,
-    r"layers$|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn": 100_000_000,
+LAYERS = r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$"
+LIMITS = {  # the least and the most of a size, by the first that its name fits; other names are no sizes
+    LAYERS: (0, 1_000),
+    r"expert": (0, 100_000),
+    r"layers$|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn": (
+        -1,
+        100_000_000,
+    ),  # -1: none
 }
+MOST_EXPERTS = 100_000  # in all layers together: four times those of the largest that is published
 NEEDED = "vocab_size hidden_size d_model num_hidden_layers num_layers".split()  # none can be 0
 ESSENTIAL = re.compile(rf"^({'|'.join(NEEDED)}|intermediate_size|d_ff)$|expert")
 TOP_K = (
@@ -57,7 +62,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     try:
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            raise ValueError(f"there is no file {path}")
+            raise ValueError(f"{path} must be a regular file" if path.exists() else f"there is no file {path}")
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"{path} must have at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
         content = path.read_bytes()
@@ -88,7 +93,8 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
         named = None
     is_known = isinstance(kind, str) and kind in CONFIG_MAPPING
     if not is_known and named is None:
-        raise ValueError(f"model_type must be one that transformers {transformers.__version__} has, got {kind!r}")
+        got = "a file that names none: no configuration of a model" if kind is None else repr(kind)
+        raise ValueError(f"model_type must be one that transformers {transformers.__version__} has, got {got}")
     check_numbers(config)
     try:
         with warnings.catch_warnings():
@@ -109,17 +115,29 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
     return PublishedCount(type(model).__name__, str(kind), count_model(model, cached), notes, writes)
 
 
-def check_numbers(config: Mapping[str, Any], where: str = "") -> None:
-    """ValueError for a size that is negative, not finite or absurdly large, before anything is built."""
+def entries(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str, Any]]:
+    """All entries of a configuration and of those within it: where, under which key, the value."""
     for key, value in config.items():
+        yield where, key, value
         if isinstance(value, Mapping):
-            check_numbers(value, f"{where}{key}.")
-        most = next((limit for pattern, limit in LIMITS.items() if re.search(pattern, key)), None)
-        least = 1 if key in NEEDED and where in ("", "text_config.") else 0
+            yield from entries(value, f"{where}{key}.")
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """ValueError for a size that is negative, not finite or absurdly large, before anything is built."""
+    layers = experts = 0
+    for where, key, value in entries(config):
+        least, most = next((limits for pattern, limits in LIMITS.items() if re.search(pattern, key)), (0, 0))
+        least = 1 if key in NEEDED and where in ("", "text_config.") else least
         for number in value if isinstance(value, list) else [value]:
-            is_size = most and isinstance(number, int | float) and not isinstance(number, bool)
-            if is_size and not least <= number <= most:
+            if not most or not isinstance(number, int | float) or isinstance(number, bool):
+                continue
+            if not least <= number <= most:
                 raise ValueError(f"{where}{key} must be from {least} to {most:,}, got {number!r:.40}")
+            layers = max(layers, number) if re.search(LAYERS, key) else layers
+            experts = max(experts, number) if key.endswith("experts") else experts
+    if layers * experts > MOST_EXPERTS:
+        raise ValueError(f"layers times experts must be at most {MOST_EXPERTS:,}, got {layers:,} times {experts:,}")
 
 
 def build(config: Mapping[str, Any], config_class: type, named: type | None) -> tuple[nn.Module, list[str]]:
@@ -133,7 +151,7 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
     made, model_class = find_class(made, named)
     if not isinstance(made, config_class):
         notes.append(f"only the text part is counted, as {model_class.__name__}")
-    text, told = made.get_text_config(decoder=True), keys_of(config)
+    text, told = made.get_text_config(decoder=True), {key for _, key, _ in entries(config)}
     told |= {text.attribute_map[name] for name in told if name in text.attribute_map}
     sizes = {name: value for name, value in text.to_dict().items() if ESSENTIAL.search(name) and name not in told}
     if missing := [f"{name} {value}" for name, value in sizes.items() if isinstance(value, int) and value > 1]:
@@ -142,11 +160,6 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
         model = model_class(made)
     model.tie_weights()
     return model, notes
-
-
-def keys_of(config: Mapping[str, Any]) -> set[str]:
-    """All keys of a configuration and of those within it."""
-    return set(config).union(*(keys_of(value) for value in config.values() if isinstance(value, Mapping)))
 
 
 def find_class(config: Any, named: type | None) -> tuple[Any, type]:

@@ -5,7 +5,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from moe_lessons.support.files import write_whole
+from moe_lessons.support.files import write_inside
 
 MANIFEST = ".moe_lessons.json"  # in the learner's folder: of each name, the fingerprint of what was copied last
 
@@ -13,8 +13,9 @@ MANIFEST = ".moe_lessons.json"  # in the learner's folder: of each name, the fin
 def unpack(source: Path, folder: Path) -> list[str]:
     """Copy the lessons in `source` to `folder`; return what its owner must know, a sentence each.
 
-    What is missing is copied, and what was not changed becomes the newer one. What was changed stays, and the newer
-    comes beside it, once. Raises OSError where that cannot be written; the next call goes on from there.
+    What is missing is copied, and what was not changed becomes the newer one. What was changed stays, as does a link,
+    and the newer comes beside it, once. Raises OSError where that cannot be written, as where a link leads out of the
+    folder; the next call goes on from there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -32,20 +33,21 @@ def unpack(source: Path, folder: Path) -> list[str]:
             now = fingerprint(target)
         laid[name] = laid[target.relative_to(folder).as_posix()] = new
         if now != new:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, path.read_bytes())
+            write_inside(folder, target.relative_to(folder).as_posix(), path.read_bytes())
             what = "the newer one now" if now else "a fresh copy: it was missing" if name in before else "new"
             if target != folder / name:
                 said.append(f"{name} stays as you changed it; the newer one is {target.name}, beside it.")
             elif before:
                 said.append(f"{name} is {what}.")
     if laid != before:
-        write_whole(folder / MANIFEST, json.dumps(laid, indent=1).encode())
+        write_inside(folder, MANIFEST, json.dumps(laid, indent=1).encode())
     return said if before else [f"The lessons are in {folder} now. What you change there stays.", *said]
 
 
 def fingerprint(path: Path) -> str:
     """Hash a file ('' if there is none); of a notebook what a learner writes: who only runs it does not change it."""
+    if path.is_symlink():
+        return "a link"
     if not path.exists():
         return ""
     content = path.read_bytes()

@@ -32,10 +32,22 @@ SIZES: dict[str, Any] = {  # each configuration takes those that it knows
     "mamba_chunk_size": 8, "kv_channels": 8, "embed_dim": 32, "hidden_size_per_layer_input": 8,
     "vocab_size_per_layer_input": 128, "global_head_dim": 8, "num_global_key_value_heads": 2,
     "num_kv_shared_layers": 0, "decoder_start_token_id": 0, "linear_num_heads": 2, "linear_head_dim": 8,
-    "encoder_sparse_step": 1,
+    "encoder_sparse_step": 1, "n_head": 4, "n_layer": 2, "n_positions": 128, "rotary_dim": 4,
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "mrope_section": [1, 1, 2]}
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": [1, 3]},
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
+    "gemma4_assistant": {"hidden_size_per_layer_input": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 16},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"] * 2},
+    "reformer": {"is_decoder": True},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "xmod": {"default_language": "en_XX"},
     "deepseek_ocr2": {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
     "diffusion_gemma": {"enable_moe_block": True, "layer_types": ["sliding_attention", "full_attention"] * 2},
     "dots3_note": {"layer_types": ["indexed_attention"] * 4},
@@ -88,8 +100,9 @@ def families() -> dict[str, list[str]]:
 
 def small(family: str, name: str) -> tuple[Any, type[nn.Module]]:
     """A small configuration of one class of a family, and the class."""
-    kind = getattr(importlib.import_module(f"transformers.models.{family}.modeling_{family}"), name)
-    changes = SIZES | OVERRIDES.get(family, {})
+    kind = getattr(transformers, name, None)
+    kind = kind or getattr(importlib.import_module(f"transformers.models.{family}.modeling_{family}"), name)
+    changes = SIZES | OVERRIDES.get(family, OVERRIDES.get(family.removesuffix("_text"), {}))
     text = getattr(kind.config_class, "sub_configs", {}).get("text_config")
     if any(hasattr(part, "kv_lora_rank") for part in (kind.config_class, text) if isinstance(part, type)):
         changes["num_key_value_heads"] = 4

@@ -14,6 +14,7 @@ from moe_lessons.hub.published import TYPES, count_config, read_config
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 hf_families = pytest.importorskip("hf_families")
+all_families = pytest.importorskip("all_families")
 FAMILIES = hf_families.families()
 MIXTRAL = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}  # its class's defaults are the 8x7B
 
@@ -45,15 +46,42 @@ def test_a_family_is_counted_to_the_last_parameter(family, tmp_path):
     counted = count_config(read_config(tmp_path))
     assert counted.class_name == type(model).__name__
     assert {group.num_experts for group in counted.sizes.groups} == {{"doge": 16, "vitpose_backbone": 2}.get(family, 8)}
-    named = dict(model.named_parameters())
-    assert counted.sizes.total == sum(p.numel() for p in named.values())
-    share = {"doge": 2 / 16, "switch_transformers": 1 / 8, "zaya": 1 / 8, "vitpose_backbone": 1 / 2}.get(family, 2 / 8)
-    pattern = {"doge": r"_embed\.", "jetmoe": r"\.(in|out)put_linear\."}.get(family, r"(?<!shared_)experts\.")
-    routed = {n: p for n, p in named.items() if re.search(pattern, n) and not re.search(r"\.router\.|norm", n)}
-    idle = sum(p.numel() for p in routed.values()) * (1 - share)
-    if family == "longcat_flash":  # of 8 + 256 rows, the last 256 are of experts that do nothing
-        idle = sum(p.numel() * (1 - 2 / p.shape[0]) for p in routed.values())
-    assert routed and counted.sizes.active == sum(p.numel() for p in named.values()) - round(idle)
+    assert counted.sizes.total == sum(p.numel() for p in model.parameters())
+    assert counted.sizes.active == all_families.active(family, model) < counted.sizes.total
+
+
+SMOKE = {  # families whose caches differ in kind, and what is said of them
+    "exact": "gpt2 gpt_neo gptj gpt_neox falcon bloom mpt gpt_bigcode persimmon ctrl xlnet mamba jamba deepseek_v3 "
+    "gemma3n_text gpt_oss longcat_flash jetmoe cpmant dbrx bert",
+    "unknown": "deepseek_v4 openai-gpt recurrent_gemma",
+}
+
+
+@pytest.mark.parametrize("said, kind", [(said, kind) for said, kinds in SMOKE.items() for kind in kinds.split()])
+def test_a_cache_is_counted_as_the_running_model_fills_it_or_said_to_be_unknown(said, kind):
+    """All families: `python tests/unit/all_families.py`."""
+    assert all_families.verdict(kind).startswith(said)
+
+
+def test_experts_in_a_list_are_counted_to_the_last_one():
+    """Six experts: a weight of one of them is no sixth of a table."""
+    for kind, top_k in (("switch_transformers", 1), ("nllb-moe", 2)):
+        sizes = dict.fromkeys(("num_layers", "encoder_layers", "decoder_layers"), 2) | {"num_experts": 6, "d_model": 32}
+        found = count_config({"model_type": kind, **sizes, "encoder_sparse_step": 1}).sizes
+        group = found.groups[0]
+        assert (group.num_experts, group.top_k, group.expert * 6) == (6, top_k, group.size)
+
+
+def test_what_it_does_not_know_it_does_not_print(tmp_path, capsys):
+    """An encoder has no speed of writing, and without its cache a model has no FLOPs at a long context."""
+    for kind, known, unknown in (
+        ("bert", "KV cache of 4,096 tokens             0", "tokens/s"),
+        ("openai-gpt", "unknown", "None"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        assert main(["cost", str(tmp_path)]) == 0
+        printed = capsys.readouterr().out
+        assert known in printed and unknown not in printed and "with 4,096 tokens of context unknown" in printed
 
 
 GPT_OSS = {
@@ -137,10 +165,11 @@ BAD = {
     "broken": ("{", "must be JSON, and is not"),
     "a float": ('{"model_type": "mixtral", "x": {"__float__": []}}', "must be JSON, and is not: float"),
     "large": (" " * 10_000_001, "must have at most 10,000,000 bytes, got 10,000,001"),
-    "empty": ({}, "model_type must be one that transformers .* has, got None"),
+    "empty": ({}, "model_type must be one that transformers .* has, got a file that names none"),
     "unknown class": ({"model_type": "gpt-7", "architectures": ["Gpt7"]}, "model_type must be one .*, got 'gpt-7'"),
     "negative": (MIXTRAL | {"num_local_experts": -3}, "num_local_experts must be from 0 to 100,000, got -3"),
-    "layers": (MIXTRAL | {"num_hidden_layers": 10**12}, "num_hidden_layers must be from 1 to 2,000, got 10000000000"),
+    "layers": (MIXTRAL | {"num_hidden_layers": 10**12}, "num_hidden_layers must be from 1 to 1,000, got 10000000000"),
+    "many": (MIXTRAL | {"num_hidden_layers": 500, "num_local_experts": 4096}, "at most 100,000, got 500 times 4,096"),
     "top_k": (MIXTRAL | {"num_experts_per_tok": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
     "words": (MIXTRAL | {"hidden_size": "four"}, "cannot build this configuration: .*hidden_size"),
     "inside": ({"model_type": "llama4", "text_config": {"hidden_size": -1}}, r"text_config.hidden_size must be from 1"),
@@ -155,7 +184,7 @@ def test_a_bad_file_gets_one_sentence(name, tmp_path, capsys):
     printed = capsys.readouterr()
     said = json.loads(printed.out)["error"]
     assert re.search(message, said) and said.count("\n") == 0 and len(said) < 600
-    assert printed.err == f"cost: {said}\n"
+    assert printed.err.splitlines()[-1] == f"cost: {said}"
 
 
 def test_it_runs_no_code_of_the_model_opens_no_connection_and_what_else_is_refused(tmp_path, capsys, monkeypatch):
@@ -172,9 +201,10 @@ def test_it_runs_no_code_of_the_model_opens_no_connection_and_what_else_is_refus
 
     def said(*options) -> str:
         assert main(["cost", *map(str, options)]) == 1
-        return capsys.readouterr().err
+        return capsys.readouterr().err.splitlines()[-1]
 
-    assert all(said(path).startswith("cost: there is no file") for path in (tmp_path, "/dev/null"))
+    assert said(tmp_path / "nothing").startswith("cost: there is no file")
+    assert said("/dev/zero") == "cost: /dev/zero must be a regular file"
     (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
     assert "context must be a whole number from 0 up, got -1" in said(tmp_path, "--context", -1)
     monkeypatch.setitem(sys.modules, "transformers", None)

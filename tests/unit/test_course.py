@@ -157,7 +157,12 @@ def test_a_solved_exercise_shines_and_the_learners_figures_are_there():
     progress.record("figures", "08.effective_width", value=2.7183, unit="times", what="width of the equally good one")
     progress.record("figures", "07.bare", value="fast")
     text = page.page()
-    assert "| 08 | width of the equally good one | 2.72 times |" in text and "| 07 | 07.bare | fast  |" in text
+    assert "| 08 | width of the equally good one | 2.72 times |" in text and "| 07 | 07.bare | fast |" in text
+    progress.record(
+        "figures", "08.crafted", value=1, unit="<img src=x>\n\n# Heading", what="a | b [c](javascript:d) `e"
+    )
+    row = next(line for line in page.page().splitlines() if "a &#124; b" in line)
+    assert row.count("|") == 4 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
 
 
 def test_the_view_exports_and_asks_before_it_forgets(path, tmp_path, monkeypatch):

@@ -86,6 +86,30 @@ def test_without_a_sound_manifest_nothing_is_overwritten(lessons, folder, manife
     assert len(json.loads((folder / MANIFEST).read_text())) == 4
 
 
+def test_it_follows_no_link_out_of_the_folder(lessons, folder, tmp_path):
+    theirs = tmp_path / "theirs"
+    write(theirs / "05_collapse.ipynb", "fifth")  # as what was copied, so unchanged
+    for name, target in {
+        "00_welcome.ipynb": theirs / "new.ipynb",
+        "05_collapse.ipynb": theirs / "05_collapse.ipynb",
+    }.items():
+        (folder / name).unlink()
+        (folder / name).symlink_to(target)
+    (theirs / MANIFEST).write_bytes((folder / MANIFEST).read_bytes())
+    (folder / MANIFEST).unlink()
+    (folder / MANIFEST).symlink_to(theirs / MANIFEST)
+    before = {path: path.read_bytes() for path in theirs.iterdir()}
+    write(lessons / "05_collapse.ipynb", "fifth, better")
+    assert "05_collapse.ipynb stays as you changed it" in unpack(lessons, folder)[-1]
+    assert source_of(folder / "05_collapse.new.ipynb") == "fifth, better" and not (folder / MANIFEST).is_symlink()
+    (folder / "badges" / "a.svg").unlink()
+    (folder / "badges").rmdir()
+    (folder / "badges").symlink_to(theirs, target_is_directory=True)
+    with pytest.raises(OSError, match="leads out of the folder"):
+        unpack(lessons, folder)
+    assert {path: path.read_bytes() for path in theirs.iterdir()} == before
+
+
 def test_an_interrupted_copy_leaves_whole_files_and_goes_on(lessons, tmp_path, monkeypatch):
     folder, replace = tmp_path / "course", os.replace
     full = Mock(side_effect=[lambda: None, OSError(28, "No space left on device")])
