@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
@@ -10,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moe_lessons.nn import MoE, Routing, load_balancing_loss, router_z_loss, seeded, update_expert_bias
+from moe_lessons.nn import MoE, Routing, seeded
+from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss, update_expert_bias
 from moe_lessons.nn.routing import ROUTERS
 from moe_lessons.support.errors import check_number
 
@@ -57,7 +59,8 @@ class Knob:
         """Return the value of a knob of `TRAINING` as it is applied, or raise ValueError."""
         if value is None and self.off is None:
             return None
-        return check_number(self.name, value, above=self.off is None or self.name == "lr")
+        most = 1.0 if self.name == "jitter_noise" else math.inf
+        return check_number(self.name, value, above=self.off is None or self.name == "lr", most=most)
 
 
 # How those of training are applied to the next step. A new one is an entry here and a row of knobs.json.
