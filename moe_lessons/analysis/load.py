@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moe_lessons.nn import Routing, load_balancing_loss
-from moe_lessons.support.errors import check_number, check_top_k
+from moe_lessons.support.errors import check_number, check_top_k, shown
 from moe_lessons.training.run import DEAD_SHARE, dead_experts, is_dead
 
 
@@ -46,8 +46,6 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
 
 def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:
     """Make a row for each MoE layer, in order: its `LoadStatistics`, load-balancing loss, and share of drops."""
-    if isinstance(routings, Routing):
-        raise ValueError("routings must be a list with one Routing for each MoE layer, got a Routing")
     table = pd.DataFrame([asdict(load_statistics(routing)) for routing in routings])
     table["load_balancing_loss"] = [load_balancing_loss(routing).item() for routing in routings]
     table["dropped_share"] = [routing.dropped_share for routing in routings]
@@ -78,5 +76,5 @@ def _shares(load: Tensor | Sequence[float]) -> Tensor:
     load = load.detach().cpu() if isinstance(load, Tensor) else load
     counts = torch.as_tensor(load, dtype=torch.float64)
     if counts.ndim != 1 or len(counts) == 0 or not (torch.isfinite(counts) & (counts >= 0)).all():
-        raise ValueError(f"load must be one finite number of at least 0 for each expert, got {counts.tolist()}")
+        raise ValueError(f"load must be one finite number of at least 0 for each expert, got {shown(counts.tolist())}")
     return counts / counts.sum() if counts.any() else torch.full_like(counts, 1 / len(counts))

@@ -35,8 +35,6 @@ def trace_text(model: nn.Module, text: str) -> pd.DataFrame:
 @torch.no_grad()
 def _trace(model: nn.Module, ids: Tensor, domain: np.ndarray, domains: Iterable[str]) -> pd.DataFrame:
     """Trace ids (B, T), with the domain of each sequence (B,), an index into `domains`."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a language model, got {type(model).__name__}")
     with evaluating(model):
         _, routings = check_output(model(ids.to(next(model.parameters()).device)))
     if not routings:
@@ -85,7 +83,7 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
     return shares.set_axis(pd.Index(shares.index, dtype=object), axis="index")
 
 
-def mutual_information(a, b, given=None) -> float:
+def mutual_information(a: Sequence, b: Sequence, given: Sequence | None = None) -> float:
     """Estimate I(a; b), or I(a; b | given), in bits: a, b and given are labels, one for each observation.
 
     I(a; b | g) = H(a, g) + H(b, g) - H(a, b, g) - H(g), with the entropies H of the shares that were counted, corrected
@@ -97,7 +95,7 @@ def mutual_information(a, b, given=None) -> float:
     labels = [np.asarray(x) for x in ((a, b) if given is None else (a, b, given))]
     shapes = [x.shape for x in labels]
     if len(set(shapes)) > 1 or labels[0].ndim != 1 or not labels[0].size:
-        raise ValueError(f"labels must be in rows of one length, at least one, got the shapes {shapes}")
+        raise ValueError(f"a, b and given must be rows of one length, at least one, got the shapes {shapes}")
     a, b, *third = (pd.factorize(x, use_na_sentinel=False)[0] for x in labels)
     joined = [(a, *third), (b, *third), (a, b, *third), third]
     of_a, of_b, of_both, of_third = (_entropy(*labels) for labels in joined)

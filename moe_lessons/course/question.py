@@ -15,7 +15,7 @@ import traitlets as T
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from moe_lessons.course import progress
-from moe_lessons.support.errors import check_choice, is_number
+from moe_lessons.support.errors import check_choice, is_number, shown
 from moe_lessons.support.static import static_mode
 
 HERE = Path(__file__).parent
@@ -148,7 +148,7 @@ class NumberPrediction(Question):
 
     def compare(self, value: float) -> Outcome:
         if not is_number(value):
-            raise ValueError(f"value must be a finite number, got {value!r}")
+            raise ValueError(f"value must be a finite number, got {shown(value)}")
         happened = self.say(rounded(value))
         if self.answer is None:
             return Folded(f"What happened: {happened}.")

@@ -36,8 +36,6 @@ class Mixture:
 
 def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     """The mixtures of experts within a model, by name. ValueError where there is none, or one that cannot be read."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model must be a torch module, got {type(model).__name__}")
     declared, named = declared_routers(model), dict(model.named_modules())
     found = {name: made for name, module in named.items() if (made := mixture_of(name, module, declared))}
     if found:

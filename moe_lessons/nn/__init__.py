@@ -29,3 +29,6 @@ from moe_lessons.nn.seeding import evaluating, seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL, dense_twin, is_moe
+from moe_lessons.support.doors import guard as _guard
+
+_guard(globals())

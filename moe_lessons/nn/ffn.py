@@ -65,7 +65,7 @@ class FeedForward(nn.Module):
         return getattr(self, self.in_name)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.d_model, self.down_proj.dtype)
+        check_input(x, self.d_model, self.down_proj.device, self.down_proj.dtype)
         hidden = ACTIVATIONS[self.activation](F.linear(x, self.in_proj))  # (..., F)
         return F.linear(hidden, self.down_proj)  # (..., D)
 

@@ -75,7 +75,7 @@ class MoE(nn.Module):
         self.dispatch = check_choice("dispatch", dispatch, (*DISPATCH, "auto"))
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Routing]:
-        check_input(x, self.d_model, self.experts.down_proj.dtype)
+        check_input(x, self.d_model, self.experts.down_proj.device, self.experts.down_proj.dtype)
         if isinstance(token_ids, Tensor) and token_ids.shape != x.shape[:-1]:
             raise ValueError(f"token_ids must have the shape {tuple(x.shape[:-1])}, got {tuple(token_ids.shape)}")
         tokens = x.reshape(-1, self.d_model)  # (T, D)

@@ -163,12 +163,12 @@ class TopKRouter(nn.Module):
         self.num_experts = check_positive_int("num_experts", num_experts)
         self.top_k = check_top_k(top_k, num_experts)
         self.norm_topk_prob = top_k > 1 if norm_topk_prob is None else norm_topk_prob
-        self.jitter_noise = check_number("jitter_noise", jitter_noise)
+        self.jitter_noise = check_number("jitter_noise", jitter_noise, most=1.0)
         self.weight = make_weight(num_experts, d_model)
         self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0])) if bias else None
 
     def forward(self, x: Tensor) -> Routing:
-        check_input(x, self.d_model)
+        check_input(x, self.d_model, self.weight.device)
         if x.ndim != 2:
             raise ValueError(f"x must have the shape (T, {self.d_model}), got {tuple(x.shape)}")
         return self.choose(self.choice_logits(x))

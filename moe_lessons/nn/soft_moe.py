@@ -34,7 +34,7 @@ class SoftMoE(nn.Module):
         self.phi = make_weight(num_experts * slots_per_expert, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
-        check_input(x, self.d_model, self.phi.dtype)
+        check_input(x, self.d_model, self.phi.device, self.phi.dtype)
         if x.ndim < 2:
             raise ValueError(f"x must have the shape (..., T, {self.d_model}), got {tuple(x.shape)}")
         logits = x @ self.phi.T  # (..., T, S)

@@ -7,3 +7,6 @@ from moe_lessons.plots.panels.text import attention_heatmap, byte_losses, colore
 from moe_lessons.plots.panels.text import writing_of as writing
 from moe_lessons.plots.still import figure
 from moe_lessons.plots.theme import LIGHT, THEMES, LessonFigure
+from moe_lessons.support.doors import guard as _guard
+
+_guard(globals())

@@ -21,6 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import Bbox
 
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.support.errors import check_number
 from moe_lessons.support.static import static_mode
 
 # Okabe and Ito's colours for all kinds of sight, so ordered that neighbours differ; a grey in the place of their black
@@ -119,6 +120,7 @@ class LessonFigure(Figure):
     """A matplotlib figure in the style of a theme, without pyplot and its global state; a notebook shows it."""
 
     def __init__(self, width: float = 6.4, height: float = 3.6, theme: Theme = LIGHT):
+        width, height = check_number("width", width, above=True), check_number("height", height, above=True)
         super().__init__(figsize=(width, height), dpi=100, facecolor=theme.background, layout="constrained")
         self.theme = theme
         FigureCanvasAgg(self)

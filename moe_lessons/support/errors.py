@@ -5,7 +5,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ def is_whole(value: Any, low: float, high: float = math.inf) -> bool:
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    most = sys.float_info.max  # a whole number may be larger
+    return isinstance(value, Real) and not isinstance(value, bool) and max(low, -most) <= value <= min(high, most)
 
 
 def first_line(error: BaseException) -> str:
@@ -27,44 +28,56 @@ def first_line(error: BaseException) -> str:
 
 def in_words(value: Any) -> str:
     """Name a tensor by its type and shape, anything else by its class."""
-    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    kind = "".join(f"{name} " for name in ("nested", "sparse", "meta") if getattr(value, f"is_{name}"))
+    return f"{kind}{value.dtype}" + ("" if value.is_nested else f" of shape {tuple(value.shape)}")
 
 
-def check_positive_int(name: str, value: Any) -> int:
-    if not is_whole(value, 1):
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+def shown(value: Any) -> str:
+    """Write a value in one line, a long one in short."""
+    is_short = value is None or isinstance(value, (Number, str, list, tuple, dict))
+    text = " ".join((repr(value) if is_short else in_words(value)).split())
+    return text if len(text) <= 100 else f"{text[:80]} …"
+
+
+def check_positive_int(name: str, value: Any, most: float = math.inf) -> int:
+    if not is_whole(value, 1, most):
+        allowed = "of at least 1" if most == math.inf else f"from 1 to {most:,}"
+        raise ValueError(f"{name} must be a whole number {allowed}, got {shown(value)}")
     return int(value)
 
 
 def check_count(name: str, value: Any) -> int:
     if not is_whole(value, 0):
-        raise ValueError(f"{name} must be a whole number from 0 up, got {value!r}")
+        raise ValueError(f"{name} must be a whole number from 0 up, got {shown(value)}")
     return int(value)
 
 
 def check_top_k(top_k: Any, num_experts: int) -> int:
     if not is_whole(top_k, 1, num_experts):
-        raise ValueError(f"top_k must be between 1 and num_experts ({num_experts}), got {top_k!r}")
+        raise ValueError(f"top_k must be between 1 and num_experts ({num_experts}), got {shown(top_k)}")
     return int(top_k)
 
 
-def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = False) -> float:
-    if not is_number(value, minimum) or (above and value == minimum):
+def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = False, most: float = math.inf) -> float:
+    if not is_number(value, minimum, most) or (above and value == minimum):
         allowed = f"above {minimum:g}" if above else f"of at least {minimum:g}"
-        raise ValueError(f"{name} must be a finite number {allowed}, got {value!r}")
+        allowed = allowed if most == math.inf else f"from {minimum:g} to {most:g}"
+        raise ValueError(f"{name} must be a finite number {allowed}, got {shown(value)}")
     return float(value)
 
 
 def check_seed(seed: Any) -> int:
     if not is_whole(seed, 0, 2**62):
-        raise ValueError(f"seed must be a whole number from 0 to 2**62, got {seed!r}")
+        raise ValueError(f"seed must be a whole number from 0 to 2**62, got {shown(seed)}")
     return int(seed)
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
     allowed = list(allowed)
     if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
     return value
 
 
@@ -81,14 +94,17 @@ def check_device(device: Any) -> torch.device:
     return found
 
 
-def check_input(x: Tensor, d_model: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the floating-point tensor x (..., d_model), of the weights' dtype (autocast aside). No value is read."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+def check_input(x: Tensor, d_model: int, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the floating-point tensor x (..., d_model), of the weights' device and dtype (autocast aside). No value is
+    read."""
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_nested or x.layout != torch.strided:
         raise ValueError(f"x must be a floating-point tensor, got {in_words(x)}")
     if x.ndim < 1 or x.shape[-1] != d_model:
         raise ValueError(f"the last dimension of x must be d_model ({d_model}), got shape {tuple(x.shape)}")
-    cast = torch.float64 not in (x.dtype, dtype) and torch.is_autocast_enabled(x.device.type)  # it leaves float64 alone
-    if dtype not in (None, x.dtype) and not cast:
+    if x.device != device:
+        raise ValueError(f"x must be on the device of the weights ({device}), got {x.device}")
+    may_cast = torch.float64 not in (x.dtype, dtype) and not x.is_meta  # autocast leaves float64 alone
+    if dtype not in (None, x.dtype) and not (may_cast and torch.is_autocast_enabled(x.device.type)):
         raise ValueError(f"x must have the type of the weights ({dtype}), got {x.dtype}")
     return x
 

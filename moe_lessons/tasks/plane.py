@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.support.errors import check_choice
+from moe_lessons.support.errors import check_choice, check_positive_int
 
 NUM_PROTOTYPES, NUM_CLASSES = 24, 8
 PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")
@@ -65,7 +65,7 @@ class PlaneTask:
 
 def grid(resolution: int) -> Tensor:
     """Give the points of a regular grid over the square (resolution², 2), row by row from the bottom left."""
-    ticks = torch.linspace(-1, 1, resolution)
+    ticks = torch.linspace(-1, 1, check_positive_int("resolution", resolution))
     return torch.cartesian_prod(ticks, ticks).flip(1)  # x changes fastest
 
 
@@ -79,7 +79,7 @@ class PlaneClassifier(nn.Module):
         super().__init__()
         self.embed = nn.Linear(2, block.d_model)
         self.block = block
-        self.head = nn.Linear(block.d_model, num_classes)
+        self.head = nn.Linear(block.d_model, check_positive_int("num_classes", num_classes))
 
     def forward(self, x: Tensor) -> tuple[Tensor, list]:
         hidden = self.embed(x * self.input_scale)  # (T, D)

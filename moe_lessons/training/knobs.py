@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moe_lessons.nn import MoE, Routing, load_balancing_loss, router_z_loss, seeded, update_expert_bias
+from moe_lessons.nn import MoE, Routing, seeded
+from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss, update_expert_bias
 from moe_lessons.nn.routing import ROUTERS
 from moe_lessons.support.errors import check_number
 
@@ -58,10 +59,8 @@ class Knob:
         """Return the value of a knob of `TRAINING` as it is applied, or raise ValueError."""
         if value is None and self.off is None:
             return None
-        checked = check_number(self.name, value, above=self.off is None or self.name == "lr")
-        if checked > MOST:
-            raise ValueError(f"{self.name} must be at most {MOST:g}, got {value!r}")
-        return checked
+        most = 1.0 if self.name == "jitter_noise" else MOST
+        return check_number(self.name, value, above=self.off is None or self.name == "lr", most=most)
 
 
 # How those of training are applied to the next step. A new one is an entry here and a row of knobs.json.

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.nn import Routing, evaluating, is_moe, torch_threads
+from moe_lessons.nn import Routing, is_moe
+from moe_lessons.nn.seeding import evaluating, torch_threads
 from moe_lessons.support.errors import check_count, check_number, check_positive_int, check_seed, first_line
 from moe_lessons.support.interrupts import held_back
 from moe_lessons.support.saved import check_like
@@ -84,7 +85,7 @@ class Run:
         if not isinstance(model, nn.Module) or not list(model.parameters()):
             raise ValueError(f"model must be a module with parameters, got {type(model).__name__}")
         self.knobs, self.seed = Knobs(model, lr), check_seed(seed)
-        self.batch_size = check_positive_int("batch_size", batch_size)
+        self.batch_size = check_positive_int("batch_size", batch_size, 2**20)
         self.threads = check_positive_int("threads", threads)
         self.warmup_steps = check_count("warmup_steps", warmup_steps)
         if decay_steps is not None and check_positive_int("decay_steps", decay_steps) <= warmup_steps:
@@ -393,7 +394,7 @@ def copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
         target.copy_(value)
 
 
-def is_dead(wanted, num_tokens: int = 1):
+def is_dead(wanted: float | Tensor, num_tokens: int = 1) -> bool | Tensor:
     """Tell which experts (…, E) fewer than `DEAD_SHARE` of the tokens want. wanted: how many do, or which share."""
     return wanted < DEAD_SHARE * num_tokens * (1 - 1e-6)  # a share in float32 may miss the limit by its rounding
 

@@ -41,9 +41,9 @@ class PlaneSetting(KnobFields):
 
     def __post_init__(self):
         check_choice("task", self.task, PLANE_TASKS)
-        check_positive_int("num_experts", self.num_experts)
+        check_positive_int("num_experts", self.num_experts, 256)
         check_top_k(self.top_k, self.num_experts)
-        check_positive_int("d_ff", self.d_ff)
+        check_positive_int("d_ff", self.d_ff, 1024)
         check_choice("router_start", self.router_start, ROUTER_STARTS)
         check_choice("router", self.router, ROUTERS)
         idle = idle_with(self.router)

@@ -47,8 +47,8 @@ class BalancingLab(Lab):
     USUAL |= SETTINGS
 
     def __init__(
-        self, remedies: Sequence[str] = tuple(REMEDIES), seeds=3, apply_from=0, *, first_seed=0, play=0, max_steps=600,
-        **settings: Any,
+        self, remedies: Sequence[str] = tuple(REMEDIES), seeds: int = 3, apply_from: int = 0, *,
+        first_seed: int = 0, play: int = 0, max_steps: int = 600, **settings: Any,
     ):  # fmt: skip
         values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "remedies": remedies}
         values |= {"highlight": "auxiliary loss", "curve": CURVES[0]} | self.SETTINGS

@@ -16,7 +16,7 @@ from moe_lessons.nn import torch_threads
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels._history import num_experts
-from moe_lessons.support.errors import check_positive_int
+from moe_lessons.support.errors import check_positive_int, shown
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged
 from moe_lessons.training.knobs import TRAINING
@@ -66,14 +66,16 @@ class LiveRun(Picture):
     selected: Any = 0  # the token or the tile that is selected
     muted: int | None = None  # the expert that is switched off where the router and the tokens are read
 
-    def __init__(self, runs, panels=("loss", "load", "film"), *, play=0, max_steps=1500, columns: int | None = 3):
+    def __init__(
+        self, runs, panels=("loss", "load", "film"), *, play: int = 0, max_steps: int = 1500, columns: int | None = 3
+    ):
         self.runs = {"model": runs} if isinstance(runs, Run) else runs
         if not isinstance(self.runs, dict) or not self.runs or not all(isinstance(r, Run) for r in self.runs.values()):
             raise ValueError(f"runs must be a Run or a dict of names and Runs, got {type(runs).__name__}")
         panels = panels if isinstance(panels, Sequence) and not isinstance(panels, str) else [panels]
         for panel in panels or ["none"]:
-            if not callable(panel) and panel not in PANELS:
-                raise ValueError(f"panels must be functions or of {', '.join(map(repr, PANELS))}, got {panel!r}")
+            if not callable(panel) and panel not in list(PANELS):
+                raise ValueError(f"panels must be functions or of {', '.join(map(repr, PANELS))}, got {shown(panel)}")
         self.functions = [panel if callable(panel) else PANELS[panel] for panel in panels]
         self.max_steps = check_positive_int("max_steps", max_steps)
         most = min(len(self.functions), 12)

@@ -1,6 +1,7 @@
 """The 2-D laboratory: a mixture of experts and its two dense twins, trained while you turn the knobs."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -44,8 +45,8 @@ class Playground(Lab):
     SETTINGS = tuple(field.name for field in fields(PlaneSetting))
 
     def __init__(
-        self, preset="healthy", *, block: type[nn.Module] | None = None, seed=0, panels=PANELS, controls=None, play=0,
-        max_steps=1500, **settings: Any
+        self, preset: str = "healthy", *, block: Callable[..., nn.Module] | None = None, seed: int = 0, panels=PANELS,
+        controls: Sequence[str] | None = None, play: int = 0, max_steps: int = 1500, **settings: Any
     ):  # fmt: skip
         setting = asdict(PRESETS[check_choice("preset", preset, PRESETS)])
         if controls is not None:

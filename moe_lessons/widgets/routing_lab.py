@@ -46,11 +46,9 @@ class RoutingLab(Lab):
     USUAL |= {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32}
 
     def __init__(
-        self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer=0, seed=0, threads=1,
-        batch_size=32, play=0, max_steps=600, **settings: Any,
+        self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer: int = 0,
+        seed: int = 0, threads: int = 1, batch_size: int = 32, play: int = 0, max_steps: int = 600, **settings: Any,
     ):  # fmt: skip
-        if config is not None and not isinstance(config, TransformerConfig):
-            raise ValueError(f"config must be a TransformerConfig, got {type(config).__name__}")
         config = config or TransformerConfig()
         if config.capacity_factor:  # it is a knob here
             settings = {"capacity_factor": config.capacity_factor} | settings

@@ -31,7 +31,10 @@ class CollapseLab(Lab):
     START, LIVE, LOOK, STOPS = ("learns", "seed"), (), (), {"learns": tuple(LEARNS)}
     USUAL = {"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0}
 
-    def __init__(self, panels: Sequence[str] = USUAL["panels"], *, learns="all", seed=0, play=0, max_steps=300):
+    def __init__(
+        self, panels: Sequence[str] = USUAL["panels"], *, learns: str = "all", seed: int = 0, play: int = 0,
+        max_steps: int = 300,
+    ):  # fmt: skip
         panels = names_of(panels, "panels", PANELS_OF_A_COLLAPSE)
         super().__init__({"learns": learns, "seed": seed}, panels, play=play, max_steps=max_steps)
 
@@ -54,7 +57,10 @@ class FactsLab(Lab):
     STOPS = {"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)}
     USUAL = {"num_experts": 16, "top_k": 2, "num_entries": 2000, "seed": 0, "lr": FACTS_LR, "play": 0, "max_steps": 500}
 
-    def __init__(self, num_experts=16, top_k=2, num_entries=2000, *, seed=0, lr=FACTS_LR, play=0, max_steps=500):
+    def __init__(
+        self, num_experts: int = 16, top_k: int = 2, num_entries: int = 2000, *, seed: int = 0, lr: float = FACTS_LR,
+        play: int = 0, max_steps: int = 500,
+    ):  # fmt: skip
         values = {"num_experts": num_experts, "top_k": top_k, "num_entries": num_entries, "seed": seed, "lr": lr}
         super().__init__(values, (*WALLS, "facts known", "loss", "cost"), play=play, max_steps=max_steps)
 

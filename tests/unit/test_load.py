@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from moe_lessons.analysis import collapse
+from moe_lessons.analysis import balance_by_layer, collapse, load_statistics
 from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, score_pushes, watched_run
-from moe_lessons.analysis.load import LoadStatistics, balance_by_layer, describe_load, load_statistics
+from moe_lessons.analysis.load import LoadStatistics, describe_load
 from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity
 from moe_lessons.training import PRESETS, PlaneSetting, Run, load_share, plane_runs
 
@@ -89,7 +89,7 @@ def test_layers_are_not_pooled():
     assert meter["load_balancing_loss"].tolist() == pytest.approx([4] * 4)
     pooled = sum(routing.demand_per_expert for routing in routings)
     assert load_statistics(pooled).dead == 0 and load_statistics(pooled).max_over_mean == 1
-    with pytest.raises(ValueError, match="^routings must be a list with one Routing for each MoE layer, got a Routing"):
+    with pytest.raises(ValueError, match="^routings must be a sequence, each of it a Routing, got Routing$"):
         balance_by_layer(routings[0])
 
 

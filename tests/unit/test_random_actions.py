@@ -7,6 +7,7 @@ In `make test` a short run that is always the same. A long one, of new sequences
 
 import asyncio
 import functools
+import inspect
 import json
 import logging
 import math
@@ -389,7 +390,7 @@ def small(monkeypatch):
     for kind in (live.LiveRun, BalancingLab):
         of_button = kind.step_button
         monkeypatch.setattr(kind, "step_button", lambda self, n, of=of_button: of(self, min(n, BUTTON_STEPS)))
-    monkeypatch.setitem(Run.__init__.__kwdefaults__, "batch_size", 16)
+    monkeypatch.setitem(inspect.unwrap(Run.__init__).__kwdefaults__, "batch_size", 16)
     for name, value in SIZES.items():
         monkeypatch.setattr(f"moe_lessons.{name}", value)
     monkeypatch.setattr("moe_lessons.widgets.routing_lab.corpus", functools.cache(TextTask))

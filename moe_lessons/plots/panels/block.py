@@ -44,8 +44,6 @@ def block(view) -> Panel:
 def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense: FeedForward | None = None) -> Panel:
     """Show x, y (T, D) and the `Routing` of a block, with at most 16 tokens in the strip."""
     dense = dense_twin(moe, "total") if dense is None else dense
-    if not isinstance(dense, FeedForward):
-        raise ValueError(f"dense must be a FeedForward or None, got {in_words(dense)}")
     if moe.num_experts > MOST_EXPERTS:
         raise ValueError(f"moe must have at most {MOST_EXPERTS} experts to be drawn, got {moe.num_experts}")
     if getattr(moe, "shared_expert", None) is not None or getattr(moe.experts, "weight_input", False):

@@ -10,6 +10,8 @@ from moe_lessons.nn import Routing, is_moe
 from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Rule, Stack, experts_axis, roomy
 from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load, thinned
 from moe_lessons.plots.still import plot
+from moe_lessons.plots.theme import THEMES
+from moe_lessons.support.errors import check_choice
 from moe_lessons.training import is_dead
 
 TITLE, FILM_TITLE = "Load of each expert", "Load share over time"
@@ -69,6 +71,7 @@ def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str 
     """Draw the load of each expert in each layer over the even share, a red cross where it is dead. routings: one for
     each layer. theme: 'light' or 'dark'."""
     got = [routing.num_experts for routing in routings]
+    check_choice("theme", theme, THEMES)
     if len(set(got)) != 1:
         raise ValueError(f"routings must be one or more Routings with one number of experts, got {got}")
     wanted = np.array([(r.demand_per_expert / max(r.num_tokens, 1)).tolist() for r in routings])
@@ -134,6 +137,6 @@ def heatmap(view) -> Panel:
     return heatmap_panel(view.plane.routing, view.selected)
 
 
-def token_expert_heatmap(routing, ax: Axes | None = None) -> Axes:
+def token_expert_heatmap(routing: Routing, ax: Axes | None = None) -> Axes:
     """Draw the router probabilities (T, E) of a `Routing` and mark the experts that serve."""
     return plot(heatmap_panel(routing), ax)

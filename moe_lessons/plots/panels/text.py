@@ -14,7 +14,7 @@ from moe_lessons.plots.marks import Axis, Cells, Panel, Text, experts_axis
 from moe_lessons.plots.panels._history import num_experts, of_layer
 from moe_lessons.plots.still import FONT, plot, visible
 from moe_lessons.plots.theme import LIGHT, axes_for, styled
-from moe_lessons.support.errors import check_choice
+from moe_lessons.support.errors import check_choice, check_positive_int
 from moe_lessons.tasks import decode, encode
 
 TITLE = "Text, coloured by the first choice"
@@ -153,6 +153,7 @@ def written_panel(names: Collection[str], texts: Iterable[str]) -> Panel:
 
 def write(model: LanguageModel, prompt: str, num_bytes: int = 80, seed: int = 0) -> str:
     """Write the prompt and how a model of bytes goes on from it: see `LanguageModel.generate`."""
+    check_positive_int("num_bytes", num_bytes)
     ids = encode(prompt)[None].to(model.embed.weight.device)  # (1, T)
     with torch_threads(1):
         return decode(model.generate(ids, num_bytes, temperature=0.7, seed=seed)[0])
