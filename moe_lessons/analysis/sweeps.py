@@ -96,7 +96,7 @@ class Sweep:
     """Is a table of runs, each model at each of its rates from each seed, and what all of them share (see `Run`)."""
 
     rates: Mapping[str, Sequence[float]]  # learning rates of some models of the `setting`
-    seeds: range = range(1, 4)
+    seeds: Sequence[int] = (1, 2, 3)
     steps: int = 500
     warmup_steps: int = 50
     decay_steps: int | None = 500
@@ -117,55 +117,25 @@ class Sweep:
         return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
 
 
-# For each model the rate with the least loss in the sweep 'rates'; a test compares.
-BEST_RATE = dict.fromkeys(TEXT.models, 0.01) | {"MoE, E=16": 0.005, "MoE, E=32": 0.005}
-FACTS_RATE = {EQUAL_ACTIVE: 0.006, "MoE, E=16": 0.006, "dense, F=256": 0.006}  # the most known
-FACTS_LIKE = {"setting": FACTS, "batch_size": 256, "warmup_steps": 20, "measurements": 10}  # all that Facts need
-
 MODERN_FACTS, MODERN_TEXT = (
     replace(setting, num_experts=(), widths=(), variants=modern(setting.twins_of, setting.sizes["d_ff"]))
     for setting in (FACTS, TEXT)
 )
-MODERN_RATE = ("4 times as fine", "sigmoid and bias", "all three")  # whose rates were compared; a test has the best
-AT_ONCE = {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}
-FACTS_AT_ONCE = replace(MODERN_FACTS, variants=AT_ONCE, at_once=True)
-TEXT_AT_ONCE = replace(MODERN_TEXT, task=TEXT.task | {"num_hidden": 8}, variants=AT_ONCE, at_once=True)
+AT_ONCE = {"variants": {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}, "at_once": True}
+SETTINGS = {
+    "text": TEXT,
+    "facts": FACTS,
+    "modern_text": MODERN_TEXT,
+    "modern_facts": MODERN_FACTS,
+    "text_at_once": replace(MODERN_TEXT, task=TEXT.task | {"num_hidden": 8}, **AT_ONCE),
+    "facts_at_once": replace(MODERN_FACTS, **AT_ONCE),
+}
 BALANCED_BY: dict[str, dict] = {  # not by the auxiliary loss
     "no auxiliary loss": {}, "expert choice": {}, SOFT: {},
     "sigmoid and bias": {"expert_bias_rate": 0.01}, "all three": {"expert_bias_rate": 0.01},
 }  # fmt: skip
-
-SWEEPS = {
-    # which learning rate is the best for each model, from one seed; lower ones where the best was the lowest
-    "rates": Sweep(
-        {m: (0.005, 0.01, 0.02) if BEST_RATE[m] > 0.005 else (0.0025, 0.005, 0.01, 0.02) for m in TEXT.models},
-        seeds=range(1),
-    ),
-    # each model at its best rate, from other seeds: the loss on the way
-    "capacity": Sweep({model: (rate,) for model, rate in BEST_RATE.items()}),
-    # one twin as many seconds, the other as many FLOPs, as the mixture with 8 experts needs for 500 steps
-    "seconds": Sweep({EQUAL_ACTIVE: (0.01,)}, steps=620, decay_steps=620),
-    "flops": Sweep({EQUAL_TOTAL: (0.01,)}, steps=240, decay_steps=240),
-    # a short training at low and high rates that stay
-    "tolerance": Sweep(
-        dict.fromkeys((EQUAL_ACTIVE, "MoE, E=8", EQUAL_TOTAL), (0.005, 0.01, 0.02, 0.03, 0.05)),
-        seeds=range(3), steps=150, warmup_steps=10, decay_steps=None, measurements=1,
-    ),
-    # facts to be remembered: which rate is the best, of a small, a mixed and a wide model; then all models, other seeds
-    "facts_rates": Sweep(dict.fromkeys(FACTS_RATE, (0.0015, 0.003, 0.006, 0.012)), seeds=range(1), **FACTS_LIKE),
-    "facts": Sweep({model: (FACTS_RATE.get(model, 0.006),) for model in FACTS.models}, **FACTS_LIKE),
-    # what mixtures since Mixtral changed: rates from one seed, then all of it from others; and with the end hidden
-    "modern_facts_rates": Sweep(
-        dict.fromkeys(MODERN_RATE, (0.003, 0.006, 0.012)), seeds=range(1), **FACTS_LIKE | {"setting": MODERN_FACTS}
-    ),
-    "modern_text_rates": Sweep(dict.fromkeys(MODERN_RATE, (0.005, 0.01, 0.02)), seeds=range(1), setting=MODERN_TEXT),
-    "modern_facts": Sweep(dict.fromkeys(MODERN_FACTS.variants, (0.006,)), **FACTS_LIKE | {"setting": MODERN_FACTS}),
-    "modern_text": Sweep(
-        dict.fromkeys(MODERN_TEXT.variants, (0.01,)) | {"sigmoid and bias": (0.005,)}, setting=MODERN_TEXT
-    ),
-    "modern_facts_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.006,)), **FACTS_LIKE | {"setting": FACTS_AT_ONCE}),
-    "modern_text_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.01,)), setting=TEXT_AT_ONCE),
-}  # fmt: skip
+STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md
+SWEEPS = {name: Sweep(**fields | {"setting": SETTINGS[fields["setting"]]}) for name, fields in STORED.items()}
 GROUPS = {"modern": [name for name in SWEEPS if name.startswith("modern_")]}  # one name for several sweeps
 
 

@@ -117,9 +117,10 @@ def test_what_is_stored_belongs_to_the_sweeps_of_the_code(name):
     assert sorted(keys(runs)) == sorted(sweep.SWEEPS[name].table())
 
 
-RATES_OF = {"rates": sweep.BEST_RATE, "facts_rates": sweep.FACTS_RATE}
-for name in ("modern_facts", "modern_text"):
-    RATES_OF[f"{name}_rates"] = {model: sweep.SWEEPS[name].rates[model][0] for model in sweep.MODERN_RATE}
+RATES_OF = {
+    tried: {model: sweep.SWEEPS[name].rates[model][0] for model in sweep.SWEEPS[tried].rates}
+    for tried, name in (("rates", "capacity"), *((f"{n}_rates", n) for n in ("facts", "modern_facts", "modern_text")))
+}
 
 
 @pytest.mark.parametrize("name, rates", RATES_OF.items())
