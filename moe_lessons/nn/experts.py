@@ -23,14 +23,7 @@ class Experts(nn.Module):
     """
 
     def __init__(
-        self,
-        num_experts: int,
-        d_model: int,
-        d_ff: int,
-        activation: str = "swiglu",
-        *,
-        bias: bool = False,
-        weight_input: bool = False,
+        self, num_experts: int, d_model: int, d_ff: int, activation="swiglu", *, bias=False, weight_input=False
     ):
         super().__init__()
         self.num_experts = check_positive_int("num_experts", num_experts)

@@ -149,14 +149,7 @@ class TopKRouter(nn.Module):
     causal = True
 
     def __init__(
-        self,
-        d_model: int,
-        num_experts: int,
-        top_k: int,
-        *,
-        norm_topk_prob: bool | None = None,
-        bias: bool = False,
-        jitter_noise: float = 0.0,
+        self, d_model: int, num_experts: int, top_k: int, *, norm_topk_prob=None, bias=False, jitter_noise=0.0
     ):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
@@ -220,9 +213,7 @@ class NoisyTopKRouter(TopKRouter):
     True
     """
 
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, *, noise: str = "learned", noise_std: float = 1.0, **kwargs
-    ):
+    def __init__(self, d_model: int, num_experts: int, top_k: int, *, noise="learned", noise_std=1.0, **kwargs):
         super().__init__(d_model, num_experts, top_k, **kwargs)
         self.noise = check_choice("noise", noise, ("learned", "gaussian"))
         self.noise_std = check_number("noise_std", noise_std)
@@ -263,15 +254,7 @@ class SigmoidRouter(TopKRouter):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        num_experts: int,
-        top_k: int,
-        *,
-        num_groups: int = 1,
-        topk_groups: int = 1,
-        routed_scaling_factor: float = 1.0,
-        **kwargs,
+        self, d_model, num_experts, top_k, *, num_groups=1, topk_groups=1, routed_scaling_factor=1.0, **kwargs
     ):
         super().__init__(d_model, num_experts, top_k, **kwargs)
         if num_experts % check_positive_int("num_groups", num_groups):
