@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import date
 from functools import cached_property
 from operator import itemgetter
@@ -24,12 +24,11 @@ from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin
-from moe_lessons.nn.families import modern
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import soft_twin
 from moe_lessons.support.files import write_whole
 from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
-from moe_lessons.training import Run, TrainingDiverged, settings
+from moe_lessons.training import Run, TrainingDiverged
 
 SOFT = "Soft MoE"
 run_of = itemgetter("model", "lr", "seed")  # of a stored row
@@ -76,19 +75,9 @@ class Setting:
         return dense_twin(model, {EQUAL_ACTIVE: "active", EQUAL_TOTAL: "total"}[name], seed) if not number else model
 
 
-TEXT = Setting(
-    {"domains": ["english", "code", "json", "greek"]},  # not those in which chance decides much
-    {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64},
-    widths=(96, 128),
-)
-FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
-FACTS = Setting(
-    {"num_entries": 2000},
-    {name: getattr(settings.FACTS, name) for name in FACTS_SIZES},
-    num_experts=(4, 16, 32),
-    twins_of=16,
-    widths=(192, 256, 384),
-)
+STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md
+SETTINGS = {name: Setting(**fields) for name, fields in STORED["settings"].items()}
+TEXT, FACTS, MODERN_TEXT = SETTINGS["text"], SETTINGS["facts"], SETTINGS["modern_text"]
 
 
 @dataclass(frozen=True)
@@ -103,7 +92,7 @@ class Sweep:
     measurements: int = 20  # of the held-out loss, or of the facts that are known, evenly spread over the steps
     batch_size: int = 32
     held_out: int = 384  # sequences
-    router_aux_loss_coef: float = 0.01  # but for the models in BALANCED_BY
+    router_aux_loss_coef: float = 0.01  # but for the models in STORED["balanced_by"]
     max_grad_norm: float = 1.0
     setting: Setting = TEXT
 
@@ -117,25 +106,7 @@ class Sweep:
         return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
 
 
-MODERN_FACTS, MODERN_TEXT = (
-    replace(setting, num_experts=(), widths=(), variants=modern(setting.twins_of, setting.sizes["d_ff"]))
-    for setting in (FACTS, TEXT)
-)
-AT_ONCE = {"variants": {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}, "at_once": True}
-SETTINGS = {
-    "text": TEXT,
-    "facts": FACTS,
-    "modern_text": MODERN_TEXT,
-    "modern_facts": MODERN_FACTS,
-    "text_at_once": replace(MODERN_TEXT, task=TEXT.task | {"num_hidden": 8}, **AT_ONCE),
-    "facts_at_once": replace(MODERN_FACTS, **AT_ONCE),
-}
-BALANCED_BY: dict[str, dict] = {  # not by the auxiliary loss
-    "no auxiliary loss": {}, "expert choice": {}, SOFT: {},
-    "sigmoid and bias": {"expert_bias_rate": 0.01}, "all three": {"expert_bias_rate": 0.01},
-}  # fmt: skip
-STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md
-SWEEPS = {name: Sweep(**fields | {"setting": SETTINGS[fields["setting"]]}) for name, fields in STORED.items()}
+SWEEPS = {name: Sweep(**fields | {"setting": SETTINGS[fields["setting"]]}) for name, fields in STORED["sweeps"].items()}
 GROUPS = {"modern": [name for name in SWEEPS if name.startswith("modern_")]}  # one name for several sweeps
 
 
@@ -145,7 +116,7 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     task = sweep.setting.make_task(seed)
     options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
     run = Run(sweep.setting.make_model(model, seed), task, lr=lr, seed=seed, **options)
-    for knob, value in BALANCED_BY.get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
+    for knob, value in STORED["balanced_by"].get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
         setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
     points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
     times, curve = [], {name: [] for name in points}

@@ -51,9 +51,7 @@ class Routing:
     top_k: int | None = None
 
     @classmethod
-    def from_topk(
-        cls, router_logits: Tensor, router_probs: Tensor, topk_indices: Tensor, topk_weights: Tensor
-    ) -> "Routing":
+    def from_topk(cls, router_logits, router_probs, topk_indices: Tensor, topk_weights: Tensor) -> "Routing":
         """The routing in which every token goes to its `topk_indices` (T, K) with `topk_weights` (T, K)."""
         num_tokens, top_k = topk_indices.shape
         token_idx = torch.arange(num_tokens, device=topk_indices.device).repeat(top_k)  # (K·T,) first choices first
@@ -61,9 +59,7 @@ class Routing:
         return replace(cls.all_kept(router_logits, router_probs, token_idx, expert_idx, weight), top_k=top_k)
 
     @classmethod
-    def all_kept(
-        cls, router_logits: Tensor, router_probs: Tensor, token_idx: Tensor, expert_idx: Tensor, weight: Tensor
-    ) -> "Routing":
+    def all_kept(cls, router_logits, router_probs, token_idx: Tensor, expert_idx: Tensor, weight: Tensor) -> "Routing":
         """The routing that drops nothing."""
         none = token_idx.new_zeros(0)
         return cls(router_logits, router_probs, token_idx, expert_idx, weight, none, none)
@@ -386,9 +382,7 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make_router(
-    router: nn.Module | str | Callable[..., nn.Module] | None, d_model: int, num_experts: int, top_k: int, **options
-) -> nn.Module:
+def make_router(router, d_model: int, num_experts: int, top_k: int, **options) -> nn.Module:
     """The router of an `MoE` of these sizes: a module as it is, or what a name, class or function makes of the options.
 
     >>> make_router("sigmoid", 4, 8, 2, routed_scaling_factor=2.5)

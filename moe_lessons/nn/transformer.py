@@ -134,7 +134,7 @@ class LanguageModel(nn.Module):
         return [part.repeat(1, config.num_heads + config.num_kv_heads, 1) for part in cos_sin]
 
     def generate(
-        self, ids: Tensor, max_new_tokens: int, *, temperature=1.0, top_k=None, seed: int = 0, use_cache: bool = True
+        self, ids: Tensor, max_new_tokens: int, *, temperature=1.0, top_k=None, seed=0, use_cache=True
     ) -> Tensor:
         """Continue each prompt by N = max_new_tokens tokens: ids (B, T) -> (B, T + N), in eval mode.
 
