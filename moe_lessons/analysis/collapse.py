@@ -66,15 +66,9 @@ def gradient_norms(weights: Iterable[Tensor]) -> np.ndarray:
     return sum(gradient.flatten(1).square().sum(dim=1) for gradient in gradients).sqrt().cpu().numpy()
 
 
-class Pushes(NamedTuple):
-    """Says how the task pulls at the score of each expert (E,): minus the gradient of the loss, summed over tokens."""
-
-    own: np.ndarray  # by the tokens that the expert serves; above 0: up
-    others: np.ndarray  # by all the others
-
-
-def score_pushes(run: Run) -> Pushes:
-    """Say where one step on held-out points would push the router's scores. Its noise is the same each time."""
+def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Say how one step on held-out points would push the score of each expert: minus the gradient of the task's loss,
+    summed over the tokens that the expert serves (E,), and over all others (E,). Its noise is the same each time."""
     x, y = run.task.batch(NUM_POINTS, torch.Generator().manual_seed(run.seed + 1_000_003))
     with seeded(run.seed + 1_000_005):
         logits, (routing,) = run.model(x.to(run.device))
@@ -83,7 +77,7 @@ def score_pushes(run: Run) -> Pushes:
     is_own = torch.zeros_like(gradient)
     is_own[routing.token_idx, routing.expert_idx] = 1  # (T, E)
     own, others = -(gradient * is_own).sum(dim=0), -(gradient * (1 - is_own)).sum(dim=0)
-    return Pushes(own.cpu().numpy(), others.cpu().numpy())
+    return own.cpu().numpy(), others.cpu().numpy()
 
 
 def practise(run: Run, expert: int, steps: int = 20) -> None:

@@ -17,20 +17,13 @@ from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
 from moe_lessons.support.errors import check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.training import bar
 
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 DRAWS = 200  # decoding steps over which different experts are counted
 WIDTH, MEGABYTES = 512, 256  # of the matrices that measure a machine: many more bytes than its caches hold
 
 
 @torch.inference_mode()
 def decode_speed(
-    models: Mapping[str, LanguageModel],
-    batch_sizes: Sequence[int] = (1, 4, 16),
-    *,
-    prompt_length: int = 8,
-    num_tokens: int = 5,
-    repeats: int = 5,
-    seed: int = 0,
+    models: Mapping[str, LanguageModel], batch_sizes=(1, 4, 16), *, prompt_length=8, num_tokens=5, repeats=5, seed=0
 ) -> pd.DataFrame:
     """Measure the tokens per second of each model in decoding: a row for each batch size and model.
 
@@ -93,9 +86,7 @@ def union_law(num_experts: int, top_k: int, batch_size: int) -> float:
 
 
 @torch.inference_mode()
-def distinct_experts(
-    model: LanguageModel, ids: Tensor, batch_sizes: Sequence[int] = BATCH_SIZES, seed: int = 0
-) -> pd.DataFrame:
+def distinct_experts(model: LanguageModel, ids: Tensor, batch_sizes=(1, 2, 4, 8, 16, 32, 64), seed=0) -> pd.DataFrame:
     """Count how many different experts a decoding step touches: a row for each batch size and MoE layer. A step takes B
     of the sequences ids (N, T) at one position; `distinct` is the mean over 200 such steps, drawn from `seed`."""
     num_sequences, length = ids.shape

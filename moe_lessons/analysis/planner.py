@@ -23,7 +23,6 @@ from moe_lessons.support.errors import check_choice, check_number, check_positiv
 # Share of the bfloat16 peak that a large dense model reaches in training, all its own waiting included: the middle of
 # the 38 to 43 % of Llama 3 405B on 8,192 and 16,384 H100 (arXiv:2407.21783, table 4). Set before the comparison.
 UTILISATION = 0.40
-PHASES = ("training", "prefill", "decoding")
 # Bytes of a weight in training, mixed precision with Adam: the weight in bfloat16, its gradient in float32; a float32
 # copy and two moments, which the replicas of the weight share (ZeRO stage 1: arXiv:1910.02054, sections 3 and 5)
 TRAINED_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
@@ -114,7 +113,7 @@ class Layout:
         if not is_number(self.overlap, 0, 1):
             raise ValueError(f"overlap must be a share between 0 and 1, got {self.overlap!r}")
         check_choice("machine", self.machine, machines().index)
-        check_choice("phase", self.phase, PHASES)
+        check_choice("phase", self.phase, ("training", "prefill", "decoding"))
         check_choice("weights", self.weights, roofline.WEIGHT_BYTES)
 
 

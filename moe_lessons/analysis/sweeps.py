@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from datetime import date
 from functools import cached_property
 from operator import itemgetter
@@ -24,12 +24,11 @@ from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin
-from moe_lessons.nn.families import modern
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import soft_twin
 from moe_lessons.support.files import write_whole
 from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
-from moe_lessons.training import Run, TrainingDiverged, settings
+from moe_lessons.training import Run, TrainingDiverged
 
 SOFT = "Soft MoE"
 run_of = itemgetter("model", "lr", "seed")  # of a stored row
@@ -76,19 +75,9 @@ class Setting:
         return dense_twin(model, {EQUAL_ACTIVE: "active", EQUAL_TOTAL: "total"}[name], seed) if not number else model
 
 
-TEXT = Setting(
-    {"domains": ["english", "code", "json", "greek"]},  # not those in which chance decides much
-    {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64},
-    widths=(96, 128),
-)
-FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
-FACTS = Setting(
-    {"num_entries": 2000},
-    {name: getattr(settings.FACTS, name) for name in FACTS_SIZES},
-    num_experts=(4, 16, 32),
-    twins_of=16,
-    widths=(192, 256, 384),
-)
+STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md
+SETTINGS = {name: Setting(**fields) for name, fields in STORED["settings"].items()}
+TEXT, FACTS, MODERN_TEXT = SETTINGS["text"], SETTINGS["facts"], SETTINGS["modern_text"]
 
 
 @dataclass(frozen=True)
@@ -96,14 +85,14 @@ class Sweep:
     """Is a table of runs, each model at each of its rates from each seed, and what all of them share (see `Run`)."""
 
     rates: Mapping[str, Sequence[float]]  # learning rates of some models of the `setting`
-    seeds: range = range(1, 4)
+    seeds: Sequence[int] = (1, 2, 3)
     steps: int = 500
     warmup_steps: int = 50
     decay_steps: int | None = 500
     measurements: int = 20  # of the held-out loss, or of the facts that are known, evenly spread over the steps
     batch_size: int = 32
     held_out: int = 384  # sequences
-    router_aux_loss_coef: float = 0.01  # but for the models in BALANCED_BY
+    router_aux_loss_coef: float = 0.01  # but for the models in STORED["balanced_by"]
     max_grad_norm: float = 1.0
     setting: Setting = TEXT
 
@@ -117,55 +106,7 @@ class Sweep:
         return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
 
 
-# For each model the rate with the least loss in the sweep 'rates'; a test compares.
-BEST_RATE = dict.fromkeys(TEXT.models, 0.01) | {"MoE, E=16": 0.005, "MoE, E=32": 0.005}
-FACTS_RATE = {EQUAL_ACTIVE: 0.006, "MoE, E=16": 0.006, "dense, F=256": 0.006}  # the most known
-FACTS_LIKE = {"setting": FACTS, "batch_size": 256, "warmup_steps": 20, "measurements": 10}  # all that Facts need
-
-MODERN_FACTS, MODERN_TEXT = (
-    replace(setting, num_experts=(), widths=(), variants=modern(setting.twins_of, setting.sizes["d_ff"]))
-    for setting in (FACTS, TEXT)
-)
-MODERN_RATE = ("4 times as fine", "sigmoid and bias", "all three")  # whose rates were compared; a test has the best
-AT_ONCE = {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}
-FACTS_AT_ONCE = replace(MODERN_FACTS, variants=AT_ONCE, at_once=True)
-TEXT_AT_ONCE = replace(MODERN_TEXT, task=TEXT.task | {"num_hidden": 8}, variants=AT_ONCE, at_once=True)
-BALANCED_BY: dict[str, dict] = {  # not by the auxiliary loss
-    "no auxiliary loss": {}, "expert choice": {}, SOFT: {},
-    "sigmoid and bias": {"expert_bias_rate": 0.01}, "all three": {"expert_bias_rate": 0.01},
-}  # fmt: skip
-
-SWEEPS = {
-    # which learning rate is the best for each model, from one seed; lower ones where the best was the lowest
-    "rates": Sweep(
-        {m: (0.005, 0.01, 0.02) if BEST_RATE[m] > 0.005 else (0.0025, 0.005, 0.01, 0.02) for m in TEXT.models},
-        seeds=range(1),
-    ),
-    # each model at its best rate, from other seeds: the loss on the way
-    "capacity": Sweep({model: (rate,) for model, rate in BEST_RATE.items()}),
-    # one twin as many seconds, the other as many FLOPs, as the mixture with 8 experts needs for 500 steps
-    "seconds": Sweep({EQUAL_ACTIVE: (0.01,)}, steps=620, decay_steps=620),
-    "flops": Sweep({EQUAL_TOTAL: (0.01,)}, steps=240, decay_steps=240),
-    # a short training at low and high rates that stay
-    "tolerance": Sweep(
-        dict.fromkeys((EQUAL_ACTIVE, "MoE, E=8", EQUAL_TOTAL), (0.005, 0.01, 0.02, 0.03, 0.05)),
-        seeds=range(3), steps=150, warmup_steps=10, decay_steps=None, measurements=1,
-    ),
-    # facts to be remembered: which rate is the best, of a small, a mixed and a wide model; then all models, other seeds
-    "facts_rates": Sweep(dict.fromkeys(FACTS_RATE, (0.0015, 0.003, 0.006, 0.012)), seeds=range(1), **FACTS_LIKE),
-    "facts": Sweep({model: (FACTS_RATE.get(model, 0.006),) for model in FACTS.models}, **FACTS_LIKE),
-    # what mixtures since Mixtral changed: rates from one seed, then all of it from others; and with the end hidden
-    "modern_facts_rates": Sweep(
-        dict.fromkeys(MODERN_RATE, (0.003, 0.006, 0.012)), seeds=range(1), **FACTS_LIKE | {"setting": MODERN_FACTS}
-    ),
-    "modern_text_rates": Sweep(dict.fromkeys(MODERN_RATE, (0.005, 0.01, 0.02)), seeds=range(1), setting=MODERN_TEXT),
-    "modern_facts": Sweep(dict.fromkeys(MODERN_FACTS.variants, (0.006,)), **FACTS_LIKE | {"setting": MODERN_FACTS}),
-    "modern_text": Sweep(
-        dict.fromkeys(MODERN_TEXT.variants, (0.01,)) | {"sigmoid and bias": (0.005,)}, setting=MODERN_TEXT
-    ),
-    "modern_facts_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.006,)), **FACTS_LIKE | {"setting": FACTS_AT_ONCE}),
-    "modern_text_at_once": Sweep(dict.fromkeys(AT_ONCE, (0.01,)), setting=TEXT_AT_ONCE),
-}  # fmt: skip
+SWEEPS = {name: Sweep(**fields | {"setting": SETTINGS[fields["setting"]]}) for name, fields in STORED["sweeps"].items()}
 GROUPS = {"modern": [name for name in SWEEPS if name.startswith("modern_")]}  # one name for several sweeps
 
 
@@ -175,7 +116,7 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     task = sweep.setting.make_task(seed)
     options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
     run = Run(sweep.setting.make_model(model, seed), task, lr=lr, seed=seed, **options)
-    for knob, value in BALANCED_BY.get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
+    for knob, value in STORED["balanced_by"].get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
         setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
     points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
     times, curve = [], {name: [] for name in points}

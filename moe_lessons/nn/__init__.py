@@ -6,25 +6,12 @@ token, D d_model, F d_ff, C capacity, A assignments.
 """
 
 from moe_lessons.nn.attention import Attention, KVCache
-from moe_lessons.nn.balancing import (
-    apply_capacity,
-    expert_capacity,
-    load_balancing_loss,
-    router_z_loss,
-    update_expert_bias,
-)
+from moe_lessons.nn.balancing import apply_capacity, load_balancing_loss, router_z_loss, update_expert_bias
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts, muted
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.routing import (
-    ExpertChoiceRouter,
-    HashRouter,
-    NoisyTopKRouter,
-    Routing,
-    SigmoidRouter,
-    TopKRouter,
-)
+from moe_lessons.nn.routing import ExpertChoiceRouter, HashRouter, NoisyTopKRouter, Routing, SigmoidRouter, TopKRouter
 from moe_lessons.nn.seeding import evaluating, seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig

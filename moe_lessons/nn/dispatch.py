@@ -4,16 +4,9 @@
 
 (with `experts.weight_input` the weight stands inside: expert_idx[a](weight[a] · x[t])). Each is a function
 (experts, x (T, D), routing) -> y (T, D), with a gradient for x, the routing weights and the experts. They differ in
-what they cost:
-
-    dense     every expert on every token: E/K times the arithmetic, in two large products; best where all is tiny
-    loop      one expert after the other, each on its own tokens: the plainest to read; on a CPU best for a single
-              token, and where few experts have much to do
-    padded    all experts in batched products, each with as many rows as the busiest: waste grows with imbalance
-    grouped   rows sorted by expert, and the products of all groups in one call: best in between, and on a GPU
+what they cost: 'dense' is best where all is tiny, 'loop' (the plainest to read) on a CPU for a single token and where
+few experts have much to do, 'grouped' in between and on a GPU; the waste of 'padded' grows with imbalance.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,8 +17,8 @@ from moe_lessons.nn.routing import Routing
 
 
 def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """Every expert computes every token; the weights of those not chosen are zero. What overflows in one expert spoils
-    all tokens here. With `experts.weight_input` a weight of zero would not silence an expert: then this is 'loop'."""
+    """Every expert computes every token (E/K times the arithmetic); the weights of those not chosen are zero. What
+    overflows in one expert spoils all tokens. With `experts.weight_input`, where zero would not silence it: 'loop'."""
     if experts.weight_input:
         return loop_dispatch(experts, x, routing)
     num_experts, d_model, _ = experts.down_proj.shape
@@ -127,12 +120,7 @@ def add_down_bias(y: Tensor, experts: Experts, x: Tensor, routing: Routing) -> T
     return y + (weight_matrix(x, routing, weight).T @ experts.down_proj_bias).to(y.dtype)
 
 
-DISPATCH: dict[str, Callable[[Experts, Tensor, Routing], Tensor]] = {
-    "dense": dense_dispatch,
-    "loop": loop_dispatch,
-    "padded": padded_dispatch,
-    "grouped": grouped_dispatch,
-}
+DISPATCH = {"dense": dense_dispatch, "loop": loop_dispatch, "padded": padded_dispatch, "grouped": grouped_dispatch}
 SMALL_WASTE = 500_000  # multiplications by one weight matrix that 'dense' may waste on experts which were not chosen
 LARGE_GROUP = 300_000  # numbers in the rows of one expert, from which on a call for each costs next to nothing
 

@@ -1,7 +1,6 @@
 """The dense feed-forward network: every parameter works for every token."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +22,7 @@ def clamped_swiglu(gate_up: Tensor) -> Tensor:
     return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "swiglu": swiglu,
-    "clamped_swiglu": clamped_swiglu,
-    "gelu": F.gelu,
-    "relu": F.relu,
-}
+ACTIVATIONS = {"swiglu": swiglu, "clamped_swiglu": clamped_swiglu, "gelu": F.gelu, "relu": F.relu}
 GATED = ("swiglu", "clamped_swiglu")  # these have two input matrices
 
 

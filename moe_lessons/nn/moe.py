@@ -76,11 +76,14 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Routing]:
         check_input(x, self.d_model, self.experts.down_proj.device, self.experts.down_proj.dtype)
-        if isinstance(token_ids, Tensor) and token_ids.shape != x.shape[:-1]:
-            raise ValueError(f"token_ids must have the shape {tuple(x.shape[:-1])}, got {tuple(token_ids.shape)}")
+        if isinstance(token_ids, Tensor):
+            if token_ids.shape != x.shape[:-1]:
+                raise ValueError(f"token_ids must have the shape {tuple(x.shape[:-1])}, got {tuple(token_ids.shape)}")
+            token_ids = token_ids.reshape(-1)  # (T,)
         tokens = x.reshape(-1, self.d_model)  # (T, D)
-        routing = check_routing(self._route(tokens, token_ids), len(tokens), self.num_experts)
-        routing = self.limit(routing, x.shape)
+        is_hash = getattr(self.router, "needs_token_ids", False)
+        routing = self.router(tokens, token_ids) if is_hash else self.router(tokens)
+        routing = self.limit(check_routing(routing, len(tokens), self.num_experts), x.shape)
         way = choose_dispatch(self.experts, routing) if self.dispatch == "auto" else self.dispatch
         y = DISPATCH[check_choice("dispatch", way, DISPATCH)](self.experts, tokens, routing)  # (T, D)
         if self.shared_expert is not None:
@@ -89,11 +92,6 @@ class MoE(nn.Module):
                 shared = self.shared_expert_gate(tokens).sigmoid() * shared
             y = y + shared.to(y.dtype)
         return y.view(x.shape), routing
-
-    def _route(self, tokens: Tensor, token_ids: Tensor | None) -> Routing:
-        if getattr(self.router, "needs_token_ids", False):
-            return self.router(tokens, token_ids.reshape(-1) if isinstance(token_ids, Tensor) else token_ids)
-        return self.router(tokens)
 
     def limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
         """The assignments that are carried out. shape (..., D): that of x, for who counts by sequence."""

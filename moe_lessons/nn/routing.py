@@ -51,9 +51,7 @@ class Routing:
     top_k: int | None = None
 
     @classmethod
-    def from_topk(
-        cls, router_logits: Tensor, router_probs: Tensor, topk_indices: Tensor, topk_weights: Tensor
-    ) -> "Routing":
+    def from_topk(cls, router_logits, router_probs, topk_indices: Tensor, topk_weights: Tensor) -> "Routing":
         """The routing in which every token goes to its `topk_indices` (T, K) with `topk_weights` (T, K)."""
         num_tokens, top_k = topk_indices.shape
         token_idx = torch.arange(num_tokens, device=topk_indices.device).repeat(top_k)  # (K·T,) first choices first
@@ -61,9 +59,7 @@ class Routing:
         return replace(cls.all_kept(router_logits, router_probs, token_idx, expert_idx, weight), top_k=top_k)
 
     @classmethod
-    def all_kept(
-        cls, router_logits: Tensor, router_probs: Tensor, token_idx: Tensor, expert_idx: Tensor, weight: Tensor
-    ) -> "Routing":
+    def all_kept(cls, router_logits, router_probs, token_idx: Tensor, expert_idx: Tensor, weight: Tensor) -> "Routing":
         """The routing that drops nothing."""
         none = token_idx.new_zeros(0)
         return cls(router_logits, router_probs, token_idx, expert_idx, weight, none, none)
@@ -148,16 +144,7 @@ class TopKRouter(nn.Module):
 
     causal = True
 
-    def __init__(
-        self,
-        d_model: int,
-        num_experts: int,
-        top_k: int,
-        *,
-        norm_topk_prob: bool | None = None,
-        bias: bool = False,
-        jitter_noise: float = 0.0,
-    ):
+    def __init__(self, d_model, num_experts, top_k, *, norm_topk_prob=None, bias=False, jitter_noise=0.0):
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.num_experts = check_positive_int("num_experts", num_experts)
@@ -220,10 +207,8 @@ class NoisyTopKRouter(TopKRouter):
     True
     """
 
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, *, noise: str = "learned", noise_std: float = 1.0, **kwargs
-    ):
-        super().__init__(d_model, num_experts, top_k, **kwargs)
+    def __init__(self, d_model, num_experts, top_k, *, noise="learned", noise_std=1.0, **rest):
+        super().__init__(d_model, num_experts, top_k, **rest)
         self.noise = check_choice("noise", noise, ("learned", "gaussian"))
         self.noise_std = check_number("noise_std", noise_std)
         if noise == "learned":
@@ -262,18 +247,8 @@ class SigmoidRouter(TopKRouter):
     tensor([2.5000, 2.5000, 2.5000], grad_fn=<SumBackward1>)
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        num_experts: int,
-        top_k: int,
-        *,
-        num_groups: int = 1,
-        topk_groups: int = 1,
-        routed_scaling_factor: float = 1.0,
-        **kwargs,
-    ):
-        super().__init__(d_model, num_experts, top_k, **kwargs)
+    def __init__(self, d_model, num_experts, top_k, *, num_groups=1, topk_groups=1, routed_scaling_factor=1.0, **rest):
+        super().__init__(d_model, num_experts, top_k, **rest)
         if num_experts % check_positive_int("num_groups", num_groups):
             raise ValueError(f"num_groups must divide num_experts ({num_experts}), got {num_groups}")
         if check_positive_int("topk_groups", topk_groups) > num_groups:
@@ -336,8 +311,8 @@ class ExpertChoiceRouter(TopKRouter):
         "capacity_factor": "where experts choose, none is ever too full",
     }
 
-    def __init__(self, d_model: int, num_experts: int, top_k: int, **kwargs):
-        super().__init__(d_model, num_experts, top_k, norm_topk_prob=False, **kwargs)
+    def __init__(self, d_model, num_experts, top_k, **rest):
+        super().__init__(d_model, num_experts, top_k, norm_topk_prob=False, **rest)
 
     def choose(self, logits: Tensor) -> Routing:
         probs = logits.softmax(dim=-1)  # (T, E)
@@ -403,9 +378,7 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def make_router(
-    router: nn.Module | str | Callable[..., nn.Module] | None, d_model: int, num_experts: int, top_k: int, **options
-) -> nn.Module:
+def make_router(router, d_model: int, num_experts: int, top_k: int, **options) -> nn.Module:
     """The router of an `MoE` of these sizes: a module as it is, or what a name, class or function makes of the options.
 
     >>> make_router("sigmoid", 4, 8, 2, routed_scaling_factor=2.5)

@@ -55,10 +55,7 @@ def _dense(moe: nn.Module, match: str) -> FeedForward:
     activation = next((name for name in known if name in ACTIVATIONS), "swiglu")
     per_unit = moe.d_model * (3 if activation in GATED else 2)  # parameters of one hidden unit
     share = moe.top_k / moe.num_experts if match == "active" else 1
-    routed, shared = _size(moe.experts), _size(getattr(moe, "shared_expert", None))
+    parts = moe.experts, getattr(moe, "shared_expert", None) or nn.Identity()
+    routed, shared = (sum(weight.numel() for weight in part.parameters()) for part in parts)
     width = round((share * routed + shared) / per_unit)
     return FeedForward(moe.d_model, max(width, 1), activation).to(weight.device, weight.dtype)
-
-
-def _size(module: nn.Module | None) -> int:
-    return sum(parameter.numel() for parameter in module.parameters()) if module is not None else 0

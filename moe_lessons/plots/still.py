@@ -18,7 +18,6 @@ from moe_lessons.plots.theme import LIGHT, LessonFigure, Theme, annotate, expert
 
 FONT = "monospace"
 RULES = {"dash": ("--", 1.2, 1), "even": ((0, (2, 3)), 0.8, 0.75), "limit": ("-", 1.6, 1), "mark": ("-", 0.9, 0.6)}
-DIRECTIONS = {"light": ("#5e3c99", "#b35806"), "dark": ("#b2abd2", "#fdb863")}  # below and above an even share
 TITLE, LINE, BOX = 24, 18, 30  # pixels: heights of a title, of a line of text, and of one with experts
 DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
 
@@ -113,7 +112,7 @@ def _name_ends(drawn: Sequence, ax: Axes, theme: Theme) -> None:
 
 def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float, theme: Theme) -> QuadMesh:
     """Draw cells in two directions of colour from an even value, which is that of the page: to 0 and to the most."""
-    low, high = DIRECTIONS[theme.name]
+    low, high = theme.directions
     shades = LinearSegmentedColormap.from_list("two ways", [low, theme.background, high])
     norm = TwoSlopeNorm(even, 0, most if most > even else 2 * even)
     return ax.pcolormesh(*edges, z, cmap=shades, norm=norm, edgecolors=theme.grid, lw=1, zorder=0.5)

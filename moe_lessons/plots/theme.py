@@ -1,16 +1,18 @@
 """One look for every picture: colours, a matplotlib style for each theme, and figures that need no pyplot."""
 
 import functools
+import json
 import textwrap
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps, rc_context
+from matplotlib import colormaps, rc_context, rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
@@ -28,18 +30,15 @@ from moe_lessons.support.static import static_mode
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#8C8C8C")
 RED = "#ff4d4d"  # what is selected, a limit, a dead expert
 HATCHES = ("", "////", "....", "xxxx")  # experts 0 to 7, 8 to 15, 16 to 23, 24 to 31, then again
-TITLE_SIZE, TEXT_SIZE, LETTER = 10, 8.5, 6.6  # points: 14 and 12 pixels; the pixels that a letter takes, at most
+LETTER = 6.6  # the pixels that a letter takes, at most
 # by `ink`, as `Theme.lines`: dashes in widths of the line, as in the page, and markers
 DASHES = ("-", (0, (4, 2.4)), (0, (1, 2)), (0, (5.3, 1.8, 1.2, 1.8)), (0, (2.4, 1.2)), (0, (8, 2.4)))
 MARKERS = "osD^vP"
 DENSE = ("dense", "equal")  # how the names of dense models begin, also 'equally good dense'
 LABEL_PLACES = ((8, 0), (-8, 0), (0, 8), (0, -8), (6, 6), (6, -6), (-6, 6), (-6, -6))  # points from a spot, best first
-STYLE = {  # letters of one size, no lines that say nothing
-    "axes.labelsize": TEXT_SIZE, "axes.titlesize": TITLE_SIZE, "axes.titlelocation": "left", "axes.axisbelow": True,
-    "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "legend.fontsize": TEXT_SIZE,
-    "legend.handlelength": 2.2, "legend.columnspacing": 1.2, "legend.labelspacing": 0.25, "legend.borderpad": 0,
-    "legend.borderaxespad": 0.4,
-}  # fmt: skip
+# letters of one size, no lines that say nothing
+STYLE = rc_params_from_file(Path(__file__).with_name("lesson.mplstyle"), use_default_template=False)
+TEXT_SIZE = STYLE["legend.fontsize"]  # points: 12 pixels
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class Theme:
     foreground: str
     muted: str
     grid: str
-    lines: tuple[str, ...]
+    lines: list[str]
+    directions: list[str]  # below and above an even share
 
     def context(self):
         """Draw in the colours and in `STYLE`."""
@@ -59,15 +59,9 @@ class Theme:
         return rc_context(STYLE | inks | {"axes.facecolor": self.background, "axes.edgecolor": self.grid})
 
 
-LIGHT = Theme(
-    *("light", "#ffffff", "#1f2328", "#57606a", "#d0d7de"),
-    ("#1f2328", "#D55E00", "#0072B2", "#CC79A7", "#007a58", "#6e7781"),
-)
-DARK = Theme(
-    *("dark", "#111111", "#e6e6e6", "#a8a8a8", "#3a3a3a"),
-    ("#e6e6e6", "#E69F00", "#56B4E9", "#CC79A7", "#2fbf92", "#9aa0a6"),
-)
-THEMES = {"light": LIGHT, "dark": DARK}
+_STORED = json.loads(Path(__file__).with_name("themes.json").read_text("utf-8"))
+THEMES = {name: Theme(name, **colors) for name, colors in _STORED.items()}
+LIGHT = THEMES["light"]
 
 
 def model_inks(names: Iterable[str]) -> list[int]:

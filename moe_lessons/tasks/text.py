@@ -13,14 +13,8 @@ from moe_lessons.support.errors import check_choice, check_positive_int
 
 TRAIN_BYTES, HELD_OUT_BYTES = 200_000, 20_000  # of each domain; a text of your own holds out a tenth, or this
 
-PEOPLE = "baker doctor farmer hunter king nurse painter sailor teacher writer".split()
-THINGS = "apple basket candle drum hammer letter mirror pillow ring table".split()
-PLACES = "bridge castle forest garden harbour kitchen market river station tower village".split()
-VERBS = "bring clean drop find hide keep mend paint sell want".split()
-LOOKS = "big clever green heavy little old quiet red strange tall warm young".split()
-TIMES = "at night|before lunch|every morning|in the summer|long ago|on Sunday".split("|")
-NAMES = "count data index limit number result size total value".split()
-CITIES = "Berlin Cairo Delhi Lima Madrid Nairobi Oslo Paris Quebec Rome Tokyo".split()
+WORDS: dict[str, list[str]] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+PEOPLE, THINGS, PLACES, VERBS, LOOKS, TIMES, NAMES, CITIES = WORDS.values()
 
 # Letter for letter as on a Greek keyboard; for q and w the old letters koppa and digamma.
 _LATIN, _GREEK = "abcdefghijklmnopqrstuvwxyz", "αβψδεφγηιξκλμνοπϙρστθωϝχυζ"

@@ -23,9 +23,7 @@ MOST = 1e30  # of a knob: float32 holds it
 
 @dataclass(frozen=True)
 class Knob:
-    """Is one row of the table.
-
-    label, unit, tip: what stands beside the control, and what it says when pointed at.
+    """Is one row of the table. label, unit, tip: what stands beside the control, and what it says when pointed at.
     stops: numbers or names to choose from, a `range`, a `Reach` or a `Box`; a laboratory may give its own.
     off: the value at which it does nothing. needs: the modules that it acts on; without one, only `off` is allowed, and
     `idle` says why. disturbs: whether training then routes otherwise than evaluation.

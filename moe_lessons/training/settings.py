@@ -1,6 +1,8 @@
 """Settings of a mixture in the plane: what can be set, presets, remedies, and their models; and models for facts."""
 
+import json
 from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -53,36 +55,14 @@ class PlaneSetting(KnobFields):
                 raise ValueError(f"{name} must be {knob.off} where the router is {self.router!r}, got {value!r}")
 
 
-# An unsure router, one expert for each point, nothing that balances: some experts win early, and the others starve.
-_COLLAPSE = PlaneSetting("voronoi", top_k=1, d_ff=8, router_start="soft spread", lr=0.01, router_aux_loss_coef=0.0)
-
-PRESETS = {
-    "healthy": PlaneSetting(),
-    "collapse": _COLLAPSE,
-    "rescued": replace(_COLLAPSE, router_aux_loss_coef=1.0),
-    "too much balance": replace(_COLLAPSE, router_aux_loss_coef=10.0),
-    "noise": replace(_COLLAPSE, noise_std=1.0),
-    "capacity": replace(_COLLAPSE, capacity_factor=1.25),
-    "k = E": replace(_COLLAPSE, top_k=8),
-    "one expert": replace(_COLLAPSE, num_experts=1),
-}
-
-# what can be put on the collapse, each with a strength that shows what it does
-REMEDIES: dict[str, dict] = {
-    "nothing": {},
-    "Gaussian noise": {"noise_std": 1.0},
-    "learned noise": {"router": "learned noise"},
-    "jitter": {"jitter_noise": 0.1},
-    "top-2": {"top_k": 2},
-    "capacity": {"capacity_factor": 1.25},
-    "auxiliary loss": {"router_aux_loss_coef": 0.1},
-    "z-loss": {"router_z_loss_coef": 0.01},
-    "bias update": {"router": "sigmoid", "expert_bias_rate": 0.01},
-    "expert choice": {"router": "expert choice"},
-}
+# By name, what is not as usual. The collapse: an unsure router, one expert for each point, nothing that balances: some
+# experts win early, and the others starve. What can be put on it, each with a strength that shows what it does.
+_STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+PRESETS = {name: PlaneSetting(**fields) for name, fields in _STORED["presets"].items()}
+REMEDIES: dict[str, dict] = _STORED["remedies"]
 
 
-def remedy_setting(*names: str, base: PlaneSetting = _COLLAPSE, **fields) -> PlaneSetting:
+def remedy_setting(*names: str, base: PlaneSetting = PRESETS["collapse"], **fields) -> PlaneSetting:
     """Put one or more `REMEDIES` on `base`, then `fields`. ValueError where two want one field differently."""
     merged = {}
     for name in names:

@@ -169,9 +169,9 @@ def test_a_dead_experts_few_tokens_pull_less_than_all_the_others():
         idle = np.array(run.records[-1].load[0]) < DEAD_SHARE
         run.knobs.noise_std = 5.0
         on(run, 30)
-        pushes = score_pushes(run)
-        own.extend(pushes.own[idle])
-        others.extend(pushes.others[idle])
+        by_own, by_others = score_pushes(run)
+        own.extend(by_own[idle])
+        others.extend(by_others[idle])
     assert np.mean(np.array(own) > 0) > 0.8 and np.mean(np.array(others) < 0) > 0.8
     assert -np.mean(others) > 1.2 * np.mean(own)
 

@@ -29,7 +29,7 @@ def routing_of(probs, topk_indices):
 
 
 def left_by_package(probs, chosen, factor, priority):
-    capacity = nn.expert_capacity(factor, chosen.shape[1], *probs.shape)
+    capacity = nn.balancing.expert_capacity(factor, chosen.shape[1], *probs.shape)
     return weights_of(nn.apply_capacity(routing_of(probs, chosen), capacity, priority), probs)
 
 

@@ -22,11 +22,11 @@ from moe_lessons.nn import (
     TopKRouter,
     TransformerConfig,
     dense_twin,
-    expert_capacity,
     load_balancing_loss,
     muted,
     update_expert_bias,
 )
+from moe_lessons.nn.balancing import expert_capacity
 from moe_lessons.support.errors import check_device, check_seed
 
 SMALL = {"d_model": 8, "d_ff": 8, "vocab_size": 9, "num_experts": 4, "top_k": 1}  # of a model

@@ -15,7 +15,7 @@ from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Rule
 from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.panels.text import text_panel, written_panel
-from moe_lessons.plots.still import DIRECTIONS, draw
+from moe_lessons.plots.still import draw
 from moe_lessons.plots.theme import RED, expert_color
 
 X, TWO = np.arange(3.0), np.full((3, 2), 0.5)
@@ -102,7 +102,7 @@ def test_cells_have_the_colour_of_their_expert_or_two_directions(theme):
     cells = Cells([[0, 0.25, 1, np.nan]], even=0.25, numbers=True, selected=0)
     ax = drawn(cells, theme=theme, x=Axis(-0.5, 3.5), y=Axis(0.5, -0.5))
     low, even, high, nothing = ax.collections[0].to_rgba(ax.collections[0].get_array())[0]
-    assert [to_hex(low), to_hex(high)] == list(DIRECTIONS[theme]) and nothing[3] == 0
+    assert [to_hex(low), to_hex(high)] == THEMES[theme].directions and nothing[3] == 0
     assert np.allclose(even[:3], to_rgb(THEMES[theme].background), atol=0.01) and texts(ax) == ["0", "25", "100"]
     assert to_hex(ax.patches[0].get_edgecolor()) == RED
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from unittest.mock import Mock
 
 import pandas as pd
@@ -14,8 +14,9 @@ from moe_lessons import __main__ as cli
 from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results
 from moe_lessons.analysis import sweeps as sweep
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.nn.families import modern
 from moe_lessons.support import data as datafiles
-from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.training import Run, TrainingDiverged, settings
 
 TASK = sweep.TEXT.text
 RATES = {EQUAL_ACTIVE: (0.01,), "MoE, E=4": (0.01, 0.02)}
@@ -117,9 +118,16 @@ def test_what_is_stored_belongs_to_the_sweeps_of_the_code(name):
     assert sorted(keys(runs)) == sorted(sweep.SWEEPS[name].table())
 
 
-RATES_OF = {"rates": sweep.BEST_RATE, "facts_rates": sweep.FACTS_RATE}
-for name in ("modern_facts", "modern_text"):
-    RATES_OF[f"{name}_rates"] = {model: sweep.SWEEPS[name].rates[model][0] for model in sweep.MODERN_RATE}
+def test_what_is_varied_is_what_lessons_make():
+    for name, num_experts in {"modern_facts": 16, "modern_text": 8}.items():
+        assert sweep.SETTINGS[name].variants == modern(num_experts, 32)
+    assert sweep.FACTS.sizes.items() <= asdict(settings.FACTS).items()
+
+
+RATES_OF = {
+    tried: {model: sweep.SWEEPS[name].rates[model][0] for model in sweep.SWEEPS[tried].rates}
+    for tried, name in (("rates", "capacity"), *((f"{n}_rates", n) for n in ("facts", "modern_facts", "modern_text")))
+}
 
 
 @pytest.mark.parametrize("name, rates", RATES_OF.items())

@@ -1,5 +1,6 @@
 """Texts: who serves which letter, domain and kind of bytes; what a model writes, what surprises it, where it looks."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from moe_lessons.support.errors import check_choice, check_positive_int
 from moe_lessons.tasks import decode, encode
 
 TITLE = "Text, coloured by the first choice"
-LINES, WIDTH = 3, 36  # of each domain: how much is shown at most, in lines of letters
+FIRST_LINES = re.compile(r"(?:[^\n]{36}|[^\n]{0,35}\n){3}")  # how much of each domain is shown: letters and lines
 LONGEST_NAME = 22  # characters that the name of a group has room for
 PROMPT, LENGTH = 8, 120  # bytes that a model is given, to go on from; characters that are shown of each text
 
@@ -46,31 +47,24 @@ def line_start(ids: np.ndarray, room: int) -> tuple[int, int]:
 
 
 def first_lines(data: bytes) -> int:
-    """Count the bytes that fill the first `LINES` lines."""
-    lines = column = 0
-    for char, start, _ in characters(data):
-        if lines == LINES:
-            return start
-        lines, column = (lines + 1, 0) if char == "\n" or column + 1 == WIDTH else (lines, column + 1)
-    return len(data)
+    """Count the bytes that fill the first lines."""
+    found = FIRST_LINES.match(data.decode(errors="surrogateescape"))
+    return len(found[0].encode(errors="surrogateescape")) if found else len(data)
 
 
 def text_panel(passages, names=(), title: str = TITLE, says=()) -> Panel:
     """Show passages, of each its bytes and the expert of each byte (N,), -1: none. says: see `Text`."""
     signs = [list(characters(data)) for data, _ in passages]
-    texts = ["".join(char for char, _, _ in own) for own in signs]
-    sizes = np.array([size for own in signs for _, _, size in own], "u1")
+    texts = ["".join(char for char, _ in own) for own in signs]
+    sizes = np.array([size for own in signs for _, size in own], "u1")
     experts = np.concatenate([served for _, served in passages]).astype("i2")
     return Panel(title, [Text(texts, names, experts, sizes, says)], width=6, height=40 + 85 * len(texts))
 
 
-def characters(data: bytes) -> Iterator[tuple[str, int, int]]:
-    """Yield each character of UTF-8, the place of its first byte and how many it has; '�' for a byte of none."""
-    start = 0
+def characters(data: bytes) -> Iterator[tuple[str, int]]:
+    """Yield each character of UTF-8 and how many bytes it has; '�' for a byte of none."""
     for char in data.decode(errors="surrogateescape"):  # which makes a surrogate of each byte that fits nowhere
-        size = len(char.encode(errors="surrogateescape"))
-        yield "�" if "\ud800" <= char <= "\udfff" else char, start, size
-        start += size
+        yield "�" if "\ud800" <= char <= "\udfff" else char, len(char.encode(errors="surrogateescape"))
 
 
 def colored_trace(trace: pd.DataFrame, layer: int, title: str = "") -> Panel:
