@@ -11,7 +11,7 @@ from moe_lessons.training import REMEDIES, PlaneSetting, Run, plane_runs, remedy
 from moe_lessons.training.bands import SeedBand
 from moe_lessons.training.knobs import TRAINING
 
-SEEDS, STEPS = (4, 0, 7), 15
+SEEDS, STEPS = (4, 0, 7), 8
 OF_EACH_SEED = {"losses": "loss", "accuracies": "accuracy", "dead": "dead_experts", "dropped": "dropped_share"}
 NOISY = ("Gaussian noise", "learned noise", "jitter")
 EXACT = {
@@ -59,7 +59,7 @@ def test_a_band_shows_the_same_numbers_as_a_run_for_each_seed(name):
 
 @pytest.mark.parametrize("name", NOISY)
 def test_with_noise_the_numbers_are_others_but_as_likely(name):
-    seeds = range(12)
+    seeds = range(8)
     band, runs = SeedBand(remedy_setting(name), seeds), separate(remedy_setting(name), seeds)
     for _ in range(10):
         seen, each = band.step(), [run.step() for run in runs]

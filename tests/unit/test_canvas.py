@@ -112,7 +112,7 @@ anything = st.recursive(leaves, lambda part: st.lists(part, max_size=3) | st.dic
 @given(st.lists(anything | st.dictionaries(names, anything, max_size=4), min_size=1, max_size=5))
 @example([{"drawn": 4, "behind": float("nan")}, {"pick": "token"}, {"pick": [], "index": True}])
 @example([{"drawn": 3, "behind": 10**400}, {"drawn": 4, "behind": "2"}])
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 def test_no_message_from_a_page_does_harm_and_what_is_clicked_is_passed_on(messages):
     picks = []
     canvas = a_canvas(lambda *pick: picks.append(pick))

@@ -166,7 +166,7 @@ async def test_the_page_gets_the_pictures_that_it_can_draw_and_training_its_shar
     await settled()
     start, cpu = time.perf_counter(), time.thread_time()
     view.play(ENDLESS)
-    await until(lambda: view.loop.cost["training"] > 0.8)
+    await until(lambda: view.loop.cost["training"] > 0.6)
     view.pause()
     cost, cpu, seconds = view.loop.cost, time.thread_time() - cpu, time.perf_counter() - start
     assert 1 < cost["pictures"] <= 1.1 * loop.FPS / view.canvas.behind * seconds + 2
@@ -182,10 +182,10 @@ async def test_to_a_page_that_does_not_draw_hardly_anything_is_sent_but_answers(
     view.play(ENDLESS)
     await until(lambda: not view.canvas.ready)
     step = view.step
-    await until(lambda: view.step > step + 200)
+    await until(lambda: view.step > step + 60)
     assert len(sent) <= canvas.IN_FLIGHT
     view.post(lambda: asked_at.append((view.step, len(sent))))
-    await until(lambda: view.step > step + 400)
+    await until(lambda: view.step > step + 120)
     (step, count), answer = asked_at[0], sent[-1]
     assert len(sent) == count + 1 and answer["words"]["step"] == step  # before the next step
     await ended(view)

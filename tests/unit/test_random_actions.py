@@ -218,13 +218,6 @@ class Actions(RuleBasedStateMachine):
         self.afresh |= how == "meanwhile" or self.view.loop.events is None  # there and back
         self.rest(now)
 
-    @rule(number=numbers, bad=st.sampled_from([None, math.nan, math.inf, -1, 10**9, "x", [], {}]), now=st.booleans())
-    def move_badly(self, number, bad, now):
-        widget = self.movable()[number % len(self.movable())]
-        by_page(widget, **{"index" if isinstance(widget, W.Dropdown | W.SelectionSlider) else "value": bad})
-        complaints.clear()  # it refuses most
-        self.rest(now)
-
     @rule(number=numbers, thread=st.booleans(), now=st.booleans())
     def click(self, number, thread, now):
         buttons = [widget for widget in descendants(self.view) if isinstance(widget, W.Button)]
