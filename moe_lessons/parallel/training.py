@@ -188,7 +188,8 @@ def save(folder: str, step: int, model: nn.Module, optimizer: torch.optim.Optimi
     if dist.get_rank() == 0:
         try:
             write_saved(Path(folder, f"step{step}.checkpoint"), FORMAT, {"step": step, "state": state})
-            for old in checkpoints_in(folder)[:-KEPT]:
+            left = Path(folder).glob(".step*.tmp")  # by one that was killed
+            for old in (*checkpoints_in(folder)[:-KEPT], *left):
                 old.unlink()
         except OSError as error:
             trouble = [error.strerror or first_line(error)]
@@ -202,8 +203,9 @@ def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Take this rank's part of a checkpoint, and return its step. Every rank calls it. ValueError, before anything has
     changed, for one that is damaged or of another model."""
     mine, step = state_of(model, optimizer), int(path.stem[4:])
+    example = {"step": step, "state": whole(model, mine)}
     try:
-        saved, example = read_saved(path, FORMAT), {"step": step, "state": whole(model, mine)}
+        saved = read_saved(path, FORMAT)
         check_like(saved, example, path.stem)
         if saved["step"] != step:
             raise ValueError(f"{path} must be of step {step}, got one of step {saved['step']}")

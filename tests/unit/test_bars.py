@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from moe_lessons.support.interrupts import heeding
+from moe_lessons.support.interrupts import heeding, held_back
 from moe_lessons.training import PlaneSetting, bar, plane_runs, train
 from tools.render import WIDGET
 
@@ -52,6 +52,20 @@ def test_handlers_may_end_in_any_order_and_that_of_a_later_cell_stays():
     with heeding(int):
         pass
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_is_held_back_comes_at_the_end_and_where_it_is_let_through_at_once():
+    done, before = [], signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), held_back() as signals:
+        interrupt()
+        done.append("inside")
+        with pytest.raises(KeyboardInterrupt), signals.let_through():
+            done.append("never")
+        with pytest.raises(KeyboardInterrupt), signals.let_through():
+            interrupt()
+        interrupt(), interrupt()
+        done.append("to the end")
+    assert done == ["inside", "to the end"] and signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_interrupt_ends_the_code_and_on_another_thread_there_is_none():

@@ -157,7 +157,8 @@ BAD = {
 def test_another_file_is_refused_in_one_sentence(name, path, monkeypatch):
     monkeypatch.chdir(path.parent)
     path.write_bytes(BAD[name])
-    refuses(plane_run(), "run.pt", f"run.pt must be a {FORMAT}, got another file")
+    for where in ("run.pt", "/dev/zero"):
+        refuses(plane_run(), where, f"{where} must be a {FORMAT}, got another file")
     assert os.listdir() == ["run.pt"]
 
 
