@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
+from moe_lessons.training import REMEDIES
+
 SOURCES = (
     "from pathlib import Path\nfrom time import sleep\n\n"
     "from moe_lessons.widgets import BalancingLab, CollapseLab, CostCalculator, Playground, RoutingLab",
     "playground = Playground(play=60)\nplayground",
-    "BalancingLab(('nothing', 'auxiliary loss', 'bias update'), seeds=2, play=10)",
+    "BalancingLab(seeds=1, play=10)",
     "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, threads=1, play=5)",
     "CollapseLab(('film', 'load', 'gradient film', 'gradient'), play=30)",
     "CostCalculator()",
@@ -90,6 +92,37 @@ def test_pointing_at_an_expert_lights_it_up_everywhere(playground):
     playground.page.mouse.move(1, 1)
     tip.wait_for(state="hidden")
     playground.wait_for(lambda: playground.in_colour(5, TERRITORY, FILM, LOAD) == five)
+
+
+TIPS = [
+    (0, HEATMAP, r"Token \d+ E\d, router probability [\d.]+ %"),
+    (1, "jitter", r"step \d+ E\d, share of assignments [\d.]+ %"),
+    (2, "Load of each layer", r"Layer \d E\d, load [\d.]+ × the even share"),
+    (2, "Domains", r"code|greek E\d, share of its tokens [\d.]+ % even share 13 %"),
+    (4, "Where the parameters", r"total embedding 131 M parameters .* in all 46.7 B"),
+]
+
+
+@pytest.mark.parametrize("place, title, says", TIPS, ids=[title for _, title, _ in TIPS])
+def test_a_tip_has_words_and_units(notebook, playground, view_of, place, title, says):
+    view = view_of(notebook.page, place)
+    view.point(title, 0.17 if title == "jitter" else 0.3, 0.3)
+    view.wait_for(lambda: re.match(says, " ".join(view.view.locator(".moe-tip").inner_text().split())))
+
+
+@pytest.mark.parametrize("width", [1280, 700, 390])
+def test_a_tip_names_the_remedies_near_the_pointer_and_lies_in_the_window(notebook, view_of, width):
+    notebook.page.set_viewport_size({"width": width, "height": 900})
+    view = view_of(notebook.page, 1)
+    tip = view.view.locator(".moe-tip")
+    for across, down in ((0.1, 0.08), (0.3, 0.8), (0.5, 0.5)):
+        view.point("Dead experts", across, down)
+        tip.wait_for()
+        names = tip.locator("td:nth-child(2)").all_inner_texts()
+        assert len(set(names)) == 7 and set(names[:6]) <= set(REMEDIES) and names[6] == "and 4 more"
+        box = tip.bounding_box()
+        assert 0 <= box["x"] and box["x"] + box["width"] <= width and box["height"] < 200
+        assert 80 < box["y"] and box["y"] + box["height"] < 900
 
 
 def test_the_figure_in_the_tip_is_that_of_the_words(playground):

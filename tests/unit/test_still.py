@@ -122,6 +122,18 @@ def test_points_spots_lines_and_rules_lie_where_they_are_said_to():
     assert len(looks) == 6 and ax.lines[0].get_alpha() < 0.5  # in more than colour; a ghost is pale
 
 
+def test_where_a_legend_is_given_names_stand_at_the_ends_of_lines_one_over_the_other():
+    lines = [
+        Line([0, 1], [1, y], name, 4, i) for i, (y, name) in enumerate(((0, "a"), (1.9, "b"), (0, "c"), (1.9, "d")))
+    ]
+    ax = drawn(*lines, legend=[(4, "green")])
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["green"]
+    ax.figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in ax.texts), key=lambda box: box.y0)
+    assert sorted(texts(ax)) == ["a", "b", "c", "d"] and boxes[-1].y1 < ax.bbox.y1 + 12
+    assert all(low.y1 <= high.y0 + 2 for low, high in zip(boxes, boxes[1:]))
+
+
 def test_letters_stand_in_boxes_of_their_experts_colour_and_none_over_another(experts=32):
     data = 'if a<b: "τηε"\n  x$y$z'.encode() * 3
     served = np.arange(len(data)) % experts
