@@ -80,7 +80,7 @@ class Question(anywidget.AnyWidget):
 
     def keep(self) -> None:
         if self.key:
-            self.note = progress.record(self.section, self.key, question=self.text, answer=self.answer)
+            self.note = progress.record(self.section, self.key, question=self.text, answer=self.answer) or ""
 
     def still(self) -> str:
         return f"**{self.kind}** {self.text}\n\n" + "\n".join(f"- {option}" for option in self.options)
