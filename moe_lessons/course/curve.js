@@ -65,7 +65,13 @@ function render({ model, el }) {
       ...yTicks.map(([part]) => svg("path", { class: "moe-grid-line", d: path([[0, part], [1, part]]) })),
       svg("text", { x: (LEFT + RIGHT) / 2, y: HEIGHT - 10, ...middle }, xName),
       svg("text", { x: LEFT, y: TOP - 10 }, yName),
+      ...given(),
     ];
+  }
+  function given() { // the value that the question names
+    const value = model.get("given"), part = (value - low) / (high - low);
+    return value === null ? [] : [svg("path", { class: "moe-given", d: path([[0, part], [1, part]]) }),
+      svg("text", { x: RIGHT - 4, y: down(part) - 5, "text-anchor": "end" }, `given: ${short(value)}`)];
   }
   function stroke({ clientX, clientY }) { // from where the pointer was to where it is
     const box = picture.getBoundingClientRect(), scale = WIDTH / box.width;

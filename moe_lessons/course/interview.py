@@ -76,7 +76,7 @@ def figure_sentence(figure: dict) -> str:
     """
     value, unit = figure["value"], figure.get("unit", "")
     number = f"{value:,.1f}" if abs(value) < 20 or unit == "billion" else f"{value:,.0f}"
-    number = number.removesuffix(".0")
+    number = f"{value:.2g}" if abs(value) < 1 else number.removesuffix(".0")
     return number if unit in ("", "times", "experts") else f"{number} {as_words(unit)}"
 
 

@@ -10,6 +10,7 @@ class Lesson(NamedTuple):
     file: str
     title: str
     minutes: int
+    predictions: int  # that it asks for
     goal: str  # afterwards you can say …
 
     @property
@@ -18,4 +19,5 @@ class Lesson(NamedTuple):
 
 
 with open(Path(__file__).with_name("lessons.csv"), encoding="utf-8", newline="") as table:
-    LESSONS = tuple(Lesson(**row | {"minutes": int(row["minutes"])}) for row in csv.DictReader(table))
+    rows = [row | {name: int(row[name]) for name in ("minutes", "predictions")} for row in csv.DictReader(table)]
+LESSONS = tuple(Lesson(**row) for row in rows)

@@ -1,6 +1,7 @@
 """The course page: what is done, what is next, and the figures that the learner has measured."""
 
 import html
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,15 +10,17 @@ import ipywidgets as W
 
 from moe_lessons import exercises
 from moe_lessons.course import progress
+from moe_lessons.course.interview import figure_sentence, measured
 from moe_lessons.course.lessons import LESSONS, Lesson
-from moe_lessons.course.question import Sheet, as_words, rounded
+from moe_lessons.course.question import HERE, Sheet, as_words
 from moe_lessons.course.quiz import QUIZZES, read_quiz
-from moe_lessons.support.errors import is_number
 from moe_lessons.support.static import static_mode
 
 STATIC = """*On a static page, as here, you see the table of somebody who has not begun. Run this notebook, and it is
 yours: what you have done, what is next, the figures that you have measured, and buttons to export all that or to forget
 it.*"""
+STARS = "☆ is an open exercise, ★ one that you have solved. One star is the easiest kind, three are the hardest."
+SENTENCES = dict(re.findall(r"^- (\S+): (.+)$", (HERE / "figures.md").read_text("utf-8"), re.MULTILINE))
 NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
 
 
@@ -59,8 +62,9 @@ def _row(standing: Standing) -> str:
     right_first = sum(answer.get("right_first") is True for answer in answers)
     quiz += f", {right_first} right at first" if questions_left < len(answers) else ""
     stars = " ".join(("★" if is_solved else "☆") * number for number, is_solved in solved)
-    count = f"{len(solved) - exercises_left} of {len(solved)}"
-    return f"| {lesson.link} | {lesson.minutes} min | {predictions} | {quiz} | {count} {stars} | {state} |"
+    solved = f"{len(solved) - exercises_left} of {len(solved)} {stars}"
+    cells = lesson.link, f"{lesson.minutes} min", f"{predictions} of {lesson.predictions}", quiz, solved, state
+    return f"| {' | '.join(cells)} |"
 
 
 def _next(found: list[Standing]) -> str:
@@ -73,13 +77,10 @@ def _next(found: list[Standing]) -> str:
 
 
 def _figures() -> str:
-    figures = sorted(progress.read()["figures"].items())
-    rows = ["| lesson | what you measured | figure |", "|---|---|---:|"]
-    for key, entry in figures:
-        if "value" in entry:
-            number = f"{rounded(entry['value']):,.12g}" if is_number(entry["value"]) else entry["value"]
-            cells = key.split(".")[0], entry.get("what", key), f"{number} {entry.get('unit', '')}"
-            rows.append(f"| {' | '.join(map(as_words, cells))} |")
+    rows = ["| lesson | what you measured |", "|---|---|"]
+    for key, figure in sorted(measured().items()):
+        sentence = SENTENCES.get(key) or f"{as_words(figure.get('what', key))}: {{}}"
+        rows.append(f"| {as_words(key.split('.')[0])} | {sentence.replace('{}', f'**{figure_sentence(figure)}**')} |")
     return "\n".join(rows) if rows[2:] else NO_FIGURES
 
 
@@ -88,7 +89,7 @@ def page() -> str:
     done = f"{sum(standing.is_done for standing in found)} of {len(found)} lessons done."
     head = "| lesson | time | predictions | quiz | exercises | state |\n|---|---|---|---|---|---|"
     lessons = "\n".join([head, *map(_row, found)])
-    return "\n\n".join([f"{_next(found)} {done}", lessons, "**Your own figures**", _figures()])
+    return "\n\n".join([f"{_next(found)} {done}", lessons, STARS, "**Your own figures**", _figures()])
 
 
 class CoursePage(Sheet):

@@ -40,11 +40,11 @@ class Future(OSError):
     """The file was written by a later version of the course."""
 
 
-def record(section: str, key: str, **entry: Any) -> str:
+def record(section: str, key: str, **entry: Any) -> str | None:
     """Keep what a learner did, with the time; fields of the same key that are not given stay.
 
     section: one of `SECTIONS`. key: lesson, dot, name, such as '05.survivors'. It never raises: what cannot be
-    written stays in this session. Returns what is wrong, in a sentence, or ''.
+    written stays in this session. Returns what is wrong, in a sentence, or None.
     """
     try:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -54,7 +54,7 @@ def record(section: str, key: str, **entry: Any) -> str:
     with _guard:
         entries = _session.setdefault(section, {})
         entries[str(key)] = entries.get(str(key), {}) | entry
-        return _save()
+        return _save() or None
 
 
 def read() -> Progress:

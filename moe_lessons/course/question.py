@@ -3,7 +3,7 @@ or a curve drawn by hand."""
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from moe_lessons.course import progress
 from moe_lessons.support.errors import check_choice, is_number, shown
-from moe_lessons.support.static import static_mode
+from moe_lessons.support.static import in_notebook, static_mode
 
 HERE = Path(__file__).parent
 KEY = r"\d\d[a-z]?\.[a-z0-9_-]+"
@@ -48,6 +48,7 @@ class Question(anywidget.AnyWidget):
     unit = T.Unicode().tag(sync=True)
     limits = T.List().tag(sync=True)  # of a number: the lowest and the highest
     answer = T.Any(None).tag(sync=True)
+    skipped = T.Bool(False)  # in this session
     note = T.Unicode().tag(sync=True)  # what is wrong with the learner's progress file
 
     def __init__(self, text: str, key: str | None, **traits: Any):
@@ -80,10 +81,21 @@ class Question(anywidget.AnyWidget):
 
     def keep(self) -> None:
         if self.key:
-            self.note = progress.record(self.section, self.key, question=self.text, answer=self.answer)
+            self.note = progress.record(self.section, self.key, question=self.text, answer=self.answer) or ""
 
     def still(self) -> str:
         return f"**{self.kind}** {self.text}\n\n" + "\n".join(f"- {option}" for option in self.options)
+
+    def reveal(self, view: Any) -> Any:
+        """Give a view or a figure back; in a notebook that runs it is folded until this is answered or skipped."""
+        return view if self._is_open() or static_mode() or not in_notebook() else Waiting(self, lambda: view)
+
+    def _is_open(self) -> bool:
+        return self.answer is not None or self.skipped
+
+    def told(self, say: Callable[[], str]) -> Any:
+        outcome = Outcome(say()) if self._is_open() else Folded(say())
+        return outcome if self.reveal(outcome) is outcome else Waiting(self, lambda: Outcome(say()), outcome)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         data, metadata = ({}, {}) if static_mode() else super()._repr_mimebundle_(**kwargs)
@@ -93,11 +105,36 @@ class Question(anywidget.AnyWidget):
 class Outcome(str):
     __repr__ = str.__str__
 
+    def _repr_markdown_(self) -> str:
+        return "  \n".join(map(as_words, self.splitlines()))
+
 
 class Folded(Outcome):  # for a reader who has not predicted yet, as on a static page
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        words = f"<details><summary>What happened</summary>\n\n{html.escape(self)}\n\n</details>"
-        return {"text/plain": str(self), "text/markdown": words}
+    def _repr_markdown_(self) -> str:
+        return f"<details><summary>What happened</summary>\n\n{html.escape(self)}\n\n</details>"
+
+
+class Waiting(Sheet):  # what happened, folded until a question is answered or skipped
+    def __init__(self, question: Question, show: Callable[[], Any], folded: str = ""):
+        self.show, self.folded = show, folded
+        skip = W.Button(description="Skip", tooltip="See what happened without an answer")
+        skip.on_click(lambda _: question.set_trait("skipped", True))
+        words = W.HTML('<div class="moe-words" role="status">Answer above, or skip, to see what happened.</div>')
+        super().__init__([W.HBox([words, skip]).add_class("moe-bar")])
+        question.observe(lambda _: self.unfold(), ["answer", "skipped"])
+
+    def unfold(self) -> None:
+        shown = self.show()
+        if not isinstance(shown, W.Widget):
+            shown, what = W.Output(), shown
+            shown.append_display_data(what)
+        self.children = [shown]
+
+    def __repr__(self) -> str:
+        return self.folded or "what happened, once the question is answered"
+
+    def still(self) -> str:
+        return Folded(self)._repr_markdown_() if self.folded else "*Run this cell, and answer the question above.*"
 
 
 class Prediction(Question):
@@ -118,10 +155,11 @@ class Prediction(Question):
     def compare(self, outcome: str) -> Outcome:
         """Set what was predicted beside what happened: one of the options."""
         check_choice("outcome", outcome, self.options)
-        if self.answer is None:
-            return Folded(f"What happened: {outcome}.")
+        return self.told(lambda: self._words(outcome))
+
+    def _words(self, outcome: str) -> str:
         verdict = "As you predicted" if self.answer == outcome else "What happened"
-        return Outcome(f"You predicted: {self.answer}.\n{verdict}: {outcome}.")
+        return f"You predicted: {self.answer}.\n" * (self.answer is not None) + f"{verdict}: {outcome}."
 
     def __repr__(self) -> str:
         return call_of(self, repr(self.options))
@@ -149,16 +187,19 @@ class NumberPrediction(Question):
     def compare(self, value: float) -> Outcome:
         if not is_number(value):
             raise ValueError(f"value must be a finite number, got {shown(value)}")
-        happened = self.say(rounded(value))
+        return self.told(lambda: self._words(value))
+
+    def _words(self, value: float) -> str:
+        happened = f"What happened: {self.say(rounded(value))}."
         if self.answer is None:
-            return Folded(f"What happened: {happened}.")
-        off, words = value - self.answer, f"You predicted: {self.say(self.answer)}.\nWhat happened: {happened}. "
+            return happened
+        off, words = value - self.answer, f"You predicted: {self.say(self.answer)}.\n{happened} "
         if rounded(value) == rounded(self.answer):
-            return Outcome(f"{words}As you predicted.")
+            return f"{words}As you predicted."
         words += f"That is {self.say(rounded(abs(off)))} {'more' if off > 0 else 'less'} than you said"
         if self.unit != "%" and self.limits[0] >= 0 and self.answer > 0 and value > 0:
             words += f", {rounded(value / self.answer, 2):,.12g} times as much"
-        return Outcome(f"{words}.")
+        return f"{words}."
 
     def say(self, number: float) -> str:
         return f"{number:,.12g} {self.unit}".strip()
@@ -175,12 +216,12 @@ class CurvePrediction(Question):
     """A question whose answer is drawn. `compare` draws the measured curve over it and says how far off it was.
 
     x, y: (label, lowest, highest); the label has the unit. log_x: each step along x multiplies it by the same factor.
-    `answer` is a list of [x, y].
+    given: a value of y that the question names, which is marked. `answer` is a list of [x, y].
 
     >>> prediction = CurvePrediction("How does the loss fall?", x=("step", 0, 100), y=("loss, nats", 0, 4))
     >>> prediction.answer = [[0, 4], [100, 2]]
     >>> prediction.compare([0, 50, 100], [4, 2, 2])
-    Your curve is 0.488 away on average (loss, nats), mostly above what happened.
+    Your curve is 0.488 away on average (loss, nats), mostly above what happened. You drew a fall, and so it is.
     """
 
     _esm = (HERE / "curve.js").read_text("utf-8")
@@ -188,12 +229,13 @@ class CurvePrediction(Question):
     x = T.List().tag(sync=True)  # label, lowest, highest
     y = T.List().tag(sync=True)
     places = T.List().tag(sync=True)  # the values of x at which a curve can be drawn, evenly apart in the picture
+    given = T.Float(None, allow_none=True).tag(sync=True)
     ticks = T.List().tag(sync=True)  # of x and of y: [part of the axis, text]
     measured = T.List().tag(sync=True)  # [part of the x axis, part of the y axis]; empty until there is an answer, too
 
     def __init__(
         self, question: str, x: tuple[str, float, float], y: tuple[str, float, float], key: str | None = None,
-        log_x: bool = False,
+        log_x: bool = False, given: float | None = None,
     ):  # fmt: skip
         for name, (_, *limits) in (("x", x), ("y", y)):
             checked_limits(f"the limits of {name}", limits)
@@ -202,7 +244,7 @@ class CurvePrediction(Question):
         self.log_x, self._measured = bool(log_x), []
         places = (np.geomspace if log_x else np.linspace)(*x[1:], PLACES).tolist()
         ticks = [ticks_of(*x[1:], self.log_x), ticks_of(*y[1:], False)]
-        super().__init__(question, key, x=list(x), y=list(y), places=places, ticks=ticks)
+        super().__init__(question, key, x=list(x), y=list(y), places=places, ticks=ticks, given=given)
 
     def checked(self, answer: Any) -> list[list[float]]:
         points = answer if isinstance(answer, list) and len(answer) > 1 else [None]
@@ -226,13 +268,14 @@ class CurvePrediction(Question):
             raise ValueError(f"xs and ys must be two or more finite numbers each, and xs must rise, got {xs} and {ys}")
         parts = part_of(xs, self.places, self.log_x), part_of(ys, self.y[1:], False)
         self._measured = np.stack(parts, axis=1).round(4).tolist()
+        return self.told(lambda: self._words(xs, ys, parts[0]))
+
+    def _words(self, xs: np.ndarray, ys: np.ndarray, parts: np.ndarray) -> str:
+        shape = self._shape(ys)
         if self.answer is None:
             ends = (f"{rounded(y):,.12g} at {rounded(x):,.12g}" for x, y in ((xs[0], ys[0]), (xs[-1], ys[-1])))
-            return Folded(f"What happened, {self.y[0]} over {self.x[0]}: from {' to '.join(ends)}.")
-        self.measured = self._measured
-        return Outcome(self._distance(parts[0], ys))
-
-    def _distance(self, parts: np.ndarray, ys: np.ndarray) -> str:
+            return f"What happened, {self.y[0]} over {self.x[0]}: {shape}, from {' to '.join(ends)}."
+        self.measured, yours = self._measured, self._shape([y for _, y in self.answer])
         drawn = part_of([x for x, _ in self.answer], self.places, self.log_x)
         at = np.linspace(0, 1, PLACES)
         at = at[(at >= max(drawn[0], parts[0]) - 1e-9) & (at <= min(drawn[-1], parts[-1]) + 1e-9)]
@@ -241,14 +284,25 @@ class CurvePrediction(Question):
         off = (np.interp(at, drawn, [y for _, y in self.answer]) - np.interp(at, parts, ys)).round(9)
         above, below = (off > 0).mean(), (off < 0).mean()
         side = "mostly above" if above > 0.75 else "mostly below" if below > 0.75 else "partly above, partly below"
-        return f"Your curve is {rounded(abs(off).mean()):,.12g} away on average ({self.y[0]}), {side} what happened."
+        words = f"Your curve is {rounded(abs(off).mean()):,.12g} away on average ({self.y[0]}), {side} what happened."
+        return f"{words} You drew {yours}, and {'so it is' if yours == shape else f'it is {shape}'}."
+
+    def _shape(self, ys: Sequence[float]) -> str:
+        """Name the shape of a curve; what is less than a tenth of the y axis counts as level."""
+        first, last, low, high = ys[0], ys[-1], min(ys), max(ys)
+        tenth = (self.y[2] - self.y[1]) / 10
+        is_hump, is_valley = high - max(first, last) > tenth, min(first, last) - low > tenth
+        if is_hump or is_valley:
+            return "a wave" if is_hump and is_valley else "a hump" if is_hump else "a valley"
+        return "a rise" if last - first > tenth else "a fall" if first - last > tenth else "a level line"
 
     def still(self) -> str:
         x, y = (f"{label} ({low:,.12g} to {high:,.12g})" for label, low, high in (self.x, self.y))
         return f"**{self.kind}** {self.text}\n\nA curve to be drawn: {y} over {x}."
 
     def __repr__(self) -> str:
-        return call_of(self, f"x={tuple(self.x)}", f"y={tuple(self.y)}", *["log_x=True"] * self.log_x)
+        given = [] if self.given is None else [f"given={self.given:g}"]
+        return call_of(self, f"x={tuple(self.x)}", f"y={tuple(self.y)}", *["log_x=True"] * self.log_x, *given)
 
 
 def as_words(text: Any) -> str:
@@ -280,6 +334,9 @@ def part_of(values: Sequence[float], limits: Sequence[float], is_log: bool) -> n
 
 def ticks_of(low: float, high: float, is_log: bool) -> list[list]:
     """Choose round numbers along an axis: where they lie, and their texts."""
-    locator = LogLocator(base=2 if high / low <= 600 else 10, numticks=12) if is_log else MaxNLocator(5)
+    locator = MaxNLocator(5, steps=[1, 2, 5, 10])
+    if is_log:  # powers of two between two of them, else 1, 3, 10
+        is_binary = all(float(np.log2(end)).is_integer() for end in (low, high))
+        locator = LogLocator(2, numticks=12) if is_binary else LogLocator(10, subs=(1, 3), numticks=12)
     values = np.array([value for value in locator.tick_values(low, high) if low <= value <= high])
     return [[float(part), f"{value:,.12g}"] for part, value in zip(part_of(values, (low, high), is_log), values)]

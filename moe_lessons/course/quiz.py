@@ -74,7 +74,7 @@ class QuizQuestion(Question):  # its first answer and its last one are kept
         right = next(text for text, _, is_right in self.choices if is_right)
         first = self.entry().get("first", self.answer)
         scores = {"right_first": first == right, "right": self.answer == right}
-        self.note = progress.record(self.section, self.key, first=first, last=self.answer, **scores)
+        self.note = progress.record(self.section, self.key, first=first, last=self.answer, **scores) or ""
 
     def solution(self) -> str:
         return "\n".join(f"- {'✔' if is_right else '✘'} {text} — {why}" for text, why, is_right in self.choices)

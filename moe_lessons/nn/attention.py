@@ -87,9 +87,7 @@ class KVCache:
     2·L·G·h numbers for a token, in L layers. For decoding under `torch.no_grad()`, not for training."""
 
     def __init__(self, num_layers, batch_size, num_kv_heads, max_length, head_dim, *, cos_sin, **make):
-        sizes = {"num_layers": num_layers, "batch_size": batch_size, "num_kv_heads": num_kv_heads}
-        sizes |= {"max_length": max_length, "head_dim": head_dim}
-        shape = [check_positive_int(name, size) for name, size in sizes.items()]
+        shape = (num_layers, check_positive_int("batch_size", batch_size), num_kv_heads, max_length, head_dim)
         self.keys, self.values = torch.zeros(shape, **make), torch.zeros(shape, **make)  # (L, B, G, max_length, h)
         self.batch_size, self.max_length, self.length, self.cos_sin = batch_size, max_length, 0, cos_sin
 

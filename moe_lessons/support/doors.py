@@ -69,9 +69,10 @@ def check_types(function: Callable, given: Mapping[str, Any], strict: bool) -> N
 
 @functools.cache
 def hints_of(function: Callable) -> dict[str, Any]:
-    spec = inspect.getfullargspec(inspect.unwrap(function))
-    hints = typing.get_type_hints(inspect.unwrap(function))
-    return {name: hints[name] for name in spec.args + spec.kwonlyargs if name in hints}
+    parameters = inspect.signature(function).parameters.values()
+    hints = {p.name: type(p.default) for p in parameters if type(p.default) in (bool, int, float, str)}
+    hints |= typing.get_type_hints(inspect.unwrap(function))
+    return {p.name: hints[p.name] for p in parameters if p.name in hints and not p.kind.name.startswith("VAR")}
 
 
 def fits(value: Any, hint: Any, strict: bool) -> bool:

@@ -17,8 +17,10 @@ def is_whole(value: Any, low: float, high: float = math.inf) -> bool:
 
 
 def is_number(value: Any, low: float = -math.inf, high: float = math.inf) -> bool:
-    most = sys.float_info.max  # a whole number may be larger
-    return isinstance(value, Real) and not isinstance(value, bool) and max(low, -most) <= value <= min(high, most)
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and low <= value <= high
+    except OverflowError:  # a whole number beyond those that a computer calculates with
+        return False
 
 
 def first_line(error: BaseException) -> str:

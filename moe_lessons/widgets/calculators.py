@@ -84,8 +84,8 @@ class CostCalculator(Calculator):
     notes: Iterable[W.Widget] = ()  # under them
 
     def __init__(
-        self, model="Mixtral 8x7B", context_length=4096, batch_size=1, machine="NVIDIA H100 SXM", weights="bfloat16",
-        dense_width: float | None = None,
+        self, model: str | TransformerShape = "Mixtral 8x7B", context_length: int = 4096, batch_size: int = 1,
+        machine: str | Machine = "NVIDIA H100 SXM", weights: str = "bfloat16", dense_width: float | None = None,
     ):  # fmt: skip
         self.machines, self.own = machines(), None
         if isinstance(machine, Machine):  # of its memory nothing is known

@@ -11,10 +11,12 @@ import pytest
 
 from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction
 from moe_lessons.course.lessons import LESSONS as TABLE
+from moe_lessons.course.page import SENTENCES
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 LESSONS = {lesson.number: lesson.file for lesson in TABLE if (FOLDER / lesson.file).exists()}
+NUMBERS = {lesson.number: lesson.predictions for lesson in TABLE}
 KINDS = [kind.__name__ for kind in (Prediction, NumberPrediction, CurvePrediction)]
 KEY = re.compile(r"\d\d[a-z]?\.[a-z0-9_]+")
 
@@ -48,13 +50,14 @@ def test_each_prediction_has_a_key_of_its_lesson_and_is_set_against_what_happene
     keys = [key for _, key in predictions(number)] + figures(number)
     assert all(key and KEY.fullmatch(key) and key.startswith(f"{number}.") for key in keys), keys
     compared = [call for call in calls(number) if ast.unparse(call.func).endswith(".compare")]
-    assert len(compared) == len(predictions(number))
+    assert len(compared) == len(predictions(number)) == NUMBERS[number]
 
 
 def test_no_key_is_used_twice_and_the_course_asks_for_numbers_and_for_curves():
     kinds, keys = zip(*(prediction for number in LESSONS for prediction in predictions(number)))
     kept = [key for number in LESSONS for key in figures(number)]
     assert len(set(keys)) == len(keys) and kept and len(set(kept)) == len(kept)
+    assert set(kept) <= set(SENTENCES) and all(sentence.count("{}") == 1 for sentence in SENTENCES.values())
     assert kinds.count("NumberPrediction") >= 4 and kinds.count("CurvePrediction") >= 3
 
 

@@ -157,12 +157,15 @@ def test_a_solved_exercise_shines_and_the_learners_figures_are_there():
     progress.record("figures", "08.effective_width", value=2.7183, unit="times", what="width of the equally good one")
     progress.record("figures", "07.bare", value="fast")
     text = page.page()
-    assert "| 08 | width of the equally good one | 2.72 times |" in text and "| 07 | 07.bare | fast |" in text
+    assert "| 08 | The dense model that is equally good is **2.7** times as wide as the active part" in text
+    assert "07.bare" not in text and "| 0 of 5 |" in row and "one that you have solved" in text
+    progress.record("figures", "08.huge", value=10**400)  # nor does a number end the page that no other can be
+    assert "08.huge" not in page.page()
     progress.record(
         "figures", "08.crafted", value=1, unit="<img src=x>\n\n# Heading", what="a | b [c](javascript:d) `e"
     )
     row = next(line for line in page.page().splitlines() if "a &#124; b" in line)
-    assert row.count("|") == 4 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
+    assert row.count("|") == 3 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
 
 
 def test_the_view_exports_and_asks_before_it_forgets(path, tmp_path, monkeypatch):

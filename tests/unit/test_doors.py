@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -124,7 +125,7 @@ BASE = {
 
 OFFERED = offered()
 ALSO = {"task": "domains"}  # as it is called on the page
-MADE_BY_OTHERS = {"widgets.Lab"}  # laboratories specify it
+MADE_BY_OTHERS = {"widgets.Lab", "nn.KVCache"}  # laboratories specify the one, a model makes the other
 NEEDS_RANKS = {"parallel.global_load_balancing_loss", "parallel.shard_experts"}
 
 
@@ -141,7 +142,7 @@ def good_arguments(name: str, thing) -> dict:
 def call(thing, arguments: dict) -> None:
     """Call it, and have it do what it does late: in a `with`, or while it gives one thing after another."""
     result = thing(**arguments)
-    if isinstance(result, AbstractContextManager) and not isinstance(result, torch.nn.Module):
+    if isinstance(result, AbstractContextManager) and not isinstance(result, Path):
         with result:
             pass
     if inspect.isgenerator(result) and thing is not parallel.launch:
@@ -175,7 +176,7 @@ def test_bad_arguments_are_named_in_one_sentence(name, here):
             except (ValueError, TypeError, OSError) as error:
                 said = str(error)
                 is_file = isinstance(error, OSError) or f"/{value}" in said
-                assert (is_file or named.search(said)) and "\n" not in said and len(said) < 600, f"{at}: {error!r}"
+                assert (is_file or named.search(said)) and "\n" not in said and len(said) < 1000, f"{at}: {error!r}"
             except Exception as error:
                 raise AssertionError(f"{at}: {error!r}") from error
     plt.close("all")

@@ -1,10 +1,13 @@
 """A prediction: nothing is chosen for you, what you chose is kept, and it is compared with what happened."""
 
+import re
+
+import ipywidgets as W
 import numpy as np
 import pytest
 from traitlets import TraitError
 
-from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction, progress
+from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction, progress, question
 
 QUESTION, OPTIONS = "How many experts will be left?", ("all", "some", "one")
 X, Y = ("step", 0, 100), ("loss, nats", 0, 4)
@@ -77,10 +80,10 @@ def test_it_says_what_was_predicted_and_what_happened():
     prediction = Prediction(QUESTION, OPTIONS)
     assert repr(prediction.compare("some")) == "What happened: some."
     folded = "<details><summary>What happened</summary>\n\nWhat happened: some.\n\n</details>"
-    assert prediction.compare("some")._repr_mimebundle_()["text/markdown"] == folded
+    assert prediction.compare("some")._repr_markdown_() == folded
     for choice, second in (("some", "As you predicted"), ("all", "What happened")):
         prediction.answer = choice
-        assert not hasattr(prediction.compare("some"), "_repr_mimebundle_")
+        assert prediction.compare("some")._repr_markdown_() == f"You predicted: {choice}.  \n{second}: some."
         assert repr(prediction.compare("some")) == f"You predicted: {choice}.\n{second}: some."
     with pytest.raises(ValueError, match="outcome must be one of 'all', 'some', 'one', got 'none'"):
         prediction.compare("none")
@@ -108,24 +111,28 @@ def test_options_that_are_no_choice_and_what_is_no_curve_are_refused():
 def test_a_number_is_compared_by_difference_and_by_factor(answer, value, words):
     prediction = NumberPrediction("How large?", "GB", 0, 2000)
     assert repr(prediction.compare(value)) == words.split("\n")[1].split(". ")[0] + "."
-    assert "_repr_mimebundle_" in dir(prediction.compare(value))
     prediction.answer = answer
     assert repr(prediction.compare(value)) == f"You predicted: {words}"
 
 
 def test_a_curve_is_compared_where_both_are():
     prediction = CurvePrediction("How does it fall?", X, Y)
-    assert repr(prediction.compare([0, 100], [4, 2])) == "What happened, loss, nats over step: from 4 at 0 to 2 at 100."
+    assert (
+        repr(prediction.compare([0, 100], [4, 2]))
+        == "What happened, loss, nats over step: a fall, from 4 at 0 to 2 at 100."
+    )
     assert prediction.measured == []
     prediction.answer = [[0, 4], [100, 4]]
     assert prediction.measured == [[0, 1], [1, 0.5]]  # it is shown once there is an answer
-    words = "Your curve is {} away on average (loss, nats), {} what happened."
-    assert repr(prediction.compare([0, 100], [4, 2])) == words.format(1, "mostly above")
-    assert repr(prediction.compare([0, 100], [4.5, 4.5])) == words.format(0.5, "mostly below")
+    words = "Your curve is {} away on average (loss, nats), {} what happened. You drew a level line, and {}."
+    assert repr(prediction.compare([0, 100], [4, 2])) == words.format(1, "mostly above", "it is a fall")
+    assert repr(prediction.compare([0, 100], [4.5, 4.5])) == words.format(0.5, "mostly below", "so it is")
     assert prediction.measured == [[0, 1.125], [1, 1.125]]
-    assert repr(prediction.compare([0, 100], [5, 3])) == words.format(0.512, "partly above, partly below")
+    assert repr(prediction.compare([0, 100], [5, 3])) == words.format(
+        0.512, "partly above, partly below", "it is a fall"
+    )
     prediction.answer = [[60.4, 1], [49.6, 1]]  # in order, at the nearest places
-    assert repr(prediction.compare([0, 50, 60, 100], [9, 2, 2, 9])) == words.format(1, "mostly below")
+    assert repr(prediction.compare([0, 50, 60, 100], [9, 2, 2, 9])) == words.format(1, "mostly below", "it is a valley")
     assert repr(prediction.compare([70, 100], [1, 1])) == "You drew nothing where it was measured."
 
 
@@ -139,3 +146,51 @@ def test_along_a_logarithmic_axis_each_doubling_counts_as_much():
         prediction.compare([0, 1], [1, 1])
     with pytest.raises(ValueError, match="x must be above 0 where log_x is set, got 0"):
         CurvePrediction("How many?", ("experts", 0, 64), ("share", 0, 6), log_x=True)
+
+
+@pytest.mark.parametrize(
+    "ys, shape",
+    [
+        ([1, 1.3, 1], "a level line"),
+        ([1, 2, 3], "a rise"),
+        ([3, 1], "a fall"),
+        ([1, 3, 1.2], "a hump"),
+        ([3, 1, 3.3], "a valley"),
+        ([2, 3, 1, 2], "a wave"),
+    ],
+)
+def test_the_shape_of_a_curve_has_a_name(ys, shape):
+    prediction = CurvePrediction("How does it go?", X, Y, given=2)
+    assert repr(prediction.compare(range(len(ys)), ys)).startswith(
+        f"What happened, loss, nats over step: {shape}, from"
+    )
+    assert prediction.given == 2 and repr(prediction).endswith("given=2)")
+
+
+def test_ticks_stand_at_numbers_that_one_would_say():
+    prediction = CurvePrediction("How?", ("coefficient", 0.03, 10), ("accuracy, %", 30, 70), log_x=True)
+    x, y = ([text for _, text in ticks] for ticks in prediction.ticks)
+    assert x == ["0.03", "0.1", "0.3", "1", "3", "10"] and y == ["30", "40", "50", "60", "70"]
+
+
+@pytest.mark.parametrize("way", ["answered", "skipped"])
+def test_in_a_notebook_what_happened_waits_for_an_answer_or_for_skip(kind, way, monkeypatch):
+    monkeypatch.setattr(question, "in_notebook", lambda: True)
+    prediction, view = MAKERS[kind](), W.HTML("a view")
+    outcome = {"choice": ("some",), "number": (5,), "curve": ([0, 100], [4, 2])}[kind]
+    waiting = [prediction.compare(*outcome), prediction.reveal(view)]
+    for one in waiting:
+        (bar,) = one.children
+        assert "Answer above, or skip" in bar.children[0].value
+    assert "<details>" in waiting[0].still() and "What happened" in repr(waiting[0])  # where the page is saved
+    if way == "answered":
+        prediction.answer = ANSWERS[kind]
+        assert prediction.reveal(view) is view and "You " in prediction.compare(*outcome)
+    else:
+        waiting[1].children[0].children[1].click()
+        assert prediction.reveal(view) is view
+    (said,), (shown,) = (one.children for one in waiting)
+    text = said.outputs[0]["data"]["text/markdown"]
+    assert ("<details>" not in text) and re.search("appened|predicted", text) and shown is view
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
+    assert MAKERS[kind]().reveal(view) is view and isinstance(MAKERS[kind]().compare(*outcome), str)
