@@ -41,16 +41,9 @@ class Setting:
 
     task: dict  # the arguments of a `TextTask`, but for its context, or of `Facts`
     sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert
-    num_experts: Sequence[int] = (2, 4, 8, 16, 32)
     twins_of: int = 8  # experts of the mixture that the dense twins are of
-    widths: Sequence[int] = ()  # of the FFN of the dense models between the twins
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
     at_once: bool = False  # the end is hidden and named at once: see `tasks.TextAtOnce`
-
-    @property
-    def models(self) -> tuple[str, ...]:
-        mixtures, dense = (f"MoE, E={e}" for e in self.num_experts), (f"dense, F={d_ff}" for d_ff in self.widths)
-        return (EQUAL_ACTIVE, *mixtures, *dense, EQUAL_TOTAL, *self.variants)
 
     @cached_property
     def text(self) -> TextTask:
@@ -62,17 +55,16 @@ class Setting:
         return facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
-        """Make one of the `models`."""
+        """Make a model by its name: a twin, 'MoE, E=8', 'dense, F=96' or one of the variants."""
         kind, _, number = name.partition("=")
+        own = self.variants.get(name, {"num_experts": int(number or self.twins_of)})
+        own = {"d_ff": int(number), "moe_layers": ()} if kind == "dense, F" else own
         with seeded(seed):
-            if name in self.variants:
-                sizes = self.sizes | {"num_experts": self.twins_of} | self.variants[name]
-                model = LanguageModel(TransformerConfig(**sizes))
-                return soft_twin(model, self.make_task(seed).context, seed) if name == SOFT else model
-            if kind == "dense, F":
-                return LanguageModel(TransformerConfig(**self.sizes | {"d_ff": int(number)}, moe_layers=()))
-            model = LanguageModel(TransformerConfig(**self.sizes, num_experts=int(number or self.twins_of)))
-        return dense_twin(model, {EQUAL_ACTIVE: "active", EQUAL_TOTAL: "total"}[name], seed) if not number else model
+            model = LanguageModel(TransformerConfig(**self.sizes | own))
+        if name == SOFT:
+            return soft_twin(model, self.make_task(seed).context, seed)
+        match = {EQUAL_ACTIVE: "active", EQUAL_TOTAL: "total"}.get(name)
+        return dense_twin(model, match, seed) if match else model
 
 
 STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md

@@ -97,8 +97,9 @@ def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeyp
     assert row["diverged"] and row["step"] == list(range(2, 25, 2)) and row["spikes"] == 2
 
 
-@pytest.mark.parametrize("setting, name", [(s, name) for s in (sweep.TEXT, sweep.FACTS) for name in s.models])
-def test_the_models_are_what_their_names_say(setting, name):
+@pytest.mark.parametrize("of, name", [(of, name) for of in ("capacity", "facts") for name in sweep.SWEEPS[of].rates])
+def test_the_models_are_what_their_names_say(of, name):
+    setting = sweep.SWEEPS[of].setting
     count, number = count_parameters(setting.make_model(name)), int(name.partition("=")[2] or 0)
     active = count_parameters(setting.make_model(EQUAL_ACTIVE)).total
     L, D, F, K = (setting.sizes[key] for key in ("num_layers", "d_model", "d_ff", "top_k"))
