@@ -4,7 +4,7 @@ or a curve drawn by hand."""
 import html
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import anywidget
 import ipywidgets as W
 import numpy as np
 import traitlets as T
+from IPython.display import display
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from moe_lessons.course import progress
@@ -86,9 +87,14 @@ class Question(anywidget.AnyWidget):
     def still(self) -> str:
         return f"**{self.kind}** {self.text}\n\n" + "\n".join(f"- {option}" for option in self.options)
 
-    def reveal(self, view: Any) -> Any:
-        """Give a view or a figure back; in a notebook that runs it is folded until this is answered or skipped."""
-        return view if self._is_open() or static_mode() or not in_notebook() else Waiting(self, lambda: view)
+    def reveal(self, view: Any = None) -> Any:
+        """Give a view or a figure back; in a notebook that runs it is folded until this is answered or skipped. So is
+        what is printed and displayed in `with prediction.reveal():`. Where no answers are kept, nothing waits."""
+        if self._is_open() or progress.file() is None or not in_notebook():
+            return nullcontext() if view is None else view
+        held = W.Output() if view is None else view
+        waiting = Waiting(self, lambda: held)
+        return waiting if view is not None else display(waiting) or held
 
     def _is_open(self) -> bool:
         return self.answer is not None or self.skipped

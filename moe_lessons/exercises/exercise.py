@@ -2,8 +2,10 @@
 solution, case by case, and says in words whatever it does."""
 
 import ctypes
+import html
 import inspect
 import io
+import re
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ipywidgets as W
 import torch
 from torch import Tensor
 
 from moe_lessons.course import progress
 from moe_lessons.nn import seeded
 from moe_lessons.support.show import Markdown, Source, read_parts, show_source, split_points
+from moe_lessons.support.static import in_notebook, static_mode
 
 SECONDS, LINES, WIDTH = 10.0, 5, 200  # of an answer: how long it runs, and how much is shown of what it prints
 Mistakes = Mapping[Callable, str]  # what is often written instead, and what to say about it
@@ -36,14 +40,33 @@ WORDS = {
 
 
 class Check(NamedTuple):
-    """What became of an answer. `status`: one of `WORDS`; known: whether it is a mistake that is often made."""
+    """What became of an answer to an exercise. `status`: one of `WORDS`; known: whether it is a mistake that is often
+    made. A notebook shows it with buttons for a hint and for the solution."""
 
     status: str
     message: str
     known: bool = False
+    exercise: Any = None
 
     def __repr__(self) -> str:
         return f"{WORDS[self.status]}. {self.message}"
+
+    def _repr_html_(self) -> str:
+        color = {"right": "#009E73", "not attempted": "#888888"}.get(self.status, "#D55E00")
+        style = f"border-left: 4px solid {color}; padding: 2px 10px; max-width: 46em; line-height: 1.4"
+        words = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(self.message))
+        return f'<div style="{style}" role="status"><b>{WORDS[self.status]}.</b> {words}</div>'
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        if self.exercise is None or static_mode() or not in_notebook():
+            return {}
+        below, bar = W.Output(), W.HBox()
+        for name, show in (("Hint", self.exercise.hint), ("Solution", self.exercise.solution)):
+            button = W.Button(description=name, tooltip=f"Show a {name.lower()} below")
+            button.on_click(lambda _, show=show: (below.set_trait("outputs", ()), below.append_display_data(show())))
+            bar.children += (button,)
+        view = W.VBox([W.HTML(self._repr_html_()), bar, below])
+        return view._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}
 
 
 class Problem(Exception):  # with an answer
@@ -75,7 +98,8 @@ class Comparison:
         given = copies(case)
         result = attempt(partial(answer, *given), at)
         changed = [name for name, *pair in zip(names, case, given) if moved(*pair) and not self.in_place]
-        expected = self._values(self.solution(*copies(case)))
+        wanted = self.solution(*copies(case))
+        expected = self._values(wanted)
         values = self._values(result, at)
         if all(map(agree, values, expected)):
             if changed:
@@ -87,7 +111,7 @@ class Comparison:
         also = f" Your function also changed {changed[0]}: work on a copy." if changed else ""
         names = [self.what] if isinstance(self.what, str) else self.what
         name, *pair = next(part for part in zip(names, values, expected) if not agree(*part[1:]))
-        raise Problem(f"{at}, {difference(name, *pair, self.axes)}{also}")
+        raise Problem(f"{at}, {difference(name, *pair, self.axes, isinstance(wanted, list))}{also}")
 
     def _is(self, mistake: Callable, case: tuple, values: list[Tensor]) -> bool:
         try:
@@ -173,10 +197,12 @@ def agree(given: Tensor, expected: Tensor) -> bool:
     return torch.allclose(given.double(), expected.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...] = ()) -> str:
-    """Say what differs: the shape, or where most and by how much."""
+def difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...] = (), is_list: bool = False) -> str:
+    """Say what differs: the shape, or where most and by how much. is_list: in plain Python, which has no shapes."""
     if given.shape != expected.shape:
-        asked, got = (f"of shape {tuple(x.shape)}" if x.ndim else "one number" for x in (expected, given))
+        kind = "a list of {1} numbers" if is_list and given.ndim == expected.ndim == 1 else "of shape {0}"
+        parts = [(tuple(x.shape), len(x)) if x.ndim else () for x in (expected, given)]
+        asked, got = (kind.format(*part) if part else "one number" for part in parts)
         return f"{what} must be {asked}, not {got}."
     if not expected.ndim:
         return f"{what} is {show(expected)}, yours is {show(given)}."
@@ -299,7 +325,7 @@ class Exercise:
             solved = {"status": "right"} if found.status == "right" else {}  # once solved, always solved
             progress.record("exercises", self.key, last=found.status, **solved)
         stuck = f" Stuck? {self.name}.hint()" if found.status in ("wrong", "not attempted") and not found.known else ""
-        return found._replace(message=shortened(found.message) + stuck)
+        return found._replace(message=shortened(found.message) + stuck, exercise=self)
 
     @property
     def answer_name(self) -> str:

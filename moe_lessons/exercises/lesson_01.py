@@ -22,22 +22,19 @@ def my_attention(q, k):
 ITSELF = "A row has no number left: a token must be allowed to look at itself. Mask triu(1)."
 ATTENTION_MISTAKES = {
     lambda q, k: attention_weights(q, k, scale=False): "The scores must be divided by the root of h.",
-    lambda q, k: attention_weights(q, k, masked=0): (
-        "A token still looks ahead: a score of 0 has a share, since e⁰ = 1. Fill with -torch.inf."
-    ),
-    lambda q, k: attention_weights(q, k, turned=True): (
-        "The mask is turned round: masked_fill fills where it is True. Let it be True for the tokens after: triu(1)."
-    ),
+    lambda q, k: attention_weights(q, k, masked=0):
+        "A token still looks ahead: a score of 0 has a share, since e⁰ = 1. Fill with -torch.inf.",
+    lambda q, k: attention_weights(q, k, turned=True):
+        "The mask is turned round: masked_fill fills where it is True. Let it be True for the tokens after: triu(1).",
     lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(-1): "Nothing is masked: a token looks at those after it.",
-    lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(-1).tril(): (
-        "The rows do not sum to 1: you masked after the softmax. Mask the scores, then take the softmax."
-    ),
+    lambda q, k: (q @ k.T / q.shape[1] ** 0.5).softmax(-1).tril():
+        "The rows do not sum to 1: you masked after the softmax. Mask the scores, then take the softmax.",
     lambda q, k: attention_weights(q, k, dim=0): "Your softmax runs down the columns. Each row must sum to 1: dim=-1.",
     lambda q, k: attention_weights(k, q): "You have keys @ queries. A row belongs to the query that looks.",
     lambda q, k: attention_weights(q, k, first=0): ITSELF,
     lambda q, k: attention_weights(q, k, scale=False, first=0): ITSELF,
     lambda q, k: attention_weights(q, k, first=2): "A token looks at the one after it: mask from triu(1) on.",
-}
+}  # fmt: skip
 
 
 @exercise(2, my_attention, ATTENTION_MISTAKES, "the shares", axes=("query", "key"))
@@ -58,11 +55,10 @@ LAYER_MISTAKES = {
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D: "There are two norms, with D numbers each.",
     lambda D, H, G, F: my_layer_parameters(D, H, H, F): "Keys and values have G heads, not H.",
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D * G // H: "Keys and values: a matrix for each of them.",
-    lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D: (
-        "A matrix of D × D is missing: the queries' (H heads of D / H numbers), or the one after the heads."
-    ),
+    lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * D:
+        "A matrix of D × D is missing: the queries' (H heads of D / H numbers), or the one after the heads.",
     lambda D, H, G, F: my_layer_parameters(D, H, G, F) - D * F: "The FFN has three matrices: gate, up and down.",
-}
+}  # fmt: skip
 
 
 @exercise(1, my_layer_parameters, LAYER_MISTAKES, "the number of parameters")

@@ -25,20 +25,16 @@ def my_weights(router_logits, top_k):
 
 
 MASK_MISTAKES = {
-    lambda logits, k: (logits * top_mask(logits, k)).softmax(dim=-1): (
-        "The experts that were not chosen still have a weight: a score of 0 has a share, since e⁰ = 1. Use −inf."
-    ),
-    lambda logits, k: logits.softmax(dim=-1) * top_mask(logits, k): (
-        "The weights of a token do not sum to 1: you set them to zero after the softmax. Mask first, then the softmax."
-    ),
+    lambda logits, k: (logits * top_mask(logits, k)).softmax(dim=-1):
+        "The experts that were not chosen still have a weight: a score of 0 has a share, since e⁰ = 1. Use −inf.",
+    lambda logits, k: logits.softmax(dim=-1) * top_mask(logits, k):
+        "The weights of a token do not sum to 1: you set them to zero after the softmax. Mask first, then the softmax.",
     lambda logits, k: logits.softmax(dim=-1): "Every expert has a weight. Mask all but the top_k scores of each token.",
-    lambda logits, k: logits.masked_fill(~top_mask(logits, k), -torch.inf).softmax(dim=0).nan_to_num(0): (
-        "Your softmax runs down a column, over the tokens. Let it run along a row, over the experts: dim=-1."
-    ),
-    lambda logits, k: logits.masked_fill(top_mask(logits, k), -torch.inf).softmax(dim=-1): (
-        "You masked the chosen experts and kept the others. Turn the mask round."
-    ),
-}
+    lambda logits, k: logits.masked_fill(~top_mask(logits, k), -torch.inf).softmax(dim=0).nan_to_num(0):
+        "Your softmax runs down a column, over the tokens. Let it run along a row, over the experts: dim=-1.",
+    lambda logits, k: logits.masked_fill(top_mask(logits, k), -torch.inf).softmax(dim=-1):
+        "You masked the chosen experts and kept the others. Turn the mask round.",
+}  # fmt: skip
 
 
 @exercise(2, my_weights, MASK_MISTAKES, "the weights", axes=("token", "expert"))
@@ -64,25 +60,19 @@ def last_of(logits: Tensor, experts: list, top_k: int, token: Tensor) -> Tensor:
 
 
 BLOCK_MISTAKES = {
-    lambda x, w, experts, k: my_moe(x, w, experts, k) * (x @ w.T).softmax(-1).topk(k).values.sum(-1, True): (
-        "The right experts ran, but their weights do not sum to 1: divide the K of them by their sum."
-    ),
-    lambda x, w, experts, k: my_moe(x, w, experts, len(experts)): (
-        "Every expert ran. Keep only the top_k experts of each token, then divide by the sum of those."
-    ),
-    lambda x, w, experts, k: torch.stack([sum(experts[e](t) for e in (w @ t).topk(k).indices) for t in x]): (
-        "The right experts ran, but unweighted: multiply each output by its weight before you add."
-    ),
-    lambda x, w, experts, k: my_moe(x, w, experts, 1): (
-        "Only the best expert of each token ran. Add the weighted outputs of all top_k."
-    ),
-    lambda x, w, experts, k: torch.stack([last_of(w @ t, experts, k, t) for t in x]): (
-        "Only the last choice of each token is left: add to y[token], +=, instead of writing over it."
-    ),
-    lambda x, w, experts, k: my_moe(x, -w, experts, k): (
-        "The experts of the lowest scores ran. topk gives the largest ones; argsort begins with the smallest."
-    ),
-}
+    lambda x, w, experts, k: my_moe(x, w, experts, k) * (x @ w.T).softmax(-1).topk(k).values.sum(-1, True):
+        "The right experts ran, but their weights do not sum to 1: divide the K of them by their sum.",
+    lambda x, w, experts, k: my_moe(x, w, experts, len(experts)):
+        "Every expert ran. Keep only the top_k experts of each token, then divide by the sum of those.",
+    lambda x, w, experts, k: torch.stack([sum(experts[e](t) for e in (w @ t).topk(k).indices) for t in x]):
+        "The right experts ran, but unweighted: multiply each output by its weight before you add.",
+    lambda x, w, experts, k: my_moe(x, w, experts, 1):
+        "Only the best expert of each token ran. Add the weighted outputs of all top_k.",
+    lambda x, w, experts, k: torch.stack([last_of(w @ t, experts, k, t) for t in x]):
+        "Only the last choice of each token is left: add to y[token], +=, instead of writing over it.",
+    lambda x, w, experts, k: my_moe(x, -w, experts, k):
+        "The experts of the lowest scores ran. topk gives the largest ones; argsort begins with the smallest.",
+}  # fmt: skip
 
 
 @exercise(2, my_moe, BLOCK_MISTAKES, "the output y", axes=("token", "number"))
@@ -104,23 +94,18 @@ def my_sort(topk_indices, num_experts):
 
 
 SORT_MISTAKES = {
-    lambda chosen, E: (chosen.flatten().argsort(stable=True), my_sort(chosen, E)[1]): (
+    lambda chosen, E: (chosen.flatten().argsort(stable=True), my_sort(chosen, E)[1]):
         "You return places in the flattened list of assignments, 0 to T·K − 1. Each token stands there K times: "
-        "which token does place i belong to?"
-    ),
-    lambda chosen, E: (chosen.flatten().argsort(stable=True) % len(chosen), my_sort(chosen, E)[1]): (
-        "topk_indices.flatten() goes row by row: the K choices of token 0 come first. So place i is token i // K."
-    ),
-    lambda chosen, E: (chosen.flatten().sort(stable=True).values, my_sort(chosen, E)[1]): (
-        "You return the numbers of the experts, sorted. Return the tokens, in that order: argsort instead of sort."
-    ),
-    lambda chosen, E: (my_sort(chosen, E)[0], chosen.flatten().bincount()): (
-        "An expert with a high number and no tokens is missing from your counts: use bincount(minlength=num_experts)."
-    ),
-    lambda chosen, E: (my_sort(chosen, E)[0], chosen[:, 0].bincount(minlength=E)): (
-        "Your counts hold first choices alone. Count all K choices of each token."
-    ),
-}
+        "which token does place i belong to?",
+    lambda chosen, E: (chosen.flatten().argsort(stable=True) % len(chosen), my_sort(chosen, E)[1]):
+        "topk_indices.flatten() goes row by row: the K choices of token 0 come first. So place i is token i // K.",
+    lambda chosen, E: (chosen.flatten().sort(stable=True).values, my_sort(chosen, E)[1]):
+        "You return the numbers of the experts, sorted. Return the tokens, in that order: argsort instead of sort.",
+    lambda chosen, E: (my_sort(chosen, E)[0], chosen.flatten().bincount()):
+        "An expert with a high number and no tokens is missing from your counts: use bincount(minlength=num_experts).",
+    lambda chosen, E: (my_sort(chosen, E)[0], chosen[:, 0].bincount(minlength=E)):
+        "Your counts hold first choices alone. Count all K choices of each token.",
+}  # fmt: skip
 
 
 @exercise(3, my_sort, SORT_MISTAKES, ("tokens", "counts"), read=in_groups)
@@ -137,30 +122,24 @@ def my_mask(scores, top_k):
 
 
 TIES_MISTAKES = {
-    lambda s, k: s >= s.topk(k).values[:, -1:]: (
+    lambda s, k: s >= s.topk(k).values[:, -1:]:
         "You keep all that are as large as the K-th score. Where several experts have that score, these are more than "
-        "K, and the token costs more than it should."
-    ),
-    lambda s, k: s > s.topk(k).values[:, -1:]: (
-        "You keep what is larger than the K-th score, so the K-th itself is missing, and all that equal it."
-    ),
-    top_mask: (
+        "K, and the token costs more than it should.",
+    lambda s, k: s > s.topk(k).values[:, -1:]:
+        "You keep what is larger than the K-th score, so the K-th itself is missing, and all that equal it.",
+    top_mask:
         "Exactly K, but topk promises no order among equals: another machine may choose other experts. Sort with "
-        "stable=True."
-    ),
-    lambda s, k: marked(s.argsort(dim=1, stable=True).flip(1)[:, :k], s): (
+        "stable=True.",
+    lambda s, k: marked(s.argsort(dim=1, stable=True).flip(1)[:, :k], s):
         "Of equal scores you take the last ones. To turn a sorted row round turns the equals round, too: sort with "
-        "descending=True."
-    ),
-    lambda s, k: top_mask(s.double() - 1e-6 * torch.arange(s.shape[1]), k): (
-        "You make equal scores differ by a little. Then two scores that differ by less than that change places."
-    ),
-    lambda s, k: s.argsort(dim=1, descending=True, stable=True) < k: (
+        "descending=True.",
+    lambda s, k: top_mask(s.double() - 1e-6 * torch.arange(s.shape[1]), k):
+        "You make equal scores differ by a little. Then two scores that differ by less than that change places.",
+    lambda s, k: s.argsort(dim=1, descending=True, stable=True) < k:
         "Place i of an argsort holds the expert that comes i-th, not the place of expert i. Put True where its first K "
-        "numbers point: scatter."
-    ),
+        "numbers point: scatter.",
     lambda s, k: marked(s.argsort(stable=True)[:, :k], s): "You keep the K smallest scores. Sort with descending=True.",
-}
+}  # fmt: skip
 
 
 @exercise(2, my_mask, TIES_MISTAKES, "what is kept", axes=("token", "expert"))

@@ -29,15 +29,14 @@ def my_cache_bytes(num_layers, num_kv_heads, head_dim, num_tokens):
 
 
 CACHE_MISTAKES = {
-    lambda L, G, h, T: 2 * L * G * h * T: (
-        "Half is missing. Either you count keys and no values, or you count numbers and not bytes: bfloat16 has 2."
-    ),
+    lambda L, G, h, T: 2 * L * G * h * T:
+        "Half is missing. Either you count keys and no values, or you count numbers and not bytes: bfloat16 has 2.",
     lambda L, G, h, T: L * G * h * T: "Count a key and a value, and 2 bytes for each number.",
     lambda L, G, h, T: 4 * G * h * T: "Every layer has keys and values of its own.",
     lambda L, G, h, T: 4 * L * h * T: "Every key/value head has keys and values of its own.",
     lambda L, G, h, T: 4 * L * G * h: "This is one token. The cache holds all tokens of the text.",
     lambda L, G, h, T: 4 * L * G * h * T * T: "Each token is stored once, however many tokens look at it.",
-}
+}  # fmt: skip
 
 
 @exercise(1, my_cache_bytes, CACHE_MISTAKES, "the number of bytes")

@@ -17,20 +17,16 @@ def my_slowdown(loads, num_devices):
 
 
 SLOWDOWN_MISTAKES = {
-    lambda loads, n: loads.max() / loads.mean(): (
-        "This is right with one expert on each device. Where a device has several, add up their loads first."
-    ),
-    lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.sum(): (
-        "This is the share of the busiest device. Divide by the even share, one device's part of the work."
-    ),
-    lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.mean(): (
-        "The mean is over devices, not over experts: each device has several."
-    ),
-    lambda loads, n: loads.view(-1, n).sum(dim=0).max() / (loads.sum() / n): (
-        "You deal the experts out like cards. Neighbours belong together: device 0 has the first E / num_devices."
-    ),
+    lambda loads, n: loads.max() / loads.mean():
+        "This is right with one expert on each device. Where a device has several, add up their loads first.",
+    lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.sum():
+        "This is the share of the busiest device. Divide by the even share, one device's part of the work.",
+    lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.mean():
+        "The mean is over devices, not over experts: each device has several.",
+    lambda loads, n: loads.view(-1, n).sum(dim=0).max() / (loads.sum() / n):
+        "You deal the experts out like cards. Neighbours belong together: device 0 has the first E / num_devices.",
     lambda loads, n: loads.view(n, -1).sum(dim=1).max(): "These are the busiest device's tokens. Divide by the mean.",
-}
+}  # fmt: skip
 
 
 @exercise(1, my_slowdown, SLOWDOWN_MISTAKES, "the slowdown")
@@ -46,17 +42,15 @@ def my_push(probs, chosen, gain):
 
 
 PUSH_MISTAKES = {
-    lambda p, c, gain: (
-        gain * torch.eye(len(p))[c]
-    ): "Not only the chosen score is pushed: a change of any score changes p(c).",
-    lambda p, c, gain: gain * p[c] * (1 - p[c]) * torch.eye(len(p))[c]: (
-        "The chosen score is right, and the others are pushed as well: by −gain · p(c) · p(e)."
-    ),
+    lambda p, c, gain: gain * torch.eye(len(p))[c]:
+        "Not only the chosen score is pushed: a change of any score changes p(c).",
+    lambda p, c, gain: gain * p[c] * (1 - p[c]) * torch.eye(len(p))[c]:
+        "The chosen score is right, and the others are pushed as well: by −gain · p(c) · p(e).",
     lambda p, c, gain: gain * (torch.eye(len(p))[c] - p): (
         "This is the push of a cross entropy, on log p(c). Here p(c) itself is in the output: a factor p(c) is missing."
     ),
     lambda p, c, gain: -my_push(p, c, gain): "The sign is wrong: a gain pushes the chosen score upwards.",
-}
+}  # fmt: skip
 
 
 @exercise(3, my_push, PUSH_MISTAKES, "the push", axes=("score",))
@@ -120,21 +114,17 @@ def fixed(logits: Tensor, best: Tensor) -> Tensor:
 
 
 ROUTER_MISTAKES = {
-    NewRouter: (
+    NewRouter:
         "Where K is 1 the weight of the chosen expert is always 1: no change of the router changes the output. Which "
-        "number about this expert does change with the scores?"
-    ),
-    router_with(lambda logits, best: logits.softmax(dim=-1).topk(best.shape[1]).values): (
-        "For K = 1 it is right. For K above 1 the weights of a token must still sum to 1, as they did before."
-    ),
-    router_with(lambda logits, best: best): (
-        "These are the scores themselves, which may be negative. Take the softmax over all E experts first."
-    ),
-    router_with(lambda logits, best: best.sigmoid()): (
-        "This is the sigmoid of each score by itself, and another router. For K = 1 use the probability among all E."
-    ),
+        "number about this expert does change with the scores?",
+    router_with(lambda logits, best: logits.softmax(dim=-1).topk(best.shape[1]).values):
+        "For K = 1 it is right. For K above 1 the weights of a token must still sum to 1, as they did before.",
+    router_with(lambda logits, best: best):
+        "These are the scores themselves, which may be negative. Take the softmax over all E experts first.",
+    router_with(lambda logits, best: best.sigmoid()):
+        "This is the sigmoid of each score by itself, and another router. For K = 1 use the probability among all E.",
     router_with(fixed): "The weights are right, but their gradient does not reach the router: no detach, no .item().",
-}
+}  # fmt: skip
 
 
 @exercise(3, MyRouter, ROUTER_MISTAKES)

@@ -105,11 +105,10 @@ CAUSALITY_MISTAKES = {
     lambda f, x: not same(f.eval()(torch.cat([x[:1] + 1, x[1:]]))[1:], f(x)[1:]): "Did you change an early token",
     lambda f, x: not same(f.eval()(torch.cat([x[:-1], x[-1:] + 1])), f(x)): "A token may change itself",
     lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]): CHANGED,
-    by_change(lambda x, t: torch.cat([x[:t], 3 * torch.randn_like(x[t:])]), [12] * 10): (
-        "The last of the 13 tokens is alone in its group"
-    ),
+    by_change(lambda x, t: torch.cat([x[:t], 3 * torch.randn_like(x[t:])]), [12] * 10):
+        "The last of the 13 tokens is alone in its group",
     by_change(lambda x, t: torch.cat([x[:t], x[t:] + 0.01])): "Change more than a little, at several places.",
-}
+}  # fmt: skip
 
 
 @exercise(3, my_sees_the_future, CAUSALITY_MISTAKES)
@@ -159,32 +158,27 @@ def surest_with(capacity=places, turn=lambda best, choice: (choice, -best[0]), a
 
 
 SUREST_MISTAKES = {
-    surest_with(turn=lambda best, choice: choice): (
-        "The places go in the order of the tokens. The surest token comes first: sort by the largest probability."
-    ),
+    surest_with(turn=lambda best, choice: choice):
+        "The places go in the order of the tokens. The surest token comes first: sort by the largest probability.",
     surest_with(turn=lambda best, c: (c, best[0])): "The least sure token comes first. Sort with descending=True.",
-    surest_with(turn=lambda best, choice: -best[choice]): (
-        "A sure second choice took the place of an unsure first one. All first choices come before any second one."
-    ),
+    surest_with(turn=lambda best, choice: -best[choice]):
+        "A sure second choice took the place of an unsure first one. All first choices come before any second one.",
     surest_with(turn=lambda best, choice: (choice, -best[choice])): (
         "You sorted the second choices by their own probability. A token is as sure as its largest one, in every round."
     ),
-    surest_with(turn=lambda best, choice: (-best[0], choice)): (
-        "You placed all choices of the surest token before the next token came. All first choices come first."
-    ),
+    surest_with(turn=lambda best, choice: (-best[0], choice)):
+        "You placed all choices of the surest token before the next token came. All first choices come first.",
     surest_with(lambda i, e, f: math.floor(f * i.numel() / e)): ROUNDED,
     surest_with(lambda i, e, f: places(i[:, 0], e, f)): NO_K,
     surest_with(lambda i, e, f: math.floor(f * i.numel() / e) + 1): ONE_MORE,
     surest_with(anew=True): ANEW,
-    lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9): (
+    lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9):
         "The right places, but you divided by what is left. Here a weight stays as it was, and a token that lost an "
-        "expert has a smaller output."
-    ),
-    lambda p, k, f: my_surest(p, k, p.shape[1]) - my_surest(p, k, f): (
-        "Turned round: you return what is dropped. Return what has a place."
-    ),
+        "expert has a smaller output.",
+    lambda p, k, f: my_surest(p, k, p.shape[1]) - my_surest(p, k, f):
+        "Turned round: you return what is dropped. Return what has a place.",
     lambda p, k, f: my_surest(p, k, p.shape[1]): "Nothing was dropped. Each expert has C places and no more.",
-}
+}  # fmt: skip
 
 
 @exercise(3, my_surest, SUREST_MISTAKES, "the weights", axes=("token", "expert"))
@@ -201,22 +195,17 @@ def my_bill(load, factor):
 
 
 BILL_MISTAKES = {
-    lambda load, f: (my_bill(load, None)[0], my_bill(load, f)[1]): (
-        "The time is that of what is carried out: an expert works on at most factor · mean tokens."
-    ),
-    lambda load, f: (my_bill(load, f)[0], my_bill(load, f)[1] * load.sum().item()): (
-        "The second number is a share: divide what is dropped by all that was wanted."
-    ),
-    lambda load, f: (my_bill(load, f)[0] * load.mean().item(), my_bill(load, f)[1]): (
-        "The time is measured in that of an even load: divide the busiest expert by the mean of the load."
-    ),
-    lambda load, f: (my_bill(load, f)[0] / (1 - my_bill(load, f)[1]), my_bill(load, f)[1]): (
-        "You divided by the mean of what is served. Divide by the mean of what was wanted: the even share."
-    ),
-    lambda load, f: (my_bill(load, f)[0], 1 - my_bill(load, f)[1]): (
-        "The second number is the share that is served. Return the share that is dropped."
-    ),
-}
+    lambda load, f: (my_bill(load, None)[0], my_bill(load, f)[1]):
+        "The time is that of what is carried out: an expert works on at most factor · mean tokens.",
+    lambda load, f: (my_bill(load, f)[0], my_bill(load, f)[1] * load.sum().item()):
+        "The second number is a share: divide what is dropped by all that was wanted.",
+    lambda load, f: (my_bill(load, f)[0] * load.mean().item(), my_bill(load, f)[1]):
+        "The time is measured in that of an even load: divide the busiest expert by the mean of the load.",
+    lambda load, f: (my_bill(load, f)[0] / (1 - my_bill(load, f)[1]), my_bill(load, f)[1]):
+        "You divided by the mean of what is served. Divide by the mean of what was wanted: the even share.",
+    lambda load, f: (my_bill(load, f)[0], 1 - my_bill(load, f)[1]):
+        "The second number is the share that is served. Return the share that is dropped.",
+}  # fmt: skip
 
 
 @exercise(2, my_bill, BILL_MISTAKES, ("time", "dropped share"))

@@ -95,33 +95,25 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float | None = None) 
 
 STEP_MISTAKES = {
     reads(lambda q, K, V: attend(q, K, V, scale=1.0)): "The scores are not divided by √h, so the softmax is too sharp.",
-    reads(lambda q, K, V: attend(q, K, V, scale=1 / q.shape[1])): (
-        "You divided the scores by h. Divide them by its square root."
-    ),
-    reads(lambda q, K, V: attend(q, K, V, scale=K.shape[1] ** -0.5)): (
-        "You divided the scores by the root of the number of tokens. h is the last axis of q."
-    ),
-    reads(lambda q, K, V: attend(q, K[:, :-1], V[:, :-1])): (
-        "The new token reads of the tokens before it alone. It sees itself, too: extend the cache first, then read."
-    ),
-    reads(lambda q, K, V: V[:, 0]): (
+    reads(lambda q, K, V: attend(q, K, V, scale=1 / q.shape[1])):
+        "You divided the scores by h. Divide them by its square root.",
+    reads(lambda q, K, V: attend(q, K, V, scale=K.shape[1] ** -0.5)):
+        "You divided the scores by the root of the number of tokens. h is the last axis of q.",
+    reads(lambda q, K, V: attend(q, K[:, :-1], V[:, :-1])):
+        "The new token reads of the tokens before it alone. It sees itself, too: extend the cache first, then read.",
+    reads(lambda q, K, V: V[:, 0]):
         "The new token sees the first one alone. A causal mask puts a single query at place 0, and this one stands at "
-        "place S. It may see all: no mask."
-    ),
-    reads(lambda q, K, V: ((K @ q[:, :, None]) / q.shape[1] ** 0.5).softmax(dim=0).mul(V).sum(dim=1)): (
-        "Your softmax runs over the heads. Each head shares its attention out over the tokens."
-    ),
+        "place S. It may see all: no mask.",
+    reads(lambda q, K, V: ((K @ q[:, :, None]) / q.shape[1] ** 0.5).softmax(dim=0).mul(V).sum(dim=1)):
+        "Your softmax runs over the heads. Each head shares its attention out over the tokens.",
     reads(lambda q, K, V: attend(q, V, K)): "Keys and values have changed places: q meets keys, and reads values.",
-    lambda q, k, v, K, V: (my_cache_step(q, k, v, K, V)[0], K, V): (
-        "The output is right, but the cache is as it was: the next token would not find this one. Return the new one."
-    ),
-    lambda q, k, v, K, V: my_cache_step(q, q, v, K, V): (
-        "You put q into the cache. A query is used once, by its own token: keep k and v."
-    ),
-    lambda *a: tuple(
-        part.roll(own, 1) for part, own in zip(my_cache_step(*a), (0, 1, 1))
-    ): "The new token stands in front of the others. It is the last one: cat([cache, new]).",
-}
+    lambda q, k, v, K, V: (my_cache_step(q, k, v, K, V)[0], K, V):
+        "The output is right, but the cache is as it was: the next token would not find this one. Return the new one.",
+    lambda q, k, v, K, V: my_cache_step(q, q, v, K, V):
+        "You put q into the cache. A query is used once, by its own token: keep k and v.",
+    lambda *a: tuple(part.roll(own, 1) for part, own in zip(my_cache_step(*a), (0, 1, 1))):
+        "The new token stands in front of the others. It is the last one: cat([cache, new]).",
+}  # fmt: skip
 
 
 @exercise(2, my_cache_step, STEP_MISTAKES, ("y", "the new keys", "the new values"), axes=("head",))

@@ -21,14 +21,13 @@ def my_width(widths, qualities, quality):
 
 ONE = "This is one of the trained widths. Interpolate between the two neighbours."
 WIDTH_MISTAKES = {
-    lambda w, q, x: my_width(w, q, min(x, q[-1])): (
-        "A mixture better than all of them lies outside the family. Return math.inf."
-    ),
+    lambda w, q, x: my_width(w, q, min(x, q[-1])):
+        "A mixture better than all of them lies outside the family. Return math.inf.",
     lambda w, q, x: np.interp(x, q, w): "Your lines are straight over the width. Take its logarithm first, then exp.",
     lambda w, q, x: math.log(my_width(w, q, x)): "This is the logarithm of the width. Return its exp.",
     lambda w, q, x: min(w, key=lambda width: abs(q[w.index(width)] - x)): ONE,
     lambda w, q, x: next((width for width, own in zip(w, q) if own >= x), math.inf): ONE,
-}
+}  # fmt: skip
 
 
 @exercise(2, my_width, WIDTH_MISTAKES, "the width")
@@ -48,9 +47,8 @@ def my_token_costs(d_model, d_ff, num_experts, top_k):
 ALL = "You count all E experts: a token reads and uses K of them."
 BYTES = "In bfloat16 a weight takes 2 bytes."
 COSTS_MISTAKES = {
-    lambda D, F, E, K: (4 * E * D * F, 4 * K * D * F, 4 * K * D * F): (
-        "You count two matrices in an expert. SwiGLU has three: gate, up and down."
-    ),
+    lambda D, F, E, K: (4 * E * D * F, 4 * K * D * F, 4 * K * D * F):
+        "You count two matrices in an expert. SwiGLU has three: gate, up and down.",
     lambda D, F, E, K: (6 * E * D * F, 6 * E * D * F, 6 * K * D * F): ALL,
     lambda D, F, E, K: (6 * E * D * F, 6 * E * D * F, 6 * E * D * F): ALL,
     lambda D, F, E, K: (6 * E * D * F, 6 * K * D * F, 6 * E * D * F): ALL,
@@ -58,7 +56,7 @@ COSTS_MISTAKES = {
     lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 6 * K * D * F): BYTES,
     lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 3 * K * D * F): f"{BYTES} And it costs 2 FLOPs.",
     lambda D, F, E, K: (6 * K * D * F, 6 * K * D * F, 6 * K * D * F): "All E experts are kept, not only K of them.",
-}
+}  # fmt: skip
 
 
 @exercise(1, my_token_costs, COSTS_MISTAKES, ("bytes kept", "bytes read", "FLOPs"))
@@ -115,31 +113,24 @@ def as_computed(y: Tensor, chosen: Tensor, _, experts: list) -> Tensor:
 
 EXCHANGE_MISTAKES = {
     dealt: "You dealt the experts out like cards, e % N. They stand in blocks: expert e is on device e // (E / N).",
-    partial(received, own=False): (
-        "A device's own tokens are missing in what it receives. They need not travel, but its experts serve them, too."
-    ),
-    partial(received, order=lambda *row: row): (
-        "You sorted the rows of a device by expert. That may come next: they arrive by source, then by token."
-    ),
-    partial(received, order=lambda expert, source, token: (token, source)): (
-        "You took token 0 of every device first. All tokens of device 0 come first, then those of device 1."
-    ),
-    instead(lambda y, chosen, weights, experts: y / weights[:, :, None]): (
-        "The results came back without their weights. Multiply each by the weight of its token."
-    ),
-    instead(as_computed): (
+    partial(received, own=False):
+        "A device's own tokens are missing in what it receives. They need not travel, but its experts serve them, too.",
+    partial(received, order=lambda *row: row):
+        "You sorted the rows of a device by expert. That may come next: they arrive by source, then by token.",
+    partial(received, order=lambda expert, source, token: (token, source)):
+        "You took token 0 of every device first. All tokens of device 0 come first, then those of device 1.",
+    instead(lambda y, chosen, weights, experts: y / weights[:, :, None]):
+        "The results came back without their weights. Multiply each by the weight of its token.",
+    instead(as_computed):
         "The order is lost on the way back: you lined the results up as the devices computed them. Write each to the "
-        "device and the place that its token came from."
-    ),
-    instead(change_sent=lambda sent, x: 8 * x.numel()): (
-        "You counted all tokens. One whose expert is on its own device is not sent."
-    ),
+        "device and the place that its token came from.",
+    instead(change_sent=lambda sent, x: 8 * x.numel()):
+        "You counted all tokens. One whose expert is on its own device is not sent.",
     instead(change_sent=lambda sent, x: sent // 2): "You counted one way. The results come back: twice as many bytes.",
     instead(change_sent=lambda sent, x: sent // 4): "You counted numbers. Each takes 4 bytes.",
-    instead(change_sent=lambda sent, x: sent // (8 * x.shape[2])): (
-        "You counted tokens. Each has D numbers of 4 bytes, and goes there and back."
-    ),
-}
+    instead(change_sent=lambda sent, x: sent // (8 * x.shape[2])):
+        "You counted tokens. Each has D numbers of 4 bytes, and goes there and back.",
+}  # fmt: skip
 
 
 @exercise(3, my_exchange, EXCHANGE_MISTAKES, ("counts", "arrived", "y", "sent"))

@@ -16,22 +16,18 @@ def my_finer_experts(num_experts, top_k, d_ff, times, shared):
 
 
 FINER_MISTAKES = {
-    lambda e, k, f, n, s: (e * n - s, k - s, f // n, s * f // n): (
-        "K must grow too: a token needs as many of the finer experts as have the width of the old ones."
-    ),
-    lambda e, k, f, n, s: (e * n - s, k * n - s, f, s * f): (
-        "These experts are as wide as before, so a token does more work. Each must be narrower."
-    ),
-    lambda e, k, f, n, s: (e * n - s, k * n, f // n, s * f // n): (
-        "The shared experts come on top of K here, which is more work. They take the place of as many chosen ones."
-    ),
+    lambda e, k, f, n, s: (e * n - s, k - s, f // n, s * f // n):
+        "K must grow too: a token needs as many of the finer experts as have the width of the old ones.",
+    lambda e, k, f, n, s: (e * n - s, k * n - s, f, s * f):
+        "These experts are as wide as before, so a token does more work. Each must be narrower.",
+    lambda e, k, f, n, s: (e * n - s, k * n, f // n, s * f // n):
+        "The shared experts come on top of K here, which is more work. They take the place of as many chosen ones.",
     lambda e, k, f, n, s: (e * n, k * n - s, f // n, s * f // n): (
         "The work is right, but there are more parameters than before: a shared expert is one that is no longer routed."
     ),
-    lambda e, k, f, n, s: (e * n - s, k * n - s, f // n, s * f): (
-        "The shared expert is as wide as the old experts. It has the width of so many fine ones."
-    ),
-}
+    lambda e, k, f, n, s: (e * n - s, k * n - s, f // n, s * f):
+        "The shared expert is as wide as the old experts. It has the width of so many fine ones.",
+}  # fmt: skip
 
 
 @exercise(2, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the shared width"))
@@ -61,17 +57,15 @@ def grouped_by(score_of: Callable[[Tensor], Tensor]) -> Callable:  # of the scor
 GROUP_MISTAKES = {
     grouped_by(lambda x: x.amax(2)): "You score a group by its best expert alone. It is the sum of its two best.",
     grouped_by(lambda x: x.sum(2)): "You score a group by the sum of all its experts. It is the sum of its two best.",
-    lambda s, n, g, k: top_mask(s, k): (
-        "You chose among all experts. First choose the groups, and then only among the experts of these."
-    ),
+    lambda s, n, g, k: top_mask(s, k):
+        "You chose among all experts. First choose the groups, and then only among the experts of these.",
     grouped_by(lambda x: -x.topk(2).values.sum(2)): "You kept the worst groups: the mask is the wrong way round.",
-    lambda s, n, g, k: top_mask(s.unflatten(1, (n, -1)), -(-k // n)).flatten(1): (
-        "You chose the same number from every group. Choose the best groups, then the K best in them."
-    ),
+    lambda s, n, g, k: top_mask(s.unflatten(1, (n, -1)), -(-k // n)).flatten(1):
+        "You chose the same number from every group. Choose the best groups, then the K best in them.",
     lambda s, n, *rest: (
         my_grouped_choice(s.unflatten(1, (-1, n)).mT.flatten(1), n, *rest).unflatten(1, (n, -1)).mT.flatten(1)
     ): "Your groups take experts that lie apart. A group is a row of neighbours: `scores.unflatten(1, (groups, -1))`.",
-}
+}  # fmt: skip
 
 
 @exercise(2, my_grouped_choice, GROUP_MISTAKES, "who is chosen", axes=("token", "expert"))
@@ -103,25 +97,19 @@ def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
 
 
 SOFT_MISTAKES = {
-    partial(soft_with, dispatch_dim=0, combine_dim=0): (
-        "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each."
-    ),
-    partial(soft_with, dispatch_dim=1, combine_dim=1): (
-        "Both of your softmaxes are over the slots. A slot holds a mean of tokens: `dispatch` is over the tokens."
-    ),
-    partial(
-        soft_with, dispatch_dim=1, combine_dim=0
-    ): "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots.",
-    dense_mixture: (
-        "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean."
-    ),
-    lambda x, p, f: (x @ p.T).softmax(1) @ out_of(x[(x @ p.T).argmax(0)], f): (
-        "Each slot takes its best token whole. It holds a mean of all tokens, weighted by a softmax."
-    ),
-    lambda x, p, f: out_of((x @ p.T).softmax(0).T @ x, f): (
-        "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`."
-    ),
-}
+    partial(soft_with, dispatch_dim=0, combine_dim=0):
+        "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each.",
+    partial(soft_with, dispatch_dim=1, combine_dim=1):
+        "Both of your softmaxes are over the slots. A slot holds a mean of tokens: `dispatch` is over the tokens.",
+    partial(soft_with, dispatch_dim=1, combine_dim=0):
+        "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots.",
+    dense_mixture:
+        "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean.",
+    lambda x, p, f: (x @ p.T).softmax(1) @ out_of(x[(x @ p.T).argmax(0)], f):
+        "Each slot takes its best token whole. It holds a mean of all tokens, weighted by a softmax.",
+    lambda x, p, f: out_of((x @ p.T).softmax(0).T @ x, f):
+        "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`.",
+}  # fmt: skip
 
 
 @exercise(3, my_soft_moe, SOFT_MISTAKES, "y", axes=("token", "place"))

@@ -32,35 +32,26 @@ HEALTH_MISTAKES = {
     lambda loads, k: [part.expand(len(loads)) for part in my_health(loads.sum(dim=0, keepdim=True), k)]: (
         "You added the layers up. Expert 3 of one layer and expert 3 of the next have nothing but the number in common."
     ),
-    lambda loads, k: health_with(loads, k, dead=lambda p, _: (p < DEAD_SHARE).sum(dim=1)): (
+    lambda loads, k: health_with(loads, k, dead=lambda p, _: (p < DEAD_SHARE).sum(dim=1)):
         "Dead means: under 1 % of the tokens. These are shares of the assignments, and a token makes K of them: "
-        "multiply by top_k."
-    ),
-    lambda loads, k: health_with(loads, k, dead=lambda p, _: (p == 0).sum(dim=1)): (
-        "You count experts without any token. An expert under 1 % of the tokens counts as dead, too."
-    ),
-    lambda loads, k: health_with(loads, k, dead=lambda p, k: (p < DEAD_SHARE / p.shape[1]).sum(dim=1)): (
-        "You compare with 1 % of an even share. Dead means: under 1 % of all tokens."
-    ),
-    lambda loads, k: health_with(loads, k, busiest=lambda p, _: p.max(dim=1).values): (
-        "The busiest expert's share is right. Divide it by the mean share, 1 / E."
-    ),
-    lambda loads, k: health_with(loads, k, entropy=lambda p, _: torch.special.entr(p).sum(dim=1)): (
-        "The entropy is over that of an even load: divide by log E, so that 1 is even."
-    ),
-    lambda loads, k: health_with(loads, k, entropy=lambda p, _: -(p * p.log()).sum(1) / math.log(p.shape[1])): (
-        "0 · log 0 is nan here, and should count as 0: torch.special.entr does."
-    ),
-    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: dead > 0): (
-        "A layer is also ill without a dead expert, where the busiest has three times the mean or more."
-    ),
-    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) | (busiest > 3)): (
-        "A layer whose busiest expert has exactly three times the mean is ill, too: >=."
-    ),
-    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) & (busiest >= 3)): (
-        "One of the two is enough: a dead expert, or a busiest one with three times the mean."
-    ),
-}
+        "multiply by top_k.",
+    lambda loads, k: health_with(loads, k, dead=lambda p, _: (p == 0).sum(dim=1)):
+        "You count experts without any token. An expert under 1 % of the tokens counts as dead, too.",
+    lambda loads, k: health_with(loads, k, dead=lambda p, k: (p < DEAD_SHARE / p.shape[1]).sum(dim=1)):
+        "You compare with 1 % of an even share. Dead means: under 1 % of all tokens.",
+    lambda loads, k: health_with(loads, k, busiest=lambda p, _: p.max(dim=1).values):
+        "The busiest expert's share is right. Divide it by the mean share, 1 / E.",
+    lambda loads, k: health_with(loads, k, entropy=lambda p, _: torch.special.entr(p).sum(dim=1)):
+        "The entropy is over that of an even load: divide by log E, so that 1 is even.",
+    lambda loads, k: health_with(loads, k, entropy=lambda p, _: -(p * p.log()).sum(1) / math.log(p.shape[1])):
+        "0 · log 0 is nan here, and should count as 0: torch.special.entr does.",
+    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: dead > 0):
+        "A layer is also ill without a dead expert, where the busiest has three times the mean or more.",
+    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) | (busiest > 3)):
+        "A layer whose busiest expert has exactly three times the mean is ill, too: >=.",
+    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) & (busiest >= 3)):
+        "One of the two is enough: a dead expert, or a busiest one with three times the mean.",
+}  # fmt: skip
 
 
 @exercise(2, my_health, HEALTH_MISTAKES, ("dead", "max over mean", "the entropy", "ill"), axes=("layer",))
@@ -91,25 +82,20 @@ def of_squares(shares: Tensor) -> tuple[Tensor, Tensor]:
 
 
 LOSS_MISTAKES = {
-    lambda p, k: my_two_losses(p, k)[1:] * 2: (
+    lambda p, k: my_two_losses(p, k)[1:] * 2:
         "Your pooled loss multiplies in each layer and then averages: that is the mean once more. Pool f and P first, "
-        "over all layers' tokens, and then multiply."
-    ),
-    lambda p, k: [k * loss for loss in my_two_losses(p, k)]: (
-        "This is Hugging Face's scale, K times ours: f is the share of the assignments, so divide by K."
-    ),
+        "over all layers' tokens, and then multiply.",
+    lambda p, k: [k * loss for loss in my_two_losses(p, k)]:
+        "This is Hugging Face's scale, K times ours: f is the share of the assignments, so divide by K.",
     lambda p, k: [x / p.shape[2] for x in my_two_losses(p, k)]: "The factor E is missing: an even load should give 1.",
     lambda p, k: my_two_losses(p, k)[::-1]: "These are the right two numbers, the wrong way round: pooled first.",
-    lambda p, k: (my_two_losses(p, k)[0], len(p) * my_two_losses(p, k)[1]): (
-        "You added the layers' losses up. The second number is their mean."
-    ),
-    lambda p, k: of_squares(p.mean(dim=1)): (
-        "You multiplied P with P. f is counted: how often each expert is among the K chosen."
-    ),
-    lambda p, k: of_squares(top_mask(p, k).float().mean(dim=1) / k): (
-        "You multiplied f with f. The other factor is P, the mean probability; the gradient needs it."
-    ),
-}
+    lambda p, k: (my_two_losses(p, k)[0], len(p) * my_two_losses(p, k)[1]):
+        "You added the layers' losses up. The second number is their mean.",
+    lambda p, k: of_squares(p.mean(dim=1)):
+        "You multiplied P with P. f is counted: how often each expert is among the K chosen.",
+    lambda p, k: of_squares(top_mask(p, k).float().mean(dim=1) / k):
+        "You multiplied f with f. The other factor is P, the mean probability; the gradient needs it.",
+}  # fmt: skip
 
 
 @exercise(2, my_two_losses, LOSS_MISTAKES, ("the pooled loss", "the mean of the layers"))

@@ -14,23 +14,19 @@ def my_step_time(loads, num_ranks, seconds_per_row):
 
 
 TIME_MISTAKES = {
-    lambda loads, n, s: loads.unflatten(1, (n, -1)).sum(dim=2).sum(dim=0).max() * s: (
+    lambda loads, n, s: loads.unflatten(1, (n, -1)).sum(dim=2).sum(dim=0).max() * s:
         "You added up the layers of each rank first. But every layer ends with an exchange: in each one, all wait for "
-        "the rank that is slowest there, and that may be another one."
-    ),
+        "the rank that is slowest there, and that may be another one.",
     lambda loads, n, s: loads.sum() / n * s: "This is the mean over the ranks. A layer waits for its slowest one.",
-    lambda loads, n, s: loads.sum() * s: (
-        "You added up all ranks, as if one worked after the other. They work at the same time."
-    ),
-    lambda loads, n, s: loads.amax(dim=1).sum() * s: (
-        "This is the busiest expert of each layer. A rank has several experts and works for all of them."
-    ),
-    lambda loads, n, s: my_step_time(loads.unflatten(1, (-1, n)).mT.flatten(1), n, s): (
-        "You dealt the experts out like cards. They stand in blocks: rank 0 has the first E / num_ranks."
-    ),
+    lambda loads, n, s: loads.sum() * s:
+        "You added up all ranks, as if one worked after the other. They work at the same time.",
+    lambda loads, n, s: loads.amax(dim=1).sum() * s:
+        "This is the busiest expert of each layer. A rank has several experts and works for all of them.",
+    lambda loads, n, s: my_step_time(loads.unflatten(1, (-1, n)).mT.flatten(1), n, s):
+        "You dealt the experts out like cards. They stand in blocks: rank 0 has the first E / num_ranks.",
     lambda x, n, s: -my_step_time(-x, n, s): "You took the quickest rank of each layer. All wait for the slowest.",
     lambda loads, n, s: my_step_time(loads, n, 1): "These are rows. Each takes seconds_per_row.",
-}
+}  # fmt: skip
 
 
 @exercise(2, my_step_time, TIME_MISTAKES, "the time")
@@ -50,29 +46,23 @@ def of_rows(rows: Callable[[Tensor], Tensor]) -> Callable:  # rows(the traffic w
 
 
 BYTES_MISTAKES = {
-    lambda traffic, d, size: 2 * (traffic.sum(dim=1) + traffic.sum(dim=0)) * d * size: (
-        "You counted the diagonal, too: rows whose expert is on their own rank are not sent."
-    ),
-    of_rows(lambda away: 2 * away.sum(dim=1)): (
-        "A rank also sends back the results of the rows that came to it, the column of the table."
-    ),
-    of_rows(lambda away: 4 * away.sum(dim=1)): (
+    lambda traffic, d, size: 2 * (traffic.sum(dim=1) + traffic.sum(dim=0)) * d * size:
+        "You counted the diagonal, too: rows whose expert is on their own rank are not sent.",
+    of_rows(lambda away: 2 * away.sum(dim=1)):
+        "A rank also sends back the results of the rows that came to it, the column of the table.",
+    of_rows(lambda away: 4 * away.sum(dim=1)):
         "You send back as many results as the rank has sent rows. It sends back those of the rows that it *received*: "
-        "the column of the table, not the row."
-    ),
-    of_rows(lambda away: 4 * away.sum(dim=0)): (
+        "the column of the table, not the row.",
+    of_rows(lambda away: 4 * away.sum(dim=0)):
         "You counted what the rank receives twice. It sends its own rows, the row of the table, and results of those "
-        "that came, the column."
-    ),
-    of_rows(lambda away: away.sum(dim=1) + away.sum(dim=0)): (
-        "This is the forward pass. In the backward pass the gradients take the same ways: twice as many bytes."
-    ),
+        "that came, the column.",
+    of_rows(lambda away: away.sum(dim=1) + away.sum(dim=0)):
+        "This is the forward pass. In the backward pass the gradients take the same ways: twice as many bytes.",
     lambda traffic, d, size: my_sent_bytes(traffic, d, 1): "You counted numbers. Each takes bytes_per_number bytes.",
     lambda traffic, d, size: my_sent_bytes(traffic, 1, size): "A row has d_model numbers.",
-    lambda traffic, d, size: my_sent_bytes(traffic, d, size).sum(): (
-        "This is what all ranks send together. Give a number for each rank."
-    ),
-}
+    lambda traffic, d, size: my_sent_bytes(traffic, d, size).sum():
+        "This is what all ranks send together. Give a number for each rank.",
+}  # fmt: skip
 
 
 @exercise(2, my_sent_bytes, BYTES_MISTAKES, "the bytes", axes=("rank",))

@@ -13,15 +13,13 @@ def my_lead(num_experts, top_k, width, batch):
 
 LEAD_MISTAKES = {
     lambda e, k, w, b: w: "This holds for one text, where K experts are read. More texts touch more experts.",
-    lambda e, k, w, b: w * k / (k * b): (
-        "As if no two texts chose the same expert. At random some do, and it is read once for all of them."
-    ),
+    lambda e, k, w, b: w * k / (k * b):
+        "As if no two texts chose the same expert. At random some do, and it is read once for all of them.",
     lambda e, k, w, b: w * k / e: "As if every expert were read at each step. A small batch touches fewer.",
-    lambda e, k, w, b: my_lead(e, k, w, b) / k: (
-        "width counts in multiples of the K experts of a token: the dense FFN reads width · K experts' worth."
-    ),
+    lambda e, k, w, b: my_lead(e, k, w, b) / k:
+        "width counts in multiples of the K experts of a token: the dense FFN reads width · K experts' worth.",
     lambda e, k, w, b: 1 / my_lead(e, k, w, b): "Upside down: less to read is faster.",
-}
+}  # fmt: skip
 
 
 @exercise(2, my_lead, LEAD_MISTAKES, "the lead")
@@ -41,23 +39,18 @@ def least(models: Tensor, column: int, keep: Tensor) -> int:
 
 
 PICK_MISTAKES = {
-    lambda m, memory, q: least(m, 1, m[:, 2] >= q): (
-        "This one does not fit. All its parameters must lie in memory, not only those that a token uses."
-    ),
+    lambda m, memory, q: least(m, 1, m[:, 2] >= q):
+        "This one does not fit. All its parameters must lie in memory, not only those that a token uses.",
     lambda m, memory, q: least(m, 1, m[:, 0] <= memory): "This one fits and is the fastest, but it is not good enough.",
-    lambda m, memory, q: least(m, 1, (m[:, 0] < memory) & (m[:, 2] > q)): (
-        "A model that has exactly this quality, or fills the memory, will do: >= and <=."
-    ),
-    lambda m, memory, q: least(m, 0, (m[:, 0] <= memory) & (m[:, 2] >= q)): (
-        "You took the smallest. The speed follows the bytes that a token reads, not those that are kept."
-    ),
-    lambda m, memory, q: least(-m, 2, m[:, 0] <= memory): (
-        "You took the best that fits. Asked for is the fastest of those that are good enough."
-    ),
-    lambda m, memory, q: int(m[(m[:, 0] <= memory) & (m[:, 2] >= q), 1].argmin()): (
-        "This is the place among those that are left. Give the row in the whole table."
-    ),
-}
+    lambda m, memory, q: least(m, 1, (m[:, 0] < memory) & (m[:, 2] > q)):
+        "A model that has exactly this quality, or fills the memory, will do: >= and <=.",
+    lambda m, memory, q: least(m, 0, (m[:, 0] <= memory) & (m[:, 2] >= q)):
+        "You took the smallest. The speed follows the bytes that a token reads, not those that are kept.",
+    lambda m, memory, q: least(-m, 2, m[:, 0] <= memory):
+        "You took the best that fits. Asked for is the fastest of those that are good enough.",
+    lambda m, memory, q: int(m[(m[:, 0] <= memory) & (m[:, 2] >= q), 1].argmin()):
+        "This is the place among those that are left. Give the row in the whole table.",
+}  # fmt: skip
 
 
 @exercise(2, my_pick, PICK_MISTAKES, "the row")

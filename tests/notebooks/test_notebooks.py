@@ -112,11 +112,7 @@ def test_an_exercise_can_be_written_checked_and_asked_about(lesson):
         assert written.name == exercise.answer_name and ast.unparse(written).endswith("...")
         arguments = [getattr(node, "args", None) for node in (written, asked)]
         assert ast.dump(arguments[0] or ast.parse("")) == ast.dump(arguments[1] or ast.parse(""))
-        assert lesson.cells[i + 1].source == (
-            f"{exercise.name}.check({exercise.answer_name})\n"
-            f"# {exercise.name}.hint()        # take away the first # for a hint\n"
-            f"# {exercise.name}.solution()"
-        )
+        assert lesson.cells[i + 1].source == f"{exercise.name}.check({exercise.answer_name})"
         before = "\n".join(before.source for before in lesson.cells[:i] if before.cell_type == "markdown")
         assert re.findall(r"^### Exercise (★+)(?!★)", before, re.M)[-1] == "★" * exercise.stars, exercise
 

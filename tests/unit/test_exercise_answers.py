@@ -235,6 +235,7 @@ def one_expert_less(self, x):
 
 
 WRONG = [
+    ("token_weights", lambda p, k: [1.0] * 4, "must be a list of 3 numbers, not a list of 4 numbers"),
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k) + 0.1, "for token . and expert .* off by 0.1"),
     ("masked_weights", lambda z, k: divided_by_the_sum(z.mul_(2), k), "your function also changed router_logits"),
     ("card_design", lambda: (8, 2, 9216), "You have 11.3 B parameters, 3.10 B active"),

@@ -10,6 +10,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from ipywidgets.widgets.widget import _instances
 
 from moe_lessons import exercises
 from moe_lessons.course import progress
@@ -234,7 +235,7 @@ def test_what_agrees_and_what_does_not():
     assert "agree" in compare(lambda: 1_000_000, lambda: 1e6)
     assert "agree" in compare(lambda: float("nan"), lambda: torch.nan)
     check = Comparison(lambda x: x, "it", lambda: [(1,), (2,)], {})(lambda x: x if x < 2 else None)
-    assert check == ("wrong", "With x = 2, your function returns nothing.", False)
+    assert check[:3] == ("wrong", "With x = 2, your function returns nothing.", False)
     message = compare(lambda: 1, lambda: unknown + sum([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]))  # noqa: F821
     assert " …': NameError: " in message
     assert "yours is 7" in compare(lambda x: 1, lambda x: 7, 0, mistakes={lambda x: 1 / x: "Divide."})
@@ -258,3 +259,21 @@ def test_a_pair_is_compared_part_by_part_and_changed_arguments_are_said():
     assert "agree" in compare(lambda x: x.sum(), total, ones, in_place=True)
     assert "changed x" in compare(lambda x: sum(x), lambda x: x.pop() + sum(x), [1, 2])
     assert torch.equal(ones, torch.ones(3))
+
+
+def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monkeypatch):
+    exercise = exercises.token_weights
+    check = exercise.check(lambda probs, k: ["<b>"])
+    assert (
+        "✘ Not yet." in check._repr_html_() and "#D55E00" in check._repr_html_() and "<b>," not in check._repr_html_()
+    )
+    assert "#009E73" in exercise.check(exercise.answer)._repr_html_() and check._repr_mimebundle_() == {}
+    monkeypatch.setattr(limits, "in_notebook", lambda: True)
+    monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
+    data, made = check._repr_mimebundle_(), []
+    view = _instances[data["application/vnd.jupyter.widget-view+json"]["model_id"]]
+    (_, bar, below), exercise.hints_seen = view.children, 0
+    for button in bar.children:
+        button.click()
+        made.append(below.outputs[0]["data"]["text/markdown"])
+    assert len(below.outputs) == 1 and made[0].startswith("Hint 1 of 2") and "def my_weights" in made[1]

@@ -192,5 +192,20 @@ def test_in_a_notebook_what_happened_waits_for_an_answer_or_for_skip(kind, way, 
     (said,), (shown,) = (one.children for one in waiting)
     text = said.outputs[0]["data"]["text/markdown"]
     assert ("<details>" not in text) and re.search("appened|predicted", text) and shown is view
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
-    assert MAKERS[kind]().reveal(view) is view and isinstance(MAKERS[kind]().compare(*outcome), str)
+    for name, value in (("MOE_LESSONS_PROGRESS", "off"), ("MOE_LESSONS_STATIC", "1")):
+        monkeypatch.setenv(name, value)
+        assert MAKERS[kind]().reveal(view) is view and isinstance(MAKERS[kind]().compare(*outcome), str)
+
+
+def test_what_is_printed_before_an_answer_waits_too(monkeypatch, capsys):
+    shown, prediction = [], Prediction(QUESTION, OPTIONS)
+    with prediction.reveal():
+        print("no notebook, no waiting")
+    assert "no waiting" in capsys.readouterr().out
+    monkeypatch.setattr(question, "in_notebook", lambda: True)
+    monkeypatch.setattr(question, "display", shown.append)
+    with prediction.reveal():
+        pass
+    prediction.answer = "all"
+    (held,) = shown[0].children
+    assert isinstance(held, W.Output)
