@@ -46,8 +46,9 @@ class Knob:
     disturbs: bool = False
 
     def __post_init__(self):
-        if self.stops and self.stops[0] in KINDS:
-            object.__setattr__(self, "stops", KINDS[self.stops[0]](*self.stops[1:]))
+        if isinstance(self.stops, list):  # as JSON has it
+            kind = KINDS.get(self.stops[0])
+            object.__setattr__(self, "stops", kind(*self.stops[1:]) if kind else tuple(self.stops))
 
     @property
     def description(self) -> str:
