@@ -185,6 +185,7 @@ class Run:
                         knob.update(router, routing, getattr(self.knobs, name))
         self.optimizer.step()
 
+    @held_back()  # its hooks go with it
     def _first_not_finite(self, x: Tensor) -> str | None:
         """Name the first that is not finite, or None: x, a weight, the output of a module (in the order in which they
         finish), a gradient (as backward goes)."""
