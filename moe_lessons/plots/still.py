@@ -25,42 +25,10 @@ DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
 def plot(panel: Panel, ax: Axes | None = None, theme: str = "light", width: float = 6.4, height: float = 2.8) -> Axes:
     """Draw one panel in given axes, or in those of a new figure of this size in inches. theme: 'light' or 'dark'."""
     colors = style.THEMES[theme]
-    return draw(panel, LessonFigure(width, height, colors).add_subplot() if ax is None else ax, colors)
-
-
-def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, caption: str = "") -> LessonFigure:
-    """Draw all panels, in rows of 12 columns, and lines of text under them. width: in pixels."""
-    rows: list[list[Panel]] = []
-    for panel in panels:
-        if not rows or sum(other.width for other in rows[-1]) + panel.width > 12:
-            rows.append([])
-        rows[-1].append(panel)
-    heights = [max(_height(panel, panel.width * width / 12) for panel in row) for row in rows]
-    lines = textwrap.wrap(caption, int(width / style.LETTER))
-    made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100, theme)
-    grid = made.add_gridspec(len(rows) or 1, 12, height_ratios=heights or None)
-    for place, row in enumerate(rows):
-        for panel, end in zip(row, np.cumsum([panel.width for panel in row])):
-            part = made.add_subfigure(grid[place, end - panel.width : end])  # it is laid out on its own
-            draw(panel, style.styled(part.add_subplot, theme), theme)
-    if lines:
-        made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=theme.foreground)
-    return made
-
-
-def _height(panel: Panel, width: float) -> float:
-    """Say how many pixels a panel needs, with its title, in `width` pixels."""
-    first = panel.marks[0]
-    if isinstance(first, Text):
-        return TITLE + 8 + (LINE if first.experts is None else BOX) * _lay_out(first, width - 20)[2]
-    return TITLE + panel.height + 16 * len(panel.caption.splitlines())
-
-
-def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
-    """Draw one panel in an axes."""
+    ax = LessonFigure(width, height, colors).add_subplot() if ax is None else ax
     x, y, first = panel.x, panel.y, panel.marks[0]
     is_filled = any(isinstance(mark, Field | Cells | marks.Stack | marks.Boxes | marks.Lamps) for mark in panel.marks)
-    style.dress(ax, theme, panel.title, x.label, y.label)
+    style.dress(ax, colors, panel.title, x.label, y.label)
     if isinstance(first, Parts):
         y = Axis(len(first.rows) - 0.5, -0.5, ticks=list(enumerate(first.rows)))
     ax.set(xlim=(x.low, x.high), ylim=(y.low, y.high), autoscale_on=False, axisbelow=True)
@@ -77,11 +45,11 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
     for mark in panel.marks:
         if not isinstance(mark, marks.MARKS):
             raise TypeError(f"mark must be one of {', '.join(kind.__name__ for kind in marks.MARKS)}, got {mark!r}")
-        globals()[f"draw_{type(mark).__name__.lower()}"](mark, ax, theme, panel)  # Bars are drawn by draw_bars
+        globals()[f"draw_{type(mark).__name__.lower()}"](mark, ax, colors, panel)  # Bars are drawn by draw_bars
     for ink, text in panel.legend:
-        ax.plot([], [], label=text, **_line_look(ink, theme))
+        ax.plot([], [], label=text, **_line_look(ink, colors))
     if panel.legend:
-        _name_ends(panel.marks, ax, theme)
+        _name_ends(panel.marks, ax, colors)
     if isinstance(first, Text | Table):
         ax.set_axis_off()
     if panel.caption:
@@ -90,7 +58,35 @@ def draw(panel: Panel, ax: Axes, theme: Theme = LIGHT) -> Axes:
         ax.spines[:].set(visible=True, color=style.RED, linewidth=2, zorder=4)
     elif is_filled:
         ax.spines[:].set_visible(False)
-    return style.name_over(ax, theme)
+    return style.name_over(ax, colors)
+
+
+def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, caption: str = "") -> LessonFigure:
+    """Draw all panels, in rows of 12 columns, and lines of text under them. width: in pixels."""
+    rows: list[list[Panel]] = []
+    for panel in panels:
+        if not rows or sum(other.width for other in rows[-1]) + panel.width > 12:
+            rows.append([])
+        rows[-1].append(panel)
+    heights = [max(_height(panel, panel.width * width / 12) for panel in row) for row in rows]
+    lines = textwrap.wrap(caption, int(width / style.LETTER))
+    made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100, theme)
+    grid = made.add_gridspec(len(rows) or 1, 12, height_ratios=heights or None)
+    for place, row in enumerate(rows):
+        for panel, end in zip(row, np.cumsum([panel.width for panel in row])):
+            part = made.add_subfigure(grid[place, end - panel.width : end])  # it is laid out on its own
+            plot(panel, style.styled(part.add_subplot, theme), theme.name)
+    if lines:
+        made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=theme.foreground)
+    return made
+
+
+def _height(panel: Panel, width: float) -> float:
+    """Say how many pixels a panel needs, with its title, in `width` pixels."""
+    first = panel.marks[0]
+    if isinstance(first, Text):
+        return TITLE + 8 + (LINE if first.experts is None else BOX) * _lay_out(first, width - 20)[2]
+    return TITLE + panel.height + 16 * len(panel.caption.splitlines())
 
 
 def _line_look(ink: int, theme: Theme, strong: bool = True) -> dict:

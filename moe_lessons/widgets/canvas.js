@@ -578,10 +578,10 @@ class Chart extends Card {
     const isInside = px > left - 5 && px < left + width + 5 && py > top - 5 && py < top + height + 5;
     const told = (isInside ? this.stops() : []).flatMap(({ at, tell }, i, _, place = at(px, py)) =>
       place >= 0 ? [{ away: 0, i, ...tell(place, px, py) }] : []);
-    const near = told.length > MOST_LINES ? told.sort((one, other) => one.away - other.away).slice(0, MOST_LINES) : told;
-    let found = isNumber(model) ? { model } : null;
-    for (const { away, i, ...more } of near.sort((one, other) => one.i - other.i))
-      found = { ...found, ...more, rows: [...(found?.rows ?? []), ...more.rows] };
+    const near = [...told].sort((one, other) => other.away - one.away).slice(-MOST_LINES); // the nearest last
+    if (!near.length) return isNumber(model) ? { model } : null;
+    const { away, i, ...found } = Object.assign(isNumber(model) ? { model } : {}, ...near);
+    found.rows = near.sort((one, other) => one.i - other.i).flatMap(({ rows }) => rows);
     if (told.length > near.length) found.rows.push([null, `and ${told.length - near.length} more`, ""]);
     return found;
   }

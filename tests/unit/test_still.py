@@ -10,12 +10,12 @@ import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
 
-from moe_lessons.plots import THEMES, LessonFigure, figure, marks
+from moe_lessons.plots import THEMES, figure, marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Rule, Spots, Stack, Table, Text
 from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.panels.text import text_panel, written_panel
-from moe_lessons.plots.still import draw
+from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import RED, expert_color
 
 X, TWO = np.arange(3.0), np.full((3, 2), 0.5)
@@ -43,7 +43,7 @@ LOSSES = {name: (STEPS, 2 - STEPS / 100 + i) for i, name in enumerate(MODELS[:3]
 
 
 def drawn(*content, theme="light", x=PLANE[0], y=PLANE[1], **more):
-    return draw(Panel("title", content, x, y, **more), LessonFigure(4, 3, THEMES[theme]).add_subplot(), THEMES[theme])
+    return plot(Panel("title", content, x, y, **more), theme=theme, width=4, height=3)
 
 
 def hexes(colors) -> list[str]:

@@ -9,10 +9,9 @@ from typing import Any
 
 from moe_lessons.plots.marks import Panel
 
-_modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
 PANELS: dict[str, Callable[[Any], Panel]] = {
     name.replace("_", " "): function
-    for module in _modules
-    for name, function in getmembers(module, isfunction)
+    for module in iter_modules(__path__)
+    for name, function in getmembers(import_module(f"{__name__}.{module.name}"), isfunction)
     if list(signature(function).parameters) == ["view"] and signature(function).return_annotation is Panel
 }
