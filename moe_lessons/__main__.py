@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -28,25 +29,28 @@ WAITING = {  # what is said where it takes time
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 2 if there is none of that name."""
-    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    try:
+        code = run(*((sys.argv[1:] if argv is None else argv) or ["--help"]))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # its reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return 130
+
+
+def run(name: str, *rest: str) -> int:
     lines = [f"  {command:<8} {about}" for command, about in COMMANDS.items()]
     overview = "\n".join(["python -m moe_lessons COMMAND (or --version, or COMMAND --help)", "", *lines])
     if name in ("--help", "-h"):
         print(overview)
     elif name == "--version":
         print(f"moe_lessons {__version__}")
-    elif name in COMMANDS:
-        try:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
-            with saying(WAITING[name]) if name in WAITING else nullcontext():
-                code = importlib.import_module(f"moe_lessons.commands.{name}").main(rest) or 0
-            sys.stdout.flush()
-            return code
-        except BrokenPipeError:  # its reader, such as `head`, has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
-        except KeyboardInterrupt:
-            print("\nInterrupted.", file=sys.stderr)
-            return 130
+    elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
+        with saying(WAITING[name]) if name in WAITING else nullcontext():
+            return importlib.import_module(f"moe_lessons.commands.{name}").main(list(rest)) or 0
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
         print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview}", file=sys.stderr)
@@ -55,4 +59,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is at work ends what it has started
     sys.exit(main())

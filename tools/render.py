@@ -38,6 +38,9 @@ def main(argv: Sequence[str] = ()) -> int:
         try:
             render(path)
             print("rendered", flush=True)
+        except KeyboardInterrupt:
+            print("is unchanged: interrupted")
+            return 130
         except Exception as error:  # whatever it is, the next notebook may be sound
             refused += 1
             print(f"is unchanged: {error}", flush=True)
@@ -61,13 +64,18 @@ def render(path: Path) -> None:
         notebook,
         km=kernel,
         timeout=300,  # seconds for a cell; a lesson takes less than a minute, this only ends what hangs
-        extra_arguments=["--log-level=ERROR"],
+        extra_arguments=["--log-level=CRITICAL"],
         resources={"metadata": {"path": str(path.parent)}},
         store_widget_state=False,
         record_timing=False,
         coalesce_streams=True,
     )
-    client.execute(env=environment, cleanup_kc=True)  # the kernel ends with it
+    try:
+        client.execute(env=environment, cleanup_kc=True)  # the kernel ends with it
+    except Exception:
+        if hasattr(client, "_async_cleanup_kernel_future"):  # Ctrl-C or TERM, at which nbclient ends the kernel
+            raise KeyboardInterrupt from None
+        raise
     for cell in notebook.cells:
         if any(WIDGET in output.get("data", {}) for output in cell.get("outputs", [])):
             raise ValueError(f"a live widget is shown although MOE_LESSONS_STATIC is 1, by the cell\n{cell.source}")

@@ -5,6 +5,7 @@ do not depend on where it is trained (in this process, in several, on a dask clu
 """
 
 import json
+import os
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, Tr
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import soft_twin
 from moe_lessons.support.files import write_whole
+from moe_lessons.support.orphans import end_with, interrupts_ignored
 from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
 from moe_lessons.training import Run, TrainingDiverged
 
@@ -146,15 +148,24 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     }
 
 
+def train_beside(parent: int, *run) -> dict:
+    """`train` in a process that ends with the one that started it."""
+    end_with(parent)
+    return train(*run)
+
+
 def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | None = None) -> Iterator[dict]:
     """Train these runs, and yield what is stored of each as soon as it has finished: in so many `jobs` (processes), or
     by the workers of a dask scheduler, of one thread each: torch's random numbers belong to the process."""
     if dask is None:
-        yield from Parallel(jobs, return_as="generator_unordered")(delayed(train)(sweep, *run) for run in runs)
+        work = (delayed(train_beside)(os.getpid(), sweep, *run) for run in runs)
+        with interrupts_ignored():  # by the processes, which are started here and inherit that
+            results = Parallel(jobs, return_as="generator_unordered")(work)
+        yield from results
         return
     from distributed import Client, as_completed
 
-    with Client(dask) as client:
+    with Client(dask, timeout=10) as client:
         if several := {worker: threads for worker, threads in client.nthreads().items() if threads > 1}:
             raise ValueError(f"each dask worker must have 1 thread (dask worker --nthreads 1), got {several}")
         futures = [client.submit(train, sweep, *run, pure=False) for run in runs]

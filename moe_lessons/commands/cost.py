@@ -14,7 +14,7 @@ from moe_lessons.support.errors import check_count, say_refusal
 
 def main(argv: Sequence[str]) -> int:
     """Print the costs; 1, with one sentence, where there is nothing to count."""
-    parser = argparse.ArgumentParser(prog="python -m moe_lessons cost", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m moe_lessons cost", description=__doc__.replace("``", ""))
     parser.add_argument("config", metavar="CONFIG.json", help="a model's configuration, or a folder with config.json")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--context", type=int, default=4096, help="tokens of the text that is written (default: 4096)")

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] = ()) -> int:
     argparse.ArgumentParser("python -m moe_lessons doctor", description=main.__doc__).parse_args(argv)
     print(f"Python {platform.python_version()}, {sys.executable}")
     failed = 0
-    for check in (check_packages, check_torch, check_kernel, check_extensions):
+    for check in (check_packages, check_torch, check_kernel, check_extensions, check_folders):
         try:
             findings = list(check())
         except Exception as error:  # a check that cannot run is a finding too
@@ -98,3 +99,21 @@ def check_extensions() -> Findings:
             yield "FAIL", f"{seen} disabled", "run " + "; ".join(f"`jupyter labextension enable {n}`" for n in off)
         else:
             yield "ok", f"{seen} enabled", ""
+
+
+def check_folders() -> Findings:
+    """Find whether Jupyter can write how to reach its kernels, and the course what you have done."""
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    from moe_lessons.course import progress
+
+    kept = {"JUPYTER_RUNTIME_DIR to another folder": Path(jupyter_runtime_dir())}
+    if path := progress.file():
+        kept["MOE_LESSONS_PROGRESS to a file elsewhere"] = path.parent
+    for setting, folder in kept.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+            yield "ok", f"{folder} can be written", ""
+        except OSError as error:
+            yield "FAIL", f"{folder} cannot be written ({error.strerror})", f"make it writable, or set {setting}"

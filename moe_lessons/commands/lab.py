@@ -38,6 +38,7 @@ def main(argv: Sequence[str] = ()) -> int:
         "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.open_browser={not options.no_browser and has_display()}",
         "--ServerApp.allow_root=True",
+        "--ServerApp.jpserver_extensions={'notebook_shim': False}",  # it asks for what jupyter-server calls deprecated
         f"--LabApp.default_url=/doc/tree/{lesson}",
         "--LabApp.extension_manager=readonly",  # the other kind asks a package index
         "--Application.log_level=ERROR",

@@ -18,7 +18,7 @@ from moe_lessons.support.files import can_be_written, write_whole
 
 def main(argv: Sequence[str]) -> int:
     """Write the page; 1, with one sentence, where there is nothing to see."""
-    parser = argparse.ArgumentParser(prog="python -m moe_lessons lens", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m moe_lessons lens", description=__doc__.replace("``", ""))
     parser.add_argument("model", metavar="MODEL", help="a folder that save_pretrained wrote, or a name on the hub")
     parser.add_argument("--text", required=True, metavar="FILE", help="what the model is to read, in UTF-8")
     parser.add_argument("--out", metavar="PAGE.html", help="where to write the page (one that is there is replaced)")

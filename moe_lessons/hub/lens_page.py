@@ -105,7 +105,9 @@ def look(model: nn.Module, tokenizer, text: str, limit: int) -> tuple[dict[str, 
         layers.append({key: None if value != value else value for key, value in figures.items()})  # NaN: not known
     same = len({layer["num_experts"] for layer in layers}) == 1
     figures = {"class": type(model).__name__, "tokens": len(ids), "window": window}
-    figures |= {"verdict": verdict(layers), "notes": notes(layers, len(ids))}
+    finest = "The even share itself is near 1 % of the tokens here: the × of the picture, under 1 %, says little."
+    is_fine = any(dead_share(layer["top_k"], layer["num_experts"]) < DEAD_SHARE for layer in layers)
+    figures |= {"verdict": verdict(layers, len(ids)), "notes": [finest] * is_fine}
     return figures | {"pooled_loss": lens.pooled_loss() if same else None, "layers": layers}, routings
 
 
@@ -163,8 +165,13 @@ def written(tokenizer, token: int) -> str:
     return " ".join(f"0x{signs[c]:02X}" for c in name) if is_bytes else name
 
 
-def verdict(layers: list[dict]) -> str:
-    """The main thing, in two sentences; after few tokens, that they are few."""
+def verdict(layers: list[dict], tokens: int) -> str:
+    """The main thing, in two sentences: first of all, that the tokens are too few to say it. With an even share, an
+    expert should be met `OFTEN`; with 1 % of the tokens, 5 times."""
+    kinds = {(layer["top_k"], layer["num_experts"]) for layer in layers}
+    wanted = math.ceil(max(max(OFTEN * e / k, 5 / dead_share(k, e)) for k, e in kinds))
+    if tokens < wanted:
+        return f"{tokens:,} tokens are too few to tell which experts of this model work: read {wanted:,} or more."
     ill = [layer for layer in layers if layer["dead"]]
     if not ill:
         return f"All experts work, in each of {len(layers)} layers. {busiest(layers)}"
@@ -186,15 +193,6 @@ def busiest(layers: list[dict]) -> str:
 
 def limit(layer: dict) -> str:
     return f"{100 * dead_share(layer['top_k'], layer['num_experts']):.2g} % of the tokens"
-
-
-def notes(layers: list[dict], tokens: int) -> list[str]:
-    """What limits the figures: with an even share, an expert should be met `OFTEN`; with 1 % of the tokens, 5 times."""
-    kinds = {(layer["top_k"], layer["num_experts"]) for layer in layers}
-    wanted = math.ceil(max(max(OFTEN * e / k, 5 / dead_share(k, e)) for k, e in kinds))
-    few = f"{tokens:,} tokens are few for this model: read {wanted:,} or more before you call an expert dead."
-    finest = "The even share itself is near 1 % of the tokens here: the × of the picture, under 1 %, says little."
-    return [few] * (tokens < wanted) + [finest] * any(dead_share(k, e) < DEAD_SHARE for k, e in kinds)
 
 
 BALANCE = {  # columns: the figure's name, what stands above it, how it is written

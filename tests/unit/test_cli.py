@@ -113,6 +113,19 @@ def test_a_healthy_installation_passes_and_a_missing_and_an_old_package_are_name
     assert 'FAIL  torch 1.0: run `pip install "torch' in printed
 
 
+def test_the_doctor_finds_a_home_that_cannot_be_written_and_stops_in_peace_where_nobody_reads(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    for name in ("XDG_DATA_HOME", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "MOE_LESSONS_PROGRESS"):
+        monkeypatch.delenv(name, raising=False)
+    found = list(doctor.check_folders())
+    assert [(status, "cannot be written" in seen) for status, seen, _ in found] == [("FAIL", True)] * 2
+    assert "JUPYTER_RUNTIME_DIR" in found[0][2] and "MOE_LESSONS_PROGRESS" in found[1][2]
+    command = f"{sys.executable} -m moe_lessons doctor | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.stdout.startswith("Python") and "BrokenPipe" not in result.stderr
+
+
 def test_it_runs_where_torch_cannot_be_imported():
     code = "import sys; sys.modules['torch'] = None; from moe_lessons.__main__ import main; sys.exit(main(['doctor']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -2,6 +2,10 @@
 
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from unittest.mock import Mock
 
@@ -183,6 +187,32 @@ def test_an_interrupt_ends_two_processes_and_what_they_finished_has_the_numbers_
     assert not [line for line in left if "joblib.externals.loky.backend.popen_loky_posix" in line]
     assert len(rows(path)) == 2 and numbers(path)[1] in alone
     assert command() == 0 and numbers(path) == alone
+
+
+SHORT_SWEEP = """
+import signal, sys
+from dataclasses import replace
+from moe_lessons import __main__
+from moe_lessons.analysis.sweeps import SWEEPS
+SWEEPS["rates"] = replace(SWEEPS["rates"], steps=20, held_out=8, decay_steps=20, warmup_steps=5)
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+sys.exit(__main__.main(["sweep", "rates", "--jobs", "2", "--output", {folder!r}]))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_their_parent_however_it_ends(how, tmp_path):
+    """Two at work: as soon as the first run is stored, the parent gets the signal, and Ctrl-C all of them at once."""
+    code = SHORT_SWEEP.format(folder=str(tmp_path))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as parent:
+        assert "loss" in parent.stdout.readline()
+        children = psutil.Process(parent.pid).children(recursive=True)
+        (os.killpg if how == signal.SIGINT else os.kill)(parent.pid, how)
+        said = parent.communicate(timeout=60)[1]
+    assert len(children) >= 2 and not psutil.wait_procs(children, timeout=20)[1]
+    assert parent.returncode == (-9 if how == signal.SIGKILL else 130) and "Traceback" not in said
+    assert len((tmp_path / "rates.jsonl").read_text().splitlines()) >= 2
 
 
 def test_lines_in_any_order_are_read_and_stored_in_that_of_the_table(command, path, monkeypatch):

@@ -2,12 +2,16 @@
 
 import importlib.util
 import re
+import signal
+import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -70,6 +74,20 @@ def test_the_command_goes_on_after_a_bad_notebook_and_says_so(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"{good} … rendered\n" in printed and printed.count(" … is unchanged: ") == 3
     assert re.search("(?s)# boom.*ZeroDivisionError.*: division by zero", printed) and bad.read_text() == before
+
+
+def test_an_interrupt_ends_it_with_the_kernel_and_leaves_the_files(tmp_path):
+    paths = [write(tmp_path / f"{name}.ipynb", "open('begun', 'w')\nimport time; time.sleep(60)") for name in "ab"]
+    before = [path.read_bytes() for path in paths]
+    command = [sys.executable, "-m", "tools.render", *map(str, paths)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        while not (tmp_path / "begun").exists():
+            time.sleep(0.2)
+        kernels = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130 and said == f"{paths[0]} … is unchanged: interrupted\n"
+    assert kernels and not psutil.wait_procs(kernels, timeout=20)[1] and before == [path.read_bytes() for path in paths]
 
 
 DOCS = Path(__file__).resolve().parents[2] / pictures.FOLDER
