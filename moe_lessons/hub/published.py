@@ -34,7 +34,7 @@ LIMITS = {  # the least and the most of a size, by the first that its name fits;
         100_000_000,
     ),  # -1: none
 }
-MOST_EXPERTS = 100_000  # in all layers together: four times those of the largest that is published
+MOST_EXPERTS = 50_000  # in all layers together: twice those of the largest that is published
 NEEDED = "vocab_size hidden_size d_model num_hidden_layers num_layers".split()  # none can be 0
 ESSENTIAL = re.compile(rf"^({'|'.join(NEEDED)}|intermediate_size|d_ff)$|expert")
 TOP_K = (
