@@ -65,7 +65,7 @@ class Check(NamedTuple):
             button = W.Button(description=name, tooltip=f"Show a {name.lower()} below")
             button.on_click(lambda _, show=show: (below.set_trait("outputs", ()), below.append_display_data(show())))
             bar.children += (button,)
-        view = W.VBox([W.HTML(self._repr_html_()), bar, below])
+        view = W.VBox([W.HTML(re.sub(r" Stuck\? \S+\(\)", "", self._repr_html_())), bar, below])  # a button is there
         return view._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}
 
 
