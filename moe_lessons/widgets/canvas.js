@@ -10,7 +10,7 @@ const NOTHING = Object.assign(new Float32Array(0), { shape: [0, 0, 0] }); // in 
 const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointer
 const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const calm = matchMedia("(prefers-reduced-motion: reduce)"), scheme = matchMedia("(prefers-color-scheme: dark)");
-export default { render: ({ model, el }) => new View(model, el).end };
+export default { initialize: keep, render: ({ model, el }) => new View(model, el).end }; // keep: see keep.js
 
 // What is wrong with one message or one mark must not stop the others, nor fill the console of a course.
 function quietly(action) {
@@ -24,7 +24,7 @@ function decode({ buffer, byteOffset }, type, shape, start) {
   const length = shape.reduce((a, b) => a * b, 1) * kind.BYTES_PER_ELEMENT;
   const numbers = new kind(buffer.slice(from, from + length)); // a copy: ours, and aligned
   const values = type === "f2" ? new Float32Array(numbers.length).map((_, i) => half(numbers[i])) : numbers;
-  return Object.assign(values, { shape });
+  return Object.assign(values, { shape, type, bytes: new Uint8Array(numbers.buffer) });
 }
 
 // float16 by a table of all its values: Float16Array is too young to rely on.
@@ -157,6 +157,8 @@ class View {
     el.classList.add("moe-canvas");
     this.parts.tip.hidden = true;
     this.listen(model);
+    const last = model.get("last"); // as it was saved
+    if (last) quietly(() => this.receive(last.content, [last.data]));
     this.send({ hello: true }); // what was sent before is lost: the kernel sends all again
   }
   listen(model) {
@@ -174,15 +176,17 @@ class View {
     themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
     for (const observer of [this.sizes, sight]) observer.observe(el);
     const receive = (message, buffers) => quietly(() => this.receive(message, buffers));
-    const timer = setInterval(() => this.tidy(), 500);
+    const timer = setInterval(() => this.tidy(model.get("_css")), 500);
     model.on("msg:custom", receive);
+    const note = () => this.save(model);
+    model.widget_manager?.moeNotes?.add(note);
     this.send = (message) => quietly(() => model.send(message));
     this.end = () => {
       for (const observer of [this.sizes, sight, themes]) observer.disconnect();
       ended.abort(clearInterval(timer));
       cancelAnimationFrame(this.request);
       model.off("msg:custom", receive);
-      this.notice?.remove();
+      model.widget_manager?.moeNotes?.delete(note);
     };
   }
   receive({ frame, answer, look, panels, slots, words }, buffers) {
@@ -201,6 +205,41 @@ class View {
       touched.add(parseInt(slot));
     }
     this.touch(isNewState ? undefined : touched);
+  }
+  save(model) { // with the notebook: what was received, and a still of what was drawn
+    const { panels, arrays, words, look, still } = this, slots = [], parts = [];
+    let size = 0;
+    if (!look || !panels.size) return;
+    for (const [slot, { type, shape, bytes }] of arrays) {
+      slots.push([slot, type, shape, size]);
+      parts.push([bytes, size]);
+      size += 8 * Math.ceil(bytes.length / 8);
+    }
+    const data = new Uint8Array(size), content = { frame: 0, panels: Object.fromEntries(panels), slots, look };
+    for (const [bytes, at] of parts) data.set(bytes, at);
+    const state = words.state === "training" ? "paused" : words.state;
+    model.set("last", { content: { ...content, words: { ...words, state } }, data: new DataView(data.buffer) });
+    if (still) model.set("still", still);
+  }
+  // All that is seen as one PNG: the browser draws the elements, with the canvases as images, as part of an SVG.
+  async photograph(style) {
+    const { el, wide, ink, paper, font, words: { step, words } } = this, frame = this.shown, copy = el.cloneNode(true);
+    const canvases = [...el.querySelectorAll("canvas")], high = el.scrollHeight + 24, mime = "image/png";
+    const images = canvases.map((canvas) => Object.assign(make("img"), { src: canvas.toDataURL() }));
+    images.forEach((image, i) => styled(image, { display: "block", width: "100%", height: canvases[i].style.height }));
+    copy.querySelectorAll("canvas").forEach((canvas, i) => canvas.replaceWith(images[i]));
+    copy.querySelectorAll(".moe-tip, .moe-live").forEach((part) => part.remove());
+    copy.append(make("div", "moe-words", "Run this cell to go on."));
+    styled(copy, { background: css(paper), color: css(ink), fontFamily: font, height: `${high}px` });
+    const xml = new XMLSerializer().serializeToString(make("div", "", make("style", "", style), copy));
+    const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${wide}" height="${high}"><foreignObject width="100%"
+      height="100%">${xml}</foreignObject></svg>`, image = new Image(), canvas = make("canvas");
+    image.src = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+    await image.decode();
+    Object.assign(canvas, { width: wide, height: high }).getContext("2d").drawImage(image, 0, 0);
+    const alt = `${step === undefined ? "" : `Step ${step}. `}${words ?? ""}`;
+    this.still = { data: { [mime]: canvas.toDataURL().split(",")[1] }, metadata: { [mime]: { alt } } };
+    this.photographed = frame;
   }
   dress() { // take the colours of the page around the view; the kernel need not know them
     const { el, look } = this, { backgroundColor, color, fontFamily: font } = getComputedStyle(el);
@@ -344,16 +383,14 @@ class View {
     event.preventDefault();
     event.stopPropagation(); // the notebook would move to another cell
   }
-  tidy() { // twice a second: what the page has to do for the view around the pictures
+  tidy(style) { // twice a second: what the page has to do for the view around the pictures
     const home = this.el.closest(".moe-view") ?? this.el, { tips = {} } = this.words;
     this.isStale = this.el.closest(".jupyter-widgets-disconnected") !== null; // so says JupyterLab
-    const notice = this.isStale ? "The kernel was restarted: run this cell again." : "";
     if (++this.turn % 4 === 0) for (const card of this.cards.values()) card.tell?.();
-    this.notice ??= set(make("div", "moe-stale"), { role: "status" });
-    if (this.notice.parentNode !== home) home.prepend(this.notice), home.addEventListener("keydown", keepKeys);
-    if (this.notice.textContent !== notice) this.notice.textContent = notice;
-    for (let part = this.el; part !== home; part = part.parentNode) // no controls that nothing answers
-      for (const one of part.parentNode.children) one.inert = this.isStale && one !== part && one !== this.notice;
+    const isCalm = this.shown && this.shown === this.before && this.shown !== this.photographed;
+    if (isCalm && this.isSeen && this.words.state !== "training") this.photograph(style).catch(console.debug);
+    this.before = this.shown;
+    home.addEventListener("keydown", keepKeys);
     for (const row of home.querySelectorAll(".widget-inline-hbox")) {
       const names = [".noUi-handle", ".widget-readout", "select, input", ".widget-label-basic", ".widget-label"];
       const [handle, readout, input, ...labels] = names.map((name) => row.querySelector(name));
