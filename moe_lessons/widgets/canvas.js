@@ -184,6 +184,7 @@ class View {
     this.end = () => {
       for (const observer of [this.sizes, sight, themes]) observer.disconnect();
       ended.abort(clearInterval(timer));
+      this.answered();
       cancelAnimationFrame(this.request);
       model.off("msg:custom", receive);
       model.widget_manager?.moeNotes?.delete(note);
@@ -192,6 +193,7 @@ class View {
   receive({ frame, answer, look, panels, slots, words }, buffers) {
     if (!Number.isInteger(frame)) return;
     Object.assign(this, { frame, received: this.received + 1, asked: answer ? frame : this.asked });
+    this.answered(); // whatever was asked
     if (look) Object.assign(this, { look, palette: look.palette.map(hex) }).dress();
     const touched = new Set(), isNewState = words?.state && words.state !== this.words.state;
     Object.assign(this.words, words);
@@ -238,7 +240,7 @@ class View {
     await image.decode();
     Object.assign(canvas, { width: wide, height: high }).getContext("2d").drawImage(image, 0, 0);
     const alt = `${step === undefined ? "" : `Step ${step}. `}${words ?? ""}`;
-    this.still = { data: { [mime]: canvas.toDataURL().split(",")[1] }, metadata: { [mime]: { alt } } };
+    this.still = { data: { [mime]: canvas.toDataURL().split(",")[1] }, metadata: { [mime]: { alt } }, isAnswered: true };
     this.photographed = frame;
   }
   dress() { // take the colours of the page around the view; the kernel need not know them
@@ -294,6 +296,7 @@ class View {
     const card = this.cardOf(target), ratio = devicePixelRatio; // exact: in whole pixels of the screen, so no blur
     const pixels = (value, exact) => (Math.abs(exact - value * ratio) < 1 ? exact : Math.round(value * ratio));
     if (!card || !width) return;
+    if (card.isPlane) card.canvas.style.height = `${clamp(width, 250, 300)}px`; // to be square, if there is room
     const across = pixels(width, size?.inlineSize), down = pixels(height, size?.blockSize);
     Object.assign(card, { wide: width, high: height, across, down, dirty: true, old: true });
     this.touch(new Set());
@@ -365,7 +368,10 @@ class View {
   pick({ card, at, hit = at && quietly(() => card.hit(at.x, at.y)) }) { // in the kernel; an expert is pinned here
     const model = card?.header?.model, found = isNumber(model) ? { model } : hit ?? {};
     const kind = card && ["token", "layer", "model"].find((name) => found[name] !== undefined);
-    if (kind && !this.isStale) this.send({ pick: kind, index: found[kind] });
+    if (kind && !this.isStale) {
+      this.send({ pick: kind, index: found[kind] });
+      if (this.words.until !== undefined) this.wait(`${kind} ${found[kind]}`); // what does not train has no answer
+    }
     if (kind || !isNumber(found.expert)) return;
     this.pinned = this.pinned === found.expert ? null : found.expert;
     this.touch();
@@ -383,6 +389,43 @@ class View {
     event.preventDefault();
     event.stopPropagation(); // the notebook would move to another cell
   }
+  // --- what a control has asked, until the kernel sends a picture ---
+  ask(event) { // called before the control itself hears of it
+    const control = event.target.closest("button, select, input, .noUi-target");
+    if (!control || this.el.contains(control) || control.closest("[inert], [disabled], .moe-stale, .moe-skip")) return;
+    const isButton = control.matches("button"), name = isButton ? control.textContent.trim() : labelOf(control);
+    if (isButton && event.type === "click") {
+      if (this.waiting?.has(name)) return event.stopImmediatePropagation(); // it is asked once
+      this.wait(name);
+    } else if (event.type === "change") this.wait(name);
+    const handle = control.querySelector(".noUi-handle"), now = () => handle.getAttribute("aria-valuenow"), before = handle && now();
+    if (handle && (event.type === "keydown" || event.buttons)) setTimeout(() => now() !== before && this.wait(name), 50);
+  }
+  wait(name) {
+    this.waiting ??= new Set();
+    this.waiting.add(name);
+    this.late ??= setTimeout(() => this.sayWhy(), 500);
+  }
+  answered() {
+    clearTimeout(this.late);
+    this.notice?.remove();
+    [this.waiting, this.late, this.notice] = [];
+  }
+  sayWhy() {
+    const isBusy = [...document.querySelectorAll(".jp-InputPrompt")].some((prompt) => prompt.textContent.includes("*"));
+    const why = isBusy ? "another cell is running" : this.words.state === "training" ? "it trains a step" : "no answer yet";
+    const back = make("button", "", "Take back"), home = this.el.closest(".moe-view") ?? this.el;
+    const text = `Waiting for the kernel: ${why}. Asked: ${[...this.waiting].join(", ")}. `;
+    back.addEventListener("click", () => (this.send({ pick: "take back", index: 0 }), this.answered()));
+    this.notice = set(make("div", "moe-stale moe-wait", text, back), { role: "status" });
+    home.append(this.notice); // at its end: what is above must not jump
+  }
+  makeSkip(first) { // from the first button to the pictures by two keys, past all that stands between
+    const skip = set(make("button", "moe-skip", "To the pictures"), { type: "button", title: "Move the focus there" });
+    skip.addEventListener("click", () => this.el.querySelector("canvas")?.focus());
+    first?.after(skip);
+    return skip;
+  }
   tidy(style) { // twice a second: what the page has to do for the view around the pictures
     const home = this.el.closest(".moe-view") ?? this.el, { tips = {} } = this.words;
     this.isStale = this.el.closest(".jupyter-widgets-disconnected") !== null; // so says JupyterLab
@@ -391,13 +434,17 @@ class View {
     if (isCalm && this.isSeen && this.words.state !== "training") this.photograph(style).catch(console.debug);
     this.before = this.shown;
     home.addEventListener("keydown", keepKeys);
+    this.asks ??= (event) => this.ask(event);
+    for (const kind of ["click", "change", "keydown", "pointerdown", "pointermove"])
+      home.addEventListener(kind, this.asks, true);
+    if (this.isStale) this.answered();
+    this.skip ??= this.makeSkip(home.querySelector(".moe-bar button"));
     for (const row of home.querySelectorAll(".widget-inline-hbox")) {
-      const names = [".noUi-handle", ".widget-readout", "select, input", ".widget-label-basic", ".widget-label"];
-      const [handle, readout, input, ...labels] = names.map((name) => row.querySelector(name));
-      const label = labels.find(Boolean)?.textContent; // the first of them is a checkbox's
+      const [handle, readout, input] = [".noUi-handle", ".widget-readout", "select, input"].map((name) => row.querySelector(name));
+      const label = labelOf(row);
       // ipywidgets leave the handles of sliders without names, and their stops without words
       if (handle && label) set(handle, { "aria-label": label, "aria-valuetext": readout?.textContent ?? "" });
-      if (readout && label) set(readout, { "aria-label": `${label} value`, role: "textbox" });
+      if (readout && label) set(readout, { "aria-label": `${label} value`, role: "textbox", tabindex: -1 }); // by mouse
       const tip = tips[input?.type === "checkbox" ? `☐ ${label}` : label]; // a slider may have the same name
       if (!tip) continue;
       for (const element of [handle, input].filter(Boolean)) set(element, { "aria-description": tip });
@@ -406,6 +453,11 @@ class View {
   }
 }
 
+// What the row of a control is called; a checkbox has its name beside the label.
+function labelOf(control) {
+  const row = control.closest(".widget-inline-hbox"), [of] = [".widget-label-basic", ".widget-label"].flatMap((name) => row?.querySelector(name) ?? []);
+  return of?.textContent ?? "";
+}
 // Arrows move in a list or on a slider: the notebook would take them to go to another cell.
 function keepKeys(event) {
   if (event.target.matches("select, .noUi-handle") && /^(Arrow|Page|Home|End)/.test(event.key)) event.stopPropagation();
@@ -507,8 +559,10 @@ class Chart extends Card {
     super.describe(header);
     const rows = header.marks.find(({ mark }) => mark === "Parts")?.rows; // they name the y axis
     const named = rows && { low: rows.length - 0.5, high: -0.5, ticks: rows.map((name, i) => [i, name]) };
-    Object.assign(this, { xAxis: header.x, yAxis: { ...header.y, ...named }, old: true });
-    Object.assign(this.canvas.style, { height: `${header.height}px`, minWidth: `${header.least_width}px` });
+    const isPlane = header.marks.some(({ mark }) => mark === "Field");
+    const height = `${isPlane && this.wide ? clamp(this.wide, 250, 300) : header.height}px`;
+    Object.assign(this, { xAxis: header.x, yAxis: { ...header.y, ...named }, old: true, isPlane });
+    Object.assign(this.canvas.style, { height, minWidth: `${header.least_width}px` });
     this.figure.classList.toggle("moe-sideways", header.least_width > 0);
   }
   draw() {
@@ -583,7 +637,8 @@ class Chart extends Card {
     const rows = ticksOf(yAxis, (high - foot) / 42), size = ([, text]) => this.measure(text) + 8;
     const left = Math.min(Math.ceil(Math.max(5, ...rows.map(size))) + room, Math.floor(wide / 2));
     const right = Math.max(12, ...marks.map((mark) => MARKS[mark.mark].right?.(this, mark) ?? 0));
-    const width = Math.max(wide - left - right, 10), height = Math.max(high - foot - top, 10);
+    let width = Math.max(wide - left - right, 10), height = Math.max(high - foot - top, 10);
+    if (this.isPlane) width = height = Math.min(width, height);
     const scaled = ({ low, high }, from, size) => (value) => from + ((value - low) / (high - low)) * size;
     const back = ({ low, high }, from, size) => (pixel) => low + ((pixel - from) / size) * (high - low);
     [this.x, this.y] = [scaled(xAxis, left, width), scaled(yAxis, top + height, -height)]; // from values to pixels ...
