@@ -77,11 +77,10 @@ def test_a_busy_kernel_is_said_and_what_is_asked_meanwhile_happens_once_or_is_ta
         flag.touch()
         busy.run_cell(2, wait=False)
         view.is_drawn()
-        box = view.slider("Experts E").locator(".noUi-base").bounding_box()
-        busy.page.mouse.move(*view.handle("Experts E").evaluate(
-            "e => { const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; }"))  # fmt: skip
+        handle = view.handle("Experts E").bounding_box()
+        busy.page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
         busy.page.mouse.down()
-        busy.page.mouse.move(box["x"] + box["width"] + 50, box["y"] + 2, steps=5)
+        busy.page.mouse.move(handle["x"] + 300, handle["y"], steps=5)
         busy.page.mouse.up()
         view.button("Play").click()
         view.button("Play").click()  # which would pause it
