@@ -3,7 +3,7 @@
 
 const WIDTH = 600, HEIGHT = 290, LEFT = 66, RIGHT = 586, TOP = 26, BOTTOM = 240, SVG = "http://www.w3.org/2000/svg";
 const HEARD = ["answer", "measured", "note"]; // what of the model may change
-export default { render };
+export default { initialize: keep, render }; // keep, keepWords: see ../widgets/keep.js
 
 const clamp = (value, low = 0, high = 1) => Math.min(Math.max(value, low), high);
 const short = (value) => String(+value.toPrecision(3));
@@ -54,6 +54,7 @@ function render({ model, el }) {
   clear.addEventListener("click", () => show((heights = places.map(() => null))));
   for (const name of HEARD) model.on(`change:${name}`, take);
   take();
+  keepWords({ model, el });
   return () => HEARD.forEach((name) => model.off(`change:${name}`, take));
 
   function axes() {

@@ -1,7 +1,7 @@
 // One question in the page: options to choose from, or a number with a unit. The answer is the model's `answer`, which
 // the kernel keeps. What is right or wrong is said at once, also while the kernel is busy.
 
-export default { render };
+export default { initialize: keep, render }; // keep, keepWords: see ../widgets/keep.js
 
 function make(tag, attributes = {}, ...children) { // an element; texts become text nodes, never HTML
   const element = document.createElement(tag);
@@ -29,6 +29,7 @@ function render({ model, el }) {
   model.on("change:answer", show);
   model.on("change:note", show);
   show();
+  keepWords({ model, el });
   return () => (model.off("change:answer", show), model.off("change:note", show));
 
   function answer(value) {

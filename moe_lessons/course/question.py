@@ -20,12 +20,24 @@ from moe_lessons.support.errors import check_choice, is_number, shown
 from moe_lessons.support.static import in_notebook, static_mode
 
 HERE = Path(__file__).parent
+WIDGETS = HERE.parent / "widgets"
+KEEP = (WIDGETS / "keep.js").read_text("utf-8")  # see there
 KEY = r"\d\d[a-z]?\.[a-z0-9_-]+"
 PLACES = 41  # along the x axis of a curve, at which it has a value
 
 
+class Keeper(anywidget.AnyWidget):
+    """Draws nothing: it has what is seen saved with the notebook, where no question does that."""
+
+    _esm = f"{KEEP}\nexport default {{ initialize: keep, render() {{}} }};"
+    _css = (WIDGETS / "canvas.css").read_text("utf-8")
+
+
 class Sheet(W.VBox):
     """A view of several parts; a subclass says in `still` what a static page shows of it, as Markdown."""
+
+    def __init__(self, parts: Sequence[W.Widget]):
+        super().__init__([*parts, Keeper(layout=W.Layout(display="none"))])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         data = {"text/plain": repr(self), "text/markdown": self.still()}
@@ -39,8 +51,8 @@ class Question(anywidget.AnyWidget):
     is run again.
     """
 
-    _esm: Any = (HERE / "question.js").read_text("utf-8")  # the text: see LiveCanvas
-    _css = (HERE.parent / "widgets" / "canvas.css").read_text("utf-8")
+    _esm: Any = (HERE / "question.js").read_text("utf-8") + KEEP  # the text: see LiveCanvas
+    _css = Keeper._css
     section, kept_as = "predictions", "answer"  # in the learner's progress
 
     kind = T.Unicode("Predict.").tag(sync=True)  # stands before the question
@@ -230,7 +242,7 @@ class CurvePrediction(Question):
     Your curve is 0.488 away on average (loss, nats), mostly above what happened. You drew a fall, and so it is.
     """
 
-    _esm = (HERE / "curve.js").read_text("utf-8")
+    _esm = (HERE / "curve.js").read_text("utf-8") + KEEP
 
     x = T.List().tag(sync=True)  # label, lowest, highest
     y = T.List().tag(sync=True)

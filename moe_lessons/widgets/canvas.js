@@ -10,7 +10,7 @@ const NOTHING = Object.assign(new Float32Array(0), { shape: [0, 0, 0] }); // in 
 const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointer
 const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const calm = matchMedia("(prefers-reduced-motion: reduce)"), scheme = matchMedia("(prefers-color-scheme: dark)");
-export default { render: ({ model, el }) => new View(model, el).end };
+export default { initialize: keep, render: ({ model, el }) => new View(model, el).end }; // keep: see keep.js
 
 // What is wrong with one message or one mark must not stop the others, nor fill the console of a course.
 function quietly(action) {
@@ -24,7 +24,7 @@ function decode({ buffer, byteOffset }, type, shape, start) {
   const length = shape.reduce((a, b) => a * b, 1) * kind.BYTES_PER_ELEMENT;
   const numbers = new kind(buffer.slice(from, from + length)); // a copy: ours, and aligned
   const values = type === "f2" ? new Float32Array(numbers.length).map((_, i) => half(numbers[i])) : numbers;
-  return Object.assign(values, { shape });
+  return Object.assign(values, { shape, type, bytes: new Uint8Array(numbers.buffer) });
 }
 
 // float16 by a table of all its values: Float16Array is too young to rely on.
@@ -157,6 +157,8 @@ class View {
     el.classList.add("moe-canvas");
     this.parts.tip.hidden = true;
     this.listen(model);
+    const last = model.get("last"); // as it was saved
+    if (last) quietly(() => this.receive(last.content, [last.data]));
     this.send({ hello: true }); // what was sent before is lost: the kernel sends all again
   }
   listen(model) {
@@ -174,20 +176,24 @@ class View {
     themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
     for (const observer of [this.sizes, sight]) observer.observe(el);
     const receive = (message, buffers) => quietly(() => this.receive(message, buffers));
-    const timer = setInterval(() => this.tidy(), 500);
+    const timer = setInterval(() => this.tidy(model.get("_css")), 500);
     model.on("msg:custom", receive);
+    const note = () => this.save(model);
+    model.widget_manager?.moeNotes?.add(note);
     this.send = (message) => quietly(() => model.send(message));
     this.end = () => {
       for (const observer of [this.sizes, sight, themes]) observer.disconnect();
       ended.abort(clearInterval(timer));
+      this.answered();
       cancelAnimationFrame(this.request);
       model.off("msg:custom", receive);
-      this.notice?.remove();
+      model.widget_manager?.moeNotes?.delete(note);
     };
   }
   receive({ frame, answer, look, panels, slots, words }, buffers) {
     if (!Number.isInteger(frame)) return;
     Object.assign(this, { frame, received: this.received + 1, asked: answer ? frame : this.asked });
+    this.answered(); // whatever was asked
     if (look) Object.assign(this, { look, palette: look.palette.map(hex) }).dress();
     const touched = new Set(), isNewState = words?.state && words.state !== this.words.state;
     Object.assign(this.words, words);
@@ -201,6 +207,41 @@ class View {
       touched.add(parseInt(slot));
     }
     this.touch(isNewState ? undefined : touched);
+  }
+  save(model) { // with the notebook: what was received, and a still of what was drawn
+    const { panels, arrays, words, look, still } = this, slots = [], parts = [];
+    let size = 0;
+    if (!look || !panels.size) return;
+    for (const [slot, { type, shape, bytes }] of arrays) {
+      slots.push([slot, type, shape, size]);
+      parts.push([bytes, size]);
+      size += 8 * Math.ceil(bytes.length / 8);
+    }
+    const data = new Uint8Array(size), content = { frame: 0, panels: Object.fromEntries(panels), slots, look };
+    for (const [bytes, at] of parts) data.set(bytes, at);
+    const state = words.state === "training" ? "paused" : words.state;
+    model.set("last", { content: { ...content, words: { ...words, state } }, data: new DataView(data.buffer) });
+    if (still) model.set("still", still);
+  }
+  // All that is seen as one PNG: the browser draws the elements, with the canvases as images, as part of an SVG.
+  async photograph(style) {
+    const { el, wide, ink, paper, font, words: { step, words } } = this, frame = this.shown, copy = el.cloneNode(true);
+    const canvases = [...el.querySelectorAll("canvas")], high = el.scrollHeight + 24, mime = "image/png";
+    const images = canvases.map((canvas) => Object.assign(make("img"), { src: canvas.toDataURL() }));
+    images.forEach((image, i) => styled(image, { display: "block", width: "100%", height: canvases[i].style.height }));
+    copy.querySelectorAll("canvas").forEach((canvas, i) => canvas.replaceWith(images[i]));
+    copy.querySelectorAll(".moe-tip, .moe-live").forEach((part) => part.remove());
+    copy.append(make("div", "moe-words", "Run this cell to go on."));
+    styled(copy, { background: css(paper), color: css(ink), fontFamily: font, height: `${high}px` });
+    const xml = new XMLSerializer().serializeToString(make("div", "", make("style", "", style), copy));
+    const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="${wide}" height="${high}"><foreignObject width="100%"
+      height="100%">${xml}</foreignObject></svg>`, image = new Image(), canvas = make("canvas");
+    image.src = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+    await image.decode();
+    Object.assign(canvas, { width: wide, height: high }).getContext("2d").drawImage(image, 0, 0);
+    const alt = `${step === undefined ? "" : `Step ${step}. `}${words ?? ""}`;
+    this.still = { data: { [mime]: canvas.toDataURL().split(",")[1] }, metadata: { [mime]: { alt } }, isAnswered: true };
+    this.photographed = frame;
   }
   dress() { // take the colours of the page around the view; the kernel need not know them
     const { el, look } = this, { backgroundColor, color, fontFamily: font } = getComputedStyle(el);
@@ -255,6 +296,7 @@ class View {
     const card = this.cardOf(target), ratio = devicePixelRatio; // exact: in whole pixels of the screen, so no blur
     const pixels = (value, exact) => (Math.abs(exact - value * ratio) < 1 ? exact : Math.round(value * ratio));
     if (!card || !width) return;
+    if (card.isPlane) card.canvas.style.height = `${clamp(width, 250, 300)}px`; // to be square, if there is room
     const across = pixels(width, size?.inlineSize), down = pixels(height, size?.blockSize);
     Object.assign(card, { wide: width, high: height, across, down, dirty: true, old: true });
     this.touch(new Set());
@@ -326,7 +368,10 @@ class View {
   pick({ card, at, hit = at && quietly(() => card.hit(at.x, at.y)) }) { // in the kernel; an expert is pinned here
     const model = card?.header?.model, found = isNumber(model) ? { model } : hit ?? {};
     const kind = card && ["token", "layer", "model"].find((name) => found[name] !== undefined);
-    if (kind && !this.isStale) this.send({ pick: kind, index: found[kind] });
+    if (kind && !this.isStale) {
+      this.send({ pick: kind, index: found[kind] });
+      if (this.words.until !== undefined) this.wait(`${kind} ${found[kind]}`); // what does not train has no answer
+    }
     if (kind || !isNumber(found.expert)) return;
     this.pinned = this.pinned === found.expert ? null : found.expert;
     this.touch();
@@ -344,23 +389,62 @@ class View {
     event.preventDefault();
     event.stopPropagation(); // the notebook would move to another cell
   }
-  tidy() { // twice a second: what the page has to do for the view around the pictures
+  // --- what a control has asked, until the kernel sends a picture ---
+  ask(event) { // called before the control itself hears of it
+    const control = event.target.closest("button, select, input, .noUi-target");
+    if (!control || this.el.contains(control) || control.closest("[inert], [disabled], .moe-stale, .moe-skip")) return;
+    const isButton = control.matches("button"), name = isButton ? control.textContent.trim() : labelOf(control);
+    if (isButton && event.type === "click") {
+      if (this.waiting?.has(name)) return event.stopImmediatePropagation(); // it is asked once
+      this.wait(name);
+    } else if (event.type === "change") this.wait(name);
+    const handle = control.querySelector(".noUi-handle"), now = () => handle.getAttribute("aria-valuenow"), before = handle && now();
+    if (handle && (event.type === "keydown" || event.buttons)) setTimeout(() => now() !== before && this.wait(name), 50);
+  }
+  wait(name) {
+    this.waiting ??= new Set();
+    this.waiting.add(name);
+    this.late ??= setTimeout(() => this.sayWhy(), 500);
+  }
+  answered() {
+    clearTimeout(this.late);
+    this.notice?.remove();
+    [this.waiting, this.late, this.notice] = [];
+  }
+  sayWhy() {
+    const isBusy = [...document.querySelectorAll(".jp-InputPrompt")].some((prompt) => prompt.textContent.includes("*"));
+    const why = isBusy ? "another cell is running" : this.words.state === "training" ? "it trains a step" : "no answer yet";
+    const back = make("button", "", "Take back"), home = this.el.closest(".moe-view") ?? this.el;
+    const text = `Waiting for the kernel: ${why}. Asked: ${[...this.waiting].join(", ")}. `;
+    back.addEventListener("click", () => (this.send({ pick: "take back", index: 0 }), this.answered()));
+    this.notice = set(make("div", "moe-stale moe-wait", text, back), { role: "status" });
+    home.append(this.notice); // at its end: what is above must not jump
+  }
+  makeSkip(first) { // from the first button to the pictures by two keys, past all that stands between
+    const skip = set(make("button", "moe-skip", "To the pictures"), { type: "button", title: "Move the focus there" });
+    skip.addEventListener("click", () => this.el.querySelector("canvas")?.focus());
+    first?.after(skip);
+    return skip;
+  }
+  tidy(style) { // twice a second: what the page has to do for the view around the pictures
     const home = this.el.closest(".moe-view") ?? this.el, { tips = {} } = this.words;
     this.isStale = this.el.closest(".jupyter-widgets-disconnected") !== null; // so says JupyterLab
-    const notice = this.isStale ? "The kernel was restarted: run this cell again." : "";
     if (++this.turn % 4 === 0) for (const card of this.cards.values()) card.tell?.();
-    this.notice ??= set(make("div", "moe-stale"), { role: "status" });
-    if (this.notice.parentNode !== home) home.prepend(this.notice), home.addEventListener("keydown", keepKeys);
-    if (this.notice.textContent !== notice) this.notice.textContent = notice;
-    for (let part = this.el; part !== home; part = part.parentNode) // no controls that nothing answers
-      for (const one of part.parentNode.children) one.inert = this.isStale && one !== part && one !== this.notice;
+    const isCalm = this.shown && this.shown === this.before && this.shown !== this.photographed;
+    if (isCalm && this.isSeen && this.words.state !== "training") this.photograph(style).catch(console.debug);
+    this.before = this.shown;
+    home.addEventListener("keydown", keepKeys);
+    this.asks ??= (event) => this.ask(event);
+    for (const kind of ["click", "change", "keydown", "pointerdown", "pointermove"])
+      home.addEventListener(kind, this.asks, true);
+    if (this.isStale) this.answered();
+    this.skip ??= this.makeSkip(home.querySelector(".moe-bar button"));
     for (const row of home.querySelectorAll(".widget-inline-hbox")) {
-      const names = [".noUi-handle", ".widget-readout", "select, input", ".widget-label-basic", ".widget-label"];
-      const [handle, readout, input, ...labels] = names.map((name) => row.querySelector(name));
-      const label = labels.find(Boolean)?.textContent; // the first of them is a checkbox's
+      const [handle, readout, input] = [".noUi-handle", ".widget-readout", "select, input"].map((name) => row.querySelector(name));
+      const label = labelOf(row);
       // ipywidgets leave the handles of sliders without names, and their stops without words
       if (handle && label) set(handle, { "aria-label": label, "aria-valuetext": readout?.textContent ?? "" });
-      if (readout && label) set(readout, { "aria-label": `${label} value`, role: "textbox" });
+      if (readout && label) set(readout, { "aria-label": `${label} value`, role: "textbox", tabindex: -1 }); // by mouse
       const tip = tips[input?.type === "checkbox" ? `☐ ${label}` : label]; // a slider may have the same name
       if (!tip) continue;
       for (const element of [handle, input].filter(Boolean)) set(element, { "aria-description": tip });
@@ -369,6 +453,11 @@ class View {
   }
 }
 
+// What the row of a control is called; a checkbox has its name beside the label.
+function labelOf(control) {
+  const row = control.closest(".widget-inline-hbox"), [of] = [".widget-label-basic", ".widget-label"].flatMap((name) => row?.querySelector(name) ?? []);
+  return of?.textContent ?? "";
+}
 // Arrows move in a list or on a slider: the notebook would take them to go to another cell.
 function keepKeys(event) {
   if (event.target.matches("select, .noUi-handle") && /^(Arrow|Page|Home|End)/.test(event.key)) event.stopPropagation();
@@ -470,8 +559,10 @@ class Chart extends Card {
     super.describe(header);
     const rows = header.marks.find(({ mark }) => mark === "Parts")?.rows; // they name the y axis
     const named = rows && { low: rows.length - 0.5, high: -0.5, ticks: rows.map((name, i) => [i, name]) };
-    Object.assign(this, { xAxis: header.x, yAxis: { ...header.y, ...named }, old: true });
-    Object.assign(this.canvas.style, { height: `${header.height}px`, minWidth: `${header.least_width}px` });
+    const isPlane = header.marks.some(({ mark }) => mark === "Field");
+    const height = `${isPlane && this.wide ? clamp(this.wide, 250, 300) : header.height}px`;
+    Object.assign(this, { xAxis: header.x, yAxis: { ...header.y, ...named }, old: true, isPlane });
+    Object.assign(this.canvas.style, { height, minWidth: `${header.least_width}px` });
     this.figure.classList.toggle("moe-sideways", header.least_width > 0);
   }
   draw() {
@@ -546,7 +637,8 @@ class Chart extends Card {
     const rows = ticksOf(yAxis, (high - foot) / 42), size = ([, text]) => this.measure(text) + 8;
     const left = Math.min(Math.ceil(Math.max(5, ...rows.map(size))) + room, Math.floor(wide / 2));
     const right = Math.max(12, ...marks.map((mark) => MARKS[mark.mark].right?.(this, mark) ?? 0));
-    const width = Math.max(wide - left - right, 10), height = Math.max(high - foot - top, 10);
+    let width = Math.max(wide - left - right, 10), height = Math.max(high - foot - top, 10);
+    if (this.isPlane) width = height = Math.min(width, height);
     const scaled = ({ low, high }, from, size) => (value) => from + ((value - low) / (high - low)) * size;
     const back = ({ low, high }, from, size) => (pixel) => low + ((pixel - from) / size) * (high - low);
     [this.x, this.y] = [scaled(xAxis, left, width), scaled(yAxis, top + height, -height)]; // from values to pixels ...

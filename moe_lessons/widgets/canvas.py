@@ -33,7 +33,8 @@ class LiveCanvas(anywidget.AnyWidget):
     kernel handles widgets.
     """
 
-    _esm = (HERE / "canvas.js").read_text("utf-8")  # the text: of a file, anywidget would remember each widget for ever
+    # the text: of a file, anywidget would remember each widget for ever
+    _esm = "".join((HERE / name).read_text("utf-8") for name in ("canvas.js", "keep.js"))
     _css = (HERE / "canvas.css").read_text("utf-8")
 
     def __init__(self, on_pick: Callable[[str, int], None] = lambda kind, index: None):

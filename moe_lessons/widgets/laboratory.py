@@ -128,7 +128,7 @@ class Lab(LiveRun):
 
     def body(self) -> W.Widget:
         body, controls = super().body(), W.Box(self.controls()).add_class("moe-controls")
-        body.children = (controls, self.canvas)
+        body.children = (self.canvas, controls)  # Tab comes to the pictures first
         return body.remove_class("moe-alone")
 
     def controls(self) -> list[W.Widget]:
@@ -171,11 +171,17 @@ class Lab(LiveRun):
 
         def mark() -> None:
             self._moved.add(name)
-            self._touched.remove(name)
+            if name in self._touched:  # else it was taken back just now
+                self._touched.remove(name)
 
         if self._showing != threading.get_ident():  # else it was moved by us
             self._touched.append(name)
             self.loop.post(mark)
+
+    def take_back(self) -> None:
+        super().take_back()
+        self._touched.clear()
+        self.show_values()
 
     def settle(self) -> None:
         moved, self._moved = self._moved, set()

@@ -318,8 +318,15 @@ class LiveRun(Picture):
         return [W.HTML(f'<span class="moe-title">{self.title}</span>'), self._play_button, *self._step_buttons]
 
     def body(self) -> W.Widget:
-        self.canvas.on_pick = lambda kind, index: self.post(lambda: self.picked(kind, index))
+        self.canvas.on_pick = self._heard
         return W.Box([self.canvas]).add_class("moe-body").add_class("moe-alone")
+
+    def _heard(self, kind: str, index: int) -> None:
+        self.take_back() if kind == "take back" else self.post(lambda: self.picked(kind, index))
+
+    def take_back(self) -> None:
+        """Forget what was asked and is not done yet, on whichever thread."""
+        self.loop.forget()
 
     def step_button(self, steps: int) -> None:
         """The buttons 'Step' and '+50', which train only in a pause."""

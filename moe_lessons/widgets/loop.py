@@ -71,6 +71,10 @@ class Loop:
     def end(self) -> None:
         """Stop for good; what waits to be done, or is posted later, is forgotten."""
         self.playing, self._ended = False, True
+        self.forget()
+
+    def forget(self) -> None:
+        """Take back what was posted and is not done yet."""
         self._actions.clear()
 
     def post(self, *actions: Callable[[], None]) -> None:

@@ -67,6 +67,42 @@ def test_a_control_moved_while_a_cell_waits_stays_alive(open_notebook, view_of):
     assert waiting.errors == []
 
 
+def test_a_busy_kernel_is_said_and_what_is_asked_meanwhile_happens_once_or_is_taken_back(lab, open_notebook, view_of):
+    wait = "import time\nfrom pathlib import Path\nwhile Path('busy').exists():\n    time.sleep(0.05)"
+    busy = open_notebook("busy.ipynb", "from moe_lessons.widgets import Playground", "Playground(max_steps=60)", wait)
+    busy.run_all()
+    view, flag = view_of(busy.page), lab.root / "notebooks" / "busy"
+    notice = view.view.locator(".moe-wait")
+    for taken_back in (True, False):
+        flag.touch()
+        busy.run_cell(2, wait=False)
+        view.is_drawn()
+        handle = view.handle("Experts E").bounding_box()
+        busy.page.mouse.move(handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2)
+        busy.page.mouse.down()
+        busy.page.mouse.move(handle["x"] + 300, handle["y"], steps=5)
+        busy.page.mouse.up()
+        view.button("Play").click()
+        view.button("Play").click()  # which would pause it
+        expect(notice).to_have_text(re.compile("another cell is running. Asked: Experts E, Play"), timeout=3000)
+        if taken_back:
+            notice.get_by_role("button", name="Take back").click()
+            view.wait_for(lambda: view.value("Experts E") == "8")
+            flag.unlink()
+            busy.wait_executed()
+            busy.page.wait_for_timeout(700)
+            assert view.step == 0 and view.button("Play").count() == 1
+    flag.unlink()
+    view.wait_step(60)
+    assert view.value("Experts E") == "16" and view.view.locator(".moe-chips button").count() == 16
+    expect(notice).to_have_count(0)
+    for ask in (view.button("Reset"), view.button("+50"), view.button("collapse")):  # answered in time
+        ask.click()
+        busy.page.wait_for_timeout(100)
+    expect(notice).to_have_count(0)
+    assert busy.errors == []
+
+
 def test_running_a_cell_again_ends_its_earlier_view(notebook, view_of):
     notebook.run_cell(1)
     view_of(notebook.page, 0).wait_step(10)
@@ -117,7 +153,7 @@ def test_an_interrupt_while_two_views_are_awaited_pauses_both(open_notebook, vie
 def test_after_a_restart_a_stale_view_says_so_and_its_cell_makes_a_live_one(notebook, view_of):
     notebook.restart()
     view = view_of(notebook.page, 0)
-    view.view.get_by_text("The kernel was restarted: run this cell again.").wait_for()
+    view.view.get_by_text("Run this cell to go on.").wait_for()
     expect(view.view.locator(".moe-controls")).to_have_attribute("inert", "")
     view.button("Play").click(force=True)
     view.slider("Noise").click(force=True)
@@ -126,7 +162,7 @@ def test_after_a_restart_a_stale_view_says_so_and_its_cell_makes_a_live_one(note
     expect(view.chip(3)).to_have_attribute("aria-pressed", "true")  # what the page does by itself, it does
     notebook.run_all()
     fresh = view_of(notebook.page, 0)
-    expect(fresh.view.get_by_text("The kernel was restarted")).to_have_count(0)
+    expect(fresh.view.get_by_text("Run this cell to go on.")).to_have_count(0)
     fresh.wait_step(20)
     fresh.pause()
 

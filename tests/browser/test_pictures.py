@@ -193,7 +193,8 @@ def test_a_click_selects_a_token_in_both_pictures_and_in_the_reading(playground)
     token, x, y = clicked(HEATMAP, 0.5, 0.4)
     clicked(HEATMAP, 0.5, 0.8)
     box = playground.panel(TERRITORY).bounding_box()
-    place = 25 + (float(x) + 1) / 2 * (box["width"] - 37), 8 + (1 - float(y)) / 2 * (box["height"] - 29)
+    side = min(box["width"] - 37, box["height"] - 29)  # it is square
+    place = 25 + (float(x) + 1) / 2 * side, 8 + (1 - float(y)) / 2 * side
     assert clicked(TERRITORY, place[0] / box["width"], place[1] / box["height"])[0] == token
 
 
@@ -241,6 +242,31 @@ def test_crisp_at_each_width_with_letters_of_one_size(notebook, view_of, place, 
         sizes.add(tuple(view.canvas.evaluate(LOOK)[1]))
     assert len(sizes) == 1
     device.detach()
+
+
+def test_tab_and_enter_come_from_play_to_the_pictures_whose_first_arrow_says_something(playground):
+    keyboard = playground.page.keyboard
+    playground.button("Play").focus()
+    for key in ("Tab", "Enter", "ArrowRight"):
+        keyboard.press(key)
+    expect(playground.panel(TERRITORY)).to_be_focused()
+    expect(playground.view.locator(".moe-tip")).to_have_text(re.compile(r"^Token 0E\d"))
+    keyboard.press("Escape")
+    playground.button("Play").focus()
+    stops = 0
+    while playground.page.evaluate("document.activeElement.textContent.trim()") != "healthy":
+        keyboard.press("Tab")
+        stops += 1
+    assert stops == 5 and playground.view.locator(".widget-readout:not([tabindex='-1'])").count() == 0
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_on_a_phone_a_picture_comes_before_the_controls(notebook, view_of, place):
+    notebook.page.set_viewport_size({"width": 390, "height": 900})
+    view = view_of(notebook.page, place)
+    picture, controls = view.view.locator("canvas").first, view.view.locator(".moe-controls")
+    assert picture.bounding_box()["y"] < controls.bounding_box()["y"]
+    assert view.view.evaluate("view => view.scrollWidth <= view.clientWidth")
 
 
 @pytest.mark.parametrize("width", [700, 900])

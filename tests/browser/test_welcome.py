@@ -142,8 +142,7 @@ def test_a_slider_dragged_fast_for_five_seconds_leaves_its_last_value(playground
 def test_restart_and_run_again(lesson, view_of):
     lesson.restart()
     lesson.run_all(wait=False)
-    fresh = "() => document.querySelector('.moe-stale')?.textContent === ''"
-    lesson.page.wait_for_function(fresh)
+    lesson.page.wait_for_function("() => document.querySelector('.moe-view') && !document.querySelector('.moe-stale')")
     playground = view_of(lesson.page, 1)
     playground.wait_step(20)
     playground.pause()

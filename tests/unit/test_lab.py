@@ -148,7 +148,7 @@ def test_every_control_has_a_name_and_says_what_it_does(name):
 def test_controls_stand_in_groups_that_say_when_they_apply():
     lab = Playground()
     assert list(lab.inputs) == [*lab.START, *lab.LIVE, *lab.LOOK] and Lab.LIVE == tuple(TRAINING)
-    column = lab.children[-1].children[0].children
+    column = lab.children[-1].children[1].children
     headings = [w.value.split(">")[1].split(" ·")[0] for w in column if "moe-group" in str(getattr(w, "value", ""))]
     assert headings == ["Structure", "Live", "Look"] and set(lab.inputs.values()) <= set(column)
     for name, widget in lab.inputs.items():
@@ -368,6 +368,24 @@ async def test_a_learning_rate_far_too_high_is_said_and_a_lower_one_goes_on(name
     await lab.finished()
     assert lab.step == before + 3 and lab.canvas.words["trouble"] == ""
     assert_consistent(lab)
+
+
+@on_a_loop
+async def test_what_is_asked_while_the_kernel_is_busy_happens_in_its_order_or_is_taken_back():
+    lab = LABS["Playground"]()
+    for taken_back in (True, False):
+        button(lab, "collapse").click()
+        for name, value in (("num_experts", 4), ("seed", 3)):
+            lab.inputs[name].value = value  # the loop has no turn meanwhile
+        button(lab, "Step").click()
+        if taken_back:
+            click(lab, "take back", 0)
+            assert lab.inputs["num_experts"].value == 8 and lab.inputs["seed"].value == 0
+        await settled()
+        assert lab.step == (not taken_back)
+        found = [lab.values[name] for name in ("preset", "num_experts", "top_k", "seed")]
+        assert found == (["healthy", 8, 2, 0] if taken_back else ["collapse", 4, 1, 3])
+        assert_consistent(lab)
 
 
 @pytest.mark.parametrize("name", LABS)
