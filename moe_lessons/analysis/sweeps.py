@@ -183,6 +183,7 @@ def train_missing(name: str, path: Path, jobs: int = 1, dask: str | None = None)
     done = {run_of(row): row for row in rows}
     missing = [run for run in sweep.table() if run not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: {len(missing)} of {len(sweep.table())} runs to be trained", flush=True)
     with path.open("a", encoding="utf-8") as file, closing(results_of(sweep, missing, jobs, dask)) as results:
         file.truncate(num_whole)  # what follows was cut off by an interrupt
         if not settings:

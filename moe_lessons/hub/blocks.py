@@ -9,11 +9,13 @@ give something else:
   router's type is that of x. Switch's dropout is left out.
 """
 
+import csv
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -51,55 +53,21 @@ def gate_first(parts: list[Tensor]) -> Tensor:
 
 
 class Family(NamedTuple):
-    """Options of `MoE` by their place in a block, and our weights by theirs (* is each expert), in these layouts."""
+    """A kind of block: options of `MoE` by their place in it, and our weights by theirs (* is each expert)."""
 
     name: str
     options: dict[str, str]
     weights: dict[str, str]
-    layouts: dict[str, Callable[[list[Tensor]], Tensor]] = {}
+    layouts: dict[str, Callable[[list[Tensor]], Tensor]]  # of the weights
 
 
-EXPERTS = {name: name for name in ("experts.gate_up_proj", "experts.down_proj")}
-BIASES = {name: name for name in ("router.bias", "experts.gate_up_proj_bias", "experts.down_proj_bias")}
-GATE, ROUTER = ({"router.weight": f"{name}.weight"} | EXPERTS for name in ("gate", "router"))
-SHARED, SHAREDS = (
-    {
-        "shared_expert.gate_up_proj": f"{name}.gate_proj.weight {name}.up_proj.weight",
-        "shared_expert.down_proj": f"{name}.down_proj.weight",
-    }
-    for name in ("shared_expert", "shared_experts")
-)
-NORMED = {"top_k": "gate.top_k", "norm_topk_prob": "gate.norm_topk_prob"}
-SWAPPED = {"experts.gate_up_proj": swapped, "experts.down_proj": swapped}
-FAMILIES = {
-    "MixtralSparseMoeBlock": Family("Mixtral", {"top_k": "gate.top_k", "jitter_noise": "jitter_noise"}, GATE),
-    "OlmoeSparseMoeBlock": Family("OLMoE", NORMED, GATE),
-    "Qwen2MoeSparseMoeBlock": Family(
-        "Qwen2-MoE", NORMED, GATE | SHARED | {"shared_expert_gate.weight": "shared_expert_gate.weight"}
-    ),
-    "Qwen3MoeSparseMoeBlock": Family("Qwen3-MoE", NORMED, GATE),
-    "DeepseekV3MoE": Family(
-        "DeepSeek-V3",
-        NORMED
-        | {"num_groups": "gate.num_group", "topk_groups": "gate.topk_group"}
-        | {"routed_scaling_factor": "gate.routed_scaling_factor"},
-        GATE | SHAREDS | {"router.expert_bias": "gate.e_score_correction_bias"},
-    ),
-    "GptOssMLP": Family(  # their softmax over the K chosen logits is that of all, over the sum of the K chosen
-        "gpt-oss",
-        {"top_k": "router.top_k"},
-        ROUTER | BIASES,
-        SWAPPED | {"experts.gate_up_proj": gate_first, "experts.gate_up_proj_bias": gate_first},
-    ),
-    "Llama4TextMoe": Family("Llama 4", {"top_k": "router.top_k"}, ROUTER | SHARED, SWAPPED),
-    "SwitchTransformersSparseMLP": Family(
-        "Switch",
-        {"jitter_noise": "router.jitter_noise", "expert_capacity": "router.expert_capacity"},
-        {"router.weight": "router.classifier.weight", "router.bias": "router.classifier.bias"}
-        | {"experts.up_proj": "experts.*.wi.weight", "experts.down_proj": "experts.*.wo.weight"},
-        {"experts.up_proj": torch.stack, "experts.down_proj": torch.stack},
-    ),
-}
+LAYOUTS = {"": torch.cat, "stacked": torch.stack, "swapped": swapped, "gate first": gate_first}
+FAMILIES: dict[str, Family] = {}
+with open(Path(__file__).with_name("blocks.csv"), encoding="utf-8", newline="") as rows:
+    for row in csv.DictReader(rows):
+        family = FAMILIES.setdefault(row["block"], Family(row["family"], {}, {}, {}))
+        (family.options if row["kind"] == "option" else family.weights)[row["ours"]] = row["theirs"]
+        family.layouts[row["ours"]] = LAYOUTS[row["layout"]]
 
 
 def convert_block(hf_block: nn.Module) -> MoE:
@@ -120,7 +88,7 @@ def convert_block(hf_block: nn.Module) -> MoE:
         for name, paths in family.weights.items():
             parts = [given[key] for path in paths.split() for key in given if fnmatchcase(key, path)]
             if parts:
-                weights[name] = copied(parts, family.layouts.get(name, torch.cat))
+                weights[name] = copied(parts, family.layouts[name])
             elif name != "router.bias":  # which Switch may have
                 raise AttributeError(f"it has no {paths}")
     except AttributeError as error:

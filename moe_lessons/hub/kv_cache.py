@@ -1,6 +1,7 @@
 """What a model of transformers keeps of each token that it has read, by a run of its shapes on the meta device."""
 
 import inspect
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -47,18 +48,17 @@ def cached_layers(model: nn.Module) -> list[Cached]:
         raise ValueError(f"{name} cannot be run on shapes alone ({first_line(error)[:150]})") from error
     if cache is None and writes_text(model):
         raise ValueError(f"{name} of transformers keeps none")
-    flops: dict[int, list[int]] = {}  # of its attentions by the number of the layer: of itself, and of the encoder
-    for part in model.modules():
-        if isinstance(getattr(part, "layer_idx", None), int) and (found := score_flops(part)):
-            flops.setdefault(part.layer_idx, []).append(found)
-    layers: dict[int, list] = {}
+    flops, layers, found = defaultdict(list), {}, []
+    for part in model.modules():  # the attentions by the number of their layer: to itself, and to an encoder
+        if isinstance(getattr(part, "layer_idx", None), int) and score_flops(part):
+            flops[part.layer_idx].append(score_flops(part))
     for place, layer, name, tensor in tensors(cache):
-        own = tensor.numel() // tensor.shape[-2] if name in ("keys", "values") else along(tensor)
+        length = tensor.shape[-2] if name in ("keys", "values") else LENGTH
+        own = tensor.numel() // length if length in tensor.shape else 0  # a state of fixed size
         layers.setdefault(id(layer), [place, layer, 0])[2] += own
-    found = []
     for place, layer, numbers in layers.values():
         if numbers:
-            score = flops.get(place, []).pop(0) if flops.get(place) else 4 * config.hidden_size
+            score = flops[place].pop(0) if flops[place] else 4 * config.hidden_size
             found.append(Cached(numbers, score, getattr(layer, "sliding_window", None)))
     return found
 
@@ -94,11 +94,6 @@ def tensors(part: Any, name: str = "", place: int | None = None, layer: Any = No
     elif isinstance(part, dict) or type(part).__module__.startswith("transformers."):  # a cache or a layer of one
         for key, value in (part if isinstance(part, dict) else vars(part)).items():
             yield from tensors(value, key, place, layer)
-
-
-def along(tensor: Tensor) -> int:
-    """Numbers for each token in a tensor; 0 in a state of fixed size."""
-    return tensor.numel() // LENGTH if tensor.shape.count(LENGTH) == 1 else 0
 
 
 def score_flops(part: nn.Module) -> int:

@@ -1,5 +1,6 @@
 """Whole models: a Mixtral or Llama as our `LanguageModel`, and ours as one of them. Two tables serve both ways."""
 
+import csv
 import json
 import os
 import re
@@ -15,27 +16,10 @@ from moe_lessons.nn.routing import NoisyTopKRouter, TopKRouter
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
 from moe_lessons.nn.twins import is_moe
 
-FIELDS = {  # of `TransformerConfig`, and their names in the configuration of a Mixtral or Llama
-    "vocab_size": "vocab_size", "d_model": "hidden_size", "d_ff": "intermediate_size", "norm_eps": "rms_norm_eps",
-    "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "num_kv_heads": "num_key_value_heads",
-    "num_experts": "num_local_experts", "top_k": "num_experts_per_tok", "tied_embedding": "tie_word_embeddings",
-    "max_positions": "max_position_embeddings", "rope_theta": "rope_theta",
-}  # fmt: skip
-
-WEIGHTS = {  # ours, and theirs, of which ours has the rows one after the other; of a layer without its number
-    "embed.weight": "model.embed_tokens.weight",
-    "norm.weight": "model.norm.weight",
-    "head.weight": "lm_head.weight",
-    "attention_norm.weight": "input_layernorm.weight",
-    "attention.qkv_proj.weight": "self_attn.q_proj.weight self_attn.k_proj.weight self_attn.v_proj.weight",
-    "attention.out_proj.weight": "self_attn.o_proj.weight",
-    "ffn_norm.weight": "post_attention_layernorm.weight",
-    "ffn.router.weight": "mlp.gate.weight",  # of a mixture, with the next two
-    "ffn.experts.gate_up_proj": "mlp.experts.gate_up_proj",
-    "ffn.experts.down_proj": "mlp.experts.down_proj",
-    "ffn.gate_up_proj": "mlp.gate_proj.weight mlp.up_proj.weight",  # of a dense network, with the next
-    "ffn.down_proj": "mlp.down_proj.weight",
-}
+FIELDS, WEIGHTS = {}, {}  # of `TransformerConfig`, and of a model (those of a layer without its number): ours -> theirs
+with open(Path(__file__).with_name("models.csv"), encoding="utf-8", newline="") as rows:
+    for row in csv.DictReader(rows):  # of several of theirs ours has the rows one after the other
+        (FIELDS if row["what"] == "field" else WEIGHTS)[row["ours"]] = row["theirs"]
 
 
 def convert_model(hf_model: nn.Module) -> LanguageModel:

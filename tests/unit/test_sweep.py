@@ -206,7 +206,7 @@ def test_processes_end_with_their_parent_however_it_ends(how, tmp_path):
     code = SHORT_SWEEP.format(folder=str(tmp_path))
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as parent:
-        assert "loss" in parent.stdout.readline()
+        assert "runs to be trained" in parent.stdout.readline() and "loss" in parent.stdout.readline()
         children = psutil.Process(parent.pid).children(recursive=True)
         (os.killpg if how == signal.SIGINT else os.kill)(parent.pid, how)
         said = parent.communicate(timeout=60)[1]
