@@ -23,8 +23,9 @@ WIDTH, MEGABYTES = 512, 256  # of the matrices that measure a machine: many more
 
 @torch.inference_mode()
 def decode_speed(
-    models: Mapping[str, LanguageModel], batch_sizes=(1, 4, 16), *, prompt_length=8, num_tokens=5, repeats=5, seed=0
-) -> pd.DataFrame:
+    models: Mapping[str, LanguageModel], batch_sizes: Sequence[int] = (1, 4, 16), *, prompt_length=8, num_tokens=5,
+    repeats=5, seed=0,
+) -> pd.DataFrame:  # fmt: skip
     """Measure the tokens per second of each model in decoding: a row for each batch size and model.
 
     batch: how many sequences are written at once, B. tokens_per_second: of all B together, the median over `repeats`.
