@@ -8,7 +8,7 @@ import pandas as pd
 
 from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
-from moe_lessons.course.question import HERE, Sheet, as_words
+from moe_lessons.course.question import HERE, Keeper, Sheet, as_words
 from moe_lessons.support.errors import check_choice, is_number
 from moe_lessons.support.show import Markdown, read_parts, split_points
 
@@ -95,7 +95,8 @@ class Interview(Sheet):
         self.ticks, self.note = [], W.HTML()
         buttons = W.HBox([self.show, self.back, self.next])
         left = W.VBox([self.answer, buttons, self.note], layout=W.Layout(flex="1 1 300px"))
-        super().__init__([self.title, W.HBox([left, self.ours], layout=W.Layout(flex_flow="row wrap"))])
+        parts = W.HBox([left, self.ours], layout=W.Layout(flex_flow="row wrap"))
+        super().__init__([self.title, parts, Keeper()])
         self.add_class("moe-view").add_class("moe-interview")
         self.answer.observe(lambda _: self._keep(), "value")
         self.show.on_click(lambda _: self._reveal())

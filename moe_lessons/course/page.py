@@ -12,7 +12,7 @@ from moe_lessons import exercises
 from moe_lessons.course import progress
 from moe_lessons.course.interview import figure_sentence, measured
 from moe_lessons.course.lessons import LESSONS, Lesson
-from moe_lessons.course.question import HERE, Sheet, as_words
+from moe_lessons.course.question import HERE, Keeper, Sheet, as_words
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 from moe_lessons.support.static import static_mode
 
@@ -105,7 +105,7 @@ class CoursePage(Sheet):
         self.no = self._button("No, keep it", "Nothing is changed", lambda: self._say(""))
         bar = [self._button("Refresh", "Read again what is kept", self.show)]
         bar += [self._button("Export", "Write your progress to a file here", self._export), self.ask, self.yes, self.no]
-        super().__init__([self.table, W.HBox(bar).add_class("moe-bar"), self.said])
+        super().__init__([self.table, W.HBox(bar).add_class("moe-bar"), self.said, Keeper()])
         self.add_class("moe-view")
         self._say(f"All this is kept in {progress.file()}." if progress.file() else "Nothing is kept: progress is off.")
         self.show()

@@ -32,12 +32,12 @@ class Keeper(anywidget.AnyWidget):
     _esm = f"{KEEP}\nexport default {{ initialize: keep, render() {{}} }};"
     _css = (WIDGETS / "canvas.css").read_text("utf-8")
 
+    def __init__(self):
+        super().__init__(layout=W.Layout(display="none"))
+
 
 class Sheet(W.VBox):
     """A view of several parts; a subclass says in `still` what a static page shows of it, as Markdown."""
-
-    def __init__(self, parts: Sequence[W.Widget]):
-        super().__init__([*parts, Keeper(layout=W.Layout(display="none"))])
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         data = {"text/plain": repr(self), "text/markdown": self.still()}

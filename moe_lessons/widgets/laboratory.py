@@ -231,7 +231,7 @@ def names_of(names: Any, what: str, allowed: Sequence[str] | None = None) -> tup
     """Return one name or several, each once, or raise ValueError for what is none."""
     found = tuple(names) if isinstance(names, Sequence) and not isinstance(names, str) else (names,)
     if allowed is None and not all(isinstance(name, str) for name in found):
-        raise ValueError(f"{what} must be names such as 'top-2', got {names!r}")
+        raise ValueError(f"{what} must be a sequence, each of it a text, got {names!r}")
     for name in () if allowed is None else found or ("none",):
         check_choice(what, name, allowed)
     return tuple(dict.fromkeys(found))
