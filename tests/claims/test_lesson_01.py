@@ -41,9 +41,6 @@ def trained(task) -> list[Run]:
     return runs
 
 
-# --- a layer by hand -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("nobody-looks-ahead")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nobody_looks_ahead(seed):
@@ -76,9 +73,6 @@ def test_only_attention_carries_from_token_to_token(seed):
 
     assert changed(lambda ids: layer.ffn(model.embed(ids))) == [6]
     assert changed(lambda ids: layer(model.embed(ids)[None], ids[None], cos_sin)[0][0]) == list(range(6, 13))
-
-
-# --- what each part costs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("the-ffn-holds-most")
@@ -131,9 +125,6 @@ def test_two_of_eight_experts_work(seed, task):
     assert 2.7 < mixture.total / dense.total < 3 and mixture.active == pytest.approx(dense.active, rel=0.02)
 
 
-# --- training ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("it-learns-to-write")
 def test_it_learns_to_write(trained, task):
     corpus = make_text("english", 220_000)
@@ -174,9 +165,6 @@ def test_few_bytes_carry_the_loss(trained, task):
                 follows.append(loss[end + 2 : end + 10].max().item())
         assert len(chosen) >= 5
         assert min(chosen) > 1 > 10 * sum(follows) / len(follows)
-
-
-# --- writing -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("the-cache-saves-work-and-changes-nothing")

@@ -86,9 +86,6 @@ def longer(speeds: pd.DataFrame, model: str, batch: int, other: int) -> float:
     return (batch / speed[batch] / (other / speed[other])).median()
 
 
-# --- on paper ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("three-opponents-on-paper")
 def test_three_opponents_on_paper(models):
     mixtral, llama = MODEL_SHAPES["Mixtral 8x7B"], TransformerShape(32000, 8192, 80, 64, 8, 128, 28672)
@@ -101,9 +98,6 @@ def test_three_opponents_on_paper(models):
     assert round(mixtral.memory_gb()) == round(mixtral.dense_twin("total").memory_gb()) == 93
     memory = {name: count_parameters(model).total for name, model in models.items()}
     assert memory[MOE] == pytest.approx(memory[TOTAL], rel=0.001)
-
-
-# --- one text ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("faster-than-which-twin")
@@ -151,9 +145,6 @@ def test_in_the_cache_it_gains_less(speeds):
     assert median(gains) < 0.7 * gain_at(speeds, 1)
 
 
-# --- many texts ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("random-tokens-follow-the-union-law")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_tokens_follow_the_union_law(seed):
@@ -192,9 +183,6 @@ def test_two_rows_take_longer_than_one(speeds):
         assert plain[2] > 1.1
     assert all(0.65 < steps[n] / plain[n] < 1.5 for n in (2, 8))
     assert union_law(16, 2, 2) > 0.9 * 4  # most of the four choices are different experts, each with a single row
-
-
-# --- the roofline --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("b-star-is-e-over-k-times-as-large")
@@ -259,9 +247,6 @@ def test_kv_reads_against_weights(models):
     assert equal[1] > 5 * 32768 and 20_000 < equal[32] < 32768 and 2500 < equal[256] < 3000
     assert mixtral.kv_cache_gb(1) == mixtral.dense_twin("total").kv_cache_gb(1)
     assert len({model.new_cache(1).nbytes for model in models.values()}) == 1
-
-
-# --- going further -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("alike-texts-touch-fewer")

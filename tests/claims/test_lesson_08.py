@@ -40,9 +40,6 @@ def spread(values) -> float:
     return float(np.max(values) - np.min(values))
 
 
-# --- facts, learned anew -------------------------------------------------------------------------------------
-
-
 class Timed:
     """A run that counts its CPU seconds."""
 
@@ -97,9 +94,6 @@ def test_as_good_as_a_clearly_wider_dense_model():
     assert run.evaluate()["loss"] == pytest.approx(stored, rel=0.02)  # another machine, other last digits
 
 
-# --- speed -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.alone
 @pytest.mark.claim("faster-than-the-equally-good-dense-model")
 def test_faster_than_the_equally_good_dense_model():
@@ -123,9 +117,6 @@ def contenders(seed: int, times: float, d_model: int, **sizes) -> list[LanguageM
     sizes |= {"d_model": d_model, "d_ff": d_model}
     moe, width = facts_model(seed, **sizes), 16 * round(times * 2 * d_model / 16)
     return [dense_twin(moe, "active"), moe, facts_model(seed, **sizes | {"moe_layers": (), "d_ff": width})]
-
-
-# --- the long sweeps that are stored -------------------------------------------------------------------------
 
 
 @pytest.mark.claim("more-experts-more-facts")
@@ -186,9 +177,6 @@ def test_the_mixture_tolerates_a_high_rate_less():
     factor = {model: loss[model][0.02] / loss[model].min(axis=1) for model in ("MoE, E=8", ACTIVE, TOTAL)}
     assert (factor["MoE, E=8"] - factor[ACTIVE]).min() > 0.15 and (factor[ACTIVE] - factor[TOTAL]).min() > 0.1
     assert not tolerance.diverged.any() and not load_results("capacity").diverged.any()
-
-
-# --- the bill --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("most-of-the-memory-waits")
