@@ -71,7 +71,6 @@ def measured(attempt: int) -> pd.DataFrame:
     options = {"num_tokens": 2, "prompt_length": 2, "repeats": 3}
     frames = [decode_speed(four(seed), (1, 2, 4, 8, 64), **options, seed=seed).assign(seed=seed) for seed in SEEDS]
     frame = pd.concat(frames).pivot(index=["seed", "batch"], columns="model", values=["tokens_per_second", "speedup"])
-    print(frame.round(2).to_string())
     return frame
 
 
@@ -123,14 +122,12 @@ def test_one_text_waits_for_memory(models, speeds):
             ffns, x = [FeedForward(512, 128) for _ in range(200)], torch.randn(1, 512)
             same = ffns[:1] * len(ffns)
             ratio = paired_ratio(partial(chain, ffns, x), partial(chain, same, x), repeats=7).median
-        print(f"200 different FFNs take {ratio:.2f} times as long as 200 times the same")
         assert ratio > 1.5
     read = {name: bytes_per_step(model) for name, model in models.items()}
     assert read[TOTAL] / read[GOOD] == pytest.approx(2.53, abs=0.01)
     assert 1.9 < 1 / gain_at(speeds, 1, TOTAL) < 3.2
     machine = measure_machine(repeats=3)
     pace = read[TOTAL] / machine.bytes_per_second * speeds.tokens_per_second[TOTAL].xs(1, level="batch").median()
-    print(f"the equal-total twin's step is to {pace:.0%} reading at the pace of a plain product")
     assert pace > 0.5
 
 
@@ -141,7 +138,6 @@ def test_in_the_cache_it_gains_less(speeds):
         small = four(seed, 128, 64)
         assert bytes_per_step(small[TOTAL]) < 4e6
         gains.append(decode_speed(small, (1,), repeats=15).set_index("model").speedup[MOE])
-    print("in the cache:", [f"{gain:.2f}" for gain in gains])
     assert median(gains) < 0.7 * gain_at(speeds, 1)
 
 
@@ -152,7 +148,6 @@ def test_random_tokens_follow_the_union_law(seed):
     with seeded(seed):
         moe = LanguageModel(TransformerConfig(num_experts=16, top_k=2, **sizes))
         counted = distinct_experts(moe, torch.randint(256, (64, 16)), seed=seed).groupby("batch").mean()
-    print(counted.round(2).to_string())
     assert (counted.distinct / counted.union_law - 1).abs().max() < 0.08
     assert counted.distinct[1] == 2 and 9 < counted.distinct[8] < 11 and counted.distinct[64] > 15.5
 
@@ -178,7 +173,6 @@ def test_two_rows_take_longer_than_one(speeds):
         rows = {n: partial(F.linear, torch.randn(n, 512), weight) for n in (1, 2, 8)}
         plain = {n: median(paired_ratio(rows[n], rows[1], repeats=3).median for _ in SEEDS) for n in (2, 8)}
     steps = {n: longer(speeds, TOTAL, n, 1) for n in (2, 8)}
-    print(f"plain {plain}, step {steps}")
     if gain_at(speeds, 2) > 1.05 * gain_at(speeds, 1):  # then it is the library: one row has a faster way
         assert plain[2] > 1.1
     assert all(0.65 < steps[n] / plain[n] < 1.5 for n in (2, 8))
@@ -264,7 +258,6 @@ def test_alike_texts_touch_fewer():
         for name, ids in {"all": text, "english": text[domain == task.domains.index("english")]}.items():
             means = distinct_experts(model, ids).groupby("batch").mean()
             share[name] = means.distinct / means.union_law
-        print(seed, {name: values.round(2).tolist() for name, values in share.items()})
         assert share["all"].between(0.92, 1.04).all()
         assert share["english"][8] < 0.96 and share["english"][8] < share["all"][8] - 0.03
         assert share["english"].max() < 1.04
@@ -276,7 +269,6 @@ def test_reading_is_quicker_than_writing(models):
         with seeded(seed):
             prompt = torch.randint(256, (1, 128))
         with torch_threads(1), torch.inference_mode():
-            for name, model in models.items():
+            for model in models.values():
                 ratio = paired_ratio(partial(model, prompt), partial(model, prompt[:, :1]), repeats=1).median / 128
-                print(f"{name}: a token of a prompt takes {ratio:.2f} of one that is written")
                 assert ratio < 0.3

@@ -107,7 +107,6 @@ def test_faster_than_the_equally_good_dense_model():
         steps = Ratio.of(good, mixture).median, Ratio.of(mixture, twin).median
         found.append((*steps, speed["MoE"], speed["twin"] / speed["MoE"]))
     in_training, over_twin, in_writing, twin_writes = np.median(found, axis=0)
-    print(f"in training {in_training:.2f} times as fast, in writing {in_writing:.2f}")
     assert in_training > 1.05 and in_writing > 1.05
     assert over_twin > 1 and twin_writes > 1
 

@@ -29,15 +29,17 @@ from moe_lessons.plots import colored_trace
 from moe_lessons.support.show import show_source
 from moe_lessons.tasks import Facts, TextTask
 from moe_lessons.training import PlaneSetting, Run, plane_runs, save_checkpoint, train
-from moe_lessons.widgets import LiveRun, Playground
+from moe_lessons.widgets import LiveRun, PlanCalculator, Playground
 
 PACKAGES = "nn tasks training analysis plots widgets course hub parallel".split()
 SIZES = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "num_experts": 4, "top_k": 2}
 BAD = {
-    "None": None, "text": "x", "-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "huge": 10**400, "2.5": 2.5,
-    "True": True, "[]": [], "{}": {}, "object": object(), "[None]": [None], "shape": torch.zeros(3, 5, 7),
-    "whole": torch.zeros(6, 8, dtype=torch.int64), "meta": torch.zeros(6, 8, device="meta"),
-    "sparse": torch.zeros(6, 8).to_sparse(), "nested": torch.nested.nested_tensor([torch.zeros(2, 8)] * 3),
+    "None": None, "text": "x", "-1": -1, "0": 0, "3": 3, "9": 9, "nan": math.nan, "inf": math.inf, "huge": 10**400,
+    "2.5": 2.5, "True": True, "[]": [], "{}": {}, "object": object(), "[None]": [None], "shape": torch.zeros(3, 5, 7),
+    "row": torch.zeros(6, dtype=torch.int64), "whole": torch.zeros(6, 8, dtype=torch.int64),
+    "high": torch.full((6, 8), 999), "empty": torch.zeros(1, 0, dtype=torch.int64), "double": torch.ones(6, 8).double(),
+    "meta": torch.zeros(6, 8, device="meta"), "sparse": torch.zeros(6, 8).to_sparse(),
+    "nested": torch.nested.nested_tensor([torch.zeros(2, 8)] * 3),
 }  # fmt: skip
 
 
@@ -55,6 +57,10 @@ def offered() -> dict:
         "MoE.forward": lambda x: ours.MoE(8, 8, 4)(x),
         "SoftMoE.forward": ours.SoftMoE(8, 8, 4).forward,
         "TopKRouter.forward": ours.TopKRouter(8, 4, 2).forward,
+        "HashRouter.forward": ours.HashRouter(4, 64).forward,
+        "LanguageModel.forward": MODEL.forward,
+        "LanguageModel.generate": MODEL.generate,
+        "LanguageModel.new_cache": MODEL.new_cache,
         "Lab.set": lambda router_aux_loss_coef: lab.set(router_aux_loss_coef=router_aux_loss_coef),
         "progress.export": progress.export,
         "Prediction.compare": Prediction("?", ("a", "b")).compare,
@@ -120,6 +126,7 @@ BASE = {
     "widgets.FactsLab": {"num_experts": 2, "num_entries": 250},
     "widgets.LiveRun": {"panels": ("loss",)},
     "progress.export": {"path": "mine.json"},
+    "HashRouter.forward": {"token_ids": IDS[0, :6]},
 }
 
 
@@ -190,6 +197,10 @@ ACCEPTED = [
     lambda: ours.MoE(8, 8, 4, foo=1),
     lambda: Run(RUNS["MoE"].model, RUNS["MoE"].task, batch_size=10**9),
     lambda: Prediction("q", (1, 2)),
+    lambda: Prediction("q", ("a", "a")),
+    lambda: Prediction("q", ("a", "b"), key="05.Left!"),
+    lambda: trace(ours.dense_twin(MODEL), TextTask("code")),
+    lambda: PlanCalculator("Mixtral 8x7B", expert_parallel=64),
     lambda: LiveRun(RUNS, panels=[[]]),
 ]
 
