@@ -50,18 +50,6 @@ def test_play_moves_picture_and_step_and_pause_stops_both(playground):
     assert playground.step == stopped
 
 
-def test_structure_starts_afresh_and_top_k_never_exceeds_the_experts(playground):
-    playground.handle("Top-k").focus()
-    playground.page.keyboard.press("End")
-    playground.wait_for(lambda: playground.value("Top-k") == "8")
-    playground.handle("Experts E").focus()
-    for _ in range(5):
-        playground.page.keyboard.press("ArrowLeft")
-    playground.wait_for(lambda: playground.value("Experts E") == "3" and playground.value("Top-k") == "3")
-    playground.wait_for(lambda: playground.step == 0)
-    playground.wait_for(lambda: "all 3 experts: this mixture is dense" in playground.view.inner_text())
-
-
 def test_an_interrupt_leaves_a_paused_usable_playground(lesson, playground):
     for _ in range(5):  # on a busy machine all steps may be done before the menu is open
         playground.button("Play").click()

@@ -19,13 +19,14 @@ import torch.distributed as dist
 from matplotlib import pyplot as plt
 
 from moe_lessons import nn as ours
-from moe_lessons import parallel
-from moe_lessons.analysis import trace, trace_text
+from moe_lessons import parallel, plots
+from moe_lessons.analysis import fit_link, trace, trace_text
 from moe_lessons.course import NumberPrediction, Prediction, progress
 from moe_lessons.course.interview import ANSWERS, FIGURE
 from moe_lessons.hub import export_model
 from moe_lessons.parallel import Job
 from moe_lessons.plots import colored_trace
+from moe_lessons.plots.panels.text import shares_panel
 from moe_lessons.support.show import show_source
 from moe_lessons.tasks import Facts, TextTask
 from moe_lessons.training import PlaneSetting, Run, plane_runs, save_checkpoint, train
@@ -57,10 +58,8 @@ def offered() -> dict:
         "MoE.forward": lambda x: ours.MoE(8, 8, 4)(x),
         "SoftMoE.forward": ours.SoftMoE(8, 8, 4).forward,
         "TopKRouter.forward": ours.TopKRouter(8, 4, 2).forward,
-        "HashRouter.forward": ours.HashRouter(4, 64).forward,
-        "LanguageModel.forward": MODEL.forward,
-        "LanguageModel.generate": MODEL.generate,
-        "LanguageModel.new_cache": MODEL.new_cache,
+        "LanguageModel.forward": lambda ids: MODEL(ids),
+        "LanguageModel.generate": lambda ids, max_new_tokens: MODEL.generate(ids, max_new_tokens),
         "Lab.set": lambda router_aux_loss_coef: lab.set(router_aux_loss_coef=router_aux_loss_coef),
         "progress.export": progress.export,
         "Prediction.compare": Prediction("?", ("a", "b")).compare,
@@ -126,7 +125,6 @@ BASE = {
     "widgets.FactsLab": {"num_experts": 2, "num_entries": 250},
     "widgets.LiveRun": {"panels": ("loss",)},
     "progress.export": {"path": "mine.json"},
-    "HashRouter.forward": {"token_ids": IDS[0, :6]},
 }
 
 
@@ -196,6 +194,10 @@ ACCEPTED = [
     lambda: plane_runs(PlaneSetting(jitter_noise=2.0)),
     lambda: ours.MoE(8, 8, 4, foo=1),
     lambda: Run(RUNS["MoE"].model, RUNS["MoE"].task, batch_size=10**9),
+    lambda: plots.byte_losses("abc", [1, 2]),
+    lambda: plots.attention_heatmap(torch.eye(2), "abc"),
+    lambda: shares_panel(pd.DataFrame([[0.5, 0.6]]), "Shares"),
+    lambda: fit_link([1, 1], [1, 2]),
     lambda: Prediction("q", (1, 2)),
     lambda: Prediction("q", ("a", "a")),
     lambda: Prediction("q", ("a", "b"), key="05.Left!"),

@@ -17,7 +17,7 @@ from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
 from moe_lessons.training.knobs import KNOBS, TRAINING, Knob
 from moe_lessons.training.settings import ROUTERS
-from moe_lessons.widgets import BalancingLab, CollapseLab, Lab, Playground, RoutingLab, live, loop
+from moe_lessons.widgets import BalancingLab, CollapseLab, Lab, Playground, live, loop
 from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, corpus
 
@@ -45,12 +45,6 @@ def test_its_repr_makes_the_same_again(make):
     again = eval(repr(lab), vars(widgets) | {"MyMoE": MyMoE})
     assert again.values == lab.values | lab.in_force() and repr(again) == repr(lab) and again.functions == lab.functions
     assert_consistent(again)
-
-
-def test_what_is_usual_is_not_written():
-    for lab in (RoutingLab(), BalancingLab(), CollapseLab()):
-        assert repr(lab) == f"{type(lab).__name__}()"
-    assert repr(Playground()) == "Playground('healthy')"
 
 
 BAD = [
@@ -321,7 +315,7 @@ async def test_a_costly_panel_comes_after_the_quick_ones_and_only_when_it_has_ch
     assert drawn == [(4, 0, None), (8, 0, 8), (8, 1, 8)]  # in a second picture: the first had shown eight experts
 
 
-@pytest.mark.parametrize("name, lr, before", [*product(LABS, [1e38], [1]), ("BalancingLab", 1e6, 1)])
+@pytest.mark.parametrize("name, lr, before", [*product(LABS, [1e30], [1]), ("BalancingLab", 1e6, 1)])
 @on_a_loop
 async def test_a_learning_rate_far_too_high_is_said_and_a_lower_one_goes_on(name, lr, before):
     lab = LABS[name]()

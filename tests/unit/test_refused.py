@@ -17,6 +17,7 @@ from moe_lessons.nn import (
     TransformerConfig,
     dense_twin,
 )
+from moe_lessons.nn.families import finer
 from moe_lessons.support.errors import check_device
 
 SMALL = {"d_model": 8, "d_ff": 8, "vocab_size": 9, "num_experts": 4, "top_k": 1, "max_positions": 24}
@@ -57,6 +58,8 @@ def config(**changes) -> TransformerConfig:
         (lambda: MODEL.generate(IDS, 16), r"max_new_tokens .* max_positions \(24\) less the 9 tokens of the .* got 16"),
         (lambda: MODEL.generate(IDS, 1, top_k=10), r"top_k must be at most vocab_size \(9\), got 10"),
         (lambda: MODEL.new_cache(max_length=25), r"max_length must be at most max_positions \(24\), got 25"),
+        (lambda: finer(8, 2, 32, 5), r"times must divide d_ff \(32\), got 5"),
+        (lambda: finer(8, 2, 32, 4, 8), r"shared must be below top_k · times \(8\), got 8"),
         (lambda: HashRouter(8, 9, seed=2**62 + 1), r"seed must be a whole number from 0 to 2\*\*62, got 4.*5"),
         (lambda: check_device("cuda:99"), "device must be one of 'cpu'.* on this machine, got 'cuda:99'"),
         (lambda: TopKRouter(4, 8, 2)(torch.zeros(2, 3, 4)), r"x must have the shape \(T, 4\), got \(2, 3, 4\)"),
@@ -75,6 +78,12 @@ def test_autocast_casts_no_float64(layer):
     with torch.autocast("cpu", torch.bfloat16):
         with refused(r"x must have the type of the weights \(torch.float32\), got torch.float64"):
             layer(torch.zeros(2, 4).double())
+
+
+@pytest.mark.parametrize("ids", [None, [1, 2, 3], torch.ones(3), torch.ones(3).bool(), torch.ones(2).long()], ids=str)
+def test_token_ids_that_are_none(ids):
+    with refused("token_ids must be one whole number for each of the 3 tokens, got .+"):
+        HashRouter(8, 10)(torch.zeros(3, 4), ids)
 
 
 def test_token_ids_of_another_range_or_shape():

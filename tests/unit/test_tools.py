@@ -8,7 +8,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -88,9 +87,6 @@ def test_an_interrupt_ends_it_with_the_kernel_and_leaves_the_files(tmp_path):
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and said == f"{paths[0]} … is unchanged: interrupted\n"
     assert kernels and not psutil.wait_procs(kernels, timeout=20)[1] and before == [path.read_bytes() for path in paths]
-
-
-DOCS = Path(__file__).resolve().parents[2] / pictures.FOLDER
 
 
 def test_the_animation_shows_the_auxiliary_loss_switched_on_and_is_the_same_each_time(tmp_path):
@@ -197,17 +193,6 @@ def test_a_comparison_is_said_with_its_numbers(measure, source, said):
     (node,) = measure.parts(source)
     found = measure.say(node, {"a": 0.87, "b": 0.79, "names": ["x", "y"], "approx": pytest.approx})
     assert said is None if found is None else found[1] == said
-
-
-def test_the_nearest_of_several_runs_counts(measure):
-    marks = [SimpleNamespace(args=("small",))]
-    item = SimpleNamespace(path=Path(__file__), name="test", originalname="test", iter_markers=lambda name: marks)
-    measured = measure.Measured()
-    for value in (0.5, 0.9, 0.1):
-        assert value  # where this frame has it, it is read
-        measured.pytest_assertion_pass(item, 1, "value < 1 and value > 0")
-    said = [text for _, text in measured.claims["small"][2].values()]
-    assert said == ["`value` 0.9 < 1; margin 0.1", "`value` 0.1 > 0; margin 0.1"]
 
 
 def test_claims_that_were_not_measured_keep_what_is_written(measure):
