@@ -8,15 +8,14 @@ import torch
 
 from moe_lessons.analysis import count_parameters, decode_speed, flops_per_token
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, TransformerConfig, seeded
-from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, SeedBand, plane_model, plane_runs
+from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, SeedBand, plane_model, plane_runs, train
 
 SEEDS = range(6)
 COLLAPSE = PRESETS["collapse"]
 
 
 def trained(band: SeedBand, steps: int = 300) -> SeedBand:
-    for _ in range(steps):
-        band.step()
+    train(band, steps)
     return band
 
 
@@ -25,9 +24,7 @@ def healthy():
     """For each seed the three runs of the first cell, after its 400 steps."""
     runs_by_seed = [plane_runs(PRESETS["healthy"], seed) for seed in SEEDS]
     for runs in runs_by_seed:
-        for _ in range(400):
-            for run in runs.values():
-                run.step()
+        train(runs.values(), 400)
     return runs_by_seed
 
 

@@ -13,7 +13,7 @@ from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.attention import rotary
 from moe_lessons.plots import write
 from moe_lessons.tasks import TextTask, encode, make_text
-from moe_lessons.training import Run
+from moe_lessons.training import Run, train
 
 CONFIG = TransformerConfig(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=192, moe_layers=())
 MIXTURE = replace(CONFIG, moe_layers=None, d_ff=96, num_experts=8, top_k=2)
@@ -35,9 +35,7 @@ def task() -> TextTask:
 def trained(task) -> list[Run]:
     """The lesson's model after its 300 steps, from each seed."""
     runs = [Run(model_of(seed), task, lr=0.005, batch_size=16, seed=seed) for seed in SEEDS]
-    for run in runs:
-        for _ in range(300):
-            run.step()
+    train(runs, 300)
     return runs
 
 

@@ -26,6 +26,7 @@ from moe_lessons.training import (
     plane_model,
     remedy_setting,
     save_checkpoint,
+    train,
 )
 
 SEEDS = range(5)
@@ -37,8 +38,7 @@ NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss"
 
 
 def on(band: Run, steps: int) -> Run:
-    for _ in range(steps):
-        band.step()
+    train(band, steps)
     return band
 
 

@@ -23,7 +23,7 @@ from moe_lessons.analysis.results import last_of, load_results
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.nn import LanguageModel, dense_twin
 from moe_lessons.tasks import Facts
-from moe_lessons.training import Run, facts_model, facts_run
+from moe_lessons.training import Run, facts_model, facts_run, train
 
 SEEDS = (1, 2, 3)  # those of the stored sweeps
 ACTIVE, TOTAL = "equal-active twin", "equal-total twin"
@@ -88,8 +88,7 @@ def test_as_good_as_a_clearly_wider_dense_model():
     assert (facts["MoE, E=16"] > 2 * facts[ACTIVE]).all() and (facts["MoE, E=16"] < facts[TOTAL]).all()
     assert spread(facts["MoE, E=16"]) > 2 * spread(facts["dense, F=192"])
     run = facts_run(facts_model(1), Facts(seed=1), 1, lr=load_results("facts").lr.iloc[0])  # one point again
-    for _ in range(100):
-        run.step()
+    train(run, 100)
     stored = load_results("facts").set_index(["model", "seed", "step"]).loss["MoE, E=16", 1, 100]
     assert run.evaluate()["loss"] == pytest.approx(stored, rel=0.02)  # another machine, other last digits
 

@@ -19,7 +19,7 @@ from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.panels.text import shares_panel
 from moe_lessons.tasks import TextTask
-from moe_lessons.training import PRESETS, Run, plane_runs
+from moe_lessons.training import PRESETS, Run, plane_runs, train
 
 EVEN, COLLAPSED = [1 / 8] * 8, [0.0] * 7 + [1.0]
 STEPS = 25
@@ -35,8 +35,7 @@ def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
 def view() -> SimpleNamespace:
     runs = plane_runs(PRESETS["healthy"])
     for run in runs.values():
-        for _ in range(STEPS):
-            run.step()
+        train(run, STEPS)
     return view_of(runs, clean_load=EVEN)
 
 
