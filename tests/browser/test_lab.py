@@ -37,9 +37,3 @@ def test_a_widget_is_drawn_without_errors_in_the_theme_that_was_asked_for(notebo
     notebook.page.locator(".widget-slider", has_text="top_k").wait_for()
     assert notebook.cell_errors() == [] and notebook.errors == []
     assert notebook.page.locator("body").get_attribute("data-jp-theme-light") == "false"
-
-
-def test_it_runs_again_after_a_restart(notebook):
-    notebook.restart()
-    notebook.run_all()
-    assert notebook.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts() == ["[1]:", "[2]:"]

@@ -70,13 +70,6 @@ def test_routing_starts_afresh_with_more_experts_and_says_what_a_router_has_no_u
     view.view.get_by_text("Off: the noise needs a top-k router.").wait_for()
 
 
-def test_routing_keeps_its_last_domain(view):
-    for name in ("code", "json"):
-        view.view.get_by_role("checkbox", name=name).uncheck()
-    view.view.get_by_text("domains must be one of 'english'").wait_for()
-    view.wait_for(lambda: view.view.get_by_role("checkbox", name="json").is_checked())
-
-
 def test_balancing_adds_a_pair_which_catches_up_and_can_be_taken_away(notebook, view):
     step, panels = view.step, view.view.locator("figure").count()
     view.button("Add tile").click()
@@ -105,14 +98,6 @@ def test_balancing_selects_a_tile_by_a_click_and_by_the_keys_of_the_list(noteboo
     view.view.locator(".moe-reading", has_text=re.compile("^nothing: ")).wait_for()
 
 
-def test_balancing_says_which_remedies_clash(view):
-    view.view.get_by_label("Add", exact=True).select_option("bias update")
-    view.view.get_by_label("and", exact=True).select_option("learned noise")
-    view.button("Add tile").click()
-    view.view.get_by_text("bias update and learned noise do not go together").wait_for()
-    assert view.view.get_by_role("checkbox", name="bias update + learned noise").count() == 0
-
-
 def lit(view, name: str, color: str) -> int:
     """How many pixels of a model's wall have a colour."""
     return view.pixels(f"{name}: ", [int(color[i : i + 2], 16) for i in (1, 3, 5)])
@@ -129,11 +114,3 @@ def test_facts_light_lamps_in_the_ink_of_their_model_and_name_them(view):
     tip.wait_for()
     assert len(tip.inner_text().split(":")[0].strip()) == 4
     view.wait_for(lambda: all(lit(view, name, RED) > 0 for name in WALLS))
-
-
-def test_facts_start_afresh_with_another_number_of_entries(notebook, view):
-    assert view.step > 0
-    view.handle("Entries N").focus()
-    notebook.page.keyboard.press("ArrowRight")
-    view.view.locator("figure", has_text="MoE: 0 of 250").wait_for()
-    view.wait_for(lambda: view.step == 0)

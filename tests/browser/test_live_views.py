@@ -25,20 +25,6 @@ def notebook(open_notebook):
     return notebook
 
 
-def test_two_playgrounds_train_at_once(notebook, view_of):
-    first, second = view_of(notebook.page, 0), view_of(notebook.page, 1)
-    step = first.step
-    second.button("Play").click()
-    second.wait_step(20)
-    view_of(notebook.page, 0).wait_step(step + 20)  # it is drawn again as soon as it is seen
-
-
-def test_a_view_stops_by_itself(notebook, view_of):
-    second = view_of(notebook.page, 1)
-    second.wait_for(lambda: "paused after 60 steps" in second.view.inner_text())
-    assert second.step == 60
-
-
 def test_the_last_value_reaches_the_kernel(notebook, view_of):
     first = view_of(notebook.page, 0)
     first.handle("Noise").focus()

@@ -50,62 +50,6 @@ def test_play_moves_picture_and_step_and_pause_stops_both(playground):
     assert playground.step == stopped
 
 
-def test_a_slider_dragged_by_keyboard_while_training(playground):
-    playground.button("Play").click()
-    playground.handle("Noise").focus()
-    for _ in range(10):
-        playground.page.keyboard.press("ArrowRight")
-    playground.wait_for(lambda: playground.value("Noise") == "0.50")
-    step, before = playground.step, playground.picture
-    playground.wait_step(step + 20)
-    playground.wait_for(lambda: playground.picture != before)
-    for _ in range(10):
-        playground.page.keyboard.press("ArrowLeft")
-    playground.wait_for(lambda: playground.value("Noise") == "0.00")
-
-
-def test_structure_starts_afresh_and_top_k_never_exceeds_the_experts(playground):
-    playground.handle("Top-k").focus()
-    playground.page.keyboard.press("End")
-    playground.wait_for(lambda: playground.value("Top-k") == "8")
-    playground.handle("Experts E").focus()
-    for _ in range(5):
-        playground.page.keyboard.press("ArrowLeft")
-    playground.wait_for(lambda: playground.value("Experts E") == "3" and playground.value("Top-k") == "3")
-    playground.wait_for(lambda: playground.step == 0)
-    playground.wait_for(lambda: "all 3 experts: this mixture is dense" in playground.view.inner_text())
-
-
-def test_a_preset_moves_the_sliders(playground):
-    playground.button("collapse").click()
-    playground.wait_for(lambda: (playground.value("Experts E"), playground.value("Top-k")) == ("8", "1"))
-    assert playground.value("Auxiliary loss") == "off"
-    playground.button("rescued").click()
-    playground.wait_for(lambda: playground.value("Auxiliary loss") == "1")
-    playground.button("healthy").click()
-    playground.wait_for(lambda: playground.value("Top-k") == "2" and playground.step == 0)
-
-
-def test_a_click_on_a_point_reads_its_routing(playground):
-    words = r"Token (\d+) at .* (correct|wrong)\. Router logits \(probabilities\): E\d .* Served by: .* × E\d"
-    tokens = set()
-    for panel, across, down in (("Territory", 0.3, 0.5), ("Router probabilities", 0.5, 0.2), ("Router", 0.5, 0.8)):
-        playground.point(panel, across, down, click=True)
-        playground.page.wait_for_timeout(700)
-        token, _ = re.match(words, playground.view.locator(".moe-reading").inner_text()).groups()
-        assert token == playground.canvas.get_attribute("data-token")
-        tokens.add(token)
-    assert len(tokens) >= 2
-
-
-def test_every_control_has_a_name_and_a_description(playground):
-    playground.page.wait_for_timeout(1000)  # the front end names the handles within half a second
-    for handle in playground.view.get_by_role("slider").all():
-        assert handle.get_attribute("aria-label") and handle.get_attribute("aria-valuetext")
-    for control in playground.view.locator(".widget-slider, .widget-hslider, .widget-dropdown, button").all():
-        assert control.get_attribute("title"), control.inner_text()
-
-
 def test_an_interrupt_leaves_a_paused_usable_playground(lesson, playground):
     for _ in range(5):  # on a busy machine all steps may be done before the menu is open
         playground.button("Play").click()

@@ -8,15 +8,14 @@ import torch
 
 from moe_lessons.analysis import count_parameters, decode_speed, flops_per_token
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, TransformerConfig, seeded
-from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, SeedBand, plane_model, plane_runs
+from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, SeedBand, plane_model, plane_runs, train
 
 SEEDS = range(6)
 COLLAPSE = PRESETS["collapse"]
 
 
 def trained(band: SeedBand, steps: int = 300) -> SeedBand:
-    for _ in range(steps):
-        band.step()
+    train(band, steps)
     return band
 
 
@@ -25,9 +24,7 @@ def healthy():
     """For each seed the three runs of the first cell, after its 400 steps."""
     runs_by_seed = [plane_runs(PRESETS["healthy"], seed) for seed in SEEDS]
     for runs in runs_by_seed:
-        for _ in range(400):
-            for run in runs.values():
-                run.step()
+        train(runs.values(), 400)
     return runs_by_seed
 
 
@@ -69,7 +66,6 @@ def test_faster_than_the_one_in_between():
             dense = {n: LanguageModel(TransformerConfig(**sizes, d_ff=w, moe_layers=())) for n, w in widths.items()}
         speeds.append(decode_speed(models | dense, (1,), num_tokens=3, repeats=9).set_index("model").tokens_per_second)
     times = {name: median(speed["MoE"] / speed[name] for speed in speeds) for name in widths}
-    print(times)
     assert times["dense, in between"] > 1.3 and times[EQUAL_TOTAL] > 2 and times[EQUAL_ACTIVE] < 1
     active, between, total = (count_parameters(dense[name]).total for name in widths)
     mixture = count_parameters(models["MoE"])
@@ -114,7 +110,6 @@ def test_noise_helps_from_the_start_as_little(collapsed):
     for std in (1.0, 5.0, 10.0):
         noisy = trained(SeedBand(replace(COLLAPSE, noise_std=std), SEEDS))
         clean = (noisy.clean_loads() < DEAD_SHARE).sum(axis=1)
-        print(std, noisy.records[-1].dead, clean, noisy.evaluate()["accuracy"])
         assert clean.mean() >= dead.mean() and clean.min() >= 2
     assert noisy.records[-1].dead.max() == 0  # strong noise spreads the tokens while it is on
     assert noisy.evaluate()["accuracy"] < collapsed.evaluate()["accuracy"] - 0.05

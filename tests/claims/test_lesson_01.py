@@ -13,7 +13,7 @@ from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.attention import rotary
 from moe_lessons.plots import write
 from moe_lessons.tasks import TextTask, encode, make_text
-from moe_lessons.training import Run
+from moe_lessons.training import Run, train
 
 CONFIG = TransformerConfig(d_model=64, num_layers=2, num_heads=4, num_kv_heads=2, d_ff=192, moe_layers=())
 MIXTURE = replace(CONFIG, moe_layers=None, d_ff=96, num_experts=8, top_k=2)
@@ -35,13 +35,8 @@ def task() -> TextTask:
 def trained(task) -> list[Run]:
     """The lesson's model after its 300 steps, from each seed."""
     runs = [Run(model_of(seed), task, lr=0.005, batch_size=16, seed=seed) for seed in SEEDS]
-    for run in runs:
-        for _ in range(300):
-            run.step()
+    train(runs, 300)
     return runs
-
-
-# --- a layer by hand -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("nobody-looks-ahead")
@@ -76,9 +71,6 @@ def test_only_attention_carries_from_token_to_token(seed):
 
     assert changed(lambda ids: layer.ffn(model.embed(ids))) == [6]
     assert changed(lambda ids: layer(model.embed(ids)[None], ids[None], cos_sin)[0][0]) == list(range(6, 13))
-
-
-# --- what each part costs ------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("the-ffn-holds-most")
@@ -131,9 +123,6 @@ def test_two_of_eight_experts_work(seed, task):
     assert 2.7 < mixture.total / dense.total < 3 and mixture.active == pytest.approx(dense.active, rel=0.02)
 
 
-# --- training ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("it-learns-to-write")
 def test_it_learns_to_write(trained, task):
     corpus = make_text("english", 220_000)
@@ -174,9 +163,6 @@ def test_few_bytes_carry_the_loss(trained, task):
                 follows.append(loss[end + 2 : end + 10].max().item())
         assert len(chosen) >= 5
         assert min(chosen) > 1 > 10 * sum(follows) / len(follows)
-
-
-# --- writing -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("the-cache-saves-work-and-changes-nothing")

@@ -13,9 +13,6 @@ from moe_lessons.training import Run, dead_experts
 SEEDS = range(6)
 
 
-# --- by hand, on four tokens ---------------------------------------------------------------------------------
-
-
 def four_tokens(seed: int) -> tuple[MoE, torch.Tensor]:
     """The block and the tokens of the lesson, where the seed is 0."""
     torch.manual_seed(seed)
@@ -88,9 +85,6 @@ def test_renormalised_top_1_teaches_nothing(seed):
     assert router < 1e-6 < 1e-3 < experts  # the lesson calls what is below 1e-6 rounding
     router, experts = gradients(norm_topk_prob=False)
     assert router > 1e-4 and experts > 1e-3
-
-
-# --- trained on the checkerboard -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import nn
 from moe_lessons.analysis import load_statistics
 from moe_lessons.analysis.collapse import make_alike, practise, score_pushes, watched_run
 from moe_lessons.nn import MoE, Routing, TopKRouter
-from moe_lessons.training import PRESETS, SeedBand
+from moe_lessons.training import PRESETS, SeedBand, train
 
 COLLAPSE = PRESETS["collapse"]
 SEEDS = range(6)
@@ -19,8 +19,7 @@ SEEDS = range(6)
 
 def trained(steps: int, seed: int, learns: str = "all", **kwargs):
     run = watched_run(COLLAPSE, seed, learns, **kwargs)
-    for _ in range(steps):
-        run.step()
+    train(run, steps)
     return run
 
 
@@ -101,8 +100,7 @@ def test_practice_wins():
         for expert in range(0, 8, 2):
             run = watched_run(COLLAPSE, seed)
             practise(run, expert)
-            for _ in range(60):
-                run.step()
+            train(run, 60)
             without.append(plain[expert])
             after.append(loads(run)[-20:, expert].mean())
     assert 1.7 * mean(without) < mean(after) < 2.6 * mean(without)
@@ -118,8 +116,7 @@ def test_the_router_alone_collapses():
             if name == "alike":
                 make_alike(run.model.block.experts)
             kept = [weight.clone() for weight in run.model.block.experts.parameters()]
-            for _ in range(60):
-                run.step()
+            train(run, 60)
             if name != "all":
                 assert all(torch.equal(a, b) for a, b in zip(kept, run.model.block.experts.parameters(), strict=True))
             values.append(mean(record.dead_experts for record in run.records[-20:]))
@@ -140,8 +137,7 @@ def test_own_tokens_push_up_the_others_down():
         up.append((own[own != 0] > 0).mean())
         down.append((others < 0).mean())
         favour.append(rank_correlation(loads(run)[1], own + others))
-        for _ in range(3):
-            run.step()
+        train(run, 3)
         change = loads(run)[2:] - loads(run)[1]  # after one, two and three steps
         rise.append([rank_correlation(loads(run)[1], change[0]), *(rank_correlation(own + others, c) for c in change)])
     assert mean(up) > 0.85 and mean(down) > 0.95
@@ -170,8 +166,7 @@ def test_territory_and_weights_together_make_the_winners(band):
         with torch.no_grad():
             for weight in run.model.block.experts.parameters():
                 weight.copy_(weight.roll(1, dims=0))
-        for _ in range(60):
-            run.step()
+        train(run, 60)
         before, after = band[40:60, seed].mean(axis=0), loads(run)[40:].mean(axis=0)
         places.append(rank_correlation(before, after))
         weights.append(rank_correlation(np.roll(before, 1), after))
@@ -202,8 +197,7 @@ def test_collapse_costs_where_experts_are_scarce():
     for d_ff, seeds in ((8, range(8)), (2, range(24))):
         bands = [SeedBand(replace(setting, d_ff=d_ff), seeds) for setting in settings]
         for band in bands:
-            for _ in range(300):
-                band.step()
+            train(band, 300)
         assert bands[0].records[-1].dead.min() >= 1 and bands[1].records[-1].dead.max() == 0
         collapsed, balanced, four = (band.evaluate(2048)["accuracies"] for band in bands)
         gap[d_ff], four_experts[d_ff] = balanced - collapsed, four - collapsed  # (seeds,)

@@ -26,6 +26,7 @@ from moe_lessons.training import (
     plane_model,
     remedy_setting,
     save_checkpoint,
+    train,
 )
 
 SEEDS = range(5)
@@ -37,8 +38,7 @@ NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss"
 
 
 def on(band: Run, steps: int) -> Run:
-    for _ in range(steps):
-        band.step()
+    train(band, steps)
     return band
 
 
@@ -86,9 +86,6 @@ def max_over_mean(band: SeedBand) -> np.ndarray:
     return loads.max(axis=1) / loads.mean(axis=1)
 
 
-# --- the meter -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("pooling-hides-a-collapse")
 @pytest.mark.parametrize("seed", range(5))
 def test_pooling_hides_a_collapse(seed):
@@ -106,9 +103,6 @@ def test_pooling_hides_a_collapse(seed):
     pooled = Routing.from_topk(*(torch.cat([getattr(routing, part) for routing in routings]) for part in parts))
     assert load_statistics(pooled).dead == 0 and load_statistics(pooled).max_over_mean == 1
     assert load_balancing_loss(pooled).item() == pytest.approx(1, abs=1e-4)
-
-
-# --- the laboratory ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("three-remedies-keep-every-expert")
@@ -137,9 +131,6 @@ def test_balance_buys_no_accuracy_on_this_collapse():
         assert abs((accuracies(remedy(name)) - alone).mean()) < 0.03, name
     assert (accuracies(remedy("expert choice")) - alone).mean() < -0.03
     assert (accuracies(remedy("capacity")) - alone).mean() < -0.1
-
-
-# --- those that do not balance -------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("noise-from-the-start-does-not-help")
@@ -219,9 +210,6 @@ def test_capacity_charges_for_a_collapse():
     assert (accuracies(balanced) - accuracies(alone)).min() > 0.1
 
 
-# --- those that balance --------------------------------------------------------------------------------------
-
-
 def narrow(coefficient: float) -> SeedBand:
     return trained(replace(NARROW, router_aux_loss_coef=coefficient), MANY)
 
@@ -281,9 +269,6 @@ def test_expert_choice_leaves_tokens_out():
     assert recent(remedy("expert choice"), "unserved").min() > 0.05
 
 
-# --- before or after -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("the-auxiliary-loss-and-the-bias-cure-the-others-do-not")
 def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
     before = dead(collapsed()).mean()
@@ -292,9 +277,6 @@ def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
         assert dead(cured(remedy_setting(name, **fields))).mean() < 0.4, name
     for name, fields in (("Gaussian noise", {}), ("Gaussian noise", {"noise_std": 5.0}), ("top-2", {})):
         assert dead(cured(remedy_setting(name, **fields))).mean() > 1.5, name
-
-
-# --- the future ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("who-sees-the-future")
@@ -347,9 +329,6 @@ def test_most_remedies_cost_no_compute():
     blocks["capacity"].capacity_factor = REMEDIES["capacity"]["capacity_factor"]
     sees = {name for name, block in blocks.items() if my_sees_the_future(OutputOnly(block), torch.randn(32, 16))}
     assert sees == {"capacity", "expert choice"}
-
-
-# --- a language model ------------------------------------------------------------------------------------------
 
 
 def language_run(text: TextTask, router: str, seed: int) -> Run:

@@ -36,7 +36,7 @@ from moe_lessons.nn import (
     torch_threads,
 )
 from moe_lessons.tasks import TextTask
-from moe_lessons.training import Run
+from moe_lessons.training import Run, train
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.calculators import CostCalculator
 
@@ -71,7 +71,6 @@ def measured(attempt: int) -> pd.DataFrame:
     options = {"num_tokens": 2, "prompt_length": 2, "repeats": 3}
     frames = [decode_speed(four(seed), (1, 2, 4, 8, 64), **options, seed=seed).assign(seed=seed) for seed in SEEDS]
     frame = pd.concat(frames).pivot(index=["seed", "batch"], columns="model", values=["tokens_per_second", "speedup"])
-    print(frame.round(2).to_string())
     return frame
 
 
@@ -86,9 +85,6 @@ def longer(speeds: pd.DataFrame, model: str, batch: int, other: int) -> float:
     return (batch / speed[batch] / (other / speed[other])).median()
 
 
-# --- on paper ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("three-opponents-on-paper")
 def test_three_opponents_on_paper(models):
     mixtral, llama = MODEL_SHAPES["Mixtral 8x7B"], TransformerShape(32000, 8192, 80, 64, 8, 128, 28672)
@@ -101,9 +97,6 @@ def test_three_opponents_on_paper(models):
     assert round(mixtral.memory_gb()) == round(mixtral.dense_twin("total").memory_gb()) == 93
     memory = {name: count_parameters(model).total for name, model in models.items()}
     assert memory[MOE] == pytest.approx(memory[TOTAL], rel=0.001)
-
-
-# --- one text ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("faster-than-which-twin")
@@ -129,14 +122,12 @@ def test_one_text_waits_for_memory(models, speeds):
             ffns, x = [FeedForward(512, 128) for _ in range(200)], torch.randn(1, 512)
             same = ffns[:1] * len(ffns)
             ratio = paired_ratio(partial(chain, ffns, x), partial(chain, same, x), repeats=7).median
-        print(f"200 different FFNs take {ratio:.2f} times as long as 200 times the same")
         assert ratio > 1.5
     read = {name: bytes_per_step(model) for name, model in models.items()}
     assert read[TOTAL] / read[GOOD] == pytest.approx(2.53, abs=0.01)
     assert 1.9 < 1 / gain_at(speeds, 1, TOTAL) < 3.2
     machine = measure_machine(repeats=3)
     pace = read[TOTAL] / machine.bytes_per_second * speeds.tokens_per_second[TOTAL].xs(1, level="batch").median()
-    print(f"the equal-total twin's step is to {pace:.0%} reading at the pace of a plain product")
     assert pace > 0.5
 
 
@@ -147,11 +138,7 @@ def test_in_the_cache_it_gains_less(speeds):
         small = four(seed, 128, 64)
         assert bytes_per_step(small[TOTAL]) < 4e6
         gains.append(decode_speed(small, (1,), repeats=15).set_index("model").speedup[MOE])
-    print("in the cache:", [f"{gain:.2f}" for gain in gains])
     assert median(gains) < 0.7 * gain_at(speeds, 1)
-
-
-# --- many texts ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("random-tokens-follow-the-union-law")
@@ -161,7 +148,6 @@ def test_random_tokens_follow_the_union_law(seed):
     with seeded(seed):
         moe = LanguageModel(TransformerConfig(num_experts=16, top_k=2, **sizes))
         counted = distinct_experts(moe, torch.randint(256, (64, 16)), seed=seed).groupby("batch").mean()
-    print(counted.round(2).to_string())
     assert (counted.distinct / counted.union_law - 1).abs().max() < 0.08
     assert counted.distinct[1] == 2 and 9 < counted.distinct[8] < 11 and counted.distinct[64] > 15.5
 
@@ -187,14 +173,10 @@ def test_two_rows_take_longer_than_one(speeds):
         rows = {n: partial(F.linear, torch.randn(n, 512), weight) for n in (1, 2, 8)}
         plain = {n: median(paired_ratio(rows[n], rows[1], repeats=3).median for _ in SEEDS) for n in (2, 8)}
     steps = {n: longer(speeds, TOTAL, n, 1) for n in (2, 8)}
-    print(f"plain {plain}, step {steps}")
     if gain_at(speeds, 2) > 1.05 * gain_at(speeds, 1):  # then it is the library: one row has a faster way
         assert plain[2] > 1.1
     assert all(0.65 < steps[n] / plain[n] < 1.5 for n in (2, 8))
     assert union_law(16, 2, 2) > 0.9 * 4  # most of the four choices are different experts, each with a single row
-
-
-# --- the roofline --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("b-star-is-e-over-k-times-as-large")
@@ -261,9 +243,6 @@ def test_kv_reads_against_weights(models):
     assert len({model.new_cache(1).nbytes for model in models.values()}) == 1
 
 
-# --- going further -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.claim("alike-texts-touch-fewer")
 def test_alike_texts_touch_fewer():
     task = TextTask(["english", "code", "json"], context=64)
@@ -273,13 +252,11 @@ def test_alike_texts_touch_fewer():
             model = LanguageModel(TransformerConfig(d_model=64, d_ff=32, num_layers=2, num_experts=8, top_k=2))
         run = Run(model, task, lr=0.005, batch_size=16, seed=seed)
         run.knobs.router_aux_loss_coef = 0.01
-        for _ in range(150):
-            run.step()
+        train(run, 150)
         share = {}
         for name, ids in {"all": text, "english": text[domain == task.domains.index("english")]}.items():
             means = distinct_experts(model, ids).groupby("batch").mean()
             share[name] = means.distinct / means.union_law
-        print(seed, {name: values.round(2).tolist() for name, values in share.items()})
         assert share["all"].between(0.92, 1.04).all()
         assert share["english"][8] < 0.96 and share["english"][8] < share["all"][8] - 0.03
         assert share["english"].max() < 1.04
@@ -291,7 +268,6 @@ def test_reading_is_quicker_than_writing(models):
         with seeded(seed):
             prompt = torch.randint(256, (1, 128))
         with torch_threads(1), torch.inference_mode():
-            for name, model in models.items():
+            for model in models.values():
                 ratio = paired_ratio(partial(model, prompt), partial(model, prompt[:, :1]), repeats=1).median / 128
-                print(f"{name}: a token of a prompt takes {ratio:.2f} of one that is written")
                 assert ratio < 0.3

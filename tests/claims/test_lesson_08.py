@@ -23,7 +23,7 @@ from moe_lessons.analysis.results import last_of, load_results
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.nn import LanguageModel, dense_twin
 from moe_lessons.tasks import Facts
-from moe_lessons.training import Run, facts_model, facts_run
+from moe_lessons.training import Run, facts_model, facts_run, train
 
 SEEDS = (1, 2, 3)  # those of the stored sweeps
 ACTIVE, TOTAL = "equal-active twin", "equal-total twin"
@@ -38,9 +38,6 @@ def effective(last: pd.DataFrame, model: str, total: int) -> EffectiveWidth:
 
 def spread(values) -> float:
     return float(np.max(values) - np.min(values))
-
-
-# --- facts, learned anew -------------------------------------------------------------------------------------
 
 
 class Timed:
@@ -91,13 +88,9 @@ def test_as_good_as_a_clearly_wider_dense_model():
     assert (facts["MoE, E=16"] > 2 * facts[ACTIVE]).all() and (facts["MoE, E=16"] < facts[TOTAL]).all()
     assert spread(facts["MoE, E=16"]) > 2 * spread(facts["dense, F=192"])
     run = facts_run(facts_model(1), Facts(seed=1), 1, lr=load_results("facts").lr.iloc[0])  # one point again
-    for _ in range(100):
-        run.step()
+    train(run, 100)
     stored = load_results("facts").set_index(["model", "seed", "step"]).loss["MoE, E=16", 1, 100]
     assert run.evaluate()["loss"] == pytest.approx(stored, rel=0.02)  # another machine, other last digits
-
-
-# --- speed -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.alone
@@ -113,7 +106,6 @@ def test_faster_than_the_equally_good_dense_model():
         steps = Ratio.of(good, mixture).median, Ratio.of(mixture, twin).median
         found.append((*steps, speed["MoE"], speed["twin"] / speed["MoE"]))
     in_training, over_twin, in_writing, twin_writes = np.median(found, axis=0)
-    print(f"in training {in_training:.2f} times as fast, in writing {in_writing:.2f}")
     assert in_training > 1.05 and in_writing > 1.05
     assert over_twin > 1 and twin_writes > 1
 
@@ -123,9 +115,6 @@ def contenders(seed: int, times: float, d_model: int, **sizes) -> list[LanguageM
     sizes |= {"d_model": d_model, "d_ff": d_model}
     moe, width = facts_model(seed, **sizes), 16 * round(times * 2 * d_model / 16)
     return [dense_twin(moe, "active"), moe, facts_model(seed, **sizes | {"moe_layers": (), "d_ff": width})]
-
-
-# --- the long sweeps that are stored -------------------------------------------------------------------------
 
 
 @pytest.mark.claim("more-experts-more-facts")
@@ -186,9 +175,6 @@ def test_the_mixture_tolerates_a_high_rate_less():
     factor = {model: loss[model][0.02] / loss[model].min(axis=1) for model in ("MoE, E=8", ACTIVE, TOTAL)}
     assert (factor["MoE, E=8"] - factor[ACTIVE]).min() > 0.15 and (factor[ACTIVE] - factor[TOTAL]).min() > 0.1
     assert not tolerance.diverged.any() and not load_results("capacity").diverged.any()
-
-
-# --- the bill --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.claim("most-of-the-memory-waits")

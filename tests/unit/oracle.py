@@ -14,9 +14,6 @@ from torch import Tensor
 Assignment = tuple[int, int, Tensor]  # token, expert, weight
 
 
-# --- experts -------------------------------------------------------------------------------------------------
-
-
 def activate(up: Tensor, activation: str) -> Tensor:
     """One row. SwiGLU: arXiv:2002.05202, eq. 6, clamped as in gpt-oss; GELU: arXiv:1606.08415, eq. 2."""
     gate, value = up[: len(up) // 2], up[len(up) // 2 :]
@@ -57,9 +54,6 @@ def combine(x: Tensor, assignments: Iterable[Assignment], experts) -> Tensor:
         else:
             rows[token] = rows[token] + weight * expert_row(x[token], experts, expert)
     return torch.stack(rows) if rows else x.clone()
-
-
-# --- routers -------------------------------------------------------------------------------------------------
 
 
 def softmax_row(logits: Tensor) -> Tensor:
@@ -136,9 +130,6 @@ def mix_softly(moe, x: Tensor) -> Tensor:
     return torch.stack(rows) if rows else x.clone()
 
 
-# --- capacity ------------------------------------------------------------------------------------------------
-
-
 def keep_within(assignments: Iterable[Assignment], capacity: int, num_experts: int) -> tuple[list, list[int]]:
     """First come, first served: the assignments that find a place, and how many each expert turned away."""
     taken, dropped, kept = [0] * num_experts, [0] * num_experts, []
@@ -160,9 +151,6 @@ def surest_first(assignments: list[Assignment], router_probs: Tensor) -> list[As
         seen[token] = choices[-1] + 1
     queue = sorted(range(len(assignments)), key=lambda a: (choices[a], -max(router_probs[assignments[a][0]].tolist())))
     return [assignments[a] for a in queue]
-
-
-# --- comparisons ---------------------------------------------------------------------------------------------
 
 
 def gradients(y: Tensor, inputs: Iterable[Tensor], cotangent: Tensor) -> list[Tensor]:

@@ -56,17 +56,6 @@ def test_only_what_has_changed_is_sent_and_a_page_that_says_hello_gets_everythin
     assert arrays(canvas.sent[-1])["1.0.y"] == 0.625 and len(arrays(canvas.sent[-1])) == 6
 
 
-def test_when_panels_go_nothing_of_them_stays():
-    canvas = a_canvas()
-    canvas.show({0: panel(0.1), 1: panel(0.2), 2: panel(0.3)}, count=3)
-    canvas.show({}, count=1)
-    assert canvas.sent[-1][0]["words"] == {"count": 1} and set(canvas.panels) == {0}
-    hear(canvas, {"hello": True})
-    assert set(canvas.sent[-1][0]["panels"]) == {0} and all(slot[0] == "0" for slot in arrays(canvas.sent[-1]))
-    canvas.show({1: panel(0.2)}, count=2)  # as new
-    assert set(canvas.sent[-1][0]["panels"]) == {1} and len(arrays(canvas.sent[-1])) == 3
-
-
 def test_a_page_that_does_not_answer_gets_fewer_and_fewer_pictures_until_it_answers(monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))

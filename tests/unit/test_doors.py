@@ -19,25 +19,28 @@ import torch.distributed as dist
 from matplotlib import pyplot as plt
 
 from moe_lessons import nn as ours
-from moe_lessons import parallel
-from moe_lessons.analysis import trace, trace_text
+from moe_lessons import parallel, plots
+from moe_lessons.analysis import fit_link, trace, trace_text
 from moe_lessons.course import NumberPrediction, Prediction, progress
 from moe_lessons.course.interview import ANSWERS, FIGURE
 from moe_lessons.hub import export_model
 from moe_lessons.parallel import Job
 from moe_lessons.plots import colored_trace
+from moe_lessons.plots.panels.text import shares_panel
 from moe_lessons.support.show import show_source
 from moe_lessons.tasks import Facts, TextTask
 from moe_lessons.training import PlaneSetting, Run, plane_runs, save_checkpoint, train
-from moe_lessons.widgets import LiveRun, Playground
+from moe_lessons.widgets import LiveRun, PlanCalculator, Playground
 
 PACKAGES = "nn tasks training analysis plots widgets course hub parallel".split()
 SIZES = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "num_experts": 4, "top_k": 2}
 BAD = {
-    "None": None, "text": "x", "-1": -1, "0": 0, "nan": math.nan, "inf": math.inf, "huge": 10**400, "2.5": 2.5,
-    "True": True, "[]": [], "{}": {}, "object": object(), "[None]": [None], "shape": torch.zeros(3, 5, 7),
-    "whole": torch.zeros(6, 8, dtype=torch.int64), "meta": torch.zeros(6, 8, device="meta"),
-    "sparse": torch.zeros(6, 8).to_sparse(), "nested": torch.nested.nested_tensor([torch.zeros(2, 8)] * 3),
+    "None": None, "text": "x", "-1": -1, "0": 0, "3": 3, "9": 9, "nan": math.nan, "inf": math.inf, "huge": 10**400,
+    "2.5": 2.5, "True": True, "[]": [], "{}": {}, "object": object(), "[None]": [None], "shape": torch.zeros(3, 5, 7),
+    "row": torch.zeros(6, dtype=torch.int64), "whole": torch.zeros(6, 8, dtype=torch.int64),
+    "high": torch.full((6, 8), 999), "empty": torch.zeros(1, 0, dtype=torch.int64), "double": torch.ones(6, 8).double(),
+    "meta": torch.zeros(6, 8, device="meta"), "sparse": torch.zeros(6, 8).to_sparse(),
+    "nested": torch.nested.nested_tensor([torch.zeros(2, 8)] * 3),
 }  # fmt: skip
 
 
@@ -55,6 +58,8 @@ def offered() -> dict:
         "MoE.forward": lambda x: ours.MoE(8, 8, 4)(x),
         "SoftMoE.forward": ours.SoftMoE(8, 8, 4).forward,
         "TopKRouter.forward": ours.TopKRouter(8, 4, 2).forward,
+        "LanguageModel.forward": lambda ids: MODEL(ids),
+        "LanguageModel.generate": lambda ids, max_new_tokens: MODEL.generate(ids, max_new_tokens),
         "Lab.set": lambda router_aux_loss_coef: lab.set(router_aux_loss_coef=router_aux_loss_coef),
         "progress.export": progress.export,
         "Prediction.compare": Prediction("?", ("a", "b")).compare,
@@ -189,7 +194,15 @@ ACCEPTED = [
     lambda: plane_runs(PlaneSetting(jitter_noise=2.0)),
     lambda: ours.MoE(8, 8, 4, foo=1),
     lambda: Run(RUNS["MoE"].model, RUNS["MoE"].task, batch_size=10**9),
+    lambda: plots.byte_losses("abc", [1, 2]),
+    lambda: plots.attention_heatmap(torch.eye(2), "abc"),
+    lambda: shares_panel(pd.DataFrame([[0.5, 0.6]]), "Shares"),
+    lambda: fit_link([1, 1], [1, 2]),
     lambda: Prediction("q", (1, 2)),
+    lambda: Prediction("q", ("a", "a")),
+    lambda: Prediction("q", ("a", "b"), key="05.Left!"),
+    lambda: trace(ours.dense_twin(MODEL), TextTask("code")),
+    lambda: PlanCalculator("Mixtral 8x7B", expert_parallel=64),
     lambda: LiveRun(RUNS, panels=[[]]),
 ]
 

@@ -264,10 +264,8 @@ def test_a_pair_is_compared_part_by_part_and_changed_arguments_are_said():
 def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monkeypatch):
     exercise = exercises.token_weights
     check = exercise.check(lambda probs, k: ["<b>"])
-    assert (
-        "✘ Not yet." in check._repr_html_() and "#D55E00" in check._repr_html_() and "<b>," not in check._repr_html_()
-    )
-    assert "#009E73" in exercise.check(exercise.answer)._repr_html_() and check._repr_mimebundle_() == {}
+    assert "✘ Not yet." in check._repr_html_() and "<b>," not in check._repr_html_()
+    assert check._repr_mimebundle_() == {}
     monkeypatch.setattr(limits, "in_notebook", lambda: True)
     monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
     data, made = check._repr_mimebundle_(), []

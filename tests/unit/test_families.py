@@ -66,15 +66,6 @@ def test_finer_experts_do_the_same_work(top_k, data):
     assert flops_per_token(moes[0]) - 2 * routers[0] == flops_per_token(moes[1]) - 2 * routers[1]
 
 
-def test_bad_cuts_are_refused():
-    for arguments, message in (
-        ((8, 2, 32, 5), r"times must divide d_ff \(32\), got 5"),
-        ((8, 2, 32, 4, 8), r"shared must be below top_k · times \(8\), got 8"),
-    ):
-        with refused(message):
-            finer(*arguments)
-
-
 def test_a_router_by_name_class_or_function():
     assert isinstance(MoE(4, 8, 4, router="sigmoid", routed_scaling_factor=2.0).router, SigmoidRouter)
     assert MoE(4, 8, 4, router=SigmoidRouter, router_bias=True, num_groups=2).router.bias is not None

@@ -17,7 +17,7 @@ from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
 from moe_lessons.training.knobs import KNOBS, TRAINING, Knob
 from moe_lessons.training.settings import ROUTERS
-from moe_lessons.widgets import BalancingLab, CollapseLab, Lab, Playground, RoutingLab, live, loop
+from moe_lessons.widgets import BalancingLab, CollapseLab, Lab, Playground, live, loop
 from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, corpus
 
@@ -47,32 +47,15 @@ def test_its_repr_makes_the_same_again(make):
     assert_consistent(again)
 
 
-def test_what_is_usual_is_not_written():
-    for lab in (RoutingLab(), BalancingLab(), CollapseLab()):
-        assert repr(lab) == f"{type(lab).__name__}()"
-    assert repr(Playground()) == "Playground('healthy')"
-
-
 BAD = [
     ("Playground", {"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
     ("Playground", {"expert_bias_rate": 0.1}, "expert_bias_rate must be off here, since the bias needs a sigmoid"),
-    ("Playground", {"colour": "red"}, "setting must be one of '.*', got 'colour'"),
-    ("Playground", {"token": 32}, "token must be a whole number from 0 to 31, got 32|setting must"),
-    ("Playground", {"mute": "E8"}, "mute must be one of 'none', 'E0', .*, got 'E8'|setting must"),
+    ("Playground", {"controls": ("lr", "colour")}, "control must be one of 'task', .*, got 'colour'|setting must"),
     ("RoutingLab", {"router": "hash", "router_aux_loss_coef": 0.1}, "router_aux_loss_coef must be off here, since a h"),
-    ("RoutingLab", {"layer": True}, "layer must be a whole number from 0 to 1, got True"),
-    ("RoutingLab", {"domains": ("x",)}, "domains must be one of 'english', .*, got 'x'|setting must"),
-    ("BalancingLab", {"apply_from": 1.5}, "apply_from must be a whole number from 0 to 1000000, got 1.5"),
-    ("BalancingLab", {"remedies": ()}, "remedies must be 1 to 12 tiles, got 0"),
-    ("BalancingLab", {"remedies": ("nothing", 2)}, "remedies must be a sequence, each of it a text, got .'nothing', 2"),
+    ("RoutingLab", {"moe_layers": ()}, "moe_layers must name at least one layer, got none|setting must"),
     ("BalancingLab", {"remedies": ("top-2 3",)}, "remedy must be one of .*, got 'top-2 3'"),
     ("BalancingLab", {"remedies": ("bias update + expert choice",)}, "expert choice do not go together"),
-    ("CollapseLab", {"learns": "nobody"}, "learns must be one of 'all', .*, got 'nobody'"),
     ("FactsLab", {"num_entries": 50_000}, "num_entries must be at most 45697, got 50000"),
-    ("RoutingLab", {"moe_layers": ()}, "moe_layers must name at least one layer, got none|setting must"),
-    ("RoutingLab", {"panels": ("loss", "speed")}, "panels must be functions or of .*, got 'speed'|setting must"),
-    ("Playground", {"preset": "lucky"}, "preset must be one of 'healthy', .*, got 'lucky'|setting must"),
-    ("Playground", {"controls": ("lr", "colour")}, "control must be one of 'task', .*, got 'colour'|setting must"),
 ]
 
 
@@ -91,11 +74,6 @@ def test_what_is_bad_is_refused_and_moves_nothing(untouched, name, change, messa
         lab.set(**{name: value for name, value in good.items() if name in lab.inputs} | change)
     assert lab.main_run is run and lab.values == values
     assert_consistent(lab)
-
-
-def test_top_k_is_lowered_by_hand_alone():
-    with pytest.raises(ValueError, match=r"top_k must be between 1 and num_experts \(1\), got 2"):
-        Playground(num_experts=1)
 
 
 def text_run(config) -> Run:
@@ -348,7 +326,7 @@ async def test_a_costly_panel_comes_after_the_quick_ones_and_only_when_it_has_ch
     assert drawn == [(4, 0, None), (8, 0, 8), (8, 1, 8)]  # in a second picture: the first had shown eight experts
 
 
-@pytest.mark.parametrize("name, lr, before", [*product(LABS, [1e38], [1]), ("BalancingLab", 1e6, 1)])
+@pytest.mark.parametrize("name, lr, before", [*product(LABS, [1e30], [1]), ("BalancingLab", 1e6, 1)])
 @on_a_loop
 async def test_a_learning_rate_far_too_high_is_said_and_a_lower_one_goes_on(name, lr, before):
     lab = LABS[name]()

@@ -19,7 +19,7 @@ from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.panels.text import shares_panel
 from moe_lessons.tasks import TextTask
-from moe_lessons.training import PRESETS, Run, plane_runs
+from moe_lessons.training import PRESETS, Run, plane_runs, train
 
 EVEN, COLLAPSED = [1 / 8] * 8, [0.0] * 7 + [1.0]
 STEPS = 25
@@ -35,8 +35,7 @@ def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
 def view() -> SimpleNamespace:
     runs = plane_runs(PRESETS["healthy"])
     for run in runs.values():
-        for _ in range(STEPS):
-            run.step()
+        train(run, STEPS)
     return view_of(runs, clean_load=EVEN)
 
 
@@ -175,11 +174,9 @@ def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(t
     assert list(mark.says) == ["E2 0.75", "E1 0.75", "no expert", *["E0 0.75"] * 21]
     with pytest.raises(ValueError, match="trace must be of one text, got several"):
         plots.colored_trace(pd.concat([trace, trace.assign(sequence=1)]), 0)
-    with pytest.raises(ValueError, match="layer must be one of 0, 1, 2, got 3"):
-        plots.colored_trace(trace, 3)
 
 
-def test_shares_are_shown_in_two_directions_from_the_even_one_and_must_be_shares(trace):
+def test_shares_are_shown_in_two_directions_from_the_even_one(trace):
     for experts in (1, 2, 16):
         table = pd.DataFrame(np.random.default_rng(0).dirichlet([0.5] * experts, 2), index=["english", "$b_$" * 10])
         panel = shares_panel(table, "Shares")
@@ -187,9 +184,6 @@ def test_shares_are_shown_in_two_directions_from_the_even_one_and_must_be_shares
         assert panel.marks[0].even == 1 / experts and panel.marks[0].most == min(1, 4 / experts)
         assert panel.y.ticks == [(0, "english"), (1, "$b_$" * 5 + "$b")]
     assert shares_panel(expert_shares(trace, by="layer"), "Layers").y.ticks[1] == (1, "layer 1")
-    for bad, message in (([], "^shares must be a DataFrame"), ([[0.5, 0.6]], "sums"), ([[1.5, -0.5]], "at least 0")):
-        with pytest.raises(ValueError, match=message):
-            shares_panel(pd.DataFrame(bad), "Shares")
 
 
 def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing_to_show(view, text_run):

@@ -118,9 +118,6 @@ def test_a_link_is_found_again_in_noisy_seconds():
     assert found.bytes_per_second == pytest.approx(3e9, rel=0.03) and found.latency == pytest.approx(2e-4, rel=0.5)
     assert fit_link([1e6, 2e6], [0.9e-3, 2.1e-3]).latency == 0  # the line would begin below 0
     assert found.seconds(0) == 0 and found.seconds(3e9) == pytest.approx(1, rel=0.03)
-    for sent, seconds in (([1, 1], [1, 2]), ([1, 2], [2, 0]), ([1, 2], [1])):
-        with pytest.raises(ValueError, match="sent and seconds must be as many numbers, of two sizes at least"):
-            fit_link(sent, seconds)
     with pytest.raises(ValueError, match="seconds must grow with the bytes sent"):
         fit_link([1e6, 2e6, 3e6], [3, 2, 1])
 

@@ -30,24 +30,6 @@ def routing_of(playground: Playground, points: torch.Tensor):
     return logits, routing
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_trains_and_says_what_is_seen(preset):
-    playground = Playground(preset, play=3)
-    assert playground.setting == PRESETS[preset] and len(playground.words()) > 20
-    assert_consistent(playground)
-
-
-def test_with_a_few_controls_only_those_are_there():
-    playground = Playground("collapse", panels=("territory", "loss"), controls=("top_k", "noise_std"))
-    assert list(playground.inputs) == ["top_k", "noise_std"] and len(playground.panels()) == 2
-    playground.set(top_k=2, noise_std=0.5)
-    assert playground.main_run.model.block.top_k == 2
-    assert playground.setting == replace(PRESETS["collapse"], top_k=2, noise_std=0.5)
-    with pytest.raises(ValueError, match="setting must be one of 'top_k', 'noise_std', got 'lr'"):
-        playground.set(lr=0.1)
-    assert not playground._preset_buttons
-
-
 @on_a_loop
 async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked():
     playground = Playground("noise")

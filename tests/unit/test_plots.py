@@ -97,10 +97,6 @@ def test_a_bar_over_each_character_and_a_row_for_each_token():
     assert heights(ax.patches) == [0.5, 0, 2, 1, 0.1] and texts(ax.get_xticklabels()) == ["{", '"', "a", "↵", "␣"]
     ax = plots.attention_heatmap(weights := np.array([[1.0, 0.0], [0.25, 0.75]]), "a ")
     np.testing.assert_array_equal(ax.images[0].get_array(), weights)
-    with pytest.raises(ValueError, match="losses must have one number for each of the 3 characters, got 2"):
-        plots.byte_losses("abc", [1, 2])
-    with pytest.raises(ValueError, match=r"weights must have the shape \(3, 3\) of the text, got \(2, 2\)"):
-        plots.attention_heatmap(weights, "abc")
 
 
 def test_each_number_of_a_layer_is_a_bar_and_what_is_not_as_in_the_first_model_is_coloured():

@@ -6,7 +6,7 @@ from live_tools import mark, on_a_loop, words
 
 from moe_lessons.nn import EQUAL_ACTIVE
 from moe_lessons.plots.marks import Bars, Lamps, Line, Stack
-from moe_lessons.training import facts_runs
+from moe_lessons.training import facts_runs, train
 from moe_lessons.widgets import CollapseLab, FactsLab
 from moe_lessons.widgets.small_labs import PANELS_OF_A_COLLAPSE
 
@@ -35,8 +35,7 @@ def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():
     lab.advance(20)
     for place, (name, run) in enumerate(plain.items()):
         run.knobs.lr = 0.01
-        for _ in range(20):
-            run.step()
+        train(run, 20)
         known, lamps, line = run.task.known(run.model), mark(lab, place, Lamps), mark(lab, 3, Line, place)
         assert lamps.lit.tolist() == known.tolist() and lamps.ink == place
         assert lab.canvas.panels[place].title == f"{name}: {int(known.sum())} of 8"

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from unittest.mock import Mock
 
 import pandas as pd
@@ -18,9 +18,8 @@ from moe_lessons import __main__ as cli
 from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results
 from moe_lessons.analysis import sweeps as sweep
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
-from moe_lessons.nn.families import modern
 from moe_lessons.support import data as datafiles
-from moe_lessons.training import Run, TrainingDiverged, settings
+from moe_lessons.training import Run, TrainingDiverged
 
 TASK = sweep.TEXT.text
 RATES = {EQUAL_ACTIVE: (0.01,), "MoE, E=4": (0.01, 0.02)}
@@ -123,12 +122,6 @@ def test_what_is_stored_belongs_to_the_sweeps_of_the_code(name):
     assert sorted(keys(runs)) == sorted(sweep.SWEEPS[name].table())
 
 
-def test_what_is_varied_is_what_lessons_make():
-    for name, num_experts in {"modern_facts": 16, "modern_text": 8}.items():
-        assert sweep.SETTINGS[name].variants == modern(num_experts, 32)
-    assert sweep.FACTS.sizes.items() <= asdict(settings.FACTS).items()
-
-
 RATES_OF = {
     tried: {model: sweep.SWEEPS[name].rates[model][0] for model in sweep.SWEEPS[tried].rates}
     for tried, name in (("rates", "capacity"), *((f"{n}_rates", n) for n in ("facts", "modern_facts", "modern_text")))
@@ -175,18 +168,12 @@ def test_after_an_interrupt_the_same_command_goes_on(command, path, monkeypatch,
         assert [row.get("loss") for row in rows(path)] == [row.get("loss") for row in whole]
 
 
-@pytest.mark.filterwarnings("ignore:.*have been cancelled")
-def test_an_interrupt_ends_two_processes_and_what_they_finished_has_the_numbers_of_one(command, path, monkeypatch):
+def test_two_processes_give_the_numbers_of_one(command, path):
     assert command() == 0
     alone = numbers(path)
     path.unlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep.tqdm, "write", Mock(side_effect=KeyboardInterrupt))  # when the first run is there
-        assert cli.main(["sweep", "rates", "--output", str(path.parent), "--jobs", "2"]) == 130
-    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
-    assert not [line for line in left if "joblib.externals.loky.backend.popen_loky_posix" in line]
-    assert len(rows(path)) == 2 and numbers(path)[1] in alone
-    assert command() == 0 and numbers(path) == alone
+    assert cli.main(["sweep", "rates", "--output", str(path.parent), "--jobs", "2"]) == 0
+    assert numbers(path) == alone
 
 
 SHORT_SWEEP = """

@@ -15,7 +15,7 @@ from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, is_moe
 from moe_lessons.support.data import data_path
 from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, NOT_SCORED, Facts, TextTask, byte_class, decode, encode, make_text
 from moe_lessons.tasks.text import HELD_OUT_BYTES, WRITERS
-from moe_lessons.training import Run, facts_model, facts_run, facts_runs
+from moe_lessons.training import Run, facts_model, facts_run, facts_runs, train
 from moe_lessons.training.run import token_losses
 
 
@@ -174,8 +174,7 @@ def test_an_entry_is_known_where_the_model_writes_all_its_digits():
         assert known.tolist() == [text == entry for text, entry in zip(written, facts.entries)]
         assert torch.equal(more.known(run.model)[:20], known) and len(more.known(run.model)) == 300
         shares.append(known.float().mean().item())
-        for _ in range(10):
-            run.step()
+        train(run, 10)
     assert shares[0] < 0.1 and any(0.1 < share <= 0.95 for share in shares) and run.model.training
 
 

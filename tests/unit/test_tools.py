@@ -8,7 +8,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -88,17 +87,6 @@ def test_an_interrupt_ends_it_with_the_kernel_and_leaves_the_files(tmp_path):
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and said == f"{paths[0]} … is unchanged: interrupted\n"
     assert kernels and not psutil.wait_procs(kernels, timeout=20)[1] and before == [path.read_bytes() for path in paths]
-
-
-DOCS = Path(__file__).resolve().parents[2] / pictures.FOLDER
-
-
-@pytest.mark.parametrize("name, least", [("rescue.gif", 640), ("playground.png", 900), ("facts.png", 900)])
-def test_each_is_an_image_of_at_most_500_kilobytes(name, least):
-    assert (DOCS / name).stat().st_size < 500_000
-    with Image.open(DOCS / name) as picture:
-        assert picture.width >= least and getattr(picture, "n_frames", 1) == (50 if name == "rescue.gif" else 1)
-        picture.load()
 
 
 def test_the_animation_shows_the_auxiliary_loss_switched_on_and_is_the_same_each_time(tmp_path):
@@ -207,17 +195,6 @@ def test_a_comparison_is_said_with_its_numbers(measure, source, said):
     assert said is None if found is None else found[1] == said
 
 
-def test_the_nearest_of_several_runs_counts(measure):
-    marks = [SimpleNamespace(args=("small",))]
-    item = SimpleNamespace(path=Path(__file__), name="test", originalname="test", iter_markers=lambda name: marks)
-    measured = measure.Measured()
-    for value in (0.5, 0.9, 0.1):
-        assert value  # where this frame has it, it is read
-        measured.pytest_assertion_pass(item, 1, "value < 1 and value > 0")
-    said = [text for _, text in measured.claims["small"][2].values()]
-    assert said == ["`value` 0.9 < 1; margin 0.1", "`value` 0.1 > 0; margin 0.1"]
-
-
 def test_claims_that_were_not_measured_keep_what_is_written(measure):
     stored = (measure.ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
     assert measure.page({}, stored) == stored
@@ -225,9 +202,3 @@ def test_claims_that_were_not_measured_keep_what_is_written(measure):
     anew = measure.page({"healthy-keeps-every-expert": (file, test, {(1, 0): (0.5, "`x` 2 > 1; margin 1")})}, stored)
     changed = set(anew.splitlines()) ^ set(stored.splitlines())
     assert len(changed) == 2 and "- `x` 2 > 1; margin 1" in changed
-
-
-@pytest.mark.parametrize("seconds, rounds", [(1.0, 25), (0.001, 5), (1e9, 200)])
-def test_rounds_fit_the_time_within_limits(seconds, rounds, monkeypatch):
-    monkeypatch.setattr(bench, "milliseconds", lambda call: call() or 10)
-    assert bench.rounds_within(seconds, [lambda: None] * 4) == rounds
