@@ -255,7 +255,7 @@ class Actions(RuleBasedStateMachine):
         self.spin(turns)
         self.rest(True)
 
-    @rule(name=st.sampled_from(["play", "pause", "reset"]), now=st.booleans())
+    @rule(name=st.sampled_from(["play", "pause"]), now=st.booleans())
     def call(self, name, now):
         getattr(self.view, name)()
         self.afresh |= name == "reset"
@@ -424,9 +424,10 @@ def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done
     assert state.view.values["router_z_loss_coef"] == z_loss.value == 1.0
     state, make_runs = start("playground"), Playground.make_runs
     experts = state.view.inputs["num_experts"]
-    monkeypatch.setattr(Playground, "make_runs", lambda *args: (by_page(experts, value=7), make_runs(*args))[1])
-    by_page(experts, value=5)
-    state.rest(True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Playground, "make_runs", lambda *args: (by_page(experts, value=7), make_runs(*args))[1])
+        by_page(experts, value=5)
+        state.rest(True)
     assert state.view.values["num_experts"] == experts.value == 7
     state = start("playground")
     for first, second, top_k in (("collapse", "d_ff", 1), ("d_ff", "healthy", 2)):
