@@ -170,10 +170,8 @@ def test_the_one_before_is_kept_and_a_damaged_one_says_how_to_go_on_from_it(path
     before = path.with_name("run.before.pt")
     way = f"the one before it is there: load_checkpoint(run, '{before}')"
     refuses(run, path, re.escape(f"{path} must be a {FORMAT}, got a damaged one; {way}"))
-    assert len(load_checkpoint(run, before).records) == 1 and sorted(os.listdir(path.parent)) == [
-        before.name,
-        path.name,
-    ]
+    assert len(load_checkpoint(run, before).records) == 1
+    assert sorted(os.listdir(path.parent)) == [before.name, path.name]
 
 
 @pytest.mark.parametrize("make", [fuzz_checkpoints.of_a_run, fuzz_checkpoints.of_ranks])
@@ -187,9 +185,7 @@ def test_garbled_checkpoints_are_refused_in_one_sentence_or_loaded_as_they_stand
     assert count["refused"] > 200 and count["loaded"] > 5
 
 
-@pytest.mark.parametrize(
-    "call, error", [("fsync", OSError("No space left on device")), ("replace", KeyboardInterrupt())]
-)
+@pytest.mark.parametrize("call, error", [("fsync", OSError("No space left")), ("replace", KeyboardInterrupt())])
 def test_a_full_disk_or_an_interrupt_keeps_the_last_checkpoint(call, error, path, monkeypatch):
     run = plane_run(steps=2)
     save_checkpoint(run, path)

@@ -162,9 +162,8 @@ def test_a_solved_exercise_shines_and_the_learners_figures_are_there():
     assert "07.bare" not in text and "| 0 of 5 |" in row and "one that you have solved" in text
     progress.record("figures", "08.huge", value=10**400)  # nor does a number end the page that no other can be
     assert "08.huge" not in page.page()
-    progress.record(
-        "figures", "08.crafted", value=1, unit="<img src=x>\n\n# Heading", what="a | b [c](javascript:d) `e"
-    )
+    bad = {"unit": "<img src=x>\n\n# Heading", "what": "a | b [c](javascript:d) `e"}
+    progress.record("figures", "08.crafted", value=1, **bad)
     row = next(line for line in page.page().splitlines() if "a &#124; b" in line)
     assert row.count("|") == 3 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
 
