@@ -80,11 +80,3 @@ def test_keys_choose_a_token_in_the_strip_and_in_the_plane(view, lab):
         view.page.keyboard.press(key)
     view.wait_for(lambda: is_of(view, 31))
     assert logits(view) == of_the_model(lab, 31)
-
-
-def test_it_follows_the_training(view, lab):
-    before = picture(view)
-    view.button("+50").click()
-    view.wait_step(90)
-    view.wait_for(lambda: picture(view) != before)
-    assert is_of(view, 31) and logits(view) == of_the_model(lab, 31)

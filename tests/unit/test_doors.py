@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 
 from moe_lessons import nn as ours
 from moe_lessons import parallel, plots
-from moe_lessons.analysis import fit_link, trace, trace_text
+from moe_lessons.analysis import decode_speed, fit_link, trace, trace_text
 from moe_lessons.course import NumberPrediction, Prediction, progress
 from moe_lessons.course.interview import ANSWERS, FIGURE
 from moe_lessons.hub import export_model
@@ -198,6 +198,8 @@ ACCEPTED = [
     lambda: plots.attention_heatmap(torch.eye(2), "abc"),
     lambda: shares_panel(pd.DataFrame([[0.5, 0.6]]), "Shares"),
     lambda: fit_link([1, 1], [1, 2]),
+    lambda: TextTask(("code", "code")),
+    lambda: decode_speed({"a": MODEL}, prompt_length=10**4),
     lambda: Prediction("q", (1, 2)),
     lambda: Prediction("q", ("a", "a")),
     lambda: Prediction("q", ("a", "b"), key="05.Left!"),
