@@ -193,6 +193,7 @@ ACCEPTED = [
     lambda: ours.TopKRouter(8, 4, 2, jitter_noise=2.0),
     lambda: plane_runs(PlaneSetting(jitter_noise=2.0)),
     lambda: ours.MoE(8, 8, 4, foo=1),
+    lambda: ours.load_balancing_loss(ROUTING, torch.zeros(6).long()),
     lambda: Run(RUNS["MoE"].model, RUNS["MoE"].task, batch_size=10**9),
     lambda: plots.byte_losses("abc", [1, 2]),
     lambda: plots.attention_heatmap(torch.eye(2), "abc"),

@@ -49,6 +49,7 @@ def config(**changes) -> TransformerConfig:
         (lambda: config(d_model=20), r"d_model must be a multiple of 2·num_heads \(8\), got 20"),
         (lambda: config(num_kv_heads=3), r"num_kv_heads must divide num_heads \(4\), got 3"),
         (lambda: config(moe_layers=(0, 3)), r"moe_layers must be numbers from 0 to 2, got \(0, 3\)"),
+        (lambda: MODEL(torch.zeros(1, 25).long()), r"ids must be .* at most max_positions \(24\) tokens, got 25"),
         (lambda: MODEL.generate(IDS, 16), r"max_new_tokens .* max_positions \(24\) less the 9 tokens of the .* got 16"),
         (lambda: MODEL.generate(IDS, 1, top_k=10), r"top_k must be at most vocab_size \(9\), got 10"),
         (lambda: MODEL.new_cache(max_length=25), r"max_length must be at most max_positions \(24\), got 25"),
