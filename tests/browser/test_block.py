@@ -29,12 +29,10 @@ def view(notebook, view_of):
 
 
 def point(view, x: float, y: float, click: bool = False) -> None:
-    """Point at a place of the drawing."""
     view.point("The block", x / WIDTH, (y + 8) / (HEIGHT + 8), click)
 
 
 def is_of(view, token: int) -> bool:
-    """Whether the drawing says that it has the numbers of this token."""
     return f"The block, with the numbers of token {token}" in view.view.locator("figure b").all_inner_texts()
 
 
@@ -50,12 +48,10 @@ def logits(view) -> list[str]:
 
 
 def of_the_model(lab, token: int) -> list[str]:
-    """The router logits, as the kernel knows them."""
     return [number(x) for x in lab.ask(NAME, f"view.plane.routing.router_logits[{token}].tolist()")]
 
 
 def picture(view) -> str:
-    """The pixels of the drawing, with the pointer elsewhere."""
     point(view, 4, 4)
     view.page.wait_for_timeout(400)  # what was pale comes back
     return view.panel("The block").evaluate("canvas => canvas.toDataURL()")

@@ -99,7 +99,6 @@ def test_balancing_selects_a_tile_by_a_click_and_by_the_keys_of_the_list(noteboo
 
 
 def lit(view, name: str, color: str) -> int:
-    """How many pixels of a model's wall have a colour."""
     return view.pixels(f"{name}: ", [int(color[i : i + 2], 16) for i in (1, 3, 5)])
 
 

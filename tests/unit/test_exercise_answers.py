@@ -49,8 +49,6 @@ def mask_by_rank(scores, top_k):
 
 
 class InAnotherWay:
-    """Right answers, under the names of their exercises."""
-
     def token_weights(probs, k):
         best = torch.tensor(probs).topk(k)
         return torch.zeros(len(probs)).scatter(0, best.indices, best.values / best.values.sum())

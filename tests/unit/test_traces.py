@@ -28,7 +28,6 @@ def task() -> TextTask:
 
 
 def table_of(expert, domain="text", byte=0, sequence=0, layer=0) -> pd.DataFrame:
-    """A trace by hand, one expert for each token."""
     table = pd.DataFrame({"sequence": sequence, "byte": byte, "domain": domain, "layer": layer, "expert0": expert})
     table["position"] = table.groupby("sequence").cumcount()
     table["byte_class"] = [BYTE_CLASSES[i] for i in byte_class(torch.tensor(table["byte"].to_numpy()))]
