@@ -82,7 +82,6 @@ def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, capt
 
 
 def _height(panel: Panel, width: float) -> float:
-    """Say how many pixels a panel needs, with its title, in `width` pixels."""
     first = panel.marks[0]
     if isinstance(first, Text):
         return TITLE + 8 + (LINE if first.experts is None else BOX) * _lay_out(first, width - 20)[2]
@@ -100,8 +99,8 @@ def _name_ends(drawn: Sequence, ax: Axes, theme: Theme) -> None:
     lines, places = sorted(lines, key=lambda line: line.y[-1]), np.arange(len(lines))
     (low, high), height = ax.get_ylim(), 0.8 * ax.bbox.height  # pixels, when all is laid out
     ends = np.array([(line.y[-1] - low) / (high - low) * height for line in lines])
-    at = np.maximum.accumulate(ends - 13 * places) + 13 * places
-    for line, end, up in zip(lines, ends, np.minimum(at, height - 13 * places[::-1])):
+    at = np.minimum(np.maximum.accumulate(ends - 13 * places) + 13 * places, height - 13 * places[::-1])
+    for line, end, up in zip(lines, ends, at):
         look = {"color": theme.lines[line.ink % 6], "weight": "bold" if line.strong else "normal", "halo": True}
         annotate(ax, line.name, (line.x[-1], line.y[-1]), (6, 0.72 * (up - end)), theme, **look)
 
@@ -248,7 +247,6 @@ def draw_boxes(mark: marks.Boxes, ax, theme, panel):
 
 
 def _between(theme: Theme, part: float) -> str:
-    """Mix the colours from the background, 0, to the colour of letters, 1."""
     paper, ink = (np.array(to_rgb(color)) for color in (theme.background, theme.foreground))
     return to_hex(paper + part * (ink - paper))
 

@@ -72,11 +72,10 @@ def gain_by_model(results: pd.DataFrame, base: str, column: str, label: str) -> 
 
 
 def _gains(results: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
-    """(S, models): how much better each model is at the last step than `base` of the same seed."""
     if "lr" in results and (results.groupby("model").lr.nunique() > 1).any():
         raise ValueError("results must have one learning rate for each model, got several: choose the best of each")
     last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
-    return last.sub(last[base], axis=0) * (-1 if column == "loss" else 1)
+    return last.sub(last[base], axis=0) * (-1 if column == "loss" else 1)  # (S, models)
 
 
 def rate_tolerance(results: pd.DataFrame) -> Axes:

@@ -203,8 +203,7 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-LAYOUT = {"devices": 2048, "expert_parallel": 64, "pipeline_parallel": 16, "node_limit": 4}
-LAYOUT |= {"imbalance": 1.0, "overlap": 0.0}
+LAYOUT = dict(devices=2048, expert_parallel=64, pipeline_parallel=16, node_limit=4, imbalance=1.0, overlap=0.0)
 
 
 class PlanCalculator(Calculator):

@@ -99,18 +99,6 @@ def latencies(page, view: View, key: Key, times: int) -> list[float]:
     return sorted(taken)
 
 
-def fresh_starts(page, view: View, times: int) -> list[float]:
-    """Milliseconds from a click on Reset, while it trains, to the picture of the new start, so many times, sorted."""
-    taken = []
-    for _ in range(times):
-        page.wait_for_timeout(600)
-        start = time.monotonic()
-        view.button("Reset").click()
-        page.wait_for_function("() => document.querySelector('[data-step]').dataset.step < 30", polling=5)
-        taken.append(1000 * (time.monotonic() - start))
-    return sorted(taken)
-
-
 def say(what: str, result: str) -> None:
     print(f"  {what:50} {result}", flush=True)
 
@@ -143,9 +131,6 @@ def measure(server: LabServer, browser, name: str, seconds: float, keys: int) ->
     view = View(notebook.page)
     if trains:
         pace(notebook, view, seconds)
-    if name == "playground":
-        taken = fresh_starts(notebook.page, view, 1 + keys // 6)  # 11 of the usual 60
-        say("click on Reset to the new start", f"median {taken[len(taken) // 2]:.0f} ms, the click included")
     for state in ("training", "paused") if trains else ("",):
         if state == "paused":
             view.pause()

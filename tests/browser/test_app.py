@@ -14,7 +14,6 @@ pytest.importorskip("voila")
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Of the running app."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -29,12 +29,10 @@ def view(notebook, view_of):
 
 
 def point(view, x: float, y: float, click: bool = False) -> None:
-    """Point at a place of the drawing."""
     view.point("The block", x / WIDTH, (y + 8) / (HEIGHT + 8), click)
 
 
 def is_of(view, token: int) -> bool:
-    """Whether the drawing says that it has the numbers of this token."""
     return f"The block, with the numbers of token {token}" in view.view.locator("figure b").all_inner_texts()
 
 
@@ -50,12 +48,10 @@ def logits(view) -> list[str]:
 
 
 def of_the_model(lab, token: int) -> list[str]:
-    """The router logits, as the kernel knows them."""
     return [number(x) for x in lab.ask(NAME, f"view.plane.routing.router_logits[{token}].tolist()")]
 
 
 def picture(view) -> str:
-    """The pixels of the drawing, with the pointer elsewhere."""
     point(view, 4, 4)
     view.page.wait_for_timeout(400)  # what was pale comes back
     return view.panel("The block").evaluate("canvas => canvas.toDataURL()")
@@ -80,11 +76,3 @@ def test_keys_choose_a_token_in_the_strip_and_in_the_plane(view, lab):
         view.page.keyboard.press(key)
     view.wait_for(lambda: is_of(view, 31))
     assert logits(view) == of_the_model(lab, 31)
-
-
-def test_it_follows_the_training(view, lab):
-    before = picture(view)
-    view.button("+50").click()
-    view.wait_step(90)
-    view.wait_for(lambda: picture(view) != before)
-    assert is_of(view, 31) and logits(view) == of_the_model(lab, 31)

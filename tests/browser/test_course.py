@@ -30,7 +30,6 @@ def book(lab, open_notebook):
 
 @pytest.fixture
 def cell(book):
-    """A function: the output of a cell, by its place."""
 
     def output(place: int, page=None):
         found = (page or book.page).locator(".jp-CodeCell").nth(place)

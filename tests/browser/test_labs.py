@@ -49,15 +49,6 @@ def test_a_knob_is_turned_while_it_trains(notebook, view_of, place, says):
     view.pause()
 
 
-def test_routing_switches_the_layer(notebook, view):
-    before = view.view.locator(".moe-reading").inner_text()
-    assert "Layer 0: " in view.view.locator(".moe-words").inner_text()
-    view.handle("Layer").focus()
-    notebook.page.keyboard.press("ArrowRight")
-    view.wait_for(lambda: "Layer 1: " in view.view.locator(".moe-words").inner_text())
-    assert view.view.locator(".moe-reading").inner_text() != before
-
-
 def test_routing_starts_afresh_with_more_experts_and_says_what_a_router_has_no_use_for(notebook, view):
     step = view.step
     view.handle("Experts E").focus()
@@ -99,7 +90,6 @@ def test_balancing_selects_a_tile_by_a_click_and_by_the_keys_of_the_list(noteboo
 
 
 def lit(view, name: str, color: str) -> int:
-    """How many pixels of a model's wall have a colour."""
     return view.pixels(f"{name}: ", [int(color[i : i + 2], 16) for i in (1, 3, 5)])
 
 

@@ -11,7 +11,6 @@ from playwright.sync_api import expect
 
 @pytest.fixture(scope="module")
 def notebook(open_notebook):
-    """A notebook with two playgrounds and cells that print what the kernel knows of them."""
     sources = [
         "from moe_lessons.widgets import Playground\nfrom moe_lessons.widgets.live import _views",
         "first = Playground(play=100000, max_steps=60)\nfirst",

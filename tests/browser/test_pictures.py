@@ -63,7 +63,6 @@ def notebook(open_notebook):
 
 @pytest.fixture
 def playground(notebook, view_of):
-    """The playground, paused, with nothing pointed at."""
     notebook.page.set_viewport_size({"width": 1280, "height": 900})
     notebook.page.mouse.move(1, 1)
     playground = view_of(notebook.page)
@@ -72,7 +71,6 @@ def playground(notebook, view_of):
 
 
 def stepped_back(view) -> list[int]:
-    """The experts whose chips have stepped back."""
     chips = view.view.locator(".moe-chips button.moe-back")
     return chips.evaluate_all("chips => chips.map(chip => Number(chip.dataset.expert))")
 

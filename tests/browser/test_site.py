@@ -63,7 +63,6 @@ def test_the_check_of_links_finds_what_is_broken(tmp_path):
 
 @pytest.fixture(scope="module")
 def address(site):
-    """Where the site is served."""
     handler = functools.partial(SimpleHTTPRequestHandler, directory=site)
     handler.log_message = lambda *words: None
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

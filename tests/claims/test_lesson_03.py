@@ -53,9 +53,8 @@ def test_published_shares():
     share = models.active_params / models.total_params
     assert share.max() < 0.4
     assert (share > models.top_k / models.num_experts).all()
-    ratio = {
-        size: models[size]["DeepSeek-V3"] / models[size]["Mixtral 8x7B"] for size in ("total_params", "active_params")
-    }
+    sizes = models[["total_params", "active_params"]]
+    ratio = sizes.loc["DeepSeek-V3"] / sizes.loc["Mixtral 8x7B"]
     assert round(ratio["total_params"]) == 14 and round(ratio["active_params"]) == 3
     assert (models.year == 2025).sum() == 4 and share[models.year == 2025].max() < 0.25
 

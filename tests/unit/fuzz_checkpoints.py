@@ -46,7 +46,6 @@ def of_a_run(path: Path) -> tuple[str, Callable, Callable, Callable]:
 
 
 def of_ranks(path: Path) -> tuple[str, Callable, Callable, Callable]:
-    """The same of the one rank that this process then is."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     with seeded(0):
         config = ranks.Settings(num_layers=1, d_model=8, d_ff=4, num_experts=2, context=8, router="sigmoid")
@@ -86,7 +85,6 @@ def garbled_bytes(rng: random.Random, whole: bytes) -> bytes:
 
 
 def garble(rng: random.Random, state: dict) -> None:
-    """Change one part of what a checkpoint holds, at any depth."""
     part, key = state, None
     while isinstance(part, dict | list) and part and (key is None or rng.random() < 0.8):
         holder, key = part, rng.choice(list(part) if isinstance(part, dict) else range(len(part)))
@@ -108,7 +106,6 @@ def garble(rng: random.Random, state: dict) -> None:
 
 
 def fuzz(make: Callable, folder: Path, cases: int, seed: int = 0) -> dict[str, int]:
-    """How many were refused, and how many loaded."""
     path, count = folder / "step3.checkpoint", {"refused": 0, "loaded": 0}
     kind, load, state_of, step = make(path)
     whole, before = path.read_bytes(), fingerprint(state_of())

@@ -42,7 +42,6 @@ class MyMoE(nn.Module):
 
 
 def on_a_loop(test):
-    """Run a coroutine as a test, on an event loop of its own."""
     return functools.wraps(test)(lambda *args, **kwargs: asyncio.run(test(*args, **kwargs)))
 
 
@@ -71,7 +70,6 @@ def work(seconds: float) -> None:
 
 
 def button(view, name: str):
-    """The one button or control of that name."""
     found = [child for child in descendants(view) if getattr(child, "description", "") == name]
     assert len(found) == 1, f"{len(found)} controls {name}"
     return found[0]
@@ -84,7 +82,6 @@ def words(view) -> str:
 
 
 def status(view) -> str:
-    """Whether it trains, as the page says it."""
     return view.canvas.words["state"]
 
 

@@ -16,7 +16,6 @@ from moe_lessons.widgets.kernel import prepare_kernel
 
 
 def a_canvas(*on_pick) -> LiveCanvas:
-    """A canvas that keeps what it sends: (content, the bytes)."""
     made = LiveCanvas(*on_pick)
     made.sent = []
     made.send = lambda content, buffers: made.sent.append((content, bytes(buffers[0])))

@@ -139,10 +139,8 @@ def test_the_figures_and_the_table(tmp_path, capsys):
 @pytest.mark.parametrize(
     "config, per_token, windows",
     [
-        ({"model_type": "deepseek_v3"}, 61 * (512 + 64), []),  # MLA: the compressed vector and the rotary key
         ({"model_type": "gpt_oss", "num_hidden_layers": 4}, 4 * 2 * 8 * 64, [128]),  # every second layer has a window
         ({"model_type": "llama4_text", "num_hidden_layers": 4}, 4 * 2 * 8 * 128, [8192]),  # chunks
-        ({"model_type": "jamba"}, 4 * 2 * 8 * 128, []),  # 4 of 32 layers have attention
         ({"model_type": "qwen3_next", "num_hidden_layers": 8}, 2 * 2 * 2 * 256, []),  # every fourth
     ],
 )

@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 
 from moe_lessons import nn as ours
 from moe_lessons import parallel, plots
-from moe_lessons.analysis import fit_link, trace, trace_text
+from moe_lessons.analysis import decode_speed, fit_link, trace, trace_text
 from moe_lessons.course import NumberPrediction, Prediction, progress
 from moe_lessons.course.interview import ANSWERS, FIGURE
 from moe_lessons.hub import export_model
@@ -193,11 +193,14 @@ ACCEPTED = [
     lambda: ours.TopKRouter(8, 4, 2, jitter_noise=2.0),
     lambda: plane_runs(PlaneSetting(jitter_noise=2.0)),
     lambda: ours.MoE(8, 8, 4, foo=1),
+    lambda: ours.load_balancing_loss(ROUTING, torch.zeros(6).long()),
     lambda: Run(RUNS["MoE"].model, RUNS["MoE"].task, batch_size=10**9),
     lambda: plots.byte_losses("abc", [1, 2]),
     lambda: plots.attention_heatmap(torch.eye(2), "abc"),
     lambda: shares_panel(pd.DataFrame([[0.5, 0.6]]), "Shares"),
     lambda: fit_link([1, 1], [1, 2]),
+    lambda: TextTask(("code", "code")),
+    lambda: decode_speed({"a": MODEL}, prompt_length=10**4),
     lambda: Prediction("q", (1, 2)),
     lambda: Prediction("q", ("a", "a")),
     lambda: Prediction("q", ("a", "b"), key="05.Left!"),

@@ -49,8 +49,6 @@ def mask_by_rank(scores, top_k):
 
 
 class InAnotherWay:
-    """Right answers, under the names of their exercises."""
-
     def token_weights(probs, k):
         best = torch.tensor(probs).topk(k)
         return torch.zeros(len(probs)).scatter(0, best.indices, best.values / best.values.sum())
@@ -213,11 +211,7 @@ WRONG = [
     ("balancing_loss", lambda p, i: loss_by_package(p.detach(), i) + 0 * p.sum(), "its gradient by router_probs"),
     ("causality", lambda f, x: f(x) > 0, "Return True or False, not a Tensor"),
     ("causality", lambda f, x: 1, "Return True or False, not an int"),
-    (
-        "pick",
-        lambda *a: None if InAnotherWay.pick(*a) < 0 else InAnotherWay.pick(*a),
-        "70, .* returns nothing",
-    ),
+    ("pick", lambda *a: None if InAnotherWay.pick(*a) < 0 else InAnotherWay.pick(*a), "70, .* returns nothing"),
 ]
 
 

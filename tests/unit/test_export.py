@@ -71,9 +71,7 @@ def test_what_is_kept_and_a_dense_twin_has_its_own_width():
     assert {p.dtype for p in theirs.parameters()} == {torch.bfloat16} and theirs.config.dtype == torch.bfloat16
     back, frozen = convert_model(theirs), [name for name, p in theirs.named_parameters() if not p.requires_grad]
     assert frozen == [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv"]
-    assert [name for name, p in back.named_parameters() if not p.requires_grad] == [
-        "layers.0.attention.qkv_proj.weight"
-    ]
+    assert [n for n, p in back.named_parameters() if not p.requires_grad] == ["layers.0.attention.qkv_proj.weight"]
     assert back.training and back.head.weight is back.embed.weight and not convert_model(theirs.eval()).training
     assert theirs.config.router_jitter_noise == back.layers[1].ffn.router.jitter_noise == 0.1
     kept = {name: weight.clone() for name, weight in ours.state_dict().items()}

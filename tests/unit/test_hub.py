@@ -198,7 +198,6 @@ def test_the_error_for_another_family_names_those_that_are_known(bad):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["mixtral", "olmoe"])
 def test_their_weights_load_without_reshaping(kind, size):
-    """Under the names that theirs have, but for `gate`, which is `router` here."""
     theirs, ours = hf_block(kind, size), MoE(*size[:4], norm_topk_prob=kind == "mixtral")
     ours.load_state_dict({name.replace("gate.", "router."): p for name, p in theirs.state_dict().items()})
     x = torch.randn(1, size[4], size[0])

@@ -106,10 +106,7 @@ ROWS["temperature"]["idle"] = "this router has no temperature"
 
 
 def test_a_new_router_with_a_knob_of_its_own_is_a_class_two_entries_and_a_row(afresh, tmp_path):
-    widgets, training = afresh(
-        nn__routing=("def make_router(", ROUTER),
-        training__knobs=("KNOBS = {name: ", KNOB),
-    )
+    widgets, training = afresh(nn__routing=("def make_router(", ROUTER), training__knobs=("KNOBS = {name: ", KNOB))
     setting = training.PlaneSetting(router="warm", temperature=2.0)
     runs = [training.plane_runs(setting, seed)["MoE"] for seed in (0, 1, 0)]
     losses = [run.step().loss for run in runs]

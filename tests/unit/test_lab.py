@@ -171,12 +171,10 @@ async def test_what_is_of_the_structure_starts_afresh_and_reset_does_so_too(lab,
         assert lab.step == 0
 
 
-@pytest.mark.parametrize(
-    "name, router", [*product(["Playground", "RoutingLab"], ["top-k", "sigmoid"]), ("FactsLab", "")]
-)
+@pytest.mark.parametrize("name, kind", [*product(["Playground", "RoutingLab"], ["top-k", "sigmoid"]), ("FactsLab", "")])
 @on_a_loop
-async def test_a_knob_applies_to_the_next_step_and_starts_nothing(name, router):
-    lab = LABS[name](**({"router": router} if router else {}))
+async def test_a_knob_applies_to_the_next_step_and_starts_nothing(name, kind):
+    lab = LABS[name](**({"router": kind} if kind else {}))
     lab.advance(3)
     run, idle = lab.main_run, lab.idle(lab.values)
     for name in (name for name in lab.LIVE if name not in idle):
@@ -186,7 +184,7 @@ async def test_a_knob_applies_to_the_next_step_and_starts_nothing(name, router):
         assert lab.main_run is run and lab.step == 3 and lab.marks == [3]
         assert getattr(run.knobs, name) == lab.inputs[name].value
         assert_consistent(lab)
-    assert ("expert_bias_rate" in idle) == (router == "top-k")
+    assert ("expert_bias_rate" in idle) == (kind == "top-k")
 
 
 @pytest.mark.parametrize("lab, router", [*product(["Playground"], ROUTERS), ("RoutingLab", "hash")])

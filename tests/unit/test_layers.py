@@ -24,12 +24,7 @@ GLOSSARY = (ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8")
 ANCHORS = re.findall(r'^<a id="([a-z0-9-]+)"></a>\*\*', GLOSSARY, re.M)
 
 
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "notebooks/GLOSSARY.md",
-    *(ROOT / "docs").glob("*.md"),
-]
+DOCUMENTS = [*ROOT.glob("[RC]*.md"), ROOT / "notebooks/GLOSSARY.md", *(ROOT / "docs").glob("*.md")]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -234,7 +234,6 @@ class Called(nn.Module):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: "gpt2", "model must be a Module, got 'gpt2'"),
         (lambda: nn.Linear(4, 4), "model must have experts .*, got Linear, which has none: it is dense"),
         (lambda: Parts(experts=nn.Linear(4, 4)), r"got Parts, whose Linear are not: load it without quantisation"),
         (lambda: nn.Sequential(Parts(choice=nn.Linear(4, 4), experts=Called())), "router of 0 must .*got choice, expe"),

@@ -97,9 +97,7 @@ def test_the_figures_are_those_of_our_own_model(folder, capsys, ours):
 def test_a_model_of_bytes_needs_no_tokenizer_and_few_tokens_are_said_to_be_few(folder, capsys):
     said = [lens(folder, capsys, name, "--json", "--tokens", "300")[1] for name in ("mixtral", "bare")]
     assert said[0].replace("/mixtral", "/bare") == said[1]
-    assert json.loads(said[0])["verdict"] == (
-        "300 tokens are too few to tell which experts of this model work: read 500 or more."
-    )
+    assert json.loads(said[0])["verdict"].startswith("300 tokens are too few to tell which experts of this model work")
 
 
 def test_a_model_that_also_sees_reads_the_text(tmp_path, capsys):

@@ -111,7 +111,6 @@ def rows(owner, args: tuple, kwargs: dict) -> torch.Tensor:
 
 
 def weights_of(experts, expert: int):
-    """The weights of one expert of 8, as parts of the parameters."""
     for name, parameter in experts.named_parameters():
         if name.startswith("expert_"):
             if name.startswith(f"expert_{expert}."):

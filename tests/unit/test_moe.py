@@ -45,11 +45,7 @@ def test_equals_the_loop_over_tokens_and_experts(router, way, data):
     torch.manual_seed(draw(size(0, 99)))
     num_experts, d_model = draw(size(2 if router is ExpertChoiceRouter else 1, 6)), draw(size(1, 5))  # of one: all ties
     top_k, options = draw(size(1, num_experts)), {"activation": draw(one_of(list(ACTIVATIONS)))}
-    options |= {
-        "bias": draw(st.booleans()),
-        "weight_input": draw(st.booleans()),
-        "shared_d_ff": draw(one_of([0, 1, 3])),
-    }
+    options |= {name: draw(st.booleans()) for name in ("bias", "weight_input")} | {"shared_d_ff": draw(size(0, 3))}
     options |= {"shared_expert_gate": options["shared_d_ff"] > 0 and draw(st.booleans())}
     options |= {"capacity_factor": draw(one_of([None, 0.3, 0.5, 1.0, 1.5]))}
     options |= {"capacity_priority": draw(one_of(["order", "weight"])), "dispatch": way}

@@ -7,7 +7,9 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -164,47 +166,37 @@ def test_two_writers_at_once_lose_nothing(path):
     assert len(progress.read()["quiz"]) == 209
 
 
-def test_a_lock_that_is_never_let_go_delays_once_and_loses_nothing(path, monkeypatch, capsys):
+@contextmanager
+def read_only(path):
+    path.chmod(0o444)
+    yield
+    path.chmod(0o644)
+
+
+TROUBLES = {
+    "another process holds": lambda path: FileLock(f"{path}.lock"),
+    "No space left on device. Your answers stay in this": lambda path: mock.patch.object(os, "fsync", out_of_space),
+    "No space left on device": lambda path: mock.patch.object(os, "replace", out_of_space),
+    "the file is read-only": read_only,
+}
+
+
+@pytest.mark.parametrize("words", TROUBLES)
+def test_where_the_file_cannot_be_written_it_stays_whole_and_the_answers_come_later(path, monkeypatch, capsys, words):
     monkeypatch.setattr(progress, "PATIENCE", 0.3)
     progress.record("quiz", "05.a", last="a")
-    with FileLock(f"{path}.lock"):
-        start = time.monotonic()
+    before, start = path.read_bytes(), time.monotonic()
+    with TROUBLES[words](path):
         for answer in "bcdefghijk":
-            assert "another process holds" in progress.record("quiz", "05.b", last=answer)
-        assert time.monotonic() - start < 1.5
-        assert progress.read()["quiz"]["05.b"]["last"] == "k" and "05.b" not in content(path)["quiz"]
-    assert progress.record("quiz", "05.c", last="c") is None
-    assert list(content(path)["quiz"]) == ["05.a", "05.b", "05.c"]
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-@pytest.mark.parametrize("name", ["fsync", "replace"])
-def test_on_a_full_disk_the_file_stays_whole_and_the_answers_come_later(path, monkeypatch, capsys, name):
-    progress.record("quiz", "05.a", last="a")
-    before = path.read_bytes()
-    with monkeypatch.context() as full:
-        full.setattr(os, name, out_of_space)
-        for answer in "bcd":
-            assert "No space left on device. Your answers stay in this" in progress.record("quiz", "05.b", last=answer)
-    assert path.read_bytes() == before and progress.read()["quiz"]["05.b"]["last"] == "d"
+            assert words in progress.record("quiz", "05.b", last=answer)
+        assert time.monotonic() - start < 1.5  # it is waited for once
+        assert path.read_bytes() == before and progress.read()["quiz"]["05.b"]["last"] == "k"
     assert progress.record("quiz", "05.e", last="e") is None
-    assert [entry["last"] for entry in content(path)["quiz"].values()] == ["a", "d", "e"]
+    assert [entry["last"] for entry in content(path)["quiz"].values()] == ["a", "k", "e"]
     assert capsys.readouterr().err.count("\n") == 1
-    monkeypatch.setattr(os, name, out_of_space)
-    progress.record("quiz", "05.f", last="f")
+    with TROUBLES[words](path):
+        progress.record("quiz", "05.f", last="f")
     assert capsys.readouterr().err.count("\n") == 1  # the next trouble is told again
-
-
-def test_a_read_only_file_is_not_replaced(path, capsys):
-    progress.record("quiz", "05.a", last="a")
-    path.chmod(0o444)
-    before = path.read_bytes()
-    assert "the file is read-only" in progress.record("quiz", "05.b", last="b")
-    assert path.read_bytes() == before and len(progress.read()["quiz"]) == 2
-    with pytest.raises(PermissionError):
-        progress.reset()
-    path.chmod(0o644)
-    assert progress.record("quiz", "05.c", last="c") is None and len(content(path)["quiz"]) == 3
 
 
 @pytest.mark.parametrize("taken", [lambda path: path.mkdir(parents=True), lambda path: path.parent.write_text("")])

@@ -34,17 +34,11 @@ def config(**changes) -> TransformerConfig:
     [
         (lambda: MoE(4, 8, 8, shared_expert_gate=True), "shared_experts or shared_d_ff must be given .*, got neither"),
         (lambda: MoE(4, 8, 8, router=7), r"router must be a module that maps .*, or a name, .*, got int"),
-        (
-            lambda: MoE(4, 8, 8, router=lambda *sizes: "x"),
-            r"router must be a module that maps .* a Routing, .* got str",
-        ),
+        (lambda: MoE(4, 8, 8, router=lambda *sizes: "x"), "router must be a module that maps .* a Routing, .* got str"),
         (lambda: MoE(4, 8, 8, router=TopKRouter(5, 8, 2)), "router must have d_model 4, got 5"),
         (lambda: MoE(4, 8, 8, router=HashRouter(7, 9, 2)), "router must have num_experts 8, got 7"),
         (lambda: MoE(4, 8, 8, router=ExpertChoiceRouter(4, 8, 1)), "router must have top_k 2, got 1"),
-        (
-            lambda: MoE(4, 8, 8, router=TopKRouter(4, 8, 2), router_bias=True),
-            "router must .* have {'bias': True}, got .*",
-        ),
+        (lambda: MoE(4, 8, 8, router=TopKRouter(4, 8, 2), router_bias=True), "router must .* have {'bias': True}, .*"),
         (lambda: SigmoidRouter(4, 8, 3, num_groups=4), "top_k must be at most 2, the experts in 1 groups, got 3"),
         (lambda: dense_twin(FeedForward(4, 4)), "model must contain a mixture of experts, got FeedForward without one"),
         (lambda: LanguageModel(config(router="hash", router_std=1)), "router_std .* None .*, got 1"),
@@ -55,6 +49,7 @@ def config(**changes) -> TransformerConfig:
         (lambda: config(d_model=20), r"d_model must be a multiple of 2·num_heads \(8\), got 20"),
         (lambda: config(num_kv_heads=3), r"num_kv_heads must divide num_heads \(4\), got 3"),
         (lambda: config(moe_layers=(0, 3)), r"moe_layers must be numbers from 0 to 2, got \(0, 3\)"),
+        (lambda: MODEL(torch.zeros(1, 25).long()), r"ids must be .* at most max_positions \(24\) tokens, got 25"),
         (lambda: MODEL.generate(IDS, 16), r"max_new_tokens .* max_positions \(24\) less the 9 tokens of the .* got 16"),
         (lambda: MODEL.generate(IDS, 1, top_k=10), r"top_k must be at most vocab_size \(9\), got 10"),
         (lambda: MODEL.new_cache(max_length=25), r"max_length must be at most max_positions \(24\), got 25"),
@@ -71,9 +66,7 @@ def test_bad_parts(call, message):
         call()
 
 
-@pytest.mark.parametrize(
-    "layer", [FeedForward(4, 8), MoE(4, 8, 8), SoftMoE(4, 8, 3)], ids=lambda layer: type(layer).__name__
-)
+@pytest.mark.parametrize("layer", [FeedForward(4, 8), MoE(4, 8, 8), SoftMoE(4, 8, 3)])
 def test_autocast_casts_no_float64(layer):
     with torch.autocast("cpu", torch.bfloat16):
         with refused(r"x must have the type of the weights \(torch.float32\), got torch.float64"):

@@ -104,9 +104,7 @@ def test_a_stack_has_each_expert_as_high_as_its_share_and_a_field_is_divided_whe
 
 
 def test_where_a_legend_is_given_names_stand_at_the_ends_of_lines_one_over_the_other():
-    lines = [
-        Line([0, 1], [1, y], name, 4, i) for i, (y, name) in enumerate(((0, "a"), (1.9, "b"), (0, "c"), (1.9, "d")))
-    ]
+    lines = [Line([0, 1], [1, y], name, 4, i) for i, (y, name) in enumerate(zip((0, 1.9, 0, 1.9), "abcd"))]
     ax = drawn(*lines, legend=[(4, "green")])
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["green"]
     ax.figure.canvas.draw()
@@ -167,9 +165,8 @@ def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters(
 @pytest.mark.parametrize("mark", MARKS, ids=NAMES)
 def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
     assert [type(mark) for mark in MARKS] == list(marks.MARKS)
-    header, arrays = marks.encode(
-        Panel("title", [mark, mark], Axis(0, 2, "step", link="step"), legend=[(4, "green")]), 7
-    )
+    panel = Panel("title", [mark, mark], Axis(0, 2, "step", link="step"), legend=[(4, "green")])
+    header, arrays = marks.encode(panel, 7)
     said = json.loads(json.dumps(header))
     assert said["title"] == "title" and said["x"]["link"] == "step" and said["legend"] == [[4, "green"]]
     assert [one["mark"] for one in said["marks"]] == [type(mark).__name__] * 2

@@ -129,18 +129,8 @@ def test_the_longest_context_of_a_text_and_as_many_sequences_as_there_are():
     assert len(x) == len(x.unique(dim=0)) == len(domain) == 165 - 64
     with refused(f"context must be below {longest + 1}, the bytes of own that are held out, got {longest + 1}"):
         TextTask({"own": text}, longest + 1)
-
-
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: TextTask({"own": "ab" * 999}), "own must vary more: each 64 bytes .* are also in the part held out"),
-        (lambda: TextTask(["code", "code"]), r"domains must be one or more different names, got \('code', 'code'\)"),
-    ],
-)
-def test_bad_arguments_are_refused(call, message):
-    with refused(message):
-        call()
+    with refused("own must vary more: each 64 bytes .* are also in the part held out"):
+        TextTask({"own": "ab" * 999})
 
 
 @given(num=st.integers(1, 300), seed=st.integers(0, 2**62))

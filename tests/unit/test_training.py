@@ -320,16 +320,11 @@ def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_ba
     assert noisy.model.training
 
 
-@pytest.mark.parametrize(
-    "call, message",
-    [
-        (lambda: Run(nn.Linear(2, 2), TASK).step(), r"model must return \(logits, \[Routing, ...\]\), got Tensor"),
-        (lambda: make_run(warmup_steps=5, decay_steps=5), r"decay_steps must be above warmup_steps \(5\), got 5"),
-    ],
-)
-def test_what_a_run_needs(call, message):
-    with refused(message):
-        call()
+def test_what_a_run_needs():
+    with refused(r"model must return \(logits, \[Routing, ...\]\), got Tensor"):
+        Run(nn.Linear(2, 2), TASK).step()
+    with refused(r"decay_steps must be above warmup_steps \(5\), got 5"):
+        make_run(warmup_steps=5, decay_steps=5)
 
 
 def test_an_expert_is_dead_below_one_percent_of_the_tokens():
