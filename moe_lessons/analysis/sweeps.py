@@ -7,6 +7,7 @@ do not depend on where it is trained (in this process, in several, on a dask clu
 import json
 import os
 import platform
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -28,7 +29,7 @@ from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, Tr
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import soft_twin
 from moe_lessons.support.files import write_whole
-from moe_lessons.support.orphans import end_with, interrupts_ignored
+from moe_lessons.support.orphans import end_with
 from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
 from moe_lessons.training import Run, TrainingDiverged
 
@@ -149,7 +150,7 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
 
 
 def train_beside(parent: int, *run) -> dict:
-    """`train` in a process that ends with the one that started it."""
+    """`train` in a process that ends with the one that started it, whichever way that ends."""
     end_with(parent)
     return train(*run)
 
@@ -159,8 +160,11 @@ def results_of(sweep: Sweep, runs: Sequence[tuple], jobs: int = 1, dask: str | N
     by the workers of a dask scheduler, of one thread each: torch's random numbers belong to the process."""
     if dask is None:
         work = (delayed(train_beside)(os.getpid(), sweep, *run) for run in runs)
-        with interrupts_ignored():  # by the processes, which are started here and inherit that
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the processes inherit it: Ctrl-C is for this one
+        try:
             results = Parallel(jobs, return_as="generator_unordered")(work)
+        finally:
+            signal.signal(signal.SIGINT, before)
         yield from results
         return
     from distributed import Client, as_completed

@@ -68,20 +68,16 @@ def check_kernel() -> Findings:
     """Find whether the kernel of the notebooks and the `jupyter-lab` on PATH are those of this environment."""
     from jupyter_client.kernelspec import KernelSpecManager
 
+    here = Path(sys.executable).parent.resolve()  # the folder of this environment: where links lead to does not count
     program = Path(KernelSpecManager().get_kernel_spec("python3").argv[0])  # a bare `python` is this interpreter
-    status = "FAIL" if program.is_absolute() and not is_here(program) else "ok"
+    status = "FAIL" if program.is_absolute() and program.parent.resolve() != here else "ok"
     yield status, f"the kernel 'python3' is {program}", f"run `{sys.executable} -m ipykernel install --sys-prefix`"
     if metadata.version("ipykernel").startswith("6."):
         seen = "ipykernel 6: controls are answered only when the cell that waits has ended"
         yield "warn", seen, "make the environment again with Python 3.11 or newer, which brings ipykernel 7.4"
-    if (found := shutil.which("jupyter-lab")) and not is_here(Path(found)):
+    if (found := shutil.which("jupyter-lab")) and Path(found).parent.resolve() != here:
         seen = f"`jupyter-lab` on PATH is another installation, {found}"
         yield "warn", seen, "start the course with `make lab` or `python -m moe_lessons lab`"
-
-
-def is_here(program: Path) -> bool:
-    """Tell whether a program lies in this environment (its own folder; what a link points to does not count)."""
-    return program.parent.resolve() == Path(sys.executable).parent.resolve()
 
 
 def check_extensions() -> Findings:

@@ -324,8 +324,9 @@ class CurvePrediction(Question):
 
 
 def as_words(text: Any) -> str:
-    """Any text as words of a line of Markdown: no sign of it is one to Markdown or HTML."""
-    return re.sub(r"[\\`*_{}\[\]<>|#&$~!]", lambda sign: f"&#{ord(sign[0])};", " ".join(str(text).split()))
+    """Any text as words of a line of Markdown: no sign of it is one to Markdown, HTML or MathJax, which reads last."""
+    words = " ".join(str(text).split()).translate({ord("$"): "＄", ord("\\"): "＼"})
+    return re.sub(r"[`*_{}\[\]<>|#&~!]", lambda sign: f"&#{ord(sign[0])};", words)
 
 
 def rounded(value: float, digits: int = 3) -> float:

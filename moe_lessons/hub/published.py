@@ -78,8 +78,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def count_config(config: Mapping[str, Any]) -> PublishedCount:
     """The exact counts of a configuration, given as the object of a config.json.
 
-    Raises ValueError where transformers has neither the model_type nor the class in `architectures`, for numbers that
-    cannot be, and for what its class refuses; ImportError without transformers.
+    Raises ValueError where transformers knows neither its model_type nor its class, for numbers that cannot be, and for
+    what the class refuses; ImportError without transformers.
     """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING

@@ -1,12 +1,9 @@
-"""Processes that end with the one that started them, whichever way that ends."""
+"""Processes that end with the one that started them."""
 
 import functools
 import os
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 
 @functools.cache  # one watch is enough
@@ -20,13 +17,3 @@ def end_with(parent: int) -> None:
 
     if os.getpid() != parent:
         threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C here, and in processes started here for good: it is theirs who started them to end them."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
