@@ -240,8 +240,8 @@ class View {
     await image.decode();
     Object.assign(canvas, { width: wide, height: high }).getContext("2d").drawImage(image, 0, 0);
     const alt = `${step === undefined ? "" : `Step ${step}. `}${words ?? ""}`;
-    this.still = { data: { [mime]: canvas.toDataURL().split(",")[1] }, metadata: { [mime]: { alt } }, isAnswered: true };
-    this.photographed = frame;
+    const data = { [mime]: canvas.toDataURL().split(",")[1] }, metadata = { [mime]: { alt } };
+    Object.assign(this, { still: { data, metadata, isAnswered: true }, photographed: frame });
   }
   dress() { // take the colours of the page around the view; the kernel need not know them
     const { el, look } = this, { backgroundColor, color, fontFamily: font } = getComputedStyle(el);
@@ -284,7 +284,8 @@ class View {
   }
   status({ step, state, budget, until } = this.words) { // and how long it will train yet, at the speed it has had
     if (until === undefined) return "";
-    const ended = budget && until && step >= until ? ` after ${budget} step${budget > 1 ? "s" : ""}, press Play for more` : "";
+    const isOver = budget && until && step >= until, steps = `${budget} step${budget > 1 ? "s" : ""}`;
+    const ended = isOver ? ` after ${steps}, press Play for more` : "";
     if (state !== "training") return (this.began = null) ?? `step ${step} · ${state}${ended}`;
     if (this.began?.until !== until || step < this.began.step) this.began = { until, step, at: performance.now() };
     const left = ((until - step) * (performance.now() - this.began.at)) / (step - this.began.step) / 1000;
@@ -398,8 +399,13 @@ class View {
       if (this.waiting?.has(name)) return event.stopImmediatePropagation(); // it is asked once
       this.wait(name);
     } else if (event.type === "change") this.wait(name);
-    const handle = control.querySelector(".noUi-handle"), now = () => handle.getAttribute("aria-valuenow"), before = handle && now();
-    if (handle && (event.type === "keydown" || event.buttons)) setTimeout(() => now() !== before && this.wait(name), 50);
+    const handle = control.querySelector(".noUi-handle"), now = () => handle?.getAttribute("aria-valuenow");
+    let before = now();
+    const watch = () => now() !== before && this.wait(name, (before = now()));
+    if (handle && event.type === "keydown") setTimeout(watch, 50);
+    if (!handle || event.type !== "pointerdown") return;
+    const timer = setInterval(watch, 100); // while it is dragged
+    addEventListener("pointerup", () => setTimeout(() => clearInterval(timer, watch()), 50), { once: true });
   }
   wait(name) {
     this.waiting ??= new Set();
@@ -413,7 +419,8 @@ class View {
   }
   sayWhy() {
     const isBusy = [...document.querySelectorAll(".jp-InputPrompt")].some((prompt) => prompt.textContent.includes("*"));
-    const why = isBusy ? "another cell is running" : this.words.state === "training" ? "it trains a step" : "no answer yet";
+    const own = this.words.state === "training" ? "it trains a step" : "no answer yet";
+    const why = isBusy ? "another cell is running" : own;
     const back = make("button", "", "Take back"), home = this.el.closest(".moe-view") ?? this.el;
     const text = `Waiting for the kernel: ${why}. Asked: ${[...this.waiting].join(", ")}. `;
     back.addEventListener("click", () => (this.send({ pick: "take back", index: 0 }), this.answered()));
@@ -435,12 +442,12 @@ class View {
     this.before = this.shown;
     home.addEventListener("keydown", keepKeys);
     this.asks ??= (event) => this.ask(event);
-    for (const kind of ["click", "change", "keydown", "pointerdown", "pointermove"])
-      home.addEventListener(kind, this.asks, true);
+    for (const kind of ["click", "change", "keydown", "pointerdown"]) home.addEventListener(kind, this.asks, true);
     if (this.isStale) this.answered();
     this.skip ??= this.makeSkip(home.querySelector(".moe-bar button"));
     for (const row of home.querySelectorAll(".widget-inline-hbox")) {
-      const [handle, readout, input] = [".noUi-handle", ".widget-readout", "select, input"].map((name) => row.querySelector(name));
+      const names = [".noUi-handle", ".widget-readout", "select, input"];
+      const [handle, readout, input] = names.map((name) => row.querySelector(name));
       const label = labelOf(row);
       // ipywidgets leave the handles of sliders without names, and their stops without words
       if (handle && label) set(handle, { "aria-label": label, "aria-valuetext": readout?.textContent ?? "" });
@@ -455,8 +462,8 @@ class View {
 
 // What the row of a control is called; a checkbox has its name beside the label.
 function labelOf(control) {
-  const row = control.closest(".widget-inline-hbox"), [of] = [".widget-label-basic", ".widget-label"].flatMap((name) => row?.querySelector(name) ?? []);
-  return of?.textContent ?? "";
+  const row = control.closest(".widget-inline-hbox");
+  return (row?.querySelector(".widget-label-basic") ?? row?.querySelector(".widget-label"))?.textContent ?? "";
 }
 // Arrows move in a list or on a slider: the notebook would take them to go to another cell.
 function keepKeys(event) {

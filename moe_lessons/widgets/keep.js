@@ -8,7 +8,8 @@ const WORDS = "text/markdown";
 function keep({ model: { widget_manager: manager } }) {
   const book = manager?.context?.model, models = manager?._modelsSync;
   if (!models || !book?.toJSON || manager.moeNotes) return; // no JupyterLab, or done
-  const { toJSON } = book, [VIEW, STATE] = ["view", "state"].map((kind) => `application/vnd.jupyter.widget-${kind}+json`);
+  const [VIEW, STATE] = ["view", "state"].map((kind) => `application/vnd.jupyter.widget-${kind}+json`);
+  const { toJSON } = book;
   manager.moeNotes = new Set();
   book.toJSON = () => {
     const json = toJSON.call(book);
@@ -21,7 +22,7 @@ function keep({ model: { widget_manager: manager } }) {
     if (manager.isDisposed) clearInterval(timer);
   }, 500);
 
-  // Where a kernel is slow to start, JupyterLab gives up models that it has not loaded yet. It draws them if asked again.
+  // Where a kernel is slow to start, JupyterLab gives up models that it has not loaded yet; asked again, it draws them.
   function mend() {
     for (const { outputs } of book.cells) for (let i = 0; i < outputs?.length; i++) {
       const id = outputs.get(i).data[VIEW]?.model_id, views = Object.keys(models.get(id)?.views ?? { none: 0 });
@@ -61,7 +62,8 @@ function keep({ model: { widget_manager: manager } }) {
     return found;
   }
   function say(view) { // JupyterLab marks what is cut off; a picture can still be pointed at
-    const isStale = view.matches(".jupyter-widgets-disconnected"), notice = view.querySelector(":scope > .moe-stale:not(.moe-wait)");
+    const isStale = view.matches(".jupyter-widgets-disconnected");
+    const notice = view.querySelector(":scope > .moe-stale:not(.moe-wait)");
     if (isStale === Boolean(notice)) return;
     const fresh = Object.assign(document.createElement("div"), { className: "moe-stale", role: "status" });
     notice ? notice.remove() : view.prepend(Object.assign(fresh, { textContent: "Run this cell to go on." }));
@@ -74,11 +76,13 @@ function keep({ model: { widget_manager: manager } }) {
 // The still of a question in `el`, once it is answered: its words, with the answer and what was said of it.
 function keepWords({ model, el }) {
   const plain = (text) => text.trim().replace(/[\\`*_[\]<>|]/g, "\\$&");
-  const line = (part) => part.matches("label") ? `- ${plain(part.textContent)}${part.querySelector(":checked") ? " **← your answer**" : ""}`
-    : plain(part.textContent);
+  const mark = (label) => (label.querySelector(":checked") ? " **← your answer**" : "");
+  const line = (part) => `${part.matches("label") ? "- " : ""}${plain(part.textContent)}${mark(part)}`;
+  const point = ([x, y]) => `${+y.toPrecision(3)} at ${+x.toPrecision(3)}`;
   model.widget_manager?.moeNotes?.add(() => {
-    const answer = model.get("answer"), lines = [...el.querySelectorAll(".moe-words, label, .moe-why, .moe-note")].map(line);
-    if (Array.isArray(answer)) lines.push(`You drew: ${answer.filter((_, i) => i % 8 === 0).map(([x, y]) => `${+y.toPrecision(3)} at ${+x.toPrecision(3)}`).join(", ")}.`);
+    const answer = model.get("answer"), parts = [...el.querySelectorAll(".moe-words, label, .moe-why, .moe-note")];
+    const curve = Array.isArray(answer) ? answer.filter((_, i) => i % 8 === 0 || i === answer.length - 1) : [];
+    const lines = [...parts.map(line), curve.length ? `You drew: ${curve.map(point).join(", ")}.` : ""];
     const text = lines.filter(Boolean).join("\n\n").replace(/(- .*)\n\n(?=- )/g, "$1\n");
     model.set("still", { data: { [WORDS]: text }, isAnswered: answer !== null });
   });
