@@ -49,7 +49,8 @@ def run(name: str, *rest: str) -> int:
     elif name == "--version":
         print(f"moe_lessons {__version__}")
     elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
-        with saying(WAITING[name]) if name in WAITING else nullcontext():
+        is_asked = {"-h", "--help"} & set(rest)
+        with saying(WAITING[name]) if name in WAITING and not is_asked else nullcontext():
             return importlib.import_module(f"moe_lessons.commands.{name}").main(list(rest)) or 0
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]

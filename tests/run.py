@@ -5,6 +5,7 @@ MOE_LESSONS_REQUIRE_BROWSER=1 they fail.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -47,6 +48,7 @@ def main(names: list[str]) -> int:
     if unknown := set(names) - set(GROUPS):
         sys.exit(f"no group {', '.join(unknown)}; there are: {', '.join(GROUPS)}")
     names, start, cases = names or list(GROUPS), time.monotonic(), []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores interrupts
     if "ruff" in names:
         print("=== ruff", flush=True)
         cases.append(("ruff", "failed" if run("ruff", "check", ".") else "passed"))

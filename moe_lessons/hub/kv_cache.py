@@ -53,7 +53,8 @@ def cached_layers(model: nn.Module) -> list[Cached]:
         if isinstance(getattr(part, "layer_idx", None), int) and score_flops(part):
             flops[part.layer_idx].append(score_flops(part))
     for place, layer, name, tensor in tensors(cache):
-        length = tensor.shape[-2] if name in ("keys", "values") else LENGTH
+        is_rows = name in ("keys", "values") and tensor.ndim > 1  # a layer that has not run has an empty one
+        length = tensor.shape[-2] if is_rows else LENGTH
         own = tensor.numel() // length if length in tensor.shape else 0  # a state of fixed size
         layers.setdefault(id(layer), [place, layer, 0])[2] += own
     for place, layer, numbers in layers.values():

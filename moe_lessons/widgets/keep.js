@@ -47,6 +47,9 @@ function keep({ model: { widget_manager: manager } }) {
     }
     const isGone = (id) => !shown.has(id) && (!live.has(id) || state[id].model_module === "anywidget");
     for (const id of Object.keys(state).filter(isGone)) delete state[id];
+    const ours = Object.values(state).filter(({ state: own }) => own._esm?.includes("moeNotes"));
+    const style = [...models.values()].map((model) => model.get("_css")).find((text) => text?.includes(".moe-view"));
+    ours.forEach(({ state: own }, i) => (own._css = i ? "" : style)); // the page needs it once
     json.metadata = { ...json.metadata, widgets: { [STATE]: { ...version, state } } };
   }
   function whole() { // the state of all: the manager, who leaves out what has no kernel, is told that each has one
