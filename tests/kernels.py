@@ -1,11 +1,6 @@
 """Kernels that start at once: copies (forks) of a process that has imported torch, which takes seconds.
-
-    with quick_kernels(os.environ) as environment:
-        subprocess.run(command, env=environment)   # its Jupyter finds them under the name python3
-
 What Jupyter starts is this file, a stand-in that has the kernel forked, passes it signals, and ends with it. Where the
-kernel would see another PYTHONPATH, it starts an ordinary one.
-"""
+kernel would see another PYTHONPATH, it starts an ordinary one."""
 
 import contextlib
 import json

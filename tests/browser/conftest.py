@@ -1,17 +1,7 @@
 """A real JupyterLab, opened in a real Chromium.
-
-    def test_something(open_notebook):
-        lesson = open_notebook("00_welcome.ipynb")             # or theme="dark"
-        lesson.run_all()
-        lesson.page.get_by_role("button", name="Play").click()  # .page is playwright's own Page
-        assert lesson.errors == []
-
-One server and one browser serve all tests. The server works on a copy of the lessons, so that a test which
-saves leaves the checkout alone, and in folders of its own, so that no other settings matter.
-
-To load JupyterLab takes longer than most tests, so a page that a test file leaves shows the notebooks of the next;
-`fresh=True` loads one.
-"""
+One server and one browser serve all tests. The server works on a copy of the lessons, in folders of its own. To load
+JupyterLab takes longer than most tests, so a page that a test file leaves shows the notebooks of the next; `fresh=True`
+loads one."""
 
 import ast
 import contextlib
@@ -181,11 +171,7 @@ class NotebookPage:
         self.page.locator(".jp-NotebookPanel").first.wait_for(state="detached")
 
     def wait_idle(self) -> None:
-        """Until the kernel is connected and has nothing to do.
-
-        Reads the status bar: the notebook's own indicator says idle even before there is a kernel, and then
-        Run All would be lost.
-        """
+        """Until the kernel is connected and idle, by the status bar: the notebook says idle before there is one."""
         self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
 
     def menu(self, menu: str, command: str) -> None:

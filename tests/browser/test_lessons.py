@@ -1,8 +1,5 @@
 """Every control of every lesson, moved by the mouse and by a key, in a real browser.
-
-Of a lesson only the cells run that show something to operate, and those that they need, and views wait for a control;
-all of them run, and train, under nbval.
-"""
+Of a lesson only the cells run that show something to operate, and those that they need; all run under nbval."""
 
 import ast
 import re

@@ -98,10 +98,7 @@ def with_twins(model) -> dict:
 @pytest.mark.alone
 @pytest.mark.claim("time-against-two-twins")
 def test_time_against_two_twins():
-    """The total twin does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine.
-
-    Measured on a busy machine: 2.0 to 2.3 times in writing, 2.4 to 3.2 in training; the active twin 2.6 and 4 to 5.
-    """
+    """The total twin does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine."""
     against_total, against_active = {"write": [], "train": []}, {"write": [], "train": []}
     for seed in range(3):
         torch.manual_seed(seed)

@@ -1,6 +1,5 @@
 """What lesson 07 says under 'What to notice'. Speeds are ratios of models that take turns; each seed has models of its
-own, as large as in the lesson: smaller ones would lie in the processor's cache.
-"""
+own, as large as in the lesson: smaller ones would lie in the processor's cache."""
 
 from functools import cache, partial
 from statistics import median

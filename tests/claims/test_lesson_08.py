@@ -1,7 +1,4 @@
-"""What lesson 08 says under 'What to notice': of facts learned anew, of speeds, and of the long sweeps that are stored.
-
-That the stored sweeps are whole and belong to the code is seen to in tests/unit/test_sweep.py.
-"""
+"""What lesson 08 says under 'What to notice': of facts learned anew, of speeds, and of the stored sweeps."""
 
 import time
 

@@ -1,7 +1,4 @@
-"""What lesson 09 says under 'What to notice': of the changes since Mixtral, in the stored sweeps and trained anew.
-
-That the stored sweeps are whole and belong to the code is seen to in tests/unit/test_sweep.py.
-"""
+"""What lesson 09 says under 'What to notice': of the changes since Mixtral, in the stored sweeps and trained anew."""
 
 import numpy as np
 import pandas as pd

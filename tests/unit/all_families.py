@@ -1,7 +1,5 @@
 """``python tests/unit/all_families.py [FAMILY …]``: count every causal language model family of transformers by `cost`.
-
-A family is made in small, so that it can be run: what its cache gains with each token is the truth for the count.
-"""
+A family is made in small, so that it can be run: what its cache gains with each token is the truth for the count."""
 
 import re
 import sys

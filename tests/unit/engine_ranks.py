@@ -2,8 +2,7 @@
 
     torchrun --nproc-per-node 2 engine_ranks.py MODEL_DIR FOUND.json
 
-First it runs the program of docs/engines.md as it stands there; then it compares, in float64, with one process.
-"""
+First it runs the program of docs/engines.md as it stands there; then it compares, in float64, with one process."""
 
 import json
 import re

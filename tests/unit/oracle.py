@@ -1,8 +1,5 @@
 """The mixture of experts as the papers write it: one token and one expert at a time, in plain loops.
-
-Slow and obvious on purpose. It reads the weights and settings of our modules, and calls none of them. At its end
-stand the comparisons that many tests make.
-"""
+Slow and obvious on purpose: it reads the weights and settings of our modules, and calls none of them."""
 
 import math
 from collections.abc import Callable, Iterable

@@ -1,8 +1,6 @@
 """What the package offers, called with bad values of each argument: it works, or says in one sentence what is wrong.
-
-The calls are made from the signatures. What is new needs good arguments in GOOD, or in BASE where a name means
-something else there; else the test fails.
-"""
+The calls are made from the signatures. What is new needs good arguments in GOOD, or in BASE where a name means another
+thing there; else the test fails."""
 
 import dataclasses
 import importlib

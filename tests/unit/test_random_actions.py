@@ -1,6 +1,5 @@
 """Random sequences of actions on each laboratory: whatever is done in whatever order, it stays in order.
-
-In `make test` a short run that is always the same. A long one, of new sequences, on one laboratory or on all:
+In `make test` a short run that is always the same. A long one, of new sequences:
 
     RANDOM_ACTIONS=10000 python -m pytest tests/unit/test_random_actions.py -s -k playground
 """
