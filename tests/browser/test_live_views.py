@@ -54,7 +54,8 @@ def test_a_control_moved_while_a_cell_waits_stays_alive(open_notebook, view_of):
 
 def test_a_busy_kernel_is_said_and_what_is_asked_meanwhile_happens_once_or_is_taken_back(lab, open_notebook, view_of):
     wait = "import time\nfrom pathlib import Path\nwhile Path('busy').exists():\n    time.sleep(0.05)"
-    busy = open_notebook("busy.ipynb", "from moe_lessons.widgets import Playground", "Playground(max_steps=60)", wait)
+    cells = "from moe_lessons.widgets import Playground", "Playground(max_steps=60)", wait
+    busy = open_notebook("busy.ipynb", *cells, fresh=True)
     busy.run_all()
     view, flag = view_of(busy.page), lab.root / "notebooks" / "busy"
     notice = view.view.locator(".moe-wait")
