@@ -26,7 +26,7 @@ GROUPS = {  # name -> where its tests are
     "unit": ("tests/unit", "moe_lessons"),  # moe_lessons: the examples in its docstrings
     "claims": ("tests/claims",),
     "notebooks": ("notebooks", "tests/notebooks"),  # each lesson runs, and shows what is stored
-    "browser": ("tests/browser/test_site.py", "tests/browser"),  # the site takes longest
+    "browser": ("tests/browser",),
 }
 PYTEST = ["pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
 PYTEST += ["-p", "tests.how_far", "--durations=15"]  # a line now and then; at the end what took longest

@@ -370,6 +370,10 @@ def view_of():
     return View
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_site.py")  # it takes longest, and so is begun first
+
+
 @pytest.fixture(scope="session")
 def browser():
     """The Chromium of this machine. Without one the test is skipped, or fails where a browser is required."""
