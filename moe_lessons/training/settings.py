@@ -55,10 +55,11 @@ class PlaneSetting(KnobFields):
                 raise ValueError(f"{name} must be {knob.off} where the router is {self.router!r}, got {value!r}")
 
 
-# Presets, by what is not as usual. 'collapse': an unsure router, one expert for each point, nothing that balances: some
-# experts win early, the others starve. Remedies can be put on it, each with a strength that shows what it does.
+# The collapse: an unsure router, one expert for each point, nothing that balances: some experts win early, the others
+# starve. Presets and remedies say what they change of it; a remedy has a strength that shows what it does.
 _STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
-PRESETS = {name: PlaneSetting(**fields) for name, fields in _STORED["presets"].items()}
+PRESETS = {"healthy": PlaneSetting()}
+PRESETS |= {name: PlaneSetting(**_STORED["collapse"] | fields) for name, fields in _STORED["presets"].items()}
 REMEDIES: dict[str, dict] = _STORED["remedies"]
 
 
