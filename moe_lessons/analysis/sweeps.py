@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import cached_property
 from operator import itemgetter
@@ -26,12 +26,13 @@ from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin
+from moe_lessons.nn.families import modern
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.nn.soft_moe import soft_twin
 from moe_lessons.support.files import write_whole
 from moe_lessons.support.orphans import end_with
 from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
-from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.training import Run, TrainingDiverged, settings
 
 SOFT = "Soft MoE"
 run_of = itemgetter("model", "lr", "seed")  # of a stored row
@@ -60,7 +61,7 @@ class Setting:
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
         """Make a model by its name: a twin, 'MoE, E=8', 'dense, F=96' or one of the variants."""
         kind, _, number = name.partition("=")
-        own = self.variants.get(name, {"num_experts": int(number or self.twins_of)})
+        own = {"num_experts": int(number or self.twins_of)} | self.variants.get(name, {})
         own = {"d_ff": int(number), "moe_layers": ()} if kind == "dense, F" else own
         with seeded(seed):
             model = LanguageModel(TransformerConfig(**self.sizes | own))
@@ -70,9 +71,18 @@ class Setting:
         return dense_twin(model, match, seed) if match else model
 
 
+TEXT = Setting(
+    {"domains": ["english", "code", "json", "greek"]},  # not those in which chance decides much
+    {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64},
+)
+FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
+FACTS = Setting({"num_entries": 2000}, {name: getattr(settings.FACTS, name) for name in FACTS_SIZES}, twins_of=16)
+AT_ONCE = {"variants": {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}, "at_once": True}
+MODERN_TEXT, MODERN_FACTS = (replace(own, variants=modern(own.twins_of, own.sizes["d_ff"])) for own in (TEXT, FACTS))
+SETTINGS = {"text": TEXT, "facts": FACTS, "modern_text": MODERN_TEXT, "modern_facts": MODERN_FACTS}
+SETTINGS["text_at_once"] = replace(TEXT, task=TEXT.task | {"num_hidden": 8}, **AT_ONCE)
+SETTINGS["facts_at_once"] = replace(FACTS, **AT_ONCE)
 STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md
-SETTINGS = {name: Setting(**fields) for name, fields in STORED["settings"].items()}
-TEXT, FACTS, MODERN_TEXT = SETTINGS["text"], SETTINGS["facts"], SETTINGS["modern_text"]
 
 
 @dataclass(frozen=True)
