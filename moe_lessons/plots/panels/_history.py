@@ -18,7 +18,7 @@ class History:
     """Keeps a row for each step of a run: its number, seconds so far, recent loss and dead experts."""
 
     def __init__(self):
-        self.records, self.rows = [], []
+        self.flops, self.records, self.rows = 0.0, [], []  # flops: of a training step
 
     def read(self, records: list) -> "History":
         """Read the records that are new. Where the old ones were replaced or taken back, start again."""
@@ -64,8 +64,10 @@ def spent(run: Run, x_axis: str, steps=None) -> np.ndarray:
     at = past.column("steps") if steps is None else np.asarray(steps, dtype=float)
     if x_axis == "seconds":
         return np.interp(at, np.append(0, past.column("steps")), np.append(0, past.column("seconds")))
-    tokens = run.batch_size * getattr(run.task, "context", 1)  # of a step: an example is a point, or a sequence
-    return at * float(tokens * flops_per_token(run.model, training=True)) if x_axis == "FLOPs" else at
+    if x_axis == "FLOPs" and not past.flops:  # counted once: it walks over the model
+        tokens = run.batch_size * getattr(run.task, "context", 1)  # of a step: an example is a point, or a sequence
+        past.flops = tokens * flops_per_token(run.model, training=True)
+    return at.astype(float) * past.flops if x_axis == "FLOPs" else at
 
 
 def recent_load(run: Run, layer: int = 0) -> list[float]:
