@@ -33,9 +33,8 @@ class LensCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **_) -> None:
         self.lens, self.tallies = Lens(model, count_padding=self.count_padding), defaultdict(int)
         self.starving: set[tuple[str, int]] = set()
-        callers = (
-            frame.f_locals.get("self") for frame, _ in traceback.walk_stack(None)
-        )  # a callback is not told of it
+        # a callback is not told of its trainer, which is what calls it
+        callers = (frame.f_locals.get("self") for frame, _ in traceback.walk_stack(None))
         self.trainer = next((caller for caller in callers if isinstance(caller, Trainer)), None)
         if self.trainer is None:
             raise ValueError("LensCallback must be called by a transformers.Trainer, got a call from elsewhere")

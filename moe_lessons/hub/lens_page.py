@@ -177,9 +177,8 @@ def verdict(layers: list[dict], tokens: int) -> str:
         return f"All experts work, in each of {len(layers)} layers. {busiest(layers)}"
     worst = max(ill, key=lambda layer: layer["dead"] / layer["num_experts"])
     receive = "receives" if worst["dead"] == 1 else "receive"
-    said = (
-        f"{worst['dead']} of {worst['num_experts']} experts in layer {worst['layer']} {receive} under {limit(worst)}."
-    )
+    said = f"{worst['dead']} of {worst['num_experts']} experts in layer {worst['layer']} "
+    said += f"{receive} under {limit(worst)}."
     if len(ill) > 1:
         said += f" In all, {sum(layer['dead'] for layer in ill)} experts in {len(ill)} of {len(layers)} layers do."
     return said + " In the other layers all experts work." * (len(ill) == 1 < len(layers))
@@ -219,17 +218,16 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
     lossy = max(layers, key=lambda layer: layer["load_balancing_loss"])
     worst = max(layers, key=lambda layer: (layer["dead"] / layer["num_experts"], layer["max_over_mean"]))
     columns = {key: BALANCE[key] for key in BALANCE if key != "dropped_share" or any(layer[key] for layer in layers)}
-    is_usual = dead_share(worst["top_k"], worst["num_experts"]) == DEAD_SHARE
     texts = {key: figures[key] for key in ("model", "class", "verdict")} | {
         "about": f"{len(layers)} layers of experts, here counted from 0; {sizes} for each token. {read}",
         "dead": limit(worst),
         "pooled": "unknown" if pooled is None else f"{pooled:.3f}",
         "most": f"{lossy['load_balancing_loss']:.3f}, in layer {lossy['layer']}",
         "worst": worst["layer"],
-        "description": describe_load(*map(worst.get, ("load", "top_k", "dropped_share")))
-        if is_usual
-        else busiest([worst]),
+        "description": busiest([worst]),
     }
+    if dead_share(worst["top_k"], worst["num_experts"]) == DEAD_SHARE:
+        texts["description"] = describe_load(worst["load"], worst["top_k"], worst["dropped_share"])
     some = np.linspace(0, len(layers) - 1, min(SHOWN, len(layers))).round().astype(int)  # from first to last
     shown = [layers[i] for i in sorted({*some.tolist(), worst["layer"]})]
 
@@ -249,11 +247,11 @@ def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:
 
 
 def by_layer(layers: list[dict], columns: dict[str, tuple[str, str]], label: str) -> str:
-    frame = pd.DataFrame(layers, [layer["layer"] for layer in layers], list(columns)).clip(
-        lower=0
-    )  # what rounding left
-    said = {name: frame[key].map(form.format).where(frame[key].notna(), "–") for key, (name, form) in columns.items()}
-    return table(pd.DataFrame(said), label, "layer")
+    said = {
+        name: ["–" if layer[key] is None else form.format(layer[key]).replace("-0.00", "0.00") for layer in layers]
+        for key, (name, form) in columns.items()
+    }
+    return table(pd.DataFrame(said, [str(layer["layer"]) for layer in layers]), label, "layer")
 
 
 def table(frame: pd.DataFrame, label: str, corner: str, kind: str = "") -> str:
@@ -272,10 +270,8 @@ def pictures(layers: list[dict], routings: dict[str, Routing]) -> Iterator[str]:
     for size in dict.fromkeys(layer["num_experts"] for layer in layers):
         own = [layer for layer in layers if layer["num_experts"] == size]
         draw = functools.partial(layer_loads, [routings[layer["name"]] for layer in own])
-        says = (
-            f"A row for each layer, a column for each of {size} experts: its load over the even share. {busiest(own)}"
-        )
-        yield picture(draw, size, 1.2 + 0.3 * len(own), f"Load of {size} experts", says)
+        says = f"A row for each layer, a column for each of {size} experts: its load over the even share."
+        yield picture(draw, size, 1.2 + 0.3 * len(own), f"Load of {size} experts", f"{says} {busiest(own)}")
 
 
 def picture(draw: Callable[..., Any], num_experts: int, height: float, label: str, says: str) -> str:

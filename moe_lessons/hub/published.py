@@ -265,7 +265,7 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
     """All figures, under the keys of --json; bytes are bytes, and a FLOP is a multiply or an add."""
     sizes, notes = counted.sizes, list(counted.notes)
     kinds = Counter((g.num_experts, g.top_k) for g in sizes.groups for _ in range(g.layers))
-    ((num_experts, top_k), _), *_ = kinds.most_common() or [((None, None), 0)]
+    num_experts, top_k = kinds.most_common(1)[0][0] if kinds else (None, None)
     if unmet := sum(group.layers * group.top_k * group.expert for group in sizes.groups if not group.is_met):
         notes.append(f"active_params counts experts for other tokens than text too: {unmet:,} parameters")
     if sizes.outside:

@@ -200,8 +200,10 @@ def joined(routings: Sequence[Routing]) -> Routing:
     top_ks, starts = {routing.top_k for routing in routings}, np.cumsum([0, *(r.num_tokens for r in routings)]).tolist()
     device, columns = routings[0].token_idx.device, {}  # layers may be on several
     for name in (own.name for own in fields(Routing) if own.name != "top_k"):
-        shifts = starts if name.endswith("token_idx") else [0] * len(routings)
-        columns[name] = torch.cat([getattr(r, name).to(device) + shift for r, shift in zip(routings, shifts)])
+        parts = [getattr(routing, name).to(device) for routing in routings]
+        if name.endswith("token_idx"):
+            parts = [idx + start for idx, start in zip(parts, starts)]
+        columns[name] = torch.cat(parts)
     both = Routing(**columns)
     order = rank_within(both.token_idx).argsort(stable=True)  # 0 for a token's first choice
     by_choice = {name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")}
