@@ -162,7 +162,7 @@ class View {
     this.send({ hello: true }); // what was sent before is lost: the kernel sends all again
   }
   listen(model) {
-    const { el } = this, ended = new AbortController(), dress = () => this.dress();
+    const { el } = this, ended = (this.ended = new AbortController()), dress = () => this.dress();
     const on = (target, name, action) => target.addEventListener(name, action, ended);
     on(el, "pointermove", (event) => this.point(this.under(event), true));
     on(el, "click", (event) => this.pick(this.under(event)));
@@ -391,6 +391,12 @@ class View {
     event.stopPropagation(); // the notebook would move to another cell
   }
   // --- what a control has asked, until the kernel sends a picture ---
+  hearControls(home) {
+    const { signal } = this.ended, asks = (event) => this.ask(event);
+    home.addEventListener("keydown", keepKeys, { signal });
+    for (const kind of ["click", "change", "keydown", "pointerdown"])
+      home.addEventListener(kind, asks, { capture: true, signal });
+  }
   ask(event) { // called before the control itself hears of it
     const control = event.target.closest("button, select, input, .noUi-target");
     if (!control || this.el.contains(control) || control.closest("[inert], [disabled], .moe-stale, .moe-skip")) return;
@@ -440,9 +446,7 @@ class View {
     const isCalm = this.shown && this.shown === this.before && this.shown !== this.photographed;
     if (isCalm && this.isSeen && this.words.state !== "training") this.photograph(style).catch(console.debug);
     this.before = this.shown;
-    home.addEventListener("keydown", keepKeys);
-    this.asks ??= (event) => this.ask(event);
-    for (const kind of ["click", "change", "keydown", "pointerdown"]) home.addEventListener(kind, this.asks, true);
+    if (home !== this.home) this.hearControls((this.home = home));
     if (this.isStale) this.answered();
     this.skip ??= this.makeSkip(home.querySelector(".moe-bar button"));
     for (const row of home.querySelectorAll(".widget-inline-hbox")) {
@@ -850,7 +854,8 @@ const MARKS = {
       if (second) bands([right + 7, right + 21].map(card.xAt), (_, e) => second[e]);
     },
     stops(card, { x, y, y: { shape: [, count] } }) { // a row for each expert, the last one on top
-      const steps = x.length, { label, link } = card.xAxis, share = card.yAxis.label || "share of assignments", of = (i) => [i % steps, count - 1 - Math.floor(i / steps)];
+      const steps = x.length, { label, link } = card.xAxis, share = card.yAxis.label || "share of assignments";
+      const of = (i) => [i % steps, count - 1 - Math.floor(i / steps)];
       const under = (step, e) => y.subarray(step * count, step * count + e).reduce((a, b) => a + b, 0);
       const place = (i, [step, e] = of(i)) => [card.x(x[step]), card.y((under(step, e) + under(step, e + 1)) / 2)];
       const at = (px, py) => {
