@@ -22,7 +22,9 @@ class Experts(nn.Module):
     torch.Size([8, 32, 4])
     """
 
-    def __init__(self, num_experts, d_model, d_ff, activation="swiglu", *, bias=False, weight_input=False):
+    def __init__(
+        self, num_experts: int, d_model: int, d_ff: int, activation="swiglu", *, bias=False, weight_input=False
+    ):
         super().__init__()
         self.num_experts = check_positive_int("num_experts", num_experts)
         self.d_model = check_positive_int("d_model", d_model)

@@ -144,7 +144,10 @@ class TopKRouter(nn.Module):
 
     causal = True
 
-    def __init__(self, d_model, num_experts, top_k, *, norm_topk_prob=None, bias=False, jitter_noise=0.0):
+    def __init__(
+        self, d_model: int, num_experts: int, top_k: int, *, norm_topk_prob: bool | None = None, bias=False,
+        jitter_noise=0.0,
+    ):  # fmt: skip
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.num_experts = check_positive_int("num_experts", num_experts)
@@ -207,7 +210,7 @@ class NoisyTopKRouter(TopKRouter):
     True
     """
 
-    def __init__(self, d_model, num_experts, top_k, *, noise="learned", noise_std=1.0, **rest):
+    def __init__(self, d_model: int, num_experts: int, top_k: int, *, noise="learned", noise_std=1.0, **rest):
         super().__init__(d_model, num_experts, top_k, **rest)
         self.noise = check_choice("noise", noise, ("learned", "gaussian"))
         self.noise_std = check_number("noise_std", noise_std)
@@ -247,7 +250,10 @@ class SigmoidRouter(TopKRouter):
     tensor([2.5000, 2.5000, 2.5000], grad_fn=<SumBackward1>)
     """
 
-    def __init__(self, d_model, num_experts, top_k, *, num_groups=1, topk_groups=1, routed_scaling_factor=1.0, **rest):
+    def __init__(
+        self, d_model: int, num_experts: int, top_k: int, *, num_groups=1, topk_groups=1, routed_scaling_factor=1.0,
+        **rest,
+    ):  # fmt: skip
         super().__init__(d_model, num_experts, top_k, **rest)
         if num_experts % check_positive_int("num_groups", num_groups):
             raise ValueError(f"num_groups must divide num_experts ({num_experts}), got {num_groups}")
@@ -311,7 +317,7 @@ class ExpertChoiceRouter(TopKRouter):
         "capacity_factor": "where experts choose, none is ever too full",
     }
 
-    def __init__(self, d_model, num_experts, top_k, **rest):
+    def __init__(self, d_model: int, num_experts: int, top_k: int, **rest):
         super().__init__(d_model, num_experts, top_k, norm_topk_prob=False, **rest)
 
     def choose(self, logits: Tensor) -> Routing:

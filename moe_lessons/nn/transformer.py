@@ -133,7 +133,9 @@ class LanguageModel(nn.Module):
         cos_sin = rotary(torch.arange(length, device=like.device), config.head_dim, config.rope_theta, like.dtype)
         return [part.repeat(1, config.num_heads + config.num_kv_heads, 1) for part in cos_sin]
 
-    def generate(self, ids: Tensor, max_new_tokens, *, temperature=1.0, top_k=None, seed=0, use_cache=True) -> Tensor:
+    def generate(
+        self, ids: Tensor, max_new_tokens: int, *, temperature=1.0, top_k: int | None = None, seed=0, use_cache=True
+    ) -> Tensor:
         """Continue each prompt by N = max_new_tokens tokens: ids (B, T) -> (B, T + N), in eval mode.
 
         Each is drawn from softmax(logits / temperature) of the `top_k` likeliest tokens (None: of all), the same ones
