@@ -26,7 +26,7 @@ def test_progress_is_shown_and_stopped_all_ranks_are_gone(open_notebook, view_of
     notebook = open_notebook(f"torchrun_{way}.ipynb", *CELLS)
     notebook.run_all(wait=False)
     view = view_of(notebook.page)
-    view.wait_for(lambda: " s left" in view.view.inner_text(), seconds=60)
+    view.wait_for(lambda: all(said in view.view.inner_text() for said in (" of 2000", " s left")), seconds=60)
     before = view.picture
     view.wait_for(lambda: view.picture != before)
     view.button("Stop").click() if way == "button" else notebook.interrupt()
