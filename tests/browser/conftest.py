@@ -172,7 +172,11 @@ class NotebookPage:
 
     def wait_idle(self) -> None:
         """Until the kernel is connected and idle, by the status bar: the notebook says idle before there is one."""
-        self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
+        try:
+            self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
+        except Error as error:
+            bars = self.page.locator(".jp-StatusBar-TextItem, .jp-Dialog").all_inner_texts()
+            raise RuntimeError(f"the page says {bars}, its console {self.errors}") from error
 
     def menu(self, menu: str, command: str) -> None:
         """Choose the item with this command id from one of the menus at the top."""
@@ -245,13 +249,14 @@ class Notebooks:
         if sources:
             self.lab.write(name, *sources)
         if self.idle and not fresh:
-            self.opened.append(notebook := self.idle.pop())
+            notebook = self.idle.pop()  # one that cannot open it is not used again
             notebook.open_here(name, theme)
-            return notebook
-        self.lab.set_theme(theme)
-        context = self.browser.new_context(viewport=VIEWPORT, color_scheme=theme)
-        self.opened.append(notebook := NotebookPage(context.new_page()))
-        notebook.open(self.lab, name)
+        else:
+            self.lab.set_theme(theme)
+            context = self.browser.new_context(viewport=VIEWPORT, color_scheme=theme)
+            notebook = NotebookPage(context.new_page())
+            notebook.open(self.lab, name)
+        self.opened.append(notebook)
         return notebook
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ def lesson(open_notebook):
 
 @pytest.fixture
 def playground(lesson, view_of):
-    """The second view, which has all panels and controls."""
-    playground = view_of(lesson.page, 1)
+    """The third view, below the one of a block: it has all panels and controls."""
+    playground = view_of(lesson.page, 2)
     yield playground
     playground.pause()
 
@@ -77,7 +77,7 @@ def test_restart_and_run_again(lesson, view_of):
     lesson.restart()
     lesson.run_all(wait=False)
     lesson.page.wait_for_function("() => document.querySelector('.moe-view') && !document.querySelector('.moe-stale')")
-    playground = view_of(lesson.page, 1)
+    playground = view_of(lesson.page, 2)
     playground.wait_step(20)
     playground.pause()
     assert lesson.cell_errors() == []
