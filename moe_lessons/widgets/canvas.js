@@ -10,7 +10,9 @@ const NOTHING = Object.assign(new Float32Array(0), { shape: [0, 0, 0] }); // in 
 const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointer
 const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const calm = matchMedia("(prefers-reduced-motion: reduce)"), scheme = matchMedia("(prefers-color-scheme: dark)");
-export default { initialize: keep, render: ({ model, el }) => new View(model, el).end }; // keep: see keep.js
+const widget = { initialize: keep, render: ({ model, el }) => new View(model, el).end }; // keep: see keep.js
+globalThis.moeCanvas = widget; // for the other canvases of a saved notebook
+export default widget;
 
 // What is wrong with one message or one mark must not stop the others, nor fill the console of a course.
 function quietly(action) {

@@ -4,6 +4,16 @@
 // called before; it can set what is to be saved. Where nothing answers, controls are inert, and one line says so.
 
 const WORDS = "text/markdown";
+const LATER = `// This model uses the code of the first one.
+const code = async () => {
+  while (!globalThis.moeCanvas) await new Promise((go) => setTimeout(go, 50));
+  return globalThis.moeCanvas;
+};
+export default {
+  initialize: async (its) => (await code()).initialize(its),
+  render: async (its) => (await code()).render(its),
+};
+`;
 
 function keep({ model: { widget_manager: manager } }) {
   const book = manager?.context?.model, models = manager?._modelsSync;
@@ -47,9 +57,13 @@ function keep({ model: { widget_manager: manager } }) {
     }
     const isGone = (id) => !shown.has(id) && (!live.has(id) || state[id].model_module === "anywidget");
     for (const id of Object.keys(state).filter(isGone)) delete state[id];
-    const ours = Object.values(state).filter(({ state: own }) => own._esm?.includes("moeNotes"));
-    const style = [...models.values()].map((model) => model.get("_css")).find((text) => text?.includes(".moe-view"));
-    ours.forEach(({ state: own }, i) => (own._css = i ? "" : style)); // the page needs it once
+    const states = Object.values(state).map(({ state: own }) => own), isCanvas = (id) => id?.endsWith(".LiveCanvas");
+    const ours = states.filter((own) => own._anywidget_id?.startsWith("moe_lessons.")), all = [...models.values()];
+    const style = all.map((model) => model.get("_css")).find((text) => text?.includes(".moe-view"));
+    ours.forEach((own, i) => (own._css = i ? "" : style)); // the page needs it once, and so the code of canvases
+    const codes = all.filter((model) => isCanvas(model.get("_anywidget_id"))).map((model) => model.get("_esm"));
+    const canvases = ours.filter((own) => isCanvas(own._anywidget_id));
+    canvases.forEach((own, i) => (own._esm = i ? LATER : codes.find((text) => text !== LATER)));
     json.metadata = { ...json.metadata, widgets: { [STATE]: { ...version, state } } };
   }
   function whole() { // the state of all: the manager, who leaves out what has no kernel, is told that each has one
