@@ -4,7 +4,6 @@ import html
 import re
 
 import ipywidgets as W
-import pandas as pd
 
 from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
@@ -22,6 +21,12 @@ STYLE = """<style>
 </style>"""
 FIGURE = re.compile(r"\{([\w.]+)\}")
 ANSWERS, QUESTIONS = (dict(read_parts(HERE / name)) for name in ("answer.md", "interview.md"))
+SENTENCES = dict(re.findall(r"^- (\S+): (.+)$", (HERE / "figures.md").read_text("utf-8"), re.MULTILINE))
+NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
+# The answer of the course in one sentence, and when it holds: the same words wherever they stand.
+SENTENCE, CONDITIONS = (
+    " ".join(SOURCE.sub("", part).replace("**", "").split()) for part in ANSWERS["one sentence"].split("\n\n")[:2]
+)
 
 
 def sources(text: str) -> str:
@@ -47,11 +52,13 @@ def measured() -> dict[str, dict]:
     return {key: entry for key, entry in progress.read()["figures"].items() if is_number(entry.get("value"))}
 
 
-def figures() -> pd.DataFrame:
-    """Return all figures that the learner has measured: what, value, unit, when."""
-    found = dict(sorted(measured().items()))
-    table = pd.DataFrame.from_dict(found, orient="index", columns=["what", "value", "unit", "when"])
-    return table.assign(when=table["when"].str[:10]).rename_axis("figure")
+def figures() -> Markdown:
+    """Say each figure that the learner has measured in a sentence, as a table that a notebook shows."""
+    rows = ["| lesson | what you measured |", "|---|---|"]
+    for key, figure in sorted(measured().items()):
+        sentence = SENTENCES.get(key) or f"{as_words(figure.get('what', key))}: {{}}"
+        rows.append(f"| {as_words(key.split('.')[0])} | {sentence.replace('{}', f'**{figure_sentence(figure)}**')} |")
+    return Markdown("\n".join(rows) if rows[2:] else NO_FIGURES)
 
 
 class Answer(Markdown):

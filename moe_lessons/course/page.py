@@ -1,7 +1,6 @@
 """The course page: what is done, what is next, and the figures that the learner has measured."""
 
 import html
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +9,9 @@ import ipywidgets as W
 
 from moe_lessons import exercises
 from moe_lessons.course import progress
-from moe_lessons.course.interview import figure_sentence, measured
+from moe_lessons.course.interview import figures
 from moe_lessons.course.lessons import LESSONS, Lesson
-from moe_lessons.course.question import HERE, Keeper, Sheet, as_words
+from moe_lessons.course.question import Keeper, Sheet
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 from moe_lessons.support.static import static_mode
 
@@ -20,8 +19,6 @@ STATIC = """*On a static page, as here, you see the table of somebody who has no
 yours: what you have done, what is next, the figures that you have measured, and buttons to export all that or to forget
 it.*"""
 STARS = "☆ is an open exercise, ★ one that you have solved. One star is the easiest kind, three are the hardest."
-SENTENCES = dict(re.findall(r"^- (\S+): (.+)$", (HERE / "figures.md").read_text("utf-8"), re.MULTILINE))
-NO_FIGURES = "You have measured no figure yet: the lessons keep them here while you run them."
 
 
 class Standing(NamedTuple):  # how far the learner is in a lesson
@@ -76,20 +73,12 @@ def _next(found: list[Standing]) -> str:
     return f"**Next: {left.lesson.link}.** {after}."
 
 
-def _figures() -> str:
-    rows = ["| lesson | what you measured |", "|---|---|"]
-    for key, figure in sorted(measured().items()):
-        sentence = SENTENCES.get(key) or f"{as_words(figure.get('what', key))}: {{}}"
-        rows.append(f"| {as_words(key.split('.')[0])} | {sentence.replace('{}', f'**{figure_sentence(figure)}**')} |")
-    return "\n".join(rows) if rows[2:] else NO_FIGURES
-
-
 def page() -> str:
     found = standings()
     done = f"{sum(standing.is_done for standing in found)} of {len(found)} lessons done."
     head = "| lesson | time | predictions | quiz | exercises | state |\n|---|---|---|---|---|---|"
     lessons = "\n".join([head, *map(_row, found)])
-    return "\n\n".join([f"{_next(found)} {done}", lessons, STARS, "**Your own figures**", _figures()])
+    return "\n\n".join([f"{_next(found)} {done}", lessons, STARS, "**Your own figures**", figures()])
 
 
 class CoursePage(Sheet):

@@ -1,7 +1,7 @@
 """The mock interview: an answer first, then ours beside it, by mouse and by keys; and all of it is kept."""
 
 CELLS = ("from moe_lessons.course import progress\nfrom moe_lessons.course import Interview\nInterview()",
-         "print(progress.read()['quiz']['12.not-56'])")  # fmt: skip
+         "print(progress.read()['quiz']['12.memory'])")  # fmt: skip
 
 
 def test_an_answer_comes_first_and_what_was_said_is_kept(open_notebook):
@@ -11,7 +11,7 @@ def test_an_answer_comes_first_and_what_was_said_is_kept(open_notebook):
     show = page.get_by_role("button", name="Show our answer")
     show.wait_for()
     assert show.is_disabled()
-    page.locator("textarea").press_sequentially("No: only the FFN.")
+    page.locator("textarea").press_sequentially("The next token may want any.")
     show.click()
     ticks = page.locator(".moe-point input")
     ticks.first.wait_for()
@@ -24,8 +24,8 @@ def test_an_answer_comes_first_and_what_was_said_is_kept(open_notebook):
     page.get_by_role("button", name="Back").click()
     page.get_by_text("Question 1 of").wait_for()
     ticks.first.wait_for()
-    assert page.locator("textarea").input_value() == "No: only the FFN."
+    assert page.locator("textarea").input_value() == "The next token may want any."
     assert [tick.is_checked() for tick in ticks.all()] == [True, False, True]
     printed = notebook.run_cell(1)
-    assert "'said': [True, False, True]" in printed and "only the FFN" in printed
+    assert "'said': [True, False, True]" in printed and "may want any" in printed
     assert notebook.errors == [] and notebook.cell_errors() == []

@@ -11,6 +11,7 @@ from moe_lessons.analysis.inference import decode_speed
 from moe_lessons.analysis.roofline import machines
 from moe_lessons.analysis.timing import step_times
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import CostCalculator
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
@@ -117,7 +118,9 @@ def test_time_against_two_twins():
 @pytest.mark.claim("calculator-three-tries")
 def test_calculator_three_tries():
     calculator = CostCalculator("Mixtral 8x7B")
-    start = calculator.shape
+    start, lead = calculator.shape, calculator.panels()[1].marks[0].y  # over a dense model twice as wide, by batch
+    assert calculator.inputs["dense_width"].value == 2 and KNOBS["batch_size"].stops[1:3] == (2, 4)
+    assert lead[1] > 1.1 and lead[2] < 0.9
     calculator.inputs["top_k"].value = 8
     assert calculator.shape.count.active == start.count.total == calculator.shape.count.total
     assert calculator.shape.flops_per_token() > 3 * start.flops_per_token()
