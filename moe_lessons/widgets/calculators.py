@@ -165,7 +165,7 @@ class CostCalculator(Calculator):
         machine = self.inputs["machine"].value
         upper = parameter_panel(self.parts()), speed_panel(*self._case(), KNOBS["batch_size"].stops)
         title = f"What it costs on {'' if machine == OWN else 'one '}{machine}"
-        costs = Panel(title, [self.table()], width=12, height=330)
+        costs = Panel(title, [self.table()], width=12, height=350)
         return [*(replace(panel, width=6, height=220) for panel in upper), costs]
 
     def table(self) -> Table:
@@ -190,7 +190,7 @@ class CostCalculator(Calculator):
         total, active, share, flops, weights, cache, *fits, _, _, speed, _ = (row[0] for row in self.table().cells)
         _, batch, machine, kind, _ = (self.inputs[name].value for name in SETTINGS)
         texts = f"{batch:,} texts" if batch > 1 else "one text"
-        does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits)]
+        does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits[:1])]
         return (
             f"{total} parameters, of which one token uses {active} ({share}). All of them must be in memory: {weights} "
             f"in {kind}, and {cache} of KV cache for {texts}. One token costs {flops} FLOPs. {does} {machine}"

@@ -1,0 +1,126 @@
+"""Where the time of a decoding step goes: reading weights, what products take beyond it, routing, attention, the rest."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from statistics import median
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moe_lessons.analysis.busy import watching_others
+from moe_lessons.analysis.inference import bytes_per_step, check_models, decode, plain_product
+from moe_lessons.analysis.timing import WARM_UP, own_clock, take_turns
+from moe_lessons.nn import KVCache, LanguageModel, evaluating, is_moe, torch_threads
+from moe_lessons.nn.attention import Attention
+from moe_lessons.support.errors import check_seed
+from moe_lessons.training import bar
+
+READ, BEYOND, ROUTING, ATTENTION, REST = PARTS = (
+    "weights read", "products beyond reading", "routing", "attention and cache", "the rest"
+)  # fmt: skip
+PROMPT = 8  # tokens before the one that is written
+PRODUCTS = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with weights
+
+
+class Stopwatch:
+    """Shares out the seconds that pass among parts: what begins takes over from what is open, until it ends."""
+
+    def __init__(self):
+        self.clock, self.spent, self.open = own_clock(), Counter(), [REST]
+        self.since = self.clock()
+
+    def share(self) -> None:
+        now = self.clock()
+        self.spent[self.open[-1]] += now - self.since
+        self.since = now
+
+    def begin(self, part: str, *_) -> None:
+        self.share()
+        self.open.append(part)
+
+    def end(self, *_) -> None:
+        self.share()
+        self.open.pop()
+
+    def product(self, multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Make a product whose time counts as BEYOND, but within a router, where it belongs to ROUTING."""
+
+        def timed(*args, **kwargs) -> Tensor:
+            if self.open.count(ROUTING) == 2:
+                return multiply(*args, **kwargs)
+            self.begin(BEYOND)
+            y = multiply(*args, **kwargs)
+            self.end()
+            return y
+
+        return timed
+
+
+@contextmanager
+def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
+    """Within it, a stopwatch is told of what the model does: attention, mixtures and routers by hooks, and products."""
+    parts = {part: ATTENTION for part in model.modules() if isinstance(part, Attention)}
+    for moe in filter(is_moe, model.modules()):
+        parts |= {moe: ROUTING, moe.router: ROUTING}
+    kept = {name: getattr(F, name) for name in PRODUCTS if hasattr(F, name)}
+    hooks = [module.register_forward_hook(watch.end) for module in parts]
+    hooks += [module.register_forward_pre_hook(partial(watch.begin, part)) for module, part in parts.items()]
+    for name, multiply in kept.items():
+        setattr(F, name, watch.product(multiply))
+    try:
+        yield
+    finally:
+        for name, multiply in kept.items():
+            setattr(F, name, multiply)
+        for hook in hooks:
+            hook.remove()
+
+
+def decode_watched(model: LanguageModel, ids: Tensor, cache: KVCache, place: int, seen: list[Counter]) -> None:
+    """`decode`, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
+    watch = Stopwatch()
+    with watched(model, watch):
+        watch.since = watch.clock()
+        decode(model, ids, cache, place)
+        watch.share()
+    seen.append(watch.spent)
+
+
+@torch.inference_mode()
+def step_parts(
+    models: Mapping[str, LanguageModel], batch_sizes: Sequence[int] = (1, 4, 16, 64), *, repeats=5, seed=0
+) -> pd.DataFrame:
+    """Measure where the milliseconds of a decoding step go: a row for each batch size and model, medians of `repeats`.
+
+    A step is measured twice, in turns: as it is, `whole`, and with a stopwatch, which has its `PARTS`. `promise`: how
+    long its bytes take in a plain product, one large matrix times a vector, measured in the same turns. Products count
+    as READ up to this, and as BEYOND from there: their arithmetic, and what the library takes for few rows.
+
+    >>> from moe_lessons.nn import TransformerConfig
+    >>> step_parts({"tiny": LanguageModel(TransformerConfig())}, (1, 2)).batch.tolist()
+    [1, 2]
+    """
+    check_models(models, batch_sizes)
+    generator, rows = torch.Generator().manual_seed(check_seed(seed)), []
+    vocab_size, plain = min(model.config.vocab_size for model in models.values()), plain_product()
+    with torch_threads(1), evaluating(*models.values()), watching_others():
+        for batch in bar(batch_sizes, "batch sizes"):
+            ids = torch.randint(vocab_size, (batch, PROMPT + 1), generator=generator)
+            steps, seen = [], {name: [] for name in models}
+            for name, model in models.items():
+                cache, own_ids = model.new_cache(batch, PROMPT + 1), ids.to(model.embed.weight.device)
+                model(own_ids[:, :PROMPT], cache)
+                step = model, own_ids, cache, PROMPT
+                steps += [partial(decode, *step), partial(decode_watched, *step, seen[name])]
+            reading, *times = map(median, take_turns([plain, *steps], repeats))
+            for (name, model), whole in zip(models.items(), times[::2], strict=True):
+                promise = reading * bytes_per_step(model, batch) / plain.args[0].nbytes
+                part = {part: 1000 * median(spent[part] for spent in seen[name][WARM_UP:]) for part in PARTS}
+                part[READ] = min(part[BEYOND], promise)
+                part[BEYOND] -= part[READ]
+                rows.append({"batch": batch, "model": name} | part | {"whole": whole, "promise": promise})
+    return pd.DataFrame(rows)

@@ -1,0 +1,45 @@
+"""Pictures of how fast mixtures write: where a step's time goes, and what others measured on real accelerators."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from moe_lessons.analysis.step_parts import PARTS
+from moe_lessons.plots.theme import LIGHT, PALETTE, annotate, axes_for, log_axis, name_over
+
+KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
+
+
+def plot_step_parts(frame: pd.DataFrame) -> Axes:
+    """Draw where the time of a step goes, by `analysis.step_parts`: bars in times of the step of the last model."""
+    base = frame.groupby("batch")["whole"].transform("last")
+    rows = frame.batch.rank(method="dense").astype(int) - 1 + range(len(frame))  # a gap after each batch
+    ax = axes_for(9, 0.9 + 0.23 * rows.max(), "Where the time of a step goes", f"times a step of '{frame.model.iloc[-1]}'")
+    left = 0 * base
+    for part, color in zip(PARTS, PALETTE):
+        ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
+        left += frame[part] / base
+    promise = frame.promise / base
+    ax.vlines(promise, rows - 0.5, rows + 0.5, color=LIGHT.foreground, lw=2.4, label="what its bytes promise")
+    for row, end, whole in zip(rows, left, frame.whole):
+        annotate(ax, f"{whole:.3g} ms", (end, row), (5, 0))
+    ax.set_yticks(rows, [f"B = {batch}: {model}" for batch, model in zip(frame.batch, frame.model)])
+    ax.set(xlim=(0, 1.15 * left.max()), ylim=(rows.max() + 0.6, -0.6))
+    return name_over(ax)
+
+
+def plot_published_speeds(frame: pd.DataFrame) -> Axes:
+    """Draw what `published_speeds()` were promised, and what was had: times the speed of the dense model."""
+    y, promise, had = range(len(frame)), frame.dense_b / frame.mixture_active_b, frame.mixture_figure / frame.dense_figure
+    ax = axes_for(9, 1.3 + 0.32 * len(frame), "What was promised, and what was had", "times as fast as the dense model")
+    ax.hlines(y, had, promise, color=LIGHT.muted, lw=1.2)
+    ax.plot(promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="promised by bytes (one text) or FLOPs")
+    for kind, (marker, ink) in KINDS.items():
+        own = frame.work.str.startswith(kind)
+        look = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3, "label": f"had: {kind}"}
+        ax.plot(had[own], frame.index[own], marker, **look)
+    for row, value in zip(y, had):
+        annotate(ax, f"{value:.2g}", (value, row), (0, 11), ha="center", halo=True)
+    ax.axvline(1, ls="--", lw=1.2, color=LIGHT.foreground)
+    ax.set_yticks(y, frame.mixture + " : " + frame.dense + ", " + frame.work)
+    ax.set(xlim=(0.05, 14), ylim=(len(frame) - 0.5, -0.8))
+    return name_over(log_axis(ax, "x", (0.1, 0.2, 0.5, 1, 2, 5, 10)))
