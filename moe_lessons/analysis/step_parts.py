@@ -1,4 +1,4 @@
-"""Where the time of a decoding step goes: reading weights, what products take beyond it, routing, attention, the rest."""
+"""Where the time of a decoding step goes: weights read, what products take beyond, routing, attention, the rest."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from functools import partial
 from statistics import median
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from moe_lessons.training import bar
 READ, BEYOND, ROUTING, ATTENTION, REST = PARTS = (
     "weights read", "products beyond reading", "routing", "attention and cache", "the rest"
 )  # fmt: skip
-PROMPT = 8  # tokens before the one that is written
+PROMPT, IN_A_ROW = 8, 4  # tokens of each text before a step, and that one text writes one after the other
 PRODUCTS = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with weights
 
 
@@ -80,7 +81,7 @@ def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
             hook.remove()
 
 
-def decode_watched(model: LanguageModel, ids: Tensor, cache: KVCache, place: int, seen: list[Counter]) -> None:
+def decode_watched(seen: list[Counter], model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> None:
     """`decode`, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
     watch = Stopwatch()
     with watched(model, watch):
@@ -96,9 +97,10 @@ def step_parts(
 ) -> pd.DataFrame:
     """Measure where the milliseconds of a decoding step go: a row for each batch size and model, medians of `repeats`.
 
-    A step is measured twice, in turns: as it is, `whole`, and with a stopwatch, which has its `PARTS`. `promise`: how
-    long its bytes take in a plain product, one large matrix times a vector, measured in the same turns. Products count
-    as READ up to this, and as BEYOND from there: their arithmetic, and what the library takes for few rows.
+    Steps are measured in turns, as they are, `whole`, and with a stopwatch, which has their `PARTS`; of one text, four
+    in a row, as in writing. `promise`: how long its bytes take in a plain product, one large matrix times a vector, in
+    the same turns. Products count as READ up to this, and as BEYOND from there: their arithmetic, and what the library
+    takes for few rows.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> step_parts({"tiny": LanguageModel(TransformerConfig())}, (1, 2)).batch.tolist()
@@ -109,18 +111,21 @@ def step_parts(
     vocab_size, plain = min(model.config.vocab_size for model in models.values()), plain_product()
     with torch_threads(1), evaluating(*models.values()), watching_others():
         for batch in bar(batch_sizes, "batch sizes"):
-            ids = torch.randint(vocab_size, (batch, PROMPT + 1), generator=generator)
+            tokens = max(1, IN_A_ROW // batch)
+            ids = torch.randint(vocab_size, (batch, PROMPT + tokens), generator=generator)
             steps, seen = [], {name: [] for name in models}
             for name, model in models.items():
-                cache, own_ids = model.new_cache(batch, PROMPT + 1), ids.to(model.embed.weight.device)
+                cache, own_ids = model.new_cache(batch, PROMPT + tokens), ids.to(model.embed.weight.device)
                 model(own_ids[:, :PROMPT], cache)
-                step = model, own_ids, cache, PROMPT
-                steps += [partial(decode, *step), partial(decode_watched, *step, seen[name])]
-            reading, *times = map(median, take_turns([plain, *steps], repeats))
-            for (name, model), whole in zip(models.items(), times[::2], strict=True):
-                promise = reading * bytes_per_step(model, batch) / plain.args[0].nbytes
-                part = {part: 1000 * median(spent[part] for spent in seen[name][WARM_UP:]) for part in PARTS}
+                ways = decode, partial(decode_watched, seen[name])
+                steps += [partial(way, model, own_ids, cache, PROMPT + n) for way in ways for n in range(tokens)]
+            reading, *times = take_turns([plain, *steps], repeats)
+            times = np.reshape(times, (len(models), 2, -1))
+            for (name, model), (own, _) in zip(models.items(), times, strict=True):
+                promise = median(reading) * bytes_per_step(model, batch) / plain.args[0].nbytes
+                spent = seen[name][WARM_UP * tokens :]
+                part = {part: 1000 * median(one[part] for one in spent) for part in PARTS}
                 part[READ] = min(part[BEYOND], promise)
                 part[BEYOND] -= part[READ]
-                rows.append({"batch": batch, "model": name} | part | {"whole": whole, "promise": promise})
+                rows.append({"batch": batch, "model": name} | part | {"whole": median(own), "promise": promise})
     return pd.DataFrame(rows)

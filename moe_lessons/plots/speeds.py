@@ -1,5 +1,6 @@
 """Pictures of how fast mixtures write: where a step's time goes, and what others measured on real accelerators."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -11,9 +12,9 @@ KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # m
 
 def plot_step_parts(frame: pd.DataFrame) -> Axes:
     """Draw where the time of a step goes, by `analysis.step_parts`: bars in times of the step of the last model."""
-    base = frame.groupby("batch")["whole"].transform("last")
-    rows = frame.batch.rank(method="dense").astype(int) - 1 + range(len(frame))  # a gap after each batch
-    ax = axes_for(9, 0.9 + 0.23 * rows.max(), "Where the time of a step goes", f"times a step of '{frame.model.iloc[-1]}'")
+    base, last = frame.groupby("batch")["whole"].transform("last"), frame.model.iloc[-1]
+    rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
+    ax = axes_for(9, 0.9 + 0.23 * rows.max(), "Where the time of a step goes", f"times a step of '{last}'")
     left = 0 * base
     for part, color in zip(PARTS, PALETTE):
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
@@ -29,14 +30,14 @@ def plot_step_parts(frame: pd.DataFrame) -> Axes:
 
 def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     """Draw what `published_speeds()` were promised, and what was had: times the speed of the dense model."""
-    y, promise, had = range(len(frame)), frame.dense_b / frame.mixture_active_b, frame.mixture_figure / frame.dense_figure
+    promise, had, y = frame.dense_b / frame.mixture_active_b, frame.mixture_figure / frame.dense_figure, frame.index
     ax = axes_for(9, 1.3 + 0.32 * len(frame), "What was promised, and what was had", "times as fast as the dense model")
     ax.hlines(y, had, promise, color=LIGHT.muted, lw=1.2)
     ax.plot(promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="promised by bytes (one text) or FLOPs")
     for kind, (marker, ink) in KINDS.items():
         own = frame.work.str.startswith(kind)
         look = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3, "label": f"had: {kind}"}
-        ax.plot(had[own], frame.index[own], marker, **look)
+        ax.plot(had[own], y[own], marker, **look)
     for row, value in zip(y, had):
         annotate(ax, f"{value:.2g}", (value, row), (0, 11), ha="center", halo=True)
     ax.axvline(1, ls="--", lw=1.2, color=LIGHT.foreground)

@@ -92,16 +92,6 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
     return name_over(log_axis(ax, "x", sorted(last["lr"].unique())))
 
 
-def speed_by_batch(frame: pd.DataFrame) -> Axes:
-    """Draw how many times as fast as the last model each decodes a batch, by `analysis.decode_speed`: median, range."""
-    last = frame["model"].iloc[-1]
-    ax = axes_for(8.4, 3.8, f"Decoding: times the tokens/s of '{last}'", "batch: sequences at once", "times as fast")
-    curves(ax, frame[frame["model"] != last], "batch", "speedup", "low", "high", "median")
-    ax.axhline(1, ls="--", lw=1.4, color=model_looks([last])[last][0], label=last)
-    log_axis(ax, "y", say="{:,g}".format)
-    return name_over(log_axis(ax, "x", sorted(frame["batch"].unique()), style.short_number))
-
-
 def distinct_by_batch(frame: pd.DataFrame) -> Axes:
     """Draw how many experts a layer needs for a batch, by `analysis.distinct_experts`, and by chance, `union_law`."""
     title, name = "Different experts that one layer needs for a batch", "E(1 − (1 − K/E)ᴮ)"

@@ -17,6 +17,7 @@ from torch import nn
 
 from moe_lessons.analysis import busy, count_parameters, flops_per_token, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
+from moe_lessons.analysis.step_parts import ROUTING, Stopwatch, step_parts, watched
 from moe_lessons.analysis.timing import Ratio, milliseconds, paired_ratio, step_times, take_turns
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin, seeded, torch_threads
 
@@ -82,6 +83,19 @@ def test_models_take_turns_and_decode_token_by_token(clock):
     a_round = [(d_ff, 3, place, place + 1, False) for d_ff in (16, 8) for place in (5, 6)]
     assert clock == a_round * (timing.WARM_UP + 1)
     assert models["slow"].training and not models["fast"].training
+
+
+def test_the_parts_of_a_step_leave_nothing_behind():
+    models = {"MoE": model_of(), "dense": model_of(moe_layers=())}
+    frame = step_parts(models, (1, 8), repeats=1).set_index(["batch", "model"])
+    assert (frame[ROUTING].unstack() > 0).to_numpy().tolist() == [[True, False]] * 2 and (frame >= 0).all(axis=None)
+    small = model_of(max_positions=4)  # too small for the prompt
+    before = nn.functional.linear
+    watch = Stopwatch()
+    with pytest.raises(ValueError, match="ids must be"), watched(small, watch):
+        assert nn.functional.linear is not before
+        small(torch.zeros(1, 5, dtype=torch.long))
+    assert nn.functional.linear is before and not any(part._forward_hooks for part in small.modules())
 
 
 def test_bytes_of_dense_twins_are_all_their_weights_and_of_a_mixture_between_active_and_total():
