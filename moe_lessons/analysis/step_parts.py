@@ -2,9 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from moe_lessons.analysis.busy import watching_others
 from moe_lessons.analysis.inference import bytes_per_step, check_models, decode, plain_product
 from moe_lessons.analysis.timing import WARM_UP, own_clock, take_turns
-from moe_lessons.nn import KVCache, LanguageModel, evaluating, is_moe, torch_threads
+from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
 from moe_lessons.nn.attention import Attention
 from moe_lessons.support.errors import check_seed
 from moe_lessons.training import bar
@@ -34,31 +35,20 @@ class Stopwatch:
         self.clock, self.spent, self.open = own_clock(), Counter(), [REST]
         self.since = self.clock()
 
-    def share(self) -> None:
+    def turn(self, begins: str | None = None, *_) -> None:
+        """Begin a part, or end the one that began last."""
         now = self.clock()
         self.spent[self.open[-1]] += now - self.since
         self.since = now
+        self.open.append(begins) if begins else self.open.pop()
 
-    def begin(self, part: str, *_) -> None:
-        self.share()
-        self.open.append(part)
-
-    def end(self, *_) -> None:
-        self.share()
-        self.open.pop()
-
-    def product(self, multiply: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Make a product whose time counts as BEYOND, but within a router, where it belongs to ROUTING."""
-
-        def timed(*args, **kwargs) -> Tensor:
-            if self.open.count(ROUTING) == 2:
-                return multiply(*args, **kwargs)
-            self.begin(BEYOND)
-            y = multiply(*args, **kwargs)
-            self.end()
-            return y
-
-        return timed
+    def product(self, multiply: Callable[..., Tensor], *args, **kwargs) -> Tensor:
+        """Multiply, and count it as BEYOND, but within a router, where it belongs to ROUTING."""
+        is_router = self.open.count(ROUTING) == 2
+        self.turn(ROUTING if is_router else BEYOND)
+        y = multiply(*args, **kwargs)
+        self.turn()
+        return y
 
 
 @contextmanager
@@ -67,27 +57,22 @@ def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
     parts = {part: ATTENTION for part in model.modules() if isinstance(part, Attention)}
     for moe in filter(is_moe, model.modules()):
         parts |= {moe: ROUTING, moe.router: ROUTING}
-    kept = {name: getattr(F, name) for name in PRODUCTS if hasattr(F, name)}
-    hooks = [module.register_forward_hook(watch.end) for module in parts]
-    hooks += [module.register_forward_pre_hook(partial(watch.begin, part)) for module, part in parts.items()]
-    for name, multiply in kept.items():
-        setattr(F, name, watch.product(multiply))
-    try:
+    products = {name: partial(watch.product, getattr(F, name)) for name in PRODUCTS if hasattr(F, name)}
+    with ExitStack() as stack:
+        stack.enter_context(patch.multiple(F, **products))
+        for module, part in parts.items():
+            stack.enter_context(module.register_forward_pre_hook(partial(watch.turn, part)))
+            stack.enter_context(module.register_forward_hook(partial(watch.turn, None)))
         yield
-    finally:
-        for name, multiply in kept.items():
-            setattr(F, name, multiply)
-        for hook in hooks:
-            hook.remove()
 
 
-def decode_watched(seen: list[Counter], model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> None:
+def decode_watched(seen: list[Counter], model: LanguageModel, *step) -> None:
     """`decode`, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
     watch = Stopwatch()
     with watched(model, watch):
         watch.since = watch.clock()
-        decode(model, ids, cache, place)
-        watch.share()
+        decode(model, *step)
+        watch.turn()
     seen.append(watch.spent)
 
 
