@@ -157,13 +157,3 @@ def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:
 def arithmetic_intensity(model: nn.Module, batch_size: int = 1) -> float:
     """Count the FLOPs for each byte of weights in a decoding step of B tokens: about B/2 in a dense float32 model."""
     return batch_size * flops_per_token(model) / bytes_per_step(model, batch_size)
-
-
-def roofline_points(models: Mapping[str, nn.Module], speeds: pd.DataFrame) -> pd.DataFrame:
-    """Say where models lie under the roof (intensity in FLOPs/byte), by what `decode_speed` said of them."""
-    rows = []
-    for row in speeds.itertuples():
-        model = models[row.model]
-        attained = row.tokens_per_second * flops_per_token(model)
-        rows.append((row.model, row.batch, arithmetic_intensity(model, row.batch), attained))
-    return pd.DataFrame(rows, columns=["name", "batch", "intensity", "flops_per_second"])

@@ -86,10 +86,6 @@ def step_parts(
     in a row, as in writing. `promise`: how long its bytes take in a plain product, one large matrix times a vector, in
     the same turns. Products count as READ up to this, and as BEYOND from there: their arithmetic, and what the library
     takes for few rows.
-
-    >>> from moe_lessons.nn import TransformerConfig
-    >>> step_parts({"tiny": LanguageModel(TransformerConfig())}, (1, 2)).batch.tolist()
-    [1, 2]
     """
     check_models(models, batch_sizes)
     generator, rows = torch.Generator().manual_seed(check_seed(seed)), []

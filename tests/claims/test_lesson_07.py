@@ -40,7 +40,7 @@ from moe_lessons.nn import (
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run, train
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.calculators import CostCalculator
+from moe_lessons.widgets.calculators import CostCalculator, StreamView
 
 pytestmark = pytest.mark.alone
 SEEDS = range(3)
@@ -225,6 +225,23 @@ def test_b_star_is_e_over_k_times_as_large(models, parts):
     assert under[16] > 1.2 * max(under[1], under[256])
     for batch, sign in ((16, 1), (64, -1)):  # it falls less, and returns more slowly
         assert sign * gain_at(parts, batch) > sign * seconds(GOOD, batch, machine) / seconds(MOE, batch, machine)
+
+
+@pytest.mark.claim("the-dense-model-is-the-first-to-wait-for-arithmetic")
+@pytest.mark.parametrize("ridge", [2, 4, 8, 16])
+def test_the_dense_model_is_the_first_to_wait_for_arithmetic(ridge):
+    shape = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
+    view = StreamView(shape, 0, 1, machine := Machine(1e10, ridge * 1e10), "float32", dense_width=3.0)
+    first, times = [], []
+    for sizes in list(view.models.values())[:3:2]:
+        times += both_times(sizes, machine, "float32", 1, 0)
+        waits = [np.diff(both_times(sizes, machine, "float32", batch, 0)) > 0 for batch in KNOBS["batch_size"].stops]
+        first.append(waits.index(True))
+    mixture, dense = first
+    assert 0 < dense < mixture
+    (boxes,) = view.panels()[0].marks
+    ends = boxes.places[boxes.places[:, 2] == 0, 0]  # of the rows, in milliseconds
+    assert ends == pytest.approx(1000 * np.array(times))
 
 
 @pytest.mark.claim("calculator-decoding")

@@ -233,10 +233,7 @@ def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_bes
     np.testing.assert_allclose(had, others.mixture_figure / others.dense_figure)
 
 
-def test_distinct_experts_beside_the_law_and_a_sweep():
-    table = pd.DataFrame({"model": "2 of 8", "batch": [4, 1, 2], "distinct": [4.6, 2, 3.3], "union_law": [5.5, 2, 3.5]})
-    law, points = (line.get_xydata().tolist() for line in sweeps.distinct_by_batch(table).lines)
-    assert law == [[1, 2], [2, 3.5], [4, 5.5]] and points == [[1, 2], [2, 3.3], [4, 4.6]]
+def test_a_sweep():
     ax = sweeps.seed_sweep({0.01: [0.2, 0.4], 0.1: [0.5, 0.9], 10.0: [0.1, 0.1]}, "Accuracy", "coefficient", 0.3)
     np.testing.assert_allclose(lines(ax)["mean, and all seeds"], [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
     np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
