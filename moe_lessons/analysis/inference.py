@@ -36,11 +36,8 @@ def decode_speed(
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
     [1.0, 1.0]
     """
-    if not isinstance(models, Mapping) or not models:
-        raise ValueError(f"models must be a dict of names and LanguageModels, got {models!r}")
+    check_models(models, batch_sizes)
     values = models.values()
-    for model in values:
-        check_decodes(model, batch_sizes)
     length = check_positive_int("prompt_length", prompt_length) + check_positive_int("num_tokens", num_tokens)
     rows, vocab_size = [], min(model.config.vocab_size for model in values)
     generator = torch.Generator().manual_seed(check_seed(seed))
@@ -63,6 +60,14 @@ def decode(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> Non
     """Decode the token at `place` of ids (B, T), behind the tokens before it in the cache."""
     cache.length = place  # forget what an earlier round added
     model(ids[:, place : place + 1], cache)
+
+
+def check_models(models: Mapping[str, LanguageModel], batch_sizes: Sequence[int]) -> None:
+    """Raise ValueError unless `models` is a dict of models that decode, and the batch sizes are some."""
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(f"models must be a dict of names and LanguageModels, got {models!r}")
+    for model in models.values():
+        check_decodes(model, batch_sizes)
 
 
 def check_decodes(model: LanguageModel, batch_sizes: Sequence[int], num_sequences: int = 2**31) -> None:
@@ -130,12 +135,15 @@ class Machine:
 def measure_machine(repeats: int = 8) -> Machine:
     """Measure what one thread of the CPU reaches in float32, the best of `repeats`: in the product of a large matrix
     and a vector, as in decoding at B = 1, and in that of two square matrices. Both have rows of 512 numbers."""
-    weights = torch.ones(MEGABYTES * 2**18 // WIDTH, WIDTH)  # zeros may take no memory
-    matrix, vector = torch.ones(WIDTH, WIDTH), torch.ones(WIDTH)
+    plain, matrix = plain_product(), torch.ones(WIDTH, WIDTH)
     with torch_threads(1):
-        turns = [partial(torch.mv, weights, vector), partial(torch.mm, matrix, matrix)]
-        reading, arithmetic = map(min, take_turns(turns, repeats))
-    return Machine(1000 * weights.nbytes / reading, 1000 * 2 * WIDTH**3 / arithmetic)
+        reading, arithmetic = map(min, take_turns([plain, partial(torch.mm, matrix, matrix)], repeats))
+    return Machine(1000 * plain.args[0].nbytes / reading, 1000 * 2 * WIDTH**3 / arithmetic)
+
+
+def plain_product() -> partial:
+    """Make the product of a large matrix, its first argument, and a vector: to read it is nearly all that it does."""
+    return partial(torch.mv, torch.ones(MEGABYTES * 2**18 // WIDTH, WIDTH), torch.ones(WIDTH))  # zeros: no memory
 
 
 def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:
@@ -149,13 +157,3 @@ def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:
 def arithmetic_intensity(model: nn.Module, batch_size: int = 1) -> float:
     """Count the FLOPs for each byte of weights in a decoding step of B tokens: about B/2 in a dense float32 model."""
     return batch_size * flops_per_token(model) / bytes_per_step(model, batch_size)
-
-
-def roofline_points(models: Mapping[str, nn.Module], speeds: pd.DataFrame) -> pd.DataFrame:
-    """Say where models lie under the roof (intensity in FLOPs/byte), by what `decode_speed` said of them."""
-    rows = []
-    for row in speeds.itertuples():
-        model = models[row.model]
-        attained = row.tokens_per_second * flops_per_token(model)
-        rows.append((row.model, row.batch, arithmetic_intensity(model, row.batch), attained))
-    return pd.DataFrame(rows, columns=["name", "batch", "intensity", "flops_per_second"])

@@ -138,6 +138,12 @@ def machines() -> pd.DataFrame:
     return pd.read_csv(data_path("machines.csv"), index_col="name")
 
 
+@functools.cache
+def published_speeds() -> pd.DataFrame:
+    """Read what others measured of mixtures beside dense models; data/README.md has the columns."""
+    return pd.read_csv(data_path("published_speeds.csv"))
+
+
 def machine_for(row: pd.Series, dtype: str) -> Machine:
     """Find the roof of a machine for weights of this type: in fp8 where its arithmetic has it, else in bfloat16."""
     fast = dtype == "fp8" and row.fp8_flops_per_second > 0
@@ -157,8 +163,9 @@ def step_seconds(sizes: ModelSizes, machine: Machine, dtype: str, batch: int = 1
 
 def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, batch: int = 1) -> dict[str, Any]:
     """Say what a row of `machines` does with a model in weights of this type, and `batch` texts of `context` tokens:
-    fits: whether weights and caches are no larger than its memory. arithmetic_batch: the least at which arithmetic
-    takes as long as reading, of short texts, without their caches; None where there is none."""
+    fits: whether weights and caches are no larger than its memory. texts: how many texts fit at most, with their caches
+    beside the weights; None where that is not known. arithmetic_batch: the least at which arithmetic takes as long as
+    reading, of short texts, without their caches; None where there is none."""
     machine = machine_for(row, dtype)
 
     def is_enough(batch: int) -> bool:
@@ -166,9 +173,10 @@ def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, 
         return reading <= computing
 
     least = bisect_left(range(MOST_BATCH), True, lo=1, key=is_enough)  # once it is enough, it stays so
-    memory = WEIGHT_BYTES[dtype] * sizes.total + CACHE_BYTES[dtype] * batch * sizes.cache(context)
+    left, each = row.memory_bytes - WEIGHT_BYTES[dtype] * sizes.total, CACHE_BYTES[dtype] * sizes.cache(context)
     return {
-        "fits": bool(memory <= row.memory_bytes),
+        "fits": bool(batch * each <= left),
+        "texts": max(int(left // each), 0) if each and left == left else None,  # NaN: a memory that is not known
         "tokens_per_second": batch / step_seconds(sizes, machine, dtype, batch, context),
         "arithmetic_batch": least if least < MOST_BATCH else None,
     }

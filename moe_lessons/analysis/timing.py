@@ -51,15 +51,19 @@ def take_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[
 def milliseconds(function: Callable[[], object]) -> float:
     """Measure how long one call takes, with the work that it leaves to a GPU. Where one thread does all of it, only the
     time counts that it was at work (but on Windows, which counts that badly)."""
-    has_gpu = torch.accelerator.is_available()
-    wait = torch.accelerator.synchronize if has_gpu else lambda: None
-    is_alone = torch.get_num_threads() == 1 and not has_gpu and platform.system() != "Windows"
-    clock = time.thread_time if is_alone else time.perf_counter
+    wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
+    clock = own_clock()
     wait()
     start = clock()
     function()
     wait()
     return 1000 * (clock() - start)
+
+
+def own_clock() -> Callable[[], float]:
+    """Choose the clock of `milliseconds`: of the time at work where one thread of the processor does all of it."""
+    is_alone = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
+    return time.thread_time if is_alone and platform.system() != "Windows" else time.perf_counter
 
 
 def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15) -> dict[str, list[float]]:

@@ -104,12 +104,13 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
             f"weights in {dtype}": _size(WEIGHT_BYTES[dtype] * m.total),
             f"KV cache of {texts} of {context:,} tokens": "not counted" if m.cached is None else _size(cache),
             fits: "yes" if there["fits"] else "no",
+            f"texts of {context:,} tokens that fit": "not counted" if there["texts"] is None else f"{there['texts']:,}",
             "experts of a layer that a step reads": f"{touched:.3g} of {group.num_experts}" if group else "none",
             "weights that a step reads": _size(WEIGHT_BYTES[dtype] * m.read(batch)),
             f"tokens/s of {texts}": _three_digits(there["tokens_per_second"]),
             "arithmetic rules from batch": "never" if from_batch is None else f"{from_batch:,}",
         }
-        columns.append({name: text for name, text in column.items() if name != fits or machine.memory_bytes > 0})
+        columns.append({name: text for name, text in column.items() if "fit" not in name or machine.memory_bytes > 0})
     cells = [[column[name] for column in columns] for name in columns[0]]
     return Table(tuple(models), tuple(columns[0]), cells, model_inks(models))
 
@@ -124,7 +125,8 @@ def _three_digits(value: float) -> str:
 
 
 def speed_panel(models, context: int, dtype: str, machine: pd.Series, batch: int, batches: Sequence[int]) -> Panel:
-    """Show how many times as fast as the third model, the equally good dense one, each writes each of `batches`."""
+    """Show how many times as fast as the third model, the equally good dense one, each writes each of `batches`. A red
+    line: how many texts of `context` tokens fit beside the weights of the first model."""
     roof = machine_for(machine, dtype)
     times = np.array([[step_seconds(m, roof, dtype, b, context) for b in batches] for m in models.values()])
     speeds = times[2] / times  # (models, batches)
@@ -132,6 +134,10 @@ def speed_panel(models, context: int, dtype: str, machine: pd.Series, batch: int
     lines = [Line(range(len(batches)), *look) for look in looks]
     x = Axis(0, len(batches) - 1, "batch B, tokens", [(i, f"{b:,}") for i, b in enumerate(batches)])
     marks, y = [*lines, Rule(batches.index(batch), kind="mark")], Axis(0, 1.1 * float(speeds.max()))
+    texts = on_machine(next(iter(models.values())), machine, dtype, context)["texts"]
+    if texts and texts < batches[-1]:
+        place = float(np.interp(np.log(texts), np.log(batches), range(len(batches))))
+        marks.append(Rule(place, kind="limit", name=f"memory is full: {texts:,} texts"))
     return Panel("How fast, in times of the equally good dense model", marks, x, y)
 
 

@@ -92,43 +92,15 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
     return name_over(log_axis(ax, "x", sorted(last["lr"].unique())))
 
 
-def speed_by_batch(frame: pd.DataFrame) -> Axes:
-    """Draw how many times as fast as the last model each decodes a batch, by `analysis.decode_speed`: median, range."""
-    last = frame["model"].iloc[-1]
-    ax = axes_for(8.4, 3.8, f"Decoding: times the tokens/s of '{last}'", "batch: sequences at once", "times as fast")
-    curves(ax, frame[frame["model"] != last], "batch", "speedup", "low", "high", "median")
-    ax.axhline(1, ls="--", lw=1.4, color=model_looks([last])[last][0], label=last)
-    log_axis(ax, "y", say="{:,g}".format)
-    return name_over(log_axis(ax, "x", sorted(frame["batch"].unique()), style.short_number))
-
-
-def distinct_by_batch(frame: pd.DataFrame) -> Axes:
-    """Draw how many experts a layer needs for a batch, by `analysis.distinct_experts`, and by chance, `union_law`."""
-    title, name = "Different experts that one layer needs for a batch", "E(1 − (1 − K/E)ᴮ)"
-    ax = axes_for(7.4, 3.6, title, "batch: tokens at once", "distinct experts")
-    for model, (color, _, marker) in model_looks(frame["model"].unique()).items():
-        curve = frame[frame["model"] == model].groupby("batch").mean(numeric_only=True)
-        ax.plot(curve.index, curve["union_law"], "--", lw=1.4, color=LIGHT.foreground, label=name)
-        ax.plot(curve.index, curve["distinct"], marker, color=color, ms=6, label=model)
-        name = "_"  # one law is named
-    ax.set_ylim(0, None)
-    return name_over(log_axis(ax, "x", sorted(frame["batch"].unique()), style.short_number))
-
-
 def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
     """Draw the lesser of bandwidth (bytes/s) × intensity and flops (FLOP/s) of a machine (S. Williams, A. Waterman,
-    D. Patterson, Roofline, 2009), and what was reached: `analysis.roofline_points`."""
-    title = "The roofline of this machine"
-    ax = axes_for(8.4, 4.6, title, "arithmetic intensity: FLOPs for each byte read", "GFLOP/s")
+    D. Patterson, Roofline, 2009), and what was reached: name, intensity, flops_per_second."""
+    names = "arithmetic intensity: FLOPs for each byte read", "GFLOP/s"
+    ax = axes_for(8.4, 4.6, "The roofline of this machine", *names)
     x, y, ridge = points["intensity"], points["flops_per_second"], flops / bandwidth
     left, right = min(x.min(), ridge) / 3, max(x.max(), ridge) * 6
     ax.plot([left, ridge, right], [bandwidth * left, flops, flops], color=LIGHT.foreground, lw=2, zorder=2)
     ax.set(xlim=(left, right), ylim=(min(y.min(), bandwidth * left) / 1.5, flops * 2.2))
-    sides = (left, ridge, "memory", 0.02, "left", 4), (ridge, right, "arithmetic", 0.98, "right", 3)
-    for start, end, word, place, side, ink in sides:
-        look = {"xycoords": "axes fraction", "ha": side, "color": LIGHT.lines[ink]}
-        ax.axvspan(start, end, color=LIGHT.lines[ink], alpha=0.1, lw=0)
-        annotate(ax, f"{word} sets the pace", (place, 0.05), **look)
     for name, *point in zip(points["name"], x, y):
         color, _, marker = model_looks([name])[name]
         ax.plot(*point, marker, color=color, ms=7.5, mec=LIGHT.background, zorder=3)

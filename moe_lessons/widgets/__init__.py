@@ -2,7 +2,7 @@
 
 from moe_lessons.support.doors import guard as _guard
 from moe_lessons.widgets.balancing_lab import BalancingLab
-from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator
+from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator, StreamView
 from moe_lessons.widgets.kernel import prepare_kernel
 from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.live import LiveRun

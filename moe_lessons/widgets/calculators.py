@@ -14,6 +14,7 @@ from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, pu
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots.costs import cost_table, parameter_panel, speed_panel
 from moe_lessons.plots.marks import Axis, Panel, Parts, Rule, Table
+from moe_lessons.plots.speeds import stream_panel
 from moe_lessons.plots.theme import PALETTE, short_number
 from moe_lessons.support.errors import check_choice, check_number
 from moe_lessons.training.knobs import KNOBS
@@ -165,7 +166,7 @@ class CostCalculator(Calculator):
         machine = self.inputs["machine"].value
         upper = parameter_panel(self.parts()), speed_panel(*self._case(), KNOBS["batch_size"].stops)
         title = f"What it costs on {'' if machine == OWN else 'one '}{machine}"
-        costs = Panel(title, [self.table()], width=12, height=330)
+        costs = Panel(title, [self.table()], width=12, height=350)
         return [*(replace(panel, width=6, height=220) for panel in upper), costs]
 
     def table(self) -> Table:
@@ -190,13 +191,25 @@ class CostCalculator(Calculator):
         total, active, share, flops, weights, cache, *fits, _, _, speed, _ = (row[0] for row in self.table().cells)
         _, batch, machine, kind, _ = (self.inputs[name].value for name in SETTINGS)
         texts = f"{batch:,} texts" if batch > 1 else "one text"
-        does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits)]
+        does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits[:1])]
         return (
             f"{total} parameters, of which one token uses {active} ({share}). All of them must be in memory: {weights} "
             f"in {kind}, and {cache} of KV cache for {texts}. One token costs {flops} FLOPs. {does} {machine}"
             f"{', which would write' if fits else ' they would write'} {speed} tokens per second at best. "
             f"The width of the equally good dense model is an assumption: set it."
         )
+
+
+class StreamView(CostCalculator):
+    """The weights that a step reads, on their way from memory to the processor: of a mixture and of the equally good
+    dense model, with the arithmetic beside it. Arguments as those of `CostCalculator`."""
+
+    def panels(self) -> list[Panel]:
+        models, *case = self._case()
+        return [stream_panel(dict(list(models.items())[:3:2]), *case)]
+
+    def sentence(self) -> str:
+        return "At best a step takes as long as the longer of its two rows: what memory sends, or arithmetic."
 
 
 def _divisors(n: int) -> list[int]:

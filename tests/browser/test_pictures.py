@@ -10,13 +10,13 @@ from playwright.sync_api import expect
 from moe_lessons.training import REMEDIES
 
 SOURCES = (
-    "from pathlib import Path\nfrom time import sleep\n\n"
-    "from moe_lessons.widgets import BalancingLab, CollapseLab, CostCalculator, Playground, RoutingLab",
+    "from pathlib import Path\nfrom time import sleep\n\nfrom moe_lessons.widgets import *",
     "playground = Playground(play=60)\nplayground",
     "BalancingLab(seeds=1, play=10)",
     "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, threads=1, play=5)",
     "CollapseLab(('film', 'load', 'gradient film', 'gradient'), play=30)",
     "CostCalculator()",
+    "StreamView()",
     "while Path('busy').exists():\n    sleep(0.05)",
 )
 VIEWS = range(len(SOURCES) - 2)
@@ -187,6 +187,15 @@ def test_a_click_selects_a_token_in_both_pictures_and_in_the_reading(playground)
     side = min(box["width"] - 37, box["height"] - 29)  # it is square
     place = 25 + (float(x) + 1) / 2 * side, 8 + (1 - float(y)) / 2 * side
     assert clicked(TERRITORY, place[0] / box["width"], place[1] / box["height"])[0] == token
+
+
+def test_a_step_is_drawn_anew_for_another_batch(notebook, view_of):
+    view = view_of(notebook.page, 5)
+    picture = view.picture
+    view.handle("Batch B").focus()
+    notebook.page.keyboard.press("ArrowRight")
+    view.view.get_by_text("A step that writes 2 texts").wait_for()
+    view.wait_for(lambda: view.picture != picture)
 
 
 def test_without_motion_nothing_fades(playground):

@@ -15,8 +15,9 @@ import torch
 from live_tools import work
 from torch import nn
 
-from moe_lessons.analysis import busy, count_parameters, flops_per_token, inference, timing
+from moe_lessons.analysis import busy, count_parameters, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
+from moe_lessons.analysis.step_parts import ROUTING, Stopwatch, step_parts, watched
 from moe_lessons.analysis.timing import Ratio, milliseconds, paired_ratio, step_times, take_turns
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin, seeded, torch_threads
 
@@ -63,17 +64,12 @@ def clock(monkeypatch):
     return steps
 
 
-def test_speed_and_speed_up_and_points_under_the_roof(clock):
+def test_speed_and_speed_up(clock):
     models = {"slow": model_of(), "fast": model_of(d_ff=8)}
     frame = decode_speed(models, (1, 4), repeats=3, num_tokens=2)
     assert frame.batch.tolist() == [1, 1, 4, 4] and frame.model.tolist() == ["slow", "fast"] * 2
     assert frame.tokens_per_second.tolist() == [250, 1000, 1000, 4000]
     assert frame.speedup.tolist() == frame.low.tolist() == frame.high.tolist() == [0.25, 1] * 2
-    models = {"MoE": model_of(), "dense": model_of(d_ff=8, moe_layers=())}
-    points = inference.roofline_points(models, decode_speed(models, (1, 8)))
-    assert points.name.tolist() == ["MoE", "dense"] * 2 and points.batch.tolist() == [1, 1, 8, 8]
-    assert points.flops_per_second[2] == pytest.approx(8 * flops_per_token(models["MoE"]) / 0.004)
-    assert points.intensity.tolist() == [inference.arithmetic_intensity(models[n], b) for b in (1, 8) for n in models]
 
 
 def test_models_take_turns_and_decode_token_by_token(clock):
@@ -82,6 +78,19 @@ def test_models_take_turns_and_decode_token_by_token(clock):
     a_round = [(d_ff, 3, place, place + 1, False) for d_ff in (16, 8) for place in (5, 6)]
     assert clock == a_round * (timing.WARM_UP + 1)
     assert models["slow"].training and not models["fast"].training
+
+
+def test_the_parts_of_a_step_leave_nothing_behind():
+    models = {"MoE": model_of(), "dense": model_of(moe_layers=())}
+    frame = step_parts(models, (1, 8), repeats=1).set_index(["batch", "model"])
+    assert (frame[ROUTING].unstack() > 0).to_numpy().tolist() == [[True, False]] * 2 and (frame >= 0).all(axis=None)
+    small = model_of(max_positions=4)  # too small for the prompt
+    before = nn.functional.linear
+    watch = Stopwatch()
+    with pytest.raises(ValueError, match="ids must be"), watched(small, watch):
+        assert nn.functional.linear is not before
+        small(torch.zeros(1, 5, dtype=torch.long))
+    assert nn.functional.linear is before and not any(part._forward_hooks for part in small.modules())
 
 
 def test_bytes_of_dense_twins_are_all_their_weights_and_of_a_mixture_between_active_and_total():

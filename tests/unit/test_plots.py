@@ -13,8 +13,10 @@ from PIL import Image
 from moe_lessons import plots
 from moe_lessons.analysis import check_published, plan
 from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, published_models
+from moe_lessons.analysis.roofline import published_speeds
+from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
-from moe_lessons.plots import costs, experts, sweeps
+from moe_lessons.plots import costs, experts, speeds, sweeps
 from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_looks
 
 
@@ -218,16 +220,20 @@ def test_loss_against_the_learning_rate_and_the_best_one_without_rates_at_which_
     np.testing.assert_allclose(rings, [(0.001, 2.05) if bad else (0.01, 1.05), (0.01, 1.25)])
 
 
-def test_speed_by_batch_distinct_experts_beside_the_law_and_a_sweep():
-    keys = [(m, b, s / b + more) for m, s in (("MoE", 200), (EQUAL_TOTAL, 60)) for b in (4, 1, 2) for more in (0, 7, 1)]
-    frame = pd.DataFrame(keys, columns=["model", "batch", "speedup"])
-    ax = sweeps.speed_by_batch(frame.assign(low=frame.speedup - 3, high=frame.speedup + 5))  # over the last model
-    np.testing.assert_allclose(lines(ax)["MoE"], [(1, 201), (2, 101), (4, 51)])
-    np.testing.assert_allclose(band(ax), [(197, 212), (97, 112), (47, 62)])
-    assert list(lines(ax)[EQUAL_TOTAL][:, 1]) == [1, 1]
-    table = pd.DataFrame({"model": "2 of 8", "batch": [4, 1, 2], "distinct": [4.6, 2, 3.3], "union_law": [5.5, 2, 3.5]})
-    law, points = (line.get_xydata().tolist() for line in sweeps.distinct_by_batch(table).lines)
-    assert law == [[1, 2], [2, 3.5], [4, 5.5]] and points == [[1, 2], [2, 3.3], [4, 4.6]]
+def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_beside_what_was_promised():
+    rows = [(1, "MoE", 1, 2, 3, 4, 5, 15, 1), (1, "dense", 2, 2, 2, 2, 2, 10, 2)]
+    frame = pd.DataFrame(rows, columns=["batch", "model", *PARTS, "whole", "promise"])
+    ax = speeds.plot_step_parts(frame)
+    ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
+    np.testing.assert_allclose(ends, [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 1, 0.8, 1.5, 1])  # part by part
+    assert [line[0, 0] for line in ax.collections[0].get_segments()] == [0.1, 0.2]
+    others = published_speeds()
+    ax = speeds.plot_published_speeds(others)
+    had = np.concatenate([points[:, 0] for name, points in lines(ax).items() if name.startswith("had")])
+    np.testing.assert_allclose(had, others.mixture_figure / others.dense_figure)
+
+
+def test_a_sweep():
     ax = sweeps.seed_sweep({0.01: [0.2, 0.4], 0.1: [0.5, 0.9], 10.0: [0.1, 0.1]}, "Accuracy", "coefficient", 0.3)
     np.testing.assert_allclose(lines(ax)["mean, and all seeds"], [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
     np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])

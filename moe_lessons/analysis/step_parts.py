@@ -1,0 +1,112 @@
+"""Where the time of a decoding step goes: weights read, what products take beyond, routing, attention, the rest."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from statistics import median
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moe_lessons.analysis.busy import watching_others
+from moe_lessons.analysis.inference import bytes_per_step, check_models, decode, plain_product
+from moe_lessons.analysis.timing import WARM_UP, own_clock, take_turns
+from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
+from moe_lessons.nn.attention import Attention
+from moe_lessons.support.errors import check_seed
+from moe_lessons.training import bar
+
+READ, BEYOND, ROUTING, ATTENTION, REST = PARTS = (
+    "weights read", "products beyond reading", "routing", "attention and cache", "the rest"
+)  # fmt: skip
+PROMPT, IN_A_ROW = 8, 4  # tokens of each text before a step, and that one text writes one after the other
+PRODUCTS = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with weights
+
+
+class Stopwatch:
+    """Shares out the seconds that pass among parts: what begins takes over from what is open, until it ends."""
+
+    def __init__(self):
+        self.clock, self.spent, self.open = own_clock(), Counter(), [REST]
+        self.since = self.clock()
+
+    def turn(self, begins: str | None = None, *_) -> None:
+        """Begin a part, or end the one that began last."""
+        now = self.clock()
+        self.spent[self.open[-1]] += now - self.since
+        self.since = now
+        self.open.append(begins) if begins else self.open.pop()
+
+    def product(self, multiply: Callable[..., Tensor], *args, **kwargs) -> Tensor:
+        """Multiply, and count it as BEYOND, but within a router, where it belongs to ROUTING."""
+        is_router = self.open.count(ROUTING) == 2
+        self.turn(ROUTING if is_router else BEYOND)
+        y = multiply(*args, **kwargs)
+        self.turn()
+        return y
+
+
+@contextmanager
+def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
+    """Within it, a stopwatch is told of what the model does: attention, mixtures and routers by hooks, and products."""
+    parts = {part: ATTENTION for part in model.modules() if isinstance(part, Attention)}
+    for moe in filter(is_moe, model.modules()):
+        parts |= {moe: ROUTING, moe.router: ROUTING}
+    products = {name: partial(watch.product, getattr(F, name)) for name in PRODUCTS if hasattr(F, name)}
+    with ExitStack() as stack:
+        stack.enter_context(patch.multiple(F, **products))
+        for module, part in parts.items():
+            stack.enter_context(module.register_forward_pre_hook(partial(watch.turn, part)))
+            stack.enter_context(module.register_forward_hook(partial(watch.turn, None)))
+        yield
+
+
+def decode_watched(seen: list[Counter], model: LanguageModel, *step) -> None:
+    """`decode`, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
+    watch = Stopwatch()
+    with watched(model, watch):
+        watch.since = watch.clock()
+        decode(model, *step)
+        watch.turn()
+    seen.append(watch.spent)
+
+
+@torch.inference_mode()
+def step_parts(
+    models: Mapping[str, LanguageModel], batch_sizes: Sequence[int] = (1, 4, 16, 64), *, repeats=5, seed=0
+) -> pd.DataFrame:
+    """Measure where the milliseconds of a decoding step go: a row for each batch size and model, medians of `repeats`.
+
+    Steps are measured in turns, as they are, `whole`, and with a stopwatch, which has their `PARTS`; of one text, four
+    in a row, as in writing. `promise`: how long its bytes take in a plain product, one large matrix times a vector, in
+    the same turns. Products count as READ up to this, and as BEYOND from there: their arithmetic, and what the library
+    takes for few rows.
+    """
+    check_models(models, batch_sizes)
+    generator, rows = torch.Generator().manual_seed(check_seed(seed)), []
+    vocab_size, plain = min(model.config.vocab_size for model in models.values()), plain_product()
+    with torch_threads(1), evaluating(*models.values()), watching_others():
+        for batch in bar(batch_sizes, "batch sizes"):
+            tokens = max(1, IN_A_ROW // batch)
+            ids = torch.randint(vocab_size, (batch, PROMPT + tokens), generator=generator)
+            steps, seen = [], {name: [] for name in models}
+            for name, model in models.items():
+                cache, own_ids = model.new_cache(batch, PROMPT + tokens), ids.to(model.embed.weight.device)
+                model(own_ids[:, :PROMPT], cache)
+                ways = decode, partial(decode_watched, seen[name])
+                steps += [partial(way, model, own_ids, cache, PROMPT + n) for way in ways for n in range(tokens)]
+            reading, *times = take_turns([plain, *steps], repeats)
+            times = np.reshape(times, (len(models), 2, -1))
+            for (name, model), (own, _) in zip(models.items(), times, strict=True):
+                promise = median(reading) * bytes_per_step(model, batch) / plain.args[0].nbytes
+                spent = seen[name][WARM_UP * tokens :]
+                part = {part: 1000 * median(one[part] for one in spent) for part in PARTS}
+                part[READ] = min(part[BEYOND], promise)
+                part[BEYOND] -= part[READ]
+                rows.append({"batch": batch, "model": name} | part | {"whole": median(own), "promise": promise})
+    return pd.DataFrame(rows)
