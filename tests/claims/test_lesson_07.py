@@ -23,7 +23,6 @@ from moe_lessons.analysis import (
 )
 from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.analysis.inference import arithmetic_intensity, measure_machine
-from moe_lessons.analysis.results import effective_width, load_results
 from moe_lessons.analysis.roofline import both_times, machine_for, machines, on_machine, published_speeds, sizes_of
 from moe_lessons.analysis.step_parts import BEYOND, PARTS, READ, ROUTING, step_parts
 from moe_lessons.exercises.lesson_07 import my_full_batch
@@ -228,17 +227,15 @@ def test_b_star_is_e_over_k_times_as_large(models, parts):
 @pytest.mark.parametrize("ridge", [2, 4, 8, 16])
 def test_the_dense_model_is_the_first_to_wait_for_arithmetic(ridge):
     shape = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
-    view = StreamView(shape, 0, 1, machine := Machine(1e10, ridge * 1e10), "float32", dense_width=3.0)
-    first, times = [], []
-    for sizes in list(view.models.values())[:3:2]:
-        times += both_times(sizes, machine, "float32", 1, 0)
-        waits = [np.diff(both_times(sizes, machine, "float32", batch, 0)) > 0 for batch in KNOBS["batch_size"].stops]
-        first.append(waits.index(True))
-    mixture, dense = first
+    machine, first = Machine(1e10, ridge * 1e10), []
+    view = StreamView(shape, 0, 1, machine, "float32", dense_width=3.0)
+    for batch in KNOBS["batch_size"].stops:
+        view.inputs["batch_size"].value = batch
+        places = view.panels()[0].marks[0].places
+        reads, computes, dense_reads, dense_computes = places[places[:, 2] == 0, 0]  # where the rows end
+        first.append((computes > reads, dense_computes > dense_reads))
+    mixture, dense = (list(waits).index(True) for waits in zip(*first))
     assert 0 < dense < mixture
-    (boxes,) = view.panels()[0].marks
-    ends = boxes.places[boxes.places[:, 2] == 0, 0]  # of the rows, in milliseconds
-    assert ends == pytest.approx(1000 * np.array(times))
 
 
 @pytest.mark.claim("calculator-decoding")
@@ -304,16 +301,10 @@ def test_promised_and_had():
 
 @pytest.mark.claim("which-factor")
 def test_which_factor():
+    """Of those that lesson 08 does not measure."""
     total, active = MIXTRAL.count.total, MIXTRAL.count.active
     assert round(LLAMA.count.total / active, 1) == 5.4 and round((total * active) ** 0.5 / 1e9, 1) == 24.5
     assert round((total / active) ** 0.5, 1) == 1.9
-    for name, column, widest, factor in (("facts", "known", 512, 2.7), ("capacity", "loss", 256, 1.5)):
-        results = load_results(name)
-        last = results[results.step == results.step.max()].pivot(index="seed", columns="model", values=column)
-        widths = {ACTIVE: 64, TOTAL: widest} | {n: int(n.partition("=")[2]) for n in last if n.startswith("dense, F")}
-        last *= -1 if column == "loss" else 1  # more is better
-        family = {width: list(last[name]) for name, width in widths.items()}
-        assert effective_width(family, list(last["MoE, E=16"])).times(64).width == pytest.approx(factor, abs=0.06)
 
 
 @pytest.mark.claim("kv-reads-against-weights")
