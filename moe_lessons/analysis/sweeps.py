@@ -79,7 +79,8 @@ FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "to
 FACTS = Setting({"num_entries": 2000}, {name: getattr(settings.FACTS, name) for name in FACTS_SIZES}, twins_of=16)
 AT_ONCE = {"variants": {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}, "at_once": True}
 MODERN_TEXT, MODERN_FACTS = (replace(own, variants=modern(own.twins_of, own.sizes["d_ff"])) for own in (TEXT, FACTS))
-SETTINGS = {"text": TEXT, "facts": FACTS, "modern_text": MODERN_TEXT, "modern_facts": MODERN_FACTS}
+SETTINGS = {"text": TEXT, "modern_text": MODERN_TEXT, "modern_facts": MODERN_FACTS}
+SETTINGS |= {f"facts_{entries}": replace(FACTS, task={"num_entries": entries}) for entries in (2000, 8000)}
 SETTINGS["text_at_once"] = replace(TEXT, task=TEXT.task | {"num_hidden": 8}, **AT_ONCE)
 SETTINGS["facts_at_once"] = replace(FACTS, **AT_ONCE)
 STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md
@@ -111,8 +112,20 @@ class Sweep:
         return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
 
 
-SWEEPS = {name: Sweep(**fields | {"setting": SETTINGS[fields["setting"]]}) for name, fields in STORED["sweeps"].items()}
-GROUPS = {"modern": [name for name in SWEEPS if name.startswith("modern_")]}  # one name for several sweeps
+def stored_sweeps() -> Iterator[tuple[str, Sweep]]:
+    """Yield the sweeps with their names; one of several `lengths` is as many sweeps, each ending its rate at its end."""
+    for name, given in STORED["sweeps"].items():
+        given = given | {"setting": SETTINGS[given["setting"]]}
+        lengths = given.pop("lengths", None)
+        for steps in lengths or ():
+            yield f"{name}_{steps}", Sweep(**given, steps=steps, decay_steps=steps)
+        if lengths is None:
+            yield name, Sweep(**given)
+
+
+SWEEPS = dict(stored_sweeps())
+# one name for several sweeps; of facts the shortest are trained first
+GROUPS = {group: [name for name in SWEEPS if name.startswith(f"{group}_")] for group in ("modern", "facts")}
 
 
 @torch_threads(1)  # the same numbers wherever it is trained
@@ -125,12 +138,13 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
         setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
     points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
     times, curve = [], {name: [] for name in points}
+    measured = {round(part * sweep.steps / sweep.measurements) for part in range(1, sweep.measurements + 1)}
     with suppress(TrainingDiverged):
         for step in range(1, sweep.steps + 1):
             start = time.process_time()
             run.step()
             times.append(1000 * (time.process_time() - start))  # CPU time: waiting for other programs does not count
-            if step % (sweep.steps // sweep.measurements) == 0:
+            if step in measured:
                 curve["step"].append(step)
                 curve["loss"].append(round(run.evaluate(sweep.held_out)["loss"], 5))
                 if "known" in curve:
