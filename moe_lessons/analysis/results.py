@@ -3,6 +3,7 @@ what they say of a mixture: how wide a dense FFN must be to be as good."""
 
 import json
 import math
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ def load_results(name: str) -> pd.DataFrame:
     if not runs:
         raise ValueError(f"{path} must hold at least one run, got none yet: go on with the sweep")
     frame = pd.DataFrame(sorted(runs, key=lambda run: run["seed"]))  # of each model the seeds in one order
+    frame = frame.drop(columns="lamps", errors="ignore")
     points = [name for name in (*POINTS, "known") if name in frame]
     frame = frame.explode(points, ignore_index=True)
     frame[points] = frame[points].apply(pd.to_numeric)
@@ -51,6 +53,27 @@ def last_of(name: str, column: str = "loss") -> pd.DataFrame:
     results = load_results(name)
     last = results[results.step == results.attrs["steps"]]
     return last.pivot(index="seed", columns="model", values=column)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Says which facts each model of a stored sweep knew, by one seed: steps (M,), known: model -> (M, N) bool."""
+
+    steps: list[int]
+    known: dict[str, np.ndarray]
+    run: dict  # what else is stored of the first: seed, date, cpu, …
+
+
+def load_recording(name: str) -> Recording:
+    """Read what was recorded of the stored sweep `name`. ValueError where nothing was."""
+    settings, runs, _ = read_runs(data_path(f"results/{name}.jsonl"))
+    if not (runs := [run for run in runs if "lamps" in run]):
+        raise ValueError(f"name must be that of a sweep with a recording, such as 'book_8000_6000', got {name!r}")
+    known = {}
+    for run in runs:
+        rows = np.array([np.frombuffer(b64decode(lamps), "u1") for lamps in run["lamps"]])
+        known[run["model"]] = np.unpackbits(rows, axis=1, count=settings["num_entries"]).astype(bool)
+    return Recording(runs[0]["step"], known, runs[0])
 
 
 @dataclass(frozen=True)

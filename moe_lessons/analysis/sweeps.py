@@ -82,8 +82,8 @@ FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "to
 FACTS = Setting({"num_entries": 2000}, {name: getattr(settings.FACTS, name) for name in FACTS_SIZES}, twins_of=16)
 AT_ONCE = {"variants": {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}, "at_once": True}
 MODERN_TEXT, MODERN_FACTS = (replace(own, variants=modern(own.twins_of, own.sizes["d_ff"])) for own in (TEXT, FACTS))
-SETTINGS = {"text": TEXT, "modern_text": MODERN_TEXT, "modern_facts": MODERN_FACTS}
-SETTINGS |= {f"facts_{entries}": replace(FACTS, task={"num_entries": entries}) for entries in (2000, 8000)}
+SETTINGS = {"text": TEXT, "facts": FACTS, "modern_text": MODERN_TEXT, "modern_facts": MODERN_FACTS}
+SETTINGS["book_8000"] = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
 SETTINGS["text_at_once"] = replace(TEXT, task=TEXT.task | {"num_hidden": 8}, **AT_ONCE)
 SETTINGS["facts_at_once"] = replace(FACTS, **AT_ONCE)
 STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md
@@ -127,7 +127,7 @@ def stored_sweeps() -> Iterator[tuple[str, Sweep]]:
 
 SWEEPS = dict(stored_sweeps())
 # one name for several sweeps
-GROUPS = {group: [name for name in SWEEPS if name.startswith(f"{group}_")] for group in ("modern", "facts")}
+GROUPS = {group: [name for name in SWEEPS if name.startswith(f"{group}_")] for group in ("modern", "book")}
 
 
 @torch_threads(1)  # the same numbers wherever it is trained
