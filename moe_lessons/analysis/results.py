@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moe_lessons.support.data import data_path
+from moe_lessons.support.data import FOLDER, data_path
 
 POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
 
@@ -66,13 +66,14 @@ class Recording:
 
 def load_recording(name: str) -> Recording:
     """Read what was recorded of the stored sweep `name`. ValueError where nothing was."""
-    settings, runs, _ = read_runs(data_path(f"results/{name}.jsonl"))
+    path = FOLDER / f"results/{name}.jsonl"
+    settings, runs, _ = read_runs(path) if path.is_file() else ({}, [], 0)
     if not (runs := [run for run in runs if "lamps" in run]):
         raise ValueError(f"name must be that of a sweep with a recording, such as 'book_8000_6000', got {name!r}")
     known = {}
     for run in runs:
-        rows = np.array([np.frombuffer(b64decode(lamps), "u1") for lamps in run["lamps"]])
-        known[run["model"]] = np.unpackbits(rows, axis=1, count=settings["num_entries"]).astype(bool)
+        lamps = np.array([list(b64decode(lamps)) for lamps in run["lamps"]], "u1")
+        known[run["model"]] = np.unpackbits(lamps, axis=1, count=settings["num_entries"]).astype(bool)
     return Recording(runs[0]["step"], known, runs[0])
 
 

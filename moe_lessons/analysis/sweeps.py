@@ -126,8 +126,9 @@ def stored_sweeps() -> Iterator[tuple[str, Sweep]]:
 
 
 SWEEPS = dict(stored_sweeps())
-# one name for several sweeps
-GROUPS = {group: [name for name in SWEEPS if name.startswith(f"{group}_")] for group in ("modern", "book")}
+GROUPS = {
+    group: [name for name in SWEEPS if name.startswith(f"{group}_")] for group in ("modern", "book")
+}  # of several
 
 
 @torch_threads(1)  # the same numbers wherever it is trained
