@@ -37,8 +37,10 @@ STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. 
     ("claims", "-m", "alone", "--reruns", "2"),  # they measure time, which other programs of the machine can spoil
     # They wait often: one worker more than there are cores. A page on a busy machine is late at times: what fails there
     # is tried once more. Where much fails, each test of it waits for a minute or more: the first failures say enough.
-    ("browser", "-n", str((os.cpu_count() or 1) + 1), "--dist", "loadfile", "--no-loadscope-reorder", "--reruns", "1",
-     "--maxfail=8"),  # fmt: skip
+    (
+        "browser",
+        *f"-n {(os.cpu_count() or 1) + 1} --dist loadfile --no-loadscope-reorder --reruns 1 --maxfail 8".split(),
+    ),
 )
 # What is set outside must not change what a notebook shows.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MOE_LESSONS_STATIC": "", "MPLBACKEND": ""}

@@ -3,6 +3,7 @@ what they say of a mixture: how wide a dense FFN must be to be as good."""
 
 import json
 import math
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moe_lessons.support.data import data_path
+from moe_lessons.support.data import FOLDER, data_path
 
 POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
 
@@ -37,6 +38,7 @@ def load_results(name: str) -> pd.DataFrame:
     if not runs:
         raise ValueError(f"{path} must hold at least one run, got none yet: go on with the sweep")
     frame = pd.DataFrame(sorted(runs, key=lambda run: run["seed"]))  # of each model the seeds in one order
+    frame = frame.drop(columns="lamps", errors="ignore")
     points = [name for name in (*POINTS, "known") if name in frame]
     frame = frame.explode(points, ignore_index=True)
     frame[points] = frame[points].apply(pd.to_numeric)
@@ -51,6 +53,28 @@ def last_of(name: str, column: str = "loss") -> pd.DataFrame:
     results = load_results(name)
     last = results[results.step == results.attrs["steps"]]
     return last.pivot(index="seed", columns="model", values=column)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Says which facts each model of a stored sweep knew, by one seed: steps (M,), known: model -> (M, N) bool."""
+
+    steps: list[int]
+    known: dict[str, np.ndarray]
+    run: dict  # what else is stored of the first: seed, date, cpu, …
+
+
+def load_recording(name: str) -> Recording:
+    """Read what was recorded of the stored sweep `name`. ValueError where nothing was."""
+    path = FOLDER / f"results/{name}.jsonl"
+    settings, runs, _ = read_runs(path) if path.is_file() else ({}, [], 0)
+    if not (runs := [run for run in runs if "lamps" in run]):
+        raise ValueError(f"name must be that of a sweep with a recording, such as 'book_8000_6000', got {name!r}")
+    known = {}
+    for run in runs:
+        lamps = np.array([list(b64decode(lamps)) for lamps in run["lamps"]], "u1")
+        known[run["model"]] = np.unpackbits(lamps, axis=1, count=settings["num_entries"]).astype(bool)
+    return Recording(runs[0]["step"], known, runs[0])
 
 
 @dataclass(frozen=True)

@@ -94,15 +94,16 @@ def step_parts(
         for batch in bar(batch_sizes, "batch sizes"):
             tokens = max(1, IN_A_ROW // batch)
             ids = torch.randint(vocab_size, (batch, PROMPT + tokens), generator=generator)
-            steps, seen = [], {name: [] for name in models}
+            as_is, with_watch, seen = [], [], {name: [] for name in models}
             for name, model in models.items():
                 cache, own_ids = model.new_cache(batch, PROMPT + tokens), ids.to(model.embed.weight.device)
                 model(own_ids[:, :PROMPT], cache)
-                ways = decode, partial(decode_watched, seen[name])
-                steps += [partial(way, model, own_ids, cache, PROMPT + n) for way in ways for n in range(tokens)]
-            reading, *times = take_turns([plain, *steps], repeats)
-            times = np.reshape(times, (len(models), 2, -1))
-            for (name, model), (own, _) in zip(models.items(), times, strict=True):
+                places = range(PROMPT, PROMPT + tokens)
+                as_is += [partial(decode, model, own_ids, cache, n) for n in places]
+                with_watch += [partial(decode_watched, seen[name], model, own_ids, cache, n) for n in places]
+            reading, *times = take_turns([plain, *as_is, *with_watch], repeats)  # so each finds others' weights cached
+            times = np.reshape(times[: len(as_is)], (len(models), -1))
+            for (name, model), own in zip(models.items(), times, strict=True):
                 promise = median(reading) * bytes_per_step(model, batch) / plain.args[0].nbytes
                 spent = seen[name][WARM_UP * tokens :]
                 part = {part: 1000 * median(one[part] for one in spent) for part in PARTS}

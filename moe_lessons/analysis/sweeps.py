@@ -9,6 +9,7 @@ import os
 import platform
 import signal
 import time
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -18,6 +19,7 @@ from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
+import numpy as np
 import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
@@ -35,6 +37,7 @@ from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
 from moe_lessons.training import Run, TrainingDiverged, settings
 
 SOFT = "Soft MoE"
+NOT_SHARED = ("rates", "setting", "seeds", "recorded")  # fields of a `Sweep` that are not the same for all its runs
 run_of = itemgetter("model", "lr", "seed")  # of a stored row
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
 
@@ -80,6 +83,7 @@ FACTS = Setting({"num_entries": 2000}, {name: getattr(settings.FACTS, name) for 
 AT_ONCE = {"variants": {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}, "at_once": True}
 MODERN_TEXT, MODERN_FACTS = (replace(own, variants=modern(own.twins_of, own.sizes["d_ff"])) for own in (TEXT, FACTS))
 SETTINGS = {"text": TEXT, "facts": FACTS, "modern_text": MODERN_TEXT, "modern_facts": MODERN_FACTS}
+SETTINGS["book_8000"] = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
 SETTINGS["text_at_once"] = replace(TEXT, task=TEXT.task | {"num_hidden": 8}, **AT_ONCE)
 SETTINGS["facts_at_once"] = replace(FACTS, **AT_ONCE)
 STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # what each is for: data/README.md
@@ -100,6 +104,7 @@ class Sweep:
     router_aux_loss_coef: float = 0.01  # but for the models in STORED["balanced_by"]
     max_grad_norm: float = 1.0
     setting: Setting = TEXT
+    recorded: Sequence[str] = ()  # models of which it is kept which facts they know, of the first seed
 
     def table(self) -> list[tuple]:
         """List the runs (model, lr, seed), seed by seed: a busy hour slows all models alike."""
@@ -107,12 +112,23 @@ class Sweep:
 
     def header(self, name: str) -> dict:
         """Make the first line of its results file: what all runs have in common."""
-        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("rates", "setting", "seeds")}
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_SHARED}
         return {"sweep": name, **self.setting.task, "sizes": self.setting.sizes, **shared}
 
 
-SWEEPS = {name: Sweep(**fields | {"setting": SETTINGS[fields["setting"]]}) for name, fields in STORED["sweeps"].items()}
-GROUPS = {"modern": [name for name in SWEEPS if name.startswith("modern_")]}  # one name for several sweeps
+def stored_sweeps() -> Iterator[tuple[str, Sweep]]:
+    """Yield the sweeps with their names; one of several `lengths` is as many, and each ends its rate at its end."""
+    for name, given in STORED["sweeps"].items():
+        given = given | {"setting": SETTINGS[given["setting"]]}
+        for steps, own in given.pop("lengths", {"": {}}).items():
+            ends = {"steps": int(steps), "decay_steps": int(steps)} if steps else {}
+            yield f"{name}_{steps}".rstrip("_"), Sweep(**given | ends | own)
+
+
+SWEEPS = dict(stored_sweeps())
+GROUPS = {
+    group: [name for name in SWEEPS if name.startswith(f"{group}_")] for group in ("modern", "book")
+}  # of several
 
 
 @torch_threads(1)  # the same numbers wherever it is trained
@@ -124,17 +140,20 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     for knob, value in STORED["balanced_by"].get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
         setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
     points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
-    times, curve = [], {name: [] for name in points}
+    times, lamps, curve = [], [], {name: [] for name in points}
+    measured = {round(part * sweep.steps / sweep.measurements) for part in range(1, sweep.measurements + 1)}
     with suppress(TrainingDiverged):
         for step in range(1, sweep.steps + 1):
             start = time.process_time()
             run.step()
             times.append(1000 * (time.process_time() - start))  # CPU time: waiting for other programs does not count
-            if step % (sweep.steps // sweep.measurements) == 0:
+            if step in measured:
                 curve["step"].append(step)
                 curve["loss"].append(round(run.evaluate(sweep.held_out)["loss"], 5))
                 if "known" in curve:
-                    curve["known"].append(int(task.known(run.model).sum()))
+                    known = task.known(run.model)
+                    curve["known"].append(int(known.sum()))
+                    lamps.append(b64encode(np.packbits(known)).decode())
     count, losses = count_parameters(run.model), run.history.loss
     is_soft = any(isinstance(part, SoftMoE) for part in run.model.modules())  # it has no cost for one token
     flops = None if is_soft else sweep.batch_size * task.context * flops_per_token(run.model, training=True)
@@ -144,6 +163,7 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
         "lr": lr,
         "seed": seed,
         **curve,
+        **({"lamps": lamps} if model in sweep.recorded and seed == sweep.seeds[0] else {}),
         "max_over_mean": round(sum(last) / len(last), 3) if last else None,
         "spikes": int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum()),
         "diverged": len(run.records) < sweep.steps,

@@ -24,8 +24,7 @@ def plot_step_parts(frame: pd.DataFrame) -> Axes:
     for part, color in zip(PARTS, PALETTE):
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
         left += frame[part] / base
-    promise = frame.promise / base
-    ax.vlines(promise, rows - 0.5, rows + 0.5, color=LIGHT.foreground, lw=2.4, label="what its bytes promise")
+    ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label="what its bytes promise")
     for row, end, whole in zip(rows, left, frame.whole):
         annotate(ax, f"{whole:.3g} ms", (end, row), (5, 0))
     ax.set_yticks(rows, [f"B = {batch}: {model}" for batch, model in zip(frame.batch, frame.model)])

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,7 +69,11 @@ class LabServer:
         environment = os.environ | {name: str(self.home / place) for name, place in own.items()}
         environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "MOE_LESSONS_STATIC": ""}  # the kernel of this environment
         environment["MOE_LESSONS_PROGRESS"] = str(self.home / "progress.json")
-        environment["JUPYTER_PORT"] = str(free_port())  # two servers that start at once must not choose the same
+        self.environment = environment
+        self.start()
+
+    def start(self) -> None:
+        environment = self.environment | {"JUPYTER_PORT": str(free_port())}  # servers that start at once: no same one
         command = [sys.executable, "-m", "moe_lessons", "lab", "--no-browser"]
         log = self.home / "server.log"
         with log.open("w") as output:
@@ -176,7 +181,7 @@ class NotebookPage:
             self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
         except Error as error:
             bars = self.page.locator(".jp-StatusBar-TextItem, .jp-Dialog").all_inner_texts()
-            raise RuntimeError(f"the page says {bars}, its console {self.errors}") from error
+            raise Error(f"the page says {bars}, its console {self.errors}") from error
 
     def menu(self, menu: str, command: str) -> None:
         """Choose the item with this command id from one of the menus at the top."""
@@ -248,6 +253,20 @@ class Notebooks:
     def __call__(self, name: str, *sources: str, theme: str = "light", fresh: bool = False) -> NotebookPage:
         if sources:
             self.lab.write(name, *sources)
+        try:
+            notebook = self._open(name, theme, fresh)
+        except Error as error:
+            if self.opened:
+                raise
+            warnings.warn(f"no kernel in a minute, the server is started again: {error}", stacklevel=2)
+            self.idle.clear()
+            self.lab.close()
+            self.lab.start()
+            notebook = self._open(name, theme, fresh)
+        self.opened.append(notebook)
+        return notebook
+
+    def _open(self, name: str, theme: str, fresh: bool) -> NotebookPage:
         if self.idle and not fresh:
             notebook = self.idle.pop()  # one that cannot open it is not used again
             notebook.open_here(name, theme)
@@ -256,7 +275,6 @@ class Notebooks:
             context = self.browser.new_context(viewport=VIEWPORT, color_scheme=theme)
             notebook = NotebookPage(context.new_page())
             notebook.open(self.lab, name)
-        self.opened.append(notebook)
         return notebook
 
     def close(self) -> None:

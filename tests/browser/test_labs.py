@@ -8,11 +8,12 @@ from playwright.sync_api import expect
 from moe_lessons.plots.theme import RED, THEMES
 
 SOURCES = (
-    "from moe_lessons.widgets import BalancingLab, FactsLab, RoutingLab",
+    "from moe_lessons.widgets import BalancingLab, FactsLab, RoutingLab, WallRecording",
     "RoutingLab(('code', 'json'), panels=('loss', 'domains', 'text'), num_layers=2, d_model=16, num_heads=2,\n"
     "           batch_size=4, max_steps=5000)",
     "BalancingLab(('nothing', 'auxiliary loss'), seeds=2)",
     "FactsLab(4, num_entries=8, lr=0.01)",
+    "WallRecording()",
 )
 WALLS = ("MoE", "equal-active twin", "equal-total twin")
 
@@ -104,3 +105,13 @@ def test_facts_light_lamps_in_the_ink_of_their_model_and_name_them(view):
     tip.wait_for()
     assert len(tip.inner_text().split(":")[0].strip()) == 4
     view.wait_for(lambda: all(lit(view, name, RED) > 0 for name in WALLS))
+
+
+def test_a_recording_plays_from_its_begin_to_its_end(notebook, view_of):
+    view = view_of(notebook.page, 3)
+    handle, picture = view.handle("Measurement"), view.picture
+    handle.focus()
+    notebook.page.keyboard.press("Home")
+    view.wait_for(lambda: "Step 150 of 6,000" in view.view.inner_text() and view.picture != picture)
+    view.view.locator(".jupyter-button").first.click()
+    view.wait_for(lambda: "Step 6,000 of 6,000" in view.view.inner_text() and view.picture == picture)

@@ -23,9 +23,8 @@ from moe_lessons.analysis import (
 )
 from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.analysis.inference import arithmetic_intensity, measure_machine
-from moe_lessons.analysis.results import effective_width, load_results
 from moe_lessons.analysis.roofline import both_times, machine_for, machines, on_machine, published_speeds, sizes_of
-from moe_lessons.analysis.step_parts import ATTENTION, BEYOND, PARTS, READ, ROUTING, step_parts
+from moe_lessons.analysis.step_parts import BEYOND, PARTS, READ, ROUTING, step_parts
 from moe_lessons.exercises.lesson_07 import my_full_batch
 from moe_lessons.nn import (
     EQUAL_ACTIVE,
@@ -74,8 +73,8 @@ def measured(attempt: int) -> pd.DataFrame:
     for seed in SEEDS:
         own = four(seed)
         late = {name: own[name] for name in (MOE, GOOD)}  # the others would take long
-        frames += [step_parts(own, (1, 4, 16, 64), seed=seed), step_parts(late, (256,), repeats=3, seed=seed)]
-        frames[-2:] = [frame.assign(seed=seed) for frame in frames[-2:]]
+        steps = [step_parts(own, (1, 4, 16), repeats=9), step_parts(own, (64,)), step_parts(late, (256,), repeats=3)]
+        frames.append(pd.concat(steps).assign(seed=seed))
     return pd.concat(frames).pivot(index=["seed", "batch"], columns="model")
 
 
@@ -129,8 +128,7 @@ def test_one_text_waits_for_memory(parts):
     one = parts.xs(1, level="batch")
     products = ((one[READ] + one[BEYOND]) / one.promise).median()  # of each model
     assert products.between(0.65, 1.5).all()
-    attention = one[ATTENTION].median()
-    assert attention.max() < 2 * attention.min() and one[ROUTING].drop(columns=MOE).eq(0).all(axis=None)
+    assert one[ROUTING].drop(columns=MOE).eq(0).all(axis=None)
     assert 0.5 < ((one.whole[MOE] - one.whole[ACTIVE]) / one[ROUTING][MOE]).median() < 1.8
     assert gain_at(parts, 1) < 0.9 * gain_at(parts, 1, column="promise")
 
@@ -138,8 +136,8 @@ def test_one_text_waits_for_memory(parts):
 @pytest.mark.claim("the-parts-are-the-whole")
 def test_the_parts_are_the_whole(parts):
     """They are measured with a stopwatch, and the whole without one: within a tenth at each batch, for each model."""
-    ratio = sum(parts[part] for part in PARTS) / parts.whole
-    assert ratio.groupby("batch").median().fillna(1).stack().between(0.9, 1.1).all()
+    ratio = (sum(parts[part] for part in PARTS) / parts.whole).groupby("batch").median()
+    assert 0.9 < ratio.min().min() and ratio.max().max() < 1.1
 
 
 @pytest.mark.claim("in-the-cache-it-gains-less")
@@ -170,15 +168,14 @@ def test_the_gain_shrinks_with_the_batch(models, parts):
     assert least < 1.1 < 1.2 < gains[1] and least < 0.8 * gains[1]
     assert 1.2 * least < gains[256] < flops_per_token(models[GOOD]) / flops_per_token(models[MOE])
     assert flops_per_token(models[GOOD]) / flops_per_token(models[MOE]) == pytest.approx(2.57, abs=0.01)
-    for name in (*NAMES, GOOD):
-        whole = parts.whole[name].groupby("batch").median()
+    for whole in (parts.whole[name].groupby("batch").median() for name in (*NAMES, GOOD)):
         assert 1.3 * 16 / whole[16] < 64 / whole[64] and 1.3 / whole[1] < 16 / whole[16]
     read = {batch: gain_at(parts, batch, column="promise") for batch in gains}
     assert [round(ratio, 1) for ratio in read.values()] == [2.6, 0.9, 0.4, 0.4, 0.4]
     assert all(gains[batch] > 1.15 * read[batch] for batch in (4, 16, 64, 256))
     beyond = (parts[BEYOND] / parts.whole).groupby("batch").median()
     assert (beyond[GOOD][1:] > 1.15 * beyond[MOE][1:]).all() and beyond[GOOD][4] > 2 * beyond[MOE][4]
-    assert (parts[READ] / parts.whole)[MOE].groupby("batch").median()[256] < 0.3 < beyond[MOE][256]
+    assert 0.5 < beyond[MOE][256]
 
 
 @pytest.mark.claim("two-rows-take-longer-than-one")
@@ -190,8 +187,7 @@ def test_two_rows_take_longer_than_one(parts):
         plain = {n: median(paired_ratio(rows[n], rows[1], repeats=3).median for _ in SEEDS) for n in (2, 4)}
     whole = parts.whole[TOTAL].unstack("batch")
     step = (whole[4] / whole[1]).median()
-    if step > 1.3:  # then it is the library: one row has a faster way
-        assert plain[2] > 1.1
+    assert plain[2] > 1.1 or step < 1.3  # where it takes longer it is the library: one row has a faster way
     assert 0.65 < step / plain[4] < 1.5
     assert union_law(16, 2, 2) > 0.9 * 4  # most of the four choices are different experts, each with a single row
 
@@ -231,17 +227,15 @@ def test_b_star_is_e_over_k_times_as_large(models, parts):
 @pytest.mark.parametrize("ridge", [2, 4, 8, 16])
 def test_the_dense_model_is_the_first_to_wait_for_arithmetic(ridge):
     shape = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
-    view = StreamView(shape, 0, 1, machine := Machine(1e10, ridge * 1e10), "float32", dense_width=3.0)
-    first, times = [], []
-    for sizes in list(view.models.values())[:3:2]:
-        times += both_times(sizes, machine, "float32", 1, 0)
-        waits = [np.diff(both_times(sizes, machine, "float32", batch, 0)) > 0 for batch in KNOBS["batch_size"].stops]
-        first.append(waits.index(True))
-    mixture, dense = first
+    machine, first = Machine(1e10, ridge * 1e10), []
+    view = StreamView(shape, 0, 1, machine, "float32", dense_width=3.0)
+    for batch in KNOBS["batch_size"].stops:
+        view.inputs["batch_size"].value = batch
+        places = view.panels()[0].marks[0].places
+        reads, computes, dense_reads, dense_computes = places[places[:, 2] == 0, 0]  # where the rows end
+        first.append((computes > reads, dense_computes > dense_reads))
+    mixture, dense = (list(waits).index(True) for waits in zip(*first))
     assert 0 < dense < mixture
-    (boxes,) = view.panels()[0].marks
-    ends = boxes.places[boxes.places[:, 2] == 0, 0]  # of the rows, in milliseconds
-    assert ends == pytest.approx(1000 * np.array(times))
 
 
 @pytest.mark.claim("calculator-decoding")
@@ -307,16 +301,10 @@ def test_promised_and_had():
 
 @pytest.mark.claim("which-factor")
 def test_which_factor():
+    """Of those that lesson 08 does not measure."""
     total, active = MIXTRAL.count.total, MIXTRAL.count.active
     assert round(LLAMA.count.total / active, 1) == 5.4 and round((total * active) ** 0.5 / 1e9, 1) == 24.5
     assert round((total / active) ** 0.5, 1) == 1.9
-    for name, column, widest, factor in (("facts", "known", 512, 2.7), ("capacity", "loss", 256, 1.5)):
-        results = load_results(name)
-        last = results[results.step == results.step.max()].pivot(index="seed", columns="model", values=column)
-        widths = {ACTIVE: 64, TOTAL: widest} | {n: int(n.partition("=")[2]) for n in last if n.startswith("dense, F")}
-        last *= -1 if column == "loss" else 1  # more is better
-        family = {width: list(last[name]) for name, width in widths.items()}
-        assert effective_width(family, list(last["MoE, E=16"])).times(64).width == pytest.approx(factor, abs=0.06)
 
 
 @pytest.mark.claim("kv-reads-against-weights")

@@ -76,6 +76,19 @@ def test_the_mixture_knows_three_times_as_many(pairs):
         assert len(twin.run.records) > STEPS and moe.known() > 1.5 * twin.known()  # after the same seconds
 
 
+@pytest.mark.claim("the-mixture-holds-a-book-that-is-too-large-for-its-twin")
+def test_the_mixture_holds_a_book_that_is_too_large_for_its_twin():
+    known, bits = last_of("book_8000_6000", "known"), 8000 * 4 * np.log2(10)
+    assert len(known) == 3 and known["MoE, E=16"].min() > 0.97 * 8000 and 0.09 * 8000 < known[ACTIVE].min()
+    assert known[ACTIVE].max() < 0.16 * 8000 and 0.9 * 8000 < known["dense, F=256"].min()
+    assert (known["dense, F=256"] < known["MoE, E=16"]).all() and known[TOTAL].min() > 0.99 * 8000
+    runs = load_results("book_8000_6000").groupby("model")
+    work, size = runs.flops.max(), runs.parameters.max()
+    assert work["MoE, E=16"] < 1.05 * work[ACTIVE] and work[TOTAL] > 4 * work["MoE, E=16"]
+    assert work["dense, F=256"] / work["MoE, E=16"] == pytest.approx(2.4, abs=0.05)
+    assert 106_000 < bits < 107_000 and 2 * size[ACTIVE] < 0.5 * bits
+
+
 @pytest.mark.claim("as-good-as-a-clearly-wider-dense-model")
 def test_as_good_as_a_clearly_wider_dense_model():
     facts = last_of("facts", "known")

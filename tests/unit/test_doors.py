@@ -122,6 +122,7 @@ BASE = {
     "widgets.RoutingLab": {"task": ("code",), "config": MODEL.config},
     "widgets.FactsLab": {"num_experts": 2, "num_entries": 250},
     "widgets.LiveRun": {"panels": ("loss",)},
+    "widgets.WallRecording": {"name": "book_8000_6000"},
     "progress.export": {"path": "mine.json"},
 }
 

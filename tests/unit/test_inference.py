@@ -84,13 +84,11 @@ def test_the_parts_of_a_step_leave_nothing_behind():
     models = {"MoE": model_of(), "dense": model_of(moe_layers=())}
     frame = step_parts(models, (1, 8), repeats=1).set_index(["batch", "model"])
     assert (frame[ROUTING].unstack() > 0).to_numpy().tolist() == [[True, False]] * 2 and (frame >= 0).all(axis=None)
-    small = model_of(max_positions=4)  # too small for the prompt
-    before = nn.functional.linear
-    watch = Stopwatch()
-    with pytest.raises(ValueError, match="ids must be"), watched(small, watch):
-        assert nn.functional.linear is not before
-        small(torch.zeros(1, 5, dtype=torch.long))
-    assert nn.functional.linear is before and not any(part._forward_hooks for part in small.modules())
+    linear, model = nn.functional.linear, models["MoE"]
+    with pytest.raises(ValueError, match="ids must be"), watched(model, Stopwatch()):
+        assert nn.functional.linear is not linear
+        model(torch.zeros(1, 99, dtype=torch.long))
+    assert nn.functional.linear is linear and not any(part._forward_hooks for part in model.modules())
 
 
 def test_bytes_of_dense_twins_are_all_their_weights_and_of_a_mixture_between_active_and_total():

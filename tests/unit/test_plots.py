@@ -227,8 +227,7 @@ def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_bes
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
     np.testing.assert_allclose(ends, [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 1, 0.8, 1.5, 1])  # part by part
     assert [line[0, 0] for line in ax.collections[0].get_segments()] == [0.1, 0.2]
-    others = published_speeds()
-    ax = speeds.plot_published_speeds(others)
+    ax = speeds.plot_published_speeds(others := published_speeds())
     had = np.concatenate([points[:, 0] for name, points in lines(ax).items() if name.startswith("had")])
     np.testing.assert_allclose(had, others.mixture_figure / others.dense_figure)
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from live_tools import mark, on_a_loop, words
 
+from moe_lessons.analysis.results import load_results
 from moe_lessons.nn import EQUAL_ACTIVE
 from moe_lessons.plots.marks import Bars, Lamps, Line, Stack
 from moe_lessons.training import facts_runs, train
-from moe_lessons.widgets import CollapseLab, FactsLab
+from moe_lessons.widgets import CollapseLab, FactsLab, WallRecording
 from moe_lessons.widgets.small_labs import PANELS_OF_A_COLLAPSE
 
 
@@ -63,3 +64,15 @@ def test_the_lamps_are_those_of_the_last_step_and_it_says_how_many_times_as_many
     _, known = lab.readings[-1]
     known["MoE"][:90], known[EQUAL_ACTIVE][:20] = True, True
     assert lab.words() == "The mixture knows 90 of 250 entries by heart, 4.5 times as many as its equal-active twin."
+
+
+def test_a_recording_shows_which_facts_its_models_knew_at_each_measurement():
+    view, stored = WallRecording(), load_results("book_8000_6000").query("seed == 1")
+    for place in (39, 7):
+        view.slider.value = place
+        known = stored.query(f"step == {view.step}").set_index("model").known
+        assert [mark(view, i, Lamps).lit.sum() for i in range(4)] == list(known) and len(known) == 4
+        assert f"{known['MoE, E=16']:,}" in words(view) and f"Step {view.step:,} of 6,000" in words(view)
+        assert mark(view, 4, Line, 3).x.tolist() == view.recording.steps[: place + 1]
+    with pytest.raises(ValueError, match="name must be that of a sweep with a recording, .* got 'rates'"):
+        WallRecording("rates")

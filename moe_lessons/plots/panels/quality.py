@@ -47,26 +47,39 @@ def loss(view) -> Panel:
     return loss_panel(curves, ghost, view.x_axis, spent(view.main_run, view.x_axis, view.marks), view.first_x)
 
 
+def known_panel(curves, num_entries: int, x_axis: str = "steps", first_x: float = 0) -> Panel:
+    """Show how many entries of a book each model knows by heart: `curves`: name -> (x, counts)."""
+    inks = model_inks(curves)
+    lines = [
+        Line(*map(as_array, curves[name]), name, ink, model) for model, (name, ink) in enumerate(zip(curves, inks))
+    ]
+    x = spent_axis(x_axis, max(float(line.x[-1]) for line in lines), first_x)
+    return Panel("Entries known by heart", lines, x, Axis(0, num_entries))
+
+
 def facts_known(view) -> Panel:
     """Show how many entries each model of the view knows by heart."""
-    steps, lines = [step for step, _ in view.readings], []
-    for model, (name, run) in enumerate(view.runs.items()):
+    steps, curves = [step for step, _ in view.readings], {}
+    for name, run in view.runs.items():
         counts = np.array([int(known[name].sum()) for _, known in view.readings], "f4")
-        x = np.asarray(spent(run, view.x_axis, steps), "f4")
-        lines.append(Line(x, counts, name, model_inks(view.runs)[model], model))
+        curves[name] = np.asarray(spent(run, view.x_axis, steps), "f4"), counts
     first = {"steps": view.first_x, "FLOPs": 1e9, "seconds": 1}[view.x_axis]
-    x = spent_axis(view.x_axis, max(float(line.x[-1]) for line in lines), first)
-    return Panel("Entries known by heart", lines, x, Axis(0, len(view.main_run.task.entries)))
+    return known_panel(curves, len(view.main_run.task.entries), view.x_axis, first)
 
 
-def wall(view, name: str) -> Panel:
-    """Show a lamp for each entry, lit where one model of the view knows it."""
-    known, ink = as_array(view.readings[-1][1][name], "u1"), model_inks(view.runs)[list(view.runs).index(name)]
-    columns = math.ceil(math.sqrt(WIDE * len(known)))
-    letters = np.array([list(entry.encode()) for entry in view.main_run.task.entries], "u1")
+def wall_panel(name: str, known, entries, ink: int) -> Panel:
+    """Show a lamp for each of the entries, lit where the model of this name knows it: known (N,)."""
+    known, columns = as_array(known, "u1"), math.ceil(math.sqrt(WIDE * len(known)))
+    letters = np.array([list(entry.encode()) for entry in entries], "u1")
     axes = Axis(0, columns, ticks=()), Axis(-(-len(known) // columns), 0, ticks=())
     lamps = Lamps(known, columns, ink, letters, (f"{name} does not know it", f"{name} knows it by heart"))
     return Panel(f"{name}: {known.sum():,} of {len(known):,}", [lamps], *axes)
+
+
+def wall(view, name: str) -> Panel:
+    """Show what one model of the view knows."""
+    ink = model_inks(view.runs)[list(view.runs).index(name)]
+    return wall_panel(name, view.readings[-1][1][name], view.main_run.task.entries, ink)
 
 
 def cost(view) -> Panel:
