@@ -25,7 +25,7 @@ def plot_step_parts(frame: pd.DataFrame) -> Axes:
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
         left += frame[part] / base
     ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label="what its bytes promise")
-    for row, end, whole in zip(rows, left, frame.whole):
+    for row, end, whole in zip(rows, np.maximum(left, frame.promise / base), frame.whole):
         annotate(ax, f"{whole:.3g} ms", (end, row), (5, 0))
     ax.set_yticks(rows, [f"B = {batch}: {model}" for batch, model in zip(frame.batch, frame.model)])
     ax.set(xlim=(0, 1.15 * left.max()), ylim=(rows.max() + 0.6, -0.6))
