@@ -78,10 +78,9 @@ def test_the_mixture_knows_three_times_as_many(pairs):
 
 @pytest.mark.claim("the-mixture-holds-a-book-that-is-too-large-for-its-twin")
 def test_the_mixture_holds_a_book_that_is_too_large_for_its_twin():
-    known, bits = last_of("book_8000_6000", "known"), 8000 * 4 * np.log2(10)
-    assert len(known) == 3 and known["MoE, E=16"].min() > 0.97 * 8000 and 0.09 * 8000 < known[ACTIVE].min()
-    assert known[ACTIVE].max() < 0.16 * 8000 and 0.9 * 8000 < known["dense, F=256"].min()
-    assert (known["dense, F=256"] < known["MoE, E=16"]).all() and known[TOTAL].min() > 0.99 * 8000
+    known, bits = last_of("book_8000_6000", "known") / 80, 8000 * 4 * np.log2(10)  # % of 8,000
+    assert len(known) == 3 and known["MoE, E=16"].min() > 97 and 9 < known[ACTIVE].min() and known[ACTIVE].max() < 16
+    assert (known["dense, F=256"] - known["MoE, E=16"]).abs().max() < 2 and known[TOTAL].min() > 99.9
     runs = load_results("book_8000_6000").groupby("model")
     work, size = runs.flops.max(), runs.parameters.max()
     assert work["MoE, E=16"] < 1.05 * work[ACTIVE] and work[TOTAL] > 4 * work["MoE, E=16"]
