@@ -10,8 +10,8 @@ import nbformat
 import pytest
 
 from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction
-from moe_lessons.course.lessons import LESSONS as TABLE
 from moe_lessons.course.interview import SENTENCES
+from moe_lessons.course.lessons import LESSONS as TABLE
 from moe_lessons.course.quiz import QUIZZES, read_quiz
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
