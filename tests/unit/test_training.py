@@ -261,12 +261,14 @@ def test_a_thousand_interrupts_at_random_moments_leave_the_same_numbers_as_none(
     try:
         while count < 1000:
             try:
-                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-3, 2) * run.records[-1].ms_per_step / 1000)
+                at = moments.uniform(1e-3, 2) * run.records[-1].ms_per_step / 1000
+                signal.setitimer(signal.ITIMER_REAL, at, 1)  # again: Python swallows what is raised in a destructor
                 while True:
                     run.step() if moments.random() < 0.9 else run.evaluate(8)
             except KeyboardInterrupt:
                 count += 1
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert (torch.is_grad_enabled(), torch.get_num_threads()) == modes and torch.equal(torch.get_rng_state(), state)
     assert numbers(plain, len(run.records)) == [replace(record, ms_per_step=0.0) for record in run.records]
