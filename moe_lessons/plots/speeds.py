@@ -71,6 +71,6 @@ def stream_panel(models: Mapping[str, ModelSizes], context: int, dtype: str, mac
         ticks += [(row, f"{name}: memory sends"), (row + 1, "the processor computes")]
     places, texts, looks, experts, says = zip(*boxes)
     mark = Boxes(np.array(places), texts, looks, experts, [-1] * len(boxes), says)
-    end = 1.08 * max(x + w / 2 for x, _, w, _ in places)
+    end = 1.35 * max(x + w / 2 for x, _, w, _ in places)  # room for the last number, on a phone too
     axes = Axis(0, float(end), "milliseconds of a step, at best"), Axis(3 * len(models) - 1.5, -0.6, ticks=ticks)
     return Panel(f"A step that writes {batch:,} text{'s' * (batch > 1)}", [mark], *axes, width=12, height=260)

@@ -10,9 +10,10 @@ from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels.quality import known_panel, wall_panel
 from moe_lessons.plots.theme import model_inks
 from moe_lessons.tasks import Facts
+from moe_lessons.widgets.loop import event_loop, on_the_loop
 from moe_lessons.widgets.picture import Picture
 
-FRAME = 200  # milliseconds
+FRAME = 0.2  # seconds
 
 
 class WallRecording(Picture):
@@ -29,13 +30,29 @@ class WallRecording(Picture):
         run, (first, *_) = self.recording.run, self.recording.known.values()
         self.entries = Facts(len(first[0]), run["seed"]).entries
         last = len(first) - 1
-        self.play = W.Play(last, 0, last, interval=FRAME, show_repeat=False, tooltip="Play the recording")
+        self.events, self.timer = event_loop(), None
+        self.button = W.Button(description="Play", icon="play", button_style="primary", tooltip="Play or stop")
+        self.button.on_click(lambda _: on_the_loop(self.events, self.play))
         self.slider = W.IntSlider(last, 0, last, description="Measurement", tooltip="Each is of a later step")
-        W.jslink((self.play, "value"), (self.slider, "value"))
         self.slider.observe(lambda _: self.show(), "value")
         title = f"A recording: seed {run['seed']}, made on {run['date']} ({run['cpu']})"
-        bar = [W.HTML(f'<span class="moe-title">{title}</span>'), self.play, self.slider]
+        bar = [W.HTML(f'<span class="moe-title">{title}</span>'), self.button, self.slider]
         super().__init__(rows=[W.Box(bar).add_class("moe-bar")])
+
+    def play(self) -> None:
+        """Play it from its first measurement on, or stop where it plays; without an event loop it does not move."""
+        self._show(None if self.timer or not self.events else 0)
+
+    def _show(self, place: int | None) -> None:
+        """Show a measurement, and soon the next one. None: no more."""
+        if self.timer:
+            self.timer.cancel()
+        self.timer = None
+        if place is not None:
+            self.slider.value = place
+            if place < self.slider.max:
+                self.timer = self.events.call_later(FRAME, self._show, place + 1)
+        self.button.description, self.button.icon = ("Stop", "stop") if self.timer else ("Play", "play")
 
     @property
     def step(self) -> int:

@@ -113,5 +113,5 @@ def test_a_recording_plays_from_its_begin_to_its_end(notebook, view_of):
     handle.focus()
     notebook.page.keyboard.press("Home")
     view.wait_for(lambda: "Step 150 of 6,000" in view.view.inner_text() and view.picture != picture)
-    view.view.locator(".jupyter-button").first.click()
+    view.button("Play").click()
     view.wait_for(lambda: "Step 6,000 of 6,000" in view.view.inner_text() and view.picture == picture)
