@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_lessons.course.measure import MIXTURE, times_as_wide, trained
+from moe_lessons.course.own_figures import MIXTURE, times_as_wide, trained
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.training import facts_runs, train
 
