@@ -12,9 +12,9 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +34,8 @@ CHROMIUM_ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disa
                       "--disable-component-update", "--disable-sync"]  # fmt: skip
 CODE = ".jp-RenderedMarkdown code span"  # JupyterLab's own colours of highlighted code
 VIEWPORT = {"width": 1280, "height": 900}
+# Where a kernel has ports, another program may take one before it does, and ipykernel then hangs: so it has files.
+CONFIG = {"LabApp": {"expose_app_in_browser": True}, "KernelManager": {"transport": "ipc"}}  # with `jupyterapp`
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 
 # In a page of JupyterLab that is there: close what it shows, and open a notebook.
@@ -61,19 +63,16 @@ class LabServer:
         shutil.copytree(ROOT / "notebooks", self.root / "notebooks")
         self.settings = self.home / "settings" / "@jupyterlab" / "apputils-extension"
         self.settings.mkdir(parents=True)
-        own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
-               "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
-               "IPYTHONDIR": "ipython"}  # fmt: skip
-        (self.home / "config").mkdir()  # there, `jupyterapp` is known in its pages
-        (self.home / "config" / "jupyter_lab_config.json").write_text('{"LabApp": {"expose_app_in_browser": true}}')
+        own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTERLAB_SETTINGS_DIR": "settings",
+               "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}  # fmt: skip
+        (self.home / "config").mkdir()
+        (self.home / "config" / "jupyter_lab_config.json").write_text(json.dumps(CONFIG))
         environment = os.environ | {name: str(self.home / place) for name, place in own.items()}
+        self.runtime = tempfile.TemporaryDirectory()  # the address of a kernel, a path in it, must be short
+        environment["JUPYTER_RUNTIME_DIR"] = self.runtime.name
         environment |= {"JUPYTER_PREFER_ENV_PATH": "1", "MOE_LESSONS_STATIC": ""}  # the kernel of this environment
         environment["MOE_LESSONS_PROGRESS"] = str(self.home / "progress.json")
-        self.environment = environment
-        self.start()
-
-    def start(self) -> None:
-        environment = self.environment | {"JUPYTER_PORT": str(free_port())}  # servers that start at once: no same one
+        environment["JUPYTER_PORT"] = str(free_port())  # servers that start at once: no same one
         command = [sys.executable, "-m", "moe_lessons", "lab", "--no-browser"]
         log = self.home / "server.log"
         with log.open("w") as output:
@@ -114,7 +113,7 @@ class LabServer:
 
         (kernel,) = (s["kernel"]["id"] for s in self.request("GET", "api/sessions") if s["path"].endswith(name))
         client = BlockingKernelClient()
-        client.load_connection_file(str(self.home / "runtime" / f"kernel-{kernel}.json"))
+        client.load_connection_file(f"{self.runtime.name}/kernel-{kernel}.json")
         client.start_channels(iopub=False, hb=False)
         try:
             reply = client.execute("", silent=True, user_expressions={"it": expression}, reply=True, timeout=30)
@@ -253,20 +252,6 @@ class Notebooks:
     def __call__(self, name: str, *sources: str, theme: str = "light", fresh: bool = False) -> NotebookPage:
         if sources:
             self.lab.write(name, *sources)
-        try:
-            notebook = self._open(name, theme, fresh)
-        except Error as error:
-            if self.opened:
-                raise
-            warnings.warn(f"no kernel in a minute, the server is started again: {error}", stacklevel=2)
-            self.idle.clear()
-            self.lab.close()
-            self.lab.start()
-            notebook = self._open(name, theme, fresh)
-        self.opened.append(notebook)
-        return notebook
-
-    def _open(self, name: str, theme: str, fresh: bool) -> NotebookPage:
         if self.idle and not fresh:
             notebook = self.idle.pop()  # one that cannot open it is not used again
             notebook.open_here(name, theme)
@@ -275,6 +260,7 @@ class Notebooks:
             context = self.browser.new_context(viewport=VIEWPORT, color_scheme=theme)
             notebook = NotebookPage(context.new_page())
             notebook.open(self.lab, name)
+        self.opened.append(notebook)
         return notebook
 
     def close(self) -> None:
