@@ -28,6 +28,17 @@ class PlaneTask:
     def __post_init__(self):
         check_choice("name", self.name, PLANE_TASKS)
 
+    @property
+    def has_blobs(self) -> bool:
+        """Whether points lie around centres, and not anywhere."""
+        return self.name in ("blobs", "uneven")
+
+    @property
+    def frequency(self) -> Tensor:
+        """Say how often each blob is drawn (24,), relative to the first."""
+        ranks = torch.arange(1.0, NUM_PROTOTYPES + 1)
+        return 1 / ranks if self.name == "uneven" else torch.ones_like(ranks)
+
     @cached_property
     def prototypes(self) -> Tensor:
         """Place the centres of the blobs or cells (24, 2), apart: each is the farthest of ten candidates."""
@@ -51,15 +62,21 @@ class PlaneTask:
 
     def batch(self, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw `num_points` (T) points and their classes: x (T, 2), y (T,)."""
+        draw = {"generator": generator}
+        if not self.has_blobs:
+            return self.place(torch.rand(num_points, 2, **draw))
         if self.name == "blobs":
-            blob = torch.randint(NUM_PROTOTYPES, (num_points,), generator=generator)
-        elif self.name == "uneven":
-            frequency = 1 / torch.arange(1.0, NUM_PROTOTYPES + 1)
-            blob = torch.multinomial(frequency, num_points, replacement=True, generator=generator)
+            blob = torch.randint(NUM_PROTOTYPES, (num_points,), **draw)
         else:
-            x = torch.rand(num_points, 2, generator=generator) * 2 - 1
+            blob = torch.multinomial(self.frequency, num_points, replacement=True, **draw)
+        return self.place(torch.randn(num_points, 2, **draw), blob)
+
+    def place(self, drawn: Tensor, blob: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Make points and their classes of random numbers (T, 2): uniform ones, or normal ones around `blob` (T,)."""
+        if blob is None:
+            x = drawn * 2 - 1
             return x, self.labels(x)
-        x = self.prototypes[blob] + 0.08 * torch.randn(num_points, 2, generator=generator)
+        x = self.prototypes[blob] + 0.08 * drawn
         return x.clamp(-1, 1), blob % NUM_CLASSES
 
 

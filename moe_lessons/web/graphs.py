@@ -1,0 +1,247 @@
+"""Export what a page needs to train: the course's own step, reading and batch, as ONNX graphs that torch traces.
+
+A page gives the random numbers, keeps `state`, and runs the graphs; it knows nothing of routers, losses or updates.
+"""
+
+import copy
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, functionalize, grad_and_value
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from moe_lessons.nn import Routing, torch_threads
+from moe_lessons.nn.dispatch import weight_matrix
+from moe_lessons.support.errors import in_words
+from moe_lessons.tasks import PlaneClassifier, PlaneTask, grid
+from moe_lessons.tasks.plane import NUM_PROTOTYPES
+from moe_lessons.training import Run, load_share
+from moe_lessons.training.knobs import TRAINING
+from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
+
+KNOBS = tuple(name for name in TRAINING if name != "capacity_factor")  # of a step: in this order they are its input
+NO_CAPACITY = "a capacity drops tokens, so that sizes depend on values, which a graph cannot say"
+NUM_MEASURED = 256  # held-out points on which a reading measures loss and accuracy
+BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch's AdamW
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Is a function of tensors as an ONNX model: its bytes, and the names and shapes of what goes in and comes out."""
+
+    model: bytes
+    inputs: dict[str, tuple[int, ...]]
+    outputs: tuple[str, ...]
+
+
+class Given(TorchFunctionMode):
+    """Within it, the noise of a router is what is given: normal (T, E) for its logits, factor (T, D) for its input."""
+
+    def __init__(self, normal: Tensor, factor: Tensor):
+        super().__init__()
+        self.given = {torch.randn_like: normal, Tensor.uniform_: factor}
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        return self.given[function] if function in self.given else function(*args, **(kwargs or {}))
+
+
+class Trained:
+    """Runs that train in step, as functions of one vector `state`: the weights of all models (P,), Adam's two averages
+    of their gradients (P,) and (P,), and the bias of the experts (E,) where the router has one.
+
+    runs: names and `Run`s, the first with a mixture of experts in the plane, as `plane_runs` makes them. ValueError for
+    what no graph can say."""
+
+    def __init__(self, runs: dict[str, Run]):
+        main = next(iter(runs.values()), None) if isinstance(runs, dict) else None
+        if not isinstance(main, Run) or not isinstance(main.model, PlaneClassifier) or not main.num_experts:
+            raise ValueError(f"runs must be a dict whose first Run has a PlaneClassifier with experts, got {runs!r:.60}")
+        for name, run in runs.items():
+            if (run.warmup_steps, run.decay_steps, run.max_grad_norm) != (0, None, None):
+                raise ValueError(f"runs must have a constant rate and no max_grad_norm, got {name} with one")
+        if main.knobs.capacity_factor is not None:
+            wanted = f"capacity_factor must be None for an export, since {NO_CAPACITY}"
+            raise ValueError(f"{wanted}, got {main.knobs.capacity_factor:g}")
+        self.models = {name: copy.deepcopy(run.model) for name, run in runs.items()}
+        self.main = next(iter(self.models.values()))
+        self.router = getattr(self.main.block, "router", None)
+        if not all(hasattr(self.router, name) for name in ("choose", "choice_logits", "weight")):
+            raise ValueError(f"router must be a TopKRouter or one of its kind, got {in_words(self.router)}")
+        self.main.block.dispatch = "dense"  # others ask for values
+        for name, value in {"noise_std": 1.0, "jitter_noise": 1.0}.items():  # their sizes are inputs: see `noise`
+            if TRAINING[name].needs(self.router):
+                setattr(self.router, name, value)
+        self.batch_size, self.num_experts, self.d_model = main.batch_size, main.num_experts[0], self.main.block.d_model
+        self.shapes = [p.shape for model in self.models.values() for p in model.parameters()]
+        self.num_weights = sum(map(math.prod, self.shapes))  # P
+        self.num_bias = self.num_experts if hasattr(self.router, "expert_bias") else 0
+        self.size = 3 * self.num_weights + self.num_bias
+
+    def start(self) -> Tensor:
+        """Give the state before the first step: (3·P,) or (3·P + E,)."""
+        weights = [p.detach().flatten() for model in self.models.values() for p in model.parameters()]
+        return torch.cat([*weights, torch.zeros(self.size - self.num_weights)])
+
+    def parts(self, state: Tensor) -> list[Tensor]:
+        """Split a state: weights, the two averages, the bias of the experts (which may be empty)."""
+        return list(state.split([self.num_weights] * 3 + [self.num_bias]))
+
+    def named(self, weights: Tensor, bias: Tensor) -> list[dict[str, Tensor]]:
+        """Give each model's tensors by their names: weights (P,), bias (E,)."""
+        pieces = iter(weights.split([math.prod(shape) for shape in self.shapes]))
+        found = [{n: next(pieces).view(p.shape) for n, p in m.named_parameters()} for m in self.models.values()]
+        found[0] |= {"block.router.expert_bias": bias} if self.num_bias else {}
+        return found
+
+    def step(self, state, count, x, y, normal, uniform, knobs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Train one step, as `Run.step` does.
+
+        state: see above; count (): the number of the step, from 1; x (T, 2), y (T,): the batch; normal (T, E), uniform
+        (T, D), from 0 to 1: random numbers for noise and jitter; knobs: their values, by `KNOBS`. Gives the next state,
+        the loss of each model (nats), the load shares (E,), and the norm of the gradient."""
+        value = dict(zip(KNOBS, knobs.unbind(0)))
+        weights, mean, square, bias = self.parts(state)
+        factor = 1 + value["jitter_noise"] * (2 * uniform - 1)  # what uniform_(1 - ε, 1 + ε) gives
+
+        def loss_of(weights: Tensor):
+            losses, total = [], 0.0
+            for model, tensors in zip(self.models.values(), self.named(weights, bias)):
+                with Given(normal * value["noise_std"], factor):
+                    logits, routings = functional_call(model, tensors, (x,))
+                losses.append(F.cross_entropy(logits, y))
+                total = total + losses[-1]
+                for routing in routings:
+                    for name, knob in TRAINING.items():
+                        total = total + (value[name] * knob.loss(routing) if knob.loss else 0.0)
+                    load, moves = load_share(routing), self.moves(routing)
+            return total, (torch.stack(losses), load, moves)
+
+        self._training(True)
+        gradient, (_, (losses, load, moves)) = grad_and_value(loss_of, has_aux=True)(weights)
+        mean = BETA1 * mean + (1 - BETA1) * gradient  # Adam (arXiv:1412.6980, algorithm 1)
+        square = BETA2 * square + (1 - BETA2) * gradient * gradient
+        size = (square / (1 - BETA2**count)).sqrt() + EPSILON
+        weights = weights - value["lr"] * (mean / (1 - BETA1**count)) / size
+        bias = bias + sum(value[name] * move for name, move in moves.items())
+        return torch.cat([weights, mean, square, bias]), losses, load, gradient.norm()
+
+    def moves(self, routing: Routing) -> dict[str, Tensor]:
+        """Say for each knob that updates the router how it moves the bias of the experts (E,) where it is 1."""
+        moved = {}
+        for name, knob in TRAINING.items():
+            if knob.update and knob.needs(self.router):
+                stand = SimpleNamespace(expert_bias=torch.zeros(self.num_experts))
+                knob.update(stand, routing, 1.0)
+                moved[name] = stand.expert_bias
+        return moved
+
+    def read(self, state, x, held_x, held_y, keep) -> tuple[Tensor, ...]:
+        """Read the mixture and measure all models, without noise.
+
+        x (32, 2): the tokens that are shown; held_x (N, 2), held_y (N,): points to measure on; keep (E,): 1, or 0 for
+        an expert that is muted. Gives the log-probabilities of the router on the grid (R, R, E); of the tokens the
+        logits (T, E), the probabilities (T, E), the weight of each expert, 0 where it does not serve (T, E), and the
+        class that the model names (T,); the loss and the accuracy of each model; and the load shares (E,)."""
+        weights, _, _, bias = self.parts(state)
+        self._training(False)
+        first, *others = self.named(weights, bias)
+        hidden = self.main.embed.bias  # only its type counts
+        with_all = functional_call(self.main, first, (grid(RESOLUTION),))[1][0].router_probs
+        scores = with_all.clamp_min(1e-30).log().view(RESOLUTION, RESOLUTION, -1)
+        first["block.experts.down_proj"] = first["block.experts.down_proj"] * keep[:, None, None]  # see `nn.muted`
+        logits, (routing,) = functional_call(self.main, first, (x,))
+        serves = weight_matrix(hidden, routing, routing.weight).T  # (T, E)
+        losses, hits = [], []
+        for model, tensors in zip(self.models.values(), [first, *others]):
+            measured, routings = functional_call(model, tensors, (held_x,))
+            losses.append(F.cross_entropy(measured, held_y))
+            hits.append((measured.argmax(dim=-1) == held_y).float().mean())
+            load = load_share(routings[0]) if routings else load
+        named = logits.argmax(dim=-1).int()
+        return (scores, routing.router_logits, routing.router_probs, serves, named, torch.stack(losses),
+                torch.stack(hits), load)  # fmt: skip
+
+    def _training(self, is_training: bool) -> None:
+        for model in self.models.values():
+            model.train(is_training)
+
+
+def export_step(runs: dict[str, Run]) -> Graph:
+    """Make the graph of `Trained.step`. ValueError for runs that no graph can say."""
+    own = Trained(runs)
+    T, state = own.batch_size, own.start()
+    rates = torch.tensor([run_value(runs, name) for name in KNOBS])
+    points = torch.rand(T, 2), torch.arange(T) % 8
+    noise = torch.randn(T, own.num_experts), torch.rand(T, own.d_model)
+    inputs = {"state": state, "count": torch.tensor(1.0), "x": points[0], "y": points[1].int()}
+    inputs |= {"normal": noise[0], "uniform": noise[1], "knobs": rates}
+    return trace(lambda s, n, x, y, *rest: own.step(s, n, x, y.long(), *rest), inputs, ("next", "losses", "load", "norm"))
+
+
+def run_value(runs: dict[str, Run], knob: str) -> float:
+    """Read a knob of the first of several runs."""
+    return float(getattr(next(iter(runs.values())).knobs, knob))
+
+
+def export_reading(runs: dict[str, Run]) -> Graph:
+    """Make the graph of `Trained.read`. ValueError for runs that no graph can say."""
+    own, N = Trained(runs), NUM_MEASURED
+    inputs = {"state": own.start(), "x": torch.rand(NUM_TOKENS, 2), "held_x": torch.rand(N, 2)}
+    inputs |= {"held_y": (torch.arange(N) % 8).int(), "keep": torch.ones(own.num_experts)}
+    outputs = "scores", "logits", "probs", "serves", "named", "measured", "accuracy", "clean"
+    return trace(lambda s, x, hx, hy, keep: own.read(s, x, hx, hy.long(), keep), inputs, outputs)
+
+
+def export_batch(task: PlaneTask, num_points: int) -> Graph:
+    """Make the graph of `PlaneTask.place`: random numbers (T, 2), blobs (T,) and prototypes (24, 2) -> x, y."""
+    task = PlaneTask(task.name)
+
+    def place(drawn: Tensor, blob: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+        vars(task)["prototypes"] = prototypes  # where it is cached: those of any seed
+        x, y = task.place(drawn, blob.long() if task.has_blobs else None)
+        return x, y.int()
+
+    inputs = {"drawn": torch.rand(num_points, 2), "blob": (torch.arange(num_points) % NUM_PROTOTYPES).int()}
+    return trace(place, inputs | {"prototypes": task.prototypes}, ("x", "y"))
+
+
+@torch_threads(1)
+def trace(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> Graph:
+    """Make an ONNX graph of a function that computes with tensors alone: inputs give names, shapes and types."""
+    from torch._decomp import core_aten_decompositions
+
+    table, aten = dict(core_aten_decompositions()), torch.ops.aten
+    # ONNX has no memory that is not set, and no distances
+    table[aten.empty_permuted.default] = lambda size, order, dtype=None, **_: aten.full.default(size, 0.0, dtype=dtype)
+    table[aten._cdist_forward.default] = lambda a, b, p, mode: (a[:, None] - b).square().sum(dim=-1).sqrt()
+    args = tuple(inputs.values())
+    with quiet():
+        graph = make_fx(functionalize(function), decomposition_table=table, tracing_mode="real")(*args)
+        graph.graph.eliminate_dead_code()
+        graph.recompile()
+        program = torch.onnx.export(graph, args, dynamo=True, verbose=False, input_names=list(inputs),
+                                    output_names=list(outputs))  # fmt: skip
+    model = program.model_proto.SerializeToString()
+    return Graph(model, {name: tuple(value.shape) for name, value in inputs.items()}, outputs)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Within it nothing is logged or warned of: torch's export says much that nobody asked for, and slowly."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,158 @@
+"""What the page trains with is the course's own step: each graph, run by onnxruntime, beside `Run.step` and
+`read_plane`."""
+
+import itertools
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from moe_lessons.nn import MoE, TopKRouter, muted
+from moe_lessons.tasks import PLANE_TASKS, PlaneTask, grid
+from moe_lessons.training import PRESETS, PlaneSetting, facts_runs, plane_runs
+from moe_lessons.web.graphs import KNOBS, NUM_MEASURED, Trained, export_batch, export_reading, export_step
+from moe_lessons.widgets.plane import read_plane, route
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
+
+FEW = [
+    replace(PRESETS["noise"], jitter_noise=0.1, router_z_loss_coef=0.01, num_experts=4),
+    PlaneSetting("waves", 8, 2, router="sigmoid", expert_bias_rate=0.01),
+]
+# All that the page offers, with GRAPHS=all (minutes); the tasks have graphs of their own.
+SIZES = [(e, k) for e in (1, 2, 4, 8, 16) for k in sorted({1, 2, 4, e}) if k <= e]
+ALL = [
+    PlaneSetting("checker", e, k, d_ff, router=router, expert_bias_rate=0.01 * (router == "sigmoid"))
+    for (e, k), d_ff, router in itertools.product(SIZES, (4, 8), ("top-k", "sigmoid", "expert choice"))
+]
+
+
+def session(graph):
+    found = onnxruntime.InferenceSession(graph.model)
+    return lambda **inputs: dict(zip(graph.outputs, found.run(None, {n: np.asarray(v) for n, v in inputs.items()})))
+
+
+def follow(setting: PlaneSetting, monkeypatch, steps: int = 10) -> None:
+    """Ten steps of the runs and of the graph on the same random numbers; then what is read of both."""
+    runs = plane_runs(setting, seed=3)
+    main, T = runs["MoE"], runs["MoE"].batch_size
+    step, reading, own = session(export_step(runs)), session(export_reading(runs)), Trained(runs)
+    drawn = {"normal": torch.zeros(T, setting.num_experts), "uniform": torch.zeros(T, own.d_model)}
+    plain, even = torch.randn_like, Tensor.uniform_
+
+    def normal(like: Tensor) -> Tensor:
+        drawn["normal"] = plain(like)
+        return drawn["normal"]
+
+    def uniform(tensor: Tensor, low: float, high: float) -> Tensor:
+        drawn["uniform"] = even(torch.empty_like(tensor), 0, 1)
+        return tensor.copy_(low + (high - low) * drawn["uniform"])
+
+    monkeypatch.setattr(torch, "randn_like", normal)
+    monkeypatch.setattr(Tensor, "uniform_", uniform)
+    state, generator = own.start().numpy(), torch.Generator().manual_seed(3)
+    for count in range(1, steps + 1):
+        if count == 5:
+            main.knobs.router_aux_loss_coef = 0.3  # a slider is moved
+            for run in runs.values():
+                run.knobs.lr = 0.005
+        x, y = main.task.batch(T, generator)
+        records = [run.step() for run in runs.values()]
+        knobs = np.array([getattr(main.knobs, name) for name in KNOBS], "f4")
+        got = step(state=state, count=np.float32(count), x=x, y=y.int(), knobs=knobs, **drawn)
+        assert got["losses"] == pytest.approx([record.loss for record in records], abs=1e-4), count
+        assert got["load"] == pytest.approx(records[0].load[0], abs=4 / T), count  # a tie may break otherwise
+        assert np.isfinite(got["norm"])
+        state = got["next"]
+    monkeypatch.undo()
+    weights = torch.cat([p.detach().flatten() for run in runs.values() for p in run.model.parameters()])
+    assert torch.from_numpy(state[: own.num_weights]).sub(weights).abs().max() < 2e-3  # 1 % of ten steps of Adam
+    if own.num_bias:
+        assert state[-own.num_bias :] == pytest.approx(main.model.block.router.expert_bias.numpy(), abs=1e-6)
+
+    # the weights of the runs in both: near a tie, rounding would choose another expert
+    for run in runs.values():
+        run.model.eval()
+    state[: own.num_weights] = weights
+    plane, (held_x, held_y) = read_plane(main), main.held_out(NUM_MEASURED)
+    keep = np.ones(setting.num_experts, "f4")
+    inputs = {"state": state, "x": plane.points, "held_x": held_x, "held_y": held_y.int()}
+    got = reading(keep=keep, **inputs)
+    assert got["scores"] == pytest.approx(plane.scores.numpy(), abs=1e-4)
+    assert got["logits"] == pytest.approx(plane.routing.router_logits.detach().numpy(), abs=1e-4)
+    assert got["probs"] == pytest.approx(plane.routing.router_probs.numpy(), abs=1e-4)
+    assert ((got["named"] == plane.classes.numpy()) == plane.correct.numpy()).all()
+    serves = np.zeros_like(got["serves"])
+    serves[plane.routing.token_idx, plane.routing.expert_idx] = plane.routing.weight
+    assert got["serves"] == pytest.approx(serves, abs=1e-4)
+    measured = [run.evaluate(NUM_MEASURED) for run in runs.values()]
+    assert got["measured"] == pytest.approx([each["loss"] for each in measured], abs=1e-4)
+    assert got["accuracy"] == pytest.approx([each["accuracy"] for each in measured], abs=1e-4)
+    clean = route(main.model, held_x)[1].demand_per_expert
+    assert got["clean"] == pytest.approx((clean / clean.sum()).numpy(), abs=1e-6)
+    keep[0] = 0
+    with muted(main.model.block.experts, 0):
+        without = main.evaluate(NUM_MEASURED)["accuracy"]
+    assert reading(keep=keep, **inputs)["accuracy"][0] == pytest.approx(without, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ALL if os.environ.get("GRAPHS") == "all" else FEW,
+    ids=lambda s: f"{s.router}-{s.num_experts}-{s.top_k}-{s.d_ff}",
+)
+def test_a_graph_trains_and_reads_as_the_runs_do(setting, monkeypatch):
+    follow(setting, monkeypatch)
+
+
+@pytest.mark.parametrize("name", PLANE_TASKS)
+def test_a_batch_has_the_points_and_classes_of_its_task(name):
+    task, T = PlaneTask(name, seed=5), 64
+    drawn = torch.randn(T, 2) if task.has_blobs else torch.rand(T, 2)
+    blob = torch.arange(T) % 24
+    x, y = task.place(drawn, blob if task.has_blobs else None)
+    got = session(export_batch(task, T))(drawn=drawn, blob=blob.int(), prototypes=task.prototypes)
+    assert got["x"] == pytest.approx(x.numpy(), abs=1e-6) and (got["y"] == y.numpy()).all()
+    assert (task.labels(grid(9)) >= 0).all()
+
+
+@pytest.mark.parametrize("router", ("sigmoid", "expert choice"))
+def test_all_routers_start_from_the_same_weights(router):
+    """So one file has the start of a size, whatever the router."""
+    starts = [Trained(plane_runs(PlaneSetting(router=name), seed=1)) for name in ("top-k", router)]
+    one, other = (own.start()[: own.num_weights] for own in starts)
+    assert torch.equal(one, other)
+
+
+def test_what_no_graph_can_say_is_refused():
+    runs = plane_runs(PRESETS["capacity"])
+    with pytest.raises(ValueError, match="capacity_factor must be None for an export, since .*, got 1.25"):
+        export_step(runs)
+    with pytest.raises(ValueError, match="runs must be a dict whose first Run has a PlaneClassifier with experts, got"):
+        export_reading(facts_runs(num_entries=50))
+    twin = dict(list(plane_runs(PlaneSetting()).items())[1:])
+    for bad in ({}, twin, runs["MoE"]):
+        with pytest.raises(ValueError, match="runs must be a dict whose first Run"):
+            export_step(bad)
+    runs = plane_runs(PlaneSetting())
+    runs["MoE"].max_grad_norm = 1.0
+    with pytest.raises(ValueError, match="runs must have a constant rate and no max_grad_norm, got MoE with one"):
+        export_step(runs)
+
+
+def test_a_router_of_its_own_is_refused(monkeypatch):
+    class Block(MoE):
+        def __init__(self, **sizes):
+            super().__init__(**sizes, router=torch.nn.Identity())
+            self.router = torch.nn.Identity()
+            self.own = TopKRouter(16, sizes["num_experts"], sizes["top_k"])
+
+        def forward(self, x):
+            routing = self.own(x)
+            return x * routing.weight.sum(), routing
+
+    with pytest.raises(ValueError, match="router must be a TopKRouter or one of its kind, got"):
+        export_step(plane_runs(PlaneSetting(), block=Block))
