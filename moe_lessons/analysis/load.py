@@ -1,7 +1,9 @@
 """How evenly the work lies on the experts: in numbers, and in words."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -10,6 +12,9 @@ from torch import Tensor
 from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.support.errors import check_number, check_top_k, shown
 from moe_lessons.training.run import DEAD_SHARE, dead_experts, is_dead
+
+WORDS: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # of `describe_load`
+EVEN = 1.05  # busiest over mean: below it each has about the even share
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,16 @@ def describe_load(load: Tensor | Sequence[float], top_k: int = 1, dropped_share:
     dropped = 100 * check_number("dropped_share", dropped_share)
     statistics, shares = load_statistics(load, top_k), _shares(load)
     num_experts, dead = len(shares), statistics.dead
-    busiest = f"busiest, E{int(shares.argmax())}, has {statistics.max_over_mean:.1f} times the even share."
     if top_k == num_experts:
-        experts = f"all {num_experts} experts" if num_experts > 1 else "its one expert"
-        text = f"Every token {'asks for' if dropped else 'goes to'} {experts}: this mixture is dense."
+        kind = "dense" if num_experts > 1 else "one expert"
     elif dead:
-        are, they_receive = ("is", "it receives") if dead == 1 else ("are", "they receive")
-        under = f"under {100 * DEAD_SHARE:.0f} % of the tokens"
-        text = f"{dead} of {num_experts} experts {are} dead: {they_receive} {under}. The {busiest}"
+        kind = "one dead" if dead == 1 else "dead"
     else:
-        even = statistics.max_over_mean < 1.05
-        text = f"All {num_experts} experts work; " + ("each has about the even share." if even else f"the {busiest}")
-    return text + (f" {dropped:.1f} % of the assignments are dropped: their experts are full." if dropped else "")
+        kind = "even" if statistics.max_over_mean < EVEN else "uneven"
+    asks = WORDS["asks for" if dropped else "goes to"]
+    text = WORDS[kind].format(experts=num_experts, dead=dead, goes_to=asks, limit=f"{100 * DEAD_SHARE:.0f}",
+                              busiest=int(shares.argmax()), times=f"{statistics.max_over_mean:.1f}")  # fmt: skip
+    return text + (f" {WORDS['dropped'].format(dropped=f'{dropped:.1f}')}" if dropped else "")
 
 
 def _shares(load: Tensor | Sequence[float]) -> Tensor:

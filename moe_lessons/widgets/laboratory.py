@@ -14,6 +14,8 @@ from moe_lessons.training.knobs import KNOBS, TRAINING, Box
 from moe_lessons.widgets.controls import CheckBoxes, control, move
 from moe_lessons.widgets.live import LiveRun
 
+TITLES = "Structure · starts afresh", "Live · applies to the next step", "Look · changes nothing"  # of the controls
+
 
 class Lab(LiveRun):
     """A `LiveRun` with controls. `values` has what is in force, by name; also what has no control.
@@ -133,9 +135,8 @@ class Lab(LiveRun):
 
     def controls(self) -> list[W.Widget]:
         """Make a control for each name that has none yet, under three headings, and a place to say why some idle."""
-        titles = "Structure · starts afresh", "Live · applies to the next step", "Look · changes nothing"
         shown, self._idle = [], W.HTML()
-        for title, names in zip(titles, (self.START, self.LIVE, self.LOOK)):
+        for title, names in zip(TITLES, (self.START, self.LIVE, self.LOOK)):
             made = {name: control(name, self.stops(name, self.values)) for name in names if name not in self.inputs}
             self.inputs |= made
             shown += [W.HTML(f'<div class="moe-group">{title}</div>'), *made.values()] if made else []

@@ -136,8 +136,7 @@ class Playground(Lab):
     def words(self) -> str:
         losses, guessing = [record.loss for record in self.main_run.records[-RECENT:]], math.log(NUM_CLASSES)
         is_worse = self.step > RECENT and sum(losses) > 1.1 * guessing * len(losses)
-        advice = f" The loss is worse than guessing ({guessing:.2f}): try a lower learning rate."
-        return super().words() + advice * is_worse
+        return super().words() + TIPS["reading"]["worse"].format(guessing=f"{guessing:.2f}") * is_worse
 
     def reading(self) -> str:
         plane, i = self.plane, self.selected
@@ -146,14 +145,14 @@ class Playground(Lab):
         read = ", ".join(f"E{e} {logits[e]:+.2f} ({probs[e]:.0%})" for e in best)
         mine = plane.routing.token_idx == i
         chosen = zip(plane.routing.weight[mine].tolist(), plane.routing.expert_idx[mine].tolist())
-        served = ", ".join(f"{weight:.2f} × E{expert}" for weight, expert in chosen) or "no expert: it was dropped"
-        verdict = "correct" if plane.correct[i] else "wrong"
-        text = f"Token {i} at ({x:.2f}, {y:.2f}), class {plane.classes[i]}, {verdict}. "
-        text += f"Router logits (probabilities): {read}. Served by: {served}."
+        served = ", ".join(f"{weight:.2f} × E{expert}" for weight, expert in chosen) or TIPS["reading"]["dropped"]
+        verdict, place = "correct" if plane.correct[i] else "wrong", {"x": f"{x:.2f}", "y": f"{y:.2f}"}
+        facts = place | {"label": int(plane.classes[i]), "verdict": verdict, "read": read, "served": served}
+        text = TIPS["reading"]["token"].format(token=i, **facts)
         if self.muted is not None:
-            with_it, without = self.read("muted", self._read_muted)
-            text += f" E{self.muted} muted: accuracy {with_it:.1%} → {without:.1%} on {NUM_HELD_OUT} held-out points."
-            text += " Training goes on with it."
+            with_it, without = (f"{accuracy:.1%}" for accuracy in self.read("muted", self._read_muted))
+            of = {"expert": self.muted, "with_it": with_it, "without": without, "points": NUM_HELD_OUT}
+            text += TIPS["reading"]["muted"].format(**of)
         return text
 
     def _read_muted(self) -> tuple[float, float]:

@@ -1,0 +1,115 @@
+"""``python -m tools.page FOLDER [all | few]``: make the page that trains by itself, all that it needs, in a folder.
+
+A document shows it by one line: ``<script type="module" src="FOLDER/page.js"></script>``. What is large is compressed,
+so that no server has to. Graphs are kept in build/graphs, and made again only where the package or torch has changed.
+`few`: only the graphs of the presets 'healthy' and 'collapse', and two seeds, as the tests need them.
+"""
+
+import gzip
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from filelock import FileLock
+from joblib import Parallel, delayed
+
+from moe_lessons.tasks import PLANE_TASKS, PlaneTask
+from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
+from moe_lessons.web.graphs import Graph, export_batch, export_reading, export_step
+from moe_lessons.web.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
+from moe_lessons.widgets.canvas import LiveCanvas
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = ROOT / "build" / "graphs"
+WEB = ROOT / "moe_lessons" / "web"
+RUNTIME = ROOT / "tools" / "node_modules" / "onnxruntime-web"
+FEW = ("healthy", "collapse")
+STRUCTURE = "num_experts", "top_k", "d_ff", "router"
+
+
+def main(folder: str, graphs: str = "all") -> None:
+    """Make the page in a folder."""
+    settings, seeds = offered(), len(STOPS["seed"])
+    if graphs == "few":
+        settings, seeds = {graph_name(PRESETS[name]): PRESETS[name] for name in FEW}, 2
+    folder, runtime = Path(folder), find_runtime()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with FileLock(KEPT / "lock"):  # tests may make it at the same time
+        jobs, mark = {}, key()
+        for name in PLANE_TASKS:
+            jobs[f"{name}.z"] = delayed(keep)(KEPT / f"{mark}.{name}.z", export_batch, PlaneTask(name), 256)
+        for name, setting in settings.items():
+            for kind, export in (("step", export_step), ("read", export_reading)):
+                path = KEPT / f"{mark}.{name}.{kind}.z"
+                jobs[f"{name}.{kind}.z"] = delayed(keep)(path, export, runs_of(setting))
+        for name, path in zip(jobs, Parallel(n_jobs=-1)(jobs.values())):
+            shutil.copy(path, folder / name)
+    for name, setting in settings.items():
+        text = json.dumps(graph_manifest(runs_of(setting), setting))
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    for setting in {(s.num_experts, s.top_k, s.d_ff): s for s in settings.values()}.values():
+        for seed in range(seeds):
+            name = f"start-{setting.num_experts}-{setting.top_k}-{setting.d_ff}-{seed}.z"
+            write(folder / name, start_numbers(setting, seed).astype("<f4").tobytes())
+    for seed in range(seeds):
+        write(folder / f"seed-{seed}.z", seed_numbers(seed).astype("<f4").tobytes())
+    (folder / "manifest.json").write_text(json.dumps(manifest(list(settings), seeds)), encoding="utf-8")
+    (folder / "canvas.js").write_text(LiveCanvas._esm, encoding="utf-8")
+    (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
+    for name in ("page.js", "worker.js", "page.css"):
+        shutil.copy(WEB / name, folder / name)
+    shutil.copy(runtime / "dist" / "ort.wasm.bundle.min.mjs", folder / "onnxruntime.js")  # .mjs: some servers know no such
+    write(folder / "onnxruntime.z", (runtime / "dist" / "ort-wasm-simd-threaded.wasm").read_bytes())
+    for name in ("LICENSE", "ThirdPartyNotices.txt"):  # the npm package has none
+        shutil.copy(Path(find_spec("onnxruntime").origin).parent / name, folder / f"onnxruntime-{name}")
+
+
+def find_runtime() -> Path:
+    """The onnxruntime-web of tools/package-lock.json, installed by npm if it is not there yet."""
+    wanted = json.loads((ROOT / "tools" / "package.json").read_text("utf-8"))["dependencies"]["onnxruntime-web"]
+    there = RUNTIME / "package.json"
+    if not there.is_file() or json.loads(there.read_text("utf-8"))["version"] != wanted:
+        if not shutil.which("npm"):
+            raise SystemExit("The page needs onnxruntime-web, which npm brings (on Debian or Ubuntu: apt install npm).")
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
+        subprocess.run(command, cwd=ROOT / "tools", check=True)
+    return RUNTIME
+
+
+def keep(path: Path, export: Callable[..., Graph], *arguments) -> Path:
+    """A graph in the store, made where it is not there."""
+    if not path.is_file():
+        write(path, export(*arguments).model)
+    return path
+
+
+def runs_of(setting: PlaneSetting) -> dict[str, Run]:
+    """Runs of the structure of a setting, whatever its task and knobs."""
+    return plane_runs(PlaneSetting(**{name: getattr(setting, name) for name in STRUCTURE}))
+
+
+def key() -> str:
+    """What a graph depends on: the source of what it does, and who exports it."""
+    sources = [path for part in ("nn", "tasks", "training") for path in (ROOT / "moe_lessons" / part).glob("*.*")]
+    parts = [path.read_bytes() for path in [WEB / "graphs.py", *sorted(sources)]]
+    parts += [version(name).encode() for name in ("torch", "onnx", "onnxscript")]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write data compressed, the same bytes each time, and whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(gzip.compress(data, mtime=0))
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
