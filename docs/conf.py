@@ -13,7 +13,10 @@ from textwrap import indent
 from docutils.nodes import SkipNode
 from docutils.utils.math.latex2mathml import tex2mathml
 
-sys.path.insert(0, str(Path(__file__).parent))  # for conf.slug
+from moe_lessons.course.interview import CONDITIONS, SENTENCE
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # for conf.slug
 
 project = html_title = "moe_lessons"
 author = "The moe_lessons contributors"
@@ -30,9 +33,19 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navbar_center": [], "show_prev_next": True, "footer_end": []}
-html_sidebars = {"**": ["globaltoc.html"]}
+html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"], "index": []}
+html_sidebars = {"**": ["globaltoc.html"], "index": []}
+templates_path, html_additional_pages = ["templates"], {"index": "front.html"}
 html_static_path = html_css_files = ["site.css"]
-html_context = {"default_mode": "auto"}
+QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (HERE.parent / "README.md").read_text(encoding="utf-8"), re.M)[1]
+DOORS = {  # buttons of the front page -> lessons
+    "Start the course": "00_welcome",
+    "Why it collapses": "05_expert_collapse",
+    "How it is mended": "06_balancing",
+    "The answer, with numbers": "08_capacity_and_its_price",
+}
+html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
+html_context |= {"sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
 html_favicon = "favicon.svg"
 html_show_sourcelink = html_copy_source = False
 

@@ -16,14 +16,15 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import onnx
 from filelock import FileLock
 from joblib import Parallel, delayed
 
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
-from moe_lessons.web.graphs import Graph, export_batch, export_reading, export_step
-from moe_lessons.web.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
+from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step
 from moe_lessons.widgets.canvas import LiveCanvas
+from tools.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "graphs"
@@ -53,7 +54,8 @@ def main(folder: str, graphs: str = "all") -> None:
         for name, path in zip(jobs, Parallel(n_jobs=-1)(jobs.values())):
             shutil.copy(path, folder / name)
     for name, setting in settings.items():
-        text = json.dumps(graph_manifest(runs_of(setting), setting))
+        inputs = {kind: inputs_of(folder / f"{name}.{kind}.z") for kind in ("step", "read")}
+        text = json.dumps(graph_manifest(runs_of(setting), setting) | {"inputs": inputs})
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
     for setting in {(s.num_experts, s.top_k, s.d_ff): s for s in settings.values()}.values():
         for seed in range(seeds):
@@ -66,7 +68,7 @@ def main(folder: str, graphs: str = "all") -> None:
     (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
     for name in ("page.js", "worker.js", "page.css"):
         shutil.copy(WEB / name, folder / name)
-    shutil.copy(runtime / "dist" / "ort.wasm.bundle.min.mjs", folder / "onnxruntime.js")  # .mjs: some servers know no such
+    shutil.copy(runtime / "dist" / "ort.wasm.bundle.min.mjs", folder / "onnxruntime.js")  # servers may not know .mjs
     write(folder / "onnxruntime.z", (runtime / "dist" / "ort-wasm-simd-threaded.wasm").read_bytes())
     for name in ("LICENSE", "ThirdPartyNotices.txt"):  # the npm package has none
         shutil.copy(Path(find_spec("onnxruntime").origin).parent / name, folder / f"onnxruntime-{name}")
@@ -89,6 +91,13 @@ def keep(path: Path, export: Callable[..., Graph], *arguments) -> Path:
     if not path.is_file():
         write(path, export(*arguments).model)
     return path
+
+
+def inputs_of(path: Path) -> dict[str, dict]:
+    """The shape and the meaning of each input of a graph."""
+    values = onnx.load_from_string(gzip.decompress(path.read_bytes())).graph.input
+    shapes = {value.name: [size.dim_value for size in value.type.tensor_type.shape.dim] for value in values}
+    return {name: {"shape": shape, "meaning": MEANING[name]} for name, shape in shapes.items()}
 
 
 def runs_of(setting: PlaneSetting) -> dict[str, Run]:

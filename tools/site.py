@@ -1,11 +1,11 @@
-"""``python -m tools.site [FOLDER]``: make the site of the course (default: build/site) and check every link in it.
+"""``python -m tools.site [FOLDER [few]]``: make the site of the course (default: build/site), check every link in it.
+few: with the graphs that the tests need: see `tools.page`.
 
 Fails on a warning of Sphinx and on a link inside the site that leads nowhere. Links to other sites must be well formed;
 nothing is fetched.
 """
 
 import re
-import shutil
 import sys
 from html import unescape
 from pathlib import Path
@@ -13,13 +13,15 @@ from urllib.parse import unquote, urlsplit
 
 from sphinx.cmd.build import main as sphinx
 
+from tools import page as training_page
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def main(folder: str = str(ROOT / "build" / "site")) -> int:
+def main(folder: str = str(ROOT / "build" / "site"), graphs: str = "all") -> int:
     """0 when all is well."""
+    training_page.main(str(Path(folder, "page")), graphs)
     warned = sphinx(["-q", "-E", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "docs"), str(ROOT), folder])
-    shutil.copy(Path(folder, "README.html"), Path(folder, "index.html"))
     broken = broken_links(Path(folder))
     print(*broken, f"{folder}/index.html: {len(broken)} broken links", sep="\n")
     return int(bool(warned or broken))

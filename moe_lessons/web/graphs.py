@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch._decomp import core_aten_decompositions
 from torch.func import functional_call, functionalize, grad_and_value
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
@@ -31,6 +32,21 @@ from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
 KNOBS = tuple(name for name in TRAINING if name != "capacity_factor")  # of a step: in this order they are its input
 NO_CAPACITY = "a capacity drops tokens, so that sizes depend on values, which a graph cannot say"
 NUM_MEASURED = 256  # held-out points on which a reading measures loss and accuracy
+MEANING = {  # of each input
+    "state": "the weights of all models, Adam's two averages of their gradients, and the bias of the experts",
+    "count": "the number of the step since Adam's averages began, from 1",
+    "x": "points from -1 to 1: a batch, or the tokens that are shown",
+    "y": "the classes of the points",
+    "normal": "normal random numbers: the noise on the router's logits",
+    "uniform": "random numbers from 0 to 1: the jitter of the router's input",
+    "knobs": ", ".join(KNOBS),
+    "held_x": "points to measure on, which training has not seen",
+    "held_y": "the classes of these points",
+    "keep": "1 for each expert, 0 for one that is muted",
+    "drawn": "random numbers: normal where the task has blobs, else from 0 to 1",
+    "blob": "the blob of each point",
+    "prototypes": "the centres of the blobs or cells",
+}
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch's AdamW
 
 
@@ -64,7 +80,8 @@ class Trained:
     def __init__(self, runs: dict[str, Run]):
         main = next(iter(runs.values()), None) if isinstance(runs, dict) else None
         if not isinstance(main, Run) or not isinstance(main.model, PlaneClassifier) or not main.num_experts:
-            raise ValueError(f"runs must be a dict whose first Run has a PlaneClassifier with experts, got {runs!r:.60}")
+            wanted = "a dict whose first Run has a PlaneClassifier with experts"
+            raise ValueError(f"runs must be {wanted}, got {in_words(runs)}")
         for name, run in runs.items():
             if (run.warmup_steps, run.decay_steps, run.max_grad_norm) != (0, None, None):
                 raise ValueError(f"runs must have a constant rate and no max_grad_norm, got {name} with one")
@@ -105,9 +122,8 @@ class Trained:
     def step(self, state, count, x, y, normal, uniform, knobs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Train one step, as `Run.step` does.
 
-        state: see above; count (): the number of the step, from 1; x (T, 2), y (T,): the batch; normal (T, E), uniform
-        (T, D), from 0 to 1: random numbers for noise and jitter; knobs: their values, by `KNOBS`. Gives the next state,
-        the loss of each model (nats), the load shares (E,), and the norm of the gradient."""
+        state: see above; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Gives the
+        next state, the loss of each model (nats), the load shares (E,), and the norm of the gradient."""
         value = dict(zip(KNOBS, knobs.unbind(0)))
         weights, mean, square, bias = self.parts(state)
         factor = 1 + value["jitter_noise"] * (2 * uniform - 1)  # what uniform_(1 - ε, 1 + ε) gives
@@ -147,28 +163,27 @@ class Trained:
     def read(self, state, x, held_x, held_y, keep) -> tuple[Tensor, ...]:
         """Read the mixture and measure all models, without noise.
 
-        x (32, 2): the tokens that are shown; held_x (N, 2), held_y (N,): points to measure on; keep (E,): 1, or 0 for
-        an expert that is muted. Gives the log-probabilities of the router on the grid (R, R, E); of the tokens the
-        logits (T, E), the probabilities (T, E), the weight of each expert, 0 where it does not serve (T, E), and the
-        class that the model names (T,); the loss and the accuracy of each model; and the load shares (E,)."""
+        x (T, 2); held_x (N, 2), held_y (N,); keep (E,): see `MEANING`. Gives the router's log-probabilities on the
+        grid (R, R, E); of the tokens its logits (T, E), its probabilities (T, E), the weight of each expert, 0 where it
+        does not serve (T, E), and the class that the model names (T,); the loss and the accuracy of each model; and the
+        load shares (E,)."""
         weights, _, _, bias = self.parts(state)
         self._training(False)
         first, *others = self.named(weights, bias)
-        hidden = self.main.embed.bias  # only its type counts
-        with_all = functional_call(self.main, first, (grid(RESOLUTION),))[1][0].router_probs
-        scores = with_all.clamp_min(1e-30).log().view(RESOLUTION, RESOLUTION, -1)
+        probs = functional_call(self.main, first, (grid(RESOLUTION),))[1][0].router_probs
+        scores = probs.clamp_min(1e-30).log().view(RESOLUTION, RESOLUTION, -1)
         first["block.experts.down_proj"] = first["block.experts.down_proj"] * keep[:, None, None]  # see `nn.muted`
         logits, (routing,) = functional_call(self.main, first, (x,))
-        serves = weight_matrix(hidden, routing, routing.weight).T  # (T, E)
-        losses, hits = [], []
+        serves = weight_matrix(x, routing, routing.weight).T  # (T, E)
+        losses, hits, routings = [], [], []
         for model, tensors in zip(self.models.values(), [first, *others]):
-            measured, routings = functional_call(model, tensors, (held_x,))
+            measured, its = functional_call(model, tensors, (held_x,))
+            routings += its
             losses.append(F.cross_entropy(measured, held_y))
             hits.append((measured.argmax(dim=-1) == held_y).float().mean())
-            load = load_share(routings[0]) if routings else load
         named = logits.argmax(dim=-1).int()
         return (scores, routing.router_logits, routing.router_probs, serves, named, torch.stack(losses),
-                torch.stack(hits), load)  # fmt: skip
+                torch.stack(hits), load_share(routings[0]))  # fmt: skip
 
     def _training(self, is_training: bool) -> None:
         for model in self.models.values():
@@ -178,25 +193,19 @@ class Trained:
 def export_step(runs: dict[str, Run]) -> Graph:
     """Make the graph of `Trained.step`. ValueError for runs that no graph can say."""
     own = Trained(runs)
-    T, state = own.batch_size, own.start()
-    rates = torch.tensor([run_value(runs, name) for name in KNOBS])
-    points = torch.rand(T, 2), torch.arange(T) % 8
-    noise = torch.randn(T, own.num_experts), torch.rand(T, own.d_model)
-    inputs = {"state": state, "count": torch.tensor(1.0), "x": points[0], "y": points[1].int()}
-    inputs |= {"normal": noise[0], "uniform": noise[1], "knobs": rates}
-    return trace(lambda s, n, x, y, *rest: own.step(s, n, x, y.long(), *rest), inputs, ("next", "losses", "load", "norm"))
-
-
-def run_value(runs: dict[str, Run], knob: str) -> float:
-    """Read a knob of the first of several runs."""
-    return float(getattr(next(iter(runs.values())).knobs, knob))
+    T = own.batch_size
+    inputs = {"state": own.start(), "count": torch.tensor(1.0), "x": torch.rand(T, 2), "y": torch.arange(T).int() % 8}
+    inputs |= {"normal": torch.randn(T, own.num_experts), "uniform": torch.rand(T, own.d_model)}
+    inputs |= {"knobs": torch.full((len(KNOBS),), 0.01)}
+    outputs = "next", "losses", "load", "norm"
+    return trace(lambda s, n, x, y, *rest: own.step(s, n, x, y.long(), *rest), inputs, outputs)
 
 
 def export_reading(runs: dict[str, Run]) -> Graph:
     """Make the graph of `Trained.read`. ValueError for runs that no graph can say."""
     own, N = Trained(runs), NUM_MEASURED
     inputs = {"state": own.start(), "x": torch.rand(NUM_TOKENS, 2), "held_x": torch.rand(N, 2)}
-    inputs |= {"held_y": (torch.arange(N) % 8).int(), "keep": torch.ones(own.num_experts)}
+    inputs |= {"held_y": torch.arange(N).int() % 8, "keep": torch.ones(own.num_experts)}
     outputs = "scores", "logits", "probs", "serves", "named", "measured", "accuracy", "clean"
     return trace(lambda s, x, hx, hy, keep: own.read(s, x, hx, hy.long(), keep), inputs, outputs)
 
@@ -217,8 +226,6 @@ def export_batch(task: PlaneTask, num_points: int) -> Graph:
 @torch_threads(1)
 def trace(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> Graph:
     """Make an ONNX graph of a function that computes with tensors alone: inputs give names, shapes and types."""
-    from torch._decomp import core_aten_decompositions
-
     table, aten = dict(core_aten_decompositions()), torch.ops.aten
     # ONNX has no memory that is not set, and no distances
     table[aten.empty_permuted.default] = lambda size, order, dtype=None, **_: aten.full.default(size, 0.0, dtype=dtype)

@@ -1,5 +1,5 @@
 // Trains in a worker of the page. What it knows: to draw random numbers, run the graphs that torch has exported (see
-// graphs.py), keep histories, and fill the arrays of the panels (see manifest.py). The page sends what is asked, and the
+// graphs.py), keep histories, and fill the arrays of the panels (see tools/manifest.py). The page sends what is asked, and the
 // numbers of the pictures that it has drawn; it gets pictures as the canvas takes them, or one sentence.
 
 import * as ort from "./onnxruntime.js";
@@ -74,7 +74,7 @@ class Training {
     state.set(weights.subarray(0, own.weights)); // Adam's averages and the bias begin at zero
     const router = own.weights + start * E * D;
     if (start >= 0) state.set(weights.subarray(router, router + E * D), own.router_at);
-    const at = 48 + task * 3 * tokens; // see manifest.seed_numbers
+    const at = 48 + task * 3 * tokens; // see tools.manifest.seed_numbers
     this.state = this.before = floats(state, own.size);
     this.prototypes = floats(ofSeed.subarray(0, 48), 24, 2);
     this.points = floats(ofSeed.slice(at, at + 2 * tokens), tokens, 2);
@@ -142,7 +142,7 @@ const firstAtLeast = (value, ...tops) => tops.find((top) => top >= value) ?? 10;
 const best = (row) => row.indexOf(Math.max(...row));
 const rowsOf = (data, width) => range(data.length / width).map((i) => data.subarray(i * width, (i + 1) * width));
 
-// The header of each panel, and its arrays by slot: those of manifest.graph_manifest, with what has changed.
+// The header of each panel, and its arrays by slot: those of tools.manifest.graph_manifest, with what has changed.
 const PANELS = {
   territory(run, { scores, probs, named }, header) {
     const { experts: E } = run.own, side = Math.sqrt(scores.length / E), count = run.classes.length;

@@ -77,7 +77,7 @@ def test_a_missing_data_file_lists_what_there_is_and_a_method_is_shown_without_t
 PACKAGE = Path(__file__).resolve().parents[2] / "moe_lessons"
 # Each may import those before it.
 LAYERS = ["nn", "tasks", "training", "analysis", "plots", "widgets"]
-BESIDE = {"course", "exercises", "hub", "parallel", "web", "commands"}  # these use what they need; nothing below imports them
+BESIDE = {"course", "exercises", "hub", "parallel", "web", "commands"}  # use what they need; nothing imports them
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
