@@ -1,10 +1,10 @@
 // Trains in a worker of the page. What it knows: to draw random numbers, run the graphs that torch has exported (see
-// graphs.py), keep histories, and fill the arrays of the panels (see tools/manifest.py). The page sends what is asked, and the
-// numbers of the pictures that it has drawn; it gets pictures as the canvas takes them, or one sentence.
+// graphs.py), keep histories, and fill the arrays of the panels (see tools/manifest.py). The page sends what is asked,
+// and the numbers of the pictures that it has drawn; it gets pictures as the canvas takes them, or one sentence.
 
 import * as ort from "./onnxruntime.js";
 
-const FPS = 42, TURN = 12, TEXTS = 250; // pictures a second at most; milliseconds of training at once, between two texts
+const FPS = 42, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
 const MOST_STEPS = 20000, IN_FLIGHT = 2; // that Play trains; pictures that the page has not drawn yet
 const ARRAYS = { u1: Uint8Array, i4: Int32Array, f4: Float32Array };
 
@@ -67,7 +67,8 @@ const signed = (value) => `${value < 0 ? "" : "+"}${value.toFixed(2)}`;
 
 class Training {
   constructor(shared, own, graphs, weights, ofSeed, values) {
-    Object.assign(this, { shared, own, ...graphs, values, step: 0, count: 0, every: 1, rows: [], recent: [], marks: [] });
+    Object.assign(this, { shared, own, ...graphs, values, step: 0, count: 0 }); // count: since Adam's averages began
+    Object.assign(this, { rows: [], every: 1, recent: [], marks: [] });
     const { experts: E, batch: T } = own, { width: D, tokens } = shared.numbers;
     const start = shared.starts.findIndex(([task, name]) => task === values.task && name === values.router_start);
     const state = new Float32Array(own.size), task = Object.keys(shared.tasks).indexOf(values.task);
@@ -95,13 +96,15 @@ class Training {
     return this.batch.run({ drawn: floats(drawn, T, 2), blob: of, prototypes: this.prototypes });
   }
   async train() { // one step; false where it diverges
-    const { own: { experts: E, batch: T }, noise, values, random } = this, { width: D, recent, window } = this.shared.numbers;
+    const { own: { experts: E, batch: T }, noise, values, random } = this;
+    const { width: D, recent, window, places } = this.shared.numbers;
     const { x, y } = await this.points_and_classes(random);
     if (values.noise_std) fillNormal(noise.normal, random);
     if (values.jitter_noise) fillEven(noise.uniform, random);
     const knobs = Float32Array.from(this.shared.knobs, (name) => values[name]);
-    const given = { normal: floats(noise.normal, T, E), uniform: floats(noise.uniform, T, D), knobs: floats(knobs, knobs.length) };
-    const out = await this.stepping.run({ state: this.state, count: floats([this.count + 1]), x, y, ...given });
+    const given = { normal: floats(noise.normal, T, E), uniform: floats(noise.uniform, T, D) };
+    Object.assign(given, { knobs: floats(knobs, knobs.length), count: floats([this.count + 1]) });
+    const out = await this.stepping.run({ state: this.state, x, y, ...given });
     const losses = out.losses.data, load = out.load.data;
     if (![...losses, out.norm.data[0]].every(Number.isFinite)) return this.goBack();
     [this.before, this.state] = [this.state, out.next];
@@ -109,9 +112,10 @@ class Training {
     this.step++;
     this.recent = [...this.recent.slice(1 - recent), { losses, load }];
     const lately = this.recent.slice(-window);
-    this.last = { step: this.step, load, losses: range(losses.length).map((k) => mean(lately, (row) => row.losses[k])) };
+    const smooth = Array.from(losses, (_, k) => mean(lately, (row) => row.losses[k]));
+    this.last = { step: this.step, load, losses: smooth };
     if (this.step % this.every === 0) this.rows.push(this.last);
-    if (this.rows.length >= 2 * this.shared.numbers.places) // half as many: more are not seen
+    if (this.rows.length >= 2 * places) // half as many: more are not seen
       this.rows = this.rows.filter(({ step }) => step % (2 * this.every) === 0), (this.every *= 2);
     return true;
   }
@@ -127,11 +131,16 @@ class Training {
     const { experts: E } = this.own, keep = new Float32Array(E).fill(1);
     if (muted !== null) keep[muted] = 0;
     this.held ??= await this.points_and_classes(randomOf(-1 - this.values.seed)); // never trained on
-    const { x, y } = this.held, out = await this.reading.run({ state: this.state, x: this.points, held_x: x, held_y: y, keep: floats(keep, E) });
+    const { state, points: x, held: { x: held_x, y: held_y } } = this;
+    const given = { state, x, held_x, held_y, keep: floats(keep, E) };
+    const out = await this.reading.run(given);
     return Object.fromEntries(Object.entries(out).map(([name, { data }]) => [name, data]));
   }
-  get load() { return this.recent.length ? range(this.own.experts).map((e) => mean(this.recent, ({ load }) => load[e])) : null; }
-  get curve() { return this.last && this.last.step !== this.rows.at(-1)?.step ? [...this.rows, this.last] : this.rows; }
+  get load() { // over the last steps
+    const { recent, own: { experts } } = this;
+    return recent.length ? range(experts).map((e) => mean(recent, ({ load }) => load[e])) : null;
+  }
+  get curve() { return this.step % this.every ? [...this.rows, this.last] : this.rows; }
   get isNoisy() { return this.values.noise_std > 0 || this.values.jitter_noise > 0; }
 }
 
@@ -172,17 +181,19 @@ const PANELS = {
       "0.y": ["f4", [curve.length, E], curve.flatMap(({ load }) => [...load])] };
   },
   loss(run, _, header, slot) {
-    const { own: { flops }, shared: { axes }, values: { x_axis } } = run, isFlops = x_axis === "FLOPs", arrays = {};
-    const spent = (k, step) => (isFlops ? step * flops[k] : step), old = run.ghost?.curve ?? [];
-    const ghost = { ...header.marks[0], name: "previous run", ink: -1, x: { slot: slot("g.x") }, y: { slot: slot("g.y") } };
+    const { own: { flops }, curve, shared: { axes }, values: { x_axis } } = run, isFlops = x_axis === "FLOPs";
+    const arrays = {}, old = run.ghost?.curve ?? [], slots = { x: { slot: slot("g.x") }, y: { slot: slot("g.y") } };
+    const ghost = { ...header.marks[0], name: "previous run", ink: -1, ...slots };
+    const spent = (k, step, of = run) => (isFlops ? step * of.own.flops[k] : step);
     const line = (name, rows, k, of) => Object.assign(arrays, {
-      [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => spent(of, step) * (name === "g" && isFlops ? run.ghost.own.flops[0] / flops[0] : 1))],
+      [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => spent(k, step, of))],
       [`${name}.y`]: ["f4", [rows.length], rows.map(({ losses }) => losses[k])],
     });
-    flops.forEach((_, k) => line(k, run.curve, k, k));
-    if (old.length) line("g", old, 0, 0);
-    const reach = Math.max(0, ...flops.map((_, k) => spent(k, run.step))), ghostReach = old.length ? arrays["g.x"][2].at(-1) : 0;
-    const highest = Math.max(0, ...run.curve.flatMap(({ losses }) => losses), old[0]?.losses[0] ?? 0);
+    flops.forEach((_, k) => line(k, curve, k, run));
+    if (old.length) line("g", old, 0, run.ghost);
+    const reach = Math.max(0, ...flops.map((_, k) => spent(k, run.step)));
+    const ghostReach = old.length ? arrays["g.x"][2].at(-1) : 0;
+    const highest = Math.max(0, ...curve.flatMap(({ losses }) => losses), old[0]?.losses[0] ?? 0);
     header.x = { ...header.x, label: axes[x_axis], link: isFlops ? "" : "step" };
     header.x.high = roomy(Math.max(reach, Math.min(ghostReach, 2 * reach || Infinity)), isFlops ? 1e7 : 200);
     header.y.high = firstAtLeast(highest, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7);
@@ -200,14 +211,16 @@ const PANELS = {
 function describeLoad(load, { top_k: K }, { numbers: { dead, even }, words: { load: words } }) {
   const E = load.length, busiest = load.indexOf(Math.max(...load)), most = load[busiest] * E;
   const count = load.filter((share) => share * K < dead * (1 - 1e-6)).length;
-  const kind = K === E ? (E > 1 ? "dense" : "one expert") : count ? (count > 1 ? "dead" : "one dead") : most < even ? "even" : "uneven";
-  const found = { experts: E, dead: count, limit: 100 * dead, busiest, times: most.toFixed(1), goes_to: words["goes to"] };
-  return filled(words[kind], found);
+  const [all, some] = [E > 1 ? "dense" : "one expert", count > 1 ? "dead" : "one dead"];
+  const kind = K === E ? all : count ? some : most < even ? "even" : "uneven";
+  const found = { experts: E, dead: count, limit: 100 * dead, busiest, times: most.toFixed(1) };
+  return filled(words[kind], { ...found, goes_to: words["goes to"] });
 }
 
 function lines(run, out, plain) {
   const { shared: { numbers, words: { reading } }, own: { experts: E }, values: { token }, recent } = run;
-  const guessing = Math.log(numbers.classes), isWorse = run.step > numbers.recent && mean(recent, ({ losses }) => losses[0]) > 1.1 * guessing;
+  const guessing = Math.log(numbers.classes), loss = mean(recent, ({ losses }) => losses[0]);
+  const isWorse = run.step > numbers.recent && loss > 1.1 * guessing;
   const words = describeLoad([...(run.load ?? out.clean)], run.own, run.shared);
   const [logits, probs, serves] = [out.logits, out.probs, out.serves].map((data) => rowsOf(data, E)[token]);
   const order = range(E).sort((one, other) => probs[other] - probs[one]).slice(0, 4);
@@ -225,6 +238,8 @@ const muted = ({ values: { mute } }) => (mute === "none" ? null : Number(mute.sl
 
 // --- the loop: train until a picture is due, show it, hear what is asked --------------------------------------------
 
+const TOO_LARGE = "The last step was too large and is taken back: lower the learning rate to go on.";
+const KEPT_WEIGHTS = "The weights of the last good step are kept: lower the learning rate to go on.";
 let run = null, newest = 0, playing = false, seen = true, until = 0, asked = false, isWorking = false, trouble = "";
 let frame = 0, drawn = 0, shownAt = 0, toldAt = 0, sent = {};
 const turns = new MessageChannel(), waiting = [];
@@ -237,7 +252,7 @@ async function show() {
   let plain = await own.read();
   if (![...plain.measured].every(Number.isFinite)) {
     own.goBack();
-    [playing, trouble, plain] = [false, "The last step was too large and is taken back: lower the learning rate to go on.", await own.read()];
+    [playing, trouble, plain] = [false, TOO_LARGE, await own.read()];
   }
   const out = muted(own) === null ? plain : await own.read(muted(own)), panels = {}, slots = [], parts = [];
   let size = 0;
@@ -252,9 +267,10 @@ async function show() {
       size += 8 * Math.ceil(parts.at(-1)[1].length / 8);
     }
   });
-  const data = new Uint8Array(size), words = { count: own.shared.panels.length, experts: own.own.experts, token: own.values.token };
+  const data = new Uint8Array(size), state = playing ? "training" : "paused", { step, values: { token } } = own;
   for (const [at, part] of parts) data.set(part, at);
-  Object.assign(words, { step: own.step, state: playing ? "training" : "paused", trouble, budget: MOST_STEPS, until: playing ? until : 0 });
+  const words = { count: own.shared.panels.length, experts: own.own.experts, token, step, state, trouble };
+  Object.assign(words, { budget: MOST_STEPS, until });
   if (isAsked || now - toldAt > TEXTS || !playing) Object.assign(words, lines(own, out, plain)), (toldAt = now);
   shownAt = now;
   const content = { frame: ++frame, answer: true, panels, slots, words, look: own.shared.look };
@@ -262,36 +278,37 @@ async function show() {
   postMessage({ content, data: data.buffer, playing }, [data.buffer]);
 }
 
+async function trained() { // one step; or why not
+  const isGood = await run.train();
+  if (!isGood) trouble = `The training stopped after step ${run.step}: the loss is not finite. ${KEPT_WEIGHTS}`;
+  return isGood;
+}
+
 async function work() { // one at a time: what is heard meanwhile is done in the next round
   if (isWorking) return;
   isWorking = true;
   try {
     while (run && (asked || (playing && seen))) {
-      const end = performance.now() + TURN, isDue = () => performance.now() - shownAt > 950 / FPS && frame - drawn < IN_FLIGHT;
-      while (playing && seen && performance.now() < end) {
-        if (!(await run.train())) {
-          trouble = `Training stopped after step ${run.step}: the loss is not finite. The weights of the last good step are kept: lower the learning rate to go on.`;
-          playing = false;
-        } else if (run.step >= until) playing = false;
-        if (!playing) asked = true;
-        if (asked) break;
+      const end = performance.now() + TURN;
+      while (playing && seen && !asked && performance.now() < end) {
+        playing = (await trained()) && run.step < until;
+        asked ||= !playing;
       }
-      if (asked || isDue()) await show();
+      if (asked || (performance.now() - shownAt > 950 / FPS && frame - drawn < IN_FLIGHT)) await show();
       await turn();
     }
   } catch (error) { postMessage({ refused: `The training stopped: ${error.message}` }); }
   isWorking = false;
 }
 
-async function start(values) {
-  const mine = ++newest, { router, num_experts: E, top_k: K, d_ff: F, task, seed } = values;
-  const name = `${router.replaceAll(" ", "-")}-${E}-${K}-${F}`;
+async function start({ values, name }) {
+  const mine = ++newest, { num_experts: E, top_k: K, d_ff: F, task, seed } = values;
   try {
     const [shared, own, stepping, reading, batch, weights, ofSeed] = await Promise.all([
       json("manifest.json"), json(`${name}.json`), graph(`${name}.step.z`), graph(`${name}.read.z`), graph(`${task}.z`),
       numbers(`start-${E}-${K}-${F}-${seed}.z`), numbers(`seed-${seed}.z`)]);
     if (mine !== newest) return; // something newer was asked for
-    const old = run?.values.task === task ? (run.recent.length >= shared.numbers.recent ? run : run.ghost) : null;
+    const last = run?.step > shared.numbers.recent ? run : run?.ghost, old = last?.values.task === task ? last : null;
     if (old) old.ghost = null;
     run = new Training(shared, own, { stepping, reading, batch }, weights, ofSeed, values);
     Object.assign(run, { ghost: old });
@@ -303,14 +320,16 @@ async function start(values) {
 }
 
 const HEARD = {
-  start: ({ values }) => start(values),
+  start,
   turn({ values, isKnob }) {
     if (isKnob && run?.step && run.marks.at(-1) !== run.step) run.marks.push(run.step);
     if (run) [run.values, trouble] = [values, ""];
   },
   play() { [playing, trouble, until] = [true, "", (run?.step ?? 0) + MOST_STEPS]; },
   pause() { playing = false; },
-  async steps({ count }) { for (trouble = ""; count > 0 && run && !playing; count--) if (!(await run.train())) return (trouble = "The loss is not finite: lower the learning rate."); },
+  async steps({ count }) {
+    for (trouble = ""; run && !playing && count > 0 && (await trained()); count--);
+  },
   seen: ({ isSeen }) => (seen = isSeen),
   drawn: ({ number }) => (drawn = number),
 };

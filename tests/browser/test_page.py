@@ -1,0 +1,218 @@
+"""The page trains in a Chromium: as the notebook does, as its controls say, and without any other host."""
+
+import functools
+import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
+
+import pytest
+
+from moe_lessons.training import PRESETS, plane_runs
+from tools import page as training_page
+
+BARE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>The playground</title><style>:root {{ color-scheme: light dark }}</style>
+<main><h1>The playground</h1><div id="moe-page"><p>A picture</p></div></main>
+<script type="module" src="page/page.js"></script></html>"""
+COST = "Array.from(document.querySelectorAll('.moe-page tbody tr'), row => row.innerText.split('\\t'))"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a document of few lines, and the page with the graphs of 'healthy' and 'collapse'."""
+    if not (training_page.RUNTIME.is_dir() or shutil.which("npm")):
+        pytest.skip("no npm, which brings onnxruntime-web")
+    folder = tmp_path_factory.mktemp("page")
+    training_page.main(str(folder / "page"), "few")
+    (folder / "index.html").write_text(BARE.format(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(folder):
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    handler.log_message = lambda *words: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/index.html"
+    server.shutdown()
+
+
+class Visit:
+    """A page of a browser in which the playground is open, or says why not."""
+
+    def __init__(self, browser, address: str, state: str = "", before=lambda page: None, is_calm=True, **options):
+        self.page, self.asked, self.errors = browser.new_page(**options), [], []
+        self.page.set_default_timeout(60_000)
+        self.page.emulate_media(reduced_motion="reduce" if is_calm else "no-preference")  # calm: it waits for Play
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        before(self.page)
+        self.page.goto(f"{address}{state}")
+
+    def ready(self) -> "Visit":
+        self.page.locator(".moe-canvas[data-step]").wait_for()
+        self.page.locator(".moe-page tbody tr").first.wait_for()
+        return self
+
+    step = property(lambda self: int(self.page.locator(".moe-canvas").get_attribute("data-step")))
+    said = property(lambda self: self.page.locator(".moe-said").inner_text())
+    status = property(lambda self: self.page.locator(".moe-status").inner_text())
+
+    def button(self, name: str):
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def control(self, name: str):
+        return self.page.locator(f"#moe-{name}")
+
+    def wait(self, condition: str) -> None:
+        self.page.wait_for_function(condition)
+
+    def wait_step(self, least: int) -> None:
+        self.wait(f"() => Number(document.querySelector('.moe-canvas').dataset.step) >= {least}")
+
+    def train(self, steps: int) -> None:
+        """Fifty steps at a time, by its button."""
+        for end in range(self.step + 50, self.step + steps + 1, 50):
+            self.button("+50").click()
+            self.wait_step(end)
+
+    def measured(self) -> list[float]:
+        """The held-out loss of each model, as the page shows it."""
+        rows = {name: values for name, *values in self.page.evaluate(COST)}
+        return [float(value) for value in rows["held-out loss"]]
+
+    def state(self) -> dict[str, str]:
+        return dict(parse_qsl(urlsplit(self.page.url).fragment))
+
+
+@pytest.fixture
+def visit(browser, address):
+    """visit(state, …): the page, opened; it ends with the test."""
+    made = []
+
+    def open_page(*arguments, **options) -> Visit:
+        made.append(Visit(browser, address, *arguments, **options))
+        return made[-1]
+
+    yield open_page
+    for each in made:
+        each.page.close()
+
+
+def test_it_trains_by_itself_pauses_out_of_sight_and_asks_no_other_host(visit, address):
+    own = visit(is_calm=False).ready()
+    own.wait_step(20)
+    own.page.evaluate("document.querySelector('main').style.paddingTop = '3000px'; scrollTo(0, 0)")
+    own.page.wait_for_timeout(1500)
+    before = own.page.evaluate("document.querySelector('.moe-canvas').dataset.frames")
+    own.page.wait_for_timeout(1000)
+    assert own.page.evaluate("document.querySelector('.moe-canvas').dataset.frames") == before
+    own.page.evaluate("document.querySelector('main').style.paddingTop = 0")
+    own.wait_step(own.step + 5)
+    own.button("Pause").click()
+    own.button("Play").wait_for()
+    at = own.step
+    own.button("Step").click()
+    own.wait_step(at + 1)
+    own.button("Reset").click()
+    own.wait("() => document.querySelector('.moe-canvas').dataset.step === '0'")
+    host = address.rpartition("/")[0]
+    assert [url for url in own.asked if not url.startswith((host, "data:", "blob:"))] == [] and own.errors == []
+
+
+def test_it_learns_as_the_notebook_does(visit):
+    """The same start and other batches: the losses on held-out points after 300 steps."""
+    own, runs = visit("#preset=healthy&seed=1").ready(), plane_runs(PRESETS["healthy"], seed=1)
+    start = [run.evaluate(256)["loss"] for run in runs.values()]
+    assert own.measured() == pytest.approx(start, rel=0.06)
+    own.train(300)
+    for run in runs.values():
+        for _ in range(300):
+            run.step()
+    mine, theirs = own.measured(), [run.evaluate(256)["loss"] for run in runs.values()]
+    assert mine == pytest.approx(theirs, rel=0.35) and max(mine) < 0.6 * min(start)
+    assert (mine[0] < mine[1]) == (theirs[0] < theirs[1])
+
+
+def test_a_slider_acts_on_the_next_step(visit):
+    own = visit().ready()
+    own.train(50)
+    before = own.measured()
+    own.control("lr").focus()
+    own.page.keyboard.press("End")  # the largest rate
+    assert own.state() == {"preset": "healthy", "lr": "0.5"}
+    own.train(50)
+    assert own.measured()[0] > 2 * before[0]
+    assert "try a lower learning rate" in own.page.locator(".moe-words").inner_text()
+
+
+def test_a_link_opens_the_state_that_it_was_made_of(visit):
+    own = visit("#preset=collapse&task=waves&router_start=random&noise_std=0.55&seed=1&token=7").ready()
+    assert own.control("task").input_value() == "waves" and own.control("router_start").input_value() == "random"
+    assert own.page.locator("output[for=moe-noise_std]").inner_text() == "0.55"
+    assert own.page.locator(".moe-reading").inner_text().startswith("Token 7 at (")
+    own.button("collapse").click()
+    own.wait("() => document.querySelector('#moe-task').value === 'voronoi'")
+    assert own.state() == {"preset": "collapse", "seed": "1", "token": "7"}
+    own.page.evaluate("location.hash = '#preset=healthy&aux=1'")
+    own.wait("() => document.querySelector('.moe-said').textContent")
+    assert own.said == "The address cannot be read: there is no control aux. What stands is kept."
+    assert own.control("task").input_value() == "voronoi"
+
+
+@pytest.mark.parametrize(
+    "state, sentence",
+    [
+        ("#preset=helthy", "preset must be one of healthy, collapse, rescued, "),
+        ("#top_k=9", "top_k must be one of 1, 2, 4, 8, got 9"),
+        ("#lr=0", "lr must be a number above 0, got 0"),
+        ("#preset=capacity", "the preset capacity is not in this page: a capacity drops tokens"),
+        ("#num_experts=16", "This site has no graph for router top-k, E = 16, top-k = 2, F = 4"),
+    ],
+)
+def test_a_broken_address_gets_a_sentence_and_the_page_trains(visit, state, sentence):
+    own = visit(state).ready()
+    assert sentence in own.said and own.state() == {"preset": "healthy"}
+    own.train(50)
+
+
+def test_what_is_not_there_is_said_and_what_stands_is_kept(visit):
+    lost = visit("", lambda page: page.route("**/*.step.z", lambda route: route.abort()))
+    lost.wait("() => document.querySelector('.moe-said')?.textContent")
+    assert lost.said == "top-k-8-2-4.step.z did not arrive (no answer). Reload the page to try again."
+    own = visit("", lambda page: page.route("**/top-k-8-1-8.step.z", lambda route: route.fulfill(status=404))).ready()
+    own.button("collapse").click()
+    own.wait("() => document.querySelector('.moe-said').textContent")
+    assert own.said.startswith("top-k-8-1-8.step.z did not arrive (404). What stands is kept")
+    assert own.control("task").input_value() == "checker"
+    own.train(50)
+    old = visit("", lambda page: page.add_init_script("delete globalThis.WebAssembly"))
+    old.wait("() => document.querySelector('.moe-said')?.textContent")
+    assert old.said.startswith("This browser cannot train here: it has no WebAssembly.")
+    assert old.page.locator("#moe-page p").inner_text() == "A picture"
+
+
+def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit):
+    own = visit("#lr=1e30").ready()
+    own.button("Play").click()
+    own.wait("() => /lower the learning rate/.test(document.querySelector('.moe-trouble').textContent)")
+    own.button("Play").wait_for()
+    own.control("lr").focus()
+    own.page.keyboard.press("Home")
+    own.train(50)
+    assert own.page.locator(".moe-trouble").inner_text() == "" and own.measured()[0] < 100
+
+
+def test_everyone_can_use_it_at_any_width(visit, violations):
+    own = visit("", is_calm=True, viewport={"width": 390, "height": 844}, has_touch=True).ready()
+    assert own.page.evaluate("document.documentElement.scrollWidth") <= 390
+    own.button("+50").tap()
+    own.wait_step(50)
+    for width, theme in ((390, "dark"), (1280, "light")):
+        own.page.set_viewport_size({"width": width, "height": 900})
+        own.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+        own.page.wait_for_timeout(500)
+        assert violations(own.page) == [], (width, theme)
