@@ -210,7 +210,8 @@ class Page {
     for (const control of this.controls) control.show(values);
     const why = new Set([...settings.live].map((name) => settings.idle[values.router][name]).filter(Boolean));
     this.off.textContent = why.size ? `Off: ${[...why].join("; ")}.` : "";
-    Object.keys(settings.presets).forEach((name, i) => this.presets[i].setAttribute("aria-pressed", this.isAt(name)));
+    Object.entries(settings.presets).forEach(([name, { off }], i) =>
+      this.presets[i].setAttribute("aria-pressed", !off && this.isAt(name)));
     history.replaceState(null, "", settings.address(values));
   }
   async copy() {

@@ -5,7 +5,7 @@
 import * as ort from "./onnxruntime.js";
 
 const FPS = 42, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
-const MOST_STEPS = 20000, IN_FLIGHT = 2; // that Play trains; pictures that the page has not drawn yet
+const MOST_STEPS = 6000, IN_FLIGHT = 2; // that Play trains; pictures that the page has not drawn yet
 const ARRAYS = { u1: Uint8Array, i4: Int32Array, f4: Float32Array };
 
 // --- what arrives -------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import functools
 import shutil
 import threading
+import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
@@ -105,12 +106,15 @@ def visit(browser, address):
 def test_it_trains_by_itself_pauses_out_of_sight_and_asks_no_other_host(visit, address):
     own = visit(is_calm=False).ready()
     own.wait_step(20)
+    start, at = time.monotonic(), own.step
+    own.wait_step(at + 50)
+    speed = 50 / (time.monotonic() - start)  # steps a second
     own.page.evaluate("document.querySelector('main').style.paddingTop = '3000px'; scrollTo(0, 0)")
-    own.page.wait_for_timeout(1500)
-    before = own.page.evaluate("document.querySelector('.moe-canvas').dataset.frames")
-    own.page.wait_for_timeout(1000)
-    assert own.page.evaluate("document.querySelector('.moe-canvas').dataset.frames") == before
+    before = own.step
+    own.page.wait_for_timeout(4000)
     own.page.evaluate("document.querySelector('main').style.paddingTop = 0")
+    own.wait_step(before + 1)
+    assert own.step < before + 2 * speed  # of 4 seconds
     own.wait_step(own.step + 5)
     own.button("Pause").click()
     own.button("Play").wait_for()
