@@ -145,7 +145,7 @@ def start_numbers(setting: PlaneSetting, seed: int) -> np.ndarray:
     """Give the weights of all models at torch's own start (P,), then the router (E, D) of each of `STARTS`."""
     sizes = {"num_experts": setting.num_experts, "top_k": setting.top_k, "d_ff": setting.d_ff}
     model, _ = plane_model(PlaneSetting(**sizes, router_start="random"), seed)
-    parts = [p.detach().flatten() for each in with_twins(model, seed).values() for p in each.parameters()]
+    parts = [p.detach().flatten().clone() for each in with_twins(model, seed).values() for p in each.parameters()]
     for task, start in STARTS:
         model.start_router_at(prototypes(task, setting.num_experts, seed), ROUTER_STARTS[start])
         parts.append(model.block.router.weight.detach().flatten().clone())

@@ -2,6 +2,7 @@
 `read_plane`."""
 
 import itertools
+import json
 import os
 from dataclasses import replace
 
@@ -13,8 +14,10 @@ from torch import Tensor
 from moe_lessons.nn import MoE, TopKRouter, muted
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask, grid
 from moe_lessons.training import PRESETS, PlaneSetting, facts_runs, plane_runs
+from moe_lessons.training.knobs import KNOBS as TABLE
 from moe_lessons.web.graphs import KNOBS, NUM_MEASURED, Trained, export_batch, export_reading, export_step
 from moe_lessons.widgets.plane import read_plane, route
+from tools.manifest import STARTS, graph_manifest, manifest, offered, router_place, seed_numbers, start_numbers
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
 
@@ -156,3 +159,38 @@ def test_a_router_of_its_own_is_refused(monkeypatch):
 
     with pytest.raises(ValueError, match="router must be a TopKRouter or one of its kind, got"):
         export_step(plane_runs(PlaneSetting(), block=Block))
+
+
+@pytest.mark.parametrize("task, start", [("voronoi", "soft spread"), ("uneven", "spread"), ("waves", "random")])
+def test_the_page_starts_from_the_weights_and_tokens_of_the_runs(task, start):
+    setting = PlaneSetting(task, 4, 2, router_start=start)
+    runs = plane_runs(setting, seed=2)
+    own, numbers, at = Trained(runs), start_numbers(setting, 2), router_place(runs)
+    weights, routers = numbers[: own.num_weights], numbers[own.num_weights :].reshape(len(STARTS), -1)
+    if start != "random":
+        router = routers[STARTS.index((task, start))]
+        weights[at : at + len(router)] = router
+    assert np.array_equal(weights, own.start()[: own.num_weights].numpy())
+    plane, numbers = read_plane(runs["MoE"]), seed_numbers(2)
+    assert np.array_equal(numbers[:48], runs["MoE"].task.prototypes.flatten())
+    tokens = numbers[48:].reshape(len(PLANE_TASKS), -1)[PLANE_TASKS.index(task)]
+    assert np.array_equal(tokens[:64], plane.points.flatten()) and np.array_equal(tokens[64:], plane.classes)
+
+
+def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
+    made = json.loads(json.dumps(manifest(list(offered()), seeds=3)))
+    assert len(made["graphs"]) == 14 * 2 * 3 and made["knobs"] == list(KNOBS)
+    assert [name for name, preset in made["presets"].items() if preset["off"]] == ["capacity"]
+    noise, experts = made["controls"]["noise_std"], made["controls"]["num_experts"]
+    assert noise == {"label": "Noise (std)", "tip": TABLE["noise_std"].tip, "low": 0, "high": 3, "step": 0.05}
+    assert experts["stops"] == [["1", 1], ["2", 2], ["4", 4], ["8", 8], ["16", 16]]
+    assert made["controls"]["router_aux_loss_coef"]["stops"][:2] == [["off", 0.0], ["0.001", 0.001]]
+    assert made["controls"]["seed"]["stops"][-1] == ["2", 2]
+    assert made["idle"]["top-k"] == {"expert_bias_rate": "the bias needs a sigmoid router"}
+    setting = PRESETS["collapse"]
+    own = json.loads(json.dumps(graph_manifest(plane_runs(setting), setting)))
+    assert [panel["title"] for panel in own["panels"].values()][0] == "Territory: first choices"
+    assert own["arrays"]["0.0.z"] == {"type": "f2", "shape": [25, 25, 8]}
+    assert own["panels"]["5"]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
+    with pytest.raises(ValueError, match="graph must be one of .*, got 'top-k-3-1-4'"):
+        manifest(["top-k-3-1-4"], seeds=1)
