@@ -25,7 +25,7 @@ test: $(DEV) ## Run every check: ruff, unit, claims, notebooks, browser
 render: $(DEV) ## Execute the lessons again and store their static pictures (NOTEBOOKS='notebooks/02*.ipynb' for some)
 	@$(BIN)/python -m tools.render $(NOTEBOOKS)
 
-site: $(DEV) ## Make the site of the course in build/site, and check its links
+site: $(DEV) ## Make the site of the course in build/site, whose front page trains, and check its links
 	@$(BIN)/python -m tools.site
 
 claims: $(DEV) ## Measure every claim again and write docs/claims.md (minutes; leave the machine alone)
@@ -35,7 +35,7 @@ bench: $(RUNTIME) ## Measure the speed of the layers on this machine
 	@$(BIN)/python -m tools.bench
 
 clean: ## Remove the environment, the caches and the build results
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist tools/node_modules .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(BIN)/python:
