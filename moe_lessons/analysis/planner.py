@@ -18,7 +18,7 @@ from moe_lessons.analysis.counting import TransformerShape, published_models
 from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.roofline import ModelSizes, machines, published_sizes, sizes_from, sizes_of
 from moe_lessons.support.data import data_path
-from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_whole, is_number
 
 # Share of the bfloat16 peak that a large dense model reaches in training, all its own waiting included: the middle of
 # the 38 to 43 % of Llama 3 405B on 8,192 and 16,384 H100 (arXiv:2407.21783, table 4). Set before the comparison.
@@ -180,8 +180,7 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
         d_model = int(published_models().set_index("name").d_model[model])
     T, N, row = lay.tokens_per_device, lay.expert_parallel, machines().loc[lay.machine]
     most = min((group.num_experts for group in sizes.groups), default=1)
-    if N > most:
-        raise ValueError(f"expert_parallel must be between 1 and the number of experts ({most}), got {N!r}")
+    check_whole("expert_parallel", N, 1, most, f"between 1 and the number of experts ({most})")
     at_once = T if lay.tokens_at_once is None else min(T, check_positive_int("tokens_at_once", lay.tokens_at_once))
     is_trained, is_decoded = lay.phase == "training", lay.phase == "decoding"
     busy = lay.imbalance if lay.capacity_factor is None else lay.capacity_factor

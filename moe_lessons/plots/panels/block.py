@@ -8,7 +8,7 @@ from moe_lessons.nn import EQUAL_TOTAL, FeedForward, Routing, dense_twin, evalua
 from moe_lessons.nn.ffn import GATED
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel
 from moe_lessons.plots.panels._history import as_array
-from moe_lessons.support.errors import in_words, is_whole
+from moe_lessons.support.errors import check_whole, in_words
 
 MOST_EXPERTS = MOST_TOKENS = 16  # that have room for their numbers
 WIDTH, HEIGHT = 980, 480  # of the drawing, in units of about a pixel, with the first row on top
@@ -27,8 +27,7 @@ def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | Non
         raise ValueError(f"moe must be a mixture of experts such as nn.MoE, got {in_words(moe)}")
     if not isinstance(x, Tensor) or x.ndim != 2 or not 1 <= len(x) <= MOST_TOKENS:
         raise ValueError(f"x must have the shape (T, {moe.d_model}) with T from 1 to {MOST_TOKENS}, got {in_words(x)}")
-    if not is_whole(token, 0, len(x) - 1):
-        raise ValueError(f"token must be between 0 and {len(x) - 1}, got {token!r}")
+    check_whole("token", token, 0, len(x) - 1, f"between 0 and {len(x) - 1}")
     with torch.no_grad(), evaluating(moe):
         y, routing = moe(x)
     return block_panel(moe, x, y, routing, token, dense)
