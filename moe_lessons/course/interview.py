@@ -154,9 +154,6 @@ class Interview(Sheet):
             trouble = progress.record("quiz", f"12.{self.key}", **now)
             self.note.value = f'<div class="moe-words" role="status">{html.escape(trouble)}</div>' if trouble else ""
 
-    def __repr__(self) -> str:
-        return "Interview()"
-
     def still(self) -> str:
         parts = []
         for question, points in self.questions.values():

@@ -39,6 +39,9 @@ class Keeper(anywidget.AnyWidget):
 class Sheet(W.VBox):
     """A view of several parts; a subclass says in `still` what a static page shows of it, as Markdown."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         data = {"text/plain": repr(self), "text/markdown": self.still()}
         return data if static_mode() else super()._repr_mimebundle_(**kwargs) | data

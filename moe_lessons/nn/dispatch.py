@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moe_lessons.nn.balancing import rank_within
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.routing import Routing
 
@@ -54,18 +55,14 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 
 def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """All experts in one batched product, each with as many places (C) as the busiest needs: E·C rows instead of A."""
-    counts = routing.tokens_per_expert  # (E,)
-    num_experts, capacity = len(counts), int(counts.max())  # C
-    order = routing.expert_idx.argsort(stable=True)  # (A,) sorted by expert
-    expert_idx, token_idx = routing.expert_idx[order], routing.token_idx[order]  # (A,)
-    starts = counts.cumsum(0) - counts  # (E,) where each expert's group begins
-    place = torch.arange(len(order), device=x.device) - starts[expert_idx] + capacity * expert_idx  # (A,) of E·C
-    rows = x.new_zeros(num_experts * capacity, x.shape[1]).index_copy(0, place, x.index_select(0, token_idx))
-    weight = x.new_zeros(num_experts * capacity).index_copy(0, place, routing.weight.index_select(0, order).to(x.dtype))
+    num_experts, capacity = routing.num_experts, int(routing.tokens_per_expert.max())  # C
+    place = rank_within(routing.expert_idx) + capacity * routing.expert_idx  # (A,) of E·C
+    rows = x.new_zeros(num_experts * capacity, x.shape[1]).index_copy(0, place, x.index_select(0, routing.token_idx))
+    weight = x.new_zeros(num_experts * capacity).index_copy(0, place, routing.weight.to(x.dtype))
     pre = torch.bmm(rows.view(num_experts, capacity, x.shape[1]), experts.in_proj.mT)  # (E, C, 2F) or (E, C, F)
     hidden = experts.hidden(pre, weight.view(num_experts, capacity), (slice(None), None))  # (E, C, F)
     out = torch.bmm(hidden, experts.down_proj.mT).to(x.dtype)  # (E, C, D)
-    y = x.new_zeros(x.shape).index_add(0, token_idx, out.flatten(0, 1).index_select(0, place))
+    y = x.new_zeros(x.shape).index_add(0, routing.token_idx, out.flatten(0, 1).index_select(0, place))
     return add_down_bias(y, experts, x, routing)
 
 
