@@ -1,8 +1,7 @@
 """A mixture on thousands of devices, on paper: memory, bytes, the time of a step; and beside it what was published.
 
 What a dense model costs too (pipeline bubbles, summing the gradients, small kernels) is in one figure, `UTILISATION`,
-the same for every system. On top comes what only a mixture has: the exchange of tokens, and the busiest device.
-"""
+the same for every system. On top comes what only a mixture has: the exchange of tokens, and the busiest device."""
 
 import functools
 import json

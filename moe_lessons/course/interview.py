@@ -58,8 +58,7 @@ def figures() -> Markdown:
 class Answer(Markdown):
     """The answer at one of three lengths, with the learner's figures. Raises ValueError where one is missing.
 
-    length: 'one sentence', 'one minute' or 'five minutes'.
-    """
+    length: 'one sentence', 'one minute' or 'five minutes'."""
 
     def __new__(cls, length: str):
         text = ANSWERS[check_choice("length", length, ANSWERS)]

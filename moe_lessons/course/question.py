@@ -51,8 +51,7 @@ class Question(anywidget.AnyWidget):
     """A question with options, drawn by question.js, or one that a subclass asks in another way.
 
     `answer` is None until one is given. With a `key` it is kept in the learner's progress, and is there when the cell
-    is run again.
-    """
+    is run again."""
 
     _esm: Any = (HERE / "question.js").read_text("utf-8") + KEEP  # the text: see LiveCanvas
     _css = Keeper._css

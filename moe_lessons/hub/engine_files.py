@@ -1,7 +1,6 @@
 """Files with which other engines train or serve a Mixtral, all sizes read from its config.json: see docs/engines.md.
 
-Of N ranks each has 1/N of the experts, all of the rest, and its own tokens: as in `moe_lessons.parallel`.
-"""
+Of N ranks each has 1/N of the experts, all of the rest, and its own tokens: as in `moe_lessons.parallel`."""
 
 import json
 import shlex
@@ -22,8 +21,7 @@ def write_engine_configs(model: str | Path, folder: str | Path, ranks: int = 2) 
     """Write a file for each engine, in `folder`; returns where each is.
 
     model: the folder of a Mixtral, such as `export_model` writes. ranks: GPUs, N, which must divide the experts.
-    ValueError for another model or none, and for weights in float64.
-    """
+    ValueError for another model or none, and for weights in float64."""
     model, folder = Path(model).resolve(), Path(folder)
     config = read_mixtral(model)
     check_positive_int("ranks", ranks)

@@ -5,8 +5,7 @@
 (with `experts.weight_input` the weight stands inside: expert_idx[a](weight[a] · x[t])). Each is a function
 (experts, x (T, D), routing) -> y (T, D), with a gradient for x, the routing weights and the experts. They differ in
 what they cost: 'dense' is best where all is tiny, 'loop' (the plainest to read) on a CPU for a single token and where
-few experts have much to do, 'grouped' in between and on a GPU; the waste of 'padded' grows with imbalance.
-"""
+few experts have much to do, 'grouped' in between and on a GPU; the waste of 'padded' grows with imbalance."""
 
 import torch
 from torch import Tensor

@@ -15,8 +15,7 @@ def unpack(source: Path, folder: Path) -> list[str]:
 
     What is missing is copied, and what was not changed becomes the newer one. What was changed stays, as does a link,
     and the newer comes beside it, once. Raises OSError where that cannot be written, as where a link leads out of the
-    folder; the next call goes on from there.
-    """
+    folder; the next call goes on from there."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         before = dict(json.loads((folder / MANIFEST).read_text("utf-8")))

@@ -20,8 +20,7 @@ class Lab(LiveRun):
 
     A subclass says START, LIVE and LOOK (names of knobs), STOPS for those that the table leaves open, `check`,
     `make_runs`, and what else it has of its own. What is refused changes nothing and moves the controls back.
-    settings: of those in SETTINGS, what the caller gives.
-    """
+    settings: of those in SETTINGS, what the caller gives."""
 
     START: tuple[str, ...] = ()  # a change of these starts afresh
     LIVE: tuple[str, ...] = tuple(TRAINING)  # these apply to the next step

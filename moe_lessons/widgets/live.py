@@ -52,8 +52,7 @@ class LiveRun(Picture):
     max_steps: how many steps ▶ trains before it stops by itself.
     columns: how many panels stand in a row. One that needs a row, such as 'block', has it; None: each as it is made.
 
-    `await view.finished()` waits in a cell for the training to pause. A view ends when its cell runs again.
-    """
+    `await view.finished()` waits in a cell for the training to pause. A view ends when its cell runs again."""
 
     title = "Live training"
     USUAL: dict[str, Any] = {"play": 0, "max_steps": 1500}  # arguments that `repr` leaves out

@@ -24,8 +24,7 @@ class Loop:
     """Has a view trained while it plays, and shown when a picture is due and its page is ready.
 
     It uses the view's `train_one()`, `step`, `settle()` (after actions), `canvas`, and `show(asked)` -> CPU seconds of
-    sending; asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`.
-    """
+    sending; asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`."""
 
     def __init__(self, view):
         self.view, self.events = view, event_loop()
