@@ -149,8 +149,7 @@ class Tile:
 
 
 def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> PlaneSetting:
-    """Make what a tile trains with: its remedies (joined by ' + ') on `base`, as strong as `values` say, or as a remedy
-    itself does: 'auxiliary loss 0.3'."""
+    """Make what a tile trains with: remedies (joined by ' + ') on `base`, as strong as they or else `values` say."""
     parts = [split_strength(part) for part in name.split(" + ")]
     remedies = [check_choice("remedy", remedy, REMEDIES) for remedy, _ in parts]
     own = {STRENGTHS[remedy]: strength for remedy, strength in parts if remedy in STRENGTHS}

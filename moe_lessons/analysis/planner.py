@@ -119,8 +119,7 @@ class Layout:
 @dataclass(frozen=True)
 class Plan:
     """Says what one device holds (bytes), sends (bytes in a step) and takes (seconds of a step). inside, between: the
-    exchange with the same node and with others; hidden: its seconds beside the arithmetic. pace: what `compute` waits
-    for."""
+    exchange with its node and with others; hidden: its seconds beside arithmetic. pace: what `compute` waits for."""
 
     devices: int
     tokens: int

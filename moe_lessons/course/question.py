@@ -1,5 +1,4 @@
-"""A question in the page, whose answer is kept: say what you expect before you look. One of several options, a number,
-or a curve drawn by hand."""
+"""A question in the page, whose answer is kept: before you look, choose an option, give a number, or draw a curve."""
 
 import html
 import re
@@ -50,8 +49,7 @@ class Sheet(W.VBox):
 class Question(anywidget.AnyWidget):
     """A question with options, drawn by question.js, or one that a subclass asks in another way.
 
-    `answer` is None until one is given. With a `key` it is kept in the learner's progress, and is there when the cell
-    is run again."""
+    `answer` is None until one is given. With a `key` it is kept in the progress, and there when the cell runs again."""
 
     _esm: Any = (HERE / "question.js").read_text("utf-8") + KEEP  # the text: see LiveCanvas
     _css = Keeper._css
@@ -91,7 +89,6 @@ class Question(anywidget.AnyWidget):
         return answer
 
     def entry(self) -> dict[str, Any]:
-        """Read what the progress keeps of this question so far."""
         return progress.read()[self.section].get(self.key, {}) if self.key else {}
 
     def keep(self) -> None:

@@ -297,7 +297,6 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
 
 
 def as_tables(report: dict[str, Any]) -> str:
-    """The same as tables of text."""
     total, active, context = report["total_params"], report["active_params"], report["context_length"]
     kinds = [f"{k['top_k']} of {k['num_experts']} experts in {k['blocks']} blocks" for k in report["experts"]]
     lines = [f"{report['class']}: " + ("; ".join(kinds) or "dense: a token uses every parameter"), ""]

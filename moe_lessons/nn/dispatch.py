@@ -122,9 +122,8 @@ LARGE_GROUP = 300_000  # numbers in the rows of one expert, from which on a call
 
 
 def choose_dispatch(experts: Experts, routing: Routing) -> str:
-    """Name the way that 'auto' takes, by the sizes alone: 'dense' where it wastes so little that fewer calls count for
-    more; on a CPU 'loop' for one token without a gradient, as in decoding, and where each expert has much to do; else
-    'grouped'. `make bench` times them all."""
+    """Name the way that 'auto' takes, by the sizes alone: 'dense' where it wastes less than fewer calls save; on a CPU
+    'loop' for one token without a gradient, and where each expert has much to do; else 'grouped' (see `make bench`)."""
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
     if experts.down_proj.device.type == "cpu":

@@ -94,8 +94,7 @@ def check_device(device: Any) -> torch.device:
 
 
 def check_input(x: Tensor, d_model: int, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the floating-point tensor x (..., d_model), of the weights' device and dtype (autocast aside). No value is
-    read."""
+    """Return the floating-point tensor x (..., d_model), of the weights' device and dtype, without reading a value."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_nested or x.layout != torch.strided:
         raise ValueError(f"x must be a floating-point tensor, got {in_words(x)}")
     if x.ndim < 1 or x.shape[-1] != d_model:

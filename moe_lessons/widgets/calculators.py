@@ -49,7 +49,6 @@ class Calculator(Picture):
         super().__init__(rows=[W.HBox(bar).add_class("moe-bar"), *grids])
 
     def change(self, do: Callable[..., None], *arguments: Any) -> None:
-        """Do something that may move controls, and draw once."""
         if not self._changing:
             self._changing = True
             try:
@@ -222,8 +221,7 @@ class PlanCalculator(Calculator):
     """Sliders for a training on many devices: what a step takes, and what a device holds, by `analysis.plan`.
 
     model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with that of
-    DeepSeek-V3, without overlap, and as many devices as it needs; tokens_at_once begins with 1024. Raises ValueError
-    for values that there are not."""
+    DeepSeek-V3, without overlap, and as many devices as it needs; tokens_at_once begins with 1024."""
 
     def __init__(self, model: str = "DeepSeek-V3", **settings: Any):
         sizes = published_sizes()[check_choice("model", model, published_sizes())]

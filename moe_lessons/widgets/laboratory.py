@@ -67,7 +67,6 @@ class Lab(LiveRun):
         return {name: int(value) if is_whole(value, 0) else value for name, value in values.items()}  # of NumPy, too
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
-        """New runs for these values."""
         raise NotImplementedError
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:

@@ -239,7 +239,6 @@ class LiveRun(Picture):
         return self.read("plane", lambda: read_plane(run, self.muted))
 
     def panels(self) -> list[Panel]:
-        """All panels, as they are now."""
         self.refresh()
         return [self._draw(function) for function in self.functions]
 
@@ -306,7 +305,6 @@ class LiveRun(Picture):
         return made
 
     def bar(self) -> list[W.Widget]:
-        """The title and the buttons."""
         tip = f"Start or pause the training; it pauses by itself after {self.max_steps} steps"
         look = {"icon": "play", "button_style": "primary"}
         self._play_button = self.button("Play", tip, lambda: self.pause() if self.loop.playing else self.play(), **look)

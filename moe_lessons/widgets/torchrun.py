@@ -80,7 +80,6 @@ class TorchRun(Picture):
         self.show()
 
     def states(self) -> dict[int, str]:
-        """What each rank does, by its number."""
         states: dict[int, str] = {}
         for record in self.records:
             if record["event"] == "start":

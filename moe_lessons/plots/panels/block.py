@@ -34,7 +34,6 @@ def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | Non
 
 
 def block(view) -> Panel:
-    """Draw the block of the view with the numbers of the selected token."""
     plane, model = view.plane, view.main_run.model
     twin = view.runs[EQUAL_TOTAL].model.block if EQUAL_TOTAL in view.runs else None
     return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, twin)
@@ -77,12 +76,10 @@ def order_of(routing: Routing) -> tuple[bool, Tensor]:
 
 
 def box(x, y, w, h, text="", look=FRAME, expert=-1, token=-1, says="") -> tuple:
-    """Make a row of `Boxes`."""
     return (x, y, w, h), text, look, expert, token, says
 
 
 def words(x, y, text: str) -> tuple:
-    """Make a text that begins at x."""
     return box(x, y, 0, 0, text, TEXT)
 
 
@@ -173,11 +170,9 @@ def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Rou
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Write with so many decimals, fewer of a large number."""
     text = f"{value:.{digits if abs(value) < 9.995 else min(digits, 1) if abs(value) < 99.95 else 0}f}"
     return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−").replace("inf", "∞")
 
 
 def vector(values, most: int) -> str:
-    """Write the first numbers of many."""
     return f"({', '.join([*map(number, values[:most].tolist()), *['…'] * (len(values) > most)])})"
