@@ -154,10 +154,9 @@ def call(thing, arguments: dict) -> None:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, own_progress):
     """A folder of its own, with a model, a checkpoint and all figures; and no process is started."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
     monkeypatch.setattr(inspect.getmodule(Job), "Job", list)
     for key in FIGURE.findall(ANSWERS["one sentence"]):
         progress.record("figures", key, value=1.0)
