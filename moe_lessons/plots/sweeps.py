@@ -14,9 +14,13 @@ from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, model_looks, name_over
 
-ROUND = [digit * 10**zeros for zeros in range(6) for digit in (1, 2, 5)]
+ROUND = [digit * 10**zeros for zeros in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
 DENSE = "dense, of other widths"
-COSTS = {"teraflops": "training, 10¹² FLOPs", "minutes": "training, minutes", "seconds_per_token": "tokens per second"}
+COSTS = {
+    "teraflops": "training, 10¹² FLOPs",
+    "minutes": "training, minutes",
+    "seconds_per_token": "tokens per second at D = 768 (left: faster)",
+}
 SEED = {"ls": "", "marker": "o", "ms": 4, "alpha": 0.5}  # the look of one seed
 
 
@@ -33,8 +37,8 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] =
     """Draw what each model knew at the end of its training over each of its costs: dense models of every width and
     length of training, a line along the best of them, and the mixtures, those of one size joined.
 
-    ends: of `course.own_figures.priced`; arrow: from which mixture (model, steps; in writing those with most steps) to
-    the best dense model that knows as much; costs: a column -> the name of its axis (of seconds_per_token: inverse).
+    ends: of `course.own_figures.priced`; arrow: from which mixture (model, steps) to the best dense model that knows as
+    much; costs: a column -> the name of its axis, which says tokens per second for seconds_per_token.
     """
     figure = style.LessonFigure(3.6 * len(costs), 4.8)
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
@@ -54,11 +58,8 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] =
             x, known = runs[cost].first(), runs["known"]
             ax.vlines(x, known.min(), known.max(), color=color, lw=1.2, alpha=0.6)
             ax.plot(x, known.mean(), marker, ls="-" if look in mixtures else "", color=color, lw=1.4, ms=6, label=look)
-        mixture, steps = arrow
-        if cost == "seconds_per_token":  # the same after any training
-            steps = ends["steps"][ends["model"] == mixture].max()
-        x, y = shown.groupby(["model", "steps"])[[cost, "known"]].mean().loc[mixture, steps]
-        times = times_the_cost(ends, mixture, steps, cost)
+        x, y = shown.groupby(["model", "steps"])[[cost, "known"]].mean().loc[arrow]
+        times = times_the_cost(ends, *arrow, cost)
         ax.annotate("", (x * times.width, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
         annotate(ax, f"{times.width:.1f} times", (x * times.width**0.5, y), (0, 8), ha="center", halo=True)
         if cost == "seconds_per_token":

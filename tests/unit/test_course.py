@@ -153,7 +153,7 @@ def test_a_solved_exercise_shines_and_the_learners_figures_are_there():
     progress.record("figures", "08.effective_width", value=2.7183, unit="times", what="width of the equally good one")
     progress.record("figures", "07.bare", value="fast")
     text = page.page()
-    assert "| 08 | The dense model that is equally good is **2.7** times as wide as the active part" in text
+    assert "| 08 | The dense model that is equally good on 8,000 facts is **2.7** times as wide as" in text
     assert "07.bare" not in text and "| 0 of 5 |" in row and "one that you have solved" in text
     progress.record("figures", "08.huge", value=10**400)  # nor does a number end the page that no other can be
     assert "08.huge" not in page.page()
