@@ -158,9 +158,8 @@ def times_the_cost(ends: pd.DataFrame, mixture: str, steps: int, cost: str = "fl
     of each length of training and any width, also between those that were trained."""
     own = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
     found = [effective_width(family, list(own.known)) for family in dense_families(ends, cost).values()]
-    least = [
-        min(getattr(each, end) or each.family[0] for each in found) for end in ("width", "low", "high")
-    ]  # 0: no more
+    # one that is worse than the narrowest (0) costs no more than that one
+    least = [min(getattr(of, end) or of.family[0] for of in found) for end in ("width", "low", "high")]
     return EffectiveWidth(*least, min(each.family for each in found)).times(own[cost].iloc[0])
 
 

@@ -36,8 +36,7 @@ def learners(names: Iterable[str], times: int = 1, batch_size: int = 256) -> dic
 
 
 def priced(ends: pd.DataFrame, repeats: int = 5) -> pd.DataFrame:
-    """Add to `load_ends` what these models take on this machine: minutes of training, at D = 32, and seconds_per_token
-    of one text, at D = 768."""
+    """Add what this machine takes: minutes of training, at D = 32, and seconds_per_token of one text, at D = 768."""
     runs = learners(ends.model.unique())
     ms = dict(zip(runs, map(median, take_turns([run.step for run in runs.values()], repeats))))
     speed = decode_speed(writers(runs), (1,), repeats=repeats).set_index("model").tokens_per_second
