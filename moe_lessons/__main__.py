@@ -6,10 +6,9 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from threading import Timer
 
 from moe_lessons import __version__
-from moe_lessons.support.waiting import saying
 
 COMMANDS = {  # each is the main(argv) of the module of its name; --help after it says more
     "lab": "open the course in JupyterLab at the first lesson",
@@ -20,7 +19,7 @@ COMMANDS = {  # each is the main(argv) of the module of its name; --help after i
     "sweep": "train many small models, for the lessons to compare",
     "doctor": "say what is wrong with this installation and what to do",
 }
-WAITING = {  # what is said where it takes time
+WAITING = {  # what is said where it takes longer than 1.5 seconds
     "cost": "cost: making the model's shapes, and running them",
     "lens": "lens: loading the model, which then reads the text",
     "engines": "engines: reading the model",
@@ -49,9 +48,14 @@ def run(name: str, *rest: str) -> int:
     elif name == "--version":
         print(f"moe_lessons {__version__}")
     elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
-        is_asked = {"-h", "--help"} & set(rest)
-        with saying(WAITING[name]) if name in WAITING and not is_asked else nullcontext():
+        timer = Timer(1.5, print, [f"{WAITING.get(name)} … (Ctrl-C ends it)"], {"file": sys.stderr, "flush": True})
+        timer.daemon = True
+        if name in WAITING and not {"-h", "--help"} & set(rest):
+            timer.start()
+        try:
             return importlib.import_module(f"moe_lessons.commands.{name}").main(list(rest)) or 0
+        finally:
+            timer.cancel()
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
         print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview}", file=sys.stderr)

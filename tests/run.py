@@ -1,8 +1,7 @@
 """``make test``: every check, on all cores, and one line that sums up. ``python tests/run.py unit claims``: only these.
 
 It fails when a test fails and when a group has no test. Without a Chromium the tests in the browser are skipped; with
-MOE_LESSONS_REQUIRE_BROWSER=1 they fail.
-"""
+MOE_LESSONS_REQUIRE_BROWSER=1 they fail."""
 
 import os
 import signal

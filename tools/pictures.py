@@ -6,7 +6,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from moe_lessons.analysis.results import load_ends
+from moe_lessons.course.own_figures import BOOK, MIXTURE, STEPS, priced
 from moe_lessons.plots import figure
+from moe_lessons.plots.sweeps import front
 from moe_lessons.widgets import FactsLab, Playground
 
 FOLDER = Path("docs")
@@ -16,7 +19,7 @@ FRAME, LAST = 120, 4000  # milliseconds
 
 
 def main(folder: Path = FOLDER) -> None:
-    """Write them all: a collapse and its rescue, the playground, and the wall of facts."""
+    """Write them all: a collapse and its rescue, the playground, the wall of facts, and what each model takes."""
     folder.mkdir(exist_ok=True)
     animate(folder / "rescue.gif")
     playground = Playground(panels=("territory", "load", "loss", "block"), play=300)  # all that no clock has a say in
@@ -24,6 +27,7 @@ def main(folder: Path = FOLDER) -> None:
     facts = FactsLab(play=500)
     walls = figure(facts.panels()[: len(facts.runs)], caption=facts.sentence())
     (folder / "facts.png").write_bytes(walls.png())
+    (folder / "front.png").write_bytes(front(priced(load_ends(BOOK)), arrow=(MIXTURE, STEPS)).png())
 
 
 def animate(path: Path, collapse: int = COLLAPSE, rescue: int = RESCUE) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_lessons.nn import FeedForward, seeded
-from moe_lessons.support.errors import check_choice
+from moe_lessons.support.errors import check_choice, check_whole
 from moe_lessons.support.interrupts import held_back
 from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
 from moe_lessons.training.knobs import TRAINING
@@ -83,8 +83,7 @@ def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:
 def practise(run: Run, expert: int, steps: int = 20) -> None:
     """Give one expert of a run a head start: it alone trains, with weight 1, on points that the run will not see."""
     experts = run.model.block.experts
-    if expert not in range(experts.num_experts):
-        raise ValueError(f"expert must be between 0 and {experts.num_experts - 1}, got {expert!r}")
+    check_whole("expert", expert, 0, experts.num_experts - 1, f"between 0 and {experts.num_experts - 1}")
     alone = copy.deepcopy(run.model).requires_grad_(False)
     alone.block = FeedForward(experts.d_model, experts.d_ff, experts.activation)  # one expert alone is a dense FFN
     alone.block.load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
@@ -150,8 +149,7 @@ class Tile:
 
 
 def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> PlaneSetting:
-    """Make what a tile trains with: its remedies (joined by ' + ') on `base`, as strong as `values` say, or as a remedy
-    itself does: 'auxiliary loss 0.3'."""
+    """Make what a tile trains with: remedies (joined by ' + ') on `base`, as strong as they or else `values` say."""
     parts = [split_strength(part) for part in name.split(" + ")]
     remedies = [check_choice("remedy", remedy, REMEDIES) for remedy, _ in parts]
     own = {STRENGTHS[remedy]: strength for remedy, strength in parts if remedy in STRENGTHS}

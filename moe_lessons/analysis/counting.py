@@ -107,7 +107,6 @@ class TransformerShape:
 
     @property
     def count(self) -> ParameterCount:
-        """Count all parts together."""
         parts = self.parameters().values()
         return ParameterCount(sum(part.total for part in parts), sum(part.active for part in parts))
 

@@ -63,7 +63,6 @@ def decode(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> Non
 
 
 def check_models(models: Mapping[str, LanguageModel], batch_sizes: Sequence[int]) -> None:
-    """Raise ValueError unless `models` is a dict of models that decode, and the batch sizes are some."""
     if not isinstance(models, Mapping) or not models:
         raise ValueError(f"models must be a dict of names and LanguageModels, got {models!r}")
     for model in models.values():

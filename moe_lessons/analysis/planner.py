@@ -1,8 +1,7 @@
 """A mixture on thousands of devices, on paper: memory, bytes, the time of a step; and beside it what was published.
 
 What a dense model costs too (pipeline bubbles, summing the gradients, small kernels) is in one figure, `UTILISATION`,
-the same for every system. On top comes what only a mixture has: the exchange of tokens, and the busiest device.
-"""
+the same for every system. On top comes what only a mixture has: the exchange of tokens, and the busiest device."""
 
 import functools
 import json
@@ -18,7 +17,7 @@ from moe_lessons.analysis.counting import TransformerShape, published_models
 from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.roofline import ModelSizes, machines, published_sizes, sizes_from, sizes_of
 from moe_lessons.support.data import data_path
-from moe_lessons.support.errors import check_choice, check_number, check_positive_int, is_number
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_whole, is_number
 
 # Share of the bfloat16 peak that a large dense model reaches in training, all its own waiting included: the middle of
 # the 38 to 43 % of Llama 3 405B on 8,192 and 16,384 H100 (arXiv:2407.21783, table 4). Set before the comparison.
@@ -120,8 +119,7 @@ class Layout:
 @dataclass(frozen=True)
 class Plan:
     """Says what one device holds (bytes), sends (bytes in a step) and takes (seconds of a step). inside, between: the
-    exchange with the same node and with others; hidden: its seconds beside the arithmetic. pace: what `compute` waits
-    for."""
+    exchange with its node and with others; hidden: its seconds beside arithmetic. pace: what `compute` waits for."""
 
     devices: int
     tokens: int
@@ -180,8 +178,7 @@ def plan(model: str | TransformerShape | tuple[ModelSizes, int], **layout: Any) 
         d_model = int(published_models().set_index("name").d_model[model])
     T, N, row = lay.tokens_per_device, lay.expert_parallel, machines().loc[lay.machine]
     most = min((group.num_experts for group in sizes.groups), default=1)
-    if N > most:
-        raise ValueError(f"expert_parallel must be between 1 and the number of experts ({most}), got {N!r}")
+    check_whole("expert_parallel", N, 1, most, f"between 1 and the number of experts ({most})")
     at_once = T if lay.tokens_at_once is None else min(T, check_positive_int("tokens_at_once", lay.tokens_at_once))
     is_trained, is_decoded = lay.phase == "training", lay.phase == "decoding"
     busy = lay.imbalance if lay.capacity_factor is None else lay.capacity_factor

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.support.data import FOLDER, data_path
 
+WIDTHS = {EQUAL_ACTIVE: 64, EQUAL_TOTAL: 512}  # of the twins in the sweeps of the phone book
 POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
 
 
@@ -55,6 +57,20 @@ def last_of(name: str, column: str = "loss") -> pd.DataFrame:
     return last.pivot(index="seed", columns="model", values=column)
 
 
+def load_ends(name: str) -> pd.DataFrame:
+    """Read how all runs of a stored sweep of the phone book ended, of each of its `lengths`, such as 'book_8000': a row
+    a run, with the columns of `load_results`, and steps, teraflops of training, known in %, and width of the FFN of a
+    dense model. The learning rate of each run reached its end at its last step."""
+    if not (paths := sorted(FOLDER.glob(f"results/{name}_*[0-9].jsonl"))):
+        raise ValueError(f"name must be that of a stored sweep of several lengths, such as 'book_8000', got {name!r}")
+    frames = [load_results(path.stem) for path in paths]
+    ends = pd.concat([frame[frame.step == frame.attrs["steps"]] for frame in frames], ignore_index=True)
+    width = ends.model.map(lambda model: WIDTHS.get(model) or int(model.rpartition("=")[2]))
+    known = 100 * ends.known / frames[0].attrs["num_entries"]
+    width = width.where(~ends.model.str.startswith("MoE"))
+    return ends.assign(steps=ends.pop("step"), known=known, width=width, teraflops=ends.flops / 1e12)
+
+
 @dataclass(frozen=True)
 class Recording:
     """Says which facts each model of a stored sweep knew, by one seed: steps (M,), known: model -> (M, N) bool."""
@@ -79,8 +95,8 @@ def load_recording(name: str) -> Recording:
 
 @dataclass(frozen=True)
 class EffectiveWidth:
-    """Says the `width` of the dense FFN that is as good as a mixture, and the lowest and highest that one seed gives:
-    `inf` for a mixture better than the widest of the `family`, 0 for one worse than the narrowest."""
+    """Says the `width` of the dense FFN that is as good as a mixture, or its cost, and the lowest and highest that one
+    seed gives: `inf` for a mixture better than the widest of the `family`, 0 for one worse than the narrowest."""
 
     width: float
     low: float
@@ -128,3 +144,26 @@ def _width_at(widths: Sequence[int], curve: np.ndarray, quality: float) -> float
         return math.inf if i else float(widths[0]) * (quality == curve[0])
     share = (quality - curve[i - 1]) / (curve[i] - curve[i - 1])
     return float(widths[i - 1] ** (1 - share) * widths[i] ** share)
+
+
+def dense_families(ends: pd.DataFrame, cost: str) -> dict[int, dict[float, list[float]]]:
+    """Group what the seeds of the dense models of a `load_ends` knew: for each number of steps that several widths were
+    trained, by their cost (a column)."""
+    known = ends[ends.width.notna()].sort_values("seed").groupby(["steps", cost]).known.agg(list)
+    return {steps: own.droplevel(0).to_dict() for steps, own in known.groupby(level=0) if len(own) > 1}
+
+
+def times_the_cost(ends: pd.DataFrame, mixture: str, steps: int, cost: str = "flops") -> EffectiveWidth:
+    """Find how many times the cost of a mixture (a column of `load_ends`) the best dense model has that knows as much:
+    of each length of training and any width, also between those that were trained."""
+    own = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
+    found = [effective_width(family, list(own.known)) for family in dense_families(ends, cost).values()]
+    # one that is worse than the narrowest (0) costs no more than that one
+    least = [min(getattr(of, end) or of.family[0] for of in found) for end in ("width", "low", "high")]
+    return EffectiveWidth(*least, min(each.family for each in found)).times(own[cost].iloc[0])
+
+
+def times_as_wide(ends: pd.DataFrame, mixture: str, steps: int) -> EffectiveWidth:
+    """Find how many times the active width a dense model needs to know as much after the same steps."""
+    own = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
+    return effective_width(dense_families(ends, "width")[steps], list(own.known)).times(WIDTHS[EQUAL_ACTIVE])

@@ -1,5 +1,4 @@
-"""What a whole model costs on a machine: what must be in memory, what a step of decoding reads and computes, and how
-long that takes at best (the roofline)."""
+"""What a whole model costs on a machine: its memory, and what a step of decoding reads, computes and takes at best."""
 
 import functools
 import json
@@ -100,7 +99,6 @@ class ModelSizes:
 
 
 def sizes_of(shape: TransformerShape) -> ModelSizes:
-    """Count the sizes of a shape."""
     parts, layers = {name: count.total for name, count in shape.parameters().items()}, shape.num_layers
     expert = parts["experts"] // layers // shape.num_experts
     size = shape.num_experts * expert
@@ -119,7 +117,6 @@ def sizes_of(shape: TransformerShape) -> ModelSizes:
 
 
 def sizes_from(stored: dict[str, Any]) -> ModelSizes:
-    """Take the sizes out of what JSON has of them."""
     parts = {"groups": ExpertGroup, "cached": Cached}
     made = {field.name: stored[field.name] for field in fields(ModelSizes)}
     return ModelSizes(**made | {name: tuple(part(**values) for values in made[name]) for name, part in parts.items()})

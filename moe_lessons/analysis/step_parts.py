@@ -85,8 +85,7 @@ def step_parts(
     Steps are measured in turns, as they are, `whole`, and with a stopwatch, which has their `PARTS`; of one text, four
     in a row, as in writing. `promise`: how long its bytes take in a plain product, one large matrix times a vector, in
     the same turns. Products count as READ up to this, and as BEYOND from there: their arithmetic, and what the library
-    takes for few rows.
-    """
+    takes for few rows."""
     check_models(models, batch_sizes)
     generator, rows = torch.Generator().manual_seed(check_seed(seed)), []
     vocab_size, plain = min(model.config.vocab_size for model in models.values()), plain_product()

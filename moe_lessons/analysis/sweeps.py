@@ -51,6 +51,7 @@ class Setting:
     twins_of: int = 8  # experts of the mixture that the dense twins are of
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
     at_once: bool = False  # the end is hidden and named at once: see `tasks.TextAtOnce`
+    times: int = 1  # as wide as the sizes and the names say: D, F and with them the experts
 
     @cached_property
     def text(self) -> TextTask:
@@ -64,10 +65,11 @@ class Setting:
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
         """Make a model by its name: a twin, 'MoE, E=8', 'dense, F=96' or one of the variants."""
         kind, _, number = name.partition("=")
+        widths = {size: self.times * self.sizes[size] for size in ("d_model", "d_ff")}
         own = {"num_experts": int(number or self.twins_of)} | self.variants.get(name, {})
-        own = {"d_ff": int(number), "moe_layers": ()} if kind == "dense, F" else own
+        own = {"d_ff": self.times * int(number), "moe_layers": ()} if kind == "dense, F" else own
         with seeded(seed):
-            model = LanguageModel(TransformerConfig(**self.sizes | own))
+            model = LanguageModel(TransformerConfig(**self.sizes | widths | own))
         if name == SOFT:
             return soft_twin(model, self.make_task(seed).context, seed)
         match = {EQUAL_ACTIVE: "active", EQUAL_TOTAL: "total"}.get(name)

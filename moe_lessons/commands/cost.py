@@ -1,7 +1,6 @@
 """``python -m moe_lessons cost CONFIG.json``: what a published model costs, from its configuration alone.
 
-Nothing is downloaded, and no code is run but that of the installed transformers (extra: hf).
-"""
+Nothing is downloaded, and no code is run but that of the installed transformers (extra: hf)."""
 
 import argparse
 import json

@@ -1,7 +1,6 @@
 """``python -m moe_lessons doctor``: what is wrong with this installation, and what to do.
 
-A check imports what is beyond the standard library itself: a missing package is a finding and not a crash.
-"""
+A check imports what is beyond the standard library itself: a missing package is a finding and not a crash."""
 
 import argparse
 import os

@@ -7,7 +7,6 @@ from moe_lessons.hub.engine_files import write_engine_configs
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the files, and say where they are."""
     parser = argparse.ArgumentParser("python -m moe_lessons engines", description="See docs/engines.md.")
     parser.add_argument("model", metavar="MODEL_DIR", help="a Mixtral, as hub.export_model saves it")
     parser.add_argument("--out", metavar="FOLDER", default=".", help="where the files go (default: here)")

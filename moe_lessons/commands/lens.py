@@ -1,8 +1,7 @@
 """``python -m moe_lessons lens MODEL --text FILE --out PAGE.html``: is the router of a published mixture healthy?
 
 The model reads the text, and one page shows who worked. Nothing leaves this machine, and no code of the model's own
-folder is run, but that of the installed transformers (extra: hf).
-"""
+folder is run, but that of the installed transformers (extra: hf)."""
 
 import argparse
 import json

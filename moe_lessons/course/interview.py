@@ -13,12 +13,6 @@ from moe_lessons.support.show import Markdown, read_parts, split_points
 
 TESTS = "https://github.com/moe-lessons/moe_lessons/blob/main/tests/claims/test_lesson_{}.py"
 SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [05: claim] or [05]
-STYLE = """<style>
-.moe-interview a { text-decoration: underline !important }
-.moe-point.widget-checkbox { height: auto; margin: 2px 0 6px }
-.moe-point label { white-space: normal; height: auto; overflow: visible }
-.moe-point label { line-height: 1.4; padding-left: 22px; text-indent: -22px }
-</style>"""
 FIGURE = re.compile(r"\{([\w.]+)\}")
 ANSWERS, QUESTIONS = (dict(read_parts(HERE / name)) for name in ("answer.md", "interview.md"))
 SENTENCES = dict(re.findall(r"^- (\S+): (.+)$", (HERE / "figures.md").read_text("utf-8"), re.MULTILINE))
@@ -64,8 +58,7 @@ def figures() -> Markdown:
 class Answer(Markdown):
     """The answer at one of three lengths, with the learner's figures. Raises ValueError where one is missing.
 
-    length: 'one sentence', 'one minute' or 'five minutes'.
-    """
+    length: 'one sentence', 'one minute' or 'five minutes'."""
 
     def __new__(cls, length: str):
         text = ANSWERS[check_choice("length", length, ANSWERS)]
@@ -127,7 +120,7 @@ class Interview(Sheet):
         if "said" in kept:
             self._reveal(kept["said"])
         number = f"Question {self.place + 1} of {len(self.questions)}."
-        self.title.value = f"{STYLE}<h4 style='margin: 0'>{number} {question}</h4>"  # last: by then all stands
+        self.title.value = f"<h4 style='margin: 0'>{number} {question}</h4>"  # last: by then all stands
 
     def entry(self) -> dict:
         return progress.read()["quiz"].get(f"12.{self.key}", {})
@@ -153,9 +146,6 @@ class Interview(Sheet):
         if any(value != kept.get(name, "") for name, value in now.items()):
             trouble = progress.record("quiz", f"12.{self.key}", **now)
             self.note.value = f'<div class="moe-words" role="status">{html.escape(trouble)}</div>' if trouble else ""
-
-    def __repr__(self) -> str:
-        return "Interview()"
 
     def still(self) -> str:
         parts = []

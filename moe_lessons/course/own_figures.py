@@ -1,40 +1,52 @@
-"""What lesson 12 measures with: the stored sweep that it reads, and the models that race."""
+"""What lessons 08 and 12 measure with: the stored sweep that they read, and the models that race."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from statistics import median
 
 import pandas as pd
 
-from moe_lessons.analysis import EffectiveWidth, effective_width
-from moe_lessons.analysis.results import load_results
+from moe_lessons.analysis import decode_speed
+from moe_lessons.analysis.results import load_ends
+from moe_lessons.analysis.sweeps import SETTINGS
+from moe_lessons.analysis.timing import take_turns
 from moe_lessons.course import progress
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, dense_twin
-from moe_lessons.training import facts_model
+from moe_lessons.nn import LanguageModel
+from moe_lessons.tasks import Facts
+from moe_lessons.training import Run
 
-SWEEP, MIXTURE = "facts", "MoE, E=16"  # what lesson 12 says of stored runs is of this sweep, and of this mixture in it
-WIDTHS = {EQUAL_ACTIVE: 64, EQUAL_TOTAL: 512}
+BOOK, MIXTURE, AS_GOOD = "book_8000", "MoE, E=16", "dense, F=256"
+STEPS = 3000  # of the runs by which it is said how wide a dense model is that knows as much
+
+
+def models(names: Iterable[str], times: int = 1, **sizes) -> dict[str, LanguageModel]:
+    """Make models of the sweep by their names, all their widths so many `times` as large: D = 32 times."""
+    setting = replace(SETTINGS[BOOK], times=times, sizes=SETTINGS[BOOK].sizes | sizes)
+    return {name: setting.make_model(name) for name in names}
+
+
+def writers(names: Iterable[str]) -> dict[str, LanguageModel]:
+    """Make them at D = 768, where a model that writes waits for its weights; of one layer, since all must be there."""
+    return models(names, 24, num_heads=8, num_kv_heads=8, max_positions=16, num_layers=1)
+
+
+def learners(names: Iterable[str], times: int = 1, batch_size: int = 256) -> dict[str, Run]:
+    """Make runs in which they learn the phone book of the lessons."""
+    return {name: Run(model, Facts(), batch_size=batch_size) for name, model in models(names, times).items()}
+
+
+def priced(ends: pd.DataFrame, repeats: int = 5) -> pd.DataFrame:
+    """Add what this machine takes: minutes of training, at D = 32, and seconds_per_token of one text, at D = 768."""
+    runs = learners(ends.model.unique())
+    ms = dict(zip(runs, map(median, take_turns([run.step for run in runs.values()], repeats))))
+    speed = decode_speed(writers(runs), (1,), repeats=repeats).set_index("model").tokens_per_second
+    return ends.assign(minutes=ends.steps * ends.model.map(ms) / 60_000, seconds_per_token=1 / ends.model.map(speed))
 
 
 def trained() -> pd.DataFrame:
-    """Read how the runs of the mixture and of the dense models ended, a row each; `known` in %."""
-    runs = load_results(SWEEP)
-    runs = runs[(runs.step == runs.attrs["steps"]) & (~runs.model.str.startswith("MoE") | (runs.model == MIXTURE))]
-    return runs.assign(known=100 * runs.known / runs.attrs["num_entries"])
-
-
-def times_as_wide() -> EffectiveWidth:
-    """Find how many times the active width a dense model needs to know as much as the mixture, with three seeds."""
-    known = {name: list(runs.known) for name, runs in trained().groupby("model")}
-    mixture = known.pop(MIXTURE)
-    family = {WIDTHS.get(name) or int(name.partition("=")[2]): shares for name, shares in known.items()}
-    return effective_width(family, mixture).times(WIDTHS[EQUAL_ACTIVE])
-
-
-def contenders(d_model: int, **sizes) -> dict[str, LanguageModel]:
-    """Make the mixture, its equal-active twin and the equally good dense model, their widths as in the sweep."""
-    sizes |= {"d_model": d_model, "d_ff": d_model}
-    moe, width = facts_model(**sizes), 16 * round(times_as_wide().width * 2 * d_model / 16)
-    good = facts_model(**sizes | {"d_ff": width, "moe_layers": ()})
-    return {"MoE": moe, EQUAL_ACTIVE: dense_twin(moe), "equally good dense": good}
+    """Read how the runs of the mixture and of the dense models ended after `STEPS` steps, a row each."""
+    ends = load_ends(BOOK)
+    return ends[(ends.steps == STEPS) & (ends.width.notna() | (ends.model == MIXTURE))]
 
 
 def keep(unit: str, keys: Sequence[str], values: Sequence[float]) -> None:

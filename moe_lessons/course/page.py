@@ -128,8 +128,5 @@ class CoursePage(Sheet):
         except OSError as error:
             self._say(f"Nothing was forgotten: {error}.")
 
-    def __repr__(self) -> str:
-        return "CoursePage()"
-
     def still(self) -> str:
         return f"{STATIC}\n\n{page()}" if static_mode() else page()

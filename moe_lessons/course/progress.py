@@ -6,8 +6,7 @@ A record is written beside the file and put in its place as one step, under a lo
 there is read. So a killed process, two notebooks at once or a full disk lose nothing. A second copy is kept, since
 someone may damage the first. What cannot be written stays in this session, and goes with the next record.
 
-The variable MOE_LESSONS_PROGRESS names another file, or is 'off': then nothing is read or written.
-"""
+The variable MOE_LESSONS_PROGRESS names another file, or is 'off': then nothing is read or written."""
 
 import atexit
 import errno
@@ -44,8 +43,7 @@ def record(section: str, key: str, **entry: Any) -> str | None:
     """Keep what a learner did, with the time; fields of the same key that are not given stay.
 
     section: one of `SECTIONS`. key: lesson, dot, name, such as '05.survivors'. It never raises: what cannot be
-    written stays in this session. Returns what is wrong, in a sentence, or None.
-    """
+    written stays in this session. Returns what is wrong, in a sentence, or None."""
     try:
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         entry = json.loads(json.dumps(entry, default=_plain)) | {"when": now}
@@ -84,8 +82,7 @@ def export(path: str | Path) -> Path:
 def reset() -> Path | None:
     """Forget everything; a dated copy stays beside the file. Returns its path, or None where there was no file.
 
-    Raises OSError where the file cannot be written; then nothing is forgotten.
-    """
+    Raises OSError where the file cannot be written; then nothing is forgotten."""
     with _guard:
         path, copy = file(), None
         if path and path.exists():

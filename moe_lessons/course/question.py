@@ -1,5 +1,4 @@
-"""A question in the page, whose answer is kept: say what you expect before you look. One of several options, a number,
-or a curve drawn by hand."""
+"""A question in the page, whose answer is kept: before you look, choose an option, give a number, or draw a curve."""
 
 import html
 import re
@@ -39,6 +38,9 @@ class Keeper(anywidget.AnyWidget):
 class Sheet(W.VBox):
     """A view of several parts; a subclass says in `still` what a static page shows of it, as Markdown."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         data = {"text/plain": repr(self), "text/markdown": self.still()}
         return data if static_mode() else super()._repr_mimebundle_(**kwargs) | data
@@ -47,9 +49,7 @@ class Sheet(W.VBox):
 class Question(anywidget.AnyWidget):
     """A question with options, drawn by question.js, or one that a subclass asks in another way.
 
-    `answer` is None until one is given. With a `key` it is kept in the learner's progress, and is there when the cell
-    is run again.
-    """
+    `answer` is None until one is given. With a `key` it is kept in the progress, and there when the cell runs again."""
 
     _esm: Any = (HERE / "question.js").read_text("utf-8") + KEEP  # the text: see LiveCanvas
     _css = Keeper._css
@@ -89,7 +89,6 @@ class Question(anywidget.AnyWidget):
         return answer
 
     def entry(self) -> dict[str, Any]:
-        """Read what the progress keeps of this question so far."""
         return progress.read()[self.section].get(self.key, {}) if self.key else {}
 
     def keep(self) -> None:

@@ -123,16 +123,13 @@ def my_mask(scores, top_k):
 
 TIES_MISTAKES = {
     lambda s, k: s >= s.topk(k).values[:, -1:]:
-        "You keep all that are as large as the K-th score. Where several experts have that score, these are more than "
-        "K, and the token costs more than it should.",
+        "You keep all that reach the K-th score. Where several experts have it, these are more than K, and cost more.",
     lambda s, k: s > s.topk(k).values[:, -1:]:
         "You keep what is larger than the K-th score, so the K-th itself is missing, and all that equal it.",
     top_mask:
-        "Exactly K, but topk promises no order among equals: another machine may choose other experts. Sort with "
-        "stable=True.",
+        "Exactly K, but topk promises no order among equals: other machines may differ. Sort with stable=True.",
     lambda s, k: marked(s.argsort(dim=1, stable=True).flip(1)[:, :k], s):
-        "Of equal scores you take the last ones. To turn a sorted row round turns the equals round, too: sort with "
-        "descending=True.",
+        "Of equal scores you take the last: to turn a sorted row turns its equals, too. Sort with descending=True.",
     lambda s, k: top_mask(s.double() - 1e-6 * torch.arange(s.shape[1]), k):
         "You make equal scores differ by a little. Then two scores that differ by less than that change places.",
     lambda s, k: s.argsort(dim=1, descending=True, stable=True) < k:

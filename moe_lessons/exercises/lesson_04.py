@@ -11,10 +11,7 @@ def my_times_even(counts):
     return shares * counts.shape[1]  # divided by the even share, 1 / E
 
 
-COLUMN = (
-    "You divided each column by its sum: of the tokens of an expert, how many are code? Asked is the row: of the "
-    "tokens of code, how many go to this expert?"
-)
+COLUMN = "You divided by column: of an expert's tokens, how many are code? Asked: of code, how many go to the expert?"
 TABLE_MISTAKES = {
     lambda c: c / c.sum(1)[:, None]: "These are shares, and a row sums to 1. Divide them by the even share, 1 / E.",
     lambda c: 100 * c / c.sum(1, keepdim=True):

@@ -46,9 +46,8 @@ PUSH_MISTAKES = {
         "Not only the chosen score is pushed: a change of any score changes p(c).",
     lambda p, c, gain: gain * p[c] * (1 - p[c]) * torch.eye(len(p))[c]:
         "The chosen score is right, and the others are pushed as well: by −gain · p(c) · p(e).",
-    lambda p, c, gain: gain * (torch.eye(len(p))[c] - p): (
-        "This is the push of a cross entropy, on log p(c). Here p(c) itself is in the output: a factor p(c) is missing."
-    ),
+    lambda p, c, gain: gain * (torch.eye(len(p))[c] - p):
+        "This is the push of a cross entropy, on log p(c). Here the output has p(c) itself: a factor p(c) is missing.",
     lambda p, c, gain: -my_push(p, c, gain): "The sign is wrong: a gain pushes the chosen score upwards.",
 }  # fmt: skip
 

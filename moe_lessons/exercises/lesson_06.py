@@ -73,7 +73,6 @@ def shares(idx: Tensor, num_experts: int) -> Tensor:  # (E,) of all assignments
 
 
 def same_gradient(loss: Tensor, router_probs: Tensor, topk_indices: Tensor) -> None:
-    """Raise Problem where the gradient of a right loss by the probabilities is not right."""
     (wanted,) = torch.autograd.grad(my_balancing_loss(router_probs, topk_indices), router_probs)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise Problem(NO_GRADIENT, known=True)

@@ -163,9 +163,8 @@ SUREST_MISTAKES = {
     surest_with(turn=lambda best, c: (c, best[0])): "The least sure token comes first. Sort with descending=True.",
     surest_with(turn=lambda best, choice: -best[choice]):
         "A sure second choice took the place of an unsure first one. All first choices come before any second one.",
-    surest_with(turn=lambda best, choice: (choice, -best[choice])): (
-        "You sorted the second choices by their own probability. A token is as sure as its largest one, in every round."
-    ),
+    surest_with(turn=lambda best, choice: (choice, -best[choice])):
+        "You sorted the second choices by their own probability. A token is as sure as its largest one, in each round.",
     surest_with(turn=lambda best, choice: (-best[0], choice)):
         "You placed all choices of the surest token before the next token came. All first choices come first.",
     surest_with(lambda i, e, f: math.floor(f * i.numel() / e)): ROUNDED,

@@ -102,8 +102,7 @@ STEP_MISTAKES = {
     reads(lambda q, K, V: attend(q, K[:, :-1], V[:, :-1])):
         "The new token reads of the tokens before it alone. It sees itself, too: extend the cache first, then read.",
     reads(lambda q, K, V: V[:, 0]):
-        "The new token sees the first one alone. A causal mask puts a single query at place 0, and this one stands at "
-        "place S. It may see all: no mask.",
+        "The new token sees the first alone: a causal mask has a single query at place 0. At place S it needs none.",
     reads(lambda q, K, V: ((K @ q[:, :, None]) / q.shape[1] ** 0.5).softmax(dim=0).mul(V).sum(dim=1)):
         "Your softmax runs over the heads. Each head shares its attention out over the tokens.",
     reads(lambda q, K, V: attend(q, V, K)): "Keys and values have changed places: q meets keys, and reads values.",

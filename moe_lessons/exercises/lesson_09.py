@@ -22,9 +22,8 @@ FINER_MISTAKES = {
         "These experts are as wide as before, so a token does more work. Each must be narrower.",
     lambda e, k, f, n, s: (e * n - s, k * n, f // n, s * f // n):
         "The shared experts come on top of K here, which is more work. They take the place of as many chosen ones.",
-    lambda e, k, f, n, s: (e * n, k * n - s, f // n, s * f // n): (
-        "The work is right, but there are more parameters than before: a shared expert is one that is no longer routed."
-    ),
+    lambda e, k, f, n, s: (e * n, k * n - s, f // n, s * f // n):
+        "The work is right, but the parameters are more than before: a shared expert is one that is no longer routed.",
     lambda e, k, f, n, s: (e * n - s, k * n - s, f // n, s * f):
         "The shared expert is as wide as the old experts. It has the width of so many fine ones.",
 }  # fmt: skip

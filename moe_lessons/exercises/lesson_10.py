@@ -29,12 +29,10 @@ def health_with(loads: Tensor, top_k: int, ill: Callable | None = None, **other:
 
 
 HEALTH_MISTAKES = {
-    lambda loads, k: [part.expand(len(loads)) for part in my_health(loads.sum(dim=0, keepdim=True), k)]: (
-        "You added the layers up. Expert 3 of one layer and expert 3 of the next have nothing but the number in common."
-    ),
+    lambda loads, k: [part.expand(len(loads)) for part in my_health(loads.sum(dim=0, keepdim=True), k)]:
+        "You added the layers up. Expert 3 of one layer and expert 3 of the next have only the number in common.",
     lambda loads, k: health_with(loads, k, dead=lambda p, _: (p < DEAD_SHARE).sum(dim=1)):
-        "Dead means: under 1 % of the tokens. These are shares of the assignments, and a token makes K of them: "
-        "multiply by top_k.",
+        "Dead means: under 1 % of the tokens. These are shares of assignments, K for each token: multiply by top_k.",
     lambda loads, k: health_with(loads, k, dead=lambda p, _: (p == 0).sum(dim=1)):
         "You count experts without any token. An expert under 1 % of the tokens counts as dead, too.",
     lambda loads, k: health_with(loads, k, dead=lambda p, k: (p < DEAD_SHARE / p.shape[1]).sum(dim=1)):

@@ -15,8 +15,7 @@ def my_step_time(loads, num_ranks, seconds_per_row):
 
 TIME_MISTAKES = {
     lambda loads, n, s: loads.unflatten(1, (n, -1)).sum(dim=2).sum(dim=0).max() * s:
-        "You added up the layers of each rank first. But every layer ends with an exchange: in each one, all wait for "
-        "the rank that is slowest there, and that may be another one.",
+        "You added up the layers first. But each ends with an exchange, and waits for the rank that is slowest in it.",
     lambda loads, n, s: loads.sum() / n * s: "This is the mean over the ranks. A layer waits for its slowest one.",
     lambda loads, n, s: loads.sum() * s:
         "You added up all ranks, as if one worked after the other. They work at the same time.",
@@ -51,11 +50,9 @@ BYTES_MISTAKES = {
     of_rows(lambda away: 2 * away.sum(dim=1)):
         "A rank also sends back the results of the rows that came to it, the column of the table.",
     of_rows(lambda away: 4 * away.sum(dim=1)):
-        "You send back as many results as the rank has sent rows. It sends back those of the rows that it *received*: "
-        "the column of the table, not the row.",
+        "It sends back as many results as it *received* rows: the column of the table. You count those that it sent.",
     of_rows(lambda away: 4 * away.sum(dim=0)):
-        "You counted what the rank receives twice. It sends its own rows, the row of the table, and results of those "
-        "that came, the column.",
+        "You counted what it receives twice. It sends its own rows, the row, and results of what came, the column.",
     of_rows(lambda away: away.sum(dim=1) + away.sum(dim=0)):
         "This is the forward pass. In the backward pass the gradients take the same ways: twice as many bytes.",
     lambda traffic, d, size: my_sent_bytes(traffic, d, 1): "You counted numbers. Each takes bytes_per_number bytes.",

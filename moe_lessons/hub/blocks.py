@@ -76,8 +76,7 @@ def convert_block(hf_block: nn.Module) -> MoE:
     hf_block: of one of `FAMILIES`, such as `model.model.layers[0].mlp` of an OLMoE. The weights are copied; their type,
         device, requires_grad and training mode are kept.
 
-    Raises ValueError for another block, other shapes, quantised weights, or an activation that `Experts` lacks.
-    """
+    Raises ValueError for another block, other shapes, quantised weights, or an activation that `Experts` lacks."""
     kind = type(hf_block).__name__
     if kind not in FAMILIES or not type(hf_block).__module__.startswith("transformers."):
         known = ", ".join(f"{family.name} ({block})" for block, family in FAMILIES.items())

@@ -13,8 +13,7 @@ from moe_lessons.widgets.calculators import SLIDERS, CostCalculator
 class ConfigCalculator(CostCalculator):
     """A `CostCalculator` that also counts a model from its config.json, by its own class of Hugging Face transformers.
 
-    model: the path of such a file or of its folder, too. The other arguments are those of `CostCalculator`.
-    """
+    model: the path of such a file or of its folder, too. The other arguments are those of `CostCalculator`."""
 
     SOURCES = (*CostCalculator.SOURCES, "config_file")
     problem = ""  # with the file in the box, in a sentence

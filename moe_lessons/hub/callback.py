@@ -23,8 +23,7 @@ class LensCallback(TrainerCallback):
     warn_below: in even loads (1 / E of all): an expert with less starves. A warning names it, once until it recovers.
     count_padding: see `Lens`, which is on the model during a training step only.
 
-    `Trainer(model, args, train_dataset=data, callbacks=[LensCallback(every=10)])`
-    """
+    `Trainer(model, args, train_dataset=data, callbacks=[LensCallback(every=10)])`"""
 
     def __init__(self, every: int = 10, warn_below: float = 0.1, count_padding: bool = False):
         self.every, self.warn_below = check_positive_int("every", every), check_number("warn_below", warn_below)

@@ -1,7 +1,6 @@
 """Files with which other engines train or serve a Mixtral, all sizes read from its config.json: see docs/engines.md.
 
-Of N ranks each has 1/N of the experts, all of the rest, and its own tokens: as in `moe_lessons.parallel`.
-"""
+Of N ranks each has 1/N of the experts, all of the rest, and its own tokens: as in `moe_lessons.parallel`."""
 
 import json
 import shlex
@@ -12,10 +11,8 @@ from moe_lessons.hub.published import read_config
 from moe_lessons.support.errors import check_positive_int
 from moe_lessons.support.files import write_inside
 
-FLAGS = {  # of Megatron-LM, where the name is not that of the field
-    "layernorm_epsilon": "norm-epsilon", "num_moe_experts": "num-experts", "add_bias_linear": "disable-bias-linear",
-    "gated_linear_unit": "swiglu", "num_query_groups": "group-query-attention --num-query-groups",
-}  # fmt: skip
+# the fields of Megatron Core, by their names in a Mixtral or fixed, and flags of Megatron-LM that are named otherwise
+MEGATRON = json.loads(Path(__file__).with_name("megatron.json").read_text("utf-8"))
 TORCHTITAN = Path(__file__).with_name("moe_torchtitan.txt")
 BATCH_SIZE, LR = 8, 1e-3  # sequences of each rank in a step, and the learning rate: a start
 
@@ -24,8 +21,7 @@ def write_engine_configs(model: str | Path, folder: str | Path, ranks: int = 2) 
     """Write a file for each engine, in `folder`; returns where each is.
 
     model: the folder of a Mixtral, such as `export_model` writes. ranks: GPUs, N, which must divide the experts.
-    ValueError for another model or none, and for weights in float64.
-    """
+    ValueError for another model or none, and for weights in float64."""
     model, folder = Path(model).resolve(), Path(folder)
     config = read_mixtral(model)
     check_positive_int("ranks", ranks)
@@ -73,29 +69,12 @@ def read_mixtral(model: Path) -> dict[str, Any]:
 
 
 def megatron_core_fields(config: dict[str, Any], ranks: int) -> dict[str, Any]:
-    """The fields of Megatron Core's `TransformerConfig`, but for activation_func, which is SiLU."""
-    layers, top_k = config["num_hidden_layers"], config["num_experts_per_tok"]
-    return {
-        "num_layers": layers,
-        "hidden_size": config["hidden_size"],
-        "ffn_hidden_size": config["intermediate_size"],
-        "num_attention_heads": config["num_attention_heads"],
-        "num_query_groups": config["num_key_value_heads"],
+    """The fields of Megatron Core's `TransformerConfig`, but for activation_func, which is SiLU: then it is SwiGLU."""
+    fields = {field: config[theirs] for field, theirs in MEGATRON["fields"].items()} | MEGATRON["fixed"]
+    return fields | {
         "kv_channels": config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"],
-        "init_method_std": config["initializer_range"],
-        "attention_dropout": config["attention_dropout"],
-        "hidden_dropout": 0.0,
-        "normalization": "RMSNorm",
-        "layernorm_epsilon": config["rms_norm_eps"],
-        "add_bias_linear": False,
-        "gated_linear_unit": True,  # with activation_func: SwiGLU
-        "num_moe_experts": config["num_local_experts"],
-        "moe_router_topk": top_k,
-        "moe_router_load_balancing_type": "aux_loss",
         # of E · Σ f·P, added up over the layers; Hugging Face has K times that of all layers' tokens at once
-        "moe_aux_loss_coeff": config["router_aux_loss_coef"] * top_k / layers,
-        "moe_router_dtype": "fp32",
-        "moe_token_dispatcher_type": "alltoall",
+        "moe_aux_loss_coeff": config["router_aux_loss_coef"] * fields["moe_router_topk"] / fields["num_layers"],
         "expert_model_parallel_size": ranks,
         "bf16": config["dtype"] == "bfloat16",
     }
@@ -105,7 +84,7 @@ def megatron_arguments(config: dict[str, Any], model: Path, ranks: int) -> list[
     """A line for each argument of Megatron-LM's pretrain_gpt.py, which hands them on to Megatron Core."""
     lines = []
     for field, value in megatron_core_fields(config, ranks).items():
-        flag = FLAGS.get(field, field.replace("_", "-"))
+        flag = MEGATRON["flags"].get(field, field.replace("_", "-"))
         if field == "add_bias_linear" or value is True:
             lines.append(f"--{flag}")
         elif value is not False:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import math
 import os
 from base64 import b64encode
@@ -27,6 +28,8 @@ from moe_lessons.support.errors import first_line
 from moe_lessons.training.run import DEAD_SHARE
 
 TEMPLATE = Path(__file__).with_name("lens_page.html")
+# Columns of two tables: the figure's name, what stands above it, how it is written.
+BALANCE, CHOICE = json.loads(TEMPLATE.with_suffix(".json").read_text(encoding="utf-8")).values()
 WINDOW, BATCH = 512, 4096  # tokens: of a sequence, and of a call, at most
 TYPICAL = 6  # tokens that are shown of each expert
 SHOWN = 12  # layers whose experts' tokens are shown
@@ -192,22 +195,6 @@ def busiest(layers: list[dict]) -> str:
 
 def limit(layer: dict) -> str:
     return f"{100 * dead_share(layer['top_k'], layer['num_experts']):.2g} % of the tokens"
-
-
-BALANCE = {  # columns: the figure's name, what stands above it, how it is written
-    "dead": ("dead experts", "{:d}"),
-    "max_over_mean": ("busiest ÷ even share", "{:.2f}"),
-    "max_over_mean_by_chance": ("by chance", "{:.2f}"),
-    "entropy": ("entropy", "{:.3f}"),
-    "load_balancing_loss": ("balance loss", "{:.3f}"),
-    "dropped_share": ("dropped", "{:.1%}"),
-}
-CHOICE = {
-    "repeated": ("as the token before", "{:.1%}"),
-    "chance": ("by chance", "{:.1%}"),
-    "bits_of_token": ("bits about the token", "{:.2f}"),
-    "bits_shuffled": ("at random", "{:.2f}"),
-}
 
 
 def page(figures: dict[str, Any], routings: dict[str, Routing]) -> str:

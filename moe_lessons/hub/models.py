@@ -26,8 +26,7 @@ def convert_model(hf_model: nn.Module) -> LanguageModel:
     """Our `LanguageModel` with the weights of a Hugging Face MixtralForCausalLM or LlamaForCausalLM: equal logits.
 
     The weights are copied, as by `convert_block`; dropout is left out. Raises ValueError for another class and for what
-    ours lacks: biases, a sliding window, scaled rotary positions, another activation, a head_dim that is not D/H.
-    """
+    ours lacks: biases, a sliding window, scaled rotary positions, another activation, a head_dim that is not D/H."""
     name = type(hf_model).__name__
     if name not in ("MixtralForCausalLM", "LlamaForCausalLM") or "transformers." not in type(hf_model).__module__:
         raise ValueError(f"hf_model must be a MixtralForCausalLM or LlamaForCausalLM from transformers, got {name}")
@@ -61,8 +60,7 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
         model of bytes comes with its `byte_tokenizer`. No token is special, so `generate` ends after max_new_tokens.
 
     Raises ValueError for what is neither of the two, saying what does not fit, and for weights of several types;
-    OSError where the folder holds something or cannot be written.
-    """
+    OSError where the folder holds something or cannot be written."""
     import transformers
 
     if not isinstance(ours, LanguageModel):

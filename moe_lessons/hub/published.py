@@ -1,8 +1,7 @@
 """Exact counts of published models: their configuration, built by the class of Hugging Face transformers (extra: hf).
 
 A model is built on torch's meta device: all shapes, no weights, no download, no code but that of transformers. Experts
-are found by structure: weights with a row for each expert, or a list of equal modules.
-"""
+are found by structure: weights with a row for each expert, or a list of equal modules."""
 
 import json
 import re
@@ -79,8 +78,7 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
     """The exact counts of a configuration, given as the object of a config.json.
 
     Raises ValueError where transformers knows neither its model_type nor its class, for numbers that cannot be, and for
-    what the class refuses; ImportError without transformers.
-    """
+    what the class refuses; ImportError without transformers."""
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -299,7 +297,6 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
 
 
 def as_tables(report: dict[str, Any]) -> str:
-    """The same as tables of text."""
     total, active, context = report["total_params"], report["active_params"], report["context_length"]
     kinds = [f"{k['top_k']} of {k['num_experts']} experts in {k['blocks']} blocks" for k in report["experts"]]
     lines = [f"{report['class']}: " + ("; ".join(kinds) or "dense: a token uses every parameter"), ""]

@@ -3,8 +3,7 @@
 A mixture is a module with a child, its experts, whose `forward` takes (hidden states, indices (T, K), weights (T, K)):
 what they are called with is what is carried out. The logits come from the router beside them, which the model itself
 declares for `output_router_logits`. Others are `SPECIAL`. Two of transformers 5.24 call no module with their choices
-and cannot be read: doge, whose experts are rows of a table, and vitpose_backbone, which has no router.
-"""
+and cannot be read: doge, whose experts are rows of a table, and vitpose_backbone, which has no router."""
 
 import inspect
 from collections.abc import Callable

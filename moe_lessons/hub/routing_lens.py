@@ -172,23 +172,7 @@ class Call:
             wanted = f"(B, T), for the {num_tokens} tokens of {key}, got {tuple(mask.shape)}"
             raise ValueError(f"attention_mask must be {wanted}: {ADVICE}")
         counts = mask[:, length - num_tokens // sequences :].reshape(-1) != 0  # (T,)
-        return routing if bool(counts.all()) else only(routing, counts.to(routing.token_idx.device))
-
-
-def only(routing: Routing, counts: Tensor) -> Routing:
-    """The routing of those of its tokens that count (T,), numbered anew."""
-    number = counts.cumsum(0) - 1  # (T,)
-    kept, dropped = counts[routing.token_idx], counts[routing.dropped_token_idx]
-    return Routing(
-        routing.router_logits[counts],
-        routing.router_probs[counts],
-        number[routing.token_idx[kept]],
-        routing.expert_idx[kept],
-        routing.weight[kept],
-        number[routing.dropped_token_idx[dropped]],
-        routing.dropped_expert_idx[dropped],
-        routing.top_k,
-    )
+        return routing if bool(counts.all()) else routing.of_tokens(counts.nonzero()[:, 0].to(routing.token_idx.device))
 
 
 def joined(routings: Sequence[Routing]) -> Routing:

@@ -2,8 +2,7 @@
 
 Read it in this order: ffn · routing · balancing · experts · dispatch · moe · twins · attention · transformer, and
 soft_moe beside them. Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each
-token, D d_model, F d_ff, C capacity, A assignments.
-"""
+token, D d_model, F d_ff, C capacity, A assignments."""
 
 from moe_lessons.nn.attention import Attention, KVCache
 from moe_lessons.nn.balancing import apply_capacity, load_balancing_loss, router_z_loss, update_expert_bias

@@ -1,8 +1,7 @@
 """Attention with rotary positions, grouped heads and a cache: how a token learns of those before it.
 
 Beside the letters of the package: B sequences of T tokens; H heads for queries, G for keys and values, each of h
-numbers; S tokens that are looked at, those in the cache included.
-"""
+numbers; S tokens that are looked at, those in the cache included."""
 
 from collections.abc import Callable
 

@@ -20,8 +20,7 @@ def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
     of its router probability. Gradients flow through P alone. It is 1 where either is uniform, and E where K = 1 and
     all tokens go to one expert with probability 1. Hugging Face's is K times this.
 
-    mask (T,): True for the tokens that count; padding does not. Do not pool layers: two that have collapsed onto
-    different experts would look balanced."""
+    mask (T,): True for tokens that count. Do not pool layers: two that collapsed differently would look balanced."""
     probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
     expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
     if mask is not None:

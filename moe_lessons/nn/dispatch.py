@@ -5,13 +5,13 @@
 (with `experts.weight_input` the weight stands inside: expert_idx[a](weight[a] · x[t])). Each is a function
 (experts, x (T, D), routing) -> y (T, D), with a gradient for x, the routing weights and the experts. They differ in
 what they cost: 'dense' is best where all is tiny, 'loop' (the plainest to read) on a CPU for a single token and where
-few experts have much to do, 'grouped' in between and on a GPU; the waste of 'padded' grows with imbalance.
-"""
+few experts have much to do, 'grouped' in between and on a GPU; the waste of 'padded' grows with imbalance."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moe_lessons.nn.balancing import rank_within
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.routing import Routing
 
@@ -54,18 +54,14 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 
 def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """All experts in one batched product, each with as many places (C) as the busiest needs: E·C rows instead of A."""
-    counts = routing.tokens_per_expert  # (E,)
-    num_experts, capacity = len(counts), int(counts.max())  # C
-    order = routing.expert_idx.argsort(stable=True)  # (A,) sorted by expert
-    expert_idx, token_idx = routing.expert_idx[order], routing.token_idx[order]  # (A,)
-    starts = counts.cumsum(0) - counts  # (E,) where each expert's group begins
-    place = torch.arange(len(order), device=x.device) - starts[expert_idx] + capacity * expert_idx  # (A,) of E·C
-    rows = x.new_zeros(num_experts * capacity, x.shape[1]).index_copy(0, place, x.index_select(0, token_idx))
-    weight = x.new_zeros(num_experts * capacity).index_copy(0, place, routing.weight.index_select(0, order).to(x.dtype))
+    num_experts, capacity = routing.num_experts, int(routing.tokens_per_expert.max())  # C
+    place = rank_within(routing.expert_idx) + capacity * routing.expert_idx  # (A,) of E·C
+    rows = x.new_zeros(num_experts * capacity, x.shape[1]).index_copy(0, place, x.index_select(0, routing.token_idx))
+    weight = x.new_zeros(num_experts * capacity).index_copy(0, place, routing.weight.to(x.dtype))
     pre = torch.bmm(rows.view(num_experts, capacity, x.shape[1]), experts.in_proj.mT)  # (E, C, 2F) or (E, C, F)
     hidden = experts.hidden(pre, weight.view(num_experts, capacity), (slice(None), None))  # (E, C, F)
     out = torch.bmm(hidden, experts.down_proj.mT).to(x.dtype)  # (E, C, D)
-    y = x.new_zeros(x.shape).index_add(0, token_idx, out.flatten(0, 1).index_select(0, place))
+    y = x.new_zeros(x.shape).index_add(0, routing.token_idx, out.flatten(0, 1).index_select(0, place))
     return add_down_bias(y, experts, x, routing)
 
 
@@ -126,9 +122,8 @@ LARGE_GROUP = 300_000  # numbers in the rows of one expert, from which on a call
 
 
 def choose_dispatch(experts: Experts, routing: Routing) -> str:
-    """Name the way that 'auto' takes, by the sizes alone: 'dense' where it wastes so little that fewer calls count for
-    more; on a CPU 'loop' for one token without a gradient, as in decoding, and where each expert has much to do; else
-    'grouped'. `make bench` times them all."""
+    """Name the way that 'auto' takes, by the sizes alone: 'dense' where it wastes less than fewer calls save; on a CPU
+    'loop' for one token without a gradient, and where each expert has much to do; else 'grouped' (see `make bench`)."""
     num_experts, d_model, d_ff = experts.down_proj.shape
     num_rows, width = len(routing.expert_idx), experts.in_proj.shape[1]  # A; 2F or F
     if experts.down_proj.device.type == "cpu":

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.nn.ffn import ACTIVATIONS, GATED, make_weight
-from moe_lessons.support.errors import check_choice, check_positive_int, is_whole
+from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward, make_weight
+from moe_lessons.support.errors import check_choice, check_positive_int, check_whole
 
 
 class Experts(nn.Module):
@@ -37,10 +37,7 @@ class Experts(nn.Module):
         for name, size in ((f"{self.in_name}_bias", width), ("down_proj_bias", d_model)):
             self.register_parameter(name, nn.Parameter(torch.zeros(num_experts, size)) if bias else None)
 
-    @property
-    def in_proj(self) -> Tensor:
-        """The input weight, whichever the activation has: (E, 2F, D) or (E, F, D)."""
-        return getattr(self, self.in_name)
+    in_proj = FeedForward.in_proj  # (E, 2F, D) or (E, F, D)
 
     @property
     def in_bias(self) -> Tensor | None:
@@ -66,8 +63,7 @@ class Experts(nn.Module):
 @contextmanager
 def muted(experts: nn.Module, expert: int) -> Iterator[None]:
     """Within it, the output of one expert is zero, and nothing has a gradient: what is lost without it?"""
-    if not is_whole(expert, 0, len(experts.down_proj) - 1):
-        raise ValueError(f"expert must be between 0 and {len(experts.down_proj) - 1}, got {expert!r}")
+    check_whole("expert", expert, 0, most := len(experts.down_proj) - 1, f"between 0 and {most}")
     last = [w for w in (experts.down_proj, getattr(experts, "down_proj_bias", None)) if w is not None]
     with torch.no_grad():
         kept = [weight[expert].clone() for weight in last]

@@ -1,8 +1,7 @@
 """Published families of mixtures as short specifications, and the same work for a token in finer experts.
 
 `MoE(d_model=…, d_ff=…, **FAMILIES[name])` is a block of that family; what two of them do differently is what their
-dictionaries do. How a family was balanced is no part of its block: see data/published_models.csv.
-"""
+dictionaries do. How a family was balanced is no part of its block: see data/published_models.csv."""
 
 import json
 from pathlib import Path

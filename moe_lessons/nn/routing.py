@@ -64,6 +64,15 @@ class Routing:
         none = token_idx.new_zeros(0)
         return cls(router_logits, router_probs, token_idx, expert_idx, weight, none, none)
 
+    def of_tokens(self, chosen: Tensor) -> "Routing":
+        """The routing of some of its tokens, chosen (N,) by their numbers, in this order and numbered anew."""
+        number = chosen.new_full((self.num_tokens,), -1)
+        number[chosen] = torch.arange(len(chosen), device=chosen.device)
+        token_idx, dropped = number[self.token_idx], number[self.dropped_token_idx]
+        kept, also = token_idx >= 0, dropped >= 0
+        parts = token_idx[kept], self.expert_idx[kept], self.weight[kept], dropped[also], self.dropped_expert_idx[also]
+        return Routing(self.router_logits[chosen], self.router_probs[chosen], *parts, self.top_k)
+
     @property
     def num_tokens(self) -> int:
         """T, the number of tokens that were routed."""

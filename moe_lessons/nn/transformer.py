@@ -1,7 +1,6 @@
 """A decoder-only language model in the style of Mixtral: attention, then a feed-forward block, dense or of experts.
 
-Beside the letters of the package: B sequences of T tokens each, V tokens in the vocabulary, L layers.
-"""
+Beside the letters of the package: B sequences of T tokens each, V tokens in the vocabulary, L layers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -2,8 +2,7 @@
 
 Tokens travel to the ranks of their experts, and what comes out travels back (GShard, arXiv:2006.16668, section 3). To a
 block that is one more way to run the experts: importing this adds 'exchange' to `DISPATCH`. Router, shared expert and
-the products on each rank are those of `nn`.
-"""
+the products on each rank are those of `nn`."""
 
 import torch
 import torch.distributed as dist

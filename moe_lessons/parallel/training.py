@@ -182,8 +182,7 @@ def last_checkpoint(folder: str) -> Path | None:
 
 
 def save(folder: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write all ranks' parts into one file, and keep the `KEPT` last ones. Every rank calls it. RuntimeError, on all
-    ranks, where it cannot be written."""
+    """Write all ranks' parts into one file; keep the `KEPT` last. Called by every rank; where it fails, each raises."""
     state, trouble = whole(model, state_of(model, optimizer)), [None]
     if dist.get_rank() == 0:
         try:

@@ -116,7 +116,6 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
 
 
 def _size(count: float) -> str:
-    """Say a number of bytes."""
     return f"{_three_digits(count / 1e9)} GB" if count >= 1e9 else f"{_three_digits(count / 1e6)} MB"
 
 

@@ -117,6 +117,7 @@ def draw_field(mark: Field, ax, theme, panel):
     z = np.asarray(mark.z, dtype=float)  # (rows, columns, E)
     x, y = (np.linspace(*ends, count) for ends, count in ((ax.get_xlim(), z.shape[1]), (ax.get_ylim(), z.shape[0])))
     first = z.argmax(axis=-1)
+    ax.set_box_aspect(1)  # a plane, as in the page
     for expert in range(z.shape[-1]):
         lead = z[..., expert] - np.delete(z, expert, axis=-1).max(axis=-1, initial=-1e9)  # at its borders it is 0
         own = ax.contourf(x, y, lead, [0, np.inf], colors=[expert_color(expert)], zorder=0.5)

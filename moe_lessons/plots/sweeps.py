@@ -1,4 +1,4 @@
-"""What many runs showed: which dense width is as good, what more experts bring, what dies, how fast they are."""
+"""What many runs showed: what each model takes and knows, what more experts bring, what dies, how fast they are."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from moe_lessons.analysis.results import effective_width
+from moe_lessons.analysis.results import dense_families, times_the_cost
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.experts import grouped_bars
@@ -14,6 +14,13 @@ from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, model_looks, name_over
 
+ROUND = [digit * 10**zeros for zeros in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
+DENSE = "dense, of other widths"
+COSTS = {
+    "teraflops": "training, 10¹² FLOPs",
+    "minutes": "training, minutes",
+    "seconds_per_token": "tokens per second at D = 768 (left: faster)",
+}
 SEED = {"ls": "", "marker": "o", "ms": 4, "alpha": 0.5}  # the look of one seed
 
 
@@ -26,20 +33,43 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, m
         ax.plot(line.index, line, ls=dash, marker=marker, color=color, lw=1.8, ms=5, label=model)
 
 
-def dense_family(family: Mapping[int, Sequence[float]], mixture: Sequence[float], quality: str) -> Axes:
-    """Draw which width of a family of dense models is as good as a mixture, by `analysis.effective_width`."""
-    found, widths = effective_width(family, mixture), sorted(family)
-    ax = axes_for(7.4, 3.8, f"The dense width that is as good: {found}", "width of the dense FFN", quality)
-    dense, color = np.array([family[width] for width in widths], float), LIGHT.lines[4]
-    ax.plot(widths, dense, color=color, **SEED)
-    ax.plot(widths, dense.mean(axis=1), color=color, lw=1.8, marker=style.MARKERS[4], label="dense, mean of its seeds")
-    ax.axhline(np.mean(mixture), color=LIGHT.lines[0], lw=1.8, label="the mixture, mean of its seeds")
-    low, high = max(found.low, widths[0]), min(found.high, widths[-1])
-    if low <= high:
-        ax.axvspan(low, high, fc=LIGHT.lines[3], alpha=0.2, label="as good: from the lowest to the highest seed")
-    if widths[0] <= found.width <= widths[-1]:
-        ax.axvline(found.width, ls="--", lw=1.2, color=LIGHT.lines[3])
-    return name_over(log_axis(ax, "x", widths, grid="both"))
+def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] = COSTS) -> style.LessonFigure:
+    """Draw what each model knew at the end of its training over each of its costs: dense models of every width and
+    length of training, a line along the best of them, and the mixtures, those of one size joined.
+
+    ends: of `course.own_figures.priced`; arrow: from which mixture (model, steps) to the best dense model that knows as
+    much; costs: a column -> the name of its axis, which says tokens per second for seconds_per_token.
+    """
+    figure = style.LessonFigure(3.6 * len(costs), 4.8)
+    mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
+    mixtures.sort(key=lambda name: int(name.partition("=")[2]))
+    looks = {DENSE: (LIGHT.muted, "", "."), **model_looks([EQUAL_ACTIVE, EQUAL_TOTAL, *mixtures])}
+    shown = ends.assign(look=ends["model"].where(ends["model"].isin(list(looks)), DENSE))
+    for place, (cost, label) in enumerate(costs.items(), start=1):
+        ax = axes_for(title="entries known, %", xlabel=label, ax=figure.add_subplot(1, len(costs), place))
+        families = dense_families(ends, cost).values()
+        grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))
+        means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
+        logs = [(np.log(grid), np.log(list(family)), mean) for family, mean in zip(families, means)]
+        best = np.nanmax([np.interp(*each, left=np.nan) for each in logs], axis=0)
+        ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="the best dense model for the cost")
+        for look, (color, _, marker) in looks.items():
+            runs = shown[shown["look"] == look].groupby(["model", "steps"])
+            x, known = runs[cost].first(), runs["known"]
+            ax.vlines(x, known.min(), known.max(), color=color, lw=1.2, alpha=0.6)
+            ax.plot(x, known.mean(), marker, ls="-" if look in mixtures else "", color=color, lw=1.4, ms=6, label=look)
+        x, y = shown.groupby(["model", "steps"])[[cost, "known"]].mean().loc[arrow]
+        times = times_the_cost(ends, *arrow, cost)
+        ax.annotate("", (x * times.width, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
+        annotate(ax, f"{times.width:.1f} times", (x * times.width**0.5, y), (0, 8), ha="center", halo=True)
+        if cost == "seconds_per_token":
+            log_axis(ax, "x", [1 / speed for speed in ROUND], say=lambda seconds: f"{1 / seconds:g}")
+        else:
+            log_axis(ax, "x")
+        ax.grid(axis="y")
+    with LIGHT.context():
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4)
+    return figure
 
 
 def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:

@@ -54,7 +54,6 @@ class Theme:
     directions: list[str]  # below and above an even share
 
     def context(self):
-        """Draw in the colours and in `STYLE`."""
         inks = dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color"), self.foreground)
         return rc_context(STYLE | inks | {"axes.facecolor": self.background, "axes.edgecolor": self.grid})
 

@@ -43,23 +43,22 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:80]} …"
 
 
-def check_positive_int(name: str, value: Any, most: float = math.inf) -> int:
-    if not is_whole(value, 1, most):
-        allowed = "of at least 1" if most == math.inf else f"from 1 to {most:,}"
-        raise ValueError(f"{name} must be a whole number {allowed}, got {shown(value)}")
+def check_whole(name: str, value: Any, low: int, high: float, allowed: str = "") -> int:
+    if not is_whole(value, low, high):
+        raise ValueError(f"{name} must be {allowed or f'a whole number from {low} to {high:,}'}, got {shown(value)}")
     return int(value)
+
+
+def check_positive_int(name: str, value: Any, most: float = math.inf) -> int:
+    return check_whole(name, value, 1, most, "a whole number of at least 1" * (most == math.inf))
 
 
 def check_count(name: str, value: Any) -> int:
-    if not is_whole(value, 0):
-        raise ValueError(f"{name} must be a whole number from 0 up, got {shown(value)}")
-    return int(value)
+    return check_whole(name, value, 0, math.inf, "a whole number from 0 up")
 
 
 def check_top_k(top_k: Any, num_experts: int) -> int:
-    if not is_whole(top_k, 1, num_experts):
-        raise ValueError(f"top_k must be between 1 and num_experts ({num_experts}), got {shown(top_k)}")
-    return int(top_k)
+    return check_whole("top_k", top_k, 1, num_experts, f"between 1 and num_experts ({num_experts})")
 
 
 def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = False, most: float = math.inf) -> float:
@@ -71,9 +70,7 @@ def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = Fals
 
 
 def check_seed(seed: Any) -> int:
-    if not is_whole(seed, 0, 2**62):
-        raise ValueError(f"seed must be a whole number from 0 to 2**62, got {shown(seed)}")
-    return int(seed)
+    return check_whole("seed", seed, 0, 2**62, "a whole number from 0 to 2**62")
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
@@ -97,8 +94,7 @@ def check_device(device: Any) -> torch.device:
 
 
 def check_input(x: Tensor, d_model: int, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return the floating-point tensor x (..., d_model), of the weights' device and dtype (autocast aside). No value is
-    read."""
+    """Return the floating-point tensor x (..., d_model), of the weights' device and dtype, without reading a value."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.is_nested or x.layout != torch.strided:
         raise ValueError(f"x must be a floating-point tensor, got {in_words(x)}")
     if x.ndim < 1 or x.shape[-1] != d_model:

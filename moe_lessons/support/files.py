@@ -12,8 +12,7 @@ def can_be_written(path: Path) -> bool:
 def write_whole(path: Path, content: bytes, follow: bool = True) -> None:
     """Write `content` to a file beside `path`, which then takes its place. Raises OSError; then `path` is as it was.
 
-    follow: whether of a link the file that it leads to is written; else the link is replaced.
-    """
+    follow: whether of a link the file that it leads to is written; else the link is replaced."""
     path = path.resolve() if follow else path
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "what is there is no regular file", str(path))

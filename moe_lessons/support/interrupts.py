@@ -43,8 +43,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if
 
 @contextmanager
 def held_back() -> Iterator["Held"]:
-    """Hold back what signals would do inside, such as raise KeyboardInterrupt at any moment, until the end. Only the
-    main thread is ever interrupted."""
+    """Hold back what signals would do inside, such as raise KeyboardInterrupt, until the end: in the main thread."""
     held, before = Held(), {}
     try:
         for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():

@@ -9,7 +9,6 @@ def static_mode() -> bool:
 
 
 def in_notebook() -> bool:
-    """Tell whether a Jupyter kernel runs this."""
     from IPython import get_ipython  # only here: progress, which asks for the mode alone, stays light
 
     return hasattr(get_ipython(), "kernel")

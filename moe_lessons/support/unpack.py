@@ -14,9 +14,7 @@ def unpack(source: Path, folder: Path) -> list[str]:
     """Copy the lessons in `source` to `folder`; return what its owner must know, a sentence each.
 
     What is missing is copied, and what was not changed becomes the newer one. What was changed stays, as does a link,
-    and the newer comes beside it, once. Raises OSError where that cannot be written, as where a link leads out of the
-    folder; the next call goes on from there.
-    """
+    and the newer comes beside it, once. After an OSError (a link may lead out) the next call goes on from there."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         before = dict(json.loads((folder / MANIFEST).read_text("utf-8")))

@@ -1,8 +1,7 @@
 """A band: runs of one setting from several seeds, trained as one batched model, so that a spread costs little.
 
 S classifiers become one whose mixture has S·E experts, in islands: a token of seed s can only choose the E experts of
-island s. The islands share nothing, so that each learns what it would learn alone.
-"""
+island s. The islands share nothing, so that each learns what it would learn alone."""
 
 import copy
 from collections.abc import Iterable

@@ -187,8 +187,7 @@ class Run:
 
     @held_back()  # its hooks go with it
     def _first_not_finite(self, x: Tensor) -> str | None:
-        """Name the first that is not finite, or None: x, a weight, the output of a module (in the order in which they
-        finish), a gradient (as backward goes)."""
+        """Name the first that is not finite, or None: x, a weight, the output of a module, a gradient, as they come."""
         weights, found = list(self.model.named_parameters()), []
 
         def look(what: str, value: Any) -> None:
@@ -390,7 +389,6 @@ def token_losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def copy_into(targets: list[Tensor], values: list[Tensor]) -> None:
-    """Overwrite each of some tensors with a value."""
     for target, value in zip(targets, values, strict=True):
         target.copy_(value)
 
@@ -401,7 +399,6 @@ def is_dead(wanted: float | Tensor, num_tokens: int = 1) -> bool | Tensor:
 
 
 def dead_experts(routing: Routing) -> int:
-    """Count the experts that `is_dead` tells of."""
     return int(is_dead(routing.demand_per_expert, routing.num_tokens).sum())
 
 

@@ -12,10 +12,11 @@ from moe_lessons.analysis.collapse import STRENGTHS, Tile, split_strength, tile_
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels.shares import tile as panel_of_tile
+from moe_lessons.support.errors import check_whole
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, TrainingDiverged
 from moe_lessons.widgets.controls import TIPS, CheckBoxes
-from moe_lessons.widgets.laboratory import Lab, check_between, names_of
+from moe_lessons.widgets.laboratory import Lab, names_of
 
 MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
@@ -59,8 +60,8 @@ class BalancingLab(Lab):
         return values["remedies"] if name == "highlight" else super().stops(name, values)
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
-        check_between("seeds", values["seeds"], 1, MOST_SEEDS)
-        check_between("apply_from", values["apply_from"], 0, 10**6)
+        check_whole("seeds", values["seeds"], 1, MOST_SEEDS)
+        check_whole("apply_from", values["apply_from"], 0, 10**6)
         names = names_of(values["remedies"], "remedies")
         if not 1 <= len(names) <= MOST_TILES:
             raise ValueError(f"remedies must be 1 to {MOST_TILES} tiles, got {len(names)}")

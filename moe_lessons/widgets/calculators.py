@@ -49,7 +49,6 @@ class Calculator(Picture):
         super().__init__(rows=[W.HBox(bar).add_class("moe-bar"), *grids])
 
     def change(self, do: Callable[..., None], *arguments: Any) -> None:
-        """Do something that may move controls, and draw once."""
         if not self._changing:
             self._changing = True
             try:
@@ -77,8 +76,7 @@ class CostCalculator(Calculator):
     model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (num_heads follows d_model); or of
     `published_sizes`. context_length: tokens that the attention sees. batch_size: texts written at once. machine: of
     `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`. dense_width: of the equally
-    good dense model, in times of the active part; the root of E / K where none is given, an assumption.
-    """
+    good dense model, in times of the active part; the root of E / K where none is given, an assumption."""
 
     least_width = "380px"
     SOURCES = ("published",)  # controls that name a model
@@ -223,9 +221,7 @@ class PlanCalculator(Calculator):
     """Sliders for a training on many devices: what a step takes, and what a device holds, by `analysis.plan`.
 
     model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with that of
-    DeepSeek-V3, without overlap, and as many devices as it needs; tokens_at_once begins with 1024. Raises ValueError
-    for values that there are not.
-    """
+    DeepSeek-V3, without overlap, and as many devices as it needs; tokens_at_once begins with 1024."""
 
     def __init__(self, model: str = "DeepSeek-V3", **settings: Any):
         sizes = published_sizes()[check_choice("model", model, published_sizes())]

@@ -29,9 +29,7 @@ class LiveCanvas(anywidget.AnyWidget):
     `ready` is false while `IN_FLIGHT` pictures are unanswered: a page that is hidden, frozen or closed does not draw,
     so it does not answer, and then single pictures are tried, after 1/4, 1/2, 1, … 30 seconds. Nothing piles up.
 
-    on_pick(kind, index): an 'expert', 'token', 'layer' or 'model' was clicked. It is called on the thread on which the
-    kernel handles widgets.
-    """
+    on_pick(kind, index), on the kernel's thread: an 'expert', 'token', 'layer' or 'model' was clicked."""
 
     # the text: of a file, anywidget would remember each widget for ever
     _esm = "".join((HERE / name).read_text("utf-8") for name in ("canvas.js", "keep.js"))

@@ -67,7 +67,6 @@ class CheckBoxes(W.Box):
         self.add(names)
 
     def add(self, names: Iterable[str]) -> None:
-        """Make boxes for names that have none yet."""
         for name in names:
             if name not in self.boxes:
                 self.boxes[name] = W.Checkbox(False, description=name, indent=False, layout=W.Layout(width="auto"))

@@ -8,7 +8,7 @@ import ipywidgets as W
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
-from moe_lessons.support.errors import check_choice, is_whole
+from moe_lessons.support.errors import check_choice, check_whole, is_whole
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS, TRAINING, Box
 from moe_lessons.widgets.controls import CheckBoxes, control, move
@@ -22,8 +22,7 @@ class Lab(LiveRun):
 
     A subclass says START, LIVE and LOOK (names of knobs), STOPS for those that the table leaves open, `check`,
     `make_runs`, and what else it has of its own. What is refused changes nothing and moves the controls back.
-    settings: of those in SETTINGS, what the caller gives.
-    """
+    settings: of those in SETTINGS, what the caller gives."""
 
     START: tuple[str, ...] = ()  # a change of these starts afresh
     LIVE: tuple[str, ...] = tuple(TRAINING)  # these apply to the next step
@@ -58,7 +57,7 @@ class Lab(LiveRun):
         for name in self.START + self.LOOK:
             value, stops = values[name], self.stops(name, values)
             if isinstance(stops, Box) or (isinstance(stops, range) and name in self.LOOK):
-                check_between(name, value, *((0, stops.high) if isinstance(stops, Box) else (stops[0], stops[-1])))
+                check_whole(name, value, *((0, stops.high) if isinstance(stops, Box) else (stops[0], stops[-1])))
             elif stops and isinstance(stops[0], str):
                 check_choice(name, value, stops)
         idle = self.idle(values)
@@ -70,7 +69,6 @@ class Lab(LiveRun):
         return {name: int(value) if is_whole(value, 0) else value for name, value in values.items()}  # of NumPy, too
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
-        """New runs for these values."""
         raise NotImplementedError
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
@@ -220,12 +218,6 @@ class Lab(LiveRun):
             self.loop.trouble = ""
         self.looked()
         self.show_values()
-
-
-def check_between(name: str, value: Any, low: int, high: int) -> None:
-    """ValueError where `value` is no whole number from `low` to `high`."""
-    if not is_whole(value, low, high):
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {value!r}")
 
 
 def names_of(names: Any, what: str, allowed: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -52,8 +52,7 @@ class LiveRun(Picture):
     max_steps: how many steps ▶ trains before it stops by itself.
     columns: how many panels stand in a row. One that needs a row, such as 'block', has it; None: each as it is made.
 
-    `await view.finished()` waits in a cell for the training to pause. A view ends when its cell runs again.
-    """
+    `await view.finished()` waits in a cell for the training to pause. A view ends when its cell runs again."""
 
     title = "Live training"
     USUAL: dict[str, Any] = {"play": 0, "max_steps": 1500}  # arguments that `repr` leaves out
@@ -240,7 +239,6 @@ class LiveRun(Picture):
         return self.read("plane", lambda: read_plane(run, self.muted))
 
     def panels(self) -> list[Panel]:
-        """All panels, as they are now."""
         self.refresh()
         return [self._draw(function) for function in self.functions]
 
@@ -307,7 +305,6 @@ class LiveRun(Picture):
         return made
 
     def bar(self) -> list[W.Widget]:
-        """The title and the buttons."""
         tip = f"Start or pause the training; it pauses by itself after {self.max_steps} steps"
         look = {"icon": "play", "button_style": "primary"}
         self._play_button = self.button("Play", tip, lambda: self.pause() if self.loop.playing else self.play(), **look)

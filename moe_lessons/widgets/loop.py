@@ -24,8 +24,7 @@ class Loop:
     """Has a view trained while it plays, and shown when a picture is due and its page is ready.
 
     It uses the view's `train_one()`, `step`, `settle()` (after actions), `canvas`, and `show(asked)` -> CPU seconds of
-    sending; asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`.
-    """
+    sending; asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`."""
 
     def __init__(self, view):
         self.view, self.events = view, event_loop()
@@ -42,7 +41,6 @@ class Loop:
     running = property(lambda self: self._task is not None and not self._task.done(), doc="Whether it trains now.")
 
     def play(self, steps: int) -> None:
-        """Train `steps` steps from here, while the notebook stays usable."""
         self._check_open()
         self.playing, self.trouble, self._interrupted, self.budget = True, "", False, steps
         self.restart_budget()
@@ -74,16 +72,13 @@ class Loop:
         self.forget()
 
     def forget(self) -> None:
-        """Take back what was posted and is not done yet."""
         self._actions.clear()
 
     def post(self, *actions: Callable[[], None]) -> None:
-        """Have `actions` done between two steps, whichever thread this is called on."""
         self._actions.extend(actions)
         on_the_loop(self.events, self._drain)
 
     async def finished(self) -> None:
-        """Wait until it pauses. The kernel's interrupt pauses all training, and ends what waits."""
         with heeding(lambda: not _pause_all()):
             try:
                 while self.running:

@@ -37,21 +37,17 @@ class Picture(W.VBox):
         return self.canvas
 
     def panels(self) -> list[Panel]:
-        """What is to be seen."""
         return self._panels
 
     def sentence(self) -> str:
-        """The same in words."""
         return self._words
 
     def show(self, words: str | None = None) -> None:
-        """Send it all to the page."""
         panels = dict(enumerate(self.panels()))
         words = words or self.sentence()
         self.canvas.show(panels, count=len(panels), words=words, tips=tips(self), **self.status)
 
     def picture(self, theme: str = "light") -> still.LessonFigure:
-        """The same as a figure of matplotlib."""
         return still.figure(self.panels(), THEMES[theme], caption=self.sentence())
 
     def close(self) -> None:
@@ -81,7 +77,6 @@ def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | N
 
 
 def descendants(widget: W.Widget) -> Iterator[W.Widget]:
-    """All widgets inside a widget."""
     for child in getattr(widget, "children", ()):
         yield from descendants(child)
         yield child

@@ -1,7 +1,6 @@
 """What a router makes of the plane, read while a model trains."""
 
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -54,14 +53,7 @@ def read_plane(run: Run, without: int | None = None) -> Plane:
     scores = route(model, grid(RESOLUTION))[1].router_probs.clamp_min(1e-30).log()
     with nullcontext() if without is None else muted(model.block.experts, without):
         logits, routing, hidden, out = route(model, points)  # as drawn, or a capacity would always drop the last
-    order = classes.argsort(stable=True)  # classes
-    place = order.argsort()
-    routing = replace(
-        routing,
-        router_logits=routing.router_logits[order],
-        router_probs=routing.router_probs[order],
-        token_idx=place[routing.token_idx],
-        dropped_token_idx=place[routing.dropped_token_idx],
-    )
+    order = classes.argsort(stable=True)
     correct, scores = logits.argmax(dim=-1) == classes, scores.view(RESOLUTION, RESOLUTION, -1)
-    return Plane(points[order], classes[order], scores, routing, correct[order], hidden[order], out[order])
+    points, classes, correct, hidden, out = (part[order] for part in (points, classes, correct, hidden, out))
+    return Plane(points, classes, scores, routing.of_tokens(order), correct, hidden, out)

@@ -19,8 +19,7 @@ class TorchRun(Picture):
 
     job: what `parallel.torchrun` returns: an iterable of records, dicts with an 'event', and a `stop()`. steps: how
     many they train. `await view.finished()` waits in a cell and returns the `records`. The button Stop, the kernel's
-    interrupt (■) while a cell waits, and running the cell again end all ranks; what they said is kept.
-    """
+    interrupt (■) while a cell waits, and running the cell again end all ranks; what they said is kept."""
 
     def __init__(self, job: Any, steps: int):
         if not (callable(getattr(job, "stop", None)) and hasattr(job, "__iter__")):
@@ -81,7 +80,6 @@ class TorchRun(Picture):
         self.show()
 
     def states(self) -> dict[int, str]:
-        """What each rank does, by its number."""
         states: dict[int, str] = {}
         for record in self.records:
             if record["event"] == "start":

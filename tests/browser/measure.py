@@ -3,8 +3,7 @@
     python tests/browser/measure.py                                  # on an otherwise idle machine
     python tests/browser/measure.py --busy 2 --views "routing laboratory"   # one view, beside two busy processes
 
-It prints, and asserts nothing.
-"""
+It prints, and asserts nothing."""
 
 import argparse
 import os
@@ -56,28 +55,7 @@ VIEWS = {
     ),
 }  # fmt: skip
 IMPORTS = "from moe_lessons.widgets import *"
-# Notes when the first picture has been drawn that shows the effect of a key.
-WATCH = """([control, isList, shows]) => {
-    const canvas = document.querySelector('.moe-canvas'), text = (name) => canvas.querySelector(name).textContent;
-    const rows = [...document.querySelectorAll('.moe-view .widget-inline-hbox')];
-    const row = rows.find((row) => row.textContent.trim().startsWith(control));
-    const value = () => isList ? row.querySelector('select').selectedOptions[0].textContent.replace(/\\u00a0/g, ' ')
-        : row.querySelector('.widget-readout').textContent;
-    const titles = () => [...canvas.querySelectorAll('figure b')].map((title) => title.textContent);
-    const isShown = new Function('canvas', 'words', 'reading', 'titles', 'value', 'before', `return ${shows}`);
-    window.watcher?.disconnect();
-    window.expect = () => {
-        window.arrived = window.pressed = null;
-        [window.before, window.was] = [text('.moe-words'), value()];
-        document.addEventListener('keydown', () => (window.pressed = performance.now()), { once: true, capture: true });
-    };
-    window.watcher = new MutationObserver(() => {
-        if (!window.pressed || window.arrived || value() === window.was) return;
-        if (isShown(canvas, text('.moe-words'), text('.moe-reading'), titles(), value(), window.before))
-            window.arrived = performance.now();
-    });
-    window.watcher.observe(canvas, { attributes: true, attributeFilter: ['data-token', 'data-frames'] });
-}"""
+WATCH = Path(__file__).with_name("watch.js").read_text()
 FRAMES = "Number(document.querySelector('.moe-canvas').dataset.frames)"
 
 

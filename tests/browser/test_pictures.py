@@ -23,34 +23,7 @@ VIEWS = range(len(SOURCES) - 2)
 LOAD, HEATMAP, TERRITORY, FILM = "Load of each", "Router probabilities", "Territory", "Load share over time"
 WIDTHS = (600, 900, 1280, 1600)
 
-# Notes of each text how it was drawn last: its size on the screen in CSS pixels, and whether it lies in its picture.
-NOTE_TEXTS = r"""() => {
-    const { prototype } = CanvasRenderingContext2D, { fillText } = prototype;
-    window.texts = {};
-    prototype.fillText = function (text, x, y) {
-        const now = this.getTransform(), wide = this.measureText(text).width;
-        const size = parseFloat(this.font.match(/[\d.]+px/));
-        const left = { left: 0, center: -wide / 2, right: -wide }[this.textAlign], { width, height } = this.canvas;
-        const ends = [left, left + wide].flatMap((dx) =>
-            [-size / 2, size / 2].map((dy) => new DOMPoint(x + dx, y + dy)));
-        const isIn = ends.map((end) => now.transformPoint(end)).every((end) =>
-            end.x > -2 && end.x < width + 2 && end.y > -2 && end.y < height + 2);
-        window.texts[text] = [Math.round(size * Math.hypot(now.a, now.b) / devicePixelRatio), isIn];
-        fillText.apply(this, arguments);
-    };
-}"""
-# The pictures of a view: is each as many pixels wide as the screen has for it? Then the sizes of all other texts.
-LOOK = """root => {
-    const canvases = [...root.querySelectorAll('canvas')];
-    const isCrisp = (canvas) => {
-        const { width, height } = canvas.getBoundingClientRect();
-        const [across, down] = [width * devicePixelRatio, height * devicePixelRatio];
-        return Math.abs(canvas.width - across) < 1 && Math.abs(canvas.height - down) < 1;
-    };
-    const hasText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    const texts = [...root.querySelectorAll('*')].filter(hasText);
-    return [canvases.every(isCrisp), [...new Set(texts.map((element) => getComputedStyle(element).fontSize))].sort()];
-}"""
+NOTE_TEXTS, LOOK = (Path(__file__).with_name(f"{name}.js").read_text() for name in ("note_texts", "look"))
 
 
 @pytest.fixture(scope="module")

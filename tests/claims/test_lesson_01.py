@@ -132,7 +132,7 @@ def test_it_learns_to_write(trained, task):
     for seed, run in zip(SEEDS, trained):
         assert run.records[0].loss == pytest.approx(6, abs=0.4) and run.evaluate(300)["loss"] < 0.5
         for model, is_trained in ((run.model, True), (model_of(seed), False)):
-            samples = {name: [write(model, prompt, seed=s) for s in range(5)] for name, prompt in PROMPTS.items()}
+            samples = {name: [write(model, prompt, seed=s) for s in range(20)] for name, prompt in PROMPTS.items()}
             words = [word for sample in samples["english"] for word in sample.split()[2:-1]]
             known = sum(word in vocabulary for word in words) / len(words)
             assert known > 0.7 if is_trained else known < 0.1, known
@@ -141,8 +141,8 @@ def test_it_learns_to_write(trained, task):
                 num_samples += len(samples["english"])
                 in_domain["code"] += sum("):\n    " in sample for sample in samples["code"])
                 in_domain["json"] += sum('", "' in sample and '"job": "' in sample for sample in samples["json"])
-    assert recited <= 1 and num_samples == 15
-    assert min(in_domain.values()) >= 12, in_domain  # of 15
+    assert recited <= 4 and num_samples == 60
+    assert min(in_domain.values()) >= 48, in_domain  # of 60
 
 
 @pytest.mark.claim("few-bytes-carry-the-loss")

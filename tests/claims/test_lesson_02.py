@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moe_lessons.nn import DISPATCH, MoE, Routing, TopKRouter
+from moe_lessons.nn import DISPATCH, MoE, Routing, TopKRouter, torch_threads
 from moe_lessons.tasks.plane import PlaneClassifier, PlaneTask, grid
 from moe_lessons.training import Run, dead_experts
 
@@ -99,11 +99,8 @@ class Trained:
 
 @pytest.fixture(scope="module")
 def trained() -> list[Trained]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # at these sizes a second thread only waits
-    runs = [train(seed) for seed in SEEDS]
-    torch.set_num_threads(threads)
-    return runs
+    with torch_threads(1):  # at these sizes a second thread only waits
+        return [train(seed) for seed in SEEDS]
 
 
 def train(seed: int) -> Trained:

@@ -1,16 +1,17 @@
 """What lesson 05 says under 'What to notice', measured as the lesson does it, over several seeds."""
 
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from moe_lessons.analysis import load_statistics
 from moe_lessons.analysis.collapse import make_alike, practise, score_pushes, watched_run
-from moe_lessons.nn import MoE, Routing, TopKRouter
+from moe_lessons.exercises.lesson_05 import NewRouter
+from moe_lessons.nn import MoE, TopKRouter
 from moe_lessons.training import PRESETS, SeedBand, train
 
 COLLAPSE = PRESETS["collapse"]
@@ -206,26 +207,9 @@ def test_collapse_costs_where_experts_are_scarce():
     assert abs(four_experts[2].mean()) < gap[2].mean() / 2 and (balanced - four).mean() > 0.02
 
 
-class NewRouter(nn.Module):
-    """The router of the lesson, with its bug."""
-
-    def __init__(self, d_model, num_experts, top_k):
-        super().__init__()
-        self.top_k, self.weight = top_k, nn.Parameter(torch.randn(num_experts, d_model) / d_model**0.5)
-
-    def forward(self, x):
-        logits = x @ self.weight.T
-        best, experts = logits.topk(self.top_k, dim=-1)
-        return Routing.from_topk(logits, logits.softmax(dim=-1), experts, best.softmax(dim=-1))
-
-
-def new_block(d_model, d_ff, num_experts, top_k):
-    return MoE(d_model, d_ff, num_experts, top_k, router=NewRouter(d_model, num_experts, top_k))
-
-
 @pytest.mark.claim("a-router-that-learns-nothing-looks-healthy")
 def test_a_router_that_learns_nothing_looks_healthy():
-    gaps = []
+    gaps, new_block = [], partial(MoE, router=NewRouter)
     for seed in range(5):
         start = watched_run(COLLAPSE, seed, block=new_block).model.block.router.weight
         suspect, ours = trained(200, seed, block=new_block), trained(200, seed)

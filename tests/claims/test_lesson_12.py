@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe_lessons.course.own_figures import MIXTURE, times_as_wide, trained
+from moe_lessons.course.own_figures import MIXTURE, trained
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.training import facts_runs, train
 
@@ -14,10 +14,9 @@ def test_memory_like_the_large_one_work_like_the_small_one_and_learning_in_betwe
     assert len(known) >= 3
     assert size[MIXTURE].max() == pytest.approx(size[EQUAL_TOTAL].max(), rel=0.02)
     assert used[MIXTURE].max() == pytest.approx(used[EQUAL_ACTIVE].max(), rel=0.05)
-    assert (known[MIXTURE] / known[EQUAL_ACTIVE]).min() > 3
+    assert (known[MIXTURE] / known[EQUAL_ACTIVE]).min() > 10
     as_good = [name for name in known if name != MIXTURE and known[name].mean() >= known[MIXTURE].mean()]
-    assert len(as_good) > 2 and used[as_good].min().min() > 1.9 * used[MIXTURE].max()
-    assert 1.7 < times_as_wide().low < times_as_wide().high < 8
+    assert len(as_good) > 1 and used[as_good].min().min() > 3 * used[MIXTURE].max()
 
 
 @pytest.mark.claim("longer-training-catches-up")

@@ -27,3 +27,19 @@ def static(monkeypatch):
 def on_a_page(monkeypatch):
     """As in a notebook, whatever the environment says."""
     monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
+
+
+@pytest.fixture
+def own_progress(on_a_page, monkeypatch, tmp_path) -> Path:
+    """A file in which progress is kept, as on a page."""
+    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
+    return tmp_path / "progress.json"
+
+
+@pytest.fixture
+def fill_disk():
+    """A function after which no file may be longer than so many bytes, which stands for a full disk."""
+    resource = pytest.importorskip("resource", reason="needs a limit on the size of files")
+    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, kept[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, kept)

@@ -1,8 +1,7 @@
 """Garbles checkpoints: bytes flipped, cut and moved, contents of wrong types, shapes and values, and pickles.
 
 python tests/unit/fuzz_checkpoints.py [CASES [SEED]]: each is refused in one sentence that changes nothing, or is loaded
-as it stands, and training goes on. `test_checkpoints` runs some hundred.
-"""
+as it stands, and training goes on. `test_checkpoints` runs some hundred."""
 
 import io
 import os

@@ -88,7 +88,7 @@ GOOD = SIZES | {
     "hf_model": MIXTRAL, "high": 2.0, "ids": IDS, "job": Job(["true"]), "layer": 0, "length": "one sentence",
     "lesson": "05", "load": [1, 2, 3], "losses": [1.0], "low": 1.0, "max_length": 8, "max_new_tokens": 2,
     "mixture": [0.3, 0.4], "model": MODEL, "models": {"ours": MODEL}, "module": MODEL, "moe": ours.MoE(8, 8, 4),
-    "name": "facts", "num_bytes": 4, "num_classes": 3, "num_tokens": 3, "options": ("a", "b"), "ours": MODEL,
+    "name": "rates", "num_bytes": 4, "num_classes": 3, "num_tokens": 3, "options": ("a", "b"), "ours": MODEL,
     "outcome": "a", "path": "run.pt", "prompt": "ab", "prompts": {"code": "x"},
     "question": "How?", "ranks": 2, "resolution": 3, "routing": ROUTING, "routings": [ROUTING], "run": RUNS["MoE"],
     "runs": RUNS, "seed": 0, "seconds": [1e-3, 2e-3, 9e-3], "sent": [1e3, 1e4, 1e5], "setting": PlaneSetting(),
@@ -154,10 +154,9 @@ def call(thing, arguments: dict) -> None:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, own_progress):
     """A folder of its own, with a model, a checkpoint and all figures; and no process is started."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
     monkeypatch.setattr(inspect.getmodule(Job), "Job", list)
     for key in FIGURE.findall(ANSWERS["one sentence"]):
         progress.record("figures", key, value=1.0)

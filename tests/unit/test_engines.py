@@ -1,6 +1,5 @@
 """A model of ours on the engines: transformers' expert parallelism runs here; of the others each key is one they know.
-In an environment of their own: pip install torchtitan deepspeed && PYTHONPATH=UNPACKED_VLLM_WHEEL python -m pytest …
-"""
+In an environment of their own: pip install torchtitan deepspeed && PYTHONPATH=UNPACKED_VLLM_WHEEL python -m pytest …"""
 
 import ast
 import dataclasses

@@ -22,12 +22,6 @@ from moe_lessons.exercises.exercise import Check, Comparison, Exercise
 MISTAKES = [(exercise, mistake) for exercise in EXERCISES for mistake in exercise.mistakes]
 
 
-@pytest.fixture
-def own_progress(monkeypatch, tmp_path):
-    monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
-    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
-
-
 @pytest.fixture(params=EXERCISES, ids=lambda exercise: exercise.key)
 def exercise(request) -> Exercise:
     return request.param

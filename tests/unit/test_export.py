@@ -1,7 +1,5 @@
 """Our models as Hugging Face's: the same logits, the same weights both ways, and a folder that anyone reads."""
 
-import resource
-
 import pytest
 import torch
 from torch import nn
@@ -172,13 +170,8 @@ def test_a_folder_that_is_taken_is_left_alone(folder, tmp_path):
         export_model(MoE(4, 4, 2))
 
 
-def test_a_full_disk_leaves_nothing(tmp_path):
-    """A limit on the size of a file stands for it: the weights do not fit."""
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, kept[1]))
-    try:
-        with pytest.raises(OSError, match="could not be saved as .*model: .*"):
-            export_model(our_model(), tmp_path / "model")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+def test_a_full_disk_leaves_nothing(tmp_path, fill_disk):
+    fill_disk(50_000)  # the weights do not fit
+    with pytest.raises(OSError, match="could not be saved as .*model: .*"):
+        export_model(our_model(), tmp_path / "model")
     assert not list(tmp_path.iterdir())

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import resource
 import shutil
 from html import unescape
 
@@ -167,15 +166,10 @@ def test_what_is_wrong_is_one_sentence(model, options, message, broken, capsys):
     assert sorted(broken.rglob("*")) == before
 
 
-def test_a_page_that_is_there_stays_where_the_disk_is_full(folder, capsys, tmp_path):
-    """A limit on the size of a file stands for it."""
+def test_a_page_that_is_there_stays_where_the_disk_is_full(folder, capsys, tmp_path, fill_disk):
     (tmp_path / "page.html").write_text("of yesterday")
-    kept = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, kept[1]))
-    try:
-        code, _, said = lens(folder, capsys, "mixtral", "--tokens", "600", "--out", str(tmp_path / "page.html"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, kept)
+    fill_disk(10_000)
+    code, _, said = lens(folder, capsys, "mixtral", "--tokens", "600", "--out", str(tmp_path / "page.html"))
     assert code == 1 and re.search(r"^lens: .*page.html could not be written: File too large$", said, re.MULTILINE)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("page.html", "of yesterday")]
     with pytest.raises(SystemExit):

@@ -178,13 +178,28 @@ def band(ax) -> np.ndarray:
     return vertices.groupby(0)[1].agg(["min", "max"]).to_numpy()
 
 
-def test_the_dense_family_and_the_roof_have_their_points_and_the_width_that_is_as_good():
-    family = {64: [0.1, 0.2], 128: [0.3, 0.4], 512: [0.7, 0.8]}
-    ax = sweeps.dense_family(family, [0.5, 0.6], "known")
-    np.testing.assert_allclose(lines(ax)["dense, mean of its seeds"], [(64, 0.15), (128, 0.35), (512, 0.75)])
-    assert set(lines(ax)["the mixture, mean of its seeds"][:, 1]) == {0.55}
-    assert ax.lines[-1].get_xdata() == pytest.approx([256, 256])
-    assert not sweeps.dense_family(family, [0.9, 0.9], "known").patches  # wider than all
+def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
+    rows = [
+        ("equal-active twin", 64, 10, 1.0, 20),
+        ("equal-active twin", 64, 20, 2.0, 30),
+        ("dense, F=128", 128, 10, 2.0, 40),
+        ("dense, F=128", 128, 20, 4.0, 35),
+        ("equal-total twin", 512, 10, 8.0, 80),
+        ("MoE, E=4", None, 10, 1.0, 60),
+    ]
+    ends = pd.DataFrame(rows, columns=["model", "width", "steps", "flops", "known"]).assign(seed=1)
+    ends["seconds_per_token"] = ends.flops / ends.steps / 100
+    figure = sweeps.front(ends, ("MoE, E=4", 10), {"flops": "work", "seconds_per_token": "speed"})
+    work, speed = (lines(ax) for ax in figure.axes)
+    best = "the best dense model for the cost"
+    at_ends = [np.interp([0.99, 1, 2, 4, 8], *work[best].T, left=np.nan), np.interp([1e-3, 2e-3, 8e-3], *speed[best].T)]
+    np.testing.assert_allclose(at_ends[0], [np.nan, 20, 40, 60, 80], rtol=1e-3)  # 4 is half-way by its logarithm
+    np.testing.assert_allclose(at_ends[1], [30, 40, 80], rtol=1e-3)
+    np.testing.assert_allclose(work["MoE, E=4"], [(1, 60)])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["", "4.0 times"]
+
+
+def test_the_roof_has_its_points():
     points = pd.DataFrame({"name": ["a", "b"], "intensity": [0.5, 40], "flops_per_second": [4e9, 8e10]})
     roof, *reached = sweeps.roofline(1e10, 2e11, points).lines
     x, y = roof.get_data()

@@ -9,6 +9,7 @@ from traitlets import TraitError
 
 from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction, progress, question
 
+pytestmark = pytest.mark.usefixtures("own_progress")
 QUESTION, OPTIONS = "How many experts will be left?", ("all", "some", "one")
 X, Y = ("step", 0, 100), ("loss, nats", 0, 4)
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -18,11 +19,6 @@ MAKERS = {
     "curve": lambda key=None: CurvePrediction(QUESTION, X, Y, key=key),
 }
 ANSWERS = {"choice": "some", "number": 3, "curve": [[0.0, 4], [50.0, 1], [100.0, 1]]}
-
-
-@pytest.fixture(autouse=True)
-def kept(monkeypatch, on_a_page, tmp_path):
-    monkeypatch.setenv("MOE_LESSONS_PROGRESS", str(tmp_path / "progress.json"))
 
 
 @pytest.fixture(params=MAKERS)

@@ -329,8 +329,7 @@ class Actions(RuleBasedStateMachine):
         if "num_experts" in view.inputs:
             assert view.inputs["top_k"].max == view.values["num_experts"]
         assert page.words["step"] == view.step and page.words["count"] == len(view.functions) == len(page.panels)
-        assert page.words["step"] == view.step and page.words["state"] == "paused"
-        assert page.words["trouble"] == view.loop.trouble
+        assert page.words["state"] == "paused" and page.words["trouble"] == view.loop.trouble
         kept, view._kept = view._kept, {}  # what is read anew must be what is shown
         with mock.patch.object(_history, "_histories", weakref.WeakKeyDictionary()):
             for place, panel in enumerate(view.panels()):

@@ -70,7 +70,7 @@ def test_a_recording_shows_which_facts_its_models_knew_at_each_measurement():
     view, stored = WallRecording(), load_results("book_8000_6000").query("seed == 1")
     for place in (39, 7):
         view.slider.value = place
-        known = stored.query(f"step == {view.step}").set_index("model").known
+        known = stored.query(f"step == {view.step}").set_index("model").known[list(view.recording.known)]
         assert [mark(view, i, Lamps).lit.sum() for i in range(4)] == list(known) and len(known) == 4
         assert f"{known['MoE, E=16']:,}" in words(view) and f"Step {view.step:,} of 6,000" in words(view)
         assert mark(view, 4, Line, 3).x.tolist() == view.recording.steps[: place + 1]

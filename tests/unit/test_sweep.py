@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from moe_lessons import __main__ as cli
-from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results
+from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results, results
 from moe_lessons.analysis import sweeps as sweep
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.support import data as datafiles
@@ -71,6 +71,38 @@ def test_every_run_is_stored_with_settings_and_versions_and_is_read_as_a_table(c
         load_results("rates")
 
 
+def test_how_all_lengths_ended_and_what_the_best_dense_model_takes(tmp_path, monkeypatch):
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(results, "FOLDER", tmp_path)
+    monkeypatch.setattr(datafiles, "FOLDER", tmp_path)
+    known = {(EQUAL_ACTIVE, 64): (10, 40), ("dense, F=128", 128): (40, 60), ("MoE, E=4", 66): (50, 80)}  # of 200
+    for i, steps in enumerate((100, 200)):
+        header = {"sweep": f"book_{steps}", "num_entries": 200, "steps": steps}
+        runs = [
+            {"model": model, "seed": seed, "step": [steps // 2, steps], "loss": [2, 1], "known": [0, ends[i] + seed],
+             "flops_per_step": flops, "ms_per_step": 1.0}
+            for (model, flops), ends in known.items() for seed in (2, 1)
+        ]  # fmt: skip
+        lines = "".join(f"{json.dumps(row)}\n" for row in (header, *runs))
+        (tmp_path / f"results/book_{steps}.jsonl").write_text(lines)
+    ends = results.load_ends("book")
+    assert len(ends) == 12 and ends.known.max() == 41 and ends.width.isna().sum() == 4
+    families = results.dense_families(ends, "flops")
+    assert families == {
+        100: {6400: [5.5, 6.0], 12_800: [20.5, 21.0]},
+        200: {12_800: [20.5, 21.0], 25_600: [30.5, 31.0]},
+    }
+    times = results.times_the_cost(ends, "MoE, E=4", 100)  # it knows 25.5 and 26 %: more than all after 100 steps, and
+    assert times.width == pytest.approx(12_800 * 2**0.5 / 6600)  # half-way between those after 200
+    assert times.low == pytest.approx(times.high)
+    ends.loc[ends.model == "MoE, E=4", "known"] = 5.75  # after 100 steps as much as the narrowest, and after 200 less
+    assert results.times_the_cost(ends, "MoE, E=4", 200).width == pytest.approx(6400 / 13_200)
+    ends = results.load_ends("book")
+    assert results.times_as_wide(ends, "MoE, E=4", 200).width == math.inf
+    with pytest.raises(ValueError, match="name must be that of a stored sweep of several lengths.*got 'boo'"):
+        results.load_ends("boo")
+
+
 def test_what_is_stored_is_what_the_loop_gives():
     row, model = sweep.train(TINY, "MoE, E=4", 0.02, 3), sweep.TEXT.make_model("MoE, E=4", 3)
     run = Run(model, TASK, lr=0.02, seed=3, batch_size=2, warmup_steps=1, decay_steps=4, max_grad_norm=1.0)
@@ -100,12 +132,17 @@ def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeyp
     assert row["diverged"] and row["step"] == list(range(2, 25, 2)) and row["spikes"] == 2
 
 
-@pytest.mark.parametrize("of, name", [(of, name) for of in ("capacity", "facts") for name in sweep.SWEEPS[of].rates])
+MODELS = [(of, name) for of in ("capacity", "book_2000_500", "book_8000_3000") for name in sweep.SWEEPS[of].rates]
+
+
+@pytest.mark.parametrize("of, name", MODELS)
 def test_the_models_are_what_their_names_say(of, name):
     setting = sweep.SWEEPS[of].setting
     count, number = count_parameters(setting.make_model(name)), int(name.partition("=")[2] or 0)
     active = count_parameters(setting.make_model(EQUAL_ACTIVE)).total
     L, D, F, K = (setting.sizes[key] for key in ("num_layers", "d_model", "d_ff", "top_k"))
+    wide = replace(setting, times=3).make_model(name).config
+    assert wide.d_model == 3 * D and wide.d_ff == 3 * setting.make_model(name).config.d_ff
     if name == EQUAL_TOTAL:
         moe = count_parameters(setting.make_model(f"MoE, E={setting.twins_of}")).total
         assert count.total == moe - L * D * setting.twins_of
@@ -124,16 +161,16 @@ def test_what_is_stored_belongs_to_the_sweeps_of_the_code(name):
 
 RATES_OF = {
     tried: {model: rates[0] for model, rates in sweep.SWEEPS[name].rates.items() if model in sweep.SWEEPS[tried].rates}
-    for tried, name in (("rates", "capacity"), ("book_rates", "book_8000_6000"),
-                        *((f"{n}_rates", n) for n in ("facts", "modern_facts", "modern_text")))
+    for tried, name in (("rates", "capacity"), ("facts_rates", "book_2000_500"), ("book_rates", "book_8000_6000"),
+                        *((f"{n}_rates", n) for n in ("modern_facts", "modern_text")))
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name, rates", RATES_OF.items())
 def test_each_model_has_its_best_rate(name, rates):
-    results = load_results(name)
-    quality = results.known if "known" in results else -results.loss
-    final = quality.groupby([results.model, results.lr]).last().unstack().loc[sorted(rates)]
+    tried = load_results(name)
+    quality = tried.known if "known" in tried else -tried.loss
+    final = quality.groupby([tried.model, tried.lr]).last().unstack().loc[sorted(rates)]
     assert final.idxmax(axis=1).to_dict() == rates
     for model, rate in rates.items():
         tried = final.loc[model].dropna().index

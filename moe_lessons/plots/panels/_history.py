@@ -54,7 +54,6 @@ def thinned(count: int) -> np.ndarray:
 
 
 def history(run: Run) -> History:
-    """Bring the history of a run up to date."""
     return _histories.setdefault(run, History()).read(run.records)
 
 
@@ -71,7 +70,6 @@ def spent(run: Run, x_axis: str, steps=None) -> np.ndarray:
 
 
 def recent_load(run: Run, layer: int = 0) -> list[float]:
-    """Average the load shares of an MoE layer over the last steps."""
     return np.mean([record.load[layer] for record in run.records[-RECENT:]], axis=0).tolist()
 
 

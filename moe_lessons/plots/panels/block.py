@@ -8,7 +8,7 @@ from moe_lessons.nn import EQUAL_TOTAL, FeedForward, Routing, dense_twin, evalua
 from moe_lessons.nn.ffn import GATED
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel
 from moe_lessons.plots.panels._history import as_array
-from moe_lessons.support.errors import in_words, is_whole
+from moe_lessons.support.errors import check_whole, in_words
 
 MOST_EXPERTS = MOST_TOKENS = 16  # that have room for their numbers
 WIDTH, HEIGHT = 980, 480  # of the drawing, in units of about a pixel, with the first row on top
@@ -27,15 +27,13 @@ def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | Non
         raise ValueError(f"moe must be a mixture of experts such as nn.MoE, got {in_words(moe)}")
     if not isinstance(x, Tensor) or x.ndim != 2 or not 1 <= len(x) <= MOST_TOKENS:
         raise ValueError(f"x must have the shape (T, {moe.d_model}) with T from 1 to {MOST_TOKENS}, got {in_words(x)}")
-    if not is_whole(token, 0, len(x) - 1):
-        raise ValueError(f"token must be between 0 and {len(x) - 1}, got {token!r}")
+    check_whole("token", token, 0, len(x) - 1, f"between 0 and {len(x) - 1}")
     with torch.no_grad(), evaluating(moe):
         y, routing = moe(x)
     return block_panel(moe, x, y, routing, token, dense)
 
 
 def block(view) -> Panel:
-    """Draw the block of the view with the numbers of the selected token."""
     plane, model = view.plane, view.main_run.model
     twin = view.runs[EQUAL_TOTAL].model.block if EQUAL_TOTAL in view.runs else None
     return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, twin)
@@ -78,12 +76,10 @@ def order_of(routing: Routing) -> tuple[bool, Tensor]:
 
 
 def box(x, y, w, h, text="", look=FRAME, expert=-1, token=-1, says="") -> tuple:
-    """Make a row of `Boxes`."""
     return (x, y, w, h), text, look, expert, token, says
 
 
 def words(x, y, text: str) -> tuple:
-    """Make a text that begins at x."""
     return box(x, y, 0, 0, text, TEXT)
 
 
@@ -174,11 +170,9 @@ def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Rou
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Write with so many decimals, fewer of a large number."""
     text = f"{value:.{digits if abs(value) < 9.995 else min(digits, 1) if abs(value) < 99.95 else 0}f}"
     return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−").replace("inf", "∞")
 
 
 def vector(values, most: int) -> str:
-    """Write the first numbers of many."""
     return f"({', '.join([*map(number, values[:most].tolist()), *['…'] * (len(values) > most)])})"

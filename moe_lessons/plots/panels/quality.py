@@ -41,7 +41,6 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
 
 
 def loss(view) -> Panel:
-    """Show the loss of each model of the view, averaged over `LOSS_WINDOW` steps."""
     curves = {name: (spent(run, view.x_axis), history(run).column("loss")) for name, run in view.runs.items()}
     ghost = view.ghost and (spent(view.ghost, view.x_axis), history(view.ghost).column("loss"))
     return loss_panel(curves, ghost, view.x_axis, spent(view.main_run, view.x_axis, view.marks), view.first_x)
@@ -58,7 +57,6 @@ def known_panel(curves, num_entries: int, x_axis: str = "steps", first_x: float 
 
 
 def facts_known(view) -> Panel:
-    """Show how many entries each model of the view knows by heart."""
     steps, curves = [step for step, _ in view.readings], {}
     for name, run in view.runs.items():
         counts = np.array([int(known[name].sum()) for _, known in view.readings], "f4")
@@ -77,7 +75,6 @@ def wall_panel(name: str, known, entries, ink: int) -> Panel:
 
 
 def wall(view, name: str) -> Panel:
-    """Show what one model of the view knows."""
     ink = model_inks(view.runs)[list(view.runs).index(name)]
     return wall_panel(name, view.readings[-1][1][name], view.main_run.task.entries, ink)
 

@@ -31,7 +31,6 @@ def load_panel(load, capacity=None, clean=None, title=TITLE, of="assignments", c
 
 
 def load(view) -> Panel:
-    """Show the load of the layer that the view shows, over its last steps."""
     run, experts = view.main_run, num_experts(view)
     clean = view.clean_load if run.knobs.is_noisy or not run.records else None  # else training is as clean
     shares = recent_load(run, view.layer) if run.records else [0.0] * experts if clean is None else clean
@@ -68,8 +67,7 @@ def layers(view) -> Panel:
 
 
 def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str = "light") -> Axes:
-    """Draw the load of each expert in each layer over the even share, a red cross where it is dead. routings: one for
-    each layer. theme: 'light' or 'dark'."""
+    """Draw the load of each expert over the even share, for the routing of each layer: a red cross where it is dead."""
     got = [routing.num_experts for routing in routings]
     check_choice("theme", theme, THEMES)
     if len(set(got)) != 1:
@@ -89,7 +87,6 @@ def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, of="assign
 
 
 def film(view) -> Panel:
-    """Show the load of the layer that the view shows, at every step."""
     past = history(view.main_run)
     loads, title = past.loads(view.layer, num_experts(view)), of_layer(FILM_TITLE, view)
     return film_panel(past.column("steps"), loads, view.marks, view.first_x, title)
@@ -133,7 +130,6 @@ def heatmap_panel(routing, selected: int | None = None) -> Panel:
 
 
 def heatmap(view) -> Panel:
-    """Show the tokens of the view."""
     return heatmap_panel(view.plane.routing, view.selected)
 
 

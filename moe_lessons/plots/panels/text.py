@@ -47,7 +47,6 @@ def line_start(ids: np.ndarray, room: int) -> tuple[int, int]:
 
 
 def first_lines(data: bytes) -> int:
-    """Count the bytes that fill the first lines."""
     found = FIRST_LINES.match(data.decode(errors="surrogateescape"))
     return len(found[0].encode(errors="surrogateescape")) if found else len(data)
 
@@ -102,19 +101,16 @@ def expert_shares_heatmap(shares: pd.DataFrame, title: str, ax: Axes | None = No
 
 
 def shares_of(view, by: str, title: str) -> Panel:
-    """Show the shares of each 'domain' or 'byte_class' in the text that the view has traced."""
     num_experts(view)  # refuses a model without experts
     groups = view.traced[by].cat.remove_unused_categories().cat.categories
     return shares_panel(expert_shares(view.traced, by, view.layer).reindex(groups), of_layer(title, view))
 
 
 def domains(view) -> Panel:
-    """Show a row for each domain of the held-out text."""
     return shares_of(view, "domain", "Domains, % of each row")
 
 
 def classes(view) -> Panel:
-    """Show a row for each kind of bytes in the held-out text."""
     return shares_of(view, "byte_class", "Kinds of bytes, % of each row")
 
 
@@ -141,7 +137,6 @@ def writing_of(prompts: Mapping[str, str], num_bytes: int = 80) -> Callable[...,
 
 
 def written_panel(names: Collection[str], texts: Iterable[str]) -> Panel:
-    """Show texts under their names."""
     return Panel("What it writes", [Text(list(texts), tuple(names))], width=6, height=40 + 70 * len(names))
 
 
