@@ -1,8 +1,9 @@
 """``python -m tools.page FOLDER [all | few]``: make the page that trains by itself, all that it needs, in a folder.
 
-A document shows it by one line: ``<script type="module" src="FOLDER/page.js"></script>``. What is large is compressed,
-so that no server has to. Graphs are kept in build/graphs, and made again only where the package or torch has changed.
-`few`: only the graphs of the presets 'healthy' and 'collapse', and two seeds, as the tests need them.
+view.html there shows one view, for a frame in any other document; page.js says how a document of one's own shows it.
+What is large is compressed, so that no server has to. Graphs are kept in build/graphs, and made again only where the
+package or torch has changed. `few`: only the graphs of the presets 'healthy' and 'collapse', and two seeds, as the
+tests need them.
 """
 
 import gzip
@@ -66,8 +67,8 @@ def main(folder: str, graphs: str = "all") -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest(list(settings), seeds)), encoding="utf-8")
     (folder / "canvas.js").write_text(LiveCanvas._esm, encoding="utf-8")
     (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
-    for name in ("page.js", "worker.js", "page.css"):
-        shutil.copy(WEB / name, folder / name)
+    for path in (*WEB.glob("*.js"), WEB / "page.css", WEB / "view.html"):
+        shutil.copy(path, folder)
     shutil.copy(runtime / "dist" / "ort.wasm.bundle.min.mjs", folder / "onnxruntime.js")  # servers may not know .mjs
     write(folder / "onnxruntime.z", (runtime / "dist" / "ort-wasm-simd-threaded.wasm").read_bytes())
     for name in ("LICENSE", "ThirdPartyNotices.txt"):  # the npm package has none

@@ -2,61 +2,12 @@
 // graphs.py), keep histories, and fill the arrays of the panels (see tools/manifest.py). The page sends what is asked,
 // and the numbers of the pictures that it has drawn; it gets pictures as the canvas takes them, or one sentence.
 
-import * as ort from "./onnxruntime.js";
+import { json, pack } from "./parts.js";
+import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from "./runtime.js";
 
 const FPS = 42, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
 const MOST_STEPS = 6000, IN_FLIGHT = 2; // that Play trains; pictures that the page has not drawn yet
-const ARRAYS = { u1: Uint8Array, i4: Int32Array, f4: Float32Array };
 
-// --- what arrives -------------------------------------------------------------------------------------------------
-
-const kept = new Map(); // everything is asked for once, and again where it did not arrive
-function once(name, make) {
-  if (!kept.has(name)) kept.set(name, make().catch((error) => { kept.delete(name); throw error; }));
-  return kept.get(name);
-}
-async function fetched(name) {
-  const answer = await fetch(new URL(name, import.meta.url)).catch(() => ({ status: "no answer" }));
-  if (!answer.ok) throw new Error(`${name} did not arrive (${answer.status}).`);
-  return answer;
-}
-async function unpacked(name) { // unless the server has done it
-  const bytes = new Uint8Array(await (await fetched(name)).arrayBuffer());
-  if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
-}
-const json = (name) => once(name, async () => (await fetched(name)).json());
-const numbers = (name) => once(name, async () => new Float32Array((await unpacked(name)).buffer));
-const graph = (name) => once(name, async () => {
-  const [bytes] = await Promise.all([unpacked(name), once("onnxruntime", async () => {
-    Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: await unpacked("onnxruntime.z") });
-  })]);
-  return ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
-});
-
-// --- random numbers -----------------------------------------------------------------------------------------------
-
-function randomOf(seed) { // mulberry32: from 0 to 1
-  let a = seed >>> 0;
-  return () => {
-    a = (a + 0x6d2b79f5) | 0;
-    let t = Math.imul(a ^ (a >>> 15), 1 | a);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-}
-function fillNormal(array, random) { // Box and Muller
-  for (let i = 0; i < array.length; i += 2) {
-    const size = Math.sqrt(-2 * Math.log(1 - random())), angle = 2 * Math.PI * random();
-    array[i] = size * Math.cos(angle);
-    array[i + 1] = size * Math.sin(angle);
-  }
-  return array;
-}
-const fillEven = (array, random) => { for (let i = 0; i < array.length; i++) array[i] = random(); return array; };
-
-const floats = (data, ...shape) => new ort.Tensor("float32", data, shape);
 const mean = (rows, pick) => rows.reduce((sum, row) => sum + pick(row), 0) / Math.max(rows.length, 1);
 const range = (count) => Array.from({ length: count }, (_, i) => i);
 const filled = (text, words) => text.replace(/\{(\w+)\}/g, (_, name) => words[name]);
@@ -92,7 +43,7 @@ class Training {
     (isBlobs ? fillNormal : fillEven)(drawn, random);
     if (isBlobs) for (let i = 0, at; i < blob.length; i++)
       at = random(), blob[i] = Math.max(this.reach.findIndex((end) => at < end), 0);
-    const { batch: T } = this.own, of = new ort.Tensor("int32", blob, [T]);
+    const { batch: T } = this.own, of = whole(blob, T);
     return this.batch.run({ drawn: floats(drawn, T, 2), blob: of, prototypes: this.prototypes });
   }
   async train() { // one step; false where it diverges
@@ -254,28 +205,21 @@ async function show() {
     own.goBack();
     [playing, trouble, plain] = [false, TOO_LARGE, await own.read()];
   }
-  const out = muted(own) === null ? plain : await own.read(muted(own)), panels = {}, slots = [], parts = [];
-  let size = 0;
+  const out = muted(own) === null ? plain : await own.read(muted(own)), panels = {}, all = {};
   own.shared.panels.forEach((name, place) => {
     const header = structuredClone(own.own.panels[place]), slot = (rest) => `${place}.${rest}`;
     for (const mark of header.marks) if ("selected" in mark) mark.selected = own.values.token;
     const arrays = PANELS[name](own, name === "cost" ? plain : out, header, slot), text = JSON.stringify(header);
     if (sent[place] !== text) [panels[place], sent[place]] = [header, text];
-    for (const [rest, [type, shape, values]] of Object.entries(arrays)) {
-      slots.push([slot(rest), type, shape, size]);
-      parts.push([size, new Uint8Array(ARRAYS[type].from(values).buffer)]);
-      size += 8 * Math.ceil(parts.at(-1)[1].length / 8);
-    }
+    for (const [rest, array] of Object.entries(arrays)) all[slot(rest)] = array;
   });
-  const data = new Uint8Array(size), state = playing ? "training" : "paused", { step, values: { token } } = own;
-  for (const [at, part] of parts) data.set(part, at);
+  const { slots, data } = pack(all), state = playing ? "training" : "paused", { step, values: { token } } = own;
   const words = { count: own.shared.panels.length, experts: own.own.experts, token, step, state, trouble };
   Object.assign(words, { budget: MOST_STEPS, until });
   if (isAsked || now - toldAt > TEXTS || !playing) Object.assign(words, lines(own, out, plain)), (toldAt = now);
   shownAt = now;
-  const content = { frame: ++frame, answer: true, panels, slots, words, look: own.shared.look };
-  if (frame > 1) delete content.look;
-  postMessage({ content, data: data.buffer, playing }, [data.buffer]);
+  const content = { frame: ++frame, answer: true, panels, slots, words, ...(frame === 1 && { look: own.shared.look }) };
+  postMessage({ content, data, playing }, [data]);
 }
 
 async function trained() { // one step; or why not

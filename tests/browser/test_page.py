@@ -15,7 +15,7 @@ from tools import page as training_page
 
 BARE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>The playground</title><style>:root {{ color-scheme: light dark }}</style>
-<main><h1>The playground</h1><div id="moe-page"><p>A picture</p></div></main>
+<main><h1>The playground</h1><div data-moe="playground"><p>A picture</p></div></main>
 <script type="module" src="page/page.js"></script></html>"""
 COST = "Array.from(document.querySelectorAll('.moe-page tbody tr'), row => row.innerText.split('\\t'))"
 
@@ -196,7 +196,7 @@ def test_what_is_not_there_is_said_and_what_stands_is_kept(visit):
     old = visit("", lambda page: page.add_init_script("delete globalThis.WebAssembly"))
     old.wait("() => document.querySelector('.moe-said')?.textContent")
     assert old.said.startswith("This browser cannot train here: it has no WebAssembly.")
-    assert old.page.locator("#moe-page p").inner_text() == "A picture"
+    assert old.page.locator("[data-moe] p").inner_text() == "A picture"
 
 
 def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit):

@@ -1,0 +1,128 @@
+// What the views of a page share: how files arrive, and elements, buttons and controls. Workers import it as well.
+
+const kept = new Map(); // everything is asked for once, and again where it did not arrive
+export function once(name, load) {
+  if (!kept.has(name)) kept.set(name, load().catch((error) => { kept.delete(name); throw error; }));
+  return kept.get(name);
+}
+async function fetched(name) {
+  const answer = await fetch(new URL(name, import.meta.url)).catch(() => ({ status: "no answer" }));
+  if (!answer.ok) throw new Error(`${name} did not arrive (${answer.status}).`);
+  return answer;
+}
+export async function unpacked(name) { // unless the server has done it
+  const bytes = new Uint8Array(await (await fetched(name)).arrayBuffer());
+  if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+export const json = (name) => once(name, async () => (await fetched(name)).json());
+
+// Arrays as the canvas takes them: {slot: [type, shape, values]} -> where each lies, and all of them in one buffer.
+const ARRAYS = { u1: Uint8Array, i4: Int32Array, f4: Float32Array };
+export function pack(arrays) {
+  const slots = [], parts = [];
+  let size = 0;
+  for (const [slot, [type, shape, values]] of Object.entries(arrays)) {
+    slots.push([slot, type, shape, size]);
+    parts.push([size, new Uint8Array(ARRAYS[type].from(values).buffer)]);
+    size += 8 * Math.ceil(parts.at(-1)[1].length / 8);
+  }
+  const data = new Uint8Array(size);
+  for (const [at, part] of parts) data.set(part, at);
+  return { slots, data: data.buffer };
+}
+
+export function make(tag, attributes = {}, ...children) { // texts become text nodes, never HTML
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+export const bar = (...content) => make("div", { class: "moe-page-bar" }, ...content);
+export function button(text, tip, action) {
+  const made = make("button", { type: "button", title: tip }, text);
+  made.addEventListener("click", action);
+  return made;
+}
+
+// Where a view stands: its element, the line in which it says what went wrong, its state (in data-state, else in the
+// address of the document), and whether it is in sight.
+let places = 0;
+export class Place {
+  constructor(home) {
+    Object.assign(this, { home, view: home.dataset.moe, isOwn: "state" in home.dataset, id: `moe${places++ || ""}` });
+    this.said = make("div", { class: "moe-said", role: "status" });
+    this.say = (text) => { if (this.said.textContent !== text) this.said.textContent = text; };
+  }
+  get state() { return this.isOwn ? this.home.dataset.state : location.hash.slice(1); }
+  keep(state) {
+    if (this.isOwn) this.home.dataset.state = state;
+    else history.replaceState(null, "", `#${state}`);
+  }
+  get link() {
+    const address = new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href;
+    return this.isOwn ? address : location.href;
+  }
+  get frame() {
+    const address = new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href.replaceAll("&", "&amp;");
+    return `<iframe src="${address}" title="moe_lessons: ${this.view}" width="100%" height="900"></iframe>`;
+  }
+  shares() {
+    const copy = async (what, text) => {
+      const isCopied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+      this.say(`${isCopied ? "Copied" : what}: ${text}`);
+    };
+    return [
+      button("Copy link", "The address of this state, to send to someone", () => copy("The link", this.link)),
+      button("Embed", "One line of HTML that shows this state in a page of yours", () => copy("The line", this.frame)),
+    ];
+  }
+  // Calls seen(isSeen), and opened() where a link is opened in the address; a canvas in it hears of a new theme.
+  watch(seen, opened = () => {}) {
+    let isInside = true;
+    const tell = () => seen(isInside && !document.hidden);
+    new IntersectionObserver((entries) => tell((isInside = entries.at(-1).isIntersecting))).observe(this.home);
+    document.addEventListener("visibilitychange", tell);
+    if (!this.isOwn) addEventListener("hashchange", opened);
+  }
+}
+
+// A label, a slider or a list, and what it says. stops: [text, value]s to choose from; without them it slides.
+export class Control {
+  constructor(id, { label, tip, low, high, step }, isList, moved) {
+    Object.assign(this, { tip, low, high, step, isList });
+    this.input = make(isList ? "select" : "input", isList ? { id } : { id, type: "range" });
+    this.output = make("output", { for: id });
+    const parts = [make("label", { for: id }, label), this.input, ...(isList ? [] : [this.output])];
+    this.element = make("div", { class: "moe-control" }, ...parts);
+    this.input.addEventListener("input", () => moved(this.value));
+  }
+  get value() {
+    const { selectedIndex, value } = this.input;
+    return this.stops ? this.stops[this.isList ? selectedIndex : value][1] : Number(value);
+  }
+  show(value, stops, why) { // why: it is off
+    const { input, low, high, step } = this;
+    this.stops = stops?.slice();
+    if (stops && !stops.some(([, stop]) => stop === value)) {
+      this.stops.push([String(value), value]);
+      this.stops.sort(([, one], [, other]) => one - other);
+    }
+    const at = this.stops?.findIndex(([, stop]) => stop === value);
+    if (this.isList) {
+      const options = () => this.stops.map(([text]) => make("option", {}, text));
+      if (input.options.length !== this.stops.length) input.replaceChildren(...options());
+      input.selectedIndex = at;
+    } else {
+      const ends = { min: Math.min(low, value), max: Math.max(high, value), step };
+      Object.assign(input, this.stops ? { min: 0, max: this.stops.length - 1, step: 1 } : ends);
+      input.value = this.stops ? at : value; // after its ends
+      this.output.textContent = this.stops ? this.stops[at][0] : value ? String(+value.toPrecision(3)) : "off";
+      input.setAttribute("aria-valuetext", this.output.textContent);
+    }
+    input.disabled = Boolean(why);
+    this.element.title = why ? `${this.tip}. Off: ${why}` : this.tip;
+    input.setAttribute("aria-description", this.element.title);
+  }
+}
