@@ -7,13 +7,15 @@ neither when it is made nor when it is read.
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
 from textwrap import indent
 
-from docutils.nodes import SkipNode
+from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 from moe_lessons.course.interview import CONDITIONS, SENTENCE
+from tools.lesson_views import LESSONS, views_of
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for conf.slug
@@ -81,6 +83,20 @@ def described(notebook: dict) -> dict:
     return notebook
 
 
+def enliven(app, doctree) -> None:
+    """Around the picture of each live view of a lesson the element in which page.js opens that view, or its film."""
+    path = Path(app.env.doc2path(app.env.docname))
+    places = {view.picture: view.on_the_site() for view in views_of(path)} if path in LESSONS else {}
+    for image in list(doctree.findall(nodes.image)):
+        kind, state = places.get(Path(image["uri"]).stem, ("picture", ""))
+        if kind != "picture":
+            tag, at = f'<div data-moe="{kind}" data-state="{escape(state)}">', image.parent.index(image)
+            image.parent.insert(at, nodes.raw("", tag, format="html"))
+            image.parent.insert(at + 2, nodes.raw("", "</div>", format="html"))
+    if places:
+        doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")
+
+
 def as_written(app, what, name: str, thing, options, lines: list[str]) -> None:
     """A docstring as it stands, its examples coloured: it is laid out for the reader of the source."""
     text = "\n".join(lines).strip("\n")
@@ -92,11 +108,12 @@ def as_written(app, what, name: str, thing, options, lines: list[str]) -> None:
 def write_math(writer, node, block: bool = False) -> None:
     """A formula as MathML, which browsers draw by themselves."""
     writer.body.append(tex2mathml(node.astext(), as_block=block))
-    raise SkipNode
+    raise nodes.SkipNode
 
 
 def setup(app) -> None:
     """Called by Sphinx."""
     app.connect("source-read", prepare)
+    app.connect("doctree-read", enliven)
     app.connect("autodoc-process-docstring", as_written)
     app.add_html_math_renderer("mathml", (write_math, None), (lambda *pair: write_math(*pair, block=True), None))

@@ -25,6 +25,7 @@ from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step
 from moe_lessons.widgets.canvas import LiveCanvas
+from tools.lesson_views import FILMS
 from tools.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,7 @@ def main(folder: str, graphs: str = "all") -> None:
     (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
     for path in (*WEB.glob("*.js"), WEB / "page.css", WEB / "view.html"):
         shutil.copy(path, folder)
+    shutil.copytree(FILMS, folder / "films")
     shutil.copy(runtime / "dist" / "ort.wasm.bundle.min.mjs", folder / "onnxruntime.js")  # servers may not know .mjs
     write(folder / "onnxruntime.z", (runtime / "dist" / "ort-wasm-simd-threaded.wasm").read_bytes())
     for name in ("LICENSE", "ThirdPartyNotices.txt"):  # the npm package has none

@@ -112,3 +112,17 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
     page.close()
     assert [each for each in found.items() if each[1]] == []
     assert [url for url in asked if not url.startswith((address, "data:"))] == [] and errors == []
+
+
+def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(address, browser):
+    views = {"05_expert_collapse": ("film", "05-CollapseLab"), "00_welcome": ("playground", "preset=collapse")}
+    for is_alive in (True, False):
+        context = browser.new_context(java_script_enabled=is_alive, reduced_motion="reduce")
+        page = context.new_page()
+        for lesson, (kind, state) in views.items():
+            page.goto(f"{address}/notebooks/{lesson}.html")
+            view = page.locator(f"[data-moe={kind}][data-state='{state}']")
+            view.scroll_into_view_if_needed()
+            view.locator(".moe-canvas[data-step] canvas" if is_alive else "img[alt]").first.wait_for()
+            assert view.locator("img").count() == (not is_alive)
+        context.close()
