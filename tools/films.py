@@ -1,7 +1,8 @@
 """``python -m tools.films [NAME ...]``: make films of the live views of the lessons, or all, into docs/films.
 
 A film has what the kernel sends to the canvas of a view while a real run trains: the lesson's own cells are executed as
-`make render` does it, and each of their steps of training is shown on the way. NAME: as `tools.lesson_views` has it.
+`make render` does it, and what trains is shown on the way. A view of which nothing trains is a film of one picture.
+NAME: as `tools.lesson_views` has it.
 
 A film is a line of JSON and, after it, the bytes of arrays; all compressed. A picture has what differs from the one
 before: panels, words, arrays; of an array, the bytes that follow after those that are the same, as a history grows.
@@ -10,7 +11,7 @@ before: panels, words, arrays; of an array, the bytes that follow after those th
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,21 +107,22 @@ def pictured(steps: int) -> list[int]:
 def write_film(path: Path, of: str, shown: Sequence[Shown]) -> None:
     """Write what was shown, at most MOST pictures of it, of which the last is one."""
     shown = shown[::-1][:: -(-len(shown) // MOST)][::-1]
-    types, before, arrays = thin_types(shown), Shown({}, {}, {}), {}
+    thin, before, arrays = thin_slots(shown), Shown({}, {}, {}), {}
     frames, tail, size = [], bytearray(), 0
     for now in shown:
         frame = {"panels": changed(before.panels, now.panels), "arrays": []}
         words = {name: value for name, value in now.words.items() if name not in NOT_OF_A_FILM} | {"state": "paused"}
         frame["words"], now = changed(before.words, words), now._replace(words=words)
         for slot, array in now.arrays.items():
-            data, kind = np.frombuffer(array.astype(types[slot]).tobytes(), "u1"), types[slot].str[1:]
-            old, old_shape = arrays.get(slot, (data[:0], None))
-            if old_shape != array.shape or not np.array_equal(old, data):
+            array = array.astype("f2") if slot in thin else array
+            look, data = (array.dtype.str[1:], array.shape), np.frombuffer(array.tobytes(), "u1")
+            old_look, old = arrays.get(slot, (None, data[:0]))
+            if old_look != look or not np.array_equal(old, data):
                 same = shared(old, data)
-                frame["arrays"].append([slot, kind, array.shape, same, len(data) - same])
+                frame["arrays"].append([slot, *look, same, len(data) - same])
                 tail += data[same:].tobytes()
                 size += len(data)
-                arrays[slot] = data, array.shape
+                arrays[slot] = look, data
         frames.append(frame)
         before = now
     made_with = f"moe_lessons {__version__} and torch {torch.__version__}"
@@ -141,22 +143,16 @@ def shared(one: np.ndarray, other: np.ndarray) -> int:
     return int(differ[0]) if len(differ) else most
 
 
-def thin_types(shown: Sequence[Shown]) -> dict[str, np.dtype]:
-    """The type in which each array is stored: half as long where nobody sees it in any picture."""
-    types: dict[str, np.dtype] = {}
-    for slot, array in slots_of(shown):
-        kind = np.dtype("f2") if array.dtype == "f4" and is_fine(array) else array.dtype
-        types[slot] = np.promote_types(types.get(slot, kind), kind)
-    return types
-
-
-def slots_of(shown: Sequence[Shown]) -> Iterator[tuple[str, np.ndarray]]:
-    """Each array of each picture, with its slot."""
-    return ((slot, array) for each in shown for slot, array in each.arrays.items())
+def thin_slots(shown: Sequence[Shown]) -> set[str]:
+    """The slots of the arrays that are stored half as long: where nobody sees it in any picture."""
+    arrays = [pair for each in shown for pair in each.arrays.items()]
+    return {slot for slot, _ in arrays} - {slot for slot, array in arrays if not is_fine(array)}
 
 
 def is_fine(array: np.ndarray) -> bool:
-    """Whether float16 says the same to the eye; whole numbers stay what they are."""
+    """Whether float16 says the same to the eye as a float32; whole numbers stay what they are."""
+    if array.dtype != "f4":
+        return False
     with np.errstate(over="ignore"):
         half = array.astype("f2").astype("f4")
     if np.array_equal(array, np.round(array)):

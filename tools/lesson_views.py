@@ -40,9 +40,9 @@ class View(NamedTuple):
 
     @property
     def is_filmed(self) -> bool:
-        """Whether it trains, or plays, and not as a state of the page."""
-        kind = getattr(widgets, self.call.split("(")[0], object)
-        return issubclass(kind, FILMED) and not self.state
+        """Whether it has a film: it trains, but not as a state of the page; or it is one picture of a model."""
+        kind = getattr(widgets, kind_of(self.call), object)
+        return (issubclass(kind, FILMED) or kind is widgets.Picture) and not self.state
 
     @property
     def state(self) -> str:
@@ -72,10 +72,15 @@ class View(NamedTuple):
         if self.state:
             return "playground", self.state
         if not self.is_filmed:
-            return "picture", "nothing in it trains"
+            return "picture", "its controls compute what it shows"
         if not (FILMS / f"{self.name}.z").is_file():
             return "picture", f"no film was made: python -m tools.films {self.name}"
         return "film", self.name
+
+
+def kind_of(call: str) -> str:
+    """The class of a view, by its repr."""
+    return re.match(r"\w+", call)[0]
 
 
 def arguments(call: str) -> dict[str, Any]:
@@ -105,6 +110,6 @@ def views_of(path: Path) -> Iterator[View]:
 
 def next_name(path: Path, call: str, counts: Counter) -> str:
     """Name the next view of a lesson, and count it."""
-    name = f"{path.name.split('_')[0]}-{re.match('[A-Za-z]+', call)[0]}"
+    name = f"{path.name.split('_')[0]}-{kind_of(call)}"
     counts[name] += 1
     return name if counts[name] == 1 else f"{name}-{counts[name]}"

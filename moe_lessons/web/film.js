@@ -41,7 +41,8 @@ export default async function show(place) {
   const stops = pictures.map(({ words }, i) => [String(isOfSteps ? words.step : i + 1), i]);
   const tip = "Which picture of the recording is shown";
   const control = new Control(`${place.id}-picture`, { label, tip }, false, (i) => (stop(), seek(i)));
-  const view = make("div"), said = make("p", { class: "moe-about" }, `A recording of a real run: ${about}.`);
+  const what = last ? "A recording of a real run" : "Drawn from a real model";
+  const view = make("div"), said = make("p", { class: "moe-about" }, `${what}: ${about}.`);
   const bars = last ? [bar(make("b", {}, "A recording"), play, control.element, ...place.shares())] : [];
   place.home.replaceChildren(...bars, place.said, view, said);
   canvas.render({ el: view, model: { on: (_, action) => (hear = action), off() {}, get() {}, set() {}, send() {} } });
