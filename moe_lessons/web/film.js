@@ -60,6 +60,6 @@ export default async function show(place) {
     timer = clearInterval(timer);
     play.textContent = "Play";
   }
-  place.watch((isSeen) => isSeen || stop());
+  place.watch((isSeen) => isSeen || stop(), () => location.reload()); // another film is opened as a page is
   seek(last);
 }

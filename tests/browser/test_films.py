@@ -106,6 +106,13 @@ def test_pointing_works_as_in_the_live_view(opened):
     assert "step" in page.locator(".moe-tip").inner_text()
 
 
+def test_another_film_is_opened_by_its_address_and_a_single_picture_has_no_bar(opened):
+    page = opened(NAME)
+    page.evaluate("location.hash = '#00-Picture'")
+    page.locator(".moe-about", has_text="Drawn from a real model: Picture of 'The block").wait_for()
+    assert page.locator(".moe-page-bar").count() == 0 and page.locator(".moe-canvas canvas").is_visible()
+
+
 def test_what_cannot_be_played_gets_one_sentence(opened):
     again = "Reload the page to try again."
     said = {
