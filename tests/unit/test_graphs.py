@@ -180,7 +180,8 @@ def test_the_page_starts_from_the_weights_and_tokens_of_the_runs(task, start):
     plane, numbers = read_plane(runs["MoE"]), seed_numbers(2)
     assert np.array_equal(numbers[:48], runs["MoE"].task.prototypes.flatten())
     tokens = numbers[48:].reshape(len(PLANE_TASKS), -1)[PLANE_TASKS.index(task)]
-    assert np.array_equal(tokens[:64], plane.points.flatten()) and np.array_equal(tokens[64:], plane.classes)
+    assert np.array_equal(tokens[:64], plane.points.flatten()) and np.array_equal(tokens[64:96], plane.classes)
+    assert np.array_equal(tokens[96:], runs["MoE"].task.class_map.flatten())
 
 
 def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
