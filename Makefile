@@ -53,5 +53,5 @@ $(DEV): pyproject.toml tools/package-lock.json $(RUNTIME)
 	@echo "Installing the tools of the tests into $(VENV) (once) …"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
 	@{ command -v npm && npm ci --prefix tools --ignore-scripts --no-audit --no-fund --loglevel=error; } >/dev/null || \
-	  echo "Without npm there is no site, and no page that trains, with their tests (on Debian or Ubuntu: apt install npm)."
+	  echo "Without what npm brings, the site and its page cannot be made or tested (on Debian or Ubuntu: apt install npm)."
 	@touch $@
