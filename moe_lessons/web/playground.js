@@ -2,7 +2,7 @@
 // and a worker that trains.
 
 import canvas from "./canvas.js";
-import { Control, bar, button, json, make } from "./parts.js";
+import { Control, bar, button, guide, json, make } from "./parts.js";
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -23,7 +23,8 @@ class Settings {
     return name === "top_k" ? stops.filter(([, k]) => k === E || (k < E && k <= 4)) : stops;
   }
   preset(name) {
-    const { values } = this.presets[name], look = { seed: 0, token: 0, mute: "none", x_axis: "steps" };
+    const { values } = this.presets[name];
+    const look = { seed: 0, token: 0, mute: "none", classes: "shown", x_axis: "steps" };
     return Object.fromEntries([...this.names.map((each) => [each, values[each] ?? look[each]]), ["preset", name]]);
   }
   // The values that stand in an address, or an error whose message is a sentence for whoever has opened it.
@@ -95,14 +96,23 @@ class Playground {
     ]);
     const view = make("div"), body = make("div", { class: "moe-page-body" }, view);
     body.append(make("div", { class: "moe-page-controls" }, ...groups));
-    const top = bar(make("b", {}, settings.words.title), this.play, ...this.steps, reset, ...place.shares());
+    const [link, embed] = place.shares(), collapse = this.presets[Object.keys(settings.presets).indexOf("collapse")];
+    const top = bar(make("b", {}, settings.words.title), this.play, ...this.steps, reset, link, embed);
     place.home.replaceChildren(top, bar("Presets:", ...this.presets), place.said, body);
+    if ("guide" in place.home.dataset) this.guide({ look: view, collapse, link });
     this.worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
     this.worker.onerror = () => this.say("The training cannot start: this browser has no workers that are modules.");
     const model = { on: (_, hear) => (this.hear = hear), off() {}, get() {}, set() {}, send: (it) => this.told(it) };
     canvas.render({ el: view, model });
     place.watch((isSeen) => this.ask("seen", { isSeen }), () => this.open());
+  }
+  guide(elements) {
+    guide(Object.entries(this.settings.words.hints).map(([name, text]) => {
+      const element = elements[name] ?? this.controls[name].input, { tagName } = element;
+      const below = element.closest(".moe-page-bar, .moe-control") ?? this.place.said;
+      return [below, element, { BUTTON: "click", INPUT: "input" }[tagName] ?? "pointerover", text];
+    }));
   }
   ask(kind, more) { this.worker.postMessage({ kind, ...more }); }
   // From here on `values` are what is asked for; `standing` is what trains.
@@ -124,7 +134,8 @@ class Playground {
     this.show();
   }
   choose(preset) { // 'rescued' goes on with a collapsed run, if that is here
-    const { seed, token, x_axis } = this.values, chosen = { ...this.settings.preset(preset), seed, token, x_axis };
+    const { seed, token, classes, x_axis } = this.values, kept = { seed, token, classes, x_axis };
+    const chosen = { ...this.settings.preset(preset), ...kept };
     this.say("");
     preset === "rescued" && this.isAt("collapse") ? this.apply(chosen) : this.start(chosen);
   }

@@ -110,7 +110,8 @@ def test_another_film_is_opened_by_its_address_and_a_single_picture_has_no_bar(o
     page = opened(NAME)
     page.evaluate("location.hash = '#00-Picture'")
     page.locator(".moe-about", has_text="Drawn from a real model: Picture of 'The block").wait_for()
-    assert page.locator(".moe-page-bar").count() == 0 and page.locator(".moe-canvas canvas").is_visible()
+    page.locator(".moe-canvas canvas").first.wait_for()
+    assert page.locator(".moe-page-bar").count() == 0
 
 
 def test_what_cannot_be_played_gets_one_sentence(opened):

@@ -1,10 +1,6 @@
 """The page trains in a Chromium: as the notebook does, as its controls say, and without any other host."""
 
-import functools
-import shutil
-import threading
 import time
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -21,10 +17,8 @@ COST = "Array.from(document.querySelectorAll('.moe-page tbody tr'), row => row.i
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, runtime) -> Path:
     """A folder with a document of few lines, and the page with the graphs of 'healthy' and 'collapse'."""
-    if not (training_page.RUNTIME.is_dir() or shutil.which("npm")):
-        pytest.skip("no npm, which brings onnxruntime-web")
     folder = tmp_path_factory.mktemp("page")
     training_page.main(str(folder / "page"), "few")
     (folder / "index.html").write_text(BARE.format(), encoding="utf-8")
@@ -32,13 +26,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
-    handler.log_message = lambda *words: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/index.html"
-    server.shutdown()
+def address(folder, serve):
+    return f"{serve(folder)}/index.html"
 
 
 class Visit:
