@@ -46,7 +46,7 @@ def test_it_has_the_other_documents_and_the_package(site):
 def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
     page = (site / "index.html").read_text(encoding="utf-8")
     assert SENTENCE in unescape(page) and "yet runs faster. How?" in page
-    assert '<div data-moe="playground"><img src="_images/playground.png"' in page and 'src="page/page.js"' in page
+    assert '<div data-moe="playground" data-guide><img src="_images/playground.png"' in page and 'src="page/page.js"' in page
     doors = re.search(r'<p class="front-doors">(.*?)</p>', page, re.S)[1]
     assert re.findall(r'href="(?:notebooks/)?(\w+)\.html"', doors) == [*DOORS, "README"]
 
