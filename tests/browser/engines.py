@@ -53,7 +53,10 @@ class Firefox:
             if found := re.search(r"BiDi listening on (ws://\S+)", line):
                 break
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
-        self.socket, self.number = create_connection(f"{found[1]}/session", timeout=60), itertools.count(1)
+        self.socket, self.number = (
+            create_connection(f"{found[1]}/session", 60, suppress_origin=True),
+            itertools.count(1),
+        )
         self._ask("session.new", capabilities={})
         self.context = self._ask("browsingContext.getTree")["contexts"][0]["context"]
 
@@ -115,12 +118,14 @@ ENGINES = {Firefox: ("firefox-esr",), WebKit: ("WebKitWebDriver", "xvfb-run")}
 @contextmanager
 def running(engine: type) -> Iterator[Firefox | WebKit]:
     """A browser; it and all that it has started end with it."""
+    before = psutil.Process().children(recursive=True)
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
             yield engine(Path(folder))
         finally:
-            for process in reversed(psutil.Process().children(recursive=True)):
-                process.kill()
+            for process in psutil.Process().children(recursive=True):
+                if process not in before:
+                    process.kill()
 
 
 def wait(browser: Firefox | WebKit, condition: str) -> None:
