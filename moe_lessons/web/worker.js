@@ -6,7 +6,7 @@ import { json, pack } from "./parts.js";
 import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from "./runtime.js";
 
 const FPS = 42, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
-const MOST_STEPS = 6000, IN_FLIGHT = 2; // that Play trains; pictures that the page has not drawn yet
+const MOST_STEPS = 100_000, IN_FLIGHT = 2; // that Play trains; pictures that the page has not drawn yet
 
 const mean = (rows, pick) => rows.reduce((sum, row) => sum + pick(row), 0) / Math.max(rows.length, 1);
 const range = (count) => Array.from({ length: count }, (_, i) => i);

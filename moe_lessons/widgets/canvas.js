@@ -758,7 +758,6 @@ const MARKS = {
       context.drawImage(cache.image, box.left, box.top, box.width, box.height);
       if (classes?.length) {
         if (cache.paper !== view.paper || cache.classes !== classes) paintClasses(cache, classes, view.paper);
-        context.imageSmoothingEnabled = false;
         context.drawImage(cache.pale, box.left, box.top, box.width, box.height);
       }
       for (const [e, across, up] of cache.middles) {
@@ -1059,8 +1058,9 @@ function scoresAt({ left, top, width, height }, z, px, py) {
 }
 // Whose each point of the grid is.
 const owners = (z, [rows, columns, count] = z.shape) => Uint8Array.from({ length: rows * columns }, (_, i) => {
-  const scores = z.subarray(i * count, (i + 1) * count);
-  return scores.indexOf(Math.max(...scores));
+  let best = 0;
+  for (let e = 1; e < count; e++) if (z[i * count + e] > z[i * count + best]) best = e;
+  return best;
 });
 
 // Each pixel asks who is the first there and by how much: where the second is nearer than half a border's width, there
@@ -1068,10 +1068,10 @@ const owners = (z, [rows, columns, count] = z.shape) => Uint8Array.from({ length
 // cell; there, and where the points around say the same, no pixel need ask.
 function paintField(image, z, whose, colors, { paper, palette }, scale) {
   const { width, height } = image, [rows, columns, count] = z.shape, size = columns * count;
-  const pixels = new ImageData(width, height), out = new Uint32Array(pixels.data.buffer);
+  if (image.pixels?.width !== width || image.pixels.height !== height) image.pixels = new ImageData(width, height);
+  const out = new Uint32Array(image.pixels.data.buffer), ground = packed(paper);
   const hatches = colors.map((_, e) => hatchOf(e)), inks = colors.map((_, e) => tile(1, palette[e % 8]).ink);
-  const shades = [colors, colors.map((color, e) => mix(color, ...inks[e]))];
-  const flat = shades.map((colors) => colors.map(packed));
+  const flat = [colors, colors.map((color, e) => mix(color, ...inks[e]))].map((shades) => shades.map(packed));
   const wide = width / (columns - 1), tall = height / (rows - 1), [scores, rise] = [0, 1].map(() => new Float64Array(size));
   const ownerAt = (r, c) => whose[clamp(r, 0, rows - 1) * columns + clamp(c, 0, columns - 1)], near = [-1, 0, 1, 2];
   const isOwn = (owner, r, c) => near.every((i) => near.every((j) => ownerAt(r + i, c + j) === owner));
@@ -1096,10 +1096,14 @@ function paintField(image, z, whose, colors, { paper, palette }, scale) {
         cover = clamp(0.75 * scale + 0.5 - (best - next) / (steep + 1e-12), 0, 1);
       }
       const shade = hatches[one] && isHatched(hatches[one], x / scale, y / scale) ? 1 : 0;
-      out[y * width + x] = cover ? packed(mix(shades[shade][one], paper, cover)) : flat[shade][one];
+      out[y * width + x] = cover ? blended(flat[shade][one], ground, cover) : flat[shade][one];
     }
   }
-  image.getContext("2d").putImageData(pixels, 0, 0);
+  image.getContext("2d").putImageData(image.pixels, 0, 0);
+}
+function blended(one, other, part) { // packed colours, without an array for each pixel
+  const channel = (at) => Math.round(((one >> at) & 255) * (1 - part) + ((other >> at) & 255) * part) << at;
+  return ((255 << 24) | channel(0) | channel(8) | channel(16)) >>> 0;
 }
 
 // The classes as shades of the page's own colour: neighbours in number, and those three apart, differ clearly.
