@@ -6,7 +6,7 @@
 
 import { Place, make } from "./parts.js";
 
-const VIEWS = ["playground"]; // each a module that has `show(place)`
+const VIEWS = ["playground", "text"]; // each a module that has `show(place)`
 const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"];
 
 async function open(home) {
