@@ -33,8 +33,6 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navbar_center": [], "show_prev_next": True, "footer_end": []}
-html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"], "index": []}
-html_sidebars = {"**": ["globaltoc.html"], "index": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "text": {
         "title": "Your own text, read by experts",
@@ -46,6 +44,9 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
         "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
     },
 }
+WIDE = dict.fromkeys(("index", *VIEWS), [])  # these need the room of the bars
+html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"]} | WIDE
+html_sidebars = {"**": ["globaltoc.html"]} | WIDE
 templates_path, html_css_files = ["templates"], ["site.css"]
 html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
 html_static_path = ["site.css", "text.png"]

@@ -42,7 +42,8 @@ WORDS = {
     "model": "It is a language model of {parameters} parameters: {layers} layers of {experts} experts, of which "
     "{top_k} serve each byte. It is of our own training: {steps} steps of {batch} × {window} bytes of the text that "
     "the course generates ({domains}), by python -m tools.text_model. Untrained is the same model before its first "
-    "step: the control.",
+    "step: the control. 'Write a letter' adds the likeliest one; 'Write on' draws each letter by its probability, with "
+    "random numbers from seed 0.",
     "surprise": "On average each byte of this text surprised the trained model by {trained} nats, the untrained one by "
     "{untrained}; a guess among 256 bytes would be 5.55.",
     "long": "Your text has {bytes} bytes: the model reads the last {window}.",

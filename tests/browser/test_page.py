@@ -345,6 +345,13 @@ def test_it_writes_the_likeliest_letter_and_then_goes_on_by_chance(visit_text):
         assert own.field.input_value() == decode(end), text
     own.button("Write on").click()
     own.wait("() => document.querySelector('textarea').value.length > 12")
+    own.page.evaluate("document.querySelector('main').style.paddingTop = '3000px'; scrollTo(0, 0)")
+    own.page.wait_for_timeout(500)
+    before = own.field.input_value()
+    own.page.wait_for_timeout(800)
+    assert own.field.input_value() == before
+    own.page.evaluate("document.querySelector('main').style.paddingTop = 0")
+    own.wait(f"() => document.querySelector('textarea').value.length > {len(before)}")
     own.button("Stop").click()
     own.button("Write on").wait_for()
     own.page.wait_for_timeout(400)

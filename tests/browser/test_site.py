@@ -57,6 +57,12 @@ def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
     assert re.findall(r'href="(?:notebooks/)?(\w+)\.html"', doors) == [*DOORS, "README"]
 
 
+def test_its_page_of_a_view_has_that_view_and_a_picture_where_no_script_runs(site):
+    page = (site / "text.html").read_text(encoding="utf-8")
+    assert '<div data-moe="text"><img src="_static/text.png" alt="A sentence twice' in page and "page/page.js" in page
+    assert (site / "_static" / "text.png").is_file() and (site / "page" / "text.read.z").is_file()
+
+
 def test_the_search_knows_the_words_of_a_lesson(site):
     index = json.loads(re.search(r"setIndex\((.*)\)", (site / "searchindex.js").read_text(encoding="utf-8"))[1])
     lesson = index["docnames"].index("notebooks/05_expert_collapse")
@@ -93,7 +99,12 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
     asked, errors = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: errors.extend([message.text] * (message.type == "error")))
-    documents = [*(site / "notebooks").glob("*.html"), *(site / "docs").glob("*.html"), site / "index.html"]
+    documents = [
+        *(site / "notebooks").glob("*.html"),
+        *(site / "docs").glob("*.html"),
+        site / "index.html",
+        site / "text.html",
+    ]
     found = {}
 
     def scan(name: str, parts: str = "html") -> None:

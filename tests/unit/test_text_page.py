@@ -16,6 +16,7 @@ from moe_lessons.tasks import make_text
 from moe_lessons.training import plane_runs
 from moe_lessons.training.settings import PlaneSetting
 from moe_lessons.web.graphs import export_text
+from tools import text_model
 from tools.text_model import PATH, WINDOW, new_model, stored_models, stored_weights, text_manifest, text_panels
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
@@ -69,6 +70,15 @@ def test_the_control_is_the_same_model_before_its_first_step_and_all_of_it_is_sm
     own = torch.cat([p.detach().flatten() for p in new_model().parameters()])
     assert torch.equal(untrained, own.half()) and not torch.equal(trained, untrained)
     assert PATH.stat().st_size + len(gzip.compress(graph.model)) < 1_500_000
+
+
+def test_one_command_trains_it_and_keeps_both(tmp_path, capsys):
+    path = tmp_path / "models" / "text.z"
+    text_model.main(path, steps=21)
+    trained, untrained = stored_weights(path)
+    assert torch.equal(untrained, stored_weights()[1]) and not torch.equal(trained, untrained)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("loss in nats a byte: {'english'") and lines[1].startswith("and from the file:")
 
 
 def test_what_no_graph_can_say_is_refused():
