@@ -5,7 +5,7 @@ import canvas from "./canvas.js";
 import { Control, bar, button, filled, json, make, pack, unpacked } from "./parts.js";
 import { graph, halves, randomOf, whole } from "./runtime.js";
 
-const MOST = 1000, PAUSE = 200; // letters that are kept; milliseconds between two that are written
+const MOST = 1000, PAUSE = 200; // letters in the address; milliseconds between two that are written
 const utf8 = new TextEncoder(), strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const range = (count) => Array.from({ length: count }, (_, i) => i);
 const lengthBy = (lead) => (lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4); // bytes of a letter of UTF-8
@@ -119,7 +119,8 @@ class OwnText {
     const bytes = all.slice(-window), count = bytes.length, token = Math.min(this.token ?? count, count - 1);
     const note = text ? count < all.length && filled(words.long, { bytes: all.length, window }) : words.empty;
     place.say([this.trouble, note].filter(Boolean).join(" "));
-    if (!this.writing) place.keep(`${new URLSearchParams({ text, layer, ...(this.token !== null && { token }) })}`);
+    const state = { text: text.slice(-MOST), layer, ...(this.token !== null && { token }) };
+    if (!this.writing) place.keep(String(new URLSearchParams(state)));
     this.controls[0].show(layer, range(own.layers).map((at) => [String(at), at]));
     const tokens = Array.from(bytes, (byte, at) => [`${at} ${own.names[byte]}`, at]);
     this.controls[1].show(token, text ? tokens : [["–", token]]);
@@ -140,7 +141,7 @@ class OwnText {
         added.push(choose(rowOf(out.bytes, at), rowOf(out.next, at)));
       }
       const letters = lettersOf(Uint8Array.from(added)).map(([letter]) => letter);
-      this.change({ text: (this.text + letters.join("")).slice(-MOST), token: null });
+      this.change({ text: this.text + letters.join(""), token: null });
     });
   }
   async goOn() { // each letter by its probability
