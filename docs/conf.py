@@ -35,10 +35,23 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navbar_center": [], "show_prev_next": True, "footer_end": []}
-html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"], "index": []}
-html_sidebars = {"**": ["globaltoc.html"], "index": []}
-templates_path, html_additional_pages = ["templates"], {"index": "front.html"}
-html_static_path = html_css_files = ["site.css"]
+VIEWS = {  # pages of the site, each with the view of the page of this name
+    "text": {
+        "title": "Your own text, read by experts",
+        "text": "A small mixture of experts reads what you type, in your browser. Each letter has the colour of the "
+        "expert that is its first choice. Click on a letter to see its router logits, its experts and their weights, "
+        "its path through the layers, and what the model expects next. Beside it is the same model before training: it "
+        "has colours, too.",
+        "picture": "_static/text.png",
+        "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
+    },
+}
+WIDE = dict.fromkeys(("index", *VIEWS), [])  # these need the room of the bars
+html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"]} | WIDE
+html_sidebars = {"**": ["globaltoc.html"]} | WIDE
+templates_path, html_css_files = ["templates"], ["site.css"]
+html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
+html_static_path = ["site.css", "text.png"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (HERE.parent / "README.md").read_text(encoding="utf-8"), re.M)[1]
 DOORS = {  # buttons of the front page -> lessons
     "Start the course": "00_welcome",
@@ -47,7 +60,7 @@ DOORS = {  # buttons of the front page -> lessons
     "The answer, with numbers": "08_capacity_and_its_price",
 }
 html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
-html_context |= {"sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
+html_context |= {"views": VIEWS, "sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
 html_favicon = "favicon.svg"
 html_show_sourcelink = html_copy_source = False
 

@@ -22,8 +22,9 @@ from joblib import Parallel, delayed
 
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
-from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step
+from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step, export_text
 from moe_lessons.widgets.canvas import LiveCanvas
+from tools import text_model
 from tools.lesson_views import FILMS
 from tools.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
 
@@ -52,6 +53,8 @@ def main(folder: str, graphs: str = "all") -> None:
             for kind, export in (("step", export_step), ("read", export_reading)):
                 path = KEPT / f"{mark}.{name}.{kind}.z"
                 jobs[f"{name}.{kind}.z"] = delayed(keep)(path, export, runs_of(setting))
+        path = KEPT / f"{mark}.text.z"
+        jobs["text.read.z"] = delayed(keep)(path, export_text, text_model.new_model(), text_model.WINDOW)
         for name, path in zip(jobs, Parallel(n_jobs=-1)(jobs.values())):
             shutil.copy(path, folder / name)
     for name, setting in settings.items():
@@ -65,6 +68,9 @@ def main(folder: str, graphs: str = "all") -> None:
     for seed in range(seeds):
         write(folder / f"seed-{seed}.z", seed_numbers(seed).astype("<f4").tobytes())
     (folder / "manifest.json").write_text(json.dumps(manifest(list(settings), seeds)), encoding="utf-8")
+    shutil.copy(text_model.PATH, folder / "text.weights.z")
+    text = text_model.text_manifest() | {"inputs": inputs_of(folder / "text.read.z")}
+    (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
     (folder / "canvas.js").write_text(LiveCanvas._esm, encoding="utf-8")
     (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
     for path in (*WEB.glob("*.js"), WEB / "page.css", WEB / "view.html"):

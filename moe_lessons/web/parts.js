@@ -33,6 +33,7 @@ export function pack(arrays) {
   return { slots, data: data.buffer };
 }
 
+export const filled = (text, words) => text.replace(/\{(\w+)\}/g, (_, name) => words[name]);
 export function make(tag, attributes = {}, ...children) { // texts become text nodes, never HTML
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -58,7 +59,7 @@ export class Place {
   get state() { return this.isOwn ? this.home.dataset.state : location.hash.slice(1); }
   keep(state) {
     if (this.isOwn) this.home.dataset.state = state;
-    else history.replaceState(null, "", `#${state}`);
+    else try { history.replaceState(null, "", `#${state}`); } catch { /* too often for this browser */ }
   }
   get link() {
     const address = new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href;

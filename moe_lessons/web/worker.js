@@ -2,7 +2,7 @@
 // graphs.py), keep histories, and fill the arrays of the panels (see tools/manifest.py). The page sends what is asked,
 // and the numbers of the pictures that it has drawn; it gets pictures as the canvas takes them, or one sentence.
 
-import { json, pack } from "./parts.js";
+import { filled, json, pack } from "./parts.js";
 import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from "./runtime.js";
 
 const FPS = 42, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
@@ -10,7 +10,6 @@ const MOST_STEPS = 100_000, IN_FLIGHT = 2; // that Play trains; pictures that th
 
 const mean = (rows, pick) => rows.reduce((sum, row) => sum + pick(row), 0) / Math.max(rows.length, 1);
 const range = (count) => Array.from({ length: count }, (_, i) => i);
-const filled = (text, words) => text.replace(/\{(\w+)\}/g, (_, name) => words[name]);
 const percent = (part) => `${(100 * part).toFixed(1)}%`;
 const signed = (value) => `${value < 0 ? "" : "+"}${value.toFixed(2)}`;
 

@@ -138,10 +138,11 @@ function set(element, attributes) {
   return element;
 }
 const styled = (element, style) => Object.assign(element.style, style) && element;
-// What an element is named for: a chip or letter for an expert, a column or panel for a model.
+// What an element is named for: a chip or letter for an expert, a letter for a token, a column or panel for a model.
 function named(element) {
-  const [expert, model] = ["expert", "model"].map((kind) => element.closest(`[data-${kind}]`)?.dataset[kind]);
-  return { ...(expert && { expert: Number(expert) }), ...(model && { model: Number(model) }) };
+  const kinds = { expert: "expert", model: "model", token: "byte" };
+  const found = Object.entries(kinds).map(([kind, name]) => [kind, element.closest(`[data-${name}]`)?.dataset[name]]);
+  return Object.fromEntries(found.filter(([, index]) => index).map(([kind, index]) => [kind, Number(index)]));
 }
 
 // --- one display of the widget -----------------------------------------------------------------------------------
@@ -526,13 +527,16 @@ function colorBar(view, { even, most, numbers }) {
 class TextCard extends Card {
   constructor(view, place) { super(view, place, make("div", "moe-text")); }
   draw() {
-    const [{ texts, names = [], experts, sizes, says = [] }] = this.marks, key = [...texts, ...names].join("\0");
+    const [{ texts, names = [], experts, sizes, says = [], selected }] = this.marks;
+    const key = [selected, ...texts, ...names].join("\0");
     if (this.key === key && this.experts === experts) return;
     Object.assign(this, { key, experts });
     let letter = 0, byte = 0;
     const box = (sign, i, expert = experts[byte++]) => {
       const span = make("span", i ? "moe-rest" : "", i ? "" : { "\n": "↵", " ": "\u00a0" }[sign] ?? sign);
       if (says[byte - 1]) span.title = says[byte - 1];
+      if (isNumber(selected)) set(span, { "data-byte": byte - 1 });
+      span.classList.toggle("moe-picked", byte - 1 === selected);
       return expert >= 0 ? set(styled(span, this.view.cloth(expert)), { "data-expert": expert }) : span;
     };
     const boxes = (sign) => [...range(sizes?.[letter++] ?? 1).map((i) => box(sign, i)), sign === "\n" ? sign : ""];
@@ -947,7 +951,7 @@ const MARKS = {
   },
   Parts: {
     legend: (_, { names, colors }) =>
-      names.map((name, i) => [name, { background: colors[i], height: "10px", width: "10px" }]),
+      names.length < 2 ? [] : names.map((name, i) => [name, { background: colors[i], height: "10px", width: "10px" }]),
     right: (card, { texts }) => 14 + Math.max(0, ...texts.map((text) => card.measure(text) + 4)),
     draw(card, { rows, names, values, colors, texts }) {
       const { context } = card, high = Math.min(0.68 * Math.abs(card.y(1) - card.y(0)), 34);
@@ -959,7 +963,7 @@ const MARKS = {
           context.fillStyle = colors[i];
           context.fillRect(left, middle - high / 2, wide > 2 ? wide - 1 : wide, high);
           const look = { color: css(inkOn(hex(colors[i]))) };
-          if (card.measure(name) < wide - 8 && high > 13) card.write(name, left + wide / 2, middle, look);
+          if (names.length > 1 && card.measure(name) < wide - 8 && high > 13) card.write(name, left + wide / 2, middle, look);
         });
         card.write(texts[row] ?? "", card.x(sum) + 6, middle, { align: "left" });
       });

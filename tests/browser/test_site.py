@@ -46,9 +46,18 @@ def test_it_has_the_other_documents_and_the_package(site):
 def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
     page = (site / "index.html").read_text(encoding="utf-8")
     assert SENTENCE in unescape(page) and "yet runs faster. How?" in page
-    assert '<div data-moe="playground" data-guide><img src="_images/playground.png"' in page and 'src="page/page.js"' in page
+    assert (
+        '<div data-moe="playground" data-guide><img src="_images/playground.png"' in page
+        and 'src="page/page.js"' in page
+    )
     doors = re.search(r'<p class="front-doors">(.*?)</p>', page, re.S)[1]
     assert re.findall(r'href="(?:notebooks/)?(\w+)\.html"', doors) == [*DOORS, "README"]
+
+
+def test_its_page_of_a_view_has_that_view_and_a_picture_where_no_script_runs(site):
+    page = (site / "text.html").read_text(encoding="utf-8")
+    assert '<div data-moe="text"><img src="_static/text.png" alt="A sentence twice' in page and "page/page.js" in page
+    assert (site / "_static" / "text.png").is_file() and (site / "page" / "text.read.z").is_file()
 
 
 def test_the_search_knows_the_words_of_a_lesson(site):
@@ -82,7 +91,12 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
     asked, errors = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: errors.extend([message.text] * (message.type == "error")))
-    documents = [*(site / "notebooks").glob("*.html"), *(site / "docs").glob("*.html"), site / "index.html"]
+    documents = [
+        *(site / "notebooks").glob("*.html"),
+        *(site / "docs").glob("*.html"),
+        site / "index.html",
+        site / "text.html",
+    ]
     found = {}
 
     def scan(name: str, parts: str = "html") -> None:
