@@ -35,8 +35,19 @@ html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navbar_center": [], "show_prev_next": True, "footer_end": []}
 html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"], "index": []}
 html_sidebars = {"**": ["globaltoc.html"], "index": []}
-templates_path, html_additional_pages = ["templates"], {"index": "front.html"}
-html_static_path = html_css_files = ["site.css"]
+VIEWS = {  # pages of the site, each with the view of the page of this name
+    "wall": {
+        "title": "What a model knows by heart",
+        "text": "Three models learn a phone book by heart, in your browser, by the course's own training step: a mixture "
+        "of experts, a dense model that does the same work for each token, and one with as many parameters as the "
+        "mixture. A lamp is an entry: it is lit while the model knows that entry. Point at a lamp to read it.",
+        "picture": "_images/facts.png",
+        "alt": "Two walls of lamps that are partly lit, one that is nearly full",
+    },
+}
+templates_path, html_css_files = ["templates"], ["site.css"]
+html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
+html_static_path = ["site.css"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (HERE.parent / "README.md").read_text(encoding="utf-8"), re.M)[1]
 DOORS = {  # buttons of the front page -> lessons
     "Start the course": "00_welcome",
@@ -45,7 +56,7 @@ DOORS = {  # buttons of the front page -> lessons
     "The answer, with numbers": "08_capacity_and_its_price",
 }
 html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
-html_context |= {"sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
+html_context |= {"views": VIEWS, "sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
 html_favicon = "favicon.svg"
 html_show_sourcelink = html_copy_source = False
 

@@ -6,10 +6,10 @@
 
 import { Place, make } from "./parts.js";
 
-const VIEWS = ["playground"]; // each a module that has `show(place)`
+const VIEWS = ["playground", "wall"]; // each a module that has `show(place)`
 const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"];
 
-async function open(home) {
+export async function open(home) {
   home.dataset.moe ||= new URLSearchParams(location.search).get("view") ?? VIEWS[0];
   const place = new Place(home), lacking = NEEDED.find((name) => !(name in globalThis));
   home.classList.add("moe-page");

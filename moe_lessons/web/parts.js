@@ -33,6 +33,7 @@ export function pack(arrays) {
   return { slots, data: data.buffer };
 }
 
+export const filled = (text, words) => text.replace(/\{(\w+)\}/g, (_, name) => words[name]);
 export function make(tag, attributes = {}, ...children) { // texts become text nodes, never HTML
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
