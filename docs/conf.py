@@ -38,9 +38,9 @@ html_sidebars = {"**": ["globaltoc.html"], "index": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "What a model knows by heart",
-        "text": "Three models learn a phone book by heart, in your browser, by the course's own training step: a mixture "
-        "of experts, a dense model that does the same work for each token, and one with as many parameters as the "
-        "mixture. A lamp is an entry: it is lit while the model knows that entry. Point at a lamp to read it.",
+        "text": "Three models learn a phone book by heart, in your browser, by the course's own training step: a "
+        "mixture of experts, a dense model that does the same work for each token, and one with as many parameters as "
+        "the mixture. A lamp is an entry: it is lit while the model knows that entry. Point at a lamp to read it.",
         "picture": "_images/facts.png",
         "alt": "Two walls of lamps that are partly lit, one that is nearly full",
     },
