@@ -4,7 +4,6 @@ PIP_ARGS ?=
 VENV     := .venv
 BIN      := $(VENV)/bin
 RUNTIME  := $(VENV)/.installed-runtime
-APP      := $(VENV)/.installed-app
 DEV      := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
@@ -16,9 +15,6 @@ help: ## Show this list
 lab: $(RUNTIME) ## Open the course in JupyterLab at the first lesson
 	@$(BIN)/python -m moe_lessons lab
 
-app: $(APP) ## Open the playground, the wall of facts and the calculators as a page without code
-	@$(BIN)/python -m moe_lessons app
-
 test: $(DEV) ## Run every check: ruff, unit, claims, notebooks, browser
 	@$(BIN)/python tests/run.py
 
@@ -27,6 +23,9 @@ render: $(DEV) ## Execute the lessons again and store their static pictures (NOT
 
 site: $(DEV) ## Make the site of the course in build/site, whose front page trains, and check its links
 	@$(BIN)/python -m tools.site
+
+app: $(RUNTIME) $(if $(wildcard build/site/index.html),,site) ## Open the site; the first time it is made
+	@$(BIN)/python -m moe_lessons app
 
 claims: $(DEV) ## Measure every claim again and write docs/claims.md (minutes; leave the machine alone)
 	@$(BIN)/python -m tools.claims
@@ -50,11 +49,9 @@ $(RUNTIME): pyproject.toml | $(BIN)/python
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e .
 	@touch $@
 
-$(APP): pyproject.toml $(RUNTIME)
-	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[app]'
-	@touch $@
-
-$(DEV): pyproject.toml $(RUNTIME)
+$(DEV): pyproject.toml tools/package-lock.json $(RUNTIME)
 	@echo "Installing the tools of the tests into $(VENV) (once) …"
 	@$(BIN)/python -m pip install --quiet $(PIP_ARGS) -e '.[dev]'
+	@{ command -v npm && npm ci --prefix tools --ignore-scripts --no-audit --no-fund --loglevel=error; } >/dev/null || \
+	  echo "Without what npm brings, the site and its page cannot be made or tested (on Debian or Ubuntu: apt install npm)."
 	@touch $@

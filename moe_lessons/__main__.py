@@ -12,7 +12,7 @@ from moe_lessons import __version__
 
 COMMANDS = {  # each is the main(argv) of the module of its name; --help after it says more
     "lab": "open the course in JupyterLab at the first lesson",
-    "app": "open the playground, the wall of facts and the calculators as a page without code",
+    "app": "open the site of the course, whose front page trains by itself, from this machine",
     "cost": "count what a published model costs, from its config.json",
     "lens": "look at the routers of a mixture from Hugging Face: who works, on one page",
     "engines": "write the files with which other engines train or serve a model of yours",

@@ -14,7 +14,7 @@ from moe_lessons.plots.marks import encode
 from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
-from moe_lessons.tasks.plane import NUM_CLASSES, spread_prototypes
+from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
 from moe_lessons.training.knobs import KNOBS as TABLE
 from moe_lessons.training.knobs import Reach, idle_with
@@ -83,10 +83,10 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "axes": X_AXES,
         "look": LOOK,
         "panels": PANELS,
-        "words": {"load": WORDS, "reading": TIPS["reading"], "title": Playground.title},
+        "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": Playground.title},
         "numbers": {
-            "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED, "recent": RECENT,
-            "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
+            "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
+            "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
             "budget": MOST_STEPS,
         },
     }  # fmt: skip
@@ -161,11 +161,12 @@ def prototypes(task: str, num: int, seed: int) -> Tensor:
 
 
 def seed_numbers(seed: int) -> np.ndarray:
-    """Give the prototypes of a seed (24, 2), then of each task the tokens (32, 2) and their classes (32,)."""
+    """Give the prototypes of a seed (24, 2), then of each task the tokens (32, 2), their classes (32,), and the map of
+    classes (96, 96)."""
     parts = [PlaneTask("blobs", seed).prototypes.flatten()]
     for name in PLANE_TASKS:
         setting = PlaneSetting(name, num_experts=1, top_k=1)
         model, task = plane_model(setting, seed)
         plane = read_plane(Run(model, task, seed=seed))
-        parts += [plane.points.flatten(), plane.classes.float()]
+        parts += [plane.points.flatten(), plane.classes.float(), task.class_map.flatten().float()]
     return torch.cat(parts).numpy()

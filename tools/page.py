@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
@@ -91,14 +90,12 @@ def main(folder: str, graphs: str = "all") -> None:
 
 
 def find_runtime() -> Path:
-    """The onnxruntime-web of tools/package-lock.json, installed by npm if it is not there yet."""
+    """The onnxruntime-web that tools/package.json asks for. Ends the program where it is not there."""
     wanted = json.loads((ROOT / "tools" / "package.json").read_text("utf-8"))["dependencies"]["onnxruntime-web"]
     there = RUNTIME / "package.json"
     if not there.is_file() or json.loads(there.read_text("utf-8"))["version"] != wanted:
-        if not shutil.which("npm"):
-            raise SystemExit("The page needs onnxruntime-web, which npm brings (on Debian or Ubuntu: apt install npm).")
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"]
-        subprocess.run(command, cwd=ROOT / "tools", check=True)
+        npm = "" if shutil.which("npm") else ", once there is npm (on Debian or Ubuntu: apt install npm)"
+        raise SystemExit(f"The page needs onnxruntime-web {wanted}: run `npm ci --prefix tools --ignore-scripts`{npm}.")
     return RUNTIME
 
 

@@ -1,6 +1,6 @@
 """``make render`` (``python -m tools.render``): execute the lessons afresh and store what a static page shows of them.
 
-Then draw the pictures of the README and write the tables of lessons, unless lessons were named. A rendered notebook
+Then draw the pictures of the README and write what `tools.tables` does, unless lessons were named. A rendered notebook
 depends on its source and the versions installed, not on when or where it was made.
 """
 
@@ -15,7 +15,6 @@ from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 
-from moe_lessons.support.data import PACKAGE
 from tools import pictures, tables
 
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -23,13 +22,11 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    """Render the named notebooks, or all of ``notebooks/`` and that of the app; 1 if one was refused."""
+    """Render the named notebooks, or all of ``notebooks/``; 1 if one was refused."""
     parser = argparse.ArgumentParser("python -m tools.render", description=main.__doc__)
     parser.add_argument("notebooks", nargs="*", help="default: all of the course")
     notebooks = parser.parse_args(argv).notebooks
-    paths = [Path(name) for name in notebooks]
-    if not notebooks and (lessons := sorted(Path("notebooks").glob("*.ipynb"))):
-        paths = [*lessons, PACKAGE / "commands" / "jupyter" / "app.ipynb"]
+    paths = [Path(name) for name in notebooks] or sorted(Path("notebooks").glob("*.ipynb"))
     if not paths:
         print("no notebooks/*.ipynb here; run this at the root of the course", file=sys.stderr)
     refused = 0

@@ -12,11 +12,14 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from moe_lessons.support.data import IS_CHECKOUT
+from moe_lessons.support.data import IS_CHECKOUT, repository
 
-INSTALL = "run `pip install --force-reinstall git+https://github.com/moe-lessons/moe_lessons`"
-if IS_CHECKOUT:
-    INSTALL = "run `pip install -e .` in the course's folder (or `make lab`, which does it)"
+INSTALL = "run `pip install -e .` in the course's folder (or `make lab`, which does it)"
+if not IS_CHECKOUT:
+    try:
+        INSTALL = f"run `pip install --force-reinstall git+{repository()}`"
+    except metadata.PackageNotFoundError:
+        INSTALL = "install the course again"
 EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
 Findings = Iterator[tuple[str, str, str]]  # 'ok', 'warn' or 'FAIL'; what was seen; what to do unless it is ok
 

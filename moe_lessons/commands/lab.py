@@ -9,7 +9,7 @@ from pathlib import Path
 from moe_lessons.support.data import LESSONS, PACKAGE
 from moe_lessons.support.unpack import MANIFEST, unpack
 
-JUPYTER = PACKAGE / "commands" / "jupyter"  # settings, templates and the page of the app
+JUPYTER = PACKAGE / "commands" / "jupyter"  # settings of JupyterLab
 CHECKOUT, FIRST, COPY = PACKAGE.parent, "00_welcome.ipynb", "moe_lessons_course"
 # glibc then keeps the memory of a training step for the next one: a step of text takes 15 to 30 % less time.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(10**9), "MALLOC_MMAP_THRESHOLD_": str(2**25)}

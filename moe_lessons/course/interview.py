@@ -8,10 +8,10 @@ import ipywidgets as W
 from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.course.question import HERE, Keeper, Sheet, as_words
+from moe_lessons.support.data import repository
 from moe_lessons.support.errors import check_choice, is_number
 from moe_lessons.support.show import Markdown, read_parts, split_points
 
-TESTS = "https://github.com/moe-lessons/moe_lessons/blob/main/tests/claims/test_lesson_{}.py"
 SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [05: claim] or [05]
 FIGURE = re.compile(r"\{([\w.]+)\}")
 ANSWERS, QUESTIONS = (dict(read_parts(HERE / name)) for name in ("answer.md", "interview.md"))
@@ -26,10 +26,11 @@ SENTENCE, CONDITIONS = (
 def sources(text: str) -> str:
     """Turn each [05: claim] in the text into links: to the lesson and to the file with the test of the claim."""
     files = {lesson.number: lesson.file for lesson in LESSONS}
+    tests = f"{repository()}/blob/main/tests/claims/test_lesson_"
 
     def link(found: re.Match) -> str:
         lesson, claim = found.groups()
-        test = f' [test]({TESTS.format(lesson[:2])} "{claim}")' if claim else ""
+        test = f' [test]({tests}{lesson[:2]}.py "{claim}")' if claim else ""
         return f" <sup>[{lesson}]({files[lesson]}){test}</sup>"
 
     return SOURCE.sub(link, text)

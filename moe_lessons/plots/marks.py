@@ -10,9 +10,11 @@ import numpy as np
 
 
 class Field(NamedTuple):
-    """A plane divided among the experts by their scores z (rows, columns, E) on a grid, bottom row first, bilinear."""
+    """A plane divided among the experts by their scores z (rows, columns, E) on a grid, bottom row first, bilinear.
+    classes (R, R): of a finer grid, pale."""
 
     z: Any
+    classes: Any = None
 
 
 class Cells(NamedTuple):

@@ -118,6 +118,11 @@ def draw_field(mark: Field, ax, theme, panel):
     x, y = (np.linspace(*ends, count) for ends, count in ((ax.get_xlim(), z.shape[1]), (ax.get_ylim(), z.shape[0])))
     first = z.argmax(axis=-1)
     ax.set_box_aspect(1)  # a plane, as in the page
+    if mark.classes is not None:
+        level = np.asarray(mark.classes) % 8  # as in the page
+        alpha = 0.05 * (level % 2 * 4 + level // 2)
+        shade = np.dstack([*(np.full(level.shape, part) for part in to_rgb(theme.background)), alpha])
+        ax.imshow(shade, origin="lower", extent=(*ax.get_xlim(), *ax.get_ylim()), aspect="auto", zorder=0.6)
     for expert in range(z.shape[-1]):
         lead = z[..., expert] - np.delete(z, expert, axis=-1).max(axis=-1, initial=-1e9)  # at its borders it is 0
         own = ax.contourf(x, y, lead, [0, np.inf], colors=[expert_color(expert)], zorder=0.5)

@@ -1,5 +1,6 @@
 """Where the course's data files and lessons lie: beside the package in a checkout, inside it in an installed wheel."""
 
+from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -18,3 +19,10 @@ def data_path(name: str) -> Path:
         known = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*") if path.suffix != ".pyc")
         raise FileNotFoundError(f"no data file {name!r} in {FOLDER}; there are: {', '.join(known)}")
     return FOLDER / name
+
+
+def repository() -> str:
+    """Return the address of the course's repository, the Homepage of pyproject.toml. Raises PackageNotFoundError where
+    the course is not installed."""
+    urls = metadata.metadata("moe_lessons").get_all("Project-URL")
+    return dict(line.split(", ", 1) for line in urls)["Homepage"]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from moe_lessons.support.errors import check_choice, check_positive_int
 
 NUM_PROTOTYPES, NUM_CLASSES = 24, 8
+CLASS_MAP = 96  # places of `class_map` in each direction
 PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")
 
 
@@ -59,6 +60,11 @@ class PlaneTask:
             return ((height + 1.25) / 2.5 * NUM_CLASSES).long().clamp(0, NUM_CLASSES - 1)
         column, row = ((x + 1) / 2 * 6).long().clamp(0, 5).unbind(dim=1)  # 6 × 6 squares
         return (column + 3 * row) % NUM_CLASSES
+
+    @cached_property
+    def class_map(self) -> Tensor:
+        """Give the class of each place of a grid (96, 96), from the bottom left."""
+        return self.labels(grid(CLASS_MAP)).view(CLASS_MAP, CLASS_MAP)
 
     def batch(self, num_points: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw `num_points` (T) points and their classes: x (T, 2), y (T,)."""

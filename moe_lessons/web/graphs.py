@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+from onnxscript.optimizer import fold_constants, inline, remove_unused_nodes
 from torch import Tensor
 from torch._decomp import core_aten_decompositions
 from torch.func import functional_call, functionalize, grad_and_value
@@ -322,8 +323,11 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], 
         graph = make_fx(functionalize(function), decomposition_table=table, tracing_mode="real")(*args)
         graph.graph.eliminate_dead_code()
         graph.recompile()
-        program = torch.onnx.export(graph, args, dynamo=True, verbose=False, input_names=list(inputs),
+        # not optimized: torch's rules take a number near zero for zero, and drop Adam's epsilon
+        program = torch.onnx.export(graph, args, dynamo=True, optimize=False, verbose=False, input_names=list(inputs),
                                     output_names=list(outputs))  # fmt: skip
+        for tidy in (inline, fold_constants, remove_unused_nodes):
+            tidy(program.model)
     model = program.model_proto.SerializeToString()
     return Graph(model, {name: tuple(value.shape) for name, value in inputs.items()}, outputs)
 

@@ -89,6 +89,21 @@ export class Place {
   }
 }
 
+// Hints, one at a time, each at what it is about: it goes when it is followed, and all go when they are closed.
+// hints: [where it stands below, what is waited for, its event, the text]s.
+export function guide(hints) {
+  const hint = make("div", { class: "moe-hint", role: "note" });
+  const close = button("×", "No more hints", () => hint.remove());
+  const next = () => {
+    const [below, element, event, text] = hints.shift() ?? [];
+    if (!below) return hint.remove();
+    element.addEventListener(event, () => hint.isConnected && next(), { once: true });
+    hint.replaceChildren(text, close);
+    below.after(hint);
+  };
+  next();
+}
+
 // A label, a slider or a list, and what it says. stops: [text, value]s to choose from; without them it slides.
 export class Control {
   constructor(id, { label, tip, low, high, step }, isList, moved) {

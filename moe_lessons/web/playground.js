@@ -2,7 +2,7 @@
 // and a worker that trains. The wall of facts is one, too: see wall.js.
 
 import canvas from "./canvas.js";
-import { Control, bar, button, json, make } from "./parts.js";
+import { Control, bar, button, guide, json, make } from "./parts.js";
 
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -24,7 +24,8 @@ export class Settings {
   }
   get first() { return Object.keys(this.presets)[0]; } // of the presets: what is usual
   preset(name) {
-    const { values } = this.presets[name], look = { seed: 0, token: 0, mute: "none", x_axis: "steps" };
+    const { values } = this.presets[name];
+    const look = { seed: 0, token: 0, mute: "none", classes: "shown", x_axis: "steps" };
     return Object.fromEntries([...this.names.map((each) => [each, values[each] ?? look[each]]), ["preset", name]]);
   }
   // The values that stand in an address, or an error whose message is a sentence for whoever has opened it.
@@ -98,15 +99,24 @@ export class Playground {
     ]);
     const view = make("div"), body = make("div", { class: "moe-page-body" }, view);
     body.append(make("div", { class: "moe-page-controls" }, ...groups));
-    const top = bar(make("b", {}, settings.words.title), this.play, ...this.steps, reset, ...more, ...place.shares());
+    const [link, embed] = place.shares(), collapse = this.presets[Object.keys(settings.presets).indexOf("collapse")];
+    const top = bar(make("b", {}, settings.words.title), this.play, ...this.steps, reset, ...more, link, embed);
     const presets = this.presets.length > 1 ? [bar("Presets:", ...this.presets)] : [];
     place.home.replaceChildren(top, ...presets, place.said, body);
+    if ("guide" in place.home.dataset) this.guide({ look: view, collapse, link });
     this.worker = new Worker(new URL(worker, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
     this.worker.onerror = () => this.say("The training cannot start: this browser has no workers that are modules.");
     const model = { on: (_, hear) => (this.hear = hear), off() {}, get() {}, set() {}, send: (it) => this.told(it) };
     canvas.render({ el: view, model });
     place.watch((isSeen) => this.ask("seen", { isSeen }), () => this.open());
+  }
+  guide(elements) {
+    guide(Object.entries(this.settings.words.hints).map(([name, text]) => {
+      const element = elements[name] ?? this.controls[name].input, { tagName } = element;
+      const below = element.closest(".moe-page-bar, .moe-control") ?? this.place.said;
+      return [below, element, { BUTTON: "click", INPUT: "input" }[tagName] ?? "pointerover", text];
+    }));
   }
   ask(kind, more) { this.worker.postMessage({ kind, ...more }); }
   // From here on `values` are what is asked for; `standing` is what trains.
@@ -128,7 +138,8 @@ export class Playground {
     this.show();
   }
   choose(preset) { // 'rescued' goes on with a collapsed run, if that is here
-    const { seed, token, x_axis } = this.values, chosen = { ...this.settings.preset(preset), seed, token, x_axis };
+    const { seed, token, classes, x_axis } = this.values, kept = { seed, token, classes, x_axis };
+    const chosen = { ...this.settings.preset(preset), ...kept };
     this.say("");
     preset === "rescued" && this.isAt("collapse") ? this.apply(chosen) : this.start(chosen);
   }

@@ -19,11 +19,12 @@ class Training extends History {
     state.set(weights.subarray(0, own.weights)); // Adam's averages and the bias begin at zero
     const router = own.weights + start * E * D;
     if (start >= 0) state.set(weights.subarray(router, router + E * D), own.router_at);
-    const at = 48 + task * 3 * tokens; // see tools.manifest.seed_numbers
+    const { map } = shared.numbers, at = 48 + task * (3 * tokens + map * map); // see tools.manifest.seed_numbers
     this.state = this.before = floats(state, own.size);
     this.prototypes = floats(ofSeed.subarray(0, 48), 24, 2);
     this.points = floats(ofSeed.slice(at, at + 2 * tokens), tokens, 2);
     this.classes = ofSeed.slice(at + 2 * tokens, at + 3 * tokens);
+    this.map = ofSeed.slice(at + 3 * tokens, at + 3 * tokens + map * map);
     this.random = randomOf(values.seed + 1);
     this.drawn = { drawn: new Float32Array(2 * T), blob: new Int32Array(T) };
     this.noise = { normal: new Float32Array(T * E), uniform: new Float32Array(T * D).fill(0.5) };
@@ -94,12 +95,15 @@ const rowsOf = (data, width) => range(data.length / width).map((i) => data.subar
 
 // The header of each panel, and its arrays by slot: those of tools.manifest.graph_manifest, with what has changed.
 const PANELS = {
-  territory(run, { scores, probs, named }, header) {
+  territory(run, { scores, probs, named }, header, slot) {
     const { experts: E } = run.own, side = Math.sqrt(scores.length / E), count = run.classes.length;
     const [x, y] = [0, 1].map((axis) => range(count).map((i) => run.points.data[2 * i + axis]));
     const look = range(count).map((i) => named[i] !== run.classes[i]), expert = rowsOf(probs, E).map(best);
-    return { "0.z": ["f4", [side, side, E], scores], "1.x": ["f4", [count], x], "1.y": ["f4", [count], y],
-      "1.look": ["u1", [count], look], "1.expert": ["u1", [count], expert] };
+    const { map } = run.shared.numbers, isShown = run.values.classes === "shown";
+    header.marks[0].classes = isShown ? { slot: slot("0.classes") } : undefined;
+    const arrays = { "0.z": ["f4", [side, side, E], scores], "1.x": ["f4", [count], x], "1.y": ["f4", [count], y] };
+    if (!run.isMapped) arrays["0.classes"] = ["u1", [map, map], (run.isMapped = true) && run.map]; // once is enough
+    return { ...arrays, "1.look": ["u1", [count], look], "1.expert": ["u1", [count], expert] };
   },
   heatmap(run, { probs, serves }) {
     const { experts: E } = run.own, served = [...serves.keys()].filter((i) => serves[i] > 0), count = served.length;

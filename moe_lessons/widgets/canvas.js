@@ -743,7 +743,7 @@ const paleness = (view, model) => (isNumber(model) ? 0.2 + 0.8 * view.strength("
 const MARKS = {
   Text: {}, Table: {},
   Field: {
-    draw(card, { z }) {
+    draw(card, { z, classes }) {
       const [rows, columns, count] = z.shape, { context, view, box, cache, across, wide } = card;
       if (rows < 2 || columns < 2 || !count) return;
       const isTraining = view.words.state === "training", scale = isTraining ? 1 : Math.min(across / wide, 2);
@@ -756,18 +756,24 @@ const MARKS = {
         paintField(image, z, whose, colors, view, scale);
       }
       context.drawImage(cache.image, box.left, box.top, box.width, box.height);
+      if (classes?.length) {
+        if (cache.paper !== view.paper || cache.classes !== classes) paintClasses(cache, classes, view.paper);
+        context.imageSmoothingEnabled = false;
+        context.drawImage(cache.pale, box.left, box.top, box.width, box.height);
+      }
       for (const [e, across, up] of cache.middles) {
         const look = { color: css(inkOn(colors[e])), halo: css(colors[e]), weight: 700, size: 14 };
         card.write(e, box.left + across * box.width, box.top + (1 - up) * box.height, look);
       }
     },
-    stops(card, { z }) {
+    stops(card, { z, classes }) {
       const tell = (_, px, py) => {
         const scores = scoresAt(card.box, z, px, py), best = Math.max(...scores);
         const parts = scores.map((score) => Math.exp(score - best)), sum = parts.reduce((a, b) => a + b, 0);
         const order = range(parts.length).sort((a, b) => parts[b] - parts[a]).slice(0, 3), [expert] = order;
         const rows = order.map((e) => [e, `E${e}`, percent(parts[e] / sum)]);
-        return { expert, title: `E${expert} at ${short(card.xAt(px))}, ${short(card.yAt(py))}`, rows };
+        const title = `E${expert} at ${short(card.xAt(px))}, ${short(card.yAt(py))}`;
+        return { expert, title: classes?.length ? `${title}: class ${classAt(card.box, classes, px, py)}` : title, rows };
       };
       return z.length && { ...grid(card, 6, 6), tell };
     },
@@ -1094,6 +1100,20 @@ function paintField(image, z, whose, colors, { paper, palette }, scale) {
     }
   }
   image.getContext("2d").putImageData(pixels, 0, 0);
+}
+
+// The classes as shades of the page's own colour: neighbours in number, and those three apart, differ clearly.
+function paintClasses(cache, classes, paper) {
+  const [rows, columns] = classes.shape, pixels = new ImageData(columns, rows);
+  const shades = range(8).map((c) => packed(paper) & 0xffffff | (13 * ((c % 2) * 4 + (c >> 1)) << 24));
+  const out = new Uint32Array(pixels.data.buffer), pale = Object.assign(make("canvas"), { width: columns, height: rows });
+  classes.forEach((c, i) => (out[(rows - 1 - Math.floor(i / columns)) * columns + (i % columns)] = shades[c % 8]));
+  pale.getContext("2d").putImageData(pixels, 0, 0);
+  Object.assign(cache, { pale, classes, paper });
+}
+function classAt({ left, top, width, height }, classes, px, py) {
+  const [rows, columns] = classes.shape, at = (part, count) => Math.round(clamp(part, 0, 1) * (count - 1));
+  return classes[at(1 - (py - top) / height, rows) * columns + at((px - left) / width, columns)];
 }
 
 // For each expert with a territory that point of it which is nearest to its middle, in parts of the width and height.

@@ -84,6 +84,7 @@ class Lab(LiveRun):
     def looked(self) -> None:
         """Called when other values are in force."""
 
+    shows_classes = property(lambda self: self.values.get("classes") == "shown", doc="Pale, in the territory.")
     layer = property(lambda self: self.values.get("layer", 0), doc="The MoE layer that is shown.")
     x_axis = property(lambda self: self.values["x_axis"], doc="What losses are drawn against.")
     selected = property(lambda self: self.values.get(self.PICKED[1]), doc="The value that a click selects.")

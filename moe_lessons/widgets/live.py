@@ -58,6 +58,7 @@ class LiveRun(Picture):
     USUAL: dict[str, Any] = {"play": 0, "max_steps": 1500}  # arguments that `repr` leaves out
     values: dict[str, Any] = {}  # what is in force, by name: see `Lab`
     first_x = 200  # steps that the panels have room for at first
+    shows_classes = True  # pale, in the territory
     layer = 0  # which MoE layer is shown, of several
     shows_experts = True  # whether some panel does: then there is a chip for each
     x_axis = "steps"  # what losses are drawn against

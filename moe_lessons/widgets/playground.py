@@ -39,7 +39,7 @@ class Playground(Lab):
 
     title = "MoE playground"
     START = ("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed")
-    LOOK = ("token", "mute", "x_axis")
+    LOOK = ("token", "mute", "classes", "x_axis")
     PICKED = "token", "token"
     STOPS = {"task": PLANE_TASKS, "router": tuple(ROUTERS), "router_start": tuple(ROUTER_STARTS)}
     SETTINGS = tuple(field.name for field in fields(PlaneSetting))
@@ -56,6 +56,7 @@ class Playground(Lab):
         self.block = block
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
         values = {"preset": preset, "block": block, "seed": seed, "controls": controls, "token": 0, "mute": "none"}
+        values["classes"] = "shown"
         super().__init__(values | setting, panels, settings, play=play, max_steps=max_steps)
 
     @property

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error, sync_playwright
 
+from moe_lessons.commands import app
+from tools.page import find_runtime
 from tools.render import KERNEL
 
 collect_ignore = ["measure.py"]  # a program, no test
@@ -383,16 +386,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_site.py")  # it takes longest, and so is begun first
 
 
+def skip(reason: str) -> None:
+    """Skip what needs something that is missing, or fail where a browser is required."""
+    if os.environ.get("MOE_LESSONS_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"{reason}, and MOE_LESSONS_REQUIRE_BROWSER is 1", pytrace=False)
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def browser():
-    """The Chromium of this machine. Without one the test is skipped, or fails where a browser is required."""
+    """The Chromium of this machine."""
     if find_chromium() is None:
-        reason = "no Chromium on PATH (chromium, google-chrome) and MOE_LESSONS_CHROMIUM names none"
-        if os.environ.get("MOE_LESSONS_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"{reason}, and MOE_LESSONS_REQUIRE_BROWSER is 1", pytrace=False)
-        pytest.skip(reason)
+        skip("no Chromium on PATH (chromium, google-chrome) and MOE_LESSONS_CHROMIUM names none")
     with running_chromium() as browser:
         yield browser
+
+
+@pytest.fixture(scope="session")
+def runtime() -> None:
+    """The onnxruntime-web that a page trains with is there."""
+    try:
+        find_runtime()
+    except SystemExit as missing:
+        skip(str(missing).rstrip("."))
+
+
+@pytest.fixture(scope="session")
+def serve():
+    """serve(folder): the address of a server of these files, as `python -m moe_lessons app` has it."""
+    with contextlib.ExitStack() as stack:
+
+        def serve(folder: Path) -> str:
+            server = stack.enter_context(app.serve(folder, 0))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_port}"
+
+        yield serve
 
 
 @pytest.fixture(scope="session")

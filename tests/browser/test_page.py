@@ -1,11 +1,7 @@
 """The page trains in a Chromium: as the notebook does, as its controls say, and without any other host."""
 
-import functools
 import re
-import shutil
-import threading
 import time
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -22,10 +18,8 @@ COST = "Array.from(document.querySelectorAll('.moe-page tbody tr'), row => row.i
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory, runtime) -> Path:
     """A folder with two documents of few lines, and the page with the graphs of 'healthy', 'collapse' and one wall."""
-    if not (training_page.RUNTIME.is_dir() or shutil.which("npm")):
-        pytest.skip("no npm, which brings onnxruntime-web")
     folder = tmp_path_factory.mktemp("page")
     training_page.main(str(folder / "page"), "few")
     for name, view in {"index": "playground", "wall": "wall"}.items():
@@ -34,13 +28,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(folder):
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
-    handler.log_message = lambda *words: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/index.html"
-    server.shutdown()
+def address(folder, serve):
+    return f"{serve(folder)}/index.html"
 
 
 class Visit:

@@ -1,15 +1,11 @@
 """`make site`: the whole course as pages that need no network, with search, and usable by everyone."""
 
-import functools
 import importlib.util
 import json
 import re
-import shutil
 import subprocess
 import sys
-import threading
 from html import unescape
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nbformat
@@ -24,10 +20,8 @@ MAKE = ROOT / "tools" / "site.py"
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
+def site(tmp_path_factory, runtime):
     """The folder of a site that was made without a warning and without a broken link."""
-    if not ((ROOT / "tools" / "node_modules").is_dir() or shutil.which("npm")):
-        pytest.skip("no npm, which brings what the front page trains with")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "tools.site", str(folder), "few"]
     made = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -78,13 +72,8 @@ def test_the_check_of_links_finds_what_is_broken(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def address(site):
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=site)
-    handler.log_message = lambda *words: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+def address(site, serve):
+    return serve(site)
 
 
 def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, browser, violations):

@@ -10,6 +10,8 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 
+from tools.tables import repository
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -32,8 +34,8 @@ def installing(cells) -> str:
 def test_its_badges_open_this_very_file(lesson):
     path, cells = lesson
     links = dict(re.findall(r"\[!\[Open in (\w+)\]\([^)]+\)\]\(([^)]+)\)", cells[0].source))
-    assert links["Colab"].startswith("https://colab.research.google.com/github/moe-lessons/moe_lessons/blob/main/")
-    assert links["Binder"].startswith("https://mybinder.org/v2/gh/moe-lessons/moe_lessons/HEAD?urlpath=doc%2Ftree%2F")
+    assert links["Colab"].startswith(f"https://colab.research.google.com/github/{repository()}/blob/main/")
+    assert links["Binder"].startswith(f"https://mybinder.org/v2/gh/{repository()}/HEAD?urlpath=doc%2Ftree%2F")
     assert all(unquote(link).endswith(f"/notebooks/{path.name}") for link in links.values()) and len(links) == 2
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", cells[0].source)
     assert pictures and all((path.parent / picture).is_file() for picture in pictures)
@@ -55,11 +57,11 @@ def test_the_cell_is_the_same_everywhere_and_names_what_the_course_needs():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {Requirement(line).name for line in project["dependencies"]} - FROM_THE_NOTEBOOK
     assert needed == set(re.search(r"install -q (\w.*)", min(cells))[1].split())
+    assert f"install -q --no-deps git+https://github.com/{repository()}\n" in min(cells) + "\n"
 
 
-@pytest.mark.parametrize("path", ["moe_lessons/commands/jupyter/app.ipynb", "notebooks/course.ipynb"])
-def test_on_a_static_page_what_is_no_lesson_says_what_it_is(path):
-    cells = nbformat.read(ROOT / path, as_version=4).cells
+def test_on_a_static_page_what_is_no_lesson_says_what_it_is():
+    cells = nbformat.read(ROOT / "notebooks" / "course.ipynb", as_version=4).cells
     shown = [cell.outputs[-1].data for cell in cells if cell.cell_type == "code" and cell.outputs]
     assert all("image/png" in data or "On a static page" in data["text/markdown"] for data in shown)
-    assert len(shown) == (4 if "app" in path else 1)
+    assert len(shown) == 1

@@ -37,10 +37,11 @@ from tools.manifest import STARTS, graph_manifest, manifest, offered, router_pla
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
 
-SEED = 1
+SEED = 2
 FEW = [
     replace(PRESETS["noise"], jitter_noise=0.1, router_z_loss_coef=0.01, num_experts=4),
     PlaneSetting("waves", 8, 2, router="sigmoid", expert_bias_rate=0.01),
+    PRESETS["one expert"],  # whose router has no gradient
 ]
 # All that the page offers, with GRAPHS=all (minutes); the tasks have graphs of their own.
 SIZES = [(e, k) for e in (1, 2, 4, 8, 16) for k in sorted({1, 2, 4, e}) if k <= e]
@@ -56,10 +57,7 @@ def session(graph):
 
 
 def follow(setting: PlaneSetting, monkeypatch, steps: int = 10) -> None:
-    """Ten steps of the runs and of the graph on the same random numbers; then what is read of both.
-
-    The first steps of Adam make much of the rounding of a gradient that is nearly zero; with some seeds a token then
-    changes its expert, and the losses part by 1e-3. With this one they do not."""
+    """Ten steps of the runs and of the graph on the same random numbers; then what is read of both."""
     runs = plane_runs(setting, seed=SEED)
     main, T = runs["MoE"], runs["MoE"].batch_size
     step, reading, own = session(export_step(runs)), session(export_reading(runs)), TrainedPlane(runs)
@@ -92,7 +90,7 @@ def follow(setting: PlaneSetting, monkeypatch, steps: int = 10) -> None:
         state = got["next"]
     monkeypatch.undo()
     weights = torch.cat([p.detach().flatten() for run in runs.values() for p in run.model.parameters()])
-    assert torch.from_numpy(state[: own.num_weights]).sub(weights).abs().max() < 2e-3  # 1 % of ten steps of Adam
+    assert torch.from_numpy(state[: own.num_weights]).sub(weights).abs().max() < 2e-4  # .1 % of ten steps of Adam
     if own.num_bias:
         assert state[-own.num_bias :] == pytest.approx(main.model.block.router.expert_bias.numpy(), abs=1e-6)
 
@@ -196,7 +194,8 @@ def test_the_page_starts_from_the_weights_and_tokens_of_the_runs(task, start):
     plane, numbers = read_plane(runs["MoE"]), seed_numbers(2)
     assert np.array_equal(numbers[:48], runs["MoE"].task.prototypes.flatten())
     tokens = numbers[48:].reshape(len(PLANE_TASKS), -1)[PLANE_TASKS.index(task)]
-    assert np.array_equal(tokens[:64], plane.points.flatten()) and np.array_equal(tokens[64:], plane.classes)
+    assert np.array_equal(tokens[:64], plane.points.flatten()) and np.array_equal(tokens[64:96], plane.classes)
+    assert np.array_equal(tokens[96:], runs["MoE"].task.class_map.flatten())
 
 
 def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():

@@ -18,6 +18,7 @@ from nbclient import NotebookClient
 
 from moe_lessons.commands import lab
 from moe_lessons.support.unpack import MANIFEST, unpack
+from tools.tables import repository
 
 
 def write(path, *sources, output=""):
@@ -193,6 +194,12 @@ def test_it_is_small_and_lab_copies_every_lesson(wheel, course):
     names = {path.relative_to(ROOT / "notebooks").as_posix() for path in (ROOT / "notebooks").rglob("*.*")}
     names = {name for name in names if "checkpoints" not in name}
     assert {path.relative_to(course).as_posix() for path in course.rglob("*.*")} == names | {".moe_lessons.json"}
+
+
+def test_the_app_says_there_from_where_a_site_is_made(installed, wheel):
+    command = [sys.executable, "-m", "moe_lessons", "app"]
+    said = subprocess.run(command, cwd=wheel.parent, env=installed, capture_output=True, text=True)
+    assert said.returncode == 1 and f"run `git clone https://github.com/{repository()} && cd " in said.stderr
 
 
 def test_the_first_lesson_trains_there_without_a_network(course, installed, wheel):

@@ -112,12 +112,15 @@ def tile(view, name: str) -> Panel:
 
 
 def territory(view) -> Panel:
-    """Show who is the first choice where, and tokens: light where their class is named, else dark crosses."""
+    """Show who is the first choice where, the classes, pale, and tokens: light where their class is named, else dark
+    crosses."""
     plane = view.plane
     x, y = as_array(plane.points, "f4").T
     look, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
     tokens = Points(x, y, look, first, True, view.selected, ("correct", "wrong"))
-    return Panel("Territory: first choices", [Field(as_array(plane.scores, "f2")), tokens], PLANE, PLANE)
+    classes = as_array(view.main_run.task.class_map, "u1") if view.shows_classes else None
+    field = Field(as_array(plane.scores, "f2"), classes)
+    return Panel("Territory: first choices", [field, tokens], PLANE, PLANE)
 
 
 def heatmap_panel(routing, selected: int | None = None) -> Panel:
