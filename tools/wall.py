@@ -14,7 +14,7 @@ from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, 
 from moe_lessons.tasks import Facts
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.run import lr_scale
-from moe_lessons.web.graphs import KNOBS, NUM_READ, TrainedFacts, entries_of
+from moe_lessons.web.graphs import KNOBS, NUM_READ, TrainedFacts
 from moe_lessons.widgets.canvas import LOOK
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import TITLES
@@ -62,7 +62,7 @@ class Wall:
         """Give the largest book of each seed in bytes, of which a smaller one is the beginning; and all weights at
         torch's own start, as bfloat16: the upper half of each float32, rounded."""
         for seed in self.seeds:
-            yield f"facts-{seed}.z", entries_of(Facts(max(self.books), seed)).numpy().astype("u1")
+            yield f"facts-{seed}.z", Facts(max(self.books), seed).tokens.numpy().astype("u1")
             starts = {}
             for experts, top_k in itertools.product(self.experts, self.counts):
                 for run in facts_runs(experts, top_k, min(self.books), seed).values():

@@ -39,7 +39,8 @@ class Facts:
             name = "".join(rng.choices(ascii_uppercase, k=NAME_LETTERS))
             numbers.setdefault(name, "".join(rng.choices("0123456789", k=NUMBER_DIGITS)))
         self.entries = tuple(f"{name}:{number}" for name, number in numbers.items())
-        self.x, self.y = asked(encode("".join(self.entries)).view(num_entries, -1))
+        self.tokens = encode("".join(self.entries)).view(num_entries, -1)  # (N, T + 1)
+        self.x, self.y = asked(self.tokens)
 
     def batch(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw `num` entries, every one as likely: x (num, T) int64 and y (num, T)."""

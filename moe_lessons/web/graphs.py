@@ -28,7 +28,6 @@ from moe_lessons.support.errors import in_words
 from moe_lessons.tasks import Facts, PlaneClassifier, PlaneTask, grid
 from moe_lessons.tasks.facts import NOT_SCORED, asked, is_known
 from moe_lessons.tasks.plane import NUM_PROTOTYPES
-from moe_lessons.tasks.text import encode
 from moe_lessons.training import Run, load_share
 from moe_lessons.training.knobs import TRAINING
 from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
@@ -82,22 +81,15 @@ class Trained:
 
     runs: names and `Run`s. The learning rate of a step is one of the knobs: `lr_scale` is for who gives it."""
 
-    num_bias = 0
-
-    def __init__(self, runs: dict[str, Run]):
+    def __init__(self, runs: dict[str, Run], num_bias: int = 0):
         self.models = {name: copy.deepcopy(run.model) for name, run in runs.items()}
         first = next(iter(runs.values()))
         self.batch_size, self.max_grad_norm = first.batch_size, first.max_grad_norm
-        for module in [module for model in self.models.values() for module in model.modules()]:
-            if is_moe(module):
-                module.dispatch = "dense"  # others ask for values
+        for moe in [module for model in self.models.values() for module in model.modules() if is_moe(module)]:
+            moe.dispatch = "dense"  # others ask for values
         self.shapes = [p.shape for model in self.models.values() for p in model.parameters()]
-        self.num_weights = sum(map(math.prod, self.shapes))  # P
-
-    @property
-    def size(self) -> int:
-        """How many numbers a state has."""
-        return 3 * self.num_weights + self.num_bias
+        self.num_weights, self.num_bias = sum(map(math.prod, self.shapes)), num_bias  # P, and E or 0
+        self.size = 3 * self.num_weights + num_bias
 
     def start(self) -> Tensor:
         """Give the state before the first step: (3·P,) or (3·P + E,)."""
@@ -113,15 +105,11 @@ class Trained:
         pieces = iter(weights.split([math.prod(shape) for shape in self.shapes]))
         return [{n: next(pieces).view(p.shape) for n, p in m.named_parameters()} for m in self.models.values()]
 
-    def seen(self, routings: list[Routing]) -> tuple:
-        """Say what a step is to tell of its routings, beside the loss."""
-        return ()
-
-    def learn(self, state, count, x, y, knobs) -> tuple:
+    def learn(self, state, count, x, y, knobs, seen=lambda routings: ()) -> tuple:
         """Train one step, as `Run.step` does, but for the bias of the experts.
 
         state: see above; count (); a batch x and y; knobs: see `MEANING`. Gives the next weights and averages (3·P,),
-        the loss of each model (nats), the norm of the gradient, and what was `seen`."""
+        the loss of each model (nats), the norm of the gradient, and what is `seen` of the routings."""
         value = dict(zip(KNOBS, knobs.unbind(0)))
         weights, mean, square, bias = self.parts(state)
 
@@ -135,10 +123,10 @@ class Trained:
                     for name, knob in TRAINING.items():
                         total = total + (value[name] * knob.loss(routing) if knob.loss else 0.0)
                 routings += its
-            return total, (torch.stack(losses), self.seen(routings))
+            return total, (torch.stack(losses), seen(routings))
 
         self._training(True)
-        gradient, (_, (losses, seen)) = grad_and_value(loss_of, has_aux=True)(weights)
+        gradient, (_, (losses, more)) = grad_and_value(loss_of, has_aux=True)(weights)
         norm = gradient.norm()
         if self.max_grad_norm is not None:  # as `clip_grads_with_norm_` does
             gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
@@ -146,7 +134,7 @@ class Trained:
         square = BETA2 * square + (1 - BETA2) * gradient * gradient
         size = (square / (1 - BETA2**count)).sqrt() + EPSILON
         weights = weights - value["lr"] * (mean / (1 - BETA1**count)) / size
-        return torch.cat([weights, mean, square]), losses, norm, *seen
+        return torch.cat([weights, mean, square]), losses, norm, *more
 
     def _training(self, is_training: bool) -> None:
         for model in self.models.values():
@@ -167,7 +155,9 @@ class TrainedPlane(Trained):
         if main.knobs.capacity_factor is not None:
             wanted = f"capacity_factor must be None for an export, since {NO_CAPACITY}"
             raise ValueError(f"{wanted}, got {main.knobs.capacity_factor:g}")
-        super().__init__(runs)
+        self.num_experts, self.d_model = main.num_experts[0], main.model.block.d_model
+        has_bias = hasattr(getattr(main.model.block, "router", None), "expert_bias")
+        super().__init__(runs, self.num_experts if has_bias else 0)
         self.main = next(iter(self.models.values()))
         self.router = getattr(self.main.block, "router", None)
         if not all(hasattr(self.router, name) for name in ("choose", "choice_logits", "weight")):
@@ -175,16 +165,11 @@ class TrainedPlane(Trained):
         for name, value in {"noise_std": 1.0, "jitter_noise": 1.0}.items():  # their sizes are inputs: see `step`
             if TRAINING[name].needs(self.router):
                 setattr(self.router, name, value)
-        self.num_experts, self.d_model = main.num_experts[0], self.main.block.d_model
-        self.num_bias = self.num_experts if hasattr(self.router, "expert_bias") else 0
 
     def named(self, weights: Tensor, bias: Tensor) -> list[dict[str, Tensor]]:
         found = super().named(weights, bias)
         found[0] |= {"block.router.expert_bias": bias} if self.num_bias else {}
         return found
-
-    def seen(self, routings: list[Routing]) -> tuple[Tensor, dict[str, Tensor]]:
-        return load_share(routings[0]), self.moves(routings[0])
 
     def step(self, state, count, x, y, normal, uniform, knobs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Train one step, as `Run.step` does.
@@ -194,7 +179,9 @@ class TrainedPlane(Trained):
         value = dict(zip(KNOBS, knobs.unbind(0)))
         factor = 1 + value["jitter_noise"] * (2 * uniform - 1)  # what uniform_(1 - ε, 1 + ε) gives
         with Given(normal * value["noise_std"], factor):
-            learned, losses, norm, load, moves = self.learn(state, count, x, y, knobs)
+            learned, losses, norm, load, moves = self.learn(
+                state, count, x, y, knobs, lambda routings: (load_share(routings[0]), self.moves(routings[0]))
+            )
         bias = self.parts(state)[3] + sum(value[name] * move for name, move in moves.items())
         return torch.cat([learned, bias]), losses, norm, load
 
@@ -280,7 +267,7 @@ def export_reading(runs: dict[str, Run]) -> Graph:
 def export_facts_step(run: Run) -> Graph:
     """Make the graph of `TrainedFacts.step`. ValueError for a run that no graph can say."""
     own = TrainedFacts(run)
-    inputs = {"state": own.start(), "count": torch.tensor(1.0), "entries": entries_of(Facts(own.batch_size))}
+    inputs = {"state": own.start(), "count": torch.tensor(1.0), "entries": Facts(own.batch_size).tokens.int()}
     inputs |= {"knobs": torch.full((len(KNOBS),), 0.01)}
     return trace(lambda s, n, entries, knobs: own.step(s, n, entries.long(), knobs), inputs, ("next", "losses", "norm"))
 
@@ -288,13 +275,8 @@ def export_facts_step(run: Run) -> Graph:
 def export_facts_reading(run: Run) -> Graph:
     """Make the graph of `TrainedFacts.read`, of `NUM_READ` entries. ValueError for a run that no graph can say."""
     own = TrainedFacts(run)
-    inputs, outputs = {"state": own.start(), "entries": entries_of(Facts(NUM_READ))}, ("known", "loss", "accuracy")
+    inputs, outputs = {"state": own.start(), "entries": Facts(NUM_READ).tokens.int()}, ("known", "loss", "accuracy")
     return trace(lambda s, entries: own.read(s, entries.long()), inputs, outputs)
-
-
-def entries_of(task: Facts) -> Tensor:
-    """Give the bytes of its entries (N, T + 1), as a graph takes them."""
-    return encode("".join(task.entries)).view(task.num_entries, -1).int()
 
 
 def export_batch(task: PlaneTask, num_points: int) -> Graph:

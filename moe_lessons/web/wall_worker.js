@@ -13,9 +13,10 @@ class Wall extends History {
     this.workers = own.models.map(() => new Worker(new URL("wall_model.js", import.meta.url), { type: "module" }));
   }
   ask(kind, more = () => ({})) { // all models; what each answers
+    const lost = "wall_model.js did not arrive, or this browser has no workers within workers.";
     return (this.busy = Promise.all(this.workers.map((worker, k) => new Promise((done, failed) => {
       worker.onmessage = ({ data }) => ("refused" in data ? failed(new Error(data.refused)) : done(data.answer));
-      worker.onerror = () => failed(new Error("A model cannot start: this browser has no workers within workers."));
+      worker.onerror = () => failed(new Error(lost));
       worker.postMessage({ kind, ...more(this.own.models[k]) });
     }))));
   }

@@ -24,7 +24,6 @@ from moe_lessons.web.graphs import (
     NUM_READ,
     TrainedFacts,
     TrainedPlane,
-    entries_of,
     export_batch,
     export_facts_reading,
     export_facts_step,
@@ -223,7 +222,7 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
 
     The graphs are those that the tests of the page need, too."""
     run, few = facts_runs(4, 2, 500, SEED)[name], wall.Wall(wall.FEW).graphs()
-    graph, own, book = wall.graph_name(run), TrainedFacts(run), entries_of(run.task)
+    graph, own, book = wall.graph_name(run), TrainedFacts(run), run.task.tokens.int()
     exports = {"step": export_facts_step, "read": export_facts_reading}
     with FileLock(page.KEPT / "lock"):
         paths = {kind: page.keep(page.kept(graph, kind), export, few[graph]) for kind, export in exports.items()}
@@ -257,7 +256,7 @@ def test_the_wall_of_the_page_starts_as_its_runs_do():
         weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
         assert start.view("f4") == pytest.approx(weights.numpy(), rel=2**-8)
     book = numbers["facts-2.z"]
-    assert book.shape == (1000, 9) and (book[:500] == entries_of(Facts(500, 2)).numpy()).all()
+    assert book.shape == (1000, 9) and (book[:500] == Facts(500, 2).tokens.numpy()).all()
     made = json.loads(json.dumps(wall.Wall(wall.FEW).manifest()))
     assert made["graphs"] == ["4-2-500", "4-2-1000"] and made["controls"]["num_entries"]["stops"][1] == ["1,000", 1000]
     size = json.loads(json.dumps(wall.Wall(wall.FEW).size(4, 2, 500)))
