@@ -39,7 +39,7 @@ STOPS = {  # what the page has graphs or starts for
 }
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
 GROUPS = dict(zip(TITLES, (Playground.START, tuple(n for n in Playground.LIVE if n in KNOBS), Playground.LOOK)))
-MOST_STEPS = 6000  # that Play trains
+MOST_STEPS = 100_000  # that Play trains
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
 
 

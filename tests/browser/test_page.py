@@ -12,7 +12,7 @@ from tools import page as training_page
 
 BARE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>The {0}</title><style>:root {{ color-scheme: light dark }}</style>
-<main><h1>The {0}</h1><div data-moe="{0}"><p>A picture</p></div></main>
+<main><h1>The {0}</h1><div data-moe="{0}" {1}><p>A picture</p></div></main>
 <script type="module" src="page/page.js"></script></html>"""
 COST = "Array.from(document.querySelectorAll('.moe-page tbody tr'), row => row.innerText.split('\\t'))"
 
@@ -22,8 +22,8 @@ def folder(tmp_path_factory, runtime) -> Path:
     """A folder with two documents of few lines, and the page with the graphs of 'healthy', 'collapse' and one wall."""
     folder = tmp_path_factory.mktemp("page")
     training_page.main(str(folder / "page"), "few")
-    for name, view in {"index": "playground", "wall": "wall"}.items():
-        (folder / f"{name}.html").write_text(BARE.format(view), encoding="utf-8")
+    for name, view in {"index": ("playground", "data-guide"), "wall": ("wall", "")}.items():
+        (folder / f"{name}.html").write_text(BARE.format(*view), encoding="utf-8")
     return folder
 
 
@@ -248,3 +248,41 @@ def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
     lost = visit("", lambda page: page.route("**/facts-dense-64.step.z", lambda route: route.abort()), view="wall")
     lost.wait("() => document.querySelector('.moe-said')?.textContent")
     assert lost.said == "facts-dense-64.step.z did not arrive (no answer). Reload the page to try again."
+
+
+def test_hints_go_when_they_are_followed(visit):
+    own = visit().ready()
+    hint = own.page.locator(".moe-hint")
+    assert "Point at an expert" in hint.inner_text()
+    own.page.locator(".moe-canvas canvas").first.hover()
+    own.wait("() => document.querySelector('.moe-hint').textContent.includes('collapse')")
+    own.button("noise").hover()
+    assert "collapse" in hint.inner_text()
+    own.button("collapse").click()
+    assert "auxiliary loss" in hint.inner_text()
+    own.button("×").click()
+    assert hint.count() == 0
+
+
+def test_one_line_shows_a_state_in_another_document(visit, serve, tmp_path):
+    own = visit("#preset=collapse&seed=1").ready()
+    own.button("Embed").click()
+    own.wait("() => document.querySelector('.moe-said').textContent")
+    line = own.said.partition(": ")[2]
+    (tmp_path / "index.html").write_text(f"<!doctype html><title>A page of a teacher</title>{line}", encoding="utf-8")
+    own.page.goto(f"{serve(tmp_path)}/index.html")
+    frame = own.page.frame_locator("iframe")
+    frame.locator(".moe-canvas[data-step]").wait_for()
+    frame.get_by_role("button", name="+50", exact=True).click()
+    frame.locator(".moe-canvas[data-step='50']").wait_for()
+    assert frame.locator("#moe-seed").input_value() == "1" and frame.locator("#moe-task").input_value() == "voronoi"
+
+
+def test_the_classes_stand_pale_in_the_territory_and_can_be_hidden(visit):
+    own = visit().ready()
+    pixels = "() => document.querySelector('.moe-canvas canvas').toDataURL()"
+    own.control("classes").select_option("hidden")
+    plain = own.page.evaluate(pixels)
+    own.control("classes").select_option("shown")
+    own.page.wait_for_function(f"plain => ({pixels})() !== plain", arg=plain)
+    assert own.state() == {"preset": "healthy"}

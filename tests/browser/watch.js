@@ -1,10 +1,10 @@
 // Notes when the first picture has been drawn that shows the effect of a key.
 ([control, isList, shows]) => {
     const canvas = document.querySelector('.moe-canvas'), text = (name) => canvas.querySelector(name).textContent;
-    const rows = [...document.querySelectorAll('.moe-view .widget-inline-hbox')];
+    const rows = [...document.querySelectorAll('.moe-view .widget-inline-hbox, .moe-control')];
     const row = rows.find((row) => row.textContent.trim().startsWith(control));
     const value = () => isList ? row.querySelector('select').selectedOptions[0].textContent.replace(/\u00a0/g, ' ')
-        : row.querySelector('.widget-readout').textContent;
+        : row.querySelector('.widget-readout, output').textContent;
     const titles = () => [...canvas.querySelectorAll('figure b')].map((title) => title.textContent);
     const isShown = new Function('canvas', 'words', 'reading', 'titles', 'value', 'before', `return ${shows}`);
     window.watcher?.disconnect();
