@@ -64,7 +64,7 @@ export class History {
 
 const TOO_LARGE = "The last step was too large and is taken back: lower the learning rate to go on.";
 const KEPT_WEIGHTS = "The weights of the last good step are kept: lower the learning rate to go on.";
-let run = null, newest = 0, playing = false, seen = true, until = 0, asked = false, isWorking = false, trouble = "";
+let run = null, opening = null, playing = false, seen = true, until = 0, asked = false, isWorking = false, trouble = "";
 let more = 0, frame = 0, drawn = 0, shownAt = 0, toldAt = 0, sent = {}; // more: steps to train in a pause
 const turns = new MessageChannel(), waiting = [];
 turns.port1.onmessage = () => waiting.shift()();
@@ -121,14 +121,16 @@ async function work() { // one at a time: what is heard meanwhile is done in the
   isWorking = false;
 }
 
-// open(values, name) makes a training; it is compared with the one before where `same`, one of the values, is the same.
+// open(values, name, signal) makes a training, unless the signal says that something newer was asked for; it is compared
+// with the one before where `same`, one of the values, is the same.
 export function serve(open, same) {
   const HEARD = {
     async start({ values, name }) {
-      const mine = ++newest;
+      opening?.abort();
+      const { signal } = (opening = new AbortController());
       try {
-        const made = await open(values, name), { recent, budget } = made.shared.numbers;
-        if (mine !== newest) return made.end?.(); // something newer was asked for
+        const made = await open(values, name, signal), { recent, budget } = made.shared.numbers;
+        if (signal.aborted) return made.end?.();
         const last = run?.step > recent ? run : run?.ghost, old = last?.values[same] === values[same] ? last : null;
         if (old) old.ghost = null;
         run?.end?.();
@@ -136,7 +138,7 @@ export function serve(open, same) {
         [trouble, until, more, sent] = ["", playing ? budget : 0, 0, {}];
         postMessage({ started: values });
       } catch (error) {
-        if (mine === newest) postMessage({ refused: error.message });
+        if (!signal.aborted) postMessage({ refused: error.message });
       }
     },
     turn({ values, isKnob }) {

@@ -5,6 +5,7 @@ import { History, percent, serve } from "./loop.js";
 import { filled, json, once, unpacked } from "./parts.js";
 
 const said = (count) => count.toLocaleString("en");
+const rest = () => new Promise((go) => setTimeout(go, 200)); // milliseconds: a slider may still move
 
 class Wall extends History {
   constructor(shared, own, book, values) {
@@ -22,8 +23,9 @@ class Wall extends History {
   }
   async end() {
     await this.busy.catch(() => {}); // who waits for it says it
-    for (const worker of this.workers) worker.terminate();
+    this.stop();
   }
+  stop() { for (const worker of this.workers) worker.terminate(); }
   async train() { // one step of all; where one of them diverges, none has made it
     const { rates, every } = this.own, rate = this.values.lr * (rates[this.step] ?? rates.at(-1));
     const answers = await this.ask("step", () => ({ rate }));
@@ -72,13 +74,16 @@ class Wall extends History {
   }
 }
 
-async function open(values, name) {
+async function open(values, name, signal) {
   const { num_entries, seed } = values, file = `facts-${seed}.z`;
   const [shared, own, book] = await Promise.all([
-    json("wall.json"), json(`facts-${name}.json`), once(file, () => unpacked(file))]);
+    json("wall.json"), json(`facts-${name}.json`), once(file, () => unpacked(file)), rest()]);
+  signal.throwIfAborted(); // before there are workers
   const run = new Wall(shared, own, book, values), { numbers: { length, read }, knobs } = shared;
   const asked = { book, seed, num_entries, length, read, rateAt: knobs.indexOf("lr") };
-  try { await run.ask("start", (model) => ({ ...model, ...asked })); } catch (error) { run.end(); throw error; }
+  signal.onabort = () => run.stop();
+  try { await run.ask("start", (model) => ({ ...model, ...asked })); } catch (error) { run.stop(); throw error; }
+  signal.onabort = null;
   return run;
 }
 serve(open, "num_entries");

@@ -222,8 +222,14 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit(visit, addres
     assert max(own.measured()) < 2.3  # guessing a digit: ln(10)
     assert own.page.get_by_text(re.compile(r"^MoE: \d+ of 500$")).is_visible()
     own.control("num_entries").focus()
-    own.page.keyboard.press("End")
+    for key in ("End", "Home", "End"):
+        own.page.keyboard.press(key)
     own.page.get_by_text("MoE: 0 of 1,000").wait_for()  # afresh
+    own.button("Step").click()
+    own.wait_step(1)
+    assert len(own.page.workers) == 4  # three models, and who has them train in step
+    own.button("Reset").click()
+    own.wait("() => document.querySelector('.moe-canvas').dataset.step === '0'")
     assert own.step == 0 and own.state() == {"lr": "0.01", "seed": "1"} and min(own.measured()) > 4
     host = address.rpartition("/")[0]
     assert [url for url in own.asked if not url.startswith((host, "data:", "blob:"))] == [] and own.errors == []

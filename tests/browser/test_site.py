@@ -51,6 +51,12 @@ def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
     assert re.findall(r'href="(?:notebooks/)?(\w+)\.html"', doors) == [*DOORS, "README"]
 
 
+def test_a_view_has_a_page_of_its_own(site):
+    page = (site / "wall.html").read_text(encoding="utf-8")
+    assert '<div data-moe="wall"><img src="_images/facts.png" alt="Two walls of lamps' in page
+    assert "<h1>What a model knows by heart</h1>" in page and 'src="page/page.js"' in page
+
+
 def test_the_search_knows_the_words_of_a_lesson(site):
     index = json.loads(re.search(r"setIndex\((.*)\)", (site / "searchindex.js").read_text(encoding="utf-8"))[1])
     lesson = index["docnames"].index("notebooks/05_expert_collapse")
