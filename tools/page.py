@@ -23,15 +23,7 @@ from joblib import Parallel, delayed
 
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
-from moe_lessons.web.graphs import (
-    MEANING,
-    Graph,
-    export_batch,
-    export_facts_reading,
-    export_facts_step,
-    export_reading,
-    export_step,
-)  # fmt: skip
+from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step
 from moe_lessons.widgets.canvas import LiveCanvas
 from tools import wall
 from tools.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
@@ -57,7 +49,7 @@ def main(folder: str, graphs: str = "all") -> None:
     with FileLock(KEPT / "lock"):  # tests may make it at the same time
         jobs = {f"{name}.z": delayed(keep)(kept(name), export_batch, PlaneTask(name), 256) for name in PLANE_TASKS}
         pairs = {name: (runs_of(setting), export_step, export_reading) for name, setting in settings.items()}
-        pairs |= {name: (run, export_facts_step, export_facts_reading) for name, run in walls.graphs().items()}
+        pairs |= {name: (run, *wall.EXPORTS) for name, run in walls.graphs().items()}
         for name, (given, *exports) in pairs.items():
             for kind, export in zip(("step", "read"), exports):
                 jobs[f"{name}.{kind}.z"] = delayed(keep)(kept(name, kind), export, given)

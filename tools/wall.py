@@ -14,7 +14,7 @@ from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, 
 from moe_lessons.tasks import Facts
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.run import lr_scale
-from moe_lessons.web.graphs import KNOBS, NUM_READ, TrainedFacts
+from moe_lessons.web.graphs import KNOBS, NUM_READ, TrainedFacts, export_facts_reading, export_facts_step
 from moe_lessons.widgets.canvas import LOOK
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import TITLES
@@ -30,6 +30,7 @@ STOPS = {  # what the page has graphs, starts and books for
     "lr": FactsLab.STOPS["lr"],
     "x_axis": ALL["x_axis"],
 }
+EXPORTS = export_facts_step, export_facts_reading
 GROUPS = dict(zip(TITLES, (FactsLab.START, FactsLab.LIVE, FactsLab.LOOK)))
 FEW = STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "seed": (0, 1)}
 

@@ -25,7 +25,6 @@ from moe_lessons.web.graphs import (
     TrainedFacts,
     TrainedPlane,
     export_batch,
-    export_facts_reading,
     export_facts_step,
     export_reading,
     export_step,
@@ -223,7 +222,7 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     The graphs are those that the tests of the page need, too."""
     run, few = facts_runs(4, 2, 500, SEED)[name], wall.Wall(wall.FEW).graphs()
     graph, own, book = wall.graph_name(run), TrainedFacts(run), run.task.tokens.int()
-    exports = {"step": export_facts_step, "read": export_facts_reading}
+    exports = dict(zip(("step", "read"), wall.EXPORTS))
     with FileLock(page.KEPT / "lock"):
         paths = {kind: page.keep(page.kept(graph, kind), export, few[graph]) for kind, export in exports.items()}
     models = {kind: onnxruntime.InferenceSession(gzip.decompress(path.read_bytes())) for kind, path in paths.items()}
