@@ -36,6 +36,14 @@ html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navbar_center": [], "show_prev_next": True, "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
+    "wall": {
+        "title": "What a model knows by heart",
+        "text": "Three models learn a phone book by heart, in your browser, by the course's own training step: a "
+        "mixture of experts, a dense model that does the same work for each token, and one with as many parameters as "
+        "the mixture. A lamp is an entry: it is lit while the model knows that entry. Point at a lamp to read it.",
+        "picture": "_images/facts.png",
+        "alt": "Two walls of lamps that are partly lit, one that is nearly full",
+    },
     "text": {
         "title": "Your own text, read by experts",
         "text": "A small mixture of experts reads what you type, in your browser. Each letter has the colour of the "
@@ -53,11 +61,11 @@ templates_path, html_css_files = ["templates"], ["site.css"]
 html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
 html_static_path = ["site.css", "text.png"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (HERE.parent / "README.md").read_text(encoding="utf-8"), re.M)[1]
-DOORS = {  # buttons of the front page -> lessons
-    "Start the course": "00_welcome",
-    "Why it collapses": "05_expert_collapse",
-    "How it is mended": "06_balancing",
-    "The answer, with numbers": "08_capacity_and_its_price",
+DOORS = {  # buttons of the front page -> where they lead
+    "See it collapse": "#preset=collapse",
+    "See what it knows": "wall.html",
+    "Try your own text": "text.html",
+    "Start the course": "notebooks/00_welcome.html",
 }
 html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
 html_context |= {"views": VIEWS, "sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}

@@ -19,7 +19,7 @@ from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
 from moe_lessons.training.knobs import KNOBS as TABLE
 from moe_lessons.training.knobs import Reach, idle_with
 from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_twins
-from moe_lessons.web.graphs import KNOBS, NO_CAPACITY, NUM_MEASURED, Trained
+from moe_lessons.web.graphs import KNOBS, NO_CAPACITY, NUM_MEASURED, TrainedPlane
 from moe_lessons.widgets.canvas import LOOK
 from moe_lessons.widgets.controls import TIPS, named_stops
 from moe_lessons.widgets.laboratory import TITLES
@@ -39,6 +39,7 @@ STOPS = {  # what the page has graphs or starts for
 }
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
 GROUPS = dict(zip(TITLES, (Playground.START, tuple(n for n in Playground.LIVE if n in KNOBS), Playground.LOOK)))
+MOST_STEPS = 100_000  # that Play trains
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
 
 
@@ -68,12 +69,13 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         why = f"not in this page: {NO_CAPACITY}" if setting.capacity_factor else ""
         why = why or ("" if graph_name(setting) in graphs else "not in this page: its graph was not made")
         presets[name] = {"tip": TIPS["presets"][name], "values": asdict(setting), "off": why}
+    stops = STOPS | {"seed": STOPS["seed"][:seeds]}
     tasks = {n: {"blobs": PlaneTask(n).has_blobs, "frequency": PlaneTask(n).frequency.tolist()} for n in PLANE_TASKS}
     return {
         "graphs": graphs,
         "presets": presets,
         "groups": GROUPS,
-        "controls": {name: control(name, seeds) for names in GROUPS.values() for name in names},
+        "controls": {name: control(name, stops.get(name)) for names in GROUPS.values() for name in names},
         "knobs": KNOBS,
         "idle": {router: idle_with(router) for router in STOPS["router"]},
         "tasks": tasks,
@@ -85,29 +87,29 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
             "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
+            "budget": MOST_STEPS,
         },
     }  # fmt: skip
 
 
-def control(name: str, seeds: int) -> dict[str, Any]:
-    """Describe a control as the table of knobs has it: its label with the unit, its tip, and its stops with texts."""
+def control(name: str, stops: Any = None) -> dict[str, Any]:
+    """Describe a control as the table of knobs has it: its label with the unit, its tip, and its stops with texts.
+    stops: those of the table, unless others are given."""
     knob = TABLE[name]
-    stops = STOPS.get(name, knob.stops)
+    stops = stops or knob.stops
     said = {"label": knob.description, "tip": knob.tip}
-    if name == "seed":
-        stops = stops[:seeds]
     if isinstance(stops, Reach):
         return said | {"low": stops.low, "high": stops.high, "step": stops.step}
     if stops and isinstance(stops[0], str):
         return said | {"names": stops}
-    return said | {"stops": [(str(s), s) if isinstance(s, int) else named_stops([s])[0] for s in stops]}
+    return said | {"stops": named_stops(stops)}
 
 
 def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any]:
     """Say what one graph needs: sizes of its state, FLOPs of a step of each model, and the panels as they are encoded.
 
     An array of a panel stands under its slot: shape, type, and the values that the page starts from."""
-    own, structure = Trained(runs), ("num_experts", "top_k", "d_ff", "router")
+    own, structure = TrainedPlane(runs), ("num_experts", "top_k", "d_ff", "router")
     lab = Playground(panels=PANELS, **{name: getattr(setting, name) for name in structure})
     headers, arrays = {}, {}
     for place, panel in enumerate(lab.panels()):

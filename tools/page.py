@@ -2,10 +2,11 @@
 
 view.html there shows one view, for a frame in any other document; page.js says how a document of one's own shows it.
 What is large is compressed, so that no server has to. Graphs are kept in build/graphs, and made again only where the
-package or torch has changed. `few`: only the graphs of the presets 'healthy' and 'collapse', and two seeds, as the
-tests need them.
+package or torch has changed. `few`: only the graphs of the presets 'healthy' and 'collapse', two seeds, and one size of
+the wall of facts, as the tests need them.
 """
 
+import functools
 import gzip
 import hashlib
 import json
@@ -24,7 +25,7 @@ from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step, export_text
 from moe_lessons.widgets.canvas import LiveCanvas
-from tools import text_model
+from tools import text_model, wall
 from tools.lesson_views import FILMS
 from tools.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
 
@@ -41,20 +42,19 @@ def main(folder: str, graphs: str = "all") -> None:
     settings, seeds = offered(), len(STOPS["seed"])
     if graphs == "few":
         settings, seeds = {graph_name(PRESETS[name]): PRESETS[name] for name in FEW}, 2
+    walls = wall.Wall(wall.FEW if graphs == "few" else wall.STOPS)
     folder, runtime = Path(folder), find_runtime()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     KEPT.mkdir(parents=True, exist_ok=True)
     with FileLock(KEPT / "lock"):  # tests may make it at the same time
-        jobs, mark = {}, key()
-        for name in PLANE_TASKS:
-            jobs[f"{name}.z"] = delayed(keep)(KEPT / f"{mark}.{name}.z", export_batch, PlaneTask(name), 256)
-        for name, setting in settings.items():
-            for kind, export in (("step", export_step), ("read", export_reading)):
-                path = KEPT / f"{mark}.{name}.{kind}.z"
-                jobs[f"{name}.{kind}.z"] = delayed(keep)(path, export, runs_of(setting))
-        path = KEPT / f"{mark}.text.z"
-        jobs["text.read.z"] = delayed(keep)(path, export_text, text_model.new_model(), text_model.WINDOW)
+        jobs = {f"{name}.z": delayed(keep)(kept(name), export_batch, PlaneTask(name), 256) for name in PLANE_TASKS}
+        pairs = {name: (runs_of(setting), export_step, export_reading) for name, setting in settings.items()}
+        pairs |= {name: (run, *wall.EXPORTS) for name, run in walls.graphs().items()}
+        for name, (given, *exports) in pairs.items():
+            for kind, export in zip(("step", "read"), exports):
+                jobs[f"{name}.{kind}.z"] = delayed(keep)(kept(name, kind), export, given)
+        jobs["text.read.z"] = delayed(keep)(kept("text"), export_text, text_model.new_model(), text_model.WINDOW)
         for name, path in zip(jobs, Parallel(n_jobs=-1)(jobs.values())):
             shutil.copy(path, folder / name)
     for name, setting in settings.items():
@@ -67,10 +67,14 @@ def main(folder: str, graphs: str = "all") -> None:
             write(folder / name, start_numbers(setting, seed).astype("<f4").tobytes())
     for seed in range(seeds):
         write(folder / f"seed-{seed}.z", seed_numbers(seed).astype("<f4").tobytes())
-    (folder / "manifest.json").write_text(json.dumps(manifest(list(settings), seeds)), encoding="utf-8")
+    for name, numbers in walls.numbers():
+        write(folder / name, numbers.tobytes())
+    texts = {"manifest": manifest(list(settings), seeds), "wall": walls.manifest()}
+    texts |= {f"facts-{name}": size for name, size in walls.sizes().items()}
+    texts["text"] = text_model.text_manifest() | {"inputs": inputs_of(folder / "text.read.z")}
+    for name, text in texts.items():
+        (folder / f"{name}.json").write_text(json.dumps(text), encoding="utf-8")
     shutil.copy(text_model.PATH, folder / "text.weights.z")
-    text = text_model.text_manifest() | {"inputs": inputs_of(folder / "text.read.z")}
-    (folder / "text.json").write_text(json.dumps(text), encoding="utf-8")
     (folder / "canvas.js").write_text(LiveCanvas._esm, encoding="utf-8")
     (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
     for path in (*WEB.glob("*.js"), WEB / "page.css", WEB / "view.html"):
@@ -111,6 +115,12 @@ def runs_of(setting: PlaneSetting) -> dict[str, Run]:
     return plane_runs(PlaneSetting(**{name: getattr(setting, name) for name in STRUCTURE}))
 
 
+def kept(*name: str) -> Path:
+    """Where a graph is in the store."""
+    return KEPT / ".".join([key(), *name, "z"])
+
+
+@functools.cache
 def key() -> str:
     """What a graph depends on: the source of what it does, and who exports it."""
     sources = [path for part in ("nn", "tasks", "training") for path in (ROOT / "moe_lessons" / part).glob("*.*")]

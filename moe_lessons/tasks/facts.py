@@ -39,9 +39,8 @@ class Facts:
             name = "".join(rng.choices(ascii_uppercase, k=NAME_LETTERS))
             numbers.setdefault(name, "".join(rng.choices("0123456789", k=NUMBER_DIGITS)))
         self.entries = tuple(f"{name}:{number}" for name, number in numbers.items())
-        tokens = encode("".join(self.entries)).view(num_entries, -1)  # (N, T + 1)
-        self.x, self.y = tokens[:, :-1], tokens[:, 1:].clone()
-        self.y[:, :NAME_LETTERS] = NOT_SCORED
+        self.tokens = encode("".join(self.entries)).view(num_entries, -1)  # (N, T + 1)
+        self.x, self.y = asked(self.tokens)
 
     def batch(self, num: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw `num` entries, every one as likely: x (num, T) int64 and y (num, T)."""
@@ -53,8 +52,18 @@ class Facts:
         """Tell which entries a model knows by heart: (N,) bool. One pass is enough: what it writes right, it reads."""
         device = next(model.parameters()).device
         with evaluating(model):  # in parts so small that they stay in the cache
-            said = torch.cat([model(x.to(device))[0].argmax(dim=-1).cpu() for x in self.x.split(256)])  # (N, T)
-        return ((said == self.y) | (self.y == NOT_SCORED)).all(dim=1)
+            return is_known(torch.cat([model(x.to(device))[0].argmax(dim=-1).cpu() for x in self.x.split(256)]), self.y)
+
+
+def asked(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Give x and y (N, T) of whole entries (N, T + 1)."""
+    name = torch.full_like(tokens[:, :NAME_LETTERS], NOT_SCORED)
+    return tokens[:, :-1], torch.cat([name, tokens[:, NAME_LETTERS + 1 :]], dim=1)
+
+
+def is_known(said: Tensor, y: Tensor) -> Tensor:
+    """Tell of which entries all that is scored was said right: said and y (N, T) -> (N,) bool."""
+    return ((said == y) | (y == NOT_SCORED)).all(dim=1)
 
 
 def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:

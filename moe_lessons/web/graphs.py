@@ -19,12 +19,14 @@ from torch._decomp import core_aten_decompositions
 from torch.func import functional_call, functionalize, grad_and_value
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from moe_lessons.nn import LanguageModel, Routing, is_moe, torch_threads
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.support.errors import check_positive_int, in_words
-from moe_lessons.tasks import PlaneClassifier, PlaneTask, grid
+from moe_lessons.tasks import Facts, PlaneClassifier, PlaneTask, grid
+from moe_lessons.tasks.facts import NOT_SCORED, asked, is_known
 from moe_lessons.tasks.plane import NUM_PROTOTYPES
 from moe_lessons.training import Run, load_share
 from moe_lessons.training.knobs import TRAINING
@@ -33,6 +35,7 @@ from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
 KNOBS = tuple(name for name in TRAINING if name != "capacity_factor")  # of a step: in this order they are its input
 NO_CAPACITY = "a capacity drops tokens, so that sizes depend on values, which a graph cannot say"
 NUM_MEASURED = 256  # held-out points on which a reading measures loss and accuracy
+NUM_READ = 250  # entries of a phone book that one reading reads
 MEANING = {  # of each input
     "state": "the weights of all models, Adam's two averages of their gradients, and the bias of the experts",
     "count": "the number of the step since Adam's averages began, from 1",
@@ -49,6 +52,7 @@ MEANING = {  # of each input
     "prototypes": "the centres of the blobs or cells",
     "weights": "those of a language model, as `parameters_to_vector` gives them, in float16",
     "ids": "the bytes of a text, and what you like beyond its end",
+    "entries": "entries of a phone book, in bytes",
 }
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch's AdamW
 
@@ -75,36 +79,19 @@ class Given(TorchFunctionMode):
 
 class Trained:
     """Runs that train in step, as functions of one vector `state`: the weights of all models (P,), Adam's two averages
-    of their gradients (P,) and (P,), and the bias of the experts (E,) where the router has one.
+    of their gradients (P,) and (P,), and the bias of the experts (E,) where a router has one.
 
-    runs: names and `Run`s, the first with a mixture of experts in the plane, as `plane_runs` makes them. ValueError for
-    what no graph can say."""
+    runs: names and `Run`s. The learning rate of a step is one of the knobs: `lr_scale` is for who gives it."""
 
-    def __init__(self, runs: dict[str, Run]):
-        main = next(iter(runs.values()), None) if isinstance(runs, dict) else None
-        if not isinstance(main, Run) or not isinstance(main.model, PlaneClassifier) or not main.num_experts:
-            wanted = "a dict whose first Run has a PlaneClassifier with experts"
-            raise ValueError(f"runs must be {wanted}, got {in_words(runs)}")
-        for name, run in runs.items():
-            if (run.warmup_steps, run.decay_steps, run.max_grad_norm) != (0, None, None):
-                raise ValueError(f"runs must have a constant rate and no max_grad_norm, got {name} with one")
-        if main.knobs.capacity_factor is not None:
-            wanted = f"capacity_factor must be None for an export, since {NO_CAPACITY}"
-            raise ValueError(f"{wanted}, got {main.knobs.capacity_factor:g}")
+    def __init__(self, runs: dict[str, Run], num_bias: int = 0):
         self.models = {name: copy.deepcopy(run.model) for name, run in runs.items()}
-        self.main = next(iter(self.models.values()))
-        self.router = getattr(self.main.block, "router", None)
-        if not all(hasattr(self.router, name) for name in ("choose", "choice_logits", "weight")):
-            raise ValueError(f"router must be a TopKRouter or one of its kind, got {in_words(self.router)}")
-        self.main.block.dispatch = "dense"  # others ask for values
-        for name, value in {"noise_std": 1.0, "jitter_noise": 1.0}.items():  # their sizes are inputs: see `noise`
-            if TRAINING[name].needs(self.router):
-                setattr(self.router, name, value)
-        self.batch_size, self.num_experts, self.d_model = main.batch_size, main.num_experts[0], self.main.block.d_model
+        first = next(iter(runs.values()))
+        self.batch_size, self.max_grad_norm = first.batch_size, first.max_grad_norm
+        for moe in [module for model in self.models.values() for module in model.modules() if is_moe(module)]:
+            moe.dispatch = "dense"  # others ask for values
         self.shapes = [p.shape for model in self.models.values() for p in model.parameters()]
-        self.num_weights = sum(map(math.prod, self.shapes))  # P
-        self.num_bias = self.num_experts if hasattr(self.router, "expert_bias") else 0
-        self.size = 3 * self.num_weights + self.num_bias
+        self.num_weights, self.num_bias = sum(map(math.prod, self.shapes)), num_bias  # P, and E or 0
+        self.size = 3 * self.num_weights + num_bias
 
     def start(self) -> Tensor:
         """Give the state before the first step: (3·P,) or (3·P + E,)."""
@@ -118,40 +105,87 @@ class Trained:
     def named(self, weights: Tensor, bias: Tensor) -> list[dict[str, Tensor]]:
         """Give each model's tensors by their names: weights (P,), bias (E,)."""
         pieces = iter(weights.split([math.prod(shape) for shape in self.shapes]))
-        found = [{n: next(pieces).view(p.shape) for n, p in m.named_parameters()} for m in self.models.values()]
+        return [{n: next(pieces).view(p.shape) for n, p in m.named_parameters()} for m in self.models.values()]
+
+    def learn(self, state, count, x, y, knobs, seen=lambda routings: ()) -> tuple:
+        """Train one step, as `Run.step` does, but for the bias of the experts.
+
+        state: see above; count (); a batch x and y; knobs: see `MEANING`. Gives the next weights and averages (3·P,),
+        the loss of each model (nats), the norm of the gradient, and what is `seen` of the routings."""
+        value = dict(zip(KNOBS, knobs.unbind(0)))
+        weights, mean, square, bias = self.parts(state)
+
+        def loss_of(weights: Tensor):
+            losses, total, routings = [], 0.0, []
+            for model, tensors in zip(self.models.values(), self.named(weights, bias)):
+                logits, its = functional_call(model, tensors, (x,))
+                losses.append(F.cross_entropy(logits.flatten(0, -2), y.flatten(), ignore_index=NOT_SCORED))
+                total = total + losses[-1]
+                for routing in its:
+                    for name, knob in TRAINING.items():
+                        total = total + (value[name] * knob.loss(routing) if knob.loss else 0.0)
+                routings += its
+            return total, (torch.stack(losses), seen(routings))
+
+        self._training(True)
+        gradient, (_, (losses, more)) = grad_and_value(loss_of, has_aux=True)(weights)
+        norm = gradient.norm()
+        if self.max_grad_norm is not None:  # as `clip_grads_with_norm_` does
+            gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        mean = BETA1 * mean + (1 - BETA1) * gradient  # Adam (arXiv:1412.6980, algorithm 1)
+        square = BETA2 * square + (1 - BETA2) * gradient * gradient
+        size = (square / (1 - BETA2**count)).sqrt() + EPSILON
+        weights = weights - value["lr"] * (mean / (1 - BETA1**count)) / size
+        return torch.cat([weights, mean, square]), losses, norm, *more
+
+    def _training(self, is_training: bool) -> None:
+        for model in self.models.values():
+            model.train(is_training)
+
+
+class TrainedPlane(Trained):
+    """Runs in the plane, as `plane_runs` makes them. ValueError for what no graph can say."""
+
+    def __init__(self, runs: dict[str, Run]):
+        main = next(iter(runs.values()), None) if isinstance(runs, dict) else None
+        if not isinstance(main, Run) or not isinstance(main.model, PlaneClassifier) or not main.num_experts:
+            wanted = "a dict whose first Run has a PlaneClassifier with experts"
+            raise ValueError(f"runs must be {wanted}, got {in_words(runs)}")
+        for name, run in runs.items():
+            if (run.warmup_steps, run.decay_steps, run.max_grad_norm) != (0, None, None):
+                raise ValueError(f"runs must have a constant rate and no max_grad_norm, got {name} with one")
+        if main.knobs.capacity_factor is not None:
+            wanted = f"capacity_factor must be None for an export, since {NO_CAPACITY}"
+            raise ValueError(f"{wanted}, got {main.knobs.capacity_factor:g}")
+        self.num_experts, self.d_model = main.num_experts[0], main.model.block.d_model
+        has_bias = hasattr(getattr(main.model.block, "router", None), "expert_bias")
+        super().__init__(runs, self.num_experts if has_bias else 0)
+        self.main = next(iter(self.models.values()))
+        self.router = getattr(self.main.block, "router", None)
+        if not all(hasattr(self.router, name) for name in ("choose", "choice_logits", "weight")):
+            raise ValueError(f"router must be a TopKRouter or one of its kind, got {in_words(self.router)}")
+        for name, value in {"noise_std": 1.0, "jitter_noise": 1.0}.items():  # their sizes are inputs: see `step`
+            if TRAINING[name].needs(self.router):
+                setattr(self.router, name, value)
+
+    def named(self, weights: Tensor, bias: Tensor) -> list[dict[str, Tensor]]:
+        found = super().named(weights, bias)
         found[0] |= {"block.router.expert_bias": bias} if self.num_bias else {}
         return found
 
     def step(self, state, count, x, y, normal, uniform, knobs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Train one step, as `Run.step` does.
 
-        state: see above; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Gives the
-        next state, the loss of each model (nats), the load shares (E,), and the norm of the gradient."""
+        state: see `Trained`; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Gives the
+        next state, the loss of each model (nats), the norm of the gradient, and the load shares (E,)."""
         value = dict(zip(KNOBS, knobs.unbind(0)))
-        weights, mean, square, bias = self.parts(state)
         factor = 1 + value["jitter_noise"] * (2 * uniform - 1)  # what uniform_(1 - ε, 1 + ε) gives
-
-        def loss_of(weights: Tensor):
-            losses, total = [], 0.0
-            for model, tensors in zip(self.models.values(), self.named(weights, bias)):
-                with Given(normal * value["noise_std"], factor):
-                    logits, routings = functional_call(model, tensors, (x,))
-                losses.append(F.cross_entropy(logits, y))
-                total = total + losses[-1]
-                for routing in routings:
-                    for name, knob in TRAINING.items():
-                        total = total + (value[name] * knob.loss(routing) if knob.loss else 0.0)
-                    load, moves = load_share(routing), self.moves(routing)
-            return total, (torch.stack(losses), load, moves)
-
-        self._training(True)
-        gradient, (_, (losses, load, moves)) = grad_and_value(loss_of, has_aux=True)(weights)
-        mean = BETA1 * mean + (1 - BETA1) * gradient  # Adam (arXiv:1412.6980, algorithm 1)
-        square = BETA2 * square + (1 - BETA2) * gradient * gradient
-        size = (square / (1 - BETA2**count)).sqrt() + EPSILON
-        weights = weights - value["lr"] * (mean / (1 - BETA1**count)) / size
-        bias = bias + sum(value[name] * move for name, move in moves.items())
-        return torch.cat([weights, mean, square, bias]), losses, load, gradient.norm()
+        with Given(normal * value["noise_std"], factor):
+            learned, losses, norm, load, moves = self.learn(
+                state, count, x, y, knobs, lambda routings: (load_share(routings[0]), self.moves(routings[0]))
+            )
+        bias = self.parts(state)[3] + sum(value[name] * move for name, move in moves.items())
+        return torch.cat([learned, bias]), losses, norm, load
 
     def moves(self, routing: Routing) -> dict[str, Tensor]:
         """Say for each knob that updates the router how it moves the bias of the experts (E,) where it is 1."""
@@ -188,29 +222,63 @@ class Trained:
         return (scores, routing.router_logits, routing.router_probs, serves, named, torch.stack(losses),
                 torch.stack(hits), load_share(routings[0]))  # fmt: skip
 
-    def _training(self, is_training: bool) -> None:
-        for model in self.models.values():
-            model.train(is_training)
+
+class TrainedFacts(Trained):
+    """A run that learns the `Facts` by heart, as `facts_runs` makes it, of whatever size its book is."""
+
+    def __init__(self, run: Run):
+        if not isinstance(run, Run) or type(run.task) is not Facts or not isinstance(run.model, LanguageModel):
+            raise ValueError(f"run must be a Run of a LanguageModel on Facts, got {in_words(run)}")
+        super().__init__({"model": run})
+        self.model = self.models["model"]
+        self.model._check = lambda *_: None  # it looks at values
+
+    def step(self, state, count, entries, knobs) -> tuple[Tensor, Tensor, Tensor]:
+        """Train one step on entries (B, T + 1). Gives the next state, the loss (1,) and the norm of the gradient."""
+        return self.learn(state, count, *asked(entries), knobs)
+
+    def read(self, state, entries) -> tuple[Tensor, Tensor, Tensor]:
+        """Tell which entries (N, T + 1) are known (N,), 1 or 0, and the loss and the accuracy on them."""
+        (x, y), (weights, *_, bias) = asked(entries), self.parts(state)
+        self._training(False)
+        logits, _ = functional_call(self.model, self.named(weights, bias)[0], (x,))
+        said, loss = logits.argmax(dim=-1), F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED)
+        return is_known(said, y).int(), loss, (said == y).sum() / (y != NOT_SCORED).sum()
 
 
 def export_step(runs: dict[str, Run]) -> Graph:
-    """Make the graph of `Trained.step`. ValueError for runs that no graph can say."""
-    own = Trained(runs)
+    """Make the graph of `TrainedPlane.step`. ValueError for runs that no graph can say."""
+    own = TrainedPlane(runs)
     T = own.batch_size
     inputs = {"state": own.start(), "count": torch.tensor(1.0), "x": torch.rand(T, 2), "y": torch.arange(T).int() % 8}
     inputs |= {"normal": torch.randn(T, own.num_experts), "uniform": torch.rand(T, own.d_model)}
     inputs |= {"knobs": torch.full((len(KNOBS),), 0.01)}
-    outputs = "next", "losses", "load", "norm"
+    outputs = "next", "losses", "norm", "load"
     return trace(lambda s, n, x, y, *rest: own.step(s, n, x, y.long(), *rest), inputs, outputs)
 
 
 def export_reading(runs: dict[str, Run]) -> Graph:
-    """Make the graph of `Trained.read`. ValueError for runs that no graph can say."""
-    own, N = Trained(runs), NUM_MEASURED
+    """Make the graph of `TrainedPlane.read`. ValueError for runs that no graph can say."""
+    own, N = TrainedPlane(runs), NUM_MEASURED
     inputs = {"state": own.start(), "x": torch.rand(NUM_TOKENS, 2), "held_x": torch.rand(N, 2)}
     inputs |= {"held_y": torch.arange(N).int() % 8, "keep": torch.ones(own.num_experts)}
     outputs = "scores", "logits", "probs", "serves", "named", "measured", "accuracy", "clean"
     return trace(lambda s, x, hx, hy, keep: own.read(s, x, hx, hy.long(), keep), inputs, outputs)
+
+
+def export_facts_step(run: Run) -> Graph:
+    """Make the graph of `TrainedFacts.step`. ValueError for a run that no graph can say."""
+    own = TrainedFacts(run)
+    inputs = {"state": own.start(), "count": torch.tensor(1.0), "entries": Facts(own.batch_size).tokens.int()}
+    inputs |= {"knobs": torch.full((len(KNOBS),), 0.01)}
+    return trace(lambda s, n, entries, knobs: own.step(s, n, entries.long(), knobs), inputs, ("next", "losses", "norm"))
+
+
+def export_facts_reading(run: Run) -> Graph:
+    """Make the graph of `TrainedFacts.read`, of `NUM_READ` entries. ValueError for a run that no graph can say."""
+    own = TrainedFacts(run)
+    inputs, outputs = {"state": own.start(), "entries": Facts(NUM_READ).tokens.int()}, ("known", "loss", "accuracy")
+    return trace(lambda s, entries: own.read(s, entries.long()), inputs, outputs)
 
 
 def export_batch(task: PlaneTask, num_points: int) -> Graph:
@@ -271,8 +339,9 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], 
     # ONNX has no memory that is not set, and no distances
     table[aten.empty_permuted.default] = lambda size, order, dtype=None, **_: aten.full.default(size, 0.0, dtype=dtype)
     table[aten._cdist_forward.default] = lambda a, b, p, mode: (a[:, None] - b).square().sum(dim=-1).sqrt()
+    table[aten.roll.default] = rolled
     args = tuple(inputs.values())
-    with quiet():
+    with quiet(), sdpa_kernel(SDPBackend.MATH):
         graph = make_fx(functionalize(function), decomposition_table=table, tracing_mode="real")(*args)
         graph.graph.eliminate_dead_code()
         graph.recompile()
@@ -283,6 +352,13 @@ def trace(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], 
             tidy(program.model)
     model = program.model_proto.SerializeToString()
     return Graph(model, {name: tuple(value.shape) for name, value in inputs.items()}, outputs)
+
+
+def rolled(x: Tensor, shifts: Sequence[int], dims: Sequence[int]) -> Tensor:
+    """Do what `roll` does along one dimension, by two slices: a gather, as torch has it, is slow."""
+    (shift,), (dim,) = shifts, dims
+    size = x.shape[dim]
+    return torch.cat(x.split([-shift % size, shift % size], dim)[::-1], dim)
 
 
 @contextmanager

@@ -7,10 +7,10 @@
 
 import { Place, make } from "./parts.js";
 
-const VIEWS = ["playground", "film", "text"]; // each a module that has `show(place)`
+const VIEWS = ["playground", "film", "text", "wall"]; // each a module that has `show(place)`
 const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"], OF_A_FILM = NEEDED.slice(2); // which does not train
 
-async function open(home) {
+export async function open(home) {
   home.dataset.moe ||= new URLSearchParams(location.search).get("view") ?? VIEWS[0];
   const place = new Place(home), needed = place.view === "film" ? OF_A_FILM : NEEDED;
   const lacking = needed.find((name) => !(name in globalThis));

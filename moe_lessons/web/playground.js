@@ -1,14 +1,14 @@
 // The playground as a view of a page: controls as the table of knobs has them (manifest.json), the course's own canvas,
-// and a worker that trains.
+// and a worker that trains. The wall of facts is one, too: see wall.js.
 
 import canvas from "./canvas.js";
 import { Control, bar, button, guide, json, make } from "./parts.js";
 
-const calm = matchMedia("(prefers-reduced-motion: reduce)");
+export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 // --- what can be set ----------------------------------------------------------------------------------------------
 
-class Settings {
+export class Settings {
   constructor(manifest) {
     Object.assign(this, manifest, { names: Object.values(manifest.groups).flat() });
     this.live = new Set(this.names.filter((name) => this.knobs.includes(name)));
@@ -16,12 +16,13 @@ class Settings {
   }
   // What a control has to choose from, as [text, value]; undefined where it slides.
   stops(name, values) {
-    const { stops } = this.controls[name], { num_experts: E } = values;
+    const { stops, names: own } = this.controls[name] ?? {}, { num_experts: E } = values;
     const experts = () => Array.from({ length: E }, (_, e) => `E${e}`);
-    const names = name === "mute" ? ["none", ...experts()] : this.controls[name].names;
+    const names = name === "mute" ? ["none", ...experts()] : own;
     if (names) return names.map((text) => [text, text]);
     return name === "top_k" ? stops.filter(([, k]) => k === E || (k < E && k <= 4)) : stops;
   }
+  get first() { return Object.keys(this.presets)[0]; } // of the presets: what is usual
   preset(name) {
     const { values } = this.presets[name];
     const look = { seed: 0, token: 0, mute: "none", classes: "shown", x_axis: "steps" };
@@ -30,7 +31,7 @@ class Settings {
   // The values that stand in an address, or an error whose message is a sentence for whoever has opened it.
   parse(address) {
     const fail = (what) => { throw new Error(`The address cannot be read: ${what}.`); };
-    const { preset: name = "healthy", ...given } = Object.fromEntries(new URLSearchParams(address));
+    const { preset: name = this.first, ...given } = Object.fromEntries(new URLSearchParams(address));
     if (!(name in this.presets)) fail(`preset must be one of ${Object.keys(this.presets).join(", ")}, got ${name}`);
     if (this.presets[name].off) fail(`the preset ${name} is ${this.presets[name].off}`);
     const values = this.preset(name), unknown = Object.keys(given).find((key) => !this.names.includes(key));
@@ -48,7 +49,8 @@ class Settings {
   }
   address(values) {
     const usual = this.preset(values.preset), moved = this.names.filter((name) => values[name] !== usual[name]);
-    return String(new URLSearchParams([["preset", values.preset], ...moved.map((name) => [name, values[name]])]));
+    const preset = Object.keys(this.presets).length > 1 ? [["preset", values.preset]] : [];
+    return String(new URLSearchParams([...preset, ...moved.map((name) => [name, values[name]])]));
   }
   // The same values, where fewer experts lower top-k and leave none muted that is gone; or an error: no such graph.
   check(values) {
@@ -64,8 +66,9 @@ class Settings {
   graph({ router, num_experts, top_k, d_ff }) { // as tools.manifest.graph_name has it
     return [router.replaceAll(" ", "-"), num_experts, top_k, d_ff].join("-");
   }
+  why(values) { return this.idle[values.router] ?? {}; } // a control is off
   inForce(values) {
-    const off = [...this.live].filter((name) => name in this.idle[values.router]);
+    const off = [...this.live].filter((name) => name in this.why(values));
     return { ...values, ...Object.fromEntries(off.map((name) => [name, 0])) };
   }
   isSame(one, other, names = this.names) { return names.every((name) => one[name] === other[name]); }
@@ -73,8 +76,8 @@ class Settings {
 
 // --- the view ------------------------------------------------------------------------------------------------------
 
-class Playground {
-  constructor(place, settings) {
+export class Playground {
+  constructor(place, settings, worker = "worker.js", more = []) { // more: buttons
     Object.assign(this, { place, settings, say: place.say, isPlaying: false, hear: () => {} });
     this.play = button("Play", "Start or pause the training", () => this.ask(this.isPlaying ? "pause" : "play"));
     const steps = (text, tip, count) => button(text, tip, () => this.ask("steps", { count }));
@@ -97,10 +100,11 @@ class Playground {
     const view = make("div"), body = make("div", { class: "moe-page-body" }, view);
     body.append(make("div", { class: "moe-page-controls" }, ...groups));
     const [link, embed] = place.shares(), collapse = this.presets[Object.keys(settings.presets).indexOf("collapse")];
-    const top = bar(make("b", {}, settings.words.title), this.play, ...this.steps, reset, link, embed);
-    place.home.replaceChildren(top, bar("Presets:", ...this.presets), place.said, body);
+    const top = bar(make("b", {}, settings.words.title), this.play, ...this.steps, reset, ...more, link, embed);
+    const presets = this.presets.length > 1 ? [bar("Presets:", ...this.presets)] : [];
+    place.home.replaceChildren(top, ...presets, place.said, body);
     if ("guide" in place.home.dataset) this.guide({ look: view, collapse, link });
-    this.worker = new Worker(new URL("worker.js", import.meta.url), { type: "module" });
+    this.worker = new Worker(new URL(worker, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
     this.worker.onerror = () => this.say("The training cannot start: this browser has no workers that are modules.");
     const model = { on: (_, hear) => (this.hear = hear), off() {}, get() {}, set() {}, send: (it) => this.told(it) };
@@ -154,7 +158,7 @@ class Playground {
   }
   told({ drawn, pick, index }) { // by the canvas
     if (drawn) this.ask("drawn", { number: drawn });
-    if (pick === "token") this.apply({ ...this.values, token: index });
+    if (pick === "token" && "token" in this.controls) this.apply({ ...this.values, token: index });
   }
   isAt(preset) {
     const { settings, values } = this, names = settings.names.filter((name) => name in settings.presets[preset].values);
@@ -162,7 +166,7 @@ class Playground {
   }
   show() {
     const { settings, values } = this;
-    const inForce = settings.inForce(values), why = settings.idle[values.router];
+    const inForce = settings.inForce(values), why = settings.why(values);
     for (const [name, control] of Object.entries(this.controls))
       control.show(inForce[name], settings.stops(name, values), why[name]);
     const off = new Set([...settings.live].map((name) => why[name]).filter(Boolean));
@@ -173,8 +177,9 @@ class Playground {
   }
   open() {
     try { this.start(this.settings.parse(this.place.state)), this.say(""); } catch (error) {
-      this.say(`${error.message} ${this.standing ? "What stands is kept." : "Here is the preset healthy."}`);
-      this.values ? this.show() : this.start(this.settings.check(this.settings.preset("healthy")));
+      const { settings, standing, values } = this, { first } = settings;
+      this.say(`${error.message} ${standing ? "What stands is kept." : `Here is the preset ${first}.`}`);
+      values ? this.show() : this.start(settings.check(settings.preset(first)));
     }
   }
 }

@@ -11,10 +11,12 @@ from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, torch_threads
 from moe_lessons.plots.panels.quality import wall
 from moe_lessons.training import PRESETS, Run, facts_runs
 from moe_lessons.training.settings import FACTS_LR
+from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import Lab, names_of
 from moe_lessons.widgets.plane import clean_load
 
 PANELS_OF_A_COLLAPSE = ("film", "load", "loss", "gradient film", "gradient")
+LEAST = 10  # entries that the twin knows before the two are compared
 WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL))
 
 
@@ -72,7 +74,7 @@ class FactsLab(Lab):
     def train_one(self) -> None:
         """See `LiveRun`. To read all entries, each N/80 steps, is about a tenth of what the training computes."""
         super().train_one()
-        if self.step % max(self.main_run.task.num_entries // 80, 5) == 0:
+        if self.step % steps_between(self.main_run.task.num_entries) == 0:
             self._read()
 
     def go_back(self) -> None:
@@ -90,5 +92,11 @@ class FactsLab(Lab):
     def words(self) -> str:
         counts = {name: int(known.sum()) for name, known in self.readings[-1][1].items()}
         mixture, twin = counts["MoE"], counts[EQUAL_ACTIVE]
-        times = f", {mixture / twin:.1f} times as many as its equal-active twin" if twin >= 10 else ""
-        return f"The mixture knows {mixture:,} of {self.main_run.task.num_entries:,} entries by heart{times}."
+        times = TIPS["facts"]["times"].format(times=f"{mixture / twin:.1f}") if twin >= LEAST else ""
+        entries = f"{self.main_run.task.num_entries:,}"
+        return TIPS["facts"]["known"].format(mixture=f"{mixture:,}", entries=entries, times=times)
+
+
+def steps_between(num_entries: int) -> int:
+    """Say after how many steps all entries are read again."""
+    return max(num_entries // 80, 5)

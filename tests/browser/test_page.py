@@ -16,19 +16,19 @@ from tools import page as training_page
 from tools.text_model import WINDOW, stored_models, text_panels
 
 BARE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>The playground</title><style>:root {{ color-scheme: light dark }}</style>
-<main><h1>The playground</h1><div data-moe="playground" data-guide><p>A picture</p></div></main>
+<title>The {0}</title><style>:root {{ color-scheme: light dark }}</style>
+<main><h1>The {0}</h1><div data-moe="{0}" {1}><p>A picture</p></div></main>
 <script type="module" src="page/page.js"></script></html>"""
 COST = "Array.from(document.querySelectorAll('.moe-page tbody tr'), row => row.innerText.split('\\t'))"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, runtime) -> Path:
-    """A folder with a document of few lines, and the page with the graphs of 'healthy' and 'collapse'."""
+    """A folder with two documents of few lines, and the page with the graphs of 'healthy', 'collapse' and one wall."""
     folder = tmp_path_factory.mktemp("page")
     training_page.main(str(folder / "page"), "few")
-    (folder / "index.html").write_text(BARE.format(), encoding="utf-8")
-    (folder / "text.html").write_text(BARE.format().replace('moe="playground"', 'moe="text"'), encoding="utf-8")
+    for name, view in {"index": ("playground", "data-guide"), "wall": ("wall", ""), "text": ("text", "")}.items():
+        (folder / f"{name}.html").write_text(BARE.format(*view), encoding="utf-8")
     return folder
 
 
@@ -77,9 +77,9 @@ class Visit:
             self.wait_step(end)
 
     def measured(self) -> list[float]:
-        """The held-out loss of each model, as the page shows it."""
-        rows = {name: values for name, *values in self.page.evaluate(COST)}
-        return [float(value) for value in rows["held-out loss"]]
+        """The loss of each model, as the page shows it: a held-out one, where there is such."""
+        rows = {name.removeprefix("held-out "): values for name, *values in self.page.evaluate(COST)}
+        return [float(value) for value in rows["loss"]]
 
     def state(self) -> dict[str, str]:
         return dict(parse_qsl(urlsplit(self.page.url).fragment))
@@ -87,11 +87,11 @@ class Visit:
 
 @pytest.fixture
 def visit(browser, address):
-    """visit(state, …): the page, opened; it ends with the test."""
+    """visit(state, …): the page with the playground, or with the view of a name, opened; it ends with the test."""
     made = []
 
-    def open_page(*arguments, **options) -> Visit:
-        made.append(Visit(browser, address, *arguments, **options))
+    def open_page(*arguments, view: str = "index", **options) -> Visit:
+        made.append(Visit(browser, address.replace("index", view), *arguments, **options))
         return made[-1]
 
     yield open_page
@@ -216,6 +216,49 @@ def test_everyone_can_use_it_at_any_width(visit, violations):
         own.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
         own.page.wait_for_timeout(500)
         assert violations(own.page) == [], (width, theme)
+
+
+def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit(visit, address):
+    own = visit("#num_entries=500&lr=0.01&seed=1", view="wall", is_calm=False).ready()
+    known = "() => Number(/knows (\\d+) of 500/.exec(document.querySelector('.moe-words').textContent)[1]) >= 5"
+    own.page.wait_for_function(known)
+    own.button("Pause").click()
+    own.button("Play").wait_for()
+    assert max(own.measured()) < 2.3  # guessing a digit: ln(10)
+    assert own.page.get_by_text(re.compile(r"^MoE: \d+ of 500$")).is_visible()
+    own.control("num_entries").focus()
+    for key in ("End", "Home", "End"):
+        own.page.keyboard.press(key)
+    own.page.get_by_text("MoE: 0 of 1,000").wait_for()  # afresh
+    own.button("Step").click()
+    own.wait_step(1)
+    assert len(own.page.workers) == 4  # three models, and who has them train in step
+    own.button("Reset").click()
+    own.wait("() => document.querySelector('.moe-canvas').dataset.step === '0'")
+    assert own.step == 0 and own.state() == {"lr": "0.01", "seed": "1"} and min(own.measured()) > 4
+    host = address.rpartition("/")[0]
+    assert [url for url in own.asked if not url.startswith((host, "data:", "blob:"))] == [] and own.errors == []
+
+
+def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
+    own = visit("#num_entries=700", view="wall").ready()
+    assert "num_entries must be one of 500, 1000, got 700. Here is the preset of lesson 08" in own.said
+    own.page.evaluate("location.hash = '#num_entries=500&lr=1e30'")
+    own.page.get_by_text("MoE: 0 of 500").wait_for()
+    own.button("Play").click()
+    own.wait("() => /lower the learning rate/.test(document.querySelector('.moe-trouble').textContent)")
+    own.button("Play").wait_for()
+    own.control("lr").focus()
+    own.page.keyboard.press("Home")
+    at = own.step
+    own.button("Step").click()
+    own.wait_step(at + 1)
+    assert own.page.locator(".moe-trouble").inner_text() == "" and max(own.measured()) < 100
+    own.button("Play the recording of the whole training").click()
+    assert own.page.locator("[data-moe=film][data-state='08-WallRecording']").count() == 1
+    lost = visit("", lambda page: page.route("**/facts-dense-64.step.z", lambda route: route.abort()), view="wall")
+    lost.wait("() => document.querySelector('.moe-said')?.textContent")
+    assert lost.said == "facts-dense-64.step.z did not arrive (no answer). Reload the page to try again."
 
 
 def test_hints_go_when_they_are_followed(visit):

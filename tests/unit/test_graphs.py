@@ -1,6 +1,7 @@
 """What the page trains with is the course's own step: each graph, run by onnxruntime, beside `Run.step` and
 `read_plane`."""
 
+import gzip
 import itertools
 import json
 import os
@@ -9,14 +10,27 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 
-from moe_lessons.nn import MoE, TopKRouter, muted
-from moe_lessons.tasks import PLANE_TASKS, PlaneTask, grid
-from moe_lessons.training import PRESETS, PlaneSetting, facts_runs, plane_runs
+from moe_lessons.nn import EQUAL_ACTIVE, MoE, TopKRouter, muted
+from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask, grid
+from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
 from moe_lessons.training.knobs import KNOBS as TABLE
-from moe_lessons.web.graphs import KNOBS, NUM_MEASURED, Trained, export_batch, export_reading, export_step
+from moe_lessons.training.run import token_losses
+from moe_lessons.web.graphs import (
+    KNOBS,
+    NUM_MEASURED,
+    NUM_READ,
+    TrainedFacts,
+    TrainedPlane,
+    export_batch,
+    export_facts_step,
+    export_reading,
+    export_step,
+)  # fmt: skip
 from moe_lessons.widgets.plane import read_plane, route
+from tools import page, wall
 from tools.manifest import STARTS, graph_manifest, manifest, offered, router_place, seed_numbers, start_numbers
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
@@ -44,7 +58,7 @@ def follow(setting: PlaneSetting, monkeypatch, steps: int = 10) -> None:
     """Ten steps of the runs and of the graph on the same random numbers; then what is read of both."""
     runs = plane_runs(setting, seed=SEED)
     main, T = runs["MoE"], runs["MoE"].batch_size
-    step, reading, own = session(export_step(runs)), session(export_reading(runs)), Trained(runs)
+    step, reading, own = session(export_step(runs)), session(export_reading(runs)), TrainedPlane(runs)
     drawn = {"normal": torch.zeros(T, setting.num_experts), "uniform": torch.zeros(T, own.d_model)}
     plain, even = torch.randn_like, Tensor.uniform_
 
@@ -129,7 +143,7 @@ def test_a_batch_has_the_points_and_classes_of_its_task(name):
 @pytest.mark.parametrize("router", ("sigmoid", "expert choice"))
 def test_all_routers_start_from_the_same_weights(router):
     """So one file has the start of a size, whatever the router."""
-    starts = [Trained(plane_runs(PlaneSetting(router=name), seed=1)) for name in ("top-k", router)]
+    starts = [TrainedPlane(plane_runs(PlaneSetting(router=name), seed=1)) for name in ("top-k", router)]
     one, other = (own.start()[: own.num_weights] for own in starts)
     assert torch.equal(one, other)
 
@@ -169,7 +183,7 @@ def test_a_router_of_its_own_is_refused(monkeypatch):
 def test_the_page_starts_from_the_weights_and_tokens_of_the_runs(task, start):
     setting = PlaneSetting(task, 4, 2, router_start=start)
     runs = plane_runs(setting, seed=2)
-    own, numbers, at = Trained(runs), start_numbers(setting, 2), router_place(runs)
+    own, numbers, at = TrainedPlane(runs), start_numbers(setting, 2), router_place(runs)
     weights, routers = numbers[: own.num_weights], numbers[own.num_weights :].reshape(len(STARTS), -1)
     if start != "random":
         router = routers[STARTS.index((task, start))]
@@ -199,3 +213,53 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     assert own["panels"]["5"]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
     with pytest.raises(ValueError, match="graph must be one of .*, got 'top-k-3-1-4'"):
         manifest(["top-k-3-1-4"], seeds=1)
+
+
+@pytest.mark.parametrize("name", ("MoE", EQUAL_ACTIVE))
+def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
+    """Ten steps on the same entries; then, of a model that knows some entries by heart, which ones.
+
+    The graphs are those that the tests of the page need, too."""
+    run, few = facts_runs(4, 2, 500, SEED)[name], wall.Wall(wall.FEW).graphs()
+    graph, own, book = wall.graph_name(run), TrainedFacts(run), run.task.tokens.int()
+    exports = dict(zip(("step", "read"), wall.EXPORTS))
+    with FileLock(page.KEPT / "lock"):
+        paths = {kind: page.keep(page.kept(graph, kind), export, few[graph]) for kind, export in exports.items()}
+    models = {kind: onnxruntime.InferenceSession(gzip.decompress(path.read_bytes())) for kind, path in paths.items()}
+    state, generator = own.start().numpy(), torch.Generator().manual_seed(SEED)
+    for count in range(1, 11):
+        entries = book[torch.randint(len(book), (run.batch_size,), generator=generator)].numpy()
+        record = run.step()
+        knobs = np.array([record.lr if knob == "lr" else getattr(run.knobs, knob) for knob in KNOBS], "f4")
+        given = {"state": state, "count": np.array(count, "f4"), "entries": entries, "knobs": knobs}
+        state, losses, norm = models["step"].run(None, given)
+        assert losses == pytest.approx([record.loss], abs=1e-4) and np.isfinite(norm), count
+    learner = facts_run(run.model, Facts(20, SEED), lr=0.01)
+    for _ in range(80):
+        learner.step()
+    state[: own.num_weights] = torch.cat([p.detach().flatten() for p in run.model.parameters()])
+    known, loss, accuracy = models["read"].run(None, {"state": state, "entries": book[:NUM_READ].numpy()})
+    task = Facts(NUM_READ, SEED)
+    assert 5 < known.sum() < 30 and (known == run.task.known(run.model)[:NUM_READ].numpy()).all()
+    logits, _ = run.model(task.x)
+    losses, correct = token_losses(logits, task.y)
+    assert loss == pytest.approx(losses.mean().item(), abs=1e-4)
+    assert accuracy == pytest.approx(correct.float().mean().item(), abs=1e-6)
+
+
+def test_the_wall_of_the_page_starts_as_its_runs_do():
+    """Each start is that of the runs, rounded; a small book is the beginning of a large one."""
+    numbers = dict(wall.Wall(wall.FEW | {"seed": (2,)}).numbers())
+    for run in facts_runs(4, 2, 500, seed=2).values():
+        start = numbers[f"{wall.start_name(run, 4)}-2.z"].view("u2").astype("u4") << 16
+        weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
+        assert start.view("f4") == pytest.approx(weights.numpy(), rel=2**-8)
+    book = numbers["facts-2.z"]
+    assert book.shape == (1000, 9) and (book[:500] == Facts(500, 2).tokens.numpy()).all()
+    made = json.loads(json.dumps(wall.Wall(wall.FEW).manifest()))
+    assert made["graphs"] == ["4-2-500", "4-2-1000"] and made["controls"]["num_entries"]["stops"][1] == ["1,000", 1000]
+    size = json.loads(json.dumps(wall.Wall(wall.FEW).size(4, 2, 500)))
+    assert size["rates"][0] == 0.05 and len(size["rates"]) == 250 and size["every"] == 6
+    assert size["panels"]["0"]["title"] == "MoE: 0 of 500"
+    with pytest.raises(ValueError, match="run must be a Run of a LanguageModel on Facts, got"):
+        export_facts_step(plane_runs(PlaneSetting())["MoE"])

@@ -1,0 +1,159 @@
+// What the workers of the views share: the history of a training with the panel of its losses, and the loop that trains
+// until a picture is due and shows it. The page sends what is asked, and the numbers of the pictures that it has drawn;
+// it gets pictures as the canvas takes them, or one sentence.
+
+import { pack } from "./parts.js";
+
+const FPS = 42, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
+const IN_FLIGHT = 2; // pictures that the page has not drawn yet
+
+export const mean = (rows, pick) => rows.reduce((sum, row) => sum + pick(row), 0) / Math.max(rows.length, 1);
+export const range = (count) => Array.from({ length: count }, (_, i) => i);
+export const percent = (part) => `${(100 * part).toFixed(1)}%`;
+export const roomy = (value, first) => { while (first < value) first *= 1.5; return first; }; // as marks.roomy has it
+export const firstAtLeast = (value, ...tops) => tops.find((top) => top >= value) ?? 10;
+
+// One training. A view's own has also: train(), which gives false where it diverges; goBack(); look(isPaused), which
+// reads what is shown, or gives null where it is not finite; draw(place, header, out, slot), which gives the arrays of
+// a panel by slot and puts into its header what has changed; lines(out); and end(), if something of it is to end.
+export class History {
+  constructor(shared, own, values) {
+    Object.assign(this, { shared, own, values, step: 0, rows: [], every: 1, recent: [], marks: [] });
+  }
+  note(losses, more = {}) { // of a step that is done
+    const { recent, window, places } = this.shared.numbers;
+    this.step++;
+    this.recent = [...this.recent.slice(1 - recent), { losses, ...more }];
+    const lately = this.recent.slice(-window);
+    const smooth = Array.from(losses, (_, k) => mean(lately, (row) => row.losses[k]));
+    this.last = { step: this.step, ...more, losses: smooth };
+    if (this.step % this.every === 0) this.rows.push(this.last);
+    if (this.rows.length >= 2 * places) // half as many: more are not seen
+      this.rows = this.rows.filter(({ step }) => step % (2 * this.every) === 0), (this.every *= 2);
+  }
+  get curve() { return this.step % this.every ? [...this.rows, this.last] : this.rows; }
+  get isFlops() { return this.values.x_axis === "FLOPs"; }
+  spent(k, step, isFlops = this.isFlops) { return isFlops ? step * this.own.flops[k] : step; }
+  axis(x, reach, first) { // of what is spent
+    const link = this.isFlops ? "" : "step";
+    const high = roomy(reach, this.isFlops ? first : x.high);
+    return { ...x, label: this.shared.axes[this.values.x_axis], link, high };
+  }
+  loss(header, slot) {
+    const { own: { flops }, curve, isFlops, ghost } = this, old = ghost?.curve ?? [], arrays = {};
+    const slots = { x: { slot: slot("g.x") }, y: { slot: slot("g.y") } };
+    const previous = { ...header.marks[0], name: "previous run", ink: -1, ...slots };
+    const line = (name, rows, k, of) => Object.assign(arrays, {
+      [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => of.spent(k, step, isFlops))],
+      [`${name}.y`]: ["f4", [rows.length], rows.map(({ losses }) => losses[k])],
+    });
+    flops.forEach((_, k) => line(k, curve, k, this));
+    if (old.length) line("g", old, 0, ghost);
+    const reach = Math.max(0, ...flops.map((_, k) => this.spent(k, this.step)));
+    const ghostReach = old.length ? arrays["g.x"][2].at(-1) : 0;
+    const highest = Math.max(0, ...curve.flatMap(({ losses }) => losses), old[0]?.losses[0] ?? 0);
+    header.x = this.axis(header.x, Math.max(reach, Math.min(ghostReach, 2 * reach || Infinity)), 1e7);
+    header.y.high = firstAtLeast(highest, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7);
+    const rules = this.marks.map((step) => ({ mark: "Rule", x: this.spent(0, step), kind: "mark", name: "" }));
+    header.marks = [...rules, ...(old.length ? [previous] : []), ...header.marks];
+    return arrays;
+  }
+}
+
+// --- train until a picture is due, show it, hear what is asked -------------------------------------------------------
+
+const TOO_LARGE = "The last step was too large and is taken back: lower the learning rate to go on.";
+const KEPT_WEIGHTS = "The weights of the last good step are kept: lower the learning rate to go on.";
+let run = null, opening = null, playing = false, seen = true, until = 0, asked = false, isWorking = false, trouble = "";
+let more = 0, frame = 0, drawn = 0, shownAt = 0, toldAt = 0, sent = {}; // more: steps to train in a pause
+const turns = new MessageChannel(), waiting = [];
+turns.port1.onmessage = () => waiting.shift()();
+const turn = () => new Promise((go) => (waiting.push(go), turns.port2.postMessage(0)));
+
+async function show() {
+  const isAsked = asked, now = performance.now(), own = run;
+  asked = false;
+  let isPaused = !playing && !more, out = await own.look(isPaused);
+  if (!out) {
+    await own.goBack();
+    [playing, more, isPaused, trouble, out] = [false, 0, true, TOO_LARGE, await own.look(true)];
+  }
+  const panels = {}, all = {}, { step, values: { token }, own: { experts }, shared: { numbers, look } } = own;
+  const places = Object.entries(own.own.panels), count = places.length;
+  for (const [place, as_encoded] of places) {
+    const header = structuredClone(as_encoded), slot = (rest) => `${place}.${rest}`;
+    for (const mark of header.marks) if ("selected" in mark) mark.selected = token;
+    const arrays = own.draw(Number(place), header, out, slot), text = JSON.stringify(header);
+    if (sent[place] !== text) [panels[place], sent[place]] = [header, text];
+    for (const [rest, array] of Object.entries(arrays)) all[slot(rest)] = array;
+  }
+  const { slots, data } = pack(all), state = isPaused ? "paused" : "training";
+  const words = { count, experts, token, step, state, trouble, budget: numbers.budget };
+  words.until = more ? step + more : until;
+  if (isAsked || now - toldAt > TEXTS || isPaused) Object.assign(words, own.lines(out)), (toldAt = now);
+  shownAt = now;
+  const content = { frame: ++frame, answer: true, panels, slots, words, ...(frame === 1 && { look }) };
+  postMessage({ content, data, playing }, [data]);
+}
+
+async function trained() { // one step; or why not
+  const isGood = await run.train();
+  if (!isGood) trouble = `The training stopped after step ${run.step}: the loss is not finite. ${KEPT_WEIGHTS}`;
+  return isGood;
+}
+
+async function work() { // one at a time: what is heard meanwhile is done in the next round
+  if (isWorking) return;
+  isWorking = true;
+  try {
+    while (run && (asked || more || (playing && seen))) {
+      const end = performance.now() + TURN;
+      while ((more || (playing && seen)) && !asked && performance.now() < end) {
+        const isGood = await trained();
+        playing &&= isGood && run.step < until;
+        more = isGood ? Math.max(more - 1, 0) : 0;
+        asked ||= !playing && !more;
+      }
+      if (asked || (performance.now() - shownAt > 950 / FPS && frame - drawn < IN_FLIGHT)) await show();
+      await turn();
+    }
+  } catch (error) { postMessage({ refused: `The training stopped: ${error.message}` }); }
+  isWorking = false;
+}
+
+// open(values, name, signal) makes a training, unless the signal says that something newer was asked for; it is compared
+// with the one before where `same`, one of the values, is the same.
+export function serve(open, same) {
+  const HEARD = {
+    async start({ values, name }) {
+      opening?.abort();
+      const { signal } = (opening = new AbortController());
+      try {
+        const made = await open(values, name, signal), { recent, budget } = made.shared.numbers;
+        if (signal.aborted) return made.end?.();
+        const last = run?.step > recent ? run : run?.ghost, old = last?.values[same] === values[same] ? last : null;
+        if (old) old.ghost = null;
+        run?.end?.();
+        run = Object.assign(made, { ghost: old });
+        [trouble, until, more, sent] = ["", playing ? budget : 0, 0, {}];
+        postMessage({ started: values });
+      } catch (error) {
+        if (!signal.aborted) postMessage({ refused: error.message });
+      }
+    },
+    turn({ values, isKnob }) {
+      if (isKnob && run?.step && run.marks.at(-1) !== run.step) run.marks.push(run.step);
+      if (run) [run.values, trouble] = [values, ""];
+    },
+    play() { [playing, more, trouble, until] = [true, 0, "", run ? run.step + run.shared.numbers.budget : 0]; },
+    pause() { playing = false; },
+    steps({ count }) { if (run && !playing) [more, trouble] = [more + count, ""]; },
+    seen: ({ isSeen }) => (seen = isSeen),
+    drawn: ({ number }) => (drawn = number),
+  };
+  onmessage = async ({ data }) => {
+    await HEARD[data.kind](data);
+    asked ||= !["drawn", "seen"].includes(data.kind);
+    work();
+  };
+}
