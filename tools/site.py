@@ -41,7 +41,8 @@ def broken_links(folder: Path) -> list[str]:
                 is_good = bool(re.fullmatch(r"[\w.-]+\.[a-z]+(:\d+)?", url.netloc))
             else:
                 is_good = url.scheme in ("data", "mailto") or place.is_file()
-                is_good = is_good and (not url.fragment or place not in ids or unquote(url.fragment) in ids[place])
+                is_place = bool(url.fragment) and "=" not in url.fragment  # else the state of a view
+                is_good = is_good and (not is_place or place not in ids or unquote(url.fragment) in ids[place])
             if not is_good:
                 broken.append(f"{page.relative_to(folder.resolve())}: {link}")
     return broken

@@ -291,11 +291,12 @@ def test_one_line_shows_a_state_in_another_document(visit, serve, tmp_path):
 
 def test_the_classes_stand_pale_in_the_territory_and_can_be_hidden(visit):
     own = visit().ready()
-    pixels = "() => document.querySelector('.moe-canvas canvas').toDataURL()"
+    pixels = "document.querySelector('.moe-canvas canvas').toDataURL()"
+    pale = own.page.evaluate(pixels)
     own.control("classes").select_option("hidden")
-    plain = own.page.evaluate(pixels)
+    own.page.wait_for_function(f"pale => {pixels} !== pale", arg=pale)
     own.control("classes").select_option("shown")
-    own.page.wait_for_function(f"plain => ({pixels})() !== plain", arg=plain)
+    own.page.wait_for_function(f"pale => {pixels} === pale", arg=pale)
     assert own.state() == {"preset": "healthy"}
 
 
