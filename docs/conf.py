@@ -7,13 +7,15 @@ neither when it is made nor when it is read.
 import json
 import re
 import sys
+from html import escape
 from pathlib import Path
 from textwrap import indent
 
-from docutils.nodes import SkipNode
+from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 from moe_lessons.course.interview import CONDITIONS, SENTENCE
+from tools.lesson_views import LESSONS, views_of
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # for conf.slug
@@ -33,8 +35,6 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {"navbar_center": [], "show_prev_next": True, "footer_end": []}
-html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"], "index": []}
-html_sidebars = {"**": ["globaltoc.html"], "index": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "What a model knows by heart",
@@ -44,10 +44,22 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
         "picture": "_images/facts.png",
         "alt": "Two walls of lamps that are partly lit, one that is nearly full",
     },
+    "text": {
+        "title": "Your own text, read by experts",
+        "text": "A small mixture of experts reads what you type, in your browser. Each letter has the colour of the "
+        "expert that is its first choice. Click on a letter to see its router logits, its experts and their weights, "
+        "its path through the layers, and what the model expects next. Beside it is the same model before training: it "
+        "has colours, too.",
+        "picture": "_static/text.png",
+        "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
+    },
 }
+WIDE = dict.fromkeys(("index", *VIEWS), [])  # these need the room of the bars
+html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"]} | WIDE
+html_sidebars = {"**": ["globaltoc.html"]} | WIDE
 templates_path, html_css_files = ["templates"], ["site.css"]
 html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
-html_static_path = ["site.css"]
+html_static_path = ["site.css", "text.png"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (HERE.parent / "README.md").read_text(encoding="utf-8"), re.M)[1]
 DOORS = {  # buttons of the front page -> lessons
     "Start the course": "00_welcome",
@@ -92,6 +104,20 @@ def described(notebook: dict) -> dict:
     return notebook
 
 
+def enliven(app, doctree) -> None:
+    """Around the picture of each live view of a lesson the element in which page.js opens that view, or its film."""
+    path = Path(app.env.doc2path(app.env.docname))
+    places = {view.picture: view.on_the_site() for view in views_of(path)} if path in LESSONS else {}
+    for image in list(doctree.findall(nodes.image)):
+        kind, state = places.get(Path(image["uri"]).stem, ("picture", ""))
+        if kind != "picture":
+            tag, at = f'<div data-moe="{kind}" data-state="{escape(state)}">', image.parent.index(image)
+            image.parent.insert(at, nodes.raw("", tag, format="html"))
+            image.parent.insert(at + 2, nodes.raw("", "</div>", format="html"))
+    if places:
+        doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")
+
+
 def as_written(app, what, name: str, thing, options, lines: list[str]) -> None:
     """A docstring as it stands, its examples coloured: it is laid out for the reader of the source."""
     text = "\n".join(lines).strip("\n")
@@ -103,11 +129,12 @@ def as_written(app, what, name: str, thing, options, lines: list[str]) -> None:
 def write_math(writer, node, block: bool = False) -> None:
     """A formula as MathML, which browsers draw by themselves."""
     writer.body.append(tex2mathml(node.astext(), as_block=block))
-    raise SkipNode
+    raise nodes.SkipNode
 
 
 def setup(app) -> None:
     """Called by Sphinx."""
     app.connect("source-read", prepare)
+    app.connect("doctree-read", enliven)
     app.connect("autodoc-process-docstring", as_written)
     app.add_html_math_renderer("mathml", (write_math, None), (lambda *pair: write_math(*pair, block=True), None))

@@ -23,9 +23,10 @@ from joblib import Parallel, delayed
 
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
-from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step
+from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step, export_text
 from moe_lessons.widgets.canvas import LiveCanvas
-from tools import wall
+from tools import text_model, wall
+from tools.lesson_views import FILMS
 from tools.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +54,7 @@ def main(folder: str, graphs: str = "all") -> None:
         for name, (given, *exports) in pairs.items():
             for kind, export in zip(("step", "read"), exports):
                 jobs[f"{name}.{kind}.z"] = delayed(keep)(kept(name, kind), export, given)
+        jobs["text.read.z"] = delayed(keep)(kept("text"), export_text, text_model.new_model(), text_model.WINDOW)
         for name, path in zip(jobs, Parallel(n_jobs=-1)(jobs.values())):
             shutil.copy(path, folder / name)
     for name, setting in settings.items():
@@ -69,12 +71,15 @@ def main(folder: str, graphs: str = "all") -> None:
         write(folder / name, numbers.tobytes())
     texts = {"manifest": manifest(list(settings), seeds), "wall": walls.manifest()}
     texts |= {f"facts-{name}": size for name, size in walls.sizes().items()}
+    shutil.copy(text_model.PATH, folder / "text.weights.z")
+    texts["text"] = text_model.text_manifest() | {"inputs": inputs_of(folder / "text.read.z")}
     for name, text in texts.items():
         (folder / f"{name}.json").write_text(json.dumps(text), encoding="utf-8")
     (folder / "canvas.js").write_text(LiveCanvas._esm, encoding="utf-8")
     (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
     for path in (*WEB.glob("*.js"), WEB / "page.css", WEB / "view.html"):
         shutil.copy(path, folder)
+    shutil.copytree(FILMS, folder / "films")
     shutil.copy(runtime / "dist" / "ort.wasm.bundle.min.mjs", folder / "onnxruntime.js")  # servers may not know .mjs
     write(folder / "onnxruntime.z", (runtime / "dist" / "ort-wasm-simd-threaded.wasm").read_bytes())
     for name in ("LICENSE", "ThirdPartyNotices.txt"):  # the npm package has none

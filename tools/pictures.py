@@ -1,4 +1,5 @@
-"""The pictures of the README, drawn by the course's own panels, from real runs: ``make render`` makes them anew."""
+"""The pictures of the README and the site, drawn by the course's own panels, from real runs: ``make render`` makes them
+anew."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -11,6 +12,7 @@ from moe_lessons.course.own_figures import BOOK, MIXTURE, STEPS, priced
 from moe_lessons.plots import figure
 from moe_lessons.plots.sweeps import front
 from moe_lessons.widgets import FactsLab, Playground
+from tools.text_model import stored_models, text_panels
 
 FOLDER = Path("docs")
 COLLAPSE, RESCUE, EVERY = 100, 200, 4  # steps: until the auxiliary loss is switched on, until the end, for each frame
@@ -19,7 +21,8 @@ FRAME, LAST = 120, 4000  # milliseconds
 
 
 def main(folder: Path = FOLDER) -> None:
-    """Write them all: a collapse and its rescue, the playground, the wall of facts, and what each model takes."""
+    """Write them all: a collapse and its rescue, the playground, the wall of facts, what each model takes, and a text
+    in the colours of its experts."""
     folder.mkdir(exist_ok=True)
     animate(folder / "rescue.gif")
     playground = Playground(panels=("territory", "load", "loss", "block"), play=300)  # all that no clock has a say in
@@ -27,6 +30,8 @@ def main(folder: Path = FOLDER) -> None:
     facts = FactsLab(play=500)
     walls = figure(facts.panels()[: len(facts.runs)], caption=facts.sentence())
     (folder / "facts.png").write_bytes(walls.png())
+    texts = text_panels(stored_models(), "The old baker finds his red apple.", layer=0, token=4)
+    (folder / "text.png").write_bytes(figure(texts[:2]).png())
     (folder / "front.png").write_bytes(front(priced(load_ends(BOOK)), arrow=(MIXTURE, STEPS)).png())
 
 

@@ -53,6 +53,19 @@ def render(path: Path) -> None:
     Raises an error, and leaves the file alone, when a cell fails, hangs, ends the kernel or shows a live widget.
     """
     notebook = nbformat.read(path, as_version=4)
+    execute(notebook, path.parent)
+    for cell in notebook.cells:
+        if any(WIDGET in output.get("data", {}) for output in cell.get("outputs", [])):
+            raise ValueError(f"a live widget is shown although MOE_LESSONS_STATIC is 1, by the cell\n{cell.source}")
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+def execute(notebook: nbformat.NotebookNode, folder: Path, patience: int = 300) -> None:
+    """Execute a notebook as if it lay in this folder, in its static form, in a fresh kernel.
+
+    patience: seconds for a cell; a lesson takes less than a minute, this only ends what hangs.
+    """
     environment = {**os.environ, "MOE_LESSONS_STATIC": "1"}
     environment.pop("MPLBACKEND", None)  # plots go into the notebook
     # With no folder to look in, the only kernel is this very Python, whatever else is registered here.
@@ -60,9 +73,9 @@ def render(path: Path) -> None:
     client = NotebookClient(
         notebook,
         km=kernel,
-        timeout=300,  # seconds for a cell; a lesson takes less than a minute, this only ends what hangs
+        timeout=patience,
         extra_arguments=["--log-level=CRITICAL"],
-        resources={"metadata": {"path": str(path.parent)}},
+        resources={"metadata": {"path": str(folder)}},
         store_widget_state=False,
         record_timing=False,
         coalesce_streams=True,
@@ -73,11 +86,6 @@ def render(path: Path) -> None:
         if hasattr(client, "_async_cleanup_kernel_future"):  # Ctrl-C or TERM, at which nbclient ends the kernel
             raise KeyboardInterrupt from None
         raise
-    for cell in notebook.cells:
-        if any(WIDGET in output.get("data", {}) for output in cell.get("outputs", [])):
-            raise ValueError(f"a live widget is shown although MOE_LESSONS_STATIC is 1, by the cell\n{cell.source}")
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
-    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -140,13 +140,14 @@ class Lamps(NamedTuple):
 
 class Text(NamedTuple):
     """Passages under their names. experts (B,): whose colour each byte has, -1: none; sizes (N,): bytes of each letter;
-    says: what a tip says of each byte."""
+    says: what a tip says of each byte. selected: the byte in a frame; then a click selects another."""
 
     texts: Sequence[str]
     names: Sequence[str] = ()
     experts: Any = None
     sizes: Any = None
     says: Sequence[str] = ()
+    selected: int | None = None
 
 
 class Table(NamedTuple):

@@ -122,7 +122,8 @@ def draw_field(mark: Field, ax, theme, panel):
         level = np.asarray(mark.classes) % 8  # as in the page
         alpha = 0.05 * (level % 2 * 4 + level // 2)
         shade = np.dstack([*(np.full(level.shape, part) for part in to_rgb(theme.background)), alpha])
-        ax.imshow(shade, origin="lower", extent=(*ax.get_xlim(), *ax.get_ylim()), aspect="auto", zorder=0.6)
+        place = {"origin": "lower", "extent": (*ax.get_xlim(), *ax.get_ylim()), "aspect": "auto", "zorder": 0.6}
+        ax.imshow(shade, interpolation="bilinear", **place)
     for expert in range(z.shape[-1]):
         lead = z[..., expert] - np.delete(z, expert, axis=-1).max(axis=-1, initial=-1e9)  # at its borders it is 0
         own = ax.contourf(x, y, lead, [0, np.inf], colors=[expert_color(expert)], zorder=0.5)

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from moe_lessons.nn import LanguageModel, Routing, is_moe, torch_threads
 from moe_lessons.nn.dispatch import weight_matrix
-from moe_lessons.support.errors import in_words
+from moe_lessons.support.errors import check_positive_int, in_words
 from moe_lessons.tasks import Facts, PlaneClassifier, PlaneTask, grid
 from moe_lessons.tasks.facts import NOT_SCORED, asked, is_known
 from moe_lessons.tasks.plane import NUM_PROTOTYPES
@@ -51,6 +51,8 @@ MEANING = {  # of each input
     "blob": "the blob of each point",
     "prototypes": "the centres of the blobs or cells",
     "entries": "entries of a phone book, in bytes",
+    "weights": "those of a language model, as `parameters_to_vector` gives them, in float16",
+    "ids": "the bytes of a text, and what you like beyond its end",
 }
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch's AdamW
 
@@ -290,6 +292,44 @@ def export_batch(task: PlaneTask, num_points: int) -> Graph:
 
     inputs = {"drawn": torch.rand(num_points, 2), "blob": (torch.arange(num_points) % NUM_PROTOTYPES).int()}
     return trace(place, inputs | {"prototypes": task.prototypes}, ("x", "y"))
+
+
+def export_text(model: LanguageModel, window: int) -> Graph:
+    """Make the graph of what a language model of L layers of experts does with each of `window` bytes (T).
+
+    Inputs: weights (P,) float16 and ids (T,) int32: see `MEANING`. Outputs of each layer: the router's logits and
+    probabilities (L, T, E), the experts that serve and their weights, first choices first (L, T, K), what goes into the
+    block and what comes out (L, T, D); then all bytes that may come next, likeliest first, and their probabilities
+    (T, V); and how much the bytes so far surprised on average, from the second on, in nats (T - 1,). ValueError for a
+    model without experts, or whose routing of a byte depends on the bytes after it."""
+    modules = list(model.modules()) if isinstance(model, LanguageModel) and model.causal else []
+    if not any(map(is_moe, modules)) or any(hasattr(module, "needs_token_ids") for module in modules):
+        wanted = "a causal LanguageModel whose experts are chosen by logits"
+        raise ValueError(f"model must be {wanted}, got {in_words(model)}")
+    check_positive_int("window", window, model.config.max_positions)
+    own, kept = copy.deepcopy(model).eval(), []
+    own._check = lambda *_: None  # it looks at values
+    for moe in filter(is_moe, own.modules()):
+        moe.dispatch = "dense"
+        moe.register_forward_hook(lambda _, inputs, outputs: kept.append((inputs[0][0], outputs[0][0], outputs[1])))
+    tensors = dict(own.named_parameters())
+
+    def read(weights: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        kept.clear()
+        pieces, ids = weights.float().split([p.numel() for p in tensors.values()]), ids.long()
+        given = {name: piece.view(p.shape) for (name, p), piece in zip(tensors.items(), pieces)}
+        logits = functional_call(own, given, (ids[None],))[0][0]  # (T, V)
+        found = []
+        for x, y, routing in kept:
+            chosen = (v.view(routing.top_k, window).T for v in (routing.expert_idx.int(), routing.weight))  # (T, K)
+            found.append((routing.router_logits, routing.router_probs, *chosen, x, y))
+        probs, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
+        surprise = F.cross_entropy(logits[:-1], ids[1:], reduction="none").cumsum(0) / torch.arange(1, window)
+        return *map(torch.stack, zip(*found)), order.int(), probs, surprise
+
+    inputs = {"weights": torch.cat([p.detach().flatten() for p in tensors.values()]).half()}
+    outputs = "logits", "probs", "experts", "serves", "x", "y", "bytes", "next", "surprise"
+    return trace(read, inputs | {"ids": torch.arange(window).int()}, outputs)
 
 
 @torch_threads(1)

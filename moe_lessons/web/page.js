@@ -1,17 +1,19 @@
 // Opens the views of a document, each when it comes near:
 //   <div data-moe="playground" data-state="preset=collapse"><img …></div>
+//   <div data-moe="film" data-state="06-BalancingLab"><img …></div>
 //   <script type="module" src="…/page.js"></script>
 // What stands in such an element is replaced when the view is there. Without data-state the address has the state;
 // without a name, its ?view= has it. Another document shows a view in a frame: see `frame` in parts.js.
 
 import { Place, make } from "./parts.js";
 
-const VIEWS = ["playground", "wall"]; // each a module that has `show(place)`
-const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"];
+const VIEWS = ["playground", "wall", "film", "text"]; // each a module that has `show(place)`
+const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"], OF_A_FILM = NEEDED.slice(2); // which does not train
 
 export async function open(home) {
   home.dataset.moe ||= new URLSearchParams(location.search).get("view") ?? VIEWS[0];
-  const place = new Place(home), lacking = NEEDED.find((name) => !(name in globalThis));
+  const place = new Place(home), needed = place.view === "film" ? OF_A_FILM : NEEDED;
+  const lacking = needed.find((name) => !(name in globalThis));
   home.classList.add("moe-page");
   home.append(place.said);
   try {

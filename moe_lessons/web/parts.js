@@ -59,7 +59,7 @@ export class Place {
   get state() { return this.isOwn ? this.home.dataset.state : location.hash.slice(1); }
   keep(state) {
     if (this.isOwn) this.home.dataset.state = state;
-    else history.replaceState(null, "", `#${state}`);
+    else try { history.replaceState(null, "", `#${state}`); } catch { /* too often for this browser */ }
   }
   get link() {
     const address = new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href;

@@ -34,4 +34,5 @@ export function fillEven(array, random) {
 }
 
 export const floats = (data, ...shape) => new ort.Tensor("float32", data, shape);
+export const halves = (data, ...shape) => new ort.Tensor("float16", new Uint16Array(data), shape);
 export const whole = (data, ...shape) => new ort.Tensor("int32", data, shape);

@@ -138,10 +138,11 @@ function set(element, attributes) {
   return element;
 }
 const styled = (element, style) => Object.assign(element.style, style) && element;
-// What an element is named for: a chip or letter for an expert, a column or panel for a model.
+// What an element is named for: a chip or letter for an expert, a letter for a token, a column or panel for a model.
 function named(element) {
-  const [expert, model] = ["expert", "model"].map((kind) => element.closest(`[data-${kind}]`)?.dataset[kind]);
-  return { ...(expert && { expert: Number(expert) }), ...(model && { model: Number(model) }) };
+  const kinds = { expert: "expert", model: "model", token: "byte" };
+  const found = Object.entries(kinds).map(([kind, name]) => [kind, element.closest(`[data-${name}]`)?.dataset[name]]);
+  return Object.fromEntries(found.filter(([, index]) => index).map(([kind, index]) => [kind, Number(index)]));
 }
 
 // --- one display of the widget -----------------------------------------------------------------------------------
@@ -526,13 +527,16 @@ function colorBar(view, { even, most, numbers }) {
 class TextCard extends Card {
   constructor(view, place) { super(view, place, make("div", "moe-text")); }
   draw() {
-    const [{ texts, names = [], experts, sizes, says = [] }] = this.marks, key = [...texts, ...names].join("\0");
+    const [{ texts, names = [], experts, sizes, says = [], selected }] = this.marks;
+    const key = [selected, ...texts, ...names].join("\0");
     if (this.key === key && this.experts === experts) return;
     Object.assign(this, { key, experts });
     let letter = 0, byte = 0;
     const box = (sign, i, expert = experts[byte++]) => {
       const span = make("span", i ? "moe-rest" : "", i ? "" : { "\n": "↵", " ": "\u00a0" }[sign] ?? sign);
       if (says[byte - 1]) span.title = says[byte - 1];
+      if (isNumber(selected)) set(span, { "data-byte": byte - 1 });
+      span.classList.toggle("moe-picked", byte - 1 === selected);
       return expert >= 0 ? set(styled(span, this.view.cloth(expert)), { "data-expert": expert }) : span;
     };
     const boxes = (sign) => [...range(sizes?.[letter++] ?? 1).map((i) => box(sign, i)), sign === "\n" ? sign : ""];
@@ -758,7 +762,6 @@ const MARKS = {
       context.drawImage(cache.image, box.left, box.top, box.width, box.height);
       if (classes?.length) {
         if (cache.paper !== view.paper || cache.classes !== classes) paintClasses(cache, classes, view.paper);
-        context.imageSmoothingEnabled = false;
         context.drawImage(cache.pale, box.left, box.top, box.width, box.height);
       }
       for (const [e, across, up] of cache.middles) {
@@ -948,7 +951,7 @@ const MARKS = {
   },
   Parts: {
     legend: (_, { names, colors }) =>
-      names.map((name, i) => [name, { background: colors[i], height: "10px", width: "10px" }]),
+      names.length < 2 ? [] : names.map((name, i) => [name, { background: colors[i], height: "10px", width: "10px" }]),
     right: (card, { texts }) => 14 + Math.max(0, ...texts.map((text) => card.measure(text) + 4)),
     draw(card, { rows, names, values, colors, texts }) {
       const { context } = card, high = Math.min(0.68 * Math.abs(card.y(1) - card.y(0)), 34);
@@ -960,7 +963,7 @@ const MARKS = {
           context.fillStyle = colors[i];
           context.fillRect(left, middle - high / 2, wide > 2 ? wide - 1 : wide, high);
           const look = { color: css(inkOn(hex(colors[i]))) };
-          if (card.measure(name) < wide - 8 && high > 13) card.write(name, left + wide / 2, middle, look);
+          if (names.length > 1 && card.measure(name) < wide - 8 && high > 13) card.write(name, left + wide / 2, middle, look);
         });
         card.write(texts[row] ?? "", card.x(sum) + 6, middle, { align: "left" });
       });
@@ -1059,8 +1062,9 @@ function scoresAt({ left, top, width, height }, z, px, py) {
 }
 // Whose each point of the grid is.
 const owners = (z, [rows, columns, count] = z.shape) => Uint8Array.from({ length: rows * columns }, (_, i) => {
-  const scores = z.subarray(i * count, (i + 1) * count);
-  return scores.indexOf(Math.max(...scores));
+  let best = 0;
+  for (let e = 1; e < count; e++) if (z[i * count + e] > z[i * count + best]) best = e;
+  return best;
 });
 
 // Each pixel asks who is the first there and by how much: where the second is nearer than half a border's width, there
@@ -1068,10 +1072,10 @@ const owners = (z, [rows, columns, count] = z.shape) => Uint8Array.from({ length
 // cell; there, and where the points around say the same, no pixel need ask.
 function paintField(image, z, whose, colors, { paper, palette }, scale) {
   const { width, height } = image, [rows, columns, count] = z.shape, size = columns * count;
-  const pixels = new ImageData(width, height), out = new Uint32Array(pixels.data.buffer);
+  if (image.pixels?.width !== width || image.pixels.height !== height) image.pixels = new ImageData(width, height);
+  const out = new Uint32Array(image.pixels.data.buffer), ground = packed(paper);
   const hatches = colors.map((_, e) => hatchOf(e)), inks = colors.map((_, e) => tile(1, palette[e % 8]).ink);
-  const shades = [colors, colors.map((color, e) => mix(color, ...inks[e]))];
-  const flat = shades.map((colors) => colors.map(packed));
+  const flat = [colors, colors.map((color, e) => mix(color, ...inks[e]))].map((shades) => shades.map(packed));
   const wide = width / (columns - 1), tall = height / (rows - 1), [scores, rise] = [0, 1].map(() => new Float64Array(size));
   const ownerAt = (r, c) => whose[clamp(r, 0, rows - 1) * columns + clamp(c, 0, columns - 1)], near = [-1, 0, 1, 2];
   const isOwn = (owner, r, c) => near.every((i) => near.every((j) => ownerAt(r + i, c + j) === owner));
@@ -1096,10 +1100,14 @@ function paintField(image, z, whose, colors, { paper, palette }, scale) {
         cover = clamp(0.75 * scale + 0.5 - (best - next) / (steep + 1e-12), 0, 1);
       }
       const shade = hatches[one] && isHatched(hatches[one], x / scale, y / scale) ? 1 : 0;
-      out[y * width + x] = cover ? packed(mix(shades[shade][one], paper, cover)) : flat[shade][one];
+      out[y * width + x] = cover ? blended(flat[shade][one], ground, cover) : flat[shade][one];
     }
   }
-  image.getContext("2d").putImageData(pixels, 0, 0);
+  image.getContext("2d").putImageData(image.pixels, 0, 0);
+}
+function blended(one, other, part) { // packed colours, without an array for each pixel
+  const channel = (at) => Math.round(((one >> at) & 255) * (1 - part) + ((other >> at) & 255) * part) << at;
+  return ((255 << 24) | channel(0) | channel(8) | channel(16)) >>> 0;
 }
 
 // The classes as shades of the page's own colour: neighbours in number, and those three apart, differ clearly.

@@ -7,8 +7,13 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
+from moe_lessons.analysis import trace_text
+from moe_lessons.plots.marks import encode
+from moe_lessons.tasks import decode
+from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.training import PRESETS, plane_runs
 from tools import page as training_page
+from tools.text_model import WINDOW, stored_models, text_panels
 
 BARE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>The {0}</title><style>:root {{ color-scheme: light dark }}</style>
@@ -22,7 +27,7 @@ def folder(tmp_path_factory, runtime) -> Path:
     """A folder with two documents of few lines, and the page with the graphs of 'healthy', 'collapse' and one wall."""
     folder = tmp_path_factory.mktemp("page")
     training_page.main(str(folder / "page"), "few")
-    for name, view in {"index": ("playground", "data-guide"), "wall": ("wall", "")}.items():
+    for name, view in {"index": ("playground", "data-guide"), "wall": ("wall", ""), "text": ("text", "")}.items():
         (folder / f"{name}.html").write_text(BARE.format(*view), encoding="utf-8")
     return folder
 
@@ -250,7 +255,7 @@ def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
     own.wait_step(at + 1)
     assert own.page.locator(".moe-trouble").inner_text() == "" and max(own.measured()) < 100
     own.button("Play the recording of the whole training").click()
-    assert own.page.locator("[data-moe=film][data-state='08-WallRecording']").count() == 1
+    own.page.locator("[data-moe=film]").get_by_text("A recording of a real run").wait_for()
     lost = visit("", lambda page: page.route("**/facts-dense-64.step.z", lambda route: route.abort()), view="wall")
     lost.wait("() => document.querySelector('.moe-said')?.textContent")
     assert lost.said == "facts-dense-64.step.z did not arrive (no answer). Reload the page to try again."
@@ -292,3 +297,181 @@ def test_the_classes_stand_pale_in_the_territory_and_can_be_hidden(visit):
     own.control("classes").select_option("shown")
     own.page.wait_for_function(f"plain => ({pixels})() !== plain", arg=plain)
     assert own.state() == {"preset": "healthy"}
+
+
+# --- your own text ---------------------------------------------------------------------------------------------------
+
+FILL = """async ([text, layer, token]) => {
+    const [{ panelsOf }, { graph, halves, whole }, { json, unpacked }] = await Promise.all(
+        ["text", "runtime", "parts"].map((name) => import(new URL(`page/${name}.js`, location))));
+    const own = await json("text.json"), session = await graph("text.read.z"), all = await unpacked("text.weights.z");
+    const bytes = new TextEncoder().encode(text), ids = Int32Array.from({ ...bytes, length: own.window }), outs = [];
+    for (const at of [0, all.length / 2]) {
+        const weights = halves(all.slice(at, at + all.length / 2).buffer, all.length / 4);
+        outs.push(await session.run({ weights, ids: whole(ids, ids.length) }));
+    }
+    return JSON.parse(JSON.stringify(panelsOf(own, outs, { bytes, layer, token })));
+}"""
+NUMBER = r"−?\d+(?:\.\d+)?"
+
+
+class TextVisit(Visit):
+    """A page in which one's own text is read."""
+
+    letters = property(lambda self: self.page.locator("figure:first-child .moe-type span"))
+    field = property(lambda self: self.page.get_by_label("Type a text, or begin with a line"))
+
+    def ready(self) -> "TextVisit":
+        self.letters.first.wait_for()
+        return self
+
+    def type(self, text: str) -> None:
+        self.field.fill(text)
+        self.wait(
+            f"() => document.querySelectorAll('figure:first-child .moe-type span').length === {len(text.encode())}"
+        )
+
+    def titles(self) -> list[str]:
+        return self.page.locator("figcaption b").all_inner_texts()
+
+
+@pytest.fixture
+def visit_text(browser, address):
+    """visit_text(state, …): the page of one's own text, opened; it ends with the test."""
+    made = []
+
+    def open_page(*arguments, **options) -> TextVisit:
+        made.append(TextVisit(browser, address.replace("index", "text"), *arguments, **options))
+        return made[-1]
+
+    yield open_page
+    for each in made:
+        each.page.close()
+
+
+def like(one, other) -> bool:
+    """Whether two of a header are the same but for the rounding of numbers in their texts."""
+    if isinstance(one, str) and isinstance(other, str):
+        numbers = [[float(n.replace("−", "-")) for n in re.findall(NUMBER, text)] for text in (one, other)]
+        return re.sub(NUMBER, "#", one) == re.sub(NUMBER, "#", other) and numbers[0] == pytest.approx(
+            numbers[1], abs=0.11
+        )
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(like(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(like, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("text, layer, token", [("The old baker sees 12+3\n", 0, 4), ("τηε αβ: größer 😀{", 2, 7)])
+def test_the_page_fills_the_panels_as_python_does(visit_text, text, layer, token):
+    filled = visit_text().ready().page.evaluate(FILL, [text, layer, token])
+    panels = text_panels(stored_models(), text, layer, token)
+    assert len(filled["panels"]) == len(panels)
+    for place, panel in enumerate(panels):
+        header, arrays = encode(panel, place)
+        mine = filled["panels"][place] | {"height": header["height"]}  # of a text: for a figure of matplotlib
+        assert [key for key in header if not like(mine[key], header[key])] == []
+        for slot, array in arrays.items():
+            _, shape, values = filled["arrays"][slot]
+            assert tuple(shape) == array.shape, slot
+            assert values == pytest.approx(array.flatten().tolist(), abs=1e-4), slot
+
+
+def test_a_text_is_coloured_by_experts_and_a_click_shows_the_numbers_of_a_letter(visit_text, address):
+    own, model, text = visit_text().ready(), stored_models()["Trained"], "def find(old):\n    return old\n"
+    own.type(text)
+    trace = trace_text(model, text)
+    for layer in range(3):
+        own.control("layer").fill(str(layer))
+        own.page.get_by_text(f"Trained: first choices in layer {layer}", exact=True).wait_for()
+        found = own.letters.evaluate_all("spans => spans.map(span => Number(span.dataset.expert))")
+        assert found == trace[trace["layer"] == layer].sort_values("position")["expert0"].tolist(), layer
+    own.letters.nth(4).click()
+    own.page.locator(
+        "figcaption b", has_text="The block of layer 2, trained, with the numbers of token 4, “f”"
+    ).wait_for()
+    assert own.state() == {"text": text, "layer": "2", "token": "4"}
+    assert "Untrained: the byte after “f”" in own.titles()
+    block = own.page.locator("figure").last.locator("canvas")
+    block.focus()
+    said = []
+    for _ in range(35):
+        own.page.keyboard.press("ArrowRight")
+        said.append(own.page.locator(".moe-live").inner_text())
+    best = trace[(trace["layer"] == 2) & (trace["position"] == 4)].iloc[0]
+    assert any(f"E{best['expert0']}" in one and f"weight {best['weight0']:.2f}" in one for one in said), said
+    host = address.rpartition("/")[0]
+    assert [url for url in own.asked if not url.startswith((host, "data:", "blob:"))] == [] and own.errors == []
+
+
+def test_it_writes_the_likeliest_letter_and_then_goes_on_by_chance(visit_text):
+    own, model = visit_text("#text=The+o").ready(), stored_models()["Trained"]
+    for text in ("The o", "τηε μ", "12+30"):
+        own.type(text)
+        own.button("Write a letter").click()
+        own.wait(f"() => document.querySelector('textarea').value.length === {len(text) + 1}")
+        end = model.generate(to_bytes(text)[None], 2 if text == "τηε μ" else 1, temperature=0)[0]
+        assert own.field.input_value() == decode(end), text
+    own.button("Write on").click()
+    own.wait("() => document.querySelector('textarea').value.length > 12")
+    own.page.evaluate("document.querySelector('main').style.paddingTop = '3000px'; scrollTo(0, 0)")
+    own.page.wait_for_timeout(500)
+    before = own.field.input_value()
+    own.page.wait_for_timeout(800)
+    assert own.field.input_value() == before
+    own.page.evaluate("document.querySelector('main').style.paddingTop = 0")
+    own.wait(f"() => document.querySelector('textarea').value.length > {len(before)}")
+    own.button("Stop").click()
+    own.button("Write on").wait_for()
+    own.page.wait_for_timeout(400)
+    assert own.state()["text"] == own.field.input_value()
+    before = own.field.input_value()
+    own.page.wait_for_timeout(500)
+    assert own.field.input_value() == before and own.errors == []
+
+
+def test_strange_texts_and_addresses_do_no_harm(visit_text):
+    evil = "<img src=x onerror=alert(1)>"
+    own = visit_text(f"#text={evil}&layer=99").ready()
+    assert own.said == "The address cannot be read: layer must be from 0 to 2, got 99."
+    assert own.page.locator(".moe-page img").count() == 0 and own.field.input_value() == evil
+    own.type("größe 😀\0")
+    assert [i for i in range(13) if "moe-rest" in (own.letters.nth(i).get_attribute("class") or "")] == [
+        3,
+        5,
+        9,
+        10,
+        11,
+    ]
+    assert own.said == ""
+    own.field.fill("")
+    own.page.locator(".moe-said", has_text="There is no text: type a letter").wait_for()
+    own.button("Write a letter").click()
+    own.field.fill("ab" * 50)
+    own.page.locator(".moe-said", has_text=f"Your text has 100 bytes: the model reads the last {WINDOW}.").wait_for()
+    own.wait("() => document.querySelectorAll('figure:first-child .moe-type span').length === 64")
+    own.page.evaluate("location.hash = '#text=%ff%ce&token=7&layer=1&x'")
+    own.page.locator(".moe-said", has_text="token must be from 0 to 5, got 7.").wait_for()
+    own.page.evaluate("location.hash = '#text=hello&token=2&layer=1'")
+    own.page.locator("figcaption b", has_text="layer 1, trained, with the numbers of token 2, “l”").wait_for()
+    assert own.said == "" and own.errors == []
+
+
+def test_everyone_can_read_their_own_text_at_any_width(visit_text, violations):
+    own = visit_text("", viewport={"width": 390, "height": 844}, has_touch=True).ready()
+    own.button("greek").tap()
+    own.page.locator(".moe-rest").first.wait_for()
+    for width, theme in ((390, "dark"), (1280, "light")):
+        own.page.set_viewport_size({"width": width, "height": 900})
+        own.page.emulate_media(color_scheme=theme, reduced_motion="reduce")
+        own.page.wait_for_timeout(500)
+        assert own.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert violations(own.page) == [], (width, theme)
+
+
+def test_a_model_that_does_not_arrive_is_said(visit_text):
+    lost = visit_text("", lambda page: page.route("**/text.weights.z", lambda route: route.abort()))
+    lost.wait("() => document.querySelector('.moe-said')?.textContent")
+    assert lost.said == "text.weights.z did not arrive (no answer). Reload the page to try again."
+    assert lost.page.locator("[data-moe] p").inner_text() == "A picture"

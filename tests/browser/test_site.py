@@ -46,15 +46,20 @@ def test_it_has_the_other_documents_and_the_package(site):
 def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
     page = (site / "index.html").read_text(encoding="utf-8")
     assert SENTENCE in unescape(page) and "yet runs faster. How?" in page
-    assert '<div data-moe="playground"><img src="_images/playground.png"' in page and 'src="page/page.js"' in page
+    assert (
+        '<div data-moe="playground" data-guide><img src="_images/playground.png"' in page
+        and 'src="page/page.js"' in page
+    )
     doors = re.search(r'<p class="front-doors">(.*?)</p>', page, re.S)[1]
     assert re.findall(r'href="(?:notebooks/)?(\w+)\.html"', doors) == [*DOORS, "README"]
 
 
-def test_a_view_has_a_page_of_its_own(site):
+def test_its_page_of_a_view_has_that_view_and_a_picture_where_no_script_runs(site):
+    page = (site / "text.html").read_text(encoding="utf-8")
+    assert '<div data-moe="text"><img src="_static/text.png" alt="A sentence twice' in page and "page/page.js" in page
+    assert (site / "_static" / "text.png").is_file() and (site / "page" / "text.read.z").is_file()
     page = (site / "wall.html").read_text(encoding="utf-8")
     assert '<div data-moe="wall"><img src="_images/facts.png" alt="Two walls of lamps' in page
-    assert "<h1>What a model knows by heart</h1>" in page and 'src="page/page.js"' in page
 
 
 def test_the_search_knows_the_words_of_a_lesson(site):
@@ -88,7 +93,12 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
     asked, errors = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: errors.extend([message.text] * (message.type == "error")))
-    documents = [*(site / "notebooks").glob("*.html"), *(site / "docs").glob("*.html"), site / "index.html"]
+    documents = [
+        *(site / "notebooks").glob("*.html"),
+        *(site / "docs").glob("*.html"),
+        site / "index.html",
+        site / "text.html",
+    ]
     found = {}
 
     def scan(name: str, parts: str = "html") -> None:
@@ -107,3 +117,17 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
     page.close()
     assert [each for each in found.items() if each[1]] == []
     assert [url for url in asked if not url.startswith((address, "data:"))] == [] and errors == []
+
+
+def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(address, browser):
+    views = {"05_expert_collapse": ("film", "05-CollapseLab"), "00_welcome": ("playground", "preset=collapse")}
+    for is_alive in (True, False):
+        context = browser.new_context(java_script_enabled=is_alive, reduced_motion="reduce")
+        page = context.new_page()
+        for lesson, (kind, state) in views.items():
+            page.goto(f"{address}/notebooks/{lesson}.html")
+            view = page.locator(f"[data-moe={kind}][data-state='{state}']")
+            view.scroll_into_view_if_needed()
+            view.locator(".moe-canvas[data-step] canvas" if is_alive else "img[alt]").first.wait_for()
+            assert view.locator("img").count() == (not is_alive)
+        context.close()

@@ -39,8 +39,8 @@ def block(view) -> Panel:
     return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, twin)
 
 
-def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense: FeedForward | None = None) -> Panel:
-    """Show x, y (T, D) and the `Routing` of a block, with at most 16 tokens in the strip."""
+def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=None, has_strip=True) -> Panel:
+    """Show x, y (T, D) and the `Routing` of a block, and at most 16 tokens in the strip. dense: see `block_of`."""
     dense = dense_twin(moe, "total") if dense is None else dense
     if moe.num_experts > MOST_EXPERTS:
         raise ValueError(f"moe must have at most {MOST_EXPERTS} experts to be drawn, got {moe.num_experts}")
@@ -51,11 +51,14 @@ def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense: 
     heads, boxes, arrows, strip = [], [], [], []
     draw_ffn(heads, boxes, arrows, dense, moe, x)
     draw_mixture(heads, boxes, arrows, moe, routing, wanted[token].tolist(), is_masked, token, x, y)
-    draw_strip(heads, boxes, arrows, strip, routing, token)
-    axes = Axis(0, WIDTH, ticks=()), Axis(HEIGHT, 0, ticks=())
-    marks = [Arrows(*zip(*arrows), token), *(Boxes(*zip(*own), token, own is heads) for own in (heads, boxes, strip))]
+    if has_strip:
+        draw_strip(heads, boxes, arrows, strip, routing, token)
+    height = HEIGHT if has_strip else COUNTS + 24
+    axes = Axis(0, WIDTH, ticks=()), Axis(height, 0, ticks=())
+    parts = [own for own in (heads, boxes, strip) if own]
+    marks = [Arrows(*zip(*arrows), token), *(Boxes(*zip(*own), token, own is heads) for own in parts)]
     title = f"The block, with the numbers of token {token}"
-    size = {"width": 12, "least_width": 760, "height": HEIGHT}  # in less its letters would lie over each other
+    size = {"width": 12, "least_width": 760, "height": height}  # in less its letters would lie over each other
     return Panel(title, marks, *axes, **size, caption=MASKED if is_masked else UNMASKED)
 
 
