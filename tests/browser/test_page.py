@@ -255,7 +255,7 @@ def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
     own.wait_step(at + 1)
     assert own.page.locator(".moe-trouble").inner_text() == "" and max(own.measured()) < 100
     own.button("Play the recording of the whole training").click()
-    assert own.page.locator("[data-moe=film][data-state='08-WallRecording']").count() == 1
+    own.page.locator("[data-moe=film]").get_by_text("A recording of a real run").wait_for()
     lost = visit("", lambda page: page.route("**/facts-dense-64.step.z", lambda route: route.abort()), view="wall")
     lost.wait("() => document.querySelector('.moe-said')?.textContent")
     assert lost.said == "facts-dense-64.step.z did not arrive (no answer). Reload the page to try again."
