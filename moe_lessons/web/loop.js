@@ -4,7 +4,7 @@
 
 import { pack } from "./parts.js";
 
-const FPS = 42, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
+const FPS = 45, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
 const IN_FLIGHT = 2; // pictures that the page has not drawn yet
 
 export const mean = (rows, pick) => rows.reduce((sum, row) => sum + pick(row), 0) / Math.max(rows.length, 1);
@@ -80,17 +80,19 @@ async function show() {
   }
   const panels = {}, all = {}, { step, values: { token }, own: { experts }, shared: { numbers, look } } = own;
   const places = Object.entries(own.own.panels), count = places.length;
+  const isTold = isAsked || isPaused || now - toldAt > TEXTS;
   for (const [place, as_encoded] of places) {
     const header = structuredClone(as_encoded), slot = (rest) => `${place}.${rest}`;
     for (const mark of header.marks) if ("selected" in mark) mark.selected = token;
     const arrays = own.draw(Number(place), header, out, slot), text = JSON.stringify(header);
-    if (sent[place] !== text) [panels[place], sent[place]] = [header, text];
+    const isDue = isTold || header.marks[0]?.mark !== "Table"; // a page lays out all of a table for one new number
+    if (isDue && sent[place] !== text) [panels[place], sent[place]] = [header, text];
     for (const [rest, array] of Object.entries(arrays)) all[slot(rest)] = array;
   }
   const { slots, data } = pack(all), state = isPaused ? "paused" : "training";
   const words = { count, experts, token, step, state, trouble, budget: numbers.budget };
   words.until = more ? step + more : until;
-  if (isAsked || now - toldAt > TEXTS || isPaused) Object.assign(words, own.lines(out)), (toldAt = now);
+  if (isTold) Object.assign(words, own.lines(out)), (toldAt = now);
   shownAt = now;
   const content = { frame: ++frame, answer: true, panels, slots, words, ...(frame === 1 && { look }) };
   postMessage({ content, data, playing }, [data]);
@@ -107,14 +109,15 @@ async function work() { // one at a time: what is heard meanwhile is done in the
   isWorking = true;
   try {
     while (run && (asked || more || (playing && seen))) {
-      const end = performance.now() + TURN;
+      const now = performance.now(), due = shownAt + 1000 / FPS;
+      const end = due > now ? Math.min(due, now + TURN) : now + TURN;
       while ((more || (playing && seen)) && !asked && performance.now() < end) {
         const isGood = await trained();
         playing &&= isGood && run.step < until;
         more = isGood ? Math.max(more - 1, 0) : 0;
         asked ||= !playing && !more;
       }
-      if (asked || (performance.now() - shownAt > 950 / FPS && frame - drawn < IN_FLIGHT)) await show();
+      if (asked || (performance.now() >= due && frame - drawn < IN_FLIGHT)) await show();
       await turn();
     }
   } catch (error) { postMessage({ refused: `The training stopped: ${error.message}` }); }

@@ -2,8 +2,9 @@
 
     python tests/browser/engines.py
 
-In each: the first picture, its pace, every control to its ends, a link in a second window, and no request to another
-host. It prints figures, and fails where something is not as it should be. `make test` does the same in Chromium."""
+In each: the first picture, its pace, every control to its ends, a link in a second window, the other views, and no
+request to another host. It prints figures, and fails where something is not as it should be. `make test` does the same
+in Chromium."""
 
 import itertools
 import json
@@ -155,6 +156,10 @@ def check(browser: Firefox | WebKit, address: str) -> None:
     browser.new_window()
     browser.goto(link)
     wait(browser, f"{STATE}[0] > 0")
+    for view in ("text", "wall", "film#06-BalancingLab"):
+        browser.goto(f"{address}/view.html?view={view}")
+        wait(browser, f"{STATE}[1] > 0")
+    browser.goto(link)
     hosts = {url for url in browser.evaluate(HOSTS) if not url.startswith((address, "data:", "blob:"))}
     if hosts or browser.evaluate("location.href") != link:
         raise SystemExit(f"{name}: other hosts {hosts}, address {browser.evaluate('location.href')} for {link}")
