@@ -106,15 +106,11 @@ def control(name: str, stops: Any = None) -> dict[str, Any]:
 
 
 def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any]:
-    """Say what one graph needs: sizes of its state, FLOPs of a step of each model, and the panels as they are encoded.
-
-    An array of a panel stands under its slot: shape, type, and the values that the page starts from."""
+    """Say what one graph needs: sizes of its state, FLOPs of a step of each model, and the panels as they are encoded,
+    without their arrays."""
     own, structure = TrainedPlane(runs), ("num_experts", "top_k", "d_ff", "router")
     lab = Playground(panels=PANELS, **{name: getattr(setting, name) for name in structure})
-    headers, arrays = {}, {}
-    for place, panel in enumerate(lab.panels()):
-        headers[place], found = encode(panel, place)
-        arrays |= {slot: {"type": a.dtype.str[1:], "shape": a.shape} for slot, a in found.items()}
+    headers = {place: encode(panel, place)[0] for place, panel in enumerate(lab.panels())}
     lab.close()
     (table,) = headers[PANELS.index("cost")]["marks"]
     kept = [i for i, row in enumerate(table["rows"]) if row != NOT_PER_MODEL]
@@ -126,10 +122,8 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
         "weights": own.num_weights,
         "size": own.size,
         "router_at": router_place(runs),
-        "models": list(runs),
         "flops": [own.batch_size * flops_per_token(run.model, training=True) for run in runs.values()],
         "panels": headers,
-        "arrays": arrays,
     }
 
 

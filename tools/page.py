@@ -23,7 +23,7 @@ from joblib import Parallel, delayed
 
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
-from moe_lessons.web.graphs import MEANING, Graph, export_batch, export_reading, export_step, export_text
+from moe_lessons.web.graphs import MEANING, NUM_MEASURED, Graph, export_batch, export_reading, export_step, export_text
 from moe_lessons.widgets.canvas import LiveCanvas
 from tools import text_model, wall
 from tools.lesson_views import FILMS
@@ -38,7 +38,11 @@ STRUCTURE = "num_experts", "top_k", "d_ff", "router"
 
 
 def main(folder: str, graphs: str = "all") -> None:
-    """Make the page in a folder."""
+    """Make the page in a folder. Ends the program where another folder would be lost, or there is no npm package."""
+    if graphs not in ("all", "few"):
+        raise SystemExit(f"The second word must be all or few, got {graphs}.")
+    if Path(folder).is_dir() and any(Path(folder).iterdir()) and not Path(folder, "view.html").is_file():
+        raise SystemExit(f"FOLDER must be new or empty, or have a page, got {folder}.")
     settings, seeds = offered(), len(STOPS["seed"])
     if graphs == "few":
         settings, seeds = {graph_name(PRESETS[name]): PRESETS[name] for name in FEW}, 2
@@ -48,7 +52,9 @@ def main(folder: str, graphs: str = "all") -> None:
     folder.mkdir(parents=True)
     KEPT.mkdir(parents=True, exist_ok=True)
     with FileLock(KEPT / "lock"):  # tests may make it at the same time
-        jobs = {f"{name}.z": delayed(keep)(kept(name), export_batch, PlaneTask(name), 256) for name in PLANE_TASKS}
+        jobs = {
+            f"{name}.z": delayed(keep)(kept(name), export_batch, PlaneTask(name), NUM_MEASURED) for name in PLANE_TASKS
+        }
         pairs = {name: (runs_of(setting), export_step, export_reading) for name, setting in settings.items()}
         pairs |= {name: (run, *wall.EXPORTS) for name, run in walls.graphs().items()}
         for name, (given, *exports) in pairs.items():
@@ -124,7 +130,8 @@ def kept(*name: str) -> Path:
 def key() -> str:
     """What a graph depends on: the source of what it does, and who exports it."""
     sources = [path for part in ("nn", "tasks", "training") for path in (ROOT / "moe_lessons" / part).glob("*.*")]
-    parts = [path.read_bytes() for path in [WEB / "graphs.py", *sorted(sources)]]
+    sources += [WEB / "graphs.py", ROOT / "moe_lessons" / "widgets" / "plane.py", ROOT / "tools" / "text_model.py"]
+    parts = [path.read_bytes() for path in sorted(sources)]
     parts += [version(name).encode() for name in ("torch", "onnx", "onnxscript")]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 

@@ -2,7 +2,7 @@
 // same canvas. tools/films.py makes films, and says how they are stored. The state is the name of one.
 
 import canvas from "./canvas.js";
-import { Control, bar, button, make, unpacked } from "./parts.js";
+import { Control, bar, button, damaged, make, unpacked } from "./parts.js";
 
 const PAUSE = 120; // milliseconds between two pictures
 
@@ -26,11 +26,10 @@ function decode(bytes) {
 }
 
 async function load(name) {
-  if (!/^[\w-]+$/.test(name)) throw new Error(`The name of a film must have letters, digits and -, got ${name || "none"}.`);
-  const bytes = await unpacked(`films/${name}.z`).catch((error) => { // an error of ours is a sentence
-    throw error.constructor === Error ? error : new Error(`The film ${name} is damaged.`);
-  });
-  try { return decode(bytes); } catch { throw new Error(`The film ${name} is damaged.`); }
+  if (!/^[\w-]+$/.test(name))
+    throw new Error(`The name of a film must have letters, digits and -, got ${name || "none"}.`);
+  const bytes = await unpacked(`films/${name}.z`);
+  try { return decode(bytes); } catch { return damaged(`films/${name}.z`)(); }
 }
 
 export default async function show(place) {

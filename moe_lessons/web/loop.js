@@ -65,6 +65,7 @@ export class History {
 const TOO_LARGE = "The last step was too large and is taken back: lower the learning rate to go on.";
 const KEPT_WEIGHTS = "The weights of the last good step are kept: lower the learning rate to go on.";
 let run = null, opening = null, playing = false, seen = true, until = 0, asked = false, isWorking = false, trouble = "";
+let latest = null, busy = Promise.resolve(); // the values that are asked for; what the loop waits for
 let more = 0, frame = 0, drawn = 0, shownAt = 0, toldAt = 0, sent = {}; // more: steps to train in a pause
 const turns = new MessageChannel(), waiting = [];
 turns.port1.onmessage = () => waiting.shift()();
@@ -78,6 +79,7 @@ async function show() {
     await own.goBack();
     [playing, more, isPaused, trouble, out] = [false, 0, true, TOO_LARGE, await own.look(true)];
   }
+  if (own !== run) return;
   const panels = {}, all = {}, { step, values: { token }, own: { experts }, shared: { numbers, look } } = own;
   const places = Object.entries(own.own.panels), count = places.length;
   const isTold = isAsked || isPaused || now - toldAt > TEXTS;
@@ -98,12 +100,6 @@ async function show() {
   postMessage({ content, data, playing }, [data]);
 }
 
-async function trained() { // one step; or why not
-  const isGood = await run.train();
-  if (!isGood) trouble = `The training stopped after step ${run.step}: the loss is not finite. ${KEPT_WEIGHTS}`;
-  return isGood;
-}
-
 async function work() { // one at a time: what is heard meanwhile is done in the next round
   if (isWorking) return;
   isWorking = true;
@@ -112,15 +108,17 @@ async function work() { // one at a time: what is heard meanwhile is done in the
       const now = performance.now(), due = shownAt + 1000 / FPS;
       const end = due > now ? Math.min(due, now + TURN) : now + TURN;
       while ((more || (playing && seen)) && !asked && performance.now() < end) {
-        const isGood = await trained();
+        const own = run, isGood = await (busy = own.train());
+        if (own !== run) break; // another was started meanwhile
+        if (!isGood) trouble = `The training stopped after step ${run.step}: the loss is not finite. ${KEPT_WEIGHTS}`;
         playing &&= isGood && run.step < until;
         more = isGood ? Math.max(more - 1, 0) : 0;
         asked ||= !playing && !more;
       }
-      if (asked || (performance.now() >= due && frame - drawn < IN_FLIGHT)) await show();
+      if (asked || (performance.now() >= due && frame - drawn < IN_FLIGHT)) await (busy = show());
       await turn();
     }
-  } catch (error) { postMessage({ refused: `The training stopped: ${error.message}` }); }
+  } catch (error) { postMessage({ refused: `The training stopped: ${error.message.replace(/\.?$/, ".")}` }); }
   isWorking = false;
 }
 
@@ -130,23 +128,28 @@ export function serve(open, same) {
   const HEARD = {
     async start({ values, name }) {
       opening?.abort();
+      latest = values;
       const { signal } = (opening = new AbortController());
       try {
         const made = await open(values, name, signal), { recent, budget } = made.shared.numbers;
         if (signal.aborted) return made.end?.();
         const last = run?.step > recent ? run : run?.ghost, old = last?.values[same] === values[same] ? last : null;
         if (old) old.ghost = null;
-        run?.end?.();
-        run = Object.assign(made, { ghost: old });
+        const ended = run; // it may be in the middle of a step
+        busy.catch(() => {}).then(() => ended?.end?.());
+        run = Object.assign(made, { ghost: old, values: latest });
+        opening = null;
         [trouble, until, more, sent] = ["", playing ? budget : 0, 0, {}];
         postMessage({ started: values });
       } catch (error) {
-        if (!signal.aborted) postMessage({ refused: error.message });
+        if (!signal.aborted) postMessage({ refused: error.message }), (opening = null);
       }
     },
     turn({ values, isKnob }) {
-      if (isKnob && run?.step && run.marks.at(-1) !== run.step) run.marks.push(run.step);
-      if (run) [run.values, trouble] = [values, ""];
+      latest = values;
+      if (!run || opening) return;
+      if (isKnob && run.step && run.marks.at(-1) !== run.step) run.marks.push(run.step);
+      [run.values, trouble] = [values, ""];
     },
     play() { [playing, more, trouble, until] = [true, 0, "", run ? run.step + run.shared.numbers.budget : 0]; },
     pause() { playing = false; },

@@ -7,7 +7,7 @@
 
 import { Place, make } from "./parts.js";
 
-const VIEWS = ["playground", "film", "text", "wall"]; // each a module that has `show(place)`
+const VIEWS = ["playground", "film", "text", "wall"]; // each a module whose default is show(place)
 const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"], OF_A_FILM = NEEDED.slice(2); // which does not train
 
 export async function open(home) {

@@ -10,13 +10,14 @@ async function fetched(name) {
   if (!answer.ok) throw new Error(`${name} did not arrive (${answer.status}).`);
   return answer;
 }
+export const damaged = (name) => () => { throw new Error(`${name} is damaged.`); };
 export async function unpacked(name) { // unless the server has done it
   const bytes = new Uint8Array(await (await fetched(name)).arrayBuffer());
   if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  return new Uint8Array(await new Response(stream).arrayBuffer().catch(damaged(name)));
 }
-export const json = (name) => once(name, async () => (await fetched(name)).json());
+export const json = (name) => once(name, async () => (await fetched(name)).json().catch(damaged(name)));
 
 // Arrays as the canvas takes them: {slot: [type, shape, values]} -> where each lies, and all of them in one buffer.
 const ARRAYS = { u1: Uint8Array, i4: Int32Array, f4: Float32Array };
@@ -79,7 +80,7 @@ export class Place {
       button("Embed", "One line of HTML that shows this state in a page of yours", () => copy("The line", this.frame)),
     ];
   }
-  // Calls seen(isSeen), and opened() where a link is opened in the address; a canvas in it hears of a new theme.
+  // Calls seen(isSeen), and opened() where a link is opened in the address.
   watch(seen, opened = () => {}) {
     let isInside = true;
     const tell = () => seen(isInside && !document.hidden);

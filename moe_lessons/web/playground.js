@@ -32,7 +32,8 @@ export class Settings {
   parse(address) {
     const fail = (what) => { throw new Error(`The address cannot be read: ${what}.`); };
     const { preset: name = this.first, ...given } = Object.fromEntries(new URLSearchParams(address));
-    if (!(name in this.presets)) fail(`preset must be one of ${Object.keys(this.presets).join(", ")}, got ${name}`);
+    if (!Object.hasOwn(this.presets, name))
+      fail(`preset must be one of ${Object.keys(this.presets).join(", ")}, got ${name}`);
     if (this.presets[name].off) fail(`the preset ${name} is ${this.presets[name].off}`);
     const values = this.preset(name), unknown = Object.keys(given).find((key) => !this.names.includes(key));
     if (unknown !== undefined) fail(`there is no control ${unknown}`);
@@ -42,7 +43,7 @@ export class Settings {
       const texts = this.stops(key, values)?.map(([, value]) => String(value));
       if (!this.live.has(key) && !texts.includes(text)) fail(`${key} must be one of ${texts.join(", ")}, got ${text}`);
       if (this.live.has(key) && !(number >= 0 && number <= most && (number > 0 || key !== "lr")))
-        fail(`${key} must be a number ${least}, got ${text}`);
+        fail(`${key} must be a number ${least}${most === 1 ? " and at most 1" : ""}, got ${text}`);
       values[key] = typeof values[key] === "number" ? number : text;
     }
     return this.check(values);
@@ -106,7 +107,7 @@ export class Playground {
     if ("guide" in place.home.dataset) this.guide({ look: view, collapse, link });
     this.worker = new Worker(new URL(worker, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
-    this.worker.onerror = () => this.say("The training cannot start: this browser has no workers that are modules.");
+    this.worker.onerror = () => this.say(`${worker} did not arrive, or this browser has no workers that are modules.`);
     const model = { on: (_, hear) => (this.hear = hear), off() {}, get() {}, set() {}, send: (it) => this.told(it) };
     canvas.render({ el: view, model });
     place.watch((isSeen) => this.ask("seen", { isSeen }), () => this.open());
@@ -121,7 +122,7 @@ export class Playground {
   ask(kind, more) { this.worker.postMessage({ kind, ...more }); }
   // From here on `values` are what is asked for; `standing` is what trains.
   start(values) {
-    this.values = values;
+    [this.values, this.isOpening] = [values, true];
     this.ask("start", { values: this.settings.inForce(values), name: this.settings.graph(values) });
     this.show();
   }
@@ -133,7 +134,8 @@ export class Playground {
     }
     this.say("");
     if (!isSame(settings.structure)) return this.start(values);
-    this.values = this.standing = values;
+    this.values = values;
+    if (!this.isOpening) this.standing = values;
     this.ask("turn", { values: settings.inForce(values), isKnob: !isSame([...settings.live]) });
     this.show();
   }
@@ -144,6 +146,7 @@ export class Playground {
     preset === "rescued" && this.isAt("collapse") ? this.apply(chosen) : this.start(chosen);
   }
   answer({ content, data, playing, started, refused }) {
+    if (started || refused) this.isOpening = false;
     if (started) this.standing = this.values;
     if (refused) {
       this.say(`${refused} ${this.standing ? "What stands is kept." : "Reload the page to try again."}`);

@@ -1,14 +1,14 @@
 // Runs what torch has exported, by onnxruntime in one thread of WebAssembly, and draws random numbers for it.
 
 import * as ort from "./onnxruntime.js";
-import { once, unpacked } from "./parts.js";
+import { damaged, once, unpacked } from "./parts.js";
 
 export const numbers = (name) => once(name, async () => new Float32Array((await unpacked(name)).buffer));
 export const graph = (name) => once(name, async () => {
   const [bytes] = await Promise.all([unpacked(name), once("onnxruntime", async () => {
     Object.assign(ort.env.wasm, { numThreads: 1, wasmBinary: await unpacked("onnxruntime.z") });
   })]);
-  return ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  return ort.InferenceSession.create(bytes, { executionProviders: ["wasm"] }).catch(damaged(name));
 });
 
 export function randomOf(seed) { // mulberry32: from 0 to 1

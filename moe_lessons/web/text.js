@@ -95,7 +95,7 @@ class OwnText {
     const { own, place } = this, given = Object.fromEntries(new URLSearchParams(place.state));
     const text = (given.text ?? Object.values(own.examples)[0]).slice(-MOST), { length } = utf8.encode(text);
     const counts = { layer: own.layers, token: Math.min(length, own.window) };
-    const isBad = (name) => name in given && !range(counts[name]).map(String).includes(given[name]);
+    const isBad = (name) => name in given && counts[name] && !range(counts[name]).map(String).includes(given[name]);
     const bad = Object.keys(counts).find(isBad), { layer = 0, token = null } = bad ? {} : given;
     const why = `The address cannot be read: ${bad} must be from 0 to ${counts[bad] - 1}, got ${given[bad]}.`;
     this.change({ text, layer: Number(layer), token: token && Number(token), trouble: bad ? why : "" });
@@ -146,7 +146,7 @@ class OwnText {
   }
   async goOn() { // each letter by its probability
     const mine = (this.writing = this.writing ? null : {});
-    [this.on.textContent, this.on.ariaPressed] = [mine ? "Stop" : "Write on", String(Boolean(mine))];
+    this.on.textContent = mine ? "Stop" : "Write on";
     const at = (probs, left = this.random()) => probs.findIndex((part) => (left -= part) < 0);
     const draw = (bytes, probs) => bytes[at(probs)] ?? bytes[0];
     while (mine && this.writing === mine) {

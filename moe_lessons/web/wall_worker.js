@@ -15,17 +15,13 @@ class Wall extends History {
   }
   ask(kind, more = () => ({})) { // all models; what each answers
     const lost = "wall_model.js did not arrive, or this browser has no workers within workers.";
-    return (this.busy = Promise.all(this.workers.map((worker, k) => new Promise((done, failed) => {
+    return Promise.all(this.workers.map((worker, k) => new Promise((done, failed) => {
       worker.onmessage = ({ data }) => ("refused" in data ? failed(new Error(data.refused)) : done(data.answer));
       worker.onerror = () => failed(new Error(lost));
       worker.postMessage({ kind, ...more(this.own.models[k]) });
-    }))));
+    })));
   }
-  async end() {
-    await this.busy.catch(() => {}); // who waits for it says it
-    this.stop();
-  }
-  stop() { for (const worker of this.workers) worker.terminate(); }
+  end() { for (const worker of this.workers) worker.terminate(); }
   async train() { // one step of all; where one of them diverges, none has made it
     const { rates, every } = this.own, rate = this.values.lr * (rates[this.step] ?? rates.at(-1));
     const answers = await this.ask("step", () => ({ rate }));
@@ -81,8 +77,8 @@ async function open(values, name, signal) {
   signal.throwIfAborted(); // before there are workers
   const run = new Wall(shared, own, book, values), { numbers: { length, read }, knobs } = shared;
   const asked = { book, seed, num_entries, length, read, rateAt: knobs.indexOf("lr") };
-  signal.onabort = () => run.stop();
-  try { await run.ask("start", (model) => ({ ...model, ...asked })); } catch (error) { run.stop(); throw error; }
+  signal.onabort = () => run.end();
+  try { await run.ask("start", (model) => ({ ...model, ...asked })); } catch (error) { run.end(); throw error; }
   signal.onabort = null;
   return run;
 }

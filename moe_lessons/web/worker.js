@@ -157,7 +157,8 @@ function lines(run, out) {
   const [with_it, without] = [out.plain, out].map(({ accuracy }) => percent(accuracy[0]));
   const told = filled(reading.token, { token, x, y, label, verdict, read, served });
   return { words: words + (isWorse ? filled(reading.worse, { guessing: guessing.toFixed(2) }) : ""),
-    reading: told + (muted(run) === null ? "" : filled(reading.muted, { expert: muted(run), with_it, without, points: numbers.measured })) };
+    reading: told + (muted(run) === null ? "" : filled(reading.muted, {
+      expert: muted(run), with_it, without, points: numbers.measured })) };
 }
 const muted = ({ values: { mute } }) => (mute === "none" ? null : Number(mute.slice(1)));
 

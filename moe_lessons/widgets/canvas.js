@@ -180,6 +180,7 @@ class View {
     for (const observer of [this.sizes, sight]) observer.observe(el);
     const receive = (message, buffers) => quietly(() => this.receive(message, buffers));
     const timer = setInterval(() => this.tidy(model.get("_css")), 500);
+    this.isOfKernel = Boolean(model.widget_manager);
     model.on("msg:custom", receive);
     const note = () => this.save(model);
     model.widget_manager?.moeNotes?.add(note);
@@ -416,7 +417,8 @@ class View {
     const timer = setInterval(watch, 100); // while it is dragged
     addEventListener("pointerup", () => setTimeout(() => clearInterval(timer, watch()), 50), { once: true });
   }
-  wait(name) {
+  wait(name) { // for a kernel: a page answers at once
+    if (!this.isOfKernel) return;
     this.waiting ??= new Set();
     this.waiting.add(name);
     this.late ??= setTimeout(() => this.sayWhy(), 500);
@@ -447,7 +449,7 @@ class View {
     this.isStale = this.el.closest(".jupyter-widgets-disconnected") !== null; // so says JupyterLab
     if (++this.turn % 4 === 0) for (const card of this.cards.values()) card.tell?.();
     const isCalm = this.shown && this.shown === this.before && this.shown !== this.photographed;
-    if (isCalm && this.isSeen && this.words.state !== "training") this.photograph(style).catch(console.debug);
+    if (isCalm && this.isOfKernel && this.isSeen && this.words.state !== "training") this.photograph(style).catch(console.debug);
     this.before = this.shown;
     if (home !== this.home) this.hearControls((this.home = home));
     if (this.isStale) this.answered();

@@ -120,6 +120,6 @@ def test_what_cannot_be_played_gets_one_sentence(opened):
         name: opened(name).locator(".moe-said").inner_text() for name in ("gone", "cut", "short", "other", "", "../x")
     }
     assert said["gone"] == f"films/gone.z did not arrive (404). {again}"
-    assert all(said[name] == f"The film {name} is damaged. {again}" for name in ("cut", "short", "other"))
+    assert all(said[name] == f"films/{name}.z is damaged. {again}" for name in ("cut", "short", "other"))
     assert said[""] == f"The name of a film must have letters, digits and -, got none. {again}"
     assert said["../x"].startswith("The name of a film must have letters, digits and -, got ../x.")

@@ -476,3 +476,24 @@ def test_a_model_that_does_not_arrive_is_said(visit_text):
     lost.wait("() => document.querySelector('.moe-said')?.textContent")
     assert lost.said == "text.weights.z did not arrive (no answer). Reload the page to try again."
     assert lost.page.locator("[data-moe] p").inner_text() == "A picture"
+
+
+def test_what_is_asked_while_a_start_is_on_its_way_is_not_lost(visit):
+    def slow(page) -> None:
+        page.route("**/top-k-8-1-8.step.z", lambda route: (time.sleep(1), route.continue_()))
+
+    own = visit("", slow).ready()
+    own.button("collapse").click()
+    own.control("token").fill("7")
+    own.wait("() => document.querySelector('.moe-reading').textContent.startsWith('Token 7 ')")
+    own.wait("() => document.querySelector('#moe-task').value === 'voronoi'")
+    own.train(50)
+    assert own.state() == {"preset": "collapse", "token": "7"} and own.said == ""
+
+
+def test_a_wall_that_starts_afresh_again_and_again_goes_on(visit):
+    own = visit("", view="wall", is_calm=False).ready()
+    for _ in range(25):
+        own.page.wait_for_timeout(150)
+        own.button("Reset").click()
+    own.wait_step(3)

@@ -14,7 +14,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from moe_lessons.nn import EQUAL_ACTIVE, MoE, TopKRouter, muted
-from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask, grid
+from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
 from moe_lessons.training.knobs import KNOBS as TABLE
 from moe_lessons.training.run import token_losses
@@ -54,7 +54,7 @@ def session(graph):
     return lambda **inputs: dict(zip(graph.outputs, found.run(None, {n: np.asarray(v) for n, v in inputs.items()})))
 
 
-def follow(setting: PlaneSetting, monkeypatch, steps: int = 10) -> None:
+def follow(setting: PlaneSetting, monkeypatch) -> None:
     """Ten steps of the runs and of the graph on the same random numbers; then what is read of both."""
     runs = plane_runs(setting, seed=SEED)
     main, T = runs["MoE"], runs["MoE"].batch_size
@@ -73,7 +73,7 @@ def follow(setting: PlaneSetting, monkeypatch, steps: int = 10) -> None:
     monkeypatch.setattr(torch, "randn_like", normal)
     monkeypatch.setattr(Tensor, "uniform_", uniform)
     state, generator = own.start().numpy(), torch.Generator().manual_seed(SEED)
-    for count in range(1, steps + 1):
+    for count in range(1, 11):
         if count == 5:
             main.knobs.router_aux_loss_coef = 0.3  # a slider is moved
             for run in runs.values():
@@ -137,7 +137,6 @@ def test_a_batch_has_the_points_and_classes_of_its_task(name):
     x, y = task.place(drawn, blob if task.has_blobs else None)
     got = session(export_batch(task, T))(drawn=drawn, blob=blob.int(), prototypes=task.prototypes)
     assert got["x"] == pytest.approx(x.numpy(), abs=1e-6) and (got["y"] == y.numpy()).all()
-    assert (task.labels(grid(9)) >= 0).all()
 
 
 @pytest.mark.parametrize("router", ("sigmoid", "expert choice"))
@@ -209,7 +208,6 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     setting = PRESETS["collapse"]
     own = json.loads(json.dumps(graph_manifest(plane_runs(setting), setting)))
     assert [panel["title"] for panel in own["panels"].values()][0] == "Territory: first choices"
-    assert own["arrays"]["0.0.z"] == {"type": "f2", "shape": [25, 25, 8]}
     assert own["panels"]["5"]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
     with pytest.raises(ValueError, match="graph must be one of .*, got 'top-k-3-1-4'"):
         manifest(["top-k-3-1-4"], seeds=1)
