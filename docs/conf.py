@@ -34,7 +34,7 @@ myst_heading_slug_func = "conf.slug"
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
-html_theme_options = {"navbar_center": [], "show_prev_next": True, "footer_end": []}
+html_theme_options = {"back_to_top_button": False, "navbar_center": [], "show_prev_next": True, "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
         "title": "What a model knows by heart",
@@ -63,7 +63,7 @@ html_static_path = ["site.css", "text.png"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (HERE.parent / "README.md").read_text(encoding="utf-8"), re.M)[1]
 DOORS = {  # buttons of the front page -> where they lead
     "See it collapse": "#preset=collapse",
-    "See what it knows": "wall.html",
+    "See what it knows": "wall.html#num_entries=500&lr=0.01",
     "Try your own text": "text.html",
     "Start the course": "notebooks/00_welcome.html",
 }
@@ -115,6 +115,8 @@ def enliven(app, doctree) -> None:
             image.parent.insert(at, nodes.raw("", tag, format="html"))
             image.parent.insert(at + 2, nodes.raw("", "</div>", format="html"))
     if places:
+        said = "On this page the views train or play a recording. In the notebook you run the cells and train yourself."
+        doctree[0].insert(1, nodes.paragraph("", "", nodes.emphasis("", said)))
         doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")
 
 

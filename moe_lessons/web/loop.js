@@ -93,7 +93,7 @@ async function show() {
   }
   const { slots, data } = pack(all), state = isPaused ? "paused" : "training";
   const words = { count, experts, token, step, state, trouble, budget: numbers.budget };
-  words.until = more ? step + more : until;
+  words.until = more ? step + more : playing ? 0 : until; // it trains until it is asked to pause, or for very long
   if (isTold) Object.assign(words, own.lines(out)), (toldAt = now);
   shownAt = now;
   const content = { frame: ++frame, answer: true, panels, slots, words, ...(frame === 1 && { look }) };

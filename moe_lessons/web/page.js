@@ -17,9 +17,10 @@ export async function open(home) {
   home.classList.add("moe-page");
   home.append(place.said);
   try {
-    if (lacking) throw new Error(`This browser cannot train here: it has no ${lacking}.`);
+    if (lacking) throw new Error(`This browser cannot show this view: it has no ${lacking}.`);
     if (!VIEWS.includes(place.view)) throw new Error(`view must be one of ${VIEWS.join(", ")}, got ${place.view}.`);
-    await (await import(`./${place.view}.js`)).default(place);
+    const lost = () => { throw new Error(`${place.view}.js, or what it imports, did not arrive.`); };
+    await (await import(`./${place.view}.js`).catch(lost)).default(place);
   } catch (error) { place.say(`${error.message} Reload the page to try again.`); }
 }
 

@@ -7,12 +7,13 @@ export function once(name, load) {
 }
 async function fetched(name) {
   const answer = await fetch(new URL(name, import.meta.url)).catch(() => ({ status: "no answer" }));
-  if (!answer.ok) throw new Error(`${name} did not arrive (${answer.status}).`);
+  const isPage = answer.ok && answer.headers.get("content-type")?.includes("html"); // some servers say so that there is no file
+  if (!answer.ok || isPage) throw new Error(`${name} did not arrive (${isPage ? "a page" : answer.status}).`);
   return answer;
 }
 export const damaged = (name) => () => { throw new Error(`${name} is damaged.`); };
 export async function unpacked(name) { // unless the server has done it
-  const bytes = new Uint8Array(await (await fetched(name)).arrayBuffer());
+  const bytes = new Uint8Array(await (await fetched(name)).arrayBuffer().catch(damaged(name)));
   if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Uint8Array(await new Response(stream).arrayBuffer().catch(damaged(name)));
@@ -55,7 +56,10 @@ export class Place {
   constructor(home) {
     Object.assign(this, { home, view: home.dataset.moe, isOwn: "state" in home.dataset, id: `moe${places++ || ""}` });
     this.said = make("div", { class: "moe-said", role: "status" });
-    this.say = (text) => { if (this.said.textContent !== text) this.said.textContent = text; };
+    this.say = (text) => {
+      const short = text.length > 600 ? `${text.slice(0, 600)} …` : text; // an address may be long
+      if (this.said.textContent !== short) this.said.textContent = short;
+    };
   }
   get state() { return this.isOwn ? this.home.dataset.state : location.hash.slice(1); }
   keep(state) {
@@ -76,7 +80,7 @@ export class Place {
       this.say(`${isCopied ? "Copied" : what}: ${text}`);
     };
     return [
-      button("Copy link", "The address of this state, to send to someone", () => copy("The link", this.link)),
+      button("Copy link", "The address of these settings: there it trains anew", () => copy("The link", this.link)),
       button("Embed", "One line of HTML that shows this state in a page of yours", () => copy("The line", this.frame)),
     ];
   }
@@ -86,19 +90,24 @@ export class Place {
     const tell = () => seen(isInside && !document.hidden);
     new IntersectionObserver((entries) => tell((isInside = entries.at(-1).isIntersecting))).observe(this.home);
     document.addEventListener("visibilitychange", tell);
-    if (!this.isOwn) addEventListener("hashchange", opened);
+    if (!this.isOwn) addEventListener("hashchange", () => (opened(), this.home.scrollIntoView()));
   }
 }
 
 // Hints, one at a time, each at what it is about: it goes when it is followed, and all go when they are closed.
-// hints: [where it stands below, what is waited for, its event, the text]s.
+// hints: [where it stands below, what is waited for, its event, the text, whether that was enough]s.
 export function guide(hints) {
   const hint = make("div", { class: "moe-hint", role: "note" });
   const close = button("×", "No more hints", () => hint.remove());
   const next = () => {
-    const [below, element, event, text] = hints.shift() ?? [];
+    const [below, element, event, text, isEnough = () => true] = hints.shift() ?? [];
     if (!below) return hint.remove();
-    element.addEventListener(event, () => hint.isConnected && next(), { once: true });
+    const follow = () => {
+      if (!isEnough()) return;
+      element.removeEventListener(event, follow);
+      if (hint.isConnected) next();
+    };
+    element.addEventListener(event, follow);
     hint.replaceChildren(text, close);
     below.after(hint);
   };

@@ -38,7 +38,8 @@ export class Settings {
     const values = this.preset(name), unknown = Object.keys(given).find((key) => !this.names.includes(key));
     if (unknown !== undefined) fail(`there is no control ${unknown}`);
     for (const key of new Set(["num_experts", ...this.names])) { // which says what the others may be
-      const text = given[key] ?? String(values[key]), number = text.trim() === "" ? NaN : Number(text);
+      const usual = key === "top_k" ? Math.min(values[key], values.num_experts) : values[key];
+      const text = given[key] ?? String(usual), number = text.trim() === "" ? NaN : Number(text);
       const least = key === "lr" ? "above 0" : "of at least 0", most = key === "jitter_noise" ? 1 : 1e30;
       const texts = this.stops(key, values)?.map(([, value]) => String(value));
       if (!this.live.has(key) && !texts.includes(text)) fail(`${key} must be one of ${texts.join(", ")}, got ${text}`);
@@ -83,7 +84,7 @@ export class Playground {
     this.play = button("Play", "Start or pause the training", () => this.ask(this.isPlaying ? "pause" : "play"));
     const steps = (text, tip, count) => button(text, tip, () => this.ask("steps", { count }));
     this.steps = [steps("Step", "Train one step", 1), steps("+50", "Train 50 steps", 50)];
-    const reset = button("Reset", "Start afresh with the same settings", () => this.start(this.values));
+    const reset = button("Reset", "Start afresh with the same settings", () => (this.say(""), this.start(this.values)));
     this.presets = Object.entries(settings.presets).map(([name, { tip, off }]) => {
       const made = button(name, off ? `${tip}. ${off}` : tip, () => this.choose(name));
       return Object.assign(made, { disabled: Boolean(off) });
@@ -116,7 +117,8 @@ export class Playground {
     guide(Object.entries(this.settings.words.hints).map(([name, text]) => {
       const element = elements[name] ?? this.controls[name].input, { tagName } = element;
       const below = element.closest(".moe-page-bar, .moe-control") ?? this.place.said;
-      return [below, element, { BUTTON: "click", INPUT: "input" }[tagName] ?? "pointerover", text];
+      const event = { BUTTON: "click", INPUT: "input" }[tagName] ?? "pointerover";
+      return [below, element, event, text, () => name !== "router_aux_loss_coef" || this.values[name] >= 0.1];
     }));
   }
   ask(kind, more) { this.worker.postMessage({ kind, ...more }); }

@@ -97,8 +97,11 @@ class OwnText {
     const counts = { layer: own.layers, token: Math.min(length, own.window) };
     const isBad = (name) => name in given && counts[name] && !range(counts[name]).map(String).includes(given[name]);
     const bad = Object.keys(counts).find(isBad), { layer = 0, token = null } = bad ? {} : given;
-    const why = `The address cannot be read: ${bad} must be from 0 to ${counts[bad] - 1}, got ${given[bad]}.`;
-    this.change({ text, layer: Number(layer), token: token && Number(token), trouble: bad ? why : "" });
+    const strange = Object.keys(given).find((key) => !["text", "layer", "token"].includes(key));
+    const why = strange !== undefined ? `The address cannot be read: there is no control ${strange}.`
+      : bad ? `The address cannot be read: ${bad} must be from 0 to ${counts[bad] - 1}, got ${given[bad]}.` : "";
+    if (why && this.text !== undefined) return place.say(`${why} What stands is kept.`);
+    this.change({ text, layer: Number(layer), token: token && Number(token), trouble: why });
   }
   change(state) {
     Object.assign(this, { trouble: "" }, state);

@@ -12,11 +12,14 @@ class Sizes extends Settings { // a name of tools.wall.Wall.names
 }
 
 export default async function show(place) {
-  const film = button("Play the recording of the whole training", "Of a real run, below", () => {
+  const what = "A longer training, of lesson 08: 8,000 entries, and a fourth model, the dense one that is as good.";
+  const film = button("Play the recording of the whole training", what, async () => {
     const home = make("div", { "data-moe": "film", "data-state": FILM });
     film.disabled = true;
-    place.home.after(home);
-    open(home);
+    place.home.after(make("p", {}, what), home);
+    await open(home);
+    home.querySelector("button")?.click(); // Play
+    home.scrollIntoView();
   });
   const view = new Playground(place, new Sizes(await json("wall.json")), "wall_worker.js", [film]);
   if (!calm.matches) view.ask("play");

@@ -200,6 +200,7 @@ class View {
     this.answered(); // whatever was asked
     if (look) Object.assign(this, { look, palette: look.palette.map(hex) }).dress();
     const touched = new Set(), isNewState = words?.state && words.state !== this.words.state;
+    if (words?.step === 0 && this.words.step > 0) this.pinned = null; // it starts afresh: who is held is another
     Object.assign(this.words, words);
     for (const [place, header] of Object.entries(panels ?? {}))
       if (Array.isArray(header?.marks)) touched.add(Number(place)), this.panels.set(Number(place), header);

@@ -191,7 +191,7 @@ def test_what_is_not_there_is_said_and_what_stands_is_kept(visit):
     own.train(50)
     old = visit("", lambda page: page.add_init_script("delete globalThis.WebAssembly"))
     old.wait("() => document.querySelector('.moe-said')?.textContent")
-    assert old.said.startswith("This browser cannot train here: it has no WebAssembly.")
+    assert old.said.startswith("This browser cannot show this view: it has no WebAssembly.")
     assert old.page.locator("[data-moe] p").inner_text() == "A picture"
 
 
@@ -264,7 +264,7 @@ def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
 def test_hints_go_when_they_are_followed(visit):
     own = visit().ready()
     hint = own.page.locator(".moe-hint")
-    assert "Point at an expert" in hint.inner_text()
+    assert "Point at a colour" in hint.inner_text()
     own.page.locator(".moe-canvas canvas").first.hover()
     own.wait("() => document.querySelector('.moe-hint').textContent.includes('collapse')")
     own.button("noise").hover()
@@ -452,8 +452,10 @@ def test_strange_texts_and_addresses_do_no_harm(visit_text):
     own.field.fill("ab" * 50)
     own.page.locator(".moe-said", has_text=f"Your text has 100 bytes: the model reads the last {WINDOW}.").wait_for()
     own.wait("() => document.querySelectorAll('figure:first-child .moe-type span').length === 64")
-    own.page.evaluate("location.hash = '#text=%ff%ce&token=7&layer=1&x'")
-    own.page.locator(".moe-said", has_text="token must be from 0 to 5, got 7.").wait_for()
+    own.page.evaluate("location.hash = '#text=%ff%ce&token=7&layer=1'")
+    own.page.locator(".moe-said", has_text="token must be from 0 to 5, got 7. What stands is kept.").wait_for()
+    own.page.evaluate("location.hash = '#text=hello&x'")
+    own.page.locator(".moe-said", has_text="there is no control x. What stands is kept.").wait_for()
     own.page.evaluate("location.hash = '#text=hello&token=2&layer=1'")
     own.page.locator("figcaption b", has_text="layer 1, trained, with the numbers of token 2, “l”").wait_for()
     assert own.said == "" and own.errors == []
