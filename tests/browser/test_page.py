@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+import numpy as np
 import pytest
 
 from moe_lessons.analysis import trace_text
@@ -123,18 +124,22 @@ def test_it_trains_by_itself_pauses_out_of_sight_and_asks_no_other_host(visit, a
     assert [url for url in own.asked if not url.startswith((host, "data:", "blob:"))] == [] and own.errors == []
 
 
-def test_it_learns_as_the_notebook_does(visit):
-    """The same start and other batches: the losses on held-out points after 300 steps."""
-    own, runs = visit("#preset=healthy&seed=1").ready(), plane_runs(PRESETS["healthy"], seed=1)
-    start = [run.evaluate(256)["loss"] for run in runs.values()]
-    assert own.measured() == pytest.approx(start, rel=0.06)
-    own.train(300)
-    for run in runs.values():
-        for _ in range(300):
-            run.step()
-    mine, theirs = own.measured(), [run.evaluate(256)["loss"] for run in runs.values()]
-    assert mine == pytest.approx(theirs, rel=0.35) and max(mine) < 0.6 * min(start)
-    assert (mine[0] < mine[1]) == (theirs[0] < theirs[1])
+@pytest.mark.parametrize("preset", ["healthy", "collapse", "noise"])
+def test_it_learns_as_the_notebook_does(visit, preset):
+    """The same starts and other batches: the losses on held-out points after 300 steps, of two seeds."""
+    mine, theirs = [], []
+    for seed in (0, 1):
+        own, runs = visit(f"#preset={preset}&seed={seed}").ready(), plane_runs(PRESETS[preset], seed=seed)
+        start = [run.evaluate(2048)["loss"] for run in runs.values()]
+        assert own.measured() == pytest.approx(start, rel=0.1)  # on 256 points
+        own.train(300)
+        for run in runs.values():
+            for _ in range(300):
+                run.step()
+        mine.append(own.measured())
+        theirs.append([run.evaluate(2048)["loss"] for run in runs.values()])
+    assert np.mean(mine, axis=0) == pytest.approx(np.mean(theirs, axis=0), rel=0.35)
+    assert np.mean(mine, axis=0).max() < 0.5 * min(start)
 
 
 def test_a_slider_acts_on_the_next_step(visit):
