@@ -40,6 +40,7 @@ STOPS = {  # what the page has graphs or starts for
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
 GROUPS = dict(zip(TITLES, (Playground.START, tuple(n for n in Playground.LIVE if n in KNOBS), Playground.LOOK)))
 MOST_STEPS = 100_000  # that Play trains
+STRUCTURE = "num_experts", "top_k", "d_ff", "router"  # of a setting: a graph is of these
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
 
 
@@ -108,8 +109,7 @@ def control(name: str, stops: Any = None) -> dict[str, Any]:
 def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any]:
     """Say what one graph needs: sizes of its state, FLOPs of a step of each model, and the panels as they are encoded,
     without their arrays."""
-    own, structure = TrainedPlane(runs), ("num_experts", "top_k", "d_ff", "router")
-    lab = Playground(panels=PANELS, **{name: getattr(setting, name) for name in structure})
+    own, lab = TrainedPlane(runs), Playground(panels=PANELS, **{name: getattr(setting, name) for name in STRUCTURE})
     headers = {place: encode(panel, place)[0] for place, panel in enumerate(lab.panels())}
     lab.close()
     (table,) = headers[PANELS.index("cost")]["marks"]

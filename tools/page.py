@@ -27,14 +27,13 @@ from moe_lessons.web.graphs import MEANING, NUM_MEASURED, Graph, export_batch, e
 from moe_lessons.widgets.canvas import LiveCanvas
 from tools import text_model, wall
 from tools.lesson_views import FILMS
-from tools.manifest import STOPS, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
+from tools.manifest import STOPS, STRUCTURE, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "graphs"
 WEB = ROOT / "moe_lessons" / "web"
 RUNTIME = ROOT / "tools" / "node_modules" / "onnxruntime-web"
 FEW = ("healthy", "collapse")
-STRUCTURE = "num_experts", "top_k", "d_ff", "router"
 
 
 def main(folder: str, graphs: str = "all") -> None:

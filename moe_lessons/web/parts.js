@@ -7,7 +7,7 @@ export function once(name, load) {
 }
 async function fetched(name) {
   const answer = await fetch(new URL(name, import.meta.url)).catch(() => ({ status: "no answer" }));
-  const isPage = answer.ok && answer.headers.get("content-type")?.includes("html"); // some servers say so that there is no file
+  const isPage = answer.ok && answer.headers.get("content-type")?.includes("html"); // so some say that there is none
   if (!answer.ok || isPage) throw new Error(`${name} did not arrive (${isPage ? "a page" : answer.status}).`);
   return answer;
 }
@@ -66,12 +66,10 @@ export class Place {
     if (this.isOwn) this.home.dataset.state = state;
     else try { history.replaceState(null, "", `#${state}`); } catch { /* too often for this browser */ }
   }
-  get link() {
-    const address = new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href;
-    return this.isOwn ? address : location.href;
-  }
+  get address() { return new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href; }
+  get link() { return this.isOwn ? this.address : location.href; }
   get frame() {
-    const address = new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href.replaceAll("&", "&amp;");
+    const address = this.address.replaceAll("&", "&amp;");
     return `<iframe src="${address}" title="moe_lessons: ${this.view}" width="100%" height="900"></iframe>`;
   }
   shares() {
