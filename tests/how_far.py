@@ -37,6 +37,8 @@ class HowFar:
         return ("passed", "", "") if report.passed and report.when == "call" else None
 
     def pytest_runtest_logreport(self, report):
+        if report.outcome == "rerun":  # what failed at first is said nowhere else
+            print(f"again: {report.nodeid}\n{report.longrepr}", file=OUT, flush=True)
         if report.failed:
             self.failed += 1
             print(f"failed: {report.nodeid}", file=OUT, flush=True)

@@ -43,7 +43,7 @@ TEXT_SIZE = STYLE["legend.fontsize"]  # points: 12 pixels
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours around the data, and `lines`, by `ink`: the mixture, its dense twins (active, total), others."""
+    """The colours around the data, and `lines`, which no expert has, by `ink`: the mixture, its dense twins, others."""
 
     name: str
     background: str

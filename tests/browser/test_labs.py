@@ -63,17 +63,19 @@ def test_routing_starts_afresh_with_more_experts_and_says_what_a_router_has_no_u
 
 
 def test_balancing_adds_a_pair_which_catches_up_and_can_be_taken_away(notebook, view):
+    box = view.view.get_by_role("checkbox", name="auxiliary loss + capacity")
+    if box.count() and box.is_checked():  # the test is run again
+        box.press("Space")
+        view.view.locator("figure", has_text="auxiliary loss + capacity").wait_for(state="detached")
     step, panels = view.step, view.view.locator("figure").count()
     view.button("Add tile").click()
-    box = view.view.get_by_role("checkbox", name="auxiliary loss + capacity")
     box.wait_for()
     view.wait_for(lambda: "limited number of places" in (box.get_attribute("aria-description") or ""))
     assert box.is_checked()
     view.wait_for(lambda: view.view.locator("figure").count() == panels + 1)
     view.wait_step(step, step + 1)  # a pause in the middle of a round leaves some tiles a step ahead
     view.button("Play").wait_for()
-    box.focus()
-    notebook.page.keyboard.press("Space")
+    box.press("Space")
     view.wait_for(lambda: view.view.locator("figure").count() == panels)
     assert not box.is_checked()
 

@@ -100,6 +100,15 @@ STRANGE = {
 }
 
 
+def test_what_is_right_is_taken_and_else_the_solution(exercise, capsys):
+    def own(*arguments):
+        return exercise.answer(*arguments)
+
+    assert exercise.take(own) is own and capsys.readouterr().out == f"{exercise.answer_name}: yours\n"
+    assert exercise.take(lambda *arguments: None) is exercise.take() is exercise.answer
+    assert "the solution, until yours passes its check" in capsys.readouterr().out
+
+
 def test_what_is_no_answer(exercise):
     for name, make in STRANGE.items():
         check = exercise.check(lambda *_, make=make: make())

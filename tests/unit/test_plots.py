@@ -51,6 +51,7 @@ def test_models_and_experts_look_different_and_words_and_lines_can_be_seen():
     for theme in THEMES.values():
         assert all(contrast(color, theme.background) >= 4.5 for color in (theme.foreground, theme.muted))
         assert all(contrast(color, theme.background) >= 2.8 for color in theme.lines)
+        assert not {color.lower() for color in theme.lines} & {expert_color(expert).lower() for expert in range(8)}
 
 
 def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
