@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_lessons.nn import Routing, evaluating
 from moe_lessons.support.data import data_path
-from moe_lessons.support.errors import check_choice, check_top_k
+from moe_lessons.support.errors import check_choice, check_top_k, shown
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training.run import check_output
 
@@ -106,7 +106,7 @@ def mutual_information(a: Sequence, b: Sequence | None = None, given: Sequence |
     1.0
     """
     if b is None:
-        counts = _check_counts(a, (2, 3))
+        counts = _check_counts(a if given is None else None, (2, 3), "where b is None, given must be None and a")
         of_a, of_b, of_both, of_third = (_entropy(counts.sum(axis)) for axis in (1, 0, (), (0, 1)))
         return float(of_a + of_b - of_both - (of_third if counts.ndim == 3 else 0))
     labels = [np.asarray(x) for x in ((a, b) if given is None else (a, b, given))]
@@ -142,12 +142,14 @@ def shuffled_counts(counts: Sequence, seed: int = 0) -> np.ndarray:
     return np.array(rows)
 
 
-def _check_counts(counts: Sequence, dimensions: tuple[int, ...]) -> np.ndarray:
-    counts = np.asarray(counts)
-    if counts.ndim not in dimensions or counts.dtype.kind not in "iu" or not counts.size or (counts < 0).any():
-        got = f"{counts.dtype} of shape {counts.shape}"
-        raise ValueError(f"counts must be whole numbers of at least 0, with {dimensions} axes, got {got}")
-    return counts
+def _check_counts(counts: Sequence, dimensions: tuple[int, ...], name: str = "counts") -> np.ndarray:
+    """Return counts as whole numbers (A, B), or (A, B, G), or raise ValueError."""
+    given = np.asarray(counts)
+    is_read = given.dtype.kind in "biuf" and given.ndim in dimensions
+    if not is_read or not given.any() or (given < 0).any() or (given % 1 != 0).any():
+        axes, got = " or ".join(map(str, dimensions)), f"{given.dtype} of shape {given.shape}: {shown(counts)}"
+        raise ValueError(f"{name} must be whole numbers of at least 0, not all 0, with {axes} axes, got {got}")
+    return given.astype(np.int64)
 
 
 def _counted(*labels: np.ndarray) -> np.ndarray:

@@ -17,6 +17,8 @@ def my_merged(counts, group):
 MERGED_MISTAKES = {
     lambda counts, group: my_merged(counts, group) / torch.bincount(group):
         "You took the mean of a group. It has all assignments of its experts: add them up.",
+    lambda counts, group: my_merged(counts, group).T:
+        "Yours has a row for each group. A row is a domain, a column a group.",
     lambda counts, group: my_merged(counts, group) / my_merged(counts, group).sum(dim=1, keepdim=True):
         "These are shares. Return the counts: the shares are taken later.",
     lambda counts, group: counts.reshape(len(counts), int(group.max()) + 1, -1).sum(dim=2):

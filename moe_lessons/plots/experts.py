@@ -6,14 +6,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from moe_lessons.nn import Routing
 from moe_lessons.nn.balancing import rank_within
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.panels.shares import layer_loads
 from moe_lessons.plots.still import two_ways
 from moe_lessons.plots.theme import LIGHT, PALETTE, RED, LessonFigure, annotate, axes_for, dress, ink_on, name_over
 
@@ -24,7 +22,7 @@ def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -
     """Draw a group of bars for each layer of each table, tables: name -> a row for each layer, a column for each bar.
     The first column is what is asked about, the others are what it is compared with."""
     starts = np.cumsum([0, *(len(table) + 0.6 for table in tables.values())])
-    ax = axes_for(max(6.4, 1.6 + 0.95 * starts[-1]), 2.9, title, ylabel=ylabel)
+    ax = axes_for(min(max(6.4, 1.6 + 0.95 * starts[-1]), 11), 2.9, title, ylabel=ylabel)
     places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
     rows = pd.concat(tables.values())
     grouped_bars(ax, places, rows)
@@ -33,17 +31,6 @@ def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -
     for name, start, end in zip(tables, starts, starts[1:]):
         annotate(ax, name, ((start + end - 1.6) / 2, 0), (0, -20), **look)
     return name_over(ax)
-
-
-def bars_by_model(tables: Mapping[str, pd.DataFrame], ylabel: str) -> Figure:
-    """Draw a picture for each table, side by side on one scale: as `bars_by_layer`, with models for layers."""
-    figure = LessonFigure(11, 3)
-    axes = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]
-    for ax, (title, table) in zip(axes, tables.items()):
-        ax.set_xticks(range(len(table)), list(table.index))
-        grouped_bars(dress(ax, LIGHT, title, "", ylabel if ax is axes[0] else ""), range(len(table)), table)
-        name_over(ax)
-    return figure
 
 
 def grouped_bars(ax: Axes, places: Sequence[float], columns: Mapping[str, Sequence], colors=INKS) -> None:
@@ -68,20 +55,6 @@ def changes(table: pd.DataFrame, title: str) -> Axes:
         cell.set(fc=PALETTE[1] if differs else "none", ec=LIGHT.background, lw=4)
         cell.set_text_props(size=style.TEXT_SIZE, color=ink_on(PALETTE[1]) if differs else color)
     return ax
-
-
-def loads_of_models(rows: Mapping[str, Mapping[str, Sequence[Routing]]]) -> Figure:
-    """Draw `layer_loads` for each moment (a row) and model (a column): name -> name -> a `Routing` for each layer."""
-    names = list(dict.fromkeys(name for models in rows.values() for name in models))
-    figure = LessonFigure(11, 0.4 + 1.35 * len(rows))
-    for own, (moment, models) in zip(figure.subplots(len(rows), len(names), squeeze=False), rows.items()):
-        for ax, name in zip(own, names):
-            if name in models:
-                ylabel = "layer" if name == names[0] else ""
-                dress(layer_loads(models[name], ax), LIGHT, f"{name}, {moment}", "", ylabel)
-            else:
-                ax.set_axis_off()
-    return figure
 
 
 def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None) -> Axes:

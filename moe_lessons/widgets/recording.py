@@ -11,6 +11,7 @@ from moe_lessons.analysis.results import load_recording
 from moe_lessons.plots.marks import Axis, Cells, Panel, experts_axis
 from moe_lessons.plots.panels.quality import known_panel, wall_panel
 from moe_lessons.plots.theme import model_inks
+from moe_lessons.support.errors import shown
 from moe_lessons.tasks import Facts
 from moe_lessons.widgets.loop import event_loop, on_the_loop
 from moe_lessons.widgets.picture import Picture
@@ -98,9 +99,10 @@ class RoutersView(Player):
     FRAME = 1.5
 
     def __init__(self, counts: Mapping[str, Mapping[int, pd.DataFrame]]):
-        layers = [tuple(own) for own in counts.values()]
+        models = list(counts.values()) if isinstance(counts, Mapping) else []
+        layers = [tuple(own) if isinstance(own, Mapping) else () for own in models]
         if not layers or not layers[0] or any(own != layers[0] for own in layers):
-            raise ValueError(f"counts must have a table for each of the same layers of each model, got {layers}")
+            raise ValueError(f"counts must have for each model a table of each of the same layers, got {shown(counts)}")
         self.counts, self.layers = counts, layers[0]
         options = [(str(layer), place) for place, layer in enumerate(self.layers)]
         slider = W.SelectionSlider(options=options, value=len(options) - 1, description="Layer")

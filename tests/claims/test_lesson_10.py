@@ -1,201 +1,198 @@
-"""What lesson 10 says under 'What to notice': of the real classes of five families, small, trained as there."""
-
-from typing import NamedTuple
+"""What lesson 10 says under 'What to notice': of the counts of two real models, of small ones, and of real classes."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-pytest.importorskip("transformers", minversion="5.18")
-
-from transformers import (
-    AutoModelForCausalLM,
-    DeepseekV3Config,
-    GptOssConfig,
-    Llama4TextConfig,
-    MixtralConfig,
-    OlmoeConfig,
+from moe_lessons.analysis import (
+    known_share,
+    load_statistics,
+    mutual_information,
+    published_models,
+    real_routing,
+    shuffled_counts,
 )
-
-from moe_lessons.analysis import information, trace
-from moe_lessons.hub import Lens, RunModel
-from moe_lessons.nn import load_balancing_loss, seeded
+from moe_lessons.exercises import expert_counts, merged
+from moe_lessons.hub import Lens
+from moe_lessons.nn import LanguageModel, TransformerConfig, load_balancing_loss, seeded
 from moe_lessons.nn.families import FAMILIES, difference
+from moe_lessons.support.data import data_path
 from moe_lessons.tasks import TextTask
-from moe_lessons.training import Run
+from moe_lessons.training import Run, train
 
-SEEDS = range(3)
-SIZES = {"vocab_size": 256, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
-SIZES |= {"num_key_value_heads": 4, "max_position_embeddings": 64, "num_experts_per_tok": 2}
-LATENT = {"kv_lora_rank": 16, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
-GROUPS = {"n_group": 2, "topk_group": 1, "first_k_dense_replace": 1, "moe_intermediate_size": 32}
-PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
-CONFIGS = {
-    "Mixtral": MixtralConfig(**SIZES, intermediate_size=32, num_local_experts=8),
-    "OLMoE": OlmoeConfig(**SIZES, intermediate_size=32, num_experts=8, eos_token_id=None),
-    "DeepSeek-V3": DeepseekV3Config(**SIZES, **LATENT, **GROUPS, intermediate_size=64, n_routed_experts=8),
-    "gpt-oss": GptOssConfig(
-        **SIZES, head_dim=16, intermediate_size=32, num_local_experts=8, rope_parameters=PLAIN_ROPE
-    ),
-    "Llama 4": Llama4TextConfig(
-        **SIZES | {"num_experts_per_tok": 1}, head_dim=16, intermediate_size=32, intermediate_size_mlp=64,
-        num_local_experts=8,
-    ),
-}  # fmt: skip
-SETTINGS = {  # name -> family, and what is not as it comes
-    **{name: (name, {}) for name in CONFIGS},
-    "Mixtral, loss": ("Mixtral", {"aux": 0.1}),
-    "DeepSeek-V3, bias": ("DeepSeek-V3", {"bias": 0.01}),
-    "Mixtral, larger start": ("Mixtral", {"initializer_range": 0.125}),
-}
+SEEDS, OLMOE, MIXTRAL = range(3), "OLMoE-1B-7B", "Mixtral 8x7B"
+TOP_K, REAL = {OLMOE: 8, MIXTRAL: 2}, real_routing()
 
 
-def small_model(name: str, seed: int = 0, **changes):
-    config = type(CONFIGS[name]).from_dict(CONFIGS[name].to_dict() | changes)
-    with seeded(seed):
-        return AutoModelForCausalLM.from_config(config)
+def shares_of(table: pd.DataFrame) -> pd.DataFrame:
+    return table.div(table.sum(axis=1), axis=0) * table.shape[1]
+
+
+def test_the_counts_give_the_measures_that_were_read_when_they_were_brought_here():
+    read = {  # busiest and least, in even shares; bits of the domain; the largest share of a domain; bits of the token
+        (OLMOE, 0): (2.10, 0.33, 0.167, 7.8, 0.87),
+        (OLMOE, 7): (2.75, 0.46, 0.400, 6.8, 1.17),
+        (OLMOE, 15): (2.73, 0.38, 0.501, 7.5, 1.38),
+        (MIXTRAL, 0): (1.18, 0.86, 0.003, 1.3, 0.57),
+        (MIXTRAL, 7): (1.07, 0.93, 0.004, 1.25, 0.46),
+        (MIXTRAL, 15): (1.15, 0.57, 0.009, 1.33, 0.57),
+    }
+    tokens = pd.read_csv(data_path("real_tokens.csv")).set_index(["model", "layer"])["token"]
+    for (name, layer), (most, least, bits, largest, token) in read.items():
+        table = REAL[name][layer]
+        load = table.sum() / table.sum().mean()
+        assert (load.max(), load.min()) == pytest.approx((most, least), abs=0.006)
+        assert mutual_information(table) == pytest.approx(bits, abs=0.0006)
+        assert shares_of(table).to_numpy().max() == pytest.approx(largest, abs=0.06)
+        assert tokens["olmoe" if name == OLMOE else "mistral", layer] == pytest.approx(token, abs=0.025)
+        assert table.sum(axis=1).eq(TOP_K[name] * 102 * 2048).all()  # so many tokens of each domain
+
+
+@pytest.mark.claim("olmoe-has-favourites-and-mixtral-has-none")
+def test_olmoe_has_favourites_and_mixtral_has_none():
+    for name, tables in REAL.items():
+        assert all(load_statistics(table.sum().tolist(), TOP_K[name]).dead == 0 for table in tables.values())
+    assert max(shares_of(table).to_numpy().max() for table in REAL[MIXTRAL].values()) < 1.4
+    table = REAL[OLMOE][0]
+    domain, expert = shares_of(table).stack().idxmax()
+    assert domain == "arxiv" and 8 * table.loc[domain, expert] / table.loc[domain].sum() > 0.95
+    assert 0.7 < table.loc[domain, expert] / table[expert].sum() < 0.8
+
+
+@pytest.mark.claim("olmoe-tells-the-domain-and-mixtral-hardly")
+def test_olmoe_tells_the_domain_and_mixtral_hardly():
+    share = {name: [known_share(table, TOP_K[name]) for table in tables.values()] for name, tables in REAL.items()}
+    assert share[OLMOE] == sorted(share[OLMOE]) and share[OLMOE][0] > 0.06 and 0.18 < share[OLMOE][2] < 0.25
+    assert 0 < min(share[MIXTRAL]) and max(share[MIXTRAL]) < 0.01
+    for table in (table for tables in REAL.values() for table in tables.values()):
+        control = max(abs(mutual_information(shuffled_counts(table, seed))) for seed in range(5))
+        assert control < 0.0002 < mutual_information(table) / 10
+
+
+@pytest.mark.claim("both-tell-the-token-first-and-the-domain-when-it-is-known")
+def test_both_tell_the_token_first_and_the_domain_when_it_is_known():
+    tokens = pd.read_csv(data_path("real_tokens.csv")).set_index("model")
+    olmoe, mixtral = tokens.loc["olmoe"], tokens.loc["mistral"]
+    assert (tokens.token_share > 1.5 * tokens.domain_share).all() and (tokens.token > 2 * tokens.domain).all()
+    assert mixtral.domain_given_token_share.between(0.08, 0.12).all() and (mixtral.domain_share < 0.01).all()
+    assert olmoe.domain_given_token_share.between(0.22, 0.29).all()
+    assert tokens.filter(like="shuffled").abs().max().max() < 0.005
+
+
+@pytest.mark.claim("eight-groups-tell-less-and-still-more-than-mixtral")
+def test_eight_groups_tell_less_and_still_more_than_mixtral():
+    for layer in (7, 15):
+        table, bits = torch.tensor(REAL[OLMOE][layer].to_numpy()), []
+        for seed in range(300):
+            group = torch.randperm(64, generator=torch.Generator().manual_seed(seed)) // 8
+            bits.append(mutual_information(merged.answer(table, group)))
+        assert 0.05 < np.mean(bits) < 0.08 and np.mean(bits) < mutual_information(table) / 5
+        assert np.mean(bits) > 5 * mutual_information(REAL[MIXTRAL][layer])
 
 
 @pytest.fixture(scope="module")
-def task() -> TextTask:
-    return TextTask(["english", "code", "json", "arithmetic"])
+def own() -> dict[tuple, float]:
+    """What an expert of the lesson's models tells of what there is to know about the domain, the mean of the layers."""
+    task, found = TextTask(["english", "code", "json", "arithmetic"]), {}
+    ids, _, of_sequence = task.held_out(64)
+    domain = torch.as_tensor(of_sequence).repeat_interleave(ids.shape[1])
+    for seed in SEEDS:
+        for steps in (200, 400)[: 1 + (seed == 0)]:
+            for name, (E, K, F) in {"8 wide": (8, 2, 32), "32 fine": (32, 8, 8)}.items():
+                with seeded(seed):
+                    model = LanguageModel(TransformerConfig(d_model=64, num_layers=3, d_ff=F, num_experts=E, top_k=K))
+                settings = {"lr": 0.005, "batch_size": 8, "warmup_steps": 20, "max_grad_norm": 1.0}
+                run = Run(model, task, seed=seed, decay_steps=steps, **settings)
+                run.knobs.router_aux_loss_coef = 0.01
+                train(run, steps)
+                with torch.no_grad(), Lens(model) as lens:
+                    model(ids)
+                tables = [
+                    expert_counts.answer(domain, r.token_idx, r.expert_idx, (4, E)) for r in lens.routings.values()
+                ]
+                found[seed, steps, name] = np.mean([known_share(table, K) for table in tables])
+    return found
 
 
-@pytest.fixture(scope="module")
-def ids(task) -> torch.Tensor:
-    return task.held_out(8)[0]
-
-
-class Trained(NamedTuple):
-    run: Run
-    before: pd.DataFrame  # bits, a row for each layer
-    after: pd.DataFrame
-    shuffled: pd.DataFrame
-    dead: np.ndarray  # (steps,) of 8, the mean of the layers
-
-
-@pytest.fixture(scope="module")
-def trained(task) -> dict[str, list[Trained]]:
-    """The lesson's models after their 60 steps, from each seed."""
-    return {name: [train(task, seed, *setting) for seed in SEEDS] for name, setting in SETTINGS.items()}
-
-
-def train(task: TextTask, seed: int, family: str, options: dict) -> Trained:
-    changes = {key: value for key, value in options.items() if key == "initializer_range"}
-    model = RunModel(small_model(family, seed, **changes))
-    run = Run(model, task, lr=0.005, batch_size=8, seed=seed, warmup_steps=10, decay_steps=60, max_grad_norm=1.0)
-    run.knobs.router_aux_loss_coef, run.knobs.expert_bias_rate = options.get("aux", 0.0), options.get("bias", 0.0)
-    before = trace(model, task, 16)
-    for _ in range(60):
-        run.step()
-    after = trace(model, task, 16)
-    dead = np.array([record.dead_experts / len(record.load) for record in run.records])
-    return Trained(run, information(before), information(after), information(after, shuffled=True), dead)
+@pytest.mark.claim("alike-but-for-the-size-of-experts-they-tell-about-the-same")
+def test_alike_but_for_the_size_of_experts_they_tell_about_the_same(own):
+    for seed, steps, name in own:
+        assert own[seed, steps, name] > 0.08
+        assert own[seed, steps, "32 fine"] / own[seed, steps, "8 wide"] == pytest.approx(1.15, abs=0.5)
 
 
 @pytest.mark.claim("a-family-changes-a-few-settings")
 def test_a_family_changes_a_few_settings():
-    changed = {name: difference(FAMILIES["Mixtral"], FAMILIES[name])[1] for name in (*CONFIGS, "Qwen3-MoE")}
-    changed.pop("Mixtral")
-    assert all({"num_experts", "top_k"} <= set(own) for own in changed.values()) and len(changed) == 5
-    assert set(changed["Qwen3-MoE"]) == {"num_experts", "top_k"} and max(map(len, changed.values())) <= 7
-    others = {key for own in changed.values() for key in own} - {"num_experts", "top_k"}
-    assert len(others) >= 6 and all(sum(key in own for own in changed.values()) <= 3 for key in others)
+    released = {"OLMoE": "OLMoE-1B-7B", "Qwen3-MoE": "Qwen3-30B-A3B", "DeepSeek-V3": "DeepSeek-V3"}
+    released |= {"gpt-oss": "gpt-oss-20b", "Llama 4": "Llama 4 Scout"}
+    sizes, shown = published_models().set_index("name"), {"shared_experts", "router", "num_groups"}
+    width = (sizes.d_ff / sizes.d_model)[[MIXTRAL, *released.values()]]
+    changed = {name: set(difference(FAMILIES["Mixtral"], FAMILIES[name])[1]) for name in released}
+    assert all({"num_experts", "top_k"} <= own for own in changed.values())
+    assert width.iloc[0] == 3.5 and width.iloc[1:].max() == 1.6
+    assert {name for name, own in changed.items() if own & shown} == {"DeepSeek-V3", "Llama 4"}
 
 
-@pytest.mark.claim("real-routers-starve-at-once-and-partly-come-back")
-def test_real_routers_starve_at_once_and_partly_come_back(trained):
-    for name in CONFIGS:
-        for one in trained[name]:
-            assert one.dead[0] == 0
-            assert one.dead[:20].max() > 3.3
-            assert one.dead[-10:].mean() < one.dead[:20].max() - 0.7
-        assert np.mean([one.dead[:20].max() - one.dead[-10:].mean() for one in trained[name]]) > 1.3
-    worst = [np.mean([trained[name][seed].dead[:20].max() for name in CONFIGS]) for seed in SEEDS]
-    assert min(worst) > 4.2 and max(worst) < 6
+def small_model(name: str, seed: int):
+    transformers = pytest.importorskip("transformers", minversion="5.18")
+    small = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 3}
+    small |= {"num_attention_heads": 4, "num_key_value_heads": 4, "num_experts_per_tok": 2}
+    rope = {"rope_type": "default", "rope_theta": 10_000.0}
+    more = {
+        "Mixtral": {"num_local_experts": 8},
+        "Olmoe": {"num_experts": 8, "eos_token_id": None},
+        "GptOss": {"num_local_experts": 8, "head_dim": 16, "rope_parameters": rope, "num_hidden_layers": 4},
+    }[name]
+    with seeded(seed):
+        return transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{name}Config")(**small | more))
 
 
+@pytest.fixture(scope="module")
+def ids() -> torch.Tensor:
+    return TextTask(["english", "code", "json", "arithmetic"]).held_out(8)[0]
+
+
+@torch.no_grad()
 @pytest.mark.claim("the-loss-is-off-unless-you-ask")
-def test_the_loss_is_off_unless_you_ask(ids, trained):
-    for name in CONFIGS:
+def test_the_loss_is_off_unless_you_ask(ids):
+    for name in ("Mixtral", "Olmoe", "GptOss"):
         for seed in SEEDS:
             model = small_model(name, seed)
-            with torch.no_grad(), Lens(model) as lens:
+            with Lens(model) as lens:
                 alone, asked = (model(ids, labels=ids, output_router_logits=on) for on in (False, True))
-            if name in ("DeepSeek-V3", "Llama 4"):
-                assert getattr(asked, "aux_loss", None) is None and alone.loss == asked.loss
-                continue
             assert getattr(alone, "aux_loss", None) is None
             assert asked.aux_loss.item() == pytest.approx(2 * lens.pooled_loss(), rel=1e-5)
             added = model.router_aux_loss_coef * asked.aux_loss
             assert added > 0 and asked.loss.item() == pytest.approx((alone.loss + added).item(), abs=2e-6)
-    for one in trained["DeepSeek-V3"]:
-        assert all(mixture.expert_bias.eq(0).all() for mixture in one.run.model.mixtures)
-    assert all(one.run.model.mixtures[0].expert_bias.abs().max() > 0.05 for one in trained["DeepSeek-V3, bias"])
-
-
-@pytest.mark.claim("a-remedy-or-a-larger-start-helps")
-def test_a_remedy_or_a_larger_start_helps(trained):
-    end = {name: [one.dead[-10:].mean() for one in runs] for name, runs in trained.items()}
-    for name in ("Mixtral, loss", "Mixtral, larger start"):
-        assert all(plain - other > 1 for plain, other in zip(end["Mixtral"], end[name]))
-    assert max(end["DeepSeek-V3, bias"]) < 0.3 < min(end["DeepSeek-V3"])
-    for seed in SEEDS:
-        loss = {name: trained[name][seed].run.evaluate(128)["loss"] for name in ("Mixtral", "Mixtral, larger start")}
-        assert loss["Mixtral"] - loss["Mixtral, larger start"] > 0.3
 
 
 @pytest.mark.claim("the-pooled-loss-sees-no-collapse")
 def test_the_pooled_loss_sees_no_collapse(ids):
     for seed in SEEDS:
-        model = small_model("gpt-oss", seed, num_hidden_layers=4, layer_types=["full_attention"] * 4)
-        biases = [layer.mlp.router.bias for layer in model.model.layers]
-        for i, bias in enumerate(biases):
-            bias.data[2 * i : 2 * i + 2] += 2.0
-        with Lens(model) as lens:
+        model = small_model("GptOss", seed)
+        for i, layer in enumerate(model.model.layers):
+            layer.mlp.router.bias.data[2 * i : 2 * i + 2] += 2.0
+        with torch.no_grad(), Lens(model) as lens:
             theirs = model(ids, output_router_logits=True).aux_loss / 2
         assert lens.balance()["dead"].eq(6).all() and lens.balance()["load_balancing_loss"].min() > 2.6
         assert abs(theirs - 1) < 0.01 and lens.pooled_loss() == pytest.approx(theirs.item(), rel=1e-5)
-        by_layer = torch.stack([load_balancing_loss(routing) for routing in RunModel(model)(ids)[1]]).mean()
-        pooled, own = (
-            max(gradient.abs().max() for gradient in torch.autograd.grad(loss, biases)) for loss in (theirs, by_layer)
-        )
-        assert own > 0.05 and pooled < own / 100
-
-
-@pytest.mark.claim("real-experts-divide-the-bytes-before-they-are-trained")
-def test_real_experts_divide_the_bytes_before_they_are_trained(trained):
-    for name in CONFIGS:
-        for one in trained[name]:
-            before, after = one.before.mean(), one.after.mean()
-            assert before["byte | domain"] > 1.2 and before["domain | byte"] < 0.35
-            assert after["byte | domain"] < before["byte | domain"] - 0.3
-            assert one.shuffled[["byte | domain", "domain | byte"]].abs().max().max() < 0.03
-        if name != "Mixtral":
-            both = pd.concat([one.after for one in trained[name]])
-            assert both["byte | domain"].mean() > 1.4 * both["domain | byte"].mean()
-    mixtral = pd.concat([one.after for one in trained["Mixtral"]])
-    assert mixtral["byte | domain"].mean() < 1.2 * mixtral["domain | byte"].mean()
-    for one in trained["Mixtral, larger start"]:
-        assert one.after["byte | domain"].mean() > one.before["byte | domain"].mean() + 0.25
-        assert one.after["byte | domain"].mean() > 2 * one.after["domain | byte"].mean()
+        assert min(load_balancing_loss(routing) for routing in lens.routings.values()) > 2.6
 
 
 @pytest.mark.claim("softmax-before-or-after-is-the-same")
 @torch.no_grad()
 def test_softmax_before_or_after_is_the_same():
     for seed in SEEDS:
-        x, weights = torch.randn(50, 64, generator=torch.Generator().manual_seed(seed)), {}
-        matrix = 20 * small_model("Mixtral", seed).model.layers[0].mlp.gate.weight
-        for name in ("Mixtral", "gpt-oss", "OLMoE"):
-            block = small_model(name).model.layers[0].mlp
-            router = block.router if name == "gpt-oss" else block.gate
-            router.weight.copy_(matrix)
-            if name == "gpt-oss":
+        x, matrix = torch.randn(58, 64, generator=torch.Generator().manual_seed(seed)).split([50, 8])
+        weights = {}
+        for name in ("Mixtral", "GptOss", "Olmoe"):
+            block = small_model(name, seed).model.layers[0].mlp
+            router = block.router if name == "GptOss" else block.gate
+            router.weight.copy_(matrix / 2)
+            if name == "GptOss":
                 router.bias.zero_()
             weights[name] = router(x)[1].float()
-        assert (weights["gpt-oss"] - weights["Mixtral"]).abs().max() < 1e-5
-        assert (
-            weights["Mixtral"].sum(dim=1).sub(1).abs().max() < 1e-5 and 0.5 < weights["OLMoE"].sum(dim=1).mean() < 0.95
-        )
+        assert (weights["GptOss"] - weights["Mixtral"]).abs().max() < 1e-5
+        assert weights["Mixtral"].sum(dim=1).sub(1).abs().max() < 1e-5
+        assert 0.5 < weights["Olmoe"].sum(dim=1).mean() < 0.95

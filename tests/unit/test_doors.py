@@ -108,6 +108,9 @@ BASE = {
     "training.facts_run": {"task": Facts(250)},
     "training.train": {"runs": RUNS["MoE"]},
     "analysis.distinct_experts": {"batch_sizes": (1, 2)},
+    "analysis.known_share": {"counts": [[3, 1], [1, 3]], "top_k": 1},
+    "analysis.mutual_information": {"a": [[3, 1], [1, 3]]},
+    "analysis.shuffled_counts": {"counts": [[3, 1], [1, 3]]},
     "analysis.paired_ratio": {"a": int, "b": int},
     "analysis.plan": {"model": "DeepSeek-V3"},
     "analysis.trace": {"task": TextTask(("code",))},
@@ -122,6 +125,7 @@ BASE = {
     "widgets.RoutingLab": {"task": ("code",), "config": MODEL.config},
     "widgets.FactsLab": {"num_experts": 2, "num_entries": 250},
     "widgets.LiveRun": {"panels": ("loss",)},
+    "widgets.RoutersView": {"counts": {"m": {0: pd.DataFrame([[3, 1], [1, 3]])}}},
     "widgets.WallRecording": {"name": "book_8000_6000"},
     "progress.export": {"path": "mine.json"},
 }

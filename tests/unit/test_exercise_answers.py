@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons import exercises, nn
-from moe_lessons.analysis import load_statistics, union_law
+from moe_lessons.analysis import union_law
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.exercises.lesson_05 import MyRouter, router_with
 from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases
@@ -138,10 +138,14 @@ class InAnotherWay:
         slowest = [max(sum(row[i : i + share]) for i in range(0, len(row), share)) for row in loads.tolist()]
         return sum(slowest) * seconds_per_row
 
-    def router_health(loads, top_k):
-        found = [load_statistics(load, top_k) for load in loads]
-        layers = [(s.dead, s.max_over_mean, s.entropy, s.dead > 0 or s.max_over_mean >= 3) for s in found]
-        return list(zip(*layers))
+    def merged(counts, group):
+        return torch.stack([counts[:, group == g].sum(dim=1) for g in range(group.max() + 1)], dim=1)
+
+    def expert_counts(labels, token_idx, expert_idx, shape):
+        counts = torch.zeros(shape)
+        for token, expert in zip(token_idx.tolist(), expert_idx.tolist()):
+            counts[labels[token], expert] += 1
+        return counts
 
     def pooled_loss(probs, top_k):
         pooled, *own = (loss_by_package(layer, layer.topk(top_k).indices) for layer in (probs.flatten(0, 1), *probs))

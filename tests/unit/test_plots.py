@@ -107,9 +107,6 @@ def test_each_number_of_a_layer_is_a_bar_and_what_is_not_as_in_the_first_model_i
     ax = experts.bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
     given = [*bits.to_numpy().ravel(), *(bits.iloc[:2] / 2).to_numpy().ravel()]
     assert heights(sorted(ax.patches, key=lambda bar: bar.get_x())) == given
-    figure = experts.bars_by_model({"byte": bits, "domain": bits / 2}, "bits")
-    assert [heights(ax.patches)[:3] for ax in figure.axes] == [[2, 1.5, 1], [1, 0.75, 0.5]]
-    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     table = pd.DataFrame({"experts": [8, 64, 8], "shared": [0, 0, 1]}, index=["Mixtral", "OLMoE", "third"])
     cells = experts.changes(table, "Families").tables[0].get_celld()
     assert [cells[2, column].get_text().get_text() for column in range(3)] == ["OLMoE", "64", "0"]

@@ -1,14 +1,15 @@
 """The collapse and the facts by heart, live."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from live_tools import mark, on_a_loop, words
 
 from moe_lessons.analysis.results import load_results
 from moe_lessons.nn import EQUAL_ACTIVE
-from moe_lessons.plots.marks import Bars, Lamps, Line, Stack
+from moe_lessons.plots.marks import Bars, Cells, Lamps, Line, Stack
 from moe_lessons.training import facts_runs, train
-from moe_lessons.widgets import CollapseLab, FactsLab, WallRecording
+from moe_lessons.widgets import CollapseLab, FactsLab, RoutersView, WallRecording
 from moe_lessons.widgets.small_labs import PANELS_OF_A_COLLAPSE
 
 
@@ -76,3 +77,21 @@ def test_a_recording_shows_which_facts_its_models_knew_at_each_measurement():
         assert mark(view, 4, Line, 3).x.tolist() == view.recording.steps[: place + 1]
     with pytest.raises(ValueError, match="name must be that of a sweep with a recording, .* got 'rates'"):
         WallRecording("rates")
+
+
+def test_a_view_of_routers_shows_the_layers_in_times_the_even_share():
+    def table(*rows):
+        return pd.DataFrame(list(rows), ["code", "json"])
+
+    view = RoutersView(
+        {
+            "a": {3: table([30, 10], [5, 5]), 9: table([1, 1], [3, 1])},
+            "b": {3: table([1] * 4, [7, 1, 0, 0]), 9: table([1] * 4, [2] * 4)},
+        }
+    )
+    assert mark(view, 0, Cells).z.tolist() == [[1, 1], [1.5, 0.5]] and "a: E0, 1.5 times for json" in words(view)
+    view.slider.value = 0
+    assert mark(view, 0, Cells).z.tolist() == [[1.5, 0.5], [1, 1]] and view.canvas.panels[1].title == "b, layer 3"
+    assert "a: E0, 1.5 times for code; b: E0, 3.5 times for json" in words(view)
+    with pytest.raises(ValueError, match="counts must have for each model a table of each of the same layers, got "):
+        RoutersView({"a": {0: table([1, 1], [1, 1])}, "b": {1: table([1, 1], [1, 1])}})

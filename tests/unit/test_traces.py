@@ -9,7 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_lessons.analysis import agreement, expert_shares, information, mutual_information, repeats, trace, trace_text
+from moe_lessons.analysis import (
+    agreement,
+    expert_shares,
+    information,
+    known_share,
+    mutual_information,
+    repeats,
+    shuffled_counts,
+    trace,
+    trace_text,
+)
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.nn.transformer import ROUTERS
 from moe_lessons.tasks import BYTE_CLASSES, TextTask, byte_class, encode
@@ -133,6 +143,26 @@ def test_information_is_symmetric_blind_to_names_and_a_sum(counts):
     once, both = mutual_information(a, b, given=c), np.array(list("xyz"))[b] + np.char.mod("%d", c)
     assert once == pytest.approx(mutual_information(b, -a, given=c))
     assert once + mutual_information(a, c) == pytest.approx(mutual_information(a, both))  # the chain rule
+    table = np.reshape(counts, (2, 3, 4))
+    assert mutual_information(table) == pytest.approx(once)
+    assert mutual_information(torch.tensor(table).sum(dim=2).float()) == pytest.approx(mutual_information(a, b))
+
+
+def test_what_there_is_to_know_and_a_control_with_the_same_sums():
+    always = np.array([[90, 90, 0, 0], [0, 0, 90, 90]])  # each label has two experts of its own
+    assert known_share(always, 2) == pytest.approx(1, abs=0.01)
+    assert known_share(always, 1) == pytest.approx(1, abs=0.01)  # an expert tells the label, whatever K is
+    assert known_share(np.diag([50] * 4), 1) == pytest.approx(1)
+    assert known_share(np.stack([always, np.roll(always, 1, axis=1)], axis=2), 2) == pytest.approx(1, abs=0.01)
+    dealt = shuffled_counts(always, seed=1)
+    for axis in (0, 1):
+        assert dealt.sum(axis=axis).tolist() == always.sum(axis=axis).tolist()
+    assert abs(mutual_information(dealt)) < 0.02 and (dealt != shuffled_counts(always, seed=2)).any()
+    for bad in ([1, 2], [[1.5, 2]], [[-1, 2]], [[0, 0]], [["a"]]):
+        with pytest.raises(
+            ValueError, match="^counts must be whole numbers of at least 0, not all 0, with 2 axes, got "
+        ):
+            shuffled_counts(bad)
 
 
 def test_information_of_a_trace_and_none_of_what_has_nothing_to_do_with_it(task):
