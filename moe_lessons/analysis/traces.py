@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_lessons.nn import Routing, evaluating
 from moe_lessons.support.data import data_path
-from moe_lessons.support.errors import check_choice, check_top_k, shown
+from moe_lessons.support.errors import check_choice, check_seed, check_top_k, shown
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training.run import check_output
 
@@ -134,7 +134,7 @@ def known_share(counts: Sequence, top_k: int) -> float:
 def shuffled_counts(counts: Sequence, seed: int = 0) -> np.ndarray:
     """Deal the columns of a table of counts (A, B) out to its rows at random: the control of `mutual_information`, with
     the sums of each row and each column as they were."""
-    counts, rng = _check_counts(counts, (2,)), np.random.default_rng(seed)
+    counts, rng = _check_counts(counts, (2,)), np.random.default_rng(check_seed(seed))
     left, rows = counts.sum(axis=0), []
     for size in counts.sum(axis=1):
         rows.append(rng.multivariate_hypergeometric(left, size, method="marginals"))
