@@ -1,4 +1,4 @@
-"""Lesson 10: tables of who serves what, of any model; and what a loss sees that pools the layers."""
+"""Lesson 10: tables of who serves what, of any model."""
 
 from collections.abc import Iterator
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from moe_lessons.exercises.exercise import exercise
-from moe_lessons.exercises.lesson_02 import top_mask
 
 
 def my_merged(counts, group):
@@ -70,39 +69,3 @@ def expert_counts() -> Iterator[tuple]:
         token_idx = torch.arange(T).repeat_interleave(K)[order]
         expert_idx = torch.rand(T, E - 1).topk(K).indices.flatten()[order]  # nobody chooses the last
         yield torch.randint(num_labels - 1, (T,)), token_idx, expert_idx, (num_labels, E)  # nor is the last label there
-
-
-def my_two_losses(probs, top_k):
-    layers, num_tokens, num_experts = probs.shape
-    chosen = torch.zeros_like(probs).scatter(2, probs.topk(top_k, dim=2).indices, 1)  # (L, T, E)
-    f, P = chosen.mean(dim=1) / top_k, probs.mean(dim=1)  # (L, E) each
-    pooled = num_experts * (f.mean(dim=0) * P.mean(dim=0)).sum()  # first the mean, then the product
-    mean = num_experts * (f * P).sum(dim=1).mean()  # first the product, then the mean
-    return pooled, mean
-
-
-def of_squares(shares: Tensor) -> tuple[Tensor, Tensor]:
-    return shares.shape[1] * shares.mean(dim=0).square().sum(), shares.shape[1] * shares.square().sum(dim=1).mean()
-
-
-LOSS_MISTAKES = {
-    lambda p, k: my_two_losses(p, k)[1:] * 2:
-        "Your pooled loss multiplies in each layer and then averages: that is the mean once more. Pool f and P first, "
-        "over all layers' tokens, and then multiply.",
-    lambda p, k: [k * loss for loss in my_two_losses(p, k)]:
-        "This is Hugging Face's scale, K times ours: f is the share of the assignments, so divide by K.",
-    lambda p, k: [x / p.shape[2] for x in my_two_losses(p, k)]: "The factor E is missing: an even load should give 1.",
-    lambda p, k: my_two_losses(p, k)[::-1]: "These are the right two numbers, the wrong way round: pooled first.",
-    lambda p, k: (my_two_losses(p, k)[0], len(p) * my_two_losses(p, k)[1]):
-        "You added the layers' losses up. The second number is their mean.",
-    lambda p, k: of_squares(p.mean(dim=1)):
-        "You multiplied P with P. f is counted: how often each expert is among the K chosen.",
-    lambda p, k: of_squares(top_mask(p, k).float().mean(dim=1) / k):
-        "You multiplied f with f. The other factor is P, the mean probability; the gradient needs it.",
-}  # fmt: skip
-
-
-@exercise(2, my_two_losses, LOSS_MISTAKES, ("the pooled loss", "the mean of the layers"))
-def pooled_loss() -> Iterator[tuple]:
-    for L, T, E, K in ((3, 20, 8, 2), (2, 12, 4, 1), (4, 9, 6, 3), (1, 10, 8, 2)):
-        yield (torch.randn(L, T, E) + 2 * torch.randn(L, 1, E)).softmax(dim=-1), K

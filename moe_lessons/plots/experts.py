@@ -13,7 +13,7 @@ from moe_lessons.nn import Routing
 from moe_lessons.nn.balancing import rank_within
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.still import two_ways
-from moe_lessons.plots.theme import LIGHT, PALETTE, RED, LessonFigure, annotate, axes_for, dress, ink_on, name_over
+from moe_lessons.plots.theme import LIGHT, RED, LessonFigure, annotate, axes_for, dress, ink_on, name_over
 
 INKS = [LIGHT.lines[i] for i in (0, 3, 5, 4)]  # of what is asked about, and of what it is compared with
 
@@ -39,22 +39,6 @@ def grouped_bars(ax: Axes, places: Sequence[float], columns: Mapping[str, Sequen
     for i, (name, color) in enumerate(zip(columns, colors)):
         ax.bar(np.add(places, (i + 0.5) * width - 0.4), columns[name], width, color=color, label=name)
     ax.axhline(0, lw=0.8, color=LIGHT.grid)
-
-
-def changes(table: pd.DataFrame, title: str) -> Axes:
-    """Draw a table with a row for each model, in colour where it is not as the first row."""
-    cells = [["", *table], *([name, *row] for name, row in zip(table.index, table.astype(str).to_numpy()))]
-    widths = [max(len(row[column]) for row in cells) + 3 for column in range(len(cells[0]))]  # letters
-    ax = axes_for(0.5 + 0.075 * sum(widths), 0.6 + 0.3 * len(cells), title)
-    ax.set_axis_off()
-    drawn = ax.table(cells, cellLoc="center", colWidths=widths, bbox=(0, 0, 1, 1))
-    drawn.auto_set_font_size(False)
-    for (row, column), cell in drawn.get_celld().items():
-        differs = row > 1 and column and cells[row][column] != cells[1][column]
-        color = LIGHT.muted if row and column else LIGHT.foreground
-        cell.set(fc=PALETTE[1] if differs else "none", ec=LIGHT.background, lw=4)
-        cell.set_text_props(size=style.TEXT_SIZE, color=ink_on(PALETTE[1]) if differs else color)
-    return ax
 
 
 def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None) -> Axes:

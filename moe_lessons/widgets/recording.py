@@ -114,19 +114,16 @@ class RoutersView(Player):
         return {name: own.div(own.sum(axis="columns"), axis=0) * own.shape[1] for name, own in tables.items()}
 
     def panels(self) -> list[Panel]:
-        shares, made = self.shares(), []
-        for name, own in shares.items():
+        made, layer = [], self.layers[self.slider.value]
+        for name, own in self.shares().items():
             y = Axis(len(own) - 0.5, -0.5, ticks=list(enumerate(map(str, own.index))))
             cells = Cells(own.to_numpy("f4"), even=1.0, most=4.0, rows="group")
-            is_largest = own.shape[1] > min(other.shape[1] for other in shares.values())
-            title = f"{name}, layer {self.layers[self.slider.value]}"
-            made.append(Panel(title, [cells], experts_axis(own.shape[1]), y, width=7 if is_largest else 5))
+            made.append(Panel(f"{name}, layer {layer}", [cells], experts_axis(own.shape[1]), y, 12 // len(self.counts)))
         return made
 
     def sentence(self) -> str:
-        shares = self.shares()
-        most = {name: own.stack().idxmax() for name, own in shares.items()}
-        said = [f"{name}: E{e}, {shares[name].loc[d, e]:.1f} times for {d}" for name, (d, e) in most.items()]
+        tops = {name: (own.stack().idxmax(), own.max(axis=None)) for name, own in self.shares().items()}
+        said = [f"{name}: E{expert}, {most:.1f} times for {domain}" for name, ((domain, expert), most) in tops.items()]
         return f"Farthest above the even share: {'; '.join(said)}."
 
     def __repr__(self) -> str:

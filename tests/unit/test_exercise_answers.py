@@ -147,10 +147,6 @@ class InAnotherWay:
             counts[labels[token], expert] += 1
         return counts
 
-    def pooled_loss(probs, top_k):
-        pooled, *own = (loss_by_package(layer, layer.topk(top_k).indices) for layer in (probs.flatten(0, 1), *probs))
-        return pooled, sum(own) / len(own)
-
     def pick(models, memory, quality, batch):
         found = []
         for row, (shared, experts, e, k, good) in enumerate(models.tolist()):
