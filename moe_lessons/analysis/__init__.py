@@ -10,8 +10,11 @@ from moe_lessons.analysis.traces import (
     agreement,
     expert_shares,
     information,
+    known_share,
     mutual_information,
+    real_routing,
     repeats,
+    shuffled_counts,
     trace,
     trace_text,
 )

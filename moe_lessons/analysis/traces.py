@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn import Routing, evaluating
-from moe_lessons.support.errors import check_choice
+from moe_lessons.support.data import data_path
+from moe_lessons.support.errors import check_choice, check_top_k
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training.run import check_output
 
@@ -66,6 +67,15 @@ def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFra
     return table
 
 
+def real_routing() -> dict[str, dict[int, pd.DataFrame]]:
+    """Read real_routing.csv: model -> layer -> how many assignments of each domain (a row) each expert (a column) has.
+    Counted by the authors of OLMoE (arXiv:2409.02060): some 200,000 tokens of each domain, K assignments each."""
+    names, found = {"olmoe": "OLMoE-1B-7B", "mistral": "Mixtral 8x7B"}, {}
+    for (model, layer), rows in pd.read_csv(data_path("real_routing.csv")).groupby(["model", "layer"]):
+        found.setdefault(names[model], {})[layer] = rows.pivot(index="domain", columns="expert", values="assignments")
+    return dict(sorted(found.items(), reverse=True))
+
+
 def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = None) -> pd.DataFrame:
     """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1. by:
     'domain', 'byte_class' or 'layer'. layer: which one to look at, where there are several; they are never pooled."""
@@ -83,32 +93,74 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
     return shares.set_axis(pd.Index(shares.index, dtype=object), axis="index")
 
 
-def mutual_information(a: Sequence, b: Sequence, given: Sequence | None = None) -> float:
-    """Estimate I(a; b), or I(a; b | given), in bits: a, b and given are labels, one for each observation.
+def mutual_information(a: Sequence, b: Sequence | None = None, given: Sequence | None = None) -> float:
+    """Estimate I(a; b), or I(a; b | given), in bits: a, b and given are labels, one for each observation. Or `a` alone
+    is a table of counts (A, B), or (A, B, G) where the third axis is given.
 
     I(a; b | g) = H(a, g) + H(b, g) - H(a, b, g) - H(g), with the entropies H of the shares that were counted, corrected
     for their scatter; what is left may be slightly below 0.
 
     >>> round(mutual_information([0, 1] * 500, [0, 1] * 500), 2)
     1.0
+    >>> round(mutual_information([[500, 0], [0, 500]]), 2)
+    1.0
     """
+    if b is None:
+        counts = _check_counts(a, (2, 3))
+        of_a, of_b, of_both, of_third = (_entropy(counts.sum(axis)) for axis in (1, 0, (), (0, 1)))
+        return float(of_a + of_b - of_both - (of_third if counts.ndim == 3 else 0))
     labels = [np.asarray(x) for x in ((a, b) if given is None else (a, b, given))]
     shapes = [x.shape for x in labels]
     if len(set(shapes)) > 1 or labels[0].ndim != 1 or not labels[0].size:
         raise ValueError(f"a, b and given must be rows of one length, at least one, got the shapes {shapes}")
     a, b, *third = (pd.factorize(x, use_na_sentinel=False)[0] for x in labels)
     joined = [(a, *third), (b, *third), (a, b, *third), third]
-    of_a, of_b, of_both, of_third = (_entropy(*labels) for labels in joined)
+    of_a, of_b, of_both, of_third = (_entropy(_counted(*labels)) for labels in joined)
     return float(of_a + of_b - of_both - of_third)
 
 
-def _entropy(*labels: np.ndarray) -> float:
-    """Estimate the joint entropy in bits of labels 0, 1, …, one array for each that is joined; that of none is 0."""
+def known_share(counts: Sequence, top_k: int) -> float:
+    """Say which share of what there is to know a table of counts tells: `mutual_information` over the most that it can
+    be. counts (labels, E), or (labels, E, G) where G is given; each token makes `top_k` assignments.
+
+    An expert cannot tell more bits than a label has, nor more than H(expert) - log K: that token which always has the
+    same K experts still leaves open which of them is meant."""
+    counts = _check_counts(counts, (2, 3))
+    third = _entropy(counts.sum((0, 1))) if counts.ndim == 3 else 0.0
+    of_expert = _entropy(counts.sum(0)) - np.log2(check_top_k(top_k, counts.shape[1]))
+    return mutual_information(counts) / float(min(of_expert, _entropy(counts.sum(1))) - third)
+
+
+def shuffled_counts(counts: Sequence, seed: int = 0) -> np.ndarray:
+    """Deal the columns of a table of counts (A, B) out to its rows at random: the control of `mutual_information`, with
+    the sums of each row and each column as they were."""
+    counts, rng = _check_counts(counts, (2,)), np.random.default_rng(seed)
+    left, rows = counts.sum(axis=0), []
+    for size in counts.sum(axis=1):
+        rows.append(rng.multivariate_hypergeometric(left, size, method="marginals"))
+        left = left - rows[-1]
+    return np.array(rows)
+
+
+def _check_counts(counts: Sequence, dimensions: tuple[int, ...]) -> np.ndarray:
+    counts = np.asarray(counts)
+    if counts.ndim not in dimensions or counts.dtype.kind not in "iu" or not counts.size or (counts < 0).any():
+        got = f"{counts.dtype} of shape {counts.shape}"
+        raise ValueError(f"counts must be whole numbers of at least 0, with {dimensions} axes, got {got}")
+    return counts
+
+
+def _counted(*labels: np.ndarray) -> np.ndarray:
+    """Count the joint labels 0, 1, …, one array for each that is joined; none: one observation."""
     if not labels:
-        return 0.0
-    joint = np.ravel_multi_index(labels, [label.max() + 1 for label in labels])
+        return np.ones(1, dtype=int)
+    return np.unique(np.ravel_multi_index(labels, [label.max() + 1 for label in labels]), return_counts=True)[1]
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """Estimate the entropy in bits of what was counted so often; that of one kind is 0."""
     # H = log N - Σ (n / N) log n; the jackknife (S. Zahl, Jackknifing an index of diversity, 1977) has g(n) for log n
-    n = np.array([len(joint), *np.unique(joint, return_counts=True)[1]])  # N, and each n
+    n = np.append(counts.sum(), counts[counts > 0])  # N, and each n
     g = n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1))
     return g[0] - (n[1:] / n[0] * g[1:]).sum()
 

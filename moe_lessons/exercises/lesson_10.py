@@ -1,69 +1,73 @@
-"""Lesson 10: is a router healthy, layer by layer, and what a loss sees that pools the layers."""
+"""Lesson 10: tables of who serves what, of any model; and what a loss sees that pools the layers."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from moe_lessons.exercises.exercise import exercise
 from moe_lessons.exercises.lesson_02 import top_mask
-from moe_lessons.training import DEAD_SHARE
 
 
-def my_health(loads, top_k):
-    shares = loads / loads.sum(dim=1, keepdim=True)  # (L, E) of the assignments
-    dead = (top_k * shares < 0.01).sum(dim=1)  # of the tokens: each makes K assignments
-    busiest = loads.shape[1] * shares.max(dim=1).values
-    entropy = torch.special.entr(shares).sum(dim=1) / torch.tensor(loads.shape[1]).log()
-    return dead, busiest, entropy, (dead > 0) | (busiest >= 3)
+def my_merged(counts, group):
+    merged = torch.zeros(len(counts), int(group.max()) + 1, dtype=counts.dtype)
+    return merged.index_add_(1, group, counts)
 
 
-def health_with(loads: Tensor, top_k: int, ill: Callable | None = None, **other: Callable) -> tuple[Tensor, ...]:
-    """Change `ill` of the right answer, or another part: a function of the shares (L, E) and K."""
-    shares = loads / loads.sum(dim=1, keepdim=True)
-    parts = dict(zip(("dead", "busiest", "entropy"), my_health(loads, top_k)))
-    parts |= {name: part(shares, top_k) for name, part in other.items()}
-    ill = ill or (lambda dead, busiest: (dead > 0) | (busiest >= 3))
-    return *parts.values(), ill(parts["dead"], parts["busiest"])
-
-
-HEALTH_MISTAKES = {
-    lambda loads, k: [part.expand(len(loads)) for part in my_health(loads.sum(dim=0, keepdim=True), k)]:
-        "You added the layers up. Expert 3 of one layer and expert 3 of the next have only the number in common.",
-    lambda loads, k: health_with(loads, k, dead=lambda p, _: (p < DEAD_SHARE).sum(dim=1)):
-        "Dead means: under 1 % of the tokens. These are shares of assignments, K for each token: multiply by top_k.",
-    lambda loads, k: health_with(loads, k, dead=lambda p, _: (p == 0).sum(dim=1)):
-        "You count experts without any token. An expert under 1 % of the tokens counts as dead, too.",
-    lambda loads, k: health_with(loads, k, dead=lambda p, k: (p < DEAD_SHARE / p.shape[1]).sum(dim=1)):
-        "You compare with 1 % of an even share. Dead means: under 1 % of all tokens.",
-    lambda loads, k: health_with(loads, k, busiest=lambda p, _: p.max(dim=1).values):
-        "The busiest expert's share is right. Divide it by the mean share, 1 / E.",
-    lambda loads, k: health_with(loads, k, entropy=lambda p, _: torch.special.entr(p).sum(dim=1)):
-        "The entropy is over that of an even load: divide by log E, so that 1 is even.",
-    lambda loads, k: health_with(loads, k, entropy=lambda p, _: -(p * p.log()).sum(1) / math.log(p.shape[1])):
-        "0 · log 0 is nan here, and should count as 0: torch.special.entr does.",
-    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: dead > 0):
-        "A layer is also ill without a dead expert, where the busiest has three times the mean or more.",
-    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) | (busiest > 3)):
-        "A layer whose busiest expert has exactly three times the mean is ill, too: >=.",
-    lambda loads, k: health_with(loads, k, ill=lambda dead, busiest: (dead > 0) & (busiest >= 3)):
-        "One of the two is enough: a dead expert, or a busiest one with three times the mean.",
+MERGED_MISTAKES = {
+    lambda counts, group: my_merged(counts, group) / torch.bincount(group):
+        "You took the mean of a group. It has all assignments of its experts: add them up.",
+    lambda counts, group: my_merged(counts, group) / my_merged(counts, group).sum(dim=1, keepdim=True):
+        "These are shares. Return the counts: the shares are taken later.",
+    lambda counts, group: counts.reshape(len(counts), int(group.max()) + 1, -1).sum(dim=2):
+        "You merged neighbours. Expert e belongs to group[e], wherever it stands.",
+    lambda counts, group: torch.zeros(len(counts), int(group.max()) + 1).long().index_copy_(1, group, counts):
+        "Each group has the counts of one expert only: where several belong to it, add them up.",
 }  # fmt: skip
 
 
-@exercise(2, my_health, HEALTH_MISTAKES, ("dead", "max over mean", "the entropy", "ill"), axes=("layer",))
-def router_health() -> list[tuple]:
-    def some(layers: int, experts: int, **own: list[int]) -> Tensor:
-        loads = torch.randint(400, 900, (layers, experts)).float()
-        for layer, load in own.items():
-            loads[int(layer[1:]), : len(load)] = torch.tensor(load).float()
-        return loads
+@exercise(1, my_merged, MERGED_MISTAKES, "the merged counts", axes=("domain", "group"))
+def merged() -> Iterator[tuple]:
+    for domains, group in ((3, [0, 1, 1, 0]), (5, [2, 0, 1, 1, 0, 2]), (2, [0, 1, 0, 0, 1]), (4, [3, 1, 0, 2, 1, 3])):
+        yield torch.randint(0, 90, (domains, len(group))), torch.tensor(group)
 
-    mixed = some(4, 8, l1=[0, 0, 2, 6], l2=[9000], l3=[40])  # of 40 assignments in some 5,000, K decides
-    exactly = [3072, 1024, 1024, 1024, 512, 512, 512, 512]  # three times the mean; powers of two do not round
-    near = some(4, 8, l0=[0], l1=[2000], l2=[3000], l3=exactly)
-    return [(mixed, 2), (some(3, 6, l0=[0, 0, 0]), 1), (some(5, 16, l3=[50, 30]), 4), (some(2, 4), 2), (near, 2)]
+
+def my_counts(labels, token_idx, expert_idx, shape):
+    num_labels, num_experts = shape
+    place = labels[token_idx] * num_experts + expert_idx  # (A,): a number for each pair of a label and an expert
+    return place.bincount(minlength=num_labels * num_experts).reshape(shape)
+
+
+def each_once(labels: Tensor, token_idx: Tensor, expert_idx: Tensor, shape: tuple[int, int]) -> Tensor:
+    counts = torch.zeros(shape, dtype=torch.int64)
+    counts[labels[token_idx], expert_idx] += 1
+    return counts
+
+
+COUNTS_MISTAKES = {
+    each_once:
+        "counts[rows, columns] += 1 adds 1 to each pair once, however often it occurs. Add all of them: "
+        "index_put_ with accumulate=True, bincount, or a loop.",
+    lambda labels, token, expert, shape: my_counts(labels, token, expert, shape).T:
+        "Yours has a row for each expert. A row is a label, a column an expert.",
+    lambda labels, token, expert, shape: my_counts(labels, *(x[: len(labels)] for x in (token, expert)), shape):
+        "You stopped after as many assignments as there are tokens. A token has several: count all.",
+    lambda labels, token, expert, shape: my_counts(labels, torch.arange(len(token)) % len(labels), expert, shape):
+        "You gave assignment a the label of token a. It is that of its token: labels[token_idx].",
+    lambda labels, token, expert, shape: my_counts(
+        labels, torch.arange(len(token)) // (len(token) // len(labels)), expert, shape
+    ):
+        "Assignments do not stand token by token. The label of each is labels[token_idx].",
+}  # fmt: skip
+
+
+@exercise(2, my_counts, COUNTS_MISTAKES, "the counts", axes=("label", "expert"))
+def expert_counts() -> Iterator[tuple]:
+    for T, K, E, num_labels in ((40, 2, 8, 3), (30, 3, 6, 4), (25, 1, 5, 2), (20, 2, 9, 7)):
+        order = torch.randperm(T * K)
+        token_idx = torch.arange(T).repeat_interleave(K)[order]
+        expert_idx = torch.rand(T, E - 1).topk(K).indices.flatten()[order]  # nobody chooses the last
+        yield torch.randint(num_labels - 1, (T,)), token_idx, expert_idx, (num_labels, E)  # nor is the last label there
 
 
 def my_two_losses(probs, top_k):
