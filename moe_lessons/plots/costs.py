@@ -18,7 +18,6 @@ from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, annotate, axes_fo
 PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
 PART_COLORS = dict(zip(PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
 SHARES = {"all active (dense)": 1, "one half": 1 / 2, "one tenth": 1 / 10, "one in 30": 1 / 30}
-ALLOWED = 0.3  # of what was published: how far a plan may be from it
 
 
 def published_models_scatter(frame: pd.DataFrame) -> Axes:
@@ -182,20 +181,3 @@ def plot_plan(plans: Mapping[str, Plan]) -> Axes:
     ax.set_xticks(x, list(plans))
     ax.set_ylim(0, 1.12 * max(one.seconds for one in made))
     return style.name_over(ax)
-
-
-def plot_published(checked: pd.DataFrame) -> Axes:
-    """Draw planned over published, a row for each figure of `check_published()`, and the band of what is `ALLOWED`."""
-    ratio, y = 1 + checked.error_percent.to_numpy(dtype=float) / 100, np.arange(len(checked))
-    ax = axes_for(8.8, 1.1 + 0.24 * len(checked), "The planner against published systems", "planned / published")
-    ax.axvspan(1 - ALLOWED, 1 + ALLOWED, color=LIGHT.grid, alpha=0.5, lw=0, label=f"±{100 * ALLOWED:g} %")
-    ax.axvline(1, color=LIGHT.foreground, lw=1, ls="--")
-    near = abs(ratio - 1) <= ALLOWED
-    for own, ink, marker, name in ((near, 2, "o", "within"), (~near, 1, "D", "beyond")):
-        look = {"color": LIGHT.lines[ink], "marker": marker, "label": f"{own.sum()} {name}"}
-        ax.scatter(ratio[own], y[own], s=30, zorder=3, **look)
-    for place, value in zip(y, ratio):
-        annotate(ax, f"{100 * (value - 1):+.0f} %".replace("-", "−"), (value, place), (9, 0), halo=True)
-    ax.set_yticks(y, checked.system + ": " + checked.quantity)
-    ax.set(xlim=(0.38, 2.8), ylim=(len(checked) - 0.4, -0.6))
-    return style.name_over(log_axis(ax, "x", (0.5, 0.7, 1, 1.3, 2)))

@@ -119,3 +119,33 @@ def plot_exchange(traffic: Mapping[str, Tensor]) -> Axes:
     bar = style.styled(drawn.colorbar, LIGHT, mesh, ax=places, aspect=30, pad=0.02, shrink=0.8)
     bar.set_ticks([0, 1, most], labels=["0", "1 ×\neven", f"{most:.3g} ×"])
     return ax
+
+
+# How a layer stands on two devices: the experts of each, which part of each block it has, and what travels
+PARALLEL = {
+    "data parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 1, "the whole model, its own texts", "gradients, once a step"),
+    "tensor parallel": ((0, 1, 2, 3), (0, 1, 2, 3), 0.5, "half of every matrix, all texts", "sums, in each layer"),
+    "expert parallel": ((0, 1), (2, 3), 1, "half of the experts, its own texts", "tokens, twice in each layer"),
+}  # fmt: skip
+
+
+def plot_parallel() -> Figure:
+    """Draw a layer of four experts on two devices, shared in three ways; under each what a device has, what travels."""
+    figure = LessonFigure(10.2, 3.3)
+    for ax, (name, (*experts, part, has, travels)) in zip(figure.subplots(1, 3), PARALLEL.items()):
+        dress(ax, LIGHT, name).axis("off")
+        for device, own in enumerate(experts):
+            left, high = 1.25 * device, 0.28 * part
+            ax.add_patch(Rectangle((left, 0), 1, 1, fill=False, ec=LIGHT.muted, lw=1.2))
+            annotate(ax, f"device {device}", (left + 0.5, 1.06), ha="center", color=LIGHT.muted)
+            blocks = [(f"E{e}", PALETTE[e], left + 0.06 + 0.225 * e, 0.205, 0.14) for e in own]
+            for text, color, x, wide, low in [("attention", LIGHT.grid, left + 0.06, 0.88, 0.58), *blocks]:
+                y = low + (1 - device) * (0.28 - high)  # the first device has the upper half
+                ax.add_patch(Rectangle((x, low), wide, 0.28, fill=False, ec=color, lw=1, ls=":"))
+                ax.add_patch(Rectangle((x, y), wide, high, fc=color))
+                annotate(ax, text, (x + wide / 2, y + high / 2), ha="center", color=ink_on(color))
+        arrow = {"arrowstyle": "<->", "color": LIGHT.foreground, "lw": 1.6}
+        ax.annotate("", (1.27, 0.5), (0.98, 0.5), arrowprops=arrow)
+        annotate(ax, f"a device has {has}\ntravels: {travels}", (1.125, -0.16), ha="center")
+        ax.set(xlim=(-0.05, 2.3), ylim=(-0.3, 1.15))
+    return figure

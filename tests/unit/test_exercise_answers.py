@@ -133,10 +133,11 @@ class InAnotherWay:
         spec = finer(num_experts, top_k, d_ff, times, shared)
         return spec["num_experts"], spec["top_k"], spec["d_ff"], shared * spec["d_ff"]
 
-    def step_time(loads, num_ranks, seconds_per_row):
-        share = loads.shape[1] // num_ranks
-        slowest = [max(sum(row[i : i + share]) for i in range(0, len(row), share)) for row in loads.tolist()]
-        return sum(slowest) * seconds_per_row
+    def copies(rows, places):
+        own = [1] * len(rows)
+        while sum(own) < places:
+            own[max(range(len(own)), key=lambda e: rows[e] / own[e])] += 1
+        return own
 
     def merged(counts, group):
         return torch.stack([counts[:, group == g].sum(dim=1) for g in range(group.max() + 1)], dim=1)

@@ -11,7 +11,7 @@ from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from moe_lessons import plots
-from moe_lessons.analysis import check_published, plan
+from moe_lessons.analysis import plan
 from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, published_models
 from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.analysis.step_parts import PARTS
@@ -81,7 +81,7 @@ def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
     assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
 
 
-def test_the_parts_of_each_row_add_up_and_each_published_figure_stands_where_its_error_says():
+def test_the_parts_of_each_row_add_up():
     for shape in MODEL_SHAPES.values():
         bars = costs.parameter_bars(shape.parameters()).patches
         assert sum(bar.get_width() for bar in bars) == shape.count.total + shape.count.active
@@ -89,10 +89,6 @@ def test_the_parts_of_each_row_add_up_and_each_published_figure_stands_where_its
     assert [round(bar.get_width(), 6) for bar in ax.patches] == [0.6, 0.97, 0.4, 0, 0, 0.03]
     ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
     assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
-    checked = check_published()
-    points = np.concatenate([spots.get_offsets() for spots in costs.plot_published(checked).collections])
-    points = points[points[:, 1].argsort(), 0]
-    np.testing.assert_allclose(points, checked.planned / checked.published.astype(float))
 
 
 def test_a_bar_over_each_character_and_a_row_for_each_token():
