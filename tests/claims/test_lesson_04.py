@@ -9,7 +9,7 @@ import pytest
 
 from moe_lessons.analysis import expert_shares, mutual_information, repeats, trace, trace_text
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
-from moe_lessons.tasks import TextTask, decode, encode, make_text
+from moe_lessons.tasks import TextTask, decode, encode, make_text, text
 from moe_lessons.training import Run, train
 
 CONFIG = TransformerConfig(d_model=64, num_layers=3, d_ff=32, num_experts=8, top_k=2)
@@ -25,21 +25,23 @@ class Trained(NamedTuple):
     after: pd.DataFrame
 
 
+def train_and_trace(seed: int, steps: int) -> Trained:
+    task = TextTask([*TOPICS, "code", "arithmetic"])
+    with seeded(seed):
+        model = LanguageModel(CONFIG)
+    options = {"batch_size": 16, "warmup_steps": 20, "decay_steps": steps, "max_grad_norm": 1.0}
+    run, traces = Run(model, task, lr=0.005, seed=seed, **options), [trace(model, task, 128)]
+    run.knobs.router_aux_loss_coef = 0.01
+    for more in (300, steps - 300):
+        train(run, more)
+        traces.append(trace(model, task, 128))
+    return Trained(model, *traces)
+
+
 @pytest.fixture(scope="module")
 def trained() -> list[Trained]:
     """The lesson's model after its 1,000 steps, from each seed, with its traces."""
-    task, found = TextTask([*TOPICS, "code", "arithmetic"]), []
-    for seed in SEEDS:
-        with seeded(seed):
-            model = LanguageModel(CONFIG)
-        options = {"batch_size": 16, "warmup_steps": 20, "decay_steps": 1000, "max_grad_norm": 1.0}
-        run, traces = Run(model, task, lr=0.005, seed=seed, **options), [trace(model, task, 128)]
-        run.knobs.router_aux_loss_coef = 0.01
-        for steps in (300, 700):
-            train(run, steps)
-            traces.append(trace(model, task, 128))
-        found.append(Trained(model, *traces))
-    return found
+    return [train_and_trace(seed, 1000) for seed in SEEDS]
 
 
 def layer_of(table: pd.DataFrame, layer: int) -> pd.DataFrame:
@@ -51,9 +53,9 @@ def told(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for layer in LAYERS:
         own = layer_of(table, layer)
-        text = bytes(own["byte"].tolist()).decode().lower()
-        words = [word.span() for word in re.finditer("[a-z]+", text) if word[0] in SHARED]
-        shared = np.isin(np.arange(len(text)), [i for span in words for i in range(*span)])
+        passages = bytes(own["byte"].tolist()).decode().lower()
+        words = [word.span() for word in re.finditer("[a-z]+", passages) if word[0] in SHARED]
+        shared = np.isin(np.arange(len(passages)), [i for span in words for i in range(*span)])
         own = own.assign(form=own["domain"].astype(str).replace(TOPICS, "english"), before=own["byte"].shift(1))
         is_english = own["form"] == "english"
         english, late = own[is_english], own[is_english & shared & (own["position"] >= 32)]
@@ -79,24 +81,32 @@ def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(s
         assert untrained["byte"][0] > 0.2 and untrained["before"].max() < 0.05
         for table in trained:
             assert table["byte"][0] > table["byte"][2] + 0.06
-            assert table["before"][2] > max(1.7 * table["before"][0], 4 * untrained["before"][2])
+            assert table["before"][2] > table["before"][0] + 0.06 and table["before"][0] > untrained["before"][0] + 0.04
             assert table["form"][[1, 2]].mean() > table["form"][0] + 0.04
-            assert table["topic"].max() < 0.03
+            assert table["topic"].max() < 0.035 and (table["form"] > 5 * table["topic"])[[1, 2]].all()
             gains = (table.loc[2] - table.loc[0])[["byte", "before", "topic"]]
             assert gains.idxmax() == "before" and gains["before"] > gains["topic"] + 0.05
+
+
+@pytest.mark.claim("byte-then-context-and-no-topic")
+def test_with_twice_the_steps_it_tells_a_little_of_the_topic():
+    table = told(train_and_trace(0, 2000).after)
+    assert table["topic"].max() < 0.06 and (table["form"] > 5 * table["topic"])[[1, 2]].all()
+    assert table["byte"][0] > table["byte"][2] + 0.06 and table["before"][2] > table["before"][0] + 0.06
 
 
 @pytest.mark.claim("the-model-knows-the-topic")
 def test_the_model_knows_the_topic(trained):
     for one in trained:
-        for topic, start in (("sea", "The sailors "), ("kitchen", "The waiters ")):
-            ids = one.model.generate(encode(start).expand(64, -1), 48, temperature=0.7)
-            lines = [decode(row).splitlines()[0][len(start) :] for row in ids]
+        for topic in TOPICS:
+            lines = []
+            for start in (f"The {person} " for person in text.TOPICS[topic]["people"]):
+                ids = one.model.generate(encode(start).expand(32, -1), 48, temperature=0.7)
+                lines += [decode(row[len(start) :]).split("\n")[0] for row in ids]
             written = [word for line in lines for word in re.findall("[a-z]+", line)]
             own = [word in WORDS[topic] for word in written if word in WORDS["sea"] ^ WORDS["kitchen"]]
-            assert len(own) > 60 and np.mean(own) > (
-                0.8 if one is trained[0] else 0.55
-            )  # which is what the lesson shows
+            least = 0.8 if one is trained[0] else 0.55  # the first is what the lesson shows
+            assert len(own) > 100 and np.mean(own) > least
 
 
 def favourite(table: pd.DataFrame, layer: int) -> float:
