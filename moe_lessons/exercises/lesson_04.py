@@ -59,7 +59,8 @@ INFORMATION_MISTAKES = {
 @exercise(2, my_information, INFORMATION_MISTAKES, "the information in bits")
 def information_bits() -> list[tuple]:
     drawn = [torch.randint(low, 9, (E, 6)) for low, E in ((1, 2), (0, 2), (0, 4))]
-    return [(counts.float(),) for counts in (*drawn, torch.tensor([[6, 2], [3, 1]]), torch.tensor([[2, 0], [0, 2]]))]
+    tables = [[6, 2], [3, 1]], [[2, 0], [0, 2]], [[2, 0, 1], [0, 0, 0], [1, 0, 3]]  # the last with what never occurs
+    return [(counts.float(),) for counts in (*drawn, *map(torch.tensor, tables))]
 
 
 def my_chance(experts):

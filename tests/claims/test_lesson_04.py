@@ -89,6 +89,16 @@ def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(s
 
 
 @pytest.mark.claim("byte-then-context-and-no-topic")
+def test_how_many_bits_there_are_to_know(trained):
+    table = layer_of(trained[0].before, 0)
+    table = table.assign(form=table["domain"].astype(str).replace(TOPICS, "english"), before=table["byte"].shift(1))
+    english = table[(table["form"] == "english") & (table["position"] > 0)]
+    asked = (table, "byte", "form"), (english, "before", "byte"), (table, "form", "byte"), (english, "domain", "byte")
+    bits = [mutual_information(own[what], own[what], own[given]) for own, what, given in asked]
+    assert bits == pytest.approx([4.07, 2.67, 0.70, 0.99], abs=0.03)
+
+
+@pytest.mark.claim("byte-then-context-and-no-topic")
 def test_with_twice_the_steps_it_tells_a_little_of_the_topic():
     table = told(train_and_trace(0, 2000).after)
     assert table["topic"].max() < 0.06 and (table["form"] > 5 * table["topic"])[[1, 2]].all()
