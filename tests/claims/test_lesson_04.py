@@ -88,7 +88,7 @@ def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(s
             assert gains.idxmax() == "before" and gains["before"] > gains["topic"] + 0.05
 
 
-@pytest.mark.claim("byte-then-context-and-no-topic")
+@pytest.mark.claim("bits-that-there-are-to-know")
 def test_how_many_bits_there_are_to_know(trained):
     table = layer_of(trained[0].before, 0)
     table = table.assign(form=table["domain"].astype(str).replace(TOPICS, "english"), before=table["byte"].shift(1))
@@ -98,7 +98,7 @@ def test_how_many_bits_there_are_to_know(trained):
     assert bits == pytest.approx([4.07, 2.67, 0.70, 0.99], abs=0.03)
 
 
-@pytest.mark.claim("byte-then-context-and-no-topic")
+@pytest.mark.claim("a-little-of-the-topic-after-twice-the-steps")
 def test_with_twice_the_steps_it_tells_a_little_of_the_topic():
     table = told(train_and_trace(0, 2000).after)
     assert table["topic"].max() < 0.06 and (table["form"] > 5 * table["topic"])[[1, 2]].all()
