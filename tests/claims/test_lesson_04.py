@@ -159,4 +159,4 @@ def test_neighbours_repeat_as_their_domain_does(trained):
         after, before = repeats(one.after), repeats(one.before)
         assert (after["repeated"] > 1.05 * after["chance"]).all()
         assert (after["repeated"] / after["chance_in_domain"]).between(0.65, 1.35).all()
-        assert before["repeated"].mean() > 1.2 * after["repeated"].mean()
+        assert (before["repeated"] > 1.2 * after["repeated"])[[1, 2]].all()
