@@ -7,7 +7,6 @@ from moe_lessons.analysis.planner import Link, check_published, fit_link, plan
 from moe_lessons.analysis.results import EffectiveWidth, effective_width, load_results
 from moe_lessons.analysis.timing import Ratio, paired_ratio
 from moe_lessons.analysis.traces import (
-    agreement,
     expert_shares,
     information,
     known_share,

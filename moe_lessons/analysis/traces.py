@@ -207,23 +207,6 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
     return _table(rows)
 
 
-def agreement(trace_a: pd.DataFrame, trace_b: pd.DataFrame) -> pd.DataFrame:
-    """Say how far two models divide the same tokens alike, for each layer: the mutual information of their first
-    choices over the mean of the two entropies, NaN where both use one expert only. shuffled: that of dealt choices."""
-    same, rng, rows = ["sequence", "position", "byte", "layer"], np.random.default_rng(0), {}
-    if not np.array_equal(_check(trace_a, *same)[same], _check(trace_b, *same)[same]):
-        raise ValueError("trace_a and trace_b must be of the same tokens and layers, got different ones")
-    both = trace_a.assign(other=trace_b["expert0"].to_numpy()).query("expert0 >= 0 and other >= 0")
-    for number, layer in both.groupby("layer"):
-        a, b = layer["expert0"], layer["other"]
-        entropies = (mutual_information(a, a) + mutual_information(b, b)) or np.nan  # I(a; a) is H(a)
-        rows[number] = {
-            "agreement": 2 * mutual_information(a, b) / entropies,
-            "shuffled": 2 * mutual_information(a, rng.permutation(b)) / entropies,
-        }
-    return _table(rows)
-
-
 def _check(trace: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """Return `trace` if it is one with these columns and not empty, else raise ValueError."""
     if missing := {"layer", "expert0", *columns} - set(getattr(trace, "columns", ())):

@@ -1,4 +1,4 @@
-"""Lesson 04: a table of counts, mutual information from counts, and how often two draws have the same expert."""
+"""Lesson 04: what there is to know, what an expert tells of it, and how often two draws have the same expert."""
 
 import torch
 from torch import Tensor
@@ -6,37 +6,28 @@ from torch import Tensor
 from moe_lessons.exercises.exercise import exercise
 
 
-def my_times_even(counts):
-    shares = counts / counts.sum(dim=1, keepdim=True)  # of the tokens of its domain: each row sums to 1
-    return shares * counts.shape[1]  # divided by the even share, 1 / E
-
-
-COLUMN = "You divided by column: of an expert's tokens, how many are code? Asked: of code, how many go to the expert?"
-TABLE_MISTAKES = {
-    lambda c: c / c.sum(1)[:, None]: "These are shares, and a row sums to 1. Divide them by the even share, 1 / E.",
-    lambda c: 100 * c / c.sum(1, keepdim=True):
-        "These are percents, as on the map. Here 1 is to be the even share: divide the shares by 1 / E.",
-    lambda c: c / c.sum(1, keepdim=True) / c.shape[1]:
-        "You multiplied by the even share. Divide by it: 1/2 of the tokens is 4 times the even share of 8 experts.",
-    lambda c: c / c.sum(1, keepdim=True) - 1 / c.shape[1]:
-        "You subtracted the even share. Divide by it: how many times as much?",
-    lambda c: c / c.sum(0) * c.shape[1]: COLUMN,
-    lambda c: c / c.sum(0) * c.shape[0]: COLUMN,
-    lambda c: c / c.sum() * c.numel():
-        "You divided by all tokens, so a large domain has large numbers everywhere. Divide each row by its own sum.",
-    lambda c: c / c.sum(1, keepdim=True) * c.shape[0]:
-        "You took the number of domains for that of experts. The even share is one of E, the columns.",
-}  # fmt: skip
-
-
-@exercise(1, my_times_even, TABLE_MISTAKES, "the table", axes=("domain", "expert"))
-def times_even() -> list[tuple]:
-    # Domains of different sizes: each has more tokens than the one before.
-    sizes = (3, 8), (5, 4), (1, 6), (2, 2)
-    return [(torch.randint(1, 100, (rows, E)) * torch.arange(1.0, rows + 1)[:, None],) for rows, E in sizes]
+def my_entropy(counts):
+    p = counts[counts > 0] / counts.sum()  # a label that never occurs adds nothing
+    return -(p * p.log2()).sum()
 
 
 LOG2 = torch.tensor(2.0).log()
+ENTROPY_MISTAKES = {
+    lambda c: -(c / c.sum() * (c / c.sum()).log2()).sum():
+        "0 · log2(0) is nan here, and should count as 0. Leave out the labels that never occur.",
+    lambda c: my_entropy(c) * LOG2: "This is in nats. Bits need the logarithm to base 2: log2.",
+    lambda c: (c > 0).sum().log2(): "This would be right if all labels were equally frequent. Use their shares.",
+    lambda c: my_entropy(c) * c.sum(): "This is for all tokens together. Divide the counts by their sum first.",
+    lambda c: -(c[c > 0] / c.sum()).log2().sum(): "You added the logarithms as they are. Each counts with its share p.",
+    lambda c: -(c[c > 0] / c.sum()).log2().mean(): "This is the plain mean. Each logarithm counts with its share p.",
+    lambda c: -my_entropy(c): "The sign is wrong: the logarithm of a share is negative, and bits are positive.",
+}  # fmt: skip
+
+
+@exercise(1, my_entropy, ENTROPY_MISTAKES, "the bits that there are to know")
+def entropy_bits() -> list[tuple]:
+    drawn = [torch.randint(low, 9, (size,)) for low, size in ((1, 3), (0, 6), (0, 12))]
+    return [(counts.float(),) for counts in (*drawn, torch.tensor([2, 1, 1, 0]), torch.tensor([0, 5]))]
 
 
 def terms(counts: Tensor) -> Tensor:  # p log2(p / (p(e) p(b))) (E, B): nan where p is 0
@@ -68,7 +59,8 @@ INFORMATION_MISTAKES = {
 @exercise(2, my_information, INFORMATION_MISTAKES, "the information in bits")
 def information_bits() -> list[tuple]:
     drawn = [torch.randint(low, 9, (E, 6)) for low, E in ((1, 2), (0, 2), (0, 4))]
-    return [(counts.float(),) for counts in (*drawn, torch.tensor([[6, 2], [3, 1]]), torch.tensor([[2, 0], [0, 2]]))]
+    tables = [[6, 2], [3, 1]], [[2, 0], [0, 2]], [[2, 0, 1], [0, 0, 0], [1, 0, 3]]  # the last with what never occurs
+    return [(counts.float(),) for counts in (*drawn, *map(torch.tensor, tables))]
 
 
 def my_chance(experts):

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from random import Random
 from string import ascii_letters, digits, whitespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,27 +15,27 @@ from moe_lessons.support.errors import check_choice, check_positive_int
 
 TRAIN_BYTES, HELD_OUT_BYTES = 200_000, 20_000  # of each domain; a text of your own holds out a tenth, or this
 
-WORDS: dict[str, list[str]] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
-PEOPLE, THINGS, PLACES, VERBS, LOOKS, TIMES, NAMES, CITIES = WORDS.values()
+WORDS: dict[str, Any] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+PEOPLE, THINGS, PLACES, VERBS, LOOKS, TIMES, NAMES, CITIES, TOPICS = WORDS.values()
 
 # Letter for letter as on a Greek keyboard; for q and w the old letters koppa and digamma.
 _LATIN, _GREEK = "abcdefghijklmnopqrstuvwxyz", "αβψδεφγηιξκλμνοπϙρστθωϝχυζ"
 TO_GREEK = str.maketrans(_LATIN + _LATIN.upper(), _GREEK + _GREEK.upper())
 
 
-def english(rng: Random) -> str:
-    """Write a sentence whose verb agrees with its subject: 'Every morning the old bakers carry a ladder.'"""
+def english(rng: Random, people=PEOPLE, things=THINGS, places=PLACES, verbs=VERBS) -> str:
+    """Write a sentence whose verb agrees with its subject: 'Every morning the old bakers clean the red drum.'"""
     look = rng.choice(("", f"{rng.choice(LOOKS)} "))
     plural = rng.random() < 0.5
-    who = f"the {look}{rng.choice(PEOPLE)}" + "s" * plural
-    does = rng.choice(VERBS) + "s" * (not plural)
-    what = f"{rng.choice(('the', 'his', 'her'))} {rng.choice(LOOKS)} {rng.choice(THINGS)}"
-    where = f"{rng.choice(('in', 'near', 'behind'))} the {rng.choice(PLACES)}"
+    who = f"the {look}{rng.choice(people)}" + "s" * plural
+    does = rng.choice(verbs) + "s" * (not plural)
+    what = f"{rng.choice(('the', 'his', 'her'))} {rng.choice(LOOKS)} {rng.choice(things)}"
+    where = f"{rng.choice(('in', 'near', 'behind'))} the {rng.choice(places)}"
     forms = (
         f"{who} {does} {what} {where}",
         f"{rng.choice(TIMES)} {who} {does} {what}",
         f"{who} {where} {does} {what}",
-        f"{who} {does} {what} and {rng.choice(VERBS)}{'s' * (not plural)} it {rng.choice(TIMES)}",
+        f"{who} {does} {what} and {rng.choice(verbs)}{'s' * (not plural)} it {rng.choice(TIMES)}",
     )
     sentence = rng.choice(forms)
     return f"{sentence[0].upper()}{sentence[1:]}.\n"
@@ -91,11 +93,13 @@ def brackets(rng: Random) -> str:
 WRITERS = {"english": english, "code": code, "json": json_record, "arithmetic": arithmetic, "brackets": brackets}
 WRITERS["greek"] = lambda rng: english(rng).translate(TO_GREEK)  # two bytes a letter
 DOMAINS = tuple(WRITERS)
+# Two topics, in sentences of one kind: their people, things, places and verbs differ; looks, times and letters do not.
+WRITERS |= {topic: partial(english, **own) for topic, own in TOPICS.items()}
 
 
 def make_text(domain: str, num_bytes: int, seed: int = 0) -> str:
     """Write text of a domain, at least `num_bytes` long: whole sentences, programs, records or lines."""
-    check_choice("domain", domain, DOMAINS)
+    check_choice("domain", domain, WRITERS)
     check_positive_int("num_bytes", num_bytes)
     rng = Random(f"{domain} {seed}")  # a string seeds the same on every machine
     parts, length = [], 0
@@ -136,7 +140,7 @@ def byte_class(tokens: Tensor) -> Tensor:
 class TextTask:
     """Draws sequences of bytes, each from one domain, and for each byte the one that follows it.
 
-    domains: some of `DOMAINS`, or a dict of your own texts, by name. context: bytes in a sequence (T). The end of each
+    domains: some of `WRITERS`, or a dict of your own texts, by name. context: bytes in a sequence (T). The end of each
     text is held out, and a sequence that occurs in it, at whatever position, is left out of training.
 
     >>> x, y = TextTask(["english", "code"], context=32).batch(4, torch.Generator().manual_seed(0))
@@ -154,7 +158,7 @@ class TextTask:
         is_own, num_bytes = isinstance(domains, Mapping), TRAIN_BYTES + HELD_OUT_BYTES
         starts, self._held_out_starts, texts, end = [], [], [], 0
         for name in self.domains:
-            text = domains[name] if is_own else make_text(check_choice("domains", name, DOMAINS), num_bytes, seed)
+            text = domains[name] if is_own else make_text(check_choice("domains", name, WRITERS), num_bytes, seed)
             text = text.encode()
             num_held_out = min(len(text) // 10, HELD_OUT_BYTES)
             if context >= num_held_out:

@@ -3,6 +3,7 @@
 import json
 import random
 import runpy
+from collections import Counter
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, is_moe
 from moe_lessons.support.data import data_path
 from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, NOT_SCORED, Facts, TextTask, byte_class, decode, encode, make_text
-from moe_lessons.tasks.text import HELD_OUT_BYTES, WRITERS
+from moe_lessons.tasks.text import HELD_OUT_BYTES, TOPICS, WRITERS
 from moe_lessons.training import Run, facts_model, facts_run, facts_runs, train
 from moe_lessons.training.run import token_losses
 
@@ -39,7 +40,7 @@ def test_every_program_runs_every_record_parses_and_every_sum_is_right():
     assert all(eval(line.replace("=", "==")) for line in pieces("arithmetic"))
 
 
-@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("domain", WRITERS)
 def test_the_seed_decides_the_text(domain):
     before = random.getstate()
     text = make_text(domain, 2000, seed=3)
@@ -47,6 +48,14 @@ def test_the_seed_decides_the_text(domain):
     assert make_text(domain, 5000, seed=3).startswith(text)
     assert 2000 <= len(text.encode()) < 2500 and text.endswith("\n")
     assert random.getstate() == before and len(set(pieces(domain))) > 280  # nearly nothing is said twice
+
+
+def test_two_topics_have_one_alphabet_and_other_words():
+    sea, kitchen = (make_text(topic, 100_000) for topic in ("sea", "kitchen"))
+    letters = [Counter(text) for text in (sea, kitchen)]
+    assert sum((letters[0] - letters[1]).values()) < 0.06 * len(sea)
+    assert len(set(sea.split()) & set(kitchen.split())) > 25 and not {"sea", "kitchen"} & set(DOMAINS)
+    assert not set(TOPICS["sea"]["things"]) & set(kitchen.split())
 
 
 def test_the_sample_is_what_the_generator_writes_and_bytes_have_their_classes():

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_lessons.analysis import (
-    agreement,
     expert_shares,
     information,
     known_share,
@@ -83,7 +82,7 @@ READERS = [
     ("byte_class", lambda table: expert_shares(table, by="byte_class")),
     ("byte", information),
     ("sequence", repeats),
-    ("position", lambda table: agreement(table, table)),
+    ("position", repeats),
 ]
 
 
@@ -192,20 +191,4 @@ def test_repeats_by_hand_and_tokens_without_an_expert_are_left_out():
     whole = table_of([*expert, *[-1] * 40], [*domain, *["a"] * 40])
     pd.testing.assert_frame_equal(information(whole), information(table_of(expert, domain)))
     assert repeats(table_of([0, -1, 0, 0, -1, 1])).loc[0, "repeated"] == 1  # one pair only
-    assert agreement(whole, whole).loc[0, "agreement"] == pytest.approx(1)
     assert expert_shares(whole).loc["a"].tolist() == [1, 0]
-
-
-def test_agreement_does_not_ask_for_numbers_but_for_the_same_tokens(task):
-    rng = np.random.default_rng(0)
-    expert = rng.integers(0, 4, 4000)
-    for other, expected in (((expert + 1) % 4, 1), (expert // 2, 2 / 3), (rng.integers(0, 4, 4000), 0)):  # 1 bit of 2
-        row = agreement(table_of(expert), table_of(other)).loc[0]
-        assert row["agreement"] == pytest.approx(expected, abs=0.01) and abs(row["shuffled"]) < 0.01
-    collapsed, split = table_of([0] * 40), table_of([0, 1] * 20)
-    assert agreement(collapsed, collapsed).loc[0].isna().all()
-    assert agreement(collapsed, split).loc[0].tolist() == pytest.approx([0, 0])
-    one = trace(model_of(), task, 2)
-    for other in (trace(model_of(), task, 3), trace_text(model_of(), "abc"), one[one["layer"] == 0]):
-        with pytest.raises(ValueError, match="^trace_a and trace_b must be of the same tokens and layers, got"):
-            agreement(one, other)
