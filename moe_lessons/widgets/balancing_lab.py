@@ -202,7 +202,7 @@ def panel_of(name: str) -> Callable[[Any], Panel]:
 
 
 def panels_of(names: Sequence[str]) -> list[Callable[[Any], Panel]]:
-    return [PANELS["curves"], PANELS["balance"], *map(panel_of, names)]
+    return [*(PANELS[name] for name in ("curves", "balance", "quality")), *map(panel_of, names)]
 
 
 def _what(name: str, setting: PlaneSetting | None = None) -> str:

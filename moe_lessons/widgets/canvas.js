@@ -108,7 +108,7 @@ function tile(hatch, color) {
 // How the line of a model looks, and a rule.
 const inkOf = ({ inks, quiet }, ink) => (ink < 0 ? quiet : inks[ink % inks.length]);
 function lineLook(view, ink, strong = true) {
-  const dash = ink < 0 ? [] : [[], [7, 4], [1.5, 3.5], [9, 3, 2, 3], [4, 2], [14, 4]][ink % 6];
+  const dash = ink < 0 ? [] : [[], [7, 4], [1.5, 3.5], [9, 3, 2, 3], [4, 2], [14, 4], [], []][ink % 8];
   return { color: css(inkOf(view, ink), ink < 0 ? 0.4 : 1), width: ink < 0 ? 4 : strong ? (ink ? 1.9 : 2.3) : 1.3, dash };
 }
 const ruleLook = ({ ink, look }, kind) => kind === "limit" ? { color: look.red, width: 1.8, dash: [] }

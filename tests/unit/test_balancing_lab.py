@@ -155,7 +155,7 @@ def test_dead_is_of_the_tokens_where_each_has_two_experts():
 
 
 def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
-    for place, (name, tile) in enumerate(lab.tiles.items(), start=2):
+    for place, (name, tile) in enumerate(lab.tiles.items(), start=3):
         panel, film = lab.canvas.panels[place], mark(lab, place, Stack)
         np.testing.assert_allclose(film.y, [record.loads[0] for record in tile.band.records], rtol=1e-6)
         last, caption, recent = tile.readings[-1], panel.caption, tile.band.records[-20:]
@@ -172,7 +172,7 @@ def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
 @on_a_loop
 async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its_band(name, quantity):
     lab = BalancingLab(TWO, seeds=2)
-    assert [lab.canvas.panels[place].legend for place in (0, 1)] == [[(5, "all start alike")]] * 2
+    assert lab.canvas.panels[0].legend == [(5, "all start alike")]
     lab.advance(10)
     lab.inputs["curve"].value = name
     await settled()
