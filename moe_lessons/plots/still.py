@@ -205,13 +205,10 @@ def draw_points(mark: marks.Points, ax, theme, panel):
 
 
 def draw_spots(mark: marks.Spots, ax, theme, panel):
-    colors, is_selected = [theme.lines[ink % 8] for ink in mark.ink], np.arange(len(mark.names)) == mark.selected
-    (x, *x_ends), (y, *y_ends) = mark.x, mark.y
-    ax.hlines(y, *x_ends, colors=colors, lw=np.where(is_selected, 2, 1))
-    ax.vlines(x, *y_ends, colors=colors, lw=np.where(is_selected, 2, 1))
-    ax.scatter(x, y, np.where(is_selected, 90, 36), colors, ec=theme.background, zorder=3, clip_on=False)
-    if (i := mark.selected) is not None:
-        annotate(ax, mark.names[i], (x[i], y[i]), (0, 10), theme, halo=True, ha="center", zorder=4)
+    colors, (x, *x_ends), (y, *y_ends) = [theme.lines[ink % 8] for ink in mark.ink], mark.x, mark.y
+    ax.hlines(y, *x_ends, colors=colors, lw=1.5)
+    ax.vlines(x, *y_ends, colors=colors, lw=1.5)
+    ax.scatter(x, y, 50, colors, ec=theme.background, zorder=3, clip_on=False)
 
 
 def draw_parts(mark: Parts, ax, theme, panel):

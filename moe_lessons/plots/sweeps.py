@@ -151,14 +151,16 @@ def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | Non
 
 
 def bills(table: pd.DataFrame) -> style.LessonFigure:
-    """Draw each column in bars of its own, a row for each remedy: red where it is worse than the first row by more than
-    a tenth of the range, green where better. In 'accuracy' more is better, elsewhere less."""
+    """Draw each column in bars: red where worse than the first row by over a fifth of the range, green where better.
+    In 'accuracy' more is better, elsewhere less."""
     figure = style.LessonFigure(11, 0.9 + 0.32 * len(table))
     for ax, (name, values) in zip(figure.subplots(1, len(table.columns), sharey=True), table.items()):
         worse = (values - values.iloc[0]) * (-1 if name.startswith("accuracy") else 1)
-        looks = np.where(worse > 0.1 * np.ptp(values), DEAD, np.where(worse < -0.1 * np.ptp(values), ALIVE, 5))
-        bars = ax.barh(table.index, values, 0.6, color=[LIGHT.lines[ink] for ink in looks])
-        ax.bar_label(bars, [f" {value:.3g}" for value in values.round(2)], fontsize=style.TEXT_SIZE)
+        inks = np.where(worse > 0.2 * np.ptp(values), DEAD, np.where(worse < -0.2 * np.ptp(values), ALIVE, 5))
+        colors = [LIGHT.lines[ink] for ink in inks]
+        bars = ax.barh(table.index, values, 0.6, color=colors)
+        for text, color in zip(ax.bar_label(bars, [f" {value:.2g}" for value in values]), colors):
+            text.set(color=color, fontsize=style.TEXT_SIZE)
         style.dress(ax, LIGHT, name)
         ax.set(xticks=[], xlim=(0, 1.5 * max(values.max(), 1e-9)))
         ax.spines[:].set_visible(False)

@@ -119,21 +119,14 @@ def steps_between(num_entries: int) -> int:
 
 
 class FutureLab(Picture):
-    """Sends a text of 13 tokens through a mixture of four experts, whole and cut, and marks whose output is another.
-
-    layers: names of `CHOICES` to choose from, the first at first; cut: after how many tokens, 1 to 13.
-
-    >>> FutureLab("expert choice", cut=6)
-    FutureLab('expert choice', cut=6)
-    """
+    """Sends a text of 13 tokens through four experts, whole and cut after 1 to 13 tokens, and marks what then differs.
+    layers: names of `CHOICES`, the first at first."""
 
     def __init__(self, *layers: str, cut: int = 6):
         names = names_of(layers or tuple(CHOICES), "layers", CHOICES)
         check_whole("cut", cut, 1, TEXT_LENGTH)
-        wide, tips = {"description_width": "60px"}, TIPS["future"]
-        self.layer = W.Dropdown(options=names, description="Layer", tooltip=tips["layer"], style=wide)
-        look = {"min": 1, "max": TEXT_LENGTH, "description": "Cut after", "tooltip": tips["cut"], "style": wide}
-        self.cut = W.IntSlider(cut, **look)
+        self.layer = W.Dropdown(options=names, description="Layer", tooltip=TIPS["future"]["layer"])
+        self.cut = W.IntSlider(cut, 1, TEXT_LENGTH, description="Cut after", tooltip=TIPS["future"]["cut"])
         super().__init__(rows=[W.HBox([self.layer, self.cut]).add_class("moe-bar")])
         for control in (self.layer, self.cut):
             control.observe(lambda _: self.show(), "value")
@@ -152,14 +145,11 @@ class FutureLab(Picture):
         token, expert = np.array(changed, "u1").reshape(-1, 2).T
         y = Axis(TEXT_LENGTH - 0.5, -0.5, "token", [(t, str(t)) for t in range(TEXT_LENGTH)])
         crosses = Points(expert, token, np.full(len(token), 2, "u1"), expert)
-        titles = "The whole text, ○ served", f"Its first {self.cut.value} tokens alone, × differs"
-        shown = zip(map(heatmap_panel, (whole, begun)), titles, ((), (crosses,)))
-        return [replace(panel, title=title, marks=(*panel.marks, *more), y=y, width=6) for panel, title, more in shown]
+        left = replace(heatmap_panel(whole), title="The whole text, ○ served", y=y, width=6)
+        right = replace(heatmap_panel(begun), title=f"Its first {self.cut.value} tokens alone, × differs", y=y, width=6)
+        return [left, replace(right, marks=(*right.marks, crosses))]
 
     def sentence(self) -> str:
-        changed = sorted({token for token, _ in self._routed()[2]})
-        told = f"another choice for token {', '.join(map(str, changed))}" if changed else "all the same"
+        changed = ", ".join(sorted({str(token) for token, _ in self._routed()[2]}, key=int))
+        told = f"another choice for token {changed}" if changed else "all the same"
         return f"{self.layer.value}: without the tokens from {self.cut.value} on, {told}."
-
-    def __repr__(self) -> str:
-        return f"FutureLab({', '.join(map(repr, self.layer.options))}, cut={self.cut.value})"

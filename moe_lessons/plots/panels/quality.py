@@ -16,7 +16,6 @@ CURVES = {  # name -> title, what of a reading
     "max over mean": ("Busiest expert over the mean", "max_over_mean"),
     "accuracy": ("Accuracy", "accuracy"),
 }
-START = 5  # the ink of all tiles before their first step
 WITH_NOISE = 2  # an ink whose line is dotted
 
 
@@ -97,12 +96,11 @@ def cost(view) -> Panel:
 
 
 def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
-    """Choose the ink of each tile, dead or alive by the mean of its seeds, and a legend."""
+    """Choose the ink of each tile, alive where no seed has a dead expert, and a legend."""
     if not any(tile.step for tile in view.tiles.values()):
-        return [START] * len(view.tiles), [(START, "all start alike")]
+        return [5] * len(view.tiles), [(5, "all start alike")]
     inks = [DEAD if tile.readings[-1].dead.any() else ALIVE for tile in view.tiles.values()]
-    names = {ALIVE: "every expert is in use", DEAD: "some are dead"}
-    return inks, [(ink, text) for ink, text in names.items() if ink in inks]
+    return inks, [pair for pair in ((ALIVE, "every expert is in use"), (DEAD, "some are dead")) if pair[0] in inks]
 
 
 def curves(view) -> Panel:
@@ -126,12 +124,10 @@ def curves(view) -> Panel:
 
 
 def balance(view) -> Panel:
-    """Show how even the load of each tile is, in a row of its own, with a line from seed to seed."""
     return rows_panel(view, "Load of the busiest expert", "max_over_mean", Axis(1, 0, "times the mean (1: even)"))
 
 
 def quality(view) -> Panel:
-    """Show how often each tile is right, in the same rows."""
     return rows_panel(view, "Accuracy", "accuracy", Axis(1, 1, "share of points named right"))
 
 
@@ -140,7 +136,6 @@ def rows_panel(view, title: str, quantity: str, x: Axis) -> Panel:
     values = np.array([getattr(tile.readings[-1], quantity) for tile in view.tiles.values()], "f4")  # (tiles, S)
     (inks, _), names, rows = outcomes(view), list(view.tiles), np.arange(len(view.tiles), dtype="f4")
     spots = Spots([values.mean(1), values.min(1), values.max(1)], [rows] * 3, np.array(inks), names)
-    least = next(stop for stop in (x.low, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= values.min())
-    x = x._replace(low=least, high=x.high or next((s for s in (2, 3, 4, 6, 8) if s >= values.max()), 1.05 * float(values.max())))
-    y = Axis(len(names) - 0.5, -0.5, ticks=list(enumerate(names)))
-    return Panel(title, [spots], x, y, width=4)
+    low = next(stop for stop in (x.low, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= values.min())
+    high = x.high or next((stop for stop in (2, 3, 4, 6, 8) if stop >= values.max()), 1.05 * float(values.max()))
+    return Panel(title, [spots], x._replace(low=low, high=high), Axis(len(names) - 0.5, -0.5, "", [*enumerate(names)]))
