@@ -156,9 +156,8 @@ class BalancingLab(Lab):
         if self.step < self.values["apply_from"]:
             return f"The plain collapse; the remedies start at step {self.values['apply_from']}."
         used = ", ".join(name for name, tile in self.tiles.items() if not tile.readings[-1].dead.any()) or "in no tile"
-        return f"No dead expert: {used}." + (
-            f" A new tile catches up: {self.behind} steps to go." if self.behind > 1 else ""
-        )
+        more = f" A new tile catches up: {self.behind} steps to go." if self.behind > 1 else ""
+        return f"No dead expert: {used}.{more}"
 
     def reading(self) -> str:
         tile = self.tiles[self.selected]

@@ -28,12 +28,9 @@ LEAST = 10  # entries that the twin knows before the two are compared
 WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL))
 
 TEXT_LENGTH = 13  # tokens of the text of `FutureLab`
-CHOICES: dict[str, dict[str, Any]] = {  # how the experts of its layers are chosen
-    "top-1": {},
-    "expert choice": {"router": "expert choice"},
-    "top-1, capacity in order": {"capacity_factor": 1.0},
-    "top-1, capacity by weight": {"capacity_factor": 1.0, "capacity_priority": "weight"},
-}
+CHOICES: dict[str, dict[str, Any]] = {"top-1": {}, "expert choice": {"router": "expert choice"}}  # of experts
+CHOICES["top-1, capacity in order"] = {"capacity_factor": 1.0}
+CHOICES["top-1, capacity by weight"] = {"capacity_factor": 1.0, "capacity_priority": "weight"}
 
 
 class CollapseLab(Lab):
@@ -153,3 +150,6 @@ class FutureLab(Picture):
         changed = ", ".join(sorted({str(token) for token, _ in self._routed()[2]}, key=int))
         told = f"another choice for token {changed}" if changed else "all the same"
         return f"{self.layer.value}: without the tokens from {self.cut.value} on, {told}."
+
+    def __repr__(self) -> str:
+        return f"FutureLab({', '.join(map(repr, self.layer.options))}, cut={self.cut.value})"

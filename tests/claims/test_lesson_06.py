@@ -250,9 +250,15 @@ def test_expert_choice_leaves_tokens_out():
     assert unserved.min() > 0.05 and 0.1 < unserved.mean() < 0.25
 
 
-@pytest.mark.claim("noise-then-the-loss")
-def test_after_the_noise_the_loss_brings_dead_experts_back():
-    for std in (1.0, 5.0):
+@pytest.mark.claim("the-auxiliary-loss-and-the-bias-cure-the-others-do-not")
+def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
+    before = dead(collapsed()).mean()
+    assert before > 2.7
+    for name in ("auxiliary loss", "bias update"):
+        assert dead(cured(remedy_setting(name))).mean() < 0.4, name
+    for name, fields in (("Gaussian noise", {}), ("Gaussian noise", {"noise_std": 5.0}), ("top-2", {})):
+        assert dead(cured(remedy_setting(name, **fields))).mean() > 1.5, name
+    for std in (1.0, 5.0):  # and after the noise, too
         rescued = on(cured(replace(COLLAPSE, noise_std=std)).branch(replace(COLLAPSE, router_aux_loss_coef=FIRM)), 150)
         assert dead(rescued).max() <= 1, std
 

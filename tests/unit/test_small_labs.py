@@ -86,7 +86,7 @@ def test_a_text_that_is_cut_shows_which_assignments_the_rest_had_changed():
     assert (begun.num_tokens, whole.num_tokens) == (6, 13) and changed and max(changed)[0] < 6
     assert mark(lab, 1, Points, -1).y.tolist() == [token for token, _ in changed]
     lab.cut.value = 13
-    assert lab.sentence().endswith("all the same.")
+    assert lab.sentence().endswith("all the same.") and repr(lab) == "FutureLab('top-1', 'expert choice', cut=13)"
     for bad, message in (({"cut": 14}, "cut must be .* got 14"), ({"cut": 0}, "cut must be .* got 0")):
         with pytest.raises(ValueError, match=message):
             FutureLab(**bad)
