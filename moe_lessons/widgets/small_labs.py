@@ -144,7 +144,8 @@ class FutureLab(Picture):
         crosses = Points(expert, token, np.full(len(token), 2, "u1"), expert)
         left = replace(heatmap_panel(whole), title="The whole text, ○ served", y=y, width=6)
         right = replace(heatmap_panel(begun), title=f"Its first {self.cut.value} tokens alone, × differs", y=y, width=6)
-        return [left, replace(right, marks=(*right.marks, crosses))]
+        cells = right.marks[0]._replace(z=np.pad(right.marks[0].z, ((0, TEXT_LENGTH - begun.num_tokens), (0, 0))))
+        return [left, replace(right, marks=(cells, *right.marks[1:], crosses))]
 
     def sentence(self) -> str:
         changed = ", ".join(sorted({str(token) for token, _ in self._routed()[2]}, key=int))

@@ -128,7 +128,7 @@ def balance(view) -> Panel:
 
 
 def quality(view) -> Panel:
-    return rows_panel(view, "Accuracy", "accuracy", Axis(1, 1, "share of points named right"))
+    return rows_panel(view, "Accuracy", "accuracy", Axis(1, 1, "share of points right"))
 
 
 def rows_panel(view, title: str, quantity: str, x: Axis) -> Panel:
