@@ -1,4 +1,4 @@
-"""Lesson 06: who finds a place where experts fill up, the auxiliary loss, one bias update, a choice with a bias."""
+"""Lesson 06: who finds a place where experts fill up, the auxiliary loss, one bias update."""
 
 import math
 from collections import Counter
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from moe_lessons.exercises.exercise import Problem, agree, exercise
-from moe_lessons.exercises.lesson_02 import top_mask
 
 
 def in_turn(chosen: Tensor, capacity: int, turn=lambda token, choice: (choice, token), anew=False) -> Tensor:
@@ -109,42 +108,6 @@ LOSS_MISTAKES = {
 @exercise(2, my_balancing_loss, LOSS_MISTAKES, "the loss", then=same_gradient)
 def balancing_loss() -> list[tuple]:
     return [(probs.requires_grad_(), indices) for probs, indices in uneven()]
-
-
-def my_biased_weights(scores, bias, top_k):
-    chosen = (scores + bias).topk(top_k, dim=1).indices  # (T, K): the bias counts here …
-    kept = torch.zeros_like(scores).scatter(1, chosen, scores.gather(1, chosen))  # (T, E): … and not here
-    return kept / kept.sum(dim=1, keepdim=True)
-
-
-def to_one(values: Tensor) -> Tensor:
-    return values / values.sum(1, keepdim=True)
-
-
-CHOICE_MISTAKES = {
-    lambda s, b, k: to_one((s + b) * top_mask(s + b, k)):
-        "The right experts, but the bias is in their weights. It is there to choose: take the weights from the scores.",
-    lambda s, b, k: to_one(s * top_mask(s, k)):
-        "You chose by the scores alone. Add the bias before you take the K largest.",
-    lambda s, b, k: to_one((s + b) * top_mask(s, k)):
-        "The other way round: the bias counts for the choice, and the weights come from the scores.",
-    lambda s, b, k: to_one(s * top_mask(s - b, k)):
-        "You subtracted the bias. A larger one must make its expert easier to choose.",
-    lambda s, b, k: s * top_mask(s + b, k):
-        "The right experts, with their scores. Divide these by their sum, row by row.",
-    lambda s, b, k: to_one(s) * top_mask(s + b, k):
-        "You divided by the sum of all E scores. Divide by the sum of the K that were chosen.",
-    lambda s, b, k: s.where(top_mask(s + b, k), -torch.inf).softmax(1):
-        "The scores are between 0 and 1 already. No softmax: only divide them by their sum.",
-    lambda s, b, k: to_one(top_mask(s + b, k).float()):
-        "The right experts, but all with the same weight. Weigh each by its score.",
-}  # fmt: skip
-
-
-@exercise(2, my_biased_weights, CHOICE_MISTAKES, "the weights", axes=("token", "expert"))
-def biased_weights() -> list[tuple]:
-    sizes = (5, 4, 2), (12, 8, 3), (1, 6, 2), (7, 16, 4)  # tokens T, experts E, top_k K
-    return [(0.1 + 0.8 * torch.rand(T, E), 0.5 * torch.randn(E), K) for T, E, K in sizes]
 
 
 def my_bias(bias, topk_indices, rate):

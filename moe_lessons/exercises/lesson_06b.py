@@ -1,4 +1,4 @@
-"""Lesson 06b: which layers let a token see the future, places for the surest, and what a remedy costs."""
+"""Lesson 06b: which layers let a token see the future, and places for the surest."""
 
 import math
 from collections.abc import Callable
@@ -185,29 +185,3 @@ def surest() -> list[tuple]:
     # In the last an expert is full exactly.
     sizes = (13, 5, 2, 0.75), (20, 8, 3, 1.0), (7, 4, 1, 1.0), (9, 4, 2, 1.25), (8, 4, 2, 1.0)  # T, E, K, factor
     return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).softmax(1), K, factor) for T, E, K, factor in sizes]
-
-
-def my_bill(load, factor):
-    mean = load.mean()
-    served = load if factor is None else load.clamp(max=factor * mean)
-    return (served.max() / mean).item(), (1 - served.sum() / load.sum()).item()
-
-
-BILL_MISTAKES = {
-    lambda load, f: (my_bill(load, None)[0], my_bill(load, f)[1]):
-        "The time is that of what is carried out: an expert works on at most factor · mean tokens.",
-    lambda load, f: (my_bill(load, f)[0], my_bill(load, f)[1] * load.sum().item()):
-        "The second number is a share: divide what is dropped by all that was wanted.",
-    lambda load, f: (my_bill(load, f)[0] * load.mean().item(), my_bill(load, f)[1]):
-        "The time is measured in that of an even load: divide the busiest expert by the mean of the load.",
-    lambda load, f: (my_bill(load, f)[0] / (1 - my_bill(load, f)[1]), my_bill(load, f)[1]):
-        "You divided by the mean of what is served. Divide by the mean of what was wanted: the even share.",
-    lambda load, f: (my_bill(load, f)[0], 1 - my_bill(load, f)[1]):
-        "The second number is the share that is served. Return the share that is dropped.",
-}  # fmt: skip
-
-
-@exercise(2, my_bill, BILL_MISTAKES, ("time", "dropped share"))
-def bill() -> list[tuple]:
-    sizes = (5, 1.25), (8, None), (8, 1.0), (16, 2.0)  # E, factor
-    return [((torch.rand(E) ** 3 * 100).round() + 1, factor) for E, factor in sizes]

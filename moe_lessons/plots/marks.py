@@ -74,13 +74,12 @@ class Points(NamedTuple):
 
 
 class Spots(NamedTuple):
-    """A spot for each model, with a cross: x, y (3, N), the mean, lowest and highest of its seeds. selected: named."""
+    """A spot for each model, with a cross: x, y (3, N), the mean, lowest and highest of its seeds."""
 
     x: Any
     y: Any
     ink: Any
     names: Sequence[str]
-    selected: int | None = None
 
 
 class Parts(NamedTuple):

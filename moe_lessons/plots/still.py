@@ -91,7 +91,7 @@ def _height(panel: Panel, width: float) -> float:
 def _line_look(ink: int, theme: Theme, strong: bool = True) -> dict:
     if ink < 0:
         return {"color": theme.muted, "alpha": 0.45, "lw": 3.5}
-    return {"color": theme.lines[ink % 6], "ls": style.DASHES[ink % 6], "lw": 2 if strong else 1.2}
+    return {"color": theme.lines[ink % 8], "ls": style.DASHES[ink % 8], "lw": 2 if strong else 1.2}
 
 
 def _name_ends(drawn: Sequence, ax: Axes, theme: Theme) -> None:
@@ -101,7 +101,7 @@ def _name_ends(drawn: Sequence, ax: Axes, theme: Theme) -> None:
     ends = np.array([(line.y[-1] - low) / (high - low) * height for line in lines])
     at = np.minimum(np.maximum.accumulate(ends - 13 * places) + 13 * places, height - 13 * places[::-1])
     for line, end, up in zip(lines, ends, at):
-        look = {"color": theme.lines[line.ink % 6], "weight": "bold" if line.strong else "normal", "halo": True}
+        look = {"color": theme.lines[line.ink % 8], "weight": "bold" if line.strong else "normal", "halo": True}
         annotate(ax, line.name, (line.x[-1], line.y[-1]), (6, 0.72 * (up - end)), theme, **look)
 
 
@@ -187,7 +187,7 @@ def draw_stack(mark: marks.Stack, ax, theme, panel):
 def draw_line(mark: marks.Line, ax, theme, panel):
     if mark.low is not None:
         ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
-        ax.fill_between(mark.x, *ends, color=theme.lines[mark.ink % 6], alpha=0.2, lw=0)
+        ax.fill_between(mark.x, *ends, color=theme.lines[mark.ink % 8], alpha=0.2, lw=0)
     name = None if panel.legend else mark.name or None
     ax.plot(mark.x, np.asarray(mark.y, "f8"), label=name, **_line_look(mark.ink, theme, mark.strong))
 
@@ -205,13 +205,10 @@ def draw_points(mark: marks.Points, ax, theme, panel):
 
 
 def draw_spots(mark: marks.Spots, ax, theme, panel):
-    colors, is_selected = [theme.lines[ink % 6] for ink in mark.ink], np.arange(len(mark.names)) == mark.selected
-    (x, *x_ends), (y, *y_ends) = mark.x, mark.y
-    ax.hlines(y, *x_ends, colors=colors, lw=np.where(is_selected, 2, 1))
-    ax.vlines(x, *y_ends, colors=colors, lw=np.where(is_selected, 2, 1))
-    ax.scatter(x, y, np.where(is_selected, 90, 36), colors, ec=theme.background, zorder=3, clip_on=False)
-    if (i := mark.selected) is not None:
-        annotate(ax, mark.names[i], (x[i], y[i]), (0, 10), theme, halo=True, ha="center", zorder=4)
+    colors, (x, *x_ends), (y, *y_ends) = [theme.lines[ink % 8] for ink in mark.ink], mark.x, mark.y
+    ax.hlines(y, *x_ends, colors=colors, lw=1.5)
+    ax.vlines(x, *y_ends, colors=colors, lw=1.5)
+    ax.scatter(x, y, 50, colors, ec=theme.background, zorder=3, clip_on=False)
 
 
 def draw_parts(mark: Parts, ax, theme, panel):
@@ -238,7 +235,7 @@ def draw_boxes(mark: marks.Boxes, ax, theme, panel):
     room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width / style.LETTER
     grey = _between(theme, 0.1)
     for i, (text, look, expert) in enumerate(zip(mark.texts, mark.look, mark.expert)):
-        color = expert_color(expert) if look == 3 else theme.lines[(look - 4) % 6] if look > 3 else grey
+        color = expert_color(expert) if look == 3 else theme.lines[(look - 4) % 8] if look > 3 else grey
         fill, hatch = ("none" if look < 2 else color), expert_hatch(expert) if look == 3 else ""
         edge = _between(theme, 0.4) if look == 1 else theme.background if hatch else "none"
         if look:
@@ -271,7 +268,7 @@ def draw_lamps(mark: marks.Lamps, ax, theme, panel):
     rows = -(-len(mark.lit) // mark.columns)
     states = np.full(rows * mark.columns, 2)  # no lamp
     states[: len(mark.lit)] = np.asarray(mark.lit)
-    colors = np.array([to_rgb(c) for c in (_between(theme, 0.1), theme.lines[mark.ink % 6], theme.background)])
+    colors = np.array([to_rgb(c) for c in (_between(theme, 0.1), theme.lines[mark.ink % 8], theme.background)])
     edges, cells = (np.arange(mark.columns + 1), np.arange(rows + 1)), colors[states].reshape(rows, mark.columns, 3)
     ax.pcolormesh(*edges, cells, zorder=0.5, edgecolors=theme.background, lw=0.6)
 
@@ -283,7 +280,7 @@ def draw_table(mark: Table, ax, theme, panel):
     widths = [0.3] + [0.7 / len(mark.columns)] * len(mark.columns)
     table = ax.table(cells, colWidths=widths, edges="horizontal", bbox=(0, 0, 1, 1))
     table.auto_set_font_size(False)
-    colors = [theme.muted, *(theme.lines[ink % 6] for ink in mark.inks or range(len(mark.columns)))]
+    colors = [theme.muted, *(theme.lines[ink % 8] for ink in mark.inks or range(len(mark.columns)))]
     for (row, column), cell in table.get_celld().items():
         look = {"ha": "right" if column else "left", "weight": "normal" if row else "bold", "size": style.TEXT_SIZE}
         cell.set_text_props(color=theme.foreground if row and column else colors[column], **look)

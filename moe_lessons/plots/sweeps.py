@@ -12,7 +12,7 @@ from moe_lessons.plots import theme as style
 from moe_lessons.plots.experts import grouped_bars
 from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import LIGHT, annotate, axes_for, log_axis, model_inks, model_looks, name_over
+from moe_lessons.plots.theme import ALIVE, DEAD, LIGHT, annotate, axes_for, log_axis, model_inks, model_looks, name_over
 
 ROUND = [digit * 10**zeros for zeros in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
 DENSE = "dense, of other widths"
@@ -148,6 +148,24 @@ def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | Non
     curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", *["y"] * 3)
     ax.axhline(baseline, ls="--", lw=1.2, color=LIGHT.foreground, label="without")
     return name_over(log_axis(ax, "x", list(values), grid="both"))
+
+
+def bills(table: pd.DataFrame) -> style.LessonFigure:
+    """Draw each column in bars: red where worse than the first row by over a fifth of the range, green where better.
+    In 'accuracy' more is better, elsewhere less."""
+    figure = style.LessonFigure(11, 0.9 + 0.32 * len(table))
+    for ax, (name, values) in zip(figure.subplots(1, len(table.columns), sharey=True), table.items()):
+        worse = (values - values.iloc[0]) * (-1 if name.startswith("accuracy") else 1)
+        inks = np.where(worse > 0.2 * np.ptp(values), DEAD, np.where(worse < -0.2 * np.ptp(values), ALIVE, 5))
+        colors = [LIGHT.lines[ink] for ink in inks]
+        bars = ax.barh(table.index, values, 0.6, color=colors)
+        for text, color in zip(ax.bar_label(bars, [f" {value:.2g}" for value in values]), colors):
+            text.set(color=color, fontsize=style.TEXT_SIZE)
+        style.dress(ax, LIGHT, name)
+        ax.set(xticks=[], xlim=(0, 1.5 * max(values.max(), 1e-9)))
+        ax.spines[:].set_visible(False)
+    ax.invert_yaxis()
+    return figure
 
 
 def dead_curves(dead: Mapping[str, Sequence]) -> Axes:

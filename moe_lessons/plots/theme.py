@@ -32,8 +32,9 @@ RED = "#ff4d4d"  # what is selected, a limit, a dead expert
 HATCHES = ("", "////", "....", "xxxx")  # experts 0 to 7, 8 to 15, 16 to 23, 24 to 31, then again
 LETTER = 6.6  # the pixels that a letter takes, at most
 # by `ink`, as `Theme.lines`: dashes in widths of the line, as in the page, and markers
-DASHES = ("-", (0, (4, 2.4)), (0, (1, 2)), (0, (5.3, 1.8, 1.2, 1.8)), (0, (2.4, 1.2)), (0, (8, 2.4)))
-MARKERS = "osD^vP"
+DASHES = ("-", (0, (4, 2.4)), (0, (1, 2)), (0, (5.3, 1.8, 1.2, 1.8)), (0, (2.4, 1.2)), (0, (8, 2.4)), "-", "-")
+ALIVE, DEAD = 6, 7  # inks: every expert is in use, or not
+MARKERS = "osD^vPoX"
 DENSE = ("dense", "equal")  # how the names of dense models begin, also 'equally good dense'
 LABEL_PLACES = ((8, 0), (-8, 0), (0, 8), (0, -8), (6, 6), (6, -6), (-6, 6), (-6, -6))  # points from a spot, best first
 # letters of one size, no lines that say nothing
@@ -43,7 +44,7 @@ TEXT_SIZE = STYLE["legend.fontsize"]  # points: 12 pixels
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours around the data, and `lines`, which no expert has, by `ink`: the mixture, its dense twins, others."""
+    """The colours around data; `lines`, which no expert has, by `ink`: mixture, dense twins, others, alive, dead."""
 
     name: str
     background: str

@@ -10,7 +10,7 @@ from moe_lessons.widgets.picture import Picture, draw_block
 from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.recording import RoutersView, WallRecording
 from moe_lessons.widgets.routing_lab import RoutingLab
-from moe_lessons.widgets.small_labs import CollapseLab, FactsLab
+from moe_lessons.widgets.small_labs import CollapseLab, FactsLab, FutureLab
 from moe_lessons.widgets.torchrun import TorchRun
 
 _guard(globals())

@@ -155,16 +155,9 @@ class BalancingLab(Lab):
             return "The same weights and data in all tiles. Press Play to see what becomes of them."
         if self.step < self.values["apply_from"]:
             return f"The plain collapse; the remedies start at step {self.values['apply_from']}."
-        dead = {name: tile.readings[-1].dead.mean() for name, tile in self.tiles.items()}
-        accuracy = {name: tile.readings[-1].accuracy.mean() for name, tile in self.tiles.items()}
-        none, worst, best = [n for n in dead if not dead[n]], max(dead, key=dead.get), max(accuracy, key=accuracy.get)
-        words = f"No dead expert: {', '.join(none)}. "
-        if len(none) in (0, len(dead)):
-            words = "No dead expert in any tile. " if none else "Dead experts in every tile. "
-        if dead[worst]:
-            words += f"Most dead: {worst} ({dead[worst]:.1f} of {self.num_experts}). "
-        words += f"Highest accuracy: {best} ({accuracy[best]:.1%})."
-        return words + (f" A new tile catches up: {self.behind} steps to go." if self.behind > 1 else "")
+        used = ", ".join(name for name, tile in self.tiles.items() if not tile.readings[-1].dead.any()) or "in no tile"
+        more = f" A new tile catches up: {self.behind} steps to go." if self.behind > 1 else ""
+        return f"No dead expert: {used}.{more}"
 
     def reading(self) -> str:
         tile = self.tiles[self.selected]
@@ -202,7 +195,7 @@ def panel_of(name: str) -> Callable[[Any], Panel]:
 
 
 def panels_of(names: Sequence[str]) -> list[Callable[[Any], Panel]]:
-    return [PANELS["curves"], PANELS["balance"], *map(panel_of, names)]
+    return [*(PANELS[name] for name in ("curves", "balance", "quality")), *map(panel_of, names)]
 
 
 def _what(name: str, setting: PlaneSetting | None = None) -> str:

@@ -108,7 +108,7 @@ function tile(hatch, color) {
 // How the line of a model looks, and a rule.
 const inkOf = ({ inks, quiet }, ink) => (ink < 0 ? quiet : inks[ink % inks.length]);
 function lineLook(view, ink, strong = true) {
-  const dash = ink < 0 ? [] : [[], [7, 4], [1.5, 3.5], [9, 3, 2, 3], [4, 2], [14, 4]][ink % 6];
+  const dash = ink < 0 ? [] : [[], [7, 4], [1.5, 3.5], [9, 3, 2, 3], [4, 2], [14, 4], [], []][ink % 8];
   return { color: css(inkOf(view, ink), ink < 0 ? 0.4 : 1), width: ink < 0 ? 4 : strong ? (ink ? 1.9 : 2.3) : 1.3, dash };
 }
 const ruleLook = ({ ink, look }, kind) => kind === "limit" ? { color: look.red, width: 1.8, dash: [] }
@@ -928,10 +928,10 @@ const MARKS = {
     },
   },
   Spots: {
-    draw(card, { x, y, ink, names, selected }) {
+    draw(card, { x, y, ink, names }) {
       const { context, view } = card, hot = view.fades.model.to, count = names.length;
       for (let i = 0; i < count; i++) {
-        const isStrong = i === selected || i === hot, { color } = lineLook(view, ink[i]), width = isStrong ? 2.4 : 1.2;
+        const { color } = lineLook(view, ink[i]), width = i === hot ? 2.4 : 1.6;
         const [[px, left, right], [py, bottom, top]] = [[x, card.x], [y, card.y]].map(([ends, place]) =>
           [ends[i], ends[i + count], ends[i + 2 * count]].map(place)), spot = new Path2D(disc(px, py, 2.5 * width));
         context.globalAlpha = paleness(view, i);
@@ -940,15 +940,10 @@ const MARKS = {
         card.stroke(spot, { color: css(view.paper), width: 1.2 });
       }
       context.globalAlpha = 1;
-      for (const i of new Set([selected, hot].filter((i) => i in names))) {
-        const half = card.measure(names[i]) / 2 + 6, px = clamp(card.x(x[i]), half, card.wide - half);
-        card.write(names[i], px, card.y(y[i]) + (card.y(y[i]) < 24 ? 14 : -14), { weight: 600, halo: css(view.paper) });
-      }
     },
     stops(card, { x, y, ink, names }) {
-      const { xAxis, yAxis, view } = card, up = (i) => [null, yAxis.label, said(yAxis, y[i])];
-      const across = (i) => [lineLook(view, ink[i]).color, xAxis.label, said(xAxis, x[i])];
-      const tell = (model) => ({ model, title: names[model], rows: [across(model), up(model)] });
+      const { xAxis, view } = card, across = (i) => [lineLook(view, ink[i]).color, xAxis.label, said(xAxis, x[i])];
+      const tell = (model) => ({ model, title: names[model], rows: [across(model)] });
       return { ...points(card, x.subarray(0, names.length), y, Math.hypot, 16), tell };
     },
   },

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moe_lessons.analysis.collapse import score_pushes, watched_run
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.analysis.load import balance_by_layer, load_statistics
 from moe_lessons.exercises.lesson_06b import OutputOnly, causality_cases, my_sees_the_future
@@ -33,7 +32,7 @@ SEEDS = range(5)
 COLLAPSE = PRESETS["collapse"]
 NARROW = replace(COLLAPSE, task="checker", d_ff=1)  # the experts of one hidden unit
 MANY = range(8)  # seeds, where they differ much
-FIRM = 1.0  # the coefficient of the auxiliary loss in the laboratories
+FIRM = REMEDIES["auxiliary loss"]["router_aux_loss_coef"]
 NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss", "capacity")
 
 
@@ -62,8 +61,7 @@ def collapsed() -> SeedBand:
 @cache
 def remedy(name: str) -> SeedBand:
     """One of the laboratory's tiles."""
-    fields = {"router_aux_loss_coef": FIRM} if name == "auxiliary loss" else {}
-    return trained(remedy_setting(name, **fields))
+    return trained(remedy_setting(name))
 
 
 def dead(band: SeedBand) -> np.ndarray:
@@ -149,22 +147,6 @@ def test_noise_alone_does_not_revive():
     for reading in (recent(gentle, "dead"), dead(gentle)):
         assert reading.mean() > before.mean() - 0.5
     assert accuracies(loud).mean() < accuracies(cured(COLLAPSE)).mean() - 0.01  # its price
-
-
-@pytest.mark.claim("noise-tugs-in-vain")
-def test_a_dead_experts_few_tokens_pull_less_than_all_the_others():
-    own, others = [], []
-    for seed in SEEDS:
-        run = watched_run(COLLAPSE, seed)
-        on(run, 150)
-        idle = np.array(run.records[-1].load[0]) < DEAD_SHARE
-        run.knobs.noise_std = 5.0
-        on(run, 30)
-        by_own, by_others = score_pushes(run)
-        own.extend(by_own[idle])
-        others.extend(by_others[idle])
-    assert np.mean(np.array(own) > 0) > 0.8 and np.mean(np.array(others) < 0) > 0.8
-    assert -np.mean(others) > 1.2 * np.mean(own)
 
 
 @pytest.mark.claim("the-router-outshouts-the-noise")
@@ -264,17 +246,21 @@ def test_bias_updates_balance_without_a_gradient():
 
 @pytest.mark.claim("expert-choice-leaves-tokens-out")
 def test_expert_choice_leaves_tokens_out():
-    assert recent(remedy("expert choice"), "unserved").min() > 0.05
+    unserved = remedy("expert choice").evaluate(2048)["unserved"]
+    assert unserved.min() > 0.05 and 0.1 < unserved.mean() < 0.25
 
 
 @pytest.mark.claim("the-auxiliary-loss-and-the-bias-cure-the-others-do-not")
 def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
     before = dead(collapsed()).mean()
     assert before > 2.7
-    for name, fields in (("auxiliary loss", {"router_aux_loss_coef": FIRM}), ("bias update", {})):
-        assert dead(cured(remedy_setting(name, **fields))).mean() < 0.4, name
+    for name in ("auxiliary loss", "bias update"):
+        assert dead(cured(remedy_setting(name))).mean() < 0.4, name
     for name, fields in (("Gaussian noise", {}), ("Gaussian noise", {"noise_std": 5.0}), ("top-2", {})):
         assert dead(cured(remedy_setting(name, **fields))).mean() > 1.5, name
+    for std in (1.0, 5.0):  # and after the noise, too
+        rescued = on(cured(replace(COLLAPSE, noise_std=std)).branch(replace(COLLAPSE, router_aux_loss_coef=FIRM)), 150)
+        assert dead(rescued).max() <= 1, std
 
 
 @pytest.mark.claim("who-sees-the-future")
@@ -347,7 +333,12 @@ def on_text(seed: int) -> dict[str, Run]:
     """80 steps of collapse with each kind of scores, and 80 more of each with a remedy."""
     text, runs = TextTask(), {}
     for router, knobs in {
-        "top-k": {"nothing": {}, "noise": {"noise_std": 1.0}, "auxiliary loss": {"router_aux_loss_coef": 0.1}},
+        "top-k": {
+            "nothing": {},
+            "noise": {"noise_std": 1.0},
+            "auxiliary loss": {"router_aux_loss_coef": 0.1},
+            "too much": {"router_aux_loss_coef": 1.0},
+        },
         "sigmoid": {"bias update": {"expert_bias_rate": 0.01}},
     }.items():
         runs[router] = on(language_run(text, router, seed), 80)
@@ -372,6 +363,7 @@ def test_a_language_model_collapses_and_is_cured_alike(seed):
     assert min(dead["nothing"], dead["noise"]) > 32 / 3 and max(dead["auxiliary loss"], dead["bias update"]) < 5
     losses = {name: np.mean([record.loss for record in run.records[-20:]]) for name, run in runs.items()}
     assert losses["auxiliary loss"] > losses["nothing"] - 0.01
+    assert dead["too much"] < 5 and losses["too much"] > losses["auxiliary loss"] + 0.1
 
 
 @torch.no_grad()

@@ -130,7 +130,7 @@ async def test_what_is_refused_by_hand_is_said_and_changes_nothing():
     assert_consistent(lab)
 
 
-def test_readings_are_of_the_clean_router_on_held_out_points_and_the_words_say_who_is_best(lab):
+def test_readings_are_of_the_clean_router_on_held_out_points_and_the_words_say_who_has_no_dead(lab):
     for name, tile in lab.tiles.items():
         assert [reading.step for reading in tile.readings] == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
         last, loads = tile.readings[-1], tile.band.clean_loads(READ_POINTS)
@@ -139,11 +139,7 @@ def test_readings_are_of_the_clean_router_on_held_out_points_and_the_words_say_w
         assert last.accuracy.tolist() == tile.band.evaluate(READ_POINTS)["accuracies"].tolist()
     last = {name: tile.readings[-1] for name, tile in lab.tiles.items()}
     none = [name for name, reading in last.items() if reading.dead.sum() == 0]
-    worst = max(last, key=lambda name: last[name].dead.sum())
-    best = max(last, key=lambda name: last[name].accuracy.sum())
-    said = f"No dead expert: {', '.join(none)}. Most dead: {worst} ({last[worst].dead.mean():.1f} of 8). "
-    assert lab.words() == said + f"Highest accuracy: {best} ({last[best].accuracy.mean():.1%})."
-    assert BalancingLab("expert choice", seeds=1, play=5).words().startswith("No dead expert in any tile. ")
+    assert lab.words() == f"No dead expert: {', '.join(none)}." and none
 
 
 def test_dead_is_of_the_tokens_where_each_has_two_experts():
@@ -155,7 +151,7 @@ def test_dead_is_of_the_tokens_where_each_has_two_experts():
 
 
 def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
-    for place, (name, tile) in enumerate(lab.tiles.items(), start=2):
+    for place, (name, tile) in enumerate(lab.tiles.items(), start=3):
         panel, film = lab.canvas.panels[place], mark(lab, place, Stack)
         np.testing.assert_allclose(film.y, [record.loads[0] for record in tile.band.records], rtol=1e-6)
         last, caption, recent = tile.readings[-1], panel.caption, tile.band.records[-20:]
@@ -172,7 +168,7 @@ def test_tiles_show_the_film_of_the_first_seed_and_both_readings(lab):
 @on_a_loop
 async def test_curves_are_the_means_of_the_readings_and_the_selected_one_has_its_band(name, quantity):
     lab = BalancingLab(TWO, seeds=2)
-    assert [lab.canvas.panels[place].legend for place in (0, 1)] == [[(5, "all start alike")]] * 2
+    assert lab.canvas.panels[0].legend == [(5, "all start alike")]
     lab.advance(10)
     lab.inputs["curve"].value = name
     await settled()

@@ -87,21 +87,9 @@ class InAnotherWay:
         nn.update_expert_bias(router, routing_of(torch.ones(len(idx), len(bias)), idx), rate)
         return bias
 
-    def bill(load, factor):
-        load = load.tolist()
-        even = sum(load) / len(load)
-        served = [min(tokens, math.inf if factor is None else factor * even) for tokens in load]
-        return [max(served) / even, (sum(load) - sum(served)) / sum(load)]
-
     def token_costs(d_model, d_ff, num_experts, top_k):
         work = 6 * top_k * d_ff * d_model
         return [np.int64(6 * num_experts * d_ff * d_model), work, float(work)]
-
-    @torch.no_grad()
-    def biased_weights(scores, bias, top_k):
-        router = SigmoidRouter(4, scores.shape[1], top_k, norm_topk_prob=True)
-        router.expert_bias.copy_(bias)
-        return weights_of(router.choose(scores.logit()), scores)
 
     def cache_step(q, k, v, keys, values):
         keys, values = (torch.stack([*old.unbind(1), new], dim=1) for old, new in ((keys, k), (values, v)))

@@ -21,7 +21,7 @@ TRAINS = {
     "00-Playground-5": "preset=healthy&router_aux_loss_coef=0.3&num_experts=1&top_k=1",
     "00-Playground-6": "preset=healthy&router_aux_loss_coef=0.3&top_k=1",
 }
-STILL = ("ConfigCalculator", "StreamView", "PlanCalculator")
+STILL = ("ConfigCalculator", "StreamView", "PlanCalculator", "FutureLab")
 
 
 def decode(path: Path) -> tuple[dict, list[films.Shown]]:

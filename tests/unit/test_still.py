@@ -26,7 +26,7 @@ MARKS = [
     marks.Stack(X, TWO, second=TWO[0]),
     marks.Line(X, X, "MoE", 2, model=0, low=X, high=X + 1),
     marks.Points(X, X, X > 1, X.astype(int), tokens=True, selected=2),
-    marks.Spots([X] * 3, [X] * 3, X.astype(int), ("a", "b", "c"), 1),
+    marks.Spots([X] * 3, [X] * 3, X.astype(int), ("a", "b", "c")),
     marks.Parts(("total",), ("experts", "head"), TWO[:1], ("#000000", "#ffffff")),
     marks.Rule(y=0.5, name="even share"),
     marks.Boxes(np.ones((3, 4)), "abc", [1, 3, 5], [8, 1, -1], [-1, 0, 1], "abc", 1),

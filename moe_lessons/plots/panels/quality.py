@@ -7,7 +7,7 @@ import numpy as np
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Rule, Spots, Table, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
-from moe_lessons.plots.theme import model_inks, short_number
+from moe_lessons.plots.theme import ALIVE, DEAD, model_inks, short_number
 
 WIDE = 1.25  # a wall of lamps is so much wider than high
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
@@ -16,7 +16,6 @@ CURVES = {  # name -> title, what of a reading
     "max over mean": ("Busiest expert over the mean", "max_over_mean"),
     "accuracy": ("Accuracy", "accuracy"),
 }
-OUTCOMES = {4: "no dead expert", 1: "fewer dead than {}", 5: "as many dead or more"}  # by ink: green, orange, grey
 WITH_NOISE = 2  # an ink whose line is dotted
 
 
@@ -97,14 +96,11 @@ def cost(view) -> Panel:
 
 
 def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
-    """Choose the ink of each tile, by its dead experts beside those of 'nothing', else of the worst, and a legend."""
+    """Choose the ink of each tile, alive where no seed has a dead expert, and a legend."""
     if not any(tile.step for tile in view.tiles.values()):
         return [5] * len(view.tiles), [(5, "all start alike")]
-    dead = {name: float(np.mean(tile.readings[-1].dead)) for name, tile in view.tiles.items()}
-    plain, called = dead.get("nothing", max(dead.values())), "nothing" if "nothing" in dead else "the worst"
-    inks = [4 if mean == 0 else 1 if mean < plain else 5 for mean in dead.values()]
-    names = {ink: ", ".join(name for name, own in zip(dead, inks) if own == ink) for ink in OUTCOMES if ink in inks}
-    return inks, [(ink, f"{OUTCOMES[ink].format(called)}: {own}") for ink, own in names.items()]
+    inks = [DEAD if tile.readings[-1].dead.any() else ALIVE for tile in view.tiles.values()]
+    return inks, [pair for pair in ((ALIVE, "every expert is in use"), (DEAD, "some are dead")) if pair[0] in inks]
 
 
 def curves(view) -> Panel:
@@ -124,17 +120,22 @@ def curves(view) -> Panel:
     title += f" without noise (mean of {view.seeds})" if view.seeds > 1 else " without noise"
     x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
     y = Axis(0, 1.0 if quantity == "accuracy" else float(view.num_experts))
-    return Panel(title, marks, x, y, width=6, legend=legend)
+    return Panel(title, marks, x, y, width=4, legend=legend)
 
 
 def balance(view) -> Panel:
-    """Show how even the load is (across), how often the model is right (up), with a cross over the seeds of a tile."""
-    last, names, (inks, legend) = [tile.readings[-1] for tile in view.tiles.values()], list(view.tiles), outcomes(view)
-    x, y = np.array([r.max_over_mean for r in last], "f4"), np.array([r.accuracy for r in last], "f4")  # (tiles, S)
-    places = ([values.mean(axis=1), values.min(axis=1), values.max(axis=1)] for values in (x, y))
-    spots = Spots(*places, np.array(inks, "u1"), names, names.index(view.selected))
-    right = next((stop for stop in (1.5, 2, 3, 4, 6, 8) if stop >= x.max()), 1.05 * float(x.max()))
-    bottom = next(stop for stop in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= y.min())
-    axes = Axis(0.5, right, "busiest expert over the mean (1: even)"), Axis(bottom, 1, "accuracy")
-    title = "Balance and quality: up and to the left is better"
-    return Panel(title, [spots], *axes, width=6, legend=legend)
+    return rows_panel(view, "Load of the busiest expert", "max_over_mean", Axis(1, 0, "times the mean (1: even)"))
+
+
+def quality(view) -> Panel:
+    return rows_panel(view, "Accuracy", "accuracy", Axis(1, 1, "share of points right"))
+
+
+def rows_panel(view, title: str, quantity: str, x: Axis) -> Panel:
+    """Show a quantity of the last readings, a row for each tile: its mean, and a line to the least and the largest."""
+    values = np.array([getattr(tile.readings[-1], quantity) for tile in view.tiles.values()], "f4")  # (tiles, S)
+    (inks, _), names, rows = outcomes(view), list(view.tiles), np.arange(len(view.tiles), dtype="f4")
+    spots = Spots([values.mean(1), values.min(1), values.max(1)], [rows] * 3, np.array(inks), names)
+    low = next(stop for stop in (x.low, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= values.min())
+    high = x.high or next((stop for stop in (2, 3, 4, 6, 8) if stop >= values.max()), 1.05 * float(values.max()))
+    return Panel(title, [spots], x._replace(low=low, high=high), Axis(len(names) - 0.5, -0.5, "", [*enumerate(names)]))
