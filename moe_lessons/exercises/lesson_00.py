@@ -1,12 +1,8 @@
 """Lesson 00: from the router's probabilities of one token to the weights of its experts, in plain Python."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
 
 from moe_lessons.exercises.exercise import exercise
-from moe_lessons.nn import MoE, Routing, TopKRouter
 
 
 def my_weights(probs, k):
@@ -30,24 +26,3 @@ WEIGHTS_MISTAKES = {
 @exercise(1, my_weights, WEIGHTS_MISTAKES, "the weights", axes=("expert",))
 def token_weights() -> list[tuple]:
     return [(torch.randn(E).softmax(dim=0).tolist(), k) for E, k in ((3, 2), (4, 1), (5, 3), (2, 2))]
-
-
-def mixture_with(weights: Callable[[list, int], list]) -> type[MoE]:
-    """Make a mixture for `widgets.Playground(block=…)` whose weights are what `weights`(probs, k) says of each token.
-    It computes with plain numbers; the gradient is that of the same formula, the K largest divided by their sum."""
-
-    class Router(TopKRouter):
-        def forward(self, x: Tensor) -> Routing:
-            routing = super().forward(x)
-            probs = routing.router_probs  # (T, E)
-            own = torch.tensor([[float(w) for w in weights(row, self.top_k)] for row in probs.tolist()])  # (T, E)
-            own, experts = own.topk(self.top_k, dim=-1)  # (T, K)
-            same = probs.gather(1, experts)
-            same = same / same.sum(dim=1, keepdim=True)
-            return Routing.from_topk(routing.router_logits, probs, experts, same + (own - same).detach())
-
-    class Mixture(MoE):
-        def __init__(self, d_model: int, d_ff: int, num_experts: int, top_k: int):
-            super().__init__(d_model, d_ff, num_experts, top_k, router=Router(d_model, num_experts, top_k))
-
-    return Mixture

@@ -1,14 +1,15 @@
 """What lesson 00 says under 'What to notice', measured as the lesson does it, over several seeds."""
 
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean, median
 
+import nbformat
 import pytest
 import torch
 
 from moe_lessons.analysis import count_parameters, decode_speed, flops_per_token
 from moe_lessons.exercises import token_weights
-from moe_lessons.exercises.lesson_00 import mixture_with
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, TransformerConfig, seeded
 from moe_lessons.training import PRESETS, PlaneSetting, SeedBand, plane_runs, train
 
@@ -99,10 +100,11 @@ def test_a_sure_start_loses_few(collapsed):
 
 
 def test_the_weights_of_a_learner_train_as_the_routers_own():
-    runs = [plane_runs(PlaneSetting(), seed=1, block=mixture_with(token_weights.answer))["MoE"]]
-    runs.append(plane_runs(PlaneSetting(), seed=1)["MoE"])
-    start = runs[1].model.state_dict()
-    runs[0].model.load_state_dict(start)
-    train(runs, 20)
-    one, other = (torch.tensor([record.loss for record in run.records]) for run in runs)
-    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    notebook = nbformat.read(Path(__file__).parents[2] / "notebooks/00_welcome.ipynb", 4)
+    cell = next(cell.source for cell in notebook.cells if "class MyMixture" in cell.source)
+    exec(cell, names := {"token_weights": token_weights, "my_weights": None})
+    mine, own = plane_runs(PlaneSetting(), 1, names["MyMixture"])["MoE"], plane_runs(PlaneSetting(), 1)["MoE"]
+    mine.model.load_state_dict(own.model.state_dict())
+    train([mine, own], 20)
+    for one, other in zip(mine.records, own.records):
+        assert one.loss == pytest.approx(other.loss, abs=1e-4)
