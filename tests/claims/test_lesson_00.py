@@ -70,7 +70,7 @@ def test_faster_than_the_one_in_between():
             dense = {n: LanguageModel(TransformerConfig(**sizes, d_ff=w, moe_layers=())) for n, w in widths.items()}
         speeds.append(decode_speed(models | dense, (1,), num_tokens=3, repeats=9).set_index("model").tokens_per_second)
     times = {name: median(speed["MoE"] / speed[name] for speed in speeds) for name in widths}
-    assert times["facts"] > 1.3 and times[EQUAL_TOTAL] > 2 and times[EQUAL_ACTIVE] < 1
+    assert times["facts"] > 1.5 and times[EQUAL_TOTAL] > 2 and times[EQUAL_ACTIVE] < 1
     assert times[EQUAL_ACTIVE] < times["text"] < 1.2 and times["facts"] > 1.25 * times["text"]
     active, *between, total = (count_parameters(dense[name]).total for name in widths)
     mixture = count_parameters(models["MoE"])
