@@ -138,7 +138,7 @@ def test_it_learns_to_write(trained, task):
         in_domain["code"] += sum("):\n    " in sample for sample in samples["code"])
         in_domain["json"] += sum('", "' in sample and '"job": "' in sample for sample in samples["json"])
     assert recited <= 4  # of 60
-    assert min(in_domain.values()) >= 48, in_domain  # of 60
+    assert min(in_domain.values()) >= 40, in_domain  # of 60
 
 
 @pytest.mark.claim("the-cache-saves-work-and-changes-nothing")
