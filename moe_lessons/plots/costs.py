@@ -6,17 +6,17 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from moe_lessons.analysis.counting import ParameterCount
+from moe_lessons.analysis.counting import ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.planner import Plan
 from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machine_for, on_machine, step_seconds
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.marks import Axis, Line, Panel, Parts, Rule, Table
+from moe_lessons.plots.marks import Arrows, Axis, Boxes, Line, Panel, Parts, Rule, Table
+from moe_lessons.plots.panels.block import box, words
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, annotate, axes_for, log_axis, model_inks, short_number
 
-PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
-PART_COLORS = dict(zip(PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
+PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention and other", "norms")
 SHARES = {"all active (dense)": 1, "one half": 1 / 2, "one tenth": 1 / 10, "one in 30": 1 / 30}
 
 
@@ -65,7 +65,7 @@ def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
     """Show where the parameters of a model are: a stacked bar for the total, one for the active."""
     parts = {name: count for name, count in parts.items() if count.total > 0}
     values = np.array([[getattr(count, kind) for count in parts.values()] for kind in ("total", "active")], float)
-    texts, colors = [*map(short_number, values.sum(axis=1))], [PART_COLORS[name] for name in parts]
+    texts, colors = [*map(short_number, values.sum(axis=1))], [PALETTE[PARTS.index(name)] for name in parts]
     bars = Parts(("total", "active"), tuple(parts), values, colors, texts)
     return Panel("Where the parameters are", [bars], Axis(0, 1.12 * float(values[0].sum()), "parameters"))
 
@@ -75,14 +75,30 @@ def parameter_bars(parts: Mapping[str, ParameterCount]) -> Axes:
     return plot(parameter_panel(parts), width=9, height=2.6)
 
 
-def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
-    """Draw a bar for each row, cut into the shares of its parts. rows: what it counts -> how much each part has."""
-    names = list(dict.fromkeys(name for parts in rows.values() for name, size in parts.items() if size > 0))
-    values = [[parts.get(name, 0) / sum(parts.values()) for name in names] for parts in rows.values()]
-    bars = Parts(tuple(rows), names, values, [PART_COLORS[name] for name in names])
-    shares = Axis(0, 1, ticks=[(part / 5, f"{part / 5:.0%}") for part in range(6)])
-    made = Panel("What each part costs, as a share of the whole", [bars], shares)
-    return plot(made, width=9, height=1.1 + 0.45 * len(rows))
+def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
+    """Show the matrices in a layer of a dense model to one scale: an area is its parameters, and half its FLOPs for a
+    token. In a frame: the products with the `context` tokens that a token looks at, which have no parameters."""
+    D, q, kv = shape.d_model, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    attention = {"queries": q, "keys": kv, "values": kv, "looking": round(2 * context * q / D), "mix": q}  # columns
+    ffn = dict.fromkeys(("gate", "up", "down"), shape.d_ff)
+    work = sum((attention | ffn).values())
+    scale, left, heads, boxes, arrows = 860 / work, 24, [], [], [((0, 22, 980, 22), -1, -1)]
+    high, weights = D * scale, work - attention["looking"]
+    for name, part, look in (("Attention: tokens meet", attention, 9), ("FFN: each token alone", ffn, 7)):
+        columns, own = sum(part.values()), sum(part.values()) - part.get("looking", 0)
+        costs = (f"parameters {D * own:,}: {own / weights:.0%}", f"FLOPs {2 * D * columns:,}: {columns / work:.0%}")
+        heads += [words(left, y, text) for y, text in zip((60, high + 92, high + 110), (name, *costs))]
+        arrows.append(((left + 8, 24, left + 8, 50), -1, -1))
+        for text, own in part.items():
+            place, is_free = (left + own * scale / 2, 76 + high / 2, own * scale, high), text == "looking"
+            says = f"{text}: {0 if is_free else D * own:,} parameters, {2 * D * own:,} FLOPs"
+            boxes.append(box(*place, text * (own * scale > 30), 1 if is_free else look, says=says))
+            left += own * scale + 4
+        arrows.append(((left - 12, 74, left - 12, 26), -1, -1))
+        left += 28
+    heads.append(words(24, 10, f"residual stream, {D:,} numbers for each token: each part reads it and adds to it"))
+    marks = [Arrows(*zip(*arrows)), Boxes(*zip(*boxes)), Boxes(*zip(*heads), strong=True)]
+    return Panel(title, marks, Axis(0, 980, ticks=()), Axis(high + 120, 0, ticks=()), 12, 760, int(high) + 120)
 
 
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:

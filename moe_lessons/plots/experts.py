@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from moe_lessons.nn import Routing
 from moe_lessons.nn.balancing import rank_within
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.still import two_ways
-from moe_lessons.plots.theme import LIGHT, RED, LessonFigure, annotate, axes_for, dress, ink_on, name_over
+from moe_lessons.plots.theme import LIGHT, PALETTE, RED, LessonFigure, annotate, axes_for, dress, ink_on, name_over
 
 INKS = [LIGHT.lines[i] for i in (0, 3, 5, 4)]  # of what is asked about, and of what it is compared with
 

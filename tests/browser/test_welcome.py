@@ -16,14 +16,14 @@ def lesson(open_notebook):
 
 @pytest.fixture
 def playground(lesson, view_of):
-    """The third view, below the one of a block: it has all panels and controls."""
-    playground = view_of(lesson.page, 2)
+    """The last view, below the quiz: it has all panels and controls."""
+    playground = view_of(lesson.page, 4)
     yield playground
     playground.pause()
 
 
 def test_run_all_trains_without_an_error(lesson, playground):
-    playground.wait_step(900)
+    playground.wait_step(300)
     assert lesson.cell_errors() == []
     assert lesson.page.locator(".moe-canvas").count() >= 5
 
@@ -77,7 +77,7 @@ def test_restart_and_run_again(lesson, view_of):
     lesson.restart()
     lesson.run_all(wait=False)
     lesson.page.wait_for_function("() => document.querySelector('.moe-view') && !document.querySelector('.moe-stale')")
-    playground = view_of(lesson.page, 2)
+    playground = view_of(lesson.page, 4)
     playground.wait_step(20)
     playground.pause()
     assert lesson.cell_errors() == []

@@ -53,10 +53,10 @@ class InAnotherWay:
         best = torch.tensor(probs).topk(k)
         return torch.zeros(len(probs)).scatter(0, best.indices, best.values / best.values.sum())
 
-    def causal_attention(q, k):
-        rows = torch.zeros(len(q), len(q))
-        for t in range(len(q)):
-            rows[t, : t + 1] = F.softmax(k[: t + 1] @ q[t] / q.shape[1] ** 0.5, dim=0)
+    def causal_attention(scores):
+        rows = torch.zeros(scores.shape)
+        for t, own in enumerate(scores):
+            rows[t, : t + 1] = F.softmax(own[: t + 1], dim=0)
         return rows
 
     def moe_block(x, router_weight, experts, top_k):
@@ -67,8 +67,8 @@ class InAnotherWay:
         tokens = [(topk_indices == e).any(dim=1).nonzero().flatten().flip(0) for e in range(num_experts)]
         return torch.cat(tokens), [len(own) for own in tokens]
 
-    def layer_parameters(D, H, G, F):
-        config = nn.TransformerConfig(d_model=D, num_heads=H, num_kv_heads=G, d_ff=F, moe_layers=())
+    def layer_parameters(D, F):
+        config = nn.TransformerConfig(d_model=D, num_heads=2, num_kv_heads=2, d_ff=F, moe_layers=())
         return count_parameters(Layer(config, 0)).total
 
     def information_bits(counts):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from moe_lessons import plots
 from moe_lessons.analysis import plan
-from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, published_models
+from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, TransformerShape, published_models
 from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
@@ -85,17 +85,19 @@ def test_the_parts_of_each_row_add_up():
     for shape in MODEL_SHAPES.values():
         bars = costs.parameter_bars(shape.parameters()).patches
         assert sum(bar.get_width() for bar in bars) == shape.count.total + shape.count.active
-    ax = costs.share_bars({"parameters": {"FFN": 60, "attention": 40, "head": 0}, "work": {"FFN": 97, "head": 3}})
-    assert [round(bar.get_width(), 6) for bar in ax.patches] == [0.6, 0.97, 0.4, 0, 0, 0.03]
+    panel = costs.layer_panel(ours := TransformerShape(256, 64, 2, 4, 2, 16, 192), 64, "A layer")
+    (_, matrices, heads), (free,) = panel.marks, [i for i, look in enumerate(panel.marks[1].look) if look == 1]
+    areas = np.prod(np.array(matrices.places)[:, 2:], axis=1)
+    work = (ours.flops_per_token(64) - 2 * 256 * 64) // 2
+    np.testing.assert_allclose(areas / areas.sum() * work, [8192, 4096, 4096, 16384, 8192, *[24576] * 3])
+    assert free == 3 and {"parameters 36,864: 75%", f"FLOPs 73,728: {73728 / work:.0%}"} < set(heads.texts)
     ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
     assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
 
 
-def test_a_bar_over_each_character_and_a_row_for_each_token():
-    ax = plots.byte_losses('{"a\n ', [0.5, 0, 2, 1, 0.1])
-    assert heights(ax.patches) == [0.5, 0, 2, 1, 0.1] and texts(ax.get_xticklabels()) == ["{", '"', "a", "↵", "␣"]
-    ax = plots.attention_heatmap(weights := np.array([[1.0, 0.0], [0.25, 0.75]]), "a ")
-    np.testing.assert_array_equal(ax.images[0].get_array(), weights)
+def test_a_row_for_each_token_and_no_colour_where_there_is_no_share():
+    ax = plots.attention_heatmap(np.array([[1.0, 0.0], [0.25, 0.75]]), "a\n")
+    assert ax.images[0].get_array().tolist() == [[1, None], [0.25, 0.75]] and texts(ax.get_xticklabels()) == ["a", "↵"]
 
 
 def test_each_number_of_a_layer_is_a_bar():

@@ -21,7 +21,7 @@ MASKED = "Weights: −∞ for the experts not chosen, then softmax. The same as 
 MASKED += "divided by their sum."
 
 
-def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None) -> Panel:
+def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None, has_strip=True) -> Panel:
     """Make the panel of `widgets.draw_block`."""
     if not is_moe(moe):
         raise ValueError(f"moe must be a mixture of experts such as nn.MoE, got {in_words(moe)}")
@@ -30,7 +30,7 @@ def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | Non
     check_whole("token", token, 0, len(x) - 1, f"between 0 and {len(x) - 1}")
     with torch.no_grad(), evaluating(moe):
         y, routing = moe(x)
-    return block_panel(moe, x, y, routing, token, dense)
+    return block_panel(moe, x, y, routing, token, dense, has_strip)
 
 
 def block(view) -> Panel:

@@ -1,13 +1,14 @@
 """Texts: who serves which letter, domain and kind of bytes; what a model writes, what surprises it, where it looks."""
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 
 from moe_lessons.analysis.traces import expert_shares
 from moe_lessons.nn import LanguageModel, torch_threads
@@ -148,24 +149,14 @@ def write(model: LanguageModel, prompt: str, num_bytes: int = 80, seed: int = 0)
         return decode(model.generate(ids, num_bytes, temperature=0.7, seed=seed)[0])
 
 
-def byte_losses(text: str, losses: Sequence[float]) -> Axes:
-    """Draw the loss of each character of `text`, in nats: a bar over the character. Both have the same length."""
-    if len(text) != len(losses):
-        raise ValueError(f"losses must have one number for each of the {len(text)} characters, got {len(losses)}")
-    ax = axes_for(9.5, 2.2, "How much each byte surprised the model", ylabel="loss (nats)")
-    ax.bar(range(len(text)), losses, 0.85, color=LIGHT.lines[5])
-    _name_letters(ax.xaxis, text)
-    ax.set_xlim(-0.7, len(text) - 0.3)
-    return ax
-
-
 def attention_heatmap(weights, text: str) -> Axes:
-    """Draw who looks at whom: weights (T, T), a row for each token of `text`, a column for each that it may look at."""
+    """Draw who looks at whom: weights (T, T), a row for each token of `text`, a column for each; white: no share."""
     weights = np.asarray(weights)
     if weights.shape != (len(text), len(text)):
         raise ValueError(f"weights must have the shape {(len(text), len(text))} of the text, got {weights.shape}")
     ax = axes_for(4.8, 4.2, "Attention weights of one head", "looks at", "token")
-    image = ax.imshow(weights, vmin=0, vmax=1, cmap="cividis", interpolation="nearest")
+    seen = np.ma.masked_equal(weights, 0)
+    image = ax.imshow(seen, norm=PowerNorm(0.5, 0, 1), cmap="cividis", interpolation="nearest")  # small ones differ
     _name_letters(ax.xaxis, text)
     _name_letters(ax.yaxis, text)
     styled(ax.figure.colorbar, LIGHT, image, ax=ax, label="share of the attention")
