@@ -14,7 +14,7 @@ from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_second
 from moe_lessons.hub import ConfigCalculator
 from moe_lessons.plots.marks import Line, Parts, Rule, Table
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets import CostCalculator, PlanCalculator
+from moe_lessons.widgets import CostCalculator, ParameterMap, PlanCalculator
 from moe_lessons.widgets.calculators import SIZES, SLIDERS
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
@@ -212,3 +212,20 @@ def test_every_control_says_what_it_does_and_a_static_page_has_no_widget(make, m
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
     data, metadata = calculator._repr_mimebundle_()
     assert set(data) == {"image/png", "text/plain"} and metadata["image/png"]["alt"] == calculator.sentence()
+
+
+def test_a_token_lights_its_experts_and_the_map_counts_what_all_tokens_so_far_have_met(monkeypatch):
+    shown = ParameterMap(seed=3)
+    for token in (1, 2, 16):
+        shown.slider.value = token
+        boxes, met = shown.panels()[0].marks[0], shown.meets[:token].any(dim=0)
+        assert [look == 3 for look in boxes.look[1:]] == shown.meets[token - 1].flatten().tolist()
+        assert [look != 1 for look in boxes.look[1:]] == met.flatten().tolist()
+        outside = shown.sizes.total - 256 * shown.group.expert
+        assert shown.together[token - 1] == outside + int(met.sum()) * shown.group.expert
+    assert (shown.meets.sum(dim=2) == 2).all() and shown.meets.shape == (16, 32, 8)
+    areas = [w * h for _, _, w, h in boxes.places]
+    assert areas[0] / (256 * areas[1]) == pytest.approx(outside / (256 * shown.group.expert), rel=0.15)
+    assert shown.canvas.words["words"] == shown.sentence() and "Token 16 meets 12.9 B of 46.7 B" in shown.sentence()
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
+    assert set(shown._repr_mimebundle_()[0]) == {"image/png", "text/plain"}

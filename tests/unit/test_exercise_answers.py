@@ -153,7 +153,7 @@ class InAnotherWay:
 RIGHT = [
     *((name, answer) for name, answer in vars(InAnotherWay).items() if name[0] != "_"),
     ("masked_weights", divided_by_the_sum),
-    ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes)).active),
+    ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes[:4], shared_experts=sizes[4])).active),
     ("cache_bytes", lambda L, G, h, T: T * L * G * (2 * h + 2 * h)),
     *(("card_design", lambda own=own: own) for own in ((8, 2, 8704), (64, 16, 1088), (128, 32, 520), [32, 8, 2176])),
     ("chance", lambda experts: (np.bincount(experts) ** 2).sum() / len(experts) ** 2),
