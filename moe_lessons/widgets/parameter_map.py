@@ -55,7 +55,7 @@ class ParameterMap(Picture):
                 boxes.append(box(*place, look=look, expert=e, says=f"layer {layer}: {says}"))
         x = Axis(ticks=[(left / 2, "all"), *((left + (e + 0.5) * wide, f"E{e}") for e in range(E))])
         y = Axis(layers, 0, "layer", [(n + 0.5, str(n)) for n in range(0, layers, 4)])
-        title = f"Mixtral 8x7B: which parameters token {token} meets"
+        title = "Mixtral 8x7B: the parameters that a token meets"
         drawn = Panel(title, [Boxes(*zip(*boxes))], x, y, width=7, height=380, caption=SAID)
         steps, alone = np.arange(1, NUM_TOKENS + 1), np.full(NUM_TOKENS, self.sizes.active / 1e9)
         marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "each token alone", 3)]
