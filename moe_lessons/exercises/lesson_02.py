@@ -33,19 +33,22 @@ MASK_MISTAKES = {
 }  # fmt: skip
 
 
-def has_gradient(result: Tensor, source: Tensor, name: str) -> None:
+def has_gradient(result: Tensor, source: Tensor) -> None:
     """Raise Problem where no gradient gets from a right result back to `source`: then no router would learn."""
     is_part = isinstance(result, Tensor) and result.requires_grad
     if not is_part or torch.autograd.grad(result.sum(), source, allow_unused=True)[0] is None:
-        raise Problem(f"The numbers are right, but no gradient gets back to {name}, and your block would not learn. "
+        raise Problem("The numbers are right, but no gradient gets through your function: your block would not learn. "
                       "Use tensors all the way: no .item(), .tolist() or .detach().")  # fmt: skip
 
 
-def weights_learn(result: Tensor, router_logits: Tensor, top_k: int) -> None:
-    has_gradient(result, router_logits, "router_logits")
-
-
-@exercise(2, my_weights, MASK_MISTAKES, "the weights", axes=("token", "expert"), then=weights_learn)
+@exercise(
+    2,
+    my_weights,
+    MASK_MISTAKES,
+    "the weights",
+    axes=("token", "expert"),
+    then=lambda y, logits, k: has_gradient(y, logits),
+)
 def masked_weights() -> list[tuple]:
     return [(torch.randn(T, E, requires_grad=True), K) for T, _, E, K in SIZES]
 
@@ -68,15 +71,11 @@ def my_moe(x, weights, experts):
     return y
 
 
-def one_by_one(x, weights, experts):
-    return torch.stack([sum(row[e] * experts[e](token) for e in row.nonzero()) for token, row in zip(x, weights)])
-
-
 BLOCK_MISTAKES = {
     lambda x, w, experts: sum(w[:, e, None] * expert(x) for e, expert in enumerate(experts)):
         "The numbers are right, but every expert computed every token, as a dense layer does. Give each expert the "
         "tokens alone whose weight for it is not 0.",
-    one_by_one:
+    lambda x, w, experts: torch.stack([sum(row[e] * experts[e](t) for e in row.nonzero()) for t, row in zip(x, w)]):
         "The numbers are right, but with more calls than needed. Loop over the experts, and give each all its tokens "
         "in one call: training is many times faster then.",
     lambda x, w, experts: my_moe(x, w * ((w > 0).cumsum(dim=1) == (w > 0).sum(dim=1, keepdim=True)), experts):
@@ -97,7 +96,7 @@ def few_calls(result: Tensor, x: Tensor, weights: Tensor, experts: list[Counting
         raise Problem(dense, known=True)
     if sum(expert.calls for expert in experts) > 2 * len(experts):
         raise Problem(single, known=True)
-    has_gradient(result, weights, "weights")
+    has_gradient(result, weights)
 
 
 @exercise(2, my_moe, BLOCK_MISTAKES, "the output y", axes=("token", "number"), then=few_calls)

@@ -9,11 +9,11 @@ from moe_lessons.plots.marks import Axis, Boxes, Line, Panel, Rule
 from moe_lessons.plots.panels.block import EXPERT, FRAME, GREY, INK, box
 from moe_lessons.plots.theme import short_number
 from moe_lessons.support.static import static_mode
+from moe_lessons.widgets.loop import event_loop
 from moe_lessons.widgets.picture import Picture
 
-SAID = "Bar on the left: what every token meets. In colour: the experts of this token.\n"
-SAID += "Grey: of earlier tokens. Frames: not met yet."
-NUM_TOKENS = 16
+SAID = "Left: for every token. Colours: experts of this one. Grey: of earlier ones. Frames: not yet."
+NUM_TOKENS, SECONDS = 16, 0.8
 
 
 class ParameterMap(Picture):
@@ -22,7 +22,7 @@ class ParameterMap(Picture):
     drawn from `seed`, all as likely: any K count the same.
 
     >>> ParameterMap().sentence()
-    'Token 1 meets 12.9 B of 46.7 B parameters (27.6 %). Tokens 1 to 1 together have met 12.9 B (27.6 %).'
+    'Of 46.7 B parameters token 1 meets 12.9 B (27.6 %), and tokens 1 to 1 together 12.9 B (27.6 %).'
     """
 
     def __init__(self, seed: int = 0):
@@ -34,11 +34,20 @@ class ParameterMap(Picture):
         met = self.meets.cumsum(dim=0).bool().sum(dim=(1, 2)).numpy()  # (N,) by all tokens so far
         self.together = self.sizes.total - self.group.layers * self.group.size + self.group.expert * met
         ends = {"value": 5 if static_mode() else 1, "min": 1, "max": NUM_TOKENS}
-        player = W.Play(interval=800, playing=not static_mode(), **ends)
-        self.slider = W.IntSlider(description="token", **ends)
-        W.link((player, "value"), (self.slider, "value"))
+        self.player = W.ToggleButton(value=True, description="Play", tooltip="Let one token come after another")
+        self.slider, self.events = W.IntSlider(description="token", **ends), event_loop()
         self.slider.observe(lambda _: self.show(), "value")
-        super().__init__(rows=[W.Box([player, self.slider]).add_class("moe-bar")])
+        super().__init__(rows=[W.Box([self.player, self.slider]).add_class("moe-bar")])
+        if self.events is not None:
+            self.player.observe(lambda change: self.go_on() if change.new else self.timer.cancel(), "value")
+            self.timer = self.events.call_later(SECONDS, self.go_on)
+
+    def go_on(self) -> None:
+        """Show the next token, and so on to the last, unless it is paused or closed."""
+        if self.comm is not None:
+            self.slider.value = self.slider.value % NUM_TOKENS + 1
+            self.timer = self.events.call_later(SECONDS, self.go_on)
+            self.player.value = self.slider.value < NUM_TOKENS
 
     def panels(self) -> list[Panel]:
         token, (layers, E), total = self.slider.value, self.meets.shape[1:], self.sizes.total / 1e9
@@ -65,7 +74,6 @@ class ParameterMap(Picture):
 
     def sentence(self) -> str:
         token, total = self.slider.value, self.sizes.total
-        counts = self.sizes.active, self.together[token - 1]
-        (one, share), (all_, part) = ((short_number(n), f"({100 * n / total:.1f} %)") for n in counts)
-        alone = f"Token {token} meets {one} of {short_number(total)} parameters {share}."
-        return f"{alone} Tokens 1 to {token} together have met {all_} {part}."
+        met = [f"{short_number(n)} ({100 * n / total:.1f} %)" for n in (self.sizes.active, self.together[token - 1])]
+        said = f"Of {short_number(total)} parameters token {token} meets {met[0]}"
+        return f"{said}, and tokens 1 to {token} together {met[1]}."

@@ -193,8 +193,8 @@ def one_expert_less(self, x):
 
 
 WRONG = [
-    ("masked_weights", lambda z, k: divided_by_the_sum(z, k).tolist(), "no gradient gets back to router_logits"),
-    ("moe_block", lambda x, w, experts: exercises.moe_block.answer(x, w.detach(), experts), "back to weights"),
+    ("masked_weights", lambda z, k: divided_by_the_sum(z, k).tolist(), "no gradient gets through"),
+    ("moe_block", lambda x, w, experts: exercises.moe_block.answer(x, w.detach(), experts), "no gradient gets through"),
     ("card_design", lambda: (8, 2, 9216), "You have 11.3 B parameters, 3.10 B active"),
     ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
     ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
