@@ -1,21 +1,17 @@
-"""Lesson 02: weights by a mask, the whole block, the tokens sorted to their experts, and equal scores."""
+"""Lesson 02: weights by a mask, the experts on their tokens, and the tokens sorted to their experts."""
 
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.exercise import Problem, exercise
 from moe_lessons.nn import FeedForward
 
 SIZES = ((4, 6, 3, 2), (7, 6, 4, 1), (9, 4, 5, 3), (1, 5, 2, 2))  # tokens T, d_model D, num_experts E, top_k K
 
 
-def marked(indices: Tensor, table: Tensor) -> Tensor:
-    """Mark the indices (…, K) of each row of a table (…, E)."""
-    return torch.zeros_like(table, dtype=torch.bool).scatter(-1, indices, True)
-
-
 def top_mask(scores: Tensor, top_k: int) -> Tensor:
-    return marked(scores.topk(top_k).indices, scores)
+    """Mark the K largest of each row of scores (T, E)."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, scores.topk(top_k).indices, True)
 
 
 def my_weights(router_logits, top_k):
@@ -37,47 +33,77 @@ MASK_MISTAKES = {
 }  # fmt: skip
 
 
-@exercise(2, my_weights, MASK_MISTAKES, "the weights", axes=("token", "expert"))
+def has_gradient(result: Tensor, source: Tensor) -> None:
+    """Raise Problem where no gradient gets from a right result back to `source`: then no router would learn."""
+    is_part = isinstance(result, Tensor) and result.requires_grad
+    if not is_part or torch.autograd.grad(result.sum(), source, allow_unused=True)[0] is None:
+        raise Problem("The numbers are right, but no gradient gets through your function: your block would not learn. "
+                      "Use tensors all the way: no .item(), .tolist() or .detach().")  # fmt: skip
+
+
+@exercise(
+    2,
+    my_weights,
+    MASK_MISTAKES,
+    "the weights",
+    axes=("token", "expert"),
+    then=lambda y, logits, k: has_gradient(y, logits),
+)
 def masked_weights() -> list[tuple]:
-    return [(torch.randn(T, E), K) for T, _, E, K in SIZES]
+    return [(torch.randn(T, E, requires_grad=True), K) for T, _, E, K in SIZES]
 
 
-def my_moe(x, router_weight, experts, top_k):
-    probs = (x @ router_weight.T).softmax(dim=-1)  # (T, E)
-    weights, indices = probs.topk(top_k, dim=-1)  # (T, K)
-    weights = weights / weights.sum(dim=-1, keepdim=True)
+class CountingExpert(FeedForward):
+    """Counts its calls, and the rows that it computes."""
+
+    calls = rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls, self.rows = self.calls + 1, self.rows + x.numel() // self.d_model
+        return super().forward(x)
+
+
+def my_moe(x, weights, experts):
     y = torch.zeros_like(x)
-    for token in range(len(x)):
-        for choice in range(top_k):
-            expert = experts[indices[token, choice]]
-            y[token] += weights[token, choice] * expert(x[token])
+    for e, expert in enumerate(experts):
+        tokens = weights[:, e].nonzero().flatten()  # those of expert e
+        y[tokens] += weights[tokens, e, None] * expert(x[tokens])
     return y
 
 
-def last_of(logits: Tensor, experts: list, top_k: int, token: Tensor) -> Tensor:
-    best, chosen = logits.topk(top_k)
-    return best.softmax(dim=0)[-1] * experts[chosen[-1]](token)
-
-
 BLOCK_MISTAKES = {
-    lambda x, w, experts, k: my_moe(x, w, experts, k) * (x @ w.T).softmax(-1).topk(k).values.sum(-1, True):
-        "The right experts ran, but their weights do not sum to 1: divide the K of them by their sum.",
-    lambda x, w, experts, k: my_moe(x, w, experts, len(experts)):
-        "Every expert ran. Keep only the top_k experts of each token, then divide by the sum of those.",
-    lambda x, w, experts, k: torch.stack([sum(experts[e](t) for e in (w @ t).topk(k).indices) for t in x]):
+    lambda x, w, experts: sum(w[:, e, None] * expert(x) for e, expert in enumerate(experts)):
+        "The numbers are right, but every expert computed every token, as a dense layer does. Give each expert the "
+        "tokens alone whose weight for it is not 0.",
+    lambda x, w, experts: torch.stack([sum(row[e] * experts[e](t) for e in row.nonzero()) for t, row in zip(x, w)]):
+        "The numbers are right, but with more calls than needed. Loop over the experts, and give each all its tokens "
+        "in one call: training is many times faster then.",
+    lambda x, w, experts: my_moe(x, w * ((w > 0).cumsum(dim=1) == (w > 0).sum(dim=1, keepdim=True)), experts):
+        "Only the last expert of each token is left: add to y[tokens], +=, instead of writing over it.",
+    lambda x, w, experts: my_moe(x, (w > 0).to(w), experts):
         "The right experts ran, but unweighted: multiply each output by its weight before you add.",
-    lambda x, w, experts, k: my_moe(x, w, experts, 1):
-        "Only the best expert of each token ran. Add the weighted outputs of all top_k.",
-    lambda x, w, experts, k: torch.stack([last_of(w @ t, experts, k, t) for t in x]):
-        "Only the last choice of each token is left: add to y[token], +=, instead of writing over it.",
-    lambda x, w, experts, k: my_moe(x, -w, experts, k):
-        "The experts of the lowest scores ran. topk gives the largest ones; argsort begins with the smallest.",
+    lambda x, w, experts: my_moe(x, w * (w == w.amax(dim=1, keepdim=True)), experts):
+        "Only the best expert of each token ran. Add the weighted outputs of all whose weight is not 0.",
+    lambda x, w, experts: my_moe(x, w.flip(1), experts):
+        "Weights and experts do not belong together: column e of the weights is for experts[e].",
 }  # fmt: skip
 
 
-@exercise(2, my_moe, BLOCK_MISTAKES, "the output y", axes=("token", "number"))
+def few_calls(result: Tensor, x: Tensor, weights: Tensor, experts: list[CountingExpert]) -> None:
+    """Raise Problem for a right result of experts that computed more than theirs (half was counted of the solution)."""
+    dense, single, *_ = BLOCK_MISTAKES.values()
+    if sum(expert.rows for expert in experts) > 2 * int((weights > 0).sum()):
+        raise Problem(dense, known=True)
+    if sum(expert.calls for expert in experts) > 2 * len(experts):
+        raise Problem(single, known=True)
+    has_gradient(result, weights)
+
+
+@exercise(2, my_moe, BLOCK_MISTAKES, "the output y", axes=("token", "number"), then=few_calls)
 def moe_block() -> list[tuple]:
-    return [(torch.randn(T, D), torch.randn(E, D), [FeedForward(D, 8) for _ in range(E)], K) for T, D, E, K in SIZES]
+    weights = [my_weights(torch.randn(T, E), K).requires_grad_() for T, _, E, K in SIZES]
+    sizes = zip(SIZES, weights)
+    return [(torch.randn(T, D), w, [CountingExpert(D, 8) for _ in range(E)]) for (T, D, E, _), w in sizes]
 
 
 def in_groups(tokens: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,36 +139,3 @@ def sort_tokens() -> list[tuple]:
     # The last of them leaves experts without a token.
     drawn = [(torch.rand(T, E).topk(K).indices, E) for T, E, K in ((4, 3, 2), (9, 5, 3), (1, 4, 4))]
     return [*drawn, (torch.rand(6, 5).topk(1).indices, 8)]
-
-
-def my_mask(scores, top_k):
-    order = scores.argsort(dim=1, descending=True, stable=True)  # (T, E); stable: equal ones keep their order
-    kept = torch.zeros(scores.shape, dtype=torch.bool)
-    return kept.scatter(1, order[:, :top_k], True)
-
-
-TIES_MISTAKES = {
-    lambda s, k: s >= s.topk(k).values[:, -1:]:
-        "You keep all that reach the K-th score. Where several experts have it, these are more than K, and cost more.",
-    lambda s, k: s > s.topk(k).values[:, -1:]:
-        "You keep what is larger than the K-th score, so the K-th itself is missing, and all that equal it.",
-    top_mask:
-        "Exactly K, but topk promises no order among equals: other machines may differ. Sort with stable=True.",
-    lambda s, k: marked(s.argsort(dim=1, stable=True).flip(1)[:, :k], s):
-        "Of equal scores you take the last: to turn a sorted row turns its equals, too. Sort with descending=True.",
-    lambda s, k: top_mask(s.double() - 1e-6 * torch.arange(s.shape[1]), k):
-        "You make equal scores differ by a little. Then two scores that differ by less than that change places.",
-    lambda s, k: s.argsort(dim=1, descending=True, stable=True) < k:
-        "Place i of an argsort holds the expert that comes i-th, not the place of expert i. Put True where its first K "
-        "numbers point: scatter.",
-    lambda s, k: marked(s.argsort(stable=True)[:, :k], s): "You keep the K smallest scores. Sort with descending=True.",
-}  # fmt: skip
-
-
-@exercise(2, my_mask, TIES_MISTAKES, "what is kept", axes=("token", "expert"))
-def ties() -> list[tuple]:
-    # Scores with many equals. In the last case they are nearly equal, all equal, and partly forbidden (−inf).
-    sizes = (7, 6, 2), (9, 16, 3), (1, 5, 4), (6, 3, 1)
-    close = torch.tensor([0.5, 0.5, 0.5000002, 0.5, 0.25])  # the third is a little larger
-    rows = torch.stack([close, torch.zeros(5), torch.tensor([-torch.inf, 1, -torch.inf, 1, 1])])
-    return [(torch.randint(3, (T, E)).float(), K) for T, E, K in sizes] + [(rows, 2)]

@@ -7,21 +7,24 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.exercises.exercise import Check, Problem, attempt, exercise, judge
 
 
-def my_active_parameters(d_model, d_ff, num_experts, top_k):
-    return top_k * 3 * d_model * d_ff + num_experts * d_model
+def my_active_parameters(d_model, d_ff, num_experts, top_k, shared_experts):
+    return (top_k + shared_experts) * 3 * d_model * d_ff + num_experts * d_model
 
 
 ACTIVE_MISTAKES = {
-    lambda D, F, E, K: K * 3 * D * F: "The router is missing: E · D weights, and every token uses all of them.",
-    lambda D, F, E, K: E * 3 * D * F + E * D: "This is the total. A token uses K of the E experts.",
-    lambda D, F, E, K: K * 3 * D * F + K * D: "The router scores all E experts before it can choose K of them.",
-    lambda D, F, E, K: K * 2 * D * F + E * D: "SwiGLU has three matrices: gate, up and down.",
-}
+    lambda D, F, E, K, S: (K + S) * 3 * D * F: "The router is missing: E · D weights, all of them used.",
+    lambda D, F, E, K, S: (E + S) * 3 * D * F + E * D: "This is the total. A token uses K of the E experts.",
+    lambda D, F, E, K, S: (K + S) * 3 * D * F + K * D: "The router scores all E experts before it chooses K.",
+    lambda D, F, E, K, S: (K + S) * 2 * D * F + E * D: "SwiGLU has three matrices: gate, up and down.",
+    lambda D, F, E, K, S: K * 3 * D * F + E * D: "The shared experts are missing: they work for every token.",
+    lambda D, F, E, K, S: (K + S) * 3 * D * F + (E + S) * D:
+        "The router does not score the shared experts: nobody has to choose them.",
+}  # fmt: skip
 
 
 @exercise(1, my_active_parameters, ACTIVE_MISTAKES, "the number of active parameters")
 def active_parameters() -> list[tuple]:
-    return [(64, 256, 8, 2), (64, 256, 8, 1), (32, 48, 64, 8), (16, 20, 4, 4)]
+    return [(64, 256, 8, 2, 2), (64, 256, 8, 1, 0), (32, 48, 64, 8, 2), (16, 20, 4, 4, 0)]
 
 
 def my_cache_bytes(num_layers, num_kv_heads, head_dim, num_tokens):

@@ -16,32 +16,9 @@ from moe_lessons.plots.panels.block import box, words
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, annotate, axes_for, log_axis, model_inks, short_number
 
-PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention and other", "norms")
-SHARES = {"all active (dense)": 1, "one half": 1 / 2, "one tenth": 1 / 10, "one in 30": 1 / 30}
-
-
-def published_models_scatter(frame: pd.DataFrame) -> Axes:
-    """Draw active against total parameters, a point for each model of `published_models()`. Dashed: `SHARES`."""
-    labels = "total parameters: what memory must hold", "active parameters: what one token uses"
-    ax = axes_for(9, 6, "Published mixtures: active against total parameters", *labels)
-    x, y = frame.total_params / 1e9, frame.active_params / 1e9
-    right, top = 3.6 * x.max(), 2 * y.max()
-    ax.set(xlim=(0.56 * x.min(), right), ylim=(0.56 * y.min(), top))
-    for name in "xy":
-        log_axis(ax, name, say="{:g} B".format)
-    kinds = (0, "o", "routed experts only"), (5, "D", "with shared experts")
-    for has_shared, own in frame.groupby(frame.shared_experts > 0):
-        color, marker, kind = kinds[int(has_shared)]
-        look = {"color": PALETTE[color], "marker": marker, "label": kind, "ec": LIGHT.background}
-        ax.scatter(x[own.index], y[own.index], s=44, lw=0.8, zorder=3, **look)
-    look = {"color": LIGHT.muted, "fontsize": TEXT_SIZE, "ha": "right", "va": "center", "zorder": 2}
-    look |= {"transform_rotates_text": True, "rotation_mode": "anchor"}
-    look |= {"bbox": {"fc": LIGHT.background, "lw": 0, "pad": 0.5}}
-    for name, share in SHARES.items():
-        start, end = 0.56 * x.min(), min(right, top / share)
-        ax.plot([start, end], [start * share, end * share], color=LIGHT.grid, lw=1.2, ls="--", zorder=1)
-        ax.text(0.88 * end, 0.88 * end * share, name, rotation=np.degrees(np.arctan(share)), **look)
-    return style.label_points(style.name_over(ax), x, y, frame.name)
+PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
+PART_COLORS = dict(zip(PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
+PART_COLORS |= {"dense layers": PALETTE[6], "embedding and head": PALETTE[2]}
 
 
 def published_features(frame: pd.DataFrame) -> Axes:
@@ -70,11 +47,6 @@ def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
     return Panel("Where the parameters are", [bars], Axis(0, 1.12 * float(values[0].sum()), "parameters"))
 
 
-def parameter_bars(parts: Mapping[str, ParameterCount]) -> Axes:
-    """Draw a `parameter_panel`: the parts of a `TransformerShape`, by name."""
-    return plot(parameter_panel(parts), width=9, height=2.6)
-
-
 def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
     """Show the matrices in a layer of a dense model to one scale: an area is its parameters, and half its FLOPs for a
     token. In a frame: the products with the `context` tokens that a token looks at, which have no parameters."""
@@ -101,6 +73,16 @@ def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
     return Panel(title, marks, Axis(0, 980, ticks=()), Axis(high + 120, 0, ticks=()), 12, 760, int(high) + 120)
 
 
+def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
+    """Draw a bar for each row, cut into the shares of its parts. rows: what it counts -> how much each part has."""
+    names = list(dict.fromkeys(name for parts in rows.values() for name, size in parts.items() if size > 0))
+    values = [[parts.get(name, 0) / sum(parts.values()) for name in names] for parts in rows.values()]
+    bars = Parts(tuple(rows), names, values, [PART_COLORS[name] for name in names])
+    shares = Axis(0, 1, ticks=[(part / 5, f"{part / 5:.0%}") for part in range(6)])
+    made = Panel("What each part costs, as a share of the whole", [bars], shares)
+    return plot(made, width=9, height=1.1 + 0.45 * len(rows))
+
+
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
     """Say what each model costs in weights of this type on a row of `roofline.machines`, while it writes `batch` texts
     of `context` tokens at once. No row says what fits where memory_bytes of the machine is NaN, for not known."""
@@ -120,10 +102,10 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
             f"KV cache of {texts} of {context:,} tokens": "not counted" if m.cached is None else _size(cache),
             fits: "yes" if there["fits"] else "no",
             f"texts of {context:,} tokens that fit": "not counted" if there["texts"] is None else f"{there['texts']:,}",
-            "experts of a layer that a step reads": f"{touched:.3g} of {group.num_experts}" if group else "none",
+            "experts of a layer that a step reads": f"{touched:.3g} of {group.num_experts}" if group else "no experts",
             "weights that a step reads": _size(WEIGHT_BYTES[dtype] * m.read(batch)),
             f"tokens/s of {texts}": _three_digits(there["tokens_per_second"]),
-            "arithmetic rules from batch": "never" if from_batch is None else f"{from_batch:,}",
+            "arithmetic sets the pace from batch": "never" if from_batch is None else f"{from_batch:,}",
         }
         columns.append({name: text for name, text in column.items() if "fit" not in name or machine.memory_bytes > 0})
     cells = [[column[name] for column in columns] for name in columns[0]]
@@ -153,18 +135,6 @@ def speed_panel(models, context: int, dtype: str, machine: pd.Series, batch: int
         place = float(np.interp(np.log(texts), np.log(batches), range(len(batches))))
         marks.append(Rule(place, kind="limit", name=f"memory is full: {texts:,} texts"))
     return Panel("How fast, in times of the equally good dense model", marks, x, y)
-
-
-def parameter_growth(counts: Mapping[int, ParameterCount]) -> Axes:
-    """Draw total and active parameters against the number of experts; both axes logarithmic."""
-    ax = axes_for(9, 4, "More experts, K unchanged: what grows", "number of experts E", "parameters")
-    for name, color, line in (("total", LIGHT.lines[0], "-o"), ("active", LIGHT.lines[3], "-s")):
-        values = [getattr(count, name) for count in counts.values()]
-        ax.plot(list(counts), values, line, color=color, lw=2, ms=6)
-        place = max(counts), values[-1]
-        annotate(ax, f"{name} {short_number(values[-1])}", place, (8, 0), color=color, weight="bold")
-    ax.set_xlim(0.85 * min(counts), 2 * max(counts))
-    return log_axis(log_axis(ax, "x", list(counts)), "y", say=short_number)
 
 
 def speed_bars(speeds: pd.DataFrame) -> Axes:

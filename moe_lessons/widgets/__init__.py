@@ -6,6 +6,7 @@ from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator, Stre
 from moe_lessons.widgets.kernel import prepare_kernel
 from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.live import LiveRun
+from moe_lessons.widgets.parameter_map import ParameterMap
 from moe_lessons.widgets.picture import Picture, draw_block
 from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.recording import RoutersView, WallRecording

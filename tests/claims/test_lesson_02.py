@@ -1,15 +1,20 @@
 """What lesson 02 says under its pictures, measured over several seeds."""
 
-from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+import nbformat
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from moe_lessons.nn import DISPATCH, MoE, Routing, TopKRouter, torch_threads
-from moe_lessons.tasks.plane import PlaneClassifier, PlaneTask, grid
-from moe_lessons.training import Run, dead_experts
+from moe_lessons.exercises import masked_weights, moe_block
+from moe_lessons.nn import FeedForward, MoE, Routing, TopKRouter
+from moe_lessons.training import PlaneSetting, plane_model
+from moe_lessons.training.run import Run
 
+LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "02_the_moe_block.ipynb"
 SEEDS = range(6)
 
 
@@ -67,116 +72,69 @@ def test_only_the_chosen_experts_work(seed, num_experts):
     moe = MoE(d_model=6, d_ff=8, num_experts=num_experts, top_k=2)  # the router as torch starts it
     y, routing = moe(x)
     y[0].sum().backward()
-    worked = moe.experts.down_proj.grad.abs().sum(dim=(1, 2)).nonzero().flatten()
-    assert worked.tolist() == sorted(routing.topk_indices[0].tolist())
-    assert len(worked) == 2
+    chosen = sorted(routing.topk_indices[0].tolist())
+    for gradient in (moe.experts.down_proj.grad.flatten(1), moe.router.weight.grad):
+        has_one = gradient.abs().sum(dim=1) > 1e-6  # below it is rounding
+        assert has_one.nonzero().flatten().tolist() == chosen and len(chosen) == 2
+
+
+@cache
+def block_of_the_lesson() -> type:
+    """The class of the lesson, with the functions that it asks for."""
+    (source,) = [cell.source for cell in nbformat.read(LESSON, 4).cells if cell.source.startswith("class MyMoE")]
+    names = {"nn": nn, "FeedForward": FeedForward, "Routing": Routing}
+    names |= {"weights_of": masked_weights.answer, "run_experts": moe_block.answer}
+    exec(source, names)
+    return names["MyMoE"]
 
 
 @pytest.mark.claim("renormalised-top-1-teaches-nothing")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_renormalised_top_1_teaches_nothing(seed):
-    def gradients(norm_topk_prob):
-        _, x = four_tokens(seed)
-        moe = MoE(d_model=6, d_ff=8, num_experts=3, top_k=1, norm_topk_prob=norm_topk_prob)
-        moe(x)[0].square().sum().backward()
-        return moe.router.weight.grad.abs().max(), moe.experts.down_proj.grad.abs().max()
+    def gradients(block):
+        block(four_tokens(seed)[1])[0].square().sum().backward()
+        experts = (p.grad.abs().max() for p in block.experts.parameters() if p.grad is not None)
+        return block.router.weight.grad.abs().max(), max(experts)
 
-    router, experts = gradients(norm_topk_prob=True)
-    assert router < 1e-6 < 1e-3 < experts  # the lesson calls what is below 1e-6 rounding
-    router, experts = gradients(norm_topk_prob=False)
-    assert router > 1e-4 and experts > 1e-3
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the last section of the lesson looks at."""
-
-    before: Routing  # of the 16 points of the grid
-    after: Routing
-    accuracy: float  # on 1,000 new points, with their own experts
-    swapped_accuracy: float  # with those of another point
+    sizes = {"d_model": 6, "d_ff": 8, "num_experts": 3}
+    for renormalised in (block_of_the_lesson()(**sizes, top_k=1), MoE(**sizes, top_k=1, norm_topk_prob=True)):
+        router, experts = gradients(renormalised)
+        assert router < 1e-6 < 1e-3 < experts  # the lesson calls what is below 1e-6 rounding
+    for learning in (block_of_the_lesson()(**sizes, top_k=2), MoE(**sizes, top_k=1)):
+        router, experts = gradients(learning)
+        assert router > 1e-4 and experts > 1e-3
 
 
-@pytest.fixture(scope="module")
-def trained() -> list[Trained]:
-    with torch_threads(1):  # at these sizes a second thread only waits
-        return [train(seed) for seed in SEEDS]
-
-
-def train(seed: int) -> Trained:
-    """As in the lesson, from another seed."""
-    torch.manual_seed(seed)
-    task, generator = PlaneTask("checker", seed=seed), torch.Generator().manual_seed(seed)
-    model = PlaneClassifier(MoE(d_model=16, d_ff=8, num_experts=4, top_k=2), num_classes=8)
-    with torch.no_grad():
-        before = model(grid(4))[1][0]
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(400):
-        x, classes = task.batch(256, generator)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x)[0], classes).backward()
-        optimizer.step()
-    x, classes = task.batch(1000, generator)
-    with torch.no_grad():
-        own, others = (accuracy(model, x, classes, order) for order in (torch.arange(1000), torch.randperm(1000)))
-        return Trained(before, model(grid(4))[1][0], own, others)
-
-
-def accuracy(model: PlaneClassifier, x: torch.Tensor, classes: torch.Tensor, order: torch.Tensor) -> float:
-    """The share of right classes when point t is served by the experts of point order[t]."""
-    hidden = model.embed(x * model.input_scale)
-    own = model.block.router(hidden)
-    routing = Routing.from_topk(own.router_logits, own.router_probs, own.topk_indices[order], own.topk_weights[order])
-    y = DISPATCH["loop"](model.block.experts, hidden, routing)
-    return (model.head(hidden + y).argmax(dim=-1) == classes).float().mean().item()
-
-
-@pytest.mark.claim("k-dots-on-the-brightest-cells")
-def test_k_dots_on_the_brightest_cells(trained):
-    for routing in (routing for run in trained for routing in (run.before, run.after)):
-        chosen = torch.zeros(16, 4, dtype=torch.bool)
-        chosen[routing.token_idx, routing.expert_idx] = True
-        assert chosen.sum(dim=1).tolist() == [2] * 16
-        dots, others = (routing.router_probs[cells].view(16, 2) for cells in (chosen, ~chosen))
-        assert (dots.amin(dim=1) > others.amax(dim=1)).all()
-
-
-@pytest.mark.claim("training-makes-the-router-sure")
-def test_training_makes_the_router_sure(trained):
-    def share_of_rows_with_a_bright_cell(routing: Routing) -> float:
-        return (routing.router_probs.max(dim=1).values > 0.7).float().mean().item()
-
-    for run in trained:  # measured over 16 seeds: 0 to .25 before, .69 to 1 after
-        assert share_of_rows_with_a_bright_cell(run.before) < 0.35
-        assert share_of_rows_with_a_bright_cell(run.after) > 0.55
+@cache
+def trained(seed: int) -> list[tuple[float, float, float]]:
+    """Of the lesson's block, after 300, 600 and 1,200 steps: the smallest share of first choices that an expert has,
+    the accuracy on 1,000 new points, and that with the experts of another point."""
+    setting = PlaneSetting(num_experts=4, top_k=2, d_ff=8, router_start="random", router_aux_loss_coef=0.0)
+    model, task = plane_model(setting, seed, block_of_the_lesson())
+    run, found = Run(model, task, lr=setting.lr, seed=seed), []
+    x, classes = task.batch(1000, torch.Generator().manual_seed(seed))
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))
+    for steps in (300, 300, 600):
+        for _ in range(steps):
+            run.step()
+        with torch.no_grad():
+            hidden = model.embed(x * model.input_scale)
+            weights = masked_weights.answer(model.block.router(hidden), 2)
+            ways = weights, weights[order]
+            outs = [model.head(hidden + moe_block.answer(hidden, used, model.block.experts)) for used in ways]
+        right = [(out.argmax(dim=1) == classes).float().mean().item() for out in outs]
+        found.append((weights.argmax(dim=1).bincount(minlength=4).min().item() / 1000, *right))
+    return found
 
 
 @pytest.mark.claim("different-points-different-experts")
-def test_different_points_different_experts(trained):
-    for run in trained:  # measured over 16 seeds: all four in 12, three in 4
-        assert len(set(run.after.topk_indices[:, 0].tolist())) >= 3
+@pytest.mark.parametrize("seed", SEEDS)
+def test_different_points_different_experts(seed):
+    assert min(least for least, _, _ in trained(seed)) > 0.1  # measured: .13 to .23
 
 
 @pytest.mark.claim("experts-cannot-be-swapped")
-def test_experts_cannot_be_swapped(trained):
-    for run in trained:  # measured over 16 seeds: .87 to .93 with their own experts, .25 to .37 with others
-        assert run.accuracy > 0.8
-        assert run.swapped_accuracy < 0.5 * run.accuracy
-
-
-@pytest.mark.claim("some-of-eight-experts-die")
 @pytest.mark.parametrize("seed", SEEDS)
-def test_some_of_eight_experts_die(seed):
-    """Measured over 16 seeds: one to three of eight, elsewhere four; the dead ones get no gradient at all."""
-    torch.manual_seed(seed)
-    task = PlaneTask("checker", seed=seed)
-    run = Run(PlaneClassifier(MoE(d_model=16, d_ff=8, num_experts=8, top_k=2), num_classes=8), task, lr=0.02, seed=seed)
-    for _ in range(300):
-        run.step()
-    x, _ = task.batch(1000, torch.Generator().manual_seed(seed))
-    with torch.no_grad():
-        routing = run.model(x)[1][0]
-    assert 1 <= dead_experts(routing) <= 5
-    gradients = run.model.block.experts.down_proj.grad.flatten(1).norm(dim=1)  # (E,) of the last step
-    without = [e for e in range(8) if routing.demand_per_expert[e] == 0]
-    assert without and gradients[without].max() == 0
+def test_experts_cannot_be_swapped(seed):
+    for _, own, others in trained(seed):  # measured: .87 to .95 with their own experts, .28 to .33 with others
+        assert own > 0.83 and others < 0.45 * own

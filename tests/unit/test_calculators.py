@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -14,7 +15,7 @@ from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_second
 from moe_lessons.hub import ConfigCalculator
 from moe_lessons.plots.marks import Line, Parts, Rule, Table
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets import CostCalculator, PlanCalculator
+from moe_lessons.widgets import CostCalculator, ParameterMap, PlanCalculator
 from moe_lessons.widgets.calculators import SIZES, SLIDERS
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
@@ -212,3 +213,21 @@ def test_every_control_says_what_it_does_and_a_static_page_has_no_widget(make, m
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
     data, metadata = calculator._repr_mimebundle_()
     assert set(data) == {"image/png", "text/plain"} and metadata["image/png"]["alt"] == calculator.sentence()
+
+
+def test_one_token_after_another_lights_its_experts_until_all_were_there(monkeypatch):
+    due, events = [], Mock(call_later=lambda _, action: due.append(action) or Mock())
+    monkeypatch.setattr("moe_lessons.widgets.parameter_map.event_loop", lambda: events)
+    shown = ParameterMap(seed=3)
+    outside = shown.sizes.total - 256 * shown.group.expert
+    for token in range(1, 17):
+        assert shown.slider.value == token and shown.player.value == (token < 16)
+        boxes, met = shown.panels()[0].marks[0], shown.meets[:token].any(dim=0)
+        assert [look == 3 for look in boxes.look[1:]] == shown.meets[token - 1].flatten().tolist()
+        assert [look != 1 for look in boxes.look[1:]] == met.flatten().tolist()
+        assert shown.together[token - 1] == outside + int(met.sum()) * shown.group.expert
+        due.pop()() if token < 16 else setattr(shown.player, "value", True)  # which begins again
+    assert (shown.meets.sum(dim=2) == 2).all() and shown.meets.shape == (16, 32, 8)
+    assert shown.canvas.words["words"] == shown.sentence() and shown.slider.value == 1 and shown.player.value
+    shown.close()
+    due.pop()()  # does nothing

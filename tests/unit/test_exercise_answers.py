@@ -42,12 +42,6 @@ def loss_by_package(probs, idx):
     return nn.load_balancing_loss(routing_of(probs, idx))
 
 
-def mask_by_rank(scores, top_k):
-    one, other = scores[:, :, None], scores[:, None, :]
-    stands_before = torch.ones(scores.shape[1], scores.shape[1]).tril(-1).bool()
-    return ((other > one) | (other == one) & stands_before).sum(dim=2) < top_k
-
-
 class InAnotherWay:
     def token_weights(probs, k):
         best = torch.tensor(probs).topk(k)
@@ -59,9 +53,12 @@ class InAnotherWay:
             rows[t, : t + 1] = F.softmax(own[: t + 1], dim=0)
         return rows
 
-    def moe_block(x, router_weight, experts, top_k):
-        weights = divided_by_the_sum(x @ router_weight.T, top_k)  # (T, E)
-        return sum(weights[:, e, None] * expert(x) for e, expert in enumerate(experts))
+    def moe_block(x, weights, experts):
+        y = torch.zeros_like(x)
+        for own, expert in zip(weights.T, experts):
+            if (own > 0).any():
+                y[own > 0] += own[own > 0].outer(torch.ones(x.shape[1])) * expert(x[own > 0])
+        return y
 
     def sort_tokens(topk_indices, num_experts):
         tokens = [(topk_indices == e).any(dim=1).nonzero().flatten().flip(0) for e in range(num_experts)]
@@ -147,7 +144,7 @@ class InAnotherWay:
 RIGHT = [
     *((name, answer) for name, answer in vars(InAnotherWay).items() if name[0] != "_"),
     ("masked_weights", divided_by_the_sum),
-    ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes)).active),
+    ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes[:4], shared_experts=sizes[4])).active),
     ("cache_bytes", lambda L, G, h, T: T * L * G * (2 * h + 2 * h)),
     *(("card_design", lambda own=own: own) for own in ((8, 2, 8704), (64, 16, 1088), (128, 32, 520), [32, 8, 2176])),
     ("chance", lambda experts: (np.bincount(experts) ** 2).sum() / len(experts) ** 2),
@@ -162,8 +159,6 @@ RIGHT = [
     ("touched_experts", union_law),
     ("full_batch", lambda f, b, size, E, K: (size / b) / (2 * K / E / f)),
     ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
-    ("ties", mask_by_rank),
-    ("ties", lambda s, k: mask_by_rank(s, k).float()),
     ("entropy_bits", lambda counts: torch.distributions.Categorical(counts).entropy() / math.log(2)),
     ("surest", lambda p, k, factor: left_by_package(p, p.topk(k).indices, factor, "weight")),
     ("sent_bytes", bytes_sent),
@@ -189,6 +184,8 @@ def one_expert_less(self, x):
 
 
 WRONG = [
+    ("masked_weights", lambda z, k: divided_by_the_sum(z, k).tolist(), "no gradient gets through"),
+    ("moe_block", lambda x, w, experts: exercises.moe_block.answer(x, w.detach(), experts), "no gradient gets through"),
     ("card_design", lambda: (8, 2, 9216), "You have 11.3 B parameters, 3.10 B active"),
     ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
     ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),

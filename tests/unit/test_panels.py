@@ -16,7 +16,7 @@ from moe_lessons.plots import PANELS
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
 from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
 from moe_lessons.plots.panels.quality import loss_panel
-from moe_lessons.plots.panels.shares import load_panel
+from moe_lessons.plots.panels.shares import heatmap_panel, load_panel
 from moe_lessons.plots.panels.text import shares_panel
 from moe_lessons.plots.theme import ALIVE, DEAD
 from moe_lessons.tasks import TextTask
@@ -150,7 +150,7 @@ def test_layers_are_rows(text_run, routing):
     np.testing.assert_allclose(cells.z, 4 * np.array(text_run.records[0].load), rtol=1e-5)
     assert (cells.even, cells.rows, cells.selected) == (1, "layer", 1)
     full = apply_capacity(routing, 1)
-    assert len(plots.token_expert_heatmap(full).lines[0].get_xydata()) == 24 - full.dropped < 24
+    assert len(heatmap_panel(full).marks[1].x) == 24 - full.dropped < 24
     ax = plots.layer_loads([routing, full])  # what is dropped was wanted
     idle = {(e, layer) for layer in (0, 1) for e in np.flatnonzero(routing.demand_per_expert == 0)}
     assert {tuple(point) for point in ax.lines[2].get_xydata().astype(int)} == idle

@@ -12,7 +12,7 @@ from PIL import Image
 
 from moe_lessons import plots
 from moe_lessons.analysis import plan
-from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, TransformerShape, published_models
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, published_models
 from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
@@ -55,25 +55,21 @@ def test_models_and_experts_look_different_and_words_and_lines_can_be_seen():
 
 
 def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
-    ax = costs.parameter_growth({2: ParameterCount(10, 10), 4: ParameterCount(20, 12)})
-    assert [line.get_xydata().tolist() for line in ax.lines] == [[[2, 10], [4, 20]], [[2, 10], [4, 12]]]
-    (data, metadata), name = ax.figure._repr_mimebundle_(), "More experts, K unchanged: what grows"
+    ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
+    (data, metadata), name = ax.figure._repr_mimebundle_(), "Writing one text: tokens per second"
     assert data["text/plain"] == f"Figure: {name}" and metadata["image/png"] == {"alt": name, "width": 900}
     assert data["text/html"].startswith(f'<img alt="{name}" width="900" src="data:image/png;base64,iVBORw0KGgo')
-    assert Image.open(io.BytesIO(data["image/png"])).size == (900, 400)
+    assert Image.open(io.BytesIO(data["image/png"])).size == (900, 260)
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")  # what is stored is the picture alone
     assert set(ax.figure._repr_mimebundle_()[0]) == set(data) - {"text/html"}
 
 
-@pytest.mark.parametrize("draw", [costs.published_models_scatter, costs.published_features])
-def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
+def test_each_published_model_is_a_point_with_a_name_that_covers_no_other():
     frame = published_models()
-    ax = draw(frame)
+    ax = costs.published_features(frame)
     points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
-    table = np.column_stack([frame.total_params, frame.active_params]) / 1e9
-    if draw is costs.published_features:
-        points[:, 0] //= 1  # the place within a year
-        table = frame[["year", "num_experts"]].to_numpy()
+    points[:, 0] //= 1  # the place within a year
+    table = frame[["year", "num_experts"]].to_numpy()
     np.testing.assert_allclose(sorted(points.tolist()), sorted(table.tolist()))
     ax.figure.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.texts if text.get_text().split(" (")[0] in set(frame.name)]
@@ -83,8 +79,10 @@ def test_each_published_model_is_a_point_with_a_name_that_covers_no_other(draw):
 
 def test_the_parts_of_each_row_add_up():
     for shape in MODEL_SHAPES.values():
-        bars = costs.parameter_bars(shape.parameters()).patches
-        assert sum(bar.get_width() for bar in bars) == shape.count.total + shape.count.active
+        (bars,) = costs.parameter_panel(shape.parameters()).marks
+        assert bars.values.sum() == shape.count.total + shape.count.active
+    ax = costs.share_bars({"parameters": {"FFN": 60, "attention": 40, "head": 0}, "work": {"FFN": 97, "head": 3}})
+    assert [round(bar.get_width(), 6) for bar in ax.patches] == [0.6, 0.97, 0.4, 0, 0, 0.03]
     panel = costs.layer_panel(ours := TransformerShape(256, 64, 2, 4, 2, 16, 192), 64, "A layer")
     (_, matrices, heads), (free,) = panel.marks, [i for i, look in enumerate(panel.marks[1].look) if look == 1]
     areas = np.prod(np.array(matrices.places)[:, 2:], axis=1)

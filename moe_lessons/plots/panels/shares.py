@@ -134,8 +134,3 @@ def heatmap_panel(routing, selected: int | None = None) -> Panel:
 
 def heatmap(view) -> Panel:
     return heatmap_panel(view.plane.routing, view.selected)
-
-
-def token_expert_heatmap(routing: Routing, ax: Axes | None = None) -> Axes:
-    """Draw the router probabilities (T, E) of a `Routing` and mark the experts that serve."""
-    return plot(heatmap_panel(routing), ax)

@@ -1,0 +1,79 @@
+"""The parameters of a published mixture as a map, and which of them one token after another meets."""
+
+import ipywidgets as W
+import numpy as np
+import torch
+
+from moe_lessons.analysis.roofline import published_sizes
+from moe_lessons.plots.marks import Axis, Boxes, Line, Panel, Rule
+from moe_lessons.plots.panels.block import EXPERT, FRAME, GREY, INK, box
+from moe_lessons.plots.theme import short_number
+from moe_lessons.support.static import static_mode
+from moe_lessons.widgets.loop import event_loop
+from moe_lessons.widgets.picture import Picture
+
+SAID = "Left: for every token. Colours: experts of this one. Grey: of earlier ones. Frames: not yet."
+NUM_TOKENS, SECONDS = 16, 0.8
+
+
+class ParameterMap(Picture):
+    """Lets one token after another meet the parameters of Mixtral 8x7B. A box is about as large as its share: on the
+    left what every token meets, then the experts, a row for each layer. Which K experts of a layer a token meets is
+    drawn from `seed`, all as likely: any K count the same.
+
+    >>> ParameterMap().sentence()
+    'Of 46.7 B parameters token 1 meets 12.9 B (27.6 %), and tokens 1 to 1 together 12.9 B (27.6 %).'
+    """
+
+    def __init__(self, seed: int = 0):
+        self.sizes = published_sizes()["Mixtral 8x7B"]
+        (self.group,) = self.sizes.groups
+        size = NUM_TOKENS, self.group.layers, self.group.num_experts
+        best = torch.rand(size, generator=torch.Generator().manual_seed(seed)).topk(self.group.top_k).indices
+        self.meets = torch.zeros(size, dtype=torch.bool).scatter(2, best, True)
+        met = self.meets.cumsum(dim=0).bool().sum(dim=(1, 2)).numpy()  # (N,) by all tokens so far
+        self.together = self.sizes.total - self.group.layers * self.group.size + self.group.expert * met
+        ends = {"value": 5 if static_mode() else 1, "min": 1, "max": NUM_TOKENS}
+        self.player = W.ToggleButton(value=True, description="Play", tooltip="Let one token come after another")
+        self.slider, self.events = W.IntSlider(description="token", **ends), event_loop()
+        self.slider.observe(lambda _: self.show(), "value")
+        super().__init__(rows=[W.Box([self.player, self.slider]).add_class("moe-bar")])
+        if self.events is not None:
+            self.player.observe(lambda change: self.go_on() if change.new else self.timer.cancel(), "value")
+            self.timer = self.events.call_later(SECONDS, self.go_on)
+
+    def go_on(self) -> None:
+        """Show the next token, and so on to the last, unless it is paused or closed."""
+        if self.comm is not None:
+            self.slider.value = self.slider.value % NUM_TOKENS + 1
+            self.timer = self.events.call_later(SECONDS, self.go_on)
+            self.player.value = self.slider.value < NUM_TOKENS
+
+    def panels(self) -> list[Panel]:
+        token, (layers, E), total = self.slider.value, self.meets.shape[1:], self.sizes.total / 1e9
+        met = (2 * self.meets[token - 1] + self.meets[: token - 1].any(dim=0)).tolist()  # 0 not yet, 1 earlier
+        left = 1 - layers * self.group.size / self.sizes.total  # the share of what every token meets
+        wide, says = (1 - left) / E, f"{short_number(self.group.expert)} parameters"
+        boxes = [box(left / 2, layers / 2, 0.8 * left, layers, look=INK)]
+        for layer, row in enumerate(met):
+            for e, kind in enumerate(row):
+                place, look = (
+                    (left + (e + 0.5) * wide, layer + 0.5, 0.9 * wide, 0.8),
+                    (FRAME, GREY, EXPERT, EXPERT)[kind],
+                )
+                boxes.append(box(*place, look=look, expert=e, says=f"layer {layer}: {says}"))
+        x = Axis(ticks=[(left / 2, "all"), *((left + (e + 0.5) * wide, f"E{e}") for e in range(E))])
+        y = Axis(layers, 0, "layer", [(n + 0.5, str(n)) for n in range(0, layers, 4)])
+        title = "Mixtral 8x7B: the parameters that a token meets"
+        drawn = Panel(title, [Boxes(*zip(*boxes))], x, y, width=7, height=380, caption=SAID)
+        steps, alone = np.arange(1, NUM_TOKENS + 1), np.full(NUM_TOKENS, self.sizes.active / 1e9)
+        marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "each token alone", 3)]
+        marks += [Rule(y=total, name="all that there are"), Rule(token, kind="mark")]
+        ends = Axis(1, NUM_TOKENS, "tokens", [(n, str(n)) for n in (1, 4, 8, 12, 16)]), Axis(0, 1.1 * total)
+        return [drawn, Panel("Parameters met, in billions", marks, *ends, width=5, height=380)]
+
+    def sentence(self) -> str:
+        token, total = self.slider.value, self.sizes.total
+        met = [f"{short_number(n)} ({100 * n / total:.1f} %)" for n in (self.sizes.active, self.together[token - 1])]
+        said = f"Of {short_number(total)} parameters token {token} meets {met[0]}"
+        return f"{said}, and tokens 1 to {token} together {met[1]}."
