@@ -116,7 +116,7 @@ def test_what_is_no_answer(exercise):
         assert not isinstance(exercise.verdict, Comparison) or "cannot be read" not in check.message, check
 
 
-SOME = "token_weights", "mended_router", "causality", "card_design"  # one of each kind
+SOME = "token_weights", "causality", "card_design"  # one of each kind
 one_of_each_kind = pytest.mark.parametrize("exercise", [getattr(exercises, name) for name in SOME], ids=SOME)
 
 
