@@ -32,7 +32,7 @@ def band_of(setting: PlaneSetting, divided: bool, seeds: Sequence[int]) -> SeedB
 @dataclass(frozen=True)
 class CollapseSweep:
     """Is a table of bands of `seeds` seeds from 0 up, for `sweeps.train_missing`: each of `starts` and `weights` (a
-    'model') at each of `rates`. A row has dead[i][s]: dead experts of seed s, the mean of `RECENT` steps to measured[i]."""
+    'model') at each of `rates`. A row has dead[i][s]: of seed s, the mean of `RECENT` steps up to measured[i]."""
 
     starts: Sequence[str] = ("spread", "soft spread", "random")
     weights: Sequence[str] = tuple(WEIGHTS)

@@ -1,18 +1,21 @@
-"""What many runs showed: what each model takes and knows, what more experts bring, in which settings experts die, how fast they are."""
+"""What many runs showed: what models take and know, what more experts bring, where experts die, how fast they are."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from moe_lessons.analysis.results import dense_families, times_the_cost
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, log_axis, model_inks, model_looks, name_over
+from moe_lessons.plots.theme import LIGHT, annotate, axes_for, dress, log_axis, model_inks, model_looks, name_over
 
 ROUND = [digit * 10**zeros for zeros in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
 DENSE = "dense, of other widths"
@@ -33,14 +36,14 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, m
         ax.plot(line.index, line, ls=dash, marker=marker, color=color, lw=1.8, ms=5, label=model)
 
 
-def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] = COSTS) -> LessonFigure:
+def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] = COSTS) -> style.LessonFigure:
     """Draw what each model knew at the end of its training over each of its costs: dense models of every width and
     length of training, a line along the best of them, and the mixtures, those of one size joined.
 
     ends: of `course.own_figures.priced`; arrow: from which mixture (model, steps) to the best dense model that knows as
     much; costs: a column -> the name of its axis, which says tokens per second for seconds_per_token.
     """
-    figure = LessonFigure(3.6 * len(costs), 4.8)
+    figure = style.LessonFigure(3.6 * len(costs), 4.8)
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
     looks = {DENSE: (LIGHT.muted, "", "."), **model_looks([EQUAL_ACTIVE, EQUAL_TOTAL, *mixtures])}
@@ -160,32 +163,27 @@ def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
     return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
 
 
-def collapse_map(cells: pd.DataFrame, own: Mapping[str, object], steps: tuple[int, int] = (300, 600)) -> LessonFigure:
-    """Draw the dead experts of `analysis.collapse_map.load_collapse_map` after the first of `steps` (colour, number) and
-    the second (small), and a run of one's own: start, weights, lr, dead (a number for each seed)."""
-    first, later = (cells[cells["step"] == step] for step in steps)
-    starts, weights, rates = (list(first[name].unique()) for name in ("start", "weights", "lr"))
+def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any], steps: tuple[int, int] = (300, 600)) -> Figure:
+    """Draw the dead experts of `analysis.collapse_map.load_collapse_map` after the first of `steps` (colour, number)
+    and the second (small), and in a frame a run of one's own: start, weights, lr, dead (S,)."""
+    starts, weights, rates = (list(cells[name].unique()) for name in ("start", "weights", "lr"))
+    dead = cells.set_index(["step", "weights", "start", "lr"])["dead"].sort_index()
     shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
-    figure = LessonFigure(2.7 * len(weights), 3.9)
+    figure = style.LessonFigure(2.8 * len(weights), 3.8)
     for ax, of in zip(figure.subplots(1, len(weights), sharey=True), weights):
-        values, ends = (
-            each[each["weights"] == of].pivot(index="start", columns="lr", values="dead").loc[starts, rates].to_numpy(float)
-            for each in (first, later)
-        )
-        ax.pcolormesh(values, cmap=shades, vmin=0, vmax=5, ec=LIGHT.grid, lw=1)
-        for row, column in np.ndindex(values.shape):
-            place, look = (column + 0.5, row + 0.5), {"ha": "center", "color": LIGHT.foreground}
-            annotate(ax, f"{values[row, column]:.1f}", place, (0, 6), fontsize=13, **look)
-            annotate(ax, f"{ends[row, column]:.1f}", place, (0, -11), **look)
+        dress(ax, LIGHT, of, "learning rate", "router start" if of == weights[0] else "")
+        values, later = (dead[step, of].unstack().loc[starts, rates].to_numpy(float) for step in steps)
+        ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            annotate(ax, f"{value:.1f}", (column, row), (0, 6), ha="center", fontsize=13, weight="bold")
+            annotate(ax, f"{later[row, column]:.1f}", (column, row), (0, -11), ha="center")
         if of == own["weights"]:
-            place = np.interp(np.log(own["lr"]), np.log(rates), range(len(rates))) + 0.5, starts.index(own["start"]) + 0.5
-            ax.plot(*place, "s", ms=36, mfc="none", mec=LIGHT.lines[0], mew=3, label="", clip_on=False)
-            look = {"ha": "center", "xycoords": ("data", "axes fraction"), "weight": "bold"}
-            annotate(ax, f"yours: {np.mean(own['dead']):.1f}", (place[0], 0), (0, -44), **look)
-        style.dress(ax, LIGHT, of, "learning rate")
-        ax.set_xticks(np.arange(len(rates)) + 0.5, [f"{rate:g}" for rate in rates])
-        ax.set_yticks(np.arange(len(starts)) + 0.5, starts)
-        ax.invert_yaxis() if ax is figure.axes[0] else None
+            x, row = np.interp(np.log(own["lr"]), np.log(rates), range(len(rates))), starts.index(own["start"])
+            look = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
+            ax.add_patch(Rectangle((x - 0.48, row - 0.48), 0.96, 0.96, **look))
+            annotate(ax, f"yours {np.mean(own['dead']):.1f}", (x, row - 0.36), ha="center", weight="bold")
+        ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        ax.set_yticks(range(len(starts)), starts)
         ax.spines[:].set_visible(False)
     return figure
 
