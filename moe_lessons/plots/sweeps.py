@@ -181,10 +181,12 @@ def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any], steps: tuple[int, 
             x, row = np.interp(np.log(own["lr"]), np.log(rates), range(len(rates))), starts.index(own["start"])
             look = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
             ax.add_patch(Rectangle((x - 0.48, row - 0.48), 0.96, 0.96, **look))
-            annotate(ax, f"yours {np.mean(own['dead']):.1f}", (x, row - 0.36), ha="center", weight="bold")
+            annotate(ax, f"yours {np.mean(own['dead']):.1f}", (x, row - 0.36), ha="center")
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         ax.set_yticks(range(len(starts)), starts)
         ax.spines[:].set_visible(False)
+    words = f"Dead experts of 8: bold at step {steps[0]}, small at step {steps[1]}; in the frame a run of your own"
+    figure.suptitle(words, x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=LIGHT.foreground)
     return figure
 
 

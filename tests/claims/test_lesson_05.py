@@ -103,6 +103,7 @@ def test_the_router_alone_collapses(band):
     assert (run_of(still, 300) < 0.01).sum(axis=2).mean() < 0.05
 
 
+@pytest.mark.claim("no-token-no-gradient")
 def test_no_token_no_gradient():
     for seed in SEEDS:
         run = trained(100, seed)
