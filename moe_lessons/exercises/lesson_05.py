@@ -19,6 +19,8 @@ SLOWDOWN_MISTAKES = {
         "The mean is over devices, not over experts: each device has several.",
     lambda loads, n: loads.view(-1, n).sum(dim=0).max() / (loads.sum() / n):
         "You deal the experts out like cards. Neighbours belong together: device 0 has the first E / num_devices.",
+    lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.view(n, -1).sum(dim=1).min():
+        "This is the busiest device over the least busy one. Compare it with the mean of all.",
     lambda loads, n: loads.view(n, -1).sum(dim=1).max(): "These are the busiest device's tokens. Divide by the mean.",
 }  # fmt: skip
 
@@ -40,6 +42,8 @@ PUSH_MISTAKES = {
         "Not only the chosen score is pushed: a change of any score changes p(c).",
     lambda p, c, gain: gain * p[c] * (1 - p[c]) * torch.eye(len(p))[c]:
         "The chosen score is right, and the others are pushed as well: by −gain · p(c) · p(e).",
+    lambda p, c, gain: gain * p[c] * torch.where(torch.eye(len(p))[c] > 0, torch.ones_like(p), -p):
+        "The others are right. The chosen score stands below the fraction too: its push is gain · p(c) · (1 − p(c)).",
     lambda p, c, gain: gain * (torch.eye(len(p))[c] - p):
         "This is the push of a cross entropy, on log p(c). Here the output has p(c) itself: a factor p(c) is missing.",
     lambda p, c, gain: -my_push(p, c, gain): "The sign is wrong: a gain pushes the chosen score upwards.",
