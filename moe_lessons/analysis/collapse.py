@@ -80,6 +80,15 @@ def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:
     return own.cpu().numpy(), others.cpu().numpy()
 
 
+def token_gains(run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """Say of the held-out points of `score_pushes`, where K is 1: probs (T, E), the chosen expert (T,), and the gain:
+    how far the task's loss falls for each unit by which the weight of the chosen expert rises (T,)."""
+    x, y = run.task.batch(NUM_POINTS, torch.Generator().manual_seed(run.seed + 1_000_003))
+    logits, (routing,) = run.model(x.to(run.device))
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y.to(run.device)), routing.weight)
+    return routing.router_probs.detach(), routing.expert_idx, -gradient
+
+
 def practise(run: Run, expert: int, steps: int = 20) -> None:
     """Give one expert of a run a head start: it alone trains, with weight 1, on points that the run will not see."""
     experts = run.model.block.experts

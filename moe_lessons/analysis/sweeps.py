@@ -25,6 +25,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from moe_lessons.analysis import count_parameters, flops_per_token
+from moe_lessons.analysis.collapse_map import CollapseSweep
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin
@@ -127,15 +128,17 @@ def stored_sweeps() -> Iterator[tuple[str, Sweep]]:
             yield f"{name}_{steps}".rstrip("_"), Sweep(**given | ends | own)
 
 
-SWEEPS = dict(stored_sweeps())
+SWEEPS: dict[str, Sweep | CollapseSweep] = dict(stored_sweeps()) | {"collapse": CollapseSweep()}
 GROUPS = {
     group: [name for name in SWEEPS if name.startswith(f"{group}_")] for group in ("modern", "book")
 }  # of several
 
 
 @torch_threads(1)  # the same numbers wherever it is trained
-def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
+def train(sweep: Sweep | CollapseSweep, model: str, lr: float, seed: int) -> dict:
     """Train one run of a sweep, and return what is stored of it: see data/README.md."""
+    if isinstance(sweep, CollapseSweep):
+        return sweep.train(model, lr, seed)
     task = sweep.setting.make_task(seed)
     options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
     run = Run(sweep.setting.make_model(model, seed), task, lr=lr, seed=seed, **options)

@@ -57,9 +57,9 @@ def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = N
     return name_over(ax)
 
 
-def push_bars(own, others, title: str) -> Axes:
+def push_bars(own, others, title: str, ax: Axes | None = None) -> Axes:
     """Draw the push on the score of each expert by its own tokens (full) and by all others (pale): own, others (E,)."""
-    ax = axes_for(6.4, 3.2, title, ylabel="push (nats per unit of score)")
+    ax = axes_for(6.4, 3.2, title, ylabel="push (nats per unit of score)", ax=ax)
     places = np.arange(len(own))
     look = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
     kinds = (own, -0.2, "by its own tokens", 1), (others, 0.2, "by the tokens of the others", 0.4)

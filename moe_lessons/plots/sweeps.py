@@ -1,18 +1,32 @@
-"""What many runs showed: what each model takes and knows, what more experts bring, what dies, how fast they are."""
+"""What many runs showed: what models take and know, what more experts bring, where experts die, how fast they are."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from moe_lessons.analysis.results import dense_families, times_the_cost
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.experts import grouped_bars
 from moe_lessons.plots.marks import Axis, Line, Panel
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import ALIVE, DEAD, LIGHT, annotate, axes_for, log_axis, model_inks, model_looks, name_over
+from moe_lessons.plots.theme import (
+    ALIVE,
+    DEAD,
+    LIGHT,
+    annotate,
+    axes_for,
+    dress,
+    log_axis,
+    model_inks,
+    model_looks,
+    name_over,
+)
 
 ROUND = [digit * 10**zeros for zeros in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
 DENSE = "dense, of other widths"
@@ -178,13 +192,31 @@ def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
     return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
 
 
-def dead_histogram(dead: Mapping[str, Sequence[int]]) -> Axes:
-    """Draw in how many routers there are 0, 1, 2, … dead experts of 8: for each name, the count of each router."""
-    ax = axes_for(6.4, 3.2, "Dead experts before the first step", "dead experts of 8", "routers")
-    heights = {name: np.bincount(counts, minlength=8)[:8] for name, counts in dead.items()}
-    grouped_bars(ax, range(8), heights, [LIGHT.lines[i] for i in model_inks(dead)])
-    ax.set_xticks(range(8))
-    return name_over(ax)
+def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any], steps: tuple[int, int] = (300, 600)) -> Figure:
+    """Draw the dead experts of `analysis.collapse_map.load_collapse_map` after the first of `steps` (colour, number)
+    and the second (small), and in a frame a run of one's own: start, weights, lr, dead (S,)."""
+    starts, weights, rates = (list(cells[name].unique()) for name in ("start", "weights", "lr"))
+    dead = cells.set_index(["step", "weights", "start", "lr"])["dead"].sort_index()
+    shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
+    figure = style.LessonFigure(2.8 * len(weights), 3.8)
+    for ax, of in zip(figure.subplots(1, len(weights), sharey=True), weights):
+        dress(ax, LIGHT, of, "learning rate", "router start" if of == weights[0] else "")
+        values, later = (dead[step, of].unstack().loc[starts, rates].to_numpy(float) for step in steps)
+        ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            annotate(ax, f"{value:.1f}", (column, row), (0, 6), ha="center", fontsize=13, weight="bold")
+            annotate(ax, f"{later[row, column]:.1f}", (column, row), (0, -11), ha="center")
+        if of == own["weights"]:
+            x, row = np.interp(np.log(own["lr"]), np.log(rates), range(len(rates))), starts.index(own["start"])
+            look = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
+            ax.add_patch(Rectangle((x - 0.48, row - 0.48), 0.96, 0.96, **look))
+            annotate(ax, f"yours {np.mean(own['dead']):.1f}", (x, row - 0.36), ha="center")
+        ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+        ax.set_yticks(range(len(starts)), starts)
+        ax.spines[:].set_visible(False)
+    words = f"Dead experts of 8: bold at step {steps[0]}, small at step {steps[1]}; in the frame a run of your own"
+    figure.suptitle(words, x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=LIGHT.foreground)
+    return figure
 
 
 def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes | None = None) -> Axes:

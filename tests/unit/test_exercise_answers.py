@@ -11,9 +11,8 @@ from torch.nn import functional as F
 from moe_lessons import exercises, nn
 from moe_lessons.analysis import union_law
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.exercises.lesson_05 import MyRouter, router_with
 from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases
-from moe_lessons.nn import MoE, Routing, SigmoidRouter, TopKRouter, seeded
+from moe_lessons.nn import MoE, Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.nn.families import finer
 from moe_lessons.nn.transformer import Layer
@@ -150,7 +149,6 @@ RIGHT = [
     ("chance", lambda experts: (np.bincount(experts) ** 2).sum() / len(experts) ** 2),
     ("slowdown", lambda loads, n: max(part.sum() for part in loads.chunk(n)) * n / sum(loads)),
     ("push", lambda probs, e, gain: [gain * probs[e] * (float(i == e) - p) for i, p in enumerate(probs)]),
-    ("mended_router", TopKRouter),
     ("balancing_loss", loss_by_package),
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
@@ -172,17 +170,6 @@ def test_right_answers_written_in_another_way(name, answer):
     assert check.status == "right" and {name for name, _ in RIGHT} == set(exercises.MODULES), check
 
 
-def a_router(forward):
-    return type("Router", (MyRouter,), {"forward": forward})
-
-
-@a_router
-def one_expert_less(self, x):
-    logits = x @ self.weight.T
-    weights, chosen = logits[:, 1:].softmax(dim=-1).topk(self.top_k, dim=-1)
-    return Routing.from_topk(logits, logits.softmax(dim=-1), chosen + 1, weights)
-
-
 WRONG = [
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k).tolist(), "no gradient gets through"),
     ("moe_block", lambda x, w, experts: exercises.moe_block.answer(x, w.detach(), experts), "no gradient gets through"),
@@ -190,11 +177,6 @@ WRONG = [
     ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
     ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
-    ("mended_router", router_with(lambda z, best: best.log().exp() * torch.nan), "the weights: .* yours is nan"),
-    ("mended_router", one_expert_less, "the experts, best first: . of 8 numbers differ, most for row"),
-    ("mended_router", a_router(lambda self, x: (x, x)), "must return a Routing, not a tuple"),
-    ("mended_router", router_with(lambda z, best: best[:, :1]), r"cannot be read.* must be \(T, K\)"),
-    ("mended_router", lambda *_: 0, "top_k = 2: AttributeError"),
     ("balancing_loss", lambda p, i: loss_by_package(p, i).item(), "no gradient reaches the router"),
     ("balancing_loss", lambda p, i: loss_by_package(p.detach(), i) + 0 * p.sum(), "its gradient by router_probs"),
     ("causality", lambda f, x: f(x) > 0, "Return True or False, not a Tensor"),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from moe_lessons.analysis import balance_by_layer, collapse, load_statistics
-from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, score_pushes, watched_run
+from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, score_pushes, token_gains, watched_run
 from moe_lessons.analysis.load import LoadStatistics, describe_load
+from moe_lessons.exercises.lesson_05 import my_push
 from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity
 from moe_lessons.training import PRESETS, PlaneSetting, Run, load_share, plane_runs
 
@@ -130,6 +131,10 @@ def test_pushes_against_finite_differences(setting, monkeypatch):
     run.step()
     monkeypatch.setattr(collapse, "NUM_POINTS", 64)
     own, others = score_pushes(run)
+    if setting.top_k == 1:  # the push of each token, by the formula of lesson 05
+        probs, chosen, gains = token_gains(run)
+        pushes = torch.stack([my_push(*each) for each in zip(probs, chosen, gains, strict=True)])  # (T, E)
+        np.testing.assert_allclose(pushes.sum(dim=0), own + others, atol=1e-7)
     model, router = run.model.double(), run.model.block.router
     x, y = run.task.batch(64, torch.Generator().manual_seed(run.seed + 1_000_003))
     plain = router.choice_logits

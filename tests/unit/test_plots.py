@@ -1,7 +1,7 @@
 """The figures of lessons show the numbers that they are given, in the colours of models and experts."""
 
 import io
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -114,7 +114,12 @@ def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     assert pushes[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(pushes)
     ax = sweeps.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
     assert ax.lines[0].get_xydata().tolist() == [[1, 0], [2, 1.5], [3, 3]]
-    assert heights(sweeps.dead_histogram({"K = 1": [1, 1, 3]}).patches) == [0, 2, 0, 1, 0, 0, 0, 0]
+    cells = pd.DataFrame(product(("sure", "random"), ("p", "p / sum"), (0.001, 0.01), (300, 600)))
+    cells = cells.set_axis(["start", "weights", "lr", "step"], axis=1).assign(dead=np.arange(16) / 4)
+    own = {"start": "random", "weights": "p / sum", "lr": 0.01, "dead": [1, 2]}
+    first, second = sweeps.collapse_map(cells, own).axes
+    assert texts(first.texts) == ["0.0", "0.2", "0.5", "0.8", "2.0", "2.2", "2.5", "2.8"]  # each 300, then 600
+    assert second.patches[0].get_xy() == (0.52, 0.52) and second.texts[-1].get_text() == "yours 1.5"
     assert sweeps.accuracy_dots({"a": [0.8, 0.9]}, "Accuracy").lines[0].get_ydata() == pytest.approx([0.8, 0.9])
 
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from unittest.mock import Mock
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -17,6 +18,7 @@ import torch
 from moe_lessons import __main__ as cli
 from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results, results
 from moe_lessons.analysis import sweeps as sweep
+from moe_lessons.analysis.collapse_map import load_collapse_map
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.support import data as datafiles
 from moe_lessons.training import Run, TrainingDiverged
@@ -41,6 +43,10 @@ def path(tmp_path):
 
 def rows(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def rows_of(name: str) -> list[dict]:
+    return rows(datafiles.data_path(f"results/{name}.jsonl"))
 
 
 def numbers(path) -> list[tuple]:
@@ -154,9 +160,20 @@ def test_the_models_are_what_their_names_say(of, name):
 
 @pytest.mark.parametrize("name", sweep.SWEEPS)
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code(name):
-    header, *runs = rows(datafiles.data_path(f"results/{name}.jsonl"))
+    header, *runs = rows_of(name)
     assert header == json.loads(json.dumps(sweep.SWEEPS[name].header(name)))
     assert sorted(keys(runs)) == sorted(sweep.SWEEPS[name].table())
+
+
+def test_a_stored_cell_of_the_collapse_is_trained_again():
+    """300 steps of a setting in which experts die, and of one that divides the weights of two."""
+    stored = {run_of: row["dead"] for run_of, row in ((sweep.run_of(row), row) for row in rows_of("collapse")[1:])}
+    short = replace(sweep.SWEEPS["collapse"], measured=(20, 300))
+    for cell in (("soft spread, K = 1, p", 0.01, 0), ("random, K = 2, p / sum", 0.03, 0)):
+        again = sweep.train(short, *cell)["dead"]
+        assert np.array(again).mean(axis=1) == pytest.approx(np.mean(stored[cell][:2], axis=1), abs=0.3), cell
+    cells = load_collapse_map()
+    assert len(cells) == 3 * 48 and cells.dead[1] == pytest.approx(np.mean(stored["spread, K = 1, p", 0.001, 0][1]))
 
 
 RATES_OF = {
