@@ -129,9 +129,8 @@ class InAnotherWay:
         moe.run_experts = lambda slots: torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
         return moe(x)
 
-    def finer_experts(num_experts, top_k, d_ff, times, shared):
-        spec = finer(num_experts, top_k, d_ff, times, shared)
-        return spec["num_experts"], spec["top_k"], spec["d_ff"], shared * spec["d_ff"]
+    def finer_experts(num_experts, top_k, d_ff, times):
+        return *(finer(num_experts, top_k, d_ff, times)[name] for name in ("num_experts", "top_k", "d_ff")), times**0.5
 
     def step_time(loads, num_ranks, seconds_per_row):
         share = loads.shape[1] // num_ranks
