@@ -1,9 +1,6 @@
-"""What lesson 09 says under 'What to notice': of published mixtures by date, and of finer experts in stored sweeps and anew."""
-
-from functools import partial
+"""What lesson 09 says under 'What to notice': of mixtures by date, and of finer experts in stored sweeps and anew."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -80,7 +77,28 @@ def test_finer_experts_take_longer_for_the_same_work():
 
 @pytest.mark.claim("finer-experts-need-their-scale")
 def test_finer_experts_need_their_scale():
-    TODO
+    last = last_of("modern_finer_250")
+    assert len(last) == 10
+    (fine, half), (scaled, reach) = (interval(last["classical"] - last[name]) for name in (FINE, SCALED))
+    assert -0.06 < fine < -half - 0.005 and abs(scaled) < reach < 0.03 and scaled - fine > 0.015
+    assert (last[SCALED] < last[FINE]).all() and -0.05 < (last["classical"] - last[SCALED]).min() < -0.03
+    assert 0.04 < (last["classical"] - last[SCALED]).max() < 0.06
+    loss = load_results("modern_finer_250").pivot(index="step", columns=["model", "seed"], values="loss")
+    gains = {name: (loss["classical"] - loss[name]).mean(axis=1) for name in (FINE, SCALED)}
+    assert gains[FINE][50] < 3 * fine and gains[FINE][50] < gains[SCALED][50] - 0.05
+    longer = last_of("modern_finer_500")
+    assert longer.shape == (3, 3) and (longer.sub(longer["classical"], axis=0).abs() < 0.018).all(axis=None)
+    assert load_results("modern_finer_500").flops.max() < 3e18 / 1e6
+
+
+@pytest.mark.parametrize("seed", [21, 22])
+@pytest.mark.claim("finer-experts-need-their-scale")
+def test_without_the_factor_finer_experts_begin_behind(seed):
+    losses = {}
+    for name in ("classical", FINE, SCALED):
+        run = start(name, seed)
+        losses[name] = np.mean([run.step().loss for _ in range(40)][-20:])
+    assert losses[FINE] > max(losses["classical"], losses[SCALED]) + 0.03
 
 
 @pytest.mark.claim("on-facts-only-what-balances-shows-in-three-seeds")
