@@ -64,8 +64,8 @@ def interval(values) -> tuple[np.ndarray, np.ndarray]:
     >>> interval([1, 2, 3])
     (np.float64(2.0), np.float64(2.484338208363493))
     """
-    error = np.std(values, axis=-1, ddof=1) / np.shape(values)[-1] ** 0.5
-    return np.mean(values, axis=-1), T_95[np.shape(values)[-1] - 2] * error
+    values = np.asarray(values, float)
+    return values.mean(-1), T_95[values.shape[-1] - 2] * values.std(-1, ddof=1) / values.shape[-1] ** 0.5
 
 
 def load_ends(name: str) -> pd.DataFrame:
