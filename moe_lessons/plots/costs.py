@@ -49,13 +49,13 @@ def published_models_scatter(frame: pd.DataFrame) -> Axes:
 def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style.LessonFigure:
     """Draw E/K and F/D of each model of `modern_models()` at the day of its release, some with their names, and the
     median of each year. Full: with shared experts; the colour says how the load is balanced."""
-    figure, titles = style.LessonFigure(9.6, 7), ("Experts for each that works for a token, E / K", "Width, F / D")
+    figure, titles = style.LessonFigure(9.6, 7), ("Experts for each at work, E / K", "Width of an expert, F / D")
     ways = np.select([frame.balancing.str.startswith(way) for way in ("bias", "aux")], [2, 0], 7)
     looks = {0: "auxiliary loss", 2: "a bias, moved after each step", 7: "balancing not stated"}
     for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
         ticks = ((4, 8, 16, 32, 64, 128), (0.25, 0.5, 1, 2, 4))[place]
         ax = axes_for(title=titles[place], ax=figure.add_subplot(2, 1, place + 1))
-        ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-11-01"), pd.Timestamp("2026-12-31")))
+        ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-08-15"), pd.Timestamp("2026-12-31")))
         log_axis(ax, "y", ticks, grid="y")
         for _, own in frame.groupby(frame.day.dt.year):
             ax.hlines(y[own.index].median(), own.day.min(), own.day.max(), LIGHT.muted, lw=6, alpha=0.3, label="median")
