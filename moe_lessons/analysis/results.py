@@ -61,8 +61,8 @@ def last_of(name: str, column: str = "loss") -> pd.DataFrame:
 def interval(values) -> tuple[np.ndarray, np.ndarray]:
     """Give the means of 2 to 10 seeds (..., S), and how far the 95 % interval of each reaches to both sides.
 
-    >>> interval([1, 2, 3])
-    (np.float64(2.0), np.float64(2.484338208363493))
+    >>> print("{:.1f} ± {:.2f}".format(*interval([1, 2, 3])))
+    2.0 ± 2.48
     """
     values = np.asarray(values, float)
     return values.mean(-1), T_95[values.shape[-1] - 2] * values.std(-1, ddof=1) / values.shape[-1] ** 0.5
