@@ -102,6 +102,10 @@ def sizes_text() -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
+SWITCH = (
+    "encoder-decoder; active equals a dense T5-Base plus the routers; width and ReLU as in the configuration of the "
+    "checkpoint in transformers: table 9 of the paper has 2048 with GEGLU, as many weights"
+)
 MODELS = (
     PublishedModel(
         name="Switch-Base-8",
@@ -114,7 +118,7 @@ MODELS = (
         balancing="auxiliary loss: arXiv:2101.03961, section 2.2",
         total_published_b=0.619,
         active_published_b=None,
-        note="encoder-decoder; active equals a dense T5-Base plus the routers",
+        note=SWITCH,
         hf_class="SwitchTransformersForConditionalGeneration",
         hf_config=dict(
             vocab_size=32128,
@@ -142,7 +146,7 @@ MODELS = (
         balancing="auxiliary loss: arXiv:2101.03961, section 2.2",
         total_published_b=7.4,
         active_published_b=None,
-        note="encoder-decoder; active equals a dense T5-Base plus the routers",
+        note=SWITCH,
         hf_class="SwitchTransformersForConditionalGeneration",
         hf_config=dict(
             vocab_size=32128,

@@ -10,28 +10,27 @@ from moe_lessons.exercises.exercise import exercise
 from moe_lessons.exercises.lesson_02 import top_mask
 
 
-def my_finer_experts(num_experts, top_k, d_ff, times, shared):
-    fine = d_ff // times  # what one expert had, `times` have now
-    return num_experts * times - shared, top_k * times - shared, fine, shared * fine
+def my_finer_experts(num_experts, top_k, d_ff, times):
+    return num_experts * times, top_k * times, d_ff // times, times**0.5  # a mean of `times` as many is √times shorter
 
 
 FINER_MISTAKES = {
-    lambda e, k, f, n, s: (e * n - s, k - s, f // n, s * f // n):
+    lambda e, k, f, n: (e * n, k, f // n, n**0.5):
         "K must grow too: a token needs as many of the finer experts as have the width of the old ones.",
-    lambda e, k, f, n, s: (e * n - s, k * n - s, f, s * f):
+    lambda e, k, f, n: (e * n, k * n, f, n**0.5):
         "These experts are as wide as before, so a token does more work. Each must be narrower.",
-    lambda e, k, f, n, s: (e * n - s, k * n, f // n, s * f // n):
-        "The shared experts come on top of K here, which is more work. They take the place of as many chosen ones.",
-    lambda e, k, f, n, s: (e * n, k * n - s, f // n, s * f // n):
-        "The work is right, but the parameters are more than before: a shared expert is one that is no longer routed.",
-    lambda e, k, f, n, s: (e * n - s, k * n - s, f // n, s * f):
-        "The shared expert is as wide as the old experts. It has the width of so many fine ones.",
+    lambda e, k, f, n: (e * n, k * n, f // n, 1):
+        "Sizes are right. But a mean of more outputs is shorter: by which factor?",
+    lambda e, k, f, n: (e * n, k * n, f // n, n):
+        "Sizes are right. Your factor is for outputs that cancel each other; unrelated ones cancel only in part.",
+    lambda e, k, f, n: (e * n, k * n, f // n, n**-0.5):
+        "Sizes are right. Your factor is how much shorter the mean is: what makes up for it?",
 }  # fmt: skip
 
 
-@exercise(2, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the shared width"))
+@exercise(2, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the factor"))
 def finer_experts() -> list[tuple]:
-    return [(8, 2, 64, 8, 3), (16, 2, 32, 4, 2), (8, 1, 14336, 8, 1), (6, 3, 30, 5, 0), (4, 2, 8, 1, 1)]
+    return [(8, 2, 64, 8), (16, 2, 32, 4), (6, 3, 30, 5), (4, 2, 8, 2)]
 
 
 def my_grouped_choice(scores, num_groups, topk_groups, top_k):
@@ -104,8 +103,6 @@ SOFT_MISTAKES = {
         "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots.",
     dense_mixture:
         "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean.",
-    lambda x, p, f: (x @ p.T).softmax(1) @ out_of(x[(x @ p.T).argmax(0)], f):
-        "Each slot takes its best token whole. It holds a mean of all tokens, weighted by a softmax.",
     lambda x, p, f: out_of((x @ p.T).softmax(0).T @ x, f):
         "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`.",
 }  # fmt: skip

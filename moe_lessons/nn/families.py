@@ -4,10 +4,11 @@
 dictionaries do. How a family was balanced is no part of its block: see data/published_models.csv."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moe_lessons.nn.routing import Llama4Router
+from moe_lessons.nn.routing import Llama4Router, TopKRouter
 from moe_lessons.support.errors import check_count, check_positive_int, check_top_k
 
 Spec = dict[str, Any]  # arguments of `MoE`
@@ -45,12 +46,14 @@ def finer(num_experts: int, top_k: int, d_ff: int, times: int = 1, shared: int =
 
 
 def modern(num_experts: int, d_ff: int) -> dict[str, Spec]:
-    """What mixtures since Mixtral changed, one by one and together: the work of 2 of `num_experts` of width `d_ff`."""
+    """What mixtures since Mixtral changed, one by one and together: the work of 2 of `num_experts` of width `d_ff`.
+    Scaled: a mean of 4 times as many outputs is about half as large, and the factor 2 makes up for it."""
     sizes = num_experts, 2, d_ff
     return {
         "classical": finer(*sizes),
         "no auxiliary loss": finer(*sizes),  # trained without one
         "4 times as fine": finer(*sizes, times=4),
+        "4 times as fine, scaled": finer(*sizes, times=4) | {"router": partial(TopKRouter, routed_scaling_factor=2.0)},
         "one shared": finer(*sizes, shared=1),
         "fine and shared": finer(*sizes, times=4, shared=2),
         "sigmoid and bias": finer(*sizes) | {"router": "sigmoid"},

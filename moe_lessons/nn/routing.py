@@ -140,6 +140,7 @@ class TopKRouter(nn.Module):
     norm_topk_prob: whether they are divided by their sum, as in Mixtral (arXiv:2401.04088), or stay as they are, as in
         Switch (arXiv:2101.03961) and OLMoE. None divides for K > 1 only: for K = 1 the divided weight is always 1, and
         the router would receive no gradient from the task.
+    routed_scaling_factor: all weights are multiplied by it, as in the configurations of DeepSeek-V2 and DeepSeek-V3.
     jitter_noise: ε. In training the router sees each number of x multiplied by a random one from 1 - ε to 1 + ε
         (arXiv:2101.03961, appendix C). It may be changed at any time.
 
@@ -155,13 +156,14 @@ class TopKRouter(nn.Module):
 
     def __init__(
         self, d_model: int, num_experts: int, top_k: int, *, norm_topk_prob: bool | None = None, bias=False,
-        jitter_noise=0.0,
+        routed_scaling_factor=1.0, jitter_noise=0.0,
     ):  # fmt: skip
         super().__init__()
         self.d_model = check_positive_int("d_model", d_model)
         self.num_experts = check_positive_int("num_experts", num_experts)
         self.top_k = check_top_k(top_k, num_experts)
         self.norm_topk_prob = top_k > 1 if norm_topk_prob is None else norm_topk_prob
+        self.routed_scaling_factor = check_number("routed_scaling_factor", routed_scaling_factor, above=True)
         self.jitter_noise = check_number("jitter_noise", jitter_noise, most=1.0)
         self.weight = make_weight(num_experts, d_model)
         self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0])) if bias else None
@@ -178,7 +180,7 @@ class TopKRouter(nn.Module):
         topk_weights, topk_indices = probs.topk(self.top_k, dim=-1)  # (T, K), best first
         if self.norm_topk_prob:
             topk_weights = topk_weights / topk_weights.sum(dim=-1, keepdim=True)
-        return Routing.from_topk(logits, probs, topk_indices, topk_weights)
+        return Routing.from_topk(logits, probs, topk_indices, topk_weights * self.routed_scaling_factor)
 
     def router_logits(self, x: Tensor) -> Tensor:
         """The clean scores of the experts: x (T, D) -> (T, E), in float32 or float64."""
@@ -197,6 +199,7 @@ class TopKRouter(nn.Module):
     def extra_repr(self) -> str:
         text = f"d_model={self.d_model}, num_experts={self.num_experts}, top_k={self.top_k}"
         text += f", norm_topk_prob={self.norm_topk_prob}" + (", bias=True" if self.bias is not None else "")
+        text += f", routed_scaling_factor={scale}" if (scale := self.routed_scaling_factor) != 1 else ""
         return text + (f", jitter_noise={self.jitter_noise}" if self.jitter_noise else "")
 
 
@@ -259,10 +262,7 @@ class SigmoidRouter(TopKRouter):
     tensor([2.5000, 2.5000, 2.5000], grad_fn=<SumBackward1>)
     """
 
-    def __init__(
-        self, d_model: int, num_experts: int, top_k: int, *, num_groups=1, topk_groups=1, routed_scaling_factor=1.0,
-        **rest,
-    ):  # fmt: skip
+    def __init__(self, d_model: int, num_experts: int, top_k: int, *, num_groups=1, topk_groups=1, **rest):
         super().__init__(d_model, num_experts, top_k, **rest)
         if num_experts % check_positive_int("num_groups", num_groups):
             raise ValueError(f"num_groups must divide num_experts ({num_experts}), got {num_groups}")
@@ -271,7 +271,6 @@ class SigmoidRouter(TopKRouter):
         if top_k > (room := topk_groups * num_experts // num_groups):
             raise ValueError(f"top_k must be at most {room}, the experts in {topk_groups} groups, got {top_k}")
         self.num_groups, self.topk_groups = num_groups, topk_groups
-        self.routed_scaling_factor = check_number("routed_scaling_factor", routed_scaling_factor, above=True)
         self.register_buffer("expert_bias", torch.zeros_like(self.weight[:, 0]))
 
     def choose(self, logits: Tensor) -> Routing:
@@ -295,8 +294,7 @@ class SigmoidRouter(TopKRouter):
 
     def extra_repr(self) -> str:
         groups = f", num_groups={self.num_groups}, topk_groups={self.topk_groups}" if self.num_groups > 1 else ""
-        scale = self.routed_scaling_factor
-        return super().extra_repr() + groups + (f", routed_scaling_factor={scale}" if scale != 1 else "")
+        return super().extra_repr() + groups
 
 
 class Llama4Router(TopKRouter):

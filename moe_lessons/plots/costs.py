@@ -1,10 +1,11 @@
 """Pictures of what models cost: where parameters are, how many are active, how fast it is, what a plan says."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.dates import date2num
 
 from moe_lessons.analysis.counting import ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import union_law
@@ -21,21 +22,28 @@ PART_COLORS = dict(zip(PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and oth
 PART_COLORS |= {"dense layers": PALETTE[6], "embedding and head": PALETTE[2]}
 
 
-def published_features(frame: pd.DataFrame) -> Axes:
-    """Draw the experts in a layer of each model of `published_models()`, through time. Fine: F < D."""
-    frame = frame.sort_values(["year", "num_experts"], ignore_index=True)
-    x = frame.year + 0.08 + 0.84 * frame.groupby("year").cumcount() / frame.groupby("year").year.transform("size")
-    ax = axes_for(9.6, 5.2, "Experts in a layer of published mixtures", "year", "routed experts, E")
-    ax.set(xlim=(frame.year.min() - 0.1, frame.year.max() + 1.3), ylim=(5, 400), xticks=frame.year.unique())
-    log_axis(ax, "y", (8, 16, 32, 64, 128, 256))
-    kinds = [frame.shared_experts > 0, frame.scores, frame.d_ff < frame.d_model]
-    for (is_shared, scores, is_fine), own in frame.groupby(kinds, sort=False):
-        color = PALETTE[2 if scores == "sigmoid" else 0]
-        look = {"marker": "D" if is_shared else "o", "ec": color, "fc": color if is_fine else LIGHT.background}
-        kind = f"{scores}, {'fine' if is_fine else 'wide'}{', shared' if is_shared else ''}"
-        ax.scatter(x[own.index], own.num_experts, label=kind, s=48, lw=1.6, zorder=3, **look)
-    names = [f"{name} ({k} of {e})" for name, k, e in zip(frame.name, frame.top_k, frame.num_experts)]
-    return style.label_points(style.name_over(ax), x, frame.num_experts, names)
+def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style.LessonFigure:
+    """Draw E/K and F/D of each model of `modern_models()` at the day of its release, some with their names, and the
+    median of each year. Full: with shared experts; the colour says how the load is balanced."""
+    figure, titles = style.LessonFigure(9.6, 7), ("Experts for each at work, E / K", "Width of an expert, F / D")
+    ways = np.select([frame.balancing.str.startswith(way) for way in ("bias", "aux")], [2, 0], 7)
+    looks = {0: "auxiliary loss", 2: "a bias, moved after each step", 7: "balancing not stated"}
+    for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
+        ticks = ((4, 8, 16, 32, 64, 128), (0.25, 0.5, 1, 2, 4))[place]
+        ax = axes_for(title=titles[place], ax=figure.add_subplot(2, 1, place + 1))
+        ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-08-15"), pd.Timestamp("2026-12-31")))
+        log_axis(ax, "y", ticks, grid="y")
+        for _, own in frame.groupby(frame.day.dt.year):
+            ax.hlines(y[own.index].median(), own.day.min(), own.day.max(), LIGHT.muted, lw=6, alpha=0.3, label="median")
+        for (way, shared), own in frame.groupby([ways, frame.shared_experts > 0]):
+            color = LIGHT.muted if way == 7 else PALETTE[way]
+            look = {"ec": color, "fc": color if shared else LIGHT.background, "s": 34, "lw": 1.4, "zorder": 3}
+            ax.scatter(own.day, y[own.index], label=looks[way] if shared else "hollow: no shared expert", **look)
+        style.label_points(ax, date2num(frame.day), y.fillna(1), frame.name.where(frame.name.isin(named), ""))
+    with LIGHT.context():
+        texts = dict(zip(*ax.get_legend_handles_labels()[::-1]))
+        figure.legend(texts.values(), texts, loc="outside upper left", ncols=3)
+    return figure
 
 
 def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:

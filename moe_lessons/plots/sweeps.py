@@ -10,10 +10,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from moe_lessons.analysis.results import dense_families, times_the_cost
+from moe_lessons.analysis.results import dense_families, interval, times_the_cost
 from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.marks import Axis, Line, Panel
+from moe_lessons.plots.marks import Axis, Line, Panel, Rule
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import (
     ALIVE,
@@ -89,7 +89,10 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] =
 def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
     """Draw how much better mixtures are than the equal-active twin of the same seed, by their number of experts, and
     the equal-total twin. column: of `analysis.load_results`. ValueError where a model has several learning rates."""
-    gain = _gains(results, EQUAL_ACTIVE, column)
+    if "lr" in results and (results.groupby("model").lr.nunique() > 1).any():
+        raise ValueError("results must have one learning rate for each model, got several: choose the best of each")
+    last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
+    gain = last.sub(last[EQUAL_ACTIVE], axis=0) * (-1 if column == "loss" else 1)  # (S, models)
     mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
     experts = sorted(mixtures)
     values = gain[[mixtures[e] for e in experts]]  # (S, E)
@@ -101,25 +104,18 @@ def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
     return name_over(log_axis(ax, "x", experts, grid="both"))
 
 
-def gain_by_model(results: pd.DataFrame, base: str, column: str, label: str) -> Axes:
-    """Draw how much better each model is than `base` of the same seed, as `gain_over_twin`: a bar at the mean."""
+def gain_curves(results: pd.DataFrame, base: str) -> Axes:
+    """Draw by how many nats per byte the loss of each model is lower than that of `base` of the same seed, as they
+    learn: the mean of the seeds, in its 95 % interval (see `interval`)."""
+    loss = results.pivot(index="step", columns=["model", "seed"], values="loss")
     names = [name for name in results["model"].unique() if name != base]
-    gain = _gains(results, base, column)[names]
-    ax = axes_for(7.4, 0.9 + 0.36 * len(names), f"Against '{base}' of the same seed", label)
-    ax.barh(names, gain.mean(), 0.55, color=LIGHT.lines[0], alpha=0.35, label="mean")
-    first, *_ = ax.plot(gain.T, names, "o", ms=5, color=LIGHT.lines[0])
-    first.set_label("a seed")
-    ax.axvline(0, lw=1.2, color=LIGHT.foreground)
-    ax.invert_yaxis()
-    ax.grid(axis="x")
-    return name_over(ax)
-
-
-def _gains(results: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
-    if "lr" in results and (results.groupby("model").lr.nunique() > 1).any():
-        raise ValueError("results must have one learning rate for each model, got several: choose the best of each")
-    last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
-    return last.sub(last[base], axis=0) * (-1 if column == "loss" else 1)  # (S, models)
+    marks = []
+    for name, ink in zip(names, (3, 0)):
+        mean, half = interval(loss[base] - loss[name])
+        marks.append(Line(loss.index, mean, name, ink, low=mean - half, high=mean + half))
+    low, high = 1.1 * min(np.min(mark.low) for mark in marks), 1.1 * max(np.max(mark.high) for mark in marks)
+    axes = Axis(0, float(loss.index[-1]), "step"), Axis(low, high, "nats per byte better")
+    return plot(Panel(f"Against '{base}' of the same seed", [*marks, Rule(y=0)], *axes), width=7.6, height=3.6)
 
 
 def rate_tolerance(results: pd.DataFrame) -> Axes:

@@ -113,9 +113,8 @@ class InAnotherWay:
         moe.run_experts = lambda slots: torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
         return moe(x)
 
-    def finer_experts(num_experts, top_k, d_ff, times, shared):
-        spec = finer(num_experts, top_k, d_ff, times, shared)
-        return spec["num_experts"], spec["top_k"], spec["d_ff"], shared * spec["d_ff"]
+    def finer_experts(num_experts, top_k, d_ff, times):
+        return *(finer(num_experts, top_k, d_ff, times)[name] for name in ("num_experts", "top_k", "d_ff")), times**0.5
 
     def copies(rows, places):
         own = [1] * len(rows)

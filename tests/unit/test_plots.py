@@ -1,18 +1,19 @@
 """The figures of lessons show the numbers that they are given, in the colours of models and experts."""
 
 import io
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib import dates as mdates
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
 from moe_lessons import plots
 from moe_lessons.analysis import plan
-from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, published_models
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, modern_models
 from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
@@ -64,17 +65,19 @@ def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
     assert set(ax.figure._repr_mimebundle_()[0]) == set(data) - {"text/html"}
 
 
-def test_each_published_model_is_a_point_with_a_name_that_covers_no_other():
-    frame = published_models()
-    ax = costs.published_features(frame)
-    points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections])
-    points[:, 0] //= 1  # the place within a year
-    table = frame[["year", "num_experts"]].to_numpy()
-    np.testing.assert_allclose(sorted(points.tolist()), sorted(table.tolist()))
-    ax.figure.canvas.draw()
-    boxes = [text.get_window_extent() for text in ax.texts if text.get_text().split(" (")[0] in set(frame.name)]
-    assert len(boxes) == 16 and all(ax.figure.bbox.x0 <= box.x0 and box.x1 <= ax.figure.bbox.x1 for box in boxes)
-    assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
+def test_each_release_stands_at_its_day_in_both_panels():
+    models = modern_models()
+    assert (models.top_k <= models.num_experts).all() and models.day.is_monotonic_increasing and models.name.is_unique
+    assert not (models.active_params_b > models.total_params_b).any() and models.source.ne("").all()
+    assert (models.day.dt.strftime("%Y-%m") == models.release_date.str[:7]).all() and models.d_ff.count() == 55
+    for ax, y in zip(
+        costs.designs_over_time(models, ["Mixtral 8x7B"]).axes,
+        (models.num_experts / models.top_k, models.d_ff / models.d_model),
+    ):
+        points = np.concatenate([np.asarray(c.get_offsets()) for c in ax.collections if len(c.get_offsets())])
+        wanted = np.column_stack([mdates.date2num(models.day), y])
+        np.testing.assert_allclose(sorted(map(tuple, points[points[:, 1] > 0])), sorted(map(tuple, wanted[y > 0])))
+        assert [text.get_text() for text in ax.texts if text.get_text()] == ["Mixtral 8x7B"]
 
 
 def test_the_parts_of_each_row_add_up():
@@ -210,11 +213,18 @@ def test_gains_are_against_the_same_seed(column, gains, total):
     assert lines(ax)["equal-total twin"][:, 1] == pytest.approx([total, total])
     dots = sorted(tuple(point) for line in ax.lines if line.get_marker() == "o" for point in line.get_xydata())
     np.testing.assert_allclose(dots, [(e, gain * s * 2 / 3) for e, gain in zip((1, 4, 16), gains) for s in (1, 2)])
-    ax = sweeps.gain_by_model(RESULTS, EQUAL_ACTIVE, column, "more")
-    means = dict(zip(texts(ax.get_yticklabels()), (bar.get_width() for bar in ax.patches)))
-    assert means == pytest.approx({"MoE, E=4": gains[1], "MoE, E=16": gains[2], EQUAL_TOTAL: total})
     with pytest.raises(ValueError, match="one learning rate for each model"):
         sweeps.gain_over_twin(RESULTS.assign(lr=range(16)), "known", "")
+
+
+def test_gain_curves_are_means_of_pairs_in_their_interval():
+    rows = [(model, seed, step, 1 + seed - gain * seed * step) for model, gain in (("a", 0), ("b", 0.1), ("c", -0.2))
+            for seed in (1, 2, 3) for step in (10, 20)]  # fmt: skip
+    ax = sweeps.gain_curves(pd.DataFrame(rows, columns=["model", "seed", "step", "loss"]), "a")
+    np.testing.assert_allclose(lines(ax)["b"], [(10, 2), (20, 4)])
+    np.testing.assert_allclose(lines(ax)["c"], [(10, -4), (20, -8)])
+    half = 4.303 / 3**0.5
+    np.testing.assert_allclose(band(ax), [(2 - half, 2 + half), (4 - 2 * half, 4 + 2 * half)])
 
 
 @pytest.mark.parametrize("bad", [{}, {"loss": np.nan}, {"diverged": True}])
