@@ -171,7 +171,6 @@ RIGHT = [
     ("causality", lambda layer, x: torch.tensor(exercises.causality.answer(layer, x))),
     ("token_speed", lambda total, active, size, speed: 1 / (active / speed * size)),
     ("touched_experts", union_law),
-    ("full_batch", lambda f, b, size, E, K: (size / b) / (2 * K / E / f)),
     ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
     ("ties", mask_by_rank),
     ("ties", lambda s, k: mask_by_rank(s, k).float()),
