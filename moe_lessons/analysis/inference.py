@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.analysis.busy import watching_others
-from moe_lessons.analysis.counting import flops_per_token, used_size
+from moe_lessons.analysis.counting import used_size
 from moe_lessons.analysis.timing import Ratio, take_turns
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
 from moe_lessons.support.errors import check_number, check_positive_int, check_seed, check_top_k, is_whole
@@ -151,8 +151,3 @@ def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:
     parts = [part for part in model.modules() if not isinstance(part, nn.Embedding)]
     sizes = {id(weight): weight.nbytes for part in parts for weight in part.parameters(recurse=False)}
     return used_size(model, sizes, lambda moe: union_law(moe.num_experts, moe.top_k, batch_size))
-
-
-def arithmetic_intensity(model: nn.Module, batch_size: int = 1) -> float:
-    """Count the FLOPs for each byte of weights in a decoding step of B tokens: about B/2 in a dense float32 model."""
-    return batch_size * flops_per_token(model) / bytes_per_step(model, batch_size)

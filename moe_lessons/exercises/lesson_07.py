@@ -1,4 +1,4 @@
-"""Lesson 07: tokens per second on paper, the experts of a batch, the batch that fills a machine, a cached step."""
+"""Lesson 07: tokens per second on paper, the experts of a batch, a cached step."""
 
 from collections.abc import Callable
 
@@ -49,26 +49,6 @@ TOUCHED_MISTAKES = {
 def touched_experts() -> list[tuple]:
     fixed = [(8, 2, 5), (8, 2, 1), (8, 8, 3), (64, 8, 4)]
     return fixed + [(E, drawn(1, E), drawn(2, 9)) for E in (3, 5, 8, 16, 24, 32)]
-
-
-def my_full_batch(flops_per_second, bytes_per_second, bytes_per_weight, E, K):
-    ridge = flops_per_second / bytes_per_second
-    return ridge * bytes_per_weight / 2 * E / K
-
-
-BATCH_MISTAKES = {
-    lambda f, b, size, E, K: f / b * size / 2: "This fits a dense model. An expert sees K/E of B.",
-    lambda f, b, size, E, K: f / b * size / 2 * K / E: "An expert sees K/E of B: make B larger, not smaller.",
-    lambda f, b, size, E, K: f / b * E / K: "A weight takes bytes_per_weight to read, and 2 FLOPs a token.",
-    lambda f, b, size, E, K: f / b * size * E / K: "A token costs a multiply and an add for each weight: 2 FLOPs.",
-    lambda f, b, size, E, K: b / f * size / 2 * E / K: "The ridge is FLOPs for a byte: turn your division round.",
-}
-
-
-@exercise(3, my_full_batch, BATCH_MISTAKES, "the batch")
-def full_batch() -> list[tuple]:
-    sizes = ((4, 15, 3), (1, 16, 2), (2, 2, 1), (4, 8, 4), (1, 6, 6), (2, 1, 1), (4, 1, 1), (2, 128, 8))
-    return [(drawn(1, 99) * 1e13, drawn(3, 99) * 1e11, size, E, K) for size, E, K in sizes]
 
 
 def my_cache_step(q, k, v, keys, values):

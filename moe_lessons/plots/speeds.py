@@ -1,25 +1,27 @@
 """Pictures of how fast mixtures write: where a step's time goes, and what others measured on real accelerators."""
 
+import math
 from collections.abc import Mapping
+from random import Random
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from moe_lessons.analysis.inference import union_law
-from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, both_times, machine_for
+from moe_lessons.analysis.inference import Machine, union_law
+from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, both_times
 from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.plots.marks import Axis, Boxes, Panel
-from moe_lessons.plots.theme import LIGHT, PALETTE, annotate, axes_for, log_axis, model_inks, name_over
+from moe_lessons.plots.theme import LIGHT, PALETTE, LessonFigure, annotate, axes_for, log_axis, model_inks, name_over
 
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
 
 
-def plot_step_parts(frame: pd.DataFrame) -> Axes:
+def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw where the time of a step goes, by `analysis.step_parts`: bars in times of the step of the last model."""
     base, last = frame.groupby("batch")["whole"].transform("last"), frame.model.iloc[-1]
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
-    ax = axes_for(9, 0.9 + 0.23 * rows.max(), "Where the time of a step goes", f"times a step of '{last}'")
+    ax = axes_for(9, 1.1 + 0.27 * rows.max(), "Where the time of a step goes", f"times a step of '{last}'", ax=ax)
     left = 0 * base
     for part, color in zip(PARTS, PALETTE):
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
@@ -30,6 +32,27 @@ def plot_step_parts(frame: pd.DataFrame) -> Axes:
     ax.set_yticks(rows, [f"B = {batch}: {model}" for batch, model in zip(frame.batch, frame.model)])
     ax.set(xlim=(0, 1.15 * left.max()), ylim=(rows.max() + 0.6, -0.6))
     return name_over(ax)
+
+
+def plot_lead(frame: pd.DataFrame, flops: float) -> LessonFigure:
+    """Draw how many times as fast as the last model the first is in each batch, by `analysis.step_parts`; what the
+    bytes promise, and the FLOPs, which are `flops` times as many; under it where the time of both goes."""
+    figure = LessonFigure(9, 7.4)
+    upper, lower = figure.add_gridspec(2, 1, height_ratios=(3, 4))
+    ax = axes_for(0, 0, "The lead of the mixture", "batch B", "times as fast as dense", figure.add_subplot(upper))
+    whole, promise = (frame.pivot(index="batch", columns="model", values=name) for name in ("whole", "promise"))
+    first, last = frame.model.iloc[0], frame.model.iloc[-1]
+    had, by_bytes = whole[last] / whole[first], promise[last] / promise[first]
+    ax.axhline(flops, ls=":", color=LIGHT.foreground, label="promised by FLOPs")
+    ax.plot(by_bytes, ls="--", color=PALETTE[0], label="promised by bytes")
+    ax.plot(had, "o-", color=LIGHT.lines[0], lw=2.4, ms=7, label="measured")
+    for batch, value in had.items():
+        annotate(ax, f"{value:.1f}", (batch, value), (0, 13), ha="center", halo=True, weight="bold")
+    ax.axhline(1, lw=1.2, color=LIGHT.foreground)
+    ax.set_ylim(0, 1.15 * max(flops, had.max()))
+    name_over(log_axis(ax, "x", list(had.index)))
+    plot_step_parts(frame, figure.add_subplot(lower))
+    return figure
 
 
 def plot_published_speeds(frame: pd.DataFrame) -> Axes:
@@ -50,27 +73,57 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     return name_over(log_axis(ax, "x", (0.1, 0.2, 0.5, 1, 2, 5, 10)))
 
 
-def stream_panel(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int) -> Panel:
-    """Show what memory sends to the processor in a step that writes `batch` texts, one box after the other, as long as
-    it takes; under it, how long the processor computes. The experts of all layers are one box; as many as expected."""
-    roof, inks, boxes, ticks = machine_for(machine, dtype), model_inks(models), [], []
-    for row, (name, m) in zip(range(0, 3 * len(models), 3), models.items()):
-        reading, computing = (1000 * seconds for seconds in both_times(m, roof, dtype, batch, context))
-        each, group = 1000 * WEIGHT_BYTES[dtype] / roof.bytes_per_second, next(iter(m.groups), None)  # of one weight
-        sent = [("FFN", 4 + inks[row // 3], -1, each * m.ffn)]
-        if group:
-            touched = union_law(group.num_experts, group.top_k, batch)
-            each *= group.expert * group.layers * touched / round(touched)
-            sent = [(f"E{e}", 3, e, each) for e in range(round(touched))]
-        start, sent = 0, [("other", 2, -1, reading - sum(part[3] for part in sent)), *sent]
-        for text, look, expert, long in sent:
-            boxes.append(((start + long / 2, row, 0.97 * long, 0.8), text, look, expert, f"{long:.3g} ms to read"))
-            start += long
-        boxes.append(((computing / 2, row + 1, computing, 0.8), "", 1, -1, "arithmetic"))
-        boxes += [((x, y, 0, 0.8), f" {x:.3g} ms", 0, -1, "") for x, y in ((reading, row), (computing, row + 1))]
-        ticks += [(row, f"{name}: memory sends"), (row + 1, "the processor computes")]
+class Stream:
+    """Says how the weights of a model, the `parts`, leave memory at best: a step takes as long as it reads or computes,
+    whichever is longer. A batch reads as many experts as the `union_law` expects, drawn anew for each step, the same in
+    all layers. Times in seconds; the KV cache is left out."""
+
+    def __init__(self, sizes: ModelSizes, roof: Machine, dtype: str, batch: int):
+        self.batch, each = batch, WEIGHT_BYTES[dtype] / roof.bytes_per_second  # of a weight
+        self.experts, self.touched, self.parts = 0, 0, [("FFN", each * sizes.ffn)]
+        for group in sizes.groups[:1]:
+            self.experts, self.touched = group.num_experts, round(union_law(group.num_experts, group.top_k, batch))
+            self.parts = [(f"E{e}", each * group.layers * group.expert) for e in range(self.experts)]
+        whole = each * (sizes.total - sizes.looked_up - sizes.outside)  # of what is read, if all is
+        self.parts.insert(0, ("", whole - sum(part[1] for part in self.parts)))
+        self.reading = sum(part[1] for part, is_read in zip(self.parts, self.read(0)) if is_read)
+        self.computing = both_times(sizes, roof, dtype, batch, 0)[1]
+        self.step = max(self.reading, self.computing)
+
+    def read(self, number: int) -> list[bool]:
+        """Say which parts the step of this number reads."""
+        chosen = Random(number).sample(range(self.experts), self.touched)
+        return [True, *(e in chosen for e in range(self.experts))] if self.experts else [True, True]
+
+    def wrote(self, seconds: float) -> int:
+        """Count the tokens that are written by then."""
+        return self.batch * int(seconds / self.step + 1e-9)
+
+
+def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
+    """Show what memory holds of each model, a box as wide as reading it takes, and full what was read in this step;
+    under it, how long the processor computes. The experts of all layers are one box."""
+    inks, boxes, ticks = model_inks(streams), [], []
+    for row, ((name, stream), ink) in zip(range(0, 3 * len(streams), 3), zip(streams.items(), inks)):
+        number = max(0, math.ceil(seconds / stream.step - 1e-9) - 1)
+        passed, x, start = 1000 * (seconds - number * stream.step), 0, 0
+        for place, ((text, long), is_read) in enumerate(zip(stream.parts, stream.read(number))):
+            long, says = 1000 * long, f"{1000 * long:.3g} ms to read"
+            expert, look = (place - 1, 3) if place and stream.experts else (-1, 4 + ink if place else 2)
+            full = min(max(passed - start, 0), long) if is_read else 0
+            start += long * is_read
+            for wide, kind, says_it in ((long, 1, 2 * full < long), (full, look, 2 * full >= long)):
+                place_of = x + 0.97 * wide / 2, row, 0.97 * wide, 0.8
+                boxes += [(place_of, text if says_it else "", kind, expert, says)] if wide else []
+            x += long
+        for long, look in ((1000 * stream.computing, 1), (min(passed, 1000 * stream.computing), 4 + ink)):
+            boxes.append(((long / 2, row + 1, long, 0.5), "", look, -1, "arithmetic"))
+        wrote = stream.wrote(seconds)
+        boxes.append(((x, row, 0, 0.8), f" wrote {wrote:,} token{'s' * (wrote != 1)}", 0, -1, ""))
+        ticks += [(row, f"{name}: in memory"), (row + 1, "arithmetic")]
     places, texts, looks, experts, says = zip(*boxes)
-    mark = Boxes(np.array(places), texts, looks, experts, [-1] * len(boxes), says)
-    end = 1.35 * max(x + w / 2 for x, _, w, _ in places)  # room for the last number, on a phone too
-    axes = Axis(0, float(end), "milliseconds of a step, at best"), Axis(3 * len(models) - 1.5, -0.6, ticks=ticks)
-    return Panel(f"A step that writes {batch:,} text{'s' * (batch > 1)}", [mark], *axes, width=12, height=260)
+    mark = Boxes(np.array(places), texts, looks, experts, [-1] * len(boxes), says, strong=True)
+    end = 1.25 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
+    axes = Axis(0, float(end), "milliseconds that reading a box takes"), Axis(3 * len(streams) - 1.5, -0.6, ticks=ticks)
+    title = f"Weights in memory, after {1000 * seconds:.3g} ms (full: read in this step; grey: attention and other)"
+    return Panel(title, [mark], *axes, width=12, height=260)

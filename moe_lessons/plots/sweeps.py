@@ -86,24 +86,6 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] =
     return figure
 
 
-def gain_over_twin(results: pd.DataFrame, column: str, label: str) -> Axes:
-    """Draw how much better mixtures are than the equal-active twin of the same seed, by their number of experts, and
-    the equal-total twin. column: of `analysis.load_results`. ValueError where a model has several learning rates."""
-    if "lr" in results and (results.groupby("model").lr.nunique() > 1).any():
-        raise ValueError("results must have one learning rate for each model, got several: choose the best of each")
-    last = results[results["step"] == results["step"].max()].pivot(index="seed", columns="model", values=column)
-    gain = last.sub(last[EQUAL_ACTIVE], axis=0) * (-1 if column == "loss" else 1)  # (S, models)
-    mixtures = {1: EQUAL_ACTIVE} | {int(name.partition("=")[2]): name for name in gain if name.startswith("MoE")}
-    experts = sorted(mixtures)
-    values = gain[[mixtures[e] for e in experts]]  # (S, E)
-    ax = axes_for(7.4, 3.4, f"{label}, against the twin of the same seed", "experts, E", label)
-    ax.axhline(0, lw=1.2, color=LIGHT.lines[1], label="equal-active twin")
-    ax.plot(experts, values.T, color=LIGHT.lines[0], **SEED)
-    ax.plot(experts, values.mean(), color=LIGHT.lines[0], lw=1.8, label="mixtures, mean of their seeds")
-    ax.axhline(gain[EQUAL_TOTAL].mean(), ls=style.DASHES[2], lw=1.4, color=LIGHT.lines[2], label="equal-total twin")
-    return name_over(log_axis(ax, "x", experts, grid="both"))
-
-
 def gain_curves(results: pd.DataFrame, base: str) -> Axes:
     """Draw by how many nats per byte the loss of each model is lower than that of `base` of the same seed, as they
     learn: the mean of the seeds, in its 95 % interval (see `interval`)."""
@@ -130,25 +112,6 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
         ax.plot(best.index, best, "o", ms=12, mfc="none", mec=color, mew=1.5)
     log_axis(ax, "y")
     return name_over(log_axis(ax, "x", sorted(last["lr"].unique())))
-
-
-def roofline(bandwidth: float, flops: float, points: pd.DataFrame) -> Axes:
-    """Draw the lesser of bandwidth (bytes/s) × intensity and flops (FLOP/s) of a machine (S. Williams, A. Waterman,
-    D. Patterson, Roofline, 2009), and what was reached: name, intensity, flops_per_second."""
-    names = "arithmetic intensity: FLOPs for each byte read", "GFLOP/s"
-    ax = axes_for(8.4, 4.6, "The roofline of this machine", *names)
-    x, y, ridge = points["intensity"], points["flops_per_second"], flops / bandwidth
-    left, right = min(x.min(), ridge) / 3, max(x.max(), ridge) * 6
-    ax.plot([left, ridge, right], [bandwidth * left, flops, flops], color=LIGHT.foreground, lw=2, zorder=2)
-    ax.set(xlim=(left, right), ylim=(min(y.min(), bandwidth * left) / 1.5, flops * 2.2))
-    for name, *point in zip(points["name"], x, y):
-        color, _, marker = model_looks([name])[name]
-        ax.plot(*point, marker, color=color, ms=7.5, mec=LIGHT.background, zorder=3)
-    log_axis(ax, "x")
-    log_axis(ax, "y", say=lambda value: f"{value / 1e9:,g}")
-    annotate(ax, f"{flops / 1e9:,.3g} GFLOP/s ", (right, flops), (0, 7), ha="right")
-    annotate(ax, f"  {bandwidth / 1e9:,.3g} GB/s", (left, bandwidth * left * 2.2))
-    return style.label_points(ax, x, y, points["name"])
 
 
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | None = None) -> Axes:

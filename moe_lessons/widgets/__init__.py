@@ -2,14 +2,14 @@
 
 from moe_lessons.support.doors import guard as _guard
 from moe_lessons.widgets.balancing_lab import BalancingLab
-from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator, StreamView
+from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator
 from moe_lessons.widgets.kernel import prepare_kernel
 from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.live import LiveRun
 from moe_lessons.widgets.parameter_map import ParameterMap
 from moe_lessons.widgets.picture import Picture, draw_block
 from moe_lessons.widgets.playground import Playground
-from moe_lessons.widgets.recording import RoutersView, WallRecording
+from moe_lessons.widgets.recording import RoutersView, StreamView, WallRecording
 from moe_lessons.widgets.routing_lab import RoutingLab
 from moe_lessons.widgets.small_labs import CollapseLab, FactsLab, FutureLab
 from moe_lessons.widgets.torchrun import TorchRun

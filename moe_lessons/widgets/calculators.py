@@ -14,7 +14,6 @@ from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, pu
 from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
 from moe_lessons.plots.costs import cost_table, parameter_panel, speed_panel
 from moe_lessons.plots.marks import Axis, Panel, Parts, Rule, Table
-from moe_lessons.plots.speeds import stream_panel
 from moe_lessons.plots.theme import PALETTE, short_number
 from moe_lessons.support.errors import check_choice, check_number
 from moe_lessons.training.knobs import KNOBS
@@ -196,18 +195,6 @@ class CostCalculator(Calculator):
             f"{', which would write' if fits else ' they would write'} {speed} tokens per second at best. "
             f"The width of the equally good dense model is an assumption: set it."
         )
-
-
-class StreamView(CostCalculator):
-    """The weights that a step reads, on their way from memory to the processor: of a mixture and of the equally good
-    dense model, with the arithmetic beside it. Arguments as those of `CostCalculator`."""
-
-    def panels(self) -> list[Panel]:
-        models, *case = self._case()
-        return [stream_panel(dict(list(models.items())[:3:2]), *case)]
-
-    def sentence(self) -> str:
-        return "At best a step takes as long as the longer of its two rows: what memory sends, or arithmetic."
 
 
 def _divisors(n: int) -> list[int]:

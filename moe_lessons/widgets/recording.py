@@ -1,4 +1,4 @@
-"""What is stored, played frame by frame: a long run, and the layers of real models. Nothing trains."""
+"""What is played frame by frame and trains nothing: a recording, layers of real models, weights that leave memory."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,28 +7,38 @@ import ipywidgets as W
 import numpy as np
 import pandas as pd
 
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
+from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.results import load_recording
+from moe_lessons.analysis.roofline import WEIGHT_BYTES, sizes_of
 from moe_lessons.plots.marks import Axis, Cells, Panel, experts_axis
 from moe_lessons.plots.panels.quality import known_panel, wall_panel
+from moe_lessons.plots.speeds import Stream, stream_panel
 from moe_lessons.plots.theme import model_inks
-from moe_lessons.support.errors import shown
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, shown
 from moe_lessons.tasks import Facts
+from moe_lessons.training.knobs import KNOBS
+from moe_lessons.widgets.controls import control, move
 from moe_lessons.widgets.loop import event_loop, on_the_loop
 from moe_lessons.widgets.picture import Picture
 
+H100 = Machine(3.35e12, 989e12)  # as in data/machines.csv, in bfloat16
+
 
 class Player(Picture):
-    """Panels of what is stored, with a slider over it and a button that plays it. A subclass says `panels`, `sentence`
-    and how long a frame is, in seconds."""
+    """Panels with a slider over them, from 0 to `last`, and a button that plays them. controls: more of them.
+
+    A subclass says `panels`, `sentence` and how long a frame is, in seconds."""
 
     FRAME = 0.2
 
-    def __init__(self, title: str, slider: W.Widget, last: int):
+    def __init__(self, title: str, slider: W.Widget, last: int, *controls: W.Widget):
         self.slider, self.last, self.events, self.timer = slider, last, event_loop(), None
         self.button = W.Button(description="Play", icon="play", button_style="primary", tooltip="Play or stop")
         self.button.on_click(lambda _: on_the_loop(self.events, self.play))
-        self.slider.observe(lambda _: self.show(), "value")
-        bar = [W.HTML(f'<span class="moe-title">{title}</span>'), self.button, self.slider]
+        for moved in (slider, *controls):
+            moved.observe(lambda _: self.show(), "value")
+        bar = [W.HTML(f'<span class="moe-title">{title}</span>'), self.button, slider, *controls]
         super().__init__(rows=[W.Box(bar).add_class("moe-bar")])
 
     def play(self) -> None:
@@ -128,3 +138,52 @@ class RoutersView(Player):
 
     def __repr__(self) -> str:
         return f"RoutersView of {', '.join(self.counts)}"
+
+
+class StreamView(Player):
+    """Plays how the weights of a mixture leave memory while it writes, beside a dense model whose FFN is `dense_width`
+    times as wide as the mixture's active part; `plots.speeds.Stream` says what of it is assumed.
+
+    shape: of the mixture. machine: as of `measure_machine`. weights: of `WEIGHT_BYTES`. batch_size: texts at once."""
+
+    FRAME, STEPS = 0.1, 3  # steps of the slower model
+
+    def __init__(
+        self, shape: TransformerShape = MODEL_SHAPES["Mixtral 8x7B"], machine: Machine = H100,
+        weights: str = "bfloat16", dense_width: float = 3.0, batch_size: int = 1,
+    ):  # fmt: skip
+        if not isinstance(shape, TransformerShape) or shape.num_experts < 2:
+            raise ValueError(f"shape must be a TransformerShape with experts, got {shape!r}")
+        if not isinstance(machine, Machine):
+            raise ValueError(f"machine must be a Machine, got {machine!r}")
+        check_choice("weights", weights, WEIGHT_BYTES)
+        self.arguments = shape, machine, weights, check_number("dense_width", dense_width, minimum=1)
+        self.models = {"MoE": sizes_of(shape), "dense": sizes_of(shape).dense(dense_width)}
+        self.batch = control("batch_size", KNOBS["batch_size"].stops[:11])
+        move(self.batch, check_positive_int("batch_size", batch_size))
+        last = 25 * self.STEPS
+        slider = W.IntSlider(last, 0, last, description="Time", tooltip="How much time has passed")
+        super().__init__("Weights leave memory", slider, last, self.batch)
+        self.play()
+
+    def streams(self) -> dict[str, Stream]:
+        return {name: Stream(own, *self.arguments[1:3], self.batch.value) for name, own in self.models.items()}
+
+    @property
+    def seconds(self) -> float:
+        """How much time of the machine has passed."""
+        longest = max(stream.step for stream in self.streams().values())
+        return self.STEPS * longest * self.slider.value / self.last
+
+    def panels(self) -> list[Panel]:
+        return [stream_panel(self.streams(), self.seconds)]
+
+    def sentence(self) -> str:
+        wrote = " and ".join(
+            f"{name} wrote {of.wrote(self.seconds):,} (a step reads {1000 * of.reading:.3g} ms, computes "
+            f"{1000 * of.computing:.3g} ms)" for name, of in self.streams().items()
+        )  # fmt: skip
+        return f"Tokens after {1000 * self.seconds:.3g} ms, at best: {wrote}."
+
+    def __repr__(self) -> str:
+        return f"StreamView({', '.join(map(repr, self.arguments))}, {self.batch.value})"

@@ -154,7 +154,6 @@ RIGHT = [
     ("causality", lambda layer, x: torch.tensor(exercises.causality.answer(layer, x))),
     ("token_speed", lambda total, active, size, speed: 1 / (active / speed * size)),
     ("touched_experts", union_law),
-    ("full_batch", lambda f, b, size, E, K: (size / b) / (2 * K / E / f)),
     ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
     ("entropy_bits", lambda counts: torch.distributions.Categorical(counts).entropy() / math.log(2)),
     ("surest", lambda p, k, factor: left_by_package(p, p.topk(k).indices, factor, "weight")),

@@ -197,26 +197,6 @@ def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
     assert [text.get_text() for text in figure.axes[0].texts] == ["", "4.0 times"]
 
 
-def test_the_roof_has_its_points():
-    points = pd.DataFrame({"name": ["a", "b"], "intensity": [0.5, 40], "flops_per_second": [4e9, 8e10]})
-    roof, *reached = sweeps.roofline(1e10, 2e11, points).lines
-    x, y = roof.get_data()
-    np.testing.assert_allclose(y, np.minimum(1e10 * x, 2e11))
-    assert 20 in x  # the ridge
-    np.testing.assert_allclose([line.get_xydata()[0] for line in reached], [(0.5, 4e9), (40, 8e10)])
-
-
-@pytest.mark.parametrize("column, gains, total", [("known", (0, 300, 600), 1050), ("loss", (0, 0.3, 0.6), 1.05)])
-def test_gains_are_against_the_same_seed(column, gains, total):
-    ax = sweeps.gain_over_twin(RESULTS, column, "gain")
-    np.testing.assert_allclose(lines(ax)["mixtures, mean of their seeds"], list(zip((1, 4, 16), gains)))
-    assert lines(ax)["equal-total twin"][:, 1] == pytest.approx([total, total])
-    dots = sorted(tuple(point) for line in ax.lines if line.get_marker() == "o" for point in line.get_xydata())
-    np.testing.assert_allclose(dots, [(e, gain * s * 2 / 3) for e, gain in zip((1, 4, 16), gains) for s in (1, 2)])
-    with pytest.raises(ValueError, match="one learning rate for each model"):
-        sweeps.gain_over_twin(RESULTS.assign(lr=range(16)), "known", "")
-
-
 def test_gain_curves_are_means_of_pairs_in_their_interval():
     rows = [(model, seed, step, 1 + seed - gain * seed * step) for model, gain in (("a", 0), ("b", 0.1), ("c", -0.2))
             for seed in (1, 2, 3) for step in (10, 20)]  # fmt: skip
@@ -247,6 +227,9 @@ def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_bes
     ends = [bar.get_x() + bar.get_width() for bar in ax.patches]
     np.testing.assert_allclose(ends, [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 1, 0.8, 1.5, 1])  # part by part
     assert [line[0, 0] for line in ax.collections[0].get_segments()] == [0.1, 0.2]
+    lead, parts = speeds.plot_lead(frame, 3.0).axes
+    assert lines(lead)["measured"].tolist() == [[1, 10 / 15]] and lines(lead)["promised by bytes"].tolist() == [[1, 2]]
+    assert len(parts.patches) == len(ends)
     ax = speeds.plot_published_speeds(others := published_speeds())
     had = np.concatenate([points[:, 0] for name, points in lines(ax).items() if name.startswith("had")])
     np.testing.assert_allclose(had, others.mixture_figure / others.dense_figure)
