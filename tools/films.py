@@ -23,6 +23,7 @@ import torch
 from moe_lessons import __version__
 from moe_lessons.widgets import LiveRun, Picture, WallRecording
 from moe_lessons.widgets.canvas import LOOK, LiveCanvas
+from moe_lessons.widgets.recording import Player
 from tools.lesson_views import FILMS, LESSONS, ROOT, next_name, views_of
 from tools.page import write
 from tools.render import execute
@@ -74,8 +75,9 @@ def watch(lesson: str, names: Collection[str]) -> None:
         name = next_name(Path(lesson), repr(view), counts)
         if name in names:
             of = repr(view)
-            if isinstance(view, WallRecording):
+            if isinstance(view, Player):
                 play_through(view, seen)
+            if isinstance(view, WallRecording):
                 of += f", a run of {view.recording.run['date']},"
             write_film(FILMS / f"{name}.z", of, seen[view.canvas])
         return {"text/plain": repr(view)}
@@ -90,12 +92,14 @@ def play_in_pictures(view: LiveRun, steps: int | None = None) -> None:
         view.advance(start + step - view.step)
 
 
-def play_through(view: WallRecording, seen: dict[LiveCanvas, list[Shown]]) -> None:
-    """Show each measurement of a recording, and say its step."""
-    view.status, view.slider.value = {"step": view.recording.steps[0]}, 0
-    del seen[view.canvas][:-1]
-    for place in range(1, view.slider.max + 1):
-        view.status, view.slider.value = {"step": view.recording.steps[place]}, place
+def play_through(view: Player, seen: dict[LiveCanvas, list[Shown]]) -> None:
+    """Show each frame of what is played; of a recording, say its step."""
+    for place in range(view.last + 1):
+        if isinstance(view, WallRecording):
+            view.status = {"step": view.recording.steps[place]}
+        view.slider.value = place
+        if place == 0:
+            del seen[view.canvas][:-1]
 
 
 def pictured(steps: int) -> list[int]:

@@ -17,12 +17,13 @@ from urllib.parse import urlencode
 
 from moe_lessons import widgets
 from moe_lessons.training import PRESETS
+from moe_lessons.widgets.recording import Player
 from tools.manifest import GROUPS, STOPS, graph_name, offered
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 FILMS = ROOT / "docs" / "films"
-FILMED = widgets.LiveRun, widgets.TorchRun, widgets.WallRecording
+FILMED = widgets.LiveRun, widgets.TorchRun, Player
 LOOK = ("panels", "controls", "play", "max_steps")  # arguments that change nothing of what trains
 
 
@@ -40,7 +41,7 @@ class View(NamedTuple):
 
     @property
     def is_filmed(self) -> bool:
-        """Whether it has a film: it trains, but not as a state of the page; or it is one picture of a model."""
+        """Whether it has a film: it trains, but not as a state of the page; it is played; or it is one picture."""
         kind = getattr(widgets, kind_of(self.call), object)
         return (issubclass(kind, FILMED) or kind is widgets.Picture) and not self.state
 

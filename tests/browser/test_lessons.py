@@ -9,7 +9,7 @@ import nbformat
 import pytest
 
 BOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
-VIEW = re.compile(r"\b(\w+Lab|Playground|LiveRun|\w+Calculator|\w*Prediction|Quiz|Interview|CoursePage)\(")
+VIEW = re.compile(r"\b(\w+(Lab|View|Map)|Playground|LiveRun|\w+Calculator|\w*Prediction|Quiz|Interview|CoursePage)\(")
 KINDS = {  # a kind of control -> where it is inside an output, how a key moves it
     "slider": (".noUi-handle", "ArrowRight"),
     "choice": ("select", "ArrowDown"),

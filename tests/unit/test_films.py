@@ -21,7 +21,7 @@ TRAINS = {
     "00-Playground-5": "preset=healthy&router_aux_loss_coef=0.3&num_experts=1&top_k=1",
     "00-Playground-6": "preset=healthy&router_aux_loss_coef=0.3&top_k=1",
 }
-STILL = ("ConfigCalculator", "StreamView", "PlanCalculator", "FutureLab")
+STILL = ("ConfigCalculator", "PlanCalculator", "FutureLab")
 
 
 def decode(path: Path) -> tuple[dict, list[films.Shown]]:
@@ -105,8 +105,8 @@ def test_a_film_ends_at_the_picture_of_its_lesson_and_all_are_small():
         if "-Picture" in name:
             assert len(pictures) == 1 and view.call in head["about"], name
             continue
-        assert view.words.strip() in (words["words"], f"Step {words['step']}. {words['words']}".strip()), name
-        assert view.call in head["about"] and 20 < len(pictures) <= films.MOST, name
+        assert view.words.strip() in (words["words"], f"Step {words.get('step')}. {words['words']}".strip()), name
+        assert view.call in head["about"] and 1 < len(pictures) <= films.MOST, name
 
 
 @pytest.mark.parametrize(
