@@ -30,6 +30,10 @@ Mistakes = Mapping[Callable, str]  # what is often written instead, and what to 
 HINT_FILES = Path(__file__).with_name("hints").glob("*.md")  # one for each lesson
 HINTS = {name: split_points(text)[1] for path in HINT_FILES for name, text in read_parts(path)}
 NOT_THEIRS = str(Path(__file__).parent), str(Path(traceback.__file__).parent), "site-packages"  # no code of the learner
+NO_GRADIENT = (
+    "no gradient gets through your function, and a model would not learn with it. Use torch on tensors all the way: no "
+    "numpy, .item(), .tolist() or .detach()."
+)
 WORDS = {
     "right": "✔ Right",
     "wrong": "✘ Not yet",
@@ -152,6 +156,8 @@ def attempt(call: Callable[[], Any], at: str = "") -> Any:
     except Problem:
         raise
     except Exception as error:
+        if "numpy() on Tensor that requires grad" in str(error):
+            raise Problem(f"With numpy {NO_GRADIENT}") from None
         frames = traceback.extract_tb(error.__traceback__)
         frames = [frame for frame in frames if not any(part in frame.filename for part in NOT_THEIRS)]
         line = f", in the line '{shortened(frames[0].line, 120)}'" if frames and frames[0].line else ""
@@ -160,6 +166,13 @@ def attempt(call: Callable[[], Any], at: str = "") -> Any:
     if is_nothing(given):
         raise Problem(f"{at}, your function returns nothing.", "not attempted")
     return given
+
+
+def has_gradient(result: Any, source: Tensor) -> None:
+    """Raise Problem where no gradient gets from a right result back to `source`: a model would not learn with it."""
+    is_part = isinstance(result, Tensor) and result.requires_grad
+    if not is_part or torch.autograd.grad(result.sum(), source, allow_unused=True)[0] is None:
+        raise Problem(f"The numbers are right, but {NO_GRADIENT}")
 
 
 def is_nothing(value: Any) -> bool:

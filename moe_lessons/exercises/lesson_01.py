@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.exercise import exercise
+from moe_lessons.exercises.exercise import exercise, has_gradient
 
 
 def my_shares(scores):
@@ -30,9 +30,9 @@ SHARES_MISTAKES = {
 }  # fmt: skip
 
 
-@exercise(1, my_shares, SHARES_MISTAKES, "the shares", axes=("row", "column"))
+@exercise(1, my_shares, SHARES_MISTAKES, "the shares", axes=("row", "column"), then=has_gradient)
 def causal_attention() -> list[tuple]:
-    return [(torch.randn(T, T),) for T in (4, 7, 9, 1)]
+    return [(torch.randn(T, T, requires_grad=True),) for T in (4, 7, 9, 1)]
 
 
 def my_layer_parameters(D, F):

@@ -114,9 +114,9 @@ def test_the_attention_that_a_learner_puts_into_a_model_computes_what_the_packag
 def test_every_parameter_works_for_every_token(trained, task):
     x, y = task.batch(1, torch.Generator().manual_seed(0))
     for model in (*map(model_of, SEEDS), *(run.model for run in trained)):
-        for position in (20, 50, 63):
+        for position in range(0, 64, 7):
             model.zero_grad()
-            F.cross_entropy(model(x)[0][0, position], y[0, position]).backward()
+            F.cross_entropy(model(x[:, position, None])[0][0], y[:, position]).backward()
             assert min((w.grad != 0).float().mean() for layer in model.layers for w in layer.ffn.parameters()) > 0.99
 
 
@@ -130,13 +130,13 @@ def test_it_learns_to_write(trained, task):
         return sum(word in vocabulary for word in words) / len(words)
 
     for seed, run in zip(SEEDS, trained):
-        assert run.records[0].loss == pytest.approx(6, abs=0.4) and run.evaluate(300)["loss"] < 0.5
+        assert run.records[0].loss > 5 and run.evaluate(300)["loss"] < 0.5
         assert known([write(model_of(seed), PROMPTS["english"], seed=s) for s in range(5)]) < 0.1
         samples = {name: [write(run.model, prompt, seed=s) for s in range(20)] for name, prompt in PROMPTS.items()}
         assert known(samples["english"]) > 0.7
         recited += sum(sample in corpus for sample in samples["english"])
         in_domain["code"] += sum("):\n    " in sample for sample in samples["code"])
-        in_domain["json"] += sum('", "' in sample and '"job": "' in sample for sample in samples["json"])
+        in_domain["json"] += sum('"tags": [' in sample or '"active": ' in sample for sample in samples["json"])
     assert recited <= 4  # of 60
     assert min(in_domain.values()) >= 40, in_domain  # of 60
 

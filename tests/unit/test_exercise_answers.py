@@ -171,6 +171,8 @@ def test_right_answers_written_in_another_way(name, answer):
 WRONG = [
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k).tolist(), "no gradient gets through"),
     ("moe_block", lambda x, w, experts: exercises.moe_block.answer(x, w.detach(), experts), "no gradient gets through"),
+    ("causal_attention", lambda scores: exercises.causal_attention.answer(scores.detach()).numpy(), "no gradient gets"),
+    ("causal_attention", lambda scores: np.exp(scores), "With numpy no gradient gets through your function"),
     ("card_design", lambda: (8, 2, 9216), "You have 11.3 B parameters, 3.10 B active"),
     ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
     ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
