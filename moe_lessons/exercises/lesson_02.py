@@ -42,7 +42,7 @@ def has_gradient(result: Tensor, source: Tensor) -> None:
 
 
 @exercise(
-    2,
+    1,
     my_weights,
     MASK_MISTAKES,
     "the weights",

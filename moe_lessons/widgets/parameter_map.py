@@ -1,5 +1,7 @@
 """The parameters of a published mixture as a map, and which of them one token after another meets."""
 
+from typing import Any
+
 import ipywidgets as W
 import numpy as np
 import torch
@@ -12,14 +14,15 @@ from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.loop import event_loop
 from moe_lessons.widgets.picture import Picture
 
-SAID = "Left: for every token. Colours: experts of this one. Grey: of earlier ones. Frames: not yet."
+SAID = "Left: for every token. Colours: experts of this one. Pale grey: of earlier ones. Frames: not yet."
 NUM_TOKENS, SECONDS = 16, 0.8
+STILLS = {1: "Left: always. Colours: its experts.", 8: "Pale grey: experts of 1 to 7.", 16: "Frames: none so far."}
 
 
 class ParameterMap(Picture):
     """Lets one token after another meet the parameters of Mixtral 8x7B. A box is about as large as its share: on the
     left what every token meets, then the experts, a row for each layer. Which K experts of a layer a token meets is
-    drawn from `seed`, all as likely: any K count the same.
+    drawn from `seed`, all as likely: any K count the same. A static page shows three of the tokens, side by side.
 
     >>> ParameterMap().sentence()
     'Of 46.7 B parameters token 1 meets 12.9 B (27.6 %), and tokens 1 to 1 together 12.9 B (27.6 %).'
@@ -33,7 +36,7 @@ class ParameterMap(Picture):
         self.meets = torch.zeros(size, dtype=torch.bool).scatter(2, best, True)
         met = self.meets.cumsum(dim=0).bool().sum(dim=(1, 2)).numpy()  # (N,) by all tokens so far
         self.together = self.sizes.total - self.group.layers * self.group.size + self.group.expert * met
-        ends = {"value": 5 if static_mode() else 1, "min": 1, "max": NUM_TOKENS}
+        ends = {"value": NUM_TOKENS if static_mode() else 1, "min": 1, "max": NUM_TOKENS}
         self.player = W.ToggleButton(value=True, description="Play", tooltip="Let one token come after another")
         self.slider, self.events = W.IntSlider(description="token", **ends), event_loop()
         self.slider.observe(lambda _: self.show(), "value")
@@ -49,28 +52,34 @@ class ParameterMap(Picture):
             self.timer = self.events.call_later(SECONDS, self.go_on)
             self.player.value = self.slider.value < NUM_TOKENS
 
-    def panels(self) -> list[Panel]:
-        token, (layers, E), total = self.slider.value, self.meets.shape[1:], self.sizes.total / 1e9
+    def drawn(self, token: int, title: str, **options: Any) -> Panel:
+        """The map while this token, of 1 to 16, passes."""
+        layers, E = self.meets.shape[1:]
         met = (2 * self.meets[token - 1] + self.meets[: token - 1].any(dim=0)).tolist()  # 0 not yet, 1 earlier
         left = 1 - layers * self.group.size / self.sizes.total  # the share of what every token meets
         wide, says = (1 - left) / E, f"{short_number(self.group.expert)} parameters"
         boxes = [box(left / 2, layers / 2, 0.8 * left, layers, look=INK)]
         for layer, row in enumerate(met):
             for e, kind in enumerate(row):
-                place, look = (
-                    (left + (e + 0.5) * wide, layer + 0.5, 0.9 * wide, 0.8),
-                    (FRAME, GREY, EXPERT, EXPERT)[kind],
-                )
+                place = left + (e + 0.5) * wide, layer + 0.5, 0.9 * wide, 0.8
+                look = (FRAME, GREY, EXPERT, EXPERT)[kind]
                 boxes.append(box(*place, look=look, expert=e, says=f"layer {layer}: {says}"))
-        x = Axis(ticks=[(left / 2, "all"), *((left + (e + 0.5) * wide, f"E{e}") for e in range(E))])
+        x = Axis(ticks=[(left + (e + 0.5) * wide, f"E{e}") for e in range(E)])
         y = Axis(layers, 0, "layer", [(n + 0.5, str(n)) for n in range(0, layers, 4)])
+        return Panel(title, [Boxes(*zip(*boxes))], x, y, **options)
+
+    def panels(self) -> list[Panel]:
+        shown, size = {self.slider.value: SAID}, {"width": 7, "height": 380}
         title = "Mixtral 8x7B: the parameters that a token meets"
-        drawn = Panel(title, [Boxes(*zip(*boxes))], x, y, width=7, height=380, caption=SAID)
+        if static_mode():
+            shown, size, title = STILLS, size | {"width": 3}, "Mixtral 8x7B, token {}"
+        maps = [self.drawn(token, title.format(token), caption=said, **size) for token, said in shown.items()]
         steps, alone = np.arange(1, NUM_TOKENS + 1), np.full(NUM_TOKENS, self.sizes.active / 1e9)
         marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "each token alone", 3)]
-        marks += [Rule(y=total, name="all that there are"), Rule(token, kind="mark")]
-        ends = Axis(1, NUM_TOKENS, "tokens", [(n, str(n)) for n in (1, 4, 8, 12, 16)]), Axis(0, 1.1 * total)
-        return [drawn, Panel("Parameters met, in billions", marks, *ends, width=5, height=380)]
+        marks += [Rule(y=self.sizes.total / 1e9, name="all that there are"), *(Rule(n, kind="mark") for n in shown)]
+        x, y = Axis(1, NUM_TOKENS, "tokens", [(n, str(n)) for n in (1, 4, 8, 12, 16)]), Axis(0, 1.1 * marks[2].y)
+        size["width"] = 12 - size["width"] * len(maps)
+        return [*maps, Panel("Parameters met, in billions", marks, x, y, **size)]
 
     def sentence(self) -> str:
         token, total = self.slider.value, self.sizes.total
