@@ -154,6 +154,8 @@ def test_the_router_outshouts_the_noise():
     settings = (COLLAPSE, replace(COLLAPSE, noise_std=1.0), replace(COLLAPSE, noise_std=5.0))
     silent, gentle, loud = (size_of_scores(cured(setting)) for setting in settings)
     assert gentle > 1.3 * silent and loud > 1.3 * gentle
+    later = on(cured(settings[2]).branch(settings[2]), 1050)  # 1,200 steps of loud noise
+    assert recent(later, "dead").mean() > 2.5 and dead(later).min() >= 3  # with the noise, and without
 
 
 @torch.no_grad()
