@@ -10,10 +10,12 @@ from matplotlib.axes import Axes
 
 from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, both_times
-from moe_lessons.analysis.step_parts import PARTS
+from moe_lessons.analysis.step_parts import PARTS, READ
 from moe_lessons.plots.marks import Axis, Boxes, Panel
-from moe_lessons.plots.theme import LIGHT, PALETTE, LessonFigure, annotate, axes_for, log_axis, model_inks, name_over
+from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, log_axis, model_inks, name_over
 
+# of `PARTS`: colours that no expert and no twin has
+PART_LOOKS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[4], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
 
 
@@ -23,7 +25,7 @@ def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
     ax = axes_for(9, 1.1 + 0.27 * rows.max(), "Where the time of a step goes", f"times a step of '{last}'", ax=ax)
     left = 0 * base
-    for part, color in zip(PARTS, PALETTE):
+    for part, color in PART_LOOKS.items():
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
         left += frame[part] / base
     ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label="what its bytes promise")
@@ -44,10 +46,11 @@ def plot_lead(frame: pd.DataFrame, flops: float) -> LessonFigure:
     first, last = frame.model.iloc[0], frame.model.iloc[-1]
     had, by_bytes = whole[last] / whole[first], promise[last] / promise[first]
     ax.axhline(flops, ls=":", color=LIGHT.foreground, label="promised by FLOPs")
-    ax.plot(by_bytes, ls="--", color=PALETTE[0], label="promised by bytes")
+    ax.plot(by_bytes, ls="--", color=PART_LOOKS[READ], label="promised by bytes")
     ax.plot(had, "o-", color=LIGHT.lines[0], lw=2.4, ms=7, label="measured")
     for batch, value in had.items():
-        annotate(ax, f"{value:.1f}", (batch, value), (0, 13), ha="center", halo=True, weight="bold")
+        place = (0, 13) if value > 1 else (0, -14)  # not on the line at 1
+        annotate(ax, f"{value:.1f}", (batch, value), place, ha="center", halo=True, weight="bold")
     ax.axhline(1, lw=1.2, color=LIGHT.foreground)
     ax.set_ylim(0, 1.15 * max(flops, had.max()))
     name_over(log_axis(ax, "x", list(had.index)))

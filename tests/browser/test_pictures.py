@@ -16,7 +16,7 @@ SOURCES = (
     "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, threads=1, play=5)",
     "CollapseLab(('film', 'load', 'gradient film', 'gradient'), play=30)",
     "CostCalculator()",
-    "StreamView()",
+    "stream = StreamView()\nstream.play()  # it stops\nstream.slider.value = 60\nstream",
     "while Path('busy').exists():\n    sleep(0.05)",
 )
 VIEWS = range(len(SOURCES) - 2)
@@ -167,7 +167,7 @@ def test_a_step_is_drawn_anew_for_another_batch(notebook, view_of):
     picture = view.picture
     view.handle("Batch B").focus()
     notebook.page.keyboard.press("ArrowRight")
-    view.view.get_by_text("A step that writes 2 texts").wait_for()
+    view.view.get_by_text("dense wrote 4").wait_for()
     view.wait_for(lambda: view.picture != picture)
 
 

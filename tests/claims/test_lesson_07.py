@@ -175,7 +175,7 @@ def test_the_gain_shrinks_with_the_batch(models, parts):
     gains = {batch: gain_at(parts, batch) for batch in (1, 4, 16, 64, 256)}
     least = min(gains.values())  # on some processors at 16, on others at 64
     assert least < 1.1 < 1.2 < gains[1] and least < 0.8 * gains[1]
-    assert 1.2 * least < gains[256] < flops_per_token(models[GOOD]) / flops_per_token(models[MOE])
+    assert max(1.1, 1.2 * least) < gains[256] < flops_per_token(models[GOOD]) / flops_per_token(models[MOE])
     assert flops_per_token(models[GOOD]) / flops_per_token(models[MOE]) == pytest.approx(2.57, abs=0.01)
     for whole in (parts.whole[name].groupby("batch").median() for name in (*NAMES, GOOD)):
         assert 1.3 * 16 / whole[16] < 64 / whole[64] and 1.3 / whole[1] < 16 / whole[16]
