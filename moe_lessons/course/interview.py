@@ -82,11 +82,13 @@ def figure_sentence(figure: dict) -> str:
 
 
 class Interview(Sheet):
-    """Asks follow-up questions: you write your answer, then ours stands beside it, point by point, and you tick what
-    you said. Each letter and each tick is kept in the learner's progress."""
+    """Asks: you write your answer, then ours stands beside it, point by point, and you tick what you said. Below stands
+    what is asked next, each with its answer folded. Each letter and each tick is kept in the learner's progress."""
 
     def __init__(self):
-        self.questions = {key: split_points(text) for key, text in QUESTIONS.items()}
+        parts = {key: re.split(r"^\+ ", text, flags=re.MULTILINE) for key, text in QUESTIONS.items()}
+        self.questions = {key: split_points(first) for key, (first, *_) in parts.items()}
+        self.next_questions = {key: [" ".join(text.split()) for text in later] for key, (_, *later) in parts.items()}
         self.place, self.title = 0, W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
         self.answer = W.Textarea(placeholder=hint, layout=W.Layout(width="100%", height="9em"))
@@ -136,9 +138,16 @@ class Interview(Sheet):
             self.ticks.append(tick)
         where = W.Output()
         links = (sources("".join(found.group() for found in SOURCE.finditer(point))).strip()[5:-6] for point in points)
-        where.append_display_data(Markdown(f"Lesson and test: {'; '.join(links)}"))
+        asked = f"**And then?**\n\n{self._asked_next(self.key)}"
+        where.append_display_data(Markdown(f"Lesson and test: {'; '.join(links)}\n\n{asked}"))
         self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
         self._keep()
+
+    def _asked_next(self, key: str) -> str:
+        pairs = (text.split("? ", 1) for text in self.next_questions[key])
+        return "\n\n".join(
+            f"<details><summary>{question}?</summary>\n\n{sources(answer)}\n\n</details>" for question, answer in pairs
+        )
 
     def _keep(self) -> None:
         self.show.disabled = not self.answer.value.strip()
@@ -150,7 +159,8 @@ class Interview(Sheet):
 
     def still(self) -> str:
         parts = []
-        for question, points in self.questions.values():
+        for key, (question, points) in self.questions.items():
             ours = "\n".join(f"- {sources(point)}" for point in points)
-            parts.append(f"**{question}**\n\n<details><summary>Our answer</summary>\n\n{ours}\n\n</details>")
+            ours = f"<details><summary>Our answer</summary>\n\n{ours}\n\n</details>"
+            parts.append(f"**{question}**\n\n{ours}\n\n*And then?*\n\n{self._asked_next(key)}")
         return "\n\n".join(parts)

@@ -7,7 +7,6 @@ from statistics import median
 import pandas as pd
 
 from moe_lessons.analysis import decode_speed
-from moe_lessons.analysis.results import load_ends
 from moe_lessons.analysis.sweeps import SETTINGS
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.course import progress
@@ -41,12 +40,6 @@ def priced(ends: pd.DataFrame, repeats: int = 5) -> pd.DataFrame:
     ms = dict(zip(runs, map(median, take_turns([run.step for run in runs.values()], repeats))))
     speed = decode_speed(writers(runs), (1,), repeats=repeats).set_index("model").tokens_per_second
     return ends.assign(minutes=ends.steps * ends.model.map(ms) / 60_000, seconds_per_token=1 / ends.model.map(speed))
-
-
-def trained() -> pd.DataFrame:
-    """Read how the runs of the mixture and of the dense models ended after `STEPS` steps, a row each."""
-    ends = load_ends(BOOK)
-    return ends[(ends.steps == STEPS) & (ends.width.notna() | (ends.model == MIXTURE))]
 
 
 def keep(unit: str, keys: Sequence[str], values: Sequence[float]) -> None:

@@ -98,7 +98,8 @@ def test_on_a_static_page_answers_are_folded_and_the_course_is_a_table(static):
     data = CoursePage()._repr_mimebundle_()
     assert set(data) == {"text/plain", "text/markdown"} and data["text/markdown"].count("ipynb") == len(LESSONS) + 1
     data = Interview()._repr_mimebundle_()
-    assert set(data) == {"text/plain", "text/markdown"} and data["text/markdown"].count("<details>") == len(QUESTIONS)
+    assert set(data) == {"text/plain", "text/markdown"}
+    assert data["text/markdown"].count("<details>") == 3 * len(QUESTIONS)
 
 
 def test_every_notebook_is_in_the_table_and_has_a_quiz():
@@ -208,8 +209,10 @@ def test_each_statement_has_a_source_and_the_lesson_measures_every_figure_that_t
     for length in LENGTHS:
         assert all(SOURCE.search(paragraph) for paragraph in TEXTS[length].split("\n\n")), length
     for name in QUESTIONS:
-        question, points = split_points(TEXTS[name])
+        first, *asked_next = TEXTS[name].split("\n+ ")
+        question, points = split_points(first)
         assert "?" in question and 2 <= len(points) <= 4 and all(map(SOURCE.search, points)), name
+        assert len(asked_next) == 2 and all(SOURCE.search(text.split("? ", 1)[1]) for text in asked_next), name
     cells = nbformat.read(ROOT / "notebooks" / LESSONS[-1].file, as_version=4).cells
     code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     assert FIGURES and set(FIGURES) <= set(re.findall(r'"(\d\d\w?\.\w+)"', code))

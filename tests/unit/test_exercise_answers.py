@@ -146,9 +146,11 @@ class InAnotherWay:
         pooled, *own = (loss_by_package(layer, layer.topk(top_k).indices) for layer in (probs.flatten(0, 1), *probs))
         return pooled, sum(own) / len(own)
 
-    def pick(models, memory, quality):
-        rows = enumerate(models.tolist())
-        found = [(read, row) for row, (kept, read, good) in rows if kept <= memory and good >= quality]
+    def pick(models, memory, quality, batch):
+        found = []
+        for row, (shared, experts, e, k, good) in enumerate(models.tolist()):
+            if good >= quality and shared + experts <= memory:
+                found.append((shared + experts - experts * ((e - k) / e) ** batch, row))
         return min(found)[1] if found else -1
 
 

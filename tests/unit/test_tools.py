@@ -16,8 +16,9 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
+from moe_lessons.course.lessons import LESSONS
 from moe_lessons.nn import DISPATCH, EQUAL_ACTIVE, EQUAL_TOTAL, TransformerConfig
-from tools import bench, pictures, render
+from tools import bench, pictures, render, slides
 from tools import bench_cases as cases
 from tools.bench_cases import AUTO, FORWARD, MIXTURE, PASSES, Case, Layer
 
@@ -202,3 +203,9 @@ def test_claims_that_were_not_measured_keep_what_is_written(measure):
     anew = measure.page({"healthy-keeps-every-expert": (file, test, {(1, 0): (0.5, "`x` 2 > 1; margin 1")})}, stored)
     changed = set(anew.splitlines()) ^ set(stored.splitlines())
     assert len(changed) == 2 and "- `x` 2 > 1; margin 1" in changed
+
+
+def test_each_lesson_has_one_figure_for_a_slide(tmp_path):
+    slides.main(str(tmp_path))
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [lesson.number for lesson in LESSONS]
+    assert all(Image.open(path).width >= 400 for path in tmp_path.iterdir())
