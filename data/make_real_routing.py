@@ -68,6 +68,7 @@ def tokens(folder: Path) -> pd.DataFrame:
                 ("token", by_token, shuffled_counts(by_token)),
                 ("domain", by_domain, shuffled_counts(by_domain)),
                 ("domain_given_token", kept, np.stack(dealt, axis=2)),
+                ("token_given_domain", kept.T, np.stack([shuffled_counts(own.T) for own in kept], axis=2)),
             ):
                 row[name], row[f"{name}_shuffled"] = mutual_information(counts), mutual_information(control)
                 row[f"{name}_share"] = known_share(counts, top_k)

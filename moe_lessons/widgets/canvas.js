@@ -800,7 +800,7 @@ const MARKS = {
         if (Number.isNaN(value)) return frame(row, e, e + 1, css(view.faint), 1);
         const color = colorOf(value, e), [x0, y0] = [Math.round(x), Math.round(y)];
         context.fillStyle = css(color);
-        context.fillRect(x0, y0, Math.round(x + wide) - x0 - 2, Math.round(y + high) - y0 - gap);
+        context.fillRect(x0, y0, Math.round(x + wide) - x0 - (wide > 4 ? 2 : 1), Math.round(y + high) - y0 - gap);
         if (hasRoom) card.write(Math.round(100 * value), x + wide / 2 - 1, y + high / 2, { color: css(inkOn(color)) });
       });
       for (const [row, color] of [[selected, view.look.red], [view.pointed[kind], css(view.ink)]])

@@ -48,6 +48,8 @@ def test_olmoe_has_favourites_and_mixtral_has_none():
     for name, tables in REAL.items():
         assert all(load_statistics(table.sum().tolist(), TOP_K[name]).dead == 0 for table in tables.values())
     assert max(shares_of(table).to_numpy().max() for table in REAL[MIXTRAL].values()) < 1.4
+    busiest = {name: [table.sum().max() / table.sum().mean() for table in own.values()] for name, own in REAL.items()}
+    assert max(busiest[MIXTRAL]) < 1.2 and all(2 < most < 3 for most in busiest[OLMOE])
     table = REAL[OLMOE][0]
     domain, expert = shares_of(table).stack().idxmax()
     assert domain == "arxiv" and 8 * table.loc[domain, expert] / table.loc[domain].sum() > 0.95
@@ -69,6 +71,7 @@ def test_both_tell_the_token_first_and_the_domain_when_it_is_known():
     tokens = pd.read_csv(data_path("real_tokens.csv")).set_index("model")
     olmoe, mixtral = tokens.loc["olmoe"], tokens.loc["mistral"]
     assert (tokens.token_share > 1.5 * tokens.domain_share).all() and (tokens.token > 2 * tokens.domain).all()
+    assert (tokens.token_given_domain_share > 1.3 * tokens.domain_given_token_share).all()
     assert mixtral.domain_given_token_share.between(0.08, 0.12).all() and (mixtral.domain_share < 0.01).all()
     assert olmoe.domain_given_token_share.between(0.22, 0.29).all()
     assert tokens.filter(like="shuffled").abs().max().max() < 0.005
@@ -108,7 +111,7 @@ def test_alike_but_for_the_size_of_experts_they_tell_about_the_same(seed, steps)
         untrained, _ = tells(model)
         train(run, steps)
         told[E], of_token = tells(model)
-        assert of_token > 1.5 * told[E] and untrained > told[E] / 2
+        assert of_token > 1.5 * told[E] and 0.6 < untrained / told[E] < 1.5
     assert 1 / 1.7 < told[32] / told[8] < 1.7
 
 
