@@ -98,7 +98,9 @@ class TorchRun(Picture):
         lines = [Line(*np.reshape(points, (-1, 2)).T, "after the restart" if i else "loss", 3 * (i > 0), strong=i == 0)
                  for i, points in enumerate(starts)]  # fmt: skip
         top, num = roomy(max((loss for points in starts for _, loss in points), default=1), 1), len(states)
-        texts = [f"rank {rank}: {what}" for rank, what in states.items()]
+        came = np.sum(next((record["traffic"] for record in self.records[::-1] if "traffic" in record), [[]]), axis=0)
+        rows = {rank: f", {number:.0f} rows" for rank, number in enumerate(came)}  # that came in the last step
+        texts = [f"rank {rank}: {what}{rows.get(rank, '')}" for rank, what in states.items()]
         looks, none = [2 - (what == "trains") for what in states.values()], [-1] * num
         boxes = Boxes([(0.5, rank + 0.5, 0.9, 0.7) for rank in range(num)], texts, looks, none, none, texts)
         size, axes = {"height": 190}, (Axis(0, 1, ticks=()), Axis(max(num, 1), 0, ticks=()))

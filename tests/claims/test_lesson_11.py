@@ -101,11 +101,14 @@ def test_a_killed_rank_costs_only_the_steps_since(seed, tmp_path):
 
 @pytest.mark.claim("copies-cool-hot-experts")
 def test_copies_cool_hot_experts():
-    rows = torch.tensor(real_routing()["OLMoE-1B-7B"][15].loc["arxiv"].to_numpy()).float()
+    table = real_routing()["OLMoE-1B-7B"][15]
+    rows, others = (torch.tensor(table.loc[texts].to_numpy()).float() for texts in ("arxiv", "github"))
     busiest = {}
-    for places in (64, 72, 96):
-        busiest[places] = (rows / copies.answer(rows, places)).max().item() * places / rows.sum().item()
-    assert 7 < busiest[64] < 8 and 2.5 < busiest[72] < 3.5 and busiest[96] < 2
+    for places in (64, 72, 80, 96):
+        own = copies.answer(rows, places)
+        busiest[places] = [(each / own).max().item() * places / each.sum().item() for each in (rows, others)]
+    assert 7 < busiest[64][0] < 8 and 2.5 < busiest[72][0] < 3.5 and busiest[96][0] < 2
+    assert min(there for _, there in busiest.values()) > 3.1
 
 
 @pytest.mark.claim("more-devices-lower-the-latency")
@@ -122,6 +125,8 @@ def test_more_devices_lower_the_latency():
     for n in (16, 144):  # along a curve both grow
         assert all(a.seconds < b.seconds for a, b in zip(fitting[n], fitting[n][1:]))
     assert made[144][5].exchange > made[16][5].exchange
+    flat = [point.tokens / point.seconds for point in fitting[144] if point.limit == "arithmetic"]
+    assert len(flat) > 2 and max(flat) < 1.01 * min(flat)
 
 
 @pytest.mark.claim("the-exchange-costs-a-good-part-of-a-step")
@@ -142,4 +147,4 @@ def test_the_planner_against_published_systems():
     checked = check_published().iloc[:3]
     assert checked.system.str.startswith("DeepSeek-V3").all()
     training, prefill, decoding = checked.error_percent
-    assert abs(training) < 30 and abs(prefill) < 30 and -65 < decoding < -40  # the planned step is shorter
+    assert abs(training) < 15.5 and abs(prefill) < 15.5 and -65 < decoding < -40  # the planned step is shorter
