@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.exercise import Problem, exercise
+from moe_lessons.exercises.exercise import Problem, exercise, has_gradient
 from moe_lessons.nn import FeedForward
 
 SIZES = ((4, 6, 3, 2), (7, 6, 4, 1), (9, 4, 5, 3), (1, 5, 2, 2))  # tokens T, d_model D, num_experts E, top_k K
@@ -31,14 +31,6 @@ MASK_MISTAKES = {
     lambda logits, k: logits.masked_fill(top_mask(logits, k), -torch.inf).softmax(dim=-1):
         "You masked the chosen experts and kept the others. Turn the mask round.",
 }  # fmt: skip
-
-
-def has_gradient(result: Tensor, source: Tensor) -> None:
-    """Raise Problem where no gradient gets from a right result back to `source`: then no router would learn."""
-    is_part = isinstance(result, Tensor) and result.requires_grad
-    if not is_part or torch.autograd.grad(result.sum(), source, allow_unused=True)[0] is None:
-        raise Problem("The numbers are right, but no gradient gets through your function: your block would not learn. "
-                      "Use tensors all the way: no .item(), .tolist() or .detach().")  # fmt: skip
 
 
 @exercise(
