@@ -121,12 +121,11 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
             x += long
         for long, look in ((1000 * stream.computing, 1), (min(passed, 1000 * stream.computing), 4 + ink)):
             boxes.append(((long / 2, row + 1, long, 0.5), "", look, -1, "arithmetic"))
-        wrote = stream.wrote(seconds)
-        boxes.append(((x, row, 0, 0.8), f" wrote {wrote:,} token{'s' * (wrote != 1)}", 0, -1, ""))
+        boxes.append(((x, row, 0, 0.8), f" wrote {stream.wrote(seconds):,}", 0, -1, ""))
         ticks += [(row, f"{name}: in memory"), (row + 1, "arithmetic")]
     places, texts, looks, experts, says = zip(*boxes)
     mark = Boxes(np.array(places), texts, looks, experts, [-1] * len(boxes), says, strong=True)
-    end = 1.25 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
+    end = 1.3 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
     axes = Axis(0, float(end), "milliseconds that reading a box takes"), Axis(3 * len(streams) - 1.5, -0.6, ticks=ticks)
     title = f"Weights in memory, after {1000 * seconds:.3g} ms (full: read in this step; grey: attention and other)"
     return Panel(title, [mark], *axes, width=12, height=260)
