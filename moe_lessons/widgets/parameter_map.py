@@ -29,7 +29,7 @@ class ParameterMap(Picture):
     """
 
     def __init__(self, seed: int = 0):
-        self.sizes = published_sizes()["Mixtral 8x7B"]
+        self.sizes, self.seed = published_sizes()["Mixtral 8x7B"], seed
         (self.group,) = self.sizes.groups
         size = NUM_TOKENS, self.group.layers, self.group.num_experts
         best = torch.rand(size, generator=torch.Generator().manual_seed(seed)).topk(self.group.top_k).indices
@@ -44,6 +44,9 @@ class ParameterMap(Picture):
         if self.events is not None:
             self.player.observe(lambda change: self.go_on() if change.new else self.timer.cancel(), "value")
             self.timer = self.events.call_later(SECONDS, self.go_on)
+
+    def __repr__(self) -> str:
+        return f"ParameterMap(seed={self.seed})"  # on a static page, too
 
     def go_on(self) -> None:
         """Show the next token, and so on to the last, unless it is paused or closed."""

@@ -228,10 +228,13 @@ def test_one_token_after_another_lights_its_experts_until_all_were_there(monkeyp
         assert shown.together[token - 1] == outside + int(met.sum()) * shown.group.expert
         due.pop()() if token < 16 else setattr(shown.player, "value", True)  # which begins again
     assert (shown.meets.sum(dim=2) == 2).all() and shown.meets.shape == (16, 32, 8)
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")  # three tokens and the curve, where nothing moves
-    stills = [panel.marks[0].look[1:] for panel in ParameterMap(seed=3).panels()[:-1]]
-    assert [sum(look != 1 for look in own) for own in stills] == [int(shown.meets[:n].any(0).sum()) for n in (1, 8, 16)]
-    monkeypatch.delenv("MOE_LESSONS_STATIC")
     assert shown.canvas.words["words"] == shown.sentence() and shown.slider.value == 1 and shown.player.value
     shown.close()
     due.pop()()  # does nothing
+
+
+def test_a_still_map_shows_three_tokens_and_the_curve(monkeypatch):
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
+    still = ParameterMap(seed=3)
+    met = [sum(look != 1 for look in panel.marks[0].look[1:]) for panel in still.panels()[:-1]]
+    assert met == [int(still.meets[:n].any(dim=0).sum()) for n in (1, 8, 16)]
