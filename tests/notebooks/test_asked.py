@@ -67,7 +67,7 @@ def test_a_lesson_ends_with_its_quiz(number):
     sources = [cell.source for cell in cells(number)]
     place = next((i for i, source in enumerate(sources) if source.endswith(f'Quiz("{number}")')), None)
     assert place and sources[place - 1].startswith("## Check yourself") and len(read_quiz(QUIZZES[number])) >= 3
-    assert not sources[place + 1 :] or re.match("## (Going further|Where)", sources[place + 1])
+    assert not sources[place + 1 :] or re.match("## (Going further|If you want more|Where)", sources[place + 1])
 
 
 @pytest.mark.parametrize("path", QUIZZES.values(), ids=QUIZZES)
