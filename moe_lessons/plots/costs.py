@@ -26,17 +26,17 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
     """Draw E/K and F/D of each model of `modern_models()` at the day of its release, some with their names, and the
     median of each year. Full: with shared experts; the colour says how the load is balanced."""
     figure, titles = style.LessonFigure(9.6, 7), ("Experts for each at work, E / K", "Width of an expert, F / D")
-    ways = np.select([frame.balancing.str.startswith(way) for way in ("bias", "aux")], [2, 0], 7)
-    looks = {0: "auxiliary loss", 2: "a bias, moved after each step", 7: "balancing not stated"}
+    ways = np.select([frame.balancing.str.startswith(way) for way in ("bias", "aux")], [4, 3], 5)  # their ink
+    looks = {3: "auxiliary loss", 4: "a bias, moved after each step", 5: "balancing not stated"}
     for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
         ticks = ((4, 8, 16, 32, 64, 128), (0.25, 0.5, 1, 2, 4))[place]
         ax = axes_for(title=titles[place], ax=figure.add_subplot(2, 1, place + 1))
-        ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-08-15"), pd.Timestamp("2026-12-31")))
+        ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-05-15"), pd.Timestamp("2026-12-31")))
         log_axis(ax, "y", ticks, grid="y")
         for _, own in frame.groupby(frame.day.dt.year):
             ax.hlines(y[own.index].median(), own.day.min(), own.day.max(), LIGHT.muted, lw=6, alpha=0.3, label="median")
         for (way, shared), own in frame.groupby([ways, frame.shared_experts > 0]):
-            color = LIGHT.muted if way == 7 else PALETTE[way]
+            color = LIGHT.lines[way]
             look = {"ec": color, "fc": color if shared else LIGHT.background, "s": 34, "lw": 1.4, "zorder": 3}
             ax.scatter(own.day, y[own.index], label=looks[way] if shared else "hollow: no shared expert", **look)
         style.label_points(ax, date2num(frame.day), y.fillna(1), frame.name.where(frame.name.isin(named), ""))

@@ -92,7 +92,7 @@ def gain_curves(results: pd.DataFrame, base: str) -> Axes:
     loss = results.pivot(index="step", columns=["model", "seed"], values="loss")
     names = [name for name in results["model"].unique() if name != base]
     marks = []
-    for name, ink in zip(names, (3, 0)):
+    for name, ink in zip(names, (3, 4)):
         mean, half = interval(loss[base] - loss[name])
         marks.append(Line(loss.index, mean, name, ink, low=mean - half, high=mean + half))
     low, high = 1.1 * min(np.min(mark.low) for mark in marks), 1.1 * max(np.max(mark.high) for mark in marks)
