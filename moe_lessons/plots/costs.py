@@ -50,7 +50,7 @@ def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
     """Show where the parameters of a model are: a stacked bar for the total, one for the active."""
     parts = {name: count for name, count in parts.items() if count.total > 0}
     values = np.array([[getattr(count, kind) for count in parts.values()] for kind in ("total", "active")], float)
-    texts, colors = [*map(short_number, values.sum(axis=1))], [PALETTE[PARTS.index(name)] for name in parts]
+    texts, colors = [*map(short_number, values.sum(axis=1))], [PART_COLORS[name] for name in parts]
     bars = Parts(("total", "active"), tuple(parts), values, colors, texts)
     return Panel("Where the parameters are", [bars], Axis(0, 1.12 * float(values[0].sum()), "parameters"))
 
