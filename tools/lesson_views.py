@@ -17,13 +17,12 @@ from urllib.parse import urlencode
 
 from moe_lessons import widgets
 from moe_lessons.training import PRESETS
-from moe_lessons.widgets.recording import Player
 from tools.manifest import GROUPS, STOPS, graph_name, offered
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 FILMS = ROOT / "docs" / "films"
-FILMED = widgets.LiveRun, widgets.TorchRun, Player
+FILMED = widgets.LiveRun, widgets.TorchRun, widgets.WallRecording, widgets.RoutersView
 LOOK = ("panels", "controls", "play", "max_steps")  # arguments that change nothing of what trains
 
 
