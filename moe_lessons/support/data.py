@@ -10,13 +10,14 @@ FOLDER, LESSONS = HOME / "data", HOME / "notebooks"
 
 
 def data_path(name: str) -> Path:
-    """Return the path of the data file `name`. Raises FileNotFoundError, with the names that do exist.
+    """Return the path of the data file `name`. Raises FileNotFoundError, with the names in its folder.
 
     >>> data_path("published_models.csv").name
     'published_models.csv'
     """
     if not (FOLDER / name).is_file():
-        known = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.*") if path.suffix != ".pyc")
+        found = [path for path in FOLDER.rglob("*.*") if path.parent == (FOLDER / name).parent]
+        known = sorted(path.relative_to(FOLDER).as_posix() for path in found)
         raise FileNotFoundError(f"no data file {name!r} in {FOLDER}; there are: {', '.join(known)}")
     return FOLDER / name
 
