@@ -35,8 +35,8 @@ class BalancingLab(Lab):
     settings: fields of `training.PlaneSetting`: strengths of remedies, or of the collapse, such as task="uneven".
     play, max_steps: see `LiveRun`.
 
-    >>> BalancingLab(("nothing", "auxiliary loss"), seeds=2, router_aux_loss_coef=1.0)
-    BalancingLab(('nothing', 'auxiliary loss'), seeds=2, router_aux_loss_coef=1.0)
+    >>> BalancingLab(("nothing", "auxiliary loss"), seeds=2, router_aux_loss_coef=0.3)
+    BalancingLab(('nothing', 'auxiliary loss'), seeds=2, router_aux_loss_coef=0.3)
     """
 
     title = "Balancing laboratory"
