@@ -29,6 +29,11 @@ def view_cells(path) -> list[str]:
         names = {name for later in wanted if later > place for name in names_in(sources[later], ast.Load)}
         if names & names_in(sources[place], ast.Store) and "await" not in sources[place]:
             wanted.add(place)
+    made = {place: names_in(source, ast.Store) for place, source in enumerate(sources)}
+    while lost := set.union(*made.values()) - set().union(*(made[place] for place in wanted)):  # what awaits makes it
+        if not (without := {place for place in wanted if lost & names_in(sources[place], ast.Load)}):
+            break
+        wanted -= without
     return [re.sub(r"\bplay=\d+", "play=0", sources[place]) for place in sorted(wanted)]
 
 
