@@ -13,12 +13,12 @@ from torch.nn import functional as F
 from moe_lessons.hub.models import FIELDS, convert_model
 from moe_lessons.nn import (
     DISPATCH,
-    EQUAL_ACTIVE,
-    EQUAL_TOTAL,
+    SAME_ACTIVE,
+    SAME_TOTAL,
     LanguageModel,
     MoE,
     TransformerConfig,
-    dense_twin,
+    dense_baseline,
     load_balancing_loss,
     seeded,
 )
@@ -63,7 +63,7 @@ def all_cases(quick: bool = False) -> list[Case]:
     for which in PASSES:
         for layer in layers:
             threads = 1 if layer == PLAYGROUND else None
-            cases.append(Case(f"{which}, {layer}", EQUAL_ACTIVE, partial(each_way, layer, which), threads))
+            cases.append(Case(f"{which}, {layer}", SAME_ACTIVE, partial(each_way, layer, which), threads))
         cases.append(Case(f"{which}, more experts, {growing[0]}", "E=8", partial(more_experts, growing, which)))
         cases += [Case(f"{which}, {layer}", AUTO, partial(beside_hf, layer, which)) for layer in blocks]
     for make, configs in models.items():
@@ -80,9 +80,9 @@ def make_layer(layer: Layer) -> tuple[MoE, Tensor]:
 
 
 def each_way(layer: Layer, which: str) -> Calls:
-    """Run the layer with 'auto' and in each way of `DISPATCH`, beside the dense FFN of equal active size."""
+    """Run the layer with 'auto' and in each way of `DISPATCH`, beside the FLOP-matched dense FFN."""
     moe, x = make_layer(layer)
-    calls = {EQUAL_ACTIVE: one_pass(dense_twin(moe, "active"), x, which), AUTO: one_pass(moe, x, which)}
+    calls = {SAME_ACTIVE: one_pass(dense_baseline(moe, "flops"), x, which), AUTO: one_pass(moe, x, which)}
     for way in DISPATCH:
         same = copy.copy(moe)  # with the very weights
         same.dispatch = way
@@ -120,15 +120,15 @@ def one_pass(layer: nn.Module, x: Tensor, which: str) -> Callable[[], tuple[Tens
 
 
 def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageModel], nn.Module | None]:
-    """Make our model and its twins, by name, and Hugging Face's with the same weights (None without transformers)."""
+    """Make our model and its baselines, by name, and Hugging Face's with equal weights (None without transformers)."""
     with seeded(0):
         theirs = hf_model(config, **more) if transformers_version() else None
         moe = convert_model(theirs) if theirs else LanguageModel(config)
-    return {MIXTURE: moe, EQUAL_ACTIVE: dense_twin(moe, "active"), EQUAL_TOTAL: dense_twin(moe, "total")}, theirs
+    return {MIXTURE: moe, SAME_ACTIVE: dense_baseline(moe, "flops"), SAME_TOTAL: dense_baseline(moe, "params")}, theirs
 
 
 def training(config: TransformerConfig, num_sequences: int = 32, num_tokens: int = 64) -> Calls:
-    """Make training steps on B sequences of T tokens: the mixture, its dense twins, and Hugging Face's model."""
+    """Make training steps on B sequences of T tokens: the mixture, its dense baselines, and Hugging Face's model."""
     models, theirs = make_models(config, output_router_logits=True)
     with seeded(0):
         ids = torch.randint(config.vocab_size, (num_sequences, num_tokens + 1))

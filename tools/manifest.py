@@ -18,7 +18,7 @@ from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
 from moe_lessons.training.knobs import KNOBS as TABLE
 from moe_lessons.training.knobs import Reach, idle_with
-from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_twins
+from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
 from moe_lessons.web.graphs import KNOBS, NO_CAPACITY, NUM_MEASURED, TrainedPlane
 from moe_lessons.widgets.canvas import LOOK
 from moe_lessons.widgets.controls import TIPS, named_stops
@@ -141,7 +141,7 @@ def start_numbers(setting: PlaneSetting, seed: int) -> np.ndarray:
     """Give the weights of all models at torch's own start (P,), then the router (E, D) of each of `STARTS`."""
     sizes = {"num_experts": setting.num_experts, "top_k": setting.top_k, "d_ff": setting.d_ff}
     model, _ = plane_model(PlaneSetting(**sizes, router_start="random"), seed)
-    parts = [p.detach().flatten().clone() for each in with_twins(model, seed).values() for p in each.parameters()]
+    parts = [p.detach().flatten().clone() for each in with_baselines(model, seed).values() for p in each.parameters()]
     for task, start in STARTS:
         model.start_router_at(prototypes(task, setting.num_experts, seed), ROUTER_STARTS[start])
         parts.append(model.block.router.weight.detach().flatten().clone())

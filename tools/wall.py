@@ -36,7 +36,7 @@ FEW = STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "
 
 
 def graph_name(run: Run) -> str:
-    """Name the graphs of a run: two twins of one width have the same."""
+    """Name the graphs of a run: two baselines of one width have the same."""
     ffn = run.model.layers[0].ffn
     return f"facts-{ffn.num_experts}-{ffn.top_k}" if is_moe(ffn) else f"facts-dense-{ffn.d_ff}"
 

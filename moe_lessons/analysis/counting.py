@@ -119,9 +119,9 @@ class TransformerShape:
         head = self.vocab_size * self.d_model  # a product even where the weights are those of the embedding
         return 2 * (layers + head) + 4 * self.num_layers * self.num_heads * self.head_dim * context_length
 
-    def dense_twin(self, match: str = "active") -> "TransformerShape":
+    def dense_baseline(self, match: str = "flops") -> "TransformerShape":
         """Make the same model with dense FFNs as wide as the experts that a token uses, or as all ('total')."""
-        used = self.top_k if check_choice("match", match, ("active", "total")) == "active" else self.num_experts
+        used = self.top_k if check_choice("match", match, ("flops", "params")) == "flops" else self.num_experts
         return replace(self, d_ff=(used + self.shared_experts) * self.d_ff, num_experts=1, top_k=1, shared_experts=0)
 
     def memory_gb(self) -> float:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.support.data import FOLDER, data_path
 
-WIDTHS = {EQUAL_ACTIVE: 64, EQUAL_TOTAL: 512}  # of the twins in the sweeps of the phone book
+WIDTHS = {SAME_ACTIVE: 64, SAME_TOTAL: 512}  # of the baselines in the sweeps of the phone book
 T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 degrees of freedom
 POINTS = ("step", "loss")  # the lists of a stored run, a value for each measurement; of facts also 'known'
 
@@ -177,4 +177,4 @@ def times_the_cost(ends: pd.DataFrame, mixture: str, steps: int, cost: str = "fl
 def times_as_wide(ends: pd.DataFrame, mixture: str, steps: int) -> EffectiveWidth:
     """Find how many times the active width a dense model needs to know as much after the same steps."""
     own = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
-    return effective_width(dense_families(ends, "width")[steps], list(own.known)).times(WIDTHS[EQUAL_ACTIVE])
+    return effective_width(dense_families(ends, "width")[steps], list(own.known)).times(WIDTHS[SAME_ACTIVE])

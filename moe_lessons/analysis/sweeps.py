@@ -28,10 +28,10 @@ from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.collapse_map import CollapseSweep
 from moe_lessons.analysis.results import POINTS, read_runs
 from moe_lessons.analysis.timing import cpu_name
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_twin
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, SoftMoE, TransformerConfig, dense_baseline
 from moe_lessons.nn.families import modern
 from moe_lessons.nn.seeding import seeded, torch_threads
-from moe_lessons.nn.soft_moe import soft_twin
+from moe_lessons.nn.soft_moe import soft_moe_model
 from moe_lessons.support.files import write_whole
 from moe_lessons.support.orphans import end_with
 from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
@@ -49,7 +49,7 @@ class Setting:
 
     task: dict  # the arguments of a `TextTask`, but for its context, or of `Facts`
     sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert
-    twins_of: int = 8  # experts of the mixture that the dense twins are of
+    baselines_of: int = 8  # experts of the mixture that the dense baselines are of
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
     at_once: bool = False  # the end is hidden and named at once: see `tasks.TextAtOnce`
     times: int = 1  # as wide as the sizes and the names say: D, F and with them the experts
@@ -64,17 +64,17 @@ class Setting:
         return facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
-        """Make a model by its name: a twin, 'MoE, E=8', 'dense, F=96' or one of the variants."""
+        """Make a model by its name: a baseline, 'MoE, E=8', 'dense, F=96' or one of the variants."""
         kind, _, number = name.partition("=")
         widths = {size: self.times * self.sizes[size] for size in ("d_model", "d_ff")}
-        own = {"num_experts": int(number or self.twins_of)} | self.variants.get(name, {})
+        own = {"num_experts": int(number or self.baselines_of)} | self.variants.get(name, {})
         own = {"d_ff": self.times * int(number), "moe_layers": ()} if kind == "dense, F" else own
         with seeded(seed):
             model = LanguageModel(TransformerConfig(**self.sizes | widths | own))
         if name == SOFT:
-            return soft_twin(model, self.make_task(seed).context, seed)
-        match = {EQUAL_ACTIVE: "active", EQUAL_TOTAL: "total"}.get(name)
-        return dense_twin(model, match, seed) if match else model
+            return soft_moe_model(model, self.make_task(seed).context, seed)
+        match = {SAME_ACTIVE: "flops", SAME_TOTAL: "params"}.get(name)
+        return dense_baseline(model, match, seed) if match else model
 
 
 TEXT = Setting(
@@ -82,9 +82,11 @@ TEXT = Setting(
     {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64},
 )
 FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
-FACTS = Setting({"num_entries": 2000}, {name: getattr(settings.FACTS, name) for name in FACTS_SIZES}, twins_of=16)
+FACTS = Setting({"num_entries": 2000}, {name: getattr(settings.FACTS, name) for name in FACTS_SIZES}, baselines_of=16)
 AT_ONCE = {"variants": {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}, "at_once": True}
-MODERN_TEXT, MODERN_FACTS = (replace(own, variants=modern(own.twins_of, own.sizes["d_ff"])) for own in (TEXT, FACTS))
+MODERN_TEXT, MODERN_FACTS = (
+    replace(own, variants=modern(own.baselines_of, own.sizes["d_ff"])) for own in (TEXT, FACTS)
+)
 SETTINGS = {"text": TEXT, "facts": FACTS, "modern_text": MODERN_TEXT, "modern_facts": MODERN_FACTS}
 SETTINGS["book_8000"] = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
 SETTINGS["text_at_once"] = replace(TEXT, task=TEXT.task | {"num_hidden": 8}, **AT_ONCE)

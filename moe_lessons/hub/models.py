@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from moe_lessons.hub.blocks import copied, filled
+from moe_lessons.nn.baselines import is_moe
 from moe_lessons.nn.routing import NoisyTopKRouter, TopKRouter
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
-from moe_lessons.nn.twins import is_moe
 
 FIELDS, WEIGHTS = {}, {}  # of `TransformerConfig`, and of a model (those of a layer without its number): ours -> theirs
 with open(Path(__file__).with_name("models.csv"), encoding="utf-8", newline="") as rows:
@@ -68,7 +68,7 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     dtypes = {parameter.dtype for parameter in ours.parameters()}
     if len(dtypes) > 1:
         raise ValueError(f"ours must have weights of one type, got {', '.join(sorted(map(str, dtypes)))}")
-    ffn, (dtype,) = ours.layers[0].ffn, dtypes  # a twin has another d_ff than its configuration says
+    ffn, (dtype,) = ours.layers[0].ffn, dtypes  # a baseline has another d_ff than its configuration says
     fields = {theirs: getattr(ffn, name, getattr(ours.config, name)) for name, theirs in FIELDS.items()}
     fields |= dict.fromkeys(["bos_token_id", "eos_token_id", "pad_token_id"]) | {"dtype": dtype}
     fields["tie_word_embeddings"] = ours.head.weight is ours.embed.weight

@@ -1,11 +1,12 @@
 """What is taught: the dense FFN, the router, the experts, the mixture that they make, and a model of such mixtures.
 
-Read it in this order: ffn · routing · balancing · experts · dispatch · moe · twins · attention · transformer, and
+Read it in this order: ffn · routing · balancing · experts · dispatch · moe · baselines · attention · transformer, and
 soft_moe beside them. Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each
 token, D d_model, F d_ff, C capacity, A assignments."""
 
 from moe_lessons.nn.attention import Attention, KVCache
 from moe_lessons.nn.balancing import apply_capacity, load_balancing_loss, router_z_loss, update_expert_bias
+from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL, dense_baseline, is_moe
 from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts, muted
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
@@ -14,7 +15,6 @@ from moe_lessons.nn.routing import ExpertChoiceRouter, HashRouter, NoisyTopKRout
 from moe_lessons.nn.seeding import evaluating, seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
-from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL, dense_twin, is_moe
 from moe_lessons.support.doors import guard as _guard
 
 _guard(globals())

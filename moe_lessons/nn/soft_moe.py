@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
+from moe_lessons.nn.baselines import replaced
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
-from moe_lessons.nn.twins import replaced
 from moe_lessons.support.errors import check_input, check_positive_int
 
 
@@ -52,7 +52,7 @@ class SoftMoE(nn.Module):
         return f"slots_per_expert={self.slots_per_expert}"
 
 
-def soft_twin(model: nn.Module, length: int, seed: int = 0) -> nn.Module:
+def soft_moe_model(model: nn.Module, length: int, seed: int = 0) -> nn.Module:
     """A copy of a model in which a `SoftMoE` stands in the place of each `MoE`, with as many experts of the same size.
     Each has K · T / E slots for the T = length tokens of a sequence: as much work as on average in the mixture."""
     check_positive_int("length", length)

@@ -14,7 +14,7 @@ from moe_lessons.analysis.step_parts import PARTS, READ
 from moe_lessons.plots.marks import Axis, Boxes, Panel
 from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, log_axis, model_inks, name_over
 
-# of `PARTS`: colours that no expert and no twin has
+# of `PARTS`: colours that no expert and no baseline has
 PART_LOOKS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[4], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
 

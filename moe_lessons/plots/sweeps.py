@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from moe_lessons.analysis.results import dense_families, interval, times_the_cost
-from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel, Rule
 from moe_lessons.plots.still import plot
@@ -57,7 +57,7 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] =
     figure = style.LessonFigure(3.6 * len(costs), 4.8)
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
-    looks = {DENSE: (LIGHT.muted, "", "."), **model_looks([EQUAL_ACTIVE, EQUAL_TOTAL, *mixtures])}
+    looks = {DENSE: (LIGHT.muted, "", "."), **model_looks([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
     shown = ends.assign(look=ends["model"].where(ends["model"].isin(list(looks)), DENSE))
     for place, (cost, label) in enumerate(costs.items(), start=1):
         ax = axes_for(title="entries known, %", xlabel=label, ax=figure.add_subplot(1, len(costs), place))

@@ -22,7 +22,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import Bbox
 
-from moe_lessons.nn.twins import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.support.errors import check_number
 from moe_lessons.support.static import static_mode
 
@@ -44,7 +44,7 @@ TEXT_SIZE = STYLE["legend.fontsize"]  # points: 12 pixels
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours around data; `lines`, which no expert has, by `ink`: mixture, dense twins, others, alive, dead."""
+    """The colours around data; `lines`, which no expert has, by `ink`: mixture, baselines, others, alive, dead."""
 
     name: str
     background: str
@@ -65,11 +65,11 @@ LIGHT = THEMES["light"]
 
 
 def model_inks(names: Iterable[str]) -> list[int]:
-    """Choose each model's `ink`: 0 a mixture, 1 and 2 its dense twins of active and total size, then others."""
+    """Choose each model's `ink`: 0 a mixture, 1 and 2 its dense baselines of active and total size, then others."""
     inks: list[int] = []
     for name in names:
         wanted = (3, 4, 5) if name.startswith(DENSE) else (0, 3, 4, 5)
-        wanted = (1,) if name.startswith(EQUAL_ACTIVE) else (2,) if name.startswith(EQUAL_TOTAL) else wanted
+        wanted = (1,) if name.startswith(SAME_ACTIVE) else (2,) if name.startswith(SAME_TOTAL) else wanted
         inks.append(next((ink for ink in wanted if ink not in inks), wanted[len(inks) % len(wanted)]))
     return inks
 

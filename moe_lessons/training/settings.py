@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, LanguageModel, MoE, Routing, TransformerConfig, dense_twin
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, MoE, Routing, TransformerConfig, dense_baseline
 from moe_lessons.nn import routing as all_routers
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
@@ -120,17 +120,17 @@ def make_block(block, sizes: dict[str, int]) -> nn.Module:
 
 
 def plane_runs(setting: PlaneSetting, seed: int = 0, block=None) -> dict[str, Run]:
-    """Make a mixture of experts and its two dense twins, which learn from the same points; block: see `plane_model`."""
+    """Make a mixture and its two dense baselines, which learn from the same points; block: see `plane_model`."""
     model, task = plane_model(setting, seed, block)
-    runs = {name: Run(each, task, lr=setting.lr, seed=seed) for name, each in with_twins(model, seed).items()}
+    runs = {name: Run(each, task, lr=setting.lr, seed=seed) for name, each in with_baselines(model, seed).items()}
     runs["MoE"].knobs.take(setting)
     return runs
 
 
-def with_twins(model: nn.Module, seed: int) -> dict[str, nn.Module]:
-    """Set the two dense twins of a mixture beside it; all that is no mixture starts equal in the three."""
-    active, total = (dense_twin(model, match, seed) for match in ("active", "total"))
-    return {"MoE": model, EQUAL_ACTIVE: active, EQUAL_TOTAL: total}
+def with_baselines(model: nn.Module, seed: int) -> dict[str, nn.Module]:
+    """Set the two dense baselines of a mixture beside it; all that is no mixture starts equal in the three."""
+    active, total = (dense_baseline(model, match, seed) for match in ("flops", "params"))
+    return {"MoE": model, SAME_ACTIVE: active, SAME_TOTAL: total}
 
 
 FACTS = TransformerConfig(
@@ -155,6 +155,6 @@ def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS
 
 
 def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0) -> dict[str, Run]:
-    """Make a mixture and its two dense twins, which learn the same facts."""
+    """Make a mixture and its two dense baselines, which learn the same facts."""
     task, model = Facts(num_entries, seed), facts_model(seed, num_experts=num_experts, top_k=top_k)
-    return {name: facts_run(model, task, seed) for name, model in with_twins(model, seed).items()}
+    return {name: facts_run(model, task, seed) for name, model in with_baselines(model, seed).items()}

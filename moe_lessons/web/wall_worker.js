@@ -63,8 +63,8 @@ class Wall extends History {
     return {};
   }
   lines(known) {
-    const { words, numbers: { least } } = this.shared, [mixture, twin] = known.map(({ count }) => count);
-    const times = twin >= least ? filled(words.times, { times: (mixture / twin).toFixed(1) }) : "";
+    const { words, numbers: { least } } = this.shared, [mixture, baseline] = known.map(({ count }) => count);
+    const times = baseline >= least ? filled(words.times, { times: (mixture / baseline).toFixed(1) }) : "";
     const entries = said(this.values.num_entries);
     return { words: filled(words.known, { mixture: said(mixture), entries, times }), reading: "" };
   }

@@ -11,7 +11,7 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, Transfor
 from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.planner import Plan, plan
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.plots.costs import cost_table, parameter_panel, speed_panel
 from moe_lessons.plots.marks import Axis, Panel, Parts, Rule, Table
 from moe_lessons.plots.theme import PALETTE, short_number
@@ -156,7 +156,7 @@ class CostCalculator(Calculator):
     def models(self) -> dict[str, ModelSizes]:
         width = self.inputs["dense_width"].value
         good = f"equally good dense model ({width:g} ×)"
-        dense = {EQUAL_ACTIVE: 1.0, good: width, EQUAL_TOTAL: self.sizes.total_width}
+        dense = {SAME_ACTIVE: 1.0, good: width, SAME_TOTAL: self.sizes.total_width}
         return {self.name: self.sizes} | {name: self.sizes.dense(times) for name, times in dense.items()}
 
     def panels(self) -> list[Panel]:

@@ -71,8 +71,8 @@ class Picture(W.VBox):
 
 def draw_block(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | None = None, has_strip=True) -> Picture:
     """Draw an `MoE`, or a class that works as it does, of at most 16 experts, with the numbers of one of the tokens x
-    (T, D), T at most 16, in eval mode. dense: the FFN beside it; None: its equal-total twin. has_strip: show below how
-    all tokens are sorted. ValueError for a router whose weights are no softmax of its logits."""
+    (T, D), T at most 16, in eval mode. dense: the FFN beside it; None: its parameter-matched baseline. has_strip: show
+    below how all tokens are sorted. ValueError for a router whose weights are no softmax of its logits."""
     return Picture(block_of(moe, x, token, dense, has_strip))
 
 

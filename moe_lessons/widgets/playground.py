@@ -1,4 +1,4 @@
-"""The 2-D laboratory: a mixture of experts and its two dense twins, trained while you turn the knobs."""
+"""The 2-D laboratory: a mixture of experts and its two dense baselines, trained while you turn the knobs."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
 
 
 class Playground(Lab):
-    """Trains a mixture of experts and its two dense twins on points in the plane, live, with all controls.
+    """Trains a mixture of experts and its two dense baselines on points in the plane, live, with all controls.
 
     preset: a name from `training.PRESETS`. settings: fields of `training.PlaneSetting` that replace the preset's.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).

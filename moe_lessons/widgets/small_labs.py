@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moe_lessons.analysis.collapse import LEARNS, watched_run
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, MoE, Routing, seeded, torch_threads
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, MoE, Routing, seeded, torch_threads
 from moe_lessons.plots.marks import Axis, Panel, Points
 from moe_lessons.plots.panels.quality import wall
 from moe_lessons.plots.panels.shares import heatmap_panel
@@ -24,8 +24,8 @@ from moe_lessons.widgets.picture import Picture
 from moe_lessons.widgets.plane import clean_load
 
 PANELS_OF_A_COLLAPSE = ("film", "load", "loss", "gradient film", "gradient")
-LEAST = 10  # entries that the twin knows before the two are compared
-WALLS = tuple(partial(wall, name=name) for name in ("MoE", EQUAL_ACTIVE, EQUAL_TOTAL))
+LEAST = 10  # entries that the baseline knows before the two are compared
+WALLS = tuple(partial(wall, name=name) for name in ("MoE", SAME_ACTIVE, SAME_TOTAL))
 
 TEXT_LENGTH = 13  # tokens of the text of `FutureLab`
 CHOICES: dict[str, dict[str, Any]] = {"top-1": {}, "expert choice": {"router": "expert choice"}}  # of experts
@@ -60,7 +60,7 @@ class CollapseLab(Lab):
 
 
 class FactsLab(Lab):
-    """Trains a mixture and its two dense twins on a phone book (`tasks.Facts`), live. A lamp is an entry: it is lit
+    """Trains a mixture and its two dense baselines on a phone book (`tasks.Facts`), live. A lamp is an entry: it is lit
     while the model knows that entry by heart. play, max_steps: see `LiveRun`.
 
     >>> FactsLab(8, num_entries=500, seed=3)
@@ -104,8 +104,8 @@ class FactsLab(Lab):
 
     def words(self) -> str:
         counts = {name: int(known.sum()) for name, known in self.readings[-1][1].items()}
-        mixture, twin = counts["MoE"], counts[EQUAL_ACTIVE]
-        times = TIPS["facts"]["times"].format(times=f"{mixture / twin:.1f}") if twin >= LEAST else ""
+        mixture, baseline = counts["MoE"], counts[SAME_ACTIVE]
+        times = TIPS["facts"]["times"].format(times=f"{mixture / baseline:.1f}") if baseline >= LEAST else ""
         entries = f"{self.main_run.task.num_entries:,}"
         return TIPS["facts"]["known"].format(mixture=f"{mixture:,}", entries=entries, times=times)
 

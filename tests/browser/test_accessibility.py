@@ -23,7 +23,7 @@ VIEWS = (
     "slowdown.hint()",
     "slowdown.solution()",
     "from moe_lessons.plots import LessonFigure\nfrom moe_lessons.widgets import draw_block\nLessonFigure()",
-    "pandas.DataFrame({'loss': [1.5, 2]}, index=['mixture', 'its twin'])",
+    "pandas.DataFrame({'loss': [1.5, 2]}, index=['mixture', 'its baseline'])",
 )
 
 

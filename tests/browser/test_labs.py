@@ -15,7 +15,7 @@ SOURCES = (
     "FactsLab(4, num_entries=8, lr=0.01)",
     "WallRecording()",
 )
-WALLS = ("MoE", "equal-active twin", "equal-total twin")
+WALLS = ("MoE", "dense, same active", "dense, same total")
 
 
 @pytest.fixture(scope="module")

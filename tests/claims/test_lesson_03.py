@@ -10,7 +10,7 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, count_parameters, publis
 from moe_lessons.analysis.inference import decode_speed, union_law
 from moe_lessons.analysis.roofline import machines, published_sizes
 from moe_lessons.analysis.timing import step_times
-from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_twin
+from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_baseline
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import CostCalculator, ParameterMap
 
@@ -105,37 +105,37 @@ def test_memory_follows_the_total():
         assert routing.tokens_per_expert.min() >= 5  # none is idle, with room to spare
     assert MIXTRAL.memory_gb() == 2 * MIXTRAL.count.total / 1e9
     assert round(MIXTRAL.memory_gb()) == 93
-    twin = MIXTRAL.dense_twin("active")
-    assert round(twin.memory_gb()) == 26
-    assert twin.flops_per_token() == pytest.approx(MIXTRAL.flops_per_token(), rel=0.001)
+    baseline = MIXTRAL.dense_baseline("flops")
+    assert round(baseline.memory_gb()) == 26
+    assert baseline.flops_per_token() == pytest.approx(MIXTRAL.flops_per_token(), rel=0.001)
 
 
 @pytest.mark.claim("the-cache-is-the-same")
 def test_the_cache_is_the_same():
     for length, gigabytes in ((32768, 4.3), (131072, 17.2)):
         assert round(MIXTRAL.kv_cache_gb(length), 1) == gigabytes
-        assert MIXTRAL.dense_twin("active").kv_cache_gb(length) == MIXTRAL.kv_cache_gb(length)
+        assert MIXTRAL.dense_baseline("flops").kv_cache_gb(length) == MIXTRAL.kv_cache_gb(length)
     assert 21 * MIXTRAL.kv_cache_gb(32768) < MIXTRAL.memory_gb() < 22 * MIXTRAL.kv_cache_gb(32768)
 
 
-def with_twins(model) -> dict:
-    return {"mixture": model} | {match: dense_twin(model, match) for match in ("active", "total")}
+def with_baselines(model) -> dict:
+    return {"mixture": model} | {match: dense_baseline(model, match) for match in ("flops", "params")}
 
 
 @pytest.mark.alone
-@pytest.mark.claim("time-against-two-twins")
-def test_time_against_two_twins():
-    """The total twin does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine."""
+@pytest.mark.claim("time-against-two-baselines")
+def test_time_against_two_baselines():
+    """The larger baseline does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine."""
     against_total, against_active = {"write": [], "train": []}, {"write": [], "train": []}
     for seed in range(3):
         torch.manual_seed(seed)
         config = TransformerConfig(d_model=512, d_ff=1024, num_layers=2, num_experts=8, top_k=2)
-        speed = decode_speed(with_twins(LanguageModel(config)), (1,)).set_index("model").tokens_per_second
-        blocks = with_twins(MoE(d_model=256, d_ff=512, num_experts=8, top_k=2))
+        speed = decode_speed(with_baselines(LanguageModel(config)), (1,)).set_index("model").tokens_per_second
+        blocks = with_baselines(MoE(d_model=256, d_ff=512, num_experts=8, top_k=2))
         times = {name: median(ms) for name, ms in step_times(blocks, torch.randn(256, 256), repeats=9).items()}
         for use, faster in (("write", speed), ("train", {name: 1 / ms for name, ms in times.items()})):
-            against_total[use].append(faster["mixture"] / faster["total"])
-            against_active[use].append(faster["mixture"] / faster["active"])
+            against_total[use].append(faster["mixture"] / faster["params"])
+            against_active[use].append(faster["mixture"] / faster["flops"])
     for use in ("write", "train"):
         assert median(against_total[use]) > 1.5, against_total
         assert median(against_active[use]) < 1.0, against_active
@@ -187,7 +187,7 @@ def test_calculator_three_tries():
 
 
 def rows_of(calculator: CostCalculator, name: str) -> str:
-    """The cells of a row of the table: the model, its twins."""
+    """The cells of a row of the table: the model, its baselines."""
     table = calculator.table()
     (cells,) = [cells for row, cells in zip(table.rows, table.cells) if row.startswith(name)]
     return " ".join(cells)

@@ -24,12 +24,12 @@ from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.analysis.roofline import both_times, machine_for, machines, on_machine, published_speeds, sizes_of
 from moe_lessons.analysis.step_parts import ATTENTION, BEYOND, PARTS, READ, REST, ROUTING, step_parts
 from moe_lessons.nn import (
-    EQUAL_ACTIVE,
-    EQUAL_TOTAL,
+    SAME_ACTIVE,
+    SAME_TOTAL,
     FeedForward,
     LanguageModel,
     TransformerConfig,
-    dense_twin,
+    dense_baseline,
     seeded,
     torch_threads,
 )
@@ -41,7 +41,7 @@ from moe_lessons.widgets.calculators import CostCalculator
 
 pytestmark = pytest.mark.alone
 SEEDS = range(3)
-MOE, ACTIVE, TOTAL = NAMES = "MoE", EQUAL_ACTIVE, EQUAL_TOTAL
+MOE, ACTIVE, TOTAL = NAMES = "MoE", SAME_ACTIVE, SAME_TOTAL
 GOOD = "equally good dense"
 
 
@@ -50,7 +50,7 @@ def four(seed: int, d_model: int = 512, d_ff: int = 1024) -> dict[str, LanguageM
     with seeded(seed):
         moe = LanguageModel(TransformerConfig(num_experts=16, top_k=2, d_ff=d_ff, **sizes))
         good = LanguageModel(TransformerConfig(moe_layers=(), d_ff=6 * d_ff, **sizes))
-    return {MOE: moe, ACTIVE: dense_twin(moe, "active"), TOTAL: dense_twin(moe, "total"), GOOD: good}
+    return {MOE: moe, ACTIVE: dense_baseline(moe, "flops"), TOTAL: dense_baseline(moe, "params"), GOOD: good}
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +108,8 @@ def test_few_boxes_leave_memory(models, ridge):
             assert dense.step == dense.computing and dense.computing > 2.5 * moe.computing and moe.step < dense.step
 
 
-@pytest.mark.claim("faster-than-which-twin")
-def test_faster_than_which_twin(models, parts):
+@pytest.mark.claim("faster-than-which-baseline")
+def test_faster_than_which_baseline(models, parts):
     one = parts.whole.xs(1, level="batch")  # rows seed
     assert gain_at(parts, 1) > 1.2 and (one[TOTAL] / one[MOE]).median() > 2
     assert (one[ACTIVE] / one[MOE]).median() < 1
@@ -298,7 +298,7 @@ def test_kv_reads_against_weights(models):
         idle = mixtral.parameters()["experts"].total * (1 - union_law(8, 2, batch) / 8)
         equal[batch] = 2e-9 * (mixtral.count.total - idle) / batch / mixtral.kv_cache_gb(1)
     assert equal[1] > 5 * 32768 and 20_000 < equal[32] < 32768 and 2500 < equal[256] < 3000
-    assert mixtral.kv_cache_gb(1) == mixtral.dense_twin("total").kv_cache_gb(1)
+    assert mixtral.kv_cache_gb(1) == mixtral.dense_baseline("params").kv_cache_gb(1)
     assert len({model.new_cache(1).nbytes for model in models.values()}) == 1
 
 

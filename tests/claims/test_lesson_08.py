@@ -21,12 +21,12 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.results import last_of, load_ends, load_results, times_as_wide, times_the_cost
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.course.own_figures import AS_GOOD, MIXTURE, learners, writers
-from moe_lessons.nn import dense_twin
+from moe_lessons.nn import dense_baseline
 from moe_lessons.tasks import Facts
 from moe_lessons.training import Run, facts_model, facts_run
 
 SEEDS = (1, 2, 3)  # those of the stored sweeps
-ACTIVE, TOTAL = "equal-active twin", "equal-total twin"
+ACTIVE, TOTAL = "dense, same active", "dense, same total"
 STEPS = 300  # of the 500 of a run: what the lesson shows live
 
 
@@ -57,11 +57,11 @@ class Timed:
 
 @pytest.fixture(scope="module")
 def pairs() -> list[tuple[Timed, Timed]]:
-    """For each seed the mixture and its equal-active twin after `STEPS` steps, which they took in turns."""
+    """For each seed the mixture and its FLOP-matched baseline after `STEPS` steps, which they took in turns."""
     pairs = []
     for seed in SEEDS:
         task, moe = Facts(seed=seed), facts_model(seed)
-        pair = [Timed(facts_run(model, task, seed)) for model in (moe, dense_twin(moe, "active", seed))]
+        pair = [Timed(facts_run(model, task, seed)) for model in (moe, dense_baseline(moe, "flops", seed))]
         for _ in range(STEPS):
             for timed in pair:
                 timed.train()
@@ -71,12 +71,12 @@ def pairs() -> list[tuple[Timed, Timed]]:
 
 @pytest.mark.claim("the-mixture-knows-three-times-as-many")
 def test_the_mixture_knows_three_times_as_many(pairs):
-    for moe, twin in pairs:
-        assert flops_per_token(moe.run.model) < 1.05 * flops_per_token(twin.run.model)
-        assert moe.known() > 3 * twin.known() and moe.known() > 200
-        while twin.seconds < moe.seconds:
-            twin.train()
-        assert len(twin.run.records) > STEPS and moe.known() > 1.5 * twin.known()  # after the same seconds
+    for moe, baseline in pairs:
+        assert flops_per_token(moe.run.model) < 1.05 * flops_per_token(baseline.run.model)
+        assert moe.known() > 3 * baseline.known() and moe.known() > 200
+        while baseline.seconds < moe.seconds:
+            baseline.train()
+        assert len(baseline.run.records) > STEPS and moe.known() > 1.5 * baseline.known()  # after the same seconds
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def known_at(ends: pd.DataFrame, steps: int) -> pd.DataFrame:
     return known
 
 
-@pytest.mark.claim("the-mixture-holds-a-book-that-is-too-large-for-its-twin")
-def test_the_mixture_holds_a_book_that_is_too_large_for_its_twin(ends):
+@pytest.mark.claim("the-mixture-holds-a-book-that-is-too-large-for-its-baseline")
+def test_the_mixture_holds_a_book_that_is_too_large_for_its_baseline(ends):
     known, longer = known_at(ends, 6000), ends[ends.steps == 24_000]
     assert known[MIXTURE].min() > 97 and 9 < known[ACTIVE].min() and known[ACTIVE].max() < 16
     assert known[TOTAL].min() > 99.9 and (known[AS_GOOD] - known[MIXTURE]).abs().max() < 2
@@ -150,10 +150,10 @@ def test_faster_than_the_equally_good_dense_model(ends):
     names, found = (MIXTURE, ACTIVE, AS_GOOD), []
     for times, batch_size in ((1, 256), (4, 256), (16, 64)):
         runs = learners(names, times, batch_size)
-        mixture, twin, good = take_turns([run.step for run in runs.values()], repeats=9)
+        mixture, baseline, good = take_turns([run.step for run in runs.values()], repeats=9)
         flops = [flops_per_token(run.model, training=True) for run in runs.values()]
-        found.append((Ratio.of(good, mixture).median * flops[0] / flops[2], Ratio.of(mixture, twin).median))
-        assert Ratio.of(good, mixture).median > 1.05 and Ratio.of(mixture, twin).median > 1
+        found.append((Ratio.of(good, mixture).median * flops[0] / flops[2], Ratio.of(mixture, baseline).median))
+        assert Ratio.of(good, mixture).median > 1.05 and Ratio.of(mixture, baseline).median > 1
     (narrow, _), _, (wide, _) = found  # the share of the lead in FLOPs that the clock leaves
     assert wide > narrow + 0.05
     speed = decode_speed(writers([*names, "dense, F=192"]), (1,)).set_index("model").tokens_per_second
@@ -167,7 +167,7 @@ def test_more_experts_more_facts(ends):
         known = known_at(ends, steps)[[ACTIVE, *(f"MoE, E={experts}" for experts in (4, 8, 16, 32))]]
         assert (known.diff(axis=1).iloc[:, 1:] > 0).all(axis=None)  # with each seed
     assert (known.diff(axis=1).iloc[:, 1:].mean() > 5).all() and times_as_wide(ends, "MoE, E=32", 3000).low > 6
-    assert flops_per_token(facts_model(num_experts=32)) < 1.1 * flops_per_token(dense_twin(facts_model()))
+    assert flops_per_token(facts_model(num_experts=32)) < 1.1 * flops_per_token(dense_baseline(facts_model()))
 
 
 @pytest.mark.claim("on-text-the-gain-is-smaller")
@@ -184,7 +184,7 @@ def test_on_text_the_gain_is_smaller():
 
 @pytest.mark.claim("more-experts-lower-the-loss")
 def test_more_experts_lower_the_loss():
-    """Each against the run of the small twin with the same seed, and so on the same batches."""
+    """Each against the run of the small baseline with the same seed, and so on the same batches."""
     final = last_of("capacity")
     gain = -final.sub(final[ACTIVE], axis=0)  # (3 seeds, 9 models)
     many = gain[[f"MoE, E={num_experts}" for num_experts in (4, 8, 16, 32)]]
@@ -195,7 +195,7 @@ def test_more_experts_lower_the_loss():
 
 @pytest.mark.claim("at-equal-memory-it-depends-on-the-work")
 def test_at_equal_memory_it_depends_on_the_work():
-    """'For twice the work'; 'as many FLOPs' within 5 %, and the large twin has lowered its rate by then."""
+    """'For twice the work'; 'as many FLOPs' within 5 %, and the large baseline has lowered its rate by then."""
     final, cut, curves = last_of("capacity"), last_of("flops")[TOTAL], load_results("capacity")
     size, flops = (curves.groupby("model")[column].max() for column in ("parameters", "flops"))
     assert size[TOTAL] == pytest.approx(size["MoE, E=8"], rel=0.01) and flops[TOTAL] > 2 * flops["MoE, E=8"]
@@ -206,10 +206,10 @@ def test_at_equal_memory_it_depends_on_the_work():
 
 @pytest.mark.claim("per-second-the-mixture-does-not-win-on-text")
 def test_per_second_the_mixture_does_not_win_on_text():
-    """In the seconds that the mixture with 8 experts takes, the equal-active twin gets as far."""
+    """In the seconds that the mixture with 8 experts takes, the FLOP-matched baseline gets as far."""
     mixture = load_results("capacity").query("model == 'MoE, E=8'").groupby("seed").seconds.max()
-    twin, loss = load_results("seconds").groupby("seed"), last_of("capacity")["MoE, E=8"]
-    behind = pd.Series({seed: np.interp(mixture[seed], run.seconds, run.loss) for seed, run in twin}) - loss
+    baseline, loss = load_results("seconds").groupby("seed"), last_of("capacity")["MoE, E=8"]
+    behind = pd.Series({seed: np.interp(mixture[seed], run.seconds, run.loss) for seed, run in baseline}) - loss
     assert behind.max() < 0.002 and behind.mean() < -0.001
 
 
@@ -234,11 +234,11 @@ def test_most_of_the_memory_waits():
 def test_the_bill_has_the_same_shape_twice():
     """Speeds and qualities: see above. Of the published ones: what a token reads sets the pace."""
     moe = facts_model(d_ff=768, d_model=768, num_heads=8, num_kv_heads=8, max_positions=16)
-    active, total = dense_twin(moe, "active"), dense_twin(moe, "total")
+    active, total = dense_baseline(moe, "flops"), dense_baseline(moe, "params")
     assert count_parameters(moe).total == pytest.approx(count_parameters(total).total, rel=0.03)
     for cost in (flops_per_token, bytes_per_step):
         assert cost(moe) == pytest.approx(cost(active), rel=0.03) and cost(total) > 4 * cost(moe)
     mixtral, llama = MODEL_SHAPES["Mixtral 8x7B"], TransformerShape(32000, 8192, 80, 64, 8, 128, 28672)
-    assert mixtral.memory_gb() == pytest.approx(mixtral.dense_twin("total").memory_gb(), rel=0.01)
-    assert mixtral.count.active == pytest.approx(mixtral.dense_twin("active").count.active, rel=0.01)
+    assert mixtral.memory_gb() == pytest.approx(mixtral.dense_baseline("params").memory_gb(), rel=0.01)
+    assert mixtral.count.active == pytest.approx(mixtral.dense_baseline("flops").count.active, rel=0.01)
     assert llama.count.active > 5 * mixtral.count.active

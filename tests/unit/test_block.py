@@ -9,7 +9,7 @@ import torch
 from live_tools import MyMoE, click, mark, on_a_loop, settled
 
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_twin, seeded
+from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_baseline, seeded
 from moe_lessons.plots.marks import Boxes, Panel
 from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, block_panel, number
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
@@ -88,8 +88,8 @@ def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_a_full_expe
 
 def test_the_counters_are_those_of_the_analysis_and_the_ffn_is_named():
     moe, x = made(activation="relu")
-    count, total, active = count_parameters(moe), dense_twin(moe, "total"), dense_twin(moe, "active")
-    for dense, name in ((None, "equal-total twin"), (active, "equal-active twin"), (FeedForward(6, 7), "F = 7")):
+    count, total, active = count_parameters(moe), dense_baseline(moe, "params"), dense_baseline(moe, "flops")
+    for dense, name in ((None, "dense, same total"), (active, "dense, same active"), (FeedForward(6, 7), "F = 7")):
         panel = panel_of(moe, x, dense=dense)
         ffn = count_parameters(dense or total)
         assert f"parameters: total {count.total:,}, active for this token {count.active:,}" in texts(panel)
@@ -165,10 +165,10 @@ async def test_a_click_on_a_token_shows_its_numbers_while_it_trains():
         assert values(shown, "router logit") == pytest.approx(logits, abs=0.0051)
 
 
-def test_the_playground_shows_the_same_block_with_its_own_twin_and_a_dense_model_has_none():
+def test_the_playground_shows_the_same_block_with_its_own_baseline_and_a_dense_model_has_none():
     playground = Playground(panels=("territory", "block"), play=5)
     playground.set(token=20)
     panel = playground.panels()[1]
-    assert panel.title.endswith("token 20") and any(text.startswith("equal-total twin") for text in texts(panel))
+    assert panel.title.endswith("token 20") and any(text.startswith("dense, same total") for text in texts(panel))
     with pytest.raises(ValueError, match="panels that show experts need a mixture of experts"):
-        LiveRun(plane_runs(PRESETS["healthy"])["equal-active twin"], ("block",))
+        LiveRun(plane_runs(PRESETS["healthy"])["dense, same active"], ("block",))

@@ -59,7 +59,7 @@ def test_preset_by_name_and_by_button(cost, name):
     assert cost.shape == MODEL_SHAPES[name] == CostCalculator(name).shape
     width = (MODEL_SHAPES[name].num_experts / MODEL_SHAPES[name].top_k) ** 0.5
     good = f"equally good dense model ({width:.2g} ×)"
-    assert mark(cost, 2, Table).columns == (name, "equal-active twin", good, "equal-total twin")
+    assert mark(cost, 2, Table).columns == (name, "dense, same active", good, "dense, same total")
     assert_consistent(cost)
     arguments = "context_length=4096, batch_size=1, machine='NVIDIA H100 SXM', weights='bfloat16'"
     assert repr(CostCalculator(name)) == f"CostCalculator({name!r}, {arguments}, dense_width={width:.1f})"
@@ -126,8 +126,9 @@ def test_the_opponents_are_those_of_the_shape(cost):
     assert cost.inputs["dense_width"].value == 2.8  # E / K is another: the assumption follows it
     move(cost, dense_width=3.0)
     active, good, total = [cost.models[name] for name in list(cost.models)[1:]]
-    assert active == sizes_of(cost.shape.dense_twin("active")) and total == sizes_of(cost.shape.dense_twin("total"))
-    assert good == sizes_of(replace(cost.shape.dense_twin("active"), d_ff=3 * 2 * 14336))
+    assert active == sizes_of(cost.shape.dense_baseline("flops"))
+    assert total == sizes_of(cost.shape.dense_baseline("params"))
+    assert good == sizes_of(replace(cost.shape.dense_baseline("flops"), d_ff=3 * 2 * 14336))
 
 
 @pytest.mark.parametrize("name", ["Mixtral 8x7B", "DeepSeek-V3", "Jamba v0.1"])

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters, flops_per_token
 from moe_lessons.analysis.counting import ParameterCount as Count
 from moe_lessons.analysis.inference import bytes_per_step
-from moe_lessons.nn import FeedForward, LanguageModel, MoE, SoftMoE, TransformerConfig, dense_twin
+from moe_lessons.nn import FeedForward, LanguageModel, MoE, SoftMoE, TransformerConfig, dense_baseline
 from moe_lessons.nn.routing import ExpertChoiceRouter, NoisyTopKRouter, SigmoidRouter
 
 GATED = ["swiglu", "clamped_swiglu"]
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
     d_model=st.integers(1, 9), d_ff=st.integers(1, 9), num_experts=st.integers(1, 9), data=st.data(),
     activation=st.sampled_from(ACTIVATIONS), shared=st.sampled_from([0, 5]), gate=st.booleans(),
 )  # fmt: skip
-def test_moe_and_twins_against_formula_and_numel(d_model, d_ff, num_experts, data, activation, shared, gate):
+def test_moe_and_baselines_against_formula_and_numel(d_model, d_ff, num_experts, data, activation, shared, gate):
     top_k = data.draw(st.integers(1, num_experts))
     arguments = {"shared_d_ff": shared, "shared_expert_gate": gate} if shared else {}
     block = MoE(d_model, d_ff, num_experts, top_k, activation=activation, **arguments)
@@ -58,9 +58,9 @@ def test_moe_and_twins_against_formula_and_numel(d_model, d_ff, num_experts, dat
     assert count == Count(num_experts * expert + always + router, top_k * expert + always + router)
     assert count.total == sum(p.numel() for p in block.parameters())
     if not shared:
-        for match, size in dataclasses.asdict(count).items():
-            twin = dense_twin(block, match)
-            assert count_parameters(twin) == Count(size - router, size - router)
+        for match, size in (("flops", count.active), ("params", count.total)):
+            baseline = dense_baseline(block, match)
+            assert count_parameters(baseline) == Count(size - router, size - router)
 
 
 def test_biases_are_no_matrix_and_soft_moe_has_no_cost_for_one_token():
@@ -105,7 +105,7 @@ BLOCKS += [{"router": router(8, 4, 2)} for router in (NoisyTopKRouter, SigmoidRo
 def test_flops_are_exact(arguments, num_tokens, training):
     block = MoE(8, 12, num_experts=4, **{"top_k": 2, "dispatch": "loop"} | arguments).train()
     x = torch.randn(num_tokens, 8, requires_grad=training)
-    for module in (block, dense_twin(block)):
+    for module in (block, dense_baseline(block)):
         assert measured_flops(module, x, backward=training) == num_tokens * flops_per_token(module, training)
 
 
@@ -114,7 +114,7 @@ def test_the_kv_cache_is_that_of_a_model_and_presets_are_the_published_ones():
     shape = TransformerShape(256, 64, 3, 4, 2, config.head_dim, 64, num_experts=8, top_k=2)
     cache = LanguageModel(config).to(torch.bfloat16).new_cache(batch_size=1, max_length=200)
     assert shape.kv_cache_gb(200) == pytest.approx((cache.keys.nbytes + cache.values.nbytes) / 1e9)
-    assert shape.dense_twin("total").kv_cache_gb(200) == shape.kv_cache_gb(200) and shape.kv_cache_gb(0) == 0
+    assert shape.dense_baseline("params").kv_cache_gb(200) == shape.kv_cache_gb(200) and shape.kv_cache_gb(0) == 0
     assert MIXTRAL.count == Count(46_702_792_704, 12_879_925_248)  # to the last digit
     assert MIXTRAL.memory_gb() == pytest.approx(93.405585408)
     assert MODEL_SHAPES["Mistral 7B (dense)"].count == Count(7_241_732_096, 7_241_732_096)

@@ -204,7 +204,7 @@ ACCEPTED = [
     lambda: Prediction("q", (1, 2)),
     lambda: Prediction("q", ("a", "a")),
     lambda: Prediction("q", ("a", "b"), key="05.Left!"),
-    lambda: trace(ours.dense_twin(MODEL), TextTask("code")),
+    lambda: trace(ours.dense_baseline(MODEL), TextTask("code")),
     lambda: PlanCalculator("Mixtral 8x7B", expert_parallel=64),
     lambda: LiveRun(RUNS, panels=[[]]),
 ]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from moe_lessons.hub import byte_tokenizer, convert_model, export_model
-from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, TopKRouter, TransformerConfig, dense_twin, seeded
+from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, TopKRouter, TransformerConfig, dense_baseline, seeded
 from moe_lessons.tasks import encode
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
@@ -59,7 +59,7 @@ def test_the_same_logits_and_weights(kind):
             torch.testing.assert_close(theirs(ids).logits, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_kept_and_a_dense_twin_has_its_own_width():
+def test_what_is_kept_and_a_dense_baseline_has_its_own_width():
     ours = our_model(torch.bfloat16).train()
     ours.layers[0].attention.qkv_proj.requires_grad_(False)
     for layer in ours.layers:
@@ -77,10 +77,10 @@ def test_what_is_kept_and_a_dense_twin_has_its_own_width():
         for weight in theirs.parameters():
             weight.zero_()
     assert all(torch.equal(weight, kept[name]) for name, weight in ours.state_dict().items())
-    twin = dense_twin(our_model(), "active")
-    theirs = export_model(twin)
+    baseline = dense_baseline(our_model(), "flops")
+    theirs = export_model(baseline)
     assert theirs.config.intermediate_size == 2 * SIZES["d_ff"]
-    assert_same_weights(twin, convert_model(theirs))
+    assert_same_weights(baseline, convert_model(theirs))
 
 
 def test_a_model_is_read_from_its_folder_with_its_tokenizer(folder):

@@ -1,4 +1,4 @@
-"""Families as specifications build blocks of the published sizes; dense twins are as wide as they must be."""
+"""Families as specifications build blocks of the published sizes; dense baselines are as wide as they must be."""
 
 import pytest
 import torch
@@ -9,9 +9,9 @@ from oracle import refused
 from torch import nn
 
 from moe_lessons.analysis import count_parameters, flops_per_token, published_models
-from moe_lessons.nn import ACTIVATIONS, FeedForward, MoE, SigmoidRouter, SoftMoE, TopKRouter, dense_twin, is_moe
+from moe_lessons.nn import ACTIVATIONS, FeedForward, MoE, SigmoidRouter, SoftMoE, TopKRouter, dense_baseline, is_moe
 from moe_lessons.nn.families import FAMILIES, finer, modern
-from moe_lessons.nn.soft_moe import soft_twin
+from moe_lessons.nn.soft_moe import soft_moe_model
 from moe_lessons.tasks import FactsAtOnce, TextAtOnce
 from moe_lessons.tasks.facts import NOT_SCORED
 from moe_lessons.tasks.plane import PlaneClassifier
@@ -88,20 +88,20 @@ def test_what_is_named_at_once_is_in_no_token():
         TextAtOnce(["english"], context=40, num_hidden=41)
 
 
-def test_the_soft_twin_has_as_many_slots_as_the_mixture_has_assignments():
+def test_the_soft_moe_model_has_as_many_slots_as_the_mixture_has_assignments():
     model = facts_model()
     state = torch.get_rng_state()
-    twin = soft_twin(model, length=8, seed=5)
+    baseline = soft_moe_model(model, length=8, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(isinstance(layer.ffn, MoE) for layer in model.layers)
-    for layer in twin.layers:
+    for layer in baseline.layers:
         assert isinstance(layer.ffn, SoftMoE) and layer.ffn.phi.shape == (2 * 8, 32)
-    assert not twin.causal and torch.equal(twin.embed.weight, model.embed.weight)
+    assert not baseline.causal and torch.equal(baseline.embed.weight, model.embed.weight)
     with refused("length must be a multiple of E / K, 16 / 2, got 7"):
-        soft_twin(model, length=7)
+        soft_moe_model(model, length=7)
 
 
-matches = pytest.mark.parametrize("match, experts_at_work", [("active", 2), ("total", 5)])
+matches = pytest.mark.parametrize("match, experts_at_work", [("flops", 2), ("params", 5)])
 
 
 def size(module: nn.Module) -> int:
@@ -109,30 +109,30 @@ def size(module: nn.Module) -> int:
 
 
 @matches
-def test_twin_of_a_model(match, experts_at_work):
+def test_baseline_of_a_model(match, experts_at_work):
     model = PlaneClassifier(MoE(4, 16, 5, 2, router=SigmoidRouter(4, 5, 2)), num_classes=3)
-    twin = dense_twin(model, match)
-    assert not list(twin.buffers())
-    assert isinstance(twin, PlaneClassifier) and twin.block.d_ff == experts_at_work * 16
-    assert not any(is_moe(module) for module in twin.modules()) and is_moe(model.block)
+    baseline = dense_baseline(model, match)
+    assert not list(baseline.buffers())
+    assert isinstance(baseline, PlaneClassifier) and baseline.block.d_ff == experts_at_work * 16
+    assert not any(is_moe(module) for module in baseline.modules()) and is_moe(model.block)
     for name in ("embed.weight", "embed.bias", "head.weight", "head.bias"):
-        ours, theirs = model.get_parameter(name), twin.get_parameter(name)
+        ours, theirs = model.get_parameter(name), baseline.get_parameter(name)
         assert torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
-    logits, routings = twin(torch.zeros(6, 2))
+    logits, routings = baseline(torch.zeros(6, 2))
     assert logits.shape == (6, 3) and routings == []
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 5), st.data(), st.sampled_from([0, 1, 7]))
-def test_a_twin_misses_the_size_by_less_than_a_unit(d_model, d_ff, num_experts, data, shared_d_ff):
+def test_a_baseline_misses_the_size_by_less_than_a_unit(d_model, d_ff, num_experts, data, shared_d_ff):
     """Biases count: three experts of 2·12 + 4 have as many as 7 units of a SwiGLU with d_model 4."""
     top_k, activation = data.draw(st.integers(1, num_experts)), data.draw(st.sampled_from(list(ACTIVATIONS)))
     bias = data.draw(st.booleans())
     moe = MoE(d_model, d_ff, num_experts, top_k, activation=activation, bias=bias, shared_d_ff=shared_d_ff)
     shared = size(moe.shared_expert) if shared_d_ff else 0
-    for match, experts_at_work in [("active", top_k), ("total", num_experts)]:
-        twin = dense_twin(moe, match)
-        miss = size(twin) - (size(moe.experts) * experts_at_work // num_experts + shared)
-        assert 2 * abs(miss) <= size(twin) // twin.d_ff
+    for match, experts_at_work in [("flops", top_k), ("params", num_experts)]:
+        baseline = dense_baseline(moe, match)
+        miss = size(baseline) - (size(moe.experts) * experts_at_work // num_experts + shared)
+        assert 2 * abs(miss) <= size(baseline) // baseline.d_ff
         assert bias or miss == 0
 
 
@@ -144,19 +144,20 @@ def test_every_block_is_replaced_what_is_shared_stays_shared_and_the_seed_decide
             self.again, self.head = self.body[1]["moe"], nn.Linear(4, 7, bias=False)
             self.head.weight = self.body[0].weight
 
-    twin = dense_twin(Tied())
-    assert [m.d_ff for m in twin.modules() if isinstance(m, FeedForward)] == [16, 16]
-    assert twin.again is twin.body[1]["moe"] and twin.head.weight is twin.body[0].weight
+    baseline = dense_baseline(Tied())
+    assert [m.d_ff for m in baseline.modules() if isinstance(m, FeedForward)] == [16, 16]
+    assert baseline.again is baseline.body[1]["moe"] and baseline.head.weight is baseline.body[0].weight
     moe, before = MoE(4, 16, 5, 2), torch.get_rng_state()
-    twins = [dense_twin(moe, seed=seed) for seed in (0, 0, 1)]
-    assert torch.equal(twins[0].down_proj, twins[1].down_proj)
-    assert not torch.equal(twins[0].down_proj, twins[2].down_proj)
+    baselines = [dense_baseline(moe, seed=seed) for seed in (0, 0, 1)]
+    assert torch.equal(baselines[0].down_proj, baselines[1].down_proj)
+    assert not torch.equal(baselines[0].down_proj, baselines[2].down_proj)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @matches
-def test_a_learners_class_has_a_twin_with_as_many_parameters(match, experts_at_work):
+def test_a_learners_class_has_a_baseline_with_as_many_parameters(match, experts_at_work):
     block = MyMoE(4, 8, 5, 2).double()
-    twin = dense_twin(block, match)
-    assert (twin.d_ff, twin.activation, twin.down_proj.dtype) == (8 * experts_at_work, "swiglu", torch.float64)
-    assert size(twin) == experts_at_work * size(block.experts[0])
+    baseline = dense_baseline(block, match)
+    assert (baseline.d_ff, baseline.activation) == (8 * experts_at_work, "swiglu")
+    assert baseline.down_proj.dtype == torch.float64
+    assert size(baseline) == experts_at_work * size(block.experts[0])

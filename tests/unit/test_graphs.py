@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from moe_lessons.nn import EQUAL_ACTIVE, MoE, TopKRouter, muted
+from moe_lessons.nn import SAME_ACTIVE, MoE, TopKRouter, muted
 from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
 from moe_lessons.training.knobs import KNOBS as TABLE
@@ -153,8 +153,8 @@ def test_what_no_graph_can_say_is_refused():
         export_step(runs)
     with pytest.raises(ValueError, match="runs must be a dict whose first Run has a PlaneClassifier with experts, got"):
         export_reading(facts_runs(num_entries=50))
-    twin = dict(list(plane_runs(PlaneSetting()).items())[1:])
-    for bad in ({}, twin, runs["MoE"]):
+    baseline = dict(list(plane_runs(PlaneSetting()).items())[1:])
+    for bad in ({}, baseline, runs["MoE"]):
         with pytest.raises(ValueError, match="runs must be a dict whose first Run"):
             export_step(bad)
     runs = plane_runs(PlaneSetting())
@@ -213,7 +213,7 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
         manifest(["top-k-3-1-4"], seeds=1)
 
 
-@pytest.mark.parametrize("name", ("MoE", EQUAL_ACTIVE))
+@pytest.mark.parametrize("name", ("MoE", SAME_ACTIVE))
 def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     """Ten steps on the same entries; then, of a model that knows some entries by heart, which ones.
 

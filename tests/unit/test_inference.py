@@ -91,7 +91,7 @@ def test_the_parts_of_a_step_leave_nothing_behind():
     assert nn.functional.linear is linear and not any(part._forward_hooks for part in model.modules())
 
 
-def test_bytes_of_dense_twins_are_all_their_weights_and_of_a_mixture_between_active_and_total():
+def test_bytes_of_dense_baselines_are_all_their_weights_and_of_a_mixture_between_active_and_total():
     tied, own = model_of(moe_layers=()), model_of(moe_layers=(), tied_embedding=False)
     assert bytes_per_step(tied) == bytes_per_step(own) == bytes_per_step(tied, 64) == 4 * count_parameters(tied).total
     model = model_of()

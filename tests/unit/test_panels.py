@@ -195,7 +195,7 @@ def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing
         PANELS["writing"](view)
     for name in ("load", "film", "layers"):
         with pytest.raises(ValueError, match="need a mixture of experts, got PlaneClassifier without one"):
-            PANELS[name](view_of({"dense": view.runs["equal-active twin"]}))
+            PANELS[name](view_of({"dense": view.runs["dense, same active"]}))
 
 
 @pytest.mark.parametrize("widest, lowest", [(1.1, 0.97), (8.7, 0.05)])

@@ -112,7 +112,7 @@ def test_a_capacity_does_not_always_drop_the_last_classes():
     for seed in range(6):
         playground = Playground("capacity", seed=seed)
         for _ in range(30):
-            playground.main_run.step()  # the dense twins drop nothing
+            playground.main_run.step()  # the dense baselines drop nothing
         dropped += torch.tensor([i not in playground.plane.routing.token_idx for i in range(NUM_TOKENS)])
     first, last = dropped[:16].sum(), dropped[16:].sum()
     assert first > 10 and last > 10 and 0.5 < first / last < 2

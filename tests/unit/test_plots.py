@@ -16,7 +16,7 @@ from moe_lessons.analysis import plan
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, modern_models
 from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.analysis.step_parts import PARTS
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL, TopKRouter, apply_capacity, seeded
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, TopKRouter, apply_capacity, seeded
 from moe_lessons.plots import costs, experts, speeds, sweeps
 from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_looks
 
@@ -42,10 +42,10 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_models_and_experts_look_different_and_words_and_lines_can_be_seen():
-    assert model_inks(["MoE", "equally good dense", "equal-active twin"]) == [0, 3, 1]
-    assert model_inks(["equal-total twin, 64", "nothing", "noise", "aux. loss", "more"]) == [2, 0, 3, 4, 5]
-    looks = model_looks([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), EQUAL_ACTIVE, EQUAL_TOTAL])
-    assert [looks[twin][0] for twin in (EQUAL_ACTIVE, EQUAL_TOTAL)] == list(LIGHT.lines[1:3])
+    assert model_inks(["MoE", "equally good dense", "dense, same active"]) == [0, 3, 1]
+    assert model_inks(["dense, same total, 64", "nothing", "noise", "aux. loss", "more"]) == [2, 0, 3, 4, 5]
+    looks = model_looks([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), SAME_ACTIVE, SAME_TOTAL])
+    assert [looks[baseline][0] for baseline in (SAME_ACTIVE, SAME_TOTAL)] == list(LIGHT.lines[1:3])
     assert len(set(looks.values())) == 7 and all(contrast(look[0], LIGHT.background) >= 2.8 for look in looks.values())
     assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
     assert all(contrast(ink_on(expert_color(expert)), expert_color(expert)) >= 4.5 for expert in range(8))
@@ -155,7 +155,7 @@ def test_each_cell_says_what_a_rank_sends_and_the_parts_of_a_bar_add_up_to_the_s
     np.testing.assert_allclose([b.get_height() for b in bars if b.get_hatch()], [m.hidden for m in given.values()])
 
 
-VALUES = {EQUAL_ACTIVE: 10, "MoE, E=4": 30, "MoE, E=16": 50, EQUAL_TOTAL: 80}
+VALUES = {SAME_ACTIVE: 10, "MoE, E=4": 30, "MoE, E=16": 50, SAME_TOTAL: 80}
 RESULTS = pd.DataFrame(  # the later measurement is 10 times as much, that of seed 2 twice as much
     {"model": model, "seed": seed, "step": step, "known": value * seed * step, "loss": 10 - value * seed / 100}
     for model, value in VALUES.items()
@@ -164,7 +164,7 @@ RESULTS = pd.DataFrame(  # the later measurement is 10 times as much, that of se
 ).sample(frac=1, random_state=0, ignore_index=True)  # in no order
 RATES = pd.DataFrame(
     {"model": model, "lr": lr, "seed": seed, "step": 2, "loss": 1 + (np.log10(lr) + 2) ** 2 + 0.1 * seed + 0.2 * i}
-    for i, model in enumerate(("MoE", EQUAL_ACTIVE))
+    for i, model in enumerate(("MoE", SAME_ACTIVE))
     for lr in (0.1, 0.001, 0.01)
     for seed in (0, 1)
 )
@@ -178,11 +178,11 @@ def band(ax) -> np.ndarray:
 
 def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
     rows = [
-        ("equal-active twin", 64, 10, 1.0, 20),
-        ("equal-active twin", 64, 20, 2.0, 30),
+        ("dense, same active", 64, 10, 1.0, 20),
+        ("dense, same active", 64, 20, 2.0, 30),
         ("dense, F=128", 128, 10, 2.0, 40),
         ("dense, F=128", 128, 20, 4.0, 35),
-        ("equal-total twin", 512, 10, 8.0, 80),
+        ("dense, same total", 512, 10, 8.0, 80),
         ("MoE, E=4", None, 10, 1.0, 60),
     ]
     ends = pd.DataFrame(rows, columns=["model", "width", "steps", "flops", "known"]).assign(seed=1)

@@ -15,7 +15,7 @@ from moe_lessons.nn import (
     SoftMoE,
     TopKRouter,
     TransformerConfig,
-    dense_twin,
+    dense_baseline,
 )
 from moe_lessons.nn.families import finer
 from moe_lessons.support.errors import check_device
@@ -40,7 +40,7 @@ def config(**changes) -> TransformerConfig:
         (lambda: MoE(4, 8, 8, router=ExpertChoiceRouter(4, 8, 1)), "router must have top_k 2, got 1"),
         (lambda: MoE(4, 8, 8, router=TopKRouter(4, 8, 2), router_bias=True), "router must .* have {'bias': True}, .*"),
         (lambda: SigmoidRouter(4, 8, 3, num_groups=4), "top_k must be at most 2, the experts in 1 groups, got 3"),
-        (lambda: dense_twin(FeedForward(4, 4)), "model must contain a mixture of experts, got FeedForward without one"),
+        (lambda: dense_baseline(FeedForward(4, 4)), "model must contain a mixture of experts, got FeedForward"),
         (lambda: LanguageModel(config(router="hash", router_std=1)), "router_std .* None .*, got 1"),
         (lambda: MoE(4, 8, 8, 9), r"top_k must be between 1 and num_experts \(8\), got 9"),
         (lambda: MoE(4, 8, 8, router="hash"), "router must be one of 'top-k', .*'expert choice', got 'hash'"),

@@ -6,7 +6,7 @@ import pytest
 from live_tools import mark, on_a_loop, words
 
 from moe_lessons.analysis.results import load_results
-from moe_lessons.nn import EQUAL_ACTIVE
+from moe_lessons.nn import SAME_ACTIVE
 from moe_lessons.plots.marks import Bars, Cells, Lamps, Line, Points, Stack
 from moe_lessons.training import facts_runs, train
 from moe_lessons.widgets import CollapseLab, FactsLab, FutureLab, RoutersView, WallRecording
@@ -63,8 +63,9 @@ def test_the_lamps_are_those_of_the_last_step_and_it_says_how_many_times_as_many
     lab = FactsLab(4, num_entries=250)
     assert words(lab).startswith("The mixture knows 0 of 250 entries by heart.")
     _, known = lab.readings[-1]
-    known["MoE"][:90], known[EQUAL_ACTIVE][:20] = True, True
-    assert lab.words() == "The mixture knows 90 of 250 entries by heart, 4.5 times as many as its equal-active twin."
+    known["MoE"][:90], known[SAME_ACTIVE][:20] = True, True
+    said = "The mixture knows 90 of 250 entries by heart, 4.5 times as many as its FLOP-matched baseline."
+    assert lab.words() == said
 
 
 def test_a_recording_shows_which_facts_its_models_knew_at_each_measurement():

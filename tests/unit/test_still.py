@@ -38,7 +38,7 @@ MARKS = [
 NAMES = [type(mark).__name__ for mark in MARKS]
 PLANE = Axis(-1, 2), Axis(-1, 2)
 STEPS = np.arange(1, 101)
-MODELS = "MoE", "equal-active twin", "equal-total twin", "equally good dense"
+MODELS = "MoE", "dense, same active", "dense, same total", "equally good dense"
 LOSSES = {name: (STEPS, 2 - STEPS / 100 + i) for i, name in enumerate(MODELS[:3])}
 
 

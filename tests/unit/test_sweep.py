@@ -19,15 +19,15 @@ from moe_lessons import __main__ as cli
 from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results, results
 from moe_lessons.analysis import sweeps as sweep
 from moe_lessons.analysis.collapse_map import load_collapse_map
-from moe_lessons.nn import EQUAL_ACTIVE, EQUAL_TOTAL
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.support import data as datafiles
 from moe_lessons.training import Run, TrainingDiverged
 
 TASK = sweep.TEXT.text
-RATES = {EQUAL_ACTIVE: (0.01,), "MoE, E=4": (0.01, 0.02)}
+RATES = {SAME_ACTIVE: (0.01,), "MoE, E=4": (0.01, 0.02)}
 SHORT = {"steps": 4, "warmup_steps": 1, "decay_steps": 4, "measurements": 2, "batch_size": 2, "held_out": 6}
 TINY = sweep.Sweep(RATES, range(1), **SHORT)
-TABLE = [(EQUAL_ACTIVE, 0.01, 0), ("MoE, E=4", 0.01, 0), ("MoE, E=4", 0.02, 0)]
+TABLE = [(SAME_ACTIVE, 0.01, 0), ("MoE, E=4", 0.01, 0), ("MoE, E=4", 0.02, 0)]
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_how_all_lengths_ended_and_what_the_best_dense_model_takes(tmp_path, mon
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(results, "FOLDER", tmp_path)
     monkeypatch.setattr(datafiles, "FOLDER", tmp_path)
-    known = {(EQUAL_ACTIVE, 64): (10, 40), ("dense, F=128", 128): (40, 60), ("MoE, E=4", 66): (50, 80)}  # of 200
+    known = {(SAME_ACTIVE, 64): (10, 40), ("dense, F=128", 128): (40, 60), ("MoE, E=4", 66): (50, 80)}  # of 200
     for i, steps in enumerate((100, 200)):
         header = {"sweep": f"book_{steps}", "num_entries": 200, "steps": steps}
         runs = [
@@ -134,7 +134,7 @@ def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeyp
         return run.records.pop(-2)
 
     monkeypatch.setattr(Run, "step", diverges)
-    row = sweep.train(replace(TINY, steps=30, decay_steps=30, measurements=15), EQUAL_ACTIVE, 0.01, 0)
+    row = sweep.train(replace(TINY, steps=30, decay_steps=30, measurements=15), SAME_ACTIVE, 0.01, 0)
     assert row["diverged"] and row["step"] == list(range(2, 25, 2)) and row["spikes"] == 2
 
 
@@ -145,13 +145,13 @@ MODELS = [(of, name) for of in ("capacity", "book_2000_500", "book_8000_3000") f
 def test_the_models_are_what_their_names_say(of, name):
     setting = sweep.SWEEPS[of].setting
     count, number = count_parameters(setting.make_model(name)), int(name.partition("=")[2] or 0)
-    active = count_parameters(setting.make_model(EQUAL_ACTIVE)).total
+    active = count_parameters(setting.make_model(SAME_ACTIVE)).total
     L, D, F, K = (setting.sizes[key] for key in ("num_layers", "d_model", "d_ff", "top_k"))
     wide = replace(setting, times=3).make_model(name).config
     assert wide.d_model == 3 * D and wide.d_ff == 3 * setting.make_model(name).config.d_ff
-    if name == EQUAL_TOTAL:
-        moe = count_parameters(setting.make_model(f"MoE, E={setting.twins_of}")).total
-        assert count.total == moe - L * D * setting.twins_of
+    if name == SAME_TOTAL:
+        moe = count_parameters(setting.make_model(f"MoE, E={setting.baselines_of}")).total
+        assert count.total == moe - L * D * setting.baselines_of
     elif name.startswith("dense, F"):
         assert count.total == count.active == active + L * 3 * D * (number - K * F)
     else:

@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 from PIL import Image
 
 from moe_lessons.course.lessons import LESSONS
-from moe_lessons.nn import DISPATCH, EQUAL_ACTIVE, EQUAL_TOTAL, TransformerConfig
+from moe_lessons.nn import DISPATCH, SAME_ACTIVE, SAME_TOTAL, TransformerConfig
 from tools import bench, pictures, render, slides
 from tools import bench_cases as cases
 from tools.bench_cases import AUTO, FORWARD, MIXTURE, PASSES, Case, Layer
@@ -105,7 +105,7 @@ HAS_HF = cases.transformers_version() is not None
 HF, HF_FEW = ["HF eager", "HF grouped_mm"], ["HF eager", "HF grouped_mm", "HF batched_mm"]
 needs_hf = pytest.mark.skipif(not HAS_HF, reason="needs the extra hf")
 TINY = [
-    Case(f"forward, {SMALL}", EQUAL_ACTIVE, partial(cases.each_way, SMALL, FORWARD), threads=1),
+    Case(f"forward, {SMALL}", SAME_ACTIVE, partial(cases.each_way, SMALL, FORWARD), threads=1),
     Case("training", MIXTURE, partial(cases.training, MODEL, 2, 5)),
 ]
 
@@ -128,8 +128,8 @@ def test_the_block_of_hugging_face_computes_the_same(layer, which):
             torch.testing.assert_close(a, b)
 
 
-def test_a_model_is_timed_beside_its_twins_and_hugging_face():
-    ours = [MIXTURE, EQUAL_ACTIVE, EQUAL_TOTAL]
+def test_a_model_is_timed_beside_its_baselines_and_hugging_face():
+    ours = [MIXTURE, SAME_ACTIVE, SAME_TOTAL]
     assert list(cases.training(MODEL, 2, 5)) == [*ours, *HF]
     calls = cases.decoding(MODEL)
     assert list(calls) == [*ours, *HF_FEW]
@@ -160,7 +160,7 @@ def test_the_table_has_every_row_and_the_threads_are_given_back(tiny, capsys):
     before = torch.get_num_threads()
     assert bench.main(["--threads", str(before + 1)]) == 0
     out = capsys.readouterr().out
-    for name in (AUTO, *(f"MoE, {way}" for way in DISPATCH), EQUAL_ACTIVE, EQUAL_TOTAL, *HF):
+    for name in (AUTO, *(f"MoE, {way}" for way in DISPATCH), SAME_ACTIVE, SAME_TOTAL, *HF):
         assert f"\n  {name:<20}" in out
     assert [line[-2:] for line in out.splitlines() if "threads:" in line] == ["1)", f"{before + 1})"]
     assert torch.get_num_threads() == before and max(map(len, out.splitlines())) <= 120

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.nn import DISPATCH, FeedForward, LanguageModel, MoE, TransformerConfig, dense_twin, seeded
+from moe_lessons.nn import DISPATCH, FeedForward, LanguageModel, MoE, TransformerConfig, dense_baseline, seeded
 from moe_lessons.nn.attention import Attention, rotary, rotate
 from moe_lessons.nn.transformer import ROUTERS, draw
 
@@ -111,8 +111,8 @@ def test_which_layers_are_mixtures(moe_layers, numbers):
 def test_tied_and_untied():
     tied, untied = model_of(), model_of(tied_embedding=False)
     assert tied.head.weight is tied.embed.weight and untied.head.weight is not untied.embed.weight
-    twin = copy.deepcopy(tied)
-    assert twin.head.weight is twin.embed.weight is not tied.embed.weight
+    baseline = copy.deepcopy(tied)
+    assert baseline.head.weight is baseline.embed.weight is not tied.embed.weight
     assert count_parameters(untied).total - count_parameters(tied).total == 11 * 16
 
 
@@ -147,8 +147,8 @@ def test_a_later_token_changes_nothing_before_it(router, dispatch):
 def test_models_that_are_not_causal(changes):
     """Where experts choose, and where they can be full, some later token changes what an earlier one gets."""
     model, ids = model_of(**changes), some_ids(2, 12)
-    twin = dense_twin(model)
-    assert not model.causal and twin.causal and twin.generate(ids, 3).shape == (2, 15)
+    baseline = dense_baseline(model)
+    assert not model.causal and baseline.causal and baseline.generate(ids, 3).shape == (2, 15)
     pairs = [(some_ids(1, 12, seed), some_ids(1, 12, seed + 100)) for seed in range(5)]
     differences = [model(torch.cat(pair, dim=1))[0][:, :12] - model(pair[0])[0] for pair in pairs]
     assert max(difference.abs().max() for difference in differences) > 1e-3

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.nn import EQUAL_TOTAL, FeedForward, Routing, dense_twin, evaluating, is_moe
+from moe_lessons.nn import SAME_TOTAL, FeedForward, Routing, dense_baseline, evaluating, is_moe
 from moe_lessons.nn.ffn import GATED
 from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel
 from moe_lessons.plots.panels._history import as_array
@@ -35,13 +35,13 @@ def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | Non
 
 def block(view) -> Panel:
     plane, model = view.plane, view.main_run.model
-    twin = view.runs[EQUAL_TOTAL].model.block if EQUAL_TOTAL in view.runs else None
-    return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, twin)
+    baseline = view.runs[SAME_TOTAL].model.block if SAME_TOTAL in view.runs else None
+    return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, baseline)
 
 
 def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=None, has_strip=True) -> Panel:
     """Show x, y (T, D) and the `Routing` of a block, and at most 16 tokens in the strip. dense: see `block_of`."""
-    dense = dense_twin(moe, "total") if dense is None else dense
+    dense = dense_baseline(moe, "params") if dense is None else dense
     if moe.num_experts > MOST_EXPERTS:
         raise ValueError(f"moe must have at most {MOST_EXPERTS} experts to be drawn, got {moe.num_experts}")
     if getattr(moe, "shared_expert", None) is not None or getattr(moe.experts, "weight_input", False):
@@ -89,9 +89,9 @@ def words(x, y, text: str) -> tuple:
 def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn.Module, x) -> None:
     """Draw on the left the FFN, its token coming in from above, in the ink of what it is to the mixture."""
     count, middle, D, F = count_parameters(dense), FFN / 2, dense.d_model, dense.d_ff
-    twins = ("total", "equal-total twin", 2), ("active", "equal-active twin", 1)
-    is_twin = ((name, ink) for match, name, ink in twins if count_parameters(dense_twin(moe, match)) == count)
-    name, ink = next(is_twin, ("", 3))
+    baselines = ("params", "dense, same total", 2), ("flops", "dense, same active", 1)
+    same = ((name, ink) for match, name, ink in baselines if count_parameters(dense_baseline(moe, match)) == count)
+    name, ink = next(same, ("", 3))
     up = f"gate and up: {D} → {F}" if dense.activation in GATED else f"up: {D} → {F}"
     rows = [(TOKEN, 24, f"x = {vector(x, 2)}", FRAME), (123, 58, up, INK + ink), (181, 28, dense.activation, INK + ink),
             (228, 38, f"down: {F} → {D}", INK + ink), (SUM, 24, f"y: {D} numbers", FRAME)]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Dense twins: the fair opponents of a mixture of experts."""
+"""Dense baselines: the fair opponents of a mixture of experts."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from moe_lessons.nn.ffn import ACTIVATIONS, GATED, FeedForward
 from moe_lessons.nn.seeding import seeded
 from moe_lessons.support.errors import check_choice
 
-EQUAL_ACTIVE, EQUAL_TOTAL = "equal-active twin", "equal-total twin"  # how plots, tables and runs name the twins
+SAME_ACTIVE, SAME_TOTAL = "dense, same active", "dense, same total"  # how plots, tables and runs name the baselines
 
 
 def is_moe(module: nn.Module) -> bool:
@@ -17,35 +17,35 @@ def is_moe(module: nn.Module) -> bool:
     return all(hasattr(module, name) for name in ("num_experts", "top_k", "experts"))
 
 
-def dense_twin(model: nn.Module, match: str = "active", seed: int = 0) -> nn.Module:
+def dense_baseline(model: nn.Module, match: str = "flops", seed: int = 0) -> nn.Module:
     """A copy of `model` in which every mixture of experts is a dense `FeedForward`.
 
-    match='active': its width is K·F, so that a token meets as many parameters as in the mixture.
-    match='total':  its width is E·F, so that it has as many parameters as the mixture.
+    match='flops': its width is K·F, so that a token meets as many parameters as in the mixture.
+    match='params':  its width is E·F, so that it has as many parameters as the mixture.
     A shared expert adds its width to either, and biases count; the router's parameters (E·D) have no counterpart. All
     other weights are copied; the new ones start from `seed`.
 
     `model` may be an `MoE` or any module that contains some. ValueError where it contains none.
 
     >>> from moe_lessons.nn import MoE
-    >>> dense_twin(MoE(d_model=4, d_ff=16, num_experts=8, top_k=2), match="active")
+    >>> dense_baseline(MoE(d_model=4, d_ff=16, num_experts=8, top_k=2), match="flops")
     FeedForward(d_model=4, d_ff=32, activation='swiglu')
     """
-    check_choice("match", match, ("active", "total"))
+    check_choice("match", match, ("flops", "params"))
     if not any(is_moe(module) for module in model.modules()):
-        raise ValueError(f"model must contain a mixture of experts, got {type(model).__name__} without one")
+        raise ValueError(f"model must contain a mixture of experts, got {type(model).__name__}")
     return replaced(model, lambda moe: _dense(moe, match), seed)
 
 
 def replaced(model: nn.Module, make: Callable[[nn.Module], nn.Module], seed: int) -> nn.Module:
     """A copy of `model` with make(moe) in the place of each mixture of experts, whose weights start from `seed`."""
     with seeded(seed):
-        twin = copy.deepcopy(model)  # as a whole: weights that are shared stay shared
-        made = {moe: make(moe) for moe in twin.modules() if is_moe(moe)}
-    for module in list(twin.modules()):
+        baseline = copy.deepcopy(model)  # as a whole: weights that are shared stay shared
+        made = {moe: make(moe) for moe in baseline.modules() if is_moe(moe)}
+    for module in list(baseline.modules()):
         for name, child in module._modules.items():
             module._modules[name] = made.get(child, child)
-    return made.get(twin, twin)
+    return made.get(baseline, baseline)
 
 
 def _dense(moe: nn.Module, match: str) -> FeedForward:
@@ -54,7 +54,7 @@ def _dense(moe: nn.Module, match: str) -> FeedForward:
     known = [getattr(module, "activation", None) for module in moe.experts.modules()]
     activation = next((name for name in known if name in ACTIVATIONS), "swiglu")
     per_unit = moe.d_model * (3 if activation in GATED else 2)  # parameters of one hidden unit
-    share = moe.top_k / moe.num_experts if match == "active" else 1
+    share = moe.top_k / moe.num_experts if match == "flops" else 1
     parts = moe.experts, getattr(moe, "shared_expert", None) or nn.Identity()
     routed, shared = (sum(weight.numel() for weight in part.parameters()) for part in parts)
     width = round((share * routed + shared) / per_unit)
