@@ -11,23 +11,21 @@ def my_shares(scores):
     return scores.masked_fill(later, -torch.inf).softmax(dim=-1)
 
 
-def masked(scores: Tensor, first: int = 1, filled=-torch.inf, dim: int = -1) -> Tensor:
-    return scores.masked_fill(torch.ones_like(scores).triu(first) > 0, filled).softmax(dim)
+def masked(scores: Tensor, first: int = 1, filled: float = -torch.inf) -> Tensor:
+    return scores.masked_fill(torch.ones_like(scores).triu(first) > 0, filled).softmax(-1)
 
 
-SHARES_MISTAKES = {
-    lambda scores: scores.softmax(-1): "Nothing is masked: a token looks at those after it.",
-    lambda scores: masked(scores, filled=0):
-        "A token still looks ahead: a score of 0 has a share, since e⁰ = 1. Fill with -torch.inf.",
-    lambda scores: scores.masked_fill(torch.ones_like(scores).triu(1) == 0, -torch.inf).softmax(-1):
-        "The mask is turned round: masked_fill fills where it is True. Let it be True for the tokens after: triu(1).",
-    lambda scores: scores.softmax(-1).tril():
-        "The rows do not sum to 1: you masked after the softmax. Mask the scores, then take the softmax.",
-    lambda scores: masked(scores, dim=0): "Your softmax runs down the columns. Each row must sum to 1: dim=-1.",
-    lambda scores: masked(scores, first=0):
-        "A row has no number left: a token must be allowed to look at itself. Mask triu(1).",
-    lambda scores: masked(scores, first=2): "A token looks at the one after it: mask from triu(1) on.",
-}  # fmt: skip
+SHARES_MISTAKES = [
+    (lambda scores: scores.softmax(-1), "Nothing is masked: a token looks at those after it."),
+    (lambda scores: masked(scores, filled=0),
+     "A token still looks ahead: a score of 0 has a share, since e⁰ = 1. Fill with -torch.inf."),
+    (lambda scores: scores.masked_fill(torch.ones_like(scores).triu(1) == 0, -torch.inf).softmax(-1),
+     "The mask is turned round: masked_fill fills where it is True. Let it be True for the tokens after: triu(1)."),
+    (lambda scores: scores.softmax(-1).tril(),
+     "The rows do not sum to 1: you masked after the softmax. Mask the scores, then take the softmax."),
+    (lambda scores: masked(scores, first=0),
+     "A row has no number left: a token must be allowed to look at itself. Mask triu(1)."),
+]  # fmt: skip
 
 
 @exercise(1, my_shares, SHARES_MISTAKES, "the shares", axes=("row", "column"), then=has_gradient)
@@ -40,12 +38,13 @@ def my_layer_parameters(D, F):
     return attention + ffn + norms
 
 
-LAYER_MISTAKES = {
-    lambda D, F: 4 * D * D + 3 * D * F: "The norms are missing: two, with D numbers each.",
-    lambda D, F: 4 * D * D + 3 * D * F + D: "There are two norms, with D numbers each.",
-    lambda D, F: 3 * D * D + 3 * D * F + 2 * D: "Attention has four matrices: the one that mixes the heads is missing.",
-    lambda D, F: 4 * D * D + 2 * D * F + 2 * D: "The FFN has three matrices: gate, up and down.",
-}  # fmt: skip
+LAYER_MISTAKES = [
+    (lambda D, F: 4 * D * D + 3 * D * F, "The norms are missing: two, with D numbers each."),
+    (lambda D, F: 4 * D * D + 3 * D * F + D, "There are two norms, with D numbers each."),
+    (lambda D, F: 3 * D * D + 3 * D * F + 2 * D,
+     "Attention has four matrices: the one that mixes the heads is missing."),
+    (lambda D, F: 4 * D * D + 2 * D * F + 2 * D, "The FFN has three matrices: gate, up and down."),
+]  # fmt: skip
 
 
 @exercise(1, my_layer_parameters, LAYER_MISTAKES, "the number of parameters")

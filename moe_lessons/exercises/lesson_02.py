@@ -20,17 +20,18 @@ def my_weights(router_logits, top_k):
     return masked.softmax(dim=-1)
 
 
-MASK_MISTAKES = {
-    lambda logits, k: (logits * top_mask(logits, k)).softmax(dim=-1):
-        "The experts that were not chosen still have a weight: a score of 0 has a share, since e⁰ = 1. Use −inf.",
-    lambda logits, k: logits.softmax(dim=-1) * top_mask(logits, k):
-        "The weights of a token do not sum to 1: you set them to zero after the softmax. Mask first, then the softmax.",
-    lambda logits, k: logits.softmax(dim=-1): "Every expert has a weight. Mask all but the top_k scores of each token.",
-    lambda logits, k: logits.masked_fill(~top_mask(logits, k), -torch.inf).softmax(dim=0).nan_to_num(0):
-        "Your softmax runs down a column, over the tokens. Let it run along a row, over the experts: dim=-1.",
-    lambda logits, k: logits.masked_fill(top_mask(logits, k), -torch.inf).softmax(dim=-1):
-        "You masked the chosen experts and kept the others. Turn the mask round.",
-}  # fmt: skip
+MASK_MISTAKES = [
+    (lambda logits, k: (logits * top_mask(logits, k)).softmax(dim=-1),
+     "The experts that were not chosen still have a weight: a score of 0 has a share, since e⁰ = 1. Use −inf."),
+    (lambda logits, k: logits.softmax(dim=-1) * top_mask(logits, k),
+     "The weights of a token do not sum to 1: you set them to zero after the softmax. Mask first, then the softmax."),
+    (lambda logits, k: logits.softmax(dim=-1),
+     "Every expert has a weight. Mask all but the top_k scores of each token."),
+    (lambda logits, k: logits.masked_fill(~top_mask(logits, k), -torch.inf).softmax(dim=0).nan_to_num(0),
+     "Your softmax runs down a column, over the tokens. Let it run along a row, over the experts: dim=-1."),
+    (lambda logits, k: logits.masked_fill(top_mask(logits, k), -torch.inf).softmax(dim=-1),
+     "You masked the chosen experts and kept the others. Turn the mask round."),
+]  # fmt: skip
 
 
 @exercise(
@@ -63,31 +64,32 @@ def my_moe(x, weights, experts):
     return y
 
 
-BLOCK_MISTAKES = {
-    lambda x, w, experts: sum(w[:, e, None] * expert(x) for e, expert in enumerate(experts)):
-        "The numbers are right, but every expert computed every token, as a dense layer does. Give each expert the "
-        "tokens alone whose weight for it is not 0.",
-    lambda x, w, experts: torch.stack([sum(row[e] * experts[e](t) for e in row.nonzero()) for t, row in zip(x, w)]):
-        "The numbers are right, but with more calls than needed. Loop over the experts, and give each all its tokens "
-        "in one call: training is many times faster then.",
-    lambda x, w, experts: my_moe(x, w * ((w > 0).cumsum(dim=1) == (w > 0).sum(dim=1, keepdim=True)), experts):
-        "Only the last expert of each token is left: add to y[tokens], +=, instead of writing over it.",
-    lambda x, w, experts: my_moe(x, (w > 0).to(w), experts):
-        "The right experts ran, but unweighted: multiply each output by its weight before you add.",
-    lambda x, w, experts: my_moe(x, w * (w == w.amax(dim=1, keepdim=True)), experts):
-        "Only the best expert of each token ran. Add the weighted outputs of all whose weight is not 0.",
-    lambda x, w, experts: my_moe(x, w.flip(1), experts):
-        "Weights and experts do not belong together: column e of the weights is for experts[e].",
-}  # fmt: skip
+BLOCK_MISTAKES = [
+    (lambda x, w, experts: my_moe(x, w * ((w > 0).cumsum(dim=1) == (w > 0).sum(dim=1, keepdim=True)), experts),
+     "Only the last expert of each token is left: add to y[tokens], +=, instead of writing over it."),
+    (lambda x, w, experts: my_moe(x, (w > 0).to(w), experts),
+     "The right experts ran, but unweighted: multiply each output by its weight before you add."),
+    (lambda x, w, experts: my_moe(x, w * (w == w.amax(dim=1, keepdim=True)), experts),
+     "Only the best expert of each token ran. Add the weighted outputs of all whose weight is not 0."),
+    (lambda x, w, experts: my_moe(x, w.flip(1), experts),
+     "Weights and experts do not belong together: column e of the weights is for experts[e]."),
+]  # fmt: skip
 
 
 def few_calls(result: Tensor, x: Tensor, weights: Tensor, experts: list[CountingExpert]) -> None:
     """Raise Problem for a right result of experts that computed more than theirs (half was counted of the solution)."""
-    dense, single, *_ = BLOCK_MISTAKES.values()
     if sum(expert.rows for expert in experts) > 2 * int((weights > 0).sum()):
-        raise Problem(dense, known=True)
+        raise Problem(
+            "The numbers are right, but every expert computed every token, as a dense layer does. Give each expert the "
+            "tokens alone whose weight for it is not 0.",
+            known=True,
+        )
     if sum(expert.calls for expert in experts) > 2 * len(experts):
-        raise Problem(single, known=True)
+        raise Problem(
+            "The numbers are right, but with more calls than needed. Loop over the experts, and give each all its "
+            "tokens in one call: training is many times faster then.",
+            known=True,
+        )
     has_gradient(result, weights)
 
 
@@ -111,19 +113,19 @@ def my_sort(topk_indices, num_experts):
     return tokens, expert_of.bincount(minlength=num_experts)
 
 
-SORT_MISTAKES = {
-    lambda chosen, E: (chosen.flatten().argsort(stable=True), my_sort(chosen, E)[1]):
-        "You return places in the flattened list of assignments, 0 to T·K − 1. Each token stands there K times: "
-        "which token does place i belong to?",
-    lambda chosen, E: (chosen.flatten().argsort(stable=True) % len(chosen), my_sort(chosen, E)[1]):
-        "topk_indices.flatten() goes row by row: the K choices of token 0 come first. So place i is token i // K.",
-    lambda chosen, E: (chosen.flatten().sort(stable=True).values, my_sort(chosen, E)[1]):
-        "You return the numbers of the experts, sorted. Return the tokens, in that order: argsort instead of sort.",
-    lambda chosen, E: (my_sort(chosen, E)[0], chosen.flatten().bincount()):
-        "An expert with a high number and no tokens is missing from your counts: use bincount(minlength=num_experts).",
-    lambda chosen, E: (my_sort(chosen, E)[0], chosen[:, 0].bincount(minlength=E)):
-        "Your counts hold first choices alone. Count all K choices of each token.",
-}  # fmt: skip
+SORT_MISTAKES = [
+    (lambda chosen, E: (chosen.flatten().argsort(stable=True), my_sort(chosen, E)[1]),
+     "You return places in the flattened list of assignments, 0 to T·K − 1. Each token stands there K times: "
+     "which token does place i belong to?"),
+    (lambda chosen, E: (chosen.flatten().argsort(stable=True) % len(chosen), my_sort(chosen, E)[1]),
+     "topk_indices.flatten() goes row by row: the K choices of token 0 come first. So place i is token i // K."),
+    (lambda chosen, E: (chosen.flatten().sort(stable=True).values, my_sort(chosen, E)[1]),
+     "You return the numbers of the experts, sorted. Return the tokens, in that order: argsort instead of sort."),
+    (lambda chosen, E: (my_sort(chosen, E)[0], chosen.flatten().bincount()),
+     "An expert with a high number and no tokens is missing from your counts: use bincount(minlength=num_experts)."),
+    (lambda chosen, E: (my_sort(chosen, E)[0], chosen[:, 0].bincount(minlength=E)),
+     "Your counts hold first choices alone. Count all K choices of each token."),
+]  # fmt: skip
 
 
 @exercise(3, my_sort, SORT_MISTAKES, ("tokens", "counts"), read=in_groups)

@@ -4,22 +4,20 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
-from moe_lessons.exercises.exercise import Check, Problem, attempt, exercise, judge
+from moe_lessons.exercises.exercise import Problem, attempt, exercise
 
 
 def my_active_parameters(d_model, d_ff, num_experts, top_k, shared_experts):
     return (top_k + shared_experts) * 3 * d_model * d_ff + num_experts * d_model
 
 
-ACTIVE_MISTAKES = {
-    lambda D, F, E, K, S: (K + S) * 3 * D * F: "The router is missing: E · D weights, all of them used.",
-    lambda D, F, E, K, S: (E + S) * 3 * D * F + E * D: "This is the total. A token uses K of the E experts.",
-    lambda D, F, E, K, S: (K + S) * 3 * D * F + K * D: "The router scores all E experts before it chooses K.",
-    lambda D, F, E, K, S: (K + S) * 2 * D * F + E * D: "SwiGLU has three matrices: gate, up and down.",
-    lambda D, F, E, K, S: K * 3 * D * F + E * D: "The shared experts are missing: they work for every token.",
-    lambda D, F, E, K, S: (K + S) * 3 * D * F + (E + S) * D:
-        "The router does not score the shared experts: nobody has to choose them.",
-}  # fmt: skip
+ACTIVE_MISTAKES = [
+    (lambda D, F, E, K, S: (K + S) * 3 * D * F, "The router is missing: E · D weights, all of them used."),
+    (lambda D, F, E, K, S: (E + S) * 3 * D * F + E * D, "This is the total. A token uses K of the E experts."),
+    (lambda D, F, E, K, S: (K + S) * 3 * D * F + K * D, "The router scores all E experts before it chooses K."),
+    (lambda D, F, E, K, S: (K + S) * 2 * D * F + E * D, "SwiGLU has three matrices: gate, up and down."),
+    (lambda D, F, E, K, S: K * 3 * D * F + E * D, "The shared experts are missing: they work for every token."),
+]  # fmt: skip
 
 
 @exercise(1, my_active_parameters, ACTIVE_MISTAKES, "the number of active parameters")
@@ -31,15 +29,14 @@ def my_cache_bytes(num_layers, num_kv_heads, head_dim, num_tokens):
     return 2 * 2 * num_layers * num_kv_heads * head_dim * num_tokens  # a key and a value; 2 bytes
 
 
-CACHE_MISTAKES = {
-    lambda L, G, h, T: 2 * L * G * h * T:
-        "Half is missing. Either you count keys and no values, or you count numbers and not bytes: bfloat16 has 2.",
-    lambda L, G, h, T: L * G * h * T: "Count a key and a value, and 2 bytes for each number.",
-    lambda L, G, h, T: 4 * G * h * T: "Every layer has keys and values of its own.",
-    lambda L, G, h, T: 4 * L * h * T: "Every key/value head has keys and values of its own.",
-    lambda L, G, h, T: 4 * L * G * h: "This is one token. The cache holds all tokens of the text.",
-    lambda L, G, h, T: 4 * L * G * h * T * T: "Each token is stored once, however many tokens look at it.",
-}  # fmt: skip
+CACHE_MISTAKES = [
+    (lambda L, G, h, T: 2 * L * G * h * T,
+     "Half is missing. Either you count keys and no values, or you count numbers and not bytes: bfloat16 has 2."),
+    (lambda L, G, h, T: L * G * h * T, "Count a key and a value, and 2 bytes for each number."),
+    (lambda L, G, h, T: 4 * G * h * T, "Every layer has keys and values of its own."),
+    (lambda L, G, h, T: 4 * L * h * T, "Every key/value head has keys and values of its own."),
+    (lambda L, G, h, T: 4 * L * G * h, "This is one token. The cache holds all tokens of the text."),
+]  # fmt: skip
 
 
 @exercise(1, my_cache_bytes, CACHE_MISTAKES, "the number of bytes")
@@ -57,34 +54,35 @@ def my_design():
     return 64, 16, 1088  # (8, 2, 8704) has the same sizes but for the router
 
 
-DESIGN_MISTAKES = {  # an example of each, and what to say
-    lambda: (8, 8, 2176): "With E = K every expert works for every token: this is a dense model.",
-    lambda: (8, 2, 9216): "A token uses more than 3.0 B: K · F must be smaller.",
-    lambda: (16, 2, 8192): "The weights alone do not fit: E · F must be smaller.",
-    lambda: (9, 2, 8192): "The weights fit, but not with the KV cache beside them: E · F must be smaller.",
-    lambda: (8, 1, 9000): "A token could use more, 2.5 B at least: K · F may be larger.",
-    lambda: (4, 2, 8192): "The card could hold more, 20 GB at least: E · F may be larger.",
-}
+def fits_the_card(answer: Callable[[], tuple[int, int, int]]) -> str:
+    given = attempt(answer)
+    try:
+        num_experts, top_k, d_ff = given
+    except (TypeError, ValueError):
+        raise Problem("Return three whole numbers: num_experts, top_k, d_ff.") from None
+    try:
+        shape = replace(CARD, num_experts=num_experts, top_k=top_k, d_ff=d_ff)
+    except ValueError as error:
+        raise Problem(f"There is no such model: {error}.") from None
+    active, weights, cache = shape.count.active, shape.memory_gb(), shape.kv_cache_gb(TEXT)
+    found = (
+        f"{shape.count.total / 1e9:.1f} B parameters, {active / 1e9:.2f} B active. {weights:.1f} GB of weights and "
+        f"{cache:.1f} GB of KV cache: {weights + cache:.1f} of {CARD_GB} GB."
+    )
+    limits = [
+        (num_experts == top_k, "With E = K every expert works for every token: this is a dense model."),
+        (active > MOST_ACTIVE, "A token uses more than 3.0 B: K · F must be smaller."),
+        (weights > CARD_GB, "The weights alone do not fit: E · F must be smaller."),
+        (weights + cache > CARD_GB, "The weights fit, but not with the KV cache beside them: E · F must be smaller."),
+        (active < LEAST_ACTIVE, "A token could use more, 2.5 B at least: K · F may be larger."),
+        (weights + cache < LEAST_GB, "The card could hold more, 20 GB at least: E · F may be larger."),
+    ]
+    for is_broken, advice in limits:
+        if is_broken:
+            raise Problem(f"{advice} You have {found}", known=True)
+    return found
 
 
-@exercise(3, my_design, DESIGN_MISTAKES)
-def card_design(answer: Callable[[], tuple[int, int, int] | None]) -> Check:
-    def try_design() -> None:
-        num_experts, top_k, d_ff = attempt(answer)
-        try:
-            shape = replace(CARD, num_experts=num_experts, top_k=top_k, d_ff=d_ff)
-        except ValueError as error:
-            raise Problem(f"There is no such model: {error}.") from None
-        active, weights, cache = shape.count.active, shape.memory_gb(), shape.kv_cache_gb(TEXT)
-        found = (
-            f"{shape.count.total / 1e9:.1f} B parameters, {active / 1e9:.2f} B active. {weights:.1f} GB of weights and "
-            f"{cache:.1f} GB of KV cache: {weights + cache:.1f} of {CARD_GB} GB."
-        )
-        broken = num_experts == top_k, active > MOST_ACTIVE, weights > CARD_GB, weights + cache > CARD_GB
-        broken += active < LEAST_ACTIVE, weights + cache < LEAST_GB
-        for is_broken, advice in zip(broken, DESIGN_MISTAKES.values()):
-            if is_broken:
-                raise Problem(f"{advice} You have {found}", known=True)
-        raise Problem(found, "right")
-
-    return judge([()], try_design, "", "Return three whole numbers: num_experts, top_k, d_ff")
+@exercise(3, my_design, try_case=fits_the_card)
+def card_design() -> list[tuple]:
+    return [()]

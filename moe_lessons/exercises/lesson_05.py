@@ -10,19 +10,17 @@ def my_slowdown(loads, num_devices):
     return work.max() / work.mean()
 
 
-SLOWDOWN_MISTAKES = {
-    lambda loads, n: loads.max() / loads.mean():
-        "This is right with one expert on each device. Where a device has several, add up their loads first.",
-    lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.sum():
-        "This is the share of the busiest device. Divide by the even share, one device's part of the work.",
-    lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.mean():
-        "The mean is over devices, not over experts: each device has several.",
-    lambda loads, n: loads.view(-1, n).sum(dim=0).max() / (loads.sum() / n):
-        "You deal the experts out like cards. Neighbours belong together: device 0 has the first E / num_devices.",
-    lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.view(n, -1).sum(dim=1).min():
-        "This is the busiest device over the least busy one. Compare it with the mean of all.",
-    lambda loads, n: loads.view(n, -1).sum(dim=1).max(): "These are the busiest device's tokens. Divide by the mean.",
-}  # fmt: skip
+SLOWDOWN_MISTAKES = [
+    (lambda loads, n: loads.max() / loads.mean(),
+     "This is right with one expert on each device. Where a device has several, add up their loads first."),
+    (lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.sum(),
+     "This is the share of the busiest device. Divide by the even share, one device's part of the work."),
+    (lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.mean(),
+     "The mean is over devices, not over experts: each device has several."),
+    (lambda loads, n: loads.view(-1, n).sum(dim=0).max() / (loads.sum() / n),
+     "You deal the experts out like cards. Neighbours belong together: device 0 has the first E / num_devices."),
+    (lambda loads, n: loads.view(n, -1).sum(dim=1).max(), "These are the busiest device's tokens. Divide by the mean."),
+]  # fmt: skip
 
 
 @exercise(1, my_slowdown, SLOWDOWN_MISTAKES, "the slowdown")
@@ -37,17 +35,17 @@ def my_push(probs, chosen, gain):
     return push
 
 
-PUSH_MISTAKES = {
-    lambda p, c, gain: gain * torch.eye(len(p))[c]:
-        "Not only the chosen score is pushed: a change of any score changes p(c).",
-    lambda p, c, gain: gain * p[c] * (1 - p[c]) * torch.eye(len(p))[c]:
-        "The chosen score is right, and the others are pushed as well: by −gain · p(c) · p(e).",
-    lambda p, c, gain: gain * p[c] * torch.where(torch.eye(len(p))[c] > 0, torch.ones_like(p), -p):
-        "The others are right. The chosen score stands below the fraction too: its push is gain · p(c) · (1 − p(c)).",
-    lambda p, c, gain: gain * (torch.eye(len(p))[c] - p):
-        "This is the push of a cross entropy, on log p(c). Here the output has p(c) itself: a factor p(c) is missing.",
-    lambda p, c, gain: -my_push(p, c, gain): "The sign is wrong: a gain pushes the chosen score upwards.",
-}  # fmt: skip
+PUSH_MISTAKES = [
+    (lambda p, c, gain: gain * torch.eye(len(p))[c],
+     "Not only the chosen score is pushed: a change of any score changes p(c)."),
+    (lambda p, c, gain: gain * p[c] * (1 - p[c]) * torch.eye(len(p))[c],
+     "The chosen score is right, and the others are pushed as well: by −gain · p(c) · p(e)."),
+    (lambda p, c, gain: gain * p[c] * torch.where(torch.eye(len(p))[c] > 0, torch.ones_like(p), -p),
+     "The others are right. The chosen score stands below the fraction too: its push is gain · p(c) · (1 − p(c))."),
+    (lambda p, c, gain: gain * (torch.eye(len(p))[c] - p),
+     "This is the push of a cross entropy, on log p(c). Here the output has p(c) itself: a factor p(c) is missing."),
+    (lambda p, c, gain: -my_push(p, c, gain), "The sign is wrong: a gain pushes the chosen score upwards."),
+]  # fmt: skip
 
 
 @exercise(2, my_push, PUSH_MISTAKES, "the push", axes=("score",))

@@ -41,17 +41,14 @@ NO_K = "K is missing in C: there are K · T assignments to place."
 ROUNDED = "C is rounded up, not down: ⌈factor · K · T / E⌉, math.ceil."
 ONE_MORE = "An expert takes one more than C. There is a place as long as fewer than C are taken."
 ANEW = "You counted anew for each choice. First and second choices fill the same C places."
-PLACES_MISTAKES = {
-    lambda i, e, f: in_turn(i, math.floor(f * i.numel() / e)): ROUNDED,
-    lambda i, e, f: in_turn(i, places(i[:, 0], e, f)): NO_K,
-    lambda i, e, f: in_turn(i, places(i, e, f) + 1): ONE_MORE,
-    lambda i, e, f: in_turn(i, places(i, e, f), lambda token, choice: (token, choice)):
-        "You placed all choices of a token before the next token came. All first choices come before any second one.",
-    lambda i, e, f: in_turn(i, places(i, e, f), lambda token, choice: (choice, -token)):
-        "The last tokens took the places. The tokens come in their order: token 0 first.",
-    lambda i, e, f: in_turn(i, places(i, e, f), anew=True): ANEW,
-    lambda i, e, f: ~my_places(i, e, f): "Turned round: return True for what finds a place, False for what is dropped.",
-}  # fmt: skip
+PLACES_MISTAKES = [
+    (lambda i, e, f: in_turn(i, math.floor(f * i.numel() / e)), ROUNDED),
+    (lambda i, e, f: in_turn(i, places(i[:, 0], e, f)), NO_K),
+    (lambda i, e, f: in_turn(i, places(i, e, f) + 1), ONE_MORE),
+    (lambda i, e, f: in_turn(i, places(i, e, f), lambda token, choice: (token, choice)),
+     "You placed all choices of a token before the next token came. All first choices come before any second one."),
+    (lambda i, e, f: in_turn(i, places(i, e, f), anew=True), ANEW),
+]  # fmt: skip
 
 
 @exercise(2, my_places, PLACES_MISTAKES, "what is kept", axes=("token", "choice"))
@@ -88,21 +85,18 @@ def my_balancing_loss(router_probs, topk_indices):
 
 
 NO_GRADIENT = "The number is right, but no gradient reaches the router. Keep P as a tensor."
-LOSS_MISTAKES = {
-    lambda p, i: p.shape[1] * p.mean(0).square().sum():
-        "You used the mean probability for f, too. f is counted: the share of the assignments in topk_indices.",
-    lambda p, i: (shares(i, p.shape[1]) * p.mean(0)).sum(): "The factor E is missing: an even load should cost 1.",
-    lambda p, i: p.shape[1] * i.shape[1] * (shares(i, p.shape[1]) * p.mean(0)).sum():
-        "Yours is K times too large: divide the counts by T · K, all assignments, so that f sums to 1. (Hugging Face's "
-        "loss is K times this one: mind it when you take over a coefficient.)",
-    lambda p, i: p.shape[1] * (shares(i, p.shape[1]) * p.mean(1)[: p.shape[1]]).sum():
-        "P is a mean over the wrong axis. It must have a number for each expert: the mean over the tokens, dim=0.",
-    lambda p, i: p.shape[1] * (shares(i, p.shape[1]) * p.sum(0)).sum():
-        "P is a sum over the tokens. Take their mean, so that the loss does not grow with T.",
-    lambda p, i: p.shape[1] * p.gather(1, i).mean():
-        "You multiplied token by token. First average over all tokens, then multiply: f · P for each expert.",
-    lambda p, i: my_balancing_loss(p.detach(), i): NO_GRADIENT,
-}  # fmt: skip
+LOSS_MISTAKES = [
+    (lambda p, i: p.shape[1] * p.mean(0).square().sum(),
+     "You used the mean probability for f, too. f is counted: the share of the assignments in topk_indices."),
+    (lambda p, i: (shares(i, p.shape[1]) * p.mean(0)).sum(), "The factor E is missing: an even load should cost 1."),
+    (lambda p, i: p.shape[1] * i.shape[1] * (shares(i, p.shape[1]) * p.mean(0)).sum(),
+     "Yours is K times too large: divide the counts by T · K, all assignments, so that f sums to 1. (Hugging Face's "
+     "loss is K times this one: mind it when you take over a coefficient.)"),
+    (lambda p, i: p.shape[1] * (shares(i, p.shape[1]) * p.sum(0)).sum(),
+     "P is a sum over the tokens. Take their mean, so that the loss does not grow with T."),
+    (lambda p, i: p.shape[1] * p.gather(1, i).mean(),
+     "You multiplied token by token. First average over all tokens, then multiply: f · P for each expert."),
+]  # fmt: skip
 
 
 @exercise(2, my_balancing_loss, LOSS_MISTAKES, "the loss", then=same_gradient)
@@ -115,18 +109,18 @@ def my_bias(bias, topk_indices, rate):
     return bias + rate * (load.mean() - load).sign()
 
 
-BIAS_MISTAKES = {
-    lambda b, i, rate: b + rate * (shares(i, len(b)) - 1 / len(b)).sign():
-        "The direction is turned round: an expert that had too little must become easier to choose.",
-    lambda b, i, rate: b + rate * (1 / len(b) - shares(i, len(b))):
-        "You moved the bias by how much the share is off. Only its sign counts: each moves by rate, up or down.",
-    lambda b, i, rate: b + rate * (i.numel() / len(b) - shares(i, len(b)) * i.numel()):
-        "You moved the bias by how many tokens the load is off. Only its sign counts: each moves by rate, up or down.",
-    lambda b, i, rate: b + rate * (len(i) / len(b) - shares(i, len(b)) * i.numel()).sign():
-        "The mean load is T · K / E: each of the T tokens makes K assignments.",
-    lambda b, i, rate: b + rate * torch.where(shares(i, len(b)) < 1 / len(b), 1, -1):
-        "An expert with exactly the mean load goes down. It should stay as it was.",
-}  # fmt: skip
+BIAS_MISTAKES = [
+    (lambda b, i, rate: b + rate * (shares(i, len(b)) - 1 / len(b)).sign(),
+     "The direction is turned round: an expert that had too little must become easier to choose."),
+    (lambda b, i, rate: b + rate * (1 / len(b) - shares(i, len(b))),
+     "You moved the bias by how much the share is off. Only its sign counts: each moves by rate, up or down."),
+    (lambda b, i, rate: b + rate * (i.numel() / len(b) - shares(i, len(b)) * i.numel()),
+     "You moved the bias by how many tokens the load is off. Only its sign counts: each moves by rate, up or down."),
+    (lambda b, i, rate: b + rate * (len(i) / len(b) - shares(i, len(b)) * i.numel()).sign(),
+     "The mean load is T · K / E: each of the T tokens makes K assignments."),
+    (lambda b, i, rate: b + rate * torch.where(shares(i, len(b)) < 1 / len(b), 1, -1),
+     "An expert with exactly the mean load goes down. It should stay as it was."),
+]  # fmt: skip
 
 
 @exercise(1, my_bias, BIAS_MISTAKES, "the bias", axes=("expert",), in_place=True)

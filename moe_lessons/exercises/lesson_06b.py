@@ -1,21 +1,18 @@
 """Lesson 06b: which layers let a token see the future, and places for the surest."""
 
-import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.exercises.exercise import Check, Problem, attempt, exercise, judge, kind_of
-from moe_lessons.exercises.lesson_06 import ANEW, NO_K, ONE_MORE, ROUNDED, in_turn, places
+from moe_lessons.exercises.exercise import Problem, attempt, exercise, kind_of
+from moe_lessons.exercises.lesson_06 import in_turn, places
 from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
 
 NUM_TOKENS = 13  # three groups of four, and a token alone
 TINY = "And tiny differences are rounding: compare with torch.allclose(a, b, atol=1e-5)."
-CHANGED = "Your function changed x itself, and so what it compares with. Use x.clone()."
 ADVICE = (  # for each layer, where it is judged wrongly
     f"A token may change itself: compare only the tokens before those you changed. {TINY}",
     "Change late tokens of a copy of x (or cut them off), and look at the outputs of the tokens before.",
@@ -87,51 +84,27 @@ def my_sees_the_future(layer, x):
     return False
 
 
-def by_change(change: Callable[[Tensor, int], Tensor], places=range(1, NUM_TOKENS)) -> Callable:
-    def sees(layer: nn.Module, x: Tensor) -> bool:
-        y = layer.eval()(x)
-        return any(not same(layer(change(x.clone(), t))[:t], y[:t]) for t in places)
-
-    return sees
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    return torch.allclose(a, b, atol=1e-5)
-
-
-CAUSALITY_MISTAKES = {
-    lambda f, x: any(not same(f(x[:t]), f(x)[:t]) for t in range(1, len(x))): "Call layer.eval() first.",
-    lambda f, x: any(not torch.equal(f.eval()(x[:t]), f(x)[:t]) for t in range(1, len(x))): TINY,
-    lambda f, x: not same(f.eval()(torch.cat([x[:1] + 1, x[1:]]))[1:], f(x)[1:]): "Did you change an early token",
-    lambda f, x: not same(f.eval()(torch.cat([x[:-1], x[-1:] + 1])), f(x)): "A token may change itself",
-    lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]): CHANGED,
-    by_change(lambda x, t: torch.cat([x[:t], 3 * torch.randn_like(x[t:])]), [12] * 10):
-        "The last of the 13 tokens is alone in its group",
-    by_change(lambda x, t: torch.cat([x[:t], x[t:] + 0.01])): "Change more than a little, at several places.",
-}  # fmt: skip
-
-
-@exercise(3, my_sees_the_future, CAUSALITY_MISTAKES)
 @torch.no_grad()
-def causality(answer: Callable[[nn.Module, Tensor], bool | None]) -> Check:
-    def try_case(name: str, case: CausalityCase) -> None:
-        with seeded(1):
-            x = torch.randn(NUM_TOKENS, 8)
-            given = x.clone()
-            verdict = attempt(partial(answer, case.layer, x), f"At the layer {name!r}")
-        is_one = isinstance(verdict, Tensor) and verdict.numel() == 1 and not verdict.is_meta
-        value = verdict.item() if is_one else verdict
-        if not isinstance(value, bool | np.bool_):
-            raise Problem(f"Return True or False, not {kind_of(verdict)} (at {name!r}).")
-        if value == case.truth:
-            return
+def tell_apart(answer: Callable[[nn.Module, Tensor], bool], name: str, case: CausalityCase) -> str:
+    with seeded(1):
+        x = torch.randn(NUM_TOKENS, 8)
+        given = x.clone()
+        verdict = attempt(answer, case.layer, x, at=f"At the layer {name!r}")
+    is_one = isinstance(verdict, Tensor) and verdict.numel() == 1 and not verdict.is_meta
+    value = verdict.item() if is_one else verdict
+    if not isinstance(value, bool | np.bool_):
+        raise Problem(f"Return True or False, not {kind_of(verdict)} (at {name!r}).")
+    if value != case.truth:
         if not torch.equal(x, given):
-            raise Problem(CHANGED, known=True)
+            raise Problem("Your function changed x itself, and so what it compares with. Use x.clone().", known=True)
         truth = "sees the future" if case.truth else "does not see the future"
         raise Problem(f"{name!r} {truth}, and your function says otherwise. {case.advice}", known=True)
+    return f"Your test tells all {len(ADVICE)} layers apart."
 
-    cases = causality_cases()
-    return judge(cases.items(), try_case, f"Your test tells all {len(cases)} layers apart.")
+
+@exercise(3, my_sees_the_future, try_case=tell_apart)
+def causality() -> list[tuple]:
+    return list(causality_cases().items())
 
 
 def my_surest(router_probs, top_k, factor):
@@ -148,36 +121,29 @@ def my_surest(router_probs, top_k, factor):
     return weights
 
 
-def surest_with(capacity=places, turn=lambda best, choice: (choice, -best[0]), anew=False) -> Callable:
+def surest_by(turn: Callable[[list[float], int], Any]) -> Callable:
+    """Find places by rising turn(the K probabilities of a token, choice)."""
+
     def wrong(p: Tensor, top_k: int, factor: float) -> Tensor:
         best, chosen = p.topk(top_k)
-        in_line = in_turn(chosen, capacity(chosen, p.shape[1], factor), lambda t, c: turn(best[t].tolist(), c), anew)
+        in_line = in_turn(chosen, places(chosen, p.shape[1], factor), lambda t, choice: turn(best[t].tolist(), choice))
         return torch.zeros_like(p).scatter(1, chosen, best * in_line)
 
     return wrong
 
 
-SUREST_MISTAKES = {
-    surest_with(turn=lambda best, choice: choice):
-        "The places go in the order of the tokens. The surest token comes first: sort by the largest probability.",
-    surest_with(turn=lambda best, c: (c, best[0])): "The least sure token comes first. Sort with descending=True.",
-    surest_with(turn=lambda best, choice: -best[choice]):
-        "A sure second choice took the place of an unsure first one. All first choices come before any second one.",
-    surest_with(turn=lambda best, choice: (choice, -best[choice])):
-        "You sorted the second choices by their own probability. A token is as sure as its largest one, in each round.",
-    surest_with(turn=lambda best, choice: (-best[0], choice)):
-        "You placed all choices of the surest token before the next token came. All first choices come first.",
-    surest_with(lambda i, e, f: math.floor(f * i.numel() / e)): ROUNDED,
-    surest_with(lambda i, e, f: places(i[:, 0], e, f)): NO_K,
-    surest_with(lambda i, e, f: math.floor(f * i.numel() / e) + 1): ONE_MORE,
-    surest_with(anew=True): ANEW,
-    lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9):
-        "The right places, but you divided by what is left. Here a weight stays as it was, and a token that lost an "
-        "expert has a smaller output.",
-    lambda p, k, f: my_surest(p, k, p.shape[1]) - my_surest(p, k, f):
-        "Turned round: you return what is dropped. Return what has a place.",
-    lambda p, k, f: my_surest(p, k, p.shape[1]): "Nothing was dropped. Each expert has C places and no more.",
-}  # fmt: skip
+SUREST_MISTAKES = [
+    (surest_by(lambda best, choice: choice),
+     "The places go in the order of the tokens. The surest token comes first: sort by the largest probability."),
+    (surest_by(lambda best, choice: -best[choice]),
+     "A sure second choice took the place of an unsure first one. All first choices come before any second one."),
+    (surest_by(lambda best, choice: (-best[0], choice)),
+     "You placed all choices of the surest token before the next token came. All first choices come first."),
+    (lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9),
+     "The right places, but you divided by what is left. Here a weight stays as it was, and a token that lost an "
+     "expert has a smaller output."),
+    (lambda p, k, f: my_surest(p, k, p.shape[1]), "Nothing was dropped. Each expert has C places and no more."),
+]  # fmt: skip
 
 
 @exercise(3, my_surest, SUREST_MISTAKES, "the weights", axes=("token", "expert"))

@@ -17,12 +17,12 @@ def my_token_speed(total, active, bytes_per_weight, bytes_per_second):
     return bytes_per_second / (active * bytes_per_weight)  # the total must only fit into memory
 
 
-SPEED_MISTAKES = {
-    lambda total, active, size, speed: speed / (total * size): "You read all weights. A token needs the active.",
-    lambda total, active, size, speed: active * size / speed: "These are seconds for a token. Turn it round.",
-    lambda total, active, size, speed: speed / active: "You count weights. How many bytes does each take?",
-    lambda total, active, size, speed: speed * size / active: "More bytes take longer: divide by them.",
-}
+SPEED_MISTAKES = [
+    (lambda total, active, size, speed: speed / (total * size), "You read all weights. A token needs the active."),
+    (lambda total, active, size, speed: active * size / speed, "These are seconds for a token. Turn it round."),
+    (lambda total, active, size, speed: speed / active, "You count weights. How many bytes does each take?"),
+    (lambda total, active, size, speed: speed * size / active, "More bytes take longer: divide by them."),
+]  # fmt: skip
 
 
 @exercise(1, my_token_speed, SPEED_MISTAKES, "the number of tokens per second")
@@ -35,14 +35,13 @@ def my_touched(E, K, B):
     return E * (1 - (1 - K / E) ** B)
 
 
-TOUCHED_MISTAKES = {
-    lambda E, K, B: B * K: "This is how many choices there are. Two tokens may choose the same expert.",
-    lambda E, K, B: min(E, B * K): "Two tokens may choose the same expert, long before all E are in use.",
-    lambda E, K, B: E * (1 - K / E) ** B: "These are the experts that nobody chose. How many are left over?",
-    lambda E, K, B: 1 - (1 - K / E) ** B: "This is the chance for one expert. How many of all E are it?",
-    lambda E, K, B: E * (1 - (K / E) ** B): "K/E is the chance to be chosen. You need its opposite.",
-    lambda E, K, B: E * (1 - (1 - 1 / E) ** (B * K)): "The K experts of one token are different ones: use K/E.",
-}
+TOUCHED_MISTAKES = [
+    (lambda E, K, B: B * K, "This is how many choices there are. Two tokens may choose the same expert."),
+    (lambda E, K, B: E * (1 - K / E) ** B, "These are the experts that nobody chose. How many are left over?"),
+    (lambda E, K, B: 1 - (1 - K / E) ** B, "This is the chance for one expert. How many of all E are it?"),
+    (lambda E, K, B: E * (1 - (K / E) ** B), "K/E is the chance to be chosen. You need its opposite."),
+    (lambda E, K, B: E * (1 - (1 - 1 / E) ** (B * K)), "The K experts of one token are different ones: use K/E."),
+]  # fmt: skip
 
 
 @exercise(2, my_touched, TOUCHED_MISTAKES, "the number of experts")
@@ -73,26 +72,18 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float | None = None) 
     return F.scaled_dot_product_attention(q[:, None], keys, values, scale=scale)[:, 0]
 
 
-STEP_MISTAKES = {
-    reads(lambda q, K, V: attend(q, K, V, scale=1.0)): "The scores are not divided by √h, so the softmax is too sharp.",
-    reads(lambda q, K, V: attend(q, K, V, scale=1 / q.shape[1])):
-        "You divided the scores by h. Divide them by its square root.",
-    reads(lambda q, K, V: attend(q, K, V, scale=K.shape[1] ** -0.5)):
-        "You divided the scores by the root of the number of tokens. h is the last axis of q.",
-    reads(lambda q, K, V: attend(q, K[:, :-1], V[:, :-1])):
-        "The new token reads of the tokens before it alone. It sees itself, too: extend the cache first, then read.",
-    reads(lambda q, K, V: V[:, 0]):
-        "The new token sees the first alone: a causal mask has a single query at place 0. At place S it needs none.",
-    reads(lambda q, K, V: ((K @ q[:, :, None]) / q.shape[1] ** 0.5).softmax(dim=0).mul(V).sum(dim=1)):
-        "Your softmax runs over the heads. Each head shares its attention out over the tokens.",
-    reads(lambda q, K, V: attend(q, V, K)): "Keys and values have changed places: q meets keys, and reads values.",
-    lambda q, k, v, K, V: (my_cache_step(q, k, v, K, V)[0], K, V):
-        "The output is right, but the cache is as it was: the next token would not find this one. Return the new one.",
-    lambda q, k, v, K, V: my_cache_step(q, q, v, K, V):
-        "You put q into the cache. A query is used once, by its own token: keep k and v.",
-    lambda *a: tuple(part.roll(own, 1) for part, own in zip(my_cache_step(*a), (0, 1, 1))):
-        "The new token stands in front of the others. It is the last one: cat([cache, new]).",
-}  # fmt: skip
+STEP_MISTAKES = [
+    (reads(lambda q, K, V: attend(q, K, V, scale=1.0)),
+     "The scores are not divided by √h, so the softmax is too sharp."),
+    (reads(lambda q, K, V: attend(q, K[:, :-1], V[:, :-1])),
+     "The new token reads of the tokens before it alone. It sees itself, too: extend the cache first, then read."),
+    (reads(lambda q, K, V: V[:, 0]),
+     "The new token sees the first alone: a causal mask has a single query at place 0. At place S it needs none."),
+    (lambda q, k, v, K, V: (my_cache_step(q, k, v, K, V)[0], K, V),
+     "The output is right, but the cache is as it was: the next token would not find this one. Return the new one."),
+    (lambda *a: tuple(part.roll(own, 1) for part, own in zip(my_cache_step(*a), (0, 1, 1))),
+     "The new token stands in front of the others. It is the last one: cat([cache, new])."),
+]  # fmt: skip
 
 
 @exercise(2, my_cache_step, STEP_MISTAKES, ("y", "the new keys", "the new values"), axes=("head",))

@@ -18,14 +18,14 @@ def my_width(widths, qualities, quality):
 
 
 ONE = "This is one of the trained widths. Interpolate between the two neighbours."
-WIDTH_MISTAKES = {
-    lambda w, q, x: my_width(w, q, min(x, q[-1])):
-        "A mixture better than all of them lies outside the family. Return math.inf.",
-    lambda w, q, x: np.interp(x, q, w): "Your lines are straight over the width. Take its logarithm first, then exp.",
-    lambda w, q, x: math.log(my_width(w, q, x)): "This is the logarithm of the width. Return its exp.",
-    lambda w, q, x: min(w, key=lambda width: abs(q[w.index(width)] - x)): ONE,
-    lambda w, q, x: next((width for width, own in zip(w, q) if own >= x), math.inf): ONE,
-}  # fmt: skip
+WIDTH_MISTAKES = [
+    (lambda w, q, x: my_width(w, q, min(x, q[-1])),
+     "A mixture better than all of them lies outside the family. Return math.inf."),
+    (lambda w, q, x: np.interp(x, q, w), "Your lines are straight over the width. Take its logarithm first, then exp."),
+    (lambda w, q, x: math.log(my_width(w, q, x)), "This is the logarithm of the width. Return its exp."),
+    (lambda w, q, x: min(w, key=lambda width: abs(q[w.index(width)] - x)), ONE),
+    (lambda w, q, x: next((width for width, own in zip(w, q) if own >= x), math.inf), ONE),
+]  # fmt: skip
 
 
 @exercise(2, my_width, WIDTH_MISTAKES, "the width")
@@ -42,19 +42,16 @@ def my_token_costs(d_model, d_ff, num_experts, top_k):
     return 2 * num_experts * expert, 2 * top_k * expert, 2 * top_k * expert
 
 
-ALL = "You count all E experts: a token reads and uses K of them."
-BYTES = "In bfloat16 a weight takes 2 bytes."
-COSTS_MISTAKES = {
-    lambda D, F, E, K: (4 * E * D * F, 4 * K * D * F, 4 * K * D * F):
-        "You count two matrices in an expert. SwiGLU has three: gate, up and down.",
-    lambda D, F, E, K: (6 * E * D * F, 6 * E * D * F, 6 * K * D * F): ALL,
-    lambda D, F, E, K: (6 * E * D * F, 6 * E * D * F, 6 * E * D * F): ALL,
-    lambda D, F, E, K: (6 * E * D * F, 6 * K * D * F, 6 * E * D * F): ALL,
-    lambda D, F, E, K: (6 * E * D * F, 6 * K * D * F, 3 * K * D * F): "A weight costs 2 FLOPs: a multiply and an add.",
-    lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 6 * K * D * F): BYTES,
-    lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 3 * K * D * F): f"{BYTES} And it costs 2 FLOPs.",
-    lambda D, F, E, K: (6 * K * D * F, 6 * K * D * F, 6 * K * D * F): "All E experts are kept, not only K of them.",
-}  # fmt: skip
+COSTS_MISTAKES = [
+    (lambda D, F, E, K: (4 * E * D * F, 4 * K * D * F, 4 * K * D * F),
+     "You count two matrices in an expert. SwiGLU has three: gate, up and down."),
+    (lambda D, F, E, K: (6 * E * D * F, 6 * E * D * F, 6 * E * D * F),
+     "You count all E experts: a token reads and uses K of them."),
+    (lambda D, F, E, K: (6 * E * D * F, 6 * K * D * F, 3 * K * D * F),
+     "A weight costs 2 FLOPs: a multiply and an add."),
+    (lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 6 * K * D * F), "In bfloat16 a weight takes 2 bytes."),
+    (lambda D, F, E, K: (6 * K * D * F, 6 * K * D * F, 6 * K * D * F), "All E experts are kept, not only K of them."),
+]  # fmt: skip
 
 
 @exercise(1, my_token_costs, COSTS_MISTAKES, ("bytes kept", "bytes read", "FLOPs"))

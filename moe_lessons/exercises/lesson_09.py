@@ -14,18 +14,18 @@ def my_finer_experts(num_experts, top_k, d_ff, times):
     return num_experts * times, top_k * times, d_ff // times, times**0.5  # a mean of `times` as many is √times shorter
 
 
-FINER_MISTAKES = {
-    lambda e, k, f, n: (e * n, k, f // n, n**0.5):
-        "K must grow too: a token needs as many of the finer experts as have the width of the old ones.",
-    lambda e, k, f, n: (e * n, k * n, f, n**0.5):
-        "These experts are as wide as before, so a token does more work. Each must be narrower.",
-    lambda e, k, f, n: (e * n, k * n, f // n, 1):
-        "Sizes are right. But a mean of more outputs is shorter: by which factor?",
-    lambda e, k, f, n: (e * n, k * n, f // n, n):
-        "Sizes are right. Your factor is for outputs that cancel each other; unrelated ones cancel only in part.",
-    lambda e, k, f, n: (e * n, k * n, f // n, n**-0.5):
-        "Sizes are right. Your factor is how much shorter the mean is: what makes up for it?",
-}  # fmt: skip
+FINER_MISTAKES = [
+    (lambda e, k, f, n: (e * n, k, f // n, n**0.5),
+     "K must grow too: a token needs as many of the finer experts as have the width of the old ones."),
+    (lambda e, k, f, n: (e * n, k * n, f, n**0.5),
+     "These experts are as wide as before, so a token does more work. Each must be narrower."),
+    (lambda e, k, f, n: (e * n, k * n, f // n, 1),
+     "Sizes are right. But a mean of more outputs is shorter: by which factor?"),
+    (lambda e, k, f, n: (e * n, k * n, f // n, n),
+     "Sizes are right. Your factor is for outputs that cancel each other; unrelated ones cancel only in part."),
+    (lambda e, k, f, n: (e * n, k * n, f // n, n**-0.5),
+     "Sizes are right. Your factor is how much shorter the mean is: what makes up for it?"),
+]  # fmt: skip
 
 
 @exercise(2, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the factor"))
@@ -52,18 +52,15 @@ def grouped_by(score_of: Callable[[Tensor], Tensor]) -> Callable:  # of the scor
     return wrong
 
 
-GROUP_MISTAKES = {
-    grouped_by(lambda x: x.amax(2)): "You score a group by its best expert alone. It is the sum of its two best.",
-    grouped_by(lambda x: x.sum(2)): "You score a group by the sum of all its experts. It is the sum of its two best.",
-    lambda s, n, g, k: top_mask(s, k):
-        "You chose among all experts. First choose the groups, and then only among the experts of these.",
-    grouped_by(lambda x: -x.topk(2).values.sum(2)): "You kept the worst groups: the mask is the wrong way round.",
-    lambda s, n, g, k: top_mask(s.unflatten(1, (n, -1)), -(-k // n)).flatten(1):
-        "You chose the same number from every group. Choose the best groups, then the K best in them.",
-    lambda s, n, *rest: (
-        my_grouped_choice(s.unflatten(1, (-1, n)).mT.flatten(1), n, *rest).unflatten(1, (n, -1)).mT.flatten(1)
-    ): "Your groups take experts that lie apart. A group is a row of neighbours: `scores.unflatten(1, (groups, -1))`.",
-}  # fmt: skip
+GROUP_MISTAKES = [
+    (grouped_by(lambda x: x.amax(2)), "You score a group by its best expert alone. It is the sum of its two best."),
+    (grouped_by(lambda x: x.sum(2)), "You score a group by the sum of all its experts. It is the sum of its two best."),
+    (lambda s, n, g, k: top_mask(s, k),
+     "You chose among all experts. First choose the groups, and then only among the experts of these."),
+    (grouped_by(lambda x: -x.topk(2).values.sum(2)), "You kept the worst groups: the mask is the wrong way round."),
+    (lambda s, n, g, k: top_mask(s.unflatten(1, (n, -1)), -(-k // n)).flatten(1),
+     "You chose the same number from every group. Choose the best groups, then the K best in them."),
+]  # fmt: skip
 
 
 @exercise(2, my_grouped_choice, GROUP_MISTAKES, "who is chosen", axes=("token", "expert"))
@@ -94,18 +91,18 @@ def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
     return ((x @ phi.T).softmax(1)[:, :, None] * each).sum(1)
 
 
-SOFT_MISTAKES = {
-    partial(soft_with, dispatch_dim=0, combine_dim=0):
-        "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each.",
-    partial(soft_with, dispatch_dim=1, combine_dim=1):
-        "Both of your softmaxes are over the slots. A slot holds a mean of tokens: `dispatch` is over the tokens.",
-    partial(soft_with, dispatch_dim=1, combine_dim=0):
-        "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots.",
-    dense_mixture:
-        "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean.",
-    lambda x, p, f: out_of((x @ p.T).softmax(0).T @ x, f):
-        "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`.",
-}  # fmt: skip
+SOFT_MISTAKES = [
+    (partial(soft_with, dispatch_dim=0, combine_dim=0),
+     "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each."),
+    (partial(soft_with, dispatch_dim=1, combine_dim=1),
+     "Both of your softmaxes are over the slots. A slot holds a mean of tokens: `dispatch` is over the tokens."),
+    (partial(soft_with, dispatch_dim=1, combine_dim=0),
+     "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots."),
+    (dense_mixture,
+     "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean."),
+    (lambda x, p, f: out_of((x @ p.T).softmax(0).T @ x, f),
+     "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`."),
+]  # fmt: skip
 
 
 @exercise(3, my_soft_moe, SOFT_MISTAKES, "y", axes=("token", "place"))

@@ -13,18 +13,18 @@ def my_merged(counts, group):
     return merged.index_add_(1, group, counts)
 
 
-MERGED_MISTAKES = {
-    lambda counts, group: my_merged(counts, group) / torch.bincount(group):
-        "You took the mean of a group. It has all assignments of its experts: add them up.",
-    lambda counts, group: my_merged(counts, group).T:
-        "Yours has a row for each group. A row is a domain, a column a group.",
-    lambda counts, group: my_merged(counts, group) / my_merged(counts, group).sum(dim=1, keepdim=True):
-        "These are shares. Return the counts: the shares are taken later.",
-    lambda counts, group: counts.reshape(len(counts), int(group.max()) + 1, -1).sum(dim=2):
-        "You merged neighbours. Expert e belongs to group[e], wherever it stands.",
-    lambda counts, group: torch.zeros(len(counts), int(group.max()) + 1).long().index_copy_(1, group, counts):
-        "Each group has the counts of one expert only: where several belong to it, add them up.",
-}  # fmt: skip
+MERGED_MISTAKES = [
+    (lambda counts, group: my_merged(counts, group) / torch.bincount(group),
+     "You took the mean of a group. It has all assignments of its experts: add them up."),
+    (lambda counts, group: my_merged(counts, group).T,
+     "Yours has a row for each group. A row is a domain, a column a group."),
+    (lambda counts, group: my_merged(counts, group) / my_merged(counts, group).sum(dim=1, keepdim=True),
+     "These are shares. Return the counts: the shares are taken later."),
+    (lambda counts, group: counts.reshape(len(counts), int(group.max()) + 1, -1).sum(dim=2),
+     "You merged neighbours. Expert e belongs to group[e], wherever it stands."),
+    (lambda counts, group: torch.zeros(len(counts), int(group.max()) + 1).long().index_copy_(1, group, counts),
+     "Each group has the counts of one expert only: where several belong to it, add them up."),
+]  # fmt: skip
 
 
 @exercise(1, my_merged, MERGED_MISTAKES, "the merged counts", axes=("domain", "group"))
@@ -45,21 +45,21 @@ def each_once(labels: Tensor, token_idx: Tensor, expert_idx: Tensor, shape: tupl
     return counts
 
 
-COUNTS_MISTAKES = {
-    each_once:
-        "counts[rows, columns] += 1 adds 1 to each pair once, however often it occurs. Add all of them: "
-        "index_put_ with accumulate=True, bincount, or a loop.",
-    lambda labels, token, expert, shape: my_counts(labels, token, expert, shape).T:
-        "Yours has a row for each expert. A row is a label, a column an expert.",
-    lambda labels, token, expert, shape: my_counts(labels, *(x[: len(labels)] for x in (token, expert)), shape):
-        "You stopped after as many assignments as there are tokens. A token has several: count all.",
-    lambda labels, token, expert, shape: my_counts(labels, torch.arange(len(token)) % len(labels), expert, shape):
-        "You gave assignment a the label of token a. It is that of its token: labels[token_idx].",
-    lambda labels, token, expert, shape: my_counts(
-        labels, torch.arange(len(token)) // (len(token) // len(labels)), expert, shape
-    ):
-        "Assignments do not stand token by token. The label of each is labels[token_idx].",
-}  # fmt: skip
+COUNTS_MISTAKES = [
+    (each_once,
+     "counts[rows, columns] += 1 adds 1 to each pair once, however often it occurs. Add all of them: "
+     "index_put_ with accumulate=True, bincount, or a loop."),
+    (lambda labels, token, expert, shape: my_counts(labels, token, expert, shape).T,
+     "Yours has a row for each expert. A row is a label, a column an expert."),
+    (lambda labels, token, expert, shape: my_counts(labels, *(x[: len(labels)] for x in (token, expert)), shape),
+     "You stopped after as many assignments as there are tokens. A token has several: count all."),
+    (lambda labels, token, expert, shape: my_counts(labels, torch.arange(len(token)) % len(labels), expert, shape),
+     "You gave assignment a the label of token a. It is that of its token: labels[token_idx]."),
+    (lambda labels, token, expert, shape: my_counts(
+         labels, torch.arange(len(token)) // (len(token) // len(labels)), expert, shape
+     ),
+     "Assignments do not stand token by token. The label of each is labels[token_idx]."),
+]  # fmt: skip
 
 
 @exercise(2, my_counts, COUNTS_MISTAKES, "the counts", axes=("label", "expert"))

@@ -21,18 +21,18 @@ def spread(rows: Tensor, places: int, choose: Callable[[Tensor, int], Tensor]) -
     return torch.ones(len(rows)).index_add(0, chosen := choose(rows, places - len(rows)), torch.ones(len(chosen)))
 
 
-COPIES_MISTAKES = {
-    lambda rows, n: spread(rows, n, lambda rows, spare: rows.argmax().repeat(spare)):
-        "You gave all spare places to the busiest expert. With a copy its rows are halved: look anew who is busiest.",
-    lambda rows, n: spread(rows, n, lambda rows, spare: rows.topk(min(spare, len(rows))).indices):
-        "You gave one more place to each of the busiest. One that is very busy may need several.",
-    lambda rows, n: spread(rows, n, lambda rows, spare: torch.arange(spare) % len(rows)):
-        "You gave the spare places out in turn. They are for those that have the most rows for a copy.",
-    lambda rows, n: (rows / rows.sum() * n).round().clamp(min=1):
-        "You rounded shares. Their sum is not `places`: give the places one after the other.",
-    lambda rows, n: my_copies(rows, n) - 1: "These are the extra copies. Each expert stands somewhere already: add 1.",
-    lambda rows, n: rows / my_copies(rows, n): "These are the rows for one copy. Return how many copies each has.",
-}  # fmt: skip
+COPIES_MISTAKES = [
+    (lambda rows, n: spread(rows, n, lambda rows, spare: rows.argmax().repeat(spare)),
+     "You gave all spare places to the busiest expert. With a copy its rows are halved: look anew who is busiest."),
+    (lambda rows, n: spread(rows, n, lambda rows, spare: rows.topk(min(spare, len(rows))).indices),
+     "You gave one more place to each of the busiest. One that is very busy may need several."),
+    (lambda rows, n: spread(rows, n, lambda rows, spare: torch.arange(spare) % len(rows)),
+     "You gave the spare places out in turn. They are for those that have the most rows for a copy."),
+    (lambda rows, n: (rows / rows.sum() * n).round().clamp(min=1),
+     "You rounded shares. Their sum is not `places`: give the places one after the other."),
+    (lambda rows, n: my_copies(rows, n) - 1,
+     "These are the extra copies. Each expert stands somewhere already: add 1."),
+]  # fmt: skip
 
 
 @exercise(2, my_copies, COPIES_MISTAKES, "the copies", axes=("expert",))
@@ -51,22 +51,17 @@ def of_rows(rows: Callable[[Tensor], Tensor]) -> Callable:  # rows(the traffic w
     return lambda traffic, d, size: rows(traffic - traffic.diag().diag()) * d * size
 
 
-BYTES_MISTAKES = {
-    lambda traffic, d, size: 2 * (traffic.sum(dim=1) + traffic.sum(dim=0)) * d * size:
-        "You counted the diagonal, too: rows whose expert is on their own rank are not sent.",
-    of_rows(lambda away: 2 * away.sum(dim=1)):
-        "A rank also sends back the results of the rows that came to it, the column of the table.",
-    of_rows(lambda away: 4 * away.sum(dim=1)):
-        "It sends back as many results as it *received* rows: the column of the table. You count those that it sent.",
-    of_rows(lambda away: 4 * away.sum(dim=0)):
-        "You counted what it receives twice. It sends its own rows, the row, and results of what came, the column.",
-    of_rows(lambda away: away.sum(dim=1) + away.sum(dim=0)):
-        "This is the forward pass. In the backward pass the gradients take the same ways: twice as many bytes.",
-    lambda traffic, d, size: my_sent_bytes(traffic, d, 1): "You counted numbers. Each takes bytes_per_number bytes.",
-    lambda traffic, d, size: my_sent_bytes(traffic, 1, size): "A row has d_model numbers.",
-    lambda traffic, d, size: my_sent_bytes(traffic, d, size).sum():
-        "This is what all ranks send together. Give a number for each rank.",
-}  # fmt: skip
+BYTES_MISTAKES = [
+    (lambda traffic, d, size: 2 * (traffic.sum(dim=1) + traffic.sum(dim=0)) * d * size,
+     "You counted the diagonal, too: rows whose expert is on their own rank are not sent."),
+    (of_rows(lambda away: 2 * away.sum(dim=1)),
+     "A rank also sends back the results of the rows that came to it, the column of the table."),
+    (of_rows(lambda away: away.sum(dim=1) + away.sum(dim=0)),
+     "This is the forward pass. In the backward pass the gradients take the same ways: twice as many bytes."),
+    (lambda traffic, d, size: my_sent_bytes(traffic, d, 1), "You counted numbers. Each takes bytes_per_number bytes."),
+    (lambda traffic, d, size: my_sent_bytes(traffic, d, size).sum(),
+     "This is what all ranks send together. Give a number for each rank."),
+]  # fmt: skip
 
 
 @exercise(2, my_sent_bytes, BYTES_MISTAKES, "the bytes", axes=("rank",))
@@ -96,52 +91,41 @@ def dealt(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tuple[Te
     return my_exchange(x, chosen % N * share + chosen // N, weights, in_blocks)
 
 
-def received(
-    x: Tensor, chosen: Tensor, weights: Tensor, experts: list, order=lambda _, *place: place, own=True
-) -> tuple[Tensor, ...]:
-    """Exchange where a device sorts its rows by order(…). own: whether its own tokens are among them."""
-    share = len(experts) // len(x)
-    rows = [(e, source, token) for source, row in enumerate(chosen.tolist()) for token, e in enumerate(row)]
-    rows = [row for row in rows if own or row[0] // share != row[1]]
-    rows.sort(key=lambda row: (row[0] // share, *order(*row)))
-    counts = torch.tensor([e // share for e, _, _ in rows]).bincount(minlength=len(x))
-    arrived = torch.stack([x[source, token] for _, source, token in rows])
-    return counts, arrived, *my_exchange(x, chosen, weights, experts)[2:]
+def without_own(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tuple[Tensor, ...]:
+    """Exchange where what a device receives lacks its own tokens."""
+    _, _, y, sent = my_exchange(x, chosen, weights, experts)
+    home, here = chosen // (len(experts) // len(x)), torch.arange(len(x))[:, None]
+    rows = [x[home.eq(device) & here.ne(device)] for device in range(len(x))]
+    return torch.tensor(list(map(len, rows))), torch.cat(rows), y, sent
 
 
-def instead(change_y: Callable = lambda y, *_: y, change_sent: Callable = lambda sent, x: sent) -> Callable:
-    def wrong(x: Tensor, *rest) -> tuple[Tensor, ...]:
-        counts, arrived, y, sent = my_exchange(x, *rest)
-        return counts, arrived, change_y(y, *rest), change_sent(sent, x)
-
-    return wrong
+def all_travel(x: Tensor, *rest) -> tuple[Tensor, ...]:
+    return *my_exchange(x, *rest)[:3], 8 * x.numel()
 
 
-def as_computed(y: Tensor, chosen: Tensor, _, experts: list) -> Tensor:
-    home = chosen // (len(experts) // len(y))
-    return y.flatten(0, 1)[home.flatten().argsort(stable=True)].view_as(y)
+def unweighted(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tuple[Tensor, ...]:
+    counts, arrived, y, sent = my_exchange(x, chosen, weights, experts)
+    return counts, arrived, y / weights[:, :, None], sent
 
 
-EXCHANGE_MISTAKES = {
-    dealt: "You dealt the experts out like cards, e % N. They stand in blocks: expert e is on device e // (E / N).",
-    partial(received, own=False):
-        "A device's own tokens are missing in what it receives. They need not travel, but its experts serve them, too.",
-    partial(received, order=lambda *row: row):
-        "You sorted the rows of a device by expert. That may come next: they arrive by source, then by token.",
-    partial(received, order=lambda expert, source, token: (token, source)):
-        "You took token 0 of every device first. All tokens of device 0 come first, then those of device 1.",
-    instead(lambda y, chosen, weights, experts: y / weights[:, :, None]):
-        "The results came back without their weights. Multiply each by the weight of its token.",
-    instead(as_computed):
-        "The order is lost on the way back: you lined the results up as the devices computed them. Write each to the "
-        "device and the place that its token came from.",
-    instead(change_sent=lambda sent, x: 8 * x.numel()):
-        "You counted all tokens. One whose expert is on its own device is not sent.",
-    instead(change_sent=lambda sent, x: sent // 2): "You counted one way. The results come back: twice as many bytes.",
-    instead(change_sent=lambda sent, x: sent // 4): "You counted numbers. Each takes 4 bytes.",
-    instead(change_sent=lambda sent, x: sent // (8 * x.shape[2])):
-        "You counted tokens. Each has D numbers of 4 bytes, and goes there and back.",
-}  # fmt: skip
+def as_computed(x: Tensor, chosen: Tensor, weights: Tensor, experts: list) -> tuple[Tensor, ...]:
+    counts, arrived, y, sent = my_exchange(x, chosen, weights, experts)
+    home = chosen // (len(experts) // len(x))
+    return counts, arrived, y.flatten(0, 1)[home.flatten().argsort(stable=True)].view_as(y), sent
+
+
+EXCHANGE_MISTAKES = [
+    (dealt, "You dealt the experts out like cards, e % N. They stand in blocks: expert e is on device e // (E / N)."),
+    (without_own,
+     "A device's own tokens are missing in what it receives. They need not travel, but its experts serve them, too."),
+    (unweighted,
+     "The results came back without their weights. Multiply each by the weight of its token."),
+    (as_computed,
+     "The order is lost on the way back: you lined the results up as the devices computed them. Write each to the "
+     "device and the place that its token came from."),
+    (all_travel,
+     "You counted all tokens. One whose expert is on its own device is not sent."),
+]  # fmt: skip
 
 
 @exercise(3, my_exchange, EXCHANGE_MISTAKES, ("counts", "arrived", "y", "sent"))

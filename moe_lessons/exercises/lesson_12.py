@@ -11,15 +11,15 @@ def my_lead(num_experts, top_k, width, batch):
     return width * top_k / touched
 
 
-LEAD_MISTAKES = {
-    lambda e, k, w, b: w: "This holds for one text, where K experts are read. More texts touch more experts.",
-    lambda e, k, w, b: w * k / (k * b):
-        "As if no two texts chose the same expert. At random some do, and it is read once for all of them.",
-    lambda e, k, w, b: w * k / e: "As if every expert were read at each step. A small batch touches fewer.",
-    lambda e, k, w, b: my_lead(e, k, w, b) / k:
-        "width counts in multiples of the K experts of a token: the dense FFN reads width · K experts' worth.",
-    lambda e, k, w, b: 1 / my_lead(e, k, w, b): "Upside down: less to read is faster.",
-}  # fmt: skip
+LEAD_MISTAKES = [
+    (lambda e, k, w, b: w, "This holds for one text, where K experts are read. More texts touch more experts."),
+    (lambda e, k, w, b: w * k / (k * b),
+     "As if no two texts chose the same expert. At random some do, and it is read once for all of them."),
+    (lambda e, k, w, b: w * k / e, "As if every expert were read at each step. A small batch touches fewer."),
+    (lambda e, k, w, b: my_lead(e, k, w, b) / k,
+     "width counts in multiples of the K experts of a token: the dense FFN reads width · K experts' worth."),
+    (lambda e, k, w, b: 1 / my_lead(e, k, w, b), "Upside down: less to read is faster."),
+]  # fmt: skip
 
 
 @exercise(2, my_lead, LEAD_MISTAKES, "the lead")
@@ -47,26 +47,18 @@ def least(values: Tensor, keep: Tensor) -> int:
     return int(values.where(keep, torch.inf).argmin()) if keep.any() else -1
 
 
-PICK_MISTAKES = {
-    lambda m, memory, q, b: least(read_by(m, b, False), fits(m, memory, q)):
-        "What is shared (attention, embedding) is read at each step, too.",
-    lambda m, memory, q, b: int(read_by(m, b)[fits(m, memory, q)].argmin()):
-        "This is the place among those that are left. Give the row in the whole table.",
-    lambda m, memory, q, b: least(-m[:, 4], fits(m, memory)):
-        "You took the best that fits. Asked for is the fastest of those that are good enough.",
-    lambda m, memory, q, b: least(m[:, 0] + m[:, 1] * (m[:, 3] * b / m[:, 2]).clamp(max=1), fits(m, memory, q)):
-        "As if no two texts chose the same expert. At random some do, and it is read once for all of them.",
-    lambda m, memory, q, b: least(m[:, 0] + m[:, 1], fits(m, memory, q)):
-        "You took the smallest. The speed follows the bytes that a step reads, not those that are kept.",
-    lambda m, memory, q, b: least(read_by(m, 1), fits(m, memory, q)):
-        "This is right for one text. More texts touch more experts, and the step reads them all.",
-    lambda m, memory, q, b: least(read_by(m, b), (m[:, 0] + m[:, 1] < memory) & (m[:, 4] > q)):
-        "A model that has exactly this quality, or fills the memory, will do: >= and <=.",
-    lambda m, memory, q, b: least(read_by(m, b), fits(m, memory)):
-        "This one fits and is the fastest, but it is not good enough.",
-    lambda m, memory, q, b: least(read_by(m, b), m[:, 4] >= q):
-        "This one does not fit. All its experts must lie in memory, not only those that a token uses.",
-}  # fmt: skip
+PICK_MISTAKES = [
+    (lambda m, memory, q, b: least(read_by(m, b, False), fits(m, memory, q)),
+     "What is shared (attention, embedding) is read at each step, too."),
+    (lambda m, memory, q, b: least(m[:, 0] + m[:, 1], fits(m, memory, q)),
+     "You took the smallest. The speed follows the bytes that a step reads, not those that are kept."),
+    (lambda m, memory, q, b: least(read_by(m, 1), fits(m, memory, q)),
+     "This is right for one text. More texts touch more experts, and the step reads them all."),
+    (lambda m, memory, q, b: least(read_by(m, b), fits(m, memory)),
+     "This one fits and is the fastest, but it is not good enough."),
+    (lambda m, memory, q, b: least(read_by(m, b), m[:, 4] >= q),
+     "This one does not fit. All its experts must lie in memory, not only those that a token uses."),
+]  # fmt: skip
 
 
 @exercise(3, my_pick, PICK_MISTAKES, "the row")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from moe_lessons import exercises, nn
 from moe_lessons.analysis import union_law
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.exercises.lesson_06b import NUM_TOKENS, by_change, causality_cases
+from moe_lessons.exercises.lesson_06b import NUM_TOKENS, causality_cases
 from moe_lessons.nn import MoE, Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.nn.families import finer
@@ -39,6 +39,18 @@ def divided_by_the_sum(logits, top_k):
 
 def loss_by_package(probs, idx):
     return nn.load_balancing_loss(routing_of(probs, idx))
+
+
+def same(a, b):
+    return torch.allclose(a, b, atol=1e-5)
+
+
+def by_change(change, places=range(1, NUM_TOKENS)):
+    def sees(layer, x):
+        y = layer.eval()(x)
+        return any(not same(layer(change(x.clone(), t))[:t], y[:t]) for t in places)
+
+    return sees
 
 
 class InAnotherWay:
@@ -168,17 +180,34 @@ def test_right_answers_written_in_another_way(name, answer):
     assert check.status == "right" and {name for name, _ in RIGHT} == set(exercises.MODULES), check
 
 
+def token_by_token(x, weights, experts):
+    return [exercises.moe_block.answer(t[None], row[None], experts) for t, row in zip(x, weights)]
+
+
 WRONG = [
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k).tolist(), "no gradient gets through"),
     ("moe_block", lambda x, w, experts: exercises.moe_block.answer(x, w.detach(), experts), "no gradient gets through"),
+    ("moe_block", lambda x, w, fs: sum(w[:, e, None] * f(x) for e, f in enumerate(fs)), "every expert computed every"),
+    ("moe_block", lambda x, w, fs: exercises.moe_block.answer(torch.cat([x, x]), torch.cat([w, w]), fs), "of shape"),
+    ("moe_block", lambda *given: torch.cat(token_by_token(*given)), "with more calls than needed"),
     ("causal_attention", lambda scores: exercises.causal_attention.answer(scores.detach()).numpy(), "no gradient gets"),
-    ("causal_attention", lambda scores: np.exp(scores), "With numpy no gradient gets through your function"),
-    ("card_design", lambda: (8, 2, 9216), "You have 11.3 B parameters, 3.10 B active"),
+    ("card_design", lambda: (8, 8, 2176), "With E = K every expert works"),
+    ("card_design", lambda: (8, 2, 9216), "more than 3.0 B.* You have 11.3 B parameters, 3.10 B active"),
+    ("card_design", lambda: (16, 2, 8192), "The weights alone do not fit"),
+    ("card_design", lambda: (9, 2, 8192), "not with the KV cache beside them"),
+    ("card_design", lambda: (8, 1, 9000), "2.5 B at least"),
+    ("card_design", lambda: (4, 2, 8192), "20 GB at least"),
     ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
     ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
     ("balancing_loss", lambda p, i: loss_by_package(p, i).item(), "no gradient reaches the router"),
+    ("balancing_loss", lambda p, i: loss_by_package(p.detach(), i), "no gradient reaches the router"),
     ("balancing_loss", lambda p, i: loss_by_package(p.detach(), i) + 0 * p.sum(), "its gradient by router_probs"),
+    ("causality", lambda f, x: any(not same(f(x[:t]), f(x)[:t]) for t in range(1, len(x))), "eval.* first"),
+    ("causality", lambda f, x: any(not f.eval()(x[:t]).equal(f(x)[:t]) for t in range(1, len(x))), "are rounding"),
+    ("causality", lambda f, x: not same(f.eval()(torch.cat([x[:1] + 1, x[1:]]))[1:], f(x)[1:]), "an early token"),
+    ("causality", lambda f, x: not same(f.eval()(torch.cat([x[:-1], x[-1:] + 1])), f(x)), "A token may change itself"),
+    ("causality", lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]), "Your function changed x itself"),
     ("causality", lambda f, x: f(x) > 0, "Return True or False, not a Tensor"),
     ("causality", lambda f, x: 1, "Return True or False, not an int"),
     ("pick", lambda *a: None if InAnotherWay.pick(*a) < 0 else InAnotherWay.pick(*a), "70, .* returns nothing"),

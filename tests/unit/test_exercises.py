@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -17,9 +16,9 @@ from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.exercises import EXERCISES
 from moe_lessons.exercises import exercise as limits
-from moe_lessons.exercises.exercise import Check, Comparison, Exercise
+from moe_lessons.exercises.exercise import Check, Exercise
 
-MISTAKES = [(exercise, mistake) for exercise in EXERCISES for mistake in exercise.mistakes]
+MISTAKES = [(exercise, *mistake) for exercise in EXERCISES for mistake in exercise.mistakes]
 
 
 @pytest.fixture(params=EXERCISES, ids=lambda exercise: exercise.key)
@@ -29,53 +28,47 @@ def exercise(request) -> Exercise:
 
 def is_readable(check: Check) -> bool:
     text = repr(check)
-    return "\n" not in text and len(text) < 800 and text[0] in "✔✘…" and text.count("Not yet") <= 1
+    return "\n" not in text and len(text) < 800 and text[0] in "✔✘…"
 
 
-def test_files_are_found_by_their_names_in_the_order_of_the_course():
-    stems = sorted({*exercises.MODULES.values()})
-    defined = [vars(import_module(f"moe_lessons.exercises.{stem}")).items() for stem in stems]
-    found = [name for own in defined for name, value in own if isinstance(value, Exercise)]
-    assert [exercise.name for exercise in EXERCISES] == list(exercises.MODULES) == found
+def test_files_are_found_by_their_names_in_the_order_of_the_course_and_imported_when_they_are_asked_for():
     numbers = [exercise.lesson for exercise in EXERCISES]
-    assert numbers == sorted(numbers) and {*numbers} == {lesson.number for lesson in LESSONS} and len(MISTAKES) >= 216
-    assert {*dir(exercises)} == {*found, "EXERCISES"}
+    assert [exercise.name for exercise in EXERCISES] == list(exercises.MODULES)
+    assert numbers == sorted(numbers) and {*numbers} == {lesson.number for lesson in LESSONS}
     with pytest.raises(AttributeError, match="there is no exercise 'slow'; there are: token_weights, causal"):
         _ = exercises.slow
-
-
-def test_a_file_is_imported_only_when_its_exercise_is_asked_for():
     found = "print('torch' in sys.modules, sorted(name[-2:] for name in sys.modules if '.lesson_' in name))"
-    code = f"import sys, moe_lessons.exercises as own; {found}; own.push; {found}; print('sympy' in sys.modules)"
+    code = f"import sys, moe_lessons.exercises as own; {found}; own.push; {found}"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines() == ["False []", "True ['05']", "False"]
+    assert out.splitlines() == ["False []", "True ['05']"]
 
 
-def test_the_solution_is_right_and_leaves_no_trace(exercise, capsys):
-    def draws(*arguments):
-        torch.rand(3)
-        return exercise.answer(*arguments)
-
-    before, check = torch.get_rng_state(), exercise.check(draws)
-    assert check.status == "right" and is_readable(check), check
-    assert torch.equal(torch.get_rng_state(), before) and capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("exercise, mistake", MISTAKES, ids=lambda value: getattr(value, "key", ""))
-def test_a_typical_mistake_is_recognised(exercise, mistake):
-    check, advice = exercise.check(mistake), exercise.mistakes[mistake]
-    assert check.status == "wrong" and check.known and advice in check.message and is_readable(check), check
-    assert "Stuck?" not in check.message
+@pytest.mark.parametrize("exercise, mistake, advice", MISTAKES, ids=lambda value: getattr(value, "key", ""))
+def test_a_typical_mistake_is_recognised(exercise, mistake, advice):
+    check = exercise.check(mistake)
+    assert (check.status, check.known, check.message) == ("wrong", True, advice) and "Stuck?" not in repr(check)
 
 
 def test_nothing_written_and_what_is_no_function(exercise):
     for answer in (None, ..., lambda *_: None, lambda *_: ...):
         check = exercise.check(answer)
         assert check.status == "not attempted" and exercise.answer_name in check.message
-        assert re.fullmatch(rf"… Not attempted yet\. .* Stuck\? {exercise.name}\.hint\(\)", repr(check))
+        assert repr(check).endswith(f" Stuck? {exercise.name}.hint()")
     for answer in ("my_answer", 3.5, torch.ones(2), [len]):
         check = exercise.check(answer)
         assert check.status == "wrong" and f"{exercise.name}.check({exercise.answer_name})" in check.message
+
+
+def test_the_solution_is_right_and_taken_and_leaves_no_trace(exercise, capsys):
+    def own(*arguments):
+        torch.rand(3)
+        return exercise.answer(*arguments)
+
+    before = torch.get_rng_state()
+    assert exercise.take(own) is own and torch.equal(torch.get_rng_state(), before)
+    assert capsys.readouterr().out == f"{exercise.answer_name}: yours\n"
+    assert exercise.take(lambda *arguments: None) is exercise.take() is exercise.answer
+    assert "the solution, until yours passes its check" in capsys.readouterr().out
 
 
 class Strange:
@@ -86,56 +79,47 @@ class Strange:
     __hash__ = None
 
 
-STRANGE = {
-    "str": lambda: "two\nlines",
-    "object": Strange,
-    "dict": dict,
-    "nan": lambda: float("nan"),
-    "huge": lambda: 10**400,
-    "complex": lambda: torch.ones(2, dtype=torch.complex64),
-    "meta": lambda: torch.zeros((), device="meta"),
-    "needs a gradient": lambda: torch.zeros(3, 2, requires_grad=True),
-    "strings in an array": lambda: np.array(["a", "b"]),
-    "large": lambda: torch.zeros(2, 3, 4, 5),
-}
+class Unspeakable(Exception):
+    def __str__(self):
+        raise ValueError
 
 
-def test_what_is_right_is_taken_and_else_the_solution(exercise, capsys):
-    def own(*arguments):
-        return exercise.answer(*arguments)
+STRANGE = (
+    lambda: "two\nlines",
+    Strange,
+    dict,
+    lambda: float("nan"),
+    lambda: 10**400,
+    lambda: torch.ones(2, dtype=torch.complex64),
+    lambda: torch.zeros((), device="meta"),
+    lambda: torch.zeros(3, 2, requires_grad=True),
+    lambda: np.array(["a", "b"]),
+    lambda: torch.zeros(2, 3, 4, 5),
+)
 
-    assert exercise.take(own) is own and capsys.readouterr().out == f"{exercise.answer_name}: yours\n"
-    assert exercise.take(lambda *arguments: None) is exercise.take() is exercise.answer
-    assert "the solution, until yours passes its check" in capsys.readouterr().out
+
+def ends(error):
+    raise error
 
 
-def test_what_is_no_answer(exercise):
-    for name, make in STRANGE.items():
+def test_an_unruly_answer_gets_one_sentence(exercise):
+    for make in STRANGE:
         check = exercise.check(lambda *_, make=make: make())
-        assert check.status in ("wrong", "raised") and is_readable(check), (name, check)
-        assert not isinstance(exercise.verdict, Comparison) or "cannot be read" not in check.message, check
-
-
-SOME = "token_weights", "causality", "card_design"  # one of each kind
-one_of_each_kind = pytest.mark.parametrize("exercise", [getattr(exercises, name) for name in SOME], ids=SOME)
-
-
-def test_an_error_is_said_and_not_raised(exercise):
+        assert check.status in ("wrong", "raised") and is_readable(check), (make, check)
     for answer, error in ((lambda *_: 1 / 0, "ZeroDivisionError"), (lambda *_: unknown, "NameError")):  # noqa: F821
         check = exercise.check(answer)
         assert check.status == "raised" and error in check.message and is_readable(check), check
         assert "in the line 'for answer, error in (" in check.message.lower()
     assert "TypeError" in exercise.check(lambda a, b, c, d, e, f, g, h, i: 0).message
-
-
-@one_of_each_kind
-def test_the_end_of_the_program_is_no_answer_and_the_interrupt_of_a_user_passes(exercise):
-    def ends(error):
-        raise error
-
-    assert "SystemExit" in exercise.check(lambda *_: ends(SystemExit)).message
-    with pytest.raises(KeyboardInterrupt):
+    for error in (SystemExit, GeneratorExit, BaseException):
+        assert f"ends with {error.__name__}." in exercise.check(lambda *_, error=error: ends(error)).message
+    assert exercise.check(lambda *_: ends(Unspeakable)).status in ("wrong", "raised")
+    with pytest.raises(KeyboardInterrupt):  # a user's
         exercise.check(lambda *_: ends(KeyboardInterrupt))
+
+
+SOME = "token_weights", "causality", "card_design"  # one of each kind
+one_of_each_kind = pytest.mark.parametrize("exercise", [getattr(exercises, name) for name in SOME], ids=SOME)
 
 
 @one_of_each_kind
@@ -172,9 +156,8 @@ def test_of_what_is_printed_a_few_lines_are_shown(exercise, capsys):
         return exercise.answer(*arguments)
 
     assert exercise.check(loud).status == "right"
-    out = capsys.readouterr().out
-    assert out.startswith("x" * limits.WIDTH + "\nline 0\n") and len(out.splitlines()) == limits.LINES + 1
-    assert re.search(r"… and [\d,]*995 more lines\n$", out)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "x" * limits.WIDTH and out[1] == "line 0" and out[-1] == "…" and len(out) == limits.LINES + 1
 
 
 def test_hints_come_one_at_a_time_and_the_last_stays(exercise):
@@ -184,28 +167,27 @@ def test_hints_come_one_at_a_time_and_the_last_stays(exercise):
     hints = [exercise.hint() for _ in range(len(exercise.hints) + 1)]
     for number, (hint, text) in enumerate(zip(hints, exercise.hints), start=1):
         assert hint.startswith(f"Hint {number} of {len(exercise.hints)}: {text}") and hint._repr_markdown_() == hint
-    assert hints[-1] == hints[-2] and f"{exercise.name}.solution()" in hints[-1] and repr(hints[-1]) == hints[-1]
+    assert hints[-1] == hints[-2] and f"{exercise.name}.solution()" in hints[-1]
 
 
 def test_the_solution_can_be_pasted_and_once_solved_is_always_solved(exercise, own_progress):
     for answer, status, last in (
-        (None, None, None),
         (lambda *_: ..., None, None),
-        (lambda *_: "wrong", None, ("wrong", "raised")),
         (exercise.answer, "right", "right"),
         (lambda *_: 1 / 0, "right", "raised"),
         (None, "right", "raised"),
     ):
         exercise.check(answer)
         entry = progress.read()["exercises"].get(exercise.key, {})
-        assert entry.get("status") == status and (entry.get("last") == last or entry["last"] in last)
+        assert (entry.get("status"), entry.get("last")) == (status, last)
     solution = exercise.solution()
     assert re.match(rf"(def|class) {exercise.answer_name}\(", solution) and len(solution.splitlines()) <= 15  # a cell
-    assert progress.read()["exercises"][exercise.key] | {"when": ""} == entry | {"solution_seen": True, "when": ""}
+    assert progress.read()["exercises"][exercise.key]["solution_seen"]
 
 
 def compare(solution, answer, *case, what="it", mistakes=(), **options) -> str:
-    return Comparison(solution, what, lambda: [case], dict(mistakes), **options)(answer).message
+    exercise = Exercise("own", "99", 1, solution, mistakes, lambda: [case], ["a hint"], what, **options)
+    return exercise.check(answer).message
 
 
 @pytest.mark.parametrize(
@@ -213,13 +195,14 @@ def compare(solution, answer, *case, what="it", mistakes=(), **options) -> str:
     [
         (torch.ones(3, 2), "it must be of shape (2, 3), not of shape (3, 2)."),
         (1.0, "it must be of shape (2, 3), not one number."),
+        ([1.0, 2.0], "it must be of shape (2, 3), not 2 numbers."),
         (torch.tensor([[1, 1, 1], [1, 1, 1.25]]), "1 of 6 numbers differ, most for token 1 and expert 2: 1 is right, "
          "yours is 1.25, off by 0.25."),
         (torch.tensor([[1, torch.nan, 1], [1, 1, 2]]), "most for token 0 and expert 1: 1 is right, yours is nan."),
         ("two", "it must be numbers, not a str."),
-        ([[1.0, 2.0, None]] * 2, "it must be numbers, not a list of 2 with a list of 3 in it."),
-        (torch.ones(2, 3, device="meta"), "it must not be on the device meta"),
-        (torch.ones(2, 3, dtype=torch.cfloat), "it must be real numbers"),
+        ([[1.0, 2.0, None]] * 2, "it must be numbers, not a list of 2."),
+        (torch.ones(2, 3, device="meta"), "it must be numbers, not a Tensor of shape (2, 3)."),
+        (torch.ones(2, 3, dtype=torch.cfloat), "it must be numbers, not a Tensor"),
     ],
 )  # fmt: skip
 def test_what_differs_is_said(given, said):
@@ -237,11 +220,9 @@ def test_what_agrees_and_what_does_not():
     assert "it is 1,000,000, yours is 1,000,001." in compare(lambda: 1_000_000, lambda: 1_000_001)
     assert "agree" in compare(lambda: 1_000_000, lambda: 1e6)
     assert "agree" in compare(lambda: float("nan"), lambda: torch.nan)
-    check = Comparison(lambda x: x, "it", lambda: [(1,), (2,)], {})(lambda x: x if x < 2 else None)
-    assert check[:3] == ("wrong", "With x = 2, your function returns nothing.", False)
-    message = compare(lambda: 1, lambda: unknown + sum([1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]))  # noqa: F821
-    assert " …': NameError: " in message
-    assert "yours is 7" in compare(lambda x: 1, lambda x: 7, 0, mistakes={lambda x: 1 / x: "Divide."})
+    twice = Exercise("own", "99", 1, lambda x: x, (), lambda: [(1,), (2,)], ["a hint"], "it")
+    assert twice.check(lambda x: x if x < 2 else None)[:2] == ("wrong", "With x = 2, your function returns nothing.")
+    assert "yours is 7" in compare(lambda x: 1, lambda x: 7, 0, mistakes=[(lambda x: 1 / x, "Divide.")])
 
 
 def test_a_pair_is_compared_part_by_part_and_changed_arguments_are_said():
@@ -258,9 +239,7 @@ def test_a_pair_is_compared_part_by_part_and_changed_arguments_are_said():
 
     ones = torch.ones(3)
     assert compare(lambda x: x.sum(), total, ones).startswith("The result is right, but your function changed x.")
-    assert "also changed x" in compare(lambda x: x.sum(), lambda x: total(x) + 1, ones)
     assert "agree" in compare(lambda x: x.sum(), total, ones, in_place=True)
-    assert "changed x" in compare(lambda x: sum(x), lambda x: x.pop() + sum(x), [1, 2])
     assert torch.equal(ones, torch.ones(3))
 
 
@@ -273,7 +252,8 @@ def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monke
     monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
     data, made = check._repr_mimebundle_(), []
     view = _instances[data["application/vnd.jupyter.widget-view+json"]["model_id"]]
-    (_, bar, below), exercise.hints_seen = view.children, 0
+    (words, bar, below), exercise.hints_seen = view.children, 0
+    assert "Stuck?" in repr(check) and "Stuck?" not in words.value  # a button is there
     for button in bar.children:
         button.click()
         made.append(below.outputs[0]["data"]["text/markdown"])
