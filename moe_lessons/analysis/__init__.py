@@ -17,6 +17,3 @@ from moe_lessons.analysis.traces import (
     trace,
     trace_text,
 )
-from moe_lessons.support.doors import guard as _guard
-
-_guard(globals())

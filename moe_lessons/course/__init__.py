@@ -5,7 +5,3 @@ from moe_lessons.course.interview import Answer, Interview, figures, lacking
 from moe_lessons.course.page import CoursePage
 from moe_lessons.course.question import CurvePrediction, NumberPrediction, Prediction
 from moe_lessons.course.quiz import Quiz
-from moe_lessons.support.doors import guard as _guard
-
-_guard(globals())
-_guard(vars(progress))

@@ -6,9 +6,6 @@ from moe_lessons.hub.blocks import FAMILIES, SwitchMoE, convert_block
 from moe_lessons.hub.engine_files import write_engine_configs
 from moe_lessons.hub.models import byte_tokenizer, convert_model, export_model
 from moe_lessons.hub.routing_lens import Lens, RunModel
-from moe_lessons.support.doors import guard as _guard
-
-_guard(globals())
 
 LATE = {"LensCallback": "callback", "ConfigCalculator": "calculator"}  # whose modules import transformers or widgets
 

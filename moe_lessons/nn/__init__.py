@@ -15,6 +15,3 @@ from moe_lessons.nn.routing import ExpertChoiceRouter, HashRouter, NoisyTopKRout
 from moe_lessons.nn.seeding import evaluating, seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
-from moe_lessons.support.doors import guard as _guard
-
-_guard(globals())

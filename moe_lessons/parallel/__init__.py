@@ -11,6 +11,3 @@ from moe_lessons.parallel.exchange import (
     shard_experts,
 )
 from moe_lessons.parallel.launch import Job, launch, torchrun
-from moe_lessons.support.doors import guard as _guard
-
-_guard(globals())

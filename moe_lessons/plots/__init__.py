@@ -7,6 +7,3 @@ from moe_lessons.plots.panels.text import attention_heatmap, colored_trace, expe
 from moe_lessons.plots.panels.text import writing_of as writing
 from moe_lessons.plots.still import figure
 from moe_lessons.plots.theme import LIGHT, THEMES, LessonFigure
-from moe_lessons.support.doors import guard as _guard
-
-_guard(globals())

@@ -1,6 +1,5 @@
 """How a model is trained: a run and its knobs, settings in the plane and of facts, seeds side by side, checkpoints."""
 
-from moe_lessons.support.doors import guard as _guard
 from moe_lessons.training.bands import SeedBand
 from moe_lessons.training.bars import bar, train
 from moe_lessons.training.checkpoints import load_checkpoint, save_checkpoint
@@ -16,5 +15,3 @@ from moe_lessons.training.settings import (
     plane_runs,
     remedy_setting,
 )
-
-_guard(globals())

@@ -1,6 +1,5 @@
 """What is touched: live views, laboratories, calculators. Read `picture`, `loop`, `live`, `lab`, then `playground`."""
 
-from moe_lessons.support.doors import guard as _guard
 from moe_lessons.widgets.balancing_lab import BalancingLab
 from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator
 from moe_lessons.widgets.kernel import prepare_kernel
@@ -14,5 +13,4 @@ from moe_lessons.widgets.routing_lab import RoutingLab
 from moe_lessons.widgets.small_labs import CollapseLab, FactsLab, FutureLab
 from moe_lessons.widgets.torchrun import TorchRun
 
-_guard(globals())
 prepare_kernel()
