@@ -16,12 +16,11 @@ from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
-from moe_lessons.training.knobs import KNOBS as TABLE
-from moe_lessons.training.knobs import Reach, idle_with
+from moe_lessons.training.knobs import idle_with
 from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
-from moe_lessons.web.graphs import KNOBS, NO_CAPACITY, NUM_MEASURED, TrainedPlane
+from moe_lessons.web.graphs import NO_CAPACITY, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 from moe_lessons.widgets.canvas import LOOK
-from moe_lessons.widgets.controls import TIPS, named_stops
+from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.laboratory import TITLES
 from moe_lessons.widgets.plane import NUM_TOKENS, read_plane
 from moe_lessons.widgets.playground import PANELS, Playground
@@ -38,7 +37,7 @@ STOPS = {  # what the page has graphs or starts for
     "x_axis": tuple(name for name in X_AXES if name != "seconds"),
 }
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
-GROUPS = dict(zip(TITLES, (Playground.START, tuple(n for n in Playground.LIVE if n in KNOBS), Playground.LOOK)))
+GROUPS = dict(zip(TITLES, (Playground.START, tuple(n for n in Playground.LIVE if n in STEP_KNOBS), Playground.LOOK)))
 MOST_STEPS = 100_000  # that Play trains
 STRUCTURE = "num_experts", "top_k", "d_ff", "router"  # of a setting: a graph is of these
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
@@ -77,7 +76,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "presets": presets,
         "groups": GROUPS,
         "controls": {name: control(name, stops.get(name)) for names in GROUPS.values() for name in names},
-        "knobs": KNOBS,
+        "knobs": STEP_KNOBS,
         "idle": {router: idle_with(router) for router in STOPS["router"]},
         "tasks": tasks,
         "starts": STARTS,
@@ -96,11 +95,9 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
 def control(name: str, stops: Any = None) -> dict[str, Any]:
     """Describe a control as the table of knobs has it: its label with the unit, its tip, and its stops with texts.
     stops: those of the table, unless others are given."""
-    knob = TABLE[name]
-    stops = stops or knob.stops
-    said = {"label": knob.description, "tip": knob.tip}
-    if isinstance(stops, Reach):
-        return said | {"low": stops.low, "high": stops.high, "step": stops.step}
+    row = CONTROLS[name]
+    stops = stops or row.stops
+    said = {"label": row.description, "tip": row.tip}
     if stops and isinstance(stops[0], str):
         return said | {"names": stops}
     return said | {"stops": named_stops(stops)}

@@ -14,7 +14,7 @@ from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, 
 from moe_lessons.tasks import Facts
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.run import lr_scale
-from moe_lessons.web.graphs import KNOBS, NUM_READ, TrainedFacts, export_facts_reading, export_facts_step
+from moe_lessons.web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading, export_facts_step
 from moe_lessons.widgets.canvas import LOOK
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import TITLES
@@ -80,7 +80,7 @@ class Wall:
             "presets": {"of lesson 08": {"tip": "", "values": usual, "off": ""}},
             "groups": GROUPS,
             "controls": {name: control(name, stops) for name, stops in self.stops.items()},
-            "knobs": KNOBS,
+            "knobs": STEP_KNOBS,
             "idle": {},
             "axes": X_AXES,
             "look": LOOK,
@@ -106,7 +106,7 @@ class Wall:
             own = TrainedFacts(run)
             models.append({
                 "name": name, "graph": graph_name(run), "start": start_name(run, num_experts),
-                "size": own.size, "batch": own.batch_size, "knobs": [getattr(run.knobs, knob) for knob in KNOBS],
+                "size": own.size, "batch": own.batch_size, "knobs": [getattr(run.knobs, knob) for knob in STEP_KNOBS],
             })  # fmt: skip
             flops.append(own.batch_size * Facts.context * flops_per_token(run.model, training=True))
         panels = {place: encode(panel, place)[0] for place, panel in enumerate(lab.panels())}

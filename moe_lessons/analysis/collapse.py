@@ -14,7 +14,7 @@ from moe_lessons.nn import FeedForward, seeded
 from moe_lessons.support.errors import check_choice, check_whole
 from moe_lessons.support.interrupts import held_back
 from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
-from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.knobs import KNOBS
 
 NUM_POINTS = 2048  # that a push is summed over
 # what learns, and the part of the block that stands still meanwhile
@@ -23,7 +23,7 @@ READ_POINTS = 512  # held out, for each seed: what a reading is taken on
 RECENT = 20  # steps over which what a step shows is averaged
 
 # the remedies with a strength to turn, and the knob that it is
-STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields if knob in TRAINING}
+STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields if knob in KNOBS}
 
 
 class WatchedRun(Run):
@@ -137,7 +137,7 @@ class Tile:
 
     @property
     def is_noisy(self) -> bool:
-        disturbing = (getattr(self.setting, name) for name, knob in TRAINING.items() if knob.disturbs)
+        disturbing = (getattr(self.setting, name) for name, knob in KNOBS.items() if knob.disturbs)
         return self.setting.router == "learned noise" or any(disturbing)
 
     def read(self) -> None:

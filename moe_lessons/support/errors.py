@@ -50,7 +50,7 @@ def check_whole(name: str, value: Any, low: int, high: float, allowed: str = "")
 
 
 def check_positive_int(name: str, value: Any, most: float = math.inf) -> int:
-    return check_whole(name, value, 1, most, "a whole number of at least 1" * (most == math.inf))
+    return check_whole(name, value, 1, most, "a whole number of at least 1" if most == math.inf else "")
 
 
 def check_count(name: str, value: Any) -> int:
@@ -64,7 +64,8 @@ def check_top_k(top_k: Any, num_experts: int) -> int:
 def check_number(name: str, value: Any, minimum: float = 0.0, above: bool = False, most: float = math.inf) -> float:
     if not is_number(value, minimum, most) or (above and value == minimum):
         allowed = f"above {minimum:g}" if above else f"of at least {minimum:g}"
-        allowed = allowed if most == math.inf else f"from {minimum:g} to {most:g}"
+        if most < math.inf:
+            allowed += f" and at most {most:g}"
         raise ValueError(f"{name} must be a finite number {allowed}, got {shown(value)}")
     return float(value)
 

@@ -7,7 +7,7 @@ import torch
 
 from moe_lessons.support.files import write_whole
 from moe_lessons.support.saved import read_saved, write_saved
-from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.knobs import KNOBS
 
 FORMAT = "moe_lessons checkpoint 4"
 
@@ -44,11 +44,11 @@ def before(path: Path) -> Path:
 def configuration(run) -> dict[str, str]:
     """Say in words what must be the same in two runs for one to go on where the other stopped: classes, plain values
     (but for those of knobs), shapes and types of the weights, and the first data of the task."""
-    words = {"run.knobs": ", ".join(TRAINING)}
+    words = {"run.knobs": ", ".join(KNOBS)}
     for name, part in {"task": run.task, "run": run, **dict(run.model.named_modules(prefix="model"))}.items():
         words[name] = type(part).__name__
         for key, value in vars(part).items():
-            is_fixed = key not in ("training", *TRAINING) and not key.startswith("_")
+            is_fixed = key not in ("training", *KNOBS) and not key.startswith("_")
             if is_fixed and isinstance(value, int | float | str | None):
                 words[f"{name}.{key}"] = repr(value)
     for name, weight in (*run.model.named_parameters(), *run.model.named_buffers()):

@@ -1,11 +1,9 @@
-"""The one table of knobs, which sliders, settings, runs, checkpoints and calculators read; its words: knobs.json."""
+"""The table of knobs: what may change between two steps of a run. Sliders, settings, runs, checkpoints and the page
+read it, and nothing else says what a knob is."""
 
 import functools
-import json
-from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, make_dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,28 +13,27 @@ from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss, update_
 from moe_lessons.nn.routing import ROUTERS
 from moe_lessons.support.errors import check_number
 
-Reach = namedtuple("Reach", "low high step")  # a slider of real numbers
-Box = namedtuple("Box", "high")  # a box for whole numbers from 0
-KINDS = {"range": range, "reach": Reach, "box": Box}  # of stops, by the word before their numbers in knobs.json
-MOST = 1e30  # of a knob: float32 holds it
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Knob:
-    """Is one row of the table. label, unit, tip: what stands beside the control, and what it says when pointed at.
-    stops: numbers or names to choose from, a `range`, a `Reach` or a `Box`; a laboratory may give its own.
+    """One row of the table. label, unit, tip: what stands beside its slider, and what that says when pointed at.
+
+    stops: the numbers that a slider offers, ascending; a 0 among them that `limits` exclude stands for `off`.
+    limits: the lowest and the highest value allowed. is_above: whether the lowest itself is too low.
     off: the value at which it does nothing. needs: the modules that it acts on; without one, only `off` is allowed, and
     `idle` says why. disturbs: whether training then routes otherwise than evaluation.
 
     How it is applied to a run: as an `attribute` of those modules, as the weight of a `loss` of each routing (by its
-    `__name__` in `Run.history`), or by an `update` of each router after a step (router, routing, value). lr is the
-    optimizer's. What has none of these starts a view afresh, or changes only what is looked at."""
+    `__name__` in `Run.history`), or by an `update` of each router after a step (router, routing, value). The one that
+    has none of these, lr, is the optimizer's."""
 
     name: str
     label: str
     unit: str = ""
     tip: str = ""
-    stops: Any = ()
+    stops: tuple[float, ...] = ()
+    limits: tuple[float, float] = (0.0, 1e30)  # float32 holds it
+    is_above: bool = False
     off: float | None = 0.0
     needs: Callable[[nn.Module], bool] | None = None
     idle: str = ""
@@ -45,74 +42,120 @@ class Knob:
     update: Callable[[nn.Module, Routing, float], None] | None = None
     disturbs: bool = False
 
-    def __post_init__(self):
-        if isinstance(self.stops, list):  # as JSON has it
-            kind = KINDS.get(self.stops[0])
-            object.__setattr__(self, "stops", kind(*self.stops[1:]) if kind else tuple(self.stops))
-
     @property
     def description(self) -> str:
         return f"{self.label} ({self.unit})" if self.unit else self.label
 
     def check(self, value: Any) -> float | None:
-        """Return the value of a knob of `TRAINING` as it is applied, or raise ValueError."""
+        """Return a value as it is applied, or raise ValueError."""
         if value is None and self.off is None:
             return None
-        most = 1.0 if self.name == "jitter_noise" else MOST
-        return check_number(self.name, value, above=self.off is None or self.name == "lr", most=most)
+        return check_number(self.name, value, self.limits[0], self.is_above, self.limits[1])
 
 
-# How those of training are applied to the next step. A new one is an entry here and a row of knobs.json.
-APPLIED: dict[str, dict[str, Any]] = {
-    "router_aux_loss_coef": {"loss": load_balancing_loss},
-    "noise_std": {
-        "needs": lambda m: hasattr(m, "noise_std") and getattr(m, "noise", "gaussian") == "gaussian",
-        "attribute": True, "disturbs": True,
-    },
-    "jitter_noise": {"needs": lambda m: hasattr(m, "jitter_noise"), "attribute": True, "disturbs": True},
-    "capacity_factor": {"needs": lambda m: hasattr(m, "capacity_factor"), "attribute": True, "off": None},
-    "router_z_loss_coef": {"loss": router_z_loss},
-    "expert_bias_rate": {"needs": lambda m: hasattr(m, "expert_bias"), "update": update_expert_bias},
-    "lr": {},
-}  # fmt: skip
-ROWS: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
-KNOBS = {name: Knob(name, **row | APPLIED.get(name, {})) for name, row in ROWS.items()}
-TRAINING = {name: KNOBS[name] for name in APPLIED}
-# a frozen dataclass with a field for each of these, at `off`: what a setting or preset inherits from
-FIELDS = [(name, float | None, knob.off) for name, knob in TRAINING.items()]
-KnobFields = make_dataclass("KnobFields", FIELDS, frozen=True, kw_only=True)
+ROWS = [
+    Knob(
+        name="router_aux_loss_coef",
+        label="Auxiliary loss",
+        tip="Coefficient of the load-balancing loss in what is minimised; no unit",
+        stops=(0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0),
+        loss=load_balancing_loss,
+    ),
+    Knob(
+        name="noise_std",
+        label="Noise",
+        unit="std",
+        tip="Standard deviation of the Gaussian noise on the router's logits, in training only",
+        stops=tuple(n / 20 for n in range(61)),
+        needs=lambda module: hasattr(module, "noise_std") and getattr(module, "noise", "gaussian") == "gaussian",
+        idle="the noise needs a top-k router",
+        attribute=True,
+        disturbs=True,
+    ),
+    Knob(
+        name="jitter_noise",
+        label="Jitter ε",
+        tip="The router's input is scaled at random, by 1 − ε to 1 + ε, in training only; no unit",
+        stops=tuple(n / 20 for n in range(21)),
+        limits=(0.0, 1.0),
+        needs=lambda module: hasattr(module, "jitter_noise"),
+        idle="this router cannot jitter",
+        attribute=True,
+        disturbs=True,
+    ),
+    Knob(
+        name="capacity_factor",
+        label="Capacity",
+        unit="×",
+        tip="Capacity factor: places of each expert, in multiples of its even share; what is over is dropped",
+        stops=(0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0),
+        is_above=True,
+        off=None,
+        needs=lambda module: hasattr(module, "capacity_factor"),
+        idle="the block has no capacity",
+        attribute=True,
+    ),
+    Knob(
+        name="router_z_loss_coef",
+        label="z-loss",
+        tip="Coefficient of the router z-loss, which keeps the router's logits small; no unit",
+        stops=(0.0, 0.0001, 0.001, 0.01, 0.1, 1.0),
+        loss=router_z_loss,
+    ),
+    Knob(
+        name="expert_bias_rate",
+        label="Bias rate",
+        tip="How far each step moves the bias of an expert that had too little or too much; no unit",
+        stops=(0.0, 0.0001, 0.001, 0.003, 0.01, 0.03, 0.1),
+        needs=lambda module: hasattr(module, "expert_bias"),
+        idle="the bias needs a sigmoid router",
+        update=update_expert_bias,
+    ),
+    Knob(
+        name="lr",
+        label="Learning rate",
+        tip="Of Adam, for all models; no unit",
+        stops=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+        is_above=True,
+    ),
+]
+KNOBS = {knob.name: knob for knob in ROWS}
+# a frozen dataclass with a field for each knob, which is off: what a setting inherits from
+KnobFields = make_dataclass(
+    "KnobFields", [(name, float | None, knob.off) for name, knob in KNOBS.items()], frozen=True, kw_only=True
+)
 
 
 class Knobs:
-    """Has what may change between any two steps: an attribute for each knob of `TRAINING`. A bad value raises
-    ValueError and changes nothing, a name that is no knob AttributeError."""
+    """The knobs of a run: an attribute for each of `KNOBS`. A bad value raises ValueError and changes nothing, a name
+    that is no knob AttributeError."""
 
     def __init__(self, model: nn.Module, lr: float):
         modules = list(model.modules())
-        acts_on = {name: [m for m in modules if knob.needs(m)] for name, knob in TRAINING.items() if knob.needs}
+        acts_on = {name: [m for m in modules if knob.needs(m)] for name, knob in KNOBS.items() if knob.needs}
         learns_noise = any(getattr(module, "noise", None) == "learned" for module in modules)
-        vars(self).update({name: knob.off for name, knob in TRAINING.items()})
+        vars(self).update({name: knob.off for name, knob in KNOBS.items()})
         vars(self).update(_modules=acts_on, _learns_noise=learns_noise)
         for name, modules in acts_on.items():
-            if modules and TRAINING[name].attribute:
+            if modules and KNOBS[name].attribute:
                 vars(self)[name] = getattr(modules[0], name)
         self.lr = lr
 
     @property
     def is_noisy(self) -> bool:
         """Tell whether training now routes otherwise than evaluation: Gaussian or learned noise, or jitter."""
-        return self._learns_noise or any(getattr(self, name) for name, knob in TRAINING.items() if knob.disturbs)
+        return self._learns_noise or any(getattr(self, name) for name, knob in KNOBS.items() if knob.disturbs)
 
     def __setattr__(self, name: str, value: float | None) -> None:
         vars(self)[name] = checked = self.check(name, value)
-        for module in self._modules[name] if TRAINING[name].attribute else ():
+        for module in self._modules[name] if KNOBS[name].attribute else ():
             setattr(module, name, checked)
 
     def check(self, name: str, value: Any) -> float | None:
         """Return a value as it would be applied, or raise what setting it would raise."""
-        if name not in TRAINING:
-            raise AttributeError(f"there is no knob {name!r}, only {', '.join(TRAINING)}")
-        knob = TRAINING[name]
+        if name not in KNOBS:
+            raise AttributeError(f"there is no knob {name!r}, only {', '.join(KNOBS)}")
+        knob = KNOBS[name]
         checked = knob.check(value)
         if checked != knob.off and not self._modules.get(name, True):
             raise ValueError(f"{name} must be {knob.off} here, since {knob.idle}, got {value!r}")
@@ -120,17 +163,17 @@ class Knobs:
 
     def take(self, setting: Any) -> None:
         """Turn every knob to what a setting says."""
-        for name in TRAINING:
+        for name in KNOBS:
             setattr(self, name, getattr(setting, name))
 
     def __repr__(self) -> str:
-        return f"Knobs({', '.join(f'{name}={getattr(self, name)}' for name in TRAINING)})"
+        return f"Knobs({', '.join(f'{name}={getattr(self, name)}' for name in KNOBS)})"
 
 
 def idle_knobs(model: nn.Module) -> dict[str, str]:
-    """Name the knobs of training that do nothing in a model, and why: no module, or the router, has a use for them."""
+    """Name the knobs that do nothing in a model, and why: no module, or the router, has a use for them."""
     modules = list(model.modules())
-    idle = {n: knob.idle for n, knob in TRAINING.items() if knob.needs and not any(map(knob.needs, modules))}
+    idle = {n: knob.idle for n, knob in KNOBS.items() if knob.needs and not any(map(knob.needs, modules))}
     for module in modules:
         idle |= getattr(module, "no_use", {})
     return idle

@@ -20,7 +20,7 @@ from moe_lessons.support.interrupts import held_back
 from moe_lessons.support.saved import check_like
 from moe_lessons.tasks.facts import NOT_SCORED
 from moe_lessons.training.checkpoints import configuration
-from moe_lessons.training.knobs import TRAINING, Knobs
+from moe_lessons.training.knobs import KNOBS, Knobs
 
 DEAD_SHARE = 0.01  # an expert is called dead when fewer than 1 % of the tokens want it
 HELD_OUT, NOISE = 1_000_003, 2_000_003  # parts of their seeds: neither has the random numbers of the data
@@ -149,7 +149,7 @@ class Run:
             self._diverge(str(error), x)
         losses, correct = token_losses(logits, y)
         total, auxiliary = losses.mean(), {}
-        for name, knob in TRAINING.items():
+        for name, knob in KNOBS.items():
             if knob.loss:
                 value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
                 auxiliary[knob.loss.__name__] = value.item()
@@ -178,7 +178,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         copy_into(self._last_good, self._weights)
-        for name, knob in TRAINING.items():
+        for name, knob in KNOBS.items():
             if knob.update and getattr(self.knobs, name) > 0:
                 for router, routing in list(zip(self._routers, routings, strict=True)):  # a miscount: before any moves
                     if knob.needs(router):
@@ -278,7 +278,7 @@ class Run:
             "weights": [weight.detach() for weight in self._weights],
             "last_good": self._last_good,
             "optimizer": {str(i): own for i, p in enumerate(self._parameters) if (own := self.optimizer.state.get(p))},
-            "knobs": {name: knob.check(getattr(self.knobs, name)) for name, knob in TRAINING.items()},
+            "knobs": {name: knob.check(getattr(self.knobs, name)) for name, knob in KNOBS.items()},
             "records": [vars(record) for record in self.records],
             "position": self._position(),
         }
@@ -310,12 +310,12 @@ class Run:
                 raise ValueError(f"state must be of a run with {shorten(name, 80)} {wanted}, got {got}")
         step = torch.tensor(0.0)
         averages = {str(i): {"step": step, "exp_avg": p, "exp_avg_sq": p} for i, p in enumerate(self._parameters)}
-        losses = {knob.loss.__name__: 0.0 for knob in TRAINING.values() if knob.loss}
+        losses = {knob.loss.__name__: 0.0 for knob in KNOBS.values() if knob.loss}
         record = {field.name: field.type() for field in fields(Record)} | {"auxiliary": losses}
         examples = {
             "optimizer": {i: averages[i] for i in averages if i in state["optimizer"]},
             "records": [record] * len(state["records"]),
-            "knobs": {name: 0.0 if state["knobs"].get(name) is not None else None for name in TRAINING},
+            "knobs": {name: 0.0 if state["knobs"].get(name) is not None else None for name in KNOBS},
         }
         check_like(state, own | examples)
         loads = [record["load"] for record in state["records"]]

@@ -13,7 +13,7 @@ from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
 from moe_lessons.tasks.facts import Facts
 from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, spread_prototypes
-from moe_lessons.training.knobs import TRAINING, KnobFields, idle_with
+from moe_lessons.training.knobs import KNOBS, KnobFields, idle_with
 from moe_lessons.training.run import Run
 
 D_MODEL = 16
@@ -49,7 +49,7 @@ class PlaneSetting(KnobFields):
         check_choice("router_start", self.router_start, ROUTER_STARTS)
         check_choice("router", self.router, ROUTERS)
         idle = idle_with(self.router)
-        for name, knob in TRAINING.items():
+        for name, knob in KNOBS.items():
             value = knob.check(getattr(self, name))
             if knob.loss is None and name in idle and value != knob.off:  # a loss without use does no harm
                 raise ValueError(f"{name} must be {knob.off} where the router is {self.router!r}, got {value!r}")

@@ -29,10 +29,10 @@ from moe_lessons.tasks import Facts, PlaneClassifier, PlaneTask, grid
 from moe_lessons.tasks.facts import NOT_SCORED, asked, is_known
 from moe_lessons.tasks.plane import NUM_PROTOTYPES
 from moe_lessons.training import Run, load_share
-from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
 
-KNOBS = tuple(name for name in TRAINING if name != "capacity_factor")  # of a step: in this order they are its input
+STEP_KNOBS = tuple(name for name in KNOBS if name != "capacity_factor")  # of a step: in this order they are its input
 NO_CAPACITY = "a capacity drops tokens, so that sizes depend on values, which a graph cannot say"
 NUM_MEASURED = 256  # held-out points on which a reading measures loss and accuracy
 NUM_READ = 250  # entries of a phone book that one reading reads
@@ -43,7 +43,7 @@ MEANING = {  # of each input
     "y": "the classes of the points",
     "normal": "normal random numbers: the noise on the router's logits",
     "uniform": "random numbers from 0 to 1: the jitter of the router's input",
-    "knobs": ", ".join(KNOBS),
+    "knobs": ", ".join(STEP_KNOBS),
     "held_x": "points to measure on, which training has not seen",
     "held_y": "the classes of these points",
     "keep": "1 for each expert, 0 for one that is muted",
@@ -112,7 +112,7 @@ class Trained:
 
         state: see above; count (); a batch x and y; knobs: see `MEANING`. Gives the next weights and averages (3·P,),
         the loss of each model (nats), the norm of the gradient, and what is `seen` of the routings."""
-        value = dict(zip(KNOBS, knobs.unbind(0)))
+        value = dict(zip(STEP_KNOBS, knobs.unbind(0)))
         weights, mean, square, bias = self.parts(state)
 
         def loss_of(weights: Tensor):
@@ -122,7 +122,7 @@ class Trained:
                 losses.append(F.cross_entropy(logits.flatten(0, -2), y.flatten(), ignore_index=NOT_SCORED))
                 total = total + losses[-1]
                 for routing in its:
-                    for name, knob in TRAINING.items():
+                    for name, knob in KNOBS.items():
                         total = total + (value[name] * knob.loss(routing) if knob.loss else 0.0)
                 routings += its
             return total, (torch.stack(losses), seen(routings))
@@ -165,7 +165,7 @@ class TrainedPlane(Trained):
         if not all(hasattr(self.router, name) for name in ("choose", "choice_logits", "weight")):
             raise ValueError(f"router must be a TopKRouter or one of its kind, got {in_words(self.router)}")
         for name, value in {"noise_std": 1.0, "jitter_noise": 1.0}.items():  # their sizes are inputs: see `step`
-            if TRAINING[name].needs(self.router):
+            if KNOBS[name].needs(self.router):
                 setattr(self.router, name, value)
 
     def named(self, weights: Tensor, bias: Tensor) -> list[dict[str, Tensor]]:
@@ -178,7 +178,7 @@ class TrainedPlane(Trained):
 
         state: see `Trained`; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Gives the
         next state, the loss of each model (nats), the norm of the gradient, and the load shares (E,)."""
-        value = dict(zip(KNOBS, knobs.unbind(0)))
+        value = dict(zip(STEP_KNOBS, knobs.unbind(0)))
         factor = 1 + value["jitter_noise"] * (2 * uniform - 1)  # what uniform_(1 - ε, 1 + ε) gives
         with Given(normal * value["noise_std"], factor):
             learned, losses, norm, load, moves = self.learn(
@@ -190,7 +190,7 @@ class TrainedPlane(Trained):
     def moves(self, routing: Routing) -> dict[str, Tensor]:
         """Say for each knob that updates the router how it moves the bias of the experts (E,) where it is 1."""
         moved = {}
-        for name, knob in TRAINING.items():
+        for name, knob in KNOBS.items():
             if knob.update and knob.needs(self.router):
                 stand = SimpleNamespace(expert_bias=torch.zeros(self.num_experts))
                 knob.update(stand, routing, 1.0)
@@ -252,7 +252,7 @@ def export_step(runs: dict[str, Run]) -> Graph:
     T = own.batch_size
     inputs = {"state": own.start(), "count": torch.tensor(1.0), "x": torch.rand(T, 2), "y": torch.arange(T).int() % 8}
     inputs |= {"normal": torch.randn(T, own.num_experts), "uniform": torch.rand(T, own.d_model)}
-    inputs |= {"knobs": torch.full((len(KNOBS),), 0.01)}
+    inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
     outputs = "next", "losses", "norm", "load"
     return trace(lambda s, n, x, y, *rest: own.step(s, n, x, y.long(), *rest), inputs, outputs)
 
@@ -270,7 +270,7 @@ def export_facts_step(run: Run) -> Graph:
     """Make the graph of `TrainedFacts.step`. ValueError for a run that no graph can say."""
     own = TrainedFacts(run)
     inputs = {"state": own.start(), "count": torch.tensor(1.0), "entries": Facts(own.batch_size).tokens.int()}
-    inputs |= {"knobs": torch.full((len(KNOBS),), 0.01)}
+    inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
     return trace(lambda s, n, entries, knobs: own.step(s, n, entries.long(), knobs), inputs, ("next", "losses", "norm"))
 
 

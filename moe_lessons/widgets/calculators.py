@@ -16,8 +16,7 @@ from moe_lessons.plots.costs import cost_table, parameter_panel, speed_panel
 from moe_lessons.plots.marks import Axis, Panel, Parts, Rule, Table
 from moe_lessons.plots.theme import PALETTE, short_number
 from moe_lessons.support.errors import check_choice, check_number
-from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.controls import control, move, named_stops
+from moe_lessons.widgets.controls import CONTROLS, control, move, named_stops
 from moe_lessons.widgets.picture import Picture
 
 
@@ -161,7 +160,7 @@ class CostCalculator(Calculator):
 
     def panels(self) -> list[Panel]:
         machine = self.inputs["machine"].value
-        upper = parameter_panel(self.parts()), speed_panel(*self._case(), KNOBS["batch_size"].stops)
+        upper = parameter_panel(self.parts()), speed_panel(*self._case(), CONTROLS["batch_size"].stops)
         title = f"What it costs on {'' if machine == OWN else 'one '}{machine}"
         costs = Panel(title, [self.table()], width=12, height=350)
         return [*(replace(panel, width=6, height=220) for panel in upper), costs]

@@ -1,23 +1,55 @@
-"""Controls, made from the table of knobs."""
+"""Controls: those of the table of knobs, and those that start a view afresh or change only what is looked at."""
 
 import json
+from collections import namedtuple
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as W
 import traitlets
 
-from moe_lessons.training.knobs import KNOBS, Box, Reach
+from moe_lessons.training.knobs import KNOBS, Knob
 
 TIPS = json.loads(Path(__file__).with_name("tips.json").read_text("utf-8"))  # of presets and remedies
+Reach = namedtuple("Reach", "low high step")  # a slider of real numbers
+Box = namedtuple("Box", "high")  # a box for whole numbers from 0
+KINDS = {"range": range, "reach": Reach, "box": Box}  # of stops, by the word before their numbers in controls.json
+
+
+@dataclass(frozen=True)
+class Control:
+    """What a control that is no knob says. stops: numbers or names to choose from, a `range`, a `Reach` or a `Box`; a
+    laboratory may give its own."""
+
+    name: str
+    label: str
+    unit: str = ""
+    tip: str = ""
+    stops: Any = ()
+
+    description = Knob.description
+
+
+def read_controls() -> dict[str, Knob | Control]:
+    """Read the rows of controls.json, after the knobs."""
+    found: dict[str, Knob | Control] = dict(KNOBS)
+    for name, row in json.loads(Path(__file__).with_suffix(".json").read_text("utf-8")).items():
+        first, *numbers = row.get("stops") or [None]
+        stops = KINDS[first](*numbers) if first in KINDS else tuple(row.get("stops", ()))
+        found[name] = Control(name, **row | {"stops": stops})
+    return found
+
+
+CONTROLS = read_controls()
 
 
 def control(name: str, stops: Any = None) -> W.Widget:
-    """The control of a knob. stops: those of the table, unless others are given; see `knobs.Knob`. None: a text."""
-    knob = KNOBS[name]
-    stops = knob.stops if stops is None else stops
-    look = {"description": knob.description}
+    """Make a control. stops: those of the table, unless others are given; see `Control`. None: a text."""
+    row = CONTROLS[name]
+    stops = row.stops if stops is None else stops
+    look = {"description": row.description}
     if not stops:
         made = W.Text(continuous_update=False, **look)
     elif isinstance(stops, Box):
@@ -32,7 +64,7 @@ def control(name: str, stops: Any = None) -> W.Widget:
     else:
         made = W.SelectionSlider(options=named_stops(stops), **look)
     made.style.description_width, made.layout.width = "88px", "auto"
-    made.tooltip = knob.tip  # set here: Colab's ipywidgets 7 takes it of few widgets
+    made.tooltip = row.tip  # set here: Colab's ipywidgets 7 takes it of few widgets
     return made
 
 
@@ -61,9 +93,9 @@ class CheckBoxes(W.Box):
 
     def __init__(self, name: str, names: Iterable[str], what: Callable[[str], str] = str):
         self.boxes: dict[str, W.Checkbox] = {}
-        super().__init__([W.HTML(f"{KNOBS[name].label}:")])
+        super().__init__([W.HTML(f"{CONTROLS[name].label}:")])
         self.add_class("moe-bar")
-        self.tip, self.what = KNOBS[name].tip, what
+        self.tip, self.what = CONTROLS[name].tip, what
         self.add(names)
 
     def add(self, names: Iterable[str]) -> None:

@@ -10,8 +10,8 @@ from moe_lessons.analysis.load import describe_load
 from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
 from moe_lessons.support.errors import check_choice, check_whole, is_whole
 from moe_lessons.training import Run
-from moe_lessons.training.knobs import KNOBS, TRAINING, Box
-from moe_lessons.widgets.controls import CheckBoxes, control, move
+from moe_lessons.training.knobs import KNOBS
+from moe_lessons.widgets.controls import CONTROLS, Box, CheckBoxes, control, move
 from moe_lessons.widgets.live import LiveRun
 
 TITLES = "Structure · starts afresh", "Live · applies to the next step", "Look · changes nothing"  # of the controls
@@ -25,7 +25,7 @@ class Lab(LiveRun):
     settings: of those in SETTINGS, what the caller gives."""
 
     START: tuple[str, ...] = ()  # a change of these starts afresh
-    LIVE: tuple[str, ...] = tuple(TRAINING)  # these apply to the next step
+    LIVE: tuple[str, ...] = tuple(KNOBS)  # these apply to the next step
     LOOK: tuple[str, ...] = ("x_axis",)  # these change nothing
     PICKED = "", ""  # what can be clicked in a panel, and the value that its number selects
     SAME = "task"  # losses are compared with those of an earlier run where this value is the same
@@ -50,7 +50,7 @@ class Lab(LiveRun):
         """What a control has to choose from, with these values."""
         if name == "top_k":
             return range(1, values["num_experts"] + 1)
-        return tuple(X_AXES) if name == "x_axis" else self.STOPS.get(name) or KNOBS[name].stops
+        return tuple(X_AXES) if name == "x_axis" else self.STOPS.get(name) or CONTROLS[name].stops
 
     def check(self, values: dict[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """The values, or ValueError. given: those that must apply, where the others may be idle."""
@@ -62,7 +62,7 @@ class Lab(LiveRun):
                 check_choice(name, value, stops)
         idle = self.idle(values)
         for name in self.LIVE:
-            knob = TRAINING[name]
+            knob = KNOBS[name]
             values = values | {name: knob.check(values[name])}
             if name in given and name in idle and values[name] != knob.off:
                 raise ValueError(f"{name} must be off here, since {idle[name]}, got {values[name]!r}")
@@ -93,7 +93,7 @@ class Lab(LiveRun):
         """The live knobs: each as it is asked for or, where the router has no use for it, off."""
         values = self.values if values is None else values
         idle = self.idle(values)
-        return {name: TRAINING[name].off if name in idle else values[name] for name in self.LIVE}
+        return {name: KNOBS[name].off if name in idle else values[name] for name in self.LIVE}
 
     def set(self, **values: Any) -> None:
         """Move controls, as if by hand. A bad value moves none. Fewer experts lower top_k, unless it is given too."""
@@ -157,7 +157,7 @@ class Lab(LiveRun):
                     widget.options = stops
                 elif isinstance(widget, W.IntSlider):
                     widget.max = max(stops[-1], values[name])
-                tip = "" if isinstance(widget, CheckBoxes) else KNOBS[name].tip  # each box has its own
+                tip = "" if isinstance(widget, CheckBoxes) else CONTROLS[name].tip  # each box has its own
                 widget.disabled, widget.tooltip = name in idle, tip + (f". Off: {idle[name]}" if name in idle else "")
                 if name not in self._touched:
                     move(widget, values[name])
@@ -189,7 +189,7 @@ class Lab(LiveRun):
             return
         idle = self.idle(self.values)
         asked = {n: self.inputs[n].value for n in moved if n in self.inputs and n not in idle}
-        asked |= {n: None for n in asked if n in TRAINING and TRAINING[n].off is None and asked[n] == 0}  # 'off'
+        asked |= {n: None for n in asked if n in KNOBS and KNOBS[n].off is None and asked[n] == 0}  # 'off'
         values = self.values | asked
         if "top_k" in self.inputs:
             values["top_k"] = min(values["top_k"], values["num_experts"])

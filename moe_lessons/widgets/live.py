@@ -19,7 +19,7 @@ from moe_lessons.plots.panels._history import num_experts
 from moe_lessons.support.errors import check_positive_int, shown
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged
-from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.loop import Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
 from moe_lessons.widgets.plane import NUM_TOKENS, Plane, read_plane
@@ -109,7 +109,7 @@ class LiveRun(Picture):
 
     def stamp(self) -> tuple:
         """What a reading of the model depends on, beside the run and the step: the knobs that its modules keep."""
-        return tuple(getattr(self.main_run.knobs, name) for name, knob in TRAINING.items() if knob.attribute)
+        return tuple(getattr(self.main_run.knobs, name) for name, knob in KNOBS.items() if knob.attribute)
 
     def words(self) -> str:
         """One line that says what is seen."""

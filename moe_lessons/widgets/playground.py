@@ -13,7 +13,7 @@ from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
-from moe_lessons.training.knobs import TRAINING, idle_knobs, idle_with
+from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, ROUTER_STARTS, ROUTERS
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import Lab, names_of
@@ -105,7 +105,7 @@ class Playground(Lab):
             return []
         for name, setting in PRESETS.items():
             button = self.button(name, TIPS["presets"][name], lambda name=name: self.choose_preset(name))
-            idle = [TRAINING[n] for n in self.idle(asdict(setting)) if n in TRAINING]
+            idle = [KNOBS[n] for n in self.idle(asdict(setting)) if n in KNOBS]
             # a loss without use does no harm
             button.disabled = any(getattr(setting, knob.name) != knob.off for knob in idle if knob.loss is None)
             self._preset_buttons[name] = button

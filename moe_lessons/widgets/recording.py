@@ -17,8 +17,7 @@ from moe_lessons.plots.speeds import Stream, stream_panel
 from moe_lessons.plots.theme import model_inks
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, shown
 from moe_lessons.tasks import Facts
-from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.controls import control, move
+from moe_lessons.widgets.controls import CONTROLS, control, move
 from moe_lessons.widgets.loop import event_loop, on_the_loop
 from moe_lessons.widgets.picture import Picture
 
@@ -159,7 +158,7 @@ class StreamView(Player):
         check_choice("weights", weights, WEIGHT_BYTES)
         self.arguments = shape, machine, weights, check_number("dense_width", dense_width, minimum=1)
         self.models = {"MoE": sizes_of(shape), "dense": sizes_of(shape).dense(dense_width)}
-        self.batch = control("batch_size", KNOBS["batch_size"].stops[:11])
+        self.batch = control("batch_size", CONTROLS["batch_size"].stops[:11])
         move(self.batch, check_positive_int("batch_size", batch_size))
         last = 25 * self.STEPS
         slider = W.IntSlider(last, 0, last, description="Time", tooltip="How much time has passed")

@@ -14,14 +14,14 @@ from moe_lessons.nn.transformer import make_moe
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import DOMAINS, TextTask
 from moe_lessons.training import Run
-from moe_lessons.training.knobs import TRAINING, idle_knobs
+from moe_lessons.training.knobs import KNOBS, idle_knobs
 from moe_lessons.widgets.controls import CheckBoxes
 from moe_lessons.widgets.laboratory import Lab, names_of
 
 USUAL_PANELS = ("loss", "layers", "domains", "classes", "text", "writing")
 SIZES = ("num_experts", "top_k", "d_ff", "router")  # fields of a `TransformerConfig` that have a control
-FIELDS = {f.name: getattr(TransformerConfig(), f.name) for f in fields(TransformerConfig) if f.name not in TRAINING}
-KNOBS_AT_FIRST = {name: knob.off for name, knob in TRAINING.items()} | {"lr": 0.005, "router_aux_loss_coef": 0.01}
+FIELDS = {f.name: getattr(TransformerConfig(), f.name) for f in fields(TransformerConfig) if f.name not in KNOBS}
+KNOBS_AT_FIRST = {name: knob.off for name, knob in KNOBS.items()} | {"lr": 0.005, "router_aux_loss_coef": 0.01}
 corpus = functools.cache(TextTask)  # the text of some domains
 NAMED_ROUTERS = tuple(name for name in ROUTERS if name != "gaussian noise")  # that is top-k, and the slider for noise
 
@@ -41,7 +41,7 @@ class RoutingLab(Lab):
     START, LOOK = ("domains", *SIZES, "seed"), ("layer", "x_axis")
     PICKED, SAME = ("layer", "layer"), "domains"
     STOPS = {"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)}
-    SETTINGS = (*FIELDS, *TRAINING)
+    SETTINGS = (*FIELDS, *KNOBS)
     USUAL = {"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600} | FIELDS | KNOBS_AT_FIRST
     USUAL |= {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32}
 

@@ -11,8 +11,8 @@ from moe_lessons.analysis.inference import decode_speed, union_law
 from moe_lessons.analysis.roofline import machines, published_sizes
 from moe_lessons.analysis.timing import step_times
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_baseline
-from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import CostCalculator, ParameterMap
+from moe_lessons.widgets.controls import CONTROLS
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 MISTRAL = MODEL_SHAPES["Mistral 7B (dense)"]
@@ -148,7 +148,7 @@ def test_calculator_three_tries():
     assert calculator.inputs["dense_width"].value == 2  # the lead is over a dense model twice as wide, by batch
     for context, comes_back in ((0, True), (4096, False)):
         calculator.inputs["context_length"].value = context
-        lead = dict(zip(KNOBS["batch_size"].stops, calculator.panels()[1].marks[0].y))
+        lead = dict(zip(CONTROLS["batch_size"].stops, calculator.panels()[1].marks[0].y))
         assert min(lead[1], lead[2]) > 1.1 and max(lead[n] for n in (4, 8, 16, 32, 64, 128, 256, 512)) < 0.95
         late = [lead[n] for n in (1024, 2048, 4096)]
         assert min(late) > 1.5 if comes_back else max(late) < 1

@@ -36,8 +36,8 @@ from moe_lessons.nn import (
 from moe_lessons.plots.speeds import Stream
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run, train
-from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.calculators import CostCalculator
+from moe_lessons.widgets.controls import CONTROLS
 
 pytestmark = pytest.mark.alone
 SEEDS = range(3)
@@ -240,7 +240,7 @@ def test_calculator_decoding(ridge, monkeypatch):
         """Of the four models over the equally good one, at each batch (4, batches)."""
         return np.array([line.y for line in calculator.panels()[1].marks[:4]])
 
-    mixture, batches = gains()[0], KNOBS["batch_size"].stops
+    mixture, batches = gains()[0], CONTROLS["batch_size"].stops
     smallest = mixture.argmin()
     assert 1 < batches[smallest] < 1024
     assert mixture[0] > 1.5 * mixture[smallest] and mixture[batches.index(1024)] > 1.5 * mixture[smallest]
@@ -254,7 +254,7 @@ def test_calculator_decoding(ridge, monkeypatch):
 def test_memory_is_full_before_the_lead_is_back():
     calculator = CostCalculator("Mixtral 8x7B", 1024, 1, "NVIDIA H200 SXM")
     *lines, _, limit = calculator.panels()[1].marks
-    stops = KNOBS["batch_size"].stops
+    stops = CONTROLS["batch_size"].stops
     assert on_machine(calculator.sizes, machines().loc["NVIDIA H200 SXM"], "bfloat16", 1024)["texts"] == 354
     assert stops.index(256) < limit.x < stops.index(512) and "354" in limit.name
     assert lines[0].y[stops.index(256)] < lines[0].y[stops.index(512)] < 0.9 < 1 < lines[0].y[stops.index(1024)] < 1.2

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from moe_lessons.nn import FeedForward, TopKRouter, is_moe
-from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground, RoutingLab
 from moe_lessons.widgets.picture import descendants
 
@@ -119,7 +119,7 @@ def assert_consistent(lab) -> None:
     for name, widget in lab.inputs.items():
         assert (widget.value or None) == (in_force[name] or None), name  # 'off' is 0 or None
         assert widget.disabled == (name in idle) and idle.get(name, "") in widget.tooltip
-        assert name not in TRAINING or idle.get(name, "") in lab._idle.value
+        assert name not in KNOBS or idle.get(name, "") in lab._idle.value
     if lab.LIVE and not hasattr(lab, "tiles"):
         assert {name: getattr(lab.main_run.knobs, name) for name in lab.LIVE} == lab.in_force()
         assert {run.knobs.lr for run in lab.runs.values()} == {lab.values["lr"]}

@@ -9,7 +9,7 @@ from oracle import refused
 
 from moe_lessons.training import REMEDIES, PlaneSetting, Run, plane_runs, remedy_setting
 from moe_lessons.training.bands import SeedBand
-from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.knobs import KNOBS
 
 SEEDS, STEPS = (4, 0, 7), 8
 OF_EACH_SEED = {"losses": "loss", "accuracies": "accuracy", "dead": "dead_experts", "dropped": "dropped_share"}
@@ -114,7 +114,7 @@ def test_a_branch_starts_from_these_weights_with_its_own_remedy(name):
     branch = trunk.branch(remedy_setting(name))
     assert all(torch.equal(a, b) for a, b in zip(branch._batch(9, branch._data), trunk._batch(9, trunk._data)))
     assert branch.setting == remedy_setting(name)
-    assert all(getattr(branch.knobs, knob) == getattr(branch.setting, knob) for knob in TRAINING)
+    assert all(getattr(branch.knobs, knob) == getattr(branch.setting, knob) for knob in KNOBS)
     if name not in ("top-2", "expert choice"):  # these choose otherwise, from the same logits
         close(branch.clean_loads(), loads, 1e-6)
     [branch.step() for _ in range(3)]

@@ -14,9 +14,9 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_seconds
 from moe_lessons.hub import ConfigCalculator
 from moe_lessons.plots.marks import Line, Parts, Rule, Table
-from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import CostCalculator, ParameterMap, PlanCalculator
 from moe_lessons.widgets.calculators import SIZES, SLIDERS
+from moe_lessons.widgets.controls import CONTROLS
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 
@@ -112,8 +112,8 @@ def test_the_sentence_and_the_table_by_the_roofline_of_lesson_07(cost):
     seconds = step_seconds(cost.sizes, Machine(3.35e12, 989.4e12), "bfloat16", 64, 4096)
     assert cells(cost, "tokens/s of 64 texts")[0] == f"{64 / seconds:,.0f}"
     assert cells(cost, "experts of a layer that a step reads")[0] == f"{union_law(8, 2, 64):.3g} of 8"
-    assert mark(cost, 1, Rule).x == KNOBS["batch_size"].stops.index(64)
-    assert mark(cost, 1, Line, 2).y.tolist() == [1] * len(KNOBS["batch_size"].stops)  # over the equally good one
+    assert mark(cost, 1, Rule).x == CONTROLS["batch_size"].stops.index(64)
+    assert mark(cost, 1, Line, 2).y.tolist() == [1] * len(CONTROLS["batch_size"].stops)  # over the equally good one
     assert "34.4 GB of KV cache for 64 texts" in cost.sentence()
     move(cost, weights="4-bit")
     assert cells(cost, "fits")[0] == "yes" and cells(cost, "weights")[0] == "23.4 GB"

@@ -16,12 +16,12 @@ from torch import Tensor
 from moe_lessons.nn import SAME_ACTIVE, MoE, TopKRouter, muted
 from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
-from moe_lessons.training.knobs import KNOBS as TABLE
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.training.run import token_losses
 from moe_lessons.web.graphs import (
-    KNOBS,
     NUM_MEASURED,
     NUM_READ,
+    STEP_KNOBS,
     TrainedFacts,
     TrainedPlane,
     export_batch,
@@ -80,7 +80,7 @@ def follow(setting: PlaneSetting, monkeypatch) -> None:
                 run.knobs.lr = 0.005
         x, y = main.task.batch(T, generator)
         records = [run.step() for run in runs.values()]
-        knobs = np.array([getattr(main.knobs, name) for name in KNOBS], "f4")
+        knobs = np.array([getattr(main.knobs, name) for name in STEP_KNOBS], "f4")
         got = step(state=state, count=np.float32(count), x=x, y=y.int(), knobs=knobs, **drawn)
         assert got["losses"] == pytest.approx([record.loss for record in records], abs=1e-4), count
         assert got["load"] == pytest.approx(records[0].load[0], abs=4 / T), count  # a tie may break otherwise
@@ -197,10 +197,11 @@ def test_the_page_starts_from_the_weights_and_tokens_of_the_runs(task, start):
 
 def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     made = json.loads(json.dumps(manifest(list(offered()), seeds=3)))
-    assert len(made["graphs"]) == 14 * 2 * 3 and made["knobs"] == list(KNOBS)
+    assert len(made["graphs"]) == 14 * 2 * 3 and made["knobs"] == list(STEP_KNOBS)
     assert [name for name, preset in made["presets"].items() if preset["off"]] == ["capacity"]
     noise, experts = made["controls"]["noise_std"], made["controls"]["num_experts"]
-    assert noise == {"label": "Noise (std)", "tip": TABLE["noise_std"].tip, "low": 0, "high": 3, "step": 0.05}
+    assert noise["label"] == "Noise (std)" and noise["tip"] == KNOBS["noise_std"].tip
+    assert noise["stops"][:2] == [["off", 0.0], ["0.05", 0.05]]
     assert experts["stops"] == [["1", 1], ["2", 2], ["4", 4], ["8", 8], ["16", 16]]
     assert made["controls"]["router_aux_loss_coef"]["stops"][:2] == [["off", 0.0], ["0.001", 0.001]]
     assert made["controls"]["seed"]["stops"][-1] == ["2", 2]
@@ -228,7 +229,7 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     for count in range(1, 11):
         entries = book[torch.randint(len(book), (run.batch_size,), generator=generator)].numpy()
         record = run.step()
-        knobs = np.array([record.lr if knob == "lr" else getattr(run.knobs, knob) for knob in KNOBS], "f4")
+        knobs = np.array([record.lr if knob == "lr" else getattr(run.knobs, knob) for knob in STEP_KNOBS], "f4")
         given = {"state": state, "count": np.array(count, "f4"), "entries": entries, "knobs": knobs}
         state, losses, norm = models["step"].run(None, given)
         assert losses == pytest.approx([record.loss], abs=1e-4) and np.isfinite(norm), count

@@ -15,9 +15,10 @@ from moe_lessons.nn import LanguageModel, seeded
 from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
-from moe_lessons.training.knobs import KNOBS, TRAINING, Knob
+from moe_lessons.training.knobs import KNOBS, Knob
 from moe_lessons.training.settings import ROUTERS
 from moe_lessons.widgets import BalancingLab, CollapseLab, Lab, Playground, live, loop
+from moe_lessons.widgets.controls import CONTROLS
 from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, corpus
 
@@ -125,13 +126,13 @@ def test_every_control_has_a_name_and_says_what_it_does(name):
 
 def test_controls_stand_in_groups_that_say_when_they_apply():
     lab = Playground()
-    assert list(lab.inputs) == [*lab.START, *lab.LIVE, *lab.LOOK] and Lab.LIVE == tuple(TRAINING)
+    assert list(lab.inputs) == [*lab.START, *lab.LIVE, *lab.LOOK] and Lab.LIVE == tuple(KNOBS)
     column = lab.children[-1].children[1].children
     headings = [w.value.split(">")[1].split(" ·")[0] for w in column if "moe-group" in str(getattr(w, "value", ""))]
     assert headings == ["Structure", "Live", "Look"] and set(lab.inputs.values()) <= set(column)
     for name, widget in lab.inputs.items():
-        assert widget.description == KNOBS[name].description and widget.value == (lab.values[name] or 0)
-        assert widget.tooltip.startswith(KNOBS[name].tip)
+        assert widget.description == CONTROLS[name].description and widget.value == (lab.values[name] or 0)
+        assert widget.tooltip.startswith(CONTROLS[name].tip)
 
 
 START = {
@@ -196,7 +197,7 @@ async def test_what_a_router_has_no_use_for_is_off_until_another_has(lab, router
     assert lab.values["router"] == router
     assert_consistent(lab)
     for name, reason in lab.idle(lab.values).items():
-        assert f"Off: {reason}" in lab.canvas.words["tips"][KNOBS[name].description]
+        assert f"Off: {reason}" in lab.canvas.words["tips"][CONTROLS[name].description]
     lab.inputs["router"].value = "top-k"
     await settled()
     assert_consistent(lab)
@@ -206,7 +207,8 @@ async def test_what_a_router_has_no_use_for_is_off_until_another_has(lab, router
 def test_a_preset_whose_knob_has_no_use_cannot_be_chosen(monkeypatch):
     monkeypatch.setitem(PRESETS, "capacity", replace(PRESETS["collapse"], jitter_noise=0.1))
     assert not any(button(Playground(), name).disabled for name in PRESETS)
-    monkeypatch.setitem(TRAINING, "jitter_noise", Knob("jitter_noise", "", needs=lambda m: False, attribute=True))
+    knob = Knob(name="jitter_noise", label="", needs=lambda module: False, attribute=True)
+    monkeypatch.setitem(KNOBS, "jitter_noise", knob)
     lab = Playground(block=MyMoE)
     assert [name for name in PRESETS if button(lab, name).disabled] == ["noise", "capacity"]
 

@@ -32,7 +32,7 @@ from moe_lessons.plots.marks import encode
 from moe_lessons.plots.panels import _history
 from moe_lessons.tasks import TextTask, make_text
 from moe_lessons.training import Run
-from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import BalancingLab, CollapseLab, Playground, RoutingLab, live
 from moe_lessons.widgets.canvas import LiveCanvas
 from moe_lessons.widgets.picture import descendants
@@ -83,7 +83,7 @@ def check_tiles(view: BalancingLab) -> None:
         has_begun, start = tile.band is not view._trunk.band, view.values["apply_from"]
         assert tile.step >= start if has_begun else tile.step <= start
         setting = wanted[name] if has_begun else base
-        assert all(getattr(tile.band.knobs, knob) == getattr(setting, knob) for knob in TRAINING)
+        assert all(getattr(tile.band.knobs, knob) == getattr(setting, knob) for knob in KNOBS)
         steps = [reading.step for reading in tile.readings]
         assert steps == sorted(set(steps)) and steps[-1] <= tile.step
         assert tile.marks == sorted(tile.marks) and all(0 < mark <= tile.step for mark in tile.marks)

@@ -21,12 +21,12 @@ from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, SeedBand, plane_runs
-from moe_lessons.training.knobs import TRAINING
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.training.run import Record, TrainingDiverged, dead_experts, is_dead, load_share, lr_scale
 
 TASK = PlaneTask("blobs")
-KNOBS = {"lr": 0.5, "noise_std": 2.0, "jitter_noise": 0.9, "capacity_factor": 0.5}
-KNOBS |= {"router_aux_loss_coef": 1.0, "router_z_loss_coef": 1.0}
+TURNED = {"lr": 0.5, "noise_std": 2.0, "jitter_noise": 0.9, "capacity_factor": 0.5}
+TURNED |= {"router_aux_loss_coef": 1.0, "router_z_loss_coef": 1.0}
 BATCH = 64
 BIAS = {"expert_bias_rate": 0.01, "jitter_noise": 0.1}
 
@@ -111,15 +111,15 @@ def test_a_run_is_the_loop_of_torch_with_its_adamw_its_schedules_and_its_clippin
     assert [lr_scale(step) for step in (1, 1000)] == [1, 1] and [lr_scale(step, 2) for step in (1, 1000)] == [0.5, 1]
 
 
-@pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.parametrize("name", TURNED)
 def test_a_knob_works_from_the_next_step_on(name):
     reference, run = make_run(), make_run()
     expected, off = numbers(reference, 3), getattr(run.knobs, name)
-    for value in (KNOBS[name], off):  # turned back, it is as if it had never been turned
+    for value in (TURNED[name], off):  # turned back, it is as if it had never been turned
         setattr(run.knobs, name, value)
     assert numbers(run, 3) == expected
-    setattr(run.knobs, name, KNOBS[name])
-    assert f"{name}={KNOBS[name]}" in repr(run.knobs)
+    setattr(run.knobs, name, TURNED[name])
+    assert f"{name}={TURNED[name]}" in repr(run.knobs)
     expected, seen = numbers(reference, 1)[0], numbers(run, 1)[0]
     assert not same(weights(run), weights(reference))
     if name in ("noise_std", "jitter_noise"):
@@ -130,7 +130,7 @@ def test_a_knob_works_from_the_next_step_on(name):
         assert replace(seen, lr=0.02) == expected
 
 
-@pytest.mark.parametrize("name", [*KNOBS, "expert_bias_rate"])
+@pytest.mark.parametrize("name", [*TURNED, "expert_bias_rate"])
 def test_a_bad_value_for_a_knob_is_one_sentence_and_changes_nothing(name):
     run = make_run(noise_std=0.5)
     before = repr(run.knobs)
@@ -154,9 +154,9 @@ def test_a_bad_value_for_a_knob_is_one_sentence_and_changes_nothing(name):
 def test_knobs_that_a_model_lacks_can_only_stay_off(block, lacking):
     knobs = make_run(block=block).knobs
     for name in lacking.split():
-        off = TRAINING[name].off
+        off = KNOBS[name].off
         setattr(knobs, name, off)
-        with refused(f"{name} must be {off} here, since {TRAINING[name].idle}, got 0.5"):
+        with refused(f"{name} must be {off} here, since {KNOBS[name].idle}, got 0.5"):
             setattr(knobs, name, 0.5)
         assert getattr(knobs, name) == off
 
