@@ -16,7 +16,7 @@ COMMANDS = {  # each is the main(argv) of the module of its name; --help after i
     "cost": "count what a published model costs, from its config.json",
     "lens": "look at the routers of a mixture from Hugging Face: who works, on one page",
     "engines": "write the files with which other engines train or serve a model of yours",
-    "sweep": "train many small models, for the lessons to compare",
+    "sweep": "train again the many small models that lessons compare",
     "doctor": "say what is wrong with this installation and what to do",
 }
 WAITING = {  # what is said where it takes longer than 1.5 seconds

@@ -1,7 +1,7 @@
 """Who learns while experts starve, what a head start is worth, and remedies: what each trains with, how it is read."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
 READ_POINTS = 512  # held out, for each seed: what a reading is taken on
 RECENT = 20  # steps over which what a step shows is averaged
 
+# what the outputs of the chosen experts are multiplied by: K, and whether their probabilities are divided by their sum
+WEIGHTS = {"K = 1, p": (1, False), "K = 1, p / sum": (1, True), "K = 2, p": (2, False), "K = 2, p / sum": (2, True)}
 # the remedies with a strength to turn, and the knob that it is
 STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields if knob in KNOBS}
 
@@ -109,6 +111,18 @@ def make_alike(experts: nn.Module) -> None:
     """Make every expert a copy of expert 0."""
     for weight in experts.parameters():
         weight.copy_(weight[0].clone())
+
+
+def band_of(setting: PlaneSetting, divided: bool, seeds: Sequence[int]) -> SeedBand:
+    """Make a band of top-k routers whose K probabilities are `divided` by their sum, or not (`norm_topk_prob`).
+
+    p / p is 1 whatever the scores, so with K = 1 the gradient of such a router is 0. It stands still here: else Adam
+    would make steps of the rounding errors."""
+    band = SeedBand(setting, seeds)
+    for router in band.model.block.router.routers:
+        router.norm_topk_prob = divided
+        router.requires_grad_(not divided or setting.top_k > 1)
+    return band
 
 
 class Reading(NamedTuple):

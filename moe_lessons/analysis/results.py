@@ -34,8 +34,9 @@ def read_runs(path: Path) -> tuple[dict, list[dict], int]:
 
 
 def load_results(name: str) -> pd.DataFrame:
-    """Read the stored sweep `name`, one row for each time that a run was measured; `attrs` has the settings. Columns as
-    in data/README.md; flops and seconds are those of training up to the step. ValueError without a finished run."""
+    """Read the stored sweep `name`, one row for each time that a run was measured. Columns as in data/README.md, and
+    the steps of the whole run; flops and seconds are those of training up to the step. ValueError without a finished
+    run."""
     path = data_path(f"results/{name}.jsonl")
     settings, runs, _ = read_runs(path)
     if not runs:
@@ -47,14 +48,13 @@ def load_results(name: str) -> pd.DataFrame:
     frame[points] = frame[points].apply(pd.to_numeric)
     frame["flops"] = frame.step * frame.pop("flops_per_step")
     frame["seconds"] = frame.step * frame.pop("ms_per_step") / 1000
-    frame.attrs |= settings
-    return frame
+    return frame.assign(steps=settings["steps"])
 
 
 def last_of(name: str, column: str = "loss") -> pd.DataFrame:
     """Read what the stored sweep `name` (of one rate for each model) ended with: a row a seed, a column a model."""
     results = load_results(name)
-    last = results[results.step == results.attrs["steps"]]
+    last = results[results.step == results.steps]
     return last.pivot(index="seed", columns="model", values=column)
 
 
@@ -74,12 +74,12 @@ def load_ends(name: str) -> pd.DataFrame:
     dense model. The learning rate of each run reached its end at its last step."""
     if not (paths := sorted(FOLDER.glob(f"results/{name}_*[0-9].jsonl"))):
         raise ValueError(f"name must be that of a stored sweep of several lengths, such as 'book_8000', got {name!r}")
-    frames = [load_results(path.stem) for path in paths]
-    ends = pd.concat([frame[frame.step == frame.attrs["steps"]] for frame in frames], ignore_index=True)
+    frame = pd.concat([load_results(path.stem) for path in paths])
+    ends = frame[frame.step == frame.steps].drop(columns="step").reset_index(drop=True)
     width = ends.model.map(lambda model: WIDTHS.get(model) or int(model.rpartition("=")[2]))
-    known = 100 * ends.known / frames[0].attrs["num_entries"]
+    known = 100 * ends.known / read_runs(paths[0])[0]["num_entries"]
     width = width.where(~ends.model.str.startswith("MoE"))
-    return ends.assign(steps=ends.pop("step"), known=known, width=width, teraflops=ends.flops / 1e12)
+    return ends.assign(known=known, width=width, teraflops=ends.flops / 1e12)
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,14 @@ def load_recording(name: str) -> Recording:
         lamps = np.array([list(b64decode(lamps)) for lamps in run["lamps"]], "u1")
         known[run["model"]] = np.unpackbits(lamps, axis=1, count=settings["num_entries"]).astype(bool)
     return Recording(runs[0]["step"], known, runs[0])
+
+
+def load_collapse_map() -> pd.DataFrame:
+    """Read in which settings experts die: a row for each cell and step, with start, weights, lr, step, and dead: the
+    mean of the seeds."""
+    settings, cells, _ = read_runs(data_path("results/collapse.jsonl"))
+    frame = pd.DataFrame(cells).assign(step=[settings["measured"]] * len(cells)).explode(["step", "dead"])
+    return frame.assign(dead=frame["dead"].map(np.mean)).reset_index(drop=True)
 
 
 @dataclass(frozen=True)

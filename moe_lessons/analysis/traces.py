@@ -19,7 +19,7 @@ def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
 
     sequence, position: where the token stands. byte, byte_class, domain: what it is. layer: the MoE layer, from 0.
     expert0, expert1, …: the experts that served it, the one with the largest weight first, and -1 where it has no more
-    of them. weight0, weight1, …: their weights, 0 where there is none. `attrs["num_experts"]` is E."""
+    of them. weight0, weight1, …: their weights, 0 where there is none. num_experts: E of the layer."""
     if not hasattr(task, "held_out"):
         raise ValueError(f"task must have a held-out part, as a TextTask, got {type(task).__name__} without one")
     ids, _, domain = task.held_out(num_per_domain)
@@ -63,8 +63,7 @@ def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFra
         for name, nothing in {"expert": -1, "weight": 0.0}.items()
     ]
     table = tokens.join(pd.concat(columns, axis="columns").reset_index("layer"), how="right").reset_index(drop=True)
-    table.attrs["num_experts"] = max(routing.num_experts for routing in routings)
-    return table
+    return table.assign(num_experts=np.array([routing.num_experts for routing in routings])[table["layer"]])
 
 
 def real_routing() -> dict[str, dict[int, pd.DataFrame]]:
@@ -80,16 +79,14 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
     """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1. by:
     'domain', 'byte_class' or 'layer'. layer: which one to look at, where there are several; they are never pooled."""
     check_choice("by", by, ("domain", "byte_class", "layer"))
-    layers = _check(trace, by)["layer"].unique().tolist()
-    if "num_experts" not in trace.attrs:
-        raise ValueError("trace must have E as attrs['num_experts'], got none: a file or a merge of tables loses it")
+    layers = _check(trace, by, "num_experts")["layer"].unique().tolist()
     if layer is not None:
         trace = trace[trace["layer"] == check_choice("layer", layer, layers)]
     elif by != "layer" and len(layers) > 1:
         raise ValueError(f"layer must be one of {layers} where by is {by!r}, got None")
-    served = trace.melt(by, list(trace.filter(regex="^expert")), value_name="expert").query("expert >= 0")
+    served = trace.melt(by, list(trace.filter(regex=r"^expert\d")), value_name="expert").query("expert >= 0")
     shares = pd.crosstab(served[by], served["expert"], normalize="index")
-    shares = shares.reindex(columns=range(trace.attrs["num_experts"]), fill_value=0.0).add_prefix("E")
+    shares = shares.reindex(columns=range(trace["num_experts"].max()), fill_value=0.0).add_prefix("E")
     return shares.set_axis(pd.Index(shares.index, dtype=object), axis="index")
 
 

@@ -6,8 +6,7 @@ from statistics import median
 
 import pandas as pd
 
-from moe_lessons.analysis import decode_speed
-from moe_lessons.analysis.sweeps import SETTINGS
+from moe_lessons.analysis import decode_speed, studies
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.course import progress
 from moe_lessons.nn import LanguageModel
@@ -20,8 +19,8 @@ STEPS = 3000  # of the runs by which it is said how wide a dense model is that k
 
 def models(names: Iterable[str], times: int = 1, **sizes) -> dict[str, LanguageModel]:
     """Make models of the sweep by their names, all their widths so many `times` as large: D = 32 times."""
-    setting = replace(SETTINGS[BOOK], times=times, sizes=SETTINGS[BOOK].sizes | sizes)
-    return {name: setting.make_model(name) for name in names}
+    study = replace(studies.BOOK, times=times, sizes=studies.BOOK.sizes | sizes)
+    return {name: study.make_model(name) for name in names}
 
 
 def writers(names: Iterable[str]) -> dict[str, LanguageModel]:

@@ -152,7 +152,7 @@ def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
 
 
 def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any], steps: tuple[int, int] = (300, 600)) -> Figure:
-    """Draw the dead experts of `analysis.collapse_map.load_collapse_map` after the first of `steps` (colour, number)
+    """Draw the dead experts of `analysis.results.load_collapse_map` after the first of `steps` (colour, number)
     and the second (small), and in a frame a run of one's own: start, weights, lr, dead (S,)."""
     starts, weights, rates = (list(cells[name].unique()) for name in ("start", "weights", "lr"))
     dead = cells.set_index(["step", "weights", "start", "lr"])["dead"].sort_index()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from moe_lessons.analysis import load_statistics
-from moe_lessons.analysis.collapse import make_alike, practise, score_pushes, token_gains, watched_run
-from moe_lessons.analysis.collapse_map import band_of, load_collapse_map
+from moe_lessons.analysis.collapse import band_of, make_alike, practise, score_pushes, token_gains, watched_run
+from moe_lessons.analysis.results import load_collapse_map
 from moe_lessons.nn import TopKRouter
 from moe_lessons.training import PRESETS, SeedBand, train
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from data import make_sweeps
 from moe_lessons.analysis import (
     EffectiveWidth,
     Ratio,
@@ -15,7 +16,6 @@ from moe_lessons.analysis import (
     decode_speed,
     effective_width,
     flops_per_token,
-    sweeps,
 )
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.results import last_of, load_ends, load_results, times_as_wide, times_the_cost
@@ -139,7 +139,8 @@ def test_as_good_as_a_clearly_wider_dense_model(ends):
 
 def test_a_stored_run_begins_as_it_is_trained_here():
     stored = load_results("book_8000_2000").set_index(["model", "seed", "step"]).loss[MIXTURE, 1, 200]
-    again = sweeps.train(replace(sweeps.SWEEPS["book_8000_2000"], steps=200, measurements=1), MIXTURE, 0.003, 1)
+    short = replace(make_sweeps.SWEEPS["book_8000_2000"], steps=200, measurements=1)
+    again = make_sweeps.train(short, MIXTURE, 0.003, 1)
     assert again["loss"][-1] == pytest.approx(stored, rel=0.003)  # a third of the rate: 0.006
 
 

@@ -40,8 +40,7 @@ def table_of(expert, domain="text", byte=0, sequence=0, layer=0) -> pd.DataFrame
     table = pd.DataFrame({"sequence": sequence, "byte": byte, "domain": domain, "layer": layer, "expert0": expert})
     table["position"] = table.groupby("sequence").cumcount()
     table["byte_class"] = [BYTE_CLASSES[i] for i in byte_class(torch.tensor(table["byte"].to_numpy()))]
-    table.attrs["num_experts"] = max(expert) + 1
-    return table
+    return table.assign(num_experts=max(expert) + 1)
 
 
 @pytest.mark.parametrize("capacity_factor", [None, 0.5])
@@ -54,7 +53,7 @@ def test_a_trace_says_what_the_routing_says(router, capacity_factor, task):
     x, _, domain = task.held_out(3)
     with torch.no_grad():
         _, routings = model.eval()(x)
-    assert len(table) == 2 * x.numel() and table.attrs["num_experts"] == 4
+    assert len(table) == 2 * x.numel() and set(table["num_experts"]) == {4}
     assert table["domain"].cat.categories.tolist() == ["english", "json"]
     assert table["byte_class"].cat.categories.tolist() == list(BYTE_CLASSES)
     experts, weights = (table.filter(regex=f"^{name}").to_numpy() for name in ("expert", "weight"))
@@ -111,9 +110,8 @@ def test_bad_input_of_shares():
     table = table_of([0, 1], layer=[0, 1])
     with pytest.raises(ValueError, match=r"^layer must be one of \[0, 1\] where by is 'domain', got None$"):
         expert_shares(table)
-    table.attrs.clear()
-    with pytest.raises(ValueError, match=r"^trace must have E as attrs\['num_experts'\], got none: "):
-        expert_shares(table, layer=0)
+    with pytest.raises(ValueError, match=r"^trace must be a table .* got DataFrame without num_experts$"):
+        expert_shares(table.drop(columns="num_experts"), layer=0)
 
 
 def of_counts(counts) -> tuple[np.ndarray, ...]:

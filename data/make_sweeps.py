@@ -1,0 +1,246 @@
+"""``python data/make_sweeps.py NAME``: train the many small language models of data/results, for lessons to compare.
+
+Each finished run is at once a line of ``data/results/NAME.jsonl``; what is missing is trained the next time. Its losses
+do not depend on where it is trained (in this process, in several, on a dask cluster), its times do.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, fields, replace
+from datetime import date
+from operator import itemgetter
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed, parallel_config
+from tqdm import tqdm
+
+from moe_lessons.analysis import count_parameters, flops_per_token
+from moe_lessons.analysis.results import POINTS, read_runs
+from moe_lessons.analysis.studies import BOOK, FACTS, MODERN_FACTS, MODERN_TEXT, SOFT, TEXT, Study
+from moe_lessons.analysis.timing import cpu_name
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, SoftMoE
+from moe_lessons.nn.seeding import torch_threads
+from moe_lessons.support.data import FOLDER
+from moe_lessons.support.errors import check_choice, check_positive_int
+from moe_lessons.support.files import write_whole
+from moe_lessons.tasks import TextTask
+from moe_lessons.training import Run, TrainingDiverged
+
+NOT_SHARED = ("rates", "study", "seeds", "recorded")  # fields of a `Sweep` that are not the same for all its runs
+run_of = itemgetter("model", "lr", "seed")  # of a stored row
+SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
+# knobs in the place of the auxiliary loss
+BALANCED_BY = dict.fromkeys(["no auxiliary loss", "expert choice", SOFT], {})
+BALANCED_BY |= dict.fromkeys(["sigmoid and bias", "all three"], {"expert_bias_rate": 0.01})
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A table of runs, each model at each of its rates from each seed, and what all of them share (see `Run`)."""
+
+    study: Study
+    rates: Mapping[str, Sequence[float]]  # learning rates of some models of the `study`
+    seeds: Sequence[int] = (1, 2, 3)
+    steps: int = 500
+    warmup_steps: int = 50
+    decay_steps: int | None = 500
+    measurements: int = 20  # of the held-out loss, or of the facts that are known, evenly spread over the steps
+    batch_size: int = 32
+    held_out: int = 384  # sequences
+    router_aux_loss_coef: float = 0.01  # but for the models in BALANCED_BY
+    max_grad_norm: float = 1.0
+    recorded: Sequence[str] = ()  # models of which it is kept which facts they know, of the first seed
+
+    def table(self) -> list[tuple]:
+        """List the runs (model, lr, seed), seed by seed: a busy hour slows all models alike."""
+        return [(model, lr, seed) for seed in self.seeds for model, rates in self.rates.items() for lr in rates]
+
+    def header(self, name: str) -> dict:
+        """Make the first line of its results file: what all runs have in common."""
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in NOT_SHARED}
+        return {"sweep": name, **self.study.task, "sizes": self.study.sizes, **shared}
+
+    def of(self, steps: int, **own) -> "Sweep":
+        """Make the same with so many steps, at whose end the rate ends."""
+        return replace(self, steps=steps, decay_steps=steps, **own)
+
+
+MIXTURES = [f"MoE, E={E}" for E in (4, 8, 16, 32)]
+WIDER = [f"dense, F={width}" for width in (128, 192, 256, 384)]
+CHANGES = ["4 times as fine", "sigmoid and bias", "all three"]
+AT_ONCE = {"variants": {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: {}}, "at_once": True}
+OF_TEXT = [SAME_ACTIVE, "MoE, E=2", *MIXTURES, "dense, F=96", "dense, F=128", SAME_TOTAL]
+BEST = dict.fromkeys(OF_TEXT, (0.01,)) | dict.fromkeys(MIXTURES[2:], (0.005,))
+TRIED = dict.fromkeys(OF_TEXT, (0.005, 0.01, 0.02)) | dict.fromkeys(MIXTURES[2:], (0.0025, 0.005, 0.01, 0.02))
+FACT_RATES = (0.0015, 0.003, 0.006, 0.012)
+
+
+def of_facts(study: Study, models: Sequence[str], *rates: float, **own) -> Sweep:
+    common = {"warmup_steps": 20, "measurements": 10, "batch_size": 256}
+    return Sweep(study, dict.fromkeys(models, rates), **common | own)
+
+
+def of_book(study: Study, rate: float) -> Sweep:
+    return of_facts(study, [SAME_ACTIVE, *WIDER, SAME_TOTAL, *MIXTURES], rate)
+
+
+def only(model: str, rate: float, study: Study = TEXT) -> Sweep:
+    return Sweep(study, {model: (rate,)})
+
+
+RECORDED = (SAME_ACTIVE, "dense, F=256", SAME_TOTAL, "MoE, E=16")
+FINER = Sweep(MODERN_TEXT, dict.fromkeys(["classical", "4 times as fine", "4 times as fine, scaled"], (0.01,)))
+MODERN = ["classical", "no auxiliary loss", "4 times as fine", "one shared", "fine and shared", *CHANGES[1:]]
+# what each is for: data/README.md
+SWEEPS = {
+    "rates": Sweep(TEXT, TRIED, seeds=(0,)),
+    "capacity": Sweep(TEXT, BEST),
+    "seconds": only(SAME_ACTIVE, 0.01).of(620),
+    "flops": only(SAME_TOTAL, 0.01).of(240),
+    "tolerance": Sweep(
+        TEXT, dict.fromkeys([SAME_ACTIVE, "MoE, E=8", SAME_TOTAL], (0.005, 0.01, 0.02, 0.03, 0.05)),
+        seeds=(0, 1, 2), steps=150, warmup_steps=10, decay_steps=None, measurements=1,
+    ),
+    "facts_rates": of_facts(FACTS, [SAME_ACTIVE, "MoE, E=16", "dense, F=256"], *FACT_RATES, seeds=(0,)),
+    "book_2000_500": of_book(FACTS, 0.006),
+    "book_2000_6000": of_facts(FACTS, [SAME_ACTIVE], 0.006).of(6000),
+    "book_rates": of_facts(
+        BOOK, [SAME_ACTIVE, "dense, F=192", SAME_TOTAL, "MoE, E=4", "MoE, E=16"], *FACT_RATES, seeds=(0,)
+    ).of(2000),
+    "book_8000_1500": of_book(BOOK, 0.003).of(1500),
+    "book_8000_2000": of_book(BOOK, 0.003).of(2000),
+    "book_8000_3000": of_book(BOOK, 0.003).of(3000),
+    "book_8000_6000": of_book(BOOK, 0.003).of(6000, measurements=40, recorded=RECORDED),
+    "book_8000_24000": of_facts(BOOK, [SAME_ACTIVE], 0.003).of(24000, measurements=40),
+    "modern_facts_rates": of_facts(MODERN_FACTS, CHANGES, 0.003, 0.006, 0.012, seeds=(0,)),
+    "modern_text_rates": Sweep(MODERN_TEXT, dict.fromkeys(CHANGES, (0.005, 0.01, 0.02)), seeds=(0,)),
+    "modern_facts": of_facts(MODERN_FACTS, MODERN, 0.006),
+    "modern_text": Sweep(MODERN_TEXT, dict.fromkeys(MODERN, (0.01,)) | {"sigmoid and bias": (0.005,)}),
+    "modern_finer_250": FINER.of(250, seeds=range(1, 11), measurements=10),
+    "modern_finer_500": FINER,
+    "modern_facts_at_once": of_facts(replace(FACTS, **AT_ONCE), AT_ONCE["variants"], 0.006),
+    "modern_text_at_once": Sweep(
+        replace(TEXT, task=TEXT.task | {"num_hidden": 8}, **AT_ONCE), dict.fromkeys(AT_ONCE["variants"], (0.01,))
+    ),
+}  # fmt: skip
+
+
+@torch_threads(1)  # the same numbers wherever it is trained
+def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
+    """Train one run of a sweep, and return what is stored of it: see data/README.md."""
+    task = sweep.study.make_task(seed)
+    options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
+    run = Run(sweep.study.make_model(model, seed), task, lr=lr, seed=seed, **options)
+    for knob, value in BALANCED_BY.get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
+        setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
+    points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
+    times, lamps, curve = [], [], {name: [] for name in points}
+    measured = {round(part * sweep.steps / sweep.measurements) for part in range(1, sweep.measurements + 1)}
+    with suppress(TrainingDiverged):
+        for step in range(1, sweep.steps + 1):
+            start = time.process_time()
+            run.step()
+            times.append(1000 * (time.process_time() - start))  # CPU time: waiting for other programs does not count
+            if step in measured:
+                curve["step"].append(step)
+                curve["loss"].append(round(run.evaluate(sweep.held_out)["loss"], 5))
+                if "known" in curve:
+                    known = task.known(run.model)
+                    curve["known"].append(int(known.sum()))
+                    lamps.append(b64encode(np.packbits(known)).decode())
+    count, losses = count_parameters(run.model), run.history.loss
+    is_soft = any(isinstance(part, SoftMoE) for part in run.model.modules())  # it has no cost for one token
+    flops = None if is_soft else sweep.batch_size * task.context * flops_per_token(run.model, training=True)
+    last = [max(layer) * len(layer) for record in run.records[-BEFORE:] for layer in record.load]
+    return {
+        "model": model,
+        "lr": lr,
+        "seed": seed,
+        **curve,
+        **({"lamps": lamps} if model in sweep.recorded and seed == sweep.seeds[0] else {}),
+        "max_over_mean": round(sum(last) / len(last), 3) if last else None,
+        "spikes": int((losses > SPIKE * losses.rolling(BEFORE).mean().shift()).sum()),
+        "diverged": len(run.records) < sweep.steps,
+        "ms_per_step": round(median(times), 2) if times else None,
+        "flops_per_step": flops,
+        "parameters": count.total,
+        "active": count.active,
+        "date": date.today().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cpu": cpu_name(),
+        "threads": run.threads,
+    }
+
+
+@contextmanager
+def workers(address: str | None) -> Iterator[None]:
+    """Within it joblib's jobs are those of a dask cluster, if an address is given."""
+    if address is None:
+        yield
+        return
+    from distributed import Client
+
+    with Client(address, timeout=10) as client, parallel_config(backend="dask"):
+        if max(client.nthreads().values(), default=1) > 1:  # torch's random numbers belong to the process
+            raise ValueError("each dask worker must have 1 thread: dask worker --nthreads 1")
+        yield
+
+
+def train_missing(name: str, path: Path, jobs: int = 1, address: str | None = None) -> None:
+    """Train what a results file lacks of a sweep, and add it; in the end the lines are in the order of its table."""
+    sweep, header = SWEEPS[name], SWEEPS[name].header(name)
+    check_positive_int("jobs", jobs)
+    settings, rows, num_whole = read_runs(path) if path.exists() else ({}, [], 0)
+    if settings and settings != header:
+        raise ValueError(f"{path} must hold runs with {header}, got {settings}: move it away, or use --output FOLDER")
+    done = {run_of(row): row for row in rows}
+    missing = [run for run in sweep.table() if run not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    print(f"{name}: {len(missing)} of {len(sweep.table())} runs to be trained", flush=True)
+    with path.open("a", encoding="utf-8") as file, workers(address):
+        file.truncate(num_whole)  # what follows was cut off by an interrupt
+        if not settings:
+            print(json.dumps(header), file=file, flush=True)
+        work = (delayed(train)(sweep, *run) for run in missing)
+        with closing(Parallel(jobs, return_as="generator_unordered")(work)) as results:
+            for row in tqdm(results, name, len(missing), disable=None):  # on a terminal
+                print(json.dumps(row), file=file, flush=True)
+                done[run_of(row)] = row
+                tqdm.write(f"{run_of(row)}: " + ("diverged" if row["diverged"] else f"loss {row['loss'][-1]:.3f}"))
+    ordered = {run: done[run] for run in sweep.table()} | done
+    lines = (f"{json.dumps(row)}\n" for row in (header, *ordered.values()))
+    write_whole(path, "".join(lines).encode())
+    print(f"{name}: all {len(sweep.table())} runs are in {path}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"names: {', '.join(SWEEPS)}")
+    parser.add_argument("name", metavar="NAME", help="of a sweep, or 'modern' or 'book': all that begin so")
+    parser.add_argument("--output", type=Path, default=FOLDER / "results", help="default: data/results")
+    parser.add_argument("--jobs", type=int, default=1, help="processes of this machine that train (default: 1)")
+    parser.add_argument("--dask", metavar="ADDRESS", help="train on a dask cluster: tcp://scheduler:8786")
+    options = parser.parse_args(argv)
+    is_one = options.name in SWEEPS
+    names = [options.name] if is_one else [name for name in SWEEPS if name.startswith(f"{options.name}_")]
+    try:
+        check_choice("NAME", options.name, [*SWEEPS, "modern", "book"])
+        for name in names:
+            train_missing(name, options.output / f"{name}.jsonl", options.jobs, options.dask)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the runs that are finished are kept, and the same command goes on.")
+
+
+if __name__ == "__main__":
+    main()
