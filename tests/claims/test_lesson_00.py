@@ -7,14 +7,15 @@ from statistics import mean, median
 import nbformat
 import pytest
 import torch
+from everywhere import seeds
 
 from moe_lessons.analysis import count_parameters, decode_speed, flops_per_token
 from moe_lessons.exercises import token_weights
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, TransformerConfig, seeded
 from moe_lessons.training import PRESETS, PlaneSetting, SeedBand, plane_runs, train
 
-SEEDS = range(6)
-MANY_SEEDS = [*range(10), *range(100, 110)]
+SEEDS = seeds(6)
+MANY_SEEDS = [*seeds(10), *seeds(10, first=100)]
 COLLAPSE = PlaneSetting(top_k=1, router_aux_loss_coef=0.0, router_start="soft spread")
 
 
@@ -64,7 +65,7 @@ def test_faster_than_the_one_in_between():
     widths = {SAME_ACTIVE: 2048, "text": 3072, "facts": 8192, SAME_TOTAL: 16384}
     experts = {"num_experts": 16, "top_k": 2}
     speeds = []
-    for seed in range(3):
+    for seed in seeds(3):
         with seeded(seed):
             models = {"MoE": LanguageModel(TransformerConfig(**sizes, d_ff=1024, **experts))}
             dense = {n: LanguageModel(TransformerConfig(**sizes, d_ff=w, moe_layers=())) for n, w in widths.items()}
@@ -103,7 +104,7 @@ def test_the_weights_of_a_learner_train_as_the_routers_own():
     notebook = nbformat.read(Path(__file__).parents[2] / "notebooks/00_welcome.ipynb", 4)
     cell = next(cell.source for cell in notebook.cells if "class MyMixture" in cell.source)
     exec(cell, names := {"token_weights": token_weights, "my_weights": None})
-    mine, own = plane_runs(PlaneSetting(), 1, names["MyMixture"])["MoE"], plane_runs(PlaneSetting(), 1)["MoE"]
+    mine, own = (plane_runs(PlaneSetting(), SEEDS[1], *block)["MoE"] for block in ([names["MyMixture"]], []))
     mine.model.load_state_dict(own.model.state_dict())
     train([mine, own], 20)
     for one, other in zip(mine.records, own.records):

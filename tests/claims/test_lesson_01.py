@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from everywhere import seeds
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,7 +20,7 @@ from moe_lessons.tasks import TextTask, encode, make_text
 from moe_lessons.training import Run, train
 
 CONFIG = TransformerConfig(d_model=64, num_layers=2, num_heads=4, num_kv_heads=4, d_ff=192, moe_layers=())
-SEEDS = range(3)
+SEEDS = seeds(3)
 PROMPTS = {"english": "The old ", "code": "def find_", "json": '{"id": '}
 
 
@@ -131,8 +132,8 @@ def test_it_learns_to_write(trained, task):
 
     for seed, run in zip(SEEDS, trained):
         assert run.records[0].loss > 5 and run.evaluate(300)["loss"] < 0.5
-        assert known([write(model_of(seed), PROMPTS["english"], seed=s) for s in range(5)]) < 0.1
-        samples = {name: [write(run.model, prompt, seed=s) for s in range(20)] for name, prompt in PROMPTS.items()}
+        assert known([write(model_of(seed), PROMPTS["english"], seed=s) for s in seeds(5)]) < 0.1
+        samples = {name: [write(run.model, prompt, seed=s) for s in seeds(20)] for name, prompt in PROMPTS.items()}
         assert known(samples["english"]) > 0.7
         recited += sum(sample in corpus for sample in samples["english"])
         in_domain["code"] += sum("):\n    " in sample for sample in samples["code"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from everywhere import seeds
 from torch import nn
 from torch.nn import functional as F
 
@@ -15,7 +16,7 @@ from moe_lessons.training import PlaneSetting, plane_model
 from moe_lessons.training.run import Run
 
 LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "02_the_moe_block.ipynb"
-SEEDS = range(6)
+SEEDS = seeds(6)
 
 
 def four_tokens(seed: int) -> tuple[MoE, torch.Tensor]:

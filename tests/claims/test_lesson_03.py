@@ -5,6 +5,7 @@ from statistics import median
 
 import pytest
 import torch
+from everywhere import seeds
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, count_parameters, published_models
 from moe_lessons.analysis.inference import decode_speed, union_law
@@ -20,7 +21,7 @@ MISTRAL = MODEL_SHAPES["Mistral 7B (dense)"]
 
 @pytest.mark.claim("tokens-together-meet-nearly-all")
 def test_tokens_together_meet_nearly_all():
-    for seed in range(20):
+    for seed in seeds(20):
         shown, total = ParameterMap(seed), MIXTRAL.count.total
         assert shown.sizes.active == shown.together[0] == MIXTRAL.count.active
         assert shown.sizes.total == total and round(100 * shown.sizes.active / total) == 28
@@ -99,7 +100,7 @@ def test_two_flops_for_an_active_parameter():
 
 @pytest.mark.claim("memory-follows-the-total")
 def test_memory_follows_the_total():
-    for seed in range(5):
+    for seed in seeds(5):
         torch.manual_seed(seed)
         _, routing = MoE(64, 256, num_experts=8, top_k=2)(torch.randn(256, 64))
         assert routing.tokens_per_expert.min() >= 5  # none is idle, with room to spare
@@ -127,7 +128,7 @@ def with_baselines(model) -> dict:
 def test_time_against_two_baselines():
     """The larger baseline does 4 times the arithmetic: a factor of 1.5 in time leaves room for a busy machine."""
     against_total, against_active = {"write": [], "train": []}, {"write": [], "train": []}
-    for seed in range(3):
+    for seed in seeds(3):
         torch.manual_seed(seed)
         config = TransformerConfig(d_model=512, d_ff=1024, num_layers=2, num_experts=8, top_k=2)
         speed = decode_speed(with_baselines(LanguageModel(config)), (1,)).set_index("model").tokens_per_second

@@ -6,6 +6,7 @@ from statistics import mean
 import numpy as np
 import pytest
 import torch
+from everywhere import seeds
 
 from moe_lessons.analysis import load_statistics
 from moe_lessons.analysis.collapse import band_of, make_alike, practise, score_pushes, token_gains, watched_run
@@ -14,7 +15,7 @@ from moe_lessons.nn import TopKRouter
 from moe_lessons.training import PRESETS, SeedBand, train
 
 COLLAPSE = PRESETS["collapse"]
-SEEDS = range(6)
+SEEDS = seeds(6)
 
 
 def trained(steps: int, seed: int, learns: str = "all", **kwargs):
@@ -41,7 +42,7 @@ def run_of(band, steps: int) -> np.ndarray:
 @pytest.fixture(scope="module")
 def band():
     """(steps, seeds, E): the loads of twenty collapses, over twice the steps of the lesson."""
-    return run_of(SeedBand(COLLAPSE, seeds=range(20)), 600)
+    return run_of(SeedBand(COLLAPSE, seeds=seeds(20)), 600)
 
 
 @pytest.mark.claim("a-balanced-router-loses-experts")
@@ -72,7 +73,7 @@ def test_imbalance_costs_time(band):
 @pytest.mark.claim("practice-wins")
 def test_practice_wins():
     died, without, after = [], [], []
-    for seed in range(5):
+    for seed in seeds(5):
         plain = loads(trained(300, seed))[-20:].mean(axis=0)
         died.extend(plain < 0.01)
         for expert in range(0, 8, 2):
@@ -88,7 +89,7 @@ def test_practice_wins():
 @pytest.mark.claim("the-router-alone-collapses")
 def test_the_router_alone_collapses(band):
     for alike, least, most in ((False, 2.4, 4), (True, 1.3, 2.9)):
-        frozen = SeedBand(COLLAPSE, range(20))
+        frozen = SeedBand(COLLAPSE, seeds(20))
         if alike:
             make_alike(frozen.model.block.experts)
         kept = [weight.clone() for weight in frozen.model.block.experts.parameters()]
@@ -99,7 +100,7 @@ def test_the_router_alone_collapses(band):
         for step in (300, 600):
             assert least < dead_at(values, step).sum(axis=1).mean() < most
             assert dead_at(values, step)[early[0]].mean() < 0.8 < 0.9 < dead_at(band, step)[early[1]].mean()
-    still = SeedBand(COLLAPSE, range(10))
+    still = SeedBand(COLLAPSE, seeds(10))
     still.model.block.router.requires_grad_(False)
     assert (run_of(still, 300) < 0.01).sum(axis=2).mean() < 0.05
 
@@ -115,7 +116,7 @@ def test_no_token_no_gradient():
 @pytest.mark.claim("own-tokens-push-up-the-others-down")
 def test_own_tokens_push_up_the_others_down(band):
     up, down = {}, {}  # the shares of the scores, after so many steps
-    runs = [watched_run(COLLAPSE, seed) for seed in range(10)]
+    runs = [watched_run(COLLAPSE, seed) for seed in seeds(10)]
     for step in (0, 2, 4, 6, 20):
         train(runs, step - len(runs[0].records)) if step else None
         own, others = np.array([score_pushes(run) for run in runs]).transpose(1, 0, 2)  # (seeds, E)
@@ -127,7 +128,7 @@ def test_own_tokens_push_up_the_others_down(band):
 
 @pytest.mark.claim("the-first-push-decides")
 def test_the_first_push_decides(band):
-    push = np.array([sum(score_pushes(watched_run(COLLAPSE, seed))) for seed in range(20)])  # (seeds, E)
+    push = np.array([sum(score_pushes(watched_run(COLLAPSE, seed))) for seed in seeds(20)])  # (seeds, E)
     for step in (300, 600):
         died, halves = dead_at(band, step), {}
         for name, values in {"push": push, "share": band[0]}.items():
@@ -153,7 +154,7 @@ def test_what_decides():
         assert 1.2 < min(pairs) < max(pairs) < 3 and dead("spread", step, *two).max() < 0.6
         still = dead("soft spread", step, "K = 1, p / sum"), dead("random", step, "K = 1, p / sum")
         assert still[0].max() < 0.5 and 2.5 < still[1].min() < still[1].max() < 3.6  # alive or dead, as they began
-    others = band_of(replace(COLLAPSE, router_start="spread"), False, range(10, 20))
+    others = band_of(replace(COLLAPSE, router_start="spread"), False, seeds(10, first=10))
     assert dead_at(run_of(others, 300), 300).sum(axis=1).mean() < 2  # other seeds than the stored
     assert dead("soft spread", 20, *one)[0] < 0.3 < 2.3 < dead("soft spread", 20, *one)[-1]  # the rate decides when
 
@@ -166,11 +167,11 @@ def test_born_dead():
             return load_statistics(run.model(x)[1][0]).dead
 
     random = replace(COLLAPSE, router_start="random")
-    one = [dead(watched_run(random, seed)) for seed in range(100)]
-    two = [dead(watched_run(replace(random, top_k=2), seed)) for seed in range(100)]
+    one = [dead(watched_run(random, seed)) for seed in seeds(100)]
+    two = [dead(watched_run(replace(random, top_k=2), seed)) for seed in seeds(100)]
     assert min(one) >= 1 and 2.6 < mean(one) < 3.4
     assert 0.8 < mean(two) < 1.6
-    assert max(dead(watched_run(COLLAPSE, seed)) for seed in range(10)) == 0
+    assert max(dead(watched_run(COLLAPSE, seed)) for seed in seeds(10)) == 0
     torch.manual_seed(0)
     assert max(load_statistics(TopKRouter(64, 8, 1)(torch.randn(2048, 64))).dead for _ in range(100)) == 0
 
@@ -179,8 +180,8 @@ def test_born_dead():
 def test_collapse_costs_where_experts_are_scarce():
     settings = COLLAPSE, replace(COLLAPSE, router_aux_loss_coef=1.0), replace(COLLAPSE, num_experts=4)
     gap, four_experts = {}, {}  # mean of the seeds of the difference to the collapsed one, on the same data
-    for d_ff, seeds in ((8, range(8)), (2, range(24))):
-        bands = [SeedBand(replace(setting, d_ff=d_ff), seeds) for setting in settings]
+    for d_ff, own in ((8, seeds(8)), (2, seeds(24))):
+        bands = [SeedBand(replace(setting, d_ff=d_ff), own) for setting in settings]
         for band in bands:
             train(band, 300)
         assert bands[0].records[-1].dead.min() >= 1 and bands[1].records[-1].dead.max() == 0

@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
+from everywhere import seeds
 from torch.nn import functional as F
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
@@ -28,10 +29,10 @@ from moe_lessons.training import (
     train,
 )
 
-SEEDS = range(5)
+SEEDS = seeds(5)
 COLLAPSE = PRESETS["collapse"]
 NARROW = replace(COLLAPSE, task="checker", d_ff=1)  # the experts of one hidden unit
-MANY = range(8)  # seeds, where they differ much
+MANY = seeds(8)  # seeds, where they differ much
 FIRM = REMEDIES["auxiliary loss"]["router_aux_loss_coef"]
 NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss", "capacity")
 
@@ -42,9 +43,9 @@ def on(band: Run, steps: int) -> Run:
 
 
 @cache
-def trained(setting: PlaneSetting, seeds: range = SEEDS) -> SeedBand:
+def trained(setting: PlaneSetting, own: range = SEEDS) -> SeedBand:
     """300 steps from the start."""
-    return on(SeedBand(setting, seeds), 300)
+    return on(SeedBand(setting, own), 300)
 
 
 @cache
@@ -85,7 +86,7 @@ def max_over_mean(band: SeedBand) -> np.ndarray:
 
 
 @pytest.mark.claim("pooling-hides-a-collapse")
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_pooling_hides_a_collapse(seed):
     torch.manual_seed(seed)
     x, routings = torch.randn(256, 8), []
@@ -266,7 +267,7 @@ def test_the_auxiliary_loss_and_the_bias_cure_the_others_do_not():
 
 
 @pytest.mark.claim("who-sees-the-future")
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_who_sees_the_future(seed):
     torch.manual_seed(seed)
     x = torch.randn(13, 8)
@@ -276,7 +277,7 @@ def test_who_sees_the_future(seed):
 
 @torch.no_grad()
 @pytest.mark.claim("capacity-and-the-future")
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_capacity_and_the_future(seed):
     torch.manual_seed(seed)
     moe = MoE(d_model=8, d_ff=16, num_experts=4, top_k=1, capacity_factor=1.0)
@@ -355,7 +356,7 @@ def on_text(seed: int) -> dict[str, Run]:
 
 
 @pytest.mark.claim("a-language-model-collapses-and-is-cured-alike")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_a_language_model_collapses_and_is_cured_alike(seed):
     """Of 32 experts 14 to 21 are dead, and 0 to 4 after a cure (seeds 0 to 3)."""
     runs = on_text(seed)
@@ -370,7 +371,7 @@ def test_a_language_model_collapses_and_is_cured_alike(seed):
 
 @torch.no_grad()
 @pytest.mark.claim("even-over-the-batch-uneven-within-a-text")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_even_over_the_batch_uneven_within_a_text(seed):
     run = on_text(seed)["auxiliary loss"]
     for routing in run.model.eval()(run.task.held_out(8)[0])[1]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from everywhere import seeds
 from torch.nn import functional as F
 
 from moe_lessons.analysis import (
@@ -40,7 +41,7 @@ from moe_lessons.widgets.calculators import CostCalculator
 from moe_lessons.widgets.controls import CONTROLS
 
 pytestmark = pytest.mark.alone
-SEEDS = range(3)
+SEEDS = seeds(3)
 MOE, ACTIVE, TOTAL = NAMES = "MoE", SAME_ACTIVE, SAME_TOTAL
 GOOD = "equally good dense"
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from everywhere import seeds
 
 from moe_lessons.analysis import Ratio, flops_per_token
 from moe_lessons.analysis.counting import modern_models
@@ -46,7 +47,7 @@ def test_finer_sparser_shared_and_a_bias(first_only):
 
 
 @pytest.mark.claim("a-mean-of-four-times-as-many-outputs-is-half-as-long")
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_a_mean_of_four_times_as_many_outputs_is_half_as_long(seed):
     with seeded(seed):
         x, classical, fine = torch.randn(1000, 64), MoE(64, 32, 8, 2), MoE(64, 8, 32, 8)
@@ -67,7 +68,7 @@ def test_a_mean_of_four_times_as_many_outputs_is_half_as_long(seed):
 @pytest.mark.claim("finer-experts-take-longer-for-the-same-work")
 def test_finer_experts_take_longer_for_the_same_work():
     ratios = []
-    for seed in (1, 2, 3):
+    for seed in seeds(3, first=1):
         classical, *fine = (start(name, seed) for name in ("classical", FINE, SCALED))
         assert 1 < flops_per_token(fine[0].model) / flops_per_token(classical.model) < 1.1
         base, *times = take_turns([run.step for run in (classical, *fine)], repeats=7)
@@ -89,7 +90,7 @@ def test_finer_experts_need_their_scale():
     longer = last_of("modern_finer_500")
     assert longer.shape == (3, 3) and (longer.sub(longer["classical"], axis=0).abs() < 0.012).all(axis=None)
     assert load_results("modern_finer_500").flops.max() < 3e18 / 1e6
-    for seed in (21, 22):  # anew: without the factor they begin behind
+    for seed in seeds(2, first=21):  # anew: without the factor they begin behind
         runs = {name: start(name, seed) for name in ("classical", FINE, SCALED)}
         losses = {name: np.mean([run.step().loss for _ in range(40)][-20:]) for name, run in runs.items()}
         assert losses[FINE] > max(losses["classical"], losses[SCALED]) + 0.03

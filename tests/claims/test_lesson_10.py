@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from everywhere import seeds
 
 from moe_lessons.analysis import (
     known_share,
@@ -21,7 +22,7 @@ from moe_lessons.support.data import data_path
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import Run, train
 
-SEEDS, OLMOE, MIXTRAL = range(3), "OLMoE-1B-7B", "Mixtral 8x7B"
+SEEDS, OLMOE, MIXTRAL = seeds(3), "OLMoE-1B-7B", "Mixtral 8x7B"
 TOP_K, REAL = {OLMOE: 8, MIXTRAL: 2}, real_routing()
 
 
@@ -89,7 +90,7 @@ def test_eight_groups_tell_less_and_still_more_than_mixtral():
 
 
 @pytest.mark.claim("alike-but-for-the-size-of-experts-they-tell-about-the-same")
-@pytest.mark.parametrize("seed, steps", [(0, 200), (1, 200), (2, 200), (0, 400)])
+@pytest.mark.parametrize("seed, steps", [*((seed, 200) for seed in SEEDS), (SEEDS[0], 400)])
 def test_alike_but_for_the_size_of_experts_they_tell_about_the_same(seed, steps):
     task, told = TextTask(["english", "code", "json", "arithmetic"]), {}
     ids, _, of_sequence = task.held_out(64)

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from everywhere import seeds
 
 from moe_lessons.analysis import real_routing
 from moe_lessons.analysis.planner import check_published, plan
@@ -13,7 +14,7 @@ from moe_lessons.parallel import launch, rank_traffic
 from moe_lessons.parallel.measure import step_times
 from moe_lessons.parallel.training import Settings, train
 
-SEEDS = (1, 2, 3)
+SEEDS = seeds(3, first=1)
 CLUSTER = {"devices": 2048, "expert_parallel": 64, "pipeline_parallel": 16}
 
 
@@ -55,7 +56,7 @@ def test_the_slowest_rank_sets_the_time():
 
 
 @pytest.mark.claim("capacity-evens-the-traffic-for-drops")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 def test_capacity_evens_the_traffic_for_drops(seed):
     even, busiest, dropped = 16 * 32 * 2 / 4, {}, {}
     for factor in (None, 1.0):
@@ -70,7 +71,7 @@ def test_capacity_evens_the_traffic_for_drops(seed):
 
 
 @pytest.mark.claim("a-limit-saves-only-what-crosses-once")
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds(5))
 def test_a_limit_saves_only_what_crosses_once(seed):
     nodes, each, once, home = {}, {}, {}, torch.arange(4096) // 512
     for kept in (8, 4, 2):

@@ -1,6 +1,7 @@
 """What lesson 12 says under 'What to notice'. Its other statements are those of the lessons that it names."""
 
 import pytest
+from everywhere import seeds
 
 from moe_lessons.analysis import count_parameters
 from moe_lessons.analysis.results import load_results
@@ -25,7 +26,7 @@ def test_memory_like_the_large_one_work_like_the_small_one_and_learning_in_betwe
 @pytest.mark.claim("longer-training-catches-up")
 @pytest.mark.claim("k-is-trained-in")
 def test_longer_training_catches_up_and_k_is_trained_in():
-    for seed in (1, 2, 3):
+    for seed in seeds(3, first=1):
         runs = facts_runs(num_entries=300, seed=seed)
         moe, baseline = runs["MoE"], runs[SAME_ACTIVE]
         train([moe, baseline], 100)
