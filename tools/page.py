@@ -24,7 +24,6 @@ from joblib import Parallel, delayed
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from moe_lessons.web.graphs import MEANING, NUM_MEASURED, Graph, export_batch, export_reading, export_step, export_text
-from moe_lessons.widgets.canvas import LiveCanvas
 from tools import text_model, wall
 from tools.lesson_views import FILMS
 from tools.manifest import STOPS, STRUCTURE, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
@@ -32,6 +31,7 @@ from tools.manifest import STOPS, STRUCTURE, graph_manifest, graph_name, manifes
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "graphs"
 WEB = ROOT / "moe_lessons" / "web"
+CANVAS = ROOT / "moe_lessons" / "widgets" / "canvas"  # ES modules, which the page imports as they are
 RUNTIME = ROOT / "tools" / "node_modules" / "onnxruntime-web"
 FEW = ("healthy", "collapse")
 
@@ -80,8 +80,8 @@ def main(folder: str, graphs: str = "all") -> None:
     for name, text in texts.items():
         (folder / f"{name}.json").write_text(json.dumps(text), encoding="utf-8")
     shutil.copy(text_model.PATH, folder / "text.weights.z")
-    (folder / "canvas.js").write_text(LiveCanvas._esm, encoding="utf-8")
-    (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
+    shutil.copytree(CANVAS, folder / "canvas")
+    shutil.copy(CANVAS.parent / "canvas.css", folder)
     for path in (*WEB.glob("*.js"), WEB / "page.css", WEB / "view.html"):
         shutil.copy(path, folder)
     shutil.copytree(FILMS, folder / "films")
