@@ -1,70 +1,109 @@
 // One question in the page: options to choose from, or a number with a unit. The answer is the model's `answer`, which
 // the kernel keeps. What is right or wrong is said at once, also while the kernel is busy.
 
-export default { initialize: keep, render }; // keep, keepWords: see ../widgets/keep.js
+import { make, set } from "../widgets/canvas/elements.js";
+import { keep, keepWords } from "../widgets/canvas/keep.js";
 
-function make(tag, attributes = {}, ...children) { // an element; texts become text nodes, never HTML
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-// `code` and *emphasis* in a text.
-const spans = (text) => text.split(/(`[^`]+`|\*\S[^*]*\*)/).map((part, i) =>
-  i % 2 ? make(part[0] === "*" ? "em" : "code", {}, part.slice(1, -1)) : part);
-const said = (number) => number.toLocaleString("en", { maximumSignificantDigits: 12 });
+/** @typedef {import("../widgets/canvas/keep.js").Model} Model  As question.py has it. */
 
+const HEARD = ["answer", "note"]; // what of the model may change
+
+export default { initialize: keep, render };
+
+/**
+ * Ask the question of a model in an element.
+ * @param {{model: Model, el: HTMLElement}} its as anywidget has them
+ * @returns {() => void} ends it
+ */
 function render({ model, el }) {
-  const name = `moe-${Math.random()}`; // of the radio buttons that belong together
-  const kind = model.get("kind"), why = make("p", { class: "moe-why", role: "status" });
-  const note = make("p", { class: "moe-note", role: "status" }), options = model.get("choices");
-  const legend = make("legend", { class: "moe-words" }, make("b", {}, kind), " ", ...spans(model.get("text")));
-  const group = make("fieldset", { class: "moe-question" }, legend);
-  const inputs = options.length ? options.map(option) : [number()];
-  group.append(why, note);
+  const words = make(
+    "legend",
+    "moe-words",
+    make("b", "", model.get("kind")),
+    " ",
+    ...spans(model.get("text")),
+  );
+  const why = set(make("p", "moe-why"), { role: "status" });
+  const note = set(make("p", "moe-note"), { role: "status" });
+  const ask = model.get("choices").length ? askChoice : askNumber;
+  const [fields, showAnswer] = ask(model, why);
+  const group = make("fieldset", "moe-question", words, ...fields, why, note);
+  const show = () => {
+    note.textContent = model.get("note");
+    showAnswer(model.get("answer"));
+  };
+  group.addEventListener("keydown", keepKey);
   el.replaceChildren(group);
-  group.addEventListener("keydown", (event) => { // else the notebook would move to another cell
-    if (!(event.ctrlKey || event.metaKey || event.shiftKey || event.key === "Escape")) event.stopPropagation();
-  });
-  model.on("change:answer", show);
-  model.on("change:note", show);
+  for (const name of HEARD) model.on(`change:${name}`, show);
   show();
   keepWords({ model, el });
-  return () => (model.off("change:answer", show), model.off("change:note", show));
+  return () => HEARD.forEach((name) => model.off(`change:${name}`, show));
+}
 
-  function answer(value) {
-    model.set("answer", value);
-    model.save_changes();
-  }
-  function option([text]) {
-    const input = make("input", { type: "radio", name });
-    input.addEventListener("change", () => answer(text));
-    group.append(make("label", {}, input, make("span", {}, ...spans(text))));
+// Else the notebook would move to another cell.
+function keepKey(event) {
+  if (!(event.ctrlKey || event.metaKey || event.shiftKey || event.key === "Escape")) event.stopPropagation();
+}
+
+function giveAnswer(model, value) {
+  model.set("answer", value);
+  model.save_changes();
+}
+
+// The options, and what shows which one is chosen.
+function askChoice(model, why) {
+  const options = model.get("choices");
+  const name = `moe-${Math.random()}`; // of the radio buttons that belong together
+  const inputs = options.map(([text]) => {
+    const input = set(make("input"), { type: "radio", name });
+    input.addEventListener("change", () => giveAnswer(model, text));
     return input;
-  }
-  function number() {
-    const [low, high] = model.get("limits"), unit = model.get("unit"), allowed = `from ${said(low)} to ${said(high)}`;
-    const label = { type: "text", inputmode: "decimal", "aria-label": `Your number, ${allowed} ${unit}`, size: 12 };
-    const input = make("input", label), take = () => {
-      const text = input.value.trim(), value = Number(text);
-      const isIn = text !== "" && value >= low && value <= high; // not so where it is no number
-      input.setAttribute("aria-invalid", !isIn);
-      if (isIn) answer(value);
-      why.textContent = isIn ? `Your prediction: ${said(value)} ${unit}` : `A number ${allowed}, please, such as 12.5`;
-    };
-    input.addEventListener("change", take);
-    group.append(make("div", {}, input, ` ${unit} `, make("small", {}, `a number ${allowed}, then Enter`)));
-    return input;
-  }
-  function show() {
-    const given = model.get("answer"), at = options.findIndex(([text]) => text === given);
-    const [, words, isRight] = options[at] ?? [];
-    note.textContent = model.get("note");
-    if (!options.length && given !== null) inputs[0].value = String(given);
-    if (!options.length && given !== null) why.textContent = `Your prediction: ${said(given)} ${model.get("unit")}`;
-    inputs.forEach((input, i) => (input.checked = i === at));
+  });
+  const labels = inputs.map((input, i) =>
+    make("label", "", input, make("span", "", ...spans(options[i][0]))),
+  );
+  const show = (given) => {
+    inputs.forEach((input, i) => (input.checked = options[i][0] === given));
+    const [, words, isRight] = options.find(([text]) => text === given) ?? [];
     if (!words) return;
     why.dataset.right = isRight;
-    why.replaceChildren(make("b", {}, isRight ? "✔ Right. " : "✘ Not so. "), ...spans(words));
-  }
+    why.replaceChildren(make("b", "", isRight ? "✔ Right. " : "✘ Not so. "), ...spans(words));
+  };
+  return [labels, show];
 }
+
+// The field of a number, and what shows the one that was given.
+function askNumber(model, why) {
+  const [low, high] = model.get("limits");
+  const unit = model.get("unit");
+  const allowed = `from ${digits(low)} to ${digits(high)}`;
+  const label = `Your number, ${allowed} ${unit}`;
+  const input = set(make("input"), { type: "text", inputmode: "decimal", "aria-label": label, size: 12 });
+  const confirm = (value) => (why.textContent = `Your prediction: ${digits(value)} ${unit}`);
+  input.addEventListener("change", () => {
+    const text = input.value.trim();
+    const value = Number(text);
+    const isIn = text !== "" && value >= low && value <= high; // not so where it is no number
+    input.setAttribute("aria-invalid", !isIn);
+    if (isIn) {
+      giveAnswer(model, value);
+      confirm(value);
+    } else why.textContent = `A number ${allowed}, please, such as 12.5`;
+  });
+  const show = (given) => {
+    if (given === null) return;
+    input.value = String(given);
+    confirm(given);
+  };
+  const hint = make("small", "", `a number ${allowed}, then Enter`);
+  return [[make("div", "", input, ` ${unit} `, hint)], show];
+}
+
+// `code` and *emphasis* in a text.
+function spans(text) {
+  return text.split(/(`[^`]+`|\*\S[^*]*\*)/).map((part, i) => {
+    return i % 2 ? make(part[0] === "*" ? "em" : "code", "", part.slice(1, -1)) : part;
+  });
+}
+
+const digits = (number) => number.toLocaleString("en", { maximumSignificantDigits: 12 });

@@ -16,11 +16,12 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from moe_lessons.course import progress
 from moe_lessons.support.errors import check_choice, is_number, shown
+from moe_lessons.support.modules import join_modules
 from moe_lessons.support.static import in_notebook, static_mode
 
 HERE = Path(__file__).parent
 WIDGETS = HERE.parent / "widgets"
-KEEP = (WIDGETS / "keep.js").read_text("utf-8")  # see there
+KEEP = join_modules(WIDGETS / "canvas" / "keep.js")
 KEY = r"\d\d[a-z]?\.[a-z0-9_-]+"
 PLACES = 41  # along the x axis of a curve, at which it has a value
 
@@ -51,7 +52,7 @@ class Question(anywidget.AnyWidget):
 
     `answer` is None until one is given. With a `key` it is kept in the progress, and there when the cell runs again."""
 
-    _esm: Any = (HERE / "question.js").read_text("utf-8") + KEEP  # the text: see LiveCanvas
+    _esm: Any = join_modules(HERE / "question.js")  # the text: see LiveCanvas
     _css = Keeper._css
     section, kept_as = "predictions", "answer"  # in the learner's progress
 
@@ -241,7 +242,7 @@ class CurvePrediction(Question):
     Your curve is 0.488 away on average (loss, nats), mostly above what happened. You drew a fall, and so it is.
     """
 
-    _esm = (HERE / "curve.js").read_text("utf-8") + KEEP
+    _esm = join_modules(HERE / "curve.js")
 
     x = T.List().tag(sync=True)  # label, lowest, highest
     y = T.List().tag(sync=True)

@@ -1,7 +1,7 @@
 // A film as a view of a page: what the kernel sent to the canvas of a live view while a real run trained, drawn by the
 // same canvas. tools/films.py makes films, and says how they are stored. The state is the name of one.
 
-import canvas from "./canvas.js";
+import canvas from "./canvas/index.js";
 import { Control, bar, button, damaged, make, unpacked } from "./parts.js";
 
 const PAUSE = 120; // milliseconds between two pictures

@@ -1,7 +1,7 @@
 // The playground as a view of a page: controls as the table of knobs has them (manifest.json), the course's own canvas,
 // and a worker that trains. The wall of facts is one, too: see wall.js.
 
-import canvas from "./canvas.js";
+import canvas from "./canvas/index.js";
 import { Control, bar, button, guide, json, make } from "./parts.js";
 
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");

@@ -1,7 +1,7 @@
 // "Your own text" as a view: a small language model of experts reads what is typed and goes on writing; beside it the
 // same model untrained. The graph is torch's (see graphs.py), the panels are those of tools/text_model.py.
 
-import canvas from "./canvas.js";
+import canvas from "./canvas/index.js";
 import { Control, bar, button, filled, json, make, pack, unpacked } from "./parts.js";
 import { graph, halves, randomOf, whole } from "./runtime.js";
 

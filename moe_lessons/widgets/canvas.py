@@ -12,6 +12,7 @@ import numpy as np
 from moe_lessons.plots.marks import Panel, encode
 from moe_lessons.plots.theme import PALETTE, RED, THEMES
 from moe_lessons.support.errors import is_whole
+from moe_lessons.support.modules import join_modules
 from moe_lessons.support.static import static_mode
 
 HERE = Path(__file__).parent
@@ -32,7 +33,7 @@ class LiveCanvas(anywidget.AnyWidget):
     on_pick(kind, index), on the kernel's thread: an 'expert', 'token', 'layer' or 'model' was clicked."""
 
     # the text: of a file, anywidget would remember each widget for ever
-    _esm = "".join((HERE / name).read_text("utf-8") for name in ("canvas.js", "keep.js"))
+    _esm = join_modules(HERE / "canvas" / "index.js")
     _css = (HERE / "canvas.css").read_text("utf-8")
 
     def __init__(self, on_pick: Callable[[str, int], None] = lambda kind, index: None):

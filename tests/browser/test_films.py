@@ -8,9 +8,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from moe_lessons.widgets.canvas import LiveCanvas
 from tools.lesson_views import FILMS
-from tools.page import WEB
+from tools.page import CANVAS, WEB
 
 NAME, LAST = "06-BalancingLab", 100  # steps
 
@@ -21,8 +20,8 @@ def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("films")
     for path in (*WEB.glob("*.js"), WEB / "page.css", WEB / "view.html"):
         shutil.copy(path, folder)
-    (folder / "canvas.js").write_text(LiveCanvas._esm, encoding="utf-8")
-    (folder / "canvas.css").write_text(LiveCanvas._css, encoding="utf-8")
+    shutil.copytree(CANVAS, folder / "canvas")
+    shutil.copy(CANVAS.parent / "canvas.css", folder)
     shutil.copytree(FILMS, folder / "films")
     whole = (FILMS / f"{NAME}.z").read_bytes()
     (folder / "films" / "cut.z").write_bytes(whole[:-2000])

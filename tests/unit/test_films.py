@@ -29,7 +29,7 @@ def decode(path: Path) -> tuple[dict, list[films.Shown]]:
     head, panels, data, words, pictures, at = json.loads(line), {}, {}, {}, [], 0
     for frame in head.pop("frames"):
         for slot, kind, shape, same, more in frame["arrays"]:
-            assert kind in ("u1", "i1", "u2", "i2", "i4", "f2", "f4")  # which canvas.js knows
+            assert kind in ("u1", "i1", "u2", "i2", "i4", "f2", "f4")  # which canvas/numbers.js knows
             data[slot] = kind, shape, data.get(slot, ("", (), b""))[2][:same] + tail[at : at + more]
             at += more
         panels, words = panels | frame["panels"], words | frame["words"]

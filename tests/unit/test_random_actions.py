@@ -90,7 +90,7 @@ def check_tiles(view: BalancingLab) -> None:
 
 
 class Page:
-    """What canvas.js keeps of the messages of a canvas: see test_canvas."""
+    """What the page keeps of the messages of a canvas: see test_canvas."""
 
     def __init__(self):
         self.panels, self.arrays, self.words = {}, {}, {}

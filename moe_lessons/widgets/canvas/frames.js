@@ -1,0 +1,241 @@
+// What the kernel sends, and when it is drawn. A message marks cards as dirty, the next animation frame draws those, and
+// then the kernel is answered, if it asked: a page that is hidden or slow answers late or never, and the kernel sends
+// less.
+
+import { clamp, decode, quietly, range } from "./numbers.js";
+import { hex, inkOn, mix } from "./looks.js";
+import { make, say, set, styled } from "./elements.js";
+import { cardOf, cloth, touch } from "./view.js";
+import { kindOf } from "./cards.js";
+import { answered } from "./controls.js";
+import { point } from "./pointer.js";
+
+/** @typedef {import("./view.js").View} View  One display of the widget. */
+
+/**
+ * @typedef {object} Message  What has changed since the last one: see canvas.py.
+ * @property {number} frame its number
+ * @property {boolean} [answer] whether the page is to answer when it has drawn it
+ * @property {View["look"]} [look] the colours
+ * @property {Record<string, import("./view.js").Panel>} [panels] by place
+ * @property {[string, string, number[], number][]} [slots] arrays: name, type, shape, where it begins
+ * @property {Record<string, any>} [words] step, state, count (of panels), …
+ */
+
+const FADE = 140; // milliseconds
+const STATUS = 100; // milliseconds: to count in each picture costs a layout
+const calm = matchMedia("(prefers-reduced-motion: reduce)");
+
+// --- receive ---
+
+/**
+ * Take a message. What is wrong with a part of it does not stop the others, nor later messages.
+ * @param {View} view which gets it
+ * @param {Message} message what has changed
+ * @param {DataView[]} buffers with all its arrays
+ */
+export function receive(view, message, buffers) {
+  const { frame, look, panels, slots, words } = message;
+  if (!Number.isInteger(frame)) return;
+  view.frame = frame;
+  view.received += 1;
+  if (message.answer) view.asked = frame;
+  answered(view);
+  if (look) quietly(() => takeLook(view, look));
+  const isNewState = words?.state && words.state !== view.words.state;
+  if (words) takeWords(view, words);
+  const touched = new Set();
+  quietly(() => takePanels(view, panels ?? {}, touched));
+  quietly(() => takeArrays(view, slots ?? [], buffers, touched));
+  touch(view, isNewState ? undefined : touched);
+}
+
+function takeLook(view, look) {
+  view.palette = look.palette.map(hex);
+  view.look = look;
+  dress(view);
+}
+
+function takeWords(view, words) {
+  if (words.step === 0 && view.words.step > 0) view.pinned = null; // it starts afresh: who is held is another
+  Object.assign(view.words, words);
+}
+
+function takePanels(view, panels, touched) {
+  for (const [name, header] of Object.entries(panels)) {
+    if (!Array.isArray(header?.marks)) continue;
+    view.panels.set(Number(name), header);
+    touched.add(Number(name));
+  }
+  for (const place of view.panels.keys()) if (place >= view.words.count) view.panels.delete(place);
+  for (const slot of view.arrays.keys()) if (!view.panels.has(parseInt(slot))) view.arrays.delete(slot);
+}
+
+function takeArrays(view, slots, [data], touched) {
+  for (const [slot, type, shape, start] of slots) {
+    const place = parseInt(slot);
+    if (!view.panels.has(place)) continue; // of a panel that is gone
+    quietly(() => view.arrays.set(slot, decode(data, type, shape, start)));
+    touched.add(place);
+  }
+}
+
+/**
+ * Take the colours of the page around a view; the kernel need not know them.
+ * @param {View} view which is in the page
+ */
+export function dress(view) {
+  const { el, look } = view;
+  const style = getComputedStyle(el);
+  const [paper, full] = [style.backgroundColor, style.color].map((text) =>
+    (text.match(/[\d.]+/g) ?? []).map(Number),
+  );
+  if (!look || !paper.length) return; // not yet in the page
+  view.isDark = inkOn(paper)[0] === 255;
+  view.paper = paper;
+  view.ink = mix(paper, full.slice(0, 3), full[3] ?? 1);
+  view.quiet = mix(view.ink, paper, 0.25);
+  view.faint = mix(view.ink, paper, 0.86);
+  view.font = style.fontFamily;
+  view.inks = look[view.isDark ? "dark" : "light"].map(hex);
+  view.widths.clear();
+  el.classList.toggle("moe-dark", view.isDark);
+  for (const card of view.cards.values()) card.isNew = true; // legends and axes are drawn anew
+  touch(view);
+}
+
+/**
+ * Take the size of an element from the observer.
+ * @param {View} view which has it
+ * @param {ResizeObserverEntry} entry of the view, or of a picture
+ */
+export function resize(view, { target, contentRect, devicePixelContentBoxSize }) {
+  if (target === view.el) view.wide = contentRect.width;
+  cardOf(view, target)?.resize(contentRect, devicePixelContentBoxSize?.[0]);
+  touch(view, new Set());
+}
+
+// --- draw ---
+
+/**
+ * Draw what is dirty, and answer; not where it is not seen, and the kernel soon sends hardly anything.
+ * @param {View} view which is asked to
+ * @param {number} now in milliseconds
+ */
+export function draw(view, now) {
+  view.request = 0;
+  if (!view.isSeen || !view.inks) return;
+  for (const part of [fitCards, fade, showCards, showWords, showChips, showPointed])
+    quietly(() => part(view, now));
+  noteDrawn(view);
+  if (view.asked) answer(view);
+}
+
+function fitCards(view) {
+  const { cards, panels } = view;
+  for (const [place, card] of cards) {
+    if (card.constructor === kindOf(panels.get(place))) continue;
+    card.figure.remove();
+    cards.delete(place);
+  }
+  for (const [place, panel] of panels) {
+    if (!cards.has(place)) cards.set(place, new (kindOf(panel))(view, place));
+  }
+}
+
+// What is pointed at is strong, the others step back.
+function fade(view, now) {
+  const wasFading = view.isFading;
+  view.isFading = false;
+  for (const [kind, state] of Object.entries(view.fades)) {
+    const hot = view.pointed[kind] ?? (kind === "expert" ? view.pinned : null);
+    const isNew = hot !== state.to;
+    if (isNew) Object.assign(state, { from: state.to, to: hot, start: now });
+    state.part = calm.matches ? 1 : clamp((now - state.start) / FADE, 0, 1);
+    view.isFading ||= state.part < 1;
+    if (isNew || hot !== null) stepBack(view, kind, hot);
+  }
+  if (view.isFading || wasFading) for (const card of view.cards.values()) card.dirty = true;
+  if (view.isFading) touch(view);
+}
+
+// Also those that are new: chips, letters, columns, whole panels.
+function stepBack({ el }, kind, hot) {
+  for (const element of el.querySelectorAll(`[data-${kind}]`)) {
+    element.classList.toggle("moe-back", hot !== null && element.dataset[kind] !== String(hot));
+  }
+}
+
+function showCards({ cards, panels }) {
+  for (const [place, card] of cards) if (card.dirty) quietly(() => card.show(panels.get(place)));
+}
+
+function showWords(view, now) {
+  const { parts, words } = view;
+  for (const name of ["trouble", "words", "reading"]) say(parts[name], words[name] ?? "");
+  if (words.state === "training" && now - view.told < STATUS) return;
+  view.told = now;
+  say(parts.status, status(view));
+}
+
+// What is done, and how long it will train yet, at the speed it has had.
+function status(view) {
+  const { step, state, budget, until } = view.words;
+  if (until === undefined) return "";
+  if (state !== "training") {
+    view.began = null;
+    const steps = `${budget} step${budget > 1 ? "s" : ""}`;
+    return `step ${step} · ${state}${budget && until && step >= until ? ` after ${steps}, press Play for more` : ""}`;
+  }
+  const now = performance.now();
+  if (view.began?.until !== until || step < view.began.step) view.began = { until, step, at: now };
+  const left = ((until - step) * (now - view.began.at)) / (step - view.began.step) / 1000;
+  return `step ${step} · training${left >= 2 && left < 1e5 ? `, ${left.toFixed()} s left` : ""}`;
+}
+
+function showChips(view) {
+  const { pinned, words, parts } = view;
+  const { chips } = parts;
+  const count = words.experts ?? 0;
+  const key = `${count} ${pinned}`;
+  if (view.chips === key) return;
+  view.chips = key;
+  if (chips.childElementCount !== count)
+    chips.replaceChildren(...range(count).map((expert) => newChip(view, expert)));
+  chips.hidden = !count;
+  for (const chip of chips.children) set(chip, { "aria-pressed": Number(chip.dataset.expert) === pinned });
+}
+
+function newChip(view, expert) {
+  const title = `Expert ${expert}: point to see it, click to keep it`;
+  const button = make("button", "", styled(make("i"), cloth(view, expert)), `E${expert}`);
+  return set(button, { type: "button", "data-expert": expert, title, tabindex: expert ? -1 : 0 }); // then arrows
+}
+
+// What lies now where the pointer is.
+function showPointed(view) {
+  if (view.at) point(view, { at: view.at });
+}
+
+function noteDrawn(view) {
+  const { step = 0, state = "", token } = view.words;
+  if (view.shown !== view.frame) {
+    view.frames += 1;
+    view.drawn += 1;
+  }
+  view.shown = view.frame;
+  const data = {
+    "data-step": step,
+    "data-state": state,
+    "data-token": token ?? "",
+    "data-frames": view.frames,
+  };
+  set(view.el, data);
+}
+
+function answer(view) {
+  view.send({ drawn: view.asked, behind: Math.max(view.received / Math.max(view.drawn, 1), 1) });
+  view.asked = 0;
+  view.received = 0;
+  view.drawn = 0;
+}

@@ -1,0 +1,126 @@
+// Draws panels of marks (see plots/marks.py) in the page: ES modules, no build step, no library, no network. anywidget
+// gets them joined (see canvas.py), a page of one's own imports this one.
+
+import { quietly } from "./numbers.js";
+import { make, set } from "./elements.js";
+import { newView } from "./view.js";
+import { draw, dress, receive, resize } from "./frames.js";
+import { named, pick, point, tell, under } from "./pointer.js";
+import { keyPressed } from "./keyboard.js";
+import { answered, hearControls, homeOf, makeSkip, nameControls } from "./controls.js";
+import { keepStill, save } from "./stills.js";
+import { keep } from "./keep.js";
+
+/** @typedef {import("./view.js").View} View  One display of the widget. */
+
+const TIDYING = 500; // milliseconds between two looks at what is around the pictures
+const LOADING = 300; // milliseconds after which the style of a new theme is loaded
+const scheme = matchMedia("(prefers-color-scheme: dark)");
+
+const widget = { initialize: keep, render };
+globalThis.moeCanvas = widget; // for the other canvases of a saved notebook: see keep.js
+export default widget;
+
+/**
+ * Show a widget in an element.
+ * @param {{model: object, el: HTMLElement}} its model, as anywidget has it, and the element
+ * @returns {() => void} ends it
+ */
+function render({ model, el }) {
+  const view = newView(el);
+  const ended = new AbortController();
+  Object.assign(view, {
+    ended: ended.signal,
+    isOfKernel: Boolean(model.widget_manager),
+    send: (message) => quietly(() => model.send(message)),
+    draw: (now) => draw(view, now),
+  });
+  furnish(view);
+  const observers = observe(view);
+  listen(view);
+  const forget = connect(view, model);
+  return () => {
+    for (const observer of observers) observer.disconnect();
+    ended.abort();
+    answered(view);
+    cancelAnimationFrame(view.request);
+    forget();
+  };
+}
+
+function furnish({ el, parts }) {
+  const part = (name, attributes = {}) => {
+    parts[name] = set(make("div", `moe-${name}`), attributes);
+    return parts[name];
+  };
+  const top = make(
+    "div",
+    "moe-top",
+    part("chips", { role: "toolbar", "aria-label": "Experts" }),
+    part("status"),
+  );
+  const below = [part("trouble", { role: "status" }), part("words"), part("reading")];
+  el.replaceChildren(top, part("grid"), ...below, part("tip"), part("live", { "aria-live": "polite" }));
+  el.classList.add("moe-canvas");
+  parts.tip.hidden = true;
+}
+
+// Sizes, whether it is seen, and the theme of the page.
+function observe(view) {
+  const dressTwice = () => {
+    dress(view);
+    setTimeout(() => dress(view), LOADING);
+  };
+  const themes = new MutationObserver(dressTwice);
+  themes.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "class"] });
+  const sight = new IntersectionObserver((entries) => {
+    view.isSeen = entries.at(-1).isIntersecting;
+    if (view.isSeen) dress(view);
+  });
+  view.sizes = new ResizeObserver((entries) => entries.forEach((entry) => resize(view, entry)));
+  for (const observer of [view.sizes, sight]) observer.observe(view.el);
+  return [view.sizes, sight, themes];
+}
+
+function listen(view) {
+  const { el } = view;
+  const on = (target, name, action) => target.addEventListener(name, action, { signal: view.ended });
+  on(el, "pointermove", (event) => point(view, under(view, event), true));
+  on(el, "click", (event) => pick(view, under(view, event)));
+  on(el, "keydown", (event) => keyPressed(view, event));
+  on(el, "focusin", ({ target }) => target.matches("button") && point(view, { hit: named(target) }));
+  for (const name of ["pointerleave", "focusout"]) on(el, name, () => point(view, {}));
+  on(scheme, "change", () => dress(view));
+}
+
+// What comes from the model, and what is put into it. Gives what ends that.
+function connect(view, model) {
+  const take = (message, buffers) => quietly(() => receive(view, message, buffers));
+  const note = () => save(view, model);
+  const notes = model.widget_manager?.moeNotes;
+  let turn = 0;
+  const timer = setInterval(() => quietly(() => tidy(view, model, ++turn)), TIDYING);
+  notes?.add(note);
+  model.on("msg:custom", take);
+  const last = model.get("last"); // as it was saved
+  if (last) take(last.content, [last.data]);
+  view.send({ hello: true }); // what was sent before is lost: the kernel sends all again
+  return () => {
+    clearInterval(timer);
+    notes?.delete(note);
+    model.off("msg:custom", take);
+  };
+}
+
+// What the page has to do for the view around the pictures, and of the pictures what takes long.
+function tidy(view, model, turn) {
+  const home = homeOf(view);
+  view.isStale = view.el.closest(".jupyter-widgets-disconnected") !== null; // so says JupyterLab
+  if (turn % 4 === 0) for (const card of view.cards.values()) if (card.canvas) tell(card);
+  keepStill(view, model.get("_css"));
+  if (home !== view.home) hearControls(view, home);
+  view.home = home;
+  if (view.isStale) answered(view);
+  view.skip ??= makeSkip(view);
+  nameControls(home, view.words.tips ?? {});
+}

@@ -1,0 +1,433 @@
+// The marks of plots/marks.py: how each is drawn, its stops, what it has in a legend, and the margin that it wants at
+// the right.
+
+import { clamp, isNumber, nearest, percent, range, said, short } from "./numbers.js";
+import { css, hex, inkOf, inkOn, lineLook, mix, ruleLook, swatch } from "./looks.js";
+import { colorOf, paleness, strength } from "./view.js";
+import { grid, points } from "./stops.js";
+import { drawCells, drawField, stopsOfCells, stopsOfField } from "./fields.js";
+
+/** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
+/** @typedef {import("./stops.js").Stops} Stops  What can be pointed at. */
+/** @typedef {import("./view.js").View} View  One display of the widget. */
+/** @typedef {import("./view.js").Mark} Mark  With its arrays. */
+
+/**
+ * @typedef {object} MarkKind  What can be done with a kind of mark; a `Text` or `Table` is drawn by its card.
+ * @property {(card: Chart, mark: Mark) => void} [draw] it
+ * @property {(card: Chart, mark: Mark) => Stops | undefined} [stops] that it has
+ * @property {(view: View, mark: Mark) => [string, Partial<CSSStyleDeclaration>][]} [legend] texts and swatches
+ * @property {(card: Chart, mark: Mark) => number} [right] the margin, in pixels
+ */
+
+/**
+ * @param {Chart} card with marks
+ * @returns {Stops[]} those of its marks, the uppermost last
+ */
+export function stopsOf(card) {
+  return card.marks.map((mark) => MARKS[mark.mark].stops?.(card, mark)).filter((stops) => stops?.count);
+}
+
+/**
+ * @param {Mark} mark any
+ * @returns {boolean} whether it is a line that is named at its end
+ */
+export const isTold = ({ mark, name, model, x }) =>
+  mark === "Line" && Boolean(name) && isNumber(model) && x.length > 0;
+
+const circle = (x, y, radius) => {
+  const half = (side) => `a${radius} ${radius} 0 1 0 ${side * 2 * radius} 0`;
+  return `M${x - radius} ${y}${half(1)}${half(-1)}`;
+};
+const cross = (x, y) => `M${x - 3.2} ${y - 3.2}l6.4 6.4m0-6.4l-6.4 6.4`;
+const rectangle = (left, top, wide, high) => new Path2D(`M${left} ${top}h${wide}v${high}h${-wide}z`);
+
+// --- Bars ---
+
+function legendOfBars({ ink }, { second, second_name: name }) {
+  return second && name ? [[name, { background: css(ink), height: "3px" }]] : [];
+}
+
+function drawBars(card, { y, limit = Infinity, second }) {
+  const half = 0.38 * Math.abs(card.x(1) - card.x(0));
+  y.forEach((value, expert) => {
+    const left = card.x(expert) - half;
+    drawBar(card, expert, left, 2 * half, value, limit);
+    if (second) drawTick(card, left, 2 * half, second[expert]);
+    if (card.view.fades.expert.to === expert) nameBar(card, left + half, value, second?.[expert]);
+  });
+}
+
+function drawBar({ pen, y }, expert, left, wide, value, limit) {
+  const cut = y(Math.min(value, limit));
+  pen.fillExpert(rectangle(left, cut, wide, y(0) - cut), expert);
+  pen.context.globalAlpha = 0.4;
+  pen.fillExpert(rectangle(left, y(value), wide, cut - y(value)), expert);
+  pen.context.globalAlpha = 1;
+}
+
+function drawTick({ pen, view, y }, left, wide, value) {
+  const tick = new Path2D(`M${left} ${Math.round(y(value))}h${wide}`);
+  pen.stroke(tick, { color: css(view.paper), width: 5, lineCap: "butt" });
+  pen.stroke(tick, { color: css(view.ink), width: 3, lineCap: "butt" });
+}
+
+function nameBar({ pen, view, box, wide, yAxis, y }, middle, value, second) {
+  const text = said(yAxis, value);
+  const need = pen.measure(text) / 2 + 2;
+  const top = Math.min(y(value), second === undefined ? Infinity : y(second) - 2); // above the tick too
+  const x = clamp(middle, box.left + need, wide - need);
+  pen.write(text, x, Math.max(top - 8, 7), { halo: css(view.paper), weight: 700 });
+}
+
+function stopsOfBars(card, { y, second, second_name: name }) {
+  const { yAxis, header } = card;
+  const tell = (expert) => {
+    const own = [expert, yAxis.label || header.title, said(yAxis, y[expert])];
+    const other = second && [null, name || "other reading", said(yAxis, second[expert])];
+    return { expert, title: `E${expert}`, rows: other ? [own, other] : [own] };
+  };
+  return { ...points(card, range(y.length), y, Math.abs), tell };
+}
+
+// --- Stack ---
+
+function drawStack(card, { x, y, second }) {
+  const [, count] = y.shape;
+  const { left, width } = card.box;
+  const right = left + width;
+  const strip = (from, to) => [from, to].map(card.xAt);
+  if (x.length === 1)
+    drawBands(card, strip(card.x(x[0]) - 2, card.x(x[0]) + 2), count, (_, expert) => y[expert]);
+  else drawBands(card, [...x], count, (i, expert) => y[i * count + expert]);
+  if (second) drawBands(card, strip(right + 7, right + 21), count, (_, expert) => second[expert]);
+}
+
+function drawBands(card, x, count, part) {
+  const { pen, view } = card;
+  let low = x.map(() => 0);
+  for (let expert = 0; expert < count; expert++) {
+    const high = low.map((sum, i) => sum + part(i, expert));
+    pen.fillExpert(card.between(x, low, high), expert);
+    if (expert < count - 1) pen.stroke(card.path(x, high), { color: css(view.paper), width: 0.8 });
+    low = high;
+  }
+}
+
+function stopsOfStack(card, { x, y }) {
+  const steps = x.length;
+  const [, count] = y.shape;
+  const { label, link } = card.xAxis;
+  const share = card.yAxis.label || "share of assignments";
+  const of = (i) => [i % steps, count - 1 - Math.floor(i / steps)]; // a row for each expert, the last one on top
+  const under = (step, expert) =>
+    y.subarray(step * count, step * count + expert).reduce((sum, part) => sum + part, 0);
+  const place = (i) => {
+    const [step, expert] = of(i);
+    return [card.x(x[step]), card.y((under(step, expert) + under(step, expert + 1)) / 2)];
+  };
+  const at = (px, py) => {
+    const step = nearest(steps, (i) => Math.abs(card.x(x[i]) - px));
+    const above = range(count).filter((expert) => under(step, expert) > card.yAt(py)).length;
+    return Math.min(above, count - 1) * steps + step;
+  };
+  const tell = (i) => {
+    const [step, expert] = of(i);
+    const row = [expert, `E${expert}, ${share}`, percent(y[step * count + expert])];
+    return { expert, title: `${label || link} ${short(x[step])}`, rows: [row], link, value: x[step] };
+  };
+  return { columns: steps, count: steps * count, isHistory: true, place, at, tell };
+}
+
+// --- Line ---
+
+function legendOfLine(view, { name, ink, strong }) {
+  return name ? [[name, swatch(lineLook(view, ink, strong))]] : [];
+}
+
+function drawLine(card, { x, y, ink, strong, model, low, high }) {
+  const { pen, view } = card;
+  const path = card.path(x, y);
+  if (low) pen.fill(card.between(x, low, high), css(inkOf(view, ink), 0.2));
+  if (x.length === 1) path.arc(card.x(x[0]), card.y(y[0]), 1, 0, 7);
+  pen.context.globalAlpha = paleness(view, model);
+  pen.stroke(path, lineLook(view, ink, strong));
+}
+
+function marginOfLine({ header, pen }, line) {
+  return header.legend.length && isTold(line) ? 14 + 1.1 * pen.measure(line.name) : 0;
+}
+
+function stopsOfLine(card, { x, y, name, ink, model }) {
+  const { xAxis, yAxis, header, view } = card;
+  const { label, link, ticks } = xAxis;
+  const tell = (i, px, py) => {
+    const away = Math.abs(card.y(y[i]) - py);
+    const where = ticks?.find(([value]) => value === x[i])?.[1] ?? short(x[i]);
+    const row = [lineLook(view, ink).color, name || yAxis.label || header.title, said(yAxis, y[i])];
+    const found = { title: `${label} ${where}`.trim(), rows: [row], link, value: x[i], away };
+    return isNumber(model) && away < 8 ? { ...found, model } : found;
+  };
+  return { ...points(card, x, y, Math.abs), isHistory: true, tell };
+}
+
+// --- Points ---
+
+function drawPoints(card, mark) {
+  const { x, y, look, expert, tokens } = mark;
+  const { pen, view } = card;
+  const radius = tokens ? 4 : 2.4;
+  const groups = new Map(); // [kind, strength, the path of all points that look so]
+  for (let i = 0; i < x.length; i++) {
+    const kind = look?.[i] ?? 0;
+    const part = expert ? strength(view, "expert", expert[i]) : 1;
+    const key = `${kind} ${part}`;
+    const place = [card.x(x[i]), card.y(y[i])];
+    const path = kind ? cross(...place) : circle(...place, radius);
+    groups.set(key, [kind, part, (groups.get(key)?.[2] ?? "") + path]);
+  }
+  for (const [kind, part, path] of groups.values()) {
+    pen.context.globalAlpha = 0.25 + 0.75 * part;
+    drawGroup(pen, kind, new Path2D(path));
+  }
+  pen.context.globalAlpha = 1;
+  if (tokens) ringTokens(card, mark);
+}
+
+function drawGroup(pen, kind, path) {
+  if (kind) pen.stroke(path, { color: "#fff", width: 4.6 });
+  else pen.fill(path, "#fff");
+  pen.stroke(path, { color: kind === 2 ? "#d00000" : "#000", width: kind ? 2.4 : 1 });
+}
+
+function ringTokens(card, { x, y, selected }) {
+  const { pen, view } = card;
+  const ring = (token, color) => {
+    if (!(token < x.length)) return;
+    const path = new Path2D(circle(card.x(x[token]), card.y(y[token]), 8.5));
+    pen.stroke(path, { color: "#fff", width: 5 });
+    pen.stroke(path, { color, width: 2.6 });
+  };
+  ring(selected, view.look.red);
+  ring(view.pointed.token, "#000");
+}
+
+function stopsOfPoints(card, { x, y, look, tokens, named }) {
+  if (!tokens) return undefined;
+  const tell = (token) => {
+    const name = named[look?.[token] ? 1 : 0];
+    return { token, title: `Token ${token}`, rows: name ? [[null, name, ""]] : [] };
+  };
+  return { ...points(card, x, y, Math.hypot, 12), noun: "tokens", tell };
+}
+
+// --- Spots ---
+
+function drawSpots(card, { x, y, ink, names }) {
+  const { pen, view } = card;
+  const count = names.length;
+  for (let i = 0; i < count; i++) {
+    const { color } = lineLook(view, ink[i]);
+    const width = view.fades.model.to === i ? 2.4 : 1.6;
+    const [px, left, right] = [0, 1, 2].map((end) => card.x(x[i + end * count]));
+    const [py, bottom, top] = [0, 1, 2].map((end) => card.y(y[i + end * count]));
+    const spot = new Path2D(circle(px, py, 2.5 * width));
+    pen.context.globalAlpha = paleness(view, i);
+    pen.stroke(new Path2D(`M${left} ${py}H${right}M${px} ${top}V${bottom}`), { color, width });
+    pen.fill(spot, color);
+    pen.stroke(spot, { color: css(view.paper), width: 1.2 });
+  }
+}
+
+function stopsOfSpots(card, { x, y, ink, names }) {
+  const { xAxis, view } = card;
+  const tell = (model) => {
+    const row = [lineLook(view, ink[model]).color, xAxis.label, said(xAxis, x[model])];
+    return { model, title: names[model], rows: [row] };
+  };
+  return { ...points(card, x.subarray(0, names.length), y, Math.hypot, 16), tell };
+}
+
+// --- Parts ---
+
+function legendOfParts(_, { names, colors }) {
+  if (names.length < 2) return [];
+  return names.map((name, i) => [name, { background: colors[i], height: "10px", width: "10px" }]);
+}
+
+const marginOfParts = ({ pen }, { texts }) => 14 + Math.max(0, ...texts.map((text) => pen.measure(text) + 4));
+
+function drawParts(card, { rows, names, values, colors, texts }) {
+  const { pen } = card;
+  const high = Math.min(0.68 * Math.abs(card.y(1) - card.y(0)), 34);
+  rows.forEach((_, row) => {
+    const middle = card.y(row) + 0.5;
+    let sum = 0;
+    names.forEach((name, i) => {
+      const left = card.x(sum);
+      sum += values[row * names.length + i] || 0;
+      const wide = card.x(sum) - left;
+      pen.context.fillStyle = colors[i];
+      pen.context.fillRect(left, middle - high / 2, wide > 2 ? wide - 1 : wide, high);
+      const hasRoom = names.length > 1 && pen.measure(name) < wide - 8 && high > 13;
+      if (hasRoom) pen.write(name, left + wide / 2, middle, { color: css(inkOn(hex(colors[i]))) });
+    });
+    pen.write(texts[row] ?? "", card.x(sum) + 6, middle, { align: "left" });
+  });
+}
+
+function stopsOfParts({ box, xAxis, y, yAt }, { rows, names, values, colors, texts }) {
+  const unit = xAxis.label ? ` ${xAxis.label}` : "";
+  const tell = (row) => {
+    const parts = names.map((name, i) => [
+      colors[i],
+      name,
+      said(xAxis, values[row * names.length + i]) + unit,
+    ]);
+    return { title: rows[row], rows: texts[row] ? [...parts, [null, "in all", texts[row]]] : parts };
+  };
+  const place = (row) => [box.left + 8, y(row)];
+  const at = (_, py) => clamp(Math.round(yAt(py)), 0, rows.length - 1);
+  return { columns: 1, count: rows.length, place, at, tell };
+}
+
+// --- Rule ---
+
+function legendOfRule(view, { name, kind }) {
+  return name ? [[name, swatch(ruleLook(view, kind))]] : [];
+}
+
+function drawRule({ pen, box, view, x: toX, y: toY }, { x, y, kind }) {
+  pen.rule(box, isNumber(x) ? toX(x) : null, toY(y), ruleLook(view, kind));
+}
+
+// --- Boxes ---
+
+// The middle of a box, or where its text begins, and its size.
+function boxAt({ x: toX, y: toY }, places, i) {
+  const [x, y, wide, high] = places.subarray(4 * i, 4 * i + 4);
+  return { x: toX(x), y: toY(y), wide: Math.abs(toX(wide) - toX(0)), high: Math.abs(toY(high) - toY(0)) };
+}
+
+function drawBoxes(card, mark) {
+  mark.texts.forEach((text, i) => {
+    const box = boxAt(card, mark.places, i);
+    const fill = fillOf(card.view, mark.look[i], mark.expert[i]);
+    drawBox(card, mark, box, fill, i);
+    writeInBox(card, mark, box, fill, i);
+  });
+}
+
+function fillOf(view, look, expert) {
+  if (look > 3) return inkOf(view, look - 4);
+  return look === 3 ? colorOf(view, expert) : mix(view.paper, view.ink, 0.1);
+}
+
+function drawBox({ pen, view }, { look, texts, expert, token, selected }, { x, y, wide, high }, fill, i) {
+  const path = rectangle(x - wide / 2, y - high / 2, wide, high);
+  if (look[i] === 3) pen.fillExpert(path, expert[i]);
+  else if (look[i] > 1) pen.fill(path, css(fill));
+  else if (look[i]) pen.stroke(path, { color: css(mix(view.paper, view.ink, 0.4)), width: 1 });
+  if (!texts[i]) return;
+  if (token[i] === selected) pen.stroke(path, { color: view.look.red, width: 2 });
+  if (token[i] === view.pointed.token) pen.stroke(path, { color: css(view.ink), width: 2 });
+}
+
+function writeInBox({ pen, view }, { look, texts, strong }, { x, y, wide }, fill, i) {
+  const kind = look[i];
+  const room = wide ? wide - 2 : Infinity;
+  if (room <= 24 && pen.measure(texts[i]) >= room) return;
+  const onFill = kind === 2 ? view.quiet : inkOn(fill);
+  const color = css(kind < 2 ? view.ink : onFill);
+  const halo = kind === 3 ? css(fill) : "";
+  const letters = { color, halo, weight: strong ? 600 : 400, align: wide ? "center" : "left" };
+  pen.write(pen.shorten(texts[i], room), x, y, letters);
+}
+
+function stopsOfBoxes(card, { places, texts, expert, token, says }) {
+  const told = range(texts.length).filter((i) => expert[i] >= 0 || token[i] >= 0);
+  const parts = told.map((i) => ({ ...boxAt(card, places, i), i }));
+  const at = (px, py) =>
+    parts.findIndex(({ x, y, wide, high }) => 2 * Math.abs(x - px) < wide && 2 * Math.abs(y - py) < high);
+  const tell = (part) => {
+    const { i } = parts[part];
+    const own = expert[i] < 0 ? undefined : expert[i];
+    if (token[i] < 0) return { expert: own, title: `E${own}`, rows: [[own, says[i], texts[i]]] };
+    return { expert: own, token: token[i], title: `Token ${token[i]}`, rows: [[own ?? null, says[i], ""]] };
+  };
+  const place = (part) => [parts[part].x, parts[part].y];
+  return { columns: parts.length, count: parts.length, noun: "boxes", place, at, tell };
+}
+
+// --- Arrows ---
+
+function drawArrows(card, { ends, expert, token, selected }) {
+  const { view } = card;
+  const isStrong = (i) => token[i] < 0 || token[i] === (view.pointed.token ?? selected);
+  const order = range(token.length).sort((one, other) => isStrong(one) - isStrong(other));
+  for (const i of order) {
+    const color = css(expert[i] < 0 ? view.ink : colorOf(view, expert[i]), isStrong(i) ? 1 : 0.4);
+    drawArrow(card, ends.subarray(4 * i, 4 * i + 4), color, isStrong(i));
+  }
+}
+
+function drawArrow({ pen, x, y }, [fromX, fromY, toX, toY], color, isStrong) {
+  const [left, top, right, low] = [x(fromX), y(fromY), x(toX), y(toY)];
+  const angle = Math.atan2(low - top, right - left);
+  const dx = Math.cos(angle);
+  const dy = Math.sin(angle);
+  const line = new Path2D(`M${left} ${top}L${right - 5 * dx} ${low - 5 * dy}`);
+  pen.stroke(line, { color, width: isStrong ? 1.8 : 0.8, lineCap: "butt" });
+  if (!isStrong) return;
+  const sides = `l${-7 * dx - 3 * dy} ${3 * dx - 7 * dy}l${6 * dy} ${-6 * dx}z`;
+  pen.fill(new Path2D(`M${right} ${low}${sides}`), color);
+}
+
+// --- Lamps ---
+
+function drawLamps({ pen, view, box }, { lit, columns, ink }) {
+  const wide = box.width / columns;
+  const high = box.height / Math.ceil(lit.length / columns);
+  const gap = Math.min(wide, high) > 3.5 ? 1 : 0.5;
+  const place = (i) => [box.left + (i % columns) * wide, box.top + Math.floor(i / columns) * high];
+  const states = [mix(view.paper, view.ink, 0.1), inkOf(view, ink)];
+  states.forEach((color, state) => {
+    pen.context.fillStyle = css(color);
+    lit.forEach((value, i) => value === state && pen.context.fillRect(...place(i), wide - gap, high - gap));
+  });
+  if (!(view.pointed.token < lit.length)) return;
+  const [left, top] = place(view.pointed.token);
+  pen.stroke(rectangle(left - 2, top - 2, wide + 3, high + 3), { color: view.look.red, width: 2 });
+}
+
+function stopsOfLamps(card, { lit, columns, letters, says }) {
+  const cells = grid(card, columns, Math.ceil(lit.length / columns));
+  const length = letters?.shape[1];
+  const nameOf = (i) => String.fromCharCode(...letters.subarray(i * length, (i + 1) * length));
+  const at = (x, y) => {
+    const i = cells.at(x, y);
+    return i < lit.length ? i : -1;
+  };
+  const tell = (token) => {
+    return { token, title: letters ? nameOf(token) : `Lamp ${token}`, rows: [[null, says[lit[token]], ""]] };
+  };
+  return { ...cells, count: lit.length, noun: "lamps", at, tell };
+}
+
+/** @type {Record<string, MarkKind>} */
+export const MARKS = {
+  Text: {},
+  Table: {},
+  Field: { draw: drawField, stops: stopsOfField },
+  Cells: { draw: drawCells, stops: stopsOfCells },
+  Bars: { draw: drawBars, stops: stopsOfBars, legend: legendOfBars },
+  Stack: { draw: drawStack, stops: stopsOfStack, right: (_, { second }) => (second ? 26 : 0) },
+  Line: { draw: drawLine, stops: stopsOfLine, legend: legendOfLine, right: marginOfLine },
+  Points: { draw: drawPoints, stops: stopsOfPoints },
+  Spots: { draw: drawSpots, stops: stopsOfSpots },
+  Parts: { draw: drawParts, stops: stopsOfParts, legend: legendOfParts, right: marginOfParts },
+  Rule: { draw: drawRule, legend: legendOfRule },
+  Boxes: { draw: drawBoxes, stops: stopsOfBoxes },
+  Arrows: { draw: drawArrows },
+  Lamps: { draw: drawLamps, stops: stopsOfLamps },
+};

@@ -1,0 +1,174 @@
+// Pointing: what lies under the pointer, its tip, and what a click selects. It stays in the page; only what a click
+// selects is told the kernel.
+
+import { clamp, isNumber, quietly, range } from "./numbers.js";
+import { make, set, styled } from "./elements.js";
+import { cardOf, cloth, touch } from "./view.js";
+import { stopsOf } from "./marks.js";
+import { wait } from "./controls.js";
+
+/** @typedef {import("./view.js").View} View  One display of the widget. */
+/** @typedef {import("./view.js").Hit} Hit  What lies at a place. */
+/** @typedef {import("./view.js").Place} Place  In a picture. */
+/** @typedef {import("./cards.js").Card} Card  A panel in the page. */
+/** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
+
+const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointer
+const MOST_TOLD = 40; // stops that the words for a picture name
+const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
+const NAMES = { expert: "expert", model: "model", token: "byte" }; // of what an element may be named for
+const PICKED = ["token", "layer", "model"];
+
+/**
+ * What an element is named for: a chip or letter for an expert, a letter for a token, a column or panel for a model.
+ * @param {Element} element anywhere in a view
+ * @returns {Hit} without words
+ */
+export function named(element) {
+  const found = {};
+  for (const [kind, name] of Object.entries(NAMES)) {
+    const index = element.closest(`[data-${name}]`)?.dataset[name];
+    if (index) found[kind] = Number(index);
+  }
+  return found;
+}
+
+/**
+ * @param {View} view which hears of the event
+ * @param {PointerEvent} event over it
+ * @returns {{card?: Card, at?: Place, hit?: Hit}} a place of a picture, or what an element is named for
+ */
+export function under(view, { target, offsetX, offsetY }) {
+  const card = cardOf(view, target);
+  const isPicture = card?.canvas === target;
+  return isPicture ? { card, at: { card, x: offsetX, y: offsetY } } : { card, hit: named(target) };
+}
+
+/**
+ * Show what lies at a place, or is given, in all panels; and a tip beside the place.
+ * @param {View} view in which it lies
+ * @param {{at?: Place, hit?: Hit}} where the place, or what is pointed at
+ * @param {boolean} [isNew] whether the place is: to put a tip there needs a layout
+ */
+export function point(view, where, isNew = false) {
+  const hit = where.at ? quietly(() => hitAt(where.at)) : where.hit;
+  const { title, rows, ...links } = hit ?? {};
+  if (JSON.stringify(links) !== JSON.stringify(view.pointed)) {
+    view.pointed = links;
+    touch(view);
+  }
+  view.at = where.at ?? null;
+  view.parts.tip.hidden = !rows;
+  if (rows) fillTip(view, { title, rows });
+  if (rows && view.at && isNew) placeTip(view);
+}
+
+function fillTip(view, hit) {
+  const { tip } = view.parts;
+  const text = spoken(hit);
+  if (tip.text === text) return;
+  tip.text = text;
+  const mark = (color) => styled(make("i"), color >= 0 ? cloth(view, color) : { background: color });
+  const line = ([color, name, value]) => {
+    const cells = [color === null ? "" : mark(color), name, value];
+    return make("tr", "", ...cells.map((content) => make("td", "", content)));
+  };
+  tip.replaceChildren(make("b", "", hit.title), make("table", "", ...hit.rows.map(line)));
+}
+
+function placeTip({ el, wide, at, parts: { tip } }) {
+  const left = at.card.canvas.offsetLeft + at.x - at.card.figure.scrollLeft;
+  const top = at.card.canvas.offsetTop + at.y;
+  const beside = left > wide / 2 ? left - 14 - tip.offsetWidth : left + 14;
+  const x = clamp(beside, 0, wide - tip.offsetWidth);
+  const hasRoom = el.getBoundingClientRect().top + top - ROOF > tip.offsetHeight;
+  const y = hasRoom ? `calc(${top - 10}px - 100%)` : `${top + 16}px`;
+  tip.style.transform = `translate(${x}px, ${y})`;
+}
+
+/**
+ * Select in the kernel what was clicked; an expert is pinned here.
+ * @param {View} view in which it lies
+ * @param {{card?: Card, at?: Place, hit?: Hit}} where the click was
+ */
+export function pick(view, { card, at, hit }) {
+  const model = card?.header?.model;
+  const there = (at ? quietly(() => hitAt(at)) : hit) ?? {};
+  const found = isNumber(model) ? { model } : there;
+  const kind = card && PICKED.find((name) => found[name] !== undefined);
+  if (kind) select(view, kind, found[kind]);
+  else if (isNumber(found.expert)) pin(view, found.expert);
+}
+
+function select(view, kind, index) {
+  if (view.isStale) return;
+  view.send({ pick: kind, index });
+  if (view.words.until !== undefined) wait(view, `${kind} ${index}`); // what does not train has no answer
+}
+
+function pin(view, expert) {
+  view.pinned = view.pinned === expert ? null : expert;
+  touch(view);
+}
+
+/**
+ * @param {Hit} hit with words
+ * @returns {string} them, in one line
+ */
+export function spoken({ title, rows }) {
+  return [title, ...rows.map(([, name, value]) => `${name} ${value}`.trim())].join(", ");
+}
+
+/**
+ * @param {Place} place in a picture
+ * @returns {?Hit} what lies there, with the words of all marks that are near
+ */
+function hitAt({ card, x, y }) {
+  const { model } = card.header;
+  const own = isNumber(model) ? { model } : {};
+  const told = isInside(card.box, x, y) ? toldAt(card, x, y) : [];
+  if (told.length) return { ...own, ...merged(told) };
+  return isNumber(model) ? own : null;
+}
+
+function isInside({ left, top, width, height }, x, y) {
+  return x > left - 5 && x < left + width + 5 && y > top - 5 && y < top + height + 5;
+}
+
+// What each mark says of the place; away: how far it is from there, in pixels.
+function toldAt(card, x, y) {
+  const found = stopsOf(card).map((stops) => ({ stops, place: stops.at(x, y) }));
+  const near = found.filter(({ place }) => place >= 0);
+  return near.map(({ stops, place }, order) => ({ away: 0, order, ...stops.tell(place, x, y) }));
+}
+
+function merged(told) {
+  const near = [...told].sort((one, other) => other.away - one.away).slice(-MOST_LINES); // the nearest last
+  const { away, order, ...found } = Object.assign({}, ...near);
+  near.sort((one, other) => one.order - other.order);
+  const more = told.length - near.length;
+  const rows = near.flatMap((one) => one.rows);
+  return { ...found, rows: more ? [...rows, [null, `and ${more} more`, ""]] : rows };
+}
+
+/**
+ * Tell a picture in words: what is at its stops; of a history, at the last ones.
+ * @param {Chart} card that may have been drawn anew
+ */
+export function tell(card) {
+  if (!card.isNews || !card.header) return; // it is to be drawn anew, once it is seen
+  card.isNews = false;
+  const { title, selected, caption } = card.header;
+  const parts = [title, selected && "selected", caption, wordsOf(card, stopsOf(card).at(-1))];
+  set(card.canvas, { "aria-label": parts.filter(Boolean).join(". ") });
+}
+
+function wordsOf(card, stops) {
+  if (!stops) return "0 values";
+  const { columns, count, place, isHistory, noun } = stops;
+  if (noun) return `${count} ${noun}`;
+  const told = range(count).filter((i) => !isHistory || i % columns === columns - 1);
+  const places = told.length > MOST_TOLD ? [] : told.map(place);
+  const hits = places.map(([x, y]) => hitAt({ card, x, y })).filter((hit) => hit?.rows);
+  return hits.map(spoken).join("; ") || `${count} values`;
+}
