@@ -6,7 +6,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from threading import Timer
 
 from moe_lessons import __version__
 
@@ -14,15 +13,8 @@ COMMANDS = {  # each is the main(argv) of the module of its name; --help after i
     "lab": "open the course in JupyterLab at the first lesson",
     "app": "open the site of the course, whose front page trains by itself, from this machine",
     "cost": "count what a published model costs, from its config.json",
-    "lens": "look at the routers of a mixture from Hugging Face: who works, on one page",
-    "engines": "write the files with which other engines train or serve a model of yours",
     "sweep": "train again the many small models that lessons compare",
     "doctor": "say what is wrong with this installation and what to do",
-}
-WAITING = {  # what is said where it takes longer than 1.5 seconds
-    "cost": "cost: making the model's shapes, and running them",
-    "lens": "lens: loading the model, which then reads the text",
-    "engines": "engines: reading the model",
 }
 
 
@@ -48,14 +40,7 @@ def run(name: str, *rest: str) -> int:
     elif name == "--version":
         print(f"moe_lessons {__version__}")
     elif name in COMMANDS:  # imported only now: doctor must run in a broken installation, lab should not wait for torch
-        timer = Timer(1.5, print, [f"{WAITING.get(name)} … (Ctrl-C ends it)"], {"file": sys.stderr, "flush": True})
-        timer.daemon = True
-        if name in WAITING and not {"-h", "--help"} & set(rest):
-            timer.start()
-        try:
-            return importlib.import_module(f"moe_lessons.commands.{name}").main(list(rest)) or 0
-        finally:
-            timer.cancel()
+        return importlib.import_module(f"moe_lessons.commands.{name}").main(list(rest)) or 0
     else:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
         print(f"There is no command {name!r}. Did you mean {nearest}?\n\n{overview}", file=sys.stderr)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn.balancing import apply_capacity
-from moe_lessons.nn.families import FAMILIES as SPECS
+from moe_lessons.nn.families import FAMILIES
 from moe_lessons.nn.moe import MoE
 from moe_lessons.nn.routing import Routing
 
@@ -62,10 +62,10 @@ class Family(NamedTuple):
 
 
 LAYOUTS = {"": torch.cat, "stacked": torch.stack, "swapped": swapped, "gate first": gate_first}
-FAMILIES: dict[str, Family] = {}
+BLOCKS: dict[str, Family] = {}
 with open(Path(__file__).with_name("blocks.csv"), encoding="utf-8", newline="") as rows:
     for row in csv.DictReader(rows):
-        family = FAMILIES.setdefault(row["block"], Family(row["family"], {}, {}, {}))
+        family = BLOCKS.setdefault(row["block"], Family(row["family"], {}, {}, {}))
         (family.options if row["kind"] == "option" else family.weights)[row["ours"]] = row["theirs"]
         family.layouts[row["ours"]] = LAYOUTS[row["layout"]]
 
@@ -73,15 +73,15 @@ with open(Path(__file__).with_name("blocks.csv"), encoding="utf-8", newline="") 
 def convert_block(hf_block: nn.Module) -> MoE:
     """Our `MoE` with the weights of one Hugging Face MoE block: for the same x the same output and gradients.
 
-    hf_block: of one of `FAMILIES`, such as `model.model.layers[0].mlp` of an OLMoE. The weights are copied; their type,
+    hf_block: of one of `BLOCKS`, such as `model.model.layers[0].mlp` of an OLMoE. The weights are copied; their type,
         device, requires_grad and training mode are kept.
 
     Raises ValueError for another block, other shapes, quantised weights, or an activation that `Experts` lacks."""
     kind = type(hf_block).__name__
-    if kind not in FAMILIES or not type(hf_block).__module__.startswith("transformers."):
-        known = ", ".join(f"{family.name} ({block})" for block, family in FAMILIES.items())
+    if kind not in BLOCKS or not type(hf_block).__module__.startswith("transformers."):
+        known = ", ".join(f"{family.name} ({block})" for block, family in BLOCKS.items())
         raise ValueError(f"hf_block must be one MoE block from transformers: {known}; got {kind}")
-    family, given, weights = FAMILIES[kind], hf_block.state_dict(keep_vars=True), {}
+    family, given, weights = BLOCKS[kind], hf_block.state_dict(keep_vars=True), {}
     try:
         options = {name: attrgetter(path)(hf_block) for name, path in family.options.items()}
         for name, paths in family.weights.items():
@@ -98,7 +98,7 @@ def convert_block(hf_block: nn.Module) -> MoE:
     if "shared_expert.down_proj" in weights:
         options["shared_d_ff"] = weights["shared_expert.down_proj"].shape[-1]
     with torch.device("meta"):  # a new module has shapes only: the numbers are copied
-        moe = (SwitchMoE if family.name == "Switch" else MoE)(d_model, d_ff, **SPECS[family.name] | options)
+        moe = (SwitchMoE if family.name == "Switch" else MoE)(d_model, d_ff, **FAMILIES[family.name] | options)
     return filled(moe, weights).train(hf_block.training)
 
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from moe_lessons.nn import Routing, is_moe
 
-signature = cache(inspect.signature)  # which is slow, and asked for at each step of a `RunModel`
+signature = cache(inspect.signature)  # which is slow
 INDICES, WEIGHTS = ("top_k_index", "router_indices"), ("top_k_weights", "routing_weights")  # two names in use for each
 
 

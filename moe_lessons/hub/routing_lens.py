@@ -1,4 +1,4 @@
-"""See what the routers of a model decide while it runs, by `Lens`, and train it like ours, by `RunModel`."""
+"""See what the routers of a model decide while it runs, by `Lens`."""
 
 import inspect
 import warnings
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis import balance_by_layer
 from moe_lessons.hub.routers import Mixture, detached, find_mixtures
-from moe_lessons.nn import Routing, evaluating, is_moe, load_balancing_loss
+from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.nn.balancing import rank_within
 from moe_lessons.support.errors import in_words
 
 MASKS = ("attention_mask", "decoder_attention_mask")
 ADVICE = "count all tokens, by count_padding=True"
-BIAS = "e_score_correction_bias"  # as DeepSeek-V3 and its heirs call what the bias update moves
 NOTHING = (
     "the lens has seen no router at work: call the model itself within it. torch.compile, and kernels that replace a "
     "whole block (gpt-oss in MXFP4), go past its hooks: load the model without them, as by Mxfp4Config(dequantize=True)"
@@ -51,8 +50,7 @@ class Lens:
     >>> int(lens.routings["layers.0.ffn"].tokens_per_expert.sum())  # 29 tokens, 2 experts each
     58
 
-    To be drawn as ours: `plots.layer_loads(list(lens.routings.values()))`. As a table of the tokens:
-    `analysis.trace_text(RunModel(model), text)`.
+    To be drawn as ours: `plots.layer_loads(list(lens.routings.values()))`.
 
     Raises ValueError for a model without experts, or whose router or experts cannot be read; in a call of the model for
     a mask that does not tell padding; and when asked before anything was seen.
@@ -101,16 +99,14 @@ class Lens:
             self._calls.append(self._open)
         self._open = None
 
-    hold = staticmethod(detached)  # what a layer does is noted while the model runs, and read when somebody asks
-
     def _decided(self, name: str, mixture: Mixture, module, args: tuple, output) -> None:
         if self._open is not None:
-            self._open.notes.append((name, "output", self.hold(mixture.read(output))))
+            self._open.notes.append((name, "output", detached(mixture.read(output))))
 
     def _called(self, name: str, mixture: Mixture, module, args: tuple, kwargs: dict) -> None:
         if self._open is not None:
             topk = tuple(kwargs[key] if key in kwargs else args[at] for at, key in enumerate(mixture.keys, start=1))
-            self._open.notes.append((name, "topk", self.hold(topk)))
+            self._open.notes.append((name, "topk", detached(topk)))
 
     @property
     def calls(self) -> list[dict[str, Routing]]:
@@ -192,44 +188,3 @@ def joined(routings: Sequence[Routing]) -> Routing:
     order = rank_within(both.token_idx).argsort(stable=True)  # 0 for a token's first choice
     by_choice = {name: getattr(both, name)[order] for name in ("token_idx", "expert_idx", "weight")}
     return replace(both, **by_choice, top_k=top_ks.pop() if len(top_ks) == 1 else None)
-
-
-class RunModel(nn.Module):
-    """A causal language model of Hugging Face that is trained like ours: ids (B, T) -> (logits (B, T, V), routings).
-
-    hf_model: any that a `Lens` can read, else ValueError. It is trained itself. What it routes stays part of the graph:
-        all knobs of a run act on it, balancing losses and DeepSeek-V3's bias update too.
-    """
-
-    def __init__(self, hf_model: nn.Module):
-        super().__init__()
-        self.hf_model = hf_model
-        ids = torch.zeros(1, 1, dtype=torch.int64, device=next(hf_model.parameters()).device)
-        with Lens(hf_model) as lens, evaluating(hf_model), torch.no_grad():
-            hf_model(ids, use_cache=False)
-        blocks = [(hf_model.get_submodule(name), routing) for name, routing in lens.routings.items()]
-        self.mixtures = nn.ModuleList(MixtureOf(*own) for own in blocks if not is_moe(own[0]))
-
-    def forward(self, ids: Tensor) -> tuple[Tensor, list[Routing]]:
-        lens = Lens(self.hf_model)
-        lens.hold = lambda value: value  # with its graph
-        with lens:
-            logits = self.hf_model(ids, use_cache=False).logits
-        return logits, list(lens.routings.values())
-
-
-class MixtureOf(nn.Module):
-    """What a run and its panels ask of a mixture: its E and K, and a router, with an `expert_bias` where it has one."""
-
-    def __init__(self, block: nn.Module, routing: Routing):
-        super().__init__()
-        self.num_experts, self.top_k, self.experts = routing.num_experts, len(routing.expert_idx), ()
-        self._owner = [module for module in block.modules() if hasattr(module, BIAS)]  # a list: no child of this module
-
-    router = property(lambda self: self)
-
-    @property
-    def expert_bias(self) -> Tensor:
-        if not self._owner:
-            raise AttributeError("expert_bias")
-        return getattr(self._owner[0], BIAS)

@@ -5,10 +5,6 @@ import os
 from pathlib import Path
 
 
-def can_be_written(path: Path) -> bool:
-    return (path.is_file() or not path.exists()) and os.access(path.absolute().parent, os.W_OK)
-
-
 def write_whole(path: Path, content: bytes, follow: bool = True) -> None:
     """Write `content` to a file beside `path`, which then takes its place. Raises OSError; then `path` is as it was.
 

@@ -45,7 +45,7 @@ def test_a_family_builds_a_block_in_small_and_in_its_published_size(name):
 def test_every_family_of_the_hub_and_every_change_of_the_lesson_is_here():
     from moe_lessons import hub
 
-    assert {family.name for family in hub.FAMILIES.values()} == set(FAMILIES) - {"DeepSeekMoE"}
+    assert {family.name for family in hub.BLOCKS.values()} == set(FAMILIES) - {"DeepSeekMoE"}
     specs = modern(num_experts=16, d_ff=32).values()
     assert {spec["d_ff"] * (spec["top_k"] + spec.get("shared_experts", 0)) for spec in specs} == {64}
 

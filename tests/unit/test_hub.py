@@ -10,7 +10,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from moe_lessons.hub import FAMILIES, convert_block
+from moe_lessons.hub import BLOCKS, convert_block
 from moe_lessons.nn import DISPATCH, MoE, TopKRouter, load_balancing_loss, router_z_loss
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
@@ -191,8 +191,8 @@ def test_what_our_block_lacks(kind, path, value, message):
 def test_the_error_for_another_family_names_those_that_are_known(bad):
     with pytest.raises(ValueError, match=f"hf_block must be .* got {type(bad).__name__}$") as error:
         convert_block(bad)
-    assert all(f"{family.name} ({name})" in str(error.value) for name, family in FAMILIES.items())
-    assert {block for block, _, _ in KINDS.values()} == set(FAMILIES)
+    assert all(f"{family.name} ({name})" in str(error.value) for name, family in BLOCKS.items())
+    assert {block for block, _, _ in KINDS.values()} == set(BLOCKS)
 
 
 @pytest.mark.parametrize("size", SIZES)
