@@ -2,7 +2,7 @@
 
 import importlib
 
-from moe_lessons.hub.blocks import BLOCKS, SwitchMoE, convert_block
+from moe_lessons.hub.blocks import BLOCKS, convert_block
 from moe_lessons.hub.models import byte_tokenizer, convert_model, export_model
 from moe_lessons.hub.routing_lens import Lens
 

@@ -1,4 +1,4 @@
-"""A Hugging Face MoE block as our `MoE`, with its weights. What sets the families apart stands in `nn.families`.
+"""A Hugging Face MoE block as our `MoE`, with its weights.
 
 The blocks are known by their class in transformers 5.18 to 5.24, which is not imported. Where the same weights still
 give something else:
@@ -9,37 +9,20 @@ give something else:
   router's type is that of x. Switch's dropout is left out.
 """
 
-import csv
 import re
 from collections.abc import Callable
-from dataclasses import replace
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.nn.balancing import apply_capacity
-from moe_lessons.nn.families import FAMILIES
-from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.routing import Routing
+from moe_lessons.hub.variants import GptOssMoE, Llama4MoE, Llama4Router, Qwen2MoE, SwitchMoE
+from moe_lessons.nn import MoE, TopKRouter
 
-
-class SwitchMoE(MoE):
-    """The capacity of Hugging Face's Switch: a fixed number of tokens for each expert and each sequence (T, D) of x."""
-
-    def __init__(self, *sizes: int, expert_capacity: int, **options):
-        super().__init__(*sizes, **options | {"capacity_factor": None})
-        self.expert_capacity = expert_capacity
-
-    def limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
-        sequence = routing.token_idx // max(shape[-2] if len(shape) > 1 else 1, 1)  # (A,)
-        queue = sequence * self.num_experts + routing.expert_idx  # (A,) one for each sequence and expert
-        limited = apply_capacity(replace(routing, expert_idx=queue), self.expert_capacity)
-        dropped = limited.dropped_expert_idx % self.num_experts
-        return replace(limited, expert_idx=limited.expert_idx % self.num_experts, dropped_expert_idx=dropped)
+Layout = Callable[[list[Tensor]], Tensor]
 
 
 def swapped(parts: list[Tensor]) -> Tensor:
@@ -52,22 +35,87 @@ def gate_first(parts: list[Tensor]) -> Tensor:
     return sorted_out.mT if sorted_out.ndim == 3 else sorted_out
 
 
-class Family(NamedTuple):
-    """A kind of block: options of `MoE` by their place in it, and our weights by theirs (* is each expert)."""
+@dataclass(frozen=True)
+class Block:
+    """A kind of block of Hugging Face, and how to make ours of it."""
 
-    name: str
-    options: dict[str, str]
-    weights: dict[str, str]
-    layouts: dict[str, Callable[[list[Tensor]], Tensor]]  # of the weights
+    family: str
+    weights: dict[str, list[str]]  # ours -> theirs, of which several stand one after the other; {e}: of each expert
+    options: dict[str, str]  # of `make`, by where they stand in the block
+    make: Callable[..., MoE] = MoE
+    fixed: dict[str, Any] = field(default_factory=dict)  # options that are the same in all such blocks
+    layouts: dict[str, Layout] = field(default_factory=dict)  # of weights that are laid out otherwise
 
 
-LAYOUTS = {"": torch.cat, "stacked": torch.stack, "swapped": swapped, "gate first": gate_first}
-BLOCKS: dict[str, Family] = {}
-with open(Path(__file__).with_name("blocks.csv"), encoding="utf-8", newline="") as rows:
-    for row in csv.DictReader(rows):
-        family = BLOCKS.setdefault(row["block"], Family(row["family"], {}, {}, {}))
-        (family.options if row["kind"] == "option" else family.weights)[row["ours"]] = row["theirs"]
-        family.layouts[row["ours"]] = LAYOUTS[row["layout"]]
+GATE = {"router.weight": ["gate.weight"]}
+ROUTER = {"router.weight": ["router.weight"]}
+STACKED = {name: [name] for name in ("experts.gate_up_proj", "experts.down_proj")}
+BIASES = {name: [name] for name in ("router.bias", "experts.gate_up_proj_bias", "experts.down_proj_bias")}
+NORM = {"top_k": "gate.top_k", "norm_topk_prob": "gate.norm_topk_prob"}
+
+
+def shared(name: str) -> dict[str, list[str]]:
+    """The weights of a shared expert, called `name` there."""
+    inputs = [f"{name}.{part}.weight" for part in ("gate_proj", "up_proj")]
+    return {"shared_expert.gate_up_proj": inputs, "shared_expert.down_proj": [f"{name}.down_proj.weight"]}
+
+
+BLOCKS = {
+    "MixtralSparseMoeBlock": Block(
+        "Mixtral",
+        GATE | STACKED,
+        {"top_k": "gate.top_k", "jitter_noise": "jitter_noise"},
+        fixed={"norm_topk_prob": True},
+    ),
+    "OlmoeSparseMoeBlock": Block("OLMoE", GATE | STACKED, NORM),
+    "Qwen2MoeSparseMoeBlock": Block(
+        "Qwen2-MoE",
+        GATE | STACKED | shared("shared_expert") | {"shared_expert.gate.weight": ["shared_expert_gate.weight"]},
+        NORM,
+        Qwen2MoE,
+    ),
+    "Qwen3MoeSparseMoeBlock": Block("Qwen3-MoE", GATE | STACKED, NORM),
+    "DeepseekV3MoE": Block(
+        "DeepSeek-V3",
+        GATE | STACKED | shared("shared_experts") | {"router.expert_bias": ["gate.e_score_correction_bias"]},
+        NORM
+        | {"num_groups": "gate.num_group", "topk_groups": "gate.topk_group"}
+        | {"routed_scaling_factor": "gate.routed_scaling_factor"},
+        fixed={"router": "sigmoid"},
+    ),
+    "GptOssMLP": Block(
+        "gpt-oss",
+        ROUTER | STACKED | BIASES,
+        {"top_k": "router.top_k"},
+        GptOssMoE,
+        fixed={"norm_topk_prob": True},
+        layouts={
+            "experts.gate_up_proj": gate_first,
+            "experts.gate_up_proj_bias": gate_first,
+            "experts.down_proj": swapped,
+        },
+    ),
+    "Llama4TextMoe": Block(
+        "Llama 4",
+        ROUTER | STACKED | shared("shared_expert"),
+        {"top_k": "router.top_k"},
+        Llama4MoE,
+        fixed={"router": Llama4Router},
+        layouts={"experts.gate_up_proj": swapped, "experts.down_proj": swapped},
+    ),
+    "SwitchTransformersSparseMLP": Block(
+        "Switch",
+        {
+            "router.weight": ["router.classifier.weight"],
+            "experts.up_proj": ["experts.expert_{e}.wi.weight"],
+            "experts.down_proj": ["experts.expert_{e}.wo.weight"],
+        },
+        {"jitter_noise": "router.jitter_noise", "expert_capacity": "router.expert_capacity"},
+        SwitchMoE,
+        fixed={"top_k": 1},
+        layouts={"experts.up_proj": torch.stack, "experts.down_proj": torch.stack},
+    ),
+}
 
 
 def convert_block(hf_block: nn.Module) -> MoE:
@@ -79,27 +127,32 @@ def convert_block(hf_block: nn.Module) -> MoE:
     Raises ValueError for another block, other shapes, quantised weights, or an activation that `Experts` lacks."""
     kind = type(hf_block).__name__
     if kind not in BLOCKS or not type(hf_block).__module__.startswith("transformers."):
-        known = ", ".join(f"{family.name} ({block})" for block, family in BLOCKS.items())
+        known = ", ".join(f"{block.family} ({name})" for name, block in BLOCKS.items())
         raise ValueError(f"hf_block must be one MoE block from transformers: {known}; got {kind}")
-    family, given, weights = BLOCKS[kind], hf_block.state_dict(keep_vars=True), {}
+    block, given = BLOCKS[kind], hf_block.state_dict(keep_vars=True)
     try:
-        options = {name: attrgetter(path)(hf_block) for name, path in family.options.items()}
-        for name, paths in family.weights.items():
-            parts = [given[key] for path in paths.split() for key in given if fnmatchcase(key, path)]
-            if parts:
-                weights[name] = copied(parts, family.layouts[name])
-            elif name != "router.bias":  # which Switch may have
-                raise AttributeError(f"it has no {paths}")
-    except AttributeError as error:
-        raise ValueError(f"hf_block must be the {family.name} block of transformers 5.18 or later: {error}") from error
-    (num_experts, d_model), d_ff = weights["router.weight"].shape, weights["experts.down_proj"].shape[-1]
-    options |= {"num_experts": num_experts, "shared_experts": 0, "router_bias": "router.bias" in weights}
-    options |= activation_of(hf_block.experts)
+        options = {name: attrgetter(path)(hf_block) for name, path in block.options.items()}
+        weights = {name: copied(found(given, paths), block.layouts.get(name)) for name, paths in block.weights.items()}
+    except (AttributeError, KeyError) as error:
+        raise ValueError(f"hf_block must be the {block.family} block of transformers 5.18 or later: {error}") from error
+    options |= block.fixed | activation_of(hf_block.experts)
+    if "router.classifier.bias" in given:  # which Switch may have
+        weights["router.bias"] = copied([given["router.classifier.bias"]])
+    if "router.bias" in weights:
+        options["router"] = partial(TopKRouter, bias=True)
     if "shared_expert.down_proj" in weights:
         options["shared_d_ff"] = weights["shared_expert.down_proj"].shape[-1]
+    (num_experts, d_model), d_ff = weights["router.weight"].shape, weights["experts.down_proj"].shape[-1]
     with torch.device("meta"):  # a new module has shapes only: the numbers are copied
-        moe = (SwitchMoE if family.name == "Switch" else MoE)(d_model, d_ff, **FAMILIES[family.name] | options)
+        moe = block.make(d_model, d_ff, num_experts, options.pop("top_k"), **options)
     return filled(moe, weights).train(hf_block.training)
+
+
+def found(given: dict[str, Tensor], names: list[str]) -> list[Tensor]:
+    """The tensors of these names, of every expert where a name has an {e}. KeyError where one is missing."""
+    if "{e}" in names[0]:
+        names = [name for e in range(len(given)) if (name := names[0].format(e=e)) in given] or names
+    return [given[name] for name in names]
 
 
 def activation_of(experts: nn.Module) -> dict[str, Any]:
@@ -126,10 +179,10 @@ def filled(module: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     return module
 
 
-def copied(parts: list[Tensor], layout: Callable[[list[Tensor]], Tensor] = torch.cat) -> Tensor:
-    """A copy of several tensors as one, in our layout: a parameter if they are."""
+def copied(parts: list[Tensor], layout: Layout | None = None) -> Tensor:
+    """A copy of several tensors as one, in our layout (None: one after the other): a parameter if they are."""
     for part in parts:
         if not part.is_floating_point() or part.element_size() == 1:
             raise ValueError(f"weights to be copied must have 16 bits or more, not quantised ones, got {part.dtype}")
-    copy = layout([part.detach() for part in parts]).clone(memory_format=torch.contiguous_format)
+    copy = (layout or torch.cat)([part.detach() for part in parts]).clone(memory_format=torch.contiguous_format)
     return nn.Parameter(copy, any(p.requires_grad for p in parts)) if isinstance(parts[0], nn.Parameter) else copy

@@ -87,7 +87,11 @@ class KVCache:
 
     def __init__(self, num_layers, batch_size, num_kv_heads, max_length, head_dim, *, cos_sin, **make):
         shape = (num_layers, check_positive_int("batch_size", batch_size), num_kv_heads, max_length, head_dim)
-        self.keys, self.values = torch.zeros(shape, **make), torch.zeros(shape, **make)  # (L, B, G, max_length, h)
+        try:
+            self.keys, self.values = torch.zeros(shape, **make), torch.zeros(shape, **make)  # (L, B, G, max_length, h)
+        except (RuntimeError, TypeError) as error:  # no room, or a size of more than 64 bits
+            room = f"must leave room in memory for its {max_length} tokens each"
+            raise ValueError(f"batch_size {room}, got {batch_size}") from error
         self.batch_size, self.max_length, self.length, self.cos_sin = batch_size, max_length, 0, cos_sin
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.nn.routing import Routing, count
+from moe_lessons.nn.routing import Routing
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, in_words
 
 PRIORITIES = ("order", "weight")  # of the tokens where an expert is full
@@ -22,14 +22,17 @@ def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
 
     mask (T,): True for tokens that count. Do not pool layers: two that collapsed differently would look balanced."""
     probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
-    expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
+    demand, num_tokens = routing.demand_per_expert.to(probs.dtype), max(routing.num_tokens, 1)  # (E,)
     if mask is not None:
         if getattr(mask, "dtype", None) != torch.bool or mask.shape != (routing.num_tokens,):
             raise ValueError(f"mask must be a bool tensor of shape ({routing.num_tokens},), got {in_words(mask)}")
-        probs, expert_idx = probs[mask], expert_idx[mask[torch.cat([routing.token_idx, routing.dropped_token_idx])]]
-    demand = count(expert_idx, routing.num_experts).to(probs.dtype)  # (E,)
+        counts = mask.to(probs.dtype)  # (T,) 1 or 0: to leave tokens out would wait for a GPU
+        token_idx = torch.cat([routing.token_idx, routing.dropped_token_idx])
+        expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
+        demand = torch.zeros_like(demand).index_add(0, expert_idx, counts[token_idx])
+        probs, num_tokens = probs * counts[:, None], counts.sum().clamp(min=1)
     load_share = demand / demand.sum().clamp(min=1)  # f (E,)
-    mean_prob = probs.sum(dim=0) / max(len(probs), 1)  # P (E,)
+    mean_prob = probs.sum(dim=0) / num_tokens  # P (E,)
     return routing.num_experts * (load_share * mean_prob).sum()
 
 
@@ -67,14 +70,16 @@ def apply_capacity(routing: Routing, capacity: int, priority: str = "order") -> 
         choice = rank_within(routing.token_idx)  # (A,) 0 for a token's first choice
         queue = queue[choice[queue].argsort(stable=True)]
     kept = rank_within(routing.expert_idx[queue]) < capacity  # (A,) in the order of the queue
-    kept = torch.empty_like(kept).scatter(0, queue, kept)
+    is_dropped = torch.empty_like(kept).scatter(0, queue, ~kept)  # (A,) in the order of the assignments
+    places, num_kept = is_dropped.byte().argsort(stable=True), int(kept.sum())  # the one wait for a GPU
+    kept, dropped = places[:num_kept], places[num_kept:]
     return replace(
         routing,
         token_idx=routing.token_idx[kept],
         expert_idx=routing.expert_idx[kept],
         weight=routing.weight[kept],
-        dropped_token_idx=torch.cat([routing.dropped_token_idx, routing.token_idx[~kept]]),
-        dropped_expert_idx=torch.cat([routing.dropped_expert_idx, routing.expert_idx[~kept]]),
+        dropped_token_idx=torch.cat([routing.dropped_token_idx, routing.token_idx[dropped]]),
+        dropped_expert_idx=torch.cat([routing.dropped_expert_idx, routing.expert_idx[dropped]]),
     )
 
 
@@ -84,11 +89,9 @@ def rank_within(group: Tensor) -> Tensor:
     >>> rank_within(torch.tensor([3, 0, 3, 3, 0]))
     tensor([0, 0, 1, 2, 1])
     """
-    order = group.argsort(stable=True)  # by group, the order kept within each
-    counts = torch.bincount(group)
-    starts = counts.cumsum(0) - counts  # where each group begins
-    ranks = torch.arange(len(group), device=group.device) - starts[group[order]]
-    return torch.empty_like(ranks).scatter(0, order, ranks)
+    by_group, order = group.sort(stable=True)  # the order is kept within each
+    starts = torch.searchsorted(by_group, by_group)  # (A,) where the group of each begins
+    return torch.empty_like(order).scatter(0, order, torch.arange(len(group), device=group.device) - starts)
 
 
 @torch.no_grad()

@@ -2,10 +2,10 @@
 
     y[t] = Σ over the assignments a of token t:  weight[a] · expert_idx[a](x[t])
 
-(with `experts.weight_input` the weight stands inside: expert_idx[a](weight[a] · x[t])). Each is a function
-(experts, x (T, D), routing) -> y (T, D), with a gradient for x, the routing weights and the experts. They differ in
-what they cost: 'dense' is best where all is tiny, 'loop' (the plainest to read) on a CPU for a single token and where
-few experts have much to do, 'grouped' in between and on a GPU; the waste of 'padded' grows with imbalance."""
+Each is a function (experts, x (T, D), routing) -> y (T, D), with a gradient for x, the routing weights and the experts.
+They differ in what they cost: 'dense' is best where all is tiny, 'loop' (the plainest to read) on a CPU for a single
+token and where few experts have much to do, 'grouped' in between and on a GPU, for which 'loop' and 'padded' have to
+wait; the waste of 'padded' grows with imbalance."""
 
 import torch
 from torch import Tensor
@@ -18,16 +18,13 @@ from moe_lessons.nn.routing import Routing
 
 def dense_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     """Every expert computes every token (E/K times the arithmetic); the weights of those not chosen are zero. What
-    overflows in one expert spoils all tokens. With `experts.weight_input`, where zero would not silence it: 'loop'."""
-    if experts.weight_input:
-        return loop_dispatch(experts, x, routing)
+    overflows in one expert spoils all tokens."""
     num_experts, d_model, _ = experts.down_proj.shape
     pre = experts.in_proj.reshape(-1, d_model) @ x.T  # (E·2F, T): long rows, also where F is small
     pre = pre.unflatten(0, (num_experts, -1)).mT  # (E, T, 2F)
-    hidden = experts.hidden(pre, weight_matrix(x, routing, routing.weight), (slice(None), None))  # (E, T, F)
+    hidden = experts.hidden(pre, weight_matrix(x, routing))  # (E, T, F)
     down_proj = experts.down_proj.mT.reshape(-1, d_model)  # (E·F, D)
-    y = (hidden.mT.flatten(0, 1).T @ down_proj).to(x.dtype)  # (T, D)
-    return add_down_bias(y, experts, x, routing)
+    return (hidden.mT.flatten(0, 1).T @ down_proj).to(x.dtype)  # (T, D)
 
 
 def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
@@ -38,18 +35,17 @@ def loop_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 
     def run(e: int, x: Tensor, weight: Tensor) -> Tensor:
         pre = F.linear(x, in_proj[e])  # (its tokens, 2F) or (its tokens, F)
-        return F.linear(experts.hidden(pre, weight, e), down_proj[e]).to(x.dtype)  # autocast gives bfloat16
+        return F.linear(experts.hidden(pre, weight), down_proj[e]).to(x.dtype)  # autocast gives bfloat16
 
     y = x.new_zeros(x.shape)  # (T, D)
     if len(x) == 1:  # as in decoding: there is nothing to sort
-        y = sum((run(e, x, its) for e, its in zip(routing.expert_idx.tolist(), weight.split(1))), start=y)
-        return add_down_bias(y, experts, x, routing)
+        return sum((run(e, x, its) for e, its in zip(routing.expert_idx.tolist(), weight.split(1))), start=y)
     order, counts = routing.expert_idx.argsort(stable=True), routing.tokens_per_expert.tolist()
     for e, rows in enumerate(order.split(counts)):  # the places of its assignments
         if len(rows) > 0 or len(x) == 0:  # of no tokens at all, y must still lead back to the weights
             tokens = routing.token_idx[rows]
             y.index_add_(0, tokens, run(e, x.index_select(0, tokens), weight.index_select(0, rows)))
-    return add_down_bias(y, experts, x, routing)
+    return y
 
 
 def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
@@ -59,10 +55,9 @@ def padded_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     rows = x.new_zeros(num_experts * capacity, x.shape[1]).index_copy(0, place, x.index_select(0, routing.token_idx))
     weight = x.new_zeros(num_experts * capacity).index_copy(0, place, routing.weight.to(x.dtype))
     pre = torch.bmm(rows.view(num_experts, capacity, x.shape[1]), experts.in_proj.mT)  # (E, C, 2F) or (E, C, F)
-    hidden = experts.hidden(pre, weight.view(num_experts, capacity), (slice(None), None))  # (E, C, F)
+    hidden = experts.hidden(pre, weight.view(num_experts, capacity))  # (E, C, F)
     out = torch.bmm(hidden, experts.down_proj.mT).to(x.dtype)  # (E, C, D)
-    y = x.new_zeros(x.shape).index_add(0, routing.token_idx, out.flatten(0, 1).index_select(0, place))
-    return add_down_bias(y, experts, x, routing)
+    return x.new_zeros(x.shape).index_add(0, routing.token_idx, out.flatten(0, 1).index_select(0, place))
 
 
 def grouped_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
@@ -83,10 +78,9 @@ def grouped_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
         if weights.requires_grad and device != "cpu":  # some GPUs leave an empty group unwritten: pytorch issue 172439
             weights.register_hook(lambda gradient: gradient.masked_fill((counts == 0)[:, None, None], 0))
     pre = F.grouped_mm(x.index_select(0, token_idx).to(dtype), in_proj, offs=ends)  # (A, 2F) or (A, F)
-    hidden = experts.hidden(pre, weight, routing.expert_idx[order]).to(dtype)  # (A, F)
+    hidden = experts.hidden(pre, weight).to(dtype)  # (A, F)
     out = F.grouped_mm(hidden, down_proj, offs=ends).to(x.dtype)  # (A, D)
-    y = x.new_zeros(x.shape).index_add(0, token_idx, out)
-    return add_down_bias(y, experts, x, routing)
+    return x.new_zeros(x.shape).index_add(0, token_idx, out)
 
 
 def takes_grouped_mm(weight: Tensor) -> bool:
@@ -101,19 +95,11 @@ def takes_grouped_mm(weight: Tensor) -> bool:
     return all(number % 16 == 0 for number in numbers)
 
 
-def weight_matrix(x: Tensor, routing: Routing, weight: Tensor) -> Tensor:
+def weight_matrix(x: Tensor, routing: Routing) -> Tensor:
     """(E, T) the weight of each expert for each token, of the type of x: 0 where it was not chosen."""
     shape = routing.num_experts, routing.num_tokens
     place = routing.expert_idx * routing.num_tokens + routing.token_idx  # (A,)
-    return x.new_zeros(shape).view(-1).index_add(0, place, weight.to(x.dtype)).view(shape)
-
-
-def add_down_bias(y: Tensor, experts: Experts, x: Tensor, routing: Routing) -> Tensor:
-    """y (T, D) and the biases of the down projection, which depend on x only through the weights."""
-    if experts.down_proj_bias is None:
-        return y
-    weight = torch.ones_like(routing.weight) if experts.weight_input else routing.weight
-    return y + (weight_matrix(x, routing, weight).T @ experts.down_proj_bias).to(y.dtype)
+    return x.new_zeros(shape).view(-1).index_add(0, place, routing.weight.to(x.dtype)).view(shape)
 
 
 DISPATCH = {"dense": dense_dispatch, "loop": loop_dispatch, "padded": padded_dispatch, "grouped": grouped_dispatch}

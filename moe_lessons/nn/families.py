@@ -1,22 +1,33 @@
 """Published families of mixtures as short specifications, and the same work for a token in finer experts.
 
 `MoE(d_model=…, d_ff=…, **FAMILIES[name])` is a block of that family; what two of them do differently is what their
-dictionaries do. How a family was balanced is no part of its block: see data/published_models.csv."""
+dictionaries do. What one family has alone is left out (see `hub.variants`), and so is how it was balanced (see
+data/published_models.csv)."""
 
-import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from moe_lessons.nn.routing import Llama4Router, TopKRouter
+from moe_lessons.nn.routing import TopKRouter
 from moe_lessons.support.errors import check_count, check_positive_int, check_top_k
 
 Spec = dict[str, Any]  # arguments of `MoE`
 
 # Sizes of: Switch-Base-128, Mixtral 8x7B, DeepSeekMoE-16B, Qwen1.5-MoE-A2.7B, OLMoE-1B-7B, DeepSeek-V3, Qwen3-30B-A3B,
-# Llama 4 Scout, gpt-oss-20b. `hub` has those of a given block in their place, and tests the rest against it.
-FAMILIES: dict[str, Spec] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
-FAMILIES["Llama 4"]["router"] = Llama4Router
+# Llama 4 Scout, gpt-oss-20b.
+FAMILIES: dict[str, Spec] = {
+    "Switch": {"num_experts": 128, "top_k": 1, "activation": "relu", "capacity_factor": 1.25},
+    "Mixtral": {"num_experts": 8, "top_k": 2, "norm_topk_prob": True},
+    "DeepSeekMoE": {"num_experts": 64, "top_k": 6, "shared_experts": 2, "norm_topk_prob": False},
+    "Qwen2-MoE": {"num_experts": 60, "top_k": 4, "shared_experts": 4, "norm_topk_prob": False},
+    "OLMoE": {"num_experts": 64, "top_k": 8, "norm_topk_prob": False},
+    "DeepSeek-V3": {
+        "num_experts": 256, "top_k": 8, "shared_experts": 1, "router": "sigmoid", "num_groups": 8, "topk_groups": 4,
+        "routed_scaling_factor": 2.5,
+    },
+    "Qwen3-MoE": {"num_experts": 128, "top_k": 8},
+    "Llama 4": {"num_experts": 16, "top_k": 1, "shared_experts": 1, "router": "sigmoid"},
+    "gpt-oss": {"num_experts": 32, "top_k": 4, "norm_topk_prob": True},
+}  # fmt: skip
 
 
 def difference(one: Spec, other: Spec) -> tuple[Spec, Spec]:

@@ -15,15 +15,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def clamped_swiglu(gate_up: Tensor) -> Tensor:
-    """(up + 1) · gate · σ(1.702 gate), with gate at most 7 and up in ±7, as gpt-oss has it (arXiv:2508.10925)."""
-    gate, up = gate_up.chunk(2, dim=-1)
-    gate, up = gate.clamp(max=7), up.clamp(-7, 7)
-    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
-
-
-ACTIVATIONS = {"swiglu": swiglu, "clamped_swiglu": clamped_swiglu, "gelu": F.gelu, "relu": F.relu}
-GATED = ("swiglu", "clamped_swiglu")  # these have two input matrices
+ACTIVATIONS = {"swiglu": swiglu, "gelu": F.gelu, "relu": F.relu}
+GATED = ("swiglu",)  # these have two input matrices
 
 
 def make_weight(*shape: int) -> nn.Parameter:
@@ -35,8 +28,8 @@ def make_weight(*shape: int) -> nn.Parameter:
 class FeedForward(nn.Module):
     """Dense feed-forward network: y = down(activation(up x)), without biases.
 
-    SwiGLU (the default) and clamped SwiGLU have two input matrices, gate and up, stacked in `gate_up_proj` (2F, D):
-    gate first. GELU and ReLU have one, `up_proj` (F, D). `down_proj` is (D, F).
+    SwiGLU (the default) has two input matrices, gate and up, stacked in `gate_up_proj` (2F, D): gate first. GELU and
+    ReLU have one, `up_proj` (F, D). `down_proj` is (D, F).
 
     Shapes: x (..., D) -> y (..., D). Source: arXiv:1706.03762, section 3.3; SwiGLU: arXiv:2002.05202.
 

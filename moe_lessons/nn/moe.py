@@ -19,13 +19,10 @@ class MoE(nn.Module):
 
     router: any module x (T, D) -> `Routing`; or a name of `ROUTERS`, or a class or function called with (d_model,
         num_experts, top_k), which then has `router_options` such as norm_topk_prob too. None: `TopKRouter`.
-        router_bias: the option `bias` of the router, whose name the experts have taken.
     capacity_factor: None for no limit (dropless), else each expert carries out at most ⌈capacity_factor · K · T / E⌉
         assignments; the others are dropped: see `apply_capacity`. To limit in another way, override `limit`.
-    shared_d_ff: the width of a shared expert, which works for every token (DeepSeekMoE, arXiv:2401.06066, eq. 9);
-        with `shared_expert_gate` its output is multiplied by sigmoid(x·w), as in Qwen2-MoE. shared_experts: each
-        makes it wider by d_ff.
-    bias, weight_input: see `Experts`.
+    shared_d_ff: the width of a shared expert, which works for every token (DeepSeekMoE, arXiv:2401.06066, eq. 9).
+        shared_experts: each makes it wider by d_ff.
     dispatch: how the experts run: a name of `DISPATCH`, or 'auto', which picks by size. The result is the same.
 
     Shapes: x (..., D) -> y (..., D), and the `Routing` of its T tokens. token_ids (...): for a `HashRouter` alone.
@@ -45,29 +42,21 @@ class MoE(nn.Module):
         top_k: int = 2,
         *,
         router: nn.Module | str | Callable[..., nn.Module] | None = None,
-        router_bias: bool = False,
         activation: str = "swiglu",
-        bias: bool = False,
-        weight_input: bool = False,
         shared_experts: int = 0,
         shared_d_ff: int = 0,
-        shared_expert_gate: bool = False,
         capacity_factor: float | None = None,
         capacity_priority: str = "order",
         dispatch: str = "auto",
         **router_options,
     ):
         super().__init__()
-        router_options |= {"bias": True} if router_bias else {}
         self.router = make_router(router, d_model, num_experts, top_k, **router_options)
-        self.experts = Experts(num_experts, d_model, d_ff, activation, bias=bias, weight_input=weight_input)
+        self.experts = Experts(num_experts, d_model, d_ff, activation)
         self.d_model, self.d_ff, self.num_experts = d_model, d_ff, num_experts
         self.top_k = check_top_k(top_k, num_experts)
         shared_d_ff = check_count("shared_d_ff", shared_d_ff) + check_count("shared_experts", shared_experts) * d_ff
-        if shared_expert_gate and shared_d_ff == 0:
-            raise ValueError("shared_experts or shared_d_ff must be given with shared_expert_gate, got neither")
         self.shared_expert = FeedForward(d_model, shared_d_ff, activation) if shared_d_ff > 0 else None
-        self.shared_expert_gate = nn.Linear(d_model, 1, bias=False) if shared_expert_gate else None
         if capacity_factor is not None:
             check_number("capacity_factor", capacity_factor, above=True)
         self.capacity_factor = capacity_factor
@@ -84,13 +73,9 @@ class MoE(nn.Module):
         is_hash = getattr(self.router, "needs_token_ids", False)
         routing = self.router(tokens, token_ids) if is_hash else self.router(tokens)
         routing = self.limit(check_routing(routing, len(tokens), self.num_experts), x.shape)
-        way = choose_dispatch(self.experts, routing) if self.dispatch == "auto" else self.dispatch
-        y = DISPATCH[check_choice("dispatch", way, DISPATCH)](self.experts, tokens, routing)  # (T, D)
+        y = self.run_experts(tokens, routing)  # (T, D)
         if self.shared_expert is not None:
-            shared = self.shared_expert(tokens)  # (T, D)
-            if self.shared_expert_gate is not None:
-                shared = self.shared_expert_gate(tokens).sigmoid() * shared
-            y = y + shared.to(y.dtype)
+            y = y + self.shared_expert(tokens).to(y.dtype)
         return y.view(x.shape), routing
 
     def limit(self, routing: Routing, shape: tuple[int, ...]) -> Routing:
@@ -99,6 +84,11 @@ class MoE(nn.Module):
             return routing
         capacity = expert_capacity(self.capacity_factor, self.top_k, routing.num_tokens, self.num_experts)
         return apply_capacity(routing, capacity, self.capacity_priority)
+
+    def run_experts(self, x: Tensor, routing: Routing) -> Tensor:
+        """The experts' weighted sum: x (T, D) -> (T, D). Override it for experts that compute something else."""
+        way = choose_dispatch(self.experts, routing) if self.dispatch == "auto" else self.dispatch
+        return DISPATCH[check_choice("dispatch", way, DISPATCH)](self.experts, x, routing)
 
     def extra_repr(self) -> str:
         text = f"num_experts={self.num_experts}, top_k={self.top_k}, dispatch={self.dispatch!r}"

@@ -297,16 +297,6 @@ class SigmoidRouter(TopKRouter):
         return super().extra_repr() + groups
 
 
-class Llama4Router(TopKRouter):
-    """The router of Llama 4: the K best logits, each weighed by its sigmoid (in float32 all those above 17 are 1)."""
-
-    def choose(self, logits: Tensor) -> Routing:
-        topk_logits, topk_indices = logits.topk(self.top_k, dim=-1)  # (T, K)
-        scores = logits.sigmoid()  # s (T, E)
-        probs = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
-        return Routing.from_topk(logits, probs, topk_indices, topk_logits.sigmoid())
-
-
 class ExpertChoiceRouter(TopKRouter):
     """The experts choose (arXiv:2202.09368, section 3.2): each takes the C tokens that like it best.
 

@@ -12,8 +12,8 @@ class SoftMoE(nn.Module):
     """Soft mixture of experts (arXiv:2308.00951, section 2.1).
 
     Each expert has `slots_per_expert` slots; S = E · slots_per_expert. With logits = x·Φᵀ (..., T, S):
-    - what a slot holds:  the mean of all tokens, weighted by softmax over the tokens (`dispatch`, eq. 1);
-    - what a token gets:  the mean of all slots' outputs, weighted by softmax over the slots (`combine`, eq. 2).
+    - what a slot holds:  the mean of all tokens, weighted by softmax over the tokens (eq. 1);
+    - what a token gets:  the mean of all slots' outputs, weighted by softmax over the slots (eq. 2).
     All of it is smooth: nothing is dropped, no expert starves, and no balancing loss is needed. The price: every token
     of a sequence depends on every other, later ones included, so it cannot generate text token by token.
 
@@ -38,9 +38,9 @@ class SoftMoE(nn.Module):
         if x.ndim < 2:
             raise ValueError(f"x must have the shape (..., T, {self.d_model}), got {tuple(x.shape)}")
         logits = x @ self.phi.T  # (..., T, S)
-        dispatch, combine = logits.softmax(dim=-2), logits.softmax(dim=-1)  # over the tokens, over the slots
-        slots = dispatch.mT @ x  # (..., S, D)
-        return combine @ self.run_experts(slots)  # (..., T, D)
+        to_slots, to_tokens = logits.softmax(dim=-2), logits.softmax(dim=-1)  # over the tokens, over the slots
+        slots = to_slots.mT @ x  # (..., S, D)
+        return to_tokens @ self.run_experts(slots)  # (..., T, D)
 
     def run_experts(self, slots: Tensor) -> Tensor:
         """Each expert on its own slots: (..., S, D) -> (..., S, D)."""

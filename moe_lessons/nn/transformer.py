@@ -16,6 +16,8 @@ from moe_lessons.nn.routing import ROUTERS, HashRouter, Routing
 from moe_lessons.nn.seeding import evaluating
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, check_top_k, in_words
 
+COLDEST = 1e-30  # the lowest temperature by which float32 can be divided
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -79,7 +81,8 @@ class LanguageModel(nn.Module):
 
     x = embed(ids); x = layer(x) for each of the L layers; logits = head(norm(x)). A routing has the tokens of all
     sequences, one sequence after the other. With a cache, ids are those that follow the tokens in it. ValueError for
-    ids that are not whole numbers from 0 to V - 1, and for more than max_positions, or the cache, has room for.
+    ids that are not whole numbers from 0 to V - 1 (on the CPU; elsewhere only their shape is looked at), and for more
+    than max_positions, or the cache, has room for.
 
     >>> logits, routings = LanguageModel(TransformerConfig())(torch.tensor([list(b"What is a mixture of experts?")]))
     >>> logits.shape, len(routings), routings[0].num_tokens
@@ -146,7 +149,8 @@ class LanguageModel(nn.Module):
         torch.Size([1, 20])
         """
         check_positive_int("max_new_tokens", max_new_tokens)
-        check_number("temperature", temperature)
+        if 0 < check_number("temperature", temperature) < COLDEST:
+            raise ValueError(f"temperature must be 0 or at least {COLDEST}, got {temperature}")
         if top_k is not None and check_positive_int("top_k", top_k) > self.config.vocab_size:
             raise ValueError(f"top_k must be at most vocab_size ({self.config.vocab_size}), got {top_k}")
         self._check(ids)
@@ -170,9 +174,12 @@ class LanguageModel(nn.Module):
             raise ValueError(f"ids must be {wanted}, got {in_words(ids)}")
         if ids.numel() == 0:
             raise ValueError(f"ids must hold at least one token, got shape {tuple(ids.shape)}")
-        low, high = (int(value) for value in ids.aminmax())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"ids must be between 0 and {self.config.vocab_size - 1}, got {low} to {high}")
+        if ids.device.type == "cpu":  # elsewhere a look at them would wait for the device
+            low, high = (int(value) for value in ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                raise ValueError(f"ids must be between 0 and {self.config.vocab_size - 1}, got {low} to {high}")
+        if not isinstance(cache, KVCache | None):
+            raise ValueError(f"cache must be one that new_cache has made, or None, got {in_words(cache)}")
         if cache is None and ids.shape[1] > (limit := self.config.max_positions):
             raise ValueError(f"ids must be sequences of at most max_positions ({limit}) tokens, got {ids.shape[1]}")
         if cache is not None and (len(ids) != cache.batch_size or cache.length + ids.shape[1] > cache.max_length):

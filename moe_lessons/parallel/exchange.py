@@ -43,15 +43,12 @@ def exchange_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
     coming = torch.empty_like(leaving)  # (E,) = (N · E/N,) rows that each rank sends to each of my experts
     dist.all_to_all_single(coming, leaving)
     send, receive = torch.stack([leaving.view(size, -1).sum(1), coming.view(size, -1).sum(1)]).tolist()
-    rows = x.index_select(0, token_idx)  # (A, D)
-    if experts.weight_input:
-        rows = rows * weight
-    rows = _Exchange.apply(rows, send, receive)  # (R, D) from all ranks
+    rows = _Exchange.apply(x.index_select(0, token_idx), send, receive)  # (R, D) from all ranks
     expert_idx = torch.arange(experts.num_experts, device=x.device).repeat(size).repeat_interleave(coming)  # (R,)
     local = one_each(rows, expert_idx, experts.num_experts)
     out = DISPATCH[choose_dispatch(experts, local)](experts, rows, local)  # (R, D)
     out = _Exchange.apply(out, receive, send)  # (A, D) each result is back where its token is
-    return x.new_zeros(x.shape).index_add(0, token_idx, out if experts.weight_input else out * weight)
+    return x.new_zeros(x.shape).index_add(0, token_idx, out * weight)
 
 
 DISPATCH["exchange"] = exchange_dispatch
@@ -78,13 +75,14 @@ def shard_experts(model: nn.Module) -> nn.Module:
     for moe in blocks:
         if isinstance(moe.experts, ExpertShard):
             raise ValueError("model must not be sharded yet, got one whose experts are")
+        if type(moe).run_experts is not MoE.run_experts:
+            raise ValueError(f"model must run its experts as MoE does, got a {type(moe).__name__}")
         if moe.num_experts % size:
             raise ValueError(f"num_experts ({moe.num_experts}) must be a multiple of the number of ranks ({size})")
     for moe in blocks:
         whole, count = moe.experts, moe.num_experts // size
-        options = {"bias": whole.down_proj_bias is not None, "weight_input": whole.weight_input}
         with torch.device("meta"):
-            shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation, **options).train(whole.training)
+            shard = ExpertShard(count, whole.d_model, whole.d_ff, whole.activation).train(whole.training)
         for name, weight in whole.named_parameters():
             mine = weight.detach()[rank * count : (rank + 1) * count].clone()
             setattr(shard, name, nn.Parameter(mine, weight.requires_grad))

@@ -12,13 +12,10 @@ Assignment = tuple[int, int, Tensor]  # token, expert, weight
 
 
 def activate(up: Tensor, activation: str) -> Tensor:
-    """One row. SwiGLU: arXiv:2002.05202, eq. 6, clamped as in gpt-oss; GELU: arXiv:1606.08415, eq. 2."""
+    """One row. SwiGLU: arXiv:2002.05202, eq. 6; GELU: arXiv:1606.08415, eq. 2."""
     gate, value = up[: len(up) // 2], up[len(up) // 2 :]
     if activation == "swiglu":
         return gate / (1 + torch.exp(-gate)) * value
-    if activation == "clamped_swiglu":
-        gate, value = gate.clamp(max=7), value.clamp(min=-7, max=7)
-        return gate / (1 + torch.exp(-1.702 * gate)) * (value + 1)
     if activation == "gelu":
         return up * (1 + torch.erf(up / math.sqrt(2))) / 2
     return torch.where(up > 0, up, 0)
@@ -30,12 +27,8 @@ def ffn_row(x: Tensor, ffn) -> Tensor:
 
 
 def expert_row(x: Tensor, experts, expert: int) -> Tensor:
-    """One expert on one token, with its biases if there are any: x (D,) -> (D,)."""
-    up = experts.in_proj[expert] @ x
-    if experts.in_bias is None:
-        return experts.down_proj[expert] @ activate(up, experts.activation)
-    hidden = activate(up + experts.in_bias[expert], experts.activation)
-    return experts.down_proj[expert] @ hidden + experts.down_proj_bias[expert]
+    """One expert on one token: x (D,) -> (D,)."""
+    return experts.down_proj[expert] @ activate(experts.in_proj[expert] @ x, experts.activation)
 
 
 def by_rows(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -43,13 +36,10 @@ def by_rows(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def combine(x: Tensor, assignments: Iterable[Assignment], experts) -> Tensor:
-    """y[t] = Σ weight · expert(x[t]): arXiv:1701.06538, eq. 1. With the weight on the input (Llama 4): expert(w·x)."""
+    """y[t] = Σ weight · expert(x[t]): arXiv:1701.06538, eq. 1."""
     rows = [torch.zeros_like(row) for row in x]
     for token, expert, weight in assignments:
-        if experts.weight_input:
-            rows[token] = rows[token] + expert_row(weight * x[token], experts, expert)
-        else:
-            rows[token] = rows[token] + weight * expert_row(x[token], experts, expert)
+        rows[token] = rows[token] + weight * expert_row(x[token], experts, expert)
     return torch.stack(rows) if rows else x.clone()
 
 

@@ -20,9 +20,7 @@ D, F, E, K = 12, 20, 8, 2
 KINDS = {
     "plain": {},
     "switch": {"top_k": 1},
-    "shared expert": {"shared_d_ff": 8, "shared_expert_gate": True},
-    "biases": {"bias": True, "router_bias": True, "activation": "clamped_swiglu"},
-    "weight_input": {"weight_input": True, "bias": True},
+    "shared expert": {"shared_d_ff": 8},
     "sigmoid with groups": {"router": SigmoidRouter, "num_groups": 4, "topk_groups": 2},
 }
 SPLITS = {  # the tokens of each rank; every kind has the first

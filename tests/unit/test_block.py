@@ -140,7 +140,6 @@ def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_i
     "options, message",
     [
         ({"router": SigmoidRouter(6, 8, 2)}, "moe must have a router whose weights are a softmax of its K largest"),
-        ({"weight_input": True}, "moe must have no shared expert and no weight_input"),
         ({"num_experts": 17}, "moe must have at most 16 experts to be drawn, got 17"),
         ({"tokens": 17}, r"x must have the shape \(T, 6\) with T from 1 to 16, got .*17, 6"),
     ],

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, count_parameters, flops_per_token
 from moe_lessons.analysis.counting import ParameterCount as Count
 from moe_lessons.analysis.inference import bytes_per_step
+from moe_lessons.hub.variants import GptOssMoE
 from moe_lessons.nn import FeedForward, LanguageModel, MoE, SoftMoE, TransformerConfig, dense_baseline
 from moe_lessons.nn.routing import ExpertChoiceRouter, NoisyTopKRouter, SigmoidRouter
 
-GATED = ["swiglu", "clamped_swiglu"]
-ACTIVATIONS = [*GATED, "gelu", "relu"]
+ACTIVATIONS = ["swiglu", "gelu", "relu"]
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 
 
@@ -44,15 +44,14 @@ class Classifier(nn.Module):
 
 @given(
     d_model=st.integers(1, 9), d_ff=st.integers(1, 9), num_experts=st.integers(1, 9), data=st.data(),
-    activation=st.sampled_from(ACTIVATIONS), shared=st.sampled_from([0, 5]), gate=st.booleans(),
+    activation=st.sampled_from(ACTIVATIONS), shared=st.sampled_from([0, 5]),
 )  # fmt: skip
-def test_moe_and_baselines_against_formula_and_numel(d_model, d_ff, num_experts, data, activation, shared, gate):
+def test_moe_and_baselines_against_formula_and_numel(d_model, d_ff, num_experts, data, activation, shared):
     top_k = data.draw(st.integers(1, num_experts))
-    arguments = {"shared_d_ff": shared, "shared_expert_gate": gate} if shared else {}
-    block = MoE(d_model, d_ff, num_experts, top_k, activation=activation, **arguments)
-    matrices = 3 if activation in GATED else 2
+    block = MoE(d_model, d_ff, num_experts, top_k, activation=activation, shared_d_ff=shared)
+    matrices = 3 if activation == "swiglu" else 2
     expert = matrices * d_model * d_ff
-    always = matrices * d_model * shared + d_model * (gate and shared > 0)
+    always = matrices * d_model * shared
     router = num_experts * d_model
     count = count_parameters(block)
     assert count == Count(num_experts * expert + always + router, top_k * expert + always + router)
@@ -64,7 +63,7 @@ def test_moe_and_baselines_against_formula_and_numel(d_model, d_ff, num_experts,
 
 
 def test_biases_are_no_matrix_and_soft_moe_has_no_cost_for_one_token():
-    plain, biased = (MoE(8, 12, 4, 2, bias=bias) for bias in (False, True))
+    plain, biased = MoE(8, 12, 4, 2), GptOssMoE(8, 12, 4, 2)
     before, after = count_parameters(plain), count_parameters(biased)
     assert (after.total - before.total, after.active - before.active) == (4 * (24 + 8), 2 * (24 + 8))
     assert flops_per_token(plain) == flops_per_token(biased)
@@ -96,7 +95,7 @@ def test_a_mixture_without_experts_is_refused_by_name(count):
 
 
 BLOCKS = [{"top_k": 1}, {"top_k": 4}, *({"activation": activation} for activation in ACTIVATIONS)]
-BLOCKS += [{"shared_d_ff": 5}, {"shared_d_ff": 5, "shared_expert_gate": True, "weight_input": True}]
+BLOCKS += [{"shared_d_ff": 5}]
 BLOCKS += [{"router": router(8, 4, 2)} for router in (NoisyTopKRouter, SigmoidRouter, ExpertChoiceRouter)]
 
 

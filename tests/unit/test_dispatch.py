@@ -25,7 +25,7 @@ def free_routing(pairs, num_tokens: int, num_experts: int, device="cpu", dtype=F
 
 
 def make_case(pairs, num_tokens, num_experts, d_model, d_ff, device, dtype=F64, **kinds):
-    """Experts with no weight and no bias at zero, x (T, D), the routing of these pairs, and all that has a gradient."""
+    """Experts, x (T, D), the routing of these pairs, and all that has a gradient."""
     experts = Experts(num_experts, d_model, d_ff, **kinds).to(device, dtype)
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
@@ -43,7 +43,6 @@ def cases(draw):
     pair = st.tuples(st.integers(0, num_tokens - 1), st.integers(0, num_experts - 1))
     pairs = draw(st.lists(pair, max_size=15)) if num_tokens else []
     kinds = {"activation": draw(st.sampled_from(list(ACTIVATIONS)))}
-    kinds |= {"bias": draw(st.booleans()), "weight_input": draw(st.booleans())}
     torch.manual_seed(draw(st.integers(0, 99)))
     return (pairs, num_tokens, num_experts, draw(st.integers(1, 4)), draw(st.integers(1, 5))), kinds
 
@@ -152,26 +151,21 @@ activations = pytest.mark.parametrize("activation", ACTIVATIONS)
 @activations
 def test_equals_the_formula_row_by_row(activation, device):
     ffn = FeedForward(5, 7, activation).to(device, F64)
-    for scale in (1, 100):  # large enough to be clamped
-        x = scale * torch.randn(6, 5, dtype=F64, device=device)
-        torch.testing.assert_close(ffn(x), by_rows(lambda row: ffn_row(row, ffn), x))
+    x = torch.randn(6, 5, dtype=F64, device=device)
+    torch.testing.assert_close(ffn(x), by_rows(lambda row: ffn_row(row, ffn), x))
 
 
 @activations
 def test_parameters_and_their_layout(activation):
-    name, rows = ("gate_up_proj", 32) if "swiglu" in activation else ("up_proj", 16)
+    name, rows = ("gate_up_proj", 32) if activation == "swiglu" else ("up_proj", 16)
 
     def shapes(module):
         return {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
 
     assert shapes(FeedForward(4, 16, activation)) == {name: (rows, 4), "down_proj": (4, 16)}
-    plain, biased = Experts(3, 4, 16, activation), Experts(3, 4, 16, activation, bias=True)
-    stacked = {name: (3, rows, 4), "down_proj": (3, 4, 16)}
-    assert shapes(plain) == stacked
-    assert shapes(biased) == {**stacked, f"{name}_bias": (3, rows), "down_proj_bias": (3, 4)}
-    assert plain.in_proj is getattr(plain, name) and plain.in_bias is None and plain.down_proj_bias is None
-    assert biased.in_bias is getattr(biased, f"{name}_bias") and set(plain.state_dict()) == set(stacked)
-    assert not biased.in_bias.any() and not biased.down_proj_bias.any()  # they start at zero
+    experts = Experts(3, 4, 16, activation)
+    assert shapes(experts) == {name: (3, rows, 4), "down_proj": (3, 4, 16)}
+    assert experts.in_proj is getattr(experts, name)
 
 
 def test_weights_start_as_those_of_nn_linear():

@@ -32,13 +32,12 @@ def config(**changes) -> TransformerConfig:
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: MoE(4, 8, 8, shared_expert_gate=True), "shared_experts or shared_d_ff must be given .*, got neither"),
         (lambda: MoE(4, 8, 8, router=7), r"router must be a module that maps .*, or a name, .*, got int"),
         (lambda: MoE(4, 8, 8, router=lambda *sizes: "x"), "router must be a module that maps .* a Routing, .* got str"),
         (lambda: MoE(4, 8, 8, router=TopKRouter(5, 8, 2)), "router must have d_model 4, got 5"),
         (lambda: MoE(4, 8, 8, router=HashRouter(7, 9, 2)), "router must have num_experts 8, got 7"),
         (lambda: MoE(4, 8, 8, router=ExpertChoiceRouter(4, 8, 1)), "router must have top_k 2, got 1"),
-        (lambda: MoE(4, 8, 8, router=TopKRouter(4, 8, 2), router_bias=True), "router must .* have {'bias': True}, .*"),
+        (lambda: MoE(4, 8, 8, router=TopKRouter(4, 8, 2), bias=True), "router must .* have {'bias': True}, .*"),
         (lambda: SigmoidRouter(4, 8, 3, num_groups=4), "top_k must be at most 2, the experts in 1 groups, got 3"),
         (lambda: dense_baseline(FeedForward(4, 4)), "model must contain a mixture of experts, got FeedForward"),
         (lambda: LanguageModel(config(router="hash", router_std=1)), "router_std .* None .*, got 1"),

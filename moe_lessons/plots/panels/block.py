@@ -44,8 +44,8 @@ def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=N
     dense = dense_baseline(moe, "params") if dense is None else dense
     if moe.num_experts > MOST_EXPERTS:
         raise ValueError(f"moe must have at most {MOST_EXPERTS} experts to be drawn, got {moe.num_experts}")
-    if getattr(moe, "shared_expert", None) is not None or getattr(moe.experts, "weight_input", False):
-        raise ValueError("moe must have no shared expert and no weight_input to be drawn, got one that has")
+    if getattr(moe, "shared_expert", None) is not None:
+        raise ValueError("moe must have no shared expert to be drawn, got one that has")
     is_masked, wanted = order_of(routing)
     x, y = as_array(x[token]), as_array(y[token])  # (D,)
     heads, boxes, arrows, strip = [], [], [], []
