@@ -22,7 +22,7 @@ from tools.manifest import GROUPS, STOPS, graph_name, offered
 ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 FILMS = ROOT / "docs" / "films"
-FILMED = widgets.LiveRun, widgets.TorchRun, widgets.WallRecording, widgets.RoutersView
+FILMED = widgets.LiveRun, widgets.WallRecording, widgets.RoutersView
 LOOK = ("panels", "controls", "play", "max_steps")  # arguments that change nothing of what trains
 
 

@@ -1,7 +1,7 @@
 """What is touched: live views, laboratories, calculators. Read `picture`, `loop`, `live`, `lab`, then `playground`."""
 
 from moe_lessons.widgets.balancing_lab import BalancingLab
-from moe_lessons.widgets.calculators import CostCalculator, PlanCalculator
+from moe_lessons.widgets.calculators import CostCalculator
 from moe_lessons.widgets.kernel import prepare_kernel
 from moe_lessons.widgets.laboratory import Lab
 from moe_lessons.widgets.live import LiveRun
@@ -11,6 +11,5 @@ from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.recording import RoutersView, StreamView, WallRecording
 from moe_lessons.widgets.routing_lab import RoutingLab
 from moe_lessons.widgets.small_labs import CollapseLab, FactsLab, FutureLab
-from moe_lessons.widgets.torchrun import TorchRun
 
 prepare_kernel()

@@ -1,4 +1,4 @@
-"""Calculators: sliders in, what a model costs out. Nothing is trained or measured."""
+"""The calculator: sliders in, what a model costs out. Nothing is trained or measured."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -9,56 +9,14 @@ import pandas as pd
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import Machine
-from moe_lessons.analysis.planner import Plan, plan
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.plots.costs import cost_table, parameter_panel, speed_panel
-from moe_lessons.plots.marks import Axis, Panel, Parts, Rule, Table
-from moe_lessons.plots.theme import PALETTE, short_number
+from moe_lessons.plots.marks import Panel, Table
+from moe_lessons.plots.theme import short_number
 from moe_lessons.support.errors import check_choice, check_number
 from moe_lessons.widgets.controls import CONTROLS, control, move, named_stops
 from moe_lessons.widgets.picture import Picture
-
-
-class Calculator(Picture):
-    """Controls over panels. A subclass calls `make_controls`, says `panels`, `sentence` and, in `moved`, which controls
-    follow one that was moved; for `repr`, `source` (the first argument) and `settings` (the others)."""
-
-    least_width = "300px"  # of a slider
-
-    def make_controls(self, values: dict[str, Any], stops: dict[str, Any]) -> None:
-        """Make `inputs`: a control for each name, at its value where it has one. ValueError for one that is no stop."""
-        self.inputs = {name: control(name, stops.get(name)) for name in values}
-        for name, value in values.items():
-            if value is not None:
-                if options := getattr(self.inputs[name], "options", None):
-                    check_choice(name, value, [stop[-1] if isinstance(stop, tuple) else stop for stop in options])
-                move(self.inputs[name], value)
-
-    def __init__(self, bar: list[W.Widget], *groups: Iterable[W.Widget]):
-        """Put a bar over groups of controls, each in a grid of its own."""
-        self._changing = False
-        for name, widget in self.inputs.items():
-            widget.style.description_width = "165px"
-            widget.observe(lambda _, name=name: self.change(self.moved, name), "value")
-        columns = f"repeat(auto-fill, minmax(min(100%, {self.least_width}), 1fr))"
-        look = {"display": "grid", "grid_template_columns": columns}
-        grids = [W.Box(list(group), layout=W.Layout(**look)).add_class("moe-sliders") for group in groups]
-        super().__init__(rows=[W.HBox(bar).add_class("moe-bar"), *grids])
-
-    def change(self, do: Callable[..., None], *arguments: Any) -> None:
-        if not self._changing:
-            self._changing = True
-            try:
-                do(*arguments)
-            finally:
-                self._changing = False
-            self.show()
-
-    def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
-        return f"{type(self).__name__}({self.source!r}, {settings})"
-
 
 STOPS = {"num_experts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, 9), "d_ff": range(128, 32769, 128)}
 STOPS["num_kv_heads"] = (1,)  # until `take` knows which divide the number of heads
@@ -68,7 +26,7 @@ SETTINGS = "context_length batch_size machine weights dense_width".split()
 SLIDERS, OWN = "as the sliders say", "this machine"
 
 
-class CostCalculator(Calculator):
+class CostCalculator(Picture):
     """What a transformer costs on a machine, beside its dense opponents: by sliders, or as published.
 
     model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (num_heads follows d_model); or of
@@ -76,7 +34,6 @@ class CostCalculator(Calculator):
     `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`. dense_width: of the equally
     good dense model, in times of the active part; the root of E / K where none is given, an assumption."""
 
-    least_width = "380px"
     SOURCES = ("published",)  # controls that name a model
     notes: Iterable[W.Widget] = ()  # under them
 
@@ -92,7 +49,12 @@ class CostCalculator(Calculator):
         given = dict.fromkeys((*self.SOURCES, *SIZES)) | {"context_length": context_length, "batch_size": batch_size}
         given |= {"machine": machine, "weights": weights, "dense_width": None}
         stops = {"machine": tuple(self.machines.index), "published": (SLIDERS, *published_sizes())}
-        self.make_controls(given, STOPS | stops)
+        self.inputs = {name: control(name, (STOPS | stops).get(name)) for name in given}
+        for name, value in given.items():
+            if value is not None:
+                if options := getattr(self.inputs[name], "options", None):
+                    check_choice(name, value, [stop[-1] if isinstance(stop, tuple) else stop for stop in options])
+                move(self.inputs[name], value)
         self.ratio = 0.0  # E / K
         self.take(MODEL_SHAPES["Mixtral 8x7B"])
         self.begin(model)
@@ -102,8 +64,31 @@ class CostCalculator(Calculator):
         for name, button in self.presets.items():
             button.tooltip = f"Set the sliders to {name}: {short_number(MODEL_SHAPES[name].count.total)} parameters"
             button.on_click(lambda _, name=name: self.change(self.take, MODEL_SHAPES[name]))
-        sources, *others = ([self.inputs[name] for name in names] for names in (self.SOURCES, SIZES, SETTINGS))
-        super().__init__([W.Label("Set to:"), *self.presets.values()], [*sources, *self.notes], *others)
+        self._changing = False
+        for name, widget in self.inputs.items():
+            widget.style.description_width = "165px"
+            widget.observe(lambda _, name=name: self.change(self.moved, name), "value")
+        bar = W.HBox([W.Label("Set to:"), *self.presets.values()]).add_class("moe-bar")
+        sources, sizes, others = ([self.inputs[name] for name in names] for names in (self.SOURCES, SIZES, SETTINGS))
+        grid = {"display": "grid", "grid_template_columns": "repeat(auto-fill, minmax(min(100%, 380px), 1fr))"}
+        groups = [*sources, *self.notes], sizes, others
+        super().__init__(
+            rows=[bar, *(W.Box(group, layout=W.Layout(**grid)).add_class("moe-sliders") for group in groups)]
+        )
+
+    def change(self, do: Callable[..., None], *arguments: Any) -> None:
+        """Do what moves several controls, and show it once."""
+        if not self._changing:
+            self._changing = True
+            try:
+                do(*arguments)
+            finally:
+                self._changing = False
+            self.show()
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.settings.items())
+        return f"{type(self).__name__}({self.source!r}, {settings})"
 
     def begin(self, model: str | TransformerShape) -> None:
         if isinstance(model, TransformerShape) or model in MODEL_SHAPES:
@@ -198,75 +183,3 @@ class CostCalculator(Calculator):
 
 def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
-
-
-LAYOUT = dict(devices=2048, expert_parallel=64, pipeline_parallel=16, node_limit=4, imbalance=1.0, overlap=0.0)
-
-
-class PlanCalculator(Calculator):
-    """Sliders for a training on many devices: what a step takes, and what a device holds, by `analysis.plan`.
-
-    model: of `published_sizes`. settings: arguments of `plan`; those in `LAYOUT` have sliders, which begin with that of
-    DeepSeek-V3, without overlap, and as many devices as it needs; tokens_at_once begins with 1024."""
-
-    def __init__(self, model: str = "DeepSeek-V3", **settings: Any):
-        sizes = published_sizes()[check_choice("model", model, published_sizes())]
-        shares = [2**n for n in range(min(group.num_experts for group in sizes.groups).bit_length())]
-        given = LAYOUT | {"expert_parallel": min(LAYOUT["expert_parallel"], shares[-1])}
-        given |= {name: settings[name] or 0.0 for name in LAYOUT if name in settings}
-        self.make_controls(given, {"expert_parallel": shares})
-        self.source, self.asked = model, given["devices"]
-        self.fixed = {"tokens_at_once": 1024} | {name: own for name, own in settings.items() if name not in LAYOUT}
-        self.moved("overlap")
-        self.plan()  # refuses what does not fit
-        super().__init__([], self.inputs.values())
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        slid = {name: widget.value for name, widget in self.inputs.items()}
-        return self.fixed | slid | {"node_limit": slid["node_limit"] or None}
-
-    def plan(self) -> Plan:
-        return plan(self.source, **self.settings)
-
-    def panels(self) -> list[Panel]:
-        made, names = self.plan(), ("weights", "gradients", "optimizer", "activations")
-        times = {"arithmetic": (made.compute, 0), "links inside": (0, made.inside), "links between": (0, made.between)}
-        times["the step"] = made.compute, made.seconds - made.compute
-        texts = [f"{sum(own):.3g} s" for own in times.values()]
-        step = Parts(tuple(times), ("arithmetic", "exchange"), list(times.values()), PALETTE[:2], texts)
-        held, memory = [getattr(made, name) / 1e9 for name in names], self._device_memory() / 1e9
-        bar = Parts(("held",), names, [held], PALETTE[2:6], [f"{sum(held):,.0f} GB"])
-        marks = [bar, Rule(memory, kind="limit", name=f"what it has: {memory:.0f} GB")]
-        ends = 1.25 * max(map(sum, times.values())), 1.25 * max(sum(held), memory)
-        title = "Time of a step, if it had the memory" if sum(held) > memory else "Time of a step"
-        return [
-            Panel(title, [step], Axis(0, ends[0], "seconds"), width=6),
-            Panel("Memory of a device, and how much it has", marks, Axis(0, ends[1], "gigabytes"), width=6),
-        ]
-
-    def sentence(self) -> str:
-        made, has = self.plan(), self._device_memory()
-        devices = f"{made.devices:,} device{'s' * (made.devices > 1)}"
-        if made.memory > has:
-            return (
-                f"This does not fit on {devices}: each would hold {made.memory / 1e9:,.0f} GB, and has "
-                f"{has / 1e9:.0f}. Share the experts or the layers among more of them."
-            )
-        return (
-            f"{devices} read {short_number(made.tokens_per_second)} tokens per second. A step takes "
-            f"{made.seconds:.3g} s, and what sets its pace is: {made.limit}. Each device holds {made.memory / 1e9:.0f} "
-            f"GB, of the {has / 1e9:.0f} that it has. In a step it sends {made.bytes_inside / 1e9:.3g} GB within its "
-            f"node, and {made.bytes_between / 1e9:.3g} GB to others."
-        )
-
-    def _device_memory(self) -> float:
-        return machines().memory_bytes[self.fixed.get("machine", "NVIDIA H100 SXM")]
-
-    def moved(self, name: str) -> None:
-        devices, experts, stages = (self.inputs[n] for n in ("devices", "expert_parallel", "pipeline_parallel"))
-        if name == "devices":
-            self.asked = devices.value  # a layout that needs more has more, as long as it does
-            move(experts, min(experts.value, devices.value))
-            move(stages, min(stages.value, devices.value // experts.value))
-        move(devices, max(self.asked, experts.value * stages.value))

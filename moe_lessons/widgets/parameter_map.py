@@ -11,22 +11,23 @@ from moe_lessons.plots.marks import Axis, Boxes, Line, Panel, Rule
 from moe_lessons.plots.panels.block import EXPERT, FRAME, GREY, INK, box
 from moe_lessons.plots.theme import short_number
 from moe_lessons.support.static import static_mode
-from moe_lessons.widgets.loop import event_loop
-from moe_lessons.widgets.picture import Picture
+from moe_lessons.widgets.recording import Player
 
 SAID = "Left: for every token. Colours: experts of this one. Pale grey: of earlier ones. Frames: not yet."
-NUM_TOKENS, SECONDS = 16, 0.8
+NUM_TOKENS = 16
 STILLS = {1: "Left: always. Colours: its experts.", 8: "Pale grey: experts of 1 to 7.", 16: "Frames: none so far."}
 
 
-class ParameterMap(Picture):
+class ParameterMap(Player):
     """Lets one token after another meet the parameters of Mixtral 8x7B. A box is about as large as its share: on the
     left what every token meets, then the experts, a row for each layer. Which K experts of a layer a token meets is
     drawn from `seed`, all as likely: any K count the same. A static page shows three of the tokens, side by side.
 
     >>> ParameterMap().sentence()
-    'Of 46.7 B parameters token 1 meets 12.9 B (27.6 %), and tokens 1 to 1 together 12.9 B (27.6 %).'
+    'Of 46.7 B parameters token 16 meets 12.9 B (27.6 %), and tokens 1 to 16 together 46.2 B (98.9 %).'
     """
+
+    FRAME = 0.8
 
     def __init__(self, seed: int = 0):
         self.sizes, self.seed = published_sizes()["Mixtral 8x7B"], seed
@@ -36,24 +37,12 @@ class ParameterMap(Picture):
         self.meets = torch.zeros(size, dtype=torch.bool).scatter(2, best, True)
         met = self.meets.cumsum(dim=0).bool().sum(dim=(1, 2)).numpy()  # (N,) by all tokens so far
         self.together = self.sizes.total - self.group.layers * self.group.size + self.group.expert * met
-        ends = {"value": NUM_TOKENS if static_mode() else 1, "min": 1, "max": NUM_TOKENS}
-        self.player = W.ToggleButton(value=True, description="Play", tooltip="Let one token come after another")
-        self.slider, self.events = W.IntSlider(description="token", **ends), event_loop()
-        self.slider.observe(lambda _: self.show(), "value")
-        super().__init__(rows=[W.Box([self.player, self.slider]).add_class("moe-bar")])
-        if self.events is not None:
-            self.player.observe(lambda change: self.go_on() if change.new else self.timer.cancel(), "value")
-            self.timer = self.events.call_later(SECONDS, self.go_on)
+        slider = W.IntSlider(NUM_TOKENS, 1, NUM_TOKENS, description="token", tooltip="Which token passes")
+        super().__init__("Mixtral 8x7B", slider, NUM_TOKENS, first=1)
+        self.play()
 
     def __repr__(self) -> str:
         return f"ParameterMap(seed={self.seed})"  # on a static page, too
-
-    def go_on(self) -> None:
-        """Show the next token, and so on to the last, unless it is paused or closed."""
-        if self.comm is not None:
-            self.slider.value = self.slider.value % NUM_TOKENS + 1
-            self.timer = self.events.call_later(SECONDS, self.go_on)
-            self.player.value = self.slider.value < NUM_TOKENS
 
     def drawn(self, token: int, title: str, **options: Any) -> Panel:
         """The map while this token, of 1 to 16, passes."""

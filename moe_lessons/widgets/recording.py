@@ -25,14 +25,15 @@ H100 = Machine(3.35e12, 989e12)  # as in data/machines.csv, in bfloat16
 
 
 class Player(Picture):
-    """Panels with a slider over them, from 0 to `last`, and a button that plays them. controls: more of them.
+    """Panels with a slider over them, from `first` to `last`, and a button that plays them. controls: more of them.
 
     A subclass says `panels`, `sentence` and how long a frame is, in seconds."""
 
     FRAME = 0.2
+    timer = None  # of the next frame; one that was refused when it was made is closed, too
 
-    def __init__(self, title: str, slider: W.Widget, last: int, *controls: W.Widget):
-        self.slider, self.last, self.events, self.timer = slider, last, event_loop(), None
+    def __init__(self, title: str, slider: W.Widget, last: int, *controls: W.Widget, first: int = 0):
+        self.slider, self.first, self.last, self.events = slider, first, last, event_loop()
         self.button = W.Button(description="Play", icon="play", button_style="primary", tooltip="Play or stop")
         self.button.on_click(lambda _: on_the_loop(self.events, self.play))
         for moved in (slider, *controls):
@@ -42,7 +43,7 @@ class Player(Picture):
 
     def play(self) -> None:
         """Play it from its first frame on, or stop where it plays; without an event loop it does not move."""
-        self._show(None if self.timer or not self.events else 0)
+        self._show(None if self.timer or not self.events else self.first)
 
     def _show(self, place: int | None) -> None:
         """Show a frame, and soon the next one. None: no more."""
@@ -54,6 +55,11 @@ class Player(Picture):
             if place < self.last:
                 self.timer = self.events.call_later(self.FRAME, self._show, place + 1)
         self.button.description, self.button.icon = ("Stop", "stop") if self.timer else ("Play", "play")
+
+    def close(self) -> None:
+        """Remove it, also while it plays."""
+        self._show(None)
+        super().close()
 
 
 class WallRecording(Player):

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from live_tools import mark
 
-from moe_lessons.analysis import Machine, plan, published_models, union_law
+from moe_lessons.analysis import Machine, published_models, union_law
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_seconds
 from moe_lessons.hub import ConfigCalculator
 from moe_lessons.plots.marks import Line, Parts, Rule, Table
-from moe_lessons.widgets import CostCalculator, ParameterMap, PlanCalculator
+from moe_lessons.widgets import CostCalculator, ParameterMap
 from moe_lessons.widgets.calculators import SIZES, SLIDERS
 from moe_lessons.widgets.controls import CONTROLS
 
@@ -177,38 +177,8 @@ def test_a_machine_of_your_own():
     assert "They fit into one NVIDIA H200 SXM" in cost.sentence() and "machine='NVIDIA H200 SXM'" in repr(cost)
 
 
-def test_a_plan_is_that_of_its_sliders_and_says_what_does_not_fit():
-    planned = PlanCalculator(dispatch_bytes=1)
-    move(planned, imbalance=1.5, overlap=0.0, node_limit=0.0)
-    layout = {"devices": 2048, "expert_parallel": 64, "pipeline_parallel": 16, "imbalance": 1.5, "dispatch_bytes": 1}
-    made = plan("DeepSeek-V3", **layout, tokens_at_once=1024)
-    assert planned.plan() == made == made_again(planned).plan() and made.limit in planned.canvas.words["words"]
-    times, held = mark(planned, 0, Parts), mark(planned, 1, Parts)
-    assert times.values[-1] == pytest.approx((made.compute, made.exchange))
-    assert sum(held.values[0]) == pytest.approx(made.memory / 1e9)
-    planned = PlanCalculator("Mixtral 8x7B")
-    assert planned.settings["expert_parallel"] == 8 and "GB, of the 80 that it has" in planned.sentence()
-    move(planned, pipeline_parallel=1, expert_parallel=1)
-    assert "This does not fit on 2,048 devices: each would hold" in planned.sentence()
-    assert "per second" not in planned.sentence() and mark(planned, 1, Rule).name == "what it has: 80 GB"
-
-
-def test_there_are_as_many_devices_as_a_layout_needs():
-    planned = PlanCalculator()
-    move(planned, devices=32)
-    assert [planned.inputs[name].value for name in ("expert_parallel", "pipeline_parallel")] == [32, 1]
-    move(planned, expert_parallel=256)
-    assert planned.plan().devices == 256
-    frame = planned.canvas.frame
-    move(planned, pipeline_parallel=4)
-    assert planned.plan().devices == 1024 and planned.canvas.frame == frame + 1
-    move(planned, pipeline_parallel=1, expert_parallel=1)
-    assert planned.plan().devices == 32  # as many as were asked for
-
-
-@pytest.mark.parametrize("make", [ConfigCalculator, PlanCalculator])
-def test_every_control_says_what_it_does_and_a_static_page_has_no_widget(make, monkeypatch):
-    calculator = make()
+def test_every_control_says_what_it_does_and_a_static_page_has_no_widget(monkeypatch):
+    calculator = ConfigCalculator()
     for control in calculator.inputs.values():
         assert calculator.canvas.words["tips"][control.description] == control.tooltip != ""
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
@@ -217,21 +187,26 @@ def test_every_control_says_what_it_does_and_a_static_page_has_no_widget(make, m
 
 
 def test_one_token_after_another_lights_its_experts_until_all_were_there(monkeypatch):
-    due, events = [], Mock(call_later=lambda _, action: due.append(action) or Mock())
-    monkeypatch.setattr("moe_lessons.widgets.parameter_map.event_loop", lambda: events)
+    due, events = [], Mock(call_later=lambda _, action, place: due.append((action, place)) or Mock())
+    monkeypatch.setattr("moe_lessons.widgets.recording.event_loop", lambda: events)
+    monkeypatch.setattr("moe_lessons.widgets.recording.on_the_loop", lambda events, action: action())
     shown = ParameterMap(seed=3)
     outside = shown.sizes.total - 256 * shown.group.expert
     for token in range(1, 17):
-        assert shown.slider.value == token and shown.player.value == (token < 16)
+        assert shown.slider.value == token and shown.button.description == ("Stop" if token < 16 else "Play")
         boxes, met = shown.panels()[0].marks[0], shown.meets[:token].any(dim=0)
         assert [look == 3 for look in boxes.look[1:]] == shown.meets[token - 1].flatten().tolist()
         assert [look != 1 for look in boxes.look[1:]] == met.flatten().tolist()
         assert shown.together[token - 1] == outside + int(met.sum()) * shown.group.expert
-        due.pop()() if token < 16 else setattr(shown.player, "value", True)  # which begins again
-    assert (shown.meets.sum(dim=2) == 2).all() and shown.meets.shape == (16, 32, 8)
-    assert shown.canvas.words["words"] == shown.sentence() and shown.slider.value == 1 and shown.player.value
+        if token < 16:
+            action, place = due.pop()
+            action(place)
+    assert (shown.meets.sum(dim=2) == 2).all() and shown.meets.shape == (16, 32, 8) and not due
+    assert shown.canvas.words["words"] == shown.sentence()
+    shown.button.click()  # it begins again
+    assert shown.slider.value == 1 and shown.timer
     shown.close()
-    due.pop()()  # does nothing
+    assert shown.timer is None
 
 
 def test_a_still_map_shows_three_tokens_and_the_curve(monkeypatch):

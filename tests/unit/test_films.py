@@ -20,7 +20,7 @@ TRAINS = {
     "00-Playground-4": "preset=collapse",
     "02-Playground": "preset=healthy&router_aux_loss_coef=0.0&num_experts=4&d_ff=8&router_start=random",
 }
-STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "PlanCalculator", "FutureLab")
+STILL = ("ConfigCalculator", "TorchRun", "PlanCalculator", "ParameterMap", "StreamView", "FutureLab")
 
 
 def decode(path: Path) -> tuple[dict, list[films.Shown]]:
@@ -81,7 +81,7 @@ def test_a_film_has_pictures_of_the_first_steps_and_of_the_last(steps):
 
 def test_an_unknown_film_is_refused_with_the_names_that_there_are():
     with pytest.raises(
-        SystemExit, match="NAME must be one of 00-Picture, 00-Playground-2, .*11-TorchRun-2, got 99-Lab"
+        SystemExit, match="NAME must be one of 00-Picture, 00-Playground-2, .*, got 99-Lab"
     ):
         films.main("99-Lab")
 

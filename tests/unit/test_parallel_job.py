@@ -1,22 +1,18 @@
 """torchrun from Python: what its ranks say, what is said of one that fails, and that nobody is left behind."""
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from contextlib import nullcontext
 
 import pytest
-from live_tools import on_a_loop, until
 from oracle import refused
 from ranks import is_there
 
 from moe_lessons.parallel import Job, torchrun
 from moe_lessons.parallel.launch import what_happened
-from moe_lessons.widgets.torchrun import TorchRun
 
 TRAINING = "moe_lessons.parallel.training"
 SIZES = ["--router", "gaussian noise", "--steps", 12, "--every", 5, "--batch", 4, "--context", 16, "--num-layers", 1]
@@ -42,16 +38,15 @@ time.sleep(600)
 
 def test_a_rank_that_is_killed_and_the_run_goes_on(tmp_path):
     fault = ["--fault", "kill", "--at", 7, "--rank", 1, "--checkpoint", tmp_path / "checkpoints"]
-    view = TorchRun(job := torchrun(TRAINING, 2, *SIZES, *fault, max_restarts=1), steps=12)
-    said = view.records
+    job = torchrun(TRAINING, 2, *SIZES, *fault, max_restarts=1)
+    said = list(job)
     assert job.process.returncode == 0, job.log
     events = [record["event"] for record in said]
     assert events.count("start") == 4 and events[-2:] == ["end", "ended"]
     assert [r["step"] for r in said if r["event"] == "step"] == [*range(1, 8), *range(6, 13)]
     again = next(record for record in said if record["event"] == "restart")
     killed = "ank 1 was killed by signal 9 (SIGKILL) after step 7; all ranks went on from step 5"
-    assert again["reason"] == f"r{killed}" and view.states() == {0: "ended", 1: "ended"}
-    assert view.sentence() == f"Step 12 of 12. R{killed}. All ranks have ended."
+    assert again["reason"] == f"r{killed}" and said[-1]["reason"] == "all ranks have ended"
     losses = [(r["step"], r["loss"]) for r in said if r["event"] == "step"]
     assert losses[5:7] == losses[7:9]  # steps 6 and 7, before and after: to the last digit
     assert not any(is_there(record["pid"]) for record in said if record["event"] == "start")
@@ -149,99 +144,3 @@ def test_a_target_that_is_not_there_is_refused_and_a_start_without_torchrun():
     done = subprocess.run([sys.executable, "-m", TRAINING], env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and json.loads(done.stdout)["error"] == done.stderr.strip()
     assert done.stderr == f"start it by torchrun: torchrun --standalone --nproc-per-node 2 -m {TRAINING}\n"
-
-
-STARTS = [{"event": "start", "rank": rank, "ranks": 2} for rank in (0, 1)]
-ENDED = {"event": "ended", "returncode": 0, "reason": "all ranks have ended"}
-STEPS = [{"event": "step", "step": step, "loss": 5.0 - step / 2} for step in range(1, 5)]
-FAULT = {"event": "fault", "rank": 1, "how": "kill", "step": 3}
-WHY = "rank 1 was killed after step 3; all ranks went on from step 2"
-RESTART = {"event": "restart", "reason": WHY, "from_step": 2}
-
-
-class Said:
-    """Says its records one after the other; where `last` is given, after so many it waits until it is stopped."""
-
-    def __init__(self, records, last=None):
-        self.records, self.last, self.stopped = records, last, threading.Event()
-
-    def __iter__(self):
-        yield from self.records[: self.last]
-        if self.last is not None:
-            assert self.stopped.wait(30)
-            yield ENDED | {"returncode": 1, "reason": "stopped"}
-
-    def stop(self):
-        self.stopped.set()
-
-
-@pytest.mark.parametrize("is_static", [False, True])
-def test_without_an_event_loop_and_on_a_static_page_it_waits_and_shows_the_end(is_static, monkeypatch):
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if is_static else "")
-
-    async def in_a_cell():
-        return TorchRun(Said([*STARTS, *STEPS, ENDED]), steps=4)
-
-    view = asyncio.run(in_a_cell()) if is_static else TorchRun(Said([*STARTS, *STEPS, ENDED]), steps=4)
-    assert is_static == (set(view._repr_mimebundle_()[0]) == {"text/plain", "image/png"})
-    assert view.records == [*STARTS, *STEPS, ENDED] and view.sentence() == "Step 4 of 4. All ranks have ended."
-    assert view.states() == {0: "ended", 1: "ended"}
-    line = view.panels()[0].marks[0]
-    assert list(line.x) == [1, 2, 3, 4] and list(line.y) == [4.5, 4.0, 3.5, 3.0]
-    assert repr(view) == "TorchRun(job, steps=4)" and len(view.picture("dark").png()) > 5000
-
-
-@on_a_loop
-async def test_the_notebook_stays_free_and_each_step_is_shown():
-    view = TorchRun(Said(STARTS + STEPS, last=4), steps=4)
-    await until(lambda: len(view.records) == 4)
-    assert view._bar.value == 2 and view.canvas.words["step"] == 2 and not view._button.disabled
-    assert view.states() == {0: "trains", 1: "trains"} and view.sentence() == "Step 2 of 4."
-    view._button.click()
-    records = await view.finished()
-    assert records[:4] == STARTS + STEPS[:2] and records[-1]["reason"] == "stopped"
-    assert view.states() == {0: "ended", 1: "ended"} and view._button.disabled
-    assert view.sentence() == "Step 2 of 4. Stopped."
-
-
-@on_a_loop
-async def test_an_interrupt_of_the_cell_that_waits_stops_it_and_the_code_goes_on_and_a_second_one_ends_the_cell():
-    view = TorchRun(job := Said(STARTS + STEPS, last=3), steps=4)
-    cell = asyncio.ensure_future(view.finished())
-    await until(lambda: len(view.records) == 3)
-    cell.cancel()  # as ipykernel does
-    assert (await cell)[:3] == STARTS + STEPS[:1] and job.stopped.is_set()
-    closed = TorchRun(job := Said(STARTS, last=2), steps=4)
-    closed.close()
-    await closed.finished()
-    assert job.stopped.is_set()
-    view = TorchRun(job := Said(STARTS, last=2), steps=4)
-    job.stop = int  # it hangs
-    cell = asyncio.ensure_future(view.finished())
-    for _ in range(2):
-        await asyncio.sleep(0.1)
-        cell.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await cell
-    job.stopped.set()
-    await view.finished()
-
-
-def test_a_fault_and_the_restart_are_seen():
-    during = TorchRun(Said([*STARTS, *STEPS[:3], FAULT]), steps=4)
-    during._over.clear()
-    assert during.states() == {0: "trains", 1: "kill after step 3"}
-    view = TorchRun(Said([*STARTS, *STEPS[:3], FAULT, RESTART, *STARTS, *STEPS[2:], ENDED]), steps=4)
-    first, second = view.panels()[0].marks
-    assert list(first.x) == [1, 2, 3] and list(second.x) == [3, 4] and second.name == "after the restart"
-    assert view.sentence() == f"Step 4 of 4. R{WHY[1:]}. All ranks have ended."
-
-
-def test_what_goes_wrong_is_said():
-    class Broken(Said):
-        def __iter__(self):
-            yield from STARTS
-            raise OSError("torchrun is not there")
-
-    view = TorchRun(Broken([]), steps=4)
-    assert view.sentence() == "Step 0 of 4. OSError: torchrun is not there."

@@ -18,6 +18,7 @@ from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, TopKRouter, apply_capacity, seeded
 from moe_lessons.plots import costs, experts, speeds, sweeps
+from moe_lessons.plots.job import plot_job
 from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_looks
 
 
@@ -240,3 +241,20 @@ def test_a_sweep():
     np.testing.assert_allclose(lines(ax)["mean, and all seeds"], [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
     np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
     assert list(lines(ax)["without"][:, 1]) == [0.3, 0.3]
+
+
+def test_a_job_is_drawn_with_a_line_for_each_start_and_what_happened():
+    def steps(*numbers):
+        return [{"event": "step", "step": n, "loss": 5 - n / 2, "traffic": [[n, 2], [3, 4]]} for n in numbers]
+
+    why = {"reason": "rank 1 was killed after step 3"}
+    records = [*steps(1, 2, 3), {"event": "restart", **why}, *steps(3, 4), {"event": "ended", "reason": "all is well"}]
+    drawn = plot_job(records)
+    loss, rows = drawn.subfigs
+    lines = {line.get_label(): list(line.get_xdata()) for line in loss.axes[0].lines if len(line.get_xdata())}
+    assert {name: lines[name] for name in ("loss", "after restart 1")} == {"loss": [1, 2, 3], "after restart 1": [3, 4]}
+    widths = [patch.get_width() for patch in rows.axes[0].patches]
+    assert 4 + 3 in widths and 2 + 4 in widths  # rows that came to rank 0 and to rank 1 in step 4
+    assert drawn.get_supxlabel() == "Rank 1 was killed after step 3. All is well."
+    with pytest.raises(ValueError, match="records must have a step, got 1 without one"):
+        plot_job(records[-1:])
