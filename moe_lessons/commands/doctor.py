@@ -5,21 +5,13 @@ A check imports what is beyond the standard library itself: a missing package is
 import argparse
 import os
 import platform
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from moe_lessons.support.data import IS_CHECKOUT, repository
-
-INSTALL = "run `pip install -e .` in the course's folder (or `make lab`, which does it)"
-if not IS_CHECKOUT:
-    try:
-        INSTALL = f"run `pip install --force-reinstall git+{repository()}`"
-    except metadata.PackageNotFoundError:
-        INSTALL = "install the course again"
+INSTALL = "install the course again: `pip install -e .` in its folder, or the line of its README"
 EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
 Findings = Iterator[tuple[str, str, str]]  # 'ok', 'warn' or 'FAIL'; what was seen; what to do unless it is ok
 
@@ -67,7 +59,7 @@ def check_torch() -> Findings:
 
 
 def check_kernel() -> Findings:
-    """Find whether the kernel of the notebooks and the `jupyter-lab` on PATH are those of this environment."""
+    """Find whether the kernel of the notebooks is of this environment, and answers controls while a cell waits."""
     from jupyter_client.kernelspec import KernelSpecManager
 
     here = Path(sys.executable).parent.resolve()  # the folder of this environment: where links lead to does not count
@@ -77,26 +69,23 @@ def check_kernel() -> Findings:
     if metadata.version("ipykernel").startswith("6."):
         seen = "ipykernel 6: controls are answered only when the cell that waits has ended"
         yield "warn", seen, "make the environment again with Python 3.11 or newer, which brings ipykernel 7.4"
-    if (found := shutil.which("jupyter-lab")) and Path(found).parent.resolve() != here:
-        seen = f"`jupyter-lab` on PATH is another installation, {found}"
-        yield "warn", seen, "start the course with `make lab` or `python -m moe_lessons lab`"
 
 
 def check_extensions() -> Findings:
-    """Find the two JupyterLab extensions that draw the widgets, enabled with all their plugins."""
+    """Find the two JupyterLab extensions that draw the widgets, enabled."""
     from jupyter_core.paths import jupyter_path
     from jupyterlab.commands import AppOptions, get_app_info
 
     info = get_app_info(AppOptions(labextensions_path=jupyter_path("labextensions")))
     for extension, package in EXTENSIONS.items():
         off = [name for name, is_off in info["disabled"].items() if is_off and name.partition(":")[0] == extension]
-        seen = f"JupyterLab extension {extension} is"
         if extension not in info["federated_extensions"]:
-            yield "FAIL", f"{seen} missing", f"run `pip install --force-reinstall --no-deps {package}`"
-        elif off:
-            yield "FAIL", f"{seen} disabled", "run " + "; ".join(f"`jupyter labextension enable {n}`" for n in off)
+            advice = f"run `pip install --force-reinstall --no-deps {package}`"
+            yield "FAIL", f"JupyterLab extension {extension} is missing", advice
         else:
-            yield "ok", f"{seen} enabled", ""
+            advice = "; ".join(f"run `jupyter labextension enable {name}`" for name in off)
+            seen = f"JupyterLab extension {extension} is {'disabled' if off else 'enabled'}"
+            yield "FAIL" if off else "ok", seen, advice
 
 
 def check_folders() -> Findings:

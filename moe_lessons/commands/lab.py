@@ -11,6 +11,7 @@ from moe_lessons.support.unpack import MANIFEST, unpack
 
 JUPYTER = PACKAGE / "commands" / "jupyter"  # settings of JupyterLab
 CHECKOUT, FIRST, COPY = PACKAGE.parent, "00_welcome.ipynb", "moe_lessons_course"
+ANOTHER = "Another place: python -m moe_lessons lab FOLDER"
 # glibc then keeps the memory of a training step for the next one: a step of text takes 15 to 30 % less time.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(10**9), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 
@@ -22,10 +23,10 @@ def main(argv: Sequence[str] = ()) -> int:
     options = parser.parse_args(argv)
     try:
         folder, lesson = open_course(options.folder)
-    except OSError as error:
-        why = "a file has that name" if isinstance(error, FileExistsError) else (error.strerror or str(error)).lower()
-        what = f"The lessons cannot be copied: {error.filename or 'the folder'}: {why}."
-        print(f"{what} Another place: python -m moe_lessons lab FOLDER", file=sys.stderr)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, or the home of somebody who is not here
+        name, why = getattr(error, "filename", None) or options.folder, getattr(error, "strerror", None) or str(error)
+        why = "a file has that name" if isinstance(error, FileExistsError) else why.lower().rstrip(".")
+        print(f"The lessons cannot be copied: {name}: {why}. {ANOTHER}", file=sys.stderr)
         return 1
     # Settings of the course, below the learner's own: JupyterLab asks for no news and looks for no updates.
     settings = filter(None, [str(JUPYTER), os.environ.get("JUPYTER_CONFIG_PATH")])

@@ -2,6 +2,7 @@
 
 import html
 import re
+from typing import NamedTuple
 
 import ipywidgets as W
 
@@ -23,17 +24,16 @@ SENTENCE, CONDITIONS = (
 )
 
 
+def link_to(lesson: str, claim: str | None) -> str:
+    """Link a lesson and, where a claim is named, the file with its test."""
+    (file,) = (entry.file for entry in LESSONS if entry.number == lesson)
+    test = f"{repository()}/blob/main/tests/claims/test_lesson_{lesson[:2]}.py"
+    return f"[{lesson}]({file})" + (f' [test]({test} "{claim}")' if claim else "")
+
+
 def sources(text: str) -> str:
-    """Turn each [05: claim] in the text into links: to the lesson and to the file with the test of the claim."""
-    files = {lesson.number: lesson.file for lesson in LESSONS}
-    tests = f"{repository()}/blob/main/tests/claims/test_lesson_"
-
-    def link(found: re.Match) -> str:
-        lesson, claim = found.groups()
-        test = f' [test]({tests}{lesson[:2]}.py "{claim}")' if claim else ""
-        return f" <sup>[{lesson}]({files[lesson]}){test}</sup>"
-
-    return SOURCE.sub(link, text)
+    """Turn each [05: claim] in the text into links."""
+    return SOURCE.sub(lambda found: f" <sup>{link_to(*found.groups())}</sup>", text)
 
 
 def lacking(*keys: str) -> list[str]:
@@ -81,25 +81,39 @@ def figure_sentence(figure: dict) -> str:
     return number if unit in ("", "times", "experts") else f"{number} {as_words(unit)}"
 
 
+class Asked(NamedTuple):
+    key: str
+    question: str
+    points: list[str]  # of a good answer
+    later: list[str]  # questions that are asked next, each with its answer
+
+    def and_then(self) -> str:
+        pairs = (text.split("? ", 1) for text in self.later)
+        return "\n\n".join(
+            f"<details><summary>{question}?</summary>\n\n{sources(answer)}\n\n</details>" for question, answer in pairs
+        )
+
+
+def asked(key: str, text: str) -> Asked:
+    first, *later = re.split(r"^\+ ", text, flags=re.MULTILINE)
+    return Asked(key, *split_points(first), [" ".join(part.split()) for part in later])
+
+
 class Interview(Sheet):
     """Asks: you write your answer, then ours stands beside it, point by point, and you tick what you said. Below stands
     what is asked next, each with its answer folded. Each letter and each tick is kept in the learner's progress."""
 
     def __init__(self):
-        parts = {key: re.split(r"^\+ ", text, flags=re.MULTILINE) for key, text in QUESTIONS.items()}
-        self.questions = {key: split_points(first) for key, (first, *_) in parts.items()}
-        self.next_questions = {key: [" ".join(text.split()) for text in later] for key, (_, *later) in parts.items()}
-        self.place, self.title = 0, W.HTML()
+        self.questions = [asked(*part) for part in QUESTIONS.items()]
+        self.place, self.ticks, self.title, self.note = 0, [], W.HTML(), W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
-        self.answer = W.Textarea(placeholder=hint, layout=W.Layout(width="100%", height="9em"))
+        self.answer = W.Textarea(placeholder=hint, layout={"width": "100%", "height": "9em"})
         self.show = W.Button(description="Show our answer", button_style="primary")
         self.back, self.next = W.Button(description="Back"), W.Button(description="Next question")
-        self.ours = W.VBox(layout=W.Layout(flex="1 1 300px", padding="0 0 0 12px"))
-        self.ticks, self.note = [], W.HTML()
-        buttons = W.HBox([self.show, self.back, self.next])
-        left = W.VBox([self.answer, buttons, self.note], layout=W.Layout(flex="1 1 300px"))
-        parts = W.HBox([left, self.ours], layout=W.Layout(flex_flow="row wrap"))
-        super().__init__([self.title, parts, Keeper()])
+        self.ours = W.VBox(layout={"flex": "1 1 300px", "padding": "0 0 0 12px"})
+        left = [self.answer, W.HBox([self.show, self.back, self.next]), self.note]
+        parts = [W.VBox(left, layout={"flex": "1 1 300px"}), self.ours]
+        super().__init__([self.title, W.HBox(parts, layout={"flex_flow": "row wrap"}), Keeper()])
         self.add_class("moe-view").add_class("moe-interview")
         self.answer.observe(lambda _: self._keep(), "value")
         self.show.on_click(lambda _: self._reveal())
@@ -107,60 +121,47 @@ class Interview(Sheet):
         self.next.on_click(lambda _: self.go(self.place + 1))
         self.go(0)
 
-    @property
-    def key(self) -> str:
-        return list(self.questions)[self.place]
-
     def go(self, place: int) -> None:
         self.place = max(0, min(place, len(self.questions) - 1))
-        question, _ = self.questions[self.key]
-        kept = self.entry()
+        question, kept = self.questions[self.place].question, self._entry()
         self.ours.children, self.ticks = (), []
-        self.answer.value = str(kept.get("answer", ""))
+        self.answer.value, self.answer.tooltip = str(kept.get("answer", "")), f"Your answer to: {question}"
         self._keep()
-        self.answer.tooltip = f"Your answer to: {question}"
         self.back.disabled, self.next.disabled = self.place == 0, self.place == len(self.questions) - 1
         if "said" in kept:
             self._reveal(kept["said"])
         number = f"Question {self.place + 1} of {len(self.questions)}."
         self.title.value = f"<h4 style='margin: 0'>{number} {question}</h4>"  # last: by then all stands
 
-    def entry(self) -> dict:
-        return progress.read()["quiz"].get(f"12.{self.key}", {})
-
     def _reveal(self, said: list[bool] = ()) -> None:
-        _, points = self.questions[self.key]
+        now = self.questions[self.place]
         self.ticks = []
-        for point, one in zip(points, [*said, *[False] * len(points)]):
-            words, layout = SOURCE.sub("", point), W.Layout(width="auto")
-            tick = W.Checkbox(value=bool(one), description=words, indent=False, layout=layout).add_class("moe-point")
-            tick.observe(lambda _: self._keep(), "value")
+        for point, is_said in zip(now.points, [*said, *[False] * len(now.points)]):
+            words = SOURCE.sub("", point)
+            tick = W.Checkbox(value=bool(is_said), description=words, indent=False, layout={"width": "auto"})
+            tick.add_class("moe-point").observe(lambda _: self._keep(), "value")
             self.ticks.append(tick)
+        links = "; ".join(" ".join(link_to(*found) for found in SOURCE.findall(point)) for point in now.points)
         where = W.Output()
-        links = (sources("".join(found.group() for found in SOURCE.finditer(point))).strip()[5:-6] for point in points)
-        asked = f"**And then?**\n\n{self._asked_next(self.key)}"
-        where.append_display_data(Markdown(f"Lesson and test: {'; '.join(links)}\n\n{asked}"))
+        where.append_display_data(Markdown(f"Lesson and test: {links}\n\n**And then?**\n\n{now.and_then()}"))
         self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
         self._keep()
 
-    def _asked_next(self, key: str) -> str:
-        pairs = (text.split("? ", 1) for text in self.next_questions[key])
-        return "\n\n".join(
-            f"<details><summary>{question}?</summary>\n\n{sources(answer)}\n\n</details>" for question, answer in pairs
-        )
+    def _entry(self) -> dict:
+        return progress.read()["quiz"].get(f"12.{self.questions[self.place].key}", {})
 
     def _keep(self) -> None:
         self.show.disabled = not self.answer.value.strip()
         now = {"answer": self.answer.value} | ({"said": [tick.value for tick in self.ticks]} if self.ticks else {})
-        kept = self.entry()
+        kept = self._entry()
         if any(value != kept.get(name, "") for name, value in now.items()):
-            trouble = progress.record("quiz", f"12.{self.key}", **now)
+            trouble = progress.record("quiz", f"12.{self.questions[self.place].key}", **now)
             self.note.value = f'<div class="moe-words" role="status">{html.escape(trouble)}</div>' if trouble else ""
 
     def still(self) -> str:
         parts = []
-        for key, (question, points) in self.questions.items():
-            ours = "\n".join(f"- {sources(point)}" for point in points)
-            ours = f"<details><summary>Our answer</summary>\n\n{ours}\n\n</details>"
-            parts.append(f"**{question}**\n\n{ours}\n\n*And then?*\n\n{self._asked_next(key)}")
+        for one in self.questions:
+            ours = "\n".join(f"- {sources(point)}" for point in one.points)
+            folded = f"<details><summary>Our answer</summary>\n\n{ours}\n\n</details>"
+            parts.append(f"**{one.question}**\n\n{folded}\n\n*And then?*\n\n{one.and_then()}")
         return "\n\n".join(parts)

@@ -3,12 +3,11 @@
     {"version": 1, "predictions": {"05.survivors": {"answer": "two", "when": "2026-03-01T12:00:00+00:00"}}, "quiz": …}
 
 A record is written beside the file and put in its place as one step, under a lock, after what others have written
-there is read. So a killed process, two notebooks at once or a full disk lose nothing. A second copy is kept, since
-someone may damage the first. What cannot be written stays in this session, and goes with the next record.
+there is read. So a killed process, two notebooks at once or a full disk lose nothing. A file that is damaged is kept
+aside. What cannot be written stays in this session, and goes with the next record.
 
 The variable MOE_LESSONS_PROGRESS names another file, or is 'off': then nothing is read or written."""
 
-import atexit
 import errno
 import json
 import os
@@ -27,16 +26,12 @@ from moe_lessons.support.files import write_whole
 from moe_lessons.support.static import static_mode
 
 VERSION, SECTIONS = 1, ("predictions", "quiz", "exercises", "figures")
-PATIENCE = 2.0  # seconds that a record waits for another process
+PATIENCE = 5.0  # seconds that a record waits for another process
 Progress = dict[str, dict[str, dict[str, Any]]]  # section -> key -> entry
 
 _session: Progress = {}  # what is not in the file yet
 _said: set[str] = set()  # the troubles that were told
 _guard = threading.RLock()  # of the two: widgets answer on threads of their own
-
-
-class Future(OSError):
-    """The file was written by a later version of the course."""
 
 
 def record(section: str, key: str, **entry: Any) -> str | None:
@@ -52,7 +47,7 @@ def record(section: str, key: str, **entry: Any) -> str | None:
     with _guard:
         entries = _session.setdefault(section, {})
         entries[str(key)] = entries.get(str(key), {}) | entry
-        return _save() or None
+        return _save()
 
 
 def read() -> Progress:
@@ -61,8 +56,8 @@ def read() -> Progress:
         path, found = file(), {}
         try:
             found, damage = _read(path) if path else ({}, "")
-            if damage and _save():  # it could not be mended
-                _say(f"Your progress file {path} is damaged ({damage}); what can be read of it is used.")
+            if damage:
+                _save()  # which keeps it aside
         except OSError as error:
             _say(_trouble(error, path))
         return {section: {} for section in SECTIONS} | _merge(found, _session)
@@ -101,54 +96,46 @@ def file() -> Path | None:  # None where it is off
     return Path(os.path.realpath(os.path.expanduser(name) or user_data_path("moe_lessons") / "progress.json"))
 
 
-def _save() -> str:
-    """Put the session's entries into the file. Returns what is wrong, in a sentence, or ''."""
+def _save() -> str | None:
+    """Put the session's entries into the file. Returns what is wrong, in a sentence, or None."""
     path = file()
     if path is None:
-        return ""
+        return None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _lock(path):
             found, damage = _read(path)
             if damage:
-                _say(f"Your progress file was damaged ({damage}); it is kept as {_keep(path, 'damaged')}. "
-                     "What could be read of it, or of its last copy, is used.")  # fmt: skip
+                _say(f"Your progress file was damaged ({damage}): it is kept as {_keep(path, 'damaged')}.")
             if _session or damage:
                 _write(path, _merge(found, _session))
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         return _say(_trouble(error, path))
     _session.clear()
     _said.difference_update([said for said in _said if said.startswith("Not saved")])
-    return ""
+    return None
 
 
 def _lock(path: Path) -> FileLock:
-    waited = any("another process" in said for said in _said)  # once in vain: not again at each click
-    return FileLock(f"{path}.lock", timeout=0 if waited else PATIENCE, poll_interval=0.01)
+    return FileLock(f"{path}.lock", timeout=PATIENCE, poll_interval=0.01)
 
 
 def _read(path: Path) -> tuple[Progress, str]:
-    """Read what is in the file, and what is wrong with it. Of a damaged one: its copy, and what is whole of itself."""
-    found, damage = _parse(path) if path.exists() else ({}, "")
-    if damage and _copy(path).exists():
-        found = _merge(_parse(_copy(path))[0], found)
-    return found, damage
-
-
-def _parse(path: Path) -> tuple[Progress, str]:
+    """Read what is whole of the file, and what is wrong with it. Raises OSError where it is not to be written over."""
+    if not path.exists():
+        return {}, ""
+    if not path.is_file():  # reading a pipe would never end
+        raise OSError(errno.EINVAL, "it is no regular file")
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8
-        return {}, "it is empty" if not path.stat().st_size else f"it is no JSON: {error}"
-    if not isinstance(content, dict):
-        return {}, f"it holds a {type(content).__name__} in the place of its sections"
+        content = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:  # no JSON, no UTF-8, no sections
+        return {}, f"it is no JSON: {error}" if path.stat().st_size else "it is empty"
     version = content.pop("version", VERSION)
     if isinstance(version, int) and version > VERSION:
-        raise Future(f"{path} is of a later version of the course ({version}) and is left alone; update the course")
-    whole = {name: part for name, part in content.items() if isinstance(part, dict)}
-    whole = {name: {k: e for k, e in part.items() if isinstance(e, dict)} for name, part in whole.items()}
-    wrong = [name for name, part in content.items() if whole.get(name) != part]
-    return whole, f"wrong entries in {', '.join(wrong)}" if wrong else ""
+        raise OSError(errno.EINVAL, f"it is of a later version of the course ({version}) and left alone; update yours")
+    sections = {name: part for name, part in content.items() if isinstance(part, dict)}
+    whole = {name: {k: e for k, e in part.items() if isinstance(e, dict)} for name, part in sections.items()}
+    return whole, "" if whole == content else "entries that are none"
 
 
 def _merge(*parts: Progress) -> Progress:
@@ -163,33 +150,24 @@ def _merge(*parts: Progress) -> Progress:
 def _write(path: Path, progress: Progress) -> None:
     if path.exists() and not path.stat().st_mode & stat.S_IWUSR:  # else it would be replaced
         raise PermissionError(errno.EACCES, "the file is read-only")
-    for target in (_copy(path), path):
-        write_whole(target, _as_json(progress))
+    write_whole(path, _as_json(progress), follow=False)
 
 
 def _keep(path: Path, why: str) -> Path:
     return Path(shutil.copyfile(path, path.with_name(f"{path.stem}.{why}-{datetime.now():%Y-%m-%dT%H-%M-%S-%f}.json")))
 
 
-def _copy(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.copy.json")
-
-
 def _as_json(progress: Progress) -> bytes:
     return (json.dumps({"version": VERSION} | progress, indent=1) + "\n").encode()
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:  # of numpy or torch
     return value.item() if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0 else str(value)
 
 
 def _trouble(error: BaseException, path: Path | None) -> str:
-    kept = "Your answers stay in this session and are saved once that is mended."
-    if isinstance(error, Future):
-        return f"Not saved: {error}."
-    if isinstance(error, Timeout):
-        return f"Not saved yet: another process holds {path}.lock; end it if it hangs. {kept}"
-    return f"Not saved yet: {path} cannot be written or read: {getattr(error, 'strerror', None) or error}. {kept}"
+    why = "another process holds its lock" if isinstance(error, Timeout) else getattr(error, "strerror", None) or error
+    return f"Not saved yet: {path}: {why}. Your answers stay in this session and are saved once that is mended."
 
 
 def _say(trouble: str) -> str:
@@ -197,10 +175,3 @@ def _say(trouble: str) -> str:
         _said.add(trouble)
         print(trouble, file=sys.stderr)
     return trouble
-
-
-@atexit.register
-def _last_try() -> None:
-    if _session:
-        _said.clear()
-        _save()

@@ -160,12 +160,10 @@ def test_kernels_keep_the_memory_of_a_step_unless_you_have_set_it(monkeypatch, t
     assert (os.environ["MALLOC_TRIM_THRESHOLD_"], os.environ["MALLOC_MMAP_THRESHOLD_"]) == ("1000000000", "1000")
 
 
-def test_a_healthy_installation_passes_and_a_missing_and_an_old_package_are_named(capsys, monkeypatch):
+def test_the_doctor_passes_a_healthy_installation_and_names_a_missing_and_an_old_package(capsys, monkeypatch):
     assert doctor.main() == 0
     printed = capsys.readouterr().out
-    assert "FAIL" not in printed and all(
-        f"\nok    {name} " in printed for name in ("torch", "jupyterlab", "ipywidgets", "anywidget", "pandas")
-    )
+    assert "FAIL" not in printed and all(f"\nok    {name} " in printed for name in ("torch", "jupyterlab", "anywidget"))
     real = metadata.version
 
     def version(name):
@@ -180,7 +178,17 @@ def test_a_healthy_installation_passes_and_a_missing_and_an_old_package_are_name
     assert 'FAIL  torch 1.0: run `pip install "torch' in printed
 
 
-def test_the_doctor_finds_a_home_that_cannot_be_written_and_stops_in_peace_where_nobody_reads(monkeypatch, tmp_path):
+def test_the_doctor_runs_where_torch_cannot_be_imported_and_stops_in_peace_where_nobody_reads():
+    code = "import sys; sys.modules['torch'] = None; from moe_lessons.__main__ import main; sys.exit(main(['doctor']))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1, result.stderr
+    assert "FAIL  torch (ModuleNotFoundError: " in result.stdout and "ok    jupyterlab " in result.stdout
+    command = f"{sys.executable} -m moe_lessons doctor | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert result.stdout.startswith("Python") and "BrokenPipe" not in result.stderr
+
+
+def test_the_doctor_finds_a_home_that_cannot_be_written(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HOME", str(tmp_path / "file"))
     for name in ("XDG_DATA_HOME", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "MOE_LESSONS_PROGRESS"):
@@ -188,38 +196,26 @@ def test_the_doctor_finds_a_home_that_cannot_be_written_and_stops_in_peace_where
     found = list(doctor.check_folders())
     assert [(status, "cannot be written" in seen) for status, seen, _ in found] == [("FAIL", True)] * 2
     assert "JUPYTER_RUNTIME_DIR" in found[0][2] and "MOE_LESSONS_PROGRESS" in found[1][2]
-    command = f"{sys.executable} -m moe_lessons doctor | head -n 1"
-    result = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert result.stdout.startswith("Python") and "BrokenPipe" not in result.stderr
-
-
-def test_it_runs_where_torch_cannot_be_imported():
-    code = "import sys; sys.modules['torch'] = None; from moe_lessons.__main__ import main; sys.exit(main(['doctor']))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 1, result.stderr
-    assert "FAIL  torch (ModuleNotFoundError: " in result.stdout and "run `pip install -e .`" in result.stdout
-    assert "ok    jupyterlab " in result.stdout
 
 
 @pytest.mark.parametrize(
     "disabled, found",
     [
-        ({}, ("ok", "… enabled", "")),
-        ({"anywidget": True}, ("FAIL", "… disabled", "run `jupyter labextension enable anywidget`")),
-        ({"anywidget:plugin": True}, ("FAIL", "… disabled", "run `jupyter labextension enable anywidget:plugin`")),
-        ({"anywidget": False, "anywidget-other": True}, ("ok", "… enabled", "")),
-        (None, ("FAIL", "… missing", "run `pip install --force-reinstall --no-deps anywidget`")),
+        ({}, ("ok", "enabled", "")),
+        ({"anywidget:plugin": True}, ("FAIL", "disabled", "run `jupyter labextension enable anywidget:plugin`")),
+        ({"anywidget": False, "anywidget-other": True}, ("ok", "enabled", "")),
+        (None, ("FAIL", "missing", "run `pip install --force-reinstall --no-deps anywidget`")),
     ],
 )
-def test_extensions_of_jupyterlab(disabled, found, monkeypatch):
+def test_the_doctor_looks_at_the_extensions_of_jupyterlab(disabled, found, monkeypatch):
     extensions = {} if disabled is None else doctor.EXTENSIONS
     info = {"federated_extensions": extensions, "disabled": disabled or {}}
     monkeypatch.setattr(jupyterlab.commands, "get_app_info", lambda options: info)
     status, seen, advice = list(doctor.check_extensions())[1]
-    assert (status, seen.replace("JupyterLab extension anywidget is", "…"), advice) == found
+    assert (status, seen, advice) == (found[0], f"JupyterLab extension anywidget is {found[1]}", found[2])
 
 
-def test_a_kernel_of_another_environment_fails_and_a_foreign_lab_is_a_warning(tmp_path, monkeypatch):
+def test_the_doctor_warns_of_a_kernel_of_another_environment_and_of_more_threads_than_cores(tmp_path, monkeypatch):
     kernel = tmp_path / "kernels" / "python3"
     kernel.mkdir(parents=True)
     (kernel / "kernel.json").write_text('{"argv": ["/opt/other/bin/python", "-m", "x"], "display_name": "x"}')
@@ -227,8 +223,6 @@ def test_a_kernel_of_another_environment_fails_and_a_foreign_lab_is_a_warning(tm
     status, seen, advice = next(doctor.check_kernel())
     assert (status, seen) == ("FAIL", "the kernel 'python3' is /opt/other/bin/python")
     assert "-m ipykernel install --sys-prefix" in advice
-    monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / name))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 10_000)
-    for check, word in ((doctor.check_kernel, "make lab"), (doctor.check_torch, "OMP_NUM_THREADS=")):
-        status, _, advice = list(check())[-1]
-        assert status == "warn" and word in advice
+    ((status, _, advice),) = doctor.check_torch()
+    assert status == "warn" and "OMP_NUM_THREADS=" in advice

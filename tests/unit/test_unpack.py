@@ -18,7 +18,6 @@ from nbclient import NotebookClient
 
 from moe_lessons.commands import lab
 from moe_lessons.support.unpack import MANIFEST, unpack
-from tools.tables import repository
 
 
 def write(path, *sources, output=""):
@@ -86,7 +85,7 @@ def test_what_was_changed_stays_and_the_newer_comes_beside_it_once(lessons, fold
     assert unpack(lessons, folder) == [] and not beside.exists()
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]", "\xff"])
+@pytest.mark.parametrize("manifest", ["", "{", "[]", "\xff", "[" * 200_000])
 def test_without_a_sound_manifest_nothing_is_overwritten(lessons, folder, manifest):
     (folder / MANIFEST).write_text(manifest, encoding="latin1")
     write(folder / "05_collapse.ipynb", "mine")
@@ -130,11 +129,51 @@ def test_an_interrupted_copy_leaves_whole_files_and_goes_on(lessons, tmp_path, m
     assert names(folder) == sorted([MANIFEST, *names(lessons)])
 
 
-def test_where_it_cannot_write_lab_says_so_in_one_line(tmp_path, capsys):
-    (tmp_path / "course").write_text("mine")
-    assert lab.main([str(tmp_path / "course"), "--no-browser"]) == 1
-    assert re.fullmatch(r"The lessons cannot be copied: .*course: a file has that name\..*\n", capsys.readouterr().err)
-    assert (tmp_path / "course").read_text() == "mine"
+def pipe(path):
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+NESTED = "[" * 200_000
+UNREADABLE = {
+    "a lesson nested without end": lambda folder: (folder / "05_collapse.ipynb").write_text(NESTED),
+    "a lesson that is a pipe": lambda folder: pipe(folder / "05_collapse.ipynb"),
+    "a lesson that is a folder": lambda folder: (folder / "05_collapse.ipynb").unlink()
+    or (folder / "05_collapse.ipynb").mkdir(),
+}
+
+
+@pytest.mark.parametrize("change", UNREADABLE)
+def test_what_is_no_lesson_any_more_stays_and_the_newer_comes_beside_it(lessons, folder, change):
+    UNREADABLE[change](folder)
+    write(lessons / "05_collapse.ipynb", "fifth, better")
+    assert unpack(lessons, folder) == [
+        "05_collapse.ipynb stays as you changed it; the newer one is 05_collapse.new.ipynb, beside it."
+    ]
+    assert source_of(folder / "05_collapse.new.ipynb") == "fifth, better"
+
+
+def loop(path):
+    path.symlink_to(path)
+    return path
+
+
+PLACES = {
+    "a file": (lambda path: path.write_text("mine") and path, "a file has that name"),
+    "a loop of links": (loop, "loop"),
+    "below a loop of links": (lambda path: loop(path) / "course", "loop|symbolic links"),
+    "the home of nobody": (lambda path: "~nobody-is-called-so/x", "home"),
+    "a pipe for a manifest": (lambda path: path.mkdir() or pipe(path / MANIFEST) or path, "a file has that name"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_where_it_cannot_write_lab_says_so_in_one_line(tmp_path, capsys, place):
+    make, why = PLACES[place]
+    assert lab.main([str(make(tmp_path / "course")), "--no-browser"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"The lessons cannot be copied: .*\. Another place: python -m moe_lessons lab FOLDER\n", said)
+    assert re.search(why, said, re.IGNORECASE)
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,12 +233,6 @@ def test_it_is_small_and_lab_copies_every_lesson(wheel, course):
     names = {path.relative_to(ROOT / "notebooks").as_posix() for path in (ROOT / "notebooks").rglob("*.*")}
     names = {name for name in names if "checkpoints" not in name}
     assert {path.relative_to(course).as_posix() for path in course.rglob("*.*")} == names | {".moe_lessons.json"}
-
-
-def test_the_app_says_there_from_where_a_site_is_made(installed, wheel):
-    command = [sys.executable, "-m", "moe_lessons", "app"]
-    said = subprocess.run(command, cwd=wheel.parent, env=installed, capture_output=True, text=True)
-    assert said.returncode == 1 and f"run `git clone https://github.com/{repository()} && cd " in said.stderr
 
 
 def test_the_first_lesson_trains_there_without_a_network(course, installed, wheel):
