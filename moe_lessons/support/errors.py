@@ -82,16 +82,14 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> Any:
 
 
 def check_device(device: Any) -> torch.device:
-    present = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    present += ["mps"] if torch.backends.mps.is_available() else []
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        found = None
-    name = str(found) if found is None or found.index else found.type  # mps:0 is what a tensor on mps says
-    if name not in {"meta", *present, *(name.split(":")[0] for name in present)}:
-        raise ValueError(f"device must be one of {', '.join(map(repr, present))} on this machine, got {str(device)!r}")
-    return found
+    """Return a device of this machine. 'auto' is its accelerator or, where there is none, the CPU."""
+    kind = torch.accelerator.current_accelerator().type if torch.accelerator.is_available() else "cpu"
+    numbered = [f"{kind}:{i}" for i in range(torch.accelerator.device_count())]
+    name = kind if str(device) == "auto" else str(device)
+    if name not in {"cpu", "meta", kind, *numbered}:
+        names = ", ".join(map(repr, ["auto", "cpu", *numbered]))
+        raise ValueError(f"device must be one of {names} on this machine, got {name!r}")
+    return torch.device(name)
 
 
 def check_input(x: Tensor, d_model: int, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

@@ -55,7 +55,7 @@ def config(**changes) -> TransformerConfig:
         (lambda: finer(8, 2, 32, 5), r"times must divide d_ff \(32\), got 5"),
         (lambda: finer(8, 2, 32, 4, 8), r"shared must be below top_k · times \(8\), got 8"),
         (lambda: HashRouter(8, 9, seed=2**62 + 1), r"seed must be a whole number from 0 to 2\*\*62, got 4.*5"),
-        (lambda: check_device("cuda:99"), "device must be one of 'cpu'.* on this machine, got 'cuda:99'"),
+        (lambda: check_device("cuda:99"), "device must be one of 'auto', 'cpu'.* on this machine, got 'cuda:99'"),
         (lambda: TopKRouter(4, 8, 2)(torch.zeros(2, 3, 4)), r"x must have the shape \(T, 4\), got \(2, 3, 4\)"),
         (lambda: SoftMoE(4, 8, 3)(torch.zeros(4)), r"x must have the shape \(\.\.\., T, 4\), got \(4,\)"),
     ],
