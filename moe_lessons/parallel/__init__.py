@@ -1,7 +1,7 @@
-"""Experts on many machines: the exchange of tokens, a training script for torchrun, and two ways to start ranks.
+"""Experts on many devices: the exchange of tokens, and a training script for several ranks.
 
 A rank is one process of several that train one model together. Read `exchange` first: it is what is taught. `launch`
-starts ranks from a cell, or by torchrun; `training` is what they run, and `measure` times them."""
+starts ranks from a cell; `training` is what they run, also by torchrun, and `measure` times them."""
 
 from moe_lessons.parallel.exchange import (
     bytes_sent,
@@ -10,4 +10,4 @@ from moe_lessons.parallel.exchange import (
     rank_traffic,
     shard_experts,
 )
-from moe_lessons.parallel.launch import Job, launch, torchrun
+from moe_lessons.parallel.launch import launch

@@ -1,7 +1,7 @@
-"""How long ranks work, and how long they send: generators for `launch`, which measure and yield."""
+"""How long ranks work: a generator for `launch`, which measures and yields."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -48,18 +48,3 @@ def step_times(share: float) -> Iterator[dict]:
         dist.all_gather(works, work)
         if step >= WARM_UP:
             yield {"seconds": seconds, "rows": rows.tolist(), "work": torch.cat(works).tolist()}
-
-
-def exchange_times(sizes: Sequence[int]) -> Iterator[dict]:
-    """Time an all-to-all in which each rank sends so many bytes to the others: 'bytes', and 'seconds', seven times."""
-    others = dist.get_world_size() - 1
-    for repeat in range(WARM_UP + 7):
-        for size in sizes:  # in turns: no machine is the same all the time
-            sent = torch.zeros(size // others * (others + 1), dtype=torch.uint8)  # its own part stays
-            came = torch.empty_like(sent)
-            dist.barrier()
-            start = time.perf_counter()
-            dist.all_to_all_single(came, sent)
-            seconds = time.perf_counter() - start
-            if repeat >= WARM_UP:
-                yield {"bytes": size // others * others, "seconds": seconds}

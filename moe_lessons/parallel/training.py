@@ -2,41 +2,41 @@
 
     torchrun --standalone --nproc-per-node 2 -m moe_lessons.parallel.training --steps 40 --checkpoint FOLDER
 
-Each rank says its records as lines of JSON. After a fault, a run goes on from its last checkpoint: to the same bits on
-as many ranks, or on another number that divides the experts. `Settings` has the options, faults on demand among them.
+Rank 0 prints its records as lines of JSON. After a fault, a run goes on from its last checkpoint: to the same bits on
+as many ranks, or on another number that divides the experts. `Settings` has the options, a fault on demand among them.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn import functional as F
 
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.parallel import exchange
-from moe_lessons.parallel.launch import meet
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, first_line
-from moe_lessons.support.saved import check_like, read_saved, write_saved
 from moe_lessons.tasks import TextTask, make_text
 
 SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
 MAX_NORM = 1.0  # of the gradient, over all ranks
-FORMAT, KEPT = "moe_lessons checkpoint of ranks 1", 2  # so many, the last ones, are there
-RESTART = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # how often torchrun has started all ranks again
+KEPT = 2  # so many checkpoints, the last ones, are there
+ABOUT = "run.json"  # beside the tensors of a checkpoint: of which model they are, and the digests of their files
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Settings:
     """What to train, and how.
 
     batch: sequences in a step, of all ranks together. capacity_factor: counted by each rank for its own tokens.
-    balance_weight: of the auxiliary loss, over the tokens of all ranks. timeout: seconds that a rank waits for another.
+    balance_weight: of the auxiliary loss, over the tokens of all ranks.
     checkpoint: a folder, written to every `every` steps. What is there already is gone on from, on as many ranks to the
         same bits.
     fault: 'kill' ends the rank `rank` in step `at`, for a try. After a restart it does not happen again."""
@@ -68,7 +68,6 @@ class Settings:
     fault: str | None = None
     at: int = 0
     rank: int = 1
-    timeout: float = 10.0
 
     def check(self, ranks: int) -> None:
         """Raise ValueError for what does not go together on so many ranks."""
@@ -90,27 +89,28 @@ class Settings:
         return TransformerConfig(max_positions=self.context, **{name: getattr(self, name) for name in SIZES})
 
 
-def train(settings: Settings) -> Iterator[dict]:
+def train_rank(settings: Settings) -> Iterator[dict]:
     """Train on this rank of the process group, and yield what happens: start, step, saved, fault and end. Every rank
-    calls it, as `launch(train, 2, settings)` does. Bad settings are refused on all alike, before any training."""
+    calls it, as `launch(train_rank, 2, settings)` does. Bad settings are refused on all alike, before any training."""
     rank, ranks = dist.get_rank(), dist.get_world_size()
+    restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # how often all ranks have started again
     settings.check(ranks)
-    last = settings.checkpoint and last_checkpoint(settings.checkpoint)
+    last = settings.checkpoint and last_checkpoint(settings)
     with seeded(settings.seed):
         model = LanguageModel(settings.model_config()).to(getattr(torch, settings.dtype))
     experts = exchange.expert_parameters(exchange.shard_experts(model))
     dense = [p for name, p in model.named_parameters() if name not in experts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
     step = load(last, model, optimizer) if last else 0
-    start = {"event": "start", "rank": rank, "ranks": ranks, "pid": os.getpid(), "restart": RESTART}
-    yield start | {"from_step": step}
+    yield {"event": "start", "ranks": ranks, "restart": restart, "from_step": step}
     texts = {name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}  # made in a moment
     task, size = TextTask(texts, settings.context), settings.batch // ranks
     while step < settings.steps:
         begin = time.perf_counter()
-        if settings.fault and (step, rank, RESTART) == (settings.at, settings.rank, 0):
-            yield {"event": "fault", "how": settings.fault, "rank": rank, "step": step}
-            os.kill(os.getpid(), signal.SIGKILL)
+        if settings.fault and (step, restart) == (settings.at, 0):
+            yield {"event": "fault", "how": settings.fault, "rank": settings.rank, "step": step}
+            if rank == settings.rank:
+                os.kill(os.getpid(), signal.SIGKILL)
         seed = (settings.seed * 1_000_003 + step) % 2**50
         generator = torch.Generator().manual_seed(seed)  # whatever the number of ranks
         torch.manual_seed(seed * ranks + rank)  # for a router with noise: after a restart it is the same
@@ -127,9 +127,9 @@ def train(settings: Settings) -> Iterator[dict]:
         record = {"event": "step", "step": step, **over_all_ranks(loss.detach(), routings)}
         yield record | {"seconds": round(time.perf_counter() - begin, 4)}
         if settings.checkpoint and (step % settings.every == 0 or step == settings.steps):
-            save(settings.checkpoint, step, model, optimizer)
+            save(settings, step, model, optimizer)
             yield {"event": "saved", "step": step}
-    yield {"event": "end", "step": step, **weights_of(whole(model, state_of(model, optimizer)))}
+    yield {"event": "end", "step": step, **weights_of(state_of(model, optimizer))}
 
 
 def average(weights: list[Tensor]) -> None:
@@ -165,121 +165,124 @@ def over_all_ranks(loss: Tensor, routings: list) -> dict:
 
 def checkpoints_in(folder: str | Path) -> list[Path]:
     """Return the checkpoints in a folder, oldest first."""
-    found = [path for path in Path(folder).glob("step*.checkpoint") if path.stem[4:].isdecimal()]
-    return sorted(found, key=lambda path: int(path.stem[4:]))
+    found = [path for path in Path(folder).glob("step*") if path.name[4:].isdecimal()]
+    return sorted(found, key=lambda path: int(path.name[4:]))
 
 
-def last_checkpoint(folder: str) -> Path | None:
-    """Return the checkpoint to go on from, if any: rank 0 looks for all. ValueError where there cannot be a folder."""
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        what = "checkpoint must be a folder that can be written to"
-        raise ValueError(f"{what}, got {folder} ({error.strerror})") from None
-    last = [None, *checkpoints_in(folder)][-1:]
-    dist.broadcast_object_list(last)
-    return last[0]
-
-
-def save(folder: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write all ranks' parts into one file; keep the `KEPT` last. Called by every rank; where it fails, each raises."""
-    state, trouble = whole(model, state_of(model, optimizer)), [None]
+def last_checkpoint(settings: Settings) -> Path | None:
+    """Return the checkpoint to go on from, if any: rank 0 looks for all. ValueError, on all, where there cannot be a
+    folder, and where the checkpoint is damaged or of another model."""
+    found: list[Any] = [None, None]
     if dist.get_rank() == 0:
         try:
-            write_saved(Path(folder, f"step{step}.checkpoint"), FORMAT, {"step": step, "state": state})
-            left = Path(folder).glob(".step*.tmp")  # by one that was killed
-            for old in (*checkpoints_in(folder)[:-KEPT], *left):
-                old.unlink()
+            Path(settings.checkpoint).mkdir(parents=True, exist_ok=True)
+            found[0] = next(reversed(checkpoints_in(settings.checkpoint)), None)
+            found[1] = found[0] and what_is_wrong(found[0], settings)
         except OSError as error:
-            trouble = [error.strerror or first_line(error)]
+            what = "checkpoint must be a folder that can be written to"
+            found[1] = f"{what}, got {settings.checkpoint} ({error.strerror})"
+    dist.broadcast_object_list(found)
+    if found[1]:
+        raise ValueError(found[1])
+    return found[0]
+
+
+def what_is_wrong(path: Path, settings: Settings) -> str | None:
+    """Say why a run cannot go on from a checkpoint, or return None. Nothing of it is executed."""
+    try:
+        about = json.loads((path / ABOUT).read_text("utf-8"))
+        is_whole = about["files"] == digests(path) and about["step"] == int(path.name[4:])
+        others = {name: about["model"][name] for name, own in describe(settings).items() if about["model"][name] != own}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        is_whole, others = False, {}
+    if not is_whole:
+        return f"checkpoint {path} is damaged: delete it to go on from the one before, or name another folder"
+    if others:
+        theirs, ours = (", ".join(f"{name}={made[name]}" for name in others) for made in (others, describe(settings)))
+        return f"checkpoint must be of a model with {ours}, got {path} with {theirs}: name another folder"
+    return None
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """Name what the tensors of a checkpoint depend on."""
+    return {name: value for name, value in asdict(settings).items() if name in (*SIZES, "context", "dtype")}
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
+
+
+def save(settings: Settings, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Write all ranks' parts into one folder; keep the `KEPT` last. Every rank calls it; each raises what fails."""
+    target, trouble = Path(settings.checkpoint, f"step{step}"), [None]
+    part = target.with_name(f"{target.name}.part")  # by its name no checkpoint, until it is whole
+    if dist.get_rank() == 0:
+        shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+    dist.barrier()
+    try:
+        dcp.save(state_of(model, optimizer), storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True))
+        if dist.get_rank() == 0:
+            about = {"step": step, "model": describe(settings), "files": digests(part)}
+            (part / ABOUT).write_text(json.dumps(about), "utf-8")
+            part.rename(target)
+            for old in checkpoints_in(settings.checkpoint)[:-KEPT]:
+                shutil.rmtree(old)
+    except (OSError, dcp.api.CheckpointException) as error:
+        trouble = [first_line(error)]
     dist.broadcast_object_list(trouble)
     if trouble[0]:
-        what = f"step {step} could not be saved in {folder} ({trouble[0]}); those before it are kept"
+        what = f"step {step} could not be saved in {settings.checkpoint} ({trouble[0]}); those before it are kept"
         raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
 
 
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take this rank's part of a checkpoint, and return its step. Every rank calls it. ValueError, before anything has
-    changed, for one that is damaged or of another model."""
-    mine, step = state_of(model, optimizer), int(path.stem[4:])
-    example = {"step": step, "state": whole(model, mine)}
-    try:
-        saved = read_saved(path, FORMAT)
-        check_like(saved, example, path.stem)
-        if saved["step"] != step:
-            raise ValueError(f"{path} must be of step {step}, got one of step {saved['step']}")
-    except ValueError as error:
-        before = [old.stem for old in checkpoints_in(path.parent) if int(old.stem[4:]) < step]
-        way = f"the same command goes on from {before[-1]}" if before else "the same command starts afresh"
-        raise ValueError(f"{error}. Delete {path}, and {way}; or name another folder") from None
-    for name, value in saved["state"].items():
-        is_part = value.shape != mine[name].shape  # of the experts of all ranks, those of this one
-        mine[name].copy_(value.chunk(dist.get_world_size())[dist.get_rank()] if is_part else value)
-    return step
+    """Read this rank's part of a checkpoint of any number of ranks, and return its step. Every rank calls it."""
+    dcp.load(state_of(model, optimizer), storage_reader=HuggingFaceStorageReader(str(path)))  # in place
+    return int(path.name[4:])
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return all tensors of this rank's model and AdamW, which may be written to."""
-    state = dict(model.named_buffers(prefix="buffer"))
+    """Return all tensors of model and AdamW, which may be written to; those of experts as parts of the whole."""
+    experts, state = exchange.expert_parameters(model), dict(model.named_buffers(prefix="buffer"))
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for name, p in model.named_parameters():
         if not optimizer.state[p]:  # before the first step
             zeros = {key: torch.zeros_like(p, requires_grad=False) for key in ("exp_avg", "exp_avg_sq")}
             optimizer.state[p] = {"step": torch.tensor(0.0), **zeros}
-        averages = optimizer.state[p].items()
-        state |= {f"weight.{name}": p.detach(), **{f"{key}.{name}": value for key, value in averages}}
-    return state
-
-
-def whole(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Put the experts of all ranks in the place of this one's, in what `state_of` gave. Every rank calls it."""
-    experts, state = exchange.expert_parameters(model), dict(state)
-    for name, value in state.items():
-        if value.ndim and name.partition(".")[2] in experts:
-            parts = [torch.empty_like(value) for _ in range(dist.get_world_size())]
-            dist.all_gather(parts, value)
-            state[name] = torch.cat(parts)
+        for key, value in {"weight": p.detach(), **optimizer.state[p]}.items():
+            is_part = name in experts and value.ndim > 0
+            state[f"{key}.{name}"] = DTensor.from_local(value, mesh, [Shard(0)]) if is_part else value
     return state
 
 
 def weights_of(state: dict[str, Tensor]) -> dict:
     """Return a checksum of all weights, the same on any number of ranks that hold the same ones, and their norm."""
     weights = [value for name, value in state.items() if name.startswith("weight.")]
+    weights = [weight.full_tensor() if isinstance(weight, DTensor) else weight for weight in weights]
     digest = hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights))
     norm = sum(float(weight.double().square().sum()) for weight in weights) ** 0.5
     return {"weights": digest.hexdigest()[:16], "norm": norm}
 
 
 def main() -> None:
-    """Become one of the ranks that torchrun starts, and say what happens as lines of JSON."""
+    """Become one of the ranks that torchrun starts; rank 0 prints its records as lines of JSON."""
     parser = argparse.ArgumentParser(prog="moe_lessons.parallel.training", description=Settings.__doc__)
     for field in fields(Settings):
         kind = (get_args(field.type) or (field.type,))[0]
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
-    settings, step = Settings(**vars(parser.parse_args())), 0
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    settings = Settings(**vars(parser.parse_args()))
+    if "RANK" not in os.environ:
+        parser.error(f"start it by torchrun: torchrun --standalone --nproc-per-node 2 -m {__spec__.name}")
+    dist.init_process_group("gloo")
     try:
-        if "RANK" not in os.environ:
-            raise ValueError(f"start it by torchrun: torchrun --standalone --nproc-per-node 2 -m {__spec__.name}")
-        meet(*next(rendezvous("env://")), check_number("timeout", settings.timeout, above=True))
-        for record in train(settings):
-            step = record.get("step", record.get("from_step", step))
-            if dist.get_rank() == 0 or record["event"] in ("start", "fault"):
-                print(json.dumps(record) + "\n", end="", flush=True)  # in one piece: all ranks share a pipe
+        for record in train_rank(settings):
+            if dist.get_rank() == 0:
+                print(json.dumps(record), flush=True)
         dist.barrier()
+    except ValueError as error:
+        sys.exit(str(error))
+    finally:
         dist.destroy_process_group()
-    except Exception as error:
-        what = first_line(error)
-        record = {"event": "failed", "rank": int(os.environ.get("RANK", 0)), "step": step, "error": what}
-        record |= {"restart": RESTART, "refused": isinstance(error, ValueError), "time": time.time()}
-        with suppress(BrokenPipeError):  # nobody listens any more
-            print(json.dumps(record) + "\n", end="", flush=True)
-        if isinstance(error, ValueError):
-            print(what, file=sys.stderr, flush=True)
-        else:
-            traceback.print_exc()
-            time.sleep(1)  # where another rank has died, torchrun sees that one first, and says how
-        os._exit(1)  # the connections close now
-    os._exit(0)  # Python takes a second to clear away what is imported
 
 
 if __name__ == "__main__":
