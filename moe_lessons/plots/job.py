@@ -10,9 +10,9 @@ from moe_lessons.plots.theme import PALETTE, LessonFigure
 def plot_job(records: Sequence[dict]) -> LessonFigure:
     """Draw the loss of each step, with a line of its own for each start of the ranks, and the rows that came to each
     rank in the last step. records: of a job that has trained, in their order."""
-    starts: list[list[dict]] = [[]]  # the steps since each start of all ranks
+    starts: list[list[dict]] = []  # the steps since each start of all ranks
     for record in records:
-        if record["event"] == "restart":
+        if record["event"] == "start":
             starts.append([])
         elif record["event"] == "step":
             starts[-1].append(record)
@@ -30,5 +30,6 @@ def plot_job(records: Sequence[dict]) -> LessonFigure:
     bars = Parts(ranks, ["rows"], [[rows] for rows in came], PALETTE[-1:], texts)
     loss = Panel("Loss (cross entropy, nats)", lines, x, y, width=8, height=190)
     rows = Panel("Rows that came in the last step", [bars], Axis(0, 1.25 * max(came), "rows"), width=4, height=190)
-    why = [record["reason"] for record in records if record["event"] in ("restart", "ended")]
-    return still.figure([loss, rows], caption="".join(f"{reason[:1].upper()}{reason[1:]}. " for reason in why))
+    again = [f"After a fault, all ranks went on from step {record['from_step']}." for record in records
+             if record["event"] == "start" and record["restart"]]  # fmt: skip
+    return still.figure([loss, rows], caption=" ".join(again))

@@ -247,14 +247,14 @@ def test_a_job_is_drawn_with_a_line_for_each_start_and_what_happened():
     def steps(*numbers):
         return [{"event": "step", "step": n, "loss": 5 - n / 2, "traffic": [[n, 2], [3, 4]]} for n in numbers]
 
-    why = {"reason": "rank 1 was killed after step 3"}
-    records = [*steps(1, 2, 3), {"event": "restart", **why}, *steps(3, 4), {"event": "ended", "reason": "all is well"}]
+    first, again = ({"event": "start", "restart": n, "from_step": 2 * n} for n in (0, 1))
+    records = [first, *steps(1, 2, 3), again, *steps(3, 4), {"event": "end"}]
     drawn = plot_job(records)
     loss, rows = drawn.subfigs
     lines = {line.get_label(): list(line.get_xdata()) for line in loss.axes[0].lines if len(line.get_xdata())}
     assert {name: lines[name] for name in ("loss", "after restart 1")} == {"loss": [1, 2, 3], "after restart 1": [3, 4]}
     widths = [patch.get_width() for patch in rows.axes[0].patches]
     assert 4 + 3 in widths and 2 + 4 in widths  # rows that came to rank 0 and to rank 1 in step 4
-    assert drawn.get_supxlabel() == "Rank 1 was killed after step 3. All is well."
+    assert drawn.get_supxlabel() == "After a fault, all ranks went on from step 2."
     with pytest.raises(ValueError, match="records must have a step, got 1 without one"):
         plot_job(records[-1:])
