@@ -1,10 +1,13 @@
-"""``python -m tools.tables``: write anew what the documents repeat of the course. ``make render`` does, too.
+"""``python -m tools.tables``: write anew what is said of the lessons elsewhere. ``make render`` does, too.
 
-The table of `moe_lessons.course.lessons` stands between `<!-- lessons -->` and `<!-- /lessons -->`, the answer in one
-sentence and when it holds between `<!-- sentence -->` and `<!-- /sentence -->`. In documents and in lessons, with what
-they have stored, the address of the repository becomes that of pyproject.toml.
+`moe_lessons/course/lessons.csv` has of each lesson what the lesson says of itself; its goal, once there, is edited
+there. From the table come the rows between `<!-- lessons -->` and `<!-- /lessons -->` of the documents, from
+`moe_lessons/course/answer.md` the sentence of the course between `<!-- sentence -->` and `<!-- /sentence -->`.
 """
 
+import csv
+import io
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -13,9 +16,7 @@ from moe_lessons.course.interview import CONDITIONS, SENTENCE
 from moe_lessons.course.lessons import LESSONS, Lesson
 
 ROOT = Path(__file__).resolve().parents[1]
-HAVE_ADDRESS = "*.md", "*.cff", "docs/*.md", "notebooks/*.ipynb", "notebooks/*.md", "notebooks/LICENSE"
-# Where an address is ours, whatever it is: in the badge of each lesson and in CITATION.cff.
-OURS = re.compile(r"(?:Open in Colab\S+google\.com/github/|repository-code: https://github\.com/)([\w.-]+/[\w.-]+)")
+TABLE = "moe_lessons/course/lessons.csv"
 
 
 def readme_row(lesson: Lesson) -> str:
@@ -30,33 +31,48 @@ def instructors_row(lesson: Lesson) -> str:
 ROWS = {"README.md": readme_row, "docs/instructors.md": instructors_row}
 
 
-def with_table(name: str, text: str) -> str:
-    """Return the text of a document, its rows of lessons and the sentence as the course has them; all else stays."""
-    if name not in ROWS:
-        return text
-    rows = "\n".join(map(ROWS[name], LESSONS))
-    table = re.compile(r"(<!-- lessons -->\n\n[^\n]*\n\|[-|]+\|\n).*?(\n\n<!-- /lessons -->)", re.S)
-    text = table.sub(lambda found: found[1] + rows + found[2], text)
+def read_lesson(path: Path) -> Lesson:
+    """Read what a lesson says of itself. Raises SystemExit, with what is missing, where it does not."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    first, *_ = texts = ["".join(cell["source"]) for cell in cells]
+    number, kept = path.name.split("_")[0], {lesson.number: lesson.goal for lesson in LESSONS}
+    title = re.match(rf"# {number} · (.+)\n", first)
+    time = re.search(r"\*\*How long\.\*\* (?:About (\d+) minutes|Half an hour)", first)
+    says = re.search(r"\*\*At the end you can say\*\* (.+)\.", first)
+    goal = kept.get(number) or (says and says[1])
+    if not (title and time and goal):
+        raise SystemExit(
+            f"The first cell of {path.name} must begin with '# {number} · Title', and have '**How long.** About 30 "
+            "minutes' and '**At the end you can say** what it was for.'"
+        )
+    code = "\n".join(text for text, cell in zip(texts, cells) if cell["cell_type"] == "code")
+    predictions = len(re.findall(r"Prediction\(", code))
+    return Lesson(number, path.name, title[1], int(time[1] or 30), predictions, goal)
+
+
+def between(text: str, start: str, new: str, end: str) -> str:
+    return re.sub(rf"({start}).*?(\n\n{end})", lambda found: found[1] + new + found[2], text, flags=re.S)
+
+
+def wanted() -> dict[str, str]:
+    """Return what the table and the documents should be."""
+    lessons = [read_lesson(path) for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerows([Lesson._fields, *lessons])
+    texts = {TABLE: table.getvalue()}
     answer = "\n\n".join(textwrap.fill(part, 120) for part in (f"**{SENTENCE}**", CONDITIONS))
-    return re.sub(r"(?<=<!-- sentence -->\n\n).*?(?=\n\n<!-- /sentence -->)", lambda _: answer, text, flags=re.S)
-
-
-def repository() -> str:
-    """Return OWNER/NAME of the repository of the course. Ends the program where it is not on GitHub."""
-    (address,) = re.findall(r'^Homepage = "(.*)"', (ROOT / "pyproject.toml").read_text("utf-8"), re.M)
-    if not (found := re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+)(?<!\.git)", address)):
-        raise SystemExit(f"Homepage in pyproject.toml must be https://github.com/OWNER/NAME, got {address}.")
-    return found[1]
+    for name, row in ROWS.items():
+        text = (ROOT / name).read_text("utf-8")
+        head, rows = r"<!-- lessons -->\n\n[^\n]*\n\|[-|]+\|\n", "\n".join(map(row, lessons))
+        text = between(text, head, rows, "<!-- /lessons -->")
+        texts[name] = between(text, "<!-- sentence -->\n\n", answer, "<!-- /sentence -->")
+    return texts
 
 
 def stale() -> dict[str, str]:
-    """Return what the documents and lessons should be that are not as the course and pyproject.toml have it."""
-    paths = {path.relative_to(ROOT).as_posix(): path for pattern in HAVE_ADDRESS for path in ROOT.glob(pattern)}
-    texts = {name: path.read_text("utf-8") for name, path in paths.items()}
-    names = {re.escape(name) for text in texts.values() for name in OURS.findall(text)}
-    old = re.compile(rf"((?:github\.com|/github|/gh)/)(?:{'|'.join(names)})(?![\w-])")
-    wanted = {name: with_table(name, old.sub(rf"\g<1>{repository()}", text)) for name, text in texts.items()}
-    return {name: text for name, text in wanted.items() if text != texts[name]}
+    """Return those of them that are otherwise."""
+    return {name: text for name, text in wanted().items() if text != (ROOT / name).read_text("utf-8")}
 
 
 def main() -> None:

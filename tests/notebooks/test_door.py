@@ -10,13 +10,14 @@ import pytest
 from IPython.core.inputtransformer2 import TransformerManager
 from packaging.requirements import Requirement
 
-from tools.tables import repository
+from moe_lessons.support.data import repository
 
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
+OURS = repository().removeprefix("https://github.com/")
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FROM_THE_NOTEBOOK = {"jupyterlab", "ipykernel", "ipywidgets", "numpy", "pillow", "psutil"}  # or these come along
@@ -34,8 +35,8 @@ def installing(cells) -> str:
 def test_its_badges_open_this_very_file(lesson):
     path, cells = lesson
     links = dict(re.findall(r"\[!\[Open in (\w+)\]\([^)]+\)\]\(([^)]+)\)", cells[0].source))
-    assert links["Colab"].startswith(f"https://colab.research.google.com/github/{repository()}/blob/main/")
-    assert links["Binder"].startswith(f"https://mybinder.org/v2/gh/{repository()}/HEAD?urlpath=doc%2Ftree%2F")
+    assert links["Colab"].startswith(f"https://colab.research.google.com/github/{OURS}/blob/main/")
+    assert links["Binder"].startswith(f"https://mybinder.org/v2/gh/{OURS}/HEAD?urlpath=doc%2Ftree%2F")
     assert all(unquote(link).endswith(f"/notebooks/{path.name}") for link in links.values()) and len(links) == 2
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", cells[0].source)
     assert pictures and all((path.parent / picture).is_file() for picture in pictures)
@@ -58,7 +59,7 @@ def test_the_cell_begins_in_the_same_way_everywhere_and_names_what_the_course_ne
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {Requirement(line).name for line in project["dependencies"]} - FROM_THE_NOTEBOOK
     assert needed == set(re.search(r"install -q (\w.*)", min(cells))[1].split())
-    assert f"install -q --no-deps git+https://github.com/{repository()}\n" in min(cells) + "\n"
+    assert f"install -q --no-deps git+https://github.com/{OURS}\n" in min(cells) + "\n"
 
 
 def test_on_a_static_page_what_is_no_lesson_says_what_it_is():

@@ -3,9 +3,7 @@
 import ast
 import inspect
 import re
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import nbformat
@@ -62,38 +60,12 @@ def test_the_documents_have_the_lessons_and_the_address_as_they_are():
     assert list(tables.stale()) == [], "python -m tools.tables writes them anew"
     for name, row in tables.ROWS.items():
         assert all(row(lesson) in (ROOT / name).read_text(encoding="utf-8") for lesson in LESSONS)
-    address = f"https://github.com/{tables.repository()}"
+    address = PROJECT["urls"]["Homepage"]
     assert repository() == address, "`make lab` or `pip install -e .` installs what pyproject.toml says"
+    assert f'repository-code: {address}\n' in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     for line in (f"pip install git+{address}", f"git clone {address} &&", f"({address}/actions/workflows/test.yml)"):
         assert line in README
     assert f"\n{address}\n" in (ROOT / "notebooks" / "LICENSE").read_text(encoding="utf-8")
-
-
-def test_the_address_of_the_repository_is_changed_in_one_line(tmp_path, monkeypatch, capsys):
-    """Every text that git has is copied, and changed there; the other way round it is what it was."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("no git, which knows the files")
-    files = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True).rstrip("\0").split("\0")
-    texts = {}
-    for name in files:
-        with suppress(UnicodeDecodeError, FileNotFoundError):  # a picture; a file that was deleted just now
-            texts[name] = (ROOT / name).read_text(encoding="utf-8")
-    old, new = tables.repository(), "/".join(("some.one", "a-course"))
-    texts["pyproject.toml"] = texts["pyproject.toml"].replace(old, new)
-    for name, text in texts.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    tables.main()
-    changed = set(capsys.readouterr().out.split())
-    assert changed > {"README.md", "CITATION.cff", *(f"notebooks/{lesson.file}" for lesson in LESSONS)}
-    found = {name: (tmp_path / name).read_text(encoding="utf-8") for name in texts}
-    assert [name for name, text in found.items() if old in text] == [] and tables.stale() == {}
-    assert all(found[name].replace(new, old) == texts[name] for name in texts if name != "pyproject.toml")
-    for bad in ("https://example.org/me/course", f"https://github.com/{new}.git"):
-        (tmp_path / "pyproject.toml").write_text(f'Homepage = "{bad}"', encoding="utf-8")
-        with pytest.raises(SystemExit, match=f"must be https://github.com/OWNER/NAME, got {bad}"):
-            tables.main()
 
 
 def test_a_missing_data_file_lists_what_there_is_and_a_method_is_shown_without_the_indent_of_its_class():
