@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import FeedForward, seeded
 from moe_lessons.support.errors import check_choice, check_whole
-from moe_lessons.support.interrupts import held_back
 from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
 from moe_lessons.training.knobs import KNOBS
+from moe_lessons.training.record import gathered
 
 NUM_POINTS = 2048  # that a push is summed over
 # what learns, and the part of the block that stands still meanwhile
@@ -36,19 +36,19 @@ class WatchedRun(Run):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.expert_gradients: list[np.ndarray] = []
-        self.router_gradients: list[np.ndarray] = []
+        self._norms: list[dict[str, np.ndarray]] = []  # one more than records after a step that was taken back
+        self.after_backward.append(keep_norms)
 
-    def _update(self, *args) -> None:
-        super()._update(*args)
-        self.expert_gradients.append(gradient_norms(self.model.block.experts.parameters()))
-        self.router_gradients.append(gradient_norms([self.model.block.router.weight]))
+    expert_gradients = property(lambda self: [norms["experts"] for norms in self._norms[: len(self.records)]])
+    router_gradients = property(lambda self: [norms["router"] for norms in self._norms[: len(self.records)]])
 
-    @held_back()
-    def take_back(self) -> None:
-        super().take_back()
-        self.expert_gradients.pop()
-        self.router_gradients.pop()
+
+def keep_norms(run: WatchedRun, routings: list) -> None:
+    """Keep the norms of the gradients of the step that is computed."""
+    del run._norms[len(run.records) :]
+    block = run.model.block
+    norms = {"experts": gradient_norms(block.experts.parameters()), "router": gradient_norms([block.router.weight])}
+    run._norms.append(gathered(norms))
 
 
 def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None) -> WatchedRun:
@@ -62,10 +62,10 @@ def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block
     return run
 
 
-def gradient_norms(weights: Iterable[Tensor]) -> np.ndarray:
+def gradient_norms(weights: Iterable[Tensor]) -> Tensor:
     """Give the norm of each expert's gradient (E,). Each of the weights has the experts along its first dimension."""
     gradients = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
-    return sum(gradient.flatten(1).square().sum(dim=1) for gradient in gradients).sqrt().cpu().numpy()
+    return sum(gradient.flatten(1).square().sum(dim=1) for gradient in gradients).sqrt()
 
 
 def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,9 @@ def write_whole(path: Path, content: bytes, follow: bool = True) -> None:
     """Write `content` to a file beside `path`, which then takes its place. Raises OSError; then `path` is as it was.
 
     follow: whether of a link the file that it leads to is written; else the link is replaced."""
-    path = path.resolve() if follow else path
+    path = Path(os.path.realpath(path)) if follow else path
+    if follow and path.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
     if path.exists() and not path.is_file():
         raise FileExistsError(errno.EEXIST, "what is there is no regular file", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # in the same folder: a move within one disk

@@ -52,14 +52,23 @@ def held_back() -> Iterator["Held"]:
                 signal.signal(number, partial(held.take, handler))
         yield held
     finally:
+        put_back(before)
         held.is_over = True
-        for number, handler in before.items():
-            signal.signal(number, handler)
         held.give()
 
 
+def put_back(handlers: dict[int, Callable]) -> None:
+    """Make these the handlers of their signals, all of them, even if one that is back already raises meanwhile."""
+    try:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    except BaseException:
+        put_back(handlers)
+        raise
+
+
 class Held:
-    """Has what signals would have done meanwhile."""
+    """What signals would have done meanwhile."""
 
     def __init__(self):
         self.waiting, self.is_open, self.is_over = [], False, False
@@ -73,6 +82,7 @@ class Held:
         self.is_open = True
 
     def give(self) -> None:
+        """Have those that wait act now."""
         waiting, self.waiting = self.waiting, []
         for handle in waiting:
             handle()

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from moe_lessons.nn import MoE, Routing, seeded
 from moe_lessons.nn.routing import count
-from moe_lessons.support.errors import check_seed
+from moe_lessons.support.errors import check_device, check_seed
 from moe_lessons.tasks import PlaneClassifier
-from moe_lessons.training.run import Record, Run, copy_into, is_dead
+from moe_lessons.training.record import Record, gathered, is_dead
+from moe_lessons.training.run import Run
 from moe_lessons.training.settings import PlaneSetting, plane_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class BandRecord(Record):
-    """Says what one step of S seeds showed: means over the seeds (but `load`: of the first), and a value for each."""
+    """What one step of S seeds showed: means over the seeds (but `load`: of the first), and a value for each."""
 
     losses: np.ndarray  # (S,)
     accuracies: np.ndarray  # (S,)
@@ -37,13 +38,13 @@ class SeedBand(Run):
 
     has_checkpoints = False
 
-    def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5)):
+    def __init__(self, setting: PlaneSetting, seeds: Iterable[int] = range(5), device: str | torch.device = "cpu"):
         self.setting, self.seeds = setting, [check_seed(seed) for seed in seeds]
         if not self.seeds:
             raise ValueError(f"seeds must be one or more whole numbers from 0 up, got {seeds!r}")
         models, tasks = zip(*(plane_model(setting, seed) for seed in self.seeds), strict=True)
         band, self.tasks = BandClassifier(models), tasks
-        super().__init__(band, tasks[0], lr=setting.lr, seed=self.seeds[0])
+        super().__init__(band.to(check_device(device)), tasks[0], lr=setting.lr, seed=self.seeds[0])
         self.num_experts = [setting.num_experts]
         for group in self.optimizer.param_groups:
             group["eps"] /= len(self.seeds)  # the loss is a mean over seeds: each gradient is S times smaller
@@ -51,8 +52,9 @@ class SeedBand(Run):
 
     def evaluate(self, num: int = 1024) -> dict:
         """Measure loss and accuracy on `num` held-out points of each seed, without noise: means, and the arrays."""
-        losses, correct, (routing,) = self._measure(*self.held_out(num))
-        arrays = arrays_of(losses, correct, routing)
+        x, y = self.held_out(num)
+        losses, correct, routings = self.measure(x, y)
+        arrays = arrays_of(gathered(self.measures(losses, correct, y, routings)))
         return {"loss": arrays["losses"].mean().item(), "accuracy": arrays["accuracies"].mean().item()} | arrays
 
     def clean_loads(self, num: int = 1024) -> np.ndarray:
@@ -65,48 +67,58 @@ class SeedBand(Run):
             now, asked = getattr(self.setting, name), getattr(setting, name)
             if asked != now:
                 raise ValueError(f"{name} must stay {now!r} in a branch, got {asked!r}")
-        branch = SeedBand(setting, self.seeds)
+        branch = SeedBand(setting, self.seeds, self.device)
         branch.model.load_state_dict(self.model.state_dict(), strict=False)
         old = dict(self.model.named_parameters())
         for name, parameter in branch.model.named_parameters():
             if old.get(name) in self.optimizer.state:
                 branch.optimizer.state[parameter] = copy.deepcopy(self.optimizer.state[old[name]])
-        branch._return_to(self._position())
+        for generator, own in zip(branch.generators, self.generators, strict=True):
+            generator.set_state(own.get_state())
         branch.records = list(self.records)
-        copy_into(branch._last_good, branch._weights)
+        branch.before = branch.snapshot()
         return branch
 
-    def _generators(self, more: int = 0) -> list[torch.Generator]:
+    def make_generators(self, more: int = 0) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed + more) for seed in self.seeds]
 
-    def _batch(self, num: int, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+    def draw(self, num: int, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
         x, y = zip(*(task.batch(num, generator) for task, generator in zip(self.tasks, generators, strict=True)))
         return torch.stack(x).to(self.device), torch.stack(y).to(self.device)  # (S, T, 2), (S, T)
 
-    def _record(self, numbers: dict, losses: Tensor, correct: Tensor, routings: list[Routing]) -> BandRecord:
-        arrays = arrays_of(losses, correct, *routings)
-        load, dead, dropped = [arrays["loads"][0].tolist()], arrays["dead"].mean(), arrays["dropped"].mean()
-        return BandRecord(**numbers, load=load, dead_experts=dead.item(), dropped_share=dropped.item(), **arrays)
+    def measures(self, losses: Tensor, correct: Tensor, y: Tensor, routings: list[Routing]) -> dict[str, Tensor]:
+        """Measure what a `BandRecord` has for each seed: losses and correct (S, T), one routing for all seeds."""
+        (routing,), (num_seeds, num_tokens) = routings, losses.shape
+        demand, dropped = (each.view(num_seeds, -1) for each in (routing.demand_per_expert, routing.dropped_per_expert))
+        num_serving = count(routing.token_idx, losses.numel()).view(losses.shape)  # (S, T) experts
+        return {
+            "losses": losses.mean(dim=1),
+            "accuracies": correct.float().mean(dim=1),
+            "loads": demand / demand.sum(dim=1, keepdim=True),
+            "dead": is_dead(demand, num_tokens).sum(dim=1),
+            "dropped": dropped.sum(dim=1) / demand.sum(dim=1),
+            "unserved": (num_serving == 0).float().mean(dim=1),
+        }
+
+    def make_record(self, numbers: dict[str, np.ndarray], routings: list[Routing], ms_per_step: float) -> BandRecord:
+        arrays = arrays_of(numbers)
+        means = {"loss": "losses", "accuracy": "accuracies", "dead": "dead"}
+        means = {name: arrays[array].mean() for name, array in means.items()} | {"load 0": arrays["loads"][0]}
+        record = vars(super().make_record(numbers | means, routings, ms_per_step))
+        means = {"dead_experts": float(means["dead"]), "dropped_share": float(arrays["dropped"].mean())}
+        return BandRecord(**record | means | arrays)
 
 
-def arrays_of(losses: Tensor, correct: Tensor, routing: Routing) -> dict[str, np.ndarray]:
-    """Compute the arrays of a `BandRecord` from losses and correct (S, T), and the routing of all seeds."""
-    num_seeds, num_tokens = losses.shape
-    demand, dropped = (each.view(num_seeds, -1) for each in (routing.demand_per_expert, routing.dropped_per_expert))
-    num_serving = count(routing.token_idx, losses.numel()).view(losses.shape)  # (S, T) experts
-    values = {
-        "losses": losses.mean(dim=1),
-        "accuracies": correct.float().mean(dim=1),
-        "loads": demand / demand.sum(dim=1, keepdim=True),
-        "dead": is_dead(demand, num_tokens).sum(dim=1),
-        "dropped": dropped.sum(dim=1) / demand.sum(dim=1),
-        "unserved": (num_serving == 0).float().mean(dim=1),
-    }
-    return {name: value.cpu().numpy() for name, value in values.items()}
+ARRAYS = ("losses", "accuracies", "loads", "dead", "dropped", "unserved")
+
+
+def arrays_of(numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pick the arrays of a `BandRecord`."""
+    return {name: numbers[name] for name in ARRAYS}
 
 
 class BandClassifier(nn.Module):
-    """Is S `PlaneClassifier`s as one: x (S, T, 2) -> logits (S, T, num_classes), and one routing in S islands."""
+    """S `PlaneClassifier`s as one: x (S, T, 2) -> logits (S, T, num_classes), and one routing in S islands."""
 
     def __init__(self, models: list[PlaneClassifier]):
         super().__init__()
@@ -128,7 +140,7 @@ class BandClassifier(nn.Module):
 
 
 class Linears(nn.Module):
-    """Is S linear layers as one: x (S, T, in) -> (S, T, out)."""
+    """S linear layers as one: x (S, T, in) -> (S, T, out)."""
 
     def __init__(self, layers: list[nn.Linear]):
         super().__init__()
@@ -140,7 +152,7 @@ class Linears(nn.Module):
 
 
 class IslandRouter(nn.Module):
-    """Sets S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
+    """S routers side by side, each for its own tokens and experts: x (S·T, D) -> `Routing` over S·E experts.
 
     Token t of router s is token s·T + t, its expert e is expert s·E + e. The logits of other islands are left out:
     router_logits is (S·T, E). All have as many tokens: capacity and load are right for each, and losses are means."""

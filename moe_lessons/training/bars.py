@@ -7,9 +7,10 @@ from IPython.display import display
 from tqdm import tqdm
 from tqdm.notebook import tqdm_notebook
 
+from moe_lessons.support.errors import check_count
 from moe_lessons.support.interrupts import heeding
 from moe_lessons.support.static import in_notebook, static_mode
-from moe_lessons.training.run import Run
+from moe_lessons.training.run import Run, step_together
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SOON = 1.0  # seconds: what is done sooner shows no bar
@@ -49,13 +50,12 @@ def bar(things: Iterable[Thing], what: str = "") -> Iterator[Thing]:
 def train(runs: Run | Iterable[Run], steps: int) -> None:
     """Train a run, or each of several in turn, `steps` steps, under a `bar`. Stopped, all have as many steps."""
     runs = [runs] if isinstance(runs, Run) else list(runs)
-    for _ in bar(range(steps), "steps"):
-        for run in runs:
-            run.step()
+    for _ in bar(range(check_count("steps", steps)), "steps"):
+        step_together(runs)
 
 
 class NotebookBar(tqdm_notebook):
-    """Is tqdm's bar of widgets, of which nothing is stored in the notebook, and nothing is left at the end."""
+    """tqdm's bar of widgets, of which nothing is stored in the notebook, and nothing is left at the end."""
 
     shown = None
 

@@ -10,7 +10,7 @@ from torch import nn
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, MoE, Routing, TransformerConfig, dense_baseline
 from moe_lessons.nn import routing as all_routers
 from moe_lessons.nn.seeding import seeded, torch_threads
-from moe_lessons.support.errors import check_choice, check_positive_int, check_top_k
+from moe_lessons.support.errors import check_choice, check_device, check_positive_int, check_top_k
 from moe_lessons.tasks.facts import Facts
 from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, spread_prototypes
 from moe_lessons.training.knobs import KNOBS, KnobFields, idle_with
@@ -25,7 +25,7 @@ ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not 
 
 @dataclass(frozen=True)
 class PlaneSetting(KnobFields):
-    """Says everything that can be set about a mixture of experts in the plane, and refuses bad values.
+    """Everything that can be set about a mixture of experts in the plane. Bad values are refused.
 
     The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'spread' gives each
     expert about an even share of the points and sure decisions, 'soft spread' unsure ones, 'random' is torch's start.
@@ -74,12 +74,12 @@ def remedy_setting(*names: str, base: PlaneSetting = PRESETS["collapse"], **fiel
 
 
 @torch_threads(1)  # at these sizes a second thread only waits; and the same numbers whatever the setting outside
-def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[PlaneClassifier, PlaneTask]:
-    """Make the classifier and the task of a setting, both from `seed`.
+def plane_model(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") -> tuple[PlaneClassifier, PlaneTask]:
+    """Make the classifier of a setting, on a device ("auto": a GPU if there is one), and its task, both from `seed`.
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
     attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`."""
-    task = PlaneTask(setting.task, seed)
+    task, device = PlaneTask(setting.task, seed), check_device(device)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
     with seeded(seed):
         if block is None:
@@ -90,7 +90,7 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None) -> tuple[Plane
     sharpness, router = ROUTER_STARTS[setting.router_start], getattr(model.block, "router", None)
     if sharpness and getattr(getattr(router, "weight", None), "shape", None) == (setting.num_experts, D_MODEL):
         model.start_router_at(spread_prototypes(task, setting.num_experts, seed), sharpness)
-    return model, task
+    return model.to(device), task
 
 
 def make_block(block, sizes: dict[str, int]) -> nn.Module:
@@ -119,9 +119,10 @@ def make_block(block, sizes: dict[str, int]) -> nn.Module:
     return block
 
 
-def plane_runs(setting: PlaneSetting, seed: int = 0, block=None) -> dict[str, Run]:
-    """Make a mixture and its two dense baselines, which learn from the same points; block: see `plane_model`."""
-    model, task = plane_model(setting, seed, block)
+def plane_runs(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") -> dict[str, Run]:
+    """Make a mixture and its two dense baselines, which learn from the same points; block, device: see
+    `plane_model`."""
+    model, task = plane_model(setting, seed, block, device)
     runs = {name: Run(each, task, lr=setting.lr, seed=seed) for name, each in with_baselines(model, seed).items()}
     runs["MoE"].knobs.take(setting)
     return runs
@@ -139,10 +140,11 @@ FACTS = TransformerConfig(
 FACTS_LR = 3e-3  # safe for all three models in the 300 steps of a lesson; the sweep 'facts' has the best ones
 
 
-def facts_model(seed: int = 0, **sizes) -> LanguageModel:
+def facts_model(seed: int = 0, device="cpu", **sizes) -> LanguageModel:
     """Make a small transformer that learns `tasks.Facts`: `FACTS`, and what is given of other `sizes`."""
+    device = check_device(device)
     with seeded(seed):
-        return LanguageModel(replace(FACTS, **sizes))
+        return LanguageModel(replace(FACTS, **sizes)).to(device)
 
 
 def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR) -> Run:
@@ -154,7 +156,7 @@ def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS
     return run
 
 
-def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0) -> dict[str, Run]:
+def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0, device="cpu") -> dict[str, Run]:
     """Make a mixture and its two dense baselines, which learn the same facts."""
-    task, model = Facts(num_entries, seed), facts_model(seed, num_experts=num_experts, top_k=top_k)
+    task, model = Facts(num_entries, seed), facts_model(seed, device, num_experts=num_experts, top_k=top_k)
     return {name: facts_run(model, task, seed) for name, model in with_baselines(model, seed).items()}

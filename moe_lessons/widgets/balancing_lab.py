@@ -128,6 +128,7 @@ class BalancingLab(Lab):
     def go_back(self) -> None:
         super().go_back()
         for tile in self.tiles.values():
+            tile.readings = [reading for reading in tile.readings if reading.step <= tile.step]
             tile.turned = True
 
     def step_button(self, steps: int) -> None:

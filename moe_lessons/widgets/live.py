@@ -18,7 +18,7 @@ from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels._history import num_experts
 from moe_lessons.support.errors import check_positive_int, shown
 from moe_lessons.tasks import PlaneTask
-from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.training import Run, TrainingDiverged, step_together
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.loop import Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
@@ -177,27 +177,17 @@ class LiveRun(Picture):
             super().close()
 
     def train_one(self) -> None:
-        """One step of each run. Where one fails, those before it take theirs back: all stay in step."""
-        done: list[Run] = []
+        """Train each run by one step, or none: all stay in step."""
         try:
-            for run in self.runs.values():
-                if done:
-                    self.loop.show_if_due()
-                run.step()
-                done.append(run)
-        except BaseException as error:
-            for run in self.runs.values():
-                if run in done:
-                    run.take_back()
-                elif isinstance(error, TrainingDiverged):
-                    run.go_back()  # those that come after it may be about to diverge too
+            step_together(self.runs.values(), self.loop.show_if_due)
+        except BaseException:
             self._kept.clear()
             raise
 
     def go_back(self) -> None:
-        """Take back the last update of all runs, and forget what was read of it."""
+        """Take back the last step of all runs, and forget what was read of it."""
         for run in self.runs.values():
-            run.go_back()
+            run.take_back()
         self._kept.clear()
 
     def read(self, name: str, make: Callable[[], Any]) -> Any:

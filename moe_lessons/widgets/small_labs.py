@@ -92,7 +92,7 @@ class FactsLab(Lab):
 
     def go_back(self) -> None:
         super().go_back()
-        self.readings = [reading for reading in self.readings if reading[0] < self.step]
+        self.readings = [reading for reading in self.readings if reading[0] <= self.step]
 
     def refresh(self) -> None:
         if not self.readings or (not self.loop.playing and self.readings[-1][0] != self.step):  # a pause

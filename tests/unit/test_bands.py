@@ -112,7 +112,7 @@ def test_a_branch_starts_from_these_weights_with_its_own_remedy(name):
         trunk.step()
     loads = trunk.clean_loads()
     branch = trunk.branch(remedy_setting(name))
-    assert all(torch.equal(a, b) for a, b in zip(branch._batch(9, branch._data), trunk._batch(9, trunk._data)))
+    assert all(torch.equal(a, b) for a, b in zip(branch.draw(9, branch.generators), trunk.draw(9, trunk.generators)))
     assert branch.setting == remedy_setting(name)
     assert all(getattr(branch.knobs, knob) == getattr(branch.setting, knob) for knob in KNOBS)
     if name not in ("top-2", "expert choice"):  # these choose otherwise, from the same logits

@@ -17,7 +17,7 @@ from moe_lessons.nn import SAME_ACTIVE, MoE, TopKRouter, muted
 from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.training.run import token_losses
+from moe_lessons.training.record import token_losses
 from moe_lessons.web.graphs import (
     NUM_MEASURED,
     NUM_READ,

@@ -136,7 +136,7 @@ async def test_when_one_of_several_runs_fails_all_stay_in_step_and_can_go_on(why
     view.play(2)
     await view.finished()
     assert {len(run.records) for run in runs} == {steps + 2} and view.loop.trouble == ""
-    states = [run._position() for run in runs]
+    states = [[generator.get_state() for generator in run.generators] for run in runs]
     assert all(torch.equal(*pair) for other in states[1:] for pair in zip(states[0], other))  # the data to come
 
 

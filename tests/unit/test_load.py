@@ -184,8 +184,8 @@ def test_practice_changes_one_expert_and_makes_it_better_and_alike_makes_all_the
         same = [torch.equal(a, b) for a, b in zip(old, new, strict=True)]
         assert same == [name not in experts or row != 2 for row in range(len(old))]
     assert not run.records and run.expert_gradients == []
-    x, _ = run._batch(4, run._data)
-    assert torch.equal(x, untouched._batch(4, untouched._data)[0])  # the data to come are as they were
+    x, _ = run.draw(4, run.generators)
+    assert torch.equal(x, untouched.draw(4, untouched.generators)[0])  # the data to come are as they were
     experts = watched_run(COLLAPSE).model.block.experts
     before = copies(experts)
     make_alike(experts)

@@ -17,7 +17,7 @@ from moe_lessons.support.data import data_path
 from moe_lessons.tasks import BYTE_CLASSES, DOMAINS, NOT_SCORED, Facts, TextTask, byte_class, decode, encode, make_text
 from moe_lessons.tasks.text import HELD_OUT_BYTES, TOPICS, WRITERS
 from moe_lessons.training import Run, facts_model, facts_run, facts_runs, train
-from moe_lessons.training.run import token_losses
+from moe_lessons.training.record import token_losses
 
 
 def generator(seed: int = 0) -> torch.Generator:

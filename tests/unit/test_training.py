@@ -19,10 +19,12 @@ from moe_lessons.analysis.collapse import watched_run
 from moe_lessons.nn import FeedForward, LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
+from moe_lessons.support.interrupts import SIGNALS, held_back
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, SeedBand, plane_runs
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.training.run import Record, TrainingDiverged, dead_experts, is_dead, load_share, lr_scale
+from moe_lessons.training.record import Record, dead_experts, is_dead, load_share
+from moe_lessons.training.run import TrainingDiverged, lr_scale, step_together
 
 TASK = PlaneTask("blobs")
 TURNED = {"lr": 0.5, "noise_std": 2.0, "jitter_noise": 0.9, "capacity_factor": 0.5}
@@ -60,6 +62,18 @@ def test_the_same_seed_gives_the_same_numbers_whatever_goes_on_around_it():
             others += numbers(two, 1)
             one.evaluate(100)
     assert seen == alone != others
+
+
+@pytest.mark.parametrize("name", ["noise_std", "jitter_noise"])
+def test_the_noise_of_each_step_is_its_own(name):
+    run, seen = make_run(batch_size=512, lr=1e-30), []
+    setattr(run.knobs, name, 0.5)
+    run.draw = lambda *_: TASK.batch(512, torch.Generator().manual_seed(0))  # the same points each time
+    run.model.block.router.register_forward_hook(lambda _, __, routing: seen.append(routing.router_logits.detach()))
+    for _ in range(3):
+        run.step()
+    noise = [logits - logits.mean(dim=0) for logits in seen]
+    assert not any(torch.equal(a, b) for a, b in zip(noise, noise[1:] + noise[:1]))
 
 
 def test_a_run_has_its_own_threads_and_leaves_those_and_the_random_state_of_others_alone():
@@ -169,7 +183,7 @@ def test_the_bias_is_moved_against_the_load_after_each_step_and_never_in_evaluat
         expected = expected + rate * (1 / 8 - torch.tensor(run.step().load[0])).sign()
         run.evaluate()
         torch.testing.assert_close(bias, expected)
-    run.go_back()
+    run.take_back()
     assert torch.equal(bias, before) and before.any()
 
 
@@ -241,7 +255,7 @@ def test_an_interrupted_step_draws_its_batch_and_noise_again_and_the_last_step_c
         run.step(), other.step()
     before = weights(run)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(run, "_record", Mock(side_effect=KeyboardInterrupt))  # as late as a record is made
+        patch.setattr(run, "make_record", Mock(side_effect=KeyboardInterrupt))  # after the update
         run.step()
     assert same(before, weights(run)) and len(run.records) == 3
     fourth = other.step()
@@ -249,6 +263,103 @@ def test_an_interrupted_step_draws_its_batch_and_noise_again_and_the_last_step_c
     run.take_back()
     assert len(run.records) == len(getattr(run, "expert_gradients", run.records)) == 3 and same(before, weights(run))
     assert run.step().load == fourth.load and run.records[-1].loss == fourth.loss and run.records[-1].step == 4
+
+
+def test_an_interrupt_of_the_update_undoes_the_step_and_leaves_no_handler_behind(monkeypatch):
+    run, other = make_run(), make_run()
+    before, update = signal.getsignal(signal.SIGINT), run.optimizer.step
+    for late in (run.optimizer, run.after_step):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            if late is run.optimizer:
+                patch.setattr(late, "step", lambda: (signal.raise_signal(signal.SIGINT), update()))
+            else:
+                patch.setattr(run, "after_step", [lambda *_: signal.raise_signal(signal.SIGINT)])
+            run.step()
+        assert run.records == [] and signal.getsignal(signal.SIGINT) is before
+    assert numbers(run, 3) == numbers(other, 3)
+
+
+def test_handlers_are_put_back_even_if_one_of_them_raises_meanwhile():
+    before, numbers, count = {number: signal.getsignal(number) for number in SIGNALS}, list(SIGNALS), 0
+
+    def raising(*_):
+        raise KeyboardInterrupt
+
+    set_handler = signal.signal
+    try:
+        for number in SIGNALS:
+            signal.signal(number, raising)
+        for late in SIGNALS:  # a signal comes as soon as its own handler is back
+
+            def put(number, handler, late=late):
+                nonlocal count
+                set_handler(number, handler)
+                if handler is raising and number == late:
+                    count += 1
+                    if count % 2:
+                        signal.raise_signal(number)
+
+            with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt), held_back():
+                patch.setattr(signal, "signal", put)
+            assert [signal.getsignal(number) for number in numbers] == [raising] * len(numbers)
+    finally:
+        for number, handler in before.items():
+            set_handler(number, handler)
+
+
+def test_several_runs_step_together_or_none_does():
+    runs, others = ([make_run(seed=seed, noise_std=1.0) for seed in range(3)] for _ in range(2))
+    before = [signal.getsignal(number) for number in SIGNALS]
+    for _ in range(2):
+        step_together(runs), step_together(others)
+    hooks = [lambda *_: signal.raise_signal(signal.SIGINT), lambda *_: 1 / 0]
+    for hook, error in zip(hooks, (KeyboardInterrupt, ZeroDivisionError), strict=True):
+        for place in ("after_backward", "after_step"):
+            getattr(runs[1], place).append(hook)
+            with pytest.raises(error):
+                step_together(runs)
+            getattr(runs[1], place).remove(hook)
+            assert [len(run.records) for run in runs] == [2, 2, 2]
+    with pytest.raises(KeyboardInterrupt):
+        step_together(runs, between=lambda: signal.raise_signal(signal.SIGINT))
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert [numbers(run, 2) for run in runs] == [numbers(run, 2) for run in others]
+    runs[1].knobs.lr, rate = 1e30, runs[1].knobs.lr
+    step_together(runs)
+    with pytest.raises(TrainingDiverged):
+        step_together(runs)
+    assert [len(run.records) for run in runs] == [4, 4, 4]  # the step that was too large is gone, too
+    runs[1].knobs.lr = rate
+    assert [numbers(run, 2) for run in runs] == [numbers(run, 2) for run in others]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_hundreds_of_signals_at_random_moments_leave_several_runs_in_step(number):
+    runs, others, moments, count = [make_run(seed=s) for s in (0, 1)], [make_run(seed=s) for s in (0, 1)], Random(1), 0
+    before, wake = signal.getsignal(number), signal.getsignal(signal.SIGALRM)
+    signal.signal(number, signal.default_int_handler)
+    if number != signal.SIGALRM:
+        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    handlers = [signal.getsignal(each) for each in SIGNALS]
+    step_together(runs)
+    try:
+        while count < 300:
+            try:
+                step = runs[0].records[-1].ms_per_step / 1000
+                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-3, 2.5) * step, 1)
+                while True:
+                    step_together(runs)
+            except KeyboardInterrupt:
+                count += 1
+                assert len(runs[0].records) == len(runs[1].records)
+                assert [signal.getsignal(each) for each in SIGNALS] == handlers
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, wake)
+        signal.signal(number, before)
+    steps = len(runs[0].records)
+    for run, other in zip(runs, others):
+        assert numbers(other, steps) == [replace(record, ms_per_step=0.0) for record in run.records]
 
 
 def test_a_thousand_interrupts_at_random_moments_leave_the_same_numbers_as_none():
@@ -272,7 +383,7 @@ def test_a_thousand_interrupts_at_random_moments_leave_the_same_numbers_as_none(
         signal.signal(signal.SIGALRM, before)
     assert (torch.is_grad_enabled(), torch.get_num_threads()) == modes and torch.equal(torch.get_rng_state(), state)
     assert numbers(plain, len(run.records)) == [replace(record, ms_per_step=0.0) for record in run.records]
-    assert same(run._weights, plain._weights) and plain.evaluate() == run.evaluate()
+    assert same(weights(run), weights(plain)) and plain.evaluate() == run.evaluate()
     assert numbers(plain, 1) == numbers(run, 1) and len(run.expert_gradients) == len(run.records) > 100
 
 
@@ -291,9 +402,11 @@ def refusing(_, __, output):
         (None, "task", "the input"),
     ],
 )
-def test_what_is_not_finite_is_named_and_what_was_learned_until_the_last_good_step_is_kept(hook, bad, first):
+def test_what_is_not_finite_is_named_and_the_last_step_is_taken_back(hook, bad, first):
     run = make_run(block=FeedForward(16, 8))
-    numbers(run, 2)
+    other = make_run(block=copy.deepcopy(run.model.block))
+    other.model.load_state_dict(run.model.state_dict())
+    numbers(run, 2), numbers(other, 2)
     before_third = weights(run)
     run.step()
     handle = run.model.block.register_forward_hook(hook or (lambda *_: None))
@@ -304,11 +417,10 @@ def test_what_is_not_finite_is_named_and_what_was_learned_until_the_last_good_st
     message = f"^training stopped after step 3: .*; the first that is not finite is {first}; .*learning rate"
     with pytest.raises(TrainingDiverged, match=message):
         run.step()
-    assert not run.optimizer.state and all(weight.grad is None for weight in run.model.parameters())  # forgotten
-    assert same(weights(run), before_third)  # those that the loss of step 3 was computed with
+    assert same(weights(run), before_third) and len(run.records) == 2
     handle.remove()
     run.task = TASK
-    assert [record.step for record in numbers(run, 2) + run.records] == [4, 5, 1, 2, 3, 4, 5]
+    assert numbers(run, 2) == numbers(other, 2)  # those that were taken back are computed again
 
 
 def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_back():
