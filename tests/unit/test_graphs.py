@@ -17,7 +17,7 @@ from moe_lessons.nn import SAME_ACTIVE, MoE, TopKRouter, muted
 from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.training.record import token_losses
+from moe_lessons.training.record import scored_mean, token_losses
 from moe_lessons.web.graphs import (
     NUM_MEASURED,
     NUM_READ,
@@ -242,8 +242,8 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     assert 5 < known.sum() < 30 and (known == run.task.known(run.model)[:NUM_READ].numpy()).all()
     logits, _ = run.model(task.x)
     losses, correct = token_losses(logits, task.y)
-    assert loss == pytest.approx(losses.mean().item(), abs=1e-4)
-    assert accuracy == pytest.approx(correct.float().mean().item(), abs=1e-6)
+    assert loss == pytest.approx(scored_mean(losses, task.y).item(), abs=1e-4)
+    assert accuracy == pytest.approx(scored_mean(correct, task.y).item(), abs=1e-6)
 
 
 def test_the_wall_of_the_page_starts_as_its_runs_do():
