@@ -1,6 +1,6 @@
 """``make render`` (``python -m tools.render``): execute the lessons afresh and store what a static page shows of them.
 
-Then draw the pictures of the README and write what `tools.tables` does, unless lessons were named. A rendered notebook
+Then write what `tools.tables` does, and draw the pictures of the README unless lessons were named. A rendered notebook
 depends on its source and the versions installed, not on when or where it was made.
 """
 
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] = ()) -> int:
             print(f"is unchanged: {error}", flush=True)
     if paths and not notebooks:
         pictures.main()
+    if paths:
         tables.main()
     return 1 if refused or not paths else 0
 

@@ -20,7 +20,7 @@ from moe_lessons.parallel import bytes_sent
 
 
 def weights_of(routing, like):
-    return weight_matrix(like, routing, routing.weight).T  # (T, E)
+    return weight_matrix(like, routing).T  # (T, E)
 
 
 def routing_of(probs, topk_indices):
@@ -177,7 +177,11 @@ RIGHT = [
 @pytest.mark.parametrize("name, answer", RIGHT)
 def test_right_answers_written_in_another_way(name, answer):
     check = getattr(exercises, name).check(answer)
-    assert check.status == "right" and {name for name, _ in RIGHT} == set(exercises.MODULES), check
+    assert check.status == "right", check
+
+
+def test_each_exercise_has_a_right_answer_written_in_another_way():
+    assert {name for name, _ in RIGHT} == set(exercises.MODULES)
 
 
 def token_by_token(x, weights, experts):
