@@ -48,20 +48,20 @@ def measure(case: Case, device: torch.device, seconds: float) -> tuple[float, di
         calls = case.make()
     baseline, found = calls.pop(case.baseline), {}
     baseline()
-    of_baseline = [milliseconds(baseline)]
+    of_baseline = [milliseconds(baseline, device)]
     for what, call in calls.items():
         try:
             call()
-            times, of_baseline = take_turns([call, baseline], rounds_within(seconds, [call, baseline]))
+            times, of_baseline = take_turns([call, baseline], rounds_within(seconds, [call, baseline], device), device)
             found[what] = Ratio.of(times, of_baseline)
         except RuntimeError as error:
             found[what] = str(error).splitlines()[0]
     return median(of_baseline), found
 
 
-def rounds_within(seconds: float, functions: Sequence) -> int:
+def rounds_within(seconds: float, functions: Sequence, device: torch.device) -> int:
     """How many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
-    return max(5, min(200, int(1000 * seconds / sum(milliseconds(function) for function in functions))))
+    return max(5, min(200, int(1000 * seconds / sum(milliseconds(function, device) for function in functions))))
 
 
 if __name__ == "__main__":

@@ -51,10 +51,10 @@ def keep_norms(run: WatchedRun, routings: list) -> None:
     run._norms.append(gathered(norms))
 
 
-def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None) -> WatchedRun:
+def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None, device="cpu") -> WatchedRun:
     """Make the mixture of `training.plane_runs`, watched. `learns`: a name of `LEARNS`; the other part stands still."""
     still = LEARNS[check_choice("learns", learns, LEARNS)]
-    model, task = plane_model(setting, seed, block)
+    model, task = plane_model(setting, seed, block, device)
     if still:
         getattr(model.block, still).requires_grad_(False)
     run = WatchedRun(model, task, lr=setting.lr, seed=seed)
@@ -97,7 +97,7 @@ def practise(run: Run, expert: int, steps: int = 20) -> None:
     check_whole("expert", expert, 0, experts.num_experts - 1, f"between 0 and {experts.num_experts - 1}")
     alone = copy.deepcopy(run.model).requires_grad_(False)
     alone.block = FeedForward(experts.d_model, experts.d_ff, experts.activation)  # one expert alone is a dense FFN
-    alone.block.load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
+    alone.block.to(run.device).load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
     training = Run(alone, run.task, lr=run.knobs.lr, seed=run.seed + 500_009)
     for _ in range(steps):
         training.step()
@@ -113,12 +113,12 @@ def make_alike(experts: nn.Module) -> None:
         weight.copy_(weight[0].clone())
 
 
-def band_of(setting: PlaneSetting, divided: bool, seeds: Sequence[int]) -> SeedBand:
+def band_of(setting: PlaneSetting, divided: bool, seeds: Sequence[int], device="cpu") -> SeedBand:
     """Make a band of top-k routers whose K probabilities are `divided` by their sum, or not (`norm_topk_prob`).
 
     p / p is 1 whatever the scores, so with K = 1 the gradient of such a router is 0. It stands still here: else Adam
     would make steps of the rounding errors."""
-    band = SeedBand(setting, seeds)
+    band = SeedBand(setting, seeds, device)
     for router in band.model.block.router.routers:
         router.norm_topk_prob = divided
         router.requires_grad_(not divided or setting.top_k > 1)

@@ -12,43 +12,45 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis.busy import watching_others
 from moe_lessons.analysis.counting import used_size
-from moe_lessons.analysis.timing import Ratio, take_turns
+from moe_lessons.analysis.timing import Ratio, moved, take_turns
 from moe_lessons.nn import KVCache, LanguageModel, evaluating, torch_threads
-from moe_lessons.support.errors import check_number, check_positive_int, check_seed, check_top_k, is_whole
+from moe_lessons.support.errors import check_device, check_number, check_positive_int, check_seed, check_top_k, is_whole
 from moe_lessons.training import bar
 
 DRAWS = 200  # decoding steps over which different experts are counted
-WIDTH, MEGABYTES = 512, 256  # of the matrices that measure a machine: many more bytes than its caches hold
+CPU_WIDTH, GPU_WIDTH = 512, 8192  # of the matrices that measure a machine
+MEGABYTES = 256  # of the large one: many more than its caches hold
 
 
-@torch.inference_mode()
 def decode_speed(
     models: Mapping[str, LanguageModel], batch_sizes: Sequence[int] = (1, 4, 16), *, prompt_length=8, num_tokens=5,
-    repeats=5, seed=0,
+    repeats=5, seed=0, device=None,
 ) -> pd.DataFrame:  # fmt: skip
     """Measure the tokens per second of each model in decoding: a row for each batch size and model.
 
     batch: how many sequences are written at once, B. tokens_per_second: of all B together, the median over `repeats`.
     speedup: over the last model, the median of the ratios within a round, with its quartiles. In a round each model
-    reads num_tokens bytes, drawn from `seed`, behind a prompt; the median step counts.
+    reads num_tokens bytes, drawn from `seed`, behind a prompt; the median step counts. device: where copies of the
+    models work, such as 'cuda' or 'auto'; None: where they are, all on one device.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
     [1.0, 1.0]
     """
     check_models(models, batch_sizes)
-    values = models.values()
+    models = moved(models, device)
+    values, place = models.values(), device_of(models)
     length = check_positive_int("prompt_length", prompt_length) + check_positive_int("num_tokens", num_tokens)
     rows, vocab_size = [], min(model.config.vocab_size for model in values)
     generator = torch.Generator().manual_seed(check_seed(seed))
-    with torch_threads(1), evaluating(*values), watching_others():
+    with torch_threads(1), evaluating(*values), watching_others(), torch.inference_mode():
         for batch in bar(batch_sizes, "batch sizes"):
             ids, steps = torch.randint(vocab_size, (batch, length), generator=generator), []
             for model in values:
-                cache, own_ids = model.new_cache(batch, length), ids.to(model.embed.weight.device)
+                cache, own_ids = model.new_cache(batch, length), ids.to(place)
                 model(own_ids[:, :prompt_length], cache)
-                steps += [partial(decode, model, own_ids, cache, place) for place in range(prompt_length, length)]
-            times = np.reshape(take_turns(steps, repeats), (len(models), num_tokens, repeats))
+                steps += [partial(decode, model, own_ids, cache, n) for n in range(prompt_length, length)]
+            times = np.reshape(take_turns(steps, repeats, place), (len(models), num_tokens, repeats))
             times = np.median(times, axis=1)  # (models, repeats)
             for name, own in zip(models, times, strict=True):
                 ratio = Ratio.of(times[-1], own)
@@ -60,6 +62,14 @@ def decode(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> Non
     """Decode the token at `place` of ids (B, T), behind the tokens before it in the cache."""
     cache.length = place  # forget what an earlier round added
     model(ids[:, place : place + 1], cache)
+
+
+def device_of(models: Mapping[str, LanguageModel]) -> torch.device:
+    """Return the device on which all models are. ValueError where there are several."""
+    places = {model.embed.weight.device for model in models.values()}
+    if len(places) > 1:
+        raise ValueError(f"models must be on one device, or device be given, got {', '.join(map(str, places))}")
+    return places.pop()
 
 
 def check_models(models: Mapping[str, LanguageModel], batch_sizes: Sequence[int]) -> None:
@@ -97,7 +107,7 @@ def distinct_experts(model: LanguageModel, ids: Tensor, batch_sizes=(1, 2, 4, 8,
     num_sequences, length = ids.shape
     check_decodes(model, batch_sizes, num_sequences)
     with evaluating(model):
-        _, routings = model(ids)
+        _, routings = model(ids.to(model.embed.weight.device))
     if not routings:
         raise ValueError("model must contain a mixture of experts, got one without")
     rows, generator = [], torch.Generator().manual_seed(seed)
@@ -131,18 +141,24 @@ class Machine:
         return self.flops_per_second / self.bytes_per_second
 
 
-def measure_machine(repeats: int = 8) -> Machine:
-    """Measure what one thread of the CPU reaches in float32, the best of `repeats`: in the product of a large matrix
-    and a vector, as in decoding at B = 1, and in that of two square matrices. Both have rows of 512 numbers."""
-    plain, matrix = plain_product(), torch.ones(WIDTH, WIDTH)
+def measure_machine(repeats: int = 8, device="cpu") -> Machine:
+    """Measure what one thread of the CPU, or a GPU, reaches in float32, the best of `repeats`: in the product of a
+    large matrix and a vector, as in decoding at B = 1, and in that of two square matrices. Both have rows of 512
+    numbers, on a GPU of 8192: smaller products leave most of it idle."""
+    place = check_device(device)
+    plain = plain_product(place)
+    matrix = torch.ones(plain.args[0].shape[1], plain.args[0].shape[1], device=place)
     with torch_threads(1):
-        reading, arithmetic = map(min, take_turns([plain, partial(torch.mm, matrix, matrix)], repeats))
-    return Machine(1000 * plain.args[0].nbytes / reading, 1000 * 2 * WIDTH**3 / arithmetic)
+        times = take_turns([plain, partial(torch.mm, matrix, matrix)], repeats, place)
+    reading, arithmetic = map(min, times)
+    return Machine(1000 * plain.args[0].nbytes / reading, 1000 * 2 * len(matrix) ** 3 / arithmetic)
 
 
-def plain_product() -> partial:
+def plain_product(device: torch.device) -> partial:
     """Make the product of a large matrix, its first argument, and a vector: to read it is nearly all that it does."""
-    return partial(torch.mv, torch.ones(MEGABYTES * 2**18 // WIDTH, WIDTH), torch.ones(WIDTH))  # zeros: no memory
+    width = CPU_WIDTH if device.type == "cpu" else GPU_WIDTH
+    matrix = torch.ones(MEGABYTES * 2**18 // width, width, device=device)  # zeros would take no memory
+    return partial(torch.mv, matrix, torch.ones(width, device=device))
 
 
 def bytes_per_step(model: nn.Module, batch_size: int = 1) -> float:

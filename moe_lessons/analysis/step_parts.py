@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe_lessons.analysis.busy import watching_others
-from moe_lessons.analysis.inference import bytes_per_step, check_models, decode, plain_product
-from moe_lessons.analysis.timing import WARM_UP, own_clock, take_turns
+from moe_lessons.analysis.inference import bytes_per_step, check_models, decode, device_of, plain_product
+from moe_lessons.analysis.timing import WARM_UP, finish, moved, own_clock, take_turns
 from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
 from moe_lessons.nn.attention import Attention
 from moe_lessons.support.errors import check_seed
@@ -31,13 +31,17 @@ PRODUCTS = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with
 class Stopwatch:
     """Shares out the seconds that pass among parts: what begins takes over from what is open, until it ends."""
 
-    def __init__(self):
-        self.clock, self.spent, self.open = own_clock(), Counter(), [REST]
-        self.since = self.clock()
+    def __init__(self, device: torch.device):
+        self.device, self.clock, self.spent, self.open = device, own_clock(device), Counter(), [REST]
+        self.since = self.now()
+
+    def now(self) -> float:
+        finish(self.device)
+        return self.clock()
 
     def turn(self, begins: str | None = None, *_) -> None:
         """Begin a part, or end the one that began last."""
-        now = self.clock()
+        now = self.now()
         self.spent[self.open[-1]] += now - self.since
         self.since = now
         self.open.append(begins) if begins else self.open.pop()
@@ -68,39 +72,42 @@ def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
 
 def decode_watched(seen: list[Counter], model: LanguageModel, *step) -> None:
     """`decode`, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
-    watch = Stopwatch()
+    watch = Stopwatch(model.embed.weight.device)
     with watched(model, watch):
-        watch.since = watch.clock()
+        watch.since = watch.now()
         decode(model, *step)
         watch.turn()
     seen.append(watch.spent)
 
 
-@torch.inference_mode()
 def step_parts(
-    models: Mapping[str, LanguageModel], batch_sizes: Sequence[int] = (1, 4, 16, 64), *, repeats=5, seed=0
+    models: Mapping[str, LanguageModel], batch_sizes: Sequence[int] = (1, 4, 16, 64), *, repeats=5, seed=0, device=None
 ) -> pd.DataFrame:
     """Measure where the milliseconds of a decoding step go: a row for each batch size and model, medians of `repeats`.
 
     Steps are measured in turns, as they are, `whole`, and with a stopwatch, which has their `PARTS`; of one text, four
     in a row, as in writing. `promise`: how long its bytes take in a plain product, one large matrix times a vector, in
     the same turns. Products count as READ up to this, and as BEYOND from there: their arithmetic, and what the library
-    takes for few rows."""
+    takes for few rows. device: see `decode_speed`."""
     check_models(models, batch_sizes)
+    models = moved(models, device)
+    place = device_of(models)
     generator, rows = torch.Generator().manual_seed(check_seed(seed)), []
-    vocab_size, plain = min(model.config.vocab_size for model in models.values()), plain_product()
-    with torch_threads(1), evaluating(*models.values()), watching_others():
+    vocab_size, plain = min(model.config.vocab_size for model in models.values()), plain_product(place)
+    with torch_threads(1), evaluating(*models.values()), watching_others(), torch.inference_mode():
         for batch in bar(batch_sizes, "batch sizes"):
             tokens = max(1, IN_A_ROW // batch)
             ids = torch.randint(vocab_size, (batch, PROMPT + tokens), generator=generator)
             as_is, with_watch, seen = [], [], {name: [] for name in models}
             for name, model in models.items():
-                cache, own_ids = model.new_cache(batch, PROMPT + tokens), ids.to(model.embed.weight.device)
+                cache, own_ids = model.new_cache(batch, PROMPT + tokens), ids.to(place)
                 model(own_ids[:, :PROMPT], cache)
                 places = range(PROMPT, PROMPT + tokens)
                 as_is += [partial(decode, model, own_ids, cache, n) for n in places]
                 with_watch += [partial(decode_watched, seen[name], model, own_ids, cache, n) for n in places]
-            reading, *times = take_turns([plain, *as_is, *with_watch], repeats)  # so each finds others' weights cached
+            reading, *times = take_turns(
+                [plain, *as_is, *with_watch], repeats, place
+            )  # so each finds others' weights cached
             times = np.reshape(times[: len(as_is)], (len(models), -1))
             for (name, model), own in zip(models.items(), times, strict=True):
                 promise = median(reading) * bytes_per_step(model, batch) / plain.args[0].nbytes

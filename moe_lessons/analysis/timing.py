@@ -1,5 +1,6 @@
 """How long things take, side by side: functions take turns, since a machine is never idle, and never the same twice."""
 
+import copy
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis.busy import watching_others
 from moe_lessons.nn import torch_threads
-from moe_lessons.support.errors import check_positive_int
+from moe_lessons.support.errors import check_device, check_positive_int
 
 WARM_UP = 2  # rounds that are not measured
 
@@ -35,39 +36,62 @@ class Ratio:
         return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
 
 
-def paired_ratio(a: Callable[[], object], b: Callable[[], object], repeats: int = 20) -> Ratio:
+def paired_ratio(a: Callable[[], object], b: Callable[[], object], repeats: int = 20, device=None) -> Ratio:
     """Measure how many times as long `a` takes as `b`: they take turns `repeats` times, after a warm-up."""
-    return Ratio.of(*take_turns([a, b], repeats))
+    return Ratio.of(*take_turns([a, b], repeats, device))
 
 
 @watching_others()
-def take_turns(functions: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Measure the milliseconds of each function in each of `repeats` rounds, in which each is called once, in order."""
+def take_turns(functions: Sequence[Callable[[], object]], repeats: int, device=None) -> list[list[float]]:
+    """Measure the milliseconds of each function in each of `repeats` rounds, in which each is called once, in order.
+    device: the one that works, where there are several; None: the accelerator that is in use, if there is one."""
     check_positive_int("repeats", repeats)
-    rounds = [[milliseconds(function) for function in functions] for _ in range(WARM_UP + repeats)]
+    rounds = [[milliseconds(function, device) for function in functions] for _ in range(WARM_UP + repeats)]
     return [list(times) for times in zip(*rounds[WARM_UP:], strict=True)]
 
 
-def milliseconds(function: Callable[[], object]) -> float:
+def milliseconds(function: Callable[[], object], device=None) -> float:
     """Measure how long one call takes, with the work that it leaves to a GPU. Where one thread does all of it, only the
     time counts that it was at work (but on Windows, which counts that badly)."""
-    wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
-    clock = own_clock()
-    wait()
+    clock = own_clock(device)
+    finish(device)
     start = clock()
     function()
-    wait()
+    finish(device)
     return 1000 * (clock() - start)
 
 
-def own_clock() -> Callable[[], float]:
+def finish(device=None) -> None:
+    """Wait for the work that was left to a device; None: to the accelerator that is in use, if there is one."""
+    if not _is_processor(device):
+        torch.accelerator.synchronize(device)
+
+
+def own_clock(device=None) -> Callable[[], float]:
     """Choose the clock of `milliseconds`: of the time at work where one thread of the processor does all of it."""
-    is_alone = torch.get_num_threads() == 1 and not torch.accelerator.is_available()
+    is_alone = torch.get_num_threads() == 1 and _is_processor(device)
     return time.thread_time if is_alone and platform.system() != "Windows" else time.perf_counter
 
 
-def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15) -> dict[str, list[float]]:
-    """Measure the milliseconds for forward and backward of each model on `x` (T, D), in turns, with one thread."""
+def _is_processor(device) -> bool:
+    return not torch.accelerator.is_available() if device is None else torch.device(device).type == "cpu"
+
+
+def moved(models: Mapping[str, nn.Module], device=None) -> dict[str, nn.Module]:
+    """Return the models, or copies of those that are not on the device; None: wherever they are."""
+    if device is None:
+        return dict(models)
+    place, found = check_device(device), {}
+    for name, model in models.items():
+        is_there = all(weight.device == place for weight in model.parameters())
+        found[name] = model if is_there else copy.deepcopy(model).to(place)
+    return found
+
+
+def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15, device=None) -> dict[str, list[float]]:
+    """Measure the milliseconds for forward and backward of each model on `x` (T, D), in turns, with one thread.
+    device: where copies of the models work; None: where x is."""
+    models, x = moved(models, device), x if device is None else x.to(check_device(device))
 
     def step(model: nn.Module) -> None:
         model.zero_grad(set_to_none=True)
@@ -76,7 +100,7 @@ def step_times(models: Mapping[str, nn.Module], x: Tensor, repeats: int = 15) ->
         y.square().mean().backward()
 
     with torch_threads(1):
-        times = take_turns([partial(step, model) for model in models.values()], repeats)
+        times = take_turns([partial(step, model) for model in models.values()], repeats, x.device)
     return dict(zip(models, times, strict=True))
 
 

@@ -1,13 +1,9 @@
 """Timing side by side and decoding: who takes turns, what is counted, what the laws say. No duration is asserted."""
 
 import dataclasses
-import os
 import platform
-import subprocess
-import sys
 import time
 from collections import namedtuple
-from contextlib import contextmanager
 from itertools import cycle
 
 import pytest
@@ -18,7 +14,7 @@ from torch import nn
 from moe_lessons.analysis import busy, count_parameters, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.analysis.step_parts import ROUTING, Stopwatch, step_parts, watched
-from moe_lessons.analysis.timing import Ratio, milliseconds, paired_ratio, step_times, take_turns
+from moe_lessons.analysis.timing import Ratio, finish, milliseconds, moved, own_clock, paired_ratio, step_times
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 
 CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top_k=2, max_positions=32)
@@ -54,7 +50,7 @@ def clock(monkeypatch):
     """Each step of a model with d_ff 16 takes 4 ms, of another one 1 ms, whatever the batch."""
     steps = []
 
-    def measure(step):
+    def measure(step, device):
         model, ids, cache, place = step.args
         step()
         steps.append((model.config.d_ff, len(ids), place, cache.length, model.training))
@@ -85,7 +81,7 @@ def test_the_parts_of_a_step_leave_nothing_behind():
     frame = step_parts(models, (1, 8), repeats=1).set_index(["batch", "model"])
     assert (frame[ROUTING].unstack() > 0).to_numpy().tolist() == [[True, False]] * 2 and (frame >= 0).all(axis=None)
     linear, model = nn.functional.linear, models["MoE"]
-    with pytest.raises(ValueError, match="ids must be"), watched(model, Stopwatch()):
+    with pytest.raises(ValueError, match="ids must be"), watched(model, Stopwatch(torch.device("cpu"))):
         assert nn.functional.linear is not linear
         model(torch.zeros(1, 99, dtype=torch.long))
     assert nn.functional.linear is linear and not any(part._forward_hooks for part in model.modules())
@@ -107,7 +103,7 @@ def test_bytes_of_dense_baselines_are_all_their_weights_and_of_a_mixture_between
 
 def test_a_machine_is_the_best_of_its_tries(monkeypatch):
     times = cycle([4000.0, 8000.0, 2000.0, 5000.0])  # reading, arithmetic, reading, arithmetic
-    monkeypatch.setattr(timing, "milliseconds", lambda function: next(times))
+    monkeypatch.setattr(timing, "milliseconds", lambda function, device: next(times))
     monkeypatch.setattr(inference, "MEGABYTES", 1)
     assert inference.measure_machine(repeats=2) == Machine(2**20 / 2, 2 * 512**3 / 5)
 
@@ -149,40 +145,25 @@ def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_th
     order, ticks = [], iter([1.0, 1.25])
     monkeypatch.setattr(time, "perf_counter", lambda: next(ticks))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: order.append("wait"))
-    assert milliseconds(lambda: order.append("call")) == 250
-    assert order == ["wait", "call", "wait"]
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    monkeypatch.setattr(time, "thread_time", iter([1.0, 1.25]).__next__)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: order.append(f"wait for {device}"))
+    assert milliseconds(lambda: order.append("call"), "cuda:1") == 250
+    assert order == ["wait for cuda:1", "call", "wait for cuda:1"]
+    finish("cpu")
+    assert len(order) == 3
+    finish()
+    assert order[3:] == ["wait for None"]
+    monkeypatch.setattr(time, "thread_time", iter([1.0, 1.25] * 2).__next__)
     monkeypatch.setattr(time, "perf_counter", iter([1.0, 1.5] * 2).__next__)
     for threads, system, expected in ((1, "Linux", 250), (2, "Linux", 500), (1, "Windows", 500)):
         monkeypatch.setattr(platform, "system", lambda system=system: system)
         with torch_threads(threads):
-            assert milliseconds(lambda: None) == expected
+            assert milliseconds(lambda: None, "cpu") == expected
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with torch_threads(1):
+        assert own_clock() == (time.perf_counter if platform.system() == "Windows" else time.thread_time)
 
 
 SAID = "of this machine: do not trust these times."
-
-
-@contextmanager
-def busy_processes():
-    started = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
-    try:
-        yield time.sleep(0.3)
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-
-
-def test_beside_busy_programs_it_is_said_once(capsys):
-    model = LanguageModel(TransformerConfig(num_layers=1, num_experts=2))
-    with busy_processes():
-        take_turns([lambda: time.sleep(0.1)], repeats=3)
-        said = capsys.readouterr().err
-        assert said.startswith("Another program takes ") and said.count(SAID) == 1
-        decode_speed({"model": model}, (1, 2, 4), repeats=20)  # in three rounds
-        assert capsys.readouterr().err.count(SAID) == 1
 
 
 def test_of_ones_own_work_nothing_is_said(monkeypatch, capsys):
@@ -194,15 +175,30 @@ def test_of_ones_own_work_nothing_is_said(monkeypatch, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("is_static", [False, True])
-def test_in_a_notebook_it_stands_below_the_cell_and_in_no_output_that_is_compared(is_static, monkeypatch):
+@pytest.mark.parametrize("where", ["a terminal", "a notebook", "a notebook that is rendered"])
+def test_beside_busy_programs_it_is_said_once_and_in_no_output_that_is_compared(where, monkeypatch, capsys):
     shown, updates = [], []
     handle = namedtuple("handle", "update")(lambda data, raw: updates.append(data))
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if is_static else "")
-    monkeypatch.setattr(busy, "in_notebook", lambda: True)
+    monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if where.endswith("rendered") else "")
+    monkeypatch.setattr(busy, "in_notebook", lambda: where != "a terminal")
     monkeypatch.setattr(busy, "display", lambda data, **options: shown.append(data) or handle)
     monkeypatch.setattr(busy, "_seconds_of_others", iter([0.0, 1e6]).__next__)
     with busy.watching_others():
-        time.sleep(busy.SHORT + 0.05)
-    assert (shown, len(updates)) == (([], 0) if is_static else ([{}], 1))
+        decode_speed({"model": model_of()}, (1,), repeats=1)
+        time.sleep(busy.SHORT)
+    assert capsys.readouterr().err.count(SAID) == (where == "a terminal")
+    assert (shown, len(updates)) == (([{}], 1) if where == "a notebook" else ([], 0))
     assert all(SAID in data["text/plain"] for data in updates)
+
+
+def test_models_are_measured_where_they_are_or_on_another_device_as_copies():
+    models = {"MoE": model_of(), "dense": model_of(moe_layers=())}
+    assert moved(models) == moved(models, "cpu") == models
+    elsewhere = moved(models, "meta")
+    assert {weight.device.type for model in elsewhere.values() for weight in model.parameters()} == {"meta"}
+    assert {weight.device.type for model in models.values() for weight in model.parameters()} == {"cpu"}
+    with pytest.raises(ValueError, match="^models must be on one device, or device be given, got"):
+        decode_speed(models | {"elsewhere": elsewhere["MoE"]}, (1,))
+    for measure in (decode_speed, step_parts):
+        with pytest.raises(ValueError, match="^device must be one of 'auto', 'cpu'"):
+            measure(models, device="cuda:99")

@@ -90,8 +90,6 @@ def test_layers_are_not_pooled():
     assert meter["load_balancing_loss"].tolist() == pytest.approx([4] * 4)
     pooled = sum(routing.demand_per_expert for routing in routings)
     assert load_statistics(pooled).dead == 0 and load_statistics(pooled).max_over_mean == 1
-    with pytest.raises(ValueError, match="^routings must be a sequence, each of it a Routing, got Routing$"):
-        balance_by_layer(routings[0])
 
 
 COLLAPSE = PRESETS["collapse"]

@@ -113,7 +113,7 @@ TINY = [
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(bench, "all_cases", lambda quick: TINY[: 1 if quick else 2])
-    monkeypatch.setattr(bench, "rounds_within", lambda seconds, calls: 2)
+    monkeypatch.setattr(bench, "rounds_within", lambda seconds, calls, device: 2)
 
 
 @needs_hf

@@ -13,7 +13,7 @@ from matplotlib.colors import PowerNorm
 from moe_lessons.analysis.traces import expert_shares
 from moe_lessons.nn import LanguageModel, torch_threads
 from moe_lessons.plots.marks import Axis, Cells, Panel, Text, experts_axis
-from moe_lessons.plots.panels._history import num_experts, of_layer
+from moe_lessons.plots.panels._history import as_array, num_experts, of_layer
 from moe_lessons.plots.still import FONT, plot, visible
 from moe_lessons.plots.theme import LIGHT, axes_for, styled
 from moe_lessons.support.errors import check_choice, check_positive_int
@@ -151,7 +151,7 @@ def write(model: LanguageModel, prompt: str, num_bytes: int = 80, seed: int = 0)
 
 def attention_heatmap(weights, text: str) -> Axes:
     """Draw who looks at whom: weights (T, T), a row for each token of `text`, a column for each; white: no share."""
-    weights = np.asarray(weights)
+    weights = as_array(weights)
     if weights.shape != (len(text), len(text)):
         raise ValueError(f"weights must have the shape {(len(text), len(text))} of the text, got {weights.shape}")
     ax = axes_for(4.8, 4.2, "Attention weights of one head", "looks at", "token")
