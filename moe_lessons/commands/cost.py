@@ -8,7 +8,9 @@ import os
 from collections.abc import Sequence
 
 from moe_lessons.hub.published import as_tables, cost_report, count_config, read_config
-from moe_lessons.support.errors import check_count, say_refusal
+from moe_lessons.support.errors import check_whole, say_refusal
+
+MOST_CONTEXT = 10**12  # tokens
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +22,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     try:
-        report = cost_report(count_config(read_config(options.config)), check_count("context", options.context))
+        context = check_whole("context", options.context, 0, MOST_CONTEXT)
+        report = cost_report(count_config(read_config(options.config)), context)
     except (ValueError, ImportError) as error:
         return say_refusal("cost", error, str(error), options.json)
     print(json.dumps(report, indent=2) if options.json else as_tables(report))

@@ -1,106 +1,68 @@
-"""What a model of transformers keeps of each token that it has read, by a run of its shapes on the meta device."""
+"""What a model of transformers keeps of each token that it has read: the usual formulas, from its configuration.
 
-import inspect
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import suppress
+A layer of attention keeps a key and a value for each of its G heads of keys and values, each h numbers: 2·G·h; G is the
+number of heads where they are not grouped (arXiv:2305.13245). Latent attention (MLA, arXiv:2405.04434, section 2.1)
+keeps one latent and one key with rotary positions for all heads. A window keeps the last tokens only. A layer whose
+state has a fixed size (Mamba, linear attention) keeps nothing of a token."""
+
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from moe_lessons.analysis.roofline import Cached
-from moe_lessons.support.errors import first_line
 
-aten = torch.ops.aten
-LENGTH = 11  # tokens of the run
-CACHES = ("cache", "past_key_values", "cache_params", "state", "mems")  # names in a model's output
-
-
-class Shapes(TorchDispatchMode):
-    """Answers what depends on numbers, of which there are none: a value is 1, or true, and one of many is not zero."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func is aten._local_scalar_dense.default:
-            return True if args[0].dtype is torch.bool else 1
-        if func is aten.nonzero.default:
-            return args[0].new_empty(1, args[0].ndim, dtype=torch.int64)
-        if func is aten._to_copy.default and str(kwargs.get("device")) == "cpu":
-            return torch.ones(args[0].shape, dtype=kwargs.get("dtype"), device="cpu")
-        if func is aten.split_with_sizes.default and args[2:] in ((), (0,)):  # of rows, to experts
-            args = args[0], [len(args[0]), *[0] * (len(args[1]) - 1)]
-        return func(*args, **kwargs)
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}  # and their fields
+UNUSUAL = ("cross_attention_layers", "recurrent_kv_cache_mode", "mem_len", "ngram")  # fields of other kinds of memory
+FIXED = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe", "mlp")  # kinds of layers without a cache
 
 
 def cached_layers(model: nn.Module) -> list[Cached]:
-    """What each layer of a model on the meta device keeps of a token. ValueError, with the reason, where it is unknown.
-
-    What transformers keeps is counted: of latent attention (MLA) the latent, as engines do; of a state of fixed size 0.
-    """
-    config, name = model.config.get_text_config(decoder=True), type(model).__name__
-    if any("compressor" in part for part, _ in model.named_modules()):
-        raise ValueError(f"{name} compresses several tokens into one")
+    """What each layer of a model on the meta device keeps. ValueError, with the reason, where no formula is known."""
+    whole, name = model.config, type(model).__name__
+    config = whole.get_text_config(decoder=True)
     try:
-        cache = run(model)
-    except Exception as error:  # whatever a class raises that wants more than token ids, or their values
-        raise ValueError(f"{name} cannot be run on shapes alone ({first_line(error)[:150]})") from error
-    if cache is None and writes_text(model):
-        raise ValueError(f"{name} of transformers keeps none")
-    flops, layers, found = defaultdict(list), {}, []
-    for part in model.modules():  # the attentions by the number of their layer: to itself, and to an encoder
-        if isinstance(getattr(part, "layer_idx", None), int) and score_flops(part):
-            flops[part.layer_idx].append(score_flops(part))
-    for place, layer, name, tensor in tensors(cache):
-        is_rows = name in ("keys", "values") and tensor.ndim > 1  # a layer that has not run has an empty one
-        length = tensor.shape[-2] if is_rows else LENGTH
-        own = tensor.numel() // length if length in tensor.shape else 0  # a state of fixed size
-        layers.setdefault(id(layer), [place, layer, 0])[2] += own
-    for place, layer, numbers in layers.values():
-        if numbers:
-            score = flops[place].pop(0) if flops[place] else 4 * config.hidden_size
-            found.append(Cached(numbers, score, getattr(layer, "sliding_window", None)))
-    return found
+        kinds = [kind for kind in layer_kinds(config, whole.is_encoder_decoder) if kind not in FIXED]
+        shape = attention_shape(config) if kinds else (0, 0)
+        windows = {kind: getattr(config, WINDOWS[kind]) for kind in set(kinds) & {*WINDOWS}}
+    except Exception as error:  # whatever a configuration of transformers raises that lacks a field, or has it by layer
+        raise ValueError(f"the configuration of {name} does not have the usual fields of attention") from error
+    unusual = [field for field in UNUSUAL if hasattr(config, field)]
+    if unknown := [*unusual, *sorted(set(kinds) - {"full_attention", *WINDOWS})]:
+        raise ValueError(f"{name} has {unknown[0]}, for which there is no usual formula")
+    if not agrees(model, shape[0]):
+        raise ValueError(f"the attention of {name} has other widths than its configuration says")
+    return [Cached(*shape, windows.get(kind)) for kind in kinds]
 
 
-def writes_text(model: nn.Module) -> bool:
-    """Whether it writes text, token by token: BERT does not, unless its configuration makes it a decoder."""
-    config = model.config.get_text_config(decoder=True)
-    return model.can_generate() and (config.is_encoder_decoder or getattr(config, "is_decoder", True))
+def layer_kinds(config: Any, has_encoder: bool) -> list[str]:
+    """The kind of each layer that keeps keys and values of its own, as `layer_types` of transformers says."""
+    if has_encoder:  # each layer looks back on its own tokens, and on those of the encoder
+        layers = first(config, "num_decoder_layers", "decoder_layers") or config.num_hidden_layers
+        return ["full_attention"] * 2 * layers
+    usual = "sliding_attention" if first(config, "sliding_window") else "full_attention"
+    kinds = list(first(config, "layer_types") or [usual] * config.num_hidden_layers)
+    return kinds[: len(kinds) - (first(config, "num_kv_shared_layers") or 0)]  # the last use those of an earlier one
 
 
-def run(model: nn.Module) -> Any:
-    """The cache that a model returns after `LENGTH` tokens, or None."""
-    ids = torch.zeros(1, LENGTH, dtype=torch.int64, device="meta")
-    known = inspect.signature(model.forward).parameters
-    given = {"input_ids": ids, "decoder_input_ids": ids, "use_cache": True}
-    with suppress(ValueError):
-        model.set_experts_implementation("batched_mm")  # which asks for no number
-    for part in model.modules():
-        if isinstance(part, nn.ModuleList | nn.ModuleDict) and type(part).forward is not nn.Module.forward:
-            part.forward = lambda x, *_, **__: x  # experts, which are called by their numbers
-    with Shapes(), torch.device("meta"), torch.no_grad():
-        output = model.eval().to("meta")(**{name: value for name, value in given.items() if name in known})
-    return next((output[name] for name in CACHES if output.get(name) is not None), None)
+def attention_shape(config: Any) -> tuple[int, int]:
+    """What one layer keeps of a token, in numbers, and its FLOPs for each token that it looks back on: a score and a
+    sum of values in each of H heads."""
+    heads, latent = config.num_attention_heads, first(config, "kv_lora_rank")  # H
+    if latent:
+        keys = config.qk_nope_head_dim + config.qk_rope_head_dim
+        return latent + config.qk_rope_head_dim, 2 * heads * (keys + config.v_head_dim)
+    width = first(config, "head_dim", "d_kv", "dim_head") or config.hidden_size // heads  # h
+    groups = 1 if first(config, "multi_query") else first(config, "num_key_value_heads", "num_kv_heads") or heads
+    return 2 * groups * width, 4 * heads * width
 
 
-def tensors(part: Any, name: str = "", place: int | None = None, layer: Any = None) -> Iterator[tuple]:
-    """All tensors of numbers in a cache: the number of the layer, what the cache has of it, the tensor's name there."""
-    if isinstance(part, Tensor) and part.is_floating_point():
-        yield place, layer, name, part
-    elif isinstance(part, list | tuple):
-        for number, value in enumerate(part):
-            yield from tensors(value, name, *((number, value) if place is None else (place, layer)))
-    elif isinstance(part, dict) or type(part).__module__.startswith("transformers."):  # a cache or a layer of one
-        for key, value in (part if isinstance(part, dict) else vars(part)).items():
-            yield from tensors(value, key, place, layer)
+def agrees(model: nn.Module, numbers: int) -> bool:
+    """Whether all projections of keys and values, where there are some by their usual names, are as wide as that."""
+    attentions = [part for part in model.modules() if isinstance(getattr(part, "layer_idx", None), int)]
+    pairs = [(part.k_proj, part.v_proj) for part in attentions if hasattr(part, "k_proj") and hasattr(part, "v_proj")]
+    return all(sum(getattr(one, "out_features", numbers / 2) for one in pair) == numbers for pair in pairs)
 
 
-def score_flops(part: nn.Module) -> int:
-    """FLOPs for each token that one attention looks back on: a score and a sum of values, in each of its heads."""
-    width = {name: getattr(child, "out_features", 0) for name, child in part.named_children()}
-    outputs = [getattr(part, name) for name in ("o_proj", "out_proj", "o", "dense") if name in width]
-    values = sum(getattr(output, "in_features", 0) for output in outputs)
-    keys = width.get("q_b_proj") or width.get("q_proj", 0) if "kv_a_proj_with_mqa" in width else values
-    return 2 * (keys + values)
+def first(config: Any, *names: str) -> Any:
+    """The first of these fields that a configuration has, or None."""
+    return next((value for name in names if (value := getattr(config, name, None)) is not None), None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from moe_lessons.analysis import roofline
 from moe_lessons.analysis.roofline import Cached, ExpertGroup, ModelSizes
-from moe_lessons.hub.kv_cache import cached_layers, writes_text
+from moe_lessons.hub.kv_cache import cached_layers
 from moe_lessons.plots.theme import short_number
 from moe_lessons.support.errors import check_top_k
 
@@ -37,8 +37,7 @@ TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
     "moe_topk", "moe_k", "num_selected_experts",
 )  # fmt: skip
-AUTO = "ModelForCausalLM ModelForImageTextToText ModelForSeq2SeqLM ModelForMultimodalLM ModelForTokenClassification"
-AUTO = f"{AUTO} ModelForPoseEstimation Model Backbone".split()
+AUTO = ("ModelForCausalLM", "ModelForImageTextToText", "ModelForSeq2SeqLM", "ModelForMultimodalLM", "Model")
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,8 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
 
     Raises ValueError where transformers knows neither its model_type nor its class, for numbers that cannot be, and for
     what the class refuses; ImportError without transformers."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"config must be a dict, as config.json has it, got {type(config).__name__}")
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -102,7 +103,7 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
         notes.append(f"transformers lacks the model_type {kind!r}: counted is the class that the file names")
     cached, writes = None, writes_text(model)
     try:
-        cached = cached_layers(model)
+        cached = cached_layers(model) if writes else []
     except ValueError as error:
         notes.append(f"its KV cache is unknown, and times and memory are without it: {error}")
     if not writes:
@@ -136,6 +137,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
 
 def build(config: Mapping[str, Any], config_class: type, named: type | None) -> tuple[nn.Module, list[str]]:
     """The model of a configuration on the meta device, and what is to be said about it."""
+    from transformers.initialization import no_init_weights
+
     given, notes = dict(config), []
     if quantised := given.pop("quantization_config", None):
         method = quantised.get("quant_method", "?")
@@ -150,7 +153,7 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
     sizes = {name: value for name, value in text.to_dict().items() if ESSENTIAL.search(name) and name not in told}
     if missing := [f"{name} {value}" for name, value in sizes.items() if isinstance(value, int) and value > 1]:
         notes.append(f"not in the file, so taken from the defaults of transformers: {', '.join(missing)}")
-    with torch.device("meta"):
+    with torch.device("meta"), no_init_weights():
         model = model_class(made)
     model.tie_weights()
     return model, notes
@@ -163,12 +166,21 @@ def find_class(config: Any, named: type | None) -> tuple[Any, type]:
     if named is not None and isinstance(config, named.config_class):
         return config, named
     for part in (config, config.get_text_config()):
-        for auto in filter(None, (getattr(transformers, f"Auto{kind}", None) for kind in AUTO)):
-            found = auto._model_mapping.get(type(part), None)
+        for kind in AUTO:
+            found = getattr(transformers, f"Auto{kind}")._model_mapping.get(type(part), None)
             found = found[0] if isinstance(found, tuple | list) else found
             if found is not None and isinstance(part, found.config_class):
                 return part, found
     raise ValueError(f"architectures must name a class that transformers has for {config.model_type!r}, got {named}")
+
+
+def writes_text(model: nn.Module) -> bool:
+    """Whether it writes text, token by token: a class for it, which BERT has too, but to fill in masks."""
+    from transformers import AutoModelForMaskedLM
+
+    config = model.config.get_text_config(decoder=True)
+    fills_in = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
+    return model.can_generate() and (model.config.is_encoder_decoder or not fills_in)
 
 
 def count_model(model: nn.Module, cached: list[Cached] | None) -> ModelSizes:
@@ -201,9 +213,12 @@ def count_model(model: nn.Module, cached: list[Cached] | None) -> ModelSizes:
 def find_blocks(model: nn.Module, outside: set[int]) -> Iterator[tuple[list[Tensor], list[Tensor], ExpertGroup]]:
     """All blocks with routed experts, by structure: the weights of experts and router, and the sizes."""
     found: dict[str, list[tuple[Tensor, int]]] = {}
+    known = "none"  # the experts that were found last: there are none within them, but up to thousands of modules
     for name, module in model.named_modules():
-        found.setdefault(name.rpartition(".")[0], []).extend(routed_weights(name, module))
-    for name, weights in ((name, weights) for name, weights in found.items() if weights):
+        if not name.startswith(known + ".") and (weights := routed_weights(name, module)):
+            found.setdefault(name.rpartition(".")[0], []).extend(weights)
+            known = name
+    for name, weights in found.items():
         block = model.get_submodule(name)
         routers = [part for child, part in block.named_children() if re.fullmatch("gate|.*router.*", child)]
         num_experts = min(rows for _, rows in weights)  # LongCat also has rows for experts that do nothing
