@@ -24,15 +24,9 @@ from moe_lessons.support.errors import check_top_k
 
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
 MOST_BYTES = 10_000_000  # of a configuration file
-LAYERS = r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$"
-LIMITS = {  # the least and the most of a size, by the first that its name fits; other names are no sizes
-    LAYERS: (0, 1_000),
-    r"expert": (0, 100_000),
-    r"layers$|heads|(size|dim|rank|width|vocab|topk|top_k)$|^(d_|n_|num_|moe_)|per_tok|hidden|ffn": (-1, 10**8),
-}  # -1: none
-MOST_EXPERTS = 50_000  # in all layers together: twice those of the largest that is published
-NEEDED = "vocab_size hidden_size d_model num_hidden_layers num_layers".split()  # none can be 0
-ESSENTIAL = re.compile(rf"^({'|'.join(NEEDED)}|intermediate_size|d_ff)$|expert")
+LAYERS = re.compile(r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$")  # fields that say how many there are
+MOST_LAYERS, MOST_EXPERTS = 1_000, 50_000  # and in all layers together: twice those of the largest that is published
+ESSENTIAL = re.compile("^(vocab_size|hidden_size|d_model|num_(hidden_)?layers|intermediate_size|d_ff)$|expert")
 TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
     "moe_topk", "moe_k", "num_selected_experts",
@@ -111,28 +105,22 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
     return PublishedCount(type(model).__name__, str(kind), count_model(model, cached), notes, writes)
 
 
-def entries(config: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, str, Any]]:
-    """All entries of a configuration and of those within it: where, under which key, the value."""
+def entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """All entries of a configuration and of those within it."""
     for key, value in config.items():
-        yield where, key, value
+        yield key, value
         if isinstance(value, Mapping):
-            yield from entries(value, f"{where}{key}.")
+            yield from entries(value)
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
-    """ValueError for a size that is negative, not finite or absurdly large, before anything is built."""
-    layers = experts = 0
-    for where, key, value in entries(config):
-        least, most = next((limits for pattern, limits in LIMITS.items() if re.search(pattern, key)), (0, 0))
-        least = 1 if key in NEEDED and where in ("", "text_config.") else least
-        for number in value if isinstance(value, list) else [value]:
-            if most and isinstance(number, int | float) and not isinstance(number, bool):
-                if not least <= number <= most:
-                    raise ValueError(f"{where}{key} must be from {least} to {most:,}, got {number!r:.40}")
-                layers = max(layers, number) if re.search(LAYERS, key) else layers
-                experts = max(experts, number) if key.endswith("experts") else experts
-    if layers * experts > MOST_EXPERTS:
-        raise ValueError(f"layers times experts must be at most {MOST_EXPERTS:,}, got {layers:,} times {experts:,}")
+    """Raise ValueError for more layers or experts than can be built; the class refuses other sizes that cannot be."""
+    numbers = [(key, value) for key, value in entries(config) if isinstance(value, int | float)]
+    layers = max((value for key, value in numbers if LAYERS.search(key)), default=0)
+    experts = max((value for key, value in numbers if key.endswith("experts")), default=0)
+    if layers > MOST_LAYERS or layers * experts > MOST_EXPERTS:
+        most = f"at most {MOST_LAYERS:,} layers, and {MOST_EXPERTS:,} experts in all of them"
+        raise ValueError(f"config must have {most}, got {layers:.40g} layers of {experts:.40g} experts")
 
 
 def build(config: Mapping[str, Any], config_class: type, named: type | None) -> tuple[nn.Module, list[str]]:
@@ -148,7 +136,7 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
     made, model_class = find_class(made, named)
     if not isinstance(made, config_class):
         notes.append(f"only the text part is counted, as {model_class.__name__}")
-    text, told = made.get_text_config(decoder=True), {key for _, key, _ in entries(config)}
+    text, told = made.get_text_config(decoder=True), {key for key, _ in entries(config)}
     told |= {text.attribute_map[name] for name in told if name in text.attribute_map}
     sizes = {name: value for name, value in text.to_dict().items() if ESSENTIAL.search(name) and name not in told}
     if missing := [f"{name} {value}" for name, value in sizes.items() if isinstance(value, int) and value > 1]:

@@ -2,7 +2,6 @@
 Of the 76 families with experts in 5.24 the lens reads 74: experts of doge are rows of an embedding, and
 vitpose_backbone has no router."""
 
-import json
 import re
 import warnings
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from moe_lessons.hub import Lens
-from moe_lessons.hub.published import count_config
+from moe_lessons.hub.published import PublishedCount, count_config, read_config
 from moe_lessons.nn import seeded
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
@@ -148,8 +147,13 @@ def active(family: str, model: torch.nn.Module) -> int:
     return sum(p.numel() for p in named.values()) - round(idle)
 
 
+def counted_from(config, name: str, folder) -> PublishedCount:
+    (folder / "config.json").write_text(config.to_json_string())
+    return count_config(read_config(folder) | {"architectures": [name]})
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_is_counted_to_the_last_parameter(family):
+def test_a_family_is_counted_to_the_last_parameter(family, tmp_path):
     """Against the class itself, and against its parameters' names."""
     for name in FAMILIES[family]:
         try:
@@ -159,7 +163,7 @@ def test_a_family_is_counted_to_the_last_parameter(family):
             break
         except Exception:  # one that does not go with small sizes
             continue
-    counted = count_config(json.loads(config.to_json_string()) | {"architectures": [name]})
+    counted = counted_from(config, name, tmp_path)
     assert counted.class_name == type(model).__name__
     assert {group.num_experts for group in counted.sizes.groups} == {{"doge": 16, "vitpose_backbone": 2}.get(family, 8)}
     assert counted.sizes.total == sum(p.numel() for p in model.parameters())
@@ -191,12 +195,12 @@ def grown(model, counts=(6, 12)) -> float | None:
 
 
 @pytest.mark.parametrize("kind", MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-def test_a_cache_is_counted_as_the_running_model_fills_it_or_is_unknown(kind):
+def test_a_cache_is_counted_as_the_running_model_fills_it_or_is_unknown(kind, tmp_path):
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]
     name = name if isinstance(name, str) else name[0]
     try:
         config, model_class = hf_families.small(kind, name)
-        counted = count_config(json.loads(config.to_json_string()) | {"architectures": [name]})
+        counted = counted_from(config, name, tmp_path)
         assert counted.sizes.total < 100_000_000
         model = model_class(config).eval()
     except Exception as error:
