@@ -22,12 +22,12 @@ render: $(DEV) ## Execute the lessons again and store their static pictures (NOT
 	@$(BIN)/python -m tools.render $(NOTEBOOKS)
 
 site: $(DEV) ## Make the site of the course in build/site, whose front page trains, and check its links
-	@$(BIN)/python -m tools.site
+	@$(BIN)/python -m web.build
 
 app: $(RUNTIME) $(if $(wildcard build/site/index.html),,site) ## Open the site; the first time it is made
-	@$(BIN)/python -m moe_lessons app
+	@$(BIN)/python -m web.serve
 
-claims: $(DEV) ## Measure every claim again and write docs/claims.md (minutes; leave the machine alone)
+claims: $(DEV) ## Measure every claim again and write build/claims.md (minutes; leave the machine alone)
 	@$(BIN)/python -m tools.claims
 
 bench: $(RUNTIME) ## Measure the speed of the layers on this machine

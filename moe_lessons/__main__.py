@@ -11,7 +11,6 @@ from moe_lessons import __version__
 
 COMMANDS = {  # each is the main(argv) of the module of its name; --help after it says more
     "lab": "open the course in JupyterLab at the first lesson",
-    "app": "open the site of the course, whose front page trains by itself, from this machine",
     "cost": "count what a published model costs, from its config.json",
     "sweep": "train again the many small models that lessons compare",
     "doctor": "say what is wrong with this installation and what to do",

@@ -26,6 +26,7 @@ GROUPS = {  # name -> where its tests are
     "claims": ("tests/claims",),
     "notebooks": ("notebooks", "tests/notebooks"),  # each lesson runs, and shows what is stored
     "browser": ("tests/browser",),
+    "web": ("tests/web",),  # the page and the site
 }
 PYTEST = ["pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
 PYTEST += ["-p", "tests.how_far", "--durations=15"]  # a line now and then; at the end what took longest
@@ -37,7 +38,7 @@ STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. 
     # They wait often: one worker more than there are cores. A page on a busy machine is late at times: what fails there
     # is tried once more. Where much fails, each test of it waits for a minute or more: the first failures say enough.
     (
-        "browser",
+        "browser web",
         *f"-n {(os.cpu_count() or 1) + 1} --dist loadfile --no-loadscope-reorder --reruns 1 --maxfail 8".split(),
     ),
 )
@@ -59,7 +60,7 @@ def main(names: list[str]) -> int:
             print("\n===", groups, *options, flush=True)
             environment = ENVIRONMENT if "alone" in options else ENVIRONMENT | KEEP_MEMORY  # claims of time do without
             # in the browser many kernels start, and train little: forked ones start at once, but train more slowly
-            with quick_kernels(environment) if groups == "browser" else nullcontext(environment) as environment:
+            with quick_kernels(environment) if "browser" in groups else nullcontext(environment) as environment:
                 code = run(*PYTEST, *options, *places, environment=environment)
             cases += read_report() if code in (0, 1, 5) else [(f"pytest ended with {code}", "failed")]
     empty = [name for name in names if not any(where.startswith(GROUPS[name]) for where, _ in cases)]

@@ -1,12 +1,13 @@
-"""``python -m tools.claims``: run the tests of all claims and write what they measured into docs/claims.md.
+"""``python -m tools.claims``: run the tests of all claims and write what they measured into build/claims.md.
 
-``python -m tools.claims tests/claims/test_lesson_08.py``: only these, and keep what is written of the others.
+``python -m tools.claims tests/claims/test_lesson_08.py``: only these.
 
 Of each assert that compares numbers: what was measured, what was asked, and the margin between the two; where it ran
 several times, the time with the smallest margin. With nothing else running it takes some minutes; some measure time.
 """
 
 import ast
+import inspect
 import re
 import sys
 from numbers import Number
@@ -36,7 +37,7 @@ class Measured:
 
     def pytest_assertion_pass(self, item, lineno: int, orig: str) -> None:
         """An assert held: evaluate its parts again where it stands."""
-        names, frame = [mark.args[0] for mark in item.iter_markers("claim")], sys._getframe()
+        names, frame = [mark.args[0] for mark in item.iter_markers("claim")], inspect.currentframe()
         while frame and frame.f_code.co_filename != str(item.path):
             frame = frame.f_back
         if not names or frame is None:
@@ -83,18 +84,15 @@ def is_given(node: ast.expr) -> bool:
     return not any(isinstance(part, ast.Name) for part in ast.walk(node))
 
 
-def page(claims: dict, stored: str = "") -> str:
-    """The claims in the order of the lessons, as Markdown. stored: a page, for those that were not measured now."""
-    blocks = {block.split("\n")[0]: block for block in re.findall(r"(?ms)^### (.*?\n)(?=\n##|\Z)", stored)}
+def page(claims: dict) -> str:
+    """Those claims that were measured, in the order of the lessons, as Markdown."""
     lines = [INTRO]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = nbformat.read(path, as_version=4).cells
         title = re.match("# (.*)", cells[0].source)[1]
         lines += [f"## [{title}](../notebooks/{path.name})", ""]
-        for name in [tag[6:] for cell in cells for tag in cell.metadata.get("tags", []) if tag.startswith("claim:")]:
-            if name not in claims and name in blocks:
-                lines.append(f"### {blocks[name]}")
-                continue
+        tags = [tag.removeprefix("claim:") for cell in cells for tag in cell.metadata.get("tags", [])]
+        for name in filter(claims.__contains__, tags):
             file, test, found = claims[name]
             lines += [f"### {name}", "", f"[{file}](../tests/claims/{file}): `{test}`", ""]
             numbers = {place: said for place, said in found.items() if said[0] < float("inf")}
@@ -103,13 +101,13 @@ def page(claims: dict, stored: str = "") -> str:
 
 
 def main(arguments: list[str]) -> int:
-    measured, target = Measured(), ROOT / "docs" / "claims.md"
+    measured, target = Measured(), ROOT / "build" / "claims.md"
     options = ["-q", "-p", "no:cacheprovider", "-o", "enable_assertion_pass_hook=true"]
     tests = arguments or sorted(map(str, (ROOT / "tests" / "claims").glob("test_lesson_*.py")))
     code = pytest.main([*options, *tests], plugins=[measured])
     if code == 0:
-        stored = target.read_text(encoding="utf-8") if arguments else ""
-        target.write_text(page(measured.claims, stored), encoding="utf-8")
+        target.parent.mkdir(exist_ok=True)
+        target.write_text(page(measured.claims), encoding="utf-8")
     return code
 
 

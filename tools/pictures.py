@@ -12,7 +12,7 @@ from moe_lessons.course.own_figures import BOOK, MIXTURE, STEPS, priced
 from moe_lessons.plots import figure
 from moe_lessons.plots.sweeps import front
 from moe_lessons.widgets import FactsLab, Playground
-from tools.text_model import stored_models, text_panels
+from web.text_model import stored_models, text_panels
 
 FOLDER = Path("docs")
 COLLAPSE, RESCUE, EVERY = 100, 200, 4  # steps: until the auxiliary loss is switched on, until the end, for each frame

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -24,8 +23,6 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Error, sync_playwright
 
-from moe_lessons.commands import app
-from tools.page import find_runtime
 from tools.render import KERNEL
 
 collect_ignore = ["measure.py"]  # a program, no test
@@ -382,10 +379,6 @@ def view_of():
     return View
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name != "test_site.py")  # it takes longest, and so is begun first
-
-
 def skip(reason: str) -> None:
     """Skip what needs something that is missing, or fail where a browser is required."""
     if os.environ.get("MOE_LESSONS_REQUIRE_BROWSER") == "1":
@@ -400,29 +393,6 @@ def browser():
         skip("no Chromium on PATH (chromium, google-chrome) and MOE_LESSONS_CHROMIUM names none")
     with running_chromium() as browser:
         yield browser
-
-
-@pytest.fixture(scope="session")
-def runtime() -> None:
-    """The onnxruntime-web that a page trains with is there."""
-    try:
-        find_runtime()
-    except SystemExit as missing:
-        skip(str(missing).rstrip("."))
-
-
-@pytest.fixture(scope="session")
-def serve():
-    """serve(folder): the address of a server of these files, as `python -m moe_lessons app` has it."""
-    with contextlib.ExitStack() as stack:
-
-        def serve(folder: Path) -> str:
-            server = stack.enter_context(app.serve(folder, 0))
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            stack.callback(server.shutdown)
-            return f"http://127.0.0.1:{server.server_port}"
-
-        yield serve
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,6 @@ import argparse
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -21,8 +20,8 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from conftest import LabServer, NotebookPage, View, running_chromium
-from moe_lessons.commands import app
-from tools import page as training_page
+from web import page as training_page
+from web.serve import serving
 
 COST = "cost = {0}.loop.cost\nprint(f\"{{cost['training'] / (cost['training'] + cost['showing']):.1%}}\")"
 LONG = "play=10**6, max_steps=10**6"
@@ -134,14 +133,13 @@ def measure_page(browser, seconds: float, keys: int, minutes: float) -> None:
     print(f"page, load of the machine {os.getloadavg()[0]:.1f}")
     with TemporaryDirectory() as folder:
         training_page.main(folder, "few")
-        with app.serve(Path(folder), 0) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+        with serving(Path(folder), 0) as address:
             for slower in (1, 4):
                 page = browser.new_page(viewport={"width": 1280, "height": 1000})
                 page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slower})
                 arrived = []
                 page.on("requestfinished", lambda request, arrived=arrived: arrived.append(request))
-                page.goto(f"http://127.0.0.1:{server.server_port}/view.html")
+                page.goto(f"{address}/view.html")
                 page.wait_for_function("() => document.querySelector('.moe-canvas[data-step]')?.dataset.frames > 0")
                 say(f"{slower} times slower: first picture", f"{page.evaluate('performance.now()'):.0f} ms")
                 size = sum(request.sizes()["responseBodySize"] for request in arrived)
@@ -162,7 +160,6 @@ def measure_page(browser, seconds: float, keys: int, minutes: float) -> None:
                 if slower == 1:
                     long_training(page, minutes)
                 page.close()
-            server.shutdown()
 
 
 def pressed(page, times: int) -> Iterator[float]:

@@ -20,7 +20,7 @@ except ModuleNotFoundError:  # Python 3.10
 OURS = repository().removeprefix("https://github.com/")
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-FROM_THE_NOTEBOOK = {"jupyterlab", "ipykernel", "ipywidgets", "numpy", "pillow", "psutil"}  # or these come along
+FROM_THE_NOTEBOOK = {"jupyterlab", "ipykernel", "ipywidgets", "numpy", "psutil"}  # or these come along
 
 
 @pytest.fixture(params=LESSONS, ids=lambda path: path.stem)

@@ -1,14 +1,9 @@
-"""``python -m moe_lessons`` and its commands lab (which tests/browser starts), app and doctor."""
+"""``python -m moe_lessons`` and its commands lab (which tests/browser starts) and doctor."""
 
 import importlib.util
 import os
-import re
-import signal
-import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from importlib import metadata
 from types import SimpleNamespace
 
@@ -18,7 +13,7 @@ import torch
 
 import moe_lessons
 from moe_lessons import __main__ as cli
-from moe_lessons.commands import app, doctor, lab
+from moe_lessons.commands import doctor, lab
 
 
 @pytest.mark.parametrize("command", cli.COMMANDS)
@@ -48,74 +43,6 @@ def test_alone_it_lists_each_command_with_a_line_and_does_not_wait_for_torch(cap
 def test_a_command_that_is_not_there_names_the_nearest(wrong, nearest, capsys):
     assert cli.main([wrong]) == 2
     assert f"There is no command {wrong!r}. Did you mean {nearest}?" in capsys.readouterr().err
-
-
-@pytest.fixture
-def site(tmp_path):
-    """A folder that looks like a site."""
-    for name in ("index.html", "page.js", "large.z"):
-        (tmp_path / name).write_bytes(b"hello" * (1 + 2_000_000 * (name == "large.z")))
-    return tmp_path
-
-
-@pytest.fixture
-def served(site):
-    """The port at which the app serves the site."""
-    command = [sys.executable, "-m", "moe_lessons", "app", str(site), "--no-browser", "--port=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/ \(Ctrl-C ends it\)\n", process.stdout.readline())
-        yield int(found[1])
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
-
-
-def test_the_app_serves_a_site_to_this_machine_and_ends_in_peace(served):
-    with socket.create_connection(("127.0.0.1", served)) as left:  # a page that is left before it has all
-        left.sendall(b"GET /large.z HTTP/1.0\r\n\r\n")
-        left.recv(10)
-    for name, kind in (("", "text/html"), ("page.js", "text/javascript"), ("large.z", "application/octet-stream")):
-        with urllib.request.urlopen(f"http://127.0.0.1:{served}/{name}", timeout=10) as answer:
-            assert (answer.headers["Content-Type"], answer.headers["Cache-Control"]) == (kind, "no-cache")
-            assert answer.read(5) == b"hello"
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"http://127.0.0.1:{served}/none.js", timeout=10)
-
-
-def test_the_app_opens_the_browser_where_there_is_one(site, monkeypatch, capsys):
-    opened = []
-    monkeypatch.setattr("webbrowser.open", opened.append)
-    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", lambda server: None)
-    for display in (True, False):
-        monkeypatch.setattr(app, "has_display", lambda display=display: display)
-        assert app.main([str(site), "--port=0"]) == 0
-    addresses = capsys.readouterr().out.splitlines()
-    assert [f"{address} (Ctrl-C ends it)" for address in opened] == addresses[:1] and len(addresses) == 2
-
-
-def test_a_taken_port_is_refused_where_it_was_asked_for_and_else_another_is_taken(site, monkeypatch, capsys):
-    monkeypatch.setattr("http.server.ThreadingHTTPServer.serve_forever", lambda server: None)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        for bad, why in ((port, "Address already in use"), (70_000, "bind(): port must be 0-65535")):
-            assert app.main([str(site), f"--port={bad}", "--no-browser"]) == 1
-            wanted = f"--port must be one that is free, or 0 for any, got {bad}: {why}.\n"
-            assert capsys.readouterr().err == wanted
-        monkeypatch.setattr(app, "PORT", port)
-        assert app.main([str(site), "--no-browser"]) == 0
-    assert str(port) not in capsys.readouterr().out
-
-
-def test_the_app_says_how_a_site_is_made_where_there_is_none(tmp_path, monkeypatch, capsys):
-    assert app.main([str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"FOLDER must have an index.html, got {tmp_path}.\n"
-    monkeypatch.setattr(app, "SITE", tmp_path / "site")
-    assert app.main() == 1
-    assert capsys.readouterr().err == f"The site is not in {tmp_path / 'site'}: `make site` makes it.\n"
-    monkeypatch.setattr(app, "IS_CHECKOUT", False)
-    monkeypatch.setattr(app, "repository", lambda: "https://example.org/me/course")
-    assert app.main() == 1
-    command = "git clone https://example.org/me/course && cd course && make app"
-    assert capsys.readouterr().err == f"The site is made from a checkout of the course: run `{command}`.\n"
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_a_missing_data_file_lists_what_there_is_and_a_method_is_shown_without_t
 PACKAGE = Path(__file__).resolve().parents[2] / "moe_lessons"
 # Each may import those before it.
 LAYERS = ["nn", "tasks", "training", "analysis", "plots", "widgets"]
-BESIDE = {"course", "exercises", "hub", "parallel", "web", "commands"}  # use what they need; nothing imports them
+BESIDE = {"course", "exercises", "hub", "parallel", "commands"}  # use what they need; nothing imports them
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
@@ -108,6 +108,7 @@ def test_imports_point_downwards(path):
     names = imported((PACKAGE / path).read_text(encoding="utf-8"))
     above = {name.split(".")[1] for name in names if name.startswith("moe_lessons.")} - allowed_in(path)
     assert not above, f"moe_lessons/{path} imports {', '.join(sorted(above))}, which lies above or beside it"
+    assert not {name.split(".")[0] for name in names} & {"web", "tools", "tests"}, "these use the package"
     if path.parts[0] == "nn":
         outside = {name.split(".")[0] for name in names} - {"moe_lessons", "torch"} - set(sys.stdlib_module_names)
         assert not outside, f"moe_lessons/{path} imports {', '.join(sorted(outside))} beside torch"

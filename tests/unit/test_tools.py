@@ -196,13 +196,11 @@ def test_a_comparison_is_said_with_its_numbers(measure, source, said):
     assert said is None if found is None else found[1] == said
 
 
-def test_claims_that_were_not_measured_keep_what_is_written(measure):
-    stored = (measure.ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
-    assert measure.page({}, stored) == stored
-    file, test = "test_lesson_00.py", "test_every_expert_keeps_work"
-    anew = measure.page({"healthy-keeps-every-expert": (file, test, {(1, 0): (0.5, "`x` 2 > 1; margin 1")})}, stored)
-    changed = set(anew.splitlines()) ^ set(stored.splitlines())
-    assert len(changed) == 2 and "- `x` 2 > 1; margin 1" in changed
+def test_what_was_measured_is_listed_with_its_test(measure):
+    found = {(1, 0): (0.5, "`x` 2 > 1; margin 1"), (2, 0): (float("inf"), "`x`")}
+    page = measure.page({"healthy-keeps-every-expert": ("test_lesson_00.py", "test_it", found)})
+    assert "[test_lesson_00.py](../tests/claims/test_lesson_00.py): `test_it`\n\n- `x` 2 > 1; margin 1\n" in page
+    assert page.count("\n### ") == 1 and page.count("\n- ") == 1
 
 
 def test_each_lesson_has_one_figure_for_a_slide(tmp_path):

@@ -1,0 +1,126 @@
+"""A recording is played in a Chromium: where nothing can train, by hand and by itself, and it says what it is."""
+
+import functools
+import gzip
+import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from web.lesson_views import RECORDINGS
+from web.page import CANVAS, MODULES
+
+NAME, LAST = "06-BalancingLab", 100  # steps
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """The page's own files without what trains, and recordings of which some are damaged."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for path in MODULES.iterdir():
+        shutil.copy(path, folder)
+    shutil.copytree(CANVAS, folder / "canvas")
+    shutil.copy(CANVAS.parent / "canvas.css", folder)
+    shutil.copytree(RECORDINGS, folder / "recordings")
+    whole = (RECORDINGS / f"{NAME}.z").read_bytes()
+    (folder / "recordings" / "cut.z").write_bytes(whole[:-2000])
+    (folder / "recordings" / "short.z").write_bytes(gzip.compress(gzip.decompress(whole)[:-2000]))
+    (folder / "recordings" / "other.z").write_bytes(gzip.compress(b"[1, 2]\n"))
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    handler.log_message = lambda *words: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/view.html?view=recording"
+    server.shutdown()
+
+
+@pytest.fixture
+def opened(browser, address):
+    """opened(name, **options): a page with this recording, in a browser that has no WebAssembly."""
+    pages, errors = [], []
+
+    def visit(name: str, **options):
+        page = browser.new_page(**options)
+        pages.append(page)
+        page.add_init_script("delete globalThis.WebAssembly; delete globalThis.Worker")
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{address}#{name}")
+        page.locator(".moe-canvas[data-step], .moe-said:not(:empty)").first.wait_for()
+        return page
+
+    yield visit
+    for page in pages:
+        page.close()
+    assert errors == []
+
+
+def step_of(page) -> int:
+    page.evaluate("() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
+    return int(page.locator(".moe-canvas").get_attribute("data-step"))
+
+
+def test_it_starts_at_its_last_picture_and_says_that_it_is_a_recording(opened, violations):
+    page = opened(NAME)
+    assert step_of(page) == LAST and page.get_by_role("button", name="Play", exact=True).is_visible()
+    said = page.locator(".moe-about").inner_text()
+    assert said.startswith(
+        f"A recording of a real run: BalancingLab(('nothing', 'auxiliary loss'), play={LAST}) of lesson 06"
+    )
+    assert f"by python -m web.record {NAME} with moe_lessons" in said and said.count(".\n") == 0
+    page.wait_for_timeout(400)
+    assert step_of(page) == LAST, "it does not start by itself"
+    assert violations(page) == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_one_can_go_through_it_by_hand_and_play_it(opened, width):
+    page = opened(NAME, viewport={"width": width, "height": 900})
+    bar = page.get_by_role("slider", name="Step")
+    bar.focus()
+    page.keyboard.press("Home")
+    assert (step_of(page), bar.get_attribute("aria-valuetext")) == (0, "0")
+    words = page.locator(".moe-words").inner_text()
+    page.keyboard.press("ArrowRight")
+    assert step_of(page) == 1 and bar.get_attribute("aria-valuetext") == "1"
+    box = bar.bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    middle = step_of(page)
+    assert 0.1 * LAST < middle < 0.9 * LAST and page.locator(".moe-words").inner_text() != words
+    page.keyboard.press("End")
+    assert step_of(page) == LAST
+    page.get_by_role("button", name="Play", exact=True).click()
+    page.wait_for_function("() => Number(document.querySelector('.moe-canvas').dataset.step) === 3")
+    page.get_by_role("button", name="Pause", exact=True).click()
+    stopped = step_of(page)
+    page.wait_for_timeout(400)
+    assert 3 <= step_of(page) == stopped < LAST
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_pointing_works_as_in_the_live_view(opened):
+    page = opened(NAME)
+    page.locator(".moe-chips button").nth(2).hover()
+    page.wait_for_function("() => document.querySelectorAll('.moe-chips .moe-back').length === 7")
+    recording = page.locator("figure", has=page.locator("b", has_text="auxiliary loss")).locator("canvas").last
+    recording.hover()
+    assert "step" in page.locator(".moe-tip").inner_text()
+
+
+def test_another_film_is_opened_by_its_address_and_a_single_picture_has_no_bar(opened):
+    page = opened(NAME)
+    page.evaluate("location.hash = '#00-Picture'")
+    page.locator(".moe-about", has_text="Drawn from a real model: Picture of 'The block").wait_for()
+    page.locator(".moe-canvas canvas").first.wait_for()
+    assert page.locator(".moe-page-bar").count() == 0
+
+
+def test_what_cannot_be_played_gets_one_sentence(opened):
+    again = "Reload the page to try again."
+    said = {
+        name: opened(name).locator(".moe-said").inner_text() for name in ("gone", "cut", "short", "other", "", "../x")
+    }
+    assert said["gone"] == f"recordings/gone.z did not arrive (404). {again}"
+    assert all(said[name] == f"recordings/{name}.z is damaged. {again}" for name in ("cut", "short", "other"))
+    assert said[""] == f"The name of a recording must have letters, digits and -, got none. {again}"
+    assert said["../x"].startswith("The name of a recording must have letters, digits and -, got ../x.")

@@ -1,0 +1,124 @@
+"""Films: what a canvas was given while a real run trained, stored small; and what the site shows of each live view."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_lessons.plots.marks import encode
+from moe_lessons.widgets import CollapseLab, LiveRun, Picture
+from moe_lessons.widgets.canvas import LiveCanvas
+from web import record
+from web.lesson_views import LESSONS, RECORDINGS, View, views_of
+
+VIEWS = [view for path in LESSONS for view in views_of(path)]
+TRAINS = {
+    "00-Playground": "preset=healthy",
+    "00-Playground-3": "preset=healthy&router_aux_loss_coef=0.0&top_k=1&router_start=soft+spread",
+    "00-Playground-4": "preset=collapse",
+    "02-Playground": "preset=healthy&router_aux_loss_coef=0.0&num_experts=4&d_ff=8&router_start=random",
+}
+STILL = ("ConfigCalculator", "TorchRun", "PlanCalculator", "ParameterMap", "StreamView", "FutureLab")
+
+
+def decode(path: Path) -> tuple[dict, list[record.Shown]]:
+    """What recording.js makes of a recording: its head, and all that is seen in each picture."""
+    line, _, tail = gzip.decompress(path.read_bytes()).partition(b"\n")
+    head, panels, data, words, pictures, at = json.loads(line), {}, {}, {}, [], 0
+    for frame in head.pop("frames"):
+        for slot, kind, shape, same, more in frame["arrays"]:
+            assert kind in ("u1", "i1", "u2", "i2", "i4", "f2", "f4")  # which canvas/numbers.js knows
+            data[slot] = kind, shape, data.get(slot, ("", (), b""))[2][:same] + tail[at : at + more]
+            at += more
+        panels, words = panels | frame["panels"], words | frame["words"]
+        arrays = {slot: np.frombuffer(part, kind).reshape(shape) for slot, (kind, shape, part) in data.items()}
+        pictures.append(record.Shown(panels, arrays, words))
+    assert at == len(tail)
+    return head, pictures
+
+
+def test_a_film_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch):
+    for owner, name in ((LiveCanvas, "show"), (LiveRun, "play"), (Picture, "_repr_mimebundle_")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # given back at the end
+    monkeypatch.setattr(record, "RECORDINGS", tmp_path)
+    record.watch("05_expert_collapse.ipynb", ["05-CollapseLab-2"])
+    other = CollapseLab(seed=1, play=2)
+    other._repr_mimebundle_()
+    CollapseLab(seed=2, play=24)._repr_mimebundle_()
+    assert [path.name for path in tmp_path.iterdir()] == ["05-CollapseLab-2.z"]
+    head, pictures = decode(tmp_path / "05-CollapseLab-2.z")
+    assert head["about"].startswith("CollapseLab(play=24, seed=2) of lesson 05, made on 20")
+    assert "by python -m web.record 05-CollapseLab-2 with moe_lessons" in head["about"]
+    assert [picture.words["step"] for picture in pictures] == list(range(25))
+    lab, size = CollapseLab(seed=2), 0
+    for step, picture in enumerate(pictures):
+        if step:
+            lab.advance(1)
+        assert picture.words["words"] == lab.words() and "tips" not in picture.words
+        for place, panel in enumerate(lab.panels()):
+            header, arrays = encode(panel, place)
+            assert picture.panels[str(place)] == json.loads(json.dumps(header))
+            for slot, array in arrays.items():
+                size += array.nbytes
+                np.testing.assert_allclose(picture.arrays[slot], array, rtol=1e-3, atol=1e-4)
+    assert 4 * (tmp_path / "05-CollapseLab-2.z").stat().st_size < size
+
+
+@pytest.mark.parametrize("values, is_fine", [([0.3, 5.1], 1), ([2047, 1], 1), ([3001, 1], 0), ([7e4, 0.5], 0)])
+def test_an_array_is_thinned_where_nobody_sees_it(values, is_fine):
+    assert record.is_fine(np.array(values, "f4")) == bool(is_fine)
+    assert record.is_fine(np.array([np.nan, 0.5], "f4"))
+
+
+@pytest.mark.parametrize("steps", [1, 20, 21, 30, 80, 300, 6000])
+def test_a_film_has_pictures_of_the_first_steps_and_of_the_last(steps):
+    pictured = record.pictured(steps)
+    assert pictured[:20] == list(range(1, 21))[:steps] and pictured[-1] == steps
+    assert min(steps, 50) <= len(pictured) <= record.MOST
+
+
+def test_an_unknown_film_is_refused_with_the_names_that_there_are():
+    with pytest.raises(
+        SystemExit, match="NAME must be one of 00-Picture, 00-Playground-2, .*, got 99-Lab"
+    ):
+        record.main("99-Lab")
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
+def test_each_live_view_of_a_lesson_trains_on_the_site_or_has_a_film_or_says_why_not(view):
+    kind = view.call.split("(")[0]
+    expected = ("picture", "its controls compute what it shows") if kind in STILL else ("recording", view.name)
+    expected = ("playground", TRAINS[view.name]) if view.name in TRAINS else expected
+    assert view.on_the_site() == expected
+
+
+def test_a_film_ends_at_the_picture_of_its_lesson_and_all_are_small():
+    recorded = {view.name: view for view in VIEWS if view.is_recorded}
+    sizes = {path.stem: path.stat().st_size for path in RECORDINGS.iterdir()}
+    assert set(sizes) == set(recorded) and max(sizes.values()) < 2e6 and sum(sizes.values()) < 8e6
+    for name, view in recorded.items():
+        head, pictures = decode(RECORDINGS / f"{name}.z")
+        words = pictures[-1].words
+        if "-Picture" in name:
+            assert len(pictures) == 1 and view.call in head["about"], name
+            continue
+        assert view.words.strip() in (words["words"], f"Step {words.get('step')}. {words['words']}".strip()), name
+        assert view.call in head["about"] and 1 < len(pictures) <= record.MOST, name
+
+
+@pytest.mark.parametrize(
+    "call, why",
+    [
+        ("Playground('healthy', block=MyMoE, play=300)", "what cannot be written in an address"),
+        ("Playground('healthy', play=300, capacity_factor=1.0)", "no control for capacity_factor"),
+        ("Playground('healthy', play=300, top_k=3)", "no graph"),
+        ("Playground('healthy', play=300, num_experts=32)", "no graph"),
+        ("Playground('healthy', play=200)", "it went on after it was made"),
+    ],
+)
+def test_what_the_page_cannot_train_is_said(call, why):
+    view = View("00-Playground-9", 0, call, "Step 300. All 8 experts work.", "")
+    assert why in view.why_not and view.is_recorded and view.on_the_site()[0] == "picture"
+    assert "python -m web.record 00-Playground-9" in view.on_the_site()[1]

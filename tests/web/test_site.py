@@ -1,0 +1,133 @@
+"""`make site`: the whole course as pages that need no network, with search, and usable by everyone."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from html import unescape
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from moe_lessons.course.interview import SENTENCE
+
+ROOT = Path(__file__).resolve().parents[2]
+LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+DOORS = ["#preset=collapse", "wall.html#num_entries=500&lr=0.01", "text.html", "notebooks/00_welcome.html"]
+MAKE = ROOT / "web" / "build.py"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, runtime):
+    """The folder of a site that was made without a warning and without a broken link."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "web.build", str(folder), "few"]
+    made = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return folder
+
+
+def test_it_has_every_lesson_with_all_its_pictures_described(site):
+    for path in LESSONS:
+        page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
+        outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", [])]
+        pictures = [output for output in outputs if "image/png" in output.get("data", {})]
+        assert len(re.findall(r'<img alt="[^"]{9,}"[^>]* src="\.\./_images/\w+\.png"', page)) >= len(pictures), path
+
+
+def test_it_has_the_other_documents_and_the_package(site):
+    for name in ("index", "notebooks/GLOSSARY", "docs/instructors", "docs/api", "CONTRIBUTING"):
+        assert (site / f"{name}.html").is_file(), name
+    assert 'id="moe_lessons.nn.MoE"' in (site / "docs" / "api.html").read_text(encoding="utf-8")
+
+
+def test_its_front_page_is_the_playground_with_the_answer_and_doors(site):
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert SENTENCE in unescape(page) and "yet runs faster. How?" in page
+    assert (
+        '<div data-moe="playground" data-guide><img src="_images/playground.png"' in page
+        and 'src="page/page.js"' in page
+    )
+    doors = re.search(r'<p class="front-doors">(.*?)</p>', page, re.S)[1]
+    assert re.findall(r'href="(.*?)"', unescape(doors)) == [*DOORS]
+
+
+def test_its_page_of_a_view_has_that_view_and_a_picture_where_no_script_runs(site):
+    page = (site / "text.html").read_text(encoding="utf-8")
+    assert '<div data-moe="text"><img src="_static/text.png" alt="A sentence twice' in page and "page/page.js" in page
+    assert (site / "_static" / "text.png").is_file() and (site / "page" / "text.read.z").is_file()
+    page = (site / "wall.html").read_text(encoding="utf-8")
+    assert '<div data-moe="wall"><img src="_images/facts.png" alt="Two walls of lamps' in page
+
+
+def test_the_search_knows_the_words_of_a_lesson(site):
+    index = json.loads(re.search(r"setIndex\((.*)\)", (site / "searchindex.js").read_text(encoding="utf-8"))[1])
+    lesson = index["docnames"].index("notebooks/05_expert_collapse")
+    for stem in ("neglect", "practis"):
+        found = index["terms"][stem]
+        assert lesson in (found if isinstance(found, list) else [found]), stem
+
+
+def test_the_check_of_links_finds_what_is_broken(tmp_path):
+    spec = importlib.util.spec_from_file_location("make_site", MAKE)
+    make_site = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make_site)
+    (tmp_path / "b.html").write_text('<h2 id="here">')
+    good = '<a href="b.html#here"><a href="#top"><p id="top"><a href="https://example.org/x"><img src="data:,">'
+    bad = '<a href="b.html#gone"><a href="c.html"><a href="#no"><a class="x" href="https:///x"><img src="p.png">'
+    (tmp_path / "a.html").write_text(good + bad)
+    found = [line.partition(": ")[2] for line in make_site.broken_links(tmp_path)]
+    assert sorted(found) == ["#no", "b.html#gone", "c.html", "https:///x", "p.png"]
+
+
+@pytest.fixture(scope="module")
+def address(site, serve):
+    return serve(site)
+
+
+def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, browser, violations):
+    """Each page in the light theme; in the dark one the colours of one page of each kind."""
+    page = browser.new_page()
+    asked, errors = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: errors.extend([message.text] * (message.type == "error")))
+    documents = [
+        *(site / "notebooks").glob("*.html"),
+        *(site / "docs").glob("*.html"),
+        site / "index.html",
+        site / "text.html",
+    ]
+    found = {}
+
+    def scan(name: str, parts: str = "html") -> None:
+        for theme, rules in {"light": {}, "dark": {"rules": ["color-contrast"]}}.items():
+            if theme == "light" or name in ("index.html", "08_capacity_and_its_price.html", "api.html", "search"):
+                page.emulate_media(color_scheme=theme)
+                page.locator(f"html[data-theme={theme}]").wait_for()
+                found[name, theme] = violations(page, parts, **rules)
+
+    for path in documents:
+        page.goto(f"{address}/{path.relative_to(site)}")
+        scan(path.name, "dl.py:nth-of-type(-n+8)" if path.stem == "api" else "html")  # it is long
+    page.goto(f"{address}/search.html?q=collapse")
+    page.locator("#search-results a", has_text="Expert collapse").first.wait_for()
+    scan("search")
+    page.close()
+    assert [each for each in found.items() if each[1]] == []
+    assert [url for url in asked if not url.startswith((address, "data:"))] == [] and errors == []
+
+
+def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(address, browser):
+    views = {"05_expert_collapse": ("recording", "05-CollapseLab"), "00_welcome": ("playground", "preset=collapse")}
+    for is_alive in (True, False):
+        context = browser.new_context(java_script_enabled=is_alive, reduced_motion="reduce")
+        page = context.new_page()
+        for lesson, (kind, state) in views.items():
+            page.goto(f"{address}/notebooks/{lesson}.html")
+            view = page.locator(f"[data-moe={kind}][data-state='{state}']")
+            view.scroll_into_view_if_needed()
+            view.locator(".moe-canvas[data-step] canvas" if is_alive else "img[alt]").first.wait_for()
+            assert view.locator("img").count() == (not is_alive)
+        context.close()

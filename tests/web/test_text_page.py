@@ -1,0 +1,125 @@
+"""What the page reads a text with is the language model itself: its graph, run by onnxruntime, beside PyTorch."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
+from moe_lessons.plots.marks import encode
+from moe_lessons.tasks import encode as to_bytes
+from moe_lessons.tasks import make_text
+from moe_lessons.training import plane_runs
+from moe_lessons.training.settings import PlaneSetting
+from web import text_model
+from web.graphs import export_text
+from web.text_model import PATH, WINDOW, new_model, stored_models, stored_weights, text_manifest, text_panels
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return export_text(new_model(), WINDOW)
+
+
+@pytest.fixture(scope="module")
+def read(graph):
+    """read(weights, bytes, padding): what the graph reads of a text that is padded to the window, by name."""
+    session = onnxruntime.InferenceSession(graph.model)
+
+    def run(weights, ids, padding=0):
+        window = np.full(WINDOW, padding, "i4")
+        window[: len(ids)] = ids
+        return dict(zip(graph.outputs, session.run(None, {"weights": weights.numpy(), "ids": window})))
+
+    return run
+
+
+@pytest.mark.parametrize("place, name", [(0, "Trained"), (1, "Untrained")])
+def test_the_graph_reads_as_the_model_does_and_no_byte_sees_what_follows(read, place, name):
+    model, ids = stored_models()[name], to_bytes(make_text("json", 1, seed=5))[:50]
+    weights, kept, T = stored_weights()[place], [], len(ids)
+    for layer in model.layers:
+        layer.ffn.register_forward_hook(lambda _, inputs, outputs: kept.append((inputs[0][0], outputs[0][0])))
+    with torch.no_grad():
+        logits, routings = model(ids[None])
+        probs = logits[0].softmax(dim=-1).numpy()
+        surprise = F.cross_entropy(logits[0, :-1], ids[1:]).item()
+    got, other = read(weights, ids), read(weights, ids, padding=200)
+    for names, own in ((name, value[..., :T, :]) for name, value in got.items() if value.ndim > 1):
+        assert np.array_equal(own, other[names][..., :T, :]), names
+    for layer, (routing, (x, y)) in enumerate(zip(routings, kept)):
+        assert got["logits"][layer, :T] == pytest.approx(routing.router_logits.numpy(), abs=1e-4)
+        assert got["probs"][layer, :T] == pytest.approx(routing.router_probs.numpy(), abs=1e-4)
+        assert np.array_equal(got["experts"][layer, :T], routing.topk_indices.numpy())
+        assert got["serves"][layer, :T] == pytest.approx(routing.topk_weights.numpy(), abs=1e-4)
+        assert got["x"][layer, :T] == pytest.approx(x.numpy(), abs=1e-4)
+        assert got["y"][layer, :T] == pytest.approx(y.numpy(), abs=1e-4)
+    assert np.take_along_axis(probs, got["bytes"][:T], axis=1) == pytest.approx(got["next"][:T], abs=1e-5)
+    assert got["next"][:T] == pytest.approx(-np.sort(-probs, axis=1), abs=1e-5)
+    assert got["surprise"][T - 2] == pytest.approx(surprise, abs=1e-4)
+
+
+def test_the_control_is_the_same_model_before_its_first_step_and_all_of_it_is_small(graph):
+    trained, untrained = stored_weights()
+    own = torch.cat([p.detach().flatten() for p in new_model().parameters()])
+    assert torch.equal(untrained, own.half()) and not torch.equal(trained, untrained)
+    assert PATH.stat().st_size + len(gzip.compress(graph.model)) < 1_500_000
+
+
+def test_one_command_trains_it_and_keeps_both(tmp_path, capsys):
+    path = tmp_path / "models" / "text.z"
+    text_model.main(path, steps=21)
+    trained, untrained = stored_weights(path)
+    assert torch.equal(untrained, stored_weights()[1]) and not torch.equal(trained, untrained)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("loss in nats a byte: {'english'") and lines[1].startswith("and from the file:")
+
+
+def test_what_no_graph_can_say_is_refused():
+    wanted = "model must be a causal LanguageModel whose experts are chosen by logits, got"
+    bad = [{"moe_layers": ()}, {"capacity_factor": 1.0}, {"router": "expert choice"}, {"router": "hash"}]
+    for model in (
+        *(LanguageModel(TransformerConfig(**fields)) for fields in bad),
+        plane_runs(PlaneSetting())["MoE"].model,
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            export_text(model, 8)
+    with pytest.raises(ValueError, match="window must be a whole number from 1 to 256, got 257"):
+        export_text(new_model(), 257)
+
+
+def test_other_sizes_and_routers_are_read_too():
+    with seeded(3):
+        model = LanguageModel(TransformerConfig(d_model=16, num_heads=2, d_ff=8, num_layers=2, router="sigmoid")).eval()
+    graph, ids = export_text(model, 5), torch.tensor([[1, 2, 3, 250, 0]])
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()]).half()
+    torch.nn.utils.vector_to_parameters(weights.float(), model.parameters())
+    inputs = {"weights": weights.numpy(), "ids": ids[0].int().numpy()}
+    got = dict(zip(graph.outputs, onnxruntime.InferenceSession(graph.model).run(None, inputs)))
+    with torch.no_grad():
+        logits, routings = model(ids)
+    assert np.array_equal(got["experts"][1], routings[1].topk_indices.numpy())
+    assert got["next"][:, 0] == pytest.approx(logits[0].softmax(dim=-1).amax(dim=-1).numpy(), abs=1e-5)
+
+
+def test_the_page_gets_the_panels_of_python_with_what_to_fill_in():
+    made = json.loads(json.dumps(text_manifest()))
+    assert "350,144 parameters" in made["words"]["model"] and "3,000 steps of 32 × 64 bytes" in made["words"]["model"]
+    assert list(made["examples"]) == ["english", "code", "json", "arithmetic", "brackets", "greek"]
+    assert all(0 < len(text.encode()) <= WINDOW for text in made["examples"].values())
+    text = made["examples"]["code"]
+    panels = text_panels(stored_models(), text, layer=2, token=9)
+    assert [len(panel["marks"]) for panel in made["panels"]] == [len(panel.marks) for panel in panels]
+    boxes = encode(panels[-1], 5)[0]["marks"][-1]
+    assert len(boxes["texts"]) == len(made["recipes"])
+    for text, recipe in zip(boxes["texts"], made["recipes"]):  # what is filled in are numbers and the sum
+        patterns = [re.escape(one).replace(r"\{sum\}", ".*") for one in recipe]
+        patterns = [re.sub(r"\\\{\w+\\ \d+\\\}", r"−?[\\d.]+", one) for one in patterns]
+        assert any(re.fullmatch(one, text) for one in patterns), (text, recipe)
+    assert len(made["arrays"]["5.0.expert"][2]) == 4 + 8 * 5

@@ -1,0 +1,115 @@
+"""What stands on the site in the place of a live view of a lesson: a view that trains, a recording, or its picture.
+
+A stored lesson has of each live view its picture and its repr, a call that makes it. From these all is found.
+"""
+
+import ast
+import hashlib
+import json
+import re
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from moe_lessons import widgets
+from moe_lessons.training import PRESETS
+from web.manifest import GROUPS, STOPS, graph_name, offered
+
+ROOT = Path(__file__).resolve().parents[1]
+LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+RECORDINGS = ROOT / "web" / "recordings"
+RECORDED = widgets.LiveRun, widgets.WallRecording, widgets.RoutersView
+LOOK = ("panels", "controls", "play", "max_steps")  # arguments that change nothing of what trains
+
+
+class View(NamedTuple):
+    """A live view that a cell of a lesson shows. name: of its lesson, its class, and which of these it is.
+
+    call, words: what its picture is of, and says. picture: the hash of that, by which the site names it.
+    """
+
+    name: str
+    cell: int
+    call: str
+    words: str
+    picture: str
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it has a recording: it trains, but not as a state of the page; it is played; or it is one picture."""
+        kind = getattr(widgets, kind_of(self.call), object)
+        return (issubclass(kind, RECORDED) or kind is widgets.Picture) and not self.state
+
+    @property
+    def state(self) -> str:
+        """The state of the page's playground that trains the same; empty: there is none."""
+        return "" if self.why_not else urlencode(arguments(self.call))
+
+    @property
+    def why_not(self) -> str:
+        """Why the page's playground cannot train the same."""
+        if not self.call.startswith("Playground("):
+            return "it is no playground"
+        try:
+            given = arguments(self.call)
+        except ValueError:
+            return "it has what cannot be written in an address"
+        if f"play={steps_of(self.words)}" not in self.call:
+            return "it went on after it was made"
+        if unknown := given.keys() - {"preset"} - {name for names in GROUPS.values() for name in names}:
+            return f"the page has no control for {', '.join(sorted(unknown))}"
+        own = {name: value for name, value in given.items() if hasattr(PRESETS["healthy"], name)}
+        setting = replace(PRESETS[given["preset"]], **own)
+        is_offered = all(given[name] in STOPS[name] for name in given.keys() & STOPS)
+        return "" if is_offered and graph_name(setting) in offered() else "the page has no graph for it"
+
+    def on_the_site(self) -> tuple[str, str]:
+        """What stands in its place, 'playground', 'recording' or 'picture', and its state or, of a picture, why."""
+        if self.state:
+            return "playground", self.state
+        if not self.is_recorded:
+            return "picture", "its controls compute what it shows"
+        if not (RECORDINGS / f"{self.name}.z").is_file():
+            return "picture", f"no recording was made: python -m web.record {self.name}"
+        return "recording", self.name
+
+
+def kind_of(call: str) -> str:
+    """The class of a view, by its repr."""
+    return re.match(r"\w+", call)[0]
+
+
+def arguments(call: str) -> dict[str, Any]:
+    """What a call of Playground says of what trains. ValueError: it is not all literal."""
+    node = ast.parse(call, mode="eval").body
+    given = {"preset": node.args[0]} | {word.arg: word.value for word in node.keywords if word.arg not in LOOK}
+    return {name: ast.literal_eval(value) for name, value in given.items()}
+
+
+def steps_of(words: str) -> str:
+    """The number of the step that the words of a picture say first."""
+    found = re.match(r"Step ([\d,]+)", words)
+    return found[1].replace(",", "") if found else ""
+
+
+def views_of(path: Path) -> Iterator[View]:
+    """Each live view that a stored lesson shows, in order."""
+    counts = Counter()
+    for place, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        for output in cell.get("outputs", []):
+            said = output.get("metadata", {}).get("image/png")
+            if said and "width" not in said:  # a figure says its width
+                call, png = ("".join(output["data"][kind]) for kind in ("text/plain", "image/png"))
+                picture = hashlib.sha256(b64decode(png)).hexdigest()
+                yield View(next_name(path, call, counts), place, call, said["alt"], picture)
+
+
+def next_name(path: Path, call: str, counts: Counter) -> str:
+    """Name the next view of a lesson, and count it."""
+    name = f"{path.name.split('_')[0]}-{kind_of(call)}"
+    counts[name] += 1
+    return name if counts[name] == 1 else f"{name}-{counts[name]}"

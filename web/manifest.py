@@ -1,0 +1,163 @@
+"""Say what the page needs beside its graphs: controls, presets and texts once, and for each graph its panels."""
+
+import functools
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_lessons.analysis.counting import flops_per_token
+from moe_lessons.analysis.load import EVEN, WORDS
+from moe_lessons.plots.marks import encode
+from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
+from moe_lessons.support.errors import check_choice
+from moe_lessons.tasks import PLANE_TASKS, PlaneTask
+from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
+from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
+from moe_lessons.training.knobs import idle_with
+from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
+from moe_lessons.widgets.canvas import LOOK
+from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
+from moe_lessons.widgets.laboratory import TITLES
+from moe_lessons.widgets.plane import NUM_TOKENS, read_plane
+from moe_lessons.widgets.playground import PANELS, Playground
+from web.graphs import NO_CAPACITY, NUM_MEASURED, STEP_KNOBS, TrainedPlane
+
+STOPS = {  # what the page has graphs or starts for
+    "task": PLANE_TASKS,
+    "num_experts": (1, 2, 4, 8, 16),
+    "top_k": (1, 2, 4, 8, 16),  # of which 1, 2, 4 and all
+    "d_ff": (4, 8),
+    "router": ("top-k", "sigmoid", "expert choice"),
+    "router_start": tuple(ROUTER_STARTS),
+    "seed": tuple(range(10)),
+    "token": tuple(range(NUM_TOKENS)),
+    "x_axis": tuple(name for name in X_AXES if name != "seconds"),
+}
+STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
+GROUPS = dict(zip(TITLES, (Playground.START, tuple(n for n in Playground.LIVE if n in STEP_KNOBS), Playground.LOOK)))
+MOST_STEPS = 100_000  # that Play trains
+STRUCTURE = "num_experts", "top_k", "d_ff", "router"  # of a setting: a graph is of these
+NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
+
+
+def offered() -> dict[str, PlaneSetting]:
+    """Name every graph that the page may ask for, with a setting that it is of."""
+    found = {}
+    for experts in STOPS["num_experts"]:
+        for top_k in sorted({k for k in (1, 2, 4) if k <= experts} | {experts}):
+            for d_ff in STOPS["d_ff"]:
+                for router in STOPS["router"]:
+                    setting = PlaneSetting(num_experts=experts, top_k=top_k, d_ff=d_ff, router=router)
+                    found[graph_name(setting)] = setting
+    return found
+
+
+def graph_name(setting: PlaneSetting) -> str:
+    """Name the graph of a setting: what is of the structure, but for the task and the start."""
+    return f"{setting.router.replace(' ', '-')}-{setting.num_experts}-{setting.top_k}-{setting.d_ff}"
+
+
+def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
+    """Say what is the same for all graphs, in what JSON can hold. graphs: those that are there; seeds: how many."""
+    for name in graphs:
+        check_choice("graph", name, offered())
+    presets = {}
+    for name, setting in PRESETS.items():
+        why = f"not in this page: {NO_CAPACITY}" if setting.capacity_factor else ""
+        why = why or ("" if graph_name(setting) in graphs else "not in this page: its graph was not made")
+        presets[name] = {"tip": TIPS["presets"][name], "values": asdict(setting), "off": why}
+    stops = STOPS | {"seed": STOPS["seed"][:seeds]}
+    tasks = {n: {"blobs": PlaneTask(n).has_blobs, "frequency": PlaneTask(n).frequency.tolist()} for n in PLANE_TASKS}
+    return {
+        "graphs": graphs,
+        "presets": presets,
+        "groups": GROUPS,
+        "controls": {name: control(name, stops.get(name)) for names in GROUPS.values() for name in names},
+        "knobs": STEP_KNOBS,
+        "idle": {router: idle_with(router) for router in STOPS["router"]},
+        "tasks": tasks,
+        "starts": STARTS,
+        "axes": X_AXES,
+        "look": LOOK,
+        "panels": PANELS,
+        "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": Playground.title},
+        "numbers": {
+            "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
+            "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
+            "budget": MOST_STEPS,
+        },
+    }  # fmt: skip
+
+
+def control(name: str, stops: Any = None) -> dict[str, Any]:
+    """Describe a control as the table of knobs has it: its label with the unit, its tip, and its stops with texts.
+    stops: those of the table, unless others are given."""
+    row = CONTROLS[name]
+    stops = stops or row.stops
+    said = {"label": row.description, "tip": row.tip}
+    if stops and isinstance(stops[0], str):
+        return said | {"names": stops}
+    return said | {"stops": named_stops(stops)}
+
+
+def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any]:
+    """Say what one graph needs: sizes of its state, FLOPs of a step of each model, and the panels as they are encoded,
+    without their arrays."""
+    own, lab = TrainedPlane(runs), Playground(panels=PANELS, **{name: getattr(setting, name) for name in STRUCTURE})
+    headers = {place: encode(panel, place)[0] for place, panel in enumerate(lab.panels())}
+    lab.close()
+    (table,) = headers[PANELS.index("cost")]["marks"]
+    kept = [i for i, row in enumerate(table["rows"]) if row != NOT_PER_MODEL]
+    table |= {"rows": [table["rows"][i] for i in kept], "cells": [table["cells"][i] for i in kept]}
+    return {
+        "experts": setting.num_experts,
+        "top_k": setting.top_k,
+        "batch": own.batch_size,
+        "weights": own.num_weights,
+        "size": own.size,
+        "router_at": router_place(runs),
+        "flops": [own.batch_size * flops_per_token(run.model, training=True) for run in runs.values()],
+        "panels": headers,
+    }
+
+
+def router_place(runs: dict[str, Run]) -> int:
+    """Find where in the state the router's weight (E, D) begins."""
+    at = 0
+    for name, weight in next(iter(runs.values())).model.named_parameters():
+        if name == "block.router.weight":
+            return at
+        at += weight.numel()
+    raise ValueError("runs must have a router.weight, got none")
+
+
+def start_numbers(setting: PlaneSetting, seed: int) -> np.ndarray:
+    """Give the weights of all models at torch's own start (P,), then the router (E, D) of each of `STARTS`."""
+    sizes = {"num_experts": setting.num_experts, "top_k": setting.top_k, "d_ff": setting.d_ff}
+    model, _ = plane_model(PlaneSetting(**sizes, router_start="random"), seed)
+    parts = [p.detach().flatten().clone() for each in with_baselines(model, seed).values() for p in each.parameters()]
+    for task, start in STARTS:
+        model.start_router_at(prototypes(task, setting.num_experts, seed), ROUTER_STARTS[start])
+        parts.append(model.block.router.weight.detach().flatten().clone())
+    return torch.cat(parts).numpy()
+
+
+@functools.lru_cache
+def prototypes(task: str, num: int, seed: int) -> Tensor:
+    """Place those of `spread_prototypes`, once for all sizes."""
+    return spread_prototypes(PlaneTask(task, seed), num, seed)
+
+
+def seed_numbers(seed: int) -> np.ndarray:
+    """Give the prototypes of a seed (24, 2), then of each task the tokens (32, 2), their classes (32,), and the map of
+    classes (96, 96)."""
+    parts = [PlaneTask("blobs", seed).prototypes.flatten()]
+    for name in PLANE_TASKS:
+        setting = PlaneSetting(name, num_experts=1, top_k=1)
+        model, task = plane_model(setting, seed)
+        plane = read_plane(Run(model, task, seed=seed))
+        parts += [plane.points.flatten(), plane.classes.float(), task.class_map.flatten().float()]
+    return torch.cat(parts).numpy()

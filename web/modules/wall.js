@@ -1,0 +1,27 @@
+// The wall of facts as a view of a page: the controls, buttons and words of the playground, and a worker that trains
+// three models. Beside it, the recording of a longer training.
+
+import { open } from "./page.js";
+import { button, json, make } from "./parts.js";
+import { Playground, Settings, calm } from "./playground.js";
+
+const RECORDING = "08-WallRecording"; // of web.record
+
+class Sizes extends Settings { // a name of web.wall.Wall.names
+  graph({ num_experts, top_k, num_entries }) { return [num_experts, top_k, num_entries].join("-"); }
+}
+
+export default async function show(place) {
+  const what = "A longer training, of lesson 08: 8,000 entries, and a fourth model, the dense one that is as good.";
+  const recording = button("Play the recording of the whole training", what, async () => {
+    const home = make("div", { "data-moe": "recording", "data-state": RECORDING });
+    recording.disabled = true;
+    place.home.after(make("p", {}, what), home);
+    await open(home);
+    home.querySelector("button")?.click(); // Play
+    home.scrollIntoView();
+  });
+  const view = new Playground(place, new Sizes(await json("wall.json")), "wall_worker.js", [recording]);
+  if (!calm.matches) view.ask("play");
+  view.open();
+}

@@ -1,0 +1,145 @@
+"""The site of the course (`make site`), by Sphinx: the lessons as they are stored, the documents, the package.
+
+Its source is the whole checkout, so that a link that works on a code host works here. Nothing comes from a network,
+neither when it is made nor when it is read.
+"""
+
+import json
+import re
+import sys
+from html import escape
+from pathlib import Path
+from textwrap import indent
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+from moe_lessons.course.interview import CONDITIONS, SENTENCE
+from web.lesson_views import LESSONS, views_of
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE))  # for conf.slug
+
+project = html_title = "moe_lessons"
+author = "The moe_lessons contributors"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+root_doc = "README"
+include_patterns = ["README.md", "CONTRIBUTING.md", "notebooks/*.ipynb", "notebooks/GLOSSARY.md", "docs/*.md"]
+include_patterns += ["build/claims.md"]  # where `make claims` has written it
+
+nb_execution_mode = "off"
+nb_render_markdown_format = "myst"
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4
+myst_heading_slug_func = "conf.slug"
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+html_math_renderer = "mathml"
+html_theme = "pydata_sphinx_theme"
+html_theme_options = {"back_to_top_button": False, "navbar_center": [], "show_prev_next": True, "footer_end": []}
+VIEWS = {  # pages of the site, each with the view of the page of this name
+    "wall": {
+        "title": "What a model knows by heart",
+        "text": "Three models learn a phone book by heart, in your browser, by the course's own training step: a "
+        "mixture of experts, a dense model that does the same work for each token, and one with as many parameters as "
+        "the mixture. A lamp is an entry: it is lit while the model knows that entry. Point at a lamp to read it.",
+        "picture": "_images/facts.png",
+        "alt": "Two walls of lamps that are partly lit, one that is nearly full",
+    },
+    "text": {
+        "title": "Your own text, read by experts",
+        "text": "A small mixture of experts reads what you type, in your browser. Each letter has the colour of the "
+        "expert that is its first choice. Click on a letter to see its router logits, its experts and their weights, "
+        "its path through the layers, and what the model expects next. Beside it is the same model before training: it "
+        "has colours, too.",
+        "picture": "_static/text.png",
+        "alt": "A sentence twice, each letter in the colour of its expert: in a trained model and in an untrained one",
+    },
+}
+WIDE = dict.fromkeys(("index", *VIEWS), [])  # these need the room of the bars
+html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"]} | WIDE
+html_sidebars = {"**": ["globaltoc.html"]} | WIDE
+templates_path, html_css_files = ["templates"], ["site.css"]
+html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
+html_static_path = ["site.css", "../../docs/text.png"]
+QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[1]
+DOORS = {  # buttons of the front page -> where they lead
+    "See it collapse": "#preset=collapse",
+    "See what it knows": "wall.html#num_entries=500&lr=0.01",
+    "Try your own text": "text.html",
+    "Start the course": "notebooks/00_welcome.html",
+}
+html_context = {"default_mode": "auto", "question": QUESTION, "doors": list(DOORS.items())}
+html_context |= {"views": VIEWS, "sentence": SENTENCE, "conditions": CONDITIONS.replace("*", "")}
+html_favicon = "favicon.svg"
+html_show_sourcelink = html_copy_source = False
+
+PAGES = ["notebooks/*", "docs/*", "CONTRIBUTING", *["build/claims"] * (ROOT / "build" / "claims.md").is_file()]
+CONTENTS = "\n".join(["\n\n```{toctree}", ":hidden:", ":glob:", ":maxdepth: 1", "", *PAGES, "```\n"])
+BADGE = re.compile(r"\[!\[([^]]*)\]\(https://[^)]*\)\]\(([^)]*)\)")  # a picture from the network
+
+TERM = re.compile(r"\[([^][]+)\]\(GLOSSARY\.md(#[\w-]+)\)")  # its anchor is no heading, so Sphinx does not know it
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as JupyterLab and code hosts make it for a notebook."""
+    return heading.replace(" ", "-")
+
+
+def prepare(app, name: str, source: list[str]) -> None:
+    """Words in the place of badges; the contents of the site; pictures of a lesson with their descriptions."""
+    text = BADGE.sub(r"[\1](\2)", source[0])
+    if name == root_doc:
+        text += CONTENTS
+    elif app.env.doc2path(name).suffix == ".ipynb":
+        text = TERM.sub(r'<a href=\\"GLOSSARY.html\2\\">\1</a>', text)
+        text = re.sub(r'(href=\\"[^":]+)\.(ipynb|md)\b', r"\1.html", text)  # in HTML; Sphinx does it in Markdown
+        text = json.dumps(described(json.loads(text)))
+    source[0] = text
+
+
+def described(notebook: dict) -> dict:
+    """The same, with the descriptions of its pictures where myst-nb looks for them."""
+    for cell in notebook["cells"]:
+        kept = [output.get("metadata", {}).get("image/png", {}) for output in cell.get("outputs", [])]
+        if words := " ".join(data["alt"] for data in kept if "alt" in data):
+            cell["metadata"]["mystnb"] = {"image": {"alt": words}}
+    return notebook
+
+
+def enliven(app, doctree) -> None:
+    """Around the picture of each live view of a lesson the element in which page.js opens it, or its recording."""
+    path = Path(app.env.doc2path(app.env.docname))
+    places = {view.picture: view.on_the_site() for view in views_of(path)} if path in LESSONS else {}
+    for image in list(doctree.findall(nodes.image)):
+        kind, state = places.get(Path(image["uri"]).stem, ("picture", ""))
+        if kind != "picture":
+            tag, at = f'<div data-moe="{kind}" data-state="{escape(state)}">', image.parent.index(image)
+            image.parent.insert(at, nodes.raw("", tag, format="html"))
+            image.parent.insert(at + 2, nodes.raw("", "</div>", format="html"))
+    if places:
+        said = "On this page the views train or play a recording. In the notebook you run the cells and train yourself."
+        doctree[0].insert(1, nodes.paragraph("", "", nodes.emphasis("", said)))
+        doctree += nodes.raw("", '<script type="module" src="../page/page.js"></script>', format="html")
+
+
+def as_written(app, what, name: str, thing, options, lines: list[str]) -> None:
+    """A docstring as it stands, its examples coloured: it is laid out for the reader of the source."""
+    text = "\n".join(lines).strip("\n")
+    parts = re.split(r"^(?=>>> )", text, maxsplit=1, flags=re.M)  # words, examples
+    shown = [f".. code-block:: {kind}\n\n{indent(part, '   ')}\n\n" for kind, part in zip(("text", "pycon"), parts)]
+    lines[:] = "".join(shown).splitlines()
+
+
+def write_math(writer, node, block: bool = False) -> None:
+    """A formula as MathML, which browsers draw by themselves."""
+    writer.body.append(tex2mathml(node.astext(), as_block=block))
+    raise nodes.SkipNode
+
+
+def setup(app) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", prepare)
+    app.connect("doctree-read", enliven)
+    app.connect("autodoc-process-docstring", as_written)
+    app.add_html_math_renderer("mathml", (write_math, None), (lambda *pair: write_math(*pair, block=True), None))

@@ -1,0 +1,172 @@
+"""``python -m web.text_model``: train the language model of the page's view "your own text", in minutes, and keep its
+weights, trained and untrained, in web/text.z. Beside the graph of `export_text` the view needs `text_manifest`.
+"""
+
+import copy
+import gzip
+import itertools
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from moe_lessons.analysis import trace_text
+from moe_lessons.nn import LanguageModel, Routing, TransformerConfig, seeded
+from moe_lessons.plots import colored_trace
+from moe_lessons.plots.marks import Axis, Cells, Panel, Parts, Points, encode, experts_axis
+from moe_lessons.plots.panels.block import block_panel
+from moe_lessons.tasks import DOMAINS, TextTask, make_text
+from moe_lessons.tasks import encode as to_bytes
+from moe_lessons.training import Run, train
+from moe_lessons.widgets.canvas import LOOK
+
+PATH = Path(__file__).with_name("text.z")
+STEPS, BATCH, WINDOW, SEED = 3000, 32, 64, 0  # WINDOW: bytes that it reads
+LIKELIEST, COLOR = 6, "#00838f"  # of the next bytes: how many are shown, and in which colour
+TITLES = {
+    "text": "{model}: first choices in layer {layer}",
+    "path": "Token {token}, “{byte}”, through the layers: router probabilities, ○ served",
+    "next": "{model}: the byte after “{byte}”",
+    "block": "The block of layer {layer}, trained, with the numbers of token {token}, “{byte}”",
+}
+NAMED = {10: "↵", 32: "␣"}
+NAMES = [NAMED.get(byte) or (chr(byte) if 32 < byte < 127 else f"byte {byte:X}") for byte in range(256)]
+WORDS = {
+    "title": "Your own text",
+    "label": "Type a text, or begin with a line of what the model has seen:",
+    "model": "It is a language model of {parameters} parameters: {layers} layers of {experts} experts, of which "
+    "{top_k} serve each byte. It is of our own training: {steps} steps of {batch} × {window} bytes of the text that "
+    "the course generates ({domains}), by python -m web.text_model. Untrained is the same model before its first "
+    "step: the control. 'Write a letter' adds the likeliest one; 'Write on' draws each letter by its probability, with "
+    "random numbers from seed 0.",
+    "surprise": "On average each byte of this text surprised the trained model by {trained} nats, the untrained one by "
+    "{untrained}; a guess among 256 bytes would be 5.55.",
+    "long": "Your text has {bytes} bytes: the model reads the last {window}.",
+    "empty": "There is no text: type a letter, and the model reads it.",
+    "letter": "Write the likeliest letter at the end",
+    "on": "Write letter after letter, each drawn by its probability, until it is pressed again",
+    "layer": "The layer whose experts are shown",
+    "token": "The byte whose numbers are shown; a click on a letter selects it too",
+}
+
+
+def main(path: Path = PATH, steps: int = STEPS) -> None:
+    """Train it as lesson 04 does, longer and on all texts of the generator, and write the weights."""
+    model, task = new_model(), TextTask(context=WINDOW)
+    untrained = parameters_to_vector(model.parameters()).detach().clone()
+    schedule = {"warmup_steps": 20, "decay_steps": steps, "max_grad_norm": 1.0}
+    run = Run(model, task, lr=0.005, batch_size=BATCH, seed=SEED, **schedule)
+    run.knobs.router_aux_loss_coef = 0.01
+    train(run, steps)
+    print("loss in nats a byte:", run.evaluate_by_domain()["loss"].round(3).to_dict())
+    weights = torch.stack([parameters_to_vector(model.parameters()).detach(), untrained])
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(weights.half().numpy().astype("<f2").tobytes(), mtime=0))
+    vector_to_parameters(stored_weights(path)[0].float(), model.parameters())
+    print("and from the file:  ", run.evaluate_by_domain()["loss"].round(3).to_dict())
+
+
+def new_model() -> LanguageModel:
+    with seeded(SEED):
+        return LanguageModel(TransformerConfig())
+
+
+def stored_weights(path: Path = PATH) -> Tensor:
+    """Read the weights of the trained and of the untrained model: (2, P) float16."""
+    numbers = np.frombuffer(gzip.decompress(path.read_bytes()), "<f2")
+    return torch.from_numpy(numbers.reshape(2, -1).copy())
+
+
+def stored_models(path: Path = PATH) -> dict[str, LanguageModel]:
+    """Make both models with the weights that are stored."""
+    models = {"Trained": new_model().eval(), "Untrained": new_model().eval()}
+    for model, weights in zip(models.values(), stored_weights(path).float()):
+        vector_to_parameters(weights, model.parameters())
+    return models
+
+
+@torch.no_grad()
+def text_panels(models: dict[str, LanguageModel], text: str, layer: int, token: int) -> list[Panel]:
+    """Show a text in the colours of a layer of each model; the path of a byte; what each expects next; the block."""
+    texts, nexts, kept, ids = [], [], [], to_bytes(text)
+    model = models["Trained"]
+    block, words = model.layers[layer].ffn, {"layer": layer, "token": token, "byte": NAMES[ids[token]]}
+    for name, each in models.items():
+        made = colored_trace(trace_text(each, text), layer, TITLES["text"].format(model=name, **words))
+        texts.append(replace(made, width=6, marks=[made.marks[0]._replace(selected=token)]))
+        nexts.append(
+            next_panel(each(ids[None])[0][0, token].softmax(dim=-1), TITLES["next"].format(model=name, **words))
+        )
+    with block.register_forward_hook(lambda _, inputs, outputs: kept.append((inputs[0][0], outputs[0][0]))):
+        routings = model(ids[None])[1]
+    drawn = block_panel(block, *kept[0], routings[layer], token, has_strip=False)
+    path = path_panel(routings, token, layer, TITLES["path"].format(**words))
+    return [*texts, path, *nexts, replace(drawn, title=TITLES["block"].format(**words))]
+
+
+def path_panel(routings: list[Routing], token: int, layer: int, title: str) -> Panel:
+    """Show a row for each layer: what its router thinks of one byte, and who serves it."""
+    probs = torch.stack([routing.router_probs[token] for routing in routings]).numpy()  # (L, E)
+    served = [(e, row) for row, routing in enumerate(routings) for e in routing.topk_indices[token].tolist()]
+    experts, layers = np.array(served, "i4").T
+    y = Axis(len(probs) - 0.5, -0.5, "layer", [(row, str(row)) for row in range(len(probs))])
+    marks = [Cells(probs, rows="layer", selected=layer), Points(experts, layers, expert=experts)]
+    return Panel(title, marks, experts_axis(probs.shape[1]), y, height=180)
+
+
+def next_panel(probs: Tensor, title: str) -> Panel:
+    """Show the likeliest bytes of the probabilities (V,)."""
+    values, likeliest = probs.topk(LIKELIEST)
+    texts = [f"{value:.1%}" for value in values.tolist()]
+    bars = Parts([NAMES[byte] for byte in likeliest], ["probability"], values[:, None].numpy(), [COLOR], texts)
+    return Panel(title, [bars], Axis(0, 1, ticks=[(0, "0 %"), (0.5, "50 %"), (1, "100 %")]), height=180)
+
+
+def recipe(text: str, expert: int, says: str) -> tuple[str, str]:
+    """Give for a box of a block its text where its expert serves, and where not; in braces what the page fills in."""
+    if expert >= 0:
+        logit, weight = f"{{logits {expert}}}", f"{{weights {expert}}}"
+        rows = {"router logit": (logit, logit), "logit after the mask": (logit, "−∞"), "weight": (weight, "0")}
+        return rows.get(says, (f"E{expert}", f"E{expert} · idle"))
+    if text.startswith(("x = ", "y = ")):
+        count = itertools.count()
+        text = re.sub(r"(?<=[( ])−?[\d.]+(?=, )", lambda _: f"{{{text[0]} {next(count)}}}", text)
+        text = re.sub(r"(?<=^y = ).*(?= = \()", "{sum}", text)
+    return text, text
+
+
+def text_manifest() -> dict[str, Any]:
+    """Say what the view needs beside its graph: the panels as `encode` has them, in which it fills in the numbers."""
+    models, config = stored_models(), TransformerConfig()
+    texts = {name: make_text(name, 1, seed=SEED + 2).encode()[:WINDOW].decode(errors="ignore") for name in DOMAINS}
+    panels = text_panels(models, texts["english"], layer=0, token=0)
+    headers, arrays = zip(*(encode(panel, place) for place, panel in enumerate(panels)))
+    every = copy.deepcopy(models["Trained"].layers[0].ffn)  # for the arrows of all experts
+    every.top_k = every.router.top_k = config.num_experts
+    x, boxes = torch.zeros(1, config.d_model), panels[-1].marks[-1]
+    with torch.no_grad():
+        block = arrays[-1] | encode(block_panel(every, x, *every(x), 0, has_strip=False), len(panels) - 1)[1]
+    sizes = {"window": WINDOW, "layers": config.num_layers, "experts": config.num_experts, "top_k": config.top_k}
+    made = {"parameters": f"{stored_weights().shape[1]:,}", "steps": f"{STEPS:,}", "batch": BATCH}
+    words = WORDS | {"model": WORDS["model"].format(**sizes, **made, domains=", ".join(DOMAINS))}
+    return sizes | {
+        "panels": headers,
+        "arrays": {slot: (array.dtype.str[1:], array.shape, array.flatten().tolist()) for slot, array in block.items()},
+        "examples": {name: text.rstrip() for name, text in texts.items()},
+        "models": list(models),
+        "likeliest": LIKELIEST,
+        "recipes": list(map(recipe, boxes.texts, boxes.expert, boxes.says)),
+        "names": NAMES,
+        "titles": TITLES,
+        "words": words,
+        "look": LOOK,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Say what the wall of facts needs in the page: which graphs there are, what they start from, the books, the panels."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from moe_lessons.analysis.counting import flops_per_token
+from moe_lessons.nn import is_moe
+from moe_lessons.plots.marks import encode
+from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
+from moe_lessons.tasks import Facts
+from moe_lessons.training import Run, facts_runs
+from moe_lessons.training.run import lr_scale
+from moe_lessons.widgets.canvas import LOOK
+from moe_lessons.widgets.controls import TIPS
+from moe_lessons.widgets.laboratory import TITLES
+from moe_lessons.widgets.small_labs import LEAST, FactsLab, steps_between
+from web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading, export_facts_step
+from web.manifest import STOPS as ALL
+from web.manifest import control
+
+STOPS = {  # what the page has graphs, starts and books for
+    "num_experts": (4, 8, 16),
+    "top_k": (1, 2),
+    "num_entries": (500, 1000, 2000),
+    "seed": (0, 1, 2, 3),
+    "lr": FactsLab.STOPS["lr"],
+    "x_axis": ALL["x_axis"],
+}
+EXPORTS = export_facts_step, export_facts_reading
+GROUPS = dict(zip(TITLES, (FactsLab.START, FactsLab.LIVE, FactsLab.LOOK)))
+FEW = STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "seed": (0, 1)}
+
+
+def graph_name(run: Run) -> str:
+    """Name the graphs of a run: two baselines of one width have the same."""
+    ffn = run.model.layers[0].ffn
+    return f"facts-{ffn.num_experts}-{ffn.top_k}" if is_moe(ffn) else f"facts-dense-{ffn.d_ff}"
+
+
+def start_name(run: Run, num_experts: int) -> str:
+    """Name the weights that a run starts from, but for the seed: top-k changes nothing in them."""
+    ffn = run.model.layers[0].ffn
+    return f"facts-start-{num_experts}-{'moe' if is_moe(ffn) else ffn.d_ff}"
+
+
+class Wall:
+    """The wall of facts with some stops for its controls: names -> what is made of them."""
+
+    def __init__(self, stops: dict[str, tuple]):
+        self.stops, (self.experts, self.counts, self.books, self.seeds, *_) = stops, stops.values()
+
+    def graphs(self) -> dict[str, Run]:
+        """Name the graphs, each with a run that it is of."""
+        sizes = itertools.product(self.experts, self.counts)
+        runs = [run for size in sizes for run in facts_runs(*size, min(self.books)).values()]
+        return {graph_name(run): run for run in runs}
+
+    def numbers(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Give the largest book of each seed in bytes, of which a smaller one is the beginning; and all weights at
+        torch's own start, as bfloat16: the upper half of each float32, rounded."""
+        for seed in self.seeds:
+            yield f"facts-{seed}.z", Facts(max(self.books), seed).tokens.numpy().astype("u1")
+            starts = {}
+            for experts, top_k in itertools.product(self.experts, self.counts):
+                for run in facts_runs(experts, top_k, min(self.books), seed).values():
+                    weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
+                    starts[f"{start_name(run, experts)}-{seed}.z"] = weights.bfloat16().view(torch.int16).numpy()
+            yield from starts.items()
+
+    def manifest(self) -> dict[str, Any]:
+        """Say what is the same for all sizes, in what JSON can hold."""
+        usual = {name: FactsLab.USUAL.get(name, self.stops[name][0]) for name in self.stops}
+        usual |= {name: stops[-1] for name, stops in self.stops.items() if usual[name] not in stops}
+        return {
+            "graphs": list(self.names()),
+            "presets": {"of lesson 08": {"tip": "", "values": usual, "off": ""}},
+            "groups": GROUPS,
+            "controls": {name: control(name, stops) for name, stops in self.stops.items()},
+            "knobs": STEP_KNOBS,
+            "idle": {},
+            "axes": X_AXES,
+            "look": LOOK,
+            "words": {"title": FactsLab.title, **TIPS["facts"]},
+            "numbers": {
+                "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "budget": FactsLab.USUAL["max_steps"],
+                "least": LEAST, "read": NUM_READ, "length": Facts.context + 1,
+            },
+        }  # fmt: skip
+
+    def sizes(self) -> dict[str, dict[str, Any]]:
+        """Say for each size of the models and of the book what it needs: its models, rates, and panels as encoded."""
+        return {name: self.size(*size) for name, size in self.names().items()}
+
+    def names(self) -> dict[str, tuple[int, int, int]]:
+        """Name each size: num_experts, top_k, num_entries."""
+        return {"-".join(map(str, size)): size for size in itertools.product(self.experts, self.counts, self.books)}
+
+    def size(self, num_experts: int, top_k: int, num_entries: int) -> dict[str, Any]:
+        lab = FactsLab(num_experts, top_k, num_entries)
+        main, models, flops = lab.main_run, [], []
+        for name, run in lab.runs.items():
+            own = TrainedFacts(run)
+            models.append({
+                "name": name, "graph": graph_name(run), "start": start_name(run, num_experts),
+                "size": own.size, "batch": own.batch_size, "knobs": [getattr(run.knobs, knob) for knob in STEP_KNOBS],
+            })  # fmt: skip
+            flops.append(own.batch_size * Facts.context * flops_per_token(run.model, training=True))
+        panels = {place: encode(panel, place)[0] for place, panel in enumerate(lab.panels())}
+        lab.close()
+        rates = [lr_scale(step, main.warmup_steps, main.decay_steps) for step in range(1, main.decay_steps + 1)]
+        own = {"experts": 0, "models": models, "flops": flops, "panels": panels}  # experts: none is shown
+        return own | {"rates": rates, "every": steps_between(num_entries)}
