@@ -32,8 +32,11 @@ from moe_lessons.training import Run, load_share
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
 
-STEP_KNOBS = tuple(name for name in KNOBS if name != "capacity_factor")  # of a step: in this order they are its input
-NO_CAPACITY = "a capacity drops tokens, so that sizes depend on values, which a graph cannot say"
+LEFT_OUT = {  # knobs that no graph carries, and why
+    "capacity_factor": "a capacity drops tokens, so that sizes depend on values, which a graph cannot say",
+}
+STEP_KNOBS = tuple(name for name in KNOBS if name not in LEFT_OUT)  # in this order they are an input of a graph
+DRAWN = {"noise_std": "normal", "jitter_noise": "uniform"}  # knobs that scale random numbers, by the input with these
 NUM_MEASURED = 256  # held-out points on which a reading measures loss and accuracy
 NUM_READ = 250  # entries of a phone book that one reading reads
 MEANING = {  # of each input
@@ -59,7 +62,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of torch's AdamW
 
 @dataclass(frozen=True)
 class Graph:
-    """Is a function of tensors as an ONNX model: its bytes, and the names and shapes of what goes in and comes out."""
+    """A function of tensors as an ONNX model: its bytes, and the names and shapes of what goes in and comes out."""
 
     model: bytes
     inputs: dict[str, tuple[int, ...]]
@@ -154,9 +157,10 @@ class TrainedPlane(Trained):
         for name, run in runs.items():
             if (run.warmup_steps, run.decay_steps, run.max_grad_norm) != (0, None, None):
                 raise ValueError(f"runs must have a constant rate and no max_grad_norm, got {name} with one")
-        if main.knobs.capacity_factor is not None:
-            wanted = f"capacity_factor must be None for an export, since {NO_CAPACITY}"
-            raise ValueError(f"{wanted}, got {main.knobs.capacity_factor:g}")
+        for name, why in LEFT_OUT.items():
+            if getattr(main.knobs, name) != KNOBS[name].off:
+                value = getattr(main.knobs, name)
+                raise ValueError(f"{name} must be {KNOBS[name].off} for an export, since {why}, got {value:g}")
         self.num_experts, self.d_model = main.num_experts[0], main.model.block.d_model
         has_bias = hasattr(getattr(main.model.block, "router", None), "expert_bias")
         super().__init__(runs, self.num_experts if has_bias else 0)
@@ -164,9 +168,13 @@ class TrainedPlane(Trained):
         self.router = getattr(self.main.block, "router", None)
         if not all(hasattr(self.router, name) for name in ("choose", "choice_logits", "weight")):
             raise ValueError(f"router must be a TopKRouter or one of its kind, got {in_words(self.router)}")
-        for name, value in {"noise_std": 1.0, "jitter_noise": 1.0}.items():  # their sizes are inputs: see `step`
+        for name in DRAWN:  # how large they are is an input: see `step`
             if KNOBS[name].needs(self.router):
-                setattr(self.router, name, value)
+                setattr(self.router, name, 1.0)
+        attributes = [name for name in STEP_KNOBS if KNOBS[name].attribute and name not in DRAWN]
+        modules = list(self.main.modules())
+        acts_on = {name: [module for module in modules if KNOBS[name].needs(module)] for name in attributes}
+        self.turned = {name: found for name, found in acts_on.items() if found}
 
     def named(self, weights: Tensor, bias: Tensor) -> list[dict[str, Tensor]]:
         found = super().named(weights, bias)
@@ -178,7 +186,7 @@ class TrainedPlane(Trained):
 
         state: see `Trained`; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Gives the
         next state, the loss of each model (nats), the norm of the gradient, and the load shares (E,)."""
-        value = dict(zip(STEP_KNOBS, knobs.unbind(0)))
+        value = self.turn(knobs)
         factor = 1 + value["jitter_noise"] * (2 * uniform - 1)  # what uniform_(1 - ε, 1 + ε) gives
         with Given(normal * value["noise_std"], factor):
             learned, losses, norm, load, moves = self.learn(
@@ -187,25 +195,47 @@ class TrainedPlane(Trained):
         bias = self.parts(state)[3] + sum(value[name] * move for name, move in moves.items())
         return torch.cat([learned, bias]), losses, norm, load
 
+    def turn(self, knobs: Tensor) -> dict[str, Tensor]:
+        """Name the values of the knobs (see `MEANING`), and set those that are attributes of modules."""
+        value = dict(zip(STEP_KNOBS, knobs.unbind(0)))
+        for name, modules in self.turned.items():
+            for module in modules:
+                setattr(module, name, value[name])
+        return value
+
     def moves(self, routing: Routing) -> dict[str, Tensor]:
         """Say for each knob that updates the router how it moves the bias of the experts (E,) where it is 1."""
         moved = {}
         for name, knob in KNOBS.items():
             if knob.update and knob.needs(self.router):
                 stand = SimpleNamespace(expert_bias=torch.zeros(self.num_experts))
-                knob.update(stand, routing, 1.0)
+                try:
+                    knob.update(stand, routing, 1.0)
+                except AttributeError as error:
+                    raise ValueError(f"{name} must move nothing but expert_bias in a graph, got {error}") from None
                 moved[name] = stand.expert_bias
         return moved
 
-    def read(self, state, x, held_x, held_y, keep) -> tuple[Tensor, ...]:
+    def export(self, function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple) -> Graph:
+        """Make the graph of a function of this object; see `to_onnx`. ValueError for a knob that no graph carries."""
+        try:
+            return to_onnx(function, inputs, outputs)
+        except RuntimeError as error:
+            if not self.turned:
+                raise
+            names = ", ".join(self.turned)
+            raise ValueError(f"{names} must be a number in formulas, or be named in LEFT_OUT, got a branch") from error
+
+    def read(self, state, x, held_x, held_y, keep, knobs) -> tuple[Tensor, ...]:
         """Read the mixture and measure all models, without noise.
 
-        x (T, 2); held_x (N, 2), held_y (N,); keep (E,): see `MEANING`. Gives the router's log-probabilities on the
-        grid (R, R, E); of the tokens its logits (T, E), its probabilities (T, E), the weight of each expert, 0 where it
-        does not serve (T, E), and the class that the model names (T,); the loss and the accuracy of each model; and the
-        load shares (E,)."""
+        x (T, 2); held_x (N, 2), held_y (N,); keep (E,); knobs: see `MEANING`. Gives the router's log-probabilities on
+        the grid (R, R, E); of the tokens its logits (T, E), its probabilities (T, E), the weight of each expert, 0
+        where it does not serve (T, E), and the class that the model names (T,); the loss and the accuracy of each
+        model; and the load shares (E,)."""
         weights, _, _, bias = self.parts(state)
         self._training(False)
+        self.turn(knobs)
         first, *others = self.named(weights, bias)
         probs = functional_call(self.main, first, (grid(RESOLUTION),))[1][0].router_probs
         scores = probs.clamp_min(1e-30).log().view(RESOLUTION, RESOLUTION, -1)
@@ -254,7 +284,7 @@ def export_step(runs: dict[str, Run]) -> Graph:
     inputs |= {"normal": torch.randn(T, own.num_experts), "uniform": torch.rand(T, own.d_model)}
     inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
     outputs = "next", "losses", "norm", "load"
-    return trace(lambda s, n, x, y, *rest: own.step(s, n, x, y.long(), *rest), inputs, outputs)
+    return own.export(lambda s, n, x, y, *rest: own.step(s, n, x, y.long(), *rest), inputs, outputs)
 
 
 def export_reading(runs: dict[str, Run]) -> Graph:
@@ -262,8 +292,9 @@ def export_reading(runs: dict[str, Run]) -> Graph:
     own, N = TrainedPlane(runs), NUM_MEASURED
     inputs = {"state": own.start(), "x": torch.rand(NUM_TOKENS, 2), "held_x": torch.rand(N, 2)}
     inputs |= {"held_y": torch.arange(N).int() % 8, "keep": torch.ones(own.num_experts)}
+    inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
     outputs = "scores", "logits", "probs", "serves", "named", "measured", "accuracy", "clean"
-    return trace(lambda s, x, hx, hy, keep: own.read(s, x, hx, hy.long(), keep), inputs, outputs)
+    return own.export(lambda s, x, hx, hy, keep, knobs: own.read(s, x, hx, hy.long(), keep, knobs), inputs, outputs)
 
 
 def export_facts_step(run: Run) -> Graph:
@@ -271,14 +302,15 @@ def export_facts_step(run: Run) -> Graph:
     own = TrainedFacts(run)
     inputs = {"state": own.start(), "count": torch.tensor(1.0), "entries": Facts(own.batch_size).tokens.int()}
     inputs |= {"knobs": torch.full((len(STEP_KNOBS),), 0.01)}
-    return trace(lambda s, n, entries, knobs: own.step(s, n, entries.long(), knobs), inputs, ("next", "losses", "norm"))
+    outputs = "next", "losses", "norm"
+    return to_onnx(lambda s, n, entries, knobs: own.step(s, n, entries.long(), knobs), inputs, outputs)
 
 
 def export_facts_reading(run: Run) -> Graph:
     """Make the graph of `TrainedFacts.read`, of `NUM_READ` entries. ValueError for a run that no graph can say."""
     own = TrainedFacts(run)
     inputs, outputs = {"state": own.start(), "entries": Facts(NUM_READ).tokens.int()}, ("known", "loss", "accuracy")
-    return trace(lambda s, entries: own.read(s, entries.long()), inputs, outputs)
+    return to_onnx(lambda s, entries: own.read(s, entries.long()), inputs, outputs)
 
 
 def export_batch(task: PlaneTask, num_points: int) -> Graph:
@@ -291,7 +323,7 @@ def export_batch(task: PlaneTask, num_points: int) -> Graph:
         return x, y.int()
 
     inputs = {"drawn": torch.rand(num_points, 2), "blob": (torch.arange(num_points) % NUM_PROTOTYPES).int()}
-    return trace(place, inputs | {"prototypes": task.prototypes}, ("x", "y"))
+    return to_onnx(place, inputs | {"prototypes": task.prototypes}, ("x", "y"))
 
 
 def export_text(model: LanguageModel, window: int) -> Graph:
@@ -329,11 +361,11 @@ def export_text(model: LanguageModel, window: int) -> Graph:
 
     inputs = {"weights": torch.cat([p.detach().flatten() for p in tensors.values()]).half()}
     outputs = "logits", "probs", "experts", "serves", "x", "y", "bytes", "next", "surprise"
-    return trace(read, inputs | {"ids": torch.arange(window).int()}, outputs)
+    return to_onnx(read, inputs | {"ids": torch.arange(window).int()}, outputs)
 
 
 @torch_threads(1)
-def trace(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> Graph:
+def to_onnx(function: Callable[..., Sequence[Tensor]], inputs: dict[str, Tensor], outputs: tuple[str, ...]) -> Graph:
     """Make an ONNX graph of a function that computes with tensors alone: inputs give names, shapes and types."""
     table, aten = dict(core_aten_decompositions()), torch.ops.aten
     # ONNX has no memory that is not set, and no distances

@@ -1,6 +1,7 @@
 """Say what the page needs beside its graphs: controls, presets and texts once, and for each graph its panels."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,19 +17,18 @@ from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
-from moe_lessons.training.knobs import idle_with
+from moe_lessons.training.knobs import KNOBS, Knob, idle_with
 from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
 from moe_lessons.widgets.canvas import LOOK
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.laboratory import TITLES
 from moe_lessons.widgets.plane import NUM_TOKENS, read_plane
 from moe_lessons.widgets.playground import PANELS, Playground
-from web.graphs import NO_CAPACITY, NUM_MEASURED, STEP_KNOBS, TrainedPlane
+from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 
 STOPS = {  # what the page has graphs or starts for
     "task": PLANE_TASKS,
     "num_experts": (1, 2, 4, 8, 16),
-    "top_k": (1, 2, 4, 8, 16),  # of which 1, 2, 4 and all
     "d_ff": (4, 8),
     "router": ("top-k", "sigmoid", "expert choice"),
     "router_start": tuple(ROUTER_STARTS),
@@ -36,10 +36,14 @@ STOPS = {  # what the page has graphs or starts for
     "token": tuple(range(NUM_TOKENS)),
     "x_axis": tuple(name for name in X_AXES if name != "seconds"),
 }
+BY_EXPERTS = {  # by the number of experts
+    "top_k": {experts: sorted({k for k in (1, 2, 4) if k <= experts} | {experts}) for experts in STOPS["num_experts"]},
+    "mute": {experts: ["none", *(f"E{e}" for e in range(experts))] for experts in STOPS["num_experts"]},
+}
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
 GROUPS = dict(zip(TITLES, (Playground.START, tuple(n for n in Playground.LIVE if n in STEP_KNOBS), Playground.LOOK)))
 MOST_STEPS = 100_000  # that Play trains
-STRUCTURE = "num_experts", "top_k", "d_ff", "router"  # of a setting: a graph is of these
+STRUCTURE = "router", "num_experts", "top_k", "d_ff"  # of a setting: a graph is of these, and has its name from them
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
 
 
@@ -47,7 +51,7 @@ def offered() -> dict[str, PlaneSetting]:
     """Name every graph that the page may ask for, with a setting that it is of."""
     found = {}
     for experts in STOPS["num_experts"]:
-        for top_k in sorted({k for k in (1, 2, 4) if k <= experts} | {experts}):
+        for top_k in BY_EXPERTS["top_k"][experts]:
             for d_ff in STOPS["d_ff"]:
                 for router in STOPS["router"]:
                     setting = PlaneSetting(num_experts=experts, top_k=top_k, d_ff=d_ff, router=router)
@@ -56,27 +60,33 @@ def offered() -> dict[str, PlaneSetting]:
 
 
 def graph_name(setting: PlaneSetting) -> str:
-    """Name the graph of a setting: what is of the structure, but for the task and the start."""
-    return f"{setting.router.replace(' ', '-')}-{setting.num_experts}-{setting.top_k}-{setting.d_ff}"
+    """Name the graph of a setting."""
+    return "-".join(str(getattr(setting, name)).replace(" ", "-") for name in STRUCTURE)
 
 
 def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
     """Say what is the same for all graphs, in what JSON can hold. graphs: those that are there; seeds: how many."""
     for name in graphs:
         check_choice("graph", name, offered())
-    presets = {}
-    for name, setting in PRESETS.items():
-        why = f"not in this page: {NO_CAPACITY}" if setting.capacity_factor else ""
-        why = why or ("" if graph_name(setting) in graphs else "not in this page: its graph was not made")
-        presets[name] = {"tip": TIPS["presets"][name], "values": asdict(setting), "off": why}
+    names, lab = [name for group in GROUPS.values() for name in group], Playground()
+    look = {name: lab.values[name] for name in names}
+    lab.close()
+    presets = {
+        name: {"tip": TIPS["presets"][name], "values": look | asdict(setting), "off": why_off(setting, graphs)}
+        for name, setting in PRESETS.items()
+    }
     stops = STOPS | {"seed": STOPS["seed"][:seeds]}
     tasks = {n: {"blobs": PlaneTask(n).has_blobs, "frequency": PlaneTask(n).frequency.tolist()} for n in PLANE_TASKS}
     return {
         "graphs": graphs,
+        "graph_of": STRUCTURE,
         "presets": presets,
         "groups": GROUPS,
-        "controls": {name: control(name, stops.get(name)) for names in GROUPS.values() for name in names},
+        "controls": {name: control(name, stops.get(name), BY_EXPERTS.get(name)) for name in names},
         "knobs": STEP_KNOBS,
+        "left_out": LEFT_OUT,
+        "kept": [name for name in names if name not in asdict(PlaneSetting())],  # by whoever chooses a preset
+        "drawn": DRAWN,
         "idle": {router: idle_with(router) for router in STOPS["router"]},
         "tasks": tasks,
         "starts": STARTS,
@@ -92,15 +102,33 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def control(name: str, stops: Any = None) -> dict[str, Any]:
-    """Describe a control as the table of knobs has it: its label with the unit, its tip, and its stops with texts.
-    stops: those of the table, unless others are given."""
-    row = CONTROLS[name]
-    stops = stops or row.stops
-    said = {"label": row.description, "tip": row.tip}
-    if stops and isinstance(stops[0], str):
-        return said | {"names": stops}
-    return said | {"stops": named_stops(stops)}
+def why_off(setting: PlaneSetting, graphs: list[str]) -> str:
+    """Say why the page cannot train a setting; empty: it can."""
+    turned = [name for name in LEFT_OUT if getattr(setting, name) != KNOBS[name].off]
+    if turned:
+        return f"not in this page: {LEFT_OUT[turned[0]]}"
+    return "" if graph_name(setting) in graphs else "not in this page: its graph was not made"
+
+
+def control(name: str, stops: Any = None, by_experts: dict[int, Sequence] | None = None) -> dict[str, Any]:
+    """Describe a control: its label with the unit, its tip, and its stops as (text, value)s or, by the number of
+    experts, lists of such; of a knob also its limits, and the value at which it is off. stops: those of the table,
+    unless others are given."""
+    row, by_experts = CONTROLS[name], by_experts or {}
+    stops = stops or next(iter(by_experts.values()), row.stops)
+    said = {"label": row.description, "tip": row.tip, "is_list": isinstance(stops[0], str), "stops": said_stops(stops)}
+    if by_experts:
+        said["by_experts"] = {experts: said_stops(found) for experts, found in by_experts.items()}
+    if name in KNOBS:
+        low, high = row.limits
+        allowed = f"a number {'above' if row.is_above else 'of at least'} {low:g}"
+        allowed += f" and at most {high:g}" if high < Knob.limits[1] else ""
+        said |= {"limits": row.limits, "is_above": row.is_above, "allowed": allowed, "off": row.off}
+    return said
+
+
+def said_stops(stops: Sequence) -> list[tuple[str, Any]]:
+    return [(stop, stop) for stop in stops] if isinstance(stops[0], str) else named_stops(stops)
 
 
 def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any]:

@@ -77,10 +77,13 @@ class Wall:
         usual |= {name: stops[-1] for name, stops in self.stops.items() if usual[name] not in stops}
         return {
             "graphs": list(self.names()),
+            "graph_of": ("num_experts", "top_k", "num_entries"),
             "presets": {"of lesson 08": {"tip": "", "values": usual, "off": ""}},
             "groups": GROUPS,
             "controls": {name: control(name, stops) for name, stops in self.stops.items()},
             "knobs": STEP_KNOBS,
+            "left_out": {},
+            "kept": [],
             "idle": {},
             "axes": X_AXES,
             "look": LOOK,

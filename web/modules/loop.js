@@ -4,13 +4,20 @@
 
 import { pack } from "./parts.js";
 
-const FPS = 45, TURN = 12, TEXTS = 250; // pictures a second; milliseconds of training at once, and between two texts
+const FPS = 45; // pictures a second
+const TURN = 12; // milliseconds of training at once
+const TEXTS = 250; // milliseconds between two texts
 const IN_FLIGHT = 2; // pictures that the page has not drawn yet
 
 export const mean = (rows, pick) => rows.reduce((sum, row) => sum + pick(row), 0) / Math.max(rows.length, 1);
 export const range = (count) => Array.from({ length: count }, (_, i) => i);
 export const percent = (part) => `${(100 * part).toFixed(1)}%`;
-export const roomy = (value, first) => { while (first < value) first *= 1.5; return first; }; // as marks.roomy has it
+/** The end of an axis that has room for a value, as `roomy` in plots/marks.py has it. */
+export const roomy = (value, first) => {
+  let end = first;
+  while (end < value) end *= 1.5;
+  return end;
+};
 export const firstAtLeast = (value, ...tops) => tops.find((top) => top >= value) ?? 10;
 
 // One training. A view's own has also: train(), which gives false where it diverges; goBack(); look(isPaused), which
@@ -20,7 +27,8 @@ export class History {
   constructor(shared, own, values) {
     Object.assign(this, { shared, own, values, step: 0, rows: [], every: 1, recent: [], marks: [] });
   }
-  note(losses, more = {}) { // of a step that is done
+  /** Note a step that is done: the loss of each model, and more. */
+  note(losses, more = {}) {
     const { recent, window, places } = this.shared.numbers;
     this.step++;
     this.recent = [...this.recent.slice(1 - recent), { losses, ...more }];
@@ -28,25 +36,37 @@ export class History {
     const smooth = Array.from(losses, (_, k) => mean(lately, (row) => row.losses[k]));
     this.last = { step: this.step, ...more, losses: smooth };
     if (this.step % this.every === 0) this.rows.push(this.last);
-    if (this.rows.length >= 2 * places) // half as many: more are not seen
-      this.rows = this.rows.filter(({ step }) => step % (2 * this.every) === 0), (this.every *= 2);
+    if (this.rows.length < 2 * places) return;
+    this.every *= 2; // half as many: more are not seen
+    this.rows = this.rows.filter(({ step }) => step % this.every === 0);
   }
-  get curve() { return this.step % this.every ? [...this.rows, this.last] : this.rows; }
-  get isFlops() { return this.values.x_axis === "FLOPs"; }
-  spent(k, step, isFlops = this.isFlops) { return isFlops ? step * this.own.flops[k] : step; }
-  axis(x, reach, first) { // of what is spent
+  get curve() {
+    return this.step % this.every ? [...this.rows, this.last] : this.rows;
+  }
+  get isFlops() {
+    return this.values.x_axis === "FLOPs";
+  }
+  spent(k, step, isFlops = this.isFlops) {
+    return isFlops ? step * this.own.flops[k] : step;
+  }
+  /** The axis of what is spent. */
+  axis(x, reach, first) {
     const link = this.isFlops ? "" : "step";
     const high = roomy(reach, this.isFlops ? first : x.high);
     return { ...x, label: this.shared.axes[this.values.x_axis], link, high };
   }
   loss(header, slot) {
-    const { own: { flops }, curve, isFlops, ghost } = this, old = ghost?.curve ?? [], arrays = {};
+    const { curve, isFlops, ghost } = this;
+    const { flops } = this.own;
+    const old = ghost?.curve ?? [];
+    const arrays = {};
     const slots = { x: { slot: slot("g.x") }, y: { slot: slot("g.y") } };
     const previous = { ...header.marks[0], name: "previous run", ink: -1, ...slots };
-    const line = (name, rows, k, of) => Object.assign(arrays, {
-      [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => of.spent(k, step, isFlops))],
-      [`${name}.y`]: ["f4", [rows.length], rows.map(({ losses }) => losses[k])],
-    });
+    const line = (name, rows, k, of) =>
+      Object.assign(arrays, {
+        [`${name}.x`]: ["f4", [rows.length], rows.map(({ step }) => of.spent(k, step, isFlops))],
+        [`${name}.y`]: ["f4", [rows.length], rows.map(({ losses }) => losses[k])],
+      });
     flops.forEach((_, k) => line(k, curve, k, this));
     if (old.length) line("g", old, 0, ghost);
     const reach = Math.max(0, ...flops.map((_, k) => this.spent(k, this.step)));
@@ -54,7 +74,12 @@ export class History {
     const highest = Math.max(0, ...curve.flatMap(({ losses }) => losses), old[0]?.losses[0] ?? 0);
     header.x = this.axis(header.x, Math.max(reach, Math.min(ghostReach, 2 * reach || Infinity)), 1e7);
     header.y.high = firstAtLeast(highest, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7);
-    const rules = this.marks.map((step) => ({ mark: "Rule", x: this.spent(0, step), kind: "mark", name: "" }));
+    const rules = this.marks.map((step) => ({
+      mark: "Rule",
+      x: this.spent(0, step),
+      kind: "mark",
+      name: "",
+    }));
     header.marks = [...rules, ...(old.length ? [previous] : []), ...header.marks];
     return arrays;
   }
@@ -64,53 +89,91 @@ export class History {
 
 const TOO_LARGE = "The last step was too large and is taken back: lower the learning rate to go on.";
 const KEPT_WEIGHTS = "The weights of the last good step are kept: lower the learning rate to go on.";
-let run = null, opening = null, playing = false, seen = true, until = 0, asked = false, isWorking = false, trouble = "";
-let latest = null, busy = Promise.resolve(); // the values that are asked for; what the loop waits for
-let more = 0, frame = 0, drawn = 0, shownAt = 0, toldAt = 0, sent = {}; // more: steps to train in a pause
-const turns = new MessageChannel(), waiting = [];
+let run = null;
+let opening = null;
+let playing = false;
+let seen = true;
+let until = 0;
+let asked = false;
+let isWorking = false;
+let trouble = "";
+let latest = null;
+let busy = Promise.resolve(); // the values that are asked for; what the loop waits for
+let more = 0;
+let frame = 0;
+let drawn = 0;
+let shownAt = 0;
+let toldAt = 0;
+let sent = {}; // more: steps to train in a pause
+const turns = new MessageChannel();
+const waiting = [];
 turns.port1.onmessage = () => waiting.shift()();
-const turn = () => new Promise((go) => (waiting.push(go), turns.port2.postMessage(0)));
+const turn = () =>
+  new Promise((go) => {
+    waiting.push(go);
+    turns.port2.postMessage(0);
+  });
 
+/** Show what trains. */
 async function show() {
-  const isAsked = asked, now = performance.now(), own = run;
+  const isAsked = asked;
+  const now = performance.now();
+  const own = run;
   asked = false;
-  let isPaused = !playing && !more, out = await own.look(isPaused);
+  let isPaused = !playing && !more;
+  let out = await own.look(isPaused);
   if (!out) {
     await own.goBack();
     [playing, more, isPaused, trouble, out] = [false, 0, true, TOO_LARGE, await own.look(true)];
   }
   if (own !== run) return;
-  const panels = {}, all = {}, { step, values: { token }, own: { experts }, shared: { numbers, look } } = own;
-  const places = Object.entries(own.own.panels), count = places.length;
+  const panels = {};
+  const all = {};
+  const { step } = own;
+  const { token } = own.values;
+  const { experts } = own.own;
+  const { numbers, look } = own.shared;
+  const places = Object.entries(own.own.panels);
+  const count = places.length;
   const isTold = isAsked || isPaused || now - toldAt > TEXTS;
   for (const [place, as_encoded] of places) {
-    const header = structuredClone(as_encoded), slot = (rest) => `${place}.${rest}`;
+    const header = structuredClone(as_encoded);
+    const slot = (rest) => `${place}.${rest}`;
     for (const mark of header.marks) if ("selected" in mark) mark.selected = token;
-    const arrays = own.draw(Number(place), header, out, slot), text = JSON.stringify(header);
+    const arrays = own.draw(Number(place), header, out, slot);
+    const text = JSON.stringify(header);
     const isDue = isTold || header.marks[0]?.mark !== "Table"; // a page lays out all of a table for one new number
     if (isDue && sent[place] !== text) [panels[place], sent[place]] = [header, text];
     for (const [rest, array] of Object.entries(arrays)) all[slot(rest)] = array;
   }
-  const { slots, data } = pack(all), state = isPaused ? "paused" : "training";
+  const { slots, data } = pack(all);
+  const state = isPaused ? "paused" : "training";
   const words = { count, experts, token, step, state, trouble, budget: numbers.budget };
   words.until = more ? step + more : playing ? 0 : until; // it trains until it is asked to pause, or for very long
-  if (isTold) Object.assign(words, own.lines(out)), (toldAt = now);
+  if (isTold) {
+    Object.assign(words, own.lines(out));
+    toldAt = now;
+  }
   shownAt = now;
   const content = { frame: ++frame, answer: true, panels, slots, words, ...(frame === 1 && { look }) };
   postMessage({ content, data, playing }, [data]);
 }
 
-async function work() { // one at a time: what is heard meanwhile is done in the next round
+/** Train and show while something is to do; one at a time: what is heard meanwhile is done in the next round. */
+async function work() {
   if (isWorking) return;
   isWorking = true;
   try {
     while (run && (asked || more || (playing && seen))) {
-      const now = performance.now(), due = shownAt + 1000 / FPS;
+      const now = performance.now();
+      const due = shownAt + 1000 / FPS;
       const end = due > now ? Math.min(due, now + TURN) : now + TURN;
       while ((more || (playing && seen)) && !asked && performance.now() < end) {
-        const own = run, isGood = await (busy = own.train());
+        const own = run;
+        const isGood = await (busy = own.train());
         if (own !== run) break; // another was started meanwhile
-        if (!isGood) trouble = `The training stopped after step ${run.step}: the loss is not finite. ${KEPT_WEIGHTS}`;
+        if (!isGood)
+          trouble = `The training stopped after step ${run.step}: the loss is not finite. ${KEPT_WEIGHTS}`;
         playing &&= isGood && run.step < until;
         more = isGood ? Math.max(more - 1, 0) : 0;
         asked ||= !playing && !more;
@@ -118,12 +181,18 @@ async function work() { // one at a time: what is heard meanwhile is done in the
       if (asked || (performance.now() >= due && frame - drawn < IN_FLIGHT)) await (busy = show());
       await turn();
     }
-  } catch (error) { postMessage({ refused: `The training stopped: ${error.message.replace(/\.?$/, ".")}` }); }
+  } catch (error) {
+    postMessage({ refused: `The training stopped: ${error.message.replace(/\.?$/, ".")}` });
+  }
   isWorking = false;
 }
 
-// open(values, name, signal) makes a training, unless the signal says that something newer was asked for; it is compared
-// with the one before where `same`, one of the values, is the same.
+/**
+ * Hear the page from now on.
+ * @param {(values: object, name: string, signal: AbortSignal) => Promise<History>} open makes a training of the graph
+ *   of this name, unless the signal says that something newer was asked for
+ * @param {string} same it is compared with the training before where this value is the same
+ */
 export function serve(open, same) {
   const HEARD = {
     async start({ values, name }) {
@@ -131,9 +200,14 @@ export function serve(open, same) {
       latest = values;
       const { signal } = (opening = new AbortController());
       try {
-        const made = await open(values, name, signal), { recent, budget } = made.shared.numbers;
-        if (signal.aborted) return made.end?.();
-        const last = run?.step > recent ? run : run?.ghost, old = last?.values[same] === values[same] ? last : null;
+        const made = await open(values, name, signal);
+        const { recent, budget } = made.shared.numbers;
+        if (signal.aborted) {
+          made.end?.();
+          return;
+        }
+        const last = run?.step > recent ? run : run?.ghost;
+        const old = last?.values[same] === values[same] ? last : null;
         if (old) old.ghost = null;
         const ended = run; // it may be in the middle of a step
         busy.catch(() => {}).then(() => ended?.end?.());
@@ -142,7 +216,9 @@ export function serve(open, same) {
         [trouble, until, more, sent] = ["", playing ? budget : 0, 0, {}];
         postMessage({ started: values });
       } catch (error) {
-        if (!signal.aborted) postMessage({ refused: error.message }), (opening = null);
+        if (signal.aborted) return;
+        postMessage({ refused: error.message });
+        opening = null;
       }
     },
     turn({ values, isKnob }) {
@@ -151,9 +227,15 @@ export function serve(open, same) {
       if (isKnob && run.step && run.marks.at(-1) !== run.step) run.marks.push(run.step);
       [run.values, trouble] = [values, ""];
     },
-    play() { [playing, more, trouble, until] = [true, 0, "", run ? run.step + run.shared.numbers.budget : 0]; },
-    pause() { playing = false; },
-    steps({ count }) { if (run && !playing) [more, trouble] = [more + count, ""]; },
+    play() {
+      [playing, more, trouble, until] = [true, 0, "", run ? run.step + run.shared.numbers.budget : 0];
+    },
+    pause() {
+      playing = false;
+    },
+    steps({ count }) {
+      if (run && !playing) [more, trouble] = [more + count, ""];
+    },
     seen: ({ isSeen }) => (seen = isSeen),
     drawn: ({ number }) => (drawn = number),
   };

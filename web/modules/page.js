@@ -8,20 +8,27 @@
 import { Place, make } from "./parts.js";
 
 const VIEWS = ["playground", "recording", "text", "wall"]; // each a module whose default is show(place)
-const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"], OF_A_RECORDING = NEEDED.slice(2); // which does not train
+const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"];
+const OF_A_RECORDING = NEEDED.slice(2); // which does not train
 
 export async function open(home) {
   home.dataset.moe ||= new URLSearchParams(location.search).get("view") ?? VIEWS[0];
-  const place = new Place(home), needed = place.view === "recording" ? OF_A_RECORDING : NEEDED;
+  const place = new Place(home);
+  const needed = place.view === "recording" ? OF_A_RECORDING : NEEDED;
   const lacking = needed.find((name) => !(name in globalThis));
   home.classList.add("moe-page");
   home.append(place.said);
   try {
     if (lacking) throw new Error(`This browser cannot show this view: it has no ${lacking}.`);
-    if (!VIEWS.includes(place.view)) throw new Error(`view must be one of ${VIEWS.join(", ")}, got ${place.view}.`);
-    const lost = () => { throw new Error(`${place.view}.js, or what it imports, did not arrive.`); };
+    if (!VIEWS.includes(place.view))
+      throw new Error(`view must be one of ${VIEWS.join(", ")}, got ${place.view}.`);
+    const lost = () => {
+      throw new Error(`${place.view}.js, or what it imports, did not arrive.`);
+    };
     await (await import(`./${place.view}.js`).catch(lost)).default(place);
-  } catch (error) { place.say(`${error.message} Reload the page to try again.`); }
+  } catch (error) {
+    place.say(`${error.message} Reload the page to try again.`);
+  }
 }
 
 const isReady = ["canvas.css", "page.css"].map((name) => {
@@ -29,8 +36,14 @@ const isReady = ["canvas.css", "page.css"].map((name) => {
   document.head.append(link);
   return new Promise((go) => ["load", "error"].forEach((kind) => link.addEventListener(kind, go)));
 });
-const near = new IntersectionObserver((entries) => entries.filter(({ isIntersecting }) => isIntersecting).forEach(
-  ({ target }) => (near.unobserve(target), Promise.all(isReady).then(() => open(target)))), { rootMargin: "400px" });
+async function opened(entries) {
+  for (const { target } of entries.filter(({ isIntersecting }) => isIntersecting)) {
+    near.unobserve(target);
+    await Promise.all(isReady);
+    open(target);
+  }
+}
+const near = new IntersectionObserver(opened, { rootMargin: "400px" });
 for (const home of document.querySelectorAll("[data-moe]")) near.observe(home);
 const dress = () => document.body.classList.toggle("moe-dressed"); // of this a canvas hears: the theme may be another
 const themes = { attributes: true, attributeFilter: ["data-theme"] };

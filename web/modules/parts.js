@@ -2,7 +2,14 @@
 
 const kept = new Map(); // everything is asked for once, and again where it did not arrive
 export function once(name, load) {
-  if (!kept.has(name)) kept.set(name, load().catch((error) => { kept.delete(name); throw error; }));
+  if (!kept.has(name))
+    kept.set(
+      name,
+      load().catch((error) => {
+        kept.delete(name);
+        throw error;
+      }),
+    );
   return kept.get(name);
 }
 async function fetched(name) {
@@ -11,8 +18,11 @@ async function fetched(name) {
   if (!answer.ok || isPage) throw new Error(`${name} did not arrive (${isPage ? "a page" : answer.status}).`);
   return answer;
 }
-export const damaged = (name) => () => { throw new Error(`${name} is damaged.`); };
-export async function unpacked(name) { // unless the server has done it
+export const damaged = (name) => () => {
+  throw new Error(`${name} is damaged.`);
+};
+export async function unpacked(name) {
+  // unless the server has done it
   const bytes = new Uint8Array(await (await fetched(name)).arrayBuffer().catch(damaged(name)));
   if (bytes[0] !== 0x1f || bytes[1] !== 0x8b) return bytes;
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -23,7 +33,8 @@ export const json = (name) => once(name, async () => (await fetched(name)).json(
 // Arrays as the canvas takes them: {slot: [type, shape, values]} -> where each lies, and all of them in one buffer.
 const ARRAYS = { u1: Uint8Array, i4: Int32Array, f4: Float32Array };
 export function pack(arrays) {
-  const slots = [], parts = [];
+  const slots = [];
+  const parts = [];
   let size = 0;
   for (const [slot, [type, shape, values]] of Object.entries(arrays)) {
     slots.push([slot, type, shape, size]);
@@ -36,7 +47,8 @@ export function pack(arrays) {
 }
 
 export const filled = (text, words) => text.replace(/\{(\w+)\}/g, (_, name) => words[name]);
-export function make(tag, attributes = {}, ...children) { // texts become text nodes, never HTML
+export function make(tag, attributes = {}, ...children) {
+  // texts become text nodes, never HTML
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
   element.append(...children);
@@ -54,52 +66,87 @@ export function button(text, tip, action) {
 let places = 0;
 export class Place {
   constructor(home) {
-    Object.assign(this, { home, view: home.dataset.moe, isOwn: "state" in home.dataset, id: `moe${places++ || ""}` });
+    Object.assign(this, {
+      home,
+      view: home.dataset.moe,
+      isOwn: "state" in home.dataset,
+      id: `moe${places++ || ""}`,
+    });
     this.said = make("div", { class: "moe-said", role: "status" });
     this.say = (text) => {
       const short = text.length > 600 ? `${text.slice(0, 600)} …` : text; // an address may be long
       if (this.said.textContent !== short) this.said.textContent = short;
     };
   }
-  get state() { return this.isOwn ? this.home.dataset.state : location.hash.slice(1); }
+  get state() {
+    return this.isOwn ? this.home.dataset.state : location.hash.slice(1);
+  }
   keep(state) {
     if (this.isOwn) this.home.dataset.state = state;
-    else try { history.replaceState(null, "", `#${state}`); } catch { /* too often for this browser */ }
+    else
+      try {
+        history.replaceState(null, "", `#${state}`);
+      } catch {
+        /* too often for this browser */
+      }
   }
-  get address() { return new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href; }
-  get link() { return this.isOwn ? this.address : location.href; }
+  get address() {
+    return new URL(`view.html?view=${this.view}#${this.state}`, import.meta.url).href;
+  }
+  get link() {
+    return this.isOwn ? this.address : location.href;
+  }
   get frame() {
     const address = this.address.replaceAll("&", "&amp;");
     return `<iframe src="${address}" title="moe_lessons: ${this.view}" width="100%" height="900"></iframe>`;
   }
   shares() {
     const copy = async (what, text) => {
-      const isCopied = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+      const isCopied = await navigator.clipboard?.writeText(text).then(
+        () => true,
+        () => false,
+      );
       this.say(`${isCopied ? "Copied" : what}: ${text}`);
     };
     return [
-      button("Copy link", "The address of these settings: there it trains anew", () => copy("The link", this.link)),
-      button("Embed", "One line of HTML that shows this state in a page of yours", () => copy("The line", this.frame)),
+      button("Copy link", "The address of these settings: there it trains anew", () =>
+        copy("The link", this.link),
+      ),
+      button("Embed", "One line of HTML that shows this state in a page of yours", () =>
+        copy("The line", this.frame),
+      ),
     ];
   }
   // Calls seen(isSeen), and opened() where a link is opened in the address.
   watch(seen, opened = () => {}) {
     let isInside = true;
     const tell = () => seen(isInside && !document.hidden);
-    new IntersectionObserver((entries) => tell((isInside = entries.at(-1).isIntersecting))).observe(this.home);
+    new IntersectionObserver((entries) => tell((isInside = entries.at(-1).isIntersecting))).observe(
+      this.home,
+    );
     document.addEventListener("visibilitychange", tell);
-    if (!this.isOwn) addEventListener("hashchange", () => (opened(), this.home.scrollIntoView()));
+    if (this.isOwn) return;
+    addEventListener("hashchange", () => {
+      opened();
+      this.home.scrollIntoView();
+    });
   }
 }
 
-// Hints, one at a time, each at what it is about: it goes when it is followed, and all go when they are closed.
-// hints: [where it stands below, what is waited for, its event, the text, whether that was enough]s.
+/**
+ * Show hints, one at a time, each at what it is about: it goes when it is followed, and all go when they are closed.
+ * @param {{below: Element, element: Element, event: string, text: string, isEnough: () => boolean}[]} hints where each
+ *   stands, what is waited for and its event, what it says, and whether that was enough
+ */
 export function guide(hints) {
   const hint = make("div", { class: "moe-hint", role: "note" });
   const close = button("×", "No more hints", () => hint.remove());
   const next = () => {
-    const [below, element, event, text, isEnough = () => true] = hints.shift() ?? [];
-    if (!below) return hint.remove();
+    if (!hints.length) {
+      hint.remove();
+      return;
+    }
+    const { below, element, event, text, isEnough } = hints.shift();
     const follow = () => {
       if (!isEnough()) return;
       element.removeEventListener(event, follow);
@@ -112,38 +159,48 @@ export function guide(hints) {
   next();
 }
 
-// A label, a slider or a list, and what it says. stops: [text, value]s to choose from; without them it slides.
+/** A label, a slider or a list of stops, and what it says. */
 export class Control {
-  constructor(id, { label, tip, low, high, step }, isList, moved) {
-    Object.assign(this, { tip, low, high, step, isList });
+  /**
+   * @param {string} id of its element
+   * @param {{label: string, tip: string, is_list?: boolean, off?: number}} said as the manifest has it
+   * @param {(value: number | string) => void} moved is told of each new value
+   */
+  constructor(id, { label, tip, is_list: isList, off }, moved) {
+    Object.assign(this, { tip, isList, off });
     this.input = make(isList ? "select" : "input", isList ? { id } : { id, type: "range" });
     this.output = make("output", { for: id });
     const parts = [make("label", { for: id }, label), this.input, ...(isList ? [] : [this.output])];
     this.element = make("div", { class: "moe-control" }, ...parts);
-    this.input.addEventListener("input", () => moved(this.value));
+    this.input.addEventListener("input", () => {
+      const [, value] = this.stops[isList ? this.input.selectedIndex : this.input.value];
+      moved(value);
+    });
   }
-  get value() {
-    const { selectedIndex, value } = this.input;
-    return this.stops ? this.stops[this.isList ? selectedIndex : value][1] : Number(value);
-  }
-  show(value, stops, why) { // why: it is off
-    const { input, low, high, step } = this;
-    this.stops = stops?.slice();
-    if (stops && !stops.some(([, stop]) => stop === value)) {
-      this.stops.push([String(value), value]);
+
+  /**
+   * @param {number | string} value where it stands
+   * @param {[string, number | string][]} stops texts and values to choose from
+   * @param {string} [why] it is off
+   */
+  show(value, stops, why) {
+    const { input } = this;
+    this.stops = stops.slice();
+    if (!stops.some(([, stop]) => stop === value)) {
+      this.stops.push([value === this.off ? "off" : String(value), value]);
       this.stops.sort(([, one], [, other]) => one - other);
     }
-    const at = this.stops?.findIndex(([, stop]) => stop === value);
+    const at = this.stops.findIndex(([, stop]) => stop === value);
+    const texts = this.stops.map(([text]) => text);
     if (this.isList) {
-      const options = () => this.stops.map(([text]) => make("option", {}, text));
-      if (input.options.length !== this.stops.length) input.replaceChildren(...options());
+      if (input.options.length !== texts.length)
+        input.replaceChildren(...texts.map((text) => make("option", {}, text)));
       input.selectedIndex = at;
     } else {
-      const ends = { min: Math.min(low, value), max: Math.max(high, value), step };
-      Object.assign(input, this.stops ? { min: 0, max: this.stops.length - 1, step: 1 } : ends);
-      input.value = this.stops ? at : value; // after its ends
-      this.output.textContent = this.stops ? this.stops[at][0] : value ? String(+value.toPrecision(3)) : "off";
-      input.setAttribute("aria-valuetext", this.output.textContent);
+      Object.assign(input, { min: 0, max: texts.length - 1, step: 1 });
+      input.value = at; // after its ends
+      this.output.textContent = texts[at];
+      input.setAttribute("aria-valuetext", texts[at]);
     }
     input.disabled = Boolean(why);
     this.element.title = why ? `${this.tip}. Off: ${why}` : this.tip;

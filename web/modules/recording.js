@@ -8,17 +8,26 @@ const PAUSE = 120; // milliseconds between two pictures
 
 // Of each picture all that is seen, as one message for the canvas; the arrays of all of them lie in one buffer.
 function decode(bytes) {
-  const end = bytes.indexOf(10), head = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
-  const data = new Uint8Array(head.size), places = {};
-  let panels = {}, words = {}, from = end + 1, at = 0;
+  const end = bytes.indexOf(10);
+  const head = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
+  const data = new Uint8Array(head.size);
+  const places = {};
+  let panels = {};
+  let words = {};
+  let from = end + 1;
+  let at = 0;
   const pictures = head.frames.map((frame) => {
-    for (const [slot, type, shape, same, more] of frame.arrays) { // the bytes that are as before, and those that follow
+    for (const [slot, type, shape, same, more] of frame.arrays) {
+      // the bytes that are as before, and those that follow
       if (same) data.copyWithin(at, places[slot][3], places[slot][3] + same);
       data.set(bytes.subarray(from, (from += more)), at + same);
       places[slot] = [slot, type, shape, at];
       at += same + more;
     }
-    [panels, words] = [{ ...panels, ...frame.panels }, { ...words, ...frame.words }];
+    [panels, words] = [
+      { ...panels, ...frame.panels },
+      { ...words, ...frame.words },
+    ];
     return { panels, words, slots: Object.values(places) };
   });
   if (from !== bytes.length) throw new Error("it has another length than it says");
@@ -29,22 +38,39 @@ async function load(name) {
   if (!/^[\w-]+$/.test(name))
     throw new Error(`The name of a recording must have letters, digits and -, got ${name || "none"}.`);
   const bytes = await unpacked(`recordings/${name}.z`);
-  try { return decode(bytes); } catch { return damaged(`recordings/${name}.z`)(); }
+  try {
+    return decode(bytes);
+  } catch {
+    return damaged(`recordings/${name}.z`)();
+  }
 }
 
 export default async function show(place) {
-  const recording = await load(place.state), { pictures, buffers, look, about } = recording, last = pictures.length - 1;
-  let at, hear, timer, count = 0;
+  const recording = await load(place.state);
+  const { pictures, buffers, look, about } = recording;
+  const last = pictures.length - 1;
+  let at;
+  let hear;
+  let timer;
+  let count = 0;
   const play = button("Play", "Play or stop the recording", () => (timer ? stop() : start()));
-  const isOfSteps = "step" in pictures[last].words, label = isOfSteps ? "Step" : "Picture";
+  const isOfSteps = "step" in pictures[last].words;
+  const label = isOfSteps ? "Step" : "Picture";
   const stops = pictures.map(({ words }, i) => [String(isOfSteps ? words.step : i + 1), i]);
   const tip = "Which picture of the recording is shown";
-  const control = new Control(`${place.id}-picture`, { label, tip }, false, (i) => (stop(), seek(i)));
+  const control = new Control(`${place.id}-picture`, { label, tip }, (i) => {
+    stop();
+    seek(i);
+  });
   const what = last ? "A recording of a real run" : "Drawn from a real model";
-  const view = make("div"), said = make("p", { class: "moe-about" }, `${what}: ${about}.`);
+  const view = make("div");
+  const said = make("p", { class: "moe-about" }, `${what}: ${about}.`);
   const bars = last ? [bar(make("b", {}, "A recording"), play, control.element, ...place.shares())] : [];
   place.home.replaceChildren(...bars, place.said, view, said);
-  canvas.render({ el: view, model: { on: (_, action) => (hear = action), off() {}, get() {}, set() {}, send() {} } });
+  canvas.render({
+    el: view,
+    model: { on: (_, action) => (hear = action), off() {}, get() {}, set() {}, send() {} },
+  });
 
   function seek(i) {
     hear({ ...pictures[(at = i)], frame: ++count, look: count > 1 ? undefined : look }, buffers);
@@ -59,6 +85,9 @@ export default async function show(place) {
     timer = clearInterval(timer);
     play.textContent = "Play";
   }
-  place.watch((isSeen) => isSeen || stop(), () => location.reload()); // another recording is opened as a page is
+  place.watch(
+    (isSeen) => isSeen || stop(),
+    () => location.reload(),
+  ); // another recording is opened as a page is
   seek(last);
 }

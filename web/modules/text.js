@@ -5,42 +5,66 @@ import canvas from "./canvas/index.js";
 import { Control, bar, button, filled, json, make, pack, unpacked } from "./parts.js";
 import { graph, halves, randomOf, whole } from "./runtime.js";
 
-const MOST = 1000, PAUSE = 200; // letters in the address; milliseconds between two that are written
-const utf8 = new TextEncoder(), strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+const MOST = 1000;
+const PAUSE = 200; // letters in the address; milliseconds between two that are written
+const utf8 = new TextEncoder();
+const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const range = (count) => Array.from({ length: count }, (_, i) => i);
 const lengthBy = (lead) => (lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4); // bytes of a letter of UTF-8
 
-function lettersOf(bytes) { // [letter, how many bytes it has]; "�" for a byte of none
+function lettersOf(bytes) {
+  // [letter, how many bytes it has]; "�" for a byte of none
   const found = [];
   for (let i = 0; i < bytes.length; i += found.at(-1)[1]) {
     const length = lengthBy(bytes[i]);
-    try { found.push([strict.decode(bytes.subarray(i, i + length)), length]); } catch { found.push(["�", 1]); }
+    try {
+      found.push([strict.decode(bytes.subarray(i, i + length)), length]);
+    } catch {
+      found.push(["�", 1]);
+    }
   }
   return found;
 }
-function rowOf({ data, dims }, ...places) { // of an output of the graph
-  const width = dims.at(-1), at = places.reduce((sum, place, axis) => sum * dims[axis] + place, 0);
+function rowOf({ data, dims }, ...places) {
+  // of an output of the graph
+  const width = dims.at(-1);
+  const at = places.reduce((sum, place, axis) => sum * dims[axis] + place, 0);
   return [...data.subarray(at * width, (at + 1) * width)];
 }
-function number(value) { // as plots/panels/block.py has it
-  const size = Math.abs(value), text = value.toFixed(size < 9.995 ? 2 : size < 99.95 ? 1 : 0);
+function number(value) {
+  // as plots/panels/block.py has it
+  const size = Math.abs(value);
+  const text = value.toFixed(size < 9.995 ? 2 : size < 99.95 ? 1 : 0);
   return text.replace("-", /[1-9]/.test(text) ? "−" : "");
 }
 
 // The panels of `text_panels`, and their arrays. outs: what both models read of the bytes, of which one is the token.
 export function panelsOf(own, outs, { bytes, layer, token }) {
-  const panels = structuredClone(own.panels), arrays = { ...own.arrays }, letters = lettersOf(bytes);
-  const [[out], [, , path, , , block]] = [outs, panels], layers = range(own.layers);
+  const panels = structuredClone(own.panels);
+  const arrays = { ...own.arrays };
+  const letters = lettersOf(bytes);
+  const [trained] = outs;
+  const [, , path, , , block] = panels;
+  const layers = range(own.layers);
   const ints = (slot, values) => (arrays[slot] = ["i4", [values.length], values]);
   const floats = (slot, values, width) => (arrays[slot] = ["f4", [values.length / width, width], values]);
-  const named = (kind, model) => filled(own.titles[kind], { layer, token, byte: own.names[bytes[token]], model });
+  const named = (kind, model) =>
+    filled(own.titles[kind], { layer, token, byte: own.names[bytes[token]], model });
   outs.forEach((out, i) => {
-    const [text, next] = [panels[i], panels[i + 3]], texts = [letters.map(([letter]) => letter).join("")];
-    const rows = (all) => range(bytes.length).map((at) => rowOf(all, layer, at)), weights = rows(out.serves);
+    const [text, next] = [panels[i], panels[i + 3]];
+    const texts = [letters.map(([letter]) => letter).join("")];
+    const rows = (all) => range(bytes.length).map((at) => rowOf(all, layer, at));
+    const weights = rows(out.serves);
     const serve = (row, at) => row.map((e, k) => `E${e} ${weights[at][k].toFixed(2)}`).join(", ");
     Object.assign(text.marks[0], { texts, says: rows(out.experts).map(serve), selected: token });
-    ints(`${i}.0.experts`, rows(out.experts).map(([first]) => first));
-    ints(`${i}.0.sizes`, letters.map(([, length]) => length));
+    ints(
+      `${i}.0.experts`,
+      rows(out.experts).map(([first]) => first),
+    );
+    ints(
+      `${i}.0.sizes`,
+      letters.map(([, length]) => length),
+    );
     const [likeliest, probs] = [out.bytes, out.next].map((all) => rowOf(all, token).slice(0, own.likeliest));
     const said = probs.map((part) => `${(100 * part).toFixed(1)}%`);
     Object.assign(next.marks[0], { rows: likeliest.map((byte) => own.names[byte]), texts: said });
@@ -48,32 +72,69 @@ export function panelsOf(own, outs, { bytes, layer, token }) {
     [text.title, next.title] = ["text", "next"].map((kind) => named(kind, own.models[i]));
   });
   [path.title, block.title, path.marks[0].selected] = [named("path"), named("block"), layer];
-  const served = layers.flatMap((row) => rowOf(out.experts, row, token).map((e) => [e, row]));
-  for (const [name, axis] of [["x", 0], ["y", 1], ["expert", 0]]) ints(`2.1.${name}`, served.map((at) => at[axis]));
-  floats("2.0.z", layers.flatMap((row) => rowOf(out.probs, row, token)), own.experts);
+  const served = layers.flatMap((row) => rowOf(trained.experts, row, token).map((e) => [e, row]));
+  const places = { x: 0, y: 1, expert: 0 };
+  for (const [name, axis] of Object.entries(places)) {
+    const values = served.map((at) => at[axis]);
+    ints(`2.1.${name}`, values);
+  }
+  floats(
+    "2.0.z",
+    layers.flatMap((row) => rowOf(trained.probs, row, token)),
+    own.experts,
+  );
   // The block: Python says what each box shows where its expert serves and where not, and has the arrows of all experts.
-  const [arrows, , boxes] = block.marks, given = (mark, name) => own.arrays[mark[name].slot][2];
+  const [arrows, , boxes] = block.marks;
+  const given = (mark, name) => own.arrays[mark[name].slot][2];
   const [experts, weights, logits, x, y] = ["experts", "serves", "logits", "x", "y"].map((name) =>
-    rowOf(out[name], layer, token));
-  const serves = Object.fromEntries(experts.map((e, k) => [e, weights[k]])), rows = { logits, weights: serves, x, y };
-  const sum = Object.entries(serves).map(([e, weight]) => `${number(weight)} · E${e}(x)`).join(" + ");
-  const [whose, from] = [boxes, arrows].map((mark) => given(mark, "expert")), ends = given(arrows, "ends");
-  boxes.texts = own.recipes.map((texts, i) => texts[whose[i] in serves ? 0 : 1].replace("{sum}", sum)
-    .replace(/\{(\w+) (\d+)\}/g, (_, name, at) => number(rows[name][at])));
+    rowOf(trained[name], layer, token),
+  );
+  const serves = Object.fromEntries(experts.map((e, k) => [e, weights[k]]));
+  const rows = { logits, weights: serves, x, y };
+  const sum = Object.entries(serves)
+    .map(([e, weight]) => `${number(weight)} · E${e}(x)`)
+    .join(" + ");
+  const [whose, from] = [boxes, arrows].map((mark) => given(mark, "expert"));
+  const ends = given(arrows, "ends");
+  boxes.texts = own.recipes.map((texts, i) =>
+    texts[whose[i] in serves ? 0 : 1]
+      .replace("{sum}", sum)
+      .replace(/\{(\w+) (\d+)\}/g, (_, name, at) => number(rows[name][at])),
+  );
   for (const mark of block.marks) mark.selected = token;
   const look = (kind, i) => (whose[i] < 0 || kind < 2 ? kind : whose[i] in serves ? 3 : 2); // its expert's, or grey
   ints(boxes.look.slot, given(boxes, "look").map(look));
   const kept = [...from.keys()].filter((i) => from[i] < 0 || from[i] in serves);
-  ints(arrows.expert.slot, kept.map((i) => from[i]));
-  ints(arrows.token.slot, kept.map(() => -1));
-  floats(arrows.ends.slot, kept.flatMap((i) => ends.slice(4 * i, 4 * i + 4)), 4);
+  ints(
+    arrows.expert.slot,
+    kept.map((i) => from[i]),
+  );
+  ints(
+    arrows.token.slot,
+    kept.map(() => -1),
+  );
+  floats(
+    arrows.ends.slot,
+    kept.flatMap((i) => ends.slice(4 * i, 4 * i + 4)),
+    4,
+  );
   return { panels, arrays };
 }
 
 class OwnText {
   constructor(place, own, session, models) {
-    Object.assign(this, { place, own, session, models, turn: Promise.resolve(), random: randomOf(0), frame: 0 });
-    const { words, examples } = own, id = `${place.id}-text`, view = make("div");
+    Object.assign(this, {
+      place,
+      own,
+      session,
+      models,
+      turn: Promise.resolve(),
+      random: randomOf(0),
+      frame: 0,
+    });
+    const { words, examples } = own;
+    const id = `${place.id}-text`;
+    const view = make("div");
     const type = (text) => this.change({ text, token: null });
     this.field = make("textarea", { id, rows: 3, spellcheck: "false" });
     this.field.addEventListener("input", () => type(this.field.value));
@@ -81,35 +142,64 @@ class OwnText {
     const letter = button("Write a letter", words.letter, () => this.write(([likeliest]) => likeliest));
     this.on = button("Write on", words.on, () => this.goOn());
     const control = (name, label, said = { label, tip: words[name] }) =>
-      new Control(`${place.id}-${name}`, said, false, (value) => this.change({ [name]: value }));
+      new Control(`${place.id}-${name}`, said, (value) => this.change({ [name]: value }));
     this.controls = [control("layer", "Layer"), control("token", "Token")];
-    const top = bar(make("b", {}, words.title), ...place.shares()), label = make("label", { for: id }, words.label);
+    const top = bar(make("b", {}, words.title), ...place.shares());
+    const label = make("label", { for: id }, words.label);
     const below = bar(letter, this.on, ...this.controls.map(({ element }) => element));
-    const parts = [top, label, bar(...lines), this.field, below, place.said, view, make("p", {}, words.model)];
+    const parts = [
+      top,
+      label,
+      bar(...lines),
+      this.field,
+      below,
+      place.said,
+      view,
+      make("p", {}, words.model),
+    ];
     place.home.replaceChildren(...parts);
     const send = ({ pick, index }) => ["layer", "token"].includes(pick) && this.change({ [pick]: index });
-    canvas.render({ el: view, model: { on: (_, hear) => (this.hear = hear), off() {}, get() {}, set() {}, send } });
-    place.watch((isSeen) => (this.isSeen = isSeen), () => this.open());
+    canvas.render({
+      el: view,
+      model: { on: (_, hear) => (this.hear = hear), off() {}, get() {}, set() {}, send },
+    });
+    place.watch(
+      (isSeen) => (this.isSeen = isSeen),
+      () => this.open(),
+    );
   }
   open() {
-    const { own, place } = this, given = Object.fromEntries(new URLSearchParams(place.state));
-    const text = (given.text ?? Object.values(own.examples)[0]).slice(-MOST), { length } = utf8.encode(text);
+    const { own, place } = this;
+    const given = Object.fromEntries(new URLSearchParams(place.state));
+    const text = (given.text ?? Object.values(own.examples)[0]).slice(-MOST);
+    const { length } = utf8.encode(text);
     const counts = { layer: own.layers, token: Math.min(length, own.window) };
-    const isBad = (name) => name in given && counts[name] && !range(counts[name]).map(String).includes(given[name]);
-    const bad = Object.keys(counts).find(isBad), { layer = 0, token = null } = bad ? {} : given;
+    const isBad = (name) =>
+      name in given && counts[name] && !range(counts[name]).map(String).includes(given[name]);
+    const bad = Object.keys(counts).find(isBad);
+    const { layer = 0, token = null } = bad ? {} : given;
     const strange = Object.keys(given).find((key) => !["text", "layer", "token"].includes(key));
-    const why = strange !== undefined ? `The address cannot be read: there is no control ${strange}.`
-      : bad ? `The address cannot be read: ${bad} must be from 0 to ${counts[bad] - 1}, got ${given[bad]}.` : "";
+    const why =
+      strange !== undefined
+        ? `The address cannot be read: there is no control ${strange}.`
+        : bad
+          ? `The address cannot be read: ${bad} must be from 0 to ${counts[bad] - 1}, got ${given[bad]}.`
+          : "";
     if (why && this.text !== undefined) return place.say(`${why} What stands is kept.`);
     this.change({ text, layer: Number(layer), token: token && Number(token), trouble: why });
   }
   change(state) {
     Object.assign(this, { trouble: "" }, state);
     if (this.field.value !== this.text) this.field.value = this.text;
-    if (!this.isAsked) this.queue(() => ((this.isAsked = false), this.show()));
+    if (this.isAsked) return;
     this.isAsked = true;
+    this.queue(() => {
+      this.isAsked = false;
+      return this.show();
+    });
   }
-  queue(work) { // one after the other
+  queue(work) {
+    // one after the other
     const said = (error) => this.place.say(`The model stopped: ${error.message}`);
     return (this.turn = this.turn.then(work).catch(said));
   }
@@ -118,36 +208,59 @@ class OwnText {
     return this.session.run({ weights, ids: whole(ids, ids.length) });
   }
   async show() {
-    const { own, own: { words, window }, text, layer, place } = this, all = utf8.encode(text);
-    const bytes = all.slice(-window), count = bytes.length, token = Math.min(this.token ?? count, count - 1);
+    const {
+      own,
+      own: { words, window },
+      text,
+      layer,
+      place,
+    } = this;
+    const all = utf8.encode(text);
+    const bytes = all.slice(-window);
+    const count = bytes.length;
+    const token = Math.min(this.token ?? count, count - 1);
     const note = text ? count < all.length && filled(words.long, { bytes: all.length, window }) : words.empty;
     place.say([this.trouble, note].filter(Boolean).join(" "));
     const state = { text: text.slice(-MOST), layer, ...(this.token !== null && { token }) };
     if (!this.writing) place.keep(String(new URLSearchParams(state)));
-    this.controls[0].show(layer, range(own.layers).map((at) => [String(at), at]));
+    this.controls[0].show(
+      layer,
+      range(own.layers).map((at) => [String(at), at]),
+    );
     const tokens = Array.from(bytes, (byte, at) => [`${at} ${own.names[byte]}`, at]);
     this.controls[1].show(token, text ? tokens : [["–", token]]);
     const outs = [];
     for (const weights of this.models) outs.push(await this.run(bytes, weights));
-    const { panels, arrays } = text ? panelsOf(own, outs, { bytes, layer, token }) : { panels: [], arrays: {} };
+    const { panels, arrays } = text
+      ? panelsOf(own, outs, { bytes, layer, token })
+      : { panels: [], arrays: {} };
     const [trained, untrained] = outs.map(({ surprise: { data } }) => data[count - 2]?.toFixed(2));
-    const said = count > 1 ? filled(words.surprise, { trained, untrained }) : "", { slots, data } = pack(arrays);
+    const said = count > 1 ? filled(words.surprise, { trained, untrained }) : "";
+    const { slots, data } = pack(arrays);
     const seen = { count: panels.length, experts: text ? own.experts : 0, token, words: said };
     this.hear({ frame: ++this.frame, look: own.look, panels, slots, words: seen }, [new DataView(data)]);
   }
-  write(choose) { // a letter: one byte, or as many as its first one says
+  write(choose) {
+    // a letter: one byte, or as many as its first one says
     return this.queue(async () => {
-      const added = [], { text, own: { window }, models: [trained] } = this;
+      const added = [];
+      const {
+        text,
+        own: { window },
+        models: [trained],
+      } = this;
       while (text && added.length < lengthBy(added[0] ?? 0)) {
         const bytes = Uint8Array.from([...utf8.encode(text), ...added]).slice(-window);
-        const out = await this.run(bytes, trained), at = bytes.length - 1;
+        const out = await this.run(bytes, trained);
+        const at = bytes.length - 1;
         added.push(choose(rowOf(out.bytes, at), rowOf(out.next, at)));
       }
       const letters = lettersOf(Uint8Array.from(added)).map(([letter]) => letter);
       this.change({ text: this.text + letters.join(""), token: null });
     });
   }
-  async goOn() { // each letter by its probability
+  async goOn() {
+    // each letter by its probability
     const mine = (this.writing = this.writing ? null : {});
     this.on.textContent = mine ? "Stop" : "Write on";
     const at = (probs, left = this.random()) => probs.findIndex((part) => (left -= part) < 0);
@@ -162,7 +275,8 @@ class OwnText {
 
 export default async function show(place) {
   const load = [unpacked("text.weights.z"), graph("text.read.z"), json("text.json")];
-  const [bytes, session, own] = await Promise.all(load), half = bytes.length / 2;
+  const [bytes, session, own] = await Promise.all(load);
+  const half = bytes.length / 2;
   const models = [0, half].map((at) => halves(bytes.slice(at, at + half).buffer, half / 2));
   new OwnText(place, own, session, models).open();
 }

@@ -3,16 +3,14 @@
 
 import { open } from "./page.js";
 import { button, json, make } from "./parts.js";
-import { Playground, Settings, calm } from "./playground.js";
+import { Playground, calm } from "./playground.js";
+import { Settings } from "./settings.js";
 
 const RECORDING = "08-WallRecording"; // of web.record
 
-class Sizes extends Settings { // a name of web.wall.Wall.names
-  graph({ num_experts, top_k, num_entries }) { return [num_experts, top_k, num_entries].join("-"); }
-}
-
 export default async function show(place) {
-  const what = "A longer training, of lesson 08: 8,000 entries, and a fourth model, the dense one that is as good.";
+  const what =
+    "A longer training, of lesson 08: 8,000 entries, and a fourth model, the dense one that is as good.";
   const recording = button("Play the recording of the whole training", what, async () => {
     const home = make("div", { "data-moe": "recording", "data-state": RECORDING });
     recording.disabled = true;
@@ -21,7 +19,7 @@ export default async function show(place) {
     home.querySelector("button")?.click(); // Play
     home.scrollIntoView();
   });
-  const view = new Playground(place, new Sizes(await json("wall.json")), "wall_worker.js", [recording]);
+  const view = new Playground(place, new Settings(await json("wall.json")), "wall_worker.js", [recording]);
   if (!calm.matches) view.ask("play");
   view.open();
 }

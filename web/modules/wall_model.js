@@ -6,36 +6,54 @@ import { floats, graph, randomOf, whole } from "./runtime.js";
 
 let own = null;
 
-const entries = (count, choose) => { // (N, T + 1) bytes
-  const { book, length } = own, found = new Int32Array(count * length);
-  for (let i = 0, at; i < count; i++) at = choose(i) * length, found.set(book.subarray(at, at + length), i * length);
+const entries = (count, choose) => {
+  // (N, T + 1) bytes
+  const { book, length } = own;
+  const found = new Int32Array(count * length);
+  for (let i = 0, at; i < count; i++)
+    ((at = choose(i) * length), found.set(book.subarray(at, at + length), i * length));
   return whole(found, count, length);
 };
 const HEARD = {
-  async start(asked) { // the same seed draws the same entries for all models
-    const { graph: name, start, seed, size } = asked, state = new Float32Array(size); // Adam's averages begin at zero
+  async start(asked) {
+    // the same seed draws the same entries for all models
+    const { graph: name, start, seed, size } = asked;
+    const state = new Float32Array(size); // Adam's averages begin at zero
     const [stepping, reading, weights] = await Promise.all([
-      graph(`${name}.step.z`), graph(`${name}.read.z`), unpacked(`${start}-${seed}.z`)]);
+      graph(`${name}.step.z`),
+      graph(`${name}.read.z`),
+      unpacked(`${start}-${seed}.z`),
+    ]);
     const bits = new Uint32Array(state.buffer); // a bfloat16 is the upper half of a float32
     new Uint16Array(weights.buffer).forEach((half, i) => (bits[i] = half << 16));
     own = { ...asked, stepping, reading, count: 0, random: randomOf(seed + 1), state: floats(state, size) };
   },
-  async step({ rate }) { // or not: where it diverges
-    const began = performance.now(), { num_entries: N, batch, random, state, count, knobs } = own;
-    const turned = floats(Float32Array.from(knobs, (value, i) => (i === own.rateAt ? rate : value)), knobs.length);
+  async step({ rate }) {
+    // or not: where it diverges
+    const began = performance.now();
+    const { num_entries: N, batch, random, state, count, knobs } = own;
+    const turned = floats(
+      Float32Array.from(knobs, (value, i) => (i === own.rateAt ? rate : value)),
+      knobs.length,
+    );
     const given = { state, count: floats([count + 1]), knobs: turned };
     const out = await own.stepping.run({ ...given, entries: entries(batch, () => Math.floor(N * random())) });
-    const loss = out.losses.data[0], isGood = Number.isFinite(loss) && Number.isFinite(out.norm.data[0]);
+    const loss = out.losses.data[0];
+    const isGood = Number.isFinite(loss) && Number.isFinite(out.norm.data[0]);
     if (isGood) Object.assign(own, { before: state, state: out.next, count: count + 1 });
     return { loss, isGood, time: performance.now() - began };
   },
-  back() { // to the weights that the last step began with; Adam forgets its averages
-    const { size, state, before = state } = own, kept = new Float32Array(size);
+  back() {
+    // to the weights that the last step began with; Adam forgets its averages
+    const { size, state, before = state } = own;
+    const kept = new Float32Array(size);
     kept.set(before.data.subarray(0, size / 3));
     Object.assign(own, { state: floats(kept, size), before: undefined, count: 0 });
   },
-  async read() { // part by part, as `Facts.known` does
-    const { num_entries: N, read, reading, state } = own, known = new Uint8Array(N);
+  async read() {
+    // part by part, as `Facts.known` does
+    const { num_entries: N, read, reading, state } = own;
+    const known = new Uint8Array(N);
     let [loss, accuracy, count] = [0, 0, 0];
     for (let from = 0; from < N; from += read) {
       const out = await reading.run({ state, entries: entries(read, (i) => from + i) });
@@ -48,5 +66,9 @@ const HEARD = {
   },
 };
 onmessage = async ({ data: { kind, ...more } }) => {
-  try { postMessage({ answer: await HEARD[kind](more) }); } catch (error) { postMessage({ refused: error.message }); }
+  try {
+    postMessage({ answer: await HEARD[kind](more) });
+  } catch (error) {
+    postMessage({ refused: error.message });
+  }
 };

@@ -11,21 +11,34 @@ class Wall extends History {
   constructor(shared, own, book, values) {
     super(shared, own, values);
     Object.assign(this, { book, times: [], readings: [] });
-    this.workers = own.models.map(() => new Worker(new URL("wall_model.js", import.meta.url), { type: "module" }));
+    this.workers = own.models.map(
+      () => new Worker(new URL("wall_model.js", import.meta.url), { type: "module" }),
+    );
   }
-  ask(kind, more = () => ({})) { // all models; what each answers
+  ask(kind, more = () => ({})) {
+    // all models; what each answers
     const lost = "wall_model.js did not arrive, or this browser has no workers within workers.";
-    return Promise.all(this.workers.map((worker, k) => new Promise((done, failed) => {
-      worker.onmessage = ({ data }) => ("refused" in data ? failed(new Error(data.refused)) : done(data.answer));
-      worker.onerror = () => failed(new Error(lost));
-      worker.postMessage({ kind, ...more(this.own.models[k]) });
-    })));
+    return Promise.all(
+      this.workers.map(
+        (worker, k) =>
+          new Promise((done, failed) => {
+            worker.onmessage = ({ data }) =>
+              "refused" in data ? failed(new Error(data.refused)) : done(data.answer);
+            worker.onerror = () => failed(new Error(lost));
+            worker.postMessage({ kind, ...more(this.own.models[k]) });
+          }),
+      ),
+    );
   }
-  end() { for (const worker of this.workers) worker.terminate(); }
-  async train() { // one step of all; where one of them diverges, none has made it
-    const { rates, every } = this.own, rate = this.values.lr * (rates[this.step] ?? rates.at(-1));
+  end() {
+    for (const worker of this.workers) worker.terminate();
+  }
+  async train() {
+    // one step of all; where one of them diverges, none has made it
+    const { rates, every } = this.own;
+    const rate = this.values.lr * (rates[this.step] ?? rates.at(-1));
     const answers = await this.ask("step", () => ({ rate }));
-    if (!answers.every(({ isGood }) => isGood)) return await this.goBack(), false;
+    if (!answers.every(({ isGood }) => isGood)) return (await this.goBack(), false);
     this.note(answers.map(({ loss }) => loss));
     this.times = [...this.times.slice(-49), answers.map(({ time }) => time)];
     if (this.step % every === 0) await this.look(true);
@@ -43,27 +56,50 @@ class Wall extends History {
     return this.known.every(({ loss }) => Number.isFinite(loss)) ? this.known : null;
   }
   draw(place, header, known, slot) {
-    const { own: { models }, shared: { numbers: { length } }, values: { num_entries: N }, book, readings } = this;
+    const {
+      own: { models },
+      shared: {
+        numbers: { length },
+      },
+      values: { num_entries: N },
+      book,
+      readings,
+    } = this;
     if (place < models.length) {
       header.title = `${models[place].name}: ${said(known[place].count)} of ${said(N)}`;
       const letters = ["u1", [N, length], book.subarray(0, N * length)];
       return { "0.lit": ["u1", [N], known[place].known], "0.letters": letters };
     }
-    if (place === models.length) { // how many are known
-      const { step } = readings.at(-1), line = (values) => ["f4", [readings.length], values];
-      header.x = this.axis(header.x, Math.max(...models.map((_, k) => this.spent(k, step))), 1e9);
-      return Object.fromEntries(models.flatMap((_, k) => [
-        [`${k}.x`, line(readings.map(({ step }) => this.spent(k, step)))],
-        [`${k}.y`, line(readings.map(({ counts }) => counts[k]))]]));
+    if (place === models.length) {
+      // how many are known
+      const last = readings.at(-1).step;
+      const line = (values) => ["f4", [readings.length], values];
+      header.x = this.axis(header.x, Math.max(...models.map((_, k) => this.spent(k, last))), 1e9);
+      return Object.fromEntries(
+        models.flatMap((_, k) => [
+          [`${k}.x`, line(readings.map(({ step }) => this.spent(k, step)))],
+          [`${k}.y`, line(readings.map(({ counts }) => counts[k]))],
+        ]),
+      );
     }
     if (place === models.length + 1) return this.loss(header, slot);
-    const middle = (_, k) => this.times.map((row) => row[k]).sort((one, other) => one - other)[this.times.length >> 1];
-    header.marks[0].cells.splice(-3, 3, known.map(middle).map((time) => time?.toFixed(2) ?? "–"),
-      known.map(({ loss }) => String(+loss.toPrecision(3))), known.map(({ accuracy }) => percent(accuracy)));
+    const middle = (_, k) =>
+      this.times.map((row) => row[k]).sort((one, other) => one - other)[this.times.length >> 1];
+    header.marks[0].cells.splice(
+      -3,
+      3,
+      known.map(middle).map((time) => time?.toFixed(2) ?? "–"),
+      known.map(({ loss }) => String(+loss.toPrecision(3))),
+      known.map(({ accuracy }) => percent(accuracy)),
+    );
     return {};
   }
   lines(known) {
-    const { words, numbers: { least } } = this.shared, [mixture, baseline] = known.map(({ count }) => count);
+    const {
+      words,
+      numbers: { least },
+    } = this.shared;
+    const [mixture, baseline] = known.map(({ count }) => count);
     const times = baseline >= least ? filled(words.times, { times: (mixture / baseline).toFixed(1) }) : "";
     const entries = said(this.values.num_entries);
     return { words: filled(words.known, { mixture: said(mixture), entries, times }), reading: "" };
@@ -71,14 +107,28 @@ class Wall extends History {
 }
 
 async function open(values, name, signal) {
-  const { num_entries, seed } = values, file = `facts-${seed}.z`;
+  const { num_entries, seed } = values;
+  const file = `facts-${seed}.z`;
   const [shared, own, book] = await Promise.all([
-    json("wall.json"), json(`facts-${name}.json`), once(file, () => unpacked(file)), rest()]);
+    json("wall.json"),
+    json(`facts-${name}.json`),
+    once(file, () => unpacked(file)),
+    rest(),
+  ]);
   signal.throwIfAborted(); // before there are workers
-  const run = new Wall(shared, own, book, values), { numbers: { length, read }, knobs } = shared;
+  const run = new Wall(shared, own, book, values);
+  const {
+    numbers: { length, read },
+    knobs,
+  } = shared;
   const asked = { book, seed, num_entries, length, read, rateAt: knobs.indexOf("lr") };
   signal.onabort = () => run.end();
-  try { await run.ask("start", (model) => ({ ...model, ...asked })); } catch (error) { run.end(); throw error; }
+  try {
+    await run.ask("start", (model) => ({ ...model, ...asked }));
+  } catch (error) {
+    run.end();
+    throw error;
+  }
   signal.onabort = null;
   return run;
 }

@@ -13,13 +13,18 @@ class Training extends History {
   constructor(shared, own, graphs, weights, ofSeed, values) {
     super(shared, own, values);
     Object.assign(this, { ...graphs, count: 0 }); // count: since Adam's averages began
-    const { experts: E, batch: T } = own, { width: D, tokens } = shared.numbers;
-    const start = shared.starts.findIndex(([task, name]) => task === values.task && name === values.router_start);
-    const state = new Float32Array(own.size), task = Object.keys(shared.tasks).indexOf(values.task);
+    const { experts: E, batch: T } = own;
+    const { width: D, tokens } = shared.numbers;
+    const start = shared.starts.findIndex(
+      ([task, name]) => task === values.task && name === values.router_start,
+    );
+    const state = new Float32Array(own.size);
+    const task = Object.keys(shared.tasks).indexOf(values.task);
     state.set(weights.subarray(0, own.weights)); // Adam's averages and the bias begin at zero
     const router = own.weights + start * E * D;
     if (start >= 0) state.set(weights.subarray(router, router + E * D), own.router_at);
-    const { map } = shared.numbers, at = 48 + task * (3 * tokens + map * map); // see web.manifest.seed_numbers
+    const { map } = shared.numbers;
+    const at = 48 + task * (3 * tokens + map * map); // see web.manifest.seed_numbers
     this.state = this.before = floats(state, own.size);
     this.prototypes = floats(ofSeed.subarray(0, 48), 24, 2);
     this.points = floats(ofSeed.slice(at, at + 2 * tokens), tokens, 2);
@@ -28,37 +33,61 @@ class Training extends History {
     this.random = randomOf(values.seed + 1);
     this.drawn = { drawn: new Float32Array(2 * T), blob: new Int32Array(T) };
     this.noise = { normal: new Float32Array(T * E), uniform: new Float32Array(T * D).fill(0.5) };
-    const { frequency } = shared.tasks[values.task], all = mean(frequency, (f) => f) * frequency.length;
+    const { frequency } = shared.tasks[values.task];
+    const all = mean(frequency, (f) => f) * frequency.length;
     let sum = 0;
     this.reach = frequency.map((part) => (sum += part / all));
   }
   async points_and_classes(random) {
-    const { drawn, blob } = this.drawn, isBlobs = this.shared.tasks[this.values.task].blobs;
+    const { drawn, blob } = this.drawn;
+    const isBlobs = this.shared.tasks[this.values.task].blobs;
     (isBlobs ? fillNormal : fillEven)(drawn, random);
-    if (isBlobs) for (let i = 0, at; i < blob.length; i++)
-      at = random(), blob[i] = Math.max(this.reach.findIndex((end) => at < end), 0);
-    const { batch: T } = this.own, of = whole(blob, T);
+    for (let i = 0; isBlobs && i < blob.length; i++) {
+      const at = random();
+      blob[i] = this.reach.findIndex((end, last) => at < end || last === this.reach.length - 1);
+    }
+    const { batch: T } = this.own;
+    const of = whole(blob, T);
     return this.batch.run({ drawn: floats(drawn, T, 2), blob: of, prototypes: this.prototypes });
   }
-  async train() { // one step; false where it diverges
-    const { own: { experts: E, batch: T }, noise, values, random } = this;
-    const { width: D } = this.shared.numbers;
+  /** Whether a knob that scales random numbers is turned on. */
+  draws(name) {
+    return this.values[name] !== this.shared.controls[name].off;
+  }
+  get isNoisy() {
+    return Object.keys(this.shared.drawn).some((name) => this.draws(name));
+  }
+  get knobs() {
+    const values = Float32Array.from(this.shared.knobs, (name) => this.values[name]);
+    return floats(values, values.length);
+  }
+  /** Train one step; false where it diverges. */
+  async train() {
+    const { noise, random, shared, state, knobs } = this;
+    const { experts: E, batch: T } = this.own;
     const { x, y } = await this.points_and_classes(random);
-    if (values.noise_std) fillNormal(noise.normal, random);
-    if (values.jitter_noise) fillEven(noise.uniform, random);
-    const knobs = Float32Array.from(this.shared.knobs, (name) => values[name]);
-    const given = { normal: floats(noise.normal, T, E), uniform: floats(noise.uniform, T, D) };
-    Object.assign(given, { knobs: floats(knobs, knobs.length), count: floats([this.count + 1]) });
-    const out = await this.stepping.run({ state: this.state, x, y, ...given });
-    const losses = out.losses.data, load = out.load.data;
+    const fill = { normal: fillNormal, uniform: fillEven };
+    for (const [name, input] of Object.entries(shared.drawn))
+      if (this.draws(name)) fill[input](noise[input], random);
+    const drawn = {
+      normal: floats(noise.normal, T, E),
+      uniform: floats(noise.uniform, T, shared.numbers.width),
+    };
+    const count = floats([this.count + 1]);
+    const out = await this.stepping.run({ state, x, y, knobs, count, ...drawn });
+    const losses = out.losses.data;
+    const load = out.load.data;
     if (![...losses, out.norm.data[0]].every(Number.isFinite)) return this.goBack();
     [this.before, this.state] = [this.state, out.next];
     this.count++;
     this.note(losses, { load });
     return true;
   }
-  goBack() { // to the weights that the last step began with; Adam forgets its averages
-    const state = new Float32Array(this.own.size), { data } = this.before, { weights, size } = this.own;
+  /** Go back to the weights that the last step began with; Adam forgets its averages. */
+  goBack() {
+    const state = new Float32Array(this.own.size);
+    const { data } = this.before;
+    const { weights, size } = this.own;
     state.set(data.subarray(0, weights));
     state.set(data.subarray(3 * weights, size), 3 * weights);
     Object.assign(this, { state: floats(state, size), count: 0 });
@@ -66,75 +95,108 @@ class Training extends History {
     return false;
   }
   async read(muted = null) {
-    const { experts: E } = this.own, keep = new Float32Array(E).fill(1);
+    const { experts: E } = this.own;
+    const keep = new Float32Array(E).fill(1);
     if (muted !== null) keep[muted] = 0;
     this.held ??= await this.points_and_classes(randomOf(-1 - this.values.seed)); // never trained on
-    const { state, points: x, held: { x: held_x, y: held_y } } = this;
-    const given = { state, x, held_x, held_y, keep: floats(keep, E) };
+    const { state, points: x, held, knobs } = this;
+    const given = { state, x, held_x: held.x, held_y: held.y, keep: floats(keep, E), knobs };
     const out = await this.reading.run(given);
     return Object.fromEntries(Object.entries(out).map(([name, { data }]) => [name, data]));
   }
-  get load() { // over the last steps
-    const { recent, own: { experts } } = this;
-    return recent.length ? range(experts).map((e) => mean(recent, ({ load }) => load[e])) : null;
+  /** The load of each expert over the last steps. */
+  get load() {
+    const { recent, own } = this;
+    return recent.length ? range(own.experts).map((e) => mean(recent, ({ load }) => load[e])) : null;
   }
-  get isNoisy() { return this.values.noise_std > 0 || this.values.jitter_noise > 0; }
   async look() {
     const plain = await this.read();
     if (![...plain.measured].every(Number.isFinite)) return null;
     return { ...(muted(this) === null ? plain : await this.read(muted(this))), plain };
   }
-  draw(place, header, out, slot) { return PANELS[this.shared.panels[place]](this, out, header, slot); }
-  lines(out) { return lines(this, out); }
+  draw(place, header, out, slot) {
+    return PANELS[this.shared.panels[place]](this, out, header, slot);
+  }
+  lines(out) {
+    return lines(this, out);
+  }
 }
 
 // --- what is seen -------------------------------------------------------------------------------------------------
 
 const best = (row) => row.indexOf(Math.max(...row));
-const rowsOf = (data, width) => range(data.length / width).map((i) => data.subarray(i * width, (i + 1) * width));
+const rowsOf = (data, width) =>
+  range(data.length / width).map((i) => data.subarray(i * width, (i + 1) * width));
 
 // The header of each panel, and its arrays by slot: those of web.manifest.graph_manifest, with what has changed.
 const PANELS = {
   territory(run, { scores, probs, named }, header, slot) {
-    const { experts: E } = run.own, side = Math.sqrt(scores.length / E), count = run.classes.length;
+    const { experts: E } = run.own;
+    const side = Math.sqrt(scores.length / E);
+    const count = run.classes.length;
     const [x, y] = [0, 1].map((axis) => range(count).map((i) => run.points.data[2 * i + axis]));
-    const look = range(count).map((i) => named[i] !== run.classes[i]), expert = rowsOf(probs, E).map(best);
-    const { map } = run.shared.numbers, isShown = run.values.classes === "shown";
+    const look = range(count).map((i) => named[i] !== run.classes[i]);
+    const expert = rowsOf(probs, E).map(best);
+    const { map } = run.shared.numbers;
+    const isShown = run.values.classes === "shown";
     header.marks[0].classes = isShown ? { slot: slot("0.classes") } : undefined;
-    const arrays = { "0.z": ["f4", [side, side, E], scores], "1.x": ["f4", [count], x], "1.y": ["f4", [count], y] };
-    if (!run.isMapped) arrays["0.classes"] = ["u1", [map, map], (run.isMapped = true) && run.map]; // once is enough
+    const arrays = {
+      "0.z": ["f4", [side, side, E], scores],
+      "1.x": ["f4", [count], x],
+      "1.y": ["f4", [count], y],
+    };
+    if (!run.isMapped) arrays["0.classes"] = ["u1", [map, map], run.map]; // once is enough
+    run.isMapped = true;
     return { ...arrays, "1.look": ["u1", [count], look], "1.expert": ["u1", [count], expert] };
   },
   heatmap(run, { probs, serves }) {
-    const { experts: E } = run.own, served = [...serves.keys()].filter((i) => serves[i] > 0), count = served.length;
+    const { experts: E } = run.own;
+    const served = [...serves.keys()].filter((i) => serves[i] > 0);
+    const count = served.length;
     const expert = ["u1", [count], served.map((i) => i % E)];
-    return { "0.z": ["f4", [probs.length / E, E], probs], "1.x": expert, "1.expert": expert,
-      "1.y": ["i4", [count], served.map((i) => Math.floor(i / E))] };
+    return {
+      "0.z": ["f4", [probs.length / E, E], probs],
+      "1.x": expert,
+      "1.expert": expert,
+      "1.y": ["i4", [count], served.map((i) => Math.floor(i / E))],
+    };
   },
   load(run, { clean }, header, slot) {
-    const { experts: E } = run.own, load = run.load ?? clean, second = run.isNoisy && run.load ? clean : null;
+    const { experts: E } = run.own;
+    const load = run.load ?? clean;
+    const second = run.isNoisy && run.load ? clean : null;
     const highest = Math.max(...load, ...(second ?? []), 1 / E);
     header.y.high = firstAtLeast(highest, Math.min(1.15, 4 / E), 0.5, 1.15, 1.1 * highest);
     if (second) header.marks[0].second = { slot: slot("0.second") };
     return { "0.y": ["f4", [E], load], ...(second && { "0.second": ["f4", [E], second] }) };
   },
   film(run, _, header) {
-    const { experts: E } = run.own, curve = run.curve;
+    const { experts: E } = run.own;
+    const curve = run.curve;
     header.x.high = roomy(run.step, 200);
     header.marks.push(...run.marks.map((x) => ({ mark: "Rule", x, kind: "mark", name: "" })));
-    return { "0.x": ["f4", [curve.length], curve.map(({ step }) => step)],
-      "0.y": ["f4", [curve.length, E], curve.flatMap(({ load }) => [...load])] };
+    return {
+      "0.x": ["f4", [curve.length], curve.map(({ step }) => step)],
+      "0.y": ["f4", [curve.length, E], curve.flatMap(({ load }) => [...load])],
+    };
   },
   loss: (run, _, header, slot) => run.loss(header, slot),
   cost(run, { plain: { measured, accuracy } }, header) {
     const { cells } = header.marks[0];
-    cells.splice(-2, 2, [...measured].map((loss) => String(+loss.toPrecision(3))), [...accuracy].map(percent));
+    cells.splice(
+      -2,
+      2,
+      [...measured].map((loss) => String(+loss.toPrecision(3))),
+      [...accuracy].map(percent),
+    );
     return {};
   },
 };
 
 function describeLoad(load, { top_k: K }, { numbers: { dead, even }, words: { load: words } }) {
-  const E = load.length, busiest = load.indexOf(Math.max(...load)), most = load[busiest] * E;
+  const E = load.length;
+  const busiest = load.indexOf(Math.max(...load));
+  const most = load[busiest] * E;
   const count = load.filter((share) => share * K < dead * (1 - 1e-6)).length;
   const [all, some] = [E > 1 ? "dense" : "one expert", count > 1 ? "dead" : "one dead"];
   const kind = K === E ? all : count ? some : most < even ? "even" : "uneven";
@@ -143,30 +205,49 @@ function describeLoad(load, { top_k: K }, { numbers: { dead, even }, words: { lo
 }
 
 function lines(run, out) {
-  const { shared: { numbers, words: { reading } }, own: { experts: E }, values: { token }, recent } = run;
-  const guessing = Math.log(numbers.classes), loss = mean(recent, ({ losses }) => losses[0]);
-  const isWorse = run.step > numbers.recent && loss > 1.1 * guessing;
+  const { recent } = run;
+  const { numbers: sizes, words: texts } = run.shared;
+  const { reading } = texts;
+  const { experts: E } = run.own;
+  const { token } = run.values;
+  const guessing = Math.log(sizes.classes);
+  const loss = mean(recent, ({ losses }) => losses[0]);
+  const isWorse = run.step > sizes.recent && loss > 1.1 * guessing;
   const words = describeLoad([...(run.load ?? out.clean)], run.own, run.shared);
   const [logits, probs, serves] = [out.logits, out.probs, out.serves].map((data) => rowsOf(data, E)[token]);
-  const order = range(E).sort((one, other) => probs[other] - probs[one]).slice(0, 4);
+  const order = range(E)
+    .sort((one, other) => probs[other] - probs[one])
+    .slice(0, 4);
   const read = order.map((e) => `E${e} ${signed(logits[e])} (${(100 * probs[e]).toFixed()}%)`).join(", ");
-  const chosen = range(E).filter((e) => serves[e] > 0).sort((one, other) => serves[other] - serves[one]);
+  const chosen = range(E)
+    .filter((e) => serves[e] > 0)
+    .sort((one, other) => serves[other] - serves[one]);
   const served = chosen.map((e) => `${serves[e].toFixed(2)} × E${e}`).join(", ") || reading.dropped;
-  const label = run.classes[token], verdict = out.named[token] === label ? "correct" : "wrong";
+  const label = run.classes[token];
+  const verdict = out.named[token] === label ? "correct" : "wrong";
   const [x, y] = [0, 1].map((axis) => run.points.data[2 * token + axis].toFixed(2));
   const [with_it, without] = [out.plain, out].map(({ accuracy }) => percent(accuracy[0]));
-  const told = filled(reading.token, { token, x, y, label, verdict, read, served });
-  return { words: words + (isWorse ? filled(reading.worse, { guessing: guessing.toFixed(2) }) : ""),
-    reading: told + (muted(run) === null ? "" : filled(reading.muted, {
-      expert: muted(run), with_it, without, points: numbers.measured })) };
+  const worse = isWorse ? filled(reading.worse, { guessing: guessing.toFixed(2) }) : "";
+  const of = { expert: muted(run), with_it, without, points: sizes.measured };
+  const lost = muted(run) === null ? "" : filled(reading.muted, of);
+  return {
+    words: words + worse,
+    reading: filled(reading.token, { token, x, y, label, verdict, read, served }) + lost,
+  };
 }
 const muted = ({ values: { mute } }) => (mute === "none" ? null : Number(mute.slice(1)));
 
 async function open(values, name) {
   const { num_experts: E, top_k: K, d_ff: F, task, seed } = values;
   const [shared, own, stepping, reading, batch, weights, ofSeed] = await Promise.all([
-    json("manifest.json"), json(`${name}.json`), graph(`${name}.step.z`), graph(`${name}.read.z`), graph(`${task}.z`),
-    numbers(`start-${E}-${K}-${F}-${seed}.z`), numbers(`seed-${seed}.z`)]);
+    json("manifest.json"),
+    json(`${name}.json`),
+    graph(`${name}.step.z`),
+    graph(`${name}.read.z`),
+    graph(`${task}.z`),
+    numbers(`start-${E}-${K}-${F}-${seed}.z`),
+    numbers(`seed-${seed}.z`),
+  ]);
   return new Training(shared, own, { stepping, reading, batch }, weights, ofSeed, values);
 }
 serve(open, "task");
