@@ -241,7 +241,7 @@ class TrainedPlane(Trained):
         scores = probs.clamp_min(1e-30).log().view(RESOLUTION, RESOLUTION, -1)
         first["block.experts.down_proj"] = first["block.experts.down_proj"] * keep[:, None, None]  # see `nn.muted`
         logits, (routing,) = functional_call(self.main, first, (x,))
-        serves = weight_matrix(x, routing, routing.weight).T  # (T, E)
+        serves = weight_matrix(x, routing).T  # (T, E)
         losses, hits, routings = [], [], []
         for model, tensors in zip(self.models.values(), [first, *others]):
             measured, its = functional_call(model, tensors, (held_x,))
