@@ -314,7 +314,7 @@ class Actions(RuleBasedStateMachine):
             assert [record.step for record in run.records] == list(range(1, len(run.records) + 1))
             before = self.records.get(name, [])
             assert self.afresh or all(old is new for old, new in zip(before, run.records, strict=False)), "history"
-            assert self.afresh or len(run.records) >= len(before), "history only grows"
+            assert self.afresh or len(run.records) >= len(before) - 1, "at most the last step is taken back"
         self.records = {name: list(run.records) for name, run in view.runs.items()}
         self.afresh = bool(view.loop._actions)
         if isinstance(view, BalancingLab):
@@ -454,8 +454,10 @@ def test_a_picture_in_a_pause_shows_the_model_as_it_is(start, costly, monkeypatc
 
 def test_a_tile_whose_first_step_diverges_can_go_on(start):
     state = start("balancing", start=1)  # the remedies start at step 3
-    state.diverge(), state.diverge(), state.diverge()
-    assert state.view.step == 3 and "lower the learning rate" in state.view.loop.trouble
+    state.train(2, True)
+    for _ in range(2):
+        state.diverge()
+        assert state.view.step == 2 and "lower the learning rate" in state.view.loop.trouble
     state.set_values(lr=0.01)
     state.train(6, True)
     assert state.view.step > 3 and not state.view.loop.trouble

@@ -93,7 +93,7 @@ def test_an_update_that_only_the_picture_finds_too_large_is_taken_back():
     assert "The last step was too large and is taken back: lower the learning rate" in lab.canvas.words["trouble"]
     lab.set(lr=0.01)
     lab.advance(2)
-    assert lab.step == 5 and lab.canvas.words["trouble"] == "" and losses(lab)["MoE"][-1] < 6
+    assert lab.step == 4 and lab.canvas.words["trouble"] == "" and losses(lab)["MoE"][-1] < 6
 
 
 @pytest.fixture(scope="module")
