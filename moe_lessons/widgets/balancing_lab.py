@@ -129,6 +129,7 @@ class BalancingLab(Lab):
         super().go_back()
         for tile in self.tiles.values():
             tile.readings = [reading for reading in tile.readings if reading.step <= tile.step]
+            tile.marks = sorted({min(mark, tile.step) for mark in tile.marks} - {0})
             tile.turned = True
 
     def step_button(self, steps: int) -> None:

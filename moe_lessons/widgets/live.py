@@ -181,14 +181,19 @@ class LiveRun(Picture):
         try:
             step_together(self.runs.values(), self.loop.show_if_due)
         except BaseException:
-            self._kept.clear()
+            self._forget_later()
             raise
 
     def go_back(self) -> None:
         """Take back the last step of all runs, and forget what was read of it."""
         for run in self.runs.values():
             run.take_back()
+        self._forget_later()
+
+    def _forget_later(self) -> None:
+        """Forget what was read or marked after the step that it stands at now."""
         self._kept.clear()
+        self.marks = sorted({min(mark, self.step) for mark in self.marks} - {0})
 
     def read(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make()` reads from the run that is shown: costly things, such as a trace; see `Kept`."""
