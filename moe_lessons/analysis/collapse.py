@@ -17,6 +17,7 @@ from moe_lessons.training.knobs import KNOBS
 from moe_lessons.training.record import gathered
 
 NUM_POINTS = 2048  # that a push is summed over
+PRACTICE = 500_009  # a part of its seed: the run itself sees other points
 # what learns, and the part of the block that stands still meanwhile
 LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
 READ_POINTS = 512  # held out, for each seed: what a reading is taken on
@@ -29,7 +30,7 @@ STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields 
 
 
 class WatchedRun(Run):
-    """Is a `Run` of a `PlaneClassifier` that keeps, for each step, the norms of the gradients (E,) of the experts'
+    """A `Run` of a `PlaneClassifier` that keeps, for each step, the norms of the gradients (E,) of the experts'
     weights (`expert_gradients`) and of their rows of the router (`router_gradients`)."""
 
     has_checkpoints = False
@@ -71,11 +72,10 @@ def gradient_norms(weights: Iterable[Tensor]) -> Tensor:
 def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Say how one step on held-out points would push the score of each expert: minus the gradient of the task's loss,
     summed over the tokens that the expert serves (E,), and over all others (E,). Its noise is the same each time."""
-    x, y = run.task.batch(NUM_POINTS, torch.Generator().manual_seed(run.seed + 1_000_003))
-    with seeded(run.seed + 1_000_005):
-        logits, (routing,) = run.model(x.to(run.device))
-    loss = F.cross_entropy(logits, y.to(run.device))
-    (gradient,) = torch.autograd.grad(loss, routing.router_logits)  # (T, E)
+    x, y = run.held_out(NUM_POINTS)
+    with seeded(run.seed):
+        logits, (routing,) = run.model(x)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), routing.router_logits)  # (T, E)
     is_own = torch.zeros_like(gradient)
     is_own[routing.token_idx, routing.expert_idx] = 1  # (T, E)
     own, others = -(gradient * is_own).sum(dim=0), -(gradient * (1 - is_own)).sum(dim=0)
@@ -85,9 +85,9 @@ def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:
 def token_gains(run: Run) -> tuple[Tensor, Tensor, Tensor]:
     """Say of the held-out points of `score_pushes`, where K is 1: probs (T, E), the chosen expert (T,), and the gain:
     how far the task's loss falls for each unit by which the weight of the chosen expert rises (T,)."""
-    x, y = run.task.batch(NUM_POINTS, torch.Generator().manual_seed(run.seed + 1_000_003))
-    logits, (routing,) = run.model(x.to(run.device))
-    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y.to(run.device)), routing.weight)
+    x, y = run.held_out(NUM_POINTS)
+    logits, (routing,) = run.model(x)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), routing.weight)
     return routing.router_probs.detach(), routing.expert_idx, -gradient
 
 
@@ -98,7 +98,7 @@ def practise(run: Run, expert: int, steps: int = 20) -> None:
     alone = copy.deepcopy(run.model).requires_grad_(False)
     alone.block = FeedForward(experts.d_model, experts.d_ff, experts.activation)  # one expert alone is a dense FFN
     alone.block.to(run.device).load_state_dict({name: weight[expert] for name, weight in experts.state_dict().items()})
-    training = Run(alone, run.task, lr=run.knobs.lr, seed=run.seed + 500_009)
+    training = Run(alone, run.task, lr=run.knobs.lr, seed=run.seed + PRACTICE)
     for _ in range(steps):
         training.step()
     with torch.no_grad():
@@ -126,7 +126,7 @@ def band_of(setting: PlaneSetting, divided: bool, seeds: Sequence[int], device="
 
 
 class Reading(NamedTuple):
-    """Says what a band shows at a step on held-out points, without noise: a value for each seed (S,)."""
+    """What a band shows at a step on held-out points, without noise: a value for each seed (S,)."""
 
     step: int
     dead: np.ndarray
@@ -136,7 +136,7 @@ class Reading(NamedTuple):
 
 @dataclass
 class Tile:
-    """Is a remedy, or several together, and the band that trains with it."""
+    """A remedy, or several together, and the band that trains with it."""
 
     setting: PlaneSetting
     band: SeedBand

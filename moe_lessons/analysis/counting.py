@@ -13,7 +13,7 @@ from moe_lessons.support.errors import check_choice, check_count, check_number, 
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Counts all parameters (`total`), what memory must hold, and those that one token uses (`active`)."""
+    """All parameters (`total`), which memory must hold, and those that one token uses (`active`)."""
 
     total: int
     active: int
@@ -59,7 +59,7 @@ def used_size(module: nn.Module, sizes: Mapping[int, int], experts_used: Callabl
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """Has the sizes of a decoder-only transformer in the style of Mixtral (arXiv:2401.04088, table 1).
+    """The sizes of a decoder-only transformer in the style of Mixtral (arXiv:2401.04088, table 1).
 
     Every layer has attention with grouped key/value heads and one FFN of width d_ff or, where num_experts is above 1, a
     router and num_experts of them. `shared_experts` more serve every token. An FFN has three matrices (SwiGLU). No

@@ -125,7 +125,7 @@ def distinct_experts(model: LanguageModel, ids: Tensor, batch_sizes=(1, 2, 4, 8,
 
 @dataclass(frozen=True)
 class Machine:
-    """Says what a machine can read from memory and compute at best. A program that does I FLOPs for each byte that it
+    """What a machine can read from memory and compute at best. A program that does I FLOPs for each byte that it
     reads can reach min(flops_per_second, I · bytes_per_second) (the roofline model: Williams, CACM 52(4), 2009)."""
 
     bytes_per_second: float

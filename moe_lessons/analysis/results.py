@@ -84,7 +84,7 @@ def load_ends(name: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Recording:
-    """Says which facts each model of a stored sweep knew, by one seed: steps (M,), known: model -> (M, N) bool."""
+    """Which facts each model of a stored sweep knew, by one seed: steps (M,), known: model -> (M, N) bool."""
 
     steps: list[int]
     known: dict[str, np.ndarray]
@@ -114,7 +114,7 @@ def load_collapse_map() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class EffectiveWidth:
-    """Says the `width` of the dense FFN that is as good as a mixture, or its cost, and the lowest and highest that one
+    """The `width` of the dense FFN that is as good as a mixture, or its cost, and the lowest and highest that one
     seed gives: `inf` for a mixture better than the widest of the `family`, 0 for one worse than the narrowest."""
 
     width: float

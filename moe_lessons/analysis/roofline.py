@@ -19,7 +19,7 @@ MOST_BATCH = 2**24
 
 @dataclass(frozen=True)
 class ExpertGroup:
-    """Counts the parameters of the routed experts of a layer, of which there are `layers` alike."""
+    """The parameters of the routed experts of a layer, of which there are `layers` alike."""
 
     num_experts: int
     top_k: int
@@ -36,7 +36,7 @@ class ExpertGroup:
 
 @dataclass(frozen=True)
 class Cached:
-    """Counts what a layer's attention, of which there are `layers` alike, adds for each token of the context."""
+    """What a layer's attention, of which there are `layers` alike, adds for each token of the context."""
 
     numbers: int  # that it keeps
     flops: int  # of a new token
@@ -50,7 +50,7 @@ class Cached:
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """Has the counts from which all costs of a model follow; numbers, not bytes."""
+    """The counts from which all costs of a model follow; numbers, not bytes."""
 
     total: int
     groups: tuple[ExpertGroup, ...]  # layers with experts

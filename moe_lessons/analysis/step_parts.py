@@ -29,7 +29,7 @@ PRODUCTS = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with
 
 
 class Stopwatch:
-    """Shares out the seconds that pass among parts: what begins takes over from what is open, until it ends."""
+    """The seconds that pass, shared out among parts: what begins takes over from what is open, until it ends."""
 
     def __init__(self, device: torch.device):
         self.device, self.clock, self.spent, self.open = device, own_clock(device), Counter(), [REST]

@@ -21,7 +21,7 @@ WARM_UP = 2  # rounds that are not measured
 
 @dataclass(frozen=True)
 class Ratio:
-    """Has the median of paired ratios, and their quartiles: half of the pairs lay between `low` and `high`."""
+    """The median of paired ratios, and their quartiles: half of the pairs lay between `low` and `high`."""
 
     median: float
     low: float

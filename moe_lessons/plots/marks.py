@@ -188,7 +188,6 @@ class Panel:
     selected: bool = False
 
 
-MARKS = (Field, Cells, Bars, Stack, Line, Points, Spots, Parts, Rule, Boxes, Arrows, Lamps, Text, Table)
 PAGE_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # what a page has no array for, or no use
 
 

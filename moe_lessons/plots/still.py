@@ -43,9 +43,9 @@ def plot(panel: Panel, ax: Axes | None = None, theme: str = "light", width: floa
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v < 1e5 else style.short_number(v)))
             axis.grid(not is_filled)
     for mark in panel.marks:
-        if not isinstance(mark, marks.MARKS):
-            raise TypeError(f"mark must be one of {', '.join(kind.__name__ for kind in marks.MARKS)}, got {mark!r}")
-        globals()[f"draw_{type(mark).__name__.lower()}"](mark, ax, colors, panel)  # Bars are drawn by draw_bars
+        if type(mark) not in DRAWN:
+            raise ValueError(f"a mark must be one of {', '.join(kind.__name__ for kind in DRAWN)}, got {mark!r}")
+        DRAWN[type(mark)](mark, ax, colors, panel)
     for ink, text in panel.legend:
         ax.plot([], [], label=text, **_line_look(ink, colors))
     if panel.legend:
@@ -329,3 +329,21 @@ def draw_text(mark: Text, ax, theme, panel):
 def visible(char: str) -> str:
     """Take the character itself if it can be drawn, ↵ for a line break, else ·."""
     return char if char.isprintable() and ord(char) in DRAWABLE else "↵" if char == "\n" else "·"
+
+
+DRAWN = {
+    Field: draw_field,
+    Cells: draw_cells,
+    marks.Bars: draw_bars,
+    marks.Stack: draw_stack,
+    marks.Line: draw_line,
+    marks.Points: draw_points,
+    marks.Spots: draw_spots,
+    Parts: draw_parts,
+    marks.Rule: draw_rule,
+    marks.Boxes: draw_boxes,
+    marks.Arrows: draw_arrows,
+    marks.Lamps: draw_lamps,
+    Text: draw_text,
+    Table: draw_table,
+}

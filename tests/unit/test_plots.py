@@ -17,7 +17,7 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape, modern
 from moe_lessons.analysis.roofline import published_speeds
 from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, TopKRouter, apply_capacity, seeded
-from moe_lessons.plots import costs, experts, speeds, sweeps
+from moe_lessons.plots import costs, loads, speeds, sweeps
 from moe_lessons.plots.job import plot_job
 from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_looks
 
@@ -104,17 +104,17 @@ def test_a_row_for_each_token_and_no_colour_where_there_is_no_share():
 
 def test_each_number_of_a_layer_is_a_bar():
     bits = pd.DataFrame({"trained": [2.0, 1.5, 1.0], "shuffled": [0.0, 0.1, -0.1]}, index=[0, 1, 2])
-    ax = experts.bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
+    ax = loads.bars_by_layer({"byte": bits, "domain": bits.iloc[:2] / 2}, "bits", "Bits")
     given = [*bits.to_numpy().ravel(), *(bits.iloc[:2] / 2).to_numpy().ravel()]
     assert heights(sorted(ax.patches, key=lambda bar: bar.get_x())) == given
 
 
 def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     x, y = np.random.default_rng(0).random((2, 4, 3))
-    for expert, points in enumerate(experts.share_scatter(x, y, ("x", "y"), "Shares").collections):
+    for expert, points in enumerate(loads.share_scatter(x, y, ("x", "y"), "Shares").collections):
         np.testing.assert_allclose(points.get_offsets(), np.stack([x[:, expert], y[:, expert]], axis=1))
         assert to_hex(points.get_facecolor()[0]).upper() == expert_color(expert).upper()
-    pushes = heights(experts.push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push").patches)
+    pushes = heights(loads.push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push").patches)
     assert pushes[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(pushes)
     ax = sweeps.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
     assert ax.lines[0].get_xydata().tolist() == [[1, 0], [2, 1.5], [3, 3]]
@@ -131,7 +131,7 @@ def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
 def test_each_assignment_stands_in_its_place_and_what_is_dropped_is_framed(tokens, num_experts, top_k, capacity):
     with seeded(1):
         routing = TopKRouter(8, num_experts, top_k)(torch.randn(tokens, 8))
-    ax = experts.buffers(apply_capacity(routing, capacity), capacity, "a title")
+    ax = loads.buffers(apply_capacity(routing, capacity), capacity, "a title")
     for expert, demand in enumerate(routing.demand_per_expert.tolist()):
         row = [p for p in ax.patches if p.get_y() == expert and p.get_facecolor()[3] > 0]
         assert sorted(p.get_x() for p in row) == list(range(demand))
@@ -142,14 +142,14 @@ def test_each_assignment_stands_in_its_place_and_what_is_dropped_is_framed(token
 
 def test_each_cell_says_what_a_rank_sends_and_the_parts_of_a_bar_add_up_to_the_step():
     uneven = torch.tensor([[10, 30, 0], [20, 20, 0], [5, 30, 5]])
-    ax = experts.plot_exchange({"step 1": uneven})
+    ax = loads.plot_exchange({"step 1": uneven})
     assert texts(ax.texts) == [str(rows) for rows in uneven.flatten().tolist()]
     assert ax.get_title(loc="left") == "step 1: busiest rank 2 × the mean"
-    figure = experts.plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4)}).figure
+    figure = loads.plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4)}).figure
     figure.canvas.draw()
     np.testing.assert_allclose(figure.axes[0].collections[0].get_facecolor()[:, :3], [[1, 1, 1]] * 16, atol=0.01)
-    made = {"devices": 8, "expert_parallel": 8, "tokens_per_device": 1024, "overlap": 0.5}
-    given = {f"{node}": plan("DeepSeek-V3", node=node, **made) for node in (8, 1)}
+    made = {"devices": 16, "tokens_per_device": 1024, "overlap": 0.5}
+    given = {f"{n}": plan("DeepSeek-V3", expert_parallel=n, **made) for n in (8, 16)}  # inside, and between nodes
     bars = costs.plot_plan(given).patches
     tops = [max(bar.get_y() + bar.get_height() for bar in bars if round(bar.get_x() + 0.35) == i) for i in (0, 1)]
     np.testing.assert_allclose(tops, [made.seconds for made in given.values()])

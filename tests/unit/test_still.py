@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
 
-from moe_lessons.plots import THEMES, figure, marks
+from moe_lessons.plots import THEMES, figure, marks, still
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
 from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
@@ -164,7 +164,7 @@ def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters(
 
 @pytest.mark.parametrize("mark", MARKS, ids=NAMES)
 def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
-    assert [type(mark) for mark in MARKS] == list(marks.MARKS)
+    assert [type(mark) for mark in MARKS] == list(still.DRAWN)
     panel = Panel("title", [mark, mark], Axis(0, 2, "step", link="step"), legend=[(4, "green")])
     header, arrays = marks.encode(panel, 7)
     said = json.loads(json.dumps(header))
