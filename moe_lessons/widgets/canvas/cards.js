@@ -44,7 +44,7 @@ export class Card {
     this.isNew = false;
     this.header = header;
     if (isNew) this.describe(header);
-    const known = header.marks.filter(({ mark }) => mark in MARKS);
+    const known = header.marks.filter(({ mark }) => Object.hasOwn(MARKS, mark));
     this.marks = known.map((mark) => this.filled(mark));
     this.draw(isNew);
   }
@@ -294,10 +294,13 @@ export class Chart extends Card {
   }
 }
 
-const KINDS = { Text: TextCard, Table: TableCard };
+const KINDS = new Map([
+  ["Text", TextCard],
+  ["Table", TableCard],
+]);
 
 /**
  * @param {Panel} [panel] its header
  * @returns {typeof Card | undefined} the class of its card
  */
-export const kindOf = (panel) => panel && (KINDS[panel.marks[0]?.mark] ?? Chart);
+export const kindOf = (panel) => panel && (KINDS.get(panel.marks[0]?.mark) ?? Chart);

@@ -63,9 +63,10 @@ function takeWords(view, words) {
 
 function takePanels(view, panels, touched) {
   for (const [name, header] of Object.entries(panels)) {
-    if (!Array.isArray(header?.marks)) continue;
-    view.panels.set(Number(name), header);
-    touched.add(Number(name));
+    const place = Number(name);
+    if (!(place >= 0) || !Array.isArray(header?.marks)) continue;
+    view.panels.set(place, header);
+    touched.add(place);
   }
   for (const place of view.panels.keys()) if (place >= view.words.count) view.panels.delete(place);
   for (const slot of view.arrays.keys()) if (!view.panels.has(parseInt(slot))) view.arrays.delete(slot);
