@@ -2,6 +2,7 @@
 anew."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -46,11 +47,11 @@ def animate(path: Path, collapse: int = COLLAPSE, rescue: int = RESCUE) -> None:
 def frames(collapse: int, rescue: int) -> Iterator[bytes]:
     """Each frame as a PNG: the territories, the loads, and the loads over time."""
     playground = Playground("collapse", panels=("territory", "load", "film"))
-    playground.first_x = rescue
+    playground.spec = replace(playground.spec, first_x=rescue)
     for step in range(EVERY, rescue + 1, EVERY):
         playground.advance(EVERY)
         state = "on" if playground.main_run.knobs.router_aux_loss_coef else "off"
-        dead = f"{playground.main_run.records[-1].dead_experts:g} of {playground.values['num_experts']}"
+        dead = f"{playground.main_run.records[-1].dead_experts:g} of {playground.state.values['num_experts']}"
         words = f"Step {step}. Auxiliary loss {state}. Dead experts: {dead}."
         yield figure(playground.panels(), width=WIDTH, caption=words).png()
         if step == collapse:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,8 @@ from moe_lessons.training.knobs import KNOBS, Knob, idle_with
 from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
 from moe_lessons.widgets.canvas import LOOK
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
-from moe_lessons.widgets.laboratory import TITLES
 from moe_lessons.widgets.plane import NUM_TOKENS, read_plane
-from moe_lessons.widgets.playground import PANELS, Playground
+from moe_lessons.widgets.playground import PANELS, PLAYGROUND, Playground
 from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 
 STOPS = {  # what the page has graphs or starts for
@@ -41,7 +40,7 @@ BY_EXPERTS = {  # by the number of experts
     "mute": {experts: ["none", *(f"E{e}" for e in range(experts))] for experts in STOPS["num_experts"]},
 }
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
-GROUPS = dict(zip(TITLES, (Playground.START, tuple(n for n in Playground.LIVE if n in STEP_KNOBS), Playground.LOOK)))
+GROUPS = replace(PLAYGROUND, live=tuple(name for name in PLAYGROUND.live if name in STEP_KNOBS)).groups
 MOST_STEPS = 100_000  # that Play trains
 STRUCTURE = "router", "num_experts", "top_k", "d_ff"  # of a setting: a graph is of these, and has its name from them
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
@@ -93,7 +92,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "axes": X_AXES,
         "look": LOOK,
         "panels": PANELS,
-        "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": Playground.title},
+        "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
             "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,

@@ -16,8 +16,7 @@ from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.run import lr_scale
 from moe_lessons.widgets.canvas import LOOK
 from moe_lessons.widgets.controls import TIPS
-from moe_lessons.widgets.laboratory import TITLES
-from moe_lessons.widgets.small_labs import LEAST, FactsLab, steps_between
+from moe_lessons.widgets.small_labs import FACTS_LAB, LEAST, FactsLab, steps_between
 from web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading, export_facts_step
 from web.manifest import STOPS as ALL
 from web.manifest import control
@@ -27,11 +26,11 @@ STOPS = {  # what the page has graphs, starts and books for
     "top_k": (1, 2),
     "num_entries": (500, 1000, 2000),
     "seed": (0, 1, 2, 3),
-    "lr": FactsLab.STOPS["lr"],
+    "lr": FACTS_LAB.stops["lr"],
     "x_axis": ALL["x_axis"],
 }
 EXPORTS = export_facts_step, export_facts_reading
-GROUPS = dict(zip(TITLES, (FactsLab.START, FactsLab.LIVE, FactsLab.LOOK)))
+GROUPS = FACTS_LAB.groups
 FEW = STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "seed": (0, 1)}
 
 
@@ -73,7 +72,7 @@ class Wall:
 
     def manifest(self) -> dict[str, Any]:
         """Say what is the same for all sizes, in what JSON can hold."""
-        usual = {name: FactsLab.USUAL.get(name, self.stops[name][0]) for name in self.stops}
+        usual = {name: FACTS_LAB.defaults.get(name, self.stops[name][0]) for name in self.stops}
         usual |= {name: stops[-1] for name, stops in self.stops.items() if usual[name] not in stops}
         return {
             "graphs": list(self.names()),
@@ -87,10 +86,10 @@ class Wall:
             "idle": {},
             "axes": X_AXES,
             "look": LOOK,
-            "words": {"title": FactsLab.title, **TIPS["facts"]},
+            "words": {"title": FACTS_LAB.title, **TIPS["facts"]},
             "numbers": {
-                "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "budget": FactsLab.USUAL["max_steps"],
-                "least": LEAST, "read": NUM_READ, "length": Facts.context + 1,
+                "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "least": LEAST,
+                "budget": FACTS_LAB.defaults["max_steps"], "read": NUM_READ, "length": Facts.context + 1,
             },
         }  # fmt: skip
 

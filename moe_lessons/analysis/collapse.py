@@ -140,7 +140,7 @@ class Tile:
 
     setting: PlaneSetting
     band: SeedBand
-    marks: list[int] = field(default_factory=list)
+    changes: list[int] = field(default_factory=list)  # the steps after which a knob was turned
     readings: list[Reading] = field(default_factory=list)
     turned: bool = False  # whether a knob was turned since the last reading
     clean: np.ndarray | None = None  # (S, E) load shares of the last reading

@@ -125,7 +125,7 @@ def _size(count: float) -> str:
 
 
 def _three_digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if 100 <= value < 1e15 else f"{value:.3g}"
 
 
 def speed_panel(models, context: int, dtype: str, machine: pd.Series, batch: int, batches: Sequence[int]) -> Panel:

@@ -1,6 +1,6 @@
 """The balancing laboratory: one collapse, and the remedies against it trained side by side, each from several seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import cache, partial
 from typing import Any
@@ -13,16 +13,31 @@ from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels import PANELS
 from moe_lessons.plots.panels.shares import tile as panel_of_tile
 from moe_lessons.support.errors import check_whole
+from moe_lessons.support.interrupts import held_back
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, TrainingDiverged
+from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import TIPS, CheckBoxes
 from moe_lessons.widgets.laboratory import Lab, names_of
+from moe_lessons.widgets.spec import Spec
 
 MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
 READ_EVERY, READ_EVERY_EARLY, EARLY = 20, 5, 40  # steps: a collapse takes some 25
 CURVES = ("dead experts", "max over mean", "accuracy")
 FIELDS = tuple(field.name for field in fields(PlaneSetting))
+SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in FIELDS}
+SETTINGS |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
+BALANCING_LAB = Spec(
+    title="Balancing laboratory",
+    defaults={"remedies": tuple(REMEDIES), "play": 0, "max_steps": 600, "seeds": 3, "first_seed": 0, "apply_from": 0}
+    | SETTINGS,
+    start=("task", "seeds", "first_seed", "apply_from"),
+    live=tuple(KNOBS),
+    display=("highlight", "curve"),
+    stops={"task": tuple(PLANE_TASKS), "curve": CURVES},
+    clicks=("model", "highlight"),
+)
 
 
 class BalancingLab(Lab):
@@ -39,27 +54,19 @@ class BalancingLab(Lab):
     BalancingLab(('nothing', 'auxiliary loss'), seeds=2, router_aux_loss_coef=0.3)
     """
 
-    title = "Balancing laboratory"
-    START, LOOK = ("task", "seeds", "first_seed", "apply_from"), ("highlight", "curve")
-    PICKED, STOPS = ("model", "highlight"), {"task": PLANE_TASKS, "curve": CURVES}
-    SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in FIELDS}
-    SETTINGS |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
-    USUAL = {"remedies": tuple(REMEDIES), "play": 0, "max_steps": 600, "seeds": 3, "first_seed": 0, "apply_from": 0}
-    USUAL |= SETTINGS
-
     def __init__(
         self, remedies: Sequence[str] = tuple(REMEDIES), seeds: int = 3, apply_from: int = 0, *,
         first_seed: int = 0, play: int = 0, max_steps: int = 600, **settings: Any,
     ):  # fmt: skip
         values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "remedies": remedies}
-        values |= {"highlight": "auxiliary loss", "curve": CURVES[0]} | self.SETTINGS
+        values |= {"highlight": "auxiliary loss", "curve": CURVES[0]} | SETTINGS
         panels = panels_of(names_of(remedies, "remedies"))
-        super().__init__(values, panels, settings, play=play, max_steps=max_steps, columns=None)
+        super().__init__(BALANCING_LAB, values, panels, settings, play=play, max_steps=max_steps, columns=None)
 
-    def stops(self, name: str, values: dict[str, Any]) -> Any:
+    def stops(self, name: str, values: Mapping[str, Any]) -> Any:
         return values["remedies"] if name == "highlight" else super().stops(name, values)
 
-    def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
+    def check(self, values: Mapping[str, Any], given=()) -> dict[str, Any]:
         check_whole("seeds", values["seeds"], 1, MOST_SEEDS)
         check_whole("apply_from", values["apply_from"], 0, 10**6)
         names = names_of(values["remedies"], "remedies")
@@ -70,12 +77,12 @@ class BalancingLab(Lab):
         is_gone = "highlight" not in given and values["highlight"] not in names
         return super().check(values | ({"highlight": names[-1]} if is_gone else {}), given)
 
-    def _settings(self, values: dict[str, Any]) -> tuple[PlaneSetting, dict[str, PlaneSetting]]:
+    def _settings(self, values: Mapping[str, Any]) -> tuple[PlaneSetting, dict[str, PlaneSetting]]:
         own = {name: values[name] for name in FIELDS if name not in STRENGTHS.values()}
         base = replace(PRESETS["collapse"], **own)
         return base, {name: tile_setting(name, base, values) for name in values["remedies"]}
 
-    def make_runs(self, values: dict[str, Any]) -> dict[str, SeedBand]:
+    def make_runs(self, values: Mapping[str, Any]) -> dict[str, SeedBand]:
         base, _ = self._settings(values)
         first = values["first_seed"]
         self._trunk = Tile(base, SeedBand(base, range(first, first + values["seeds"])))
@@ -83,11 +90,11 @@ class BalancingLab(Lab):
         self.tiles: dict[str, Tile] = {}
         return {}
 
-    def turn(self, values: dict[str, Any]) -> None:
+    def turn(self, values: Mapping[str, Any]) -> None:
         """Set other strengths, other tiles. New ones show the collapse until they branch off."""
         (base, settings), trunk = self._settings(values), self._trunk
         if base.lr != trunk.setting.lr and trunk.step > 0:
-            trunk.marks.append(trunk.step)
+            trunk.changes.append(trunk.step)
         trunk.setting, trunk.band.knobs.lr = base, base.lr
         kept, self.tiles = self.tiles, {}
         for name, setting in settings.items():
@@ -95,12 +102,13 @@ class BalancingLab(Lab):
             if tile.setting != setting and tile.band is not trunk.band:
                 tile.band.knobs.take(setting)
                 tile.turned = True
-                tile.marks += [tile.step] * (tile.step not in (0, *tile.marks[-1:]))
+                if tile.step not in (0, *tile.changes[-1:]):
+                    tile.changes.append(tile.step)
             tile.setting = setting
         self.runs = {name: tile.band for name, tile in self.tiles.items()}
         self.functions = panels_of(self.tiles)
 
-    def looked(self) -> None:
+    def applied(self) -> None:
         if self.behind > 1 and not self.loop.playing:  # a tile that was added: up to where the others are
             self.play(self.behind)
 
@@ -109,27 +117,39 @@ class BalancingLab(Lab):
         self.tiles, self._trunk = {}, None
 
     def train_one(self) -> None:
-        """Train the tile that is furthest behind by one step, and a slider counts between tiles. New ones catch up."""
-        name = min(self.tiles, key=lambda name: self.tiles[name].step)
-        tile = self.tiles[name]
-        before = replace(tile)
-        if tile.band is self._trunk.band and tile.step >= self.values["apply_from"]:  # its remedy starts
-            tile.band = self.runs[name] = self._trunk.band.branch(tile.setting)
-            tile.readings, tile.marks = list(tile.readings), [*tile.marks, *[tile.step] * (tile.step > 0)]
+        """Train the tile that is furthest behind by one step, and a slider counts between tiles. New ones catch up.
+        Where it fails, or is interrupted, tiles that are one step ahead take that back."""
+        start = self.step
+        with held_back() as signals:
+            try:
+                with signals.let_through():
+                    self._train(min(self.tiles, key=lambda name: self.tiles[name].step))
+            except BaseException as error:
+                for band in set(self.runs.values()):  # where one diverges, the others may be about to
+                    if isinstance(error, TrainingDiverged) or len(band.records) == start + 1:
+                        band.take_back()
+                self.went_back()
+                raise
+
+    def _train(self, name: str) -> None:
+        before = tile = self.tiles[name]
+        if tile.band is self._trunk.band and tile.step >= self.state.values["apply_from"]:  # its remedy starts
+            changes = [*tile.changes, tile.step] if tile.step > 0 else []
+            tile = replace(tile, band=tile.band.branch(tile.setting), readings=list(tile.readings), changes=changes)
+            self.tiles[name], self.runs[name] = tile, tile.band
         try:
             tile.band.step()
-        except TrainingDiverged:
-            self.tiles[name], self.runs[name] = before, before.band  # a branch has no update yet to take back
-            self.go_back()  # all of them: the others are about to diverge too
+            if tile.step % (READ_EVERY_EARLY if tile.step < EARLY else READ_EVERY) == 0:
+                tile.read()
+        except BaseException:  # a branch has no update of its own to take back yet
+            self.tiles[name], self.runs[name] = before, before.band
             raise
-        if tile.step % (READ_EVERY_EARLY if tile.step < EARLY else READ_EVERY) == 0:
-            tile.read()
 
-    def go_back(self) -> None:
-        super().go_back()
-        for tile in self.tiles.values():
+    def went_back(self) -> None:
+        super().went_back()
+        for tile in (self._trunk, *self.tiles.values()):
             tile.readings = [reading for reading in tile.readings if reading.step <= tile.step]
-            tile.marks = sorted({min(mark, tile.step) for mark in tile.marks} - {0})
+            tile.changes = sorted({min(change, tile.step) for change in tile.changes} - {0})
             tile.turned = True
 
     def step_button(self, steps: int) -> None:
@@ -141,10 +161,10 @@ class BalancingLab(Lab):
         for tile in () if self.loop.playing else self.tiles.values():
             tile.read()
 
-    curve = property(lambda self: self.values["curve"], doc="What the first panel shows over the steps.")
-    num_experts = property(lambda self: self.values["num_experts"], doc="E, of each tile.")
-    behind = property(lambda self: max(tile.step for tile in self.tiles.values()) - self.step, doc="Steps, at most.")
-    seeds = property(lambda self: self.values["seeds"], doc="How many runs each tile trains.")
+    @property
+    def behind(self) -> int:
+        """How many steps one tile is behind another, at most."""
+        return max(tile.step for tile in self.tiles.values()) - self.step
 
     def caption(self, tile: Tile) -> str:
         reading = tile.readings[-1]
@@ -155,29 +175,32 @@ class BalancingLab(Lab):
     def words(self) -> str:
         if self.step == 0 and not self.behind:
             return "The same weights and data in all tiles. Press Play to see what becomes of them."
-        if self.step < self.values["apply_from"]:
-            return f"The plain collapse; the remedies start at step {self.values['apply_from']}."
+        if self.step < self.state.values["apply_from"]:
+            return f"The plain collapse; the remedies start at step {self.state.values['apply_from']}."
         used = ", ".join(name for name, tile in self.tiles.items() if not tile.readings[-1].dead.any()) or "in no tile"
         more = f" A new tile catches up: {self.behind} steps to go." if self.behind > 1 else ""
         return f"No dead expert: {used}.{more}"
 
     def reading(self) -> str:
-        tile = self.tiles[self.selected]
+        name = self.state.values["highlight"]
+        tile = self.tiles[name]
         reading = tile.readings[-1]
-        dead = f"{_range(reading.dead, 1)} of {self.num_experts} experts dead"
+        dead = f"{_range(reading.dead, 1)} of {self.state.values['num_experts']} experts dead"
         if tile.is_noisy and tile.step > 0:
             dead += f" without noise (the strip), {tile.recent('dead_experts'):.1f} with it (the film)"
         numbers = [dead, f"busiest expert {_range(reading.max_over_mean, 2)} times the mean"]
         numbers += [f"accuracy {_range(100 * reading.accuracy, 1)} %", *_unserved(tile)]
-        return f"{self.selected}: {_what(self.selected, tile.setting)}. Now: {', '.join(numbers)}."
+        return f"{name}: {_what(name, tile.setting)}. Now: {', '.join(numbers)}."
 
     def rows(self) -> list[W.Widget]:
         self.inputs["remedies"] = CheckBoxes("remedies", [*dict.fromkeys((*REMEDIES, *self.tiles))], _what)
         single = tuple(name for name in REMEDIES if name != "nothing")
-        look = {"layout": W.Layout(width="180px"), "style": {"description_width": "30px"}}
+        style = {"layout": W.Layout(width="180px"), "style": {"description_width": "30px"}}
         first, second = "A tile with this remedy …", "… and this one; or alone, as strong as its slider says now"
-        self._first = W.Dropdown(value="auxiliary loss", options=single, description="Add", tooltip=first, **look)
-        self._second = W.Dropdown(value="capacity", options=(ALONE, *single), description="and", tooltip=second, **look)
+        self._first = W.Dropdown(value="auxiliary loss", options=single, description="Add", tooltip=first, **style)
+        self._second = W.Dropdown(
+            value="capacity", options=(ALONE, *single), description="and", tooltip=second, **style
+        )
         add = self.button("Add tile", "Train it up to where the others are", self._add, icon="plus")
         return [self.inputs["remedies"], W.Box([self._first, self._second, add]).add_class("moe-bar")]
 
@@ -185,10 +208,10 @@ class BalancingLab(Lab):
         first, second = self._first.value, self._second.value
         name = f"{first} + {second}"
         if second == ALONE:
-            strength = self.values[STRENGTHS[first]] if first in STRENGTHS else None
+            strength = self.state.values[STRENGTHS[first]] if first in STRENGTHS else None
             name = f"{first} {strength:g}" if strength is not None else first
         self.loop.trouble = ""
-        self._apply(self.check(self.values | {"remedies": (*self.tiles, name)}))
+        self._apply(self.check(self.state.values | {"remedies": (*self.tiles, name)}))
 
 
 @cache  # for a name always the same function: what is drawn is kept by it

@@ -24,6 +24,7 @@ STOPS["weights"] = tuple(WEIGHT_BYTES)
 SIZES = "num_experts top_k shared_experts d_ff d_model num_layers num_kv_heads vocab_size".split()
 SETTINGS = "context_length batch_size machine weights dense_width".split()
 SLIDERS, OWN = "as the sliders say", "this machine"
+LARGEST = 2**20  # of a size: a page may ask for more
 
 
 class CostCalculator(Picture):
@@ -59,7 +60,7 @@ class CostCalculator(Picture):
         self.take(MODEL_SHAPES["Mixtral 8x7B"])
         self.begin(model)
         if dense_width is not None:
-            move(self.inputs["dense_width"], check_number("dense_width", dense_width, minimum=1))
+            move(self.inputs["dense_width"], check_number("dense_width", dense_width, minimum=1, most=1000))
         self.presets = {name: W.Button(description=name, layout=W.Layout(width="auto")) for name in MODEL_SHAPES}
         for name, button in self.presets.items():
             button.tooltip = f"Set the sliders to {name}: {short_number(MODEL_SHAPES[name].count.total)} parameters"
@@ -124,7 +125,8 @@ class CostCalculator(Picture):
         self.name, self.sizes, self.source, self.is_slid, self.ratio = name, sizes, source, is_slid, ratio
 
     def _slid(self) -> TransformerShape:
-        sizes, heads = {size: self.inputs[size].value for size in SIZES}, self.shape.num_heads
+        sizes = {size: min(self.inputs[size].value, LARGEST) for size in SIZES}
+        heads = self.shape.num_heads
         if sizes["d_model"] != self.shape.d_model:
             heads = max(1, sizes["d_model"] // self.shape.head_dim)
         sizes["top_k"] = min(sizes["top_k"], sizes["num_experts"])

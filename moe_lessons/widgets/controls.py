@@ -49,20 +49,20 @@ def control(name: str, stops: Any = None) -> W.Widget:
     """Make a control. stops: those of the table, unless others are given; see `Control`. None: a text."""
     row = CONTROLS[name]
     stops = row.stops if stops is None else stops
-    look = {"description": row.description}
+    text = {"description": row.description}
     if not stops:
-        made = W.Text(continuous_update=False, **look)
+        made = W.Text(continuous_update=False, **text)
     elif isinstance(stops, Box):
-        made = W.BoundedIntText(min=0, max=stops.high, **look)
+        made = W.BoundedIntText(min=0, max=stops.high, **text)
     elif isinstance(stops, Reach):
-        made = W.FloatSlider(min=stops.low, max=stops.high, step=stops.step, value=stops.low, **look)
+        made = W.FloatSlider(min=stops.low, max=stops.high, step=stops.step, value=stops.low, **text)
     elif isinstance(stops, range):
         low, high = stops[0], stops[-1]
-        made = W.IntSlider(min=low, max=high, step=stops.step, value=low, readout_format=",d", **look)
+        made = W.IntSlider(min=low, max=high, step=stops.step, value=low, readout_format=",d", **text)
     elif isinstance(stops[0], str | tuple) or callable(stops[0]):
-        made = W.Dropdown(options=stops, **look)
+        made = W.Dropdown(options=stops, **text)
     else:
-        made = W.SelectionSlider(options=named_stops(stops), **look)
+        made = W.SelectionSlider(options=named_stops(stops), **text)
     made.style.description_width, made.layout.width = "88px", "auto"
     made.tooltip = row.tip  # set here: Colab's ipywidgets 7 takes it of few widgets
     return made

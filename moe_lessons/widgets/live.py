@@ -4,8 +4,9 @@ import functools
 import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import ipywidgets as W
@@ -20,14 +21,18 @@ from moe_lessons.support.errors import check_positive_int, shown
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged, step_together
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.loop import Loop, error_sentence
+from moe_lessons.widgets.loop import FAULTS, Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
-from moe_lessons.widgets.plane import NUM_TOKENS, Plane, read_plane
+from moe_lessons.widgets.plane import NUM_TOKENS, Plane, clean_load, read_plane
+from moe_lessons.widgets.spec import Spec, State
 
 PANELS_SHARE, READING_SHARE = 0.06, 0.01  # what all panels, and one costly reading, may cost, as a part of training
 QUICK = 0.01  # CPU seconds: a panel that takes less is drawn anew for each action
 TEXT_INTERVAL = 0.25  # seconds between two refreshes of the lines of text
+NUM_POINTS = 1024  # on which the load without noise is measured
 NUM_TRACED, NUM_TRACED_PER_DOMAIN = 24, 2  # sequences whose routing is read: in all, and of each domain at least
+
+LIVE_RUN = Spec(title="Live training", defaults={"play": 0, "max_steps": 1500})
 
 _views: dict[str, list[Picture]] = {}  # notebook cell -> the views that it made
 
@@ -51,24 +56,14 @@ class LiveRun(Picture):
     play: how many steps to train as soon as the view is made; on a static page, before the picture.
     max_steps: how many steps ▶ trains before it stops by itself.
     columns: how many panels stand in a row. One that needs a row, such as 'block', has it; None: each as it is made.
+    spec, values: of a laboratory, see `Lab`.
 
     `await view.finished()` waits in a cell for the training to pause. A view ends when its cell runs again."""
 
-    title = "Live training"
-    USUAL: dict[str, Any] = {"play": 0, "max_steps": 1500}  # arguments that `repr` leaves out
-    values: dict[str, Any] = {}  # what is in force, by name: see `Lab`
-    first_x = 200  # steps that the panels have room for at first
-    shows_classes = True  # pale, in the territory
-    layer = 0  # which MoE layer is shown, of several
-    shows_experts = True  # whether some panel does: then there is a chip for each
-    x_axis = "steps"  # what losses are drawn against
-    clean_load: Sequence[float] | None = None  # the load measured without noise, where it is
-    selected: Any = 0  # the token or the tile that is selected
-    muted: int | None = None  # the expert that is switched off where the router and the tokens are read
-
     def __init__(
-        self, runs, panels=("loss", "load", "film"), *, play: int = 0, max_steps: int = 1500, columns: int | None = 3
-    ):
+        self, runs, panels=("loss", "load", "film"), *, play: int = 0, max_steps: int = 1500, columns: int | None = 3,
+        spec: Spec = LIVE_RUN, values: Mapping[str, Any] = MappingProxyType({}),
+    ):  # fmt: skip
         self.runs = {"model": runs} if isinstance(runs, Run) else runs
         if not isinstance(self.runs, dict) or not self.runs or not all(isinstance(r, Run) for r in self.runs.values()):
             raise ValueError(f"runs must be a Run or a dict of names and Runs, got {type(runs).__name__}")
@@ -80,9 +75,8 @@ class LiveRun(Picture):
         self.max_steps = check_positive_int("max_steps", max_steps)
         most = min(len(self.functions), 12)
         self.columns = None if columns is None else min(check_positive_int("columns", columns), most)
-        self.values = self.values | {"play": play and check_positive_int("play", play), "max_steps": max_steps}
-        self.ghost: Run | None = None  # an earlier run, to compare with
-        self.marks: list[int] = []  # steps after which a knob was moved
+        play = play and check_positive_int("play", play)
+        self.spec, self.state = spec, State(dict(values) | {"play": play, "max_steps": max_steps})
         self._kept: dict[Any, Kept] = {}  # readings by their names, panels by their places, the 'lines' of text
         self._spent = 0.0  # CPU seconds of all of them
         self.loop = Loop(self)
@@ -96,6 +90,14 @@ class LiveRun(Picture):
         """Rows of widgets between the buttons and the picture."""
         return []
 
+    @property
+    def clean_load(self) -> list[float] | None:
+        """The load (E,) of the layer that is shown, measured without noise; None where the task is not in the plane."""
+        run = self.main_run
+        if not isinstance(run.task, PlaneTask) or not run.num_experts:
+            return None
+        return self.read("clean load", lambda: clean_load(run, NUM_POINTS))
+
     def settle(self) -> None:
         """Called between two steps, when actions have been done."""
 
@@ -103,9 +105,9 @@ class LiveRun(Picture):
         """Called before panels are drawn."""
 
     def picked(self, kind: str, index: int) -> None:
-        """A 'token', 'layer' or 'model' was clicked. Of tokens in the plane it is selected."""
+        """Select the token of the plane that was clicked; a laboratory knows a 'layer' and a 'model', too."""
         if kind == "token" and index < NUM_TOKENS:
-            self.selected = index
+            self.state.values = self.state.values | {"token": index}
 
     def stamp(self) -> tuple:
         """What a reading of the model depends on, beside the run and the step: the knobs that its modules keep."""
@@ -173,7 +175,7 @@ class LiveRun(Picture):
         """End the training and remove the view with all its widgets."""
         if hasattr(self, "loop"):  # else it was refused when it was made
             self.loop.end()
-            self.runs, self.ghost, self._kept = {}, None, {}
+            self.runs, self.state.ghost, self._kept = {}, None, {}
             super().close()
 
     def train_one(self) -> None:
@@ -181,19 +183,19 @@ class LiveRun(Picture):
         try:
             step_together(self.runs.values(), self.loop.show_if_due)
         except BaseException:
-            self._forget_later()
+            self.went_back()
             raise
 
     def go_back(self) -> None:
-        """Take back the last step of all runs, and forget what was read of it."""
-        for run in self.runs.values():
+        """Take back the last step of all runs."""
+        for run in set(self.runs.values()):
             run.take_back()
-        self._forget_later()
+        self.went_back()
 
-    def _forget_later(self) -> None:
-        """Forget what was read or marked after the step that it stands at now."""
+    def went_back(self) -> None:
+        """Forget what was read of steps that were taken back."""
         self._kept.clear()
-        self.marks = sorted({min(mark, self.step) for mark in self.marks} - {0})
+        self.state.changes = sorted({min(change, self.step) for change in self.state.changes} - {0})
 
     def read(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make()` reads from the run that is shown: costly things, such as a trace; see `Kept`."""
@@ -232,7 +234,7 @@ class LiveRun(Picture):
         if not isinstance(run.task, PlaneTask):
             raise ValueError(f"panels that show the plane need a PlaneTask, got {type(run.task).__name__}")
         num_experts(self)  # refuses a model without experts
-        return self.read("plane", lambda: read_plane(run, self.muted))
+        return self.read("plane", lambda: read_plane(run, self.state.muted))
 
     def panels(self) -> list[Panel]:
         self.refresh()
@@ -246,8 +248,8 @@ class LiveRun(Picture):
         """The panels that are to be drawn anew. An answer has the quick ones; the costly ones follow."""
         self.refresh()
         # a panel that is drawn while it trains may show a reading of an earlier step: it is due in the pause
-        state = (self.loop.playing, self.step, self.layer, self.main_run.knobs.is_noisy, len(self.marks), self.values,
-                 self.selected, self.stamp())  # fmt: skip
+        state = self.loop.playing, self.step, self.main_run.knobs.is_noisy, self.state.values
+        state += len(self.state.changes), self.stamp()
         panels, share, is_late = {}, PANELS_SHARE / len(self.functions), False
         for place, function in enumerate(self.functions):
             if place not in self.canvas.panels:  # the page has none there
@@ -271,7 +273,7 @@ class LiveRun(Picture):
             panels, now = self._due(asked), round(time.monotonic() / TEXT_INTERVAL)
             if asked or self._is_old("lines", (), now, PANELS_SHARE / len(self.functions)):
                 words = self._make("lines", self.lines, (), now)
-        except Exception as error:  # a learner's model may raise here too
+        except FAULTS as error:  # of a learner's model or panel
             if not self.canvas.frame:  # there was no picture yet
                 raise
             self.pause()
@@ -280,7 +282,7 @@ class LiveRun(Picture):
                 self.go_back()
                 self.loop.trouble = "The last step was too large and is taken back: lower the learning rate to go on."
                 panels, words = self._due(True), self.lines()
-        start, experts = time.thread_time(), (self.main_run.num_experts or [0])[0] * self.shows_experts
+        start, experts = time.thread_time(), (self.main_run.num_experts or [0])[0] * self.spec.has_chips
         words |= {"step": self.step, "state": "training" if self.loop.playing else "paused", "experts": experts}
         words |= {"trouble": self.loop.trouble, "budget": self.loop.budget, "until": self.loop.until}
         self.canvas.show(panels, len(self.functions), **words)
@@ -289,35 +291,34 @@ class LiveRun(Picture):
 
     def lines(self) -> dict[str, Any]:
         """The texts under the picture, and what the controls say when pointed at."""
-        return {"words": self.words(), "reading": self.reading(), "tips": tips(self), "token": self.selected}
+        return {"words": self.words(), "reading": self.reading(), "tips": tips(self), "token": self.state.token}
 
     def sentence(self) -> str:
         return f"Step {self.step}. {self.words()}"
 
-    def button(self, text: str, tip: str, action: Callable[[], None], **look) -> W.Button:
+    def button(self, text: str, tip: str, action: Callable[[], None], **style: str) -> W.Button:
         """A button that has `action` done between two steps."""
-        made = W.Button(description=text, tooltip=tip, **look)
+        made = W.Button(description=text, tooltip=tip, **style)
         made.on_click(lambda _: self.post(action))
         return made
 
     def bar(self) -> list[W.Widget]:
         tip = f"Start or pause the training; it pauses by itself after {self.max_steps} steps"
-        look = {"icon": "play", "button_style": "primary"}
-        self._play_button = self.button("Play", tip, lambda: self.pause() if self.loop.playing else self.play(), **look)
+        self._play_button = self.button("Play", tip, self._play_or_pause, icon="play", button_style="primary")
         self._step_buttons = [
             self.button("Step", "Train one step", lambda: self.step_button(1)),
             self.button("+50", "Train 50 steps", lambda: self.step_button(50)),
         ]
-        return [W.HTML(f'<span class="moe-title">{self.title}</span>'), self._play_button, *self._step_buttons]
+        return [W.HTML(f'<span class="moe-title">{self.spec.title}</span>'), self._play_button, *self._step_buttons]
 
     def body(self) -> W.Widget:
         self.canvas.on_pick = self._heard
         return W.Box([self.canvas]).add_class("moe-body").add_class("moe-alone")
 
     def _heard(self, kind: str, index: int) -> None:
-        self.take_back() if kind == "take back" else self.post(lambda: self.picked(kind, index))
+        self.forget() if kind == "take back" else self.post(lambda: self.picked(kind, index))
 
-    def take_back(self) -> None:
+    def forget(self) -> None:
         """Forget what was asked and is not done yet, on whichever thread."""
         self.loop.forget()
 
@@ -325,6 +326,9 @@ class LiveRun(Picture):
         """The buttons 'Step' and '+50', which train only in a pause."""
         if not self.running:
             self.advance(steps)
+
+    def _play_or_pause(self) -> None:
+        self.pause() if self.loop.playing else self.play()
 
     def _show_buttons(self) -> None:
         playing = self.loop.playing
@@ -337,15 +341,16 @@ class LiveRun(Picture):
         return f"{type(self).__name__}({', '.join(self.written())})"
 
     def written(self) -> list[str]:
-        """The arguments of a call that makes the same view, as far as they are not usual."""
-        return [f"{name}={self.values[name]!r}" for name, usual in self.USUAL.items() if self.values[name] != usual]
+        """The arguments of a call that makes the same view, but for defaults."""
+        values = self.state.values
+        return [f"{name}={values[name]!r}" for name, usual in self.spec.defaults.items() if values[name] != usual]
 
 
 def has_diverged(run: Run) -> bool:
     """Whether the last update was too large, which no step has noticed yet."""
     try:
         return not math.isfinite(run.evaluate(1)["loss"])
-    except Exception:  # of a learner's model
+    except FAULTS:
         return False
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import ipywidgets as W
@@ -17,12 +17,22 @@ from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, ROUTER_STARTS, ROUTERS
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import Lab, names_of
-from moe_lessons.widgets.plane import clean_load
+from moe_lessons.widgets.spec import Spec
 
-NUM_MORE_POINTS = 512  # on which the load without noise is measured
 NUM_HELD_OUT = 256  # points on which the loss of muting an expert is measured
 
 PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
+PLAYGROUND = Spec(
+    title="MoE playground",
+    defaults={"preset": None, "block": None, "seed": 0, "panels": PANELS, "controls": None, "play": 0}
+    | {"max_steps": 1500}
+    | asdict(PlaneSetting()),
+    start=("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed"),
+    live=tuple(KNOBS),
+    display=("token", "mute", "classes", "x_axis"),
+    stops={"task": tuple(PLANE_TASKS), "router": tuple(ROUTERS), "router_start": tuple(ROUTER_STARTS)},
+    clicks=("token", "token"),
+)
 
 
 class Playground(Lab):
@@ -37,33 +47,24 @@ class Playground(Lab):
     Playground('collapse', seed=3, lr=0.05)
     """
 
-    title = "MoE playground"
-    START = ("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed")
-    LOOK = ("token", "mute", "classes", "x_axis")
-    PICKED = "token", "token"
-    STOPS = {"task": PLANE_TASKS, "router": tuple(ROUTERS), "router_start": tuple(ROUTER_STARTS)}
-    SETTINGS = tuple(field.name for field in fields(PlaneSetting))
-
     def __init__(
         self, preset: str = "healthy", *, block: Callable[..., nn.Module] | None = None, seed: int = 0, panels=PANELS,
         controls: Sequence[str] | None = None, play: int = 0, max_steps: int = 1500, **settings: Any
     ):  # fmt: skip
-        setting = asdict(PRESETS[check_choice("preset", preset, PRESETS)])
+        spec, setting = PLAYGROUND, asdict(PRESETS[check_choice("preset", preset, PRESETS)])
         if controls is not None:
-            controls = names_of(controls, "control", self.START + self.LIVE + self.LOOK) if controls else ()
-            for group in ("START", "LIVE", "LOOK"):
-                setattr(self, group, tuple(name for name in getattr(self, group) if name in controls))
+            controls = names_of(controls, "control", spec.start + spec.live + spec.display) if controls else ()
+            groups = {group: getattr(spec, group) for group in ("start", "live", "display")}
+            spec = replace(spec, **{group: tuple(n for n in names if n in controls) for group, names in groups.items()})
         self.block = block
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
-        values = {"preset": preset, "block": block, "seed": seed, "controls": controls, "token": 0, "mute": "none"}
-        values["classes"] = "shown"
-        super().__init__(values | setting, panels, settings, play=play, max_steps=max_steps)
+        values = {"preset": preset, "block": block, "seed": seed, "panels": panels, "controls": controls}
+        values |= {"token": 0, "mute": "none", "classes": "shown"} | setting
+        super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps)
 
-    @property
-    def USUAL(self) -> dict[str, Any]:
+    def defaults(self) -> dict[str, Any]:
         """See `Lab`: the fields of the preset, whose name is always written."""
-        usual = {"preset": None, "block": None, "seed": 0, "panels": PANELS, "controls": None, "play": 0}
-        return usual | {"max_steps": 1500} | asdict(PRESETS[self.values["preset"]])
+        return self.spec.defaults | asdict(PRESETS[self.state.values["preset"]])
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         if name == "mute":
@@ -83,9 +84,12 @@ class Playground(Lab):
 
     def setting_of(self, values: dict[str, Any]) -> PlaneSetting:
         values = values | self.in_force(values)
-        return PlaneSetting(**{name: values[name] for name in self.SETTINGS})
+        return PlaneSetting(**{field.name: values[field.name] for field in fields(PlaneSetting)})
 
-    setting = property(lambda self: self.setting_of(self.values), doc="What is in force now.")
+    @property
+    def setting(self) -> PlaneSetting:
+        """What is in force now."""
+        return self.setting_of(self.state.values)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         runs = plane_runs(self.setting_of(values), values["seed"], self.block)
@@ -101,7 +105,7 @@ class Playground(Lab):
     def rows(self) -> list[W.Widget]:
         """A button for each preset, where all controls are there; it is disabled where its knobs would be idle."""
         self._preset_buttons = {}
-        if self.values["controls"] is not None:
+        if self.state.values["controls"] is not None:
             return []
         for name, setting in PRESETS.items():
             button = self.button(name, TIPS["presets"][name], lambda name=name: self.choose_preset(name))
@@ -109,10 +113,10 @@ class Playground(Lab):
             # a loss without use does no harm
             button.disabled = any(getattr(setting, knob.name) != knob.off for knob in idle if knob.loss is None)
             self._preset_buttons[name] = button
-        self.looked()
+        self.applied()
         return [W.Box([W.HTML("Presets:"), *self._preset_buttons.values()]).add_class("moe-bar")]
 
-    def looked(self) -> None:
+    def applied(self) -> None:
         for name, button in self._preset_buttons.items():
             button.button_style = "info" if self.setting == PRESETS[name] else ""
 
@@ -123,16 +127,12 @@ class Playground(Lab):
         def choose() -> None:
             goes_on = name == "rescued" and self.step > 0 and self.setting == PRESETS["collapse"]
             controlled = {n: value for n, value in setting.items() if n in self.inputs}
-            self._apply(self.check(self.values | controlled | {"preset": name}), not goes_on)
+            self._apply(self.check(self.state.values | controlled | {"preset": name}), not goes_on)
 
         self.loop.now(choose)
 
-    muted = property(lambda self: None if self.values["mute"] == "none" else int(self.values["mute"][1:]))
-
     def stamp(self) -> tuple:
-        return *super().stamp(), self.muted
-
-    clean_load = property(lambda self: self.read("clean load", lambda: clean_load(self.main_run, NUM_MORE_POINTS)))
+        return *super().stamp(), self.state.muted
 
     def words(self) -> str:
         losses, guessing = [record.loss for record in self.main_run.records[-RECENT:]], math.log(NUM_CLASSES)
@@ -140,7 +140,7 @@ class Playground(Lab):
         return super().words() + TIPS["reading"]["worse"].format(guessing=f"{guessing:.2f}") * is_worse
 
     def reading(self) -> str:
-        plane, i = self.plane, self.selected
+        plane, i = self.plane, self.state.token
         (x, y), logits, probs = plane.points[i].tolist(), plane.routing.router_logits[i], plane.routing.router_probs[i]
         best = probs.argsort(descending=True)[:4].tolist()
         read = ", ".join(f"E{e} {logits[e]:+.2f} ({probs[e]:.0%})" for e in best)
@@ -150,13 +150,13 @@ class Playground(Lab):
         verdict, place = "correct" if plane.correct[i] else "wrong", {"x": f"{x:.2f}", "y": f"{y:.2f}"}
         facts = place | {"label": int(plane.classes[i]), "verdict": verdict, "read": read, "served": served}
         text = TIPS["reading"]["token"].format(token=i, **facts)
-        if self.muted is not None:
+        if (expert := self.state.muted) is not None:
             with_it, without = (f"{accuracy:.1%}" for accuracy in self.read("muted", self._read_muted))
-            of = {"expert": self.muted, "with_it": with_it, "without": without, "points": NUM_HELD_OUT}
+            of = {"expert": expert, "with_it": with_it, "without": without, "points": NUM_HELD_OUT}
             text += TIPS["reading"]["muted"].format(**of)
         return text
 
     def _read_muted(self) -> tuple[float, float]:
         with_it = self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]
-        with muted(self.main_run.model.block.experts, self.muted):
+        with muted(self.main_run.model.block.experts, self.state.muted):
             return with_it, self.main_run.evaluate(NUM_HELD_OUT)["accuracy"]

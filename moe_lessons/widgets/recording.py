@@ -58,7 +58,8 @@ class Player(Picture):
 
     def close(self) -> None:
         """Remove it, also while it plays."""
-        self._show(None)
+        if self.timer:
+            self.timer.cancel()
         super().close()
 
 

@@ -17,6 +17,7 @@ from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS, idle_knobs
 from moe_lessons.widgets.controls import CheckBoxes
 from moe_lessons.widgets.laboratory import Lab, names_of
+from moe_lessons.widgets.spec import Spec
 
 USUAL_PANELS = ("loss", "layers", "domains", "classes", "text", "writing")
 SIZES = ("num_experts", "top_k", "d_ff", "router")  # fields of a `TransformerConfig` that have a control
@@ -24,6 +25,18 @@ FIELDS = {f.name: getattr(TransformerConfig(), f.name) for f in fields(Transform
 KNOBS_AT_FIRST = {name: knob.off for name, knob in KNOBS.items()} | {"lr": 0.005, "router_aux_loss_coef": 0.01}
 corpus = functools.cache(TextTask)  # the text of some domains
 NAMED_ROUTERS = tuple(name for name in ROUTERS if name != "gaussian noise")  # that is top-k, and the slider for noise
+ROUTING_LAB = Spec(
+    title="Routing laboratory",
+    defaults={"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600}
+    | (FIELDS | KNOBS_AT_FIRST)
+    | {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32},
+    start=("domains", *SIZES, "seed"),
+    live=tuple(KNOBS),
+    display=("layer", "x_axis"),
+    stops={"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)},
+    clicks=("layer", "layer"),
+    same="domains",
+)
 
 
 class RoutingLab(Lab):
@@ -36,14 +49,6 @@ class RoutingLab(Lab):
     >>> RoutingLab(("code", "json"), panels=("layers",), num_layers=2, router="sigmoid", lr=0.01)
     RoutingLab(('code', 'json'), panels=('layers',), num_layers=2, router='sigmoid', lr=0.01)
     """
-
-    title = "Routing laboratory"
-    START, LOOK = ("domains", *SIZES, "seed"), ("layer", "x_axis")
-    PICKED, SAME = ("layer", "layer"), "domains"
-    STOPS = {"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)}
-    SETTINGS = (*FIELDS, *KNOBS)
-    USUAL = {"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600} | FIELDS | KNOBS_AT_FIRST
-    USUAL |= {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32}
 
     def __init__(
         self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer: int = 0,
@@ -58,11 +63,12 @@ class RoutingLab(Lab):
         if self._num_layers == 0:
             raise ValueError("moe_layers must name at least one layer, got none")
         self._routers: dict[Any, None] = dict.fromkeys(NAMED_ROUTERS)  # and your own, once you have named it
-        if hasattr(task, "held_out"):  # a text of your own stays what it is
-            self.START = self.START[1:]
+        self._text = task if hasattr(task, "held_out") else None  # of your own: it stays what it is
+        spec = ROUTING_LAB if self._text is None else replace(ROUTING_LAB, start=ROUTING_LAB.start[1:])
         values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST
         values |= {"domains": task, "seed": seed, "layer": layer, "threads": threads, "batch_size": batch_size}
-        super().__init__(values, panels, settings, play=play, max_steps=max_steps, columns=2)
+        values["panels"] = panels
+        super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=2)
 
     def stops(self, name: str, values: dict[str, Any]) -> Any:
         if name == "router":
@@ -75,7 +81,7 @@ class RoutingLab(Lab):
         return idle_of(self._sized(values)) | one_layer
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
-        if "domains" in self.START:
+        if self._text is None:
             values = values | {"domains": names_of(values["domains"], "domains", DOMAINS)}
         if isinstance(values["router"], str):
             check_choice("router", values["router"], NAMED_ROUTERS)
@@ -83,13 +89,13 @@ class RoutingLab(Lab):
         return super().check(values, given)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
-        text = corpus(values["domains"]) if "domains" in self.START else values["domains"]
+        text = self._text or corpus(values["domains"])
         with seeded(values["seed"]):
             model = LanguageModel(self._sized(values))
         return {"MoE": Run(model, text, **{name: values[name] for name in ("batch_size", "seed", "threads")})}
 
     def rows(self) -> list[W.Widget]:
-        if "domains" in self.START:
+        if self._text is None:
             self.inputs["domains"] = CheckBoxes("domains", DOMAINS)
             return [self.inputs["domains"]]
         names = html.escape(", ".join(self.main_run.task.domains))
@@ -98,13 +104,17 @@ class RoutingLab(Lab):
     def _sized(self, values: dict[str, Any]) -> TransformerConfig:
         return replace(self._config, **{name: values[name] for name in SIZES})
 
-    clean_load = property(lambda self: expert_shares(self.traced, "layer").loc[self.layer].tolist())
+    @property
+    def clean_load(self) -> list[float]:
+        """See `LiveRun`: of the sequences that are traced."""
+        return expert_shares(self.traced, "layer").loc[self.state.layer].tolist()
 
     def words(self) -> str:
-        return f"Layer {self.layer}: " * (self._num_layers > 1) + super().words()
+        return f"Layer {self.state.layer}: {super().words()}" if self._num_layers > 1 else super().words()
 
     def reading(self) -> str:
-        shares = self.read(f"shares {self.layer}", lambda: expert_shares(self.traced, "domain", self.layer))
+        layer = self.state.layer
+        shares = self.read(f"shares {layer}", lambda: expert_shares(self.traced, "domain", layer))
         most = [f"{name} → {share.idxmax()} ({share.max():.0%})" for name, share in shares.iterrows()]
         return f"Where most of each domain goes: {', '.join(most)}."
 

@@ -1,6 +1,6 @@
 """The smallest laboratories: a collapse, facts learned by heart, and a text that is cut."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from moe_lessons.training.settings import FACTS_LR
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import Lab, names_of
 from moe_lessons.widgets.picture import Picture
-from moe_lessons.widgets.plane import clean_load
+from moe_lessons.widgets.spec import Spec
 
 PANELS_OF_A_COLLAPSE = ("film", "load", "loss", "gradient film", "gradient")
 LEAST = 10  # entries that the baseline knows before the two are compared
@@ -31,6 +31,26 @@ TEXT_LENGTH = 13  # tokens of the text of `FutureLab`
 CHOICES: dict[str, dict[str, Any]] = {"top-1": {}, "expert choice": {"router": "expert choice"}}  # of experts
 CHOICES["top-1, capacity in order"] = {"capacity_factor": 1.0}
 CHOICES["top-1, capacity by weight"] = {"capacity_factor": 1.0, "capacity_priority": "weight"}
+
+COLLAPSE_LAB = Spec(
+    title="A collapse",
+    defaults={"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0},
+    start=("learns", "seed"),
+    stops={"learns": tuple(LEARNS)},
+    first_x=25,
+)
+FACTS_LAB = Spec(
+    title="Facts by heart",
+    defaults={"num_experts": 16, "top_k": 2, "num_entries": 2000, "seed": 0, "lr": FACTS_LR}
+    | {"play": 0, "max_steps": 500},
+    start=("num_experts", "top_k", "num_entries", "seed"),
+    live=("lr",),
+    display=("x_axis",),
+    stops={"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)},
+    same="num_entries",
+    first_x=500,
+    has_chips=False,
+)
 
 
 class CollapseLab(Lab):
@@ -42,21 +62,16 @@ class CollapseLab(Lab):
     CollapseLab(learns='router only', seed=3)
     """
 
-    title, first_x = "A collapse", 25
-    START, LIVE, LOOK, STOPS = ("learns", "seed"), (), (), {"learns": tuple(LEARNS)}
-    USUAL = {"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0}
-
     def __init__(
-        self, panels: Sequence[str] = USUAL["panels"], *, learns: str = "all", seed: int = 0, play: int = 0,
+        self, panels: Sequence[str] = PANELS_OF_A_COLLAPSE[:3], *, learns: str = "all", seed: int = 0, play: int = 0,
         max_steps: int = 300,
     ):  # fmt: skip
         panels = names_of(panels, "panels", PANELS_OF_A_COLLAPSE)
-        super().__init__({"learns": learns, "seed": seed}, panels, play=play, max_steps=max_steps)
+        values = {"learns": learns, "seed": seed, "panels": panels}
+        super().__init__(COLLAPSE_LAB, values, panels, play=play, max_steps=max_steps)
 
-    def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
-        run = watched_run(PRESETS["collapse"], values["seed"], values["learns"])
-        self.clean_load = clean_load(run, 1024)  # before the first step
-        return {"MoE": run}
+    def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
+        return {"MoE": watched_run(PRESETS["collapse"], values["seed"], values["learns"])}
 
 
 class FactsLab(Lab):
@@ -67,22 +82,18 @@ class FactsLab(Lab):
     FactsLab(8, num_entries=500, seed=3)
     """
 
-    title, first_x, shows_experts = "Facts by heart", 500, False
-    START, LIVE, SAME = ("num_experts", "top_k", "num_entries", "seed"), ("lr",), "num_entries"
-    STOPS = {"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)}
-    USUAL = {"num_experts": 16, "top_k": 2, "num_entries": 2000, "seed": 0, "lr": FACTS_LR, "play": 0, "max_steps": 500}
-
     def __init__(
         self, num_experts: int = 16, top_k: int = 2, num_entries: int = 2000, *, seed: int = 0, lr: float = FACTS_LR,
         play: int = 0, max_steps: int = 500,
     ):  # fmt: skip
         values = {"num_experts": num_experts, "top_k": top_k, "num_entries": num_entries, "seed": seed, "lr": lr}
-        super().__init__(values, (*WALLS, "facts known", "loss", "cost"), play=play, max_steps=max_steps)
+        panels = (*WALLS, "facts known", "loss", "cost")
+        super().__init__(FACTS_LAB, values, panels, play=play, max_steps=max_steps)
 
-    def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
+    def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
         """See `Lab`. `readings` has after which step each model knew which entries, (N,) by name."""
         self.readings: list[tuple[int, dict[str, Tensor]]] = []
-        return facts_runs(*(values[name] for name in self.START))
+        return facts_runs(*(values[name] for name in FACTS_LAB.start))
 
     def train_one(self) -> None:
         """See `LiveRun`. To read all entries, each N/80 steps, is about a tenth of what the training computes."""
@@ -90,8 +101,8 @@ class FactsLab(Lab):
         if self.step % steps_between(self.main_run.task.num_entries) == 0:
             self._read()
 
-    def go_back(self) -> None:
-        super().go_back()
+    def went_back(self) -> None:
+        super().went_back()
         self.readings = [reading for reading in self.readings if reading[0] <= self.step]
 
     def refresh(self) -> None:

@@ -59,7 +59,7 @@ def test_remedies_can_start_late_from_one_collapse():
     before = [collapse.step().loss for _ in range(6)]
     for name, band in zip(lab.tiles, (collapse, collapse.branch(remedy_setting("auxiliary loss")))):
         assert losses(lab)[name] == before + [band.step().loss for _ in range(4)]
-    assert [tile.marks for tile in lab.tiles.values()] == [[6], [6]]
+    assert [tile.changes for tile in lab.tiles.values()] == [[6], [6]]
 
 
 @pytest.mark.parametrize("remedy, knob", STRENGTHS.items())
@@ -72,7 +72,7 @@ async def test_a_strength_moves_its_tiles_and_no_other_from_the_next_step_on(rem
     lab.inputs[knob].value = stronger = stops.high if hasattr(stops, "high") else max(stops)
     await settled()
     assert_consistent(lab)
-    assert lab.step == 3 and [tile.marks for tile in lab.tiles.values()] == [[], [3], [3]]
+    assert lab.step == 3 and [tile.changes for tile in lab.tiles.values()] == [[], [3], [3]]
     assert lab.tiles["nothing"].setting == plain and getattr(lab.tiles[pair].band.knobs, knob) == stronger
     lab.advance(2)
     alone = SeedBand(remedy_setting(remedy), [0])
@@ -90,7 +90,7 @@ def test_a_capacity_moved_in_a_pause_is_read_at_once_and_0_is_off():
     assert earlier.step < after.step == before.step == 30 and after.accuracy < before.accuracy
     slider.value = 0.0
     assert "(off)" in lab.reading()
-    assert lab.values["capacity_factor"] is None and repr(lab).endswith("seeds=1, capacity_factor=None)")
+    assert lab.state.values["capacity_factor"] is None and repr(lab).endswith("seeds=1, capacity_factor=None)")
     assert_consistent(lab)
 
 
@@ -101,7 +101,8 @@ async def test_a_tile_that_goes_leaves_the_others_alone_and_one_that_comes_catch
     before, box = losses(lab), lab.inputs["remedies"].boxes["auxiliary loss"]
     box.value = False  # it was the selected one
     await settled()
-    assert losses(lab) == {name: before[name] for name in ("nothing", "jitter")} and lab.selected == "jitter"
+    assert losses(lab) == {name: before[name] for name in ("nothing", "jitter")}
+    assert lab.state.values["highlight"] == "jitter"
     assert_consistent(lab)
     box.value = True
     await add(lab, "auxiliary loss", "capacity")
@@ -188,7 +189,7 @@ async def test_a_click_selects_a_tile_which_is_read_with_and_without_noise():
     click(lab, "model", 1)
     await settled()
     recent = np.mean([record.dead for record in lab.tiles["Gaussian noise"].band.records[-20:]])
-    assert lab.selected == lab.inputs["highlight"].value == "Gaussian noise"
+    assert lab.state.values["highlight"] == lab.inputs["highlight"].value == "Gaussian noise"
     assert f"without noise (the strip), {recent:.1f} with it (the film)" in lab.canvas.words["reading"]
     dotted = mark(lab, 0, Line, -1)
     assert len(dotted.x) == 25 and dotted.name == "Gaussian noise, with noise" and dotted.model is None

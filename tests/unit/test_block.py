@@ -159,7 +159,7 @@ async def test_a_click_on_a_token_shows_its_numbers_while_it_trains():
         click(view, "token", token)
         await settled()
         shown = view.canvas.panels[2]
-        assert shown.title.endswith(f"token {seen}") and mark(view, 0, object, 1).selected == view.selected == seen
+        assert shown.title.endswith(f"token {seen}") and mark(view, 0, object, 1).selected == view.state.token == seen
         logits = view.plane.routing.router_logits[seen].tolist()
         assert values(shown, "router logit") == pytest.approx(logits, abs=0.0051)
 

@@ -44,7 +44,8 @@ MADE = [
 def test_its_repr_makes_the_same_again(make):
     lab = make()
     again = eval(repr(lab), vars(widgets) | {"MyMoE": MyMoE})
-    assert again.values == lab.values | lab.in_force() and repr(again) == repr(lab) and again.functions == lab.functions
+    assert again.state.values == lab.state.values | lab.in_force() and again.functions == lab.functions
+    assert repr(again) == repr(lab)
     assert_consistent(again)
 
 
@@ -70,10 +71,10 @@ def test_what_is_bad_is_refused_and_moves_nothing(untouched, name, change, messa
     with pytest.raises((ValueError, TypeError), match=f"{message}|unexpected keyword argument"):
         LABS[name](**change)
     lab = untouched[name]
-    run, values, good = lab.main_run, lab.values, {"router_z_loss_coef": 0.1, "lr": 0.01}
+    run, values, good = lab.main_run, lab.state.values, {"router_z_loss_coef": 0.1, "lr": 0.01}
     with pytest.raises(ValueError, match=message):
         lab.set(**{name: value for name, value in good.items() if name in lab.inputs} | change)
-    assert lab.main_run is run and lab.values == values
+    assert lab.main_run is run and lab.state.values == values
     assert_consistent(lab)
 
 
@@ -126,12 +127,12 @@ def test_every_control_has_a_name_and_says_what_it_does(name):
 
 def test_controls_stand_in_groups_that_say_when_they_apply():
     lab = Playground()
-    assert list(lab.inputs) == [*lab.START, *lab.LIVE, *lab.LOOK] and Lab.LIVE == tuple(KNOBS)
+    assert list(lab.inputs) == [*lab.spec.start, *lab.spec.live, *lab.spec.display]
     column = lab.children[-1].children[1].children
     headings = [w.value.split(">")[1].split(" ·")[0] for w in column if "moe-group" in str(getattr(w, "value", ""))]
     assert headings == ["Structure", "Live", "Look"] and set(lab.inputs.values()) <= set(column)
     for name, widget in lab.inputs.items():
-        assert widget.description == CONTROLS[name].description and widget.value == (lab.values[name] or 0)
+        assert widget.description == CONTROLS[name].description and widget.value == (lab.state.values[name] or 0)
         assert widget.tooltip.startswith(CONTROLS[name].tip)
 
 
@@ -154,13 +155,13 @@ START = {
 async def test_what_is_of_the_structure_starts_afresh_and_reset_does_so_too(lab, monkeypatch):
     monkeypatch.setattr("moe_lessons.widgets.laboratory.RECENT", 1)  # then two steps are enough for a ghost
     changes, lab = START[lab], LABS[lab]()
-    assert tuple(changes) == lab.START
+    assert tuple(changes) == lab.spec.start
     for name, value in changes.items():
         lab.advance(2)
         old, lab.inputs[name].value = lab.main_run, value
         await settled()
-        assert lab.step == 0 and lab.values[name] == value and lab.marks == []
-        assert lab.ghost is (None if name == lab.SAME else old)  # another task is nothing to compare with
+        assert lab.step == 0 and lab.state.values[name] == value and lab.state.changes == []
+        assert lab.state.ghost is (None if name == lab.spec.same else old)  # another task is nothing to compare with
         assert_consistent(lab)
     again = eval(repr(lab), vars(widgets))
     again.advance(2)
@@ -177,12 +178,12 @@ async def test_what_is_of_the_structure_starts_afresh_and_reset_does_so_too(lab,
 async def test_a_knob_applies_to_the_next_step_and_starts_nothing(name, kind):
     lab = LABS[name](**({"router": kind} if kind else {}))
     lab.advance(3)
-    run, idle = lab.main_run, lab.idle(lab.values)
-    for name in (name for name in lab.LIVE if name not in idle):
+    run, idle = lab.main_run, lab.idle(lab.state.values)
+    for name in (name for name in lab.spec.live if name not in idle):
         value = {"lr": 0.05, "capacity_factor": 1.5, "noise_std": 0.5}.get(name, 0.1)
-        lab.inputs[name].value = 0.01 if lab.LIVE == ("lr",) else value
+        lab.inputs[name].value = 0.01 if lab.spec.live == ("lr",) else value
         await settled()
-        assert lab.main_run is run and lab.step == 3 and lab.marks == [3]
+        assert lab.main_run is run and lab.step == 3 and lab.state.changes == [3]
         assert getattr(run.knobs, name) == lab.inputs[name].value
         assert_consistent(lab)
     assert ("expert_bias_rate" in idle) == (kind == "top-k")
@@ -194,9 +195,9 @@ async def test_what_a_router_has_no_use_for_is_off_until_another_has(lab, router
     lab = LABS[lab](noise_std=0.5, capacity_factor=2.0)
     lab.inputs["router"].value = router
     await settled()
-    assert lab.values["router"] == router
+    assert lab.state.values["router"] == router
     assert_consistent(lab)
-    for name, reason in lab.idle(lab.values).items():
+    for name, reason in lab.idle(lab.state.values).items():
         assert f"Off: {reason}" in lab.canvas.words["tips"][CONTROLS[name].description]
     lab.inputs["router"].value = "top-k"
     await settled()
@@ -220,11 +221,12 @@ async def test_of_several_moves_the_last_one_counts_and_moves_there_and_back_cos
     run = lab.main_run
     for noise, experts in ((0.5, 9), (2.0, 10), (1.5, 8)):
         lab.inputs["noise_std"].value, lab.inputs["num_experts"].value = noise, experts
-    assert lab.values["noise_std"] == 0.0  # not before the loop has its turn
+    assert lab.state.values["noise_std"] == 0.0  # not before the loop has its turn
     lab.inputs["capacity_factor"].value = 0.0
     await settled()
-    assert lab.main_run is run and lab.step == 3 and lab.main_run.knobs.noise_std == lab.values["noise_std"] == 1.5
-    assert lab.values["capacity_factor"] is lab.main_run.knobs.capacity_factor is None and lab.loop.trouble == ""
+    values, knobs = lab.state.values, lab.main_run.knobs
+    assert lab.main_run is run and lab.step == 3 and knobs.noise_std == values["noise_std"] == 1.5
+    assert values["capacity_factor"] is knobs.capacity_factor is None and lab.loop.trouble == ""
 
 
 @on_a_loop
@@ -262,11 +264,11 @@ async def test_set_comes_after_what_was_asked_before_it_and_is_shown_at_once(mon
     lab.post(lambda: lab.advance(2))
     lab.set(lr=0.1)
     assert (lab.step, lab.main_run.knobs.lr, lab.main_run.knobs.noise_std) == (2, 0.1, 0.5)
-    assert lab.marks == [2] and lab.canvas.words["step"] == 2
+    assert lab.state.changes == [2] and lab.canvas.words["step"] == 2
     lab.set(lr=0.2), lab.set(noise_std=1.0)
     lab.advance(1)
     lab.set(token=5, x_axis="FLOPs")  # looking changes nothing
-    assert lab.marks == [2] and lab.canvas.panels[4].x.link == ""  # one mark for all that is moved at a step
+    assert lab.state.changes == [2] and lab.canvas.panels[4].x.link == ""  # one mark for all that is moved at a step
     monkeypatch.setattr(loop, "FPS", 1e-9)  # of itself, there is no picture any more
     lab.play()
     await until(lambda: lab.step > 9)
@@ -284,12 +286,12 @@ async def test_a_click_selects_what_can_be_clicked_and_nothing_else():
         for index in (1, 0):
             click(lab, kind, index)
             await settled()
-            assert lab.selected == lab.inputs[control].value == index
+            assert lab.state.values[control] == lab.inputs[control].value == index
         others = {"token", "layer", "model", "expert", "?"} - {kind}
         for other, index in [(kind, 99), (kind, 10**400), *product(others, [1])]:
             click(lab, other, index)
             await settled()
-            assert lab.selected == 0 and lab.canvas.words["trouble"] == ""
+            assert lab.state.values[control] == 0 and lab.canvas.words["trouble"] == ""
 
 
 @on_a_loop
@@ -303,7 +305,7 @@ async def test_a_new_start_plays_as_many_steps_and_keeps_a_run_that_was_long_eno
     lab.play(RECENT)
     await until(lambda: lab.step > 5)
     lab.set(num_experts=1)
-    assert lab.step == 0 and lab.ghost is first and lab.inputs["top_k"].max == lab.values["top_k"] == 1
+    assert lab.step == 0 and lab.state.ghost is first and lab.inputs["top_k"].max == lab.state.values["top_k"] == 1
     await lab.finished()
     assert lab.step == RECENT
 
@@ -314,7 +316,7 @@ async def test_a_costly_panel_comes_after_the_quick_ones_and_only_when_it_has_ch
     drawn = []
 
     def costly(view) -> Panel:
-        drawn.append((view.values["num_experts"], view.selected, view.canvas.words.get("experts")))
+        drawn.append((view.state.values["num_experts"], view.state.layer, view.canvas.words.get("experts")))
         return Panel("costly", [Bars([0.5])])
 
     lab = LABS["RoutingLab"](panels=("loss", costly))
@@ -361,7 +363,7 @@ async def test_what_is_asked_while_the_kernel_is_busy_happens_in_its_order_or_is
             assert lab.inputs["num_experts"].value == 8 and lab.inputs["seed"].value == 0
         await settled()
         assert lab.step == (not taken_back)
-        found = [lab.values[name] for name in ("preset", "num_experts", "top_k", "seed")]
+        found = [lab.state.values[name] for name in ("preset", "num_experts", "top_k", "seed")]
         assert found == (["healthy", 8, 2, 0] if taken_back else ["collapse", 4, 1, 3])
         assert_consistent(lab)
 

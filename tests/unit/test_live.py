@@ -45,8 +45,9 @@ class Task(PlaneTask):
         object.__setattr__(self, "drawn", [])
 
     def batch(self, num_points, generator):
-        self.drawn.append(num_points)
-        self.at.get(len(self.drawn), self.at.get("each", int))()
+        if num_points == 32:  # else a panel reads the load
+            self.drawn.append(num_points)
+            self.at.get(len(self.drawn), self.at.get("each", int))()
         return super().batch(num_points, generator)
 
 

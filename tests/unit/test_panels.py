@@ -21,6 +21,8 @@ from moe_lessons.plots.panels.text import shares_panel
 from moe_lessons.plots.theme import ALIVE, DEAD
 from moe_lessons.tasks import TextTask
 from moe_lessons.training import PRESETS, Run, plane_runs, train
+from moe_lessons.widgets.live import LIVE_RUN
+from moe_lessons.widgets.spec import State
 
 EVEN, COLLAPSED = [1 / 8] * 8, [0.0] * 7 + [1.0]
 STEPS = 25
@@ -28,8 +30,10 @@ TEXT = 'if a<b & c: "τηε"\n  x'
 
 
 def view_of(runs: dict[str, Run], **more) -> SimpleNamespace:
-    usual = {"layer": 0, "marks": [3], "ghost": None, "x_axis": "steps", "first_x": 200, "clean_load": None}
-    return SimpleNamespace(runs=runs, main_run=next(iter(runs.values())), selected=2, **usual | more)
+    values = {name: more.pop(name) for name in ("x_axis", "layer") if name in more}
+    state = State({"token": 2} | values, [3], more.pop("ghost", None))
+    usual = {"state": state, "spec": LIVE_RUN, "clean_load": None}
+    return SimpleNamespace(runs=runs, main_run=next(iter(runs.values())), **usual | more)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +109,7 @@ def test_the_loss_of_each_model(view):
         np.testing.assert_allclose(line.y, losses, rtol=1e-5)
         assert line.name == name and line.x.tolist() == list(range(1, STEPS + 1))
     assert [rule.x for rule in of(panel, Rule)] == [3] and panel.x.link == "step"
-    against = PANELS["loss"](SimpleNamespace(**vars(view) | {"x_axis": "FLOPs", "ghost": view.runs["MoE"]}))
+    against = PANELS["loss"](view_of(view.runs, x_axis="FLOPs", ghost=view.runs["MoE"]))
     assert against.x.link == "" and of(against, Line)[0].name == "previous run"
     assert of(against, Rule)[0].x == pytest.approx(spent(view.main_run, "FLOPs")[2])
 
@@ -205,7 +209,7 @@ def test_tiles_are_coloured_by_what_became_of_them_and_axes_reach_over_all_seeds
     readings = {name: SimpleNamespace(dead=np.full(2, n), max_over_mean=x, accuracy=y) for name, n in dead.items()}
     tiles = {name: SimpleNamespace(readings=[reading], step=40) for name, reading in readings.items()}
     for name, values in (("balance", x), ("quality", y)):
-        panel = PANELS[name](SimpleNamespace(tiles=tiles, selected="jitter"))
+        panel = PANELS[name](SimpleNamespace(tiles=tiles, state=State({"highlight": "jitter"})))
         (spots,) = panel.marks
         assert spots.ink.tolist() == [DEAD, DEAD, ALIVE, DEAD, ALIVE]
         assert list(panel.y.ticks) == list(enumerate(dead)) and spots.y[0].tolist() == [0, 1, 2, 3, 4]

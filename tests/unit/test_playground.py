@@ -40,7 +40,8 @@ async def test_a_preset_button_moves_the_controls_starts_afresh_and_is_marked():
         await settled()
         assert playground.setting == PRESETS[preset] and repr(playground) == f"Playground({preset!r})"
         assert_consistent(playground)
-        assert playground.step == 0 and playground.ghost is (old if preset == "capacity" else None)  # the same task
+        assert playground.step == 0
+        assert playground.state.ghost is (old if preset == "capacity" else None)  # the same task
         assert [name for name in PRESETS if button(playground, name).button_style] == [preset]
     playground.set(lr=0.05)
     assert not any(button(playground, name).button_style for name in PRESETS)
@@ -52,9 +53,9 @@ def test_rescued_goes_on_with_a_collapsed_run():
     playground.advance(40)
     run = playground.main_run
     playground.choose_preset("rescued")
-    assert playground.main_run is run and playground.marks == [40] and playground.step == 40
+    assert playground.main_run is run and playground.state.changes == [40] and playground.step == 40
     playground.choose_preset("collapse")
-    assert playground.step == 0 and playground.marks == []
+    assert playground.step == 0 and playground.state.changes == []
     with pytest.raises(ValueError, match="preset must be one of 'healthy', .*, got 'lucky'"):
         playground.choose_preset("lucky")
 
@@ -130,7 +131,7 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
         playground.inputs["mute"].value = muted
         while playground.step < step + 3:
             await asyncio.sleep(0)
-        assert playground._kept["plane"].stamp[-1] == playground.muted
+        assert playground._kept["plane"].stamp[-1] == playground.state.muted
         assert (f" {muted} muted" in words(playground)) == (muted != "none")
     text = playground.canvas.words["reading"]
     before, after = (float(word.rstrip("%")) for word in text.split("accuracy ")[1].split(" on ")[0].split(" → "))

@@ -45,7 +45,7 @@ MOVABLE = (W.IntSlider, W.FloatSlider, W.SelectionSlider, W.Dropdown, W.BoundedI
 complaints: list[str] = []  # what ipywidgets has logged: exceptions in what a message of the page calls
 
 SIZES = {
-    "widgets.plane.RESOLUTION": 5, "widgets.playground.NUM_MORE_POINTS": 32, "widgets.playground.NUM_HELD_OUT": 16,
+    "widgets.plane.RESOLUTION": 5, "widgets.live.NUM_POINTS": 32, "widgets.playground.NUM_HELD_OUT": 16,
     "analysis.collapse.READ_POINTS": 16, "plots.panels.quality.NUM_HELD_OUT": 16, "tasks.text.TRAIN_BYTES": 4000,
     "tasks.text.HELD_OUT_BYTES": 1000, "plots.panels.text.LENGTH": 10, "widgets.live.NUM_TRACED": 4,
     "widgets.live.QUICK": 0, "widgets.loop.TURN": 0,
@@ -76,17 +76,18 @@ STARTS = {
 
 
 def check_tiles(view: BalancingLab) -> None:
-    assert tuple(view.tiles) == tuple(view.runs) == view.values["remedies"] and view.selected in view.tiles
-    base, wanted = view._settings(view.values)
+    values = view.state.values
+    assert tuple(view.tiles) == tuple(view.runs) == values["remedies"] and values["highlight"] in view.tiles
+    base, wanted = view._settings(values)
     for name, tile in view.tiles.items():
         assert tile.band is view.runs[name] and tile.setting == wanted[name]
-        has_begun, start = tile.band is not view._trunk.band, view.values["apply_from"]
+        has_begun, start = tile.band is not view._trunk.band, view.state.values["apply_from"]
         assert tile.step >= start if has_begun else tile.step <= start
         setting = wanted[name] if has_begun else base
         assert all(getattr(tile.band.knobs, knob) == getattr(setting, knob) for knob in KNOBS)
         steps = [reading.step for reading in tile.readings]
         assert steps == sorted(set(steps)) and steps[-1] <= tile.step
-        assert tile.marks == sorted(tile.marks) and all(0 < mark <= tile.step for mark in tile.marks)
+        assert tile.changes == sorted(tile.changes) and all(0 < mark <= tile.step for mark in tile.changes)
 
 
 class Page:
@@ -189,7 +190,7 @@ class Actions(RuleBasedStateMachine):
             self.spin(turns)
             if self.view.running or not self.view.loop._actions:
                 break
-        structure = {name: self.view.values[name] for name in self.view.START}
+        structure = {name: self.view.state.values[name] for name in self.view.spec.start}
         if structure != self.start_values:
             self.start_values, self.afresh = structure, True
         self.is_sane()
@@ -237,15 +238,15 @@ class Actions(RuleBasedStateMachine):
         self.set_values(**values)
 
     def set_values(self, **values):
-        view, waits, before = self.view, bool(self.view.loop._actions), self.view.values
+        view, waits, before = self.view, bool(self.view.loop._actions), self.view.state.values
         try:
             view.set(**values)
         except ValueError as error:
             assert "\n" not in str(error).strip()
-            assert view.values == before or waits
+            assert view.state.values == before or waits
         else:
             for name in values:
-                assert view.values[name] == values[name] or isinstance(view.values[name], tuple), name
+                assert view.state.values[name] == values[name] or isinstance(view.state.values[name], tuple), name
         self.afresh |= waits
         self.rest(True)
 
@@ -300,7 +301,7 @@ class Actions(RuleBasedStateMachine):
     # --- what must be true ---
 
     def is_sane(self) -> None:
-        view, values, canvas = self.view, self.view.values, self.view.canvas
+        view, values, canvas = self.view, self.view.state.values, self.view.canvas
         assert not self.failures and not complaints
         assert 1 <= values.get("top_k", 1) <= values.get("num_experts", 8)
         if {"top_k", "num_experts"} <= set(view.inputs):
@@ -327,7 +328,7 @@ class Actions(RuleBasedStateMachine):
         assert view._play_button.description == "Play" and not any(b.disabled for b in view._step_buttons)
         assert_consistent(view)
         if "num_experts" in view.inputs:
-            assert view.inputs["top_k"].max == view.values["num_experts"]
+            assert view.inputs["top_k"].max == view.state.values["num_experts"]
         assert page.words["step"] == view.step and page.words["count"] == len(view.functions) == len(page.panels)
         assert page.words["state"] == "paused" and page.words["trouble"] == view.loop.trouble
         kept, view._kept = view._kept, {}  # what is read anew must be what is shown
@@ -336,20 +337,21 @@ class Actions(RuleBasedStateMachine):
                 page.check_shows(place, panel)
             assert view.lines().items() <= page.words.items() and view.sentence()
         view._kept = kept
-        assert page.words["experts"] == view.values.get("num_experts", 8)
+        assert page.words["experts"] == view.state.values.get("num_experts", 8)
         if isinstance(view, BalancingLab):  # a tile may be ahead of the others, or catch up
             assert all(tile.readings[-1].step == tile.step for tile in view.tiles.values())
         else:
             assert {len(run.records) for run in view.runs.values()} == {view.step}
-            assert view.marks == sorted(set(view.marks)) and all(0 < mark <= view.step for mark in view.marks)
+            changes = view.state.changes
+            assert changes == sorted(set(changes)) and all(0 < change <= view.step for change in changes)
 
     def teardown(self):
         if self.view is None:
             return
         view = self.view
         if "TextTask" not in repr(view):  # it makes the same view, but for what is only looked at
-            again, in_force = eval(repr(view), vars(widgets) | globals()), view.values | view.in_force()
-            assert {name: again.values[name] for name in view.USUAL} == {name: in_force[name] for name in view.USUAL}
+            again, in_force = eval(repr(view), vars(widgets) | globals()), view.state.values | view.in_force()
+            assert all(again.state.values[name] == in_force[name] for name in view.spec.defaults)
             again.close()
         controls, buttons = self.movable(), [w for w in descendants(view) if isinstance(w, W.Button)]
         view.close()
@@ -419,21 +421,21 @@ def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done
     token.observe(lambda _: in_thread(lambda: by_page(z_loss, index=5)), "value")
     state.view.set(token=3)  # while this control is moved by us, on this thread
     state.rest(True)
-    assert state.view.values["router_z_loss_coef"] == z_loss.value == 1.0
+    assert state.view.state.values["router_z_loss_coef"] == z_loss.value == 1.0
     state, make_runs = start("playground"), Playground.make_runs
     experts = state.view.inputs["num_experts"]
     with monkeypatch.context() as patch:
         patch.setattr(Playground, "make_runs", lambda *args: (by_page(experts, value=7), make_runs(*args))[1])
         by_page(experts, value=5)
         state.rest(True)
-    assert state.view.values["num_experts"] == experts.value == 7
+    assert state.view.state.values["num_experts"] == experts.value == 7
     state = start("playground")
     for first, second, top_k in (("collapse", "d_ff", 1), ("d_ff", "healthy", 2)):
         for name in (first, second):
             by_page(state.view.inputs["d_ff"], value=12) if name == "d_ff" else press(button(state.view, name))
         state.afresh = True
         state.rest(True)
-        assert (state.view.values["top_k"], state.view.values["d_ff"] == 12) == (top_k, second == "d_ff")
+        assert (state.view.state.values["top_k"], state.view.state.values["d_ff"] == 12) == (top_k, second == "d_ff")
 
 
 @pytest.mark.parametrize("costly", [True, False])

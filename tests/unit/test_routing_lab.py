@@ -62,7 +62,7 @@ async def test_the_last_domain_cannot_be_unticked():
     assert_consistent(lab)
     boxes["english"].value = True
     await settled()
-    assert lab.values["domains"] == ("english", "code") and lab.canvas.words["trouble"] == ""
+    assert lab.state.values["domains"] == ("english", "code") and lab.canvas.words["trouble"] == ""
 
 
 def test_a_router_of_your_own_can_be_chosen_again():
@@ -70,7 +70,7 @@ def test_a_router_of_your_own_can_be_chosen_again():
         pass
 
     lab = small(router=MyRouter)
-    assert set(lab.idle(lab.values)) == {"noise_std", "expert_bias_rate"} and "MyRouter" in repr(lab)
+    assert set(lab.idle(lab.state.values)) == {"noise_std", "expert_bias_rate"} and "MyRouter" in repr(lab)
     lab.set(router="sigmoid")
     assert "router='sigmoid'" in repr(lab)
     lab.inputs["router"].value = MyRouter
@@ -106,7 +106,7 @@ def view() -> LiveRun:
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_maps_are_the_shares_of_the_layer(view, layer):
-    view.layer = layer
+    view.state.values = {"layer": layer}
     view.show(True)
     table = trace(view.main_run.model, view.main_run.task, 12)
     for place, by in ((1, "domain"), (2, "byte_class")):
@@ -126,13 +126,13 @@ async def test_all_panels_and_lines_share_one_trace_also_when_the_layer_is_switc
     assert lab.canvas.panels[1].title.endswith(", layer 1") and lab.canvas.words["words"].startswith("Layer 1: ")
     click(lab, "layer", 0)
     await settled()
-    assert lab.canvas.panels[0].marks[0].selected == lab.layer == 0 and len(calls) == 1
+    assert lab.canvas.panels[0].marks[0].selected == lab.state.layer == 0 and len(calls) == 1
     lab.advance(1)
     assert len(calls) == 2
 
 
 def test_the_text_is_of_each_domain_from_the_beginning_of_a_line_and_what_is_written_goes_on_from_one(view):
-    view.layer = 1
+    view.state.values = {"layer": 1}
     view.show(True)
     shown, table = mark(view, 3, Text), trace(view.main_run.model, view.main_run.task, 12)
     assert shown.names == TWO and len(shown.experts) == sum(shown.sizes) == sum(map(len, shown.texts))

@@ -78,12 +78,12 @@ def num_experts(view) -> int:
     if not (run := view.main_run).num_experts:
         name = type(run.model).__name__
         raise ValueError(f"panels that show experts need a mixture of experts, got {name} without one")
-    return run.num_experts[view.layer]
+    return run.num_experts[view.state.layer]
 
 
 def of_layer(title: str, view) -> str:
     """Add the number of the layer to a title where there are several."""
-    return f"{title}, layer {view.layer}" if len(view.main_run.num_experts) > 1 else title
+    return f"{title}, layer {view.state.layer}" if len(view.main_run.num_experts) > 1 else title
 
 
 def as_array(values, dtype=None) -> np.ndarray:

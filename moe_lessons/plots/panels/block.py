@@ -36,7 +36,7 @@ def block_of(moe: nn.Module, x: Tensor, token: int = 0, dense: FeedForward | Non
 def block(view) -> Panel:
     plane, model = view.plane, view.main_run.model
     baseline = view.runs[SAME_TOTAL].model.block if SAME_TOTAL in view.runs else None
-    return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.selected, baseline)
+    return block_panel(model.block, plane.hidden, plane.out, plane.routing, view.state.token, baseline)
 
 
 def block_panel(moe, x: Tensor, y: Tensor, routing: Routing, token: int, dense=None, has_strip=True) -> Panel:

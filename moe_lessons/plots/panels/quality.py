@@ -40,9 +40,10 @@ def loss_panel(curves, ghost=None, x_axis: str = "steps", marks=(), first_x: flo
 
 
 def loss(view) -> Panel:
-    curves = {name: (spent(run, view.x_axis), history(run).column("loss")) for name, run in view.runs.items()}
-    ghost = view.ghost and (spent(view.ghost, view.x_axis), history(view.ghost).column("loss"))
-    return loss_panel(curves, ghost, view.x_axis, spent(view.main_run, view.x_axis, view.marks), view.first_x)
+    x_axis, ghost = view.state.x_axis, view.state.ghost
+    curves = {name: (spent(run, x_axis), history(run).column("loss")) for name, run in view.runs.items()}
+    earlier = ghost and (spent(ghost, x_axis), history(ghost).column("loss"))
+    return loss_panel(curves, earlier, x_axis, spent(view.main_run, x_axis, view.state.changes), view.spec.first_x)
 
 
 def known_panel(curves, num_entries: int, x_axis: str = "steps", first_x: float = 0) -> Panel:
@@ -59,9 +60,9 @@ def facts_known(view) -> Panel:
     steps, curves = [step for step, _ in view.readings], {}
     for name, run in view.runs.items():
         counts = np.array([int(known[name].sum()) for _, known in view.readings], "f4")
-        curves[name] = np.asarray(spent(run, view.x_axis, steps), "f4"), counts
-    first = {"steps": view.first_x, "FLOPs": 1e9, "seconds": 1}[view.x_axis]
-    return known_panel(curves, len(view.main_run.task.entries), view.x_axis, first)
+        curves[name] = np.asarray(spent(run, view.state.x_axis, steps), "f4"), counts
+    first = {"steps": view.spec.first_x, "FLOPs": 1e9, "seconds": 1}[view.state.x_axis]
+    return known_panel(curves, len(view.main_run.task.entries), view.state.x_axis, first)
 
 
 def wall_panel(name: str, known, entries, ink: int) -> Panel:
@@ -105,10 +106,11 @@ def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
 
 def curves(view) -> Panel:
     """Show the mean of each tile; of the selected one also all seeds and, dotted, the same in training, with noise."""
-    title, quantity = CURVES[view.curve]
+    settings = view.state.values
+    title, quantity = CURVES[settings["curve"]]
     (inks, legend), marks = outcomes(view), []
-    for name in sorted(view.tiles, key=lambda name: name == view.selected):  # the selected one on top
-        tile, model, is_own = view.tiles[name], list(view.tiles).index(name), name == view.selected
+    for name in sorted(view.tiles, key=lambda name: name == settings["highlight"]):  # the selected one on top
+        tile, model, is_own = view.tiles[name], list(view.tiles).index(name), name == settings["highlight"]
         steps = np.array([reading.step for reading in tile.readings], "f4")
         values = np.array([getattr(reading, quantity) for reading in tile.readings], "f4")  # (N, S)
         ends = {"low": values.min(axis=1), "high": values.max(axis=1)} if is_own else {}
@@ -117,9 +119,9 @@ def curves(view) -> Panel:
             past = history(tile.band)
             legend = [*legend, (WITH_NOISE, f"{name}, with noise")]
             marks.append(Line(*map(past.column, ("steps", "dead")), legend[-1][1], WITH_NOISE, strong=False))
-    title += f" without noise (mean of {view.seeds})" if view.seeds > 1 else " without noise"
+    title += f" without noise (mean of {settings['seeds']})" if settings["seeds"] > 1 else " without noise"
     x = Axis(0, roomy(max(tile.step for tile in view.tiles.values())), "step", link="step")
-    y = Axis(0, 1.0 if quantity == "accuracy" else float(view.num_experts))
+    y = Axis(0, 1.0 if quantity == "accuracy" else float(settings["num_experts"]))
     return Panel(title, marks, x, y, width=4, legend=legend)
 
 

@@ -33,7 +33,7 @@ def load_panel(load, capacity=None, clean=None, title=TITLE, of="assignments", c
 def load(view) -> Panel:
     run, experts = view.main_run, num_experts(view)
     clean = view.clean_load if run.knobs.is_noisy or not run.records else None  # else training is as clean
-    shares = recent_load(run, view.layer) if run.records else [0.0] * experts if clean is None else clean
+    shares = recent_load(run, view.state.layer) if run.records else [0.0] * experts if clean is None else clean
     factor = run.knobs.capacity_factor
     return load_panel(shares, factor and factor / experts, clean if run.knobs.is_noisy else None, of_layer(TITLE, view))
 
@@ -63,7 +63,7 @@ def layers(view) -> Panel:
     if run.records:
         top_k = np.array([[module.top_k] for module in run.model.modules() if is_moe(module)])  # (layers, 1)
         wanted = top_k * np.mean([record.load for record in run.records[-RECENT:]], axis=0)  # (layers, E)
-    return layers_panel(wanted, view.layer if len(wanted) > 1 else None)
+    return layers_panel(wanted, view.state.layer if len(wanted) > 1 else None)
 
 
 def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str = "light") -> Axes:
@@ -88,8 +88,8 @@ def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, of="assign
 
 def film(view) -> Panel:
     past = history(view.main_run)
-    loads, title = past.loads(view.layer, num_experts(view)), of_layer(FILM_TITLE, view)
-    return film_panel(past.column("steps"), loads, view.marks, view.first_x, title)
+    loads, title = past.loads(view.state.layer, num_experts(view)), of_layer(FILM_TITLE, view)
+    return film_panel(past.column("steps"), loads, view.state.changes, view.spec.first_x, title)
 
 
 def gradient_film(view) -> Panel:
@@ -99,16 +99,19 @@ def gradient_film(view) -> Panel:
     norms = np.array([gradients[i] for i in at]).reshape(len(at), num_experts(view))  # (N, E)
     at, norms = at[norms.sum(axis=1) > 0], norms[norms.sum(axis=1) > 0]
     shares = norms / norms.sum(axis=1, keepdims=True)
-    return film_panel(at + 1, shares, view.marks, view.first_x, "Gradient share over time", "gradient norm")
+    title = "Gradient share over time"
+    return film_panel(at + 1, shares, view.state.changes, view.spec.first_x, title, "gradient norm")
 
 
 def tile(view, name: str) -> Panel:
     """Show the film of a tile of the balancing laboratory, of its first seed; in a strip, its reading without noise."""
-    shown, past, model = view.tiles[name], history(view.tiles[name].band), list(view.tiles).index(name)
+    shown, values, model = view.tiles[name], view.state.values, list(view.tiles).index(name)
+    past = history(shown.band)
     clean = shown.clean[0] if shown.is_noisy and shown.clean is not None else None
-    made = film_panel(past.column("steps"), past.loads(0, view.num_experts), shown.marks, title=name, clean=clean)
+    loads = past.loads(0, values["num_experts"])
+    made = film_panel(past.column("steps"), loads, shown.changes, title=name, clean=clean)
     axes = {"x": made.x._replace(label=""), "y": Axis(0, 1, ticks=()), "width": 3, "height": 150}
-    return replace(made, **axes, caption=view.caption(shown), model=model, selected=name == view.selected)
+    return replace(made, **axes, caption=view.caption(shown), model=model, selected=name == values["highlight"])
 
 
 def territory(view) -> Panel:
@@ -117,8 +120,8 @@ def territory(view) -> Panel:
     plane = view.plane
     x, y = as_array(plane.points, "f4").T
     look, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
-    tokens = Points(x, y, look, first, True, view.selected, ("correct", "wrong"))
-    classes = as_array(view.main_run.task.class_map, "u1") if view.shows_classes else None
+    tokens = Points(x, y, look, first, True, view.state.token, ("correct", "wrong"))
+    classes = as_array(view.main_run.task.class_map, "u1") if view.state.shows_classes else None
     field = Field(as_array(plane.scores, "f2"), classes)
     return Panel("Territory: first choices", [field, tokens], PLANE, PLANE)
 
@@ -133,4 +136,4 @@ def heatmap_panel(routing, selected: int | None = None) -> Panel:
 
 
 def heatmap(view) -> Panel:
-    return heatmap_panel(view.plane.routing, view.selected)
+    return heatmap_panel(view.plane.routing, view.state.token)

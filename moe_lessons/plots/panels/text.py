@@ -28,7 +28,7 @@ PROMPT, LENGTH = 8, 120  # bytes that a model is given, to go on from; character
 def text(view) -> Panel:
     """Show a passage of each domain, from the beginning of a line; each letter has the colour of its first choice."""
     num_experts(view)  # refuses a model without experts
-    table = view.traced[view.traced["layer"] == view.layer]
+    table = view.traced[view.traced["layer"] == view.state.layer]
     ids, experts = (table[name].to_numpy().reshape(table["sequence"].nunique(), -1) for name in ("byte", "expert0"))
     domain = table["domain"].to_numpy().reshape(ids.shape)[:, 0]  # (sequences,)
     passages = {}
@@ -104,7 +104,7 @@ def expert_shares_heatmap(shares: pd.DataFrame, title: str, ax: Axes | None = No
 def shares_of(view, by: str, title: str) -> Panel:
     num_experts(view)  # refuses a model without experts
     groups = view.traced[by].cat.remove_unused_categories().cat.categories
-    return shares_panel(expert_shares(view.traced, by, view.layer).reindex(groups), of_layer(title, view))
+    return shares_panel(expert_shares(view.traced, by, view.state.layer).reindex(groups), of_layer(title, view))
 
 
 def domains(view) -> Panel:

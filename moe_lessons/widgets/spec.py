@@ -1,0 +1,65 @@
+"""What a live view is made of, and what is set in it: the same two dataclasses for all laboratories."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moe_lessons.training import Run
+from moe_lessons.widgets.controls import CONTROLS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What a view is made of.
+
+    defaults: the arguments that make it, in the order in which `repr` writes those with another value; the first of a
+        laboratory without its name.
+    start, live, display: its controls, of `CONTROLS`: a change of the first starts afresh, of the second applies to the
+        next step, of the third changes only what is shown.
+    stops: what controls have to choose from, where it is not what `CONTROLS` says.
+    clicks: what can be clicked in a panel, and the control that its number selects.
+    same: losses are compared with those of an earlier run where this value is the same.
+    first_x: steps that the panels have room for at first. has_chips: whether there is a chip for each expert."""
+
+    title: str
+    defaults: Mapping[str, Any]
+    start: tuple[str, ...] = ()
+    live: tuple[str, ...] = ()
+    display: tuple[str, ...] = ()
+    stops: Mapping[str, Any] = field(default_factory=dict)
+    clicks: tuple[str, str] = ("", "")
+    same: str = "task"
+    first_x: int = 200
+    has_chips: bool = True
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The controls under their headings."""
+        titles = "Structure · starts afresh", "Live · applies to the next step", "Look · changes nothing"
+        return dict(zip(titles, (self.start, self.live, self.display)))
+
+    def stops_of(self, name: str) -> Any:
+        return self.stops.get(name) or CONTROLS[name].stops
+
+
+@dataclass
+class State:
+    """What is set in a view, by the name of an argument or a control, and what was done to it. Panels read it.
+
+    `values` is replaced as a whole, never changed in place. changes: the steps after which a knob was turned. ghost: an
+    earlier run, to compare with."""
+
+    values: Mapping[str, Any]
+    changes: list[int] = field(default_factory=list)
+    ghost: Run | None = None
+
+    token = property(lambda self: self.values.get("token", 0), doc="The token that is selected.")
+    layer = property(lambda self: self.values.get("layer", 0), doc="The MoE layer that is shown, of several.")
+    x_axis = property(lambda self: self.values.get("x_axis", "steps"), doc="What losses are drawn against.")
+    shows_classes = property(lambda self: self.values.get("classes") != "hidden", doc="Pale, in the territory.")
+
+    @property
+    def muted(self) -> int | None:
+        """The expert that is switched off where the router and the tokens are read."""
+        name = self.values.get("mute", "none")
+        return None if name == "none" else int(name[1:])
