@@ -85,4 +85,10 @@ def descendants(widget: W.Widget) -> Iterator[W.Widget]:
 def tips(widget: W.Widget) -> dict[str, str]:
     """What the controls inside a widget do, by their labels, of a box to tick after a ☐; buttons show it themselves."""
     controls = [c for c in descendants(widget) if getattr(c, "tooltip", None) and not isinstance(c, W.Button)]
-    return {"☐ " * isinstance(c, W.Checkbox) + c.description: c.tooltip for c in controls}
+    said = {("☐ " if isinstance(c, W.Checkbox) else "") + c.description: c.tooltip for c in controls}
+    return {sendable(label): sendable(tip) for label, tip in said.items()}
+
+
+def sendable(text: str) -> str:
+    """A text that a page may have set, without what no message can carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import ipywidgets as W
+from torch import nn
 
 from moe_lessons.analysis.traces import expert_shares
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
@@ -83,9 +84,9 @@ class RoutingLab(Lab):
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
         if self._text is None:
             values = values | {"domains": names_of(values["domains"], "domains", DOMAINS)}
-        if isinstance(values["router"], str):
-            check_choice("router", values["router"], NAMED_ROUTERS)
-        self._sized(values)  # refuses bad sizes
+        router = values["router"]
+        if not (isinstance(router, type) and issubclass(router, nn.Module)):
+            check_choice("router", router, NAMED_ROUTERS)
         return super().check(values, given)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:

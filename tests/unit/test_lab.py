@@ -1,6 +1,9 @@
 """What all laboratories have in common: how they are made, and how controls are moved, applied, refused and shown."""
 
 import inspect
+import json
+import math
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -382,3 +385,80 @@ async def test_a_closed_view_says_so_when_it_is_asked_to_train(name):
     lab.pause(), button(lab, "Reset").click(), lab.post(lab.advance), lab.show()
     await settled()
     assert await lab.finished() is lab and lab.step == 0 and not lab.running
+
+
+@pytest.mark.parametrize("name", ["Playground", "RoutingLab", "FactsLab"])
+@on_a_loop
+async def test_fewer_experts_lower_top_k_and_move_its_slider(name):
+    lab = LABS[name](num_experts=8, top_k=4)
+    lab.inputs["num_experts"].value = 2
+    await settled()
+    assert (lab.state.values["num_experts"], lab.state.values["top_k"]) == (2, 2) and lab.loop.trouble == ""
+    assert lab.inputs["top_k"].value == lab.inputs["top_k"].max == 2
+
+
+NO_COUNTS = [
+    *product(["Playground", "RoutingLab", "FactsLab"], ["num_experts", "top_k"], ["3", 2.0, None, math.nan, True]),
+    *product(["RoutingLab"], ["router"], [len, int, 5, None]),
+    *product(["Playground"], ["router", "task"], [len, 5, None]),
+    *product(["BalancingLab"], ["seeds", "apply_from", "first_seed"], ["3", 2.0, None]),
+    *product(["CollapseLab"], ["seed", "learns"], ["3", 2.0, None]),
+]
+
+
+@pytest.mark.parametrize("name, control, value", NO_COUNTS)
+def test_what_is_no_value_of_a_control_is_refused_in_one_sentence(untouched, name, control, value):
+    lab = untouched[name]
+    run, values = lab.main_run, lab.state.values
+    with pytest.raises(ValueError, match=f"^{control} must be [^\n]*, got [^\n]*$"):
+        lab.set(**{control: value})
+    assert lab.main_run is run and lab.state.values == values
+
+
+@pytest.mark.parametrize("name", ["Playground", "BalancingLab", "FactsLab"])
+def test_an_interrupt_of_advance_leaves_all_runs_after_the_same_step(name, monkeypatch):
+    lab, again, step, calls = LABS[name](), LABS[name](), Run.step, []
+
+    def interrupted(run):
+        record = step(run)
+        calls.append(run)
+        if len(calls) == 2 * len(lab.runs) + 1:  # the first run has done its third step, the others have not
+            raise KeyboardInterrupt  # as one that was held back until the step was done
+        return record
+
+    again.advance(5)
+    monkeypatch.setattr(Run, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lab.advance(5)
+    assert {len(run.records) for run in lab.runs.values()} == {2}
+    lab.advance(3)
+    assert losses(lab) == losses(again)  # as if nothing had been
+
+
+@on_a_loop
+async def test_sys_exit_in_a_learners_block_is_said_and_an_interrupt_stays_one():
+    class Leaves(MyMoE):
+        steps = 0
+
+        def forward(self, x):
+            Leaves.steps += self.training
+            if Leaves.steps > 3:
+                sys.exit("enough")
+            return super().forward(x)
+
+    lab = Playground(block=Leaves)
+    lab.play(10)
+    await lab.finished()
+    assert "SystemExit: enough" in words(lab) and lab.canvas.words["state"] == "paused"
+    Leaves.steps = 0
+    lab.play(2)
+    await lab.finished()
+    assert "SystemExit" not in words(lab)
+
+
+def test_a_message_that_sets_what_a_control_says_does_not_stop_later_pictures():
+    lab = LABS["CollapseLab"]()
+    message = {"method": "update", "state": {"tooltip": "\ud800"}, "buffer_paths": []}
+    lab.inputs["seed"]._handle_msg({"content": {"data": message}, "buffers": []})
+    lab.show()
+    json.dumps(lab.canvas.words, ensure_ascii=False).encode("utf-8")

@@ -174,7 +174,13 @@ class Actions(RuleBasedStateMachine):
 
         live.QUICK = 0 if costly else math.inf  # all panels are costly, or all are quick
         self.view = self.events.run_until_complete(make()) if on_a_loop else make_here()
-        self.start_values = None
+        self.start_values, went_back = None, self.view.went_back
+
+        def goes_back() -> None:
+            self.afresh = True  # records are gone
+            went_back()
+
+        self.view.went_back = goes_back
         self.rest(True)
 
     def spin(self, turns: int) -> None:
