@@ -68,7 +68,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
     for name in graphs:
         check_choice("graph", name, offered())
     names, lab = [name for group in GROUPS.values() for name in group], Playground()
-    look = {name: lab.values[name] for name in names}
+    look = {name: lab.state.values[name] for name in names}
     lab.close()
     presets = {
         name: {"tip": TIPS["presets"][name], "values": look | asdict(setting), "off": why_off(setting, graphs)}
