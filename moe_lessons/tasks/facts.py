@@ -17,7 +17,7 @@ NOT_SCORED = -100  # torch's ignore_index: a token that counts neither for the l
 
 
 class Facts:
-    """Is a phone book of `num_entries` (N) different names, each with a number, drawn from `seed`.
+    """A phone book of `num_entries` (N) different names, each with a number, drawn from `seed`.
 
     A token is a byte in ASCII. x (N, T) has the name, the colon and all digits but the last; y has the digit that
     follows, and `NOT_SCORED` where a letter or the colon follows, which no model can know. entries: the texts.
@@ -75,7 +75,7 @@ def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
 
 
 class FactsAtOnce(Facts):
-    """Is `Facts` whose four digits are named at once, from the name alone: x is 'IUHQ:___'."""
+    """`Facts` whose four digits are named at once, from the name alone: x is 'IUHQ:___'."""
 
     def __init__(self, num_entries: int = 2000, seed: int = 0):
         super().__init__(num_entries, seed)
@@ -83,7 +83,7 @@ class FactsAtOnce(Facts):
 
 
 class TextAtOnce(TextTask):
-    """Is `TextTask` of which the last `num_hidden` bytes of each sequence are named at once, from those before."""
+    """`TextTask` of which the last `num_hidden` bytes of each sequence are named at once, from those before."""
 
     def __init__(self, *args, num_hidden: int = 4, **kwargs):
         super().__init__(*args, **kwargs)

@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.support.errors import check_choice, check_positive_int
+from moe_lessons.support.errors import check_choice, check_positive_int, check_seed
 
 NUM_PROTOTYPES, NUM_CLASSES = 24, 8
 CLASS_MAP = 96  # places of `class_map` in each direction
@@ -28,6 +28,7 @@ class PlaneTask:
 
     def __post_init__(self):
         check_choice("name", self.name, PLANE_TASKS)
+        check_seed(self.seed)
 
     @property
     def has_blobs(self) -> bool:
@@ -93,7 +94,7 @@ def grid(resolution: int) -> Tensor:
 
 
 class PlaneClassifier(nn.Module):
-    """Is a transformer block without attention: h = embed(x); logits = head(h + block(h)). x (T, 2) -> logits
+    """A transformer block without attention: h = embed(x); logits = head(h + block(h)). x (T, 2) -> logits
     (T, num_classes) and [`Routing`], [] for a dense FFN."""
 
     input_scale = 3.0  # multiplies the points before they are embedded

@@ -10,7 +10,7 @@ from oracle import refused
 
 from moe_lessons.nn import FeedForward, MoE
 from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid
-from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, plane_model, remedy_setting
+from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, plane_model, plane_runs, remedy_setting
 from moe_lessons.training.settings import ROUTERS
 
 tasks = pytest.mark.parametrize("name", PLANE_TASKS)
@@ -115,9 +115,12 @@ def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merge
 @pytest.mark.parametrize(
     "make, fields, message",
     [
+        (PlaneTask, {"seed": -1}, r"seed must be a whole number from 0 to 2\*\*62, got -1"),
         (PlaneSetting, {"expert_bias_rate": 0.1}, "expert_bias_rate must be 0.0 where the router is 'top-k', got 0.1"),
         (PlaneSetting, {"router": "learned noise", "noise_std": 0.5}, "noise_std must be 0.0 where .* noise', got 0.5"),
         (partial(remedy_setting, "bias update", "expert choice"), {}, "remedies must agree on router, got .* choice'"),
+        (partial(plane_runs, PlaneSetting()), {"device": "cuda:99"}, "device must be .*, got 'cuda:99'"),
+        (partial(SeedBand, PlaneSetting()), {"device": "gpu"}, "device must be one of .*, got 'gpu'"),
         (partial(remedy_setting, "capacity", "expert choice"), {}, "capacity_factor must be None where .*"),
     ],
 )
