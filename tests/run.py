@@ -1,93 +1,87 @@
-"""``make test``: every check, on all cores, and one line that sums up. ``python tests/run.py unit claims``: only these.
+"""``make test``: the checks that take minutes. ``make test-all``, which is ``python tests/run.py all``: those, then all
+others. ``python tests/run.py units lessons``: only these stages.
 
-It fails when a test fails and when a group has no test. Without a Chromium the tests in the browser are skipped; with
-MOE_LESSONS_REQUIRE_BROWSER=1 they fail."""
+A run fails when a test fails, and when a folder or a lesson has no test. Without a Chromium the tests in the browser
+are skipped, and without npm the look at the JavaScript; with MOE_LESSONS_REQUIRE_BROWSER=1 they fail."""
 
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-
-from kernels import quick_kernels
 
 from moe_lessons.commands.lab import KEEP_MEMORY
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "test-report.xml"
-GROUPS = {  # name -> where its tests are
-    "ruff": ("ruff",),
-    "unit": ("tests/unit", "moe_lessons"),  # moe_lessons: the examples in its docstrings
-    "claims": ("tests/claims",),
-    "notebooks": ("notebooks", "tests/notebooks"),  # each lesson runs, and shows what is stored
-    "browser": ("tests/browser",),
-    "web": ("tests/web",),  # the page and the site
+LESSONS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("*.ipynb"))
+FIRST_LESSON = "tests/browser/test_first_lesson.py"
+# The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
+EVERY_CORE = ["-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"]
+ONE_MORE = ["-n", str((os.cpu_count() or 1) + 1), *EVERY_CORE[2:], "--reruns", "1"]  # pages wait often, and may be late
+STAGES = {  # name -> where its tests are, and options of pytest
+    "units and lessons": ([*LESSONS, "tests/notebooks", "tests/unit", "moe_lessons"], ["-m", "not slow", *EVERY_CORE]),
+    "first lesson": ([FIRST_LESSON], ["--reruns", "1"]),
+    "claims and slow units": (["tests/claims", "tests/unit"], ["-m", "slow and not alone", *EVERY_CORE]),
+    "claims of time": (["tests/claims"], ["-m", "alone", "--reruns", "2"]),  # other programs can spoil them
+    "browser": (["tests/browser", "tests/web"], [*ONE_MORE, "--maxfail", "8", f"--ignore={FIRST_LESSON}"]),
 }
-PYTEST = ["pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}"]
-PYTEST += ["-p", "tests.how_far", "--durations=15"]  # a line now and then; at the end what took longest
+QUICK = ["format", "units and lessons", "first lesson"]
+PYTEST = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}", "--durations=15"]
 PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits of what is measured are not compared
-STAGES = (  # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
-    ("notebooks claims unit", "-m", "not alone", "-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"),
-    ("claims", "-m", "alone", "--reruns", "2"),  # they measure time, which other programs of the machine can spoil
-    # They wait often: one worker more than there are cores. A page on a busy machine is late at times: what fails there
-    # is tried once more. Where much fails, each test of it waits for a minute or more: the first failures say enough.
-    (
-        "browser web",
-        *f"-n {(os.cpu_count() or 1) + 1} --dist loadfile --no-loadscope-reorder --reruns 1 --maxfail 8".split(),
-    ),
-)
 # What is set outside must not change what a notebook shows.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "MOE_LESSONS_STATIC": "", "MPLBACKEND": ""}
-ENVIRONMENT["MOE_LESSONS_PROGRESS"] = "off"
+ENVIRONMENT |= {"MOE_LESSONS_PROGRESS": "off"}
+
+
+def run(command: list[str], environment: dict[str, str] = ENVIRONMENT) -> int:
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
+def formatting() -> list[tuple[str, str]]:
+    """Run ruff and, where npm is there or must be, eslint and prettier."""
+    cases = [("ruff", "failed" if run([sys.executable, "-m", "ruff", "check", "."]) else "passed")]
+    if npm := shutil.which("npm"):
+        return [*cases, ("eslint", "failed" if run([npm, "run", "--prefix", "tools", "lint"]) else "passed")]
+    return [*cases, ("eslint", "failed" if os.environ.get("MOE_LESSONS_REQUIRE_BROWSER") == "1" else "skipped")]
+
+
+def stage(name: str) -> list[tuple[str, str]]:
+    """Run the tests of a stage and return for each where it is, and 'passed', 'failed' or 'skipped'."""
+    places, options = STAGES[name]
+    REPORT.unlink(missing_ok=True)
+    code = run([sys.executable, *PYTEST, *options, *places], ENVIRONMENT | ({} if "alone" in options else KEEP_MEMORY))
+    if code not in (0, 1, 5) or not REPORT.exists():
+        return [(f"{name}: pytest ended with {code}", "failed")]
+    cases = [outcome(case) for case in ElementTree.parse(REPORT).iter("testcase")]
+    empty = [place for place in places if not any(where.startswith(place.replace(".", "/")) for where, _ in cases)]
+    return cases + [(f"no test in {place}", "failed") for place in empty]
+
+
+def outcome(case: ElementTree.Element) -> tuple[str, str]:
+    found = {child.tag for child in case}
+    word = "failed" if found & {"failure", "error"} else "skipped" if "skipped" in found else "passed"
+    return (case.get("classname") or case.get("name")).replace(".", "/"), word
 
 
 def main(names: list[str]) -> int:
-    if unknown := set(names) - set(GROUPS):
-        sys.exit(f"no group {', '.join(unknown)}; there are: {', '.join(GROUPS)}")
-    names, start, cases = names or list(GROUPS), time.monotonic(), []
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # what is started in the background ignores interrupts
-    if "ruff" in names:
-        print("=== ruff", flush=True)
-        cases.append(("ruff", "failed" if run("ruff", "check", ".") else "passed"))
-    for groups, *options in STAGES:
-        if places := [place for group in groups.split() if group in names for place in GROUPS[group]]:
-            print("\n===", groups, *options, flush=True)
-            environment = ENVIRONMENT if "alone" in options else ENVIRONMENT | KEEP_MEMORY  # claims of time do without
-            # in the browser many kernels start, and train little: forked ones start at once, but train more slowly
-            with quick_kernels(environment) if "browser" in groups else nullcontext(environment) as environment:
-                code = run(*PYTEST, *options, *places, environment=environment)
-            cases += read_report() if code in (0, 1, 5) else [(f"pytest ended with {code}", "failed")]
-    empty = [name for name in names if not any(where.startswith(GROUPS[name]) for where, _ in cases)]
-    cases += [(f"no test in {name}", "failed") for name in empty]
-    failed = sorted({where for where, outcome in cases if outcome == "failed"})
-    minutes, counts = (time.monotonic() - start) / 60, Counter(outcome for _, outcome in cases)
-    print(f"\n{'FAILED: ' + ', '.join(failed) if failed else 'Nothing failed'}; after {minutes:.1f} minutes:")
-    print(", ".join(f"{counts[outcome]} {outcome}" for outcome in ("passed", "failed", "skipped")))
+    names = [*QUICK, *(name for name in STAGES if name not in QUICK)] if names == ["all"] else names or QUICK
+    if unknown := set(names) - {"format", *STAGES}:
+        sys.exit(f"no stage {', '.join(unknown)}; there are: all, format, {', '.join(STAGES)}")
+    start, cases = time.monotonic(), []
+    for name in names:
+        print(f"\n=== {name}", flush=True)
+        cases += formatting() if name == "format" else stage(name)
+        print(f"=== {name}: done after {(time.monotonic() - start) / 60:.1f} minutes in all", flush=True)
+    failed = sorted({where for where, word in cases if word == "failed"})
+    print(f"\n{'FAILED: ' + ', '.join(failed) if failed else 'Nothing failed'}")
+    counts = Counter(word for _, word in cases)
+    print(", ".join(f"{counts[word]} {word}" for word in ("passed", "failed", "skipped")))
     return 1 if failed else 0
-
-
-def read_report() -> Iterator[tuple[str, str]]:
-    """Read of each test where it is, and 'passed', 'failed' or 'skipped'."""
-    for case in ElementTree.parse(REPORT).iter("testcase"):
-        found = {child.tag for child in case}
-        outcome = "failed" if found & {"failure", "error"} else "skipped" if "skipped" in found else "passed"
-        yield (case.get("classname") or case.get("name")).replace(".", "/"), outcome
-
-
-def run(*command: str, environment: dict[str, str] = ENVIRONMENT) -> int:
-    """Run a module of Python and return its exit code. An interrupt ends it, too."""
-    process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, env=environment)
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        sys.exit(130)
 
 
 if __name__ == "__main__":
