@@ -7,16 +7,22 @@ RUNTIME  := $(VENV)/.installed-runtime
 DEV      := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test render bench clean site claims app
+.PHONY: help lab test test-all everywhere render bench clean site claims app
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 19
 
 lab: $(RUNTIME) ## Open the course in JupyterLab at the first lesson
 	@$(BIN)/python -m moe_lessons lab
 
-test: $(DEV) ## Run every check: ruff, unit, claims, notebooks, browser
+test: $(DEV) ## Run the checks that take minutes: format, units, each lesson, and the first one in a browser
 	@$(BIN)/python tests/run.py
+
+test-all: $(DEV) ## Run all checks: those of `make test`, then claims, slow units, all of the browser and the site
+	@$(BIN)/python tests/run.py all
+
+everywhere: $(DEV) ## Measure all claims as on other processors, with noise and from other seeds (an hour)
+	@$(BIN)/python tests/claims/everywhere.py
 
 render: $(DEV) ## Execute the lessons again and store their static pictures (NOTEBOOKS='notebooks/02*.ipynb' for some)
 	@$(BIN)/python -m tools.render $(NOTEBOOKS)

@@ -1,5 +1,5 @@
 """``make test``: the checks that take minutes. ``make test-all``, which is ``python tests/run.py all``: those, then all
-others. ``python tests/run.py units lessons``: only these stages.
+others. ``python tests/run.py claims browser``: only these stages.
 
 A run fails when a test fails, and when a folder or a lesson has no test. Without a Chromium the tests in the browser
 are skipped, and without npm the look at the JavaScript; with MOE_LESSONS_REQUIRE_BROWSER=1 they fail."""
@@ -17,19 +17,22 @@ from moe_lessons.commands.lab import KEEP_MEMORY
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "test-report.xml"
-LESSONS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "notebooks").glob("*.ipynb"))
+LESSONS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb"))
 FIRST_LESSON = "tests/browser/test_first_lesson.py"
 # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
 EVERY_CORE = ["-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"]
 ONE_MORE = ["-n", str((os.cpu_count() or 1) + 1), *EVERY_CORE[2:], "--reruns", "1"]  # pages wait often, and may be late
 STAGES = {  # name -> where its tests are, and options of pytest
-    "units and lessons": ([*LESSONS, "tests/notebooks", "tests/unit", "moe_lessons"], ["-m", "not slow", *EVERY_CORE]),
-    "first lesson": ([FIRST_LESSON], ["--reruns", "1"]),
-    "claims and slow units": (["tests/claims", "tests/unit"], ["-m", "slow and not alone", *EVERY_CORE]),
-    "claims of time": (["tests/claims"], ["-m", "alone", "--reruns", "2"]),  # other programs can spoil them
+    "units-and-lessons": (
+        [*LESSONS, "tests/notebooks", "tests/unit", "moe_lessons", "tests/claims/test_claims_are_tagged.py"],
+        ["-m", "not slow", *EVERY_CORE],
+    ),
+    "first-lesson": ([FIRST_LESSON], ["--reruns", "1"]),
+    "claims": (["tests/claims", "tests/unit"], ["-m", "slow and not alone", *EVERY_CORE]),
+    "claims-of-time": (["tests/claims"], ["-m", "alone", "--reruns", "2"]),  # other programs can spoil them
     "browser": (["tests/browser", "tests/web"], [*ONE_MORE, "--maxfail", "8", f"--ignore={FIRST_LESSON}"]),
 }
-QUICK = ["format", "units and lessons", "first lesson"]
+QUICK = ["format", "units-and-lessons", "first-lesson"]
 PYTEST = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}", "--durations=15"]
 PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits of what is measured are not compared
@@ -58,7 +61,8 @@ def stage(name: str) -> list[tuple[str, str]]:
     if code not in (0, 1, 5) or not REPORT.exists():
         return [(f"{name}: pytest ended with {code}", "failed")]
     cases = [outcome(case) for case in ElementTree.parse(REPORT).iter("testcase")]
-    empty = [place for place in places if not any(where.startswith(place.replace(".", "/")) for where, _ in cases)]
+    starts = {place: place.removesuffix(".py").replace(".", "/") for place in places}
+    empty = [place for place, start in starts.items() if not any(where.startswith(start) for where, _ in cases)]
     return cases + [(f"no test in {place}", "failed") for place in empty]
 
 

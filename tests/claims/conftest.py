@@ -9,7 +9,8 @@ import torch
 
 from moe_lessons.training import Run
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that `from everywhere import seeds` works
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))  # so that `from everywhere import seeds` works
 
 from everywhere import NOISE  # noqa: E402
 
@@ -29,3 +30,9 @@ def noise_in_the_first_weights():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "__init__", with_noise)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.parent == HERE and item.path.name.startswith("test_lesson"):
+            item.add_marker("slow")
