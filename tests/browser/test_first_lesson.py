@@ -3,6 +3,7 @@
 
 def test_it_plays_changes_is_saved_and_is_seen_again(lab, open_notebook, view_of):
     lesson = open_notebook("00_welcome.ipynb")
+    lesson.page.evaluate("jupyterapp.commands.execute('editmenu:clear-all')")  # what is not run is not trusted
     lesson.page.locator(".jp-CodeCell .cm-content").first.click()  # the playground's: what installs is folded
     lesson.page.evaluate("jupyterapp.commands.execute('notebook:run-all-above')")
     lesson.run_cell(1)

@@ -1,0 +1,192 @@
+"""What test_second_device.py runs in a process of its own: everything that trains, measures, saves or converts, on a
+device that is not the CPU."""
+
+import copy
+
+import pytest
+import second_device
+import torch
+
+from moe_lessons.analysis import balance_by_layer, bytes_per_step, decode_speed, distinct_experts, trace, trace_text
+from moe_lessons.analysis.collapse import score_pushes, token_gains, watched_run
+from moe_lessons.analysis.step_parts import step_parts
+from moe_lessons.analysis.timing import step_times
+from moe_lessons.nn import (
+    DISPATCH,
+    ExpertChoiceRouter,
+    HashRouter,
+    LanguageModel,
+    MoE,
+    NoisyTopKRouter,
+    SigmoidRouter,
+    SoftMoE,
+    TopKRouter,
+    TransformerConfig,
+    apply_capacity,
+    load_balancing_loss,
+    router_z_loss,
+    seeded,
+    update_expert_bias,
+)
+from moe_lessons.tasks import Facts, PlaneTask, TextTask
+from moe_lessons.training import (
+    PRESETS,
+    PlaneSetting,
+    Run,
+    SeedBand,
+    facts_model,
+    load_checkpoint,
+    plane_runs,
+    save_checkpoint,
+)
+
+D, E, K, F, T = 8, 4, 2, 4, 12
+ROUTERS = {
+    "top-k": lambda: TopKRouter(D, E, K),
+    "noisy": lambda: NoisyTopKRouter(D, E, K),
+    "sigmoid": lambda: SigmoidRouter(D, E, K),
+    "sigmoid, groups": lambda: SigmoidRouter(D, E, K, num_groups=2, topk_groups=1),
+    "expert choice": lambda: ExpertChoiceRouter(D, E, K),
+}
+TEXT = TextTask(["english", "code"], context=16)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def second():
+    second_device.register()
+    with second_device.On():
+        yield
+
+
+def tokens(seed: int = 0) -> torch.Tensor:
+    return torch.randn(T, D, generator=torch.Generator().manual_seed(seed))
+
+
+def language_model(**changes) -> LanguageModel:
+    sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "d_ff": 8, "num_experts": 4, "top_k": 2}
+    with seeded(0):
+        return LanguageModel(TransformerConfig(**sizes | changes))
+
+
+def text_run(device: str) -> Run:
+    run = Run(language_model().to(device), TEXT, lr=0.003, batch_size=4, max_grad_norm=1.0)
+    run.knobs.router_aux_loss_coef = 0.01
+    return run
+
+
+def waits_of(run: Run) -> int:
+    """How often a step would wait, once the first ones are done."""
+    run.step()
+    second_device.waits.clear()
+    run.step()
+    return len(second_device.waits)
+
+
+def test_it_refuses_to_be_mixed_with_the_cpu():
+    ours = torch.ones(3).to("second")
+    with pytest.raises(RuntimeError, match="same device"):
+        ours + torch.ones(3)
+    with pytest.raises(TypeError, match="numpy"):
+        ours.numpy()
+    second_device.waits.clear()
+    assert ours.sum().item() == 3 and len(second_device.waits) == 1 and ours.device.type == "second"
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_a_router_and_its_losses(name):
+    with seeded(0):
+        moe = MoE(D, F, E, K, router=ROUTERS[name]())
+    there = copy.deepcopy(moe).to("second")
+    results = []
+    for own, x in ((moe.eval(), tokens()), (there.eval(), tokens().to("second"))):
+        y, routing = own(x)
+        loss = y.square().mean() + load_balancing_loss(routing) + router_z_loss(routing)
+        loss.backward()
+        apply_capacity(routing, 2)
+        if hasattr(own.router, "expert_bias"):
+            update_expert_bias(own.router, routing, 0.01)
+        gradients = [p.grad.to("cpu") for p in own.parameters() if p.grad is not None]
+        results.append([y.detach().to("cpu"), loss.detach().to("cpu"), *gradients])
+    assert there.experts.gate_up_proj.grad.device.type == "second"
+    for here, far in zip(*results, strict=True):
+        torch.testing.assert_close(here, far)
+
+
+@pytest.mark.parametrize("way", [*DISPATCH, "auto"])
+@pytest.mark.parametrize("capacity", [None, 1.0])
+def test_a_dispatch(way, capacity):
+    with seeded(0):
+        moe = MoE(D, F, E, K, dispatch=way, capacity_factor=capacity)
+    expected = moe(tokens())[0].detach()
+    y = moe.to("second")(tokens().to("second"))[0]
+    y.sum().backward()
+    torch.testing.assert_close(y.detach().to("cpu"), expected)
+
+
+def test_a_hash_router():
+    ids = torch.arange(T)
+    routing = HashRouter(E, T, K).to("second")(tokens().to("second"), ids.to("second"))
+    assert torch.equal(routing.expert_idx.to("cpu"), HashRouter(E, T, K)(tokens(), ids).expert_idx)
+
+
+def test_a_soft_mixture():
+    with seeded(0):
+        soft = SoftMoE(D, F, E)
+    expected = soft(tokens()[None])
+    y = soft.to("second")(tokens()[None].to("second"))
+    expected, y = (out[0] if isinstance(out, tuple) else out for out in (expected, y))
+    torch.testing.assert_close(y.detach().to("cpu"), expected.detach())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_runs_in_the_plane(preset):
+    for run in plane_runs(PRESETS[preset]).values():
+        moved = Run(run.model.to("second"), run.task, lr=0.01)
+        moved.knobs.router_aux_loss_coef, moved.knobs.router_z_loss_coef = 0.01, 0.001
+        assert moved.step().loss > 0 and moved.evaluate(64)["loss"] > 0 and len(moved.history) == 1
+
+
+def test_a_run_of_text_and_one_of_facts():
+    here, there = text_run("cpu"), text_run("second")
+    for tolerance in (1e-5, 0.01, 0.01):  # Adam's first step makes much of a gradient that is next to nothing
+        assert there.step().loss == pytest.approx(here.step().loss, rel=tolerance)
+    assert there.evaluate(8)["loss"] == pytest.approx(here.evaluate(8)["loss"], rel=0.01)
+    assert len(there.evaluate_by_domain(2)) == 2
+    assert there.model.generate(torch.zeros(1, 4, dtype=torch.long, device="second"), 3).device.type == "second"
+    facts = Run(facts_model().to("second"), Facts(250), batch_size=8)
+    facts.step()
+    assert facts.task.known(facts.model).shape == (250,)
+
+
+def test_a_step_waits_at_most_twice():
+    run = plane_runs(PlaneSetting())["MoE"]
+    assert waits_of(Run(run.model.to("second"), PlaneTask("blobs"), lr=0.01)) <= 2
+    assert waits_of(text_run("second")) <= 2
+
+
+def test_save_and_load(tmp_path):
+    run, again = text_run("second"), text_run("second")
+    run.step()
+    save_checkpoint(run, tmp_path / "run")
+    load_checkpoint(again, tmp_path / "run")
+    assert run.step().loss == again.step().loss
+
+
+def test_measurements():
+    models = {"MoE": language_model(), "dense": language_model(moe_layers=())}
+    there = language_model().to("second")
+    ids = torch.arange(8).reshape(4, 2)
+    assert len(decode_speed(models, (1, 2), num_tokens=2, repeats=1, device="second")) == 4
+    assert len(step_parts(models, (1,), repeats=1, device="second"))
+    assert step_times({"MoE": MoE(D, F, E, K)}, tokens(), repeats=2, device="second")["MoE"]
+    assert len(distinct_experts(there, ids, (1, 2))) and bytes_per_step(there, 2) == bytes_per_step(models["MoE"], 2)
+    assert len(trace(there, TEXT, 2)) and len(trace_text(there, "abc"))
+    assert len(balance_by_layer(there(ids.to("second"))[1])) == 2
+
+
+def test_what_watches_a_collapse():
+    run = watched_run(PRESETS["collapse"], device="second")
+    run.step()
+    assert len(score_pushes(run)) == 2 and token_gains(run)[0].shape[1] == 8
+    band = SeedBand(PRESETS["collapse"], range(2), device="second")
+    assert band.step().dead.shape == (2,) and band.evaluate(64)["loads"].shape == (2, 8)
