@@ -16,10 +16,10 @@ from torch import Tensor
 from moe_lessons.nn import SAME_ACTIVE, MoE, TopKRouter, muted
 from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
-from moe_lessons.training.knobs import KNOBS
+from moe_lessons.training.knobs import KNOBS, Knob
 from moe_lessons.training.record import scored_mean, token_losses
 from moe_lessons.widgets.plane import read_plane, route
-from web import page, wall
+from web import graphs, page, wall
 from web.graphs import (
     NUM_MEASURED,
     NUM_READ,
@@ -99,6 +99,7 @@ def follow(setting: PlaneSetting, monkeypatch) -> None:
     plane, (held_x, held_y) = read_plane(main), main.held_out(NUM_MEASURED)
     keep = np.ones(setting.num_experts, "f4")
     inputs = {"state": state, "x": plane.points, "held_x": held_x, "held_y": held_y.int()}
+    inputs["knobs"] = np.array([getattr(main.knobs, name) for name in STEP_KNOBS], "f4")
     got = reading(keep=keep, **inputs)
     near = plane.scores.numpy() > -5  # far below, a logarithm shows the 1e-8 of onnxruntime's sigmoid
     assert got["scores"][near] == pytest.approx(plane.scores.numpy()[near], abs=1e-4)
@@ -163,6 +164,31 @@ def test_what_no_graph_can_say_is_refused():
         export_step(runs)
 
 
+def test_a_knob_of_a_router_acts_in_the_graphs_or_is_refused_by_name(monkeypatch):
+    class Warm(TopKRouter):
+        temperature, branches = 1.0, False
+
+        def choose(self, logits):
+            return super().choose(logits / (self.temperature if not self.branches or self.temperature > 0 else 1.0))
+
+    runs = plane_runs(PlaneSetting(num_experts=4))
+    model = runs["MoE"].model
+    model.block.router = router = Warm(16, 4, 2)
+    knob = Knob(name="temperature", label="T", off=1.0, attribute=True, needs=lambda m: hasattr(m, "temperature"))
+    monkeypatch.setitem(KNOBS, "temperature", knob)
+    monkeypatch.setattr(graphs, "STEP_KNOBS", (*STEP_KNOBS, "temperature"))
+    reading, held = session(export_reading(runs)), runs["MoE"].held_out(NUM_MEASURED)
+    given = {"state": TrainedPlane(runs).start(), "held_x": held[0], "held_y": held[1].int(), "keep": np.ones(4, "f4")}
+    points = torch.rand(32, 2)
+    for value in (0.5, 3.0):
+        got = reading(**given, x=points, knobs=np.array([0] * len(STEP_KNOBS) + [value], "f4"))
+        router.temperature = value
+        assert got["probs"] == pytest.approx(route(model, points)[1].router_probs.numpy(), abs=1e-5)
+    Warm.branches = True
+    with pytest.raises(ValueError, match="temperature must be a number in formulas, or be named in LEFT_OUT"):
+        export_step(runs)
+
+
 def test_a_router_of_its_own_is_refused(monkeypatch):
     class Block(MoE):
         def __init__(self, **sizes):
@@ -203,6 +229,10 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     assert noise["label"] == "Noise (std)" and noise["tip"] == KNOBS["noise_std"].tip
     assert noise["stops"][:2] == [["off", 0.0], ["0.05", 0.05]]
     assert experts["stops"] == [["1", 1], ["2", 2], ["4", 4], ["8", 8], ["16", 16]]
+    assert noise["limits"][0] == noise["off"] == 0 and made["controls"]["lr"]["allowed"] == "a number above 0"
+    assert made["controls"]["jitter_noise"]["allowed"] == "a number of at least 0 and at most 1"
+    assert made["controls"]["top_k"]["by_experts"]["8"] == [["1", 1], ["2", 2], ["4", 4], ["8", 8]]
+    assert list(made["left_out"]) == ["capacity_factor"] and "mute" in made["kept"]
     assert made["controls"]["router_aux_loss_coef"]["stops"][:2] == [["off", 0.0], ["0.001", 0.001]]
     assert made["controls"]["seed"]["stops"][-1] == ["2", 2]
     assert made["idle"]["top-k"] == {"expert_bias_rate": "the bias needs a sigmoid router"}

@@ -175,7 +175,9 @@ def test_a_link_opens_the_state_that_it_was_made_of(visit):
         ("#top_k=9", "top_k must be one of 1, 2, 4, 8, got 9"),
         ("#lr=0", "lr must be a number above 0, got 0"),
         ("#preset=capacity", "the preset capacity is not in this page: a capacity drops tokens"),
-        ("#num_experts=16", "This site has no graph for router top-k, E = 16, top-k = 2, F = 4"),
+        ("#num_experts=16", "This site has no graph for Router top-k, Experts E 16, Top-k 2, F (units) 4"),
+        ("#capacity_factor=2", "capacity_factor is not in this page: a capacity drops tokens"),
+        ("#jitter_noise=1.5", "jitter_noise must be a number of at least 0 and at most 1, got 1.5"),
     ],
 )
 def test_a_broken_address_gets_a_sentence_and_the_page_trains(visit, state, sentence):
@@ -457,6 +459,10 @@ def test_strange_texts_and_addresses_do_no_harm(visit_text):
     own.field.fill("ab" * 50)
     own.page.locator(".moe-said", has_text=f"Your text has 100 bytes: the model reads the last {WINDOW}.").wait_for()
     own.wait("() => document.querySelectorAll('figure:first-child .moe-type span').length === 64")
+    own.field.fill(long := " ".join(map(str, range(400))))
+    own.page.locator(".moe-said", has_text=f"Your text has {len(long):,} bytes".replace(",", "")).wait_for()
+    assert own.state()["text"] == long[-1000:] and len(long) > 1400
+    assert visit_text(f"#text={long}").ready().field.input_value() == long[-1000:]
     own.page.evaluate("location.hash = '#text=%ff%ce&token=7&layer=1'")
     own.page.locator(".moe-said", has_text="token must be from 0 to 5, got 7. What stands is kept.").wait_for()
     own.page.evaluate("location.hash = '#text=hello&x'")
