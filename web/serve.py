@@ -57,9 +57,9 @@ def serving(folder: Path, port: int) -> Iterator[str]:
     async def start() -> None:
         HTTPServer(app).add_socket(listener)
 
-    loop.run_until_complete(start())
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
+    asyncio.run_coroutine_threadsafe(start(), loop).result()
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
