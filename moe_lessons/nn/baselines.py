@@ -21,7 +21,7 @@ def dense_baseline(model: nn.Module, match: str = "flops", seed: int = 0) -> nn.
     """A copy of `model` in which every mixture of experts is a dense `FeedForward`.
 
     match='flops': its width is K·F, so that a token meets as many parameters as in the mixture.
-    match='params':  its width is E·F, so that it has as many parameters as the mixture.
+    match='params': its width is E·F, so that it has as many parameters as the mixture.
     A shared expert adds its width to either, and biases count; the router's parameters (E·D) have no counterpart. All
     other weights are copied; the new ones start from `seed`.
 
@@ -32,7 +32,7 @@ def dense_baseline(model: nn.Module, match: str = "flops", seed: int = 0) -> nn.
     FeedForward(d_model=4, d_ff=32, activation='swiglu')
     """
     check_choice("match", match, ("flops", "params"))
-    if not any(is_moe(module) for module in model.modules()):
+    if not isinstance(model, nn.Module) or not any(is_moe(module) for module in model.modules()):
         raise ValueError(f"model must contain a mixture of experts, got {type(model).__name__}")
     return replaced(model, lambda moe: _dense(moe, match), seed)
 

@@ -20,7 +20,7 @@ D_MODEL = 16
 # how the router starts: the sharpness of a router that shares the points evenly, or None for torch's own start
 ROUTER_STARTS = {"spread": 4.0, "soft spread": 1.0, "random": None}
 # A hash has nothing to learn from a point, and Gaussian noise is 'top-k' with the knob turned on.
-ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not in ("hash", "gaussian noise")}
+PLANE_ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not in ("hash", "gaussian noise")}
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class PlaneSetting(KnobFields):
         check_top_k(self.top_k, self.num_experts)
         check_positive_int("d_ff", self.d_ff, 1024)
         check_choice("router_start", self.router_start, ROUTER_STARTS)
-        check_choice("router", self.router, ROUTERS)
+        check_choice("router", self.router, PLANE_ROUTERS)
         idle = idle_with(self.router)
         for name, knob in KNOBS.items():
             value = knob.check(getattr(self, name))
@@ -83,7 +83,7 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") 
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
     with seeded(seed):
         if block is None:
-            moe = MoE(**sizes, router=ROUTERS[setting.router](D_MODEL, setting.num_experts, setting.top_k))
+            moe = MoE(**sizes, router=PLANE_ROUTERS[setting.router](D_MODEL, setting.num_experts, setting.top_k))
         else:
             moe = make_block(block, sizes)
         model = PlaneClassifier(moe, NUM_CLASSES)

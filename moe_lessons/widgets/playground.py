@@ -14,7 +14,7 @@ from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
-from moe_lessons.training.settings import NUM_CLASSES, ROUTER_STARTS, ROUTERS
+from moe_lessons.training.settings import NUM_CLASSES, PLANE_ROUTERS, ROUTER_STARTS
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.laboratory import Lab, names_of
 from moe_lessons.widgets.spec import Spec
@@ -30,7 +30,7 @@ PLAYGROUND = Spec(
     start=("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed"),
     live=tuple(KNOBS),
     display=("token", "mute", "classes", "x_axis"),
-    stops={"task": tuple(PLANE_TASKS), "router": tuple(ROUTERS), "router_start": tuple(ROUTER_STARTS)},
+    stops={"task": tuple(PLANE_TASKS), "router": tuple(PLANE_ROUTERS), "router_start": tuple(ROUTER_STARTS)},
     clicks=("token", "token"),
 )
 
@@ -73,7 +73,7 @@ class Playground(Lab):
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
         if self.block is None:
-            return idle_with(check_choice("router", values["router"], ROUTERS))
+            return idle_with(check_choice("router", values["router"], PLANE_ROUTERS))
         return self._block_idle | {"router": "the block has a router of its own"}
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:

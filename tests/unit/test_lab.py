@@ -19,7 +19,7 @@ from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
 from moe_lessons.training.knobs import KNOBS, Knob
-from moe_lessons.training.settings import ROUTERS
+from moe_lessons.training.settings import PLANE_ROUTERS
 from moe_lessons.widgets import BalancingLab, CollapseLab, Lab, Playground, live, loop
 from moe_lessons.widgets.controls import CONTROLS
 from moe_lessons.widgets.picture import descendants
@@ -192,7 +192,7 @@ async def test_a_knob_applies_to_the_next_step_and_starts_nothing(name, kind):
     assert ("expert_bias_rate" in idle) == (kind == "top-k")
 
 
-@pytest.mark.parametrize("lab, router", [*product(["Playground"], ROUTERS), ("RoutingLab", "hash")])
+@pytest.mark.parametrize("lab, router", [*product(["Playground"], PLANE_ROUTERS), ("RoutingLab", "hash")])
 @on_a_loop
 async def test_what_a_router_has_no_use_for_is_off_until_another_has(lab, router):
     lab = LABS[lab](noise_std=0.5, capacity_factor=2.0)

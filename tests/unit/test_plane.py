@@ -11,7 +11,7 @@ from oracle import refused
 from moe_lessons.nn import FeedForward, MoE
 from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, plane_model, plane_runs, remedy_setting
-from moe_lessons.training.settings import ROUTERS
+from moe_lessons.training.settings import PLANE_ROUTERS
 
 tasks = pytest.mark.parametrize("name", PLANE_TASKS)
 
@@ -91,7 +91,7 @@ def test_a_spread_router_starts_with_a_territory_and_a_load_for_every_expert(nam
 
 
 @pytest.mark.parametrize("router_start", ["spread", "soft spread", "random"])
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", PLANE_ROUTERS)
 def test_whichever_router_it_is_all_clean_logits_and_weights_start_the_same(router, router_start):
     setting = PlaneSetting(router_start=router_start)
     (plain, _), (model, _) = plane_model(setting, seed=3), plane_model(replace(setting, router=router), seed=3)
