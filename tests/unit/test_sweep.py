@@ -86,6 +86,7 @@ def test_how_all_lengths_ended_and_what_the_best_dense_model_takes(tmp_path, mon
         (tmp_path / f"results/book_{steps}.jsonl").write_text(lines)
     ends = results.load_ends("book")
     assert len(ends) == 12 and ends.known.max() == 41 and ends.width.isna().sum() == 4
+    assert results.last_of("book_100", "known")["dense, F=128"].tolist() == [41, 42]  # of seeds 1 and 2
     families = results.dense_families(ends, "flops")
     assert families == {
         100: {6400: [5.5, 6.0], 12_800: [20.5, 21.0]},

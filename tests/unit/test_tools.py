@@ -142,7 +142,7 @@ def test_each_is_divided_by_what_ran_in_the_same_rounds(monkeypatch):
     """From turn to turn the machine gets twice as slow; what is timed takes 3 times its baseline."""
     turns = []
 
-    def slower_and_slower(calls, rounds):
+    def slower_and_slower(calls, rounds, device):
         turns.append(len(calls))
         return [[3.0 * 2 ** len(turns)] * rounds, [2.0 ** len(turns)] * rounds]
 

@@ -106,6 +106,11 @@ def test_shares_against_a_count(by, task):
     assert len(shares) == rows[by].nunique()
 
 
+def test_experts_that_serve_nobody_have_a_column():
+    shares = expert_shares(table_of([0, 1, 1, 1]).assign(num_experts=4))
+    assert shares.loc["text"].to_dict() == {"E0": 0.25, "E1": 0.75, "E2": 0, "E3": 0}
+
+
 def test_bad_input_of_shares():
     table = table_of([0, 1], layer=[0, 1])
     with pytest.raises(ValueError, match=r"^layer must be one of \[0, 1\] where by is 'domain', got None$"):
