@@ -31,7 +31,7 @@ SETTINGS |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
 BALANCING_LAB = Spec(
     title="Balancing laboratory",
     defaults={"remedies": tuple(REMEDIES), "play": 0, "max_steps": 600, "seeds": 3, "first_seed": 0, "apply_from": 0}
-    | SETTINGS,
+    | (SETTINGS | {"device": "cpu"}),
     start=("task", "seeds", "first_seed", "apply_from"),
     live=tuple(KNOBS),
     display=("highlight", "curve"),
@@ -48,7 +48,7 @@ class BalancingLab(Lab):
     seeds: how many runs each tile trains, 1 to 10. first_seed: of them; the films show this one.
     apply_from: the step at which the remedies start; until then all tiles share the plain collapse.
     settings: fields of `training.PlaneSetting`: strengths of remedies, or of the collapse, such as task="uneven".
-    play, max_steps: see `LiveRun`.
+    play, max_steps: see `LiveRun`. device: see `Playground`.
 
     >>> BalancingLab(("nothing", "auxiliary loss"), seeds=2, router_aux_loss_coef=0.3)
     BalancingLab(('nothing', 'auxiliary loss'), seeds=2, router_aux_loss_coef=0.3)
@@ -56,9 +56,10 @@ class BalancingLab(Lab):
 
     def __init__(
         self, remedies: Sequence[str] = tuple(REMEDIES), seeds: int = 3, apply_from: int = 0, *,
-        first_seed: int = 0, play: int = 0, max_steps: int = 600, **settings: Any,
+        first_seed: int = 0, play: int = 0, max_steps: int = 600, device: str = "cpu", **settings: Any,
     ):  # fmt: skip
         values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "remedies": remedies}
+        values["device"] = device
         values |= {"highlight": "auxiliary loss", "curve": CURVES[0]} | SETTINGS
         panels = panels_of(names_of(remedies, "remedies"))
         super().__init__(BALANCING_LAB, values, panels, settings, play=play, max_steps=max_steps, columns=None)
@@ -85,7 +86,7 @@ class BalancingLab(Lab):
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, SeedBand]:
         base, _ = self._settings(values)
         first = values["first_seed"]
-        self._trunk = Tile(base, SeedBand(base, range(first, first + values["seeds"])))
+        self._trunk = Tile(base, SeedBand(base, range(first, first + values["seeds"]), values["device"]))
         self._trunk.read()
         self.tiles: dict[str, Tile] = {}
         return {}

@@ -34,7 +34,7 @@ def route(model: PlaneClassifier, points: Tensor) -> tuple[Tensor, Routing, Tens
     hook = model.block.register_forward_hook(lambda block, inputs, outputs: seen.extend((inputs[0], outputs[0])))
     try:
         with evaluating(model):
-            logits, (routing,) = model(points)
+            logits, (routing,) = model(points.to(next(model.parameters()).device))
     finally:
         hook.remove()
     return logits, routing, *seen
@@ -54,6 +54,6 @@ def read_plane(run: Run, without: int | None = None) -> Plane:
     with nullcontext() if without is None else muted(model.block.experts, without):
         logits, routing, hidden, out = route(model, points)  # as drawn, or a capacity would always drop the last
     order = classes.argsort(stable=True)
-    correct, scores = logits.argmax(dim=-1) == classes, scores.view(RESOLUTION, RESOLUTION, -1)
-    points, classes, correct, hidden, out = (part[order] for part in (points, classes, correct, hidden, out))
-    return Plane(points, classes, scores, routing.of_tokens(order), correct, hidden, out)
+    correct, scores = logits.argmax(dim=-1).cpu() == classes, scores.cpu().view(RESOLUTION, RESOLUTION, -1)
+    points, classes, correct, hidden, out = (part.cpu()[order] for part in (points, classes, correct, hidden, out))
+    return Plane(points, classes, scores, routing.of_tokens(order.to(logits.device)), correct, hidden, out)

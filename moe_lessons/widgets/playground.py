@@ -25,7 +25,7 @@ PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
 PLAYGROUND = Spec(
     title="MoE playground",
     defaults={"preset": None, "block": None, "seed": 0, "panels": PANELS, "controls": None, "play": 0}
-    | {"max_steps": 1500}
+    | {"max_steps": 1500, "device": "cpu"}
     | asdict(PlaneSetting()),
     start=("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed"),
     live=tuple(KNOBS),
@@ -42,6 +42,7 @@ class Playground(Lab):
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
     controls: which there are, by name; with fewer than all there are no buttons of presets.
     panels, play, max_steps: see `LiveRun`. seed: of the task, the models, the data and the noise.
+    device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
 
     >>> Playground("collapse", seed=3, lr=0.05)
     Playground('collapse', seed=3, lr=0.05)
@@ -49,7 +50,8 @@ class Playground(Lab):
 
     def __init__(
         self, preset: str = "healthy", *, block: Callable[..., nn.Module] | None = None, seed: int = 0, panels=PANELS,
-        controls: Sequence[str] | None = None, play: int = 0, max_steps: int = 1500, **settings: Any
+        controls: Sequence[str] | None = None, play: int = 0, max_steps: int = 1500, device: str = "cpu",
+        **settings: Any,
     ):  # fmt: skip
         spec, setting = PLAYGROUND, asdict(PRESETS[check_choice("preset", preset, PRESETS)])
         if controls is not None:
@@ -59,7 +61,7 @@ class Playground(Lab):
         self.block = block
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
         values = {"preset": preset, "block": block, "seed": seed, "panels": panels, "controls": controls}
-        values |= {"token": 0, "mute": "none", "classes": "shown"} | setting
+        values |= {"device": device, "token": 0, "mute": "none", "classes": "shown"} | setting
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps)
 
     def defaults(self) -> dict[str, Any]:
@@ -92,7 +94,7 @@ class Playground(Lab):
         return self.setting_of(self.state.values)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
-        runs = plane_runs(self.setting_of(values), values["seed"], self.block)
+        runs = plane_runs(self.setting_of(values), values["seed"], self.block, values["device"])
         if self.block is not None:
             model = runs["MoE"].model
             self._block_idle = idle_knobs(model)
@@ -141,11 +143,12 @@ class Playground(Lab):
 
     def reading(self) -> str:
         plane, i = self.plane, self.state.token
-        (x, y), logits, probs = plane.points[i].tolist(), plane.routing.router_logits[i], plane.routing.router_probs[i]
-        best = probs.argsort(descending=True)[:4].tolist()
+        (x, y), routing = plane.points[i].tolist(), plane.routing
+        logits, probs = routing.router_logits[i].tolist(), routing.router_probs[i].tolist()
+        best = sorted(range(len(probs)), key=probs.__getitem__, reverse=True)[:4]
         read = ", ".join(f"E{e} {logits[e]:+.2f} ({probs[e]:.0%})" for e in best)
-        mine = plane.routing.token_idx == i
-        chosen = zip(plane.routing.weight[mine].tolist(), plane.routing.expert_idx[mine].tolist())
+        mine = routing.token_idx == i
+        chosen = zip(routing.weight[mine].tolist(), routing.expert_idx[mine].tolist())
         served = ", ".join(f"{weight:.2f} × E{expert}" for weight, expert in chosen) or TIPS["reading"]["dropped"]
         verdict, place = "correct" if plane.correct[i] else "wrong", {"x": f"{x:.2f}", "y": f"{y:.2f}"}
         facts = place | {"label": int(plane.classes[i]), "verdict": verdict, "read": read, "served": served}

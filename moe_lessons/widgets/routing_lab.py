@@ -30,7 +30,7 @@ ROUTING_LAB = Spec(
     title="Routing laboratory",
     defaults={"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600}
     | (FIELDS | KNOBS_AT_FIRST)
-    | {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32},
+    | {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32, "device": "cpu"},
     start=("domains", *SIZES, "seed"),
     live=tuple(KNOBS),
     display=("layer", "x_axis"),
@@ -46,6 +46,7 @@ class RoutingLab(Lab):
     task: names of `tasks.DOMAINS`, all of them by default, or a `TextTask`, such as one from a file of your own.
     config: the sizes of the model; layer: the MoE layer that panels show. threads, batch_size: see `Run`.
     settings: fields of `nn.TransformerConfig`, and knobs. panels, play, max_steps: see `LiveRun`.
+    device: see `Playground`.
 
     >>> RoutingLab(("code", "json"), panels=("layers",), num_layers=2, router="sigmoid", lr=0.01)
     RoutingLab(('code', 'json'), panels=('layers',), num_layers=2, router='sigmoid', lr=0.01)
@@ -53,7 +54,8 @@ class RoutingLab(Lab):
 
     def __init__(
         self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer: int = 0,
-        seed: int = 0, threads: int = 1, batch_size: int = 32, play: int = 0, max_steps: int = 600, **settings: Any,
+        seed: int = 0, threads: int = 1, batch_size: int = 32, play: int = 0, max_steps: int = 600, device: str = "cpu",
+        **settings: Any,
     ):  # fmt: skip
         config = config or TransformerConfig()
         if config.capacity_factor:  # it is a knob here
@@ -68,6 +70,7 @@ class RoutingLab(Lab):
         spec = ROUTING_LAB if self._text is None else replace(ROUTING_LAB, start=ROUTING_LAB.start[1:])
         values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST
         values |= {"domains": task, "seed": seed, "layer": layer, "threads": threads, "batch_size": batch_size}
+        values["device"] = device
         values["panels"] = panels
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=2)
 
@@ -92,7 +95,7 @@ class RoutingLab(Lab):
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:
         text = self._text or corpus(values["domains"])
         with seeded(values["seed"]):
-            model = LanguageModel(self._sized(values))
+            model = LanguageModel(self._sized(values)).to(values["device"])
         return {"MoE": Run(model, text, **{name: values[name] for name in ("batch_size", "seed", "threads")})}
 
     def rows(self) -> list[W.Widget]:

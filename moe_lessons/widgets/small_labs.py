@@ -34,7 +34,8 @@ CHOICES["top-1, capacity by weight"] = {"capacity_factor": 1.0, "capacity_priori
 
 COLLAPSE_LAB = Spec(
     title="A collapse",
-    defaults={"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0},
+    defaults={"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0}
+    | {"device": "cpu"},
     start=("learns", "seed"),
     stops={"learns": tuple(LEARNS)},
     first_x=25,
@@ -42,7 +43,7 @@ COLLAPSE_LAB = Spec(
 FACTS_LAB = Spec(
     title="Facts by heart",
     defaults={"num_experts": 16, "top_k": 2, "num_entries": 2000, "seed": 0, "lr": FACTS_LR}
-    | {"play": 0, "max_steps": 500},
+    | {"play": 0, "max_steps": 500, "device": "cpu"},
     start=("num_experts", "top_k", "num_entries", "seed"),
     live=("lr",),
     display=("x_axis",),
@@ -57,6 +58,7 @@ class CollapseLab(Lab):
     """Trains `training.PRESETS["collapse"]`, live. Reset starts the same run again.
 
     panels: of `PANELS_OF_A_COLLAPSE`. learns: of `analysis.collapse.LEARNS`. play, max_steps: see `LiveRun`.
+    device: see `Playground`.
 
     >>> CollapseLab(learns="router only", seed=3)
     CollapseLab(learns='router only', seed=3)
@@ -64,19 +66,19 @@ class CollapseLab(Lab):
 
     def __init__(
         self, panels: Sequence[str] = PANELS_OF_A_COLLAPSE[:3], *, learns: str = "all", seed: int = 0, play: int = 0,
-        max_steps: int = 300,
+        max_steps: int = 300, device: str = "cpu",
     ):  # fmt: skip
         panels = names_of(panels, "panels", PANELS_OF_A_COLLAPSE)
-        values = {"learns": learns, "seed": seed, "panels": panels}
+        values = {"learns": learns, "seed": seed, "panels": panels, "device": device}
         super().__init__(COLLAPSE_LAB, values, panels, play=play, max_steps=max_steps)
 
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
-        return {"MoE": watched_run(PRESETS["collapse"], values["seed"], values["learns"])}
+        return {"MoE": watched_run(PRESETS["collapse"], values["seed"], values["learns"], device=values["device"])}
 
 
 class FactsLab(Lab):
     """Trains a mixture and its two dense baselines on a phone book (`tasks.Facts`), live. A lamp is an entry: it is lit
-    while the model knows that entry by heart. play, max_steps: see `LiveRun`.
+    while the model knows that entry by heart. play, max_steps: see `LiveRun`. device: see `Playground`.
 
     >>> FactsLab(8, num_entries=500, seed=3)
     FactsLab(8, num_entries=500, seed=3)
@@ -84,16 +86,17 @@ class FactsLab(Lab):
 
     def __init__(
         self, num_experts: int = 16, top_k: int = 2, num_entries: int = 2000, *, seed: int = 0, lr: float = FACTS_LR,
-        play: int = 0, max_steps: int = 500,
+        play: int = 0, max_steps: int = 500, device: str = "cpu",
     ):  # fmt: skip
         values = {"num_experts": num_experts, "top_k": top_k, "num_entries": num_entries, "seed": seed, "lr": lr}
+        values["device"] = device
         panels = (*WALLS, "facts known", "loss", "cost")
         super().__init__(FACTS_LAB, values, panels, play=play, max_steps=max_steps)
 
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
         """See `Lab`. `readings` has after which step each model knew which entries, (N,) by name."""
         self.readings: list[tuple[int, dict[str, Tensor]]] = []
-        return facts_runs(*(values[name] for name in FACTS_LAB.start))
+        return facts_runs(*(values[name] for name in FACTS_LAB.start), values["device"])
 
     def train_one(self) -> None:
         """See `LiveRun`. To read all entries, each N/80 steps, is about a tenth of what the training computes."""

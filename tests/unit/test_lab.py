@@ -462,3 +462,22 @@ def test_a_message_that_sets_what_a_control_says_does_not_stop_later_pictures():
     lab.inputs["seed"]._handle_msg({"content": {"data": message}, "buffers": []})
     lab.show()
     json.dumps(lab.canvas.words, ensure_ascii=False).encode("utf-8")
+
+
+@pytest.mark.parametrize("name", LABS)
+@on_a_loop
+async def test_a_device_is_chosen_where_there_is_more_than_one_and_refused_where_it_is_not_here(name, monkeypatch):
+    assert "device" not in LABS[name](device="auto").inputs
+    for device in ("cuda:7", "meta", "tpu", 3, None):
+        with pytest.raises(ValueError, match="^device must be one of [^\\n]*, got "):
+            LABS[name](device=device)
+    monkeypatch.setattr("moe_lessons.widgets.laboratory.devices", lambda: ("cpu", "cuda:0"))
+    lab = LABS[name]()
+    assert lab.inputs["device"].options == ("cpu", "cuda:0") and "device" not in repr(lab)
+    lab.advance(1)
+    monkeypatch.setattr("moe_lessons.widgets.laboratory.check_device", torch.device)
+    asked = []
+    monkeypatch.setattr(lab, "make_runs", lambda values: asked.append(values["device"]) or lab.runs)
+    lab.inputs["device"].value = "cuda:0"
+    await settled()
+    assert asked == ["cuda:0"] and "device='cuda:0'" in repr(lab)  # it starts afresh there
