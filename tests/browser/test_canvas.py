@@ -1,9 +1,12 @@
 """The canvas in a Chromium without JupyterLab: views in this process, whose pictures a page draws and points at."""
 
 import base64
+import functools
 import json
 import re
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -80,12 +83,17 @@ class Seen:
 
 
 @pytest.fixture(scope="module")
-def address(serve, tmp_path_factory):
+def address(tmp_path_factory):
     folder = tmp_path_factory.mktemp("canvas")
     shutil.copytree(code.HERE / "canvas", folder / "canvas")
     shutil.copy(code.HERE / "canvas.css", folder)
     (folder / "index.html").write_text(PAGE, "utf-8")
-    return f"{serve(folder)}/index.html"
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    handler.log_message = lambda *words: None
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/index.html"
+    server.shutdown()
 
 
 @pytest.fixture(scope="module")
