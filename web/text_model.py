@@ -63,12 +63,12 @@ def main(path: Path = PATH, steps: int = STEPS) -> None:
     run = Run(model, task, lr=0.005, batch_size=BATCH, seed=SEED, **schedule)
     run.knobs.router_aux_loss_coef = 0.01
     train(run, steps)
-    print("loss in nats a byte:", run.evaluate_by_domain()["loss"].round(3).to_dict())
+    print("loss in nats a byte:", round(run.evaluate(256)["loss"], 3))
     weights = torch.stack([parameters_to_vector(model.parameters()).detach(), untrained])
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(gzip.compress(weights.half().numpy().astype("<f2").tobytes(), mtime=0))
     vector_to_parameters(stored_weights(path)[0].float(), model.parameters())
-    print("and from the file:  ", run.evaluate_by_domain()["loss"].round(3).to_dict())
+    print("and from the file:  ", round(run.evaluate(256)["loss"], 3))
 
 
 def new_model() -> LanguageModel:

@@ -49,9 +49,9 @@ def token_losses(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return losses.view(y.shape), logits.argmax(dim=-1) == y
 
 
-def scored_mean(values: Tensor, y: Tensor, dim: int | None = None) -> Tensor:
-    """Give the mean over the scored tokens of y, all or along one dimension, of what is 0 for the others."""
-    return values.sum(dim) / (y != NOT_SCORED).sum(dim)
+def scored_mean(values: Tensor, y: Tensor) -> Tensor:
+    """Give the mean over the scored tokens of y of what is 0 for the others."""
+    return values.sum() / (y != NOT_SCORED).sum()
 
 
 def gathered(values: dict[str, Tensor]) -> dict[str, np.ndarray]:

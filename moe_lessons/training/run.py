@@ -3,8 +3,8 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, is_dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -155,9 +155,9 @@ class Run:
         try:
             logits, routings = self._forward(x)
         except Exception as error:  # the model itself may refuse what is not finite
-            if self._first_not_finite(x) is None:
+            if all(weight.isfinite().all() for weight in self._parameters):
                 raise
-            self._diverge(str(error), x)
+            self._diverge(str(error))
         losses, correct = token_losses(logits, y)
         total, auxiliary = scored_mean(losses, y), {}
         for name, knob in KNOBS.items():
@@ -171,9 +171,9 @@ class Run:
         shown = self.measures(losses.detach(), correct, y, routings) | auxiliary
         numbers = gathered(shown | {"total": total, "norm": norm})  # on a GPU this waits for the step
         if not math.isfinite(numbers["total"]):
-            self._diverge(f"the loss is {numbers['total']}", x)
+            self._diverge(f"the loss is {numbers['total']}")
         if not math.isfinite(numbers["norm"]):
-            self._diverge("a gradient is not finite", x)
+            self._diverge("a gradient is not finite")
         for hook in self.after_backward:
             hook(self, routings)
         return numbers, norm, routings
@@ -187,34 +187,10 @@ class Run:
         for hook in self.after_step:
             hook(self, routings)
 
-    @held_back()  # its hooks go with it
-    def _first_not_finite(self, x: Tensor) -> str | None:
-        """Name the first that is not finite, or None: x, a weight, the output of a module, a gradient, as they come."""
-        weights, found = list(self.model.named_parameters()), []
-
-        def look(what: str, value: Any) -> None:
-            values = vars(value).values() if is_dataclass(value) else value if isinstance(value, tuple) else [value]
-            if not all(tensor.isfinite().all() for tensor in values if isinstance(tensor, Tensor)):
-                found.append(what)
-
-        for name, tensor in [("the input", x), *weights]:
-            look(name, tensor)
-        with ExitStack() as hooks, self._own_random_numbers(), suppress(Exception), torch.no_grad():
-            for name, module in self.model.named_modules():
-                what = f"the output of {name or 'the model'}"
-                hook = module.register_forward_hook(lambda _, __, output, what=what: look(what, output))
-                hooks.enter_context(hook)
-            self._forward(x)  # with the same noise; where it raises, what was seen until then says enough
-        for name, weight in reversed(weights):
-            look(f"the gradient of {name}", weight.grad)
-        return found[0] if found else None
-
-    def _diverge(self, why: str, x: Tensor) -> None:
-        first = self._first_not_finite(x)
+    def _diverge(self, why: str) -> None:
         raise TrainingDiverged(
             f"training stopped after step {len(self.records)}: {why}"
-            + (f"; the first that is not finite is {first}" if first else "")
-            + f"; the last step is taken back, lower the learning rate (now {self.knobs.lr:g}) to go on"
+            f"; the last step is taken back, lower the learning rate (now {self.knobs.lr:g}) to go on"
         )
 
     def measures(self, losses: Tensor, correct: Tensor, y: Tensor, routings: list[Routing]) -> dict[str, Tensor]:
@@ -259,17 +235,6 @@ class Run:
                 logits, routings = self._forward(x)
                 return *token_losses(logits, y), routings
 
-    def evaluate_by_domain(self, num_per_domain: int = 32) -> pd.DataFrame:
-        """Measure loss (nats) and accuracy on `num_per_domain` held-out sequences of each domain of the task."""
-        if not hasattr(self.task, "held_out"):
-            raise ValueError(f"task must have domains and a held-out part, got {type(self.task).__name__}")
-        x, y, domain = self.task.held_out(num_per_domain)
-        y = y.to(self.device)
-        losses, correct, _ = self.measure(x.to(self.device), y)  # (N, T)
-        columns = gathered({"loss": scored_mean(losses, y, 1), "accuracy": scored_mean(correct, y, 1)})
-        frame = pd.DataFrame({"domain": [self.task.domains[i] for i in domain.tolist()], **columns})
-        return frame.groupby("domain", sort=False).mean()
-
     def held_out(self, num: int) -> tuple[Tensor, Tensor]:
         """Give x and y of `num` examples, always the same, that training has not seen (of `Facts` there are no others):
         as many of each domain of the task's held-out part (rounded up), else drawn from a seed of their own."""
@@ -291,7 +256,8 @@ class Run:
         tensors = {f"model.{name}": weight for name, weight in self.model.named_parameters()}
         tensors |= {f"model.{name}": buffer for name, buffer in self.model.named_buffers()}
         for name, p in self.model.named_parameters():
-            averages = self.optimizer.state.get(p, {})
+            start = {"step": torch.zeros(()), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+            averages = self.optimizer.state.get(p) or start
             tensors |= {f"optimizer.{name}.{key}": value for key, value in averages.items()}
         tensors |= {f"random.{i}": generator.get_state() for i, generator in enumerate(self.generators)}
         return {
@@ -305,19 +271,16 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where a run of the same configuration stood: the next step is the same. ValueError with the name of
         what differs in the configuration, or is not as it must be; this run is then as it was."""
-        check_state(self, state)
-        tensors, names = state["tensors"], dict(self.model.named_parameters())
-        self.records = [Record(**record) for record in state["records"]]
+        (self.records, knobs), tensors = check_state(self, state), state["tensors"]
         averages = [
             {key: tensors[f"optimizer.{name}.{key}"].to(p.device) for key in ("step", "exp_avg", "exp_avg_sq")}
-            if f"optimizer.{name}.step" in tensors
-            else {}
-            for name, p in names.items()
+            for name, p in self.model.named_parameters()
         ]
-        weights = [tensors[f"model.{name}"] for name in (*names, *dict(self.model.named_buffers()))]
+        names = [*dict(self.model.named_parameters()), *dict(self.model.named_buffers())]
+        weights = [tensors[f"model.{name}"] for name in names]
         random = [tensors[f"random.{i}"] for i in range(len(self.generators))]
         self.restore(Snapshot(weights, averages, random, len(self.records)))
-        for name, value in state["knobs"].items():
+        for name, value in knobs.items():
             if getattr(self.knobs, name) != value:  # layers that were made with different values keep them
                 setattr(self.knobs, name, value)
         self.before = self.snapshot()

@@ -94,15 +94,15 @@ def test_clean_loads_are_those_of_the_router_without_noise_and_do_not_disturb_th
     assert np.array_equal(band.step().losses, alone.step().losses)
 
 
-def test_a_branch_with_the_same_setting_goes_on_as_if_nothing_had_happened():
-    for name in ("nothing", "Gaussian noise", "bias update"):
-        trunk = SeedBand(remedy_setting(name), SEEDS)
-        [trunk.step() for _ in range(5)]
-        branch = trunk.branch(trunk.setting)
-        assert [record.step for record in branch.records] == list(range(1, 6))
-        for seen, expected in zip([branch.step() for _ in range(5)], [trunk.step() for _ in range(5)], strict=True):
-            assert seen.step == expected.step and np.array_equal(seen.losses, expected.losses)
-        assert len(trunk.records) == len(branch.records) == 10
+@pytest.mark.parametrize("name", ["nothing", "Gaussian noise", "bias update"])
+def test_a_branch_with_the_same_setting_goes_on_as_if_nothing_had_happened(name):
+    trunk = SeedBand(remedy_setting(name), SEEDS)
+    [trunk.step() for _ in range(5)]
+    branch = trunk.branch(trunk.setting)
+    for _ in range(5):
+        seen, expected = branch.step(), trunk.step()
+        assert seen.step == expected.step and np.array_equal(seen.losses, expected.losses)
+    assert len(trunk.records) == len(branch.records) == 10
 
 
 @pytest.mark.parametrize("name", REMEDIES)
@@ -110,25 +110,16 @@ def test_a_branch_starts_from_these_weights_with_its_own_remedy(name):
     trunk = SeedBand(remedy_setting("nothing"), SEEDS)
     for _ in range(10):
         trunk.step()
-    loads = trunk.clean_loads()
-    branch = trunk.branch(remedy_setting(name))
-    assert all(torch.equal(a, b) for a, b in zip(branch.draw(9, branch.generators), trunk.draw(9, trunk.generators)))
-    assert branch.setting == remedy_setting(name)
-    assert all(getattr(branch.knobs, knob) == getattr(branch.setting, knob) for knob in KNOBS)
+    loads, branch = trunk.clean_loads(), trunk.branch(remedy_setting(name))
+    assert all(getattr(branch.knobs, knob) == getattr(remedy_setting(name), knob) for knob in KNOBS)
     if name not in ("top-2", "expert choice"):  # these choose otherwise, from the same logits
         close(branch.clean_loads(), loads, 1e-6)
     [branch.step() for _ in range(3)]
     assert np.array_equal(trunk.clean_loads(), loads)  # the trunk stays as it is
 
 
-@pytest.mark.parametrize(
-    "seeds, fields, message",
-    [
-        ([], {}, r"seeds must be one or more whole numbers from 0 up, got \[\]"),
-        (np.arange(1), {"task": "blobs"}, "task must stay 'voronoi' in a branch, got 'blobs'"),
-        ([0], {"d_ff": 4}, "d_ff must stay 8 in a branch, got 4"),
-    ],
-)
-def test_bad_seeds_and_a_branch_that_the_weights_are_not_made_for_are_refused(seeds, fields, message):
-    with refused(message):
-        SeedBand(remedy_setting("nothing"), seeds).branch(remedy_setting("nothing", **fields))
+def test_no_seeds_and_a_branch_that_the_weights_are_not_made_for_are_refused():
+    with refused(r"seeds must be one or more whole numbers from 0 up, got \[\]"):
+        SeedBand(remedy_setting("nothing"), [])
+    with refused("d_ff must stay 8 in a branch, got 4"):
+        SeedBand(remedy_setting("nothing"), [0]).branch(remedy_setting("nothing", d_ff=4))

@@ -12,35 +12,18 @@ from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import PlaneSetting, Run, load_checkpoint, plane_model, save_checkpoint
 from moe_lessons.training.knobs import KNOBS, Knob, idle_with
 from moe_lessons.widgets import BalancingLab, Playground, RoutingLab
-from moe_lessons.widgets.controls import CONTROLS, control
 
 SMALL = {"num_layers": 1, "d_model": 16, "num_experts": 4}
 
 
-def test_every_knob_has_a_name_says_what_it_does_and_when_it_cannot():
-    labels = [row.label for row in CONTROLS.values()]
-    assert len(set(labels)) == len(labels) and all(labels)  # in one laboratory they could not be told apart
-    assert all(len(row.tip) > 5 for row in CONTROLS.values())
-    for knob in KNOBS.values():
-        assert bool(knob.needs) == bool(knob.idle) and not (knob.attribute and not knob.needs)
-
-
-def test_every_stop_of_a_knob_can_be_applied():
-    for knob in KNOBS.values():
-        assert knob.stops == tuple(sorted(set(knob.stops)))
-        for stop in knob.stops:
-            assert knob.check(knob.off if stop == 0 else stop) == (knob.off if stop == 0 else stop)
-        with refused(f"{knob.name} must be a finite number .* and at most .*"):
-            knob.check(knob.limits[1] * 2)
-
-
-def test_every_knob_of_training_is_in_settings_and_laboratories():
+def test_every_knob_of_training_is_in_settings_and_laboratories_and_each_of_its_stops_can_be_applied():
     fields = {field.name: field.default for field in dataclasses.fields(PlaneSetting)}
     labs = Playground(), RoutingLab("json", panels="loss", **SMALL), BalancingLab("nothing", seeds=1)
     for name, knob in KNOBS.items():
         usual = {"lr": 0.02, "router_aux_loss_coef": 0.02}.get(name, knob.off)
         assert fields[name] == knob.check(usual) == usual and all(name in lab.inputs for lab in labs)
-        assert control(name).value is not None
+        for stop in knob.stops:
+            assert knob.check(knob.off if stop == 0 else stop) == (knob.off if stop == 0 else stop)
 
 
 IDLE = {"top-k": {"expert_bias_rate"}, "gaussian noise": {"expert_bias_rate"}, "sigmoid": {"noise_std"}}
@@ -50,7 +33,7 @@ IDLE["expert choice"] = {"noise_std", "expert_bias_rate", "capacity_factor", "ro
 
 @pytest.mark.parametrize("router", IDLE)
 def test_a_knob_is_idle_where_a_router_has_no_use_for_it(router):
-    assert set(idle_with(router)) == IDLE[router] and all(len(why) > 5 for why in idle_with(router).values())
+    assert set(idle_with(router)) == IDLE[router]
 
 
 def surprise(routing):

@@ -3,7 +3,7 @@
 import copy
 import math
 import signal
-from dataclasses import fields, replace
+from dataclasses import replace
 from random import Random
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -16,11 +16,11 @@ from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
 from moe_lessons.analysis.collapse import watched_run
-from moe_lessons.nn import FeedForward, LanguageModel, MoE, TransformerConfig, seeded, torch_threads
+from moe_lessons.nn import FeedForward, MoE, seeded, torch_threads
 from moe_lessons.nn.balancing import load_balancing_loss, router_z_loss
 from moe_lessons.nn.routing import NoisyTopKRouter, SigmoidRouter
 from moe_lessons.support.interrupts import SIGNALS, held_back
-from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask
+from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, SeedBand, plane_runs
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.training.record import Record, dead_experts, is_dead, load_share
@@ -133,7 +133,6 @@ def test_a_knob_works_from_the_next_step_on(name):
         setattr(run.knobs, name, value)
     assert numbers(run, 3) == expected
     setattr(run.knobs, name, TURNED[name])
-    assert f"{name}={TURNED[name]}" in repr(run.knobs)
     expected, seen = numbers(reference, 1)[0], numbers(run, 1)[0]
     assert not same(weights(run), weights(reference))
     if name in ("noise_std", "jitter_noise"):
@@ -144,35 +143,19 @@ def test_a_knob_works_from_the_next_step_on(name):
         assert replace(seen, lr=0.02) == expected
 
 
-@pytest.mark.parametrize("name", [*TURNED, "expert_bias_rate"])
-def test_a_bad_value_for_a_knob_is_one_sentence_and_changes_nothing(name):
-    run = make_run(noise_std=0.5)
+def test_a_bad_value_for_a_knob_or_one_that_the_model_lacks_is_refused_and_changes_nothing():
+    run = make_run(block=MoE(16, 4, 8, router=SigmoidRouter(16, 8, 2)))
     before = repr(run.knobs)
-    bad = [-0.1, math.nan, "a", True] + [None] * (name != "capacity_factor")
-    for value in bad + [0] * (name in ("lr", "capacity_factor")):
-        with pytest.raises(ValueError, match=rf"^{name} must be [^\n]*, got {value!r}$"):
-            setattr(run.knobs, name, value)
-    with pytest.raises(AttributeError, match=f"there is no knob 'no_{name}', only .*{name}"):
-        setattr(run.knobs, f"no_{name}", 0.5)
+    for name in KNOBS:
+        for value in (-0.1, math.nan, "a", True):
+            with refused(f"{name} must be a finite number .*, got {value!r}"):
+                setattr(run.knobs, name, value)
+    with refused(f"noise_std must be 0.0 here, since {KNOBS['noise_std'].idle}, got 0.5"):
+        run.knobs.noise_std = 0.5
+    run.knobs.noise_std = 0  # off it may be
+    with pytest.raises(AttributeError, match="there is no knob 'noise', only .*jitter_noise"):
+        run.knobs.noise = 0.5
     assert repr(run.knobs) == before
-
-
-@pytest.mark.parametrize(
-    "block, lacking",
-    [
-        (FeedForward(16, 8), "noise_std jitter_noise expert_bias_rate capacity_factor"),
-        (MoE(16, 4, 8, router=NoisyTopKRouter(16, 8, 2)), "noise_std expert_bias_rate"),  # its noise is learned
-        (MoE(16, 4, 8, router=SigmoidRouter(16, 8, 2)), "noise_std"),
-    ],
-)
-def test_knobs_that_a_model_lacks_can_only_stay_off(block, lacking):
-    knobs = make_run(block=block).knobs
-    for name in lacking.split():
-        off = KNOBS[name].off
-        setattr(knobs, name, off)
-        with refused(f"{name} must be {off} here, since {KNOBS[name].idle}, got 0.5"):
-            setattr(knobs, name, 0.5)
-        assert getattr(knobs, name) == off
 
 
 def test_the_bias_is_moved_against_the_load_after_each_step_and_never_in_evaluation():
@@ -187,34 +170,13 @@ def test_the_bias_is_moved_against_the_load_after_each_step_and_never_in_evaluat
     assert torch.equal(bias, before) and before.any()
 
 
-def test_the_domains_of_a_task_are_evaluated_apart():
-    text = TextTask(["english", "json"], context=24)
-    sizes = {"d_model": 32, "num_layers": 2, "num_heads": 2, "max_positions": 24, "d_ff": 16, "num_experts": 4}
-    run = Run(LanguageModel(TransformerConfig(**sizes)), text)
-    frame = run.evaluate_by_domain(5)
-    assert list(frame.index) == ["english", "json"] and list(frame.columns) == ["loss", "accuracy"]
-    x, y, domain = text.held_out(5)
-    with torch.no_grad():
-        log_probs = run.model.eval()(x)[0].log_softmax(dim=-1)
-    for i, row in enumerate(frame.itertuples()):
-        mine = log_probs[domain == i], y[domain == i]
-        assert row.loss == pytest.approx(F.nll_loss(mine[0].flatten(0, 1), mine[1].flatten()).item())
-        assert row.accuracy == pytest.approx((mine[0].argmax(dim=-1) == mine[1]).float().mean().item())
-    assert frame.mean().to_dict() == pytest.approx(run.evaluate(10)) and run.evaluate(9) == run.evaluate(10)
-    with pytest.raises(ValueError, match="^task must have domains and a held-out part, got PlaneTask$"):
-        make_run().evaluate_by_domain()
-
-
-def test_history_has_a_row_for_each_step_and_a_column_for_each_loss_and_for_the_load_of_each_expert():
+def test_history_has_a_row_for_each_step_and_a_column_for_each_number():
     run = make_run()
-    columns = [field.name for field in fields(Record) if field.name not in ("auxiliary", "load")]
-    assert list(run.history.columns) == columns and len(run.history) == 0
+    assert "loss" in run.history.columns and len(run.history) == 0
     records = [run.step() for _ in range(4)]
-    history = run.history
-    assert list(history["step"]) == [1, 2, 3, 4]
-    for (_, row), record in zip(history.iterrows(), records, strict=True):
+    columns = [name for name in vars(records[0]) if name not in ("auxiliary", "load")]
+    for (_, row), record in zip(run.history.iterrows(), records, strict=True):
         loads = {f"load E{e}": load for e, load in enumerate(record.load[0])}
-        assert sum(loads.values()) == pytest.approx(1)
         assert row.to_dict() == {name: getattr(record, name) for name in columns} | record.auxiliary | loads
 
 
@@ -263,20 +225,6 @@ def test_an_interrupted_step_draws_its_batch_and_noise_again_and_the_last_step_c
     run.take_back()
     assert len(run.records) == len(getattr(run, "expert_gradients", run.records)) == 3 and same(before, weights(run))
     assert run.step().load == fourth.load and run.records[-1].loss == fourth.loss and run.records[-1].step == 4
-
-
-def test_an_interrupt_of_the_update_undoes_the_step_and_leaves_no_handler_behind(monkeypatch):
-    run, other = make_run(), make_run()
-    before, update = signal.getsignal(signal.SIGINT), run.optimizer.step
-    for late in (run.optimizer, run.after_step):
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            if late is run.optimizer:
-                patch.setattr(late, "step", lambda: (signal.raise_signal(signal.SIGINT), update()))
-            else:
-                patch.setattr(run, "after_step", [lambda *_: signal.raise_signal(signal.SIGINT)])
-            run.step()
-        assert run.records == [] and signal.getsignal(signal.SIGINT) is before
-    assert numbers(run, 3) == numbers(other, 3)
 
 
 def test_handlers_are_put_back_even_if_one_of_them_raises_meanwhile():
@@ -333,58 +281,35 @@ def test_several_runs_step_together_or_none_does():
     assert [numbers(run, 2) for run in runs] == [numbers(run, 2) for run in others]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_hundreds_of_signals_at_random_moments_leave_several_runs_in_step(number):
-    runs, others, moments, count = [make_run(seed=s) for s in (0, 1)], [make_run(seed=s) for s in (0, 1)], Random(1), 0
-    before, wake = signal.getsignal(number), signal.getsignal(signal.SIGALRM)
-    signal.signal(number, signal.default_int_handler)
-    if number != signal.SIGALRM:
-        signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
-    handlers = [signal.getsignal(each) for each in SIGNALS]
+def test_hundreds_of_interrupts_at_random_moments_leave_the_same_numbers_as_none():
+    """Wherever the code is: in a step of several runs or, one time in ten, in an evaluation."""
+    setting = replace(PRESETS["noise"], noise_std=0.0, router="sigmoid", **BIAS)
+    runs, others = ([watched_run(setting), make_run(seed=1)] for _ in range(2))
+    moments, count, watched = Random(0), 0, runs[0]
+    modes, state = (torch.is_grad_enabled(), torch.get_num_threads()), torch.get_rng_state()
     step_together(runs)
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
     try:
-        while count < 300:
+        while count < 150:
             try:
-                step = runs[0].records[-1].ms_per_step / 1000
-                signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-3, 2.5) * step, 1)
+                at = moments.uniform(1e-3, 5) * watched.records[-1].ms_per_step / 1000
+                signal.setitimer(signal.ITIMER_REAL, at, 1)  # again: Python swallows what is raised in a destructor
                 while True:
-                    step_together(runs)
+                    step_together(runs) if moments.random() < 0.9 else watched.evaluate(8)
             except KeyboardInterrupt:
                 count += 1
                 assert len(runs[0].records) == len(runs[1].records)
-                assert [signal.getsignal(each) for each in SIGNALS] == handlers
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, wake)
-        signal.signal(number, before)
-    steps = len(runs[0].records)
-    for run, other in zip(runs, others):
-        assert numbers(other, steps) == [replace(record, ms_per_step=0.0) for record in run.records]
-
-
-def test_a_thousand_interrupts_at_random_moments_leave_the_same_numbers_as_none():
-    """Wherever the code is: in a step or, one time in ten, in an evaluation."""
-    plain, run = (watched_run(replace(PRESETS["noise"], noise_std=0.0, router="sigmoid", **BIAS)) for _ in range(2))
-    moments, count = Random(0), 0
-    modes, state = (torch.is_grad_enabled(), torch.get_num_threads()), torch.get_rng_state()
-    run.step()
-    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    try:
-        while count < 1000:
-            try:
-                at = moments.uniform(1e-3, 2) * run.records[-1].ms_per_step / 1000
-                signal.setitimer(signal.ITIMER_REAL, at, 1)  # again: Python swallows what is raised in a destructor
-                while True:
-                    run.step() if moments.random() < 0.9 else run.evaluate(8)
-            except KeyboardInterrupt:
-                count += 1
+                assert [signal.getsignal(number) for number in SIGNALS] == handlers
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert (torch.is_grad_enabled(), torch.get_num_threads()) == modes and torch.equal(torch.get_rng_state(), state)
-    assert numbers(plain, len(run.records)) == [replace(record, ms_per_step=0.0) for record in run.records]
-    assert same(weights(run), weights(plain)) and plain.evaluate() == run.evaluate()
-    assert numbers(plain, 1) == numbers(run, 1) and len(run.expert_gradients) == len(run.records) > 100
+    assert len(watched.expert_gradients) == len(watched.records) > 100
+    for run, other in zip(runs, others):
+        assert numbers(other, len(run.records)) == [replace(record, ms_per_step=0.0) for record in run.records]
+        assert same(weights(run), weights(other)) and run.evaluate() == other.evaluate()
+        assert numbers(run, 1) == numbers(other, 1)
 
 
 def refusing(_, __, output):
@@ -393,33 +318,27 @@ def refusing(_, __, output):
 
 
 @pytest.mark.parametrize(
-    "hook, bad, first",
+    "hook, is_bad, why",
     [
-        (None, "down_proj", "block.down_proj"),
-        (refusing, "down_proj", "block.down_proj"),
-        (lambda _, __, output: output / 0.0, None, "the output of block"),
-        (lambda _, args, __: ((args[0] - args[0].detach()) ** 2).sqrt(), None, "the gradient of embed.bias"),
-        (None, "task", "the input"),
+        (lambda *_: None, True, "the loss is nan"),
+        (refusing, True, "no expert has this number"),
+        (lambda _, args, __: ((args[0] - args[0].detach()) ** 2).sqrt(), False, "a gradient is not finite"),
     ],
 )
-def test_what_is_not_finite_is_named_and_the_last_step_is_taken_back(hook, bad, first):
+def test_what_is_not_finite_stops_the_training_and_the_last_step_is_taken_back(hook, is_bad, why):
     run = make_run(block=FeedForward(16, 8))
     other = make_run(block=copy.deepcopy(run.model.block))
     other.model.load_state_dict(run.model.state_dict())
     numbers(run, 2), numbers(other, 2)
     before_third = weights(run)
     run.step()
-    handle = run.model.block.register_forward_hook(hook or (lambda *_: None))
-    if bad == "task":
-        run.task = SimpleNamespace(batch=lambda *args: (torch.full((BATCH, 2), math.nan), TASK.batch(*args)[1]))
-    elif bad:
-        run.model.block.get_parameter(bad).data[0] = math.inf
-    message = f"^training stopped after step 3: .*; the first that is not finite is {first}; .*learning rate"
-    with pytest.raises(TrainingDiverged, match=message):
+    handle = run.model.block.register_forward_hook(hook)
+    if is_bad:
+        run.model.block.down_proj.data[0] = math.inf
+    with pytest.raises(TrainingDiverged, match=f"^training stopped after step 3: {why}; .*learning rate"):
         run.step()
     assert same(weights(run), before_third) and len(run.records) == 2
     handle.remove()
-    run.task = TASK
     assert numbers(run, 2) == numbers(other, 2)  # those that were taken back are computed again
 
 
