@@ -1,4 +1,5 @@
-"""What is touched: live views, laboratories, calculators. Read `picture`, `loop`, `live`, `lab`, then `playground`."""
+"""What is touched: live views, laboratories, calculators. Read `spec`, `picture`, `loop`, `live`,
+`laboratory`, then `playground`."""
 
 from moe_lessons.widgets.balancing_lab import BalancingLab
 from moe_lessons.widgets.calculators import CostCalculator

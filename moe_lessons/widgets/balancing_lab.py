@@ -41,7 +41,7 @@ BALANCING_LAB = Spec(
 
 
 class BalancingLab(Lab):
-    """Trains one collapse with several remedies side by side, live, each from the same seeds and on the same data.
+    """Train one collapse with several remedies side by side, live, each from the same seeds and on the same data.
 
     remedies: names of `training.REMEDIES`, pairs such as 'auxiliary loss + capacity', or remedies with a strength that
         no slider moves, such as 'auxiliary loss 0.3'.

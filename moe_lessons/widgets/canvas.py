@@ -23,7 +23,7 @@ FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the n
 
 
 class LiveCanvas(anywidget.AnyWidget):
-    """Draws `Panel`s in the page. `show(panels)` sends what has changed since the last picture, in one message: a
+    """Draw `Panel`s in the page. `show(panels)` sends what has changed since the last picture, in one message: a
     header (of panels whose description has changed, the description; where each array lies) and one buffer with the
     arrays that have changed. A page that opens later (a second view, a reload) says hello and gets everything.
 

@@ -49,7 +49,7 @@ class Kept(NamedTuple):
 
 
 class LiveRun(Picture):
-    """Trains one or several `Run`s in step, and draws them while they train.
+    """Train one or several `Run`s in step, and draw them while they train.
 
     runs: a `Run`, or names and runs; the first is the one whose routing the panels show.
     panels: names from `plots.PANELS`, or functions of your own, view -> `plots.marks.Panel`.

@@ -22,7 +22,7 @@ _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()  # all that have trained: an
 
 
 class Loop:
-    """Has a view trained while it plays, and shown when a picture is due and its page is ready.
+    """Train a view while it plays, and show it when a picture is due and its page is ready.
 
     It uses the view's `train_one()`, `step`, `settle()` (after actions), `canvas`, and `show(asked)` -> CPU seconds of
     sending; asked: it answers an action, at once. What goes wrong pauses the training, and is said in `trouble`."""

@@ -19,7 +19,7 @@ STILLS = {1: "Left: always. Colours: its experts.", 8: "Pale grey: experts of 1 
 
 
 class ParameterMap(Player):
-    """Lets one token after another meet the parameters of Mixtral 8x7B. A box is about as large as its share: on the
+    """Let one token after another meet the parameters of Mixtral 8x7B. A box is about as large as its share: on the
     left what every token meets, then the experts, a row for each layer. Which K experts of a layer a token meets is
     drawn from `seed`, all as likely: any K count the same. A static page shows three of the tokens, side by side.
 

@@ -16,7 +16,7 @@ from moe_lessons.widgets.canvas import LiveCanvas
 
 
 class Picture(W.VBox):
-    """Shows panels and a line that says the same. A subclass has rows of controls over them, and says other panels.
+    """Show panels and a line that says the same. A subclass has rows of controls over them, and says other panels.
 
     >>> from moe_lessons.plots.panels.shares import load_panel
     >>> Picture(load_panel([0.25, 0.75]))

@@ -36,7 +36,7 @@ PLAYGROUND = Spec(
 
 
 class Playground(Lab):
-    """Trains a mixture of experts and its two dense baselines on points in the plane, live, with all controls.
+    """Train a mixture of experts and its two dense baselines on points in the plane, live, with all controls.
 
     preset: a name from `training.PRESETS`. settings: fields of `training.PlaneSetting` that replace the preset's.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).

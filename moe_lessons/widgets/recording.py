@@ -64,7 +64,7 @@ class Player(Picture):
 
 
 class WallRecording(Player):
-    """Plays which facts the models of a stored sweep knew, from its first measurement to its last.
+    """Play which facts the models of a stored sweep knew, from its first measurement to its last.
 
     name: of a sweep that was recorded. A lamp is an entry of the book, as in `FactsLab`.
 
@@ -103,7 +103,7 @@ class WallRecording(Player):
 
 
 class RoutersView(Player):
-    """Shows who serves which domain, in times the even share, and plays the layers.
+    """Show who serves which domain, in times the even share, and play the layers.
 
     counts: model -> layer -> a table with a row for each domain and a column for each expert, as of
         `analysis.real_routing`; all models with as many layers.
@@ -147,7 +147,7 @@ class RoutersView(Player):
 
 
 class StreamView(Player):
-    """Plays how the weights of a mixture leave memory while it writes, beside a dense model whose FFN is `dense_width`
+    """Play how the weights of a mixture leave memory while it writes, beside a dense model whose FFN is `dense_width`
     times as wide as the mixture's active part; `plots.speeds.Stream` says what of it is assumed.
 
     shape: of the mixture. machine: as of `measure_machine`. weights: of `WEIGHT_BYTES`. batch_size: texts at once."""

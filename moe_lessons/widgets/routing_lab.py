@@ -41,7 +41,7 @@ ROUTING_LAB = Spec(
 
 
 class RoutingLab(Lab):
-    """Trains a language model of experts on bytes, live, and shows which expert serves which.
+    """Train a language model of experts on bytes, live, and show which expert serves which.
 
     task: names of `tasks.DOMAINS`, all of them by default, or a `TextTask`, such as one from a file of your own.
     config: the sizes of the model; layer: the MoE layer that panels show. threads, batch_size: see `Run`.

@@ -55,7 +55,7 @@ FACTS_LAB = Spec(
 
 
 class CollapseLab(Lab):
-    """Trains `training.PRESETS["collapse"]`, live. Reset starts the same run again.
+    """Train `training.PRESETS["collapse"]`, live. Reset starts the same run again.
 
     panels: of `PANELS_OF_A_COLLAPSE`. learns: of `analysis.collapse.LEARNS`. play, max_steps: see `LiveRun`.
     device: see `Playground`.
@@ -77,7 +77,7 @@ class CollapseLab(Lab):
 
 
 class FactsLab(Lab):
-    """Trains a mixture and its two dense baselines on a phone book (`tasks.Facts`), live. A lamp is an entry: it is lit
+    """Train a mixture and its two dense baselines on a phone book (`tasks.Facts`), live. A lamp is an entry: it is lit
     while the model knows that entry by heart. play, max_steps: see `LiveRun`. device: see `Playground`.
 
     >>> FactsLab(8, num_entries=500, seed=3)
@@ -130,7 +130,7 @@ def steps_between(num_entries: int) -> int:
 
 
 class FutureLab(Picture):
-    """Sends a text of 13 tokens through four experts, whole and cut after 1 to 13 tokens, and marks what then differs.
+    """Send a text of 13 tokens through four experts, whole and cut after 1 to 13 tokens, and mark what then differs.
     layers: names of `CHOICES`, the first at first."""
 
     def __init__(self, *layers: str, cut: int = 6):

@@ -114,23 +114,6 @@ async def test_a_tile_that_goes_leaves_the_others_alone_and_one_that_comes_catch
     assert_consistent(lab)
 
 
-@on_a_loop
-async def test_what_is_refused_by_hand_is_said_and_changes_nothing():
-    lab = BalancingLab("nothing", seeds=1)
-    boxes = lab.inputs["remedies"].boxes
-    boxes["nothing"].value = False
-    await settled()
-    assert "remedies must be 1 to 12 tiles, got 0" in lab.canvas.words["trouble"]
-    boxes["jitter"].value = True
-    await settled()
-    assert list(lab.tiles) == ["nothing", "jitter"] and lab.canvas.words["trouble"] == ""  # no longer asked for
-    names = set(boxes)
-    await add(lab, "capacity", "expert choice")
-    assert "capacity and expert choice do not go together: capacity_factor" in lab.canvas.words["trouble"]
-    assert set(boxes) == names
-    assert_consistent(lab)
-
-
 def test_readings_are_of_the_clean_router_on_held_out_points_and_the_words_say_who_has_no_dead(lab):
     for name, tile in lab.tiles.items():
         assert [reading.step for reading in tile.readings] == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]

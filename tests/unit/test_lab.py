@@ -4,10 +4,8 @@ import inspect
 import json
 import math
 import sys
-from dataclasses import replace
 from itertools import product
 
-import ipywidgets as W
 import pytest
 import torch
 from live_tools import LABS, MyMoE, assert_consistent, button, click, ended, losses, on_a_loop, settled, until, words
@@ -18,11 +16,9 @@ from moe_lessons.nn import LanguageModel, seeded
 from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
-from moe_lessons.training.knobs import KNOBS, Knob
 from moe_lessons.training.settings import PLANE_ROUTERS
 from moe_lessons.widgets import BalancingLab, CollapseLab, Lab, Playground, live, loop
 from moe_lessons.widgets.controls import CONTROLS
-from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, corpus
 
 
@@ -118,27 +114,6 @@ def test_a_static_page_gets_the_picture_after_training(name, static):
     assert metadata["image/png"]["alt"] == f"Step 12. {lab.words()}" and len(lab.words()) > 20
 
 
-@pytest.mark.parametrize("name", LABS)
-def test_every_control_has_a_name_and_says_what_it_does(name):
-    lab = LABS[name]()
-    named = [c for c in descendants(lab) if getattr(c, "description", "") and not isinstance(c, W.HTML)]
-    assert len(named) >= len(lab.inputs) + 4 and all(len(c.tooltip) > 5 for c in named)
-    named = [c for c in named if not isinstance(c, W.Button)]
-    shown = {"☐ " * isinstance(c, W.Checkbox) + c.description: c.tooltip for c in named}  # two may be named alike
-    assert lab.canvas.words["tips"] == shown and len(shown) == len(named)
-
-
-def test_controls_stand_in_groups_that_say_when_they_apply():
-    lab = Playground()
-    assert list(lab.inputs) == [*lab.spec.start, *lab.spec.live, *lab.spec.display]
-    column = lab.children[-1].children[1].children
-    headings = [w.value.split(">")[1].split(" ·")[0] for w in column if "moe-group" in str(getattr(w, "value", ""))]
-    assert headings == ["Structure", "Live", "Look"] and set(lab.inputs.values()) <= set(column)
-    for name, widget in lab.inputs.items():
-        assert widget.description == CONTROLS[name].description and widget.value == (lab.state.values[name] or 0)
-        assert widget.tooltip.startswith(CONTROLS[name].tip)
-
-
 START = {
     "Playground": {
         "task": "blobs", "num_experts": 4, "top_k": 1, "d_ff": 8, "router": "sigmoid", "router_start": "random",
@@ -206,30 +181,6 @@ async def test_what_a_router_has_no_use_for_is_off_until_another_has(lab, router
     await settled()
     assert_consistent(lab)
     assert (lab.main_run.knobs.noise_std, lab.main_run.knobs.capacity_factor) == (0.5, 2.0)
-
-
-def test_a_preset_whose_knob_has_no_use_cannot_be_chosen(monkeypatch):
-    monkeypatch.setitem(PRESETS, "capacity", replace(PRESETS["collapse"], jitter_noise=0.1))
-    assert not any(button(Playground(), name).disabled for name in PRESETS)
-    knob = Knob(name="jitter_noise", label="", needs=lambda module: False, attribute=True)
-    monkeypatch.setitem(KNOBS, "jitter_noise", knob)
-    lab = Playground(block=MyMoE)
-    assert [name for name in PRESETS if button(lab, name).disabled] == ["noise", "capacity"]
-
-
-@on_a_loop
-async def test_of_several_moves_the_last_one_counts_and_moves_there_and_back_cost_nothing():
-    lab = Playground("capacity")
-    lab.advance(3)
-    run = lab.main_run
-    for noise, experts in ((0.5, 9), (2.0, 10), (1.5, 8)):
-        lab.inputs["noise_std"].value, lab.inputs["num_experts"].value = noise, experts
-    assert lab.state.values["noise_std"] == 0.0  # not before the loop has its turn
-    lab.inputs["capacity_factor"].value = 0.0
-    await settled()
-    values, knobs = lab.state.values, lab.main_run.knobs
-    assert lab.main_run is run and lab.step == 3 and knobs.noise_std == values["noise_std"] == 1.5
-    assert values["capacity_factor"] is knobs.capacity_factor is None and lab.loop.trouble == ""
 
 
 @on_a_loop

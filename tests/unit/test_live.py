@@ -212,21 +212,6 @@ async def test_costly_panels_and_readings_of_your_own_get_their_part_of_the_time
     assert view._kept["costly"].state == view.step  # a picture that stays shows what is now
 
 
-@pytest.mark.parametrize("seconds", [0.003, 0.03])
-@on_a_loop
-async def test_an_answer_to_an_action_shows_what_is_quick(seconds, monkeypatch):
-    drawn, seen = [], []
-    view = steps_of(0.01, panels=("loss", costly_panel(drawn, seconds)), play=ENDLESS)
-    monkeypatch.setattr(live, "PANELS_SHARE", 1e-9)  # of itself, nothing is drawn anew
-    await until(lambda: view.step > 5)
-    before = len(drawn)
-    view.post(lambda: seen.append(view.step))
-    await until(lambda: seen and view.step > seen[0] + 1)
-    view.pause()
-    assert len(drawn) == before + (seconds < live.QUICK)
-    await view.finished()
-
-
 @on_a_loop
 async def test_while_a_long_step_is_trained_pictures_come_between_its_runs():
     view = LiveRun({name: make_run(Task({"each": lambda: work(0.04)})) for name in "abc"}, ("loss",))
