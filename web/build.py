@@ -1,5 +1,5 @@
 """``python -m web.build [FOLDER [few]]``: make the site of the course (default: build/site), check every link in it.
-few: with the graphs that the tests need: see `web.page`.
+few: with the graphs that the tests need: see `web.training_page`.
 
 Fails on a warning of Sphinx and on a link inside the site that leads nowhere. Links to other sites must be well formed;
 nothing is fetched.
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from sphinx.cmd.build import main as sphinx
 
-from web import page as training_page
+from web import training_page
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -74,7 +74,7 @@ class View(NamedTuple):
         if not self.is_recorded:
             return "picture", "its controls compute what it shows"
         if not (RECORDINGS / f"{self.name}.z").is_file():
-            return "picture", f"no recording was made: python -m web.record {self.name}"
+            return "picture", f"no recording was made: python -m web.recorder {self.name}"
         return "recording", self.name
 
 

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 import psutil
 
 from conftest import LabServer, NotebookPage, View, running_chromium
-from web import page as training_page
+from web import training_page
 from web.serve import serving
 
 COST = "cost = {0}.loop.cost\nprint(f\"{{cost['training'] / (cost['training'] + cost['showing']):.1%}}\")"

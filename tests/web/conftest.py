@@ -5,8 +5,8 @@ import contextlib
 import pytest
 
 from tests.browser.conftest import browser, skip, violations  # noqa: F401
-from web.page import find_runtime
 from web.serve import serving
+from web.training_page import find_runtime
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, p
 from moe_lessons.training.knobs import KNOBS, Knob
 from moe_lessons.training.record import scored_mean, token_losses
 from moe_lessons.widgets.plane import read_plane, route
-from web import graphs, page, wall
+from web import graphs, wall
 from web.graphs import (
     NUM_MEASURED,
     NUM_READ,
@@ -32,6 +32,7 @@ from web.graphs import (
     export_step,
 )  # fmt: skip
 from web.manifest import STARTS, graph_manifest, manifest, offered, router_place, seed_numbers, start_numbers
+from web.training_page import KEPT, keep, kept
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
 
@@ -252,8 +253,8 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     run, few = facts_runs(4, 2, 500, SEED)[name], wall.Wall(wall.FEW).graphs()
     graph, own, book = wall.graph_name(run), TrainedFacts(run), run.task.tokens.int()
     exports = dict(zip(("step", "read"), wall.EXPORTS))
-    with FileLock(page.KEPT / "lock"):
-        paths = {kind: page.keep(page.kept(graph, kind), export, few[graph]) for kind, export in exports.items()}
+    with FileLock(KEPT / "lock"):
+        paths = {kind: keep(kept(graph, kind), export, few[graph]) for kind, export in exports.items()}
     models = {kind: onnxruntime.InferenceSession(gzip.decompress(path.read_bytes())) for kind, path in paths.items()}
     state, generator = own.start().numpy(), torch.Generator().manual_seed(SEED)
     for count in range(1, 11):

@@ -13,7 +13,7 @@ from moe_lessons.plots.marks import encode
 from moe_lessons.tasks import decode
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.training import PRESETS, plane_runs
-from web import page as training_page
+from web import training_page
 from web.text_model import WINDOW, stored_models, text_panels
 
 BARE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">

@@ -9,7 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from web.lesson_views import RECORDINGS
-from web.page import CANVAS, MODULES
+from web.training_page import CANVAS, MODULES
 
 NAME, LAST = "06-BalancingLab", 100  # steps
 
@@ -67,7 +67,7 @@ def test_it_starts_at_its_last_picture_and_says_that_it_is_a_recording(opened, v
     assert said.startswith(
         f"A recording of a real run: BalancingLab(('nothing', 'auxiliary loss'), play={LAST}) of lesson 06"
     )
-    assert f"by python -m web.record {NAME} with moe_lessons" in said and said.count(".\n") == 0
+    assert f"by python -m web.recorder {NAME} with moe_lessons" in said and said.count(".\n") == 0
     page.wait_for_timeout(400)
     assert step_of(page) == LAST, "it does not start by itself"
     assert violations(page) == []

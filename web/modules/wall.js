@@ -6,7 +6,7 @@ import { button, json, make } from "./parts.js";
 import { Playground, calm } from "./playground.js";
 import { Settings } from "./settings.js";
 
-const RECORDING = "08-WallRecording"; // of web.record
+const RECORDING = "08-WallRecording"; // of web.recorder
 
 export default async function show(place) {
   const what =

@@ -10,7 +10,7 @@ import pytest
 from moe_lessons.plots.marks import encode
 from moe_lessons.widgets import CollapseLab, LiveRun, Picture
 from moe_lessons.widgets.canvas import LiveCanvas
-from web import record
+from web import recorder
 from web.lesson_views import LESSONS, RECORDINGS, View, views_of
 
 VIEWS = [view for path in LESSONS for view in views_of(path)]
@@ -23,7 +23,7 @@ TRAINS = {
 STILL = ("ConfigCalculator", "TorchRun", "PlanCalculator", "ParameterMap", "StreamView", "FutureLab")
 
 
-def decode(path: Path) -> tuple[dict, list[record.Shown]]:
+def decode(path: Path) -> tuple[dict, list[recorder.Shown]]:
     """What recording.js makes of a recording: its head, and all that is seen in each picture."""
     line, _, tail = gzip.decompress(path.read_bytes()).partition(b"\n")
     head, panels, data, words, pictures, at = json.loads(line), {}, {}, {}, [], 0
@@ -34,7 +34,7 @@ def decode(path: Path) -> tuple[dict, list[record.Shown]]:
             at += more
         panels, words = panels | frame["panels"], words | frame["words"]
         arrays = {slot: np.frombuffer(part, kind).reshape(shape) for slot, (kind, shape, part) in data.items()}
-        pictures.append(record.Shown(panels, arrays, words))
+        pictures.append(recorder.Shown(panels, arrays, words))
     assert at == len(tail)
     return head, pictures
 
@@ -42,15 +42,15 @@ def decode(path: Path) -> tuple[dict, list[record.Shown]]:
 def test_a_film_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch):
     for owner, name in ((LiveCanvas, "show"), (LiveRun, "play"), (Picture, "_repr_mimebundle_")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # given back at the end
-    monkeypatch.setattr(record, "RECORDINGS", tmp_path)
-    record.watch("05_expert_collapse.ipynb", ["05-CollapseLab-2"])
+    monkeypatch.setattr(recorder, "RECORDINGS", tmp_path)
+    recorder.watch("05_expert_collapse.ipynb", ["05-CollapseLab-2"])
     other = CollapseLab(seed=1, play=2)
     other._repr_mimebundle_()
     CollapseLab(seed=2, play=24)._repr_mimebundle_()
     assert [path.name for path in tmp_path.iterdir()] == ["05-CollapseLab-2.z"]
     head, pictures = decode(tmp_path / "05-CollapseLab-2.z")
     assert head["about"].startswith("CollapseLab(play=24, seed=2) of lesson 05, made on 20")
-    assert "by python -m web.record 05-CollapseLab-2 with moe_lessons" in head["about"]
+    assert "by python -m web.recorder 05-CollapseLab-2 with moe_lessons" in head["about"]
     assert [picture.words["step"] for picture in pictures] == list(range(25))
     lab, size = CollapseLab(seed=2), 0
     for step, picture in enumerate(pictures):
@@ -68,20 +68,20 @@ def test_a_film_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("values, is_fine", [([0.3, 5.1], 1), ([2047, 1], 1), ([3001, 1], 0), ([7e4, 0.5], 0)])
 def test_an_array_is_thinned_where_nobody_sees_it(values, is_fine):
-    assert record.is_fine(np.array(values, "f4")) == bool(is_fine)
-    assert record.is_fine(np.array([np.nan, 0.5], "f4"))
+    assert recorder.is_fine(np.array(values, "f4")) == bool(is_fine)
+    assert recorder.is_fine(np.array([np.nan, 0.5], "f4"))
 
 
 @pytest.mark.parametrize("steps", [1, 20, 21, 30, 80, 300, 6000])
 def test_a_film_has_pictures_of_the_first_steps_and_of_the_last(steps):
-    pictured = record.pictured(steps)
+    pictured = recorder.pictured(steps)
     assert pictured[:20] == list(range(1, 21))[:steps] and pictured[-1] == steps
-    assert min(steps, 50) <= len(pictured) <= record.MOST
+    assert min(steps, 50) <= len(pictured) <= recorder.MOST
 
 
 def test_an_unknown_film_is_refused_with_the_names_that_there_are():
     with pytest.raises(SystemExit, match="NAME must be one of 00-Picture, 00-Playground-2, .*, got 99-Lab"):
-        record.main("99-Lab")
+        recorder.main("99-Lab")
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
@@ -103,7 +103,7 @@ def test_a_film_ends_at_the_picture_of_its_lesson_and_all_are_small():
             assert len(pictures) == 1 and view.call in head["about"], name
             continue
         assert view.words.strip() in (words["words"], f"Step {words.get('step')}. {words['words']}".strip()), name
-        assert view.call in head["about"] and 1 < len(pictures) <= record.MOST, name
+        assert view.call in head["about"] and 1 < len(pictures) <= recorder.MOST, name
 
 
 @pytest.mark.parametrize(
@@ -119,4 +119,4 @@ def test_a_film_ends_at_the_picture_of_its_lesson_and_all_are_small():
 def test_what_the_page_cannot_train_is_said(call, why):
     view = View("00-Playground-9", 0, call, "Step 300. All 8 experts work.", "")
     assert why in view.why_not and view.is_recorded and view.on_the_site()[0] == "picture"
-    assert "python -m web.record 00-Playground-9" in view.on_the_site()[1]
+    assert "python -m web.recorder 00-Playground-9" in view.on_the_site()[1]

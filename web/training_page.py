@@ -1,4 +1,4 @@
-"""``python -m web.page FOLDER [all | few]``: make the page that trains by itself, all that it needs, in a folder.
+"""``python -m web.training_page FOLDER [all | few]``: make the page that trains by itself, with all that it needs.
 
 view.html there shows one view, for a frame in any other document; page.js says how a document of one's own shows it.
 What is large is compressed, so that no server has to. Graphs are kept in build/graphs, and made again only where the
