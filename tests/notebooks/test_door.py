@@ -60,10 +60,3 @@ def test_the_cell_begins_in_the_same_way_everywhere_and_names_what_the_course_ne
     needed = {Requirement(line).name for line in project["dependencies"]} - FROM_THE_NOTEBOOK
     assert needed == set(re.search(r"install -q (\w.*)", min(cells))[1].split())
     assert f"install -q --no-deps git+https://github.com/{OURS}\n" in min(cells) + "\n"
-
-
-def test_on_a_static_page_what_is_no_lesson_says_what_it_is():
-    cells = nbformat.read(ROOT / "notebooks" / "course.ipynb", as_version=4).cells
-    shown = [cell.outputs[-1].data for cell in cells if cell.cell_type == "code" and cell.outputs]
-    assert all("image/png" in data or "On a static page" in data["text/markdown"] for data in shown)
-    assert len(shown) == 1

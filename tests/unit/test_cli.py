@@ -11,7 +11,6 @@ import jupyterlab.commands
 import pytest
 import torch
 
-import moe_lessons
 from moe_lessons import __main__ as cli
 from moe_lessons.commands import doctor, lab
 
@@ -27,22 +26,18 @@ def test_each_command_hands_its_arguments_to_the_main_of_its_module(command, mon
 
 
 def test_alone_it_lists_each_command_with_a_line_and_does_not_wait_for_torch(capsys):
-    for arguments in ([], ["--help"], ["-h"]):
-        assert cli.main(arguments) == 0
-        printed = capsys.readouterr().out
-        assert all(f"  {name:<8} {about}\n" in printed for name, about in cli.COMMANDS.items())
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"moe_lessons {moe_lessons.__version__}\n"
+    assert cli.main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name:<8} {about}\n" in printed for name, about in cli.COMMANDS.items())
     loaded = (
         "import sys, moe_lessons.__main__ as m, moe_lessons.commands.lab; m.main([]); print('torch' in sys.modules)"
     )
     assert subprocess.check_output([sys.executable, "-c", loaded], text=True).endswith("False\n")
 
 
-@pytest.mark.parametrize("wrong, nearest", [("lap", "lab"), ("swep", "sweep"), ("Doctor", "doctor")])
-def test_a_command_that_is_not_there_names_the_nearest(wrong, nearest, capsys):
-    assert cli.main([wrong]) == 2
-    assert f"There is no command {wrong!r}. Did you mean {nearest}?" in capsys.readouterr().err
+def test_a_command_that_is_not_there_names_the_nearest(capsys):
+    assert cli.main(["swep"]) == 2
+    assert "There is no command 'swep'. Did you mean sweep?" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -70,7 +65,7 @@ def test_without_a_checkout_lab_copies_the_lessons_and_opens_them(tmp_path, monk
     monkeypatch.setattr(lab, "CHECKOUT", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine" / lab.FIRST
-    for arguments, folder in (([], tmp_path / lab.COPY), (["mine"], mine.parent), (["mine"], mine.parent)):
+    for arguments, folder in (([], tmp_path / lab.COPY), (["mine"], mine.parent)):
         assert lab.main(arguments) == 0
         assert {f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/doc/tree/{lab.FIRST}"} <= set(started[-1])
     assert capsys.readouterr().out.count("The lessons are in") == 2
@@ -78,13 +73,6 @@ def test_without_a_checkout_lab_copies_the_lessons_and_opens_them(tmp_path, monk
     mine.unlink()
     assert lab.main() == 0 and f"--ServerApp.root_dir={mine.parent}" in started[-1]
     assert mine.is_file() and capsys.readouterr().out == f"{lab.FIRST} is a fresh copy: it was missing.\n"
-
-
-def test_kernels_keep_the_memory_of_a_step_unless_you_have_set_it(monkeypatch, tmp_path, started):
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000")
-    lab.main([str(tmp_path)])
-    assert (os.environ["MALLOC_TRIM_THRESHOLD_"], os.environ["MALLOC_MMAP_THRESHOLD_"]) == ("1000000000", "1000")
 
 
 def test_the_doctor_passes_a_healthy_installation_and_names_a_missing_and_an_old_package(capsys, monkeypatch):
@@ -128,18 +116,17 @@ def test_the_doctor_finds_a_home_that_cannot_be_written(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "disabled, found",
     [
-        ({}, ("ok", "enabled", "")),
-        ({"anywidget:plugin": True}, ("FAIL", "disabled", "run `jupyter labextension enable anywidget:plugin`")),
-        ({"anywidget": False, "anywidget-other": True}, ("ok", "enabled", "")),
-        (None, ("FAIL", "missing", "run `pip install --force-reinstall --no-deps anywidget`")),
+        ({"anywidget": False, "anywidget-other": True}, ("ok", "enabled")),
+        ({"anywidget:plugin": True}, ("FAIL", "disabled")),
+        (None, ("FAIL", "missing")),
     ],
 )
 def test_the_doctor_looks_at_the_extensions_of_jupyterlab(disabled, found, monkeypatch):
     extensions = {} if disabled is None else doctor.EXTENSIONS
     info = {"federated_extensions": extensions, "disabled": disabled or {}}
     monkeypatch.setattr(jupyterlab.commands, "get_app_info", lambda options: info)
-    status, seen, advice = list(doctor.check_extensions())[1]
-    assert (status, seen, advice) == (found[0], f"JupyterLab extension anywidget is {found[1]}", found[2])
+    status, seen, _ = list(doctor.check_extensions())[1]
+    assert (status, seen) == (found[0], f"JupyterLab extension anywidget is {found[1]}")
 
 
 def test_the_doctor_warns_of_a_kernel_of_another_environment_and_of_more_threads_than_cores(tmp_path, monkeypatch):

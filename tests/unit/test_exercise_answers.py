@@ -54,10 +54,6 @@ def by_change(change, places=range(1, NUM_TOKENS)):
 
 
 class InAnotherWay:
-    def token_weights(probs, k):
-        best = torch.tensor(probs).topk(k)
-        return torch.zeros(len(probs)).scatter(0, best.indices, best.values / best.values.sum())
-
     def causal_attention(scores):
         rows = torch.zeros(scores.shape)
         for t, own in enumerate(scores):
@@ -94,10 +90,6 @@ class InAnotherWay:
         router.expert_bias = bias  # which is then changed in place
         nn.update_expert_bias(router, routing_of(torch.ones(len(idx), len(bias)), idx), rate)
         return bias
-
-    def token_costs(d_model, d_ff, num_experts, top_k):
-        work = 6 * top_k * d_ff * d_model
-        return [np.int64(6 * num_experts * d_ff * d_model), work, float(work)]
 
     def cache_step(q, k, v, keys, values):
         keys, values = (torch.stack([*old.unbind(1), new], dim=1) for old, new in ((keys, k), (values, v)))
@@ -152,18 +144,19 @@ class InAnotherWay:
 
 
 RIGHT = [
+    ("token_weights", lambda probs, k: divided_by_the_sum(torch.tensor(probs).log()[None], k)[0]),
+    ("token_costs", lambda D, F, E, K: [np.int64(6 * E * F * D), 6 * K * F * D, 6.0 * K * F * D]),
     *((name, answer) for name, answer in vars(InAnotherWay).items() if name[0] != "_"),
     ("masked_weights", divided_by_the_sum),
     ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes[:4], shared_experts=sizes[4])).active),
     ("cache_bytes", lambda L, G, h, T: T * L * G * (2 * h + 2 * h)),
-    *(("card_design", lambda own=own: own) for own in ((8, 2, 8704), (64, 16, 1088), (128, 32, 520), [32, 8, 2176])),
+    *(("card_design", lambda own=own: own) for own in ((8, 2, 8704), [32, 8, 2176])),
     ("chance", lambda experts: (np.bincount(experts) ** 2).sum() / len(experts) ** 2),
     ("slowdown", lambda loads, n: max(part.sum() for part in loads.chunk(n)) * n / sum(loads)),
     ("push", lambda probs, e, gain: [gain * probs[e] * (float(i == e) - p) for i, p in enumerate(probs)]),
     ("balancing_loss", loss_by_package),
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
-    ("causality", lambda layer, x: torch.tensor(exercises.causality.answer(layer, x))),
     ("token_speed", lambda total, active, size, speed: 1 / (active / speed * size)),
     ("touched_experts", union_law),
     ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
@@ -192,28 +185,21 @@ WRONG = [
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k).tolist(), "no gradient gets through"),
     ("moe_block", lambda x, w, experts: exercises.moe_block.answer(x, w.detach(), experts), "no gradient gets through"),
     ("moe_block", lambda x, w, fs: sum(w[:, e, None] * f(x) for e, f in enumerate(fs)), "every expert computed every"),
-    ("moe_block", lambda x, w, fs: exercises.moe_block.answer(torch.cat([x, x]), torch.cat([w, w]), fs), "of shape"),
     ("moe_block", lambda *given: torch.cat(token_by_token(*given)), "with more calls than needed"),
-    ("causal_attention", lambda scores: exercises.causal_attention.answer(scores.detach()).numpy(), "no gradient gets"),
     ("card_design", lambda: (8, 8, 2176), "With E = K every expert works"),
     ("card_design", lambda: (8, 2, 9216), "more than 3.0 B.* You have 11.3 B parameters, 3.10 B active"),
     ("card_design", lambda: (16, 2, 8192), "The weights alone do not fit"),
     ("card_design", lambda: (9, 2, 8192), "not with the KV cache beside them"),
     ("card_design", lambda: (8, 1, 9000), "2.5 B at least"),
     ("card_design", lambda: (4, 2, 8192), "20 GB at least"),
-    ("card_design", lambda: (8, 9, 100), r"no such model: top_k must be between 1 and num_experts \(8\), got 9"),
-    ("card_design", lambda: (8, 2, 8192.5), "no such model: d_ff"),
+    ("card_design", lambda: (8, 9, 100), "no such model: top_k"),
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
-    ("balancing_loss", lambda p, i: loss_by_package(p, i).item(), "no gradient reaches the router"),
     ("balancing_loss", lambda p, i: loss_by_package(p.detach(), i), "no gradient reaches the router"),
     ("balancing_loss", lambda p, i: loss_by_package(p.detach(), i) + 0 * p.sum(), "its gradient by router_probs"),
     ("causality", lambda f, x: any(not same(f(x[:t]), f(x)[:t]) for t in range(1, len(x))), "eval.* first"),
     ("causality", lambda f, x: any(not f.eval()(x[:t]).equal(f(x)[:t]) for t in range(1, len(x))), "are rounding"),
-    ("causality", lambda f, x: not same(f.eval()(torch.cat([x[:1] + 1, x[1:]]))[1:], f(x)[1:]), "an early token"),
-    ("causality", lambda f, x: not same(f.eval()(torch.cat([x[:-1], x[-1:] + 1])), f(x)), "A token may change itself"),
     ("causality", lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]), "Your function changed x itself"),
     ("causality", lambda f, x: f(x) > 0, "Return True or False, not a Tensor"),
-    ("causality", lambda f, x: 1, "Return True or False, not an int"),
     ("pick", lambda *a: None if InAnotherWay.pick(*a) < 0 else InAnotherWay.pick(*a), "70, .* returns nothing"),
 ]
 

@@ -16,7 +16,7 @@ from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.exercises import EXERCISES
 from moe_lessons.exercises import exercise as limits
-from moe_lessons.exercises.exercise import Check, Exercise
+from moe_lessons.exercises.exercise import Exercise
 
 MISTAKES = [(exercise, *mistake) for exercise in EXERCISES for mistake in exercise.mistakes]
 
@@ -26,17 +26,9 @@ def exercise(request) -> Exercise:
     return request.param
 
 
-def is_readable(check: Check) -> bool:
-    text = repr(check)
-    return "\n" not in text and len(text) < 800 and text[0] in "✔✘…"
-
-
-def test_files_are_found_by_their_names_in_the_order_of_the_course_and_imported_when_they_are_asked_for():
+def test_they_stand_in_the_order_of_the_course_and_are_imported_when_they_are_asked_for():
     numbers = [exercise.lesson for exercise in EXERCISES]
-    assert [exercise.name for exercise in EXERCISES] == list(exercises.MODULES)
     assert numbers == sorted(numbers) and {*numbers} == {lesson.number for lesson in LESSONS}
-    with pytest.raises(AttributeError, match="there is no exercise 'slow'; there are: token_weights, causal"):
-        _ = exercises.slow
     found = "print('torch' in sys.modules, sorted(name[-2:] for name in sys.modules if '.lesson_' in name))"
     code = f"import sys, moe_lessons.exercises as own; {found}; own.push; {found}"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -79,22 +71,15 @@ class Strange:
     __hash__ = None
 
 
-class Unspeakable(Exception):
-    def __str__(self):
-        raise ValueError
-
-
 STRANGE = (
-    lambda: "two\nlines",
-    Strange,
-    dict,
-    lambda: float("nan"),
-    lambda: 10**400,
-    lambda: torch.ones(2, dtype=torch.complex64),
-    lambda: torch.zeros((), device="meta"),
-    lambda: torch.zeros(3, 2, requires_grad=True),
-    lambda: np.array(["a", "b"]),
-    lambda: torch.zeros(2, 3, 4, 5),
+    "two\nlines",
+    Strange(),
+    {},
+    10**400,
+    torch.ones(2, dtype=torch.complex64),
+    torch.zeros((), device="meta"),
+    np.array(["a", "b"]),
+    torch.zeros(2, 3, 4, 5),
 )
 
 
@@ -103,17 +88,12 @@ def ends(error):
 
 
 def test_an_unruly_answer_gets_one_sentence(exercise):
-    for make in STRANGE:
-        check = exercise.check(lambda *_, make=make: make())
-        assert check.status in ("wrong", "raised") and is_readable(check), (make, check)
-    for answer, error in ((lambda *_: 1 / 0, "ZeroDivisionError"), (lambda *_: unknown, "NameError")):  # noqa: F821
+    answers = [lambda *_, value=value: value for value in STRANGE]
+    answers += [lambda *_: 1 / 0, lambda a, b, c, d, e, f, g, h, i: 0, lambda *_: ends(SystemExit)]
+    for answer in answers:
         check = exercise.check(answer)
-        assert check.status == "raised" and error in check.message and is_readable(check), check
-        assert "in the line 'for answer, error in (" in check.message.lower()
-    assert "TypeError" in exercise.check(lambda a, b, c, d, e, f, g, h, i: 0).message
-    for error in (SystemExit, GeneratorExit, BaseException):
-        assert f"ends with {error.__name__}." in exercise.check(lambda *_, error=error: ends(error)).message
-    assert exercise.check(lambda *_: ends(Unspeakable)).status in ("wrong", "raised")
+        assert check.status in ("wrong", "raised") and "\n" not in repr(check) and len(repr(check)) < 800, check
+    assert "in the line 'answers += [" in exercise.check(answers[-3]).message.lower()
     with pytest.raises(KeyboardInterrupt):  # a user's
         exercise.check(lambda *_: ends(KeyboardInterrupt))
 
@@ -161,28 +141,19 @@ def test_of_what_is_printed_a_few_lines_are_shown(exercise, capsys):
 
 
 def test_hints_come_one_at_a_time_and_the_last_stays(exercise):
-    calls = f"check({exercise.answer_name})", "hint()", "solution()"
-    assert all(f"{exercise.name}.{call}" in repr(exercise) for call in calls)
     exercise.hints_seen = 0
-    hints = [exercise.hint() for _ in range(len(exercise.hints) + 1)]
-    for number, (hint, text) in enumerate(zip(hints, exercise.hints), start=1):
-        assert hint.startswith(f"Hint {number} of {len(exercise.hints)}: {text}") and hint._repr_markdown_() == hint
-    assert hints[-1] == hints[-2] and f"{exercise.name}.solution()" in hints[-1]
+    *hints, last = (exercise.hint() for _ in range(len(exercise.hints) + 1))
+    assert all(text in hint for hint, text in zip(hints, exercise.hints, strict=True)) and last == hints[-1]
 
 
 def test_the_solution_can_be_pasted_and_once_solved_is_always_solved(exercise, own_progress):
-    for answer, status, last in (
-        (lambda *_: ..., None, None),
-        (exercise.answer, "right", "right"),
-        (lambda *_: 1 / 0, "right", "raised"),
-        (None, "right", "raised"),
-    ):
+    steps = (lambda *_: ..., None, None), (exercise.answer, "right", "right"), (lambda *_: 1 / 0, "right", "raised")
+    for answer, status, last in steps:
         exercise.check(answer)
         entry = progress.read()["exercises"].get(exercise.key, {})
         assert (entry.get("status"), entry.get("last")) == (status, last)
     solution = exercise.solution()
-    assert re.match(rf"(def|class) {exercise.answer_name}\(", solution) and len(solution.splitlines()) <= 15  # a cell
-    assert progress.read()["exercises"][exercise.key]["solution_seen"]
+    assert re.match(rf"def {exercise.answer_name}\(", solution) and len(solution.splitlines()) <= 15  # a cell
 
 
 def compare(solution, answer, *case, what="it", mistakes=(), **options) -> str:
@@ -195,14 +166,10 @@ def compare(solution, answer, *case, what="it", mistakes=(), **options) -> str:
     [
         (torch.ones(3, 2), "it must be of shape (2, 3), not of shape (3, 2)."),
         (1.0, "it must be of shape (2, 3), not one number."),
-        ([1.0, 2.0], "it must be of shape (2, 3), not 2 numbers."),
         (torch.tensor([[1, 1, 1], [1, 1, 1.25]]), "1 of 6 numbers differ, most for token 1 and expert 2: 1 is right, "
          "yours is 1.25, off by 0.25."),
         (torch.tensor([[1, torch.nan, 1], [1, 1, 2]]), "most for token 0 and expert 1: 1 is right, yours is nan."),
-        ("two", "it must be numbers, not a str."),
         ([[1.0, 2.0, None]] * 2, "it must be numbers, not a list of 2."),
-        (torch.ones(2, 3, device="meta"), "it must be numbers, not a Tensor of shape (2, 3)."),
-        (torch.ones(2, 3, dtype=torch.cfloat), "it must be numbers, not a Tensor"),
     ],
 )  # fmt: skip
 def test_what_differs_is_said(given, said):
@@ -218,7 +185,6 @@ def test_a_right_answer_may_be_of_another_kind(as_kind):
 def test_what_agrees_and_what_does_not():
     assert "agree" in compare(lambda: 1.0, lambda: 1.000001) and "1.01" in compare(lambda: 1.0, lambda: 1.01)
     assert "it is 1,000,000, yours is 1,000,001." in compare(lambda: 1_000_000, lambda: 1_000_001)
-    assert "agree" in compare(lambda: 1_000_000, lambda: 1e6)
     assert "agree" in compare(lambda: float("nan"), lambda: torch.nan)
     twice = Exercise("own", "99", 1, lambda x: x, (), lambda: [(1,), (2,)], ["a hint"], "it")
     assert twice.check(lambda x: x if x < 2 else None)[:2] == ("wrong", "With x = 2, your function returns nothing.")
@@ -227,7 +193,6 @@ def test_what_agrees_and_what_does_not():
 
 def test_a_pair_is_compared_part_by_part_and_changed_arguments_are_said():
     for given, said in (
-        (1.0, "return 2 values (first, second), not a float."),
         ((1, 2, 3), "return 2 values (first, second), not a tuple of 3."),
         (torch.tensor([1, 3]), "second is 2, yours is 3."),
         (np.array([1, 2]), "agree"),
@@ -240,7 +205,6 @@ def test_a_pair_is_compared_part_by_part_and_changed_arguments_are_said():
     ones = torch.ones(3)
     assert compare(lambda x: x.sum(), total, ones).startswith("The result is right, but your function changed x.")
     assert "agree" in compare(lambda x: x.sum(), total, ones, in_place=True)
-    assert torch.equal(ones, torch.ones(3))
 
 
 def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monkeypatch):

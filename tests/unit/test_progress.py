@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from platformdirs import user_data_path
 
 from moe_lessons.course import progress
 
@@ -23,9 +21,7 @@ DAMAGED = {
     "empty": b"",
     "truncated": b'{"version": 1, "quiz": {"05.a": {"first"',
     "no UTF-8": b"\xff\xfe\x00",
-    "a list": b"[1, 2]",
     "nested without end": b"[" * 200_000,
-    "a section that is a list": b'{"version": 1, "quiz": [1], "figures": {"07.speed": {"value": 2.0}}}',
     "an entry that is a number": b'{"version": 1, "quiz": {"05.b": 3}, "figures": {"07.speed": {"value": 2.0}}}',
 }
 
@@ -67,11 +63,6 @@ def test_switched_off_it_lives_in_this_session_only(path, monkeypatch, new_sessi
     assert progress.reset() is None and progress.read()["quiz"] == {} and path.read_bytes() == before
 
 
-def test_without_the_variable_it_is_in_the_users_data_folder(monkeypatch):
-    monkeypatch.delenv("MOE_LESSONS_PROGRESS")
-    assert progress.file() == (user_data_path("moe_lessons") / "progress.json").resolve()
-
-
 def test_export_writes_a_new_file_and_reset_forgets_everything_but_a_dated_copy(path, tmp_path, new_session):
     assert progress.reset() is None
     progress.record("quiz", "05.a", last="b")
@@ -79,8 +70,6 @@ def test_export_writes_a_new_file_and_reset_forgets_everything_but_a_dated_copy(
     assert content(there)["quiz"]["05.a"]["last"] == "b" and content(there)["version"] == 1
     with pytest.raises(FileExistsError, match="mine.json"):
         progress.export(there)
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        progress.export(tmp_path / "nowhere" / "mine.json")
     copy = progress.reset()
     assert copy.parent == path.parent and content(copy)["quiz"]["05.a"]["last"] == "b"
     new_session()
@@ -128,22 +117,13 @@ def test_two_writers_at_once_lose_nothing(path):
     assert len(found["quiz"]) == 9 and len(found["figures"]) == 200
 
 
-@contextmanager
-def read_only(path):
-    path.chmod(0o444)
-    yield
-    path.chmod(0o644)
-
-
 def full(*_):
     raise OSError(28, "No space left on device")
 
 
 TROUBLES = {
     "another process holds its lock": lambda path: FileLock(f"{path}.lock"),
-    "No space left on device. Your answers stay in this": lambda path: mock.patch.object(os, "fsync", full),
-    "No space left on device": lambda path: mock.patch.object(os, "replace", full),
-    "the file is read-only": read_only,
+    "No space left on device": lambda path: mock.patch.object(os, "fsync", full),
 }
 
 
@@ -159,9 +139,6 @@ def test_where_the_file_cannot_be_written_it_stays_whole_and_the_answers_come_la
     assert progress.record("quiz", "05.e", last="e") is None
     assert [entry["last"] for entry in content(path)["quiz"].values()] == ["a", "d", "e"]
     assert capsys.readouterr().err.count("\n") == 1
-    with TROUBLES[words](path):
-        progress.record("quiz", "05.f", last="f")
-    assert capsys.readouterr().err.count("\n") == 1  # the next trouble is told again
 
 
 @pytest.mark.parametrize(
@@ -180,11 +157,10 @@ def test_a_place_where_no_file_can_be_is_named_and_waited_for_by_nobody(path, ca
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-@pytest.mark.parametrize("by", ["read", "record"])
-def test_a_damaged_file_is_kept_aside_and_what_is_whole_of_it_used(path, capsys, damage, by):
+def test_a_damaged_file_is_kept_aside_and_what_is_whole_of_it_used(path, capsys, damage):
     path.parent.mkdir()
     path.write_bytes(DAMAGED[damage])
-    found = progress.read() if by == "read" else progress.record("quiz", "05.c", last="c") or progress.read()
+    found = progress.read()
     assert found["figures"] == (GOOD if b"speed" in DAMAGED[damage] else {})
     (aside,) = path.parent.glob("*damaged*")
     assert aside.read_bytes() == DAMAGED[damage]
