@@ -125,8 +125,6 @@ def test_what_is_refused_on_all_ranks_alike_and_a_full_disk(tmp_path):
     said = {record["case"]: record for record in launch(ranks.refusals, 2, str(tmp_path))}
     for case, message in {
         "experts": "num_experts (9) must be a multiple of the number of ranks (2)",
-        "choice": "dtype must be one of 'float32', 'float64', got 'int8'",
-        "fault": "rank must be one of '0', '1', got '7'",
         "no folder": "checkpoint must be a folder that can be written to, got {}/step1/run.json (File exists)",
         "another model": "checkpoint must be of a model with d_model=32, got {}/step2 with d_model=16: "
         "name another folder",
@@ -140,38 +138,31 @@ def test_what_is_refused_on_all_ranks_alike_and_a_full_disk(tmp_path):
     assert after["there"] == ["step2", "step3"] and after["records"][0]["from_step"] == 2
 
 
-@pytest.mark.parametrize("how", ["cut", "flipped", "no files", "nonsense", "nested", "another step"])
+@pytest.mark.parametrize("how", ["flipped", "no files", "nested", "another step"])
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_serves(how, tmp_path):
     settings = replace(SMALL, steps=2, every=1, checkpoint=str(tmp_path))
     launch(train_rank, 1, settings)
     last, about = next(tmp_path.glob("step2/*.safetensors")), tmp_path / "step2" / "run.json"
-    if how == "cut":
-        last.write_bytes(last.read_bytes()[:-9])
-    elif how == "flipped":
+    if how == "flipped":
         last.write_bytes(last.read_bytes()[:-1] + bytes([last.read_bytes()[-1] ^ 1]))
     elif how == "no files":
         last.unlink()
     elif how == "another step":
         about.write_text(json.dumps(json.loads(about.read_text()) | {"step": 1}))
     else:
-        about.write_text("[]" if how == "nonsense" else "[" * 200_000)
+        about.write_text("[" * 200_000)
     with pytest.raises(RuntimeError, match=f"checkpoint {tmp_path}/step2 is damaged: delete it to go on from"):
         launch(train_rank, 1, replace(settings, steps=3))
     shutil.rmtree(tmp_path / "step2")
     assert launch(train_rank, 1, replace(settings, steps=3))[0]["from_step"] == 1
 
 
-@pytest.mark.parametrize("share, rows", [(0.5, [512, 512]), (1.0, [1024, 0]), (0.75, [768, 256]), (0.0, [0, 1024])])
-def test_a_given_routing_gives_each_rank_its_share(share, rows):
-    load = given_routing(1024, 8, 2, share).tokens_per_expert
-    assert load.view(2, -1).sum(dim=1).tolist() == rows
-
-
-def test_records_are_those_of_rank_0():
+def test_a_given_routing_gives_each_rank_its_share_and_records_are_those_of_rank_0():
+    for share in (0.0, 0.5, 1.0):
+        load = given_routing(1024, 8, 2, share).tokens_per_expert
+        assert load.view(2, -1).sum(dim=1).tolist() == [1024 * share, 1024 * (1 - share)]
     steps = launch(step_times, 2, 0.75)
     assert len(steps) == 7 and all(step["rows"] == [1536, 512] and step["seconds"] > 0 for step in steps)
-    first, last = launch(ranks.breaks, 1, "no way")
-    assert torch.equal(first, torch.ones(2)) and last == "no fault"
 
 
 @pytest.mark.parametrize(
@@ -211,10 +202,6 @@ def test_by_torchrun_rank_0_prints_its_records():
     assert [json.loads(line)["event"] for line in done.stdout.splitlines()] == ["start", "step", "step", "end"]
 
 
-def test_functions_that_other_processes_do_not_find():
-    def inside():
-        pass
-
-    for function, name in ((inside, ".*inside at .*"), (lambda: 1, ".*<lambda> at .*")):
-        with refused(f"function must be importable, so that other processes find it: write it to .*; got {name}"):
-            launch(function, 2)
+def test_a_function_that_other_processes_do_not_find():
+    with refused("function must be importable, so that other processes find it: write it to .*; got .*<lambda> at .*"):
+        launch(lambda: 1, 2)
