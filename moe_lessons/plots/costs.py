@@ -30,7 +30,7 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
     looks = {3: "auxiliary loss", 4: "a bias, moved after each step", 5: "balancing not stated"}
     for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
         ticks = ((4, 8, 16, 32, 64, 128), (0.25, 0.5, 1, 2, 4))[place]
-        ax = axes_for(title=titles[place], ax=figure.add_subplot(2, 1, place + 1))
+        ax = style.dress(figure.add_subplot(2, 1, place + 1), LIGHT, titles[place])
         ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-05-15"), pd.Timestamp("2026-12-31")))
         log_axis(ax, "y", ticks, grid="y")
         for _, own in frame.groupby(frame.day.dt.year):

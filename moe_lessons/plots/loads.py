@@ -42,9 +42,9 @@ def grouped_bars(ax: Axes, places: Sequence[float], columns: Mapping[str, Sequen
     ax.axhline(0, lw=0.8, color=LIGHT.grid)
 
 
-def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = None) -> Axes:
+def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
     """Draw two shares of each expert, x, y (N, E) from N steps or runs. Dashed: even shares; dotted: where x = y."""
-    ax = axes_for(4.2, 3.8, title, *labels, ax)
+    ax = axes_for(4.2, 3.8, title, *labels)
     x, y = np.asarray(x), np.asarray(y)
     for expert, points in enumerate(zip(x.T, y.T)):
         look = {"color": style.expert_color(expert), "hatch": style.expert_hatch(expert), "ec": LIGHT.background}
@@ -57,9 +57,9 @@ def share_scatter(x, y, labels: tuple[str, str], title: str, ax: Axes | None = N
     return name_over(ax)
 
 
-def push_bars(own, others, title: str, ax: Axes | None = None) -> Axes:
+def push_bars(own, others, title: str, ax: Axes) -> Axes:
     """Draw the push on the score of each expert by its own tokens (full) and by all others (pale): own, others (E,)."""
-    ax = axes_for(6.4, 3.2, title, ylabel="push (nats per unit of score)", ax=ax)
+    dress(ax, LIGHT, title, ylabel="push (nats per unit of score)")
     places = np.arange(len(own))
     look = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
     kinds = (own, -0.2, "by its own tokens", 1), (others, 0.2, "by the tokens of the others", 0.4)
@@ -71,7 +71,7 @@ def push_bars(own, others, title: str, ax: Axes | None = None) -> Axes:
     return name_over(ax)
 
 
-def buffers(routing: Routing, capacity: int, title: str, ax: Axes | None = None) -> Axes:
+def buffers(routing: Routing, capacity: int, title: str, ax: Axes) -> Axes:
     """Draw the tokens in their order, in the colour of their highest scores, below them the `capacity` (C) places of
     each expert, and in red frames what was dropped. routing: from `apply_capacity`."""
     lost, num_experts = set(routing.dropped_token_idx.tolist()), routing.num_experts
@@ -81,7 +81,7 @@ def buffers(routing: Routing, capacity: int, title: str, ax: Axes | None = None)
         ranks = (rank_within(experts) + start).tolist()
         boxes += [(t, e, r, e, start > 0) for t, e, r in zip(tokens.tolist(), experts.tolist(), ranks)]
     width = max(capacity, *(x + 1 for _, _, x, _, _ in boxes))
-    ax = axes_for(1.2 + 0.24 * width, 0.8 + 0.24 * (num_experts + 2), title, ax=ax)
+    dress(ax, LIGHT, title)
     for place in np.ndindex(capacity, num_experts):
         ax.add_patch(Rectangle(place, 0.92, 0.92, fc="none", ec=LIGHT.grid, lw=0.8))
     for token, expert, x, y, is_lost in boxes:

@@ -12,7 +12,7 @@ from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, both_times
 from moe_lessons.analysis.step_parts import PARTS, READ
 from moe_lessons.plots.marks import Axis, Boxes, Panel
-from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, log_axis, model_inks, name_over
+from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, dress, log_axis, model_inks, name_over
 
 # of `PARTS`: colours that no expert and no baseline has
 PART_LOOKS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[4], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
@@ -23,7 +23,8 @@ def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw where the time of a step goes, by `analysis.step_parts`: bars in times of the step of the last model."""
     base, last = frame.groupby("batch")["whole"].transform("last"), frame.model.iloc[-1]
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
-    ax = axes_for(9, 1.1 + 0.27 * rows.max(), "Where the time of a step goes", f"times a step of '{last}'", ax=ax)
+    ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
+    dress(ax, LIGHT, "Where the time of a step goes", f"times a step of '{last}'")
     left = 0 * base
     for part, color in PART_LOOKS.items():
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
@@ -41,7 +42,7 @@ def plot_lead(frame: pd.DataFrame, flops: float) -> LessonFigure:
     bytes promise, and the FLOPs, which are `flops` times as many; under it where the time of both goes."""
     figure = LessonFigure(9, 7.4)
     upper, lower = figure.add_gridspec(2, 1, height_ratios=(3, 4))
-    ax = axes_for(0, 0, "The lead of the mixture", "batch B", "times as fast as dense", figure.add_subplot(upper))
+    ax = dress(figure.add_subplot(upper), LIGHT, "The lead of the mixture", "batch B", "times as fast as dense")
     whole, promise = (frame.pivot(index="batch", columns="model", values=name) for name in ("whole", "promise"))
     first, last = frame.model.iloc[0], frame.model.iloc[-1]
     had, by_bytes = whole[last] / whole[first], promise[last] / promise[first]

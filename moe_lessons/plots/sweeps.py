@@ -35,7 +35,6 @@ COSTS = {
     "minutes": "training, minutes",
     "seconds_per_token": "tokens per second at D = 768 (left: faster)",
 }
-SEED = {"ls": "", "marker": "o", "ms": 4, "alpha": 0.5}  # the look of one seed
 
 
 def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, middle: str = "mean") -> None:
@@ -47,7 +46,7 @@ def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, m
         ax.plot(line.index, line, ls=dash, marker=marker, color=color, lw=1.8, ms=5, label=model)
 
 
-def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] = COSTS) -> style.LessonFigure:
+def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) -> style.LessonFigure:
     """Draw what each model knew at the end of its training over each of its costs: dense models of every width and
     length of training, a line along the best of them, and the mixtures, those of one size joined.
 
@@ -60,7 +59,7 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str] =
     looks = {DENSE: (LIGHT.muted, "", "."), **model_looks([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
     shown = ends.assign(look=ends["model"].where(ends["model"].isin(list(looks)), DENSE))
     for place, (cost, label) in enumerate(costs.items(), start=1):
-        ax = axes_for(title="entries known, %", xlabel=label, ax=figure.add_subplot(1, len(costs), place))
+        ax = dress(figure.add_subplot(1, len(costs), place), LIGHT, "entries known, %", label)
         families = dense_families(ends, cost).values()
         grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))
         means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
@@ -114,9 +113,9 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
     return name_over(log_axis(ax, "x", sorted(last["lr"].unique())))
 
 
-def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes | None = None) -> Axes:
+def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> Axes:
     """Draw the mean and all seeds at several settings: values: x above 0 -> (S,). Dashed: a baseline."""
-    ax = axes_for(6.4, 3.2, title, x_label, ax=ax)
+    dress(ax, LIGHT, title, x_label)
     rows = [("mean, and all seeds", x, float(y)) for x, own in values.items() for y in own]
     curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", *["y"] * 3)
     ax.axhline(baseline, ls="--", lw=1.2, color=LIGHT.foreground, label="without")
@@ -151,16 +150,16 @@ def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
     return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
 
 
-def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any], steps: tuple[int, int] = (300, 600)) -> Figure:
-    """Draw the dead experts of `analysis.results.load_collapse_map` after the first of `steps` (colour, number)
-    and the second (small), and in a frame a run of one's own: start, weights, lr, dead (S,)."""
+def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any]) -> Figure:
+    """Draw the dead experts of `analysis.results.load_collapse_map` at step 300 (colour, number) and at step 600
+    (small), and in a frame a run of one's own: start, weights, lr, dead (S,)."""
     starts, weights, rates = (list(cells[name].unique()) for name in ("start", "weights", "lr"))
     dead = cells.set_index(["step", "weights", "start", "lr"])["dead"].sort_index()
     shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
     figure = style.LessonFigure(2.8 * len(weights), 3.8)
     for ax, of in zip(figure.subplots(1, len(weights), sharey=True), weights):
         dress(ax, LIGHT, of, "learning rate", "router start" if of == weights[0] else "")
-        values, later = (dead[step, of].unstack().loc[starts, rates].to_numpy(float) for step in steps)
+        values, later = (dead[step, of].unstack().loc[starts, rates].to_numpy(float) for step in (300, 600))
         ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             annotate(ax, f"{value:.1f}", (column, row), (0, 6), ha="center", fontsize=13, weight="bold")
@@ -173,14 +172,14 @@ def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any], steps: tuple[int, 
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         ax.set_yticks(range(len(starts)), starts)
         ax.spines[:].set_visible(False)
-    words = f"Dead experts of 8: bold at step {steps[0]}, small at step {steps[1]}; in the frame a run of your own"
+    words = "Dead experts of 8: bold at step 300, small at step 600; in the frame a run of your own"
     figure.suptitle(words, x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=LIGHT.foreground)
     return figure
 
 
-def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes | None = None) -> Axes:
+def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes) -> Axes:
     """Draw the accuracy of several settings: a dot for each seed, a line and a number for their mean."""
-    ax = axes_for(4.4, 3.2, title, ylabel="accuracy on held-out points", ax=ax)
+    dress(ax, LIGHT, title, ylabel="accuracy on held-out points")
     for place, (values, color) in enumerate(zip(accuracies.values(), model_inks(accuracies))):
         at, mean = place + np.linspace(-0.2, 0.2, len(values)), np.mean(values)
         ax.plot(at, values, "o", ms=5, color=LIGHT.lines[color], alpha=0.7, mew=0)

@@ -146,10 +146,9 @@ def styled(add_axes: Callable[..., Any], theme: Theme, *args, **kwargs) -> Any:
     return made
 
 
-def axes_for(width=6.4, height=3.6, title="", xlabel="", ylabel="", ax: Axes | None = None) -> Axes:
-    """Dress the given axes, or those of a new light figure of this size in inches."""
-    ax = LessonFigure(width, height).add_subplot() if ax is None else ax
-    return dress(ax, LIGHT, title, xlabel, ylabel)
+def axes_for(width: float, height: float, title: str, xlabel: str = "", ylabel: str = "") -> Axes:
+    """Make the axes of a new light figure of this size in inches."""
+    return dress(LessonFigure(width, height).add_subplot(), LIGHT, title, xlabel, ylabel)
 
 
 def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> Axes:

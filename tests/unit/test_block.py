@@ -119,13 +119,6 @@ def test_the_strip_has_each_assignment_once_and_no_box_lies_over_another(num_exp
     assert over.sum() == len(over)  # each over itself alone
 
 
-@pytest.mark.parametrize("num_experts", [2, 16])
-def test_in_the_figure_no_text_is_shortened(num_experts):
-    moe, x = made(num_experts, tokens=16)
-    written = {text.get_text() for text in draw_block(moe, x, 3).picture().axes[0].texts}
-    assert {box.texts for place in (1, 2, 3) for box in boxes(panel_of(moe, x, 3), place)} <= written
-
-
 def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_is_too_sure():
     assert isinstance(panel_of(*made(4, 2, block=MyMoE)), Panel)
     hashed, (_, x) = MoE(6, 4, 4, 2, router=HashRouter(4, vocab_size=9, top_k=2)), made()

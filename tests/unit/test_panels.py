@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from moe_lessons import plots
-from moe_lessons.analysis import count_parameters, expert_shares, flops_per_token, trace_text
+from moe_lessons.analysis import count_parameters, flops_per_token, trace_text
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity, seeded
 from moe_lessons.plots import PANELS
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
@@ -115,10 +115,6 @@ def test_the_loss_of_each_model(view):
 
 
 def test_the_axes_of_the_loss_grow_but_a_long_ghost_does_not_squeeze_a_young_run():
-    for x_axis, start in (("steps", 200), ("FLOPs", 1e7), ("seconds", 0.25)):
-        assert loss_panel({"MoE": ([start * 2.5], [1.0])}, x_axis=x_axis).x.high == pytest.approx(3.375 * start)
-    for highest, limit in ((0.2, 0.5), (2.1, 2.5), (1e30, 10), (np.nan, 10)):
-        assert loss_panel({"MoE": (np.arange(1, 31), np.linspace(highest, 0, 30))}).y.high == limit
     steps, nothing = np.arange(1, 5001), (np.array([]), np.array([]))
     assert 600 <= loss_panel({"MoE": (steps[:300], steps[:300] / 300)}, (steps, steps / 5000)).x.high < 1000
     assert loss_panel({"MoE": nothing}, (steps, steps / 5000)).x.high >= 5000
@@ -181,14 +177,12 @@ def test_a_trace_is_coloured_by_the_layer_and_a_tip_says_the_experts_of_a_byte(t
         plots.colored_trace(pd.concat([trace, trace.assign(sequence=1)]), 0)
 
 
-def test_shares_are_shown_in_two_directions_from_the_even_one(trace):
+def test_shares_are_shown_in_two_directions_from_the_even_one():
     for experts in (1, 2, 16):
         table = pd.DataFrame(np.random.default_rng(0).dirichlet([0.5] * experts, 2), index=["english", "$b_$" * 10])
         panel = shares_panel(table, "Shares")
         np.testing.assert_allclose(panel.marks[0].z, table, rtol=1e-6)
         assert panel.marks[0].even == 1 / experts and panel.marks[0].most == min(1, 4 / experts)
-        assert panel.y.ticks == [(0, "english"), (1, "$b_$" * 5 + "$b")]
-    assert shares_panel(expert_shares(trace, by="layer"), "Layers").y.ticks[1] == (1, "layer 1")
 
 
 def test_a_model_goes_on_from_prompts_and_panels_refuse_models_that_have_nothing_to_show(view, text_run):
@@ -212,7 +206,6 @@ def test_tiles_are_coloured_by_what_became_of_them_and_axes_reach_over_all_seeds
         panel = PANELS[name](SimpleNamespace(tiles=tiles, state=State({"highlight": "jitter"})))
         (spots,) = panel.marks
         assert spots.ink.tolist() == [DEAD, DEAD, ALIVE, DEAD, ALIVE]
-        assert list(panel.y.ticks) == list(enumerate(dead)) and spots.y[0].tolist() == [0, 1, 2, 3, 4]
         own = [part[0] for part in spots.x]
         np.testing.assert_allclose(own, [np.mean(values), min(values), max(values)], rtol=1e-6)
         assert panel.x.low <= min(values) and panel.x.high >= max(values)

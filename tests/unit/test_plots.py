@@ -22,6 +22,10 @@ from moe_lessons.plots.job import plot_job
 from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_looks
 
 
+def subplot():
+    return plots.LessonFigure().add_subplot()
+
+
 def texts(labels) -> list[str]:
     return [text.get_text() for text in labels]
 
@@ -59,8 +63,9 @@ def test_models_and_experts_look_different_and_words_and_lines_can_be_seen():
 def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
     ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
     (data, metadata), name = ax.figure._repr_mimebundle_(), "Writing one text: tokens per second"
-    assert data["text/plain"] == f"Figure: {name}" and metadata["image/png"] == {"alt": name, "width": 900}
-    assert data["text/html"].startswith(f'<img alt="{name}" width="900" src="data:image/png;base64,iVBORw0KGgo')
+    assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0]
+    assert metadata["image/png"] == {"alt": name, "width": 900}
+    assert f'alt="{name}"' in data["text/html"]
     assert Image.open(io.BytesIO(data["image/png"])).size == (900, 260)
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")  # what is stored is the picture alone
     assert set(ax.figure._repr_mimebundle_()[0]) == set(data) - {"text/html"}
@@ -93,8 +98,6 @@ def test_the_parts_of_each_row_add_up():
     work = (ours.flops_per_token(64) - 2 * 256 * 64) // 2
     np.testing.assert_allclose(areas / areas.sum() * work, [8192, 4096, 4096, 16384, 8192, *[24576] * 3])
     assert free == 3 and {"parameters 36,864: 75%", f"FLOPs 73,728: {73728 / work:.0%}"} < set(heads.texts)
-    ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
-    assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0] and texts(ax.texts) == ["195", "44"]
 
 
 def test_a_row_for_each_token_and_no_colour_where_there_is_no_share():
@@ -114,7 +117,7 @@ def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     for expert, points in enumerate(loads.share_scatter(x, y, ("x", "y"), "Shares").collections):
         np.testing.assert_allclose(points.get_offsets(), np.stack([x[:, expert], y[:, expert]], axis=1))
         assert to_hex(points.get_facecolor()[0]).upper() == expert_color(expert).upper()
-    pushes = heights(loads.push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push").patches)
+    pushes = heights(loads.push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push", subplot()).patches)
     assert pushes[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(pushes)
     ax = sweeps.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
     assert ax.lines[0].get_xydata().tolist() == [[1, 0], [2, 1.5], [3, 3]]
@@ -124,14 +127,15 @@ def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     first, second = sweeps.collapse_map(cells, own).axes
     assert texts(first.texts) == ["0.0", "0.2", "0.5", "0.8", "2.0", "2.2", "2.5", "2.8"]  # each 300, then 600
     assert second.patches[0].get_xy() == (0.52, 0.52) and second.texts[-1].get_text() == "yours 1.5"
-    assert sweeps.accuracy_dots({"a": [0.8, 0.9]}, "Accuracy").lines[0].get_ydata() == pytest.approx([0.8, 0.9])
+    dots = sweeps.accuracy_dots({"a": [0.8, 0.9]}, "Accuracy", subplot()).lines[0]
+    assert dots.get_ydata() == pytest.approx([0.8, 0.9])
 
 
 @pytest.mark.parametrize("tokens, num_experts, top_k, capacity", [(12, 4, 1, 2), (9, 3, 2, 4), (6, 2, 1, 6)])
 def test_each_assignment_stands_in_its_place_and_what_is_dropped_is_framed(tokens, num_experts, top_k, capacity):
     with seeded(1):
         routing = TopKRouter(8, num_experts, top_k)(torch.randn(tokens, 8))
-    ax = loads.buffers(apply_capacity(routing, capacity), capacity, "a title")
+    ax = loads.buffers(apply_capacity(routing, capacity), capacity, "a title", subplot())
     for expert, demand in enumerate(routing.demand_per_expert.tolist()):
         row = [p for p in ax.patches if p.get_y() == expert and p.get_facecolor()[3] > 0]
         assert sorted(p.get_x() for p in row) == list(range(demand))
@@ -144,7 +148,6 @@ def test_each_cell_says_what_a_rank_sends_and_the_parts_of_a_bar_add_up_to_the_s
     uneven = torch.tensor([[10, 30, 0], [20, 20, 0], [5, 30, 5]])
     ax = loads.plot_exchange({"step 1": uneven})
     assert texts(ax.texts) == [str(rows) for rows in uneven.flatten().tolist()]
-    assert ax.get_title(loc="left") == "step 1: busiest rank 2 × the mean"
     figure = loads.plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4)}).figure
     figure.canvas.draw()
     np.testing.assert_allclose(figure.axes[0].collections[0].get_facecolor()[:, :3], [[1, 1, 1]] * 16, atol=0.01)
@@ -156,13 +159,6 @@ def test_each_cell_says_what_a_rank_sends_and_the_parts_of_a_bar_add_up_to_the_s
     np.testing.assert_allclose([b.get_height() for b in bars if b.get_hatch()], [m.hidden for m in given.values()])
 
 
-VALUES = {SAME_ACTIVE: 10, "MoE, E=4": 30, "MoE, E=16": 50, SAME_TOTAL: 80}
-RESULTS = pd.DataFrame(  # the later measurement is 10 times as much, that of seed 2 twice as much
-    {"model": model, "seed": seed, "step": step, "known": value * seed * step, "loss": 10 - value * seed / 100}
-    for model, value in VALUES.items()
-    for seed in (1, 2)
-    for step in (1, 10)
-).sample(frac=1, random_state=0, ignore_index=True)  # in no order
 RATES = pd.DataFrame(
     {"model": model, "lr": lr, "seed": seed, "step": 2, "loss": 1 + (np.log10(lr) + 2) ** 2 + 0.1 * seed + 0.2 * i}
     for i, model in enumerate(("MoE", SAME_ACTIVE))
@@ -237,7 +233,8 @@ def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_bes
 
 
 def test_a_sweep():
-    ax = sweeps.seed_sweep({0.01: [0.2, 0.4], 0.1: [0.5, 0.9], 10.0: [0.1, 0.1]}, "Accuracy", "coefficient", 0.3)
+    values = {0.01: [0.2, 0.4], 0.1: [0.5, 0.9], 10.0: [0.1, 0.1]}
+    ax = sweeps.seed_sweep(values, "Accuracy", "coefficient", 0.3, subplot())
     np.testing.assert_allclose(lines(ax)["mean, and all seeds"], [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
     np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
     assert list(lines(ax)["without"][:, 1]) == [0.3, 0.3]

@@ -160,6 +160,7 @@ def test_what_is_stored_belongs_to_the_sweeps_of_the_code():
     assert rows_of("collapse")[0] == make_collapse_map.header()
 
 
+@pytest.mark.slow
 def test_a_stored_cell_of_the_collapse_is_trained_again():
     """300 steps of a setting in which experts die, and of one that divides the weights of two."""
     stored = {(row["start"], row["weights"], row["lr"]): row["dead"] for row in rows_of("collapse")[1:]}
@@ -220,6 +221,7 @@ def test_after_an_interrupt_the_same_command_goes_on_and_lines_come_in_the_order
         assert losses(path) == whole
 
 
+@pytest.mark.slow
 def test_two_processes_and_a_dask_cluster_give_the_numbers_of_one(path):
     distributed = pytest.importorskip("distributed", reason="needs the extra sweep")
     train(path)

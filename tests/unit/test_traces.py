@@ -76,21 +76,6 @@ def test_the_trace_of_a_text():
     assert table["domain"].unique().tolist() == ["text"]
 
 
-READERS = [
-    ("domain", expert_shares),
-    ("byte_class", lambda table: expert_shares(table, by="byte_class")),
-    ("byte", information),
-    ("sequence", repeats),
-    ("position", repeats),
-]
-
-
-@pytest.mark.parametrize("column, function", READERS)
-def test_bad_input_of_what_reads_a_trace(column, function):
-    with pytest.raises(ValueError, match=f"^trace must be a table that .* made, got DataFrame without {column}$"):
-        function(table_of([0, 1]).drop(columns=column))
-
-
 @pytest.mark.parametrize("by", ["domain", "byte_class", "layer"])
 def test_shares_against_a_count(by, task):
     table = trace(model_of(router="expert choice"), task, 3)
@@ -106,17 +91,15 @@ def test_shares_against_a_count(by, task):
     assert len(shares) == rows[by].nunique()
 
 
-def test_experts_that_serve_nobody_have_a_column():
+def test_experts_that_serve_nobody_have_a_column_and_what_cannot_be_shared_out_is_refused():
     shares = expert_shares(table_of([0, 1, 1, 1]).assign(num_experts=4))
     assert shares.loc["text"].to_dict() == {"E0": 0.25, "E1": 0.75, "E2": 0, "E3": 0}
-
-
-def test_bad_input_of_shares():
     table = table_of([0, 1], layer=[0, 1])
     with pytest.raises(ValueError, match=r"^layer must be one of \[0, 1\] where by is 'domain', got None$"):
         expert_shares(table)
-    with pytest.raises(ValueError, match=r"^trace must be a table .* got DataFrame without num_experts$"):
-        expert_shares(table.drop(columns="num_experts"), layer=0)
+    for read, column in ((expert_shares, "num_experts"), (information, "byte"), (repeats, "position")):
+        with pytest.raises(ValueError, match=f"^trace must be a table that .* made, got DataFrame without {column}$"):
+            read(table.drop(columns=column))
 
 
 def of_counts(counts) -> tuple[np.ndarray, ...]:

@@ -10,8 +10,6 @@ from moe_lessons.nn import Routing, is_moe
 from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Rule, Stack, experts_axis, roomy
 from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load, thinned
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import THEMES
-from moe_lessons.support.errors import check_choice
 from moe_lessons.training import is_dead
 
 TITLE, FILM_TITLE = "Load of each expert", "Load share over time"
@@ -66,14 +64,13 @@ def layers(view) -> Panel:
     return layers_panel(wanted, view.state.layer if len(wanted) > 1 else None)
 
 
-def layer_loads(routings: Sequence[Routing], ax: Axes | None = None, theme: str = "light") -> Axes:
+def layer_loads(routings: Sequence[Routing]) -> Axes:
     """Draw the load of each expert over the even share, for the routing of each layer: a red cross where it is dead."""
     got = [routing.num_experts for routing in routings]
-    check_choice("theme", theme, THEMES)
     if len(set(got)) != 1:
         raise ValueError(f"routings must be one or more Routings with one number of experts, got {got}")
     wanted = np.array([(r.demand_per_expert / max(r.num_tokens, 1)).tolist() for r in routings])
-    return plot(layers_panel(wanted), ax, theme, 5.6, 1.2 + 0.3 * len(routings))
+    return plot(layers_panel(wanted), width=5.6, height=1.2 + 0.3 * len(routings))
 
 
 def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, of="assignments", clean=None) -> Panel:

@@ -95,10 +95,9 @@ def shares_panel(shares: pd.DataFrame, title: str) -> Panel:
     return Panel(title, [cells], experts_axis(experts), y, width=6)
 
 
-def expert_shares_heatmap(shares: pd.DataFrame, title: str, ax: Axes | None = None) -> Axes:
+def expert_shares_heatmap(shares: pd.DataFrame, title: str, ax: Axes) -> Axes:
     """Draw the shares of `analysis.expert_shares`: a row for each group, a column for each expert."""
-    width, height = max(2.8 + 0.42 * shares.shape[1], 4.4), 1.1 + 0.3 * len(shares)
-    return plot(shares_panel(shares, title), ax, width=width, height=height)
+    return plot(shares_panel(shares, title), ax)
 
 
 def shares_of(view, by: str, title: str) -> Panel:
