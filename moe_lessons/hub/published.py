@@ -23,7 +23,6 @@ from moe_lessons.plots.theme import short_number
 from moe_lessons.support.errors import check_top_k
 
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
-MOST_BYTES = 10_000_000  # of a configuration file
 LAYERS = re.compile(r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$")  # fields that say how many there are
 MOST_LAYERS, MOST_EXPERTS = 1_000, 50_000  # and in all layers together: twice those of the largest that is published
 ESSENTIAL = re.compile("^(vocab_size|hidden_size|d_model|num_(hidden_)?layers|intermediate_size|d_ff)$|expert")
@@ -31,7 +30,7 @@ TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
     "moe_topk", "moe_k", "num_selected_experts",
 )  # fmt: skip
-AUTO = ("ModelForCausalLM", "ModelForImageTextToText", "ModelForSeq2SeqLM", "ModelForMultimodalLM", "Model")
+AUTO = ("ModelForCausalLM", "ModelForImageTextToText", "ModelForSeq2SeqLM", "ModelForMultimodalLM")
 
 
 @dataclass(frozen=True)
@@ -42,24 +41,17 @@ class PublishedCount:
     model_type: str
     sizes: ModelSizes
     notes: list[str]
-    writes: bool  # text, token by token
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
     """The configuration in a file, or in the config.json of a folder. ValueError, in one sentence, where it is none."""
     path = Path(path)
     try:
-        path = path / "config.json" if path.is_dir() else path
-        if not path.is_file():
-            raise ValueError(f"{path} must be a regular file" if path.exists() else f"there is no file {path}")
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path} must have at most {MOST_BYTES:,} bytes, got {path.stat().st_size:,}")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-    try:
+        content = (path / "config.json" if path.is_dir() else path).read_bytes()
         # transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}
         config = json.loads(content, object_hook=lambda p: float(p["__float__"]) if "__float__" in p else p)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON, and is not: {error}") from error
     if not isinstance(config, dict):
@@ -70,8 +62,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def count_config(config: Mapping[str, Any]) -> PublishedCount:
     """The exact counts of a configuration, given as the object of a config.json.
 
-    Raises ValueError where transformers knows neither its model_type nor its class, for numbers that cannot be, and for
-    what the class refuses; ImportError without transformers."""
+    Raises ValueError where transformers knows neither its model_type nor its class, for numbers that cannot be, for
+    what the class refuses, and for one that writes no text; ImportError without transformers."""
     if not isinstance(config, Mapping):
         raise ValueError(f"config must be a dict, as config.json has it, got {type(config).__name__}")
     import transformers
@@ -95,14 +87,14 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
         raise ValueError(f"transformers cannot build this configuration: {said}") from error
     if not is_known:
         notes.append(f"transformers lacks the model_type {kind!r}: counted is the class that the file names")
-    cached, writes = None, writes_text(model)
+    if not writes_text(model):
+        raise ValueError(f"config must be of a class that writes text, token by token, got {type(model).__name__}")
     try:
-        cached = cached_layers(model) if writes else []
+        cached = cached_layers(model)
     except ValueError as error:
+        cached = None
         notes.append(f"its KV cache is unknown, and times and memory are without it: {error}")
-    if not writes:
-        notes.append("this class writes no text, token by token: it has no speed of writing")
-    return PublishedCount(type(model).__name__, str(kind), count_model(model, cached), notes, writes)
+    return PublishedCount(type(model).__name__, str(kind), count_model(model, cached), notes)
 
 
 def entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -271,7 +263,6 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
         notes.append(f"active_params counts experts for other tokens than text too: {unmet:,} parameters")
     if sizes.outside:
         notes.append(f"{sizes.outside:,} parameters are of parts that a token of text does not meet (image, sound)")
-    speed = {} if counted.writes else {"tokens_per_second": None}
     known, caches = sizes.cached is not None, {t: roofline.CACHE_BYTES[t] for t in ("float32", "bfloat16", "fp8")}
     return {
         "class": counted.class_name,
@@ -285,14 +276,12 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
         "experts": [{"num_experts": e, "top_k": k, "blocks": count} for (e, k), count in kinds.items()],
         "weight_bytes": {dtype: round(size * sizes.total) for dtype, size in roofline.WEIGHT_BYTES.items()},
         "kv_cache_bytes_per_token": {t: round(n * sizes.cache(1)) for t, n in caches.items()} if known else None,
-        "kv_cache_layers": sum(layer.layers for layer in sizes.cached) if known else None,
-        "kv_cache_windows": sorted({c.window for c in sizes.cached or () if c.window}),
         "context_length": context,
         "kv_cache_bytes": {t: round(n * sizes.cache(context)) for t, n in caches.items()} if known else None,
         "flops_per_token": sizes.flops(),
-        "flops_per_token_with_context": sizes.flops(context) if known and counted.writes else None,
+        "flops_per_token_with_context": sizes.flops(context) if known else None,
         "machines": {
-            name: {t: roofline.on_machine(sizes, row, t, context) | speed for t in TYPES}
+            name: {t: roofline.on_machine(sizes, row, t, context) for t in TYPES}
             for name, row in roofline.machines().iterrows()
         },
         "notes": notes,
@@ -317,8 +306,8 @@ def as_tables(report: dict[str, Any]) -> str:
     for name, on in report["machines"].items():
         rows[name] = {("memory", "GB"): f"{memory[name] / 1e9:.0f}"}
         rows[name] |= {("fits in", t): "yes" if row["fits"] else "no" for t, row in on.items()}
-        speeds = {t: row["tokens_per_second"] for t, row in on.items() if row["tokens_per_second"]}
-        rows[name] |= {("tokens/s, batch 1", t): f"{speed:,.0f}" for t, speed in speeds.items()}
+        speeds = {t: row["tokens_per_second"] for t, row in on.items()}
+        rows[name] |= {("tokens/s, batch 1", t): f"{speed:,.0f}" for t, speed in speeds.items() if speed}
         batch = on["bfloat16"]["arithmetic_batch"]
         rows[name]["arithmetic rules", "from batch"] = f"{batch:,}" if batch else "never"
     lines += [pd.DataFrame(rows).T.to_string(), ""]

@@ -2,8 +2,7 @@
 
 A mixture is a module with a child, its experts, whose `forward` takes (hidden states, indices (T, K), weights (T, K)):
 what they are called with is what is carried out. The logits come from the router beside them, which the model itself
-declares for `output_router_logits`. Others are `SPECIAL`. Two of transformers 5.24 call no module with their choices
-and cannot be read: doge, whose experts are rows of a table, and vitpose_backbone, which has no router."""
+declares for `output_router_logits`. What is chosen otherwise is refused by name."""
 
 import inspect
 from collections.abc import Callable
@@ -19,6 +18,10 @@ from moe_lessons.nn import Routing, is_moe
 
 signature = cache(inspect.signature)  # which is slow
 INDICES, WEIGHTS = ("top_k_index", "router_indices"), ("top_k_weights", "routing_weights")  # two names in use for each
+OTHERS = (  # blocks of Llama 4, Switch, NLLB, JetMoe, Zaya (which chooses no expert, too) and Doge
+    "Llama4TextMoe", "SwitchTransformersSparseMLP", "NllbMoeSparseMLP", "JetMoeMoE", "JetMoeMoA", "ZayaSparseMoeBlock",
+    "DogeCDMoE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     if found:
         return found
     closed = [type(module).__name__ for name, module in named.items() if name.rpartition(".")[2] == "experts"]
-    why = "which has none: it is dense, or weighs its experts itself, as doge does"
+    why = "which has none"
     if closed:
         why = f"whose {closed[0]} are not: load it without quantisation or kernels, in transformers' own class"
     wanted = f"have experts that are called with the choices of a router, got {type(model).__name__}, {why}"
@@ -50,8 +53,9 @@ def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
 def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixture | None:
     """The `Mixture` of a module that is one, else None. declared: see `declared_routers`."""
     children = dict(module.named_children())
-    if special := SPECIAL.get(type(module).__name__):
-        return Mixture(module.router, lambda output: output, partial(special, module))
+    if (kind := type(module).__name__) in OTHERS:
+        wanted = "call its experts with the indices and weights of those that a router has chosen among them"
+        raise ValueError(f"model must {wanted}, got one with a {kind}, whose choices cannot be read")
     if keys_of(module):  # experts, or what wraps them: no block
         return None
     experts = next((child for child in children.values() if keys_of(child)), None)
@@ -66,7 +70,7 @@ def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixtu
         def read(output: Tensor | tuple) -> Tensor:
             return output if isinstance(output, Tensor) else output[index]  # DBRX's router returns nothing else
 
-        return Mixture(router, read, partial(of_experts, experts), experts, keys_of(experts))
+        return Mixture(router, read, of_experts, experts, keys_of(experts))
     if is_moe(module) and not type(module).__module__.startswith("transformers."):  # ours, or a learner's
         return Mixture(module, routing_in, lambda routing, _: routing)
     return None
@@ -105,59 +109,11 @@ def detached(value):
     return tree_map_only(Tensor, Tensor.detach, value)
 
 
-def of_experts(experts: nn.Module, logits: Tensor, topk: tuple[Tensor, Tensor]) -> Routing:
+def of_experts(logits: Tensor, topk: tuple[Tensor, Tensor]) -> Routing:
     """From the logits (T, E), and the indices and weights (T, K) that the experts were called with."""
     indices, weights = (part.reshape(-1, part.shape[-1]) for part in topk)  # (T, K)
-    logits = logits.reshape(-1, logits.shape[-1])  # (T, E)
-    if logits.shape[1] - 1 == getattr(experts, "num_experts", None):  # Zaya: the last class stands for no expert
-        return listed(logits[:, :-1], indices, weights, weights != 0)
-    return listed(logits, indices, weights)
-
-
-def llama4(block: nn.Module, output: tuple, _) -> Routing:
-    """All experts run, on tokens times their scores (T, E): sigmoids, and 0 for those that were not chosen."""
-    scores, logits = (part.reshape(-1, part.shape[-1]) for part in output)
-    indices = logits.topk(block.top_k, dim=-1).indices
-    return listed(logits, indices, scores.gather(1, indices))
-
-
-def switch(block: nn.Module, output: tuple, _) -> Routing:
-    """The choice is one-hot (..., E), nothing where its expert was full; its probability (..., 1)."""
-    chosen, prob, logits = (part.reshape(-1, part.shape[-1]) for part in output)
-    carried_out = chosen.sum(dim=-1, keepdim=True) > 0  # (T, 1)
-    return listed(logits, logits.argmax(dim=-1, keepdim=True), prob, carried_out, drops=True)
-
-
-def nllb(block: nn.Module, output: tuple, _) -> Routing:
-    """Two choices, whose weights stand in a table (T, E), 0 where their expert was full."""
-    _, table, logits = output
-    indices = logits.topk(2, dim=-1).indices
-    weights = table.gather(1, indices)
-    return listed(logits, indices, weights, weights != 0, drops=True)
-
-
-def jetmoe(block: nn.Module, output: tuple, _) -> Routing:
-    """The choices come sorted by expert; the logits tell them by token. The weights are a softmax over the chosen."""
-    by_expert, *_, logits = output
-    best, indices = logits.topk(len(by_expert) // len(logits), dim=-1)
-    return listed(logits, indices, best.softmax(dim=-1))
-
-
-SPECIAL: dict[str, Callable[..., Routing]] = {
-    "Llama4TextMoe": llama4, "SwitchTransformersSparseMLP": switch, "NllbMoeSparseMLP": nllb,
-    "JetMoeMoE": jetmoe, "JetMoeMoA": jetmoe,
-}  # fmt: skip
-
-
-def listed(logits: Tensor, indices: Tensor, weights: Tensor, carried_out=None, drops: bool = False) -> Routing:
-    """The `Routing` of logits (T, E), indices and weights (T, K). Those not carried_out (T, K) are dropped, or none."""
-    logits, probs = scored(logits, indices, weights)
-    routing = Routing.from_topk(logits, probs, indices, weights)
-    if carried_out is None:
-        return routing
-    kept, names = carried_out.T.flatten(), ("token_idx", "expert_idx")
-    parts = {name: getattr(routing, name)[kept] for name in (*names, "weight")}
-    return replace(routing, **parts, **{f"dropped_{name}": getattr(routing, name)[~kept] for name in names if drops})
+    logits, probs = scored(logits.reshape(-1, logits.shape[-1]), indices, weights)  # (T, E)
+    return Routing.from_topk(logits, probs, indices, weights)
 
 
 def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

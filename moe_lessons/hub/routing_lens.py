@@ -17,7 +17,6 @@ from moe_lessons.nn import Routing, load_balancing_loss
 from moe_lessons.nn.balancing import rank_within
 from moe_lessons.support.errors import in_words
 
-MASKS = ("attention_mask", "decoder_attention_mask")
 ADVICE = "count all tokens, by count_padding=True"
 NOTHING = (
     "the lens has seen no router at work: call the model itself within it. torch.compile, and kernels that replace a "
@@ -28,18 +27,18 @@ NOTHING = (
 class Lens:
     """Within it, each call of `model` leaves a `Routing` for each of its MoE layers.
 
-    model: any Hugging Face model with experts, with or without adapters (LoRA), or one of ours, in eval or in training,
-        on any device. It computes bit by bit what it computes without: the hooks only read, and are gone when the lens
-        is left. What a backward pass computes again (gradient checkpointing) is no call of the model.
-    count_padding: whether tokens count whose attention_mask is 0. Of an encoder–decoder each side has its own mask.
+    model: one of ours, or one of Hugging Face whose blocks call their experts with the choices of a router, as those of
+        Mixtral and OLMoE do; with or without adapters (LoRA), in eval or in training, on any device. It computes bit by
+        bit what it computes without: the hooks only read, and are gone when the lens is left. What a backward pass
+        computes again (gradient checkpointing) is no call of the model.
+    count_padding: whether tokens count whose attention_mask is 0.
 
     layers: the names of the layers, in the order in which they ran; one that ran twice in a call is there twice.
     calls: layer -> `Routing`, for each call, the oldest first: T·(E + 2·K) numbers a layer. `generate` makes a call for
-        each new token, and of an encoder–decoder one of the encoder alone, which is not seen.
+        each new token.
     routings: layer -> the `Routing` of the tokens of all these calls, joined. A lens that is entered again starts anew.
 
-    router_probs are the router's scores over their sum: softmax, sigmoid or √softplus. Where an expert of Switch or
-    NLLB is full, the assignment is a dropped one; a token of Zaya that skips the experts has none.
+    router_probs are the router's scores over their sum: softmax, sigmoid or √softplus.
 
     >>> from moe_lessons.nn import LanguageModel, TransformerConfig
     >>> model, ids = LanguageModel(TransformerConfig()), torch.tensor([list(b"What is a mixture of experts?")])
@@ -58,7 +57,6 @@ class Lens:
 
     def __init__(self, model: nn.Module, count_padding: bool = False):
         self.mixtures, self.model, self.count_padding = find_mixtures(model), model, count_padding
-        self._two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
         self._arguments = list(inspect.signature(model.forward).parameters)
         self._calls: list[Call] = []
         self._open: Call | None = None  # the one that runs
@@ -87,12 +85,11 @@ class Lens:
 
     def _begin(self, module, args: tuple, kwargs: dict) -> None:
         given = {} if self.count_padding else dict(zip(self._arguments, args)) | kwargs
-        masks = [given.get(name) for name in MASKS]
-        for name, mask in zip(MASKS, masks):
-            if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and len(mask))):
-                wanted = f"(B, T), with 0 for padding, got {in_words(mask)}"
-                raise ValueError(f"{name} must be {wanted}: give that one, or {ADVICE}")
-        self._open = Call(self.mixtures, masks, self._two_sided)
+        mask = given.get("attention_mask")
+        if not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and len(mask))):
+            wanted = f"(B, T), with 0 for padding, got {in_words(mask)}"
+            raise ValueError(f"attention_mask must be {wanted}: give that one, or {ADVICE}")
+        self._open = Call(self.mixtures, mask)
 
     def _end(self, module, args: tuple, output) -> None:
         if self._open is not None and self._open.notes and output is not None:  # None where the call has failed
@@ -137,8 +134,7 @@ class Call:
     """What was noted in one call of the model, in its order: the layer, 'output' of its router or 'topk', the value."""
 
     mixtures: dict[str, Mixture]
-    masks: list[Tensor | None]  # of MASKS
-    two_sided: bool
+    mask: Tensor | None  # (B, T), longer where a cache holds tokens
     notes: list[tuple] = field(default_factory=list)
 
     @cached_property
@@ -160,8 +156,7 @@ class Call:
 
     def _routing(self, key: str, name: str, output, topk: tuple[Tensor, Tensor] | None = None) -> Routing:
         routing = self.mixtures[name].make(output, topk)
-        mask = self.masks[self.two_sided and "decoder" in name.split(".")]  # (B, T), longer where a cache holds tokens
-        if mask is None:
+        if (mask := self.mask) is None:
             return routing
         (sequences, length), num_tokens = mask.shape, routing.num_tokens
         if num_tokens % sequences or num_tokens > sequences * length:

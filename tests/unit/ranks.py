@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from moe_lessons.hub.variants import Llama4MoE
 from moe_lessons.nn import MoE, SigmoidRouter, load_balancing_loss, seeded
 from moe_lessons.parallel import exchange
 from moe_lessons.parallel.training import Settings, train_rank
@@ -89,7 +90,8 @@ def exact() -> Iterator[dict]:
 
 
 def not_sharded() -> Iterator[list[str]]:
-    yield [message(exchange.shard_experts, bad) for bad in (MoE(4, 4, 6), exchange.shard_experts(make("plain")))]
+    bad = (MoE(4, 4, 6), exchange.shard_experts(make("plain")), Llama4MoE(4, 4, 8))
+    yield [message(exchange.shard_experts, model) for model in bad]
 
 
 def everyone(value) -> list:

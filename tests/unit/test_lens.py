@@ -71,7 +71,7 @@ def sigmoid_share(logits, dim):
 
 SCORES = {
     **dict.fromkeys(("mixtral", "gpt_oss", "phimoe", "gemma4"), torch.softmax),  # Gemma's has probabilities for logits
-    **dict.fromkeys(("deepseek_v3", "llama4", "minimax_m2"), sigmoid_share),
+    **dict.fromkeys(("deepseek_v3", "minimax_m2"), sigmoid_share),
     "deepseek_v4": lambda z, dim: nn.functional.normalize(nn.functional.softplus(z).sqrt(), p=1, dim=dim),
 }
 
@@ -84,36 +84,6 @@ def test_probabilities_are_the_routers_own(family):
         torch.testing.assert_close(routing.router_probs, SCORES[family](routing.router_logits, dim=-1), msg=name)
 
 
-def test_tokens_that_skip_the_experts_of_zaya_have_none():
-    model, inputs = hf_families.runnable("zaya")
-    for module in model.modules():
-        if hasattr(module, "balancing_biases"):  # the last class, which stands for no expert, wins now and then
-            module.balancing_biases.fill_(0)
-    lens = seen(model, **inputs)
-    for routing in lens.routings.values():
-        assert routing.num_experts == 8 and routing.dropped == 0
-    assert sum(len(routing.expert_idx) for routing in lens.routings.values()) < 16 * len(lens.layers)
-
-
-def test_what_is_full_in_switch_is_dropped_and_each_side_has_its_own_mask():
-    model, inputs = hf_families.runnable("switch_transformers")
-    wanted = seen(model, **inputs).routings
-    for module in model.modules():
-        if hasattr(module, "expert_capacity"):
-            module.expert_capacity = 1  # of each sequence and expert
-    lens = seen(model, **inputs)
-    routing, whole = (routings[lens.layers[0]] for routings in (lens.routings, wanted))
-    assert torch.equal(routing.demand_per_expert, whole.tokens_per_expert) and whole.dropped == 0 < routing.dropped
-    choices = [(token // 8, expert) for token, expert in enumerate(whole.topk_indices.flatten().tolist())]
-    assert routing.token_idx.tolist() == [token for token in range(16) if choices.index(choices[token]) == token]
-    model, inputs = hf_families.runnable("switch_transformers")
-    masks = {"attention_mask": torch.ones(2, 8), "decoder_attention_mask": torch.ones(2, 5)}
-    masks["attention_mask"][0, 6:] = 0
-    masks["decoder_attention_mask"][1, 2:] = 0
-    lens = seen(model, **inputs, **masks)
-    assert [routing.num_tokens for routing in lens.routings.values()] == [14, 7]
-
-
 class Adapter(nn.Module):
     def __init__(self, base_layer):
         super().__init__()
@@ -123,9 +93,8 @@ class Adapter(nn.Module):
         return self.base_layer(x, *args, **kwargs)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "llama4", "jetmoe"])
-def test_experts_and_routers_with_adapters_are_read_as_without(family):
-    model, inputs = hf_families.runnable(family)
+def test_experts_and_routers_with_adapters_are_read_as_without():
+    model, inputs = hf_families.runnable("mixtral")
     plain = seen(model, **inputs)
     for block in map(model.get_submodule, plain.layers):
         for name in ("experts", "gate", "router"):
@@ -230,7 +199,7 @@ class Called(nn.Module):
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: nn.Linear(4, 4), "model must have experts .*, got Linear, which has none: it is dense"),
+        (lambda: nn.Linear(4, 4), "model must have experts .*, got Linear, which has none$"),
         (lambda: Parts(experts=nn.Linear(4, 4)), r"got Parts, whose Linear are not: load it without quantisation"),
         (lambda: nn.Sequential(Parts(choice=nn.Linear(4, 4), experts=Called())), "router of 0 must .*got choice, expe"),
     ],
