@@ -135,8 +135,7 @@ class Exercise:
         return Markdown(f"Hint {number} of {len(self.hints)}: {self.hints[number - 1]}{more}")
 
     def solution(self) -> Source:
-        """Show a function that is right, to be read or pasted; the progress notes that it was seen."""
-        progress.record("exercises", self.key, solution_seen=True)
+        """Show a function that is right, to be read or pasted."""
         return show_source(self.answer)
 
     def __repr__(self) -> str:
@@ -232,7 +231,7 @@ def attempt(answer: Callable, *given: Any, at: str = "") -> Any:
     return result
 
 
-def has_gradient(result: Any, source: Tensor) -> None:
+def has_gradient(result: Any, source: Tensor, *_: Any) -> None:
     """Raise Problem where no gradient gets from a right result back to `source`: a model would not learn with it."""
     is_part = isinstance(result, Tensor) and result.requires_grad
     if not is_part or torch.autograd.grad(result.sum(), source, allow_unused=True)[0] is None:

@@ -34,14 +34,7 @@ MASK_MISTAKES = [
 ]  # fmt: skip
 
 
-@exercise(
-    1,
-    my_weights,
-    MASK_MISTAKES,
-    "the weights",
-    axes=("token", "expert"),
-    then=lambda y, logits, k: has_gradient(y, logits),
-)
+@exercise(1, my_weights, MASK_MISTAKES, "the weights", axes=("token", "expert"), then=has_gradient)
 def masked_weights() -> list[tuple]:
     return [(torch.randn(T, E, requires_grad=True), K) for T, _, E, K in SIZES]
 

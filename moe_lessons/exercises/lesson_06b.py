@@ -90,8 +90,7 @@ def tell_apart(answer: Callable[[nn.Module, Tensor], bool], name: str, case: Cau
         x = torch.randn(NUM_TOKENS, 8)
         given = x.clone()
         verdict = attempt(answer, case.layer, x, at=f"At the layer {name!r}")
-    is_one = isinstance(verdict, Tensor) and verdict.numel() == 1 and not verdict.is_meta
-    value = verdict.item() if is_one else verdict
+    value = verdict.item() if isinstance(verdict, Tensor) and verdict.numel() == 1 else verdict
     if not isinstance(value, bool | np.bool_):
         raise Problem(f"Return True or False, not {kind_of(verdict)} (at {name!r}).")
     if value != case.truth:
