@@ -41,8 +41,8 @@ def route(model: PlaneClassifier, points: Tensor) -> tuple[Tensor, Routing, Tens
 
 
 def clean_load(run: Run, num_points: int) -> list[float]:
-    """The load on points of its own, without noise."""
-    points, _ = run.task.batch(num_points, torch.Generator().manual_seed(run.seed + 1_000_002))
+    """The load on held-out points, without noise."""
+    points, _ = run.held_out(num_points)
     return load_share(route(run.model, points)[1]).tolist()
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from moe_lessons.analysis import busy, count_parameters, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.analysis.step_parts import ROUTING, Stopwatch, step_parts, watched
-from moe_lessons.analysis.timing import Ratio, finish, milliseconds, moved, own_clock, paired_ratio, step_times
+from moe_lessons.analysis.timing import Ratio, finish, milliseconds, moved, paired_ratio, step_times
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 
 CONFIG = TransformerConfig(d_model=16, num_layers=2, d_ff=16, num_experts=8, top_k=2, max_positions=32)
@@ -25,7 +25,7 @@ def model_of(**changes) -> LanguageModel:
         return LanguageModel(dataclasses.replace(CONFIG, **changes))
 
 
-@pytest.mark.parametrize("num_experts, top_k, batch", [(8, 2, 4), (8, 1, 8), (16, 4, 3), (5, 3, 2)])
+@pytest.mark.parametrize("num_experts, top_k, batch", [(8, 1, 8), (16, 4, 3)])
 def test_the_law_is_what_a_simulation_finds(num_experts, top_k, batch):
     trials = 4000
     generator = torch.Generator().manual_seed(0)
@@ -60,20 +60,18 @@ def clock(monkeypatch):
     return steps
 
 
-def test_speed_and_speed_up(clock):
+def test_speed_and_speed_up_of_models_that_take_turns_and_decode_token_by_token(clock):
     models = {"slow": model_of(), "fast": model_of(d_ff=8)}
     frame = decode_speed(models, (1, 4), repeats=3, num_tokens=2)
     assert frame.batch.tolist() == [1, 1, 4, 4] and frame.model.tolist() == ["slow", "fast"] * 2
     assert frame.tokens_per_second.tolist() == [250, 1000, 1000, 4000]
     assert frame.speedup.tolist() == frame.low.tolist() == frame.high.tolist() == [0.25, 1] * 2
-
-
-def test_models_take_turns_and_decode_token_by_token(clock):
-    models = {"slow": model_of().train(), "fast": model_of(d_ff=8).eval()}
+    steps = clock
+    steps.clear()
+    models["slow"].train()
     decode_speed(models, (3,), repeats=1, num_tokens=2, prompt_length=5)
     a_round = [(d_ff, 3, place, place + 1, False) for d_ff in (16, 8) for place in (5, 6)]
-    assert clock == a_round * (timing.WARM_UP + 1)
-    assert models["slow"].training and not models["fast"].training
+    assert steps == a_round * (timing.WARM_UP + 1) and models["slow"].training
 
 
 def test_the_parts_of_a_step_leave_nothing_behind():
@@ -127,7 +125,6 @@ def test_the_two_take_turns_the_ratio_is_the_median_over_pairs_and_step_times_ar
     assert calls == ["a", "b"] * (timing.WARM_UP + 3)
     ratio = Ratio.of([2, 4, 60, 4, 3], [1, 2, 20, 1, 1])  # 2, 2, 3, 4, 3
     assert ratio == Ratio(median=3, low=2, high=3)
-    assert str(Ratio(1.254, 1.0, 2.0)) == "1.25 (1.00–2.00)"
     seen = []
 
     class Probe(nn.Linear):
@@ -150,17 +147,12 @@ def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_th
     assert order == ["wait for cuda:1", "call", "wait for cuda:1"]
     finish("cpu")
     assert len(order) == 3
-    finish()
-    assert order[3:] == ["wait for None"]
     monkeypatch.setattr(time, "thread_time", iter([1.0, 1.25] * 2).__next__)
     monkeypatch.setattr(time, "perf_counter", iter([1.0, 1.5] * 2).__next__)
     for threads, system, expected in ((1, "Linux", 250), (2, "Linux", 500), (1, "Windows", 500)):
         monkeypatch.setattr(platform, "system", lambda system=system: system)
         with torch_threads(threads):
             assert milliseconds(lambda: None, "cpu") == expected
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
-    with torch_threads(1):
-        assert own_clock() == (time.perf_counter if platform.system() == "Windows" else time.thread_time)
 
 
 SAID = "of this machine: do not trust these times."
