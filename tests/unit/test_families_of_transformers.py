@@ -110,7 +110,8 @@ def weights_of(experts, expert: int):
             yield parameter.view(8, -1, parameter.shape[-1])[expert]
 
 
-UNLIKE = {"doge": 2 / 16, "switch_transformers": 1 / 8, "zaya": 1 / 8, "vitpose_backbone": 1 / 2}  # else 2 of 8 work
+NO_TEXT = {"diffusion_gemma", "muse_spark", "openai_privacy_filter", "vitpose_backbone"}  # not token by token
+UNLIKE = {"doge": 2 / 16, "switch_transformers": 1 / 8, "zaya": 1 / 8}  # else 2 of 8 work
 ROUTED = {"doge": r"_embed\.", "jetmoe": r"\.(in|out)put_linear\."}  # names of the experts' weights
 
 
@@ -141,9 +142,13 @@ def test_a_family_is_counted_to_the_last_parameter(family, tmp_path):
             break
         except Exception:  # one that does not go with small sizes
             continue
+    if family in NO_TEXT:
+        with pytest.raises(ValueError, match="config must be of a class that writes text, token by token"):
+            counted_from(config, name, tmp_path)
+        return
     counted = counted_from(config, name, tmp_path)
     assert counted.class_name == type(model).__name__
-    assert {group.num_experts for group in counted.sizes.groups} == {{"doge": 16, "vitpose_backbone": 2}.get(family, 8)}
+    assert {group.num_experts for group in counted.sizes.groups} == {16 if family == "doge" else 8}
     assert counted.sizes.total == sum(p.numel() for p in model.parameters())
     assert counted.sizes.active == active(family, model) < counted.sizes.total
 

@@ -147,35 +147,6 @@ def test_an_id_has_its_experts_wherever_it_stands(top_k, device):
     assert torch.equal(router.table.cpu(), same.table) and not torch.equal(same.table, other.table)
 
 
-ROUTERS = {
-    "top-k": lambda: TopKRouter(16, 6, 2),
-    "noise": lambda: NoisyTopKRouter(16, 6, 2),
-    "sigmoid": lambda: SigmoidRouter(16, 6, 2, num_groups=3, topk_groups=2),
-    "expert choice": lambda: ExpertChoiceRouter(16, 6, 2),
-    "hash": lambda: HashRouter(6, 50, 2),
-}
-routers = pytest.mark.parametrize("name", ROUTERS)
-
-
-def route(router, x: torch.Tensor, ids: torch.Tensor) -> Routing:
-    return router(x, ids) if isinstance(router, HashRouter) else router(x)
-
-
-@routers
-def test_causal_says_whether_the_past_depends_on_the_future(name):
-    torch.manual_seed(0)
-    router, depends = ROUTERS[name]().eval(), False
-    for _ in range(20):
-        x, ids = torch.randn(8, 16), torch.randint(0, 50, (8,))
-        changed, other_ids = x.clone(), ids.clone()
-        changed[-1], other_ids[-1] = torch.randn(16) * 3, 7
-        both = [route(router, x, ids), route(router, changed, other_ids)]
-        triples = [zip(r.token_idx.tolist(), r.expert_idx.tolist(), r.weight.tolist()) for r in both]
-        before, after = [sorted(triple for triple in one if triple[0] < 7) for one in triples]
-        depends |= before != after
-    assert router.causal == (not depends)
-
-
 def test_topk_views_need_the_same_number_for_each_token():
     uneven, even = ExpertChoiceRouter(1, 2, 1)(torch.ones(3, 1)), TopKRouter(1, 3, 1)(torch.ones(3, 1))
     for routing, got in ((uneven, "4 assignments with 0"), (apply_capacity(even, 2), "2 assignments with 1")):
