@@ -151,7 +151,6 @@ def test_a_run_of_text_and_one_of_facts():
     for tolerance in (1e-5, 0.01, 0.01):  # Adam's first step makes much of a gradient that is next to nothing
         assert there.step().loss == pytest.approx(here.step().loss, rel=tolerance)
     assert there.evaluate(8)["loss"] == pytest.approx(here.evaluate(8)["loss"], rel=0.01)
-    assert len(there.evaluate_by_domain(2)) == 2
     assert there.model.generate(torch.zeros(1, 4, dtype=torch.long, device="second"), 3).device.type == "second"
     facts = Run(facts_model().to("second"), Facts(250), batch_size=8)
     facts.step()
