@@ -1,10 +1,7 @@
 """A recording is played in a Chromium: where nothing can train, by hand and by itself, and it says what it is."""
 
-import functools
 import gzip
 import shutil
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -15,7 +12,7 @@ NAME, LAST = "06-BalancingLab", 100  # steps
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
+def address(tmp_path_factory, serve):
     """The page's own files without what trains, and recordings of which some are damaged."""
     folder = tmp_path_factory.mktemp("recordings")
     for path in MODULES.iterdir():
@@ -27,12 +24,7 @@ def address(tmp_path_factory):
     (folder / "recordings" / "cut.z").write_bytes(whole[:-2000])
     (folder / "recordings" / "short.z").write_bytes(gzip.compress(gzip.decompress(whole)[:-2000]))
     (folder / "recordings" / "other.z").write_bytes(gzip.compress(b"[1, 2]\n"))
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
-    handler.log_message = lambda *words: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/view.html?view=recording"
-    server.shutdown()
+    return f"{serve(folder)}/view.html?view=recording"
 
 
 @pytest.fixture
@@ -67,7 +59,7 @@ def test_it_starts_at_its_last_picture_and_says_that_it_is_a_recording(opened, v
     assert said.startswith(
         f"A recording of a real run: BalancingLab(('nothing', 'auxiliary loss'), play={LAST}) of lesson 06"
     )
-    assert f"by python -m web.recorder {NAME} with moe_lessons" in said and said.count(".\n") == 0
+    assert f" {NAME} with moe_lessons" in said and said.count(".\n") == 0
     page.wait_for_timeout(400)
     assert step_of(page) == LAST, "it does not start by itself"
     assert violations(page) == []
@@ -107,7 +99,7 @@ def test_pointing_works_as_in_the_live_view(opened):
     assert "step" in page.locator(".moe-tip").inner_text()
 
 
-def test_another_film_is_opened_by_its_address_and_a_single_picture_has_no_bar(opened):
+def test_another_recording_is_opened_by_its_address_and_a_single_picture_has_no_bar(opened):
     page = opened(NAME)
     page.evaluate("location.hash = '#00-Picture'")
     page.locator(".moe-about", has_text="Drawn from a real model: Picture of 'The block").wait_for()

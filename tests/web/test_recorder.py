@@ -1,4 +1,4 @@
-"""Films: what a canvas was given while a real run trained, stored small; and what the site shows of each live view."""
+"""Recordings: what a canvas was given while a real run trained; and what the site shows of each live view."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ def decode(path: Path) -> tuple[dict, list[recorder.Shown]]:
     return head, pictures
 
 
-def test_a_film_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch):
+def test_a_recording_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch):
     for owner, name in ((LiveCanvas, "show"), (LiveRun, "play"), (Picture, "_repr_mimebundle_")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # given back at the end
     monkeypatch.setattr(recorder, "RECORDINGS", tmp_path)
@@ -73,26 +73,26 @@ def test_an_array_is_thinned_where_nobody_sees_it(values, is_fine):
 
 
 @pytest.mark.parametrize("steps", [1, 20, 21, 30, 80, 300, 6000])
-def test_a_film_has_pictures_of_the_first_steps_and_of_the_last(steps):
+def test_a_recording_has_pictures_of_the_first_steps_and_of_the_last(steps):
     pictured = recorder.pictured(steps)
     assert pictured[:20] == list(range(1, 21))[:steps] and pictured[-1] == steps
     assert min(steps, 50) <= len(pictured) <= recorder.MOST
 
 
-def test_an_unknown_film_is_refused_with_the_names_that_there_are():
+def test_an_unknown_recording_is_refused_with_the_names_that_there_are():
     with pytest.raises(SystemExit, match="NAME must be one of 00-Picture, 00-Playground-2, .*, got 99-Lab"):
         recorder.main("99-Lab")
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
-def test_each_live_view_of_a_lesson_trains_on_the_site_or_has_a_film_or_says_why_not(view):
+def test_each_live_view_of_a_lesson_trains_on_the_site_or_has_a_recording_or_says_why_not(view):
     kind = view.call.split("(")[0]
     expected = ("picture", "its controls compute what it shows") if kind in STILL else ("recording", view.name)
     expected = ("playground", TRAINS[view.name]) if view.name in TRAINS else expected
     assert view.on_the_site() == expected
 
 
-def test_a_film_ends_at_the_picture_of_its_lesson_and_all_are_small():
+def test_a_recording_ends_at_the_picture_of_its_lesson_and_all_are_small():
     recorded = {view.name: view for view in VIEWS if view.is_recorded}
     sizes = {path.stem: path.stat().st_size for path in RECORDINGS.iterdir()}
     assert set(sizes) == set(recorded) and max(sizes.values()) < 2e6 and sum(sizes.values()) < 8e6

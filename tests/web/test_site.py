@@ -1,6 +1,5 @@
 """`make site`: the whole course as pages that need no network, with search, and usable by everyone."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -12,11 +11,11 @@ import nbformat
 import pytest
 
 from moe_lessons.course.interview import SENTENCE
+from web.build import broken_links
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 DOORS = ["#preset=collapse", "wall.html#num_entries=500&lr=0.01", "text.html", "notebooks/00_welcome.html"]
-MAKE = ROOT / "web" / "build.py"
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +70,11 @@ def test_the_search_knows_the_words_of_a_lesson(site):
 
 
 def test_the_check_of_links_finds_what_is_broken(tmp_path):
-    spec = importlib.util.spec_from_file_location("make_site", MAKE)
-    make_site = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_site)
     (tmp_path / "b.html").write_text('<h2 id="here">')
     good = '<a href="b.html#here"><a href="#top"><p id="top"><a href="https://example.org/x"><img src="data:,">'
     bad = '<a href="b.html#gone"><a href="c.html"><a href="#no"><a class="x" href="https:///x"><img src="p.png">'
     (tmp_path / "a.html").write_text(good + bad)
-    found = [line.partition(": ")[2] for line in make_site.broken_links(tmp_path)]
+    found = [line.partition(": ")[2] for line in broken_links(tmp_path)]
     assert sorted(found) == ["#no", "b.html#gone", "c.html", "https:///x", "p.png"]
 
 

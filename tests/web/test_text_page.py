@@ -77,8 +77,8 @@ def test_one_command_trains_it_and_keeps_both(tmp_path, capsys):
     text_model.main(path, steps=21)
     trained, untrained = stored_weights(path)
     assert torch.equal(untrained, stored_weights()[1]) and not torch.equal(trained, untrained)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("loss in nats a byte: {'english'") and lines[1].startswith("and from the file:")
+    learned, kept = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
+    assert kept == pytest.approx(learned, abs=0.01) and learned < 3  # from 5.55; float16 keeps the weights
 
 
 def test_what_no_graph_can_say_is_refused():
