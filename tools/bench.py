@@ -60,7 +60,7 @@ def measure(case: Case, device: torch.device, seconds: float) -> tuple[float, di
 
 
 def rounds_within(seconds: float, functions: Sequence, device: torch.device) -> int:
-    """How many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
+    """Return how many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
     return max(5, min(200, int(1000 * seconds / sum(milliseconds(function, device) for function in functions))))
 
 

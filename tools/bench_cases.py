@@ -1,4 +1,4 @@
-"""What is compared with what: a list of cases. A case makes functions, which are then timed in turns."""
+"""The cases of the benchmark. A case makes functions, which are then timed in turns."""
 
 import copy
 from collections import namedtuple

@@ -51,13 +51,14 @@ class Measured:
 
 
 def parts(source: str) -> list[ast.expr]:
-    """What an assert joins by 'and'."""
+    """Return what an assert joins by 'and'."""
     node = ast.parse(f"({source}\n)", mode="eval").body
     return node.values if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.And) else [node]
 
 
 def say(node: ast.expr, names: dict) -> tuple[float, str] | None:
-    """How near a comparison came to failing, relative to its numbers, and it with its numbers; None without any."""
+    """Return how near a comparison came to failing, relative to its numbers, and it with its numbers; None without
+    any."""
     if not isinstance(node, ast.Compare) or not all(type(op) in SIGNS for op in node.ops):
         return None
     sides = [node.left, *node.comparators]
@@ -80,7 +81,7 @@ def number(value) -> float | None:
 
 
 def is_given(node: ast.expr) -> bool:
-    """Whether an expression has numbers alone."""
+    """Return whether an expression has numbers alone."""
     return not any(isinstance(part, ast.Name) for part in ast.walk(node))
 
 

@@ -1,4 +1,4 @@
-"""What stands on the site in the place of a live view of a lesson: a view that trains, a recording, or its picture.
+"""The stand-in of a live view of a lesson on the site: a view that trains, a recording, or its picture.
 
 A stored lesson has of each live view its picture and its repr, a call that makes it. From these all is found.
 """
@@ -40,7 +40,8 @@ class View(NamedTuple):
 
     @property
     def is_recorded(self) -> bool:
-        """Whether it has a recording: it trains, but not as a state of the page; it is played; or it is one picture."""
+        """Return whether it has a recording: it trains, but not as a state of the page; it is played; or it is one
+        picture."""
         kind = getattr(widgets, kind_of(self.call), object)
         return (issubclass(kind, RECORDED) or kind is widgets.Picture) and not self.state
 
@@ -68,7 +69,8 @@ class View(NamedTuple):
         return "" if is_offered and graph_name(setting) in offered() else "the page has no graph for it"
 
     def on_the_site(self) -> tuple[str, str]:
-        """What stands in its place, 'playground', 'recording' or 'picture', and its state or, of a picture, why."""
+        """Return what stands in its place, 'playground', 'recording' or 'picture', and its state or, of a picture,
+        why."""
         if self.state:
             return "playground", self.state
         if not self.is_recorded:
@@ -84,7 +86,7 @@ def kind_of(call: str) -> str:
 
 
 def arguments(call: str) -> dict[str, Any]:
-    """What a call of Playground says of what trains. ValueError: it is not all literal."""
+    """Return what a call of Playground says of what trains. ValueError: it is not all literal."""
     node = ast.parse(call, mode="eval").body
     given = {"preset": node.args[0]} | {word.arg: word.value for word in node.keywords if word.arg not in LOOK}
     return {name: ast.literal_eval(value) for name, value in given.items()}

@@ -137,12 +137,12 @@ def write_recording(path: Path, of: str, shown: Sequence[Shown]) -> None:
 
 
 def changed(before: dict, now: dict) -> dict:
-    """What is new or another."""
+    """Return the entries that are new or another."""
     return {name: value for name, value in now.items() if name not in before or before[name] != value}
 
 
 def shared(one: np.ndarray, other: np.ndarray) -> int:
-    """How many bytes are the same from the first on."""
+    """Return how many bytes are the same from the first on."""
     most = min(len(one), len(other))
     differ = np.flatnonzero(one[:most] != other[:most])
     return int(differ[0]) if len(differ) else most
@@ -155,7 +155,7 @@ def thin_slots(shown: Sequence[Shown]) -> set[str]:
 
 
 def is_fine(array: np.ndarray) -> bool:
-    """Whether float16 says the same to the eye as a float32; whole numbers stay what they are."""
+    """Return whether float16 says the same to the eye as a float32; whole numbers stay what they are."""
     if array.dtype != "f4":
         return False
     with np.errstate(over="ignore"):

@@ -121,13 +121,13 @@ def runs_of(setting: PlaneSetting) -> dict[str, Run]:
 
 
 def kept(*name: str) -> Path:
-    """Where a graph is in the store."""
+    """Return where a graph is in the store."""
     return KEPT / ".".join([key(), *name, "z"])
 
 
 @functools.cache
 def key() -> str:
-    """What a graph depends on: the source of what it does, and who exports it."""
+    """Return what a graph depends on: the source of what it does, and who exports it."""
     sources = [path for part in ("nn", "tasks", "training") for path in (ROOT / "moe_lessons" / part).glob("*.*")]
     sources += [ROOT / place for place in ("web/graphs.py", "web/text_model.py", "moe_lessons/widgets/plane.py")]
     parts = [path.read_bytes() for path in sorted(sources)]

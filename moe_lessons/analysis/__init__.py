@@ -1,4 +1,4 @@
-"""What is measured: the load of the experts, what a model costs, how long things take, and what limits it."""
+"""Measurements: the load of the experts, the cost of a model, times, and what limits them."""
 
 from moe_lessons.analysis.counting import TransformerShape, count_parameters, flops_per_token, published_models
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law

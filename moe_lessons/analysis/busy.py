@@ -1,4 +1,4 @@
-"""What else the machine does while something is timed."""
+"""The load of other programs on the machine while something is timed."""
 
 import os
 import sys

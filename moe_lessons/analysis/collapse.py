@@ -1,4 +1,4 @@
-"""Who learns while experts starve, what a head start is worth, and remedies: what each trains with, how it is read."""
+"""Gradients while experts collapse, the value of a head start, and balancing methods side by side."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -126,7 +126,7 @@ def band_of(setting: PlaneSetting, divided: bool, seeds: Sequence[int], device="
 
 
 class Reading(NamedTuple):
-    """What a band shows at a step on held-out points, without noise: a value for each seed (S,)."""
+    """The reading of a band at a step, on held-out points without noise: a value for each seed (S,)."""
 
     step: int
     dead: np.ndarray

@@ -1,4 +1,4 @@
-"""What a model costs: parameters in memory, parameters at work for a token, and FLOPs (multiplies and adds)."""
+"""The cost of a model: total parameters, active parameters of a token, and FLOPs (multiplies and adds)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace

@@ -1,4 +1,4 @@
-"""How fast language models write (B sequences at once, on one thread), and what limits them: reading or arithmetic."""
+"""The decoding speed of language models (batch size B, one thread), and its limits: bandwidth or arithmetic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +125,7 @@ def distinct_experts(model: LanguageModel, ids: Tensor, batch_sizes=(1, 2, 4, 8,
 
 @dataclass(frozen=True)
 class Machine:
-    """What a machine can read from memory and compute at best. A program that does I FLOPs for each byte that it
+    """The bandwidth and the arithmetic of a machine at best. A program that does I FLOPs for each byte that it
     reads can reach min(flops_per_second, I · bytes_per_second) (the roofline model: Williams, CACM 52(4), 2009)."""
 
     bytes_per_second: float

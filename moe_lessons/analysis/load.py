@@ -1,4 +1,4 @@
-"""How evenly the work lies on the experts: in numbers, and in words."""
+"""The balance of the load over the experts, in numbers and in words."""
 
 import json
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ EVEN = 1.05  # busiest over mean: below it each has about the even share
 
 @dataclass(frozen=True)
 class LoadStatistics:
-    """How the assignments of one MoE layer lie on its E experts."""
+    """The distribution of the assignments of one MoE layer over its E experts."""
 
     max_over_mean: float  # the load of the busiest expert over the mean load; 1 is even, E is all on one
     entropy: float  # of the load shares, over that of an even load; 1 is even, log K / log E is all on K

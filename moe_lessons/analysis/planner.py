@@ -37,7 +37,7 @@ def copies_sent(top_k: int, group: int, node_limit: int | None = None) -> tuple[
 
 @dataclass(frozen=True)
 class Plan:
-    """What one device holds and sends in a step (bytes), and the seconds of a step. inside, between: the exchange with
+    """The bytes that one device holds and sends in a step, and its seconds. inside, between: the exchange with
     its node and with others, both at the same time; hidden: what passes beside the arithmetic. limit: what takes
     longest."""
 

@@ -84,7 +84,7 @@ def load_ends(name: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Recording:
-    """Which facts each model of a stored sweep knew, by one seed: steps (M,), known: model -> (M, N) bool."""
+    """The facts that each model of a stored sweep knew, by one seed: steps (M,), known: model -> (M, N) bool."""
 
     steps: list[int]
     known: dict[str, np.ndarray]

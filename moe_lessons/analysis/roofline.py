@@ -1,4 +1,4 @@
-"""What a whole model costs on a machine: its memory, and what a step of decoding reads, computes and takes at best."""
+"""The cost of a whole model on a machine: its memory, and the bytes, FLOPs and least time of a decoding step."""
 
 import functools
 import json
@@ -36,7 +36,7 @@ class ExpertGroup:
 
 @dataclass(frozen=True)
 class Cached:
-    """What a layer's attention, of which there are `layers` alike, adds for each token of the context."""
+    """The cost of a layer's attention for each token of the context; `layers` are alike."""
 
     numbers: int  # that it keeps
     flops: int  # of a new token

@@ -1,4 +1,4 @@
-"""Where the time of a decoding step goes: weights read, what products take beyond, routing, attention, the rest."""
+"""The parts of the time of a decoding step: loading weights, products beyond that, routing, attention, the rest."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence

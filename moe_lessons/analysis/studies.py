@@ -1,4 +1,4 @@
-"""What the stored sweeps (data/results) compare: small language models by their names, and what they learn."""
+"""The studies of the stored sweeps (data/results): small language models by their names, and what they learn."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ SOFT = "Soft MoE"
 
 @dataclass(frozen=True)
 class Study:
-    """What is learned, and the models that learn it."""
+    """A task, and the models that learn it."""
 
     task: dict  # the arguments of a `TextTask`, but for its context, or of `Facts`
     sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert

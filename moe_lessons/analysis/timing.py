@@ -1,4 +1,4 @@
-"""How long things take, side by side: functions take turns, since a machine is never idle, and never the same twice."""
+"""Times of functions side by side: they take turns, since a machine is never idle, and never the same twice."""
 
 import copy
 import platform

@@ -1,4 +1,4 @@
-"""Who served which token: a trace of the routing as a table, and what a token's first choice tells of the token."""
+"""A trace of the routing as a table, and the information of a token's first choice about the token."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

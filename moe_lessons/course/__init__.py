@@ -1,4 +1,4 @@
-"""What the course asks and remembers: predictions, the quiz of each lesson, and the page that shows how far you are."""
+"""The questions and the progress of the course: predictions, the quiz of each lesson, and the course page."""
 
 from moe_lessons.course import progress
 from moe_lessons.course.interview import Answer, Interview, figures, lacking

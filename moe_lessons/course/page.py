@@ -82,7 +82,7 @@ def page() -> str:
 
 
 class CoursePage(Sheet):
-    """Shows what is done and what is next, with buttons to export the progress and to forget it."""
+    """A page of what is done and what is next, with buttons to export the progress and to forget it."""
 
     def __init__(self):
         self.table, self.said = W.Output(), W.HTML()

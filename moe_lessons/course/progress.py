@@ -1,4 +1,4 @@
-"""What a learner predicted, answered, solved and measured: one JSON file in the user's data folder, and nowhere else.
+"""The progress of a learner, in one JSON file in the user's data folder and nowhere else.
 
     {"version": 1, "predictions": {"05.survivors": {"answer": "two", "when": "2026-03-01T12:00:00+00:00"}}, "quiz": …}
 

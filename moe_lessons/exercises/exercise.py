@@ -42,7 +42,7 @@ WORDS = {
 
 
 class Check(NamedTuple):
-    """What became of an answer. A notebook shows it with buttons for a hint and for the solution."""
+    """The result of checking an answer. A notebook shows it with buttons for a hint and for the solution."""
 
     status: str  # one of `WORDS`
     message: str

@@ -1,4 +1,4 @@
-"""What a model of transformers keeps of each token that it has read: the usual formulas, from its configuration.
+"""The KV cache of a model of transformers by the usual formulas, from its configuration.
 
 A layer of attention keeps a key and a value for each of its G heads of keys and values, each h numbers: 2·G·h; G is the
 number of heads where they are not grouped (arXiv:2305.13245). Latent attention (MLA, arXiv:2405.04434, section 2.1)
@@ -17,7 +17,8 @@ FIXED = ("linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe", "mlp
 
 
 def cached_layers(model: nn.Module) -> list[Cached]:
-    """What each layer of a model on the meta device keeps. ValueError, with the reason, where no formula is known."""
+    """Return what each layer of a model on the meta device keeps. ValueError, with the reason, where no formula is
+    known."""
     whole, name = model.config, type(model).__name__
     config = whole.get_text_config(decoder=True)
     try:
@@ -45,8 +46,8 @@ def layer_kinds(config: Any, has_encoder: bool) -> list[str]:
 
 
 def attention_shape(config: Any) -> tuple[int, int]:
-    """What one layer keeps of a token, in numbers, and its FLOPs for each token that it looks back on: a score and a
-    sum of values in each of H heads."""
+    """Return what one layer keeps of a token, in numbers, and its FLOPs for each token that it looks back on: a score
+    and a sum of values in each of H heads."""
     heads, latent = config.num_attention_heads, first(config, "kv_lora_rank")  # H
     if latent:
         keys = config.qk_nope_head_dim + config.qk_rope_head_dim
@@ -57,7 +58,8 @@ def attention_shape(config: Any) -> tuple[int, int]:
 
 
 def agrees(model: nn.Module, numbers: int) -> bool:
-    """Whether all projections of keys and values, where there are some by their usual names, are as wide as that."""
+    """Return whether all projections of keys and values, where there are some by their usual names, are as wide as
+    that."""
     attentions = [part for part in model.modules() if isinstance(getattr(part, "layer_idx", None), int)]
     pairs = [(part.k_proj, part.v_proj) for part in attentions if hasattr(part, "k_proj") and hasattr(part, "v_proj")]
     return all(sum(getattr(one, "out_features", numbers / 2) for one in pair) == numbers for pair in pairs)

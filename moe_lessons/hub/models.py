@@ -119,7 +119,7 @@ def check_fit(ours: LanguageModel, back: LanguageModel) -> None:
 
 
 def described(model: LanguageModel) -> dict[str, Any]:
-    """What counts of a model beside its weights: the class of each module, its settings, and the shapes."""
+    """Return what counts of a model beside its weights: the class of each module, its settings, and the shapes."""
     found, whatever = {}, ("training", "noise", "noise_std", "dispatch", "capacity_priority")  # no say in the logits
     for name, module in model.named_modules():
         kind = TopKRouter if type(module) is NoisyTopKRouter else type(module)  # it has noise in training only

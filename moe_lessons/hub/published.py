@@ -155,7 +155,7 @@ def find_class(config: Any, named: type | None) -> tuple[Any, type]:
 
 
 def writes_text(model: nn.Module) -> bool:
-    """Whether it writes text, token by token: a class for it, which BERT has too, but to fill in masks."""
+    """Return whether it writes text, token by token: a class for it, which BERT has too, but to fill in masks."""
     from transformers import AutoModelForMaskedLM
 
     config = model.config.get_text_config(decoder=True)
@@ -231,7 +231,7 @@ def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
 
 
 def find_top_k(places: list[nn.Module]) -> int:
-    """How many experts a token visits: by an attribute of the router or the block, else of a configuration; else 1."""
+    """Return how many experts a token visits: by an attribute of the router or the block, or of a configuration; or 1."""
     for place in [*places, *(part.config for part in places if hasattr(part, "config"))]:
         for name in TOP_K:
             value = getattr(place, name, None)

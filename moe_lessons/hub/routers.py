@@ -1,4 +1,4 @@
-"""Where the routers of a Hugging Face model are, and how each is read: by structure, not by a list of names.
+"""Finding and reading the routers of a Hugging Face model: by structure, not by a list of names.
 
 A mixture is a module with a child, its experts, whose `forward` takes (hidden states, indices (T, K), weights (T, K)):
 what they are called with is what is carried out. The logits come from the router beside them, which the model itself

@@ -131,7 +131,7 @@ class Lens:
 
 @dataclass
 class Call:
-    """What was noted in one call of the model, in its order: the layer, 'output' of its router or 'topk', the value."""
+    """The notes of one call of the model, in their order: the layer, 'output' of its router or 'topk', the value."""
 
     mixtures: dict[str, Mixture]
     mask: Tensor | None  # (B, T), longer where a cache holds tokens

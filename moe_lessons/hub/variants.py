@@ -1,4 +1,4 @@
-"""What blocks of others compute beyond `nn`: settings of one family each, so that the layers that are taught need no
+"""Variants of blocks beyond `nn`: settings of one family each, so that the layers that are taught need no
 branch for them. `hub.blocks` makes blocks of them."""
 
 from dataclasses import replace
@@ -57,7 +57,7 @@ class LoopMoE(MoE):
         return y
 
     def expert(self, e: int, x: Tensor, weight: Tensor) -> Tensor:
-        """What expert e adds for its tokens: x (N, D), routing weights (N, 1) -> (N, D)."""
+        """Return what expert e adds for its tokens: x (N, D), routing weights (N, 1) -> (N, D)."""
         raise NotImplementedError
 
 

@@ -1,4 +1,4 @@
-"""What is taught: the dense FFN, the router, the experts, the mixture that they make, and a model of such mixtures.
+"""The layers that are taught: the dense FFN, the router, the experts, their mixture, and a model of such mixtures.
 
 Read it in this order: ffn · routing · balancing · experts · dispatch · moe · baselines · attention · transformer, and
 soft_moe beside them. Shapes are written with the same letters everywhere: T tokens, E experts, K experts for each

@@ -13,7 +13,7 @@ SAME_ACTIVE, SAME_TOTAL = "dense, same active", "dense, same total"  # how plots
 
 
 def is_moe(module: nn.Module) -> bool:
-    """Whether a module is a mixture of experts: ours, or a learner's class with the same attributes."""
+    """Return whether a module is a mixture of experts: ours, or a learner's class with the same attributes."""
     return all(hasattr(module, name) for name in ("num_experts", "top_k", "experts"))
 
 

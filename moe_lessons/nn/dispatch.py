@@ -84,7 +84,8 @@ def grouped_dispatch(experts: Experts, x: Tensor, routing: Routing) -> Tensor:
 
 
 def takes_grouped_mm(weight: Tensor) -> bool:
-    """Whether `grouped_mm` (torch 2.10 or newer) takes a weight: by its type, and rows of a multiple of 16 bytes."""
+    """Return whether `grouped_mm` (torch 2.10 or newer) takes a weight: by its type, and rows of a multiple of 16
+    bytes."""
     types = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.bfloat16, torch.float16)
     if not hasattr(F, "grouped_mm") or weight.dtype not in types or not weight.is_contiguous():
         return False

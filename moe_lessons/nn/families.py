@@ -31,7 +31,7 @@ FAMILIES: dict[str, Spec] = {
 
 
 def difference(one: Spec, other: Spec) -> tuple[Spec, Spec]:
-    """What of each specification is not in the other.
+    """Return what of each specification is not in the other.
 
     >>> difference(FAMILIES["Mixtral"], FAMILIES["OLMoE"])
     ({'num_experts': 8, 'top_k': 2, 'norm_topk_prob': True}, {'num_experts': 64, 'top_k': 8, 'norm_topk_prob': False})
@@ -57,7 +57,7 @@ def finer(num_experts: int, top_k: int, d_ff: int, times: int = 1, shared: int =
 
 
 def modern(num_experts: int, d_ff: int) -> dict[str, Spec]:
-    """What mixtures since Mixtral changed, one by one and together: the work of 2 of `num_experts` of width `d_ff`.
+    """Return what mixtures since Mixtral changed, one by one and together, at 2 of `num_experts` of width `d_ff`.
     Scaled: a mean of 4 times as many outputs is about half as large, and the factor 2 makes up for it."""
     sizes = num_experts, 2, d_ff
     return {

@@ -1,4 +1,4 @@
-"""Which expert serves which token: the `Routing`, and the routers that make one. `ROUTERS` at the end has them all."""
+"""The `Routing`, and the routers that make one. `ROUTERS` at the end has them all."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from moe_lessons.support.errors import (
 
 @dataclass(frozen=True, eq=False)
 class Routing:
-    """What a router decided for T tokens and E experts.
+    """The decision of a router for T tokens and E experts.
 
     The decision is a list of A assignments, in order of priority (all first choices, then all second choices, …): token
     `token_idx[a]` goes to expert `expert_idx[a]`, whose output is multiplied by `weight[a]`.
@@ -100,7 +100,7 @@ class Routing:
 
     @property
     def dropped(self) -> int:
-        """How many assignments were dropped."""
+        """Return how many assignments were dropped."""
         return len(self.dropped_expert_idx)
 
     @property
@@ -128,7 +128,8 @@ class Routing:
 
 
 def count(idx: Tensor, num: int) -> Tensor:
-    """How often each number below `num` stands in idx (A,): (num,). Unlike `bincount`, it does not wait for a GPU."""
+    """Return how often each number below `num` stands in idx (A,): (num,). Unlike `bincount`, it does not wait for a
+    GPU."""
     return idx.new_zeros(num).index_add(0, idx, torch.ones_like(idx))
 
 

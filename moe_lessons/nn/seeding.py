@@ -1,4 +1,4 @@
-"""What else a result depends on: the random state, how many threads compute, and the mode of a model."""
+"""The random state, the number of threads and the mode of a model, on which a result depends."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

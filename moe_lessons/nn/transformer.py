@@ -104,7 +104,7 @@ class LanguageModel(nn.Module):
 
     @property
     def causal(self) -> bool:
-        """Whether no token's logits depend on later tokens: every router is causal, and no capacity is set."""
+        """Return whether no token's logits depend on later tokens: every router is causal, and no capacity is set."""
         parts = list(self.layers.modules())
         return all(getattr(p, "causal", True) and getattr(p, "capacity_factor", None) is None for p in parts)
 

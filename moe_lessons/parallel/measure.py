@@ -1,4 +1,4 @@
-"""How long ranks work: a generator for `launch`, which measures and yields."""
+"""The times that ranks work: a generator for `launch`, which measures and yields."""
 
 import time
 from collections.abc import Iterator

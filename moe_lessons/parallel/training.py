@@ -41,7 +41,7 @@ ABOUT = "run.json"  # beside the tensors of a checkpoint: of which model they ar
 
 @dataclass(frozen=True)
 class Settings:
-    """What to train, and how.
+    """The settings of a training.
 
     batch: sequences in a step, of all ranks together. capacity_factor: counted by each rank for its own tokens.
     balance_weight: of the auxiliary loss, over the tokens of all ranks.

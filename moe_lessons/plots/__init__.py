@@ -1,4 +1,4 @@
-"""What is drawn. Plot functions take tensors or numbers and return the axes; show a picture with `ax.figure`. Panels of
+"""Pictures. Plot functions take tensors or numbers and return the axes; show a picture with `ax.figure`. Panels of
 live views are functions of the view that return marks: see `marks` and `panels`; `still` draws the same marks."""
 
 from moe_lessons.plots.panels import PANELS

@@ -1,4 +1,4 @@
-"""What the ranks of a job said, drawn when it is over."""
+"""A figure of the records of a job, drawn when it is over."""
 
 from collections.abc import Sequence
 

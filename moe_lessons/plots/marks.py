@@ -1,4 +1,4 @@
-"""What a panel shows, said once: marks and axes. `still` makes a matplotlib figure of them (code hosts, nbval, print),
+"""The marks and axes of a panel. `still` makes a matplotlib figure of them (code hosts, nbval, print),
 `widgets.canvas` sends them to the page, where pointing at an expert, a token or a model in one panel shows it in all.
 Colours of lines are numbers, `ink`: see `theme.Theme.lines`; -1 is a pale ghost."""
 

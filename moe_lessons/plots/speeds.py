@@ -78,7 +78,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
 
 
 class Stream:
-    """How the weights of a model, the `parts`, leave memory at best: a step takes as long as it reads or computes,
+    """The loading of the weights of a model, the `parts`, at best: a step takes as long as it reads or computes,
     whichever is longer. A batch reads as many experts as the `union_law` expects, drawn anew for each step, the same in
     all layers. Times in seconds; the KV cache is left out."""
 

@@ -1,4 +1,4 @@
-"""What many runs showed: what models take and know, what more experts bring, where experts die, how fast they are."""
+"""Figures of many runs: what models cost and know, what more experts bring, where experts die, how fast they are."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""Where the course's data files and lessons lie: beside the package in a checkout, inside it in an installed wheel."""
+"""The places of the course's data and lessons: beside the package in a checkout, inside it in an installed wheel."""
 
 from importlib import metadata
 from pathlib import Path

@@ -68,7 +68,7 @@ def put_back(handlers: dict[int, Callable]) -> None:
 
 
 class Held:
-    """What signals would have done meanwhile."""
+    """The signals that came meanwhile."""
 
     def __init__(self):
         self.waiting, self.is_open, self.is_over = [], False, False

@@ -1,4 +1,4 @@
-"""What a lesson shows of the package: its source, and its texts, which are files of Markdown."""
+"""Parts of the package that a lesson shows: source, and texts, which are files of Markdown."""
 
 import inspect
 import re

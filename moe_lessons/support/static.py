@@ -1,4 +1,4 @@
-"""Where what is shown is seen: on a static page, behind which nothing runs, in a notebook, or on a terminal."""
+"""The place where a result is seen: a static page, behind which nothing runs, a notebook, or a terminal."""
 
 import os
 

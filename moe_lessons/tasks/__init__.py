@@ -1,4 +1,4 @@
-"""What is learned: tasks that are generated as you watch, and the models that take them on."""
+"""Tasks that are generated as you watch, and the models that take them on."""
 
 from moe_lessons.tasks.facts import NOT_SCORED, Facts, FactsAtOnce, TextAtOnce
 from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid

@@ -32,7 +32,7 @@ class PlaneTask:
 
     @property
     def has_blobs(self) -> bool:
-        """Whether points lie around centres, and not anywhere."""
+        """Return whether points lie around centres, and not anywhere."""
         return self.name in ("blobs", "uneven")
 
     @property

@@ -1,4 +1,4 @@
-"""How a model is trained: a run and its knobs, settings in the plane and of facts, seeds side by side, checkpoints."""
+"""Training: a run and its knobs, settings in the plane and of facts, seeds side by side, checkpoints."""
 
 from moe_lessons.training.bands import SeedBand
 from moe_lessons.training.bars import bar, train

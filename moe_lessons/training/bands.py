@@ -22,7 +22,7 @@ from moe_lessons.training.settings import PlaneSetting, plane_model
 
 @dataclass(frozen=True, kw_only=True)
 class BandRecord(Record):
-    """What one step of S seeds showed: means over the seeds (but `load`: of the first), and a value for each."""
+    """The record of one step of S seeds: means over the seeds (but `load`: of the first), and a value for each."""
 
     losses: np.ndarray  # (S,)
     accuracies: np.ndarray  # (S,)
@@ -33,7 +33,7 @@ class BandRecord(Record):
 
 
 class SeedBand(Run):
-    """Trains S plane classifiers of one setting as one batched model: the same numbers as `plane_runs(setting, seed)
+    """S plane classifiers of one setting as one batched model, with the numbers of `plane_runs(setting, seed)
     ["MoE"]` for each of `seeds`, but that noise is drawn for all together."""
 
     has_checkpoints = False

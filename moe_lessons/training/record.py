@@ -1,4 +1,4 @@
-"""What a step showed, and how it is measured."""
+"""The record of a step, and how it is measured."""
 
 from dataclasses import dataclass, fields
 
@@ -16,7 +16,7 @@ DEAD_SHARE = 0.01  # an expert is called dead when fewer than 1 % of the tokens 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What one step showed."""
+    """The record of one step."""
 
     step: int
     loss: float  # of the task alone: cross entropy, nats

@@ -38,7 +38,7 @@ class Snapshot:
 
 
 class Run:
-    """Trains `model` on `task` with AdamW (arXiv:1711.05101) without decay, one `step()` at a time.
+    """The training of `model` on `task` with AdamW (arXiv:1711.05101) without decay, one `step()` at a time.
 
     model: maps a batch x to (logits, routings), one `Routing` for each of its MoE layers. Its device is the run's.
     task: has `batch(num, generator) -> (x, y)`, y the correct classes, or -100 where nothing is scored. One that keeps

@@ -1,4 +1,4 @@
-"""What is touched: live views, laboratories, calculators. Read `spec`, `picture`, `loop`, `live`,
+"""Live views, laboratories, calculators. Read `spec`, `picture`, `loop`, `live`,
 `laboratory`, then `playground`."""
 
 from moe_lessons.widgets.balancing_lab import BalancingLab

@@ -164,7 +164,7 @@ class BalancingLab(Lab):
 
     @property
     def behind(self) -> int:
-        """How many steps one tile is behind another, at most."""
+        """Return how many steps one tile is behind another, at most."""
         return max(tile.step for tile in self.tiles.values()) - self.step
 
     def caption(self, tile: Tile) -> str:

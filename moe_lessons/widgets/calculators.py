@@ -28,7 +28,7 @@ LARGEST = 2**20  # of a size: a page may ask for more
 
 
 class CostCalculator(Picture):
-    """What a transformer costs on a machine, beside its dense opponents: by sliders, or as published.
+    """The cost of a transformer on a machine, beside its dense opponents: by sliders, or as published.
 
     model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (num_heads follows d_model); or of
     `published_sizes`. context_length: tokens that the attention sees. batch_size: texts written at once. machine: of
@@ -160,7 +160,7 @@ class CostCalculator(Picture):
         return self.models, context, weights, self.machines.loc[machine], batch
 
     def parts(self) -> dict[str, ParameterCount]:
-        """Where the parameters are; of a published model in fewer parts."""
+        """Return where the parameters are; of a published model in fewer parts."""
         if self.is_slid:
             return self.shape.parameters()
         sizes = self.sizes

@@ -51,7 +51,7 @@ class LiveCanvas(anywidget.AnyWidget):
 
     @property
     def ready(self) -> bool:
-        """Whether the page has kept up, or has been silent for so long that one more picture is worth a try."""
+        """Return whether the page has kept up, or has been silent for so long that one more picture is worth a try."""
         return self.frame - self.answered < IN_FLIGHT or time.monotonic() - self._sent_at > self._patience
 
     def show(self, panels: dict[int, Panel], count: int, **words: Any) -> None:
@@ -89,7 +89,7 @@ class LiveCanvas(anywidget.AnyWidget):
             self.send(content, [bytes(data)])
 
     def _hear(self, _, content: Any, buffers) -> None:
-        """What a page says; anything else than it can say is ignored."""
+        """Return what a page says; anything else than it can say is ignored."""
         content = content if isinstance(content, dict) else {}
         drawn, behind = content.get("drawn"), content.get("behind", 1)
         if is_whole(drawn, self.answered + 1, self.frame):

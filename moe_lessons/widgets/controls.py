@@ -20,7 +20,7 @@ KINDS = {"range": range, "reach": Reach, "box": Box}  # of stops, by the word be
 
 @dataclass(frozen=True)
 class Control:
-    """What a control that is no knob says. stops: numbers or names to choose from, a `range`, a `Reach` or a `Box`; a
+    """A control that is no knob. stops: numbers or names to choose from, a `range`, a `Reach` or a `Box`; a
     laboratory may give its own."""
 
     name: str

@@ -1,4 +1,4 @@
-"""What a kernel must do before a view is shown in it."""
+"""The preparation of a kernel for live views."""
 
 import sys
 

@@ -46,7 +46,7 @@ class Lab(LiveRun):
         super().__init__(self.runs, panels, spec=spec, values=values, **more)
 
     def stops(self, name: str, values: Mapping[str, Any]) -> Any:
-        """What a control has to choose from, with these values."""
+        """Return what a control has to choose from, with these values."""
         if name == "top_k":
             return range(1, values["num_experts"] + 1)
         if name == "device":

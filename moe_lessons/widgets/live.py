@@ -38,8 +38,8 @@ _views: dict[str, list[Picture]] = {}  # notebook cell -> the views that it made
 
 
 class Kept(NamedTuple):
-    """What was read or drawn. It is made anew where its `stamp` has changed; where only its `state` has, when training
-    has paid for the last time, and in a pause."""
+    """A kept reading or drawing. It is made anew where its `stamp` has changed; where only its `state` has, when
+    training has paid for the last time, and in a pause."""
 
     value: Any
     stamp: tuple
@@ -110,7 +110,8 @@ class LiveRun(Picture):
             self.state.values = self.state.values | {"token": index}
 
     def stamp(self) -> tuple:
-        """What a reading of the model depends on, beside the run and the step: the knobs that its modules keep."""
+        """Return what a reading of the model depends on, beside the run and the step: the knobs that its modules
+        keep."""
         return tuple(getattr(self.main_run.knobs, name) for name, knob in KNOBS.items() if knob.attribute)
 
     def words(self) -> str:
@@ -130,7 +131,7 @@ class LiveRun(Picture):
 
     @property
     def step(self) -> int:
-        """How many steps all runs were trained."""
+        """Return how many steps all runs were trained."""
         return min((len(run.records) for run in self.runs.values()), default=0)
 
     running = property(lambda self: self.loop.running, doc="Whether it trains now.")
@@ -198,7 +199,7 @@ class LiveRun(Picture):
         self.state.changes = sorted({min(change, self.step) for change in self.state.changes} - {0})
 
     def read(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make()` reads from the run that is shown: costly things, such as a trace; see `Kept`."""
+        """Return what `make()` reads from the run that is shown: costly things, such as a trace; see `Kept`."""
         stamp, state = (self.main_run, *self.stamp()), len(self.main_run.records)
         if self._is_old(name, stamp, state, READING_SHARE):
             self._make(name, make, stamp, state)
@@ -347,7 +348,7 @@ class LiveRun(Picture):
 
 
 def has_diverged(run: Run) -> bool:
-    """Whether the last update was too large, which no step has noticed yet."""
+    """Return whether the last update was too large, which no step has noticed yet."""
     try:
         return not math.isfinite(run.evaluate(1)["loss"])
     except FAULTS:
@@ -365,7 +366,7 @@ def end_with_its_cell(view: Picture) -> None:
 
 
 def _running_cell() -> dict[str, Any]:
-    """What the page says of the notebook cell that runs now."""
+    """Return what the page says of the notebook cell that runs now."""
     return (getattr(get_ipython(), "get_parent", dict)() or {}).get("metadata", {})
 
 

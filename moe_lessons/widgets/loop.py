@@ -184,5 +184,5 @@ def on_the_loop(events: asyncio.AbstractEventLoop | None, action: Callable[..., 
 
 
 def error_sentence(error: BaseException) -> str:
-    """What went wrong, with the kind of error where that says more."""
+    """Return what went wrong, with the kind of error where that says more."""
     return str(error) if isinstance(error, TrainingDiverged | ValueError) else f"{type(error).__name__}: {error}"

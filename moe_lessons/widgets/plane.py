@@ -1,4 +1,4 @@
-"""What a router makes of the plane, read while a model trains."""
+"""Readings of the plane while a model trains."""
 
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -15,7 +15,7 @@ NUM_TOKENS = 32  # whose routing is shown
 
 
 class Plane(NamedTuple):
-    """What the router and the model make of the plane, without noise."""
+    """The decisions of the router and the model over the plane, without noise."""
 
     points: Tensor  # (T, 2): the tokens that are shown, sorted by class
     classes: Tensor  # (T,)

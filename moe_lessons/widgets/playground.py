@@ -90,7 +90,7 @@ class Playground(Lab):
 
     @property
     def setting(self) -> PlaneSetting:
-        """What is in force now."""
+        """Return what is in force now."""
         return self.setting_of(self.state.values)
 
     def make_runs(self, values: dict[str, Any]) -> dict[str, Run]:

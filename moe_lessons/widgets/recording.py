@@ -1,4 +1,4 @@
-"""What is played frame by frame and trains nothing: a recording, layers of real models, weights that leave memory."""
+"""Views that are played frame by frame and train nothing: a recording, layers of real models, weights loading."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -177,7 +177,7 @@ class StreamView(Player):
 
     @property
     def seconds(self) -> float:
-        """How much time of the machine has passed."""
+        """Return how much time of the machine has passed."""
         longest = max(stream.step for stream in self.streams().values())
         return self.STEPS * longest * self.slider.value / self.last
 

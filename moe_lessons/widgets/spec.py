@@ -1,4 +1,4 @@
-"""What a live view is made of, and what is set in it: the same two dataclasses for all laboratories."""
+"""The specification and the state of a live view: the same two dataclasses for all laboratories."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from moe_lessons.widgets.controls import CONTROLS
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a view is made of.
+    """The specification of a view.
 
     defaults: the arguments that make it, in the order in which `repr` writes those with another value; the first of a
         laboratory without its name.
@@ -44,7 +44,7 @@ class Spec:
 
 @dataclass
 class State:
-    """What is set in a view, by the name of an argument or a control, and what was done to it. Panels read it.
+    """The settings of a view, by the name of an argument or a control, and what was done to it. Panels read it.
 
     `values` is replaced as a whole, never changed in place. changes: the steps after which a knob was turned. ghost: an
     earlier run, to compare with."""

@@ -1,4 +1,4 @@
-"""How busy the experts are, now and over time, who gets the gradient, and which token goes to whom."""
+"""Panels of the load of the experts, now and over time, of their gradient, and of which token goes to whom."""
 
 from collections.abc import Sequence
 from dataclasses import replace
