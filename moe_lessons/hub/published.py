@@ -231,7 +231,7 @@ def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
 
 
 def find_top_k(places: list[nn.Module]) -> int:
-    """Return how many experts a token visits: by an attribute of the router or the block, or of a configuration; or 1."""
+    """Return how many experts a token visits: by an attribute of the router, the block or a configuration; else 1."""
     for place in [*places, *(part.config for part in places if hasattr(part, "config"))]:
         for name in TOP_K:
             value = getattr(place, name, None)
