@@ -100,13 +100,14 @@ class Run:
         self.after_step: list[Callable[[Run, list[Routing]], None]] = [update_routers]
         self.generators = self.make_generators()
         self.before = self.snapshot()  # where the last step began
+        self._spare: Snapshot | None = None  # memory for the next one: large models would wait for it
 
     def step(self) -> Record:
         """Train on one fresh batch and return what it showed. An interrupt before the update raises at once; a later
         one waits until the step is done, which is then undone."""
         start = time.perf_counter()
         with held_back() as signals, self._own_random_numbers(), torch.enable_grad():
-            before = self.snapshot()
+            before = self.snapshot(self._spare)
             if not self.model.training:
                 self.model.train()
             try:
@@ -121,13 +122,23 @@ class Run:
             except BaseException:
                 self.restore(before)
                 raise
-            self.before = before
+            self.before, self._spare = before, self.before
             return self.records[-1]
 
-    def snapshot(self) -> Snapshot:
-        """Copy what a step changes."""
-        averages = [{n: v.clone() for n, v in self.optimizer.state.get(p, {}).items()} for p in self._parameters]
-        weights = [weight.detach().clone() for weight in self._weights()]
+    def snapshot(self, spare: Snapshot | None = None) -> Snapshot:
+        """Copy what a step changes, into the memory of a snapshot that is no longer needed where one is given."""
+        weights = [weight.detach() for weight in self._weights()]
+        averages = [self.optimizer.state.get(p, {}) for p in self._parameters]
+        if spare is None or [len(own) for own in spare.averages] != [len(own) for own in averages]:
+            weights = [weight.clone() for weight in weights]
+            averages = [{name: value.clone() for name, value in own.items()} for own in averages]
+        else:
+            for kept, weight in zip(spare.weights, weights, strict=True):
+                kept.copy_(weight)
+            for kept, own in zip(spare.averages, averages, strict=True):
+                for name, value in own.items():
+                    kept[name].copy_(value)
+            weights, averages = spare.weights, spare.averages
         return Snapshot(weights, averages, [g.get_state() for g in self.generators], len(self.records))
 
     @held_back()

