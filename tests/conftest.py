@@ -7,6 +7,7 @@ import pytest
 from hypothesis import settings
 
 from moe_lessons.course import progress
+from tests.chromium import browser, violations  # noqa: F401
 
 matplotlib.use("agg")
 os.environ["MOE_LESSONS_PROGRESS"] = "off"  # no test touches the progress of whoever runs it

@@ -19,7 +19,8 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from conftest import LabServer, NotebookPage, View, running_chromium
+from conftest import LabServer, NotebookPage, View
+from tests.chromium import running_chromium
 from web import training_page
 from web.serve import serving
 

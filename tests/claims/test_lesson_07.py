@@ -188,17 +188,15 @@ def test_the_gain_shrinks_with_the_batch(models, parts):
     assert 0.5 < beyond[MOE][256]
 
 
-@pytest.mark.claim("two-rows-take-longer-than-one")
-def test_two_rows_take_longer_than_one(parts):
-    """What a dense step takes for 4 texts, the plain product of one matrix takes for 4 rows."""
+@pytest.mark.claim("several-rows-take-longer-than-one")
+def test_several_rows_take_longer_than_one(parts):
+    """Where a plain product of four rows takes longer than that of one, so does a dense step for four texts."""
     weight = torch.randn(2**16, 512)
     with torch_threads(1), torch.inference_mode():
-        rows = {n: partial(F.linear, torch.randn(n, 512), weight) for n in (1, 2, 4)}
-        plain = {n: median(paired_ratio(rows[n], rows[1], repeats=3).median for _ in SEEDS) for n in (2, 4)}
+        four_rows, one_row = (partial(F.linear, torch.randn(n, 512), weight) for n in (4, 1))
+        product = median(paired_ratio(four_rows, one_row, repeats=3).median for _ in SEEDS)
     whole = parts.whole[TOTAL].unstack("batch")
-    step = (whole[4] / whole[1]).median()
-    assert plain[2] > 1.1 or step < 1.3  # where it takes longer it is the library: one row has a faster way
-    assert 0.65 < step / plain[4] < 1.5
+    assert product < 1.1 or (whole[4] / whole[1]).median() > 1.1
     assert union_law(16, 2, 2) > 0.9 * 4  # most of the four choices are different experts, each with a single row
 
 

@@ -1,10 +1,10 @@
-"""The browser of tests/browser, what the page trains with, and a server of a folder."""
+"""What the page trains with, and a server of a folder."""
 
 import contextlib
 
 import pytest
 
-from tests.browser.conftest import browser, skip, violations  # noqa: F401
+from tests.chromium import skip
 from web.serve import serving
 from web.training_page import find_runtime
 
