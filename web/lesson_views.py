@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 RECORDINGS = ROOT / "web" / "recordings"
 RECORDED = widgets.LiveRun, widgets.WallRecording, widgets.RoutersView
-LOOK = ("panels", "controls", "play", "max_steps")  # arguments that change nothing of what trains
+VIEW_ONLY = ("panels", "controls", "play", "max_steps")  # arguments that change nothing of what trains
 
 
 class View(NamedTuple):
@@ -88,7 +88,7 @@ def kind_of(call: str) -> str:
 def arguments(call: str) -> dict[str, Any]:
     """Return what a call of Playground says of what trains. ValueError: it is not all literal."""
     node = ast.parse(call, mode="eval").body
-    given = {"preset": node.args[0]} | {word.arg: word.value for word in node.keywords if word.arg not in LOOK}
+    given = {"preset": node.args[0]} | {word.arg: word.value for word in node.keywords if word.arg not in VIEW_ONLY}
     return {name: ast.literal_eval(value) for name, value in given.items()}
 
 

@@ -19,7 +19,7 @@ from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
 from moe_lessons.training.knobs import KNOBS, Knob, idle_with
 from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
-from moe_lessons.widgets.canvas import LOOK
+from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.plane import NUM_TOKENS, read_plane
 from moe_lessons.widgets.playground import PANELS, PLAYGROUND, Playground
@@ -68,10 +68,10 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
     for name in graphs:
         check_choice("graph", name, offered())
     names, lab = [name for group in GROUPS.values() for name in group], Playground()
-    look = {name: lab.state.values[name] for name in names}
+    shown = {name: lab.state.values[name] for name in names}
     lab.close()
     presets = {
-        name: {"tip": TIPS["presets"][name], "values": look | asdict(setting), "off": why_off(setting, graphs)}
+        name: {"tip": TIPS["presets"][name], "values": shown | asdict(setting), "off": why_off(setting, graphs)}
         for name, setting in PRESETS.items()
     }
     stops = STOPS | {"seed": STOPS["seed"][:seeds]}
@@ -90,7 +90,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "tasks": tasks,
         "starts": STARTS,
         "axes": X_AXES,
-        "look": LOOK,
+        "colors": COLORS,
         "panels": PANELS,
         "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title},
         "numbers": {

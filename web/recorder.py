@@ -23,7 +23,7 @@ import torch
 
 from moe_lessons import __version__
 from moe_lessons.widgets import LiveRun, Picture, WallRecording
-from moe_lessons.widgets.canvas import LOOK, LiveCanvas
+from moe_lessons.widgets.canvas import COLORS, LiveCanvas
 from moe_lessons.widgets.recording import Player
 from tools.render import execute
 from web.lesson_views import LESSONS, RECORDINGS, ROOT, next_name, views_of
@@ -120,19 +120,19 @@ def write_recording(path: Path, of: str, shown: Sequence[Shown]) -> None:
         frame["words"], now = changed(before.words, words), now._replace(words=words)
         for slot, array in now.arrays.items():
             array = array.astype("f2") if slot in thin else array
-            look, data = (array.dtype.str[1:], array.shape), np.frombuffer(array.tobytes(), "u1")
-            old_look, old = arrays.get(slot, (None, data[:0]))
-            if old_look != look or not np.array_equal(old, data):
+            kind, data = (array.dtype.str[1:], array.shape), np.frombuffer(array.tobytes(), "u1")
+            old_kind, old = arrays.get(slot, (None, data[:0]))
+            if old_kind != kind or not np.array_equal(old, data):
                 same = shared(old, data)
-                frame["arrays"].append([slot, *look, same, len(data) - same])
+                frame["arrays"].append([slot, *kind, same, len(data) - same])
                 tail += data[same:].tobytes()
                 size += len(data)
-                arrays[slot] = look, data
+                arrays[slot] = kind, data
         frames.append(frame)
         before = now
     made_with = f"moe_lessons {__version__} and torch {torch.__version__}"
     about = f"{of} of lesson {path.stem.split('-')[0]}, made on {date.today()} by python -m web.recorder {path.stem}"
-    head = {"about": f"{about} with {made_with}", "look": LOOK, "size": size, "frames": frames}
+    head = {"about": f"{about} with {made_with}", "colors": COLORS, "size": size, "frames": frames}
     write(path, json.dumps(head, separators=(",", ":")).encode() + b"\n" + tail)
 
 

@@ -23,7 +23,7 @@ from moe_lessons.plots.panels.block import block_panel
 from moe_lessons.tasks import DOMAINS, TextTask, make_text
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.training import Run, train
-from moe_lessons.widgets.canvas import LOOK
+from moe_lessons.widgets.canvas import COLORS
 
 PATH = Path(__file__).with_name("text.z")
 STEPS, BATCH, WINDOW, SEED = 3000, 32, 64, 0  # WINDOW: bytes that it reads
@@ -164,7 +164,7 @@ def text_manifest() -> dict[str, Any]:
         "names": NAMES,
         "titles": TITLES,
         "words": words,
-        "look": LOOK,
+        "colors": COLORS,
     }
 
 

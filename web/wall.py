@@ -14,7 +14,7 @@ from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, 
 from moe_lessons.tasks import Facts
 from moe_lessons.training import Run, facts_runs
 from moe_lessons.training.run import lr_scale
-from moe_lessons.widgets.canvas import LOOK
+from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.small_labs import FACTS_LAB, LEAST, FactsLab, steps_between
 from web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading, export_facts_step
@@ -85,7 +85,7 @@ class Wall:
             "kept": [],
             "idle": {},
             "axes": X_AXES,
-            "look": LOOK,
+            "colors": COLORS,
             "words": {"title": FACTS_LAB.title, **TIPS["facts"]},
             "numbers": {
                 "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "least": LEAST,

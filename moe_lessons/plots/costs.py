@@ -27,7 +27,7 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
     median of each year. Full: with shared experts; the colour says how the load is balanced."""
     figure, titles = style.LessonFigure(9.6, 7), ("Experts for each at work, E / K", "Width of an expert, F / D")
     ways = np.select([frame.balancing.str.startswith(way) for way in ("bias", "aux")], [4, 3], 5)  # their ink
-    looks = {3: "auxiliary loss", 4: "a bias, moved after each step", 5: "balancing not stated"}
+    labels = {3: "auxiliary loss", 4: "a bias, moved after each step", 5: "balancing not stated"}
     for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
         ticks = ((4, 8, 16, 32, 64, 128), (0.25, 0.5, 1, 2, 4))[place]
         ax = style.dress(figure.add_subplot(2, 1, place + 1), LIGHT, titles[place])
@@ -37,8 +37,8 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
             ax.hlines(y[own.index].median(), own.day.min(), own.day.max(), LIGHT.muted, lw=6, alpha=0.3, label="median")
         for (way, shared), own in frame.groupby([ways, frame.shared_experts > 0]):
             color = LIGHT.lines[way]
-            look = {"ec": color, "fc": color if shared else LIGHT.background, "s": 34, "lw": 1.4, "zorder": 3}
-            ax.scatter(own.day, y[own.index], label=looks[way] if shared else "hollow: no shared expert", **look)
+            options = {"ec": color, "fc": color if shared else LIGHT.background, "s": 34, "lw": 1.4, "zorder": 3}
+            ax.scatter(own.day, y[own.index], label=labels[way] if shared else "hollow: no shared expert", **options)
         style.label_points(ax, date2num(frame.day), y.fillna(1), frame.name.where(frame.name.isin(named), ""))
     with LIGHT.context():
         texts = dict(zip(*ax.get_legend_handles_labels()[::-1]))
@@ -64,7 +64,7 @@ def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
     work = sum((attention | ffn).values())
     scale, left, heads, boxes, arrows = 860 / work, 24, [], [], [((0, 22, 980, 22), -1, -1)]
     high, weights = D * scale, work - attention["looking"]
-    for name, part, look in (("Attention: tokens meet", attention, 9), ("FFN: each token alone", ffn, 7)):
+    for name, part, fill in (("Attention: tokens meet", attention, 9), ("FFN: each token alone", ffn, 7)):
         columns, own = sum(part.values()), sum(part.values()) - part.get("looking", 0)
         costs = (f"parameters {D * own:,}: {own / weights:.0%}", f"FLOPs {2 * D * columns:,}: {columns / work:.0%}")
         heads += [words(left, y, text) for y, text in zip((60, high + 92, high + 110), (name, *costs))]
@@ -72,7 +72,7 @@ def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
         for text, own in part.items():
             place, is_free = (left + own * scale / 2, 76 + high / 2, own * scale, high), text == "looking"
             says = f"{text}: {0 if is_free else D * own:,} parameters, {2 * D * own:,} FLOPs"
-            boxes.append(box(*place, text * (own * scale > 30), 1 if is_free else look, says=says))
+            boxes.append(box(*place, text * (own * scale > 30), 1 if is_free else fill, says=says))
             left += own * scale + 4
         arrows.append(((left - 12, 74, left - 12, 26), -1, -1))
         left += 28
@@ -134,8 +134,8 @@ def speed_panel(models, context: int, dtype: str, machine: pd.Series, batch: int
     roof = machine_for(machine, dtype)
     times = np.array([[step_seconds(m, roof, dtype, b, context) for b in batches] for m in models.values()])
     speeds = times[2] / times  # (models, batches)
-    looks = zip(speeds, models, model_inks(models), range(len(models)))
-    lines = [Line(range(len(batches)), *look) for look in looks]
+    rows = zip(speeds, models, model_inks(models), range(len(models)))
+    lines = [Line(range(len(batches)), *row) for row in rows]
     x = Axis(0, len(batches) - 1, "batch B, tokens", [(i, f"{b:,}") for i, b in enumerate(batches)])
     marks, y = [*lines, Rule(batches.index(batch), kind="mark")], Axis(0, 1.1 * float(speeds.max()))
     texts = on_machine(next(iter(models.values())), machine, dtype, context)["texts"]
@@ -168,8 +168,8 @@ def plot_plan(plans: Mapping[str, Plan]) -> Axes:
         if (after * own).any():
             ax.bar(x, after * own, 0.7, bottom=computed, color=color, label=f"exchange, {kind} nodes")
     if hidden.any():
-        look = {"fc": PALETTE[0], "ec": LIGHT.background, "hatch": "////", "lw": 0}
-        ax.bar(x, hidden, 0.7, bottom=computed - hidden, label="exchange beside it", **look)
+        options = {"fc": PALETTE[0], "ec": LIGHT.background, "hatch": "////", "lw": 0}
+        ax.bar(x, hidden, 0.7, bottom=computed - hidden, label="exchange beside it", **options)
     for place, one in zip(x, made):
         annotate(ax, f"{one.seconds:.2g} s", (place, one.seconds), (0, 4), ha="center", va="bottom")
     ax.set_xticks(x, list(plans))

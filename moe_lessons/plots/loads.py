@@ -28,9 +28,9 @@ def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -
     rows = pd.concat(tables.values())
     grouped_bars(ax, places, rows)
     ax.set_xticks(places, [f"layer {layer}" for layer in rows.index])
-    look = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "weight": "bold"}
+    options = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "weight": "bold"}
     for name, start, end in zip(tables, starts, starts[1:]):
-        annotate(ax, name, ((start + end - 1.6) / 2, 0), (0, -20), **look)
+        annotate(ax, name, ((start + end - 1.6) / 2, 0), (0, -20), **options)
     return name_over(ax)
 
 
@@ -47,8 +47,8 @@ def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
     ax = axes_for(4.2, 3.8, title, *labels)
     x, y = np.asarray(x), np.asarray(y)
     for expert, points in enumerate(zip(x.T, y.T)):
-        look = {"color": style.expert_color(expert), "hatch": style.expert_hatch(expert), "ec": LIGHT.background}
-        ax.scatter(*points, s=26, lw=0.4, label=f"E{expert}", clip_on=False, zorder=3, **look)
+        options = {"color": style.expert_color(expert), "hatch": style.expert_hatch(expert), "ec": LIGHT.background}
+        ax.scatter(*points, s=26, lw=0.4, label=f"E{expert}", clip_on=False, zorder=3, **options)
     even = 1 / x.shape[1]
     for slope, ls in ((0, "--"), (np.inf, "--"), (1, ":")):
         ax.axline((even, even), slope=slope, ls=ls, lw=0.8, color=LIGHT.muted)
@@ -61,10 +61,10 @@ def push_bars(own, others, title: str, ax: Axes) -> Axes:
     """Draw the push on the score of each expert by its own tokens (full) and by all others (pale): own, others (E,)."""
     dress(ax, LIGHT, title, ylabel="push (nats per unit of score)")
     places = np.arange(len(own))
-    look = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
+    options = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
     kinds = (own, -0.2, "by its own tokens", 1), (others, 0.2, "by the tokens of the others", 0.4)
     for heights, side, name, alpha in kinds:
-        ax.bar(places + side, heights, 0.4, edgecolor=LIGHT.background, lw=0.5, alpha=alpha, **look)
+        ax.bar(places + side, heights, 0.4, edgecolor=LIGHT.background, lw=0.5, alpha=alpha, **options)
         ax.bar([0], [0], color=LIGHT.muted, alpha=alpha, label=name)
     ax.axhline(0, lw=1, color=LIGHT.foreground)
     ax.set_xticks(places, [f"E{e}" for e in places])

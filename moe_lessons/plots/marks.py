@@ -61,12 +61,12 @@ class Line(NamedTuple):
 
 
 class Points(NamedTuple):
-    """x, y (N,). look (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are. tokens: the
-    i-th is token i; then selected is in a ring, and a tip says what looks 0 and 1 are `named`."""
+    """x, y (N,). symbol (N,): 0 a light disc, 1 a dark cross, 2 a red cross. expert (N,): whose they are. tokens: the
+    i-th is token i; then selected is in a ring, and a tip says what symbols 0 and 1 are `named`."""
 
     x: Any
     y: Any
-    look: Any = None
+    symbol: Any = None
     expert: Any = None
     tokens: bool = False
     selected: int | None = None
@@ -104,12 +104,12 @@ class Rule(NamedTuple):
 
 class Boxes(NamedTuple):
     """Boxes with a text in each. places (N, 4): their middles x, y and sizes; where the width is 0 a text begins at x.
-    look (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i that of ink i. expert, token (N,):
+    fill (N,): 0 the text alone, 1 a frame, 2 grey, 3 the colour of its expert, 4 + i that of ink i. expert, token (N,):
     whose it is, -1: of none; a tip has the text and what it `says`. selected: a token, framed in red. strong: bold."""
 
     places: Any
     texts: Sequence[str]
-    look: Any
+    fill: Any
     expert: Any
     token: Any
     says: Sequence[str]

@@ -67,8 +67,8 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     ax.plot(promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="promised by bytes (one text) or FLOPs")
     for kind, (marker, ink) in KINDS.items():
         own = frame.work.str.startswith(kind)
-        look = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3, "label": f"had: {kind}"}
-        ax.plot(had[own], y[own], marker, **look)
+        style = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3, "label": f"had: {kind}"}
+        ax.plot(had[own], y[own], marker, **style)
     for row, value in zip(y, had):
         annotate(ax, f"{value:.2g}", (value, row), (0, 11), ha="center", halo=True)
     ax.axvline(1, ls="--", lw=1.2, color=LIGHT.foreground)
@@ -113,19 +113,19 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
         passed, x, start = 1000 * (seconds - number * stream.step), 0, 0
         for place, ((text, long), is_read) in enumerate(zip(stream.parts, stream.read(number))):
             long, says = 1000 * long, f"{1000 * long:.3g} ms to read"
-            expert, look = (place - 1, 3) if place and stream.experts else (-1, 4 + ink if place else 2)
+            expert, fill = (place - 1, 3) if place and stream.experts else (-1, 4 + ink if place else 2)
             full = min(max(passed - start, 0), long) if is_read else 0
             start += long * is_read
-            for wide, kind, says_it in ((long, 1, 2 * full < long), (full, look, 2 * full >= long)):
+            for wide, kind, says_it in ((long, 1, 2 * full < long), (full, fill, 2 * full >= long)):
                 place_of = x + 0.97 * wide / 2, row, 0.97 * wide, 0.8
                 boxes += [(place_of, text if says_it else "", kind, expert, says)] if wide else []
             x += long
-        for long, look in ((1000 * stream.computing, 1), (min(passed, 1000 * stream.computing), 4 + ink)):
-            boxes.append(((long / 2, row + 1, long, 0.5), "", look, -1, "arithmetic"))
+        for long, fill in ((1000 * stream.computing, 1), (min(passed, 1000 * stream.computing), 4 + ink)):
+            boxes.append(((long / 2, row + 1, long, 0.5), "", fill, -1, "arithmetic"))
         boxes.append(((x, row, 0, 0.8), f" wrote {stream.wrote(seconds):,}", 0, -1, ""))
         ticks += [(row, f"{name}: in memory"), (row + 1, "arithmetic")]
-    places, texts, looks, experts, says = zip(*boxes)
-    mark = Boxes(np.array(places), texts, looks, experts, [-1] * len(boxes), says, strong=True)
+    places, texts, fills, experts, says = zip(*boxes)
+    mark = Boxes(np.array(places), texts, fills, experts, [-1] * len(boxes), says, strong=True)
     end = 1.3 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
     axes = Axis(0, float(end), "milliseconds that reading a box takes"), Axis(3 * len(streams) - 1.5, -0.6, ticks=ticks)
     title = f"Weights in memory, after {1000 * seconds:.3g} ms (full: read in this step; grey: attention and other)"

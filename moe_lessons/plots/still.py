@@ -47,7 +47,7 @@ def plot(panel: Panel, ax: Axes | None = None, theme: str = "light", width: floa
             raise ValueError(f"a mark must be one of {', '.join(kind.__name__ for kind in DRAWN)}, got {mark!r}")
         DRAWN[type(mark)](mark, ax, colors, panel)
     for ink, text in panel.legend:
-        ax.plot([], [], label=text, **_line_look(ink, colors))
+        ax.plot([], [], label=text, **_line_style(ink, colors))
     if panel.legend:
         _name_ends(panel.marks, ax, colors)
     if isinstance(first, Text | Table):
@@ -88,7 +88,7 @@ def _height(panel: Panel, width: float) -> float:
     return TITLE + panel.height + 16 * len(panel.caption.splitlines())
 
 
-def _line_look(ink: int, theme: Theme, strong: bool = True) -> dict:
+def _line_style(ink: int, theme: Theme, strong: bool = True) -> dict:
     if ink < 0:
         return {"color": theme.muted, "alpha": 0.45, "lw": 3.5}
     return {"color": theme.lines[ink % 8], "ls": style.DASHES[ink % 8], "lw": 2 if strong else 1.2}
@@ -101,8 +101,8 @@ def _name_ends(drawn: Sequence, ax: Axes, theme: Theme) -> None:
     ends = np.array([(line.y[-1] - low) / (high - low) * height for line in lines])
     at = np.minimum(np.maximum.accumulate(ends - 13 * places) + 13 * places, height - 13 * places[::-1])
     for line, end, up in zip(lines, ends, at):
-        look = {"color": theme.lines[line.ink % 8], "weight": "bold" if line.strong else "normal", "halo": True}
-        annotate(ax, line.name, (line.x[-1], line.y[-1]), (6, 0.72 * (up - end)), theme, **look)
+        options = {"color": theme.lines[line.ink % 8], "weight": "bold" if line.strong else "normal", "halo": True}
+        annotate(ax, line.name, (line.x[-1], line.y[-1]), (6, 0.72 * (up - end)), theme, **options)
 
 
 def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float, theme: Theme) -> QuadMesh:
@@ -131,8 +131,8 @@ def draw_field(mark: Field, ax, theme, panel):
         rows, columns = np.nonzero(first == expert)
         if len(rows):  # its number stands at that point of it which is nearest to its middle: it may be bent
             at = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
-            look = {"fontsize": 10, "weight": "bold", "color": "black", "ha": "center", "zorder": 2}
-            annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), halo=True, **look)
+            options = {"fontsize": 10, "weight": "bold", "color": "black", "ha": "center", "zorder": 2}
+            annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), halo=True, **options)
 
 
 def draw_cells(mark: Cells, ax, theme, panel):
@@ -180,8 +180,8 @@ def draw_stack(mark: marks.Stack, ax, theme, panel):
             band.set_hatch(hatch)
     if mark.second is not None:  # a strip at the right edge
         place = {"bottom": np.cumsum(mark.second) - mark.second, "transform": ax.get_yaxis_transform()}
-        look = {"color": colors, "hatch": hatches, "edgecolor": theme.background, "lw": 0, "clip_on": False}
-        ax.bar([1.04] * len(colors), mark.second, 0.05, **place, **look)
+        options = {"color": colors, "hatch": hatches, "edgecolor": theme.background, "lw": 0, "clip_on": False}
+        ax.bar([1.04] * len(colors), mark.second, 0.05, **place, **options)
 
 
 def draw_line(mark: marks.Line, ax, theme, panel):
@@ -189,16 +189,16 @@ def draw_line(mark: marks.Line, ax, theme, panel):
         ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
         ax.fill_between(mark.x, *ends, color=theme.lines[mark.ink % 8], alpha=0.2, lw=0)
     name = None if panel.legend else mark.name or None
-    ax.plot(mark.x, np.asarray(mark.y, "f8"), label=name, **_line_look(mark.ink, theme, mark.strong))
+    ax.plot(mark.x, np.asarray(mark.y, "f8"), label=name, **_line_style(mark.ink, theme, mark.strong))
 
 
 def draw_points(mark: marks.Points, ax, theme, panel):
     x, y = np.asarray(mark.x), np.asarray(mark.y)
-    look = np.zeros(len(x)) if mark.look is None else np.asarray(mark.look)
+    symbol = np.zeros(len(x)) if mark.symbol is None else np.asarray(mark.symbol)
     light = {"marker": "o", "ms": 4.5 if mark.tokens else 3.4, "color": "white", "mec": "black", "mew": 0.7}
     dark = light | {"marker": "X", "ms": 6, "color": "black", "mec": "white"}
     for kind, points in enumerate((light, dark, {"marker": "x", "ms": 6, "mew": 1.8, "color": style.RED})):
-        ax.plot(x[look == kind], y[look == kind], ls="", zorder=2.5, **points)
+        ax.plot(x[symbol == kind], y[symbol == kind], ls="", zorder=2.5, **points)
     if mark.selected is not None:
         ring = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
         ax.plot(x[mark.selected], y[mark.selected], zorder=2.6, **ring)
@@ -225,26 +225,26 @@ def draw_parts(mark: Parts, ax, theme, panel):
 
 
 def draw_rule(mark: marks.Rule, ax, theme, panel):
-    look = dict(zip(("ls", "lw", "alpha"), RULES[mark.kind]), label=mark.name or "_")
-    look["color"] = style.RED if mark.kind == "limit" else theme.foreground
-    ax.axvline(mark.x, **look) if mark.y is None else ax.axhline(mark.y, **look)
+    options = dict(zip(("ls", "lw", "alpha"), RULES[mark.kind]), label=mark.name or "_")
+    options["color"] = style.RED if mark.kind == "limit" else theme.foreground
+    ax.axvline(mark.x, **options) if mark.y is None else ax.axhline(mark.y, **options)
 
 
 def draw_boxes(mark: marks.Boxes, ax, theme, panel):
     x, y, w, h = np.reshape(np.asarray(mark.places, dtype=float), (-1, 4)).T
     room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width / style.LETTER
     grey = _between(theme, 0.1)
-    for i, (text, look, expert) in enumerate(zip(mark.texts, mark.look, mark.expert)):
-        color = expert_color(expert) if look == 3 else theme.lines[(look - 4) % 8] if look > 3 else grey
-        fill, hatch = ("none" if look < 2 else color), expert_hatch(expert) if look == 3 else ""
-        edge = _between(theme, 0.4) if look == 1 else theme.background if hatch else "none"
-        if look:
-            ax.bar(x[i], h[i], w[i], y[i] - h[i] / 2, color=fill, ec=edge, hatch=hatch, lw=look == 1, zorder=2)
+    for i, (text, fill, expert) in enumerate(zip(mark.texts, mark.fill, mark.expert)):
+        color = expert_color(expert) if fill == 3 else theme.lines[(fill - 4) % 8] if fill > 3 else grey
+        face, hatch = ("none" if fill < 2 else color), expert_hatch(expert) if fill == 3 else ""
+        edge = _between(theme, 0.4) if fill == 1 else theme.background if hatch else "none"
+        if fill:
+            ax.bar(x[i], h[i], w[i], y[i] - h[i] / 2, color=face, ec=edge, hatch=hatch, lw=fill == 1, zorder=2)
         if text and mark.token[i] == mark.selected:
             ax.bar(x[i], h[i], w[i], y[i] - h[i] / 2, fill=False, ec=style.RED, lw=2, zorder=3)
         if w[i] and len(text) > room[i]:
             text = text[: int(room[i]) - 1] + "…" if room[i] > 2 else ""
-        ink = ink_on(color) if look > 2 else theme.muted if look == 2 else theme.foreground
+        ink = ink_on(color) if fill > 2 else theme.muted if fill == 2 else theme.foreground
         place = {"ha": "center" if w[i] else "left", "weight": "bold" if mark.strong else "normal"}
         own = replace(theme, background=color)  # a halo keeps letters apart from stripes
         annotate(ax, text, (x[i], y[i]), theme=own, halo=bool(hatch), color=ink, zorder=4, **place)
@@ -259,9 +259,9 @@ def draw_arrows(mark: marks.Arrows, ax, theme, panel):
     for (x, y, x_to, y_to), expert, token in zip(mark.ends, mark.expert, mark.token):
         color = theme.foreground if expert < 0 else expert_color(expert)
         is_strong = token < 0 or token == mark.selected
-        look = {"arrowstyle": "-|>" if is_strong else "-", "lw": 1.6 if is_strong else 0.8, "color": color}
-        look |= {"alpha": 1 if is_strong else 0.4, "shrinkA": 0, "shrinkB": 0, "zorder": 1 + is_strong}
-        ax.annotate("", (x_to, y_to), (x, y), arrowprops=look | {"mutation_scale": 9}, annotation_clip=False)
+        options = {"arrowstyle": "-|>" if is_strong else "-", "lw": 1.6 if is_strong else 0.8, "color": color}
+        options |= {"alpha": 1 if is_strong else 0.4, "shrinkA": 0, "shrinkB": 0, "zorder": 1 + is_strong}
+        ax.annotate("", (x_to, y_to), (x, y), arrowprops=options | {"mutation_scale": 9}, annotation_clip=False)
 
 
 def draw_lamps(mark: marks.Lamps, ax, theme, panel):
@@ -282,8 +282,8 @@ def draw_table(mark: Table, ax, theme, panel):
     table.auto_set_font_size(False)
     colors = [theme.muted, *(theme.lines[ink % 8] for ink in mark.inks or range(len(mark.columns)))]
     for (row, column), cell in table.get_celld().items():
-        look = {"ha": "right" if column else "left", "weight": "normal" if row else "bold", "size": style.TEXT_SIZE}
-        cell.set_text_props(color=theme.foreground if row and column else colors[column], **look)
+        options = {"ha": "right" if column else "left", "weight": "normal" if row else "bold", "size": style.TEXT_SIZE}
+        cell.set_text_props(color=theme.foreground if row and column else colors[column], **options)
         cell.set(edgecolor=theme.grid, lw=0.8, height=1 if row else 1 + 0.6 * max(head.count("\n") for head in heads))
 
 
@@ -318,11 +318,11 @@ def draw_text(mark: Text, ax, theme, panel):
         annotate(ax, name, (0, line + 0.6), weight="bold", color=theme.muted)
     for letter, column, line, expert in letters:
         color = ink_on(expert_color(expert)) if expert >= 0 else theme.foreground
-        look = {"family": FONT, "ha": "center", "zorder": 3, "color": color, "in_layout": False}
+        options = {"family": FONT, "ha": "center", "zorder": 3, "color": color, "in_layout": False}
         if letter.strip(" "):
-            annotate(ax, visible(letter), (column + 0.5, line + middle), **look)
+            annotate(ax, visible(letter), (column + 0.5, line + middle), **options)
         if expert >= 0:
-            annotate(ax, str(expert), (column + 0.5, line + 0.68), **look)
+            annotate(ax, str(expert), (column + 0.5, line + 0.68), **options)
             ax.bar(column, 0.9, 0.92, line, align="edge", color=expert_color(expert), lw=0, zorder=2)
 
 

@@ -24,7 +24,7 @@ from moe_lessons.plots.theme import (
     dress,
     log_axis,
     model_inks,
-    model_looks,
+    model_styles,
     name_over,
 )
 
@@ -39,7 +39,7 @@ COSTS = {
 
 def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, middle: str = "mean") -> None:
     """Draw for each model a line through the middle of its y at each x, in a band from low to high."""
-    for model, (color, dash, marker) in model_looks(frame["model"].unique()).items():
+    for model, (color, dash, marker) in model_styles(frame["model"].unique()).items():
         rows = frame[frame["model"] == model].groupby(x)
         line = rows[y].agg(middle)
         ax.fill_between(line.index, rows[low].min(), rows[high].max(), color=color, alpha=0.2, lw=0)
@@ -56,8 +56,8 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
     figure = style.LessonFigure(3.6 * len(costs), 4.8)
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
-    looks = {DENSE: (LIGHT.muted, "", "."), **model_looks([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
-    shown = ends.assign(look=ends["model"].where(ends["model"].isin(list(looks)), DENSE))
+    styles = {DENSE: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
+    shown = ends.assign(kind=ends["model"].where(ends["model"].isin(list(styles)), DENSE))
     for place, (cost, label) in enumerate(costs.items(), start=1):
         ax = dress(figure.add_subplot(1, len(costs), place), LIGHT, "entries known, %", label)
         families = dense_families(ends, cost).values()
@@ -66,11 +66,11 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
         logs = [(np.log(grid), np.log(list(family)), mean) for family, mean in zip(families, means)]
         best = np.nanmax([np.interp(*each, left=np.nan) for each in logs], axis=0)
         ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="the best dense model for the cost")
-        for look, (color, _, marker) in looks.items():
-            runs = shown[shown["look"] == look].groupby(["model", "steps"])
+        for kind, (color, _, marker) in styles.items():
+            runs = shown[shown["kind"] == kind].groupby(["model", "steps"])
             x, known = runs[cost].first(), runs["known"]
             ax.vlines(x, known.min(), known.max(), color=color, lw=1.2, alpha=0.6)
-            ax.plot(x, known.mean(), marker, ls="-" if look in mixtures else "", color=color, lw=1.4, ms=6, label=look)
+            ax.plot(x, known.mean(), marker, ls="-" if kind in mixtures else "", color=color, lw=1.4, ms=6, label=kind)
         x, y = shown.groupby(["model", "steps"])[[cost, "known"]].mean().loc[arrow]
         times = times_the_cost(ends, *arrow, cost)
         ax.annotate("", (x * times.width, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
@@ -106,7 +106,7 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
     last = last[~failed.groupby([last["model"], last["lr"]]).transform("any")]
     ax = axes_for(8.4, 4, "Held-out loss against the learning rate", "learning rate", "loss (nats per byte)")
     curves(ax, last, "lr", *["loss"] * 3)
-    for model, (color, _, _) in model_looks(last["model"].unique()).items():
+    for model, (color, _, _) in model_styles(last["model"].unique()).items():
         best = last[last["model"] == model].groupby("lr").loss.mean().nsmallest(1)
         ax.plot(best.index, best, "o", ms=12, mfc="none", mec=color, mew=1.5)
     log_axis(ax, "y")
@@ -166,8 +166,8 @@ def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any]) -> Figure:
             annotate(ax, f"{later[row, column]:.1f}", (column, row), (0, -11), ha="center")
         if of == own["weights"]:
             x, row = np.interp(np.log(own["lr"]), np.log(rates), range(len(rates))), starts.index(own["start"])
-            look = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
-            ax.add_patch(Rectangle((x - 0.48, row - 0.48), 0.96, 0.96, **look))
+            options = {"fc": "none", "ec": LIGHT.foreground, "lw": 3, "clip_on": False, "zorder": 4}
+            ax.add_patch(Rectangle((x - 0.48, row - 0.48), 0.96, 0.96, **options))
             annotate(ax, f"yours {np.mean(own['dead']):.1f}", (x, row - 0.36), ha="center")
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         ax.set_yticks(range(len(starts)), starts)

@@ -1,4 +1,4 @@
-"""One look for every picture: colours, a matplotlib style for each theme, and figures that need no pyplot."""
+"""What all pictures share: colours, a matplotlib style for each theme, and figures that need no pyplot."""
 
 import functools
 import json
@@ -74,14 +74,14 @@ def model_inks(names: Iterable[str]) -> list[int]:
     return inks
 
 
-def model_looks(models: Sequence[str]) -> dict[str, tuple]:
+def model_styles(models: Sequence[str]) -> dict[str, tuple]:
     """Say the colour, dashes and marker of each model; several mixtures have shades of one hue, in their order."""
-    looks = {name: (LIGHT.lines[ink], DASHES[ink], MARKERS[ink]) for name in models for ink in model_inks([name])}
+    styles = {name: (LIGHT.lines[ink], DASHES[ink], MARKERS[ink]) for name in models for ink in model_inks([name])}
     mixtures = [model for model in models if not model.startswith(DENSE)]
     if len(mixtures) > 1:
         shades = colormaps["RdPu"](np.linspace(0.55, 1, len(mixtures)))  # that stand out from the page
-        looks |= {model: (to_hex(shade), "-", "o") for model, shade in zip(mixtures, shades)}
-    return looks
+        styles |= {model: (to_hex(shade), "-", "o") for model, shade in zip(mixtures, shades)}
+    return styles
 
 
 def expert_color(expert: int) -> str:
@@ -158,10 +158,10 @@ def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str
     return ax
 
 
-def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), theme: Theme = LIGHT, halo=False, **look) -> Annotation:
+def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), theme: Theme = LIGHT, halo=False, **options) -> Annotation:
     """Write something at a place, moved by so many points. halo: readable on lines."""
-    look = {"fontsize": TEXT_SIZE, "color": theme.foreground, "va": "center", "parse_math": False} | look
-    written = ax.annotate(text, place, by, textcoords="offset points", annotation_clip=False, **look)
+    options = {"fontsize": TEXT_SIZE, "color": theme.foreground, "va": "center", "parse_math": False} | options
+    written = ax.annotate(text, place, by, textcoords="offset points", annotation_clip=False, **options)
     written.set_path_effects([withStroke(linewidth=3, foreground=theme.background)] * halo)
     return written
 

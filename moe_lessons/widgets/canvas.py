@@ -16,7 +16,7 @@ from moe_lessons.support.modules import join_modules
 from moe_lessons.support.static import static_mode
 
 HERE = Path(__file__).parent
-LOOK = {"palette": PALETTE, "red": RED} | {name: theme.lines for name, theme in THEMES.items()}
+COLORS = {"palette": PALETTE, "red": RED} | {name: theme.lines for name, theme in THEMES.items()}
 IN_FLIGHT, EVERY = 8, 4  # pictures unanswered at most; every fourth asks for an answer, which costs as much
 NONE = np.array(None)  # in the place of an array that no page has yet
 FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the next picture is tried
@@ -97,6 +97,6 @@ class LiveCanvas(anywidget.AnyWidget):
             self.behind = min(max(1.0, behind), 10.0) if isinstance(behind, int | float) else 1.0  # NaN: 1
         elif content.get("hello") is True:
             with self._lock:
-                self._send_frame(self._headers, self._arrays, self.words, look=LOOK, answer=True)
+                self._send_frame(self._headers, self._arrays, self.words, colors=COLORS, answer=True)
         elif isinstance(content.get("pick"), str) and is_whole(content.get("index"), 0):
             self.on_pick(content["pick"], content["index"])

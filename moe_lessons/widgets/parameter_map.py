@@ -50,12 +50,12 @@ class ParameterMap(Player):
         met = (2 * self.meets[token - 1] + self.meets[: token - 1].any(dim=0)).tolist()  # 0 not yet, 1 earlier
         left = 1 - layers * self.group.size / self.sizes.total  # the share of what every token meets
         wide, says = (1 - left) / E, f"{short_number(self.group.expert)} parameters"
-        boxes = [box(left / 2, layers / 2, 0.8 * left, layers, look=INK)]
+        boxes = [box(left / 2, layers / 2, 0.8 * left, layers, fill=INK)]
         for layer, row in enumerate(met):
             for e, kind in enumerate(row):
                 place = left + (e + 0.5) * wide, layer + 0.5, 0.9 * wide, 0.8
-                look = (FRAME, GREY, EXPERT, EXPERT)[kind]
-                boxes.append(box(*place, look=look, expert=e, says=f"layer {layer}: {says}"))
+                fill = (FRAME, GREY, EXPERT, EXPERT)[kind]
+                boxes.append(box(*place, fill=fill, expert=e, says=f"layer {layer}: {says}"))
         x = Axis(ticks=[(left + (e + 0.5) * wide, f"E{e}") for e in range(E)])
         y = Axis(layers, 0, "layer", [(n + 0.5, str(n)) for n in range(0, layers, 4)])
         return Panel(title, [Boxes(*zip(*boxes))], x, y, **options)

@@ -281,9 +281,9 @@ def test_the_colours_are_those_of_the_page(seen, playground):
     [
         {"panels": {0: {"marks": [None]}, "constructor": {"marks": [{"mark": "constructor"}]}}},
         {"panels": {0: {"title": "?", "marks": [{"mark": "Bars", "y": {"slot": "nowhere"}}], "x": None}}},
-        {"slots": [None, ["0.0.y", "c16", [3], 0], ["0.0.y", "f4", None, 0]], "look": {}},
+        {"slots": [None, ["0.0.y", "c16", [3], 0], ["0.0.y", "f4", None, 0]], "colors": {}},
         {"words": {"experts": 1e308, "tips": None, "until": "soon", "state": 5, "step": {}}},
-        {"look": 5, "slots": 5, "panels": 5, "words": 5},
+        {"colors": 5, "slots": 5, "panels": 5, "words": 5},
     ],
 )
 def test_nonsense_in_a_message_does_not_stop_later_ones(see, nonsense):

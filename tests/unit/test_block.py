@@ -62,7 +62,7 @@ def test_the_numbers_are_those_of_the_routing(num_experts, top_k, divided):
         assert values(panel, "weight") == pytest.approx([chosen.get(e, 0) for e in range(num_experts)], abs=0.0051)
         experts = [box for box in boxes(panel, 2) if re.match(r"E\d+( · idle)?$", box.texts) and box.places[2]]
         for drawn in (experts, row(panel, "weight")):
-            assert [box.look for box in drawn] == [EXPERT if e in chosen else GREY for e in range(num_experts)]
+            assert [box.fill for box in drawn] == [EXPERT if e in chosen else GREY for e in range(num_experts)]
         (total,) = [text for text in texts(panel) if text.startswith("y = ")]
         assert total.endswith(f"({', '.join(number(v) for v in y[token, :3].tolist())}, …)")
         assert top_k > 4 or all(f"{number(weight)} · E{e}(x)" in total for e, weight in chosen.items())

@@ -203,8 +203,8 @@ def test_one_token_after_another_lights_its_experts_until_all_were_there(monkeyp
     for token in range(1, 17):
         assert shown.slider.value == token and shown.button.description == ("Stop" if token < 16 else "Play")
         boxes, met = shown.panels()[0].marks[0], shown.meets[:token].any(dim=0)
-        assert [look == 3 for look in boxes.look[1:]] == shown.meets[token - 1].flatten().tolist()
-        assert [look != 1 for look in boxes.look[1:]] == met.flatten().tolist()
+        assert [fill == 3 for fill in boxes.fill[1:]] == shown.meets[token - 1].flatten().tolist()
+        assert [fill != 1 for fill in boxes.fill[1:]] == met.flatten().tolist()
         assert shown.together[token - 1] == outside + int(met.sum()) * shown.group.expert
         if token < 16:
             action, place = due.pop()
@@ -220,5 +220,5 @@ def test_one_token_after_another_lights_its_experts_until_all_were_there(monkeyp
 def test_a_still_map_shows_three_tokens_and_the_curve(monkeypatch):
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
     still = ParameterMap(seed=3)
-    met = [sum(look != 1 for look in panel.marks[0].look[1:]) for panel in still.panels()[:-1]]
+    met = [sum(fill != 1 for fill in panel.marks[0].fill[1:]) for panel in still.panels()[:-1]]
     assert met == [int(still.meets[:n].any(dim=0).sum()) for n in (1, 8, 16)]

@@ -51,7 +51,7 @@ def test_only_what_has_changed_is_sent_and_a_page_that_says_hello_gets_everythin
     hear(canvas, {"hello": True})
     content, _ = canvas.sent[-1]
     assert set(content["panels"]) == {0, 1} and content["words"] == {"words": "even", "step": 2, "count": 2}
-    assert content["answer"] and set(content["look"]) == {"palette", "red", "light", "dark"}
+    assert content["answer"] and set(content["colors"]) == {"palette", "red", "light", "dark"}
     assert arrays(canvas.sent[-1])["1.0.y"] == 0.625 and len(arrays(canvas.sent[-1])) == 6
 
 

@@ -73,7 +73,7 @@ def test_the_territory_is_the_first_choice_of_each_place_and_the_heatmap_the_rou
     logits, routing = routing_of(trained, trained.plane.points)
     tokens, dots = mark(trained, TERRITORY, Points), mark(trained, HEATMAP, Points)
     assert np.array_equal(tokens.expert, routing.router_probs.argmax(dim=-1))
-    assert np.array_equal(tokens.look == 0, logits.argmax(dim=-1) == trained.plane.classes)
+    assert np.array_equal(tokens.symbol == 0, logits.argmax(dim=-1) == trained.plane.classes)
     assert np.allclose(mark(trained, HEATMAP, Cells).z, routing.router_probs, atol=1e-3)
     served = set(zip(routing.token_idx.tolist(), routing.expert_idx.tolist()))
     assert set(zip(dots.y.tolist(), dots.x.tolist())) == served and len(dots.x) == len(served) == 2 * NUM_TOKENS

@@ -19,7 +19,7 @@ from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, TopKRouter, apply_capacity, seeded
 from moe_lessons.plots import costs, loads, speeds, sweeps
 from moe_lessons.plots.job import plot_job
-from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_looks
+from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_styles
 
 
 def subplot():
@@ -49,9 +49,10 @@ def contrast(one: str, other: str) -> float:
 def test_models_and_experts_look_different_and_words_and_lines_can_be_seen():
     assert model_inks(["MoE", "equally good dense", "dense, same active"]) == [0, 3, 1]
     assert model_inks(["dense, same total, 64", "nothing", "noise", "aux. loss", "more"]) == [2, 0, 3, 4, 5]
-    looks = model_looks([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), SAME_ACTIVE, SAME_TOTAL])
-    assert [looks[baseline][0] for baseline in (SAME_ACTIVE, SAME_TOTAL)] == list(LIGHT.lines[1:3])
-    assert len(set(looks.values())) == 7 and all(contrast(look[0], LIGHT.background) >= 2.8 for look in looks.values())
+    styles = model_styles([*(f"MoE, E={e}" for e in (2, 4, 8, 16, 32)), SAME_ACTIVE, SAME_TOTAL])
+    assert [styles[baseline][0] for baseline in (SAME_ACTIVE, SAME_TOTAL)] == list(LIGHT.lines[1:3])
+    assert len(set(styles.values())) == 7
+    assert all(contrast(color, LIGHT.background) >= 2.8 for color, _, _ in styles.values())
     assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
     assert all(contrast(ink_on(expert_color(expert)), expert_color(expert)) >= 4.5 for expert in range(8))
     for theme in THEMES.values():
@@ -93,7 +94,7 @@ def test_the_parts_of_each_row_add_up():
     ax = costs.share_bars({"parameters": {"FFN": 60, "attention": 40, "head": 0}, "work": {"FFN": 97, "head": 3}})
     assert [round(bar.get_width(), 6) for bar in ax.patches] == [0.6, 0.97, 0.4, 0, 0, 0.03]
     panel = costs.layer_panel(ours := TransformerShape(256, 64, 2, 4, 2, 16, 192), 64, "A layer")
-    (_, matrices, heads), (free,) = panel.marks, [i for i, look in enumerate(panel.marks[1].look) if look == 1]
+    (_, matrices, heads), (free,) = panel.marks, [i for i, fill in enumerate(panel.marks[1].fill) if fill == 1]
     areas = np.prod(np.array(matrices.places)[:, 2:], axis=1)
     work = (ours.flops_per_token(64) - 2 * 256 * 64) // 2
     np.testing.assert_allclose(areas / areas.sum() * work, [8192, 4096, 4096, 16384, 8192, *[24576] * 3])

@@ -20,7 +20,7 @@ export const roomy = (value, first) => {
 };
 export const firstAtLeast = (value, ...tops) => tops.find((top) => top >= value) ?? 10;
 
-// One training. A view's own has also: train(), which gives false where it diverges; goBack(); look(isPaused), which
+// One training. A view's own has also: train(), which gives false where it diverges; goBack(); measure(isPaused), which
 // reads what is shown, or gives null where it is not finite; draw(place, header, out, slot), which gives the arrays of
 // a panel by slot and puts into its header what has changed; lines(out); and end(), if something of it is to end.
 export class History {
@@ -121,10 +121,10 @@ async function show() {
   const own = run;
   asked = false;
   let isPaused = !playing && !more;
-  let out = await own.look(isPaused);
+  let out = await own.measure(isPaused);
   if (!out) {
     await own.goBack();
-    [playing, more, isPaused, trouble, out] = [false, 0, true, TOO_LARGE, await own.look(true)];
+    [playing, more, isPaused, trouble, out] = [false, 0, true, TOO_LARGE, await own.measure(true)];
   }
   if (own !== run) return;
   const panels = {};
@@ -132,7 +132,7 @@ async function show() {
   const { step } = own;
   const { token } = own.values;
   const { experts } = own.own;
-  const { numbers, look } = own.shared;
+  const { numbers, colors } = own.shared;
   const places = Object.entries(own.own.panels);
   const count = places.length;
   const isTold = isAsked || isPaused || now - toldAt > TEXTS;
@@ -155,7 +155,7 @@ async function show() {
     toldAt = now;
   }
   shownAt = now;
-  const content = { frame: ++frame, answer: true, panels, slots, words, ...(frame === 1 && { look }) };
+  const content = { frame: ++frame, answer: true, panels, slots, words, ...(frame === 1 && { colors }) };
   postMessage({ content, data, playing }, [data]);
 }
 

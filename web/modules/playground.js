@@ -54,7 +54,7 @@ export class Playground {
     );
     const presets = this.presets.length > 1 ? [bar("Presets:", ...this.presets)] : [];
     place.home.replaceChildren(top, ...presets, place.said, body);
-    if ("guide" in place.home.dataset) this.guide({ look: view, collapse, link });
+    if ("guide" in place.home.dataset) this.guide({ view, collapse, link });
     this.worker = new Worker(new URL(worker, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
     this.worker.onerror = () =>

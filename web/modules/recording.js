@@ -47,7 +47,7 @@ async function load(name) {
 
 export default async function show(place) {
   const recording = await load(place.state);
-  const { pictures, buffers, look, about } = recording;
+  const { pictures, buffers, colors, about } = recording;
   const last = pictures.length - 1;
   let at;
   let hear;
@@ -73,7 +73,7 @@ export default async function show(place) {
   });
 
   function seek(i) {
-    hear({ ...pictures[(at = i)], frame: ++count, look: count > 1 ? undefined : look }, buffers);
+    hear({ ...pictures[(at = i)], frame: ++count, colors: count > 1 ? undefined : colors }, buffers);
     control.show(i, stops);
   }
   function start() {

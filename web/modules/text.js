@@ -102,8 +102,8 @@ export function panelsOf(own, outs, { bytes, layer, token }) {
       .replace(/\{(\w+) (\d+)\}/g, (_, name, at) => number(rows[name][at])),
   );
   for (const mark of block.marks) mark.selected = token;
-  const look = (kind, i) => (whose[i] < 0 || kind < 2 ? kind : whose[i] in serves ? 3 : 2); // its expert's, or grey
-  ints(boxes.look.slot, given(boxes, "look").map(look));
+  const fill = (kind, i) => (whose[i] < 0 || kind < 2 ? kind : whose[i] in serves ? 3 : 2); // its expert's, or grey
+  ints(boxes.fill.slot, given(boxes, "fill").map(fill));
   const kept = [...from.keys()].filter((i) => from[i] < 0 || from[i] in serves);
   ints(
     arrows.expert.slot,
@@ -238,7 +238,7 @@ class OwnText {
     const said = count > 1 ? filled(words.surprise, { trained, untrained }) : "";
     const { slots, data } = pack(arrays);
     const seen = { count: panels.length, experts: text ? own.experts : 0, token, words: said };
-    this.hear({ frame: ++this.frame, look: own.look, panels, slots, words: seen }, [new DataView(data)]);
+    this.hear({ frame: ++this.frame, colors: own.colors, panels, slots, words: seen }, [new DataView(data)]);
   }
   write(choose) {
     // a letter: one byte, or as many as its first one says

@@ -41,14 +41,14 @@ class Wall extends History {
     if (!answers.every(({ isGood }) => isGood)) return (await this.goBack(), false);
     this.note(answers.map(({ loss }) => loss));
     this.times = [...this.times.slice(-49), answers.map(({ time }) => time)];
-    if (this.step % every === 0) await this.look(true);
+    if (this.step % every === 0) await this.measure(true);
     return true;
   }
   goBack() {
     this.readings = this.readings.filter(({ step }) => step < this.step);
     return this.ask("back");
   }
-  async look(isPaused) {
+  async measure(isPaused) {
     if (!this.known || (isPaused && this.readings.at(-1)?.step !== this.step)) {
       this.known = await this.ask("read");
       this.readings.push({ step: this.step, counts: this.known.map(({ count }) => count) });

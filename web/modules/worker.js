@@ -109,7 +109,7 @@ class Training extends History {
     const { recent, own } = this;
     return recent.length ? range(own.experts).map((e) => mean(recent, ({ load }) => load[e])) : null;
   }
-  async look() {
+  async measure() {
     const plain = await this.read();
     if (![...plain.measured].every(Number.isFinite)) return null;
     return { ...(muted(this) === null ? plain : await this.read(muted(this))), plain };
@@ -135,7 +135,7 @@ const PANELS = {
     const side = Math.sqrt(scores.length / E);
     const count = run.classes.length;
     const [x, y] = [0, 1].map((axis) => range(count).map((i) => run.points.data[2 * i + axis]));
-    const look = range(count).map((i) => named[i] !== run.classes[i]);
+    const symbol = range(count).map((i) => named[i] !== run.classes[i]);
     const expert = rowsOf(probs, E).map(best);
     const { map } = run.shared.numbers;
     const isShown = run.values.classes === "shown";
@@ -147,7 +147,7 @@ const PANELS = {
     };
     if (!run.isMapped) arrays["0.classes"] = ["u1", [map, map], run.map]; // once is enough
     run.isMapped = true;
-    return { ...arrays, "1.look": ["u1", [count], look], "1.expert": ["u1", [count], expert] };
+    return { ...arrays, "1.symbol": ["u1", [count], symbol], "1.expert": ["u1", [count], expert] };
   },
   heatmap(run, { probs, serves }) {
     const { experts: E } = run.own;

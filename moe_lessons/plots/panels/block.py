@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 980, 480  # of the drawing, in units of about a pixel, with the 
 FFN, RIGHT, LABELS, COLUMNS, STRIP = 204, 974, 240, 318, 128  # where the FFN and all end; where the others begin
 TOKEN, LOGITS, SECOND, THIRD, EXPERTS, SUM, COUNTS = 56, 106, 140, 174, 228, 282, 314  # the rows of the block
 ORDER, SORTED, BACK = 376, 420, 464  # and of the strip
-TEXT, FRAME, GREY, EXPERT, INK = range(5)  # looks of `Boxes`
+TEXT, FRAME, GREY, EXPERT, INK = range(5)  # fills of `Boxes`
 UNMASKED = "Weights: softmax over all experts, then top-k. They are not divided by their sum."
 MASKED = "Weights: −∞ for the experts not chosen, then softmax. The same as softmax over all experts, then top-k, then "
 MASKED += "divided by their sum."
@@ -78,8 +78,8 @@ def order_of(routing: Routing) -> tuple[bool, Tensor]:
     raise ValueError("moe must have a router whose weights are a softmax of its K largest logits, got another to draw")
 
 
-def box(x, y, w, h, text="", look=FRAME, expert=-1, token=-1, says="") -> tuple:
-    return (x, y, w, h), text, look, expert, token, says
+def box(x, y, w, h, text="", fill=FRAME, expert=-1, token=-1, says="") -> tuple:
+    return (x, y, w, h), text, fill, expert, token, says
 
 
 def words(x, y, text: str) -> tuple:
@@ -95,7 +95,7 @@ def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn
     up = f"gate and up: {D} → {F}" if dense.activation in GATED else f"up: {D} → {F}"
     rows = [(TOKEN, 24, f"x = {vector(x, 2)}", FRAME), (123, 58, up, INK + ink), (181, 28, dense.activation, INK + ink),
             (228, 38, f"down: {F} → {D}", INK + ink), (SUM, 24, f"y: {D} numbers", FRAME)]  # fmt: skip
-    boxes += [box(middle, y, FFN - 8, h, text, look) for y, h, text, look in rows]
+    boxes += [box(middle, y, FFN - 8, h, text, fill) for y, h, text, fill in rows]
     boxes.append(words(4, 30, f"{name}, F = {F}".removeprefix(", ")))
     for (y, h, *_), (y_to, h_to, *_) in zip(rows, rows[1:]):
         arrows.append(((middle, y + h / 2, middle, y_to - h_to / 2), -1, -1))
@@ -124,8 +124,8 @@ def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_m
     }  # fmt: skip
     for e in range(E):
         middle = COLUMNS + (e + 0.5) * pitch
-        for row, (_, texts, looks, says) in rows.items():
-            boxes.append(box(middle, row, pitch - 5, 38 if row == EXPERTS else 24, texts[e], looks[e], e, says=says))
+        for row, (_, texts, fills, says) in rows.items():
+            boxes.append(box(middle, row, pitch - 5, 38 if row == EXPERTS else 24, texts[e], fills[e], e, says=says))
         arrows.append(((middle, TOKEN + 12, middle, LOGITS - 12), -1, -1))
         ends = [(LOGITS + 12, SECOND - 12), (SECOND + 12, THIRD - 12)] if wanted[e] else []
         ends += [(THIRD + 12, EXPERTS - 19), (EXPERTS + 19, SUM - 12)] if e in weights else []

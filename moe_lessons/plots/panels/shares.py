@@ -116,8 +116,8 @@ def territory(view) -> Panel:
     crosses."""
     plane = view.plane
     x, y = as_array(plane.points, "f4").T
-    look, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
-    tokens = Points(x, y, look, first, True, view.state.token, ("correct", "wrong"))
+    symbol, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
+    tokens = Points(x, y, symbol, first, True, view.state.token, ("correct", "wrong"))
     classes = as_array(view.main_run.task.class_map, "u1") if view.state.shows_classes else None
     field = Field(as_array(plane.scores, "f2"), classes)
     return Panel("Territory: first choices", [field, tokens], PLANE, PLANE)

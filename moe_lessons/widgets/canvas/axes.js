@@ -1,7 +1,7 @@
 // The axes of a chart: how it is laid out, its ground, ticks and labels.
 
 import { clamp, range, short } from "./numbers.js";
-import { css } from "./looks.js";
+import { css } from "./colors.js";
 import { Pen } from "./pen.js";
 
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */

@@ -1,7 +1,7 @@
 // A panel in the page: title, legend, picture and caption.
 
 import { NOTHING, clamp, isNumber, percent, quietly, range, short } from "./numbers.js";
-import { css, inkOf, lineLook, swatch, twoWays } from "./looks.js";
+import { css, inkOf, lineStyle, swatch, twoWays } from "./colors.js";
 import { make, set, styled } from "./elements.js";
 import { Pen } from "./pen.js";
 import { cloth, paleness } from "./view.js";
@@ -77,7 +77,7 @@ export class Card {
 
 // Texts, and the styles of their swatches.
 function legendOf(view, { legend, marks }) {
-  if (legend.length) return legend.map(([ink, text]) => [text, swatch(lineLook(view, ink))]);
+  if (legend.length) return legend.map(([ink, text]) => [text, swatch(lineStyle(view, ink))]);
   const order = ({ ink = 99 }) => (ink < 0 ? 98 : ink);
   const sorted = [...marks].sort((one, other) => order(one) - order(other));
   return sorted.flatMap((mark) => MARKS[mark.mark]?.legend?.(view, mark) ?? []);
@@ -151,7 +151,7 @@ class TableCard extends Card {
   draw(isNew) {
     if (!isNew) return;
     const [{ columns, rows, cells, inks = [] }] = this.marks;
-    const line = (i) => styled(make("i"), swatch(lineLook(this.view, inks[i] ?? i)));
+    const line = (i) => styled(make("i"), swatch(lineStyle(this.view, inks[i] ?? i)));
     const ofModel = (model, element) => set(element, { "data-model": model });
     const head = (scope, ...content) => set(make("th", "", ...content), { scope });
     const values = (row) => row.map((text, model) => ofModel(model, make("td", "", text)));
@@ -263,12 +263,12 @@ export class Chart extends Card {
     ends.forEach(({ line, at }, i) => {
       floor = Math.max(Math.min(at, floor - high), box.top + high * (ends.length - 1 - i)); // from the lowest up
       pen.context.globalAlpha = paleness(view, line.model);
-      const look = {
+      const style = {
         color: css(inkOf(view, line.ink)),
         weight: line.strong ? 700 : 400,
         halo: css(view.paper),
       };
-      pen.write(line.name, this.x(line.x.at(-1)) + 7, floor, { align: "left", ...look });
+      pen.write(line.name, this.x(line.x.at(-1)) + 7, floor, { align: "left", ...style });
     });
   }
 

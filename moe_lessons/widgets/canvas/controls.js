@@ -48,17 +48,17 @@ function askOnce(view, name, event) {
 function watch(view, name, handle, event) {
   const now = () => handle.getAttribute("aria-valuenow");
   let before = now();
-  const look = () => {
+  const check = () => {
     if (now() === before) return;
     before = now();
     wait(view, name);
   };
-  if (event.type === "keydown") setTimeout(look, SETTLING);
+  if (event.type === "keydown") setTimeout(check, SETTLING);
   if (event.type !== "pointerdown") return;
-  const timer = setInterval(look, 2 * SETTLING);
+  const timer = setInterval(check, 2 * SETTLING);
   const end = () => {
     clearInterval(timer);
-    look();
+    check();
   };
   addEventListener("pointerup", () => setTimeout(end, SETTLING), { once: true });
 }

@@ -1,7 +1,7 @@
 // Planes and cells in the colours of the experts: who is asked where, and how much.
 
 import { clamp, isNumber, nearest, percent, range, short } from "./numbers.js";
-import { css, hatchOf, inkOn, isHatched, mix, packed, tile, twoWays } from "./looks.js";
+import { css, hatchOf, inkOn, isHatched, mix, packed, tile, twoWays } from "./colors.js";
 import { make } from "./elements.js";
 import { colorOf, strength } from "./view.js";
 import { grid } from "./stops.js";
@@ -35,8 +35,8 @@ export function drawField(card, { z, classes }) {
   }
   for (const [expert, across, up] of cache.middles) {
     const color = colors[expert];
-    const look = { color: css(inkOn(color)), halo: css(color), weight: 700, size: 14 };
-    pen.write(expert, box.left + across * box.width, box.top + (1 - up) * box.height, look);
+    const style = { color: css(inkOn(color)), halo: css(color), weight: 700, size: 14 };
+    pen.write(expert, box.left + across * box.width, box.top + (1 - up) * box.height, style);
   }
 }
 
@@ -243,7 +243,7 @@ export function drawCells(card, mark) {
     pen.write(Math.round(100 * value), x + wide / 2 - 1, y + high / 2, { color: css(inkOn(color)) });
   });
   const frames = [
-    [selected, view.look.red],
+    [selected, view.colors.red],
     [view.pointed[kind], css(view.ink)],
   ];
   for (const [row, color] of frames) if (row >= 0 && row < rows) frame(card, z, row, [0, columns], color, 2);

@@ -3,7 +3,7 @@
 // less.
 
 import { clamp, decode, quietly, range } from "./numbers.js";
-import { hex, inkOn, mix } from "./looks.js";
+import { hex, inkOn, mix } from "./colors.js";
 import { make, say, set, styled } from "./elements.js";
 import { cardOf, cloth, touch } from "./view.js";
 import { kindOf } from "./cards.js";
@@ -16,7 +16,7 @@ import { point } from "./pointer.js";
  * @typedef {object} Message  What has changed since the last one: see canvas.py.
  * @property {number} frame its number
  * @property {boolean} [answer] whether the page is to answer when it has drawn it
- * @property {View["look"]} [look] the colours
+ * @property {View["colors"]} [colors] of the course
  * @property {Record<string, import("./view.js").Panel>} [panels] by place
  * @property {[string, string, number[], number][]} [slots] arrays: name, type, shape, where it begins
  * @property {Record<string, any>} [words] step, state, count (of panels), …
@@ -35,13 +35,13 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
  * @param {DataView[]} buffers with all its arrays
  */
 export function receive(view, message, buffers) {
-  const { frame, look, panels, slots, words } = message;
+  const { frame, colors, panels, slots, words } = message;
   if (!Number.isInteger(frame)) return;
   view.frame = frame;
   view.received += 1;
   if (message.answer) view.asked = frame;
   answered(view);
-  if (look) quietly(() => takeLook(view, look));
+  if (colors) quietly(() => takeColors(view, colors));
   const isNewState = words?.state && words.state !== view.words.state;
   if (words) takeWords(view, words);
   const touched = new Set();
@@ -50,9 +50,9 @@ export function receive(view, message, buffers) {
   touch(view, isNewState ? undefined : touched);
 }
 
-function takeLook(view, look) {
-  view.palette = look.palette.map(hex);
-  view.look = look;
+function takeColors(view, colors) {
+  view.palette = colors.palette.map(hex);
+  view.colors = colors;
   dress(view);
 }
 
@@ -86,19 +86,19 @@ function takeArrays(view, slots, [data], touched) {
  * @param {View} view which is in the page
  */
 export function dress(view) {
-  const { el, look } = view;
+  const { el, colors } = view;
   const style = getComputedStyle(el);
   const [paper, full] = [style.backgroundColor, style.color].map((text) =>
     (text.match(/[\d.]+/g) ?? []).map(Number),
   );
-  if (!look || !paper.length) return; // not yet in the page
+  if (!colors || !paper.length) return; // not yet in the page
   view.isDark = inkOn(paper)[0] === 255;
   view.paper = paper;
   view.ink = mix(paper, full.slice(0, 3), full[3] ?? 1);
   view.quiet = mix(view.ink, paper, 0.25);
   view.faint = mix(view.ink, paper, 0.86);
   view.font = style.fontFamily;
-  view.inks = look[view.isDark ? "dark" : "light"].map(hex);
+  view.inks = colors[view.isDark ? "dark" : "light"].map(hex);
   view.widths.clear();
   el.classList.toggle("moe-dark", view.isDark);
   for (const card of view.cards.values()) card.isNew = true; // legends and axes are drawn anew

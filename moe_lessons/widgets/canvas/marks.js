@@ -2,7 +2,7 @@
 // the right.
 
 import { clamp, isNumber, nearest, percent, range, said, short } from "./numbers.js";
-import { css, hex, inkOf, inkOn, lineLook, mix, ruleLook, swatch } from "./looks.js";
+import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch } from "./colors.js";
 import { colorOf, paleness, strength } from "./view.js";
 import { grid, points } from "./stops.js";
 import { drawCells, drawField, stopsOfCells, stopsOfField } from "./fields.js";
@@ -142,7 +142,7 @@ function stopsOfStack(card, { x, y }) {
 // --- Line ---
 
 function legendOfLine(view, { name, ink, strong }) {
-  return name ? [[name, swatch(lineLook(view, ink, strong))]] : [];
+  return name ? [[name, swatch(lineStyle(view, ink, strong))]] : [];
 }
 
 function drawLine(card, { x, y, ink, strong, model, low, high }) {
@@ -151,7 +151,7 @@ function drawLine(card, { x, y, ink, strong, model, low, high }) {
   if (low) pen.fill(card.between(x, low, high), css(inkOf(view, ink), 0.2));
   if (x.length === 1) path.arc(card.x(x[0]), card.y(y[0]), 1, 0, 7);
   pen.context.globalAlpha = paleness(view, model);
-  pen.stroke(path, lineLook(view, ink, strong));
+  pen.stroke(path, lineStyle(view, ink, strong));
 }
 
 function marginOfLine({ header, pen }, line) {
@@ -164,7 +164,7 @@ function stopsOfLine(card, { x, y, name, ink, model }) {
   const tell = (i, px, py) => {
     const away = Math.abs(card.y(y[i]) - py);
     const where = ticks?.find(([value]) => value === x[i])?.[1] ?? short(x[i]);
-    const row = [lineLook(view, ink).color, name || yAxis.label || header.title, said(yAxis, y[i])];
+    const row = [lineStyle(view, ink).color, name || yAxis.label || header.title, said(yAxis, y[i])];
     const found = { title: `${label} ${where}`.trim(), rows: [row], link, value: x[i], away };
     return isNumber(model) && away < 8 ? { ...found, model } : found;
   };
@@ -174,12 +174,12 @@ function stopsOfLine(card, { x, y, name, ink, model }) {
 // --- Points ---
 
 function drawPoints(card, mark) {
-  const { x, y, look, expert, tokens } = mark;
+  const { x, y, symbol, expert, tokens } = mark;
   const { pen, view } = card;
   const radius = tokens ? 4 : 2.4;
-  const groups = new Map(); // [kind, strength, the path of all points that look so]
+  const groups = new Map(); // [kind, strength, the path of all points with this symbol and strength]
   for (let i = 0; i < x.length; i++) {
-    const kind = look?.[i] ?? 0;
+    const kind = symbol?.[i] ?? 0;
     const part = expert ? strength(view, "expert", expert[i]) : 1;
     const key = `${kind} ${part}`;
     const place = [card.x(x[i]), card.y(y[i])];
@@ -208,14 +208,14 @@ function ringTokens(card, { x, y, selected }) {
     pen.stroke(path, { color: "#fff", width: 5 });
     pen.stroke(path, { color, width: 2.6 });
   };
-  ring(selected, view.look.red);
+  ring(selected, view.colors.red);
   ring(view.pointed.token, "#000");
 }
 
-function stopsOfPoints(card, { x, y, look, tokens, named }) {
+function stopsOfPoints(card, { x, y, symbol, tokens, named }) {
   if (!tokens) return undefined;
   const tell = (token) => {
-    const name = named[look?.[token] ? 1 : 0];
+    const name = named[symbol?.[token] ? 1 : 0];
     return { token, title: `Token ${token}`, rows: name ? [[null, name, ""]] : [] };
   };
   return { ...points(card, x, y, Math.hypot, 12), noun: "tokens", tell };
@@ -227,7 +227,7 @@ function drawSpots(card, { x, y, ink, names }) {
   const { pen, view } = card;
   const count = names.length;
   for (let i = 0; i < count; i++) {
-    const { color } = lineLook(view, ink[i]);
+    const { color } = lineStyle(view, ink[i]);
     const width = view.fades.model.to === i ? 2.4 : 1.6;
     const [px, left, right] = [0, 1, 2].map((end) => card.x(x[i + end * count]));
     const [py, bottom, top] = [0, 1, 2].map((end) => card.y(y[i + end * count]));
@@ -242,7 +242,7 @@ function drawSpots(card, { x, y, ink, names }) {
 function stopsOfSpots(card, { x, y, ink, names }) {
   const { xAxis, view } = card;
   const tell = (model) => {
-    const row = [lineLook(view, ink[model]).color, xAxis.label, said(xAxis, x[model])];
+    const row = [lineStyle(view, ink[model]).color, xAxis.label, said(xAxis, x[model])];
     return { model, title: names[model], rows: [row] };
   };
   return { ...points(card, x.subarray(0, names.length), y, Math.hypot, 16), tell };
@@ -294,11 +294,11 @@ function stopsOfParts({ box, xAxis, y, yAt }, { rows, names, values, colors, tex
 // --- Rule ---
 
 function legendOfRule(view, { name, kind }) {
-  return name ? [[name, swatch(ruleLook(view, kind))]] : [];
+  return name ? [[name, swatch(ruleStyle(view, kind))]] : [];
 }
 
 function drawRule({ pen, box, view, x: toX, y: toY }, { x, y, kind }) {
-  pen.rule(box, isNumber(x) ? toX(x) : null, toY(y), ruleLook(view, kind));
+  pen.rule(box, isNumber(x) ? toX(x) : null, toY(y), ruleStyle(view, kind));
 }
 
 // --- Boxes ---
@@ -312,34 +312,34 @@ function boxAt({ x: toX, y: toY }, places, i) {
 function drawBoxes(card, mark) {
   mark.texts.forEach((text, i) => {
     const box = boxAt(card, mark.places, i);
-    const fill = fillOf(card.view, mark.look[i], mark.expert[i]);
-    drawBox(card, mark, box, fill, i);
-    writeInBox(card, mark, box, fill, i);
+    const color = colorOfBox(card.view, mark.fill[i], mark.expert[i]);
+    drawBox(card, mark, box, color, i);
+    writeInBox(card, mark, box, color, i);
   });
 }
 
-function fillOf(view, look, expert) {
-  if (look > 3) return inkOf(view, look - 4);
-  return look === 3 ? colorOf(view, expert) : mix(view.paper, view.ink, 0.1);
+function colorOfBox(view, fill, expert) {
+  if (fill > 3) return inkOf(view, fill - 4);
+  return fill === 3 ? colorOf(view, expert) : mix(view.paper, view.ink, 0.1);
 }
 
-function drawBox({ pen, view }, { look, texts, expert, token, selected }, { x, y, wide, high }, fill, i) {
+function drawBox({ pen, view }, { fill, texts, expert, token, selected }, { x, y, wide, high }, color, i) {
   const path = rectangle(x - wide / 2, y - high / 2, wide, high);
-  if (look[i] === 3) pen.fillExpert(path, expert[i]);
-  else if (look[i] > 1) pen.fill(path, css(fill));
-  else if (look[i]) pen.stroke(path, { color: css(mix(view.paper, view.ink, 0.4)), width: 1 });
+  if (fill[i] === 3) pen.fillExpert(path, expert[i]);
+  else if (fill[i] > 1) pen.fill(path, css(color));
+  else if (fill[i]) pen.stroke(path, { color: css(mix(view.paper, view.ink, 0.4)), width: 1 });
   if (!texts[i]) return;
-  if (token[i] === selected) pen.stroke(path, { color: view.look.red, width: 2 });
+  if (token[i] === selected) pen.stroke(path, { color: view.colors.red, width: 2 });
   if (token[i] === view.pointed.token) pen.stroke(path, { color: css(view.ink), width: 2 });
 }
 
-function writeInBox({ pen, view }, { look, texts, strong }, { x, y, wide }, fill, i) {
-  const kind = look[i];
+function writeInBox({ pen, view }, { fill, texts, strong }, { x, y, wide }, ground, i) {
+  const kind = fill[i];
   const room = wide ? wide - 2 : Infinity;
   if (room <= 24 && pen.measure(texts[i]) >= room) return;
-  const onFill = kind === 2 ? view.quiet : inkOn(fill);
+  const onFill = kind === 2 ? view.quiet : inkOn(ground);
   const color = css(kind < 2 ? view.ink : onFill);
-  const halo = kind === 3 ? css(fill) : "";
+  const halo = kind === 3 ? css(ground) : "";
   const letters = { color, halo, weight: strong ? 600 : 400, align: wide ? "center" : "left" };
   pen.write(pen.shorten(texts[i], room), x, y, letters);
 }
@@ -397,7 +397,7 @@ function drawLamps({ pen, view, box }, { lit, columns, ink }) {
   });
   if (!(view.pointed.token < lit.length)) return;
   const [left, top] = place(view.pointed.token);
-  pen.stroke(rectangle(left - 2, top - 2, wide + 3, high + 3), { color: view.look.red, width: 2 });
+  pen.stroke(rectangle(left - 2, top - 2, wide + 3, high + 3), { color: view.colors.red, width: 2 });
 }
 
 function stopsOfLamps(card, { lit, columns, letters, says }) {

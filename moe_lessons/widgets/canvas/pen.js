@@ -1,6 +1,6 @@
 // Draws on one canvas.
 
-import { css, hatchOf, tile } from "./looks.js";
+import { css, hatchOf, tile } from "./colors.js";
 import { colorOf } from "./view.js";
 
 /** @typedef {import("./view.js").View} View  One display of the widget. */
@@ -19,7 +19,7 @@ export class Pen {
 
   /**
    * @param {Path2D} path a line
-   * @param {import("./looks.js").LineLook} look how it is drawn
+   * @param {import("./colors.js").LineStyle} style how it is drawn
    */
   stroke(path, { color, width, dash = [], lineCap }) {
     const { context } = this;
@@ -54,18 +54,18 @@ export class Pen {
    * @param {Box} box of the panel
    * @param {?number} x where it is upright, in pixels; null: it is level
    * @param {?number} y where it is level, in pixels
-   * @param {import("./looks.js").LineLook} look how it is drawn
+   * @param {import("./colors.js").LineStyle} style how it is drawn
    */
-  rule({ left, top, width, height }, x, y, look) {
+  rule({ left, top, width, height }, x, y, style) {
     const at = Math.round(x ?? y) + 0.5;
-    this.stroke(new Path2D(x === null ? `M${left} ${at}h${width}` : `M${at} ${top}v${height}`), look);
+    this.stroke(new Path2D(x === null ? `M${left} ${at}h${width}` : `M${at} ${top}v${height}`), style);
   }
 
   /**
    * @param {string} text a line of it
    * @param {number} x in pixels
    * @param {number} y of its middle
-   * @param {{align?: string, color?: string, weight?: number, size?: number, halo?: string}} look how it is written
+   * @param {{align?: string, color?: string, weight?: number, size?: number, halo?: string}} style how it is written
    */
   write(text, x, y, { align = "center", color, weight = 400, size = 11, halo } = {}) {
     const { context, view } = this;

@@ -1,6 +1,6 @@
 // What is saved with a notebook: what was received, and a still of what was drawn.
 
-import { css } from "./looks.js";
+import { css } from "./colors.js";
 import { make, styled } from "./elements.js";
 
 /** @typedef {import("./view.js").View} View  One display of the widget. */
@@ -14,11 +14,11 @@ const STALE = "Run this cell to go on.";
  * @param {{set: (name: string, value: unknown) => void}} model of the widget
  */
 export function save(view, model) {
-  const { panels, words, look, still } = view;
-  if (!look || !panels.size) return;
+  const { panels, words, colors, still } = view;
+  if (!colors || !panels.size) return;
   const { slots, data } = packArrays(view.arrays);
   const state = words.state === "training" ? "paused" : words.state;
-  const content = { frame: 0, panels: Object.fromEntries(panels), slots, look, words: { ...words, state } };
+  const content = { frame: 0, panels: Object.fromEntries(panels), slots, colors, words: { ...words, state } };
   model.set("last", { content, data });
   if (still) model.set("still", still);
 }

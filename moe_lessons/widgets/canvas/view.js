@@ -1,9 +1,9 @@
 // What the modules share: a view, which is one display of the widget, and what it has at hand for those that draw.
 
 import { isNumber, range } from "./numbers.js";
-import { css, hatchOf, inkOn, mix, tile } from "./looks.js";
+import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
 
-/** @typedef {import("./looks.js").Color} Color  Red, green and blue. */
+/** @typedef {import("./colors.js").Color} Color  Red, green and blue. */
 /** @typedef {import("./cards.js").Card} Card  A panel in the page. */
 /** @typedef {import("./numbers.js").Values} Values  An array of a panel. */
 
@@ -58,7 +58,7 @@ import { css, hatchOf, inkOn, mix, tile } from "./looks.js";
  * @property {Map<string, Values>} arrays by slot
  * @property {Map<number, Card>} cards by place
  * @property {Record<string, any>} words that came with the panels: step, state, …
- * @property {{palette: string[], red: string, light: string[], dark: string[]}} look as canvas.py has it
+ * @property {{palette: string[], red: string, light: string[], dark: string[]}} colors as canvas.py has it
  * @property {Color[]} palette of the experts
  * @property {Color[]} inks of the theme
  * @property {Color} paper its ground

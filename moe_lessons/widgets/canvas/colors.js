@@ -1,10 +1,10 @@
-// Colours, as [red, green, blue], hatches, and how lines look.
+// Colours, as [red, green, blue], hatches, and styles of lines.
 
 import { clamp, range } from "./numbers.js";
 import { make } from "./elements.js";
 
 /** @typedef {[number, number, number]} Color  Red, green and blue, from 0 to 255. */
-/** @typedef {{color: string, width: number, dash?: number[], lineCap?: string}} LineLook  How a line is drawn. */
+/** @typedef {{color: string, width: number, dash?: number[], lineCap?: string}} LineStyle  How a line is drawn. */
 
 const DASHES = [[], [7, 4], [1.5, 3.5], [9, 3, 2, 3], [4, 2], [14, 4], [], []]; // of the inks
 const RULE_DASHES = { mark: [], even: [2, 3] };
@@ -105,9 +105,9 @@ export const inkOf = ({ inks, quiet }, ink) => (ink < 0 ? quiet : inks[ink % ink
  * @param {import("./view.js").View} view whose theme it is
  * @param {number} ink of the line; -1: that of a ghost
  * @param {boolean} strong whether it is thicker
- * @returns {LineLook} of the line of a model
+ * @returns {LineStyle} of the line of a model
  */
-export function lineLook(view, ink, strong = true) {
+export function lineStyle(view, ink, strong = true) {
   if (ink < 0) return { color: css(view.quiet, 0.4), width: 4, dash: [] };
   const thick = ink ? 1.9 : 2.3;
   return { color: css(inkOf(view, ink)), width: strong ? thick : 1.3, dash: DASHES[ink % 8] };
@@ -116,15 +116,15 @@ export function lineLook(view, ink, strong = true) {
 /**
  * @param {import("./view.js").View} view whose theme it is
  * @param {string} kind of a `Rule`
- * @returns {LineLook} of the rule
+ * @returns {LineStyle} of the rule
  */
-export function ruleLook({ ink, look }, kind) {
-  if (kind === "limit") return { color: look.red, width: 1.8, dash: [] };
+export function ruleStyle({ ink, colors }, kind) {
+  if (kind === "limit") return { color: colors.red, width: 1.8, dash: [] };
   return { color: css(ink, kind === "mark" ? 0.5 : 0.75), width: 1.1, dash: RULE_DASHES[kind] ?? [5, 4] };
 }
 
 /**
- * @param {LineLook} look of a line
+ * @param {LineStyle} style of a line
  * @returns {Partial<CSSStyleDeclaration>} the same in a legend: a row of dashes
  */
 export function swatch({ color, width, dash }) {
