@@ -15,7 +15,7 @@ from moe_lessons.plots.marks import Axis, Boxes, Panel
 from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, dress, log_axis, model_inks, name_over
 
 # of `PARTS`: colours that no expert and no baseline has
-PART_LOOKS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[4], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
+PART_COLORS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[4], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
 
 
@@ -26,7 +26,7 @@ def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
     dress(ax, LIGHT, "Where the time of a step goes", f"times a step of '{last}'")
     left = 0 * base
-    for part, color in PART_LOOKS.items():
+    for part, color in PART_COLORS.items():
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
         left += frame[part] / base
     ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label="what its bytes promise")
@@ -47,7 +47,7 @@ def plot_lead(frame: pd.DataFrame, flops: float) -> LessonFigure:
     first, last = frame.model.iloc[0], frame.model.iloc[-1]
     had, by_bytes = whole[last] / whole[first], promise[last] / promise[first]
     ax.axhline(flops, ls=":", color=LIGHT.foreground, label="promised by FLOPs")
-    ax.plot(by_bytes, ls="--", color=PART_LOOKS[READ], label="promised by bytes")
+    ax.plot(by_bytes, ls="--", color=PART_COLORS[READ], label="promised by bytes")
     ax.plot(had, "o-", color=LIGHT.lines[0], lw=2.4, ms=7, label="measured")
     for batch, value in had.items():
         place = (0, 13) if value > 1 else (0, -14)  # not on the line at 1
