@@ -49,7 +49,7 @@ def keep_norms(run: WatchedRun, routings: list) -> None:
     del run._norms[len(run.records) :]
     block = run.model.block
     norms = {"experts": gradient_norms(block.experts.parameters()), "router": gradient_norms([block.router.weight])}
-    run._norms.append(gathered(norms))
+    run._norms += gathered(norms)
 
 
 def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None, device="cpu") -> WatchedRun:

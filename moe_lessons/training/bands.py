@@ -54,7 +54,7 @@ class SeedBand(Run):
         """Measure loss and accuracy on `num` held-out points of each seed, without noise: means, and the arrays."""
         x, y = self.held_out(num)
         losses, correct, routings = self.measure(x, y)
-        arrays = arrays_of(gathered(self.measures(losses, correct, y, routings)))
+        arrays = arrays_of(*gathered(self.measures(losses, correct, y, routings)))
         return {"loss": arrays["losses"].mean().item(), "accuracy": arrays["accuracies"].mean().item()} | arrays
 
     def clean_loads(self, num: int = 1024) -> np.ndarray:

@@ -26,7 +26,7 @@ class Record:
     dead_experts: int  # over all MoE layers
     dropped_share: float  # of all assignments, 0 to 1
     lr: float  # the learning rate of this step's update
-    ms_per_step: float  # all of `step()`: data, forward, backward, update, and its book-keeping
+    ms_per_step: float  # data, forward, backward and update; of a GPU's time an even part, where runs step together
 
 
 def table(records: list[Record]) -> pd.DataFrame:
@@ -54,12 +54,13 @@ def scored_mean(values: Tensor, y: Tensor) -> Tensor:
     return values.sum() / (y != NOT_SCORED).sum()
 
 
-def gathered(values: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    """Bring some small tensors to the CPU at once, so that a GPU is waited for a single time."""
-    kind = torch.float64 if any(value.dtype == torch.float64 for value in values.values()) else torch.float32
-    flat = torch.cat([value.detach().reshape(-1).to(kind) for value in values.values()]).cpu().numpy().astype(float)
-    parts = np.split(flat, np.cumsum([value.numel() for value in values.values()])[:-1])
-    return {name: part.reshape(value.shape) for (name, value), part in zip(values.items(), parts, strict=True)}
+def gathered(*parts: dict[str, Tensor]) -> list[dict[str, np.ndarray]]:
+    """Bring dicts of small tensors to the CPU at once, so that a GPU is waited for a single time."""
+    values = [value.detach() for part in parts for value in part.values()]
+    kind = torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
+    flat = torch.cat([value.reshape(-1).to(values[0].device, kind) for value in values]).cpu().numpy().astype(float)
+    arrays = iter(np.split(flat, np.cumsum([value.numel() for value in values])[:-1]))
+    return [{name: next(arrays).reshape(value.shape) for name, value in part.items()} for part in parts]
 
 
 def is_dead(wanted: float | Tensor, num_tokens: int = 1) -> bool | Tensor:

@@ -37,6 +37,16 @@ class Snapshot:
     num_records: int
 
 
+@dataclass(frozen=True)
+class Computed:
+    """A step before its update. shown: what it shows, on the run's device. norm: of all its gradients."""
+
+    routings: list[Routing]
+    norm: Tensor
+    shown: dict[str, Tensor]
+    seconds: float
+
+
 class Run:
     """The training of `model` on `task` with AdamW (arXiv:1711.05101) without decay, one `step()` at a time.
 
@@ -105,25 +115,8 @@ class Run:
     def step(self) -> Record:
         """Train on one fresh batch and return what it showed. An interrupt before the update raises at once; a later
         one waits until the step is done, which is then undone."""
-        start = time.perf_counter()
-        with held_back() as signals, self._own_random_numbers(), torch.enable_grad():
-            before = self.snapshot(self._spare)
-            if not self.model.training:
-                self.model.train()
-            try:
-                with signals.let_through():
-                    numbers, norm, routings = self._compute()
-                self._update(norm, routings)
-                self.records.append(self.make_record(numbers, routings, 1000 * (time.perf_counter() - start)))
-                signals.give()
-            except TrainingDiverged:
-                self.take_back()
-                raise
-            except BaseException:
-                self.restore(before)
-                raise
-            self.before, self._spare = before, self.before
-            return self.records[-1]
+        step_together([self])
+        return self.records[-1]
 
     def snapshot(self, spare: Snapshot | None = None) -> Snapshot:
         """Copy what a step changes, into the memory of a snapshot that is no longer needed where one is given."""
@@ -160,43 +153,54 @@ class Run:
         """Undo the last step, once."""
         self.restore(self.before)
 
-    def _compute(self) -> tuple[dict[str, np.ndarray], Tensor, list[Routing]]:
-        """Compute all of a step but the update: no weight changes."""
-        x, y = self.draw(self.batch_size, self.generators)
-        try:
-            logits, routings = self._forward(x)
-        except Exception as error:  # the model itself may refuse what is not finite
-            if all(weight.isfinite().all() for weight in self._parameters):
-                raise
-            self._diverge(str(error))
-        losses, correct = token_losses(logits, y)
-        total, auxiliary = scored_mean(losses, y), {}
-        for name, knob in KNOBS.items():
-            if knob.loss:
-                auxiliary[name] = value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
-                if (weight := getattr(self.knobs, name)) > 0:  # what weighs nothing costs no backward
-                    total = total + weight * value
-        self.optimizer.zero_grad()
-        total.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-        shown = self.measures(losses.detach(), correct, y, routings) | auxiliary
-        numbers = gathered(shown | {"total": total, "norm": norm})  # on a GPU this waits for the step
+    def compute(self) -> "Computed":
+        """Compute all of a step but the update: no weight changes, and a GPU is not waited for."""
+        start = time.perf_counter()
+        if not self.model.training:
+            self.model.train()
+        with self._own_random_numbers(), torch.enable_grad():
+            x, y = self.draw(self.batch_size, self.generators)
+            try:
+                logits, routings = self._forward(x)
+            except Exception as error:  # the model itself may refuse what is not finite
+                if all(weight.isfinite().all() for weight in self._parameters):
+                    raise
+                self._diverge(str(error))
+            losses, correct = token_losses(logits, y)
+            total, auxiliary = scored_mean(losses, y), {}
+            for name, knob in KNOBS.items():
+                if knob.loss:
+                    auxiliary[name] = value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
+                    if (weight := getattr(self.knobs, name)) > 0:  # what weighs nothing costs no backward
+                        total = total + weight * value
+            self.optimizer.zero_grad()
+            total.backward()
+            norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            shown = self.measures(losses.detach(), correct, y, routings) | auxiliary | {"total": total, "norm": norm}
+        return Computed(routings, norm, shown, time.perf_counter() - start)
+
+    def check_finite(self, numbers: dict[str, np.ndarray]) -> None:
+        """Raise `TrainingDiverged` where the loss or a gradient of the step that was computed is not finite."""
         if not math.isfinite(numbers["total"]):
             self._diverge(f"the loss is {numbers['total']}")
         if not math.isfinite(numbers["norm"]):
             self._diverge("a gradient is not finite")
-        for hook in self.after_backward:
-            hook(self, routings)
-        return numbers, norm, routings
 
-    def _update(self, norm: Tensor, routings: list[Routing]) -> None:
-        if self.max_grad_norm is not None:
-            nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._lr()
-        self.optimizer.step()
-        for hook in self.after_step:
-            hook(self, routings)
+    def update(self, computed: "Computed", numbers: dict[str, np.ndarray], waited: float) -> None:
+        """Change the weights after a step was computed, and record it. waited: seconds for its numbers."""
+        start = time.perf_counter()
+        with self._own_random_numbers():
+            for hook in self.after_backward:
+                hook(self, computed.routings)
+            if self.max_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(self._parameters, self.max_grad_norm, computed.norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._lr()
+            self.optimizer.step()
+            for hook in self.after_step:
+                hook(self, computed.routings)
+        seconds = computed.seconds + waited + time.perf_counter() - start
+        self.records.append(self.make_record(numbers, computed.routings, 1000 * seconds))
 
     def _diverge(self, why: str) -> None:
         raise TrainingDiverged(
@@ -236,7 +240,7 @@ class Run:
         """Measure loss and accuracy on `held_out` examples, in eval mode: no noise."""
         x, y = self.held_out(num)
         losses, correct, _ = self.measure(x, y)
-        numbers = gathered({"loss": scored_mean(losses, y), "accuracy": scored_mean(correct, y)})
+        (numbers,) = gathered({"loss": scored_mean(losses, y), "accuracy": scored_mean(correct, y)})
         return {name: float(value) for name, value in numbers.items()}
 
     def measure(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, list[Routing]]:
@@ -335,25 +339,35 @@ def update_routers(run: Run, routings: list[Routing]) -> None:
 def step_together(runs: Iterable[Run], between: Callable[[], None] = lambda: None) -> None:
     """Train each of several runs by one step, or none: where one fails, or an interrupt comes, all are as they were.
     Where one diverges, the last step of each is taken back as well: the others may be about to. `between` is called
-    between two of them."""
+    between two of them. A GPU is waited for once for all of them."""
     runs = list(runs)
     with held_back() as signals:
-        last, counts = [run.before for run in runs], [len(run.records) for run in runs]
+        snapshots = [run.snapshot(run._spare) for run in runs]
         try:
             with signals.let_through():
-                for i, run in enumerate(runs):
-                    if i > 0:
+                computed = []
+                for run in runs:
+                    if computed:
                         between()
-                    run.step()
+                    computed.append(run.compute())
+                start = time.perf_counter()
+                all_numbers = gathered(*(each.shown for each in computed))
+                waited = (time.perf_counter() - start) / len(runs)
+            for run, numbers in zip(runs, all_numbers, strict=True):
+                run.check_finite(numbers)
+            for run, each, numbers in zip(runs, computed, all_numbers, strict=True):
+                run.update(each, numbers, waited)
+            signals.give()
         except TrainingDiverged:
-            for run, snapshot in zip(runs, last, strict=True):
-                run.restore(snapshot)
+            for run in runs:
+                run.take_back()
             raise
         except BaseException:
-            for run, count in zip(runs, counts, strict=True):
-                if len(run.records) > count:
-                    run.take_back()
+            for run, snapshot in zip(runs, snapshots, strict=True):
+                run.restore(snapshot)
             raise
+        for run, snapshot in zip(runs, snapshots, strict=True):
+            run.before, run._spare = snapshot, run.before
 
 
 def lr_scale(step: int, warmup_steps: int = 0, decay_steps: int | None = None) -> float:

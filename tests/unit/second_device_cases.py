@@ -11,6 +11,7 @@ from moe_lessons.analysis import balance_by_layer, bytes_per_step, decode_speed,
 from moe_lessons.analysis.collapse import score_pushes, token_gains, watched_run
 from moe_lessons.analysis.step_parts import step_parts
 from moe_lessons.analysis.timing import step_times
+from moe_lessons.hub import convert_block, convert_model, export_model
 from moe_lessons.nn import (
     DISPATCH,
     ExpertChoiceRouter,
@@ -28,17 +29,18 @@ from moe_lessons.nn import (
     seeded,
     update_expert_bias,
 )
-from moe_lessons.tasks import Facts, PlaneTask, TextTask
+from moe_lessons.tasks import Facts, TextTask
 from moe_lessons.training import (
     PRESETS,
-    PlaneSetting,
     Run,
     SeedBand,
     facts_model,
     load_checkpoint,
     plane_runs,
     save_checkpoint,
+    step_together,
 )
+from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground, RoutingLab
 
 D, E, K, F, T = 8, 4, 2, 4, 12
 ROUTERS = {
@@ -74,11 +76,11 @@ def text_run(device: str) -> Run:
     return run
 
 
-def waits_of(run: Run) -> int:
-    """How often a step would wait, once the first ones are done."""
-    run.step()
+def waits_of(*runs: Run) -> int:
+    """How often a step of all runs together would wait, once the first ones are done."""
+    step_together(runs)
     second_device.waits.clear()
-    run.step()
+    step_together(runs)
     return len(second_device.waits)
 
 
@@ -158,9 +160,37 @@ def test_a_run_of_text_and_one_of_facts():
 
 
 def test_a_step_waits_at_most_twice():
-    run = plane_runs(PlaneSetting())["MoE"]
-    assert waits_of(Run(run.model.to("second"), PlaneTask("blobs"), lr=0.01)) <= 2
+    """Also where a mixture and its two baselines step together, as in the playground."""
+    for setting in PRESETS.values():
+        assert waits_of(*plane_runs(setting, device="second").values()) <= 2
     assert waits_of(text_run("second")) <= 2
+
+
+LABS = {
+    "playground": lambda: Playground(device="second"),
+    "routing": lambda: RoutingLab("json", num_layers=1, d_model=16, num_heads=2, batch_size=4, device="second"),
+    "balancing": lambda: BalancingLab(("nothing", "bias update"), seeds=2, device="second"),
+    "collapse": lambda: CollapseLab(device="second"),
+    "facts": lambda: FactsLab(4, num_entries=8, device="second"),
+}
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_a_laboratory(name):
+    lab = LABS[name]()
+    lab.advance(2)
+    lab.go_back()
+    assert lab.step == 1 and lab.main_run.device.type == "second" and len(lab.panels()) == len(lab.functions)
+
+
+def test_the_converters():
+    ours = language_model(d_model=32).to("second").eval()
+    theirs, ids = export_model(ours), torch.arange(6)[None].to("second")
+    logits = ours(ids)[0].detach()
+    torch.testing.assert_close(convert_model(theirs)(ids)[0].detach(), logits)
+    block = convert_block(theirs.model.layers[0].mlp)
+    x = torch.randn(5, 32).to("second")
+    torch.testing.assert_close(block(x)[0], ours.layers[0].ffn(x)[0])
 
 
 def test_save_and_load(tmp_path):

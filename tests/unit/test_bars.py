@@ -84,10 +84,10 @@ def test_a_second_interrupt_ends_the_code_and_on_another_thread_there_is_none():
 
 def test_runs_take_turns_and_stopped_all_have_as_many_steps(capsys):
     runs = plane_runs(PlaneSetting())
-    step, last = runs["MoE"].step, list(runs.values())[-1]
-    runs["MoE"].step = lambda: interrupt() if len(last.records) == 5 else step()
+    last = list(runs.values())[-1]
+    last.after_step.append(lambda run, _: len(run.records) == 5 and interrupt())
     train(runs.values(), 100)
-    assert [len(run.records) for run in list(runs.values())[1:]] == [6, 6]
+    assert [len(run.records) for run in runs.values()] == [6, 6, 6]
     train(last, 1)
     assert len(last.records) == 7 and "Stopped after 6 of 100" in capsys.readouterr().out
 
