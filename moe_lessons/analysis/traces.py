@@ -1,6 +1,7 @@
 """A trace of the routing as a table, and the information of a token's first choice about the token."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -79,7 +80,7 @@ def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = N
     """Say how the assignments of each group of tokens lie on the experts: a row for each group, summing to 1. by:
     'domain', 'byte_class' or 'layer'. layer: which one to look at, where there are several; they are never pooled."""
     check_choice("by", by, ("domain", "byte_class", "layer"))
-    layers = _check(trace, by, "num_experts")["layer"].unique().tolist()
+    layers = trace["layer"].unique().tolist()
     if layer is not None:
         trace = trace[trace["layer"] == check_choice("layer", layer, layers)]
     elif by != "layer" and len(layers) > 1:
@@ -102,18 +103,9 @@ def mutual_information(a: Sequence, b: Sequence | None = None, given: Sequence |
     >>> round(mutual_information([[500, 0], [0, 500]]), 2)
     1.0
     """
-    if b is None:
-        counts = _check_counts(a if given is None else None, (2, 3), "where b is None, given must be None and a")
-        of_a, of_b, of_both, of_third = (_entropy(counts.sum(axis)) for axis in (1, 0, (), (0, 1)))
-        return float(of_a + of_b - of_both - (of_third if counts.ndim == 3 else 0))
-    labels = [np.asarray(x) for x in ((a, b) if given is None else (a, b, given))]
-    shapes = [x.shape for x in labels]
-    if len(set(shapes)) > 1 or labels[0].ndim != 1 or not labels[0].size:
-        raise ValueError(f"a, b and given must be rows of one length, at least one, got the shapes {shapes}")
-    a, b, *third = (pd.factorize(x, use_na_sentinel=False)[0] for x in labels)
-    joined = [(a, *third), (b, *third), (a, b, *third), third]
-    of_a, of_b, of_both, of_third = (_entropy(_counted(*labels)) for labels in joined)
-    return float(of_a + of_b - of_both - of_third)
+    counts = _check_counts(a) if b is None else _counted(a, b) if given is None else _counted(a, b, given)
+    of_a, of_b, of_both, of_third = (_entropy(counts.sum(axis)) for axis in (1, 0, (), (0, 1)))
+    return float(of_a + of_b - of_both - (of_third if counts.ndim == 3 else 0))
 
 
 def known_share(counts: Sequence, top_k: int) -> float:
@@ -122,7 +114,7 @@ def known_share(counts: Sequence, top_k: int) -> float:
 
     An expert cannot tell more bits than a label has, nor more than H(expert) - log K: that token which always has the
     same K experts still leaves open which of them is meant."""
-    counts = _check_counts(counts, (2, 3))
+    counts = _check_counts(counts)
     third = _entropy(counts.sum((0, 1))) if counts.ndim == 3 else 0.0
     of_expert = _entropy(counts.sum(0)) - np.log2(check_top_k(top_k, counts.shape[1]))
     return mutual_information(counts) / float(min(of_expert, _entropy(counts.sum(1))) - third)
@@ -139,21 +131,22 @@ def shuffled_counts(counts: Sequence, seed: int = 0) -> np.ndarray:
     return np.array(rows)
 
 
-def _check_counts(counts: Sequence, dimensions: tuple[int, ...], name: str = "counts") -> np.ndarray:
+def _check_counts(counts: Sequence, dimensions: tuple[int, ...] = (2, 3)) -> np.ndarray:
     """Return counts as whole numbers (A, B), or (A, B, G), or raise ValueError."""
     given = np.asarray(counts)
     is_read = given.dtype.kind in "biuf" and given.ndim in dimensions
     if not is_read or not given.any() or (given < 0).any() or (given % 1 != 0).any():
-        axes, got = " or ".join(map(str, dimensions)), f"{given.dtype} of shape {given.shape}: {shown(counts)}"
-        raise ValueError(f"{name} must be whole numbers of at least 0, not all 0, with {axes} axes, got {got}")
+        axes = " or ".join(map(str, dimensions))
+        wanted = f"whole numbers of at least 0, not all 0, with {axes} axes"
+        raise ValueError(f"counts must be {wanted}, got {given.dtype} of shape {given.shape}: {shown(counts)}")
     return given.astype(np.int64)
 
 
-def _counted(*labels: np.ndarray) -> np.ndarray:
-    """Count the joint labels 0, 1, …, one array for each that is joined; none: one observation."""
-    if not labels:
-        return np.ones(1, dtype=int)
-    return np.unique(np.ravel_multi_index(labels, [label.max() + 1 for label in labels]), return_counts=True)[1]
+def _counted(*labels: Sequence) -> np.ndarray:
+    """Count how often labels, one sequence for each axis, occur together."""
+    codes, names = zip(*(pd.factorize(np.asarray(each), use_na_sentinel=False) for each in labels))
+    shape = tuple(map(len, names))
+    return np.bincount(np.ravel_multi_index(codes, shape), minlength=math.prod(shape)).reshape(shape)
 
 
 def _entropy(counts: np.ndarray) -> float:
@@ -169,7 +162,7 @@ def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
     I(expert; byte | domain), what it tells of the byte when the domain is known. shuffled: the control, with the
     choices of each layer dealt out at random: what is left is the error of the estimate."""
     rng, rows = np.random.default_rng(0), {}
-    for number, layer in _by_layer(trace, "byte", "byte_class", "domain"):
+    for number, layer in trace.query("expert0 >= 0").groupby("layer"):  # without tokens that no expert serves
         expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
         byte, domain = layer["byte"], layer["domain"]
         rows[number] = {
@@ -179,7 +172,7 @@ def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
             "byte | domain": mutual_information(expert, byte, given=domain),
             "domain | byte": mutual_information(expert, domain, given=byte),
         }
-    return _table(rows)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
 
 
 def repeats(trace: pd.DataFrame) -> pd.DataFrame:
@@ -190,7 +183,7 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
         return (expert.value_counts(normalize=True) ** 2).sum()
 
     rows = {}
-    for number, layer in _by_layer(trace, "sequence", "position", "domain"):
+    for number, layer in trace.query("expert0 >= 0").groupby("layer"):
         layer = layer.sort_values(["sequence", "position"])
         after = layer[["sequence", "position", "expert0"]].shift(-1)
         pair = (after["sequence"] == layer["sequence"]) & (after["position"] == layer["position"] + 1)
@@ -201,23 +194,4 @@ def repeats(trace: pd.DataFrame) -> pd.DataFrame:
             "chance": chance(layer["expert0"]),
             "chance_in_domain": layer["domain"][pair].map(in_domain).astype(float).mean(),
         }
-    return _table(rows)
-
-
-def _check(trace: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """Return `trace` if it is one with these columns and not empty, else raise ValueError."""
-    if missing := {"layer", "expert0", *columns} - set(getattr(trace, "columns", ())):
-        got = f"{type(trace).__name__} without {', '.join(sorted(missing))}"
-        raise ValueError(f"trace must be a table that `trace` or `trace_text` made, got {got}")
-    if trace.empty:
-        raise ValueError("trace must have at least one token, got none")
-    return trace
-
-
-def _by_layer(trace: pd.DataFrame, *columns: str) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Give the number of each layer and its rows, but for the tokens that no expert serves."""
-    return iter(_check(trace, *columns).query("expert0 >= 0").groupby("layer"))
-
-
-def _table(rows: dict[int, dict]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")

@@ -25,7 +25,6 @@ from moe_lessons.support.errors import check_top_k
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
 LAYERS = re.compile(r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$")  # fields that say how many there are
 MOST_LAYERS, MOST_EXPERTS = 1_000, 50_000  # and in all layers together: twice those of the largest that is published
-ESSENTIAL = re.compile("^(vocab_size|hidden_size|d_model|num_(hidden_)?layers|intermediate_size|d_ff)$|expert")
 TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
     "moe_topk", "moe_k", "num_selected_experts",
@@ -87,7 +86,7 @@ def count_config(config: Mapping[str, Any]) -> PublishedCount:
         raise ValueError(f"transformers cannot build this configuration: {said}") from error
     if not is_known:
         notes.append(f"transformers lacks the model_type {kind!r}: counted is the class that the file names")
-    if not writes_text(model):
+    if not model.can_generate():
         raise ValueError(f"config must be of a class that writes text, token by token, got {type(model).__name__}")
     try:
         cached = cached_layers(model)
@@ -128,11 +127,6 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
     made, model_class = find_class(made, named)
     if not isinstance(made, config_class):
         notes.append(f"only the text part is counted, as {model_class.__name__}")
-    text, told = made.get_text_config(decoder=True), {key for key, _ in entries(config)}
-    told |= {text.attribute_map[name] for name in told if name in text.attribute_map}
-    sizes = {name: value for name, value in text.to_dict().items() if ESSENTIAL.search(name) and name not in told}
-    if missing := [f"{name} {value}" for name, value in sizes.items() if isinstance(value, int) and value > 1]:
-        notes.append(f"not in the file, so taken from the defaults of transformers: {', '.join(missing)}")
     with torch.device("meta"), no_init_weights():
         model = model_class(made)
     model.tie_weights()
@@ -152,15 +146,6 @@ def find_class(config: Any, named: type | None) -> tuple[Any, type]:
             if found is not None and isinstance(part, found.config_class):
                 return part, found
     raise ValueError(f"architectures must name a class that transformers has for {config.model_type!r}, got {named}")
-
-
-def writes_text(model: nn.Module) -> bool:
-    """Return whether it writes text, token by token: a class for it, which BERT has too, but to fill in masks."""
-    from transformers import AutoModelForMaskedLM
-
-    config = model.config.get_text_config(decoder=True)
-    fills_in = type(config) in AutoModelForMaskedLM._model_mapping and not getattr(config, "is_decoder", False)
-    return model.can_generate() and (model.config.is_encoder_decoder or not fills_in)
 
 
 def count_model(model: nn.Module, cached: list[Cached] | None) -> ModelSizes:

@@ -26,12 +26,11 @@ OTHERS = (  # blocks of Llama 4, Switch, NLLB, JetMoe, Zaya (which chooses no ex
 
 @dataclass(frozen=True)
 class Mixture:
-    """The router of a layer, how its output is `read`, its experts (None where the router tells all) with the names of
-    their second and third argument, and `make`: (what was read, the two arguments) -> `Routing`."""
+    """The router of a layer, how its output is `read`, and its experts with the names of their second and third
+    argument; None where a `Routing` is read, which tells all."""
 
     router: nn.Module
     read: Callable
-    make: Callable[..., Routing]
     experts: nn.Module | None = None
     keys: tuple[str, ...] = ()
 
@@ -70,9 +69,9 @@ def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixtu
         def read(output: Tensor | tuple) -> Tensor:
             return output if isinstance(output, Tensor) else output[index]  # DBRX's router returns nothing else
 
-        return Mixture(router, read, of_experts, experts, keys_of(experts))
+        return Mixture(router, read, experts, keys_of(experts))
     if is_moe(module) and not type(module).__module__.startswith("transformers."):  # ours, or a learner's
-        return Mixture(module, routing_in, lambda routing, _: routing)
+        return Mixture(module, routing_in)
     return None
 
 

@@ -45,15 +45,15 @@ def test_a_family_is_read_exactly_and_left_as_it_is(family):
         with Lens(model) as lens:
             seen = output(model, inputs)
     assert torch.equal(plain, seen)
-    assert lens.layers and len(lens.calls) == 1
-    for routing in lens.routings.values():
-        torch.testing.assert_close(routing.router_probs.sum(dim=1), torch.ones(16))
-        assert routing.num_tokens == 16 and routing.router_logits.shape == routing.router_probs.shape
     changed = rows_that_change(model, inputs, lens)
-    assert any(rows for layer in changed.values() for rows in layer.values())
+    assert any(rows for turns in changed.values() for turn in turns for rows in turn.values())
     for name, routing in lens.routings.items():
-        for expert, rows in changed[name].items():
-            assert rows == set(routing.token_idx[routing.expert_idx == expert].tolist()), f"{name}, expert {expert}"
+        torch.testing.assert_close(routing.router_probs.sum(dim=1), torch.ones(16 * len(changed[name])))
+        assert routing.router_logits.shape == routing.router_probs.shape
+        for turn, own in enumerate(changed[name]):
+            for expert, rows in own.items():
+                served = routing.token_idx[routing.expert_idx == expert]
+                assert rows == set((served[served // 16 == turn] % 16).tolist()), f"{name}, expert {expert}"
 
 
 def output(model, inputs) -> torch.Tensor:
@@ -61,22 +61,17 @@ def output(model, inputs) -> torch.Tensor:
         return model(**inputs)[0]
 
 
-def rows_that_change(model, inputs, lens) -> dict[str, dict[int, set[int]]]:
-    """For each layer and expert: the tokens whose result changes where the weights of that expert do."""
-    calls, handles, owners = {}, [], {}
-    for name in lens.layers:
-        path, _, turn = name.partition(" (turn ")
-        owner = model.get_submodule(path)
-        owners[name] = owner, int(turn[:-1] or 1) - 1
-        if owner not in calls:
-            note = lambda owner, *inputs: calls[owner].append(inputs)  # noqa: E731
-            calls[owner], hook = [], owner.register_forward_pre_hook(note, with_kwargs=True)
-            handles.append(hook)
+def rows_that_change(model, inputs, lens) -> dict[str, list[dict[int, set[int]]]]:
+    """For each layer, turn of it and expert: the tokens whose result changes where the weights of that expert do."""
+    calls, handles = {name: [] for name in lens.routings}, []
+    for name in calls:
+        note = lambda owner, *inputs, name=name: calls[name].append(inputs)  # noqa: E731
+        handles.append(model.get_submodule(name).register_forward_pre_hook(note, with_kwargs=True))
     with torch.no_grad():
         output(model, inputs)
         for handle in handles:
             handle.remove()
-        return {name: changes(owner, *calls[owner][turn]) for name, (owner, turn) in owners.items()}
+        return {name: [changes(model.get_submodule(name), *own) for own in turns] for name, turns in calls.items()}
 
 
 def changes(owner, args: tuple, kwargs: dict) -> dict[int, set[int]]:

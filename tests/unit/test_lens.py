@@ -1,14 +1,12 @@
 """`hub.Lens`: what it tells and counts, that it leaves nothing behind, what it says where it cannot."""
 
-import re
-from collections import OrderedDict
-
 import pytest
 import torch
 from torch import nn
 
 from moe_lessons.hub import Lens, export_model
-from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, load_balancing_loss, seeded
+from moe_lessons.hub.routing_lens import joined
+from moe_lessons.nn import LanguageModel, TransformerConfig, load_balancing_loss, seeded
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 hf_families = pytest.importorskip("hf_families")
@@ -32,10 +30,10 @@ def ours():
         return LanguageModel(SIZES)
 
 
-def seen(model, *args, lens: dict | None = None, **inputs) -> Lens:
-    with torch.no_grad(), Lens(model, **(lens or {})) as made:
+def seen(model, *args, **inputs) -> dict:
+    with torch.no_grad(), Lens(model) as lens:
         model(*args, **inputs)
-    return made
+    return lens.routings
 
 
 def hooks(model: nn.Module) -> int:
@@ -52,14 +50,14 @@ def test_of_our_models_it_tells_what_they_return(kind):
     model = LanguageModel(TransformerConfig(d_model=32, d_ff=32, num_layers=3, moe_layers=(0, 2), router=kind))
     with Lens(model) as lens:
         _, routings = model(IDS)
-    assert lens.layers == ("layers.0.ffn", "layers.2.ffn")
+    assert list(lens.routings) == ["layers.0.ffn", "layers.2.ffn"]
     assert all(same(a, b) for a, b in zip(lens.routings.values(), routings, strict=True))
     assert not any(routing.router_probs.requires_grad for routing in lens.routings.values())
 
 
 def test_of_one_model_in_two_forms_it_tells_the_same(ours, device):
     theirs = seen(export_model(ours).to(device), IDS.to(device))
-    for a, b in zip(theirs.routings.values(), seen(ours, IDS).routings.values(), strict=True):
+    for a, b in zip(theirs.values(), seen(ours, IDS).values(), strict=True):
         assert torch.equal(a.topk_indices.cpu(), b.topk_indices)
         torch.testing.assert_close(a.router_probs.cpu(), b.router_probs)
         torch.testing.assert_close(a.topk_weights.cpu(), b.topk_weights)
@@ -79,8 +77,7 @@ SCORES = {
 @pytest.mark.parametrize("family", SCORES)
 def test_probabilities_are_the_routers_own(family):
     model, inputs = hf_families.runnable(family)
-    lens = seen(model, **inputs)
-    for name, routing in lens.routings.items():
+    for name, routing in seen(model, **inputs).items():
         torch.testing.assert_close(routing.router_probs, SCORES[family](routing.router_logits, dim=-1), msg=name)
 
 
@@ -96,11 +93,11 @@ class Adapter(nn.Module):
 def test_experts_and_routers_with_adapters_are_read_as_without():
     model, inputs = hf_families.runnable("mixtral")
     plain = seen(model, **inputs)
-    for block in map(model.get_submodule, plain.layers):
+    for block in map(model.get_submodule, plain):
         for name in ("experts", "gate", "router"):
             if hasattr(block, name):
                 setattr(block, name, Adapter(Adapter(getattr(block, name))))
-    for (name, a), (other, b) in zip(plain.routings.items(), seen(model, **inputs).routings.items(), strict=True):
+    for (name, a), (other, b) in zip(plain.items(), seen(model, **inputs).items(), strict=True):
         assert name == other and same(a, b)
 
 
@@ -109,31 +106,28 @@ def test_padding_does_not_count(mixtral, side):
     mask = torch.ones_like(IDS)
     mask[0, :3] = mask[1, :1] = 0
     mask = mask if side == "left" else mask.flip(1)
-    padded = seen(mixtral, IDS, attention_mask=mask)
-    by_place = seen(mixtral, IDS, mask)
+    padded, by_place = seen(mixtral, IDS, attention_mask=mask), seen(mixtral, IDS, mask)
     alone = [seen(mixtral, row[keep != 0][None]) for row, keep in zip(IDS, mask)]
-    for name, routing in padded.routings.items():
-        assert routing.num_tokens == 12 and same(routing, by_place.routings[name])
-        wanted = torch.cat([lens.routings[name].topk_indices for lens in alone])
-        assert torch.equal(routing.topk_indices, wanted)
-    assert seen(mixtral, IDS, attention_mask=mask, lens={"count_padding": True}).routings[name].num_tokens == 16
+    for name, routing in padded.items():
+        assert routing.num_tokens == 12 and same(routing, by_place[name])
+        assert torch.equal(routing.topk_indices, torch.cat([routings[name].topk_indices for routings in alone]))
+    others = seen(mixtral, IDS, attention_mask=torch.ones(2, 1, 8, 8, dtype=torch.bool).tril())  # tells no padding
+    assert all(routing.num_tokens == 16 for routing in others.values())
 
 
-def test_generation_makes_a_call_for_each_token_and_its_mask_is_longer_by_the_cache(mixtral):
+def test_the_tokens_of_generation_are_joined_and_its_mask_is_longer_by_the_cache(mixtral):
     mask = torch.ones_like(IDS)
     mask[0, :3] = 0
     with Lens(mixtral) as lens:
         out = mixtral.generate(IDS, attention_mask=mask, max_new_tokens=4, do_sample=False, eos_token_id=None)
-    assert [call["model.layers.0.mlp"].num_tokens for call in lens.calls] == [13, 2, 2, 2]
+    joined = lens.routings["model.layers.1.mlp"].topk_indices
     text = out[1:, :-1]  # the last one is drawn, and not read
-    once = seen(mixtral, text).routings["model.layers.1.mlp"].topk_indices
-    steps = [call["model.layers.1.mlp"].topk_indices for call in lens.calls]
-    assert torch.equal(torch.cat([steps[0][5:], *(step[1:] for step in steps[1:])]), once)
-    assert lens.routings["model.layers.1.mlp"].topk_indices.shape == (19, 2)
+    once = seen(mixtral, text)["model.layers.1.mlp"].topk_indices
+    assert joined.shape == (13 + 3 * 2, 2) and torch.equal(joined[[*range(5, 13), 14, 16, 18]], once)
 
 
 @pytest.mark.parametrize("checkpointing", [None, False, True])
-def test_accumulated_batches_are_calls_and_recomputation_is_none(mixtral, checkpointing):
+def test_accumulated_batches_are_joined_and_recomputation_is_not_seen(mixtral, checkpointing):
     model = mixtral.train()
     if checkpointing is not None:
         model.gradient_checkpointing_enable({"use_reentrant": checkpointing})
@@ -142,14 +136,14 @@ def test_accumulated_batches_are_calls_and_recomputation_is_none(mixtral, checkp
             model(ids, labels=ids).loss.backward()
     model.gradient_checkpointing_disable()
     model.eval().zero_grad()
-    assert [[routing.num_tokens for routing in call.values()] for call in lens.calls] == [[8, 8], [8, 8]]
-    for name, routing in seen(model, IDS).routings.items():
+    for name, routing in seen(model, IDS).items():
         assert torch.equal(routing.topk_indices, lens.routings[name].topk_indices)
 
 
-def test_hooks_are_gone_after_an_exception_and_a_failed_call_is_none(mixtral):
+def test_hooks_are_gone_after_an_exception_and_what_was_seen_before_it_is_there(mixtral):
     before, lens = hooks(mixtral), Lens(mixtral)
-    assert hooks(mixtral) == before
+    with pytest.raises(ValueError, match="the lens has seen no router at work: call the model itself within it"):
+        lens.balance()
     with pytest.raises(ZeroDivisionError), torch.no_grad(), lens:
         assert hooks(mixtral) > before
         with pytest.raises(ValueError, match="lens must be left before it is entered again"), lens:
@@ -159,36 +153,22 @@ def test_hooks_are_gone_after_an_exception_and_a_failed_call_is_none(mixtral):
             mixtral(IDS + 1000)
         mixtral(IDS[:, :4])
         raise ZeroDivisionError
-    assert hooks(mixtral) == before
-    assert [call[lens.layers[0]].num_tokens for call in lens.calls] == [16, 8]
     mixtral(IDS)
-    assert len(lens.calls) == 2
+    assert hooks(mixtral) == before and {routing.num_tokens for routing in lens.routings.values()} == {24}
     with torch.no_grad(), lens:  # starts anew
         mixtral(IDS)
-    assert len(lens.calls) == 1
+    assert {routing.num_tokens for routing in lens.routings.values()} == {16}
 
 
 @pytest.mark.parametrize("padded", [False, True])
-def test_balance_is_by_layer_and_the_pooled_loss_is_hugging_faces_over_k(mixtral, padded):
+def test_the_loss_of_all_layers_is_hugging_faces_over_k(mixtral, padded):
     mask = torch.ones_like(IDS)
     mask[0, 5:] = 0
-    inputs = {"attention_mask": mask} if padded else {}
-    lens = seen(mixtral, IDS, **inputs)
-    with torch.no_grad():
-        theirs = mixtral(IDS, output_router_logits=True, **inputs).aux_loss
-    assert 2 * lens.pooled_loss() == pytest.approx(theirs.item(), rel=1e-5)
+    with torch.no_grad(), Lens(mixtral) as lens:
+        theirs = mixtral(IDS, output_router_logits=True, **{"attention_mask": mask} if padded else {}).aux_loss
+    assert 2 * load_balancing_loss(joined(list(lens.routings.values()))) == pytest.approx(theirs.item(), rel=1e-5)
     losses = {name: load_balancing_loss(routing).item() for name, routing in lens.routings.items()}
     assert lens.balance()["load_balancing_loss"].to_dict() == losses
-
-
-class Parts(nn.Sequential):
-    def __init__(self, **parts):
-        super().__init__(OrderedDict(parts))
-
-    def forward(self, x, attention_mask=None):
-        for part in self:
-            x = part(x)[0]
-        return x
 
 
 class Called(nn.Module):
@@ -197,39 +177,13 @@ class Called(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "make, message",
+    "model, message",
     [
-        (lambda: nn.Linear(4, 4), "model must have experts .*, got Linear, which has none$"),
-        (lambda: Parts(experts=nn.Linear(4, 4)), r"got Parts, whose Linear are not: load it without quantisation"),
-        (lambda: nn.Sequential(Parts(choice=nn.Linear(4, 4), experts=Called())), "router of 0 must .*got choice, expe"),
+        (nn.Linear(4, 4), "model must have experts .*, got Linear, which has none$"),
+        (nn.ModuleDict({"experts": nn.Linear(4, 4)}), "got ModuleDict, whose Linear are not: load it without quantis"),
+        (nn.Sequential(nn.ModuleDict({"a": nn.Linear(4, 4), "experts": Called()})), "router of 0 must .*got a, exp"),
     ],
 )
-def test_a_model_that_cannot_be_read_is_refused(make, message):
+def test_a_model_that_cannot_be_read_is_refused(model, message):
     with pytest.raises(ValueError, match=message):
-        Lens(make())
-
-
-def test_a_mask_that_does_not_tell_padding_is_refused(mixtral):
-    mask = torch.ones(2, 1, 8, 8, dtype=torch.bool).tril()
-    said = re.escape("attention_mask must be (B, T), with 0 for padding, got torch.bool of shape (2, 1, 8, 8)")
-    with pytest.raises(ValueError, match=f"{said}.*count_padding=True"):
-        seen(mixtral, IDS, attention_mask=mask)
-    assert len(seen(mixtral, IDS, attention_mask=mask, lens={"count_padding": True}).routings) == 2
-    lens = seen(Parts(moe=MoE(4, 4, 4)), torch.randn(2, 8, 4), attention_mask=torch.ones(2, 3))
-    with pytest.raises(ValueError, match=re.escape("for the 16 tokens of moe, got (2, 3): count all tokens")):
-        _ = lens.routings
-
-
-def test_who_goes_past_the_hooks_is_told(mixtral):
-    with pytest.warns(UserWarning, match="the lens has seen no router at work"), Lens(mixtral) as lens:
-        mixtral.forward(IDS)  # as a compiled model does
-    assert lens.calls == [] and lens.layers == ("model.layers.0.mlp", "model.layers.1.mlp")
-    with pytest.raises(ValueError, match="call the model itself within it"):
-        lens.balance()
-
-
-def test_layers_of_different_sizes_are_not_pooled():
-    lens = seen(Parts(one=MoE(4, 4, 4), two=MoE(4, 4, 8)), torch.randn(2, 4))
-    assert len(lens.balance()) == 2
-    with pytest.raises(ValueError, match=re.escape("one number of experts to be joined, got [4, 8]")):
-        lens.pooled_loss()
+        Lens(model)

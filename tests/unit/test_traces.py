@@ -97,9 +97,6 @@ def test_experts_that_serve_nobody_have_a_column_and_what_cannot_be_shared_out_i
     table = table_of([0, 1], layer=[0, 1])
     with pytest.raises(ValueError, match=r"^layer must be one of \[0, 1\] where by is 'domain', got None$"):
         expert_shares(table)
-    for read, column in ((expert_shares, "num_experts"), (information, "byte"), (repeats, "position")):
-        with pytest.raises(ValueError, match=f"^trace must be a table that .* made, got DataFrame without {column}$"):
-            read(table.drop(columns=column))
 
 
 def of_counts(counts) -> tuple[np.ndarray, ...]:
