@@ -6,4 +6,4 @@ from moe_lessons.plots.panels.shares import layer_loads
 from moe_lessons.plots.panels.text import attention_heatmap, colored_trace, expert_shares_heatmap, write
 from moe_lessons.plots.panels.text import writing_of as writing
 from moe_lessons.plots.still import figure
-from moe_lessons.plots.theme import LIGHT, THEMES, LessonFigure
+from moe_lessons.plots.theme import LessonFigure

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.dates import date2num
 
@@ -30,7 +31,7 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
     labels = {3: "auxiliary loss", 4: "a bias, moved after each step", 5: "balancing not stated"}
     for place, y in enumerate((frame.num_experts / frame.top_k, frame.d_ff / frame.d_model)):
         ticks = ((4, 8, 16, 32, 64, 128), (0.25, 0.5, 1, 2, 4))[place]
-        ax = style.dress(figure.add_subplot(2, 1, place + 1), LIGHT, titles[place])
+        ax = style.dress(figure.add_subplot(2, 1, place + 1), titles[place])
         ax.set(ylim=(ticks[0] / 1.4, ticks[-1] * 1.6), xlim=(pd.Timestamp("2023-05-15"), pd.Timestamp("2026-12-31")))
         log_axis(ax, "y", ticks, grid="y")
         for _, own in frame.groupby(frame.day.dt.year):
@@ -40,7 +41,7 @@ def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style
             options = {"ec": color, "fc": color if shared else LIGHT.background, "s": 34, "lw": 1.4, "zorder": 3}
             ax.scatter(own.day, y[own.index], label=labels[way] if shared else "hollow: no shared expert", **options)
         style.label_points(ax, date2num(frame.day), y.fillna(1), frame.name.where(frame.name.isin(named), ""))
-    with LIGHT.context():
+    with rc_context(style.STYLE):
         texts = dict(zip(*ax.get_legend_handles_labels()[::-1]))
         figure.legend(texts.values(), texts, loc="outside upper left", ncols=3)
     return figure

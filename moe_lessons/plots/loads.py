@@ -59,7 +59,7 @@ def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
 
 def push_bars(own, others, title: str, ax: Axes) -> Axes:
     """Draw the push on the score of each expert by its own tokens (full) and by all others (pale): own, others (E,)."""
-    dress(ax, LIGHT, title, ylabel="push (nats per unit of score)")
+    dress(ax, title, ylabel="push (nats per unit of score)")
     places = np.arange(len(own))
     options = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
     kinds = (own, -0.2, "by its own tokens", 1), (others, 0.2, "by the tokens of the others", 0.4)
@@ -81,7 +81,7 @@ def buffers(routing: Routing, capacity: int, title: str, ax: Axes) -> Axes:
         ranks = (rank_within(experts) + start).tolist()
         boxes += [(t, e, r, e, start > 0) for t, e, r in zip(tokens.tolist(), experts.tolist(), ranks)]
     width = max(capacity, *(x + 1 for _, _, x, _, _ in boxes))
-    dress(ax, LIGHT, title)
+    dress(ax, title)
     for place in np.ndindex(capacity, num_experts):
         ax.add_patch(Rectangle(place, 0.92, 0.92, fc="none", ec=LIGHT.grid, lw=0.8))
     for token, expert, x, y, is_lost in boxes:
@@ -107,8 +107,8 @@ def plot_exchange(traffic: Mapping[str, Tensor]) -> Axes:
     for ax, (name, matrix) in zip(places, rows.items()):
         ranks, received, share = np.arange(len(matrix)), matrix.sum(axis=0), matrix / matrix.mean()  # 1: even
         busiest = f"busiest rank {received.max() / received.mean():.3g} × the mean"
-        dress(ax, LIGHT, f"{name}: {busiest}", "to rank", "from rank")
-        mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most, LIGHT)
+        dress(ax, f"{name}: {busiest}", "to rank", "from rank")
+        mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most)
         for sender, receiver in np.ndindex(matrix.shape):
             color, text = to_hex(mesh.to_rgba(share[sender, receiver])), style.short_number(matrix[sender, receiver])
             annotate(ax, text, (receiver + 0.5, sender + 0.5), ha="center", color=ink_on(color))
@@ -117,7 +117,7 @@ def plot_exchange(traffic: Mapping[str, Tensor]) -> Axes:
         ax.set_xticks(ranks + 0.5, [f"{rank}\n{style.short_number(own)}" for rank, own in enumerate(received)])
         ax.set_yticks(ranks + 0.5, ranks)
         ax.set(aspect="equal", ylim=(len(matrix), 0))
-    bar = style.styled(drawn.colorbar, LIGHT, mesh, ax=places, aspect=30, pad=0.02, shrink=0.8)
+    bar = style.styled(drawn.colorbar, mesh, ax=places, aspect=30, pad=0.02, shrink=0.8)
     bar.set_ticks([0, 1, most], labels=["0", "1 ×\neven", f"{most:.3g} ×"])
     return ax
 
@@ -134,7 +134,7 @@ def plot_parallel() -> Figure:
     """Draw a layer of four experts on two devices, shared in three ways; under each what a device has, what travels."""
     figure = LessonFigure(10.2, 3.3)
     for ax, (name, (*experts, part, has, travels)) in zip(figure.subplots(1, 3), PARALLEL.items()):
-        dress(ax, LIGHT, name).axis("off")
+        dress(ax, name).axis("off")
         for device, own in enumerate(experts):
             left, high = 1.25 * device, 0.28 * part
             ax.add_patch(Rectangle((left, 0), 1, 1, fill=False, ec=LIGHT.muted, lw=1.2))

@@ -24,7 +24,7 @@ def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     base, last = frame.groupby("batch")["whole"].transform("last"), frame.model.iloc[-1]
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
     ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
-    dress(ax, LIGHT, "Where the time of a step goes", f"times a step of '{last}'")
+    dress(ax, "Where the time of a step goes", f"times a step of '{last}'")
     left = 0 * base
     for part, color in PART_COLORS.items():
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
@@ -42,7 +42,7 @@ def plot_lead(frame: pd.DataFrame, flops: float) -> LessonFigure:
     bytes promise, and the FLOPs, which are `flops` times as many; under it where the time of both goes."""
     figure = LessonFigure(9, 7.4)
     upper, lower = figure.add_gridspec(2, 1, height_ratios=(3, 4))
-    ax = dress(figure.add_subplot(upper), LIGHT, "The lead of the mixture", "batch B", "times as fast as dense")
+    ax = dress(figure.add_subplot(upper), "The lead of the mixture", "batch B", "times as fast as dense")
     whole, promise = (frame.pivot(index="batch", columns="model", values=name) for name in ("whole", "promise"))
     first, last = frame.model.iloc[0], frame.model.iloc[-1]
     had, by_bytes = whole[last] / whole[first], promise[last] / promise[first]
@@ -51,7 +51,7 @@ def plot_lead(frame: pd.DataFrame, flops: float) -> LessonFigure:
     ax.plot(had, "o-", color=LIGHT.lines[0], lw=2.4, ms=7, label="measured")
     for batch, value in had.items():
         place = (0, 13) if value > 1 else (0, -14)  # not on the line at 1
-        annotate(ax, f"{value:.1f}", (batch, value), place, ha="center", halo=True, weight="bold")
+        annotate(ax, f"{value:.1f}", (batch, value), place, ha="center", halo=LIGHT.background, weight="bold")
     ax.axhline(1, lw=1.2, color=LIGHT.foreground)
     ax.set_ylim(0, 1.15 * max(flops, had.max()))
     name_over(log_axis(ax, "x", list(had.index)))
@@ -70,7 +70,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
         style = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3, "label": f"had: {kind}"}
         ax.plot(had[own], y[own], marker, **style)
     for row, value in zip(y, had):
-        annotate(ax, f"{value:.2g}", (value, row), (0, 11), ha="center", halo=True)
+        annotate(ax, f"{value:.2g}", (value, row), (0, 11), ha="center", halo=LIGHT.background)
     ax.axvline(1, ls="--", lw=1.2, color=LIGHT.foreground)
     ax.set_yticks(y, frame.mixture + " : " + frame.dense + ", " + frame.work)
     ax.set(xlim=(0.05, 14), ylim=(len(frame) - 0.5, -0.8))

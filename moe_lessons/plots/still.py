@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from moe_lessons.plots import marks
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Cells, Field, Panel, Parts, Table, Text
-from moe_lessons.plots.theme import LIGHT, LessonFigure, Theme, annotate, expert_color, expert_hatch, ink_on
+from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, expert_color, expert_hatch, ink_on
 
 FONT = "monospace"
 RULES = {"dash": ("--", 1.2, 1), "even": ((0, (2, 3)), 0.8, 0.75), "limit": ("-", 1.6, 1), "mark": ("-", 0.9, 0.6)}
@@ -22,13 +21,12 @@ TITLE, LINE, BOX = 24, 18, 30  # pixels: heights of a title, of a line of text, 
 DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
 
 
-def plot(panel: Panel, ax: Axes | None = None, theme: str = "light", width: float = 6.4, height: float = 2.8) -> Axes:
-    """Draw one panel in given axes, or in those of a new figure of this size in inches. theme: 'light' or 'dark'."""
-    colors = style.THEMES[theme]
-    ax = LessonFigure(width, height, colors).add_subplot() if ax is None else ax
+def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float = 2.8) -> Axes:
+    """Draw one panel in given axes, or in those of a new figure of this size in inches."""
+    ax = LessonFigure(width, height).add_subplot() if ax is None else ax
     x, y, first = panel.x, panel.y, panel.marks[0]
     is_filled = any(isinstance(mark, Field | Cells | marks.Stack | marks.Boxes | marks.Lamps) for mark in panel.marks)
-    style.dress(ax, colors, panel.title, x.label, y.label)
+    style.dress(ax, panel.title, x.label, y.label)
     if isinstance(first, Parts):
         y = Axis(len(first.rows) - 0.5, -0.5, ticks=list(enumerate(first.rows)))
     ax.set(xlim=(x.low, x.high), ylim=(y.low, y.high), autoscale_on=False, axisbelow=True)
@@ -45,11 +43,11 @@ def plot(panel: Panel, ax: Axes | None = None, theme: str = "light", width: floa
     for mark in panel.marks:
         if type(mark) not in DRAWN:
             raise ValueError(f"a mark must be one of {', '.join(kind.__name__ for kind in DRAWN)}, got {mark!r}")
-        DRAWN[type(mark)](mark, ax, colors, panel)
+        DRAWN[type(mark)](mark, ax, panel)
     for ink, text in panel.legend:
-        ax.plot([], [], label=text, **_line_style(ink, colors))
+        ax.plot([], [], label=text, **_line_style(ink))
     if panel.legend:
-        _name_ends(panel.marks, ax, colors)
+        _name_ends(panel.marks, ax)
     if isinstance(first, Text | Table):
         ax.set_axis_off()
     if panel.caption:
@@ -58,10 +56,10 @@ def plot(panel: Panel, ax: Axes | None = None, theme: str = "light", width: floa
         ax.spines[:].set(visible=True, color=style.RED, linewidth=2, zorder=4)
     elif is_filled:
         ax.spines[:].set_visible(False)
-    return style.name_over(ax, colors)
+    return style.name_over(ax)
 
 
-def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, caption: str = "") -> LessonFigure:
+def figure(panels: Sequence[Panel], width: int = 980, caption: str = "") -> LessonFigure:
     """Draw all panels, in rows of 12 columns, and lines of text under them. width: in pixels."""
     rows: list[list[Panel]] = []
     for panel in panels:
@@ -70,14 +68,14 @@ def figure(panels: Sequence[Panel], theme: Theme = LIGHT, width: int = 980, capt
         rows[-1].append(panel)
     heights = [max(_height(panel, panel.width * width / 12) for panel in row) for row in rows]
     lines = textwrap.wrap(caption, int(width / style.LETTER))
-    made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100, theme)
+    made = LessonFigure(width / 100, (sum(heights) + LINE * len(lines)) / 100)
     grid = made.add_gridspec(len(rows) or 1, 12, height_ratios=heights or None)
     for place, row in enumerate(rows):
         for panel, end in zip(row, np.cumsum([panel.width for panel in row])):
             part = made.add_subfigure(grid[place, end - panel.width : end])  # it is laid out on its own
-            plot(panel, style.styled(part.add_subplot, theme), theme.name)
+            plot(panel, style.styled(part.add_subplot))
     if lines:
-        made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=theme.foreground)
+        made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=LIGHT.foreground)
     return made
 
 
@@ -88,32 +86,32 @@ def _height(panel: Panel, width: float) -> float:
     return TITLE + panel.height + 16 * len(panel.caption.splitlines())
 
 
-def _line_style(ink: int, theme: Theme, strong: bool = True) -> dict:
+def _line_style(ink: int, strong: bool = True) -> dict:
     if ink < 0:
-        return {"color": theme.muted, "alpha": 0.45, "lw": 3.5}
-    return {"color": theme.lines[ink % 8], "ls": style.DASHES[ink % 8], "lw": 2 if strong else 1.2}
+        return {"color": LIGHT.muted, "alpha": 0.45, "lw": 3.5}
+    return {"color": LIGHT.lines[ink % 8], "ls": style.DASHES[ink % 8], "lw": 2 if strong else 1.2}
 
 
-def _name_ends(drawn: Sequence, ax: Axes, theme: Theme) -> None:
+def _name_ends(drawn: Sequence, ax: Axes) -> None:
     lines = [mark for mark in drawn if isinstance(mark, marks.Line) and mark.model is not None and len(mark.x)]
     lines, places = sorted(lines, key=lambda line: line.y[-1]), np.arange(len(lines))
     (low, high), height = ax.get_ylim(), 0.8 * ax.bbox.height  # pixels, when all is laid out
     ends = np.array([(line.y[-1] - low) / (high - low) * height for line in lines])
     at = np.minimum(np.maximum.accumulate(ends - 13 * places) + 13 * places, height - 13 * places[::-1])
     for line, end, up in zip(lines, ends, at):
-        options = {"color": theme.lines[line.ink % 8], "weight": "bold" if line.strong else "normal", "halo": True}
-        annotate(ax, line.name, (line.x[-1], line.y[-1]), (6, 0.72 * (up - end)), theme, **options)
+        options = {"color": LIGHT.lines[line.ink % 8], "weight": "bold" if line.strong else "normal"}
+        annotate(ax, line.name, (line.x[-1], line.y[-1]), (6, 0.72 * (up - end)), halo=LIGHT.background, **options)
 
 
-def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float, theme: Theme) -> QuadMesh:
+def two_ways(ax: Axes, edges, z: np.ndarray, even: float, most: float) -> QuadMesh:
     """Draw cells in two directions of colour from an even value, which is that of the page: to 0 and to the most."""
-    low, high = theme.directions
-    shades = LinearSegmentedColormap.from_list("two ways", [low, theme.background, high])
+    low, high = LIGHT.directions
+    shades = LinearSegmentedColormap.from_list("two ways", [low, LIGHT.background, high])
     norm = TwoSlopeNorm(even, 0, most if most > even else 2 * even)
-    return ax.pcolormesh(*edges, z, cmap=shades, norm=norm, edgecolors=theme.grid, lw=1, zorder=0.5)
+    return ax.pcolormesh(*edges, z, cmap=shades, norm=norm, edgecolors=LIGHT.grid, lw=1, zorder=0.5)
 
 
-def draw_field(mark: Field, ax, theme, panel):
+def draw_field(mark: Field, ax, panel):
     z = np.asarray(mark.z, dtype=float)  # (rows, columns, E)
     x, y = (np.linspace(*ends, count) for ends, count in ((ax.get_xlim(), z.shape[1]), (ax.get_ylim(), z.shape[0])))
     first = z.argmax(axis=-1)
@@ -121,33 +119,33 @@ def draw_field(mark: Field, ax, theme, panel):
     if mark.classes is not None:
         level = np.asarray(mark.classes) % 8  # as in the page
         alpha = 0.05 * (level % 2 * 4 + level // 2)
-        shade = np.dstack([*(np.full(level.shape, part) for part in to_rgb(theme.background)), alpha])
+        shade = np.dstack([*(np.full(level.shape, part) for part in to_rgb(LIGHT.background)), alpha])
         place = {"origin": "lower", "extent": (*ax.get_xlim(), *ax.get_ylim()), "aspect": "auto", "zorder": 0.6}
         ax.imshow(shade, interpolation="bilinear", **place)
     for expert in range(z.shape[-1]):
         lead = z[..., expert] - np.delete(z, expert, axis=-1).max(axis=-1, initial=-1e9)  # at its borders it is 0
         own = ax.contourf(x, y, lead, [0, np.inf], colors=[expert_color(expert)], zorder=0.5)
-        own.set(hatch=expert_hatch(expert), edgecolor=theme.background, linewidth=1)
+        own.set(hatch=expert_hatch(expert), edgecolor=LIGHT.background, linewidth=1)
         rows, columns = np.nonzero(first == expert)
         if len(rows):  # its number stands at that point of it which is nearest to its middle: it may be bent
             at = np.hypot(rows - rows.mean(), columns - columns.mean()).argmin()
             options = {"fontsize": 10, "weight": "bold", "color": "black", "ha": "center", "zorder": 2}
-            annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), halo=True, **options)
+            annotate(ax, str(expert), (x[columns[at]], y[rows[at]]), halo=LIGHT.background, **options)
 
 
-def draw_cells(mark: Cells, ax, theme, panel):
+def draw_cells(mark: Cells, ax, panel):
     z = np.asarray(mark.z, dtype=float)  # (rows, E)
     rows, experts = z.shape
     edges = np.arange(experts + 1) - 0.5, np.arange(rows + 1) - 0.5
     if mark.even is None:
         own = np.array([to_rgb(expert_color(expert)) for expert in range(experts)])
-        ground = 0.93 * np.array(to_rgb(theme.background)) + 0.07 * np.array(to_rgb(theme.foreground))
+        ground = 0.93 * np.array(to_rgb(LIGHT.background)) + 0.07 * np.array(to_rgb(LIGHT.foreground))
         colors = ground + (own - ground) * np.sqrt(z.clip(0, 1))[..., None]
-        ax.pcolormesh(*edges, colors, edgecolors=theme.background, lw=1, zorder=0.5)
+        ax.pcolormesh(*edges, colors, edgecolors=LIGHT.background, lw=1, zorder=0.5)
     else:
-        mesh, ends = two_ways(ax, edges, z, mark.even, mark.most, theme), (0, mark.even, mark.most)
+        mesh, ends = two_ways(ax, edges, z, mark.even, mark.most), (0, mark.even, mark.most)
         said = [f"{100 * end:.3g} %" if mark.numbers else f"{end:g} ×" for end in ends]
-        bar = style.styled(ax.figure.colorbar, theme, mesh, ax=ax, aspect=30, pad=0.02)
+        bar = style.styled(ax.figure.colorbar, mesh, ax=ax, aspect=30, pad=0.02)
         bar.set_ticks(ends, labels=[said[0], f"{said[1]}\neven", said[2]])
         colors = mesh.to_rgba(z)
     if mark.numbers and ax.bbox.width / experts > 18 and ax.bbox.height / rows > 12:
@@ -158,41 +156,41 @@ def draw_cells(mark: Cells, ax, theme, panel):
         ax.barh(mark.selected, experts, 1, -0.5, fill=False, lw=1.8, ec=style.RED, clip_on=False, zorder=3)
 
 
-def draw_bars(mark: marks.Bars, ax, theme, panel):
+def draw_bars(mark: marks.Bars, ax, panel):
     y, places = np.asarray(mark.y, dtype=float), np.arange(len(mark.y))
     colors, hatches = [*map(expert_color, places)], [*map(expert_hatch, places)]
     served = y if mark.limit is None else y.clip(max=mark.limit)
-    ax.bar(places, served, 0.76, color=colors, edgecolor=theme.background, hatch=hatches, lw=0)
+    ax.bar(places, served, 0.76, color=colors, edgecolor=LIGHT.background, hatch=hatches, lw=0)
     if mark.limit is not None:
         ax.bar(places, y - served, 0.76, bottom=served, color=colors, alpha=0.35, lw=0)
     if mark.second is not None:
         ticks = np.asarray(mark.second, dtype=float), places - 0.42, places + 0.42
-        ax.hlines(*ticks, color=theme.background, lw=4, zorder=2.5)
-        ax.hlines(*ticks, color=theme.foreground, lw=2.2, zorder=2.5, label=mark.second_name)
+        ax.hlines(*ticks, color=LIGHT.background, lw=4, zorder=2.5)
+        ax.hlines(*ticks, color=LIGHT.foreground, lw=2.2, zorder=2.5, label=mark.second_name)
 
 
-def draw_stack(mark: marks.Stack, ax, theme, panel):
+def draw_stack(mark: marks.Stack, ax, panel):
     x, y = np.asarray(mark.x, dtype=float), np.asarray(mark.y, dtype=float)
     colors, hatches = zip(*((expert_color(e), expert_hatch(e)) for e in range(y.shape[1])))
     if len(x):  # the first shares count from the beginning of their step
         x, y = np.concatenate([[min(ax.get_xlim()[0], x[0])], x]), np.concatenate([y[:1], y])
-        for band, hatch in zip(ax.stackplot(x, y.T, colors=colors, edgecolor=theme.background, lw=0.4), hatches):
+        for band, hatch in zip(ax.stackplot(x, y.T, colors=colors, edgecolor=LIGHT.background, lw=0.4), hatches):
             band.set_hatch(hatch)
     if mark.second is not None:  # a strip at the right edge
         place = {"bottom": np.cumsum(mark.second) - mark.second, "transform": ax.get_yaxis_transform()}
-        options = {"color": colors, "hatch": hatches, "edgecolor": theme.background, "lw": 0, "clip_on": False}
+        options = {"color": colors, "hatch": hatches, "edgecolor": LIGHT.background, "lw": 0, "clip_on": False}
         ax.bar([1.04] * len(colors), mark.second, 0.05, **place, **options)
 
 
-def draw_line(mark: marks.Line, ax, theme, panel):
+def draw_line(mark: marks.Line, ax, panel):
     if mark.low is not None:
         ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
-        ax.fill_between(mark.x, *ends, color=theme.lines[mark.ink % 8], alpha=0.2, lw=0)
+        ax.fill_between(mark.x, *ends, color=LIGHT.lines[mark.ink % 8], alpha=0.2, lw=0)
     name = None if panel.legend else mark.name or None
-    ax.plot(mark.x, np.asarray(mark.y, "f8"), label=name, **_line_style(mark.ink, theme, mark.strong))
+    ax.plot(mark.x, np.asarray(mark.y, "f8"), label=name, **_line_style(mark.ink, mark.strong))
 
 
-def draw_points(mark: marks.Points, ax, theme, panel):
+def draw_points(mark: marks.Points, ax, panel):
     x, y = np.asarray(mark.x), np.asarray(mark.y)
     symbol = np.zeros(len(x)) if mark.symbol is None else np.asarray(mark.symbol)
     light = {"marker": "o", "ms": 4.5 if mark.tokens else 3.4, "color": "white", "mec": "black", "mew": 0.7}
@@ -204,14 +202,14 @@ def draw_points(mark: marks.Points, ax, theme, panel):
         ax.plot(x[mark.selected], y[mark.selected], zorder=2.6, **ring)
 
 
-def draw_spots(mark: marks.Spots, ax, theme, panel):
-    colors, (x, *x_ends), (y, *y_ends) = [theme.lines[ink % 8] for ink in mark.ink], mark.x, mark.y
+def draw_spots(mark: marks.Spots, ax, panel):
+    colors, (x, *x_ends), (y, *y_ends) = [LIGHT.lines[ink % 8] for ink in mark.ink], mark.x, mark.y
     ax.hlines(y, *x_ends, colors=colors, lw=1.5)
     ax.vlines(x, *y_ends, colors=colors, lw=1.5)
-    ax.scatter(x, y, 50, colors, ec=theme.background, zorder=3, clip_on=False)
+    ax.scatter(x, y, 50, colors, ec=LIGHT.background, zorder=3, clip_on=False)
 
 
-def draw_parts(mark: Parts, ax, theme, panel):
+def draw_parts(mark: Parts, ax, panel):
     values, right = np.asarray(mark.values, dtype=float), panel.x.high  # (rows, parts)
     places = range(len(values))
     for name, color, size, left in zip(mark.names, mark.colors, values.T, values.cumsum(axis=1).T - values.T):
@@ -221,70 +219,70 @@ def draw_parts(mark: Parts, ax, theme, panel):
         texts = [text if style.LETTER * len(text) < room else "" for text, room in zip(texts, rooms)]
         ax.bar_label(bars, texts, label_type="center", color=ink_on(color), fontsize=style.TEXT_SIZE)
     for row, text in enumerate(mark.texts):
-        annotate(ax, text, (values[row].sum(), row), (5, 0), theme, weight="bold")
+        annotate(ax, text, (values[row].sum(), row), (5, 0), weight="bold")
 
 
-def draw_rule(mark: marks.Rule, ax, theme, panel):
+def draw_rule(mark: marks.Rule, ax, panel):
     options = dict(zip(("ls", "lw", "alpha"), RULES[mark.kind]), label=mark.name or "_")
-    options["color"] = style.RED if mark.kind == "limit" else theme.foreground
+    options["color"] = style.RED if mark.kind == "limit" else LIGHT.foreground
     ax.axvline(mark.x, **options) if mark.y is None else ax.axhline(mark.y, **options)
 
 
-def draw_boxes(mark: marks.Boxes, ax, theme, panel):
+def draw_boxes(mark: marks.Boxes, ax, panel):
     x, y, w, h = np.reshape(np.asarray(mark.places, dtype=float), (-1, 4)).T
     room = np.abs(w / (panel.x.high - panel.x.low)) * ax.figure.bbox.width / style.LETTER
-    grey = _between(theme, 0.1)
+    grey = _between(0.1)
     for i, (text, fill, expert) in enumerate(zip(mark.texts, mark.fill, mark.expert)):
-        color = expert_color(expert) if fill == 3 else theme.lines[(fill - 4) % 8] if fill > 3 else grey
+        color = expert_color(expert) if fill == 3 else LIGHT.lines[(fill - 4) % 8] if fill > 3 else grey
         face, hatch = ("none" if fill < 2 else color), expert_hatch(expert) if fill == 3 else ""
-        edge = _between(theme, 0.4) if fill == 1 else theme.background if hatch else "none"
+        edge = _between(0.4) if fill == 1 else LIGHT.background if hatch else "none"
         if fill:
             ax.bar(x[i], h[i], w[i], y[i] - h[i] / 2, color=face, ec=edge, hatch=hatch, lw=fill == 1, zorder=2)
         if text and mark.token[i] == mark.selected:
             ax.bar(x[i], h[i], w[i], y[i] - h[i] / 2, fill=False, ec=style.RED, lw=2, zorder=3)
         if w[i] and len(text) > room[i]:
             text = text[: int(room[i]) - 1] + "…" if room[i] > 2 else ""
-        ink = ink_on(color) if fill > 2 else theme.muted if fill == 2 else theme.foreground
+        ink = ink_on(color) if fill > 2 else LIGHT.muted if fill == 2 else LIGHT.foreground
         place = {"ha": "center" if w[i] else "left", "weight": "bold" if mark.strong else "normal"}
-        own = replace(theme, background=color)  # a halo keeps letters apart from stripes
-        annotate(ax, text, (x[i], y[i]), theme=own, halo=bool(hatch), color=ink, zorder=4, **place)
+        halo = color if hatch else ""  # keeps letters apart from stripes
+        annotate(ax, text, (x[i], y[i]), halo=halo, color=ink, zorder=4, **place)
 
 
-def _between(theme: Theme, part: float) -> str:
-    paper, ink = (np.array(to_rgb(color)) for color in (theme.background, theme.foreground))
+def _between(part: float) -> str:
+    paper, ink = (np.array(to_rgb(color)) for color in (LIGHT.background, LIGHT.foreground))
     return to_hex(paper + part * (ink - paper))
 
 
-def draw_arrows(mark: marks.Arrows, ax, theme, panel):
+def draw_arrows(mark: marks.Arrows, ax, panel):
     for (x, y, x_to, y_to), expert, token in zip(mark.ends, mark.expert, mark.token):
-        color = theme.foreground if expert < 0 else expert_color(expert)
+        color = LIGHT.foreground if expert < 0 else expert_color(expert)
         is_strong = token < 0 or token == mark.selected
         options = {"arrowstyle": "-|>" if is_strong else "-", "lw": 1.6 if is_strong else 0.8, "color": color}
         options |= {"alpha": 1 if is_strong else 0.4, "shrinkA": 0, "shrinkB": 0, "zorder": 1 + is_strong}
         ax.annotate("", (x_to, y_to), (x, y), arrowprops=options | {"mutation_scale": 9}, annotation_clip=False)
 
 
-def draw_lamps(mark: marks.Lamps, ax, theme, panel):
+def draw_lamps(mark: marks.Lamps, ax, panel):
     rows = -(-len(mark.lit) // mark.columns)
     states = np.full(rows * mark.columns, 2)  # no lamp
     states[: len(mark.lit)] = np.asarray(mark.lit)
-    colors = np.array([to_rgb(c) for c in (_between(theme, 0.1), theme.lines[mark.ink % 8], theme.background)])
+    colors = np.array([to_rgb(c) for c in (_between(0.1), LIGHT.lines[mark.ink % 8], LIGHT.background)])
     edges, cells = (np.arange(mark.columns + 1), np.arange(rows + 1)), colors[states].reshape(rows, mark.columns, 3)
-    ax.pcolormesh(*edges, cells, zorder=0.5, edgecolors=theme.background, lw=0.6)
+    ax.pcolormesh(*edges, cells, zorder=0.5, edgecolors=LIGHT.background, lw=0.6)
 
 
-def draw_table(mark: Table, ax, theme, panel):
+def draw_table(mark: Table, ax, panel):
     room = max(int(0.7 * ax.figure.bbox.width / len(mark.columns) / style.LETTER) - 3, 1)  # letters; these are bold
     heads = ["", *(textwrap.fill(name, room, break_long_words=False) for name in mark.columns)]
     cells = [heads, *([name, *texts] for name, texts in zip(mark.rows, mark.cells))]
     widths = [0.3] + [0.7 / len(mark.columns)] * len(mark.columns)
     table = ax.table(cells, colWidths=widths, edges="horizontal", bbox=(0, 0, 1, 1))
     table.auto_set_font_size(False)
-    colors = [theme.muted, *(theme.lines[ink % 8] for ink in mark.inks or range(len(mark.columns)))]
+    colors = [LIGHT.muted, *(LIGHT.lines[ink % 8] for ink in mark.inks or range(len(mark.columns)))]
     for (row, column), cell in table.get_celld().items():
         options = {"ha": "right" if column else "left", "weight": "normal" if row else "bold", "size": style.TEXT_SIZE}
-        cell.set_text_props(color=theme.foreground if row and column else colors[column], **options)
-        cell.set(edgecolor=theme.grid, lw=0.8, height=1 if row else 1 + 0.6 * max(head.count("\n") for head in heads))
+        cell.set_text_props(color=LIGHT.foreground if row and column else colors[column], **options)
+        cell.set(edgecolor=LIGHT.grid, lw=0.8, height=1 if row else 1 + 0.6 * max(head.count("\n") for head in heads))
 
 
 def _lay_out(mark: Text, width: float) -> tuple[list, list, int, int]:
@@ -309,15 +307,15 @@ def _lay_out(mark: Text, width: float) -> tuple[list, list, int, int]:
     return names, letters, line, columns
 
 
-def draw_text(mark: Text, ax, theme, panel):
+def draw_text(mark: Text, ax, panel):
     room = ax.figure.bbox
     names, letters, _, columns = _lay_out(mark, room.width - 20)
     line_height, middle = (LINE, 0.5) if mark.experts is None else (BOX, 0.26)
     ax.set(xlim=(0, columns), ylim=((room.height - TITLE - 8) / line_height, 0))
     for name, line in names:
-        annotate(ax, name, (0, line + 0.6), weight="bold", color=theme.muted)
+        annotate(ax, name, (0, line + 0.6), weight="bold", color=LIGHT.muted)
     for letter, column, line, expert in letters:
-        color = ink_on(expert_color(expert)) if expert >= 0 else theme.foreground
+        color = ink_on(expert_color(expert)) if expert >= 0 else LIGHT.foreground
         options = {"family": FONT, "ha": "center", "zorder": 3, "color": color, "in_layout": False}
         if letter.strip(" "):
             annotate(ax, visible(letter), (column + 0.5, line + middle), **options)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -59,7 +60,7 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
     styles = {DENSE: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
     shown = ends.assign(kind=ends["model"].where(ends["model"].isin(list(styles)), DENSE))
     for place, (cost, label) in enumerate(costs.items(), start=1):
-        ax = dress(figure.add_subplot(1, len(costs), place), LIGHT, "entries known, %", label)
+        ax = dress(figure.add_subplot(1, len(costs), place), "entries known, %", label)
         families = dense_families(ends, cost).values()
         grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))
         means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
@@ -74,13 +75,13 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
         x, y = shown.groupby(["model", "steps"])[[cost, "known"]].mean().loc[arrow]
         times = times_the_cost(ends, *arrow, cost)
         ax.annotate("", (x * times.width, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
-        annotate(ax, f"{times.width:.1f} times", (x * times.width**0.5, y), (0, 8), ha="center", halo=True)
+        annotate(ax, f"{times.width:.1f} times", (x * times.width**0.5, y), (0, 8), ha="center", halo=LIGHT.background)
         if cost == "seconds_per_token":
             log_axis(ax, "x", [1 / speed for speed in ROUND], say=lambda seconds: f"{1 / seconds:g}")
         else:
             log_axis(ax, "x")
         ax.grid(axis="y")
-    with LIGHT.context():
+    with rc_context(style.STYLE):
         figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4)
     return figure
 
@@ -115,7 +116,7 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
 
 def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> Axes:
     """Draw the mean and all seeds at several settings: values: x above 0 -> (S,). Dashed: a baseline."""
-    dress(ax, LIGHT, title, x_label)
+    dress(ax, title, x_label)
     rows = [("mean, and all seeds", x, float(y)) for x, own in values.items() for y in own]
     curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", *["y"] * 3)
     ax.axhline(baseline, ls="--", lw=1.2, color=LIGHT.foreground, label="without")
@@ -133,7 +134,7 @@ def bills(table: pd.DataFrame) -> style.LessonFigure:
         bars = ax.barh(table.index, values, 0.6, color=colors)
         for text, color in zip(ax.bar_label(bars, [f" {value:.2g}" for value in values]), colors):
             text.set(color=color, fontsize=style.TEXT_SIZE)
-        style.dress(ax, LIGHT, name)
+        style.dress(ax, name)
         ax.set(xticks=[], xlim=(0, 1.5 * max(values.max(), 1e-9)))
         ax.spines[:].set_visible(False)
     ax.invert_yaxis()
@@ -158,7 +159,7 @@ def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any]) -> Figure:
     shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
     figure = style.LessonFigure(2.8 * len(weights), 3.8)
     for ax, of in zip(figure.subplots(1, len(weights), sharey=True), weights):
-        dress(ax, LIGHT, of, "learning rate", "router start" if of == weights[0] else "")
+        dress(ax, of, "learning rate", "router start" if of == weights[0] else "")
         values, later = (dead[step, of].unstack().loc[starts, rates].to_numpy(float) for step in (300, 600))
         ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
@@ -179,7 +180,7 @@ def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any]) -> Figure:
 
 def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes) -> Axes:
     """Draw the accuracy of several settings: a dot for each seed, a line and a number for their mean."""
-    dress(ax, LIGHT, title, ylabel="accuracy on held-out points")
+    dress(ax, title, ylabel="accuracy on held-out points")
     for place, (values, color) in enumerate(zip(accuracies.values(), model_inks(accuracies))):
         at, mean = place + np.linspace(-0.2, 0.2, len(values)), np.mean(values)
         ax.plot(at, values, "o", ms=5, color=LIGHT.lines[color], alpha=0.7, mew=0)

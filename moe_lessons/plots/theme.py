@@ -1,7 +1,6 @@
-"""What all pictures share: colours, a matplotlib style for each theme, and figures that need no pyplot."""
+"""What all pictures share: colours, a matplotlib style, and figures that need no pyplot. Still pictures are light."""
 
 import functools
-import json
 import textwrap
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
@@ -46,22 +45,19 @@ TEXT_SIZE = STYLE["legend.fontsize"]  # points: 12 pixels
 class Theme:
     """The colours around data; `lines`, which no expert has, by `ink`: mixture, baselines, others, alive, dead."""
 
-    name: str
     background: str
     foreground: str
     muted: str
     grid: str
-    lines: list[str]
-    directions: list[str]  # below and above an even share
-
-    def context(self):
-        inks = dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color"), self.foreground)
-        return rc_context(STYLE | inks | {"axes.facecolor": self.background, "axes.edgecolor": self.grid})
+    directions: tuple[str, str]  # below and above an even share
+    lines: tuple[str, ...]
 
 
-_STORED = json.loads(Path(__file__).with_name("themes.json").read_text("utf-8"))
-THEMES = {name: Theme(name, **colors) for name, colors in _STORED.items()}
-LIGHT = THEMES["light"]
+LIGHT = Theme(
+    "#ffffff", "#1f2328", "#57606a", "#d0d7de", ("#5e3c99", "#b35806"),
+    ("#1f2328", "#7a3b00", "#4a148c", "#00525c", "#ad1457", "#6e7781", "#1a7f37", "#d00000"),
+)  # fmt: skip
+DARK_LINES = ("#e6e6e6", "#d7b38c", "#b388ff", "#80deea", "#c5e1a5", "#9aa0a6", "#57d364", "#ff4d4d")  # in the page
 
 
 def model_inks(names: Iterable[str]) -> list[int]:
@@ -111,16 +107,15 @@ def short_number(n: float) -> str:
 
 
 class LessonFigure(Figure):
-    """A matplotlib figure in the style of a theme, without pyplot and its global state; a notebook shows it."""
+    """A matplotlib figure in the style of the course, without pyplot and its global state; a notebook shows it."""
 
-    def __init__(self, width: float = 6.4, height: float = 3.6, theme: Theme = LIGHT):
+    def __init__(self, width: float = 6.4, height: float = 3.6):
         width, height = check_number("width", width, above=True), check_number("height", height, above=True)
-        super().__init__(figsize=(width, height), dpi=100, facecolor=theme.background, layout="constrained")
-        self.theme = theme
+        super().__init__(figsize=(width, height), dpi=100, facecolor=LIGHT.background, layout="constrained")
         FigureCanvasAgg(self)
 
     def add_subplot(self, *args, **kwargs) -> Axes:
-        return styled(super().add_subplot, self.theme, *args, **kwargs)
+        return styled(super().add_subplot, *args, **kwargs)
 
     def png(self) -> bytes:
         """Make the picture as PNG, always of the same size."""
@@ -137,32 +132,33 @@ class LessonFigure(Figure):
         return data, {"image/png": {"alt": titles, "width": width}}
 
 
-def styled(add_axes: Callable[..., Any], theme: Theme, *args, **kwargs) -> Any:
-    """Make axes, or a color bar, in the style of the theme."""
-    with theme.context():
+def styled(add_axes: Callable[..., Any], *args, **kwargs) -> Any:
+    """Make axes, or a color bar, in the style of the course."""
+    with rc_context(STYLE):
         made = add_axes(*args, **kwargs)
-    ticks = {"length": 2, "color": theme.grid, "labelcolor": theme.muted, "labelsize": TEXT_SIZE}  # made when drawn
-    getattr(made, "ax", made).tick_params(which="both", grid_color=theme.grid, grid_linewidth=0.5, **ticks)
+    ticks = {"length": 2, "color": LIGHT.grid, "labelcolor": LIGHT.muted, "labelsize": TEXT_SIZE}  # made when drawn
+    getattr(made, "ax", made).tick_params(which="both", grid_color=LIGHT.grid, grid_linewidth=0.5, **ticks)
     return made
 
 
 def axes_for(width: float, height: float, title: str, xlabel: str = "", ylabel: str = "") -> Axes:
-    """Make the axes of a new light figure of this size in inches."""
-    return dress(LessonFigure(width, height).add_subplot(), LIGHT, title, xlabel, ylabel)
+    """Make the axes of a new figure of this size in inches."""
+    return dress(LessonFigure(width, height).add_subplot(), title, xlabel, ylabel)
 
 
-def dress(ax: Axes, theme: Theme, title: str = "", xlabel: str = "", ylabel: str = "") -> Axes:
-    """Say what the axes show, in the style of the theme."""
-    with theme.context():
+def dress(ax: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> Axes:
+    """Say what the axes show, in the style of the course."""
+    with rc_context(STYLE):
         ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     return ax
 
 
-def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), theme: Theme = LIGHT, halo=False, **options) -> Annotation:
-    """Write something at a place, moved by so many points. halo: readable on lines."""
-    options = {"fontsize": TEXT_SIZE, "color": theme.foreground, "va": "center", "parse_math": False} | options
+def annotate(ax: Axes, text: str, place: tuple, by=(0, 0), halo: str = "", **options) -> Annotation:
+    """Write something at a place, moved by so many points. halo: the colour of what it lies on."""
+    options = {"fontsize": TEXT_SIZE, "color": LIGHT.foreground, "va": "center", "parse_math": False} | options
     written = ax.annotate(text, place, by, textcoords="offset points", annotation_clip=False, **options)
-    written.set_path_effects([withStroke(linewidth=3, foreground=theme.background)] * halo)
+    if halo:
+        written.set_path_effects([withStroke(linewidth=3, foreground=halo)])
     return written
 
 
@@ -171,7 +167,7 @@ def label_points(ax: Axes, x, y, names: Sequence[str]) -> Axes:
     ax.figure.draw_without_rendering()  # settles the layout, and with it where a point lies in pixels
     taken = [Bbox([spot - 6, spot + 6]) for spot in ax.transData.transform(np.column_stack([x, y]))]
     for i, (name, point) in enumerate(zip(names, zip(x, y))):
-        label = annotate(ax, name, point, halo=True, zorder=4)
+        label = annotate(ax, name, point, halo=LIGHT.background, zorder=4)
         for place in LABEL_PLACES:
             right, up = np.sign(place)
             label.set(position=place, ha=("center", "left", "right")[right], va=("center", "bottom", "top")[up])
@@ -183,7 +179,7 @@ def label_points(ax: Axes, x, y, names: Sequence[str]) -> Axes:
     return ax
 
 
-def name_over(ax: Axes, theme: Theme = LIGHT) -> Axes:
+def name_over(ax: Axes) -> Axes:
     """Put a legend of what has a label between the title and the picture: there it covers nothing."""
     handles, texts = ax.get_legend_handles_labels()
     if texts:
@@ -191,7 +187,7 @@ def name_over(ax: Axes, theme: Theme = LIGHT) -> Axes:
         texts = [textwrap.fill(text, max(room, 12)) for text in texts]
         longest = max(len(line) for text in texts for line in text.splitlines())
         columns = max(1, min((room + 7) // (longest + 7), len(texts)))
-        with theme.context():
+        with rc_context(STYLE):
             legend = ax.legend(handles, texts, loc="lower left", bbox_to_anchor=(0, 1), ncols=columns)
             ax.set_title(ax.get_title(loc="left"), pad=8 + 0.72 * legend.get_window_extent().height)
     return ax

@@ -10,7 +10,6 @@ from moe_lessons.nn import FeedForward
 from moe_lessons.plots import still
 from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels.block import block_of
-from moe_lessons.plots.theme import THEMES
 from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.canvas import LiveCanvas
 
@@ -47,8 +46,8 @@ class Picture(W.VBox):
         words = words or self.sentence()
         self.canvas.show(panels, count=len(panels), words=words, tips=tips(self), **self.status)
 
-    def picture(self, theme: str = "light") -> still.LessonFigure:
-        return still.figure(self.panels(), THEMES[theme], caption=self.sentence())
+    def picture(self) -> still.LessonFigure:
+        return still.figure(self.panels(), caption=self.sentence())
 
     def close(self) -> None:
         """Remove it with all its widgets."""

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from moe_lessons.plots.theme import RED, THEMES
+from moe_lessons.plots.theme import DARK_LINES, RED
 
 SOURCES = (
     "from moe_lessons.widgets import BalancingLab, FactsLab, RoutingLab, WallRecording",
@@ -97,11 +97,11 @@ def lit(view, name: str, color: str) -> int:
 
 
 def test_facts_light_lamps_in_the_ink_of_their_model_and_name_them(view):
-    assert [lit(view, name, ink) for name, ink in zip(WALLS, THEMES["dark"].lines)] == [0, 0, 0]
+    assert [lit(view, name, ink) for name, ink in zip(WALLS, DARK_LINES)] == [0, 0, 0]
     view.button("Play").click()
     view.wait_for(lambda: "knows 8 of 8 entries" in view.view.inner_text(), seconds=60)
     view.pause()
-    view.wait_for(lambda: all(lit(view, name, ink) for name, ink in zip(WALLS, THEMES["dark"].lines)))
+    view.wait_for(lambda: all(lit(view, name, ink) for name, ink in zip(WALLS, DARK_LINES)))
     view.point("MoE: ", 0.5, 0.5)
     tip = view.view.locator(".moe-tip", has_text="MoE ")
     tip.wait_for()

@@ -19,7 +19,7 @@ from moe_lessons.analysis.step_parts import PARTS
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, TopKRouter, apply_capacity, seeded
 from moe_lessons.plots import costs, loads, speeds, sweeps
 from moe_lessons.plots.job import plot_job
-from moe_lessons.plots.theme import LIGHT, RED, THEMES, expert_color, expert_hatch, ink_on, model_inks, model_styles
+from moe_lessons.plots.theme import DARK_LINES, LIGHT, RED, expert_color, expert_hatch, ink_on, model_inks, model_styles
 
 
 def subplot():
@@ -55,10 +55,10 @@ def test_models_and_experts_look_different_and_words_and_lines_can_be_seen():
     assert all(contrast(color, LIGHT.background) >= 2.8 for color, _, _ in styles.values())
     assert len({(expert_color(e), expert_hatch(e)) for e in range(32)}) == 32
     assert all(contrast(ink_on(expert_color(expert)), expert_color(expert)) >= 4.5 for expert in range(8))
-    for theme in THEMES.values():
-        assert all(contrast(color, theme.background) >= 4.5 for color in (theme.foreground, theme.muted))
-        assert all(contrast(color, theme.background) >= 2.8 for color in theme.lines)
-        assert not {color.lower() for color in theme.lines} & {expert_color(expert).lower() for expert in range(8)}
+    assert all(contrast(color, LIGHT.background) >= 4.5 for color in (LIGHT.foreground, LIGHT.muted))
+    for lines_, background in ((LIGHT.lines, LIGHT.background), (DARK_LINES, "#111111")):  # JupyterLab's
+        assert all(contrast(color, background) >= 2.8 for color in lines_)
+        assert not {color.lower() for color in lines_} & {expert_color(expert).lower() for expert in range(8)}
 
 
 def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):

@@ -1,4 +1,4 @@
-"""Panels drawn by matplotlib: every mark in both themes, nothing over the data, and panels in rows."""
+"""Panels drawn by matplotlib: every mark, nothing over the data, and panels in rows."""
 
 import json
 import warnings
@@ -10,13 +10,13 @@ import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
 
-from moe_lessons.plots import THEMES, figure, marks, still
+from moe_lessons.plots import figure, marks, still
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
 from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.panels.text import text_panel, written_panel
 from moe_lessons.plots.still import plot
-from moe_lessons.plots.theme import expert_color
+from moe_lessons.plots.theme import LIGHT, expert_color
 
 X, TWO = np.arange(3.0), np.full((3, 2), 0.5)
 MARKS = [
@@ -42,8 +42,8 @@ MODELS = "MoE", "dense, same active", "dense, same total", "equally good dense"
 LOSSES = {name: (STEPS, 2 - STEPS / 100 + i) for i, name in enumerate(MODELS[:3])}
 
 
-def drawn(*content, theme="light", x=PLANE[0], y=PLANE[1], **more):
-    return plot(Panel("title", content, x, y, **more), theme=theme, width=4, height=3)
+def drawn(*content, x=PLANE[0], y=PLANE[1], **more):
+    return plot(Panel("title", content, x, y, **more), width=4, height=3)
 
 
 def hexes(colors) -> list[str]:
@@ -58,14 +58,13 @@ def texts(ax) -> list[str]:
     return [text.get_text() for text in ax.texts]
 
 
-@pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("mark", MARKS, ids=NAMES)
-def test_every_mark_is_drawn_in_both_themes(mark, theme):
+def test_every_mark_is_drawn(mark):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        ax, empty = drawn(mark, theme=theme), drawn(marks.Line([], []), theme=theme)
+        ax, empty = drawn(mark), drawn(marks.Line([], []))
         assert ax.figure.png() != empty.figure.png()
-    assert ax.get_title(loc="left") == "title" and to_rgb(ax.get_facecolor()) == to_rgb(THEMES[theme].background)
+    assert ax.get_title(loc="left") == "title"
 
 
 def test_bars_cells_points_and_spots_lie_where_they_are_said_to_in_the_colour_of_their_expert():
@@ -77,7 +76,7 @@ def test_bars_cells_points_and_spots_lie_where_they_are_said_to_in_the_colour_of
     assert np.allclose(high, to_rgb(expert_color(1))) and not np.allclose(low, high, atol=0.3)
     ax = drawn(Cells([[0, 0.25, 1]], even=0.25, numbers=True), x=Axis(-0.5, 2.5), y=Axis(0.5, -0.5))
     low, even, high = ax.collections[0].to_rgba(ax.collections[0].get_array())[0]
-    assert [to_hex(low), to_hex(high)] == THEMES["light"].directions and texts(ax) == ["0", "25", "100"]
+    assert [to_hex(low), to_hex(high)] == list(LIGHT.directions) and texts(ax) == ["0", "25", "100"]
     ax = drawn(Points([0, 1, 2], [2, 1, 0], [0, 1, 2], tokens=True, selected=1))
     assert [line.get_xydata().tolist() for line in ax.lines] == [[[0, 2]], [[1, 1]], [[2, 0]], [[1, 1]]]
     x = np.array([0.5, 1.5])
@@ -130,7 +129,7 @@ def test_text_is_wrapped_and_what_cannot_be_seen_is_marked():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # matplotlib warns of a letter that its font does not have
         passages = {"one": "ab\ncd\x00 $e$", "two": "αβ�鞖" * 40, "three": "$W_" * 100}
-        made = figure([written_panel(passages, passages.values())], THEMES["dark"])
+        made = figure([written_panel(passages, passages.values())])
         made.png()
     (ax,) = made.axes
     assert texts(ax)[:3] == ["one", "two", "three"]

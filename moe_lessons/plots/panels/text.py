@@ -158,7 +158,7 @@ def attention_heatmap(weights, text: str) -> Axes:
     image = ax.imshow(seen, norm=PowerNorm(0.5, 0, 1), cmap="cividis", interpolation="nearest")  # small ones differ
     _name_letters(ax.xaxis, text)
     _name_letters(ax.yaxis, text)
-    styled(ax.figure.colorbar, LIGHT, image, ax=ax, label="share of the attention")
+    styled(ax.figure.colorbar, image, ax=ax, label="share of the attention")
     return ax
 
 
