@@ -1,6 +1,6 @@
 """The smallest laboratories: a collapse, facts learned by heart, and a text that is cut."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,6 @@ from moe_lessons.widgets.laboratory import Lab, names_of
 from moe_lessons.widgets.picture import Picture
 from moe_lessons.widgets.spec import Spec
 
-PANELS_OF_A_COLLAPSE = ("film", "load", "loss", "gradient film", "gradient")
 LEAST = 10  # entries that the baseline knows before the two are compared
 WALLS = tuple(partial(wall, name=name) for name in ("MoE", SAME_ACTIVE, SAME_TOTAL))
 
@@ -34,8 +33,7 @@ CHOICES["top-1, capacity by weight"] = {"capacity_factor": 1.0, "capacity_priori
 
 COLLAPSE_LAB = Spec(
     title="A collapse",
-    defaults={"panels": PANELS_OF_A_COLLAPSE[:3], "play": 0, "max_steps": 300, "learns": "all", "seed": 0}
-    | {"device": "cpu"},
+    defaults={"learns": "all", "play": 0, "max_steps": 300, "seed": 0, "device": "cpu"},
     start=("learns", "seed"),
     stops={"learns": tuple(LEARNS)},
     first_x=25,
@@ -57,20 +55,17 @@ FACTS_LAB = Spec(
 class CollapseLab(Lab):
     """Train `training.PRESETS["collapse"]`, live. Reset starts the same run again.
 
-    panels: of `PANELS_OF_A_COLLAPSE`. learns: of `analysis.collapse.LEARNS`. play, max_steps: see `LiveRun`.
-    device: see `Playground`.
+    learns: of `analysis.collapse.LEARNS`. play, max_steps: see `LiveRun`. device: see `Playground`.
 
-    >>> CollapseLab(learns="router only", seed=3)
-    CollapseLab(learns='router only', seed=3)
+    >>> CollapseLab("router only", seed=3)
+    CollapseLab('router only', seed=3)
     """
 
     def __init__(
-        self, panels: Sequence[str] = PANELS_OF_A_COLLAPSE[:3], *, learns: str = "all", seed: int = 0, play: int = 0,
-        max_steps: int = 300, device: str = "cpu",
-    ):  # fmt: skip
-        panels = names_of(panels, "panels", PANELS_OF_A_COLLAPSE)
-        values = {"learns": learns, "seed": seed, "panels": panels, "device": device}
-        super().__init__(COLLAPSE_LAB, values, panels, play=play, max_steps=max_steps)
+        self, learns: str = "all", *, seed: int = 0, play: int = 0, max_steps: int = 300, device: str = "cpu"
+    ):
+        values = {"learns": learns, "seed": seed, "device": device}
+        super().__init__(COLLAPSE_LAB, values, ("film", "load", "loss"), play=play, max_steps=max_steps)
 
     def make_runs(self, values: Mapping[str, Any]) -> dict[str, Run]:
         return {"MoE": watched_run(PRESETS["collapse"], values["seed"], values["learns"], device=values["device"])}

@@ -6,7 +6,7 @@ VIEWS = (
     "Playground(play=5)",
     "BalancingLab(('nothing', 'auxiliary loss'), seeds=1, play=3)",
     "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, threads=1, play=3)",
-    "CollapseLab(('film', 'load', 'gradient film', 'gradient'), play=3)",
+    "CollapseLab(play=3)",
     "FactsLab(play=2)",
     "WallRecording()",
     "ConfigCalculator()",

@@ -116,7 +116,7 @@ def see(browser, address, view_of):
 def seen(see):
     text = {"num_layers": 2, "d_model": 16, "num_heads": 2, "batch_size": 4, "threads": 1}
     labs = [Playground(), BalancingLab(seeds=1), RoutingLab(("code", "greek"), **text)]
-    labs += [CollapseLab(("film", "load", "gradient film", "gradient")), FactsLab(num_entries=250)]
+    labs += [CollapseLab(), FactsLab(num_entries=250)]
     for lab, steps in zip(labs, (60, 10, 5, 30, 2)):
         lab.advance(steps)
     return see(*labs, CostCalculator())

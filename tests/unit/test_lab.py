@@ -34,7 +34,7 @@ MADE = [
     lambda: Playground(num_experts=24, top_k=22, d_ff=50, noise_std=5.0, lr=0.7, capacity_factor=9.0),  # beyond
     lambda: LABS["RoutingLab"](layer=1, router_aux_loss_coef=0.5, capacity_factor=0.3, shared_d_ff=3, max_steps=7),
     lambda: BalancingLab(("jitter 0.5", "auxiliary loss + capacity"), 2, 400, first_seed=9, task="uneven", lr=0.3),
-    lambda: CollapseLab(("gradient", "film"), learns="router only", seed=5, max_steps=7),
+    lambda: CollapseLab("router only", seed=5, max_steps=7),
     lambda: LABS["FactsLab"](8, top_k=1, lr=0.01, seed=2),
 ]
 

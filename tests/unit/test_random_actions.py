@@ -70,7 +70,7 @@ STARTS = {
     ),
     "collapse": (
         lambda: CollapseLab(max_steps=6),
-        lambda: CollapseLab(("gradient", "gradient film", "load"), learns="router only", seed=2, max_steps=6),
+        lambda: CollapseLab("router only", seed=2, max_steps=6),
     ),
 }  # fmt: skip
 

@@ -7,29 +7,18 @@ from live_tools import mark, on_a_loop, words
 
 from moe_lessons.analysis.results import load_results
 from moe_lessons.nn import SAME_ACTIVE
-from moe_lessons.plots.marks import Bars, Cells, Lamps, Line, Points, Stack
+from moe_lessons.plots.marks import Bars, Cells, Lamps, Line, Points
 from moe_lessons.training import facts_runs, train
 from moe_lessons.widgets import CollapseLab, FactsLab, FutureLab, RoutersView, WallRecording
-from moe_lessons.widgets.small_labs import PANELS_OF_A_COLLAPSE
 
 
 @on_a_loop
 async def test_a_collapse_says_what_is_seen():
-    lab = CollapseLab(PANELS_OF_A_COLLAPSE, play=25)
+    lab = CollapseLab(play=25)
     assert "All 8 experts work" in words(lab)  # of the clean load, before the first step
     assert mark(lab, 1, Bars).y.tolist() == pytest.approx(lab.clean_load)
     await lab.finished()
     assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 25  # a collapse is over by then
-
-
-@pytest.mark.parametrize("learns, total", [("all", 1), ("router only", 0)])
-def test_gradients_are_shown_as_shares_also_where_there_are_none(learns, total):
-    lab = CollapseLab(("gradient film", "gradient"), learns=learns)
-    lab.advance(8)
-    film, bars = mark(lab, 0, Stack), mark(lab, 1, Bars)
-    assert bars.y.sum() == pytest.approx(total)
-    assert bars.second == pytest.approx(np.mean([r.load[0] for r in lab.main_run.records], axis=0))
-    assert film.x.tolist() == (list(range(1, 9)) if total else []) and film.y.sum(axis=1) == pytest.approx(1)
 
 
 def test_the_walls_show_what_each_model_knows_and_the_curve_how_many():

@@ -1,4 +1,4 @@
-"""Panels of the load of the experts, now and over time, of their gradient, and of which token goes to whom."""
+"""Panels of the load of the experts, now and over time, and of which token goes to whom."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from moe_lessons.nn import Routing, is_moe
 from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Rule, Stack, experts_axis, roomy
-from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load, thinned
+from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load
 from moe_lessons.plots.still import plot
 from moe_lessons.training import is_dead
 
@@ -17,15 +17,15 @@ PLANE = Axis(-1, 1, ticks=[(-1, "−1"), (0, "0"), (1, "1")])
 HOTTEST = 3.0  # multiples of the even share: from here on all look alike
 
 
-def load_panel(load, capacity=None, clean=None, title=TITLE, of="assignments", clean_name="without noise") -> Panel:
+def load_panel(load, capacity=None, clean=None, title=TITLE) -> Panel:
     """Show a bar for each expert: load (E,), which share of all assignments wants it. capacity: as a share of
-    all: a red line, above which a bar is pale. clean (E,): another reading: a tick on each bar."""
+    all: a red line, above which a bar is pale. clean (E,): without noise: a tick on each bar."""
     load, clean, even = as_array(load, "f4"), None if clean is None else as_array(clean, "f4"), 1 / len(load)
-    marks = [Bars(load, capacity, clean, clean_name), Rule(y=even, name="even share")]
+    marks = [Bars(load, capacity, clean, "without noise"), Rule(y=even, name="even share")]
     marks += [] if capacity is None else [Rule(y=capacity, kind="limit", name="capacity")]
     highest = float(max(*load, *(() if clean is None else clean), capacity or 0, even))
     top = next(top for top in (min(1.15, 4 * even), 0.5, 1.15, 1.1 * highest) if top >= highest)
-    return Panel(title, marks, experts_axis(len(load)), Axis(0, top, f"share of {of}"))
+    return Panel(title, marks, experts_axis(len(load)), Axis(0, top, "share of assignments"))
 
 
 def load(view) -> Panel:
@@ -34,14 +34,6 @@ def load(view) -> Panel:
     shares = recent_load(run, view.state.layer) if run.records else [0.0] * experts if clean is None else clean
     factor = run.knobs.capacity_factor
     return load_panel(shares, factor and factor / experts, clean if run.knobs.is_noisy else None, of_layer(TITLE, view))
-
-
-def gradient(view) -> Panel:
-    """Show the share of the gradient norms that each expert of a `WatchedRun` got of late; a tick: that of the load."""
-    run = view.main_run
-    total = np.sum(run.expert_gradients[-RECENT:] or [np.zeros(num_experts(view))], axis=0)  # (E,)
-    load = recent_load(run) if run.records else view.clean_load
-    return load_panel(total / (total.sum() or 1), None, load, "Gradient of each expert", "gradient norm", "its load")
 
 
 def layers_panel(wanted: np.ndarray, selected: int | None = None) -> Panel:
@@ -73,13 +65,13 @@ def layer_loads(routings: Sequence[Routing]) -> Axes:
     return plot(layers_panel(wanted), width=5.6, height=1.2 + 0.3 * len(routings))
 
 
-def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, of="assignments", clean=None) -> Panel:
+def film_panel(steps, loads, marks=(), first_x=200, title=FILM_TITLE, clean=None) -> Panel:
     """Show the share of each expert at every step: steps (N,), loads (N, E); marks, clean: see `Rule` and `Stack`."""
     steps, loads = as_array(steps, "f4"), as_array(loads, "f4")
     experts, last = loads.shape[1], float(steps[-1]) if len(steps) else 0.0
     rules = [Rule(y=expert / experts, kind="even") for expert in range(1, experts)]
     rules += [Rule(x=float(step), kind="mark") for step in marks]
-    x, y = Axis(0, roomy(last, first_x), "step", link="step"), Axis(0, 1, f"share of {of}")
+    x, y = Axis(0, roomy(last, first_x), "step", link="step"), Axis(0, 1, "share of assignments")
     return Panel(title, [Stack(steps, loads, clean), *rules], x, y)
 
 
@@ -87,17 +79,6 @@ def film(view) -> Panel:
     past = history(view.main_run)
     loads, title = past.loads(view.state.layer, num_experts(view)), of_layer(FILM_TITLE, view)
     return film_panel(past.column("steps"), loads, view.state.changes, view.spec.first_x, title)
-
-
-def gradient_film(view) -> Panel:
-    """Show which share of the gradient norms each expert got, at every step; nothing where all stand still."""
-    gradients = view.main_run.expert_gradients
-    at = thinned(len(gradients))
-    norms = np.array([gradients[i] for i in at]).reshape(len(at), num_experts(view))  # (N, E)
-    at, norms = at[norms.sum(axis=1) > 0], norms[norms.sum(axis=1) > 0]
-    shares = norms / norms.sum(axis=1, keepdims=True)
-    title = "Gradient share over time"
-    return film_panel(at + 1, shares, view.state.changes, view.spec.first_x, title, "gradient norm")
 
 
 def tile(view, name: str) -> Panel:
