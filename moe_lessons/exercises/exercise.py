@@ -1,18 +1,14 @@
-"""An exercise: a function that the learner writes. Its check tries an answer within limits, compares it with the
-solution, case by case, and says in words what differs."""
+"""An exercise: a function that the learner writes. Its check compares an answer with the solution, case by case, and
+says in words what differs."""
 
-import ctypes
 import html
 import inspect
-import io
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import ipywidgets as W
@@ -24,7 +20,6 @@ from moe_lessons.nn import seeded
 from moe_lessons.support.show import Markdown, Source, read_parts, show_source, split_points
 from moe_lessons.support.static import in_notebook, static_mode
 
-SECONDS, LINES, WIDTH = 10.0, 5, 200  # of an answer: how long it runs, and how much is shown of what it prints
 Mistakes = Sequence[tuple[Callable, str]]  # what is often written instead, and what to say about it
 HINT_FILES = Path(__file__).with_name("hints").glob("*.md")  # one for each lesson
 HINTS = {name: split_points(text)[1] for path in HINT_FILES for name, text in read_parts(path)}
@@ -36,9 +31,9 @@ WORDS = {
     "right": "✔ Right",
     "wrong": "✘ Not yet",
     "raised": "✘ Your code stops",
-    "stopped": "✘ Stopped",
     "not attempted": "… Not attempted yet",
 }
+COLORS = {"right": "#009E73", "wrong": "#D55E00", "raised": "#D55E00", "not attempted": "#888888"}
 
 
 class Check(NamedTuple):
@@ -46,42 +41,32 @@ class Check(NamedTuple):
 
     status: str  # one of `WORDS`
     message: str
-    known: bool = False  # whether it is a mistake that is often made
-    exercise: Any = None
-
-    @property
-    def stuck(self) -> str:
-        needs_help = self.exercise and self.status in ("wrong", "not attempted") and not self.known
-        return f" Stuck? {self.exercise.name}.hint()" if needs_help else ""
+    exercise: "Exercise"
 
     def __repr__(self) -> str:
-        return f"{WORDS[self.status]}. {self.message}{self.stuck}"
+        return f"{WORDS[self.status]}. {self.message}"
 
     def _repr_html_(self) -> str:
-        return self._in_a_frame(self.message + self.stuck)
-
-    def _in_a_frame(self, message: str) -> str:
-        color = {"right": "#009E73", "not attempted": "#888888"}.get(self.status, "#D55E00")
-        style = f"border-left: 4px solid {color}; padding: 2px 10px; max-width: 46em; line-height: 1.4"
-        words = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(message))
+        style = f"border-left: 4px solid {COLORS[self.status]}; padding: 2px 10px; max-width: 46em; line-height: 1.4"
+        words = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(self.message))
         return f'<div style="{style}" role="status"><b>{WORDS[self.status]}.</b> {words}</div>'
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        if self.exercise is None or static_mode() or not in_notebook():
+        if static_mode() or not in_notebook():
             return {}
         below, bar = W.Output(), W.HBox()
         for name, show in (("Hint", self.exercise.hint), ("Solution", self.exercise.solution)):
             button = W.Button(description=name, tooltip=f"Show a {name.lower()} below")
             button.on_click(lambda _, show=show: (below.set_trait("outputs", ()), below.append_display_data(show())))
             bar.children += (button,)
-        view = W.VBox([W.HTML(self._in_a_frame(self.message)), bar, below])
+        view = W.VBox([W.HTML(self._repr_html_()), bar, below])
         return view._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}
 
 
 class Problem(Exception):  # with an answer
-    def __init__(self, message: str, status: str = "wrong", known: bool = False):
+    def __init__(self, message: str, status: str = "wrong"):
         super().__init__(message)
-        self.check = Check(status, message, known)
+        self.status = status
 
 
 @dataclass(eq=False)
@@ -95,7 +80,7 @@ class Exercise:
     mistakes: Mistakes
     cases: Callable[[], Iterable[tuple]]  # draws the arguments, the general ones first
     hints: Sequence[str]
-    what: str | tuple[str, ...] = ""  # the name of the result, or of each in a tuple
+    what: tuple[str, ...] = ()  # the names of the results
     axes: tuple[str, ...] = ()  # what the places of a tensor are, such as ('token', 'expert')
     read: Callable[..., Iterable[Tensor]] = lambda *parts: parts  # what is compared of the parts of a result
     then: Callable[..., None] = lambda *_: None  # gets a right result and its arguments; raises Problem
@@ -113,18 +98,17 @@ class Exercise:
         return f"{self.lesson}.{self.name}"
 
     def check(self, answer: Any = None) -> Check:
-        """Try `answer`, within a time limit, and say what differs. Never raises, but where the user interrupts."""
-        found = self._try(answer)
-        if found.status == "not attempted":
-            todo = "write it in the cell above, with a return, run it, then run this one"
-            return Check(found.status, f"{self.answer_name} returns nothing: {todo}.", exercise=self)
-        solved = {"status": "right"} if found.status == "right" else {}  # once solved, always solved
-        progress.record("exercises", self.key, last=found.status, **solved)
-        return found._replace(message=shortened(found.message, 600), exercise=self)
+        """Try `answer` and say what differs. Never raises, but where the user interrupts."""
+        status, message = self._try(answer)
+        solved = {"status": "right"} if status == "right" else {}  # once solved, always solved
+        if status != "not attempted":
+            progress.record("exercises", self.key, last=status, **solved)
+        stuck = "" if solved else f" Stuck? {self.name}.hint()"
+        return Check(status, shorten(message, 600, placeholder=" …") + stuck, self)
 
     def take(self, answer: Any = None) -> Callable:
         """Give `answer` where it is right, and the solution where it is not yet; print which."""
-        is_own = self._try(answer).status == "right"
+        is_own = self._try(answer)[0] == "right"
         print(f"{self.answer_name}: {'yours' if is_own else 'the solution, until yours passes its check'}")
         return answer if is_own else self.answer
 
@@ -142,33 +126,27 @@ class Exercise:
         calls = f"{self.name}.check({self.answer_name}), {self.name}.hint(), {self.name}.solution()"
         return f"{self.lesson} {'★' * self.stars} {calls}"
 
-    def _try(self, answer: Any) -> Check:
+    def _try(self, answer: Any) -> tuple[str, str]:
+        """Give the status of an answer, and what to say of it."""
+        todo = "write it in the cell above, with a return, run it, then run this one"
+        nothing = f"{self.answer_name} returns nothing: {todo}."
         if answer is None or answer is Ellipsis:
-            return Check("not attempted", "")
+            return "not attempted", nothing
         if not callable(answer):
-            kind = type(answer).__name__
-            return Check("wrong", f"Give the function itself, {self.name}.check({self.answer_name}), not a {kind}.")
-        try:
-            with seeded(0), kept_short():
-                return limited(lambda: self._judge(answer))
-        except TimeUp:
-            return Check("stopped", f"It was not done after {SECONDS:g} s: does a loop never end?")
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # such as SystemExit
-            return Check("raised", f"It ends with {type(error).__name__}.")
-
-    def _judge(self, answer: Callable) -> Check:
-        cases, said = list(self.cases()), None
-        for number, case in enumerate(cases):
-            try:
-                said = (self.try_case or self.compare)(answer, *case)
-            except Problem as problem:  # a function that returned something for an earlier case was attempted
-                was_attempted = number and problem.check.status == "not attempted"
-                return problem.check._replace(status="wrong") if was_attempted else problem.check
-            except Exception as error:
-                return Check("wrong", f"Your answer cannot be read: {type(error).__name__}: {error}")
-        return Check("right", said or f"All {len(cases)} cases agree.")
+            call = f"{self.name}.check({self.answer_name})"
+            return "wrong", f"Give the function itself, {call}, not {kind_of(answer)}."
+        with seeded(0):
+            cases, said = list(self.cases()), None
+            for number, case in enumerate(cases):
+                try:
+                    said = (self.try_case or self.compare)(answer, *case)
+                except Problem as problem:
+                    if problem.status == "not attempted" and not number:  # else it returned something before
+                        return problem.status, nothing
+                    return problem.status.replace("not attempted", "wrong"), str(problem)
+                except Exception as error:
+                    return "wrong", f"Your answer cannot be read: {type(error).__name__}: {error}"
+        return "right", said or f"All {len(cases)} cases agree."
 
     def compare(self, answer: Callable, *case: Any) -> None:
         """Raise Problem where `answer` and the solution differ: the advice on a mistake that gives the same, or how."""
@@ -188,16 +166,16 @@ class Exercise:
             except Exception:  # it is no mistake that one can make in this case
                 continue
             if is_made:
-                raise Problem(advice, known=True)
-        parts = zip([self.what] if isinstance(self.what, str) else self.what, values, expected)
+                raise Problem(advice)
+        parts = zip(self.what, values, expected)
         raise Problem(f"{at}, {next(difference(*part, self.axes) for part in parts if not agree(*part[1:]))}")
 
     def _values(self, result: Any, at: str = "") -> list[Tensor]:
         """Give each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
-        if isinstance(self.what, str):
-            return list(self.read(numbers(result, self.what, at)))
-        has_parts = isinstance(result, (tuple, list)) or getattr(result, "ndim", 0)  # a tensor, or of numpy
-        parts = list(result) if has_parts else []
+        try:
+            parts = [result] if len(self.what) == 1 else list(result)
+        except TypeError:
+            parts = []
         if len(parts) != len(self.what):
             raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
         return list(self.read(*(numbers(part, name, at) for part, name in zip(parts, self.what))))
@@ -212,7 +190,8 @@ def exercise(stars: int, solution: Callable, mistakes: Mistakes = (), what: Any 
 
     def make(cases: Callable) -> Exercise:
         lesson, name = cases.__module__.split("lesson_")[-1], cases.__name__
-        return Exercise(name, lesson, stars, solution, mistakes, cases, HINTS[name], what, **options)
+        parts = (what,) if isinstance(what, str) else what
+        return Exercise(name, lesson, stars, solution, mistakes, cases, HINTS[name], parts, **options)
 
     return make
 
@@ -221,9 +200,9 @@ def attempt(answer: Callable, *given: Any, at: str = "") -> Any:
     """Give what `answer`(*given) gives. Raises Problem where it stops with an error, or returns nothing."""
     try:
         result = answer(*given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)[1:]  # without this one
-        line = f", in the line '{shortened(frames[0].line, 120)}'" if frames and frames[0].line else ""
+        line = f", in the line '{shorten(frames[0].line, 120)}'" if frames and frames[0].line else ""
         where = f"{at}{line}: ".lstrip(", :")
         raise Problem(f"{where[:1].upper()}{where[1:]}{type(error).__name__}: {error}", "raised") from None
     if result is None or result is Ellipsis:
@@ -236,11 +215,6 @@ def has_gradient(result: Any, source: Tensor, *_: Any) -> None:
     is_part = isinstance(result, Tensor) and result.requires_grad
     if not is_part or torch.autograd.grad(result.sum(), source, allow_unused=True)[0] is None:
         raise Problem(f"The numbers are right, but {NO_GRADIENT}")
-
-
-def shortened(message: str, limit: int) -> str:
-    line = " ".join(message.split())
-    return line if len(line) <= limit else f"{line[:limit]} …"
 
 
 def numbers(value: Any, what: str, at: str) -> Tensor:
@@ -314,51 +288,3 @@ def copies(arguments: Iterable) -> list:
 
 def moved(before: Any, after: Any) -> bool:
     return not torch.equal(before, after) if isinstance(before, Tensor) else before != after
-
-
-class TimeUp(BaseException):
-    """The time is up: not an Exception, so that `except Exception` of an answer does not catch it."""
-
-
-def limited(call: Callable[[], Any]) -> Any:
-    """Return what `call`() returns, or raise what it raises; TimeUp where it is not done after `SECONDS`.
-
-    It runs in a thread, which is told to end then. One that catches everything is left behind, where a signal in the
-    main thread would leave the kernel to it, and Windows has no such signal."""
-    found = Future()
-
-    def work() -> None:
-        try:
-            found.set_result(call())
-        except BaseException as raised:
-            found.set_exception(raised)
-
-    thread = Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        thread.join(SECONDS)
-    finally:  # also where the user interrupts
-        if is_late := thread.is_alive():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(TimeUp))
-            thread.join(1.0)
-    if is_late:
-        raise TimeUp
-    return found.result()
-
-
-class FirstLines(io.StringIO):
-    def write(self, text: str) -> int:  # of an endless loop, too, no more than is shown
-        return super().write(text[: LINES * WIDTH]) if self.tell() < LINES * WIDTH else len(text)
-
-
-@contextmanager
-def kept_short() -> Iterator[None]:
-    """Print, at its end, the first lines of what is printed within it."""
-    printed = FirstLines()
-    try:
-        with redirect_stdout(printed), redirect_stderr(printed):
-            yield
-    finally:
-        lines = printed.getvalue().splitlines()
-        for line in [*(line[:WIDTH] for line in lines[:LINES]), *["…"] * (len(lines) > LINES)]:
-            print(line)

@@ -79,7 +79,7 @@ def fits_the_card(answer: Callable[[], tuple[int, int, int]]) -> str:
     ]
     for is_broken, advice in limits:
         if is_broken:
-            raise Problem(f"{advice} You have {found}", known=True)
+            raise Problem(f"{advice} You have {found}")
     return found
 
 

@@ -95,9 +95,9 @@ def tell_apart(answer: Callable[[nn.Module, Tensor], bool], name: str, case: Cau
         raise Problem(f"Return True or False, not {kind_of(verdict)} (at {name!r}).")
     if value != case.truth:
         if not torch.equal(x, given):
-            raise Problem("Your function changed x itself, and so what it compares with. Use x.clone().", known=True)
+            raise Problem("Your function changed x itself, and so what it compares with. Use x.clone().")
         truth = "sees the future" if case.truth else "does not see the future"
-        raise Problem(f"{name!r} {truth}, and your function says otherwise. {case.advice}", known=True)
+        raise Problem(f"{name!r} {truth}, and your function says otherwise. {case.advice}")
     return f"Your test tells all {len(ADVICE)} layers apart."
 
 

@@ -1,10 +1,5 @@
 """What holds for every exercise: right from wrong, mistakes by name, and whatever else an answer may be or do."""
 
-import re
-import subprocess
-import sys
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -26,29 +21,24 @@ def exercise(request) -> Exercise:
     return request.param
 
 
-def test_they_stand_in_the_order_of_the_course_and_are_imported_when_they_are_asked_for():
+def test_they_stand_in_the_order_of_the_course():
     numbers = [exercise.lesson for exercise in EXERCISES]
     assert numbers == sorted(numbers) and {*numbers} == {lesson.number for lesson in LESSONS}
-    found = "print('torch' in sys.modules, sorted(name[-2:] for name in sys.modules if '.lesson_' in name))"
-    code = f"import sys, moe_lessons.exercises as own; {found}; own.push; {found}"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines() == ["False []", "True ['05']"]
+    assert all(getattr(exercises, exercise.name) is exercise for exercise in EXERCISES)
 
 
 @pytest.mark.parametrize("exercise, mistake, advice", MISTAKES, ids=lambda value: getattr(value, "key", ""))
 def test_a_typical_mistake_is_recognised(exercise, mistake, advice):
     check = exercise.check(mistake)
-    assert (check.status, check.known, check.message) == ("wrong", True, advice) and "Stuck?" not in repr(check)
+    assert check.status == "wrong" and check.message.startswith(advice)
 
 
 def test_nothing_written_and_what_is_no_function(exercise):
-    for answer in (None, ..., lambda *_: None, lambda *_: ...):
+    for answer in (None, lambda *_: ...):
         check = exercise.check(answer)
         assert check.status == "not attempted" and exercise.answer_name in check.message
-        assert repr(check).endswith(f" Stuck? {exercise.name}.hint()")
-    for answer in ("my_answer", 3.5, torch.ones(2), [len]):
-        check = exercise.check(answer)
-        assert check.status == "wrong" and f"{exercise.name}.check({exercise.answer_name})" in check.message
+    check = exercise.check(torch.ones(2))
+    assert check.status == "wrong" and f"{exercise.name}.check({exercise.answer_name})" in check.message
 
 
 def test_the_solution_is_right_and_taken_and_leaves_no_trace(exercise, capsys):
@@ -98,65 +88,16 @@ def test_an_unruly_answer_gets_one_sentence(exercise):
         exercise.check(lambda *_: ends(KeyboardInterrupt))
 
 
-SOME = "token_weights", "causality", "card_design"  # one of each kind
-one_of_each_kind = pytest.mark.parametrize("exercise", [getattr(exercises, name) for name in SOME], ids=SOME)
-
-
-@one_of_each_kind
-def test_what_never_ends_is_stopped_and_what_catches_everything_is_left_behind(exercise, monkeypatch):
-    ended, threads = threading.Event(), threading.active_count()
-
-    def endless(*_):
-        while True:
-            pass
-
-    def stubborn(*_):
-        while not ended.is_set():
-            try:
-                time.sleep(0.01)
-            except:  # noqa: E722
-                pass
-
-    monkeypatch.setattr(limits, "SECONDS", 0.1)
-    for answer in (endless, stubborn):
-        begin, check = time.monotonic(), exercise.check(answer)
-        assert check.status == "stopped" and "after 0.1 s: does a loop never end?" in check.message
-        assert time.monotonic() - begin < 5 and threading.active_count() == threads + (answer is stubborn)
-    ended.set()
-    while threading.active_count() > threads:
-        time.sleep(0.01)
-
-
-@one_of_each_kind
-def test_of_what_is_printed_a_few_lines_are_shown(exercise, capsys):
-    def loud(*arguments):
-        print("x" * 500)
-        for i in range(999):
-            print("line", i)
-        return exercise.answer(*arguments)
-
-    assert exercise.check(loud).status == "right"
-    out = capsys.readouterr().out.splitlines()
-    assert out[0] == "x" * limits.WIDTH and out[1] == "line 0" and out[-1] == "…" and len(out) == limits.LINES + 1
-
-
-def test_hints_come_one_at_a_time_and_the_last_stays(exercise):
-    exercise.hints_seen = 0
-    *hints, last = (exercise.hint() for _ in range(len(exercise.hints) + 1))
-    assert all(text in hint for hint, text in zip(hints, exercise.hints, strict=True)) and last == hints[-1]
-
-
 def test_the_solution_can_be_pasted_and_once_solved_is_always_solved(exercise, own_progress):
     steps = (lambda *_: ..., None, None), (exercise.answer, "right", "right"), (lambda *_: 1 / 0, "right", "raised")
     for answer, status, last in steps:
         exercise.check(answer)
         entry = progress.read()["exercises"].get(exercise.key, {})
         assert (entry.get("status"), entry.get("last")) == (status, last)
-    solution = exercise.solution()
-    assert re.match(rf"def {exercise.answer_name}\(", solution) and len(solution.splitlines()) <= 15  # a cell
+    assert exercise.solution().startswith(f"def {exercise.answer_name}(")
 
 
-def compare(solution, answer, *case, what="it", mistakes=(), **options) -> str:
+def compare(solution, answer, *case, what=("it",), mistakes=(), **options) -> str:
     exercise = Exercise("own", "99", 1, solution, mistakes, lambda: [case], ["a hint"], what, **options)
     return exercise.check(answer).message
 
@@ -186,8 +127,9 @@ def test_what_agrees_and_what_does_not():
     assert "agree" in compare(lambda: 1.0, lambda: 1.000001) and "1.01" in compare(lambda: 1.0, lambda: 1.01)
     assert "it is 1,000,000, yours is 1,000,001." in compare(lambda: 1_000_000, lambda: 1_000_001)
     assert "agree" in compare(lambda: float("nan"), lambda: torch.nan)
-    twice = Exercise("own", "99", 1, lambda x: x, (), lambda: [(1,), (2,)], ["a hint"], "it")
-    assert twice.check(lambda x: x if x < 2 else None)[:2] == ("wrong", "With x = 2, your function returns nothing.")
+    twice = Exercise("own", "99", 1, lambda x: x, (), lambda: [(1,), (2,)], ["a hint"], ("it",))
+    check = twice.check(lambda x: x if x < 2 else None)
+    assert check.status == "wrong" and check.message.startswith("With x = 2, your function returns nothing.")
     assert "yours is 7" in compare(lambda x: 1, lambda x: 7, 0, mistakes=[(lambda x: 1 / x, "Divide.")])
 
 
@@ -217,8 +159,11 @@ def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monke
     data, made = check._repr_mimebundle_(), []
     view = _instances[data["application/vnd.jupyter.widget-view+json"]["model_id"]]
     (words, bar, below), exercise.hints_seen = view.children, 0
-    assert "Stuck?" in repr(check) and "Stuck?" not in words.value  # a button is there
-    for button in bar.children:
+    hint, solution = bar.children
+    for button in (hint, hint, hint, solution):
         button.click()
         made.append(below.outputs[0]["data"]["text/markdown"])
-    assert len(below.outputs) == 1 and made[0].startswith("Hint 1 of 2") and "def my_weights" in made[1]
+    assert words.value == check._repr_html_() and len(below.outputs) == 1
+    first, second, last, shown = made
+    assert first.startswith("Hint 1 of 2") and second.startswith("Hint 2 of 2") and last == second
+    assert "def my_weights" in shown
