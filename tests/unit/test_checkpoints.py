@@ -76,7 +76,7 @@ def test_a_run_that_was_saved_goes_on_to_the_same_numbers(name, path):
     expected = records(run, 8)
     assert os.listdir(path.parent) == ["run.pt"]
 
-    later = turned(RUNS[name](), router_aux_loss_coef=7.0, router_z_loss_coef=7.0)  # the saved ones count
+    later = turned(RUNS[name](), router_aux_loss_coef=7.0)  # the saved ones count
     later.model.load_state_dict({k: torch.zeros_like(v) for k, v in later.model.state_dict().items()})
     assert load_checkpoint(later, path) is later
     assert records(later, 8) == expected and repr(later.knobs) == repr(run.knobs)
@@ -106,7 +106,6 @@ def refuses(run: Run, path, message: str) -> None:
 
 OTHERS = {
     "run.batch_size 32, got 16": {"batch_size": 16},
-    "run.decay_steps None, got 9": {"decay_steps": 9},
     "task.name 'blobs', got 'waves'": {"task": "waves"},
     "model.block.top_k 2, got 1": {"top_k": 1},
     "model.block.router NoisyTopKRouter, got SigmoidRouter": {"router": "sigmoid"},
@@ -164,12 +163,9 @@ def crafted(path, run: Run, craft) -> None:
 
 CRAFTED = {
     r"model.head.bias \(8,\) torch.float32, got None": lambda s, t: t.pop("model.head.bias"),
-    r"more None, got \(1,\) torch.float32": lambda s, t: t.update(more=torch.zeros(1)),
     "random.0 .* torch.uint8, got .*": lambda s, t: t.update({"random.0": torch.zeros(3)}),
-    "optimizer.head.bias.step .*, got None": lambda s, t: t.pop("optimizer.head.bias.step"),
     "model.head.bias .*, got .* torch.float64": lambda s, t: t.update({"model.head.bias": torch.zeros(8).double()}),
     "one that a run gives, got another: Invalid mt19937 state": lambda s, t: t["random.0"].fill_(255),
-    "one that a run gives, .* argument 'more'": lambda s, t: s["records"][1].update(more=1),
     "one that a run gives, got another: 'knobs'": lambda s, t: s.pop("knobs"),
     "lr must be a finite number above 0 .*, got -1": lambda s, t: s["knobs"].update(lr=-1),
     "must be a moe_lessons checkpoint .*, got another file or a damaged one": lambda s, t: t.update(
@@ -183,16 +179,6 @@ def test_a_crafted_file_is_refused_and_changes_nothing(message, path):
     run = plane_run(steps=2)
     crafted(path, run, CRAFTED[message])
     refuses(run, path, f".*{message}")
-
-
-def test_a_link_leads_to_the_file(path):
-    link = path.with_name("link.pt")
-    try:
-        link.symlink_to("file.pt")
-    except OSError:
-        pytest.skip("no links here")
-    save_checkpoint(plane_run(steps=1), link)
-    assert link.is_symlink() and len(load_checkpoint(plane_run(), path.with_name("file.pt")).records) == 1
 
 
 @pytest.mark.parametrize("call, error", [("fsync", OSError("No space left")), ("replace", KeyboardInterrupt())])

@@ -1,7 +1,6 @@
 """``python -m moe_lessons cost``: its figures, and one sentence for what cannot be counted."""
 
 import json
-import math
 import re
 import sys
 
@@ -45,14 +44,6 @@ def test_experts_beside_experts_with_a_longer_name_are_counted():
     block.experts, block.experts_too, block.top_k = Experts(4, 2, 3), Experts(4, 2, 3), 1
     ((_, _, group),) = find_blocks(block, set())
     assert group.size == sum(weight.numel() for weight in block.parameters())
-
-
-def test_a_model_of_tens_of_thousands_of_experts_is_counted():
-    """The size of Switch-C in small: 2 · 2048 experts, each a module of its own."""
-    sizes = {"num_layers": 2, "num_decoder_layers": 2, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
-    sizes |= {"d_model": 16, "d_ff": 8, "num_experts": 2048, "num_heads": 2, "d_kv": 8}
-    found = count_config({"model_type": "switch_transformers", **sizes}).sizes
-    assert sum(group.layers * group.size for group in found.groups) == 2 * 2048 * 2 * 16 * 8
 
 
 GPT_OSS = {
@@ -131,24 +122,15 @@ def test_a_model_of_several_parts_says_what_is_counted(tmp_path, capsys):
     assert 0 < report["flops_per_token"] < 2 * (report["active_params"] - int(image.replace(",", "")))
 
 
-@pytest.mark.parametrize("bad", [dict, None, "config.json", {"model_type": dict}])
-def test_a_configuration_that_is_none_is_refused(bad):
-    with pytest.raises(ValueError, match="^(config must be a dict|model_type must be one)"):
-        count_config(bad)
-
-
 BAD = {
     "broken": ("{", "must be JSON, and is not"),
-    "a float": ('{"model_type": "mixtral", "x": {"__float__": []}}', "must be JSON, and is not: float"),
     "empty": ({}, "model_type must be one that transformers .* has, got a file that names none"),
     "unknown class": ({"model_type": "gpt-7", "architectures": ["Gpt7"]}, "model_type must be one .*, got 'gpt-7'"),
-    "negative": (MIXTRAL | {"num_local_experts": -3}, "cannot build this configuration: "),
     "layers": (MIXTRAL | {"num_hidden_layers": 10**12}, "at most 1,000 layers, .*got 1000000000000 layers"),
     "many": (MIXTRAL | {"num_hidden_layers": 500, "num_local_experts": 4096}, "50,000 .* got 500 layers of 4096"),
     "top_k": (MIXTRAL | {"num_experts_per_tok": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
     "words": (MIXTRAL | {"hidden_size": "four"}, "cannot build this configuration: .*hidden_size"),
     "no head": ({"model_type": "gpt_neox", "architectures": ["GPTNeoXModel"]}, "writes text.*, got GPTNeoXModel"),
-    "inside": ({"model_type": "llama4", "text_config": {"hidden_size": -1}}, "cannot build this configuration: "),
 }
 
 
@@ -163,18 +145,19 @@ def test_a_bad_file_gets_one_sentence(name, tmp_path, capsys):
     assert printed.err.splitlines()[-1] == f"cost: {said}"
 
 
-def test_it_runs_no_code_of_the_model_opens_no_connection_and_what_else_is_refused(tmp_path, capsys, monkeypatch):
-    (tmp_path / "evil.py").write_text("raise SystemExit('evil')")
-
+def test_it_runs_no_code_of_the_model_and_opens_no_connection(tmp_path, capsys, monkeypatch):
     def refuse(*_):
         raise AssertionError("a connection")
 
+    (tmp_path / "evil.py").write_text("raise SystemExit('evil')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr("socket.socket.connect", refuse)
     report = report_of(MIXTRAL | {"auto_map": {"AutoConfig": "evil.Evil"}}, tmp_path, capsys)
     assert report["total_params"] == 46_702_792_704
 
+
+def test_a_missing_file_a_bad_context_and_no_transformers(tmp_path, capsys, monkeypatch):
     def said(*options) -> str:
         assert main(["cost", *map(str, options)]) == 1
         return capsys.readouterr().err.splitlines()[-1]
@@ -183,15 +166,7 @@ def test_it_runs_no_code_of_the_model_opens_no_connection_and_what_else_is_refus
     (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
     for context in (-1, 10**400):
         assert "context must be a whole number from 0 to 1,000,000,000,000, got" in said(tmp_path, "--context", context)
+    with pytest.raises(ValueError, match="^config must be a dict"):
+        count_config(dict)
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert "cost needs transformers: pip install 'moe_lessons[hf]'" in said(tmp_path)
-
-
-def test_the_machines_are_plausible():
-    table = machines()
-    assert len(table) >= 8 and table.index.is_unique and table.source.str.len().gt(10).all()
-    assert table.memory_bytes.between(8e9, 1e12).all() and table.bytes_per_second.between(5e10, 2e13).all()
-    assert table.bf16_flops_per_second.between(1e12, 1e16).all()
-    ratio = table.fp8_flops_per_second / table.bf16_flops_per_second
-    assert all(value == 0 or math.isclose(value, 2, rel_tol=0.01) for value in ratio)
-    assert (table.memory_bytes / table.bytes_per_second).between(0.01, 1).all()  # seconds to read all of it once

@@ -167,12 +167,10 @@ def test_what_the_weights_keep(kind):
     "kind, path, value, message",
     [
         ("mixtral", "experts.down_proj", (7, 16, 32), r"experts.down_proj .* \(8, 16, 32\) .* got \(7, 16, 32\)"),
-        ("gpt-oss", "router.bias", (5,), r"router.bias .* \(8,\) .* got \(5,\)"),
         ("gpt-oss", "experts.limit", 6.0, "limit of hf_block.experts must be 7.0, got 6.0"),
         ("olmoe", "experts.down_proj", torch.float8_e4m3fn, "16 bits or more, not quantised ones, got torch.float8_e4"),
         ("qwen3", "experts.act_fn", nn.GELU(), "activation of hf_block must be SiLU or SiLUActivation, got GELU"),
         ("deepseek", "gate.num_group", None, "DeepSeek-V3 block of transformers 5.18 or later.*num_group"),
-        ("qwen2", "shared_expert_gate.weight", None, "Qwen2-MoE block of .* later: .shared_expert_gate"),
     ],
 )
 def test_what_our_block_lacks(kind, path, value, message):
@@ -187,11 +185,10 @@ def test_what_our_block_lacks(kind, path, value, message):
         convert_block(theirs)
 
 
-@pytest.mark.parametrize("bad", [nn.Linear(3, 4), MoE(4, 8, 2), type("GptOssMLP", (nn.Module,), {})()])
-def test_the_error_for_another_family_names_those_that_are_known(bad):
-    with pytest.raises(ValueError, match=f"hf_block must be .* got {type(bad).__name__}$") as error:
-        convert_block(bad)
-    assert all(f"{block.family} ({name})" in str(error.value) for name, block in BLOCKS.items())
+def test_another_block_is_refused():
+    for bad in (nn.Linear(3, 4), type("GptOssMLP", (nn.Module,), {})()):
+        with pytest.raises(ValueError, match=f"hf_block must be .* got {type(bad).__name__}$"):
+            convert_block(bad)
     assert {block for block, _, _ in KINDS.values()} == set(BLOCKS)
 
 

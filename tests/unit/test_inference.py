@@ -8,7 +8,6 @@ from itertools import cycle
 
 import pytest
 import torch
-from live_tools import work
 from torch import nn
 
 from moe_lessons.analysis import busy, count_parameters, inference, timing
@@ -156,15 +155,6 @@ def test_milliseconds_wait_for_a_gpu_and_are_of_one_thread_or_of_the_clock_on_th
 
 
 SAID = "of this machine: do not trust these times."
-
-
-def test_of_ones_own_work_nothing_is_said(monkeypatch, capsys):
-    times = namedtuple("times", "user guest idle")  # a machine on which only this process works
-    monkeypatch.setattr(busy.psutil, "cpu_times", lambda: times(time.process_time(), 0.0, time.monotonic()))
-    with busy.watching_others():
-        torch.randn(500, 500) @ torch.randn(500, 500)
-        work(0.3)
-    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("where", ["a terminal", "a notebook", "a notebook that is rendered"])

@@ -1,15 +1,13 @@
 """The planner: its bytes are those that ranks count, and its memory adds up. The counts of published models."""
 
 import csv
-import importlib.util
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from data import make_published_models as maker
 from moe_lessons.analysis import plan, planner
 from moe_lessons.analysis.counting import published_models
 from moe_lessons.analysis.planner import UTILISATION, check_published, copies_sent
@@ -115,32 +113,6 @@ def test_the_planner_against_published_figures():
     assert near.tolist() == [True, True, False] and (checked.reason.notna() == ~near).all()
 
 
-CSV = data_path("published_models.csv")
-
-
-def load_maker():
-    path = CSV.with_name("make_published_models.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    maker = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "dont_write_bytecode", True)  # data/ is packed as it lies
-        spec.loader.exec_module(maker)
-    return maker
-
-
-maker = load_maker()
-build, built = maker.build, {}
-
-
-def build_once(model):
-    if (key := repr(model)) not in built:
-        built[key] = build(model)
-    return built[key]
-
-
-maker.build = build_once
-
-
 def test_counted_agrees_with_published_except_where_the_note_says_why():
     frame = published_models()
     assert len(frame) == len(maker.MODELS) == 16 and frame.total_params.is_monotonic_decreasing
@@ -156,7 +128,7 @@ def test_csv_equals_the_model_class(model):
     transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     if not hasattr(transformers, model.hf_class):
         pytest.skip(f"transformers {transformers.__version__} has no {model.hf_class}")
-    with Path(CSV).open(encoding="utf-8", newline="") as file:
+    with data_path("published_models.csv").open(encoding="utf-8", newline="") as file:
         stored = {row["name"]: row for row in csv.DictReader(file)}
     assert {column: str(value) for column, value in maker.row(model).items()} == stored[model.name]
     assert published_sizes()[model.name] == maker.count(model)

@@ -2,15 +2,11 @@
 
 import importlib.util
 import re
-import signal
-import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
 import nbformat
-import psutil
 import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -76,20 +72,6 @@ def test_the_command_goes_on_after_a_bad_notebook_and_says_so(tmp_path, capsys):
     assert re.search("(?s)# boom.*ZeroDivisionError.*: division by zero", printed) and bad.read_text() == before
 
 
-def test_an_interrupt_ends_it_with_the_kernel_and_leaves_the_files(tmp_path):
-    paths = [write(tmp_path / f"{name}.ipynb", "open('begun', 'w')\nimport time; time.sleep(60)") for name in "ab"]
-    before = [path.read_bytes() for path in paths]
-    command = [sys.executable, "-m", "tools.render", *map(str, paths)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        while not (tmp_path / "begun").exists():
-            time.sleep(0.2)
-        kernels = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and said == f"{paths[0]} … is unchanged: interrupted\n"
-    assert kernels and not psutil.wait_procs(kernels, timeout=20)[1] and before == [path.read_bytes() for path in paths]
-
-
 def test_the_animation_shows_the_auxiliary_loss_switched_on_and_is_the_same_each_time(tmp_path):
     for name in ("one.gif", "other.gif"):
         pictures.animate(tmp_path / name, collapse=8, rescue=16)
@@ -126,34 +108,6 @@ def test_the_block_of_hugging_face_computes_the_same(layer, which):
     for call in calls.values():
         for a, b in zip(call(), ours, strict=True):
             torch.testing.assert_close(a, b)
-
-
-def test_a_model_is_timed_beside_its_baselines_and_hugging_face():
-    ours = [MIXTURE, SAME_ACTIVE, SAME_TOTAL]
-    assert list(cases.training(MODEL, 2, 5)) == [*ours, *HF]
-    calls = cases.decoding(MODEL)
-    assert list(calls) == [*ours, *HF_FEW]
-    for name in calls if HAS_HF else ours:
-        ids = calls[name]()
-        assert ids.shape == (1, 49) and ids.unique().numel() > 30  # other tokens need other experts
-
-
-def test_each_is_divided_by_what_ran_in_the_same_rounds(monkeypatch):
-    """From turn to turn the machine gets twice as slow; what is timed takes 3 times its baseline."""
-    turns = []
-
-    def slower_and_slower(calls, rounds, device):
-        turns.append(len(calls))
-        return [[3.0 * 2 ** len(turns)] * rounds, [2.0 ** len(turns)] * rounds]
-
-    def refuse():
-        raise RuntimeError("strides should be multiple of 16 bytes\nand more")
-
-    monkeypatch.setattr(bench, "take_turns", slower_and_slower)
-    calls = {"base": int, "one": int, "picky": refuse, "two": int}
-    baseline_ms, found = bench.measure(Case("name", "base", lambda: calls), CPU, seconds=0.01)
-    assert baseline_ms == 4 and turns == [2, 2] and [found[name].median for name in ("one", "two")] == [3, 3]
-    assert found["picky"] == "strides should be multiple of 16 bytes"
 
 
 def test_the_table_has_every_row_and_the_threads_are_given_back(tiny, capsys):
