@@ -19,7 +19,6 @@ def new_session(monkeypatch):
 
     def forget():
         monkeypatch.setattr(progress, "_session", {})
-        monkeypatch.setattr(progress, "_said", set())
 
     forget()
     return forget

@@ -12,14 +12,13 @@ import errno
 import json
 import os
 import shutil
-import stat
 import sys
 import threading
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from platformdirs import user_data_path
 
 from moe_lessons.support.files import write_whole
@@ -30,23 +29,19 @@ PATIENCE = 5.0  # seconds that a record waits for another process
 Progress = dict[str, dict[str, dict[str, Any]]]  # section -> key -> entry
 
 _session: Progress = {}  # what is not in the file yet
-_said: set[str] = set()  # the troubles that were told
-_guard = threading.RLock()  # of the two: widgets answer on threads of their own
+_guard = threading.RLock()  # of it: widgets answer on threads of their own
 
 
 def record(section: str, key: str, **entry: Any) -> str | None:
     """Keep what a learner did, with the time; fields of the same key that are not given stay.
 
-    section: one of `SECTIONS`. key: lesson, dot, name, such as '05.survivors'. It never raises: what cannot be
-    written stays in this session. Returns what is wrong, in a sentence, or None."""
-    try:
-        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        entry = json.loads(json.dumps(entry, default=_plain)) | {"when": now}
-    except (TypeError, ValueError, RecursionError) as error:
-        return _say(f"{key} was not recorded: it cannot be written as JSON: {error}")
+    section: one of `SECTIONS`. key: lesson, dot, name, such as '05.survivors'. What cannot be written stays in this
+    session. Says, and returns, what is wrong, or returns None."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    entry = json.loads(json.dumps(entry, default=float)) | {"when": now}  # float: of a number of numpy or torch
     with _guard:
         entries = _session.setdefault(section, {})
-        entries[str(key)] = entries.get(str(key), {}) | entry
+        entries[key] = entries.get(key, {}) | entry
         return _save()
 
 
@@ -58,19 +53,16 @@ def read() -> Progress:
             found, damage = _read(path) if path else ({}, "")
             if damage:
                 _save()  # which keeps it aside
-        except OSError as error:
-            _say(_trouble(error, path))
+        except OSError:  # the next record says so
+            pass
         return {section: {} for section in SECTIONS} | _merge(found, _session)
 
 
 def export(path: str | Path) -> Path:
-    """Write all to a new file. Raises OSError where that cannot be, where it exists, or what is kept cannot be read."""
-    path, kept = Path(path).expanduser().absolute(), file()
-    if kept:
-        _read(kept)
-    if os.path.lexists(path):  # a link too
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-    write_whole(path, _as_json(read()), follow=False)
+    """Write all to a new file. Raises OSError where that cannot be, or where it exists."""
+    path = Path(path).expanduser().absolute()
+    with open(path, "xb") as new:
+        new.write(_as_json(read()))
     return path
 
 
@@ -82,9 +74,8 @@ def reset() -> Path | None:
         path, copy = file(), None
         if path and path.exists():
             with _lock(path):
-                _read(path)  # a later version's file is left alone
                 copy = _keep(path, "until")
-                _write(path, {})
+                write_whole(path, _as_json({}))
         _session.clear()
         return copy
 
@@ -97,8 +88,8 @@ def file() -> Path | None:  # None where it is off
 
 
 def _save() -> str | None:
-    """Put the session's entries into the file. Returns what is wrong, in a sentence, or None."""
-    path = file()
+    """Put the session's entries into the file. Says, and returns, what is wrong, or returns None."""
+    path, trouble = file(), None
     if path is None:
         return None
     try:
@@ -106,14 +97,18 @@ def _save() -> str | None:
         with _lock(path):
             found, damage = _read(path)
             if damage:
-                _say(f"Your progress file was damaged ({damage}): it is kept as {_keep(path, 'damaged')}.")
+                print(
+                    f"Your progress file was damaged ({damage}): it is kept as {_keep(path, 'damaged')}.",
+                    file=sys.stderr,
+                )
             if _session or damage:
-                _write(path, _merge(found, _session))
+                write_whole(path, _as_json(_merge(found, _session)))
+        _session.clear()
     except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
-        return _say(_trouble(error, path))
-    _session.clear()
-    _said.difference_update([said for said in _said if said.startswith("Not saved")])
-    return None
+        why = getattr(error, "strerror", None) or error
+        trouble = f"Not saved yet: {path}: {why}. Your answers stay in this session and are saved once that is mended."
+        print(trouble, file=sys.stderr)
+    return trouble
 
 
 def _lock(path: Path) -> FileLock:
@@ -129,10 +124,8 @@ def _read(path: Path) -> tuple[Progress, str]:
     try:
         content = dict(json.loads(path.read_text("utf-8")))
     except (ValueError, TypeError, RecursionError) as error:  # no JSON, no UTF-8, no sections
-        return {}, f"it is no JSON: {error}" if path.stat().st_size else "it is empty"
-    version = content.pop("version", VERSION)
-    if isinstance(version, int) and version > VERSION:
-        raise OSError(errno.EINVAL, f"it is of a later version of the course ({version}) and left alone; update yours")
+        return {}, f"it is no JSON: {error}"
+    content.pop("version", VERSION)
     sections = {name: part for name, part in content.items() if isinstance(part, dict)}
     whole = {name: {k: e for k, e in part.items() if isinstance(e, dict)} for name, part in sections.items()}
     return whole, "" if whole == content else "entries that are none"
@@ -147,31 +140,9 @@ def _merge(*parts: Progress) -> Progress:
     return merged
 
 
-def _write(path: Path, progress: Progress) -> None:
-    if path.exists() and not path.stat().st_mode & stat.S_IWUSR:  # else it would be replaced
-        raise PermissionError(errno.EACCES, "the file is read-only")
-    write_whole(path, _as_json(progress), follow=False)
-
-
 def _keep(path: Path, why: str) -> Path:
     return Path(shutil.copyfile(path, path.with_name(f"{path.stem}.{why}-{datetime.now():%Y-%m-%dT%H-%M-%S-%f}.json")))
 
 
 def _as_json(progress: Progress) -> bytes:
     return (json.dumps({"version": VERSION} | progress, indent=1) + "\n").encode()
-
-
-def _plain(value: Any) -> Any:  # of numpy or torch
-    return value.item() if getattr(value, "size", None) == 1 or getattr(value, "ndim", None) == 0 else str(value)
-
-
-def _trouble(error: BaseException, path: Path | None) -> str:
-    why = "another process holds its lock" if isinstance(error, Timeout) else getattr(error, "strerror", None) or error
-    return f"Not saved yet: {path}: {why}. Your answers stay in this session and are saved once that is mended."
-
-
-def _say(trouble: str) -> str:
-    if trouble not in _said:
-        _said.add(trouble)
-        print(trouble, file=sys.stderr)
-    return trouble

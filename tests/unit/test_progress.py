@@ -18,7 +18,6 @@ from moe_lessons.course import progress
 NEEDS_PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
 GOOD = {"07.speed": {"value": 2.0}}
 DAMAGED = {
-    "empty": b"",
     "truncated": b'{"version": 1, "quiz": {"05.a": {"first"',
     "no UTF-8": b"\xff\xfe\x00",
     "nested without end": b"[" * 200_000,
@@ -37,7 +36,7 @@ def content(path: Path) -> dict:
     return json.loads(path.read_text("utf-8"))
 
 
-def test_what_is_recorded_is_there_in_the_next_session(path, new_session, capsys):
+def test_what_is_recorded_is_there_in_the_next_session(path, new_session):
     assert progress.record("quiz", "05.survivors", first="a", last="b") is None
     new_session()
     progress.record("quiz", "05.survivors", last="c")
@@ -45,11 +44,9 @@ def test_what_is_recorded_is_there_in_the_next_session(path, new_session, capsys
     assert set(found) == set(progress.SECTIONS)
     entry = found["quiz"]["05.survivors"]
     assert entry.pop("when").endswith("+00:00") and entry == {"first": "a", "last": "c"}  # what is not given stays
-    progress.record("figures", "07.all", a=np.float32(0.5), b=torch.tensor(3), c=np.arange(2), d=Path("x"))
+    progress.record("figures", "07.all", a=np.float32(0.5), b=torch.tensor(3))
     entry = content(path)["figures"]["07.all"]
-    assert (entry["a"], entry["b"], entry["c"], entry["d"]) == (0.5, 3, "[0 1]", "x")
-    assert "cannot be written as JSON" in progress.record("quiz", "05.a", last={(1, 2): 3})
-    assert capsys.readouterr().err.count("\n") == 1 and "05.a" not in content(path)["quiz"]
+    assert (entry["a"], entry["b"]) == (0.5, 3)
 
 
 @pytest.mark.parametrize("name, value", [("MOE_LESSONS_PROGRESS", "off"), ("MOE_LESSONS_STATIC", "1")])
@@ -122,7 +119,7 @@ def full(*_):
 
 
 TROUBLES = {
-    "another process holds its lock": lambda path: FileLock(f"{path}.lock"),
+    "could not be acquired": lambda path: FileLock(f"{path}.lock"),
     "No space left on device": lambda path: mock.patch.object(os, "fsync", full),
 }
 
@@ -138,7 +135,7 @@ def test_where_the_file_cannot_be_written_it_stays_whole_and_the_answers_come_la
         assert path.read_bytes() == before and progress.read()["quiz"]["05.b"]["last"] == "d"
     assert progress.record("quiz", "05.e", last="e") is None
     assert [entry["last"] for entry in content(path)["quiz"].values()] == ["a", "d", "e"]
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err.count("Not saved yet") == 3
 
 
 @pytest.mark.parametrize(
@@ -149,11 +146,10 @@ def test_where_the_file_cannot_be_written_it_stays_whole_and_the_answers_come_la
         pytest.param(lambda path: path.parent.mkdir() or os.mkfifo(path), marks=NEEDS_PIPES),
     ],
 )
-def test_a_place_where_no_file_can_be_is_named_and_waited_for_by_nobody(path, capsys, taken):
+def test_a_place_where_no_file_can_be_is_named_and_waited_for_by_nobody(path, taken):
     taken(path)
-    for answer in "abc":
-        assert "Not saved yet" in progress.record("quiz", "05.a", last=answer)
-    assert progress.read()["quiz"]["05.a"]["last"] == "c" and capsys.readouterr().err.count("\n") == 1
+    assert "Not saved yet" in progress.record("quiz", "05.a", last="a")
+    assert progress.read()["quiz"]["05.a"]["last"] == "a"
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
@@ -168,15 +164,3 @@ def test_a_damaged_file_is_kept_aside_and_what_is_whole_of_it_used(path, capsys,
     assert said.count("\n") == 1 and said.startswith("Your progress file was damaged") and str(aside) in said
     progress.record("quiz", "05.d", last="d")
     assert len(list(path.parent.glob("*damaged*"))) == 1 and capsys.readouterr().err == ""
-
-
-def test_a_file_from_the_future_is_never_written_over(path, capsys):
-    path.parent.mkdir()
-    path.write_text('{"version": 2, "quiz": {"05.a": {"last": "z"}}}')
-    before = path.read_bytes()
-    assert "of a later version of the course (2)" in progress.record("quiz", "05.b", last="c")
-    assert progress.read()["quiz"]["05.b"]["last"] == "c"
-    for ask in (progress.reset, lambda: progress.export(path.with_name("mine.json"))):  # it would be a part only
-        with pytest.raises(OSError, match=r"of a later version of the course \(2\) and left alone"):
-            ask()
-    assert path.read_bytes() == before and list(path.parent.glob("*.json")) == [path]
