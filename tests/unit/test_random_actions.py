@@ -33,7 +33,7 @@ from moe_lessons.plots.panels import _history
 from moe_lessons.tasks import TextTask, make_text
 from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets import BalancingLab, CollapseLab, Playground, RoutingLab, live
+from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground, RoutingLab, live
 from moe_lessons.widgets.canvas import LiveCanvas
 from moe_lessons.widgets.picture import descendants
 
@@ -72,6 +72,7 @@ STARTS = {
         lambda: CollapseLab(max_steps=6),
         lambda: CollapseLab("router only", seed=2, max_steps=6),
     ),
+    "facts": (lambda: FactsLab(3, num_entries=40, max_steps=6), lambda: FactsLab(2, 1, 20, lr=0.01, max_steps=6)),
 }  # fmt: skip
 
 
@@ -343,7 +344,7 @@ class Actions(RuleBasedStateMachine):
                 page.check_shows(place, panel)
             assert view.lines().items() <= page.words.items() and view.sentence()
         view._kept = kept
-        assert page.words["experts"] == view.state.values.get("num_experts", 8)
+        assert page.words["experts"] == view.state.values.get("num_experts", 8) * view.spec.has_chips
         if isinstance(view, BalancingLab):  # a tile may be ahead of the others, or catch up
             assert all(tile.readings[-1].step == tile.step for tile in view.tiles.values())
         else:
