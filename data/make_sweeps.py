@@ -178,7 +178,7 @@ def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpu": cpu_name(),
-        "threads": run.threads,
+        "threads": 1,
     }
 
 

@@ -54,7 +54,7 @@ class Run:
     task: has `batch(num, generator) -> (x, y)`, y the correct classes, or -100 where nothing is scored. One that keeps
         a part of its data to measure on has `held_out(num_per_domain) -> (x, y, domain)` and `domains` too.
     seed: of the data and of the noise. The same seed gives the same numbers on the same machine: a run computes with
-        `threads` threads and (on a CPU or with CUDA) random numbers of its own, whatever goes on around it.
+        one thread and (on a CPU or with CUDA) random numbers of its own, whatever goes on around it.
     warmup_steps, decay_steps: see `lr_scale`. max_grad_norm: a gradient of a larger norm is scaled down to it.
 
     `knobs` may change between steps; `records` and `history` hold every step so far. `after_backward` and `after_step`
@@ -80,7 +80,6 @@ class Run:
         lr: float = 0.01,
         batch_size: int = 256,
         seed: int = 0,
-        threads: int = 1,
         warmup_steps: int = 0,
         decay_steps: int | None = None,
         max_grad_norm: float | None = None,
@@ -91,7 +90,6 @@ class Run:
             raise ValueError(f"model must be a module with parameters, got {type(model).__name__}")
         self.knobs, self.seed = Knobs(model, lr), check_seed(seed)
         self.batch_size = check_positive_int("batch_size", batch_size, 2**20)
-        self.threads = check_positive_int("threads", threads)
         self.warmup_steps = check_count("warmup_steps", warmup_steps)
         if decay_steps is not None and check_positive_int("decay_steps", decay_steps) <= warmup_steps:
             raise ValueError(f"decay_steps must be above warmup_steps ({warmup_steps}), got {decay_steps}")
@@ -302,9 +300,9 @@ class Run:
 
     @contextmanager
     def _own_random_numbers(self) -> Iterator[None]:
-        """Have this run's threads inside, and the noise of this step, which follows from its number."""
+        """Have one thread inside, and the noise of this step, which follows from its number."""
         cuda = [self.device.index or 0] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(cuda), torch_threads(self.threads):
+        with torch.random.fork_rng(cuda), torch_threads(1):
             for generator in (torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)):
                 generator.manual_seed((NOISE * (self.seed + 1) + len(self.records)) % 2**63)
             yield

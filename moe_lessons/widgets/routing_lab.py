@@ -30,7 +30,7 @@ ROUTING_LAB = Spec(
     title="Routing laboratory",
     defaults={"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600}
     | (FIELDS | KNOBS_AT_FIRST)
-    | {"layer": 0, "seed": 0, "threads": 1, "batch_size": 32, "device": "cpu"},
+    | {"layer": 0, "seed": 0, "batch_size": 32, "device": "cpu"},
     start=("domains", *SIZES, "seed"),
     live=tuple(KNOBS),
     display=("layer", "x_axis"),
@@ -44,7 +44,7 @@ class RoutingLab(Lab):
     """Train a language model of experts on bytes, live, and show which expert serves which.
 
     task: names of `tasks.DOMAINS`, all of them by default, or a `TextTask`, such as one from a file of your own.
-    config: the sizes of the model; layer: the MoE layer that panels show. threads, batch_size: see `Run`.
+    config: the sizes of the model; layer: the MoE layer that panels show. batch_size: see `Run`.
     settings: fields of `nn.TransformerConfig`, and knobs. panels, play, max_steps: see `LiveRun`.
     device: see `Playground`.
 
@@ -54,7 +54,7 @@ class RoutingLab(Lab):
 
     def __init__(
         self, task=DOMAINS, config: TransformerConfig | None = None, panels=USUAL_PANELS, *, layer: int = 0,
-        seed: int = 0, threads: int = 1, batch_size: int = 32, play: int = 0, max_steps: int = 600, device: str = "cpu",
+        seed: int = 0, batch_size: int = 32, play: int = 0, max_steps: int = 600, device: str = "cpu",
         **settings: Any,
     ):  # fmt: skip
         config = config or TransformerConfig()
@@ -69,7 +69,7 @@ class RoutingLab(Lab):
         self._text = task if hasattr(task, "held_out") else None  # of your own: it stays what it is
         spec = ROUTING_LAB if self._text is None else replace(ROUTING_LAB, start=ROUTING_LAB.start[1:])
         values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST
-        values |= {"domains": task, "seed": seed, "layer": layer, "threads": threads, "batch_size": batch_size}
+        values |= {"domains": task, "seed": seed, "layer": layer, "batch_size": batch_size}
         values["device"] = device
         values["panels"] = panels
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=2)
@@ -96,7 +96,7 @@ class RoutingLab(Lab):
         text = self._text or corpus(values["domains"])
         with seeded(values["seed"]):
             model = LanguageModel(self._sized(values)).to(values["device"])
-        return {"MoE": Run(model, text, **{name: values[name] for name in ("batch_size", "seed", "threads")})}
+        return {"MoE": Run(model, text, batch_size=values["batch_size"], seed=values["seed"])}
 
     def rows(self) -> list[W.Widget]:
         if self._text is None:

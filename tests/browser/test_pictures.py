@@ -10,7 +10,7 @@ SOURCES = (
     "from pathlib import Path\nfrom time import sleep\n\nfrom moe_lessons.widgets import *",
     "playground = Playground(play=60)\nplayground",
     "BalancingLab(seeds=1, play=10)",
-    "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, threads=1, play=5)",
+    "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, play=5)",
     "while Path('busy').exists():\n    sleep(0.05)",
 )
 

@@ -13,7 +13,7 @@ from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground,
 from moe_lessons.widgets.picture import descendants
 
 ENDLESS = 10**6  # steps; a test that trains so many has forgotten to stop
-TEXT = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
+TEXT = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4}
 LABS = {
     "Playground": Playground,
     "RoutingLab": lambda task=("code", "json"), **own: RoutingLab(task, **TEXT | {"panels": ("loss", "domains")} | own),

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from moe_lessons.support.interrupts import heeding, held_back
+from moe_lessons.support.interrupts import held_back
 from moe_lessons.training import PlaneSetting, bar, plane_runs, train
 from tools.render import WIDGET
 
@@ -32,26 +32,6 @@ def test_an_interrupt_ends_it_and_bars_around_it_after_the_thing_in_work(capsys)
             if done == [(0, 0), (0, 1)]:
                 interrupt()
     assert done == [(0, 0), (0, 1)] and capsys.readouterr().out.count("Stopped after") == 2
-
-
-def test_handlers_may_end_in_any_order_and_that_of_a_later_cell_stays():
-    heard, before = [], signal.getsignal(signal.SIGINT)
-    first, second, left = (heeding(lambda name=name: heard.append(name)) for name in ("first", "second", "left"))
-    first.__enter__(), second.__enter__()
-    interrupt()
-    first.__exit__(None, None, None)
-    interrupt()  # told to the second alone, and to nobody before it
-    second.__exit__(None, None, None)
-    assert heard == ["second", "first", "second"] and signal.getsignal(signal.SIGINT) is before
-    left.__enter__()
-    over = signal.signal(signal.SIGINT, lambda *_: heard.append("cell"))  # as ipykernel does for a cell
-    left.__exit__(None, None, None)
-    interrupt()
-    assert heard[3:] == ["cell"]
-    signal.signal(signal.SIGINT, over)  # at the end of that cell: whoever comes next tidies up
-    with heeding(int):
-        pass
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_what_is_held_back_comes_at_the_end_and_where_it_is_let_through_at_once():

@@ -50,7 +50,7 @@ SIZES = {
     "tasks.text.HELD_OUT_BYTES": 1000, "plots.panels.text.LENGTH": 10, "widgets.live.NUM_TRACED": 4,
     "widgets.live.QUICK": 0, "widgets.loop.TURN": 0,
 }  # fmt: skip
-TEXT = {"d_model": 8, "num_heads": 2, "num_kv_heads": 1, "d_ff": 8, "num_experts": 3, "batch_size": 2, "threads": 1}
+TEXT = {"d_model": 8, "num_heads": 2, "num_kv_heads": 1, "d_ff": 8, "num_experts": 3, "batch_size": 2}
 TEXT, MINE = TEXT | {"max_steps": 6}, TextTask({"text": make_text("code", 4000)})
 STARTS = {
     "playground": (

@@ -16,7 +16,7 @@ from moe_lessons.tasks import TextTask, make_text, text
 from moe_lessons.widgets import LiveRun, RoutingLab, live, routing_lab
 from moe_lessons.widgets.picture import descendants
 
-SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4, "threads": 1}
+SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4}
 TWO = ("english", "json")
 MAPS = ("domains", "classes", "text")
 
