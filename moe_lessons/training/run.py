@@ -156,25 +156,24 @@ class Run:
         start = time.perf_counter()
         if not self.model.training:
             self.model.train()
-        with self._own_random_numbers(), torch.enable_grad():
-            x, y = self.draw(self.batch_size, self.generators)
-            try:
-                logits, routings = self._forward(x)
-            except Exception as error:  # the model itself may refuse what is not finite
-                if all(weight.isfinite().all() for weight in self._parameters):
-                    raise
-                self._diverge(str(error))
-            losses, correct = token_losses(logits, y)
-            total, auxiliary = scored_mean(losses, y), {}
-            for name, knob in KNOBS.items():
-                if knob.loss:
-                    auxiliary[name] = value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
-                    if (weight := getattr(self.knobs, name)) > 0:  # what weighs nothing costs no backward
-                        total = total + weight * value
-            self.optimizer.zero_grad()
-            total.backward()
-            norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
-            shown = self.measures(losses.detach(), correct, y, routings) | auxiliary | {"total": total, "norm": norm}
+        x, y = self.draw(self.batch_size, self.generators)
+        try:
+            logits, routings = self._forward(x)
+        except Exception as error:  # the model itself may refuse what is not finite
+            if all(weight.isfinite().all() for weight in self._parameters):
+                raise
+            self._diverge(str(error))
+        losses, correct = token_losses(logits, y)
+        total, auxiliary = scored_mean(losses, y), {}
+        for name, knob in KNOBS.items():
+            if knob.loss:
+                auxiliary[name] = value = sum(map(knob.loss, routings), start=torch.zeros((), device=self.device))
+                if (weight := getattr(self.knobs, name)) > 0:  # what weighs nothing costs no backward
+                    total = total + weight * value
+        self.optimizer.zero_grad()
+        total.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        shown = self.measures(losses.detach(), correct, y, routings) | auxiliary | {"total": total, "norm": norm}
         return Computed(routings, norm, shown, time.perf_counter() - start)
 
     def check_finite(self, numbers: dict[str, np.ndarray]) -> None:
@@ -342,15 +341,16 @@ def step_together(runs: Iterable[Run], between: Callable[[], None] = lambda: Non
     with held_back() as signals:
         snapshots = [run.snapshot(run._spare) for run in runs]
         try:
-            with signals.let_through():
-                computed = []
-                for run in runs:
-                    if computed:
+            computed = []
+            for run in runs:
+                if computed:
+                    with signals.let_through():
                         between()
+                with run._own_random_numbers(), torch.enable_grad(), signals.let_through():  # whose ends are held back
                     computed.append(run.compute())
-                start = time.perf_counter()
-                all_numbers = gathered(*(each.shown for each in computed))
-                waited = (time.perf_counter() - start) / len(runs)
+            start = time.perf_counter()
+            all_numbers = gathered(*(each.shown for each in computed))
+            waited = (time.perf_counter() - start) / len(runs)
             for run, numbers in zip(runs, all_numbers, strict=True):
                 run.check_finite(numbers)
             for run, each, numbers in zip(runs, computed, all_numbers, strict=True):
