@@ -1,6 +1,6 @@
 """Pictures of experts: how busy each is, by layer and by model, who is pushed where, who is full, who sends what."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -26,20 +26,15 @@ def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -
     ax = axes_for(min(max(6.4, 1.6 + 0.62 * starts[-1]), 11), 2.9, title, ylabel=ylabel)
     places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
     rows = pd.concat(tables.values())
-    grouped_bars(ax, places, rows)
+    width = 0.8 / len(rows.columns)
+    for i, (name, color) in enumerate(zip(rows, INKS)):
+        ax.bar(places + (i + 0.5) * width - 0.4, rows[name], width, color=color, label=name)
+    ax.axhline(0, lw=0.8, color=LIGHT.grid)
     ax.set_xticks(places, [f"layer {layer}" for layer in rows.index])
     options = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top", "weight": "bold"}
     for name, start, end in zip(tables, starts, starts[1:]):
         annotate(ax, name, ((start + end - 1.6) / 2, 0), (0, -20), **options)
     return name_over(ax)
-
-
-def grouped_bars(ax: Axes, places: Sequence[float], columns: Mapping[str, Sequence], colors=INKS) -> None:
-    """Draw at each place a bar for each column, side by side."""
-    width = 0.8 / len(columns.keys())
-    for i, (name, color) in enumerate(zip(columns, colors)):
-        ax.bar(np.add(places, (i + 0.5) * width - 0.4), columns[name], width, color=color, label=name)
-    ax.axhline(0, lw=0.8, color=LIGHT.grid)
 
 
 def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:

@@ -15,7 +15,7 @@ from moe_lessons.widgets.canvas import LiveCanvas
 
 
 class Picture(W.VBox):
-    """Show panels and a line that says the same. A subclass has rows of controls over them, and says other panels.
+    """Show panels. A subclass has rows of controls over them, says other panels, and a line that says the same.
 
     >>> from moe_lessons.plots.panels.shares import load_panel
     >>> Picture(load_panel([0.25, 0.75]))
@@ -24,8 +24,8 @@ class Picture(W.VBox):
 
     status: dict[str, Any] = {"state": "paused"}  # and, of what trains, `step` and `until`
 
-    def __init__(self, panels: Panel | Sequence[Panel] = (), words: str = "", rows: Sequence[W.Widget] = ()):
-        self._panels, self._words = [panels] if isinstance(panels, Panel) else list(panels), words
+    def __init__(self, panels: Panel | Sequence[Panel] = (), rows: Sequence[W.Widget] = ()):
+        self._panels = [panels] if isinstance(panels, Panel) else list(panels)
         self.canvas = LiveCanvas()
         super().__init__([*rows, self.body()])
         self.add_class("moe-view")
@@ -39,7 +39,7 @@ class Picture(W.VBox):
         return self._panels
 
     def sentence(self) -> str:
-        return self._words
+        return ""
 
     def show(self, words: str | None = None) -> None:
         panels = dict(enumerate(self.panels()))

@@ -148,14 +148,6 @@ def test_pointing_at_an_expert_lights_it_up_everywhere(playground):
     playground.wait_for(lambda: playground.in_colour(5, TERRITORY, FILM, LOAD) == five)
 
 
-def test_without_motion_nothing_fades(playground):
-    playground.page.emulate_media(reduced_motion="reduce")
-    playground.point(LOAD, 0.51, 0.8)
-    playground.page.evaluate("() => new Promise((then) => requestAnimationFrame(() => requestAnimationFrame(then)))")
-    assert not any(playground.in_colour(5, TERRITORY, FILM, LOAD))
-    playground.page.emulate_media(reduced_motion="no-preference")
-
-
 TIPS = [
     (0, HEATMAP, r"Token \d+ E\d, router probability [\d.]+ %"),
     (1, "jitter", r"step \d+ E\d, share of assignments [\d.]+ %"),

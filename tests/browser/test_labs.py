@@ -1,9 +1,7 @@
 """The laboratories in a real browser, on a dark page: they train, answer, start afresh and say what they refuse."""
 
-import re
 
 import pytest
-from playwright.sync_api import expect
 
 from moe_lessons.plots.theme import DARK_LINES, RED
 
@@ -29,7 +27,7 @@ def notebook(open_notebook):
 @pytest.fixture
 def view(request, notebook, view_of):
     """The laboratory that the name of the test begins with; it is left paused."""
-    places = {"routing": 0, "balancing": 1, "facts": 2}
+    places = {"balancing": 1, "facts": 2}
     view = view_of(notebook.page, places[request.node.name.split("_")[1]])
     yield view
     view.pause()
@@ -50,18 +48,6 @@ def test_a_knob_is_turned_while_it_trains(notebook, view_of, place, says):
     view.pause()
 
 
-def test_routing_starts_afresh_with_more_experts_and_says_what_a_router_has_no_use_for(notebook, view):
-    step = view.step
-    view.handle("Experts E").focus()
-    notebook.page.keyboard.press("ArrowRight")
-    view.wait_for(lambda: view.step == 0)
-    assert step > 0 and view.value("Experts E") == "16"
-    chips = view.view.locator(".moe-chips button i")
-    assert len(set(chips.evaluate_all("chips => chips.map(chip => getComputedStyle(chip).background)"))) == 16
-    view.view.get_by_label("Router", exact=True).select_option("sigmoid")
-    view.view.get_by_text("Off: the noise needs a top-k router.").wait_for()
-
-
 def test_balancing_adds_a_pair_which_catches_up_and_can_be_taken_away(notebook, view):
     box = view.view.get_by_role("checkbox", name="auxiliary loss + capacity")
     if box.count() and box.is_checked():  # the test is run again
@@ -78,18 +64,6 @@ def test_balancing_adds_a_pair_which_catches_up_and_can_be_taken_away(notebook, 
     box.press("Space")
     view.wait_for(lambda: view.view.locator("figure").count() == panels)
     assert not box.is_checked()
-
-
-def test_balancing_selects_a_tile_by_a_click_and_by_the_keys_of_the_list(notebook, view):
-    highlight = view.view.get_by_label("Highlight", exact=True)
-    for name in ("nothing", "auxiliary loss"):
-        view.point(name, 0.5, 0.5, click=True)
-        view.view.locator(".moe-reading", has_text=re.compile(f"^{name}: ")).wait_for()
-        view.view.locator("figure.moe-chosen", has_text=name).wait_for()
-        expect(highlight.locator("option:checked")).to_have_text(name)
-    highlight.focus()
-    notebook.page.keyboard.press("ArrowUp")  # the list takes it, not the notebook
-    view.view.locator(".moe-reading", has_text=re.compile("^nothing: ")).wait_for()
 
 
 def lit(view, name: str, color: str) -> int:

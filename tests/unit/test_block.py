@@ -6,15 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from live_tools import MyMoE, click, mark, on_a_loop, settled
+from live_tools import MyMoE
 
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_baseline, seeded
 from moe_lessons.plots.marks import Boxes, Panel
 from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, block_panel, number
-from moe_lessons.tasks import PlaneClassifier, PlaneTask
-from moe_lessons.training import Run
-from moe_lessons.widgets import LiveRun, Playground, draw_block
+from moe_lessons.widgets import Playground, draw_block
 
 
 def made(num_experts=8, top_k=2, tokens=12, seed=0, block=MoE, **options):
@@ -140,21 +138,6 @@ def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_i
 def test_what_the_drawing_would_misstate_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         draw_block(*made(**options), token=2)
-
-
-@on_a_loop
-async def test_a_click_on_a_token_shows_its_numbers_while_it_trains():
-    with seeded(0):
-        model = PlaneClassifier(MoE(16, 8, num_experts=8, top_k=2), num_classes=8)
-    view = LiveRun(Run(model, PlaneTask("checker"), lr=0.02), panels=("territory", "loss", "block"), play=30)
-    await view.finished()
-    for token, seen in ((21, 21), (5, 5), (32, 5)):  # there is no token 32
-        click(view, "token", token)
-        await settled()
-        shown = view.canvas.panels[2]
-        assert mark(view, 0, object, 1).selected == view.state.token == seen
-        logits = view.plane.routing.router_logits[seen].tolist()
-        assert values(shown, "router logit") == pytest.approx(logits, abs=0.0051)
 
 
 def test_the_playground_shows_the_block_with_its_own_baseline():

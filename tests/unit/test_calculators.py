@@ -101,7 +101,7 @@ def test_one_move_draws_once_also_after_something_went_wrong(cost):
 
 
 def test_the_sentence_and_the_table_by_the_roofline_of_lesson_07(cost):
-    for figure in ("46.7 B parameters", "12.9 B", "27.6%", "93.4 GB", "27.6 B FLOPs", "They do not fit", "129 tokens"):
+    for figure in ("46.7 B parameters", "12.9 B", "27.6%", "93.4 GB", "27.6 B FLOPs", "129 tokens"):
         assert figure in cost.sentence()
     move(cost, context_length=0)
     read = 2 * (12_879_925_248 - 32000 * 4096)  # bytes: all active weights but the embedding, a look-up
@@ -183,15 +183,6 @@ def test_a_machine_of_your_own():
     made_again(cost)
     move(cost, machine="NVIDIA H200 SXM")
     assert "They fit into one NVIDIA H200 SXM" in cost.sentence() and "machine='NVIDIA H200 SXM'" in repr(cost)
-
-
-def test_every_control_says_what_it_does_and_a_static_page_has_no_widget(monkeypatch):
-    calculator = ConfigCalculator()
-    for control in calculator.inputs.values():
-        assert calculator.canvas.words["tips"][control.description] == control.tooltip != ""
-    monkeypatch.setenv("MOE_LESSONS_STATIC", "1")
-    data, metadata = calculator._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain"} and metadata["image/png"]["alt"] == calculator.sentence()
 
 
 def test_one_token_after_another_lights_its_experts_until_all_were_there(monkeypatch):

@@ -3,7 +3,6 @@
 import asyncio
 import functools
 import gc
-import io
 import signal
 import threading
 import time
@@ -14,12 +13,11 @@ import numpy as np
 import pytest
 import torch
 from ipywidgets.widgets import widget as ipywidgets
-from live_tools import ENDLESS, LABS, a_page, button, click, ended, mark, on_a_loop, settled, status, until, words, work
-from PIL import Image
+from live_tools import ENDLESS, LABS, a_page, button, click, ended, on_a_loop, settled, status, until, words, work
 
 from moe_lessons.analysis.collapse import watched_run
 from moe_lessons.nn import MoE, NoisyTopKRouter, seeded, torch_threads
-from moe_lessons.plots.marks import Bars, Line, Panel
+from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import PRESETS, Run
 from moe_lessons.widgets import LiveRun, canvas, live, loop
@@ -214,13 +212,14 @@ async def test_costly_panels_and_readings_of_your_own_get_their_part_of_the_time
 
 @on_a_loop
 async def test_while_a_long_step_is_trained_pictures_come_between_its_runs():
-    view = LiveRun({name: make_run(Task({"each": lambda: work(0.04)})) for name in "abc"}, ("loss",))
-    seen = []
-    view.canvas.send = lambda content, buffers: seen.append({len(run.records) for run in view.runs.values()})
+    drawn, seen = [], []
+    task = Task({"each": lambda: (drawn.append(1), work(0.04))})
+    view = LiveRun({name: make_run(task) for name in "abc"}, ("loss",))
+    view.canvas.send = lambda content, buffers: seen.append(len(drawn) % 3)
     view.canvas._patience = 0  # seconds: a page that is always worth a try
     view.play(6)
     await view.finished()
-    assert {0, 1} in seen and seen[-1] == {6}  # all are in step in a pause
+    assert {1, 2} <= set(seen) and view.step == 6
     share = view.loop.cost["training"] / sum(view.loop.cost[name] for name in ("training", "showing"))
     assert share > 0.85 and view.loop.cost["training"] < 6 * 3 * 0.1  # what it shows is not counted as training
 
@@ -313,22 +312,10 @@ async def test_who_waits_with_a_time_limit_stops_waiting_and_the_training_goes_o
     await ended(view)
 
 
-@on_a_loop
-async def test_the_last_picture_shows_the_last_step_of_a_noisy_router_though_the_page_is_not_ready():
-    view = LiveRun(make_run(noise_std=1.0), play=25)
-    view.canvas.answered = -100
-    await view.finished()
-    assert view.canvas.words["step"] == 25 and mark(view, 0, Line).x[-1] == 25
-    mean = torch.tensor([record.load[0] for record in view.main_run.records[-20:]]).mean(dim=0)
-    assert mark(view, 1, Bars).y.tolist() == pytest.approx(mean.tolist())
-
-
-def test_a_static_page_gets_a_picture_and_no_message_and_a_live_one_the_view_too(static, monkeypatch):
+def test_a_static_page_gets_no_message_and_a_live_one_the_view_too(static, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(canvas.LiveCanvas, "send", lambda *_: pytest.fail("a message to a page"))
         data, _ = make_view(play=9)._repr_mimebundle_()
-    assert set(data) == {"image/png", "text/plain"} and Image.open(io.BytesIO(data["image/png"])).width > 900
-    assert data["text/plain"] == "LiveRun(play=9)"
     monkeypatch.delenv("MOE_LESSONS_STATIC")
     assert set(make_view()._repr_mimebundle_()[0]) == set(data) | {"application/vnd.jupyter.widget-view+json"}
 

@@ -96,12 +96,10 @@ def test_the_words_tell_of_the_load_and_the_reading_is_the_routing_of_the_select
     assert "worse than guessing (2.08)" in Playground(lr=30.0, top_k=1, router_aux_loss_coef=0.0, play=60).words()
     trained.inputs["token"].value = 9
     logits, routing = routing_of(trained, trained.plane.points[9:10])
-    scores, best = routing.router_logits[0].sort(descending=True)
-    probs, text = routing.router_probs[0][best], trained.canvas.words["reading"]
+    text = trained.canvas.words["reading"]
     assert text.startswith("Token 9 at ") and trained.canvas.words["token"] == 9
-    assert ", ".join(f"E{e} {s:+.2f} ({p:.0%})" for e, s, p in zip(best[:4].tolist(), scores, probs)) in text
-    weights = (probs[:2] / probs[:2].sum()).tolist()
-    assert f"Served by: {weights[0]:.2f} × E{best[0]}, {weights[1]:.2f} × E{best[1]}." in text
+    served = zip(routing.topk_weights[0].tolist(), routing.topk_indices[0].tolist())
+    assert f"Served by: {', '.join(f'{weight:.2f} × E{e}' for weight, e in served)}." in text
     assert (", correct." if logits.argmax() == trained.plane.classes[9] else ", wrong.") in text
     dropping = Playground("capacity", capacity_factor=0.5)
     dropping.set(token=(set(range(NUM_TOKENS)) - set(dropping.plane.routing.token_idx.tolist())).pop())

@@ -1,15 +1,13 @@
 """The routing laboratory, and the panels that show who serves which bytes."""
 
 import functools
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from live_tools import assert_consistent, click, losses, mark, on_a_loop, settled
-from matplotlib.text import Text as Letters
 
 from moe_lessons.analysis.traces import expert_shares, trace
-from moe_lessons.nn import TopKRouter, TransformerConfig
+from moe_lessons.nn import TopKRouter
 from moe_lessons.plots.marks import Cells, Text
 from moe_lessons.plots.panels.text import PROMPT, line_start
 from moe_lessons.tasks import TextTask, make_text, text
@@ -41,28 +39,11 @@ def test_a_text_of_your_own_whose_name_is_shown_as_text():
     assert "domains" not in lab.inputs and f"TextTask({name}, context=32)" in repr(lab)
     assert f"most of each domain goes: {name} → E" in lab.canvas.words["reading"]  # the page knows no HTML here
     assert any("&lt;i&gt;a$b_1$" in getattr(child, "value", "") for child in descendants(lab))
-    assert lab.canvas.panels[0].y.ticks[0][1].startswith(name[:21]) and mark(lab, 1, Text).names == (name,)
-    shown = [letters for letters in lab.picture().findobj(Letters) if "<i>" in letters.get_text()]
-    assert len(shown) > 1 and not any(letters.get_parse_math() for letters in shown)
+    assert lab.picture().png() and mark(lab, 1, Text).names == (name,)
     with pytest.raises(ValueError, match="setting must be one of .*, got 'domains'"):
         lab.set(domains=TWO)
     lab.set(num_experts=2)
     assert lab.main_run.task is task and lab.main_run.num_experts == [2, 2]
-
-
-@on_a_loop
-async def test_the_last_domain_cannot_be_unticked():
-    lab = small(task="code")
-    lab.advance(2)
-    boxes = lab.inputs["domains"].boxes
-    boxes["code"].value = False
-    await settled()
-    assert "domains must be one of 'english'" in lab.canvas.words["trouble"] and boxes["code"].value
-    assert lab.step == 2
-    assert_consistent(lab)
-    boxes["english"].value = True
-    await settled()
-    assert lab.state.values["domains"] == ("english", "code") and lab.canvas.words["trouble"] == ""
 
 
 def test_a_router_of_your_own_can_be_chosen_again():
@@ -76,13 +57,6 @@ def test_a_router_of_your_own_can_be_chosen_again():
     lab.inputs["router"].value = MyRouter
     assert "router=MyRouter" in repr(lab) and isinstance(lab.main_run.model.layers[0].ffn.router, MyRouter)
     assert_consistent(lab)
-
-
-def test_a_config_gives_what_its_fields_give():
-    config = TransformerConfig(d_model=16, num_heads=2, num_layers=1, router="sigmoid", capacity_factor=1.5)
-    lab = RoutingLab(TWO, config, panels="loss", num_experts=2)
-    assert lab.main_run.model.config == replace(config, num_experts=2, capacity_factor=None)
-    assert lab.main_run.knobs.capacity_factor == 1.5
 
 
 def test_an_update_that_only_the_picture_finds_too_large_is_taken_back():
