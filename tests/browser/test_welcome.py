@@ -28,18 +28,6 @@ def test_run_all_trains_without_an_error(lesson, playground):
     assert lesson.page.locator(".moe-canvas").count() >= 5
 
 
-def test_the_first_view_has_two_panels_and_two_controls(lesson, view_of):
-    first = view_of(lesson.page)
-    first.wait_step(400)
-    assert first.view.locator("figure").count() == first.view.get_by_role("slider").count() == 2
-    first.handle("Experts E").focus()
-    first.page.keyboard.press("ArrowLeft")
-    first.wait_for(lambda: first.value("Experts E") == "7" and first.step == 0)
-    first.button("Play").click()
-    first.wait_step(20)
-    first.pause()
-
-
 def test_an_interrupt_leaves_a_paused_usable_playground(lesson, playground):
     for _ in range(5):  # on a busy machine all steps may be done before the menu is open
         playground.button("Play").click()
