@@ -5,10 +5,11 @@ Nothing is downloaded, and no code is run but that of the installed transformers
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 
 from moe_lessons.hub.published import as_tables, cost_report, count_config, read_config
-from moe_lessons.support.errors import check_whole, say_refusal
+from moe_lessons.support.errors import check_whole
 
 MOST_CONTEXT = 10**12  # tokens
 
@@ -25,6 +26,10 @@ def main(argv: Sequence[str]) -> int:
         context = check_whole("context", options.context, 0, MOST_CONTEXT)
         report = cost_report(count_config(read_config(options.config)), context)
     except (ValueError, ImportError) as error:
-        return say_refusal("cost", error, str(error), options.json)
+        missing = f"cost needs {error.name}: pip install 'moe_lessons[hf]'" if isinstance(error, ImportError) else ""
+        if options.json:
+            print(json.dumps({"error": missing or str(error)}))
+        print(f"cost: {missing or error}", file=sys.stderr)
+        return 1
     print(json.dumps(report, indent=2) if options.json else as_tables(report))
     return 0

@@ -282,11 +282,9 @@ def as_tables(report: dict[str, Any]) -> str:
     flops, longer = report["flops_per_token"], report["flops_per_token_with_context"]
     longer = "unknown" if longer is None else short_number(longer)
     lines += [f"FLOPs for a token   {flops:>20,}  {short_number(flops)}; with {context:,} tokens of context {longer}"]
-    lines += ["", f"{'gigabytes in':28}" + "".join(f"{dtype:>10}" for dtype in report["weight_bytes"])]
-    lines += [f"{'weights':28}" + "".join(f"{size / 1e9:10,.4g}" for size in report["weight_bytes"].values())]
-    caches = (report["kv_cache_bytes"] or {}).values()
-    said = "".join(f"{size / 1e9:10,.3g}" for size in caches) or "   unknown"
-    lines += [f"{f'KV cache of {context:,} tokens':28}{said}", ""]
+    row, cached = f"KV cache of {context:,} tokens, GB", report["kv_cache_bytes"] or {}
+    held = pd.DataFrame({"weights, GB": report["weight_bytes"], row: cached}).T / 1e9
+    lines += ["", held.to_string(float_format="{:,.4g}".format, na_rep="" if cached else "unknown"), ""]
     rows, memory = {}, roofline.machines().memory_bytes
     for name, on in report["machines"].items():
         rows[name] = {("memory", "GB"): f"{memory[name] / 1e9:.0f}"}

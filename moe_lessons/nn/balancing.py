@@ -8,31 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn.routing import Routing
-from moe_lessons.support.errors import check_choice, check_number, check_positive_int, in_words
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int
 
 PRIORITIES = ("order", "weight")  # of the tokens where an expert is full
 
 
-def load_balancing_loss(routing: Routing, mask: Tensor | None = None) -> Tensor:
+def load_balancing_loss(routing: Routing) -> Tensor:
     """The auxiliary loss of Switch Transformer (arXiv:2101.03961, eq. 4): E · Σ_e f_e · P_e, a scalar.
 
     f_e is the share of all assignments that the router wanted for expert e (dropped ones included), P_e the mean
     of its router probability. Gradients flow through P alone. It is 1 where either is uniform, and E where K = 1 and
     all tokens go to one expert with probability 1. Hugging Face's is K times this.
 
-    mask (T,): True for tokens that count. Do not pool layers: two that collapsed differently would look balanced."""
+    Do not pool layers: two that collapsed differently would look balanced."""
     probs = routing.router_probs.to(torch.promote_types(routing.router_probs.dtype, torch.float32))  # (T, E)
-    demand, num_tokens = routing.demand_per_expert.to(probs.dtype), max(routing.num_tokens, 1)  # (E,)
-    if mask is not None:
-        if getattr(mask, "dtype", None) != torch.bool or mask.shape != (routing.num_tokens,):
-            raise ValueError(f"mask must be a bool tensor of shape ({routing.num_tokens},), got {in_words(mask)}")
-        counts = mask.to(probs.dtype)  # (T,) 1 or 0: to leave tokens out would wait for a GPU
-        token_idx = torch.cat([routing.token_idx, routing.dropped_token_idx])
-        expert_idx = torch.cat([routing.expert_idx, routing.dropped_expert_idx])
-        demand = torch.zeros_like(demand).index_add(0, expert_idx, counts[token_idx])
-        probs, num_tokens = probs * counts[:, None], counts.sum().clamp(min=1)
+    demand = routing.demand_per_expert.to(probs.dtype)  # (E,)
     load_share = demand / demand.sum().clamp(min=1)  # f (E,)
-    mean_prob = probs.sum(dim=0) / num_tokens  # P (E,)
+    mean_prob = probs.sum(dim=0) / max(routing.num_tokens, 1)  # P (E,)
     return routing.num_experts * (load_share * mean_prob).sum()
 
 

@@ -1,9 +1,7 @@
 """Checks at the door. Each `check_…` returns the value, or raises ValueError in one sentence that names the argument,
 its value and what is allowed. True and False are no numbers."""
 
-import json
 import math
-import sys
 from collections.abc import Iterable
 from numbers import Integral, Number, Real
 from typing import Any
@@ -104,13 +102,3 @@ def check_input(x: Tensor, d_model: int, device: torch.device, dtype: torch.dtyp
     if dtype not in (None, x.dtype) and not (may_cast and torch.is_autocast_enabled(x.device.type)):
         raise ValueError(f"x must have the type of the weights ({dtype}), got {x.dtype}")
     return x
-
-
-def say_refusal(command: str, error: Exception, said: str, as_json: bool = False) -> int:
-    """Print why a command has nothing to show, on stderr and, with `as_json`, as an object, too. Returns 1."""
-    if isinstance(error, ImportError):
-        said = f"{command} needs {error.name or error}: pip install 'moe_lessons[hf]'"
-    if as_json:
-        print(json.dumps({"error": said}))
-    print(f"{command}: {said}", file=sys.stderr)
-    return 1

@@ -18,7 +18,7 @@ SIZES = TransformerConfig(d_model=32, d_ff=32, num_layers=2)
 @pytest.fixture(scope="module")
 def mixtral():
     """2 layers, 2 of 8 experts."""
-    config, kind = hf_families.small("mixtral", "MixtralForCausalLM")
+    config, kind = hf_families.small("mixtral")
     config.num_hidden_layers, config.vocab_size, config.pad_token_id = 2, 256, None
     with seeded(0):
         return kind(config).eval()
