@@ -85,18 +85,14 @@ class Asked(NamedTuple):
     key: str
     question: str
     points: list[str]  # of a good answer
-    later: list[str]  # questions that are asked next, each with its answer
-
-    def and_then(self) -> str:
-        pairs = (text.split("? ", 1) for text in self.later)
-        return "\n\n".join(
-            f"<details><summary>{question}?</summary>\n\n{sources(answer)}\n\n</details>" for question, answer in pairs
-        )
+    later: str  # questions that are asked next, each with its answer folded
 
 
 def asked(key: str, text: str) -> Asked:
     first, *later = re.split(r"^\+ ", text, flags=re.MULTILINE)
-    return Asked(key, *split_points(first), [" ".join(part.split()) for part in later])
+    pairs = (" ".join(part.split()).split("? ", 1) for part in later)
+    folded = (f"<details><summary>{ask}?</summary>\n\n{sources(answer)}\n\n</details>" for ask, answer in pairs)
+    return Asked(key, *split_points(first), "\n\n".join(folded))
 
 
 class Interview(Sheet):
@@ -122,20 +118,19 @@ class Interview(Sheet):
         self.go(0)
 
     def go(self, place: int) -> None:
-        self.place = max(0, min(place, len(self.questions) - 1))
-        question, kept = self.questions[self.place].question, self._entry()
+        self.place, now = place, self.questions[place]
+        kept = progress.read()["quiz"].get(f"12.{now.key}", {})
         self.ours.children, self.ticks = (), []
-        self.answer.value, self.answer.tooltip = str(kept.get("answer", "")), f"Your answer to: {question}"
+        self.answer.value, self.answer.tooltip = str(kept.get("answer", "")), f"Your answer to: {now.question}"
         self._keep()
-        self.back.disabled, self.next.disabled = self.place == 0, self.place == len(self.questions) - 1
+        self.back.disabled, self.next.disabled = place == 0, place == len(self.questions) - 1
         if "said" in kept:
             self._reveal(kept["said"])
-        number = f"Question {self.place + 1} of {len(self.questions)}."
-        self.title.value = f"<h4 style='margin: 0'>{number} {question}</h4>"  # last: by then all stands
+        number = f"Question {place + 1} of {len(self.questions)}."
+        self.title.value = f"<h4 style='margin: 0'>{number} {now.question}</h4>"  # last: by then all stands
 
     def _reveal(self, said: list[bool] = ()) -> None:
-        now = self.questions[self.place]
-        self.ticks = []
+        now, self.ticks = self.questions[self.place], []
         for point, is_said in zip(now.points, [*said, *[False] * len(now.points)]):
             words = SOURCE.sub("", point)
             tick = W.Checkbox(value=bool(is_said), description=words, indent=False, layout={"width": "auto"})
@@ -143,19 +138,17 @@ class Interview(Sheet):
             self.ticks.append(tick)
         links = "; ".join(" ".join(link_to(*found) for found in SOURCE.findall(point)) for point in now.points)
         where = W.Output()
-        where.append_display_data(Markdown(f"Lesson and test: {links}\n\n**And then?**\n\n{now.and_then()}"))
+        where.append_display_data(Markdown(f"Lesson and test: {links}\n\n**And then?**\n\n{now.later}"))
         self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
         self._keep()
 
-    def _entry(self) -> dict:
-        return progress.read()["quiz"].get(f"12.{self.questions[self.place].key}", {})
-
     def _keep(self) -> None:
         self.show.disabled = not self.answer.value.strip()
-        now = {"answer": self.answer.value} | ({"said": [tick.value for tick in self.ticks]} if self.ticks else {})
-        kept = self._entry()
-        if any(value != kept.get(name, "") for name, value in now.items()):
-            trouble = progress.record("quiz", f"12.{self.questions[self.place].key}", **now)
+        key, now = f"12.{self.questions[self.place].key}", {"answer": self.answer.value}
+        now |= {"said": [tick.value for tick in self.ticks]} if self.ticks else {}
+        kept = {"answer": ""} | progress.read()["quiz"].get(key, {})
+        if {**kept, **now} != kept:
+            trouble = progress.record("quiz", key, **now)
             self.note.value = f'<div class="moe-words" role="status">{html.escape(trouble)}</div>' if trouble else ""
 
     def still(self) -> str:
@@ -163,5 +156,5 @@ class Interview(Sheet):
         for one in self.questions:
             ours = "\n".join(f"- {sources(point)}" for point in one.points)
             folded = f"<details><summary>Our answer</summary>\n\n{ours}\n\n</details>"
-            parts.append(f"**{one.question}**\n\n{folded}\n\n*And then?*\n\n{one.and_then()}")
+            parts.append(f"**{one.question}**\n\n{folded}\n\n*And then?*\n\n{one.later}")
         return "\n\n".join(parts)

@@ -84,7 +84,6 @@ class Exercise:
     axes: tuple[str, ...] = ()  # what the places of a tensor are, such as ('token', 'expert')
     read: Callable[..., Iterable[Tensor]] = lambda *parts: parts  # what is compared of the parts of a result
     then: Callable[..., None] = lambda *_: None  # gets a right result and its arguments; raises Problem
-    in_place: bool = False  # whether arguments may be changed
     try_case: Callable[..., str | None] | None = None  # in the place of `compare`
     hints_seen: int = 0
 
@@ -137,13 +136,11 @@ class Exercise:
             return "wrong", f"Give the function itself, {call}, not {kind_of(answer)}."
         with seeded(0):
             cases, said = list(self.cases()), None
-            for number, case in enumerate(cases):
+            for case in cases:
                 try:
                     said = (self.try_case or self.compare)(answer, *case)
                 except Problem as problem:
-                    if problem.status == "not attempted" and not number:  # else it returned something before
-                        return problem.status, nothing
-                    return problem.status.replace("not attempted", "wrong"), str(problem)
+                    return problem.status, str(problem) or nothing
                 except Exception as error:
                     return "wrong", f"Your answer cannot be read: {type(error).__name__}: {error}"
         return "right", said or f"All {len(cases)} cases agree."
@@ -152,13 +149,10 @@ class Exercise:
         """Raise Problem where `answer` and the solution differ: the advice on a mistake that gives the same, or how."""
         names = list(inspect.signature(self.answer).parameters)
         at = "With " + ", ".join(argument(name, value) for name, value in zip(names, case) if not callable(value))
-        given = copies(case)
+        given = copies(case)  # an answer may change them
         result = attempt(answer, *given, at=at)
-        changed = [name for name, *pair in zip(names, case, given) if moved(*pair) and not self.in_place]
         values, expected = self._values(result, at), self._values(self.answer(*copies(case)))
         if all(map(agree, values, expected)):
-            if changed:
-                raise Problem(f"The result is right, but your function changed {changed[0]}. Work on a copy of it.")
             return self.then(result, *given)
         for mistake, advice in self.mistakes:
             try:
@@ -206,7 +200,7 @@ def attempt(answer: Callable, *given: Any, at: str = "") -> Any:
         where = f"{at}{line}: ".lstrip(", :")
         raise Problem(f"{where[:1].upper()}{where[1:]}{type(error).__name__}: {error}", "raised") from None
     if result is None or result is Ellipsis:
-        raise Problem(f"{at}, your function returns nothing.", "not attempted")
+        raise Problem("", "not attempted")
     return result
 
 
@@ -284,7 +278,3 @@ def argument(name: str, value: Any) -> str:
 
 def copies(arguments: Iterable) -> list:
     return [a.clone() if isinstance(a, Tensor) else list(a) if isinstance(a, list) else a for a in arguments]
-
-
-def moved(before: Any, after: Any) -> bool:
-    return not torch.equal(before, after) if isinstance(before, Tensor) else before != after

@@ -123,6 +123,6 @@ BIAS_MISTAKES = [
 ]  # fmt: skip
 
 
-@exercise(1, my_bias, BIAS_MISTAKES, "the bias", axes=("expert",), in_place=True)
+@exercise(1, my_bias, BIAS_MISTAKES, "the bias", axes=("expert",))
 def new_bias() -> list[tuple]:
     return [(torch.linspace(-0.2, 0.3, probs.shape[1]), indices, 0.01) for probs, indices in uneven()]

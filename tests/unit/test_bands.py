@@ -118,8 +118,6 @@ def test_a_branch_starts_from_these_weights_with_its_own_remedy(name):
     assert np.array_equal(trunk.clean_loads(), loads)  # the trunk stays as it is
 
 
-def test_no_seeds_and_a_branch_that_the_weights_are_not_made_for_are_refused():
+def test_no_seeds_are_refused():
     with refused(r"seeds must be one or more whole numbers from 0 up, got \[\]"):
         SeedBand(remedy_setting("nothing"), [])
-    with refused("d_ff must stay 8 in a branch, got 4"):
-        SeedBand(remedy_setting("nothing"), [0]).branch(remedy_setting("nothing", d_ff=4))

@@ -157,7 +157,7 @@ def test_each_statement_has_a_source_a_lesson_and_a_claim_that_is_tested_there()
         assert all(SOURCE.search(paragraph) for paragraph in TEXTS[length].split("\n\n")), length
     for one in Interview().questions:
         assert "?" in one.question and 2 <= len(one.points) <= 4 and all(map(SOURCE.search, one.points)), one.key
-        assert len(one.later) == 2 and all(SOURCE.search(text.split("? ", 1)[1]) for text in one.later), one.key
+        assert one.later.count("<summary>") == 2 <= one.later.count("<sup>"), one.key
 
 
 def test_the_last_lesson_measures_every_figure_that_the_answer_needs():

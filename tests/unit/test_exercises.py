@@ -1,6 +1,5 @@
 """What holds for every exercise: right from wrong, mistakes by name, and whatever else an answer may be or do."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -127,26 +126,16 @@ def test_what_agrees_and_what_does_not():
     assert "agree" in compare(lambda: 1.0, lambda: 1.000001) and "1.01" in compare(lambda: 1.0, lambda: 1.01)
     assert "it is 1,000,000, yours is 1,000,001." in compare(lambda: 1_000_000, lambda: 1_000_001)
     assert "agree" in compare(lambda: float("nan"), lambda: torch.nan)
-    twice = Exercise("own", "99", 1, lambda x: x, (), lambda: [(1,), (2,)], ["a hint"], ("it",))
-    check = twice.check(lambda x: x if x < 2 else None)
-    assert check.status == "wrong" and check.message.startswith("With x = 2, your function returns nothing.")
     assert "yours is 7" in compare(lambda x: 1, lambda x: 7, 0, mistakes=[(lambda x: 1 / x, "Divide.")])
 
 
-def test_a_pair_is_compared_part_by_part_and_changed_arguments_are_said():
+def test_a_pair_is_compared_part_by_part():
     for given, said in (
         ((1, 2, 3), "return 2 values (first, second), not a tuple of 3."),
         (torch.tensor([1, 3]), "second is 2, yours is 3."),
         (np.array([1, 2]), "agree"),
     ):
         assert said in compare(lambda: (1, 2), lambda given=given: given, what=("first", "second"))
-
-    def total(x):
-        return x.cumsum_(0)[-1]
-
-    ones = torch.ones(3)
-    assert compare(lambda x: x.sum(), total, ones).startswith("The result is right, but your function changed x.")
-    assert "agree" in compare(lambda x: x.sum(), total, ones, in_place=True)
 
 
 def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monkeypatch):
