@@ -245,6 +245,16 @@ async def test_a_closed_view_says_so_when_it_is_asked_to_train(name):
     assert await lab.finished() is lab and lab.step == 0 and not lab.running
 
 
+@pytest.mark.parametrize("name", ["Playground", "RoutingLab", "FactsLab"])
+@on_a_loop
+async def test_fewer_experts_lower_top_k_and_move_its_slider(name):
+    lab = LABS[name](num_experts=8, top_k=4)
+    lab.inputs["num_experts"].value = 2
+    await settled()
+    assert (lab.state.values["num_experts"], lab.state.values["top_k"]) == (2, 2) and lab.loop.trouble == ""
+    assert lab.inputs["top_k"].value == lab.inputs["top_k"].max == 2
+
+
 @pytest.mark.parametrize("name", ["Playground", "BalancingLab", "FactsLab"])
 def test_an_interrupt_of_advance_leaves_all_runs_after_the_same_step(name, monkeypatch):
     lab, again, update, calls = LABS[name](), LABS[name](), Run.update, []

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from ipywidgets.widgets.widget import _instances
-from live_tools import MyMoE, assert_consistent
+from live_tools import MyMoE, assert_consistent, button
 
 from moe_lessons import widgets
 from moe_lessons.nn import SigmoidRouter, torch_threads
@@ -409,7 +409,7 @@ def test_random_actions(laboratory):
 
 @pytest.fixture
 def start():
-    """A function that begins a sequence of actions. The one below went wrong once."""
+    """A function that begins a sequence of actions. Those below went wrong once."""
     started = []
 
     def start(laboratory, **how) -> Actions:
@@ -420,6 +420,29 @@ def start():
     yield start
     for one in reversed(started):
         one.teardown()
+
+
+def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done_in_order(start, monkeypatch):
+    state = start("playground")
+    z_loss, token = state.view.inputs["router_z_loss_coef"], state.view.inputs["token"]
+    token.observe(lambda _: in_thread(lambda: by_page(z_loss, index=5)), "value")
+    state.view.set(token=3)  # while this control is moved by us, on this thread
+    state.rest(True)
+    assert state.view.state.values["router_z_loss_coef"] == z_loss.value == 1.0
+    state, make_runs = start("playground"), Playground.make_runs
+    experts = state.view.inputs["num_experts"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Playground, "make_runs", lambda *args: (by_page(experts, value=7), make_runs(*args))[1])
+        by_page(experts, value=5)
+        state.rest(True)
+    assert state.view.state.values["num_experts"] == experts.value == 7
+    state = start("playground")
+    for first, second, top_k in (("collapse", "d_ff", 1), ("d_ff", "healthy", 2)):
+        for name in (first, second):
+            by_page(state.view.inputs["d_ff"], value=12) if name == "d_ff" else press(button(state.view, name))
+        state.afresh = True
+        state.rest(True)
+        assert (state.view.state.values["top_k"], state.view.state.values["d_ff"] == 12) == (top_k, second == "d_ff")
 
 
 def test_a_tile_whose_first_step_diverges_can_go_on(start):
