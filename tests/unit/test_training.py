@@ -22,7 +22,7 @@ from moe_lessons.support.interrupts import SIGNALS
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, SeedBand, plane_runs
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.training.record import Record, dead_experts, is_dead, load_share
+from moe_lessons.training.record import Record, dead_experts, gathered, is_dead, load_share
 from moe_lessons.training.run import TrainingDiverged, lr_scale, step_together
 
 TASK = PlaneTask("blobs")
@@ -249,6 +249,7 @@ def test_hundreds_of_interrupts_at_random_moments_leave_the_same_numbers_as_none
                 while True:
                     step_together(runs) if moments.random() < 0.9 else watched.evaluate(8)
             except KeyboardInterrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
                 count += 1
                 assert len(runs[0].records) == len(runs[1].records)
                 assert [signal.getsignal(number) for number in SIGNALS] == handlers
@@ -309,6 +310,12 @@ def test_what_a_run_needs():
         Run(nn.Linear(2, 2), TASK).step()
     with refused(r"decay_steps must be above warmup_steps \(5\), got 5"):
         make_run(warmup_steps=5, decay_steps=5)
+
+
+def test_numbers_are_brought_together_with_all_their_digits():
+    one, other = gathered({"a": torch.tensor(0.1).double(), "b": torch.arange(3)}, {"c": torch.ones(2, 2).double() / 3})
+    assert one["a"] == torch.tensor(0.1).double().item() and one["b"].tolist() == [0, 1, 2]
+    assert other["c"].tolist() == [[1 / 3, 1 / 3]] * 2
 
 
 def test_an_expert_is_dead_below_one_percent_of_the_tokens():
