@@ -88,7 +88,7 @@ class Kept:
 module.display = lambda *args, **options: shown(*args, raw=True) or Kept()
 {LONG}
 ---
-{LONG}; n == 1 and os.kill(os.getpid(), signal.SIGINT)
+for n in bar(range(4)): n == 1 and os.kill(os.getpid(), signal.SIGINT)
 ---
 os.environ["MOE_LESSONS_STATIC"] = "1"
 {LONG}
