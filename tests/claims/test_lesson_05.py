@@ -102,7 +102,7 @@ def test_the_router_alone_collapses(band):
             assert dead_at(values, step)[early[0]].mean() < 0.8 < 0.9 < dead_at(band, step)[early[1]].mean()
     still = SeedBand(COLLAPSE, seeds(10))
     still.model.block.router.requires_grad_(False)
-    assert (run_of(still, 300) < 0.01).sum(axis=2).mean() < 0.05
+    assert dead_at(run_of(still, 300), 300).sum(axis=1).mean() < 0.4
 
 
 @pytest.mark.claim("no-token-no-gradient")
