@@ -89,6 +89,7 @@ def test_the_curve_of_one_process(alone):
     assert max(abs(loss - other) for loss, other in zip(curve, alone, strict=True)) < 1e-4
 
 
+@pytest.mark.slow
 def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
     settings = replace(SMALL, steps=6, every=2, checkpoint=str(tmp_path / "saved"))
     curve = losses(launch(train_rank, 2, settings))
@@ -101,6 +102,7 @@ def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
         assert max(abs(loss - other) for loss, other in zip(both, alone[:10], strict=True)) < 1e-5
 
 
+@pytest.mark.slow
 def test_three_ranks_go_on_to_the_same_bits(tmp_path):
     """With more than two, the order of a sum counts."""
     whole = replace(SMALL, steps=8, batch=6, num_experts=6, dtype="float64")
@@ -109,6 +111,7 @@ def test_three_ranks_go_on_to_the_same_bits(tmp_path):
     assert ends[0] == ends[2] != ends[1]
 
 
+@pytest.mark.slow
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
     """With noise, whose numbers must be the same after a restart."""
     settings = replace(SMALL, router="gaussian noise", steps=12, every=5, dtype="float64")
@@ -186,6 +189,7 @@ def test_interrupted_it_ends_all_ranks_and_leaves_this_process_as_it_was(tmp_pat
     assert signal.getsignal(signal.SIGINT) is before and dict(os.environ) == environment
 
 
+@pytest.mark.slow
 def test_by_torchrun_rank_0_prints_its_records():
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     command += ["moe_lessons.parallel.training", "--steps=2", "--num-layers=1"]
