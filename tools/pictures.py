@@ -28,7 +28,7 @@ def main(folder: Path = FOLDER) -> None:
     animate(folder / "rescue.gif")
     playground = Playground(panels=("territory", "load", "loss", "block"), play=300)  # all that no clock has a say in
     (folder / "playground.png").write_bytes(playground.picture().png())
-    facts = FactsLab(play=500)
+    facts = FactsLab(play=200)
     walls = figure(facts.panels()[: len(facts.runs)], caption=facts.sentence())
     (folder / "facts.png").write_bytes(walls.png())
     texts = text_panels(stored_models(), "The old baker finds his red apple.", layer=0, token=4)

@@ -156,7 +156,7 @@ def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS
     return run
 
 
-def facts_runs(num_experts=16, top_k=2, num_entries=2000, seed=0, device="cpu") -> dict[str, Run]:
+def facts_runs(num_experts=16, top_k=2, num_entries=1000, seed=0, device="cpu") -> dict[str, Run]:
     """Make a mixture and its two dense baselines, which learn the same facts."""
     task, model = Facts(num_entries, seed), facts_model(seed, device, num_experts=num_experts, top_k=top_k)
     return {name: facts_run(model, task, seed) for name, model in with_baselines(model, seed).items()}

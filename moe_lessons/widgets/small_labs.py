@@ -40,14 +40,14 @@ COLLAPSE_LAB = Spec(
 )
 FACTS_LAB = Spec(
     title="Facts by heart",
-    defaults={"num_experts": 16, "top_k": 2, "num_entries": 2000, "seed": 0, "lr": FACTS_LR}
-    | {"play": 0, "max_steps": 500, "device": "cpu"},
+    defaults={"num_experts": 16, "top_k": 2, "num_entries": 1000, "seed": 0, "lr": FACTS_LR}
+    | {"play": 0, "max_steps": 250, "device": "cpu"},
     start=("num_experts", "top_k", "num_entries", "seed"),
     live=("lr",),
     display=("x_axis",),
     stops={"num_experts": (2, 4, 8, 16, 32), "lr": (0.0003, 0.001, 0.002, 0.003, 0.005, 0.01, 0.03)},
     same="num_entries",
-    first_x=500,
+    first_x=250,
     has_chips=False,
 )
 
@@ -80,8 +80,8 @@ class FactsLab(Lab):
     """
 
     def __init__(
-        self, num_experts: int = 16, top_k: int = 2, num_entries: int = 2000, *, seed: int = 0, lr: float = FACTS_LR,
-        play: int = 0, max_steps: int = 500, device: str = "cpu",
+        self, num_experts: int = 16, top_k: int = 2, num_entries: int = 1000, *, seed: int = 0, lr: float = FACTS_LR,
+        play: int = 0, max_steps: int = 250, device: str = "cpu",
     ):  # fmt: skip
         values = {"num_experts": num_experts, "top_k": top_k, "num_entries": num_entries, "seed": seed, "lr": lr}
         values["device"] = device
