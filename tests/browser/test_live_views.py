@@ -12,10 +12,12 @@ from playwright.sync_api import expect
 @pytest.fixture(scope="module")
 def notebook(open_notebook):
     sources = [
-        "from moe_lessons.widgets import Playground",
+        "from moe_lessons.widgets import Playground\nfrom moe_lessons.widgets.live import _views",
         "first = Playground(play=100000, max_steps=60)\nfirst",
         "second = Playground('collapse', max_steps=60)\nsecond",
         "print('noise', first.main_run.knobs.noise_std, 'running', first.running, second.running)",
+        "views = sum(_views.values(), [])\n"
+        "print(sum(view.running for view in views), 'running of', len(views), 'views')",
     ]
     notebook = open_notebook("two.ipynb", *sources)
     notebook.run_all()
@@ -87,6 +89,13 @@ def test_a_busy_kernel_is_said_and_what_is_asked_meanwhile_happens_once_or_is_ta
     assert busy.errors == []
 
 
+def test_running_a_cell_again_ends_its_earlier_view(notebook, view_of):
+    notebook.run_cell(1)
+    view_of(notebook.page, 0).wait_step(10)
+    assert "1 running of 2 views" in notebook.run_cell(4)
+    view_of(notebook.page, 0).pause()
+
+
 def test_a_page_that_does_not_draw_gets_no_pictures_and_then_a_fresh_one(lab, notebook, view_of):
     def known() -> tuple[int, int]:
         """Pictures and steps, as the kernel counts them."""
@@ -142,6 +151,17 @@ def test_after_a_restart_a_stale_view_says_so_and_its_cell_makes_a_live_one(note
     expect(fresh.view.get_by_text("Run this cell to go on.")).to_have_count(0)
     fresh.wait_step(20)
     fresh.pause()
+
+
+def test_a_view_whose_cell_was_deleted_ends_when_the_next_cell_runs(lab, notebook, view_of):
+    lab.ask("two.ipynb", "first.play(100000)")
+    assert "1 running of 2 views" in notebook.run_cell(4)
+    notebook.page.locator(".jp-CodeCell").nth(1).locator(".jp-InputPrompt").click()
+    notebook.page.keyboard.press("d")
+    notebook.page.keyboard.press("d")
+    expect(notebook.page.locator(".jp-CodeCell")).to_have_count(4)
+    notebook.run_cell(3)
+    assert "0 running of 1 views" in notebook.run_cell(3)
 
 
 def test_no_error_in_the_console(notebook):
