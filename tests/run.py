@@ -18,20 +18,21 @@ from moe_lessons.commands.lab import KEEP_MEMORY
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "test-report.xml"
 LESSONS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb"))
-FIRST_LESSON, TAGS = "tests/browser/test_first_lesson.py", "tests/claims/test_claims_are_tagged.py"
+FIRST_LESSON = "tests/browser/test_first_lesson.py"
 # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
 EVERY_CORE = ["-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"]
 ONE_MORE = ["-n", str((os.cpu_count() or 1) + 1), *EVERY_CORE[2:], "--reruns", "1"]  # pages wait often, and may be late
 STAGES = {  # name -> where its tests are, and options of pytest
     "units-and-lessons": (
-        [FIRST_LESSON, *LESSONS, "tests/notebooks", "tests/unit", "moe_lessons", TAGS],
+        [*LESSONS, "tests/notebooks", "tests/unit", "moe_lessons", "tests/claims/test_claims_are_tagged.py"],
         ["-m", "not slow", *EVERY_CORE],
     ),
+    "first-lesson": ([FIRST_LESSON], ["--reruns", "1"]),
     "claims": (["tests/claims", "tests/unit"], ["-m", "slow and not alone", *EVERY_CORE]),
     "claims-of-time": (["tests/claims"], ["-m", "alone", "--reruns", "2"]),  # other programs can spoil them
     "browser": (["tests/browser", "tests/web"], [*ONE_MORE, "--maxfail", "8", f"--ignore={FIRST_LESSON}"]),
 }
-QUICK = ["format", "units-and-lessons"]
+QUICK = ["format", "units-and-lessons", "first-lesson"]
 PYTEST = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}", "--durations=15"]
 PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits of what is measured are not compared

@@ -1,9 +1,6 @@
 """Lesson 00 in short, as a learner has it: a real JupyterLab in a real Chromium."""
 
-import pytest
 
-
-@pytest.mark.flaky(reruns=1)  # a page may be late on a busy machine
 def test_it_plays_changes_is_saved_and_is_seen_again(lab, open_notebook, view_of):
     lesson = open_notebook("00_welcome.ipynb")
     lesson.page.evaluate("jupyterapp.commands.execute('editmenu:clear-all')")  # what is not run is not trusted
