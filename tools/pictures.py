@@ -11,7 +11,7 @@ from PIL import Image
 from moe_lessons.analysis.results import load_ends
 from moe_lessons.course.own_figures import BOOK, MIXTURE, STEPS, priced
 from moe_lessons.plots import figure
-from moe_lessons.plots.sweeps import front
+from moe_lessons.plots.sweeps import COSTS, front
 from moe_lessons.widgets import FactsLab, Playground
 from web.text_model import stored_models, text_panels
 
@@ -33,7 +33,7 @@ def main(folder: Path = FOLDER) -> None:
     (folder / "facts.png").write_bytes(walls.png())
     texts = text_panels(stored_models(), "The old baker finds his red apple.", layer=0, token=4)
     (folder / "text.png").write_bytes(figure(texts[:2]).png())
-    (folder / "front.png").write_bytes(front(priced(load_ends(BOOK)), arrow=(MIXTURE, STEPS)).png())
+    (folder / "front.png").write_bytes(front(priced(load_ends(BOOK)), (MIXTURE, STEPS), COSTS).png())
 
 
 def animate(path: Path, collapse: int = COLLAPSE, rescue: int = RESCUE) -> None:
