@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -54,8 +56,8 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     The weights are copied, as by `convert_block`. Logits differ by rounding: in float64 too by some 1e-7, since theirs
     has angles and routers in float32; in bfloat16 a near-tie may fall the other way. A router's noise is left out.
 
-    folder: a new or empty one, where the model is saved too; `from_pretrained(folder)` reads it. A model of bytes comes
-        with its `byte_tokenizer`. No token is special, so `generate` ends after max_new_tokens.
+    folder: a new or empty one, where the model is saved too, whole or not at all; `from_pretrained(folder)` reads it. A
+        model of bytes comes with its `byte_tokenizer`. No token is special, so `generate` ends after max_new_tokens.
 
     Raises ValueError for what is neither of the two, saying what does not fit, and for weights of several types;
     OSError where the folder holds something or cannot be written."""
@@ -146,11 +148,16 @@ def byte_tokenizer():
 
 
 def save(model: nn.Module, folder: Path) -> None:
+    """Write a model of Hugging Face beside `folder`, and give it that name when all is there."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"folder must be a new or empty one, got {folder}, where there is something")
-    model.save_pretrained(folder)
-    if model.config._experts_implementation == "eager":  # which that does not write
-        config = json.loads((folder / "config.json").read_text()) | {"experts_implementation": "eager"}
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
-    if model.config.vocab_size == 256:
-        byte_tokenizer().save_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as beside:
+        new = Path(beside, "model")
+        model.save_pretrained(new)
+        if model.config._experts_implementation == "eager":  # which that does not write
+            config = json.loads((new / "config.json").read_text()) | {"experts_implementation": "eager"}
+            (new / "config.json").write_text(json.dumps(config, indent=2))
+        if model.config.vocab_size == 256:
+            byte_tokenizer().save_pretrained(new)
+        os.replace(new, folder)

@@ -1,5 +1,7 @@
 """Our models as Hugging Face's: the same logits, the same weights both ways, and a folder that anyone reads."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -161,3 +163,10 @@ def test_a_folder_that_is_taken_is_left_alone(folder, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(ValueError, match="ours must be a LanguageModel, got MoE"):
         export_model(MoE(4, 4, 2))
+
+
+def test_a_model_is_saved_whole_or_not_at_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(json, "dumps", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_model(our_model(), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
