@@ -151,7 +151,7 @@ class Run:
         """Undo the last step, once."""
         self.restore(self.before)
 
-    def compute(self) -> "Computed":
+    def compute(self) -> Computed:
         """Compute all of a step but the update: no weight changes, and a GPU is not waited for."""
         start = time.perf_counter()
         if not self.model.training:
@@ -183,7 +183,7 @@ class Run:
         if not math.isfinite(numbers["norm"]):
             self._diverge("a gradient is not finite")
 
-    def update(self, computed: "Computed", numbers: dict[str, np.ndarray], waited: float) -> None:
+    def update(self, computed: Computed, numbers: dict[str, np.ndarray], waited: float) -> None:
         """Change the weights after a step was computed, and record it. waited: seconds for its numbers."""
         start = time.perf_counter()
         with self._own_random_numbers():

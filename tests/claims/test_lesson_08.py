@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from everywhere import seeds
+from test_lesson_12 import known
 
 from data import make_sweeps
 from moe_lessons.analysis import (
@@ -22,7 +23,7 @@ from moe_lessons.analysis.results import last_of, load_ends, load_results, times
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.course.own_figures import AS_GOOD, MIXTURE, learners, writers
 from moe_lessons.nn import dense_baseline
-from moe_lessons.training import Run, facts_model, facts_runs, train
+from moe_lessons.training import facts_model, facts_runs, train
 
 SEEDS = seeds(3, first=1)  # the first are those of the stored sweeps
 ACTIVE, TOTAL = "dense, same active", "dense, same total"
@@ -32,10 +33,6 @@ def as_wide(last: pd.DataFrame, total: int) -> EffectiveWidth:
     """Of the mixture, as a multiple of the active width, 64. More is better in `last`."""
     widths = {ACTIVE: 64, TOTAL: total} | {n: int(n.partition("=")[2]) for n in last if n.startswith("dense, F")}
     return effective_width({width: list(last[name]) for name, width in widths.items()}, list(last[MIXTURE])).times(64)
-
-
-def known(run: Run) -> int:
-    return int(run.task.known(run.model).sum())
 
 
 def spread(values) -> float:
