@@ -96,9 +96,11 @@ class LabServer:
         """Pages opened from now on are 'light' or 'dark'."""
         (self.settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[theme]}))
 
-    def end_kernels(self) -> None:
+    def end_kernels(self, name: str = "") -> None:
+        """End the kernel of the notebook with this name, or all."""
         for session in self.request("GET", "api/sessions"):
-            self.request("DELETE", f"api/sessions/{session['id']}")
+            if session["path"].endswith(name):
+                self.request("DELETE", f"api/sessions/{session['id']}")
 
     def ask(self, name: str, expression: str):
         """The value of an expression, such as a tuple of numbers, in the kernel of an open notebook; its page has no
@@ -244,16 +246,20 @@ class Notebooks:
         self.lab, self.browser, self.idle, self.opened = lab, browser, idle, []
 
     def __call__(self, name: str, *sources: str, theme: str = "light", fresh: bool = False) -> NotebookPage:
+        self.lab.end_kernels(name)  # a test that failed may have left it, busy for ever
         if sources:
             self.lab.write(name, *sources)
-        if self.idle and not fresh:
-            notebook = self.idle.pop()  # one that cannot open it is not used again
-            notebook.open_here(name, theme)
+        here = bool(self.idle) and not fresh
+        if here:
+            notebook = self.idle.pop()
         else:
             self.lab.set_theme(theme)
-            context = self.browser.new_context(viewport=VIEWPORT, color_scheme=theme)
-            notebook = NotebookPage(context.new_page())
-            notebook.open(self.lab, name)
+            notebook = NotebookPage(self.browser.new_context(viewport=VIEWPORT, color_scheme=theme).new_page())
+        try:
+            notebook.open_here(name, theme) if here else notebook.open(self.lab, name)
+        except Error:
+            notebook.page.context.close()  # it is not used again
+            raise
         self.opened.append(notebook)
         return notebook
 
