@@ -25,7 +25,7 @@ export const firstAtLeast = (value, ...tops) => tops.find((top) => top >= value)
 // a panel by slot and puts into its header what has changed; lines(out); and end(), if something of it is to end.
 export class History {
   constructor(shared, own, values) {
-    Object.assign(this, { shared, own, values, step: 0, rows: [], every: 1, recent: [], marks: [] });
+    Object.assign(this, { shared, own, values, step: 0, rows: [], every: 1, recent: [], changes: [] });
   }
   /** Note a step that is done: the loss of each model, and more. */
   note(losses, more = {}) {
@@ -74,7 +74,7 @@ export class History {
     const highest = Math.max(0, ...curve.flatMap(({ losses }) => losses), old[0]?.losses[0] ?? 0);
     header.x = this.axis(header.x, Math.max(reach, Math.min(ghostReach, 2 * reach || Infinity)), 1e7);
     header.y.high = firstAtLeast(highest, 0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 7);
-    const rules = this.marks.map((step) => ({
+    const rules = this.changes.map((step) => ({
       mark: "Rule",
       x: this.spent(0, step),
       kind: "mark",
@@ -224,7 +224,7 @@ export function serve(open, same) {
     turn({ values, isKnob }) {
       latest = values;
       if (!run || opening) return;
-      if (isKnob && run.step && run.marks.at(-1) !== run.step) run.marks.push(run.step);
+      if (isKnob && run.step && run.changes.at(-1) !== run.step) run.changes.push(run.step);
       [run.values, trouble] = [values, ""];
     },
     play() {

@@ -174,7 +174,7 @@ const PANELS = {
     const { experts: E } = run.own;
     const curve = run.curve;
     header.x.high = roomy(run.step, 200);
-    header.marks.push(...run.marks.map((x) => ({ mark: "Rule", x, kind: "mark", name: "" })));
+    header.marks.push(...run.changes.map((x) => ({ mark: "Rule", x, kind: "mark", name: "" })));
     return {
       "0.x": ["f4", [curve.length], curve.map(({ step }) => step)],
       "0.y": ["f4", [curve.length, E], curve.flatMap(({ load }) => [...load])],
