@@ -29,7 +29,7 @@ def header() -> dict:
 
 
 @torch_threads(1)  # the same numbers wherever it is trained
-def train(start: str, weights: str, lr: float, measured: Sequence[int] = MEASURED) -> dict:
+def train_cell(start: str, weights: str, lr: float, measured: Sequence[int] = MEASURED) -> dict:
     """Train one cell, a band of `SEEDS` seeds, and return what is stored of it: see data/README.md."""
     top_k, divided = WEIGHTS[weights]
     band = band_of(replace(COLLAPSE, router_start=start, top_k=top_k, lr=lr), divided, range(SEEDS))
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=FOLDER / "results/collapse.jsonl")
     parser.add_argument("--jobs", type=int, default=1, help="processes of this machine that train (default: 1)")
     options = parser.parse_args()
-    cells = Parallel(options.jobs, verbose=10)(delayed(train)(*cell) for cell in product(STARTS, WEIGHTS, RATES))
+    cells = Parallel(options.jobs, verbose=10)(delayed(train_cell)(*cell) for cell in product(STARTS, WEIGHTS, RATES))
     write_whole(options.output, "".join(f"{json.dumps(row)}\n" for row in (header(), *cells)).encode())
 
 

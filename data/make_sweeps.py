@@ -135,7 +135,7 @@ SWEEPS = {
 
 
 @torch_threads(1)  # the same numbers wherever it is trained
-def train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
+def train_model(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     """Train one run of a sweep, and return what is stored of it: see data/README.md."""
     task = sweep.study.make_task(seed)
     options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
@@ -211,7 +211,7 @@ def train_missing(name: str, path: Path, jobs: int = 1, address: str | None = No
         file.truncate(num_whole)  # what follows was cut off by an interrupt
         if not settings:
             print(json.dumps(header), file=file, flush=True)
-        work = (delayed(train)(sweep, *run) for run in missing)
+        work = (delayed(train_model)(sweep, *run) for run in missing)
         with closing(Parallel(jobs, return_as="generator_unordered")(work)) as results:
             for row in tqdm(results, name, len(missing), disable=None):  # on a terminal
                 print(json.dumps(row), file=file, flush=True)

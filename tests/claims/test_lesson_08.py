@@ -111,7 +111,7 @@ def test_as_good_as_a_clearly_wider_dense_model(ends):
 def test_a_stored_run_begins_as_it_is_trained_here():
     stored = load_results("book_8000_2000").set_index(["model", "seed", "step"]).loss[MIXTURE, 1, 200]
     short = replace(make_sweeps.SWEEPS["book_8000_2000"], steps=200, measurements=1)
-    again = make_sweeps.train(short, MIXTURE, 0.003, 1)
+    again = make_sweeps.train_model(short, MIXTURE, 0.003, 1)
     assert again["loss"][-1] == pytest.approx(stored, rel=0.003)  # a third of the rate: 0.006
 
 

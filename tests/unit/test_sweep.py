@@ -29,7 +29,7 @@ def path(monkeypatch, tmp_path):
     return tmp_path / "results" / "rates.jsonl"
 
 
-def train(path, *more: str) -> None:
+def run_sweep(path, *more: str) -> None:
     sweep.main(["rates", "--output", str(path.parent), *more])
 
 
@@ -50,7 +50,7 @@ def keys(runs) -> list[tuple]:
 
 
 def test_every_run_is_stored_with_settings_and_versions_and_is_read_as_a_table(path, monkeypatch):
-    train(path)
+    run_sweep(path)
     header, *runs = rows(path)
     assert header["sweep"] == "rates" and header["steps"] == 4 and header["sizes"] == TEXT.sizes
     assert keys(runs) == TABLE
@@ -104,7 +104,7 @@ def test_how_all_lengths_ended_and_what_the_best_dense_model_takes(tmp_path, mon
 
 
 def test_what_is_stored_is_what_the_loop_gives():
-    row, model = sweep.train(TINY, "MoE, E=4", 0.02, 3), TEXT.make_model("MoE, E=4", 3)
+    row, model = sweep.train_model(TINY, "MoE, E=4", 0.02, 3), TEXT.make_model("MoE, E=4", 3)
     run = Run(model, TEXT.text, lr=0.02, seed=3, batch_size=2, warmup_steps=1, decay_steps=4, max_grad_norm=1.0)
     run.knobs.router_aux_loss_coef = 0.01
     found = []
@@ -128,7 +128,7 @@ def test_a_run_that_diverges_is_stored_as_far_as_it_came_with_its_spikes(monkeyp
         return run.records.pop(-2)
 
     monkeypatch.setattr(Run, "step", diverges)
-    row = sweep.train(TINY.of(30, measurements=15), SAME_ACTIVE, 0.01, 0)
+    row = sweep.train_model(TINY.of(30, measurements=15), SAME_ACTIVE, 0.01, 0)
     assert row["diverged"] and row["step"] == list(range(2, 25, 2)) and row["spikes"] == 2
 
 
@@ -165,7 +165,7 @@ def test_a_stored_cell_of_the_collapse_is_trained_again():
     """300 steps of a setting in which experts die, and of one that divides the weights of two."""
     stored = {(row["start"], row["weights"], row["lr"]): row["dead"] for row in rows_of("collapse")[1:]}
     for cell in (("soft spread", "K = 1, p", 0.01), ("random", "K = 2, p / sum", 0.03)):
-        again = make_collapse_map.train(*cell, measured=(20, 300))["dead"]
+        again = make_collapse_map.train_cell(*cell, measured=(20, 300))["dead"]
         assert np.array(again).mean(axis=1) == pytest.approx(np.mean(stored[cell][:2], axis=1), abs=0.3), cell
     cells = results.load_collapse_map()
     assert len(cells) == 3 * 48 and cells.dead[1] == pytest.approx(np.mean(stored["spread", "K = 1, p", 0.001][1]))
@@ -195,7 +195,7 @@ def test_a_change_is_trained_as_its_name_says(name, monkeypatch):
     runs, step = [], Run.step
     monkeypatch.setattr(Run, "step", lambda run: (runs.append(run), step(run))[1])
     chosen = sweep.SWEEPS["modern_facts_at_once" if name == SOFT else "modern_facts"]
-    row = sweep.train(replace(chosen, **SHORT), name, 0.01, 1)
+    row = sweep.train_model(replace(chosen, **SHORT), name, 0.01, 1)
     knobs = runs[0].knobs
     assert knobs.router_aux_loss_coef == 0 and knobs.expert_bias_rate == (0.01 if name == "all three" else 0)
     assert row["flops_per_step"] is None if name == SOFT else row["max_over_mean"] > 1
@@ -203,38 +203,38 @@ def test_a_change_is_trained_as_its_name_says(name, monkeypatch):
 
 def test_after_an_interrupt_the_same_command_goes_on_and_lines_come_in_the_order_of_the_table(path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "train", Mock(side_effect=[sweep.train(TINY, *TABLE[0]), KeyboardInterrupt]))
+        patch.setattr(sweep, "train_model", Mock(side_effect=[sweep.train_model(TINY, *TABLE[0]), KeyboardInterrupt]))
         with pytest.raises(SystemExit, match="Interrupted: the runs that are finished are kept"):
-            train(path)
+            run_sweep(path)
     first = rows(path)
     assert keys(first[1:]) == TABLE[:1]
-    train(path)
+    run_sweep(path)
     whole, before = losses(path), path.read_bytes()
     assert rows(path)[:2] == first and keys(rows(path)[1:]) == TABLE
-    train(path)
+    run_sweep(path)
     assert path.read_bytes() == before  # nothing is left to do
     header, _, *others = before.splitlines(keepends=True)
     backwards = b"".join([header, *others[::-1]])  # and the first run is missing
     for broken in (before[:-1], before[:-40], before[:13], backwards):  # cut off in the last run, or in the settings
         path.write_bytes(broken)
-        train(path)
+        run_sweep(path)
         assert losses(path) == whole
 
 
 @pytest.mark.slow
 def test_two_processes_and_a_dask_cluster_give_the_numbers_of_one(path):
     distributed = pytest.importorskip("distributed", reason="needs the extra sweep")
-    train(path)
+    run_sweep(path)
     alone = losses(path)
     path.unlink()
-    train(path, "--jobs", "2")
+    run_sweep(path, "--jobs", "2")
     assert losses(path) == alone
     path.unlink()
     here = {"n_workers": 1, "processes": False, "dashboard_address": None}
     with distributed.LocalCluster(**here, threads_per_worker=2) as cluster, pytest.raises(SystemExit):
-        train(path, "--dask", cluster.scheduler_address)
+        run_sweep(path, "--dask", cluster.scheduler_address)
     with distributed.LocalCluster(**here, threads_per_worker=1) as cluster:
-        train(path, "--dask", cluster.scheduler_address)
+        run_sweep(path, "--dask", cluster.scheduler_address)
     assert losses(path) == alone
 
 
@@ -244,7 +244,7 @@ def test_a_name_a_number_and_a_file_that_cannot_be_are_refused_and_the_file_is_l
     for text, said in ((other, "move it away"), ("not JSON\n", "must have a JSON object on each line, got on line 1")):
         path.write_text(text)
         with pytest.raises(SystemExit):
-            train(path)
+            run_sweep(path)
         assert said in capsys.readouterr().err and path.read_text() == text
     for arguments, said in (
         (["rats"], "NAME must be one of"),
