@@ -10,11 +10,11 @@ from typing import Any
 from moe_lessons.nn.routing import TopKRouter
 from moe_lessons.support.errors import check_count, check_positive_int, check_top_k
 
-Spec = dict[str, Any]  # arguments of `MoE`
+Arguments = dict[str, Any]  # arguments of `MoE`
 
 # Sizes of: Switch-Base-128, Mixtral 8x7B, DeepSeekMoE-16B, Qwen1.5-MoE-A2.7B, OLMoE-1B-7B, DeepSeek-V3, Qwen3-30B-A3B,
 # Llama 4 Scout, gpt-oss-20b.
-FAMILIES: dict[str, Spec] = {
+FAMILIES: dict[str, Arguments] = {
     "Switch": {"num_experts": 128, "top_k": 1, "activation": "relu", "capacity_factor": 1.25},
     "Mixtral": {"num_experts": 8, "top_k": 2, "norm_topk_prob": True},
     "DeepSeekMoE": {"num_experts": 64, "top_k": 6, "shared_experts": 2, "norm_topk_prob": False},
@@ -30,7 +30,7 @@ FAMILIES: dict[str, Spec] = {
 }  # fmt: skip
 
 
-def difference(one: Spec, other: Spec) -> tuple[Spec, Spec]:
+def difference(one: Arguments, other: Arguments) -> tuple[Arguments, Arguments]:
     """Return what of each specification is not in the other.
 
     >>> difference(FAMILIES["Mixtral"], FAMILIES["OLMoE"])
@@ -40,7 +40,7 @@ def difference(one: Spec, other: Spec) -> tuple[Spec, Spec]:
     return tuple({key: value for key, value in a.items() if key not in b or b[key] != value} for a, b in parts)
 
 
-def finer(num_experts: int, top_k: int, d_ff: int, times: int = 1, shared: int = 0) -> Spec:
+def finer(num_experts: int, top_k: int, d_ff: int, times: int = 1, shared: int = 0) -> Arguments:
     """Experts that are `times` as fine, of which `shared` serve every token: as many parameters in all and at work for
     a token, but for the router (DeepSeekMoE, arXiv:2401.06066, section 3).
 
@@ -56,7 +56,7 @@ def finer(num_experts: int, top_k: int, d_ff: int, times: int = 1, shared: int =
     return sizes | ({"shared_experts": shared} if shared else {})
 
 
-def modern(num_experts: int, d_ff: int) -> dict[str, Spec]:
+def modern(num_experts: int, d_ff: int) -> dict[str, Arguments]:
     """Return what mixtures since Mixtral changed, one by one and together, at 2 of `num_experts` of width `d_ff`.
     Scaled: a mean of 4 times as many outputs is about half as large, and the factor 2 makes up for it."""
     sizes = num_experts, 2, d_ff
