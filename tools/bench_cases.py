@@ -24,16 +24,16 @@ from moe_lessons.nn import (
 )
 
 PASSES = FORWARD, TRAINING = "forward", "forward + backward"
-AUTO, MIXTURE = "MoE, auto", "MoE"
+AUTO, OURS = "MoE, auto", "MoE"
 HF_WAYS = ("eager", "grouped_mm")  # of transformers, to run the experts
 HF_WAYS_FEW_TOKENS = (*HF_WAYS, "batched_mm")  # which copies the weights of every assignment
 
 Calls = dict[str, Callable[[], object]]
-Layer = namedtuple("Layer", "E K T D F")  # the sizes of an MoE layer, and how many tokens it gets
-PLAYGROUND = Layer(E=8, K=2, T=256, D=16, F=4)
-COARSE = Layer(E=8, K=2, T=2048, D=256, F=512)  # few large experts, as in Mixtral
-FINE = Layer(E=64, K=8, T=2048, D=256, F=128)  # many small ones, as in OLMoE
-SPARSE = Layer(E=64, K=2, T=2048, D=128, F=128)
+LayerSizes = namedtuple("LayerSizes", "E K T D F")  # the sizes of an MoE layer, and how many tokens it gets
+AS_PLAYGROUND = LayerSizes(E=8, K=2, T=256, D=16, F=4)
+COARSE = LayerSizes(E=8, K=2, T=2048, D=256, F=512)  # few large experts, as in Mixtral
+FINE = LayerSizes(E=64, K=8, T=2048, D=256, F=128)  # many small ones, as in OLMoE
+SPARSE = LayerSizes(E=64, K=2, T=2048, D=128, F=128)
 SMALL_MODEL = TransformerConfig(d_model=64, d_ff=64)
 WIDE_MODEL = TransformerConfig(d_model=128, d_ff=128)
 LARGE_MODEL = TransformerConfig(d_model=512, d_ff=1024, num_layers=4, num_heads=8)  # its experts fit into no cache
@@ -51,9 +51,9 @@ class Case:
 
 def all_cases(quick: bool = False) -> list[Case]:
     """Return the cases in the order of the table. quick: only small ones."""
-    layers = [PLAYGROUND, COARSE, FINE, SPARSE]
+    layers = [AS_PLAYGROUND, COARSE, FINE, SPARSE]
     growing = [COARSE._replace(E=E) for E in (8, 16, 32, 64)]
-    blocks = [Layer(E, 2, T, 256, 128) for E in (8, 64) for T in (4, 64, 512, 4096)]
+    blocks = [LayerSizes(E, 2, T, 256, 128) for E in (8, 64) for T in (4, 64, 512, 4096)]
     models = {training: [SMALL_MODEL, WIDE_MODEL]}
     models[decoding] = [SMALL_MODEL, LARGE_MODEL, replace(LARGE_MODEL, num_experts=16)]
     if quick:
@@ -62,24 +62,24 @@ def all_cases(quick: bool = False) -> list[Case]:
     cases = []
     for which in PASSES:
         for layer in layers:
-            threads = 1 if layer == PLAYGROUND else None
+            threads = 1 if layer == AS_PLAYGROUND else None
             cases.append(Case(f"{which}, {layer}", SAME_ACTIVE, partial(each_way, layer, which), threads))
         cases.append(Case(f"{which}, more experts, {growing[0]}", "E=8", partial(more_experts, growing, which)))
         cases += [Case(f"{which}, {layer}", AUTO, partial(beside_hf, layer, which)) for layer in blocks]
     for make, configs in models.items():
         for c in configs:
             sizes = f"L={c.num_layers}, D={c.d_model}, F={c.d_ff}, E={c.num_experts}, K={c.top_k}"
-            cases.append(Case(f"{make.__name__}, LanguageModel({sizes})", MIXTURE, partial(make, c)))
+            cases.append(Case(f"{make.__name__}, LanguageModel({sizes})", OURS, partial(make, c)))
     return cases
 
 
-def make_layer(layer: Layer) -> tuple[MoE, Tensor]:
+def make_layer(layer: LayerSizes) -> tuple[MoE, Tensor]:
     """Make a layer and its tokens (T, D), the same on every call; the router sends about as many to each expert."""
     with seeded(0):
         return MoE(layer.D, layer.F, layer.E, layer.K), torch.randn(layer.T, layer.D)
 
 
-def each_way(layer: Layer, which: str) -> Calls:
+def each_way(layer: LayerSizes, which: str) -> Calls:
     """Run the layer with 'auto' and in each way of `DISPATCH`, beside the FLOP-matched dense FFN."""
     moe, x = make_layer(layer)
     calls = {SAME_ACTIVE: one_pass(dense_baseline(moe, "flops"), x, which), AUTO: one_pass(moe, x, which)}
@@ -90,17 +90,17 @@ def each_way(layer: Layer, which: str) -> Calls:
     return calls
 
 
-def more_experts(layers: list[Layer], which: str) -> Calls:
+def more_experts(layers: list[LayerSizes], which: str) -> Calls:
     """Run layers of which only the number of experts grows, with 'auto'."""
     return {f"E={layer.E}": one_pass(*make_layer(layer), which) for layer in layers}
 
 
-def beside_hf(layer: Layer, which: str) -> Calls:
+def beside_hf(layer: LayerSizes, which: str) -> Calls:
     """Run the layer with 'auto', and Hugging Face's block with the same weights."""
     sizes = {"d_model": layer.D, "d_ff": layer.F, "num_experts": layer.E, "top_k": layer.K}
     models, theirs = make_models(TransformerConfig(num_layers=1, **sizes))
     x = make_layer(layer)[1][None]  # (1, T, D)
-    calls = {AUTO: one_pass(models[MIXTURE].layers[0].ffn, x, which)}
+    calls = {AUTO: one_pass(models[OURS].layers[0].ffn, x, which)}
     ways = HF_WAYS_FEW_TOKENS if layer.T <= 16 else HF_WAYS
     return calls | in_each_way(theirs, lambda: one_pass(theirs.model.layers[0].mlp, x, which), ways)
 
@@ -124,7 +124,7 @@ def make_models(config: TransformerConfig, **more) -> tuple[dict[str, LanguageMo
     with seeded(0):
         theirs = hf_model(config, **more) if transformers_version() else None
         moe = convert_model(theirs) if theirs else LanguageModel(config)
-    return {MIXTURE: moe, SAME_ACTIVE: dense_baseline(moe, "flops"), SAME_TOTAL: dense_baseline(moe, "params")}, theirs
+    return {OURS: moe, SAME_ACTIVE: dense_baseline(moe, "flops"), SAME_TOTAL: dense_baseline(moe, "params")}, theirs
 
 
 def training(config: TransformerConfig, num_sequences: int = 32, num_tokens: int = 64) -> Calls:

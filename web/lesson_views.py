@@ -42,7 +42,7 @@ class View(NamedTuple):
     def is_recorded(self) -> bool:
         """Return whether it has a recording: it trains, but not as a state of the page; it is played; or it is one
         picture."""
-        kind = getattr(widgets, kind_of(self.call), object)
+        kind = getattr(widgets, view_class(self.call), object)
         return (issubclass(kind, RECORDED) or kind is widgets.Picture) and not self.state
 
     @property
@@ -80,7 +80,7 @@ class View(NamedTuple):
         return "recording", self.name
 
 
-def kind_of(call: str) -> str:
+def view_class(call: str) -> str:
     """The class of a view, by its repr."""
     return re.match(r"\w+", call)[0]
 
@@ -112,6 +112,6 @@ def views_of(path: Path) -> Iterator[View]:
 
 def next_name(path: Path, call: str, counts: Counter) -> str:
     """Name the next view of a lesson, and count it."""
-    name = f"{path.name.split('_')[0]}-{kind_of(call)}"
+    name = f"{path.name.split('_')[0]}-{view_class(call)}"
     counts[name] += 1
     return name if counts[name] == 1 else f"{name}-{counts[name]}"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.analysis.load import EVEN, WORDS
-from moe_lessons.plots.marks import encode
+from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
@@ -22,7 +22,7 @@ from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, w
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.plane import NUM_TOKENS, read_plane
-from moe_lessons.widgets.playground import PANELS, PLAYGROUND, Playground
+from moe_lessons.widgets.playground import PLANE_PANELS, PLAYGROUND, Playground
 from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 
 STOPS = {  # what the page has graphs or starts for
@@ -81,7 +81,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "graph_of": STRUCTURE,
         "presets": presets,
         "groups": GROUPS,
-        "controls": {name: control(name, stops.get(name), BY_EXPERTS.get(name)) for name in names},
+        "controls": {name: describe_control(name, stops.get(name), BY_EXPERTS.get(name)) for name in names},
         "knobs": STEP_KNOBS,
         "left_out": LEFT_OUT,
         "kept": [name for name in names if name not in asdict(PlaneSetting())],  # by whoever chooses a preset
@@ -91,7 +91,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "starts": STARTS,
         "axes": X_AXES,
         "colors": COLORS,
-        "panels": PANELS,
+        "panels": PLANE_PANELS,
         "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
@@ -109,7 +109,7 @@ def why_off(setting: PlaneSetting, graphs: list[str]) -> str:
     return "" if graph_name(setting) in graphs else "not in this page: its graph was not made"
 
 
-def control(name: str, stops: Any = None, by_experts: dict[int, Sequence] | None = None) -> dict[str, Any]:
+def describe_control(name: str, stops: Any = None, by_experts: dict[int, Sequence] | None = None) -> dict[str, Any]:
     """Describe a control: its label with the unit, its tip, and its stops as (text, value)s or, by the number of
     experts, lists of such; of a knob also its limits, and the value at which it is off. stops: those of the table,
     unless others are given."""
@@ -133,10 +133,11 @@ def said_stops(stops: Sequence) -> list[tuple[str, Any]]:
 def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any]:
     """Say what one graph needs: sizes of its state, FLOPs of a step of each model, and the panels as they are encoded,
     without their arrays."""
-    own, lab = TrainedPlane(runs), Playground(panels=PANELS, **{name: getattr(setting, name) for name in STRUCTURE})
-    headers = {place: encode(panel, place)[0] for place, panel in enumerate(lab.panels())}
+    own, fixed = TrainedPlane(runs), {name: getattr(setting, name) for name in STRUCTURE}
+    lab = Playground(panels=PLANE_PANELS, **fixed)
+    headers = {place: encode_panel(panel, place)[0] for place, panel in enumerate(lab.panels())}
     lab.close()
-    (table,) = headers[PANELS.index("cost")]["marks"]
+    (table,) = headers[PLANE_PANELS.index("cost")]["marks"]
     kept = [i for i, row in enumerate(table["rows"]) if row != NOT_PER_MODEL]
     table |= {"rows": [table["rows"][i] for i in kept], "cells": [table["cells"][i] for i in kept]}
     return {

@@ -18,7 +18,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from moe_lessons.analysis import trace_text
 from moe_lessons.nn import LanguageModel, Routing, TransformerConfig, seeded
 from moe_lessons.plots import colored_trace
-from moe_lessons.plots.marks import Axis, Cells, Panel, Parts, Points, encode, experts_axis
+from moe_lessons.plots.marks import Axis, Cells, Panel, Parts, Points, encode_panel, experts_axis
 from moe_lessons.plots.panels.block import block_panel
 from moe_lessons.tasks import DOMAINS, TextTask, make_text
 from moe_lessons.tasks import encode as to_bytes
@@ -141,16 +141,16 @@ def recipe(text: str, expert: int, says: str) -> tuple[str, str]:
 
 
 def text_manifest() -> dict[str, Any]:
-    """Say what the view needs beside its graph: the panels as `encode` has them, in which it fills in the numbers."""
+    """Say what the view needs beside its graph: the panels as `encode_panel` has them, whose numbers it fills in."""
     models, config = stored_models(), TransformerConfig()
     texts = {name: make_text(name, 1, seed=SEED + 2).encode()[:WINDOW].decode(errors="ignore") for name in DOMAINS}
     panels = text_panels(models, texts["english"], layer=0, token=0)
-    headers, arrays = zip(*(encode(panel, place) for place, panel in enumerate(panels)))
+    headers, arrays = zip(*(encode_panel(panel, place) for place, panel in enumerate(panels)))
     every = copy.deepcopy(models["Trained"].layers[0].ffn)  # for the arrows of all experts
     every.top_k = every.router.top_k = config.num_experts
     x, boxes = torch.zeros(1, config.d_model), panels[-1].marks[-1]
     with torch.no_grad():
-        block = arrays[-1] | encode(block_panel(every, x, *every(x), 0, has_strip=False), len(panels) - 1)[1]
+        block = arrays[-1] | encode_panel(block_panel(every, x, *every(x), 0, has_strip=False), len(panels) - 1)[1]
     sizes = {"window": WINDOW, "layers": config.num_layers, "experts": config.num_experts, "top_k": config.top_k}
     made = {"parameters": f"{stored_weights().shape[1]:,}", "steps": f"{STEPS:,}", "batch": BATCH}
     words = WORDS | {"model": WORDS["model"].format(**sizes, **made, domains=", ".join(DOMAINS))}

@@ -45,7 +45,7 @@ def main(folder: str, graphs: str = "all") -> None:
     settings, seeds = offered(), len(STOPS["seed"])
     if graphs == "few":
         settings, seeds = {graph_name(PRESETS[name]): PRESETS[name] for name in FEW}, 2
-    walls = wall.Wall(wall.FEW if graphs == "few" else wall.STOPS)
+    walls = wall.Wall(wall.FEW_STOPS if graphs == "few" else wall.WALL_STOPS)
     folder, runtime = Path(folder), find_runtime()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

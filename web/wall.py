@@ -9,7 +9,7 @@ import torch
 
 from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.nn import is_moe
-from moe_lessons.plots.marks import encode
+from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
 from moe_lessons.tasks import Facts
 from moe_lessons.training import Run, facts_runs
@@ -18,23 +18,22 @@ from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.small_labs import FACTS_LAB, LEAST, FactsLab, steps_between
 from web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading, export_facts_step
-from web.manifest import STOPS as ALL
-from web.manifest import control
+from web.manifest import STOPS, describe_control
 
-STOPS = {  # what the page has graphs, starts and books for
+WALL_STOPS = {  # what the page has graphs, starts and books for
     "num_experts": (4, 8, 16),
     "top_k": (1, 2),
     "num_entries": (500, 1000, 2000),
     "seed": (0, 1, 2, 3),
     "lr": FACTS_LAB.stops["lr"],
-    "x_axis": ALL["x_axis"],
+    "x_axis": STOPS["x_axis"],
 }
 EXPORTS = export_facts_step, export_facts_reading
-GROUPS = FACTS_LAB.groups
-FEW = STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "seed": (0, 1)}
+WALL_GROUPS = FACTS_LAB.groups
+FEW_STOPS = WALL_STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "seed": (0, 1)}
 
 
-def graph_name(run: Run) -> str:
+def facts_graph_name(run: Run) -> str:
     """Name the graphs of a run: two baselines of one width have the same."""
     ffn = run.model.layers[0].ffn
     return f"facts-{ffn.num_experts}-{ffn.top_k}" if is_moe(ffn) else f"facts-dense-{ffn.d_ff}"
@@ -56,7 +55,7 @@ class Wall:
         """Name the graphs, each with a run that it is of."""
         sizes = itertools.product(self.experts, self.counts)
         runs = [run for size in sizes for run in facts_runs(*size, min(self.books)).values()]
-        return {graph_name(run): run for run in runs}
+        return {facts_graph_name(run): run for run in runs}
 
     def numbers(self) -> Iterator[tuple[str, np.ndarray]]:
         """Give the largest book of each seed in bytes, of which a smaller one is the beginning; and all weights at
@@ -78,8 +77,8 @@ class Wall:
             "graphs": list(self.names()),
             "graph_of": ("num_experts", "top_k", "num_entries"),
             "presets": {"of lesson 08": {"tip": "", "values": usual, "off": ""}},
-            "groups": GROUPS,
-            "controls": {name: control(name, stops) for name, stops in self.stops.items()},
+            "groups": WALL_GROUPS,
+            "controls": {name: describe_control(name, stops) for name, stops in self.stops.items()},
             "knobs": STEP_KNOBS,
             "left_out": {},
             "kept": [],
@@ -107,11 +106,11 @@ class Wall:
         for name, run in lab.runs.items():
             own = TrainedFacts(run)
             models.append({
-                "name": name, "graph": graph_name(run), "start": start_name(run, num_experts),
+                "name": name, "graph": facts_graph_name(run), "start": start_name(run, num_experts),
                 "size": own.size, "batch": own.batch_size, "knobs": [getattr(run.knobs, knob) for knob in STEP_KNOBS],
             })  # fmt: skip
             flops.append(own.batch_size * Facts.context * flops_per_token(run.model, training=True))
-        panels = {place: encode(panel, place)[0] for place, panel in enumerate(lab.panels())}
+        panels = {place: encode_panel(panel, place)[0] for place, panel in enumerate(lab.panels())}
         lab.close()
         rates = [lr_scale(step, main.warmup_steps, main.decay_steps) for step in range(1, main.decay_steps + 1)]
         own = {"experts": 0, "models": models, "flops": flops, "panels": panels}  # experts: none is shown

@@ -49,7 +49,7 @@ def decode_speed(
             for model in values:
                 cache, own_ids = model.new_cache(batch, length), ids.to(place)
                 model(own_ids[:, :prompt_length], cache)
-                steps += [partial(decode, model, own_ids, cache, n) for n in range(prompt_length, length)]
+                steps += [partial(decode_token, model, own_ids, cache, n) for n in range(prompt_length, length)]
             times = np.reshape(take_turns(steps, repeats, place), (len(models), num_tokens, repeats))
             times = np.median(times, axis=1)  # (models, repeats)
             for name, own in zip(models, times, strict=True):
@@ -58,7 +58,7 @@ def decode_speed(
     return pd.DataFrame(rows, columns=["batch", "model", "tokens_per_second", "speedup", "low", "high"])
 
 
-def decode(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> None:
+def decode_token(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> None:
     """Decode the token at `place` of ids (B, T), behind the tokens before it in the cache."""
     cache.length = place  # forget what an earlier round added
     model(ids[:, place : place + 1], cache)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moe_lessons.analysis.busy import watching_others
-from moe_lessons.analysis.inference import bytes_per_step, check_models, decode, device_of, plain_product
+from moe_lessons.analysis.inference import bytes_per_step, check_models, decode_token, device_of, plain_product
 from moe_lessons.analysis.timing import WARM_UP, finish, moved, own_clock, take_turns
 from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
 from moe_lessons.nn.attention import Attention
@@ -71,11 +71,11 @@ def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
 
 
 def decode_watched(seen: list[Counter], model: LanguageModel, *step) -> None:
-    """`decode`, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
+    """`decode_token`, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
     watch = Stopwatch(model.embed.weight.device)
     with watched(model, watch):
         watch.since = watch.now()
-        decode(model, *step)
+        decode_token(model, *step)
         watch.turn()
     seen.append(watch.spent)
 
@@ -103,7 +103,7 @@ def step_parts(
                 cache, own_ids = model.new_cache(batch, PROMPT + tokens), ids.to(place)
                 model(own_ids[:, :PROMPT], cache)
                 places = range(PROMPT, PROMPT + tokens)
-                as_is += [partial(decode, model, own_ids, cache, n) for n in places]
+                as_is += [partial(decode_token, model, own_ids, cache, n) for n in places]
                 with_watch += [partial(decode_watched, seen[name], model, own_ids, cache, n) for n in places]
             reading, *times = take_turns(
                 [plain, *as_is, *with_watch], repeats, place

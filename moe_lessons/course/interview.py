@@ -88,7 +88,7 @@ class Asked(NamedTuple):
     later: str  # questions that are asked next, each with its answer folded
 
 
-def asked(key: str, text: str) -> Asked:
+def read_question(key: str, text: str) -> Asked:
     first, *later = re.split(r"^\+ ", text, flags=re.MULTILINE)
     pairs = (" ".join(part.split()).split("? ", 1) for part in later)
     folded = (f"<details><summary>{ask}?</summary>\n\n{sources(answer)}\n\n</details>" for ask, answer in pairs)
@@ -100,7 +100,7 @@ class Interview(Sheet):
     what is asked next, each with its answer folded. Each letter and each tick is kept in the learner's progress."""
 
     def __init__(self):
-        self.questions = [asked(*part) for part in QUESTIONS.items()]
+        self.questions = [read_question(*part) for part in QUESTIONS.items()]
         self.place, self.ticks, self.title, self.note = 0, [], W.HTML(), W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
         self.answer = W.Textarea(placeholder=hint, layout={"width": "100%", "height": "9em"})

@@ -149,20 +149,20 @@ class Exercise:
         """Raise Problem where `answer` and the solution differ: the advice on a mistake that gives the same, or how."""
         names = list(inspect.signature(self.answer).parameters)
         at = "With " + ", ".join(argument(name, value) for name, value in zip(names, case) if not callable(value))
-        given = copies(case)  # an answer may change them
+        given = copied(case)  # an answer may change them
         result = attempt(answer, *given, at=at)
-        values, expected = self._values(result, at), self._values(self.answer(*copies(case)))
+        values, expected = self._values(result, at), self._values(self.answer(*copied(case)))
         if all(map(agree, values, expected)):
             return self.then(result, *given)
         for mistake, advice in self.mistakes:
             try:
-                is_made = all(map(agree, values, self._values(mistake(*copies(case)))))
+                is_made = all(map(agree, values, self._values(mistake(*copied(case)))))
             except Exception:  # it is no mistake that one can make in this case
                 continue
             if is_made:
                 raise Problem(advice)
         parts = zip(self.what, values, expected)
-        raise Problem(f"{at}, {next(difference(*part, self.axes) for part in parts if not agree(*part[1:]))}")
+        raise Problem(f"{at}, {next(say_difference(*part, self.axes) for part in parts if not agree(*part[1:]))}")
 
     def _values(self, result: Any, at: str = "") -> list[Tensor]:
         """Give each part of a result as numbers. Raises Problem where it has other parts, or one that is no number."""
@@ -232,7 +232,7 @@ def agree(given: Tensor, expected: Tensor) -> bool:
     return torch.allclose(given.double(), expected.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...] = ()) -> str:
+def say_difference(what: str, given: Tensor, expected: Tensor, axes: tuple[str, ...] = ()) -> str:
     """Say what differs: the shape, or where most and by how much."""
     if given.shape != expected.shape:
         return f"{what} must be {size(expected)}, not {size(given)}."
@@ -276,5 +276,5 @@ def argument(name: str, value: Any) -> str:
     return f"{name} = {show(value) if isinstance(value, (int, float)) else value}"
 
 
-def copies(arguments: Iterable) -> list:
+def copied(arguments: Iterable) -> list:
     return [a.clone() if isinstance(a, Tensor) else list(a) if isinstance(a, list) else a for a in arguments]

@@ -93,7 +93,7 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
         model.set_experts_implementation("eager")  # the others know neither this type nor rows of other lengths
     filled(model, weights).train(ours.training)
     if folder is not None:
-        save(model, Path(folder))
+        save_model(model, Path(folder))
     return model
 
 
@@ -147,7 +147,7 @@ def byte_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
 
 
-def save(model: nn.Module, folder: Path) -> None:
+def save_model(model: nn.Module, folder: Path) -> None:
     """Write a model of Hugging Face beside `folder`, and give it that name when all is there."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"folder must be a new or empty one, got {folder}, where there is something")

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from moe_lessons.analysis.timing import WARM_UP
 from moe_lessons.nn import MoE, Routing, seeded
 from moe_lessons.parallel.exchange import exchange_dispatch, shard_experts
-
-WARM_UP = 2  # the first ones are slower
 
 
 def given_routing(num_tokens: int, num_experts: int, ranks: int, share: float) -> Routing:

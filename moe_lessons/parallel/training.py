@@ -101,7 +101,7 @@ def train_rank(settings: Settings) -> Iterator[dict]:
     experts = exchange.expert_parameters(exchange.shard_experts(model))
     dense = [p for name, p in model.named_parameters() if name not in experts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
-    step = load(last, model, optimizer) if last else 0
+    step = load_ranks(last, model, optimizer) if last else 0
     yield {"event": "start", "ranks": ranks, "restart": restart, "from_step": step}
     texts = {name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}  # made in a moment
     task, size = TextTask(texts, settings.context), settings.batch // ranks
@@ -127,7 +127,7 @@ def train_rank(settings: Settings) -> Iterator[dict]:
         record = {"event": "step", "step": step, **over_all_ranks(loss.detach(), routings)}
         yield record | {"seconds": round(time.perf_counter() - begin, 4)}
         if settings.checkpoint and (step % settings.every == 0 or step == settings.steps):
-            save(settings, step, model, optimizer)
+            save_ranks(settings, step, model, optimizer)
             yield {"event": "saved", "step": step}
     yield {"event": "end", "step": step, **weights_of(state_of(model, optimizer))}
 
@@ -212,7 +212,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
 
 
-def save(settings: Settings, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def save_ranks(settings: Settings, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Write all ranks' parts into one folder; keep the `KEPT` last. Every rank calls it; each raises what fails."""
     target, trouble = Path(settings.checkpoint, f"step{step}"), [None]
     part = target.with_name(f"{target.name}.part")  # by its name no checkpoint, until it is whole
@@ -235,7 +235,7 @@ def save(settings: Settings, step: int, model: nn.Module, optimizer: torch.optim
         raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_ranks(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Read this rank's part of a checkpoint of any number of ranks, and return its step. Every rank calls it."""
     dcp.load(state_of(model, optimizer), storage_reader=HuggingFaceStorageReader(str(path)))  # in place
     return int(path.name[4:])

@@ -18,9 +18,9 @@ from moe_lessons.plots.panels.block import box, words
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, annotate, axes_for, log_axis, model_inks, short_number
 
-PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
-PART_COLORS = dict(zip(PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
-PART_COLORS |= {"dense layers": PALETTE[6], "embedding and head": PALETTE[2]}
+MODEL_PARTS = ("experts", "attention", "embedding", "head", "shared experts", "router", "attention scores", "norms")
+MODEL_PART_COLORS = dict(zip(MODEL_PARTS, PALETTE)) | {"FFN": PALETTE[0], "attention and other": PALETTE[1]}
+MODEL_PART_COLORS |= {"dense layers": PALETTE[6], "embedding and head": PALETTE[2]}
 
 
 def designs_over_time(frame: pd.DataFrame, named: Collection[str] = ()) -> style.LessonFigure:
@@ -51,7 +51,7 @@ def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
     """Show where the parameters of a model are: a stacked bar for the total, one for the active."""
     parts = {name: count for name, count in parts.items() if count.total > 0}
     values = np.array([[getattr(count, kind) for count in parts.values()] for kind in ("total", "active")], float)
-    texts, colors = [*map(short_number, values.sum(axis=1))], [PART_COLORS[name] for name in parts]
+    texts, colors = [*map(short_number, values.sum(axis=1))], [MODEL_PART_COLORS[name] for name in parts]
     bars = Parts(("total", "active"), tuple(parts), values, colors, texts)
     return Panel("Where the parameters are", [bars], Axis(0, 1.12 * float(values[0].sum()), "parameters"))
 
@@ -86,7 +86,7 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
     """Draw a bar for each row, cut into the shares of its parts. rows: what it counts -> how much each part has."""
     names = list(dict.fromkeys(name for parts in rows.values() for name, size in parts.items() if size > 0))
     values = [[parts.get(name, 0) / sum(parts.values()) for name in names] for parts in rows.values()]
-    bars = Parts(tuple(rows), names, values, [PART_COLORS[name] for name in names])
+    bars = Parts(tuple(rows), names, values, [MODEL_PART_COLORS[name] for name in names])
     shares = Axis(0, 1, ticks=[(part / 5, f"{part / 5:.0%}") for part in range(6)])
     made = Panel("What each part costs, as a share of the whole", [bars], shares)
     return plot(made, width=9, height=1.1 + 0.45 * len(rows))

@@ -191,7 +191,7 @@ class Panel:
 PAGE_TYPES = {"f8": "f4", "i8": "i4", "u8": "i4", "u4": "i4", "b1": "u1"}  # what a page has no array for, or no use
 
 
-def encode(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
+def encode_panel(panel: Panel, place: int) -> tuple[dict, dict[str, np.ndarray]]:
     """Split a panel into a header (what JSON can say) and its arrays by slot; in it an array is {"slot": name}."""
     said, arrays = [], {}
     for number, mark in enumerate(panel.marks):

@@ -30,7 +30,7 @@ from moe_lessons.plots.theme import (
 )
 
 ROUND = [digit * 10**zeros for zeros in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
-DENSE = "dense, of other widths"
+OTHER_WIDTHS = "dense, of other widths"
 COSTS = {
     "teraflops": "training, 10¹² FLOPs",
     "minutes": "training, minutes",
@@ -57,8 +57,8 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
     figure = style.LessonFigure(3.6 * len(costs), 4.8)
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
-    styles = {DENSE: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
-    shown = ends.assign(kind=ends["model"].where(ends["model"].isin(list(styles)), DENSE))
+    styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
+    shown = ends.assign(kind=ends["model"].where(ends["model"].isin(list(styles)), OTHER_WIDTHS))
     for place, (cost, label) in enumerate(costs.items(), start=1):
         ax = dress(figure.add_subplot(1, len(costs), place), "entries known, %", label)
         families = dense_families(ends, cost).values()

@@ -84,7 +84,7 @@ def configuration(run) -> dict[str, str]:
 def check_state(run, state: dict[str, Any]) -> tuple[list[Record], dict[str, float | None]]:
     """Return the records and the knobs of a state. ValueError, which names what differs, where a run cannot go on."""
     try:
-        here, there = map(in_words, (run.state_dict(), state))
+        here, there = map(with_shapes, (run.state_dict(), state))
         for name in here | there:
             if here.get(name) != there.get(name):
                 wanted, got = (shorten(str(words.get(name)), 500) for words in (here, there))
@@ -97,6 +97,6 @@ def check_state(run, state: dict[str, Any]) -> tuple[list[Record], dict[str, flo
         raise ValueError(f"state must be one that a run gives, got another: {first_line(error)}") from None
 
 
-def in_words(state: dict[str, Any]) -> dict[str, str]:
+def with_shapes(state: dict[str, Any]) -> dict[str, str]:
     """Add to the configuration of a state the shapes and types of its tensors."""
     return state["configuration"] | {name: f"{tuple(t.shape)} {t.dtype}" for name, t in state["tensors"].items()}

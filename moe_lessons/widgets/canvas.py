@@ -9,7 +9,7 @@ from typing import Any
 import anywidget
 import numpy as np
 
-from moe_lessons.plots.marks import Panel, encode
+from moe_lessons.plots.marks import Panel, encode_panel
 from moe_lessons.plots.theme import DARK_LINES, LIGHT, PALETTE, RED
 from moe_lessons.support.errors import is_whole
 from moe_lessons.support.modules import join_modules
@@ -59,7 +59,7 @@ class LiveCanvas(anywidget.AnyWidget):
         with self._lock:
             headers, arrays = {}, {}
             for place, panel in panels.items():
-                header, its_arrays = encode(panel, place)
+                header, its_arrays = encode_panel(panel, place)
                 if header != self._headers.get(place):
                     headers[place] = header
                 for slot, array in its_arrays.items():

@@ -21,10 +21,10 @@ from moe_lessons.widgets.spec import Spec
 
 NUM_HELD_OUT = 256  # points on which the loss of muting an expert is measured
 
-PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
+PLANE_PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
 PLAYGROUND = Spec(
     title="MoE playground",
-    defaults={"preset": None, "block": None, "seed": 0, "panels": PANELS, "controls": None, "play": 0}
+    defaults={"preset": None, "block": None, "seed": 0, "panels": PLANE_PANELS, "controls": None, "play": 0}
     | {"max_steps": 1500, "device": "cpu"}
     | asdict(PlaneSetting()),
     start=("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed"),
@@ -49,9 +49,9 @@ class Playground(Lab):
     """
 
     def __init__(
-        self, preset: str = "healthy", *, block: Callable[..., nn.Module] | None = None, seed: int = 0, panels=PANELS,
-        controls: Sequence[str] | None = None, play: int = 0, max_steps: int = 1500, device: str = "cpu",
-        **settings: Any,
+        self, preset: str = "healthy", *, block: Callable[..., nn.Module] | None = None, seed: int = 0,
+        panels=PLANE_PANELS, controls: Sequence[str] | None = None, play: int = 0, max_steps: int = 1500,
+        device: str = "cpu", **settings: Any,
     ):  # fmt: skip
         spec, setting = PLAYGROUND, asdict(PRESETS[check_choice("preset", preset, PRESETS)])
         if controls is not None:

@@ -43,7 +43,7 @@ from moe_lessons.training import (
 from moe_lessons.widgets import BalancingLab, CollapseLab, FactsLab, Playground, RoutingLab
 
 D, E, K, F, T = 8, 4, 2, 4, 12
-ROUTERS = {
+MAKE_ROUTER = {
     "top-k": lambda: TopKRouter(D, E, K),
     "noisy": lambda: NoisyTopKRouter(D, E, K),
     "sigmoid": lambda: SigmoidRouter(D, E, K),
@@ -94,10 +94,10 @@ def test_it_refuses_to_be_mixed_with_the_cpu():
     assert ours.sum().item() == 3 and len(second_device.waits) == 1 and ours.device.type == "second"
 
 
-@pytest.mark.parametrize("name", ROUTERS)
+@pytest.mark.parametrize("name", MAKE_ROUTER)
 def test_a_router_and_its_losses(name):
     with seeded(0):
-        moe = MoE(D, F, E, K, router=ROUTERS[name]())
+        moe = MoE(D, F, E, K, router=MAKE_ROUTER[name]())
     there = copy.deepcopy(moe).to("second")
     results = []
     for own, x in ((moe.eval(), tokens()), (there.eval(), tokens().to("second"))):

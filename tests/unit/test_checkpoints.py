@@ -16,7 +16,7 @@ from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask, make_text
 from moe_lessons.training import PlaneSetting, Record, Run, SeedBand, TrainingDiverged
 from moe_lessons.training.checkpoints import FORMAT, VALUES, checksum, load_checkpoint, save_checkpoint
 
-ROUTERS = {
+MAKE_ROUTER = {
     "gaussian": lambda top_k: NoisyTopKRouter(16, 4, top_k, noise="gaussian", noise_std=0.0),
     "learned": lambda top_k: NoisyTopKRouter(16, 4, top_k),
     "sigmoid": lambda top_k: SigmoidRouter(16, 4, top_k),
@@ -25,7 +25,7 @@ ROUTERS = {
 
 def plane_run(router: str = "gaussian", top_k: int = 2, task: str = "blobs", steps: int = 0, **options) -> Run:
     with seeded(1):
-        block = MoE(16, 4, 4, top_k, router=ROUTERS[router](top_k))
+        block = MoE(16, 4, 4, top_k, router=MAKE_ROUTER[router](top_k))
         model = PlaneClassifier(block, num_classes=8)
     run = Run(model, PlaneTask(task), **{"lr": 0.02, "batch_size": 32, **options})
     records(run, steps)

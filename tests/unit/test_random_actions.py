@@ -28,7 +28,7 @@ from live_tools import MyMoE, assert_consistent, button
 
 from moe_lessons import widgets
 from moe_lessons.nn import SigmoidRouter, torch_threads
-from moe_lessons.plots.marks import encode
+from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels import _history
 from moe_lessons.tasks import TextTask, make_text
 from moe_lessons.training import Run
@@ -106,7 +106,7 @@ class Page:
             self.arrays[slot] = np.frombuffer(buffers[0], kind, math.prod(shape), start).reshape(shape)
 
     def check_shows(self, place: int, panel) -> None:
-        header, arrays = encode(panel, place)
+        header, arrays = encode_panel(panel, place)
         assert self.panels[place] == json.loads(json.dumps(header))
         for slot, array in arrays.items():
             np.testing.assert_array_equal(self.arrays[slot], array, err_msg=f"{slot} of {panel.title}")

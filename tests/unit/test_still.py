@@ -145,7 +145,7 @@ def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters(
 def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
     assert [type(mark) for mark in MARKS] == list(still.DRAWN)
     panel = Panel("title", [mark, mark], Axis(0, 2, "step", link="step"), legend=[(4, "green")])
-    header, arrays = marks.encode(panel, 7)
+    header, arrays = marks.encode_panel(panel, 7)
     said = json.loads(json.dumps(header))
     assert said["title"] == "title" and said["x"]["link"] == "step" and said["legend"] == [[4, "green"]]
     assert [one["mark"] for one in said["marks"]] == [type(mark).__name__] * 2
@@ -158,8 +158,8 @@ def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
 
 def test_numbers_are_sent_in_a_type_that_a_page_has():
     for given, sent in (("f8", "f4"), ("i8", "i4"), ("u8", "i4"), ("?", "u1"), ("f2", "f2"), ("u1", "u1")):
-        header, arrays = marks.encode(Panel("", [marks.Bars(np.ones(3, given))]), 0)
+        header, arrays = marks.encode_panel(Panel("", [marks.Bars(np.ones(3, given))]), 0)
         assert arrays["0.0.y"].dtype == np.dtype(sent) and not {"second", "limit"} & set(header["marks"][0])
     parts = marks.Parts(("total",), ("experts",), [[46_000_000_000]], ("#000000",))
-    _, arrays = marks.encode(Panel("", [marks.Line(torch.arange(3), np.arange(6.0)[::2]), parts]), 0)
+    _, arrays = marks.encode_panel(Panel("", [marks.Line(torch.arange(3), np.arange(6.0)[::2]), parts]), 0)
     assert arrays["0.0.y"].tolist() == [0, 2, 4] and arrays["0.1.values"].item() == pytest.approx(46e9)

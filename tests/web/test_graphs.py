@@ -250,8 +250,8 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     """Ten steps on the same entries; then, of a model that knows some entries by heart, which ones.
 
     The graphs are those that the tests of the page need, too."""
-    run, few = facts_runs(4, 2, 500, SEED)[name], wall.Wall(wall.FEW).graphs()
-    graph, own, book = wall.graph_name(run), TrainedFacts(run), run.task.tokens.int()
+    run, few = facts_runs(4, 2, 500, SEED)[name], wall.Wall(wall.FEW_STOPS).graphs()
+    graph, own, book = wall.facts_graph_name(run), TrainedFacts(run), run.task.tokens.int()
     exports = dict(zip(("step", "read"), wall.EXPORTS))
     with FileLock(KEPT / "lock"):
         paths = {kind: keep(kept(graph, kind), export, few[graph]) for kind, export in exports.items()}
@@ -279,16 +279,16 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
 
 def test_the_wall_of_the_page_starts_as_its_runs_do():
     """Each start is that of the runs, rounded; a small book is the beginning of a large one."""
-    numbers = dict(wall.Wall(wall.FEW | {"seed": (2,)}).numbers())
+    numbers = dict(wall.Wall(wall.FEW_STOPS | {"seed": (2,)}).numbers())
     for run in facts_runs(4, 2, 500, seed=2).values():
         start = numbers[f"{wall.start_name(run, 4)}-2.z"].view("u2").astype("u4") << 16
         weights = torch.cat([p.detach().flatten() for p in run.model.parameters()])
         assert start.view("f4") == pytest.approx(weights.numpy(), rel=2**-8)
     book = numbers["facts-2.z"]
     assert book.shape == (1000, 9) and (book[:500] == Facts(500, 2).tokens.numpy()).all()
-    made = json.loads(json.dumps(wall.Wall(wall.FEW).manifest()))
+    made = json.loads(json.dumps(wall.Wall(wall.FEW_STOPS).manifest()))
     assert made["graphs"] == ["4-2-500", "4-2-1000"] and made["controls"]["num_entries"]["stops"][1] == ["1,000", 1000]
-    size = json.loads(json.dumps(wall.Wall(wall.FEW).size(4, 2, 500)))
+    size = json.loads(json.dumps(wall.Wall(wall.FEW_STOPS).size(4, 2, 500)))
     assert size["rates"][0] == 0.05 and len(size["rates"]) == 250 and size["every"] == 6
     assert size["panels"]["0"]["title"] == "MoE: 0 of 500"
     with pytest.raises(ValueError, match="run must be a Run of a LanguageModel on Facts, got"):

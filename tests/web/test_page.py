@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from moe_lessons.analysis import trace_text
-from moe_lessons.plots.marks import encode
+from moe_lessons.plots.marks import encode_panel
 from moe_lessons.tasks import decode
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.training import PRESETS, plane_runs
@@ -371,7 +371,7 @@ def test_the_page_fills_the_panels_as_python_does(visit, text, layer, token):
     panels = text_panels(stored_models(), text, layer, token)
     assert len(filled["panels"]) == len(panels)
     for place, panel in enumerate(panels):
-        header, arrays = encode(panel, place)
+        header, arrays = encode_panel(panel, place)
         mine = filled["panels"][place] | {"height": header["height"]}  # of a text: for a figure of matplotlib
         assert [key for key in header if not like(mine[key], header[key])] == []
         for slot, array in arrays.items():

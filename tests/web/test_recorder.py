@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_lessons.plots.marks import encode
+from moe_lessons.plots.marks import encode_panel
 from moe_lessons.widgets import CollapseLab, LiveRun, Picture
 from moe_lessons.widgets.canvas import LiveCanvas
 from web import recorder
@@ -58,7 +58,7 @@ def test_a_recording_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch)
             lab.advance(1)
         assert picture.words["words"] == lab.words() and "tips" not in picture.words
         for place, panel in enumerate(lab.panels()):
-            header, arrays = encode(panel, place)
+            header, arrays = encode_panel(panel, place)
             assert picture.panels[str(place)] == json.loads(json.dumps(header))
             for slot, array in arrays.items():
                 size += array.nbytes

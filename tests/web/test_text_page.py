@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
-from moe_lessons.plots.marks import encode
+from moe_lessons.plots.marks import encode_panel
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.tasks import make_text
 from moe_lessons.training import plane_runs
@@ -116,7 +116,7 @@ def test_the_page_gets_the_panels_of_python_with_what_to_fill_in():
     text = made["examples"]["code"]
     panels = text_panels(stored_models(), text, layer=2, token=9)
     assert [len(panel["marks"]) for panel in made["panels"]] == [len(panel.marks) for panel in panels]
-    boxes = encode(panels[-1], 5)[0]["marks"][-1]
+    boxes = encode_panel(panels[-1], 5)[0]["marks"][-1]
     assert len(boxes["texts"]) == len(made["recipes"])
     for text, recipe in zip(boxes["texts"], made["recipes"]):  # what is filled in are numbers and the sum
         patterns = [re.escape(one).replace(r"\{sum\}", ".*") for one in recipe]
