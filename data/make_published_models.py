@@ -1,4 +1,4 @@
-"""Counts the parameters of published mixtures of experts, and writes published_models.csv and published_sizes.json.
+"""Count the parameters of published mixtures of experts, and write published_models.csv and published_sizes.json.
 
     python data/make_published_models.py
 

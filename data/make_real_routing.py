@@ -23,7 +23,7 @@ ALLOWED = {"Counter": Counter, "defaultdict": defaultdict, "dtype": np.dtype, "s
 
 
 class Counters(pickle.Unpickler):
-    """Reads counters, and refuses everything else that a pickle can bring along."""
+    """A reader of counters, which refuses everything else that a pickle can bring along."""
 
     def find_class(self, module: str, name: str):
         if module.split(".")[0] not in ("collections", "numpy") or name not in ALLOWED:

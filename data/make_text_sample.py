@@ -1,4 +1,4 @@
-"""Writes text_sample.txt: a few lines of each domain that `moe_lessons.tasks.text` generates.
+"""Write text_sample.txt: a few lines of each domain that `moe_lessons.tasks.text` generates.
 
 python data/make_text_sample.py
 """

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] = ()) -> int:
 def render(path: Path) -> None:
     """Execute the notebook in its static form, in a fresh kernel, and write it back.
 
-    Raises an error, and leaves the file alone, when a cell fails, hangs, ends the kernel or shows a live widget.
+    An error is raised, and the file left alone, when a cell fails, hangs, ends the kernel or shows a live widget.
     """
     notebook = nbformat.read(path, as_version=4)
     execute(notebook, path.parent)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(folder: str = str(ROOT / "build" / "site"), graphs: str = "all") -> int:
-    """0 when all is well."""
+    """Make the site in `folder`, with `graphs` as `training_page.main` has it; return 0 when all is well."""
     training_page.main(str(Path(folder, "page")), graphs)
     options = ["-q", "-E", "-W", "--keep-going", "-b", "html", "-c", str(ROOT / "web" / "site")]
     warned = sphinx([*options, str(ROOT), folder])

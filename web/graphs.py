@@ -113,7 +113,7 @@ class Trained:
     def learn(self, state, count, x, y, knobs, seen=lambda routings: ()) -> tuple:
         """Train one step, as `Run.step` does, but for the bias of the experts.
 
-        state: see above; count (); a batch x and y; knobs: see `MEANING`. Gives the next weights and averages (3·P,),
+        state: see above; count (); a batch x and y; knobs: see `MEANING`. Return the next weights and averages (3·P,),
         the loss of each model (nats), the norm of the gradient, and what is `seen` of the routings."""
         value = dict(zip(STEP_KNOBS, knobs.unbind(0)))
         weights, mean, square, bias = self.parts(state)
@@ -184,8 +184,8 @@ class TrainedPlane(Trained):
     def step(self, state, count, x, y, normal, uniform, knobs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Train one step, as `Run.step` does.
 
-        state: see `Trained`; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Gives the
-        next state, the loss of each model (nats), the norm of the gradient, and the load shares (E,)."""
+        state: see `Trained`; count (); x (T, 2), y (T,); normal (T, E); uniform (T, D); knobs: see `MEANING`. Return
+        the next state, the loss of each model (nats), the norm of the gradient, and the load shares (E,)."""
         value = self.turn(knobs)
         factor = 1 + value["jitter_noise"] * (2 * uniform - 1)  # what uniform_(1 - ε, 1 + ε) gives
         with Given(normal * value["noise_std"], factor):
@@ -229,7 +229,7 @@ class TrainedPlane(Trained):
     def read(self, state, x, held_x, held_y, keep, knobs) -> tuple[Tensor, ...]:
         """Read the mixture and measure all models, without noise.
 
-        x (T, 2); held_x (N, 2), held_y (N,); keep (E,); knobs: see `MEANING`. Gives the router's log-probabilities on
+        x (T, 2); held_x (N, 2), held_y (N,); keep (E,); knobs: see `MEANING`. Return the router's log-probabilities on
         the grid (R, R, E); of the tokens its logits (T, E), its probabilities (T, E), the weight of each expert, 0
         where it does not serve (T, E), and the class that the model names (T,); the loss and the accuracy of each
         model; and the load shares (E,)."""
@@ -264,7 +264,7 @@ class TrainedFacts(Trained):
         self.model._check = lambda *_: None  # it looks at values
 
     def step(self, state, count, entries, knobs) -> tuple[Tensor, Tensor, Tensor]:
-        """Train one step on entries (B, T + 1). Gives the next state, the loss (1,) and the norm of the gradient."""
+        """Train one step on entries (B, T + 1). Return the next state, the loss (1,) and the norm of the gradient."""
         return self.learn(state, count, *asked(entries), knobs)
 
     def read(self, state, entries) -> tuple[Tensor, Tensor, Tensor]:

@@ -71,7 +71,7 @@ def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
 
 
 def decode_watched(seen: list[Counter], model: LanguageModel, *step) -> None:
-    """`decode_token`, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
+    """Decode a token, and append the seconds of each part to `seen`; READ is not yet told from BEYOND."""
     watch = Stopwatch(model.embed.weight.device)
     with watched(model, watch):
         watch.since = watch.now()

@@ -96,8 +96,9 @@ def read_question(key: str, text: str) -> Asked:
 
 
 class Interview(Sheet):
-    """Asks: you write your answer, then ours stands beside it, point by point, and you tick what you said. Below stands
-    what is asked next, each with its answer folded. Each letter and each tick is kept in the learner's progress."""
+    """The questions: you write your answer, then ours stands beside it, point by point, and you tick what you said.
+    Below stands what is asked next, each with its answer folded. Each letter and each tick is kept
+    in the learner's progress."""
 
     def __init__(self):
         self.questions = [read_question(*part) for part in QUESTIONS.items()]

@@ -36,7 +36,7 @@ def record(section: str, key: str, **entry: Any) -> str | None:
     """Keep what a learner did, with the time; fields of the same key that are not given stay.
 
     section: one of `SECTIONS`. key: lesson, dot, name, such as '05.survivors'. What cannot be written stays in this
-    session. Says, and returns, what is wrong, or returns None."""
+    session. Say what is wrong, and return it, or None."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     entry = json.loads(json.dumps(entry, default=float)) | {"when": now}  # float: of a number of numpy or torch
     with _guard:
@@ -67,7 +67,7 @@ def export(path: str | Path) -> Path:
 
 
 def reset() -> Path | None:
-    """Forget everything; a dated copy stays beside the file. Returns its path, or None where there was no file.
+    """Forget everything; a dated copy stays beside the file. Return its path, or None where there was no file.
 
     Raises OSError where the file cannot be written; then nothing is forgotten."""
     with _guard:
@@ -88,7 +88,7 @@ def file() -> Path | None:  # None where it is off
 
 
 def _save() -> str | None:
-    """Put the session's entries into the file. Says, and returns, what is wrong, or returns None."""
+    """Put the session's entries into the file. Say what is wrong, and return it, or None."""
     path, trouble = file(), None
     if path is None:
         return None

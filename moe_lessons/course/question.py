@@ -26,7 +26,7 @@ PLACES = 41  # along the x axis of a curve, at which it has a value
 
 
 class Keeper(anywidget.AnyWidget):
-    """Draws nothing: it has what is seen saved with the notebook, where no question does that."""
+    """A widget that draws nothing: it has what is seen saved with the notebook, where no question does that."""
 
     _esm = f"{KEEP}\nexport default {{ initialize: keep, render() {{}} }};"
     _css = (WIDGETS / "canvas.css").read_text("utf-8")

@@ -40,7 +40,7 @@ def masked_weights() -> list[tuple]:
 
 
 class CountingExpert(FeedForward):
-    """Counts its calls, and the rows that it computes."""
+    """An expert that counts its calls, and the rows that it computes."""
 
     calls = rows = 0
 

@@ -77,7 +77,7 @@ class TransformerConfig:
 
 
 class LanguageModel(nn.Module):
-    """Predicts the next token, at every position: ids (B, T) -> logits (B, T, V) and one `Routing` for each MoE layer.
+    """A model of the next token, at each position: ids (B, T) -> logits (B, T, V) and a `Routing` for each MoE layer.
 
     x = embed(ids); x = layer(x) for each of the L layers; logits = head(norm(x)). A routing has the tokens of all
     sequences, one sequence after the other. With a cache, ids are those that follow the tokens in it. ValueError for

@@ -15,7 +15,7 @@ PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")
 
 @dataclass(frozen=True)
 class PlaneTask:
-    """Draws points in the square from -1 to 1, in 8 classes. `seed` places blobs and prototypes.
+    """Points drawn in the square from -1 to 1, in 8 classes. `seed` places blobs and prototypes.
 
     blobs:   24 Gaussian blobs, pressed into the square; every eighth has the same class.
     voronoi: the cells of 24 prototypes (a point belongs to the nearest), with classes as for the blobs.

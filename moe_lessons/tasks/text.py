@@ -138,7 +138,7 @@ def byte_class(tokens: Tensor) -> Tensor:
 
 
 class TextTask:
-    """Draws sequences of bytes, each from one domain, and for each byte the one that follows it.
+    """Sequences of bytes, each from one domain, and for each byte the one that follows it.
 
     domains: some of `WRITERS`, or a dict of your own texts, by name. context: bytes in a sequence (T). The end of each
     text is held out, and a sequence that occurs in it, at whatever position, is left out of training.

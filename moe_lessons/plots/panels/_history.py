@@ -1,4 +1,4 @@
-"""Reads what panels show of a run. Its records grow with every step, so each of them is read once."""
+"""Readings of a run for panels. Its records grow with every step, so each of them is read once."""
 
 from weakref import WeakKeyDictionary
 
@@ -15,7 +15,7 @@ X_AXES = {"steps": "step", "FLOPs": "training FLOPs so far", "seconds": "seconds
 
 
 class History:
-    """Keeps a row for each step of a run: its number, seconds so far, recent loss and dead experts."""
+    """A row for each step of a run: its number, seconds so far, recent loss and dead experts."""
 
     def __init__(self):
         self.flops, self.records, self.rows = 0.0, [], []  # flops: of a training step
