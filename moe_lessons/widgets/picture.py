@@ -84,7 +84,8 @@ def descendants(widget: W.Widget) -> Iterator[W.Widget]:
 def tips(widget: W.Widget) -> dict[str, str]:
     """Return what the controls inside a widget do, by their labels, of a box to tick after a ☐; buttons show it
     themselves."""
-    controls = [c for c in descendants(widget) if getattr(c, "tooltip", None) and not isinstance(c, W.Button)]
+    parts = [part for part in descendants(widget) if hasattr(part, "description") and not isinstance(part, W.Button)]
+    controls = [part for part in parts if getattr(part, "tooltip", None)]
     said = {("☐ " if isinstance(c, W.Checkbox) else "") + c.description: c.tooltip for c in controls}
     return {sendable(label): sendable(tip) for label, tip in said.items()}
 

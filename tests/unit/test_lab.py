@@ -18,6 +18,7 @@ from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
 from moe_lessons.widgets import Lab, Playground, live
+from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, corpus
 
 
@@ -295,11 +296,13 @@ async def test_sys_exit_in_a_learners_block_is_said_and_an_interrupt_stays_one()
     assert "SystemExit" not in words(lab)
 
 
-def test_a_message_that_sets_what_a_control_says_does_not_stop_later_pictures():
+def test_a_message_that_sets_what_a_part_of_a_view_says_does_not_stop_later_pictures():
     lab = LABS["CollapseLab"]()
     message = {"method": "update", "state": {"tooltip": "\ud800"}, "buffer_paths": []}
-    lab.inputs["seed"]._handle_msg({"content": {"data": message}, "buffers": []})
+    for part in (lab, *descendants(lab)):  # the canvas and rows of controls have a tooltip, too, and no description
+        part._handle_msg({"content": {"data": message}, "buffers": []})
     lab.show()
+    assert lab.loop.trouble == ""
     json.dumps(lab.canvas.words, ensure_ascii=False).encode("utf-8")
 
 
