@@ -20,8 +20,8 @@ from moe_lessons.hub.kv_cache import cached_layers
 from moe_lessons.hub.published import count_model
 
 CSV = Path(__file__).with_name("published_models.csv")
-SIZES = CSV.with_name("published_sizes.json")
-COLUMNS = (
+SIZES_FILE = CSV.with_name("published_sizes.json")
+CSV_COLUMNS = (
     "name", "year", "source", "num_experts", "top_k", "shared_experts", "d_model", "d_ff", "scores", "balancing",
     "total_params", "active_params", "total_published_b", "active_published_b", "note",
 )  # fmt: skip
@@ -84,21 +84,21 @@ def row(model: PublishedModel) -> dict[str, Any]:
     facts = {field.name: getattr(model, field.name) for field in fields(model)}
     sizes = count(model)
     facts |= {"total_params": sizes.total, "active_params": sizes.active, **expert_sizes(model)}
-    return {column: "" if facts[column] is None else facts[column] for column in COLUMNS}
+    return {column: "" if facts[column] is None else facts[column] for column in CSV_COLUMNS}
 
 
 def main() -> None:
     with CSV.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, CSV_COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(row(model) for model in MODELS)
-    SIZES.write_text(sizes_text(), encoding="utf-8")
-    print(f"wrote {CSV} and {SIZES} ({len(MODELS)} models)")
+        writer.writerows(row(model) for model in PUBLISHED)
+    SIZES_FILE.write_text(sizes_text(), encoding="utf-8")
+    print(f"wrote {CSV} and {SIZES_FILE} ({len(PUBLISHED)} models)")
 
 
 def sizes_text() -> str:
     """All that the calculators need of each model, a line for each."""
-    lines = [f"{json.dumps(model.name)}: {json.dumps(asdict(count(model)))}" for model in MODELS]
+    lines = [f"{json.dumps(model.name)}: {json.dumps(asdict(count(model)))}" for model in PUBLISHED]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -106,7 +106,7 @@ SWITCH = (
     "encoder-decoder; active equals a dense T5-Base plus the routers; width and ReLU as in the configuration of the "
     "checkpoint in transformers: table 9 of the paper has 2048 with GEGLU, as many weights"
 )
-MODELS = (
+PUBLISHED = (
     PublishedModel(
         name="Switch-Base-8",
         year=2021,

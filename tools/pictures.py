@@ -15,13 +15,13 @@ from moe_lessons.plots.sweeps import COSTS, front
 from moe_lessons.widgets import FactsLab, Playground
 from web.text_model import stored_models, text_panels
 
-FOLDER = Path("docs")
+DOCS = Path("docs")
 COLLAPSE, RESCUE, EVERY = 100, 200, 4  # steps: until the auxiliary loss is switched on, until the end, for each frame
-WIDTH, COLORS = 800, 64  # of the animation: pixels, and colours, which keep it small
-FRAME, LAST = 120, 4000  # milliseconds
+GIF_WIDTH, NUM_COLORS = 800, 64  # of the animation: pixels, and colours, which keep it small
+SHOWN_FOR, LAST = 120, 4000  # milliseconds
 
 
-def main(folder: Path = FOLDER) -> None:
+def main(folder: Path = DOCS) -> None:
     """Write them all: a collapse and its rescue, the playground, the wall of facts, what each model takes, and a text
     in the colours of its experts."""
     folder.mkdir(exist_ok=True)
@@ -39,9 +39,9 @@ def main(folder: Path = FOLDER) -> None:
 def animate(path: Path, collapse: int = COLLAPSE, rescue: int = RESCUE) -> None:
     """A mixture collapses without the auxiliary loss, and comes back with it: an animated GIF, the same each time."""
     pictures = [Image.open(BytesIO(png)).convert("RGB") for png in frames(collapse, rescue)]
-    palette = pictures[-1].quantize(COLORS)
+    palette = pictures[-1].quantize(NUM_COLORS)
     first, *others = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
-    first.save(path, save_all=True, append_images=others, duration=[*[FRAME] * len(others), LAST], loop=0)
+    first.save(path, save_all=True, append_images=others, duration=[*[SHOWN_FOR] * len(others), LAST], loop=0)
 
 
 def frames(collapse: int, rescue: int) -> Iterator[bytes]:
@@ -53,6 +53,6 @@ def frames(collapse: int, rescue: int) -> Iterator[bytes]:
         state = "on" if playground.main_run.knobs.router_aux_loss_coef else "off"
         dead = f"{playground.main_run.records[-1].dead_experts:g} of {playground.state.values['num_experts']}"
         words = f"Step {step}. Auxiliary loss {state}. Dead experts: {dead}."
-        yield figure(playground.panels(), width=WIDTH, caption=words).png()
+        yield figure(playground.panels(), width=GIF_WIDTH, caption=words).png()
         if step == collapse:
             playground.set(router_aux_loss_coef=1.0)

@@ -20,7 +20,7 @@ from moe_lessons.training import PRESETS
 from web.manifest import GROUPS, STOPS, graph_name, offered
 
 ROOT = Path(__file__).resolve().parents[1]
-LESSONS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+LESSON_FILES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 RECORDINGS = ROOT / "web" / "recordings"
 RECORDED = widgets.LiveRun, widgets.WallRecording, widgets.RoutersView
 VIEW_ONLY = ("panels", "controls", "play", "max_steps")  # arguments that change nothing of what trains

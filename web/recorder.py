@@ -26,7 +26,7 @@ from moe_lessons.widgets import LiveRun, Picture, WallRecording
 from moe_lessons.widgets.canvas import COLORS, LiveCanvas
 from moe_lessons.widgets.recording import Player
 from tools.render import execute
-from web.lesson_views import LESSONS, RECORDINGS, ROOT, next_name, views_of
+from web.lesson_views import LESSON_FILES, RECORDINGS, ROOT, next_name, views_of
 from web.training_page import write
 
 FIRST, MOST = 20, 120  # a picture for each of the first steps; pictures of a recording, at most
@@ -44,7 +44,7 @@ class Shown(NamedTuple):
 
 def main(*names: str) -> None:
     """Make recordings, or all."""
-    lessons = {path: [view for view in views_of(path) if view.is_recorded] for path in LESSONS}
+    lessons = {path: [view for view in views_of(path) if view.is_recorded] for path in LESSON_FILES}
     every = [view.name for views in lessons.values() for view in views]
     if unknown := set(names) - set(every):
         raise SystemExit(f"NAME must be one of {', '.join(every)}, got {unknown.pop()}.")

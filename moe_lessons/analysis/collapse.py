@@ -21,7 +21,7 @@ PRACTICE = 500_009  # a part of its seed: the run itself sees other points
 # what learns, and the part of the block that stands still meanwhile
 LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
 READ_POINTS = 512  # held out, for each seed: what a reading is taken on
-RECENT = 20  # steps over which what a step shows is averaged
+RECENT = 20  # steps over which what a step shows is averaged: one batch alone flickers
 
 # what the outputs of the chosen experts are multiplied by: K, and whether their probabilities are divided by their sum
 WEIGHTS = {"K = 1, p": (1, False), "K = 1, p / sum": (1, True), "K = 2, p": (2, False), "K = 2, p / sum": (2, True)}

@@ -24,7 +24,7 @@ from moe_lessons.training import bar
 READ, BEYOND, ROUTING, ATTENTION, REST = PARTS = (
     "weights read", "products beyond reading", "routing", "attention and cache", "the rest"
 )  # fmt: skip
-PROMPT, IN_A_ROW = 8, 4  # tokens of each text before a step, and that one text writes one after the other
+PROMPT_TOKENS, IN_A_ROW = 8, 4  # tokens of each text before a step, and that one text writes one after the other
 PRODUCTS = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with weights
 
 
@@ -97,12 +97,12 @@ def step_parts(
     with torch_threads(1), evaluating(*models.values()), watching_others(), torch.inference_mode():
         for batch in bar(batch_sizes, "batch sizes"):
             tokens = max(1, IN_A_ROW // batch)
-            ids = torch.randint(vocab_size, (batch, PROMPT + tokens), generator=generator)
+            ids = torch.randint(vocab_size, (batch, PROMPT_TOKENS + tokens), generator=generator)
             as_is, with_watch, seen = [], [], {name: [] for name in models}
             for name, model in models.items():
-                cache, own_ids = model.new_cache(batch, PROMPT + tokens), ids.to(place)
-                model(own_ids[:, :PROMPT], cache)
-                places = range(PROMPT, PROMPT + tokens)
+                cache, own_ids = model.new_cache(batch, PROMPT_TOKENS + tokens), ids.to(place)
+                model(own_ids[:, :PROMPT_TOKENS], cache)
+                places = range(PROMPT_TOKENS, PROMPT_TOKENS + tokens)
                 as_is += [partial(decode_token, model, own_ids, cache, n) for n in places]
                 with_watch += [partial(decode_watched, seen[name], model, own_ids, cache, n) for n in places]
             reading, *times = take_turns(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_lessons.support.data import LESSONS, PACKAGE
+from moe_lessons.support.data import NOTEBOOKS, PACKAGE
 from moe_lessons.support.unpack import MANIFEST, unpack
 
 JUPYTER = PACKAGE / "commands" / "jupyter"  # settings of JupyterLab
@@ -56,7 +56,7 @@ def open_course(asked: Path | None = None) -> tuple[Path, str]:
         if (folder / "notebooks" / FIRST).is_file():
             return folder.resolve(), f"notebooks/{FIRST}"
     folder = (asked or Path("." if is_copy else COPY)).expanduser().resolve()
-    for sentence in unpack(LESSONS, folder):
+    for sentence in unpack(NOTEBOOKS, folder):
         print(sentence, flush=True)
     return folder, FIRST
 

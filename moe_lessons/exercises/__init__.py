@@ -7,10 +7,10 @@ from pkgutil import iter_modules
 
 from moe_lessons.exercises.exercise import Exercise
 
-LESSONS = sorted(module.name for module in iter_modules(__path__) if module.name.startswith("lesson_"))
+LESSON_MODULES = sorted(module.name for module in iter_modules(__path__) if module.name.startswith("lesson_"))
 FOUND = {
     name: value
-    for lesson in LESSONS
+    for lesson in LESSON_MODULES
     for name, value in vars(import_module(f"{__name__}.{lesson}")).items()
     if isinstance(value, Exercise)
 }

@@ -27,29 +27,29 @@ NO_GRADIENT = (
     "no gradient gets through your function, and a model would not learn with it. Use torch on tensors all the way: no "
     "numpy, .item(), .tolist() or .detach()."
 )
-WORDS = {
+SAID_OF = {
     "right": "✔ Right",
     "wrong": "✘ Not yet",
     "raised": "✘ Your code stops",
     "not attempted": "… Not attempted yet",
 }
-COLORS = {"right": "#009E73", "wrong": "#D55E00", "raised": "#D55E00", "not attempted": "#888888"}
+COLOR_OF = {"right": "#009E73", "wrong": "#D55E00", "raised": "#D55E00", "not attempted": "#888888"}
 
 
 class Check(NamedTuple):
     """The result of checking an answer. A notebook shows it with buttons for a hint and for the solution."""
 
-    status: str  # one of `WORDS`
+    status: str  # one of `SAID_OF`
     message: str
     exercise: "Exercise"
 
     def __repr__(self) -> str:
-        return f"{WORDS[self.status]}. {self.message}"
+        return f"{SAID_OF[self.status]}. {self.message}"
 
     def _repr_html_(self) -> str:
-        style = f"border-left: 4px solid {COLORS[self.status]}; padding: 2px 10px; max-width: 46em; line-height: 1.4"
+        style = f"border-left: 4px solid {COLOR_OF[self.status]}; padding: 2px 10px; max-width: 46em; line-height: 1.4"
         words = re.sub("`([^`]+)`", r"<code>\1</code>", html.escape(self.message))
-        return f'<div style="{style}" role="status"><b>{WORDS[self.status]}.</b> {words}</div>'
+        return f'<div style="{style}" role="status"><b>{SAID_OF[self.status]}.</b> {words}</div>'
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if static_mode() or not in_notebook():

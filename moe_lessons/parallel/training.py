@@ -33,9 +33,9 @@ from moe_lessons.parallel import exchange
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, first_line
 from moe_lessons.tasks import TextTask, make_text
 
-SIZES = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
+MODEL_SETTINGS = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
 MAX_NORM = 1.0  # of the gradient, over all ranks
-KEPT = 2  # so many checkpoints, the last ones, are there
+NUM_KEPT = 2  # so many checkpoints, the last ones, are there
 ABOUT = "run.json"  # beside the tensors of a checkpoint: of which model they are, and the digests of their files
 
 
@@ -86,7 +86,7 @@ class Settings:
         self.model_config()
 
     def model_config(self) -> TransformerConfig:
-        return TransformerConfig(max_positions=self.context, **{name: getattr(self, name) for name in SIZES})
+        return TransformerConfig(max_positions=self.context, **{name: getattr(self, name) for name in MODEL_SETTINGS})
 
 
 def train_rank(settings: Settings) -> Iterator[dict]:
@@ -205,7 +205,7 @@ def what_is_wrong(path: Path, settings: Settings) -> str | None:
 
 def describe(settings: Settings) -> dict[str, Any]:
     """Name what the tensors of a checkpoint depend on."""
-    return {name: value for name, value in asdict(settings).items() if name in (*SIZES, "context", "dtype")}
+    return {name: value for name, value in asdict(settings).items() if name in (*MODEL_SETTINGS, "context", "dtype")}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -213,7 +213,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def save_ranks(settings: Settings, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write all ranks' parts into one folder; keep the `KEPT` last. Every rank calls it; each raises what fails."""
+    """Write all ranks' parts into one folder; keep the `NUM_KEPT` last. Every rank calls it; each raises what fails."""
     target, trouble = Path(settings.checkpoint, f"step{step}"), [None]
     part = target.with_name(f"{target.name}.part")  # by its name no checkpoint, until it is whole
     if dist.get_rank() == 0:
@@ -225,7 +225,7 @@ def save_ranks(settings: Settings, step: int, model: nn.Module, optimizer: torch
             about = {"step": step, "model": describe(settings), "files": digests(part)}
             (part / ABOUT).write_text(json.dumps(about), "utf-8")
             part.rename(target)
-            for old in checkpoints_in(settings.checkpoint)[:-KEPT]:
+            for old in checkpoints_in(settings.checkpoint)[:-NUM_KEPT]:
                 shutil.rmtree(old)
     except (OSError, dcp.api.CheckpointException) as error:
         trouble = [first_line(error)]

@@ -41,9 +41,9 @@ def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float
             axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if v < 1e5 else style.short_number(v)))
             axis.grid(not is_filled)
     for mark in panel.marks:
-        if type(mark) not in DRAWN:
-            raise ValueError(f"a mark must be one of {', '.join(kind.__name__ for kind in DRAWN)}, got {mark!r}")
-        DRAWN[type(mark)](mark, ax, panel)
+        if type(mark) not in DRAWING:
+            raise ValueError(f"a mark must be one of {', '.join(kind.__name__ for kind in DRAWING)}, got {mark!r}")
+        DRAWING[type(mark)](mark, ax, panel)
     for ink, text in panel.legend:
         ax.plot([], [], label=text, **_line_style(ink))
     if panel.legend:
@@ -329,7 +329,7 @@ def visible(char: str) -> str:
     return char if char.isprintable() and ord(char) in DRAWABLE else "↵" if char == "\n" else "·"
 
 
-DRAWN = {
+DRAWING = {
     Field: draw_field,
     Cells: draw_cells,
     marks.Bars: draw_bars,

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent
 IS_CHECKOUT = (PACKAGE.parent / "pyproject.toml").is_file()
 HOME = PACKAGE.parent if IS_CHECKOUT else PACKAGE
-FOLDER, LESSONS = HOME / "data", HOME / "notebooks"
+FOLDER, NOTEBOOKS = HOME / "data", HOME / "notebooks"
 
 
 def data_path(name: str) -> Path:

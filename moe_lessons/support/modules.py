@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 IMPORT = re.compile(r'^import [^;]*? from "([^"]+)";\n', re.MULTILINE)
-TYPES = re.compile(r"^ */\*\*.*?\*/\n", re.MULTILINE | re.DOTALL)  # JSDoc: a third of the text
+JSDOC = re.compile(r"^ */\*\*.*?\*/\n", re.MULTILINE | re.DOTALL)  # JSDoc: a third of the text
 EXPORT = re.compile(r"^export (?!default)", re.MULTILINE)
 
 
@@ -21,4 +21,4 @@ def _collect(path: Path, found: dict[Path, str]) -> None:
         source = path.read_text("utf-8")
         for imported in IMPORT.findall(source):
             _collect((path.parent / imported).resolve(), found)
-        found[path] = EXPORT.sub("", IMPORT.sub("", TYPES.sub("", source)))
+        found[path] = EXPORT.sub("", IMPORT.sub("", JSDOC.sub("", source)))

@@ -24,9 +24,9 @@ from moe_lessons.widgets.spec import Spec
 MOST_TILES, MOST_SEEDS = 12, 10
 ALONE = "nothing else"
 READ_EVERY, READ_EVERY_EARLY, EARLY = 20, 5, 40  # steps: a collapse takes some 25
-CURVES = ("dead experts", "max over mean", "accuracy")
-FIELDS = tuple(field.name for field in fields(PlaneSetting))
-SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in FIELDS}
+CURVE_NAMES = ("dead experts", "max over mean", "accuracy")
+SETTING_FIELDS = tuple(field.name for field in fields(PlaneSetting))
+SETTINGS = {name: getattr(PRESETS["collapse"], name) for name in SETTING_FIELDS}
 SETTINGS |= {knob: REMEDIES[remedy][knob] for remedy, knob in STRENGTHS.items()}
 BALANCING_LAB = Spec(
     title="Balancing laboratory",
@@ -35,7 +35,7 @@ BALANCING_LAB = Spec(
     start=("task", "seeds", "first_seed", "apply_from"),
     live=tuple(KNOBS),
     display=("highlight", "curve"),
-    stops={"task": tuple(PLANE_TASKS), "curve": CURVES},
+    stops={"task": tuple(PLANE_TASKS), "curve": CURVE_NAMES},
     clicks=("model", "highlight"),
 )
 
@@ -60,7 +60,7 @@ class BalancingLab(Lab):
     ):  # fmt: skip
         values = {"seeds": seeds, "first_seed": first_seed, "apply_from": apply_from, "remedies": remedies}
         values["device"] = device
-        values |= {"highlight": "auxiliary loss", "curve": CURVES[0]} | SETTINGS
+        values |= {"highlight": "auxiliary loss", "curve": CURVE_NAMES[0]} | SETTINGS
         panels = panels_of(names_of(remedies, "remedies"))
         super().__init__(BALANCING_LAB, values, panels, settings, play=play, max_steps=max_steps, columns=None)
 
@@ -79,7 +79,7 @@ class BalancingLab(Lab):
         return super().check(values | ({"highlight": names[-1]} if is_gone else {}), given)
 
     def _settings(self, values: Mapping[str, Any]) -> tuple[PlaneSetting, dict[str, PlaneSetting]]:
-        own = {name: values[name] for name in FIELDS if name not in STRENGTHS.values()}
+        own = {name: values[name] for name in SETTING_FIELDS if name not in STRENGTHS.values()}
         base = replace(PRESETS["collapse"], **own)
         return base, {name: tile_setting(name, base, values) for name in values["remedies"]}
 

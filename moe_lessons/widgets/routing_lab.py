@@ -21,17 +21,17 @@ from moe_lessons.widgets.laboratory import Lab, names_of
 from moe_lessons.widgets.spec import Spec
 
 USUAL_PANELS = ("loss", "layers", "domains", "classes", "text", "writing")
-SIZES = ("num_experts", "top_k", "d_ff", "router")  # fields of a `TransformerConfig` that have a control
-FIELDS = {f.name: getattr(TransformerConfig(), f.name) for f in fields(TransformerConfig) if f.name not in KNOBS}
+MODEL_CONTROLS = ("num_experts", "top_k", "d_ff", "router")  # fields of a `TransformerConfig` that have a control
+CONFIG_FIELDS = {f.name: getattr(TransformerConfig(), f.name) for f in fields(TransformerConfig) if f.name not in KNOBS}
 KNOBS_AT_FIRST = {name: knob.off for name, knob in KNOBS.items()} | {"lr": 0.005, "router_aux_loss_coef": 0.01}
 corpus = functools.cache(TextTask)  # the text of some domains
 NAMED_ROUTERS = tuple(name for name in ROUTERS if name != "gaussian noise")  # that is top-k, and the slider for noise
 ROUTING_LAB = Spec(
     title="Routing laboratory",
     defaults={"domains": tuple(DOMAINS), "panels": USUAL_PANELS, "play": 0, "max_steps": 600}
-    | (FIELDS | KNOBS_AT_FIRST)
+    | (CONFIG_FIELDS | KNOBS_AT_FIRST)
     | {"layer": 0, "seed": 0, "batch_size": 32, "device": "cpu"},
-    start=("domains", *SIZES, "seed"),
+    start=("domains", *MODEL_CONTROLS, "seed"),
     live=tuple(KNOBS),
     display=("layer", "x_axis"),
     stops={"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)},
@@ -60,7 +60,7 @@ class RoutingLab(Lab):
         config = config or TransformerConfig()
         if config.capacity_factor:  # it is a knob here
             settings = {"capacity_factor": config.capacity_factor} | settings
-        self._config = replace(config, capacity_factor=None, **{n: settings[n] for n in FIELDS if n in settings})
+        self._config = replace(config, capacity_factor=None, **{n: settings[n] for n in CONFIG_FIELDS if n in settings})
         layers = self._config.moe_layers
         self._num_layers = self._config.num_layers if layers is None else len(layers)  # with experts
         if self._num_layers == 0:
@@ -68,7 +68,7 @@ class RoutingLab(Lab):
         self._routers: dict[Any, None] = dict.fromkeys(NAMED_ROUTERS)  # and your own, once you have named it
         self._text = task if hasattr(task, "held_out") else None  # of your own: it stays what it is
         spec = ROUTING_LAB if self._text is None else replace(ROUTING_LAB, start=ROUTING_LAB.start[1:])
-        values = {n: getattr(self._config, n) for n in FIELDS} | KNOBS_AT_FIRST
+        values = {n: getattr(self._config, n) for n in CONFIG_FIELDS} | KNOBS_AT_FIRST
         values |= {"domains": task, "seed": seed, "layer": layer, "batch_size": batch_size}
         values["device"] = device
         values["panels"] = panels
@@ -106,7 +106,7 @@ class RoutingLab(Lab):
         return [W.Box([W.HTML(f"Text: {names}")]).add_class("moe-bar")]
 
     def _sized(self, values: dict[str, Any]) -> TransformerConfig:
-        return replace(self._config, **{name: values[name] for name in SIZES})
+        return replace(self._config, **{name: values[name] for name in MODEL_CONTROLS})
 
     @property
     def clean_load(self) -> list[float]:

@@ -143,7 +143,7 @@ def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters(
 
 @pytest.mark.parametrize("mark", MARKS, ids=NAMES)
 def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
-    assert [type(mark) for mark in MARKS] == list(still.DRAWN)
+    assert [type(mark) for mark in MARKS] == list(still.DRAWING)
     panel = Panel("title", [mark, mark], Axis(0, 2, "step", link="step"), legend=[(4, "green")])
     header, arrays = marks.encode_panel(panel, 7)
     said = json.loads(json.dumps(header))

@@ -77,7 +77,7 @@ def test_the_animation_shows_the_auxiliary_loss_switched_on_and_is_the_same_each
         pictures.animate(tmp_path / name, collapse=8, rescue=16)
     assert (tmp_path / "one.gif").read_bytes() == (tmp_path / "other.gif").read_bytes()
     with Image.open(tmp_path / "one.gif") as film:
-        assert film.n_frames == 4 and film.width == pictures.WIDTH
+        assert film.n_frames == 4 and film.width == pictures.GIF_WIDTH
 
 
 CPU = torch.device("cpu")

@@ -11,9 +11,9 @@ from moe_lessons.plots.marks import encode_panel
 from moe_lessons.widgets import CollapseLab, LiveRun, Picture
 from moe_lessons.widgets.canvas import LiveCanvas
 from web import recorder
-from web.lesson_views import LESSONS, RECORDINGS, View, views_of
+from web.lesson_views import LESSON_FILES, RECORDINGS, View, views_of
 
-VIEWS = [view for path in LESSONS for view in views_of(path)]
+VIEWS = [view for path in LESSON_FILES for view in views_of(path)]
 TRAINS = {
     "00-Playground": "preset=healthy",
     "00-Playground-3": "preset=healthy&router_aux_loss_coef=0.0&top_k=1&router_start=soft+spread",

@@ -15,7 +15,7 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 from moe_lessons.course.interview import CONDITIONS, SENTENCE
-from web.lesson_views import LESSONS, views_of
+from web.lesson_views import LESSON_FILES, views_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -110,7 +110,7 @@ def described(notebook: dict) -> dict:
 def enliven(app, doctree) -> None:
     """Around the picture of each live view of a lesson the element in which page.js opens it, or its recording."""
     path = Path(app.env.doc2path(app.env.docname))
-    places = {view.picture: view.on_the_site() for view in views_of(path)} if path in LESSONS else {}
+    places = {view.picture: view.on_the_site() for view in views_of(path)} if path in LESSON_FILES else {}
     for image in list(doctree.findall(nodes.image)):
         kind, state = places.get(Path(image["uri"]).stem, ("picture", ""))
         if kind != "picture":

@@ -5,11 +5,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from torch import Tensor
 
+from moe_lessons.analysis.collapse import RECENT
 from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.training import Run
 
 MOST_PLACES = 256  # of a curve: more are not seen
-RECENT = 20  # steps over which the load and the dead experts are averaged: one batch alone flickers
 LOSS_WINDOW = 10  # steps over which the loss is averaged
 X_AXES = {"steps": "step", "FLOPs": "training FLOPs so far", "seconds": "seconds of training"}
 
