@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
-from moe_lessons.analysis.studies import BOOK, FACTS, MODERN_FACTS, MODERN_TEXT, SOFT, TEXT, Study
+from moe_lessons.analysis.studies import FACTS, LARGE_BOOK, MODERN_FACTS, MODERN_TEXT, SOFT, TEXT, Study
 from moe_lessons.analysis.timing import cpu_name
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, SoftMoE
 from moe_lessons.nn.seeding import torch_threads
@@ -114,13 +114,13 @@ SWEEPS = {
     "book_2000_500": of_book(FACTS, 0.006),
     "book_2000_6000": of_facts(FACTS, [SAME_ACTIVE], 0.006).of(6000),
     "book_rates": of_facts(
-        BOOK, [SAME_ACTIVE, "dense, F=192", SAME_TOTAL, "MoE, E=4", "MoE, E=16"], *FACT_RATES, seeds=(0,)
+        LARGE_BOOK, [SAME_ACTIVE, "dense, F=192", SAME_TOTAL, "MoE, E=4", "MoE, E=16"], *FACT_RATES, seeds=(0,)
     ).of(2000),
-    "book_8000_1500": of_book(BOOK, 0.003).of(1500),
-    "book_8000_2000": of_book(BOOK, 0.003).of(2000),
-    "book_8000_3000": of_book(BOOK, 0.003).of(3000),
-    "book_8000_6000": of_book(BOOK, 0.003).of(6000, measurements=40, recorded=RECORDED),
-    "book_8000_24000": of_facts(BOOK, [SAME_ACTIVE], 0.003).of(24000, measurements=40),
+    "book_8000_1500": of_book(LARGE_BOOK, 0.003).of(1500),
+    "book_8000_2000": of_book(LARGE_BOOK, 0.003).of(2000),
+    "book_8000_3000": of_book(LARGE_BOOK, 0.003).of(3000),
+    "book_8000_6000": of_book(LARGE_BOOK, 0.003).of(6000, measurements=40, recorded=RECORDED),
+    "book_8000_24000": of_facts(LARGE_BOOK, [SAME_ACTIVE], 0.003).of(24000, measurements=40),
     "modern_facts_rates": of_facts(MODERN_FACTS, CHANGES, 0.003, 0.006, 0.012, seeds=(0,)),
     "modern_text_rates": Sweep(MODERN_TEXT, dict.fromkeys(CHANGES, (0.005, 0.01, 0.02)), seeds=(0,)),
     "modern_facts": of_facts(MODERN_FACTS, MODERN, 0.006),

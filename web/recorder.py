@@ -27,7 +27,7 @@ from moe_lessons.widgets.canvas import COLORS, LiveCanvas
 from moe_lessons.widgets.recording import Player
 from tools.render import execute
 from web.lesson_views import LESSON_FILES, RECORDINGS, ROOT, next_name, views_of
-from web.training_page import write
+from web.training_page import write_compressed
 
 FIRST, MOST = 20, 120  # a picture for each of the first steps; pictures of a recording, at most
 NOT_RECORDED = ("tips", "budget", "until")  # words of what has controls, or trains on
@@ -133,7 +133,7 @@ def write_recording(path: Path, of: str, shown: Sequence[Shown]) -> None:
     made_with = f"moe_lessons {__version__} and torch {torch.__version__}"
     about = f"{of} of lesson {path.stem.split('-')[0]}, made on {date.today()} by python -m web.recorder {path.stem}"
     head = {"about": f"{about} with {made_with}", "colors": COLORS, "size": size, "frames": frames}
-    write(path, json.dumps(head, separators=(",", ":")).encode() + b"\n" + tail)
+    write_compressed(path, json.dumps(head, separators=(",", ":")).encode() + b"\n" + tail)
 
 
 def changed(before: dict, now: dict) -> dict:

@@ -36,7 +36,7 @@ TITLES = {
 }
 NAMED = {10: "↵", 32: "␣"}
 NAMES = [NAMED.get(byte) or (chr(byte) if 32 < byte < 127 else f"byte {byte:X}") for byte in range(256)]
-WORDS = {
+PAGE_WORDS = {
     "title": "Your own text",
     "label": "Type a text, or begin with a line of what the model has seen:",
     "model": "It is a language model of {parameters} parameters: {layers} layers of {experts} experts, of which "
@@ -153,7 +153,7 @@ def text_manifest() -> dict[str, Any]:
         block = arrays[-1] | encode_panel(block_panel(every, x, *every(x), 0, has_strip=False), len(panels) - 1)[1]
     sizes = {"window": WINDOW, "layers": config.num_layers, "experts": config.num_experts, "top_k": config.top_k}
     made = {"parameters": f"{stored_weights().shape[1]:,}", "steps": f"{STEPS:,}", "batch": BATCH}
-    words = WORDS | {"model": WORDS["model"].format(**sizes, **made, domains=", ".join(DOMAINS))}
+    words = PAGE_WORDS | {"model": PAGE_WORDS["model"].format(**sizes, **made, domains=", ".join(DOMAINS))}
     return sizes | {
         "panels": headers,
         "arrays": {slot: (array.dtype.str[1:], array.shape, array.flatten().tolist()) for slot, array in block.items()},

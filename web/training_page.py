@@ -52,14 +52,15 @@ def main(folder: str, graphs: str = "all") -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     with FileLock(KEPT / "lock"):  # tests may make it at the same time
         jobs = {
-            f"{name}.z": delayed(keep)(kept(name), export_batch, PlaneTask(name), NUM_MEASURED) for name in PLANE_TASKS
+            f"{name}.z": delayed(stored)(kept(name), export_batch, PlaneTask(name), NUM_MEASURED)
+            for name in PLANE_TASKS
         }
         pairs = {name: (runs_of(setting), export_step, export_reading) for name, setting in settings.items()}
         pairs |= {name: (run, *wall.EXPORTS) for name, run in walls.graphs().items()}
         for name, (given, *exports) in pairs.items():
             for kind, export in zip(("step", "read"), exports):
-                jobs[f"{name}.{kind}.z"] = delayed(keep)(kept(name, kind), export, given)
-        jobs["text.read.z"] = delayed(keep)(kept("text"), export_text, text_model.new_model(), text_model.WINDOW)
+                jobs[f"{name}.{kind}.z"] = delayed(stored)(kept(name, kind), export, given)
+        jobs["text.read.z"] = delayed(stored)(kept("text"), export_text, text_model.new_model(), text_model.WINDOW)
         for name, path in zip(jobs, Parallel(n_jobs=-1)(jobs.values())):
             shutil.copy(path, folder / name)
     for name, setting in settings.items():
@@ -69,11 +70,11 @@ def main(folder: str, graphs: str = "all") -> None:
     for setting in {(s.num_experts, s.top_k, s.d_ff): s for s in settings.values()}.values():
         for seed in range(seeds):
             name = f"start-{setting.num_experts}-{setting.top_k}-{setting.d_ff}-{seed}.z"
-            write(folder / name, start_numbers(setting, seed).astype("<f4").tobytes())
+            write_compressed(folder / name, start_numbers(setting, seed).astype("<f4").tobytes())
     for seed in range(seeds):
-        write(folder / f"seed-{seed}.z", seed_numbers(seed).astype("<f4").tobytes())
+        write_compressed(folder / f"seed-{seed}.z", seed_numbers(seed).astype("<f4").tobytes())
     for name, numbers in walls.numbers():
-        write(folder / name, numbers.tobytes())
+        write_compressed(folder / name, numbers.tobytes())
     texts = {"manifest": manifest(list(settings), seeds), "wall": walls.manifest()}
     texts |= {f"facts-{name}": size for name, size in walls.sizes().items()}
     texts["text"] = text_model.text_manifest() | {"inputs": inputs_of(folder / "text.read.z")}
@@ -86,7 +87,7 @@ def main(folder: str, graphs: str = "all") -> None:
         shutil.copy(path, folder)
     shutil.copytree(RECORDINGS, folder / "recordings")
     shutil.copy(runtime / "dist" / "ort.wasm.bundle.min.mjs", folder / "onnxruntime.js")  # servers may not know .mjs
-    write(folder / "onnxruntime.z", (runtime / "dist" / "ort-wasm-simd-threaded.wasm").read_bytes())
+    write_compressed(folder / "onnxruntime.z", (runtime / "dist" / "ort-wasm-simd-threaded.wasm").read_bytes())
     for name in ("LICENSE", "ThirdPartyNotices.txt"):  # the npm package has none
         shutil.copy(Path(find_spec("onnxruntime").origin).parent / name, folder / f"onnxruntime-{name}")
 
@@ -101,10 +102,10 @@ def find_runtime() -> Path:
     return RUNTIME
 
 
-def keep(path: Path, export: Callable[..., Graph], *arguments) -> Path:
+def stored(path: Path, export: Callable[..., Graph], *arguments) -> Path:
     """A graph in the store, made where it is not there."""
     if not path.is_file():
-        write(path, export(*arguments).model)
+        write_compressed(path, export(*arguments).model)
     return path
 
 
@@ -135,7 +136,7 @@ def key() -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def write(path: Path, data: bytes) -> None:
+def write_compressed(path: Path, data: bytes) -> None:
     """Write data compressed, the same bytes each time, and whole or not at all."""
     part = path.with_name(f"{path.name}.part")
     part.write_bytes(gzip.compress(data, mtime=0))

@@ -54,6 +54,6 @@ TEXT = Study(
     {"d_model": 64, "num_layers": 2, "d_ff": 32, "top_k": 2, "max_positions": 64},
 )
 FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
-FACTS = Study({"num_entries": 2000}, {name: getattr(settings.FACTS, name) for name in FACTS_SIZES}, num_experts=16)
-BOOK = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
+FACTS = Study({"num_entries": 2000}, {n: getattr(settings.FACTS_CONFIG, n) for n in FACTS_SIZES}, num_experts=16)
+LARGE_BOOK = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
 MODERN_TEXT, MODERN_FACTS = (replace(own, variants=modern(own.num_experts, own.sizes["d_ff"])) for own in (TEXT, FACTS))

@@ -19,7 +19,7 @@ STEPS = 3000  # of the runs by which it is said how wide a dense model is that k
 
 def models(names: Iterable[str], times: int = 1, **sizes) -> dict[str, LanguageModel]:
     """Make models of the sweep by their names, all their widths so many `times` as large: D = 32 times."""
-    study = replace(studies.BOOK, times=times, sizes=studies.BOOK.sizes | sizes)
+    study = replace(studies.LARGE_BOOK, times=times, sizes=studies.LARGE_BOOK.sizes | sizes)
     return {name: study.make_model(name) for name in names}
 
 

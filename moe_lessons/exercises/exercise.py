@@ -149,14 +149,14 @@ class Exercise:
         """Raise Problem where `answer` and the solution differ: the advice on a mistake that gives the same, or how."""
         names = list(inspect.signature(self.answer).parameters)
         at = "With " + ", ".join(argument(name, value) for name, value in zip(names, case) if not callable(value))
-        given = copied(case)  # an answer may change them
+        given = copies_of(case)  # an answer may change them
         result = attempt(answer, *given, at=at)
-        values, expected = self._values(result, at), self._values(self.answer(*copied(case)))
+        values, expected = self._values(result, at), self._values(self.answer(*copies_of(case)))
         if all(map(agree, values, expected)):
             return self.then(result, *given)
         for mistake, advice in self.mistakes:
             try:
-                is_made = all(map(agree, values, self._values(mistake(*copied(case)))))
+                is_made = all(map(agree, values, self._values(mistake(*copies_of(case)))))
             except Exception:  # it is no mistake that one can make in this case
                 continue
             if is_made:
@@ -276,5 +276,5 @@ def argument(name: str, value: Any) -> str:
     return f"{name} = {show(value) if isinstance(value, (int, float)) else value}"
 
 
-def copied(arguments: Iterable) -> list:
+def copies_of(arguments: Iterable) -> list:
     return [a.clone() if isinstance(a, Tensor) else list(a) if isinstance(a, list) else a for a in arguments]

@@ -16,10 +16,11 @@ from moe_lessons.nn.baselines import is_moe
 from moe_lessons.nn.routing import NoisyTopKRouter, TopKRouter
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig
 
-FIELDS, WEIGHTS = {}, {}  # of `TransformerConfig`, and of a model (those of a layer without its number): ours -> theirs
+# Of `TransformerConfig`, and of a model (those of a layer without its number): ours -> theirs.
+FIELDS, WEIGHT_NAMES = {}, {}
 with open(Path(__file__).with_name("models.csv"), encoding="utf-8", newline="") as rows:
     for row in csv.DictReader(rows):  # of several of theirs ours has the rows one after the other
-        (FIELDS if row["what"] == "field" else WEIGHTS)[row["ours"]] = row["theirs"]
+        (FIELDS if row["what"] == "field" else WEIGHT_NAMES)[row["ours"]] = row["theirs"]
 
 
 def convert_model(hf_model: nn.Module) -> LanguageModel:
@@ -102,7 +103,7 @@ def names(ours: LanguageModel) -> dict[str, list[str]]:
     found = {}
     for name in ours.state_dict():
         layer, own = re.fullmatch(r"(layers\.\d+\.)?(.*)", name).groups()
-        found[name] = [f"model.{layer}{part}" if layer else part for part in WEIGHTS[own].split()]
+        found[name] = [f"model.{layer}{part}" if layer else part for part in WEIGHT_NAMES[own].split()]
     return found
 
 

@@ -15,8 +15,8 @@ from moe_lessons.support.errors import check_choice, check_positive_int
 
 TRAIN_BYTES, HELD_OUT_BYTES = 200_000, 20_000  # of each domain; a text of your own holds out a tenth, or this
 
-WORDS: dict[str, Any] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
-PEOPLE, THINGS, PLACES, VERBS, LOOKS, TIMES, NAMES, CITIES, TOPICS = WORDS.values()
+VOCABULARY: dict[str, Any] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+PEOPLE, THINGS, PLACES, VERBS, LOOKS, TIMES, NAMES, CITIES, TOPICS = VOCABULARY.values()
 
 # Letter for letter as on a Greek keyboard; for q and w the old letters koppa and digamma.
 _LATIN, _GREEK = "abcdefghijklmnopqrstuvwxyz", "αβψδεφγηιξκλμνοπϙρστθωϝχυζ"

@@ -134,17 +134,17 @@ def with_baselines(model: nn.Module, seed: int) -> dict[str, nn.Module]:
     return {"MoE": model, SAME_ACTIVE: active, SAME_TOTAL: total}
 
 
-FACTS = TransformerConfig(
+FACTS_CONFIG = TransformerConfig(
     Facts.vocab_size, d_model=32, num_layers=2, num_kv_heads=4, max_positions=Facts.context + 1, d_ff=32, num_experts=16
 )
 FACTS_LR = 3e-3  # safe for all three models in the 200 steps of a lesson; the sweep 'facts' has the best ones
 
 
 def facts_model(seed: int = 0, device="cpu", **sizes) -> LanguageModel:
-    """Make a small transformer that learns `tasks.Facts`: `FACTS`, and what is given of other `sizes`."""
+    """Make a small transformer that learns `tasks.Facts`: `FACTS_CONFIG`, and what is given of other `sizes`."""
     device = check_device(device)
     with seeded(seed):
-        return LanguageModel(replace(FACTS, **sizes)).to(device)
+        return LanguageModel(replace(FACTS_CONFIG, **sizes)).to(device)
 
 
 def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR) -> Run:

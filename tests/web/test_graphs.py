@@ -32,7 +32,7 @@ from web.graphs import (
     export_step,
 )  # fmt: skip
 from web.manifest import STARTS, graph_manifest, manifest, offered, router_place, seed_numbers, start_numbers
-from web.training_page import KEPT, keep, kept
+from web.training_page import KEPT, kept, stored
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra site")
 
@@ -254,7 +254,7 @@ def test_the_wall_of_facts_trains_and_reads_as_its_runs_do(name):
     graph, own, book = wall.facts_graph_name(run), TrainedFacts(run), run.task.tokens.int()
     exports = dict(zip(("step", "read"), wall.EXPORTS))
     with FileLock(KEPT / "lock"):
-        paths = {kind: keep(kept(graph, kind), export, few[graph]) for kind, export in exports.items()}
+        paths = {kind: stored(kept(graph, kind), export, few[graph]) for kind, export in exports.items()}
     models = {kind: onnxruntime.InferenceSession(gzip.decompress(path.read_bytes())) for kind, path in paths.items()}
     state, generator = own.start().numpy(), torch.Generator().manual_seed(SEED)
     for count in range(1, 11):
