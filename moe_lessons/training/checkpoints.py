@@ -2,16 +2,17 @@
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from moe_lessons.support.errors import first_line
+from moe_lessons.support.errors import first_line, shown
 from moe_lessons.support.files import write_whole
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.training.record import Record
@@ -92,9 +93,26 @@ def check_state(run, state: dict[str, Any]) -> tuple[list[Record], dict[str, flo
         for i in range(len(run.generators)):
             torch.Generator().set_state(state["tensors"][f"random.{i}"])
         knobs = {name: run.knobs.check(name, state["knobs"][name]) for name in KNOBS}
-        return [Record(**record) for record in state["records"]], knobs
+        return [check_record(f"records[{i}]", Record(**record)) for i, record in enumerate(state["records"])], knobs
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"state must be one that a run gives, got another: {first_line(error)}") from None
+
+
+def check_record(name: str, record: Record) -> Record:
+    """Return a record, or raise ValueError with the field that has a value of another type than the class says."""
+    for field in fields(Record):
+        if not is_of(field.type, value := getattr(record, field.name)):
+            kind = field.type if get_args(field.type) else field.type.__name__
+            raise ValueError(f"{name}.{field.name} must be {kind}, got {shown(value)}")
+    return record
+
+
+def is_of(kind: Any, value: Any) -> bool:
+    """Tell whether a value of JSON has a type such as float or dict[str, float], with all that is in it."""
+    if type(value) is not (get_origin(kind) or kind):
+        return False
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return all(is_of(get_args(kind)[-1], part) for part in parts)
 
 
 def with_shapes(state: dict[str, Any]) -> dict[str, str]:
