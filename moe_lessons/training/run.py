@@ -60,8 +60,9 @@ class Run:
     `knobs` may change between steps; `records` and `history` hold every step so far. `after_backward` and `after_step`
     are lists of functions (run, routings), called when a step has its gradients, and when its update is done.
 
-    A step that raises has not happened. Where the loss or a gradient is not finite, `step()` raises `TrainingDiverged`,
-    and the step before it, whose update was too large, is taken back as well: with a lower rate training can go on.
+    A step that raises has not happened, unless it is an interrupt that comes while `step` returns. Where the loss or a
+    gradient is not finite, `step()` raises `TrainingDiverged`, and the step before it, whose update was too large, is
+    taken back as well: with a lower rate training can go on.
 
     >>> from moe_lessons.nn import MoE
     >>> from moe_lessons.tasks import PlaneClassifier, PlaneTask
@@ -111,8 +112,9 @@ class Run:
         self._spare: Snapshot | None = None  # memory for the next one: large models would wait for it
 
     def step(self) -> Record:
-        """Train on one fresh batch and return what it showed. An interrupt before the update raises at once; a later
-        one waits until the step is done, which is then undone."""
+        """Train on one fresh batch and return what it showed. An interrupt before the update raises at once; one
+        during it waits until the step is done, which is then undone. One that comes while this returns, when all is
+        done, raises too, and the step stays, with its record."""
         step_together([self])
         return self.records[-1]
 
@@ -334,9 +336,9 @@ def update_routers(run: Run, routings: list[Routing]) -> None:
 
 
 def step_together(runs: Iterable[Run], between: Callable[[], None] = lambda: None) -> None:
-    """Train each of several runs by one step, or none: where one fails, or an interrupt comes, all are as they were.
-    Where one diverges, the last step of each is taken back as well: the others may be about to. `between` is called
-    between two of them. A GPU is waited for once for all of them."""
+    """Train each of several runs by one step, or none: where one fails, or an interrupt comes, all are as they were, or
+    all one step further if it comes while this returns. Where one diverges, the last step of each is taken back as
+    well: the others may be about to. `between` is called between two of them. A GPU is waited for once for all."""
     runs = list(runs)
     with held_back() as signals:
         snapshots = [run.snapshot(run._spare) for run in runs]
