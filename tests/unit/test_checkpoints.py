@@ -166,7 +166,7 @@ CRAFTED = {
     "lr must be a finite number above 0 .*, got -1": lambda s, t: s["knobs"].update(lr=-1),
     r"records\[1\].step must be int, got 'x'": lambda s, t: s["records"][1].update(step="x"),
     r"records\[0\].loss must be float, got None": lambda s, t: s["records"][0].update(loss=None),
-    r"records\[0\].load must be list\[list\[float\]\], got \['a'\]": lambda s, t: s["records"][0].update(load=["a"]),
+    r"records\[0\].load must be list\[list\[float\]\], got \[\[.a.*": lambda s, t: s["records"][0].update(load=[["a"]]),
     r"records\[1\].auxiliary must be dict\[str, float\], got 3": lambda s, t: s["records"][1].update(auxiliary=3),
 }
 
