@@ -61,7 +61,7 @@ def build(model: PublishedModel) -> nn.Module:
     return module
 
 
-def count(model: PublishedModel) -> ModelSizes:
+def count_sizes(model: PublishedModel) -> ModelSizes:
     """The sizes of its configuration. ValueError where the class has other experts than this table says."""
     built = build(model)
     sizes = count_model(built, cached_layers(built))
@@ -82,7 +82,7 @@ def expert_sizes(model: PublishedModel) -> dict[str, int]:
 def row(model: PublishedModel) -> dict[str, Any]:
     """One line of the table."""
     facts = {field.name: getattr(model, field.name) for field in fields(model)}
-    sizes = count(model)
+    sizes = count_sizes(model)
     facts |= {"total_params": sizes.total, "active_params": sizes.active, **expert_sizes(model)}
     return {column: "" if facts[column] is None else facts[column] for column in CSV_COLUMNS}
 
@@ -98,7 +98,7 @@ def main() -> None:
 
 def sizes_text() -> str:
     """All that the calculators need of each model, a line for each."""
-    lines = [f"{json.dumps(model.name)}: {json.dumps(asdict(count(model)))}" for model in PUBLISHED]
+    lines = [f"{json.dumps(model.name)}: {json.dumps(asdict(count_sizes(model)))}" for model in PUBLISHED]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

@@ -16,7 +16,7 @@ from moe_lessons.analysis.traces import known_share, mutual_information, shuffle
 
 HERE, LAYERS = Path(__file__).parent, (0, 7, 15)
 MODELS = {"mistral": (8, 2), "olmoe": (64, 8)}  # their name in the folder: E, K
-DOMAINS = ("arxiv", "book", "c4", "github", "wikipedia")
+OLMOE_DOMAINS = ("arxiv", "book", "c4", "github", "wikipedia")
 WITH_TOKENS = ("arxiv", "book", "github", "wikipedia")  # the folder has no tokens of c4 for OLMoE
 OFTEN = 50  # a token counts that occurs as often as this
 ALLOWED = {"Counter": Counter, "defaultdict": defaultdict, "dtype": np.dtype, "scalar": np._core.multiarray.scalar}
@@ -41,7 +41,7 @@ def routing(folder: Path) -> pd.DataFrame:
     """Make a row for each model, layer, domain and expert: how many assignments it has."""
     rows = []
     for model, (experts, _) in MODELS.items():
-        counted = {domain: read(folder, model, "expert_counts", domain) for domain in DOMAINS}
+        counted = {domain: read(folder, model, "expert_counts", domain) for domain in OLMOE_DOMAINS}
         for place, layer in enumerate(LAYERS):
             rows += [(model, layer, d, e, int(own[place][e])) for d, own in counted.items() for e in range(experts)]
     return pd.DataFrame(rows, columns=["model", "layer", "domain", "expert", "assignments"])

@@ -62,7 +62,7 @@ def say(node: ast.expr, names: dict) -> tuple[float, str] | None:
     if not isinstance(node, ast.Compare) or not all(type(op) in SIGNS for op in node.ops):
         return None
     sides = [node.left, *node.comparators]
-    values = [number(eval(compile(ast.Expression(side), "", "eval"), names)) for side in sides]
+    values = [as_number(eval(compile(ast.Expression(side), "", "eval"), names)) for side in sides]
     if None in values or all(is_given(side) for side in sides):
         return None
     shown = [f"{v:.4g}" if is_given(s) else f"`{ast.unparse(s)}` {v:.4g}" for s, v in zip(sides, values)]
@@ -73,7 +73,7 @@ def say(node: ast.expr, names: dict) -> tuple[float, str] | None:
     return nearness, text if is_exact else f"{text}; margin {gap:.2g}"
 
 
-def number(value) -> float | None:
+def as_number(value) -> float | None:
     """A number as Python has it, of `approx` the expected one; None for anything else."""
     value = getattr(value, "expected", value)
     value = value.item() if getattr(value, "shape", None) == () else value

@@ -26,7 +26,7 @@ from moe_lessons.training import Run, train
 from moe_lessons.widgets.canvas import COLORS
 
 PATH = Path(__file__).with_name("text.z")
-STEPS, BATCH, WINDOW, SEED = 3000, 32, 64, 0  # WINDOW: bytes that it reads
+TRAIN_STEPS, BATCH, WINDOW, SEED = 3000, 32, 64, 0  # WINDOW: bytes that it reads
 LIKELIEST, COLOR = 6, "#00838f"  # of the next bytes: how many are shown, and in which colour
 TITLES = {
     "text": "{model}: first choices in layer {layer}",
@@ -55,7 +55,7 @@ PAGE_WORDS = {
 }
 
 
-def main(path: Path = PATH, steps: int = STEPS) -> None:
+def main(path: Path = PATH, steps: int = TRAIN_STEPS) -> None:
     """Train it as lesson 04 does, longer and on all texts of the generator, and write the weights."""
     model, task = new_model(), TextTask(context=WINDOW)
     untrained = parameters_to_vector(model.parameters()).detach().clone()
@@ -152,7 +152,7 @@ def text_manifest() -> dict[str, Any]:
     with torch.no_grad():
         block = arrays[-1] | encode_panel(block_panel(every, x, *every(x), 0, has_strip=False), len(panels) - 1)[1]
     sizes = {"window": WINDOW, "layers": config.num_layers, "experts": config.num_experts, "top_k": config.top_k}
-    made = {"parameters": f"{stored_weights().shape[1]:,}", "steps": f"{STEPS:,}", "batch": BATCH}
+    made = {"parameters": f"{stored_weights().shape[1]:,}", "steps": f"{TRAIN_STEPS:,}", "batch": BATCH}
     words = PAGE_WORDS | {"model": PAGE_WORDS["model"].format(**sizes, **made, domains=", ".join(DOMAINS))}
     return sizes | {
         "panels": headers,

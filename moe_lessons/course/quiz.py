@@ -79,11 +79,11 @@ class Quiz(Sheet):
         super().__init__([*self.questions, self.score])
         for question in self.questions:
             question.remove_class("moe-view")  # one frame around all
-            question.observe(lambda change: self.count(), "answer")
+            question.observe(lambda change: self.show_score(), "answer")
         self.add_class("moe-view")
-        self.count()
+        self.show_score()
 
-    def count(self) -> None:
+    def show_score(self) -> None:
         entries = [question.entry() for question in self.questions if question.answer is not None]
         right, first = (sum(bool(entry.get(name)) for entry in entries) for name in ("right", "right_first"))
         words = f"{len(entries)} of {len(self.questions)} answered, {right} right, {first} of them at the first try."

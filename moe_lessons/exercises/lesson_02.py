@@ -6,7 +6,7 @@ from torch import Tensor
 from moe_lessons.exercises.exercise import Problem, exercise, has_gradient
 from moe_lessons.nn import FeedForward
 
-SIZES = ((4, 6, 3, 2), (7, 6, 4, 1), (9, 4, 5, 3), (1, 5, 2, 2))  # tokens T, d_model D, num_experts E, top_k K
+CASE_SIZES = ((4, 6, 3, 2), (7, 6, 4, 1), (9, 4, 5, 3), (1, 5, 2, 2))  # tokens T, d_model D, num_experts E, top_k K
 
 
 def top_mask(scores: Tensor, top_k: int) -> Tensor:
@@ -36,7 +36,7 @@ MASK_MISTAKES = [
 
 @exercise(1, my_weights, MASK_MISTAKES, "the weights", axes=("token", "expert"), then=has_gradient)
 def masked_weights() -> list[tuple]:
-    return [(torch.randn(T, E, requires_grad=True), K) for T, _, E, K in SIZES]
+    return [(torch.randn(T, E, requires_grad=True), K) for T, _, E, K in CASE_SIZES]
 
 
 class CountingExpert(FeedForward):
@@ -86,8 +86,8 @@ def few_calls(result: Tensor, x: Tensor, weights: Tensor, experts: list[Counting
 
 @exercise(2, my_moe, BLOCK_MISTAKES, "the output y", axes=("token", "number"), then=few_calls)
 def moe_block() -> list[tuple]:
-    weights = [my_weights(torch.randn(T, E), K).requires_grad_() for T, _, E, K in SIZES]
-    sizes = zip(SIZES, weights)
+    weights = [my_weights(torch.randn(T, E), K).requires_grad_() for T, _, E, K in CASE_SIZES]
+    sizes = zip(CASE_SIZES, weights)
     return [(torch.randn(T, D), w, [CountingExpert(D, 8) for _ in range(E)]) for (T, D, E, _), w in sizes]
 
 

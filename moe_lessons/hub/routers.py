@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_map_only
 from moe_lessons.nn import Routing, is_moe
 
 signature = cache(inspect.signature)  # which is slow
-INDICES, WEIGHTS = ("top_k_index", "router_indices"), ("top_k_weights", "routing_weights")  # two names in use for each
+INDEX_ARGUMENTS = ("top_k_index", "router_indices")  # two names in use for each
+WEIGHT_ARGUMENTS = ("top_k_weights", "routing_weights")
 OTHERS = (  # blocks of Llama 4, Switch, NLLB, JetMoe, Zaya (which chooses no expert, too) and Doge
     "Llama4TextMoe", "SwitchTransformersSparseMLP", "NllbMoeSparseMLP", "JetMoeMoE", "JetMoeMoA", "ZayaSparseMoeBlock",
     "DogeCDMoE",
@@ -79,7 +80,7 @@ def keys_of(module: nn.Module) -> tuple[str, str] | None:
     """The names of indices and weights, where `forward` takes them, or passes all on to such a module, as LoRA's."""
     parameters = signature(type(module).forward).parameters
     names = tuple(parameters)[2:4]
-    if len(names) == 2 and names[0] in INDICES and names[1] in WEIGHTS:
+    if len(names) == 2 and names[0] in INDEX_ARGUMENTS and names[1] in WEIGHT_ARGUMENTS:
         return names
     passes_on = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
     if passes_on and type(module).forward is not nn.Module.forward:  # a list of modules has none of its own

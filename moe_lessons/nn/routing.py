@@ -86,17 +86,17 @@ class Routing:
     @cached_property
     def tokens_per_expert(self) -> Tensor:
         """(E,) how many assignments each expert carries out."""
-        return count(self.expert_idx, self.num_experts)
+        return count_each(self.expert_idx, self.num_experts)
 
     @property
     def dropped_per_expert(self) -> Tensor:
         """(E,) how many assignments found each expert full."""
-        return count(self.dropped_expert_idx, self.num_experts)
+        return count_each(self.dropped_expert_idx, self.num_experts)
 
     @property
     def demand_per_expert(self) -> Tensor:
         """(E,) how many assignments the router wanted for each expert: carried out and dropped."""
-        return count(torch.cat([self.expert_idx, self.dropped_expert_idx]), self.num_experts)
+        return count_each(torch.cat([self.expert_idx, self.dropped_expert_idx]), self.num_experts)
 
     @property
     def dropped(self) -> int:
@@ -127,7 +127,7 @@ class Routing:
         return values.view(self.top_k, self.num_tokens).T
 
 
-def count(idx: Tensor, num: int) -> Tensor:
+def count_each(idx: Tensor, num: int) -> Tensor:
     """Return how often each number below `num` stands in idx (A,): (num,). Unlike `bincount`, it does not wait for a
     GPU."""
     return idx.new_zeros(num).index_add(0, idx, torch.ones_like(idx))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.nn import MoE, Routing, seeded
-from moe_lessons.nn.routing import count
+from moe_lessons.nn.routing import count_each
 from moe_lessons.support.errors import check_device, check_seed
 from moe_lessons.tasks import PlaneClassifier
 from moe_lessons.training.record import Record, gathered, is_dead
@@ -86,7 +86,7 @@ class SeedBand(Run):
         """Measure what a `BandRecord` has for each seed: losses and correct (S, T), one routing for all seeds."""
         (routing,), (num_seeds, num_tokens) = routings, losses.shape
         demand, dropped = (each.view(num_seeds, -1) for each in (routing.demand_per_expert, routing.dropped_per_expert))
-        num_serving = count(routing.token_idx, losses.numel()).view(losses.shape)  # (S, T) experts
+        num_serving = count_each(routing.token_idx, losses.numel()).view(losses.shape)  # (S, T) experts
         return {
             "losses": losses.mean(dim=1),
             "accuracies": correct.float().mean(dim=1),

@@ -18,9 +18,9 @@ from moe_lessons.support.errors import check_choice, check_number
 from moe_lessons.widgets.controls import CONTROLS, control, move, named_stops
 from moe_lessons.widgets.picture import Picture
 
-STOPS = {"num_experts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, 9), "d_ff": range(128, 32769, 128)}
-STOPS["num_kv_heads"] = (1,)  # until `take` knows which divide the number of heads
-STOPS["weights"] = tuple(WEIGHT_BYTES)
+INPUT_STOPS = {"num_experts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, 9), "d_ff": range(128, 32769, 128)}
+INPUT_STOPS["num_kv_heads"] = (1,)  # until `take` knows which divide the number of heads
+INPUT_STOPS["weights"] = tuple(WEIGHT_BYTES)
 SIZES = "num_experts top_k shared_experts d_ff d_model num_layers num_kv_heads vocab_size".split()
 SETTINGS = "context_length batch_size machine weights dense_width".split()
 SLIDERS, OWN = "as the sliders say", "this machine"
@@ -50,7 +50,7 @@ class CostCalculator(Picture):
         given = dict.fromkeys((*self.SOURCES, *SIZES)) | {"context_length": context_length, "batch_size": batch_size}
         given |= {"machine": machine, "weights": weights, "dense_width": None}
         stops = {"machine": tuple(self.machines.index), "published": (SLIDERS, *published_sizes())}
-        self.inputs = {name: control(name, (STOPS | stops).get(name)) for name in given}
+        self.inputs = {name: control(name, (INPUT_STOPS | stops).get(name)) for name in given}
         for name, value in given.items():
             if value is not None:
                 if options := getattr(self.inputs[name], "options", None):

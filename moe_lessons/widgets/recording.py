@@ -152,7 +152,7 @@ class StreamView(Player):
 
     shape: of the mixture. machine: as of `measure_machine`. weights: of `WEIGHT_BYTES`. batch_size: texts at once."""
 
-    FRAME, STEPS = 0.1, 3  # steps of the slower model
+    FRAME, SLOWER_STEPS = 0.1, 3  # steps of the slower model
 
     def __init__(
         self, shape: TransformerShape = MODEL_SHAPES["Mixtral 8x7B"], machine: Machine = H100,
@@ -167,7 +167,7 @@ class StreamView(Player):
         self.models = {"MoE": sizes_of(shape), "dense": sizes_of(shape).dense(dense_width)}
         self.batch = control("batch_size", CONTROLS["batch_size"].stops[:11])
         move(self.batch, check_positive_int("batch_size", batch_size))
-        last = 25 * self.STEPS
+        last = 25 * self.SLOWER_STEPS
         slider = W.IntSlider(last, 0, last, description="Time", tooltip="How much time has passed")
         super().__init__("Weights leave memory", slider, last, self.batch)
         self.play()
@@ -179,7 +179,7 @@ class StreamView(Player):
     def seconds(self) -> float:
         """Return how much time of the machine has passed."""
         longest = max(stream.step for stream in self.streams().values())
-        return self.STEPS * longest * self.slider.value / self.last
+        return self.SLOWER_STEPS * longest * self.slider.value / self.last
 
     def panels(self) -> list[Panel]:
         return [stream_panel(self.streams(), self.seconds)]

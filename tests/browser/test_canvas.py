@@ -14,7 +14,7 @@ from playwright.sync_api import expect
 
 from moe_lessons.nn import MoE, seeded
 from moe_lessons.plots.marks import Bars, Panel
-from moe_lessons.plots.panels.block import COLUMNS, HEIGHT, LOGITS, ORDER, RIGHT, STRIP, WIDTH, number
+from moe_lessons.plots.panels.block import COLUMNS, HEIGHT, LOGITS, ORDER, RIGHT, STRIP, WIDTH, as_digits
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import REMEDIES, Run
 from moe_lessons.widgets import (
@@ -314,7 +314,7 @@ def block_is_of(block, token: int) -> bool:
         x = COLUMNS + (expert + 0.5) * (RIGHT - COLUMNS) / 8
         drawn.point("The block", x / WIDTH, (LOGITS + 8) / (HEIGHT + 8))
         found.append(drawn.view.locator(".moe-tip").inner_text().split())
-    logits = [number(x) for x in view.plane.routing.router_logits[token].tolist()]
+    logits = [as_digits(x) for x in view.plane.routing.router_logits[token].tolist()]
     return found == [[f"E{expert}", "router", "logit", text] for expert, text in enumerate(logits)]
 
 

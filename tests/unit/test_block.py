@@ -11,7 +11,7 @@ from live_tools import MyMoE
 from moe_lessons.analysis.counting import count_parameters
 from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_baseline, seeded
 from moe_lessons.plots.marks import Boxes, Panel
-from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, block_panel, number
+from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, as_digits, block_panel
 from moe_lessons.widgets import Playground, draw_block
 
 
@@ -62,8 +62,8 @@ def test_the_numbers_are_those_of_the_routing(num_experts, top_k, divided):
         for drawn in (experts, row(panel, "weight")):
             assert [box.fill for box in drawn] == [EXPERT if e in chosen else GREY for e in range(num_experts)]
         (total,) = [text for text in texts(panel) if text.startswith("y = ")]
-        assert total.endswith(f"({', '.join(number(v) for v in y[token, :3].tolist())}, …)")
-        assert top_k > 4 or all(f"{number(weight)} · E{e}(x)" in total for e, weight in chosen.items())
+        assert total.endswith(f"({', '.join(as_digits(v) for v in y[token, :3].tolist())}, …)")
+        assert top_k > 4 or all(f"{as_digits(weight)} · E{e}(x)" in total for e, weight in chosen.items())
 
 
 def test_divided_weights_are_the_softmax_of_what_the_mask_leaves_and_a_full_expert_is_idle():

@@ -131,4 +131,4 @@ def test_csv_equals_the_model_class(model):
     with data_path("published_models.csv").open(encoding="utf-8", newline="") as file:
         stored = {row["name"]: row for row in csv.DictReader(file)}
     assert {column: str(value) for column, value in maker.row(model).items()} == stored[model.name]
-    assert published_sizes()[model.name] == maker.count(model)
+    assert published_sizes()[model.name] == maker.count_sizes(model)

@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 980, 480  # of the drawing, in units of about a pixel, with the 
 FFN, RIGHT, LABELS, COLUMNS, STRIP = 204, 974, 240, 318, 128  # where the FFN and all end; where the others begin
 TOKEN, LOGITS, SECOND, THIRD, EXPERTS, SUM, COUNTS = 56, 106, 140, 174, 228, 282, 314  # the rows of the block
 ORDER, SORTED, BACK = 376, 420, 464  # and of the strip
-TEXT, FRAME, GREY, EXPERT, INK = range(5)  # fills of `Boxes`
+TEXT_ONLY, FRAME, GREY, EXPERT, INK = range(5)  # fills of `Boxes`
 UNMASKED = "Weights: softmax over all experts, then top-k. They are not divided by their sum."
 MASKED = "Weights: −∞ for the experts not chosen, then softmax. The same as softmax over all experts, then top-k, then "
 MASKED += "divided by their sum."
@@ -83,7 +83,7 @@ def box(x, y, w, h, text="", fill=FRAME, expert=-1, token=-1, says="") -> tuple:
 
 
 def words(x, y, text: str) -> tuple:
-    return box(x, y, 0, 0, text, TEXT)
+    return box(x, y, 0, 0, text, TEXT_ONLY)
 
 
 def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn.Module, x) -> None:
@@ -110,16 +110,16 @@ def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_m
     logits, probs = (values[token].tolist() for values in (routing.router_logits, routing.router_probs))
     mine = routing.token_idx == token
     weights = dict(zip(routing.expert_idx[mine].tolist(), routing.weight[mine].tolist()))
-    weight = [number(weights[e]) if e in weights else "full" if wanted[e] else "0" for e in range(E)]
+    weight = [as_digits(weights[e]) if e in weights else "full" if wanted[e] else "0" for e in range(E)]
     lit = [EXPERT if e in weights else GREY for e in range(E)]
-    masked = [number(logits[e], digits) if wanted[e] else "−∞" for e in range(E)]
+    masked = [as_digits(logits[e], digits) if wanted[e] else "−∞" for e in range(E)]
     second = ("top-k mask", masked, [EXPERT if w else GREY for w in wanted], "logit after the mask")
     third = ("softmax", weight, lit, "weight")
     if not is_masked:
-        second, third = ("softmax", [number(p) for p in probs], [FRAME] * E, "probability"), ("top-k", *third[1:])
+        second, third = ("softmax", [as_digits(p) for p in probs], [FRAME] * E, "probability"), ("top-k", *third[1:])
     named = [f"E{e}" if e in weights or pitch < 60 else f"E{e} · idle" for e in range(E)]
     rows = {
-        LOGITS: ("logits", [number(logit, digits) for logit in logits], [FRAME] * E, "router logit"),
+        LOGITS: ("logits", [as_digits(logit, digits) for logit in logits], [FRAME] * E, "router logit"),
         SECOND: second, THIRD: third, EXPERTS: ("experts", named, lit, ""),
     }  # fmt: skip
     for e in range(E):
@@ -130,7 +130,7 @@ def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_m
         ends = [(LOGITS + 12, SECOND - 12), (SECOND + 12, THIRD - 12)] if wanted[e] else []
         ends += [(THIRD + 12, EXPERTS - 19), (EXPERTS + 19, SUM - 12)] if e in weights else []
         arrows += [((middle, start, middle, end), e, -1) for start, end in ends]
-    terms = " + ".join(f"{number(w)} · E{e}(x)" for e, w in sorted(weights.items())) or "0: every expert was full"
+    terms = " + ".join(f"{as_digits(w)} · E{e}(x)" for e, w in sorted(weights.items())) or "0: every expert was full"
     terms = terms if len(weights) <= 4 else f"Σ weight · expert(x) of {len(weights)} experts"
     whole = (COLUMNS + RIGHT - 5) / 2, RIGHT - COLUMNS - 5  # middle and width
     ends = {TOKEN: f"x = {vector(x, 6)}" + f", {D} numbers" * (D > 6), SUM: f"y = {terms} = {vector(y, 3)}"}
@@ -172,10 +172,10 @@ def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Rou
     boxes += [words(4, ORDER, "in their order"), words(4, SORTED, "sorted"), words(4, BACK, "put back")]
 
 
-def number(value: float, digits: int = 2) -> str:
+def as_digits(value: float, digits: int = 2) -> str:
     text = f"{value:.{digits if abs(value) < 9.995 else min(digits, 1) if abs(value) < 99.95 else 0}f}"
     return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−").replace("inf", "∞")
 
 
 def vector(values, most: int) -> str:
-    return f"({', '.join([*map(number, values[:most].tolist()), *['…'] * (len(values) > most)])})"
+    return f"({', '.join([*map(as_digits, values[:most].tolist()), *['…'] * (len(values) > most)])})"
