@@ -93,7 +93,7 @@ class LabServer:
         nbformat.write(book, self.root / "notebooks" / name)
 
     def set_theme(self, theme: str) -> None:
-        """Pages opened from now on are 'light' or 'dark'."""
+        """Choose the theme, 'light' or 'dark', of pages that are opened from now on."""
         (self.settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": THEMES[theme]}))
 
     def end_kernels(self, name: str = "") -> None:
@@ -103,8 +103,8 @@ class LabServer:
                 self.request("DELETE", f"api/sessions/{session['id']}")
 
     def ask(self, name: str, expression: str):
-        """The value of an expression, such as a tuple of numbers, in the kernel of an open notebook; its page has no
-        part in it."""
+        """Return the value of an expression, such as a tuple of numbers, in the kernel of an open notebook; its page
+        has no part in it."""
         from jupyter_client import BlockingKernelClient
 
         (kernel,) = (s["kernel"]["id"] for s in self.request("GET", "api/sessions") if s["path"].endswith(name))
@@ -127,7 +127,7 @@ class LabServer:
 
 
 def free_port() -> int:
-    """A port that nothing listens on; the system gives each caller another."""
+    """Return a port that nothing listens on; the system gives each caller another."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -171,7 +171,7 @@ class NotebookPage:
         self.page.locator(".jp-NotebookPanel").first.wait_for(state="detached")
 
     def wait_idle(self) -> None:
-        """Until the kernel is connected and idle, by the status bar: the notebook says idle before there is one."""
+        """Wait until the status bar says that the kernel is idle: the notebook says so before there is one."""
         try:
             self.page.locator(".jp-StatusBar-TextItem", has_text="| Idle").first.wait_for()
         except Error as error:
@@ -184,13 +184,13 @@ class NotebookPage:
         self.page.locator(f'.lm-Menu li[data-command="{command}"]').click()
 
     def run_all(self, wait: bool = True) -> None:
-        """Run > Run All Cells; waits until each cell has its number."""
+        """Choose Run > Run All Cells, and wait until each cell has its number."""
         self.menu("Run", "runmenu:run-all")
         if wait:
             self.wait_executed()
 
     def wait_executed(self) -> None:
-        """Until each cell has its number. Fails where one stops with an error: those below it then do not run."""
+        """Wait until each cell has its number. Fail where one stops with an error: those below it then do not run."""
         ended = r"""() => {
             const cells = [...document.querySelectorAll('.jp-CodeCell')]
                 .filter(cell => cell.querySelector('.cm-content')?.textContent.trim());
@@ -222,7 +222,7 @@ class NotebookPage:
         self.menu("Kernel", "kernelmenu:interrupt")
 
     def restart(self) -> None:
-        """Kernel > Restart Kernel, confirmed; then waits for the new kernel."""
+        """Choose Kernel > Restart Kernel, confirm it, and wait for the new kernel."""
         self.menu("Kernel", "kernelmenu:restart")
         self.page.locator(".jp-Dialog .jp-mod-accept").click()
         self.page.locator(".jp-Dialog").wait_for(state="detached")
@@ -240,7 +240,7 @@ class NotebookPage:
 
 
 class Notebooks:
-    """Opens notebooks, in pages that are idle while there are some."""
+    """What opens notebooks, in idle pages as long as there are some."""
 
     def __init__(self, lab: LabServer, browser, idle: list[NotebookPage]):
         self.lab, self.browser, self.idle, self.opened = lab, browser, idle, []
@@ -286,7 +286,7 @@ class View:
         self.wait_for(self.is_drawn)
 
     def is_drawn(self) -> bool:
-        """Whether it has its pictures. It is drawn where it is seen, and JupyterLab may scroll to another cell."""
+        """Tell whether it has its pictures. It is drawn where it is seen, and JupyterLab may scroll to another cell."""
         self.view.evaluate("view => view.scrollIntoView()")
         return self.view.locator("canvas, table").first.is_visible()
 
@@ -318,13 +318,13 @@ class View:
         return self.view.locator(".moe-chips button").nth(expert)
 
     def in_colour(self, expert: int, *titles: str) -> list[int]:
-        """How many pixels of each of these pictures have the full colour of an expert."""
+        """Count the pixels of each of these pictures that have the full colour of an expert."""
         style = self.chip(expert).locator("i").evaluate("chip => getComputedStyle(chip).backgroundColor")
         color = [int(part) for part in re.findall(r"\d+", style)]
         return [self.pixels(title, color) for title in titles]
 
     def pixels(self, title: str, color: list[int]) -> int:
-        """How many pixels of a picture have this colour."""
+        """Count the pixels of a picture that have this colour."""
         return self.panel(title).evaluate(COUNT, color)
 
     def button(self, name: str):
@@ -360,7 +360,7 @@ class View:
 
 @pytest.fixture(scope="session")
 def view_of():
-    """The class View: view_of(page, place)."""
+    """Return the class View: view_of(page, place)."""
     return View
 
 

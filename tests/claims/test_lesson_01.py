@@ -85,7 +85,7 @@ def test_the_ffn_holds_most():
     assert ours.count == count_parameters(model_of(0))
 
     def shares(shape, context):
-        """Of the parameters and of the FLOPs of a layer, those of the FFN; and of all FLOPs those without weights."""
+        """Return the FFN's share of a layer's parameters and FLOPs, and the share of all FLOPs that use no weights."""
         parts, total = shape.parameters(), shape.flops_per_token(context)
         ffn, weights = parts["experts"].total, parts["experts"].total + parts["attention"].total
         in_layers = total - 2 * shape.vocab_size * shape.d_model

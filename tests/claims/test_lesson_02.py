@@ -109,8 +109,8 @@ def test_renormalised_top_1_teaches_nothing(seed):
 
 @cache
 def trained(seed: int) -> list[tuple[float, ...]]:
-    """Of the lesson's block, after 300, 600 and 1,200 steps: the smallest share of first choices that an expert has,
-    the smallest share of the load, the accuracy on 1,000 new points, and that with the experts of another point."""
+    """Measure the lesson's block after 300, 600 and 1,200 steps: the smallest share of first choices that an expert
+    has, the smallest share of the load, the accuracy on 1,000 new points, and that with another point's experts."""
     setting = PlaneSetting(num_experts=4, top_k=2, d_ff=8, router_start="random", router_aux_loss_coef=0.0)
     model, task = plane_model(setting, seed, block_of_the_lesson())
     run, found = Run(model, task, lr=setting.lr, seed=seed), []

@@ -72,13 +72,13 @@ def share(expert: pd.Series, what: pd.Series, given: pd.Series) -> float:
 
 @pytest.fixture(scope="module")
 def shares(trained) -> list[tuple[pd.DataFrame, ...]]:
-    """Of each seed: untrained, after 300 steps, trained."""
+    """The shares of each seed: untrained, after 300 steps, and trained."""
     return [tuple(told(table) for table in (one.before, one.early, one.after)) for one in trained]
 
 
 @pytest.mark.claim("byte-then-context-and-no-topic")
 def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(shares):
-    """In the mean of the seeds, by a margin; of the byte and the byte before also with each seed."""
+    """The order holds in the mean of the seeds by a margin, that of the byte and the byte before also for each seed."""
     untrained, *trained = (pd.concat(tables).groupby(level=0).mean() for tables in zip(*shares))  # (layers, questions)
     assert untrained["before"].max() < 0.05 < 0.1 < min(untrained["byte"][0], untrained["form"][0])
     assert untrained["byte"][0] > untrained["byte"][2] + 0.05

@@ -25,7 +25,7 @@ def trained(steps: int, seed: int, learns: str = "all", **kwargs):
 
 
 def loads(run) -> np.ndarray:
-    """(steps, E) the load shares."""
+    """Return the load shares of each step: (steps, E)."""
     return np.array([record.load[0] for record in run.records])
 
 
@@ -35,13 +35,13 @@ def dead_at(loads, step: int) -> np.ndarray:
 
 
 def run_of(band, steps: int) -> np.ndarray:
-    """(steps, S, E): the loads."""
+    """Train a band and return its loads: (steps, S, E)."""
     return np.array([band.step().loads for _ in range(steps)])
 
 
 @pytest.fixture(scope="module")
 def band():
-    """(steps, seeds, E): the loads of twenty collapses, over twice the steps of the lesson."""
+    """The loads of twenty collapses over twice the steps of the lesson: (steps, seeds, E)."""
     return run_of(SeedBand(COLLAPSE, seeds=seeds(20)), 600)
 
 
@@ -142,7 +142,7 @@ def test_what_decides():
     cells = load_collapse_map()
 
     def dead(start: str, step: int, *weights: str) -> np.ndarray:
-        """(weights · rates,) the mean of ten seeds, by rising rate."""
+        """Return the mean of ten seeds for each weight and, by rising rate, each rate: (weights · rates,)."""
         rows = cells[(cells.start == start) & (cells.step == step) & cells.weights.isin(weights)]
         return rows.sort_values("lr").dead.to_numpy(float)
 

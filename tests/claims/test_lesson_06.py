@@ -44,13 +44,13 @@ def on(band: Run, steps: int) -> Run:
 
 @cache
 def trained(setting: PlaneSetting, own: range = SEEDS) -> SeedBand:
-    """300 steps from the start."""
+    """Train a setting for 300 steps from the start."""
     return on(SeedBand(setting, own), 300)
 
 
 @cache
 def cured(setting: PlaneSetting) -> SeedBand:
-    """150 steps of the plain collapse, then 150 with a remedy."""
+    """Train the plain collapse for 150 steps, then 150 with a remedy."""
     return on(collapsed().branch(setting), 150)
 
 
@@ -61,17 +61,17 @@ def collapsed() -> SeedBand:
 
 @cache
 def remedy(name: str) -> SeedBand:
-    """One of the laboratory's tiles."""
+    """Train what one of the laboratory's tiles shows."""
     return trained(remedy_setting(name))
 
 
 def dead(band: SeedBand) -> np.ndarray:
-    """(S,) dead experts, without noise."""
+    """Count the dead experts of each seed, without noise: (S,)."""
     return (band.clean_loads() * band.setting.top_k < DEAD_SHARE).sum(axis=1)
 
 
 def recent(band: SeedBand, name: str) -> np.ndarray:
-    """The mean over the last 20 steps of what the records have for each seed (S,), or for all (a number)."""
+    """Return the mean over the last 20 steps of what the records have for each seed (S,), or for all (a number)."""
     return np.mean([(vars(record) | record.auxiliary)[name] for record in band.records[-20:]], axis=0)
 
 
@@ -80,7 +80,7 @@ def accuracies(band: SeedBand) -> np.ndarray:
 
 
 def max_over_mean(band: SeedBand) -> np.ndarray:
-    """(S,) without noise."""
+    """Divide the largest load of each seed by the mean load, without noise: (S,)."""
     loads = band.clean_loads()
     return loads.max(axis=1) / loads.mean(axis=1)
 
@@ -161,7 +161,7 @@ def test_the_router_outshouts_the_noise():
 
 @torch.no_grad()
 def size_of_scores(band: SeedBand) -> float:
-    """The mean of logsumexp(router logits)² without noise: how large the router has made its scores."""
+    """Return the mean of logsumexp(router logits)² without noise: how large the router has made its scores."""
     points = 2 * torch.rand(len(SEEDS), 1024, 2, generator=torch.Generator().manual_seed(0)) - 1
     _, (routing,) = band.model.eval()(points)
     return routing.router_logits.logsumexp(dim=-1).square().mean().item()
@@ -200,7 +200,7 @@ def narrow(coefficient: float) -> SeedBand:
 
 @pytest.mark.claim("the-load-evens-out-with-the-coefficient")
 def test_the_load_evens_out_with_the_coefficient():
-    """Max over mean: 2.5 to 2.8 without, then 1.8 to 2, 1.4, and 1.25."""
+    """The largest load over the mean is 2.5 to 2.8 without the loss, then 1.8 to 2, 1.4, and 1.25."""
     at = {c: max_over_mean(narrow(c)).mean() for c in (0.0, 0.03, 0.1, 1.0)}
     assert at[0.0] > at[0.03] + 0.2 and at[0.03] > at[0.1] + 0.1 and at[0.1] > at[1.0]
     assert dead(narrow(1.0)).mean() < 0.4
@@ -208,7 +208,7 @@ def test_the_load_evens_out_with_the_coefficient():
 
 @pytest.mark.claim("a-weak-loss-needs-more-steps")
 def test_a_weak_loss_needs_more_steps():
-    """Dead experts of 8, mean of the seeds, after 100 and 400 more steps than the collapse's 150."""
+    """Dead experts, of 8, are counted 100 and 400 steps after the collapse's 150: the mean of the seeds."""
     left = {}
     for coefficient, stops in {0.03: (400,), 0.1: (100, 400), 1.0: (100,)}.items():
         band = collapsed().branch(replace(COLLAPSE, router_aux_loss_coef=coefficient))
@@ -295,7 +295,7 @@ def test_capacity_and_the_future(seed):
 
 @pytest.mark.claim("the-busiest-device-and-the-drops")
 def test_the_busiest_device_and_the_drops():
-    """The time of a layer, over that of an even load, each expert on its own device: the mean of the seeds."""
+    """With each expert on its own device, a layer takes max over mean times as long as with an even load."""
     pace = {name: max_over_mean(remedy(name)).mean() for name in ("nothing", "auxiliary loss", "bias update")}
     assert pace["auxiliary loss"] < 1.6 and pace["bias update"] < 1.9 and pace["nothing"] > 2
     loads, limit = remedy("capacity").clean_loads() * 8, REMEDIES["capacity"]["capacity_factor"]
@@ -331,7 +331,7 @@ def dead_on_text(run: Run) -> int:
 
 @cache
 def on_text(seed: int) -> dict[str, Run]:
-    """80 steps of collapse with each kind of scores, and 80 more of each with a remedy."""
+    """Train 80 steps of collapse with each kind of scores, and 80 more of each with a remedy."""
     text, runs = TextTask(), {}
     for router, knobs in {
         "top-k": {
@@ -381,6 +381,6 @@ def test_even_over_the_batch_uneven_within_a_text(seed):
 
 
 def busiest_in(groups: torch.Tensor) -> float:
-    """The experts of the tokens in groups (groups, tokens) -> max over mean within a group, their mean."""
+    """Return the mean over groups of the largest load over the mean load. groups: (groups, tokens), expert numbers."""
     counts = F.one_hot(groups, 16).sum(dim=1).float()
     return (counts.amax(dim=1) / counts.mean(dim=1)).mean().item()

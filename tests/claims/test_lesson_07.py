@@ -56,7 +56,7 @@ def four(seed: int, d_model: int = 512, d_ff: int = 1024) -> dict[str, LanguageM
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, LanguageModel]:
-    """Those of the lesson."""
+    """The four models of the lesson."""
     return four(0)
 
 
@@ -78,7 +78,7 @@ def measured(attempt: int) -> pd.DataFrame:
 
 
 def gain_at(parts: pd.DataFrame, batch: int, model: str = MOE, column: str = "whole") -> float:
-    """Over the equally good model: the median over the seeds."""
+    """Return how much faster a model is than the equally good one: the median over the seeds."""
     return (parts[column][GOOD] / parts[column][model]).xs(batch, level="batch").median()
 
 
@@ -92,7 +92,7 @@ SHAPE = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)  
 @pytest.mark.claim("few-boxes-leave-memory")
 @pytest.mark.parametrize("ridge", [2, 4, 8, 16])
 def test_few_boxes_leave_memory(models, ridge):
-    """On machines that do few or many FLOPs in the time of reading a byte; also what section 3 says of the picture."""
+    """It holds where a byte is read in the time of few or of many FLOPs, and so does what section 3 says."""
     sizes, machine = sizes_of(SHAPE), Machine(1e10, ridge * 1e10)
     for batch in (1, 16, 256):
         moe, dense = (Stream(own, machine, "float32", batch) for own in (sizes, sizes.dense(3.0)))
@@ -128,7 +128,7 @@ def chain(ffns: list, x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.claim("one-text-waits-for-memory")
 def test_one_text_waits_for_memory(parts):
-    """The same operations from memory and from the cache; products take what their bytes take, and routing the rest."""
+    """Operations take longer from memory than from cache; products take as long as their bytes, routing the rest."""
     for seed in SEEDS:
         with seeded(seed), torch_threads(1), torch.inference_mode():
             ffns, x = [FeedForward(512, 128) for _ in range(200)], torch.randn(1, 512)
@@ -145,7 +145,7 @@ def test_one_text_waits_for_memory(parts):
 
 @pytest.mark.claim("the-parts-are-the-whole")
 def test_the_parts_are_the_whole(parts):
-    """They are measured with a stopwatch, and the whole without one: within a seventh at each batch, for each model."""
+    """The parts are measured with a stopwatch, the whole without one: they agree within a seventh at each batch."""
     ratio = (sum(parts[part] for part in PARTS) / parts.whole).groupby("batch").median()
     assert 0.86 < ratio.min().min() and ratio.max().max() < 1.14  # on a busy machine 0.89
 
@@ -202,7 +202,7 @@ def test_several_rows_take_longer_than_one(parts):
 
 @pytest.mark.claim("b-star-is-e-over-k-times-as-large")
 def test_b_star_is_e_over_k_times_as_large(models):
-    """B* where arithmetic takes as long as reading; from that of the dense model on the gain grows, by both."""
+    """At B* arithmetic takes as long as reading; from the B* of the dense model on, the gain grows by both."""
     assert round(989 / 3.35) == 295 and round(989 / 3.35 * 8 / 2) == 1181
 
     def seconds(name: str, batch: int, machine: Machine) -> float:
@@ -225,7 +225,7 @@ def test_b_star_is_e_over_k_times_as_large(models):
 @pytest.mark.claim("calculator-decoding")
 @pytest.mark.parametrize("ridge", [2, 4, 8, 16])
 def test_calculator_decoding(ridge, monkeypatch):
-    """On machines that do few or many FLOPs in the time of reading a byte."""
+    """It holds on machines that read a byte in the time of few or of many FLOPs."""
     monkeypatch.setattr(CostCalculator, "show", lambda self: None)
     calculator = CostCalculator(SHAPE, 0, 4, Machine(1e10, ridge * 1e10), "float32", dense_width=3.0)
     inputs, totals = calculator.inputs, []
@@ -236,7 +236,7 @@ def test_calculator_decoding(ridge, monkeypatch):
     assert totals[2] > 1.5 * totals[1] > 1.5**2 * totals[0]
 
     def gains() -> np.ndarray:
-        """Of the four models over the equally good one, at each batch (4, batches)."""
+        """Return the speeds of the four models over that of the equally good one, at each batch: (4, batches)."""
         return np.array([line.y for line in calculator.panels()[1].marks[:4]])
 
     mixture, batches = gains()[0], CONTROLS["batch_size"].stops
@@ -284,7 +284,7 @@ def test_promised_and_had():
 
 @pytest.mark.claim("which-factor")
 def test_which_factor():
-    """Of those that lesson 08 does not measure."""
+    """The factors are those that lesson 08 does not measure."""
     total, active = MIXTRAL.count.total, MIXTRAL.count.active
     assert round(LLAMA.count.total / active, 1) == 5.4 and round((total * active) ** 0.5 / 1e9, 1) == 24.5
     assert round((total / active) ** 0.5, 1) == 1.9

@@ -30,7 +30,7 @@ ACTIVE, TOTAL = "dense, same active", "dense, same total"
 
 
 def as_wide(last: pd.DataFrame, total: int) -> EffectiveWidth:
-    """Of the mixture, as a multiple of the active width, 64. More is better in `last`."""
+    """Return the effective width of the mixture in multiples of its active width, 64. In `last`, more is better."""
     widths = {ACTIVE: 64, TOTAL: total} | {n: int(n.partition("=")[2]) for n in last if n.startswith("dense, F")}
     return effective_width({width: list(last[name]) for name, width in widths.items()}, list(last[MIXTURE])).times(64)
 
@@ -57,7 +57,7 @@ def ends() -> pd.DataFrame:
 
 
 def known_at(ends: pd.DataFrame, steps: int) -> pd.DataFrame:
-    """In %: a row a seed, a column a model."""
+    """Return what was known in %, with a row for each seed and a column for each model."""
     known = ends[ends.steps == steps].pivot(index="seed", columns="model", values="known")
     assert len(known) == 3 and known.notna().all(axis=None)
     return known
@@ -118,7 +118,7 @@ def test_a_stored_run_begins_as_it_is_trained_here():
 @pytest.mark.alone
 @pytest.mark.claim("faster-than-the-equally-good-dense-model")
 def test_faster_than_the_equally_good_dense_model(ends):
-    """In writing, also than the narrowest that knows as much after twice the steps."""
+    """In writing it is also faster than the narrowest model that knows as much after twice the steps."""
     names = MIXTURE, ACTIVE, AS_GOOD
     for times, batch_size in ((1, 256), (4, 256), (16, 64)):
         runs = learners(names, times, batch_size)
@@ -152,7 +152,7 @@ def test_on_text_the_gain_is_smaller():
 
 @pytest.mark.claim("more-experts-lower-the-loss")
 def test_more_experts_lower_the_loss():
-    """Each against the run of the small baseline with the same seed, and so on the same batches."""
+    """Each run is compared with the small baseline's of the same seed, which had the same batches."""
     final = last_of("capacity")
     gain = -final.sub(final[ACTIVE], axis=0)  # (3 seeds, 9 models)
     many = gain[[f"MoE, E={num_experts}" for num_experts in (4, 8, 16, 32)]]
@@ -163,7 +163,7 @@ def test_more_experts_lower_the_loss():
 
 @pytest.mark.claim("at-equal-memory-it-depends-on-the-work")
 def test_at_equal_memory_it_depends_on_the_work():
-    """'For twice the work'; 'as many FLOPs' within 5 %, and the large baseline has lowered its rate by then."""
+    """'Twice the work' is at least that, 'as many FLOPs' holds within 5 %; by then the large baseline's rate is low."""
     final, cut, curves = last_of("capacity"), last_of("flops")[TOTAL], load_results("capacity")
     size, flops = (curves.groupby("model")[column].max() for column in ("parameters", "flops"))
     assert size[TOTAL] == pytest.approx(size["MoE, E=8"], rel=0.01) and flops[TOTAL] > 2 * flops["MoE, E=8"]
@@ -200,7 +200,7 @@ def test_most_of_the_memory_waits():
 
 @pytest.mark.claim("the-bill-has-the-same-shape-twice")
 def test_the_bill_has_the_same_shape_twice():
-    """Speeds and qualities: see above. Of the published ones: what a token reads sets the pace."""
+    """Speeds and qualities are measured above; of published models, what a token reads sets the pace."""
     moe = facts_model(d_ff=768, d_model=768, num_heads=8, num_kv_heads=8, max_positions=16)
     active, total = dense_baseline(moe, "flops"), dense_baseline(moe, "params")
     assert count_parameters(moe).total == pytest.approx(count_parameters(total).total, rel=0.03)

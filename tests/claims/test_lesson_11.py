@@ -42,7 +42,7 @@ def test_ranks_agree_and_most_rows_leave(seed):
 @pytest.mark.alone
 @pytest.mark.claim("the-slowest-rank-sets-the-time")
 def test_the_slowest_rank_sets_the_time():
-    """Processor time, the least of seven steps; the median of three. On the two halves of one core, 2 may be 1.3."""
+    """Time is the processor's: the least of seven steps, the median of three. 2 may be 1.3 on halves of one core."""
     longer, idle = [], []
     for _ in SEEDS:
         work = {}

@@ -157,5 +157,5 @@ def assert_same(y: Tensor, expected: Tensor, inputs: Iterable[Tensor], **toleran
 
 
 def refused(message: str):
-    """Within it a ValueError of just this message, a regular expression, is raised."""
+    """Expect a ValueError of just this message, a regular expression, from what stands inside."""
     return pytest.raises(ValueError, match=f"^{message}$")

@@ -40,7 +40,7 @@ def make(kind: str, capacity_factor: float | None = None) -> MoE:
 
 
 def tokens(num: int) -> torch.Tensor:
-    """Of which half agree, so that some experts are wanted by many."""
+    """Make tokens of which half are nearly the same, so that some experts are wanted by many."""
     x = torch.randn(num, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     x[: num // 2] = 0.1 * x[: num // 2] + x[:1]
     return x
@@ -51,7 +51,7 @@ def loss_of(y: torch.Tensor) -> torch.Tensor:
 
 
 def in_one_process(kind: str, sizes: tuple, capacity_factor: float | None) -> tuple:
-    """By the package alone: y, the gradients of x and of the weights, and how many each part drops."""
+    """Return what the package gives without ranks: y, gradients of x and of the weights, and what each part drops."""
     moe, x = make(kind, capacity_factor), tokens(sum(sizes)).requires_grad_()
     y, routings = zip(*map(moe, x.split(sizes)))  # each part has queues of its own
     (loss_of(torch.cat(y)) / max(sum(sizes), 1) + 0.1 * load_balancing_loss(moe.router(x))).backward()
@@ -74,7 +74,7 @@ def on_ranks(kind: str, sizes: tuple, capacity_factor: float | None) -> tuple:
 
 
 def exact() -> Iterator[dict]:
-    """The largest difference from one process, over outputs and gradients, of each kind, split and capacity."""
+    """Yield the largest difference from one process, over outputs and gradients, for each kind, split and capacity."""
     rank, size = dist.get_rank(), dist.get_world_size()
     cases = [(kind, SPLITS[size][0]) for kind in KINDS] + [("plain", sizes) for sizes in SPLITS[size][1:]]
     for (kind, sizes), factor in itertools.product(cases, (None, 0.8)):
@@ -108,7 +108,7 @@ def message(call, *args) -> str:
 
 
 def refusals(folder: str) -> Iterator[dict]:
-    """What `train_rank` refuses, in what words, on each rank; then a place that cannot be written to."""
+    """Yield in what words `train_rank` refuses settings on each rank, and at last a place that cannot be written to."""
     good = Settings(steps=2, batch=4, every=1, checkpoint=folder, d_model=16)
     list(train_rank(good))  # two checkpoints
     Path(folder, "step3.part").touch()  # where the third is to be written
@@ -136,7 +136,7 @@ def breaks(how: str) -> Iterator:
 
 
 def counts_up(folder: str) -> Iterator[int]:
-    """For ever. Each rank leaves its number in the folder."""
+    """Count for ever, after each rank has left its process's number in the folder."""
     Path(folder, f"{os.getpid()}").touch()
     for number in itertools.count():
         dist.barrier()
@@ -144,7 +144,7 @@ def counts_up(folder: str) -> Iterator[int]:
 
 
 def is_there(pid: int) -> bool:
-    """A process that has ended and is not waited for yet is not there."""
+    """Tell whether a process runs: one that has ended and is not waited for yet does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
