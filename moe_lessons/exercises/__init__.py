@@ -1,6 +1,6 @@
 """The exercises, which say of an answer what differs. `EXERCISES` is all of them, in the order of the course.
 
-They are found by the names of their files, lesson_00.py to lesson_12.py."""
+They are found by the names of their files, lesson_00.py and so on."""
 
 from importlib import import_module
 from pkgutil import iter_modules

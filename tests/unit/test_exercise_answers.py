@@ -167,6 +167,10 @@ RIGHT = [
 ]
 
 
+def test_each_exercise_has_a_right_answer_of_another_hand():
+    assert {name for name, _ in RIGHT} == {exercise.name for exercise in exercises.EXERCISES}
+
+
 @pytest.mark.parametrize("name, answer", RIGHT)
 def test_right_answers_written_in_another_way(name, answer):
     check = getattr(exercises, name).check(answer)
