@@ -80,9 +80,11 @@ class LiveRun(Picture):
         self._kept: dict[Any, Kept] = {}  # readings by their names, panels by their places, the 'lines' of text
         self._spent = 0.0  # CPU seconds of all of them
         self.loop = Loop(self)
+        self._waits = bool(play) and self.loop.events is None  # nobody sees a picture before the training
         end_with_its_cell(self)
         super().__init__(rows=[W.Box(self.bar()).add_class("moe-bar"), *self.rows()])
         _spare_what_is_loaded()
+        self._waits = False
         if play:
             self.play(play)
 
@@ -238,8 +240,11 @@ class LiveRun(Picture):
         return self.read("plane", lambda: read_plane(run, self.state.muted))
 
     def panels(self) -> list[Panel]:
-        self.refresh()
-        return [self._draw(function) for function in self.functions]
+        if self.loop.playing:  # what is kept may be of an earlier step
+            self.refresh()
+            return [self._draw(function) for function in self.functions]
+        self._due(False)
+        return [self._kept[place].value for place in range(len(self.functions))]
 
     def _draw(self, function: Callable[[Any], Panel]) -> Panel:
         panel = function(self)
@@ -267,7 +272,7 @@ class LiveRun(Picture):
 
     def show(self, asked: bool = True) -> float:
         """Send what is to be seen; return the CPU seconds without those of the panels. asked: it answers an action."""
-        if not self.runs:  # closed meanwhile
+        if not self.runs or self._waits:  # not self.runs: closed meanwhile
             return 0.0
         words: dict[str, Any] = {}
         try:
