@@ -22,26 +22,29 @@ SHARED = WORDS["sea"] & WORDS["kitchen"]
 class Trained(NamedTuple):
     model: LanguageModel
     before: pd.DataFrame
-    early: pd.DataFrame  # after 300 steps
     after: pd.DataFrame
 
 
-def train_and_trace(seed: int, steps: int) -> Trained:
+def train_and_trace(seed: int, steps: int = 300) -> Trained:
     task = TextTask([*TOPICS, "code", "arithmetic"])
     with seeded(seed):
         model = LanguageModel(CONFIG)
     options = {"batch_size": 16, "warmup_steps": 20, "decay_steps": steps, "max_grad_norm": 1.0}
-    run, traces = Run(model, task, lr=0.005, seed=seed, **options), [trace(model, task, 128)]
+    run, before = Run(model, task, lr=0.005, seed=seed, **options), trace(model, task, 128)
     run.knobs.router_aux_loss_coef = 0.01
-    for more in (300, steps - 300):
-        train(run, more)
-        traces.append(trace(model, task, 128))
-    return Trained(model, *traces)
+    train(run, steps)
+    return Trained(model, before, trace(model, task, 128))
 
 
 @pytest.fixture(scope="module")
 def trained() -> list[Trained]:
-    """The lesson's model after its 800 steps, from each seed, with its traces."""
+    """The lesson's model after its 300 steps, from each seed, with its traces."""
+    return [train_and_trace(seed) for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def trained_longer() -> list[Trained]:
+    """As the lesson's model, after 800 steps."""
     return [train_and_trace(seed, 800) for seed in SEEDS]
 
 
@@ -71,9 +74,10 @@ def share(expert: pd.Series, what: pd.Series, given: pd.Series) -> float:
 
 
 @pytest.fixture(scope="module")
-def shares(trained) -> list[tuple[pd.DataFrame, ...]]:
-    """The shares of each seed: untrained, after 300 steps, and trained."""
-    return [tuple(told(table) for table in (one.before, one.early, one.after)) for one in trained]
+def shares(trained, trained_longer) -> list[tuple[pd.DataFrame, ...]]:
+    """The shares of each seed: untrained, after 300 steps, and after 800."""
+    pairs = zip(trained, trained_longer)
+    return [tuple(told(table) for table in (one.before, one.after, longer.after)) for one, longer in pairs]
 
 
 @pytest.mark.claim("byte-then-context-and-no-topic")
@@ -104,26 +108,29 @@ def test_how_many_bits_there_are_to_know(trained):
 
 
 @pytest.mark.claim("a-little-of-the-topic-after-twice-the-steps")
-def test_with_twice_the_steps_it_tells_a_little_of_the_topic():
+def test_after_1600_steps_it_tells_a_little_of_the_topic():
     table = told(train_and_trace(SEEDS[0], 1600).after)
     assert table["topic"].max() < 0.1 and (table["form"] > 2 * table["topic"])[[1, 2]].all()
     assert table["byte"][0] > table["byte"][2] and table["before"][2] > table["before"][0]
 
 
 @pytest.mark.claim("the-model-knows-the-topic")
-def test_the_model_knows_the_topic(trained):
-    for topic in TOPICS:
-        right = []
-        for one in trained:
-            lines = []
-            for start in (f"The {person} " for person in text.TOPICS[topic]["people"]):
-                ids = one.model.generate(encode(start).expand(32, -1), 48, temperature=0.7)
-                lines += [decode(row[len(start) :]).split("\n")[0] for row in ids]
-            written = [word for line in lines for word in re.findall("[a-z]+", line)]
-            own = [word in WORDS[topic] for word in written if word in WORDS["sea"] ^ WORDS["kitchen"]]
-            assert len(own) > 100
-            right.append(np.mean(own))
-        assert np.mean(right) > 0.62  # with three seeds: .65 to .95
+def test_the_model_knows_the_topic(trained, trained_longer):
+    gaps = [words_of_sea(one.model, "sea") - words_of_sea(one.model, "kitchen") for one in trained]
+    assert np.mean(gaps) > 0.08  # nine seeds: .05 to .32, .19 in the mean
+    assert np.mean([words_of_sea(one.model, "sea") for one in trained_longer]) > 0.62  # with three seeds: .65 to .95
+    assert np.mean([words_of_sea(one.model, "kitchen") for one in trained_longer]) < 0.38
+
+
+def words_of_sea(model: LanguageModel, topic: str) -> float:
+    """Of the words that only one topic has, in what the model writes of people of `topic`: the share of the sea."""
+    written = []
+    for start in (f"The {person} " for person in text.TOPICS[topic]["people"]):
+        ids = model.generate(encode(start).expand(32, -1), 48, temperature=0.7)
+        lines = [decode(row[len(start) :]).split("\n")[0] for row in ids]
+        written += [word for word in re.findall("[a-z]+", " ".join(lines)) if word in WORDS["sea"] ^ WORDS["kitchen"]]
+    assert len(written) > 100
+    return np.mean([word in WORDS["sea"] for word in written])
 
 
 def favourite(table: pd.DataFrame, layer: int) -> float:
