@@ -9,7 +9,7 @@ def test_it_plays_changes_is_saved_and_is_seen_again(lab, open_notebook, view_of
     lesson.run_cell(1)
     assert lesson.cell_errors() == []
     first = view_of(lesson.page)
-    first.wait_step(400)
+    first.wait_step(200)
     assert first.view.locator("figure").count() == first.view.get_by_role("slider").count() == 2
     first.handle("Experts E").focus()
     lesson.page.keyboard.press("ArrowLeft")

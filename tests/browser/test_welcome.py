@@ -23,7 +23,7 @@ def playground(lesson, view_of):
 
 
 def test_run_all_trains_without_an_error(lesson, playground):
-    playground.wait_step(300)
+    playground.wait_step(150)
     assert lesson.cell_errors() == []
     assert lesson.page.locator(".moe-canvas").count() >= 5
 
