@@ -93,7 +93,8 @@ def test_capacity_equals_the_loop_that_hands_out_places(priority, routing):
         assert limited.dropped_per_expert.tolist() == dropped and limited.dropped == sum(dropped)
         assert limited.dropped_share == pytest.approx(sum(dropped) / max(len(queue), 1))
         assert torch.equal(limited.demand_per_expert, routing.demand_per_expert)
-        assert sorted(pairs(limited) + dropped_pairs(limited)) == sorted(pairs(routing))  # what is dropped is on record
+        for each in (limited, apply_capacity(limited, 1, priority)):  # what is dropped is on record, also in two times
+            assert sorted(pairs(each) + dropped_pairs(each)) == sorted(pairs(routing))
         carried_out.append(len(kept))
     assert carried_out == sorted(carried_out) and carried_out[-1] == len(queue)  # more room never drops more
 

@@ -42,6 +42,10 @@ def test_distinct_experts_are_those_of_the_routings():
     same, noisy = torch.full((16, 4), 7), model_of(router="gaussian noise").train()
     assert (distinct_experts(noisy, same, (1, 8, 16)).distinct == 2).all() and noisy.training
     assert (distinct_experts(model_of(top_k=8), same, (1, 8)).distinct == 8).all()
+    ids = torch.cat([same[:, :1], torch.arange(16)[:, None]], dim=1)  # tokens are the same at the first place alone
+    found, (routing, _) = distinct_experts(model, ids, (16,)).distinct[0], model(ids)[1]
+    second = routing.expert_idx[routing.token_idx % 2 == 1].unique().numel()
+    assert 2 + 0.3 * (second - 2) < found < 2 + 0.7 * (second - 2)  # half of the steps take each
 
 
 @pytest.fixture

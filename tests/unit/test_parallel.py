@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from moe_lessons.nn import DISPATCH, LanguageModel, MoE, Routing, load_balancing_loss, seeded
 from moe_lessons.parallel import bytes_sent, launch, rank_traffic, shard_experts
 from moe_lessons.parallel.measure import given_routing, step_times
-from moe_lessons.parallel.training import Settings, train_rank
+from moe_lessons.parallel.training import Settings, checkpoints_in, train_rank
 from moe_lessons.tasks import TextTask, make_text
 
 SMALL = Settings(steps=100, batch=4, context=16, num_layers=1, d_model=16, d_ff=16)
@@ -135,6 +135,8 @@ def test_what_is_refused_on_all_ranks_alike(tmp_path):
     }.items():
         assert len(said[case]) == 2 and all(error.startswith(message.format(tmp_path)) for error in said[case])
     assert {path.name for path in tmp_path.iterdir()} == {"step1", "step2", "step3.part"}
+    (tmp_path / "step10").mkdir()
+    assert [path.name for path in checkpoints_in(tmp_path)] == ["step1", "step2", "step10"]
 
 
 @pytest.mark.parametrize("how", ["flipped", "no files"])

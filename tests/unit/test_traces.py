@@ -170,6 +170,8 @@ def test_repeats_by_hand_and_tokens_without_an_expert_are_left_out():
     assert row["chance"] == pytest.approx((3 / 8) ** 2 + (5 / 8) ** 2)
     assert row["chance_in_domain"] == pytest.approx((0.5 + (0.75**2 + 0.25**2)) / 2)
     pd.testing.assert_frame_equal(repeats(table.sample(frac=1, random_state=0)), repeats(table))  # in any order
+    shorter = table_of(expert, domain=["a"] * 4 + ["b"] * 4, sequence=[0] * 4 + [1, 1, 2, 2])  # fewer pairs in b
+    assert repeats(shorter).loc[0, "chance_in_domain"] == pytest.approx((3 * 0.5 + 2 * (0.75**2 + 0.25**2)) / 5)
     expert, domain = np.array([0, 0, 1, 1] * 20), np.array(["a", "a", "b", "b"] * 20)
     whole = table_of([*expert, *[-1] * 40], [*domain, *["a"] * 40])
     pd.testing.assert_frame_equal(information(whole), information(table_of(expert, domain)))

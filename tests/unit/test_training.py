@@ -64,13 +64,14 @@ def test_the_same_seed_gives_the_same_numbers_whatever_goes_on_around_it():
 
 
 @pytest.mark.parametrize("name", ["noise_std", "jitter_noise"])
-def test_the_noise_of_each_step_is_its_own(name):
-    run, seen = make_run(lr=1e-30), []
-    setattr(run.knobs, name, 0.5)
-    run.draw = lambda *_: TASK.batch(BATCH, torch.Generator().manual_seed(0))  # the same points each time
-    run.model.block.router.register_forward_hook(lambda _, __, routing: seen.append(routing.router_logits.detach()))
-    numbers(run, 3)
-    assert len({logits.sum().item() for logits in seen}) == 3
+def test_the_noise_of_each_step_and_seed_is_its_own(name):
+    seen = []
+    for run in (make_run(seed, lr=1e-30) for seed in (0, 1)):
+        setattr(run.knobs, name, 0.5)
+        run.draw = lambda *_: TASK.batch(BATCH, torch.Generator().manual_seed(0))  # the same points each time
+        run.model.block.router.register_forward_hook(lambda _, __, routing: seen.append(routing.router_logits.detach()))
+        numbers(run, 3)
+    assert len({logits.sum().item() for logits in seen}) == 6
 
 
 def test_a_run_is_the_loop_of_torch_with_its_adamw_its_schedules_and_its_clipping():
@@ -300,6 +301,8 @@ def test_evaluation_is_without_noise_and_without_gradients_and_gives_the_mode_ba
         noisy.model.train(mode)
         assert noisy.evaluate() == calm.evaluate() and noisy.model.training is mode
     assert all(weight.grad is None for weight in noisy.model.parameters())
+    points, trained_on = calm.held_out(BATCH)[0], calm.draw(BATCH, calm.make_generators())[0]
+    assert not (points[:, None] == trained_on).all(dim=2).any()
     noisy.model.eval()
     noisy.step()  # trains in training mode all the same
     assert noisy.model.training
