@@ -74,12 +74,12 @@ def test_imbalance_costs_time(band):
 def test_practice_wins():
     died, without, after = [], [], []
     for seed in seeds(5):
-        plain = loads(trained(300, seed))[-20:].mean(axis=0)
+        plain = loads(trained(200, seed))[-20:].mean(axis=0)
         died.extend(plain < 0.01)
         for expert in range(0, 8, 2):
             run = watched_run(COLLAPSE, seed)
             practise(run, expert)
-            train(run, 300)
+            train(run, 200)
             without.append(plain[expert])
             after.append(loads(run)[-20:, expert].mean())
     assert 1.5 * mean(without) < mean(after) < 2.6 * mean(without)
