@@ -1,7 +1,7 @@
 """The times that ranks work: a generator for `launch`, which measures and yields."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -26,21 +26,23 @@ def given_routing(num_tokens: int, num_experts: int, ranks: int, share: float) -
     return Routing.all_kept(probs.log(), probs, torch.arange(num_tokens), expert_idx, torch.ones(num_tokens))
 
 
-def step_times(share: float) -> Iterator[dict]:
-    """Measure forward and backward of one layer's experts, seven times. Each rank has 1,024 tokens, and the experts of
-    rank 0 get `share` of all. Yield of each its 'seconds', and for each rank its 'rows' and its seconds at 'work'."""
+def rank_times(shares: Sequence[float]) -> Iterator[dict]:
+    """Measure forward and backward of one layer's experts, seven times for each share. Each rank has 1,024 tokens, and
+    the experts of rank 0 get `share` of all. Yields of each its 'seconds', and for each rank its 'rows' and its seconds
+    at 'work'."""
     ranks = dist.get_world_size()
     with seeded(0):
         moe, x = shard_experts(MoE(128, 1024, 8, top_k=1)), torch.randn(1024, 128, requires_grad=True)
-    routing = given_routing(len(x), moe.num_experts, ranks, share)
-    rows = ranks * routing.tokens_per_expert.view(ranks, -1).sum(dim=1)  # (N,): all send the same
-    for step in range(WARM_UP + 7):
-        dist.barrier()
-        start, work = time.perf_counter(), time.thread_time()
-        exchange_dispatch(moe.experts, x, routing).square().mean().backward()
-        work = torch.tensor([time.thread_time() - work])
-        dist.barrier()  # the step is over when it is over for all
-        seconds, works = time.perf_counter() - start, [torch.empty(1) for _ in range(ranks)]
-        dist.all_gather(works, work)
-        if step >= WARM_UP:
-            yield {"seconds": seconds, "rows": rows.tolist(), "work": torch.cat(works).tolist()}
+    for share in shares:
+        routing = given_routing(len(x), moe.num_experts, ranks, share)
+        rows = ranks * routing.tokens_per_expert.view(ranks, -1).sum(dim=1)  # (N,): all send the same
+        for step in range(WARM_UP + 7):
+            dist.barrier()
+            start, work = time.perf_counter(), time.thread_time()
+            exchange_dispatch(moe.experts, x, routing).square().mean().backward()
+            work = torch.tensor([time.thread_time() - work])
+            dist.barrier()  # the step is over when it is over for all
+            seconds, works = time.perf_counter() - start, [torch.empty(1) for _ in range(ranks)]
+            dist.all_gather(works, work)
+            if step >= WARM_UP:
+                yield {"share": share, "seconds": seconds, "rows": rows.tolist(), "work": torch.cat(works).tolist()}

@@ -11,7 +11,7 @@ from moe_lessons.analysis.planner import check_published, plan
 from moe_lessons.exercises import copies
 from moe_lessons.nn import SigmoidRouter, seeded
 from moe_lessons.parallel import launch, rank_traffic
-from moe_lessons.parallel.measure import step_times
+from moe_lessons.parallel.measure import rank_times
 from moe_lessons.parallel.training import Settings, train_rank
 
 SEEDS = seeds(3, first=1)
@@ -45,10 +45,8 @@ def test_the_slowest_rank_sets_the_time():
     """Time is the processor's: the least of seven steps, the median of three. 2 may be 1.3 on halves of one core."""
     longer, idle = [], []
     for _ in SEEDS:
-        work = {}
-        for share in (0.5, 1.0):
-            steps = pd.DataFrame(launch(step_times, 2, share))
-            work[share] = np.stack(steps.work).min(axis=0)  # of both ranks
+        steps = pd.DataFrame(launch(rank_times, 2, (0.5, 1.0)))
+        work = {share: np.stack(own.work).min(axis=0) for share, own in steps.groupby("share")}  # of both ranks
         longer.append(work[1.0].max() / work[0.5].max())
         idle.append(work[1.0].min() / work[1.0].max())
     assert 1.2 < np.median(longer) < 2.6

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import DISPATCH, LanguageModel, MoE, Routing, load_balancing_loss, seeded
 from moe_lessons.parallel import bytes_sent, launch, rank_traffic, shard_experts
-from moe_lessons.parallel.measure import given_routing, step_times
+from moe_lessons.parallel.measure import given_routing, rank_times
 from moe_lessons.parallel.training import Settings, checkpoints_in, train_rank
 from moe_lessons.tasks import TextTask, make_text
 
@@ -158,8 +158,9 @@ def test_a_given_routing_gives_each_rank_its_share_and_records_are_those_of_rank
     for share in (0.0, 0.5, 1.0):
         load = given_routing(1024, 8, 2, share).tokens_per_expert
         assert load.view(2, -1).sum(dim=1).tolist() == [1024 * share, 1024 * (1 - share)]
-    steps = launch(step_times, 2, 0.75)
-    assert len(steps) == 7 and all(step["rows"] == [1536, 512] and step["seconds"] > 0 for step in steps)
+    steps = launch(rank_times, 2, (0.75, 1.0))
+    assert [step["share"] for step in steps] == 7 * [0.75] + 7 * [1.0] and all(step["seconds"] > 0 for step in steps)
+    assert [step["rows"] for step in steps] == 7 * [[1536, 512]] + 7 * [[2048, 0]]
 
 
 @pytest.mark.parametrize(
