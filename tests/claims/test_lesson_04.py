@@ -84,7 +84,7 @@ def shares(trained, trained_longer) -> list[tuple[pd.DataFrame, ...]]:
 def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(shares):
     """The order holds in the mean of the seeds by a margin, that of the byte and the byte before also for each seed."""
     untrained, *trained = (pd.concat(tables).groupby(level=0).mean() for tables in zip(*shares))  # (layers, questions)
-    assert untrained["before"].max() < 0.05 < 0.1 < min(untrained["byte"][0], untrained["form"][0])
+    assert 2 * untrained["before"].max() < min(untrained["byte"][0], untrained["form"][0])
     assert untrained["byte"][0] > untrained["byte"][2] + 0.05
     for table in trained:
         assert table["byte"][0] > table["byte"][2] + 0.03
