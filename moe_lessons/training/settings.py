@@ -137,7 +137,7 @@ def with_baselines(model: nn.Module, seed: int) -> dict[str, nn.Module]:
 FACTS_CONFIG = TransformerConfig(
     Facts.vocab_size, d_model=32, num_layers=2, num_kv_heads=4, max_positions=Facts.context + 1, d_ff=32, num_experts=16
 )
-FACTS_LR = 3e-3  # safe for all three models in the 200 steps of a lesson; the sweep 'facts' has the best ones
+FACTS_LR = 3e-3  # safe for all three models in 200 steps; the sweep 'facts' has the best ones
 
 
 def facts_model(seed: int = 0, device="cpu", **sizes) -> LanguageModel:

@@ -42,8 +42,8 @@ def spread(values) -> float:
 @pytest.mark.claim("the-mixture-knows-three-times-as-many")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_mixture_knows_three_times_as_many(seed):
-    runs = facts_runs(seed=seed)
-    train(runs.values(), 200)
+    runs = facts_runs(num_entries=500, seed=seed)
+    train(runs.values(), 100)
     moe, active, total = (known(run) for run in runs.values())
     assert flops_per_token(runs["MoE"].model) < 1.05 * flops_per_token(runs[ACTIVE].model)
     assert flops_per_token(runs[TOTAL].model) > 4 * flops_per_token(runs["MoE"].model)
