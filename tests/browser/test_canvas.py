@@ -250,7 +250,7 @@ def test_crisp_at_each_width_with_letters_of_one_size(seen, ratio):
             view.is_drawn()
             page.evaluate("document.body.classList.toggle('moe-dressed')")  # all is drawn anew
             page.wait_for_timeout(400)
-            view.wait_for(lambda v=view: v.canvas.evaluate(IS_CRISP), 10)
+            view.wait_for(lambda v=view: v.canvas.evaluate(IS_CRISP))
             assert view.view.evaluate("view => view.scrollWidth <= view.clientWidth")
             texts = page.evaluate("texts")
             assert [text for text, (_, is_in) in texts.items() if not is_in] == []

@@ -8,7 +8,7 @@ import pytest
 from web.lesson_views import RECORDINGS
 from web.training_page import CANVAS, MODULES
 
-NAME, LAST = "06-BalancingLab", 100  # steps
+NAME, LAST = "06-BalancingLab", 60  # steps
 
 
 @pytest.fixture(scope="module")
