@@ -11,7 +11,7 @@ from moe_lessons.exercises.exercise import Problem, attempt, exercise, kind_of
 from moe_lessons.exercises.lesson_06 import in_turn, places
 from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
 
-NUM_TRIED = 13  # three groups of four, and a token alone
+TRIED_TOKENS = 13  # three groups of four, and a token alone
 TINY = "And tiny differences are rounding: compare with torch.allclose(a, b, atol=1e-5)."
 ADVICE = (  # for each layer, where it is judged wrongly
     f"A token may change itself: compare only the tokens before those you changed. {TINY}",
@@ -87,7 +87,7 @@ def my_sees_the_future(layer, x):
 @torch.no_grad()
 def tell_apart(answer: Callable[[nn.Module, Tensor], bool], name: str, case: CausalityCase) -> str:
     with seeded(1):
-        x = torch.randn(NUM_TRIED, 8)
+        x = torch.randn(TRIED_TOKENS, 8)
         given = x.clone()
         verdict = attempt(answer, case.layer, x, at=f"At the layer {name!r}")
     value = verdict.item() if isinstance(verdict, Tensor) and verdict.numel() == 1 else verdict

@@ -28,8 +28,8 @@ def given_routing(num_tokens: int, num_experts: int, ranks: int, share: float) -
 
 def rank_times(shares: Sequence[float]) -> Iterator[dict]:
     """Measure forward and backward of one layer's experts, seven times for each share. Each rank has 1,024 tokens, and
-    the experts of rank 0 get `share` of all. Yields of each its 'seconds', and for each rank its 'rows' and its seconds
-    at 'work'."""
+    the experts of rank 0 get `share` of all. Yield of each its 'share' and 'seconds', and for each rank its 'rows' and
+    its seconds at 'work'."""
     ranks = dist.get_world_size()
     with seeded(0):
         moe, x = shard_experts(MoE(128, 1024, 8, top_k=1)), torch.randn(1024, 128, requires_grad=True)

@@ -14,7 +14,7 @@ from moe_lessons.support.static import static_mode
 from moe_lessons.widgets.recording import Player
 
 SAID = "Left: for every token. Colours: experts of this one. Pale grey: of earlier ones. Frames: not yet."
-NUM_MET = 16
+PASSING_TOKENS = 16
 STILLS = {1: "Left: always. Colours: its experts.", 8: "Pale grey: experts of 1 to 7.", 16: "Frames: none so far."}
 
 
@@ -32,13 +32,13 @@ class ParameterMap(Player):
     def __init__(self, seed: int = 0):
         self.sizes, self.seed = published_sizes()["Mixtral 8x7B"], seed
         (self.group,) = self.sizes.groups
-        size = NUM_MET, self.group.layers, self.group.num_experts
+        size = PASSING_TOKENS, self.group.layers, self.group.num_experts
         best = torch.rand(size, generator=torch.Generator().manual_seed(seed)).topk(self.group.top_k).indices
         self.meets = torch.zeros(size, dtype=torch.bool).scatter(2, best, True)
         met = self.meets.cumsum(dim=0).bool().sum(dim=(1, 2)).numpy()  # (N,) by all tokens so far
         self.together = self.sizes.total - self.group.layers * self.group.size + self.group.expert * met
-        slider = W.IntSlider(NUM_MET, 1, NUM_MET, description="token", tooltip="Which token passes")
-        super().__init__("Mixtral 8x7B", slider, NUM_MET, first=1)
+        slider = W.IntSlider(PASSING_TOKENS, 1, PASSING_TOKENS, description="token", tooltip="Which token passes")
+        super().__init__("Mixtral 8x7B", slider, PASSING_TOKENS, first=1)
         self.play()
 
     def __repr__(self) -> str:
@@ -66,10 +66,10 @@ class ParameterMap(Player):
         if static_mode():
             shown, size, title = STILLS, size | {"width": 3}, "Mixtral 8x7B, token {}"
         maps = [self.drawn(token, title.format(token), caption=said, **size) for token, said in shown.items()]
-        steps, alone = np.arange(1, NUM_MET + 1), np.full(NUM_MET, self.sizes.active / 1e9)
+        steps, alone = np.arange(1, PASSING_TOKENS + 1), np.full(PASSING_TOKENS, self.sizes.active / 1e9)
         marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "each token alone", 3)]
         marks += [Rule(y=self.sizes.total / 1e9, name="all that there are"), *(Rule(n, kind="mark") for n in shown)]
-        x, y = Axis(1, NUM_MET, "tokens", [(n, str(n)) for n in (1, 4, 8, 12, 16)]), Axis(0, 1.1 * marks[2].y)
+        x, y = Axis(1, PASSING_TOKENS, "tokens", [(n, str(n)) for n in (1, 4, 8, 12, 16)]), Axis(0, 1.1 * marks[2].y)
         size["width"] = 12 - size["width"] * len(maps)
         return [*maps, Panel("Parameters met, in billions", marks, x, y, **size)]
 

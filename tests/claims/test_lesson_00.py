@@ -1,5 +1,6 @@
 """What lesson 00 says under 'What to notice', measured as the lesson does it, over several seeds."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
@@ -34,11 +35,11 @@ def healthy():
 
 
 @pytest.fixture(scope="module")
-def healthy_later():
-    """The same, after 400 steps; only the mixture and its FLOP-matched baseline."""
-    runs_by_seed = [plane_runs(PRESETS["healthy"], seed) for seed in SEEDS]
+def healthy_later(healthy):
+    """Copies of the mixture and its FLOP-matched baseline, trained on to 400 steps."""
+    runs_by_seed = [{name: deepcopy(runs[name]) for name in ("MoE", SAME_ACTIVE)} for runs in healthy]
     for runs in runs_by_seed:
-        train([runs["MoE"], runs[SAME_ACTIVE]], 400)
+        train(runs.values(), 200)
     return runs_by_seed
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from moe_lessons import exercises, nn
 from moe_lessons.analysis import union_law
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.exercises.lesson_06b import NUM_TRIED, causality_cases
+from moe_lessons.exercises.lesson_06b import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import MoE, Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.nn.families import finer
@@ -45,7 +45,7 @@ def same(a, b):
     return torch.allclose(a, b, atol=1e-5)
 
 
-def by_change(change, places=range(1, NUM_TRIED)):
+def by_change(change, places=range(1, TRIED_TOKENS)):
     def sees(layer, x):
         y = layer.eval()(x)
         return any(not same(layer(change(x.clone(), t))[:t], y[:t]) for t in places)
@@ -222,7 +222,7 @@ def test_the_truth_of_a_layer(name):
     case = causality_cases()[name]
     layer = case.layer.eval()
     with seeded(1):
-        x = torch.randn(NUM_TRIED, 8)
+        x = torch.randn(TRIED_TOKENS, 8)
         torch.testing.assert_close(layer(x), causality_cases()[name].layer.eval()(x))  # the same each time
-        places = [*range(1, NUM_TRIED)] * 6
+        places = [*range(1, TRIED_TOKENS)] * 6
         assert by_change(lambda x, t: torch.cat([x[:t], 2 * torch.randn_like(x[t:])]), places)(layer, x) == case.truth
