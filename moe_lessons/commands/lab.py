@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_lessons.support.data import NOTEBOOKS, PACKAGE
-from moe_lessons.support.unpack import MANIFEST, unpack
+from moe_lessons.support.files import write_whole
 
 JUPYTER = PACKAGE / "commands" / "jupyter"  # settings of JupyterLab
 CHECKOUT, FIRST, COPY = PACKAGE.parent, "00_welcome.ipynb", "moe_lessons_course"
@@ -24,9 +24,7 @@ def main(argv: Sequence[str] = ()) -> int:
     try:
         folder, lesson = open_course(options.folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, or the home of somebody who is not here
-        name, why = getattr(error, "filename", None) or options.folder, getattr(error, "strerror", None) or str(error)
-        why = "a file has that name" if isinstance(error, FileExistsError) else why.lower().rstrip(".")
-        print(f"The lessons cannot be copied: {name}: {why}. {ANOTHER}", file=sys.stderr)
+        print(f"The lessons cannot be copied: {error}. {ANOTHER}", file=sys.stderr)
         return 1
     # Settings of the course, below the learner's own: JupyterLab asks for no news and looks for no updates.
     settings = filter(None, [str(JUPYTER), os.environ.get("JUPYTER_CONFIG_PATH")])
@@ -49,16 +47,28 @@ def main(argv: Sequence[str] = ()) -> int:
 
 
 def open_course(asked: Path | None = None) -> tuple[Path, str]:
-    """Open the course in `folder`. Where there is none, the lessons of the package are copied there; what you change
-    stays, also when the package has newer ones. A deleted lesson comes back fresh."""
-    is_copy = Path(MANIFEST).exists()
-    for folder in [asked] if asked else [] if is_copy else [Path.cwd(), CHECKOUT]:
+    """Open the course in `folder`. Where there is none, the lessons of the package are copied there. What is there
+    already stays as it is; a deleted lesson comes back fresh."""
+    for folder in [asked] if asked else [Path.cwd(), CHECKOUT]:
         if (folder / "notebooks" / FIRST).is_file():
             return folder.resolve(), f"notebooks/{FIRST}"
+    is_copy = any(Path(lesson.name).is_file() for lesson in NOTEBOOKS.glob("*.ipynb"))
     folder = (asked or Path("." if is_copy else COPY)).expanduser().resolve()
-    for sentence in unpack(NOTEBOOKS, folder):
-        print(sentence, flush=True)
+    if new := copy_missing(NOTEBOOKS, folder):
+        print(f"The lessons are in {folder} (files new there: {new}). What you change stays.", flush=True)
     return folder, FIRST
+
+
+def copy_missing(source: Path, folder: Path) -> int:
+    """Copy each file below `source` that `folder` lacks, whole or not at all, and return how many those are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [path for path in source.rglob("*") if path.is_file()]
+    missing = [path for path in missing if not os.path.lexists(folder / path.relative_to(source))]
+    for path in missing:
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target, path.read_bytes())
+    return len(missing)
 
 
 def has_display() -> bool:

@@ -1,9 +1,12 @@
 """``python -m moe_lessons`` and its commands lab (which tests/browser starts) and doctor."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
+from unittest.mock import Mock
 
 import jupyterlab.commands
 import pytest
@@ -49,18 +52,41 @@ def test_lab_prefers_the_course_you_stand_in_and_stays_on_this_machine(tmp_path,
     assert lab.main([str(tmp_path / "new")]) == 0 and f"--ServerApp.root_dir={tmp_path / 'new'}" in started[-1]
 
 
-def test_without_a_checkout_lab_copies_the_lessons_and_opens_them(tmp_path, monkeypatch, started, capsys):
+def test_without_a_checkout_lab_copies_what_is_missing_and_leaves_what_is_there(tmp_path, monkeypatch, started, capsys):
     monkeypatch.setattr(lab, "CHECKOUT", tmp_path / "site-packages")
     monkeypatch.chdir(tmp_path)
-    mine = tmp_path / "mine" / lab.FIRST
-    for arguments, folder in (([], tmp_path / lab.COPY), (["mine"], mine.parent)):
+    lesson, linked = tmp_path / "mine" / lab.FIRST, tmp_path / "mine" / "course.ipynb"
+    for arguments, folder in (([], tmp_path / lab.COPY), (["mine"], lesson.parent)):
         assert lab.main(arguments) == 0
         assert {f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/doc/tree/{lab.FIRST}"} <= set(started[-1])
     assert capsys.readouterr().out.count("The lessons are in") == 2
-    monkeypatch.chdir(tmp_path / "mine")  # where the learner stands in the copy, it is that one
-    mine.unlink()
-    assert lab.main() == 0 and f"--ServerApp.root_dir={mine.parent}" in started[-1]
-    assert mine.is_file() and capsys.readouterr().out == f"{lab.FIRST} is a fresh copy: it was missing.\n"
+    (lesson.parent / "GLOSSARY.md").write_text("mine")
+    linked.unlink()
+    linked.symlink_to(tmp_path / "elsewhere")
+    lesson.unlink()
+    monkeypatch.chdir(lesson.parent)  # where the learner stands in the copy, it is that one
+    assert lab.main() == 0 and f"--ServerApp.root_dir={lesson.parent}" in started[-1]
+    assert lesson.read_bytes() == (lab.NOTEBOOKS / lab.FIRST).read_bytes()
+    assert (lesson.parent / "GLOSSARY.md").read_text() == "mine" and not linked.exists()
+    assert "(files new there: 1)" in capsys.readouterr().out
+
+
+def test_an_interrupted_copy_leaves_whole_files_and_goes_on(tmp_path, monkeypatch):
+    full = Mock(side_effect=[None, OSError(28, "No space left on device")])
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(os, "replace", lambda part, target, move=os.replace: full() or move(part, target))
+        lab.copy_missing(lab.NOTEBOOKS, tmp_path)
+    (copied,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert copied.read_bytes() == (lab.NOTEBOOKS / copied.relative_to(tmp_path)).read_bytes()
+    assert lab.copy_missing(lab.NOTEBOOKS, tmp_path) > 15 and lab.copy_missing(lab.NOTEBOOKS, tmp_path) == 0
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to(path)], ids=["a file", "a loop of links"])
+def test_where_it_cannot_write_lab_says_so_in_one_line(make, tmp_path, capsys):
+    make(tmp_path / "course")
+    assert lab.main([str(tmp_path / "course"), "--no-browser"]) == 1
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"The lessons cannot be copied: .*\. Another place: python -m moe_lessons lab FOLDER\n", said)
 
 
 def test_the_doctor_passes_a_healthy_installation_and_names_a_missing_and_an_old_package(capsys, monkeypatch):
