@@ -5,13 +5,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, TransformerConfig, dense_baseline
-from moe_lessons.nn.families import modern
 from moe_lessons.nn.seeding import seeded
-from moe_lessons.nn.soft_moe import soft_moe_model
-from moe_lessons.tasks import Facts, FactsAtOnce, TextAtOnce, TextTask
+from moe_lessons.tasks import Facts, TextTask
 from moe_lessons.training import settings
-
-SOFT = "Soft MoE"
 
 
 @dataclass(frozen=True)
@@ -22,17 +18,15 @@ class Study:
     sizes: dict  # of a `TransformerConfig`; d_ff (F) is that of one expert
     num_experts: int = 8  # of the mixture that the dense baselines and the variants are of
     variants: Mapping[str, dict] = field(default_factory=dict)  # other mixtures, by what is not as in `sizes`
-    at_once: bool = False  # the end is hidden and named at once: see `tasks.TextAtOnce`
     times: int = 1  # as wide as the sizes and the names say: D, F and with them the experts
 
     @cached_property
     def text(self) -> TextTask:
-        return (TextAtOnce if self.at_once else TextTask)(**self.task, context=self.sizes["max_positions"])
+        return TextTask(**self.task, context=self.sizes["max_positions"])
 
     def make_task(self, seed: int) -> TextTask | Facts:
         """Make what is learned: one text for all seeds, but for each seed its own facts."""
-        facts = FactsAtOnce if self.at_once else Facts
-        return facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
+        return Facts(**self.task, seed=seed) if "num_entries" in self.task else self.text
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
         """Make a model by its name: a dense baseline, 'MoE, E=8', 'dense, F=96' or one of the variants."""
@@ -43,8 +37,6 @@ class Study:
             own = {"d_ff": self.times * int(number), "moe_layers": ()}
         with seeded(seed):
             model = LanguageModel(TransformerConfig(**self.sizes | widths | own))
-        if name == SOFT:
-            return soft_moe_model(model, self.make_task(seed).context, seed)
         match = {SAME_ACTIVE: "flops", SAME_TOTAL: "params"}.get(name)
         return dense_baseline(model, match, seed) if match else model
 
@@ -56,4 +48,3 @@ TEXT = Study(
 FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
 FACTS = Study({"num_entries": 2000}, {n: getattr(settings.FACTS_CONFIG, n) for n in FACTS_SIZES}, num_experts=16)
 LARGE_BOOK = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
-MODERN_TEXT, MODERN_FACTS = (replace(own, variants=modern(own.num_experts, own.sizes["d_ff"])) for own in (TEXT, FACTS))

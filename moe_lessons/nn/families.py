@@ -4,10 +4,8 @@
 dictionaries do. What one family has alone is left out (see `hub.variants`), and so is how it was balanced (see
 data/published_models.csv)."""
 
-from functools import partial
 from typing import Any
 
-from moe_lessons.nn.routing import TopKRouter
 from moe_lessons.support.errors import check_count, check_positive_int, check_top_k
 
 Arguments = dict[str, Any]  # arguments of `MoE`
@@ -54,19 +52,3 @@ def finer(num_experts: int, top_k: int, d_ff: int, times: int = 1, shared: int =
         raise ValueError(f"shared must be below top_k · times ({top_k * times}), got {shared}")
     sizes = {"num_experts": num_experts * times - shared, "top_k": top_k * times - shared, "d_ff": d_ff // times}
     return sizes | ({"shared_experts": shared} if shared else {})
-
-
-def modern(num_experts: int, d_ff: int) -> dict[str, Arguments]:
-    """Return what mixtures since Mixtral changed, one by one and together, at 2 of `num_experts` of width `d_ff`.
-    Scaled: a mean of 4 times as many outputs is about half as large, and the factor 2 makes up for it."""
-    sizes = num_experts, 2, d_ff
-    return {
-        "classical": finer(*sizes),
-        "no auxiliary loss": finer(*sizes),  # trained without one
-        "4 times as fine": finer(*sizes, times=4),
-        "4 times as fine, scaled": finer(*sizes, times=4) | {"router": partial(TopKRouter, routed_scaling_factor=2.0)},
-        "one shared": finer(*sizes, shared=1),
-        "fine and shared": finer(*sizes, times=4, shared=2),
-        "sigmoid and bias": finer(*sizes) | {"router": "sigmoid"},
-        "all three": finer(*sizes, times=4, shared=2) | {"router": "sigmoid"},
-    }

@@ -2,7 +2,6 @@
 
 from torch import Tensor, nn
 
-from moe_lessons.nn.baselines import replaced
 from moe_lessons.nn.experts import Experts
 from moe_lessons.nn.ffn import ACTIVATIONS, make_weight
 from moe_lessons.support.errors import check_input, check_positive_int
@@ -50,17 +49,3 @@ class SoftMoE(nn.Module):
 
     def extra_repr(self) -> str:
         return f"slots_per_expert={self.slots_per_expert}"
-
-
-def soft_moe_model(model: nn.Module, length: int, seed: int = 0) -> nn.Module:
-    """A copy of a model in which a `SoftMoE` stands in the place of each `MoE`, with as many experts of the same size.
-    Each has K · T / E slots for the T = length tokens of a sequence: as much work as on average in the mixture."""
-    check_positive_int("length", length)
-
-    def soft(moe: nn.Module) -> SoftMoE:
-        slots, rest = divmod(moe.top_k * length, moe.num_experts)
-        if rest:
-            raise ValueError(f"length must be a multiple of E / K, {moe.num_experts} / {moe.top_k}, got {length}")
-        return SoftMoE(moe.d_model, moe.d_ff, moe.num_experts, slots, moe.experts.activation)
-
-    return replaced(model, soft, seed)

@@ -1,5 +1,5 @@
 """Facts to be remembered: a phone book, in which nothing follows from anything else; a model reads a name and writes
-its number. Below, tasks whose end is hidden: all of it is named at once, so that a block may look at every token."""
+its number."""
 
 from random import Random
 from string import ascii_uppercase
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from moe_lessons.nn import evaluating
 from moe_lessons.support.errors import check_positive_int, check_seed
-from moe_lessons.tasks.text import TextTask, encode
+from moe_lessons.tasks.text import encode
 
 NAME_LETTERS, NUMBER_DIGITS = 4, 4
 MOST_ENTRIES = len(ascii_uppercase) ** NAME_LETTERS // 10  # of 456,976 names: a new one is found at once
@@ -64,32 +64,3 @@ def asked(tokens: Tensor) -> tuple[Tensor, Tensor]:
 def is_known(said: Tensor, y: Tensor) -> Tensor:
     """Tell of which entries all that is scored was said right: said and y (N, T) -> (N,) bool."""
     return ((said == y) | (y == NOT_SCORED)).all(dim=1)
-
-
-def hide_end(x: Tensor, y: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """Score only the last `num` of y (B, T), and have x show none of them."""
-    x, y = x.clone(), y.clone()
-    x[:, len(x[0]) - num + 1 :] = ord("_")
-    y[:, : len(y[0]) - num] = NOT_SCORED
-    return x, y
-
-
-class FactsAtOnce(Facts):
-    """`Facts` whose four digits are named at once, from the name alone: x is 'IUHQ:___'."""
-
-    def __init__(self, num_entries: int = 2000, seed: int = 0):
-        super().__init__(num_entries, seed)
-        self.x, self.y = hide_end(self.x, self.y, NUMBER_DIGITS)
-
-
-class TextAtOnce(TextTask):
-    """`TextTask` of which the last `num_hidden` bytes of each sequence are named at once, from those before."""
-
-    def __init__(self, *args, num_hidden: int = 4, **kwargs):
-        super().__init__(*args, **kwargs)
-        if check_positive_int("num_hidden", num_hidden) > self.context:
-            raise ValueError(f"num_hidden must be at most the context ({self.context}), got {num_hidden}")
-        self.num_hidden = num_hidden
-
-    def _sequences(self, starts: Tensor) -> tuple[Tensor, Tensor]:
-        return hide_end(*super()._sequences(starts), self.num_hidden)

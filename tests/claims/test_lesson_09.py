@@ -5,10 +5,10 @@ import pytest
 import torch
 from everywhere import seeds
 
+from data.make_sweeps import MODERN_TEXT
 from moe_lessons.analysis import Ratio, flops_per_token
 from moe_lessons.analysis.counting import modern_models
 from moe_lessons.analysis.results import interval, last_of, load_results
-from moe_lessons.analysis.studies import MODERN_TEXT
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.nn import MoE, seeded
 from moe_lessons.training import Run
