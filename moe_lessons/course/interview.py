@@ -51,8 +51,8 @@ def figures() -> Markdown:
     """Say each figure that the learner has measured in a sentence, as a table that a notebook shows."""
     rows = ["| lesson | what you measured |", "|---|---|"]
     for key, figure in sorted(measured().items()):
-        sentence = SENTENCES.get(key) or f"{as_words(figure.get('what', key))}: {{}}"
-        rows.append(f"| {as_words(key.split('.')[0])} | {sentence.replace('{}', f'**{figure_sentence(figure)}**')} |")
+        if key in SENTENCES:
+            rows.append(f"| {key.split('.')[0]} | {SENTENCES[key].format(f'**{figure_sentence(figure)}**')} |")
     return Markdown("\n".join(rows) if rows[2:] else NO_FIGURES)
 
 
