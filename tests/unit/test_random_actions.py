@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from ipywidgets.widgets.widget import _instances
-from live_tools import MyMoE, assert_consistent, button
+from live_tools import MyMoE, assert_consistent
 
 from moe_lessons import widgets
 from moe_lessons.nn import SigmoidRouter, torch_threads
@@ -140,11 +140,6 @@ turns = st.integers(1, 20)  # of the event loop
 numbers = st.integers(0, 60)  # of a control, a button, …: counted round
 places = st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0])  # of a control: from its first stop to its last
 moves = st.lists(st.tuples(numbers, places), min_size=1, max_size=4)
-odd_values = st.sampled_from([
-    None, True, -1, 0, 1, 2, 3, 5, 20, 0.03, 1.5, HIGH_LR, math.nan, math.inf, np.float32(0.5), np.int64(2), object(),
-    len, "", "none", "E1", "E99", "sigmoid", "top-k", "all", "blobs", b"x", (), [], {}, ("code",), ["json", "json"],
-    ("nothing", "jitter 0.2"), ("jitter", "jitter nan"), ("top-2 + capacity",), ("Gaussian noise + bias update",),
-])  # fmt: skip
 kinds = st.sampled_from(["expert", "token", "layer", "model", "x"])
 odd_messages = [None, [], {"pick": None, "index": "x"}, {"hello": 1, "drawn": "x"}, {"pick": "token", "index": -1}]
 messages = (
@@ -164,7 +159,7 @@ class Actions(RuleBasedStateMachine):
         self.widgets, self.threads = set(_instances), set(threading.enumerate())
         self.events, self.failures = asyncio.new_event_loop(), []
         self.events.set_exception_handler(lambda _, context: self.failures.append(context))
-        self.view, self.afresh, self.records = None, False, {}
+        self.view = None
 
     @initialize(start=numbers, costly=st.booleans(), on_a_loop=st.sampled_from([True, True, True, False]))
     def begin(self, start=0, costly=False, on_a_loop=True):
@@ -175,13 +170,6 @@ class Actions(RuleBasedStateMachine):
 
         live.QUICK = 0 if costly else math.inf  # all panels are costly, or all are quick
         self.view = self.events.run_until_complete(make()) if on_a_loop else make_here()
-        self.start_values, went_back = None, self.view.went_back
-
-        def goes_back() -> None:
-            self.afresh = True  # records are gone
-            went_back()
-
-        self.view.went_back = goes_back
         self.rest(True)
 
     def spin(self, turns: int) -> None:
@@ -197,9 +185,6 @@ class Actions(RuleBasedStateMachine):
             self.spin(turns)
             if self.view.running or not self.view.loop._actions:
                 break
-        structure = {name: self.view.state.values[name] for name in self.view.spec.start}
-        if structure != self.start_values:
-            self.start_values, self.afresh = structure, True
         self.is_sane()
         if now and not self.view.running:
             self.is_shown()
@@ -222,7 +207,6 @@ class Actions(RuleBasedStateMachine):
         if how != "here":
             self.spin(turns if how == "meanwhile" else 0)
             thread.join()
-        self.afresh |= how == "meanwhile" or self.view.loop.events is None  # there and back
         self.rest(now)
 
     @rule(number=numbers, thread=st.booleans(), now=st.booleans())
@@ -230,18 +214,15 @@ class Actions(RuleBasedStateMachine):
         buttons = [widget for widget in descendants(self.view) if isinstance(widget, W.Button)]
         button = buttons[number % len(buttons)]
         in_thread(lambda: press(button)) if thread else press(button)
-        self.afresh |= button.description not in ("Play", "Pause", "Step", "+50", "Add tile")
         self.rest(now)
 
-    @rule(chosen=st.lists(st.tuples(numbers, st.booleans(), places, odd_values), min_size=1, max_size=2))
-    def call_set(self, chosen):
-        view, values, names = self.view, {}, [*self.view.inputs, "nonsense"]
-        for number, is_odd, place, odd in chosen:
-            name = names[number % len(names)]
-            widget, values[name] = view.inputs.get(name), odd
-            if not is_odd and isinstance(widget, MOVABLE):
-                state = state_at(widget, place)
-                values[name] = widget._options_values[state["index"]] if "index" in state else state["value"]
+    @rule(moves=moves)
+    def call_set(self, moves):
+        movable, values = {name: w for name, w in self.view.inputs.items() if isinstance(w, MOVABLE)}, {}
+        for number, place in moves:
+            name = list(movable)[number % len(movable)]
+            state = state_at(movable[name], place)
+            values[name] = movable[name]._options_values[state["index"]] if "index" in state else state["value"]
         self.set_values(**values)
 
     def set_values(self, **values):
@@ -254,7 +235,6 @@ class Actions(RuleBasedStateMachine):
         else:
             for name in values:
                 assert view.state.values[name] == values[name] or isinstance(view.state.values[name], tuple), name
-        self.afresh |= waits
         self.rest(True)
 
     @rule(turns=turns)
@@ -265,7 +245,6 @@ class Actions(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["play", "pause"]), now=st.booleans())
     def call(self, name, now):
         getattr(self.view, name)()
-        self.afresh |= name == "reset"
         self.rest(now)
 
     @rule(steps=st.integers(1, 4), is_played=st.booleans())
@@ -318,13 +297,8 @@ class Actions(RuleBasedStateMachine):
         assert not re.match(r"\w*(Error|Exception|Iteration): ", view.loop.trouble), view.loop.trouble
         assert 0 <= canvas.answered <= canvas.frame and 1 <= canvas.behind <= 10
         assert asyncio.all_tasks(self.events) <= {view.loop._task}
-        for name, run in view.runs.items():
+        for run in view.runs.values():
             assert [record.step for record in run.records] == list(range(1, len(run.records) + 1))
-            before = self.records.get(name, [])
-            assert self.afresh or all(old is new for old, new in zip(before, run.records, strict=False)), "history"
-            assert self.afresh or len(run.records) >= len(before) - 1, "at most the last step is taken back"
-        self.records = {name: list(run.records) for name, run in view.runs.items()}
-        self.afresh = bool(view.loop._actions)
         if isinstance(view, BalancingLab):
             check_tiles(view)
 
@@ -422,7 +396,7 @@ def start():
         one.teardown()
 
 
-def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done_in_order(start, monkeypatch):
+def test_a_control_that_moves_meanwhile_is_not_overlooked(start, monkeypatch):
     state = start("playground")
     z_loss, token = state.view.inputs["router_z_loss_coef"], state.view.inputs["token"]
     token.observe(lambda _: in_thread(lambda: by_page(z_loss, index=5)), "value")
@@ -436,13 +410,6 @@ def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done
         by_page(experts, value=5)
         state.rest(True)
     assert state.view.state.values["num_experts"] == experts.value == 7
-    state = start("playground")
-    for first, second, top_k in (("collapse", "d_ff", 1), ("d_ff", "healthy", 2)):
-        for name in (first, second):
-            by_page(state.view.inputs["d_ff"], value=12) if name == "d_ff" else press(button(state.view, name))
-        state.afresh = True
-        state.rest(True)
-        assert (state.view.state.values["top_k"], state.view.state.values["d_ff"] == 12) == (top_k, second == "d_ff")
 
 
 def test_a_tile_whose_first_step_diverges_can_go_on(start):

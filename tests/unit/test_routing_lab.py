@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from live_tools import assert_consistent, click, losses, mark, on_a_loop, settled
+from live_tools import TEXT, assert_consistent, click, losses, mark, on_a_loop, settled
 
 from moe_lessons.analysis.traces import expert_shares, trace
 from moe_lessons.nn import TopKRouter
@@ -14,7 +14,6 @@ from moe_lessons.tasks import TextTask, make_text, text
 from moe_lessons.widgets import LiveRun, RoutingLab, live, routing_lab
 from moe_lessons.widgets.picture import descendants
 
-SMALL = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "batch_size": 4}
 TWO = ("english", "json")
 MAPS = ("domains", "classes", "text")
 
@@ -29,13 +28,13 @@ def _texts_are_short():
 
 
 def small(**options) -> RoutingLab:
-    return RoutingLab(**{"task": TWO, "panels": "loss"} | SMALL | options)
+    return RoutingLab(**{"task": TWO, "panels": "loss"} | TEXT | options)
 
 
 def test_a_text_of_your_own_whose_name_is_shown_as_text():
     name = "<i>a$b_1$, and a name that is longer than the room for it</i>"
     task = TextTask({name: make_text("english", 3000)}, context=32)
-    lab = RoutingLab(task, panels=("domains", "writing"), **SMALL)
+    lab = RoutingLab(task, panels=("domains", "writing"), **TEXT)
     assert "domains" not in lab.inputs and f"TextTask({name}, context=32)" in repr(lab)
     assert f"most of each domain goes: {name} → E" in lab.canvas.words["reading"]  # the page knows no HTML here
     assert any("&lt;i&gt;a$b_1$" in getattr(child, "value", "") for child in descendants(lab))
