@@ -20,6 +20,7 @@ SETTINGS = {  # name -> environment. Where a processor lacks what is asked for, 
     "noise": {NOISE: "1e-6"},
     "seeds + 100": {SEEDS: "100"},
     "seeds + 2000": {SEEDS: "2000"},
+    "seeds + 7000": {SEEDS: "7000"},
 }
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "-m", "not alone"]
 
