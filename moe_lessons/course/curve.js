@@ -52,10 +52,10 @@ function render({ model, el }) {
     picture.focus({ preventScroll: true });
     event.preventDefault();
     sketch.from = null;
-    draw(sketch, event);
+    extend(sketch, event);
   });
   picture.addEventListener("pointermove", (event) => {
-    if (picture.hasPointerCapture(event.pointerId)) draw(sketch, event);
+    if (picture.hasPointerCapture(event.pointerId)) extend(sketch, event);
   });
   picture.addEventListener("keydown", (event) => keyPressed(sketch, event));
   const takeModel = () => take(sketch);
@@ -144,7 +144,7 @@ function newQuestion(sketch, picture) {
   const clear = set(make("button", "", "Clear"), { type: "button" });
   clear.addEventListener("click", () => {
     sketch.heights = sketch.places.map(() => null);
-    show(sketch);
+    redraw(sketch);
   });
   parts.why = set(make("p", "moe-why"), { role: "status" });
   parts.note = set(make("p", "moe-note"), { role: "status" });
@@ -152,7 +152,7 @@ function newQuestion(sketch, picture) {
   return make("div", "moe-question", title, picture, below, parts.why, parts.note);
 }
 
-function show(sketch) {
+function redraw(sketch) {
   const { model, places, heights, cursor, parts } = sketch;
   const last = places.length - 1;
   const [[xName], [yName, low, high]] = [model.get("x"), model.get("y")];
@@ -172,7 +172,7 @@ function show(sketch) {
 // --- drawing ---
 
 // From where the pointer was to where it is.
-function draw(sketch, { clientX, clientY }) {
+function extend(sketch, { clientX, clientY }) {
   const { heights, parts } = sketch;
   const box = parts.picture.getBoundingClientRect();
   const scale = WIDTH / box.width;
@@ -202,7 +202,7 @@ function keyPressed(sketch, event) {
     changed(sketch);
   } else {
     sketch.cursor = clamp(go, 0, last);
-    show(sketch);
+    redraw(sketch);
   }
 }
 
@@ -216,7 +216,7 @@ function heightAt({ heights, cursor }) {
 
 // Tell the kernel, once the hand rests.
 function changed(sketch) {
-  show(sketch);
+  redraw(sketch);
   clearTimeout(sketch.timer);
   sketch.timer = setTimeout(() => giveAnswer(sketch), REST);
 }
@@ -237,5 +237,5 @@ function take(sketch) {
   const given = new Map(model.get("answer") ?? []);
   sketch.heights = places.map((x) => (given.has(x) ? (given.get(x) - low) / (high - low) : null));
   parts.note.textContent = model.get("note");
-  show(sketch);
+  redraw(sketch);
 }

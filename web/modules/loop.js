@@ -10,8 +10,7 @@ const TEXTS = 250; // milliseconds between two texts
 const IN_FLIGHT = 2; // pictures that the page has not drawn yet
 
 export const mean = (rows, pick) => rows.reduce((sum, row) => sum + pick(row), 0) / Math.max(rows.length, 1);
-export const range = (count) => Array.from({ length: count }, (_, i) => i);
-export const percent = (part) => `${(100 * part).toFixed(1)}%`;
+export const toPercent = (part) => `${(100 * part).toFixed(1)}%`;
 /** The end of an axis that has room for a value, as `roomy` in plots/marks.py has it. */
 export const roomy = (value, first) => {
   let end = first;
@@ -115,7 +114,7 @@ const turn = () =>
   });
 
 /** Show what trains. */
-async function show() {
+async function sendPicture() {
   const isAsked = asked;
   const now = performance.now();
   const own = run;
@@ -178,7 +177,7 @@ async function work() {
         more = isGood ? Math.max(more - 1, 0) : 0;
         asked ||= !playing && !more;
       }
-      if (asked || (performance.now() >= due && frame - drawn < IN_FLIGHT)) await (busy = show());
+      if (asked || (performance.now() >= due && frame - drawn < IN_FLIGHT)) await (busy = sendPicture());
       await turn();
     }
   } catch (error) {

@@ -11,7 +11,7 @@ const VIEWS = ["playground", "recording", "text", "wall"]; // each a module whos
 const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"];
 const OF_A_RECORDING = NEEDED.slice(2); // which does not train
 
-export async function open(home) {
+export async function openView(home) {
   home.dataset.moe ||= new URLSearchParams(location.search).get("view") ?? VIEWS[0];
   const place = new Place(home);
   const needed = place.view === "recording" ? OF_A_RECORDING : NEEDED;
@@ -40,7 +40,7 @@ async function opened(entries) {
   for (const { target } of entries.filter(({ isIntersecting }) => isIntersecting)) {
     near.unobserve(target);
     await Promise.all(isReady);
-    open(target);
+    openView(target);
   }
 }
 const near = new IntersectionObserver(opened, { rootMargin: "400px" });

@@ -7,7 +7,7 @@ import { Control, bar, button, damaged, make, unpacked } from "./parts.js";
 const PAUSE = 120; // milliseconds between two pictures
 
 // Of each picture all that is seen, as one message for the canvas; the arrays of all of them lie in one buffer.
-function decode(bytes) {
+function readRecording(bytes) {
   const end = bytes.indexOf(10);
   const head = JSON.parse(new TextDecoder().decode(bytes.subarray(0, end)));
   const data = new Uint8Array(head.size);
@@ -39,7 +39,7 @@ async function load(name) {
     throw new Error(`The name of a recording must have letters, digits and -, got ${name || "none"}.`);
   const bytes = await unpacked(`recordings/${name}.z`);
   try {
-    return decode(bytes);
+    return readRecording(bytes);
   } catch {
     return damaged(`recordings/${name}.z`)();
   }

@@ -2,6 +2,7 @@
 // same model untrained. The graph is torch's (see graphs.py), the panels are those of web/text_model.py.
 
 import canvas from "./canvas/index.js";
+import { range } from "./canvas/numbers.js";
 import { Control, bar, button, filled, json, make, pack, unpacked } from "./parts.js";
 import { graph, halves, randomOf, whole } from "./runtime.js";
 
@@ -9,7 +10,6 @@ const MOST = 1000;
 const PAUSE = 200; // letters in the address; milliseconds between two that are written
 const utf8 = new TextEncoder();
 const strict = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
-const range = (count) => Array.from({ length: count }, (_, i) => i);
 const lengthBy = (lead) => (lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4); // bytes of a letter of UTF-8
 
 function lettersOf(bytes) {

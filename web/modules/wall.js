@@ -1,7 +1,7 @@
 // The wall of facts as a view of a page: the controls, buttons and words of the playground, and a worker that trains
 // three models. Beside it, the recording of a longer training.
 
-import { open } from "./page.js";
+import { openView } from "./page.js";
 import { button, json, make } from "./parts.js";
 import { Playground, calm } from "./playground.js";
 import { Settings } from "./settings.js";
@@ -15,7 +15,7 @@ export default async function show(place) {
     const home = make("div", { "data-moe": "recording", "data-state": RECORDING });
     recording.disabled = true;
     place.home.after(make("p", {}, what), home);
-    await open(home);
+    await openView(home);
     home.querySelector("button")?.click(); // Play
     home.scrollIntoView();
   });

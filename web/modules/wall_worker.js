@@ -1,10 +1,10 @@
 // Trains the wall of facts: three models in step, each in a worker of its own (see wall_model.js). What it knows: to
 // have them train and read, and to fill the arrays of the panels (see web/wall.py).
 
-import { History, percent, serve } from "./loop.js";
+import { History, serve, toPercent } from "./loop.js";
 import { filled, json, once, unpacked } from "./parts.js";
 
-const said = (count) => count.toLocaleString("en");
+const withCommas = (count) => count.toLocaleString("en");
 const rest = () => new Promise((go) => setTimeout(go, 200)); // milliseconds: a slider may still move
 
 class Wall extends History {
@@ -66,7 +66,7 @@ class Wall extends History {
       readings,
     } = this;
     if (place < models.length) {
-      header.title = `${models[place].name}: ${said(known[place].count)} of ${said(N)}`;
+      header.title = `${models[place].name}: ${withCommas(known[place].count)} of ${withCommas(N)}`;
       const letters = ["u1", [N, length], book.subarray(0, N * length)];
       return { "0.lit": ["u1", [N], known[place].known], "0.letters": letters };
     }
@@ -90,7 +90,7 @@ class Wall extends History {
       3,
       known.map(middle).map((time) => time?.toFixed(2) ?? "–"),
       known.map(({ loss }) => String(+loss.toPrecision(3))),
-      known.map(({ accuracy }) => percent(accuracy)),
+      known.map(({ accuracy }) => toPercent(accuracy)),
     );
     return {};
   }
@@ -101,8 +101,8 @@ class Wall extends History {
     } = this.shared;
     const [mixture, baseline] = known.map(({ count }) => count);
     const times = baseline >= least ? filled(words.times, { times: (mixture / baseline).toFixed(1) }) : "";
-    const entries = said(this.values.num_entries);
-    return { words: filled(words.known, { mixture: said(mixture), entries, times }), reading: "" };
+    const entries = withCommas(this.values.num_entries);
+    return { words: filled(words.known, { mixture: withCommas(mixture), entries, times }), reading: "" };
   }
 }
 

@@ -1,7 +1,8 @@
 // Trains the playground in a worker of the page. What it knows: to draw random numbers, run the graphs that torch has
 // exported (see graphs.py), and fill the arrays of the panels (see web/manifest.py).
 
-import { History, firstAtLeast, mean, percent, range, roomy, serve } from "./loop.js";
+import { range } from "./canvas/numbers.js";
+import { History, firstAtLeast, mean, roomy, serve, toPercent } from "./loop.js";
 import { filled, json } from "./parts.js";
 import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from "./runtime.js";
 
@@ -187,7 +188,7 @@ const PANELS = {
       -2,
       2,
       [...measured].map((loss) => String(+loss.toPrecision(3))),
-      [...accuracy].map(percent),
+      [...accuracy].map(toPercent),
     );
     return {};
   },
@@ -226,7 +227,7 @@ function lines(run, out) {
   const label = run.classes[token];
   const verdict = out.named[token] === label ? "correct" : "wrong";
   const [x, y] = [0, 1].map((axis) => run.points.data[2 * token + axis].toFixed(2));
-  const [with_it, without] = [out.plain, out].map(({ accuracy }) => percent(accuracy[0]));
+  const [with_it, without] = [out.plain, out].map(({ accuracy }) => toPercent(accuracy[0]));
   const worse = isWorse ? filled(reading.worse, { guessing: guessing.toFixed(2) }) : "";
   const of = { expert: muted(run), with_it, without, points: sizes.measured };
   const lost = muted(run) === null ? "" : filled(reading.muted, of);

@@ -2,7 +2,7 @@
 // then the kernel is answered, if it asked: a page that is hidden or slow answers late or never, and the kernel sends
 // less.
 
-import { clamp, decode, quietly, range } from "./numbers.js";
+import { clamp, quietly, range, readArray } from "./numbers.js";
 import { hex, inkOn, mix } from "./colors.js";
 import { make, say, set, styled } from "./elements.js";
 import { cardOf, cloth, touch } from "./view.js";
@@ -76,7 +76,7 @@ function takeArrays(view, slots, [data], touched) {
   for (const [slot, type, shape, start] of slots) {
     const place = parseInt(slot);
     if (!view.panels.has(place)) continue; // of a panel that is gone
-    quietly(() => view.arrays.set(slot, decode(data, type, shape, start)));
+    quietly(() => view.arrays.set(slot, readArray(data, type, shape, start)));
     touched.add(place);
   }
 }
@@ -123,7 +123,7 @@ export function resize(view, { target, contentRect, devicePixelContentBoxSize })
  * @param {View} view which is asked to
  * @param {number} now in milliseconds
  */
-export function draw(view, now) {
+export function drawCards(view, now) {
   view.request = 0;
   if (!view.isSeen || !view.inks) return;
   for (const part of [fitCards, fade, showCards, showWords, showChips, showPointed])

@@ -4,7 +4,7 @@
 import { quietly } from "./numbers.js";
 import { make, set } from "./elements.js";
 import { newView } from "./view.js";
-import { draw, dress, receive, resize } from "./frames.js";
+import { drawCards, dress, receive, resize } from "./frames.js";
 import { named, pick, point, tell, under } from "./pointer.js";
 import { keyPressed } from "./keyboard.js";
 import { answered, hearControls, homeOf, makeSkip, nameControls } from "./controls.js";
@@ -33,7 +33,7 @@ function render({ model, el }) {
     ended: ended.signal,
     isOfKernel: Boolean(model.widget_manager),
     send: (message) => quietly(() => model.send(message)),
-    draw: (now) => draw(view, now),
+    draw: (now) => drawCards(view, now),
   });
   furnish(view);
   const observers = observe(view);

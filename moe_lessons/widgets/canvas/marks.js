@@ -1,7 +1,7 @@
 // The marks of plots/marks.py: how each is drawn, its stops, what it has in a legend, and the margin that it wants at
 // the right.
 
-import { clamp, isNumber, nearest, percent, range, said, short } from "./numbers.js";
+import { clamp, isNumber, nearest, percent, range, short, valueText } from "./numbers.js";
 import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch } from "./colors.js";
 import { colorOf, paleness, strength } from "./view.js";
 import { grid, points } from "./stops.js";
@@ -73,7 +73,7 @@ function drawTick({ pen, view, y }, left, wide, value) {
 }
 
 function nameBar({ pen, view, box, wide, yAxis, y }, middle, value, second) {
-  const text = said(yAxis, value);
+  const text = valueText(yAxis, value);
   const need = pen.measure(text) / 2 + 2;
   const top = Math.min(y(value), second === undefined ? Infinity : y(second) - 2); // above the tick too
   const x = clamp(middle, box.left + need, wide - need);
@@ -83,8 +83,8 @@ function nameBar({ pen, view, box, wide, yAxis, y }, middle, value, second) {
 function stopsOfBars(card, { y, second, second_name: name }) {
   const { yAxis, header } = card;
   const tell = (expert) => {
-    const own = [expert, yAxis.label || header.title, said(yAxis, y[expert])];
-    const other = second && [null, name || "other reading", said(yAxis, second[expert])];
+    const own = [expert, yAxis.label || header.title, valueText(yAxis, y[expert])];
+    const other = second && [null, name || "other reading", valueText(yAxis, second[expert])];
     return { expert, title: `E${expert}`, rows: other ? [own, other] : [own] };
   };
   return { ...points(card, range(y.length), y, Math.abs), tell };
@@ -164,7 +164,7 @@ function stopsOfLine(card, { x, y, name, ink, model }) {
   const tell = (i, px, py) => {
     const away = Math.abs(card.y(y[i]) - py);
     const where = ticks?.find(([value]) => value === x[i])?.[1] ?? short(x[i]);
-    const row = [lineStyle(view, ink).color, name || yAxis.label || header.title, said(yAxis, y[i])];
+    const row = [lineStyle(view, ink).color, name || yAxis.label || header.title, valueText(yAxis, y[i])];
     const found = { title: `${label} ${where}`.trim(), rows: [row], link, value: x[i], away };
     return isNumber(model) && away < 8 ? { ...found, model } : found;
   };
@@ -242,7 +242,7 @@ function drawSpots(card, { x, y, ink, names }) {
 function stopsOfSpots(card, { x, y, ink, names }) {
   const { xAxis, view } = card;
   const tell = (model) => {
-    const row = [lineStyle(view, ink[model]).color, xAxis.label, said(xAxis, x[model])];
+    const row = [lineStyle(view, ink[model]).color, xAxis.label, valueText(xAxis, x[model])];
     return { model, title: names[model], rows: [row] };
   };
   return { ...points(card, x.subarray(0, names.length), y, Math.hypot, 16), tell };
@@ -282,7 +282,7 @@ function stopsOfParts({ box, xAxis, y, yAt }, { rows, names, values, colors, tex
     const parts = names.map((name, i) => [
       colors[i],
       name,
-      said(xAxis, values[row * names.length + i]) + unit,
+      valueText(xAxis, values[row * names.length + i]) + unit,
     ]);
     return { title: rows[row], rows: texts[row] ? [...parts, [null, "in all", texts[row]]] : parts };
   };

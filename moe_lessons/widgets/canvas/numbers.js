@@ -21,7 +21,7 @@ const UNITS = [
 /** In the place of an array that is missing. */
 export const NOTHING = Object.assign(new Float32Array(0), { shape: [0, 0, 0] });
 
-let halves = null; // float16 by a table of all its values: Float16Array is too young to rely on
+let halfTable = null; // float16 by a table of all its values: Float16Array is too young to rely on
 
 /**
  * Do what must not stop the others where a message or a mark is wrong, nor fill the console of a course.
@@ -45,7 +45,7 @@ export function quietly(action) {
  * @param {number} start where it begins, in bytes
  * @returns {Values} a copy: ours, and aligned
  */
-export function decode({ buffer, byteOffset }, type, shape, start) {
+export function readArray({ buffer, byteOffset }, type, shape, start) {
   const Kind = type === "f2" ? Uint16Array : ARRAYS[type];
   const from = byteOffset + start;
   const size = shape.reduce((product, length) => product * length, Kind.BYTES_PER_ELEMENT);
@@ -55,8 +55,8 @@ export function decode({ buffer, byteOffset }, type, shape, start) {
 }
 
 function fromHalves(numbers) {
-  halves ??= Float32Array.from({ length: 65536 }, (_, bits) => half(bits));
-  return new Float32Array(numbers.length).map((_, i) => halves[numbers[i]]);
+  halfTable ??= Float32Array.from({ length: 65536 }, (_, bits) => half(bits));
+  return new Float32Array(numbers.length).map((_, i) => halfTable[numbers[i]]);
 }
 
 function half(bits) {
@@ -110,7 +110,7 @@ export function short(value) {
  * @param {number} value on it
  * @returns {string} the value as its axis says it: shares in percent
  */
-export function said({ label, ticks }, value) {
+export function valueText({ label, ticks }, value) {
   const isShare = /share|%/.test(label) || ticks?.some(([, text]) => text.includes("%"));
   return isShare ? percent(value) : short(value);
 }
