@@ -114,17 +114,19 @@ def _lock(path: Path) -> FileLock:
 
 
 def _read(path: Path) -> tuple[Progress, str]:
-    """Read the file: what it holds, and what is wrong with it. Raises OSError where it is not to be written over."""
+    """Read what is whole of the file, and what is wrong with it. Raises OSError where it is not to be written over."""
     if not path.exists():
         return {}, ""
     if not path.is_file():  # reading a pipe would never end
         raise OSError(errno.EINVAL, "it is no regular file")
     try:
-        content = json.loads(path.read_text("utf-8"))
-        content.pop("version", VERSION)
-        return {name: {key: dict(entry) for key, entry in part.items()} for name, part in content.items()}, ""
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # no JSON, no UTF-8, no such entries
-        return {}, f"it is none: {error}"
+        content = dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, TypeError, RecursionError) as error:  # no JSON, no UTF-8, no sections
+        return {}, f"it is no JSON: {error}"
+    content.pop("version", VERSION)
+    sections = {name: part for name, part in content.items() if isinstance(part, dict)}
+    whole = {name: {k: e for k, e in part.items() if isinstance(e, dict)} for name, part in sections.items()}
+    return whole, "" if whole == content else "entries that are none"
 
 
 def _merge(*parts: Progress) -> Progress:

@@ -217,6 +217,8 @@ def numbers(value: Any, what: str, at: str) -> Tensor:
         if isinstance(value, (list, tuple)) and any(isinstance(part, Tensor) for part in value):
             value = torch.stack([torch.as_tensor(part) for part in value])
         read = torch.as_tensor(value).detach().cpu()
+        if read.is_complex():
+            raise TypeError
         return read.double() if read.is_floating_point() else read.long()
     except Exception:
         raise Problem(f"{at}, {what} must be numbers, not {kind_of(value)}.") from None

@@ -106,7 +106,13 @@ def test_a_solved_exercise_counts_and_the_learners_figures_are_there():
     (row,) = (line for line in page.page().splitlines() if "05_expert_collapse" in line and line.startswith("|"))
     assert f"1 of {len(mine)} {'☆' * mine[0].stars} {'★' * mine[1].stars}" in row
     progress.record("figures", "08.effective_width", value=2.7183, unit="times")
-    assert "| 08 | The dense model that is equally good on 8,000 facts is **2.7** times as wide as" in page.page()
+    progress.record("figures", "01.ffn_share", value=10**400)
+    progress.record("figures", "00.accuracy_active", value=1, unit="<img src=x>\n\n# Heading | b [c](javascript:d) `e")
+    text = page.page()
+    assert "| 08 | The dense model that is equally good on 8,000 facts is **2.7** times as wide as" in text
+    assert "of the parameters of a dense model" not in text
+    row = next(line for line in text.splitlines() if "Its FLOP-matched baseline" in line)
+    assert row.count("|") == 3 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
 
 
 def test_the_view_exports_and_asks_before_it_forgets(tmp_path, monkeypatch):

@@ -52,7 +52,14 @@ def test_the_solution_is_right_and_taken_and_leaves_no_trace(exercise, capsys):
     assert "the solution, until yours passes its check" in capsys.readouterr().out
 
 
-STRANGE = "two\nlines", {}, 10**400, torch.zeros((), device="meta"), np.array(["a"])
+STRANGE = (
+    "two\nlines",
+    {},
+    10**400,
+    torch.ones(2, dtype=torch.complex64),
+    torch.zeros((), device="meta"),
+    np.array(["a"]),
+)
 
 
 def ends(error):

@@ -16,11 +16,12 @@ from filelock import FileLock
 from moe_lessons.course import progress
 
 NEEDS_PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
+GOOD = {"07.speed": {"value": 2.0}}
 DAMAGED = {
     "truncated": b'{"version": 1, "quiz": {"05.a": {"first"',
     "no UTF-8": b"\xff\xfe\x00",
     "nested without end": b"[" * 200_000,
-    "an entry that is a number": b'{"version": 1, "quiz": {"05.b": 3}}',
+    "an entry that is a number": b'{"version": 1, "quiz": {"05.b": 3}, "figures": {"07.speed": {"value": 2.0}}}',
 }
 
 
@@ -152,10 +153,11 @@ def test_a_place_where_no_file_can_be_is_named_and_waited_for_by_nobody(path, ta
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
-def test_a_damaged_file_is_kept_aside_and_said_to_be_damaged_once(path, capsys, damage):
+def test_a_damaged_file_is_kept_aside_and_what_is_whole_of_it_used(path, capsys, damage):
     path.parent.mkdir()
     path.write_bytes(DAMAGED[damage])
-    assert not any(progress.read().values())
+    found = progress.read()
+    assert found["figures"] == (GOOD if b"speed" in DAMAGED[damage] else {})
     (aside,) = path.parent.glob("*damaged*")
     assert aside.read_bytes() == DAMAGED[damage]
     said = capsys.readouterr().err
