@@ -60,13 +60,16 @@ def open_course(asked: Path | None = None) -> tuple[Path, str]:
 
 
 def copy_missing(source: Path, folder: Path) -> int:
-    """Copy each file below `source` that `folder` lacks, whole or not at all, and return how many those are."""
+    """Copy each file below `source` that `folder` lacks, whole or not at all, and return how many those are. OSError
+    where a link in the folder leads out of it."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [path for path in source.rglob("*") if path.is_file()]
     missing = [path for path in missing if not os.path.lexists(folder / path.relative_to(source))]
     for path in missing:
         target = folder / path.relative_to(source)
         target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.resolve().is_relative_to(folder.resolve()):
+            raise OSError(f"a link leads out of the folder: {target.parent}")
         write_whole(target, path.read_bytes())
     return len(missing)
 

@@ -124,27 +124,23 @@ def build(config: Mapping[str, Any], config_class: type, named: type | None) -> 
         notes.append(f"the file is of a quantised model ({method}): counted are the numbers, without their scales")
     made = config_class.from_dict(given)
     made._attn_implementation = None  # one that is not installed has the same weights
-    made, model_class = find_class(made, named)
-    if not isinstance(made, config_class):
-        notes.append(f"only the text part is counted, as {model_class.__name__}")
     with torch.device("meta"), no_init_weights():
-        model = model_class(made)
+        model = find_class(made, named)(made)
     model.tie_weights()
     return model, notes
 
 
-def find_class(config: Any, named: type | None) -> tuple[Any, type]:
-    """The class that a configuration names, else that for text in transformers, after the configuration for it."""
+def find_class(config: Any, named: type | None) -> type:
+    """The class that a configuration names, else the first in transformers that writes text and is made of it."""
     import transformers
 
     if named is not None and isinstance(config, named.config_class):
-        return config, named
-    for part in (config, config.get_text_config()):
-        for kind in AUTO:
-            found = getattr(transformers, f"Auto{kind}")._model_mapping.get(type(part), None)
-            found = found[0] if isinstance(found, tuple | list) else found
-            if found is not None and isinstance(part, found.config_class):
-                return part, found
+        return named
+    for kind in AUTO:
+        found = getattr(transformers, f"Auto{kind}")._model_mapping.get(type(config), None)
+        found = found[0] if isinstance(found, tuple | list) else found
+        if found is not None and isinstance(config, found.config_class):
+            return found
     raise ValueError(f"architectures must name a class that transformers has for {config.model_type!r}, got {named}")
 
 
@@ -199,10 +195,7 @@ def find_blocks(model: nn.Module, outside: set[int]) -> Iterator[tuple[list[Tens
 def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
     """The weights of a module of experts, each with the number of experts in it; none for any other module."""
     said = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
-    own, number = list(module.parameters(recurse=False)), getattr(module, "num_experts", None)
-    tables = [part for part in module.children() if isinstance(part, nn.Embedding) and part.num_embeddings == number]
-    if "router" not in said and tables:  # an expert is a row of each table, as in Doge
-        return [(part.weight, number) for part in tables]
+    own = list(module.parameters(recurse=False))
     if "expert" not in said or "shared" in said.split()[0]:
         return []
     if any(weight.ndim > 2 for weight in own):  # stacked
@@ -210,7 +203,8 @@ def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
     experts = [part for part in module.children() if any(True for _ in part.parameters())]
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return [(weight, len(experts)) for part in experts for weight in part.parameters()]
-    number = number or getattr(experts[0] if len(experts) == 1 else None, "moe_num_experts", None)
+    inner = experts[0] if len(experts) == 1 else None
+    number = getattr(module, "num_experts", None) or getattr(inner, "moe_num_experts", None)
     flat = all(weight.ndim < 3 for weight in module.parameters())
     return [(weight, number) for weight in module.parameters()] if number and flat else []  # DBRX: E·F rows
 

@@ -1,8 +1,8 @@
-"""Finding and reading the routers of a Hugging Face model: by structure, not by a list of names.
+"""Finding and reading the routers of a Hugging Face model: by structure, not by a list of its classes.
 
 A mixture is a module with a child, its experts, whose `forward` takes (hidden states, indices (T, K), weights (T, K)):
-what they are called with is what is carried out. The logits come from the router beside them, which the model itself
-declares for `output_router_logits`. What is chosen otherwise is refused by name."""
+what they are called with is what is carried out. The logits are what the router beside them, a child named gate or
+router, returns first."""
 
 import inspect
 from collections.abc import Callable
@@ -19,10 +19,6 @@ from moe_lessons.nn import Routing, is_moe
 signature = cache(inspect.signature)  # which is slow
 INDEX_ARGUMENTS = ("top_k_index", "router_indices")  # two names in use for each
 WEIGHT_ARGUMENTS = ("top_k_weights", "routing_weights")
-OTHERS = (  # blocks of Llama 4, Switch, NLLB, JetMoe, Zaya (which chooses no expert, too) and Doge
-    "Llama4TextMoe", "SwitchTransformersSparseMLP", "NllbMoeSparseMLP", "JetMoeMoE", "JetMoeMoA", "ZayaSparseMoeBlock",
-    "DogeCDMoE",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,39 +34,29 @@ class Mixture:
 
 def find_mixtures(model: nn.Module) -> dict[str, Mixture]:
     """The mixtures of experts within a model, by name. ValueError where there is none, or one that cannot be read."""
-    declared, named = declared_routers(model), dict(model.named_modules())
-    found = {name: made for name, module in named.items() if (made := mixture_of(name, module, declared))}
+    named = dict(model.named_modules())
+    found = {name: made for name, module in named.items() if (made := mixture_of(name, module))}
     if found:
         return found
     closed = [type(module).__name__ for name, module in named.items() if name.rpartition(".")[2] == "experts"]
     why = "which has none"
     if closed:
-        why = f"whose {closed[0]} are not: load it without quantisation or kernels, in transformers' own class"
+        why = f"whose {closed[0]} are not (quantised ones are not, nor those of kernels)"
     wanted = f"have experts that are called with the choices of a router, got {type(model).__name__}, {why}"
     raise ValueError(f"model must {wanted}")
 
 
-def mixture_of(name: str, module: nn.Module, declared: dict[type, int]) -> Mixture | None:
-    """The `Mixture` of a module that is one, else None. declared: see `declared_routers`."""
-    children = dict(module.named_children())
-    if (kind := type(module).__name__) in OTHERS:
-        wanted = "call its experts with the indices and weights of those that a router has chosen among them"
-        raise ValueError(f"model must {wanted}, got one with a {kind}, whose choices cannot be read")
+def mixture_of(name: str, module: nn.Module) -> Mixture | None:
+    """The `Mixture` of a module that is one, else None."""
     if keys_of(module):  # experts, or what wraps them: no block
         return None
+    children = dict(module.named_children())
     experts = next((child for child in children.values() if keys_of(child)), None)
     if experts is not None:
-        router = next((child for child in children.values() if type(child) in declared), None)
-        router = router or children.get("gate", children.get("router"))  # not declared: by its usual name
+        router = children.get("gate", children.get("router"))
         if router is None:
-            wanted = "declared in the model's _can_record_outputs, or named gate or router"
-            raise ValueError(f"router of {name} must stand beside its experts, {wanted}; got {', '.join(children)}")
-        index = next((declared[type(part)] for part in router.modules() if type(part) in declared), 0)
-
-        def read(output: Tensor | tuple) -> Tensor:
-            return output if isinstance(output, Tensor) else output[index]  # DBRX's router returns nothing else
-
-        return Mixture(router, read, experts, keys_of(experts))
+            raise ValueError(f"router of {name} must be a gate or router beside its experts, got {', '.join(children)}")
+        return Mixture(router, logits_in, experts, keys_of(experts))
     if is_moe(module) and not type(module).__module__.startswith("transformers."):  # ours, or a learner's
         return Mixture(module, routing_in)
     return None
@@ -88,14 +74,8 @@ def keys_of(module: nn.Module) -> tuple[str, str] | None:
     return None
 
 
-def declared_routers(model: nn.Module) -> dict[type, int]:
-    """The router classes that a model, or a model within it, declares, and where the logits stand in their output."""
-    found = {}
-    for part in model.modules():
-        specs = (getattr(part, "_can_record_outputs", None) or {}).get("router_logits") or []
-        for spec in specs if isinstance(specs, list | tuple) else [specs]:
-            found[getattr(spec, "target_class", spec)] = getattr(spec, "index", 1)
-    return found
+def logits_in(output: Tensor | tuple) -> Tensor:
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def routing_in(output) -> Routing | None:
@@ -124,13 +104,9 @@ def scored(logits: Tensor, indices: Tensor, weights: Tensor) -> tuple[Tensor, Te
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if bool((logits >= 0).all()) and bool(((logits.sum(dim=-1) - 1).abs() < 1e-2).all()):
         return logits.log(), logits
-    score = scores[0]
-    if len(logits) and (weights.shape[1] > 1 or bool((weights != weights[0]).any())):
-        own = shares(weights.to(logits.dtype))
-        errors = [(shares(score(logits).gather(1, indices)) - own).abs().mean() for score in scores]
-        if min(errors) < 4 * eps:
-            score = scores[errors.index(min(errors))]
-    probs = score(logits)
+    own = shares(weights.to(logits.dtype))
+    errors = [(shares(score(logits).gather(1, indices)) - own).abs().mean() for score in scores]
+    probs = scores[errors.index(min(errors)) if min(errors) < 4 * eps else 0](logits)
     return logits, probs / probs.sum(dim=-1, keepdim=True)
 
 

@@ -30,13 +30,12 @@ from torch.nn import functional as F
 
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.parallel import exchange
-from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, first_line
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_seed, shown
 from moe_lessons.tasks import TextTask, make_text
 
-MODEL_SETTINGS = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "router", "capacity_factor")
+MODEL_SETTINGS = ("num_layers", "d_model", "d_ff", "num_experts", "top_k", "capacity_factor")
 MAX_NORM = 1.0  # of the gradient, over all ranks
-NUM_KEPT = 2  # so many checkpoints, the last ones, are there
-ABOUT = "run.json"  # beside the tensors of a checkpoint: of which model they are, and the digests of their files
+ABOUT = "model.json"  # beside the tensors of a checkpoint: of which model they are
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,6 @@ class Settings:
     d_ff: int = 32
     num_experts: int = 8
     top_k: int = 2
-    router: str = "top-k"
     capacity_factor: float | None = None
     balance_weight: float = 0.01
     lr: float = 3e-3
@@ -80,10 +78,8 @@ class Settings:
         if self.fault is not None:
             check_choice("fault", self.fault, ("kill",))
             check_choice("rank", str(self.rank), map(str, range(ranks)))
-        for name in ("num_experts", "batch"):
-            if getattr(self, name) % ranks:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be a multiple of the number of ranks ({ranks})")
-        self.model_config()
+        if self.batch % ranks:
+            raise ValueError(f"batch ({self.batch}) must be a multiple of the number of ranks ({ranks})")
 
     def model_config(self) -> TransformerConfig:
         return TransformerConfig(max_positions=self.context, **{name: getattr(self, name) for name in MODEL_SETTINGS})
@@ -95,13 +91,12 @@ def train_rank(settings: Settings) -> Iterator[dict]:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     restart = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))  # how often all ranks have started again
     settings.check(ranks)
-    last = settings.checkpoint and last_checkpoint(settings)
     with seeded(settings.seed):
         model = LanguageModel(settings.model_config()).to(getattr(torch, settings.dtype))
     experts = exchange.expert_parameters(exchange.shard_experts(model))
     dense = [p for name, p in model.named_parameters() if name not in experts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
-    step = load_ranks(last, model, optimizer) if last else 0
+    step = load_ranks(settings, model, optimizer) if settings.checkpoint else 0
     yield {"event": "start", "ranks": ranks, "restart": restart, "from_step": step}
     texts = {name: make_text(name, 50_000) for name in ("english", "code", "arithmetic")}  # made in a moment
     task, size = TextTask(texts, settings.context), settings.batch // ranks
@@ -111,9 +106,7 @@ def train_rank(settings: Settings) -> Iterator[dict]:
             yield {"event": "fault", "how": settings.fault, "rank": settings.rank, "step": step}
             if rank == settings.rank:
                 os.kill(os.getpid(), signal.SIGKILL)
-        seed = (settings.seed * 1_000_003 + step) % 2**50
-        generator = torch.Generator().manual_seed(seed)  # whatever the number of ranks
-        torch.manual_seed(seed * ranks + rank)  # for a router with noise: after a restart it is the same
+        generator = torch.Generator().manual_seed((settings.seed * 1_000_003 + step) % 2**50)  # of all ranks
         x, y = (part[rank * size : (rank + 1) * size] for part in task.batch(settings.batch, generator))
         logits, routings = model(x)
         loss = F.cross_entropy(logits.flatten(0, 1), y.flatten())
@@ -129,7 +122,7 @@ def train_rank(settings: Settings) -> Iterator[dict]:
         if settings.checkpoint and (step % settings.every == 0 or step == settings.steps):
             save_ranks(settings, step, model, optimizer)
             yield {"event": "saved", "step": step}
-    yield {"event": "end", "step": step, **weights_of(state_of(model, optimizer))}
+    yield {"event": "end", "step": step, "weights": checksum(state_of(model, optimizer))}
 
 
 def average(weights: list[Tensor]) -> None:
@@ -169,81 +162,52 @@ def checkpoints_in(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name[4:]))
 
 
-def last_checkpoint(settings: Settings) -> Path | None:
-    """Return the checkpoint to go on from, if any: rank 0 looks for all. ValueError, on all, where there cannot be a
-    folder, and where the checkpoint is damaged or of another model."""
-    found: list[Any] = [None, None]
-    if dist.get_rank() == 0:
-        try:
-            Path(settings.checkpoint).mkdir(parents=True, exist_ok=True)
-            found[0] = next(reversed(checkpoints_in(settings.checkpoint)), None)
-            found[1] = found[0] and what_is_wrong(found[0], settings)
-        except OSError as error:
-            what = "checkpoint must be a folder that can be written to"
-            found[1] = f"{what}, got {settings.checkpoint} ({error.strerror})"
-    dist.broadcast_object_list(found)
-    if found[1]:
-        raise ValueError(found[1])
-    return found[0]
-
-
-def what_is_wrong(path: Path, settings: Settings) -> str | None:
-    """Say why a run cannot go on from a checkpoint, or return None. Nothing of it is executed."""
-    try:
-        about = json.loads((path / ABOUT).read_text("utf-8"))
-        is_whole = about["files"] == digests(path) and about["step"] == int(path.name[4:])
-        others = {name: about["model"][name] for name, own in describe(settings).items() if about["model"][name] != own}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        is_whole, others = False, {}
-    if not is_whole:
-        return f"checkpoint {path} is damaged: delete it to go on from the one before, or name another folder"
-    if others:
-        theirs, ours = (", ".join(f"{name}={made[name]}" for name in others) for made in (others, describe(settings)))
-        return f"checkpoint must be of a model with {ours}, got {path} with {theirs}: name another folder"
-    return None
-
-
 def describe(settings: Settings) -> dict[str, Any]:
     """Name what the tensors of a checkpoint depend on."""
     return {name: value for name, value in asdict(settings).items() if name in (*MODEL_SETTINGS, "context", "dtype")}
 
 
-def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
-
-
 def save_ranks(settings: Settings, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write all ranks' parts into one folder; keep the `NUM_KEPT` last. Every rank calls it; each raises what fails."""
-    target, trouble = Path(settings.checkpoint, f"step{step}"), [None]
+    """Write all ranks' parts into one folder. Every rank calls it."""
+    target = Path(settings.checkpoint, f"step{step}")
     part = target.with_name(f"{target.name}.part")  # by its name no checkpoint, until it is whole
     if dist.get_rank() == 0:
         shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     dist.barrier()
     try:
         dcp.save(state_of(model, optimizer), storage_writer=HuggingFaceStorageWriter(str(part), save_distributed=True))
-        if dist.get_rank() == 0:
-            about = {"step": step, "model": describe(settings), "files": digests(part)}
-            (part / ABOUT).write_text(json.dumps(about), "utf-8")
-            part.rename(target)
-            for old in checkpoints_in(settings.checkpoint)[:-NUM_KEPT]:
-                shutil.rmtree(old)
-    except (OSError, dcp.api.CheckpointException) as error:
-        trouble = [first_line(error)]
-    dist.broadcast_object_list(trouble)
-    if trouble[0]:
-        what = f"step {step} could not be saved in {settings.checkpoint} ({trouble[0]}); those before it are kept"
-        raise RuntimeError(f"{what}. Make room, or name another folder, and start again")
+    except dcp.api.CheckpointException as error:
+        raise RuntimeError(f"step {step} could not be saved in {settings.checkpoint}; make room there") from error
+    if dist.get_rank() == 0:
+        (part / ABOUT).write_text(json.dumps(describe(settings)), "utf-8")
+        part.rename(target)
+    dist.barrier()
 
 
-def load_ranks(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Read this rank's part of a checkpoint of any number of ranks, and return its step. Every rank calls it."""
-    dcp.load(state_of(model, optimizer), storage_reader=HuggingFaceStorageReader(str(path)))  # in place
+def load_ranks(settings: Settings, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Read this rank's part of the last checkpoint, of any number of ranks, and return its step; 0 where there is none.
+    Every rank calls it. ValueError, on all, where it is damaged or of another model. Nothing of it is executed."""
+    Path(settings.checkpoint).mkdir(parents=True, exist_ok=True)
+    if not (found := checkpoints_in(settings.checkpoint)):
+        return 0
+    path, ours = found[-1], describe(settings)
+    try:
+        about = json.loads((path / ABOUT).read_text("utf-8"))
+        theirs = {name: about[name] for name, own in ours.items() if about[name] != own}
+        if not theirs:
+            dcp.load(state_of(model, optimizer), storage_reader=HuggingFaceStorageReader(str(path)))  # in place
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, dcp.api.CheckpointException) as error:
+        again = "delete it to go on from the one before, or name another folder"
+        raise ValueError(f"checkpoint {path} is damaged: {again}") from error
+    if theirs:
+        wanted = {name: ours[name] for name in theirs}
+        raise ValueError(f"checkpoint must be of a model with {wanted}, got {path} with {shown(theirs)}")
     return int(path.name[4:])
 
 
 def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return all tensors of model and AdamW, which may be written to; those of experts as parts of the whole."""
-    experts, state = exchange.expert_parameters(model), dict(model.named_buffers(prefix="buffer"))
+    experts, state = exchange.expert_parameters(model), {}
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for name, p in model.named_parameters():
         if not optimizer.state[p]:  # before the first step
@@ -255,13 +219,11 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
     return state
 
 
-def weights_of(state: dict[str, Tensor]) -> dict:
-    """Return a checksum of all weights, the same on any number of ranks that hold the same ones, and their norm."""
+def checksum(state: dict[str, Tensor]) -> str:
+    """Return a checksum of all weights, the same on any number of ranks that hold the same ones."""
     weights = [value for name, value in state.items() if name.startswith("weight.")]
     weights = [weight.full_tensor() if isinstance(weight, DTensor) else weight for weight in weights]
-    digest = hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights))
-    norm = sum(float(weight.double().square().sum()) for weight in weights) ** 0.5
-    return {"weights": digest.hexdigest()[:16], "norm": norm}
+    return hashlib.sha256(b"".join(weight.numpy().tobytes() for weight in weights)).hexdigest()[:16]
 
 
 def main() -> None:
@@ -279,7 +241,7 @@ def main() -> None:
             if dist.get_rank() == 0:
                 print(json.dumps(record), flush=True)
         dist.barrier()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(str(error))
     finally:
         dist.destroy_process_group()

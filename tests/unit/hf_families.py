@@ -10,14 +10,13 @@ from torch import nn
 READ = {  # families whose routers the lens reads
     "dbrx": "DbrxForCausalLM", "deepseek_v3": "DeepseekV3ForCausalLM", "deepseek_v4": "DeepseekV4ForCausalLM",
     "gemma4": "Gemma4ForCausalLM", "glm4_moe": "Glm4MoeForCausalLM", "gpt_oss": "GptOssForCausalLM",
-    "inkling2_loop": "Inkling2LoopForCausalLM", "jamba": "JambaForCausalLM", "longcat_flash": "LongcatFlashForCausalLM",
-    "minimax_m2": "MiniMaxM2ForCausalLM", "mixtral": "MixtralForCausalLM", "nemotron_h": "NemotronHForCausalLM",
-    "olmoe": "OlmoeForCausalLM", "phimoe": "PhimoeForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM", "qwen3_next": "Qwen3NextForCausalLM",
+    "jamba": "JambaForCausalLM", "longcat_flash": "LongcatFlashForCausalLM", "minimax_m2": "MiniMaxM2ForCausalLM",
+    "mixtral": "MixtralForCausalLM", "nemotron_h": "NemotronHForCausalLM", "olmoe": "OlmoeForCausalLM",
+    "phimoe": "PhimoeForCausalLM", "qwen2_moe": "Qwen2MoeForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM",
+    "qwen3_next": "Qwen3NextForCausalLM", "zaya": "ZayaForCausalLM",
 }  # fmt: skip
 NOT_READ = {
-    "doge": "DogeForCausalLM", "jetmoe": "JetMoeForCausalLM", "llama4_text": "Llama4ForCausalLM",
-    "nllb_moe": "NllbMoeForConditionalGeneration", "zaya": "ZayaForCausalLM",
+    "jetmoe": "JetMoeForCausalLM", "llama4_text": "Llama4ForCausalLM", "nllb_moe": "NllbMoeForConditionalGeneration",
     "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }  # fmt: skip
 DENSE = {"falcon": "FalconForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "mamba": "MambaForCausalLM"}
@@ -41,14 +40,9 @@ OWN = {
     },
     "deepseek_v3": LATENT,
     "deepseek_v4": {"q_lora_rank": 16, "index_topk": 4, "index_head_dim": 16, "index_n_heads": 2},
-    "doge": {"is_moe": True, "num_experts": 16},
     "gemma4": {
         "enable_moe_block": True, "top_k_experts": 2, "layer_types": MIXED, "num_kv_shared_layers": 0,
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128,
-    },
-    "inkling2_loop": {
-        "unpadded_vocab_size": 128, "n_layers_per_attn_res_block": 2, "loop_layer_index_start": 2,
-        "loop_layer_index_end": 4,
     },
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8},
     "jetmoe": {"kv_channels": 8},

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from moe_lessons.hub.variants import Llama4MoE
 from moe_lessons.nn import MoE, SigmoidRouter, load_balancing_loss, seeded
 from moe_lessons.parallel import exchange
-from moe_lessons.parallel.training import Settings, train_rank
+from moe_lessons.parallel.training import ABOUT, Settings, train_rank
 
 D, F, E, K = 12, 20, 8, 2
 KINDS = {
@@ -102,7 +102,7 @@ def everyone(value) -> list:
 def message(call, *args) -> str:
     try:
         call(*args)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"
 
@@ -114,8 +114,9 @@ def refusals(folder: str) -> Iterator[dict]:
     Path(folder, "step3.part").touch()  # where the third is to be written
     cases = {
         "experts": replace(good, num_experts=9),
+        "batch": replace(good, batch=3),
         "another model": replace(good, d_model=32),
-        "no folder": replace(good, checkpoint=str(Path(folder, "step1", "run.json"))),
+        "no folder": replace(good, checkpoint=str(Path(folder, "step1", ABOUT))),
         "not saved": replace(good, steps=3),
     }
     for name, settings in cases.items():

@@ -180,7 +180,7 @@ class Called(nn.Module):
     "model, message",
     [
         (nn.Linear(4, 4), "model must have experts .*, got Linear, which has none$"),
-        (nn.ModuleDict({"experts": nn.Linear(4, 4)}), "got ModuleDict, whose Linear are not: load it without quantis"),
+        (nn.ModuleDict({"experts": nn.Linear(4, 4)}), "got ModuleDict, whose Linear are not .quantised"),
         (nn.Sequential(nn.ModuleDict({"a": nn.Linear(4, 4), "experts": Called()})), "router of 0 must .*got a, exp"),
     ],
 )

@@ -93,7 +93,7 @@ def test_the_curve_of_one_process(alone):
 def test_goes_on_with_another_number_of_ranks(alone, tmp_path):
     settings = replace(SMALL, steps=6, every=2, checkpoint=str(tmp_path / "saved"))
     curve = losses(launch(train_rank, 2, settings))
-    assert sorted(path.name for path in Path(settings.checkpoint).iterdir()) == ["step4", "step6"]
+    assert sorted(path.name for path in Path(settings.checkpoint).iterdir()) == ["step2", "step4", "step6"]
     for num_ranks in (1, 4):
         folder = shutil.copytree(settings.checkpoint, tmp_path / f"for {num_ranks}")
         again = launch(train_rank, num_ranks, replace(settings, steps=10, checkpoint=str(folder)))
@@ -113,8 +113,7 @@ def test_three_ranks_go_on_to_the_same_bits(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_rank_costs_the_steps_since_the_last_checkpoint(tmp_path):
-    """With noise, whose numbers must be the same after a restart."""
-    settings = replace(SMALL, router="gaussian noise", steps=12, every=5, dtype="float64")
+    settings = replace(SMALL, steps=12, every=5, dtype="float64")
     whole = launch(train_rank, 2, settings)
     fault = replace(settings, fault="kill", at=7, checkpoint=str(tmp_path))
     said = launch(train_rank, 2, fault, max_restarts=1)
@@ -129,25 +128,24 @@ def test_what_is_refused_on_all_ranks_alike(tmp_path):
     said = {record["case"]: record["errors"] for record in launch(ranks.refusals, 2, str(tmp_path))}
     for case, message in {
         "experts": "ValueError: num_experts (9) must be a multiple of the number of ranks (2)",
-        "no folder": "ValueError: checkpoint must be a folder that can be written to, got {}/step1/run.json (",
-        "another model": "ValueError: checkpoint must be of a model with d_model=32, got {}/step2 with d_model=16: ",
-        "not saved": "RuntimeError: step 3 could not be saved in {} (",
+        "batch": "ValueError: batch (3) must be a multiple of the number of ranks (2)",
+        "no folder": "FileExistsError: ",
+        "another model": "ValueError: checkpoint must be of a model with {'d_model': 32}, got ",
+        "not saved": f"RuntimeError: step 3 could not be saved in {tmp_path}; make room there",
     }.items():
-        assert len(said[case]) == 2 and all(error.startswith(message.format(tmp_path)) for error in said[case])
+        assert len(said[case]) == 2 and all(error.startswith(message) for error in said[case])
     assert {path.name for path in tmp_path.iterdir()} == {"step1", "step2", "step3.part"}
     (tmp_path / "step10").mkdir()
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step1", "step2", "step10"]
 
 
-@pytest.mark.parametrize("how", ["flipped", "no files"])
-def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_serves(how, tmp_path):
+@pytest.mark.parametrize("name", ["model.json", "*.safetensors"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, None])
+def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_serves(name, content, tmp_path):
     settings = replace(SMALL, steps=2, every=1, checkpoint=str(tmp_path))
     launch(train_rank, 1, settings)
-    last = next(tmp_path.glob("step2/*.safetensors"))
-    if how == "flipped":
-        last.write_bytes(last.read_bytes()[:-1] + bytes([last.read_bytes()[-1] ^ 1]))
-    else:
-        last.unlink()
+    (file,) = Path(tmp_path, "step2").glob(name)
+    file.write_bytes(content) if content else file.unlink()
     with pytest.raises(RuntimeError, match=f"checkpoint {tmp_path}/step2 is damaged: delete it to go on from"):
         launch(train_rank, 1, replace(settings, steps=3))
     shutil.rmtree(tmp_path / "step2")
