@@ -8,7 +8,6 @@ from moe_lessons.analysis.results import EffectiveWidth, effective_width, load_r
 from moe_lessons.analysis.timing import Ratio, paired_ratio
 from moe_lessons.analysis.traces import (
     expert_shares,
-    information,
     known_share,
     mutual_information,
     real_routing,

@@ -157,24 +157,6 @@ def _entropy(counts: np.ndarray) -> float:
     return g[0] - (n[1:] / n[0] * g[1:]).sum()
 
 
-def information(trace: pd.DataFrame, shuffled: bool = False) -> pd.DataFrame:
-    """Estimate what a token's first choice tells of the token, in bits: a row for each layer. 'byte | domain' is
-    I(expert; byte | domain), what it tells of the byte when the domain is known. shuffled: the control, with the
-    choices of each layer dealt out at random: what is left is the error of the estimate."""
-    rng, rows = np.random.default_rng(0), {}
-    for number, layer in trace.query("expert0 >= 0").groupby("layer"):  # without tokens that no expert serves
-        expert = rng.permutation(layer["expert0"]) if shuffled else layer["expert0"]
-        byte, domain = layer["byte"], layer["domain"]
-        rows[number] = {
-            "byte": mutual_information(expert, byte),
-            "byte class": mutual_information(expert, layer["byte_class"]),
-            "domain": mutual_information(expert, domain),
-            "byte | domain": mutual_information(expert, byte, given=domain),
-            "domain | byte": mutual_information(expert, domain, given=byte),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
-
-
 def repeats(trace: pd.DataFrame) -> pd.DataFrame:
     """Say how often neighbouring tokens have the same first choice, for each layer, beside what chance would give: of
     two tokens drawn from the trace, Σ p(e)² over the experts e; and from one domain, averaged over the neighbours."""

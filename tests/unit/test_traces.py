@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from moe_lessons.analysis import (
     expert_shares,
-    information,
     known_share,
     mutual_information,
     repeats,
@@ -139,27 +138,15 @@ def test_what_there_is_to_know_and_a_control_with_the_same_sums():
     dealt = shuffled_counts(always, seed=1)
     for axis in (0, 1):
         assert dealt.sum(axis=axis).tolist() == always.sum(axis=axis).tolist()
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(0, size, 6000) for size in (8, 60, 6))  # that have nothing to do with each other
+    assert abs(mutual_information(a, b)) < 0.01 < plain(a, b) and abs(mutual_information(a, b, given=c)) < 0.07
     assert abs(mutual_information(dealt)) < 0.02 and (dealt != shuffled_counts(always, seed=2)).any()
     for bad in ([1, 2], [[1.5, 2]], [[-1, 2]], [[0, 0]], [["a"]]):
         with pytest.raises(
             ValueError, match="^counts must be whole numbers of at least 0, not all 0, with 2 axes, got "
         ):
             shuffled_counts(bad)
-
-
-def test_information_of_a_trace_and_none_of_what_has_nothing_to_do_with_it(task):
-    rng = np.random.default_rng(0)
-    a, b, c = (rng.integers(0, size, 6000) for size in (8, 60, 6))
-    assert abs(mutual_information(a, b)) < 0.01 < plain(a, b) and abs(mutual_information(a, b, given=c)) < 0.07
-    table = trace(model_of(), task, 6)
-    bits, control = information(table), information(table, shuffled=True)
-    assert list(bits) == ["byte", "byte class", "domain", "byte | domain", "domain | byte"]
-    assert bits.index.tolist() == [0, 1]
-    np.testing.assert_allclose(bits["byte"] + bits["domain | byte"], bits["domain"] + bits["byte | domain"])
-    for layer, mine in table.groupby("layer"):
-        for column, name in {"byte": "byte", "byte class": "byte_class", "domain": "domain"}.items():
-            assert bits.loc[layer, column] == mutual_information(mine["expert0"], mine[name])
-    assert control.abs().max().max() < 0.2 < bits["byte"].min()
 
 
 def test_repeats_by_hand_and_tokens_without_an_expert_are_left_out():
@@ -174,6 +161,5 @@ def test_repeats_by_hand_and_tokens_without_an_expert_are_left_out():
     assert repeats(shorter).loc[0, "chance_in_domain"] == pytest.approx((3 * 0.5 + 2 * (0.75**2 + 0.25**2)) / 5)
     expert, domain = np.array([0, 0, 1, 1] * 20), np.array(["a", "a", "b", "b"] * 20)
     whole = table_of([*expert, *[-1] * 40], [*domain, *["a"] * 40])
-    pd.testing.assert_frame_equal(information(whole), information(table_of(expert, domain)))
     assert repeats(table_of([0, -1, 0, 0, -1, 1])).loc[0, "repeated"] == 1  # one pair only
     assert expert_shares(whole).loc["a"].tolist() == [1, 0]
