@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_lessons.nn import FeedForward, seeded
+from moe_lessons.nn import FeedForward
 from moe_lessons.support.errors import check_choice, check_whole
 from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.training.record import gathered
 
-NUM_POINTS = 2048  # that a push is summed over
+NUM_POINTS = 2048  # whose gains are taken
 PRACTICE = 500_009  # a part of its seed: the run itself sees other points
 # what learns, and the part of the block that stands still meanwhile
 LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
@@ -69,21 +69,8 @@ def gradient_norms(weights: Iterable[Tensor]) -> Tensor:
     return sum(gradient.flatten(1).square().sum(dim=1) for gradient in gradients).sqrt()
 
 
-def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Say how one step on held-out points would push the score of each expert: minus the gradient of the task's loss,
-    summed over the tokens that the expert serves (E,), and over all others (E,). Its noise is the same each time."""
-    x, y = run.held_out(NUM_POINTS)
-    with seeded(run.seed):
-        logits, (routing,) = run.model(x)
-    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), routing.router_logits)  # (T, E)
-    is_own = torch.zeros_like(gradient)
-    is_own[routing.token_idx, routing.expert_idx] = 1  # (T, E)
-    own, others = -(gradient * is_own).sum(dim=0), -(gradient * (1 - is_own)).sum(dim=0)
-    return own.cpu().numpy(), others.cpu().numpy()
-
-
 def token_gains(run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """Say of the held-out points of `score_pushes`, where K is 1: probs (T, E), the chosen expert (T,), and the gain:
+    """Say of held-out points, where K is 1: probs (T, E), the chosen expert (T,), and the gain:
     how far the task's loss falls for each unit by which the weight of the chosen expert rises (T,)."""
     x, y = run.held_out(NUM_POINTS)
     logits, (routing,) = run.model(x)

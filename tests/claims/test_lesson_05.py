@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from everywhere import seeds
+from torch.nn import functional as F
 
 from moe_lessons.analysis import load_statistics
-from moe_lessons.analysis.collapse import band_of, make_alike, practise, score_pushes, token_gains, watched_run
+from moe_lessons.analysis.collapse import NUM_POINTS, band_of, make_alike, practise, token_gains, watched_run
 from moe_lessons.analysis.results import load_collapse_map
-from moe_lessons.nn import TopKRouter
-from moe_lessons.training import PRESETS, SeedBand, train
+from moe_lessons.nn import TopKRouter, seeded
+from moe_lessons.training import PRESETS, Run, SeedBand, train
 
 COLLAPSE = PRESETS["collapse"]
 SEEDS = seeds(6)
@@ -32,6 +33,19 @@ def loads(run) -> np.ndarray:
 def dead_at(loads, step: int) -> np.ndarray:
     """Say which experts are dead after a step, by the mean of 20 steps: (steps, S, E) -> (S, E)."""
     return loads[step - 20 : step].mean(axis=0) < 0.01
+
+
+def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Say how one step on held-out points would push the score of each expert: minus the gradient of the task's loss,
+    summed over the tokens that the expert serves (E,), and over all others (E,). Its noise is the same each time."""
+    x, y = run.held_out(NUM_POINTS)
+    with seeded(run.seed):
+        logits, (routing,) = run.model(x)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), routing.router_logits)  # (T, E)
+    is_own = torch.zeros_like(gradient)
+    is_own[routing.token_idx, routing.expert_idx] = 1  # (T, E)
+    own, others = -(gradient * is_own).sum(dim=0), -(gradient * (1 - is_own)).sum(dim=0)
+    return own.cpu().numpy(), others.cpu().numpy()
 
 
 def run_of(band, steps: int) -> np.ndarray:
