@@ -48,36 +48,26 @@ class View(NamedTuple):
     @property
     def state(self) -> str:
         """The state of the page's playground that trains the same; empty: there is none."""
-        return "" if self.why_not else urlencode(arguments(self.call))
-
-    @property
-    def why_not(self) -> str:
-        """Why the page's playground cannot train the same."""
-        if not self.call.startswith("Playground("):
-            return "it is no playground"
+        went_on = f"play={steps_of(self.words)}" not in self.call  # after it was made
+        if not self.call.startswith("Playground(") or went_on:
+            return ""
         try:
             given = arguments(self.call)
-        except ValueError:
-            return "it has what cannot be written in an address"
-        if f"play={steps_of(self.words)}" not in self.call:
-            return "it went on after it was made"
-        if unknown := given.keys() - {"preset"} - {name for names in GROUPS.values() for name in names}:
-            return f"the page has no control for {', '.join(sorted(unknown))}"
+        except ValueError:  # it has what cannot be written in an address
+            return ""
+        if given.keys() - {"preset"} - {name for names in GROUPS.values() for name in names}:
+            return ""
         own = {name: value for name, value in given.items() if hasattr(PRESETS["healthy"], name)}
         setting = replace(PRESETS[given["preset"]], **own)
         is_offered = all(given[name] in STOPS[name] for name in given.keys() & STOPS)
-        return "" if is_offered and graph_name(setting) in offered() else "the page has no graph for it"
+        return urlencode(given) if is_offered and graph_name(setting) in offered() else ""
 
     def on_the_site(self) -> tuple[str, str]:
-        """Return what stands in its place, 'playground', 'recording' or 'picture', and its state or, of a picture,
-        why."""
+        """Return what stands in its place: 'playground' and its state, 'recording' and its name, or 'picture'."""
         if self.state:
             return "playground", self.state
-        if not self.is_recorded:
-            return "picture", "its controls compute what it shows"
-        if not (RECORDINGS / f"{self.name}.z").is_file():
-            return "picture", f"no recording was made: python -m web.recorder {self.name}"
-        return "recording", self.name
+        is_there = self.is_recorded and (RECORDINGS / f"{self.name}.z").is_file()
+        return ("recording", self.name) if is_there else ("picture", "")
 
 
 def view_class(call: str) -> str:

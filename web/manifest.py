@@ -1,6 +1,7 @@
 """Say what the page needs beside its graphs: controls, presets and texts once, and for each graph its panels."""
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,7 +14,6 @@ from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.analysis.load import EVEN, WORDS
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
-from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
@@ -65,8 +65,6 @@ def graph_name(setting: PlaneSetting) -> str:
 
 def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
     """Say what is the same for all graphs, in what JSON can hold. graphs: those that are there; seeds: how many."""
-    for name in graphs:
-        check_choice("graph", name, offered())
     names, lab = [name for group in GROUPS.values() for name in group], Playground()
     shown = {name: lab.state.values[name] for name in names}
     lab.close()
@@ -154,12 +152,9 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
 
 def router_place(runs: dict[str, Run]) -> int:
     """Find where in the state the router's weight (E, D) begins."""
-    at = 0
-    for name, weight in next(iter(runs.values())).model.named_parameters():
-        if name == "block.router.weight":
-            return at
-        at += weight.numel()
-    raise ValueError("runs must have a router.weight, got none")
+    named = next(iter(runs.values())).model.named_parameters()
+    before = itertools.takewhile(lambda each: each[0] != "block.router.weight", named)
+    return sum(weight.numel() for _, weight in before)
 
 
 def start_numbers(setting: PlaneSetting, seed: int) -> np.ndarray:

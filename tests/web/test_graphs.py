@@ -13,7 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from moe_lessons.nn import SAME_ACTIVE, MoE, TopKRouter, muted
+from moe_lessons.nn import SAME_ACTIVE, TopKRouter, muted
 from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
 from moe_lessons.training.knobs import KNOBS, Knob
@@ -27,7 +27,6 @@ from web.graphs import (
     TrainedFacts,
     TrainedPlane,
     export_batch,
-    export_facts_step,
     export_reading,
     export_step,
 )  # fmt: skip
@@ -150,15 +149,8 @@ def test_all_routers_start_from_the_same_weights(router):
 
 
 def test_what_no_graph_can_say_is_refused():
-    runs = plane_runs(PRESETS["capacity"])
     with pytest.raises(ValueError, match="capacity_factor must be None for an export, since .*, got 1.25"):
-        export_step(runs)
-    with pytest.raises(ValueError, match="runs must be a dict whose first Run has a PlaneClassifier with experts, got"):
-        export_reading(facts_runs(num_entries=50))
-    baseline = dict(list(plane_runs(PlaneSetting()).items())[1:])
-    for bad in ({}, baseline, runs["MoE"]):
-        with pytest.raises(ValueError, match="runs must be a dict whose first Run"):
-            export_step(bad)
+        export_step(plane_runs(PRESETS["capacity"]))
     runs = plane_runs(PlaneSetting())
     runs["MoE"].max_grad_norm = 1.0
     with pytest.raises(ValueError, match="runs must have a constant rate and no max_grad_norm, got MoE with one"):
@@ -188,21 +180,6 @@ def test_a_knob_of_a_router_acts_in_the_graphs_or_is_refused_by_name(monkeypatch
     Warm.branches = True
     with pytest.raises(ValueError, match="temperature must be a number in formulas, or be named in LEFT_OUT"):
         export_step(runs)
-
-
-def test_a_router_of_its_own_is_refused(monkeypatch):
-    class Block(MoE):
-        def __init__(self, **sizes):
-            super().__init__(**sizes, router=torch.nn.Identity())
-            self.router = torch.nn.Identity()
-            self.own = TopKRouter(16, sizes["num_experts"], sizes["top_k"])
-
-        def forward(self, x):
-            routing = self.own(x)
-            return x * routing.weight.sum(), routing
-
-    with pytest.raises(ValueError, match="router must be a TopKRouter or one of its kind, got"):
-        export_step(plane_runs(PlaneSetting(), block=Block))
 
 
 @pytest.mark.parametrize("task, start", [("voronoi", "soft spread"), ("uneven", "spread"), ("waves", "random")])
@@ -241,8 +218,6 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     own = json.loads(json.dumps(graph_manifest(plane_runs(setting), setting)))
     assert [panel["title"] for panel in own["panels"].values()][0] == "Territory: first choices"
     assert own["panels"]["5"]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
-    with pytest.raises(ValueError, match="graph must be one of .*, got 'top-k-3-1-4'"):
-        manifest(["top-k-3-1-4"], seeds=1)
 
 
 @pytest.mark.parametrize("name", ("MoE", SAME_ACTIVE))
@@ -291,5 +266,3 @@ def test_the_wall_of_the_page_starts_as_its_runs_do():
     size = json.loads(json.dumps(wall.Wall(wall.FEW_STOPS).size(4, 2, 500)))
     assert size["rates"][0] == 0.05 and len(size["rates"]) == 250 and size["every"] == 6
     assert size["panels"]["0"]["title"] == "MoE: 0 of 500"
-    with pytest.raises(ValueError, match="run must be a Run of a LanguageModel on Facts, got"):
-        export_facts_step(plane_runs(PlaneSetting())["MoE"])

@@ -9,12 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.tasks import make_text
-from moe_lessons.training import plane_runs
-from moe_lessons.training.settings import PlaneSetting
 from web import text_model
 from web.graphs import export_text
 from web.text_model import PATH, WINDOW, new_model, stored_models, stored_weights, text_manifest, text_panels
@@ -79,33 +76,6 @@ def test_one_command_trains_it_and_keeps_both(tmp_path, capsys):
     assert torch.equal(untrained, stored_weights()[1]) and not torch.equal(trained, untrained)
     learned, kept = (float(line.split()[-1]) for line in capsys.readouterr().out.splitlines())
     assert kept == pytest.approx(learned, abs=0.01) and learned < 3  # from 5.55; float16 keeps the weights
-
-
-def test_what_no_graph_can_say_is_refused():
-    wanted = "model must be a causal LanguageModel whose experts are chosen by logits, got"
-    bad = [{"moe_layers": ()}, {"capacity_factor": 1.0}, {"router": "expert choice"}, {"router": "hash"}]
-    for model in (
-        *(LanguageModel(TransformerConfig(**fields)) for fields in bad),
-        plane_runs(PlaneSetting())["MoE"].model,
-    ):
-        with pytest.raises(ValueError, match=wanted):
-            export_text(model, 8)
-    with pytest.raises(ValueError, match="window must be a whole number from 1 to 256, got 257"):
-        export_text(new_model(), 257)
-
-
-def test_other_sizes_and_routers_are_read_too():
-    with seeded(3):
-        model = LanguageModel(TransformerConfig(d_model=16, num_heads=2, d_ff=8, num_layers=2, router="sigmoid")).eval()
-    graph, ids = export_text(model, 5), torch.tensor([[1, 2, 3, 250, 0]])
-    weights = torch.cat([p.detach().flatten() for p in model.parameters()]).half()
-    torch.nn.utils.vector_to_parameters(weights.float(), model.parameters())
-    inputs = {"weights": weights.numpy(), "ids": ids[0].int().numpy()}
-    got = dict(zip(graph.outputs, onnxruntime.InferenceSession(graph.model).run(None, inputs)))
-    with torch.no_grad():
-        logits, routings = model(ids)
-    assert np.array_equal(got["experts"][1], routings[1].topk_indices.numpy())
-    assert got["next"][:, 0] == pytest.approx(logits[0].softmax(dim=-1).amax(dim=-1).numpy(), abs=1e-5)
 
 
 def test_the_page_gets_the_panels_of_python_with_what_to_fill_in():
