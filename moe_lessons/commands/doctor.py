@@ -5,7 +5,6 @@ A check imports what is beyond the standard library itself: a missing package is
 import argparse
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +19,7 @@ def main(argv: Sequence[str] = ()) -> int:
     argparse.ArgumentParser("python -m moe_lessons doctor", description=main.__doc__).parse_args(argv)
     print(f"Python {platform.python_version()}, {sys.executable}")
     failed = 0
-    for check in (check_packages, check_torch, check_kernel, check_extensions, check_folders):
+    for check in (check_packages, check_torch, check_kernel, check_extensions):
         try:
             findings = list(check())
         except Exception as error:  # a check that cannot run is a finding too
@@ -82,21 +81,3 @@ def check_extensions() -> Findings:
             advice = "; ".join(f"run `jupyter labextension enable {name}`" for name in off)
             seen = f"JupyterLab extension {extension} is {'disabled' if off else 'enabled'}"
             yield "FAIL" if off else "ok", seen, advice
-
-
-def check_folders() -> Findings:
-    """Find whether Jupyter can write how to reach its kernels, and the course what you have done."""
-    from jupyter_core.paths import jupyter_runtime_dir
-
-    from moe_lessons.course import progress
-
-    kept = {"JUPYTER_RUNTIME_DIR to another folder": Path(jupyter_runtime_dir())}
-    if path := progress.file():
-        kept["MOE_LESSONS_PROGRESS to a file elsewhere"] = path.parent
-    for setting, folder in kept.items():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-            yield "ok", f"{folder} can be written", ""
-        except OSError as error:
-            yield "FAIL", f"{folder} cannot be written ({error.strerror})", f"make it writable, or set {setting}"

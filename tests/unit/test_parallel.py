@@ -139,8 +139,7 @@ def test_what_is_refused_on_all_ranks_alike(tmp_path):
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step1", "step2", "step10"]
 
 
-@pytest.mark.parametrize("name", ["model.json", "*.safetensors"])
-@pytest.mark.parametrize("content", [b"[" * 100_000, None])
+@pytest.mark.parametrize("name, content", [("model.json", b"[" * 100_000), ("*.safetensors", None)])
 def test_a_damaged_checkpoint_is_refused_by_name_and_the_one_before_it_serves(name, content, tmp_path):
     settings = replace(SMALL, steps=2, every=1, checkpoint=str(tmp_path))
     launch(train_rank, 1, settings)
