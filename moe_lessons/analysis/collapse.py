@@ -14,7 +14,6 @@ from moe_lessons.nn import FeedForward
 from moe_lessons.support.errors import check_choice, check_whole
 from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.training.record import gathered
 
 NUM_POINTS = 2048  # whose gains are taken
 PRACTICE = 500_009  # a part of its seed: the run itself sees other points
@@ -30,32 +29,30 @@ STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields 
 
 
 class WatchedRun(Run):
-    """A `Run` of a `PlaneClassifier` that keeps, for each step, the norms of the gradients (E,) of the experts'
-    weights (`expert_gradients`) and of their rows of the router (`router_gradients`)."""
+    """A `Run` of a `PlaneClassifier` that keeps, for each step, the norm of the gradient of each expert's weights (E,)
+    in `expert_gradients`."""
 
     has_checkpoints = False
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self._norms: list[dict[str, np.ndarray]] = []  # one more than records after a step that was taken back
+        self._norms: list[np.ndarray] = []  # one more than records after a step that was taken back
         self.after_backward.append(keep_norms)
 
-    expert_gradients = property(lambda self: [norms["experts"] for norms in self._norms[: len(self.records)]])
-    router_gradients = property(lambda self: [norms["router"] for norms in self._norms[: len(self.records)]])
+    expert_gradients = property(lambda self: self._norms[: len(self.records)])
 
 
 def keep_norms(run: WatchedRun, routings: list) -> None:
     """Keep the norms of the gradients of the step that is computed."""
     del run._norms[len(run.records) :]
-    block = run.model.block
-    norms = {"experts": gradient_norms(block.experts.parameters()), "router": gradient_norms([block.router.weight])}
-    run._norms += gathered(norms)
+    norms = gradient_norms(run.model.block.experts.parameters())
+    run._norms.append(norms.cpu().numpy().astype(float))
 
 
-def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", block=None, device="cpu") -> WatchedRun:
+def watched_run(setting: PlaneSetting, seed: int = 0, learns: str = "all", device="cpu") -> WatchedRun:
     """Make the mixture of `training.plane_runs`, watched. `learns`: a name of `LEARNS`; the other part stands still."""
     still = LEARNS[check_choice("learns", learns, LEARNS)]
-    model, task = plane_model(setting, seed, block, device)
+    model, task = plane_model(setting, seed, device=device)
     if still:
         getattr(model.block, still).requires_grad_(False)
     run = WatchedRun(model, task, lr=setting.lr, seed=seed)

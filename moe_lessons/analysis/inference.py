@@ -29,9 +29,9 @@ def decode_speed(
     """Measure the tokens per second of each model in decoding: a row for each batch size and model.
 
     batch: how many sequences are written at once, B. tokens_per_second: of all B together, the median over `repeats`.
-    speedup: over the last model, the median of the ratios within a round, with its quartiles. In a round each model
-    reads num_tokens bytes, drawn from `seed`, behind a prompt; the median step counts. device: where copies of the
-    models work, such as 'cuda' or 'auto'; None: where they are, all on one device.
+    speedup: over the last model, the median of the ratios within a round. In a round each model reads num_tokens bytes,
+    drawn from `seed`, behind a prompt; the median step counts. device: where copies of the models work, such as 'cuda'
+    or 'auto'; None: where they are, all on one device.
 
     >>> from moe_lessons.nn import TransformerConfig
     >>> decode_speed({"tiny": LanguageModel(TransformerConfig())}, (1, 4)).speedup.tolist()
@@ -53,9 +53,8 @@ def decode_speed(
             times = np.reshape(take_turns(steps, repeats, place), (len(models), num_tokens, repeats))
             times = np.median(times, axis=1)  # (models, repeats)
             for name, own in zip(models, times, strict=True):
-                ratio = Ratio.of(times[-1], own)
-                rows.append((batch, name, batch * 1000 / median(own), ratio.median, ratio.low, ratio.high))
-    return pd.DataFrame(rows, columns=["batch", "model", "tokens_per_second", "speedup", "low", "high"])
+                rows.append((batch, name, batch * 1000 / median(own), Ratio.of(times[-1], own).median))
+    return pd.DataFrame(rows, columns=["batch", "model", "tokens_per_second", "speedup"])
 
 
 def decode_token(model: LanguageModel, ids: Tensor, cache: KVCache, place: int) -> None:

@@ -22,8 +22,6 @@ class LoadStatistics:
     """The distribution of the assignments of one MoE layer over its E experts."""
 
     max_over_mean: float  # the load of the busiest expert over the mean load; 1 is even, E is all on one
-    entropy: float  # of the load shares, over that of an even load; 1 is even, log K / log E is all on K
-    coefficient_of_variation: float  # standard deviation over mean; 0 is even, √(E - 1) is all on one
     dead: int  # experts that fewer than 1 % of the tokens want (`DEAD_SHARE`)
 
 
@@ -32,7 +30,7 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
     makes `top_k` assignments; a `Routing` knows that by itself. No tokens at all count as even.
 
     >>> load_statistics([10, 10, 20, 0])
-    LoadStatistics(max_over_mean=2.0, entropy=0.75, coefficient_of_variation=0.7071067811865476, dead=1)
+    LoadStatistics(max_over_mean=2.0, dead=1)
     """
     if isinstance(load, Routing):
         shares, dead = _shares(load.demand_per_expert), dead_experts(load)
@@ -40,13 +38,7 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
         shares = _shares(load)
         dead = int(is_dead(shares * check_top_k(top_k, len(shares))).sum())
     even = torch.full_like(shares, 1 / len(shares))
-    entropy = torch.special.entr(shares).sum() / torch.special.entr(even).sum()  # entr(p) = -p·log p
-    return LoadStatistics(
-        max_over_mean=(shares.max() / even[0]).item(),
-        entropy=entropy.item() if len(shares) > 1 else 1.0,  # for one expert it would be 0 / 0
-        coefficient_of_variation=(shares.std(correction=0) / even[0]).item(),
-        dead=dead,
-    )
+    return LoadStatistics((shares.max() / even[0]).item(), dead)
 
 
 def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:

@@ -68,7 +68,7 @@ def test_speed_and_speed_up_of_models_that_take_turns_and_decode_token_by_token(
     frame = decode_speed(models, (1, 4), repeats=3, num_tokens=2)
     assert frame.batch.tolist() == [1, 1, 4, 4] and frame.model.tolist() == ["slow", "fast"] * 2
     assert frame.tokens_per_second.tolist() == [250, 1000, 1000, 4000]
-    assert frame.speedup.tolist() == frame.low.tolist() == frame.high.tolist() == [0.25, 1] * 2
+    assert frame.speedup.tolist() == [0.25, 1] * 2
     steps = clock
     steps.clear()
     models["slow"].train()

@@ -1,7 +1,6 @@
 """Load statistics and their sentences where the answer is known; gradients and pushes of a collapse by hand."""
 
 import copy
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -22,18 +21,13 @@ from moe_lessons.training import PRESETS, Run, load_share, plane_runs
 @given(st.lists(st.integers(0, 1000), min_size=2, max_size=12).filter(any))
 def test_the_formulas(counts):
     mean = sum(counts) / len(counts)
-    shares = [count / sum(counts) for count in counts]
     statistics = load_statistics(counts)
-    entropy = -sum(p * math.log(p) for p in shares if p > 0)
-    variance = sum((count - mean) ** 2 for count in counts) / len(counts)
     assert statistics.max_over_mean == pytest.approx(max(counts) / mean)
-    assert statistics.entropy == pytest.approx(entropy / math.log(len(counts)))
-    assert statistics.coefficient_of_variation == pytest.approx(math.sqrt(variance) / mean, abs=1e-9)
-    assert statistics.dead == sum(share < 0.01 for share in shares)
+    assert statistics.dead == sum(count / sum(counts) < 0.01 for count in counts)
 
 
 def test_counts_shares_tensors_and_a_routing_say_the_same_and_no_tokens_are_even():
-    assert load_statistics([12]) == load_statistics([0, 0, 0, 0]) == LoadStatistics(1.0, 1.0, 0.0, 0)
+    assert load_statistics([12]) == load_statistics([0, 0, 0, 0]) == LoadStatistics(1.0, 0)
     assert load_statistics(TopKRouter(4, 3, 2)(torch.zeros(0, 4))).dead == 0
     routing = MoE(8, 4, 6, top_k=2)(torch.randn(50, 8, generator=torch.Generator().manual_seed(0)))[1]
     counts = routing.demand_per_expert
@@ -41,8 +35,7 @@ def test_counts_shares_tensors_and_a_routing_say_the_same_and_no_tokens_are_even
     for load in (counts, counts.tolist(), load_share(routing), load_share(routing).tolist(), counts.numpy()):
         statistics = load_statistics(load, top_k=2)
         assert statistics.dead == expected.dead
-        assert statistics.entropy == pytest.approx(expected.entropy)
-        assert statistics.coefficient_of_variation == pytest.approx(expected.coefficient_of_variation, rel=1e-5)
+        assert statistics.max_over_mean == pytest.approx(expected.max_over_mean)
     assert load_statistics(apply_capacity(routing, 3)) == expected  # what is dropped counts as wanted
 
 
@@ -99,12 +92,11 @@ def test_a_watched_run_trains_as_a_plain_one():
     watched, plain = watched_run(COLLAPSE, seed=3), plane_runs(COLLAPSE, seed=3)["MoE"]
     for _ in range(5):
         assert replace(watched.step(), ms_per_step=0) == replace(plain.step(), ms_per_step=0)
-    assert len(watched.expert_gradients) == len(watched.router_gradients) == 5
+    assert len(watched.expert_gradients) == 5
     block = watched.model.block
     for e in range(8):
         everything = torch.cat([weight.grad[e].flatten() for weight in block.experts.parameters()])
         assert watched.expert_gradients[-1][e] == pytest.approx(everything.norm().item(), rel=1e-5)
-        assert watched.router_gradients[-1][e] == pytest.approx(block.router.weight.grad[e].norm().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("learns", LEARNS)
@@ -116,7 +108,7 @@ def test_what_does_not_learn_stands_still(learns):
     same_experts = all(torch.equal(a, b) for a, b in zip(experts, run.model.block.experts.parameters(), strict=True))
     assert same_experts == (learns == "router only") == (np.max(run.expert_gradients) == 0)
     same_router = torch.equal(router, run.model.block.router.weight)
-    assert same_router == (learns == "experts only") == (np.max(run.router_gradients) == 0)
+    assert same_router == (learns == "experts only")
 
 
 def test_pushes_against_finite_differences(monkeypatch):
