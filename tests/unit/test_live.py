@@ -70,18 +70,6 @@ async def test_it_trains_as_many_steps_as_asked_and_by_itself_max_steps():
 
 
 @on_a_loop
-async def test_two_views_train_at_once_and_the_notebook_stays_usable(monkeypatch):
-    monkeypatch.setattr(loop, "FPS", 1e-9)  # also between two pictures
-    one, two, answered = make_view(play=ENDLESS), make_view(play=ENDLESS), []
-    await until(lambda: one.step > 5 and two.step > 5)
-    step = one.step
-    asyncio.get_running_loop().call_later(0.05, answered.append, 1)  # as a message from the page
-    await until(lambda: answered)
-    assert one.step > step and one.loop.cost["pictures"] == 0
-    await ended(one), await ended(two)
-
-
-@on_a_loop
 async def test_the_buttons_train_one_step_and_fifty_in_a_pause():
     view = make_view()
     for name, steps in (("Step", 1), ("+50", 51)):
@@ -295,14 +283,6 @@ async def test_who_waits_with_a_time_limit_stops_waiting_and_the_training_goes_o
     await until(lambda: view.step > step + 5)
     assert view.running and words(view).strip() == ""
     await ended(view)
-
-
-def test_a_static_page_gets_no_message_and_a_live_one_the_view_too(static, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(canvas.LiveCanvas, "send", lambda *_: pytest.fail("a message to a page"))
-        data, _ = make_view(play=9)._repr_mimebundle_()
-    monkeypatch.delenv("MOE_LESSONS_STATIC")
-    assert set(make_view()._repr_mimebundle_()[0]) == set(data) | {"application/vnd.jupyter.widget-view+json"}
 
 
 class Shell:
