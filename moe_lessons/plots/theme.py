@@ -22,6 +22,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import Bbox
 
 from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
+from moe_lessons.support.errors import check_number
 from moe_lessons.support.static import static_mode
 
 # Okabe and Ito's colours for all kinds of sight, so ordered that neighbours differ; a grey in the place of their black
@@ -109,6 +110,7 @@ class LessonFigure(Figure):
     """A matplotlib figure in the style of the course, without pyplot and its global state; a notebook shows it."""
 
     def __init__(self, width: float = 6.4, height: float = 3.6):
+        width, height = check_number("width", width, above=True), check_number("height", height, above=True)
         super().__init__(figsize=(width, height), dpi=100, facecolor=LIGHT.background, layout="constrained")
         FigureCanvasAgg(self)
 

@@ -24,6 +24,7 @@ INPUT_STOPS["weights"] = tuple(WEIGHT_BYTES)
 SIZES = "num_experts top_k shared_experts d_ff d_model num_layers num_kv_heads vocab_size".split()
 SETTINGS = "context_length batch_size machine weights dense_width".split()
 SLIDERS, OWN = "as the sliders say", "this machine"
+LARGEST = 2**20  # of a size: a page may ask for more
 
 
 class CostCalculator(Picture):
@@ -124,7 +125,7 @@ class CostCalculator(Picture):
         self.name, self.sizes, self.source, self.is_slid, self.ratio = name, sizes, source, is_slid, ratio
 
     def _slid(self) -> TransformerShape:
-        sizes = {size: self.inputs[size].value for size in SIZES}
+        sizes = {size: min(self.inputs[size].value, LARGEST) for size in SIZES}
         heads = self.shape.num_heads
         if sizes["d_model"] != self.shape.d_model:
             heads = max(1, sizes["d_model"] // self.shape.head_dim)

@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 COLORS = {"palette": PALETTE, "red": RED, "light": LIGHT.lines, "dark": DARK_LINES}
 IN_FLIGHT, EVERY = 8, 4  # pictures unanswered at most; every fourth asks for an answer, which costs as much
 NONE = np.array(None)  # in the place of an array that no page has yet
-PATIENCE = 2.0  # seconds of silence before one more picture is tried
+FIRST_PATIENCE, LONGEST_PATIENCE = 0.25, 30.0  # seconds of silence before the next picture is tried
 
 
 class LiveCanvas(anywidget.AnyWidget):
@@ -28,7 +28,7 @@ class LiveCanvas(anywidget.AnyWidget):
     arrays that have changed. A page that opens later (a second view, a reload) says hello and gets everything.
 
     `ready` is false while `IN_FLIGHT` pictures are unanswered: a page that is hidden, frozen or closed does not draw,
-    so it does not answer, and then a picture is tried every two seconds. Nothing piles up.
+    so it does not answer, and then single pictures are tried, after 1/4, 1/2, 1, … 30 seconds. Nothing piles up.
 
     on_pick(kind, index), on the kernel's thread: an 'expert', 'token', 'layer' or 'model' was clicked."""
 
@@ -43,7 +43,7 @@ class LiveCanvas(anywidget.AnyWidget):
         self.behind = 1.0  # how many pictures the page gets for each that it draws
         self.panels: dict[int, Panel] = {}  # what was shown last, by place
         self.words: dict[str, Any] = {}
-        self._sent_at = 0.0
+        self._patience, self._sent_at = FIRST_PATIENCE, 0.0
         self._headers: dict[int, dict] = {}  # what the pages have: the description of each panel, ...
         self._arrays: dict[str, np.ndarray] = {}  # ... and each array
         self._lock = threading.Lock()
@@ -52,7 +52,7 @@ class LiveCanvas(anywidget.AnyWidget):
     @property
     def ready(self) -> bool:
         """Return whether the page has kept up, or has been silent for so long that one more picture is worth a try."""
-        return self.frame - self.answered < IN_FLIGHT or time.monotonic() - self._sent_at > PATIENCE
+        return self.frame - self.answered < IN_FLIGHT or time.monotonic() - self._sent_at > self._patience
 
     def show(self, panels: dict[int, Panel], count: int, **words: Any) -> None:
         """Send panels by their place (the others stay), and texts. count: how many panels there are from now on."""
@@ -74,13 +74,16 @@ class LiveCanvas(anywidget.AnyWidget):
             self._send_frame(headers, arrays, words)
 
     def _send_frame(self, headers: dict, arrays: dict[str, np.ndarray], words: dict, **more: Any) -> None:
+        is_a_try = self.frame - self.answered >= IN_FLIGHT
+        if is_a_try:  # after silence
+            self._patience = min(2 * self._patience, LONGEST_PATIENCE)
         self.frame, self._sent_at = self.frame + 1, time.monotonic()
         slots, data = [], bytearray()
         for slot, array in arrays.items():
             slots.append([slot, array.dtype.str[1:], array.shape, len(data)])
             data += array.tobytes() + bytes(-array.nbytes % 8)  # every array begins at a multiple of 8
         content = {"frame": self.frame, "panels": headers, "slots": slots, "words": words, **more}
-        if self.frame - self.answered > IN_FLIGHT or self.frame % EVERY == 0:  # after silence each one asks
+        if is_a_try or self.frame % EVERY == 0:
             content["answer"] = True
         if not static_mode():
             self.send(content, [bytes(data)])
@@ -90,7 +93,7 @@ class LiveCanvas(anywidget.AnyWidget):
         content = content if isinstance(content, dict) else {}
         drawn, behind = content.get("drawn"), content.get("behind", 1)
         if is_whole(drawn, self.answered + 1, self.frame):
-            self.answered = drawn
+            self.answered, self._patience = drawn, FIRST_PATIENCE
             self.behind = min(max(1.0, behind), 10.0) if isinstance(behind, int | float) else 1.0  # NaN: 1
         elif content.get("hello") is True:
             with self._lock:

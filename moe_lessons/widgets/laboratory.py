@@ -2,10 +2,12 @@
 
 import threading
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 import ipywidgets as W
+import torch
 
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.plots.panels._history import RECENT, X_AXES, recent_load
@@ -14,6 +16,7 @@ from moe_lessons.training import Run
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.controls import CONTROLS, Box, CheckBoxes, control, move
 from moe_lessons.widgets.live import LiveRun
+from moe_lessons.widgets.loop import FAULTS
 from moe_lessons.widgets.spec import Spec, State
 
 MOST = 10**9  # of what is counted
@@ -30,6 +33,8 @@ class Lab(LiveRun):
     def __init__(self, spec: Spec, values: Mapping[str, Any], panels, settings: Mapping[str, Any] = NOTHING, **more):
         for name in settings:
             check_choice("setting", name, spec.defaults)
+        if len(devices()) > 1:
+            spec = replace(spec, start=(*spec.start, "device"))
         self.spec = spec
         values = self.check({"x_axis": "steps"} | values | settings, settings)
         self.inputs: dict[str, W.Widget] = {}
@@ -44,13 +49,17 @@ class Lab(LiveRun):
         """Return what a control has to choose from, with these values."""
         if name == "top_k":
             return range(1, values["num_experts"] + 1)
+        if name == "device":
+            return devices()
         return tuple(X_AXES) if name == "x_axis" else self.spec.stops_of(name)
 
     def check(self, values: Mapping[str, Any], given: Collection[str] = ()) -> dict[str, Any]:
         """Return the values, or raise ValueError. given: those that must apply, where the others may be idle."""
         for name in self.spec.start + self.spec.display:  # the experts come before the top-k that they limit
             value, stops = values[name], self.stops(name, values)
-            if name == "top_k":
+            if name == "device":
+                device_name(value)
+            elif name == "top_k":
                 check_top_k(value, values["num_experts"])
             elif isinstance(stops, Box) or (isinstance(stops, range) and name in self.spec.display):
                 check_whole(name, value, *((0, stops.high) if isinstance(stops, Box) else (stops[0], stops[-1])))
@@ -59,7 +68,7 @@ class Lab(LiveRun):
             elif stops and isinstance(stops[0], str):
                 check_choice(name, value, stops)
         idle = self.idle(values)
-        checked = dict(values) | {"device": str(check_device(values["device"]))}
+        checked = dict(values) | {"device": device_name(values["device"])}
         for name in self.spec.live:
             checked[name] = KNOBS[name].check(values[name])
             if name in given and name in idle and checked[name] != KNOBS[name].off:
@@ -195,7 +204,7 @@ class Lab(LiveRun):
             values["top_k"] = min(values["top_k"], values["num_experts"])
         try:
             self._apply(self.check(values), "afresh" in moved)
-        except Exception:  # of a learner's block
+        except FAULTS:  # of a learner's block
             self.show_values()
             raise
 
@@ -219,6 +228,18 @@ class Lab(LiveRun):
             self.loop.trouble = ""
         self.applied()
         self.show_values()
+
+
+def devices() -> tuple[str, ...]:
+    """The devices of this machine, the CPU first."""
+    found = torch.accelerator.current_accelerator()
+    return "cpu", *(f"{found.type}:{i}" for i in range(torch.accelerator.device_count()))
+
+
+def device_name(device: Any) -> str:
+    """Return the name of a device as `devices` has it; 'auto' is the first accelerator. ValueError: it is not here."""
+    found = check_device(device)
+    return check_choice("device", "cpu" if found.type == "cpu" else f"{found.type}:{found.index or 0}", devices())
 
 
 def names_of(names: Any, what: str, allowed: Sequence[str] | None = None) -> tuple[str, ...]:

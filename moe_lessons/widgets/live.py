@@ -1,6 +1,7 @@
 """A view of training while it happens: a canvas, a bar of buttons, and a loop that trains."""
 
 import functools
+import gc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from moe_lessons.support.errors import check_positive_int, shown
 from moe_lessons.tasks import PlaneTask
 from moe_lessons.training import Run, TrainingDiverged, step_together
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.loop import Loop, error_sentence
+from moe_lessons.widgets.loop import FAULTS, Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
 from moe_lessons.widgets.plane import NUM_TOKENS, Plane, clean_load, read_plane
 from moe_lessons.widgets.spec import Spec, State
@@ -82,6 +83,7 @@ class LiveRun(Picture):
         self._waits = bool(play) and self.loop.events is None  # nobody sees a picture before the training
         end_with_its_cell(self)
         super().__init__(rows=[W.Box(self.bar()).add_class("moe-bar"), *self.rows()])
+        _spare_what_is_loaded()
         self._waits = False
         if play:
             self.play(play)
@@ -277,7 +279,7 @@ class LiveRun(Picture):
             panels, now = self._due(asked), round(time.monotonic() / TEXT_INTERVAL)
             if asked or self._is_old("lines", (), now, PANELS_SHARE / len(self.functions)):
                 words = self._make("lines", self.lines, (), now)
-        except Exception as error:  # of a learner's model or panel
+        except FAULTS as error:  # of a learner's model or panel
             if not self.canvas.frame:  # there was no picture yet
                 raise
             self.pause()
@@ -354,7 +356,7 @@ def has_diverged(run: Run) -> bool:
     """Return whether the last update was too large, which no step has noticed yet."""
     try:
         return not math.isfinite(run.evaluate(1)["loss"])
-    except Exception:
+    except FAULTS:
         return False
 
 
@@ -378,3 +380,10 @@ def _before_cell(info: Any = None) -> None:
     for ended in (cell.get("cellId"), *cell.get("deletedCells", ())):
         for view in _views.pop(ended, ()):
             view.close()
+
+
+@functools.cache
+def _spare_what_is_loaded() -> None:
+    """Spare the garbage collector a million objects of torch: each full search stops the picture for .2 seconds."""
+    gc.collect()
+    gc.freeze()

@@ -17,6 +17,7 @@ SENDING = 0.03  # what a picture costs before any panel is drawn, as a part of w
 TURN = 0.01  # seconds of training at once: then the kernel has a turn
 TURNS = 3  # of the event loop after it: one message from the page needs several
 
+FAULTS = (Exception, SystemExit)  # of a learner's code, `sys.exit()` in a block too; an interrupt stays an interrupt
 _loops: "weakref.WeakSet[Loop]" = weakref.WeakSet()  # all that have trained: an interrupt pauses each
 
 
@@ -99,7 +100,7 @@ class Loop:
                     self._take_a_turn()
                 for _ in range(TURNS):
                     await asyncio.sleep(0)
-        except Exception as error:
+        except FAULTS as error:
             self.trouble = error_sentence(error)
         finally:
             self.playing = False
@@ -154,7 +155,7 @@ class Loop:
     def _try(self, action: Callable[[], None]) -> None:
         try:
             action()
-        except Exception as error:
+        except FAULTS as error:
             self.trouble = error_sentence(error)
 
     def _check_open(self) -> None:
@@ -182,6 +183,6 @@ def on_the_loop(events: asyncio.AbstractEventLoop | None, action: Callable[..., 
     action(*arguments) if events is None else events.call_soon_threadsafe(action, *arguments)
 
 
-def error_sentence(error: Exception) -> str:
+def error_sentence(error: BaseException) -> str:
     """Return what went wrong, with the kind of error where that says more."""
     return str(error) if isinstance(error, TrainingDiverged | ValueError) else f"{type(error).__name__}: {error}"

@@ -86,4 +86,10 @@ def tips(widget: W.Widget) -> dict[str, str]:
     themselves."""
     parts = [part for part in descendants(widget) if hasattr(part, "description") and not isinstance(part, W.Button)]
     controls = [part for part in parts if getattr(part, "tooltip", None)]
-    return {("☐ " if isinstance(c, W.Checkbox) else "") + c.description: c.tooltip for c in controls}
+    said = {("☐ " if isinstance(c, W.Checkbox) else "") + c.description: c.tooltip for c in controls}
+    return {sendable(label): sendable(tip) for label, tip in said.items()}
+
+
+def sendable(text: str) -> str:
+    """A text that a page may have set, without what no message can carry."""
+    return text.encode("utf-8", "replace").decode("utf-8")

@@ -156,14 +156,20 @@ def test_a_configuration_from_a_file_and_what_is_wrong_with_one(cost, tmp_path):
     assert "config_file" not in CostCalculator().inputs
 
 
+def test_a_size_beyond_all_that_a_page_may_ask_for_is_the_largest(cost):
+    cost.inputs["num_layers"].max = 10**300
+    move(cost, num_layers=10**300)
+    assert cost.shape.num_layers == 2**20 and max(len(cell) for row in mark(cost, 2, Table).cells for cell in row) < 30
+    with pytest.raises(ValueError, match="^dense_width must be a finite number .* got 1e[+]308$"):
+        CostCalculator(dense_width=1e308)
+
+
 def test_a_machine_of_your_own():
     shape = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
     cost = CostCalculator(shape, 0, 4, Machine(10e9, 80e9), "float32")
     assert "On this machine they would write" in cost.sentence() and not any("fits" in row for row in cost.table().rows)
     assert cells(cost, "tokens/s")[1] == f"{4 / (4 * cost.sizes.dense().read() / 10e9):,.0f}"
     made_again(cost)
-    with pytest.raises(ValueError, match="^dense_width must be a finite number .* got 1e[+]308$"):
-        CostCalculator(dense_width=1e308)
     move(cost, machine="NVIDIA H200 SXM")
     assert "They fit into one NVIDIA H200 SXM" in cost.sentence() and "machine='NVIDIA H200 SXM'" in repr(cost)
 

@@ -9,7 +9,7 @@ from live_tools import hear
 
 from moe_lessons.plots.marks import Bars, Line, Panel
 from moe_lessons.widgets import canvas as module
-from moe_lessons.widgets.canvas import IN_FLIGHT, PATIENCE, LiveCanvas
+from moe_lessons.widgets.canvas import FIRST_PATIENCE, IN_FLIGHT, LONGEST_PATIENCE, LiveCanvas
 from moe_lessons.widgets.kernel import prepare_kernel
 
 
@@ -53,7 +53,7 @@ def test_only_what_has_changed_is_sent_and_a_page_that_says_hello_gets_everythin
     assert arrays(canvas.sent[-1])["1.0.y"] == 0.625 and len(arrays(canvas.sent[-1])) == 6
 
 
-def test_a_page_that_does_not_answer_gets_few_pictures_until_it_answers(monkeypatch):
+def test_a_page_that_does_not_answer_gets_fewer_and_fewer_pictures_until_it_answers(monkeypatch):
     clock = SimpleNamespace(now=1000.0)
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     canvas, tries = a_canvas(), []
@@ -61,12 +61,14 @@ def test_a_page_that_does_not_answer_gets_few_pictures_until_it_answers(monkeypa
         if canvas.ready:
             canvas.show({}, 0)
     assert len(canvas.sent) == IN_FLIGHT and any(content.get("answer") for content, _ in canvas.sent)
-    for _ in range(1000):
-        clock.now += 0.01
+    for _ in range(400_000):  # milliseconds
+        clock.now += 0.001
         if canvas.ready:
             canvas.show({}, 0)
-            tries.append(clock.now)
-    assert np.diff([1000, *tries]) == pytest.approx(PATIENCE, abs=0.02)
+            tries.append(clock.now - 1000)
+    waited = np.diff([0, *tries])
+    assert waited[:4] == pytest.approx(FIRST_PATIENCE * 2.0 ** np.arange(4), abs=0.01)
+    assert waited[-1] == pytest.approx(LONGEST_PATIENCE, abs=0.01) and len(tries) < 25
     assert all(content["answer"] for content, _ in canvas.sent[IN_FLIGHT:])  # each try asks
     hear(canvas, {"drawn": canvas.frame})
     asked = len(canvas.sent)
@@ -74,6 +76,8 @@ def test_a_page_that_does_not_answer_gets_few_pictures_until_it_answers(monkeypa
         assert canvas.ready
         canvas.show({}, 0)
     assert not canvas.ready and 0 < sum("answer" in content for content, _ in canvas.sent[asked:]) < IN_FLIGHT / 3
+    clock.now += FIRST_PATIENCE + 0.01
+    assert canvas.ready  # its patience is the first again
 
 
 @pytest.mark.parametrize("drawn", [0, 2, 5, -1, True, 1.5, "4", None, [4], 10**400])

@@ -1,13 +1,15 @@
 """What all laboratories have in common: how they are made, and how controls are moved, applied, refused and shown."""
 
 import inspect
+import json
 import math
+import sys
 from itertools import product
 
 import ipywidgets as W
 import pytest
 import torch
-from live_tools import LABS, assert_consistent, button, click, losses, on_a_loop, settled, until, words
+from live_tools import LABS, MyMoE, assert_consistent, button, click, losses, on_a_loop, settled, until, words
 
 from moe_lessons import widgets
 from moe_lessons.analysis.collapse import watched_run
@@ -15,6 +17,7 @@ from moe_lessons.nn import LanguageModel, seeded
 from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
 from moe_lessons.widgets import Lab, Playground, live
+from moe_lessons.widgets.picture import descendants
 from moe_lessons.widgets.routing_lab import KNOBS_AT_FIRST, corpus
 
 
@@ -259,9 +262,51 @@ def test_an_interrupt_of_advance_leaves_all_runs_after_the_same_step(name, monke
     assert losses(lab) == losses(again)  # as if nothing had been
 
 
+@on_a_loop
+async def test_sys_exit_in_a_learners_block_is_said_and_an_interrupt_stays_one():
+    class Leaves(MyMoE):
+        steps = 0
+
+        def forward(self, x):
+            Leaves.steps += self.training
+            if Leaves.steps > 3:
+                sys.exit("enough")
+            return super().forward(x)
+
+    lab = Playground(block=Leaves)
+    lab.play(10)
+    await lab.finished()
+    assert "SystemExit: enough" in words(lab) and lab.canvas.words["state"] == "paused"
+    Leaves.steps = 0
+    lab.play(2)
+    await lab.finished()
+    assert "SystemExit" not in words(lab)
+
+
+def test_a_message_that_sets_what_a_part_of_a_view_says_does_not_stop_later_pictures():
+    lab = LABS["CollapseLab"]()
+    message = {"method": "update", "state": {"tooltip": "\ud800"}, "buffer_paths": []}
+    for part in (lab, *descendants(lab)):  # the canvas and rows of controls have a tooltip, too, and no description
+        part._handle_msg({"content": {"data": message}, "buffers": []})
+    lab.show()
+    assert lab.loop.trouble == ""
+    json.dumps(lab.canvas.words, ensure_ascii=False).encode("utf-8")
+
+
 @pytest.mark.parametrize("name", LABS)
-def test_a_device_is_one_of_this_machine(name):
-    lab = LABS[name](device="auto")
-    assert lab.main_run.device.type == lab.state.values["device"].partition(":")[0]
-    with pytest.raises(ValueError, match="^device must be one of [^\\n]*, got 'cuda:99'"):
-        LABS[name](device="cuda:99")
+@on_a_loop
+async def test_a_device_is_chosen_where_there_is_more_than_one_and_refused_where_it_is_not_here(name, monkeypatch):
+    assert "device" not in LABS[name](device="auto").inputs
+    for device in ("cuda:7", "meta", "tpu", 3, None):
+        with pytest.raises(ValueError, match="^device must be one of [^\\n]*, got "):
+            LABS[name](device=device)
+    monkeypatch.setattr("moe_lessons.widgets.laboratory.devices", lambda: ("cpu", "cuda:0"))
+    lab = LABS[name]()
+    assert lab.inputs["device"].options == ("cpu", "cuda:0") and "device" not in repr(lab)
+    lab.advance(1)
+    monkeypatch.setattr("moe_lessons.widgets.laboratory.check_device", torch.device)
+    asked = []
+    monkeypatch.setattr(lab, "make_runs", lambda values: asked.append(values["device"]) or lab.runs)
+    lab.inputs["device"].value = "cuda:0"
+    await settled()
+    assert asked == ["cuda:0"] and "device='cuda:0'" in repr(lab)  # it starts afresh there

@@ -146,10 +146,10 @@ async def test_the_page_gets_the_pictures_that_it_can_draw_and_training_its_shar
 
 
 @on_a_loop
-async def test_to_a_page_that_does_not_draw_hardly_anything_is_sent_but_answers(on_a_page, monkeypatch):
-    monkeypatch.setattr(canvas, "PATIENCE", 1000)  # seconds
+async def test_to_a_page_that_does_not_draw_hardly_anything_is_sent_but_answers(on_a_page):
     view, sent, asked_at = make_view(), [], []
     view.canvas.send = lambda content, buffers: sent.append(content)
+    view.canvas._patience = 1000  # seconds
     view.play(ENDLESS)
     await until(lambda: not view.canvas.ready)
     step = view.step
@@ -183,12 +183,12 @@ async def test_costly_panels_and_readings_of_your_own_get_their_part_of_the_time
 
 
 @on_a_loop
-async def test_while_a_long_step_is_trained_pictures_come_between_its_runs(monkeypatch):
-    monkeypatch.setattr(canvas, "PATIENCE", 0)  # seconds: a page that is always worth a try
+async def test_while_a_long_step_is_trained_pictures_come_between_its_runs():
     drawn, seen = [], []
     task = Task({"each": lambda: (drawn.append(1), work(0.04))})
     view = LiveRun({name: make_run(task) for name in "abc"}, ("loss",))
     view.canvas.send = lambda content, buffers: seen.append(len(drawn) % 3)
+    view.canvas._patience = 0  # seconds: a page that is always worth a try
     view.play(6)
     await view.finished()
     assert {1, 2} <= set(seen) and view.step == 6
@@ -331,6 +331,7 @@ async def test_running_a_cell_again_ends_the_views_that_it_made_and_no_others(sh
 @pytest.mark.parametrize("make", [make_view, *LABS.values()], ids=["LiveRun", *LABS])
 @on_a_loop
 async def test_the_views_of_a_deleted_cell_end_when_the_next_cell_runs_and_leave_nothing(shell, make):
+    live._spare_what_is_loaded()  # else the first view of all is kept
     before = set(ipywidgets._instances)
     view = make()
     view.play(ENDLESS)
