@@ -133,18 +133,14 @@ class BalancingLab(Lab):
                 raise
 
     def _train(self, name: str) -> None:
-        before = tile = self.tiles[name]
+        tile = self.tiles[name]
         if tile.band is self._trunk.band and tile.step >= self.state.values["apply_from"]:  # its remedy starts
             changes = [*tile.changes, tile.step] if tile.step > 0 else []
             tile = replace(tile, band=tile.band.branch(tile.setting), readings=list(tile.readings), changes=changes)
-            self.tiles[name], self.runs[name] = tile, tile.band
-        try:
-            tile.band.step()
-            if tile.step % (READ_EVERY_EARLY if tile.step < EARLY else READ_EVERY) == 0:
-                tile.read()
-        except BaseException:  # a branch has no update of its own to take back yet
-            self.tiles[name], self.runs[name] = before, before.band
-            raise
+        tile.band.step()
+        self.tiles[name], self.runs[name] = tile, tile.band  # not before: a first step that fails leaves no branch
+        if tile.step % (READ_EVERY_EARLY if tile.step < EARLY else READ_EVERY) == 0:
+            tile.read()
 
     def went_back(self) -> None:
         super().went_back()

@@ -9,7 +9,7 @@ import torch
 from live_tools import MyMoE
 
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.nn import FeedForward, MoE, SigmoidRouter, dense_baseline, seeded
+from moe_lessons.nn import FeedForward, HashRouter, MoE, SigmoidRouter, dense_baseline, seeded
 from moe_lessons.plots.marks import Boxes, Panel
 from moe_lessons.plots.panels.block import EXPERT, GREY, HEIGHT, WIDTH, as_digits, block_panel
 from moe_lessons.widgets import Playground, draw_block
@@ -117,8 +117,11 @@ def test_the_strip_has_each_assignment_once_and_no_box_lies_over_another(num_exp
     assert over.sum() == len(over)  # each over itself alone
 
 
-def test_a_block_of_your_own_is_drawn_and_a_router_that_is_too_sure():
+def test_a_block_of_your_own_is_drawn_a_router_that_only_looks_up_and_one_that_is_too_sure():
     assert isinstance(panel_of(*made(4, 2, block=MyMoE)), Panel)
+    hashed, (_, x) = MoE(6, 4, 4, 2, router=HashRouter(4, vocab_size=9, top_k=2)), made()
+    y, routing = hashed(x, token_ids=torch.arange(12) % 9)
+    assert sorted(values(block_panel(hashed, x, y, routing, 0), "weight")) == [0, 0, 0.5, 0.5]
     moe, x = made()
     moe.router.weight.data *= 1000  # probabilities vanish
     assert isinstance(panel_of(moe, x), Panel)

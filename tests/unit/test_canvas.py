@@ -5,6 +5,8 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from live_tools import hear
 
 from moe_lessons.plots.marks import Bars, Line, Panel
@@ -88,6 +90,30 @@ def test_an_answer_that_is_late_early_or_none_changes_nothing(drawn):
     hear(canvas, {"drawn": 3, "behind": 2.5})
     hear(canvas, {"drawn": drawn, "behind": 7})
     assert (canvas.answered, canvas.behind) == (3, 2.5)
+
+
+names = st.sampled_from(["drawn", "behind", "hello", "pick", "index"]) | st.text(max_size=3)
+leaves = st.none() | st.booleans() | st.integers(-9, 9) | st.integers() | st.floats() | st.text(max_size=3)
+anything = st.recursive(leaves, lambda part: st.lists(part, max_size=3) | st.dictionaries(names, part, max_size=4))
+
+
+@given(st.lists(anything | st.dictionaries(names, anything, max_size=4), min_size=1, max_size=5))
+@example([{"drawn": 4, "behind": float("nan")}, {"pick": "token"}, {"pick": [], "index": True}])
+@example([{"drawn": 3, "behind": 10**400}, {"drawn": 4, "behind": "2"}])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
+def test_no_message_from_a_page_does_harm_and_what_is_clicked_is_passed_on(messages):
+    picks = []
+    canvas = a_canvas(lambda *pick: picks.append(pick))
+    for _ in range(4):
+        canvas.show({0: panel(0.5)}, 1, words="even")
+    for message in messages:
+        hear(canvas, message)
+        assert 0 <= canvas.answered <= canvas.frame and 1 <= canvas.behind <= 10
+    assert all(isinstance(kind, str) and type(index) is int and index >= 0 for kind, index in picks)
+    hear(canvas, {"pick": "token", "index": 3})
+    assert picks[-1] == ("token", 3) and canvas.words == {"words": "even", "count": 1} and set(canvas.panels) == {0}
+    canvas.show({0: panel(0.25)}, 1)
+    assert arrays(canvas.sent[-1])["0.0.y"] == 0.25
 
 
 def test_colab_is_asked_once_per_import_and_nothing_else_is(monkeypatch):

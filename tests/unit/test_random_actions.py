@@ -159,7 +159,7 @@ class Actions(RuleBasedStateMachine):
         self.widgets, self.threads = set(_instances), set(threading.enumerate())
         self.events, self.failures = asyncio.new_event_loop(), []
         self.events.set_exception_handler(lambda _, context: self.failures.append(context))
-        self.view = None
+        self.view, self.afresh, self.records = None, False, {}
 
     @initialize(start=numbers, costly=st.booleans(), on_a_loop=st.sampled_from([True, True, True, False]))
     def begin(self, start=0, costly=False, on_a_loop=True):
@@ -170,6 +170,13 @@ class Actions(RuleBasedStateMachine):
 
         live.QUICK = 0 if costly else math.inf  # all panels are costly, or all are quick
         self.view = self.events.run_until_complete(make()) if on_a_loop else make_here()
+        self.start_values, went_back = None, self.view.went_back
+
+        def goes_back() -> None:
+            self.afresh = True  # records are gone
+            went_back()
+
+        self.view.went_back = goes_back
         self.rest(True)
 
     def spin(self, turns: int) -> None:
@@ -185,6 +192,9 @@ class Actions(RuleBasedStateMachine):
             self.spin(turns)
             if self.view.running or not self.view.loop._actions:
                 break
+        structure = {name: self.view.state.values[name] for name in self.view.spec.start}
+        if structure != self.start_values:
+            self.start_values, self.afresh = structure, True
         self.is_sane()
         if now and not self.view.running:
             self.is_shown()
@@ -207,6 +217,7 @@ class Actions(RuleBasedStateMachine):
         if how != "here":
             self.spin(turns if how == "meanwhile" else 0)
             thread.join()
+        self.afresh |= how == "meanwhile" or self.view.loop.events is None  # there and back
         self.rest(now)
 
     @rule(number=numbers, thread=st.booleans(), now=st.booleans())
@@ -214,6 +225,7 @@ class Actions(RuleBasedStateMachine):
         buttons = [widget for widget in descendants(self.view) if isinstance(widget, W.Button)]
         button = buttons[number % len(buttons)]
         in_thread(lambda: press(button)) if thread else press(button)
+        self.afresh |= button.description not in ("Play", "Pause", "Step", "+50", "Add tile")
         self.rest(now)
 
     @rule(moves=moves)
@@ -235,6 +247,7 @@ class Actions(RuleBasedStateMachine):
         else:
             for name in values:
                 assert view.state.values[name] == values[name] or isinstance(view.state.values[name], tuple), name
+        self.afresh |= waits
         self.rest(True)
 
     @rule(turns=turns)
@@ -297,8 +310,13 @@ class Actions(RuleBasedStateMachine):
         assert not re.match(r"\w*(Error|Exception|Iteration): ", view.loop.trouble), view.loop.trouble
         assert 0 <= canvas.answered <= canvas.frame and 1 <= canvas.behind <= 10
         assert asyncio.all_tasks(self.events) <= {view.loop._task}
-        for run in view.runs.values():
+        for name, run in view.runs.items():
             assert [record.step for record in run.records] == list(range(1, len(run.records) + 1))
+            before = self.records.get(name, [])
+            assert self.afresh or all(old is new for old, new in zip(before, run.records, strict=False)), "history"
+            assert self.afresh or len(run.records) >= len(before) - 1, "at most the last step is taken back"
+        self.records = {name: list(run.records) for name, run in view.runs.items()}
+        self.afresh = bool(view.loop._actions)
         if isinstance(view, BalancingLab):
             check_tiles(view)
 

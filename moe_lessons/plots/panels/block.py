@@ -174,7 +174,7 @@ def draw_strip(heads: list, boxes: list, arrows: list, strip: list, routing: Rou
 
 def as_digits(value: float, digits: int = 2) -> str:
     text = f"{value:.{digits if abs(value) < 9.995 else min(digits, 1) if abs(value) < 99.95 else 0}f}"
-    return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−")
+    return text.removeprefix("-") if not text.strip("-0.") else text.replace("-", "−").replace("inf", "∞")
 
 
 def vector(values, most: int) -> str:
