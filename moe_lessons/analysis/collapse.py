@@ -90,6 +90,20 @@ def practise(run: Run, expert: int, steps: int = 20) -> None:
             getattr(experts, name)[expert] = weight
 
 
+def practised_band(setting: PlaneSetting, seed: int = 0, steps: int = 20) -> SeedBand:
+    """Make a band of one run E + 1 times: in the first nobody practises, in the next expert 0, and so on (`practise`).
+    All have the same data."""
+    band = SeedBand(setting, [seed] * (setting.num_experts + 1))
+    weights = dict(band.model.block.experts.named_parameters())  # each ((E + 1) · E, ...)
+    for expert in range(setting.num_experts):
+        run = watched_run(setting, seed)
+        practise(run, expert, steps)
+        with torch.no_grad():
+            for name, own in run.model.block.experts.named_parameters():  # each (E, ...)
+                weights[name].view(-1, *own.shape)[expert + 1].copy_(own)
+    return band
+
+
 @torch.no_grad()
 def make_alike(experts: nn.Module) -> None:
     """Make every expert a copy of expert 0."""

@@ -112,6 +112,16 @@ def load_collapse_map() -> pd.DataFrame:
     return frame.assign(dead=frame["dead"].map(np.mean)).reset_index(drop=True)
 
 
+def load_plane_sweep(name: str) -> pd.DataFrame:
+    """Read a stored sweep of mixtures in the plane, 'scarce' or 'coefficients': a row for each mixture, step and seed,
+    with what the mixture has that differs, step, seed, accuracy, max_over_mean and dead."""
+    settings, rows, _ = read_runs(data_path(f"results/{name}.jsonl"))
+    measures, seeds = ["accuracy", "max_over_mean", "dead"], list(range(settings["seeds"]))
+    frame = pd.DataFrame(rows).assign(step=[settings["measured"]] * len(rows)).explode(["step", *measures])
+    frame = frame.assign(seed=[seeds] * len(frame)).explode(["seed", *measures], ignore_index=True)
+    return frame.assign(**frame[["step", "seed", *measures]].apply(pd.to_numeric))
+
+
 @dataclass(frozen=True)
 class EffectiveWidth:
     """The `width` of the dense FFN that is as good as a mixture, or its cost, and the lowest and highest that one

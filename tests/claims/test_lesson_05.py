@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moe_lessons.analysis import load_statistics
 from moe_lessons.analysis.collapse import NUM_POINTS, band_of, make_alike, practise, token_gains, watched_run
-from moe_lessons.analysis.results import load_collapse_map
+from moe_lessons.analysis.results import load_collapse_map, load_plane_sweep
 from moe_lessons.nn import TopKRouter, seeded
 from moe_lessons.training import PRESETS, Run, SeedBand, train
 
@@ -204,6 +204,10 @@ def test_collapse_costs_where_experts_are_scarce():
     assert abs(gap[8].mean()) < 0.01 and abs(four_experts[8].mean()) < 0.01
     assert 0.02 < gap[2].mean() < 0.05 and gap[2].mean() > 2 * gap[2].std(ddof=1) / 24**0.5
     assert abs(four_experts[2].mean()) < gap[2].mean() / 2 and (balanced - four).mean() > 0.02
+    stored = load_plane_sweep("scarce").pivot(index=["d_ff", "seed"], columns="model", values="accuracy")
+    wide, tiny = (stored.loc[d_ff].mean() for d_ff in (8, 2))  # what the lesson draws
+    assert wide.max() - wide.min() < 0.01 and 0.02 < tiny["balanced"] - tiny["collapsed"] < 0.05
+    assert abs(tiny["four experts"] - tiny["collapsed"]) < 0.02
 
 
 @pytest.mark.claim("a-router-that-learns-nothing-looks-healthy")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from moe_lessons.analysis import balance_by_layer, collapse, load_statistics
-from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, token_gains, watched_run
+from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, practised_band, token_gains, watched_run
 from moe_lessons.analysis.load import LoadStatistics, describe_load
 from moe_lessons.exercises.lesson_05 import my_push
 from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity
@@ -158,6 +158,15 @@ def test_practice_changes_one_expert_and_makes_it_better_and_alike_makes_all_the
     assert not run.records and run.expert_gradients == []
     x, _ = run.draw(4, run.generators)
     assert torch.equal(x, untouched.draw(4, untouched.generators)[0])  # the data to come are as they were
+    band = practised_band(COLLAPSE, steps=2)
+    practise(run := watched_run(COLLAPSE), 2, steps=2)
+    for name, weight in band.model.block.experts.named_parameters():
+        nobody, *own = weight.chunk(9)
+        assert torch.equal(nobody, untouched.model.block.experts.get_parameter(name))
+        assert torch.equal(own[2], run.model.block.experts.get_parameter(name))
+        for expert, each in enumerate(own):
+            changed = (each != nobody).flatten(1).any(dim=1).tolist()
+            assert changed == [other == expert for other in range(8)]
     experts = watched_run(COLLAPSE).model.block.experts
     before = copies(experts)
     make_alike(experts)

@@ -10,14 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from data import make_collapse_map
+from data import make_collapse_map, make_plane_sweeps
 from data import make_sweeps as sweep
 from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results, results
 from moe_lessons.analysis.studies import TEXT
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.support import data as datafiles
 from moe_lessons.tasks import NOT_SCORED, Facts
-from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.training import PRESETS, Run, SeedBand, TrainingDiverged, train
 
 SHORT = {"steps": 4, "warmup_steps": 1, "decay_steps": 4, "measurements": 2, "batch_size": 2, "held_out": 6}
 TINY = sweep.Sweep(TEXT, {SAME_ACTIVE: (0.01,), "MoE, E=4": (0.01, 0.02)}, range(1), **SHORT)
@@ -153,12 +153,17 @@ def test_the_models_are_what_their_names_say(of):
 
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code():
     stored = {path.stem for path in datafiles.data_path("results/collapse.jsonl").parent.glob("*.jsonl")}
-    assert stored == {*sweep.SWEEPS, "collapse"}
+    assert stored == {*sweep.SWEEPS, *make_plane_sweeps.SWEEPS, "collapse"}
     for name, one in sweep.SWEEPS.items():
         header, *runs = rows_of(name)
         assert header == one.header(name) and sorted(keys(runs)) == sorted(one.table()), name
         assert {run["model"] for run in runs if "lamps" in run} == set(one.recorded)
     assert rows_of("collapse")[0] == make_collapse_map.header()
+    for name, one in make_plane_sweeps.SWEEPS.items():
+        header, *stored = rows_of(name)
+        assert header == one.header(name) and len(stored) == len(one.changes)
+        for row, change in zip(stored, one.changes):
+            assert row | change == row and np.shape(row["accuracy"]) == (len(one.measured), one.num_seeds)
 
 
 @pytest.mark.slow
@@ -170,6 +175,27 @@ def test_a_stored_cell_of_the_collapse_is_trained_again():
         assert np.array(again).mean(axis=1) == pytest.approx(np.mean(stored[cell][:2], axis=1), abs=0.3), cell
     cells = results.load_collapse_map()
     assert len(cells) == 3 * 48 and cells.dead[1] == pytest.approx(np.mean(stored["spread", "K = 1, p", 0.001][1]))
+
+
+def test_a_plane_sweep_is_what_a_band_gives_and_is_read_as_a_table(tmp_path, monkeypatch, capsys):
+    one = make_plane_sweeps.PlaneSweep(PRESETS["collapse"], [{"model": "a"}, {"model": "b", "top_k": 2}], 2, (1, 3))
+    monkeypatch.setitem(make_plane_sweeps.SWEEPS, "scarce", one)
+    (tmp_path / "results").mkdir()
+    make_plane_sweeps.main(["scarce", "--output", str(tmp_path / "results")])
+    monkeypatch.setattr(datafiles, "FOLDER", tmp_path)
+    frame = results.load_plane_sweep("scarce")
+    assert frame.model.tolist() == ["a"] * 4 + ["b"] * 4
+    assert frame.step.tolist() == [1, 1, 3, 3] * 2 and frame.seed.tolist() == [0, 1] * 4
+    band = SeedBand(replace(PRESETS["collapse"], top_k=2), range(2))
+    for step in (1, 3):
+        train(band, step - len(band.records))
+        read, own = band.evaluate(2048), frame[(frame.model == "b") & (frame.step == step)]
+        assert own.accuracy.to_numpy() == pytest.approx(read["accuracies"], abs=1e-4)
+        assert own.max_over_mean.to_numpy() == pytest.approx(8 * read["loads"].max(axis=1), abs=1e-3)
+        assert own.dead.tolist() == (2 * read["loads"] < 0.01).sum(axis=1).tolist()
+    with pytest.raises(SystemExit):
+        make_plane_sweeps.main(["scares"])
+    assert "NAME must be one of scarce, coefficients, got scares" in capsys.readouterr().err
 
 
 RATES_OF = {
