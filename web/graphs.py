@@ -202,8 +202,11 @@ class TrainedPlane(Trained):
         moved = {}
         for name, knob in KNOBS.items():
             if knob.update and knob.needs(self.router):
-                stand = SimpleNamespace(expert_bias=torch.zeros(self.num_experts))  # an update may move nothing else
-                knob.update(stand, routing, 1.0)
+                stand = SimpleNamespace(expert_bias=torch.zeros(self.num_experts))
+                try:
+                    knob.update(stand, routing, 1.0)
+                except AttributeError as error:
+                    raise ValueError(f"{name} must move nothing but expert_bias in a graph, got {error}") from None
                 moved[name] = stand.expert_bias
         return moved
 
