@@ -1,6 +1,7 @@
 """Whole models: a Mixtral or Llama as our `LanguageModel`, and ours as one of them. Two tables serve both ways."""
 
 import csv
+import json
 import os
 import re
 from pathlib import Path
@@ -56,8 +57,7 @@ def export_model(ours: LanguageModel, folder: str | Path | None = None) -> nn.Mo
     The weights are copied, as by `convert_block`. Logits differ by rounding: in float64 too by some 1e-7, since theirs
     has angles and routers in float32; in bfloat16 a near-tie may fall the other way. A router's noise is left out.
 
-    folder: a new or empty one, where the model is saved too, whole or not at all; `from_pretrained(folder)` reads it
-        (with experts_implementation="eager" for float64, and for a d_model or d_ff that is no multiple of 16 bytes). A
+    folder: a new or empty one, where the model is saved too, whole or not at all; `from_pretrained(folder)` reads it. A
         model of bytes comes with its `byte_tokenizer`. No token is special, so `generate` ends after max_new_tokens.
 
     Raises ValueError for what is neither of the two, saying what does not fit, and for weights of several types;
@@ -156,6 +156,9 @@ def save_model(model: nn.Module, folder: Path) -> None:
     with TemporaryDirectory(dir=folder.parent) as beside:
         new = Path(beside, "model")
         model.save_pretrained(new)
+        if model.config._experts_implementation == "eager":  # which that does not write
+            config = json.loads((new / "config.json").read_text()) | {"experts_implementation": "eager"}
+            (new / "config.json").write_text(json.dumps(config, indent=2))
         if model.config.vocab_size == 256:
             byte_tokenizer().save_pretrained(new)
         os.replace(new, folder)

@@ -45,8 +45,11 @@ class PublishedCount:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The configuration in a file, or in the config.json of a folder. ValueError, in one sentence, where it is none."""
     path = Path(path)
+    path = path / "config.json" if path.is_dir() else path
+    if path.exists() and not path.is_file():  # to read a pipe would never end
+        raise ValueError(f"{path} must be a file")
     try:
-        content = (path / "config.json" if path.is_dir() else path).read_bytes()
+        content = path.read_bytes()
         # transformers writes infinity, which JSON lacks, as {"__float__": "Infinity"}
         config = json.loads(content, object_hook=lambda p: float(p["__float__"]) if "__float__" in p else p)
     except OSError as error:
@@ -195,7 +198,10 @@ def find_blocks(model: nn.Module, outside: set[int]) -> Iterator[tuple[list[Tens
 def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
     """The weights of a module of experts, each with the number of experts in it; none for any other module."""
     said = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
-    own = list(module.parameters(recurse=False))
+    own, number = list(module.parameters(recurse=False)), getattr(module, "num_experts", None)
+    tables = [part for part in module.children() if isinstance(part, nn.Embedding) and part.num_embeddings == number]
+    if "router" not in said and tables:  # an expert is a row of each table, as in Doge
+        return [(part.weight, number) for part in tables]
     if "expert" not in said or "shared" in said.split()[0]:
         return []
     if any(weight.ndim > 2 for weight in own):  # stacked
@@ -203,8 +209,7 @@ def routed_weights(name: str, module: nn.Module) -> list[tuple[Tensor, int]]:
     experts = [part for part in module.children() if any(True for _ in part.parameters())]
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         return [(weight, len(experts)) for part in experts for weight in part.parameters()]
-    inner = experts[0] if len(experts) == 1 else None
-    number = getattr(module, "num_experts", None) or getattr(inner, "moe_num_experts", None)
+    number = number or getattr(experts[0] if len(experts) == 1 else None, "moe_num_experts", None)
     flat = all(weight.ndim < 3 for weight in module.parameters())
     return [(weight, number) for weight in module.parameters()] if number and flat else []  # DBRX: E·F rows
 

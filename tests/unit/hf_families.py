@@ -16,8 +16,8 @@ READ = {  # families whose routers the lens reads
     "qwen3_next": "Qwen3NextForCausalLM", "zaya": "ZayaForCausalLM",
 }  # fmt: skip
 NOT_READ = {
-    "jetmoe": "JetMoeForCausalLM", "llama4_text": "Llama4ForCausalLM", "nllb_moe": "NllbMoeForConditionalGeneration",
-    "switch_transformers": "SwitchTransformersForConditionalGeneration",
+    "doge": "DogeForCausalLM", "jetmoe": "JetMoeForCausalLM", "llama4_text": "Llama4ForCausalLM",
+    "nllb_moe": "NllbMoeForConditionalGeneration", "switch_transformers": "SwitchTransformersForConditionalGeneration",
 }  # fmt: skip
 DENSE = {"falcon": "FalconForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "mamba": "MambaForCausalLM"}
 CLASSES = READ | NOT_READ | DENSE
@@ -40,6 +40,7 @@ OWN = {
     },
     "deepseek_v3": LATENT,
     "deepseek_v4": {"q_lora_rank": 16, "index_topk": 4, "index_head_dim": 16, "index_n_heads": 2},
+    "doge": {"is_moe": True, "num_experts": 16},
     "gemma4": {
         "enable_moe_block": True, "top_k_experts": 2, "layer_types": MIXED, "num_kv_shared_layers": 0,
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 128,

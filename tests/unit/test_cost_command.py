@@ -1,6 +1,7 @@
 """``python -m moe_lessons cost``: its figures, and one sentence for what cannot be counted."""
 
 import json
+import os
 import re
 import sys
 
@@ -163,6 +164,8 @@ def test_a_missing_file_a_bad_context_and_no_transformers(tmp_path, capsys, monk
         return capsys.readouterr().err.splitlines()[-1]
 
     assert said(tmp_path / "nothing").endswith("nothing cannot be read: No such file or directory")
+    os.mkfifo(tmp_path / "pipe")
+    assert said(tmp_path / "pipe").endswith("pipe must be a file")
     (tmp_path / "config.json").write_text(json.dumps(MIXTRAL))
     for context in (-1, 10**400):
         assert "context must be a whole number from 0 to 1,000,000,000,000, got" in said(tmp_path, "--context", context)
