@@ -143,9 +143,9 @@ class NotebookPage:
         page.on("console", lambda message: self.errors.extend([message.text] * (message.type == "error")))
         page.on("pageerror", lambda error: self.errors.append(f"uncaught: {error}"))
 
-    def open(self, server: LabServer, name: str, reset: bool = True) -> None:
-        """Open a notebook of the course; `reset`: without the layout of an earlier visit."""
-        self.page.goto(f"{server.address}/doc/tree/notebooks/{name}?token={server.token}{'&reset' * reset}")
+    def open(self, server: LabServer, name: str) -> None:
+        """Open a notebook of the course, without the layout of an earlier visit."""
+        self.page.goto(f"{server.address}/doc/tree/notebooks/{name}?token={server.token}&reset")
         self.page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
         self.wait_idle()
 

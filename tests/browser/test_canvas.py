@@ -13,20 +13,10 @@ import pytest
 from playwright.sync_api import expect
 
 from moe_lessons.nn import MoE, seeded
-from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels.block import COLUMNS, HEIGHT, LOGITS, ORDER, RIGHT, STRIP, WIDTH, as_digits
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import REMEDIES, Run
-from moe_lessons.widgets import (
-    BalancingLab,
-    CollapseLab,
-    CostCalculator,
-    FactsLab,
-    LiveRun,
-    Picture,
-    Playground,
-    RoutingLab,
-)
+from moe_lessons.widgets import BalancingLab, CollapseLab, CostCalculator, FactsLab, LiveRun, Playground, RoutingLab
 from moe_lessons.widgets import canvas as code
 
 PAGE = """<!doctype html><link rel="stylesheet" href="canvas.css"><body style="background: #fff; color: #000">
@@ -256,39 +246,6 @@ def test_crisp_at_each_width_with_letters_of_one_size(seen, ratio):
             assert [text for text, (_, is_in) in texts.items() if not is_in] == []
             assert {size for size, _ in texts.values()} <= {11, 14}  # 14: the numbers of the territories
     device.detach()
-
-
-def test_the_colours_are_those_of_the_page(seen, playground):
-    playground.is_drawn()
-    paper = "c => c.getContext('2d').getImageData(c.width - 1, 0, 1, 1).data.slice(0, 3).join()"
-    for ground, ink in (("17,17,17", "#fff"), ("255,255,255", "#000")):
-        style = f"--jp-layout-color0: rgb({ground}); --jp-ui-font-color1: {ink}"
-        seen.page.evaluate("style => document.body.setAttribute('style', style)", style)
-        seen.page.evaluate("document.body.classList.toggle('moe-dressed')")
-        playground.wait_for(lambda ground=ground: playground.panel(FILM).evaluate(paper) == ground)
-
-
-@pytest.mark.parametrize(
-    "nonsense",
-    [
-        {"panels": {0: {"marks": [None]}, "constructor": {"marks": [{"mark": "constructor"}]}}},
-        {"panels": {0: {"title": "?", "marks": [{"mark": "Bars", "y": {"slot": "nowhere"}}], "x": None}}},
-        {"slots": [None, ["0.0.y", "c16", [3], 0], ["0.0.y", "f4", None, 0]], "colors": {}},
-        {"words": {"experts": 1e308, "tips": None, "until": "soon", "state": 5, "step": {}}},
-        {"colors": 5, "slots": 5, "panels": 5, "words": 5},
-    ],
-)
-def test_nonsense_in_a_message_does_not_stop_later_ones(see, nonsense):
-    seen = see(Picture(Panel("Load", [Bars([0.25, 0.75])])))
-    (canvas,), (drawn,) = [view.canvas for view in seen.views], seen.drawn
-    seen.turn()
-    before = drawn.picture
-    canvas.frame += 1
-    canvas.send({"frame": canvas.frame, "answer": True} | nonsense, [bytes(8)])
-    seen.until(lambda: canvas.answered == canvas.frame)
-    canvas._handle_custom_msg({"hello": True}, [])
-    seen.until(lambda: drawn.picture == before)
-    seen.page.close()
 
 
 # --- the block ---

@@ -33,6 +33,37 @@ def test_the_last_value_reaches_the_kernel(notebook, view_of):
     first.wait_for(lambda: "noise 0.2 running True False" in notebook.run_cell(3))
 
 
+def test_a_slider_dragged_fast_while_it_trains_leaves_its_last_value(lab, notebook, view_of):
+    first, mouse = view_of(notebook.page, 0), notebook.page.mouse
+    lab.ask("two.ipynb", "first.play(100000)")
+    first.handle("Auxiliary loss").scroll_into_view_if_needed()
+    box = first.handle("Auxiliary loss").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    mouse.move(x, y)
+    mouse.down()
+    for i in range(60):
+        mouse.move(x - 60 + (i * 37) % 120, y)
+        notebook.page.wait_for_timeout(50)
+    mouse.move(x + 200, y)  # beyond the end
+    mouse.up()
+    first.wait_for(lambda: first.value("Auxiliary loss") == "10")
+    first.pause()
+    first.button("healthy").click()
+    first.wait_for(lambda: first.value("Auxiliary loss") == "0.02")
+
+
+def test_an_interrupt_leaves_a_paused_usable_view(lab, notebook, view_of):
+    view = view_of(notebook.page, 0)
+    lab.ask("two.ipynb", "first.play(100000)")
+    view.wait_step(view.step + 20)
+    notebook.interrupt()
+    view.button("Play").wait_for()
+    view.view.get_by_text("Interrupted: the training is paused.").wait_for()
+    step = view.step
+    view.button("Play").click()
+    view.wait_step(step + 20)
+
+
 def test_a_control_moved_while_a_cell_waits_stays_alive(open_notebook, view_of):
     sources = ["from moe_lessons.widgets import Playground", "lab = Playground(play=400)\nlab", "await lab.finished()"]
     waiting = open_notebook("waiting.ipynb", *sources, "print('noise', lab.main_run.knobs.noise_std)")
