@@ -17,6 +17,7 @@ from torch import Tensor
 
 from moe_lessons.course import progress
 from moe_lessons.nn import seeded
+from moe_lessons.support.errors import shown
 from moe_lessons.support.show import Markdown, Source, read_parts, show_source, split_points
 from moe_lessons.support.static import in_notebook, static_mode
 
@@ -133,7 +134,7 @@ class Exercise:
             return "not attempted", nothing
         if not callable(answer):
             call = f"{self.name}.check({self.answer_name})"
-            return "wrong", f"Give the function itself, {call}, not {kind_of(answer)}."
+            return "wrong", f"Give the function itself, {call}, not {shown(answer)}."
         with seeded(0):
             cases, said = list(self.cases()), None
             for case in cases:
@@ -171,7 +172,7 @@ class Exercise:
         except TypeError:
             parts = []
         if len(parts) != len(self.what):
-            raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {kind_of(result)}.")
+            raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {shown(result)}.")
         return list(self.read(*(numbers(part, name, at) for part, name in zip(parts, self.what))))
 
 
@@ -221,7 +222,7 @@ def numbers(value: Any, what: str, at: str) -> Tensor:
             raise TypeError
         return read.double() if read.is_floating_point() else read.long()
     except Exception:
-        raise Problem(f"{at}, {what} must be numbers, not {kind_of(value)}.") from None
+        raise Problem(f"{at}, {what} must be numbers, not {shown(value)}.") from None
 
 
 def agree(given: Tensor, expected: Tensor) -> bool:
@@ -256,13 +257,6 @@ def show(number: float | Tensor) -> str:
     """Write a number as a reader does, whole ones in full: 1,520 and 0.6667."""
     number = number.item() if isinstance(number, Tensor) else number
     return f"{int(number):,}" if float(number).is_integer() else f"{number:.4g}"
-
-
-def kind_of(value: Any) -> str:
-    """Name it: 'a str', or 'a Tensor of shape (4, 2)'."""
-    name, size = type(value).__name__, f" of {len(value)}" if isinstance(value, (tuple, list)) else ""
-    size = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else size
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}{size}"
 
 
 def argument(name: str, value: Any) -> str:

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.exercises.exercise import Problem, attempt, exercise, kind_of
+from moe_lessons.exercises.exercise import Problem, attempt, exercise
 from moe_lessons.exercises.lesson_06 import in_turn, places
 from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
+from moe_lessons.support.errors import shown
 
 TRIED_TOKENS = 13  # three groups of four, and a token alone
 TINY = "And tiny differences are rounding: compare with torch.allclose(a, b, atol=1e-5)."
@@ -92,7 +93,7 @@ def tell_apart(answer: Callable[[nn.Module, Tensor], bool], name: str, case: Cau
         verdict = attempt(answer, case.layer, x, at=f"At the layer {name!r}")
     value = verdict.item() if isinstance(verdict, Tensor) and verdict.numel() == 1 else verdict
     if not isinstance(value, bool | np.bool_):
-        raise Problem(f"Return True or False, not {kind_of(verdict)} (at {name!r}).")
+        raise Problem(f"Return True or False, not {shown(verdict)} (at {name!r}).")
     if value != case.truth:
         if not torch.equal(x, given):
             raise Problem("Your function changed x itself, and so what it compares with. Use x.clone().")

@@ -188,9 +188,7 @@ WRONG = [
     ("moe_block", lambda *given: torch.cat(token_by_token(*given)), "with more calls than needed"),
     ("card_design", lambda: (8, 8, 2176), "With E = K every expert works"),
     ("card_design", lambda: (8, 2, 9216), "more than 3.0 B.* You have 11.3 B parameters, 3.10 B active"),
-    ("card_design", lambda: (16, 2, 8192), "The weights alone do not fit"),
     ("card_design", lambda: (9, 2, 8192), "not with the KV cache beside them"),
-    ("card_design", lambda: (8, 1, 9000), "2.5 B at least"),
     ("card_design", lambda: (4, 2, 8192), "20 GB at least"),
     ("card_design", lambda: (8, 9, 100), "no such model: top_k"),
     ("card_design", lambda: (8, 2), "Return three whole numbers"),
@@ -199,7 +197,7 @@ WRONG = [
     ("causality", lambda f, x: any(not same(f(x[:t]), f(x)[:t]) for t in range(1, len(x))), "eval.* first"),
     ("causality", lambda f, x: any(not f.eval()(x[:t]).equal(f(x)[:t]) for t in range(1, len(x))), "are rounding"),
     ("causality", lambda f, x: not same(f.eval()(x.add_(1))[:-1], f(x)[:-1]), "Your function changed x itself"),
-    ("causality", lambda f, x: f(x) > 0, "Return True or False, not a Tensor"),
+    ("causality", lambda f, x: f(x) > 0, "Return True or False, not torch.bool of shape"),
 ]
 
 

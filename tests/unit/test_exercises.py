@@ -99,7 +99,7 @@ def compare(solution, answer, *case, what=("it",), mistakes=(), **options) -> st
         (torch.tensor([[1, 1, 1], [1, 1, 1.25]]), "1 of 6 numbers differ, most for token 1 and expert 2: 1 is right, "
          "yours is 1.25, off by 0.25."),
         (torch.tensor([[1, torch.nan, 1], [1, 1, 2]]), "most for token 0 and expert 1: 1 is right, yours is nan."),
-        ([[1.0, 2.0, None]] * 2, "it must be numbers, not a list of 2."),
+        ([[1.0, 2.0, None]] * 2, "it must be numbers, not [[1.0, 2.0, None], [1.0, 2.0, None]]."),
     ],
 )  # fmt: skip
 def test_what_differs_is_said(given, said):
@@ -121,7 +121,7 @@ def test_what_agrees_and_what_does_not():
 
 def test_a_pair_is_compared_part_by_part():
     for given, said in (
-        ((1, 2, 3), "return 2 values (first, second), not a tuple of 3."),
+        ((1, 2, 3), "return 2 values (first, second), not (1, 2, 3)."),
         (torch.tensor([1, 3]), "second is 2, yours is 3."),
         (np.array([1, 2]), "agree"),
     ):

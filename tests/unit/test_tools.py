@@ -16,7 +16,7 @@ from moe_lessons.course.lessons import LESSONS
 from moe_lessons.nn import DISPATCH, SAME_ACTIVE, SAME_TOTAL, TransformerConfig
 from tools import bench, pictures, render, slides
 from tools import bench_cases as cases
-from tools.bench_cases import AUTO, FORWARD, OURS, PASSES, Case, LayerSizes
+from tools.bench_cases import AUTO, FORWARD, OURS, Case, LayerSizes
 
 
 def write(path, *sources):
@@ -80,12 +80,9 @@ def test_the_animation_shows_the_auxiliary_loss_switched_on_and_is_the_same_each
         assert film.n_frames == 4 and film.width == pictures.GIF_WIDTH
 
 
-CPU = torch.device("cpu")
 SMALL = LayerSizes(E=4, K=2, T=24, D=8, F=4)
 MODEL = TransformerConfig(d_model=8, d_ff=4, num_layers=2, num_heads=2, num_kv_heads=1, num_experts=4)
-HAS_HF = cases.transformers_version() is not None
-HF, HF_FEW = ["HF eager", "HF grouped_mm"], ["HF eager", "HF grouped_mm", "HF batched_mm"]
-needs_hf = pytest.mark.skipif(not HAS_HF, reason="needs the extra hf")
+HF = ["HF eager", "HF grouped_mm"]
 TINY = [
     Case(f"forward, {SMALL}", SAME_ACTIVE, partial(cases.each_way, SMALL, FORWARD), threads=1),
     Case("training", OURS, partial(cases.training, MODEL, 2, 5)),
@@ -96,18 +93,6 @@ TINY = [
 def tiny(monkeypatch):
     monkeypatch.setattr(bench, "all_cases", lambda quick: TINY[: 1 if quick else 2])
     monkeypatch.setattr(bench, "rounds_within", lambda seconds, calls, device: 2)
-
-
-@needs_hf
-@pytest.mark.parametrize("which", PASSES)
-@pytest.mark.parametrize("layer", [SMALL, SMALL._replace(T=4), LayerSizes(8, 1, 24, 8, 64)])
-def test_the_block_of_hugging_face_computes_the_same(layer, which):
-    calls = cases.beside_hf(layer, which)
-    assert list(calls) == [AUTO, *(HF_FEW if layer.T == 4 else HF)]
-    ours = calls.pop(AUTO)()
-    for call in calls.values():
-        for a, b in zip(call(), ours, strict=True):
-            torch.testing.assert_close(a, b)
 
 
 def test_the_table_has_every_row_and_the_threads_are_given_back(tiny, capsys):
