@@ -19,7 +19,6 @@ from tools.bench_cases import Case, all_cases, transformers_version
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="only small cases: some 20 seconds")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     options = parser.parse_args(argv)
@@ -32,9 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     versions = f"torch {torch.__version__}, transformers {transformers_version() or 'missing'}"
     print(f"{processor}, {versions}, Python {platform.python_version()}, {platform.system()}")
     print("Median and quartiles of the time over that of a baseline, which takes turns with each.")
-    for case in all_cases(options.quick):
+    for case in all_cases():
         with torch_threads(case.threads or options.threads):
-            baseline_ms, lines = measure(case, device, seconds=0.3 if options.quick else 0.8)
+            baseline_ms, lines = measure(case, device)
             threads = torch.get_num_threads()
         print(f"\n{case.name}: over {case.baseline} ({baseline_ms:.2f} ms, threads: {threads})")
         for what, said in lines.items():
@@ -42,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(case: Case, device: torch.device, seconds: float) -> tuple[float, dict[str, Ratio | str]]:
-    """Time the functions of a case, `seconds` for each: the baseline in ms; of the others the ratio, or the trouble."""
+def measure(case: Case, device: torch.device) -> tuple[float, dict[str, Ratio | str]]:
+    """Time the functions of a case: of the baseline the ms; of the others the ratio, or the trouble."""
     with device:
         calls = case.make()
     baseline, found = calls.pop(case.baseline), {}
@@ -52,16 +51,16 @@ def measure(case: Case, device: torch.device, seconds: float) -> tuple[float, di
     for what, call in calls.items():
         try:
             call()
-            times, of_baseline = take_turns([call, baseline], rounds_within(seconds, [call, baseline], device), device)
+            times, of_baseline = take_turns([call, baseline], rounds_for([call, baseline], device), device)
             found[what] = Ratio.of(times, of_baseline)
         except RuntimeError as error:
             found[what] = str(error).splitlines()[0]
     return median(of_baseline), found
 
 
-def rounds_within(seconds: float, functions: Sequence, device: torch.device) -> int:
-    """Return how many rounds of these functions, each run before, fit into `seconds`: at least 5 and at most 200."""
-    return max(5, min(200, int(1000 * seconds / sum(milliseconds(function, device) for function in functions))))
+def rounds_for(functions: Sequence, device: torch.device) -> int:
+    """Return how many rounds of these functions, each run before, fit into 0.8 seconds: at least 5 and at most 200."""
+    return max(5, min(200, int(800 / sum(milliseconds(function, device) for function in functions))))
 
 
 if __name__ == "__main__":

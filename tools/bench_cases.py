@@ -49,16 +49,13 @@ class Case:
     threads: int | None = None  # None: as many as `--threads` says
 
 
-def all_cases(quick: bool = False) -> list[Case]:
-    """Return the cases in the order of the table. quick: only small ones."""
+def all_cases() -> list[Case]:
+    """Return the cases in the order of the table."""
     layers = [AS_PLAYGROUND, COARSE, FINE, SPARSE]
     growing = [COARSE._replace(E=E) for E in (8, 16, 32, 64)]
     blocks = [LayerSizes(E, 2, T, 256, 128) for E in (8, 64) for T in (4, 64, 512, 4096)]
     models = {training: [SMALL_MODEL, WIDE_MODEL]}
     models[decoding] = [SMALL_MODEL, LARGE_MODEL, replace(LARGE_MODEL, num_experts=16)]
-    if quick:
-        layers, blocks, models = layers[:1], blocks[1:2], {make: configs[:1] for make, configs in models.items()}
-        growing = [layer._replace(D=64, F=64) for layer in growing]
     cases = []
     for which in PASSES:
         for layer in layers:

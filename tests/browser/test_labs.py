@@ -1,14 +1,11 @@
-"""The laboratories in a real browser, on a dark page: they train, answer, start afresh and say what they refuse."""
-
+"""The laboratories in a real browser, on a dark page: they train, a tile catches up, lamps light, a recording plays."""
 
 import pytest
 
 from moe_lessons.plots.theme import DARK_LINES, RED
 
 SOURCES = (
-    "from moe_lessons.widgets import BalancingLab, FactsLab, RoutingLab, WallRecording",
-    "RoutingLab(('code', 'json'), panels=('loss', 'domains', 'text'), num_layers=2, d_model=16, num_heads=2,\n"
-    "           batch_size=4, max_steps=5000)",
+    "from moe_lessons.widgets import BalancingLab, FactsLab, WallRecording",
     "BalancingLab(('nothing', 'auxiliary loss'), seeds=2)",
     "FactsLab(4, num_entries=8, lr=0.01)",
     "WallRecording()",
@@ -27,24 +24,9 @@ def notebook(open_notebook):
 @pytest.fixture
 def view(request, notebook, view_of):
     """The laboratory that the name of the test begins with; it is left paused."""
-    places = {"balancing": 1, "facts": 2}
+    places = {"balancing": 0, "facts": 1}
     view = view_of(notebook.page, places[request.node.name.split("_")[1]])
     yield view
-    view.pause()
-
-
-@pytest.mark.parametrize("place, says", [(0, None), (1, "is minimised (0.1). Now:")])
-def test_a_knob_is_turned_while_it_trains(notebook, view_of, place, says):
-    view = view_of(notebook.page, place)
-    view.button("Play").click()
-    view.wait_step(5)
-    view.handle("Auxiliary loss").focus()
-    while view.value("Auxiliary loss") != "0.1":
-        notebook.page.keyboard.press("ArrowRight" if place == 0 else "ArrowLeft")
-    view.wait_for(lambda: says is None or says in view.view.inner_text())
-    step, picture = view.step, view.picture
-    view.wait_step(step + 5)
-    view.wait_for(lambda: view.picture != picture)  # it comes after the line that names the step
     view.pause()
 
 
@@ -53,7 +35,9 @@ def test_balancing_adds_a_pair_which_catches_up_and_can_be_taken_away(notebook, 
     if box.count() and box.is_checked():  # the test is run again
         box.press("Space")
         view.view.locator("figure", has_text="auxiliary loss + capacity").wait_for(state="detached")
-    step, panels = view.step, view.view.locator("figure").count()
+    view.button("Play").click()
+    view.wait_step(5)
+    step, panels = view.pause(), view.view.locator("figure").count()
     view.button("Add tile").click()
     box.wait_for()
     view.wait_for(lambda: "limited number of places" in (box.get_attribute("aria-description") or ""))
@@ -84,7 +68,7 @@ def test_facts_light_lamps_in_the_ink_of_their_model_and_name_them(view):
 
 
 def test_a_recording_plays_from_its_begin_to_its_end(notebook, view_of):
-    view = view_of(notebook.page, 3)
+    view = view_of(notebook.page, 2)
     handle, picture = view.handle("Measurement"), view.picture
     handle.focus()
     notebook.page.keyboard.press("Home")

@@ -1,12 +1,13 @@
 """Every control of every lesson, moved by the mouse and by a key, in a real browser.
 Of a lesson only the cells run that show something to operate, and those that they need; all run under nbval."""
 
-import ast
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from tests.cells import needed
 
 BOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 VIEW = re.compile(r"\b(\w+(Lab|View|Map)|Playground|LiveRun|\w+Calculator|\w*Prediction|Quiz|Interview|CoursePage)\(")
@@ -21,31 +22,10 @@ STATE = """element => element.matches('.noUi-handle') ? element.getAttribute('ar
 
 
 def view_cells(path) -> list[str]:
-    """The sources of the cells that show a view, and before them those that make what they use."""
+    """The sources of the cells that show a view, which does not train, and before each what it uses."""
     sources = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    sources = [re.sub(r"^( +)%pip .*", r"\1pass", source, flags=re.MULTILINE) for source in sources]  # as Python
-    wanted = {place for place, source in enumerate(sources) if VIEW.search(source) and "await" not in source}
-    for place in reversed(range(len(sources))):
-        names = {name for later in wanted if later > place for name in names_in(sources[later], ast.Load)}
-        if names & names_in(sources[place], ast.Store) and "await" not in sources[place]:
-            wanted.add(place)
-    made = {place: names_in(source, ast.Store) for place, source in enumerate(sources)}
-    while lost := set.union(*made.values()) - set().union(*(made[place] for place in wanted)):  # what awaits makes it
-        if not (without := {place for place in wanted if lost & names_in(sources[place], ast.Load)}):
-            break
-        wanted -= without
-    return [re.sub(r"\bplay=\d+", "play=0", sources[place]) for place in sorted(wanted)]
-
-
-def names_in(source: str, context: type) -> set[str]:
-    """The names that some code reads (ast.Load), or that it makes: variables, functions, classes, imports."""
-    nodes = list(ast.walk(ast.parse(source)))
-    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
-    if context is ast.Store:
-        names |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-        names |= {name.asname or name.name for node in nodes if isinstance(node, ast.ImportFrom) for name in node.names}
-        names |= {name.asname or name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
-    return names
+    places = needed(sources, {place for place, source in enumerate(sources) if VIEW.search(source)})
+    return [re.sub(r"\bplay=\d+", "play=0", sources[place]) for place in places]
 
 
 @pytest.fixture(params=BOOKS, ids=lambda path: path.stem)

@@ -2,18 +2,17 @@
 
 import ast
 import re
-import symtable
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
-from IPython.core.inputtransformer2 import TransformerManager
 from nbval.plugin import get_sanitize_patterns
 
 from moe_lessons import exercises
 from moe_lessons.exercises import EXERCISES
 from moe_lessons.support.show import show_source
+from tests.cells import names_in, needed, to_python
 from tools.render import WIDGET
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("*.ipynb"))
@@ -21,28 +20,12 @@ LESSONS = [path for path in NOTEBOOKS if path.name[0].isdigit()]  # the course p
 MAX_LINES, MAX_CLASS_LINES = 15, 30
 MAX_CELLS, MAX_WORDS, MAX_CODE = 50, 1200, 120
 TAG = "exercise:"
-to_python = TransformerManager().transform_cell
 assert LESSONS, "there is no lesson"
 
 
 def exercise_of(cell):
     names = [tag.removeprefix(TAG) for tag in cell.metadata.get("tags", []) if tag.startswith(TAG)]
     return getattr(exercises, names[0]) if names else None
-
-
-def names_in(source: str) -> tuple[set[str], set[str]]:
-    """Give the global names that a cell binds, and those that it uses, also within its functions."""
-    bound, used = set(), set()
-    tables = [symtable.symtable(to_python(source), "cell", "exec")]  # without magics
-    for table in tables:  # grows
-        tables += table.get_children()
-        is_module = table.get_type() == "module"
-        for symbol in table.get_symbols():
-            if is_module and (symbol.is_assigned() or symbol.is_imported()):
-                bound.add(symbol.get_name())
-            if symbol.is_referenced() and (is_module or symbol.is_global()):
-                used.add(symbol.get_name())
-    return bound, used
 
 
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
@@ -154,17 +137,6 @@ def no_print_options_are_left():
     torch.set_printoptions(profile="default")
 
 
-def needed(cells: list, names: set[str]) -> list:
-    """Of the code cells those that bind the names, and what these need in turn, in their order."""
-    found = []
-    for cell in reversed(cells):
-        bound, used = names_in(cell.source)
-        if bound & names:
-            names |= used
-            found.insert(0, cell)
-    return found
-
-
 def code_of(path: Path) -> list:
     """Give the code cells of a lesson whose learner has written each solution."""
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
@@ -177,12 +149,13 @@ def code_of(path: Path) -> list:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_solution_is_right(path):
     cells, found, names = code_of(path), [], {}
+    sources = [cell.source for cell in cells]
     for i, cell in enumerate(cells):
-        if exercise := exercise_of(cell):
-            used = names_in(cell.source)[1] | {exercise.name}
-            for own in [*needed(cells[:i], used), cell]:
-                exec(to_python(own.source), names)
-            found.append(eval(cells[i + 1].source.splitlines()[0], names))
+        if exercise_of(cell):
+            check = i + 1  # the next cell
+            for place in needed(sources[: check + 1], {check})[:-1]:
+                exec(to_python(sources[place]), names)
+            found.append(eval(sources[check].splitlines()[0], names))
     assert [check.status for check in found] == ["right"] * len(found), found
 
 

@@ -91,8 +91,8 @@ TINY = [
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(bench, "all_cases", lambda quick: TINY[: 1 if quick else 2])
-    monkeypatch.setattr(bench, "rounds_within", lambda seconds, calls, device: 2)
+    monkeypatch.setattr(bench, "all_cases", lambda: TINY)
+    monkeypatch.setattr(bench, "rounds_for", lambda calls, device: 2)
 
 
 def test_the_table_has_every_row_and_the_threads_are_given_back(tiny, capsys):
@@ -102,9 +102,7 @@ def test_the_table_has_every_row_and_the_threads_are_given_back(tiny, capsys):
     for name in (AUTO, *(f"MoE, {way}" for way in DISPATCH), SAME_ACTIVE, SAME_TOTAL, *HF):
         assert f"\n  {name:<20}" in out
     assert [line[-2:] for line in out.splitlines() if "threads:" in line] == ["1)", f"{before + 1})"]
-    assert torch.get_num_threads() == before and max(map(len, out.splitlines())) <= 120
-    bench.main(["--quick"])
-    assert capsys.readouterr().out.count("threads:") == 1
+    assert torch.get_num_threads() == before
 
 
 SPEC = importlib.util.spec_from_file_location("measure", Path(__file__).parents[2] / "tools" / "claims.py")
