@@ -2,10 +2,6 @@
 
 import sys
 
-import pytest
-
-SLIDER = "import ipywidgets\nipywidgets.IntSlider(description='top_k')"
-
 
 def test_the_printed_address_opens_the_first_lesson(lab, browser):
     page = browser.new_page()
@@ -22,18 +18,7 @@ def test_the_printed_address_opens_the_first_lesson(lab, browser):
     page.close()
 
 
-@pytest.fixture(scope="module")
-def notebook(open_notebook):
-    notebook = open_notebook("small.ipynb", "import sys; print(sys.executable)", SLIDER, theme="dark", fresh=True)
-    notebook.run_all()
-    return notebook
-
-
-def test_the_kernel_is_this_python(notebook):
-    assert notebook.page.get_by_text(sys.executable, exact=True).is_visible()
-
-
-def test_a_widget_is_drawn_without_errors_in_the_theme_that_was_asked_for(notebook):
-    notebook.page.locator(".widget-slider", has_text="top_k").wait_for()
-    assert notebook.cell_errors() == [] and notebook.errors == []
-    assert notebook.page.locator("body").get_attribute("data-jp-theme-light") == "false"
+def test_the_kernel_is_this_python(open_notebook):
+    notebook = open_notebook("small.ipynb", "import sys; print(sys.executable)")
+    notebook.run_cell(0)
+    notebook.page.get_by_text(sys.executable, exact=True).wait_for()
