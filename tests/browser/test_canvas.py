@@ -13,10 +13,20 @@ import pytest
 from playwright.sync_api import expect
 
 from moe_lessons.nn import MoE, seeded
+from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels.block import COLUMNS, HEIGHT, LOGITS, ORDER, RIGHT, STRIP, WIDTH, as_digits
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
 from moe_lessons.training import REMEDIES, Run
-from moe_lessons.widgets import BalancingLab, CollapseLab, CostCalculator, FactsLab, LiveRun, Playground, RoutingLab
+from moe_lessons.widgets import (
+    BalancingLab,
+    CollapseLab,
+    CostCalculator,
+    FactsLab,
+    LiveRun,
+    Picture,
+    Playground,
+    RoutingLab,
+)
 from moe_lessons.widgets import canvas as code
 
 PAGE = """<!doctype html><link rel="stylesheet" href="canvas.css"><body style="background: #fff; color: #000">
@@ -246,6 +256,29 @@ def test_crisp_at_each_width_with_letters_of_one_size(seen, ratio):
             assert [text for text, (_, is_in) in texts.items() if not is_in] == []
             assert {size for size, _ in texts.values()} <= {11, 14}  # 14: the numbers of the territories
     device.detach()
+
+
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        {"panels": {0: {"marks": [None]}, "constructor": {"marks": [{"mark": "constructor"}]}}},
+        {"panels": {0: {"title": "?", "marks": [{"mark": "Bars", "y": {"slot": "nowhere"}}], "x": None}}},
+        {"slots": [None, ["0.0.y", "c16", [3], 0], ["0.0.y", "f4", None, 0]], "colors": {}},
+        {"words": {"experts": 1e308, "tips": None, "until": "soon", "state": 5, "step": {}}},
+        {"colors": 5, "slots": 5, "panels": 5, "words": 5},
+    ],
+)
+def test_nonsense_in_a_message_does_not_stop_later_ones(see, nonsense):
+    seen = see(Picture(Panel("Load", [Bars([0.25, 0.75])])))
+    (canvas,), (drawn,) = [view.canvas for view in seen.views], seen.drawn
+    seen.turn()
+    before = drawn.picture
+    canvas.frame += 1
+    canvas.send({"frame": canvas.frame, "answer": True} | nonsense, [bytes(8)])
+    seen.until(lambda: canvas.answered == canvas.frame)
+    canvas._handle_custom_msg({"hello": True}, [])
+    seen.until(lambda: drawn.picture == before)
+    seen.page.close()
 
 
 # --- the block ---
