@@ -38,12 +38,12 @@ COSTS = {
 }
 
 
-def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str, low: str, high: str, middle: str = "mean") -> None:
-    """Draw for each model a line through the middle of its y at each x, in a band from low to high."""
+def curves(ax: Axes, frame: pd.DataFrame, x: str, y: str) -> None:
+    """Draw for each model a line through the mean of its y at each x, in a band from the least to the largest."""
     for model, (color, dash, marker) in model_styles(frame["model"].unique()).items():
         rows = frame[frame["model"] == model].groupby(x)
-        line = rows[y].agg(middle)
-        ax.fill_between(line.index, rows[low].min(), rows[high].max(), color=color, alpha=0.2, lw=0)
+        line = rows[y].mean()
+        ax.fill_between(line.index, rows[y].min(), rows[y].max(), color=color, alpha=0.2, lw=0)
         ax.plot(line.index, line, ls=dash, marker=marker, color=color, lw=1.8, ms=5, label=model)
 
 
@@ -106,7 +106,7 @@ def rate_tolerance(results: pd.DataFrame) -> Axes:
     failed = ~np.isfinite(last["loss"]) | last["diverged"].eq(True)
     last = last[~failed.groupby([last["model"], last["lr"]]).transform("any")]
     ax = axes_for(8.4, 4, "Held-out loss against the learning rate", "learning rate", "loss (nats per byte)")
-    curves(ax, last, "lr", *["loss"] * 3)
+    curves(ax, last, "lr", "loss")
     for model, (color, _, _) in model_styles(last["model"].unique()).items():
         best = last[last["model"] == model].groupby("lr").loss.mean().nsmallest(1)
         ax.plot(best.index, best, "o", ms=12, mfc="none", mec=color, mew=1.5)
@@ -118,7 +118,7 @@ def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> A
     """Draw the mean and all seeds at several settings: values: x above 0 -> (S,). Dashed: a baseline."""
     dress(ax, title, x_label)
     rows = [("mean, and all seeds", x, float(y)) for x, own in values.items() for y in own]
-    curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", *["y"] * 3)
+    curves(ax, pd.DataFrame(rows, columns=["model", "x", "y"]), "x", "y")
     ax.axhline(baseline, ls="--", lw=1.2, color=LIGHT.foreground, label="without")
     return name_over(log_axis(ax, "x", list(values), grid="both"))
 
