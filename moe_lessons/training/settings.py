@@ -149,8 +149,9 @@ def facts_model(seed: int = 0, device="cpu", **sizes) -> LanguageModel:
 
 def facts_run(model: nn.Module, task: Facts, seed: int = 0, *, lr: float = FACTS_LR) -> Run:
     """Make a run in which `model` learns the facts by heart, in steps that read each 64 times, and at least 250."""
-    steps = max(task.num_entries // 4, 250)  # of 256 entries each
-    run = Run(model, task, lr=lr, seed=seed, warmup_steps=20, decay_steps=steps, max_grad_norm=1.0)
+    steps = max(task.num_entries // 4, 250)
+    size = 256 if task.num_entries >= 500 else 128  # entries of a step: a small book needs steps, and not large ones
+    run = Run(model, task, lr=lr, batch_size=size, seed=seed, warmup_steps=20, decay_steps=steps, max_grad_norm=1.0)
     if run.num_experts:
         run.knobs.router_aux_loss_coef = 0.01
     return run

