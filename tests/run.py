@@ -1,19 +1,21 @@
 """``make test``: the checks that take minutes. ``make test-all``, which is ``python tests/run.py all``: those, then all
 others. ``python tests/run.py claims browser``: only these stages.
 
-A run fails when a test fails, and when a stage finds no test. Without a Chromium the tests in the browser are skipped,
-and without npm the look at the JavaScript; with MOE_LESSONS_REQUIRE_BROWSER=1 they fail."""
+A run fails when a test fails, and when a folder or a lesson has no test. Without a Chromium the tests in the browser
+are skipped, and without npm the look at the JavaScript; with MOE_LESSONS_REQUIRE_BROWSER=1 they fail."""
 
 import os
 import shutil
 import subprocess
 import sys
 import time
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from moe_lessons.commands.lab import KEEP_MEMORY
 
 ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "build" / "test-report.xml"
 LESSONS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "notebooks").glob("*.ipynb"))
 FIRST_LESSON = "tests/browser/test_first_lesson.py"
 # The tests of a file, and the cells of a lesson, stay on one core. What takes longest is begun first.
@@ -30,7 +32,7 @@ STAGES = {  # name -> where its tests are, and options of pytest
     "browser": (["tests/browser", "tests/web"], [*ONE_MORE, "--maxfail", "8", f"--ignore={FIRST_LESSON}"]),
 }
 QUICK = ["format", "units-and-lessons", "first-lesson"]
-PYTEST = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", "--durations=15"]
+PYTEST = ["-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", f"--junitxml={REPORT}", "--durations=15"]
 PYTEST += ["--nbval", "--nbval-current-env", "--nbval-cell-timeout=300"]
 PYTEST += ["--nbval-sanitize-with=tests/notebooks/sanitize.cfg"]  # the digits of what is measured are not compared
 # What is set outside must not change what a notebook shows.
@@ -52,9 +54,17 @@ def formatting() -> bool:
 
 
 def stage(name: str) -> bool:
+    """Tell whether all tests of a stage passed, and each of its places has one."""
     places, options = STAGES[name]
+    REPORT.unlink(missing_ok=True)
     environment = ENVIRONMENT | ({} if "alone" in options else KEEP_MEMORY)
-    return run(sys.executable, *PYTEST, *options, *places, environment=environment)
+    is_good = run(sys.executable, *PYTEST, *options, *places, environment=environment)
+    cases = ElementTree.parse(REPORT).iter("testcase") if REPORT.exists() else ()
+    tested = [(case.get("classname") or case.get("name")).replace(".", "/") for case in cases]
+    starts = {place: place.removesuffix(".py").replace(".", "/") for place in places}
+    if empty := [place for place, start in starts.items() if not any(where.startswith(start) for where in tested)]:
+        print(f"no test in {', '.join(empty)}")
+    return is_good and not empty
 
 
 def main(names: list[str]) -> int:

@@ -43,3 +43,12 @@ def test_every_view(open_notebook, violations):
         notebook.set_theme(theme)
         page.wait_for_timeout(1000)
         assert violations(page, ".jp-OutputArea-output") == [], theme
+
+
+def test_pale_letters_and_a_field_without_a_name_are_found(open_notebook, violations):
+    open_notebook.close()
+    bad = "<p style='color:#bbb; background:#fff'>pale</p><input>"
+    notebook = open_notebook("bad.ipynb", f"from IPython.display import HTML\nHTML({bad!r})")
+    notebook.run_all()
+    found = violations(notebook.page, ".jp-OutputArea-output")
+    assert sorted(line.partition(":")[0] for line in found) == ["color-contrast", "label"]
