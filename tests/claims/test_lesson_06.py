@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
 from moe_lessons.analysis.load import balance_by_layer, load_statistics
+from moe_lessons.analysis.results import load_plane_sweep
 from moe_lessons.exercises.lesson_06b import OutputOnly, causality_cases, my_sees_the_future
 from moe_lessons.nn import LanguageModel, MoE, Routing, TopKRouter, TransformerConfig, load_balancing_loss, seeded
 from moe_lessons.tasks import TextTask
@@ -231,6 +232,13 @@ def test_accuracy_has_an_inner_maximum():
         assert gains[coefficient].mean() > 0.03, coefficient
     assert gains[0.3].mean() > 2 * gains[0.3].std(ddof=1) / len(MANY) ** 0.5  # beyond the spread of the seeds
     assert gains[10.0].mean() < 0.02 and (gains[0.3] - gains[10.0]).mean() > 0.04
+    stored = load_plane_sweep("coefficients").pivot(index=["step", "seed"], columns="router_aux_loss_coef")
+    for step in (200, 600):  # what the lesson draws, and later
+        drawn = stored.accuracy.loc[step].mean() - stored.accuracy.loc[step][0.0].mean()
+        assert drawn[[0.1, 0.3, 1.0]].min() > 0.03 and drawn[10.0] < 0.02 and drawn[0.3] - drawn[10.0] > 0.04
+        busiest = stored.max_over_mean.loc[step].mean()
+        assert busiest[0.0] > busiest[0.03] + 0.2 and busiest[0.03] > busiest[0.1] + 0.1 and busiest[0.1] > busiest[1.0]
+        assert stored.dead.loc[step].mean()[1.0] < 0.4
     wide = [accuracies(trained(replace(COLLAPSE, router_aux_loss_coef=c))) for c in (0.0, 0.1, FIRM, 10.0)]
     assert max((wide[1] - wide[0]).mean(), (wide[2] - wide[0]).mean()) < 0.04  # no hump: nothing won
     assert (wide[3] - wide[0]).mean() < 0  # and too much hurts
