@@ -29,7 +29,7 @@ from moe_lessons.tasks.facts import NOT_SCORED, asked, is_known
 from moe_lessons.tasks.plane import NUM_PROTOTYPES
 from moe_lessons.training import Run, load_share
 from moe_lessons.training.knobs import KNOBS
-from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
+from moe_lessons.widgets.plane_readings import NUM_TOKENS, RESOLUTION
 
 LEFT_OUT = {  # knobs that no graph carries, and why
     "capacity_factor": "a capacity drops tokens, so that sizes depend on values, which a graph cannot say",
@@ -253,7 +253,7 @@ class TrainedFacts(Trained):
     def __init__(self, run: Run):
         super().__init__({"model": run})
         self.model = self.models["model"]
-        self.model._check = lambda *_: None  # it looks at values
+        self.model.check_ids = lambda *_: None  # it looks at values
 
     def step(self, state, count, entries, knobs) -> tuple[Tensor, Tensor, Tensor]:
         """Train one step on entries (B, T + 1). Return the next state, the loss (1,) and the norm of the gradient."""
@@ -327,7 +327,7 @@ def export_text(model: LanguageModel, window: int) -> Graph:
     block and what comes out (L, T, D); then all bytes that may come next, likeliest first, and their probabilities
     (T, V); and how much the bytes so far surprised on average, from the second on, in nats (T - 1,)."""
     own, kept = copy.deepcopy(model).eval(), []
-    own._check = lambda *_: None  # it looks at values
+    own.check_ids = lambda *_: None  # it looks at values
     for moe in filter(is_moe, own.modules()):
         moe.dispatch = "dense"
         moe.register_forward_hook(lambda _, inputs, outputs: kept.append((inputs[0][0], outputs[0][0], outputs[1])))

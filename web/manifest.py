@@ -21,7 +21,7 @@ from moe_lessons.training.knobs import KNOBS, Knob, idle_with
 from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
-from moe_lessons.widgets.plane import NUM_TOKENS, read_plane
+from moe_lessons.widgets.plane_readings import NUM_TOKENS, read_plane
 from moe_lessons.widgets.playground import PLANE_PANELS, PLAYGROUND, Playground
 from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 

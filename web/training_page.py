@@ -130,7 +130,7 @@ def kept(*name: str) -> Path:
 def key() -> str:
     """Return what a graph depends on: the source of what it does, and who exports it."""
     sources = [path for part in ("nn", "tasks", "training") for path in (ROOT / "moe_lessons" / part).glob("*.*")]
-    sources += [ROOT / place for place in ("web/graphs.py", "web/text_model.py", "moe_lessons/widgets/plane.py")]
+    sources += [ROOT / "web/graphs.py", ROOT / "web/text_model.py", ROOT / "moe_lessons/widgets/plane_readings.py"]
     parts = [path.read_bytes() for path in sorted(sources)]
     parts += [version(name).encode() for name in ("torch", "onnx", "onnxscript")]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -109,7 +109,7 @@ class LanguageModel(nn.Module):
         return all(getattr(p, "causal", True) and getattr(p, "capacity_factor", None) is None for p in parts)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> tuple[Tensor, list[Routing]]:
-        self._check(ids, cache)
+        self.check_ids(ids, cache)
         start = 0 if cache is None else cache.length
         end = start + ids.shape[1]
         x = self.embed(ids)  # (B, T, D)
@@ -155,7 +155,7 @@ class LanguageModel(nn.Module):
             raise ValueError(f"temperature must be 0 or at least {COLDEST}, got {temperature}")
         if top_k is not None and check_positive_int("top_k", top_k) > self.config.vocab_size:
             raise ValueError(f"top_k must be at most vocab_size ({self.config.vocab_size}), got {top_k}")
-        self._check(ids)
+        self.check_ids(ids)
         length = ids.shape[1] + max_new_tokens
         if length > self.config.max_positions:
             room = f"max_positions ({self.config.max_positions}) less the {ids.shape[1]} tokens of the prompt"
@@ -170,7 +170,8 @@ class LanguageModel(nn.Module):
                 ids = torch.cat([ids, new], dim=1)  # (B, T + 1)
         return ids.clone()  # one that training may read again
 
-    def _check(self, ids: Tensor, cache: KVCache | None = None) -> None:
+    def check_ids(self, ids: Tensor, cache: KVCache | None = None) -> None:
+        """Raise ValueError for token ids that this model cannot take, or that do not fit into the cache."""
         if not isinstance(ids, Tensor) or ids.dtype not in (torch.int32, torch.int64) or ids.ndim != 2:
             wanted = "a tensor of whole numbers (int32 or int64) of shape (B, T)"
             raise ValueError(f"ids must be {wanted}, got {in_words(ids)}")

@@ -23,7 +23,7 @@ from moe_lessons.training import Run, TrainingDiverged, step_together
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets.loop import FAULTS, Loop, error_sentence
 from moe_lessons.widgets.picture import Picture, tips
-from moe_lessons.widgets.plane import NUM_TOKENS, Plane, clean_load, read_plane
+from moe_lessons.widgets.plane_readings import NUM_TOKENS, Plane, clean_load, read_plane
 from moe_lessons.widgets.spec import Spec, State
 
 PANELS_SHARE, READING_SHARE = 0.06, 0.01  # what all panels, and one costly reading, may cost, as a part of training

@@ -15,7 +15,7 @@ from moe_lessons.plots.marks import Bars, Cells, Points
 from moe_lessons.tasks import grid
 from moe_lessons.training import PRESETS
 from moe_lessons.widgets import Playground, live
-from moe_lessons.widgets.plane import NUM_TOKENS, RESOLUTION
+from moe_lessons.widgets.plane_readings import NUM_TOKENS, RESOLUTION
 
 TERRITORY, HEATMAP, LOAD = range(3)
 

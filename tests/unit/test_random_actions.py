@@ -45,9 +45,9 @@ MOVABLE = (W.IntSlider, W.FloatSlider, W.SelectionSlider, W.Dropdown, W.BoundedI
 complaints: list[str] = []  # what ipywidgets has logged: exceptions in what a message of the page calls
 
 SIZES = {
-    "widgets.plane.RESOLUTION": 5, "widgets.live.NUM_POINTS": 32, "widgets.playground.NUM_HELD_OUT": 16,
+    "widgets.plane_readings.RESOLUTION": 5, "widgets.live.NUM_POINTS": 32, "widgets.playground.NUM_HELD_OUT": 16,
     "analysis.collapse.READ_POINTS": 16, "plots.panels.quality.NUM_HELD_OUT": 16, "tasks.text.TRAIN_BYTES": 4000,
-    "tasks.text.HELD_OUT_BYTES": 1000, "plots.panels.text.LENGTH": 10, "widgets.live.NUM_TRACED": 4,
+    "tasks.text.HELD_OUT_BYTES": 1000, "plots.panels.passages.LENGTH": 10, "widgets.live.NUM_TRACED": 4,
     "widgets.live.QUICK": 0, "widgets.loop.TURN": 0,
 }  # fmt: skip
 TEXT = {"d_model": 8, "num_heads": 2, "num_kv_heads": 1, "d_ff": 8, "num_experts": 3, "batch_size": 2}

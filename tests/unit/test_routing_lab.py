@@ -9,7 +9,7 @@ from live_tools import TEXT, assert_consistent, click, losses, mark, on_a_loop, 
 from moe_lessons.analysis.traces import expert_shares, trace
 from moe_lessons.nn import TopKRouter
 from moe_lessons.plots.marks import Cells, Text
-from moe_lessons.plots.panels.text import PROMPT, line_start
+from moe_lessons.plots.panels.passages import PROMPT, line_start
 from moe_lessons.tasks import TextTask, make_text, text
 from moe_lessons.widgets import LiveRun, RoutingLab, live, routing_lab
 from moe_lessons.widgets.picture import descendants

@@ -11,9 +11,9 @@ from matplotlib.colors import to_hex, to_rgb
 
 from moe_lessons.plots import figure, marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
+from moe_lessons.plots.panels.passages import text_panel
 from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
-from moe_lessons.plots.panels.text import text_panel
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, expert_color
 

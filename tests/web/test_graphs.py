@@ -18,7 +18,7 @@ from moe_lessons.tasks import PLANE_TASKS, Facts, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, facts_run, facts_runs, plane_runs
 from moe_lessons.training.knobs import KNOBS, Knob
 from moe_lessons.training.record import scored_mean, token_losses
-from moe_lessons.widgets.plane import read_plane, route
+from moe_lessons.widgets.plane_readings import read_plane, route
 from web import graphs, wall
 from web.graphs import (
     NUM_MEASURED,
