@@ -310,7 +310,7 @@ def test_alike_texts_touch_fewer():
             model = LanguageModel(TransformerConfig(d_model=64, d_ff=32, num_layers=2, num_experts=8, top_k=2))
         run = Run(model, task, lr=0.005, batch_size=16, seed=seed)
         run.knobs.router_aux_loss_coef = 0.01
-        train(run, 100)
+        train(run, 75)
         share = {}
         for name, ids in {"all": text, "english": text[domain == task.domains.index("english")]}.items():
             means = distinct_experts(model, ids).groupby("batch").mean()
