@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -123,6 +123,14 @@ def train_rank(settings: Settings) -> Iterator[dict]:
             save_ranks(settings, step, model, optimizer)
             yield {"event": "saved", "step": step}
     yield {"event": "end", "step": step, "weights": checksum(state_of(model, optimizer))}
+
+
+def train_each(several: Sequence[Settings]) -> Iterator[dict]:
+    """Train by several settings, one after the other, on the same ranks: what `train_rank` yields, with 'run', the
+    place of its settings."""
+    for run, settings in enumerate(several):
+        for record in train_rank(settings):
+            yield {"run": run, **record}
 
 
 def average(weights: list[Tensor]) -> None:
