@@ -33,7 +33,7 @@ from moe_lessons.training import (
 SEEDS = seeds(5)
 COLLAPSE = PRESETS["collapse"]
 NARROW = replace(COLLAPSE, task="checker", d_ff=1)  # the experts of one hidden unit
-MANY = seeds(8)  # seeds, where they differ much
+MANY, MOST = seeds(8), seeds(24)  # where they differ much, and very much
 FIRM = REMEDIES["auxiliary loss"]["router_aux_loss_coef"]
 NOISE_JITTER_Z_CAPACITY = ("Gaussian noise", "learned noise", "jitter", "z-loss", "capacity")
 
@@ -198,12 +198,12 @@ def test_capacity_charges_for_a_collapse():
 
 
 def narrow(coefficient: float) -> SeedBand:
-    return trained(replace(NARROW, router_aux_loss_coef=coefficient), MANY, steps=200)
+    return trained(replace(NARROW, router_aux_loss_coef=coefficient), MOST, steps=200)
 
 
 @pytest.mark.claim("the-load-evens-out-with-the-coefficient")
 def test_the_load_evens_out_with_the_coefficient():
-    """The largest load over the mean is 2.5 to 2.8 without the loss, then 1.8 to 2, 1.4, and 1.25."""
+    """The largest load over the mean is 2.5 to 2.7 without the loss, then 1.7 to 1.9, 1.5 to 1.6, and 1.2."""
     at = {c: max_over_mean(narrow(c)).mean() for c in (0.0, 0.03, 0.1, 1.0)}
     assert at[0.0] > at[0.03] + 0.2 and at[0.03] > at[0.1] + 0.1 and at[0.1] > at[1.0]
     assert dead(narrow(1.0)).mean() < 0.4
@@ -230,7 +230,7 @@ def test_accuracy_has_an_inner_maximum():
     gains = {c: accuracies(narrow(c)) - without for c in (0.1, 0.3, 1.0, 10.0)}
     for coefficient in (0.1, 0.3, 1.0):
         assert gains[coefficient].mean() > 0.03, coefficient
-    assert gains[0.3].mean() > 2 * gains[0.3].std(ddof=1) / len(MANY) ** 0.5  # beyond the spread of the seeds
+    assert gains[0.3].mean() > 2 * gains[0.3].std(ddof=1) / len(MOST) ** 0.5  # beyond the spread of the seeds
     assert gains[10.0].mean() < 0.02 and (gains[0.3] - gains[10.0]).mean() > 0.04
     stored = load_plane_sweep("coefficients").pivot(index=["step", "seed"], columns="router_aux_loss_coef")
     for step in (200, 600):  # what the lesson draws, and later
