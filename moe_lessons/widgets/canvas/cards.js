@@ -202,26 +202,35 @@ export class Chart extends Card {
    * @param {ResizeObserverSize} [exact] in whole pixels of the screen, so that nothing is blurred
    */
   resize({ width, height }, exact) {
-    const pixels = (value, whole) => {
-      const wanted = value * devicePixelRatio;
-      return Math.abs(whole - wanted) < 1 ? whole : Math.round(wanted);
-    };
     if (!width) return;
     if (this.isPlane) this.canvas.style.height = `${clamp(width, LOW, HIGH)}px`;
     this.wide = width;
     this.high = height;
-    this.across = pixels(width, exact?.inlineSize);
-    this.down = pixels(height, exact?.blockSize);
+    this.exact = exact;
     this.dirty = true;
     this.old = true;
   }
 
+  // The pixels of the screen are counted when it draws: the observer may call before the page knows a new ratio.
+  fit() {
+    const { canvas, exact } = this;
+    const pixels = (value, whole) => {
+      const wanted = value * devicePixelRatio;
+      return Math.abs(whole - wanted) < 1 ? whole : Math.round(wanted);
+    };
+    this.across = pixels(this.wide, exact?.inlineSize);
+    this.down = pixels(this.high, exact?.blockSize);
+    if (canvas.width === this.across && canvas.height === this.down) return;
+    canvas.width = this.across;
+    canvas.height = this.down;
+    this.old = true; // the axes are
+  }
+
   draw() {
-    const { canvas, wide, across, down, xAxis, view, pen } = this;
+    if (!this.wide) return; // not laid out yet: the observer of sizes will call
+    this.fit();
+    const { wide, across, xAxis, view, pen } = this;
     const { link, value } = view.pointed;
-    if (!wide) return; // not laid out yet: the observer of sizes will call
-    if (canvas.width !== across) canvas.width = across;
-    if (canvas.height !== down) canvas.height = down;
     if (this.old) this.renew();
     pen.context.setTransform(1, 0, 0, 1, 0, 0);
     pen.context.drawImage(this.axes, 0, 0);
@@ -230,7 +239,7 @@ export class Chart extends Card {
     const isLinked = link && link === xAxis.link;
     if (isLinked) pen.rule(this.box, this.x(value), null, { color: css(view.ink, 0.6), width: 1 });
     this.isNews = true;
-    if (!canvas.ariaLabel) tell(this);
+    if (!this.canvas.ariaLabel) tell(this);
   }
 
   renew() {
