@@ -1,4 +1,4 @@
-"""Predictions, quiz and course page as a learner uses them: by mouse and by key, and over restarts."""
+"""Predictions, quiz and course page as a learner uses them: by mouse and by key, over restarts and in two tabs."""
 
 import json
 import re
@@ -30,8 +30,9 @@ def book(lab, open_notebook):
 
 @pytest.fixture
 def cell(book):
-    def output(place: int):
-        found = book.page.locator(".jp-CodeCell").nth(place)
+
+    def output(place: int, page=None):
+        found = (page or book.page).locator(".jp-CodeCell").nth(place)
         found.evaluate("cell => cell.scrollIntoView({ block: 'center' })")
         return found.locator(".jp-Cell-outputArea")
 
@@ -137,6 +138,25 @@ def test_a_quiz_by_mouse_and_by_key(book, cell, lab):
     wait_kept(book, lab, "quiz", "05.story", lambda entry: entry)
 
 
+def test_two_tabs_on_one_notebook(book, cell, lab):
+    book.menu("File", "docmanager:save")
+    other = type(book)(book.page.context.new_page())
+    other.open(lab, NAME)
+    again = cell(1, other.page).get_by_role("radio")
+    again.nth(2).check()
+    wait_kept(book, lab, "predictions", "05.left", lambda entry: entry.get("answer") == "one")
+    cell(1).locator("input:checked + span", has_text="one").wait_for()  # in the first tab, too
+    other.run_cell(5)  # its own view of the quiz, with what was answered in the first
+    cell(5, other.page).get_by_text(re.compile("2 of 5 answered")).wait_for()
+    cell(5, other.page).get_by_role("group").nth(2).get_by_role("radio").first.check()
+    cell(1).get_by_role("radio").nth(1).check()
+    wait_kept(book, lab, "quiz", "05.push", lambda entry: entry)
+    wait_kept(book, lab, "predictions", "05.left", lambda entry: entry.get("answer") == "some")
+    assert len(json.loads((lab.home / "progress.json").read_text())["quiz"]) == 3
+    assert other.errors == []
+    other.page.close()
+
+
 def test_after_a_restart_all_is_still_there(book, cell):
     book.restart()
     book.run_all()
@@ -144,12 +164,12 @@ def test_after_a_restart_all_is_still_there(book, cell):
     assert cell(2).get_by_role("textbox").input_value() == "20"
     assert cell(3).locator("svg > .moe-drawn").get_attribute("d").count("L") > 20
     assert cell(3).locator("svg > .moe-measured").get_attribute("d").count("L") == 6
-    cell(5).get_by_text(re.compile("2 of 5 answered")).wait_for()
+    cell(5).get_by_text(re.compile("3 of 5 answered")).wait_for()
 
 
 def test_the_course_page_shows_it_exports_it_forgets_it_and_opens_a_lesson(book, cell, lab):
     row = cell(6).get_by_role("row").filter(has_text="05 · Expert collapse")
-    row.filter(has_text=re.compile("2 of 5, . right at first")).wait_for()
+    row.filter(has_text=re.compile("3 of 5, . right at first")).wait_for()
     cell(6).get_by_role("button", name="Export").click()
     cell(6).get_by_text("Your progress is in").wait_for()
     (exported,) = (lab.root / "notebooks").glob("moe_lessons-progress-*.json")

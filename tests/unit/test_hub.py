@@ -14,6 +14,7 @@ from moe_lessons.hub import BLOCKS, convert_block
 from moe_lessons.nn import DISPATCH, MoE, TopKRouter, load_balancing_loss, router_z_loss
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
 from transformers.models.switch_transformers import modeling_switch_transformers as switch  # noqa: E402
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative to the largest number of a tensor
@@ -181,6 +182,18 @@ def test_another_block_is_refused():
         with pytest.raises(ValueError, match=f"hf_block must be .* got {type(bad).__name__}$"):
             convert_block(bad)
     assert {block for block, _, _ in KINDS.values()} == set(BLOCKS)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("padded", [False, True])
+def test_load_balancing_loss_is_theirs_over_k(size, padded):
+    """Mixtral's counts each of the K choices as a whole one. With padding, only the tokens of the mask count."""
+    torch.manual_seed(0)
+    _, routing = MoE(*size[:4])(torch.randn(size[4], size[0]))
+    mask = torch.arange(size[4]) % 3 != 1 if padded else None
+    theirs = mixtral.load_balancing_loss_func((routing.router_logits,), size[2], size[3], mask)
+    routing = routing.of_tokens(mask.nonzero()[:, 0]) if padded else routing
+    torch.testing.assert_close(load_balancing_loss(routing), theirs / size[3])
 
 
 def test_losses_of_switch():

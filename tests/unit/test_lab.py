@@ -15,6 +15,7 @@ from moe_lessons import widgets
 from moe_lessons.analysis.collapse import watched_run
 from moe_lessons.nn import LanguageModel, seeded
 from moe_lessons.plots.marks import Bars, Panel
+from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.training import PRESETS, REMEDIES, Run, SeedBand, facts_runs, plane_runs, remedy_setting
 from moe_lessons.widgets import Lab, Playground, live
 from moe_lessons.widgets.picture import descendants
@@ -127,23 +128,30 @@ async def test_what_is_of_the_structure_starts_afresh_and_reset_does_so_too(name
 
 @on_a_loop
 async def test_what_is_refused_changes_nothing_and_moves_the_controls_back(monkeypatch):
-    make_runs = Playground.make_runs
+    def refuse(name: str, number: int, error: Exception) -> None:
+        whole = getattr(Playground, name)
 
-    def refusing(self, values):
-        if values["num_experts"] == 13:
-            raise RuntimeError("bad luck")
-        return make_runs(self, values)
+        def refusing(self, values, *given):
+            if values["num_experts"] == number:
+                raise error
+            return whole(self, values, *given)
 
-    monkeypatch.setattr(Playground, "make_runs", refusing)
+        monkeypatch.setattr(Playground, name, refusing)
+
+    refuse("check", 13, ValueError("num_experts must bring luck, got 13"))
+    refuse("make_runs", 14, RuntimeError("too many"))
     lab = Playground()
     lab.advance(3)
     lab.inputs["num_experts"].value, lab.inputs["lr"].value = 13, 0.05
     await settled()
-    assert "RuntimeError: bad luck" in words(lab) and lab.step == 3 and lab.main_run.knobs.lr == 0.02
+    assert "num_experts must bring luck, got 13" in words(lab) and lab.step == 3 and lab.main_run.knobs.lr == 0.02
     assert [lab.inputs[name].value for name in ("num_experts", "lr")] == [8, 0.02] and lab.inputs["top_k"].max == 8
     lab.inputs["lr"].value = 0.05
     await settled()
     assert lab.main_run.knobs.lr == 0.05 and "luck" not in words(lab)
+    lab.inputs["num_experts"].value = 14  # it cannot be made
+    await settled()
+    assert "RuntimeError: too many" in words(lab) and lab.step == 3 and lab.inputs["num_experts"].value == 8
 
 
 @on_a_loop
@@ -171,14 +179,19 @@ async def test_a_click_selects_what_can_be_clicked_and_nothing_else():
 
 
 @on_a_loop
-async def test_a_new_start_while_it_trains_plays_as_many_steps():
+async def test_a_new_start_plays_as_many_steps_and_keeps_a_run_that_was_long_enough_as_a_ghost():
     lab = Playground()
-    lab.play(20)
+    lab.play(RECENT + 1)
+    await lab.finished()
+    first = lab.main_run
+    lab.set(num_experts=6)
+    assert lab.step == 0
+    lab.play(RECENT)
     await until(lambda: lab.step > 5)
     lab.set(num_experts=1)
-    assert lab.step == 0 and lab.inputs["top_k"].max == lab.state.values["top_k"] == 1
+    assert lab.step == 0 and lab.state.ghost is first and lab.inputs["top_k"].max == lab.state.values["top_k"] == 1
     await lab.finished()
-    assert lab.step == 20
+    assert lab.step == RECENT
 
 
 @on_a_loop

@@ -70,18 +70,36 @@ async def test_it_trains_as_many_steps_as_asked_and_by_itself_max_steps():
 
 
 @on_a_loop
-async def test_the_buttons_train_one_step_and_fifty_in_a_pause():
+async def test_two_views_train_at_once_and_the_notebook_stays_usable(monkeypatch):
+    monkeypatch.setattr(loop, "FPS", 1e-9)  # also between two pictures
+    one, two, answered = make_view(play=ENDLESS), make_view(play=ENDLESS), []
+    await until(lambda: one.step > 5 and two.step > 5)
+    step = one.step
+    asyncio.get_running_loop().call_later(0.05, answered.append, 1)  # as a message from the page
+    await until(lambda: answered)
+    assert one.step > step and one.loop.cost["pictures"] == 0
+    await ended(one), await ended(two)
+
+
+@on_a_loop
+async def test_buttons_play_pause_and_train_steps_in_a_pause():
     view = make_view()
+    play = button(view, "Play")
     for name, steps in (("Step", 1), ("+50", 51)):
         button(view, name).click()
         await settled()
         assert view.step == view.canvas.words["step"] == steps
-    button(view, "Play").click()
+    play.click()
     await until(lambda: view.step > 51)
-    assert "training" in status(view) and button(view, "Step").disabled
-    button(view, "Pause").click()
+    assert play.description == "Pause" and "training" in status(view) and button(view, "Step").disabled
+    play.click()
     await until(lambda: not view.running)
-    assert not button(view, "Step").disabled
+    assert play.description == "Play" and not button(view, "Step").disabled
+    before = view.step
+    view.play(20)
+    button(view, "+50").click()  # left alone
+    await view.finished()
+    assert view.step == before + 20
 
 
 class Faulty(PlaneClassifier):
@@ -93,22 +111,32 @@ class Faulty(PlaneClassifier):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("lr, broken, said", [(1e30, False, "the learning rate (now"), (0.01, True, "IndexError: ex")])
+@pytest.mark.parametrize("why", ["second diverges", "all diverge", "second raises"])
 @on_a_loop
-async def test_when_one_of_several_runs_fails_all_stay_in_step_and_can_go_on(lr, broken, said):
+async def test_when_one_of_several_runs_fails_all_stay_in_step_and_can_go_on(why):
     runs = [watched_run(PRESETS["noise"]) for _ in range(3)]
     view = LiveRun(dict(zip("abc", runs)), ("loss", "cost"))  # the cost panel asks the models too
     view.advance(6)
-    runs[1].model.__class__, runs[1].model.broken, runs[1].knobs.lr = Faulty, broken, lr
+    weights = [p.detach().clone() for p in runs[0].model.parameters()]
+    runs[1].model.__class__, runs[1].model.broken = Faulty, why == "second raises"
+    for run in runs if why == "all diverge" else runs[1:2]:
+        run.knobs.lr = 0.01 if why == "second raises" else 1e30
     view.play(20)
     await view.finished()
-    steps = view.step
+    steps, said = view.step, "IndexError: expert 9" if why == "second raises" else "lower the learning rate (now 1e+30)"
     assert {len(run.records) for run in runs} == {steps} and steps < 9
     assert said in words(view) and "paused" in status(view)
-    runs[1].model.broken, runs[1].knobs.lr = False, 0.01
+    assert all(p.abs().max() < 100 for run in runs for p in run.model.parameters())
+    assert why != "second raises" or all(map(torch.equal, weights, runs[0].model.parameters()))
+    assert all(len(run.expert_gradients) == steps for run in runs)
+    runs[1].model.broken = False
+    for run in runs:
+        run.knobs.lr = 0.01
     view.play(2)
     await view.finished()
     assert {len(run.records) for run in runs} == {steps + 2} and view.loop.trouble == ""
+    states = [[generator.get_state() for generator in run.generators] for run in runs]
+    assert all(torch.equal(*pair) for other in states[1:] for pair in zip(states[0], other))  # the data to come
 
 
 FIXED = Panel("fixed", [Bars(np.ones(2))])
@@ -283,6 +311,14 @@ async def test_who_waits_with_a_time_limit_stops_waiting_and_the_training_goes_o
     await until(lambda: view.step > step + 5)
     assert view.running and words(view).strip() == ""
     await ended(view)
+
+
+def test_a_static_page_gets_no_message_and_a_live_one_the_view_too(static, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(canvas.LiveCanvas, "send", lambda *_: pytest.fail("a message to a page"))
+        data, _ = make_view(play=9)._repr_mimebundle_()
+    monkeypatch.delenv("MOE_LESSONS_STATIC")
+    assert set(make_view()._repr_mimebundle_()[0]) == set(data) | {"application/vnd.jupyter.widget-view+json"}
 
 
 class Shell:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from oracle import assert_same, assignments_of, by_rows, combine, ffn_row, keep_within, mix_softly, surest_first
+from torch import nn
 
 from moe_lessons.nn import ACTIVATIONS, DISPATCH, ExpertChoiceRouter, HashRouter, MoE, SigmoidRouter, TopKRouter
 from moe_lessons.nn.balancing import expert_capacity
@@ -101,6 +102,24 @@ def test_no_wait_for_a_gpu(way):
         torch.cuda.set_sync_debug_mode("default")
 
 
+class Chosen(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.moe = MoE(4, 8, 5, 2)
+
+    def forward(self, x):
+        y, routing = self.moe(x)
+        return y, routing.topk_indices, routing.topk_weights
+
+
+def test_a_tracer_sees_who_is_chosen():
+    """Nothing in a block, or in a routing, asks for the value of a tensor."""
+    model, x, other = Chosen().eval(), torch.randn(7, 4), torch.randn(7, 4)
+    exported = torch.export.export(model, (x,), strict=False).module()
+    for ours, theirs in zip(exported(other), model(other), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_grouped_under_torch_compile():
     """Its tracer has no grouped_mm for float32."""
     torch.manual_seed(0)
@@ -150,3 +169,10 @@ def test_any_leading_shape_and_layout_and_sequences_do_not_mix(shape, device):
     assert y.shape == x.grad.shape == shape and x.grad.isfinite().all()
     for index in itertools.product(*map(range, shape[:-2])):
         torch.testing.assert_close(y[index], moe(x[index]))
+
+
+def test_a_token_sees_the_future():
+    torch.manual_seed(0)
+    moe, x = SoftMoE(4, 8, 3), torch.randn(6, 4)
+    changed = torch.cat([x[:-1], torch.randn(1, 4)])
+    assert not moe.causal and not torch.allclose(moe(x)[0], moe(changed)[0], rtol=1e-3)

@@ -233,6 +233,14 @@ def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_bes
     np.testing.assert_allclose(had, others.mixture_figure / others.dense_figure)
 
 
+def test_a_sweep():
+    values = {0.01: [0.2, 0.4], 0.1: [0.5, 0.9], 10.0: [0.1, 0.1]}
+    ax = sweeps.seed_sweep(values, "Accuracy", "coefficient", 0.3, subplot())
+    np.testing.assert_allclose(lines(ax)["mean, and all seeds"], [[0.01, 0.3], [0.1, 0.7], [10, 0.1]])
+    np.testing.assert_allclose(band(ax), [(0.2, 0.4), (0.5, 0.9), (0.1, 0.1)])
+    assert list(lines(ax)["without"][:, 1]) == [0.3, 0.3]
+
+
 def test_a_job_is_drawn_with_a_line_for_each_start_and_what_happened():
     def steps(*numbers):
         return [{"event": "step", "step": n, "loss": 5 - n / 2, "traffic": [[n, 2], [3, 4]]} for n in numbers]

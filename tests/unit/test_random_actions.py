@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from ipywidgets.widgets.widget import _instances
-from live_tools import MyMoE, assert_consistent
+from live_tools import MyMoE, assert_consistent, button
 
 from moe_lessons import widgets
 from moe_lessons.nn import SigmoidRouter, torch_threads
@@ -140,6 +140,11 @@ turns = st.integers(1, 20)  # of the event loop
 numbers = st.integers(0, 60)  # of a control, a button, …: counted round
 places = st.sampled_from([0.0, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0])  # of a control: from its first stop to its last
 moves = st.lists(st.tuples(numbers, places), min_size=1, max_size=4)
+odd_values = st.sampled_from([
+    None, True, -1, 0, 1, 2, 3, 5, 20, 0.03, 1.5, HIGH_LR, math.nan, math.inf, np.float32(0.5), np.int64(2), object(),
+    len, "", "none", "E1", "E99", "sigmoid", "top-k", "all", "blobs", b"x", (), [], {}, ("code",), ["json", "json"],
+    ("nothing", "jitter 0.2"), ("jitter", "jitter nan"), ("top-2 + capacity",), ("Gaussian noise + bias update",),
+])  # fmt: skip
 kinds = st.sampled_from(["expert", "token", "layer", "model", "x"])
 odd_messages = [None, [], {"pick": None, "index": "x"}, {"hello": 1, "drawn": "x"}, {"pick": "token", "index": -1}]
 messages = (
@@ -228,13 +233,15 @@ class Actions(RuleBasedStateMachine):
         self.afresh |= button.description not in ("Play", "Pause", "Step", "+50", "Add tile")
         self.rest(now)
 
-    @rule(moves=moves)
-    def call_set(self, moves):
-        movable, values = {name: w for name, w in self.view.inputs.items() if isinstance(w, MOVABLE)}, {}
-        for number, place in moves:
-            name = list(movable)[number % len(movable)]
-            state = state_at(movable[name], place)
-            values[name] = movable[name]._options_values[state["index"]] if "index" in state else state["value"]
+    @rule(chosen=st.lists(st.tuples(numbers, st.booleans(), places, odd_values), min_size=1, max_size=2))
+    def call_set(self, chosen):
+        view, values, names = self.view, {}, [*self.view.inputs, "nonsense"]
+        for number, is_odd, place, odd in chosen:
+            name = names[number % len(names)]
+            widget, values[name] = view.inputs.get(name), odd
+            if not is_odd and isinstance(widget, MOVABLE):
+                state = state_at(widget, place)
+                values[name] = widget._options_values[state["index"]] if "index" in state else state["value"]
         self.set_values(**values)
 
     def set_values(self, **values):
@@ -258,6 +265,7 @@ class Actions(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["play", "pause"]), now=st.booleans())
     def call(self, name, now):
         getattr(self.view, name)()
+        self.afresh |= name == "reset"
         self.rest(now)
 
     @rule(steps=st.integers(1, 4), is_played=st.booleans())
@@ -414,7 +422,7 @@ def start():
         one.teardown()
 
 
-def test_a_control_that_moves_meanwhile_is_not_overlooked(start, monkeypatch):
+def test_a_control_that_moves_meanwhile_is_not_overlooked_and_what_waits_is_done_in_order(start, monkeypatch):
     state = start("playground")
     z_loss, token = state.view.inputs["router_z_loss_coef"], state.view.inputs["token"]
     token.observe(lambda _: in_thread(lambda: by_page(z_loss, index=5)), "value")
@@ -428,6 +436,13 @@ def test_a_control_that_moves_meanwhile_is_not_overlooked(start, monkeypatch):
         by_page(experts, value=5)
         state.rest(True)
     assert state.view.state.values["num_experts"] == experts.value == 7
+    state = start("playground")
+    for first, second, top_k in (("collapse", "d_ff", 1), ("d_ff", "healthy", 2)):
+        for name in (first, second):
+            by_page(state.view.inputs["d_ff"], value=12) if name == "d_ff" else press(button(state.view, name))
+        state.afresh = True
+        state.rest(True)
+        assert (state.view.state.values["top_k"], state.view.state.values["d_ff"] == 12) == (top_k, second == "d_ff")
 
 
 def test_a_tile_whose_first_step_diverges_can_go_on(start):

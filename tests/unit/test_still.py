@@ -1,5 +1,6 @@
 """Panels drawn by matplotlib: every mark, nothing over the data, and panels in rows."""
 
+import json
 import warnings
 from dataclasses import replace
 from itertools import combinations
@@ -9,7 +10,7 @@ import pytest
 import torch
 from matplotlib.colors import to_hex, to_rgb
 
-from moe_lessons.plots import figure, marks
+from moe_lessons.plots import figure, marks, still
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
 from moe_lessons.plots.panels.passages import text_panel
 from moe_lessons.plots.panels.quality import loss_panel
@@ -138,6 +139,21 @@ def test_panels_stand_in_rows_of_twelve_columns_with_room_for_all_their_letters(
     boxes = [ax.get_tightbbox() for ax in shown]
     assert not any(box.overlaps(other) for box, other in combinations(boxes, 2))
     assert all(0 <= box.x0 and box.x1 <= made.bbox.x1 and box.y1 <= made.bbox.y1 for box in boxes)
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=NAMES)
+def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
+    assert [type(mark) for mark in MARKS] == list(still.DRAWING)
+    panel = Panel("title", [mark, mark], Axis(0, 2, "step", link="step"), legend=[(4, "green")])
+    header, arrays = marks.encode_panel(panel, 7)
+    said = json.loads(json.dumps(header))
+    assert said["title"] == "title" and said["x"]["link"] == "step" and said["legend"] == [[4, "green"]]
+    assert [one["mark"] for one in said["marks"]] == [type(mark).__name__] * 2
+    slots = {value["slot"] for one in header["marks"] for value in one.values() if isinstance(value, dict)}
+    assert slots == set(arrays) and all(slot.startswith(("7.0.", "7.1.")) for slot in slots)
+    for slot, array in arrays.items():
+        np.testing.assert_array_equal(array, getattr(mark, slot.split(".")[-1]))
+        assert array.flags.c_contiguous and array.dtype.str[1:] in ("f2", "f4", "u1", "i1", "u2", "i2", "i4")
 
 
 def test_numbers_are_sent_in_a_type_that_a_page_has():
