@@ -14,7 +14,7 @@ from joblib import Parallel, delayed
 from moe_lessons.analysis.collapse import RECENT, WEIGHTS, band_of
 from moe_lessons.nn.seeding import torch_threads
 from moe_lessons.support.data import FOLDER
-from moe_lessons.support.files import write_whole
+from moe_lessons.support.files import write_rows
 from moe_lessons.training import PRESETS
 
 COLLAPSE = PRESETS["collapse"]
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes of this machine that train (default: 1)")
     options = parser.parse_args()
     cells = Parallel(options.jobs, verbose=10)(delayed(train_cell)(*cell) for cell in product(STARTS, WEIGHTS, RATES))
-    write_whole(options.output, "".join(f"{json.dumps(row)}\n" for row in (header(), *cells)).encode())
+    write_rows(options.output, (header(), *cells))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from moe_lessons.nn.seeding import torch_threads
 from moe_lessons.support.data import FOLDER
-from moe_lessons.support.files import write_whole
+from moe_lessons.support.files import write_rows
 from moe_lessons.training import PRESETS, PlaneSetting, SeedBand, is_dead, train
 
 POINTS = 2048  # held out, for each seed
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"NAME must be one of {', '.join(SWEEPS)}, got {', '.join(sorted(unknown))}")
     for name in options.names or SWEEPS:
         rows = [SWEEPS[name].header(name), *(train_row(SWEEPS[name], change) for change in SWEEPS[name].changes)]
-        write_whole(options.output / f"{name}.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        write_rows(options.output / f"{name}.jsonl", rows)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import date
-from functools import cached_property, partial
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from statistics import median
@@ -35,7 +35,7 @@ from moe_lessons.nn.families import finer
 from moe_lessons.nn.seeding import torch_threads
 from moe_lessons.support.data import FOLDER
 from moe_lessons.support.errors import check_choice, check_positive_int
-from moe_lessons.support.files import write_whole
+from moe_lessons.support.files import write_rows
 from moe_lessons.tasks import NOT_SCORED, Facts, TextTask
 from moe_lessons.tasks.facts import NUMBER_DIGITS
 from moe_lessons.training import Run, TrainingDiverged
@@ -103,12 +103,7 @@ def soft_moe_model(model: nn.Module, length: int, seed: int = 0) -> nn.Module:
 class AtOnce(Study):
     """A study in which the end of each sequence is hidden and named at once: a block may look at every token."""
 
-    @cached_property
-    def text(self) -> TextTask:
-        return TextAtOnce(**self.task, context=self.sizes["max_positions"])
-
-    def make_task(self, seed: int) -> TextTask | Facts:
-        return FactsAtOnce(**self.task, seed=seed) if "num_entries" in self.task else self.text
+    text_class, facts_class = TextAtOnce, FactsAtOnce
 
     def make_model(self, name: str, seed: int = 0) -> LanguageModel:
         model = super().make_model(name, seed)
@@ -299,8 +294,7 @@ def train_missing(name: str, path: Path, jobs: int = 1, address: str | None = No
                 done[run_of(row)] = row
                 tqdm.write(f"{run_of(row)}: " + ("diverged" if row["diverged"] else f"loss {row['loss'][-1]:.3f}"))
     ordered = {run: done[run] for run in sweep.table()} | done
-    lines = (f"{json.dumps(row)}\n" for row in (header, *ordered.values()))
-    write_whole(path, "".join(lines).encode())
+    write_rows(path, (header, *ordered.values()))
     print(f"{name}: all {len(sweep.table())} runs are in {path}")
 
 

@@ -146,7 +146,8 @@ class Trained:
 
 
 class TrainedPlane(Trained):
-    """Runs in the plane, as `plane_runs` makes them: the first with a router such as `TopKRouter`."""
+    """Runs in the plane, as `plane_runs` makes them: the first with a router such as `TopKRouter`. ValueError for
+    knobs and schedules that no graph can carry."""
 
     def __init__(self, runs: dict[str, Run]):
         main = next(iter(runs.values()))
@@ -269,7 +270,7 @@ class TrainedFacts(Trained):
 
 
 def export_step(runs: dict[str, Run]) -> Graph:
-    """Make the graph of `TrainedPlane.step`."""
+    """Make the graph of `TrainedPlane.step`. ValueError as there."""
     own = TrainedPlane(runs)
     T = own.batch_size
     inputs = {"state": own.start(), "count": torch.tensor(1.0), "x": torch.rand(T, 2), "y": torch.arange(T).int() % 8}
@@ -280,7 +281,7 @@ def export_step(runs: dict[str, Run]) -> Graph:
 
 
 def export_reading(runs: dict[str, Run]) -> Graph:
-    """Make the graph of `TrainedPlane.read`."""
+    """Make the graph of `TrainedPlane.read`. ValueError as there."""
     own, N = TrainedPlane(runs), NUM_MEASURED
     inputs = {"state": own.start(), "x": torch.rand(NUM_TOKENS, 2), "held_x": torch.rand(N, 2)}
     inputs |= {"held_y": torch.arange(N).int() % 8, "keep": torch.ones(own.num_experts)}

@@ -1,7 +1,6 @@
 """Say what the page needs beside its graphs: controls, presets and texts once, and for each graph its panels."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -152,9 +151,12 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
 
 def router_place(runs: dict[str, Run]) -> int:
     """Find where in the state the router's weight (E, D) begins."""
-    named = next(iter(runs.values())).model.named_parameters()
-    before = itertools.takewhile(lambda each: each[0] != "block.router.weight", named)
-    return sum(weight.numel() for _, weight in before)
+    at = 0
+    for name, weight in next(iter(runs.values())).model.named_parameters():
+        if name == "block.router.weight":
+            return at
+        at += weight.numel()
+    raise ValueError("runs must have a router.weight, got none")
 
 
 def start_numbers(setting: PlaneSetting, seed: int) -> np.ndarray:

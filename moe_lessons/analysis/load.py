@@ -37,8 +37,7 @@ def load_statistics(load: Tensor | Sequence[float] | Routing, top_k: int = 1) ->
     else:
         shares = _shares(load)
         dead = int(is_dead(shares * check_top_k(top_k, len(shares))).sum())
-    even = torch.full_like(shares, 1 / len(shares))
-    return LoadStatistics((shares.max() / even[0]).item(), dead)
+    return LoadStatistics(shares.max().item() / (1 / len(shares)), dead)
 
 
 def balance_by_layer(routings: Sequence[Routing]) -> pd.DataFrame:

@@ -104,20 +104,26 @@ def load_recording(name: str) -> Recording:
     return Recording(runs[0]["step"], known, runs[0])
 
 
+def by_step(name: str, measures: list[str]) -> tuple[dict, pd.DataFrame]:
+    """Read a sweep of the plane: its settings, and a row for each cell and step that is `measured`."""
+    settings, cells, _ = read_runs(data_path(f"results/{name}.jsonl"))
+    frame = pd.DataFrame(cells).assign(step=[settings["measured"]] * len(cells))
+    return settings, frame.explode(["step", *measures])
+
+
 def load_collapse_map() -> pd.DataFrame:
     """Read in which settings experts die: a row for each cell and step, with start, weights, lr, step, and dead: the
     mean of the seeds."""
-    settings, cells, _ = read_runs(data_path("results/collapse.jsonl"))
-    frame = pd.DataFrame(cells).assign(step=[settings["measured"]] * len(cells)).explode(["step", "dead"])
+    _, frame = by_step("collapse", ["dead"])
     return frame.assign(dead=frame["dead"].map(np.mean)).reset_index(drop=True)
 
 
 def load_plane_sweep(name: str) -> pd.DataFrame:
     """Read a stored sweep of mixtures in the plane, 'scarce' or 'coefficients': a row for each mixture, step and seed,
     with what the mixture has that differs, step, seed, accuracy, max_over_mean and dead."""
-    settings, rows, _ = read_runs(data_path(f"results/{name}.jsonl"))
-    measures, seeds = ["accuracy", "max_over_mean", "dead"], list(range(settings["seeds"]))
-    frame = pd.DataFrame(rows).assign(step=[settings["measured"]] * len(rows)).explode(["step", *measures])
+    measures = ["accuracy", "max_over_mean", "dead"]
+    settings, frame = by_step(name, measures)
+    seeds = list(range(settings["seeds"]))
     frame = frame.assign(seed=[seeds] * len(frame)).explode(["seed", *measures], ignore_index=True)
     return frame.assign(**frame[["step", "seed", *measures]].apply(pd.to_numeric))
 

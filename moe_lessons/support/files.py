@@ -1,7 +1,9 @@
 """Writing a file: all of it, or nothing."""
 
 import errno
+import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -23,3 +25,8 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: Path, rows: Iterable[dict]) -> None:
+    """Write a file of JSON lines by `write_whole`, a line for each row."""
+    write_whole(path, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
