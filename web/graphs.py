@@ -105,9 +105,10 @@ class Trained:
         return list(state.split([self.num_weights] * 3 + [self.num_bias]))
 
     def named(self, weights: Tensor, bias: Tensor) -> list[dict[str, Tensor]]:
-        """Give each model's tensors by their names: weights (P,), bias (E,)."""
+        """Give each model's tensors by their names, without a gradient where frozen: weights (P,), bias (E,)."""
         pieces = iter(weights.split([math.prod(shape) for shape in self.shapes]))
-        return [{n: next(pieces).view(p.shape) for n, p in m.named_parameters()} for m in self.models.values()]
+        found = [{n: (next(pieces).view(p.shape), p) for n, p in m.named_parameters()} for m in self.models.values()]
+        return [{n: w if p.requires_grad else w.detach() for n, (w, p) in tensors.items()} for tensors in found]
 
     def learn(self, state, count, x, y, knobs, seen=lambda routings: ()) -> tuple:
         """Train one step, as `Run.step` does, but for the bias of the experts.

@@ -28,7 +28,7 @@ STOPS = {  # what the page has graphs or starts for
     "task": PLANE_TASKS,
     "num_experts": (1, 2, 4, 8, 16),
     "d_ff": (4, 8),
-    "router": ("top-k", "sigmoid", "expert choice"),
+    "router": ("top-k", "frozen", "sigmoid", "expert choice"),
     "router_start": tuple(ROUTER_STARTS),
     "seed": tuple(range(10)),
     "token": tuple(range(NUM_TOKENS)),

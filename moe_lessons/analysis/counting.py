@@ -33,16 +33,19 @@ def count_parameters(module: nn.Module) -> ParameterCount:
 
 def flops_per_token(module: nn.Module, training: bool = False) -> int:
     """Count the FLOPs of the matrix products for one token: a multiply and an add for each active weight in a matrix;
-    with `training` 3 × as many: backward makes two products of the same size. All else is left out, attention scores
-    too (see `TransformerShape.flops_per_token`). ValueError for a `SoftMoE`, which has no cost for each token."""
+    with `training` 3 × as many: backward makes two products of the same size, of a weight that is frozen one. All else
+    is left out, attention scores too (see `TransformerShape.flops_per_token`). ValueError for a `SoftMoE`, which has no
+    cost for each token."""
     if any(isinstance(part, SoftMoE) for part in module.modules()):
         raise ValueError("module must have a cost for each token, got a SoftMoE, whose cost is one for each slot")
     sizes = {}
     for part in module.modules():
         weights = [] if isinstance(part, nn.Embedding) else list(part.parameters(recurse=False))
         stacked = any(weight.ndim == 3 for weight in weights)  # of E experts: then two dimensions are E biases
-        sizes |= {id(weight): weight.numel() for weight in weights if weight.ndim >= (3 if stacked else 2)}
-    return (6 if training else 2) * round(used_size(module, sizes, lambda moe: moe.top_k))
+        for weight in weights:
+            if weight.ndim >= (3 if stacked else 2):
+                sizes[id(weight)] = weight.numel() * (2 + weight.requires_grad if training else 1)  # products
+    return 2 * round(used_size(module, sizes, lambda moe: moe.top_k))
 
 
 def used_size(module: nn.Module, sizes: Mapping[int, int], experts_used: Callable[[nn.Module], float]) -> float:

@@ -11,7 +11,15 @@ from moe_lessons.nn.dispatch import DISPATCH, choose_dispatch
 from moe_lessons.nn.experts import Experts, muted
 from moe_lessons.nn.ffn import ACTIVATIONS, FeedForward
 from moe_lessons.nn.moe import MoE
-from moe_lessons.nn.routing import ExpertChoiceRouter, HashRouter, NoisyTopKRouter, Routing, SigmoidRouter, TopKRouter
+from moe_lessons.nn.routing import (
+    ExpertChoiceRouter,
+    FrozenRouter,
+    HashRouter,
+    NoisyTopKRouter,
+    Routing,
+    SigmoidRouter,
+    TopKRouter,
+)
 from moe_lessons.nn.seeding import evaluating, seeded, torch_threads
 from moe_lessons.nn.soft_moe import SoftMoE
 from moe_lessons.nn.transformer import LanguageModel, TransformerConfig

@@ -245,6 +245,18 @@ class NoisyTopKRouter(TopKRouter):
         return f"{super().extra_repr()}, noise={self.noise!r}{noise_std}"
 
 
+class FrozenRouter(NoisyTopKRouter):
+    """Top-k by a router that stays as it starts: the division of the tokens is random, and nothing learns it.
+
+    A control: what a mixture with it reaches, any fixed division of the tokens gives. Noise as `noise='gaussian'`.
+    """
+
+    def __init__(self, d_model: int, num_experts: int, top_k: int, *, noise_std=0.0, **rest):
+        super().__init__(d_model, num_experts, top_k, noise="gaussian", noise_std=noise_std, **rest)
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+
+
 class SigmoidRouter(TopKRouter):
     """The router of DeepSeek-V3 (arXiv:2412.19437, eq. 13 to 16): each expert is scored by itself.
 
@@ -376,6 +388,7 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
     "top-k": partial(NoisyTopKRouter, noise="gaussian", noise_std=0.0),  # no noise until it is turned on
     "gaussian noise": partial(NoisyTopKRouter, noise="gaussian"),
     "learned noise": NoisyTopKRouter,
+    "frozen": FrozenRouter,
     "sigmoid": SigmoidRouter,
     "expert choice": ExpertChoiceRouter,
     "hash": HashRouter,

@@ -18,6 +18,7 @@ EXACT = {
     **{name: remedy_setting(name) for name in REMEDIES if name not in NOISY},
     "healthy": PlaneSetting(),
     "three of five": PlaneSetting("uneven", num_experts=5, top_k=3, d_ff=6, router_start="random"),
+    "frozen": PlaneSetting(router="frozen", capacity_factor=1.25),
     "one expert": remedy_setting("nothing", num_experts=1),
     "tight": remedy_setting("top-2", "capacity", capacity_factor=0.5),
     "bias and capacity": remedy_setting("bias update", "capacity", "auxiliary loss", "z-loss", task="blobs"),

@@ -11,7 +11,7 @@ import torch
 from oracle import refused
 from safetensors.torch import save
 
-from moe_lessons.nn import LanguageModel, MoE, NoisyTopKRouter, SigmoidRouter, TransformerConfig, seeded
+from moe_lessons.nn import FrozenRouter, LanguageModel, MoE, NoisyTopKRouter, SigmoidRouter, TransformerConfig, seeded
 from moe_lessons.tasks import PlaneClassifier, PlaneTask, TextTask, make_text
 from moe_lessons.training import PlaneSetting, Record, Run, SeedBand, TrainingDiverged
 from moe_lessons.training.checkpoints import FORMAT, VALUES, checksum, load_checkpoint, save_checkpoint
@@ -19,6 +19,7 @@ from moe_lessons.training.checkpoints import FORMAT, VALUES, checksum, load_chec
 MAKE_ROUTER = {
     "gaussian": lambda top_k: NoisyTopKRouter(16, 4, top_k, noise="gaussian", noise_std=0.0),
     "learned": lambda top_k: NoisyTopKRouter(16, 4, top_k),
+    "frozen": lambda top_k: FrozenRouter(16, 4, top_k),
     "sigmoid": lambda top_k: SigmoidRouter(16, 4, top_k),
 }
 
@@ -63,6 +64,7 @@ RUNS = {
     "noise": lambda: turned(plane_run(), noise_std=1.0, jitter_noise=0.1, router_z_loss_coef=0.01),
     "learned noise": lambda: turned(plane_run("learned"), router_aux_loss_coef=0.1),
     "dropping": lambda: turned(plane_run(), capacity_factor=0.5),
+    "frozen": lambda: turned(plane_run("frozen"), noise_std=0.5),
     "bias update": lambda: turned(plane_run("sigmoid"), expert_bias_rate=0.05),
     "language model": lambda: turned(text_run(TextTask("json", context=16)), noise_std=0.5, capacity_factor=1.0),
 }

@@ -15,7 +15,7 @@ from moe_lessons.analysis.counting import ParameterCount as Count
 from moe_lessons.analysis.inference import bytes_per_step
 from moe_lessons.hub.variants import GptOssMoE
 from moe_lessons.nn import FeedForward, LanguageModel, MoE, SoftMoE, TransformerConfig, dense_baseline
-from moe_lessons.nn.routing import ExpertChoiceRouter, NoisyTopKRouter, SigmoidRouter
+from moe_lessons.nn.routing import ExpertChoiceRouter, FrozenRouter, NoisyTopKRouter, SigmoidRouter
 
 ACTIVATIONS = ["swiglu", "gelu", "relu"]
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
@@ -96,7 +96,8 @@ def test_a_mixture_without_experts_is_refused_by_name(count):
 
 BLOCKS = [{"top_k": 1}, {"top_k": 4}, *({"activation": activation} for activation in ACTIVATIONS)]
 BLOCKS += [{"shared_d_ff": 5}]
-BLOCKS += [{"router": router(8, 4, 2)} for router in (NoisyTopKRouter, SigmoidRouter, ExpertChoiceRouter)]
+ROUTERS = NoisyTopKRouter, FrozenRouter, SigmoidRouter, ExpertChoiceRouter
+BLOCKS += [{"router": router(8, 4, 2)} for router in ROUTERS]
 
 
 @pytest.mark.parametrize("arguments", BLOCKS)

@@ -9,8 +9,17 @@ from hypothesis import strategies as st
 from oracle import assert_same, assignments_of, refused
 from torch import nn
 
-from moe_lessons.nn import ExpertChoiceRouter, HashRouter, NoisyTopKRouter, Routing, SigmoidRouter, TopKRouter
-from moe_lessons.nn.balancing import apply_capacity
+from moe_lessons.nn import (
+    ExpertChoiceRouter,
+    FrozenRouter,
+    HashRouter,
+    MoE,
+    NoisyTopKRouter,
+    Routing,
+    SigmoidRouter,
+    TopKRouter,
+)
+from moe_lessons.nn.balancing import apply_capacity, load_balancing_loss
 
 F64 = torch.float64
 
@@ -80,6 +89,7 @@ def test_scores_that_vanish_give_no_nan():
         TopKRouter(4, 8, 1, jitter_noise=0.1),
         NoisyTopKRouter(4, 8, 2, noise="learned"),
         NoisyTopKRouter(4, 8, 2, noise="gaussian"),
+        FrozenRouter(4, 8, 2, noise_std=0.5),
     ],
     ids=repr,
 )
@@ -128,6 +138,21 @@ def test_learned_noise_is_shazeers_and_learns():
         torch.testing.assert_close(noise, torch.randn(5, 8, dtype=F64) * std)
     router(x).topk_weights[:, 0].sum().backward()
     assert router.noise_weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("capacity_factor", [None, 1.0])
+def test_a_frozen_router_chooses_as_top_k_does_and_only_its_input_has_a_gradient(capacity_factor):
+    outputs = []
+    for router in ("top-k", "frozen"):
+        torch.manual_seed(0)
+        moe, x = MoE(4, 6, 8, 2, router=router, capacity_factor=capacity_factor), torch.randn(9, 4, requires_grad=True)
+        y, routing = moe(x)
+        (y.sum() + load_balancing_loss(routing)).backward()
+        outputs.append((y, routing.expert_idx, x.grad, *(p.grad for p in moe.experts.parameters())))
+        assert (routing.dropped > 0) == (capacity_factor is not None)
+        assert (moe.router.weight.grad is None) == (router == "frozen")
+    assert all(torch.equal(top_k, frozen) for top_k, frozen in zip(*outputs, strict=True))
+    assert not any(p.requires_grad for p in FrozenRouter(4, 8, 2, bias=True).parameters())
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 8])

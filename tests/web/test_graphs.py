@@ -40,12 +40,13 @@ FEW = [
     replace(PRESETS["noise"], jitter_noise=0.1, router_z_loss_coef=0.01, num_experts=4),
     PlaneSetting("waves", 8, 2, router="sigmoid", expert_bias_rate=0.01),
     PRESETS["one expert"],  # whose router has no gradient
+    PlaneSetting(num_experts=4, router="frozen", noise_std=0.5),  # which would have one
 ]
 # All that the page offers, with GRAPHS=all (minutes); the tasks have graphs of their own.
 SIZES = [(e, k) for e in (1, 2, 4, 8, 16) for k in sorted({1, 2, 4, e}) if k <= e]
 ALL = [
     PlaneSetting("checker", e, k, d_ff, router=router, expert_bias_rate=0.01 * (router == "sigmoid"))
-    for (e, k), d_ff, router in itertools.product(SIZES, (4, 8), ("top-k", "sigmoid", "expert choice"))
+    for (e, k), d_ff, router in itertools.product(SIZES, (4, 8), ("top-k", "frozen", "sigmoid", "expert choice"))
 ]
 
 
@@ -201,7 +202,7 @@ def test_the_page_starts_from_the_weights_and_tokens_of_the_runs(task, start):
 
 def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     made = json.loads(json.dumps(manifest(list(offered()), seeds=3)))
-    assert len(made["graphs"]) == 14 * 2 * 3 and made["knobs"] == list(STEP_KNOBS)
+    assert len(made["graphs"]) == 14 * 2 * 4 and made["knobs"] == list(STEP_KNOBS)
     assert [name for name, preset in made["presets"].items() if preset["off"]] == ["capacity"]
     noise, experts = made["controls"]["noise_std"], made["controls"]["num_experts"]
     assert noise["label"] == "Noise (std)" and noise["tip"] == KNOBS["noise_std"].tip
