@@ -4,7 +4,8 @@ from moe_lessons.analysis.counting import TransformerShape, count_parameters, fl
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
 from moe_lessons.analysis.load import balance_by_layer, load_statistics
 from moe_lessons.analysis.planner import check_published, plan
-from moe_lessons.analysis.results import EffectiveWidth, effective_width, load_results
+from moe_lessons.analysis.quality import EffectiveWidth, effective_width
+from moe_lessons.analysis.results import load_results
 from moe_lessons.analysis.timing import Ratio, paired_ratio
 from moe_lessons.analysis.traces import (
     expert_shares,

@@ -49,3 +49,10 @@ TEXT = Study(
 FACTS_SIZES = ("d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "top_k", "max_positions", "vocab_size")
 FACTS = Study({"num_entries": 2000}, {n: getattr(settings.FACTS_CONFIG, n) for n in FACTS_SIZES}, num_experts=16)
 LARGE_BOOK = replace(FACTS, task={"num_entries": 8000})  # more than the smallest model can hold
+# Text that comes with Python, for the pair of models of the course: 16 experts, 2 of them for a token
+REAL_SIZES = {"d_model": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "d_ff": 64, "top_k": 2}
+CONTROLS = {"frozen router": {"router": "frozen"}, "hash routing": {"router": "hash"}, "no auxiliary loss": {}}
+SOURCE, PROSE = (
+    Study({"domains": [text]}, REAL_SIZES | {"max_positions": 64}, num_experts=16, variants=CONTROLS)
+    for text in ("source", "prose")
+)

@@ -11,7 +11,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from moe_lessons.analysis.results import dense_families, interval, times_the_cost
+from moe_lessons.analysis.quality import dense_families, times_the_cost
+from moe_lessons.analysis.results import interval
 from moe_lessons.nn.baselines import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Line, Panel, Rule

@@ -1,4 +1,5 @@
-"""Text to predict byte by byte: six small languages that our own code writes, or a file of your own."""
+"""Text to predict byte by byte: real prose and source code that come with Python, six small languages that our own
+code writes, or a file of your own."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 from string import ascii_letters, digits, whitespace
+from sysconfig import get_path
 from typing import Any
 
 import torch
@@ -97,6 +99,40 @@ DOMAINS = tuple(WRITERS)
 WRITERS |= {topic: partial(english, **own) for topic, own in TOPICS.items()}
 
 
+PIECE_BYTES = 2_000  # of a real text, at least: what is held out comes from many places
+
+
+def _in_pieces(text: str) -> str:
+    """Cut a text at blank lines into pieces, and put them in a random order, always the same. ASCII alone stays."""
+    pieces = [""]
+    for paragraph in text.encode("ascii", "ignore").decode().split("\n\n"):
+        if len(pieces[-1]) >= PIECE_BYTES:
+            pieces.append("")
+        pieces[-1] += paragraph + "\n\n"
+    Random("pieces").shuffle(pieces)  # a string seeds the same on every machine
+    return "".join(pieces)
+
+
+def python_prose() -> str:
+    """Read the pages of Python's `help()`, its language reference: some 465 kB of English."""
+    from pydoc_data.topics import topics
+
+    return _in_pieces("\n\n".join(topics[name] for name in sorted(topics)))
+
+
+def python_source() -> str:
+    """Read the source of Python's standard library, without its packages: some 4.7 MB. ValueError where a Python comes
+    without it."""
+    paths = sorted(Path(get_path("stdlib")).glob("*.py"))
+    text = "\n\n".join(path.read_text("utf-8", "ignore") for path in paths)
+    if len(text) < TRAIN_BYTES:
+        raise ValueError(f"domains must not name 'source' here: {get_path('stdlib')} has no source of Python's library")
+    return _in_pieces(text)
+
+
+REAL_TEXTS = {"prose": python_prose, "source": python_source}  # other versions of Python have other ones
+
+
 def make_text(domain: str, num_bytes: int, seed: int = 0) -> str:
     """Write text of a domain, at least `num_bytes` long: whole sentences, programs, records or lines."""
     check_choice("domain", domain, WRITERS)
@@ -140,8 +176,8 @@ def byte_class(tokens: Tensor) -> Tensor:
 class TextTask:
     """Sequences of bytes, each from one domain, and for each byte the one that follows it.
 
-    domains: some of `WRITERS`, or a dict of your own texts, by name. context: bytes in a sequence (T). The end of each
-    text is held out, and a sequence that occurs in it, at whatever position, is left out of training.
+    domains: some of `WRITERS` and `REAL_TEXTS`, or a dict of your own texts, by name. context: bytes in a sequence (T).
+    The end of each text is held out, and a sequence that occurs in it, at whatever position, is left out of training.
 
     >>> x, y = TextTask(["english", "code"], context=32).batch(4, torch.Generator().manual_seed(0))
     >>> x.shape, bool((x[:, 1:] == y[:, :-1]).all())
@@ -158,7 +194,12 @@ class TextTask:
         is_own, num_bytes = isinstance(domains, Mapping), TRAIN_BYTES + HELD_OUT_BYTES
         starts, self._held_out_starts, texts, end = [], [], [], 0
         for name in self.domains:
-            text = domains[name] if is_own else make_text(check_choice("domains", name, WRITERS), num_bytes, seed)
+            if is_own:
+                text = domains[name]
+            elif check_choice("domains", name, WRITERS | REAL_TEXTS) in REAL_TEXTS:
+                text = REAL_TEXTS[name]()
+            else:
+                text = make_text(name, num_bytes, seed)
             text = text.encode()
             num_held_out = min(len(text) // 10, HELD_OUT_BYTES)
             if context >= num_held_out:

@@ -19,7 +19,8 @@ from moe_lessons.analysis import (
     flops_per_token,
 )
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
-from moe_lessons.analysis.results import last_of, load_ends, load_results, times_as_wide, times_the_cost
+from moe_lessons.analysis.quality import times_as_wide, times_the_cost
+from moe_lessons.analysis.results import last_of, load_ends, load_results
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.course.own_figures import AS_GOOD, MIXTURE, learners, writers
 from moe_lessons.nn import dense_baseline

@@ -12,7 +12,7 @@ import torch
 
 from data import make_collapse_map, make_plane_sweeps
 from data import make_sweeps as sweep
-from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results, results
+from moe_lessons.analysis import count_parameters, effective_width, flops_per_token, load_results, quality, results
 from moe_lessons.analysis.studies import TEXT
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
 from moe_lessons.support import data as datafiles
@@ -88,18 +88,18 @@ def test_how_all_lengths_ended_and_what_the_best_dense_model_takes(tmp_path, mon
     ends = results.load_ends("book")
     assert len(ends) == 12 and ends.known.max() == 41 and ends.width.isna().sum() == 4
     assert results.last_of("book_100", "known")["dense, F=128"].tolist() == [41, 42]  # of seeds 1 and 2
-    families = results.dense_families(ends, "flops")
+    families = quality.dense_families(ends, "flops")
     assert families == {
         100: {6400: [5.5, 6.0], 12_800: [20.5, 21.0]},
         200: {12_800: [20.5, 21.0], 25_600: [30.5, 31.0]},
     }
-    times = results.times_the_cost(ends, "MoE, E=4", 100)  # it knows 25.5 and 26 %: more than all after 100 steps, and
+    times = quality.times_the_cost(ends, "MoE, E=4", 100)  # it knows 25.5 and 26 %: more than all after 100 steps, and
     assert times.width == pytest.approx(12_800 * 2**0.5 / 6600)  # half-way between those after 200
     assert times.low == pytest.approx(times.high)
     ends.loc[ends.model == "MoE, E=4", "known"] = 5.75  # after 100 steps as much as the narrowest, and after 200 less
-    assert results.times_the_cost(ends, "MoE, E=4", 200).width == pytest.approx(6400 / 13_200)
+    assert quality.times_the_cost(ends, "MoE, E=4", 200).width == pytest.approx(6400 / 13_200)
     ends = results.load_ends("book")
-    assert results.times_as_wide(ends, "MoE, E=4", 200).width == math.inf
+    assert quality.times_as_wide(ends, "MoE, E=4", 200).width == math.inf
     with pytest.raises(ValueError, match="name must be that of a stored sweep of several lengths.*got 'boo'"):
         results.load_ends("boo")
 

@@ -3,6 +3,8 @@
 import json
 import random
 import runpy
+from pathlib import Path
+from pydoc_data.topics import topics
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ from torch.nn import functional as F
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, is_moe
 from moe_lessons.support.data import data_path
 from moe_lessons.tasks import BYTE_CLASSES, NOT_SCORED, Facts, TextTask, byte_class, decode, encode, make_text
-from moe_lessons.tasks.text import HELD_OUT_BYTES, WRITERS
+from moe_lessons.tasks import text as text_module
+from moe_lessons.tasks.text import HELD_OUT_BYTES, REAL_TEXTS, WRITERS
 from moe_lessons.training import Run, facts_model, facts_run, facts_runs, train
 from moe_lessons.training.record import scored_mean, token_losses
 
@@ -46,6 +49,26 @@ def test_the_seed_decides_the_text(domain):
     assert make_text(domain, 5000, seed=3).startswith(text)
     assert 2000 <= len(text.encode()) < 2500 and text.endswith("\n")
     assert len(set(pieces(domain))) > 280  # nearly nothing is said twice
+
+
+@pytest.mark.parametrize("name, least", [("prose", 300_000), ("source", 2_000_000)])
+def test_real_texts_are_those_of_this_python_cut_in_pieces(name, least):
+    text = REAL_TEXTS[name]()
+    assert text == REAL_TEXTS[name]() and text.isascii() and len(text) > least
+    task = TextTask(name)
+    assert len(task._bytes) == len(text)
+    whole = {"prose": "\n".join(topics.values()), "source": Path(random.__file__).read_text("utf-8")}[name]
+    blocks = [block for block in whole.split("\n\n") if block.isascii() and len(block) > 200]
+    assert sum(block in text for block in blocks) > 0.9 * len(blocks)  # paragraphs stay whole
+    places = [whole.find(block) for block in text[-HELD_OUT_BYTES:].split("\n\n") if len(block) > 100]
+    assert name == "source" or max(places) - min(places) > len(whole) / 3  # what is held out comes from many places
+
+
+def test_a_python_without_the_source_of_its_library_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(text_module, "get_path", lambda name: str(tmp_path))
+    (tmp_path / "one.py").write_text("x = 1\n")
+    with refused("domains must not name 'source' here: .* has no source of Python's library"):
+        TextTask(["prose", "source"])
 
 
 def test_the_sample_is_what_the_generator_writes_and_bytes_have_their_classes():

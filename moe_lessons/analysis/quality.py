@@ -1,0 +1,147 @@
+"""The quality of a mixture in the stored sweeps: how wide a dense FFN must be to be as good, and what that costs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from moe_lessons.analysis.results import WIDTHS, load_ends, load_results
+from moe_lessons.nn.baselines import SAME_ACTIVE
+from moe_lessons.support.errors import check_choice
+
+REAL_TEXTS = ("prose", "source")  # stored sweeps of text that comes with Python
+QUALITY_TASKS = (*REAL_TEXTS, "facts")
+ACTIVE_WIDTH = 128  # of the mixtures of those: 2 experts of 64
+FACTS_STEPS = 3000  # of the runs by which it is said which dense model knows as much
+
+
+@dataclass(frozen=True)
+class EffectiveWidth:
+    """The `width` of the dense FFN that is as good as a mixture, or its cost, and the lowest and highest that one
+    seed gives: `inf` for a mixture better than the widest of the `family`, 0 for one worse than the narrowest."""
+
+    width: float
+    low: float
+    high: float
+    family: tuple[int, int]
+
+    def times(self, width: float) -> "EffectiveWidth":
+        """Say it in multiples of `width`: of K·F, what the idle experts are worth."""
+        narrow, wide = self.family
+        return EffectiveWidth(self.width / width, self.low / width, self.high / width, (narrow / width, wide / width))
+
+    def __str__(self) -> str:
+        """Say it as '490 (430 to 560)', or 'above 512' where nothing in the family is as good, or both in one."""
+        outside = {0: f"below {self.family[0]:.3g}", math.inf: f"above {self.family[1]:.3g}"}
+        width, low, high = (outside.get(width, f"{width:.3g}") for width in (self.width, self.low, self.high))
+        return width if low == high else f"{width} ({low} to {high})"  # equal: both outside, on the same side
+
+
+def effective_width(family: Mapping[int, Sequence[float]], mixture: Sequence[float]) -> EffectiveWidth:
+    """Find the width at which the dense models of a family are as good as a mixture.
+
+    family: for each width of the dense FFN the quality (more is better) that its seeds reached; mixture: its own with
+    the same seeds. The running maximum of the means is joined by straight lines over the logarithm of the width.
+
+    >>> print(effective_width({64: [0.1, 0.12], 128: [0.3, 0.32], 256: [0.7, 0.72]}, [0.5, 0.56]))
+    187 (181 to 194)
+    """
+    widths = sorted(family)
+    counts = [len(mixture), *(len(family[width]) for width in widths)]
+    if len(widths) < 2 or len(set(counts)) > 1 or not counts[0]:
+        raise ValueError(f"family must have two widths or more, with as many seeds as the mixture, got {counts}")
+    curves, reached = np.array([family[width] for width in widths], float), np.asarray(mixture, float)  # (W, S), (S,)
+    if not (np.isfinite(curves).all() and np.isfinite(reached).all()):
+        raise ValueError("family and mixture must have finite qualities, got others: leave out the runs that diverged")
+    of_seeds = [_width_at(widths, curve, quality) for curve, quality in zip(curves.T, reached)]
+    width = _width_at(widths, curves.mean(axis=1), reached.mean())
+    return EffectiveWidth(width, min(*of_seeds, width), max(*of_seeds, width), (widths[0], widths[-1]))
+
+
+def _width_at(widths: Sequence[int], curve: np.ndarray, quality: float) -> float:
+    """Find the least width at which a curve (W,), made monotone, reaches this quality."""
+    curve = np.maximum.accumulate(curve)
+    i = int(np.searchsorted(curve, quality))  # the first that is as good
+    if i in (0, len(curve)):
+        return math.inf if i else float(widths[0]) * (quality == curve[0])
+    share = (quality - curve[i - 1]) / (curve[i] - curve[i - 1])
+    return float(widths[i - 1] ** (1 - share) * widths[i] ** share)
+
+
+def dense_families(ends: pd.DataFrame, cost: str) -> dict[int, dict[float, list[float]]]:
+    """Group what the seeds of the dense models of a `load_ends` knew: for each number of steps that several widths were
+    trained, by their cost (a column)."""
+    known = ends[ends.width.notna()].sort_values("seed").groupby(["steps", cost]).known.agg(list)
+    return {steps: own.droplevel(0).to_dict() for steps, own in known.groupby(level=0) if len(own) > 1}
+
+
+def times_the_cost(ends: pd.DataFrame, mixture: str, steps: int, cost: str = "flops") -> EffectiveWidth:
+    """Find how many times the cost of a mixture (a column of `load_ends`) the best dense model has that knows as much:
+    of each length of training and any width, also between those that were trained."""
+    own = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
+    found = [effective_width(family, list(own.known)) for family in dense_families(ends, cost).values()]
+    # one that is worse than the narrowest (0) costs no more than that one
+    least = [min(getattr(of, end) or of.family[0] for of in found) for end in ("width", "low", "high")]
+    return EffectiveWidth(*least, min(each.family for each in found)).times(own[cost].iloc[0])
+
+
+def times_as_wide(ends: pd.DataFrame, mixture: str, steps: int) -> EffectiveWidth:
+    """Find how many times the active width a dense model needs to know as much after the same steps."""
+    own = ends[(ends.model == mixture) & (ends.steps == steps)].sort_values("seed")
+    return effective_width(dense_families(ends, "width")[steps], list(own.known)).times(WIDTHS[SAME_ACTIVE])
+
+
+def text_family(results: pd.DataFrame, step: int) -> tuple[dict[int, list[float]], dict[str, list[float]]]:
+    """Take the held-out losses of a sweep of real text at a step: of the dense models by width, and of the mixtures by
+    name, each a list of the seeds that all have reached."""
+    loss = results[results.step == step].pivot(index="seed", columns="model", values="loss").dropna()
+    dense = {int(name.partition("=")[2]): list(loss[name]) for name in loss if name.startswith("dense, F=")}
+    return dense, {name: list(loss[name]) for name in loss if not name.startswith("dense")}
+
+
+def width_over_steps(task: str, model: str) -> pd.DataFrame:
+    """Find the quality-matched width of a mixture of the sweep of a real text after each number of steps, in multiples
+    of its active width: a row for each step, with the columns `width`, `low` and `high` of `EffectiveWidth`."""
+    results, rows = load_results(check_choice("task", task, REAL_TEXTS)), []
+    for step in sorted(results.step.unique()):
+        dense, mixtures = text_family(results, step)
+        check_choice("model", model, mixtures)
+        family = {width: [-loss for loss in losses] for width, losses in dense.items()}
+        found = effective_width(family, [-loss for loss in mixtures[model]]).times(ACTIVE_WIDTH)
+        rows.append((step, found.width, found.low, found.high))
+    return pd.DataFrame(rows, columns=["step", "width", "low", "high"])
+
+
+def quality_matched_width(task: str, num_experts: int) -> EffectiveWidth:
+    """Find how many times the active width a dense model needs to be as good as a mixture of `num_experts`, 2 for a
+    token, after as many steps: of real text by the held-out loss at the end, of facts by what is known after 3,000.
+    ValueError where no mixture of so many was trained."""
+    model = f"MoE, E={num_experts}"
+    if check_choice("task", task, QUALITY_TASKS) == "facts":
+        ends = load_ends("book_8000")
+        check_choice("num_experts", model, ends.model.unique())
+        return times_as_wide(ends, model, FACTS_STEPS)
+    results = load_results(task)
+    dense, mixtures = text_family(results, results.step.max())
+    check_choice("num_experts", model, mixtures)
+    family = {width: [-loss for loss in losses] for width, losses in dense.items()}
+    return effective_width(family, [-loss for loss in mixtures[model]]).times(ACTIVE_WIDTH)
+
+
+def cost_to_reach(results: pd.DataFrame, model: str, step: int, cost: str = "flops") -> pd.Series:
+    """Find what each dense model pays to reach the mean loss of a mixture at a step, in multiples of what the mixture
+    paid: of its flops or seconds (a column of `load_results`). Between two readings the loss is joined by a straight
+    line over the logarithm of the cost; inf where it is not reached. By width."""
+    mean = results.groupby(["model", "step"])[["loss", cost]].mean()
+    goal, paid = mean.loc[(model, step)]
+    found = {}
+    for name in mean.index.unique("model"):
+        if name.startswith("dense, F="):
+            curve = mean.loc[name]
+            logs, best = np.log(curve[cost].to_numpy()), np.maximum.accumulate(-curve.loss.to_numpy())
+            is_reached = best[-1] >= -goal
+            log = np.interp(-goal, best, logs) if is_reached else math.inf
+            found[int(name.partition("=")[2])] = math.exp(log) / paid if is_reached else math.inf
+    return pd.Series(found).sort_index()
