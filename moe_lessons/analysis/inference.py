@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -88,15 +89,17 @@ def check_decodes(model: LanguageModel, batch_sizes: Sequence[int], num_sequence
         raise ValueError(f"batch_sizes must be whole numbers from 1 to the number of sequences, got {batch_sizes!r}")
 
 
-def union_law(num_experts: int, top_k: int, batch_size: int) -> float:
+def union_law(num_experts: int, top_k: int, batch_size: Any) -> Any:
     """Say how many different experts B tokens touch in a layer, on average, if all are as likely and the tokens choose
-    independently: E·(1 - (1 - K/E)^B).
+    independently: E·(1 - (1 - K/E)^B). batch_size: B, or an array of such sizes.
 
     >>> [round(union_law(8, 2, batch), 1) for batch in (1, 2, 4, 8, 16)]
     [2.0, 3.5, 5.5, 7.2, 7.9]
     """
     check_top_k(top_k, check_positive_int("num_experts", num_experts))
-    return num_experts * (1 - (1 - top_k / num_experts) ** check_positive_int("batch_size", batch_size))
+    if not isinstance(batch_size, np.ndarray):
+        check_positive_int("batch_size", batch_size)
+    return num_experts * (1 - (1 - top_k / num_experts) ** batch_size)
 
 
 @torch.inference_mode()
@@ -145,12 +148,21 @@ def measure_machine(repeats: int = 8, device="cpu") -> Machine:
     large matrix and a vector, as in decoding at B = 1, and in that of two square matrices. Both have rows of 512
     numbers, on a GPU of 8192: smaller products leave most of it idle."""
     place = check_device(device)
-    plain = plain_product(place)
-    matrix = torch.ones(plain.args[0].shape[1], plain.args[0].shape[1], device=place)
     with torch_threads(1):
-        times = take_turns([plain, partial(torch.mm, matrix, matrix)], repeats, place)
-    reading, arithmetic = map(min, times)
-    return Machine(1000 * plain.args[0].nbytes / reading, 1000 * 2 * len(matrix) ** 3 / arithmetic)
+        return machine_of(tasks := machine_tasks(place), take_turns(tasks, repeats, place))
+
+
+def machine_tasks(device: torch.device) -> list[partial]:
+    """Make what `measure_machine` measures, to be measured in turns with models."""
+    plain = plain_product(device)
+    matrix = torch.ones(plain.args[0].shape[1], plain.args[0].shape[1], device=device)
+    return [plain, partial(torch.mm, matrix, matrix)]
+
+
+def machine_of(tasks: Sequence[partial], times: Sequence[Sequence[float]]) -> Machine:
+    """Compute the machine at its best from the milliseconds of each round of its two tasks."""
+    (large, square), (reading, arithmetic) = (task.args[0] for task in tasks), map(min, times)
+    return Machine(1000 * large.nbytes / reading, 1000 * 2 * len(square) ** 3 / arithmetic)
 
 
 def plain_product(device: torch.device) -> partial:

@@ -3,18 +3,22 @@
 import functools
 import json
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from moe_lessons.analysis.counting import TransformerShape
 from moe_lessons.analysis.inference import Machine, union_law
 from moe_lessons.support.data import data_path
+from moe_lessons.support.errors import check_positive_int, check_top_k
 
 WEIGHT_BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 0.5}  # the numbers alone, without scales
 CACHE_BYTES = {"float32": 4.0, "bfloat16": 2.0, "fp8": 1.0, "4-bit": 2.0}  # beside weights of this type
 MOST_BATCH = 2**24
+ATTENTION, ROUTER, FFN, EXPERTS, CACHE = "attention, head", "router", "FFN", "experts", "KV cache"  # parts of a step
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,37 @@ class ModelSizes:
         """Count the numbers in the KV cache of one text of `context` tokens."""
         return sum(layer.numbers * layer.tokens(context) for layer in self.cached or ())
 
+    def parts(self, batch: Any = 1) -> dict[str, tuple[Any, Any]]:
+        """Count by part the weights that a step of decoding reads for B = `batch` texts (or an array of batch sizes),
+        and its FLOPs: of all experts by the `union_law`, of what every token uses each weight once, for 2·B FLOPs."""
+        met = [group for group in self.groups if group.is_met]
+        experts = sum(g.layers * g.expert * union_law(g.num_experts, g.top_k, batch) for g in met)
+        used = sum(g.layers * g.top_k * g.matrix for g in met)
+        routed = sum(g.layers * g.size for g in self.groups)
+        left = self.total - self.looked_up - self.outside - routed - self.router - self.shared
+        return {
+            ATTENTION: (left, 2 * batch * (self.matrices - used - self.router - self.shared)),
+            ROUTER: (self.router, 2 * batch * self.router),
+            FFN: (self.shared, 2 * batch * self.shared),
+            EXPERTS: (experts, 2 * batch * used),
+        }
+
     def read(self, batch: int = 1) -> float:
-        """Count the weights that a step of decoding reads for `batch` texts: of the experts by the `union_law`."""
-        left = self.total - self.looked_up - self.outside
-        for group in self.groups:
-            left -= group.idle(union_law(group.num_experts, group.top_k, batch) if group.is_met else 0)
-        return left
+        """Count the weights that a step of decoding reads for `batch` texts."""
+        return sum(weights for weights, _ in self.parts(batch).values())
+
+    def with_experts(self, num_experts: int, top_k: int) -> "ModelSizes":
+        """Make the same model with another number of experts of the same size, in all layers that have some."""
+        check_top_k(top_k, check_positive_int("num_experts", num_experts))
+        router = round(self.router * num_experts / self.groups[0].num_experts)
+        sizes = {"num_experts": num_experts, "top_k": top_k}
+        groups = tuple(replace(group, **sizes, size=num_experts * group.expert) for group in self.groups)
+        more, used = router - self.router, router - self.router
+        for old, new in zip(self.groups, groups):
+            more += old.layers * (new.size - old.size)
+            used += old.layers * (top_k - old.top_k) * old.matrix
+        total, matrices = self.total + more, self.matrices + used
+        return replace(self, total=total, matrices=matrices, groups=groups, router=router)
 
     def dense(self, width: float = 1.0) -> "ModelSizes":
         """Put a dense FFN in the place of each mixture, `width` times as wide as its active part."""
@@ -147,15 +176,24 @@ def machine_for(row: pd.Series, dtype: str) -> Machine:
     return Machine(row.bytes_per_second, row.fp8_flops_per_second if fast else row.bf16_flops_per_second)
 
 
-def both_times(sizes: ModelSizes, machine: Machine, dtype: str, batch: int, context: int) -> tuple[float, float]:
-    """Say how long a step that writes one token of each of `batch` texts reads at least, and how long it computes."""
-    read = WEIGHT_BYTES[dtype] * sizes.read(batch) + batch * CACHE_BYTES[dtype] * sizes.cache(context)
-    return read / machine.bytes_per_second, batch * sizes.flops(context) / machine.flops_per_second
+def part_costs(sizes: ModelSizes, dtype: str, batch: Any = 1, context: int = 0) -> dict[str, tuple[Any, Any]]:
+    """Count the bytes and the FLOPs of each part of a step that writes one token of each of `batch` texts (or of an
+    array of batch sizes): weights as `ModelSizes.parts`, and of each text the keys and values of `context` tokens."""
+    costs = {name: (WEIGHT_BYTES[dtype] * weights, flops) for name, (weights, flops) in sizes.parts(batch).items()}
+    scores = sizes.flops(context) - sizes.flops(0)
+    return costs | {CACHE: (CACHE_BYTES[dtype] * sizes.cache(context) * batch, scores * batch)}
 
 
-def step_seconds(sizes: ModelSizes, machine: Machine, dtype: str, batch: int = 1, context: int = 0) -> float:
-    """Say the least time of a step that writes one token of each of `batch` texts: of reading or of arithmetic."""
-    return max(both_times(sizes, machine, dtype, batch, context))
+def part_seconds(costs: Mapping[str, tuple[Any, Any]], machine: Machine) -> dict[str, Any]:
+    """Say the least time of each part: max(bytes / bandwidth, FLOPs / peak), the roofline. A part is memory-bound where
+    the first is larger, else compute-bound."""
+    bandwidth, peak = machine.bytes_per_second, machine.flops_per_second
+    return {name: np.maximum(read / bandwidth, flops / peak) for name, (read, flops) in costs.items()}
+
+
+def step_seconds(sizes: ModelSizes, machine: Machine, dtype: str, batch: Any = 1, context: int = 0) -> Any:
+    """Say the least time of a step that writes one token of each of `batch` texts: the sum over its parts."""
+    return sum(part_seconds(part_costs(sizes, dtype, batch, context), machine).values())
 
 
 def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, batch: int = 1) -> dict[str, Any]:
@@ -166,8 +204,7 @@ def on_machine(sizes: ModelSizes, row: pd.Series, dtype: str, context: int = 0, 
     machine = machine_for(row, dtype)
 
     def is_enough(batch: int) -> bool:
-        reading, computing = both_times(sizes, machine, dtype, batch, 0)
-        return reading <= computing
+        return WEIGHT_BYTES[dtype] * sizes.read(batch) * machine.ridge <= batch * sizes.flops()
 
     least = bisect_left(range(MOST_BATCH), True, lo=1, key=is_enough)  # once it is enough, it stays so
     left, each = row.memory_bytes - WEIGHT_BYTES[dtype] * sizes.total, CACHE_BYTES[dtype] * sizes.cache(context)

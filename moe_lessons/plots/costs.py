@@ -1,6 +1,6 @@
 """Pictures of what models cost: where parameters are, how many are active, how fast it is, what a plan says."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,9 @@ from matplotlib.dates import date2num
 from moe_lessons.analysis.counting import ParameterCount, TransformerShape
 from moe_lessons.analysis.inference import union_law
 from moe_lessons.analysis.planner import Plan
-from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, machine_for, on_machine, step_seconds
+from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, ModelSizes, on_machine
 from moe_lessons.plots import theme as style
-from moe_lessons.plots.marks import Arrows, Axis, Boxes, Line, Panel, Parts, Rule, Table
+from moe_lessons.plots.marks import Arrows, Axis, Boxes, Panel, Parts, Table
 from moe_lessons.plots.panels.block import box, words
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, PALETTE, TEXT_SIZE, annotate, axes_for, log_axis, model_inks, short_number
@@ -95,7 +95,7 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
     """Say what each model costs in weights of this type on a row of `roofline.machines`, while it writes `batch` texts
     of `context` tokens at once. No row says what fits where memory_bytes of the machine is NaN, for not known."""
-    fits, texts = f"fits into {_size(machine.memory_bytes)}", "1 text" if batch == 1 else f"{batch:,} texts"
+    fits, texts = f"fits into {size_words(machine.memory_bytes)}", "1 text" if batch == 1 else f"{batch:,} texts"
     columns = []
     for m in models.values():
         there, cache = on_machine(m, machine, dtype, context, batch), CACHE_BYTES[dtype] * batch * m.cache(context)
@@ -107,12 +107,12 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
             "active parameters": short_number(m.active),
             "active / total": f"{m.active / m.total:.1%}",
             "FLOPs for a token": short_number(m.flops(context)),
-            f"weights in {dtype}": _size(WEIGHT_BYTES[dtype] * m.total),
-            f"KV cache of {texts} of {context:,} tokens": "not counted" if m.cached is None else _size(cache),
+            f"weights in {dtype}": size_words(WEIGHT_BYTES[dtype] * m.total),
+            f"KV cache of {texts} of {context:,} tokens": "not counted" if m.cached is None else size_words(cache),
             fits: "yes" if there["fits"] else "no",
             f"texts of {context:,} tokens that fit": "not counted" if there["texts"] is None else f"{there['texts']:,}",
             "experts of a layer that a step reads": f"{touched:.3g} of {group.num_experts}" if group else "no experts",
-            "weights that a step reads": _size(WEIGHT_BYTES[dtype] * m.read(batch)),
+            "weights that a step reads": size_words(WEIGHT_BYTES[dtype] * m.read(batch)),
             f"tokens/s of {texts}": _three_digits(there["tokens_per_second"]),
             "arithmetic sets the pace from batch": "never" if from_batch is None else f"{from_batch:,}",
         }
@@ -121,29 +121,13 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
     return Table(tuple(models), tuple(columns[0]), cells, model_inks(models))
 
 
-def _size(count: float) -> str:
+def size_words(count: float) -> str:
+    """Write a number of bytes."""
     return f"{_three_digits(count / 1e9)} GB" if count >= 1e9 else f"{_three_digits(count / 1e6)} MB"
 
 
 def _three_digits(value: float) -> str:
     return f"{value:,.0f}" if 100 <= value < 1e15 else f"{value:.3g}"
-
-
-def speed_panel(models, context: int, dtype: str, machine: pd.Series, batch: int, batches: Sequence[int]) -> Panel:
-    """Show how many times as fast as the third model, the equally good dense one, each writes each of `batches`. A red
-    line: how many texts of `context` tokens fit beside the weights of the first model."""
-    roof = machine_for(machine, dtype)
-    times = np.array([[step_seconds(m, roof, dtype, b, context) for b in batches] for m in models.values()])
-    speeds = times[2] / times  # (models, batches)
-    rows = zip(speeds, models, model_inks(models), range(len(models)))
-    lines = [Line(range(len(batches)), *row) for row in rows]
-    x = Axis(0, len(batches) - 1, "batch B, tokens", [(i, f"{b:,}") for i, b in enumerate(batches)])
-    marks, y = [*lines, Rule(batches.index(batch), kind="mark")], Axis(0, 1.1 * float(speeds.max()))
-    texts = on_machine(next(iter(models.values())), machine, dtype, context)["texts"]
-    if texts and texts < batches[-1]:
-        place = float(np.interp(np.log(texts), np.log(batches), range(len(batches))))
-        marks.append(Rule(place, kind="limit", name=f"memory is full: {texts:,} texts"))
-    return Panel("How fast, in times of the equally good dense model", marks, x, y)
 
 
 def speed_bars(speeds: pd.DataFrame) -> Axes:

@@ -47,6 +47,23 @@ class Stack(NamedTuple):
     second: Any = None
 
 
+class Heat(NamedTuple):
+    """Values all over the panel: z (rows, columns), bottom row first, bilinear, in two directions of colour from 0 to
+    ±`most`. contours (L, rows): x of each line in each row; the one of number `strong` is thick. places (N, 2): x and y
+    of what can be pointed at, the top row first, with `titles` and what a tip `says`, names and values; a click selects
+    one. selected: x and y of a ring."""
+
+    z: Any
+    most: float
+    contours: Any
+    strong: int
+    places: Any
+    columns: int
+    titles: Sequence[str]
+    says: Sequence[Sequence[tuple[str, str]]]
+    selected: Any = None
+
+
 class Line(NamedTuple):
     """x, y (N,), in a pale band from low to high (N,). model: of which it is, where it is linked. strong: thicker."""
 

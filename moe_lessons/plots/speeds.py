@@ -1,21 +1,25 @@
 """Pictures of how fast mixtures write: where a step's time goes, and what others measured on real accelerators."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from moe_lessons.analysis.inference import Machine, union_law
-from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, both_times
-from moe_lessons.analysis.step_parts import PARTS, READ
-from moe_lessons.plots.marks import Axis, Boxes, Panel
+from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, step_seconds
+from moe_lessons.analysis.speedup import Speedups
+from moe_lessons.analysis.step_parts import MISSED, PARTS
+from moe_lessons.plots.marks import Axis, Boxes, Heat, Panel, Points
 from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, dress, log_axis, model_inks, name_over
 
 # of `PARTS`: colours that no expert and no baseline has
-PART_COLORS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[4], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
+PART_COLORS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
+LEVELS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)  # of a speedup, as lines
+LAST = 12  # the largest batch size of a map is 2¹²
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
 
 
@@ -29,34 +33,13 @@ def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     for part, color in PART_COLORS.items():
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
         left += frame[part] / base
-    ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label="what its bytes promise")
-    for row, end, whole in zip(rows, np.maximum(left, frame.promise / base), frame.whole):
-        annotate(ax, f"{whole:.3g} ms", (end, row), (5, 0))
+    ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label="its bytes take at least")
+    for row, end, whole, missed in zip(rows, np.maximum(left, frame.promise / base), frame.whole, frame.missed):
+        off = f", its parts are {missed:+.0%}" if abs(missed) > MISSED else ""
+        annotate(ax, f"{whole:.3g} ms{off}", (end, row), (5, 0))
     ax.set_yticks(rows, [f"B = {batch}: {model}" for batch, model in zip(frame.batch, frame.model)])
     ax.set(xlim=(0, 1.15 * left.max()), ylim=(rows.max() + 0.6, -0.6))
     return name_over(ax)
-
-
-def plot_lead(frame: pd.DataFrame, flops: float) -> LessonFigure:
-    """Draw how many times as fast as the last model the first is in each batch, by `analysis.step_parts`; what the
-    bytes promise, and the FLOPs, which are `flops` times as many; under it where the time of both goes."""
-    figure = LessonFigure(9, 7.4)
-    upper, lower = figure.add_gridspec(2, 1, height_ratios=(3, 4))
-    ax = dress(figure.add_subplot(upper), "The lead of the mixture", "batch B", "times as fast as dense")
-    whole, promise = (frame.pivot(index="batch", columns="model", values=name) for name in ("whole", "promise"))
-    first, last = frame.model.iloc[0], frame.model.iloc[-1]
-    had, by_bytes = whole[last] / whole[first], promise[last] / promise[first]
-    ax.axhline(flops, ls=":", color=LIGHT.foreground, label="promised by FLOPs")
-    ax.plot(by_bytes, ls="--", color=PART_COLORS[READ], label="promised by bytes")
-    ax.plot(had, "o-", color=LIGHT.lines[0], lw=2.4, ms=7, label="measured")
-    for batch, value in had.items():
-        place = (0, 13) if value > 1 else (0, -14)  # not on the line at 1
-        annotate(ax, f"{value:.1f}", (batch, value), place, ha="center", halo=LIGHT.background, weight="bold")
-    ax.axhline(1, lw=1.2, color=LIGHT.foreground)
-    ax.set_ylim(0, 1.15 * max(flops, had.max()))
-    name_over(log_axis(ax, "x", list(had.index)))
-    plot_step_parts(frame, figure.add_subplot(lower))
-    return figure
 
 
 def plot_published_speeds(frame: pd.DataFrame) -> Axes:
@@ -77,10 +60,43 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     return name_over(log_axis(ax, "x", (0.1, 0.2, 0.5, 1, 2, 5, 10)))
 
 
+def speedup_panel(
+    found: Speedups, top: float, heat: Mapping[str, Any], marks: Sequence[Any] = (),
+    points: Sequence[tuple[float, int, float]] = (), **more: Any,
+) -> Panel:  # fmt: skip
+    """Draw the speedup of a mixture over dense models 1 to `top` times as wide as its active part: colours, and lines
+    at `LEVELS`. found: at batch sizes from 1 to 4,096, evenly spaced in their logarithm. heat: the rest of the mark,
+    see `Heat`. marks: over it. points: (width, batch size, speedup) as measured. more: of the panel."""
+    z = np.log2(found.at(np.linspace(1, top, len(found.moe)))).astype("f4")  # (rows, columns)
+    contours, rows = np.array([found.widths(level) for level in LEVELS]), np.linspace(0, LAST, len(found.moe))
+    labels = []
+    for level, line in zip(LEVELS, contours):
+        for row in {3, len(line) - 2, int(line.argmax())}:  # bottom, top, and the tip of the valley
+            place = line[row] + 0.006 * top, rows[row]
+            near = any(abs(x - place[0]) < 0.055 * top and abs(y - place[1]) < 0.5 for (x, y), _ in labels)
+            if 1 + 0.01 * top < line[row] < 0.95 * top and not near:
+                labels.append((place, f"{level:g}"))
+    drawn = [Heat(z, 4.0, contours.astype("f4"), LEVELS.index(1), **heat), *marks, _texts(labels)]
+    if points:
+        x, y = np.array([point[0] for point in points]), np.log2([point[1] for point in points])
+        right = np.where(x < 0.95 * top, 0.012, -0.055) * top  # of a point
+        said = [((place, up), f"{speedup:.2g}") for place, up, (*_, speedup) in zip(x + right, y.clip(0.2), points)]
+        drawn += [Points(x, y), _texts(said, strong=True)]
+    x = Axis(1, top, "FFN width of the dense model, × the active width of the MoE")
+    y = Axis(0, LAST, "batch size", [(n, f"{2**n:,}") for n in range(LAST + 1)])
+    return Panel("Speedup of the MoE over a dense model (thick line: 1)", drawn, x, y, **more)
+
+
+def _texts(said: Sequence[tuple[tuple[float, float], str]], strong: bool = False) -> Boxes:
+    places, texts = [(*place, 0, 0.4) for place, _ in said], [text for _, text in said]
+    none = [-1] * len(said)
+    return Boxes(np.reshape(places, (-1, 4)), texts, [0] * len(said), none, none, texts, strong=strong)
+
+
 class Stream:
-    """The loading of the weights of a model, the `parts`, at best: a step takes as long as it reads or computes,
-    whichever is longer. A batch reads as many experts as the `union_law` expects, drawn anew for each step, the same in
-    all layers. Times in seconds; the KV cache is left out."""
+    """The loading of the weights of a model, the `parts`, at best: a step takes `step_seconds`. A batch reads as many
+    experts as the `union_law` expects, drawn anew for each step, the same in all layers. Times in seconds; the KV cache
+    is left out."""
 
     def __init__(self, sizes: ModelSizes, roof: Machine, dtype: str, batch: int):
         self.batch, each = batch, WEIGHT_BYTES[dtype] / roof.bytes_per_second  # of a weight
@@ -91,8 +107,8 @@ class Stream:
         whole = each * (sizes.total - sizes.looked_up - sizes.outside)  # of what is read, if all is
         self.parts.insert(0, ("", whole - sum(part[1] for part in self.parts)))
         self.reading = sum(part[1] for part, is_read in zip(self.parts, self.read(0)) if is_read)
-        self.computing = both_times(sizes, roof, dtype, batch, 0)[1]
-        self.step = max(self.reading, self.computing)
+        self.computing = batch * sizes.flops() / roof.flops_per_second
+        self.step = max(self.reading, float(step_seconds(sizes, roof, dtype, batch)))
 
     def read(self, number: int) -> list[bool]:
         """Say which parts the step of this number reads."""

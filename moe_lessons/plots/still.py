@@ -17,6 +17,8 @@ from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, expert_color,
 
 FONT = "monospace"
 RULES = {"dash": ("--", 1.2, 1), "even": ((0, (2, 3)), 0.8, 0.75), "limit": ("-", 1.6, 1), "mark": ("-", 0.9, 0.6)}
+FILLING = Field | Cells | marks.Stack | marks.Heat | marks.Boxes | marks.Lamps  # the panel
+RING = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
 TITLE, LINE, BOX = 24, 18, 30  # pixels: heights of a title, of a line of text, and of one with experts
 DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
 
@@ -25,7 +27,7 @@ def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float
     """Draw one panel in given axes, or in those of a new figure of this size in inches."""
     ax = LessonFigure(width, height).add_subplot() if ax is None else ax
     x, y, first = panel.x, panel.y, panel.marks[0]
-    is_filled = any(isinstance(mark, Field | Cells | marks.Stack | marks.Boxes | marks.Lamps) for mark in panel.marks)
+    is_filled = any(isinstance(mark, FILLING) for mark in panel.marks)
     style.dress(ax, panel.title, x.label, y.label)
     if isinstance(first, Parts):
         y = Axis(len(first.rows) - 0.5, -0.5, ticks=list(enumerate(first.rows)))
@@ -51,7 +53,7 @@ def plot(panel: Panel, ax: Axes | None = None, width: float = 6.4, height: float
     if isinstance(first, Text | Table):
         ax.set_axis_off()
     if panel.caption:
-        ax.set_xlabel(panel.caption, loc="left")
+        ax.set_xlabel("\n".join(filter(None, (x.label, panel.caption))), loc="left")
     if panel.selected:
         ax.spines[:].set(visible=True, color=style.RED, linewidth=2, zorder=4)
     elif is_filled:
@@ -182,6 +184,19 @@ def draw_stack(mark: marks.Stack, ax, panel):
         ax.bar([1.04] * len(colors), mark.second, 0.05, **place, **options)
 
 
+def draw_heat(mark: marks.Heat, ax, panel):
+    z, (x, x_end), (y, y_end) = np.asarray(mark.z, dtype=float), ax.get_xlim(), ax.get_ylim()
+    rows = np.linspace(y, y_end, len(z))
+    plane = np.linspace(x, x_end, z.shape[1]), rows, z
+    low, high = LIGHT.directions
+    shades = LinearSegmentedColormap.from_list("two ways", [low, LIGHT.background, high])
+    ax.pcolormesh(*plane, cmap=shades, vmin=-mark.most, vmax=mark.most, shading="gouraud", zorder=0.5)
+    for number, line in enumerate(np.asarray(mark.contours, dtype=float)):
+        ax.plot(line, rows, color=LIGHT.foreground, lw=2.4 if number == mark.strong else 0.7, zorder=1)
+    if mark.selected is not None:
+        ax.plot(*mark.selected, zorder=2.6, **RING)
+
+
 def draw_line(mark: marks.Line, ax, panel):
     if mark.low is not None:
         ends = (np.asarray(end, dtype=float) for end in (mark.low, mark.high))
@@ -198,8 +213,7 @@ def draw_points(mark: marks.Points, ax, panel):
     for kind, points in enumerate((light, dark, {"marker": "x", "ms": 6, "mew": 1.8, "color": style.RED})):
         ax.plot(x[symbol == kind], y[symbol == kind], ls="", zorder=2.5, **points)
     if mark.selected is not None:
-        ring = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
-        ax.plot(x[mark.selected], y[mark.selected], zorder=2.6, **ring)
+        ax.plot(x[mark.selected], y[mark.selected], zorder=2.6, **RING)
 
 
 def draw_spots(mark: marks.Spots, ax, panel):
@@ -334,6 +348,7 @@ DRAWING = {
     Cells: draw_cells,
     marks.Bars: draw_bars,
     marks.Stack: draw_stack,
+    marks.Heat: draw_heat,
     marks.Line: draw_line,
     marks.Points: draw_points,
     marks.Spots: draw_spots,

@@ -12,5 +12,6 @@ from moe_lessons.widgets.playground import Playground
 from moe_lessons.widgets.recording import RoutersView, StreamView, WallRecording
 from moe_lessons.widgets.routing_lab import RoutingLab
 from moe_lessons.widgets.small_labs import CollapseLab, FactsLab, FutureLab
+from moe_lessons.widgets.speedup_map import SpeedupMap
 
 prepare_kernel()

@@ -11,44 +11,39 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, ParameterCount, Transfor
 from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, ModelSizes, machines, published_sizes, sizes_of
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL
-from moe_lessons.plots.costs import cost_table, parameter_panel, speed_panel
+from moe_lessons.plots.costs import cost_table, parameter_panel
 from moe_lessons.plots.marks import Panel, Table
 from moe_lessons.plots.theme import short_number
-from moe_lessons.support.errors import check_choice, check_number
-from moe_lessons.widgets.controls import CONTROLS, control, move, named_stops
+from moe_lessons.support.errors import check_choice
+from moe_lessons.widgets.controls import control, move, named_stops
 from moe_lessons.widgets.picture import Picture
 
 INPUT_STOPS = {"num_experts": (1, 2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, 9), "d_ff": range(128, 32769, 128)}
 INPUT_STOPS["num_kv_heads"] = (1,)  # until `take` knows which divide the number of heads
 INPUT_STOPS["weights"] = tuple(WEIGHT_BYTES)
 SIZES = "num_experts top_k shared_experts d_ff d_model num_layers num_kv_heads vocab_size".split()
-SETTINGS = "context_length batch_size machine weights dense_width".split()
+SETTINGS = "context_length batch_size machine weights".split()
 SLIDERS, OWN = "as the sliders say", "this machine"
 LARGEST = 2**20  # of a size: a page may ask for more
 
 
 class CostCalculator(Picture):
-    """The cost of a transformer on a machine, beside its dense opponents: by sliders, or as published.
+    """The cost of a transformer on a machine, beside its dense baselines: by sliders, or as published.
 
     model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (num_heads follows d_model); or of
     `published_sizes`. context_length: tokens that the attention sees. batch_size: texts written at once. machine: of
-    `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`. dense_width: of the equally
-    good dense model, in times of the active part; the root of E / K where none is given, an assumption."""
+    `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`."""
 
     SOURCES = ("published",)  # controls that name a model
     notes: Iterable[W.Widget] = ()  # under them
 
     def __init__(
         self, model: str | TransformerShape = "Mixtral 8x7B", context_length: int = 4096, batch_size: int = 1,
-        machine: str | Machine = "NVIDIA H100 SXM", weights: str = "bfloat16", dense_width: float | None = None,
+        machine: str | Machine = "NVIDIA H100 SXM", weights: str = "bfloat16",
     ):  # fmt: skip
-        self.machines, self.own = machines(), None
-        if isinstance(machine, Machine):  # of its memory nothing is known
-            row = {"memory_bytes": float("nan"), "bytes_per_second": machine.bytes_per_second}
-            row |= {"bf16_flops_per_second": machine.flops_per_second, "fp8_flops_per_second": 0.0}
-            self.machines, self.own, machine = pd.concat([pd.DataFrame(row, [OWN]), self.machines]), machine, OWN
+        self.machines, self.own, machine = machine_rows(machine)
         given = dict.fromkeys((*self.SOURCES, *SIZES)) | {"context_length": context_length, "batch_size": batch_size}
-        given |= {"machine": machine, "weights": weights, "dense_width": None}
+        given |= {"machine": machine, "weights": weights}
         stops = {"machine": tuple(self.machines.index), "published": (SLIDERS, *published_sizes())}
         self.inputs = {name: control(name, (INPUT_STOPS | stops).get(name)) for name in given}
         for name, value in given.items():
@@ -56,11 +51,8 @@ class CostCalculator(Picture):
                 if options := getattr(self.inputs[name], "options", None):
                     check_choice(name, value, [stop[-1] if isinstance(stop, tuple) else stop for stop in options])
                 move(self.inputs[name], value)
-        self.ratio = 0.0  # E / K
         self.take(MODEL_SHAPES["Mixtral 8x7B"])
         self.begin(model)
-        if dense_width is not None:
-            move(self.inputs["dense_width"], check_number("dense_width", dense_width, minimum=1, most=1000))
         self.presets = {name: W.Button(description=name, layout=W.Layout(width="auto")) for name in MODEL_SHAPES}
         for name, button in self.presets.items():
             button.tooltip = f"Set the sliders to {name}: {short_number(MODEL_SHAPES[name].count.total)} parameters"
@@ -116,13 +108,10 @@ class CostCalculator(Picture):
         self.take_sizes(preset or "this model", sizes_of(shape), preset or shape, is_slid=True)
 
     def take_sizes(self, name: str, sizes: ModelSizes, source: str | TransformerShape, is_slid: bool = False) -> None:
-        """Show these sizes, and sliders where they say them; where E / K is another, the assumed width follows it."""
+        """Show these sizes, and sliders where they say them."""
         for size in SIZES:
             self.inputs[size].layout.display = None if is_slid else "none"
-        ratio = max((group.num_experts / group.top_k for group in sizes.groups), default=1.0)
-        if ratio != self.ratio:
-            move(self.inputs["dense_width"], round(ratio**0.5, 1))
-        self.name, self.sizes, self.source, self.is_slid, self.ratio = name, sizes, source, is_slid, ratio
+        self.name, self.sizes, self.source, self.is_slid = name, sizes, source, is_slid
 
     def _slid(self) -> TransformerShape:
         sizes = {size: min(self.inputs[size].value, LARGEST) for size in SIZES}
@@ -140,23 +129,20 @@ class CostCalculator(Picture):
 
     @property
     def models(self) -> dict[str, ModelSizes]:
-        width = self.inputs["dense_width"].value
-        good = f"equally good dense model ({width:g} ×)"
-        dense = {SAME_ACTIVE: 1.0, good: width, SAME_TOTAL: self.sizes.total_width}
+        dense = {SAME_ACTIVE: 1.0, SAME_TOTAL: self.sizes.total_width}
         return {self.name: self.sizes} | {name: self.sizes.dense(times) for name, times in dense.items()}
 
     def panels(self) -> list[Panel]:
         machine = self.inputs["machine"].value
-        upper = parameter_panel(self.parts()), speed_panel(*self._case(), CONTROLS["batch_size"].stops)
         title = f"What it costs on {'' if machine == OWN else 'one '}{machine}"
         costs = Panel(title, [self.table()], width=12, height=350)
-        return [*(replace(panel, width=6, height=220) for panel in upper), costs]
+        return [replace(parameter_panel(self.parts()), width=12, height=150), costs]
 
     def table(self) -> Table:
         return cost_table(*self._case())
 
     def _case(self) -> tuple:
-        context, batch, machine, weights, _ = (self.inputs[name].value for name in SETTINGS)
+        context, batch, machine, weights = (self.inputs[name].value for name in SETTINGS)
         return self.models, context, weights, self.machines.loc[machine], batch
 
     def parts(self) -> dict[str, ParameterCount]:
@@ -172,15 +158,24 @@ class CostCalculator(Picture):
 
     def sentence(self) -> str:
         total, active, share, flops, weights, cache, *fits, _, _, speed, _ = (row[0] for row in self.table().cells)
-        _, batch, machine, kind, _ = (self.inputs[name].value for name in SETTINGS)
+        _, batch, machine, kind = (self.inputs[name].value for name in SETTINGS)
         texts = f"{batch:,} texts" if batch > 1 else "one text"
         does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits[:1])]
         return (
             f"{total} parameters, of which one token uses {active} ({share}). All of them must be in memory: {weights} "
             f"in {kind}, and {cache} of KV cache for {texts}. One token costs {flops} FLOPs. {does} {machine}"
-            f"{', which would write' if fits else ' they would write'} {speed} tokens per second at best. "
-            f"The width of the equally good dense model is an assumption: set it."
+            f"{', which would write' if fits else ' they would write'} {speed} tokens per second at best."
         )
+
+
+def machine_rows(machine: str | Machine) -> tuple[pd.DataFrame, Machine | None, str]:
+    """Give the `machines()`, with a first row for a measured one, of whose memory nothing is known; that machine, or
+    None; and the name that is chosen."""
+    if not isinstance(machine, Machine):
+        return machines(), None, machine
+    row = {"memory_bytes": float("nan"), "bytes_per_second": machine.bytes_per_second}
+    row |= {"bf16_flops_per_second": machine.flops_per_second, "fp8_flops_per_second": 0.0}
+    return pd.concat([pd.DataFrame(row, [OWN]), machines()]), machine, OWN
 
 
 def _divisors(n: int) -> list[int]:

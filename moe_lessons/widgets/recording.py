@@ -156,7 +156,7 @@ class StreamView(Player):
 
     def __init__(
         self, shape: TransformerShape = MODEL_SHAPES["Mixtral 8x7B"], machine: Machine = H100,
-        weights: str = "bfloat16", dense_width: float = 3.0, batch_size: int = 1,
+        weights: str = "bfloat16", dense_width: float = 4.0, batch_size: int = 1,
     ):  # fmt: skip
         if not isinstance(shape, TransformerShape) or shape.num_experts < 2:
             raise ValueError(f"shape must be a TransformerShape with experts, got {shape!r}")

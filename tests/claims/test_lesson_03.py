@@ -8,12 +8,11 @@ import torch
 from everywhere import seeds
 
 from moe_lessons.analysis.counting import MODEL_SHAPES, count_parameters, published_models
-from moe_lessons.analysis.inference import decode_speed, union_law
+from moe_lessons.analysis.inference import decode_speed
 from moe_lessons.analysis.roofline import machines, published_sizes
 from moe_lessons.analysis.timing import step_times
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, dense_baseline
 from moe_lessons.widgets import CostCalculator, ParameterMap
-from moe_lessons.widgets.controls import CONTROLS
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 MISTRAL = MODEL_SHAPES["Mistral 7B (dense)"]
@@ -148,14 +147,7 @@ def test_time_against_two_baselines():
 def test_calculator_three_tries():
     calculator = CostCalculator("Mixtral 8x7B")
     start = calculator.shape
-    assert calculator.inputs["dense_width"].value == 2  # the lead is over a dense model twice as wide, by batch
-    for context, comes_back in ((0, True), (4096, False)):
-        calculator.inputs["context_length"].value = context
-        lead = dict(zip(CONTROLS["batch_size"].stops, calculator.panels()[1].marks[0].y))
-        assert min(lead[1], lead[2]) > 1.1 and max(lead[n] for n in (4, 8, 16, 32, 64, 128, 256, 512)) < 0.95
-        late = [lead[n] for n in (1024, 2048, 4096)]
-        assert min(late) > 1.5 if comes_back else max(late) < 1
-    assert 5 < union_law(8, 2, 4) < 6  # the experts of a layer that four tokens meet
+    assert len(machines()) == 11
     calculator.inputs["top_k"].value = 8
     assert calculator.shape.count.active == start.count.total == calculator.shape.count.total
     assert calculator.shape.flops_per_token() > 3 * start.flops_per_token()
@@ -174,7 +166,7 @@ def test_calculator_three_tries():
     calculator.inputs["context_length"].value = 131072
     assert calculator.shape == start
     after = rows_of(calculator, "tokens/s").split()
-    assert len(after) == 4 and all(float(new) < float(old) for old, new in zip(before, after))
+    assert len(after) == 3 and all(float(new) < float(old) for old, new in zip(before, after))
     assert start.flops_per_token(131072) > 2 * start.flops_per_token(4096)
     assert start.kv_cache_gb(131072) == pytest.approx(32 * start.kv_cache_gb(4096))
     calculator.inputs["published"].value = "DeepSeek-V3"
@@ -186,7 +178,7 @@ def test_calculator_three_tries():
     calculator.presets["Mixtral 8x7B"].click()
     calculator.inputs["weights"].value = "bfloat16"
     weights, cache = (row.split() for row in (rows_of(calculator, "weights in"), rows_of(calculator, "KV cache")))
-    assert len(set(cache)) == 2 and cache[0] == "17.2" and weights[0] == weights[6] == "93.4"
+    assert len(set(cache)) == 2 and cache[0] == "17.2" and weights[0] == weights[4] == "93.4"
 
 
 def rows_of(calculator: CostCalculator, name: str) -> str:

@@ -13,10 +13,9 @@ from moe_lessons.analysis import Machine, published_models, union_law
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.roofline import published_sizes, sizes_of, step_seconds
 from moe_lessons.hub import ConfigCalculator
-from moe_lessons.plots.marks import Line, Parts, Rule, Table
+from moe_lessons.plots.marks import Parts, Table
 from moe_lessons.widgets import CostCalculator, ParameterMap
 from moe_lessons.widgets.calculators import SIZES, SLIDERS
-from moe_lessons.widgets.controls import CONTROLS
 
 MIXTRAL = MODEL_SHAPES["Mixtral 8x7B"]
 
@@ -32,7 +31,7 @@ def move(calculator, **values) -> None:
 
 
 def cells(calculator, row: str) -> list[str]:
-    table = mark(calculator, 2, Table)
+    table = mark(calculator, 1, Table)
     return next(cells for name, cells in zip(table.rows, table.cells) if name.startswith(row))
 
 
@@ -57,12 +56,10 @@ def assert_consistent(calculator):
 def test_preset_by_name_and_by_button(cost, name):
     cost.presets[name].click()
     assert cost.shape == MODEL_SHAPES[name] == CostCalculator(name).shape
-    width = (MODEL_SHAPES[name].num_experts / MODEL_SHAPES[name].top_k) ** 0.5
-    good = f"equally good dense model ({width:.2g} ×)"
-    assert mark(cost, 2, Table).columns == (name, "dense, same active", good, "dense, same total")
+    assert mark(cost, 1, Table).columns == (name, "dense, same active", "dense, same total")
     assert_consistent(cost)
     arguments = "context_length=4096, batch_size=1, machine='NVIDIA H100 SXM', weights='bfloat16'"
-    assert repr(CostCalculator(name)) == f"CostCalculator({name!r}, {arguments}, dense_width={width:.1f})"
+    assert repr(CostCalculator(name)) == f"CostCalculator({name!r}, {arguments})"
 
 
 def test_a_shape_beyond_the_sliders_is_shown_and_kept_and_the_heads_follow_the_width():
@@ -106,14 +103,12 @@ def test_the_sentence_and_the_table_by_the_roofline_of_lesson_07(cost):
     move(cost, context_length=0)
     read = 2 * (12_879_925_248 - 32000 * 4096)  # bytes: all active weights but the embedding, a look-up
     assert cells(cost, "tokens/s")[0] == f"{3.35e12 / read:.3g}"
-    assert cells(cost, "arithmetic")[1:] == ["296"] * 3 and 295 < 989.4 / 3.35 < 296
-    assert cells(cost, "fits") == ["no", "yes", "yes", "no"]
+    assert cells(cost, "arithmetic")[1:] == ["296"] * 2 and 295 < 989.4 / 3.35 < 296
+    assert cells(cost, "fits") == ["no", "yes", "no"]
     move(cost, context_length=4096, batch_size=64)
     seconds = step_seconds(cost.sizes, Machine(3.35e12, 989.4e12), "bfloat16", 64, 4096)
     assert cells(cost, "tokens/s of 64 texts")[0] == f"{64 / seconds:,.0f}"
     assert cells(cost, "experts of a layer that a step reads")[0] == f"{union_law(8, 2, 64):.3g} of 8"
-    assert mark(cost, 1, Rule).x == CONTROLS["batch_size"].stops.index(64)
-    assert mark(cost, 1, Line, 2).y.tolist() == [1] * len(CONTROLS["batch_size"].stops)  # over the equally good one
     assert "34.4 GB of KV cache for 64 texts" in cost.sentence()
     move(cost, weights="4-bit")
     assert cells(cost, "fits")[0] == "yes" and cells(cost, "weights")[0] == "23.4 GB"
@@ -122,13 +117,11 @@ def test_the_sentence_and_the_table_by_the_roofline_of_lesson_07(cost):
 
 
 def test_the_opponents_are_those_of_the_shape(cost):
-    move(cost, dense_width=3.0, num_experts=16)
-    assert cost.inputs["dense_width"].value == 2.8  # E / K is another: the assumption follows it
-    move(cost, dense_width=3.0)
-    active, good, total = [cost.models[name] for name in list(cost.models)[1:]]
+    move(cost, num_experts=16)
+    active, total = [cost.models[name] for name in list(cost.models)[1:]]
     assert active == sizes_of(cost.shape.dense_baseline("flops"))
     assert total == sizes_of(cost.shape.dense_baseline("params"))
-    assert good == sizes_of(replace(cost.shape.dense_baseline("flops"), d_ff=3 * 2 * 14336))
+    assert active.dense(3.0) == sizes_of(replace(cost.shape.dense_baseline("flops"), d_ff=3 * 2 * 14336))
 
 
 @pytest.mark.parametrize("name", ["Mixtral 8x7B", "DeepSeek-V3", "Jamba v0.1"])
@@ -136,7 +129,7 @@ def test_a_published_model_by_name(cost, name):
     move(cost, published=name)
     row = published_models().set_index("name").loc[name]
     assert [sum(values) for values in mark(cost, 0, Parts).values] == [row.total_params, row.active_params]
-    assert mark(cost, 2, Table).columns[0] == name and made_again(cost).sizes == cost.sizes == published_sizes()[name]
+    assert mark(cost, 1, Table).columns[0] == name and made_again(cost).sizes == cost.sizes == published_sizes()[name]
     assert all(cost.inputs[size].layout.display == "none" for size in SIZES)  # they say another model
     move(cost, published=SLIDERS)
     assert cost.name == "Mixtral 8x7B"
@@ -170,9 +163,7 @@ def test_a_configuration_from_a_file_and_what_is_wrong_with_one(cost, tmp_path):
 def test_a_size_beyond_all_that_a_page_may_ask_for_is_the_largest(cost):
     cost.inputs["num_layers"].max = 10**300
     move(cost, num_layers=10**300)
-    assert cost.shape.num_layers == 2**20 and max(len(cell) for row in mark(cost, 2, Table).cells for cell in row) < 30
-    with pytest.raises(ValueError, match="^dense_width must be a finite number .* got 1e[+]308$"):
-        CostCalculator(dense_width=1e308)
+    assert cost.shape.num_layers == 2**20 and max(len(cell) for row in mark(cost, 1, Table).cells for cell in row) < 30
 
 
 def test_a_machine_of_your_own():

@@ -12,7 +12,7 @@ from torch import nn
 
 from moe_lessons.analysis import busy, count_parameters, inference, timing
 from moe_lessons.analysis.inference import Machine, bytes_per_step, decode_speed, distinct_experts, union_law
-from moe_lessons.analysis.step_parts import ROUTING, Stopwatch, step_parts, watched
+from moe_lessons.analysis.step_parts import PARTS, ROUTING, Stopwatch, step_parts, watched
 from moe_lessons.analysis.timing import Ratio, finish, milliseconds, moved, paired_ratio, step_times
 from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, seeded, torch_threads
 
@@ -80,7 +80,9 @@ def test_speed_and_speed_up_of_models_that_take_turns_and_decode_token_by_token(
 def test_the_parts_of_a_step_leave_nothing_behind():
     models = {"MoE": model_of(), "dense": model_of(moe_layers=())}
     frame = step_parts(models, (1, 8), repeats=1).set_index(["batch", "model"])
-    assert (frame[ROUTING].unstack() > 0).to_numpy().tolist() == [[True, False]] * 2 and (frame >= 0).all(axis=None)
+    assert (frame[ROUTING].unstack() > 0).to_numpy().tolist() == [[True, False]] * 2
+    assert (frame.drop(columns="missed") >= 0).all(axis=None)
+    assert frame[list(PARTS)].sum(axis=1).tolist() == pytest.approx((frame.whole * (1 + frame.missed)).tolist())
     linear, model = nn.functional.linear, models["MoE"]
     with pytest.raises(ValueError, match="ids must be"), watched(model, Stopwatch(torch.device("cpu"))):
         assert nn.functional.linear is not linear

@@ -4,7 +4,7 @@ import { clamp, isNumber, nearest, percent, range, short } from "./numbers.js";
 import { css, hatchOf, inkOn, isHatched, mix, packed, tile, twoWays } from "./colors.js";
 import { make } from "./elements.js";
 import { colorOf, strength } from "./view.js";
-import { grid } from "./stops.js";
+import { grid, points } from "./stops.js";
 
 /** @typedef {import("./stops.js").Stops} Stops  What can be pointed at. */
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
@@ -308,4 +308,65 @@ export function stopsOfCells(card, { z, rows: kind, even, numbers }) {
     };
   };
   return { ...grid(card, columns, rows), tell };
+}
+
+// --- values all over a panel ---
+
+/**
+ * Draw a `Heat`: its colours, its contours, and a ring around the place that is selected.
+ * @param {Chart} card in which it lies
+ * @param {Mark} mark its values and lines
+ */
+export function drawHeat(card, mark) {
+  const { pen, view, box, cache } = card;
+  const { z, contours, strong, places, selected } = mark;
+  const [rows] = z.shape;
+  if (cache.z !== z || cache.paper !== view.paper) paintHeat(cache, mark, view);
+  pen.context.save();
+  pen.context.clip(new Path2D(`M${box.left} ${box.top}h${box.width}v${box.height}h${-box.width}z`));
+  pen.context.drawImage(cache.image, box.left, box.top, box.width, box.height);
+  const across = range(rows).map((row) => box.top + box.height * (1 - row / (rows - 1)));
+  for (const line of range(contours.shape[0])) {
+    const path = new Path2D();
+    across.forEach((y, row) => path.lineTo(card.x(contours[line * rows + row]), y));
+    pen.stroke(path, { color: css(view.ink), width: line === strong ? 2.6 : 0.8 });
+  }
+  pen.context.restore();
+  const { place } = view.pointed;
+  if (selected) ring(card, selected, view.colors.red);
+  if (isNumber(place)) ring(card, places.subarray(2 * place), css(view.ink));
+}
+
+function ring({ pen, view, x, y }, [across, up], color) {
+  const path = new Path2D();
+  path.arc(x(across), y(up), 7, 0, 7);
+  pen.stroke(path, { color: css(view.paper), width: 4 });
+  pen.stroke(path, { color, width: 2.2 });
+}
+
+function paintHeat(cache, { z, most }, view) {
+  const [height, width] = z.shape;
+  const pixels = new ImageData(width, height);
+  const out = new Uint32Array(pixels.data.buffer);
+  const shades = { even: most, most: 2 * most };
+  z.forEach((value, i) => {
+    const row = height - 1 - Math.floor(i / width);
+    out[row * width + (i % width)] = packed(twoWays(view, shades, value + most));
+  });
+  cache.image = Object.assign(make("canvas"), { width, height });
+  cache.image.getContext("2d").putImageData(pixels, 0, 0);
+  Object.assign(cache, { z, paper: view.paper });
+}
+
+/**
+ * @param {Chart} card in which it lies
+ * @param {Mark} mark its places, and what is said of each
+ * @returns {Stops} the places of a `Heat`
+ */
+export function stopsOfHeat(card, { places, columns, titles, says }) {
+  const [xs, ys] = [0, 1].map((axis) => range(titles.length).map((i) => places[2 * i + axis]));
+  const tell = (place) => {
+    return { place, title: titles[place], rows: says[place].map(([name, value]) => [null, name, value]) };
+  };
+  return { ...points(card, xs, ys, Math.hypot), columns, noun: "places", tell };
 }

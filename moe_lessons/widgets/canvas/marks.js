@@ -5,7 +5,7 @@ import { clamp, isNumber, nearest, percent, range, short, valueText } from "./nu
 import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch } from "./colors.js";
 import { colorOf, paleness, strength } from "./view.js";
 import { grid, points } from "./stops.js";
-import { drawCells, drawField, stopsOfCells, stopsOfField } from "./fields.js";
+import { drawCells, drawField, drawHeat, stopsOfCells, stopsOfField, stopsOfHeat } from "./fields.js";
 
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
 /** @typedef {import("./stops.js").Stops} Stops  What can be pointed at. */
@@ -422,6 +422,7 @@ export const MARKS = {
   Cells: { draw: drawCells, stops: stopsOfCells },
   Bars: { draw: drawBars, stops: stopsOfBars, legend: legendOfBars },
   Stack: { draw: drawStack, stops: stopsOfStack, right: (_, { second }) => (second ? 26 : 0) },
+  Heat: { draw: drawHeat, stops: stopsOfHeat },
   Line: { draw: drawLine, stops: stopsOfLine, legend: legendOfLine, right: marginOfLine },
   Points: { draw: drawPoints, stops: stopsOfPoints },
   Spots: { draw: drawSpots, stops: stopsOfSpots },

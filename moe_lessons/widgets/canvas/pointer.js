@@ -17,7 +17,7 @@ const MOST_LINES = 6; // of several curves in a tip: those nearest to the pointe
 const MOST_TOLD = 40; // stops that the words for a picture name
 const ROOF = 90; // pixels: what JupyterLab's own bars take of the window; a tip lies under them
 const NAMES = { expert: "expert", model: "model", token: "byte" }; // of what an element may be named for
-const PICKED = ["token", "layer", "model"];
+const PICKED = ["token", "layer", "model", "place"];
 
 /**
  * What an element is named for: a chip or letter for an expert, a letter for a token, a column or panel for a model.

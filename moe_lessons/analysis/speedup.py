@@ -1,0 +1,160 @@
+"""The speedup of a mixture over dense models of any FFN width, at any batch size: by the roofline, and as measured."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import numpy as np
+import pandas as pd
+import torch
+
+from moe_lessons.analysis.busy import watching_others
+from moe_lessons.analysis.counting import TransformerShape
+from moe_lessons.analysis.inference import Machine, check_models, decode_token, device_of, machine_of, machine_tasks
+from moe_lessons.analysis.quality import EffectiveWidth, quality_matched_width
+from moe_lessons.analysis.roofline import (
+    FFN,
+    ModelSizes,
+    part_costs,
+    part_seconds,
+    published_sizes,
+    published_speeds,
+    sizes_of,
+    step_seconds,
+)
+from moe_lessons.analysis.timing import Ratio, moved, take_turns
+from moe_lessons.nn import LanguageModel, evaluating, is_moe, torch_threads
+from moe_lessons.support.errors import check_seed
+from moe_lessons.training import bar
+
+PROMPT = 8  # tokens of each text before the step that is measured
+
+
+@dataclass(frozen=True)
+class Speedups:
+    """The least times of a step, in seconds, at each of B batch sizes: `moe` (B,) of the mixture; of the dense model
+    whose FFN is as wide as the mixture's active part, `ffn` (B,) its FFN and `rest` (B,) all else."""
+
+    moe: np.ndarray
+    ffn: np.ndarray
+    rest: np.ndarray
+
+    def at(self, widths: np.ndarray) -> np.ndarray:
+        """Say how many times as fast as dense models of these widths (W,) the mixture is, (B, W)."""
+        return (self.rest[:, None] + np.multiply.outer(self.ffn, widths)) / self.moe[:, None]
+
+    def widths(self, speedup: float) -> np.ndarray:
+        """Find the width (B,) of the dense model over which the mixture has this speedup: a contour of the map."""
+        return (speedup * self.moe - self.rest) / self.ffn
+
+
+def speedups(sizes: ModelSizes, machine: Machine, dtype: str, batches: np.ndarray, context: int = 0) -> Speedups:
+    """Compute the speedup of a mixture over dense models by the roofline, for `batches` (B,) of texts in decoding.
+
+    A step takes Σ max(bytes / bandwidth, FLOPs / peak) over the parts of the model: each is read and computed at the
+    same time, one after another. With w bytes for a weight, c for a number of the cache (`WEIGHT_BYTES`,
+    `CACHE_BYTES`), B texts, context S, L layers, D, V, H heads, G key/value heads of h numbers, E experts of three
+    matrices D·F, K of them for a token, bytes and FLOPs are
+
+        attention, head      w·(2·L·D·h·(H + G) + V·D + (2·L + 1)·D)      2·B·(2·L·D·h·(H + G) + V·D)
+        KV cache             c·B·2·L·G·h·S                                4·B·L·H·h·S
+        router               w·L·D·E                                      2·B·L·D·E
+        experts              w·3·L·D·F·E·(1 − (1 − K/E)^B)                2·B·3·L·D·F·K
+        FFN                  w·3·L·D·F·K·x                                2·B·3·L·D·F·K·x
+
+    Both models have the first two; the mixture router and experts; the dense model an FFN, x times as wide as the K
+    active experts. (Shared experts are an FFN of the mixture and count as active.) The speedup is the time of the dense
+    model over that of the mixture. Left out: the activations, the choice of experts, and what small products cost."""
+    dense = part_seconds(part_costs(sizes.dense(), dtype, batches, context), machine)
+    ffn = dense.pop(FFN)
+    return Speedups(step_seconds(sizes, machine, dtype, batches, context), ffn, sum(dense.values()))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a mixture beside dense models, in turns with the `machine`, at its best.
+
+    frame: a row for each batch size and width (in multiples of the active width; 0: the mixture): `ms` of a step, the
+    median, `least_ms` by the roofline, and the `speedup` of the mixture, measured, and by the `roofline`."""
+
+    machine: Machine
+    frame: pd.DataFrame
+
+    @property
+    def points(self) -> tuple[tuple[float, int, float], ...]:
+        """Give (width, batch, speedup) of each dense model."""
+        rows = self.frame[self.frame.width > 0]
+        return tuple((float(w), int(b), round(float(s), 3)) for w, b, s in zip(rows.width, rows.batch, rows.speedup))
+
+
+def measure_speedups(
+    models: Mapping[str, LanguageModel], batches: Sequence[int] = (1, 4, 16, 64, 256), *, repeats=3, seed=0, device=None
+) -> Measured:  # fmt: skip
+    """Measure decoding steps of a mixture, the first of the models, and of dense ones that differ from it in their FFN
+    alone, in float32 on one thread. In each round all take turns, with what measures the machine.
+
+    device: see `decode_speed`."""
+    check_models(models, batches)
+    shapes = [shape_of(model) for model in models.values()]
+    active = shapes[0].top_k * shapes[0].d_ff
+    widths = [0 if shape.num_experts > 1 else shape.d_ff / active for shape in shapes]
+    plain = {"num_experts": 1, "top_k": 1, "d_ff": 1}
+    if widths[0] or not all(widths[1:]) or len({replace(shape, **plain) for shape in shapes}) > 1:
+        raise ValueError("models must be a mixture in all layers and then dense models, alike in all but their FFN")
+    models = moved(models, device)
+    place, rows, machines = device_of(models), [], []
+    generator = torch.Generator().manual_seed(check_seed(seed))
+    with torch_threads(1), evaluating(*models.values()), watching_others(), torch.inference_mode():
+        tasks = machine_tasks(place)
+        for batch in bar(batches, "batch sizes"):
+            ids, steps = torch.randint(shapes[0].vocab_size, (batch, PROMPT + 1), generator=generator).to(place), []
+            for model in models.values():
+                cache = model.new_cache(batch, PROMPT + 1)
+                model(ids[:, :PROMPT], cache)
+                steps.append(partial(decode_token, model, ids, cache, PROMPT))
+            times = take_turns([*tasks, *steps, *tasks], repeats, place)
+            machines += [machine_of(tasks, times[: len(tasks)]), machine_of(tasks, times[-len(tasks) :])]
+            own = times[len(tasks) : -len(tasks)]
+            rows += [(batch, w, median(t), Ratio.of(t, own[0]).median) for w, t in zip(widths, own, strict=True)]
+    best = Machine(*(max(getattr(machine, name) for machine in machines) for name in vars(machines[0])))
+    frame = pd.DataFrame(rows, columns=["batch", "width", "ms", "speedup"])
+    sizes = sizes_of(shapes[0])
+    of = {width: sizes.dense(width) if width else sizes for width in widths}
+    least = [1000 * step_seconds(of[w], best, "float32", int(b), PROMPT) for b, w in zip(frame.batch, frame.width)]
+    frame["least_ms"] = np.array(least, float)
+    frame["roofline"] = frame.least_ms / frame.least_ms.where(frame.width == 0).ffill()
+    return Measured(best, frame)
+
+
+def shape_of(model: LanguageModel) -> TransformerShape:
+    """Count a `LanguageModel` as a `TransformerShape`. ValueError where only some of its layers have experts."""
+    c, mixtures = model.config, sum(map(is_moe, model.modules()))
+    if mixtures not in (0, c.num_layers):
+        raise ValueError(f"a model must have experts in all {c.num_layers} layers or in none, got {mixtures}")
+    experts = (c.num_experts, c.top_k) if mixtures else (1, 1)
+    heads = c.num_heads, c.num_kv_heads or c.num_heads, c.head_dim
+    return TransformerShape(c.vocab_size, c.d_model, c.num_layers, *heads, c.d_ff, *experts, 0, c.tied_embedding)
+
+
+@functools.cache
+def matched_width(task: str, num_experts: int, top_k: int) -> EffectiveWidth | None:
+    """Find the `quality_matched_width` of a mixture in multiples of its active width; None where it is not measured."""
+    try:
+        return quality_matched_width(task, num_experts) if top_k == 2 else None
+    except (ValueError, FileNotFoundError):
+        return None
+
+
+def published_points(model: str) -> list[tuple[float, int, float, str]]:
+    """Find what others measured of a published mixture and can stand on its map: (width, batch, speedup, dense model).
+    Only rows of `published_speeds` with a batch size, one text. width: of the map's dense model with as many active
+    parameters as theirs, whose layers may be others."""
+    frame = published_speeds()
+    frame = frame[(frame.mixture == model) & (frame.work == "one text")]
+    if frame.empty:
+        return []
+    ffn = published_sizes()[model].ffn / 1e9
+    widths = 1 + (frame.dense_b - frame.mixture_active_b) / ffn
+    return list(zip(widths, [1] * len(frame), frame.mixture_figure / frame.dense_figure, frame.dense))

@@ -1,0 +1,293 @@
+"""The speedup map: over which dense model, at which batch size, on which machine a mixture is faster, and why."""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any
+
+import ipywidgets as W
+import numpy as np
+
+from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
+from moe_lessons.analysis.inference import Machine, union_law
+from moe_lessons.analysis.quality import QUALITY_TASKS, EffectiveWidth
+from moe_lessons.analysis.roofline import (
+    CACHE,
+    EXPERTS,
+    FFN,
+    WEIGHT_BYTES,
+    ModelSizes,
+    machine_for,
+    on_machine,
+    part_costs,
+    part_seconds,
+    published_sizes,
+    sizes_of,
+)
+from moe_lessons.analysis.speedup import matched_width, published_points, speedups
+from moe_lessons.plots.costs import size_words
+from moe_lessons.plots.marks import Panel, Points, Rule, Table
+from moe_lessons.plots.speeds import LAST, speedup_panel
+from moe_lessons.plots.theme import short_number
+from moe_lessons.support.errors import check_choice, check_number, check_positive_int, check_whole, is_number, is_whole
+from moe_lessons.widgets.calculators import OWN, machine_rows
+from moe_lessons.widgets.controls import control, move
+from moe_lessons.widgets.picture import Picture
+
+ROWS = 4 * LAST + 1  # batch sizes that are drawn: four for each doubling
+SETTINGS = ("num_experts", "top_k", "machine", "weights", "context_length", "task")
+Costs = dict[str, tuple[float, float]]  # bytes and FLOPs of each part
+
+
+class SpeedupMap(Picture):
+    """Map the speedup of a mixture in decoding, by the roofline (`analysis.speedups`), over dense models from the
+    FLOP-matched one (1) to the parameter-matched one (E / K). A click, or arrows and Enter, read out a place.
+
+    model: of `MODEL_SHAPES` or `published_sizes`, or a `TransformerShape`; num_experts, top_k: in the place of its own.
+    machine: of `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`. context_length:
+    tokens in the KV cache of each text. task: of `QUALITY_TASKS`, for the quality-matched width. width, batch_size:
+    the place that is read out. measured: (width, batch size, speedup) of points, as `Measured.points`."""
+
+    def __init__(
+        self, model: str | TransformerShape = "Mixtral 8x7B", *, num_experts: int | None = None,
+        top_k: int | None = None, machine: str | Machine = "NVIDIA H100 SXM", weights: str = "bfloat16",
+        context_length: int = 0, task: str = "facts", width: float = 4.0, batch_size: int = 1,
+        measured: Sequence[tuple[float, int, float]] = (),
+    ):  # fmt: skip
+        self.model, self.start = model, mixture_sizes(model)
+        (group, *_) = self.start.groups
+        self.machines, self.own, machine = machine_rows(machine)
+        E, K = num_experts or group.num_experts, group.top_k if top_k is None else top_k
+        given = {"num_experts": E, "top_k": K, "machine": machine, "weights": weights}
+        given |= {"context_length": context_length, "task": task}
+        self.start.with_experts(E, K)  # refuses what cannot be
+        check_choice("machine", machine, self.machines.index)
+        check_choice("weights", weights, WEIGHT_BYTES)
+        check_choice("task", task, QUALITY_TASKS)
+        check_whole("context_length", context_length, 0, 2**20)
+        stops = {"num_experts": (2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, E + 1), "task": QUALITY_TASKS}
+        stops |= {"machine": tuple(self.machines.index), "weights": tuple(WEIGHT_BYTES)}
+        self.inputs = {name: control(name, stops.get(name)) for name in SETTINGS}
+        for name, value in given.items():
+            move(self.inputs[name], value)
+        self.inputs["task"].tooltip = "On what the dense model of the same quality was measured"
+        self.first = self.settings
+        self.measured = tuple(check_point(point) for point in measured)
+        self.width = check_number("width", width, minimum=1)
+        self.batch = check_positive_int("batch_size", batch_size, most=2**LAST)
+        for name, widget in self.inputs.items():
+            widget.style.description_width = "100px"
+            widget.observe(lambda _, name=name: self.moved(name), "value")
+        grid = {"display": "grid", "grid_template_columns": "repeat(auto-fill, minmax(min(100%, 300px), 1fr))"}
+        super().__init__(rows=[W.Box([*self.inputs.values()], layout=W.Layout(**grid)).add_class("moe-sliders")])
+        self.canvas.on_pick = self.picked
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {name: widget.value for name, widget in self.inputs.items()}
+
+    def moved(self, name: str) -> None:
+        if name == "num_experts":
+            self.inputs["top_k"].max = self.inputs[name].value  # a larger one follows it
+        self.show()
+
+    def picked(self, kind: str, index: int) -> None:
+        """Read out the place of this number, of those that a click may select."""
+        widths, batches = self.grid()
+        if kind == "place" and index < len(widths) * len(batches):
+            self.width, self.batch = float(widths[index % len(widths)]), int(batches[index // len(widths)])
+            self.show()
+
+    @property
+    def sizes(self) -> ModelSizes:
+        return self.start.with_experts(self.inputs["num_experts"].value, self.inputs["top_k"].value)
+
+    @property
+    def top(self) -> float:
+        """The largest width: that of the parameter-matched baseline, or of a point beyond it."""
+        return max(2.0, self.sizes.total_width, *(width for width, *_ in self.published()))
+
+    @property
+    def roof(self) -> Machine:
+        return machine_for(self.machines.loc[self.inputs["machine"].value], self.inputs["weights"].value)
+
+    def published(self) -> list[tuple[float, int, float, str]]:
+        """Give the points of others that belong here: of this mixture as it was published."""
+        same = all(self.settings[name] == self.first[name] for name in ("num_experts", "top_k"))
+        return published_points(self.model) if same and isinstance(self.model, str) else []
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray]:
+        """Give the widths and the batch sizes, the largest first, of the places that can be pointed at."""
+        step = 2.0 ** round(np.log2((self.top - 1) / 14))
+        widths = np.unique(np.arange(0, self.top + step / 4, step).clip(1))
+        return widths, 2 ** np.arange(LAST, -1, -1)
+
+    def costs(self, width: float, batch: Any) -> tuple[Costs, Costs]:
+        """Count bytes and FLOPs of the parts of the mixture, and of the dense model of this width."""
+        case = self.inputs["weights"].value, batch, self.inputs["context_length"].value
+        return part_costs(self.sizes, *case), part_costs(self.sizes.dense(width), *case)
+
+    def panels(self) -> list[Panel]:
+        (widths, batches), top = self.grid(), self.top
+        titles, says = zip(*self.told(widths, batches))
+        places = np.stack(np.broadcast_arrays(widths, np.log2(batches)[:, None]), axis=-1).reshape(-1, 2)
+        heat = {"places": places, "columns": len(widths), "titles": titles, "says": says}
+        heat["selected"] = np.array([min(self.width, top), np.log2(self.batch)])
+        weights, context = self.inputs["weights"].value, self.inputs["context_length"].value
+        found = speedups(self.sizes, self.roof, weights, 2 ** np.linspace(0, LAST, ROWS), context)
+        drawn = speedup_panel(found, top, heat, self.marks(), self.shown(), width=7, height=430, caption=self.caption())
+        title = f"One step at batch size {self.batch:,}, dense {self.width:g} ×"
+        return [drawn, Panel(title, [self.table()], width=5, height=300)]
+
+    def told(self, widths: np.ndarray, batches: np.ndarray) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Say at each of the batch sizes (B,) for each width (W,) how long both models take, and what bounds them."""
+        moe, dense = self.costs(1.0, batches[:, None].astype(float))
+        dense[FFN] = tuple(cost * widths for cost in dense[FFN])  # (B, W), as all else of it is linear in nothing
+        size = len(batches), len(widths)
+        both = [readings(costs, self.roof, size) for costs in (moe, dense)]
+        told, places = [], product(batches.tolist(), widths.tolist())
+        for (batch, width), (own, said), (theirs, others) in zip(places, *both):
+            names = "MoE", f"dense, {width:g} ×"
+            rows = [(names[0], said[0]), *(("", text) for text in said[1:]), (names[1], others[0])]
+            title = f"batch size {batch:,}, {names[1]}: speedup {theirs / own:.2f}"
+            told.append((title, rows + [("", text) for text in others[1:]]))
+        return told
+
+    def marks(self) -> list[Points | Rule]:
+        """What stands on the map: the quality-matched width, the end of memory, and points."""
+        found, texts, marks = self.band(), self.texts(), []
+        if found:
+            ends = [min(max(end, 1), found.family[1]) for end in (found.width, found.low, found.high)]
+            name = f"quality-matched width, {self.inputs['task'].value}: {found}"
+            marks += [Rule(ends[0], name=name), *(Rule(end, kind="even") for end in ends[1:])]
+        if texts is not None and 1 <= texts < 2**LAST:
+            marks.append(Rule(y=float(np.log2(texts)), kind="limit", name=f"memory is full: {texts:,} texts"))
+        if points := self.published():
+            x, batches, *_ = zip(*points)
+            marks.append(Points(x, np.log2(batches), np.ones(len(x), "u1")))
+        return marks
+
+    def band(self) -> EffectiveWidth | None:
+        """The `EffectiveWidth` of the mixture in multiples of its active width, where it is measured."""
+        return matched_width(*(self.inputs[name].value for name in ("task", "num_experts", "top_k")))
+
+    def texts(self) -> int | None:
+        """How many texts fit beside the weights of the mixture; None where that is not known or there is no cache."""
+        row = self.machines.loc[self.inputs["machine"].value]
+        return on_machine(self.sizes, row, self.inputs["weights"].value, self.inputs["context_length"].value)["texts"]
+
+    def shown(self) -> tuple[tuple[float, int, float], ...]:
+        """The measured points, while the settings are those at which the view was made."""
+        settings = self.settings | {"task": self.first["task"]}
+        return self.measured if settings == self.first else ()
+
+    def errors(self) -> list[float]:
+        """By which factor the roofline is off at each measured point."""
+        points, found = self.shown(), []
+        for width, batch, speedup in points:
+            moe, dense = (seconds(costs, self.roof) for costs in self.costs(width, batch))
+            found.append(max(dense / moe / speedup, speedup * moe / dense))
+        return sorted(found)
+
+    def caption(self) -> str:
+        """Say what the points are, and how far off the roofline is."""
+        others = self.published()
+        lines = [f"× {dense}: {speedup:.3g} times as fast, measured by others" for _, _, speedup, dense in others]
+        if errors := self.errors():
+            middle, most = np.median(errors), errors[-1]
+            lines.append(
+                f"○ measured here: the roofline is off by a factor of {middle:.2f} (median), {most:.2f} at most"
+            )
+        return "\n".join(lines)
+
+    def table(self) -> Table:
+        """Compare both models at the place: time, bytes, FLOPs, and each part with what bounds it."""
+        both = self.costs(self.width, self.batch)
+        rows: dict[str, list[str]] = {
+            "time of a step": [say_seconds(seconds(costs, self.roof)) for costs in both],
+            "bytes read": [size_words(sum(read for read, _ in costs.values())) for costs in both],
+            "FLOPs": [short_number(sum(flops for _, flops in costs.values())) for costs in both],
+        }
+        for part in both[0]:
+            times = [part_seconds(costs, self.roof)[part] for costs in both]
+            if any(times):
+                kinds = [bound(costs[part], self.roof) for costs in both]
+                rows[part] = [f"{say_seconds(t)}, {kind}" if t else "–" for t, kind in zip(times, kinds)]
+        return Table(("MoE", f"dense, {self.width:g} ×"), tuple(rows), tuple(rows.values()), (0, 3))
+
+    def sentence(self) -> str:
+        E, K, machine, *_ = self.settings.values()
+        batch, width = self.batch, self.width
+        moe, dense = self.costs(width, batch)
+        speedup, touched = seconds(dense, self.roof) / seconds(moe, self.roof), union_law(E, K, batch)
+        kinds = bound(moe[EXPERTS], self.roof), bound(dense[FFN], self.roof)
+        reads = f"it reads {touched:.3g} of {E} experts, the dense model as much as {width * K:.3g}"
+        why = {
+            ("memory", "memory"): f"Both are memory-bound: {reads}",
+            ("memory", "compute"): f"The dense FFN is compute-bound, and the MoE memory-bound: {reads}",
+        }.get(kinds, f"Both are compute-bound: a token costs the MoE {K} experts, the dense model {width * K:.3g}")
+        cache = part_seconds(moe, self.roof)[CACHE] / seconds(moe, self.roof)
+        found, place = self.band(), "On" if machine == OWN else "On one"
+        said = [
+            f"{place} {machine}, at batch size {batch:,}, an MoE of {E} experts, top-{K}, "
+            f"is {speedup:.2f} times as fast as a dense model {width:g} × as wide as its active part. {why}.",
+            f"The KV cache, which both have, takes {cache:.0%} of its step." if cache > 0.1 else "",
+            f"Quality-matched width for {self.inputs['task'].value}, measured on small models: {found} ×."
+            if found else f"The quality-matched width of {E} experts, top-{K}, is not measured.",
+            "The weights do not fit into its memory." if self.texts() == 0 else "",
+        ]  # fmt: skip
+        return " ".join(filter(None, said))
+
+    def __repr__(self) -> str:
+        given = self.settings | ({"machine": self.own} if self.settings["machine"] == OWN else {})
+        given |= {"width": self.width, "batch_size": self.batch}
+        given |= {"measured": self.measured} if self.measured else {}
+        return f"SpeedupMap({self.model!r}, {', '.join(f'{name}={value!r}' for name, value in given.items())})"
+
+
+def mixture_sizes(model: str | TransformerShape) -> ModelSizes:
+    names = MODEL_SHAPES | published_sizes()
+    if not isinstance(model, TransformerShape):
+        model = names[check_choice("model", model, names)]
+    sizes = sizes_of(model) if isinstance(model, TransformerShape) else model
+    if not sizes.groups:
+        raise ValueError("model must be a mixture of experts, got a dense one")
+    return sizes
+
+
+def check_point(point: Any) -> tuple[float, int, float]:
+    """Check (width, batch size, speedup)."""
+    is_point = isinstance(point, tuple | list) and len(point) == 3 and all(is_number(value, 0) for value in point)
+    if not (is_point and point[0] >= 1 and is_whole(point[1], 1, 2**LAST) and point[2] > 0):
+        raise ValueError(f"measured must have triples (width, batch size, speedup), got {point!r}")
+    return tuple(point)
+
+
+def seconds(costs: Costs, machine: Machine) -> float:
+    return float(sum(part_seconds(costs, machine).values()))
+
+
+def is_memory(cost: tuple[Any, Any], machine: Machine) -> Any:
+    """Tell whether memory bounds a part; else its arithmetic does."""
+    return cost[0] * machine.ridge >= cost[1]
+
+
+def bound(cost: tuple[float, float], machine: Machine) -> str:
+    return "memory" if is_memory(cost, machine) else "compute"
+
+
+def readings(costs: Costs, machine: Machine, size: tuple[int, int]) -> Iterator[tuple[float, list[str]]]:
+    """Give for each place (B, W) the seconds of a step, and in words: these, bytes and FLOPs, and what bounds each part
+    of more than a hundredth of it."""
+    times = {part: np.broadcast_to(own, size) for part, own in part_seconds(costs, machine).items()}
+    reads, flops = (np.broadcast_to(sum(own), size) for own in zip(*costs.values()))
+    whole = sum(times.values())
+    shown = {part: own > 0.01 * whole for part, own in times.items()}
+    kinds = [np.where(shown[part], np.where(is_memory(cost, machine), 1, 2), 0) for part, cost in costs.items()]
+    for step, read, flop, *bounds in zip(*(own.ravel().tolist() for own in (whole, reads, flops, *kinds))):
+        parts = [", ".join(part for part, kind in zip(costs, bounds) if kind == wanted) for wanted in (1, 2)]
+        said = [f"{name}-bound: {own}" for name, own in zip(("memory", "compute"), parts) if own]
+        yield step, [f"{say_seconds(step)}: {size_words(read)}, {short_number(flop)} FLOPs", *said]
+
+
+def say_seconds(value: float) -> str:
+    return f"{1000 * value:.3g} ms" if value >= 1e-4 else f"{1e6 * value:.3g} µs"

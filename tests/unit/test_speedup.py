@@ -1,0 +1,221 @@
+"""The speedup map: its roofline against plain numpy, its lines, what it measures, what the view says and refuses."""
+
+import time
+from dataclasses import astuple
+
+import numpy as np
+import pytest
+
+from moe_lessons.analysis import Machine, TransformerShape, speedup
+from moe_lessons.analysis.counting import MODEL_SHAPES
+from moe_lessons.analysis.inference import union_law
+from moe_lessons.analysis.roofline import CACHE_BYTES, WEIGHT_BYTES, machine_for, machines, published_sizes, sizes_of
+from moe_lessons.analysis.speedup import matched_width, measure_speedups, published_points, speedups
+from moe_lessons.nn import LanguageModel, TransformerConfig
+from moe_lessons.plots.marks import Boxes, Heat, Points, Rule
+from moe_lessons.plots.speeds import LEVELS
+from moe_lessons.widgets import SpeedupMap
+
+COURSE = TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)
+BATCHES = 2.0 ** np.arange(13)
+THIS = Machine(1e10, 8e10)
+
+
+def numpy_speedup(shape, bandwidth, peak, w, c, x, B, S):
+    """The formula of `speedups`, from the paper's letters alone."""
+    V, D, L, H, G, h, F, E, K, *_ = astuple(shape)
+
+    def time(read, flops):
+        return np.maximum(read / bandwidth, flops / peak)
+
+    matrices = 2 * L * D * h * (H + G) + V * D
+    cache = time(c * B * 2 * L * G * h * S, 4 * B * L * H * h * S)
+    both = time(w * (matrices + (2 * L + 1) * D), 2 * B * matrices) + cache
+    experts = time(w * 3 * L * D * F * E * (1 - (1 - K / E) ** B), 2 * B * 3 * L * D * F * K)
+    moe = both + time(w * L * D * E, 2 * B * L * D * E) + experts
+    return (both + time(w * 3 * L * D * F * K * x, 2 * B * 3 * L * D * F * K * x)) / moe
+
+
+def test_the_roofline_is_the_formula_at_200_random_settings():
+    draw = np.random.default_rng(28)
+    for _ in range(200):
+        E, G, row = int(2 ** draw.integers(1, 9)), int(2 ** draw.integers(0, 4)), machines().iloc[draw.integers(11)]
+        shape = TransformerShape(
+            int(draw.integers(256, 200_000)), int(64 * draw.integers(1, 128)), int(draw.integers(1, 100)),
+            G * int(draw.integers(1, 9)), G, int(draw.choice([32, 64, 128])), int(draw.integers(64, 20_000)),
+            num_experts=E, top_k=int(draw.integers(1, min(E, 8) + 1)),
+        )  # fmt: skip
+        kind, x = draw.choice(list(WEIGHT_BYTES)), draw.uniform(1, 16)
+        B, S = draw.integers(1, 4097), draw.integers(0, 9000)
+        fast = kind == "fp8" and row.fp8_flops_per_second > 0
+        peak = row.fp8_flops_per_second if fast else row.bf16_flops_per_second
+        expected = numpy_speedup(shape, row.bytes_per_second, peak, WEIGHT_BYTES[kind], CACHE_BYTES[kind], x, B, S)
+        found = speedups(sizes_of(shape), machine_for(row, kind), kind, np.array([float(B)]), int(S))
+        assert found.at(np.array([x])).item() == pytest.approx(expected, rel=1e-9)
+        assert found.widths(expected).item() == pytest.approx(x, rel=1e-6)  # the contour passes there
+    for sizes in published_sizes().values():
+        assert sum(flops for _, flops in sizes.parts(3).values()) == pytest.approx(3 * sizes.flops())
+
+
+def test_the_speedup_grows_with_the_width_and_its_lines_bend_once():
+    for sizes, machine in ((sizes_of(COURSE), THIS), (published_sizes()["Qwen3-30B-A3B"], Machine(3.35e12, 989e12))):
+        found = speedups(sizes, machine, "bfloat16", BATCHES)
+        assert (np.diff(found.at(np.linspace(1, 16, 40)), axis=1) > 0).all()
+        for level in (0.5, 1, 2):
+            line = found.widths(level)
+            tip = line.argmax()
+            assert 0 < tip < 12 and (np.diff(line[: tip + 1]) >= -1e-9).all() and (np.diff(line[tip:]) <= 1e-9).all()
+        one = found.at(np.array([1.0]))[:, 0]
+        assert one[0] == pytest.approx(1, rel=0.01) and 0.9 < one[-1] < 1 and one.min() < 0.4
+
+
+def test_where_all_experts_work_nothing_is_saved_and_a_cache_that_both_have_makes_them_alike():
+    sizes = sizes_of(COURSE)
+    whole = speedups(sizes.with_experts(16, 16), THIS, "float32", BATCHES).at(np.array([1.0]))
+    assert (whole > 0.99).all() and (whole < 1).all()  # the router is left
+    assert sizes.with_experts(16, 2) == sizes
+    maps = (speedups(sizes, THIS, "float32", BATCHES, context) for context in (0, 10**5))
+    near, far = (abs(np.log(found.at(np.array([4.0])))) for found in maps)
+    assert (far < near).all() and far[4:].max() < 0.02
+    np.testing.assert_allclose(union_law(8, 2, BATCHES), [union_law(8, 2, int(batch)) for batch in BATCHES])
+
+
+def config(**changes):
+    sizes = {"d_model": 16, "num_heads": 2, "num_layers": 2, "d_ff": 8, "num_experts": 4, "top_k": 2}
+    return TransformerConfig(**sizes | changes)
+
+
+def test_what_is_measured_stands_beside_the_roofline_of_the_best_of_all_turns(monkeypatch):
+    made = {"MoE": LanguageModel(config())}
+    made |= {str(w): LanguageModel(config(moe_layers=(), d_ff=16 * w)) for w in (1, 3)}
+    cost = {id(made["MoE"]): 6.0, id(made["1"]): 3.0, id(made["3"]): 12.0}
+    rounds = iter((2.0, 4.0, 1.0, 8.0))  # of the first machine: its best is not of one round
+
+    def turns(functions, repeats, device):
+        steps = [cost[id(own.args[0])] for own in functions[2:-2]]
+        ends = [next(rounds) for _ in range(2)]
+        return [[ends[0]], [5.0], *([step] for step in steps), [ends[1]], [5.0]]
+
+    monkeypatch.setattr(speedup, "take_turns", turns)
+    found = measure_speedups(made, (1, 4), repeats=1)
+    assert found.points == ((1.0, 1, 0.5), (3.0, 1, 2.0), (1.0, 4, 0.5), (3.0, 4, 2.0))
+    assert found.machine.bytes_per_second == pytest.approx(1000 * 2**28 / 1.0)
+    sizes = sizes_of(TransformerShape(256, 16, 2, 2, 2, 8, 8, 4, 2, 0, True))
+    by_roof = speedups(sizes, found.machine, "float32", np.array([1.0, 4.0]), speedup.PROMPT).at(np.array([1.0, 3.0]))
+    rows = found.frame[found.frame.width > 0]
+    np.testing.assert_allclose(rows.roofline, by_roof.ravel(), rtol=1e-6)
+    other = LanguageModel(TransformerConfig(d_model=32, num_heads=2, num_layers=2, moe_layers=(), d_ff=16))
+    for others in ({"MoE": made["1"]}, {"other": other}, {"MoE 2": made["MoE"]}):
+        models = {"MoE": made["MoE"]} | others
+        with pytest.raises(ValueError, match="^models must be a mixture in all layers and then dense models, alike"):
+            measure_speedups(models, (1,))
+    with pytest.raises(ValueError, match="^a model must have experts in all 2 layers or in none, got 1$"):
+        measure_speedups({"MoE": LanguageModel(config(moe_layers=(0,)))}, (1,))
+
+
+def test_widths_that_are_measured_and_points_of_others():
+    assert matched_width("facts", 16, 2).width > 3
+    assert matched_width("facts", 16, 4) is None and matched_width("facts", 64, 2) is None
+    assert published_points("Mixtral 8x7B") == []  # its rows have no batch size
+    (small, _, slow, _), (large, batch, fast, name) = published_points("Qwen3-30B-A3B")
+    ffn = 3 * 2048 * 768 * 8 * 48 / 1e9
+    assert (small, large) == (pytest.approx(1 + 0.7 / ffn), pytest.approx(1 + 29.5 / ffn))
+    assert (batch, name) == (1, "Qwen3-32B") and (round(slow, 2), round(fast, 2)) == (1.03, 6.62)
+
+
+@pytest.fixture(scope="module")
+def view():
+    return SpeedupMap(COURSE, machine=THIS, weights="float32", measured=((1, 1, 0.8), (8, 256, 4.0)))
+
+
+def mark(view, kind: type, place: int = 0):
+    return [mark for mark in view.panels()[0].marks if isinstance(mark, kind)][place]
+
+
+def test_the_map_the_table_and_the_words_say_the_same_place(view):
+    again = eval(repr(view), globals())
+    assert repr(again) == repr(view) and again.sentence() == view.sentence()
+    assert "at batch size 1, an MoE of 16 experts, top-2, is 3.35 times as fast as a dense model 4 ×" in view.sentence()
+    assert "memory-bound: it reads 2 of 16 experts, the dense model as much as 8" in view.sentence()
+    heat, points = mark(view, Heat), mark(view, Points)
+    assert heat.z.shape == (49, 49) and points.x.tolist() == [1, 8] and points.y.tolist() == [0, 8]
+    assert "roofline is off by a factor of" in view.panels()[0].caption
+    assert "quality-matched width, facts: 4.78" in mark(view, Rule).name
+    table = view.panels()[1].marks[0]
+    read = {name: cells for name, cells in zip(table.rows, table.cells)}
+    assert read["bytes read"] == ["32.1 MB", "107 MB"] and read["experts"][1] == read["FFN"][0] == "–"
+    assert read["attention, head"] == ["0.683 ms, memory"] * 2
+    for place in range(0, len(heat.titles), 17):
+        width, batch = heat.places[place]
+        expected = numpy_speedup(COURSE, 1e10, 8e10, 4, 4, width, 2**batch, 0)
+        assert heat.titles[place] == f"batch size {2**batch:,.0f}, dense, {width:g} ×: speedup {expected:.2f}"
+        assert heat.says[place][0][0] == "MoE"
+        assert ("", f"{'memory' if batch < 5 else 'compute'}-bound: attention, head, FFN") in heat.says[place]
+    assert {"0.5", "1", "2", "4"} < set(mark(view, Boxes).texts) < {f"{level:g}" for level in LEVELS}
+
+
+def test_a_click_reads_out_its_place_and_anything_else_is_ignored(view):
+    heat = mark(view, Heat)
+    index = next(i for i, place in enumerate(heat.places.tolist()) if place == [2.5, 6.0])
+    view.canvas._handle_custom_msg({"pick": "place", "index": index}, [])
+    assert (view.width, view.batch) == (2.5, 64) and mark(view, Heat).selected.tolist() == [2.5, 6]
+    assert view.canvas.words["words"] == view.sentence() and "at batch size 64" in view.sentence()
+    assert "dense FFN is compute-bound, and the MoE memory-bound" in view.sentence()
+    for content in ({"pick": "place", "index": 10**9}, {"pick": "token", "index": 0}):
+        view.canvas._handle_custom_msg(content, [])
+    assert (view.width, view.batch) == (2.5, 64)
+
+
+def test_controls_move_the_map_within_80_ms_and_points_stay_where_they_were_measured():
+    view, spent = SpeedupMap(COURSE, machine=THIS, weights="float32", measured=((2, 4, 1.1),)), []
+    for name, value in (("top_k", 4), ("num_experts", 64), ("context_length", 4096), ("machine", "NVIDIA H100 SXM")):
+        start = time.thread_time()
+        view.inputs[name].value = value
+        spent.append(time.thread_time() - start)
+        assert not any(isinstance(one, Points) for one in view.panels()[0].marks) and not view.panels()[0].caption
+        assert eval(repr(view), globals()).sentence() == view.sentence()
+    assert min(spent) < 0.08
+    assert "The quality-matched width of 64 experts, top-4, is not measured." in view.sentence()
+    view.inputs["num_experts"].value = 2
+    assert view.inputs["top_k"].value == 2 and view.top == 2  # K = E
+    assert np.abs(mark(view, Heat).z[:, 0]).max() < 0.01
+    for name, value in (("num_experts", 16), ("context_length", 0), ("machine", "this machine")):
+        view.inputs[name].value = value
+    assert mark(view, Points).x.tolist() == [2] and view.panels()[0].caption
+
+
+def test_memory_that_is_full_and_a_published_pair_are_on_the_map():
+    view = SpeedupMap("Mixtral 8x7B", context_length=1024, machine="NVIDIA H200 SXM")
+    limit = mark(view, Rule, -1)
+    assert limit.kind == "limit" and limit.name == "memory is full: 354 texts" and 2**limit.y == pytest.approx(354)
+    view.inputs["context_length"].value = 131072
+    assert "The KV cache, which both have, takes" in view.sentence()
+    view.inputs["machine"].value = "NVIDIA RTX 4090"
+    assert "The weights do not fit into its memory." in view.sentence()
+    qwen = SpeedupMap("Qwen3-30B-A3B")
+    assert mark(qwen, Points).symbol.tolist() == [1, 1] and qwen.top == pytest.approx(17.28, abs=0.01)
+    assert "× Qwen3-4B: 1.03 times as fast, measured by others" in qwen.panels()[0].caption
+    qwen.inputs["top_k"].value = 4
+    assert qwen.top == 32 and not any(isinstance(one, Points) for one in qwen.panels()[0].marks)
+    assert SpeedupMap("DeepSeek-V3").picture().png() and MODEL_SHAPES["OLMoE 1B-7B"].count
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"model": "GPT-4"}, "model must be one of 'Mixtral 8x7B'"),
+        ({"model": MODEL_SHAPES["Mistral 7B (dense)"]}, "model must be a mixture of experts, got a dense one"),
+        ({"top_k": 9}, r"top_k must be between 1 and num_experts \(8\), got 9"),
+        ({"num_experts": 2.5}, "num_experts must be a whole number of at least 1, got 2.5"),
+        ({"machine": "abacus"}, "machine must be one of"),
+        ({"weights": "int3"}, "weights must be one of"),
+        ({"context_length": -1}, "context_length must be a whole number"),
+        ({"task": "chess"}, "task must be one of"),
+        ({"width": 0.5}, "width must be a finite number of at least 1, got 0.5"),
+        ({"batch_size": 5000}, "batch_size must be a whole number from 1 to 4,096, got 5000"),
+        ({"measured": [(1, 2)]}, r"measured must have triples \(width, batch size, speedup\), got \(1, 2\)"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        SpeedupMap(**arguments)
