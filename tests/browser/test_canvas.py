@@ -26,6 +26,7 @@ from moe_lessons.widgets import (
     Picture,
     Playground,
     RoutingLab,
+    SpeedupMap,
 )
 from moe_lessons.widgets import canvas as code
 
@@ -119,7 +120,7 @@ def seen(see):
     labs += [CollapseLab(), FactsLab(num_entries=250)]
     for lab, steps in zip(labs, (60, 10, 5, 30, 2)):
         lab.advance(steps)
-    return see(*labs, CostCalculator())
+    return see(*labs, CostCalculator(), SpeedupMap())
 
 
 @pytest.fixture
@@ -154,6 +155,7 @@ TIPS = [
     (2, "Load of each layer", r"Layer \d E\d, load [\d.]+ × the even share"),
     (2, "Domains", r"code|greek E\d, share of its tokens [\d.]+ % even share 13 %"),
     (5, "Where the parameters", r"total embedding 131 M parameters .* in all 46.7 B"),
+    (6, "Speedup of the MoE", r"batch size [\d,]+, dense, [\d.]+ ×: speedup [\d.]+ MoE [\d.]+ ms: .* memory-bound: "),
 ]
 
 
@@ -227,6 +229,21 @@ def test_a_click_selects_a_token_in_both_pictures_and_in_the_reading(seen, playg
     side = min(box["width"] - 37, box["height"] - 29)  # it is square
     place = 25 + (float(x) + 1) / 2 * side, 8 + (1 - float(y)) / 2 * side
     assert clicked(TERRITORY, place[0] / box["width"], place[1] / box["height"])[0] == token
+
+
+def test_a_click_or_keys_on_the_map_read_out_a_place(seen):
+    view, drawn = seen.views[6], seen.drawn[6]
+    table = drawn.view.locator("table").last
+    drawn.point("Speedup of the MoE", 0.97, 0.9, click=True)
+    seen.until(lambda: view.width > 3.5 and view.batch < 4)
+    expect(drawn.view.locator(".moe-words")).to_contain_text(f"at batch size {view.batch}")
+    expect(table).to_contain_text("memory")
+    drawn.panel("Speedup of the MoE").focus()
+    for key in ("Home", "ArrowDown", "ArrowRight", "Enter"):
+        seen.page.keyboard.press(key)
+    seen.until(lambda: (view.width, view.batch) == (1.25, 2048))
+    expect(table).to_contain_text("compute")
+    assert drawn.pixels("Speedup of the MoE", [255, 77, 77]) > 20  # the ring
 
 
 def test_each_picture_is_described_in_words(seen):

@@ -20,7 +20,7 @@ TRAINS = {
     "00-Playground-4": "preset=collapse",
     "02-Playground": "preset=healthy&router_aux_loss_coef=0.0&num_experts=4&d_ff=8&router_start=random",
 }
-STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "FutureLab")
+STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "FutureLab", "SpeedupMap")
 
 
 def decode(path: Path) -> tuple[dict, list[recorder.Shown]]:

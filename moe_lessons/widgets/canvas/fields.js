@@ -333,8 +333,8 @@ export function drawHeat(card, mark) {
   }
   pen.context.restore();
   const { place } = view.pointed;
-  if (selected) ring(card, selected, view.colors.red);
   if (isNumber(place)) ring(card, places.subarray(2 * place), css(view.ink));
+  if (selected) ring(card, selected, view.colors.red);
 }
 
 function ring({ pen, view, x, y }, [across, up], color) {
