@@ -43,7 +43,7 @@ class PublishedModel:
     shared_experts: int
     scores: str
     balancing: str
-    total_published_b: float
+    total_published_b: float | None
     active_published_b: float | None
     note: str
     hf_class: str
@@ -110,13 +110,13 @@ PUBLISHED = (
     PublishedModel(
         name="Switch-Base-8",
         year=2021,
-        source="arXiv:2101.03961 and the model card of google/switch-base-8",
+        source="arXiv:2101.03961; configuration of google/switch-base-8",
         num_experts=8,
         top_k=1,
         shared_experts=0,
         scores="softmax",
         balancing="auxiliary loss: arXiv:2101.03961, section 2.2",
-        total_published_b=0.619,
+        total_published_b=None,
         active_published_b=None,
         note=SWITCH,
         hf_class="SwitchTransformersForConditionalGeneration",

@@ -24,7 +24,7 @@ from moe_lessons.support.errors import check_top_k
 
 TYPES = ("bfloat16", "fp8", "4-bit")  # of the weights, on the machines
 LAYERS = re.compile(r"(^|_)(n|num)_.*layers$|^(en|de)coder_layers$")  # fields that say how many there are
-MOST_LAYERS, MOST_EXPERTS = 1_000, 50_000  # and in all layers together: twice those of the largest that is published
+MOST_LAYERS, MOST_EXPERTS = 1_000, 100_000  # and in all layers together: the largest, Kimi K3, has 92 × 896
 TOP_K = (
     "top_k", "topk", "num_experts_per_tok", "num_experts_per_token", "experts_per_token", "top_k_experts", "moe_top_k",
     "moe_topk", "moe_k", "num_selected_experts",

@@ -62,8 +62,8 @@ class LoopMoE(MoE):
 
 
 class GptOssMoE(LoopMoE):
-    """The experts of gpt-oss (arXiv:2508.10925): with biases, and (up + 1) · gate · σ(1.702 gate), with gate at most 7
-    and up in ±7."""
+    """The experts of gpt-oss: with biases, and (up + 1) · gate · σ(1.702 gate), with gate at most 7 and up in ±7 (its
+    code, openai/gpt-oss, gpt_oss/torch/model.py)."""
 
     def __init__(self, d_model: int, d_ff: int, num_experts: int, *sizes: int, **options):
         super().__init__(d_model, d_ff, num_experts, *sizes, **options)

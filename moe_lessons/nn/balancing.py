@@ -35,8 +35,9 @@ def router_z_loss(routing: Routing) -> Tensor:
 
 
 def expert_capacity(capacity_factor: float, top_k: int, num_tokens: int, num_experts: int) -> int:
-    """Return how many assignments an expert may carry out: C = ⌈capacity_factor · K · T / E⌉ (arXiv:2101.03961, eq.
-    3)."""
+    """Return how many assignments an expert may carry out: C = ⌈capacity_factor · K · T / E⌉.
+
+    It is arXiv:2101.03961, eq. 3, for any K (there K = 1) and rounded up (which the equation leaves open)."""
     check_number("capacity_factor", capacity_factor, above=True)
     check_positive_int("num_experts", num_experts)
     exact = Fraction(str(capacity_factor))  # in floating point 1.1 · 2 · 50 / 10 is a little over 11

@@ -1,6 +1,6 @@
 """Expert parallelism: rank r of N holds experts r·E/N to (r+1)·E/N - 1 of every block, and the whole of all the rest.
 
-Tokens travel to the ranks of their experts, and what comes out travels back (GShard, arXiv:2006.16668, section 3). To a
+Tokens travel to the ranks of their experts, and what comes out travels back (GShard, arXiv:2006.16668). To a
 block that is one more way to run the experts: importing this adds 'exchange' to `DISPATCH`. Router, shared expert and
 the products on each rank are those of `nn`."""
 

@@ -76,7 +76,8 @@ def test_each_release_stands_at_its_day_in_both_panels():
     models = modern_models()
     assert (models.top_k <= models.num_experts).all() and models.day.is_monotonic_increasing and models.name.is_unique
     assert not (models.active_params_b > models.total_params_b).any() and models.source.ne("").all()
-    assert (models.day.dt.strftime("%Y-%m") == models.release_date.str[:7]).all() and models.d_ff.count() == 55
+    assert (models.balancing_from.isin(["maker", "code"]) == models.balancing.ne("")).all()
+    assert (models.day.dt.strftime("%Y-%m") == models.release_date.str[:7]).all() and models.d_ff.count() == 56
     for ax, y in zip(
         costs.designs_over_time(models, ["Mixtral 8x7B"]).axes,
         (models.num_experts / models.top_k, models.d_ff / models.d_model),
