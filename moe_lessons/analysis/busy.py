@@ -24,13 +24,13 @@ def watching_others() -> Iterator[None]:
     if _is_watched.get():  # who called this says it
         yield
         return
-    token, start, before = _is_watched.set(True), time.monotonic(), _seconds_of_others()
+    token, start, before = _is_watched.set(True), time.monotonic(), seconds_of_others()
     try:
         yield
     finally:
         _is_watched.reset(token)
     seconds = time.monotonic() - start
-    share = (_seconds_of_others() - before) / max(seconds, 1e-9) / (os.cpu_count() or 1)
+    share = (seconds_of_others() - before) / max(seconds, 1e-9) / (os.cpu_count() or 1)
     if seconds > SHORT and share > BUSY:  # in a notebook it comes after the outputs, which are compared
         sentence = f"Another program takes {share:.0%} of this machine: do not trust these times."
         if not in_notebook():
@@ -39,8 +39,9 @@ def watching_others() -> Iterator[None]:
             display({}, raw=True, display_id=True).update({"text/plain": sentence}, raw=True)
 
 
-def _seconds_of_others() -> float:
-    """Count the CPU seconds of all processes but this one, on all processors, since the machine has started."""
+def seconds_of_others() -> float:
+    """Count the CPU seconds of all processes but this one and those that it has started and that have ended, on all
+    processors, since the machine has started. OSError where the system does not say."""
     times = psutil.cpu_times()._asdict()
     idle = sum(times.get(name, 0.0) for name in ("idle", "iowait", "guest", "guest_nice"))  # guests count as user too
-    return sum(times.values()) - idle - time.process_time()
+    return sum(times.values()) - idle - sum(os.times()[:4])

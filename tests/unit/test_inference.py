@@ -170,7 +170,7 @@ def test_beside_busy_programs_it_is_said_once_and_in_no_output_that_is_compared(
     monkeypatch.setenv("MOE_LESSONS_STATIC", "1" if where.endswith("rendered") else "")
     monkeypatch.setattr(busy, "in_notebook", lambda: where != "a terminal")
     monkeypatch.setattr(busy, "display", lambda data, **options: shown.append(data) or handle)
-    monkeypatch.setattr(busy, "_seconds_of_others", iter([0.0, 1e6]).__next__)
+    monkeypatch.setattr(busy, "seconds_of_others", iter([0.0, 1e6]).__next__)
     with busy.watching_others():
         decode_speed({"model": model_of()}, (1,), repeats=1)
         time.sleep(busy.SHORT)

@@ -1,6 +1,7 @@
 """What a maintainer runs: rendering, pictures, the benchmark at tiny sizes, and the page of claims."""
 
 import importlib.util
+import os
 import re
 import sys
 from functools import partial
@@ -17,6 +18,7 @@ from moe_lessons.nn import DISPATCH, SAME_ACTIVE, SAME_TOTAL, TransformerConfig
 from tools import bench, pictures, render, slides
 from tools import bench_cases as cases
 from tools.bench_cases import AUTO, FORWARD, OURS, Case, LayerSizes
+from tools.checks import checks_after
 
 
 def write(path, *sources):
@@ -34,7 +36,7 @@ def test_it_stores_the_static_form_and_a_second_time_changes_nothing(tmp_path, m
         "import os, sys\nprint(os.environ['MOE_LESSONS_STATIC'])\nprint(sys.executable)\nprint(os.getcwd())",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
     )
-    render.render(path)
+    render.render(path, busy=True)
     first = path.read_text()
     notebook = nbformat.reads(first, as_version=4)
     _, printing, plotting = notebook.cells
@@ -42,7 +44,7 @@ def test_it_stores_the_static_form_and_a_second_time_changes_nothing(tmp_path, m
     assert "image/png" in plotting.outputs[0].data
     assert notebook.metadata.keys() == {"kernelspec", "language_info"}
     assert notebook.metadata.language_info == {"name": "python"} and not any(cell.metadata for cell in notebook.cells)
-    render.render(path)
+    render.render(path, busy=True)
     assert path.read_text() == first and list(tmp_path.iterdir()) == [path]
 
 
@@ -57,7 +59,7 @@ def test_a_cell_that_fails_leaves_the_file_as_it_was(bad, complaint, tmp_path):
     path = write(tmp_path / "a.ipynb", "x = 1", bad, "x = 2")
     before = path.read_text()
     with pytest.raises(Exception, match=f"(?s){complaint}"):
-        render.render(path)
+        render.render(path, busy=True)
     assert path.read_text() == before
 
 
@@ -66,7 +68,7 @@ def test_the_command_goes_on_after_a_bad_notebook_and_says_so(tmp_path, capsys):
     before = bad.read_text()
     no_notebook = tmp_path / "c.ipynb"
     no_notebook.write_text("{}")
-    assert render.main([str(bad), str(no_notebook), str(tmp_path / "d.ipynb"), str(good)]) == 1
+    assert render.main(["--busy", str(bad), str(no_notebook), str(tmp_path / "d.ipynb"), str(good)]) == 1
     printed = capsys.readouterr().out
     assert f"{good} … rendered\n" in printed and printed.count(" … is unchanged: ") == 3
     assert re.search("(?s)# boom.*ZeroDivisionError.*: division by zero", printed) and bad.read_text() == before
@@ -143,3 +145,83 @@ def test_each_lesson_has_one_figure_for_a_slide(tmp_path):
     slides.main(str(tmp_path))
     assert sorted(path.stem for path in tmp_path.iterdir()) == [lesson.number for lesson in LESSONS]
     assert all(Image.open(path).width >= 400 for path in tmp_path.iterdir())
+
+
+def lesson(path, *cells):
+    """Write a notebook of these cells: source, tags; text where a source begins with #."""
+    made = [(new_markdown_cell if source.startswith("#") else new_code_cell)(source) for source, _ in cells]
+    for cell, (_, tags) in zip(made, cells):
+        cell.metadata["tags"] = list(tags)
+    path.write_text(nbformat.writes(new_notebook(cells=made)), encoding="utf-8")
+    return path
+
+
+SAYS = "# What to notice. It takes 1,024 ms, and −.5 more."
+CELLS = [
+    ("parts = {'read': 3.0, 'add': 6.8}; whole, took, table = 10, 1020.0, [-0.51]", ["parts:parts.values()=whole"]),
+    (SAYS, ["number:took=1024±5", "number:table[0]=−.5±.02"]),
+    ("took = 1", ["bound:took<=whole"]),  # later cells may give a name another value
+]
+
+
+def test_a_lesson_that_agrees_with_itself_is_stored_as_ever(tmp_path):
+    path = lesson(tmp_path / "a.ipynb", *CELLS)
+    render.render(path, busy=True)
+    cells = nbformat.read(path, as_version=4).cells
+    assert [cell.metadata.tags for cell in cells] == [tags for _, tags in CELLS]
+    assert [cell.execution_count for cell in cells if cell.cell_type == "code"] == [1, 2]
+
+
+def test_a_lesson_that_contradicts_itself_is_refused_with_a_sentence_for_each(tmp_path):
+    start = "parts, whole, took, table = {'read': 3.0, 'add': 6.4}, 10, 1018.0, [float('nan')]"
+    path = lesson(
+        tmp_path / "a.ipynb", (start, CELLS[0][1]), CELLS[1], ("took = 11", ["bound:took<=whole", "bound:token<=1"])
+    )
+    before = path.read_text()
+    with pytest.raises(ValueError) as refusal:
+        render.render(path, busy=True)
+    assert path.read_text() == before and str(refusal.value).split("; ") == [
+        "the parts of cell [0], parts.values(), are 0.94 times the whole, whole",
+        "cell [1] says 1024, and took is 1018, not within 5",
+        "cell [1] says −.5, and table[0] is nan, not within .02",
+        "in cell [2] took is 1.1 times its bound, whole",
+        "cell [2]: float((token) / (1)) is a NameError: name 'token' is not defined",
+    ]
+
+
+@pytest.mark.parametrize(
+    "cells, complaint",
+    [
+        (
+            [("1", []), ("# It takes 1,024.5 ms, or 11,024", ["number:took=1024±5"])],
+            r"cell \[1\] must say .*, 1024, got",
+        ),
+        ([("1", []), (SAYS, ["number:took=1024"])], r"cell \[1\] must have a tag number: .*, got 'number:took=1024'$"),
+        ([(SAYS, ["number:took=1024±5"]), ("1", [])], r"cell \[0\] must have a tag number: "),
+        ([("1", ["bound:took"])], r"cell \[0\] must have a tag bound: "),
+    ],
+)
+def test_a_tag_that_cannot_be_checked_is_refused(cells, complaint, tmp_path):
+    notebook = nbformat.read(lesson(tmp_path / "a.ipynb", *cells), as_version=4)
+    with pytest.raises(ValueError, match=complaint):
+        checks_after(notebook)
+
+
+def test_a_lesson_made_on_a_busy_machine_is_refused(tmp_path, monkeypatch, capsys):
+    path = write(tmp_path / "a.ipynb", "1")
+    before = path.read_text()
+    monkeypatch.setattr(render, "seconds_of_others", iter([0.0, 1e6, 0.0, 1e6]).__next__)
+    assert render.main([str(path)]) == 1 and path.read_text() == before
+    assert re.search("other programs took .* of a core meanwhile, where 0.15 is allowed", capsys.readouterr().out)
+    assert render.main(["--busy", str(path)]) == 0 and path.read_text() != before
+    monkeypatch.setattr(render, "seconds_of_others", lambda: (_ for _ in ()).throw(OSError("no /proc")))
+    assert render.main([str(path)]) == 0 and "is unknown) rendered" in capsys.readouterr().out
+    assert render.main(["--busy", str(path)]) == 0 and "unknown" not in capsys.readouterr().out
+
+
+def test_what_the_kernel_computes_is_not_of_others(tmp_path):
+    """Its seconds, and those of what it starts, count as ours once it has ended."""
+    spend = "import time\nend = time.process_time() + 1.5\nwhile time.process_time() < end: pass"
+    path, before = write(tmp_path / "a.ipynb", spend), sum(os.times()[:4])
+    render.render(path, busy=True)
+    assert sum(os.times()[:4]) - before > 1.5
