@@ -91,17 +91,19 @@ def buffers(routing: Routing, capacity: int, title: str, ax: Axes) -> Axes:
     return ax
 
 
-def plot_exchange(traffic: Mapping[str, Tensor]) -> Axes:
+def plot_exchange(traffic: Mapping[str, Tensor], even: float | None = None) -> Axes:
     """Draw how many rows (tokens' copies) each rank sends to each, a picture for each title; return the last axes.
     traffic: title -> rows (N, N), as `parallel.exchange.rank_traffic` counts them. White: an even share; framed: stays
-    on its rank; under a column: what that rank receives."""
+    on its rank; under a column: what that rank receives. even: the rows that an even load brings to each rank, where
+    some were dropped on the way; else the mean of what came."""
     rows = {name: np.asarray(matrix, dtype=float) for name, matrix in traffic.items()}
-    most = max(2, *(matrix.max() / matrix.mean() for matrix in rows.values()))
+    mean = {name: even or matrix.sum(axis=0).mean() for name, matrix in rows.items()}  # that a rank receives
+    most = max(2, *(matrix.max() * len(matrix) / mean[name] for name, matrix in rows.items()))
     drawn = LessonFigure(4.8, 3.9) if len(rows) == 1 else LessonFigure(0.8 + 3.1 * len(rows), 3.75)
     places = drawn.subplots(1, len(rows), squeeze=False)[0]
     for ax, (name, matrix) in zip(places, rows.items()):
-        ranks, received, share = np.arange(len(matrix)), matrix.sum(axis=0), matrix / matrix.mean()  # 1: even
-        busiest = f"busiest rank {received.max() / received.mean():.3g} × the mean"
+        ranks, received, share = np.arange(len(matrix)), matrix.sum(axis=0), matrix * len(matrix) / mean[name]
+        busiest = f"busiest rank {received.max() / mean[name]:.3g} × {'even' if even else 'the mean'}"
         dress(ax, f"{name}: {busiest}", "to rank", "from rank")
         mesh = two_ways(ax, [np.arange(len(matrix) + 1)] * 2, share, 1, most)
         for sender, receiver in np.ndindex(matrix.shape):

@@ -1,7 +1,9 @@
 """What lesson 01 says under 'What to notice'. What is trained is trained from three seeds."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -14,13 +16,14 @@ from moe_lessons.analysis import TransformerShape, count_parameters
 from moe_lessons.analysis.counting import MODEL_SHAPES
 from moe_lessons.exercises import causal_attention
 from moe_lessons.nn import LanguageModel, TransformerConfig, seeded
-from moe_lessons.nn.attention import rotary
+from moe_lessons.nn.attention import Attention, rotary, rotate
 from moe_lessons.plots import write
 from moe_lessons.tasks import TextTask, encode, make_text
 from moe_lessons.training import Run, train
 
 CONFIG = TransformerConfig(d_model=64, num_layers=2, num_heads=4, num_kv_heads=4, d_ff=192, moe_layers=())
 SEEDS = seeds(3)
+NOTEBOOK = Path(__file__).parents[2] / "notebooks/01_the_dense_transformer.ipynb"
 PROMPTS = {"english": "The old ", "code": "def find_", "json": '{"id": '}
 
 
@@ -42,26 +45,43 @@ def trained(task) -> list[Run]:
     return runs
 
 
+@torch.no_grad()
+def own_weights(attention, x: torch.Tensor) -> torch.Tensor:
+    """Read the weights of each head (H, T, T) for x (T, D), at most 16 tokens."""
+    (T, D), H, h = x.shape, 4, 16
+    attention, seen, values = deepcopy(attention), [], torch.zeros(1, H, T, h)
+    attention.out_proj.weight.copy_(torch.eye(D))
+    values[0, :, torch.arange(T), torch.arange(T)] = 1
+    shares = attention(x[None], rotary(torch.arange(T), h), lambda k, v: (seen.append(v.shape) or k, values))
+    assert seen == [(1, H, T, h)]
+    return shares.view(T, H, h)[..., :T].transpose(0, 1)
+
+
 @pytest.mark.claim("nobody-looks-ahead")
 @pytest.mark.parametrize("seed", SEEDS)
 def test_nobody_looks_ahead(seed):
     """With the unit vectors as values and no mixing after the heads, the output is the shares themselves."""
-    T, D, H, h = 13, 64, 4, 16
-    attention = model_of(seed).layers[0].attention
-    seen = []
-    with torch.no_grad():
-        attention.out_proj.weight.copy_(torch.eye(D))
-        values = torch.zeros(1, H, T, h)
-        values[0, :, torch.arange(T), torch.arange(T)] = 1
-        x = torch.randn(1, T, D, generator=torch.Generator().manual_seed(seed))
-        shares = attention(x, rotary(torch.arange(T), h), lambda k, v: (seen.append(v.shape) or k, values))
-    shares = shares.view(T, H, h)[..., :T].transpose(0, 1)  # (H, T, T)
-    assert seen == [(1, H, T, h)]
+    T, H = 13, 4
+    x = torch.randn(T, 64, generator=torch.Generator().manual_seed(seed))
+    shares = own_weights(model_of(seed).layers[0].attention, x)
     torch.testing.assert_close(shares.sum(dim=-1), torch.ones(H, T))
     own = causal_attention.answer(torch.randn(T, T))
     assert own.triu(1).abs().max() == 0 and own[0, 0] == 1
     assert shares.triu(1).abs().max() == 0 and torch.equal(shares[:, 0, 0], torch.ones(H))
     assert shares.tril().diagonal(dim1=1, dim2=2).min() > 0
+
+
+@pytest.mark.claim("the-picture-shows-the-weights-of-the-model")
+def test_the_picture_shows_the_weights_of_the_model(trained):
+    """The cell that draws, run on a trained model, against what its attention does with unit vectors as values."""
+    cells = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
+    (drawing,) = (cell for cell in cells if "W_q, W_k, W_v =" in cell)
+    for run in trained:
+        figure = SimpleNamespace(figure=None)
+        names = {"torch": torch, "encode": encode, "model": run.model, "attention_heatmap": lambda *_, own=figure: own}
+        exec(drawing.replace("await live.finished()", ""), names)
+        own = own_weights(run.model.layers[0].attention, names["x"])[0]
+        torch.testing.assert_close(causal_attention.answer(names["scores"]), own)
 
 
 @pytest.mark.claim("only-attention-carries-from-token-to-token")
@@ -93,14 +113,14 @@ def test_the_ffn_holds_most():
 
     assert shares(ours, 64)[:2] == pytest.approx((0.69, 0.6), abs=0.01)
     assert shares(mistral, 4096)[:2] == pytest.approx((0.81, 0.7), abs=0.01)
-    _, ffn, scores = shares(mistral, 32768)
-    assert scores > 0.5 > ffn
 
 
 def test_the_attention_that_a_learner_puts_into_a_model_computes_what_the_packages_does():
-    notebook = nbformat.read(Path(__file__).parents[2] / "notebooks/01_the_dense_transformer.ipynb", 4)
+    notebook = nbformat.read(NOTEBOOK, 4)
     cell = next(cell.source for cell in notebook.cells if "class MyAttention" in cell.source)
-    exec(cell, names := {"torch": torch, "shares_of": causal_attention.answer})
+    exec(
+        cell, names := {"torch": torch, "Attention": Attention, "rotate": rotate, "shares_of": causal_attention.answer}
+    )
     model, ids = model_of(0), encode("the old baker")[None]
     before = model(ids)[0]
     for layer in model.layers:

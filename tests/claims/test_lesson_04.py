@@ -97,6 +97,22 @@ def test_the_choice_tells_of_the_byte_then_of_its_context_and_not_of_the_topic(s
         assert all(table["byte"][0] > table["byte"][2] and table["before"][2] > table["before"][0] for table in trained)
 
 
+@pytest.mark.claim("training-adds-the-byte-and-what-stands-around-it")
+def test_training_adds_the_byte_and_what_stands_around_it(shares, trained):
+    """Of three seeds; of H(what), and for the byte also of H(expert), of which an untrained router has less."""
+    gains = pd.concat([(after - before).loc[[2]] for before, after, _ in shares])
+    assert gains[["byte", "before"]].min().min() > 0.1 and gains["form"].min() > 0.08
+    assert gains["topic"].abs().max() < 0.04
+    for one in trained:
+        bits, own = [], []  # of the choice; the share of it that the byte tells
+        for table in (layer_of(one.before, 2), layer_of(one.after, 2)):
+            form = table["domain"].astype(str).replace(TOPICS, "english")
+            bits.append(mutual_information(table["expert0"], table["expert0"]))
+            told_of_it = mutual_information(table["expert0"], table["byte"], form)
+            own.append(told_of_it / mutual_information(table["expert0"], table["expert0"], form))
+        assert bits[1] > bits[0] + 0.15 and own[1] > own[0] + 0.15
+
+
 @pytest.mark.claim("bits-that-there-are-to-know")
 def test_how_many_bits_there_are_to_know(trained):
     table = layer_of(trained[0].before, 0)

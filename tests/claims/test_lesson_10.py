@@ -52,6 +52,8 @@ def test_olmoe_has_favourites_and_mixtral_has_none():
     assert max(shares_of(table).to_numpy().max() for table in REAL[MIXTRAL].values()) < 1.4
     busiest = {name: [table.sum().max() / table.sum().mean() for table in own.values()] for name, own in REAL.items()}
     assert max(busiest[MIXTRAL]) < 1.2 and all(2 < most < 3 for most in busiest[OLMOE])
+    idlest = {name: [table.sum().min() / table.sum().mean() for table in own.values()] for name, own in REAL.items()}
+    assert idlest[MIXTRAL] == pytest.approx([0.86, 0.93, 0.57], abs=0.01) and max(idlest[OLMOE]) < 0.5
     table = REAL[OLMOE][0]
     domain, expert = shares_of(table).stack().idxmax()
     assert domain == "arxiv" and 8 * table.loc[domain, expert] / table.loc[domain].sum() > 0.95

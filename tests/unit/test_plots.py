@@ -150,6 +150,9 @@ def test_each_cell_says_what_a_rank_sends_and_the_parts_of_a_bar_add_up_to_the_s
     uneven = torch.tensor([[10, 30, 0], [20, 20, 0], [5, 30, 5]])
     ax = loads.plot_exchange({"step 1": uneven})
     assert texts(ax.texts) == [str(rows) for rows in uneven.flatten().tolist()]
+    assert ax.get_title(loc="left") == "step 1: busiest rank 2 × the mean"  # 80 of 120 rows on three ranks
+    ax = loads.plot_exchange({"step 1, with drops": uneven}, even=64)
+    assert ax.get_title(loc="left") == "step 1, with drops: busiest rank 1.25 × even"
     figure = loads.plot_exchange({"one": torch.ones(4, 4), "two": torch.eye(4)}).figure
     figure.canvas.draw()
     np.testing.assert_allclose(figure.axes[0].collections[0].get_facecolor()[:, :3], [[1, 1, 1]] * 16, atol=0.01)
