@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 from moe_lessons import widgets
 from moe_lessons.training import PRESETS
 from web.manifest import GROUPS, STOPS, graph_name, offered
+from web.speedup import models
 
 ROOT = Path(__file__).resolve().parents[1]
 LESSON_FILES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -63,9 +64,12 @@ class View(NamedTuple):
         return urlencode(given) if is_offered and graph_name(setting) in offered() else ""
 
     def on_the_site(self) -> tuple[str, str]:
-        """Return what stands in its place: 'playground' and its state, 'recording' and its name, or 'picture'."""
+        """Return what stands in its place: 'playground' or 'speedup' and its state, 'recording' and its name, or
+        'picture'."""
         if self.state:
             return "playground", self.state
+        if state := map_state(self.call):
+            return "speedup", state
         is_there = self.is_recorded and (RECORDINGS / f"{self.name}.z").is_file()
         return ("recording", self.name) if is_there else ("picture", "")
 
@@ -80,6 +84,18 @@ def arguments(call: str) -> dict[str, Any]:
     node = ast.parse(call, mode="eval").body
     given = {"preset": node.args[0]} | {word.arg: word.value for word in node.keywords if word.arg not in VIEW_ONLY}
     return {name: ast.literal_eval(value) for name, value in given.items()}
+
+
+def map_state(call: str) -> str:
+    """Write the state of the page's speedup map for a call of SpeedupMap; empty where the page does not have it."""
+    node = ast.parse(call, mode="eval").body if call.startswith("SpeedupMap(") else None
+    try:
+        given = {"model": ast.literal_eval(node.args[0])} if node else {}
+        given |= {word.arg: ast.literal_eval(word.value) for word in node.keywords} if node else {}
+    except ValueError:  # a machine or a shape of one's own
+        return ""
+    state = {name: value for name, value in given.items() if name not in ("width", "batch_size")}
+    return urlencode(state) if state.get("model") in models() and "measured" not in state else ""
 
 
 def steps_of(words: str) -> str:

@@ -27,6 +27,7 @@ from web import text_model, wall
 from web.graphs import MEANING, NUM_MEASURED, Graph, export_batch, export_reading, export_step, export_text
 from web.lesson_views import RECORDINGS
 from web.manifest import STOPS, STRUCTURE, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
+from web.speedup import speedup_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ROOT / "build" / "graphs"
@@ -78,6 +79,7 @@ def main(folder: str, graphs: str = "all") -> None:
     texts = {"manifest": manifest(list(settings), seeds), "wall": walls.manifest()}
     texts |= {f"facts-{name}": size for name, size in walls.sizes().items()}
     texts["text"] = text_model.text_manifest() | {"inputs": inputs_of(folder / "text.read.z")}
+    texts["speedup"] = speedup_manifest()
     for name, text in texts.items():
         (folder / f"{name}.json").write_text(json.dumps(text), encoding="utf-8")
     shutil.copy(text_model.PATH, folder / "text.weights.z")

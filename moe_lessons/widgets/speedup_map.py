@@ -34,6 +34,7 @@ from moe_lessons.widgets.controls import control, move
 from moe_lessons.widgets.picture import Picture
 
 ROWS = 4 * LAST + 1  # batch sizes that are drawn: four for each doubling
+EXPERT_STOPS = (2, 4, 8, 16, 32, 64, 128, 256)
 SETTINGS = ("num_experts", "top_k", "machine", "weights", "context_length", "task")
 Costs = dict[str, tuple[float, float]]  # bytes and FLOPs of each part
 
@@ -64,7 +65,7 @@ class SpeedupMap(Picture):
         check_choice("weights", weights, WEIGHT_BYTES)
         check_choice("task", task, QUALITY_TASKS)
         check_whole("context_length", context_length, 0, 2**20)
-        stops = {"num_experts": (2, 4, 8, 16, 32, 64, 128, 256), "top_k": range(1, E + 1), "task": QUALITY_TASKS}
+        stops = {"num_experts": EXPERT_STOPS, "top_k": range(1, E + 1), "task": QUALITY_TASKS}
         stops |= {"machine": tuple(self.machines.index), "weights": tuple(WEIGHT_BYTES)}
         self.inputs = {name: control(name, stops.get(name)) for name in SETTINGS}
         for name, value in given.items():

@@ -20,6 +20,10 @@ TRAINS = {
     "00-Playground-4": "preset=collapse",
     "02-Playground": "preset=healthy&router_aux_loss_coef=0.0&num_experts=4&d_ff=8&router_start=random",
 }
+MAPS = {
+    "07-SpeedupMap-2": "model=Mixtral+8x7B&num_experts=8&top_k=2&machine=NVIDIA+H200+SXM&weights=bfloat16"
+    "&context_length=1024&task=facts"
+}
 STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "FutureLab", "SpeedupMap")
 
 
@@ -89,6 +93,7 @@ def test_each_live_view_of_a_lesson_trains_on_the_site_or_has_a_recording_or_com
     kind = view.call.split("(")[0]
     expected = ("picture", "") if kind in STILL else ("recording", view.name)
     expected = ("playground", TRAINS[view.name]) if view.name in TRAINS else expected
+    expected = ("speedup", MAPS[view.name]) if view.name in MAPS else expected
     assert view.on_the_site() == expected
 
 

@@ -7,15 +7,14 @@
 
 import { Place, make } from "./parts.js";
 
-const VIEWS = ["playground", "recording", "text", "wall"]; // each a module whose default is show(place)
+const VIEWS = ["playground", "recording", "speedup", "text", "wall"]; // each a module whose default is show(place)
 const NEEDED = ["WebAssembly", "Worker", "DecompressionStream"];
-const OF_A_RECORDING = NEEDED.slice(2); // which does not train
+const LESS = { recording: NEEDED.slice(2), speedup: [] }; // what is needed where nothing trains
 
 export async function openView(home) {
   home.dataset.moe ||= new URLSearchParams(location.search).get("view") ?? VIEWS[0];
   const place = new Place(home);
-  const needed = place.view === "recording" ? OF_A_RECORDING : NEEDED;
-  const lacking = needed.find((name) => !(name in globalThis));
+  const lacking = (LESS[place.view] ?? NEEDED).find((name) => !(name in globalThis));
   home.classList.add("moe-page");
   home.append(place.said);
   try {

@@ -1,0 +1,174 @@
+// The speedup map as a view of a page: the roofline of moe_lessons/analysis/speedup.py, computed here for each setting.
+// web/speedup.py says of which models and machines, and the panel.
+
+import canvas from "./canvas/index.js";
+import { clamp, range, short } from "./canvas/numbers.js";
+import { Control, bar, json, make, pack } from "./parts.js";
+
+const ROWS = 49; // batch sizes that are drawn, and widths
+const SIZES = [1e9, "GB", 1e6, "MB"];
+const FEWEST = 14; // places that can be pointed at, in a row
+
+const say = (value) => (value < 1e-4 ? `${short(1e6 * value)} µs` : `${short(1e3 * value)} ms`);
+const sizeOf = (bytes) => `${short(bytes / SIZES[bytes < 1e9 ? 2 : 0])} ${SIZES[bytes < 1e9 ? 3 : 1]}`;
+
+// [name, bytes, FLOPs] of each part of a step: of the mixture, or of the dense model of this width.
+export function costsOf(model, { E, K, weight, cached, context }, batch, width) {
+  const touched = E * (1 - (1 - K / E) ** batch);
+  const active = model.shared + K * model.expert;
+  const part = (name, weights, products = weights) => [name, weight * weights, 2 * batch * products];
+  const ffn =
+    width === undefined
+      ? [
+          part("router", model.router * E),
+          part("FFN", model.shared),
+          part("experts", model.expert * touched, model.matrix * K),
+        ]
+      : [part("FFN", active * width)];
+  const cache = ["KV cache", cached * batch * model.cache * context, batch * model.scores * context];
+  return [part("attention, head", model.weights, model.flops / 2), ...ffn, cache];
+}
+
+// The least seconds of a step, and what bounds each part of it.
+export function stepOf(costs, [bandwidth, peak]) {
+  const parts = costs.map(([name, bytes, flops]) => ({
+    name,
+    seconds: Math.max(bytes / bandwidth, flops / peak),
+    kind: bytes / bandwidth >= flops / peak ? "memory" : "compute",
+  }));
+  const seconds = parts.reduce((sum, part) => sum + part.seconds, 0);
+  const [bytes, flops] = [1, 2].map((at) => costs.reduce((sum, cost) => sum + cost[at], 0));
+  return { parts, seconds, text: `${say(seconds)}: ${sizeOf(bytes)}, ${short(flops)} FLOPs` };
+}
+
+function rowsOf(name, { parts, seconds, text }) {
+  const bounds = ["memory", "compute"].map((kind) => {
+    const own = parts.filter((part) => part.kind === kind && part.seconds > 0.01 * seconds);
+    return own.length && ["", `${kind}-bound: ${own.map((part) => part.name).join(", ")}`];
+  });
+  return [[name, text], ...bounds.filter(Boolean)];
+}
+
+// The panel for these settings, and its arrays.
+export function panelOf(own, values) {
+  const model = own.models[values.model];
+  const { num_experts: E, top_k: K, context_length: context, weights: kind } = values;
+  const [bandwidth, usual, fast] = own.machines[values.machine];
+  const roof = [bandwidth, kind === "fp8" && fast ? fast : usual];
+  const [weight, cached] = own.bytes[kind];
+  const setting = { E, K, weight, cached, context };
+  const step = (batch, width) => stepOf(costsOf(model, setting, batch, width), roof);
+  const active = model.shared + K * model.expert;
+  const top = Math.max(2, (model.shared + E * model.expert) / active);
+  const rows = range(ROWS).map((row) => (own.last * row) / (ROWS - 1));
+  const ends = rows.map((row) => {
+    // a dense model's time is linear in its width
+    const [moe, one, two] = [undefined, 1, 2].map((width) => step(2 ** row, width).seconds);
+    return { moe, ffn: two - one, rest: 2 * one - two };
+  });
+  const widths = rows.map((row) => 1 + ((top - 1) * row) / own.last);
+  const z = ends.flatMap(({ moe, ffn, rest }) =>
+    widths.map((width) => Math.log2((rest + ffn * width) / moe)),
+  );
+  const lines = own.levels.map((level) => ends.map(({ moe, ffn, rest }) => (level * moe - rest) / ffn));
+  const apart = 2 ** Math.round(Math.log2((top - 1) / FEWEST));
+  const across = [...new Set(range(Math.floor(top / apart + 0.25) + 1).map((i) => Math.max(i * apart, 1)))];
+  const places = range(own.last + 1).flatMap((i) => across.map((width) => [width, own.last - i]));
+  const told = places.map(([width, row]) => {
+    const [moe, dense] = [step(2 ** row), step(2 ** row, width)];
+    const name = `dense, ${width} ×`;
+    const title = `batch size ${(2 ** row).toLocaleString("en")}, ${name}: speedup ${(dense.seconds / moe.seconds).toFixed(2)}`;
+    return [title, [...rowsOf("MoE", moe), ...rowsOf(name, dense)]];
+  });
+  const panel = structuredClone(own.panel);
+  const [heat, words] = [panel.marks[0], panel.marks.at(-1)];
+  const [titles, says] = [0, 1].map((at) => told.map((one) => one[at]));
+  Object.assign(heat, { titles, says, columns: across.length });
+  panel.x.high = top;
+  const labels = own.levels.flatMap((level, i) => {
+    const tip = lines[i].indexOf(Math.max(...lines[i]));
+    const inside = [3, ROWS - 2, tip].filter((row) => lines[i][row] > 1.01 && lines[i][row] < 0.95 * top);
+    return [...new Set(inside)].map((row) => [
+      String(level),
+      [lines[i][row] + 0.006 * top, rows[row], 0, 0.4],
+    ]);
+  });
+  words.texts = words.says = labels.map(([text]) => text);
+  const none = labels.map(() => -1);
+  const found = K === 2 && own.widths[values.task]?.[E];
+  const rule = (x, style, name = "") => ({ mark: "Rule", x, kind: style, name });
+  const named = found && `quality-matched width, ${values.task}: ${found[3]}`;
+  if (found)
+    panel.marks.push(rule(found[0], "dash", named), ...found.slice(1, 3).map((x) => rule(x, "even")));
+  const arrays = {
+    [heat.z.slot]: ["f4", [ROWS, ROWS], z],
+    [heat.contours.slot]: ["f4", [lines.length, ROWS], lines.flat()],
+    [heat.places.slot]: ["f4", [places.length, 2], places.flat()],
+    [words.places.slot]: ["f4", [labels.length, 4], labels.flatMap(([, place]) => place)],
+    [words.fill.slot]: ["i4", [labels.length], labels.map(() => 0)],
+    [words.expert.slot]: ["i4", [labels.length], none],
+    [words.token.slot]: ["i4", [labels.length], none],
+  };
+  const why = found ? "" : `The quality-matched width of ${E} experts, top-${K}, is not measured.`;
+  return { panel, arrays, words: why };
+}
+
+// The settings that an address asks for, and why it cannot be read.
+function read(own, state) {
+  const given = [...new URLSearchParams(state)];
+  const values = { ...own.usual };
+  for (const [name, text] of given) {
+    const stop = own.controls[name]?.stops.find(([, value]) => String(value) === text);
+    if (!stop) return [own.usual, `The address cannot be read: ${name} cannot be ${text}.`];
+    values[name] = stop[1];
+  }
+  return [values, ""];
+}
+
+export default async function show(place) {
+  const own = await json("speedup.json");
+  let [values, trouble] = [own.usual, ""];
+  let frame = 0;
+  let hear;
+  const view = make("div");
+  const names = Object.keys(own.controls);
+  const change = (name) => (value) => {
+    values = { ...values, [name]: value };
+    if (name === "model") {
+      const { experts, top_k: K } = own.models[value];
+      Object.assign(values, { num_experts: experts, top_k: K });
+    }
+    trouble = "";
+    draw();
+  };
+  const controls = names.map((name) => new Control(`${place.id}-${name}`, own.controls[name], change(name)));
+  const elements = controls.map(({ element }) => element);
+  place.home.replaceChildren(
+    bar(make("b", {}, "Speedup map"), ...place.shares()),
+    bar(...elements),
+    place.said,
+    view,
+  );
+  const model = { on: (_, action) => (hear = action), off() {}, get() {}, set() {}, send() {} };
+  canvas.render({ el: view, model });
+  function draw() {
+    values.top_k = clamp(values.top_k, 1, values.num_experts);
+    const { panel, arrays, words } = panelOf(own, values);
+    names.forEach((name, i) => {
+      const fits = ([, value]) => name !== "top_k" || value <= values.num_experts;
+      controls[i].show(values[name], own.controls[name].stops.filter(fits));
+    });
+    const { slots, data } = pack(arrays);
+    const colors = frame ? undefined : own.colors;
+    const seen = { count: 1, experts: 0, words };
+    hear({ frame: ++frame, colors, panels: { 0: panel }, slots, words: seen }, [new DataView(data)]);
+    place.say(trouble);
+    if (!trouble) place.keep(String(new URLSearchParams(values)));
+  }
+  const open = () => {
+    [values, trouble] = read(own, place.state);
+    draw();
+  };
+  place.watch(() => {}, open);
+  open();
+}

@@ -1,0 +1,90 @@
+"""Say what the speedup map needs in the page: models, machines, quality-matched widths, controls, and its panel."""
+
+from typing import Any
+
+import numpy as np
+
+from moe_lessons.analysis.counting import TransformerShape
+from moe_lessons.analysis.quality import QUALITY_TASKS
+from moe_lessons.analysis.roofline import (
+    ATTENTION,
+    CACHE_BYTES,
+    ROUTER,
+    WEIGHT_BYTES,
+    ModelSizes,
+    machines,
+    published_sizes,
+    sizes_of,
+)
+from moe_lessons.analysis.speedup import matched_width, speedups
+from moe_lessons.plots.marks import encode_panel
+from moe_lessons.plots.speeds import LAST, LEVELS, speedup_panel
+from moe_lessons.widgets.canvas import COLORS
+from moe_lessons.widgets.speedup_map import EXPERT_STOPS, SpeedupMap
+from web.manifest import describe_control
+
+COURSE = "the course's own"  # a model of its language models
+NAMES = "Mixtral 8x7B", "OLMoE-1B-7B", "Qwen3-30B-A3B", "gpt-oss-20b", "DeepSeek-V3"
+TOP_K = 1, 2, 4, 8, 16
+
+
+def models() -> dict[str, ModelSizes]:
+    """The models that the page offers; of none the cache of a layer ends at a window."""
+    course = sizes_of(TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2))
+    found = {name: published_sizes()[name] for name in NAMES} | {COURSE: course}
+    return {name: sizes for name, sizes in found.items() if all(layer.window is None for layer in sizes.cached)}
+
+
+def described(sizes: ModelSizes) -> dict[str, float]:
+    """Count what the costs of a model follow from, with any number of experts; of all layers together."""
+    (group,), parts = sizes.groups, sizes.parts(1)
+    weights, flops = parts[ATTENTION]
+    return {
+        "experts": group.num_experts,
+        "top_k": group.top_k,
+        "weights": weights,
+        "flops": flops,
+        "router": parts[ROUTER][0] / group.num_experts,
+        "shared": sizes.shared,
+        "expert": group.layers * group.expert,
+        "matrix": group.layers * group.matrix,
+        "cache": sizes.cache(1),
+        "scores": sizes.flops(1) - sizes.flops(0),
+    }
+
+
+def speedup_manifest() -> dict[str, Any]:
+    """Say all that the page needs, in what JSON can hold."""
+    offered, rows = models(), machines()
+    first, stops = next(iter(offered)), {"num_experts": EXPERT_STOPS, "top_k": TOP_K}
+    stops |= {"machine": tuple(rows.index), "weights": tuple(WEIGHT_BYTES), "task": QUALITY_TASKS}
+    view = SpeedupMap(first)
+    usual = {"model": first} | view.settings
+    view.close()
+    controls = {name: describe_control(name, stops.get(name)) for name in view.inputs}
+    controls["task"]["tip"] = view.inputs["task"].tooltip
+    model = {"label": "Model", "tip": "With how large experts, and what else", "is_list": True}
+    model["stops"] = [(name, name) for name in offered]
+    found = {task: {E: matched_width(task, E, 2) for E in EXPERT_STOPS} for task in QUALITY_TASKS}
+    widths = {
+        task: {E: [min(max(end, 1), own.family[1]) for end in (own.width, own.low, own.high)] + [str(own)]
+               for E, own in each.items() if own}
+        for task, each in found.items()
+    }  # fmt: skip
+    one = speedups(offered[first], view.roof, "bfloat16", 2.0 ** np.arange(LAST + 1))
+    heat = {"places": [], "columns": 1, "titles": [], "says": []}
+    return {
+        "models": {name: described(sizes) for name, sizes in offered.items()},
+        "machines": {
+            row.Index: [row.bytes_per_second, row.bf16_flops_per_second, row.fp8_flops_per_second]
+            for row in rows.itertuples()
+        },
+        "bytes": {kind: [WEIGHT_BYTES[kind], CACHE_BYTES[kind]] for kind in WEIGHT_BYTES},
+        "controls": {"model": model} | controls,
+        "usual": usual,
+        "widths": widths,
+        "levels": LEVELS,
+        "last": LAST,
+        "panel": encode_panel(speedup_panel(one, 4.0, heat, width=12, height=430), 0)[0],
+        "colors": COLORS,
+    }
