@@ -149,6 +149,10 @@ def test_the_first_push_decides(band):
             high = values > np.median(values, axis=1, keepdims=True)
             halves[name] = died[~high].mean() - died[high].mean()
         assert halves["push"] > 0.35 and abs(halves["share"]) < 0.15
+    checker = replace(COLLAPSE, task="checker", d_ff=4, lr=0.02)
+    push = np.array([sum(score_pushes(watched_run(checker, seed))) for seed in seeds(40)])
+    died, high = dead_at(run_of(SeedBand(checker, seeds(40)), 300), 300), push > np.median(push, axis=1, keepdims=True)
+    assert 0.4 < died[~high].mean() < 0.62 and 0.1 < died[high].mean() < 0.3
 
 
 @pytest.mark.claim("what-decides")
