@@ -17,8 +17,8 @@ from moe_lessons.training.knobs import KNOBS, KnobFields, idle_with
 from moe_lessons.training.run import Run
 
 D_MODEL = 16
-# how the router starts: the sharpness of a router that shares the points evenly, or None for torch's own start
-ROUTER_STARTS = {"spread": 4.0, "soft spread": 1.0, "random": None}
+# how the router starts: None is torch's own start, a number the sharpness of one that shares the points evenly
+ROUTER_STARTS = {"random": None, "spread": 4.0, "soft spread": 1.0}
 # A hash has nothing to learn from a point, and Gaussian noise is 'top-k' with the knob turned on.
 PLANE_ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not in ("hash", "gaussian noise")}
 
@@ -27,19 +27,20 @@ PLANE_ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if nam
 class PlaneSetting(KnobFields):
     """Everything that can be set about a mixture of experts in the plane. Bad values are refused.
 
-    The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'spread' gives each
-    expert about an even share of the points and sure decisions, 'soft spread' unsure ones, 'random' is torch's start.
+    The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'random' is torch's
+    start. Two others come from k-means of the task's points, a head start that dense models do not have: 'spread' gives
+    each expert about an even share of them and sure decisions, 'soft spread' unsure ones.
     """
 
     task: str = "checker"
     num_experts: int = 8
     top_k: int = 2
     d_ff: int = 4
-    router_start: str = "spread"
+    router_start: str = "random"
     router: str = "top-k"
     _: KW_ONLY
     lr: float = 0.02
-    router_aux_loss_coef: float = 0.02  # the other knobs are off: see `knobs.KnobFields`
+    router_aux_loss_coef: float = 0.1  # the other knobs are off: see `knobs.KnobFields`
 
     def __post_init__(self):
         check_choice("task", self.task, PLANE_TASKS)

@@ -49,7 +49,7 @@ def test_a_slider_dragged_fast_while_it_trains_leaves_its_last_value(lab, notebo
     first.wait_for(lambda: first.value("Auxiliary loss") == "10")
     first.pause()
     first.button("healthy").click()
-    first.wait_for(lambda: first.value("Auxiliary loss") == "0.02")
+    first.wait_for(lambda: first.value("Auxiliary loss") == "0.1")
 
 
 def test_an_interrupt_leaves_a_paused_usable_view(lab, notebook, view_of):

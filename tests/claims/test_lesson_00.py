@@ -48,7 +48,9 @@ def healthy_later(healthy):
 def test_every_expert_keeps_work(healthy):
     records = [[record.load[0] for record in runs["MoE"].records[-20:]] for runs in healthy]
     recent = torch.tensor(records).mean(dim=1)  # (seeds, E); an even share is .125
-    assert (recent > 0.02).float().mean() > 0.9 and (recent > 0.02).sum(dim=1).min() >= 5
+    assert (recent > 0.01).float().mean() > 0.95 and (recent > 0.01).sum(dim=1).min() >= 7
+    first = torch.tensor([runs["MoE"].records[0].load[0] for runs in healthy])
+    assert (first < 0.01).any(dim=1).float().mean() > 0.3  # torch's own start leaves some with hardly any
 
 
 @pytest.mark.claim("moe-beats-its-flop-matched-baseline")
@@ -112,6 +114,7 @@ def test_some_experts_starve_never_all_but_one(collapsed):
 
 @pytest.mark.claim("a-sure-start-loses-few")
 def test_a_sure_start_loses_few(collapsed):
+    assert 2 < SeedBand(replace(COLLAPSE, router_start="random"), MANY_SEEDS).step().dead.mean() < 4  # born dead
     dead = trained(SeedBand(replace(COLLAPSE, router_start="spread"), MANY_SEEDS)).records[-1].dead
     assert dead.mean() < 1.5 and dead.mean() < collapsed.records[149].dead.mean() - 1
 

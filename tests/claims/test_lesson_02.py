@@ -1,5 +1,6 @@
 """What lesson 02 says under its pictures, measured over several seeds."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from torch.nn import functional as F
 
 from moe_lessons.exercises import masked_weights, moe_block
 from moe_lessons.nn import FeedForward, MoE, Routing, TopKRouter
-from moe_lessons.training import PlaneSetting, plane_model
+from moe_lessons.tasks import PlaneClassifier
+from moe_lessons.training import PlaneSetting, SeedBand, plane_model, train
 from moe_lessons.training.run import Run
 
 LESSON = Path(__file__).resolve().parents[2] / "notebooks" / "02_the_moe_block.ipynb"
 SEEDS = seeds(6)
+SETTING = PlaneSetting(num_experts=4, top_k=2, d_ff=8, router_aux_loss_coef=0.0)
 
 
 def four_tokens(seed: int) -> tuple[MoE, torch.Tensor]:
@@ -111,9 +114,8 @@ def test_renormalised_top_1_teaches_nothing(seed):
 def trained(seed: int) -> list[tuple[float, ...]]:
     """Measure the lesson's block after 300, 600 and 1,200 steps: the smallest share of first choices that an expert
     has, the smallest share of the load, the accuracy on 1,000 new points, and that with another point's experts."""
-    setting = PlaneSetting(num_experts=4, top_k=2, d_ff=8, router_start="random", router_aux_loss_coef=0.0)
-    model, task = plane_model(setting, seed, block_of_the_lesson())
-    run, found = Run(model, task, lr=setting.lr, seed=seed), []
+    model, task = plane_model(SETTING, seed, block_of_the_lesson())
+    run, found = Run(model, task, lr=SETTING.lr, seed=seed), []
     x, classes = task.batch(1000, torch.Generator().manual_seed(seed))
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))
     for steps in (300, 300, 600):
@@ -141,3 +143,43 @@ def test_different_points_different_experts():
 def test_experts_cannot_be_swapped(seed):
     for _, _, own, others in trained(seed):  # measured: .87 to .95 with their own experts, .28 to .41 with others
         assert own > 0.75 and others < 0.6 * own
+
+
+@cache
+def controlled(router: str) -> dict[int, tuple[np.ndarray, ...]]:
+    """Measure `ways` of twelve seeds after 300 and 1,200 steps."""
+    band, found = SeedBand(replace(SETTING, router=router), seeds(12)), {}
+    for steps in (300, 1200):
+        train(band, steps - len(band.records))
+        found[steps] = ways(band)
+    return found
+
+
+@torch.no_grad()
+def ways(band: SeedBand) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Measure the accuracy of each seed (S,) on 1,000 new points: with a point's own experts, with those of another
+    point, and with the best single expert for all."""
+    model, (x, y), num = band.model.eval(), band.held_out(1000), band.setting.num_experts
+    hidden, experts = model.embed(x * PlaneClassifier.input_scale), model.block.experts  # (S, T, D)
+    up, down = (weight.unflatten(0, (-1, num)) for weight in (experts.gate_up_proj, experts.down_proj))
+    gate, up = torch.einsum("std,sefd->stef", hidden, up).chunk(2, dim=-1)
+    outs = torch.einsum("stef,sedf->sted", F.silu(gate) * up, down)
+    logits = [router.router_logits(own) for router, own in zip(model.block.router.routers, hidden, strict=True)]
+    weights = torch.stack([masked_weights.answer(own, 2) for own in logits])  # (S, T, E)
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+
+    def right(used: torch.Tensor) -> np.ndarray:
+        logits = model.head(hidden + (used[..., None] * outs).sum(dim=2))
+        return (logits.argmax(dim=-1) == y).float().mean(dim=1).numpy()
+
+    alone = [right(torch.eye(num)[e].expand_as(weights)) for e in range(num)]
+    return right(weights), right(weights[:, order]), np.max(alone, axis=0)
+
+
+@pytest.mark.claim("a-frozen-router-serves-as-well")
+@pytest.mark.parametrize("steps", [300, 1200])
+def test_a_frozen_router_serves_as_well(steps):
+    (learned, swapped, alone), (frozen, others, _) = controlled("top-k")[steps], controlled("frozen")[steps]
+    assert 0.25 < swapped.mean() < 0.36 and 0.34 < alone.mean() < 0.43
+    assert (frozen - learned).mean() > -0.03 and frozen.mean() > 0.85
+    assert others.mean() < 0.5 * frozen.mean()

@@ -20,7 +20,7 @@ def test_every_knob_of_training_is_in_settings_and_laboratories_and_each_of_its_
     fields = {field.name: field.default for field in dataclasses.fields(PlaneSetting)}
     labs = Playground(), RoutingLab("json", panels="loss", **SMALL), BalancingLab("nothing", seeds=1)
     for name, knob in KNOBS.items():
-        usual = {"lr": 0.02, "router_aux_loss_coef": 0.02}.get(name, knob.off)
+        usual = {"lr": 0.02, "router_aux_loss_coef": 0.1}.get(name, knob.off)
         assert fields[name] == knob.check(usual) == usual and all(name in lab.inputs for lab in labs)
         for stop in knob.stops:
             assert knob.check(knob.off if stop == 0 else stop) == (knob.off if stop == 0 else stop)

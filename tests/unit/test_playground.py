@@ -120,7 +120,7 @@ def test_a_capacity_does_not_always_drop_the_last_classes():
 @on_a_loop
 async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch):
     monkeypatch.setattr(live, "READING_SHARE", 1e-9)  # of itself, nothing is read anew
-    playground = Playground(max_steps=10**6)
+    playground = Playground(max_steps=10**6, top_k=1)
     playground.advance(100)
     busiest = int(np.argmax(playground.main_run.records[-1].load[0]))
     playground.play()
@@ -141,7 +141,7 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
 
 @on_a_loop
 async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
-    mine = Playground(block=MyMoE)
+    mine = Playground(block=MyMoE, router_start="spread")
     idle = [name for name, widget in mine.inputs.items() if widget.disabled]
     assert idle == ["router", "noise_std", "capacity_factor", "expert_bias_rate", "mute"]
     assert mine.inputs["mute"].options == ("none",)

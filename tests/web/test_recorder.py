@@ -18,7 +18,7 @@ TRAINS = {
     "00-Playground": "preset=healthy",
     "00-Playground-3": "preset=healthy&router_aux_loss_coef=0.0&top_k=1&router_start=soft+spread",
     "00-Playground-4": "preset=collapse",
-    "02-Playground": "preset=healthy&router_aux_loss_coef=0.0&num_experts=4&d_ff=8&router_start=random",
+    "02-Playground": "preset=healthy&router_aux_loss_coef=0.0&num_experts=4&d_ff=8",
 }
 MAPS = {
     "07-SpeedupMap-2": "model=Mixtral+8x7B&num_experts=8&top_k=2&machine=NVIDIA+H200+SXM&weights=bfloat16"
