@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from moe_lessons.analysis import count_parameters, flops_per_token
 from moe_lessons.analysis.results import POINTS, read_runs
-from moe_lessons.analysis.studies import FACTS, LARGE_BOOK, TEXT, Study
+from moe_lessons.analysis.studies import CONTROLS, FACTS, LARGE_BOOK, PROSE, SOURCE, TEXT, Study
 from moe_lessons.analysis.timing import cpu_name
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, SoftMoE, TopKRouter
+from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, SoftMoE, TopKRouter, is_moe
 from moe_lessons.nn.baselines import replaced
 from moe_lessons.nn.families import finer
 from moe_lessons.nn.seeding import torch_threads
@@ -39,6 +39,7 @@ from moe_lessons.support.files import write_rows
 from moe_lessons.tasks import NOT_SCORED, Facts, TextTask
 from moe_lessons.tasks.facts import NUMBER_DIGITS
 from moe_lessons.training import Run, TrainingDiverged
+from moe_lessons.training.record import is_dead
 
 SOFT = "Soft MoE"
 
@@ -114,11 +115,16 @@ AT_ONCE = {"classical": {}, "expert choice": {"router": "expert choice"}, SOFT: 
 FACTS_AT_ONCE = AtOnce(FACTS.task, FACTS.sizes, FACTS.num_experts, AT_ONCE)
 TEXT_AT_ONCE = AtOnce(TEXT.task | {"num_hidden": 8}, TEXT.sizes, TEXT.num_experts, AT_ONCE)
 
-NOT_SHARED = ("rates", "study", "seeds", "recorded")  # fields of a `Sweep` that are not the same for all its runs
+# mixtures of 8 experts on real text, of equal active size, with and without a loss that balances
+UNEVEN = {"top-1": {"top_k": 1, "d_ff": 128}, "top-2": {}}
+UNEVEN |= {f"{name}, auxiliary loss": own for name, own in UNEVEN.items()}
+COLLAPSE = replace(SOURCE, sizes=SOURCE.sizes | {"num_layers": 3}, num_experts=8, variants=UNEVEN)
+
+NOT_SHARED = ("rates", "study", "seeds", "recorded", "keeps_dead")  # fields of a `Sweep` that its header lacks
 run_of = itemgetter("model", "lr", "seed")  # of a stored row
 SPIKE, BEFORE = 1.5, 20  # a spike: a loss above this many times the mean of so many steps before
 # knobs in the place of the auxiliary loss
-BALANCED_BY = dict.fromkeys(["no auxiliary loss", "expert choice", SOFT], {})
+BALANCED_BY = dict.fromkeys(["no auxiliary loss", "expert choice", SOFT, *CONTROLS, "top-1", "top-2"], {})
 BALANCED_BY |= dict.fromkeys(["sigmoid and bias", "all three"], {"expert_bias_rate": 0.01})
 
 
@@ -138,6 +144,7 @@ class Sweep:
     router_aux_loss_coef: float = 0.01  # but for the models in BALANCED_BY
     max_grad_norm: float = 1.0
     recorded: Sequence[str] = ()  # models of which it is kept which facts they know, of the first seed
+    keeps_dead: bool = False  # whether it is kept which experts of each layer are dead, by the BEFORE last steps
 
     def table(self) -> list[tuple]:
         """List the runs (model, lr, seed), seed by seed: a busy hour slows all models alike."""
@@ -171,10 +178,19 @@ def of_book(study: Study, rate: float) -> Sweep:
     return of_facts(study, [SAME_ACTIVE, *WIDER, SAME_TOTAL, *MIXTURES], rate)
 
 
-def only(model: str, rate: float, study: Study = TEXT) -> Sweep:
-    return Sweep(study, {model: (rate,)})
+def of_real_text(study: Study, rates: Mapping[str, Sequence[float]], **own) -> Sweep:
+    """Train at one rate to the end: what is measured on the way is what a run of so many steps reaches."""
+    common = {"steps": 4000, "decay_steps": None, "measurements": 16, "batch_size": 16, "held_out": 300}
+    return Sweep(study, rates, **common | own)
 
 
+# the dense ones are 1, 2, 4 and 8 times as wide as the mixtures' active part
+OF_REAL_TEXT = [*(f"dense, F={width}" for width in (128, 256, 512, 1024)), *MIXTURES, "frozen router", "hash routing"]
+OF_PROSE = [*OF_REAL_TEXT[:4], "MoE, E=16"]
+# the best of the three that "source_rates" and "prose_rates" tried, after 1,000 steps; no loss: as with it
+PROSE_RATES = dict.fromkeys(OF_PROSE, (0.003,)) | dict.fromkeys(["dense, F=1024", "MoE, E=16"], (0.0015,))
+REAL_RATES = dict.fromkeys(OF_REAL_TEXT, (0.003,))
+REAL_RATES |= dict.fromkeys(["dense, F=512", "dense, F=1024", "MoE, E=16", "MoE, E=32", "no auxiliary loss"], (0.0015,))
 RECORDED = (SAME_ACTIVE, "dense, F=256", SAME_TOTAL, "MoE, E=16")
 FINER = Sweep(MODERN_TEXT, dict.fromkeys(["classical", "4 times as fine", "4 times as fine, scaled"], (0.01,)))
 MODERN = ["classical", "no auxiliary loss", "4 times as fine", "one shared", "fine and shared", *CHANGES[1:]]
@@ -182,8 +198,6 @@ MODERN = ["classical", "no auxiliary loss", "4 times as fine", "one shared", "fi
 SWEEPS = {
     "rates": Sweep(TEXT, TRIED, seeds=(0,)),
     "capacity": Sweep(TEXT, BEST),
-    "seconds": only(SAME_ACTIVE, 0.01).of(620),
-    "flops": only(SAME_TOTAL, 0.01).of(240),
     "tolerance": Sweep(
         TEXT, dict.fromkeys([SAME_ACTIVE, "MoE, E=8", SAME_TOTAL], (0.005, 0.01, 0.02, 0.03, 0.05)),
         seeds=(0, 1, 2), steps=150, warmup_steps=10, decay_steps=None, measurements=1,
@@ -199,6 +213,17 @@ SWEEPS = {
     "book_8000_3000": of_book(LARGE_BOOK, 0.003).of(3000),
     "book_8000_6000": of_book(LARGE_BOOK, 0.003).of(6000, measurements=40, recorded=RECORDED),
     "book_8000_24000": of_facts(LARGE_BOOK, [SAME_ACTIVE], 0.003).of(24000, measurements=40),
+    "source_rates": of_real_text(
+        SOURCE, dict.fromkeys(OF_REAL_TEXT, (0.0015, 0.003, 0.006)), seeds=(0,), steps=1000, measurements=4
+    ),
+    "prose_rates": of_real_text(
+        PROSE, dict.fromkeys(OF_PROSE, (0.0015, 0.003, 0.006)), seeds=(0,), steps=1000, measurements=4
+    ),
+    "source": of_real_text(SOURCE, REAL_RATES),
+    "prose": of_real_text(PROSE, PROSE_RATES),
+    "source_dead": of_real_text(
+        COLLAPSE, dict.fromkeys(UNEVEN, (0.003,)), steps=1000, measurements=40, keeps_dead=True
+    ),
     "modern_facts_rates": of_facts(MODERN_FACTS, CHANGES, 0.003, 0.006, 0.012, seeds=(0,)),
     "modern_text_rates": Sweep(MODERN_TEXT, dict.fromkeys(CHANGES, (0.005, 0.01, 0.02)), seeds=(0,)),
     "modern_facts": of_facts(MODERN_FACTS, MODERN, 0.006),
@@ -210,15 +235,20 @@ SWEEPS = {
 }  # fmt: skip
 
 
-@torch_threads(1)  # the same numbers wherever it is trained
 def train_model(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     """Train one run of a sweep, and return what is stored of it: see data/README.md."""
+    with torch_threads(1):  # the same numbers wherever it is trained
+        return _train(sweep, model, lr, seed)
+
+
+def _train(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
     task = sweep.study.make_task(seed)
     options = {name: getattr(sweep, name) for name in ("batch_size", "warmup_steps", "decay_steps", "max_grad_norm")}
     run = Run(sweep.study.make_model(model, seed), task, lr=lr, seed=seed, **options)
     for knob, value in BALANCED_BY.get(model, {"router_aux_loss_coef": sweep.router_aux_loss_coef}).items():
         setattr(run.knobs, knob, value)  # a loss without a mixture multiplies 0
     points = POINTS if isinstance(task, TextTask) else (*POINTS, "known")
+    mixtures = [module for module in run.model.modules() if is_moe(module)]
     times, lamps, curve = [], [], {name: [] for name in points}
     measured = {round(part * sweep.steps / sweep.measurements) for part in range(1, sweep.measurements + 1)}
     with suppress(TrainingDiverged):
@@ -229,6 +259,10 @@ def train_model(sweep: Sweep, model: str, lr: float, seed: int) -> dict:
             if step in measured:
                 curve["step"].append(step)
                 curve["loss"].append(round(run.evaluate(sweep.held_out)["loss"], 5))
+                if sweep.keeps_dead:
+                    shares = np.mean([record.load for record in run.records[-BEFORE:]], axis=0)  # (layers, E)
+                    dead = [np.flatnonzero(is_dead(moe.top_k * own)).tolist() for moe, own in zip(mixtures, shares)]
+                    curve.setdefault("dead", []).append(dead)
                 if "known" in curve:
                     known = task.known(run.model)
                     curve["known"].append(int(known.sum()))

@@ -20,14 +20,21 @@ from moe_lessons.nn import LanguageModel, Routing, TransformerConfig, seeded
 from moe_lessons.plots import colored_trace
 from moe_lessons.plots.marks import Axis, Cells, Panel, Parts, Points, encode_panel, experts_axis
 from moe_lessons.plots.panels.block import block_panel
-from moe_lessons.tasks import DOMAINS, TextTask, make_text
+from moe_lessons.tasks import TextTask
 from moe_lessons.tasks import encode as to_bytes
+from moe_lessons.tasks.text import REAL_TEXTS
 from moe_lessons.training import Run, train
 from moe_lessons.widgets.canvas import COLORS
 
 PATH = Path(__file__).with_name("text.z")
 TRAIN_STEPS, BATCH, WINDOW, SEED = 3000, 32, 64, 0  # WINDOW: bytes that it reads
 LIKELIEST, COLOR = 6, "#00838f"  # of the next bytes: how many are shown, and in which colour
+EXAMPLES = {  # lines to begin with; none stands in what the model has seen
+    "English": "The old baker finds a red apple in the garden behind the house.",
+    "question": "Why does a larger model run faster than a small one?",
+    "code": "def mean(values):\n    return sum(values) / len(values)\n",
+    "help": "The function returns a new list if the argument is not a string",
+}
 TITLES = {
     "text": "{model}: first choices in layer {layer}",
     "path": "Token {token}, “{byte}”, through the layers: router probabilities, ○ served",
@@ -38,12 +45,12 @@ NAMED = {10: "↵", 32: "␣"}
 NAMES = [NAMED.get(byte) or (chr(byte) if 32 < byte < 127 else f"byte {byte:X}") for byte in range(256)]
 PAGE_WORDS = {
     "title": "Your own text",
-    "label": "Type a text, or begin with a line of what the model has seen:",
+    "label": "Type a text, or begin with one of these:",
     "model": "It is a language model of {parameters} parameters: {layers} layers of {experts} experts, of which "
-    "{top_k} serve each byte. It is of our own training: {steps} steps of {batch} × {window} bytes of the text that "
-    "the course generates ({domains}), by python -m web.text_model. Untrained is the same model before its first "
-    "step: the control. 'Write a letter' adds the likeliest one; 'Write on' draws each letter by its probability, with "
-    "random numbers from seed 0.",
+    "{top_k} serve each byte. It is of our own training: {steps} steps of {batch} × {window} bytes of text that "
+    "comes with Python, its help pages and the source of its library, by python -m web.text_model. Untrained is the "
+    "same model before its first step: the control. 'Write a letter' adds the likeliest one; 'Write on' draws each "
+    "letter by its probability, with random numbers from seed 0.",
     "surprise": "On average each byte of this text surprised the trained model by {trained} nats, the untrained one by "
     "{untrained}; a guess among 256 bytes would be 5.55.",
     "long": "Your text has {bytes} bytes: the model reads the last {window}.",
@@ -56,8 +63,8 @@ PAGE_WORDS = {
 
 
 def main(path: Path = PATH, steps: int = TRAIN_STEPS) -> None:
-    """Train it as lesson 04 does, longer and on all texts of the generator, and write the weights."""
-    model, task = new_model(), TextTask(context=WINDOW)
+    """Train it on real prose and code, and write the weights."""
+    model, task = new_model(), TextTask(tuple(REAL_TEXTS), context=WINDOW)
     untrained = parameters_to_vector(model.parameters()).detach().clone()
     schedule = {"warmup_steps": 20, "decay_steps": steps, "max_grad_norm": 1.0}
     run = Run(model, task, lr=0.005, batch_size=BATCH, seed=SEED, **schedule)
@@ -143,8 +150,7 @@ def recipe(text: str, expert: int, says: str) -> tuple[str, str]:
 def text_manifest() -> dict[str, Any]:
     """Say what the view needs beside its graph: the panels as `encode_panel` has them, whose numbers it fills in."""
     models, config = stored_models(), TransformerConfig()
-    texts = {name: make_text(name, 1, seed=SEED + 2).encode()[:WINDOW].decode(errors="ignore") for name in DOMAINS}
-    panels = text_panels(models, texts["english"], layer=0, token=0)
+    panels = text_panels(models, EXAMPLES["English"], layer=0, token=0)
     headers, arrays = zip(*(encode_panel(panel, place) for place, panel in enumerate(panels)))
     every = copy.deepcopy(models["Trained"].layers[0].ffn)  # for the arrows of all experts
     every.top_k = every.router.top_k = config.num_experts
@@ -153,11 +159,11 @@ def text_manifest() -> dict[str, Any]:
         block = arrays[-1] | encode_panel(block_panel(every, x, *every(x), 0, has_strip=False), len(panels) - 1)[1]
     sizes = {"window": WINDOW, "layers": config.num_layers, "experts": config.num_experts, "top_k": config.top_k}
     made = {"parameters": f"{stored_weights().shape[1]:,}", "steps": f"{TRAIN_STEPS:,}", "batch": BATCH}
-    words = PAGE_WORDS | {"model": PAGE_WORDS["model"].format(**sizes, **made, domains=", ".join(DOMAINS))}
+    words = PAGE_WORDS | {"model": PAGE_WORDS["model"].format(**sizes, **made)}
     return sizes | {
         "panels": headers,
         "arrays": {slot: (array.dtype.str[1:], array.shape, array.flatten().tolist()) for slot, array in block.items()},
-        "examples": {name: text.rstrip() for name, text in texts.items()},
+        "examples": EXAMPLES,
         "models": list(models),
         "likeliest": LIKELIEST,
         "recipes": list(map(recipe, boxes.texts, boxes.expert, boxes.says)),

@@ -6,7 +6,7 @@ from statistics import median
 
 import pandas as pd
 
-from moe_lessons.analysis import decode_speed, studies
+from moe_lessons.analysis import studies
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.course import progress
 from moe_lessons.nn import LanguageModel
@@ -34,11 +34,10 @@ def learners(names: Iterable[str], times: int = 1, batch_size: int = 256) -> dic
 
 
 def priced(ends: pd.DataFrame, repeats: int = 5) -> pd.DataFrame:
-    """Add what this machine takes: minutes of training, at D = 32, and seconds_per_token of one text, at D = 768."""
+    """Add the minutes of training that this machine takes."""
     runs = learners(ends.model.unique())
     ms = dict(zip(runs, map(median, take_turns([run.step for run in runs.values()], repeats))))
-    speed = decode_speed(writers(runs), (1,), repeats=repeats).set_index("model").tokens_per_second
-    return ends.assign(minutes=ends.steps * ends.model.map(ms) / 60_000, seconds_per_token=1 / ends.model.map(speed))
+    return ends.assign(minutes=ends.steps * ends.model.map(ms) / 60_000)
 
 
 def keep(unit: str, keys: Sequence[str], values: Sequence[float]) -> None:

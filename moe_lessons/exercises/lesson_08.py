@@ -1,4 +1,4 @@
-"""Lesson 08: the dense width that is as good as a mixture, what a token costs three opponents."""
+"""Lesson 08: the dense width that is as good as a mixture."""
 
 import math
 from collections.abc import Iterator
@@ -35,25 +35,3 @@ def dense_width() -> Iterator[tuple]:
         qualities = torch.rand(4).sort().values.tolist()
         inside = qualities[0] + torch.rand(()).item() * (qualities[-1] - qualities[0])
         yield widths, qualities, 1.5 if case == 11 else inside
-
-
-def my_token_costs(d_model, d_ff, num_experts, top_k):
-    expert = 3 * d_model * d_ff
-    return 2 * num_experts * expert, 2 * top_k * expert, 2 * top_k * expert
-
-
-COSTS_MISTAKES = [
-    (lambda D, F, E, K: (4 * E * D * F, 4 * K * D * F, 4 * K * D * F),
-     "You count two matrices in an expert. SwiGLU has three: gate, up and down."),
-    (lambda D, F, E, K: (6 * E * D * F, 6 * E * D * F, 6 * E * D * F),
-     "You count all E experts: a token reads and uses K of them."),
-    (lambda D, F, E, K: (6 * E * D * F, 6 * K * D * F, 3 * K * D * F),
-     "A weight costs 2 FLOPs: a multiply and an add."),
-    (lambda D, F, E, K: (3 * E * D * F, 3 * K * D * F, 6 * K * D * F), "In bfloat16 a weight takes 2 bytes."),
-    (lambda D, F, E, K: (6 * K * D * F, 6 * K * D * F, 6 * K * D * F), "All E experts are kept, not only K of them."),
-]  # fmt: skip
-
-
-@exercise(1, my_token_costs, COSTS_MISTAKES, ("bytes kept", "bytes read", "FLOPs"))
-def token_costs() -> list[tuple]:
-    return [(6, 10, 5, 3), (4, 6, 8, 2), (8, 4, 16, 1), (64, 256, 1, 1)]

@@ -246,7 +246,7 @@ class NoisyTopKRouter(TopKRouter):
 
 
 class FrozenRouter(NoisyTopKRouter):
-    """Top-k by a router that stays as it starts: the division of the tokens is random, and nothing learns it.
+    """Top-k by a router that stays as it starts: a random division, which only the layers before it may move.
 
     A control: what a mixture with it reaches, any fixed division of the tokens gives. Noise as `noise='gaussian'`.
     """

@@ -30,12 +30,10 @@ from moe_lessons.plots.theme import (
     name_over,
 )
 
-ROUND = [digit * 10**zeros for zeros in range(6) for digit in (1, 1.5, 2, 3, 4, 5, 7)]
 OTHER_WIDTHS = "dense, of other widths"
 COSTS = {
     "teraflops": "training, 10¹² FLOPs",
     "minutes": "training, minutes",
-    "seconds_per_token": "tokens per second at D = 768 (left: faster)",
 }
 
 
@@ -53,9 +51,9 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
     length of training, a line along the best of them, and the mixtures, those of one size joined.
 
     ends: of `course.own_figures.priced`; arrow: from which mixture (model, steps) to the best dense model that knows as
-    much; costs: a column -> the name of its axis, which says tokens per second for seconds_per_token.
+    much; costs: a column -> the name of its axis.
     """
-    figure = style.LessonFigure(3.6 * len(costs), 4.8)
+    figure = style.LessonFigure(max(7.2, 3.6 * len(costs)), 4.8)
     mixtures = [name for name in ends["model"].unique() if not name.startswith(style.DENSE)]
     mixtures.sort(key=lambda name: int(name.partition("=")[2]))
     styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
@@ -77,10 +75,7 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
         times = times_the_cost(ends, *arrow, cost)
         ax.annotate("", (x * times.width, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
         annotate(ax, f"{times.width:.1f} times", (x * times.width**0.5, y), (0, 8), ha="center", halo=LIGHT.background)
-        if cost == "seconds_per_token":
-            log_axis(ax, "x", [1 / speed for speed in ROUND], say=lambda seconds: f"{1 / seconds:g}")
-        else:
-            log_axis(ax, "x")
+        log_axis(ax, "x")
         ax.grid(axis="y")
     with rc_context(style.STYLE):
         figure.legend(*ax.get_legend_handles_labels(), loc="outside upper left", ncols=4)
@@ -99,6 +94,25 @@ def gain_curves(results: pd.DataFrame, base: str) -> Axes:
     low, high = 1.1 * min(np.min(mark.low) for mark in marks), 1.1 * max(np.max(mark.high) for mark in marks)
     axes = Axis(0, float(loss.index[-1]), "step"), Axis(low, high, "nats per byte better")
     return plot(Panel(f"Against '{base}' of the same seed", [*marks, Rule(y=0)], *axes), width=7.6, height=3.6)
+
+
+def width_curves(found: Mapping[str, pd.DataFrame], total: float) -> Axes:
+    """Draw the quality-matched width of a mixture over the steps of training, a line for each `width_over_steps` by its
+    name: the mean of the seeds, and the range of them all. total: the width of the parameter-matched baseline; what is
+    better than the widest dense model that was trained stands at the upper edge."""
+    widest = 1.15 * max(total, *(frame[np.isfinite(frame)].to_numpy()[:, 1:].max() for frame in found.values()))
+    ax = axes_for(7.6, 4.2, "Which dense model is as good?", "steps of training", "width of its FFN, × active width")
+    for (name, frame), ink in zip(found.items(), (3, 4, 5)):
+        color, dash, marker = LIGHT.lines[ink], style.DASHES[ink], style.MARKERS[ink]
+        width, low, high = (frame[column].clip(0.9, widest) for column in ("width", "low", "high"))
+        ax.fill_between(frame["step"], low, high, color=color, alpha=0.2, lw=0)
+        ax.plot(frame["step"], width, ls=dash, marker=marker, color=color, lw=1.8, ms=4, label=name)
+    for width, text in ((1, "FLOP-matched"), (total, "parameter-matched")):
+        ax.axhline(width, ls=":", lw=1, color=LIGHT.foreground)
+        annotate(ax, text, (ax.get_xlim()[0], width), (4, 4), halo=LIGHT.background)
+    ax.set_ylim(0.9, 1.2 * widest)
+    log_axis(ax, "y", [1, 2, 4, 8, 16], say="{:g}×".format)
+    return name_over(log_axis(ax, "x", [250, 500, 1000, 2000, 4000, 8000]))
 
 
 def rate_tolerance(results: pd.DataFrame) -> Axes:

@@ -51,7 +51,7 @@ class SpeedupMap(Picture):
     def __init__(
         self, model: str | TransformerShape = "Mixtral 8x7B", *, num_experts: int | None = None,
         top_k: int | None = None, machine: str | Machine = "NVIDIA H100 SXM", weights: str = "bfloat16",
-        context_length: int = 0, task: str = "facts", width: float = 4.0, batch_size: int = 1,
+        context_length: int = 0, task: str = "source", width: float = 4.0, batch_size: int = 1,
         measured: Sequence[tuple[float, int, float]] = (),
     ):  # fmt: skip
         self.model, self.start = model, mixture_sizes(model)

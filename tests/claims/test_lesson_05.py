@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moe_lessons.analysis import load_statistics
 from moe_lessons.analysis.collapse import NUM_POINTS, band_of, make_alike, practise, token_gains, watched_run
-from moe_lessons.analysis.results import load_collapse_map, load_plane_sweep
+from moe_lessons.analysis.results import load_collapse_map, load_plane_sweep, load_results
 from moe_lessons.nn import TopKRouter, seeded
 from moe_lessons.training import PRESETS, Run, SeedBand, train
 
@@ -175,6 +175,29 @@ def test_what_decides():
     others = band_of(replace(COLLAPSE, router_start="spread"), False, seeds(10, first=10))
     assert dead_at(run_of(others, 300), 300).sum(axis=1).mean() < 2  # other seeds than the stored
     assert dead("soft spread", 20, *one)[0] < 0.3 < 2.3 < dead("soft spread", 20, *one)[-1]  # the rate decides when
+
+
+@pytest.mark.claim("collapse-in-a-language-model")
+def test_collapse_in_a_language_model():
+    runs = load_results("source_dead")
+    layers = np.array([[len(own) for own in dead] for dead in runs.dead])  # (readings, layers)
+    runs["all"], runs["last"] = layers.sum(axis=1), layers[:, -1]
+    dead, loss = (runs.pivot(index="step", columns=["model", "seed"], values=name) for name in ("all", "loss"))
+    assert dead.shape == (40, 12)
+    one, two = dead["top-1"], dead["top-2"]
+    assert one.loc[1000].min() >= 6 and two.loc[1000].between(2, 5).all()
+    last = runs[runs.step.eq(1000) & runs.model.eq("top-2")]
+    assert (last["last"] > last["all"] / 2).all()
+    assert (one.mean(axis=1).idxmax() == 50) and one.loc[50].mean() > 1.3 * one.loc[1000].mean()
+    for name in ("top-1", "top-2"):  # some come back, and others die
+        who = runs[runs.model == name].set_index(["seed", "step"]).dead
+        pairs = [(who[seed, 100][i], who[seed, 1000][i]) for seed in one.columns for i in range(3)]
+        assert sum(len({*early} - {*late}) for early, late in pairs) >= 3
+        assert sum(len({*late} - {*early}) for early, late in pairs) >= 3
+    for name in ("top-1", "top-2"):
+        assert (dead[f"{name}, auxiliary loss"].loc[300:] <= 1).all(axis=None)
+    more = {name: (loss[name] - loss[f"{name}, auxiliary loss"]).loc[1000].mean() for name in ("top-1", "top-2")}
+    assert abs(more["top-1"]) < 0.006 and 0.005 < more["top-2"] < 0.02
 
 
 @pytest.mark.claim("born-dead")

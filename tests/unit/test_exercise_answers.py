@@ -145,7 +145,6 @@ class InAnotherWay:
 
 RIGHT = [
     ("token_weights", lambda probs, k: divided_by_the_sum(torch.tensor(probs).log()[None], k)[0]),
-    ("token_costs", lambda D, F, E, K: [np.int64(6 * E * F * D), 6 * K * F * D, 6.0 * K * F * D]),
     *((name, answer) for name, answer in vars(InAnotherWay).items() if name[0] != "_"),
     ("masked_weights", divided_by_the_sum),
     ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes[:4], shared_experts=sizes[4])).active),

@@ -188,8 +188,8 @@ def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
         ("MoE, E=4", None, 10, 1.0, 60),
     ]
     ends = pd.DataFrame(rows, columns=["model", "width", "steps", "flops", "known"]).assign(seed=1)
-    ends["seconds_per_token"] = ends.flops / ends.steps / 100
-    figure = sweeps.front(ends, ("MoE, E=4", 10), {"flops": "work", "seconds_per_token": "speed"})
+    ends["seconds"] = ends.flops / ends.steps / 100
+    figure = sweeps.front(ends, ("MoE, E=4", 10), {"flops": "work", "seconds": "speed"})
     work, speed = (lines(ax) for ax in figure.axes)
     best = "the best dense model for the cost"
     at_ends = [np.interp([0.99, 1, 2, 4, 8], *work[best].T, left=np.nan), np.interp([1e-3, 2e-3, 8e-3], *speed[best].T)]
@@ -197,6 +197,14 @@ def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
     np.testing.assert_allclose(at_ends[1], [30, 40, 80], rtol=1e-3)
     np.testing.assert_allclose(work["MoE, E=4"], [(1, 60)])
     assert [text.get_text() for text in figure.axes[0].texts] == ["", "4.0 times"]
+
+
+def test_width_curves_have_the_range_of_the_seeds_and_end_at_the_widest():
+    frame = pd.DataFrame({"step": [250, 500, 1000], "width": [0, 2, 4], "low": [0, 1.5, 3], "high": [1.2, 3, np.inf]})
+    ax = sweeps.width_curves({"prose": frame, "source": frame.assign(width=np.inf)}, 8)
+    np.testing.assert_allclose(lines(ax)["prose"], [(250, 0.9), (500, 2), (1000, 4)])
+    np.testing.assert_allclose(lines(ax)["source"][:, 1], 1.15 * 8)  # better than the widest: at the upper edge
+    np.testing.assert_allclose(band(ax), [(0.9, 1.2), (1.5, 3), (3, 9.2)])
 
 
 def test_gain_curves_are_means_of_pairs_in_their_interval():

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
@@ -151,6 +152,39 @@ def test_the_models_are_what_their_names_say(of):
             assert count.active == active + L * D * number
 
 
+def test_the_width_of_equal_quality_over_the_steps_and_what_a_dense_model_pays(tmp_path, monkeypatch):
+    """Losses on lines over the logarithms of width and step: what must be found is known exactly."""
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(datafiles, "FOLDER", tmp_path)
+    steps = [100, 200, 400]
+
+    def run(model, width, flops, better=0.0, seed=1):
+        loss = [5 - 0.1 * np.log2(width) - 0.2 * np.log2(step) - better * np.log2(step / 50) for step in steps]
+        costs = {"flops_per_step": flops, "ms_per_step": 1.0}
+        return {"model": model, "seed": seed, "step": steps, "loss": [loss + 0.01 * seed for loss in loss], **costs}
+
+    rows = [run(f"dense, F={width}", width, width, seed=seed) for width in (128, 256, 512, 1024) for seed in (1, 2)]
+    rows += [run("MoE, E=16", 128, 128, better=0.0999, seed=seed) for seed in (1, 2)]  # doubles
+    rows += [run("MoE, E=4", 128, 128), run("MoE, E=8", 64, 128), run("MoE, E=8", 64, 128, seed=2)]
+    lines = "".join(f"{json.dumps(row)}\n" for row in ({"sweep": "prose", "steps": 400}, *rows))
+    (tmp_path / "results/prose.jsonl").write_text(lines)
+    found, near = quality.width_over_steps("prose", "MoE, E=16"), partial(pytest.approx, rel=0.01)
+    assert found.step.tolist() == steps and found.width.tolist() == near([2, 4, 8])
+    assert found.low.tolist() == near([2, 4, 8]) and found.high.tolist() == near([2, 4, 8])
+    assert quality.quality_matched_width("prose", 16).width == near(8)
+    assert str(quality.quality_matched_width("prose", 8)) == "below 1"
+    results = load_results("prose")
+    # after 200 steps it is .2 below the narrowest, for which that one takes twice the steps
+    paid = quality.cost_to_reach(results, "MoE, E=16", 200)
+    assert list(paid.index) == [128, 256, 512, 1024] and list(paid) == near([2, 2 * 2**0.5, 4, 4 * 2**0.5])
+    assert list(quality.cost_to_reach(results, "MoE, E=16", 400)) == near([math.inf, math.inf, math.inf, 8])
+    assert list(quality.cost_to_reach(results, "MoE, E=16", 200, "seconds")) == near([2, 2**0.5, 1, 0.5**0.5])
+    with pytest.raises(ValueError, match="^num_experts must be one of"):
+        quality.quality_matched_width("prose", 5)
+    with pytest.raises(ValueError, match="^task must be one of"):
+        quality.quality_matched_width("text", 16)
+
+
 def test_what_is_stored_belongs_to_the_sweeps_of_the_code():
     stored = {path.stem for path in datafiles.data_path("results/collapse.jsonl").parent.glob("*.jsonl")}
     assert stored == {*sweep.SWEEPS, *make_plane_sweeps.SWEEPS, "collapse"}
@@ -275,7 +309,7 @@ def test_a_name_a_number_and_a_file_that_cannot_be_are_refused_and_the_file_is_l
         assert said in capsys.readouterr().err and path.read_text() == text
     for arguments, said in (
         (["rats"], "NAME must be one of"),
-        (["flops", "--jobs", "0"], "jobs must be a whole number"),
+        (["rates", "--jobs", "0"], "jobs must be a whole number"),
     ):
         with pytest.raises(SystemExit):
             sweep.main([*arguments, "--output", str(path.parent)])

@@ -22,7 +22,7 @@ TRAINS = {
 }
 MAPS = {
     "07-SpeedupMap-2": "model=Mixtral+8x7B&num_experts=8&top_k=2&machine=NVIDIA+H200+SXM&weights=bfloat16"
-    "&context_length=1024&task=facts"
+    "&context_length=1024&task=source"
 }
 STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "FutureLab", "SpeedupMap")
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.tasks import encode as to_bytes
 from moe_lessons.tasks import make_text
+from moe_lessons.tasks.text import REAL_TEXTS
 from web import text_model
 from web.graphs import export_text
 from web.text_model import PATH, WINDOW, new_model, stored_models, stored_weights, text_manifest, text_panels
@@ -69,6 +70,24 @@ def test_the_control_is_the_same_model_before_its_first_step_and_all_of_it_is_sm
     assert PATH.stat().st_size + len(gzip.compress(graph.model)) < 1_500_000
 
 
+VISITORS = [
+    "Hello, how are you today? I would like to know what this model says.",
+    "A mixture of experts has many small networks and a router.",
+    "My sister bought three books and gave one of them to her friend.",
+    "It was raining when we left the station, so we took a taxi home.",
+]
+
+
+@pytest.mark.parametrize("text", [*VISITORS, *text_model.EXAMPLES.values()])
+def test_english_that_a_visitor_types_surprises_it_less_than_a_guess(text):
+    ids = to_bytes(text)[:WINDOW]
+    surprise = {}
+    for name, model in stored_models().items():
+        with torch.no_grad():
+            surprise[name] = F.cross_entropy(model(ids[None])[0][0, :-1], ids[1:]).item()
+    assert surprise["Trained"] < 3.5 < 5.545 < surprise["Untrained"]  # a guess among 256 bytes: 5.545
+
+
 def test_one_command_trains_it_and_keeps_both(tmp_path, capsys):
     path = tmp_path / "models" / "text.z"
     text_model.main(path, steps=21)
@@ -81,8 +100,8 @@ def test_one_command_trains_it_and_keeps_both(tmp_path, capsys):
 def test_the_page_gets_the_panels_of_python_with_what_to_fill_in():
     made = json.loads(json.dumps(text_manifest()))
     assert "350,144 parameters" in made["words"]["model"] and "3,000 steps of 32 × 64 bytes" in made["words"]["model"]
-    assert list(made["examples"]) == ["english", "code", "json", "arithmetic", "brackets", "greek"]
-    assert all(0 < len(text.encode()) <= WINDOW for text in made["examples"].values())
+    seen = "".join(read() for read in REAL_TEXTS.values())
+    assert all(0 < len(text.encode()) <= WINDOW and text not in seen for text in made["examples"].values())
     text = made["examples"]["code"]
     panels = text_panels(stored_models(), text, layer=2, token=9)
     assert [len(panel["marks"]) for panel in made["panels"]] == [len(panel.marks) for panel in panels]
