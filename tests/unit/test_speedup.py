@@ -140,7 +140,7 @@ def test_the_map_the_table_and_the_words_say_the_same_place(view):
     heat, points = mark(view, Heat), mark(view, Points)
     assert heat.z.shape == (49, 49) and points.x.tolist() == [1, 8] and points.y.tolist() == [0, 8]
     assert "roofline is off by a factor of" in view.panels()[0].caption
-    assert "quality-matched width, facts: 4.78" in mark(view, Rule).name
+    assert "quality-matched width, source: 5.24" in mark(view, Rule).name
     table = view.panels()[1].marks[0]
     read = {name: cells for name, cells in zip(table.rows, table.cells)}
     assert read["bytes read"] == ["32.1 MB", "107 MB"] and read["experts"][1] == read["FFN"][0] == "–"
