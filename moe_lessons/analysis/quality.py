@@ -93,24 +93,22 @@ def times_as_wide(ends: pd.DataFrame, mixture: str, steps: int) -> EffectiveWidt
     return effective_width(dense_families(ends, "width")[steps], list(own.known)).times(WIDTHS[SAME_ACTIVE])
 
 
-def text_family(results: pd.DataFrame, step: int) -> tuple[dict[int, list[float]], dict[str, list[float]]]:
-    """Take the held-out losses of a sweep of real text at a step: of the dense models by width, and of the mixtures by
-    name, each a list of the seeds that all have reached."""
-    loss = results[results.step == step].pivot(index="seed", columns="model", values="loss").dropna()
-    dense = {int(name.partition("=")[2]): list(loss[name]) for name in loss if name.startswith("dense, F=")}
-    return dense, {name: list(loss[name]) for name in loss if not name.startswith("dense")}
+def _matched(results: pd.DataFrame, step: int, argument: str, model: str) -> EffectiveWidth:
+    """Find the quality-matched width of a mixture of a sweep of real text after a step, in multiples of its active
+    width, by the held-out loss of the seeds that all models have reached. ValueError, with the name of the argument,
+    for a model that is not there."""
+    quality = -results[results.step == step].pivot(index="seed", columns="model", values="loss").dropna()
+    check_choice(argument, model, [name for name in quality if not name.startswith("dense")])
+    family = {int(name.partition("=")[2]): list(quality[name]) for name in quality if name.startswith("dense, F=")}
+    return effective_width(family, list(quality[model])).times(ACTIVE_WIDTH)
 
 
 def width_over_steps(task: str, model: str) -> pd.DataFrame:
     """Find the quality-matched width of a mixture of the sweep of a real text after each number of steps, in multiples
     of its active width: a row for each step, with the columns `width`, `low` and `high` of `EffectiveWidth`."""
-    results, rows = load_results(check_choice("task", task, REAL_TEXTS)), []
-    for step in sorted(results.step.unique()):
-        dense, mixtures = text_family(results, step)
-        check_choice("model", model, mixtures)
-        family = {width: [-loss for loss in losses] for width, losses in dense.items()}
-        found = effective_width(family, [-loss for loss in mixtures[model]]).times(ACTIVE_WIDTH)
-        rows.append((step, found.width, found.low, found.high))
+    results = load_results(check_choice("task", task, REAL_TEXTS))
+    found = {step: _matched(results, step, "model", model) for step in sorted(results.step.unique())}
+    rows = [(step, of.width, of.low, of.high) for step, of in found.items()]
     return pd.DataFrame(rows, columns=["step", "width", "low", "high"])
 
 
@@ -124,10 +122,7 @@ def quality_matched_width(task: str, num_experts: int) -> EffectiveWidth:
         check_choice("num_experts", model, ends.model.unique())
         return times_as_wide(ends, model, FACTS_STEPS)
     results = load_results(task)
-    dense, mixtures = text_family(results, results.step.max())
-    check_choice("num_experts", model, mixtures)
-    family = {width: [-loss for loss in losses] for width, losses in dense.items()}
-    return effective_width(family, [-loss for loss in mixtures[model]]).times(ACTIVE_WIDTH)
+    return _matched(results, results.step.max(), "num_experts", model)
 
 
 def cost_to_reach(results: pd.DataFrame, model: str, step: int, cost: str = "flops") -> pd.Series:
