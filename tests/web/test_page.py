@@ -224,7 +224,7 @@ def test_where_it_diverges_it_says_so_and_goes_on_with_a_lower_rate(visit):
 
 @pytest.mark.parametrize(
     "view, button, shown",
-    [("index", "+50", ".moe-canvas[data-step='50']"), ("text", "greek", ".moe-rest")],
+    [("index", "+50", ".moe-canvas[data-step='50']"), ("text", "code", ".moe-type span:text-is('(')")],
 )
 def test_everyone_can_use_it_at_any_width(visit, violations, view, button, shown):
     own = visit("", viewport={"width": 390, "height": 844}, has_touch=True, view=view).ready()
@@ -335,7 +335,7 @@ class TextVisit(Visit):
     """A page in which one's own text is read."""
 
     letters = property(lambda self: self.page.locator("figure:first-child .moe-type span"))
-    field = property(lambda self: self.page.get_by_label("Type a text, or begin with a line"))
+    field = property(lambda self: self.page.get_by_label("Type a text, or begin with one of these"))
 
     def ready(self) -> "TextVisit":
         self.letters.first.wait_for()
@@ -411,7 +411,7 @@ def test_it_writes_the_likeliest_letter_and_then_goes_on_by_chance(visit):
         own.type(text)
         own.button("Write a letter").click()
         own.wait(f"() => document.querySelector('textarea').value.length === {len(text) + 1}")
-        end = model.generate(to_bytes(text)[None], 2 if text == "τηε μ" else 1, temperature=0)[0]
+        end = model.generate(to_bytes(text)[None], 1, temperature=0)[0]
         assert own.field.input_value() == decode(end), text
     own.button("Write on").click()
     own.wait("() => document.querySelector('textarea').value.length > 12")
