@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         context = check_whole("context", options.context, 0, MOST_CONTEXT)
         report = cost_report(count_config(read_config(options.config)), context)
     except (ValueError, ImportError) as error:
-        missing = f"cost needs {error.name}: pip install 'moe_lessons[hf]'" if isinstance(error, ImportError) else ""
+        missing = isinstance(error, ImportError) and f"cost needs {error.name}: pip install -e '.[hf]' in its folder"
         if options.json:
             print(json.dumps({"error": missing or str(error)}))
         print(f"cost: {missing or error}", file=sys.stderr)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
-INSTALL = "install the course again: `pip install -e .` in its folder, or the line of its README"
+INSTALL = "install the course again: `pip install -e .` in its folder"
 EXTENSIONS = {"@jupyter-widgets/jupyterlab-manager": "jupyterlab_widgets", "anywidget": "anywidget"}
 Findings = Iterator[tuple[str, str, str]]  # 'ok', 'warn' or 'FAIL'; what was seen; what to do unless it is ok
 

@@ -10,6 +10,6 @@ from moe_lessons.support.data import data_path
 
 def main(argv: Sequence[str] = ()) -> int:
     if not find_spec("joblib"):
-        print("sweep needs joblib: pip install 'moe_lessons[sweep]'", file=sys.stderr)
+        print("sweep needs joblib: pip install -e '.[sweep]' in its folder", file=sys.stderr)
         return 1
     return subprocess.run([sys.executable, data_path("make_sweeps.py"), *argv]).returncode

@@ -9,7 +9,6 @@ import ipywidgets as W
 from moe_lessons.course import progress
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.course.question import HERE, Keeper, Sheet, as_words
-from moe_lessons.support.data import repository
 from moe_lessons.support.errors import check_choice, is_number
 from moe_lessons.support.show import Markdown, read_parts, split_points
 
@@ -25,10 +24,9 @@ SENTENCE, CONDITIONS = (
 
 
 def link_to(lesson: str, claim: str | None) -> str:
-    """Link a lesson and, where a claim is named, the file with its test."""
+    """Link a lesson, with the name of the claim, where one is given, under the pointer."""
     (file,) = (entry.file for entry in LESSONS if entry.number == lesson)
-    test = f"{repository()}/blob/main/tests/claims/test_lesson_{lesson[:2]}.py"
-    return f"[{lesson}]({file})" + (f' [test]({test} "{claim}")' if claim else "")
+    return f'[{lesson}]({file} "{claim}")' if claim else f"[{lesson}]({file})"
 
 
 def sources(text: str) -> str:

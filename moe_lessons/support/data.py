@@ -1,6 +1,5 @@
 """The places of the course's data and lessons: beside the package in a checkout, inside it in an installed wheel."""
 
-from importlib import metadata
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -20,10 +19,3 @@ def data_path(name: str) -> Path:
         known = sorted(path.relative_to(FOLDER).as_posix() for path in found)
         raise FileNotFoundError(f"no data file {name!r} in {FOLDER}; there are: {', '.join(known)}")
     return FOLDER / name
-
-
-def repository() -> str:
-    """Return the address of the course's repository, the Homepage of pyproject.toml. Raises PackageNotFoundError where
-    the course is not installed."""
-    urls = metadata.metadata("moe_lessons").get_all("Project-URL")
-    return dict(line.split(", ", 1) for line in urls)["Homepage"]

@@ -28,7 +28,7 @@ def cells(number: str) -> list:
 @cache
 def calls(number: str) -> list[ast.Call]:
     trees = [ast.parse(re.sub("^ *[%!].*", "", cell.source, flags=re.M) or "0") for cell in cells(number)
-             if cell.cell_type == "code" and "find_spec(" not in cell.source]  # fmt: skip
+             if cell.cell_type == "code" and "install" not in cell.metadata.get("tags", ())]  # fmt: skip
     return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
 
 

@@ -178,4 +178,4 @@ def test_a_missing_file_a_bad_context_and_no_transformers(tmp_path, capsys, monk
     with pytest.raises(ValueError, match="^config must be a dict"):
         count_config(dict)
     monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "cost needs transformers: pip install 'moe_lessons[hf]'" in said(tmp_path)
+    assert "cost needs transformers: pip install -e '.[hf]'" in said(tmp_path)
