@@ -204,7 +204,7 @@ class SpeedupMap(Picture):
         """Compare both models at the place: time, bytes, FLOPs, and each part with what bounds it."""
         both = self.costs(self.width, self.batch)
         rows: dict[str, list[str]] = {
-            "time of a step": [say_seconds(seconds(costs, self.roof)) for costs in both],
+            "least time of a step": [say_seconds(seconds(costs, self.roof)) for costs in both],
             "bytes read": [size_words(sum(read for read, _ in costs.values())) for costs in both],
             "FLOPs": [short_number(sum(flops for _, flops in costs.values())) for costs in both],
         }
@@ -227,9 +227,9 @@ class SpeedupMap(Picture):
             ("memory", "compute"): f"The dense FFN is compute-bound, and the MoE memory-bound: {reads}",
         }.get(kinds, f"Both are compute-bound: a token costs the MoE {K} experts, the dense model {width * K:.3g}")
         cache = part_seconds(moe, self.roof)[CACHE] / seconds(moe, self.roof)
-        found, place = self.band(), "On" if machine == OWN else "On one"
+        found, place = self.band(), machine if machine == OWN else f"one {machine}"
         said = [
-            f"{place} {machine}, at batch size {batch:,}, an MoE of {E} experts, top-{K}, "
+            f"By the roofline of {place}, at batch size {batch:,}, an MoE of {E} experts, top-{K}, "
             f"is {speedup:.2f} times as fast as a dense model {width:g} × as wide as its active part. {why}.",
             f"The KV cache, which both have, takes {cache:.0%} of its step." if cache > 0.1 else "",
             f"Quality-matched width for {self.inputs['task'].value}, measured on small models: {found} ×."
