@@ -186,11 +186,15 @@ def of_real_text(study: Study, rates: Mapping[str, Sequence[float]], **own) -> S
 
 # the dense ones are 1, 2, 4 and 8 times as wide as the mixtures' active part
 OF_REAL_TEXT = [*(f"dense, F={width}" for width in (128, 256, 512, 1024)), *MIXTURES, "frozen router", "hash routing"]
-OF_PROSE = [*OF_REAL_TEXT[:4], "MoE, E=16"]
 # the best of the three that "source_rates" and "prose_rates" tried, after 1,000 steps; no loss: as with it
-PROSE_RATES = dict.fromkeys(OF_PROSE, (0.003,)) | dict.fromkeys(["dense, F=1024", "MoE, E=16"], (0.0015,))
+PROSE_RATES = dict.fromkeys(OF_REAL_TEXT, (0.003,)) | dict.fromkeys(["dense, F=1024", "MoE, E=16"], (0.0015,))
 REAL_RATES = dict.fromkeys(OF_REAL_TEXT, (0.003,))
 REAL_RATES |= dict.fromkeys(["dense, F=512", "dense, F=1024", "MoE, E=16", "MoE, E=32", "no auxiliary loss"], (0.0015,))
+LONGER = ["dense, F=512", "dense, F=1024", "MoE, E=16"]
+# the second best of those that "source_rates" tried
+OTHER_RATES = {
+    name: ({0.0015: 0.003, 0.003: 0.0015}[REAL_RATES[name][0]],) for name in (*OF_REAL_TEXT[:4], "MoE, E=16")
+}
 RECORDED = (SAME_ACTIVE, "dense, F=256", SAME_TOTAL, "MoE, E=16")
 FINER = Sweep(MODERN_TEXT, dict.fromkeys(["classical", "4 times as fine", "4 times as fine, scaled"], (0.01,)))
 MODERN = ["classical", "no auxiliary loss", "4 times as fine", "one shared", "fine and shared", *CHANGES[1:]]
@@ -217,10 +221,14 @@ SWEEPS = {
         SOURCE, dict.fromkeys(OF_REAL_TEXT, (0.0015, 0.003, 0.006)), seeds=(0,), steps=1000, measurements=4
     ),
     "prose_rates": of_real_text(
-        PROSE, dict.fromkeys(OF_PROSE, (0.0015, 0.003, 0.006)), seeds=(0,), steps=1000, measurements=4
+        PROSE, dict.fromkeys(OF_REAL_TEXT, (0.0015, 0.003, 0.006)), seeds=(0,), steps=1000, measurements=4
     ),
     "source": of_real_text(SOURCE, REAL_RATES),
     "prose": of_real_text(PROSE, PROSE_RATES),
+    "source_8000": of_real_text(
+        SOURCE, {name: REAL_RATES[name] for name in LONGER}, steps=8000, measurements=32
+    ),
+    "source_other_rates": of_real_text(SOURCE, OTHER_RATES, seeds=(1,)),
     "source_dead": of_real_text(
         COLLAPSE, dict.fromkeys(UNEVEN, (0.003,)), steps=1000, measurements=40, keeps_dead=True
     ),
