@@ -7,6 +7,7 @@ import pytest
 import second_device
 import torch
 
+import nano_moe
 from moe_lessons.analysis import balance_by_layer, bytes_per_step, decode_speed, distinct_experts, trace, trace_text
 from moe_lessons.analysis.collapse import token_gains, watched_run
 from moe_lessons.analysis.step_parts import step_parts
@@ -219,3 +220,10 @@ def test_what_watches_a_collapse():
     assert token_gains(run)[0].shape[1] == 8
     band = SeedBand(PRESETS["collapse"], range(2), device="second")
     assert band.step().dead.shape == (2,) and band.evaluate(64)["loads"].shape == (2, 8)
+
+
+def test_the_model_in_one_file_trains_and_writes_there(tmp_path, capsys):
+    (tmp_path / "text").write_bytes(b"The cat sat on the mat. " * 20)
+    sizes = "--d-model 16 --d-ff 8 --layers 1 --heads 2 --context 16 --batch-size 4 --steps 2 --length 9".split()
+    nano_moe.main([str(tmp_path / "text"), *sizes, "--device", second_device.NAME])
+    assert "\nThe " in capsys.readouterr().out
