@@ -341,7 +341,9 @@ def train_missing(name: str, path: Path, jobs: int = 1, address: str | None = No
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=f"names: {', '.join(SWEEPS)}")
+    about = __doc__.replace("``", "")
+    names = f"names: {', '.join(SWEEPS)}"
+    parser = argparse.ArgumentParser("python -m moe_lessons sweep", description=about, epilog=names)
     parser.add_argument("name", metavar="NAME", help="of a sweep, or 'modern' or 'book': all that begin so")
     parser.add_argument("--output", type=Path, default=FOLDER / "results", help="default: data/results")
     parser.add_argument("--jobs", type=int, default=1, help="processes of this machine that train (default: 1)")

@@ -15,7 +15,9 @@ Findings = Iterator[tuple[str, str, str]]  # 'ok', 'warn' or 'FAIL'; what was se
 
 
 def main(argv: Sequence[str] = ()) -> int:
-    """Print what each check finds; 1 if there is a FAIL."""
+    """Check what the course needs, and say of each thing that is wrong what to do: the packages and their versions,
+    torch, the kernel of the notebooks, the JupyterLab extensions that draw the widgets. Nothing is changed. The exit
+    status is 1 if something is to be mended."""
     argparse.ArgumentParser("python -m moe_lessons doctor", description=main.__doc__).parse_args(argv)
     print(f"Python {platform.python_version()}, {sys.executable}")
     failed = 0

@@ -47,8 +47,8 @@ def main(argv: Sequence[str] = ()) -> int:
 
 
 def open_course(asked: Path | None = None) -> tuple[Path, str]:
-    """Open the course in `folder`. Where there is none, the lessons of the package are copied there. What is there
-    already stays as it is; a deleted lesson comes back fresh."""
+    """Open JupyterLab at the first lesson, from this machine alone. Where `folder` has no lessons, those of the package
+    are copied there. What is there already stays as it is; a deleted lesson comes back fresh. Ctrl-C ends it."""
     for folder in [asked] if asked else [Path.cwd(), CHECKOUT]:
         if (folder / "notebooks" / FIRST).is_file():
             return folder.resolve(), f"notebooks/{FIRST}"

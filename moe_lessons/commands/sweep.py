@@ -10,6 +10,7 @@ from moe_lessons.support.data import data_path
 
 def main(argv: Sequence[str] = ()) -> int:
     if not find_spec("joblib"):
-        print("sweep needs joblib: pip install -e '.[sweep]' in its folder", file=sys.stderr)
+        needs = "it needs joblib: pip install -e '.[sweep]' in the folder of the course"
+        print(f"sweep trains the models of the stored sweeps again; {needs}", file=sys.stderr)
         return 1
     return subprocess.run([sys.executable, data_path("make_sweeps.py"), *argv]).returncode

@@ -248,6 +248,15 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
     if sizes.outside:
         notes.append(f"{sizes.outside:,} parameters are of parts that a token of text does not meet (image, sound)")
     known, caches = sizes.cached is not None, {t: roofline.CACHE_BYTES[t] for t in ("float32", "bfloat16", "fp8")}
+    machines = {
+        name: {t: roofline.on_machine(sizes, row, t, context) for t in TYPES}
+        for name, row in roofline.machines().iterrows()
+    }
+    if any(on["4-bit"]["tokens_per_second"] < on["fp8"]["tokens_per_second"] for on in machines.values()):
+        notes.append(
+            "4-bit is slower than fp8 where it reads more: beside 4-bit weights the KV cache is in bfloat16, beside "
+            f"fp8 weights in fp8, and with {context:,} tokens most of what a token reads is the cache"
+        )
     return {
         "class": counted.class_name,
         "model_type": counted.model_type,
@@ -264,10 +273,7 @@ def cost_report(counted: PublishedCount, context: int = 4096) -> dict[str, Any]:
         "kv_cache_bytes": {t: round(n * sizes.cache(context)) for t, n in caches.items()} if known else None,
         "flops_per_token": sizes.flops(),
         "flops_per_token_with_context": sizes.flops(context) if known else None,
-        "machines": {
-            name: {t: roofline.on_machine(sizes, row, t, context) for t in TYPES}
-            for name, row in roofline.machines().iterrows()
-        },
+        "machines": machines,
         "notes": notes,
     }
 

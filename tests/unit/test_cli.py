@@ -115,6 +115,51 @@ def test_the_doctor_passes_a_healthy_installation_and_names_a_missing_and_an_old
     assert 'FAIL  torch 1.0: run `pip install "torch' in printed
 
 
+HALF = """import os, signal, sys
+class Interrupt:  # in the middle of torch
+    def find_spec(name, path=None, target=None):
+        if name == "torch.nn" and not done:
+            done.append(name)
+            os.kill(os.getpid(), signal.SIGINT)
+done = []
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt)
+for _ in range(2):
+    try:
+        import moe_lessons.nn
+    except BaseException as error:
+        print(type(error).__name__, error)
+        shown = getattr(error, "_render_traceback_", list)()
+print(shown)"""
+
+
+def test_after_an_interrupted_import_the_next_one_says_what_to_do():
+    result = subprocess.run([sys.executable, "-c", HALF], capture_output=True, text=True)
+    first, second, shown = result.stdout.splitlines()
+    assert first.startswith("KeyboardInterrupt") and "import of torch was interrupted" in second
+    assert second.endswith("choose Kernel > Restart Kernel, then run the cell again.") and "Restart" in shown
+
+
+@pytest.mark.parametrize(
+    "command, says",
+    [
+        (["-m", "moe_lessons", "lab"], "Open JupyterLab at the first lesson"),
+        (["-m", "moe_lessons", "doctor"], "say of each thing that is wrong what to do"),
+        (["-m", "moe_lessons", "cost"], "Count what a published model costs"),
+        (["-m", "moe_lessons", "sweep"], "train the many small language models"),
+        (["-m", "web.serve"], "Serve the site of the course to this machine"),
+    ],
+)
+def test_each_command_says_what_it_does(command, says):
+    result = subprocess.run([sys.executable, *command, "--help"], capture_output=True, text=True)
+    assert says in " ".join(result.stdout.split()) and "usage: python -m" in result.stdout and result.returncode == 0
+    if command[-1] == "sweep":
+        names = re.search(r"names: ([\w\s,]+)", result.stdout)[1].replace(",", " ").split()
+        wrong = subprocess.run([sys.executable, *command, "none"], capture_output=True, text=True).stderr
+        accepted = set(re.findall(r"\w+", re.search(r"must be one of (.*?), got", wrong, re.S)[1]))
+        assert accepted == {*names, "modern", "book"} and "'modern' or 'book'" in result.stdout
+
+
 def test_the_doctor_runs_where_torch_cannot_be_imported_and_stops_in_peace_where_nobody_reads():
     code = "import sys; sys.modules['torch'] = None; from moe_lessons.__main__ import main; sys.exit(main(['doctor']))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

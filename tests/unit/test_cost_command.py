@@ -32,6 +32,16 @@ def test_experts_in_a_list_are_counted_to_the_last_one():
         assert (group.num_experts, group.top_k, group.expert * 6) == (6, top_k, group.size)
 
 
+@pytest.mark.parametrize("context, is_slower", [(4096, False), (1_000_000, True)])
+def test_where_a_smaller_type_is_slower_it_says_why(context, is_slower, tmp_path, capsys):
+    report = report_of(MIXTRAL, tmp_path, capsys, "--context", str(context))
+    fp8, small = (report["machines"]["NVIDIA H100 SXM"][t]["tokens_per_second"] for t in ("fp8", "4-bit"))
+    assert (small < fp8) == is_slower == ("4-bit is slower than fp8 where it reads more" in " ".join(report["notes"]))
+    weights, cache = (report[f"{what}_bytes"]["bfloat16"] for what in ("weight", "kv_cache"))
+    read = weights / 4 * report["active_params"] / report["total_params"]  # in 4 bits
+    assert not is_slower or cache > read
+
+
 def test_without_its_cache_a_model_has_no_flops_at_a_long_context(tmp_path, capsys):
     report = report_of({"model_type": "deepseek_v4"}, tmp_path, capsys)
     assert "KV cache is unknown" in " ".join(report["notes"])

@@ -24,7 +24,7 @@ GLOSSARY = (ROOT / "notebooks" / "GLOSSARY.md").read_text(encoding="utf-8")
 ANCHORS = re.findall(r'^<a id="([a-z0-9-]+)"></a>\*\*', GLOSSARY, re.M)
 
 
-DOCUMENTS = [*ROOT.glob("[RC]*.md"), ROOT / "notebooks/GLOSSARY.md", *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("[A-Z]*.md"), ROOT / "notebooks/GLOSSARY.md", *(ROOT / "docs").glob("*.md")]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -131,4 +131,5 @@ def test_conda_asks_for_the_same_packages_in_the_same_ranges_and_there_is_one_ve
     assert conda == wanted | {"python": PROJECT["requires-python"], "pip": ""}
     assert pip == {"pip": ["-e ."]} and environment["channels"] == ["conda-forge", "nodefaults"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert moe_lessons.__version__ == PROJECT["version"] == citation["version"]
+    changes = re.findall(r"^## (\S+),", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert moe_lessons.__version__ == citation["version"] == changes[0] and PROJECT["dynamic"] == ["version"]

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from moe_lessons import __version__
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -59,6 +61,8 @@ def test_it_is_small_and_whole_and_lab_copies_every_lesson(wheel, course):
     own = [path.relative_to(ROOT).as_posix() for path in (ROOT / "moe_lessons").rglob("*.*")]
     assert {name for name in own if "__pycache__" not in name and "checkpoints/" not in name} <= set(files)
     assert not [name for name in files if re.search(r"checkpoints/|__pycache__|^tests/", name)]
+    (about,) = (name for name in files if name.endswith(".dist-info/METADATA"))
+    assert "moe_lessons/py.typed" in files and about.startswith(f"moe_lessons-{__version__}.")
     names = {path.relative_to(ROOT / "notebooks").as_posix() for path in (ROOT / "notebooks").rglob("*.*")}
     names = {name for name in names if "checkpoints" not in name}
     assert {path.relative_to(course).as_posix() for path in course.rglob("*.*")} == names
