@@ -27,8 +27,8 @@ everywhere: $(DEV) ## Measure all claims as on other processors, with noise and 
 render: $(DEV) ## Execute the lessons again and store their static pictures (NOTEBOOKS='notebooks/02*.ipynb' for some)
 	@$(BIN)/python -m tools.render $(NOTEBOOKS)
 
-site: $(DEV) ## Make the site of the course in build/site, whose front page trains, and check its links
-	@$(BIN)/python -m web.build
+site: $(DEV) ## Make the site of the course in build/site, whose front page trains (ALL=1: with every router)
+	@$(BIN)/python -m web.build build/site $(if $(ALL),all)
 
 app: $(RUNTIME) $(if $(wildcard build/site/index.html),,site) ## Open the site; the first time it is made
 	@$(BIN)/python -m web.serve

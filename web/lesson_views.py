@@ -4,12 +4,16 @@ A stored lesson has of each live view its picture and its repr, a call that make
 """
 
 import ast
+import functools
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +21,7 @@ from urllib.parse import urlencode
 
 from moe_lessons import widgets
 from moe_lessons.training import PRESETS
-from web.manifest import GROUPS, STOPS, graph_name, offered
+from web.manifest import GROUPS, STOPS, USUAL, graph_name, offered
 from web.speedup import models
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +65,7 @@ class View(NamedTuple):
         own = {name: value for name, value in given.items() if hasattr(PRESETS["healthy"], name)}
         setting = replace(PRESETS[given["preset"]], **own)
         is_offered = all(given[name] in STOPS[name] for name in given.keys() & STOPS)
-        return urlencode(given) if is_offered and graph_name(setting) in offered() else ""
+        return urlencode(given) if is_offered and graph_name(setting) in offered(USUAL) else ""
 
     def on_the_site(self) -> tuple[str, str]:
         """Return what stands in its place: 'playground' or 'speedup' and its state, 'recording' and its name, or
@@ -107,13 +111,34 @@ def steps_of(words: str) -> str:
 def views_of(path: Path) -> Iterator[View]:
     """Each live view that a stored lesson shows, in order."""
     counts = Counter()
-    for place, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+    for place, cell in enumerate(json.loads(read_clean(path))["cells"]):
         for output in cell.get("outputs", []):
             said = output.get("metadata", {}).get("image/png")
             if said and "width" not in said:  # a figure says its width
                 call, png = ("".join(output["data"][kind]) for kind in ("text/plain", "image/png"))
                 picture = hashlib.sha256(b64decode(png)).hexdigest()
                 yield View(next_name(path, call, counts), place, call, said["alt"], picture)
+
+
+@functools.cache
+def read_clean(path: Path) -> str:
+    """Return the text of a stored notebook as `make render` leaves it: where somebody has run it since, as it was
+    committed. Ends the program where that was not rendered either."""
+    text = path.read_text(encoding="utf-8")
+    if is_rendered(text):
+        return text
+    git = ["git", "-C", str(path.parent), "show", f"HEAD:./{path.name}"]
+    with suppress(OSError):  # no git
+        found = subprocess.run(git, capture_output=True, encoding="utf-8")
+        if found.returncode == 0 and is_rendered(found.stdout):
+            print(f"{path.name} was run since it was rendered: the site shows it as committed.", file=sys.stderr)
+            return found.stdout
+    raise SystemExit(f"{path.name} was run since it was rendered: `make render NOTEBOOKS=notebooks/{path.name}`.")
+
+
+def is_rendered(text: str) -> bool:
+    """Return whether a notebook is as `make render` stores it: an editor that runs it says more of the language."""
+    return json.loads(text)["metadata"].get("language_info") == {"name": "python"}
 
 
 def next_name(path: Path, call: str, counts: Counter) -> str:

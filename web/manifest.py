@@ -38,6 +38,8 @@ BY_EXPERTS = {  # by the number of experts
     "top_k": {experts: sorted({k for k in (1, 2, 4) if k <= experts} | {experts}) for experts in STOPS["num_experts"]},
     "mute": {experts: ["none", *(f"E{e}" for e in range(experts))] for experts in STOPS["num_experts"]},
 }
+USUAL = (PlaneSetting().router,)  # routers that every site has; others are made by `make site ALL=1`
+NOT_MADE = "this site has no graph for it; `make site ALL=1` makes a site that has it"
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
 GROUPS = replace(PLAYGROUND, live=tuple(name for name in PLAYGROUND.live if name in STEP_KNOBS)).groups
 MOST_STEPS = 100_000  # that Play trains
@@ -45,13 +47,13 @@ STRUCTURE = "router", "num_experts", "top_k", "d_ff"  # of a setting: a graph is
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
 
 
-def offered() -> dict[str, PlaneSetting]:
-    """Name every graph that the page may ask for, with a setting that it is of."""
+def offered(routers: Sequence[str] = STOPS["router"]) -> dict[str, PlaneSetting]:
+    """Name every graph that the page may ask for with some routers, each with a setting that it is of."""
     found = {}
     for experts in STOPS["num_experts"]:
         for top_k in BY_EXPERTS["top_k"][experts]:
             for d_ff in STOPS["d_ff"]:
-                for router in STOPS["router"]:
+                for router in routers:
                     setting = PlaneSetting(num_experts=experts, top_k=top_k, d_ff=d_ff, router=router)
                     found[graph_name(setting)] = setting
     return found
@@ -89,7 +91,8 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "axes": X_AXES,
         "colors": COLORS,
         "panels": PLANE_PANELS,
-        "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title},
+        "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title,
+                  "not_made": NOT_MADE},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
             "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
@@ -103,7 +106,7 @@ def why_off(setting: PlaneSetting, graphs: list[str]) -> str:
     turned = [name for name in LEFT_OUT if getattr(setting, name) != KNOBS[name].off]
     if turned:
         return f"not in this page: {LEFT_OUT[turned[0]]}"
-    return "" if graph_name(setting) in graphs else "not in this page: its graph was not made"
+    return "" if graph_name(setting) in graphs else f"not in this page: {NOT_MADE}"
 
 
 def describe_control(name: str, stops: Any = None, by_experts: dict[int, Sequence] | None = None) -> dict[str, Any]:

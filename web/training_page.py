@@ -1,12 +1,14 @@
-"""``python -m web.training_page FOLDER [all | few]``: make the page that trains by itself, with all that it needs.
+"""``python -m web.training_page FOLDER [usual | all | few]``: make the page that trains by itself, and all it needs.
 
 view.html there shows one view, for a frame in any other document; page.js says how a document of one's own shows it.
 What is large is compressed, so that no server has to. Graphs are kept in build/graphs, and made again only where the
-package or torch has changed. `few`: only the graphs of the presets 'healthy' and 'collapse', two seeds, and one size of
-the wall of facts, as the tests need them.
+package or torch has changed. `usual`: those that the controls Experts, Top-k, Noise and Auxiliary loss need; `all`: of
+every router and every wall of facts; `few`: of the presets 'healthy' and 'collapse', two seeds, and a small wall, as
+the tests need them.
 """
 
 import functools
+import gc
 import gzip
 import hashlib
 import json
@@ -16,17 +18,29 @@ from collections.abc import Callable
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import onnx
 from filelock import FileLock
 from joblib import Parallel, delayed
+from tqdm import tqdm
 
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from web import text_model, wall
 from web.graphs import MEANING, NUM_MEASURED, Graph, export_batch, export_reading, export_step, export_text
 from web.lesson_views import RECORDINGS
-from web.manifest import STOPS, STRUCTURE, graph_manifest, graph_name, manifest, offered, seed_numbers, start_numbers
+from web.manifest import (
+    STOPS,
+    STRUCTURE,
+    USUAL,
+    graph_manifest,
+    graph_name,
+    manifest,
+    offered,
+    seed_numbers,
+    start_numbers,
+)
 from web.speedup import speedup_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,40 +49,48 @@ CANVAS = ROOT / "moe_lessons" / "widgets" / "canvas"  # ES modules, which the pa
 MODULES = ROOT / "web" / "modules"
 RUNTIME = ROOT / "tools" / "node_modules" / "onnxruntime-web"
 FEW = ("healthy", "collapse")
+WALLS = {"usual": wall.USUAL_STOPS, "all": wall.WALL_STOPS, "few": wall.FEW_STOPS}
 
 
-def main(folder: str, graphs: str = "all") -> None:
+def main(folder: str, graphs: str = "usual") -> None:
     """Make the page in a folder. Ends the program where another folder would be lost, or there is no npm package."""
-    if graphs not in ("all", "few"):
-        raise SystemExit(f"The second word must be all or few, got {graphs}.")
+    if graphs not in WALLS:
+        raise SystemExit(f"The second word must be {', '.join(WALLS)}, got {graphs}.")
     if Path(folder).is_dir() and any(Path(folder).iterdir()) and not Path(folder, "view.html").is_file():
         raise SystemExit(f"FOLDER must be new or empty, or have a page, got {folder}.")
-    settings, seeds = offered(), len(STOPS["seed"])
+    settings, seeds = offered(USUAL if graphs == "usual" else STOPS["router"]), len(STOPS["seed"])
     if graphs == "few":
         settings, seeds = {graph_name(PRESETS[name]): PRESETS[name] for name in FEW}, 2
-    walls = wall.Wall(wall.FEW_STOPS if graphs == "few" else wall.WALL_STOPS)
+    walls = wall.Wall(WALLS[graphs])
     folder, runtime = Path(folder), find_runtime()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     KEPT.mkdir(parents=True, exist_ok=True)
     with FileLock(KEPT / "lock"):  # tests may make it at the same time
-        jobs = {
-            f"{name}.z": delayed(stored)(kept(name), export_batch, PlaneTask(name), NUM_MEASURED)
-            for name in PLANE_TASKS
-        }
+        jobs = {f"{name}.z": job(kept(name), export_batch, PlaneTask(name), NUM_MEASURED) for name in PLANE_TASKS}
         pairs = {name: (runs_of(setting), export_step, export_reading) for name, setting in settings.items()}
         pairs |= {name: (run, *wall.EXPORTS) for name, run in walls.graphs().items()}
         for name, (given, *exports) in pairs.items():
             for kind, export in zip(("step", "read"), exports):
-                jobs[f"{name}.{kind}.z"] = delayed(stored)(kept(name, kind), export, given)
-        jobs["text.read.z"] = delayed(stored)(kept("text"), export_text, text_model.new_model(), text_model.WINDOW)
-        for name, path in zip(jobs, Parallel(n_jobs=-1)(jobs.values())):
+                jobs[f"{name}.{kind}.z"] = job(kept(name, kind), export, given)
+        jobs["text.read.z"] = job(kept("text"), export_text, text_model.new_model(), text_model.WINDOW)
+        missing = {name: job for name, (path, job) in jobs.items() if not path.is_file()}
+        print(f"{len(jobs)} graphs, of which {len(missing)} are to be made.", flush=True)
+        made = Parallel(n_jobs=-1, return_as="generator_unordered")(missing.values())
+        bar = tqdm(made, "graphs", len(missing), disable=None)  # on a terminal
+        for path in bar:
+            bar.set_postfix_str(path.name.removeprefix(f"{key()}."))
+        for name, (path, _) in jobs.items():
             shutil.copy(path, folder / name)
-    for name, setting in settings.items():
+        for path in KEPT.glob("*.z"):
+            if not path.name.startswith(key()):  # of another package or torch
+                path.unlink()
+    for name, setting in tqdm(settings.items(), "panels", disable=None):
         inputs = {kind: inputs_of(folder / f"{name}.{kind}.z") for kind in ("step", "read")}
         text = json.dumps(graph_manifest(runs_of(setting), setting) | {"inputs": inputs})
         (folder / f"{name}.json").write_text(text, encoding="utf-8")
-    for setting in {(s.num_experts, s.top_k, s.d_ff): s for s in settings.values()}.values():
+    sizes = {(setting.num_experts, setting.top_k, setting.d_ff): setting for setting in settings.values()}
+    for setting in tqdm(sizes.values(), "first weights", disable=None):
         for seed in range(seeds):
             name = f"start-{setting.num_experts}-{setting.top_k}-{setting.d_ff}-{seed}.z"
             write_compressed(folder / name, start_numbers(setting, seed).astype("<f4").tobytes())
@@ -104,10 +126,19 @@ def find_runtime() -> Path:
     return RUNTIME
 
 
+def job(path: Path, export: Callable[..., Graph], *arguments) -> tuple[Path, Any]:
+    """Say where a graph is in the store, and what makes it there."""
+    return path, delayed(stored)(path, export, *arguments)
+
+
 def stored(path: Path, export: Callable[..., Graph], *arguments) -> Path:
     """A graph in the store, made where it is not there."""
     if not path.is_file():
-        write_compressed(path, export(*arguments).model)
+        gc.disable()  # it looks in vain through all that an export makes: a sixth of the time
+        try:
+            write_compressed(path, export(*arguments).model)
+        finally:
+            gc.enable()
     return path
 
 

@@ -18,7 +18,7 @@ from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import TIPS
 from moe_lessons.widgets.small_labs import FACTS_LAB, LEAST, FactsLab, steps_between
 from web.graphs import NUM_READ, STEP_KNOBS, TrainedFacts, export_facts_reading, export_facts_step
-from web.manifest import STOPS, describe_control
+from web.manifest import NOT_MADE, STOPS, describe_control
 
 WALL_STOPS = {  # what the page has graphs, starts and books for
     "num_experts": (4, 8, 16),
@@ -30,6 +30,7 @@ WALL_STOPS = {  # what the page has graphs, starts and books for
 }
 EXPORTS = export_facts_step, export_facts_reading
 WALL_GROUPS = FACTS_LAB.groups
+USUAL_STOPS = WALL_STOPS | {name: (FACTS_LAB.defaults[name],) for name in ("num_experts", "top_k")}
 FEW_STOPS = WALL_STOPS | {"num_experts": (4,), "top_k": (2,), "num_entries": (500, 1000), "seed": (0, 1)}
 
 
@@ -46,7 +47,7 @@ def start_name(run: Run, num_experts: int) -> str:
 
 
 class Wall:
-    """The wall of facts with some stops for its controls: names -> what is made of them."""
+    """The wall of facts with some stops, for which all is made: names -> what is made of them."""
 
     def __init__(self, stops: dict[str, tuple]):
         self.stops, (self.experts, self.counts, self.books, self.seeds, *_) = stops, stops.values()
@@ -73,19 +74,20 @@ class Wall:
         """Say what is the same for all sizes, in what JSON can hold."""
         usual = {name: FACTS_LAB.defaults.get(name, self.stops[name][0]) for name in self.stops}
         usual |= {name: stops[-1] for name, stops in self.stops.items() if usual[name] not in stops}
+        offered = WALL_STOPS | {"seed": self.seeds}
         return {
             "graphs": list(self.names()),
             "graph_of": ("num_experts", "top_k", "num_entries"),
             "presets": {"of lesson 08": {"tip": "", "values": usual, "off": ""}},
             "groups": WALL_GROUPS,
-            "controls": {name: describe_control(name, stops) for name, stops in self.stops.items()},
+            "controls": {name: describe_control(name, stops) for name, stops in offered.items()},
             "knobs": STEP_KNOBS,
             "left_out": {},
             "kept": [],
             "idle": {},
             "axes": X_AXES,
             "colors": COLORS,
-            "words": {"title": FACTS_LAB.title, **TIPS["facts"]},
+            "words": {"title": FACTS_LAB.title, "not_made": NOT_MADE, **TIPS["facts"]},
             "numbers": {
                 "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "least": LEAST,
                 "budget": FACTS_LAB.defaults["max_steps"], "read": NUM_READ, "length": Facts.context + 1,

@@ -178,7 +178,7 @@ def test_a_link_opens_the_state_that_it_was_made_of(visit):
         ("#top_k=9", "top_k must be one of 1, 2, 4, 8, got 9"),
         ("#lr=0", "lr must be a number above 0, got 0"),
         ("#preset=capacity", "the preset capacity is not in this page: a capacity drops tokens"),
-        ("#num_experts=16", "This site has no graph for Router top-k, Experts E 16, Top-k 2, F (units) 4"),
+        ("#num_experts=16", "Experts E 16, Top-k 2, F (units) 4: this site has no graph for it; `make site ALL=1`"),
         ("#capacity_factor=2", "capacity_factor is not in this page: a capacity drops tokens"),
         ("#jitter_noise=1.5", "jitter_noise must be a number of at least 0 and at most 1, got 1.5"),
     ],

@@ -1,7 +1,9 @@
 """`make site`: the whole course as pages that need no network, with search, and usable by everyone."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from html import unescape
@@ -9,23 +11,53 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from moe_lessons.course.interview import SENTENCE
 from web.build import broken_links
+from web.lesson_views import read_clean
 
 ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RUN = "03_parameters_and_compute.ipynb"  # it has widgets, and is soon run
+CDN = ["https://cdn.org/a.css", "https://cdn.org/a.js"]
 DOORS = ["#preset=collapse", "wall.html#num_entries=500&lr=0.01", "text.html", "notebooks/00_welcome.html"]
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, runtime):
-    """The folder of a site that was made without a warning and without a broken link."""
-    folder = tmp_path_factory.mktemp("site")
+    """The folder of a site that was made without a warning and without a broken link, of a checkout in which a lesson
+    was run and saved as JupyterLab does."""
+    folder, course = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("checkout")
+    there = shutil.ignore_patterns(".*", "build", "node_modules", "__pycache__")
+    shutil.copytree(ROOT, course, ignore=there, dirs_exist_ok=True)
+    (course / "build").mkdir()
+    (ROOT / "build" / "graphs").mkdir(parents=True, exist_ok=True)
+    for path in ("build/graphs", "tools/node_modules"):
+        (course / path).symlink_to(ROOT / path, target_is_directory=True)
+    git = ["git", "-C", str(course), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for command in ("init -q", "add .", "commit -q -m clean"):
+        subprocess.run([*git, *command.split()], check=True)
+    path = course / "notebooks" / RUN
+    lesson = nbformat.read(path, 4)
+    NotebookClient(lesson, timeout=300, kernel_name="python3", resources={"metadata": {"path": path.parent}}).execute()
+    assert "widgets" in lesson.metadata
+    nbformat.write(lesson, path)
     command = [sys.executable, "-m", "web.build", str(folder), "few"]
-    made = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    made = subprocess.run(command, capture_output=True, text=True, cwd=course, env=os.environ | {"PYTHONPATH": "."})
     assert made.returncode == 0, made.stdout + made.stderr
+    assert f"{RUN} was run since" in made.stderr and "graphs, of which" in made.stdout
     return folder
+
+
+def test_a_lesson_that_was_run_stands_there_as_it_was_committed_or_is_refused(site, tmp_path):
+    page = (site / "notebooks" / RUN.replace("ipynb", "html")).read_text(encoding="utf-8")
+    assert page.count('<img alt="') and "widget-state" not in page and "cdn" not in page
+    lesson = nbformat.read(ROOT / "notebooks" / RUN, 4)
+    lesson.metadata.language_info["version"] = "3.12"
+    nbformat.write(lesson, tmp_path / RUN)
+    with pytest.raises(SystemExit, match=f"{RUN} was run since it was rendered: `make render NOTEBOOKS="):
+        read_clean(tmp_path / RUN)
 
 
 def test_it_has_every_lesson_with_all_its_pictures_described(site):
@@ -73,9 +105,10 @@ def test_the_check_of_links_finds_what_is_broken(tmp_path):
     (tmp_path / "b.html").write_text('<h2 id="here">')
     good = '<a href="b.html#here"><a href="#top"><p id="top"><a href="https://example.org/x"><img src="data:,">'
     bad = '<a href="b.html#gone"><a href="c.html"><a href="#no"><a class="x" href="https:///x"><img src="p.png">'
+    bad += '<script src="https://cdn.org/a.js"></script><link rel="stylesheet" href="https://cdn.org/a.css">'
     (tmp_path / "a.html").write_text(good + bad)
     found = [line.partition(": ")[2] for line in broken_links(tmp_path)]
-    assert sorted(found) == ["#no", "b.html#gone", "c.html", "https:///x", "p.png"]
+    assert sorted(found) == ["#no", "b.html#gone", "c.html", "https:///x", *CDN, "p.png"]
 
 
 @pytest.fixture(scope="module")

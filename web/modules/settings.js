@@ -91,7 +91,7 @@ export class Settings {
     const fitted = this.fitted(values);
     if (!this.graphs.includes(this.graph(fitted))) {
       const sizes = this.graph_of.map((name) => `${this.controls[name].label} ${fitted[name]}`);
-      throw new Error(`This site has no graph for ${sizes.join(", ")}.`);
+      throw new Error(`${sizes.join(", ")}: ${this.words.not_made}.`);
     }
     return fitted;
   }

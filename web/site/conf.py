@@ -13,9 +13,10 @@ from textwrap import indent
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
+from tqdm import tqdm
 
 from moe_lessons.course.interview import CONDITIONS, SENTENCE
-from web.lesson_views import LESSON_FILES, views_of
+from web.lesson_views import LESSON_FILES, read_clean, views_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -88,10 +89,12 @@ def slug(heading: str) -> str:
 
 def prepare(app, name: str, source: list[str]) -> None:
     """Words in the place of badges; the contents of the site; pictures of a lesson with their descriptions."""
-    text = BADGE.sub(r"[\1](\2)", source[0])
+    path = Path(app.env.doc2path(name))
+    text = read_clean(path) if path.suffix == ".ipynb" else source[0]
+    text = BADGE.sub(r"[\1](\2)", text)
     if name == root_doc:
         text += CONTENTS
-    elif app.env.doc2path(name).suffix == ".ipynb":
+    elif path.suffix == ".ipynb":
         text = TERM.sub(r'<a href=\\"GLOSSARY.html\2\\">\1</a>', text)
         text = re.sub(r'(href=\\"[^":]+)\.(ipynb|md)\b', r"\1.html", text)  # in HTML; Sphinx does it in Markdown
         text = json.dumps(described(json.loads(text)))
@@ -137,8 +140,24 @@ def write_math(writer, node, block: bool = False) -> None:
     raise nodes.SkipNode
 
 
+def show_progress(app) -> None:
+    """On a terminal, show a bar: each page is read, then written."""
+    bar = tqdm(desc="pages", disable=None)
+
+    def step(app, name: str) -> None:
+        if name in app.env.all_docs:
+            bar.set_postfix_str(name)
+            bar.update()
+
+    app.connect("env-before-read-docs", lambda app, env, names: bar.reset(2 * len(names)))
+    app.connect("doctree-read", lambda app, doctree: step(app, app.env.docname))
+    app.connect("html-page-context", lambda app, name, *_: step(app, name))
+    app.connect("build-finished", lambda *_: bar.close())
+
+
 def setup(app) -> None:
     """Called by Sphinx."""
+    show_progress(app)
     app.connect("source-read", prepare)
     app.connect("doctree-read", enliven)
     app.connect("autodoc-process-docstring", as_written)
