@@ -48,9 +48,9 @@ def measured() -> dict[str, dict]:
 def figures() -> Markdown:
     """Say each figure that the learner has measured in a sentence, as a table that a notebook shows."""
     rows = ["| lesson | what you measured |", "|---|---|"]
-    for key, figure in sorted(measured().items()):
-        if key in SENTENCES:
-            rows.append(f"| {key.split('.')[0]} | {SENTENCES[key].format(f'**{figure_sentence(figure)}**')} |")
+    found = measured()
+    for key in filter(found.__contains__, SENTENCES):  # in the order of the sentences, which speak of those before
+        rows.append(f"| {key.split('.')[0]} | {SENTENCES[key].format(f'**{figure_sentence(found[key])}**')} |")
     return Markdown("\n".join(rows) if rows[2:] else NO_FIGURES)
 
 

@@ -255,6 +255,23 @@ def test_each_picture_is_described_in_words(seen):
             assert label.startswith(title) and re.search(r"\d|empty", label.removeprefix(title)), label
 
 
+def test_a_dead_expert_is_named_itself_in_the_words_of_the_film_and_by_the_keys(see):
+    lab = Playground("collapse", panels=("film",))
+    lab.advance(300)
+    assert lab.main_run.records[-1].dead_experts > 1
+    seen = see(lab)
+    film = seen.drawn[0].panel(FILM)
+    expect(film).to_have_attribute("aria-label", re.compile("E0"))
+    names = re.findall(r"E(\d), share", film.get_attribute("aria-label"))
+    assert sorted(names) == [str(e) for e in range(8)]
+    film.focus()
+    walked = []
+    for key in ("Home", *["ArrowDown"] * 7):
+        seen.page.keyboard.press(key)
+        walked.append(re.search(r"E(\d), share", seen.drawn[0].view.locator("[aria-live]").inner_text())[1])
+    assert walked == [*"76543210"]
+
+
 @pytest.mark.parametrize("ratio", [1, 2])
 def test_crisp_at_each_width_with_letters_of_one_size(seen, ratio):
     page, device = seen.page, seen.page.context.new_cdp_session(seen.page)

@@ -180,6 +180,8 @@ def test_a_missing_figure_and_one_that_is_no_number_is_named(measured):
     progress.record("figures", "08.writing_speed", value="fast")
     assert lacking("08.writing_speed") == ["08.writing_speed"]
     assert len(FIGURES) + 2 == len(rows) == len(figures().splitlines()) + 1
+    told = [next(i for i, row in enumerate(rows) if words in row) for words in ("In four races", "Its FLOP", "of them")]
+    assert told == sorted(told)  # a sentence stands after the one that it speaks of
     with pytest.raises(ValueError, match=r"figures .*got none for 08\.writing_speed"):
         Answer("one sentence")
     with pytest.raises(ValueError, match="length must be one of 'one sentence', .*got 'one hour'"):

@@ -52,7 +52,7 @@ function isWalked(view, card, key) {
   if (!step) return false;
   card.stop = clamp((card.stop ?? -step) + step, 0, stops.count - 1);
   const [x, y] = stops.place(card.stop);
-  point(view, { at: { card, x, y } }, true);
+  point(view, { at: { card, x, y, stop: card.stop } }, true);
   view.parts.live.textContent = view.parts.tip.text;
   return true;
 }

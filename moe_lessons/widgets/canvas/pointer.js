@@ -123,10 +123,10 @@ export function spoken({ title, rows }) {
  * @param {Place} place in a picture
  * @returns {?Hit} what lies there, with the words of all marks that are near
  */
-function hitAt({ card, x, y }) {
+function hitAt({ card, x, y, stop }) {
   const { model } = card.header;
   const own = isNumber(model) ? { model } : {};
-  const told = isInside(card.box, x, y) ? toldAt(card, x, y) : [];
+  const told = isInside(card.box, x, y) ? toldAt(card, x, y, stop) : [];
   if (told.length) return { ...own, ...merged(told) };
   return isNumber(model) ? own : null;
 }
@@ -135,9 +135,10 @@ function isInside({ left, top, width, height }, x, y) {
   return x > left - 5 && x < left + width + 5 && y > top - 5 && y < top + height + 5;
 }
 
-// What each mark says of the place; away: how far it is from there, in pixels.
-function toldAt(card, x, y) {
+// What each mark says of the place, or the uppermost of its stop; away: how far it is from there, in pixels.
+function toldAt(card, x, y, stop) {
   const found = stopsOf(card).map((stops) => ({ stops, place: stops.at(x, y) }));
+  if (stop !== undefined) found.at(-1).place = stop; // what has no height lies where its neighbour does
   const near = found.filter(({ place }) => place >= 0);
   return near.map(({ stops, place }, order) => ({ away: 0, order, ...stops.tell(place, x, y) }));
 }
@@ -168,7 +169,7 @@ function wordsOf(card, stops) {
   const { columns, count, place, isHistory, noun } = stops;
   if (noun) return `${count} ${noun}`;
   const told = range(count).filter((i) => !isHistory || i % columns === columns - 1);
-  const places = told.length > MOST_TOLD ? [] : told.map(place);
-  const hits = places.map(([x, y]) => hitAt({ card, x, y })).filter((hit) => hit?.rows);
+  const places = told.length > MOST_TOLD ? [] : told.map((stop) => [stop, ...place(stop)]);
+  const hits = places.map(([stop, x, y]) => hitAt({ card, x, y, stop })).filter((hit) => hit?.rows);
   return hits.map(spoken).join("; ") || `${count} values`;
 }

@@ -47,7 +47,7 @@ import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
  * @property {[number | string | null, string, string][]} [rows] of the tip: an expert or a colour, a name, a value
  */
 
-/** @typedef {{card: Card, x: number, y: number}} Place  In a picture, in pixels. */
+/** @typedef {{card: Card, x: number, y: number, stop?: number}} Place  In a picture, in pixels; stop: which it is. */
 /** @typedef {{from: ?number, to: ?number, start: number, part: number}} Fade  From what was strong to what is. */
 
 /**
