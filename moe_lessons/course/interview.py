@@ -102,7 +102,7 @@ class Interview(Sheet):
         self.questions = [read_question(*part) for part in QUESTIONS.items()]
         self.place, self.ticks, self.title, self.note = 0, [], W.HTML(), W.HTML()
         hint = "Your answer, in two or three sentences. Where you do not know, a ? will do."
-        self.answer = W.Textarea(placeholder=hint, layout={"width": "100%", "height": "9em"})
+        self.answer = W.Textarea(placeholder=hint, layout={"width": "auto", "height": "9em"})
         self.show = W.Button(description="Show our answer", button_style="primary")
         self.back, self.next = W.Button(description="Back"), W.Button(description="Next question")
         self.ours = W.VBox(layout={"flex": "1 1 300px", "padding": "0 0 0 12px"})
@@ -137,7 +137,7 @@ class Interview(Sheet):
             self.ticks.append(tick)
         links = "; ".join(" ".join(link_to(*found) for found in SOURCE.findall(point)) for point in now.points)
         where = W.Output()
-        where.append_display_data(Markdown(f"Lesson and test: {links}\n\n**And then?**\n\n{now.later}"))
+        where.append_display_data(Markdown(f"Lessons: {links}\n\n**And then?**\n\n{now.later}"))
         self.ours.children = [W.HTML("<b>Ours.</b> Tick what you said."), *self.ticks, where]
         self._keep()
 

@@ -3,6 +3,12 @@
 CELLS = ("from moe_lessons.course import progress\nfrom moe_lessons.course import Interview\nInterview()",
          "print(progress.read()['quiz']['12.memory'])")  # fmt: skip
 
+SCROLLBARS = """view => [...view.querySelectorAll('div')].filter((box) => {
+    const { overflowX, overflowY } = getComputedStyle(box);
+    const isLarger = box.scrollWidth > box.clientWidth || box.scrollHeight > box.clientHeight;
+    return isLarger && [overflowX, overflowY].includes('auto');
+}).map((box) => box.className)"""
+
 
 def test_an_answer_comes_first_and_what_was_said_is_kept(open_notebook):
     notebook = open_notebook("interview.ipynb", *CELLS)
@@ -18,6 +24,7 @@ def test_an_answer_comes_first_and_what_was_said_is_kept(open_notebook):
     ticks.first.focus()
     page.keyboard.press("Space")
     ticks.nth(2).click()
+    assert page.locator(".moe-interview").evaluate(SCROLLBARS) == []
     page.get_by_role("button", name="Next question").click()
     page.get_by_text("Question 2 of").wait_for()
     assert ticks.count() == 0 and page.locator("textarea").input_value() == ""
