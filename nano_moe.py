@@ -171,7 +171,7 @@ def held_out_loss(model, text, args):
 @torch.no_grad()
 def sample(model, prompt, args, temperature=0.7):
     """Continue a prompt: each byte is drawn from softmax(logits / temperature), and read for the next."""
-    ids = torch.tensor([list(prompt.encode())], device=args.device)  # (1, T)
+    ids = torch.tensor([list(prompt.encode())]).to(args.device)  # (1, T)
     for _ in range(args.length):
         logits, _ = model(ids[:, -args.context :])  # (1, T, V)
         probs = (logits[0, -1] / temperature).softmax(dim=-1)  # (V,)
