@@ -35,7 +35,7 @@ LEFT_OUT = {  # knobs that no graph carries, and why
     "capacity_factor": "a capacity drops tokens, so that sizes depend on values, which a graph cannot say",
 }
 STEP_KNOBS = tuple(name for name in KNOBS if name not in LEFT_OUT)  # in this order they are an input of a graph
-DRAWN = {"noise_std": "normal", "jitter_noise": "uniform"}  # knobs that scale random numbers, by the input with these
+DRAWN = {"jitter_noise": "uniform", "noise_std": "normal"}  # knobs that scale random numbers, as drawn: their inputs
 NUM_MEASURED = 256  # held-out points on which a reading measures loss and accuracy
 NUM_READ = 250  # entries of a phone book that one reading reads
 MEANING = {  # of each input

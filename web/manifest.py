@@ -16,7 +16,9 @@ from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, 
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
 from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
+from moe_lessons.training.as_pytorch import TEMPLATE, read_parts
 from moe_lessons.training.knobs import KNOBS, Knob, idle_with
+from moe_lessons.training.run import HELD_OUT, NOISE
 from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
@@ -91,12 +93,13 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "axes": X_AXES,
         "colors": COLORS,
         "panels": PLANE_PANELS,
+        "code_of": {"parts": read_parts(TEMPLATE), "tip": TIPS["code"]},
         "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title,
                   "not_made": NOT_MADE},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
             "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
-            "budget": MOST_STEPS,
+            "budget": MOST_STEPS, "noise": NOISE, "held_out": HELD_OUT,
         },
     }  # fmt: skip
 

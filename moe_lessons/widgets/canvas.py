@@ -73,6 +73,10 @@ class LiveCanvas(anywidget.AnyWidget):
             self._arrays = {s: a for s, a in (self._arrays | arrays).items() if int(s.split(".")[0]) < count}
             self._send_frame(headers, arrays, words)
 
+    def copy(self, text: str, name: str) -> None:
+        """Have the page put a text into its clipboard or, where that is not allowed, save it as a file of this name."""
+        self.send({"copy": {"text": text, "name": name}})
+
     def _send_frame(self, headers: dict, arrays: dict[str, np.ndarray], words: dict, **more: Any) -> None:
         is_a_try = self.frame - self.answered >= IN_FLIGHT
         if is_a_try:  # after silence

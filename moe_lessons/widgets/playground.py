@@ -13,6 +13,7 @@ from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
+from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, PLANE_ROUTERS, ROUTER_STARTS
 from moe_lessons.widgets.controls import TIPS
@@ -103,6 +104,16 @@ class Playground(Lab):
             if not hasattr(model.block.experts, "down_proj"):
                 self._block_idle |= {"mute": "only our experts can be muted"}
         return runs
+
+    def bar(self) -> list[W.Widget]:
+        copy = self.button("Copy as PyTorch", TIPS["code"], lambda: self.canvas.copy(self.as_pytorch(), "moe_plane.py"))
+        return [*super().bar(), copy]
+
+    def as_pytorch(self) -> str:
+        """Write the mixture that is shown as a program of PyTorch alone: see `training.as_pytorch`."""
+        if self.block is not None:
+            raise ValueError(f"block must be none where a program is asked for, got your own {self.block.__name__}")
+        return as_pytorch(self.setting, self.state.values["seed"])
 
     def rows(self) -> list[W.Widget]:
         """A button for each preset, where all controls are there; it is disabled where its knobs would be idle."""

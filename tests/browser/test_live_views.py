@@ -52,6 +52,23 @@ def test_a_slider_dragged_fast_while_it_trains_leaves_its_last_value(lab, notebo
     first.wait_for(lambda: first.value("Auxiliary loss") == "0.1")
 
 
+def test_a_button_copies_a_program_or_saves_it(lab, notebook):
+    page = notebook.page
+    program = lab.ask("two.ipynb", "second.as_pytorch()")
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    button = page.get_by_role("button", name="Copy as PyTorch").nth(1)
+    button.click()
+    given = page.locator(".moe-given").nth(1)
+    expect(given).to_contain_text("Copied: ")
+    assert page.evaluate("navigator.clipboard.readText()") == program
+    page.evaluate("() => void (navigator.clipboard.writeText = async () => Promise.reject('not allowed'))")
+    with page.expect_download() as download:
+        button.click()
+    expect(given).to_contain_text("Saved: ")
+    assert download.value.suggested_filename == "moe_plane.py"
+    assert Path(download.value.path()).read_text("utf-8") == program
+
+
 def test_an_interrupt_leaves_a_paused_usable_view(lab, notebook, view_of):
     view = view_of(notebook.page, 0)
     lab.ask("two.ipynb", "first.play(100000)")

@@ -145,6 +145,43 @@ def test_it_learns_as_the_notebook_does(visit, preset):
     assert np.mean(mine, axis=0).max() < 0.5 * min(start)
 
 
+LOSSES = """async (state) => {
+    const { Settings } = await import(new URL('page/settings.js', location));
+    const manifest = await (await fetch('page/manifest.json')).json();
+    const settings = new Settings(manifest);
+    const values = settings.inForce(settings.parse(state));
+    const worker = new Worker('page/worker.js', { type: 'module' });
+    const found = new Promise((give, fail) => {
+        worker.onmessage = ({ data: { started, content, data, refused } }) => {
+            if (refused) fail(new Error(refused));
+            if (started) worker.postMessage({ kind: 'steps', count: 10 });
+            if (content?.words.step !== 10) return;
+            const slot = `${manifest.panels.indexOf('loss')}.0.y`;
+            const [, , [length], start] = content.slots.find(([name]) => name === slot);
+            give([...new Float32Array(data, start, length)]);
+        };
+    });
+    worker.postMessage({ kind: 'start', values, name: settings.graph(values) });
+    const losses = await found;
+    worker.terminate();
+    return losses;
+}"""
+
+
+@pytest.mark.parametrize(
+    "state", ["preset=healthy", "preset=noise&seed=1", "task=blobs&seed=1", "task=uneven&jitter_noise=0.1"]
+)
+def test_a_button_copies_a_program_whose_first_losses_are_those_of_the_page(visit, state):
+    own = visit(f"#{state}").ready()
+    own.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    own.button("Copy as PyTorch").evaluate("button => button.click()")  # wherever it stands
+    own.wait("() => document.querySelector('.moe-said').textContent.startsWith('Copied: ')")
+    program, names = own.page.evaluate("navigator.clipboard.readText()"), {}
+    exec(compile(program.replace("500, 256", "10, 256"), "moe_plane.py", "exec"), names)
+    means = np.cumsum(names["losses"]) / np.arange(1, 11)  # the page shows the mean of the last ten
+    assert own.page.evaluate(LOSSES, state) == pytest.approx(list(means), abs=1e-4)
+
+
 def test_a_slider_acts_on_the_next_step(visit):
     own = visit().ready()
     own.train(50)

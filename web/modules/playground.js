@@ -2,6 +2,7 @@
 // and a worker that trains. The wall of facts is one, too: see wall.js.
 
 import canvas from "./canvas/index.js";
+import { copyOrSave } from "./canvas/copy.js";
 import { Control, bar, button, guide, json, make } from "./parts.js";
 import { Settings } from "./settings.js";
 
@@ -183,7 +184,10 @@ export class Playground {
  * @param {import("./parts.js").Place} place
  */
 export default async function show(place) {
-  const view = new Playground(place, new Settings(await json("manifest.json")));
+  const settings = new Settings(await json("manifest.json"));
+  const copied = async () => place.say(await copyOrSave(settings.code(view.values), "moe_plane.py"));
+  const copy = button("Copy as PyTorch", settings.code_of.tip, copied);
+  const view = new Playground(place, settings, "worker.js", [copy]);
   if (!calm.matches) view.ask("play");
   view.open();
 }

@@ -10,6 +10,8 @@ const refuse = (what) => {
   throw new Error(`The address cannot be read: ${what}.`);
 };
 
+const asCode = (value) => (typeof value === "number" ? value.toFixed(12).replace(/\.?0+$/, "") : value);
+
 export class Settings {
   /** @param {object} manifest see web/manifest.py and web/wall.py */
   constructor(manifest) {
@@ -111,6 +113,18 @@ export class Settings {
     const why = this.why(values);
     const off = this.live.filter((name) => name in why).map((name) => [name, this.controls[name].off]);
     return { ...values, ...Object.fromEntries(off) };
+  }
+
+  /** @returns {string} a program of PyTorch with these values, as `as_pytorch` in moe_lessons/training writes it */
+  code(values) {
+    const said = Object.fromEntries(
+      Object.entries(this.inForce(values)).map(([name, value]) => [name, asCode(value)]),
+    );
+    said.capacity_factor ??= "none";
+    const holds = ([name, isIn, texts]) => texts.includes(said[name]) === isIn;
+    const stays = ([when]) => !when.length || when.some((tests) => tests.every(holds));
+    const text = this.code_of.parts.filter(stays).map(([, part]) => part);
+    return text.join("").replace(/\$(\w+)/g, (_, name) => said[name]);
   }
 
   /** @returns {boolean} whether values are the same, all or those of some names */

@@ -31,25 +31,29 @@ class Training extends History {
     this.points = floats(ofSeed.slice(at, at + 2 * tokens), tokens, 2);
     this.classes = ofSeed.slice(at + 2 * tokens, at + 3 * tokens);
     this.map = ofSeed.slice(at + 3 * tokens, at + 3 * tokens + map * map);
-    this.random = randomOf(values.seed + 1);
+    this.random = randomOf(values.seed);
     this.drawn = { drawn: new Float32Array(2 * T), blob: new Int32Array(T) };
     this.noise = { normal: new Float32Array(T * E), uniform: new Float32Array(T * D).fill(0.5) };
     const { frequency } = shared.tasks[values.task];
     const all = mean(frequency, (f) => f) * frequency.length;
     let sum = 0;
     this.reach = frequency.map((part) => (sum += part / all));
+    this.isEven = new Set(frequency).size === 1;
   }
   async points_and_classes(random) {
     const { drawn, blob } = this.drawn;
     const isBlobs = this.shared.tasks[this.values.task].blobs;
+    for (let i = 0; isBlobs && i < blob.length; i++) blob[i] = this.blob(random); // in the order of PlaneTask.batch
     (isBlobs ? fillNormal : fillEven)(drawn, random);
-    for (let i = 0; isBlobs && i < blob.length; i++) {
-      const at = random();
-      blob[i] = this.reach.findIndex((end, last) => at < end || last === this.reach.length - 1);
-    }
     const { batch: T } = this.own;
     const of = whole(blob, T);
     return this.batch.run({ drawn: floats(drawn, T, 2), blob: of, prototypes: this.prototypes });
+  }
+  blob(random) {
+    const { reach, isEven } = this;
+    if (isEven) return random.below(reach.length);
+    const at = random.double();
+    return reach.findIndex((end, last) => at <= end || last === reach.length - 1);
   }
   /** Whether a knob that scales random numbers is turned on. */
   draws(name) {
@@ -65,11 +69,13 @@ class Training extends History {
   /** Train one step; false where it diverges. */
   async train() {
     const { noise, random, shared, state, knobs } = this;
+    const { seed } = this.values;
     const { experts: E, batch: T } = this.own;
     const { x, y } = await this.points_and_classes(random);
     const fill = { normal: fillNormal, uniform: fillEven };
+    const ofStep = this.isNoisy && randomOf(shared.numbers.noise * (seed + 1) + this.step); // as in a `Run`
     for (const [name, input] of Object.entries(shared.drawn))
-      if (this.draws(name)) fill[input](noise[input], random);
+      if (this.draws(name)) fill[input](noise[input], ofStep);
     const drawn = {
       normal: floats(noise.normal, T, E),
       uniform: floats(noise.uniform, T, shared.numbers.width),
@@ -99,7 +105,8 @@ class Training extends History {
     const { experts: E } = this.own;
     const keep = new Float32Array(E).fill(1);
     if (muted !== null) keep[muted] = 0;
-    this.held ??= await this.points_and_classes(randomOf(-1 - this.values.seed)); // never trained on
+    const { held_out } = this.shared.numbers;
+    this.held ??= await this.points_and_classes(randomOf(this.values.seed + held_out)); // never trained on
     const { state, points: x, held, knobs } = this;
     const given = { state, x, held_x: held.x, held_y: held.y, keep: floats(keep, E), knobs };
     const out = await this.reading.run(given);

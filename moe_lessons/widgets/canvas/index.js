@@ -7,6 +7,7 @@ import { newView } from "./view.js";
 import { drawCards, dress, receive, resize } from "./frames.js";
 import { named, pick, point, tell, under } from "./pointer.js";
 import { keyPressed } from "./keyboard.js";
+import { copyOrSave } from "./copy.js";
 import { answered, hearControls, homeOf, makeSkip, nameControls } from "./controls.js";
 import { keepStill, save } from "./stills.js";
 import { keep } from "./keep.js";
@@ -14,6 +15,7 @@ import { keep } from "./keep.js";
 /** @typedef {import("./view.js").View} View  One display of the widget. */
 
 const TIDYING = 500; // milliseconds between two looks at what is around the pictures
+const GIVEN = 15_000; // milliseconds for which it is said where a text is
 const LOADING = 300; // milliseconds after which the style of a new theme is loaded
 const scheme = matchMedia("(prefers-color-scheme: dark)");
 
@@ -59,7 +61,12 @@ function furnish({ el, parts }) {
     part("chips", { role: "toolbar", "aria-label": "Experts" }),
     part("status"),
   );
-  const below = [part("trouble", { role: "status" }), part("words"), part("reading")];
+  const below = [
+    part("trouble", { role: "status" }),
+    part("given", { role: "status" }),
+    part("words"),
+    part("reading"),
+  ];
   el.replaceChildren(top, part("grid"), ...below, part("tip"), part("live", { "aria-live": "polite" }));
   el.classList.add("moe-canvas");
   parts.tip.hidden = true;
@@ -96,20 +103,29 @@ function listen(view) {
 // What comes from the model, and what is put into it. Gives what ends that.
 function connect(view, model) {
   const take = (message, buffers) => quietly(() => receive(view, message, buffers));
+  const hear = (message, buffers) => (message.copy ? give(view, message.copy) : take(message, buffers));
   const note = () => save(view, model);
   const notes = model.widget_manager?.moeNotes;
   let turn = 0;
   const timer = setInterval(() => quietly(() => tidy(view, model, ++turn)), TIDYING);
   notes?.add(note);
-  model.on("msg:custom", take);
+  model.on("msg:custom", hear);
   const last = model.get("last"); // as it was saved
   if (last) take(last.content, [last.data]);
   view.send({ hello: true }); // what was sent before is lost: the kernel sends all again
   return () => {
     clearInterval(timer);
     notes?.delete(note);
-    model.off("msg:custom", take);
+    model.off("msg:custom", hear);
   };
+}
+
+// Of several displays of a view the one gives a text that is seen.
+async function give(view, { text, name }) {
+  if (!view.isSeen) return;
+  const { given } = view.parts;
+  given.textContent = await copyOrSave(text, name);
+  setTimeout(() => (given.textContent = ""), GIVEN);
 }
 
 // What the page has to do for the view around the pictures, and of the pictures what takes long.
