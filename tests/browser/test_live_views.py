@@ -225,3 +225,23 @@ def test_what_measures_views_still_finds_what_it_waits_for(browser):
     assert made.returncode == 0, made.stdout + made.stderr
     assert re.search(r"pictures a second seen in the browser +\d+\.\d", made.stdout)
     assert len(re.findall(r"key to new pixels, (?:training|paused) +median \d+ ms", made.stdout)) == 2
+
+
+TRACKS = """sliders => sliders.map((slider) => {
+    const label = slider.querySelector('.widget-label');
+    return slider.querySelector('.noUi-base').clientWidth >= 80 && label.scrollWidth <= label.clientWidth;
+})"""
+
+
+def test_each_slider_in_a_bar_has_a_track_and_its_whole_label(open_notebook):
+    shape = "TransformerShape(256, 512, 2, 8, 4, 64, 1024, num_experts=16, top_k=2)"
+    notebook = open_notebook(
+        "bar.ipynb",
+        "from moe_lessons.analysis.counting import TransformerShape\n"
+        f"from moe_lessons.widgets import StreamView\nStreamView({shape})",
+    )
+    notebook.run_cell(0)
+    notebook.page.locator(".moe-bar .noUi-base").nth(1).wait_for()
+    for width in (700, 1280):
+        notebook.page.set_viewport_size({"width": width, "height": 900})
+        assert notebook.page.locator(".moe-bar .widget-inline-hbox:has(.noUi-base)").evaluate_all(TRACKS) == [True] * 2
