@@ -297,7 +297,7 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit(visit):
 
 def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
     own = visit("#num_entries=700", view="wall").ready()
-    assert "num_entries must be one of 500, 1000, got 700. Here is the preset of lesson 08" in own.said
+    assert "num_entries must be one of 500, 1000, 2000, got 700. Here is the preset of lesson 08" in own.said
     own.page.evaluate("location.hash = '#num_entries=500&lr=1e30'")
     own.page.get_by_text("MoE: 0 of 500").wait_for()
     own.button("Play").click()
@@ -309,7 +309,11 @@ def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
     own.button("Step").click()
     own.wait_step(at + 1)
     assert own.page.locator(".moe-trouble").inner_text() == "" and max(own.measured()) < 100
+    own.button("Play").click()
+    own.button("Pause").wait_for()
     own.button("Play the recording of the whole training").click()
+    live = own.page.locator("[data-moe=wall]")
+    live.get_by_role("button", name="Play", exact=True).wait_for()  # the recording has a button, too
     own.page.locator("[data-moe=recording]").get_by_text("A recording of a real run").wait_for()
 
 

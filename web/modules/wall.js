@@ -14,6 +14,7 @@ export default async function show(place) {
   const recording = button("Play the recording of the whole training", what, async () => {
     const home = make("div", { "data-moe": "recording", "data-state": RECORDING });
     recording.disabled = true;
+    view.ask("pause"); // one training at a time
     place.home.after(make("p", {}, what), home);
     await openView(home);
     home.querySelector("button")?.click(); // Play
