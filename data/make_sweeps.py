@@ -187,7 +187,8 @@ def of_real_text(study: Study, rates: Mapping[str, Sequence[float]], **own) -> S
 # the dense ones are 1, 2, 4 and 8 times as wide as the mixtures' active part
 OF_REAL_TEXT = [*(f"dense, F={width}" for width in (128, 256, 512, 1024)), *MIXTURES, "frozen router", "hash routing"]
 # the best of the three that "source_rates" and "prose_rates" tried, after 1,000 steps; no loss: as with it
-PROSE_RATES = dict.fromkeys(OF_REAL_TEXT, (0.003,)) | dict.fromkeys(["dense, F=1024", "MoE, E=16"], (0.0015,))
+PROSE_RATES = dict.fromkeys([*OF_REAL_TEXT, "no auxiliary loss"], (0.0015,)) | {"hash routing": (0.006,)}
+PROSE_RATES |= dict.fromkeys(["dense, F=128", "dense, F=256", "dense, F=512", "MoE, E=4", "MoE, E=32"], (0.003,))
 REAL_RATES = dict.fromkeys(OF_REAL_TEXT, (0.003,))
 REAL_RATES |= dict.fromkeys(["dense, F=512", "dense, F=1024", "MoE, E=16", "MoE, E=32", "no auxiliary loss"], (0.0015,))
 LONGER = ["dense, F=512", "dense, F=1024", "MoE, E=16"]
@@ -226,7 +227,7 @@ SWEEPS = {
     "source": of_real_text(SOURCE, REAL_RATES),
     "prose": of_real_text(PROSE, PROSE_RATES),
     "source_8000": of_real_text(
-        SOURCE, {name: REAL_RATES[name] for name in LONGER}, steps=8000, measurements=32
+        SOURCE, {name: REAL_RATES[name] for name in LONGER}, seeds=(1,), steps=8000, measurements=32
     ),
     "source_other_rates": of_real_text(SOURCE, OTHER_RATES, seeds=(1,)),
     "source_dead": of_real_text(

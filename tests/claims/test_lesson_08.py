@@ -19,7 +19,13 @@ from moe_lessons.analysis import (
     flops_per_token,
 )
 from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
-from moe_lessons.analysis.quality import cost_to_reach, times_as_wide, times_the_cost, width_over_steps
+from moe_lessons.analysis.quality import (
+    cost_to_reach,
+    quality_matched_width,
+    times_as_wide,
+    times_the_cost,
+    width_over_steps,
+)
 from moe_lessons.analysis.results import last_of, load_ends, load_results
 from moe_lessons.analysis.studies import SOURCE
 from moe_lessons.analysis.timing import take_turns
@@ -164,6 +170,7 @@ def test_on_real_text_the_width_grows(source):
     assert (sixteen.low[[3000, 3500, 4000]] > 3.6).all() and sixteen.high[4000] > 8
     assert (found[4].width < 2).all() and (found[8].width[[2000, 3000, 4000]] < sixteen.width[[2000, 3000, 4000]]).all()
     assert (found[32].width[[2000, 3000, 4000]] > sixteen.width[[2000, 3000, 4000]]).all()
+    assert quality_matched_width("source", 16, longer=8000).width > 6.5  # of 8: one seed
     prose, losses = width_over_steps("prose", MIXTURE).set_index("step"), load_results("prose")
     assert prose.width[500] < 2 and 3 < prose.width[2000] and prose.low[2000] > 2.5
     mean = losses.groupby(["model", "step"]).loss.mean().unstack()
@@ -180,6 +187,12 @@ def test_each_model_has_the_best_rate_of_those_that_were_tried(text):
         assert best.loc[model].idxmin() == rate
 
 
+def test_the_best_rate_after_1000_steps_is_as_good_as_the_second_at_the_end(source):
+    others, best = load_results("source_other_rates"), losses_at(source, 4000).loc[1]
+    other = others[others.step == 4000].set_index("model").loss
+    assert len(other) == 5 and (other > best[other.index] - 0.003).all()
+
+
 @pytest.mark.claim("where-a-learned-router-pays")
 def test_where_a_learned_router_pays(source):
     for step in (2000, 3000, 4000):
@@ -190,6 +203,8 @@ def test_where_a_learned_router_pays(source):
         assert (learned - frozen).mean() > 0.02 and (learned - frozen > 0.005).all()
         assert (gain["no auxiliary loss"] - frozen).mean() < 0.5 * (learned - frozen).mean()
         assert (table - learned > 0.005).all() and (table > gain[EIGHT] + 0.005).all()
+        prose = losses_at(load_results("prose"), step).mean()
+        assert prose["frozen router"] > prose[MIXTURE] + 0.005 > prose["hash routing"] + 0.01
 
 
 @pytest.mark.claim("at-equal-quality-it-depends-on-the-cost")
