@@ -12,7 +12,7 @@ from moe_lessons.analysis.results import load_ends
 from moe_lessons.course.own_figures import BOOK, MIXTURE, STEPS, priced
 from moe_lessons.plots import figure
 from moe_lessons.plots.sweeps import COSTS, front
-from moe_lessons.widgets import FactsLab, Playground
+from moe_lessons.widgets import FactsLab, Playground, SpeedupMap
 from web.text_model import stored_models, text_panels
 
 DOCS = Path("docs")
@@ -22,17 +22,18 @@ SHOWN_FOR, LAST = 120, 4000  # milliseconds
 
 
 def main(folder: Path = DOCS) -> None:
-    """Write them all: a collapse and its rescue, the playground, the wall of facts, what each model takes, and a text
-    in the colours of its experts."""
+    """Write them all: a collapse and its rescue, the playground, the wall of facts, a text in
+    the colours of its experts, the speedup map, and what each model takes."""
     folder.mkdir(exist_ok=True)
     animate(folder / "rescue.gif")
-    playground = Playground(panels=("territory", "load", "loss", "block"), play=300)  # all that no clock has a say in
+    playground = Playground(play=300)
     (folder / "playground.png").write_bytes(playground.picture().png())
     facts = FactsLab(play=200)
     walls = figure(facts.panels()[: len(facts.runs)], caption=facts.sentence())
     (folder / "facts.png").write_bytes(walls.png())
     texts = text_panels(stored_models(), "The old baker finds his red apple.", layer=0, token=4)
     (folder / "text.png").write_bytes(figure(texts[:2]).png())
+    (folder / "speedup.png").write_bytes(SpeedupMap("Mixtral 8x7B").picture().png())
     (folder / "front.png").write_bytes(front(priced(load_ends(BOOK)), (MIXTURE, STEPS), COSTS).png())
 
 

@@ -23,7 +23,7 @@ from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, w
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, read_plane
-from moe_lessons.widgets.playground import PLANE_PANELS, PLAYGROUND, Playground
+from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PLANE_PANELS, PLAYGROUND, RESCUE, Playground
 from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 
 STOPS = {  # what the page has graphs or starts for
@@ -44,7 +44,7 @@ USUAL = (PlaneSetting().router,)  # routers that every site has; others are made
 NOT_MADE = "this site has no graph for it; `make site ALL=1` makes a site that has it"
 STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_STARTS.items() if sharpness]
 GROUPS = replace(PLAYGROUND, live=tuple(name for name in PLAYGROUND.live if name in STEP_KNOBS)).groups
-MOST_STEPS = 100_000  # that Play trains
+MOST_STEPS = 2000  # that Play trains: the losses have come to rest
 STRUCTURE = "router", "num_experts", "top_k", "d_ff"  # of a setting: a graph is of these, and has its name from them
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
 
@@ -75,6 +75,8 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         name: {"tip": TIPS["presets"][name], "values": shown | asdict(setting), "off": why_off(setting, graphs)}
         for name, setting in PRESETS.items()
     }
+    front = {"panels": len(FRONT), "controls": FRONT_CONTROLS, "tips": TIPS["front"]}
+    front["rescue"] = {"router_aux_loss_coef": RESCUE}
     stops = STOPS | {"seed": STOPS["seed"][:seeds]}
     tasks = {n: {"blobs": PlaneTask(n).has_blobs, "frequency": PlaneTask(n).frequency.tolist()} for n in PLANE_TASKS}
     return {
@@ -94,6 +96,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "colors": COLORS,
         "panels": PLANE_PANELS,
         "code_of": {"parts": read_parts(TEMPLATE), "tip": TIPS["code"]},
+        "front": front,
         "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title,
                   "not_made": NOT_MADE},
         "numbers": {
@@ -138,6 +141,7 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
     without their arrays."""
     own, fixed = TrainedPlane(runs), {name: getattr(setting, name) for name in STRUCTURE}
     lab = Playground(panels=PLANE_PANELS, **fixed)
+    lab.show_more()
     headers = {place: encode_panel(panel, place)[0] for place, panel in enumerate(lab.panels())}
     lab.close()
     (table,) = headers[PLANE_PANELS.index("cost")]["marks"]
@@ -151,6 +155,7 @@ def graph_manifest(runs: dict[str, Run], setting: PlaneSetting) -> dict[str, Any
         "size": own.size,
         "router_at": router_place(runs),
         "flops": [own.batch_size * flops_per_token(run.model, training=True) for run in runs.values()],
+        "work": [flops_per_token(run.model) for run in runs.values()],
         "panels": headers,
     }
 

@@ -143,6 +143,19 @@ class Arrows(NamedTuple):
     selected: int | None = None
 
 
+class Route(NamedTuple):
+    """A token's way through a mixture: the router's probs (E,), the weights (E,) of the experts that compute, 0 for
+    those that are idle, and their sum. token: its number; place: its x and y; label: its class, and whether the model
+    says so."""
+
+    probs: Any
+    weights: Any
+    token: int
+    place: Sequence[float]
+    label: int
+    correct: bool
+
+
 class Lamps(NamedTuple):
     """A lamp for each token, `columns` in a row from the top left: lit (N,), 1 or 0. letters (N, length): what a tip
     calls it; says: what it says of one that is dark, and of one that is lit."""

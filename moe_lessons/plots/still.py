@@ -17,7 +17,7 @@ from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, expert_color,
 
 FONT = "monospace"
 RULES = {"dash": ("--", 1.2, 1), "even": ((0, (2, 3)), 0.8, 0.75), "limit": ("-", 1.6, 1), "mark": ("-", 0.9, 0.6)}
-FILLING = Field | Cells | marks.Stack | marks.Heat | marks.Boxes | marks.Lamps  # the panel
+FILLING = Field | Cells | marks.Stack | marks.Heat | marks.Boxes | marks.Lamps | marks.Route  # the panel
 RING = {"marker": "o", "ms": 12, "mfc": "none", "mec": style.RED, "mew": 2.2, "clip_on": False}
 TITLE, LINE, BOX = 24, 18, 30  # pixels: heights of a title, of a line of text, and of one with experts
 DRAWABLE = frozenset(get_font(findfont(FONT)).get_charmap())
@@ -231,6 +231,7 @@ def draw_parts(mark: Parts, ax, panel):
         texts = [f"{part:.0%}" if right <= 1 else f"{name} {style.short_number(part)}" for part in size]
         rooms = size / right * ax.bbox.width - 4  # pixels
         texts = [text if style.LETTER * len(text) < room else "" for text, room in zip(texts, rooms)]
+        texts = texts if len(mark.names) > 1 else [""] * len(texts)  # a whole has its text at its end
         ax.bar_label(bars, texts, label_type="center", color=ink_on(color), fontsize=style.TEXT_SIZE)
     for row, text in enumerate(mark.texts):
         annotate(ax, text, (values[row].sum(), row), (5, 0), weight="bold")
@@ -274,6 +275,40 @@ def draw_arrows(mark: marks.Arrows, ax, panel):
         options = {"arrowstyle": "-|>" if is_strong else "-", "lw": 1.6 if is_strong else 0.8, "color": color}
         options |= {"alpha": 1 if is_strong else 0.4, "shrinkA": 0, "shrinkB": 0, "zorder": 1 + is_strong}
         ax.annotate("", (x_to, y_to), (x, y), arrowprops=options | {"mutation_scale": 9}, annotation_clip=False)
+
+
+def draw_route(mark: marks.Route, ax, panel):
+    probs, weights = np.asarray(mark.probs, dtype=float), np.asarray(mark.weights, dtype=float)
+    busy, x, grey = np.flatnonzero(weights > 0), (np.arange(len(probs)) + 0.5) / len(probs), _between(0.3)
+    ax.set(xlim=(0, 1), ylim=(1, 0))
+    for expert in busy:
+        for ends in (((x[expert], 0.22), (x[expert], 0.52)), ((x[expert], 0.52), (0.5, 0.79))):
+            ax.plot(
+                *zip(*ends), color=expert_color(expert), lw=2 + 6 * weights[expert], solid_capstyle="butt", zorder=1
+            )
+    ax.plot([0.5, 0.5], [0.04, 0.18], [0.5, 0.5], [0.79, 0.95], color=grey, lw=1.5, zorder=1)
+    for expert, prob in enumerate(probs):
+        is_busy, size = weights[expert] > 0, 0.8 / len(probs)
+        color, hatch = (expert_color(expert), expert_hatch(expert)) if is_busy else (grey, "")
+        ax.bar(x[expert], 0.17 * prob, 0.75 * size, 0.22, color=color, hatch=hatch, ec=LIGHT.background, lw=0, zorder=2)
+        face = color if is_busy else "none"
+        ax.bar(
+            x[expert], 0.11, size, 0.465, color=face, ec=LIGHT.background if is_busy else grey, hatch=hatch, zorder=2
+        )
+        ink, weight = (ink_on(color), "bold") if is_busy else (LIGHT.muted, "normal")
+        place = {"ha": "center", "color": ink, "weight": weight, "halo": color if hatch else "", "zorder": 4}
+        annotate(ax, f"E{expert}" if len(probs) <= 10 else str(expert), (x[expert], 0.52), **place)
+        if len(probs) <= 10:
+            annotate(ax, f"{prob:.0%}", (x[expert], 0.255 + 0.17 * prob), ha="center", weight=weight, zorder=4)
+    terms = " + ".join(f"{weights[e]:.2f} · E{e}(x)" for e in busy) or "0: no expert serves it"
+    total = f"y = {terms}" if len(busy) <= 4 else f"weighted sum of {len(busy)} experts"
+    router = f"router: a probability for each of {len(probs)} experts"
+    token = "token {} at ({:.2f}, {:.2f})".format(mark.token, *mark.place).replace("-", "−")
+    answer = f"correct: class {mark.label}" if mark.correct else f"wrong: the class is {mark.label}"
+    rows = (0.04, 0.6, token), (0.18, 1, router), (0.79, 0.8, total), (0.95, 0.6, answer)
+    for y, width, text in rows:
+        ax.bar(0.5, 0.08, width, y - 0.04, color=LIGHT.background, ec=grey, lw=1, zorder=3, clip_on=False)
+        annotate(ax, text, (0.5, y), ha="center", zorder=4)
 
 
 def draw_lamps(mark: marks.Lamps, ax, panel):
@@ -357,6 +392,7 @@ DRAWING = {
     marks.Boxes: draw_boxes,
     marks.Arrows: draw_arrows,
     marks.Lamps: draw_lamps,
+    marks.Route: draw_route,
     Text: draw_text,
     Table: draw_table,
 }

@@ -9,6 +9,7 @@ import ipywidgets as W
 from torch import nn
 
 from moe_lessons.nn import muted
+from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
@@ -22,7 +23,11 @@ from moe_lessons.widgets.spec import Spec
 
 NUM_HELD_OUT = 256  # points on which the loss of muting an expert is measured
 
-PLANE_PANELS = ("territory", "heatmap", "load", "film", "loss", "cost")
+FRONT = {"territory": 6, "route": 6, "loss": 4, "work": 4, "accuracy": 4}  # what is shown at first: panel -> its width
+FRONT_CONTROLS = "num_experts", "top_k", "noise_std", "router_aux_loss_coef"
+PLANE_PANELS = (*FRONT, "heatmap", "load", "film", "cost")
+FRONT_TOKEN = 8  # at a border between two experts, with seed 0: both count
+RESCUE = 1.0  # an auxiliary loss that brings starved experts back
 PLAYGROUND = Spec(
     title="MoE playground",
     defaults={"preset": None, "block": None, "seed": 0, "panels": PLANE_PANELS, "controls": None, "play": 0}
@@ -41,6 +46,7 @@ class Playground(Lab):
 
     preset: a name from `training.PRESETS`. settings: fields of `training.PlaneSetting` that replace the preset's.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
+    Without panels and controls of your own it begins with what explains most; 'More' shows the rest.
     controls: which there are, by name; with fewer than all there are no buttons of presets.
     panels, play, max_steps: see `LiveRun`. seed: of the task, the models, the data and the noise.
     device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
@@ -62,8 +68,12 @@ class Playground(Lab):
         self.block = block
         self._block_idle: dict[str, str] = {}  # of a block of your own, once it is made: what it has no use for
         values = {"preset": preset, "block": block, "seed": seed, "panels": panels, "controls": controls}
-        values |= {"device": device, "token": 0, "mute": "none", "classes": "shown"} | setting
-        super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps)
+        self.is_front = controls is None and panels == PLANE_PANELS
+        values |= {"device": device, "token": FRONT_TOKEN if self.is_front else 0, "mute": "none", "classes": "shown"}
+        values |= setting
+        self.shows_more, self._rest = not self.is_front, []  # _rest: widgets that only 'More' shows
+        columns = None if self.is_front else 3
+        super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=columns)
 
     def defaults(self) -> dict[str, Any]:
         """See `Lab`: the fields of the preset, whose name is always written."""
@@ -105,9 +115,33 @@ class Playground(Lab):
                 self._block_idle |= {"mute": "only our experts can be muted"}
         return runs
 
+    @property
+    def functions(self) -> list[Callable[[Any], Panel]]:
+        """The panels that are shown now."""
+        return self._functions if self.shows_more else self._functions[: len(FRONT)]
+
+    @functions.setter
+    def functions(self, functions: list[Callable[[Any], Panel]]) -> None:
+        self._functions = functions
+
+    def _draw(self, function: Callable[[Any], Panel]) -> Panel:
+        panel = super()._draw(function)
+        width = FRONT.get(function.__name__) if self.is_front else None
+        return replace(panel, width=width) if width else panel
+
     def bar(self) -> list[W.Widget]:
+        title, play, *steps, reset = super().bar()
         copy = self.button("Copy as PyTorch", TIPS["code"], lambda: self.canvas.copy(self.as_pytorch(), "moe_plane.py"))
-        return [*super().bar(), copy]
+        if not self.is_front:
+            return [title, play, *steps, reset, copy]
+        collapse, rescue = (
+            self.button(name, TIPS["front"][name], action)
+            for name, action in (("Collapse", self.collapse), ("Rescue", self.rescue))
+        )
+        self._more = W.ToggleButton(description="More", tooltip=TIPS["front"]["More"])
+        self._more.observe(lambda _: self.post(self._show_more), "value")
+        self._rest += steps
+        return [title, play, collapse, rescue, reset, self._more, copy, *steps]
 
     def as_pytorch(self) -> str:
         """Write the mixture that is shown as a program of PyTorch alone: see `training.as_pytorch`."""
@@ -116,18 +150,52 @@ class Playground(Lab):
         return as_pytorch(self.setting, self.state.values["seed"])
 
     def rows(self) -> list[W.Widget]:
-        """A button for each preset, where all controls are there; it is disabled where its knobs would be idle."""
+        """A button for each preset, where all controls are there, but for those whose knobs would be idle."""
         self._preset_buttons = {}
         if self.state.values["controls"] is not None:
             return []
         for name, setting in PRESETS.items():
-            button = self.button(name, TIPS["presets"][name], lambda name=name: self.choose_preset(name))
             idle = [KNOBS[n] for n in self.idle(asdict(setting)) if n in KNOBS]
             # a loss without use does no harm
-            button.disabled = any(getattr(setting, knob.name) != knob.off for knob in idle if knob.loss is None)
-            self._preset_buttons[name] = button
+            if all(getattr(setting, knob.name) == knob.off for knob in idle if knob.loss is None):
+                action = lambda name=name: self.choose_preset(name)  # noqa: E731
+                self._preset_buttons[name] = self.button(name, TIPS["presets"][name], action)
         self.applied()
-        return [W.Box([W.HTML("Presets:"), *self._preset_buttons.values()]).add_class("moe-bar")]
+        row = W.Box([W.HTML("Presets:"), *self._preset_buttons.values()]).add_class("moe-bar")
+        self._rest.append(row)
+        return [row]
+
+    def controls(self) -> list[W.Widget]:
+        made = super().controls()
+        if self.is_front:
+            first = [self.inputs[name] for name in FRONT_CONTROLS]
+            rest = [widget for widget in made if widget not in first]
+            made, self._rest = first + rest, self._rest + rest
+            self._show_rest()
+        return made
+
+    def show_more(self, is_more: bool = True) -> None:
+        """Show all panels and controls, as the button 'More' does, or only those that explain most."""
+        self._more.value = is_more
+        self.loop.now(self._show_more)
+
+    def _show_more(self) -> None:
+        self.shows_more = self._more.value
+        self._show_rest()
+
+    def _show_rest(self) -> None:
+        for widget in self._rest:
+            widget.layout.display = None if self.shows_more else "none"
+
+    def collapse(self) -> None:
+        """Start the preset 'collapse', and train it."""
+        self.choose_preset("collapse")
+        self.play()
+
+    def rescue(self) -> None:
+        """Go on with a strong auxiliary loss, which brings starved experts back."""
+        self.loop.now(lambda: self._apply(self.check(self.state.values | {"router_aux_loss_coef": RESCUE})))
+        self.play()
 
     def applied(self) -> None:
         for name, button in self._preset_buttons.items():

@@ -117,6 +117,7 @@ def see(browser, address, view_of):
 def seen(see):
     text = {"num_layers": 2, "d_model": 16, "num_heads": 2, "batch_size": 4}
     labs = [Playground(router_start="spread"), BalancingLab(seeds=1), RoutingLab(("code", "greek"), **text)]
+    labs[0].show_more()
     labs += [CollapseLab(), FactsLab(num_entries=250)]
     for lab, steps in zip(labs, (60, 10, 5, 30, 2)):
         lab.advance(steps)

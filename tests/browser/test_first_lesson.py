@@ -10,7 +10,7 @@ def test_it_plays_changes_is_saved_and_is_seen_again(lab, open_notebook, view_of
     assert lesson.cell_errors() == []
     first = view_of(lesson.page)
     first.wait_step(200)
-    assert first.view.locator("figure").count() == first.view.get_by_role("slider").count() == 2
+    assert (first.view.locator("figure").count(), first.view.get_by_role("slider").count()) == (5, 4)
     first.handle("Experts E").focus()
     lesson.page.keyboard.press("ArrowLeft")
     first.wait_for(lambda: first.value("Experts E") == "7" and first.step == 0)

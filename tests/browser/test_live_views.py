@@ -13,8 +13,8 @@ from playwright.sync_api import expect
 def notebook(open_notebook):
     sources = [
         "from moe_lessons.widgets import Playground\nfrom moe_lessons.widgets.live import _views",
-        "first = Playground(play=100000, max_steps=60)\nfirst",
-        "second = Playground('collapse', max_steps=60)\nsecond",
+        "first = Playground(play=100000, max_steps=60)\nfirst.show_more()\nfirst",
+        "second = Playground('collapse', max_steps=60)\nsecond.show_more()\nsecond",
         "print('noise', first.main_run.knobs.noise_std, 'running', first.running, second.running)",
         "views = sum(_views.values(), [])\n"
         "print(sum(view.running for view in views), 'running of', len(views), 'views')",

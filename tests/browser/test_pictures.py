@@ -8,7 +8,7 @@ from playwright.sync_api import expect
 
 SOURCES = (
     "from pathlib import Path\nfrom time import sleep\n\nfrom moe_lessons.widgets import *",
-    "playground = Playground(play=60)\nplayground",
+    "playground = Playground(play=60)\nplayground.show_more()\nplayground",
     "BalancingLab(seeds=1, play=10)",
     "RoutingLab(('code', 'greek'), num_layers=2, d_model=16, num_heads=2, batch_size=4, play=5)",
     "while Path('busy').exists():\n    sleep(0.05)",
@@ -45,7 +45,7 @@ def test_tab_and_enter_come_from_play_to_the_pictures_whose_first_arrow_says_som
     while playground.page.evaluate("document.activeElement.textContent.trim()") != "healthy":
         keyboard.press("Tab")
         stops += 1
-    assert stops == 5 and playground.view.locator(".widget-readout:not([tabindex='-1'])").count() == 0
+    assert stops == 9 and playground.view.locator(".widget-readout:not([tabindex='-1'])").count() == 0
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

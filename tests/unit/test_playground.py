@@ -9,15 +9,18 @@ import torch
 from live_tools import MyMoE, assert_consistent, button, ended, mark, on_a_loop, settled, words
 from torch import nn
 
+from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
-from moe_lessons.plots.marks import Bars, Cells, Points
+from moe_lessons.plots.marks import Bars, Cells, Parts, Points, Route
 from moe_lessons.tasks import grid
 from moe_lessons.training import PRESETS
 from moe_lessons.widgets import Playground, live
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, RESOLUTION
+from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PLANE_PANELS
 
 TERRITORY, HEATMAP, LOAD = range(3)
+PANELS = "territory", "heatmap", "load"
 
 
 def territory(playground: Playground) -> torch.Tensor:
@@ -62,7 +65,7 @@ def test_rescued_goes_on_with_a_collapsed_run():
 
 @pytest.fixture(scope="module")
 def trained():
-    return Playground(play=150)
+    return Playground(play=150, panels=PANELS)
 
 
 def test_the_territory_is_the_first_choice_of_each_place_and_the_heatmap_the_routing_of_the_tokens(trained):
@@ -81,7 +84,7 @@ def test_the_territory_is_the_first_choice_of_each_place_and_the_heatmap_the_rou
 
 
 def test_the_pictures_read_the_router_without_its_noise():
-    playground = Playground("noise", noise_std=3.0)
+    playground = Playground("noise", noise_std=3.0, panels=PANELS)
     favourites = routing_of(playground, grid(RESOLUTION))[1].router_probs.argmax(dim=-1)
     assert (territory(playground) == favourites).float().mean() > 0.99
     playground.advance(1)
@@ -137,6 +140,47 @@ async def test_muting_says_at_once_what_is_lost_also_while_it_trains(monkeypatch
     playground.set(num_experts=busiest or 1)  # that expert is gone
     await ended(playground)
     assert playground.inputs["mute"].value == "none" and "muted" not in words(playground)
+
+
+@on_a_loop
+async def test_it_begins_with_what_explains_most_and_more_shows_the_rest():
+    playground = Playground()
+    shown = [name for name, widget in playground.inputs.items() if widget.layout.display != "none"]
+    assert sorted(shown) == sorted(FRONT_CONTROLS) and len(playground.panels()) == len(FRONT)
+    playground.show_more()
+    assert len(playground.panels()) == len(PLANE_PANELS) == len(playground.canvas.panels)
+    assert all(widget.layout.display != "none" for widget in playground.inputs.values())
+    playground.show_more(False)
+    assert len(playground.canvas.panels) == len(FRONT) and repr(playground) == "Playground('healthy')"
+
+
+def test_a_token_is_followed_through_the_router_to_its_experts():
+    playground = Playground(play=100)
+    playground.set(token=3)
+    drawn, routing = mark(playground, 1, Route), playground.plane.routing
+    mine = routing.token_idx == 3
+    assert drawn.token == 3 and drawn.probs == pytest.approx(routing.router_probs[3].numpy())
+    weights = dict(zip(routing.expert_idx[mine].tolist(), routing.weight[mine].tolist()))
+    assert {e: w for e, w in enumerate(drawn.weights.tolist()) if w} == pytest.approx(weights) and len(weights) == 2
+    assert drawn.label == playground.plane.classes[3] and drawn.correct == playground.plane.correct[3]
+    work, accuracy = (mark(playground, place, Parts).values[:, 0].tolist() for place in (3, 4))
+    assert work == [flops_per_token(run.model) for run in playground.runs.values()] and work[1] < work[0] < work[2]
+    assert accuracy == pytest.approx([run.evaluate(256)["accuracy"] for run in playground.runs.values()])
+
+
+@on_a_loop
+async def test_collapse_breaks_it_and_rescue_goes_on_also_after_a_pause():
+    playground = Playground(max_steps=60)
+    button(playground, "Collapse").click()
+    await settled()
+    await playground.finished()
+    assert playground.setting == PRESETS["collapse"] and playground.step == 60
+    run = playground.main_run
+    button(playground, "Rescue").click()
+    await settled()
+    await playground.finished()
+    assert playground.main_run is run and playground.setting == PRESETS["rescued"] and playground.step == 120
+    assert playground.state.changes == [60]
 
 
 @on_a_loop

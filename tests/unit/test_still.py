@@ -12,8 +12,8 @@ from matplotlib.colors import to_hex, to_rgb
 
 from moe_lessons.plots import figure, marks, still
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
+from moe_lessons.plots.panels.models import loss_panel
 from moe_lessons.plots.panels.passages import text_panel
-from moe_lessons.plots.panels.quality import loss_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.still import plot
 from moe_lessons.plots.theme import LIGHT, expert_color
@@ -33,6 +33,7 @@ MARKS = [
     marks.Boxes(np.ones((3, 4)), "abc", [1, 3, 5], [8, 1, -1], [-1, 0, 1], "abc", 1),
     marks.Arrows([(0, 1, 2, 3)] * 3, [8, 1, -1], [-1, 0, 1], 1),
     marks.Lamps(X > 0, 2, 1, np.full((3, 2), 65)),
+    marks.Route(X / 4, X * (X > 1), 4, (0.1, -0.2), 2, False),
     marks.Text(("ab", "α"), ("x", "y"), np.zeros(4, int), (1, 1, 2)),
     marks.Table(("MoE",), ("loss",), (("0.3",),)),
 ]
@@ -155,6 +156,18 @@ def test_a_header_can_be_said_in_json_and_has_all_numbers_in_arrays(mark):
     for slot, array in arrays.items():
         np.testing.assert_array_equal(array, getattr(mark, slot.split(".")[-1]))
         assert array.flags.c_contiguous and array.dtype.str[1:] in ("f2", "f4", "u1", "i1", "u2", "i2", "i4")
+
+
+@pytest.mark.parametrize("experts, busy", [(8, 2), (16, 1), (16, 16), (3, 0)])
+def test_the_way_of_a_token_names_who_computes_and_their_sum(experts, busy):
+    weights = np.where(np.arange(experts) < busy, 1 / max(busy, 1), 0)
+    ax = drawn(marks.Route(np.full(experts, 1 / experts), weights, 4, (0.1, -0.2), 2, True))
+    said = texts(ax)
+    assert {"token 4 at (0.10, −0.20)", "correct: class 2"} <= set(said)
+    terms = {2: "y = 0.50 · E0(x) + 0.50 · E1(x)", 1: "y = 1.00 · E0(x)", 16: "weighted sum of 16 experts"}
+    assert terms.get(busy, "y = 0: no expert serves it") in said
+    colored = [box for box in ax.patches if to_hex(box.get_facecolor()).upper() in colors_of(range(busy))]
+    assert len(colored) == 2 * busy  # a bar of the router, and an expert
 
 
 def test_numbers_are_sent_in_a_type_that_a_page_has():

@@ -51,7 +51,10 @@ class Visit:
         self.page.goto(f"{address}{state}")
 
     def ready(self) -> "Visit":
+        """All of it is shown."""
         self.page.locator(".moe-canvas[data-step]").wait_for()
+        if (more := self.button("More")).is_visible():
+            more.click()
         self.page.locator(".moe-page tbody tr").first.wait_for()
         return self
 
@@ -320,12 +323,12 @@ def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
 def test_hints_go_when_they_are_followed(visit):
     own = visit().ready()
     hint = own.page.locator(".moe-hint")
-    assert "Point at a colour" in hint.inner_text()
+    assert "Point at one" in hint.inner_text()
     own.page.locator(".moe-canvas canvas").first.hover()
-    own.wait("() => document.querySelector('.moe-hint').textContent.includes('collapse')")
+    own.wait("() => document.querySelector('.moe-hint').textContent.includes('Collapse')")
     own.button("noise").hover()
-    assert "collapse" in hint.inner_text()
-    own.button("collapse").click()
+    assert "Collapse" in hint.inner_text()
+    own.button("Collapse").click()
     assert "auxiliary loss" in hint.inner_text()
     own.button("×").click()
     assert hint.count() == 0
@@ -335,14 +338,72 @@ def test_one_line_shows_a_state_in_another_document(visit, serve, tmp_path):
     own = visit("#preset=collapse&seed=1").ready()
     own.button("Embed").click()
     own.wait("() => document.querySelector('.moe-said').textContent")
-    line = own.said.partition(": ")[2]
+    line = own.said.partition(": ")[2].removesuffix(" It starts again at step 0.")
     (tmp_path / "index.html").write_text(f"<!doctype html><title>A page of a teacher</title>{line}", encoding="utf-8")
     own.page.goto(f"{serve(tmp_path)}/index.html")
     frame = own.page.frame_locator("iframe")
     frame.locator(".moe-canvas[data-step]").wait_for()
-    frame.get_by_role("button", name="+50", exact=True).click()
+    for name in ("More", "+50"):
+        frame.get_by_role("button", name=name, exact=True).click()
     frame.locator(".moe-canvas[data-step='50']").wait_for()
     assert frame.locator("#moe-seed").input_value() == "1" and frame.locator("#moe-task").input_value() == "voronoi"
+
+
+def test_it_begins_with_what_explains_most_and_follows_the_token_that_is_pointed_at(visit):
+    own = visit()
+    own.page.locator(".moe-canvas[data-step]").wait_for()
+    titles = own.page.locator("figcaption b")
+    own.wait("() => document.querySelectorAll('figcaption b').length === 5")
+    shown = [control.get_attribute("id") for control in own.page.locator(".moe-control input:visible").all()]
+    assert shown == [f"moe-{name}" for name in ("num_experts", "top_k", "noise_std", "router_aux_loss_coef")]
+    assert titles.nth(1).inner_text() == "A token through the block"
+    own.page.locator("canvas").nth(3).hover()
+    own.page.wait_for_timeout(300)
+    before = own.state().get("token")
+    box = own.page.locator("canvas").first.bounding_box()
+    for part in range(5, 60):  # across the territory, until it meets another token
+        own.page.mouse.move(box["x"] + 5 * part, box["y"] + 150)
+        if own.state().get("token") != before:
+            break
+    token = own.state()["token"]
+    own.wait(f"() => document.querySelector('.moe-canvas').dataset.token === '{token}'")
+    own.button("More").click()
+    own.wait("() => document.querySelectorAll('figcaption b').length === 9")
+    assert own.control("lr").is_visible()
+    own.button("More").click()
+    own.wait("() => document.querySelectorAll('figcaption b').length === 5")
+
+
+def test_the_still_picture_stands_until_the_first_live_one_and_what_is_pressed_before_counts(visit):
+    waiting, opened = [], []
+    take = lambda route: route.continue_() if opened else waiting.append(route)  # noqa: E731
+    own = visit(before=lambda page: page.route("**/*.step.z", take))
+    own.page.get_by_text("Loading what trains").wait_for()
+    assert own.page.get_by_text("A picture").is_visible() and own.page.locator("canvas").count() == 0
+    own.button("Collapse").click()
+    own.page.wait_for_timeout(500)
+    opened.append(True)
+    for route in waiting:
+        route.continue_()
+    own.page.locator(".moe-canvas[data-step]").wait_for()
+    assert own.page.get_by_text("A picture").count() == 0
+    own.wait_step(20)
+    assert own.state()["preset"] == "collapse"
+
+
+def test_on_a_phone_controls_and_pictures_are_on_one_screen(visit):
+    own = visit(viewport={"width": 390, "height": 844}, has_touch=True)
+    own.page.locator(".moe-canvas[data-step]").wait_for()
+    own.page.wait_for_timeout(500)
+    for place in (0, 600, 1200):
+        own.page.evaluate(f"scrollTo(0, {place})")
+        for name in ("Play", "Collapse", "Rescue", "Reset"):
+            box = own.button(name).bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= 844, (place, name)
+    own.page.evaluate("scrollTo(0, 0)")
+    territory = own.page.locator("canvas").first.bounding_box()
+    assert territory["y"] + territory["height"] < own.button("Play").bounding_box()["y"]
+    assert own.page.evaluate("Array.from(document.querySelectorAll('canvas'), c => c.clientWidth <= 366)") == [True] * 5
 
 
 def test_the_classes_stand_pale_in_the_territory_and_can_be_hidden(visit):

@@ -96,6 +96,7 @@ let until = 0;
 let asked = false;
 let isWorking = false;
 let trouble = "";
+let isMore = false; // whether all panels are shown
 let latest = null;
 let busy = Promise.resolve(); // the values that are asked for; what the loop waits for
 let more = 0;
@@ -132,7 +133,7 @@ async function sendPicture() {
   const { token } = own.values;
   const { experts } = own.own;
   const { numbers, colors } = own.shared;
-  const places = Object.entries(own.own.panels);
+  const places = Object.entries(own.own.panels).slice(0, isMore ? undefined : own.shared.front?.panels);
   const count = places.length;
   const isTold = isAsked || isPaused || now - toldAt > TEXTS;
   for (const [place, as_encoded] of places) {
@@ -234,6 +235,10 @@ export function serve(open, same) {
     },
     steps({ count }) {
       if (run && !playing) [more, trouble] = [more + count, ""];
+    },
+    more(asks) {
+      ({ isMore } = asks);
+      sent = {};
     },
     seen: ({ isSeen }) => (seen = isSeen),
     drawn: ({ number }) => (drawn = number),

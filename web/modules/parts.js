@@ -106,7 +106,7 @@ export class Place {
         () => true,
         () => false,
       );
-      this.say(`${isCopied ? "Copied" : what}: ${text}`);
+      this.say(`${isCopied ? "Copied" : what}: ${text} It starts again at step 0.`);
     };
     return [
       button("Copy link", "The address of these settings: there it trains anew", () =>
@@ -135,8 +135,8 @@ export class Place {
 
 /**
  * Show hints, one at a time, each at what it is about: it goes when it is followed, and all go when they are closed.
- * @param {{below: Element, element: Element, event: string, text: string, isEnough: () => boolean}[]} hints where each
- *   stands, what is waited for and its event, what it says, and whether that was enough
+ * @param {{below: Element, element: Element, event: string, text: string}[]} hints where each stands, what is waited
+ *   for and its event, and what it says
  */
 export function guide(hints) {
   const hint = make("div", { class: "moe-hint", role: "note" });
@@ -146,9 +146,8 @@ export function guide(hints) {
       hint.remove();
       return;
     }
-    const { below, element, event, text, isEnough } = hints.shift();
+    const { below, element, event, text } = hints.shift();
     const follow = () => {
-      if (!isEnough()) return;
       element.removeEventListener(event, follow);
       if (hint.isConnected) next();
     };

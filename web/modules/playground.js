@@ -6,6 +6,7 @@ import { copyOrSave } from "./canvas/copy.js";
 import { Control, bar, button, guide, json, make } from "./parts.js";
 import { Settings } from "./settings.js";
 
+const LOADING = "Loading what trains. The picture is of an earlier training.";
 export const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class Playground {
@@ -26,64 +27,97 @@ export class Playground {
       this.say("");
       this.start(this.values);
     });
-    this.presets = Object.entries(settings.presets).map(([name, { tip, off }]) => {
-      const made = button(name, off ? `${tip}. ${off}` : tip, () => this.choose(name));
-      return Object.assign(made, { disabled: Boolean(off) });
-    });
+    const works = Object.entries(settings.presets).filter(([, { off }]) => !off);
+    this.presets = works.map(([name, { tip }]) => button(name, tip, () => this.choose(name)));
     const moved = (name) => (value) => this.apply({ ...this.values, [name]: value });
     const control = (name) => new Control(`${place.id}-${name}`, settings.controls[name], moved(name));
     this.controls = Object.fromEntries(settings.names.map((name) => [name, control(name)]));
     this.off = make("div", { class: "moe-off" });
+    const { front } = settings;
+    const first = front ? front.controls : [];
     const groups = Object.entries(settings.groups).flatMap(([title, names]) => [
       make("div", { class: "moe-group" }, title),
-      ...names.map((name) => this.controls[name].element),
+      ...names.filter((name) => !first.includes(name)).map((name) => this.controls[name].element),
       ...(settings.live.includes(names[0]) ? [this.off] : []),
     ]);
-    const view = make("div");
-    const body = make("div", { class: "moe-page-body" }, view);
-    body.append(make("div", { class: "moe-page-controls" }, ...groups));
-    const [link, embed] = place.shares();
-    const collapse = this.presets[Object.keys(settings.presets).indexOf("collapse")];
-    const top = bar(
-      make("b", {}, settings.words.title),
-      this.play,
-      ...this.steps,
-      reset,
-      ...more,
-      link,
-      embed,
+    this.view = make("div", { class: "moe-page-view" });
+    this.still = [...place.home.childNodes].filter((node) => node !== place.said);
+    this.view.append(...this.still, make("p", { class: "moe-loading" }, LOADING));
+    const shares = place.shares();
+    const presets = works.length > 1 ? ["Presets:", ...this.presets] : [];
+    this.buttons = front ? this.frontButtons(front) : {};
+    const inSight = [this.play, ...Object.values(this.buttons), reset];
+    const rest = [...this.steps, ...more, ...shares];
+    const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
+    dock.firstChild.append(...(front ? [] : rest));
+    dock.append(
+      make("div", { class: "moe-page-first" }, ...first.map((name) => this.controls[name].element)),
     );
-    const presets = this.presets.length > 1 ? [bar("Presets:", ...this.presets)] : [];
-    place.home.replaceChildren(top, ...presets, place.said, body);
-    if ("guide" in place.home.dataset) this.guide({ view, collapse, link });
+    const others = make("div", { class: "moe-page-controls" }, ...groups);
+    const bars = [...(front ? [bar(...rest)] : []), ...(presets.length ? [bar(...presets)] : [])];
+    this.rest = front ? [...bars, others] : [];
+    for (const element of this.rest) element.hidden = true;
+    place.home.replaceChildren(dock, ...bars, place.said, this.view, others);
+    if ("guide" in place.home.dataset) this.guide();
     this.worker = new Worker(new URL(worker, import.meta.url), { type: "module" });
     this.worker.onmessage = ({ data }) => this.answer(data);
     this.worker.onerror = () =>
       this.say(`${worker} did not arrive, or this browser has no workers that are modules.`);
-    const model = {
-      on: (_, hear) => (this.hear = hear),
-      off() {},
-      get() {},
-      set() {},
-      send: (it) => this.told(it),
-    };
-    canvas.render({ el: view, model });
     place.watch(
       (isSeen) => this.ask("seen", { isSeen }),
       () => this.open(),
     );
   }
-  guide(elements) {
+  // Buttons of the front: they break what trains, mend it, and show all that there is.
+  frontButtons({ tips, rescue }) {
+    const { settings } = this;
+    const play = () => this.isPlaying || this.ask("play");
+    const actions = {
+      Collapse: () => {
+        this.choose("collapse");
+        play();
+      },
+      Rescue: () => {
+        this.apply({ ...this.values, ...rescue });
+        play();
+      },
+      More: () => {
+        const isMore = this.rest[0].hidden;
+        for (const element of this.rest) element.hidden = !isMore;
+        this.buttons.More.setAttribute("aria-expanded", isMore);
+        this.ask("more", { isMore });
+      },
+    };
+    const names = Object.keys(actions).filter(
+      (name) => name !== "Collapse" || !settings.presets.collapse.off,
+    );
+    return Object.fromEntries(names.map((name) => [name, button(name, tips[name], actions[name])]));
+  }
+  guide() {
+    const elements = { view: this.view, ...this.buttons };
     guide(
       Object.entries(this.settings.words.hints).map(([name, text]) => {
         const element = elements[name] ?? this.controls[name].input;
-        const { tagName } = element;
-        const below = element.closest(".moe-page-bar, .moe-control") ?? this.place.said;
-        const event = { BUTTON: "click", INPUT: "input" }[tagName] ?? "pointerover";
-        const isEnough = () => name !== "router_aux_loss_coef" || this.values[name] >= 0.1;
-        return { below, element, event, text, isEnough };
+        const event = { BUTTON: "click", INPUT: "input" }[element.tagName] ?? "pointerover";
+        return { below: this.place.said, element, event, text };
       }),
     );
+  }
+  /** Draw in the place of the still picture, from the first live one on. */
+  draw(content, data) {
+    if (this.still) {
+      const model = {
+        on: (_, hear) => (this.hear = hear),
+        off() {},
+        get() {},
+        set() {},
+        send: (it) => this.told(it),
+      };
+      this.view.replaceChildren();
+      this.still = null;
+      canvas.render({ el: this.view, model });
+    }
+    this.hear(content, [new DataView(data)]);
   }
   ask(kind, more) {
     this.worker.postMessage({ kind, ...more });
@@ -136,7 +170,7 @@ export class Playground {
       }
     }
     if (!content) return;
-    this.hear(content, [new DataView(data)]);
+    this.draw(content, data);
     if (playing === this.isPlaying) return;
     this.isPlaying = playing;
     this.play.textContent = playing ? "Pause" : "Play";
@@ -160,9 +194,7 @@ export class Playground {
       control.show(inForce[name], settings.stops(name, values), why[name]);
     const reasons = new Set(settings.live.map((name) => why[name]).filter(Boolean));
     this.off.textContent = reasons.size ? `Off: ${[...reasons].join("; ")}.` : "";
-    Object.entries(settings.presets).forEach(([name, { off }], i) =>
-      this.presets[i].setAttribute("aria-pressed", !off && this.isAt(name)),
-    );
+    for (const made of this.presets) made.setAttribute("aria-pressed", this.isAt(made.textContent));
     this.place.keep(settings.address(values));
   }
   open() {

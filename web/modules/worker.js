@@ -157,6 +157,20 @@ const PANELS = {
     run.isMapped = true;
     return { ...arrays, "1.symbol": ["u1", [count], symbol], "1.expert": ["u1", [count], expert] };
   },
+  route(run, { probs, serves, named }, { marks: [mark] }) {
+    const { experts: E } = run.own;
+    const { token } = run.values;
+    const label = run.classes[token];
+    const place = [0, 1].map((axis) => run.points.data[2 * token + axis]);
+    Object.assign(mark, { token, place, label, correct: named[token] === label });
+    const [own, weights] = [probs, serves].map((data) => rowsOf(data, E)[token]);
+    return { "0.probs": ["f4", [E], own], "0.weights": ["f4", [E], weights] };
+  },
+  work: ({ own: { work } }) => ({ "0.values": ["f4", [work.length, 1], work] }),
+  accuracy(_, { plain: { accuracy } }, { marks: [mark] }) {
+    mark.texts = [...accuracy].map(toPercent);
+    return { "0.values": ["f4", [accuracy.length, 1], accuracy] };
+  },
   heatmap(run, { probs, serves }) {
     const { experts: E } = run.own;
     const served = [...serves.keys()].filter((i) => serves[i] > 0);

@@ -47,6 +47,14 @@ VIEWS = {  # pages of the site, each with the view of the page of this name
         "picture": "_images/facts.png",
         "alt": "Two walls of lamps that are partly lit, one that is nearly full",
     },
+    "speedup": {
+        "title": "How many times as fast, against which dense model, at which batch size",
+        "text": "The time of a step of a dense model over that of a mixture of experts, by the roofline of a machine: "
+        "bytes that are read and FLOPs. Choose a model, a machine, the precision and the context; point at a place to "
+        "read what bounds both models there.",
+        "picture": "_static/speedup.png",
+        "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",
+    },
     "text": {
         "title": "Your own text, read by experts",
         "text": "A small mixture of experts reads what you type, in your browser. Each letter has the colour of the "
@@ -62,10 +70,10 @@ html_theme_options["secondary_sidebar_items"] = {"**": ["page-toc"]} | WIDE
 html_sidebars = {"**": ["globaltoc.html"]} | WIDE
 templates_path, html_css_files = ["templates"], ["site.css"]
 html_additional_pages = {"index": "front.html"} | dict.fromkeys(VIEWS, "view.html")
-html_static_path = ["site.css", "../../docs/text.png"]
+html_static_path = ["site.css", "../../docs/text.png", "../../docs/speedup.png"]
 QUESTION = re.search(r"^\*\*(.+? How\?)\*\*", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)[1]
 DOORS = {  # buttons of the front page -> where they lead
-    "See it collapse": "#preset=collapse",
+    "When is it faster?": "speedup.html",
     "See what it knows": "wall.html#num_entries=500&lr=0.01",
     "Try your own text": "text.html",
     "Start the course": "notebooks/00_welcome.html",

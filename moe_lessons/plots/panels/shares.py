@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from moe_lessons.nn import Routing, is_moe
-from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Rule, Stack, experts_axis, roomy
+from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Route, Rule, Stack, experts_axis, roomy
 from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load
 from moe_lessons.plots.still import plot
 from moe_lessons.training import is_dead
 
 TITLE, FILM_TITLE = "Load of each expert", "Load share over time"
 PLANE = Axis(-1, 1, ticks=[(-1, "−1"), (0, "0"), (1, "1")])
+EMPTY = Axis(ticks=())
 HOTTEST = 3.0  # multiples of the even share: from here on all look alike
 
 
@@ -115,3 +116,18 @@ def heatmap_panel(routing, selected: int | None = None) -> Panel:
 
 def heatmap(view) -> Panel:
     return heatmap_panel(view.plane.routing, view.state.token)
+
+
+def route(view) -> Panel:
+    """Show how the selected token goes through the router to its experts, and what they make of it."""
+    plane, token, model = view.plane, view.state.token, view.main_run.model.block
+    routing, weights = plane.routing, np.zeros(model.num_experts, "f4")
+    mine = routing.token_idx == token
+    weights[as_array(routing.expert_idx[mine])] = as_array(routing.weight[mine])
+    place, label = [round(part, 2) for part in plane.points[token].tolist()], int(plane.classes[token])
+    probs, correct = as_array(routing.router_probs[token], "f4"), bool(plane.correct[token])
+    idle = model.num_experts - model.top_k
+    rest = f"the other {idle} only occup{'y' if idle > 1 else 'ies'} memory" if idle else "none is idle"
+    caption = f"{model.top_k} of {model.num_experts} experts compute for a token; {rest}."
+    marks = [Route(probs, weights, token, place, label, correct)]
+    return Panel("A token through the block", marks, EMPTY, EMPTY, caption=caption, height=300)

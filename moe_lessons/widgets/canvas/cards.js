@@ -34,7 +34,8 @@ export class Card {
     const top = make("figcaption", "", this.title, this.legend);
     this.figure = make("figure", "", top, content, this.caption);
     this.figure.style.order = place;
-    view.parts.grid.append(this.figure);
+    const { grid } = view.parts; // in its order also for those who come by keyboard
+    grid.insertBefore(this.figure, [...grid.children].find(({ style }) => style.order > place) ?? null);
   }
 
   /** @param {Panel} header what is to be seen; its arrays are those of the view */

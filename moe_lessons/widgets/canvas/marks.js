@@ -6,6 +6,7 @@ import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch } from "./col
 import { colorOf, paleness, strength } from "./view.js";
 import { grid, points } from "./stops.js";
 import { drawCells, drawField, drawHeat, stopsOfCells, stopsOfField, stopsOfHeat } from "./fields.js";
+import { drawRoute, stopsOfRoute } from "./route.js";
 
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
 /** @typedef {import("./stops.js").Stops} Stops  What can be pointed at. */
@@ -431,4 +432,5 @@ export const MARKS = {
   Boxes: { draw: drawBoxes, stops: stopsOfBoxes },
   Arrows: { draw: drawArrows },
   Lamps: { draw: drawLamps, stops: stopsOfLamps },
+  Route: { draw: drawRoute, stops: stopsOfRoute },
 };

@@ -57,10 +57,20 @@ export function point(view, where, isNew = false) {
     view.pointed = links;
     touch(view);
   }
+  follow(view, links.token);
   view.at = where.at ?? null;
   view.parts.tip.hidden = !rows;
   if (rows) fillTip(view, { title, rows });
   if (rows && view.at && isNew) placeTip(view);
+}
+
+// A token that is pointed at is selected where its way through the block is drawn.
+function follow(view, token) {
+  const isDrawn = () =>
+    [...view.panels.values()].some(({ marks }) => marks.some(({ mark }) => mark === "Route"));
+  if (token === undefined || token === view.followed || view.isStale || !isDrawn()) return;
+  view.followed = token;
+  view.send({ pick: "token", index: token });
 }
 
 function fillTip(view, hit) {

@@ -77,6 +77,7 @@ import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
  * @property {number} drawn how many of them were drawn
  * @property {number} request of the next animation frame
  * @property {Hit} pointed what is pointed at
+ * @property {number} [followed] the token that was selected last by pointing at it
  * @property {?number} pinned the expert that is kept
  * @property {?Place} at where the pointer is
  * @property {{expert: Fade, model: Fade}} fades what is strong

@@ -5,11 +5,12 @@ import math
 import numpy as np
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
-from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Rule, Spots, Table, roomy
+from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Parts, Rule, Spots, Table, roomy
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import ALIVE, DEAD, model_inks, short_number
 
 WIDE = 1.25  # a wall of lamps is so much wider than high
+BAR = "#00838f"
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 CURVES = {  # name -> title, what of a reading
     "dead experts": ("Dead experts", "dead"),
@@ -94,6 +95,23 @@ def cost(view) -> Panel:
     rows = tuple(next(iter(columns.values())))
     cells = [[column[row] for column in columns.values()] for row in rows]
     return Panel("What each model costs", [Table(tuple(columns), rows, cells, model_inks(columns))])
+
+
+def work(view) -> Panel:
+    """Show the FLOPs of the forward pass of a token in each model."""
+    flops = [flops_per_token(run.model) for run in view.runs.values()]
+    return bars_panel("FLOPs per token", view.runs, flops, [f"{value:,}" for value in flops], max(flops))
+
+
+def accuracy(view) -> Panel:
+    found = [run.evaluate(NUM_HELD_OUT)["accuracy"] for run in view.runs.values()]
+    return bars_panel("Held-out accuracy", view.runs, found, [f"{value:.1%}" for value in found], 1)
+
+
+def bars_panel(title: str, names, values, texts, high: float) -> Panel:
+    """Show a bar for each model: names and values (M,), texts at their ends."""
+    bars = Parts(list(names), [""], np.array(values, "f4")[:, None], [BAR], texts)
+    return Panel(title, [bars], Axis(0, high, ticks=()), height=150)
 
 
 def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:

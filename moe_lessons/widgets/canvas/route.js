@@ -1,0 +1,129 @@
+// A token's way through a mixture of experts, from the top: the token, the router's probabilities, the experts, their
+// weighted sum, and what the model says.
+
+import { percent, range } from "./numbers.js";
+import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
+
+/** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
+/** @typedef {import("./view.js").Mark} Mark  With its arrays. */
+
+// The middles of the rows, as parts of the height, and in pixels the height of a box and of an expert.
+const ROUTE_ROWS = { token: 0.04, router: 0.18, bars: 0.22, experts: 0.52, sum: 0.79, answer: 0.95 };
+const LONGEST = 0.17; // bar, as a part of the height
+const [BOX_HIGH, EXPERT_HIGH] = [24, 32];
+const motion = matchMedia("(prefers-reduced-motion: reduce)");
+const centred = (x, y, wide, high) =>
+  new Path2D(`M${x - wide / 2} ${y - high / 2}h${wide}v${high}h${-wide}z`);
+const bow = (x, y, toX, toY) =>
+  new Path2D(`M${x} ${y}C${x} ${(y + toY) / 2} ${toX} ${(y + toY) / 2} ${toX} ${toY}`);
+
+function placesOfRoute({ box: { left, top, width, height } }, count) {
+  const pitch = width / count;
+  const rows = Object.entries(ROUTE_ROWS).map(([name, part]) => [
+    name,
+    Math.round(top + part * height) + 0.5,
+  ]);
+  return {
+    ...Object.fromEntries(rows),
+    pitch,
+    middle: left + width / 2,
+    longest: LONGEST * height,
+    wide: width,
+  };
+}
+
+/**
+ * @param {Chart} card in which it is drawn
+ * @param {Mark} mark a `Route`
+ */
+export function drawRoute(card, { probs, weights, token, place, label, correct }) {
+  const { pen, view, box } = card;
+  const at = placesOfRoute(card, probs.length);
+  const x = (expert) => box.left + (expert + 0.5) * at.pitch;
+  const busy = range(probs.length).filter((expert) => weights[expert] > 0);
+  const line = css(mix(view.paper, view.ink, 0.55));
+  const frame = (text, y, wide, weight) => {
+    pen.fill(centred(at.middle, y, wide, BOX_HIGH), css(view.paper));
+    pen.stroke(centred(at.middle, y, wide, BOX_HIGH), { color: line, width: 1 });
+    pen.write(pen.shorten(text, wide - 8), at.middle, y, { weight });
+  };
+  const down = (from, to) => pen.stroke(bow(at.middle, from, at.middle, to), { color: line, width: 1.5 });
+  down(at.token, at.router);
+  down(at.sum, at.answer);
+  for (const expert of busy) drawFlow(card, at, x(expert), expert, weights[expert]);
+  range(probs.length).forEach((expert) =>
+    drawExpert(card, at, x(expert), expert, probs[expert], weights[expert]),
+  );
+  const where = place.map((value) => value.toFixed(2).replace("-", "−")).join(", ");
+  frame(`token ${token} at (${where})`, at.token, Math.min(190, at.wide), 600);
+  frame(`router: a probability for each of ${probs.length} experts`, at.router, at.wide - 2, 400);
+  const terms = busy.map((expert) => `${weights[expert].toFixed(2)} · E${expert}(x)`).join(" + ");
+  const sum =
+    busy.length > 4 ? `weighted sum of ${busy.length} experts` : `y = ${terms || "0: no expert serves it"}`;
+  frame(sum, at.sum, Math.min(300, at.wide), 400);
+  const answer = correct ? `correct: class ${label}` : `wrong: the class is ${label}`;
+  frame(answer, at.answer, Math.min(190, at.wide), 600);
+}
+
+// From the router through an expert into the sum, as wide as its weight; dashes move on with the pictures.
+function drawFlow({ pen, view }, at, x, expert, weight) {
+  const color = css(view.palette[expert % 8]);
+  const width = 2 + 7 * weight;
+  const { context } = pen;
+  for (const path of [bow(x, at.bars, x, at.experts), bow(x, at.experts, at.middle, at.sum)]) {
+    pen.stroke(path, { color, width, lineCap: "butt" });
+    context.lineDashOffset = motion.matches ? 0 : -performance.now() / 25;
+    pen.stroke(path, { color: css(view.paper, 0.75), width: 1.5, dash: [4, 14] });
+    context.lineDashOffset = 0;
+  }
+}
+
+function drawExpert({ pen, view }, at, x, expert, prob, weight) {
+  const isBusy = weight > 0;
+  const name = at.pitch < 25 ? String(expert) : `E${expert}`;
+  const bar = new Path2D(
+    `M${x - at.pitch * 0.3} ${at.bars}h${at.pitch * 0.6}v${prob * at.longest}h${-at.pitch * 0.6}z`,
+  );
+  const box = centred(x, at.experts, at.pitch - 4, EXPERT_HIGH);
+  const grey = css(mix(view.paper, view.ink, 0.3));
+  const ground = view.palette[expert % 8]; // also where another is pointed at: it is of one token
+  if (isBusy) {
+    for (const path of [bar, box]) {
+      pen.fill(path, css(ground));
+      if (expert >= 8) pen.fill(path, tile(hatchOf(expert), ground).pattern);
+    }
+  } else {
+    pen.fill(bar, grey);
+    pen.stroke(box, { color: grey, width: 1 });
+  }
+  const style = isBusy
+    ? { color: css(inkOn(ground)), halo: css(ground), weight: 700 }
+    : { color: css(view.quiet) };
+  pen.write(name, x, at.experts, style);
+  if (at.pitch < (isBusy ? 25 : 34)) return;
+  const text = percent(prob);
+  pen.write(text, x, at.bars + prob * at.longest + 9, { halo: css(view.paper), weight: isBusy ? 700 : 400 });
+}
+
+/**
+ * @param {Chart} card in which it is
+ * @param {Mark} mark a `Route`
+ * @returns {import("./stops.js").Stops} its experts
+ */
+export function stopsOfRoute(card, { probs, weights }) {
+  const { box } = card;
+  const count = probs.length;
+  const at = placesOfRoute(card, count);
+  const place = (expert) => [box.left + (expert + 0.5) * at.pitch, at.experts];
+  const find = (x, y) =>
+    y < at.bars || y > at.experts + EXPERT_HIGH ? -1 : Math.floor((x - box.left) / at.pitch);
+  const tell = (expert) => {
+    const weight = weights[expert] > 0 ? weights[expert].toFixed(2) : "0: idle for this token";
+    const rows = [
+      [expert, "router probability", percent(probs[expert])],
+      [null, "weight", weight],
+    ];
+    return { expert, title: `E${expert}`, rows };
+  };
+  return { columns: count, count, place, at: (x, y) => Math.min(find(x, y), count - 1), tell };
+}
