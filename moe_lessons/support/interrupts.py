@@ -1,5 +1,6 @@
 """Interrupts (■ in a notebook, Ctrl-C on a terminal) that are heeded by work in progress instead of ending the code."""
 
+import asyncio
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -36,6 +37,28 @@ class Handler:
             before = before.before
         if isinstance(before, Handler) or (is_passed_on and callable(before)):
             before(*args)
+
+
+def is_cell(task: asyncio.Task | None) -> bool:
+    """Whether IPython's kernel runs a cell in this task."""
+    return getattr(task and task.get_coro(), "__name__", "") == "run_cell_async"
+
+
+def stop_at_once() -> None:
+    """Have an interrupt end at once what a cell does after an await: from there on IPython's kernel would hear it only
+    when the cell awaits again. When the cell ends, the kernel puts back the handler that was there before it."""
+    task, before = asyncio.current_task(), signal.getsignal(signal.SIGINT)
+    if not is_cell(task) or getattr(before, "task", None) is task:
+        return
+
+    def handler(*args) -> None:
+        if asyncio.current_task() is task:  # else the event loop would end
+            raise KeyboardInterrupt
+        if callable(before):
+            before(*args)
+
+    handler.task = task
+    signal.signal(signal.SIGINT, handler)
 
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name)]

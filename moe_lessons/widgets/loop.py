@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable
 
 from moe_lessons.nn import torch_threads
-from moe_lessons.support.interrupts import heeding
+from moe_lessons.support.interrupts import heeding, is_cell, stop_at_once
 from moe_lessons.support.static import static_mode
 from moe_lessons.training import TrainingDiverged
 
@@ -90,8 +90,9 @@ class Loop:
         if self._interrupted:
             self._interrupted = False
             # in any task but the one in which the kernel runs a cell, a KeyboardInterrupt would end the kernel
-            is_cell = getattr(asyncio.current_task().get_coro(), "__name__", "") == "run_cell_async"
-            raise (KeyboardInterrupt if is_cell else asyncio.CancelledError)("the training is paused") from None
+            kind = KeyboardInterrupt if is_cell(asyncio.current_task()) else asyncio.CancelledError
+            raise kind("the training is paused") from None
+        stop_at_once()
 
     async def _train(self) -> None:
         try:

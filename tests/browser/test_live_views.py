@@ -81,6 +81,18 @@ def test_an_interrupt_leaves_a_paused_usable_view(lab, notebook, view_of):
     view.wait_step(step + 20)
 
 
+def test_an_interrupt_stops_what_a_cell_does_after_it_has_waited(lab, open_notebook):
+    sources = "from moe_lessons.widgets import Playground", "lab = Playground(play=5)\nlab"
+    long = "await lab.finished()\nprint('waited', flush=True)\nwhile True:\n    lab.main_run.step()"
+    cells = open_notebook("after.ipynb", *sources, long, "print('alive')")
+    cells.run_all(wait=False)
+    cells.page.get_by_text("waited", exact=True).wait_for()
+    cells.page.wait_for_timeout(500)
+    cells.interrupt()
+    cells.page.get_by_text("KeyboardInterrupt").first.wait_for(timeout=20_000)
+    assert "alive" in cells.run_cell(3)
+
+
 def test_a_control_moved_while_a_cell_waits_stays_alive(open_notebook, view_of):
     sources = ["from moe_lessons.widgets import Playground", "lab = Playground(play=400)\nlab", "await lab.finished()"]
     waiting = open_notebook("waiting.ipynb", *sources, "print('noise', lab.main_run.knobs.noise_std)")
@@ -189,7 +201,7 @@ def test_an_interrupt_while_two_views_are_awaited_pauses_both(open_notebook, vie
 def test_after_a_restart_a_stale_view_says_so_and_its_cell_makes_a_live_one(notebook, view_of):
     notebook.restart()
     view = view_of(notebook.page, 0)
-    view.view.get_by_text("Run this cell to go on.").wait_for()
+    view.view.get_by_text("To go on, choose Run > Run All Above Selected Cell, then run this one.").wait_for()
     expect(view.view.locator(".moe-controls")).to_have_attribute("inert", "")
     view.button("Play").click(force=True)
     view.slider("Noise").click(force=True)
@@ -198,7 +210,9 @@ def test_after_a_restart_a_stale_view_says_so_and_its_cell_makes_a_live_one(note
     expect(view.chip(3)).to_have_attribute("aria-pressed", "true")  # what the page does by itself, it does
     notebook.run_all()
     fresh = view_of(notebook.page, 0)
-    expect(fresh.view.get_by_text("Run this cell to go on.")).to_have_count(0)
+    expect(
+        fresh.view.get_by_text("To go on, choose Run > Run All Above Selected Cell, then run this one.")
+    ).to_have_count(0)
     fresh.wait_step(20)
     fresh.pause()
 

@@ -9,7 +9,7 @@ import nbformat
 from PIL import Image
 from playwright.sync_api import expect
 
-NAME, LINE = "saved.ipynb", "Run this cell to go on."
+NAME, LINE = "saved.ipynb", "To go on, choose Run > Run All Above Selected Cell, then run this one."
 STATE = "application/vnd.jupyter.widget-state+json"
 CELLS = (
     "from moe_lessons.course import *\nfrom moe_lessons.widgets import *",

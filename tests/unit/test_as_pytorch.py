@@ -22,6 +22,14 @@ SETTINGS = {
     "expert choice": PlaneSetting(router="expert choice"),
     "frozen": PlaneSetting(router="frozen", noise_std=1),
     "capacity": PlaneSetting("uneven", num_experts=10, capacity_factor=1.1),
+    "3 of 4, wide": PlaneSetting("blobs", 4, 3, 16),
+    "4 of 16, soft spread": PlaneSetting("voronoi", 16, 4, router_start="soft spread", lr=0.01),
+    "rescued": PRESETS["rescued"],
+    "noise": PRESETS["noise"],
+    "sigmoid, top-1": PlaneSetting(top_k=1, router="sigmoid"),
+    "learned noise, spread": PlaneSetting("blobs", router="learned noise", router_start="spread"),
+    "frozen, spread, z-loss": PlaneSetting(router="frozen", router_start="spread", router_z_loss_coef=0.1),
+    "expert choice of 3": PlaneSetting("waves", 3, 1, 8, router="expert choice"),
     "capacity, top-1": replace(PRESETS["capacity"], capacity_factor=0.75),
 }
 

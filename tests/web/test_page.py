@@ -238,6 +238,16 @@ def test_what_does_not_arrive_is_said(visit, view, name):
     assert lost.said == f"{name} did not arrive (no answer). Reload the page to try again."
 
 
+def test_offline_it_says_so_and_goes_on(visit):
+    own = visit().ready()
+    own.page.context.set_offline(True)
+    own.button("collapse").click()
+    own.page.get_by_text("This browser is offline").wait_for()
+    own.page.context.set_offline(False)
+    own.train(50)
+    assert own.state() == {"preset": "healthy"}
+
+
 def test_what_is_not_there_is_said_and_what_stands_is_kept(visit):
     own = visit("", lambda page: page.route("**/top-k-8-1-8.step.z", lambda route: route.fulfill(status=404))).ready()
     own.button("collapse").click()

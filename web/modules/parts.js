@@ -14,6 +14,8 @@ export function once(name, load) {
 }
 async function fetched(name) {
   const answer = await fetch(new URL(name, import.meta.url)).catch(() => ({ status: "no answer" }));
+  if (!answer.ok && !navigator.onLine)
+    throw new Error("This browser is offline: what that needs is not here.");
   const isPage = answer.ok && answer.headers.get("content-type")?.includes("html"); // so some say that there is none
   if (!answer.ok || isPage) throw new Error(`${name} did not arrive (${isPage ? "a page" : answer.status}).`);
   return answer;

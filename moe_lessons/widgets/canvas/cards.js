@@ -179,6 +179,7 @@ export class Chart extends Card {
     this.pen = new Pen(view, canvas.getContext("2d", { alpha: false }));
     this.axes = make("canvas");
     this.cache = {}; // of a field
+    canvas.style.visibility = "hidden"; // black, until it is drawn
     view.sizes.observe(canvas);
     quietly(() => view.sizes.observe(canvas, { box: "device-pixel-content-box" })); // not every browser has it
   }
@@ -240,6 +241,7 @@ export class Chart extends Card {
     const isLinked = link && link === xAxis.link;
     if (isLinked) pen.rule(this.box, this.x(value), null, { color: css(view.ink, 0.6), width: 1 });
     this.isNews = true;
+    this.canvas.style.visibility = "";
     if (!this.canvas.ariaLabel) tell(this);
   }
 

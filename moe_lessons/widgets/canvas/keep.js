@@ -115,7 +115,8 @@ function addStills(output, stills) {
   for (const [type, text] of stills.flatMap((still) => Object.entries(still.data))) {
     data[type] = type in data ? `${data[type]}\n\n${text}` : text; // of several questions
   }
-  if (data[WORDS]) data[WORDS] += "\n\n*Run this cell to go on.*";
+  if (data[WORDS])
+    data[WORDS] += "\n\n*To go on, choose Run > Run All Above Selected Cell, then run this one.*";
   output.data = { ...output.data, ...data };
   output.metadata = Object.assign({}, output.metadata, ...stills.map(({ metadata }) => metadata));
 }
@@ -140,7 +141,13 @@ function sayStale(view) {
   const notice = view.querySelector(":scope > .moe-stale:not(.moe-wait)");
   if (isStale === Boolean(notice)) return;
   if (notice) notice.remove();
-  else view.prepend(set(make("div", "moe-stale", "Run this cell to go on."), { role: "status" }));
+  else
+    view.prepend(
+      set(
+        make("div", "moe-stale", "To go on, choose Run > Run All Above Selected Cell, then run this one."),
+        { role: "status" },
+      ),
+    );
   for (const one of view.querySelectorAll(".moe-bar, .moe-controls, .noUi-target")) one.inert = isStale;
   const inputs = "fieldset, :not(.moe-chips) > button, input, select, textarea";
   for (const one of view.querySelectorAll(inputs)) one.disabled = isStale;

@@ -6,7 +6,7 @@ import { make, styled } from "./elements.js";
 /** @typedef {import("./view.js").View} View  One display of the widget. */
 
 const PNG = "image/png";
-const STALE = "Run this cell to go on.";
+const STALE = "To go on, choose Run > Run All Above Selected Cell, then run this one.";
 
 /**
  * Put into a model what its view shows.
