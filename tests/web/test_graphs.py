@@ -218,7 +218,7 @@ def test_the_manifest_has_what_the_table_of_knobs_and_the_panels_say():
     setting = PRESETS["collapse"]
     own = json.loads(json.dumps(graph_manifest(plane_runs(setting), setting)))
     assert [panel["title"] for panel in own["panels"].values()][0] == "Territory: first choices"
-    assert own["panels"]["5"]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
+    assert own["panels"]["8"]["marks"][0]["rows"][-2:] == ["held-out loss", "accuracy"]
 
 
 @pytest.mark.parametrize("name", ("MoE", SAME_ACTIVE))

@@ -297,7 +297,7 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit(visit):
     assert max(own.measured()) < 2.3  # guessing a digit: ln(10)
     assert own.page.get_by_text(re.compile(r"^MoE: \d+ of 500$")).is_visible()
     own.control("num_entries").focus()
-    for key in ("End", "Home", "End"):
+    for key in ("ArrowRight", "ArrowLeft", "ArrowRight"):
         own.page.keyboard.press(key)
     own.page.get_by_text("MoE: 0 of 1,000").wait_for()  # afresh
     own.button("Step").click()

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LESSONS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RUN = "03_parameters_and_compute.ipynb"  # it has widgets, and is soon run
 CDN = ["https://cdn.org/a.css", "https://cdn.org/a.js"]
-DOORS = ["#preset=collapse", "wall.html#num_entries=500&lr=0.01", "text.html", "notebooks/00_welcome.html"]
+DOORS = ["speedup.html", "wall.html#num_entries=500&lr=0.01", "text.html", "notebooks/00_welcome.html"]
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
 
 
 def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(address, browser):
-    views = {"05_expert_collapse": ("recording", "05-CollapseLab"), "00_welcome": ("playground", "preset=collapse")}
+    views = {"05_expert_collapse": ("recording", "05-CollapseLab"), "00_welcome": ("playground", "preset=healthy")}
     for is_alive in (True, False):
         context = browser.new_context(java_script_enabled=is_alive, reduced_motion="reduce")
         page = context.new_page()
