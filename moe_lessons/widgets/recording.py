@@ -12,7 +12,7 @@ from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.results import load_recording
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, sizes_of
 from moe_lessons.plots.marks import Axis, Cells, Panel, experts_axis
-from moe_lessons.plots.panels.models import known_panel, wall_panel
+from moe_lessons.plots.panels.compared import known_panel, wall_panel
 from moe_lessons.plots.speeds import Stream, stream_panel
 from moe_lessons.plots.theme import model_inks
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, shown

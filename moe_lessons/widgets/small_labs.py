@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_lessons.analysis.collapse import LEARNS, watched_run
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, MoE, Routing, seeded, torch_threads
 from moe_lessons.plots.marks import Axis, Panel, Points
-from moe_lessons.plots.panels.models import wall
+from moe_lessons.plots.panels.compared import wall
 from moe_lessons.plots.panels.shares import heatmap_panel
 from moe_lessons.support.errors import check_whole
 from moe_lessons.training import PRESETS, Run, facts_runs

@@ -8,7 +8,7 @@ from live_tools import assert_consistent, button, losses, mark, on_a_loop, settl
 
 from moe_lessons.analysis.collapse import READ_POINTS, STRENGTHS
 from moe_lessons.plots.marks import Line, Stack
-from moe_lessons.plots.panels.models import CURVES
+from moe_lessons.plots.panels.compared import CURVES
 from moe_lessons.training import SeedBand, remedy_setting
 from moe_lessons.training.knobs import KNOBS
 from moe_lessons.widgets import BalancingLab

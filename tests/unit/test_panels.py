@@ -15,7 +15,7 @@ from moe_lessons.nn import LanguageModel, MoE, TransformerConfig, apply_capacity
 from moe_lessons.plots import PANELS
 from moe_lessons.plots.marks import Bars, Line, Rule, Stack
 from moe_lessons.plots.panels._history import MOST_PLACES, RECENT, History, history, recent_load, spent
-from moe_lessons.plots.panels.models import loss_panel
+from moe_lessons.plots.panels.compared import loss_panel
 from moe_lessons.plots.panels.passages import shares_panel
 from moe_lessons.plots.panels.shares import heatmap_panel, load_panel
 from moe_lessons.plots.theme import ALIVE, DEAD

@@ -46,7 +46,7 @@ complaints: list[str] = []  # what ipywidgets has logged: exceptions in what a m
 
 SIZES = {
     "widgets.plane_readings.RESOLUTION": 5, "widgets.live.NUM_POINTS": 32, "widgets.playground.NUM_HELD_OUT": 16,
-    "analysis.collapse.READ_POINTS": 16, "plots.panels.models.NUM_HELD_OUT": 16, "tasks.text.TRAIN_BYTES": 4000,
+    "analysis.collapse.READ_POINTS": 16, "plots.panels.compared.NUM_HELD_OUT": 16, "tasks.text.TRAIN_BYTES": 4000,
     "tasks.text.HELD_OUT_BYTES": 1000, "plots.panels.passages.LENGTH": 10, "widgets.live.NUM_TRACED": 4,
     "widgets.live.QUICK": 0, "widgets.loop.TURN": 0,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from matplotlib.colors import to_hex, to_rgb
 
 from moe_lessons.plots import figure, marks, still
 from moe_lessons.plots.marks import Axis, Bars, Cells, Line, Panel, Points, Spots, Stack, Table, Text
-from moe_lessons.plots.panels.models import loss_panel
+from moe_lessons.plots.panels.compared import loss_panel
 from moe_lessons.plots.panels.passages import text_panel
 from moe_lessons.plots.panels.shares import load_panel
 from moe_lessons.plots.still import plot

@@ -133,8 +133,8 @@ class Training extends History {
 // --- what is seen -------------------------------------------------------------------------------------------------
 
 const best = (row) => row.indexOf(Math.max(...row));
-const rowsOf = (data, width) =>
-  range(data.length / width).map((i) => data.subarray(i * width, (i + 1) * width));
+const rowOf = (data, width, i) => data.subarray(i * width, (i + 1) * width);
+const rowsOf = (data, width) => range(data.length / width).map((i) => rowOf(data, width, i));
 
 // The header of each panel, and its arrays by slot: those of web.manifest.graph_manifest, with what has changed.
 const PANELS = {
@@ -163,7 +163,7 @@ const PANELS = {
     const label = run.classes[token];
     const place = [0, 1].map((axis) => run.points.data[2 * token + axis]);
     Object.assign(mark, { token, place, label, correct: named[token] === label });
-    const [own, weights] = [probs, serves].map((data) => rowsOf(data, E)[token]);
+    const [own, weights] = [probs, serves].map((data) => rowOf(data, E, token));
     return { "0.probs": ["f4", [E], own], "0.weights": ["f4", [E], weights] };
   },
   work: ({ own: { work } }) => ({ "0.values": ["f4", [work.length, 1], work] }),
@@ -236,7 +236,7 @@ function lines(run, out) {
   const loss = mean(recent, ({ losses }) => losses[0]);
   const isWorse = run.step > sizes.recent && loss > 1.1 * guessing;
   const words = describeLoad([...(run.load ?? out.clean)], run.own, run.shared);
-  const [logits, probs, serves] = [out.logits, out.probs, out.serves].map((data) => rowsOf(data, E)[token]);
+  const [logits, probs, serves] = [out.logits, out.probs, out.serves].map((data) => rowOf(data, E, token));
   const order = range(E)
     .sort((one, other) => probs[other] - probs[one])
     .slice(0, 4);

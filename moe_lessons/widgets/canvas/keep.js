@@ -11,6 +11,7 @@ import { make, set } from "./elements.js";
 const WORDS = "text/markdown";
 const VIEW = "application/vnd.jupyter.widget-view+json";
 const STATE = "application/vnd.jupyter.widget-state+json";
+export const STALE = "To go on, choose Run > Run All Above Selected Cell, then run this one.";
 const TURN = 500; // milliseconds between two looks at the page
 const LATER = `// This model uses the code of the first one.
 const code = async () => {
@@ -115,8 +116,7 @@ function addStills(output, stills) {
   for (const [type, text] of stills.flatMap((still) => Object.entries(still.data))) {
     data[type] = type in data ? `${data[type]}\n\n${text}` : text; // of several questions
   }
-  if (data[WORDS])
-    data[WORDS] += "\n\n*To go on, choose Run > Run All Above Selected Cell, then run this one.*";
+  if (data[WORDS]) data[WORDS] += `\n\n*${STALE}*`;
   output.data = { ...output.data, ...data };
   output.metadata = Object.assign({}, output.metadata, ...stills.map(({ metadata }) => metadata));
 }
@@ -141,13 +141,7 @@ function sayStale(view) {
   const notice = view.querySelector(":scope > .moe-stale:not(.moe-wait)");
   if (isStale === Boolean(notice)) return;
   if (notice) notice.remove();
-  else
-    view.prepend(
-      set(
-        make("div", "moe-stale", "To go on, choose Run > Run All Above Selected Cell, then run this one."),
-        { role: "status" },
-      ),
-    );
+  else view.prepend(set(make("div", "moe-stale", STALE), { role: "status" }));
   for (const one of view.querySelectorAll(".moe-bar, .moe-controls, .noUi-target")) one.inert = isStale;
   const inputs = "fieldset, :not(.moe-chips) > button, input, select, textarea";
   for (const one of view.querySelectorAll(inputs)) one.disabled = isStale;

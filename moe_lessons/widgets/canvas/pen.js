@@ -43,9 +43,10 @@ export class Pen {
   /**
    * @param {Path2D} path a shape
    * @param {number} expert whose colour and hatch fill it
+   * @param {import("./colors.js").Color} [color] none: as strong as it is now
    */
-  fillExpert(path, expert) {
-    this.fill(path, css(colorOf(this.view, expert)));
+  fillExpert(path, expert, color = colorOf(this.view, expert)) {
+    this.fill(path, css(color));
     if (expert >= 8) this.fill(path, tile(hatchOf(expert), this.view.palette[expert % 8]).pattern);
   }
 

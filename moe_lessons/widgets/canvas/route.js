@@ -2,7 +2,7 @@
 // weighted sum, and what the model says.
 
 import { percent, range } from "./numbers.js";
-import { css, hatchOf, inkOn, mix, tile } from "./colors.js";
+import { css, inkOn, mix } from "./colors.js";
 
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
 /** @typedef {import("./view.js").Mark} Mark  With its arrays. */
@@ -88,10 +88,7 @@ function drawExpert({ pen, view }, at, x, expert, prob, weight) {
   const grey = css(mix(view.paper, view.ink, 0.3));
   const ground = view.palette[expert % 8]; // also where another is pointed at: it is of one token
   if (isBusy) {
-    for (const path of [bar, box]) {
-      pen.fill(path, css(ground));
-      if (expert >= 8) pen.fill(path, tile(hatchOf(expert), ground).pattern);
-    }
+    for (const path of [bar, box]) pen.fillExpert(path, expert, ground);
   } else {
     pen.fill(bar, grey);
     pen.stroke(box, { color: grey, width: 1 });

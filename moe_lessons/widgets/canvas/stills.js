@@ -2,11 +2,11 @@
 
 import { css } from "./colors.js";
 import { make, styled } from "./elements.js";
+import { STALE } from "./keep.js";
 
 /** @typedef {import("./view.js").View} View  One display of the widget. */
 
 const PNG = "image/png";
-const STALE = "To go on, choose Run > Run All Above Selected Cell, then run this one.";
 
 /**
  * Put into a model what its view shows.
