@@ -28,7 +28,7 @@ MULTIPLY = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with
 
 
 class Stopwatch:
-    """The seconds that pass, shared out among parts: what begins takes over from what is open, until it ends."""
+    """The seconds that pass, but for its own, shared out among parts: what begins takes over until it ends."""
 
     def __init__(self, device: torch.device):
         self.device, self.clock, self.spent, self.open = device, own_clock(device), Counter(), [REST]
@@ -40,32 +40,29 @@ class Stopwatch:
 
     def turn(self, begins: str | None = None, *_) -> None:
         """Begin a part, or end the one that began last."""
-        now = self.now()
-        self.spent[self.open[-1]] += now - self.since
-        self.since = now
+        self.spent[self.open[-1]] += self.now() - self.since
         self.open.append(begins) if begins else self.open.pop()
+        self.since = self.clock()
 
-    def product(self, multiply: Callable[..., Tensor], *args, **kwargs) -> Tensor:
-        """Multiply, and count it as PRODUCTS, but within a router, where it belongs to ROUTING."""
-        is_router = self.open.count(ROUTING) == 2
-        self.turn(ROUTING if is_router else PRODUCTS)
-        y = multiply(*args, **kwargs)
+    def timed(self, part: str, call: Callable[..., Tensor], *args, **kwargs) -> Tensor:
+        """Call, and count it as a part, but a product within a router as ROUTING."""
+        self.turn(ROUTING if self.open.count(ROUTING) == 2 else part)
+        y = call(*args, **kwargs)
         self.turn()
         return y
 
 
 @contextmanager
 def watched(model: LanguageModel, watch: Stopwatch) -> Iterator[None]:
-    """Within it, a stopwatch is told of what the model does: attention, mixtures and routers by hooks, and products."""
+    """Within it, a stopwatch is told of what the model does: attention, mixtures, routers, and products."""
     parts = {part: ATTENTION for part in model.modules() if isinstance(part, Attention)}
     for moe in filter(is_moe, model.modules()):
         parts |= {moe: ROUTING, moe.router: ROUTING}
-    products = {name: partial(watch.product, getattr(F, name)) for name in MULTIPLY if hasattr(F, name)}
+    products = {name: partial(watch.timed, PRODUCTS, getattr(F, name)) for name in MULTIPLY if hasattr(F, name)}
     with ExitStack() as stack:
         stack.enter_context(patch.multiple(F, **products))
         for module, part in parts.items():
-            stack.enter_context(module.register_forward_pre_hook(partial(watch.turn, part)))
-            stack.enter_context(module.register_forward_hook(partial(watch.turn, None)))
+            stack.enter_context(patch.object(module, "forward", partial(watch.timed, part, module.forward)))
         yield
 
 
