@@ -1,5 +1,5 @@
-"""``python data/make_plane_sweeps.py``: how good mixtures in the plane are where experts are scarce (lesson 05), and
-under balancing losses of several coefficients (lesson 06); written to data/results (minutes)."""
+"""``python data/make_plane_sweeps.py``: how good mixtures in the plane are where experts are scarce (lesson 07), and
+under balancing losses of several coefficients (lesson 08); written to data/results (minutes)."""
 
 import argparse
 import json

@@ -1,6 +1,6 @@
 """``python -m tools.claims``: run the tests of all claims and write what they measured into build/claims.md.
 
-``python -m tools.claims tests/claims/test_lesson_08.py``: only these.
+``python -m tools.claims tests/claims/test_lesson_05.py``: only these.
 
 Of each assert that compares numbers: what was measured, what was asked, and the margin between the two; where it ran
 several times, the time with the smallest margin. With nothing else running it takes some minutes; some measure time.

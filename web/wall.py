@@ -78,7 +78,7 @@ class Wall:
         return {
             "graphs": list(self.names()),
             "graph_of": ("num_experts", "top_k", "num_entries"),
-            "presets": {"of lesson 08": {"tip": "", "values": usual, "off": ""}},
+            "presets": {"of lesson 05": {"tip": "", "values": usual, "off": ""}},
             "groups": WALL_GROUPS,
             "controls": {name: describe_control(name, stops) for name, stops in offered.items()},
             "knobs": STEP_KNOBS,

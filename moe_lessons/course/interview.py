@@ -12,7 +12,7 @@ from moe_lessons.course.question import HERE, Keeper, Sheet, as_words
 from moe_lessons.support.errors import check_choice, is_number
 from moe_lessons.support.show import Markdown, read_parts, split_points
 
-SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [05: claim] or [05]
+SOURCE = re.compile(r"\s*\[(\d\d\w?)(?:: ([\w-]+))?\]")  # [07: claim] or [07]
 FIGURE = re.compile(r"\{([\w.]+)\}")
 ANSWERS, QUESTIONS = (dict(read_parts(HERE / name)) for name in ("answer.md", "interview.md"))
 SENTENCES = dict(re.findall(r"^- (\S+): (.+)$", (HERE / "figures.md").read_text("utf-8"), re.MULTILINE))
@@ -30,7 +30,7 @@ def link_to(lesson: str, claim: str | None) -> str:
 
 
 def sources(text: str) -> str:
-    """Turn each [05: claim] in the text into links."""
+    """Turn each [07: claim] in the text into links."""
     return SOURCE.sub(lambda found: f" <sup>{link_to(*found.groups())}</sup>", text)
 
 

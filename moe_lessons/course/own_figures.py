@@ -1,4 +1,4 @@
-"""The measurements of lessons 08 and 12: the stored sweep that they read, and the models that race."""
+"""The measurements of lessons 05 and 12: the stored sweep that they read, and the models that race."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace

@@ -1,6 +1,6 @@
 """The progress of a learner, in one JSON file in the user's data folder and nowhere else.
 
-    {"version": 1, "predictions": {"05.survivors": {"answer": "two", "when": "2026-03-01T12:00:00+00:00"}}, "quiz": …}
+    {"version": 1, "predictions": {"07.survivors": {"answer": "two", "when": "2026-03-01T12:00:00+00:00"}}, "quiz": …}
 
 A record is written beside the file and put in its place as one step, under a lock, after what others have written
 there is read. So a killed process, two notebooks at once or a full disk lose nothing. A file that is damaged is kept
@@ -35,7 +35,7 @@ _guard = threading.RLock()  # of it: widgets answer on threads of their own
 def record(section: str, key: str, **entry: Any) -> str | None:
     """Keep what a learner did, with the time; fields of the same key that are not given stay.
 
-    section: one of `SECTIONS`. key: lesson, dot, name, such as '05.survivors'. What cannot be written stays in this
+    section: one of `SECTIONS`. key: lesson, dot, name, such as '07.survivors'. What cannot be written stays in this
     session. Say what is wrong, and return it, or None."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     entry = json.loads(json.dumps(entry, default=float)) | {"when": now}  # float: of a number of numpy or torch

@@ -49,7 +49,7 @@ class Sheet(W.VBox):
 class Question(anywidget.AnyWidget):
     """A question with options, drawn by question.js, or one that a subclass asks in another way.
 
-    `answer` is None until one is given. With a `key` (lesson, dot and name, such as '05.survivors') it is kept in the
+    `answer` is None until one is given. With a `key` (lesson, dot and name, such as '07.survivors') it is kept in the
     progress, and there when the cell runs again."""
 
     _esm: Any = join_modules(HERE / "question.js")  # the text: see LiveCanvas

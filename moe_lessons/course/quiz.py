@@ -70,7 +70,7 @@ class QuizQuestion(Question):  # its first answer and its last one are kept
 
 
 class Quiz(Sheet):
-    """The quiz of a lesson: `Quiz("05")`. It blocks nothing; answers are kept, and may be changed."""
+    """The quiz of a lesson: `Quiz("07")`. It blocks nothing; answers are kept, and may be changed."""
 
     def __init__(self, lesson: str):
         items = read_quiz(QUIZZES[check_choice("lesson", lesson, QUIZZES)])

@@ -94,7 +94,7 @@ class Exercise:
 
     @property
     def key(self) -> str:
-        """Its key in the learner's progress, such as '05.slowdown'."""
+        """Its key in the learner's progress, such as '07.slowdown'."""
         return f"{self.lesson}.{self.name}"
 
     def check(self, answer: Any = None) -> Check:

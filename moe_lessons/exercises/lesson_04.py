@@ -1,83 +1,92 @@
-"""Lesson 04: what there is to know, what an expert tells of it, and how often two draws have the same expert."""
+"""Lesson 04: tokens per second on paper, the experts of a batch, a cached step."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from moe_lessons.exercises.exercise import exercise
 
 
-def my_entropy(counts):
-    p = counts[counts > 0] / counts.sum()  # a label that never occurs adds nothing
-    return -(p * p.log2()).sum()
+def drawn(low: int, high: int) -> int:
+    return int(torch.randint(low, high + 1, ()))
 
 
-LOG2 = torch.tensor(2.0).log()
-ENTROPY_MISTAKES = [
-    (lambda c: -(c / c.sum() * (c / c.sum()).log2()).sum(),
-     "0 · log2(0) is nan here, and should count as 0. Leave out the labels that never occur."),
-    (lambda c: my_entropy(c) * LOG2, "This is in nats. Bits need the logarithm to base 2: log2."),
-    (lambda c: (c > 0).sum().log2(), "This would be right if all labels were equally frequent. Use their shares."),
-    (lambda c: -(c[c > 0] / c.sum()).log2().sum(),
-     "You added the logarithms as they are. Each counts with its share p."),
-    (lambda c: -my_entropy(c), "The sign is wrong: the logarithm of a share is negative, and bits are positive."),
+def my_token_speed(total, active, bytes_per_weight, bytes_per_second):
+    return bytes_per_second / (active * bytes_per_weight)  # the total must only fit into memory
+
+
+SPEED_MISTAKES = [
+    (lambda total, active, size, speed: speed / (total * size), "You read all weights. A token needs the active."),
+    (lambda total, active, size, speed: active * size / speed, "These are seconds for a token. Turn it round."),
+    (lambda total, active, size, speed: speed / active, "You count weights. How many bytes does each take?"),
+    (lambda total, active, size, speed: speed * size / active, "More bytes take longer: divide by them."),
 ]  # fmt: skip
 
 
-@exercise(1, my_entropy, ENTROPY_MISTAKES, "the bits that there are to know")
-def entropy_bits() -> list[tuple]:
-    drawn = [torch.randint(low, 9, (size,)) for low, size in ((1, 3), (0, 6), (0, 12))]
-    return [(counts.float(),) for counts in (*drawn, torch.tensor([2, 1, 1, 0]), torch.tensor([0, 5]))]
+@exercise(1, my_token_speed, SPEED_MISTAKES, "the number of tokens per second")
+def token_speed() -> list[tuple]:
+    sizes = (1e6, 3e7, 2e8, 1e9, 7e9, 13e9, 32e9, 37e9)
+    return [(a * drawn(2, 9), a, size, drawn(1, 99) * 1e10) for a, size in zip(sizes, (2, 4, 1, 2, 2, 4, 1, 2))]
 
 
-def terms(counts: Tensor) -> Tensor:  # p log2(p / (p(e) p(b))) (E, B): nan where p is 0
-    p = counts / counts.sum()
-    return p * (p / (p.sum(dim=1, keepdim=True) * p.sum(dim=0))).log2()
+def my_touched(E, K, B):
+    return E * (1 - (1 - K / E) ** B)
 
 
-def my_information(counts):
-    p = counts / counts.sum()  # (E, B)
-    independent = p.sum(dim=1, keepdim=True) * p.sum(dim=0, keepdim=True)  # (E, B)
-    seen = p > 0
-    return (p[seen] * (p[seen] / independent[seen]).log2()).sum()
-
-
-INFORMATION_MISTAKES = [
-    (lambda c: terms(c).sum(), "0 · log2(0) is nan here, and should count as 0. Leave out the pairs that never occur."),
-    (lambda c: my_information(c) * LOG2, "This is in nats. Bits need the logarithm to base 2: log2."),
-    (lambda c: torch.special.entr(c / c.sum()).sum() / LOG2,
-     "This is the entropy of the pairs: it is large for independent labels too. Divide p(e, b) by p(e) · p(b)."),
-    (lambda c: torch.special.entr(c.sum(dim=1) / c.sum()).sum() / LOG2,
-     "This is the entropy of the experts, all that could be told. The bytes must come in."),
-    (lambda c: -my_information(c), "The sign is wrong: p(e, b) stands above, p(e) · p(b) below."),
+TOUCHED_MISTAKES = [
+    (lambda E, K, B: B * K, "This is how many choices there are. Two tokens may choose the same expert."),
+    (lambda E, K, B: E * (1 - K / E) ** B, "These are the experts that nobody chose. How many are left over?"),
+    (lambda E, K, B: 1 - (1 - K / E) ** B, "This is the chance for one expert. How many of all E are it?"),
+    (lambda E, K, B: E * (1 - (K / E) ** B), "K/E is the chance to be chosen. You need its opposite."),
+    (lambda E, K, B: E * (1 - (1 - 1 / E) ** (B * K)), "The K experts of one token are different ones: use K/E."),
 ]  # fmt: skip
 
 
-@exercise(2, my_information, INFORMATION_MISTAKES, "the information in bits")
-def information_bits() -> list[tuple]:
-    drawn = [torch.randint(low, 9, (E, 6)) for low, E in ((1, 2), (0, 2), (0, 4))]
-    tables = [[6, 2], [3, 1]], [[2, 0], [0, 2]], [[2, 0, 1], [0, 0, 0], [1, 0, 3]]  # the last with what never occurs
-    return [(counts.float(),) for counts in (*drawn, *map(torch.tensor, tables))]
+@exercise(2, my_touched, TOUCHED_MISTAKES, "the number of experts")
+def touched_experts() -> list[tuple]:
+    fixed = [(8, 2, 5), (8, 2, 1), (8, 8, 3), (64, 8, 4)]
+    return fixed + [(E, drawn(1, E), drawn(2, 9)) for E in (3, 5, 8, 16, 24, 32)]
 
 
-def my_chance(experts):
-    shares = [experts.count(e) / len(experts) for e in set(experts)]
-    return sum(p * p for p in shares)  # the first draw is e with the share p(e), and so is the second
+def my_cache_step(q, k, v, keys, values):
+    keys = torch.cat([keys, k[:, None]], dim=1)  # (H, S + 1, h)
+    values = torch.cat([values, v[:, None]], dim=1)
+    scores = (keys @ q[:, :, None])[:, :, 0] / q.shape[1] ** 0.5  # (H, S + 1): q · k / √h
+    shares = scores.softmax(dim=1)  # over the tokens; the last one may see all, so there is no mask
+    y = (shares[:, :, None] * values).sum(dim=1)  # (H, h)
+    return y, keys, values
 
 
-CHANCE_MISTAKES = [
-    (lambda experts: 1 / len(set(experts)),
-     "This holds where all experts are used alike. What if one has most of them?"),
-    (lambda experts: sum(a == b for a, b in zip(experts, experts[1:])) / (len(experts) - 1),
-     "This counts neighbours, and so the answer that we want to compare with chance. Draw any two tokens."),
-    (lambda experts: sum((experts.count(e) / len(experts)) ** 2 for e in experts),
-     "You went over the tokens, so an expert counts as often as it has tokens. Go over set(experts)."),
-    (lambda experts: sum(experts.count(e) / len(experts) for e in set(experts)),
-     "These are the shares of one draw, which sum to 1. Both draws must be e: square each."),
-    (lambda experts: max(map(experts.count, experts)) / len(experts),
-     "This is the share of the busiest expert. Sum over all experts: both draws may be any of them."),
+def reads(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
+    def step(q: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
+        _, keys, values = my_cache_step(q, *arguments)
+        return change(q, keys, values), keys, values
+
+    return step
+
+
+def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float | None = None) -> Tensor:
+    """Let q (H, h) read all S keys and values (H, S, h): (H, h). scale: None is 1 / √h."""
+    return F.scaled_dot_product_attention(q[:, None], keys, values, scale=scale)[:, 0]
+
+
+STEP_MISTAKES = [
+    (reads(lambda q, K, V: attend(q, K, V, scale=1.0)),
+     "The scores are not divided by √h, so the softmax is too sharp."),
+    (reads(lambda q, K, V: attend(q, K[:, :-1], V[:, :-1])),
+     "The new token reads of the tokens before it alone. It sees itself, too: extend the cache first, then read."),
+    (reads(lambda q, K, V: V[:, 0]),
+     "The new token sees the first alone: a causal mask has a single query at place 0. At place S it needs none."),
+    (lambda q, k, v, K, V: (my_cache_step(q, k, v, K, V)[0], K, V),
+     "The output is right, but the cache is as it was: the next token would not find this one. Return the new one."),
+    (lambda *a: tuple(part.roll(own, 1) for part, own in zip(my_cache_step(*a), (0, 1, 1))),
+     "The new token stands in front of the others. It is the last one: cat([cache, new])."),
 ]  # fmt: skip
 
 
-@exercise(1, my_chance, CHANCE_MISTAKES, "the chance")
-def chance() -> list[tuple]:
-    return [([0, 0, 0, 0, 1],), *((torch.randint(0, high, (12,)).tolist(),) for high in (2, 4, 8))]
+@exercise(2, my_cache_step, STEP_MISTAKES, ("y", "the new keys", "the new values"), axes=("head",))
+def cache_step() -> list[tuple]:
+    sizes = (2, 4, 6), (3, 1, 6), (4, 7, 2), (2, 0, 4)  # heads H, tokens S, h: the last cache is empty
+    return [(*torch.randn(3, H, h), *torch.randn(2, H, S, h)) for H, S, h in sizes]

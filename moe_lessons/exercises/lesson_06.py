@@ -1,128 +1,83 @@
-"""Lesson 06: who finds a place where experts fill up, the auxiliary loss, one bias update."""
-
-import math
-from collections import Counter
-from itertools import product
+"""Lesson 06: what there is to know, what an expert tells of it, and how often two draws have the same expert."""
 
 import torch
 from torch import Tensor
 
-from moe_lessons.exercises.exercise import Problem, agree, exercise
+from moe_lessons.exercises.exercise import exercise
 
 
-def in_turn(chosen: Tensor, capacity: int, turn=lambda token, choice: (choice, token), anew=False) -> Tensor:
-    """Mark the assignments `chosen` (T, K) that find a place, by rising turn(token, choice); anew: for each choice."""
-    kept, taken = torch.zeros_like(chosen, dtype=torch.bool), Counter()
-    for token, choice in sorted(product(*map(range, chosen.shape)), key=lambda pair: turn(*pair)):
-        place = int(chosen[token, choice]), choice if anew else 0
-        taken[place] += 1
-        kept[token, choice] = taken[place] <= capacity
-    return kept
+def my_entropy(counts):
+    p = counts[counts > 0] / counts.sum()  # a label that never occurs adds nothing
+    return -(p * p.log2()).sum()
 
 
-def my_places(topk_indices, num_experts, factor):
-    num_tokens, top_k = topk_indices.shape
-    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
-    taken = [0] * num_experts
-    kept = torch.zeros(num_tokens, top_k, dtype=torch.bool)
-    for choice in range(top_k):  # all first choices before any second one
-        for token in range(num_tokens):
-            expert = topk_indices[token, choice]
-            kept[token, choice] = taken[expert] < capacity
-            taken[expert] += 1
-    return kept
-
-
-def places(idx: Tensor, num_experts: int, factor: float) -> int:
-    return math.ceil(factor * idx.numel() / num_experts)
-
-
-NO_K = "K is missing in C: there are K · T assignments to place."
-ROUNDED = "C is rounded up, not down: ⌈factor · K · T / E⌉, math.ceil."
-ONE_MORE = "An expert takes one more than C. There is a place as long as fewer than C are taken."
-ANEW = "You counted anew for each choice. First and second choices fill the same C places."
-PLACES_MISTAKES = [
-    (lambda i, e, f: in_turn(i, math.floor(f * i.numel() / e)), ROUNDED),
-    (lambda i, e, f: in_turn(i, places(i[:, 0], e, f)), NO_K),
-    (lambda i, e, f: in_turn(i, places(i, e, f) + 1), ONE_MORE),
-    (lambda i, e, f: in_turn(i, places(i, e, f), lambda token, choice: (token, choice)),
-     "You placed all choices of a token before the next token came. All first choices come before any second one."),
-    (lambda i, e, f: in_turn(i, places(i, e, f), anew=True), ANEW),
+LOG2 = torch.tensor(2.0).log()
+ENTROPY_MISTAKES = [
+    (lambda c: -(c / c.sum() * (c / c.sum()).log2()).sum(),
+     "0 · log2(0) is nan here, and should count as 0. Leave out the labels that never occur."),
+    (lambda c: my_entropy(c) * LOG2, "This is in nats. Bits need the logarithm to base 2: log2."),
+    (lambda c: (c > 0).sum().log2(), "This would be right if all labels were equally frequent. Use their shares."),
+    (lambda c: -(c[c > 0] / c.sum()).log2().sum(),
+     "You added the logarithms as they are. Each counts with its share p."),
+    (lambda c: -my_entropy(c), "The sign is wrong: the logarithm of a share is negative, and bits are positive."),
 ]  # fmt: skip
 
 
-@exercise(2, my_places, PLACES_MISTAKES, "what is kept", axes=("token", "choice"))
-def find_places() -> list[tuple]:
-    sizes = (13, 5, 2, 1.0), (20, 8, 1, 0.75), (4, 4, 1, 1.0), (30, 6, 3, 1.25)  # T, E, K, factor; the third is full
-    return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).topk(K).indices, E, f) for T, E, K, f in sizes]
+@exercise(1, my_entropy, ENTROPY_MISTAKES, "the bits that there are to know")
+def entropy_bits() -> list[tuple]:
+    drawn = [torch.randint(low, 9, (size,)) for low, size in ((1, 3), (0, 6), (0, 12))]
+    return [(counts.float(),) for counts in (*drawn, torch.tensor([2, 1, 1, 0]), torch.tensor([0, 5]))]
 
 
-def uneven() -> list[tuple[Tensor, Tensor]]:
-    """Draw router_probs (T, E) and topk_indices (T, K)."""
-    sizes = (13, 5, 2), (20, 8, 1), (4, 4, 1), (30, 6, 3)  # T, E, K
-    drawn = [((torch.randn(T, E) - torch.linspace(0, 1.5, E)).softmax(1), K) for T, E, K in sizes]
-    return [(probs, probs.topk(K).indices) for probs, K in drawn]
+def terms(counts: Tensor) -> Tensor:  # p log2(p / (p(e) p(b))) (E, B): nan where p is 0
+    p = counts / counts.sum()
+    return p * (p / (p.sum(dim=1, keepdim=True) * p.sum(dim=0))).log2()
 
 
-def shares(idx: Tensor, num_experts: int) -> Tensor:  # (E,) of all assignments
-    return torch.bincount(idx.flatten(), minlength=num_experts) / idx.numel()
+def my_information(counts):
+    p = counts / counts.sum()  # (E, B)
+    independent = p.sum(dim=1, keepdim=True) * p.sum(dim=0, keepdim=True)  # (E, B)
+    seen = p > 0
+    return (p[seen] * (p[seen] / independent[seen]).log2()).sum()
 
 
-def same_gradient(loss: Tensor, router_probs: Tensor, topk_indices: Tensor) -> None:
-    (wanted,) = torch.autograd.grad(my_balancing_loss(router_probs, topk_indices), router_probs)
-    if not isinstance(loss, Tensor) or not loss.requires_grad:
-        raise Problem(NO_GRADIENT)
-    if not agree(*torch.autograd.grad(loss, router_probs), wanted):
-        raise Problem("The number is right, but its gradient by router_probs is not.")
-
-
-def my_balancing_loss(router_probs, topk_indices):
-    num_experts = router_probs.shape[1]
-    counts = torch.bincount(topk_indices.flatten(), minlength=num_experts)  # (E,)
-    f = counts / topk_indices.numel()  # of all T · K assignments
-    P = router_probs.mean(dim=0)  # over the tokens
-    return num_experts * (f * P).sum()
-
-
-NO_GRADIENT = "The number is right, but no gradient reaches the router. Keep P as a tensor."
-LOSS_MISTAKES = [
-    (lambda p, i: p.shape[1] * p.mean(0).square().sum(),
-     "You used the mean probability for f, too. f is counted: the share of the assignments in topk_indices."),
-    (lambda p, i: (shares(i, p.shape[1]) * p.mean(0)).sum(), "The factor E is missing: an even load should cost 1."),
-    (lambda p, i: p.shape[1] * i.shape[1] * (shares(i, p.shape[1]) * p.mean(0)).sum(),
-     "Yours is K times too large: divide the counts by T · K, all assignments, so that f sums to 1. (Hugging Face's "
-     "loss is K times this one: mind it when you take over a coefficient.)"),
-    (lambda p, i: p.shape[1] * (shares(i, p.shape[1]) * p.sum(0)).sum(),
-     "P is a sum over the tokens. Take their mean, so that the loss does not grow with T."),
-    (lambda p, i: p.shape[1] * p.gather(1, i).mean(),
-     "You multiplied token by token. First average over all tokens, then multiply: f · P for each expert."),
+INFORMATION_MISTAKES = [
+    (lambda c: terms(c).sum(), "0 · log2(0) is nan here, and should count as 0. Leave out the pairs that never occur."),
+    (lambda c: my_information(c) * LOG2, "This is in nats. Bits need the logarithm to base 2: log2."),
+    (lambda c: torch.special.entr(c / c.sum()).sum() / LOG2,
+     "This is the entropy of the pairs: it is large for independent labels too. Divide p(e, b) by p(e) · p(b)."),
+    (lambda c: torch.special.entr(c.sum(dim=1) / c.sum()).sum() / LOG2,
+     "This is the entropy of the experts, all that could be told. The bytes must come in."),
+    (lambda c: -my_information(c), "The sign is wrong: p(e, b) stands above, p(e) · p(b) below."),
 ]  # fmt: skip
 
 
-@exercise(2, my_balancing_loss, LOSS_MISTAKES, "the loss", then=same_gradient)
-def balancing_loss() -> list[tuple]:
-    return [(probs.requires_grad_(), indices) for probs, indices in uneven()]
+@exercise(2, my_information, INFORMATION_MISTAKES, "the information in bits")
+def information_bits() -> list[tuple]:
+    drawn = [torch.randint(low, 9, (E, 6)) for low, E in ((1, 2), (0, 2), (0, 4))]
+    tables = [[6, 2], [3, 1]], [[2, 0], [0, 2]], [[2, 0, 1], [0, 0, 0], [1, 0, 3]]  # the last with what never occurs
+    return [(counts.float(),) for counts in (*drawn, *map(torch.tensor, tables))]
 
 
-def my_bias(bias, topk_indices, rate):
-    load = torch.bincount(topk_indices.flatten(), minlength=len(bias)).float()  # (E,)
-    return bias + rate * (load.mean() - load).sign()
+def my_chance(experts):
+    shares = [experts.count(e) / len(experts) for e in set(experts)]
+    return sum(p * p for p in shares)  # the first draw is e with the share p(e), and so is the second
 
 
-BIAS_MISTAKES = [
-    (lambda b, i, rate: b + rate * (shares(i, len(b)) - 1 / len(b)).sign(),
-     "The direction is turned round: an expert that had too little must become easier to choose."),
-    (lambda b, i, rate: b + rate * (1 / len(b) - shares(i, len(b))),
-     "You moved the bias by how much the share is off. Only its sign counts: each moves by rate, up or down."),
-    (lambda b, i, rate: b + rate * (i.numel() / len(b) - shares(i, len(b)) * i.numel()),
-     "You moved the bias by how many tokens the load is off. Only its sign counts: each moves by rate, up or down."),
-    (lambda b, i, rate: b + rate * (len(i) / len(b) - shares(i, len(b)) * i.numel()).sign(),
-     "The mean load is T · K / E: each of the T tokens makes K assignments."),
-    (lambda b, i, rate: b + rate * torch.where(shares(i, len(b)) < 1 / len(b), 1, -1),
-     "An expert with exactly the mean load goes down. It should stay as it was."),
+CHANCE_MISTAKES = [
+    (lambda experts: 1 / len(set(experts)),
+     "This holds where all experts are used alike. What if one has most of them?"),
+    (lambda experts: sum(a == b for a, b in zip(experts, experts[1:])) / (len(experts) - 1),
+     "This counts neighbours, and so the answer that we want to compare with chance. Draw any two tokens."),
+    (lambda experts: sum((experts.count(e) / len(experts)) ** 2 for e in experts),
+     "You went over the tokens, so an expert counts as often as it has tokens. Go over set(experts)."),
+    (lambda experts: sum(experts.count(e) / len(experts) for e in set(experts)),
+     "These are the shares of one draw, which sum to 1. Both draws must be e: square each."),
+    (lambda experts: max(map(experts.count, experts)) / len(experts),
+     "This is the share of the busiest expert. Sum over all experts: both draws may be any of them."),
 ]  # fmt: skip
 
 
-@exercise(1, my_bias, BIAS_MISTAKES, "the bias", axes=("expert",))
-def new_bias() -> list[tuple]:
-    return [(torch.linspace(-0.2, 0.3, probs.shape[1]), indices, 0.01) for probs, indices in uneven()]
+@exercise(1, my_chance, CHANCE_MISTAKES, "the chance")
+def chance() -> list[tuple]:
+    return [([0, 0, 0, 0, 1],), *((torch.randint(0, high, (12,)).tolist(),) for high in (2, 4, 8))]

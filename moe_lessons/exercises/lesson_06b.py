@@ -1,153 +1,71 @@
-"""Lesson 06b: which layers let a token see the future, and places for the surest."""
+"""Lesson 06b: tables of who serves what, of any model."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Iterator
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe_lessons.exercises.exercise import Problem, attempt, exercise
-from moe_lessons.exercises.lesson_06 import in_turn, places
-from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
-from moe_lessons.support.errors import shown
-
-TRIED_TOKENS = 13  # three groups of four, and a token alone
-TINY = "And tiny differences are rounding: compare with torch.allclose(a, b, atol=1e-5)."
-ADVICE = (  # for each layer, where it is judged wrongly
-    f"A token may change itself: compare only the tokens before those you changed. {TINY}",
-    "Change late tokens of a copy of x (or cut them off), and look at the outputs of the tokens before.",
-    f"It only looks back. Did you change an early token and look at later ones? Turn that round. {TINY}",
-    "Its noise is drawn anew in each call, so two calls differ anyway. Call layer.eval() first.",
-    "An expert prefers a later token to an earlier one. Change more than a little, at several places.",
-    "A later first choice takes the place of an earlier second choice. Try every place in the sequence.",
-    "A later token with a larger probability takes an earlier one's place. Try every place.",
-    "Only earlier tokens can take a token's place here. Look at the tokens before those that you change.",
-    "The last of the 13 tokens is alone in its group, so a change there shows nothing. Try every place.",
-)
+from moe_lessons.exercises.exercise import exercise
 
 
-class OutputOnly(nn.Module):
-    """A block without its routing: x (T, D) -> y (T, D), for one sequence of tokens. run: how the block is called."""
-
-    def __init__(self, block: nn.Module, run: Callable[[nn.Module, Tensor], Any] = lambda block, x: block(x)):
-        super().__init__()
-        self.block, self.run = block, run
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.run(self.block, x)
-        return out[0] if isinstance(out, tuple) else out
+def my_merged(counts, group):
+    merged = torch.zeros(len(counts), int(group.max()) + 1, dtype=counts.dtype)
+    return merged.index_add_(1, group, counts)
 
 
-class CausalityCase(NamedTuple):
-    layer: nn.Module
-    truth: bool  # whether a token sees the future
-    advice: str  # where an answer says otherwise
-
-
-def causality_cases() -> dict[str, CausalityCase]:
-    """Make the layers of the exercise by name, from the same random numbers each time. All are in training mode."""
-
-    def moe(top_k: int = 2, router: type[nn.Module] | None = None, **kwargs) -> MoE:
-        return MoE(8, 16, 4, top_k, router=router and router(8, 4, top_k), **kwargs)
-
-    def looking_back(_, x: Tensor) -> Tensor:  # the mean of the tokens so far: the later ones cancel, up to rounding
-        return (x.sum(dim=0) - (x.sum(dim=0) - x.cumsum(dim=0))) / torch.arange(1, len(x) + 1)[:, None]
-
-    def two_places(moe: MoE, x: Tensor) -> Tensor:  # for each expert, however long the sequence
-        return DISPATCH["loop"](moe.experts, x, apply_capacity(moe.router(x), 2))
-
-    def in_groups(moe: MoE, x: Tensor) -> Tensor:  # of four tokens, each apart, as large models do
-        return torch.cat([moe(group)[0] for group in x.split(4)])
-
-    with seeded(0):
-        layers = {
-            "top-k": (OutputOnly(moe()), False),
-            "Soft MoE": (OutputOnly(SoftMoE(8, 16, 4)), True),
-            "mean of all tokens so far": (OutputOnly(nn.Identity(), looking_back), False),
-            "top-k with noise": (OutputOnly(moe(router=NoisyTopKRouter)), False),
-            "expert choice": (OutputOnly(moe(router=ExpertChoiceRouter)), True),
-            "top-2, capacity in order": (OutputOnly(moe(capacity_factor=1.0)), True),
-            "top-1, capacity by weight": (OutputOnly(moe(1, capacity_factor=1.0, capacity_priority="weight")), True),
-            "top-1, a fixed capacity in order": (OutputOnly(moe(1), two_places), False),
-            "expert choice in groups of 4": (OutputOnly(moe(router=ExpertChoiceRouter), in_groups), True),
-        }
-    return {name: CausalityCase(*layers[name], advice) for name, advice in zip(layers, ADVICE)}
-
-
-def my_sees_the_future(layer, x):
-    layer.eval()  # no noise
-    y = layer(x)
-    for t in range(1, len(x)):
-        without_the_rest = layer(x[:t])  # the first t tokens, as if nothing came after them
-        if not torch.allclose(without_the_rest, y[:t], atol=1e-5):
-            return True
-    return False
-
-
-@torch.no_grad()
-def tell_apart(answer: Callable[[nn.Module, Tensor], bool], name: str, case: CausalityCase) -> str:
-    with seeded(1):
-        x = torch.randn(TRIED_TOKENS, 8)
-        given = x.clone()
-        verdict = attempt(answer, case.layer, x, at=f"At the layer {name!r}")
-    value = verdict.item() if isinstance(verdict, Tensor) and verdict.numel() == 1 else verdict
-    if not isinstance(value, bool | np.bool_):
-        raise Problem(f"Return True or False, not {shown(verdict)} (at {name!r}).")
-    if value != case.truth:
-        if not torch.equal(x, given):
-            raise Problem("Your function changed x itself, and so what it compares with. Use x.clone().")
-        truth = "sees the future" if case.truth else "does not see the future"
-        raise Problem(f"{name!r} {truth}, and your function says otherwise. {case.advice}")
-    return f"Your test tells all {len(ADVICE)} layers apart."
-
-
-@exercise(3, my_sees_the_future, try_case=tell_apart)
-def causality() -> list[tuple]:
-    return list(causality_cases().items())
-
-
-def my_surest(router_probs, top_k, factor):
-    num_tokens, num_experts = router_probs.shape
-    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
-    chosen = router_probs.topk(top_k, dim=1).indices  # (T, K)
-    weights, taken = torch.zeros_like(router_probs), [0] * num_experts
-    for choice in range(top_k):  # all first choices before any second one
-        for token in router_probs.amax(dim=1).argsort(descending=True):  # the surest first
-            expert = chosen[token, choice]
-            if taken[expert] < capacity:
-                weights[token, expert] = router_probs[token, expert]
-            taken[expert] += 1
-    return weights
-
-
-def surest_by(turn: Callable[[list[float], int], Any]) -> Callable:
-    """Find places by rising turn(the K probabilities of a token, choice)."""
-
-    def wrong(p: Tensor, top_k: int, factor: float) -> Tensor:
-        best, chosen = p.topk(top_k)
-        in_line = in_turn(chosen, places(chosen, p.shape[1], factor), lambda t, choice: turn(best[t].tolist(), choice))
-        return torch.zeros_like(p).scatter(1, chosen, best * in_line)
-
-    return wrong
-
-
-SUREST_MISTAKES = [
-    (surest_by(lambda best, choice: choice),
-     "The places go in the order of the tokens. The surest token comes first: sort by the largest probability."),
-    (surest_by(lambda best, choice: -best[choice]),
-     "A sure second choice took the place of an unsure first one. All first choices come before any second one."),
-    (surest_by(lambda best, choice: (-best[0], choice)),
-     "You placed all choices of the surest token before the next token came. All first choices come first."),
-    (lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9),
-     "The right places, but you divided by what is left. Here a weight stays as it was, and a token that lost an "
-     "expert has a smaller output."),
-    (lambda p, k, f: my_surest(p, k, p.shape[1]), "Nothing was dropped. Each expert has C places and no more."),
+MERGED_MISTAKES = [
+    (lambda counts, group: my_merged(counts, group) / torch.bincount(group),
+     "You took the mean of a group. It has all assignments of its experts: add them up."),
+    (lambda counts, group: my_merged(counts, group).T,
+     "Yours has a row for each group. A row is a domain, a column a group."),
+    (lambda counts, group: my_merged(counts, group) / my_merged(counts, group).sum(dim=1, keepdim=True),
+     "These are shares. Return the counts: the shares are taken later."),
+    (lambda counts, group: counts.reshape(len(counts), int(group.max()) + 1, -1).sum(dim=2),
+     "You merged neighbours. Expert e belongs to group[e], wherever it stands."),
+    (lambda counts, group: torch.zeros(len(counts), int(group.max()) + 1).long().index_copy_(1, group, counts),
+     "Each group has the counts of one expert only: where several belong to it, add them up."),
 ]  # fmt: skip
 
 
-@exercise(3, my_surest, SUREST_MISTAKES, "the weights", axes=("token", "expert"))
-def surest() -> list[tuple]:
-    # In the last an expert is full exactly.
-    sizes = (13, 5, 2, 0.75), (20, 8, 3, 1.0), (7, 4, 1, 1.0), (9, 4, 2, 1.25), (8, 4, 2, 1.0)  # T, E, K, factor
-    return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).softmax(1), K, factor) for T, E, K, factor in sizes]
+@exercise(1, my_merged, MERGED_MISTAKES, "the merged counts", axes=("domain", "group"))
+def merged() -> Iterator[tuple]:
+    for domains, group in ((3, [0, 1, 1, 0]), (5, [2, 0, 1, 1, 0, 2]), (2, [0, 1, 0, 0, 1]), (4, [3, 1, 0, 2, 1, 3])):
+        yield torch.randint(0, 90, (domains, len(group))), torch.tensor(group)
+
+
+def my_counts(labels, token_idx, expert_idx, shape):
+    num_labels, num_experts = shape
+    place = labels[token_idx] * num_experts + expert_idx  # (A,): a number for each pair of a label and an expert
+    return place.bincount(minlength=num_labels * num_experts).reshape(shape)
+
+
+def each_once(labels: Tensor, token_idx: Tensor, expert_idx: Tensor, shape: tuple[int, int]) -> Tensor:
+    counts = torch.zeros(shape, dtype=torch.int64)
+    counts[labels[token_idx], expert_idx] += 1
+    return counts
+
+
+COUNTS_MISTAKES = [
+    (each_once,
+     "counts[rows, columns] += 1 adds 1 to each pair once, however often it occurs. Add all of them: "
+     "index_put_ with accumulate=True, bincount, or a loop."),
+    (lambda labels, token, expert, shape: my_counts(labels, token, expert, shape).T,
+     "Yours has a row for each expert. A row is a label, a column an expert."),
+    (lambda labels, token, expert, shape: my_counts(labels, *(x[: len(labels)] for x in (token, expert)), shape),
+     "You stopped after as many assignments as there are tokens. A token has several: count all."),
+    (lambda labels, token, expert, shape: my_counts(labels, torch.arange(len(token)) % len(labels), expert, shape),
+     "You gave assignment a the label of token a. It is that of its token: labels[token_idx]."),
+    (lambda labels, token, expert, shape: my_counts(
+         labels, torch.arange(len(token)) // (len(token) // len(labels)), expert, shape
+     ),
+     "Assignments do not stand token by token. The label of each is labels[token_idx]."),
+]  # fmt: skip
+
+
+@exercise(2, my_counts, COUNTS_MISTAKES, "the counts", axes=("label", "expert"))
+def expert_counts() -> Iterator[tuple]:
+    for T, K, E, num_labels in ((40, 2, 8, 3), (30, 3, 6, 4), (25, 1, 5, 2), (20, 2, 9, 7)):
+        order = torch.randperm(T * K)
+        token_idx = torch.arange(T).repeat_interleave(K)[order]
+        expert_idx = torch.rand(T, E - 1).topk(K).indices.flatten()[order]  # nobody chooses the last
+        yield torch.randint(num_labels - 1, (T,)), token_idx, expert_idx, (num_labels, E)  # nor is the last label there

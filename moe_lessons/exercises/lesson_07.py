@@ -1,92 +1,55 @@
-"""Lesson 07: tokens per second on paper, the experts of a batch, a cached step."""
-
-from collections.abc import Callable
+"""Lesson 07: how much an uneven load slows a layer down, and where one token pushes the scores."""
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from moe_lessons.exercises.exercise import exercise
 
 
-def drawn(low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, ()))
+def my_slowdown(loads, num_devices):
+    work = loads.view(num_devices, -1).sum(dim=1)  # (num_devices,)
+    return work.max() / work.mean()
 
 
-def my_token_speed(total, active, bytes_per_weight, bytes_per_second):
-    return bytes_per_second / (active * bytes_per_weight)  # the total must only fit into memory
-
-
-SPEED_MISTAKES = [
-    (lambda total, active, size, speed: speed / (total * size), "You read all weights. A token needs the active."),
-    (lambda total, active, size, speed: active * size / speed, "These are seconds for a token. Turn it round."),
-    (lambda total, active, size, speed: speed / active, "You count weights. How many bytes does each take?"),
-    (lambda total, active, size, speed: speed * size / active, "More bytes take longer: divide by them."),
+SLOWDOWN_MISTAKES = [
+    (lambda loads, n: loads.max() / loads.mean(),
+     "This is right with one expert on each device. Where a device has several, add up their loads first."),
+    (lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.sum(),
+     "This is the share of the busiest device. Divide by the even share, one device's part of the work."),
+    (lambda loads, n: loads.view(n, -1).sum(dim=1).max() / loads.mean(),
+     "The mean is over devices, not over experts: each device has several."),
+    (lambda loads, n: loads.view(-1, n).sum(dim=0).max() / (loads.sum() / n),
+     "You deal the experts out like cards. Neighbours belong together: device 0 has the first E / num_devices."),
+    (lambda loads, n: loads.view(n, -1).sum(dim=1).max(), "These are the busiest device's tokens. Divide by the mean."),
 ]  # fmt: skip
 
 
-@exercise(1, my_token_speed, SPEED_MISTAKES, "the number of tokens per second")
-def token_speed() -> list[tuple]:
-    sizes = (1e6, 3e7, 2e8, 1e9, 7e9, 13e9, 32e9, 37e9)
-    return [(a * drawn(2, 9), a, size, drawn(1, 99) * 1e10) for a, size in zip(sizes, (2, 4, 1, 2, 2, 4, 1, 2))]
+@exercise(1, my_slowdown, SLOWDOWN_MISTAKES, "the slowdown")
+def slowdown() -> list[tuple]:
+    sizes = (6, 2), (4, 4), (8, 2), (12, 4), (6, 1)
+    return [(torch.randint(1, 30, (num_experts,)).float(), n) for num_experts, n in sizes]
 
 
-def my_touched(E, K, B):
-    return E * (1 - (1 - K / E) ** B)
+def my_push(probs, chosen, gain):
+    push = -gain * probs[chosen] * probs  # every score is pushed down …
+    push[chosen] += gain * probs[chosen]  # … and the chosen one up
+    return push
 
 
-TOUCHED_MISTAKES = [
-    (lambda E, K, B: B * K, "This is how many choices there are. Two tokens may choose the same expert."),
-    (lambda E, K, B: E * (1 - K / E) ** B, "These are the experts that nobody chose. How many are left over?"),
-    (lambda E, K, B: 1 - (1 - K / E) ** B, "This is the chance for one expert. How many of all E are it?"),
-    (lambda E, K, B: E * (1 - (K / E) ** B), "K/E is the chance to be chosen. You need its opposite."),
-    (lambda E, K, B: E * (1 - (1 - 1 / E) ** (B * K)), "The K experts of one token are different ones: use K/E."),
+PUSH_MISTAKES = [
+    (lambda p, c, gain: gain * torch.eye(len(p))[c],
+     "Not only the chosen score is pushed: a change of any score changes p(c)."),
+    (lambda p, c, gain: gain * p[c] * (1 - p[c]) * torch.eye(len(p))[c],
+     "The chosen score is right, and the others are pushed as well: by −gain · p(c) · p(e)."),
+    (lambda p, c, gain: gain * p[c] * torch.where(torch.eye(len(p))[c] > 0, torch.ones_like(p), -p),
+     "The others are right. The chosen score stands below the fraction too: its push is gain · p(c) · (1 − p(c))."),
+    (lambda p, c, gain: gain * (torch.eye(len(p))[c] - p),
+     "This is the push of a cross entropy, on log p(c). Here the output has p(c) itself: a factor p(c) is missing."),
+    (lambda p, c, gain: -my_push(p, c, gain), "The sign is wrong: a gain pushes the chosen score upwards."),
 ]  # fmt: skip
 
 
-@exercise(2, my_touched, TOUCHED_MISTAKES, "the number of experts")
-def touched_experts() -> list[tuple]:
-    fixed = [(8, 2, 5), (8, 2, 1), (8, 8, 3), (64, 8, 4)]
-    return fixed + [(E, drawn(1, E), drawn(2, 9)) for E in (3, 5, 8, 16, 24, 32)]
-
-
-def my_cache_step(q, k, v, keys, values):
-    keys = torch.cat([keys, k[:, None]], dim=1)  # (H, S + 1, h)
-    values = torch.cat([values, v[:, None]], dim=1)
-    scores = (keys @ q[:, :, None])[:, :, 0] / q.shape[1] ** 0.5  # (H, S + 1): q · k / √h
-    shares = scores.softmax(dim=1)  # over the tokens; the last one may see all, so there is no mask
-    y = (shares[:, :, None] * values).sum(dim=1)  # (H, h)
-    return y, keys, values
-
-
-def reads(change: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Callable:
-    def step(q: Tensor, *arguments: Tensor) -> tuple[Tensor, ...]:
-        _, keys, values = my_cache_step(q, *arguments)
-        return change(q, keys, values), keys, values
-
-    return step
-
-
-def attend(q: Tensor, keys: Tensor, values: Tensor, scale: float | None = None) -> Tensor:
-    """Let q (H, h) read all S keys and values (H, S, h): (H, h). scale: None is 1 / √h."""
-    return F.scaled_dot_product_attention(q[:, None], keys, values, scale=scale)[:, 0]
-
-
-STEP_MISTAKES = [
-    (reads(lambda q, K, V: attend(q, K, V, scale=1.0)),
-     "The scores are not divided by √h, so the softmax is too sharp."),
-    (reads(lambda q, K, V: attend(q, K[:, :-1], V[:, :-1])),
-     "The new token reads of the tokens before it alone. It sees itself, too: extend the cache first, then read."),
-    (reads(lambda q, K, V: V[:, 0]),
-     "The new token sees the first alone: a causal mask has a single query at place 0. At place S it needs none."),
-    (lambda q, k, v, K, V: (my_cache_step(q, k, v, K, V)[0], K, V),
-     "The output is right, but the cache is as it was: the next token would not find this one. Return the new one."),
-    (lambda *a: tuple(part.roll(own, 1) for part, own in zip(my_cache_step(*a), (0, 1, 1))),
-     "The new token stands in front of the others. It is the last one: cat([cache, new])."),
-]  # fmt: skip
-
-
-@exercise(2, my_cache_step, STEP_MISTAKES, ("y", "the new keys", "the new values"), axes=("head",))
-def cache_step() -> list[tuple]:
-    sizes = (2, 4, 6), (3, 1, 6), (4, 7, 2), (2, 0, 4)  # heads H, tokens S, h: the last cache is empty
-    return [(*torch.randn(3, H, h), *torch.randn(2, H, S, h)) for H, S, h in sizes]
+@exercise(2, my_push, PUSH_MISTAKES, "the push", axes=("score",))
+def push() -> list[tuple]:
+    sizes = (2, 0, 1.0), (8, 5, -1.5), (4, 1, 3.0)
+    drawn = [((2 * torch.randn(num_experts)).softmax(dim=0), chosen, gain) for num_experts, chosen, gain in sizes]
+    return [(torch.tensor([0.5, 0.2, 0.3]), 1, 2.0), *drawn]

@@ -1,37 +1,128 @@
-"""Lesson 08: the dense width that is as good as a mixture."""
+"""Lesson 08: who finds a place where experts fill up, the auxiliary loss, one bias update."""
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from itertools import product
 
-import numpy as np
 import torch
+from torch import Tensor
 
-from moe_lessons.exercises.exercise import exercise
-
-
-def my_width(widths, qualities, quality):
-    for i in range(1, len(widths)):
-        if qualities[i - 1] <= quality <= qualities[i]:
-            share = (quality - qualities[i - 1]) / (qualities[i] - qualities[i - 1])
-            return widths[i - 1] * (widths[i] / widths[i - 1]) ** share
-    return math.inf
+from moe_lessons.exercises.exercise import Problem, agree, exercise
 
 
-ONE = "This is one of the trained widths. Interpolate between the two neighbours."
-WIDTH_MISTAKES = [
-    (lambda w, q, x: my_width(w, q, min(x, q[-1])),
-     "A mixture better than all of them lies outside the family. Return math.inf."),
-    (lambda w, q, x: np.interp(x, q, w), "Your lines are straight over the width. Take its logarithm first, then exp."),
-    (lambda w, q, x: math.log(my_width(w, q, x)), "This is the logarithm of the width. Return its exp."),
-    (lambda w, q, x: min(w, key=lambda width: abs(q[w.index(width)] - x)), ONE),
-    (lambda w, q, x: next((width for width, own in zip(w, q) if own >= x), math.inf), ONE),
+def in_turn(chosen: Tensor, capacity: int, turn=lambda token, choice: (choice, token), anew=False) -> Tensor:
+    """Mark the assignments `chosen` (T, K) that find a place, by rising turn(token, choice); anew: for each choice."""
+    kept, taken = torch.zeros_like(chosen, dtype=torch.bool), Counter()
+    for token, choice in sorted(product(*map(range, chosen.shape)), key=lambda pair: turn(*pair)):
+        place = int(chosen[token, choice]), choice if anew else 0
+        taken[place] += 1
+        kept[token, choice] = taken[place] <= capacity
+    return kept
+
+
+def my_places(topk_indices, num_experts, factor):
+    num_tokens, top_k = topk_indices.shape
+    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
+    taken = [0] * num_experts
+    kept = torch.zeros(num_tokens, top_k, dtype=torch.bool)
+    for choice in range(top_k):  # all first choices before any second one
+        for token in range(num_tokens):
+            expert = topk_indices[token, choice]
+            kept[token, choice] = taken[expert] < capacity
+            taken[expert] += 1
+    return kept
+
+
+def places(idx: Tensor, num_experts: int, factor: float) -> int:
+    return math.ceil(factor * idx.numel() / num_experts)
+
+
+NO_K = "K is missing in C: there are K · T assignments to place."
+ROUNDED = "C is rounded up, not down: ⌈factor · K · T / E⌉, math.ceil."
+ONE_MORE = "An expert takes one more than C. There is a place as long as fewer than C are taken."
+ANEW = "You counted anew for each choice. First and second choices fill the same C places."
+PLACES_MISTAKES = [
+    (lambda i, e, f: in_turn(i, math.floor(f * i.numel() / e)), ROUNDED),
+    (lambda i, e, f: in_turn(i, places(i[:, 0], e, f)), NO_K),
+    (lambda i, e, f: in_turn(i, places(i, e, f) + 1), ONE_MORE),
+    (lambda i, e, f: in_turn(i, places(i, e, f), lambda token, choice: (token, choice)),
+     "You placed all choices of a token before the next token came. All first choices come before any second one."),
+    (lambda i, e, f: in_turn(i, places(i, e, f), anew=True), ANEW),
 ]  # fmt: skip
 
 
-@exercise(2, my_width, WIDTH_MISTAKES, "the width")
-def dense_width() -> Iterator[tuple]:
-    for case in range(12):
-        widths = [int(torch.randint(4, 8, ())) * 2 ** (i + 3) for i in range(4)]
-        qualities = torch.rand(4).sort().values.tolist()
-        inside = qualities[0] + torch.rand(()).item() * (qualities[-1] - qualities[0])
-        yield widths, qualities, 1.5 if case == 11 else inside
+@exercise(2, my_places, PLACES_MISTAKES, "what is kept", axes=("token", "choice"))
+def find_places() -> list[tuple]:
+    sizes = (13, 5, 2, 1.0), (20, 8, 1, 0.75), (4, 4, 1, 1.0), (30, 6, 3, 1.25)  # T, E, K, factor; the third is full
+    return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).topk(K).indices, E, f) for T, E, K, f in sizes]
+
+
+def uneven() -> list[tuple[Tensor, Tensor]]:
+    """Draw router_probs (T, E) and topk_indices (T, K)."""
+    sizes = (13, 5, 2), (20, 8, 1), (4, 4, 1), (30, 6, 3)  # T, E, K
+    drawn = [((torch.randn(T, E) - torch.linspace(0, 1.5, E)).softmax(1), K) for T, E, K in sizes]
+    return [(probs, probs.topk(K).indices) for probs, K in drawn]
+
+
+def shares(idx: Tensor, num_experts: int) -> Tensor:  # (E,) of all assignments
+    return torch.bincount(idx.flatten(), minlength=num_experts) / idx.numel()
+
+
+def same_gradient(loss: Tensor, router_probs: Tensor, topk_indices: Tensor) -> None:
+    (wanted,) = torch.autograd.grad(my_balancing_loss(router_probs, topk_indices), router_probs)
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise Problem(NO_GRADIENT)
+    if not agree(*torch.autograd.grad(loss, router_probs), wanted):
+        raise Problem("The number is right, but its gradient by router_probs is not.")
+
+
+def my_balancing_loss(router_probs, topk_indices):
+    num_experts = router_probs.shape[1]
+    counts = torch.bincount(topk_indices.flatten(), minlength=num_experts)  # (E,)
+    f = counts / topk_indices.numel()  # of all T · K assignments
+    P = router_probs.mean(dim=0)  # over the tokens
+    return num_experts * (f * P).sum()
+
+
+NO_GRADIENT = "The number is right, but no gradient reaches the router. Keep P as a tensor."
+LOSS_MISTAKES = [
+    (lambda p, i: p.shape[1] * p.mean(0).square().sum(),
+     "You used the mean probability for f, too. f is counted: the share of the assignments in topk_indices."),
+    (lambda p, i: (shares(i, p.shape[1]) * p.mean(0)).sum(), "The factor E is missing: an even load should cost 1."),
+    (lambda p, i: p.shape[1] * i.shape[1] * (shares(i, p.shape[1]) * p.mean(0)).sum(),
+     "Yours is K times too large: divide the counts by T · K, all assignments, so that f sums to 1. (Hugging Face's "
+     "loss is K times this one: mind it when you take over a coefficient.)"),
+    (lambda p, i: p.shape[1] * (shares(i, p.shape[1]) * p.sum(0)).sum(),
+     "P is a sum over the tokens. Take their mean, so that the loss does not grow with T."),
+    (lambda p, i: p.shape[1] * p.gather(1, i).mean(),
+     "You multiplied token by token. First average over all tokens, then multiply: f · P for each expert."),
+]  # fmt: skip
+
+
+@exercise(2, my_balancing_loss, LOSS_MISTAKES, "the loss", then=same_gradient)
+def balancing_loss() -> list[tuple]:
+    return [(probs.requires_grad_(), indices) for probs, indices in uneven()]
+
+
+def my_bias(bias, topk_indices, rate):
+    load = torch.bincount(topk_indices.flatten(), minlength=len(bias)).float()  # (E,)
+    return bias + rate * (load.mean() - load).sign()
+
+
+BIAS_MISTAKES = [
+    (lambda b, i, rate: b + rate * (shares(i, len(b)) - 1 / len(b)).sign(),
+     "The direction is turned round: an expert that had too little must become easier to choose."),
+    (lambda b, i, rate: b + rate * (1 / len(b) - shares(i, len(b))),
+     "You moved the bias by how much the share is off. Only its sign counts: each moves by rate, up or down."),
+    (lambda b, i, rate: b + rate * (i.numel() / len(b) - shares(i, len(b)) * i.numel()),
+     "You moved the bias by how many tokens the load is off. Only its sign counts: each moves by rate, up or down."),
+    (lambda b, i, rate: b + rate * (len(i) / len(b) - shares(i, len(b)) * i.numel()).sign(),
+     "The mean load is T · K / E: each of the T tokens makes K assignments."),
+    (lambda b, i, rate: b + rate * torch.where(shares(i, len(b)) < 1 / len(b), 1, -1),
+     "An expert with exactly the mean load goes down. It should stay as it was."),
+]  # fmt: skip
+
+
+@exercise(1, my_bias, BIAS_MISTAKES, "the bias", axes=("expert",))
+def new_bias() -> list[tuple]:
+    return [(torch.linspace(-0.2, 0.3, probs.shape[1]), indices, 0.01) for probs, indices in uneven()]

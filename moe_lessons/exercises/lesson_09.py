@@ -1,112 +1,153 @@
-"""Lesson 09: finer experts for the same work, a choice within groups, and Soft MoE."""
+"""Lesson 09: which layers let a token see the future, and places for the surest."""
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from moe_lessons.exercises.exercise import exercise
-from moe_lessons.exercises.lesson_02 import top_mask
+from moe_lessons.exercises.exercise import Problem, attempt, exercise
+from moe_lessons.exercises.lesson_08 import in_turn, places
+from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
+from moe_lessons.support.errors import shown
 
-
-def my_finer_experts(num_experts, top_k, d_ff, times):
-    return num_experts * times, top_k * times, d_ff // times, times**0.5  # a mean of `times` as many is √times shorter
-
-
-FINER_MISTAKES = [
-    (lambda e, k, f, n: (e * n, k, f // n, n**0.5),
-     "K must grow too: a token needs as many of the finer experts as have the width of the old ones."),
-    (lambda e, k, f, n: (e * n, k * n, f, n**0.5),
-     "These experts are as wide as before, so a token does more work. Each must be narrower."),
-    (lambda e, k, f, n: (e * n, k * n, f // n, 1),
-     "Sizes are right. But a mean of more outputs is shorter: by which factor?"),
-    (lambda e, k, f, n: (e * n, k * n, f // n, n),
-     "Sizes are right. Your factor is for outputs that cancel each other; unrelated ones cancel only in part."),
-    (lambda e, k, f, n: (e * n, k * n, f // n, n**-0.5),
-     "Sizes are right. Your factor is how much shorter the mean is: what makes up for it?"),
-]  # fmt: skip
+TRIED_TOKENS = 13  # three groups of four, and a token alone
+TINY = "And tiny differences are rounding: compare with torch.allclose(a, b, atol=1e-5)."
+ADVICE = (  # for each layer, where it is judged wrongly
+    f"A token may change itself: compare only the tokens before those you changed. {TINY}",
+    "Change late tokens of a copy of x (or cut them off), and look at the outputs of the tokens before.",
+    f"It only looks back. Did you change an early token and look at later ones? Turn that round. {TINY}",
+    "Its noise is drawn anew in each call, so two calls differ anyway. Call layer.eval() first.",
+    "An expert prefers a later token to an earlier one. Change more than a little, at several places.",
+    "A later first choice takes the place of an earlier second choice. Try every place in the sequence.",
+    "A later token with a larger probability takes an earlier one's place. Try every place.",
+    "Only earlier tokens can take a token's place here. Look at the tokens before those that you change.",
+    "The last of the 13 tokens is alone in its group, so a change there shows nothing. Try every place.",
+)
 
 
-@exercise(2, my_finer_experts, FINER_MISTAKES, ("num_experts", "top_k", "d_ff", "the factor"))
-def finer_experts() -> list[tuple]:
-    return [(8, 2, 64, 8), (16, 2, 32, 4), (6, 3, 30, 5), (4, 2, 8, 2)]
+class OutputOnly(nn.Module):
+    """A block without its routing: x (T, D) -> y (T, D), for one sequence of tokens. run: how the block is called."""
+
+    def __init__(self, block: nn.Module, run: Callable[[nn.Module, Tensor], Any] = lambda block, x: block(x)):
+        super().__init__()
+        self.block, self.run = block, run
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.run(self.block, x)
+        return out[0] if isinstance(out, tuple) else out
 
 
-def my_grouped_choice(scores, num_groups, topk_groups, top_k):
-    grouped = scores.unflatten(1, (num_groups, -1))  # (T, groups, E / groups)
-    of_group = grouped.topk(2, dim=2).values.sum(dim=2)  # (T, groups): the two best of each
-    best = of_group.topk(topk_groups, dim=1).indices
-    left_out = torch.ones_like(of_group, dtype=torch.bool).scatter(1, best, False)
-    allowed = grouped.masked_fill(left_out[:, :, None], -torch.inf).flatten(1)  # (T, E)
-    chosen = allowed.topk(top_k, dim=1).indices
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
+class CausalityCase(NamedTuple):
+    layer: nn.Module
+    truth: bool  # whether a token sees the future
+    advice: str  # where an answer says otherwise
 
 
-def grouped_by(score_of: Callable[[Tensor], Tensor]) -> Callable:  # of the scores (T, groups, E / groups)
-    def wrong(scores: Tensor, num_groups: int, topk_groups: int, top_k: int) -> Tensor:
-        grouped = scores.unflatten(1, (num_groups, -1))
-        kept = top_mask(score_of(grouped), topk_groups)[:, :, None]
-        return top_mask(grouped.where(kept, -torch.inf).flatten(1), top_k)
+def causality_cases() -> dict[str, CausalityCase]:
+    """Make the layers of the exercise by name, from the same random numbers each time. All are in training mode."""
+
+    def moe(top_k: int = 2, router: type[nn.Module] | None = None, **kwargs) -> MoE:
+        return MoE(8, 16, 4, top_k, router=router and router(8, 4, top_k), **kwargs)
+
+    def looking_back(_, x: Tensor) -> Tensor:  # the mean of the tokens so far: the later ones cancel, up to rounding
+        return (x.sum(dim=0) - (x.sum(dim=0) - x.cumsum(dim=0))) / torch.arange(1, len(x) + 1)[:, None]
+
+    def two_places(moe: MoE, x: Tensor) -> Tensor:  # for each expert, however long the sequence
+        return DISPATCH["loop"](moe.experts, x, apply_capacity(moe.router(x), 2))
+
+    def in_groups(moe: MoE, x: Tensor) -> Tensor:  # of four tokens, each apart, as large models do
+        return torch.cat([moe(group)[0] for group in x.split(4)])
+
+    with seeded(0):
+        layers = {
+            "top-k": (OutputOnly(moe()), False),
+            "Soft MoE": (OutputOnly(SoftMoE(8, 16, 4)), True),
+            "mean of all tokens so far": (OutputOnly(nn.Identity(), looking_back), False),
+            "top-k with noise": (OutputOnly(moe(router=NoisyTopKRouter)), False),
+            "expert choice": (OutputOnly(moe(router=ExpertChoiceRouter)), True),
+            "top-2, capacity in order": (OutputOnly(moe(capacity_factor=1.0)), True),
+            "top-1, capacity by weight": (OutputOnly(moe(1, capacity_factor=1.0, capacity_priority="weight")), True),
+            "top-1, a fixed capacity in order": (OutputOnly(moe(1), two_places), False),
+            "expert choice in groups of 4": (OutputOnly(moe(router=ExpertChoiceRouter), in_groups), True),
+        }
+    return {name: CausalityCase(*layers[name], advice) for name, advice in zip(layers, ADVICE)}
+
+
+def my_sees_the_future(layer, x):
+    layer.eval()  # no noise
+    y = layer(x)
+    for t in range(1, len(x)):
+        without_the_rest = layer(x[:t])  # the first t tokens, as if nothing came after them
+        if not torch.allclose(without_the_rest, y[:t], atol=1e-5):
+            return True
+    return False
+
+
+@torch.no_grad()
+def tell_apart(answer: Callable[[nn.Module, Tensor], bool], name: str, case: CausalityCase) -> str:
+    with seeded(1):
+        x = torch.randn(TRIED_TOKENS, 8)
+        given = x.clone()
+        verdict = attempt(answer, case.layer, x, at=f"At the layer {name!r}")
+    value = verdict.item() if isinstance(verdict, Tensor) and verdict.numel() == 1 else verdict
+    if not isinstance(value, bool | np.bool_):
+        raise Problem(f"Return True or False, not {shown(verdict)} (at {name!r}).")
+    if value != case.truth:
+        if not torch.equal(x, given):
+            raise Problem("Your function changed x itself, and so what it compares with. Use x.clone().")
+        truth = "sees the future" if case.truth else "does not see the future"
+        raise Problem(f"{name!r} {truth}, and your function says otherwise. {case.advice}")
+    return f"Your test tells all {len(ADVICE)} layers apart."
+
+
+@exercise(3, my_sees_the_future, try_case=tell_apart)
+def causality() -> list[tuple]:
+    return list(causality_cases().items())
+
+
+def my_surest(router_probs, top_k, factor):
+    num_tokens, num_experts = router_probs.shape
+    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
+    chosen = router_probs.topk(top_k, dim=1).indices  # (T, K)
+    weights, taken = torch.zeros_like(router_probs), [0] * num_experts
+    for choice in range(top_k):  # all first choices before any second one
+        for token in router_probs.amax(dim=1).argsort(descending=True):  # the surest first
+            expert = chosen[token, choice]
+            if taken[expert] < capacity:
+                weights[token, expert] = router_probs[token, expert]
+            taken[expert] += 1
+    return weights
+
+
+def surest_by(turn: Callable[[list[float], int], Any]) -> Callable:
+    """Find places by rising turn(the K probabilities of a token, choice)."""
+
+    def wrong(p: Tensor, top_k: int, factor: float) -> Tensor:
+        best, chosen = p.topk(top_k)
+        in_line = in_turn(chosen, places(chosen, p.shape[1], factor), lambda t, choice: turn(best[t].tolist(), choice))
+        return torch.zeros_like(p).scatter(1, chosen, best * in_line)
 
     return wrong
 
 
-GROUP_MISTAKES = [
-    (grouped_by(lambda x: x.amax(2)), "You score a group by its best expert alone. It is the sum of its two best."),
-    (grouped_by(lambda x: x.sum(2)), "You score a group by the sum of all its experts. It is the sum of its two best."),
-    (lambda s, n, g, k: top_mask(s, k),
-     "You chose among all experts. First choose the groups, and then only among the experts of these."),
-    (grouped_by(lambda x: -x.topk(2).values.sum(2)), "You kept the worst groups: the mask is the wrong way round."),
-    (lambda s, n, g, k: top_mask(s.unflatten(1, (n, -1)), -(-k // n)).flatten(1),
-     "You chose the same number from every group. Choose the best groups, then the K best in them."),
+SUREST_MISTAKES = [
+    (surest_by(lambda best, choice: choice),
+     "The places go in the order of the tokens. The surest token comes first: sort by the largest probability."),
+    (surest_by(lambda best, choice: -best[choice]),
+     "A sure second choice took the place of an unsure first one. All first choices come before any second one."),
+    (surest_by(lambda best, choice: (-best[0], choice)),
+     "You placed all choices of the surest token before the next token came. All first choices come first."),
+    (lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9),
+     "The right places, but you divided by what is left. Here a weight stays as it was, and a token that lost an "
+     "expert has a smaller output."),
+    (lambda p, k, f: my_surest(p, k, p.shape[1]), "Nothing was dropped. Each expert has C places and no more."),
 ]  # fmt: skip
 
 
-@exercise(2, my_grouped_choice, GROUP_MISTAKES, "who is chosen", axes=("token", "expert"))
-def grouped_choice() -> list[tuple]:
-    sizes = (6, 16, 4, 2, 3), (9, 12, 4, 2, 4), (5, 12, 3, 1, 2), (4, 8, 2, 2, 3)  # T, E, groups, groups kept, K
-    return [(0.05 + 0.9 * torch.rand(T, E), *rest) for T, E, *rest in sizes]
-
-
-def my_soft_moe(x, phi, expert):
-    logits = x @ phi.T  # (T, S)
-    dispatch, combine = logits.softmax(dim=0), logits.softmax(dim=1)  # over the tokens; over the slots
-    slots = dispatch.T @ x  # (S, D): each a mean of tokens
-    outputs = torch.stack([expert(e, slot) for e, slot in enumerate(slots)])  # (S, D)
-    return combine @ outputs  # (T, D)
-
-
-def out_of(slots: Tensor, expert) -> Tensor:
-    return torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
-
-
-def soft_with(x: Tensor, phi: Tensor, expert, dispatch_dim: int, combine_dim: int) -> Tensor:
-    logits = x @ phi.T
-    return logits.softmax(combine_dim) @ out_of(logits.softmax(dispatch_dim).T @ x, expert)
-
-
-def dense_mixture(x: Tensor, phi: Tensor, expert) -> Tensor:
-    each = torch.stack([out_of(token.expand(len(phi), -1), expert) for token in x])  # (T, E, D)
-    return ((x @ phi.T).softmax(1)[:, :, None] * each).sum(1)
-
-
-SOFT_MISTAKES = [
-    (partial(soft_with, dispatch_dim=0, combine_dim=0),
-     "Both of your softmaxes are over the tokens. `combine` is over the slots: it says what a token gets of each."),
-    (partial(soft_with, dispatch_dim=1, combine_dim=1),
-     "Both of your softmaxes are over the slots. A slot holds a mean of tokens: `dispatch` is over the tokens."),
-    (partial(soft_with, dispatch_dim=1, combine_dim=0),
-     "The two softmaxes are exchanged: `dispatch` sums to 1 over the tokens, `combine` over the slots."),
-    (dense_mixture,
-     "This runs every expert on every token: a full mixture. In Soft MoE an expert sees only its slot, one mean."),
-    (lambda x, p, f: out_of((x @ p.T).softmax(0).T @ x, f),
-     "These are the outputs of the slots. Each token still has to get its mean of them: `combine @ outputs`."),
-]  # fmt: skip
-
-
-@exercise(3, my_soft_moe, SOFT_MISTAKES, "y", axes=("token", "place"))
-def soft_moe() -> Iterator[tuple]:
-    for T, S, D in ((5, 3, 4), (7, 8, 2), (1, 4, 3), (6, 1, 5)):
-        x, phi, matrices = torch.randn(T, D), torch.randn(S, D), torch.randn(S, D, D)
-        yield x, phi, lambda e, slot, matrices=matrices: torch.tanh(matrices[e] @ slot)
+@exercise(3, my_surest, SUREST_MISTAKES, "the weights", axes=("token", "expert"))
+def surest() -> list[tuple]:
+    # In the last an expert is full exactly.
+    sizes = (13, 5, 2, 0.75), (20, 8, 3, 1.0), (7, 4, 1, 1.0), (9, 4, 2, 1.25), (8, 4, 2, 1.0)  # T, E, K, factor
+    return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).softmax(1), K, factor) for T, E, K, factor in sizes]

@@ -14,11 +14,11 @@ VIEWS = (
     "prediction.compare('one')",
     "NumberPrediction('How many?', 'experts', 1, 8)",
     "CurvePrediction('How does it go on?', x=('experts', 1, 8), y=('loss', 0, 2))",
-    "Quiz('05')",
+    "Quiz('07')",
     "CoursePage()",
     "interview = Interview()\ninterview.answer.value = 'Because.'\ninterview.show.click()\ninterview",
     "from moe_lessons.course.interview import sources\nfrom IPython.display import Markdown\n"
-    "Markdown(sources('It is faster [08: more-experts-more-facts], in words [07].'))",
+    "Markdown(sources('It is faster [05: more-experts-more-facts], in words [04].'))",
     "from moe_lessons.exercises import slowdown\nslowdown.check(None)",
     "slowdown.hint()",
     "slowdown.solution()",

@@ -8,13 +8,13 @@ import pytest
 NAME = "asked.ipynb"
 CELLS = (
     "from moe_lessons.course import CoursePage, CurvePrediction, NumberPrediction, Prediction, Quiz",
-    'left = Prediction("How many experts are left?", ("all", "some", "one"), key="05.left")\nleft',
+    'left = Prediction("How many experts are left?", ("all", "some", "one"), key="07.left")\nleft',
     'size = NumberPrediction("How large is it?", "GB", 1, 1000, key="03.size")\nsize',
     'curve = CurvePrediction("How does the loss fall with the number of experts?", ("expert count", 1, 64), '
-    '("loss, nats", 0, 4), key="08.curve", log_x=True)\ncurve',
+    '("loss, nats", 0, 4), key="05.curve", log_x=True)\ncurve',
     'print(repr(left.compare("some")), repr(size.compare(93.4)), '
     "repr(curve.compare([1, 2, 4, 8, 16, 32, 64], [3, 2.6, 2.3, 2.1, 2, 1.9, 1.8])))",
-    'Quiz("05")',
+    'Quiz("07")',
     "CoursePage()",
 )
 
@@ -56,9 +56,9 @@ def test_an_option_by_mouse_and_by_key(book, cell, lab):
     options = cell(1).get_by_role("group", name="How many experts are left?").get_by_role("radio")
     assert options.count() == 3
     cell(1).get_by_text("all").click()
-    wait_kept(book, lab, "predictions", "05.left", lambda entry: entry.get("answer") == "all")
+    wait_kept(book, lab, "predictions", "07.left", lambda entry: entry.get("answer") == "all")
     book.page.keyboard.press("ArrowDown")
-    wait_kept(book, lab, "predictions", "05.left", lambda entry: entry.get("answer") == "some")
+    wait_kept(book, lab, "predictions", "07.left", lambda entry: entry.get("answer") == "some")
     assert options.nth(1).is_checked()
 
 
@@ -81,8 +81,8 @@ def test_a_curve_is_drawn_by_hand(book, cell, lab):
     measured = cell(3).locator("svg > .moe-measured")
     assert not measured.get_attribute("d")  # though the comparison has run
     draw(book, cell(3).get_by_role("slider"), [(0.2, 0.2), (0.5, 0.5), (0.9, 0.6)])
-    wait_kept(book, lab, "predictions", "08.curve", lambda entry: len(entry.get("answer", ())) > 20)
-    points = kept(lab, "predictions", "08.curve")["answer"]
+    wait_kept(book, lab, "predictions", "05.curve", lambda entry: len(entry.get("answer", ())) > 20)
+    points = kept(lab, "predictions", "05.curve")["answer"]
     assert [y for _, y in points] == sorted((y for _, y in points), reverse=True)
     assert all(1 < x < 64 and 0 < y < 4 for x, y in points)
     cell(3).locator("svg > .moe-measured[d*=L]").wait_for(state="attached")
@@ -104,18 +104,18 @@ def test_a_curve_is_changed_by_a_finger(book, cell, lab):
     for kind, across in (("touchStart", 0.6), ("touchMove", 0.7), ("touchMove", 0.8), ("touchEnd", None)):
         points = [{"x": box["x"] + across * box["width"], "y": box["y"] + 0.2 * box["height"]}] if across else []
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    wait_kept(book, lab, "predictions", "08.curve", lambda entry: sum(y > 3 for _, y in entry["answer"]) > 8)
+    wait_kept(book, lab, "predictions", "05.curve", lambda entry: sum(y > 3 for _, y in entry["answer"]) > 8)
 
 
 def test_a_curve_is_changed_by_key_and_all_are_compared(book, cell, lab):
     picture = cell(3).get_by_role("slider")
     picture.focus()
-    before = kept(lab, "predictions", "08.curve")["answer"]
+    before = kept(lab, "predictions", "05.curve")["answer"]
     for key in ("Home", "ArrowUp", "ArrowUp", "ArrowRight", "ArrowDown"):
         book.page.keyboard.press(key)
     assert re.match(r"expert count 1\.11: loss, nats [\d.]+$", picture.get_attribute("aria-valuetext"))
-    wait_kept(book, lab, "predictions", "08.curve", lambda entry: len(entry["answer"]) > len(before) + 1)
-    first, second, *others = kept(lab, "predictions", "08.curve")["answer"]
+    wait_kept(book, lab, "predictions", "05.curve", lambda entry: len(entry["answer"]) > len(before) + 1)
+    first, second, *others = kept(lab, "predictions", "05.curve")["answer"]
     assert first[0] == 1 and first[1] > second[1] and others == before
     said = book.run_cell(4)
     assert "As you predicted: some." in said and "4.7 times as much" in said and "Your curve is" in said
@@ -135,7 +135,7 @@ def test_a_quiz_by_mouse_and_by_key(book, cell, lab):
     book.page.keyboard.press("ArrowDown")
     assert second.get_by_role("radio").nth(1).is_checked() and second.get_by_role("status").first.inner_text() != text
     cell(5).get_by_text(re.compile("2 of 5 answered")).wait_for()
-    wait_kept(book, lab, "quiz", "05.story", lambda entry: entry)
+    wait_kept(book, lab, "quiz", "07.story", lambda entry: entry)
 
 
 def test_two_tabs_on_one_notebook(book, cell, lab):
@@ -144,14 +144,14 @@ def test_two_tabs_on_one_notebook(book, cell, lab):
     other.open(lab, NAME)
     again = cell(1, other.page).get_by_role("radio")
     again.nth(2).check()
-    wait_kept(book, lab, "predictions", "05.left", lambda entry: entry.get("answer") == "one")
+    wait_kept(book, lab, "predictions", "07.left", lambda entry: entry.get("answer") == "one")
     cell(1).locator("input:checked + span", has_text="one").wait_for()  # in the first tab, too
     other.run_cell(5)  # its own view of the quiz, with what was answered in the first
     cell(5, other.page).get_by_text(re.compile("2 of 5 answered")).wait_for()
     cell(5, other.page).get_by_role("group").nth(2).get_by_role("radio").first.check()
     cell(1).get_by_role("radio").nth(1).check()
-    wait_kept(book, lab, "quiz", "05.push", lambda entry: entry)
-    wait_kept(book, lab, "predictions", "05.left", lambda entry: entry.get("answer") == "some")
+    wait_kept(book, lab, "quiz", "07.push", lambda entry: entry)
+    wait_kept(book, lab, "predictions", "07.left", lambda entry: entry.get("answer") == "some")
     assert len(json.loads((lab.home / "progress.json").read_text())["quiz"]) == 3
     assert other.errors == []
     other.page.close()
@@ -168,7 +168,7 @@ def test_after_a_restart_all_is_still_there(book, cell):
 
 
 def test_the_course_page_shows_it_exports_it_forgets_it_and_opens_a_lesson(book, cell, lab):
-    row = cell(6).get_by_role("row").filter(has_text="05 · Expert collapse")
+    row = cell(6).get_by_role("row").filter(has_text="07 · Expert collapse")
     row.filter(has_text=re.compile("3 of 5, . right at first")).wait_for()
     cell(6).get_by_role("button", name="Export").click()
     cell(6).get_by_text("Your progress is in").wait_for()

@@ -14,9 +14,9 @@ STATE = "application/vnd.jupyter.widget-state+json"
 CELLS = (
     "from moe_lessons.course import *\nfrom moe_lessons.widgets import *",
     "Playground('collapse', play=30, panels=('territory', 'load', 'film', 'cost'))",
-    "Prediction('How many experts are left?', ('all', 'some'), key='05.left')",
+    "Prediction('How many experts are left?', ('all', 'some'), key='07.left')",
     "CurvePrediction('How does it fall?', ('experts', 1, 64), ('loss', 0, 4))",
-    "Quiz('05')",
+    "Quiz('07')",
     "CostCalculator()",
     "Interview()",
 )

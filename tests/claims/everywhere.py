@@ -1,5 +1,5 @@
 """``python tests/claims/everywhere.py``: measure all claims but those of time as on other processors and from other
-seeds, and print which of them fail where. ``… everywhere.py tests/claims/test_lesson_04.py -k topic``: only these.
+seeds, and print which of them fail where. ``… everywhere.py tests/claims/test_lesson_06.py -k topic``: only these.
 
 A training is chaotic: another order of a sum changes its last digits, and some hundred steps later the third digit of
 a loss, sometimes an expert. What a lesson says must hold all the same."""

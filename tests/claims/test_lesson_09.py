@@ -1,110 +1,64 @@
-"""What lesson 09 says under 'What to notice': of mixtures by date, and of finer experts in stored sweeps and anew."""
+"""What lesson 09 says under 'What to notice'."""
 
 import numpy as np
 import pytest
 import torch
 from everywhere import seeds
+from test_lesson_08 import max_over_mean, remedy
 
-from data.make_sweeps import MODERN_TEXT
-from moe_lessons.analysis import Ratio, flops_per_token
-from moe_lessons.analysis.counting import modern_models
-from moe_lessons.analysis.results import interval, last_of, load_results
-from moe_lessons.analysis.timing import take_turns
-from moe_lessons.nn import MoE, seeded
-from moe_lessons.training import Run
-
-FINE, SCALED = "4 times as fine", "4 times as fine, scaled"
+from moe_lessons.analysis.counting import count_parameters, flops_per_token
+from moe_lessons.exercises.lesson_09 import OutputOnly, causality_cases, my_sees_the_future
+from moe_lessons.nn import MoE
+from moe_lessons.training import REMEDIES, plane_model, remedy_setting
 
 
-def start(name: str, seed: int) -> Run:
-    options = {"batch_size": 32, "warmup_steps": 20, "max_grad_norm": 1.0}
-    run = Run(MODERN_TEXT.make_model(name, seed), MODERN_TEXT.text, lr=0.01, seed=seed, **options)
-    run.knobs.router_aux_loss_coef = 0.01
-    return run
+@pytest.mark.claim("who-sees-the-future")
+@pytest.mark.parametrize("seed", seeds(5))
+def test_who_sees_the_future(seed):
+    torch.manual_seed(seed)
+    x = torch.randn(13, 8)
+    for name, case in causality_cases().items():
+        assert my_sees_the_future(case.layer, x) == case.truth, name
 
 
-@pytest.mark.claim("finer-sparser-shared-and-a-bias")
-@pytest.mark.parametrize("first_only", [False, True])
-def test_finer_sparser_shared_and_a_bias(first_only):
-    models = modern_models()
-    if first_only:  # without designs that came out again
-        models = models.drop_duplicates(["num_experts", "top_k", "d_model", "d_ff"])
-    year = models.groupby(models.day.dt.year)
-    sparse, width = (
-        (models.num_experts / models.top_k).groupby(models.day.dt.year).median(),
-        models.d_ff / models.d_model,
-    )
-    assert sparse[2024] == 8 and sparse[2026] == 32 and 25 < sparse[2025] <= 32
-    assert (width[models.day.dt.year < 2025] > 3).sum() >= 3 and width[models.day.dt.year >= 2025].max() < 2
-    assert width.groupby(models.day.dt.year).median()[[2025, 2026]].between(0.35, 0.47).all()
-    shared = year.shared_experts.agg(lambda own: (own > 0).mean())
-    assert shared[2024] <= 0.4 < shared[2025] and shared[2026] > 0.85
-    bias = models[models.balancing.str.startswith("bias")]
-    assert bias.name.iloc[0] == "DeepSeek-V3" and str(bias.day.iloc[0])[:7] == "2024-12"
-    stated = models[(models.day.dt.year >= 2025) & (models.balancing != "")]
-    assert stated.balancing.str.startswith("bias").mean() > 0.7
-    assert first_only or len(models) == 58 and (year.shared_experts.agg(lambda own: (own > 0).sum())[2024] == 6)
-
-
-@pytest.mark.claim("a-mean-of-four-times-as-many-outputs-is-half-as-long")
 @torch.no_grad()
-def test_a_mean_of_four_times_as_many_outputs_is_half_as_long():
-    layers, experts = [], []  # of each seed: how long a fine output is, over a classical one
-    for seed in seeds(10):
-        with seeded(seed):
-            x, *pair = torch.randn(1000, 64), MoE(64, 32, 8, 2), MoE(64, 8, 32, 8)
-        classical, fine = (moe(x)[0].norm() for moe in pair)
-        wide, narrow = (mean_length(moe.experts, x) for moe in pair)
-        layers.append(fine / classical)
-        experts.append(narrow / wide)
-    assert 0.42 < min(layers) and max(layers) < 0.6 and 0.46 < np.mean(layers) < 0.55
-    assert 0.9 < np.mean(experts) < 1.1  # a narrow expert's output is as long
+@pytest.mark.claim("capacity-and-the-future")
+@pytest.mark.parametrize("seed", seeds(5))
+def test_capacity_and_the_future(seed):
+    torch.manual_seed(seed)
+    moe = MoE(d_model=8, d_ff=16, num_experts=4, top_k=1, capacity_factor=1.0)
+    x = torch.randn(13, 8)
+    y = moe(x)[0]
+
+    def same(a, b):
+        return torch.allclose(a, b, atol=1e-5)
+
+    for t in range(1, 13):
+        for _ in range(5):
+            assert same(moe(torch.cat([x[:t], torch.randn(13 - t, 8)]))[0][:t], y[:t])  # another future
+    assert not all(same(moe(x[:t])[0], y[:t]) for t in range(1, 13))  # none
+    beside = [moe(torch.stack([torch.randn(13, 8), x]))[0][1] for _ in range(5)]
+    assert not all(same(other, beside[0]) for other in beside)
 
 
-def mean_length(experts, x: torch.Tensor) -> torch.Tensor:
-    """The mean length of what every expert gives for every token."""
-    pairs = zip(experts.in_proj, experts.down_proj)
-    return torch.stack([experts.hidden(x @ w.mT, torch.ones(len(x))) @ down.mT for w, down in pairs]).norm(dim=2).mean()
+@pytest.mark.claim("the-busiest-device-and-the-drops")
+def test_the_busiest_device_and_the_drops():
+    """With each expert on its own device, a layer takes max over mean times as long as with an even load."""
+    pace = {name: max_over_mean(remedy(name)).mean() for name in ("nothing", "auxiliary loss", "bias update")}
+    assert pace["auxiliary loss"] < 1.6 and pace["bias update"] < 1.9 and pace["nothing"] > 2
+    loads, limit = remedy("capacity").clean_loads() * 8, REMEDIES["capacity"]["capacity_factor"]
+    assert loads.max(axis=1).mean() > limit  # so that the buffers end it
+    assert (np.maximum(loads - limit, 0).sum(axis=1) / 8).mean() > 0.2  # dropped
 
 
-@pytest.mark.alone
-@pytest.mark.claim("finer-experts-take-longer-for-the-same-work")
-def test_finer_experts_take_longer_for_the_same_work():
-    ratios = []
-    for seed in seeds(3, first=1):
-        classical, *fine = (start(name, seed) for name in ("classical", FINE, SCALED))
-        assert 1 < flops_per_token(fine[0].model) / flops_per_token(classical.model) < 1.1
-        base, *times = take_turns([run.step for run in (classical, *fine)], repeats=7)
-        ratios.append([Ratio.of(own, base).median for own in times])
-    assert np.median(ratios, axis=0).min() > 1.1
-
-
-@pytest.mark.claim("finer-experts-need-their-scale")
-def test_finer_experts_need_their_scale():
-    last = last_of("modern_finer_250")
-    assert len(last) == 10
-    (fine, half), (scaled, reach) = (interval(last["classical"] - last[name]) for name in (FINE, SCALED))
-    assert -0.06 < fine < -half - 0.005 and abs(scaled) < reach < 0.03 and scaled - fine > 0.015
-    assert (last[SCALED] < last[FINE]).all() and -0.05 < (last["classical"] - last[SCALED]).min() < -0.03
-    assert 0.04 < (last["classical"] - last[SCALED]).max() < 0.06
-    loss = load_results("modern_finer_250").pivot(index="step", columns=["model", "seed"], values="loss")
-    gains = {name: (loss["classical"] - loss[name]).mean(axis=1) for name in (FINE, SCALED)}
-    assert gains[FINE][50] < 3 * fine and gains[FINE][50] < gains[SCALED][50] - 0.05
-    longer = last_of("modern_finer_500")
-    assert longer.shape == (3, 3) and (longer.sub(longer["classical"], axis=0).abs() < 0.012).all(axis=None)
-    assert load_results("modern_finer_500").flops.max() < 3e18 / 1e6
-    behind = []  # anew: at step 50, in nats
-    for seed in seeds(4, first=21):
-        runs = {name: start(name, seed) for name in ("classical", FINE, SCALED)}
-        losses = {name: np.mean([run.step().loss for _ in range(60)][-20:]) for name, run in runs.items()}
-        behind.append([losses[FINE] - losses[name] for name in ("classical", SCALED)])
-    assert np.mean(behind, axis=0).min() > 0.03 and np.min(behind, axis=0)[1] > 0
-
-
-@pytest.mark.claim("on-facts-only-what-balances-shows-in-three-seeds")
-def test_on_facts_only_what_balances_shows_in_three_seeds():
-    last = last_of("modern_facts", "known")
-    gain = last.sub(last["classical"], axis=0).drop(columns="classical")
-    assert gain.shape == (3, 6) and (gain[["no auxiliary loss", "sigmoid and bias"]] < -150).all(axis=None)
-    for name in (FINE, "one shared", "fine and shared"):
-        assert gain[name].min() < -300 and gain[name].max() > 30
+@pytest.mark.claim("most-remedies-cost-no-compute")
+def test_most_remedies_cost_no_compute():
+    torch.manual_seed(0)
+    blocks = {name: plane_model(remedy_setting(name))[0].block for name in REMEDIES}
+    flops = {name: flops_per_token(block) for name, block in blocks.items()}
+    more = {name: count_parameters(block).total for name, block in blocks.items()}
+    assert {name for name in REMEDIES if flops[name] > flops["nothing"]} == {"top-2", "learned noise"}
+    assert more["learned noise"] - more["nothing"] == blocks["nothing"].router.weight.numel()  # a second router
+    blocks["capacity"].capacity_factor = REMEDIES["capacity"]["capacity_factor"]
+    sees = {name for name, block in blocks.items() if my_sees_the_future(OutputOnly(block), torch.randn(32, 16))}
+    assert sees == {"capacity", "expert choice"}

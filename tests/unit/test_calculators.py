@@ -97,7 +97,7 @@ def test_one_move_draws_once_also_after_something_went_wrong(cost):
     assert cost.canvas.frame == drawn + 3
 
 
-def test_the_sentence_and_the_table_by_the_roofline_of_lesson_07(cost):
+def test_the_sentence_and_the_table_by_the_roofline_of_lesson_04(cost):
     for figure in ("46.7 B parameters", "12.9 B", "27.6%", "93.4 GB", "27.6 B FLOPs", "129 tokens"):
         assert figure in cost.sentence()
     move(cost, context_length=0)

@@ -27,8 +27,8 @@ and why?
 
 
 def quiz_of(tmp_path, text: str) -> list:
-    (tmp_path / "05.md").write_text(text, "utf-8")
-    return read_quiz(tmp_path / "05.md")
+    (tmp_path / "07.md").write_text(text, "utf-8")
+    return read_quiz(tmp_path / "07.md")
 
 
 def test_a_file_is_read_and_a_malformed_one_refused_with_the_name_of_the_question(tmp_path):
@@ -36,12 +36,12 @@ def test_a_file_is_read_and_a_malformed_one_refused_with_the_name_of_the_questio
     assert (item.name, item.question) == ("first", "Which one, and why?")
     assert item.options == [("this", "No: it is that.", False), ("a - b", "Yes — really.", True)]
     for old, new in (("- [ ] this — No: it is that.", "- [ ] this"), ("[ ]", "[x]"), ("Which one,\nand why?\n", "")):
-        with pytest.raises(ValueError, match=r"05\.md, first"):
+        with pytest.raises(ValueError, match=r"07\.md, first"):
             quiz_of(tmp_path, GOOD.replace(old, new))
 
 
 def test_the_first_and_the_last_answer_are_kept_and_shown_again(new_session):
-    quiz = Quiz("05")
+    quiz = Quiz("07")
     question = quiz.questions[0]
     right = next(text for text, _, is_right in question.choices if is_right)
     wrong, other, *_ = (text for text, _, is_right in question.choices if not is_right)
@@ -49,7 +49,7 @@ def test_the_first_and_the_last_answer_are_kept_and_shown_again(new_session):
     for answer in (wrong, right, other, right):
         question.answer = answer
     new_session()
-    again = Quiz("05")
+    again = Quiz("07")
     assert again.questions[0].answer == right
     entry = progress.read()["quiz"][question.key]
     assert (entry["first"], entry["last"], entry["right_first"], entry["right"]) == (wrong, right, False, True)
@@ -59,10 +59,10 @@ def test_the_first_and_the_last_answer_are_kept_and_shown_again(new_session):
 
 
 def test_on_a_static_page_answers_are_folded_and_the_course_is_a_table(static):
-    data = Quiz("05")._repr_mimebundle_()
+    data = Quiz("07")._repr_mimebundle_()
     assert set(data) == {"text/plain", "text/markdown"}
     asked, answers = data["text/markdown"].split("<details><summary>Answers</summary>")
-    for item in read_quiz(QUIZZES["05"]):
+    for item in read_quiz(QUIZZES["07"]):
         for option in item.options:
             assert f"- {option.text}" in asked and option.why not in asked
             assert f"- {'✔' if option.is_right else '✘'} {option.text} — {option.why}" in answers
@@ -85,11 +85,11 @@ def test_it_shows_what_is_done_and_what_is_next(monkeypatch):
     assert "**Next: [00 · Welcome](00_welcome.ipynb).** Afterwards you can say what the question is" in page.page()
     do_everything("00")
     progress.record("predictions", "01.share", answer="all")
-    progress.record("predictions", "06b.share", answer="all")
+    progress.record("predictions", "09.share", answer="all")
     progress.record("predictions", "01.cleared", answer=None)
     first, second, *others = page.standings()
     assert first.is_done and not second.is_done and second.predictions == 1
-    assert [other.lesson.number for other in others if other.is_begun] == ["06b"]
+    assert [other.lesson.number for other in others if other.is_begun] == ["09"]
     text = page.page()
     assert "**Next: [01 · The dense transformer](01_the_dense_transformer.ipynb).** Open there: " in text
     assert f"1 of {len(LESSONS)} lessons done" in text
@@ -100,16 +100,16 @@ def test_it_shows_what_is_done_and_what_is_next(monkeypatch):
 
 
 def test_a_solved_exercise_counts_and_the_learners_figures_are_there():
-    mine = [exercise for exercise in EXERCISES if exercise.lesson == "05"]
+    mine = [exercise for exercise in EXERCISES if exercise.lesson == "07"]
     progress.record("exercises", mine[0].key, last="wrong")
     progress.record("exercises", mine[1].key, status="right", last="wrong")
-    (row,) = (line for line in page.page().splitlines() if "05_expert_collapse" in line and line.startswith("|"))
+    (row,) = (line for line in page.page().splitlines() if "07_expert_collapse" in line and line.startswith("|"))
     assert f"1 of {len(mine)} {'☆' * mine[0].stars} {'★' * mine[1].stars}" in row
-    progress.record("figures", "08.effective_width", value=2.7183, unit="times")
+    progress.record("figures", "05.effective_width", value=2.7183, unit="times")
     progress.record("figures", "01.ffn_share", value=10**400)
     progress.record("figures", "00.accuracy_active", value=1, unit="<img src=x>\n\n# Heading | b [c](javascript:d) `e")
     text = page.page()
-    assert "| 08 | The dense model that is equally good on 8,000 facts is **2.7** times as wide as" in text
+    assert "| 05 | The dense model that is equally good on 8,000 facts is **2.7** times as wide as" in text
     assert "of the parameters of a dense model" not in text
     row = next(line for line in text.splitlines() if "Its FLOP-matched baseline" in line)
     assert row.count("|") == 3 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
@@ -148,7 +148,7 @@ def test_each_statement_has_a_source_a_lesson_and_a_claim_that_is_tested_there()
     for text in TEXTS.values():
         for lesson, claim in SOURCE.findall(text):
             (path,) = (ROOT / "notebooks").glob(f"{lesson}_*.ipynb")
-            tests = (ROOT / "tests" / "claims" / f"test_lesson_{lesson[:2]}.py").read_text("utf-8")
+            tests = (ROOT / "tests" / "claims" / f"test_lesson_{lesson}.py").read_text("utf-8")
             is_tagged = f'"claim:{claim}"' in path.read_text("utf-8") and f'claim("{claim}")' in tests
             assert not claim or is_tagged, f"{lesson}: {claim}"
     for length in LENGTHS:
@@ -184,10 +184,10 @@ def test_figures_stand_in_the_order_of_their_sentences_which_speak_of_those_befo
 
 def test_a_missing_figure_and_one_that_is_no_number_is_named(measured):
     rows = figures().splitlines()
-    progress.record("figures", "08.writing_speed", value="fast")
-    assert lacking("08.writing_speed") == ["08.writing_speed"]
+    progress.record("figures", "05.writing_speed", value="fast")
+    assert lacking("05.writing_speed") == ["05.writing_speed"]
     assert len(FIGURES) + 2 == len(rows) == len(figures().splitlines()) + 1
-    with pytest.raises(ValueError, match=r"figures .*got none for 08\.writing_speed"):
+    with pytest.raises(ValueError, match=r"figures .*got none for 05\.writing_speed"):
         Answer("one sentence")
     with pytest.raises(ValueError, match="length must be one of 'one sentence', .*got 'one hour'"):
         Answer("one hour")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from moe_lessons import exercises, nn
 from moe_lessons.analysis import union_law
 from moe_lessons.analysis.counting import count_parameters
-from moe_lessons.exercises.lesson_06b import TRIED_TOKENS, causality_cases
+from moe_lessons.exercises.lesson_09 import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import MoE, Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.nn.families import finer

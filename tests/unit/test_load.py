@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from moe_lessons.analysis import balance_by_layer, collapse, load_statistics
 from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, practised_band, token_gains, watched_run
 from moe_lessons.analysis.load import LoadStatistics, describe_load
-from moe_lessons.exercises.lesson_05 import my_push
+from moe_lessons.exercises.lesson_07 import my_push
 from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity
 from moe_lessons.training import PRESETS, Run, load_share, plane_runs
 
@@ -112,7 +112,7 @@ def test_what_does_not_learn_stands_still(learns):
 
 
 def test_pushes_against_finite_differences(monkeypatch):
-    """The push of each token, by its gain and the formula of lesson 05."""
+    """The push of each token, by its gain and the formula of lesson 07."""
     run = watched_run(COLLAPSE)
     run.step()
     monkeypatch.setattr(collapse, "NUM_POINTS", 64)

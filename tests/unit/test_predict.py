@@ -27,19 +27,19 @@ def kind(request) -> str:
 
 
 def test_an_answer_with_a_key_is_there_in_the_next_session(kind, new_session):
-    for key in ("05.left", None):
+    for key in ("07.left", None):
         assert MAKERS[kind](key).answer is None
         MAKERS[kind](key).answer = ANSWERS[kind]
     new_session()
-    assert MAKERS[kind]("05.left").answer == ANSWERS[kind]
-    assert MAKERS[kind]("06.left").answer is None and MAKERS[kind]().answer is None
-    assert list(progress.read()["predictions"]) == ["05.left"]
+    assert MAKERS[kind]("07.left").answer == ANSWERS[kind]
+    assert MAKERS[kind]("08.left").answer is None and MAKERS[kind]().answer is None
+    assert list(progress.read()["predictions"]) == ["07.left"]
 
 
 def test_what_is_kept_but_no_longer_allowed_counts_as_not_answered(kind):
     for old in ("none of these", 9, [[0, 5], [1, 1]], float("nan"), True):
-        progress.record("predictions", "05.left", answer=old)
-        prediction = MAKERS[kind]("05.left")
+        progress.record("predictions", "07.left", answer=old)
+        prediction = MAKERS[kind]("07.left")
         with pytest.raises(TraitError, match="answer must be"):
             prediction.answer = old
         assert prediction.answer is None

@@ -16,12 +16,12 @@ from filelock import FileLock
 from moe_lessons.course import progress
 
 NEEDS_PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without named pipes")
-GOOD = {"07.speed": {"value": 2.0}}
+GOOD = {"04.speed": {"value": 2.0}}
 DAMAGED = {
-    "truncated": b'{"version": 1, "quiz": {"05.a": {"first"',
+    "truncated": b'{"version": 1, "quiz": {"07.a": {"first"',
     "no UTF-8": b"\xff\xfe\x00",
     "nested without end": b"[" * 200_000,
-    "an entry that is a number": b'{"version": 1, "quiz": {"05.b": 3}, "figures": {"07.speed": {"value": 2.0}}}',
+    "an entry that is a number": b'{"version": 1, "quiz": {"07.b": 3}, "figures": {"04.speed": {"value": 2.0}}}',
 }
 
 
@@ -37,38 +37,38 @@ def content(path: Path) -> dict:
 
 
 def test_what_is_recorded_is_there_in_the_next_session(path, new_session):
-    assert progress.record("quiz", "05.survivors", first="a", last="b") is None
+    assert progress.record("quiz", "07.survivors", first="a", last="b") is None
     new_session()
-    progress.record("quiz", "05.survivors", last="c")
+    progress.record("quiz", "07.survivors", last="c")
     found = progress.read()
     assert set(found) == set(progress.SECTIONS)
-    entry = found["quiz"]["05.survivors"]
+    entry = found["quiz"]["07.survivors"]
     assert entry.pop("when").endswith("+00:00") and entry == {"first": "a", "last": "c"}  # what is not given stays
-    progress.record("figures", "07.all", a=np.float32(0.5), b=torch.tensor(3))
-    entry = content(path)["figures"]["07.all"]
+    progress.record("figures", "04.all", a=np.float32(0.5), b=torch.tensor(3))
+    entry = content(path)["figures"]["04.all"]
     assert (entry["a"], entry["b"]) == (0.5, 3)
 
 
 @pytest.mark.parametrize("name, value", [("MOE_LESSONS_PROGRESS", "off"), ("MOE_LESSONS_STATIC", "1")])
 def test_switched_off_it_lives_in_this_session_only(path, monkeypatch, new_session, name, value):
-    progress.record("quiz", "05.a", last="old")
+    progress.record("quiz", "07.a", last="old")
     before = path.read_bytes()
     monkeypatch.setenv(name, value)
     assert progress.file() is None and progress.read()["quiz"] == {}
-    progress.record("quiz", "05.b", last="new")
-    assert progress.read()["quiz"]["05.b"]["last"] == "new" and path.read_bytes() == before
+    progress.record("quiz", "07.b", last="new")
+    assert progress.read()["quiz"]["07.b"]["last"] == "new" and path.read_bytes() == before
     assert progress.reset() is None and progress.read()["quiz"] == {} and path.read_bytes() == before
 
 
 def test_export_writes_a_new_file_and_reset_forgets_everything_but_a_dated_copy(path, tmp_path, new_session):
     assert progress.reset() is None
-    progress.record("quiz", "05.a", last="b")
+    progress.record("quiz", "07.a", last="b")
     there = progress.export(tmp_path / "mine.json")
-    assert content(there)["quiz"]["05.a"]["last"] == "b" and content(there)["version"] == 1
+    assert content(there)["quiz"]["07.a"]["last"] == "b" and content(there)["version"] == 1
     with pytest.raises(FileExistsError, match="mine.json"):
         progress.export(there)
     copy = progress.reset()
-    assert copy.parent == path.parent and content(copy)["quiz"]["05.a"]["last"] == "b"
+    assert copy.parent == path.parent and content(copy)["quiz"]["07.a"]["last"] == "b"
     new_session()
     assert not any(progress.read().values())
 
@@ -106,9 +106,9 @@ def test_kills_in_the_middle_of_a_write_lose_nothing(path, capsys):
 
 
 def test_two_writers_at_once_lose_nothing(path):
-    writers = [writer(name, 100) for name in ("05", "06")]
+    writers = [writer(name, 100) for name in ("07", "08")]
     with ThreadPoolExecutor(9) as threads:
-        threads.map(lambda i: progress.record("quiz", f"05.c{i}"), range(9))
+        threads.map(lambda i: progress.record("quiz", f"07.c{i}"), range(9))
     assert [process.communicate(timeout=100) and process.returncode for process in writers] == [0, 0]
     found = progress.read()
     assert len(found["quiz"]) == 9 and len(found["figures"]) == 200
@@ -127,13 +127,13 @@ TROUBLES = {
 @pytest.mark.parametrize("words", TROUBLES)
 def test_where_the_file_cannot_be_written_it_stays_whole_and_the_answers_come_later(path, monkeypatch, capsys, words):
     monkeypatch.setattr(progress, "PATIENCE", 0.1)
-    progress.record("quiz", "05.a", last="a")
+    progress.record("quiz", "07.a", last="a")
     before = path.read_bytes()
     with TROUBLES[words](path):
         for answer in "bcd":
-            assert words in progress.record("quiz", "05.b", last=answer)
-        assert path.read_bytes() == before and progress.read()["quiz"]["05.b"]["last"] == "d"
-    assert progress.record("quiz", "05.e", last="e") is None
+            assert words in progress.record("quiz", "07.b", last=answer)
+        assert path.read_bytes() == before and progress.read()["quiz"]["07.b"]["last"] == "d"
+    assert progress.record("quiz", "07.e", last="e") is None
     assert [entry["last"] for entry in content(path)["quiz"].values()] == ["a", "d", "e"]
     assert capsys.readouterr().err.count("Not saved yet") == 3
 
@@ -148,8 +148,8 @@ def test_where_the_file_cannot_be_written_it_stays_whole_and_the_answers_come_la
 )
 def test_a_place_where_no_file_can_be_is_named_and_waited_for_by_nobody(path, taken):
     taken(path)
-    assert "Not saved yet" in progress.record("quiz", "05.a", last="a")
-    assert progress.read()["quiz"]["05.a"]["last"] == "a"
+    assert "Not saved yet" in progress.record("quiz", "07.a", last="a")
+    assert progress.read()["quiz"]["07.a"]["last"] == "a"
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
@@ -162,5 +162,5 @@ def test_a_damaged_file_is_kept_aside_and_what_is_whole_of_it_used(path, capsys,
     assert aside.read_bytes() == DAMAGED[damage]
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("Your progress file was damaged") and str(aside) in said
-    progress.record("quiz", "05.d", last="d")
+    progress.record("quiz", "07.d", last="d")
     assert len(list(path.parent.glob("*damaged*"))) == 1 and capsys.readouterr().err == ""

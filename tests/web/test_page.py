@@ -310,7 +310,7 @@ def test_the_wall_of_facts_trains_three_models_until_lamps_are_lit(visit):
 
 def test_the_wall_of_facts_says_what_is_wrong_and_goes_on(visit):
     own = visit("#num_entries=700", view="wall").ready()
-    assert "num_entries must be one of 500, 1000, 2000, got 700. Here is the preset of lesson 08" in own.said
+    assert "num_entries must be one of 500, 1000, 2000, got 700. Here is the preset of lesson 05" in own.said
     own.page.evaluate("location.hash = '#num_entries=500&lr=1e30'")
     own.page.get_by_text("MoE: 0 of 500").wait_for()
     own.button("Play").click()

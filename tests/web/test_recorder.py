@@ -20,7 +20,7 @@ TRAINS = {
     "02-Playground": "preset=healthy&router_aux_loss_coef=0.0&num_experts=4&d_ff=8",
 }
 MAPS = {
-    "07-SpeedupMap-2": "model=Mixtral+8x7B&num_experts=8&top_k=2&machine=NVIDIA+H200+SXM&weights=bfloat16"
+    "04-SpeedupMap-2": "model=Mixtral+8x7B&num_experts=8&top_k=2&machine=NVIDIA+H200+SXM&weights=bfloat16"
     "&context_length=1024&task=source"
 }
 STILL = ("ConfigCalculator", "ParameterMap", "StreamView", "FutureLab", "SpeedupMap")
@@ -46,14 +46,14 @@ def test_a_recording_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch)
     for owner, name in ((LiveCanvas, "show"), (LiveRun, "play"), (Picture, "_repr_mimebundle_")):
         monkeypatch.setattr(owner, name, getattr(owner, name))  # given back at the end
     monkeypatch.setattr(recorder, "RECORDINGS", tmp_path)
-    recorder.watch("05_expert_collapse.ipynb", ["05-CollapseLab-2"])
+    recorder.watch("07_expert_collapse.ipynb", ["07-CollapseLab-2"])
     other = CollapseLab(seed=1, play=2)
     other._repr_mimebundle_()
     CollapseLab(seed=2, play=24)._repr_mimebundle_()
-    assert [path.name for path in tmp_path.iterdir()] == ["05-CollapseLab-2.z"]
-    head, pictures = decode(tmp_path / "05-CollapseLab-2.z")
-    assert head["about"].startswith("CollapseLab(play=24, seed=2) of lesson 05, made on 20")
-    assert "by python -m web.recorder 05-CollapseLab-2 with moe_lessons" in head["about"]
+    assert [path.name for path in tmp_path.iterdir()] == ["07-CollapseLab-2.z"]
+    head, pictures = decode(tmp_path / "07-CollapseLab-2.z")
+    assert head["about"].startswith("CollapseLab(play=24, seed=2) of lesson 07, made on 20")
+    assert "by python -m web.recorder 07-CollapseLab-2 with moe_lessons" in head["about"]
     assert [picture.words["step"] for picture in pictures] == list(range(25))
     lab, size = CollapseLab(seed=2), 0
     for step, picture in enumerate(pictures):
@@ -66,7 +66,7 @@ def test_a_recording_has_what_the_view_shows_at_each_step(tmp_path, monkeypatch)
             for slot, array in arrays.items():
                 size += array.nbytes
                 np.testing.assert_allclose(picture.arrays[slot], array, rtol=1e-3, atol=1e-4)
-    assert 4 * (tmp_path / "05-CollapseLab-2.z").stat().st_size < size
+    assert 4 * (tmp_path / "07-CollapseLab-2.z").stat().st_size < size
 
 
 @pytest.mark.parametrize("values, is_fine", [([0.3, 5.1], 1), ([2047, 1], 1), ([3001, 1], 0), ([7e4, 0.5], 0)])

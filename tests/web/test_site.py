@@ -95,7 +95,7 @@ def test_its_page_of_a_view_has_that_view_and_a_picture_where_no_script_runs(sit
 
 def test_the_search_knows_the_words_of_a_lesson(site):
     index = json.loads(re.search(r"setIndex\((.*)\)", (site / "searchindex.js").read_text(encoding="utf-8"))[1])
-    lesson = index["docnames"].index("notebooks/05_expert_collapse")
+    lesson = index["docnames"].index("notebooks/07_expert_collapse")
     for stem in ("neglect", "practis"):
         found = index["terms"][stem]
         assert lesson in (found if isinstance(found, list) else [found]), stem
@@ -132,7 +132,7 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
 
     def scan(name: str, parts: str = "html") -> None:
         for theme, rules in {"light": {}, "dark": {"rules": ["color-contrast"]}}.items():
-            if theme == "light" or name in ("index.html", "08_capacity_and_its_price.html", "api.html", "search"):
+            if theme == "light" or name in ("index.html", "05_quality_at_equal_compute.html", "api.html", "search"):
                 page.emulate_media(color_scheme=theme)
                 page.locator(f"html[data-theme={theme}]").wait_for()
                 found[name, theme] = violations(page, parts, **rules)
@@ -149,7 +149,7 @@ def test_everyone_can_use_each_page_and_none_asks_the_network(address, site, bro
 
 
 def test_a_lesson_shows_its_views_alive_and_without_javascript_their_pictures(address, browser):
-    views = {"05_expert_collapse": ("recording", "05-CollapseLab"), "00_welcome": ("playground", "preset=healthy")}
+    views = {"07_expert_collapse": ("recording", "07-CollapseLab"), "00_welcome": ("playground", "preset=healthy")}
     for is_alive in (True, False):
         context = browser.new_context(java_script_enabled=is_alive, reduced_motion="reduce")
         page = context.new_page()

@@ -1,6 +1,6 @@
 // Opens the views of a document, each when it comes near:
 //   <div data-moe="playground" data-state="preset=collapse"><img …></div>
-//   <div data-moe="recording" data-state="06-BalancingLab"><img …></div>
+//   <div data-moe="recording" data-state="08-BalancingLab"><img …></div>
 //   <script type="module" src="…/page.js"></script>
 // What stands in such an element is replaced when the view is there. Without data-state the address has the state;
 // without a name, its ?view= has it. Another document shows a view in a frame: see `frame` in parts.js.

@@ -6,11 +6,11 @@ import { button, json, make } from "./parts.js";
 import { Playground, calm } from "./playground.js";
 import { Settings } from "./settings.js";
 
-const RECORDING = "08-WallRecording"; // of web.recorder
+const RECORDING = "05-WallRecording"; // of web.recorder
 
 export default async function show(place) {
   const what =
-    "A longer training, of lesson 08: 8,000 entries, and a fourth model, the dense one that is as good.";
+    "A longer training, of lesson 05: 8,000 entries, and a fourth model, the dense one that is as good.";
   const recording = button("Play the recording of the whole training", what, async () => {
     const home = make("div", { "data-moe": "recording", "data-state": RECORDING });
     recording.disabled = true;
