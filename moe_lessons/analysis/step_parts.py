@@ -21,7 +21,7 @@ from moe_lessons.nn.attention import Attention
 from moe_lessons.support.errors import check_seed
 from moe_lessons.training import bar
 
-PRODUCTS, ROUTING, ATTENTION, REST = PARTS = "products with weights", "routing", "attention and cache", "the rest"
+PRODUCTS, ROUTING, ATTENTION, REST = PARTS = "products with weights", "routing", "attention and KV cache", "other"
 MISSED, TRIES = 0.05, 3  # parts that miss the whole by more are measured again, so often at most
 PROMPT_TOKENS, IN_A_ROW = 8, 4  # tokens of each text before a step, and that one text writes one after the other
 MULTIPLY = ("linear", "grouped_mm")  # by which the layers of `nn` multiply with weights

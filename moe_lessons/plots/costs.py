@@ -93,9 +93,9 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
 
 
 def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machine: pd.Series, batch: int = 1) -> Table:
-    """Say what each model costs in weights of this type on a row of `roofline.machines`, while it writes `batch` texts
-    of `context` tokens at once. No row says what fits where memory_bytes of the machine is NaN, for not known."""
-    fits, texts = f"fits into {size_words(machine.memory_bytes)}", "1 text" if batch == 1 else f"{batch:,} texts"
+    """Say what each model costs in weights of this type on a row of `roofline.machines`, while it decodes `batch`
+    sequences of `context` tokens together. No row says what fits where memory_bytes is NaN, for not known."""
+    fits, of = f"fits into {size_words(machine.memory_bytes)}", "1 sequence" if batch == 1 else f"{batch:,} sequences"
     columns = []
     for m in models.values():
         there, cache = on_machine(m, machine, dtype, context, batch), CACHE_BYTES[dtype] * batch * m.cache(context)
@@ -106,15 +106,15 @@ def cost_table(models: Mapping[str, ModelSizes], context: int, dtype: str, machi
             "total parameters": short_number(m.total),
             "active parameters": short_number(m.active),
             "active / total": f"{m.active / m.total:.1%}",
-            "FLOPs for a token": short_number(m.flops(context)),
+            "FLOPs per token": short_number(m.flops(context)),
             f"weights in {dtype}": size_words(WEIGHT_BYTES[dtype] * m.total),
-            f"KV cache of {texts} of {context:,} tokens": "not counted" if m.cached is None else size_words(cache),
+            f"KV cache of {of} of {context:,} tokens": "not counted" if m.cached is None else size_words(cache),
             fits: "yes" if there["fits"] else "no",
-            f"texts of {context:,} tokens that fit": "not counted" if there["texts"] is None else f"{there['texts']:,}",
-            "experts of a layer that a step reads": f"{touched:.3g} of {group.num_experts}" if group else "no experts",
-            "weights that a step reads": size_words(WEIGHT_BYTES[dtype] * m.read(batch)),
-            f"tokens/s of {texts}": _three_digits(there["tokens_per_second"]),
-            "arithmetic sets the pace from batch": "never" if from_batch is None else f"{from_batch:,}",
+            f"{context:,}-token sequences that fit": "not counted" if there["texts"] is None else f"{there['texts']:,}",
+            "experts loaded per layer and step": f"{touched:.3g} of {group.num_experts}" if group else "no experts",
+            "weights loaded per step": size_words(WEIGHT_BYTES[dtype] * m.read(batch)),
+            f"tokens/s at batch size {batch:,}": _three_digits(there["tokens_per_second"]),
+            "compute-bound from batch size": "never" if from_batch is None else f"{from_batch:,}",
         }
         columns.append({name: text for name, text in column.items() if "fit" not in name or machine.memory_bytes > 0})
     cells = [[column[name] for column in columns] for name in columns[0]]
@@ -131,8 +131,8 @@ def _three_digits(value: float) -> str:
 
 
 def speed_bars(speeds: pd.DataFrame) -> Axes:
-    """Draw how fast each model writes one text: a bar for each row of `decode_speed` at one batch size."""
-    ax = axes_for(9, 2.6, "Writing one text: tokens per second", "tokens per second on this machine")
+    """Draw how fast each model decodes one sequence: a bar for each row of `decode_speed` at one batch size."""
+    ax = axes_for(9, 2.6, "Decoding at batch size 1: tokens per second", "tokens per second on this machine")
     colors = [LIGHT.lines[i] for i in model_inks(speeds["model"])]
     bars = ax.barh(speeds["model"], speeds["tokens_per_second"], 0.6, color=colors)
     ax.bar_label(bars, fmt="%.0f", padding=4, color=LIGHT.foreground, fontsize=TEXT_SIZE)

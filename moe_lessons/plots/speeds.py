@@ -20,6 +20,7 @@ from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, axes_for, dre
 PART_COLORS = dict(zip(PARTS, (LIGHT.lines[5], LIGHT.lines[3], "#a9b1ba", LIGHT.grid), strict=True))
 LEVELS = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12)  # of a speedup, as lines
 LAST = 12  # the largest batch size of a map is 2¹²
+LOADING = "loading the weights, at best"
 KINDS = {"one text": ("o", 0), "full load": ("s", 3), "training": ("D", 4)}  # marker and ink
 
 
@@ -28,12 +29,12 @@ def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     base, last = frame.groupby("batch")["whole"].transform("last"), frame.model.iloc[-1]
     rows = frame.batch.rank(method="dense").astype(int) - 1 + np.arange(len(frame))  # a gap after each batch
     ax = LessonFigure(9, 1.1 + 0.27 * rows.max()).add_subplot() if ax is None else ax
-    dress(ax, "Where the time of a step goes", f"times a step of '{last}'")
+    dress(ax, "Time of a decoding step, by part", f"time, in steps of '{last}'")
     left = 0 * base
     for part, color in PART_COLORS.items():
         ax.barh(rows, frame[part] / base, 0.8, left, color=color, label=part)
         left += frame[part] / base
-    ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label="its bytes take at least")
+    ax.vlines(frame.promise / base, rows - 0.5, rows + 0.5, LIGHT.foreground, lw=2.4, label=LOADING)
     for row, end, whole, missed in zip(rows, np.maximum(left, frame.promise / base), frame.whole, frame.missed):
         off = f", its parts are {missed:+.0%}" if abs(missed) > MISSED else ""
         annotate(ax, f"{whole:.3g} ms{off}", (end, row), (5, 0))
@@ -42,20 +43,26 @@ def plot_step_parts(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return name_over(ax)
 
 
+def say_work(work: str) -> str:
+    return work.replace("one text", "batch size 1")
+
+
 def plot_published_speeds(frame: pd.DataFrame) -> Axes:
-    """Draw what `published_speeds()` were promised, and what was had: times the speed of the dense model."""
+    """Draw the speedups of `published_speeds()` over a dense model: predicted and measured."""
     promise, had, y = frame.dense_b / frame.mixture_active_b, frame.mixture_figure / frame.dense_figure, frame.index
-    ax = axes_for(9, 1.3 + 0.32 * len(frame), "What was promised, and what was had", "times as fast as the dense model")
+    ax = axes_for(9, 1.3 + 0.32 * len(frame), "Predicted and measured speedups", "speedup over the dense model")
     ax.hlines(y, had, promise, color=LIGHT.muted, lw=1.2)
-    ax.plot(promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="promised by bytes (one text) or FLOPs")
+    ax.plot(
+        promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="predicted, by bytes or FLOPs"
+    )
     for kind, (marker, ink) in KINDS.items():
         own = frame.work.str.startswith(kind)
-        style = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3, "label": f"had: {kind}"}
-        ax.plot(had[own], y[own], marker, **style)
+        style = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3}
+        ax.plot(had[own], y[own], marker, **style, label=f"measured: {say_work(kind)}")
     for row, value in zip(y, had):
         annotate(ax, f"{value:.2g}", (value, row), (0, 11), ha="center", halo=LIGHT.background)
     ax.axvline(1, ls="--", lw=1.2, color=LIGHT.foreground)
-    ax.set_yticks(y, frame.mixture + " : " + frame.dense + ", " + frame.work)
+    ax.set_yticks(y, frame.mixture + " : " + frame.dense + ", " + frame.work.map(say_work))
     ax.set(xlim=(0.05, 14), ylim=(len(frame) - 0.5, -0.8))
     return name_over(log_axis(ax, "x", (0.1, 0.2, 0.5, 1, 2, 5, 10)))
 
@@ -121,14 +128,14 @@ class Stream:
 
 
 def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
-    """Show what memory holds of each model, a box as wide as reading it takes, and full what was read in this step;
+    """Show what memory holds of each model, a box as wide as the time to load it, and full what this step has loaded;
     under it, how long the processor computes. The experts of all layers are one box."""
     inks, boxes, ticks = model_inks(streams), [], []
     for row, ((name, stream), ink) in zip(range(0, 3 * len(streams), 3), zip(streams.items(), inks)):
         number = max(0, math.ceil(seconds / stream.step - 1e-9) - 1)
         passed, x, start = 1000 * (seconds - number * stream.step), 0, 0
         for place, ((text, long), is_read) in enumerate(zip(stream.parts, stream.read(number))):
-            long, says = 1000 * long, f"{1000 * long:.3g} ms to read"
+            long, says = 1000 * long, f"{1000 * long:.3g} ms to load"
             expert, fill = (place - 1, 3) if place and stream.experts else (-1, 4 + ink if place else 2)
             full = min(max(passed - start, 0), long) if is_read else 0
             start += long * is_read
@@ -138,11 +145,11 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
             x += long
         for long, fill in ((1000 * stream.computing, 1), (min(passed, 1000 * stream.computing), 4 + ink)):
             boxes.append(((long / 2, row + 1, long, 0.5), "", fill, -1, "arithmetic"))
-        boxes.append(((x, row, 0, 0.8), f" wrote {stream.wrote(seconds):,}", 0, -1, ""))
-        ticks += [(row, f"{name}: in memory"), (row + 1, "arithmetic")]
+        boxes.append(((x, row, 0, 0.8), f" {stream.wrote(seconds):,} tokens", 0, -1, ""))
+        ticks += [(row, f"{name}: weights"), (row + 1, "arithmetic")]
     places, texts, fills, experts, says = zip(*boxes)
     mark = Boxes(np.array(places), texts, fills, experts, [-1] * len(boxes), says, strong=True)
     end = 1.3 * max(x + w / 2 for x, _, w, _ in places)  # room for the last words, on a phone too
-    axes = Axis(0, float(end), "milliseconds that reading a box takes"), Axis(3 * len(streams) - 1.5, -0.6, ticks=ticks)
-    title = f"Weights in memory, after {1000 * seconds:.3g} ms (full: read in this step; grey: attention and other)"
+    axes = Axis(0, float(end), "milliseconds to load a box"), Axis(3 * len(streams) - 1.5, -0.6, ticks=ticks)
+    title = f"Weights in memory, after {1000 * seconds:.3g} ms (full: loaded in this step; grey: attention and other)"
     return Panel(title, [mark], *axes, width=12, height=260)

@@ -32,8 +32,8 @@ from moe_lessons.plots.theme import (
 
 OTHER_WIDTHS = "dense, of other widths"
 COSTS = {
-    "teraflops": "training, 10¹² FLOPs",
-    "minutes": "training, minutes",
+    "teraflops": "training compute, 10¹² FLOPs",
+    "minutes": "training time, minutes",
 }
 
 
@@ -59,13 +59,13 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
     styles = {OTHER_WIDTHS: (LIGHT.muted, "", "."), **model_styles([SAME_ACTIVE, SAME_TOTAL, *mixtures])}
     shown = ends.assign(kind=ends["model"].where(ends["model"].isin(list(styles)), OTHER_WIDTHS))
     for place, (cost, label) in enumerate(costs.items(), start=1):
-        ax = dress(figure.add_subplot(1, len(costs), place), "entries known, %", label)
+        ax = dress(figure.add_subplot(1, len(costs), place), "memorised facts, %", label)
         families = dense_families(ends, cost).values()
         grid = np.unique(np.concatenate([np.geomspace(min(family), max(family), 100) for family in families]))
         means = [np.maximum.accumulate([np.mean(known) for known in family.values()]) for family in families]
         logs = [(np.log(grid), np.log(list(family)), mean) for family, mean in zip(families, means)]
         best = np.nanmax([np.interp(*each, left=np.nan) for each in logs], axis=0)
-        ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="the best dense model for the cost")
+        ax.plot(grid, best, color=LIGHT.foreground, lw=1.6, zorder=1.5, label="the best dense model at each cost")
         for kind, (color, _, marker) in styles.items():
             runs = shown[shown["kind"] == kind].groupby(["model", "steps"])
             x, known = runs[cost].first(), runs["known"]
@@ -74,7 +74,7 @@ def front(ends: pd.DataFrame, arrow: tuple[str, int], costs: Mapping[str, str]) 
         x, y = shown.groupby(["model", "steps"])[[cost, "known"]].mean().loc[arrow]
         times = times_the_cost(ends, *arrow, cost)
         ax.annotate("", (x * times.width, y), (x, y), arrowprops={"arrowstyle": "->", "color": LIGHT.foreground})
-        annotate(ax, f"{times.width:.1f} times", (x * times.width**0.5, y), (0, 8), ha="center", halo=LIGHT.background)
+        annotate(ax, f"{times.width:.1f}×", (x * times.width**0.5, y), (0, 8), ha="center", halo=LIGHT.background)
         log_axis(ax, "x")
         ax.grid(axis="y")
     with rc_context(style.STYLE):
@@ -101,7 +101,7 @@ def width_curves(found: Mapping[str, pd.DataFrame], total: float) -> Axes:
     name: the mean of the seeds, and the range of them all. total: the width of the parameter-matched baseline; what is
     better than the widest dense model that was trained stands at the upper edge."""
     widest = 1.15 * max(total, *(frame[np.isfinite(frame)].to_numpy()[:, 1:].max() for frame in found.values()))
-    ax = axes_for(7.6, 4.2, "Which dense model is as good?", "steps of training", "width of its FFN, × active width")
+    ax = axes_for(7.6, 4.2, "Quality-matched width", "training steps", "FFN width of the dense model, × active width")
     for (name, frame), ink in zip(found.items(), (3, 4, 5)):
         color, dash, marker = LIGHT.lines[ink], style.DASHES[ink], style.MARKERS[ink]
         width, low, high = (frame[column].clip(0.9, widest) for column in ("width", "low", "high"))

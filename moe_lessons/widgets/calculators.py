@@ -31,8 +31,8 @@ class CostCalculator(Picture):
     """The cost of a transformer on a machine, beside its dense baselines: by sliders, or as published.
 
     model: of `MODEL_SHAPES` or a `TransformerShape`, which the sliders show (num_heads follows d_model); or of
-    `published_sizes`. context_length: tokens that the attention sees. batch_size: texts written at once. machine: of
-    `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`."""
+    `published_sizes`. context_length: tokens that the attention sees. batch_size: sequences decoded together. machine:
+    of `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`."""
 
     SOURCES = ("published",)  # controls that name a model
     notes: Iterable[W.Widget] = ()  # under them
@@ -159,12 +159,12 @@ class CostCalculator(Picture):
     def sentence(self) -> str:
         total, active, share, flops, weights, cache, *fits, _, _, speed, _ = (row[0] for row in self.table().cells)
         _, batch, machine, kind = (self.inputs[name].value for name in SETTINGS)
-        texts = f"{batch:,} texts" if batch > 1 else "one text"
+        sequences = f"{batch:,} sequences" if batch > 1 else "one sequence"
         does = {("yes",): "They fit into one", ("no",): "They do not fit into one", (): "On"}[tuple(fits[:1])]
         return (
             f"{total} parameters, of which one token uses {active} ({share}). All of them must be in memory: {weights} "
-            f"in {kind}, and {cache} of KV cache for {texts}. One token costs {flops} FLOPs. {does} {machine}"
-            f"{', which would write' if fits else ' they would write'} {speed} tokens per second at best."
+            f"in {kind}, and {cache} of KV cache for {sequences}. One token costs {flops} FLOPs. {does} {machine}"
+            f"{', which would decode' if fits else ' they would decode'} {speed} tokens per second at best."
         )
 
 

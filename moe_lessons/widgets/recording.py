@@ -66,9 +66,9 @@ class Player(Picture):
 
 
 class WallRecording(Player):
-    """Play which facts the models of a stored sweep knew, from its first measurement to its last.
+    """Play which facts the models of a stored sweep had memorised, from its first measurement to its last.
 
-    name: of a sweep that was recorded. A lamp is an entry of the book, as in `FactsLab`.
+    name: of a sweep that was recorded. A square is an entry of the book, as in `FactsLab`.
 
     >>> WallRecording()
     WallRecording('book_8000_6000')
@@ -97,7 +97,7 @@ class WallRecording(Player):
 
     def sentence(self) -> str:
         counts = "; ".join(f"{name}: {own[self.slider.value].sum():,}" for name, own in self.recording.known.items())
-        step = f"Step {self.step:,} of {self.recording.steps[-1]:,}, entries known of {len(self.entries):,}"
+        step = f"Step {self.step:,} of {self.recording.steps[-1]:,}, memorised facts of {len(self.entries):,}"
         return f"{step}: {counts}. Recorded by: python -m moe_lessons sweep {self.name}"
 
     def __repr__(self) -> str:
@@ -149,10 +149,10 @@ class RoutersView(Player):
 
 
 class StreamView(Player):
-    """Play how the weights of a mixture leave memory while it writes, beside a dense model whose FFN is `dense_width`
+    """Play how the weights of a mixture are loaded while it decodes, beside a dense model whose FFN is `dense_width`
     times as wide as the mixture's active part; `plots.speeds.Stream` says what of it is assumed.
 
-    shape: of the mixture. machine: as of `measure_machine`. weights: of `WEIGHT_BYTES`. batch_size: texts at once."""
+    shape: of the mixture. machine: as of `measure_machine`. weights: of `WEIGHT_BYTES`. batch_size: of a step."""
 
     FRAME, SLOWER_STEPS = 0.1, 3  # steps of the slower model
 
@@ -171,7 +171,7 @@ class StreamView(Player):
         move(self.batch, check_positive_int("batch_size", batch_size))
         last = 25 * self.SLOWER_STEPS
         slider = W.IntSlider(last, 0, last, description="Time", tooltip="How much time has passed")
-        super().__init__("Weights leave memory", slider, last, self.batch)
+        super().__init__("Loading weights from memory", slider, last, self.batch)
         self.play()
 
     def streams(self) -> dict[str, Stream]:
@@ -188,10 +188,10 @@ class StreamView(Player):
 
     def sentence(self) -> str:
         wrote = " and ".join(
-            f"{name} wrote {of.wrote(self.seconds):,} (a step reads {1000 * of.reading:.3g} ms, computes "
+            f"{name} {of.wrote(self.seconds):,} (a step loads for {1000 * of.reading:.3g} ms and computes for "
             f"{1000 * of.computing:.3g} ms)" for name, of in self.streams().items()
         )  # fmt: skip
-        return f"Tokens after {1000 * self.seconds:.3g} ms, at best: {wrote}."
+        return f"Tokens decoded after {1000 * self.seconds:.3g} ms, at best: {wrote}."
 
     def __repr__(self) -> str:
         return f"StreamView({', '.join(map(repr, self.arguments))}, {self.batch.value})"

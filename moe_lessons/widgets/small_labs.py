@@ -1,4 +1,4 @@
-"""The smallest laboratories: a collapse, facts learned by heart, and a text that is cut."""
+"""The smallest laboratories: a collapse, memorised facts, and a text that is cut."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,7 +39,7 @@ COLLAPSE_LAB = Spec(
     first_x=25,
 )
 FACTS_LAB = Spec(
-    title="Facts by heart",
+    title="Memorised facts",
     defaults={"num_experts": 16, "top_k": 2, "num_entries": 1000, "seed": 0, "lr": FACTS_LR}
     | {"play": 0, "max_steps": 250, "device": "cpu"},
     start=("num_experts", "top_k", "num_entries", "seed"),
@@ -61,9 +61,7 @@ class CollapseLab(Lab):
     CollapseLab('router only', seed=3)
     """
 
-    def __init__(
-        self, learns: str = "all", *, seed: int = 0, play: int = 0, max_steps: int = 300, device: str = "cpu"
-    ):
+    def __init__(self, learns: str = "all", *, seed: int = 0, play: int = 0, max_steps: int = 300, device: str = "cpu"):
         values = {"learns": learns, "seed": seed, "device": device}
         super().__init__(COLLAPSE_LAB, values, ("film", "load", "loss"), play=play, max_steps=max_steps)
 
@@ -72,8 +70,9 @@ class CollapseLab(Lab):
 
 
 class FactsLab(Lab):
-    """Train a mixture and its two dense baselines on a phone book (`tasks.Facts`), live. A lamp is an entry: it is lit
-    while the model knows that entry by heart. play, max_steps: see `LiveRun`. device: see `Playground`.
+    """Train a mixture and its two dense baselines on a phone book (`tasks.Facts`), live. A square of the memorisation
+    grid is an entry, coloured while the model has memorised it. play, max_steps: see `LiveRun`. device: see
+    `Playground`.
 
     >>> FactsLab(8, num_entries=500, seed=3)
     FactsLab(8, num_entries=500, seed=3)

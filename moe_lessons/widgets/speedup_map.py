@@ -35,6 +35,7 @@ from moe_lessons.widgets.picture import Picture
 
 ROWS = 4 * LAST + 1  # batch sizes that are drawn: four for each doubling
 EXPERT_STOPS = (2, 4, 8, 16, 32, 64, 128, 256)
+TASKS = (*QUALITY_TASKS, "none")
 SETTINGS = ("num_experts", "top_k", "machine", "weights", "context_length", "task")
 Costs = dict[str, tuple[float, float]]  # bytes and FLOPs of each part
 
@@ -45,8 +46,8 @@ class SpeedupMap(Picture):
 
     model: of `MODEL_SHAPES` or `published_sizes`, or a `TransformerShape`; num_experts, top_k: in the place of its own.
     machine: of `machines()`, or a `Machine` as `measure_machine` returns. weights: of `WEIGHT_BYTES`. context_length:
-    tokens in the KV cache of each text. task: of `QUALITY_TASKS`, for the quality-matched width. width, batch_size:
-    the place that is read out. measured: (width, batch size, speedup) of points, as `Measured.points`."""
+    tokens in the KV cache of each text. task: of `QUALITY_TASKS`, for the quality-matched width, or "none". width,
+    batch_size: the place that is read out. measured: (width, batch size, speedup) of points, as `Measured.points`."""
 
     def __init__(
         self, model: str | TransformerShape = "Mixtral 8x7B", *, num_experts: int | None = None,
@@ -63,9 +64,9 @@ class SpeedupMap(Picture):
         self.start.with_experts(E, K)  # refuses what cannot be
         check_choice("machine", machine, self.machines.index)
         check_choice("weights", weights, WEIGHT_BYTES)
-        check_choice("task", task, QUALITY_TASKS)
+        check_choice("task", task, TASKS)
         check_whole("context_length", context_length, 0, 2**20)
-        stops = {"num_experts": EXPERT_STOPS, "top_k": range(1, E + 1), "task": QUALITY_TASKS}
+        stops = {"num_experts": EXPERT_STOPS, "top_k": range(1, E + 1), "task": TASKS}
         stops |= {"machine": tuple(self.machines.index), "weights": tuple(WEIGHT_BYTES)}
         self.inputs = {name: control(name, stops.get(name)) for name in SETTINGS}
         for name, value in given.items():
@@ -161,7 +162,7 @@ class SpeedupMap(Picture):
             name = f"quality-matched width, {self.inputs['task'].value}: {found}"
             marks += [Rule(ends[0], name=name), *(Rule(end, kind="even") for end in ends[1:])]
         if texts is not None and 1 <= texts < 2**LAST:
-            marks.append(Rule(y=float(np.log2(texts)), kind="limit", name=f"memory is full: {texts:,} texts"))
+            marks.append(Rule(y=float(np.log2(texts)), kind="limit", name=f"memory is full: {texts:,} sequences"))
         if points := self.published():
             x, batches, *_ = zip(*points)
             marks.append(Points(x, np.log2(batches), np.ones(len(x), "u1")))
@@ -192,7 +193,7 @@ class SpeedupMap(Picture):
     def caption(self) -> str:
         """Say what the points are, and how far off the roofline is."""
         others = self.published()
-        lines = [f"× {dense}: {speedup:.3g} times as fast, measured by others" for _, _, speedup, dense in others]
+        lines = [f"× over {dense}: a speedup of {speedup:.3g}, measured by others" for _, _, speedup, dense in others]
         if errors := self.errors():
             middle, most = np.median(errors), errors[-1]
             lines.append(
@@ -205,7 +206,7 @@ class SpeedupMap(Picture):
         both = self.costs(self.width, self.batch)
         rows: dict[str, list[str]] = {
             "least time of a step": [say_seconds(seconds(costs, self.roof)) for costs in both],
-            "bytes read": [size_words(sum(read for read, _ in costs.values())) for costs in both],
+            "bytes loaded": [size_words(sum(read for read, _ in costs.values())) for costs in both],
             "FLOPs": [short_number(sum(flops for _, flops in costs.values())) for costs in both],
         }
         for part in both[0]:
@@ -216,24 +217,24 @@ class SpeedupMap(Picture):
         return Table(("MoE", f"dense, {self.width:g} ×"), tuple(rows), tuple(rows.values()), (0, 3))
 
     def sentence(self) -> str:
-        E, K, machine, *_ = self.settings.values()
+        E, K, machine, *_, task = self.settings.values()
         batch, width = self.batch, self.width
         moe, dense = self.costs(width, batch)
         speedup, touched = seconds(dense, self.roof) / seconds(moe, self.roof), union_law(E, K, batch)
         kinds = bound(moe[EXPERTS], self.roof), bound(dense[FFN], self.roof)
-        reads = f"it reads {touched:.3g} of {E} experts, the dense model as much as {width * K:.3g}"
+        loads = f"the MoE loads {touched:.3g} of {E} experts, the dense model an FFN as large as {width * K:.3g}"
         why = {
-            ("memory", "memory"): f"Both are memory-bound: {reads}",
-            ("memory", "compute"): f"The dense FFN is compute-bound, and the MoE memory-bound: {reads}",
+            ("memory", "memory"): f"Both are memory-bound: {loads}",
+            ("memory", "compute"): f"The dense FFN is compute-bound, the MoE memory-bound: {loads}",
         }.get(kinds, f"Both are compute-bound: a token costs the MoE {K} experts, the dense model {width * K:.3g}")
         cache = part_seconds(moe, self.roof)[CACHE] / seconds(moe, self.roof)
         found, place = self.band(), machine if machine == OWN else f"one {machine}"
         said = [
-            f"By the roofline of {place}, at batch size {batch:,}, an MoE of {E} experts, top-{K}, "
-            f"is {speedup:.2f} times as fast as a dense model {width:g} × as wide as its active part. {why}.",
+            f"By the roofline of {place}, at batch size {batch:,}: an MoE of {E} experts, top-{K}, has a speedup of "
+            f"{speedup:.2f} over a dense model of {width:g} × its active width. {why}.",
             f"The KV cache, which both have, takes {cache:.0%} of its step." if cache > 0.1 else "",
-            f"Quality-matched width for {self.inputs['task'].value}, measured on small models: {found} ×."
-            if found else f"The quality-matched width of {E} experts, top-{K}, is not measured.",
+            f"Quality-matched width for {task}, measured on small models: {found} ×."
+            if found else f"The quality-matched width of {E} experts, top-{K}, is not measured." * (task != "none"),
             "The weights do not fit into its memory." if self.texts() == 0 else "",
         ]  # fmt: skip
         return " ".join(filter(None, said))

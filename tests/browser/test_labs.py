@@ -57,7 +57,7 @@ def lit(view, name: str, color: str) -> int:
 def test_facts_light_lamps_in_the_ink_of_their_model_and_name_them(view):
     assert [lit(view, name, ink) for name, ink in zip(WALLS, DARK_LINES)] == [0, 0, 0]
     view.button("Play").click()
-    view.wait_for(lambda: "knows 8 of 8 entries" in view.view.inner_text(), seconds=60)
+    view.wait_for(lambda: "memorised 8 of 8 facts" in view.view.inner_text(), seconds=60)
     view.pause()
     view.wait_for(lambda: all(lit(view, name, ink) for name, ink in zip(WALLS, DARK_LINES)))
     view.point("MoE: ", 0.5, 0.5)

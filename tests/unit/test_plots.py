@@ -63,7 +63,7 @@ def test_models_and_experts_look_different_and_words_and_lines_can_be_seen():
 
 def test_a_figure_shows_itself_as_a_picture_with_a_name(monkeypatch):
     ax = costs.speed_bars(pd.DataFrame({"model": ["MoE", "dense"], "tokens_per_second": [195.2, 44.0]}))
-    (data, metadata), name = ax.figure._repr_mimebundle_(), "Writing one text: tokens per second"
+    (data, metadata), name = ax.figure._repr_mimebundle_(), "Decoding at batch size 1: tokens per second"
     assert [bar.get_width() for bar in ax.patches] == [195.2, 44.0]
     assert metadata["image/png"] == {"alt": name, "width": 900}
     assert f'alt="{name}"' in data["text/html"]
@@ -191,12 +191,12 @@ def test_the_front_has_its_points_and_the_best_dense_model_for_the_cost():
     ends["seconds"] = ends.flops / ends.steps / 100
     figure = sweeps.front(ends, ("MoE, E=4", 10), {"flops": "work", "seconds": "speed"})
     work, speed = (lines(ax) for ax in figure.axes)
-    best = "the best dense model for the cost"
+    best = "the best dense model at each cost"
     at_ends = [np.interp([0.99, 1, 2, 4, 8], *work[best].T, left=np.nan), np.interp([1e-3, 2e-3, 8e-3], *speed[best].T)]
     np.testing.assert_allclose(at_ends[0], [np.nan, 20, 40, 60, 80], rtol=1e-3)  # 4 is half-way by its logarithm
     np.testing.assert_allclose(at_ends[1], [30, 40, 80], rtol=1e-3)
     np.testing.assert_allclose(work["MoE, E=4"], [(1, 60)])
-    assert [text.get_text() for text in figure.axes[0].texts] == ["", "4.0 times"]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["", "4.0×"]
 
 
 def test_width_curves_have_the_range_of_the_seeds_and_end_at_the_widest():
@@ -239,7 +239,7 @@ def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_bes
     assert [line[0, 0] for line in ax.collections[0].get_segments()] == [0.1, 0.2]
     assert [text.get_text() for text in ax.texts] == ["15 ms", "10 ms, its parts are +7%"]
     ax = speeds.plot_published_speeds(others := published_speeds())
-    had = np.concatenate([points[:, 0] for name, points in lines(ax).items() if name.startswith("had")])
+    had = np.concatenate([points[:, 0] for name, points in lines(ax).items() if name.startswith("measured")])
     np.testing.assert_allclose(had, others.mixture_figure / others.dense_figure)
 
 

@@ -51,7 +51,7 @@ def test_the_lamps_are_those_of_the_last_step_and_it_says_how_many_times_as_many
     assert len(lamps.lit) == 1000 and lamps.columns * low >= 1000 > lamps.columns * (low - 1)
     _, known = lab.readings[-1]
     known["MoE"][:90], known[SAME_ACTIVE][:20] = True, True
-    assert " 90 of 1,000 entries" in lab.words() and " 4.5 times " in lab.words()
+    assert " 90 of 1,000 facts" in lab.words() and " 4.5 times " in lab.words()
 
 
 def test_a_recording_shows_which_facts_its_models_knew_at_each_measurement():

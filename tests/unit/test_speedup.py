@@ -135,15 +135,15 @@ def mark(view, kind: type, place: int = 0):
 def test_the_map_the_table_and_the_words_say_the_same_place(view):
     again = eval(repr(view), globals())
     assert repr(again) == repr(view) and again.sentence() == view.sentence()
-    assert "at batch size 1, an MoE of 16 experts, top-2, is 3.35 times as fast as a dense model 4 ×" in view.sentence()
-    assert "memory-bound: it reads 2 of 16 experts, the dense model as much as 8" in view.sentence()
+    assert "at batch size 1: an MoE of 16 experts, top-2, has a speedup of 3.35 over" in view.sentence()
+    assert "memory-bound: the MoE loads 2 of 16 experts, the dense model an FFN as large as 8" in view.sentence()
     heat, points = mark(view, Heat), mark(view, Points)
     assert heat.z.shape == (49, 49) and points.x.tolist() == [1, 8] and points.y.tolist() == [0, 8]
     assert "roofline is off by a factor of" in view.panels()[0].caption
     assert "quality-matched width, source: 5.24" in mark(view, Rule).name
     table = view.panels()[1].marks[0]
     read = {name: cells for name, cells in zip(table.rows, table.cells)}
-    assert read["bytes read"] == ["32.1 MB", "107 MB"] and read["experts"][1] == read["FFN"][0] == "–"
+    assert read["bytes loaded"] == ["32.1 MB", "107 MB"] and read["experts"][1] == read["FFN"][0] == "–"
     assert read["attention, head"] == ["0.683 ms, memory"] * 2
     for place in range(0, len(heat.titles), 17):
         width, batch = heat.places[place]
@@ -160,7 +160,7 @@ def test_a_click_reads_out_its_place_and_anything_else_is_ignored(view):
     view.canvas._handle_custom_msg({"pick": "place", "index": index}, [])
     assert (view.width, view.batch) == (2.5, 64) and mark(view, Heat).selected.tolist() == [2.5, 6]
     assert view.canvas.words["words"] == view.sentence() and "at batch size 64" in view.sentence()
-    assert "dense FFN is compute-bound, and the MoE memory-bound" in view.sentence()
+    assert "dense FFN is compute-bound, the MoE memory-bound" in view.sentence()
     for content in ({"pick": "place", "index": 10**9}, {"pick": "token", "index": 0}):
         view.canvas._handle_custom_msg(content, [])
     assert (view.width, view.batch) == (2.5, 64)
@@ -187,14 +187,14 @@ def test_controls_move_the_map_within_80_ms_and_points_stay_where_they_were_meas
 def test_memory_that_is_full_and_a_published_pair_are_on_the_map():
     view = SpeedupMap("Mixtral 8x7B", context_length=1024, machine="NVIDIA H200 SXM")
     limit = mark(view, Rule, -1)
-    assert limit.kind == "limit" and limit.name == "memory is full: 354 texts" and 2**limit.y == pytest.approx(354)
+    assert limit.kind == "limit" and limit.name == "memory is full: 354 sequences" and 2**limit.y == pytest.approx(354)
     view.inputs["context_length"].value = 131072
     assert "The KV cache, which both have, takes" in view.sentence()
     view.inputs["machine"].value = "NVIDIA RTX 4090"
     assert "The weights do not fit into its memory." in view.sentence()
     qwen = SpeedupMap("Qwen3-30B-A3B")
     assert mark(qwen, Points).symbol.tolist() == [1, 1] and qwen.top == pytest.approx(17.28, abs=0.01)
-    assert "× Qwen3-4B: 1.03 times as fast, measured by others" in qwen.panels()[0].caption
+    assert "× over Qwen3-4B: a speedup of 1.03, measured by others" in qwen.panels()[0].caption
     qwen.inputs["top_k"].value = 4
     assert qwen.top == 32 and not any(isinstance(one, Points) for one in qwen.panels()[0].marks)
     assert SpeedupMap("DeepSeek-V3").picture().png() and MODEL_SHAPES["OLMoE 1B-7B"].count

@@ -40,18 +40,19 @@ html_theme = "pydata_sphinx_theme"
 html_theme_options = {"back_to_top_button": False, "navbar_center": [], "show_prev_next": True, "footer_end": []}
 VIEWS = {  # pages of the site, each with the view of the page of this name
     "wall": {
-        "title": "What a model knows by heart",
-        "text": "Three models learn a phone book by heart, in your browser, by the course's own training step: a "
-        "mixture of experts, a dense model that does the same work for each token, and one with as many parameters as "
-        "the mixture. A lamp is an entry: it is lit while the model knows that entry. Point at a lamp to read it.",
+        "title": "What a model memorises",
+        "text": "Three models memorise a phone book, in your browser, by the course's own training step: a "
+        "mixture of experts, a dense model with the same FLOPs per token, and one with as many parameters as the "
+        "MoE. Each square of the memorisation grid is an entry, coloured once the model has memorised it. Point at one "
+        "to read it.",
         "picture": "_images/facts.png",
-        "alt": "Two walls of lamps that are partly lit, one that is nearly full",
+        "alt": "Two memorisation grids that are partly coloured, one that is nearly full",
     },
     "speedup": {
-        "title": "How many times as fast, against which dense model, at which batch size",
-        "text": "The time of a step of a dense model over that of a mixture of experts, by the roofline of a machine: "
-        "bytes that are read and FLOPs. Choose a model, a machine, the precision and the context; point at a place to "
-        "read what bounds both models there.",
+        "title": "The speedup of an MoE: over which dense model, at which batch size",
+        "text": "The time of a step of a dense model over that of a mixture of experts, by the roofline of a machine, "
+        "from its bytes and FLOPs. Choose a model, a machine, the precision and the context; point at a place to read "
+        "what bounds both models there.",
         "picture": "_static/speedup.png",
         "alt": "A map: the width of the dense model from left to right, the batch size upwards, the speedup as colour",
     },

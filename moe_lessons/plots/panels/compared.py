@@ -9,7 +9,7 @@ from moe_lessons.plots.marks import Axis, Lamps, Line, Panel, Parts, Rule, Spots
 from moe_lessons.plots.panels._history import X_AXES, as_array, history, spent
 from moe_lessons.plots.theme import ALIVE, DEAD, model_inks, short_number
 
-WIDE = 1.25  # a wall of lamps is so much wider than high
+WIDE = 1.25  # a memorisation grid is so much wider than high
 BAR = "#00838f"
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 CURVES = {  # name -> title, what of a reading
@@ -48,13 +48,13 @@ def loss(view) -> Panel:
 
 
 def known_panel(curves, num_entries: int, x_axis: str = "steps", first_x: float = 0) -> Panel:
-    """Show how many entries of a book each model knows by heart: `curves`: name -> (x, counts)."""
+    """Show how many entries of a book each model has memorised: `curves`: name -> (x, counts)."""
     inks = model_inks(curves)
     lines = [
         Line(*map(as_array, curves[name]), name, ink, model) for model, (name, ink) in enumerate(zip(curves, inks))
     ]
     x = spent_axis(x_axis, max(float(line.x[-1]) for line in lines), first_x)
-    return Panel("Entries known by heart", lines, x, Axis(0, num_entries))
+    return Panel("Memorised facts", lines, x, Axis(0, num_entries))
 
 
 def facts_known(view) -> Panel:
@@ -67,11 +67,11 @@ def facts_known(view) -> Panel:
 
 
 def wall_panel(name: str, known, entries, ink: int) -> Panel:
-    """Show a lamp for each of the entries, lit where the model of this name knows it: known (N,)."""
+    """Show a square for each of the entries, coloured where the model of this name has memorised it: known (N,)."""
     known, columns = as_array(known, "u1"), math.ceil(math.sqrt(WIDE * len(known)))
     letters = np.array([list(entry.encode()) for entry in entries], "u1")
     axes = Axis(0, columns, ticks=()), Axis(-(-len(known) // columns), 0, ticks=())
-    lamps = Lamps(known, columns, ink, letters, (f"{name} does not know it", f"{name} knows it by heart"))
+    lamps = Lamps(known, columns, ink, letters, (f"{name} has not memorised it", f"{name} has memorised it"))
     return Panel(f"{name}: {known.sum():,} of {len(known):,}", [lamps], *axes)
 
 

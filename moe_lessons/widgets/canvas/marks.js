@@ -410,9 +410,9 @@ function stopsOfLamps(card, { lit, columns, letters, says }) {
     return i < lit.length ? i : -1;
   };
   const tell = (token) => {
-    return { token, title: letters ? nameOf(token) : `Lamp ${token}`, rows: [[null, says[lit[token]], ""]] };
+    return { token, title: letters ? nameOf(token) : `Entry ${token}`, rows: [[null, says[lit[token]], ""]] };
   };
-  return { ...cells, count: lit.length, noun: "lamps", at, tell };
+  return { ...cells, count: lit.length, noun: "entries", at, tell };
 }
 
 /** @type {Record<string, MarkKind>} */
