@@ -1,4 +1,4 @@
-"""Lesson 09: which layers let a token see the future, and places for the surest."""
+"""Lesson 09: which layers leak future tokens."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from moe_lessons.exercises.exercise import Problem, attempt, exercise
-from moe_lessons.exercises.lesson_08 import in_turn, places
 from moe_lessons.nn import DISPATCH, ExpertChoiceRouter, MoE, NoisyTopKRouter, SoftMoE, apply_capacity, seeded
 from moe_lessons.support.errors import shown
 
@@ -41,7 +40,7 @@ class OutputOnly(nn.Module):
 
 class CausalityCase(NamedTuple):
     layer: nn.Module
-    truth: bool  # whether a token sees the future
+    truth: bool  # whether it leaks future tokens
     advice: str  # where an answer says otherwise
 
 
@@ -75,7 +74,7 @@ def causality_cases() -> dict[str, CausalityCase]:
     return {name: CausalityCase(*layers[name], advice) for name, advice in zip(layers, ADVICE)}
 
 
-def my_sees_the_future(layer, x):
+def my_leaks_future(layer, x):
     layer.eval()  # no noise
     y = layer(x)
     for t in range(1, len(x)):
@@ -97,57 +96,11 @@ def tell_apart(answer: Callable[[nn.Module, Tensor], bool], name: str, case: Cau
     if value != case.truth:
         if not torch.equal(x, given):
             raise Problem("Your function changed x itself, and so what it compares with. Use x.clone().")
-        truth = "sees the future" if case.truth else "does not see the future"
+        truth = "leaks future tokens" if case.truth else "is causal"
         raise Problem(f"{name!r} {truth}, and your function says otherwise. {case.advice}")
     return f"Your test tells all {len(ADVICE)} layers apart."
 
 
-@exercise(3, my_sees_the_future, try_case=tell_apart)
+@exercise(3, my_leaks_future, try_case=tell_apart)
 def causality() -> list[tuple]:
     return list(causality_cases().items())
-
-
-def my_surest(router_probs, top_k, factor):
-    num_tokens, num_experts = router_probs.shape
-    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
-    chosen = router_probs.topk(top_k, dim=1).indices  # (T, K)
-    weights, taken = torch.zeros_like(router_probs), [0] * num_experts
-    for choice in range(top_k):  # all first choices before any second one
-        for token in router_probs.amax(dim=1).argsort(descending=True):  # the surest first
-            expert = chosen[token, choice]
-            if taken[expert] < capacity:
-                weights[token, expert] = router_probs[token, expert]
-            taken[expert] += 1
-    return weights
-
-
-def surest_by(turn: Callable[[list[float], int], Any]) -> Callable:
-    """Find places by rising turn(the K probabilities of a token, choice)."""
-
-    def wrong(p: Tensor, top_k: int, factor: float) -> Tensor:
-        best, chosen = p.topk(top_k)
-        in_line = in_turn(chosen, places(chosen, p.shape[1], factor), lambda t, choice: turn(best[t].tolist(), choice))
-        return torch.zeros_like(p).scatter(1, chosen, best * in_line)
-
-    return wrong
-
-
-SUREST_MISTAKES = [
-    (surest_by(lambda best, choice: choice),
-     "The places go in the order of the tokens. The surest token comes first: sort by the largest probability."),
-    (surest_by(lambda best, choice: -best[choice]),
-     "A sure second choice took the place of an unsure first one. All first choices come before any second one."),
-    (surest_by(lambda best, choice: (-best[0], choice)),
-     "You placed all choices of the surest token before the next token came. All first choices come first."),
-    (lambda p, k, f: (kept := my_surest(p, k, f)) / kept.sum(1, keepdim=True).clamp(min=1e-9),
-     "The right places, but you divided by what is left. Here a weight stays as it was, and a token that lost an "
-     "expert has a smaller output."),
-    (lambda p, k, f: my_surest(p, k, p.shape[1]), "Nothing was dropped. Each expert has C places and no more."),
-]  # fmt: skip
-
-
-@exercise(3, my_surest, SUREST_MISTAKES, "the weights", axes=("token", "expert"))
-def surest() -> list[tuple]:
-    # In the last an expert is full exactly.
-    sizes = (13, 5, 2, 0.75), (20, 8, 3, 1.0), (7, 4, 1, 1.0), (9, 4, 2, 1.25), (8, 4, 2, 1.0)  # T, E, K, factor
-    return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).softmax(1), K, factor) for T, E, K, factor in sizes]

@@ -138,16 +138,20 @@ def seed_sweep(values, title: str, x_label: str, baseline: float, ax: Axes) -> A
     return name_over(log_axis(ax, "x", list(values), grid="both"))
 
 
-def bills(table: pd.DataFrame) -> style.LessonFigure:
-    """Draw each column in bars: red where worse than the first row by over a fifth of the range, green where better.
-    In 'accuracy' more is better, elsewhere less."""
+VERDICTS = {DEAD: "✗", ALIVE: "✓"}  # beside their colours
+
+
+def method_costs(table: pd.DataFrame) -> style.LessonFigure:
+    """Draw each column in bars: red, ✗, where worse than the first row by over a fifth of the range, green, ✓, where
+    better. In 'accuracy' more is better, elsewhere less."""
     figure = style.LessonFigure(11, 0.9 + 0.32 * len(table))
     for ax, (name, values) in zip(figure.subplots(1, len(table.columns), sharey=True), table.items()):
         worse = (values - values.iloc[0]) * (-1 if name.startswith("accuracy") else 1)
         inks = np.where(worse > 0.2 * np.ptp(values), DEAD, np.where(worse < -0.2 * np.ptp(values), ALIVE, 5))
         colors = [LIGHT.lines[ink] for ink in inks]
         bars = ax.barh(table.index, values, 0.6, color=colors)
-        for text, color in zip(ax.bar_label(bars, [f" {value:.2g}" for value in values]), colors):
+        labels = [f" {value:.2g} {VERDICTS.get(ink, '')}" for value, ink in zip(values, inks)]
+        for text, color in zip(ax.bar_label(bars, labels), colors):
             text.set(color=color, fontsize=style.TEXT_SIZE)
         style.dress(ax, name)
         ax.set(xticks=[], xlim=(0, 1.5 * max(values.max(), 1e-9)))

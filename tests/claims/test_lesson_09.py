@@ -7,7 +7,7 @@ from everywhere import seeds
 from test_lesson_08 import max_over_mean, remedy
 
 from moe_lessons.analysis.counting import count_parameters, flops_per_token
-from moe_lessons.exercises.lesson_09 import OutputOnly, causality_cases, my_sees_the_future
+from moe_lessons.exercises.lesson_09 import OutputOnly, causality_cases, my_leaks_future
 from moe_lessons.nn import MoE
 from moe_lessons.training import REMEDIES, plane_model, remedy_setting
 
@@ -18,7 +18,7 @@ def test_who_sees_the_future(seed):
     torch.manual_seed(seed)
     x = torch.randn(13, 8)
     for name, case in causality_cases().items():
-        assert my_sees_the_future(case.layer, x) == case.truth, name
+        assert my_leaks_future(case.layer, x) == case.truth, name
 
 
 @torch.no_grad()
@@ -60,5 +60,5 @@ def test_most_remedies_cost_no_compute():
     assert {name for name in REMEDIES if flops[name] > flops["nothing"]} == {"top-2", "learned noise"}
     assert more["learned noise"] - more["nothing"] == blocks["nothing"].router.weight.numel()  # a second router
     blocks["capacity"].capacity_factor = REMEDIES["capacity"]["capacity_factor"]
-    sees = {name for name, block in blocks.items() if my_sees_the_future(OutputOnly(block), torch.randn(32, 16))}
+    sees = {name for name, block in blocks.items() if my_leaks_future(OutputOnly(block), torch.randn(32, 16))}
     assert sees == {"capacity", "expert choice"}

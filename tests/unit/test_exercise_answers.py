@@ -160,7 +160,6 @@ RIGHT = [
     ("touched_experts", union_law),
     ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
     ("entropy_bits", lambda counts: torch.distributions.Categorical(counts).entropy() / math.log(2)),
-    ("surest", lambda p, k, factor: left_by_package(p, p.topk(k).indices, factor, "weight")),
     ("sent_bytes", bytes_sent),
     ("lead", lambda e, k, w, b: w * k / union_law(e, k, b)),
 ]
