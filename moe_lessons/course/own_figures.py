@@ -1,4 +1,4 @@
-"""The measurements of lessons 05 and 12: the stored sweep that they read, and the models that race."""
+"""The measurements of lessons 05 and 12: the stored sweep that they read, the models that they time and train."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -6,12 +6,15 @@ from statistics import median
 
 import pandas as pd
 
-from moe_lessons.analysis import studies
-from moe_lessons.analysis.timing import take_turns
+from moe_lessons.analysis import decode_speed, studies
+from moe_lessons.analysis.quality import times_as_wide, times_the_cost
+from moe_lessons.analysis.results import load_ends
+from moe_lessons.analysis.timing import paired_ratio, take_turns
 from moe_lessons.course import progress
-from moe_lessons.nn import LanguageModel
+from moe_lessons.course.interview import lacking
+from moe_lessons.nn import SAME_ACTIVE, LanguageModel
 from moe_lessons.tasks import Facts
-from moe_lessons.training import Run
+from moe_lessons.training import PRESETS, Run, SeedBand, facts_runs, remedy_setting, train
 
 BOOK, MIXTURE, AS_GOOD = "book_8000", "MoE, E=16", "dense, F=256"
 STEPS = 3000  # of the runs by which it is said how wide a dense model is that knows as much
@@ -44,3 +47,28 @@ def keep(unit: str, keys: Sequence[str], values: Sequence[float]) -> None:
     """Note figures in the learner's progress."""
     for key, value in zip(keys, values):
         progress.record("figures", key, value=float(value), unit=unit)
+
+
+def measure_missing() -> None:
+    """Measure those figures of the answer that the learner's progress lacks, as their lessons do: a minute or less."""
+    ends, names = load_ends(BOOK), (MIXTURE, SAME_ACTIVE, AS_GOOD)
+    found = [measure(ends, MIXTURE, STEPS).width for measure in (times_as_wide, times_the_cost)]
+    keep("times", ["05.effective_width", "05.work"], found)
+    if lacking(*(keys := ["05.known_mixture", "05.known_active", "05.known_total"])):
+        train((runs := facts_runs(num_entries=300)).values(), 85)
+        keep("%", keys, [100 * run.task.known(run.model).double().mean() for run in runs.values()])
+    if lacking(*(keys := ["05.writing_speed", "05.writing_speed_active"])):
+        moe, baseline, good = decode_speed(writers(names), batch_sizes=(1,)).tokens_per_second
+        keep("times", keys, [moe / good, moe / baseline])
+    if lacking("05.training_speed"):
+        moe, _, good = (run.step for run in learners(names, times=4).values())
+        keep("times", ["05.training_speed"], [paired_ratio(good, moe, 4).median])
+    balanced = remedy_setting("auxiliary loss", router_aux_loss_coef=1.0)
+    for keys, steps, setting in (
+        (["07.dead", "07.slowdown"], 300, PRESETS["collapse"]),
+        (["08.dead_cured"], 200, balanced),
+    ):
+        if lacking(*keys):
+            train(band := SeedBand(setting, range(3)), steps)
+            loads = band.clean_loads()  # (seeds, E) shares
+            keep("experts", keys, [(loads < 0.01).sum(axis=1).mean(), 8 * loads.max(axis=1).mean()])

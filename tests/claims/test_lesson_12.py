@@ -1,28 +1,32 @@
 """What lesson 12 says under 'What to notice'. Its other statements are those of the lessons that it names."""
 
+import numpy as np
 import pytest
 import torch
 from everywhere import seeds
 
-from moe_lessons.analysis import count_parameters
-from moe_lessons.analysis.results import load_results
-from moe_lessons.course.own_figures import MIXTURE
-from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, MoE, seeded
+from moe_lessons.analysis import union_law
+from moe_lessons.analysis.roofline import machine_for, machines, on_machine, published_sizes
+from moe_lessons.analysis.speedup import matched_width, speedups
+from moe_lessons.nn import SAME_ACTIVE, MoE, seeded
 from moe_lessons.nn.routing import HashRouter
 from moe_lessons.training import facts_runs, train
 
 
-@pytest.mark.claim("the-answer-in-one-picture")
-def test_memory_like_the_large_one_work_like_the_small_one_and_learning_in_between():
-    counts = {name: count_parameters(run.model) for name, run in facts_runs().items()}
-    mixture, small, large = (counts[name] for name in ("MoE", SAME_ACTIVE, SAME_TOTAL))
-    assert mixture.total == pytest.approx(large.total, rel=0.02)
-    assert mixture.active == pytest.approx(small.active, rel=0.05)
-    runs = load_results("book_2000_500")
-    for step in (300, 400, 500):  # of the same book
-        known = runs[runs.step == step].pivot(index="seed", columns="model", values="known")
-        assert len(known) >= 3
-        assert (known[MIXTURE] > 2 * known[SAME_ACTIVE]).all() and (known[MIXTURE] < known[SAME_TOTAL]).all(), step
+@pytest.mark.claim("the-answer-on-the-map")
+def test_the_answer_on_the_map():
+    """At the quality-matched width, by the roofline of an H200 with 1,024 tokens in the cache of each text."""
+    sizes, row = published_sizes()["Mixtral 8x7B"], machines().loc["NVIDIA H200 SXM"]
+    found, batches = matched_width("source", 8, 2), np.array([1.0, *range(4, 361)])
+    assert [round(width, 1) for width in (found.width, found.low, found.high)] == [3.2, 2.5, 5.1]
+    over = speedups(sizes, machine_for(row, "bfloat16"), "bfloat16", batches, 1024).at(np.array([2.5, 3.2, 4.0]))
+    slower = {width: batches[column < 1] for width, column in zip((2.5, 3.2, 4.0), over.round(3).T)}
+    assert slower[3.2].min() == 6 and 250 < slower[3.2].max() < 260 and not len(slower[4.0])
+    assert slower[2.5].min() == 4 and 320 < slower[2.5].max() < 340
+    assert over[0, 1] == pytest.approx(2.9, abs=0.05) and over[:, 1].min() == pytest.approx(0.81, abs=0.01)
+    last = on_machine(sizes, row, "bfloat16", 1024)["texts"]
+    assert last == 354 and over[batches == last, 1].item() == pytest.approx(1.2, abs=0.05)
+    assert union_law(8, 2, 6) > 6.5  # of 8: nearly every one
 
 
 @pytest.mark.claim("longer-training-catches-up")

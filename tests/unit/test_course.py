@@ -1,5 +1,6 @@
 """The quiz, the table of lessons, the course page, and the interview, whose statements have their lessons and tests."""
 
+import inspect
 import json
 import os
 import re
@@ -9,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 from traitlets import TraitError
 
-from moe_lessons.course import Answer, CoursePage, Interview, Quiz, figures, lacking, page, progress
+from moe_lessons.course import Answer, CoursePage, Interview, Quiz, figures, lacking, own_figures, page, progress
 from moe_lessons.course.interview import ANSWERS, FIGURE, QUESTIONS, SOURCE, figure_sentence
 from moe_lessons.course.lessons import LESSONS
 from moe_lessons.course.quiz import QUIZZES, read_quiz
@@ -109,7 +110,7 @@ def test_a_solved_exercise_counts_and_the_learners_figures_are_there():
     progress.record("figures", "01.ffn_share", value=10**400)
     progress.record("figures", "00.accuracy_active", value=1, unit="<img src=x>\n\n# Heading | b [c](javascript:d) `e")
     text = page.page()
-    assert "| 05 | The dense model that is equally good on 8,000 facts is **2.7** times as wide as" in text
+    assert "| 05 | The quality-matched dense model on 8,000 facts, after 3,000 steps, has **2.7**× the active" in text
     assert "of the parameters of a dense model" not in text
     row = next(line for line in text.splitlines() if "Its FLOP-matched baseline" in line)
     assert row.count("|") == 3 and not set("<[`#") & set(row.replace("&#", "")) and "Heading" in row
@@ -159,9 +160,8 @@ def test_each_statement_has_a_source_a_lesson_and_a_claim_that_is_tested_there()
 
 
 def test_the_interview_measures_every_figure_that_the_answer_needs():
-    (file,) = (lesson.file for lesson in LESSONS if lesson.title == "The interview")
-    lesson = (ROOT / "notebooks" / file).read_text("utf-8")
-    assert FIGURES and set(FIGURES) <= set(re.findall(r'"(\d\d\w?\.\w+)\\"', lesson))
+    measures = inspect.getsource(own_figures)
+    assert FIGURES and set(FIGURES) <= set(re.findall(r'"(\d\d\.\w+)"', measures))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -179,7 +179,7 @@ def test_figures_stand_in_the_order_of_their_sentences_which_speak_of_those_befo
     for name in ("total", "mixture", "active"):
         progress.record("figures", f"00.accuracy_{name}", value=80, unit="%")
     rows = [row for row in figures().splitlines() if row.startswith("| 00 |")]
-    assert [re.search("four races|FLOP|parameter", row)[0] for row in rows] == ["four races", "FLOP", "parameter"]
+    assert [re.search("four runs|FLOP|parameter", row)[0] for row in rows] == ["four runs", "FLOP", "parameter"]
 
 
 def test_a_missing_figure_and_one_that_is_no_number_is_named(measured):

@@ -135,13 +135,6 @@ class InAnotherWay:
             counts[labels[token], expert] += 1
         return counts
 
-    def pick(models, memory, quality, batch):
-        found = []
-        for row, (shared, experts, e, k, good) in enumerate(models.tolist()):
-            if good >= quality and shared + experts <= memory:
-                found.append((shared + experts - experts * ((e - k) / e) ** batch, row))
-        return min(found)[1] if found else -1
-
 
 RIGHT = [
     ("token_weights", lambda probs, k: divided_by_the_sum(torch.tensor(probs).log()[None], k)[0]),
@@ -161,7 +154,6 @@ RIGHT = [
     ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
     ("entropy_bits", lambda counts: torch.distributions.Categorical(counts).entropy() / math.log(2)),
     ("sent_bytes", bytes_sent),
-    ("lead", lambda e, k, w, b: w * k / union_law(e, k, b)),
 ]
 
 
