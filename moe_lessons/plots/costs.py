@@ -58,20 +58,21 @@ def parameter_panel(parts: Mapping[str, ParameterCount]) -> Panel:
 
 def layer_panel(shape: TransformerShape, context: int, title: str) -> Panel:
     """Show the matrices in a layer of a dense model to one scale: an area is its parameters, and half its FLOPs for a
-    token. In a frame: the products with the `context` tokens that a token looks at, which have no parameters."""
+    token. In a frame: the products with the `context` tokens attended to, which have no parameters."""
     D, q, kv = shape.d_model, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    attention = {"queries": q, "keys": kv, "values": kv, "looking": round(2 * context * q / D), "mix": q}  # columns
+    free = "scores, sum"  # without parameters
+    attention = {"queries": q, "keys": kv, "values": kv, free: round(2 * context * q / D), "output": q}  # columns
     ffn = dict.fromkeys(("gate", "up", "down"), shape.d_ff)
     work = sum((attention | ffn).values())
     scale, left, heads, boxes, arrows = 860 / work, 24, [], [], [((0, 22, 980, 22), -1, -1)]
-    high, weights = D * scale, work - attention["looking"]
-    for name, part, fill in (("Attention: tokens meet", attention, 9), ("FFN: each token alone", ffn, 7)):
-        columns, own = sum(part.values()), sum(part.values()) - part.get("looking", 0)
+    high, weights = D * scale, work - attention[free]
+    for name, part, fill in (("Attention: between tokens", attention, 9), ("FFN: each token by itself", ffn, 7)):
+        columns, own = sum(part.values()), sum(part.values()) - part.get(free, 0)
         costs = (f"parameters {D * own:,}: {own / weights:.0%}", f"FLOPs {2 * D * columns:,}: {columns / work:.0%}")
         heads += [words(left, y, text) for y, text in zip((60, high + 92, high + 110), (name, *costs))]
         arrows.append(((left + 8, 24, left + 8, 50), -1, -1))
         for text, own in part.items():
-            place, is_free = (left + own * scale / 2, 76 + high / 2, own * scale, high), text == "looking"
+            place, is_free = (left + own * scale / 2, 76 + high / 2, own * scale, high), text == free
             says = f"{text}: {0 if is_free else D * own:,} parameters, {2 * D * own:,} FLOPs"
             boxes.append(box(*place, text * (own * scale > 30), 1 if is_free else fill, says=says))
             left += own * scale + 4
@@ -88,7 +89,7 @@ def share_bars(rows: Mapping[str, Mapping[str, int]]) -> Axes:
     values = [[parts.get(name, 0) / sum(parts.values()) for name in names] for parts in rows.values()]
     bars = Parts(tuple(rows), names, values, [MODEL_PART_COLORS[name] for name in names])
     shares = Axis(0, 1, ticks=[(part / 5, f"{part / 5:.0%}") for part in range(6)])
-    made = Panel("What each part costs, as a share of the whole", [bars], shares)
+    made = Panel("Parts of a model, as shares of its parameters", [bars], shares)
     return plot(made, width=9, height=1.1 + 0.45 * len(rows))
 
 

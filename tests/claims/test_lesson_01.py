@@ -119,7 +119,7 @@ def test_the_attention_that_a_learner_puts_into_a_model_computes_what_the_packag
     notebook = nbformat.read(NOTEBOOK, 4)
     cell = next(cell.source for cell in notebook.cells if "class MyAttention" in cell.source)
     exec(
-        cell, names := {"torch": torch, "Attention": Attention, "rotate": rotate, "shares_of": causal_attention.answer}
+        cell, names := {"torch": torch, "Attention": Attention, "rotate": rotate, "weights_of": causal_attention.answer}
     )
     model, ids = model_of(0), encode("the old baker")[None]
     before = model(ids)[0]

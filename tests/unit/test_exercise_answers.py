@@ -15,7 +15,6 @@ from moe_lessons.exercises.lesson_09 import TRIED_TOKENS, causality_cases
 from moe_lessons.nn import MoE, Routing, SigmoidRouter, seeded
 from moe_lessons.nn.dispatch import weight_matrix
 from moe_lessons.nn.families import finer
-from moe_lessons.nn.transformer import Layer
 from moe_lessons.parallel import bytes_sent
 
 
@@ -70,10 +69,6 @@ class InAnotherWay:
     def sort_tokens(topk_indices, num_experts):
         tokens = [(topk_indices == e).any(dim=1).nonzero().flatten().flip(0) for e in range(num_experts)]
         return torch.cat(tokens), [len(own) for own in tokens]
-
-    def layer_parameters(D, F):
-        config = nn.TransformerConfig(d_model=D, num_heads=2, num_kv_heads=2, d_ff=F, moe_layers=())
-        return count_parameters(Layer(config, 0)).total
 
     def information_bits(counts):
         tables = counts.sum(dim=1), counts.sum(dim=0), counts.flatten()

@@ -149,16 +149,16 @@ def write(model: LanguageModel, prompt: str, num_bytes: int = 80, seed: int = 0)
 
 
 def attention_heatmap(weights, text: str) -> Axes:
-    """Draw who looks at whom: weights (T, T), a row for each token of `text`, a column for each; white: no share."""
+    """Draw attention weights (T, T): a row for each token of `text`, a column for each it attends to; white: zero."""
     weights = as_array(weights)
     if weights.shape != (len(text), len(text)):
         raise ValueError(f"weights must have the shape {(len(text), len(text))} of the text, got {weights.shape}")
-    ax = axes_for(4.8, 4.2, "Attention weights of one head", "looks at", "token")
+    ax = axes_for(4.8, 4.2, "Attention weights of one head", "attends to", "token")
     seen = np.ma.masked_equal(weights, 0)
     image = ax.imshow(seen, norm=PowerNorm(0.5, 0, 1), cmap="cividis", interpolation="nearest")  # small ones differ
     _name_letters(ax.xaxis, text)
     _name_letters(ax.yaxis, text)
-    styled(ax.figure.colorbar, image, ax=ax, label="share of the attention")
+    styled(ax.figure.colorbar, image, ax=ax, label="attention weight")
     return ax
 
 
