@@ -53,7 +53,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     ax = axes_for(9, 1.3 + 0.32 * len(frame), "Predicted and measured speedups", "speedup over the dense model")
     ax.hlines(y, had, promise, color=LIGHT.muted, lw=1.2)
     ax.plot(
-        promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="predicted, by bytes or FLOPs"
+        promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="predicted"
     )
     for kind, (marker, ink) in KINDS.items():
         own = frame.work.str.startswith(kind)
@@ -132,7 +132,7 @@ def stream_panel(streams: Mapping[str, Stream], seconds: float) -> Panel:
     under it, how long the processor computes. The experts of all layers are one box."""
     inks, boxes, ticks = model_inks(streams), [], []
     for row, ((name, stream), ink) in zip(range(0, 3 * len(streams), 3), zip(streams.items(), inks)):
-        number = max(0, math.ceil(seconds / stream.step - 1e-9) - 1)
+        number = max(0, math.ceil(seconds / stream.step - 0.1) - 1)  # what has just ended is still shown
         passed, x, start = 1000 * (seconds - number * stream.step), 0, 0
         for place, ((text, long), is_read) in enumerate(zip(stream.parts, stream.read(number))):
             long, says = 1000 * long, f"{1000 * long:.3g} ms to load"

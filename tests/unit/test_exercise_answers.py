@@ -86,11 +86,6 @@ class InAnotherWay:
         nn.update_expert_bias(router, routing_of(torch.ones(len(idx), len(bias)), idx), rate)
         return bias
 
-    def cache_step(q, k, v, keys, values):
-        keys, values = (torch.stack([*old.unbind(1), new], dim=1) for old, new in ((keys, k), (values, v)))
-        shares = (torch.einsum("hd,hsd->hs", q, keys) / math.sqrt(q.shape[-1])).softmax(-1)
-        return torch.einsum("hs,hsd->hd", shares, values), keys, values
-
     def exchange(x, chosen, weights, experts):
         share, inboxes, y, sent = len(experts) // len(x), [[] for _ in x], x.clone(), 0
         for source, (rows, numbers) in enumerate(zip(x, chosen.tolist())):
@@ -144,7 +139,6 @@ RIGHT = [
     ("balancing_loss", loss_by_package),
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
-    ("token_speed", lambda total, active, size, speed: 1 / (active / speed * size)),
     ("touched_experts", union_law),
     ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
     ("entropy_bits", lambda counts: torch.distributions.Categorical(counts).entropy() / math.log(2)),
