@@ -58,7 +58,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     for kind, (marker, ink) in KINDS.items():
         own = frame.work.str.startswith(kind)
         style = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3}
-        ax.plot(had[own], y[own], marker, **style, label=f"measured: {say_work(kind)}")
+        ax.plot(had[own], y[own], marker, **style, label=say_work(kind))
     for row, value in zip(y, had):
         annotate(ax, f"{value:.2g}", (value, row), (0, 11), ha="center", halo=LIGHT.background)
     ax.axvline(1, ls="--", lw=1.2, color=LIGHT.foreground)

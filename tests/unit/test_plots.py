@@ -239,7 +239,7 @@ def test_the_parts_of_a_step_in_times_of_the_last_model_and_published_speeds_bes
     assert [line[0, 0] for line in ax.collections[0].get_segments()] == [0.1, 0.2]
     assert [text.get_text() for text in ax.texts] == ["15 ms", "10 ms, its parts are +7%"]
     ax = speeds.plot_published_speeds(others := published_speeds())
-    had = np.concatenate([points[:, 0] for name, points in lines(ax).items() if name.startswith("measured")])
+    had = np.concatenate([lines(ax)[kind][:, 0] for kind in ("batch size 1", "full load", "training")])
     np.testing.assert_allclose(had, others.mixture_figure / others.dense_figure)
 
 
