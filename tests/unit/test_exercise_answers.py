@@ -95,18 +95,6 @@ class InAnotherWay:
                 sent += 8 * len(row) if e // share != source else 0
         return [len(inbox) for inbox in inboxes], torch.stack(sum(inboxes, [])), y, sent
 
-    @torch.no_grad()
-    def grouped_choice(scores, num_groups, topk_groups, top_k):
-        router = SigmoidRouter(4, scores.shape[1], top_k, num_groups=num_groups, topk_groups=topk_groups)
-        return weights_of(router.choose(scores.logit()), scores) > 0
-
-    @torch.no_grad()
-    def soft_moe(x, phi, expert):
-        moe = nn.SoftMoE(x.shape[1], 1, len(phi)).to(x.dtype)
-        moe.phi.copy_(phi)
-        moe.run_experts = lambda slots: torch.stack([expert(e, slot) for e, slot in enumerate(slots)])
-        return moe(x)
-
     def finer_experts(num_experts, top_k, d_ff, times):
         return *(finer(num_experts, top_k, d_ff, times)[name] for name in ("num_experts", "top_k", "d_ff")), times**0.5
 
