@@ -13,16 +13,17 @@ from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.analysis.load import EVEN, WORDS
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.panels._history import LOSS_WINDOW, MOST_PLACES, RECENT, X_AXES
+from moe_lessons.plots.panels.compared import OWN_ACCURACY
 from moe_lessons.tasks import PLANE_TASKS, PlaneTask
-from moe_lessons.tasks.plane import CLASS_MAP, NUM_CLASSES, spread_prototypes
+from moe_lessons.tasks.plane import CLASS_MAP, MOST_POINTS, OWN_NOISE, PLACES, POINTS_ARE, spread_prototypes
 from moe_lessons.training import DEAD_SHARE, PRESETS, PlaneSetting, Run
 from moe_lessons.training.as_pytorch import TEMPLATE, read_parts
 from moe_lessons.training.knobs import KNOBS, Knob, idle_with
 from moe_lessons.training.run import HELD_OUT, NOISE
-from moe_lessons.training.settings import D_MODEL, ROUTER_STARTS, plane_model, with_baselines
+from moe_lessons.training.settings import D_MODEL, NUM_CLASSES, ROUTER_STARTS, plane_model, with_baselines
 from moe_lessons.widgets.canvas import COLORS
 from moe_lessons.widgets.controls import CONTROLS, TIPS, named_stops
-from moe_lessons.widgets.plane_readings import NUM_TOKENS, read_plane
+from moe_lessons.widgets.plane_readings import NUM_TOKENS, SHOWN, read_plane
 from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PLANE_PANELS, PLAYGROUND, RESCUE, Playground
 from web.graphs import DRAWN, LEFT_OUT, NUM_MEASURED, STEP_KNOBS, TrainedPlane
 
@@ -46,6 +47,10 @@ STARTS = [(task, start) for task in PLANE_TASKS for start, sharpness in ROUTER_S
 GROUPS = replace(PLAYGROUND, live=tuple(name for name in PLAYGROUND.live if name in STEP_KNOBS)).groups
 MOST_STEPS = 2000  # that Play trains: the losses have come to rest
 STRUCTURE = "router", "num_experts", "top_k", "d_ff"  # of a setting: a graph is of these, and has its name from them
+OWN = {  # of points that are drawn by hand
+    "tips": TIPS["own"], "nothing": TIPS["own"]["nothing"], "accuracy": OWN_ACCURACY, "start": "random",
+    "idle": {"task": TIPS["own"]["idle"], "router_start": "this page has no k-means of your own points"},
+}  # fmt: skip
 NOT_PER_MODEL = "ms/step"  # a row of the cost panel: a step of the graph trains all models at once
 
 
@@ -87,7 +92,7 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "controls": {name: describe_control(name, stops.get(name), BY_EXPERTS.get(name)) for name in names},
         "knobs": STEP_KNOBS,
         "left_out": LEFT_OUT,
-        "kept": [name for name in names if name not in asdict(PlaneSetting())],  # by whoever chooses a preset
+        "kept": [n for n in names if n == "points" or n not in asdict(PlaneSetting())],  # by whoever chooses a preset
         "drawn": DRAWN,
         "idle": {router: idle_with(router) for router in STOPS["router"]},
         "tasks": tasks,
@@ -98,11 +103,11 @@ def manifest(graphs: list[str], seeds: int) -> dict[str, Any]:
         "code_of": {"parts": read_parts(TEMPLATE), "tip": TIPS["code"]},
         "front": front,
         "words": {"load": WORDS, "reading": TIPS["reading"], "hints": TIPS["hints"], "title": PLAYGROUND.title,
-                  "not_made": NOT_MADE},
+                  "not_made": NOT_MADE, "own": OWN},
         "numbers": {
             "map": CLASS_MAP, "width": D_MODEL, "tokens": NUM_TOKENS, "classes": NUM_CLASSES, "measured": NUM_MEASURED,
             "recent": RECENT, "window": LOSS_WINDOW, "places": MOST_PLACES, "dead": DEAD_SHARE, "even": EVEN,
-            "budget": MOST_STEPS, "noise": NOISE, "held_out": HELD_OUT,
+            "budget": MOST_STEPS, "noise": NOISE, "held_out": HELD_OUT, "own_noise": OWN_NOISE, "shown": SHOWN,
         },
     }  # fmt: skip
 
@@ -120,6 +125,8 @@ def describe_control(name: str, stops: Any = None, by_experts: dict[int, Sequenc
     experts, lists of such; of a knob also its limits, and the value at which it is off. stops: those of the table,
     unless others are given."""
     row, by_experts = CONTROLS[name], by_experts or {}
+    if name == "points":
+        return {"label": row.description, "most": MOST_POINTS, "end": NUM_CLASSES * PLACES**2, "allowed": POINTS_ARE}
     stops = stops or next(iter(by_experts.values()), row.stops)
     said = {"label": row.description, "tip": row.tip, "is_list": isinstance(stops[0], str), "stops": said_stops(stops)}
     if by_experts:

@@ -17,6 +17,14 @@ class Field(NamedTuple):
     classes: Any = None
 
 
+class Drawn(NamedTuple):
+    """Points that a user has drawn, as `tasks.plane.read_points` has them, each the number of its class. pen: the class
+    of those that are drawn by pointer or key in the page; None: they are not."""
+
+    points: str
+    pen: int | None = None
+
+
 class Cells(NamedTuple):
     """A row for each token, layer or group (`rows`), a column for each expert: z (rows, E); NaN: empty. even: None: z
     is the strength of the expert's colour; else z departs from it, up to `most`. numbers: in percent. selected: the row

@@ -14,6 +14,7 @@ from moe_lessons.plots import marks
 from moe_lessons.plots import theme as style
 from moe_lessons.plots.marks import Axis, Cells, Field, Panel, Parts, Table, Text
 from moe_lessons.plots.theme import LIGHT, LessonFigure, annotate, expert_color, expert_hatch, ink_on
+from moe_lessons.tasks.plane import read_points
 
 FONT = "monospace"
 RULES = {"dash": ("--", 1.2, 1), "even": ((0, (2, 3)), 0.8, 0.75), "limit": ("-", 1.6, 1), "mark": ("-", 0.9, 0.6)}
@@ -216,6 +217,11 @@ def draw_points(mark: marks.Points, ax, panel):
         ax.plot(x[mark.selected], y[mark.selected], zorder=2.6, **RING)
 
 
+def draw_drawn(mark: marks.Drawn, ax, panel):
+    for place, label in zip(*(part.tolist() for part in read_points(mark.points))):
+        annotate(ax, str(label), place, halo="white", fontsize=6, color="black", ha="center", va="center", zorder=2.4)
+
+
 def draw_spots(mark: marks.Spots, ax, panel):
     colors, (x, *x_ends), (y, *y_ends) = [LIGHT.lines[ink % 8] for ink in mark.ink], mark.x, mark.y
     ax.hlines(y, *x_ends, colors=colors, lw=1.5)
@@ -386,6 +392,7 @@ DRAWING = {
     marks.Heat: draw_heat,
     marks.Line: draw_line,
     marks.Points: draw_points,
+    marks.Drawn: draw_drawn,
     marks.Spots: draw_spots,
     Parts: draw_parts,
     marks.Rule: draw_rule,

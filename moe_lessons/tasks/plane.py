@@ -1,16 +1,21 @@
 """Points in the plane, and the class of each: small enough to see every decision of a router."""
 
+import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from moe_lessons.support.errors import check_choice, check_positive_int, check_seed
+from moe_lessons.support.errors import check_choice, check_positive_int, check_seed, check_whole, shown
 
 NUM_PROTOTYPES, NUM_CLASSES = 24, 8
 CLASS_MAP = 96  # places of `class_map` in each direction
 PLANE_TASKS = ("blobs", "voronoi", "waves", "checker", "uneven")
+# of one's own points: how many, the hundredths of each direction, and the standard deviation by which a draw is moved
+MOST_POINTS, PLACES, OWN_NOISE = 500, 201, 0.03
+POINTS_ARE = "a text as 'Draw points' writes it, four signs a point"
 
 
 @dataclass(frozen=True)
@@ -21,19 +26,23 @@ class PlaneTask:
     voronoi: the cells of 24 prototypes (a point belongs to the nearest), with classes as for the blobs.
     waves:   each class is one of 8 wavy stripes.
     checker: 6 × 6 squares, no two neighbours alike.
-    uneven:  the blobs, of which the r-th is drawn with a probability proportional to 1/r (Zipf's law)."""
+    uneven:  the blobs, of which the r-th is drawn with a probability proportional to 1/r (Zipf's law).
+
+    points: one's own, instead (see `read_points`): each draw is one of them, moved a little."""
 
     name: str = "blobs"
     seed: int = 0
+    points: str = ""
 
     def __post_init__(self):
         check_choice("name", self.name, PLANE_TASKS)
         check_seed(self.seed)
+        read_points(self.points)
 
     @property
     def has_blobs(self) -> bool:
         """Return whether points lie around centres, and not anywhere."""
-        return self.name in ("blobs", "uneven")
+        return bool(self.points) or self.name in ("blobs", "uneven")
 
     @property
     def frequency(self) -> Tensor:
@@ -42,8 +51,15 @@ class PlaneTask:
         return 1 / ranks if self.name == "uneven" else torch.ones_like(ranks)
 
     @cached_property
+    def classes(self) -> Tensor:
+        """Give the class of each blob or cell (24,)."""
+        return read_points(self.points)[1] if self.points else torch.arange(NUM_PROTOTYPES) % NUM_CLASSES
+
+    @cached_property
     def prototypes(self) -> Tensor:
         """Place the centres of the blobs or cells (24, 2), apart: each is the farthest of ten candidates."""
+        if self.points:
+            return read_points(self.points)[0]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.rand(1, 2, generator=generator) * 1.8 - 0.9
         while len(chosen) < NUM_PROTOTYPES:
@@ -54,8 +70,8 @@ class PlaneTask:
 
     def labels(self, x: Tensor) -> Tensor:
         """Give the class of each point: x (T, 2) -> (T,). For blobs, of the nearest centre."""
-        if self.name in ("blobs", "uneven", "voronoi"):
-            return torch.cdist(x, self.prototypes).argmin(dim=1) % NUM_CLASSES
+        if self.has_blobs or self.name == "voronoi":
+            return self.classes[torch.cdist(x, self.prototypes).argmin(dim=1)]
         if self.name == "waves":
             height = x[:, 1] + 0.25 * torch.sin(2 * torch.pi * x[:, 0])  # -1.25 to 1.25
             return ((height + 1.25) / 2.5 * NUM_CLASSES).long().clamp(0, NUM_CLASSES - 1)
@@ -72,10 +88,10 @@ class PlaneTask:
         draw = {"generator": generator}
         if not self.has_blobs:
             return self.place(torch.rand(num_points, 2, **draw))
-        if self.name == "blobs":
-            blob = torch.randint(NUM_PROTOTYPES, (num_points,), **draw)
-        else:
+        if self.name == "uneven" and not self.points:
             blob = torch.multinomial(self.frequency, num_points, replacement=True, **draw)
+        else:
+            blob = torch.randint(len(self.prototypes), (num_points,), **draw)
         return self.place(torch.randn(num_points, 2, **draw), blob)
 
     def place(self, drawn: Tensor, blob: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -83,8 +99,25 @@ class PlaneTask:
         if blob is None:
             x = drawn * 2 - 1
             return x, self.labels(x)
-        x = self.prototypes[blob] + 0.08 * drawn
-        return x.clamp(-1, 1), blob % NUM_CLASSES
+        x = self.prototypes[blob] + (OWN_NOISE if self.points else 0.08) * drawn
+        return x.clamp(-1, 1), self.classes[blob]
+
+
+def read_points(points: str) -> tuple[Tensor, Tensor]:
+    """Read points (N, 2) and their classes (N,) from what 'Draw points' writes: of each four digits to the base 36, of
+    (class · 201 + row) · 201 + column, in hundredths from the bottom left. ValueError for anything else, and for more
+    than `MOST_POINTS`.
+
+    >>> read_points("3xy7")
+    (tensor([[-0.9300,  0.0500]]), tensor([3]))
+    """
+    is_read = isinstance(points, str) and re.fullmatch("([0-9a-z]{4})*", points)
+    codes = [int(points[i : i + 4], 36) for i in range(0, len(points), 4)] if is_read else [math.inf]
+    if max(codes, default=0) >= NUM_CLASSES * PLACES**2:
+        raise ValueError(f"points must be {POINTS_ARE}, got {shown(points)}")
+    check_whole("points", len(codes), 0, MOST_POINTS, f"at most {MOST_POINTS} points")
+    codes = torch.tensor(codes, dtype=torch.int64)
+    return torch.stack([codes % PLACES, codes // PLACES % PLACES], dim=1) / 100 - 1, codes // PLACES**2
 
 
 def grid(resolution: int) -> Tensor:

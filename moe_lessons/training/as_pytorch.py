@@ -55,6 +55,7 @@ def as_pytorch(setting: PlaneSetting, seed: int = 0) -> str:
     if setting.router not in ROUTERS or unknown:
         raise ValueError(f"setting must be one that as_pytorch.txt has parts for, got {[setting.router, *unknown]}")
     values = {name: said(value) for name, value in (asdict(setting) | {"seed": check_seed(seed)}).items()}
+    values |= {"task": "points"} if setting.points else {}
 
     def stays(when) -> bool:
         return not when or any(all((values[n] in texts) == is_in for n, is_in, texts in tests) for tests in when)

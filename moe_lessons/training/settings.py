@@ -12,7 +12,7 @@ from moe_lessons.nn import routing as all_routers
 from moe_lessons.nn.seeding import seeded, torch_threads
 from moe_lessons.support.errors import check_choice, check_device, check_positive_int, check_top_k
 from moe_lessons.tasks.facts import Facts
-from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, spread_prototypes
+from moe_lessons.tasks.plane import NUM_CLASSES, PLANE_TASKS, PlaneClassifier, PlaneTask, read_points, spread_prototypes
 from moe_lessons.training.knobs import KNOBS, KnobFields, idle_with
 from moe_lessons.training.run import Run
 
@@ -29,7 +29,8 @@ class PlaneSetting(KnobFields):
 
     The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'random' is torch's
     start. Two others come from k-means of the task's points, a head start that dense models do not have: 'spread' gives
-    each expert about an even share of them and sure decisions, 'soft spread' unsure ones.
+    each expert about an even share of them and sure decisions, 'soft spread' unsure ones. points: one's own, which take
+    the place of the task: see `tasks.plane.read_points`.
     """
 
     task: str = "checker"
@@ -41,6 +42,7 @@ class PlaneSetting(KnobFields):
     _: KW_ONLY
     lr: float = 0.02
     router_aux_loss_coef: float = 0.1  # the other knobs are off: see `knobs.KnobFields`
+    points: str = ""
 
     def __post_init__(self):
         check_choice("task", self.task, PLANE_TASKS)
@@ -49,6 +51,7 @@ class PlaneSetting(KnobFields):
         check_positive_int("d_ff", self.d_ff, 1024)
         check_choice("router_start", self.router_start, ROUTER_STARTS)
         check_choice("router", self.router, PLANE_ROUTERS)
+        read_points(self.points)
         idle = idle_with(self.router)
         for name, knob in KNOBS.items():
             value = knob.check(getattr(self, name))
@@ -80,7 +83,7 @@ def plane_model(setting: PlaneSetting, seed: int = 0, block=None, device="cpu") 
 
     block: a class of your own, called as block(d_model=…, d_ff=…, num_experts=…, top_k=…); it keeps these four as
     attributes and its experts in `experts`, and its forward maps x (T, D) to y (T, D) and a `Routing`."""
-    task, device = PlaneTask(setting.task, seed), check_device(device)
+    task, device = PlaneTask(setting.task, seed, setting.points), check_device(device)
     sizes = {"d_model": D_MODEL, "d_ff": setting.d_ff, "num_experts": setting.num_experts, "top_k": setting.top_k}
     with seeded(seed):
         if block is None:

@@ -30,7 +30,8 @@ class LiveCanvas(anywidget.AnyWidget):
     `ready` is false while `IN_FLIGHT` pictures are unanswered: a page that is hidden, frozen or closed does not draw,
     so it does not answer, and then single pictures are tried, after 1/4, 1/2, 1, … 30 seconds. Nothing piles up.
 
-    on_pick(kind, index), on the kernel's thread: an 'expert', 'token', 'layer' or 'model' was clicked."""
+    on_pick(kind, index), on the kernel's thread: an 'expert', 'token', 'layer' or 'model' was clicked. on_draw(points):
+    these were drawn, see `marks.Drawn`."""
 
     # the text: of a file, anywidget would remember each widget for ever
     _esm = join_modules(HERE / "canvas" / "index.js")
@@ -38,7 +39,7 @@ class LiveCanvas(anywidget.AnyWidget):
 
     def __init__(self, on_pick: Callable[[str, int], None] = lambda kind, index: None):
         super().__init__()
-        self.on_pick = on_pick
+        self.on_pick, self.on_draw = on_pick, lambda points: None
         self.frame = self.answered = 0  # numbers of pictures: the last one sent, the last one drawn
         self.behind = 1.0  # how many pictures the page gets for each that it draws
         self.panels: dict[int, Panel] = {}  # what was shown last, by place
@@ -104,3 +105,5 @@ class LiveCanvas(anywidget.AnyWidget):
                 self._send_frame(self._headers, self._arrays, self.words, colors=COLORS, answer=True)
         elif isinstance(content.get("pick"), str) and is_whole(content.get("index"), 0):
             self.on_pick(content["pick"], content["index"])
+        elif isinstance(content.get("points"), str):
+            self.on_draw(content["points"])

@@ -213,7 +213,7 @@ class Lab(LiveRun):
         before = self.state.values
         afresh = afresh or any(values[name] != before[name] for name in self.spec.start)
         if afresh:
-            old, is_same = self.main_run, values.get(self.spec.same) == before.get(self.spec.same)
+            old, is_same = self.main_run, all(values.get(name) == before.get(name) for name in self.spec.same)
             self.runs = self.make_runs(values)
             self.turn(values)
             ghost = None if not is_same else old if len(old.records) > RECENT else self.state.ghost

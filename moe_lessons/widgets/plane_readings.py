@@ -11,6 +11,7 @@ from moe_lessons.tasks import PlaneClassifier, grid
 from moe_lessons.training import Run, load_share
 
 RESOLUTION = 25  # points of the grid on which the router is read, in each direction: borders are exact in between
+SHOWN = 1_000_001  # a part of the seed of the tokens
 NUM_TOKENS = 32  # whose routing is shown
 
 
@@ -48,7 +49,7 @@ def clean_load(run: Run, num_points: int) -> list[float]:
 
 def read_plane(run: Run, without: int | None = None) -> Plane:
     """Read a run of a `PlaneTask`. without: an expert that is muted for the tokens."""
-    model, generator = run.model, torch.Generator().manual_seed(run.seed + 1_000_001)
+    model, generator = run.model, torch.Generator().manual_seed(run.seed + SHOWN)
     points, classes = run.task.batch(NUM_TOKENS, generator)
     scores = route(model, grid(RESOLUTION))[1].router_probs.clamp_min(1e-30).log()
     with nullcontext() if without is None else muted(model.block.experts, without):

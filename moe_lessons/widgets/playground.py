@@ -13,11 +13,12 @@ from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels._history import RECENT
 from moe_lessons.support.errors import check_choice
 from moe_lessons.tasks import PLANE_TASKS
+from moe_lessons.tasks.plane import read_points
 from moe_lessons.training import PRESETS, PlaneSetting, Run, plane_runs
 from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.training.knobs import KNOBS, idle_knobs, idle_with
 from moe_lessons.training.settings import NUM_CLASSES, PLANE_ROUTERS, ROUTER_STARTS
-from moe_lessons.widgets.controls import TIPS
+from moe_lessons.widgets.controls import TIPS, control
 from moe_lessons.widgets.laboratory import Lab, names_of
 from moe_lessons.widgets.spec import Spec
 
@@ -33,9 +34,9 @@ PLAYGROUND = Spec(
     defaults={"preset": None, "block": None, "seed": 0, "panels": PLANE_PANELS, "controls": None, "play": 0}
     | {"max_steps": 1500, "device": "cpu"}
     | asdict(PlaneSetting()),
-    start=("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed"),
+    start=("task", "num_experts", "top_k", "d_ff", "router", "router_start", "seed", "points"),
     live=tuple(KNOBS),
-    display=("token", "mute", "classes", "x_axis"),
+    display=("token", "mute", "pen", "classes", "x_axis"),
     stops={"task": tuple(PLANE_TASKS), "router": tuple(PLANE_ROUTERS), "router_start": tuple(ROUTER_STARTS)},
     clicks=("token", "token"),
 )
@@ -44,7 +45,8 @@ PLAYGROUND = Spec(
 class Playground(Lab):
     """Train a mixture of experts and its two dense baselines on points in the plane, live, with all controls.
 
-    preset: a name from `training.PRESETS`. settings: fields of `training.PlaneSetting` that replace the preset's.
+    preset: a name from `training.PRESETS`. settings: fields of `training.PlaneSetting` that replace the preset's, also
+    `points` of your own, which 'Draw points' draws in the territory.
     block: your own mixture of experts (a class; see `training.plane_model` for what it must have).
     Without panels and controls of your own it begins with what explains most; 'More' shows the rest.
     controls: which there are, by name; with fewer than all there are no buttons of presets.
@@ -70,8 +72,9 @@ class Playground(Lab):
         values = {"preset": preset, "block": block, "seed": seed, "panels": panels, "controls": controls}
         self.is_front = controls is None and panels == PLANE_PANELS
         values |= {"device": device, "token": FRONT_TOKEN if self.is_front else 0, "mute": "none", "classes": "shown"}
-        values |= setting
+        values |= setting | {"pen": "off"}
         self.shows_more, self._rest = not self.is_front, []  # _rest: widgets that only 'More' shows
+        self._past: list[str] = []  # points before each that were drawn
         columns = None if self.is_front else 3
         super().__init__(spec, values, panels, settings, play=play, max_steps=max_steps, columns=columns)
 
@@ -85,9 +88,10 @@ class Playground(Lab):
         return super().stops(name, values)
 
     def idle(self, values: dict[str, Any]) -> dict[str, str]:
+        own = {"task": TIPS["own"]["idle"]} if values["points"] else {}
         if self.block is None:
-            return idle_with(check_choice("router", values["router"], PLANE_ROUTERS))
-        return self._block_idle | {"router": "the block has a router of its own"}
+            return own | idle_with(check_choice("router", values["router"], PLANE_ROUTERS))
+        return own | self._block_idle | {"router": "the block has a router of its own"}
 
     def check(self, values: dict[str, Any], given=()) -> dict[str, Any]:
         self.setting_of(values)  # refuses bad sizes
@@ -150,7 +154,8 @@ class Playground(Lab):
         return as_pytorch(self.setting, self.state.values["seed"])
 
     def rows(self) -> list[W.Widget]:
-        """A button for each preset, where all controls are there, but for those whose knobs would be idle."""
+        """A button for each preset, where all controls are there, but for those whose knobs would be idle; and a row to
+        draw points."""
         self._preset_buttons = {}
         if self.state.values["controls"] is not None:
             return []
@@ -161,9 +166,13 @@ class Playground(Lab):
                 action = lambda name=name: self.choose_preset(name)  # noqa: E731
                 self._preset_buttons[name] = self.button(name, TIPS["presets"][name], action)
         self.applied()
-        row = W.Box([W.HTML("Presets:"), *self._preset_buttons.values()]).add_class("moe-bar")
-        self._rest.append(row)
-        return [row]
+        presets = W.HTML("Presets:"), *self._preset_buttons.values()
+        self.inputs["pen"] = control("pen")
+        actions = {"Undo points": self._undo_points, "Clear points": self._clear_points}
+        drawing = self.inputs["pen"], *(self.button(n, TIPS["own"][n], action) for n, action in actions.items())
+        made = [W.Box(row).add_class("moe-bar") for row in (presets, drawing)]
+        self._rest += [self.inputs["pen"], *made]
+        return made
 
     def controls(self) -> list[W.Widget]:
         made = super().controls()
@@ -197,17 +206,41 @@ class Playground(Lab):
         self.loop.now(lambda: self._apply(self.check(self.state.values | {"router_aux_loss_coef": RESCUE})))
         self.play()
 
+    def body(self) -> W.Widget:
+        body = super().body()
+        self.canvas.on_draw = lambda points: self.post(lambda: self._learn(self.state.values["points"] + points))
+        return body
+
+    def _learn(self, points: str) -> None:
+        values = self.check(self.state.values | {"points": points})
+        self._past.append(self.state.values["points"])
+        self._apply(values)
+
+    def _undo_points(self) -> None:
+        if not self._past:
+            raise ValueError(TIPS["own"]["nothing"])
+        self._apply(self.check(self.state.values | {"points": self._past.pop()}))
+
+    def _clear_points(self) -> None:
+        if self.state.values["points"]:
+            self._learn("")
+
+    def is_at(self, preset: str) -> bool:
+        """Return whether all that a preset sets is as it says."""
+        return replace(self.setting, points="") == PRESETS[preset]
+
     def applied(self) -> None:
         for name, button in self._preset_buttons.items():
-            button.button_style = "info" if self.setting == PRESETS[name] else ""
+            button.button_style = "info" if self.is_at(name) else ""
 
     def choose_preset(self, name: str) -> None:
-        """Set all controls to a preset and start afresh. 'rescued' goes on with a collapsed run, if that is here."""
+        """Set all controls to a preset and start afresh; points of your own stay. 'rescued' goes on with a collapsed
+        run, if that is here."""
         setting = asdict(PRESETS[check_choice("preset", name, PRESETS)])
 
         def choose() -> None:
-            goes_on = name == "rescued" and self.step > 0 and self.setting == PRESETS["collapse"]
-            controlled = {n: value for n, value in setting.items() if n in self.inputs}
+            goes_on = name == "rescued" and self.step > 0 and self.is_at("collapse")
+            controlled = {n: value for n, value in setting.items() if n in self.inputs and n != "points"}
             self._apply(self.check(self.state.values | controlled | {"preset": name}), not goes_on)
 
         self.loop.now(choose)
@@ -218,7 +251,14 @@ class Playground(Lab):
     def words(self) -> str:
         losses, guessing = [record.loss for record in self.main_run.records[-RECENT:]], math.log(NUM_CLASSES)
         is_worse = self.step > RECENT and sum(losses) > 1.1 * guessing * len(losses)
-        return super().words() + TIPS["reading"]["worse"].format(guessing=f"{guessing:.2f}") * is_worse
+        worse = TIPS["reading"]["worse"].format(guessing=f"{guessing:.2f}") * is_worse
+        return super().words() + worse + self._own_words()
+
+    def _own_words(self) -> str:
+        said, (points, classes) = TIPS["reading"], read_points(self.state.values["points"])
+        if not len(points):
+            return "" if self.state.pen is None else said["draw"]
+        return said["own"].format(points=len(points)) + said["one class"] * (len(classes.unique()) == 1)
 
     def reading(self) -> str:
         plane, i = self.plane, self.state.token

@@ -36,7 +36,7 @@ ROUTING_LAB = Spec(
     display=("layer", "x_axis"),
     stops={"num_experts": (1, 2, 4, 8, 16, 32), "d_ff": (8, 16, 32, 64, 128)},
     clicks=("layer", "layer"),
-    same="domains",
+    same=("domains",),
 )
 
 

@@ -1,5 +1,6 @@
 """The specification and the state of a live view: the same two dataclasses for all laboratories."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,7 @@ class Spec:
         next step, of the third changes only what is shown.
     stops: what controls have to choose from, where it is not what `CONTROLS` says.
     clicks: what can be clicked in a panel, and the control that its number selects.
-    same: losses are compared with those of an earlier run where this value is the same.
+    same: losses are compared with those of an earlier run where these values are the same.
     first_x: steps that the panels have room for at first. has_chips: whether there is a chip for each expert."""
 
     title: str
@@ -28,7 +29,7 @@ class Spec:
     display: tuple[str, ...] = ()
     stops: Mapping[str, Any] = field(default_factory=dict)
     clicks: tuple[str, str] = ("", "")
-    same: str = "task"
+    same: tuple[str, ...] = ("task", "points")
     first_x: int = 200
     has_chips: bool = True
 
@@ -56,10 +57,11 @@ class State:
     token = property(lambda self: self.values.get("token", 0), doc="The token that is selected.")
     layer = property(lambda self: self.values.get("layer", 0), doc="The MoE layer that is shown, of several.")
     x_axis = property(lambda self: self.values.get("x_axis", "steps"), doc="What losses are drawn against.")
+    pen = property(lambda self: self._number_of("pen"), doc="The class of the points that are drawn by hand.")
+    muted = property(lambda self: self._number_of("mute"), doc="The expert that is off where tokens are read.")
     shows_classes = property(lambda self: self.values.get("classes") != "hidden", doc="Pale, in the territory.")
 
-    @property
-    def muted(self) -> int | None:
-        """The expert that is switched off where the router and the tokens are read."""
-        name = self.values.get("mute", "none")
-        return None if name == "none" else int(name[1:])
+    def _number_of(self, name: str) -> int | None:
+        """The number in a value such as 'E3' or 'class 3'; None: it has none."""
+        found = re.search(r"\d+", self.values.get(name, ""))
+        return found and int(found[0])

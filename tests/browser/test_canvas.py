@@ -16,6 +16,7 @@ from moe_lessons.nn import MoE, seeded
 from moe_lessons.plots.marks import Bars, Panel
 from moe_lessons.plots.panels.block import COLUMNS, HEIGHT, LOGITS, ORDER, RIGHT, STRIP, WIDTH, as_digits
 from moe_lessons.tasks import PlaneClassifier, PlaneTask
+from moe_lessons.tasks.plane import read_points
 from moe_lessons.training import REMEDIES, Run
 from moe_lessons.widgets import (
     BalancingLab,
@@ -230,6 +231,58 @@ def test_a_click_selects_a_token_in_both_pictures_and_in_the_reading(seen, playg
     side = min(box["width"] - 37, box["height"] - 29)  # it is square
     place = 25 + (float(x) + 1) / 2 * side, 8 + (1 - float(y)) / 2 * side
     assert clicked(TERRITORY, place[0] / box["width"], place[1] / box["height"])[0] == token
+
+
+def test_points_are_drawn_by_pointer_and_by_key(see):
+    lab = Playground(panels=("territory", "loss"), seed=1)
+    seen = see(lab)
+    page, territory = seen.page, seen.drawn[0].panel(TERRITORY)
+    box = territory.bounding_box()
+    side = min(box["width"] - 37, box["height"] - 29)  # it is square
+    place = lambda x, y: (box["x"] + 25 + (x + 1) / 2 * side, box["y"] + 8 + (1 - y) / 2 * side)  # noqa: E731
+
+    def drawn(act) -> list[tuple[float, float, int]]:
+        """What is drawn by an act, rounded."""
+        known = len(lab.setting.points)
+        act()
+        seen.until(lambda: len(lab.setting.points) != known)
+        points, classes = read_points(lab.setting.points[known:])
+        return [(round(x, 1), round(y, 1), label) for (x, y), label in zip(points.tolist(), classes.tolist())]
+
+    def stroke(*places) -> None:
+        page.mouse.move(*place(*places[0]))
+        page.mouse.down()
+        for each in places[1:]:
+            page.mouse.move(*place(*each), steps=3)
+        page.mouse.up()
+
+    stroke((-0.5, 0), (0.5, 0))  # nothing is to be drawn yet
+    seen.turn()
+    lab.set(pen="class 3")
+    seen.turn()
+    assert lab.setting.points == ""
+    line = drawn(lambda: stroke((-0.5, 0), (0.5, 0)))
+    assert [point[1:] for point in line] == 13 * [(0, 3)] and line[0][0] == -0.5 and line[-1][0] in (0.4, 0.5)
+    assert [x for x, *_ in line] == sorted(x for x, *_ in line)
+    lab.set(pen="class 6")
+    seen.turn()
+    assert drawn(lambda: page.mouse.click(*place(0.5, -0.8))) == [(0.5, -0.8, 6)]
+    far = drawn(lambda: stroke((0.5, 0.8), (0.9, 0.8), (3, 0.8)))  # what is outside is none of it
+    assert max(x for x, *_ in far) == 1 and 6 <= len(far) <= 8
+    territory.focus()
+    for key in ("Home", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    expect(seen.drawn[0].view.locator(".moe-live")).to_have_text(re.compile("Press, or Enter a point of class 6$"))
+    (point,) = drawn(lambda: page.keyboard.press("Enter"))
+    assert point == (-0.8, 0.8, 6) or point == (-0.9, 0.9, 6)
+    lab.advance(60)
+    assert lab.main_run.evaluate()["accuracy"] > 0.9 and lab.runs["MoE"].task.points == lab.setting.points
+    lab.set(pen="off")
+    seen.turn()
+    before = lab.setting.points
+    stroke((-0.5, 0.5), (0.5, 0.5))
+    seen.turn()
+    assert lab.setting.points == before
 
 
 def test_a_click_or_keys_on_the_map_read_out_a_place(seen):

@@ -30,6 +30,7 @@ SETTINGS = {
     "learned noise, spread": PlaneSetting("blobs", router="learned noise", router_start="spread"),
     "frozen, spread, z-loss": PlaneSetting(router="frozen", router_start="spread", router_z_loss_coef=0.1),
     "expert choice of 3": PlaneSetting("waves", 3, 1, 8, router="expert choice"),
+    "own points": PlaneSetting(top_k=1, router_start="spread", points="0fle3xy70gd01te2"),
     "capacity, top-1": replace(PRESETS["capacity"], capacity_factor=0.75),
 }
 
@@ -64,7 +65,7 @@ def test_it_needs_torch_alone_and_has_what_the_setting_needs_and_no_more(setting
         "capacity": setting.capacity_factor is not None,
         "sigmoid": setting.router == "sigmoid",
         "centres[i]": setting.router_start != "random",
-        "prototypes": setting.task in ("blobs", "voronoi", "uneven"),
+        "prototypes": setting.task in ("blobs", "voronoi", "uneven") or bool(setting.points),
         "weight.sum": setting.top_k > 1 and setting.router != "expert choice",
     }
     assert {text: text in program for text in has} == has

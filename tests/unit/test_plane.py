@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+from live_tools import written
 from oracle import refused
 
 from moe_lessons.nn import FeedForward, MoE
-from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid
+from moe_lessons.tasks.plane import PLANE_TASKS, PlaneClassifier, PlaneTask, grid, read_points
 from moe_lessons.training import PRESETS, REMEDIES, PlaneSetting, SeedBand, plane_model, plane_runs, remedy_setting
 from moe_lessons.training.settings import PLANE_ROUTERS
 
@@ -48,6 +49,31 @@ def test_uneven_blobs_voronoi_waves_and_the_checker_by_their_rules():
     board = PlaneTask("checker").labels(grid(6) * 5 / 6).view(6, 6)  # the centres of the squares
     assert not (board[1:] == board[:-1]).any() and not (board[:, 1:] == board[:, :-1]).any()
     assert grid(3).tolist() == [[x, y] for y in (-1, 0, 1) for x in (-1, 0, 1)]
+
+
+def test_own_points_take_the_place_of_the_task_each_draw_is_one_of_them_moved_a_little():
+    given = [(-1, -1, 0), (1, 1, 7), (0.25, -0.5, 3), (-0.37, 0.91, 3)]
+    places, classes = read_points(written(*given))
+    assert torch.allclose(torch.cat([places, classes[:, None]], dim=1), torch.tensor(given))
+    task = PlaneTask("uneven", 3, written(*given))
+    x, y = draw(task, 4000)
+    away, near = torch.cdist(x, places).min(dim=1)
+    assert torch.equal(classes[near], y) and torch.equal(task.labels(x), y) and x.abs().max() == 1
+    assert away.square()[y == 3].mean().sqrt() == pytest.approx(0.03 * 2**0.5, rel=0.05)  # in two directions
+    assert (near.bincount() / 4000 - 0.25).abs().max() < 0.03
+    assert torch.equal(task.class_map.flatten(), classes[torch.cdist(grid(96), places).argmin(dim=1)])
+    assert read_points("")[0].shape == (0, 2)
+
+
+def test_a_mixture_and_both_baselines_learn_own_points():
+    ring = [(0.7 * math.cos(angle), 0.7 * math.sin(angle), 1) for angle in range(30)]
+    runs = plane_runs(PlaneSetting(points=written((0, 0, 5), (0.1, 0.1, 5), *ring)))
+    batches = [run.draw(64, run.make_generators()) for run in runs.values()]
+    assert len(runs) == 3 and all(torch.equal(x, batches[0][0]) for x, _ in batches)
+    for run in runs.values():
+        for _ in range(100):
+            run.step()
+        assert run.evaluate()["accuracy"] > 0.97
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
@@ -124,6 +150,15 @@ def test_a_remedy_changes_the_collapse_by_its_fields_alone_and_several_are_merge
     [
         (PlaneSetting, {"router": "learned noise", "noise_std": 0.5}, "noise_std must be 0.0 where .* noise', got 0.5"),
         (partial(remedy_setting, "bias update", "expert choice"), {}, "remedies must agree on router, got .* choice'"),
+        (
+            PlaneSetting,
+            {"points": "0fle3xy"},
+            "points must be a text as 'Draw points' writes it, .* got '0fle3xy'",
+        ),
+        (PlaneSetting, {"points": "6xe0"}, "points must be a text as .*, got '6xe0'"),  # a class 8
+        (PlaneSetting, {"points": "0FLE"}, "points must be a text as .*, got '0FLE'"),
+        (PlaneTask, {"points": None}, "points must be a text as .*, got None"),
+        (PlaneTask, {"points": 501 * "0fle"}, "points must be at most 500 points, got 501"),
         (partial(plane_runs, PlaneSetting()), {"device": "cuda:99"}, "device must be .*, got 'cuda:99'"),
         (partial(SeedBand, PlaneSetting()), {"device": "gpu"}, "device must be one of .*, got 'gpu'"),
     ],

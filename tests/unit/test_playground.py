@@ -6,21 +6,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from live_tools import MyMoE, assert_consistent, button, ended, mark, on_a_loop, settled, words
+from live_tools import MyMoE, assert_consistent, button, ended, mark, on_a_loop, settled, words, written
 from torch import nn
 
 from moe_lessons.analysis.counting import flops_per_token
 from moe_lessons.analysis.load import describe_load
 from moe_lessons.nn import MoE
-from moe_lessons.plots.marks import Bars, Cells, Parts, Points, Route
+from moe_lessons.plots.marks import Bars, Cells, Drawn, Parts, Points, Route, Table
 from moe_lessons.tasks import grid
 from moe_lessons.training import PRESETS
+from moe_lessons.training.as_pytorch import as_pytorch
 from moe_lessons.widgets import Playground, live
 from moe_lessons.widgets.plane_readings import NUM_TOKENS, RESOLUTION
 from moe_lessons.widgets.playground import FRONT, FRONT_CONTROLS, PLANE_PANELS
 
 TERRITORY, HEATMAP, LOAD = range(3)
 PANELS = "territory", "heatmap", "load"
+PANELS_DRAWN = "territory", "accuracy", "cost"
 
 
 def territory(playground: Playground) -> torch.Tensor:
@@ -194,6 +196,53 @@ async def test_a_block_of_your_own_trains_as_ours_does_and_lacks_controls():
     assert mine.main_run.records[-1].loss < mine.main_run.records[0].loss - 0.5
     mine.choose_preset("noise")
     assert mine.setting == replace(PRESETS["noise"], noise_std=0.0) and mine.step == 0
+
+
+@on_a_loop
+async def test_points_that_are_drawn_are_learned_instead_of_the_task_until_they_are_cleared():
+    playground = Playground(panels=PANELS_DRAWN)
+
+    async def does(points: str = "", name: str = "") -> str:
+        if name:
+            button(playground, name).click()
+        else:
+            playground.canvas._hear(None, {"points": points}, [])
+        await settled()
+        assert_consistent(playground)
+        return playground.state.values["points"]
+
+    titles = lambda: [panel.title for panel in playground.panels()]  # noqa: E731
+    assert "instead of the task" not in words(playground) and titles()[1] == "Held-out accuracy"
+    playground.inputs["pen"].value = "class 2"
+    await settled()
+    assert "Draw in the territory: your points are then" in words(playground)
+    assert mark(playground, 0, Drawn) == Drawn("", 2)
+    playground.advance(30)
+    first, second = written((0, 0, 2), (0.1, 0, 2)), written((-0.5, 0.5, 0))
+    assert await does(first) == first and playground.step == 0 and playground.state.ghost is None
+    assert "It learns your 2 points: each draw" in words(playground) and "of one class: choose" in words(playground)
+    assert await does(second) == first + second and "one class" not in words(playground)
+    assert mark(playground, 0, Drawn) == Drawn(first + second, 2) and titles()[1] == "Accuracy around your points"
+    assert "loss" in mark(playground, 2, Table).rows and playground.inputs["task"].disabled
+    assert {run.task.points for run in playground.runs.values()} == {first + second}
+    assert set(playground.plane.classes.tolist()) == {0, 2}
+    assert repr(playground) == f"Playground('healthy', panels={PANELS_DRAWN!r}, points='{first + second}')"
+    assert as_pytorch(playground.setting) == playground.as_pytorch() and first + second in playground.as_pytorch()
+    playground.choose_preset("collapse")  # they stay
+    assert playground.is_at("collapse") and playground.setting.points == first + second
+    run = playground.main_run
+    assert await does(500 * first[:4]) == first + second and playground.main_run is run
+    assert playground.loop.trouble == "points must be at most 500 points, got 503"
+    assert await does(name="Clear points") == "" and not playground.inputs["task"].disabled
+    assert titles()[1] == "Held-out accuracy" and playground.loop.trouble == ""
+    for left in (first + second, first, ""):
+        assert await does(name="Undo points") == left
+    assert await does(name="Undo points") == "" and playground.loop.trouble == "There are no points to take back."
+    again = Playground("healthy", points=first)
+    assert again.main_run.task.points == first and again.inputs["pen"].value == "off"
+    with pytest.raises(ValueError, match="points must be a text as 'Draw points' writes it, .* got 'abc'"):
+        again.set(points="abc")
+    assert again.setting.points == first == again.inputs["points"].value
 
 
 def a_block(change=lambda x, y, routing: (y, routing), **attributes):

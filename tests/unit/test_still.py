@@ -27,6 +27,7 @@ MARKS = [
     marks.Heat(TWO, 4.0, np.ones((2, 3)), 1, TWO, 1, "abc", ((("a", "b"),),) * 3, X[:2]),
     marks.Line(X, X, "MoE", 2, model=0, low=X, high=X + 1),
     marks.Points(X, X, X > 1, X.astype(int), tokens=True, selected=2),
+    marks.Drawn("0fle3xy7", 1),
     marks.Spots([X] * 3, [X] * 3, X.astype(int), ("a", "b", "c")),
     marks.Parts(("total",), ("experts", "head"), TWO[:1], ("#000000", "#ffffff")),
     marks.Rule(y=0.5, name="even share"),

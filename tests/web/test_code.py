@@ -43,6 +43,7 @@ def test_the_page_writes_the_program_that_python_writes(node):
     settings += [PlaneSetting(name, top_k=1) for name in PLANE_TASKS]
     settings += [PlaneSetting(router=name) for name in STOPS["router"] if name != "expert choice"]
     settings += [PlaneSetting(router_start=name, num_experts=2) for name in STOPS["router_start"]]
+    settings += [PlaneSetting("blobs", points="0fle3xy7")]
     settings += [PlaneSetting("waves", lr=lr) for lr in (1e-5, 0.1 + 0.2, 1.0, 12.5, 1 / 3, 1e6)]
     settings += [PlaneSetting(router="sigmoid", expert_bias_rate=0.01), PlaneSetting(jitter_noise=0.15)]
     settings += [PlaneSetting(router="expert choice", router_aux_loss_coef=0.0, router_z_loss_coef=0.001)]

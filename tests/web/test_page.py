@@ -1,5 +1,6 @@
 """The page trains in a Chromium: as the notebook does, as its controls say, and without any other host."""
 
+import json
 import re
 import time
 from pathlib import Path
@@ -7,12 +8,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import pytest
+from playwright.sync_api import expect
 
 from moe_lessons.analysis import trace_text
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.tasks import decode
 from moe_lessons.tasks import encode as to_bytes
-from moe_lessons.training import PRESETS, plane_runs
+from moe_lessons.tasks.plane import read_points
+from moe_lessons.training import PRESETS, PlaneSetting, plane_runs
 from web import training_page
 from web.text_model import WINDOW, stored_models, text_panels
 
@@ -172,7 +175,9 @@ LOSSES = """async (state) => {
 
 
 @pytest.mark.parametrize(
-    "state", ["preset=healthy", "preset=noise&seed=1", "task=blobs&seed=1", "task=uneven&jitter_noise=0.1"]
+    "state",
+    ["preset=healthy", "preset=noise&seed=1", "task=blobs&seed=1", "task=uneven&jitter_noise=0.1"]
+    + ["points=0fle3xy70gd01te2&seed=1", "preset=collapse&points=0fle3xy7"],
 )
 def test_a_button_copies_a_program_whose_first_losses_are_those_of_the_page(visit, state):
     own = visit(f"#{state}").ready()
@@ -221,6 +226,9 @@ def test_a_link_opens_the_state_that_it_was_made_of(visit):
         ("#num_experts=16", "Experts E 16, Top-k 2, F (units) 4: this site has no graph for it; `make site ALL=1`"),
         ("#capacity_factor=2", "capacity_factor is not in this page: a capacity drops tokens"),
         ("#jitter_noise=1.5", "jitter_noise must be a number of at least 0 and at most 1, got 1.5"),
+        ("#points=0fle3x", "points must be a text as 'Draw points' writes it, four signs a point, got 0fle3x"),
+        ("#points=6xe0", "points must be a text as 'Draw points' writes it, four signs a point, got 6xe0"),
+        (f"#points={501 * '0fle'}", "points must be at most 500, got 501"),
     ],
 )
 def test_a_broken_address_gets_a_sentence_and_the_page_trains(visit, state, sentence):
@@ -425,6 +433,93 @@ def test_the_classes_stand_pale_in_the_territory_and_can_be_hidden(visit):
     own.control("classes").select_option("shown")
     own.page.wait_for_function(f"pale => {pixels} === pale", arg=pale)
     assert own.state() == {"preset": "healthy"}
+
+
+def territory(own: Visit):
+    """The place in the window of a point of the plane."""
+    canvas = own.page.locator(".moe-canvas canvas.moe-pen")
+    canvas.wait_for()
+    own.page.wait_for_timeout(500)  # what stands above it may still grow
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    side = min(box["width"] - 37, box["height"] - 29)  # it is square
+    return lambda x, y: (box["x"] + 25 + (x + 1) / 2 * side, box["y"] + 8 + (1 - y) / 2 * side)
+
+
+def drawn(own: Visit) -> list[tuple[float, float, int]]:
+    points, classes = read_points(own.state().get("points", ""))
+    return [(round(x, 1), round(y, 1), label) for (x, y), label in zip(points.tolist(), classes.tolist())]
+
+
+def test_points_that_are_drawn_are_learned_are_in_the_link_and_can_be_taken_back(visit):
+    own = visit("#token=3&seed=1").ready()
+    words = own.page.locator(".moe-words")
+
+    def stroke(label: int, *places) -> None:
+        own.control("pen").select_option(f"class {label}")
+        place, known = territory(own), own.state().get("points")
+        own.page.mouse.move(*place(*places[0]))
+        own.page.mouse.down()
+        for each in places[1:]:
+            own.page.mouse.move(*place(*each), steps=3)
+        own.page.mouse.up()
+        own.page.mouse.move(1, 1)
+        own.wait(f"() => new URLSearchParams(location.hash.slice(1)).get('points') !== {json.dumps(known)}")
+
+    own.train(50)
+    stroke(4, (-0.5, 0.5), (0.5, 0.5))
+    first = own.state()["points"]
+    assert [point[1:] for point in drawn(own)] == 13 * [(0.5, 4)] and drawn(own)[0][0] == -0.5
+    expect(words).to_contain_text("your 13 points: each draw is one of them, moved a little. No point is held out")
+    expect(words).to_contain_text("They are of one class: choose another one and draw.")
+    assert own.step == 0 and own.control("task").is_disabled()  # afresh
+    stroke(1, (-0.5, -0.5), (0.5, -0.5))
+    both = own.state()["points"]
+    assert both.startswith(first) and {label for *_, label in drawn(own)} == {1, 4}
+    assert own.page.get_by_text("Accuracy around your points").is_visible()
+    own.train(100)
+    runs = plane_runs(PlaneSetting(points=both), seed=1)
+    for run in runs.values():
+        for _ in range(100):
+            run.step()
+    assert own.measured() == pytest.approx([run.evaluate(256)["loss"] for run in runs.values()], abs=0.02)
+    again = visit(f"#{urlsplit(own.page.url).fragment}").ready()
+    assert drawn(again) == drawn(own) and again.state()["points"] == both and "pen" not in again.state()
+    assert again.control("pen").input_value() == "off"
+    own.button("collapse").click()  # they stay
+    own.wait("() => location.hash.includes('preset=collapse')")
+    assert own.state()["points"] == both and own.control("router_start").input_value() == "random"
+    for name, left in [("Clear points", None), ("Undo points", both), ("Undo points", first), ("Undo points", None)]:
+        own.button(name).click()
+        own.wait(f"() => new URLSearchParams(location.hash.slice(1)).get('points') === {json.dumps(left)}")
+    own.button("Undo points").click()
+    assert own.said == "There are no points to take back." and not own.control("task").is_disabled()
+    expect(words).to_contain_text("Draw in the territory: your points are then learned instead of the task.")
+    assert own.page.get_by_text("Held-out accuracy").is_visible()
+
+
+def test_a_finger_draws_without_moving_the_page_and_too_many_points_are_refused(visit):
+    own = visit(f"#points={495 * '0fle'}", viewport={"width": 390, "height": 844}, has_touch=True).ready()
+    own.control("pen").select_option("class 0")
+    place, cdp = territory(own), own.page.context.new_cdp_session(own.page)
+    before = own.page.evaluate("scrollY")
+
+    def swipe(*places) -> None:
+        for kind, at in zip(["touchStart", *["touchMove"] * (len(places) - 1)], places):
+            points = [dict(zip("xy", place(*at)))]
+            cdp.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        cdp.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+
+    swipe((0, 0.5), (0, 0.4), (0, 0.3))
+    expect(own.page.locator(".moe-words")).to_contain_text("your 498 points")
+    assert drawn(own)[-3:] == [(0, 0.5, 0), (0, 0.4, 0), (0, 0.3, 0)]
+    swipe((0, 0.5), (0, 0), (0, -0.5))
+    expect(own.page.locator(".moe-said")).to_have_text("points must be at most 500, got 511. What stands is kept.")
+    assert len(drawn(own)) == 498 and own.page.evaluate("scrollY") == before
+    own.control("pen").select_option("off")
+    swipe((0, 0), (0, 0.4), (0, 0.8))
+    own.page.wait_for_timeout(300)
+    assert len(drawn(own)) == 498
 
 
 # --- your own text ---------------------------------------------------------------------------------------------------

@@ -191,9 +191,9 @@ async function work() {
  * Hear the page from now on.
  * @param {(values: object, name: string, signal: AbortSignal) => Promise<History>} open makes a training of the graph
  *   of this name, unless the signal says that something newer was asked for
- * @param {string} same it is compared with the training before where this value is the same
+ * @param {string[]} same it is compared with the training before where these values are the same
  */
-export function serve(open, same) {
+export function serve(open, ...same) {
   const HEARD = {
     async start({ values, name }) {
       opening?.abort();
@@ -207,7 +207,7 @@ export function serve(open, same) {
           return;
         }
         const last = run?.step > recent ? run : run?.ghost;
-        const old = last?.values[same] === values[same] ? last : null;
+        const old = same.every((each) => last?.values[each] === values[each]) ? last : null;
         if (old) old.ghost = null;
         const ended = run; // it may be in the middle of a step
         busy.catch(() => {}).then(() => ended?.end?.());

@@ -31,13 +31,17 @@ export class Playground {
     this.presets = works.map(([name, { tip }]) => button(name, tip, () => this.choose(name)));
     const moved = (name) => (value) => this.apply({ ...this.values, [name]: value });
     const control = (name) => new Control(`${place.id}-${name}`, settings.controls[name], moved(name));
-    this.controls = Object.fromEntries(settings.names.map((name) => [name, control(name)]));
+    const shown = settings.names.filter((name) => name !== "points"); // they are drawn
+    this.controls = Object.fromEntries(shown.map((name) => [name, control(name)]));
+    this.past = []; // points before each that were drawn
     this.off = make("div", { class: "moe-off" });
     const { front } = settings;
     const first = front ? front.controls : [];
     const groups = Object.entries(settings.groups).flatMap(([title, names]) => [
       make("div", { class: "moe-group" }, title),
-      ...names.filter((name) => !first.includes(name)).map((name) => this.controls[name].element),
+      ...names
+        .filter((name) => shown.includes(name) && ![...first, "pen"].includes(name))
+        .map((name) => this.controls[name].element),
       ...(settings.live.includes(names[0]) ? [this.off] : []),
     ]);
     this.view = make("div", { class: "moe-page-view" });
@@ -53,9 +57,11 @@ export class Playground {
     dock.append(
       make("div", { class: "moe-page-first" }, ...first.map((name) => this.controls[name].element)),
     );
+    const drawing = this.drawing(settings.words.own);
+    dock.append(...drawing);
     const others = make("div", { class: "moe-page-controls" }, ...groups);
     const bars = [...(front ? [bar(...rest)] : []), ...(presets.length ? [bar(...presets)] : [])];
-    this.rest = front ? [...bars, others] : [];
+    this.rest = front ? [...bars, ...drawing, others] : [];
     for (const element of this.rest) element.hidden = true;
     place.home.replaceChildren(dock, ...bars, place.said, this.view, others);
     if ("guide" in place.home.dataset) this.guide();
@@ -92,6 +98,16 @@ export class Playground {
       (name) => name !== "Collapse" || !settings.presets.collapse.off,
     );
     return Object.fromEntries(names.map((name) => [name, button(name, tips[name], actions[name])]));
+  }
+  // What points are drawn with by hand, where they can be.
+  drawing(words) {
+    if (!words) return [];
+    const clear = () => this.values.points && this.learn("");
+    const actions = { "Undo points": () => this.undo(), "Clear points": clear };
+    const buttons = Object.entries(actions).map(([name, action]) => button(name, words.tips[name], action));
+    const made = bar(this.controls.pen.element, ...buttons);
+    made.classList.add("moe-page-pen");
+    return [made];
   }
   guide() {
     const elements = { view: this.view, ...this.buttons };
@@ -177,9 +193,25 @@ export class Playground {
     for (const each of this.steps) each.disabled = playing;
   }
   /** Hear the canvas: it has drawn a picture, or something in one was clicked. */
-  told({ drawn, pick, index }) {
+  told({ drawn, pick, index, points }) {
     if (drawn) this.ask("drawn", { number: drawn });
+    if (points) this.learn(this.values.points + points);
     if (pick === "token" && "token" in this.controls) this.apply({ ...this.values, token: index });
+  }
+  /** Learn points that were drawn by hand, or the task again where there are none. */
+  learn(points) {
+    const count = points.length / 4;
+    const { most } = this.settings.controls.points;
+    if (count > most) {
+      this.say(`points must be at most ${most}, got ${count}. What stands is kept.`);
+      return;
+    }
+    this.past.push(this.values.points);
+    this.apply({ ...this.values, points });
+  }
+  undo() {
+    if (this.past.length) this.apply({ ...this.values, points: this.past.pop() });
+    else this.say(this.settings.words.own.nothing);
   }
   isAt(preset) {
     const { settings, values } = this;

@@ -58,7 +58,13 @@ export class Settings {
 
   /** @returns {number | string} what a text says of a control, or throws a sentence */
   read(name, text, values) {
-    const { limits, is_above, allowed } = this.controls[name];
+    const { limits, is_above, allowed, most, end } = this.controls[name];
+    if (most) {
+      const points = text.match(/.{1,4}/g) ?? [];
+      const isGood = (digits) => /^[0-9a-z]{4}$/.test(digits) && parseInt(digits, 36) < end;
+      if (!points.every(isGood)) refuse(`${name} must be ${allowed}, got ${text.slice(0, 80)}`);
+      return points.length <= most ? text : refuse(`${name} must be at most ${most}, got ${points.length}`);
+    }
     if (limits) {
       const number = text.trim() === "" ? NaN : Number(text);
       const isHigh = is_above ? number > limits[0] : number >= limits[0];
@@ -69,10 +75,10 @@ export class Settings {
     return found ?? refuse(`${name} must be one of ${stops.join(", ")}, got ${text}`);
   }
 
-  /** @returns {string} the address of these values, without those that are the preset's */
+  /** @returns {string} the address of these values, without those that are the preset's: who opens it draws nothing */
   address(values) {
     const usual = this.preset(values.preset);
-    const moved = this.names.filter((name) => values[name] !== usual[name]);
+    const moved = this.names.filter((name) => values[name] !== usual[name] && name !== "pen");
     const preset = Object.keys(this.presets).length > 1 ? ["preset"] : [];
     return String(new URLSearchParams([...preset, ...moved].map((name) => [name, values[name]])));
   }
@@ -105,14 +111,18 @@ export class Settings {
 
   /** @returns {Record<string, string>} why controls are off with these values, by name */
   why(values) {
-    return this.idle[values.router] ?? {};
+    return { ...this.idle[values.router], ...(values.points && this.words.own.idle) };
   }
 
   /** @returns {Values} the same, with the knobs off that the router has no use for */
   inForce(values) {
     const why = this.why(values);
     const off = this.live.filter((name) => name in why).map((name) => [name, this.controls[name].off]);
-    return { ...values, ...Object.fromEntries(off) };
+    return {
+      ...values,
+      ...Object.fromEntries(off),
+      ...(values.points && { router_start: this.words.own.start }),
+    };
   }
 
   /** @returns {string} a program of PyTorch with these values, as `as_pytorch` in moe_lessons/training writes it */
@@ -121,6 +131,7 @@ export class Settings {
       Object.entries(this.inForce(values)).map(([name, value]) => [name, asCode(value)]),
     );
     said.capacity_factor ??= "none";
+    if (said.points) said.task = "points";
     const holds = ([name, isIn, texts]) => texts.includes(said[name]) === isIn;
     const stays = ([when]) => !when.length || when.some((tests) => tests.every(holds));
     const text = this.code_of.parts.filter(stays).map(([, part]) => part);

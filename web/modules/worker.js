@@ -1,7 +1,7 @@
 // Trains the playground in a worker of the page. What it knows: to draw random numbers, run the graphs that torch has
 // exported (see graphs.py), and fill the arrays of the panels (see web/manifest.py).
 
-import { range } from "./canvas/numbers.js";
+import { clamp, nearest, range, readPoints } from "./canvas/numbers.js";
 import { History, firstAtLeast, mean, roomy, serve, toPercent } from "./loop.js";
 import { filled, json } from "./parts.js";
 import { fillEven, fillNormal, floats, graph, numbers, randomOf, whole } from "./runtime.js";
@@ -39,8 +39,38 @@ class Training extends History {
     let sum = 0;
     this.reach = frequency.map((part) => (sum += part / all));
     this.isEven = new Set(frequency).size === 1;
+    this.drawing = readPoints(values.points);
+    if (values.points) this.showDrawing();
+  }
+  /** Show tokens and classes of what was drawn by hand, not of the task: see `PlaneTask`. */
+  showDrawing() {
+    const { drawing, shared, values } = this;
+    const { tokens, map, shown } = shared.numbers;
+    const { x, y } = this.ofDrawing(tokens, randomOf(values.seed + shown));
+    const order = range(tokens).sort((one, other) => y[one] - y[other]);
+    this.points = floats(Float32Array.from(order.flatMap((i) => [x[2 * i], x[2 * i + 1]])), tokens, 2);
+    this.classes = Float32Array.from(order, (i) => y[i]);
+    const place = (i) => (2 * i) / (map - 1) - 1;
+    this.map = Float32Array.from({ length: map * map }, (_, i) => {
+      const [across, up] = [place(i % map), place(Math.floor(i / map))];
+      const away = (k) => (drawing[k].x - across) ** 2 + (drawing[k].y - up) ** 2;
+      return drawing[nearest(drawing.length, away)].label;
+    });
+  }
+  ofDrawing(count, random) {
+    const chosen = range(count).map(() => this.drawing[random.below(this.drawing.length)]);
+    const noise = fillNormal(new Float32Array(2 * count), random);
+    const moved = ({ x, y }, i) =>
+      [x, y].map((at, axis) => at + this.shared.numbers.own_noise * noise[2 * i + axis]);
+    const x = Float32Array.from(chosen.flatMap(moved), (at) => clamp(at, -1, 1));
+    return { x, y: Int32Array.from(chosen, ({ label }) => label) };
   }
   async points_and_classes(random) {
+    if (this.drawing.length) {
+      const { batch } = this.own;
+      const { x, y } = this.ofDrawing(batch, random);
+      return { x: floats(x, batch, 2), y: whole(y, batch) };
+    }
     const { drawn, blob } = this.drawn;
     const isBlobs = this.shared.tasks[this.values.task].blobs;
     for (let i = 0; isBlobs && i < blob.length; i++) blob[i] = this.blob(random); // in the order of PlaneTask.batch
@@ -153,6 +183,9 @@ const PANELS = {
       "1.x": ["f4", [count], x],
       "1.y": ["f4", [count], y],
     };
+    const { points, pen } = run.values;
+    const label = pen === "off" ? null : Number(pen.at(-1));
+    if (points || label !== null) header.marks.push({ mark: "Drawn", points, pen: label });
     if (!run.isMapped) arrays["0.classes"] = ["u1", [map, map], run.map]; // once is enough
     run.isMapped = true;
     return { ...arrays, "1.symbol": ["u1", [count], symbol], "1.expert": ["u1", [count], expert] };
@@ -167,7 +200,9 @@ const PANELS = {
     return { "0.probs": ["f4", [E], own], "0.weights": ["f4", [E], weights] };
   },
   work: ({ own: { work } }) => ({ "0.values": ["f4", [work.length, 1], work] }),
-  accuracy(_, { plain: { accuracy } }, { marks: [mark] }) {
+  accuracy({ drawing, shared }, { plain: { accuracy } }, header) {
+    const [mark] = header.marks;
+    if (drawing.length) header.title = shared.words.own.accuracy;
     mark.texts = [...accuracy].map(toPercent);
     return { "0.values": ["f4", [accuracy.length, 1], accuracy] };
   },
@@ -204,7 +239,8 @@ const PANELS = {
   },
   loss: (run, _, header, slot) => run.loss(header, slot),
   cost(run, { plain: { measured, accuracy } }, header) {
-    const { cells } = header.marks[0];
+    const { cells, rows } = header.marks[0];
+    if (run.drawing.length) rows.splice(-2, 1, "loss");
     cells.splice(
       -2,
       2,
@@ -250,10 +286,14 @@ function lines(run, out) {
   const [x, y] = [0, 1].map((axis) => run.points.data[2 * token + axis].toFixed(2));
   const [with_it, without] = [out.plain, out].map(({ accuracy }) => toPercent(accuracy[0]));
   const worse = isWorse ? filled(reading.worse, { guessing: guessing.toFixed(2) }) : "";
+  const { length } = run.drawing;
+  const isOne = new Set(run.drawing.map((each) => each.label)).size === 1;
+  const own = length ? filled(reading.own, { points: length }) + (isOne ? reading["one class"] : "") : "";
+  const hint = !length && run.values.pen !== "off" ? reading.draw : "";
   const of = { expert: muted(run), with_it, without, points: sizes.measured };
   const lost = muted(run) === null ? "" : filled(reading.muted, of);
   return {
-    words: words + worse,
+    words: words + worse + own + hint,
     reading: filled(reading.token, { token, x, y, label, verdict, read, served }) + lost,
   };
 }
@@ -272,4 +312,4 @@ async function open(values, name) {
   ]);
   return new Training(shared, own, { stepping, reading, batch }, weights, ofSeed, values);
 }
-serve(open, "task");
+serve(open, "task", "points");

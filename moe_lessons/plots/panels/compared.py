@@ -11,6 +11,7 @@ from moe_lessons.plots.theme import ALIVE, DEAD, model_inks, short_number
 
 WIDE = 1.25  # a memorisation grid is so much wider than high
 BAR = "#00838f"
+OWN_ACCURACY = "Accuracy around your points"  # new draws of them: no point is kept apart
 NUM_HELD_OUT, NUM_HELD_OUT_SEQUENCES = 256, 48  # to measure loss and accuracy on: points, or sequences of text
 CURVES = {  # name -> title, what of a reading
     "dead experts": ("Dead experts", "dead"),
@@ -89,7 +90,7 @@ def cost(view) -> Panel:
         costs = {name: f"{size:,}" if size < 100_000 else short_number(size) for name, size in sizes.items()}
         times = [record.ms_per_step for record in run.records[-50:]]
         held_out = run.evaluate(NUM_HELD_OUT_SEQUENCES if hasattr(run.task, "context") else NUM_HELD_OUT)
-        loss = "loss" if hasattr(run.task, "known") else "held-out loss"  # of facts, none are held out
+        loss = "loss" if hasattr(run.task, "known") or is_own(run) else "held-out loss"  # of facts, none are held out
         costs |= {"ms/step": f"{np.median(times):.2f}" if times else "–", loss: f"{held_out['loss']:.3g}"}
         columns[name] = costs | {"accuracy": f"{held_out['accuracy']:.1%}"}
     rows = tuple(next(iter(columns.values())))
@@ -103,9 +104,15 @@ def work(view) -> Panel:
     return bars_panel("FLOPs per token", view.runs, flops, [f"{value:,}" for value in flops], max(flops))
 
 
+def is_own(run) -> bool:
+    """Return whether it learns points that were drawn by hand: none of them are held out."""
+    return bool(getattr(run.task, "points", ""))
+
+
 def accuracy(view) -> Panel:
     found = [run.evaluate(NUM_HELD_OUT)["accuracy"] for run in view.runs.values()]
-    return bars_panel("Held-out accuracy", view.runs, found, [f"{value:.1%}" for value in found], 1)
+    title = OWN_ACCURACY if is_own(view.main_run) else "Held-out accuracy"
+    return bars_panel(title, view.runs, found, [f"{value:.1%}" for value in found], 1)
 
 
 def bars_panel(title: str, names, values, texts, high: float) -> Panel:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from moe_lessons.nn import Routing, is_moe
+from moe_lessons.plots import marks as all_marks
 from moe_lessons.plots.marks import Axis, Bars, Cells, Field, Panel, Points, Route, Rule, Stack, experts_axis, roomy
 from moe_lessons.plots.panels._history import RECENT, as_array, history, num_experts, of_layer, recent_load
 from moe_lessons.plots.still import plot
@@ -101,8 +102,9 @@ def territory(view) -> Panel:
     symbol, first = (~as_array(plane.correct)).astype("u1"), as_array(plane.routing.router_probs.argmax(dim=-1), "u1")
     tokens = Points(x, y, symbol, first, True, view.state.token, ("correct", "wrong"))
     classes = as_array(view.main_run.task.class_map, "u1") if view.state.shows_classes else None
-    field = Field(as_array(plane.scores, "f2"), classes)
-    return Panel("Territory: first choices", [field, tokens], PLANE, PLANE)
+    field, points, pen = Field(as_array(plane.scores, "f2"), classes), view.main_run.task.points, view.state.pen
+    drawn = [all_marks.Drawn(points, pen)] if points or pen is not None else []
+    return Panel("Territory: first choices", [field, tokens, *drawn], PLANE, PLANE)
 
 
 def heatmap_panel(routing, selected: int | None = None) -> Panel:

@@ -6,6 +6,7 @@ import { make, set } from "./elements.js";
 import { newView } from "./view.js";
 import { drawCards, dress, receive, resize } from "./frames.js";
 import { named, pick, point, tell, under } from "./pointer.js";
+import { drawn } from "./drawing.js";
 import { keyPressed } from "./keyboard.js";
 import { copyOrSave } from "./copy.js";
 import { answered, hearControls, homeOf, makeSkip, nameControls } from "./controls.js";
@@ -92,8 +93,10 @@ function observe(view) {
 function listen(view) {
   const { el } = view;
   const on = (target, name, action) => target.addEventListener(name, action, { signal: view.ended });
-  on(el, "pointermove", (event) => point(view, under(view, event), true));
-  on(el, "click", (event) => pick(view, under(view, event)));
+  on(el, "pointermove", (event) => drawn(view, event) || point(view, under(view, event), true));
+  on(el, "click", (event) => drawn(view, event) || pick(view, under(view, event)));
+  on(el, "pointerdown", (event) => drawn(view, event) && point(view, {}));
+  for (const name of ["pointerup", "pointercancel"]) on(el, name, (event) => drawn(view, event));
   on(el, "keydown", (event) => keyPressed(view, event));
   on(el, "focusin", ({ target }) => target.matches("button") && point(view, { hit: named(target) }));
   for (const name of ["pointerleave", "focusout"]) on(el, name, () => point(view, {}));

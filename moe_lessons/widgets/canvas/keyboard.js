@@ -5,6 +5,7 @@ import { set } from "./elements.js";
 import { cardOf, touch } from "./view.js";
 import { stopsOf } from "./marks.js";
 import { pick, point } from "./pointer.js";
+import { drawAt } from "./drawing.js";
 
 /** @typedef {import("./view.js").View} View  One display of the widget. */
 
@@ -24,7 +25,7 @@ function isUsed(view, { target, key }) {
   const card = cardOf(view, target);
   if (!card?.canvas) return false;
   if (key === "Enter" && view.at?.card === card) {
-    pick(view, { card, at: view.at });
+    if (!drawAt(view, view.at)) pick(view, { card, at: view.at });
     return true;
   }
   return isWalked(view, card, key);

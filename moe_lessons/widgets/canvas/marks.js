@@ -6,6 +6,7 @@ import { css, hex, inkOf, inkOn, lineStyle, mix, ruleStyle, swatch } from "./col
 import { colorOf, paleness, strength } from "./view.js";
 import { grid, points } from "./stops.js";
 import { drawCells, drawField, drawHeat, stopsOfCells, stopsOfField, stopsOfHeat } from "./fields.js";
+import { drawDrawn, stopsOfDrawn } from "./drawing.js";
 import { drawRoute, stopsOfRoute } from "./route.js";
 
 /** @typedef {import("./cards.js").Chart} Chart  A panel with axes. */
@@ -426,6 +427,7 @@ export const MARKS = {
   Heat: { draw: drawHeat, stops: stopsOfHeat },
   Line: { draw: drawLine, stops: stopsOfLine, legend: legendOfLine, right: marginOfLine },
   Points: { draw: drawPoints, stops: stopsOfPoints },
+  Drawn: { draw: drawDrawn, stops: stopsOfDrawn },
   Spots: { draw: drawSpots, stops: stopsOfSpots },
   Parts: { draw: drawParts, stops: stopsOfParts, legend: legendOfParts, right: marginOfParts },
   Rule: { draw: drawRule, legend: legendOfRule },

@@ -134,3 +134,18 @@ export function nearest(count, distance, most = Infinity) {
   }
   return found;
 }
+
+export const HUNDREDTHS = 201; // in each direction of a plane
+
+/**
+ * @param {string} text points that are drawn by hand, as `read_points` in tasks/plane.py has them
+ * @returns {{x: number, y: number, label: number}[]} them, and the class of each
+ */
+export function readPoints(text) {
+  const codes = (text.match(/.{4}/g) ?? []).map((digits) => parseInt(digits, 36));
+  return codes.map((code) => {
+    const [column, above] = [code % HUNDREDTHS, Math.floor(code / HUNDREDTHS)];
+    const [row, label] = [above % HUNDREDTHS, Math.floor(above / HUNDREDTHS)];
+    return { x: column / 100 - 1, y: row / 100 - 1, label };
+  });
+}
