@@ -98,11 +98,14 @@ class Question(anywidget.AnyWidget):
         return f"**{self.kind}** {self.text}\n\n" + "\n".join(f"- {option}" for option in self.options)
 
     def reveal(self, view: Any = None) -> Any:
-        """Give a view or a figure back; in a notebook that runs it is folded until this is answered or skipped. So is
-        what is printed and displayed in `with prediction.reveal():`. Where no answers are kept, nothing waits."""
+        """Give a view or a figure back; in a notebook that runs it is folded until this is answered or skipped, and the
+        note below with it. A view trains from then on, or once a cell waits for it. What is printed and displayed in
+        `with prediction.reveal():` is folded, too. Where no answers are kept, nothing waits."""
         if self._is_open() or progress.file() is None or not in_notebook():
             return nullcontext() if view is None else view
         held = W.Output() if view is None else view
+        if hasattr(held, "hold"):  # it trains
+            held.hold()
         waiting = Waiting(self, lambda: held)
         return waiting if view is not None else display(waiting) or held
 
@@ -137,10 +140,15 @@ class Waiting(Sheet):  # what happened, folded until a question is answered or s
         skip.on_click(lambda _: question.set_trait("skipped", True))
         words = W.HTML('<div class="moe-words" role="status">Answer above, or skip, to see what happened.</div>')
         super().__init__([W.HBox([words, skip]).add_class("moe-bar")])
+        for name in ("moe-view", "moe-plain", "moe-folded"):  # -folded: the note below is hidden, see canvas.css
+            self.add_class(name)
         question.observe(lambda _: self.unfold(), ["answer", "skipped"])
 
     def unfold(self) -> None:
         shown = self.show()
+        self.remove_class("moe-folded")
+        if hasattr(shown, "release"):
+            shown.release()
         if not isinstance(shown, W.Widget):
             shown, what = W.Output(), shown
             shown.append_display_data(what)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from moe_lessons.course import progress
+from moe_lessons.course.question import Keeper
 from moe_lessons.nn import seeded
 from moe_lessons.support.errors import shown
 from moe_lessons.support.show import Markdown, Source, read_parts, show_source, split_points
@@ -55,12 +56,12 @@ class Check(NamedTuple):
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         if static_mode() or not in_notebook():
             return {}
-        below, bar = W.Output(), W.HBox()
+        below, bar = W.Output(), W.HBox().add_class("moe-bar")
         for name, show in (("Hint", self.exercise.hint), ("Solution", self.exercise.solution)):
             button = W.Button(description=name, tooltip=f"Show a {name.lower()} below")
             button.on_click(lambda _, show=show: (below.set_trait("outputs", ()), below.append_display_data(show())))
             bar.children += (button,)
-        view = W.VBox([W.HTML(self._repr_html_()), bar, below])
+        view = W.VBox([W.HTML(self._repr_html_()), bar, below, Keeper()]).add_class("moe-view").add_class("moe-plain")
         return view._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}
 
 

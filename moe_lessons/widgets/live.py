@@ -151,6 +151,14 @@ class LiveRun(Picture):
         """Stop after the step that is being computed."""
         self.loop.playing = False
 
+    def hold(self) -> None:
+        """Put off the training that was asked for until `release`, or until a cell waits for it."""
+        self.loop.hold()
+
+    def release(self) -> None:
+        """Begin what `hold` put off, if nothing has begun it."""
+        self.post(self.loop.release)
+
     def advance(self, steps: int) -> None:
         """Train `steps` steps now, before anything else happens, and show the last one."""
         check_positive_int("steps", steps)

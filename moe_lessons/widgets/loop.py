@@ -32,6 +32,7 @@ class Loop:
         self.playing, self.trouble = False, ""
         self.cost = collections.Counter()  # CPU seconds: 'training', 'showing'; and 'pictures'
         self.budget = self.until = 0  # how many steps it was asked to train, and up to which
+        self._held = 0  # steps that wait until the view is seen: see `hold`
         self._task: asyncio.Task | None = None
         self._actions: collections.deque[Callable[[], None]] = collections.deque()
         self._busy = self._interrupted = self._ended = False
@@ -43,11 +44,19 @@ class Loop:
 
     def play(self, steps: int) -> None:
         self._check_open()
-        self.playing, self.trouble, self._interrupted, self.budget = True, "", False, steps
+        self.playing, self.trouble, self._interrupted, self.budget, self._held = True, "", False, steps, 0
         self.restart_budget()
         _loops.add(self)
         if not self.running:  # else it goes on, even if it was about to pause
             self._task = self.events.create_task(self._train())
+
+    def hold(self) -> None:
+        """Put off the training that was asked for until `release`, or until a cell waits for it."""
+        self._held, self.playing = self.budget * self.playing, False
+
+    def release(self) -> None:
+        if self._held:
+            self.play(self._held)
 
     def restart_budget(self) -> None:
         """Count the steps that may be trained from here, if it trains."""
@@ -80,6 +89,7 @@ class Loop:
         on_the_loop(self.events, self._drain)
 
     async def finished(self) -> None:
+        self.release()
         with heeding(lambda: not _pause_all()):
             try:
                 while self.running:

@@ -1,5 +1,39 @@
 """Lesson 00 in short, as a learner has it: a real JupyterLab in a real Chromium."""
 
+import pytest
+from playwright.sync_api import expect
+
+# What is seen of the first view, each step, from when it is there: whether it is in sight, and its step.
+WATCH = """() => {
+  window.seen = [];
+  setInterval(() => {
+    const canvas = document.querySelector('.moe-canvas');
+    const { top = 0, bottom = 0 } = canvas?.getBoundingClientRect() ?? {};
+    if (canvas?.dataset.step) seen.push([top < innerHeight && bottom > 0, Number(canvas.dataset.step)]);
+  }, 20);
+}"""
+
+
+@pytest.mark.slow
+def test_after_run_all_the_first_view_is_seen_training_and_nothing_answers_a_prediction(lab, open_notebook, view_of):
+    lesson = open_notebook("00_welcome.ipynb")
+    page, note = lesson.page, lesson.page.locator("p", has_text="The bands on the right say how the")
+    page.evaluate("jupyterapp.commands.execute('editmenu:clear-all')")
+    page.evaluate(WATCH)
+    lesson.run_all()
+    seen = page.evaluate("seen")
+    assert all(is_in_sight for is_in_sight, _ in seen) and len({step for _, step in seen}) > 3, seen[:20]
+    assert lab.ask("00_welcome.ipynb", "collapse.step") == 150  # a cell waited for it
+    views = page.locator(".moe-canvas")
+    count = views.count()
+    expect(note).to_be_hidden()
+    page.locator(".moe-question", has_text="After 150 steps").get_by_role("radio").nth(1).check()
+    expect(page.get_by_text("You predicted: some of them.")).to_have_count(1)
+    expect(note).to_be_visible()
+    expect(views).to_have_count(count + 1)
+    view_of(page, count).wait_step(150)
+    assert lesson.cell_errors() == [] and lesson.errors == []
+
 
 def test_it_plays_changes_is_saved_and_is_seen_again(lab, open_notebook, view_of):
     lesson = open_notebook("00_welcome.ipynb")

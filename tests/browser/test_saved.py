@@ -14,13 +14,18 @@ STATE = "application/vnd.jupyter.widget-state+json"
 CELLS = (
     "from moe_lessons.course import *\nfrom moe_lessons.widgets import *",
     "Playground('collapse', play=30, panels=('territory', 'load', 'film', 'cost'))",
-    "Prediction('How many experts are left?', ('all', 'some'), key='07.left')",
+    "left = Prediction('How many experts are left?', ('all', 'some'), key='07.left')\nleft",
     "CurvePrediction('How does it fall?', ('experts', 1, 64), ('loss', 0, 4))",
     "Quiz('07')",
     "CostCalculator()",
     "Interview()",
+    "left.compare('some')",
+    "from moe_lessons.exercises import token_weights\ntoken_weights.check()",
 )
 VIEWS = range(1, len(CELLS))
+
+
+BROKEN = """links => links.filter((e) => getComputedStyle(e, '::before').display !== 'none').length"""
 
 
 def saved(lab, notebook) -> list[dict]:
@@ -61,7 +66,11 @@ def test_it_is_seen_again_and_after_what_was_run_since(lab, open_notebook, view_
     view.wait_step(30)
     view.button("Play").wait_for()
     cell = page.locator(".jp-CodeCell")
+    expect(cell.nth(7)).to_contain_text("Answer above, or skip")
     cell.nth(2).get_by_role("radio").nth(1).check()
+    expect(cell.nth(7)).to_contain_text("As you predicted: some.")
+    cell.nth(8).get_by_role("button", name="Hint").click()
+    expect(cell.nth(8)).to_contain_text("Hint 1 of 2")
     cell.nth(3).get_by_role("slider").focus()
     for key in ("Home", "ArrowUp", "End", "ArrowUp"):
         page.keyboard.press(key)
@@ -83,6 +92,10 @@ def test_it_is_seen_again_and_after_what_was_run_since(lab, open_notebook, view_
         page.goto("about:blank")
         notebook.open(lab, NAME)
         expect(page.get_by_text(LINE)).to_have_count(len(VIEWS), timeout=30_000)
+        expect(cell.nth(7)).to_contain_text("As you predicted: some.")
+        expect(cell.nth(8)).to_contain_text("Hint 1 of 2")
+        expect(cell.nth(8).get_by_role("button", name="Hint")).to_be_disabled()
+        assert page.locator(".jupyter-widgets-disconnected").evaluate_all(BROKEN) == 0
         late = [
             error for error in notebook.errors if "widget model not found" in error
         ]  # mended as soon as it is there

@@ -52,6 +52,32 @@ def test_each_prediction_has_a_key_of_its_lesson_and_is_set_against_what_happene
     assert len(compared) == len(predictions(number)) == NUMBERS[number]
 
 
+def shown(cell) -> list[ast.AST]:
+    """Give what a cell shows beside what it prints, where no `with` folds it."""
+    body = ast.parse(cell.source).body
+    said = [line.value for line in body if isinstance(line, ast.Expr) and isinstance(line.value, ast.Call)]
+    given = [argument for call in said if ast.unparse(call.func) == "display" for argument in call.args]
+    has_result = any(output.output_type == "execute_result" for output in cell.outputs)
+    return given + ([body[-1].value] if has_result else [])
+
+
+@pytest.mark.parametrize("number", LESSONS)
+def test_nothing_answers_a_prediction_before_it_is_answered(number):
+    """From a prediction on, up to its note, what is shown is folded, and the note stands right below a folded cell."""
+    name, last, found = "", None, 0
+    for cell in cells(number):
+        asks = re.search(r"^(\w+) = \w*Prediction\(", cell.source, re.M) if cell.cell_type == "code" else None
+        folds = re.compile(rf"\b{name}\.(reveal|compare)\(")
+        if cell.cell_type == "markdown" and "What to notice" in cell.source and name:
+            assert folds.search(last.source), cell.source
+            name, found = "", found + 1
+        elif cell.cell_type == "code" and name and not asks and ".check(" not in cell.source:
+            assert all(folds.match(ast.unparse(part)) for part in shown(cell)), cell.source
+        name = asks[1] if asks else name
+        last = cell if cell.cell_type == "code" else last
+    assert found == NUMBERS[number]
+
+
 def test_no_key_is_used_twice_and_the_course_asks_for_numbers_and_for_curves():
     kinds, keys = zip(*(prediction for number in LESSONS for prediction in predictions(number)))
     kept = [key for number in LESSONS for key in figures(number)]

@@ -137,7 +137,7 @@ def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monke
     monkeypatch.delenv("MOE_LESSONS_STATIC", raising=False)
     data, made = check._repr_mimebundle_(), []
     view = _instances[data["application/vnd.jupyter.widget-view+json"]["model_id"]]
-    (words, bar, below), exercise.hints_seen = view.children, 0
+    (words, bar, below, _), exercise.hints_seen = view.children, 0
     hint, solution = bar.children
     for button in (hint, hint, hint, solution):
         button.click()

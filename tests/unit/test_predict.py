@@ -1,5 +1,6 @@
 """A prediction: nothing is chosen for you, what you chose is kept, and it is compared with what happened."""
 
+import asyncio
 import re
 
 import ipywidgets as W
@@ -8,6 +9,7 @@ import pytest
 from traitlets import TraitError
 
 from moe_lessons.course import CurvePrediction, NumberPrediction, Prediction, progress, question
+from moe_lessons.widgets import CollapseLab
 
 pytestmark = pytest.mark.usefixtures("own_progress")
 QUESTION, OPTIONS = "How many experts will be left?", ("all", "some", "one")
@@ -124,6 +126,33 @@ def test_in_a_notebook_what_happened_waits_for_an_answer_or_for_skip(kind, way, 
     for name, value in (("MOE_LESSONS_PROGRESS", "off"), ("MOE_LESSONS_STATIC", "1")):
         monkeypatch.setenv(name, value)
         assert MAKERS[kind]().reveal(view) is view and isinstance(MAKERS[kind]().compare(*outcome), str)
+
+
+@pytest.mark.parametrize("way", ["answered", "a cell waits for it"])
+def test_a_view_that_answers_trains_from_the_answer_on_or_when_a_cell_waits_for_it(way, monkeypatch):
+    monkeypatch.setattr(question, "in_notebook", lambda: True)
+
+    async def steps() -> list[int]:
+        prediction, view = MAKERS["choice"](), CollapseLab(play=5)
+        waiting = prediction.reveal(view)
+        await asyncio.sleep(0.2)
+        found = [view.step]
+        if way == "answered":
+            prediction.answer = "all"
+            assert waiting.children == (view,)
+            while view.step < 5:
+                await asyncio.sleep(0.02)
+        else:
+            await view.finished()
+            assert view not in waiting.children
+            prediction.skipped = True
+            await asyncio.sleep(0.2)
+            assert waiting.children == (view,)
+        found.append(view.step)
+        view.close()
+        return found
+
+    assert asyncio.run(asyncio.wait_for(steps(), 30)) == [0, 5]
 
 
 def test_what_is_printed_before_an_answer_waits_too(monkeypatch):

@@ -50,7 +50,8 @@ export class Playground {
     const shares = place.shares();
     const presets = works.length > 1 ? ["Presets:", ...this.presets] : [];
     this.buttons = front ? this.frontButtons(front) : {};
-    const inSight = [this.play, ...Object.values(this.buttons), reset];
+    const { More, ...breaking } = this.buttons;
+    const inSight = [this.play, ...Object.values(breaking), reset, ...(front ? [More] : [])];
     const rest = [...this.steps, ...more, ...shares];
     const dock = make("div", { class: "moe-dock" }, bar(make("b", {}, settings.words.title), ...inSight));
     dock.firstChild.append(...(front ? [] : rest));

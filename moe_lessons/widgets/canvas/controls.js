@@ -5,7 +5,7 @@ import { make, set } from "./elements.js";
 /** @typedef {import("./view.js").View} View  One display of the widget. */
 
 const PATIENCE = 500; // milliseconds before it is said that an answer is late
-const SETTLING = 50; // milliseconds after which a slider has moved
+const SETTLING = 50; // milliseconds in which a slider moves
 const OUR_OWN = "[inert], [disabled], .moe-stale, .moe-skip"; // what asks the kernel nothing
 
 /**
@@ -46,21 +46,19 @@ function askOnce(view, name, event) {
 
 // Of a slider, each move is asked: by a key, or while it is dragged.
 function watch(view, name, handle, event) {
+  if (!["keydown", "pointerdown"].includes(event.type)) return;
   const now = () => handle.getAttribute("aria-valuenow");
   let before = now();
-  const check = () => {
+  // it hears of a move at once: an answer may be quick, and what is noted after it would wait for ever
+  const moves = new MutationObserver(() => {
     if (now() === before) return;
     before = now();
     wait(view, name);
-  };
-  if (event.type === "keydown") setTimeout(check, SETTLING);
-  if (event.type !== "pointerdown") return;
-  const timer = setInterval(check, 2 * SETTLING);
-  const end = () => {
-    clearInterval(timer);
-    check();
-  };
-  addEventListener("pointerup", () => setTimeout(end, SETTLING), { once: true });
+  });
+  moves.observe(handle, { attributeFilter: ["aria-valuenow"] });
+  const end = () => setTimeout(() => moves.disconnect(), SETTLING);
+  if (event.type === "keydown") end();
+  else addEventListener("pointerup", end, { once: true });
 }
 
 /**
@@ -84,12 +82,13 @@ export function answered(view) {
   view.notice = null;
 }
 
+/** @returns {boolean} whether JupyterLab says so of any cell */
+export const isCellRunning = () =>
+  [...document.querySelectorAll(".jp-InputPrompt")].some(({ textContent }) => textContent.includes("*"));
+
 function sayWhy(view) {
-  const isBusy = [...document.querySelectorAll(".jp-InputPrompt")].some(({ textContent }) =>
-    textContent.includes("*"),
-  );
   const own = view.words.state === "training" ? "it trains a step" : "no answer yet";
-  const why = isBusy ? "another cell is running" : own;
+  const why = isCellRunning() ? "another cell is running" : own;
   const text = `Waiting for the kernel: ${why}. Asked: ${[...view.waiting].join(", ")}. `;
   const back = make("button", "", "Take back");
   back.addEventListener("click", () => {

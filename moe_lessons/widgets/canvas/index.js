@@ -9,7 +9,7 @@ import { named, pick, point, tell, under } from "./pointer.js";
 import { drawn } from "./drawing.js";
 import { keyPressed } from "./keyboard.js";
 import { copyOrSave } from "./copy.js";
-import { answered, hearControls, homeOf, makeSkip, nameControls } from "./controls.js";
+import { answered, hearControls, homeOf, isCellRunning, makeSkip, nameControls } from "./controls.js";
 import { keepStill, save } from "./stills.js";
 import { keep } from "./keep.js";
 
@@ -103,9 +103,22 @@ function listen(view) {
   on(scheme, "change", () => dress(view));
 }
 
+// Run All goes to the last cell. The first view of a notebook, when it comes while cells run, is brought into sight.
+function bringBack({ el }) {
+  const book = el.closest(".jp-Notebook");
+  if (!book || "moeSeen" in book.dataset) return;
+  book.dataset.moeSeen = "";
+  const { top, bottom } = homeOf({ el }).getBoundingClientRect();
+  const isAway = bottom < 0 || top > innerHeight;
+  if (isAway && isCellRunning()) el.closest(".jp-Cell").scrollIntoView();
+}
+
 // What comes from the model, and what is put into it. Gives what ends that.
 function connect(view, model) {
-  const take = (message, buffers) => quietly(() => receive(view, message, buffers));
+  const take = (message, buffers) => {
+    quietly(() => receive(view, message, buffers));
+    quietly(() => bringBack(view));
+  };
   const hear = (message, buffers) => (message.copy ? give(view, message.copy) : take(message, buffers));
   const note = () => save(view, model);
   const notes = model.widget_manager?.moeNotes;

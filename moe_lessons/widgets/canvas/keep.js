@@ -41,7 +41,7 @@ export function keep({ model: { widget_manager: manager } }) {
   };
   const mended = new Set();
   const timer = setInterval(() => {
-    document.querySelectorAll(".moe-view").forEach(sayStale);
+    document.querySelectorAll(".moe-view:not(.moe-view *)").forEach(sayStale);
     if (document.querySelector(".jp-OutputArea-output.jupyter-widgets")) mend(book, models, mended);
     if (manager.isDisposed) clearInterval(timer);
   }, TURN);
