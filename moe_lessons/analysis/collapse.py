@@ -15,7 +15,7 @@ from moe_lessons.support.errors import check_choice, check_whole
 from moe_lessons.training import REMEDIES, PlaneSetting, Run, SeedBand, is_dead, plane_model, remedy_setting
 from moe_lessons.training.knobs import KNOBS
 
-NUM_POINTS = 2048  # whose gains are taken
+NUM_POINTS = 2048  # whose gradients are taken
 PRACTICE = 500_009  # a part of its seed: the run itself sees other points
 # what learns, and the part of the block that stands still meanwhile
 LEARNS = {"all": None, "experts only": "router", "router only": "experts"}
@@ -24,7 +24,7 @@ RECENT = 20  # steps over which what a step shows is averaged: one batch alone f
 
 # what the outputs of the chosen experts are multiplied by: K, and whether their probabilities are divided by their sum
 WEIGHTS = {"K = 1, p": (1, False), "K = 1, p / sum": (1, True), "K = 2, p": (2, False), "K = 2, p / sum": (2, True)}
-# the remedies with a strength to turn, and the knob that it is
+# the balancing methods that have a strength, and the knob that sets it
 STRENGTHS = {name: knob for name, fields in REMEDIES.items() for knob in fields if knob in KNOBS}
 
 
@@ -66,13 +66,13 @@ def gradient_norms(weights: Iterable[Tensor]) -> Tensor:
     return sum(gradient.flatten(1).square().sum(dim=1) for gradient in gradients).sqrt()
 
 
-def token_gains(run: Run) -> tuple[Tensor, Tensor, Tensor]:
-    """Say of held-out points, where K is 1: probs (T, E), the chosen expert (T,), and the gain:
-    how far the task's loss falls for each unit by which the weight of the chosen expert rises (T,)."""
+def weight_gradients(run: Run) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for held-out points, where K is 1: probs (T, E), the chosen expert (T,), and the gradient of the task's
+    loss with respect to the routing weight of the chosen expert (T,)."""
     x, y = run.held_out(NUM_POINTS)
     logits, (routing,) = run.model(x)
     (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), routing.weight)
-    return routing.router_probs.detach(), routing.expert_idx, -gradient
+    return routing.router_probs.detach(), routing.expert_idx, gradient
 
 
 def practise(run: Run, expert: int, steps: int = 20) -> None:
@@ -134,7 +134,7 @@ class Reading(NamedTuple):
 
 @dataclass
 class Tile:
-    """A remedy, or several together, and the band that trains with it."""
+    """A balancing method, or several together, and the band that trains with it."""
 
     setting: PlaneSetting
     band: SeedBand
@@ -170,7 +170,7 @@ class Tile:
 
 
 def tile_setting(name: str, base: PlaneSetting, values: dict[str, Any]) -> PlaneSetting:
-    """Make what a tile trains with: remedies (joined by ' + ') on `base`, as strong as they or else `values` say."""
+    """Make what a tile trains with: methods (joined by ' + ') on `base`, as strong as they or else `values` say."""
     parts = [split_strength(part) for part in name.split(" + ")]
     remedies = [check_choice("remedy", remedy, REMEDIES) for remedy, _ in parts]
     own = {STRENGTHS[remedy]: strength for remedy, strength in parts if remedy in STRENGTHS}

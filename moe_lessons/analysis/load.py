@@ -14,7 +14,7 @@ from moe_lessons.support.errors import check_number, check_top_k, shown
 from moe_lessons.training.record import DEAD_SHARE, dead_experts, is_dead
 
 WORDS: dict[str, str] = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))  # of `describe_load`
-EVEN = 1.05  # busiest over mean: below it each has about the even share
+EVEN = 1.05  # busiest over mean: below it the load is about uniform
 
 
 @dataclass(frozen=True)

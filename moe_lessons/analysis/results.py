@@ -115,8 +115,17 @@ def load_collapse_map() -> pd.DataFrame:
     return frame.assign(dead=frame["dead"].map(np.mean)).reset_index(drop=True)
 
 
+def dead_over_steps(name: str) -> tuple[list[int], dict[str, np.ndarray]]:
+    """Read how many experts are dead in all layers of a sweep that keeps them, 'source_dead': the steps (N,), and for
+    each model the counts (S, N) of S seeds."""
+    frame = load_results(name)
+    frame["count"] = [sum(map(len, layers)) for layers in frame.dead]
+    tables = {model: own.pivot(index="seed", columns="step", values="count") for model, own in frame.groupby("model")}
+    return sorted(frame.step.unique()), {model: table.to_numpy() for model, table in tables.items()}
+
+
 def load_plane_sweep(name: str) -> pd.DataFrame:
-    """Read a stored sweep of mixtures in the plane, 'scarce' or 'coefficients': a row for each mixture, step and seed,
+    """Read a stored sweep of MoEs in the plane, 'coefficients': a row for each mixture, step and seed,
     with what the mixture has that differs, step, seed, accuracy, max_over_mean and dead."""
     measures = ["accuracy", "max_over_mean", "dead"]
     settings, frame = by_step(name, measures)

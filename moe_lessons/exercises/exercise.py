@@ -95,7 +95,7 @@ class Exercise:
 
     @property
     def key(self) -> str:
-        """Its key in the learner's progress, such as '07.slowdown'."""
+        """Its key in the learner's progress, such as '08.new_bias'."""
         return f"{self.lesson}.{self.name}"
 
     def check(self, answer: Any = None) -> Check:

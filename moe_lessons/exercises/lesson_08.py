@@ -1,60 +1,9 @@
-"""Lesson 08: who finds a place where experts fill up, the auxiliary loss, one bias update."""
-
-import math
-from collections import Counter
-from itertools import product
+"""Lesson 08: the auxiliary loss and one bias update."""
 
 import torch
 from torch import Tensor
 
 from moe_lessons.exercises.exercise import Problem, agree, exercise
-
-
-def in_turn(chosen: Tensor, capacity: int, turn=lambda token, choice: (choice, token), anew=False) -> Tensor:
-    """Mark the assignments `chosen` (T, K) that find a place, by rising turn(token, choice); anew: for each choice."""
-    kept, taken = torch.zeros_like(chosen, dtype=torch.bool), Counter()
-    for token, choice in sorted(product(*map(range, chosen.shape)), key=lambda pair: turn(*pair)):
-        place = int(chosen[token, choice]), choice if anew else 0
-        taken[place] += 1
-        kept[token, choice] = taken[place] <= capacity
-    return kept
-
-
-def my_places(topk_indices, num_experts, factor):
-    num_tokens, top_k = topk_indices.shape
-    capacity = -(-factor * top_k * num_tokens // num_experts)  # rounded up
-    taken = [0] * num_experts
-    kept = torch.zeros(num_tokens, top_k, dtype=torch.bool)
-    for choice in range(top_k):  # all first choices before any second one
-        for token in range(num_tokens):
-            expert = topk_indices[token, choice]
-            kept[token, choice] = taken[expert] < capacity
-            taken[expert] += 1
-    return kept
-
-
-def places(idx: Tensor, num_experts: int, factor: float) -> int:
-    return math.ceil(factor * idx.numel() / num_experts)
-
-
-NO_K = "K is missing in C: there are K · T assignments to place."
-ROUNDED = "C is rounded up, not down: ⌈factor · K · T / E⌉, math.ceil."
-ONE_MORE = "An expert takes one more than C. There is a place as long as fewer than C are taken."
-ANEW = "You counted anew for each choice. First and second choices fill the same C places."
-PLACES_MISTAKES = [
-    (lambda i, e, f: in_turn(i, math.floor(f * i.numel() / e)), ROUNDED),
-    (lambda i, e, f: in_turn(i, places(i[:, 0], e, f)), NO_K),
-    (lambda i, e, f: in_turn(i, places(i, e, f) + 1), ONE_MORE),
-    (lambda i, e, f: in_turn(i, places(i, e, f), lambda token, choice: (token, choice)),
-     "You placed all choices of a token before the next token came. All first choices come before any second one."),
-    (lambda i, e, f: in_turn(i, places(i, e, f), anew=True), ANEW),
-]  # fmt: skip
-
-
-@exercise(2, my_places, PLACES_MISTAKES, "what is kept", axes=("token", "choice"))
-def find_places() -> list[tuple]:
-    sizes = (13, 5, 2, 1.0), (20, 8, 1, 0.75), (4, 4, 1, 1.0), (30, 6, 3, 1.25)  # T, E, K, factor; the third is full
-    return [((torch.randn(T, E) + torch.linspace(0, 1.5, E)).topk(K).indices, E, f) for T, E, K, f in sizes]
 
 
 def uneven() -> list[tuple[Tensor, Tensor]]:
@@ -88,7 +37,7 @@ NO_GRADIENT = "The number is right, but no gradient reaches the router. Keep P a
 LOSS_MISTAKES = [
     (lambda p, i: p.shape[1] * p.mean(0).square().sum(),
      "You used the mean probability for f, too. f is counted: the share of the assignments in topk_indices."),
-    (lambda p, i: (shares(i, p.shape[1]) * p.mean(0)).sum(), "The factor E is missing: an even load should cost 1."),
+    (lambda p, i: (shares(i, p.shape[1]) * p.mean(0)).sum(), "The factor E is missing: a uniform load should cost 1."),
     (lambda p, i: p.shape[1] * i.shape[1] * (shares(i, p.shape[1]) * p.mean(0)).sum(),
      "Yours is K times too large: divide the counts by T · K, all assignments, so that f sums to 1. (Hugging Face's "
      "loss is K times this one: mind it when you take over a coefficient.)"),
@@ -111,7 +60,7 @@ def my_bias(bias, topk_indices, rate):
 
 BIAS_MISTAKES = [
     (lambda b, i, rate: b + rate * (shares(i, len(b)) - 1 / len(b)).sign(),
-     "The direction is turned round: an expert that had too little must become easier to choose."),
+     "The sign is wrong: the bias of an expert with too few tokens must rise."),
     (lambda b, i, rate: b + rate * (1 / len(b) - shares(i, len(b))),
      "You moved the bias by how much the share is off. Only its sign counts: each moves by rate, up or down."),
     (lambda b, i, rate: b + rate * (i.numel() / len(b) - shares(i, len(b)) * i.numel()),

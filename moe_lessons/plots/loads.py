@@ -1,4 +1,4 @@
-"""Pictures of experts: how busy each is, by layer and by model, who is pushed where, who is full, who sends what."""
+"""Pictures of experts: the load of each, by layer and by model, gradients on their logits, capacity, traffic."""
 
 from collections.abc import Mapping
 
@@ -38,7 +38,7 @@ def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -
 
 
 def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
-    """Draw two shares of each expert, x, y (N, E) from N steps or runs. Dashed: even shares; dotted: where x = y."""
+    """Draw two shares of each expert, x, y (N, E) from N steps or runs. Dashed: uniform load; dotted: where x = y."""
     ax = axes_for(4.2, 3.8, title, *labels)
     x, y = np.asarray(x), np.asarray(y)
     for expert, points in enumerate(zip(x.T, y.T)):
@@ -52,12 +52,13 @@ def share_scatter(x, y, labels: tuple[str, str], title: str) -> Axes:
     return name_over(ax)
 
 
-def push_bars(own, others, title: str, ax: Axes) -> Axes:
-    """Draw the push on the score of each expert by its own tokens (full) and by all others (pale): own, others (E,)."""
-    dress(ax, title, ylabel="push (nats per unit of score)")
+def logit_gradient_bars(own, others, title: str, ax: Axes) -> Axes:
+    """Draw minus the gradient on the logit of each expert, so that bars above 0 raise it: own (E,), from the tokens
+    that chose the expert (full); others (E,), from all other tokens (pale)."""
+    dress(ax, title, ylabel="−∂L/∂z: above 0 raises the logit")
     places = np.arange(len(own))
     options = {"color": [style.expert_color(e) for e in places], "hatch": [style.expert_hatch(e) for e in places]}
-    kinds = (own, -0.2, "by its own tokens", 1), (others, 0.2, "by the tokens of the others", 0.4)
+    kinds = (own, -0.2, "from its own tokens", 1), (others, 0.2, "from all other tokens", 0.4)
     for heights, side, name, alpha in kinds:
         ax.bar(places + side, heights, 0.4, edgecolor=LIGHT.background, lw=0.5, alpha=alpha, **options)
         ax.bar([0], [0], color=LIGHT.muted, alpha=alpha, label=name)

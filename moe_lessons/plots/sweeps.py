@@ -160,13 +160,14 @@ def method_costs(table: pd.DataFrame) -> style.LessonFigure:
     return figure
 
 
-def dead_curves(dead: Mapping[str, Sequence]) -> Axes:
-    """Draw the dead experts over N steps: for each name (S, N), the mean over S seeds and the range of them all."""
+def dead_curves(dead: Mapping[str, Sequence], steps: Sequence[int] | None = None, num_experts: int = 8) -> Axes:
+    """Draw how many of `num_experts` are dead at N steps: for each name (S, N), the mean over S seeds and the range of
+    them all. steps (N,): from 1 on, if None."""
     marks = []
+    steps = np.arange(1, len(next(iter(dead.values()))[0]) + 1) if steps is None else np.asarray(steps)
     for (name, values), ink in zip(dead.items(), model_inks(dead)):
-        steps = np.arange(1, len(values[0]) + 1)
         marks.append(Line(steps, np.mean(values, 0), name, ink, low=np.min(values, 0), high=np.max(values, 0)))
-    axes = Axis(0, float(steps[-1]), "step"), Axis(-0.1, 8, "dead experts of 8")
+    axes = Axis(0, float(steps[-1]), "step"), Axis(-0.012 * num_experts, num_experts, f"dead experts of {num_experts}")
     return plot(Panel("Dead experts: mean of the seeds, and their range", marks, *axes), width=7.6, height=3.4)
 
 
@@ -178,7 +179,7 @@ def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any]) -> Figure:
     shades = LinearSegmentedColormap.from_list("dead", [LIGHT.background, style.RED])
     figure = style.LessonFigure(2.8 * len(weights), 3.8)
     for ax, of in zip(figure.subplots(1, len(weights), sharey=True), weights):
-        dress(ax, of, "learning rate", "router start" if of == weights[0] else "")
+        dress(ax, of, "learning rate", "router initialisation" if of == weights[0] else "")
         values, later = (dead[step, of].unstack().loc[starts, rates].to_numpy(float) for step in (300, 600))
         ax.imshow(values, cmap=shades, vmin=0, vmax=5, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
@@ -192,20 +193,6 @@ def collapse_map(cells: pd.DataFrame, own: Mapping[str, Any]) -> Figure:
         ax.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
         ax.set_yticks(range(len(starts)), starts)
         ax.spines[:].set_visible(False)
-    words = "Dead experts of 8: bold at step 300, small at step 600; in the frame a run of your own"
+    words = "Dead experts of 8: bold at step 300, small at step 600; in the frame your own run"
     figure.suptitle(words, x=0.01, ha="left", fontsize=style.TEXT_SIZE, color=LIGHT.foreground)
     return figure
-
-
-def accuracy_dots(accuracies: Mapping[str, Sequence[float]], title: str, ax: Axes) -> Axes:
-    """Draw the accuracy of several settings: a dot for each seed, a line and a number for their mean."""
-    dress(ax, title, ylabel="accuracy on held-out points")
-    for place, (values, color) in enumerate(zip(accuracies.values(), model_inks(accuracies))):
-        at, mean = place + np.linspace(-0.2, 0.2, len(values)), np.mean(values)
-        ax.plot(at, values, "o", ms=5, color=LIGHT.lines[color], alpha=0.7, mew=0)
-        ax.hlines(mean, place - 0.3, place + 0.3, color=LIGHT.foreground, lw=1.6)
-        annotate(ax, f"{mean:.1%}", (place + 0.33, mean))
-    ax.set_xticks(range(len(accuracies)), list(accuracies))
-    ax.set(xlim=(-0.5, len(accuracies) - 0.25), ylim=(0.6, 1))
-    ax.grid(axis="y")
-    return ax

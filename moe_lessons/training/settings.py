@@ -1,4 +1,4 @@
-"""Settings of a mixture in the plane: what can be set, presets, remedies, and their models; and models for facts."""
+"""Settings of an MoE in the plane: what can be set, presets, balancing methods, models; and models for facts."""
 
 import json
 from dataclasses import KW_ONLY, dataclass, replace
@@ -17,7 +17,7 @@ from moe_lessons.training.knobs import KNOBS, KnobFields, idle_with
 from moe_lessons.training.run import Run
 
 D_MODEL = 16
-# how the router starts: None is torch's own start, a number the sharpness of one that shares the points evenly
+# router initialisations: None is PyTorch's default, a number the sharpness of one with a nearly uniform load
 ROUTER_STARTS = {"random": None, "spread": 4.0, "soft spread": 1.0}
 # A hash has nothing to learn from a point, and Gaussian noise is 'top-k' with the knob turned on.
 PLANE_ROUTERS = {name: make for name, make in all_routers.ROUTERS.items() if name not in ("hash", "gaussian noise")}
@@ -29,8 +29,8 @@ class PlaneSetting(KnobFields):
 
     The knobs (see `knobs`) may change while it trains; the others need a new model. router_start: 'random' is torch's
     start. Two others come from k-means of the task's points, a head start that dense models do not have: 'spread' gives
-    each expert about an even share of them and sure decisions, 'soft spread' unsure ones. points: one's own, which take
-    the place of the task: see `tasks.plane.read_points`.
+    a nearly uniform load and sharp routing, 'soft spread' flat probabilities. points: one's own, which take the place
+    of the task: see `tasks.plane.read_points`.
     """
 
     task: str = "checker"
@@ -59,8 +59,8 @@ class PlaneSetting(KnobFields):
                 raise ValueError(f"{name} must be {knob.off} where the router is {self.router!r}, got {value!r}")
 
 
-# The collapse: an unsure router, one expert for each point, nothing that balances: some experts win early, the others
-# starve. Presets and remedies say what they change of it; a remedy has a strength that shows what it does.
+# The collapse: small router initialisation, top-1, no balancing: some experts win early, the others die. Presets and
+# balancing methods (`REMEDIES`) say what they change of it, at a strength that shows their effect.
 _STORED = json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
 PRESETS = {"healthy": PlaneSetting()}
 PRESETS |= {name: PlaneSetting(**_STORED["collapse"] | fields) for name, fields in _STORED["presets"].items()}

@@ -1,4 +1,4 @@
-"""The balancing laboratory: one collapse, and the remedies against it trained side by side, each from several seeds."""
+"""The balancing laboratory: one collapse, and balancing methods trained side by side, each from several seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -41,13 +41,13 @@ BALANCING_LAB = Spec(
 
 
 class BalancingLab(Lab):
-    """Train one collapse with several remedies side by side, live, each from the same seeds and on the same data.
+    """Train one collapse with several balancing methods side by side, live, each with the same seeds and data.
 
-    remedies: names of `training.REMEDIES`, pairs such as 'auxiliary loss + capacity', or remedies with a strength that
+    remedies: names of `training.REMEDIES`, pairs such as 'auxiliary loss + capacity', or methods with a strength that
         no slider moves, such as 'auxiliary loss 0.3'.
     seeds: how many runs each tile trains, 1 to 10. first_seed: of them; the films show this one.
-    apply_from: the step at which the remedies start; until then all tiles share the plain collapse.
-    settings: fields of `training.PlaneSetting`: strengths of remedies, or of the collapse, such as task="uneven".
+    apply_from: the step at which the methods start; until then all tiles share the plain collapse.
+    settings: fields of `training.PlaneSetting`: strengths of methods, or of the collapse, such as task="uneven".
     play, max_steps: see `LiveRun`. device: see `Playground`.
 
     >>> BalancingLab(("nothing", "auxiliary loss"), seeds=2, router_aux_loss_coef=0.3)
@@ -134,7 +134,7 @@ class BalancingLab(Lab):
 
     def _train(self, name: str) -> None:
         tile = self.tiles[name]
-        if tile.band is self._trunk.band and tile.step >= self.state.values["apply_from"]:  # its remedy starts
+        if tile.band is self._trunk.band and tile.step >= self.state.values["apply_from"]:  # its method starts
             changes = [*tile.changes, tile.step] if tile.step > 0 else []
             tile = replace(tile, band=tile.band.branch(tile.setting), readings=list(tile.readings), changes=changes)
         tile.band.step()
@@ -173,9 +173,9 @@ class BalancingLab(Lab):
         if self.step == 0 and not self.behind:
             return "The same weights and data in all tiles. Press Play to see what becomes of them."
         if self.step < self.state.values["apply_from"]:
-            return f"The plain collapse; the remedies start at step {self.state.values['apply_from']}."
+            return f"The plain collapse; the balancing methods start at step {self.state.values['apply_from']}."
         used = ", ".join(name for name, tile in self.tiles.items() if not tile.readings[-1].dead.any()) or "in no tile"
-        more = f" A new tile catches up: {self.behind} steps to go." if self.behind > 1 else ""
+        more = f" A new tile trains: {self.behind} steps to go." if self.behind > 1 else ""
         return f"No dead expert: {used}.{more}"
 
     def reading(self) -> str:
@@ -193,7 +193,7 @@ class BalancingLab(Lab):
         self.inputs["remedies"] = CheckBoxes("remedies", [*dict.fromkeys((*REMEDIES, *self.tiles))], _what)
         single = tuple(name for name in REMEDIES if name != "nothing")
         style = {"layout": W.Layout(width="180px"), "style": {"description_width": "30px"}}
-        first, second = "A tile with this remedy …", "… and this one; or alone, as strong as its slider says now"
+        first, second = "A tile with this method …", "… and this one; or alone, as strong as its slider says now"
         self._first = W.Dropdown(value="auxiliary loss", options=single, description="Add", tooltip=first, **style)
         self._second = W.Dropdown(
             value="capacity", options=(ALONE, *single), description="and", tooltip=second, **style
@@ -221,7 +221,7 @@ def panels_of(names: Sequence[str]) -> list[Callable[[Any], Panel]]:
 
 
 def _what(name: str, setting: PlaneSetting | None = None) -> str:
-    """The remedies of a tile in words; with its setting, as strong as they are."""
+    """The methods of a tile in words; with its setting, as strong as they are."""
     texts = []
     for remedy in (split_strength(part)[0] for part in name.split(" + ")):
         texts.append(TIPS["remedies"][remedy])

@@ -28,7 +28,7 @@ FRONT = {"territory": 6, "route": 6, "loss": 4, "work": 4, "accuracy": 4}  # wha
 FRONT_CONTROLS = "num_experts", "top_k", "noise_std", "router_aux_loss_coef"
 PLANE_PANELS = (*FRONT, "heatmap", "load", "film", "cost")
 FRONT_TOKEN = 8  # at a border between two experts, with seed 0: both count
-RESCUE = 1.0  # an auxiliary loss that brings starved experts back
+RESCUE = 1.0  # an auxiliary loss that revives dead experts
 PLAYGROUND = Spec(
     title="MoE playground",
     defaults={"preset": None, "block": None, "seed": 0, "panels": PLANE_PANELS, "controls": None, "play": 0}
@@ -202,7 +202,7 @@ class Playground(Lab):
         self.play()
 
     def rescue(self) -> None:
-        """Go on with a strong auxiliary loss, which brings starved experts back."""
+        """Go on with a strong auxiliary loss, which revives dead experts."""
         self.loop.now(lambda: self._apply(self.check(self.state.values | {"router_aux_loss_coef": RESCUE})))
         self.play()
 

@@ -19,9 +19,9 @@ VIEWS = (
     "interview = Interview()\ninterview.answer.value = 'Because.'\ninterview.show.click()\ninterview",
     "from moe_lessons.course.interview import sources\nfrom IPython.display import Markdown\n"
     "Markdown(sources('It is faster [05: more-experts-more-facts], in words [04].'))",
-    "from moe_lessons.exercises import slowdown\nslowdown.check(None)",
-    "slowdown.hint()",
-    "slowdown.solution()",
+    "from moe_lessons.exercises import new_bias\nnew_bias.check(None)",
+    "new_bias.hint()",
+    "new_bias.solution()",
     "from moe_lessons.plots import LessonFigure\nfrom moe_lessons.widgets import draw_block\nLessonFigure()",
     "pandas.DataFrame({'loss': [1.5, 2]}, index=['mixture', 'its baseline'])",
 )

@@ -154,8 +154,8 @@ def test_pointing_at_an_expert_lights_it_up_everywhere(playground):
 TIPS = [
     (0, HEATMAP, r"Token \d+ E\d, router probability [\d.]+ %"),
     (1, "jitter", r"step \d+ E\d, share of assignments [\d.]+ %"),
-    (2, "Load of each layer", r"Layer \d E\d, load [\d.]+ × the even share"),
-    (2, "Domains", r"code|greek E\d, share of its tokens [\d.]+ % even share 13 %"),
+    (2, "Load of each layer", r"Layer \d E\d, load [\d.]+ × the uniform load"),
+    (2, "Domains", r"code|greek E\d, share of its tokens [\d.]+ % uniform load 13 %"),
     (5, "Where the parameters", r"total embedding 131 M parameters .* in all 46.7 B"),
     (6, "Speedup of the MoE", r"batch size [\d,]+, dense, [\d.]+ ×: speedup [\d.]+ MoE [\d.]+ ms: .* memory-bound: "),
 ]

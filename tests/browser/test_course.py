@@ -150,7 +150,7 @@ def test_two_tabs_on_one_notebook(book, cell, lab):
     cell(5, other.page).get_by_text(re.compile("2 of 5 answered")).wait_for()
     cell(5, other.page).get_by_role("group").nth(2).get_by_role("radio").first.check()
     cell(1).get_by_role("radio").nth(1).check()
-    wait_kept(book, lab, "quiz", "07.push", lambda entry: entry)
+    wait_kept(book, lab, "quiz", "07.gradient", lambda entry: entry)
     wait_kept(book, lab, "predictions", "07.left", lambda entry: entry.get("answer") == "some")
     assert len(json.loads((lab.home / "progress.json").read_text())["quiz"]) == 3
     assert other.errors == []

@@ -10,8 +10,8 @@ from everywhere import seeds
 from torch.nn import functional as F
 
 from moe_lessons.analysis import load_statistics
-from moe_lessons.analysis.collapse import NUM_POINTS, band_of, make_alike, practise, token_gains, watched_run
-from moe_lessons.analysis.results import load_collapse_map, load_plane_sweep, load_results
+from moe_lessons.analysis.collapse import NUM_POINTS, band_of, make_alike, practise, watched_run, weight_gradients
+from moe_lessons.analysis.results import dead_over_steps, load_collapse_map, load_results
 from moe_lessons.nn import TopKRouter, seeded
 from moe_lessons.training import PRESETS, Run, SeedBand, train
 
@@ -35,9 +35,9 @@ def dead_at(loads, step: int) -> np.ndarray:
     return loads[step - 20 : step].mean(axis=0) < 0.01
 
 
-def score_pushes(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Say how one step on held-out points would push the score of each expert: minus the gradient of the task's loss,
-    summed over the tokens that the expert serves (E,), and over all others (E,). Its noise is the same each time."""
+def raised(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Return minus the gradient of the task's loss on each logit, on held-out points, summed over the tokens that chose
+    the expert (E,), and over all others (E,). Its noise is the same each time."""
     x, y = run.held_out(NUM_POINTS)
     with seeded(run.seed):
         logits, (routing,) = run.model(x)
@@ -68,20 +68,19 @@ def test_a_balanced_router_loses_experts(band):
         assert each.min() >= 2 and each.max() <= 5 and each.mean() > 3
         assert dead[5:25].mean() > 0.6 * each.mean()  # most of them within 25 steps
         assert dead_at(band, step)[dead_at(band, 40)].mean() > 0.9  # and they stay
-    for start, sure, rivals in (("soft spread", 0.3, 0.55), ("spread", 0.61, 0.88)):  # p, and of its pushes on others
+    for start, p, rivals in (("soft spread", 0.3, 0.55), ("spread", 0.61, 0.88)):
         runs = [watched_run(replace(COLLAPSE, router_start=start), seed) for seed in SEEDS]
-        probs = torch.cat([token_gains(run)[0] for run in runs]).sort(dim=1).values  # (T, E)
-        two = probs[:, 5:7].sum(dim=1) / probs[:, :7].sum(dim=1)  # (T,) the share of the two nearest rivals
-        assert abs(probs[:, 7].mean() - sure) < 0.05 and abs(two.mean() - rivals) < 0.05
+        probs = torch.cat([weight_gradients(run)[0] for run in runs]).sort(dim=1).values  # (T, E)
+        two = probs[:, 5:7].sum(dim=1) / probs[:, :7].sum(dim=1)  # (T,) the runner-ups' share of what the others get
+        assert abs(probs[:, 7].mean() - p) < 0.05 and abs(two.mean() - rivals) < 0.05
 
 
 @pytest.mark.claim("imbalance-costs-time")
 def test_imbalance_costs_time(band):
     busiest = 8 * band.max(axis=2)  # (steps, seeds): over the mean of eight devices
-    dropped = (band - 1.25 / 8).clip(min=0).sum(axis=2)  # (steps, seeds), with a capacity of 1.25 times the even share
-    assert 1.15 < busiest[0].mean() < 1.45 and dropped[0].mean() < 0.015
+    assert 1.15 < busiest[0].mean() < 1.45
     for end in (45, 100, 300, 600):
-        assert 2.2 < busiest[end - 20 : end].mean() < 3 and 0.28 < dropped[end - 20 : end].mean() < 0.42
+        assert 2.2 < busiest[end - 20 : end].mean() < 3
 
 
 @pytest.mark.claim("practice-wins")
@@ -127,32 +126,26 @@ def test_no_token_no_gradient():
         assert (load == 0).any() and (gradient[load == 0] == 0).all() and (gradient[load > 0] > 0).all()
 
 
-@pytest.mark.claim("own-tokens-push-up-the-others-down")
-def test_own_tokens_push_up_the_others_down(band):
-    up, down = {}, {}  # the shares of the scores, after so many steps
+@pytest.mark.claim("own-tokens-raise-the-logit-others-lower-it")
+def test_own_tokens_raise_the_logit_others_lower_it(band):
+    up, down = {}, {}  # the shares of the logits, after so many steps
     runs = [watched_run(COLLAPSE, seed) for seed in seeds(10)]
     for step in (0, 2, 4, 6, 20):
         train(runs, step - len(runs[0].records)) if step else None
-        own, others = np.array([score_pushes(run) for run in runs]).transpose(1, 0, 2)  # (seeds, E)
+        own, others = np.array([raised(run) for run in runs]).transpose(1, 0, 2)  # (seeds, E)
         up[step], down[step] = (own[own != 0] > 0).mean(), (others < 0).mean()
     assert all(0.2 < share[step] < 0.8 for share in (up, down) for step in (0, 20))
     assert min(up[2], up[4]) > 0.88 and up[6] > 0.8 and min(down[2], down[4], down[6]) > 0.9
     assert (band[15:25] < 0.01).sum(axis=2).mean() > 0.65 * dead_at(band, 600).sum(axis=1).mean()
 
 
-@pytest.mark.claim("the-first-push-decides")
-def test_the_first_push_decides(band):
-    push = np.array([sum(score_pushes(watched_run(COLLAPSE, seed))) for seed in seeds(20)])  # (seeds, E)
+@pytest.mark.claim("the-first-gradient-decides")
+def test_the_first_gradient_decides(band):
+    first = np.array([sum(raised(watched_run(COLLAPSE, seed))) for seed in seeds(20)])  # (seeds, E)
+    high = first > np.median(first, axis=1, keepdims=True)
     for step in (300, 600):
-        died, halves = dead_at(band, step), {}
-        for name, values in {"push": push, "share": band[0]}.items():
-            high = values > np.median(values, axis=1, keepdims=True)
-            halves[name] = died[~high].mean() - died[high].mean()
-        assert halves["push"] > 0.35 and abs(halves["share"]) < 0.15
-    checker = replace(COLLAPSE, task="checker", d_ff=4, lr=0.02)
-    push = np.array([sum(score_pushes(watched_run(checker, seed))) for seed in seeds(40)])
-    died, high = dead_at(run_of(SeedBand(checker, seeds(40)), 300), 300), push > np.median(push, axis=1, keepdims=True)
-    assert 0.4 < died[~high].mean() < 0.62 and 0.1 < died[high].mean() < 0.3
+        died = dead_at(band, step)
+        assert 0.6 < died[~high].mean() < 0.8 and 0.1 < died[high].mean() < 0.3
 
 
 @pytest.mark.claim("what-decides")
@@ -166,8 +159,8 @@ def test_what_decides():
 
     one, two = ("K = 1, p",), ("K = 2, p", "K = 2, p / sum")
     for step in (300, 600):
-        unsure, sure = dead("soft spread", step, *one), dead("spread", step, *one)
-        assert unsure.min() > 3.2 and unsure.max() < 4 and sure.max() < 1.8 and 0.5 < sure.mean() < 1.4
+        flat, sharp = dead("soft spread", step, *one), dead("spread", step, *one)
+        assert flat.min() > 3.2 and flat.max() < 4 and sharp.max() < 1.8 and 0.5 < sharp.mean() < 1.4
         pairs = [*dead("soft spread", step, *two), *dead("random", step, *two)]
         assert 1.2 < min(pairs) < max(pairs) < 3 and dead("spread", step, *two).max() < 0.6
         still = dead("soft spread", step, "K = 1, p / sum"), dead("random", step, "K = 1, p / sum")
@@ -184,12 +177,14 @@ def test_collapse_in_a_language_model():
     runs["all"], runs["last"] = layers.sum(axis=1), layers[:, -1]
     dead, loss = (runs.pivot(index="step", columns=["model", "seed"], values=name) for name in ("all", "loss"))
     assert dead.shape == (40, 12)
+    steps, counts = dead_over_steps("source_dead")  # what the lesson draws
+    assert steps == list(dead.index) and all((counts[name].T == dead[name]).all(axis=None) for name in counts)
     one, two = dead["top-1"], dead["top-2"]
     assert one.loc[1000].min() >= 6 and two.loc[1000].between(2, 5).all()
     last = runs[runs.step.eq(1000) & runs.model.eq("top-2")]
     assert (last["last"] > last["all"] / 2).all()
     assert (one.mean(axis=1).idxmax() == 50) and one.loc[50].mean() > 1.3 * one.loc[1000].mean()
-    for name in ("top-1", "top-2"):  # some come back, and others die
+    for name in ("top-1", "top-2"):  # some are revived, and others die
         who = runs[runs.model == name].set_index(["seed", "step"]).dead
         pairs = [(who[seed, 100][i], who[seed, 1000][i]) for seed in one.columns for i in range(3)]
         assert sum(len({*early} - {*late}) for early, late in pairs) >= 3
@@ -200,8 +195,8 @@ def test_collapse_in_a_language_model():
     assert abs(more["top-1"]) < 0.006 and 0.005 < more["top-2"] < 0.02
 
 
-@pytest.mark.claim("born-dead")
-def test_born_dead():
+@pytest.mark.claim("dead-at-initialisation")
+def test_dead_at_initialisation():
     def dead(run) -> int:
         x, _ = run.task.batch(2048, torch.Generator().manual_seed(1))
         with torch.no_grad():
@@ -215,26 +210,6 @@ def test_born_dead():
     assert max(dead(watched_run(COLLAPSE, seed)) for seed in seeds(10)) == 0
     torch.manual_seed(0)
     assert max(load_statistics(TopKRouter(64, 8, 1)(torch.randn(2048, 64))).dead for _ in range(100)) == 0
-
-
-@pytest.mark.claim("collapse-costs-where-experts-are-scarce")
-def test_collapse_costs_where_experts_are_scarce():
-    settings = COLLAPSE, replace(COLLAPSE, router_aux_loss_coef=1.0), replace(COLLAPSE, num_experts=4)
-    gap, four_experts = {}, {}  # mean of the seeds of the difference to the collapsed one, on the same data
-    for d_ff, own in ((8, seeds(8)), (2, seeds(24))):
-        bands = [SeedBand(replace(setting, d_ff=d_ff), own) for setting in settings]
-        for band in bands:
-            train(band, 300)
-        assert bands[0].records[-1].dead.mean() > 2 and bands[1].records[-1].dead.max() == 0
-        collapsed, balanced, four = (band.evaluate(2048)["accuracies"] for band in bands)
-        gap[d_ff], four_experts[d_ff] = balanced - collapsed, four - collapsed  # (seeds,)
-    assert abs(gap[8].mean()) < 0.01 and abs(four_experts[8].mean()) < 0.01
-    assert 0.02 < gap[2].mean() < 0.05 and gap[2].mean() > 2 * gap[2].std(ddof=1) / 24**0.5
-    assert abs(four_experts[2].mean()) < gap[2].mean() / 2 and (balanced - four).mean() > 0.02
-    stored = load_plane_sweep("scarce").pivot(index=["d_ff", "seed"], columns="model", values="accuracy")
-    wide, tiny = (stored.loc[d_ff].mean() for d_ff in (8, 2))  # what the lesson draws
-    assert wide.max() - wide.min() < 0.01 and 0.02 < tiny["balanced"] - tiny["collapsed"] < 0.05
-    assert abs(tiny["four experts"] - tiny["collapsed"]) < 0.02
 
 
 @pytest.mark.claim("a-router-that-learns-nothing-looks-healthy")

@@ -53,7 +53,7 @@ async def test_a_pair_has_both_remedies_and_a_strength_of_its_own_stays():
 def test_remedies_can_start_late_from_one_collapse():
     lab = BalancingLab(TWO, seeds=1, apply_from=6)
     lab.advance(3)
-    assert lab.tiles["nothing"].band is lab.tiles["auxiliary loss"].band and "remedies start at step 6" in lab.words()
+    assert lab.tiles["nothing"].band is lab.tiles["auxiliary loss"].band and "methods start at step 6" in lab.words()
     lab.advance(7)
     collapse = SeedBand(remedy_setting("nothing"), [0])
     before = [collapse.step().loss for _ in range(6)]
@@ -106,11 +106,11 @@ async def test_a_tile_that_goes_leaves_the_others_alone_and_one_that_comes_catch
     assert_consistent(lab)
     box.value = True
     await add(lab, "auxiliary loss", "capacity")
-    assert re.search(r"A new tile catches up: \d+ steps to go.", lab.words())
+    assert re.search(r"A new tile trains: \d+ steps to go.", lab.words())
     await lab.finished()
     assert list(lab.tiles) == ["nothing", "jitter", "auxiliary loss", PAIR]  # the order of the boxes
     assert losses(lab) == before | {PAIR: trained(remedy_setting("auxiliary loss", "capacity"), 12)}
-    assert lab.canvas.words["tips"][f"☐ {PAIR}"].startswith("Show the tile: a loss that is lowest where the load is")
+    assert lab.canvas.words["tips"][f"☐ {PAIR}"].startswith("Show the tile: a loss that is lowest at uniform load")
     assert_consistent(lab)
 
 

@@ -26,11 +26,6 @@ def routing_of(probs, topk_indices):
     return Routing.from_topk(probs.log(), probs, topk_indices, probs.gather(1, topk_indices))
 
 
-def left_by_package(probs, chosen, factor, priority):
-    capacity = nn.balancing.expert_capacity(factor, chosen.shape[1], *probs.shape)
-    return weights_of(nn.apply_capacity(routing_of(probs, chosen), capacity, priority), probs)
-
-
 def divided_by_the_sum(logits, top_k):
     weights, chosen = logits.softmax(dim=-1).topk(top_k)
     return torch.zeros_like(logits).scatter(1, chosen, weights / weights.sum(dim=-1, keepdim=True))
@@ -75,10 +70,6 @@ class InAnotherWay:
         rows, columns, both = (torch.distributions.Categorical(table).entropy() for table in tables)
         return (rows + columns - both) / math.log(2)
 
-    def find_places(idx, num_experts, factor):
-        even = torch.full((len(idx), num_experts), 1 / num_experts)
-        return left_by_package(even, idx, factor, "order").gather(1, idx) > 0
-
     @torch.no_grad()
     def new_bias(bias, idx, rate):
         router = SigmoidRouter(4, len(bias), idx.shape[1])
@@ -122,8 +113,7 @@ RIGHT = [
     ("cache_bytes", lambda L, G, h, T: T * L * G * (2 * h + 2 * h)),
     *(("card_design", lambda own=own: own) for own in ((8, 2, 8704), [32, 8, 2176])),
     ("chance", lambda experts: (np.bincount(experts) ** 2).sum() / len(experts) ** 2),
-    ("slowdown", lambda loads, n: max(part.sum() for part in loads.chunk(n)) * n / sum(loads)),
-    ("push", lambda probs, e, gain: [gain * probs[e] * (float(i == e) - p) for i, p in enumerate(probs)]),
+    ("logit_gradient", lambda probs, e, grad_p: [grad_p * probs[e] * (float(i == e) - p) for i, p in enumerate(probs)]),
     ("balancing_loss", loss_by_package),
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),

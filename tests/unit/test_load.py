@@ -1,4 +1,4 @@
-"""Load statistics and their sentences where the answer is known; gradients and pushes of a collapse by hand."""
+"""Load statistics and their sentences where the answer is known; gradients of a collapse by hand."""
 
 import copy
 from dataclasses import replace
@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from moe_lessons.analysis import balance_by_layer, collapse, load_statistics
-from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, practised_band, token_gains, watched_run
+from moe_lessons.analysis.collapse import LEARNS, make_alike, practise, practised_band, watched_run, weight_gradients
 from moe_lessons.analysis.load import LoadStatistics, describe_load
-from moe_lessons.exercises.lesson_07 import my_push
+from moe_lessons.exercises.lesson_07 import my_logit_gradient
 from moe_lessons.nn import MoE, Routing, TopKRouter, apply_capacity
 from moe_lessons.training import PRESETS, Run, load_share, plane_runs
 
@@ -50,15 +50,15 @@ def test_an_expert_is_dead_by_shares_exactly_where_it_is_by_tokens(num_tokens, t
         assert load_statistics(load, top_k).dead == expected
 
 
-UNDER, EVEN = "under 1 % of the tokens. The busiest, E3, has", "times the even share."
+UNDER, EVEN = "under 1 % of the tokens. The busiest, E3, has", "times the uniform load."
 DROPPED = "of the assignments are dropped: their experts are full."
 
 
 @pytest.mark.parametrize(
     "load, options, sentence",
     [
-        ([1] * 8, {}, "All 8 experts work; each has about the even share."),
-        ([1, 1, 2, 1, 1, 1, 1, 1], {}, "All 8 experts work; the busiest, E2, has 1.8 times the even share."),
+        ([1] * 8, {}, "All 8 experts receive tokens; the load is about uniform."),
+        ([1, 1, 2, 1, 1, 1, 1, 1], {}, f"All 8 experts receive tokens; the busiest, E2, has 1.8 {EVEN}"),
         ([0, 1, 0, 3, 0, 1, 1, 1], {"top_k": 2}, f"3 of 8 experts are dead: they receive {UNDER} 3.4 {EVEN}"),
         ([1], {"dropped_share": 0.9}, f"Every token asks for its one expert: this mixture is dense. 90.0 % {DROPPED}"),
     ],
@@ -111,13 +111,13 @@ def test_what_does_not_learn_stands_still(learns):
     assert same_router == (learns == "experts only")
 
 
-def test_pushes_against_finite_differences(monkeypatch):
-    """The push of each token, by its gain and the formula of lesson 07."""
+def test_gradients_on_the_logits_against_finite_differences(monkeypatch):
+    """The gradient of each token, by that on its weight and the formula of lesson 07."""
     run = watched_run(COLLAPSE)
     run.step()
     monkeypatch.setattr(collapse, "NUM_POINTS", 64)
-    probs, chosen, gains = token_gains(run)
-    pushes = torch.stack([my_push(*each) for each in zip(probs, chosen, gains, strict=True)])  # (T, E)
+    probs, chosen, by_weight = weight_gradients(run)
+    found = torch.stack([my_logit_gradient(*each) for each in zip(probs, chosen, by_weight, strict=True)])  # (T, E)
     model, router = run.model.double(), run.model.block.router
     x, y = run.task.batch(64, torch.Generator().manual_seed(run.seed + 1_000_003))
     plain = router.choice_logits
@@ -132,7 +132,7 @@ def test_pushes_against_finite_differences(monkeypatch):
                 shift = torch.zeros(64, 8, dtype=torch.float64)
                 shift[tokens, expert] = 1e-6
                 slope = (loss(shift) - loss(-shift)) / 2e-6
-                assert pushes[tokens, expert].sum().item() == pytest.approx(-slope, abs=1e-5)
+                assert found[tokens, expert].sum().item() == pytest.approx(slope, abs=1e-5)
 
 
 def loss_with_one_expert(run, expert: int) -> float:

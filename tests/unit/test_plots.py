@@ -119,18 +119,18 @@ def test_pictures_of_a_collapse_show_each_expert_each_seed_and_the_means():
     for expert, points in enumerate(loads.share_scatter(x, y, ("x", "y"), "Shares").collections):
         np.testing.assert_allclose(points.get_offsets(), np.stack([x[:, expert], y[:, expert]], axis=1))
         assert to_hex(points.get_facecolor()[0]).upper() == expert_color(expert).upper()
-    pushes = heights(loads.push_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Push", subplot()).patches)
-    assert pushes[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(pushes)
+    drawn = loads.logit_gradient_bars(np.array([1.0, 0.25]), np.array([-0.5, -2.0]), "Gradients", subplot())
+    assert heights(drawn.patches)[:2] == [1.0, 0.25] and {-0.5, -2.0} <= set(heights(drawn.patches))
     ax = sweeps.dead_curves({"a": [[0, 1, 2], [0, 2, 4]]})
     assert ax.lines[0].get_xydata().tolist() == [[1, 0], [2, 1.5], [3, 3]]
+    ax = sweeps.dead_curves({"a": [[0, 12]]}, steps=[25, 50], num_experts=24)
+    assert ax.lines[0].get_xydata().tolist() == [[25, 0], [50, 12]] and ax.get_ylim()[1] == 24
     cells = pd.DataFrame(product(("sure", "random"), ("p", "p / sum"), (0.001, 0.01), (300, 600)))
     cells = cells.set_axis(["start", "weights", "lr", "step"], axis=1).assign(dead=np.arange(16) / 4)
     own = {"start": "random", "weights": "p / sum", "lr": 0.01, "dead": [1, 2]}
     first, second = sweeps.collapse_map(cells, own).axes
     assert texts(first.texts) == ["0.0", "0.2", "0.5", "0.8", "2.0", "2.2", "2.5", "2.8"]  # each 300, then 600
     assert second.patches[0].get_xy() == (0.52, 0.52) and second.texts[-1].get_text() == "yours 1.5"
-    dots = sweeps.accuracy_dots({"a": [0.8, 0.9]}, "Accuracy", subplot()).lines[0]
-    assert dots.get_ydata() == pytest.approx([0.8, 0.9])
 
 
 @pytest.mark.parametrize("tokens, num_experts, top_k, capacity", [(12, 4, 1, 2), (9, 3, 2, 4), (6, 2, 1, 6)])

@@ -15,7 +15,7 @@ from moe_lessons.widgets import CollapseLab, FactsLab, FutureLab, RoutersView, W
 @on_a_loop
 async def test_a_collapse_says_what_is_seen():
     lab = CollapseLab(play=25)
-    assert "All 8 experts work" in words(lab)  # of the clean load, before the first step
+    assert "All 8 experts receive tokens" in words(lab)  # of the clean load, before the first step
     assert mark(lab, 1, Bars).y.tolist() == pytest.approx(lab.clean_load)
     await lab.finished()
     assert "experts are dead" in words(lab) and lab.canvas.panels[0].x.high == 25  # a collapse is over by then

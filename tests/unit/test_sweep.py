@@ -212,24 +212,24 @@ def test_a_stored_cell_of_the_collapse_is_trained_again():
 
 
 def test_a_plane_sweep_is_what_a_band_gives_and_is_read_as_a_table(tmp_path, monkeypatch, capsys):
-    one = make_plane_sweeps.PlaneSweep(PRESETS["collapse"], [{"model": "a"}, {"model": "b", "top_k": 2}], 2, (1, 3))
-    monkeypatch.setitem(make_plane_sweeps.SWEEPS, "scarce", one)
+    one = make_plane_sweeps.PlaneSweep(PRESETS["collapse"], [{"top_k": 1}, {"top_k": 2}], 2, (1, 3))
+    monkeypatch.setitem(make_plane_sweeps.SWEEPS, "coefficients", one)
     (tmp_path / "results").mkdir()
-    make_plane_sweeps.main(["scarce", "--output", str(tmp_path / "results")])
+    make_plane_sweeps.main(["coefficients", "--output", str(tmp_path / "results")])
     monkeypatch.setattr(datafiles, "FOLDER", tmp_path)
-    frame = results.load_plane_sweep("scarce")
-    assert frame.model.tolist() == ["a"] * 4 + ["b"] * 4
+    frame = results.load_plane_sweep("coefficients")
+    assert frame.top_k.tolist() == [1] * 4 + [2] * 4
     assert frame.step.tolist() == [1, 1, 3, 3] * 2 and frame.seed.tolist() == [0, 1] * 4
     band = SeedBand(replace(PRESETS["collapse"], top_k=2), range(2))
     for step in (1, 3):
         train(band, step - len(band.records))
-        read, own = band.evaluate(2048), frame[(frame.model == "b") & (frame.step == step)]
+        read, own = band.evaluate(2048), frame[(frame.top_k == 2) & (frame.step == step)]
         assert own.accuracy.to_numpy() == pytest.approx(read["accuracies"], abs=1e-4)
         assert own.max_over_mean.to_numpy() == pytest.approx(8 * read["loads"].max(axis=1), abs=1e-3)
         assert own.dead.tolist() == (2 * read["loads"] < 0.01).sum(axis=1).tolist()
     with pytest.raises(SystemExit):
-        make_plane_sweeps.main(["scares"])
-    assert "NAME must be one of scarce, coefficients, got scares" in capsys.readouterr().err
+        make_plane_sweeps.main(["coefficient"])
+    assert "NAME must be one of coefficients, got coefficient" in capsys.readouterr().err
 
 
 RATES_OF = {

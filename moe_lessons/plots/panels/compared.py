@@ -126,7 +126,7 @@ def outcomes(view) -> tuple[list[int], list[tuple[int, str]]]:
     if not any(tile.step for tile in view.tiles.values()):
         return [5] * len(view.tiles), [(5, "all start alike")]
     inks = [DEAD if tile.readings[-1].dead.any() else ALIVE for tile in view.tiles.values()]
-    return inks, [pair for pair in ((ALIVE, "every expert is in use"), (DEAD, "some are dead")) if pair[0] in inks]
+    return inks, [pair for pair in ((ALIVE, "no expert dead"), (DEAD, "✕ some experts dead")) if pair[0] in inks]
 
 
 def curves(view) -> Panel:
@@ -151,18 +151,20 @@ def curves(view) -> Panel:
 
 
 def balance(view) -> Panel:
-    return rows_panel(view, "Load of the busiest expert", "max_over_mean", Axis(1, 0, "times the mean (1: even)"))
+    return rows_panel(view, "Load of the busiest expert", "max_over_mean", Axis(1, 0, "times the mean (1: uniform)"))
 
 
 def quality(view) -> Panel:
-    return rows_panel(view, "Accuracy", "accuracy", Axis(1, 1, "share of points right"))
+    return rows_panel(view, "Accuracy", "accuracy", Axis(1, 1, "share of held-out points"))
 
 
 def rows_panel(view, title: str, quantity: str, x: Axis) -> Panel:
-    """Show a quantity of the last readings, a row for each tile: its mean, and a line to the least and the largest."""
+    """Show a quantity of the last readings, a row for each tile: its mean, and a line to the least and the largest.
+    ✕: a tile with dead experts."""
     values = np.array([getattr(tile.readings[-1], quantity) for tile in view.tiles.values()], "f4")  # (tiles, S)
     (inks, _), names, rows = outcomes(view), list(view.tiles), np.arange(len(view.tiles), dtype="f4")
     spots = Spots([values.mean(1), values.min(1), values.max(1)], [rows] * 3, np.array(inks), names)
     low = next(stop for stop in (x.low, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.2, 0) if stop <= values.min())
     high = x.high or next((stop for stop in (2, 3, 4, 6, 8) if stop >= values.max()), 1.05 * float(values.max()))
-    return Panel(title, [spots], x._replace(low=low, high=high), Axis(len(names) - 0.5, -0.5, "", [*enumerate(names)]))
+    ticks = [(row, f"✕ {name}" if ink == DEAD else name) for row, (name, ink) in enumerate(zip(names, inks))]
+    return Panel(title, [spots], x._replace(low=low, high=high), Axis(len(names) - 0.5, -0.5, "", ticks))

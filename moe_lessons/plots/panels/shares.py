@@ -16,14 +16,14 @@ from moe_lessons.training import is_dead
 TITLE, FILM_TITLE = "Load of each expert", "Load share over time"
 PLANE = Axis(-1, 1, ticks=[(-1, "−1"), (0, "0"), (1, "1")])
 EMPTY = Axis(ticks=())
-HOTTEST = 3.0  # multiples of the even share: from here on all look alike
+HOTTEST = 3.0  # multiples of the uniform load: from here on all look alike
 
 
 def load_panel(load, capacity=None, clean=None, title=TITLE) -> Panel:
     """Show a bar for each expert: load (E,), which share of all assignments wants it. capacity: as a share of
     all: a red line, above which a bar is pale. clean (E,): without noise: a tick on each bar."""
     load, clean, even = as_array(load, "f4"), None if clean is None else as_array(clean, "f4"), 1 / len(load)
-    marks = [Bars(load, capacity, clean, "without noise"), Rule(y=even, name="even share")]
+    marks = [Bars(load, capacity, clean, "without noise"), Rule(y=even, name="uniform load")]
     marks += [] if capacity is None else [Rule(y=capacity, kind="limit", name="capacity")]
     highest = float(max(*load, *(() if clean is None else clean), capacity or 0, even))
     top = next(top for top in (min(1.15, 4 * even), 0.5, 1.15, 1.1 * highest) if top >= highest)
@@ -59,7 +59,7 @@ def layers(view) -> Panel:
 
 
 def layer_loads(routings: Sequence[Routing]) -> Axes:
-    """Draw the load of each expert over the even share, for the routing of each layer: a red cross where it is dead."""
+    """Draw the load of each expert over the uniform load, for the routing of each layer; a red cross: dead."""
     got = [routing.num_experts for routing in routings]
     if len(set(got)) != 1:
         raise ValueError(f"routings must be one or more Routings with one number of experts, got {got}")

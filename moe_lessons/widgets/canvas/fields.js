@@ -298,13 +298,13 @@ export function stopsOfCells(card, { z, rows: kind, even, numbers }) {
   const tell = (i) => {
     const expert = i % columns;
     const row = Math.floor(i / columns);
-    const text = isTimes ? `${short(z[i])} × the even share` : percent(z[i]);
+    const text = isTimes ? `${short(z[i])} × the uniform load` : percent(z[i]);
     const own = [expert, `E${expert}, ${isTimes ? "load" : share}`, text];
     const links = kind === "group" ? { expert } : { expert, [kind]: row };
     return {
       ...links,
       title: titleOf(row),
-      rows: numbers ? [own, [null, "even share", percent(even)]] : [own],
+      rows: numbers ? [own, [null, "uniform load", percent(even)]] : [own],
     };
   };
   return { ...grid(card, columns, rows), tell };
