@@ -84,7 +84,6 @@ class Exercise:
     hints: Sequence[str]
     what: tuple[str, ...] = ()  # the names of the results
     axes: tuple[str, ...] = ()  # what the places of a tensor are, such as ('token', 'expert')
-    read: Callable[..., Iterable[Tensor]] = lambda *parts: parts  # what is compared of the parts of a result
     then: Callable[..., None] = lambda *_: None  # gets a right result and its arguments; raises Problem
     try_case: Callable[..., str | None] | None = None  # in the place of `compare`
     hints_seen: int = 0
@@ -174,7 +173,7 @@ class Exercise:
             parts = []
         if len(parts) != len(self.what):
             raise Problem(f"{at}, return {len(self.what)} values ({', '.join(self.what)}), not {shown(result)}.")
-        return list(self.read(*(numbers(part, name, at) for part, name in zip(parts, self.what))))
+        return [numbers(part, name, at) for part, name in zip(parts, self.what)]
 
 
 def exercise(stars: int, solution: Callable, mistakes: Mistakes = (), what: Any = "", **options: Any) -> Callable:

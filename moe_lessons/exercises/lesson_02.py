@@ -1,4 +1,4 @@
-"""Lesson 02: weights by a mask, the experts on their tokens, and the tokens sorted to their experts."""
+"""Lesson 02: routing weights by a mask, and the experts on their tokens."""
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ MASK_MISTAKES = [
 ]  # fmt: skip
 
 
-@exercise(1, my_weights, MASK_MISTAKES, "the weights", axes=("token", "expert"), then=has_gradient)
+@exercise(1, my_weights, MASK_MISTAKES, "the routing weights", axes=("token", "expert"), then=has_gradient)
 def masked_weights() -> list[tuple]:
     return [(torch.randn(T, E, requires_grad=True), K) for T, _, E, K in CASE_SIZES]
 
@@ -73,8 +73,8 @@ def few_calls(result: Tensor, x: Tensor, weights: Tensor, experts: list[Counting
     """Raise Problem for a right result of experts that computed more than theirs (half was counted of the solution)."""
     if sum(expert.rows for expert in experts) > 2 * int((weights > 0).sum()):
         raise Problem(
-            "The numbers are right, but every expert computed every token, as a dense layer does. Give each expert the "
-            "tokens alone whose weight for it is not 0.",
+            "The numbers are right, but every expert processed every token, as a dense layer does. Give each expert "
+            "only the tokens whose weight for it is not 0.",
         )
     if sum(expert.calls for expert in experts) > 2 * len(experts):
         raise Problem(
@@ -89,38 +89,3 @@ def moe_block() -> list[tuple]:
     weights = [my_weights(torch.randn(T, E), K).requires_grad_() for T, _, E, K in CASE_SIZES]
     sizes = zip(CASE_SIZES, weights)
     return [(torch.randn(T, D), w, [CountingExpert(D, 8) for _ in range(E)]) for (T, D, E, _), w in sizes]
-
-
-def in_groups(tokens: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort the tokens within the group of one expert, where their order is free."""
-    if tokens.ndim != 1 or counts.ndim != 1 or (counts < 0).any() or counts.sum() != len(tokens):
-        return tokens, counts
-    return torch.cat([group.sort().values for group in tokens.split(counts.long().tolist())]), counts
-
-
-def my_sort(topk_indices, num_experts):
-    expert_of = topk_indices.flatten()  # (T * K,)
-    tokens = expert_of.argsort(stable=True) // topk_indices.shape[1]
-    return tokens, expert_of.bincount(minlength=num_experts)
-
-
-SORT_MISTAKES = [
-    (lambda chosen, E: (chosen.flatten().argsort(stable=True), my_sort(chosen, E)[1]),
-     "You return places in the flattened list of assignments, 0 to T·K − 1. Each token stands there K times: "
-     "which token does place i belong to?"),
-    (lambda chosen, E: (chosen.flatten().argsort(stable=True) % len(chosen), my_sort(chosen, E)[1]),
-     "topk_indices.flatten() goes row by row: the K choices of token 0 come first. So place i is token i // K."),
-    (lambda chosen, E: (chosen.flatten().sort(stable=True).values, my_sort(chosen, E)[1]),
-     "You return the numbers of the experts, sorted. Return the tokens, in that order: argsort instead of sort."),
-    (lambda chosen, E: (my_sort(chosen, E)[0], chosen.flatten().bincount()),
-     "An expert with a high number and no tokens is missing from your counts: use bincount(minlength=num_experts)."),
-    (lambda chosen, E: (my_sort(chosen, E)[0], chosen[:, 0].bincount(minlength=E)),
-     "Your counts hold first choices alone. Count all K choices of each token."),
-]  # fmt: skip
-
-
-@exercise(3, my_sort, SORT_MISTAKES, ("tokens", "counts"), read=in_groups)
-def sort_tokens() -> list[tuple]:
-    # The last of them leaves experts without a token.
-    drawn = [(torch.rand(T, E).topk(K).indices, E) for T, E, K in ((4, 3, 2), (9, 5, 3), (1, 4, 4))]
-    return [*drawn, (torch.rand(6, 5).topk(1).indices, 8)]

@@ -61,10 +61,6 @@ class InAnotherWay:
                 y[own > 0] += own[own > 0].outer(torch.ones(x.shape[1])) * expert(x[own > 0])
         return y
 
-    def sort_tokens(topk_indices, num_experts):
-        tokens = [(topk_indices == e).any(dim=1).nonzero().flatten().flip(0) for e in range(num_experts)]
-        return torch.cat(tokens), [len(own) for own in tokens]
-
     def information_bits(counts):
         tables = counts.sum(dim=1), counts.sum(dim=0), counts.flatten()
         rows, columns, both = (torch.distributions.Categorical(table).entropy() for table in tables)
@@ -141,7 +137,7 @@ def token_by_token(x, weights, experts):
 WRONG = [
     ("masked_weights", lambda z, k: divided_by_the_sum(z, k).tolist(), "no gradient gets through"),
     ("moe_block", lambda x, w, experts: exercises.moe_block.answer(x, w.detach(), experts), "no gradient gets through"),
-    ("moe_block", lambda x, w, fs: sum(w[:, e, None] * f(x) for e, f in enumerate(fs)), "every expert computed every"),
+    ("moe_block", lambda x, w, fs: sum(w[:, e, None] * f(x) for e, f in enumerate(fs)), "every expert processed every"),
     ("moe_block", lambda *given: torch.cat(token_by_token(*given)), "with more calls than needed"),
     ("card_design", lambda: (8, 8, 2176), "With E = K every expert works"),
     ("card_design", lambda: (8, 2, 9216), "more than 3.0 B.* You have 11.3 B parameters, 3.10 B active"),

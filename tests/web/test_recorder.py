@@ -17,7 +17,6 @@ VIEWS = [view for path in LESSON_FILES for view in views_of(path)]
 TRAINS = {
     "00-Playground": "preset=healthy",
     "00-Playground-3": "preset=healthy&router_aux_loss_coef=0.0&top_k=1&router_start=soft+spread",
-    "02-Playground": "preset=healthy&router_aux_loss_coef=0.0&num_experts=4&d_ff=8",
 }
 MAPS = dict.fromkeys(
     ("04-SpeedupMap-2", "12-SpeedupMap"),

@@ -99,7 +99,7 @@ def draw_ffn(heads: list, boxes: list, arrows: list, dense: FeedForward, moe: nn
     boxes.append(words(4, 30, f"{name}, F = {F}".removeprefix(", ")))
     for (y, h, *_), (y_to, h_to, *_) in zip(rows, rows[1:]):
         arrows.append(((middle, y + h / 2, middle, y_to - h_to / 2), -1, -1))
-    heads += [words(4, 12, "Dense: every weight works"), words(4, COUNTS, f"parameters: total {count.total:,}")]
+    heads += [words(4, 12, "Dense: every weight is used"), words(4, COUNTS, f"parameters: total {count.total:,}")]
     heads.append(words(4, COUNTS + 16, f"active for this token {count.active:,}"))
 
 
@@ -117,7 +117,7 @@ def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_m
     third = ("softmax", weight, lit, "weight")
     if not is_masked:
         second, third = ("softmax", [as_digits(p) for p in probs], [FRAME] * E, "probability"), ("top-k", *third[1:])
-    named = [f"E{e}" if e in weights or pitch < 60 else f"E{e} · idle" for e in range(E)]
+    named = [f"E{e}" if e in weights or pitch < 60 else f"E{e} · unused" for e in range(E)]
     rows = {
         LOGITS: ("logits", [as_digits(logit, digits) for logit in logits], [FRAME] * E, "router logit"),
         SECOND: second, THIRD: third, EXPERTS: ("experts", named, lit, ""),
@@ -138,7 +138,7 @@ def draw_mixture(heads, boxes, arrows, moe, routing: Routing, wanted: list, is_m
     labels = {30: f"a router, {D} → {E}, and {E} FFNs", TOKEN: "token", SUM: "sum"}
     boxes += [words(LABELS, row, text) for row, text in (labels | {row: said[0] for row, said in rows.items()}).items()]
     total = f"parameters: total {count.total:,}, active for this token {count.active:,}"
-    title = f"Mixture of experts: {sum(wanted)} of {E} work for a token"
+    title = f"Mixture of experts: {sum(wanted)} of {E} for each token"
     heads += [words(LABELS, 12, title), words(LABELS, COUNTS, total)]
 
 
