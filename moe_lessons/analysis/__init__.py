@@ -10,9 +10,11 @@ from moe_lessons.analysis.timing import Ratio, paired_ratio
 from moe_lessons.analysis.traces import (
     expert_shares,
     known_share,
+    known_shares,
     mutual_information,
+    real_known_shares,
     real_routing,
-    repeats,
+    routing_counts,
     shuffled_counts,
     trace,
     trace_text,

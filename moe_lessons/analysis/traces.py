@@ -1,4 +1,4 @@
-"""A trace of the routing as a table, and the information of a token's first choice about the token."""
+"""A trace of the routing as a table, its routing maps, and the information of an expert about its tokens."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,9 @@ from moe_lessons.support.data import data_path
 from moe_lessons.support.errors import check_choice, check_seed, check_top_k, shown
 from moe_lessons.tasks import BYTE_CLASSES, byte_class, encode
 from moe_lessons.training.run import check_output
+
+ASKED = ["token", "token | domain", "domain", "domain | token"]  # what an expert may tell of its tokens
+REAL_MODELS = {"olmoe": "OLMoE-1B-7B", "mistral": "Mixtral 8x7B"}  # names in real_routing.csv, and here
 
 
 def trace(model: nn.Module, task, num_per_domain: int = 32) -> pd.DataFrame:
@@ -70,10 +73,44 @@ def trace_table(tokens: pd.DataFrame, routings: Sequence[Routing]) -> pd.DataFra
 def real_routing() -> dict[str, dict[int, pd.DataFrame]]:
     """Read real_routing.csv: model -> layer -> how many assignments of each domain (a row) each expert (a column) has.
     Counted by the authors of OLMoE (arXiv:2409.02060): some 200,000 tokens of each domain, K assignments each."""
-    names, found = {"olmoe": "OLMoE-1B-7B", "mistral": "Mixtral 8x7B"}, {}
+    found: dict[str, dict[int, pd.DataFrame]] = {}
     for (model, layer), rows in pd.read_csv(data_path("real_routing.csv")).groupby(["model", "layer"]):
-        found.setdefault(names[model], {})[layer] = rows.pivot(index="domain", columns="expert", values="assignments")
+        table = rows.pivot(index="domain", columns="expert", values="assignments")
+        found.setdefault(REAL_MODELS[model], {})[layer] = table
     return dict(sorted(found.items(), reverse=True))
+
+
+def routing_counts(trace: pd.DataFrame) -> dict[int, pd.DataFrame]:
+    """Count the assignments of a trace as `real_routing` has them: layer -> domains (rows) and experts (columns)."""
+    counts = {}
+    for layer, own in _assignments(trace):
+        columns = range(trace["num_experts"].max())
+        counts[layer] = pd.crosstab(own["domain"], own["expert"]).reindex(columns=columns, fill_value=0)
+    return counts
+
+
+def known_shares(trace: pd.DataFrame) -> pd.DataFrame:
+    """Say in each layer (a row) which share of what there is to know an expert tells: of the token, here its byte, of
+    the token given its domain, of the domain, and of the domain given the token. See `known_share`."""
+    top_k, rows = trace.filter(regex=r"^expert\d").shape[1], {}
+    for layer, own in _assignments(trace):
+        token, domain, expert = own["byte"], own["domain"], own["expert"]
+        asked = (token, expert), (token, expert, domain), (domain, expert), (domain, expert, token)
+        rows[layer] = [known_share(_counted(*labels), top_k) for labels in asked]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=ASKED)
+
+
+def real_known_shares() -> dict[str, pd.DataFrame]:
+    """Read the same of two real models: model -> a row for each layer, from real_tokens.csv."""
+    columns = [f"{name}_share" for name in ("token", "token_given_domain", "domain", "domain_given_token")]
+    table = pd.read_csv(data_path("real_tokens.csv")).set_index(["model", "layer"])[columns].set_axis(ASKED, axis=1)
+    return {name: table.loc[key] for key, name in REAL_MODELS.items()}
+
+
+def _assignments(trace: pd.DataFrame) -> Iterable[tuple[int, pd.DataFrame]]:
+    """Give the rows of each layer, one for each assignment: domain, byte, expert."""
+    experts = list(trace.filter(regex=r"^expert\d"))
+    return trace.melt(["layer", "byte", "domain"], experts, value_name="expert").query("expert >= 0").groupby("layer")
 
 
 def expert_shares(trace: pd.DataFrame, by: str = "domain", layer: int | None = None) -> pd.DataFrame:
@@ -110,14 +147,16 @@ def mutual_information(a: Sequence, b: Sequence | None = None, given: Sequence |
 
 def known_share(counts: Sequence, top_k: int) -> float:
     """Say which share of what there is to know a table of counts tells: `mutual_information` over the most that it can
-    be. counts (labels, E), or (labels, E, G) where G is given; each token makes `top_k` assignments.
+    be, NaN where there is nothing to know. counts (labels, E), or (labels, E, G) where G is given; each token makes
+    `top_k` assignments.
 
     An expert cannot tell more bits than a label has, nor more than H(expert) - log K: that token which always has the
     same K experts still leaves open which of them is meant."""
     counts = _check_counts(counts)
     third = _entropy(counts.sum((0, 1))) if counts.ndim == 3 else 0.0
     of_expert = _entropy(counts.sum(0)) - np.log2(check_top_k(top_k, counts.shape[1]))
-    return mutual_information(counts) / float(min(of_expert, _entropy(counts.sum(1))) - third)
+    most = float(min(of_expert, _entropy(counts.sum(1))) - third)
+    return mutual_information(counts) / most if most > 0 else math.nan
 
 
 def shuffled_counts(counts: Sequence, seed: int = 0) -> np.ndarray:
@@ -155,25 +194,3 @@ def _entropy(counts: np.ndarray) -> float:
     n = np.append(counts.sum(), counts[counts > 0])  # N, and each n
     g = n * np.log2(n) - (n - 1) * np.log2(np.maximum(n - 1, 1))
     return g[0] - (n[1:] / n[0] * g[1:]).sum()
-
-
-def repeats(trace: pd.DataFrame) -> pd.DataFrame:
-    """Say how often neighbouring tokens have the same first choice, for each layer, beside what chance would give: of
-    two tokens drawn from the trace, Σ p(e)² over the experts e; and from one domain, averaged over the neighbours."""
-
-    def chance(expert: pd.Series) -> float:
-        return (expert.value_counts(normalize=True) ** 2).sum()
-
-    rows = {}
-    for number, layer in trace.query("expert0 >= 0").groupby("layer"):
-        layer = layer.sort_values(["sequence", "position"])
-        after = layer[["sequence", "position", "expert0"]].shift(-1)
-        pair = (after["sequence"] == layer["sequence"]) & (after["position"] == layer["position"] + 1)
-        same = (after["expert0"] == layer["expert0"])[pair]
-        in_domain = layer.groupby("domain", observed=True)["expert0"].agg(chance)
-        rows[number] = {
-            "repeated": same.mean(),
-            "chance": chance(layer["expert0"]),
-            "chance_in_domain": layer["domain"][pair].map(in_domain).astype(float).mean(),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")

@@ -2,7 +2,7 @@
 live views are functions of the view that return marks: see `marks` and `panels`; `still` draws the same marks."""
 
 from moe_lessons.plots.panels import PANELS
-from moe_lessons.plots.panels.passages import attention_heatmap, colored_trace, expert_shares_heatmap, write
+from moe_lessons.plots.panels.passages import attention_heatmap, colored_trace, write
 from moe_lessons.plots.panels.passages import writing_of as writing
 from moe_lessons.plots.panels.shares import layer_loads
 from moe_lessons.plots.still import figure

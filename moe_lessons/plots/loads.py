@@ -23,7 +23,7 @@ def bars_by_layer(tables: Mapping[str, pd.DataFrame], ylabel: str, title: str) -
     """Draw a group of bars for each layer of each table, tables: name -> a row for each layer, a column for each bar.
     The first column is what is asked about, the others are what it is compared with."""
     starts = np.cumsum([0, *(len(table) + 0.6 for table in tables.values())])
-    ax = axes_for(min(max(6.4, 1.6 + 0.62 * starts[-1]), 11), 2.9, title, ylabel=ylabel)
+    ax = axes_for(min(max(7.6, 1.6 + 0.62 * starts[-1]), 11), 2.9, title, ylabel=ylabel)
     places = np.concatenate([start + np.arange(len(table)) for start, table in zip(starts, tables.values())])
     rows = pd.concat(tables.values())
     width = 0.8 / len(rows.columns)

@@ -11,8 +11,9 @@ from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.inference import Machine
 from moe_lessons.analysis.results import load_recording
 from moe_lessons.analysis.roofline import WEIGHT_BYTES, sizes_of
-from moe_lessons.plots.marks import Axis, Cells, Panel, experts_axis
+from moe_lessons.plots.marks import Panel
 from moe_lessons.plots.panels.compared import known_panel, wall_panel
+from moe_lessons.plots.panels.passages import shares_panel
 from moe_lessons.plots.speeds import Stream, stream_panel
 from moe_lessons.plots.theme import model_inks
 from moe_lessons.support.errors import check_choice, check_number, check_positive_int, shown
@@ -105,10 +106,10 @@ class WallRecording(Player):
 
 
 class RoutersView(Player):
-    """Show who serves which domain, in times the even share, and play the layers.
+    """Show routing maps, the percent of each domain's assignments that each expert receives, and play the layers.
 
     counts: model -> layer -> a table with a row for each domain and a column for each expert, as of
-        `analysis.real_routing`; all models with as many layers.
+        `analysis.real_routing` or `routing_counts`; all models with as many layers.
 
     >>> RoutersView({"mine": {0: pd.DataFrame([[10, 0], [5, 5]], ["code", "json"])}})
     RoutersView of mine
@@ -124,25 +125,22 @@ class RoutersView(Player):
         self.counts, self.layers = counts, layers[0]
         options = [(str(layer), place) for place, layer in enumerate(self.layers)]
         slider = W.SelectionSlider(options=options, value=len(options) - 1, description="Layer")
-        super().__init__("Who serves which text, in times the even share", slider, len(options) - 1)
+        super().__init__("Routing maps: % of each row", slider, len(options) - 1)
 
     def shares(self) -> dict[str, pd.DataFrame]:
-        """Give the shares of each row over the even one, 1 / E, in the layer that is shown."""
+        """Give the share of each row's assignments that each expert receives, in the layer that is shown."""
         tables = {name: own[self.layers[self.slider.value]] for name, own in self.counts.items()}
-        return {name: own.div(own.sum(axis="columns"), axis=0) * own.shape[1] for name, own in tables.items()}
+        return {name: own.div(own.sum(axis="columns"), axis=0) for name, own in tables.items()}
 
     def panels(self) -> list[Panel]:
-        made, layer = [], self.layers[self.slider.value]
-        for name, own in self.shares().items():
-            y = Axis(len(own) - 0.5, -0.5, ticks=list(enumerate(map(str, own.index))))
-            cells = Cells(own.to_numpy("f4"), even=1.0, most=4.0, rows="group")
-            made.append(Panel(f"{name}, layer {layer}", [cells], experts_axis(own.shape[1]), y, 12 // len(self.counts)))
-        return made
+        layer, width = self.layers[self.slider.value], 12 // len(self.counts)
+        made = [shares_panel(own, f"{name}, layer {layer}") for name, own in self.shares().items()]
+        return [replace(panel, width=width) for panel in made]
 
     def sentence(self) -> str:
-        tops = {name: (own.stack().idxmax(), own.max(axis=None)) for name, own in self.shares().items()}
-        said = [f"{name}: E{expert}, {most:.1f} times for {domain}" for name, ((domain, expert), most) in tops.items()]
-        return f"Farthest above the even share: {'; '.join(said)}."
+        tops = {name: (own.stack().idxmax(), own.max(axis=None) * own.shape[1]) for name, own in self.shares().items()}
+        said = [f"{name}: E{expert}, {most:.1f}× for {domain}" for name, ((domain, expert), most) in tops.items()]
+        return f"Farthest above uniform load: {'; '.join(said)}."
 
     def __repr__(self) -> str:
         return f"RoutersView of {', '.join(self.counts)}"

@@ -91,15 +91,6 @@ class InAnotherWay:
             own[max(range(len(own)), key=lambda e: rows[e] / own[e])] += 1
         return own
 
-    def merged(counts, group):
-        return torch.stack([counts[:, group == g].sum(dim=1) for g in range(group.max() + 1)], dim=1)
-
-    def expert_counts(labels, token_idx, expert_idx, shape):
-        counts = torch.zeros(shape)
-        for token, expert in zip(token_idx.tolist(), expert_idx.tolist()):
-            counts[labels[token], expert] += 1
-        return counts
-
 
 RIGHT = [
     ("token_weights", lambda probs, k: divided_by_the_sum(torch.tensor(probs).log()[None], k)[0]),
@@ -108,14 +99,12 @@ RIGHT = [
     ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes[:4], shared_experts=sizes[4])).active),
     ("cache_bytes", lambda L, G, h, T: T * L * G * (2 * h + 2 * h)),
     *(("card_design", lambda own=own: own) for own in ((8, 2, 8704), [32, 8, 2176])),
-    ("chance", lambda experts: (np.bincount(experts) ** 2).sum() / len(experts) ** 2),
     ("logit_gradient", lambda probs, e, grad_p: [grad_p * probs[e] * (float(i == e) - p) for i, p in enumerate(probs)]),
     ("balancing_loss", loss_by_package),
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
     ("touched_experts", union_law),
     ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
-    ("entropy_bits", lambda counts: torch.distributions.Categorical(counts).entropy() / math.log(2)),
     ("sent_bytes", bytes_sent),
 ]
 

@@ -66,7 +66,7 @@ def test_a_recording_shows_which_facts_its_models_knew_at_each_measurement():
         WallRecording("rates")
 
 
-def test_a_view_of_routers_shows_the_layers_in_times_the_even_share():
+def test_a_view_of_routers_shows_the_layers_in_shares_of_each_row():
     def table(*rows):
         return pd.DataFrame(list(rows), ["code", "json"])
 
@@ -76,10 +76,10 @@ def test_a_view_of_routers_shows_the_layers_in_times_the_even_share():
             "b": {3: table([1] * 4, [7, 1, 0, 0]), 9: table([1] * 4, [2] * 4)},
         }
     )
-    assert mark(view, 0, Cells).z.tolist() == [[1, 1], [1.5, 0.5]] and "a: E0, 1.5 times for json" in words(view)
+    assert mark(view, 0, Cells).z.tolist() == [[0.5, 0.5], [0.75, 0.25]] and "a: E0, 1.5× for json" in words(view)
     view.slider.value = 0
-    assert mark(view, 0, Cells).z.tolist() == [[1.5, 0.5], [1, 1]] and view.canvas.panels[1].title == "b, layer 3"
-    assert "a: E0, 1.5 times for code; b: E0, 3.5 times for json" in words(view)
+    assert mark(view, 0, Cells).z.tolist() == [[0.75, 0.25], [0.5, 0.5]] and view.canvas.panels[1].title == "b, layer 3"
+    assert "a: E0, 1.5× for code; b: E0, 3.5× for json" in words(view)
     with pytest.raises(ValueError, match="counts must have for each model a table of each of the same layers, got "):
         RoutersView({"a": {0: table([1, 1], [1, 1])}, "b": {1: table([1, 1], [1, 1])}})
 

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from moe_lessons.analysis import (
     expert_shares,
     known_share,
+    known_shares,
     mutual_information,
-    repeats,
+    real_known_shares,
+    real_routing,
+    routing_counts,
     shuffled_counts,
     trace,
     trace_text,
@@ -149,17 +152,21 @@ def test_what_there_is_to_know_and_a_control_with_the_same_sums():
             shuffled_counts(bad)
 
 
-def test_repeats_by_hand_and_tokens_without_an_expert_are_left_out():
-    expert = [0, 0, 1, 1, 1, 1, 1, 0]
-    table = table_of(expert, domain=["a"] * 4 + ["b"] * 4, sequence=[0] * 4 + [1] * 4)
-    row = repeats(table).loc[0]
-    assert row["repeated"] == 4 / 6  # 3 and 4 are no neighbours: another sequence begins
-    assert row["chance"] == pytest.approx((3 / 8) ** 2 + (5 / 8) ** 2)
-    assert row["chance_in_domain"] == pytest.approx((0.5 + (0.75**2 + 0.25**2)) / 2)
-    pd.testing.assert_frame_equal(repeats(table.sample(frac=1, random_state=0)), repeats(table))  # in any order
-    shorter = table_of(expert, domain=["a"] * 4 + ["b"] * 4, sequence=[0] * 4 + [1, 1, 2, 2])  # fewer pairs in b
-    assert repeats(shorter).loc[0, "chance_in_domain"] == pytest.approx((3 * 0.5 + 2 * (0.75**2 + 0.25**2)) / 5)
+def test_routing_maps_and_what_they_tell_by_hand():
     expert, domain = np.array([0, 0, 1, 1] * 20), np.array(["a", "a", "b", "b"] * 20)
-    whole = table_of([*expert, *[-1] * 40], [*domain, *["a"] * 40])
-    assert repeats(table_of([0, -1, 0, 0, -1, 1])).loc[0, "repeated"] == 1  # one pair only
+    whole = table_of([*expert, *[-1] * 40], [*domain, *["a"] * 40])  # of the last 40 none has an expert
     assert expert_shares(whole).loc["a"].tolist() == [1, 0]
+    assert routing_counts(whole)[0].to_numpy().tolist() == [[40, 0], [0, 40]]
+    told = known_shares(whole.assign(byte=[0, 1] * 60)).loc[0]  # the expert tells the domain, and nothing of the byte
+    assert told[["domain", "domain | token"]].tolist() == pytest.approx([1, 1]) and abs(told["token"]) < 0.02
+    assert math.isnan(known_shares(table_of([0, 1])).loc[0, "domain"])  # of one domain there is nothing to know
+    blind = known_shares(table_of(np.arange(800) % 2, np.repeat(["a", "b"], 400), np.arange(800) % 2)).loc[0]
+    assert blind["token | domain"] == pytest.approx(1) and abs(blind[["domain", "domain | token"]]).max() < 0.01
+    two = known_shares(table_of([0] * 40 + [2] * 40, ["a"] * 40 + ["b"] * 40).assign(expert1=[1] * 40 + [3] * 40))
+    assert two.loc[0, "domain"] == pytest.approx(1, abs=0.05)  # K = 2: of four experts each domain has two of its own
+
+
+def test_the_counts_of_real_models_are_the_ones_that_their_shares_are_of():
+    for name, tables in real_routing().items():
+        assert list(real_known_shares()[name].index) == list(tables) and len(tables) == 3
+        assert real_known_shares()[name].to_numpy().min() > 0

@@ -14,7 +14,7 @@ from moe_lessons.analysis.traces import expert_shares
 from moe_lessons.nn import LanguageModel, torch_threads
 from moe_lessons.plots.marks import Axis, Cells, Panel, Text, experts_axis
 from moe_lessons.plots.panels._history import as_array, num_experts, of_layer
-from moe_lessons.plots.still import FONT, plot, visible
+from moe_lessons.plots.still import FONT, visible
 from moe_lessons.plots.theme import LIGHT, axes_for, styled
 from moe_lessons.support.errors import check_choice, check_positive_int
 from moe_lessons.tasks import decode, encode
@@ -93,11 +93,6 @@ def shares_panel(shares: pd.DataFrame, title: str) -> Panel:
     cells = Cells(values, even=1 / experts, most=min(1, 4 / experts), numbers=True, rows="group")
     y = Axis(len(names) - 0.5, -0.5, ticks=[(row, name[:LONGEST_NAME]) for row, name in enumerate(names)])
     return Panel(title, [cells], experts_axis(experts), y, width=6)
-
-
-def expert_shares_heatmap(shares: pd.DataFrame, title: str, ax: Axes) -> Axes:
-    """Draw the shares of `analysis.expert_shares`: a row for each group, a column for each expert."""
-    return plot(shares_panel(shares, title), ax)
 
 
 def shares_of(view, by: str, title: str) -> Panel:
