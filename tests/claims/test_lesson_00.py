@@ -2,17 +2,14 @@
 
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from statistics import mean, median
 
-import nbformat
 import pytest
 import torch
 from everywhere import seeds
 
 from moe_lessons.analysis import count_parameters, decode_speed, flops_per_token
 from moe_lessons.analysis.quality import quality_matched_width
-from moe_lessons.exercises import token_weights
 from moe_lessons.nn import SAME_ACTIVE, SAME_TOTAL, LanguageModel, TransformerConfig, seeded
 from moe_lessons.training import PRESETS, PlaneSetting, SeedBand, plane_runs, train
 
@@ -117,14 +114,3 @@ def test_a_sure_start_loses_few(collapsed):
     assert 2 < SeedBand(replace(COLLAPSE, router_start="random"), MANY_SEEDS).step().dead.mean() < 4  # born dead
     dead = trained(SeedBand(replace(COLLAPSE, router_start="spread"), MANY_SEEDS)).records[-1].dead
     assert dead.mean() < 1.5 and dead.mean() < collapsed.records[149].dead.mean() - 1
-
-
-def test_the_weights_of_a_learner_train_as_the_routers_own():
-    notebook = nbformat.read(Path(__file__).parents[2] / "notebooks/00_welcome.ipynb", 4)
-    cell = next(cell.source for cell in notebook.cells if "class MyMixture" in cell.source)
-    exec(cell, names := {"token_weights": token_weights, "my_weights": None})
-    mine, own = (plane_runs(PlaneSetting(), SEEDS[1], *block)["MoE"] for block in ([names["MyMixture"]], []))
-    mine.model.load_state_dict(own.model.state_dict())
-    train([mine, own], 20)
-    for one, other in zip(mine.records, own.records):
-        assert one.loss == pytest.approx(other.loss, abs=1e-4)

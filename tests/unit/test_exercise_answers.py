@@ -93,7 +93,6 @@ class InAnotherWay:
 
 
 RIGHT = [
-    ("token_weights", lambda probs, k: divided_by_the_sum(torch.tensor(probs).log()[None], k)[0]),
     *((name, answer) for name, answer in vars(InAnotherWay).items() if name[0] != "_"),
     ("masked_weights", divided_by_the_sum),
     ("active_parameters", lambda *sizes: count_parameters(MoE(*sizes[:4], shared_experts=sizes[4])).active),

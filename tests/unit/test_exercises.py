@@ -129,8 +129,8 @@ def test_a_pair_is_compared_part_by_part():
 
 
 def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monkeypatch):
-    exercise = exercises.token_weights
-    check = exercise.check(lambda probs, k: ["<b>"])
+    exercise = exercises.finer_experts
+    check = exercise.check(lambda *sizes: ["<b>"])
     assert "✘ Not yet." in check._repr_html_() and "<b>," not in check._repr_html_()
     assert check._repr_mimebundle_() == {}
     monkeypatch.setattr(limits, "in_notebook", lambda: True)
@@ -145,4 +145,4 @@ def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monke
     assert words.value == check._repr_html_() and len(below.outputs) == 1
     first, second, last, shown = made
     assert first.startswith("Hint 1 of 2") and second.startswith("Hint 2 of 2") and last == second
-    assert "def my_weights" in shown
+    assert "def my_finer_experts" in shown
