@@ -139,10 +139,10 @@ def test_in_a_notebook_a_result_has_buttons_and_on_a_static_page_its_words(monke
     view = _instances[data["application/vnd.jupyter.widget-view+json"]["model_id"]]
     (words, bar, below, _), exercise.hints_seen = view.children, 0
     hint, solution = bar.children
-    for button in (hint, hint, hint, solution):
+    for button in (hint, hint, hint, hint, solution):
         button.click()
         made.append(below.outputs[0]["data"]["text/markdown"])
     assert words.value == check._repr_html_() and len(below.outputs) == 1
-    first, second, last, shown = made
-    assert first.startswith("Hint 1 of 2") and second.startswith("Hint 2 of 2") and last == second
+    first, _, third, last, shown = made
+    assert first.startswith("Hint 1 of 3") and third.startswith("Hint 3 of 3") and last == third
     assert "def my_finer_experts" in shown
