@@ -52,9 +52,7 @@ def plot_published_speeds(frame: pd.DataFrame) -> Axes:
     promise, had, y = frame.dense_b / frame.mixture_active_b, frame.mixture_figure / frame.dense_figure, frame.index
     ax = axes_for(9, 1.3 + 0.32 * len(frame), "Predicted and measured speedups", "speedup over the dense model")
     ax.hlines(y, had, promise, color=LIGHT.muted, lw=1.2)
-    ax.plot(
-        promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="predicted"
-    )
+    ax.plot(promise, y, "|", ms=15, mew=2.4, color=LIGHT.foreground, label="predicted")
     for kind, (marker, ink) in KINDS.items():
         own = frame.work.str.startswith(kind)
         style = {"ls": "", "ms": 8, "color": LIGHT.lines[ink], "zorder": 3}
