@@ -20,7 +20,7 @@ from moe_lessons.analysis.speedup import matched_width, speedups
 from moe_lessons.plots.marks import encode_panel
 from moe_lessons.plots.speeds import LAST, LEVELS, speedup_panel
 from moe_lessons.widgets.canvas import COLORS
-from moe_lessons.widgets.speedup_map import EXPERT_STOPS, SpeedupMap
+from moe_lessons.widgets.speedup_map import EXPERT_STOPS, TASKS, SpeedupMap
 from web.manifest import describe_control
 
 COURSE = "the course's own"  # a model of its language models
@@ -57,7 +57,7 @@ def speedup_manifest() -> dict[str, Any]:
     """Say all that the page needs, in what JSON can hold."""
     offered, rows = models(), machines()
     first, stops = next(iter(offered)), {"num_experts": EXPERT_STOPS, "top_k": TOP_K}
-    stops |= {"machine": tuple(rows.index), "weights": tuple(WEIGHT_BYTES), "task": QUALITY_TASKS}
+    stops |= {"machine": tuple(rows.index), "weights": tuple(WEIGHT_BYTES), "task": TASKS}
     view = SpeedupMap(first)
     usual = {"model": first} | view.settings
     view.close()

@@ -109,7 +109,7 @@ def width_curves(found: Mapping[str, pd.DataFrame], total: float) -> Axes:
         ax.plot(frame["step"], width, ls=dash, marker=marker, color=color, lw=1.8, ms=4, label=name)
     for width, text in ((1, "FLOP-matched"), (total, "parameter-matched")):
         ax.axhline(width, ls=":", lw=1, color=LIGHT.foreground)
-        annotate(ax, text, (ax.get_xlim()[0], width), (4, 4), halo=LIGHT.background)
+        annotate(ax, text, (frame["step"].min(), width), (4, 4), halo=LIGHT.background)
     ax.set_ylim(0.9, 1.2 * widest)
     log_axis(ax, "y", [1, 2, 4, 8, 16], say="{:g}×".format)
     return name_over(log_axis(ax, "x", [250, 500, 1000, 2000, 4000, 8000]))

@@ -94,7 +94,8 @@ class WallRecording(Player):
         walls = [wall_panel(name, own[shown][-1], self.entries, ink) for (name, own), ink in zip(known.items(), inks)]
         curves = {name: (steps, own[shown].sum(axis=1, dtype="f4")) for name, own in known.items()}
         lines = known_panel(curves, len(self.entries), first_x=self.recording.steps[-1])
-        return [replace(panel, width=12 // len(walls)) for panel in walls] + [replace(lines, width=12)]
+        walls = [replace(own, width=12 // len(walls), title=own.title.partition(" of ")[0]) for own in walls]
+        return [*walls, replace(lines, width=12)]
 
     def sentence(self) -> str:
         counts = "; ".join(f"{name}: {own[self.slider.value].sum():,}" for name, own in self.recording.known.items())

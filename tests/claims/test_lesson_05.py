@@ -10,15 +10,13 @@ from test_lesson_12 import known
 
 from data import make_sweeps
 from moe_lessons.analysis import (
-    EffectiveWidth,
+    Machine,
     Ratio,
-    bytes_per_step,
     count_parameters,
     decode_speed,
     effective_width,
     flops_per_token,
 )
-from moe_lessons.analysis.counting import MODEL_SHAPES, TransformerShape
 from moe_lessons.analysis.quality import (
     cost_to_reach,
     quality_matched_width,
@@ -27,24 +25,15 @@ from moe_lessons.analysis.quality import (
     width_over_steps,
 )
 from moe_lessons.analysis.results import last_of, load_ends, load_results
-from moe_lessons.analysis.studies import SOURCE
+from moe_lessons.analysis.roofline import sizes_of
+from moe_lessons.analysis.speedup import shape_of, speedups
 from moe_lessons.analysis.timing import take_turns
 from moe_lessons.course.own_figures import AS_GOOD, MIXTURE, learners, writers
 from moe_lessons.nn import dense_baseline
-from moe_lessons.training import Run, facts_model, facts_runs, train
+from moe_lessons.training import facts_model, facts_runs, train
 
 SEEDS = seeds(3, first=1)  # the first are those of the stored sweeps
 ACTIVE, TOTAL = "dense, same active", "dense, same total"
-
-
-def as_wide(last: pd.DataFrame, total: int) -> EffectiveWidth:
-    """Return the effective width of the mixture in multiples of its active width, 64. In `last`, more is better."""
-    widths = {ACTIVE: 64, TOTAL: total} | {n: int(n.partition("=")[2]) for n in last if n.startswith("dense, F")}
-    return effective_width({width: list(last[name]) for name, width in widths.items()}, list(last[MIXTURE])).times(64)
-
-
-def spread(values) -> float:
-    return float(np.max(values) - np.min(values))
 
 
 @pytest.mark.claim("the-mixture-knows-more-for-the-same-work")
@@ -126,7 +115,8 @@ def test_a_stored_run_begins_as_it_is_trained_here():
 @pytest.mark.alone
 @pytest.mark.claim("faster-than-the-equally-good-dense-model")
 def test_faster_than_the_equally_good_dense_model(ends):
-    """In writing it is also faster than the narrowest model that knows as much after twice the steps."""
+    """In decoding it is also faster than the narrowest model that knows as much after twice the steps. On the map, by
+    the roofline of machines as CPUs are, the quality-matched width has a corner, a valley and a top."""
     names = MIXTURE, ACTIVE, AS_GOOD
     for times, batch_size in ((1, 256), (4, 256), (16, 64)):
         runs = learners(names, times, batch_size)
@@ -135,6 +125,11 @@ def test_faster_than_the_equally_good_dense_model(ends):
     speed = decode_speed(writers([*names, "dense, F=192"]), (1,)).set_index("model").tokens_per_second
     assert speed[MIXTURE] > 1.1 * speed[AS_GOOD] and speed[ACTIVE] > speed[MIXTURE] > 1.05 * speed["dense, F=192"]
     assert known_at(ends, 3000)[MIXTURE].mean() > known_at(ends, 6000)["dense, F=192"].mean()
+    sizes, batches = sizes_of(shape_of(writers([MIXTURE])[MIXTURE])), 2.0 ** np.arange(13)
+    widths = np.array([quality_matched_width(task, 16).width for task in ("source", "facts")])
+    for ridge in (4, 9, 16):
+        over = speedups(sizes, Machine(1e10, ridge * 1e10), "float32", batches).at(widths)
+        assert (over[0] > 1.5).all() and (over[2:7].min(axis=0) < 1.05).all() and (over[-1] > 1.5).all()
 
 
 @pytest.mark.claim("more-experts-more-facts")
@@ -212,19 +207,6 @@ def test_at_equal_quality_it_depends_on_the_cost(source):
     paid = cost_to_reach(source.assign(steps=source.step), MIXTURE, 4000, "steps")
     flops = cost_to_reach(source, MIXTURE, 4000)
     assert (paid[[128, 256, 512]] > 1).all() and paid[1024] <= 1 and (flops > 3).all()
-    runs = {name: Run(SOURCE.make_model(name), SOURCE.text, batch_size=16) for name in (MIXTURE, EIGHT)}
-    mixture, wide = take_turns([run.step for run in runs.values()], repeats=5)
-    more = flops_per_token(runs[EIGHT].model, training=True) / flops_per_token(runs[MIXTURE].model, training=True)
-    assert more > 4 and Ratio.of(wide, mixture).median < 0.9 * more
-
-
-@pytest.mark.claim("on-generated-text-the-gain-is-small")
-def test_on_generated_text_the_gain_is_small():
-    text = last_of("capacity")
-    widths = {64: ACTIVE, 96: "dense, F=96", 128: "dense, F=128", 256: TOTAL}
-    family = {width: list(-text[name]) for width, name in widths.items()}
-    found = effective_width(family, list(-text[MIXTURE])).times(64)
-    assert 1.3 < found.low and found.high < 1.7
 
 
 @pytest.mark.claim("the-mixture-tolerates-a-high-rate-less")
@@ -242,17 +224,3 @@ def test_the_mixture_tolerates_a_high_rate_less():
 def test_most_of_the_memory_waits():
     count = count_parameters(facts_model())
     assert 0.2 < count.active / count.total < 0.25
-
-
-@pytest.mark.claim("the-bill-has-the-same-shape-twice")
-def test_the_bill_has_the_same_shape_twice():
-    """Speeds and qualities are measured above; of published models, what a token reads sets the pace."""
-    moe = facts_model(d_ff=768, d_model=768, num_heads=8, num_kv_heads=8, max_positions=16)
-    active, total = dense_baseline(moe, "flops"), dense_baseline(moe, "params")
-    assert count_parameters(moe).total == pytest.approx(count_parameters(total).total, rel=0.03)
-    for cost in (flops_per_token, bytes_per_step):
-        assert cost(moe) == pytest.approx(cost(active), rel=0.03) and cost(total) > 4 * cost(moe)
-    mixtral, llama = MODEL_SHAPES["Mixtral 8x7B"], TransformerShape(32000, 8192, 80, 64, 8, 128, 28672)
-    assert mixtral.memory_gb() == pytest.approx(mixtral.dense_baseline("params").memory_gb(), rel=0.01)
-    assert mixtral.count.active == pytest.approx(mixtral.dense_baseline("flops").count.active, rel=0.01)
-    assert llama.count.active > 5 * mixtral.count.active

@@ -103,7 +103,6 @@ RIGHT = [
     ("causality", by_change(lambda x, t: torch.cat([x[:t], -x[t:]]))),
     ("causality", lambda layer, x: np.bool_(exercises.causality.answer(layer, x))),
     ("touched_experts", union_law),
-    ("dense_width", lambda w, q, x: math.inf if x > max(q) else 2 ** np.interp(x, q, np.log2(w))),
     ("sent_bytes", bytes_sent),
 ]
 
