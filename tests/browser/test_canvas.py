@@ -249,6 +249,11 @@ def test_points_are_drawn_by_pointer_and_by_key(see):
         points, classes = read_points(lab.setting.points[known:])
         return [(round(x, 1), round(y, 1), label) for (x, y), label in zip(points.tolist(), classes.tolist())]
 
+    def choose(number: str | None) -> None:
+        lab.set(pen=f"class {number}" if number else "off")
+        seen.turn()
+        page.wait_for_function("([canvas, pen]) => canvas.dataset.pen == pen", arg=[territory.element_handle(), number])
+
     def stroke(*places) -> None:
         page.mouse.move(*place(*places[0]))
         page.mouse.down()
@@ -258,14 +263,12 @@ def test_points_are_drawn_by_pointer_and_by_key(see):
 
     stroke((-0.5, 0), (0.5, 0))  # nothing is to be drawn yet
     seen.turn()
-    lab.set(pen="class 3")
-    seen.turn()
+    choose("3")
     assert lab.setting.points == ""
     line = drawn(lambda: stroke((-0.5, 0), (0.5, 0)))
     assert [point[1:] for point in line] == 13 * [(0, 3)] and line[0][0] == -0.5 and line[-1][0] in (0.4, 0.5)
     assert [x for x, *_ in line] == sorted(x for x, *_ in line)
-    lab.set(pen="class 6")
-    seen.turn()
+    choose("6")
     assert drawn(lambda: page.mouse.click(*place(0.5, -0.8))) == [(0.5, -0.8, 6)]
     far = drawn(lambda: stroke((0.5, 0.8), (0.9, 0.8), (3, 0.8)))  # what is outside is none of it
     assert max(x for x, *_ in far) == 1 and 6 <= len(far) <= 8
@@ -277,8 +280,7 @@ def test_points_are_drawn_by_pointer_and_by_key(see):
     assert point == (-0.8, 0.8, 6) or point == (-0.9, 0.9, 6)
     lab.advance(60)
     assert lab.main_run.evaluate()["accuracy"] > 0.9 and lab.runs["MoE"].task.points == lab.setting.points
-    lab.set(pen="off")
-    seen.turn()
+    choose(None)
     before = lab.setting.points
     stroke((-0.5, 0.5), (0.5, 0.5))
     seen.turn()

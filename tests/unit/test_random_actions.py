@@ -147,6 +147,7 @@ odd_values = st.sampled_from([
 ])  # fmt: skip
 kinds = st.sampled_from(["expert", "token", "layer", "model", "x"])
 odd_messages = [None, [], {"pick": None, "index": "x"}, {"hello": 1, "drawn": "x"}, {"pick": "token", "index": -1}]
+odd_messages += [{"points": "0fle3xy7"}, {"points": "zz"}, {"points": 3}]  # drawn by hand, and what cannot be
 messages = (
     st.sampled_from(odd_messages)
     | st.fixed_dictionaries({"pick": kinds, "index": st.integers(0, 40) | st.sampled_from([10**400, -(10**400)])})

@@ -437,9 +437,9 @@ def test_the_classes_stand_pale_in_the_territory_and_can_be_hidden(visit):
     assert own.state() == {"preset": "healthy"}
 
 
-def territory(own: Visit):
-    """The place in the window of a point of the plane."""
-    canvas = own.page.locator(".moe-canvas canvas.moe-pen")
+def territory(own: Visit, label: int):
+    """The place in the window of a point of the plane, in which points of a class are drawn."""
+    canvas = own.page.locator(f".moe-canvas canvas[data-pen='{label}']")
     canvas.wait_for()
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
@@ -458,7 +458,7 @@ def test_points_that_are_drawn_are_learned_are_in_the_link_and_can_be_taken_back
 
     def stroke(label: int, *places) -> None:
         own.control("pen").select_option(f"class {label}")
-        place, known = territory(own), own.state().get("points")
+        place, known = territory(own, label), own.state().get("points")
         own.page.mouse.move(*place(*places[0]))
         own.page.mouse.down()
         for each in places[1:]:
@@ -503,7 +503,7 @@ def test_a_finger_draws_without_moving_the_page_and_too_many_points_are_refused(
     own = visit(f"#points={495 * '0fle'}", viewport={"width": 390, "height": 844}, has_touch=True).ready()
     own.page.locator(".moe-hint button").click()  # the next one may be shorter
     own.control("pen").select_option("class 0")
-    place, cdp = territory(own), own.page.context.new_cdp_session(own.page)
+    place, cdp = territory(own, 0), own.page.context.new_cdp_session(own.page)
     before = own.page.evaluate("scrollY")
 
     def swipe(*places) -> None:

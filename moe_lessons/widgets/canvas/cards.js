@@ -193,10 +193,9 @@ export class Chart extends Card {
     this.yAxis = { ...header.y, ...named };
     this.isPlane = header.marks.some(({ mark }) => mark === "Field");
     this.old = true; // the axes are
-    this.canvas.classList.toggle(
-      "moe-pen",
-      header.marks.some(({ pen }) => isNumber(pen)),
-    );
+    this.draws = header.marks.find(({ mark }) => mark === "Drawn")?.pen;
+    if (isNumber(this.draws)) this.canvas.dataset.pen = this.draws;
+    else delete this.canvas.dataset.pen;
     const height = this.isPlane && this.wide ? clamp(this.wide, LOW, HIGH) : header.height;
     styled(this.canvas, { height: `${height}px`, minWidth: `${header.least_width}px` });
     this.figure.classList.toggle("moe-sideways", header.least_width > 0);

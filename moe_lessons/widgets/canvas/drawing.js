@@ -1,6 +1,8 @@
 // Points that are drawn by hand in a plane: how they are written and seen, and made by pointer, finger or key.
 
 import { HUNDREDTHS, clamp, isNumber, readPoints } from "./numbers.js";
+import { make } from "./elements.js";
+import { Pen } from "./pen.js";
 import { cardOf, touch } from "./view.js";
 import { grid } from "./stops.js";
 import { wait } from "./controls.js";
@@ -24,10 +26,24 @@ function written([x, y], label) {
  * @param {Chart} card in which they lie
  * @param {import("./view.js").Mark} mark the points
  */
-export function drawDrawn({ pen, x, y, canvas, view: { stroke } }, { points }) {
-  const all = stroke?.canvas === canvas ? points + stroke.text : points;
+export function drawDrawn(card, { points }) {
+  const { pen, cache, canvas, across, down, wide, box, view } = card;
+  const key = [points, across, down, box.left, box.width].join();
+  if (cache.drawn !== key) {
+    cache.drawn = key; // to write hundreds takes longer than a picture may
+    cache.layer ??= make("canvas");
+    Object.assign(cache.layer, { width: across, height: down });
+    const layer = new Pen(view, cache.layer.getContext("2d"));
+    layer.context.scale(across / wide, across / wide);
+    writeLabels(layer, card, points);
+  }
+  pen.context.drawImage(cache.layer, 0, 0, wide, (down * wide) / across);
+  if (view.stroke?.canvas === canvas) writeLabels(pen, card, view.stroke.text);
+}
+
+function writeLabels(pen, card, points) {
   const style = { color: "#000", halo: "#fff", weight: 700, size: 9 };
-  for (const { x: across, y: up, label } of readPoints(all)) pen.write(label, x(across), y(up), style);
+  for (const { x, y, label } of readPoints(points)) pen.write(label, card.x(x), card.y(y), style);
 }
 
 /**
@@ -40,9 +56,6 @@ export function stopsOfDrawn(card, { pen }) {
   return isNumber(pen) ? { ...grid(card, WALKED, WALKED), noun: "places to draw at", tell } : undefined;
 }
 
-// The class of the points that are drawn in a picture.
-const penOf = (card) => card?.marks?.find(({ mark }) => mark === "Drawn")?.pen;
-
 /**
  * Begin, go on with or end a stroke.
  * @param {View} view in which a pointer is
@@ -52,7 +65,7 @@ const penOf = (card) => card?.marks?.find(({ mark }) => mark === "Drawn")?.pen;
 export function drawn(view, event) {
   const { type, target, button, isPrimary, pointerId } = event;
   const card = cardOf(view, target);
-  if (card?.canvas !== target || !isNumber(penOf(card)) || view.isStale) return false;
+  if (card?.canvas !== target || !isNumber(card.draws) || view.isStale) return false;
   if (type === "pointerdown" && isPrimary && button === 0) {
     target.setPointerCapture(pointerId);
     view.stroke = { canvas: target, pointerId, text: "", last: null };
@@ -61,7 +74,7 @@ export function drawn(view, event) {
   if (type === "click") return true;
   if (stroke?.pointerId !== pointerId) return false;
   if (type === "pointercancel") view.stroke = null;
-  else addTo(stroke, [card.xAt(event.offsetX), card.yAt(event.offsetY)], penOf(card));
+  else addTo(stroke, [card.xAt(event.offsetX), card.yAt(event.offsetY)], card.draws);
   if (type === "pointerup") leave(view, stroke);
   touch(view);
   return true;
@@ -101,7 +114,7 @@ function sendPoints(view, points) {
  * @returns {boolean} whether a class is chosen to draw
  */
 export function drawAt(view, { card, x, y }) {
-  const pen = penOf(card);
+  const pen = card.draws;
   if (!isNumber(pen) || view.isStale) return false;
   sendPoints(view, written([card.xAt(x), card.yAt(y)], pen));
   return true;
