@@ -24,7 +24,7 @@ class ParameterMap(Player):
     drawn from `seed`, all as likely: any K count the same. A static page shows three of the tokens, side by side.
 
     >>> ParameterMap().sentence()
-    'Of 46.7 B parameters token 16 meets 12.9 B (27.6 %), and tokens 1 to 16 together 46.2 B (98.9 %).'
+    'Of 46.7 B parameters token 16 uses 12.9 B (27.6 %), and tokens 1 to 16 together 46.2 B (98.9 %).'
     """
 
     FRAME = 0.8
@@ -62,19 +62,19 @@ class ParameterMap(Player):
 
     def panels(self) -> list[Panel]:
         shown, size = {self.slider.value: SAID}, {"width": 7, "height": 380}
-        title = "Mixtral 8x7B: the parameters that a token meets"
+        title = "Mixtral 8x7B: the parameters that a token uses"
         if static_mode():
             shown, size, title = STILLS, size | {"width": 3}, "Mixtral 8x7B, token {}"
         maps = [self.drawn(token, title.format(token), caption=said, **size) for token, said in shown.items()]
         steps, alone = np.arange(1, PASSING_TOKENS + 1), np.full(PASSING_TOKENS, self.sizes.active / 1e9)
-        marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "each token alone", 3)]
-        marks += [Rule(y=self.sizes.total / 1e9, name="all that there are"), *(Rule(n, kind="mark") for n in shown)]
+        marks = [Line(steps, self.together / 1e9, "all tokens so far", 0), Line(steps, alone, "one token", 3)]
+        marks += [Rule(y=self.sizes.total / 1e9, name="total"), *(Rule(n, kind="mark") for n in shown)]
         x, y = Axis(1, PASSING_TOKENS, "tokens", [(n, str(n)) for n in (1, 4, 8, 12, 16)]), Axis(0, 1.1 * marks[2].y)
         size["width"] = 12 - size["width"] * len(maps)
-        return [*maps, Panel("Parameters met, in billions", marks, x, y, **size)]
+        return [*maps, Panel("Parameters used, in billions", marks, x, y, **size)]
 
     def sentence(self) -> str:
         token, total = self.slider.value, self.sizes.total
         met = [f"{short_number(n)} ({100 * n / total:.1f} %)" for n in (self.sizes.active, self.together[token - 1])]
-        said = f"Of {short_number(total)} parameters token {token} meets {met[0]}"
+        said = f"Of {short_number(total)} parameters token {token} uses {met[0]}"
         return f"{said}, and tokens 1 to {token} together {met[1]}."
