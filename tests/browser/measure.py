@@ -40,7 +40,7 @@ VIEWS = {  # what is measured: how the view is made, and a key
     "playground": (f"Playground({LONG})", TOKEN),
     "balancing laboratory": (
         f"BalancingLab({LONG})",
-        Key("Auxiliary loss", 8, "reading.includes(`minimised (${value})`)"),
+        Key("Auxiliary loss", 8, "reading.includes(`loss (${value})`)"),
     ),
     "routing laboratory": (f"RoutingLab({LONG})", None),
     "collapse laboratory": (f"CollapseLab({LONG})", None),

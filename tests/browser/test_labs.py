@@ -40,7 +40,7 @@ def test_balancing_adds_a_pair_which_catches_up_and_can_be_taken_away(notebook, 
     step, panels = view.pause(), view.view.locator("figure").count()
     view.button("Add tile").click()
     box.wait_for()
-    view.wait_for(lambda: "limited number of places" in (box.get_attribute("aria-description") or ""))
+    view.wait_for(lambda: "each expert has a capacity" in (box.get_attribute("aria-description") or ""))
     assert box.is_checked()
     view.wait_for(lambda: view.view.locator("figure").count() == panels + 1)
     view.wait_step(step, step + 1)  # a pause in the middle of a round leaves some tiles a step ahead
